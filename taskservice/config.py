@@ -1,0 +1,218 @@
+"""Every setting: its name, its default, its check and its one line of help."""
+
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from taskservice.webhooks.destinations import Destinations
+
+PREFIX = "TASKSERVICE_"
+# Read by the agent's side of the package, so they are no misspelt settings.
+AGENT_SIDE = {"URL", "APIKEY", "OUTPUT", "TASK_ID", "TASK_URL", "WRITER"}
+
+
+class ConfigError(Exception):
+    """A setting has a value that cannot be used; the message is one line for the operator."""
+
+
+def _whole_number(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _seconds(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            raise ValueError(f"must be a number of seconds from {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+def _days(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 36_500:
+        raise ValueError("must be a number of days from 0 (never) to 36500")
+    return value
+
+
+def _choice(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return text.lower()
+
+    return parse
+
+
+def _bind(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if text.startswith("unix:") and len(text) > len("unix:"):
+        return text
+    if not colon or not host or not port.isdigit() or not 0 <= int(port) <= 65535:
+        raise ValueError("must be HOST:PORT, [IPV6]:PORT or unix:PATH")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise ValueError("must have an IPv6 address in brackets, as in [::1]:8000")
+    return text
+
+
+def _database_url(text: str) -> str:
+    for scheme in ("postgresql://", "postgresql+psycopg://"):
+        if text.startswith(scheme):
+            return "postgresql+psycopg://" + text[len(scheme) :]
+    if text.startswith("sqlite:////"):
+        return text
+    raise ValueError("must be postgresql://... or sqlite:////absolute/path")
+
+
+def _secret_key(text: str) -> str:
+    if len(text) < 16:
+        raise ValueError("must have at least 16 characters")
+    return text
+
+
+def _destinations(text: str) -> Destinations:
+    return Destinations.parse(text)
+
+
+def _folder(text: str) -> Path:
+    return Path(text).absolute()
+
+
+def _setting(default: Any, parse: Callable[[str], Any], help: str) -> Any:
+    return field(default=default, metadata={"parse": parse, "help": help})
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings by the names that the environment gives them, without the prefix.
+
+    `from_environment` is the usual way to one; tests name what they need.
+    """
+
+    DATA: Path = _setting(Path("instance"), _folder, "Folder for the database and the secrets.")
+    DATABASE_URL: str = _setting(
+        "", _database_url, "`postgresql://...`; unset: an SQLite file in `DATA`."
+    )
+    SECRET_KEY: str = _setting(
+        "", _secret_key, "Signs the dashboard's sessions; unset: made and kept in `DATA`."
+    )
+    BIND: str = _setting("127.0.0.1:8000", _bind, "Where to listen: `HOST:PORT` or `unix:PATH`.")
+    WORKERS: int = _setting(1, _whole_number(1, 64), "Worker processes; one serves SQLite best.")
+    THREADS: int = _setting(16, _whole_number(4, 256), "Threads of each worker process.")
+    PROXY_HOPS: int = _setting(
+        0, _whole_number(0, 10), "Trusted reverse proxies in front; 0 ignores `X-Forwarded-*`."
+    )
+    CALLBACK_ALLOWED: Destinations = _setting(
+        Destinations.parse("external"),
+        _destinations,
+        "Where callbacks may go: `external`, `private`, `loopback`, CIDRs, host globs.",
+    )
+    CALLBACK_TIMEOUT: float = _setting(
+        10.0, _seconds(0.1, 30), "Seconds that one attempt of a callback may last in all."
+    )
+    TASK_TIMEOUT: float = _setting(
+        86_400.0, _seconds(0, 31_536_000), "Seconds that a claimed task may stay silent; 0: ever."
+    )
+    RETENTION_DAYS: float = _setting(0.0, _days, "Days that a finished task is kept; 0: for good.")
+    LOG_RETENTION_DAYS: float = _setting(
+        0.0, _days, "Days that a finished task's log is kept; 0: as long as the task."
+    )
+    MAX_BODY: int = _setting(
+        10 * 1024 * 1024,
+        _whole_number(1024, 1024 * 1024 * 1024),
+        "Bytes that the body of a request may have.",
+    )
+    LOG_LEVEL: str = _setting(
+        "info", _choice("debug", "info", "warning", "error"), "What the service's own log tells."
+    )
+    LOG_FORMAT: str = _setting(
+        "text", _choice("text", "json"), "The service's own log: `text` or `json`, a line each."
+    )
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Config":
+        """The settings as `TASKSERVICE_...` gives them; an empty value is as unset.
+
+        Raises ConfigError for a value that cannot be used.
+        """
+        values: dict[str, Any] = {"DATA": Path("instance").absolute()}
+        for setting in fields(cls):
+            text = environ.get(PREFIX + setting.name, "")
+            if text:
+                values[setting.name] = _parsed(setting.name, setting.metadata["parse"], text)
+        return cls(**values).completed()
+
+    def completed(self) -> "Config":
+        """These settings with the database's URL and the secret key filled in."""
+        url = self.DATABASE_URL or f"sqlite:///{self.DATA / 'taskservice.db'}"
+        if url.startswith("postgresql") and not self.SECRET_KEY:
+            raise ConfigError(
+                f"{PREFIX}SECRET_KEY: is required with PostgreSQL, "
+                "so that every node signs with the same one"
+            )
+        key = self.SECRET_KEY or _kept_secret_key(self.DATA)
+        return Config(**{**self.__dict__, "DATABASE_URL": url, "SECRET_KEY": key})
+
+
+def unknown_names(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Names in the environment that have our prefix and mean nothing: most likely misspelt."""
+    known = {PREFIX + setting.name for setting in fields(Config)}
+    known |= {PREFIX + name for name in AGENT_SIDE}
+    return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+
+
+def documented() -> list[tuple[str, str, str]]:
+    """(name, default, help) of each setting, for the README and the commands' help."""
+    rows = []
+    for setting in fields(Config):
+        default = "" if setting.default is MISSING else setting.default
+        shown = f"{default:g}" if isinstance(default, float) else str(default)
+        rows.append((PREFIX + setting.name, shown, setting.metadata["help"]))
+    return rows
+
+
+def _parsed(name: str, parse: Callable[[str], Any], text: str) -> Any:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{PREFIX}{name}: {error}") from None
+
+
+def _kept_secret_key(folder: Path) -> str:
+    path = folder / "secret_key"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.exists():
+            _create_secret_key(path)
+        return path.read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"{PREFIX}DATA: {path} cannot be used: {error.strerror}") from None
+
+
+def _create_secret_key(path: Path) -> None:
+    # Written whole under another name and linked into place: of two processes
+    # that start at once one makes the key, and neither reads half of it.
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    draft.touch(mode=0o600)
+    draft.write_text(secrets.token_hex(32) + "\n")
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
