@@ -1,0 +1,240 @@
+"""The database: its engines, its types, its clock, and how a write transaction begins."""
+
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+from flask import Flask, current_app
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import Connection, Engine, MetaData, String, create_engine, event
+from sqlalchemy.dialects.postgresql import TIMESTAMP
+from sqlalchemy.engine import URL, Dialect, make_url
+from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from taskservice.stamps import rfc3339
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# How long a writer waits for its turn before its request is told 503.
+BUSY_SECONDS = 5.0
+
+
+class Timestamp(TypeDecorator[str]):
+    """A moment as RFC 3339 text in UTC with milliseconds, which sorts as it reads.
+
+    SQLite stores the text itself, so that nothing is converted between the disk
+    and the answer; PostgreSQL stores a `timestamptz(3)`.
+    """
+
+    impl = String(24)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(TIMESTAMP(timezone=True, precision=3))
+        return dialect.type_descriptor(String(24))
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
+        return rfc3339(value) if isinstance(value, datetime) else value
+
+
+class Base(DeclarativeBase):
+    """What every table shares: the names of its constraints."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "%(table_name)s_%(column_0_N_name)s",
+            "uq": "%(table_name)s_%(column_0_N_name)s_key",
+            "ck": "%(table_name)s_%(constraint_name)s_check",
+            "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+            "pk": "%(table_name)s_pkey",
+        }
+    )
+
+
+db = SQLAlchemy(model_class=Base, disable_autonaming=True)
+
+
+class database_now(FunctionElement[str]):
+    """SQL for the moment so many seconds from now, by the clock that all nodes share."""
+
+    inherit_cache = True
+    type = Timestamp()
+
+    def __init__(self, seconds: Any = 0.0) -> None:
+        super().__init__(seconds)
+
+
+@compiles(database_now, "sqlite")
+def _sqlite_now(element: database_now, compiler: SQLCompiler, **options: Any) -> str:
+    seconds = compiler.process(element.clauses, **options)
+    return f"strftime('%Y-%m-%dT%H:%M:%fZ', 'now', {seconds} || ' seconds')"
+
+
+@compiles(database_now, "postgresql")
+def _postgresql_now(element: database_now, compiler: SQLCompiler, **options: Any) -> str:
+    seconds = compiler.process(element.clauses, **options)
+    return f"(clock_timestamp() + make_interval(secs => {seconds}))"
+
+
+class WriterQueue:
+    """Lets the writers of one SQLite file in one at a time, in about the order they came.
+
+    SQLite itself makes a waiting writer sleep and look again, and the unlucky one
+    sleeps on while others pass (2 s were seen). Here threads wait for a lock and
+    processes for a file lock, both of which the kernel hands on at once.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._threads = threading.Lock()
+        self._file: int | None = None
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Hold the right to write; raises OperationalError when none comes in time."""
+        if not self._threads.acquire(timeout=BUSY_SECONDS):
+            raise OperationalError("BEGIN IMMEDIATE", None, TimeoutError("writers are waiting"))
+        try:
+            self._lock_file()
+            yield
+        finally:
+            self._unlock_file()
+            self._threads.release()
+
+    def _lock_file(self) -> None:
+        if self._file is None:
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def _unlock_file(self) -> None:
+        if self._file is not None:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+def init_app(app: Flask, url: str, threads: int) -> None:
+    """Give `app` its write engine, its read engine and, on SQLite, its queue of writers."""
+    address = make_url(url)
+    options = {
+        "connect_args": connect_arguments(address),
+        "pool_size": threads + 8,
+        "max_overflow": 8,
+        "pool_timeout": BUSY_SECONDS,
+        # A connection may have gone with a server that was restarted; a file has not.
+        "pool_pre_ping": address.get_backend_name() != "sqlite",
+    }
+    app.config["SQLALCHEMY_DATABASE_URI"] = address
+    app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options
+    db.init_app(app)
+    with app.app_context():
+        _prepare_write_engine(db.engine)
+    # An engine of its own: AUTOCOMMIT on the write engine would still fire its
+    # begin hook, and so take the write lock for a read.
+    reader = create_engine(
+        address, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, **options
+    )
+    if address.get_backend_name() == "sqlite":
+        event.listen(reader, "connect", _prepare_sqlite_reader)
+        app.extensions["writers"] = WriterQueue(f"{address.database}-writers")
+    app.extensions["reader"] = reader
+
+
+def connect_arguments(address: URL) -> dict[str, Any]:
+    """What every connection to this database is opened with."""
+    if address.get_backend_name() == "sqlite":
+        return {"timeout": BUSY_SECONDS}
+    # No prepared statements: behind a pooler in transaction mode they do not work.
+    return {"prepare_threshold": None, "connect_timeout": int(BUSY_SECONDS)}
+
+
+def prepare_sqlite_connection(connection: Any, _record: Any = None) -> None:
+    """The pragmas of every connection; their order matters (see the comments)."""
+    # Otherwise pysqlite begins transactions by its own rules.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    # First, so that even the switch to WAL waits for its turn.
+    cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
+    # Before WAL and the first table, after which it is silently ignored.
+    cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    # An answer is a promise: a commit waits for the disk.
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.execute("PRAGMA journal_size_limit = 67108864")
+    cursor.close()
+
+
+def _prepare_sqlite_reader(connection: Any, record: Any) -> None:
+    prepare_sqlite_connection(connection, record)
+    connection.execute("PRAGMA query_only = ON")
+
+
+def _prepare_write_engine(engine: Engine) -> None:
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", prepare_sqlite_connection)
+        event.listen(engine, "begin", _begin_immediate)
+    else:
+        event.listen(engine, "begin", _limit_lock_wait)
+
+
+def _begin_immediate(connection: Connection) -> None:
+    # A transaction that starts by reading fails as busy, at once and whatever
+    # the timeout, when it comes to write after somebody else has.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _limit_lock_wait(connection: Connection) -> None:
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(BUSY_SECONDS * 1000)}")
+
+
+@contextmanager
+def transaction() -> Iterator[Connection]:
+    """A connection in a write transaction: committed at the end, rolled back on an error."""
+    writers: WriterQueue | None = current_app.extensions.get("writers")
+    if writers is None:
+        with db.engine.begin() as connection:
+            yield connection
+    else:
+        with writers.turn(), db.engine.begin() as connection:
+            yield connection
+
+
+def reading() -> Connection:
+    """A connection for reads, each statement on its own; use it in a `with`."""
+    reader: Engine = current_app.extensions["reader"]
+    return reader.connect()
+
+
+def again_on_conflict(function: Callable[P, T]) -> Callable[P, T]:
+    """Run a transaction once more when a constraint stopped it.
+
+    On PostgreSQL another transaction may add or remove, between our look and our insert,
+    the very row we looked for. The second look sees what it did.
+    """
+
+    @wraps(function)
+    def again(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except IntegrityError:
+            return function(*args, **kwargs)
+
+    return again
+
+
+def dispose(app: Flask) -> None:
+    """Close all connections of `app`; they may not be open when the process forks."""
+    with app.app_context():
+        db.engine.dispose()
+    app.extensions["reader"].dispose()

@@ -1,0 +1,119 @@
+"""The database is brought up to date, by one process at a time, with Alembic."""
+
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, create_engine, inspect, pool, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+
+from taskservice.db import connect_arguments, prepare_sqlite_connection
+
+FOLDER = Path(__file__).parent
+MIGRATION_SECONDS = 60
+# PostgreSQL: two processes may not migrate at once. Any fixed number will do.
+_ADVISORY_LOCK = 0x7461736B
+
+
+class DatabaseError(Exception):
+    """The database cannot be used; the message is one line for the operator."""
+
+
+def upgrade(url: str, target: str = "head") -> None:
+    """Bring the database to `target`, making it where there is none.
+
+    Raises DatabaseError, with the database untouched, when it cannot be opened, is no
+    database of ours, or is newer than this code.
+    """
+    address = make_url(url)
+    is_sqlite = address.get_backend_name() == "sqlite"
+    if is_sqlite:
+        _check_file(Path(address.database or ""))
+    engine = create_engine(
+        address, poolclass=pool.NullPool, connect_args=connect_arguments(address)
+    )
+    begin = _begin_sqlite if is_sqlite else _begin_postgresql
+    try:
+        with engine.connect() as connection:
+            # Before anything is written: this file may be somebody else's.
+            if _revision(connection) != (head() if target == "head" else target):
+                begin(connection)
+                _run(connection, target)
+                connection.commit()
+    except DBAPIError as error:
+        where = address.render_as_string(hide_password=True)
+        reason = str(error.orig).strip().partition("\n")[0]
+        raise DatabaseError(f"The database {where} cannot be used: {reason}") from None
+
+
+def head() -> str:
+    """The newest revision that this code knows."""
+    revision = _scripts().get_current_head()
+    assert revision is not None
+    return revision
+
+
+def _revision(connection: Connection) -> str | None:
+    """The revision the database is at, None for an empty one; raises DatabaseError."""
+    tables = inspect(connection).get_table_names()
+    if not tables:
+        return None
+    if "alembic_version" not in tables:
+        raise DatabaseError("The database holds the tables of another program")
+    revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    known = {script.revision for script in _scripts().walk_revisions()}
+    if revision is not None and revision not in known:
+        raise DatabaseError(
+            f"The database is at revision {revision}, which this version of taskservice "
+            "does not know: it is newer than the code"
+        )
+    return revision
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.rollback()
+    driver: Any = connection.connection.dbapi_connection
+    prepare_sqlite_connection(driver)
+    driver.execute(f"PRAGMA busy_timeout = {MIGRATION_SECONDS * 1000}")
+    # Rebuilding a table, as SQLite's migrations do, would cascade its children away.
+    driver.execute("PRAGMA foreign_keys = OFF")
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+
+
+def _run(connection: Connection, target: str) -> None:
+    # In the transaction that is open already: all migrations happen, or none.
+    config = AlembicConfig()
+    config.set_main_option("script_location", str(FOLDER))
+    config.attributes["connection"] = connection
+    command.upgrade(config, target)
+    if connection.dialect.name == "sqlite":
+        broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+        if broken:
+            raise DatabaseError(f"A migration broke references of table {broken[0][0]}")
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory(str(FOLDER))
+
+
+def _check_file(path: Path) -> None:
+    """Look at an SQLite file before anything is written to it."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # It holds secrets; SQLite's other files take their mode from it.
+        path.touch(mode=0o600)
+        if path.stat().st_size == 0:
+            return
+        with open(path, "rb") as file:
+            magic = file.read(16)
+    except OSError as error:
+        raise DatabaseError(f"{path} cannot be opened: {error.strerror}") from None
+    if magic != b"SQLite format 3\0":
+        raise DatabaseError(f"{path} is no SQLite database")

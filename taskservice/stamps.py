@@ -1,0 +1,37 @@
+"""Moments as the API writes them, and ids that sort by the moment they were made."""
+
+import secrets
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+
+_lock = threading.Lock()
+_last_id = 0
+
+
+def now(offset: float = 0.0) -> str:
+    """The moment `offset` seconds from now: RFC 3339, UTC, milliseconds, `Z`."""
+    return rfc3339(datetime.now(UTC) + timedelta(seconds=offset))
+
+
+def rfc3339(moment: datetime) -> str:
+    """An aware datetime as RFC 3339 in UTC, cut to milliseconds."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def new_id() -> str:
+    """A new UUID of version 7 (RFC 9562); ids made by one process strictly ascend.
+
+    The 74 bits behind the milliseconds are random; within one millisecond the
+    next id is the last one plus a random step (RFC 9562, section 6.2, method 2).
+    """
+    global _last_id
+    fresh = time.time_ns() // 1_000_000 << 74 | secrets.randbits(74)
+    with _lock:
+        if fresh >> 74 <= _last_id >> 74:
+            fresh = _last_id + 1 + secrets.randbits(32)
+        _last_id = fresh
+    milliseconds, random_a, random_b = fresh >> 74, fresh >> 62 & 0xFFF, fresh & (1 << 62) - 1
+    number = milliseconds << 80 | 0x7 << 76 | random_a << 64 | 0b10 << 62 | random_b
+    digits = f"{number:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
