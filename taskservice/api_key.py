@@ -1,0 +1,49 @@
+"""The text of an API key: how one is made, checked without a look-up, and recognised."""
+
+import hashlib
+import re
+import secrets
+import string
+import zlib
+
+USER_PREFIX = "tsk_user_"
+AGENT_PREFIX = "tsk_agent_"
+
+_ALPHABET = string.digits + string.ascii_letters
+_RANDOM_LENGTH = 40  # of 62 letters each: 238 bits
+_CHECKSUM_LENGTH = 6
+_SHAPE = re.compile(
+    rf"(?:{USER_PREFIX}|{AGENT_PREFIX})[0-9A-Za-z]{{{_RANDOM_LENGTH + _CHECKSUM_LENGTH}}}"
+)
+
+
+def new(*, for_agent: bool) -> str:
+    """A fresh key: a prefix, 238 random bits, and a checksum over both."""
+    body = "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_LENGTH))
+    unchecked = (AGENT_PREFIX if for_agent else USER_PREFIX) + body
+    return unchecked + _checksum(unchecked)
+
+
+def is_well_formed(text: str) -> bool:
+    """Whether `text` has a key's shape and checksum; a mistyped key has not."""
+    shaped = _SHAPE.fullmatch(text) is not None
+    return shaped and _checksum(text[:-_CHECKSUM_LENGTH]) == text[-_CHECKSUM_LENGTH:]
+
+
+def digest(text: str) -> str:
+    """SHA-256 in hexadecimal: all that is stored. So many random bits need no slow hash."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hint(text: str) -> str:
+    """What a list may show of a key, so that its owner recognises it."""
+    return f"{text[: text.rindex('_') + 1]}…{text[-4:]}"
+
+
+def _checksum(text: str) -> str:
+    number = zlib.crc32(text.encode())
+    digits = ""
+    for _ in range(_CHECKSUM_LENGTH):
+        number, index = divmod(number, len(_ALPHABET))
+        digits = _ALPHABET[index] + digits
+    return digits

@@ -1,0 +1,128 @@
+"""Tasks as JSON text: a row through its schema, and its lines streamed into their place."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from taskservice import queries
+from taskservice.queries import TaskRow
+from taskservice.schemas import (
+    TASK_EXPANSIONS,
+    TASK_FIELDS,
+    TaskSchema,
+    dump_lines,
+    split_at_lines,
+    task_schema,
+)
+
+# Text is handed to the server in pieces of at least so many bytes.
+PIECE_BYTES = 64 * 1024
+WEBHOOK_LINES = 1_000
+WEBHOOK_LOG_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Which parts of a task an answer has; `fields` empty means all."""
+
+    fields: tuple[str, ...] = ()
+    expand: tuple[str, ...] = ()
+
+    @property
+    def has_logs(self) -> bool:
+        return not self.fields or "logs" in self.fields
+
+    def schema(self) -> TaskSchema:
+        return _schema(self.fields, self.expand)
+
+
+WHOLE = Shape()
+
+
+@lru_cache(maxsize=64)
+def _schema(fields: tuple[str, ...], expand: tuple[str, ...]) -> TaskSchema:
+    # Constructing a schema costs several times what dumping with it does.
+    if not fields and not expand:
+        return task_schema
+    wanted = {*(fields or TASK_FIELDS), *expand}
+    return TaskSchema(exclude={*TASK_FIELDS, *TASK_EXPANSIONS} - wanted)
+
+
+class _Expanded:
+    """A task's row together with the rows of its agent and its user."""
+
+    def __init__(self, row: TaskRow, agent: Any, user: Any) -> None:
+        self._row, self.agent, self.user = row, agent, user
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._row, name)
+
+
+def of_task(row: TaskRow, shape: Shape = WHOLE) -> Iterator[bytes]:
+    """One task as JSON, in pieces; raises LogGone when its lines vanish while being read."""
+    (expanded,) = _expanded([row], shape)
+    return _in_pieces(_task_text(expanded, shape, None))
+
+
+def of_tasks(pages: Iterable[Sequence[TaskRow]], shape: Shape = WHOLE) -> Iterator[bytes]:
+    """Pages of tasks as one JSON array, in pieces."""
+    return _in_pieces(_array_text(pages, shape))
+
+
+def of_webhook(row: TaskRow) -> bytes:
+    """A finished task as its callback gets it: with the last lines of its log only."""
+    lines = queries.last_lines(row, WEBHOOK_LINES, WEBHOOK_LOG_BYTES)
+    dumped = task_schema.dump(row) | {"firstLog": row.log_count - len(lines) + 1}
+    head, tail = split_at_lines(dumped)
+    return head + dump_lines(lines) + tail
+
+
+def _array_text(pages: Iterable[Sequence[TaskRow]], shape: Shape) -> Iterator[bytes]:
+    comma = b"["
+    for page in pages:
+        logs = queries.small_logs(page) if shape.has_logs else {}
+        for row in _expanded(page, shape):
+            yield comma
+            yield from _task_text(row, shape, logs.get(row.log_id))
+            comma = b","
+    yield b"[]" if comma == b"[" else b"]"
+
+
+def _task_text(row: TaskRow, shape: Shape, lines: list[str] | None) -> Iterator[bytes]:
+    head, tail = split_at_lines(shape.schema().dump(row))
+    yield head
+    if shape.has_logs and lines is not None:
+        yield dump_lines(lines)
+    elif shape.has_logs:
+        yield from _lines_text(row)
+    yield tail
+
+
+def _lines_text(row: TaskRow) -> Iterator[bytes]:
+    comma = b""
+    for lines in queries.log_pages(row):
+        yield comma
+        yield dump_lines(lines)
+        comma = b","
+
+
+def _expanded(rows: Sequence[TaskRow], shape: Shape) -> Sequence[TaskRow]:
+    if not shape.expand or not rows:
+        return rows
+    user_id = rows[0].user_id
+    user = queries.user(user_id)
+    agents = queries.agents_by_id(user_id, {row.agent_id for row in rows})
+    return [_Expanded(row, agents[row.agent_id], user) for row in rows]
+
+
+def _in_pieces(texts: Iterable[bytes]) -> Iterator[bytes]:
+    """The same text in fewer, larger pieces: each that is sent costs a system call."""
+    waiting, size = [], 0
+    for text in texts:
+        waiting.append(text)
+        size += len(text)
+        if size >= PIECE_BYTES:
+            yield b"".join(waiting)
+            waiting, size = [], 0
+    yield b"".join(waiting)

@@ -1,0 +1,121 @@
+"""Every error leaves as `application/problem+json` (RFC 9457), shaped here and nowhere else."""
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from flask import Flask, Response, request
+from marshmallow import ValidationError
+from sqlalchemy.exc import DBAPIError, OperationalError, TimeoutError
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from taskservice import strict_json
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 2
+
+
+class Problem(Exception):
+    """What a request is refused for: the status and one sentence that the caller can act on.
+
+    `more` are further members of the problem's JSON, `headers` further headers.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        more: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.more = more or {}
+        self.headers = headers or {}
+
+
+def not_found(thing: str) -> Problem:
+    return Problem(404, f"{thing}'s ID is not found")
+
+
+def unfit(errors: Mapping[str, Any]) -> Problem:
+    """422: the request could be read, but does not fit; `errors` maps fields to messages."""
+    return Problem(422, "The request does not fit: see errors", more={"errors": dict(errors)})
+
+
+def busy() -> Problem:
+    """503: the database gives no answer now; the caller should come again."""
+    return Problem(
+        503,
+        "The database is busy, full or out of reach",
+        headers={"Retry-After": str(RETRY_SECONDS)},
+    )
+
+
+def respond(problem: Problem) -> Response:
+    body = {
+        "type": "about:blank",
+        "title": HTTPStatus(problem.status).phrase,
+        "status": problem.status,
+        "detail": problem.detail,
+        **problem.more,
+    }
+    response = Response(
+        strict_json.dumps(body), problem.status, mimetype="application/problem+json"
+    )
+    response.headers.update(problem.headers)
+    return response
+
+
+def init_app(app: Flask) -> None:
+    app.register_error_handler(Problem, respond)
+    app.register_error_handler(ValidationError, _from_validation)
+    app.register_error_handler(HTTPException, _from_http)
+    app.register_error_handler(DBAPIError, _from_database)
+    app.register_error_handler(TimeoutError, _from_pool)
+    app.register_error_handler(Exception, _from_bug)
+
+
+def _from_validation(error: ValidationError) -> Response:
+    messages = error.messages if isinstance(error.messages, dict) else {"_schema": error.messages}
+    return respond(unfit(messages))
+
+
+def _from_http(error: HTTPException) -> Response:
+    """What Flask and Werkzeug refuse: no such path, wrong method, too large and the like."""
+    status = error.code or 500
+    if isinstance(error, RequestEntityTooLarge):
+        detail = "The request's body is too large"
+    else:
+        detail = (error.description or HTTPStatus(status).phrase).partition(". ")[0].rstrip(".")
+    problem = Problem(status, detail)
+    if status == 404:
+        problem.detail = f"There is no {request.path}"
+    headers = dict(error.get_headers())
+    problem.headers = {name: value for name, value in headers.items() if name != "Content-Type"}
+    return respond(problem)
+
+
+def _from_database(error: DBAPIError) -> Response:
+    logger.error("The database said: %s", error.orig)
+    if isinstance(error, OperationalError):
+        return respond(busy())
+    return respond(_failure())
+
+
+def _from_pool(error: TimeoutError) -> Response:
+    logger.error("No connection to the database in time: %s", error)
+    return respond(busy())
+
+
+def _from_bug(error: Exception) -> Response:
+    logger.exception("A request failed")
+    return respond(_failure())
+
+
+def _failure() -> Problem:
+    return Problem(500, "The service failed; its log says more")

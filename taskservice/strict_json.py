@@ -1,0 +1,138 @@
+"""JSON as RFC 8259 and RFC 7493 have it, read strictly and written compactly."""
+
+import json
+import math
+import re
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import orjson
+
+MAX_DEPTH = 64
+MAX_NUMBER = 1_000
+
+# The escape of NUL, but not a backslash followed by the letters u0000.
+_ESCAPED_NUL = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
+
+
+class NotJson(ValueError):
+    """The text is no JSON that can be read; the message says why."""
+
+
+class UnfitNumber(ValueError):
+    """A number that hardly any reader could take in; the message says why."""
+
+
+def loads(data: bytes) -> Any:
+    """The value that the UTF-8 text `data` holds.
+
+    NUL in a string becomes U+FFFD. A number that Python and most other readers
+    would round is kept as it is written, as an `orjson.Fragment`.
+
+    Raises NotJson for what is no JSON, and for NaN, Infinity, duplicate keys, lone
+    surrogates, a byte order mark, or nesting over 64; UnfitNumber for a number past
+    the range of a double or of more than 1,000 characters.
+    """
+    text = _decoded(_ESCAPED_NUL.sub(rb"\1\\ufffd", data))
+    try:
+        value = _decoder.decode(text)
+    except RecursionError:
+        raise NotJson(f"nested deeper than {MAX_DEPTH} levels") from None
+    except json.JSONDecodeError as error:
+        raise NotJson(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
+    if text.count("{") + text.count("[") > MAX_DEPTH:
+        _check_depth(value)
+    if "\\ud" in text.lower():
+        _check_surrogates(value)
+    return value
+
+
+def dumps(value: Any) -> bytes:
+    """`value` as compact JSON in UTF-8."""
+    return orjson.dumps(value)
+
+
+def fragment(text: str | bytes) -> orjson.Fragment:
+    """JSON text that `dumps` is to take as it is."""
+    return orjson.Fragment(text)
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise NotJson(f"byte {error.start} is not UTF-8") from None
+    if text.startswith("\ufeff"):
+        raise NotJson("a byte order mark is not JSON")
+    return text
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [child for parent in level for child in _children(parent)]
+        if not level:
+            return
+    raise NotJson(f"nested deeper than {MAX_DEPTH} levels")
+
+
+def _children(value: Any) -> list[Any]:
+    """The objects and arrays right inside `value`; of a scalar, none."""
+    inside = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, dict | list):
+        return []
+    return [child for child in inside if isinstance(child, dict | list)]
+
+
+def _check_surrogates(value: Any) -> None:
+    try:
+        dumps(value)
+    except TypeError:
+        raise NotJson("a lone surrogate is no character") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise NotJson("the same key twice in one object")
+    return result
+
+
+def _no_constant(name: str) -> Any:
+    raise NotJson(f"{name} is not JSON")
+
+
+def _integer(text: str) -> Any:
+    if len(text) <= 19 and -(1 << 63) <= int(text) < 1 << 63:
+        return int(text)
+    return _kept(text)
+
+
+def _real(text: str) -> Any:
+    value = float(text)
+    if math.isinf(value):
+        raise UnfitNumber("a number is too large for a double")
+    # 15 significant digits always survive a double; more may or may not.
+    return value if len(text) <= 16 and "e" not in text.lower() else _real_or_kept(text, value)
+
+
+def _real_or_kept(text: str, value: float) -> Any:
+    try:
+        exact = len(text) <= MAX_NUMBER and Decimal(text) == Decimal(repr(value))
+    except InvalidOperation:
+        raise UnfitNumber("a number's exponent is out of range") from None
+    return value if exact else _kept(text)
+
+
+def _kept(text: str) -> orjson.Fragment:
+    if len(text) > MAX_NUMBER:
+        raise UnfitNumber(f"a number has more than {MAX_NUMBER} characters")
+    return fragment(text)
+
+
+_decoder = json.JSONDecoder(
+    object_pairs_hook=_unique,
+    parse_int=_integer,
+    parse_float=_real,
+    parse_constant=_no_constant,
+)
