@@ -1,0 +1,59 @@
+"""Agents: registered, changed and removed."""
+
+from typing import Any
+
+from sqlalchemy import bindparam, delete, exists, insert, select, update
+
+from taskservice import stamps
+from taskservice.access import Caller, visible_agents
+from taskservice.db import again_on_conflict, transaction
+from taskservice.models import Agent, Task
+from taskservice.problems import Problem, not_found, unfit
+from taskservice.queries import AGENT_COLUMNS
+from taskservice.schemas import AGENT_ID
+
+_VISIBLE = (visible_agents, Agent.id == bindparam("agent_id"))
+_CHANGE = update(Agent).where(*_VISIBLE).returning(*AGENT_COLUMNS)
+_REGISTER = insert(Agent).returning(*AGENT_COLUMNS)
+_LOOK = select(*AGENT_COLUMNS).where(*_VISIBLE)
+_HAS_TASKS = exists().where(Task.user_id == Agent.user_id, Task.agent_id == Agent.id)
+_DELETE = delete(Agent).where(*_VISIBLE, ~_HAS_TASKS)
+
+
+@again_on_conflict
+def put(caller: Caller, agent_id: str, wishes: dict[str, Any]) -> tuple[Any, bool]:
+    """Register an agent or change what `wishes` names; returns it, and whether it is new.
+
+    Raises 422 for an id of another form, and 404 to an agent key for any agent but its own.
+    """
+    if not AGENT_ID.fullmatch(agent_id):
+        raise unfit({"agentId": [f"Must be of the form {AGENT_ID.pattern}"]})
+    if caller.agent_id not in (None, agent_id):
+        raise not_found("Agent")
+    values = {name: value for name, value in wishes.items() if value is not None}
+    here = {"agent_id": agent_id, **caller.scope}
+    with transaction() as connection:
+        statement = _CHANGE.values(values) if values else _LOOK
+        changed = connection.execute(statement, here).one_or_none()
+        if changed is not None:
+            return changed, False
+        new = {
+            "user_id": caller.user_id,
+            "id": agent_id,
+            "name": values.get("name", agent_id),
+            "description": values.get("description", ""),
+            "created_at": stamps.now(),
+        }
+        return connection.execute(_REGISTER, new).one(), True
+
+
+def delete_for_good(caller: Caller, agent_id: str) -> Any:
+    """Delete an agent and its keys; returns it. Raises 404, and 409 while it has tasks."""
+    here = {"agent_id": agent_id, **caller.scope}
+    with transaction() as connection:
+        agent = connection.execute(_LOOK.with_for_update(), here).one_or_none()
+        if agent is None:
+            raise not_found("Agent")
+        if connection.execute(_DELETE, here).rowcount == 0:
+            raise Problem(409, "The agent has tasks; delete them first")
+    return agent

@@ -1,0 +1,278 @@
+"""Tasks: started, reported on, cancelled and deleted."""
+
+import hashlib
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import orjson
+from flask import current_app
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
+
+from taskservice import queries, stamps, strict_json
+from taskservice.access import Caller, visible_agents, visible_tasks
+from taskservice.db import again_on_conflict, database_now, transaction
+from taskservice.models import (
+    CANCELLED,
+    COMPLETE,
+    ERROR,
+    FAILED,
+    RUNNING,
+    TIMEOUT,
+    Agent,
+    Identifier,
+    Log,
+    Task,
+)
+from taskservice.problems import Problem, not_found, unfit
+from taskservice.queries import TaskRow, tasks_with_log
+from taskservice.schemas import MAX_OBJECT
+from taskservice.services import deliveries
+from taskservice.webhooks.destinations import check_url
+
+CANCELLED_MESSAGE = "Cancelled by its user"
+FAILED_MESSAGE = "The agent reported an error"
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """A caller's name for one start, and the digest of what was asked under it."""
+
+    key: str
+    digest: str
+
+    @classmethod
+    def of(cls, key: str, body: Any) -> "Idempotency":
+        text = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+        return cls(key, hashlib.sha256(text).hexdigest())
+
+
+_AGENT_NAME = select(Agent.name).where(visible_agents, Agent.id == bindparam("agent_id"))
+_REPLAYED = tasks_with_log.add_columns(Task.idempotency_digest).where(
+    Task.user_id == bindparam("user_id", type_=Identifier),
+    Task.idempotency_key == bindparam("idempotency_key"),
+)
+_LOCKED = tasks_with_log.where(
+    Task.id == bindparam("task_id", type_=Identifier), visible_tasks
+).with_for_update(of=Task)
+_CHANGE = update(Task).where(Task.id == bindparam("of_task_id", type_=Identifier))
+_LET_GO = (
+    update(Log)
+    .where(Log.task_id == bindparam("of_task_id", type_=Identifier))
+    .values(task_id=None, dropped_at=database_now())
+)
+_DELETE = delete(Task).where(Task.id == bindparam("task_id", type_=Identifier))
+
+
+# --- start -------------------------------------------------------------------------------
+
+
+@again_on_conflict
+def start(
+    caller: Caller, wishes: dict[str, Any], idempotency: Idempotency | None
+) -> tuple[TaskRow, bool]:
+    """Start a task by what StartSchema loaded; returns it, and whether it was there already.
+
+    The second is true when the same user started it under the same idempotency key.
+    Raises 422 for an agent that is not registered, for a callback that may not be called,
+    and for an idempotency key that came with another body.
+    """
+    callback = _checked_callback(wishes.get("callback"))
+    with transaction() as connection:
+        if idempotency is not None:
+            replayed = _replayed(connection, caller, idempotency)
+            if replayed is not None:
+                return replayed, True
+        agent_name = connection.scalar(_AGENT_NAME, {"agent_id": wishes["agentId"], **caller.scope})
+        if agent_name is None:
+            raise unfit({"agentId": ["There is no such agent; register it first."]})
+        task = _new_task(caller, wishes, agent_name, callback, idempotency)
+        connection.execute(insert(Task), task)
+    return SimpleNamespace(**task, log_id=None), False
+
+
+def _checked_callback(url: str | None) -> str | None:
+    if url is not None:
+        try:
+            check_url(url, current_app.config["CALLBACK_ALLOWED"])
+        except ValueError as error:
+            raise unfit({"callback": [str(error)]}) from None
+    return url
+
+
+def _replayed(connection: Connection, caller: Caller, idempotency: Idempotency) -> TaskRow | None:
+    row = connection.execute(
+        _REPLAYED, {"user_id": caller.user_id, "idempotency_key": idempotency.key}
+    ).one_or_none()
+    if row is not None and row.idempotency_digest != idempotency.digest:
+        raise Problem(422, "This Idempotency-Key came before with another body")
+    return row
+
+
+def _new_task(
+    caller: Caller,
+    wishes: dict[str, Any],
+    agent_name: str,
+    callback: str | None,
+    idempotency: Idempotency | None,
+) -> dict[str, Any]:
+    now = stamps.now()
+    # A task started by its agent is already in its hands.
+    claimed = wishes.get("claim") or caller.agent_id is not None
+    return {
+        "id": stamps.new_id(),
+        "user_id": caller.user_id,
+        "agent_id": wishes["agentId"],
+        "name": wishes.get("name") or agent_name,
+        "status": RUNNING,
+        "error_type": None,
+        "error_message": None,
+        "input": strict_json.dumps(wishes.get("input") or {}).decode(),
+        "output": "{}",
+        "callback_url": callback,
+        "timeout": wishes.get("timeout"),
+        "created_at": now,
+        "updated_at": now,
+        "claimed_at": now if claimed else None,
+        "heard_at": now,
+        "finished_at": None,
+        "first_log": 1,
+        "log_count": 0,
+        "log_bytes": 0,
+        "version": 1,
+        "idempotency_key": idempotency.key if idempotency else None,
+        "idempotency_digest": idempotency.digest if idempotency else None,
+    }
+
+
+# --- report and cancel -------------------------------------------------------------------
+
+
+def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskRow, str]:
+    """Change a task by what ReportSchema loaded; returns it and its callback's status.
+
+    Raises 404, 409 for a finished task that the report would change, and 422.
+    """
+    _check_report(changes)
+    with transaction() as connection:
+        task = locked(connection, caller, task_id)
+        values = _reported(task, changes)
+        if values.keys() - {"name"} and not _may_report(task, changes):
+            raise finished(task)
+        changed, owed = _change(connection, task, values)
+    return changed, deliveries.attempt(owed)
+
+
+def cancel(caller: Caller, task_id: str) -> tuple[TaskRow, str]:
+    """End a running task as cancelled; again changes nothing. Raises 404 and 409."""
+    with transaction() as connection:
+        task = locked(connection, caller, task_id)
+        if task.error_type == CANCELLED:
+            return task, deliveries.NONE_OWED
+        if task.status != RUNNING:
+            raise finished(task)
+        values = {"status": ERROR, "error_type": CANCELLED, "error_message": CANCELLED_MESSAGE}
+        changed, owed = _change(connection, task, values)
+    return changed, deliveries.attempt(owed)
+
+
+def locked(connection: Connection, caller: Caller, task_id: str) -> TaskRow:
+    """The task as it is, which nobody else changes before this transaction ends; or 404."""
+    task = connection.execute(_LOCKED, {"task_id": task_id, **caller.scope}).one_or_none()
+    if task is None:
+        raise not_found("Task")
+    return task
+
+
+def is_open(task: TaskRow) -> bool:
+    """Whether its agent may still add to it: it runs, or the service ended it for silence."""
+    return task.status == RUNNING or bool(task.error_type == TIMEOUT)
+
+
+def finished(task: TaskRow) -> Problem:
+    """409, with what tells an agent whether to stop: only a cancelled task does."""
+    error = None
+    if task.error_type is not None:
+        error = {"type": task.error_type, "message": task.error_message}
+    return Problem(
+        409,
+        "The task is finished",
+        more={"task": {"id": task.id, "status": task.status, "error": error}},
+    )
+
+
+def _may_report(task: TaskRow, changes: dict[str, Any]) -> bool:
+    # The late word: what the service ended for silence, its agent may still end itself.
+    late_word = task.error_type == TIMEOUT and changes.get("status") in (COMPLETE, ERROR)
+    return task.status == RUNNING or late_word
+
+
+def _check_report(changes: dict[str, Any]) -> None:
+    if changes.get("error") is not None and changes.get("status") != ERROR:
+        raise unfit({"error": ["Goes with status error only."]})
+
+
+def _reported(task: TaskRow, changes: dict[str, Any]) -> dict[str, Any]:
+    """The columns that a report changes, with their new values."""
+    wanted: dict[str, Any] = {}
+    if "name" in changes:
+        wanted["name"] = changes["name"]
+    if "output" in changes:
+        wanted["output"] = _merged_output(task.output, changes["output"])
+    if "status" in changes:
+        wanted |= _outcome(task, changes["status"], changes.get("error"))
+    return {name: value for name, value in wanted.items() if value != getattr(task, name)}
+
+
+def _merged_output(stored: str, given: dict[str, Any]) -> str:
+    """The stored object with each given key replaced whole, as JSON text."""
+    if not given:
+        return stored
+    text = strict_json.dumps(strict_json.loads(stored.encode()) | given)
+    if len(text) > MAX_OBJECT:
+        raise unfit({"output": [f"Longer than {MAX_OBJECT} bytes."]})
+    return text.decode()
+
+
+def _outcome(task: TaskRow, status: str, failure: dict[str, Any] | None) -> dict[str, Any]:
+    if status != ERROR:
+        return {"status": status, "error_type": None, "error_message": None}
+    if failure is not None:
+        return {"status": ERROR, "error_type": FAILED, "error_message": failure["message"]}
+    if task.status == ERROR and task.error_type != TIMEOUT:
+        return {"status": ERROR}
+    return {"status": ERROR, "error_type": FAILED, "error_message": FAILED_MESSAGE}
+
+
+def _change(
+    connection: Connection, task: TaskRow, values: dict[str, Any]
+) -> tuple[TaskRow, deliveries.Leased | None]:
+    """Write what differs and owe the callback when that ends the task."""
+    now = stamps.now()
+    ends = values.keys() & {"status", "error_type"} and values.get("status") != RUNNING
+    if values:
+        values = {**values, "updated_at": now, "version": task.version + 1}
+    if ends:
+        values["finished_at"] = now
+    if task.status == RUNNING:
+        values["heard_at"] = now
+    if values:
+        connection.execute(_CHANGE.values(values), {"of_task_id": task.id})
+    changed = SimpleNamespace(**(task._asdict() | values))
+    return changed, deliveries.owe(connection, changed, now) if ends else None
+
+
+# --- delete ------------------------------------------------------------------------------
+
+
+def delete_for_good(caller: Caller, task_id: str) -> TaskRow:
+    """Delete a task with its log and deliveries; returns it as it was. Raises 404.
+
+    Its lines are let go of here and can be read by whoever holds the returned row for a
+    while yet: `logs.sweep` removes them.
+    """
+    with transaction() as connection:
+        task = locked(connection, caller, task_id)
+        connection.execute(_LET_GO, {"of_task_id": task.id})
+        connection.execute(_DELETE, {"task_id": task.id})
+    return task
