@@ -1,0 +1,28 @@
+"""The HTTP API: everything below `/api/v1` asks for a key, the operator's routes do not."""
+
+from flask import Blueprint, Flask, request
+
+from taskservice.api.agents import agents
+from taskservice.api.logs import logs
+from taskservice.api.operations import operations
+from taskservice.api.tasks import tasks
+from taskservice.api.users import users
+from taskservice.auth import authenticate
+
+PREFIX = "/api/v1"
+
+api = Blueprint("api", __name__, url_prefix=PREFIX)
+for blueprint in (tasks, logs, agents, users):
+    api.register_blueprint(blueprint)
+
+
+@api.before_app_request
+def require_key() -> None:
+    """Ask for the key first, also where no route answers: 404 and 405 are for callers too."""
+    if request.path == PREFIX or request.path.startswith(f"{PREFIX}/"):
+        authenticate()
+
+
+def init_app(app: Flask) -> None:
+    app.register_blueprint(api)
+    app.register_blueprint(operations)

@@ -1,0 +1,50 @@
+"""Routes of agents: list, get, put, delete."""
+
+from typing import Any
+
+from flask import Blueprint, Response
+
+from taskservice import queries
+from taskservice.api import answers
+from taskservice.api.door import accepts
+from taskservice.auth import caller
+from taskservice.problems import not_found
+from taskservice.schemas import PutAgentSchema, agent_schema
+from taskservice.services import agents as service
+
+agents = Blueprint("agents", __name__)
+
+put_schema = PutAgentSchema()
+
+
+@agents.get("/agent")
+@accepts()
+def list_all() -> Response:
+    """All agents that the key may see."""
+    return answers.dumped(agent_schema, queries.agents(caller), many=True)
+
+
+@agents.get("/agent/<agent_id>")
+@accepts()
+def get(agent_id: str) -> Response:
+    """One agent."""
+    agent = queries.agent(caller, agent_id)
+    if agent is None:
+        raise not_found("Agent")
+    return answers.dumped(agent_schema, agent)
+
+
+@agents.put("/agent/<agent_id>")
+@accepts(body=put_schema)
+def put(agent_id: str, body: dict[str, Any]) -> Response:
+    """Register an agent, or change its name or description."""
+    agent, is_new = service.put(caller, agent_id, body)
+    return answers.dumped(agent_schema, agent, 201 if is_new else 200)
+
+
+@agents.delete("/agent/<agent_id>")
+@accepts()
+def delete(agent_id: str) -> Response:
+    """Delete an agent that has no tasks."""
+    caller.require_user_key()
+    return answers.dumped(agent_schema, service.delete_for_good(caller, agent_id))

@@ -1,0 +1,54 @@
+"""Answers: rows dumped through their schema, and tasks streamed."""
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+from flask import Response, stream_with_context
+from marshmallow import Schema
+
+from taskservice import documents, strict_json
+from taskservice.documents import WHOLE, Shape
+from taskservice.queries import TaskRow
+
+JSON = "application/json"
+
+
+def dumped(
+    schema: Schema,
+    row: Any,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    *,
+    many: bool = False,
+) -> Response:
+    """A row, or many of them, through a schema."""
+    return json(schema.dump(row, many=many), status, headers)
+
+
+def json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(strict_json.dumps(value), status, headers, mimetype=JSON)
+
+
+def task(
+    row: TaskRow,
+    shape: Shape = WHOLE,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """A task; streamed when its log is large."""
+    return streamed(documents.of_task(row, shape), status, headers)
+
+
+def streamed(
+    pieces: Iterator[bytes], status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """JSON in pieces: sent at once when it is one piece, as they come when they are more.
+
+    A failure midway breaks the connection, so that nobody takes a part for the whole.
+    """
+    first, second = next(pieces), next(pieces, None)
+    if second is None:
+        return Response(first, status, headers, mimetype=JSON)
+    rest = stream_with_context(chain((first, second), pieces))
+    return Response(rest, status, headers, mimetype=JSON)

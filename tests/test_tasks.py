@@ -1,0 +1,276 @@
+"""Tasks through their life: start, list, get, cancel, delete."""
+
+import re
+from uuid import UUID, uuid4
+
+import pytest
+
+from tests.people import Person, expect, problem
+
+FIELDS_OF_THE_SOURCE = {
+    "id", "name", "agentId", "userId", "createdAt", "logs", "output", "status", "callback",
+}  # fmt: skip
+MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+
+
+def test_started_task_has_all_fields(alice: Person) -> None:
+    alice.register("summarizer", name="The summarizer")
+    response = alice.post(
+        "/task",
+        json={
+            "agentId": "summarizer",
+            "input": {"text": "to sum up"},
+            "callback": "https://myapp.example/api/v1/callback/2100aaa",
+        },
+    )
+    task = expect(response, 201)
+    assert FIELDS_OF_THE_SOURCE < task.keys()
+    assert response.headers["Location"] == f"task/{task['id']}"
+    assert UUID(task["id"]).version == 7
+    assert MOMENT.fullmatch(task["createdAt"])
+    assert task["updatedAt"] == task["createdAt"]
+    assert task["name"] == "The summarizer"
+    assert task["userId"] == expect(alice.get("/user"), 200)["id"]
+    assert task["input"] == {"text": "to sum up"}
+    assert (task["logs"], task["firstLog"], task["logCount"]) == ([], 1, 0)
+    assert (task["status"], task["output"], task["error"]) == ("running", {}, None)
+    assert (task["claimedAt"], task["finishedAt"]) == (None, None)
+    assert task["callback"] == "https://myapp.example/api/v1/callback/2100aaa"
+    assert alice.task(task) == task
+
+
+def test_null_for_an_optional_field_is_as_leaving_it_out(alice: Person) -> None:
+    nothing = dict.fromkeys(["name", "input", "callback", "timeout", "claim"])
+    task = alice.start(**nothing)
+    assert (task["name"], task["input"], task["callback"]) == ("summarizer", {}, None)
+    assert task["claimedAt"] is None
+
+
+def test_task_started_with_claim_is_claimed(alice: Person) -> None:
+    task = alice.start(claim=True)
+    assert task["claimedAt"] == task["createdAt"]
+
+
+def test_task_started_with_an_agent_key_is_claimed(alice: Person) -> None:
+    agent = alice.agent_key()
+    task = expect(agent.post("/task", json={"agentId": "summarizer"}), 201)
+    assert task["claimedAt"] == task["createdAt"]
+
+
+def test_unregistered_agent_is_named(alice: Person) -> None:
+    body = problem(alice.post("/task", json={"agentId": "nobody"}), 422)
+    assert list(body["errors"]) == ["agentId"]
+
+
+@pytest.mark.parametrize(
+    ("wish", "field"),
+    [
+        ({"name": ""}, "name"),
+        ({"name": "x" * 201}, "name"),
+        ({"name": 7}, "name"),
+        ({"input": []}, "input"),
+        ({"input": {"x": "y" * 1024 * 1024}}, "input"),
+        ({"timeout": -1}, "timeout"),
+        ({"timeout": 1.5}, "timeout"),
+        ({"timeout": True}, "timeout"),
+        ({"timeout": "60"}, "timeout"),
+        ({"claim": "yes"}, "claim"),
+        ({"claim": 1}, "claim"),
+        ({"agentId": None}, "agentId"),
+        ({"agentId": 5}, "agentId"),
+        ({"status": "complete"}, "status"),
+        ({"id": str(uuid4())}, "id"),
+        ({"callback": "ftp://example.com/"}, "callback"),
+        ({"callback": "https://user:secret@example.com/"}, "callback"),
+        ({"callback": "https://example.com/#part"}, "callback"),
+        ({"callback": "https://example.com:0/"}, "callback"),
+        ({"callback": "https:///path"}, "callback"),
+        ({"callback": "http://169.254.169.254/latest/meta-data"}, "callback"),
+        ({"callback": "http://10.1.2.3/"}, "callback"),
+        ({"callback": "https://example.com/" + "x" * 2000}, "callback"),
+        ({"callback": 5}, "callback"),
+    ],
+)
+def test_unfit_wish_is_422_and_names_its_field(
+    alice: Person, wish: dict[str, object], field: str
+) -> None:
+    alice.register()
+    body = problem(alice.post("/task", json={"agentId": "summarizer"} | wish), 422)
+    assert list(body["errors"]) == [field]
+    assert expect(alice.get("/task"), 200) == []
+
+
+def test_limits_themselves_are_fit(alice: Person) -> None:
+    largest = {"x": "y" * (1024 * 1024 - len('{"x":""}'))}
+    task = alice.start(name="ü" * 200, input=largest, timeout=0)
+    assert alice.task(task)["input"] == largest
+
+
+def test_numbers_are_kept_exactly(alice: Person) -> None:
+    alice.register()
+    numbers = b'{"big":123456789012345678901234567890,"long":3.14159265358979323846,"x":0.1}'
+    body = b'{"agentId":"summarizer","input":' + numbers + b"}"
+    response = alice.post("/task", data=body, content_type="application/json")
+    assert response.status_code == 201
+    assert numbers in response.get_data()
+    assert numbers in alice.get(f"/task/{response.json['id']}").get_data()
+
+
+def test_list_is_newest_first_and_equals_each_task(alice: Person) -> None:
+    tasks = [alice.start(name=f"task {number}") for number in range(5)]
+    alice.append(tasks[1], "one", "two")
+    alice.report(tasks[2], status="complete", output={"answer": 42})
+    listed = expect(alice.get("/task"), 200)
+    assert [task["id"] for task in listed] == [task["id"] for task in reversed(tasks)]
+    assert listed == [alice.task(task) for task in reversed(tasks)]
+
+
+def test_list_of_nothing_is_an_empty_array(alice: Person) -> None:
+    assert expect(alice.get("/task"), 200) == []
+
+
+def test_long_list_has_every_task_once(alice: Person) -> None:
+    started = [alice.start()["id"] for _ in range(150)]
+    listed = [task["id"] for task in expect(alice.get("/task?fields=id"), 200)]
+    assert listed == started[::-1]
+
+
+def test_expand_embeds_agent_and_user(alice: Person) -> None:
+    task = alice.start()
+    agent = expect(alice.get("/agent/summarizer"), 200)
+    user = expect(alice.get("/user"), 200)
+    del user["key"]
+    expanded = task | {"agent": agent, "user": user}
+    path = f"/task/{task['id']}?expand=agent,user"
+    assert expect(alice.get(path), 200) == expanded
+    assert expect(alice.get("/task?expand=agent,user"), 200) == [expanded]
+    assert expect(alice.get("/task?expand=user"), 200) == [task | {"user": user}]
+    assert expect(alice.delete(path), 200) == expanded
+
+
+def test_fields_narrow_what_is_returned(alice: Person) -> None:
+    task = alice.start()
+    alice.append(task, "a line")
+    narrowed = {"id": task["id"], "status": "running"}
+    assert expect(alice.get(f"/task/{task['id']}?fields=status,id"), 200) == narrowed
+    assert expect(alice.get("/task?fields=id,status"), 200) == [narrowed]
+    assert expect(alice.get("/task?fields=logs"), 200) == [{"logs": ["a line"]}]
+    (with_agent,) = expect(alice.get("/task?fields=id&expand=agent"), 200)
+    assert with_agent.keys() == {"id", "agent"}
+
+
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [
+        ("fields=id,nonsense", "fields"),
+        ("expand=agent,nonsense", "expand"),
+        ("fields=", "fields"),
+        ("nonsense=1", "nonsense"),
+        ("fields=id&fields=name", "fields"),
+        ("apikey=abc", "apikey"),
+    ],
+)
+def test_unfit_query_is_422(alice: Person, query: str, name: str) -> None:
+    task = alice.start()
+    for path in ("/task", f"/task/{task['id']}"):
+        assert list(problem(alice.get(f"{path}?{query}"), 422)["errors"]) == [name]
+
+
+def test_cancelled_task_is_an_error_of_its_own_type(alice: Person) -> None:
+    task = alice.start()
+    response = alice.post(f"/task/{task['id']}/cancel")
+    cancelled = expect(response, 200)
+    assert (cancelled["status"], cancelled["error"]["type"]) == ("error", "cancelled")
+    assert cancelled["error"]["message"]
+    assert cancelled["finishedAt"] == cancelled["updatedAt"]
+    assert response.headers["Callback-Status"] == "none"
+    assert alice.task(task) == cancelled
+
+
+def test_cancelling_again_changes_nothing(alice: Person) -> None:
+    task = alice.start()
+    first = expect(alice.post(f"/task/{task['id']}/cancel"), 200)
+    assert expect(alice.post(f"/task/{task['id']}/cancel"), 200) == first
+
+
+def test_finished_task_cannot_be_cancelled(alice: Person) -> None:
+    task = alice.start()
+    finished = alice.report(task, status="complete")
+    body = problem(alice.post(f"/task/{task['id']}/cancel"), 409)
+    assert body["task"] == {"id": task["id"], "status": "complete", "error": None}
+    assert alice.task(task) == finished
+
+
+def test_deleted_task_is_returned_and_gone(alice: Person) -> None:
+    other, task = alice.start(), alice.start()
+    alice.append(task, "one", "two")
+    before = alice.task(task)
+    assert expect(alice.delete(f"/task/{task['id']}"), 200) == before
+    for response in (
+        alice.get(f"/task/{task['id']}"),
+        alice.delete(f"/task/{task['id']}"),
+        alice.patch(f"/task/{task['id']}", json={}),
+        alice.post(f"/task/{task['id']}/cancel"),
+        alice.post(f"/task/{task['id']}/logs", json={"logs": []}),
+    ):
+        assert problem(response, 404)["detail"] == "Task's ID is not found"
+    assert [task["id"] for task in expect(alice.get("/task"), 200)] == [other["id"]]
+
+
+@pytest.mark.parametrize("text", ["taskid123", "0", "%00", "ü", "{}", "x" * 3000, "a" * 36])
+def test_id_that_is_no_uuid_is_404(alice: Person, text: str) -> None:
+    assert problem(alice.get(f"/task/{text}"), 404)["detail"] == "Task's ID is not found"
+
+
+def test_id_in_upper_case_is_the_same_id(alice: Person) -> None:
+    task = alice.start()
+    assert expect(alice.get(f"/task/{task['id'].upper()}"), 200) == task
+
+
+def test_same_idempotency_key_and_body_start_one_task(alice: Person) -> None:
+    alice.register()
+    wishes = {"agentId": "summarizer", "input": {"a": 1, "b": 2}}
+    headers = {"Idempotency-Key": "nightly 7"}
+    first = alice.post("/task", json=wishes, headers=headers)
+    task = expect(first, 201)
+    assert "Idempotency-Replayed" not in first.headers
+    alice.append(task, "meanwhile")
+    again = alice.post("/task", json=dict(reversed(wishes.items())), headers=headers)
+    assert expect(again, 201) == alice.task(task)
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert again.headers["Location"] == first.headers["Location"]
+    assert len(expect(alice.get("/task"), 200)) == 1
+
+
+def test_same_idempotency_key_with_another_body_is_422(alice: Person) -> None:
+    alice.register()
+    headers = {"Idempotency-Key": "k"}
+    expect(alice.post("/task", json={"agentId": "summarizer"}, headers=headers), 201)
+    other = {"agentId": "summarizer", "name": "other"}
+    problem(alice.post("/task", json=other, headers=headers), 422)
+
+
+def test_idempotency_key_is_unique_per_user(alice: Person, bob: Person) -> None:
+    headers = {"Idempotency-Key": "k"}
+    ids = set()
+    for person in (alice, bob):
+        person.register()
+        response = person.post("/task", json={"agentId": "summarizer"}, headers=headers)
+        ids.add(expect(response, 201)["id"])
+    assert len(ids) == 2
+
+
+def test_deleting_a_task_frees_its_idempotency_key(alice: Person) -> None:
+    alice.register()
+    wishes, headers = {"agentId": "summarizer"}, {"Idempotency-Key": "k"}
+    task = expect(alice.post("/task", json=wishes, headers=headers), 201)
+    expect(alice.delete(f"/task/{task['id']}"), 200)
+    again = alice.post("/task", json=wishes, headers=headers)
+    assert expect(again, 201)["id"] != task["id"]
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256])
+def test_idempotency_key_has_1_to_255_characters(alice: Person, key: str) -> None:
+    alice.register()
+    headers = {"Idempotency-Key": key}
+    problem(alice.post("/task", json={"agentId": "summarizer"}, headers=headers), 422)

@@ -1,0 +1,13 @@
+"""The WSGI application, for people who bring their own server: `gunicorn wsgi:app`."""
+
+import sys
+
+from taskservice.app import create_app
+from taskservice.config import Config, ConfigError
+from taskservice.migrations import DatabaseError
+
+try:
+    app = create_app(Config.from_environment())
+except (ConfigError, DatabaseError) as error:
+    print(f"taskservice: {error}", file=sys.stderr)
+    sys.exit(2)
