@@ -1,0 +1,1 @@
+"""Sends signed webhooks, safely: a pure library that knows no database and no settings."""

@@ -1,0 +1,232 @@
+"""One HTTP connection to a judged address, under one deadline whatever the other side does."""
+
+import errno
+import functools
+import http.client
+import io
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, cast
+
+import certifi
+
+from taskservice.webhooks.addresses import Address, read_address
+from taskservice.webhooks.destinations import Destinations, RefusedError, Target
+
+INTAKE_BYTES = 64 * 1024
+LOOKUPS = 64
+
+Resolver = Callable[[str], list[str]]
+
+# A lookup can't be interrupted, only abandoned: so many may be under way at once.
+_lookups = threading.BoundedSemaphore(LOOKUPS)
+
+
+class NoAnswerError(Exception):
+    """The receiver gave no answer; as text one plain sentence that says why."""
+
+
+class Deadline:
+    """The moment at which an attempt ends, `seconds` after this object was made."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._started = time.monotonic()
+
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started
+
+    def remaining(self) -> float:
+        """Seconds left, more than 0; raises TimeoutError when there are none."""
+        left = self.seconds - self.elapsed()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+
+class Connection(http.client.HTTPConnection):
+    """Plain HTTP to a target: looks it up, judges each address, connects to what it judged."""
+
+    def __init__(
+        self, target: Target, allowed: Destinations, deadline: Deadline, resolve: Resolver
+    ) -> None:
+        super().__init__(target.host.removesuffix("."), target.port)
+        answer = functools.partial(_Answer, deadline)
+        self.response_class = cast(type[http.client.HTTPResponse], answer)
+        self._target = target
+        self._allowed = allowed
+        self._deadline = deadline
+        self._resolve = resolve
+
+    def connect(self) -> None:
+        """Raises RefusedError if no address may be connected to, NoAnswerError if none can be."""
+        addresses = self._judged(self._addresses())
+        failures = []
+        for index, address in enumerate(addresses):
+            share = self._deadline.remaining() / (len(addresses) - index)
+            try:
+                self.sock = socket.create_connection((str(address), self.port), timeout=share)
+            except OSError as error:
+                failures.append(error)
+            else:
+                self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return
+        raise NoAnswerError(self._unreached(failures[0])) from failures[0]
+
+    def send(self, data: Any) -> None:
+        """Send bytes; raises TimeoutError at the deadline, however slowly they are taken."""
+        if self.sock is None:
+            self.connect()
+        view = memoryview(data)
+        while view:
+            self.sock.settimeout(self._deadline.remaining())
+            view = view[self.sock.send(view) :]
+
+    def _addresses(self) -> list[Address]:
+        host = self._target.host
+        if self._target.literal:
+            return [self._target.literal]
+        try:
+            return look_up(self._resolve, host, self._deadline)
+        except TimeoutError as error:
+            seconds = f"{self._deadline.seconds:g} s"
+            raise NoAnswerError(f"{host} was not resolved within {seconds}.") from error
+        except OSError as error:
+            raise NoAnswerError(f"{host} can't be resolved: {error.strerror}.") from error
+
+    def _judged(self, addresses: list[Address]) -> list[Address]:
+        """Those that are allowed: a name with one allowed address may be sent to, there."""
+        allowed, reasons = [], []
+        for address in addresses:
+            if reason := self._allowed.judge(self._target.host, address):
+                reasons.append(reason)
+            else:
+                allowed.append(address)
+        if reasons and not allowed:
+            raise RefusedError(reasons[0])
+        return allowed
+
+    def _unreached(self, error: OSError) -> str:
+        if isinstance(error, TimeoutError):
+            seconds = f"{self._deadline.seconds:g} s"
+            return f"{self.host} did not accept a connection within {seconds}."
+        if isinstance(error, ConnectionRefusedError):
+            return f"{self.host} refused a connection to port {self.port}."
+        return f"{self.host} can't be reached: {error.strerror}."
+
+
+class SecureConnection(Connection):
+    """The same over TLS, with the certificate verified."""
+
+    default_port = http.client.HTTPS_PORT
+
+    def connect(self) -> None:
+        """Raises what Connection does, TimeoutError, and NoAnswerError if the handshake fails."""
+        super().connect()
+        self.sock.settimeout(self._deadline.remaining())
+        try:
+            self.sock = tls_context().wrap_socket(self.sock, server_hostname=self.host)
+        except TimeoutError:
+            raise
+        except ssl.SSLCertVerificationError as error:
+            reason = error.verify_message.removesuffix(".")
+            sentence = f"The certificate of {self.host} is refused: {reason}."
+            raise NoAnswerError(sentence) from error
+        except OSError as error:
+            sentence = f"{self.host} does not speak TLS on port {self.port}."
+            raise NoAnswerError(sentence) from error
+
+
+@functools.cache
+def tls_context() -> ssl.SSLContext:
+    """Trusts the authorities of the system and those of certifi.
+
+    A private authority is added to the system's, or stands in the file that SSL_CERT_FILE
+    names, which OpenSSL reads. Made once, since reading the authorities takes 10 ms.
+    """
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    return context
+
+
+def system_addresses(host: str) -> list[str]:
+    """The addresses of a host as the system resolves it, best first; raises OSError."""
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return [str(socket_address[0]) for *_, socket_address in found]
+
+
+def look_up(resolve: Resolver, host: str, deadline: Deadline) -> list[Address]:
+    """What `resolve` finds for `host`; raises what it raises, TimeoutError at the deadline."""
+    found: Future[list[str]] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(resolve(host))
+        except Exception as error:
+            found.set_exception(error)
+        finally:
+            _lookups.release()
+
+    if not _lookups.acquire(timeout=deadline.remaining()):
+        raise TimeoutError
+    try:
+        threading.Thread(target=run, name="webhook-lookup", daemon=True).start()
+    except RuntimeError as error:
+        _lookups.release()
+        raise OSError(errno.EAGAIN, "this machine has no thread left") from error
+    addresses = [read_address(text) for text in found.result(deadline.remaining())]
+    if not addresses:
+        raise socket.gaierror(socket.EAI_NONAME, "it has no address")
+    return addresses
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer that is read until the deadline and up to a limit of bytes, and no further."""
+
+    def __init__(self, deadline: Deadline, sock: socket.socket, method: str | None = None) -> None:
+        super().__init__(sock, method=method)
+        self._intake = _Intake(sock, self.fp.detach(), deadline)
+        self.fp = io.BufferedReader(self._intake)
+
+    def begin(self) -> None:
+        """Read the head, past every interim answer, where the base class passes only 100."""
+        super().begin()
+        while 101 < self.status < 200:
+            self.headers = cast(http.client.HTTPMessage, None)  # as before the first head
+            super().begin()
+        self._intake.in_head = False
+
+
+class _Intake(io.RawIOBase):
+    """The bytes that come from a receiver."""
+
+    def __init__(self, sock: socket.socket, stream: io.RawIOBase, deadline: Deadline) -> None:
+        self._sock = sock
+        self._stream = stream
+        self._deadline = deadline
+        self._left = INTAKE_BYTES
+        self.in_head = True
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._left:
+            raise NoAnswerError(
+                f"The receiver sent {INTAKE_BYTES:,} bytes and no end of its answer."
+            )
+        self._sock.settimeout(self._deadline.remaining())
+        count = self._stream.readinto(memoryview(buffer)[: self._left]) or 0
+        if not count and self.in_head:  # the base class takes half a head for a whole one
+            raise ConnectionResetError
+        self._left -= count
+        return count
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()

@@ -1,0 +1,922 @@
+"""What happens to one attempt, whatever the receiver and the network do."""
+
+import gzip
+import logging
+import socket
+import sys
+import threading
+import time
+import tracemalloc
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from ipaddress import ip_address
+
+import pytest
+
+from taskservice.webhooks import connection
+from taskservice.webhooks.connection import Connection, Deadline, SecureConnection
+from taskservice.webhooks.destinations import Destinations, check_url
+from taskservice.webhooks.transport import send
+from tests.certificates import Authority
+from tests.receiver import Receiver, answer, drip, endless, raw, reset, silence, sip, unused_port
+
+LOOPBACK = Destinations.parse("loopback")
+EXTERNAL = Destinations.parse("external")
+HEADERS = {"Content-Type": "application/json", "webhook-id": "0193"}
+BODY = b'{"status": "complete"}'
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+SOON = 0.4  # a deadline that is meant to pass
+LATE = 5.0  # one that is not, and a bound for what should be quick
+
+
+def deliver(url, allowed=LOOPBACK, deadline=LATE, body=BODY, **options):
+    return send(url, HEADERS, body, allowed=allowed, deadline=deadline, **options)
+
+
+def finding(*addresses):
+    """A resolver that finds these addresses for every name."""
+    return lambda host: list(addresses)
+
+
+connects = []
+watching = False
+
+
+def watch(event, arguments):
+    """Notes what is connected to, and stops what would leave this machine, DNS included."""
+    if not watching:
+        return
+    if event == "socket.getaddrinfo" and arguments[0] != "localhost":
+        ip_address(arguments[0])  # ValueError: a name, which the system would ask about
+    if event == "socket.connect" and isinstance(arguments[1], tuple):
+        connects.append(arguments[1][0])
+        if not ip_address(arguments[1][0].partition("%")[0]).is_loopback:
+            raise AssertionError(f"a test was about to connect to {arguments[1]}")
+
+
+sys.addaudithook(watch)
+
+
+@pytest.fixture(autouse=True)
+def connected():
+    """The addresses connected to in a test; those beyond this machine are never reached."""
+    global watching
+    connects.clear()
+    watching = True
+    yield connects
+    watching = False
+
+
+@pytest.fixture
+def receiver():
+    with Receiver() as receiver:
+        yield receiver
+
+
+# What goes out.
+
+
+def test_webhook_arrives_as_it_was_given(receiver):
+    outcome = deliver(receiver.url + "hook/ü?a=1&b=ü")
+
+    (request,) = receiver.wait_for(1)
+    assert (request.method, request.path) == ("POST", "/hook/%C3%BC?a=1&b=%C3%BC")
+    assert request.body == BODY
+    assert request.headers == {
+        "host": f"127.0.0.1:{receiver.port}",
+        "user-agent": "taskservice",
+        "accept": "*/*",
+        "accept-encoding": "identity",
+        "connection": "close",
+        "content-type": "application/json",
+        "content-length": str(len(BODY)),
+        "webhook-id": "0193",
+    }
+    assert outcome.delivered
+    assert not outcome.permanent
+    assert outcome.status_code == 204
+    assert outcome.message == "The receiver answered 204 No Content."
+    assert 0 <= outcome.duration_ms < 5000
+
+
+def test_callers_headers_go_before_our_own(receiver):
+    send(receiver.url, {"user-agent": "mine/1"}, b"", allowed=LOOPBACK, deadline=LATE)
+
+    (request,) = receiver.wait_for(1)
+    assert request.headers["user-agent"] == "mine/1"
+    assert request.headers["content-length"] == "0"
+
+
+@pytest.mark.parametrize("path", ["", "?a", "a/../b", "/a", "%2e%2e", "?a=%zz"])
+def test_odd_paths_arrive(receiver, path):
+    assert deliver(receiver.url + path).delivered
+    assert receiver.wait_for(1)
+
+
+def test_host_header_is_the_name_with_its_port(receiver):
+    deliver(f"http://Hooks.Example.:{receiver.port}/", resolve=finding("127.0.0.1"))
+
+    assert receiver.wait_for(1)[0].headers["host"] == f"hooks.example:{receiver.port}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "url", "host"),
+    [
+        (Connection, "http://hooks.example/", b"hooks.example"),
+        (Connection, "http://hooks.example:443/", b"hooks.example:443"),
+        (SecureConnection, "https://hooks.example/", b"hooks.example"),
+        (SecureConnection, "https://hooks.example:80/", b"hooks.example:80"),
+    ],
+)
+def test_host_header_leaves_out_the_usual_port(kind, url, host):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        channel = kind(check_url(url, EXTERNAL), EXTERNAL, Deadline(LATE), finding())
+        channel.sock = ours
+        channel.request("POST", "/")
+
+        assert b"\r\nHost: " + host + b"\r\n" in theirs.recv(4096)
+
+
+def test_a_large_body_arrives_whole(receiver):
+    body = bytes(range(256)) * 16 * 1024
+
+    assert deliver(receiver.url, body=body).delivered
+    assert receiver.wait_for(1)[0].body == body
+
+
+def test_ipv6_receiver_is_reached():
+    with Receiver(host="::1") as receiver:
+        assert deliver(receiver.url).delivered
+        assert receiver.wait_for(1)[0].headers["host"] == f"[::1]:{receiver.port}"
+
+
+def test_proxies_and_netrc_of_the_environment_count_for_nothing(receiver, monkeypatch, tmp_path):
+    netrc = tmp_path / ".netrc"
+    netrc.write_text("default login alice password secret\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with Receiver() as proxy:
+        for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url)
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+
+        assert deliver(receiver.url).delivered
+
+        assert proxy.connections == 0
+    assert "authorization" not in receiver.wait_for(1)[0].headers
+
+
+def test_cookies_and_connections_are_not_kept(receiver):
+    receiver.answer = answer(200, {"Set-Cookie": "session=1"})
+
+    deliver(receiver.url)
+    deliver(receiver.url)
+
+    assert "cookie" not in receiver.wait_for(2)[1].headers
+    assert receiver.connections == 2
+
+
+def test_many_are_sent_at_once(receiver):
+    outcomes = []
+    threads = [
+        threading.Thread(target=lambda: outcomes.append(deliver(receiver.url))) for _ in range(40)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert [outcome.delivered for outcome in outcomes] == [True] * 40
+
+
+# What the receiver answers.
+
+
+@pytest.mark.parametrize(
+    ("status", "delivered", "permanent", "message"),
+    [
+        (200, True, False, "200 OK"),
+        (204, True, False, "204 No Content"),
+        (299, True, False, "299"),
+        (300, False, False, "300 Multiple Choices; redirects are not followed"),
+        (304, False, False, "304 Not Modified; redirects are not followed"),
+        (400, False, False, "400 Bad Request"),
+        (404, False, False, "404 Not Found"),
+        (410, False, True, "410 Gone"),
+        (429, False, False, "429 Too Many Requests"),
+        (500, False, False, "500 Internal Server Error"),
+        (503, False, False, "503 Service Unavailable"),
+        (999, False, False, "999"),
+    ],
+)
+def test_only_2xx_is_success_and_only_410_is_final(receiver, status, delivered, permanent, message):
+    receiver.answer = answer(status)
+
+    outcome = deliver(receiver.url)
+
+    assert outcome[:5] == (f"The receiver answered {message}.", delivered, permanent, status, None)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirect_is_a_failure_and_is_not_followed(receiver, status):
+    with Receiver() as elsewhere:
+        receiver.answer = answer(status, {"Location": elsewhere.url})
+
+        outcome = deliver(receiver.url)
+
+        assert not outcome.delivered
+        assert not outcome.permanent
+        assert outcome.status_code == status
+        assert outcome.message.endswith("; redirects are not followed.")
+        assert elsewhere.connections == 0
+
+
+@pytest.mark.parametrize("location", ["http://169.254.169.254/", "http://[", "\xff\xfe", "//", ""])
+def test_location_is_not_even_looked_at(receiver, location, connected):
+    receiver.answer = answer(302, {"Location": location})
+
+    assert deliver(receiver.url).status_code == 302
+    assert connected == ["127.0.0.1"]
+
+
+def http_date(seconds):
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
+
+
+@pytest.mark.parametrize("status", [429, 503, 500, 301])
+@pytest.mark.parametrize(
+    ("value", "low", "high"),
+    [
+        ("120", 120, 120),
+        (" 7 ", 7, 7),
+        (http_date(3600), 3500, 3600),
+        ("86400", 86_400, 86_400),
+        ("86401", 86_400, 86_400),
+        ("9" * 5000, 86_400, 86_400),
+        (http_date(10 * 86_400), 86_400, 86_400),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 86_400, 86_400),
+        ("Fri, 31 Dec 2100 23:59:59 -0000", 86_400, 86_400),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date_and_a_day_at_most(receiver, status, value, low, high):
+    receiver.answer = answer(status, {"Retry-After": value})
+
+    assert low <= deliver(receiver.url).retry_after <= high
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "0",
+        "-1",
+        "+5",
+        "1.5",
+        "1e3",
+        "inf",
+        "nan",
+        "soon",
+        "1_000",
+        "0x10",
+        "²",
+        "5 seconds",
+        "Thu, 01 Jan 1970 00:00:00 GMT",
+        "Fri, 31 Dec 99999 23:59:59 GMT",
+        "Wed, 99 Foo 2030",
+        "Wed, 21 Oct 2099 07:28:00 +9999",
+        "120, 240",
+        "\xff",
+        ",,,",
+        "00:00",
+        "Mon, 1",
+    ],
+)
+def test_retry_after_that_says_nothing_usable_is_ignored(receiver, value):
+    receiver.answer = answer(503, {"Retry-After": value})
+
+    outcome = deliver(receiver.url)
+
+    assert outcome.status_code == 503
+    assert outcome.retry_after is None
+
+
+def test_interim_answers_are_passed_over(receiver):
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+    receiver.answer = raw(b"HTTP/1.1 100 Continue\r\n\r\n" + hints + hints + OK)
+
+    assert deliver(receiver.url).status_code == 200
+
+
+def test_answer_before_the_body_is_read_counts(receiver):
+    receiver.reads_body = False
+    receiver.answer = answer(413)
+
+    assert deliver(receiver.url, body=b"x" * 10_000_000).status_code == 413
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"Content-Length: 100\r\n\r\nshort",
+        b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n",
+        b"\r\nrest",
+        b"Content-Length: 1, 2\r\n\r\n",
+        b"Content-Encoding: gzip\r\n\r\nnone",
+        b"no colon\r\n\r\n",
+    ],
+)
+def test_body_does_not_matter_once_the_head_has_come(receiver, body):
+    receiver.answer = raw(b"HTTP/1.1 200 OK\r\n" + body)
+
+    assert deliver(receiver.url).delivered
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HTTP/1.1",
+        b"HTTP/1.1 200 OK",
+        b"HTTP/1.1 200 OK\r\nContent-Le",
+        b"HTTP/1.1 200 OK\r\n",
+        b"",
+        b"HTTP/1.1 200 OK\r\nA: b\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+    ],
+)
+@pytest.mark.parametrize("ending", [raw, reset])
+def test_answer_that_breaks_off_in_its_head_is_none(receiver, data, ending):
+    receiver.answer = ending(data)
+
+    outcome = deliver(receiver.url)
+
+    assert not outcome.delivered
+    assert not outcome.permanent
+    assert outcome.status_code is None
+    assert outcome.message == "The receiver closed the connection before it had answered."
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"SSH-2.0-OpenSSH_9.9\r\n",
+        b"\x00" * 100 + b"\n",
+        b"HTTP/1.1 abc\r\n\r\n",
+        b"200 OK\r\n\r\n",
+        b"HTTP/1.1 99 Low\r\n\r\n",
+        b"HTTP/2 200\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 101,
+        b"\r\n" + OK,
+        b"<html>\n",
+        b"HTTP/1.1 1000 High\r\n\r\n",
+    ],
+)
+def test_answer_that_is_not_http_is_none(receiver, data):
+    receiver.answer = raw(data + b"\r\n")
+
+    outcome = deliver(receiver.url)
+
+    assert outcome[:4] == ("The receiver's answer is not HTTP.", False, False, None)
+
+
+# How much is read.
+
+
+def test_endless_body_is_left_soon(receiver):
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n"
+    receiver.answer = endless(b"x" * 65536, first=head)
+
+    with memory_below(megabytes=2):
+        outcome = deliver(receiver.url, deadline=30)
+
+    assert outcome.delivered
+    assert outcome.duration_ms < LATE * 1000
+
+
+@pytest.mark.parametrize("status", [200, 301, 500])
+def test_gzip_bomb_is_not_unpacked(receiver, status):
+    bomb = gzip.compress(b"\x00" * 30_000_000)
+    fields = {"Content-Encoding": "gzip", "Location": receiver.url}
+    receiver.answer = answer(status, fields, bomb)
+
+    with memory_below(megabytes=2):
+        assert deliver(receiver.url).status_code == status
+
+
+@pytest.mark.parametrize("status", [b"100 Continue", b"102 Processing", b"103 Early Hints"])
+def test_endless_interim_answers_are_left_soon(receiver, status):
+    receiver.answer = endless(b"HTTP/1.1 " + status + b"\r\nA: b\r\n\r\n")
+
+    outcome = deliver(receiver.url, deadline=30)
+
+    assert outcome.message == "The receiver sent 65,536 bytes and no end of its answer."
+    assert not outcome.delivered
+    assert not outcome.permanent
+    assert outcome.duration_ms < LATE * 1000
+
+
+@pytest.mark.parametrize("first", [b"", b"HTTP/1.1 200 OK\r\nA: "])
+def test_endless_head_is_left_soon(receiver, first):
+    receiver.answer = endless(b"x" * 1000, first=first)
+
+    outcome = deliver(receiver.url, deadline=30)
+
+    assert not outcome.delivered
+    assert outcome.duration_ms < LATE * 1000
+
+
+@contextmanager
+def memory_below(megabytes):
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        yield
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert peak < megabytes * 1_000_000
+
+
+# How long it takes.
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        silence,
+        drip(OK * 100),
+        drip(b"A: b\r\n" * 100, first=b"HTTP/1.1 200 OK\r\n"),
+        drip(b"HTTP/1.1 100 Continue\r\n\r\n" * 100),
+        drip(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100, every=0.005),
+    ],
+    ids=["silence", "status line", "header", "100", "103"],
+)
+def test_no_whole_head_by_the_deadline_is_no_answer(receiver, behaviour):
+    receiver.answer = behaviour
+
+    outcome = deliver(receiver.url, deadline=SOON)
+
+    assert outcome[:4] == ("No answer within 0.4 s.", False, False, None)
+    assert SOON * 1000 <= outcome.duration_ms < 2000
+
+
+@pytest.mark.parametrize("status", [200, 503])
+@pytest.mark.parametrize(
+    "framing", [b"Content-Length: 900", b"Transfer-Encoding: chunked", b"A: b"]
+)
+def test_dripping_body_ends_at_the_deadline_and_the_status_counts(receiver, status, framing):
+    head = b"HTTP/1.1 %d Whatever\r\n%b\r\n\r\n" % (status, framing)
+    receiver.answer = drip(b"1\r\nx\r\n" * 150, first=head)
+
+    outcome = deliver(receiver.url, deadline=SOON)
+
+    assert outcome.status_code == status
+    assert outcome.delivered == (status == 200)
+    assert outcome.duration_ms < 2000
+
+
+@pytest.mark.parametrize("behaviour", [silence, sip()], ids=["not", "slowly"])
+def test_receiver_that_does_not_take_the_body_is_left_at_the_deadline(receiver, behaviour):
+    receiver.reads_body = False
+    receiver.answer = behaviour
+
+    outcome = deliver(receiver.url, deadline=SOON, body=b"x" * 30_000_000)
+
+    assert outcome.message == "No answer within 0.4 s."
+    assert outcome.duration_ms < 2000
+
+
+def test_stalled_handshake_ends_at_the_deadline():
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # accepts, and says nothing
+        outcome = deliver(f"https://127.0.0.1:{listener.getsockname()[1]}/", deadline=SOON)
+
+    assert outcome.message == "No answer within 0.4 s."
+    assert outcome.duration_ms < 2000
+
+
+def test_dripping_handshake_ends_at_the_deadline():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip_a_record():
+            peer, _ = listener.accept()
+            with peer:
+                for byte in b"\x16\x03\x03\x40\x00" + b"\x02" * 100:
+                    time.sleep(0.02)
+                    try:
+                        peer.sendall(bytes([byte]))
+                    except OSError:
+                        return
+
+        thread = threading.Thread(target=drip_a_record)
+        thread.start()
+        outcome = deliver(f"https://127.0.0.1:{listener.getsockname()[1]}/", deadline=SOON)
+        thread.join()
+
+    assert not outcome.delivered
+    assert outcome.duration_ms < 2000
+
+
+@contextmanager
+def deaf(port=0):
+    """An address and port of this machine where a connection is never completed."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.2", port))
+        listener.listen(0)
+        fillers = [socket.socket() for _ in range(3)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        time.sleep(0.05)
+        connects.clear()
+        try:
+            yield listener.getsockname()
+        finally:
+            for filler in fillers:
+                filler.close()
+
+
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is Linux's")
+
+
+@needs_linux
+def test_connection_that_is_never_completed_ends_at_the_deadline():
+    with deaf() as (host, port):
+        outcome = deliver(f"http://{host}:{port}/", deadline=SOON)
+
+    assert outcome.message == "127.0.0.2 did not accept a connection within 0.4 s."
+    assert not outcome.permanent
+    assert outcome.duration_ms < 2000
+
+
+# Where it goes.
+
+
+def test_refused_connection_is_tried_again_later():
+    port = unused_port()
+
+    outcome = deliver(f"http://127.0.0.1:{port}/")
+
+    assert outcome[:4] == (f"127.0.0.1 refused a connection to port {port}.", False, False, None)
+
+
+LOOPBACK_SPELLINGS = [
+    "127.0.0.1",
+    "127.0.0.1.",
+    "2130706433",
+    "017700000001",
+    "0x7f000001",
+    "0177.0.0.1",
+    "0x7f.1",
+    "127.1",
+    "%31%32%37.0.0.1",
+    "[::ffff:127.0.0.1]",
+    "[::ffff:7f00:1]",
+]
+
+
+@pytest.mark.parametrize("host", LOOPBACK_SPELLINGS)
+def test_loopback_in_any_spelling_is_refused_before_a_byte_is_sent(receiver, host, connected):
+    url = f"http://{host}:{receiver.port}/"
+
+    outcome = deliver(url, allowed=Destinations.parse("external,private"))
+
+    assert (outcome.delivered, outcome.permanent, outcome.status_code) == (False, True, None)
+    assert outcome.message.endswith("a loopback address; add it to TASKSERVICE_CALLBACK_ALLOWED")
+    assert connected == []
+    assert receiver.connections == 0
+
+
+@pytest.mark.parametrize("host", LOOPBACK_SPELLINGS)
+@pytest.mark.parametrize("allowed", ["loopback", "127.0.0.0/8", "127.0.0.1"])
+def test_loopback_in_any_spelling_is_let_through_by_word_or_network(receiver, host, allowed):
+    url = f"http://{host}:{receiver.port}/"
+
+    assert deliver(url, allowed=Destinations.parse(allowed)).delivered
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:{}\\@example.com/",
+        "http://127.0.0.1:{}@example.com/",
+        "//127.0.0.1:{}/",
+        "http://example.com@127.0.0.1:{}/",
+        "http://127.0.0.1:{}#@example.com/",
+        "http:127.0.0.1:{}",
+        "http://[::1%25lo]:{}/",
+        "http://１２７.0.0.1:{}/",
+        "http://127。0。0。1:{}/",
+        " http://127.1:{}",
+    ],
+)
+def test_url_that_could_be_read_two_ways_is_refused_before_a_byte_is_sent(receiver, url, connected):
+    outcome = deliver(url.format(receiver.port), resolve=finding("127.0.0.1"))
+
+    assert (outcome.delivered, outcome.permanent) == (False, True)
+    assert connected == []
+    assert receiver.connections == 0
+
+
+@pytest.mark.parametrize(
+    ("address", "kind"),
+    [
+        ("127.0.0.1", "loopback"),
+        ("::1", "loopback"),
+        ("::ffff:127.0.0.1", "loopback"),
+        ("10.0.0.5", "private"),
+        ("fd12::1", "private"),
+        ("169.254.169.254", "metadata"),
+        ("168.63.129.16", "metadata"),
+        ("fd00:ec2::254", "metadata"),
+        ("169.254.1.1", "link-local"),
+        ("fe80::1%lo", "link-local"),
+        ("0.0.0.0", "reserved"),
+        ("::", "reserved"),
+        ("::127.0.0.1", "reserved"),
+        ("64:ff9b::7f00:1", "NAT64"),
+        ("2002:7f00:1::", "6to4"),
+        ("224.0.0.1", "multicast"),
+        ("255.255.255.255", "reserved"),
+    ],
+)
+def test_name_of_a_special_address_is_refused_before_a_byte_is_sent(address, kind, connected):
+    outcome = deliver("http://hooks.lan/", allowed=EXTERNAL, resolve=finding(address))
+
+    assert (outcome.delivered, outcome.permanent) == (False, True)
+    assert outcome.message.startswith("hooks.lan resolves to ")
+    assert f", a {kind} address; add it to " in outcome.message
+    assert connected == []
+
+
+def test_refusal_is_the_sentence_of_the_contract():
+    outcome = deliver("http://hooks.lan/?a", allowed=EXTERNAL, resolve=finding("10.0.0.5"))
+
+    assert outcome.message == (
+        "hooks.lan resolves to 10.0.0.5, a private address; add it to TASKSERVICE_CALLBACK_ALLOWED"
+    )
+
+
+@pytest.mark.parametrize("allowed", ["hooks.lan", "*.lan"])
+def test_host_pattern_lets_its_host_through_whatever_its_address(receiver, allowed):
+    url = f"http://hooks.lan:{receiver.port}/"
+
+    outcome = deliver(url, allowed=Destinations.parse(allowed), resolve=finding("127.0.0.1"))
+
+    assert outcome.delivered
+
+
+def test_name_is_resolved_once_and_what_was_judged_is_connected_to(receiver, connected):
+    answers = [["127.0.0.1"], ["127.0.0.2"], ["127.0.0.1"]]
+    asked = []
+
+    def rebind(host):
+        asked.append(host)
+        return answers[len(asked) - 1]
+
+    allowed = Destinations.parse("127.0.0.1")
+    url = f"http://hooks.lan:{receiver.port}/"
+    outcomes = [deliver(url, allowed=allowed, resolve=rebind) for _ in answers]
+
+    assert [outcome.delivered for outcome in outcomes] == [True, False, True]
+    assert asked == ["hooks.lan"] * 3
+    assert connected == ["127.0.0.1", "127.0.0.1"]
+
+
+def test_forbidden_addresses_beside_allowed_ones_are_passed_over(receiver, connected):
+    mixed = finding("10.0.0.5", "169.254.169.254", "127.0.0.1", "8.8.8.8")
+
+    assert deliver(f"http://hooks.lan:{receiver.port}/", resolve=mixed).delivered
+    assert connected == ["127.0.0.1"]
+
+
+def test_next_address_is_tried_when_the_first_refuses(receiver, connected):
+    outcome = deliver(f"http://hooks.lan:{receiver.port}/", resolve=finding("::1", "127.0.0.1"))
+
+    assert outcome.delivered
+    assert connected == ["::1", "127.0.0.1"]
+
+
+@needs_linux
+def test_next_address_is_tried_within_the_deadline_when_the_first_is_dead(receiver, connected):
+    with deaf(receiver.port) as (host, port):
+        both = finding(host, "127.0.0.1")
+
+        assert deliver(f"http://hooks.lan:{port}/", deadline=1, resolve=both).delivered
+        assert connected == [host, "127.0.0.1"]
+
+
+def test_name_that_does_not_resolve_is_tried_again_later():
+    def unknown(host):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    outcome = deliver("http://hooks.lan/", resolve=unknown)
+
+    assert outcome[:4] == (
+        "hooks.lan can't be resolved: Name or service not known.",
+        False,
+        False,
+        None,
+    )
+
+
+def test_name_without_an_address_is_tried_again_later():
+    outcome = deliver("http://hooks.lan/", resolve=finding())
+
+    assert not outcome.permanent
+    assert outcome.message == "hooks.lan can't be resolved: it has no address."
+
+
+def test_slow_lookup_ends_at_the_deadline():
+    done = threading.Event()
+    outcome = deliver("http://hooks.lan/", deadline=SOON, resolve=lambda host: done.wait() and [])
+    done.set()
+
+    assert outcome.message == "hooks.lan was not resolved within 0.4 s."
+    assert not outcome.permanent
+    assert outcome.duration_ms < 2000
+
+
+def test_lookups_that_hang_are_bounded_and_are_over_when_they_return(receiver):
+    done = threading.Event()
+
+    def hang(host):
+        done.wait()
+        return ["127.0.0.1"]
+
+    def attempt():
+        outcomes.append(deliver("http://hooks.lan/", deadline=SOON, resolve=hang))
+
+    outcomes = []
+    threads = [threading.Thread(target=attempt) for _ in range(connection.LOOKUPS + 10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    hanging = sum(thread.name == "webhook-lookup" for thread in threading.enumerate())
+    done.set()
+
+    assert hanging == connection.LOOKUPS
+    assert {outcome.message for outcome in outcomes} == {"hooks.lan was not resolved within 0.4 s."}
+    url = f"http://hooks.lan:{receiver.port}/"
+    assert deliver(url, resolve=finding("127.0.0.1")).delivered
+
+
+def test_system_resolves_localhost(receiver):
+    assert deliver(f"http://localhost:{receiver.port}/").delivered
+    assert not deliver(f"http://localhost:{receiver.port}/", allowed=EXTERNAL).delivered
+    assert receiver.connections == 1
+
+
+# TLS.
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return Authority()
+
+
+@pytest.fixture
+def trusted(authority, monkeypatch, tmp_path):
+    """Our own authority in SSL_CERT_FILE, as a team adds a private one."""
+    (tmp_path / "authority.pem").write_bytes(authority.pem)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+    connection.tls_context.cache_clear()
+    yield
+    connection.tls_context.cache_clear()
+
+
+def deliver_securely(context, name="hooks.example", **options):
+    with Receiver(tls=context) as receiver:
+        url = f"https://{name}:{receiver.port}/hook"
+        outcome = deliver(url, resolve=finding("127.0.0.1"), **options)
+        return outcome, receiver.requests
+
+
+def test_certificate_of_a_private_authority_is_accepted(authority, trusted):
+    outcome, requests = deliver_securely(authority.server("hooks.example"))
+
+    assert outcome.delivered
+    assert requests[0].body == BODY
+    assert requests[0].headers["host"].startswith("hooks.example:")
+
+
+def test_certificate_for_an_address_or_a_name_with_a_final_dot_is_accepted(authority, trusted):
+    context = authority.server("127.0.0.1", "hooks.example")
+
+    assert deliver_securely(context, "127.0.0.1")[0].delivered
+    assert deliver_securely(context, "hooks.example.")[0].delivered
+
+
+@pytest.mark.parametrize(
+    ("names", "flaw", "reason"),
+    [
+        (
+            ["hooks.example"],
+            {"expired": True},
+            "certificate has expired",
+        ),
+        (["other.example"], {}, "not valid for 'hooks.example'"),
+        (["127.0.0.1"], {}, "not valid for 'hooks.example'"),
+    ],
+    ids=["expired", "wrong name", "address alone"],
+)
+def test_bad_certificate_is_refused_before_the_request(authority, trusted, names, flaw, reason):
+    outcome, requests = deliver_securely(authority.server(*names, **flaw))
+
+    assert (outcome.delivered, outcome.permanent, outcome.status_code) == (False, False, None)
+    assert outcome.message.startswith("The certificate of hooks.example is refused: ")
+    assert outcome.message.endswith(f"{reason}.")
+    assert requests == []
+
+
+def test_certificate_of_an_unknown_authority_is_refused(authority, trusted):
+    outcome, requests = deliver_securely(Authority().server("hooks.example"))
+
+    assert outcome.message.startswith("The certificate of hooks.example is refused: ")
+    assert requests == []
+
+
+def test_environment_of_requests_does_not_add_an_authority(authority, monkeypatch, tmp_path):
+    (tmp_path / "authority.pem").write_bytes(authority.pem)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "authority.pem"))
+    monkeypatch.setenv("CURL_CA_BUNDLE", str(tmp_path / "authority.pem"))
+    connection.tls_context.cache_clear()
+
+    assert not deliver_securely(authority.server("hooks.example"))[0].delivered
+
+
+def test_public_authorities_are_trusted_beside_a_private_one(trusted):
+    assert len(connection.tls_context().get_ca_certs()) > 50
+
+
+def test_dripping_answer_over_tls_ends_at_the_deadline(authority, trusted):
+    with Receiver(tls=authority.server("127.0.0.1")) as receiver:
+        receiver.answer = drip(OK * 100)
+
+        outcome = deliver(receiver.url, deadline=SOON)
+
+    assert outcome.message == "No answer within 0.4 s."
+    assert outcome.duration_ms < 2000
+
+
+@pytest.mark.parametrize("behaviour", [silence, sip()], ids=["not", "slowly"])
+def test_body_that_is_not_taken_over_tls_ends_at_the_deadline(authority, trusted, behaviour):
+    context = authority.server("127.0.0.1")
+    with Receiver(tls=context, reads_body=False, answer=behaviour) as receiver:
+        outcome = deliver(receiver.url, deadline=SOON, body=b"x" * 30_000_000)
+
+    assert outcome.message == "No answer within 0.4 s."
+    assert outcome.duration_ms < 2000
+
+
+def test_receiver_that_does_not_speak_tls_is_explained():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def answer_in_plain():
+            peer, _ = listener.accept()
+            with peer:
+                peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                peer.recv(4096)
+
+        thread = threading.Thread(target=answer_in_plain)
+        thread.start()
+        outcome = deliver(f"https://127.0.0.1:{port}/")
+        thread.join()
+
+    assert outcome.message == f"127.0.0.1 does not speak TLS on port {port}."
+    assert not outcome.permanent
+
+
+# What is told.
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        answer(200),
+        answer(500),
+        raw(b"HTTP/1.1 200 OK\r\nno colon here\r\n\r\n"),
+        raw(b"nonsense\r\n\r\n"),
+        reset(),
+        answer(301, {"Location": "http://127.0.0.1/"}),
+    ],
+)
+def test_path_and_query_reach_neither_log_nor_message(receiver, behaviour, caplog):
+    receiver.answer = behaviour
+    with caplog.at_level(logging.DEBUG):
+        outcome = deliver(receiver.url + "hook-hunter2?token=hunter2")
+        nowhere = deliver(f"http://127.0.0.1:{unused_port()}/hook-hunter2?token=hunter2")
+
+    assert receiver.wait_for(1)[0].path == "/hook-hunter2?token=hunter2"
+    assert "hunter2" not in caplog.text
+    assert "hunter2" not in outcome.message + nowhere.message
+
+
+def test_what_the_receiver_says_does_not_reach_the_message(receiver):
+    receiver.answer = raw(b"HTTP/1.1 500 <script>alert(1)</script>\x1b[31m\r\n\r\n")
+
+    assert deliver(receiver.url).message == "The receiver answered 500 Internal Server Error."
