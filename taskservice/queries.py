@@ -261,6 +261,14 @@ _KEY = select(*KEY_COLUMNS).where(
     or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > bindparam("now", type_=Timestamp())),
 )
 _KEY_BY_ID = select(*KEY_COLUMNS).where(ApiKey.id == bindparam("key_id"))
+_KEYS_OF_USER = (
+    select(*KEY_COLUMNS)
+    .where(ApiKey.user_id == bindparam("user_id"))
+    .order_by(ApiKey.created_at, ApiKey.id)
+)
+_CURRENT_SECRET = select(CallbackSecret.secret, CallbackSecret.created_at).where(
+    CallbackSecret.user_id == bindparam("user_id"), CallbackSecret.replaced_at.is_(None)
+)
 _KEYS = (
     select(*KEY_COLUMNS, User.name.label("user_name"))
     .join(User, User.id == ApiKey.user_id)
@@ -316,10 +324,20 @@ def key(key_id: str) -> AnyRow:
         return connection.execute(_KEY_BY_ID, {"key_id": key_id}).one()
 
 
-def keys() -> Sequence[AnyRow]:
+def all_keys() -> Sequence[AnyRow]:
     """All keys of all users, each with its `user_name`."""
     with reading() as connection:
         return connection.execute(_KEYS).all()
+
+
+def keys_of_user(user_id: str) -> Sequence[AnyRow]:
+    with reading() as connection:
+        return connection.execute(_KEYS_OF_USER, {"user_id": user_id}).all()
+
+
+def current_callback_secret(user_id: str) -> AnyRow:
+    with reading() as connection:
+        return connection.execute(_CURRENT_SECRET, {"user_id": user_id}).one()
 
 
 def callback_secrets(user_id: str, since: str) -> Sequence[str]:

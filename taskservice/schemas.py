@@ -3,11 +3,12 @@
 import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from datetime import datetime
+from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, validate
 
-from taskservice import strict_json
+from taskservice import stamps, strict_json
 from taskservice.models import CANCELLED, COMPLETE, ERROR, FAILED, RUNNING, TIMEOUT
 
 MAX_NAME = 200
@@ -41,6 +42,23 @@ class WholeNumber(fields.Integer):
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.make_error("invalid", input=value)
         return value
+
+
+class Moment(fields.Field[str]):
+    """A moment as RFC 3339 has it, with its offset; loaded in our own spelling."""
+
+    _SHAPE = re.compile(
+        r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+    )
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
+        try:
+            if not isinstance(value, str) or not self._SHAPE.fullmatch(value):
+                raise ValueError
+            return stamps.rfc3339(datetime.fromisoformat(value))
+        except (ValueError, OverflowError):
+            example = "2026-11-24T13:36:00Z"
+            raise ValidationError(f"Must be a moment as in RFC 3339, such as {example}.") from None
 
 
 class JsonObject(fields.Dict):
@@ -150,6 +168,17 @@ class KeySchema(RowSchema):
     revokedAt = fields.String(attribute="revoked_at")
 
 
+class NewKeySchema(KeySchema):
+    """A key as its creation answers: the only answer with its text."""
+
+    key = fields.String(attribute="text")
+
+
+class CallbackSecretSchema(RowSchema):
+    secret = fields.String()
+    createdAt = fields.String(attribute="created_at")
+
+
 class TaskSchema(RowSchema):
     id = fields.String()
     name = fields.String()
@@ -177,6 +206,8 @@ TASK_FIELDS = tuple(name for name in TaskSchema().fields if name not in TASK_EXP
 agent_schema = AgentSchema()
 user_schema = UserSchema()
 key_schema = KeySchema()
+new_key_schema = NewKeySchema()
+callback_secret_schema = CallbackSecretSchema()
 task_schema = TaskSchema(exclude=TASK_EXPANSIONS)
 
 
@@ -229,6 +260,12 @@ class AppendSchema(Schema):
 class PutAgentSchema(Schema):
     name = _name(allow_none=True)
     description = fields.String(allow_none=True, validate=validate.Length(max=MAX_DESCRIPTION))
+
+
+class CreateKeySchema(Schema):
+    name = _name(required=True)
+    agentId = fields.String(allow_none=True)
+    expiresAt = Moment(allow_none=True)
 
 
 # --- what the query string may say -------------------------------------------------------

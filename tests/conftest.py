@@ -60,7 +60,7 @@ class Databases:
         if self._url is None:
             self._url = self.new_postgresql()
             migrations.upgrade(self._url)
-        names = [table for table in Base.metadata.tables]
+        names = list(Base.metadata.tables)
         with psycopg.connect(self._url, autocommit=True) as connection:
             connection.execute(f"TRUNCATE {', '.join(names)} CASCADE")
         return self._url

@@ -3,6 +3,7 @@
 from flask import Blueprint, Flask, request
 
 from taskservice.api.agents import agents
+from taskservice.api.keys import keys
 from taskservice.api.logs import logs
 from taskservice.api.operations import operations
 from taskservice.api.tasks import tasks
@@ -12,7 +13,7 @@ from taskservice.auth import authenticate
 PREFIX = "/api/v1"
 
 api = Blueprint("api", __name__, url_prefix=PREFIX)
-for blueprint in (tasks, logs, agents, users):
+for blueprint in (tasks, logs, agents, users, keys):
     api.register_blueprint(blueprint)
 
 

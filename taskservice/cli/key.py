@@ -46,7 +46,7 @@ def add(user: str, name: str, agent: str | None, expires: int | None) -> None:
 def list_all(as_json: bool) -> None:
     """List the keys of all users, without their secrets."""
     with service():
-        rows = [key_schema.dump(row) | {"user": row.user_name} for row in queries.keys()]
+        rows = [key_schema.dump(row) | {"user": row.user_name} for row in queries.all_keys()]
         columns = ["user", "name", "hint", "agentId", "id", "createdAt", "expiresAt"]
         print_rows(rows, [*columns, "lastUsedAt", "revokedAt"], as_json)
 

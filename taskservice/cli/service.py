@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
+from sqlalchemy.exc import DBAPIError
 
 from taskservice.app import create_app
 from taskservice.config import Config, ConfigError, unknown_names
@@ -31,21 +32,29 @@ def give_up(message: str, code: int = 1) -> NoReturn:
 
 
 @contextmanager
+def one_line_failures() -> Iterator[None]:
+    """What the database or the service refuses becomes one line and exit code 1."""
+    try:
+        yield
+    except DatabaseError as error:
+        give_up(str(error))
+    except DBAPIError as error:
+        give_up(f"The database said: {error.orig}")
+    except Problem as problem:
+        errors = problem.more.get("errors", {})
+        messages = [str(message) for texts in errors.values() for message in texts]
+        give_up("; ".join(messages) or problem.detail)
+
+
+@contextmanager
 def service() -> Iterator[None]:
     """The service's app context, on a migrated database; failures become one line."""
     config = load_config()
-    try:
+    with one_line_failures():
         app = create_app(config)
         with app.app_context():
             yield
         dispose(app)
-    except DatabaseError as error:
-        give_up(str(error))
-    except Problem as problem:
-        messages = [
-            str(text) for texts in problem.more.get("errors", {}).values() for text in texts
-        ]
-        give_up("; ".join(messages) or problem.detail)
 
 
 def print_rows(rows: Iterable[dict[str, Any]], columns: Sequence[str], as_json: bool) -> None:

@@ -168,7 +168,8 @@ def _consequence(outcome: Outcome, attempt_count: int) -> tuple[str, float | Non
         return DELIVERED, None
     if outcome.permanent or attempt_count >= len(SCHEDULE):
         return FAILED, None
-    if outcome.retry_after is not None:
-        return PENDING, outcome.retry_after
     # Apart from each other, so that a receiver that was down is not run over.
-    return PENDING, SCHEDULE[attempt_count] * random.uniform(1 - JITTER, 1 + JITTER)
+    delay = SCHEDULE[attempt_count] * random.uniform(1 - JITTER, 1 + JITTER)
+    # Never before it asks for; but "in a second", said each time, may not use up all
+    # attempts within seconds.
+    return PENDING, max(delay, outcome.retry_after or 0)

@@ -9,7 +9,7 @@ import orjson
 from flask import current_app
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
-from taskservice import queries, stamps, strict_json
+from taskservice import stamps, strict_json
 from taskservice.access import Caller, visible_agents, visible_tasks
 from taskservice.db import again_on_conflict, database_now, transaction
 from taskservice.models import (

@@ -1,0 +1,18 @@
+"""`taskservice serve`: bring the database up to date, then serve."""
+
+import click
+
+from taskservice.app import create_app
+from taskservice.cli.service import load_config, one_line_failures
+from taskservice.migrations import upgrade
+from taskservice.serving.application import serve
+
+
+@click.command("serve")
+def command() -> None:
+    """Serve the API until a signal ends it."""
+    config = load_config()
+    with one_line_failures():
+        upgrade(config.DATABASE_URL)
+    click.echo(f"taskservice: data in {config.DATA}, listening on {config.BIND}", err=True)
+    serve(lambda: create_app(config), config)

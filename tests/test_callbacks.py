@@ -1,0 +1,240 @@
+"""The callback of a task that ends: when it is sent, what it says, and what it may not do."""
+
+import json
+import time
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import select
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from taskservice.db import db, reading
+from taskservice.models import Attempt, Delivery
+from tests import receiver as play
+from tests.people import Person, expect
+from tests.receiver import Exchange, Receiver
+
+
+def finish(person: Person, task: dict[str, Any], **changes: Any) -> str:
+    """Report a task complete; returns the Callback-Status."""
+    response = person.patch(f"/task/{task['id']}", json={"status": "complete", **changes})
+    expect(response, 200)
+    return response.headers["Callback-Status"]
+
+
+def verified(person: Person, receiver: Receiver, number: int = 0) -> dict[str, Any]:
+    """The receiver's webhook of this number, verified as a user would."""
+    request = receiver.requests[number]
+    secret = expect(person.get("/callback-secret"), 200)["secret"]
+    task: dict[str, Any] = Webhook(secret).verify(request.body, request.headers)
+    return task
+
+
+def deliveries(app: Flask) -> list[Any]:
+    with app.app_context(), reading() as connection:
+        return list(connection.execute(select(Delivery.__table__).order_by(Delivery.id)))
+
+
+def attempts(app: Flask) -> list[Any]:
+    with app.app_context(), reading() as connection:
+        return list(connection.execute(select(Attempt.__table__).order_by(Attempt.id)))
+
+
+def test_complete_task_is_posted_signed_as_get_returns_it(
+    alice: Person, receiver: Receiver
+) -> None:
+    task = alice.start(callback=f"{receiver.url}hook?of=alice", input={"a": 1})
+    alice.append(task, "one", "two")
+    assert finish(alice, task, output={"sum": 3}) == "delivered"
+    (request,) = receiver.requests
+    assert (request.method, request.path) == ("POST", "/hook?of=alice")
+    assert request.headers["content-type"] == "application/json"
+    assert verified(alice, receiver) == alice.task(task)
+    assert json.loads(request.body)["status"] == "complete"
+
+
+def test_webhook_of_another_secret_does_not_verify(
+    alice: Person, bob: Person, receiver: Receiver
+) -> None:
+    finish(alice, alice.start(callback=receiver.url))
+    with pytest.raises(WebhookVerificationError):
+        verified(bob, receiver)
+
+
+def test_failed_task_is_posted(alice: Person, receiver: Receiver) -> None:
+    task = alice.start(callback=receiver.url)
+    alice.report(task, status="error", error={"message": "out of paper"})
+    assert verified(alice, receiver)["error"] == {"type": "failed", "message": "out of paper"}
+
+
+def test_cancelled_task_is_posted_once(alice: Person, receiver: Receiver) -> None:
+    task = alice.start(callback=receiver.url)
+    answers = [alice.post(f"/task/{task['id']}/cancel") for _ in range(2)]
+    assert [answer.headers["Callback-Status"] for answer in answers] == ["delivered", "none"]
+    assert verified(alice, receiver)["error"]["type"] == "cancelled"
+    assert len(receiver.requests) == 1
+
+
+def test_equal_report_sends_nothing_again(alice: Person, receiver: Receiver) -> None:
+    task = alice.start(callback=receiver.url)
+    finish(alice, task)
+    assert finish(alice, task) == "none"
+    assert len(receiver.requests) == 1
+
+
+def test_report_that_does_not_end_the_task_sends_nothing(alice: Person, receiver: Receiver) -> None:
+    task = alice.start(callback=receiver.url)
+    alice.report(task, output={"so far": 1}, status="running")
+    assert receiver.requests == []
+
+
+def test_task_without_callback_owes_nothing(alice: Person, app: Flask) -> None:
+    assert finish(alice, alice.start()) == "none"
+    assert deliveries(app) == []
+
+
+def test_only_the_end_of_a_long_log_is_posted(alice: Person, receiver: Receiver) -> None:
+    task = alice.start(callback=receiver.url)
+    alice.append(task, *[f"line {number}" for number in range(1, 1501)])
+    finish(alice, task)
+    posted = verified(alice, receiver)
+    assert (posted["firstLog"], posted["logCount"]) == (501, 1500)
+    assert (posted["logs"][0], posted["logs"][-1]) == ("line 501", "line 1500")
+    assert len(posted["logs"]) == 1000
+
+
+def test_at_most_256_kib_of_lines_are_posted(alice: Person, receiver: Receiver) -> None:
+    task = alice.start(callback=receiver.url)
+    for number in range(10):
+        alice.append(task, f"{number}" * 60 * 1024)
+    finish(alice, task)
+    posted = verified(alice, receiver)
+    assert (posted["firstLog"], len(posted["logs"])) == (7, 4)
+    assert posted["logs"][0][0] == "6"
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "status", "code", "sentence"),
+    [
+        (play.answer(200), "delivered", 200, "200"),
+        (play.answer(299), "delivered", 299, "299"),
+        (play.answer(301, {"Location": "http://10.0.0.1/"}), "pending", 301, "redirect"),
+        (play.answer(404), "pending", 404, "404"),
+        (play.answer(410), "failed", 410, "410"),
+        (play.answer(500), "pending", 500, "500"),
+        (play.reset(), "pending", None, "."),
+        (play.silence, "pending", None, "2 s"),
+        (play.drip(b"HTTP/1.1 200 OK\r\n" * 99, every=0.05), "pending", None, "2 s"),
+    ],
+)
+def test_outcome_is_recorded_and_the_report_is_200(
+    alice: Person,
+    app: Flask,
+    receiver: Receiver,
+    behaviour: play.Behaviour,
+    status: str,
+    code: int | None,
+    sentence: str,
+) -> None:
+    receiver.answer = behaviour
+    task = alice.start(callback=receiver.url)
+    started = time.monotonic()
+    assert finish(alice, task) == status
+    assert time.monotonic() - started < 5
+    assert alice.task(task)["status"] == "complete"
+    (attempt,) = attempts(app)
+    assert attempt.status_code == code
+    assert sentence in attempt.message
+    (delivery,) = deliveries(app)
+    assert delivery.state == status
+    assert delivery.id == receiver.requests[0].headers["webhook-id"]
+    assert (delivery.lease, delivery.leased_until) == (None, None)
+    assert (delivery.next_attempt_at is not None) == (status == "pending")
+
+
+def test_dead_receiver_does_not_fail_the_report(alice: Person) -> None:
+    with Receiver() as gone:
+        task = alice.start(callback=gone.url)
+    assert finish(alice, task) == "pending"
+
+
+def test_callback_to_a_forbidden_address_fails_with_a_sentence(alice: Person, app: Flask) -> None:
+    """The start can only judge a literal; a name is judged where it leads."""
+    app.config["CALLBACK_ALLOWED"] = type(app.config["CALLBACK_ALLOWED"]).parse("external")
+    assert finish(alice, alice.start(callback="http://localhost:9/")) == "failed"
+    (attempt,) = attempts(app)
+    assert "localhost resolves to" in attempt.message
+    assert "add it to TASKSERVICE_CALLBACK_ALLOWED" in attempt.message
+
+
+def test_next_attempt_honours_retry_after(alice: Person, app: Flask, receiver: Receiver) -> None:
+    receiver.answer = play.answer(503, {"Retry-After": "3600"})
+    finish(alice, alice.start(callback=receiver.url))
+    (delivery,) = deliveries(app)
+    owed, due = map(datetime.fromisoformat, (delivery.created_at, delivery.next_attempt_at))
+    assert timedelta(seconds=3590) < due - owed < timedelta(seconds=3610)
+
+
+def test_receiver_sees_the_committed_task_and_may_change_its_name(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    seen = []
+
+    def call_back(exchange: Exchange) -> None:
+        task_id = json.loads(exchange.request.body)["id"]
+        # A person of its own: this is another thread.
+        caller = Person(app, alice.name, alice.key)
+        seen.append(expect(caller.get(f"/task/{task_id}"), 200))
+        seen.append(caller.report(seen[0], name="renamed meanwhile"))
+        play.answer(204)(exchange)
+
+    receiver.answer = call_back
+    task = alice.start(callback=receiver.url)
+    assert finish(alice, task) == "delivered"
+    assert [state["status"] for state in seen] == ["complete", "complete"]
+    assert alice.task(task)["name"] == "renamed meanwhile"
+
+
+def test_no_connection_is_held_while_the_receiver_answers(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    held = []
+
+    def count(exchange: Exchange) -> None:
+        with app.app_context():
+            held.append((db.engine.pool.checkedout(), app.extensions["reader"].pool.checkedout()))
+        play.answer(204)(exchange)
+
+    receiver.answer = count
+    finish(alice, alice.start(callback=receiver.url))
+    assert held == [(0, 0)]
+
+
+def test_task_deleted_while_its_callback_is_posted_is_no_failure(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    def delete(exchange: Exchange) -> None:
+        task_id = json.loads(exchange.request.body)["id"]
+        expect(Person(app, alice.name, alice.key).delete(f"/task/{task_id}"), 200)
+        play.answer(204)(exchange)
+
+    receiver.answer = delete
+    assert finish(alice, alice.start(callback=receiver.url)) == "delivered"
+    assert (deliveries(app), attempts(app)) == ([], [])
+
+
+def test_replaced_secret_signs_too(alice: Person, receiver: Receiver) -> None:
+    old = expect(alice.get("/callback-secret"), 200)["secret"]
+    new = expect(alice.post("/callback-secret"), 201)["secret"]
+    finish(alice, alice.start(callback=receiver.url))
+    request = receiver.requests[0]
+    for secret in (old, new):
+        assert Webhook(secret).verify(request.body, request.headers)["status"] == "complete"
+
+
+def test_each_webhook_has_an_id_of_its_own(alice: Person, receiver: Receiver) -> None:
+    for _ in range(3):
+        finish(alice, alice.start(callback=receiver.url))
+    assert len({request.headers["webhook-id"] for request in receiver.requests}) == 3
