@@ -101,6 +101,11 @@ class WriterQueue:
         self._threads = threading.Lock()
         self._file: int | None = None
 
+    @classmethod
+    def of(cls, address: URL) -> "WriterQueue":
+        """The queue of the SQLite file at this address."""
+        return cls(f"{address.database}-writers")
+
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Hold the right to write; raises OperationalError when none comes in time."""
@@ -146,7 +151,7 @@ def init_app(app: Flask, url: str, threads: int) -> None:
     )
     if address.get_backend_name() == "sqlite":
         event.listen(reader, "connect", _prepare_sqlite_reader)
-        app.extensions["writers"] = WriterQueue(f"{address.database}-writers")
+        app.extensions["writers"] = WriterQueue.of(address)
     app.extensions["reader"] = reader
 
 

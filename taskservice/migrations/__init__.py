@@ -1,5 +1,7 @@
 """The database is brought up to date, by one process at a time, with Alembic."""
 
+import sqlite3
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +9,10 @@ from alembic import command
 from alembic.config import Config as AlembicConfig
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, inspect, pool, text
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
-from taskservice.db import connect_arguments, prepare_sqlite_connection
+from taskservice.db import WriterQueue, connect_arguments, prepare_sqlite_connection
 
 FOLDER = Path(__file__).parent
 MIGRATION_SECONDS = 60
@@ -37,16 +39,24 @@ def upgrade(url: str, target: str = "head") -> None:
     )
     begin = _begin_sqlite if is_sqlite else _begin_postgresql
     try:
-        with engine.connect() as connection:
+        with _turn(address), engine.connect() as connection:
             # Before anything is written: this file may be somebody else's.
             if _revision(connection) != (head() if target == "head" else target):
                 begin(connection)
                 _run(connection, target)
                 connection.commit()
-    except DBAPIError as error:
+    except (DBAPIError, sqlite3.Error, OSError) as error:
         where = address.render_as_string(hide_password=True)
-        reason = str(error.orig).strip().partition("\n")[0]
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        reason = str(cause).strip().partition("\n")[0]
         raise DatabaseError(f"The database {where} cannot be used: {reason}") from None
+
+
+def _turn(address: URL) -> AbstractContextManager[None]:
+    """On SQLite one process at a time: the switch to WAL does not wait, but fails as locked."""
+    if address.get_backend_name() == "sqlite":
+        return WriterQueue.of(address).turn()
+    return nullcontext()
 
 
 def head() -> str:

@@ -1,10 +1,4 @@
-"""What kind of place an IP address is, and which address a host of a URL spells.
-
-The tables are our own, since those of Python change from version to version and miss
-some. Sources: the special-purpose registries of IANA for IPv4 and IPv6
-(https://www.iana.org/assignments/iana-ipv4-special-registry and -ipv6-), and the
-documentation of the clouds for their metadata addresses.
-"""
+"""What kind of place an IP address is, and which address a host of a URL spells."""
 
 import re
 import socket
@@ -16,6 +10,11 @@ from ipaddress import (
     ip_address,
     ip_network,
 )
+
+# The tables are our own, since those of Python change from version to version and miss
+# some. Sources: the special-purpose registries of IANA for IPv4 and IPv6
+# (https://www.iana.org/assignments/iana-ipv4-special-registry and -ipv6-), and the
+# documentation of the clouds for their metadata addresses.
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network

@@ -45,6 +45,9 @@ class Destinations:
     networks: tuple[Network, ...]
     hosts: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return ",".join([*sorted(self.kinds), *map(str, self.networks), *self.hosts])
+
     @classmethod
     def parse(cls, text: str) -> "Destinations":
         """Read `external`, `private`, `loopback`, networks and hosts, separated by commas.

@@ -1,0 +1,51 @@
+# `make help` lists what can be made.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+USER_NAME ?= me
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-crash lint bench clean
+
+help: ## List what can be made
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read name text; do \
+		printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+install: $(VENV)/installed ## Make .venv with taskservice and what running it needs
+
+$(VENV)/installed: requirements.txt setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable .
+	@touch $@
+
+run: install ## Install, make a first user, and serve on 127.0.0.1:8000
+	@$(BIN)/taskservice user list --json | grep -q . || { \
+		key=$$($(BIN)/taskservice user add $(USER_NAME)) && \
+		echo "The API key of user $(USER_NAME), shown this once: $$key" && \
+		echo "Try, while this runs:" && \
+		echo "  curl -H 'apikey: $$key' http://127.0.0.1:8000/api/v1/user"; }
+	@TASKSERVICE_BIND=127.0.0.1:8000 \
+		TASKSERVICE_CALLBACK_ALLOWED=$${TASKSERVICE_CALLBACK_ALLOWED:-external,loopback} \
+		$(BIN)/taskservice serve
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
+	@touch $@
+
+test: $(VENV)/installed-test ## Install what the tests need, and run them
+	$(BIN)/python -m pytest -n auto -m 'not slow'
+
+test-crash: $(VENV)/installed-test ## 30 s of mixed load while workers are killed (SECONDS=n)
+	CRASH_SECONDS=$${SECONDS_OF_LOAD:-30} $(BIN)/python -m pytest -m slow tests/test_crashes.py -s
+
+lint: $(VENV)/installed-test ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed-test ## Measure requests per second, start and memory
+	$(BIN)/python -m benchmarks.requests_per_second
+
+clean: ## Remove .venv and what the tools left; the data stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,72 @@
+"""What a test must see that HTTP does not show: all routes, and all rows."""
+
+import re
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+from uuid import uuid4
+
+from flask import Flask
+from sqlalchemy import select, update
+
+from taskservice import stamps
+from taskservice.db import Base, reading, transaction
+from taskservice.models import ERROR, TIMEOUT, Task
+
+PREFIX = "/api/v1"
+
+# Where a request without a body would be refused before anybody looks for its task.
+FITTING_BODIES: dict[tuple[str, str], Any] = {
+    ("POST", "/task/<task_id>/logs"): {"logs": ["a line"]},
+    ("PUT", "/task/<task_id>/logs"): {"logs": ["a line"]},
+}
+
+
+def rules(app: Flask) -> Iterator[tuple[str, str]]:
+    """(method, rule) of each route of the API; the rule without `/api/v1`."""
+    for rule in app.url_map.iter_rules():
+        if rule.rule.startswith(PREFIX):
+            for method in sorted(rule.methods or ()):
+                yield method, rule.rule.removeprefix(PREFIX)
+
+
+def filled(rule: str, **values: str) -> str:
+    """The path of a rule with these values in it, and unknown ids for all others."""
+    return re.sub(r"<(?:.*?:)?(.*?)>", lambda found: values.get(found[1], str(uuid4())), rule)
+
+
+def rows(app: Flask) -> dict[str, list[tuple[Any, ...]]]:
+    """Every row of every table, in the order of its primary key."""
+    with app.app_context(), reading() as connection:
+        return {
+            name: [
+                tuple(row)
+                for row in connection.execute(select(table).order_by(*table.primary_key.columns))
+            ]
+            for name, table in Base.metadata.tables.items()
+        }
+
+
+def column(app: Flask, task: dict[str, Any], name: str) -> Any:
+    """One column of a task."""
+    with app.app_context(), reading() as connection:
+        return connection.scalar(select(getattr(Task, name)).where(Task.id == task["id"]))
+
+
+def end_for_silence(app: Flask, task: dict[str, Any]) -> None:
+    """What the upkeep does to a task whose agent has fallen silent, without its callback."""
+    now = stamps.now()
+    values = {
+        "status": ERROR,
+        "error_type": TIMEOUT,
+        "error_message": "Its agent fell silent",
+        "finished_at": now,
+        "updated_at": now,
+        "version": Task.version + 1,
+    }
+    with app.app_context(), transaction() as connection:
+        connection.execute(update(Task).where(Task.id == task["id"]).values(values))
+
+
+def moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)

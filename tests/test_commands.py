@@ -1,0 +1,185 @@
+"""The commands on the server, run as a person runs them."""
+
+import json
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests import receiver as play
+from tests.live import COMMAND, Service, environment
+from tests.receiver import Receiver
+
+
+def run(data: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        env=environment(data, **settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def one_line(result: subprocess.CompletedProcess[str], code: int) -> str:
+    """The one line on stderr of a command that must have failed with this exit code."""
+    assert result.returncode == code, result
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+def test_user_add_prints_the_key_alone(tmp_path: Path) -> None:
+    added = run(tmp_path, "user", "add", "alice")
+    assert (added.returncode, added.stderr) == (0, "")
+    assert added.stdout.startswith("tsk_user_")
+    assert len(added.stdout.split()) == 1
+    (user,) = map(json.loads, run(tmp_path, "user", "list", "--json").stdout.splitlines())
+    assert user["name"] == "alice"
+    assert "alice" in run(tmp_path, "user", "list").stdout
+    assert "There is a user alice" in one_line(run(tmp_path, "user", "add", "alice"), 1)
+
+
+def test_key_add_list_and_revoke(tmp_path: Path) -> None:
+    run(tmp_path, "user", "add", "alice")
+    added = run(tmp_path, "key", "add", "alice", "--name", "laptop", "--expires", "90d")
+    assert added.stdout.startswith("tsk_user_")
+    listed = run(tmp_path, "key", "list", "--json")
+    keys = {key["name"]: key for key in map(json.loads, listed.stdout.splitlines())}
+    assert keys.keys() == {"first", "laptop"}
+    assert keys["laptop"]["expiresAt"] > keys["laptop"]["createdAt"]
+    assert keys["laptop"]["hint"][-4:] == added.stdout.strip()[-4:]
+    assert added.stdout.strip() not in listed.stdout
+    revoked = run(tmp_path, "key", "revoke", keys["laptop"]["id"])
+    assert (revoked.returncode, revoked.stdout, revoked.stderr) == (0, "", "")
+    assert "Key's ID is not found" in one_line(run(tmp_path, "key", "revoke", "nonsense"), 1)
+    table = run(tmp_path, "key", "list").stdout
+    assert "laptop" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["key", "add", "nobody", "--name", "x"], "There is no user nobody"),
+        (["key", "add", "alice", "--name", "x", "--agent", "none"], "There is no such agent"),
+        (["key", "add", "alice", "--name", ""], "Must have 1 to 200"),
+        (["user", "add", ""], "Must have 1 to 200"),
+        (["callback", "test", "http://127.0.0.1/", "--user", "nobody"], "There is no user nobody"),
+    ],
+)
+def test_refusal_is_one_line(tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    run(tmp_path, "user", "add", "alice")
+    assert sentence in one_line(run(tmp_path, *arguments), 1)
+
+
+def test_wrong_setting_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    result = run(tmp_path, "serve", THREADS="none")
+    assert "TASKSERVICE_THREADS: must be" in one_line(result, 2)
+
+
+def test_unknown_setting_is_a_warning(tmp_path: Path) -> None:
+    result = run(tmp_path, "user", "list", THREDS="16")
+    assert result.returncode == 0
+    assert "TASKSERVICE_THREDS is no setting" in result.stderr
+
+
+def test_serve_on_a_broken_database_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "taskservice.db").write_text("not a database")
+    assert "is no SQLite database" in one_line(run(tmp_path, "serve"), 1)
+    assert (tmp_path / "taskservice.db").read_text() == "not a database"
+
+
+def test_serve_on_a_taken_port_is_an_error(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = run(tmp_path, "serve", BIND=f"127.0.0.1:{taken.getsockname()[1]}")
+    assert result.returncode == 1
+    assert "can't listen" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_db_upgrade_says_the_revision(tmp_path: Path) -> None:
+    assert run(tmp_path, "db", "upgrade").stdout == "0001\n"
+
+
+def test_version_and_help_need_no_database(tmp_path: Path) -> None:
+    assert run(tmp_path / "none", "--version").stdout.startswith("taskservice, version ")
+    assert "Commands:" in run(tmp_path / "none", "--help").stdout
+    assert not (tmp_path / "none").exists()
+
+
+def test_callback_test_sends_a_signed_sample(tmp_path: Path) -> None:
+    run(tmp_path, "user", "add", "alice")
+    with Receiver() as receiver:
+        ok = run(tmp_path, "callback", "test", receiver.url, CALLBACK_ALLOWED="loopback")
+        receiver.answer = play.answer(500)
+        failed = run(
+            tmp_path, "callback", "test", receiver.url, "--user", "alice",
+            CALLBACK_ALLOWED="loopback",
+        )  # fmt: skip
+    assert ok.returncode == 0
+    assert failed.returncode == 1
+    assert "500" in failed.stdout
+    assert all("webhook-signature" in request.headers for request in receiver.requests)
+
+
+def test_callback_test_says_how_to_allow_an_address(tmp_path: Path) -> None:
+    result = run(tmp_path, "callback", "test", "http://127.0.0.1:9/")
+    assert result.returncode == 1
+    assert "TASKSERVICE_CALLBACK_ALLOWED" in result.stdout
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_service_stops_at_sigterm_and_starts_again_with_its_tasks(service: Service) -> None:
+    alice = service.add_user()
+    task = alice.start()
+    assert str(service.environment["TASKSERVICE_DATA"]) in service.log.read_text()
+    assert service.stop() == 0
+    service.start()
+    assert alice.request("GET", f"/task/{task['id']}").json() == task
+    assert service.stop(signal.SIGINT) == 0
+
+
+def test_service_runs_on_both_databases(service: Service) -> None:
+    alice = service.add_user()
+    with Receiver() as receiver:
+        task = alice.start(callback=receiver.url)
+        path = f"/task/{task['id']}"
+        alice.request("PUT", f"{path}/logs", data=b"one\ntwo\n").raise_for_status()
+        response = alice.request("PATCH", path, json={"status": "complete"})
+    assert response.headers["Callback-Status"] == "delivered"
+    assert alice.request("GET", path).json()["logs"] == ["one", "two"]
+
+
+def test_gunicorn_alone_serves_the_same(tmp_path: Path) -> None:
+    service = Service(tmp_path / "data")
+    key = service.add_user().session.headers["apikey"]
+    command = [COMMAND[0], "-m", "gunicorn", "-c", "python:taskservice.server", "wsgi:app"]
+    root = Path(__file__).parent.parent
+    with open(service.log, "wb") as log:
+        process = subprocess.Popen(command, env=service.environment, cwd=root, stderr=log)
+    service.process = process
+    try:
+        service.wait_until_ready()
+        answer = requests.get(f"{service.url}/api/v1/user", headers={"apikey": key}, timeout=10)
+        assert answer.json()["name"] == "alice"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def test_no_secret_reaches_the_log(tmp_path: Path) -> None:
+    with Service(tmp_path / "data", LOG_FORMAT="json", LOG_LEVEL="debug") as service:
+        alice = service.add_user()
+        key = str(alice.session.headers["apikey"])
+        with Receiver() as receiver:
+            task = alice.start(callback=f"{receiver.url}?token=hidden")
+            alice.request("GET", f"/task?apikey={key}")
+            alice.request("PATCH", f"/task/{task['id']}", json={"status": "complete"})
+        secret = alice.request("GET", "/callback-secret").json()["secret"]
+    log = service.log.read_text()
+    assert "GET /api/v1/task" in log
+    assert not [word for word in (key, secret, "hidden") if word in log]

@@ -1,0 +1,141 @@
+"""Migrations: from nothing, twice at once, with children present, and refused when unsafe."""
+
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, pool, text
+
+from taskservice import migrations
+from taskservice.app import create_app
+from taskservice.config import Config
+from taskservice.db import Base, dispose
+from taskservice.migrations import DatabaseError, upgrade
+from tests.conftest import Databases
+from tests.people import add_person
+
+
+@pytest.fixture(params=("sqlite", "postgresql"))
+def empty_url(request: pytest.FixtureRequest, databases: Databases, tmp_path: Path) -> str:
+    if request.param == "postgresql":
+        url = databases.new_postgresql()
+        return "postgresql+psycopg" + url.removeprefix("postgresql")
+    return f"sqlite:///{tmp_path / 'new' / 'taskservice.db'}"
+
+
+def test_migrated_database_is_what_the_models_say(empty_url: str) -> None:
+    upgrade(empty_url)
+    engine = create_engine(empty_url, poolclass=pool.NullPool)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_every_constraint_of_the_models_is_in_the_database(empty_url: str) -> None:
+    """Alembic does not compare CHECK constraints, so their names are looked for in the DDL."""
+    upgrade(empty_url)
+    engine = create_engine(empty_url, poolclass=pool.NullPool)
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            tables = text("SELECT sql FROM sqlite_master WHERE type = 'table'")
+            ddl = " ".join(connection.scalars(tables).all())
+        else:
+            names = connection.scalars(text("SELECT conname FROM pg_constraint")).all()
+            ddl = " ".join(names)
+    for table in Base.metadata.tables.values():
+        for constraint in table.constraints:
+            assert str(constraint.name) in ddl
+
+
+def test_processes_that_start_at_once_migrate_once(empty_url: str) -> None:
+    failures = []
+
+    def migrate() -> None:
+        try:
+            upgrade(empty_url)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=migrate) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_migrating_again_keeps_what_is_there(empty_url: str, tmp_path: Path) -> None:
+    app = create_app(
+        Config(DATA=tmp_path, DATABASE_URL=empty_url, SECRET_KEY="a key for tests").completed()
+    )
+    alice = add_person(app, "alice")
+    task = alice.start(callback="https://myapp.example/")
+    alice.append(task, "one", "two", writer="w")
+    upgrade(empty_url)
+    assert alice.task(task)["logs"] == ["one", "two"]
+    dispose(app)
+
+
+def test_sqlite_file_has_the_pragmas_that_the_promises_need(tmp_path: Path) -> None:
+    path = tmp_path / "taskservice.db"
+    upgrade(f"sqlite:///{path}")
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert connection.execute("PRAGMA auto_vacuum").fetchone() == (2,)
+    connection.close()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("content", [b"this is no database at all", b"SQLite format 3\0broken"])
+def test_file_that_is_no_database_is_refused_untouched(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "taskservice.db"
+    path.write_bytes(content * 100)
+    with pytest.raises(DatabaseError, match=r"database"):
+        upgrade(f"sqlite:///{path}")
+    assert path.read_bytes() == content * 100
+
+
+def test_database_of_another_program_is_refused_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "taskservice.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE recipes (name TEXT)")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(DatabaseError, match="another program"):
+        upgrade(f"sqlite:///{path}")
+    assert path.read_bytes() == before
+
+
+def test_database_newer_than_the_code_is_refused_untouched(empty_url: str) -> None:
+    upgrade(empty_url)
+    engine = create_engine(empty_url, poolclass=pool.NullPool)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(DatabaseError, match="newer than the code"):
+        upgrade(empty_url)
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "9999"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:////dev/null/taskservice.db",
+        "sqlite:////proc/taskservice/taskservice.db",
+        "postgresql+psycopg://nobody:secret@127.0.0.1:1/nowhere",
+    ],
+)
+def test_database_that_cannot_be_opened_is_one_line_without_its_password(url: str) -> None:
+    with pytest.raises(DatabaseError) as caught:
+        upgrade(url)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_migrations_are_numbered_in_a_row() -> None:
+    files = sorted(path.name for path in (migrations.FOLDER / "versions").glob("*.py"))
+    assert [name[:4] for name in files] == [f"{number:04}" for number in range(1, len(files) + 1)]
+    assert migrations.head() == files[-1][:4]

@@ -1,0 +1,65 @@
+"""The structure: a module imports only from those above it, and views stay views."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.test_readme import README, ROOT
+
+PACKAGE = ROOT / "taskservice"
+
+
+def order() -> list[str]:
+    """The modules as the README's layout has them, top to bottom."""
+    section = README.split("\n### Layout\n")[1].split("\n### ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    return [name for row in rows for name in re.findall(r"`(\w+)(?:\.py|/)`", row)]
+
+
+def top(module: str) -> str | None:
+    """`taskservice.services.tasks` -> `services`; None for what is not ours."""
+    parts = module.split(".")
+    if parts[0] != "taskservice":
+        return None
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            if node.module == "taskservice":
+                yield from (f"taskservice.{alias.name}" for alias in node.names)
+
+
+def test_modules_import_only_from_those_above() -> None:
+    rank = {name: place for place, name in enumerate(order())}
+    wrong = []
+    for path in PACKAGE.rglob("*.py"):
+        own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if own == "__main__":
+            continue
+        for module in imports(path):
+            other = top(module)
+            if other in rank and other != own and rank[other] > rank[own]:
+                wrong.append(f"{path.relative_to(ROOT)} imports {module}")
+    assert wrong == []
+
+
+def test_views_neither_query_nor_commit() -> None:
+    for path in (PACKAGE / "api").glob("*.py"):
+        if path.stem == "operations":
+            continue  # `/readyz` asks the database whether it is there
+        modules = set(imports(path))
+        assert not [name for name in modules if name.startswith("sqlalchemy")], path
+        assert "taskservice.db" not in modules, path
+
+
+def test_every_module_says_its_job_in_one_sentence() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        docstring = ast.get_docstring(ast.parse(path.read_text()))
+        assert docstring, path
+        assert len(docstring.splitlines()) == 1, path
