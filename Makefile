@@ -36,8 +36,8 @@ $(VENV)/installed-test: $(VENV)/installed
 test: $(VENV)/installed-test ## Install what the tests need, and run them
 	$(BIN)/python -m pytest -n auto -m 'not slow'
 
-test-crash: $(VENV)/installed-test ## 30 s of mixed load while workers are killed (SECONDS=n)
-	CRASH_SECONDS=$${SECONDS_OF_LOAD:-30} $(BIN)/python -m pytest -m slow tests/test_crashes.py -s
+test-crash: $(VENV)/installed-test ## 30 s of mixed load while workers are killed
+	CRASH_SECONDS=$${CRASH_SECONDS:-30} $(BIN)/python -m pytest -m slow tests/test_crashes.py -s
 
 lint: $(VENV)/installed-test ## Check style and types
 	$(BIN)/ruff check .
