@@ -35,7 +35,19 @@ _ADVANCE = (
     )
     .values(seq=bindparam("new_seq", type_=BigInteger()))
 )
-_COUNT = update(Task).where(Task.id == bindparam("of_task_id", type_=Identifier))
+_OF_TASK = Task.id == bindparam("of_task_id", type_=Identifier)
+_HEAR = update(Task).where(_OF_TASK).values(heard_at=bindparam("now"))
+_COUNT = (
+    update(Task)
+    .where(_OF_TASK)
+    .values(
+        log_count=Task.log_count + bindparam("lines", type_=BigInteger()),
+        log_bytes=Task.log_bytes + bindparam("bytes", type_=BigInteger()),
+        version=Task.version + 1,
+        updated_at=bindparam("now"),
+        heard_at=bindparam("now"),
+    )
+)
 _NEW_LOG = insert(Log).returning(Log.id)
 _SWEEPABLE = (
     select(Log.id)
@@ -81,7 +93,7 @@ def append(
             _advance(connection, task, writer, stored, len(fresh))
             _store(connection, task, fresh)
         else:
-            connection.execute(_COUNT.values(heard_at=stamps.now()), {"of_task_id": task.id})
+            connection.execute(_HEAR, {"of_task_id": task.id, "now": stamps.now()})
     return task.log_count + len(fresh), task.status
 
 
@@ -126,16 +138,8 @@ def _store(connection: Connection, task: TaskRow, lines: Sequence[str]) -> None:
     size = sum(len(text.encode()) for text, _ in chunks) + len(chunks)
     if task.log_bytes + size > MAX_LOG:
         raise Problem(413, f"The task's log is full: it may have {MAX_LOG} bytes")
-    now = stamps.now()
     connection.execute(
-        _COUNT.values(
-            log_count=Task.log_count + len(lines),
-            log_bytes=Task.log_bytes + size,
-            version=Task.version + 1,
-            updated_at=now,
-            heard_at=now,
-        ),
-        {"of_task_id": task.id},
+        _COUNT, {"of_task_id": task.id, "lines": len(lines), "bytes": size, "now": stamps.now()}
     )
     log_id = task.log_id or connection.scalar(_NEW_LOG, {"task_id": task.id})
     last = task.log_count

@@ -1,0 +1,1 @@
+"""How gunicorn serves the application: settings, and a worker that slow clients can't block."""

@@ -1,0 +1,40 @@
+"""`taskservice serve`: gunicorn run from within."""
+
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from gunicorn.app.base import BaseApplication
+
+from taskservice.config import Config
+from taskservice.serving.settings import gunicorn_settings
+
+
+class Application(BaseApplication):
+    """Takes its settings from us alone: no command line, no file, no GUNICORN_CMD_ARGS."""
+
+    def __init__(self, make_app: Callable[[], Any], config: Config) -> None:
+        self._make_app = make_app
+        self._settings = gunicorn_settings(config)
+        super().__init__(prog="taskservice serve")
+
+    def load_config(self) -> None:
+        assert self.cfg
+        for name, value in self._settings.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        return self._make_app()
+
+
+def serve(make_app: Callable[[], Any], config: Config) -> NoReturn:
+    """Serves until a signal ends it, then exits: 0 after SIGTERM or Ctrl-C, 1 if it can't listen.
+
+    `make_app` makes the WSGI application, in each worker after the fork.
+    """
+    try:
+        Application(make_app, config).run()
+    except KeyboardInterrupt:
+        # Ctrl-C before gunicorn has taken over the signals.
+        sys.exit(130)
+    sys.exit(0)

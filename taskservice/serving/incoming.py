@@ -1,0 +1,228 @@
+"""Takes in a request as its bytes come, so that no thread has to wait for a slow client."""
+
+import io
+import re
+from collections.abc import Generator
+from contextlib import suppress
+from tempfile import SpooledTemporaryFile
+from threading import Lock
+from typing import IO, TypeVar
+
+from gunicorn import http
+from gunicorn.config import Config
+from gunicorn.http import errors
+from gunicorn.http.body import CHUNK_EXT_RE, Body, LengthReader
+from gunicorn.http.unreader import IterUnreader
+
+from taskservice.serving.refusals import BodyTooLargeError, NoRoomError
+
+MAX_HEAD = 64 * 1024
+MAX_CHUNK_LINE = 1024
+# A body of this size stays in memory, and there is always room for it.
+SMALL_BODY = 64 * 1024
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+# How a browser begins that was told https:// by mistake.
+TLS_HANDSHAKE = b"\x16"
+
+_HOST = re.compile(r"(?:[\w.~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::\d{0,5})?", re.ASCII)
+_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
+
+Result = TypeVar("Result")
+# Runs until it needs more bytes, then yields what to tell the client meanwhile, mostly nothing.
+Steps = Generator[bytes, None, Result]
+
+
+class Request(http.Request):
+    """gunicorn's request with a checked Host, and all of its body in the file `content`.
+
+    `length` is that of the body in bytes, None if it comes in chunks.
+    """
+
+    content: IO[bytes]
+    length: int | None
+    _expected_100_continue: bool
+
+    def set_body_reader(self) -> None:
+        super().set_body_reader()
+        assert isinstance(self.body, Body)
+        reader = self.body.reader
+        self.length = reader.length if isinstance(reader, LengthReader) else None
+        self._check_host()
+
+    def _check_host(self) -> None:
+        host = next((value for name, value in self.headers if name == "HOST"), None)
+        if host is None and self.version == (1, 0):
+            return
+        if host is None or not _HOST.fullmatch(host):
+            raise errors.InvalidHeader("HOST", req=self)
+
+    def wants_to_be_asked(self) -> bool:
+        """Whether the client holds the body back; asked once, since gunicorn would ask again."""
+        waits, self._expected_100_continue = self._expected_100_continue, False
+        return waits
+
+
+class Room:
+    """How many bytes the large bodies of all requests may take together."""
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+        self._lock = Lock()
+
+    def take(self, size: int) -> None:
+        with self._lock:
+            if size > self._free:
+                raise NoRoomError
+            self._free -= size
+
+    def give_back(self, size: int) -> None:
+        with self._lock:
+            self._free += size
+
+
+class Content(SpooledTemporaryFile[bytes]):
+    """The body of a request: in memory while it is small, then in a file, if there is room."""
+
+    def __init__(self, room: Room) -> None:
+        super().__init__(SMALL_BODY)
+        self.size = 0
+        self._room = room
+        self._taken = 0
+
+    def add(self, data: bytes) -> None:
+        """Raises NoRoomError, also when the disk is full."""
+        self.size += len(data)
+        if self.size > SMALL_BODY:
+            self._room.take(len(data))
+            self._taken += len(data)
+        try:
+            self.write(data)
+            self.flush()
+        except OSError as error:
+            raise NoRoomError from error
+
+    def close(self) -> None:
+        with suppress(OSError):
+            # What the disk had no room for is tried once more.
+            super().close()
+        self._room.give_back(self._taken)
+        self._taken = 0
+
+
+class Intake:
+    """Makes requests out of the bytes of one connection.
+
+    `received` is what has arrived and is not yet used: the caller adds to it, and takes the
+    next step of `request()`, which returns when a request is complete.
+    """
+
+    def __init__(self, cfg: Config, client: object, max_body: int, room: Room) -> None:
+        self.received = bytearray()
+        self._cfg = cfg
+        self._client = client
+        self._max_body = max_body
+        self._room = room
+        self._number = 0
+
+    def request(self) -> Steps[Request]:
+        """Raises gunicorn's ParseException, and the refusals' BodyTooLargeError and NoRoomError."""
+        while not (end := self._end_of_head()):
+            yield b""
+        request = self._parse_head(self._cut(end))
+        if request.length == 0:
+            request.content = io.BytesIO()
+            return request
+        if request.length is not None and request.length > self._max_body:
+            raise BodyTooLargeError
+        if request.wants_to_be_asked() and not self.received:
+            yield CONTINUE
+        request.content = yield from self._content(request)
+        return request
+
+    def _end_of_head(self) -> int:
+        """Where the head ends: 0 if that isn't here yet, the last byte if it can't come."""
+        received = self.received
+        end = received.find(b"\r\n\r\n")
+        if end >= 0:
+            return end + 4
+        hopeless = (
+            len(received) > MAX_HEAD
+            or received.startswith(TLS_HANDSHAKE)
+            or received.count(b"\n") != received.count(b"\r\n")
+        )
+        return len(received) if hopeless else 0
+
+    def _parse_head(self, head: bytes) -> Request:
+        self._number += 1
+        try:
+            return Request(self._cfg, IterUnreader([head]), self._client, self._number)
+        except errors.NoMoreData:
+            if len(head) <= MAX_HEAD:
+                raise errors.InvalidRequestLine("") from None
+            if b"\r\n" not in head:
+                raise errors.LimitRequestLine(len(head), MAX_HEAD) from None
+            raise errors.LimitRequestHeaders("head too large") from None
+
+    def _content(self, request: Request) -> Steps[Content]:
+        content = Content(self._room)
+        try:
+            if request.length is None:
+                yield from self._chunks(request, content)
+            else:
+                yield from self._fill(content, request.length)
+        except BaseException:
+            content.close()
+            raise
+        content.seek(0)
+        return content
+
+    def _fill(self, content: Content, size: int) -> Steps[None]:
+        while size:
+            while not self.received:
+                yield b""
+            piece = self._cut(size)
+            content.add(piece)
+            size -= len(piece)
+
+    def _chunks(self, request: Request, content: Content) -> Steps[None]:
+        while size := _chunk_size((yield from self._line())):
+            if content.size + size > self._max_body:
+                raise BodyTooLargeError
+            yield from self._fill(content, size)
+            while len(self.received) < 2:
+                yield b""
+            if (end := self._cut(2)) != b"\r\n":
+                raise errors.ChunkMissingTerminator(end)
+        yield from self._trailers(request)
+
+    def _trailers(self, request: Request) -> Steps[None]:
+        lines: list[bytes] = []
+        while line := (yield from self._line()):
+            lines.append(line)
+            if len(lines) > request.limit_request_fields:
+                raise errors.LimitRequestHeaders("too many trailers")
+        if lines:
+            request.trailers = request.parse_headers(b"\r\n".join(lines), from_trailer=True)
+
+    def _line(self) -> Steps[bytes]:
+        while (end := self.received.find(b"\n")) < 0:
+            if len(self.received) > MAX_CHUNK_LINE:
+                raise errors.InvalidChunkSize(b"line too long")
+            yield b""
+        line = self._cut(end + 1)
+        if not line.endswith(b"\r\n"):
+            raise errors.InvalidChunkSize(b"bare LF")
+        return line[:-2]
+
+    def _cut(self, size: int) -> bytes:
+        piece = bytes(self.received[:size])
+        del self.received[:size]
+        return piece
+
+
+def _chunk_size(line: bytes) -> int:
+    digits = _CHUNK_SIZE.match(line)
+    if not digits or not CHUNK_EXT_RE.fullmatch(line, digits.end()):
+        raise errors.InvalidChunkSize(line)
+    return int(digits[0], 16)

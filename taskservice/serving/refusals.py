@@ -1,0 +1,94 @@
+"""What the server itself refuses, and the problem+json that says so."""
+
+import json
+from http import HTTPStatus
+from typing import NamedTuple
+
+from gunicorn.http import errors
+from gunicorn.util import http_date
+
+RETRY_SECONDS = 2
+
+
+class RefusedError(Exception):
+    """What is wrong with a request beside what gunicorn's parser finds."""
+
+
+class BodyTooLargeError(RefusedError):
+    """The body is, or would become, larger than MAX_BODY."""
+
+
+class RequestTooSlowError(RefusedError):
+    """The request's head and body were not all here in time."""
+
+
+class NoRoomError(RefusedError):
+    """The server holds as many connections, or as much of unfinished bodies, as it may."""
+
+
+class StoppingError(RefusedError):
+    """The server stops before the request has arrived."""
+
+
+class Refusal(NamedTuple):
+    """An answer of the server's own; `detail` is a fixed sentence, so it can echo no secret."""
+
+    status: int
+    detail: str
+
+
+INTERNAL = Refusal(500, "The service failed; its log says more")
+_UNREADABLE = Refusal(400, "The request is not valid HTTP")
+_BAD_HEADER = Refusal(400, "A header is malformed, missing, doubled or contradictory")
+_BAD_CHUNK = Refusal(400, "The chunks of the request's body are malformed")
+
+_REFUSALS: dict[type[BaseException], Refusal] = {
+    errors.ParseException: _UNREADABLE,
+    errors.InvalidRequestLine: Refusal(400, "The request line is malformed"),
+    errors.InvalidRequestMethod: Refusal(400, "The method is malformed"),
+    errors.InvalidHTTPVersion: Refusal(400, "Only HTTP/1.1 and HTTP/1.0 are understood"),
+    errors.InvalidHeader: _BAD_HEADER,
+    errors.InvalidHeaderName: _BAD_HEADER,
+    errors.ObsoleteFolding: _BAD_HEADER,
+    errors.InvalidChunkSize: _BAD_CHUNK,
+    errors.InvalidChunkExtension: _BAD_CHUNK,
+    errors.ChunkMissingTerminator: _BAD_CHUNK,
+    RequestTooSlowError: Refusal(408, "The request did not arrive in time"),
+    BodyTooLargeError: Refusal(413, "The request's body is too large"),
+    errors.LimitRequestLine: Refusal(414, "The request line is too long"),
+    errors.ExpectationFailed: Refusal(417, "No expectation but 100-continue can be met"),
+    errors.LimitRequestHeaders: Refusal(431, "The headers are too many or too long"),
+    errors.UnsupportedTransferCoding: Refusal(501, "No transfer coding but chunked is understood"),
+    NoRoomError: Refusal(503, "Too much is being sent at once"),
+    StoppingError: Refusal(503, "The service is stopping"),
+    # Headers of a response: what the application got wrong is not the client's fault.
+    errors.InvalidResponseHeader: INTERNAL,
+    errors.InvalidResponseHeaderName: INTERNAL,
+    errors.ConfigurationProblem: INTERNAL,
+}
+
+
+def refusal_for(error: BaseException) -> Refusal:
+    """What to tell the client of `error`; `INTERNAL` if it is none of the client's making."""
+    for kind in type(error).__mro__:
+        if kind in _REFUSALS:
+            return _REFUSALS[kind]
+    return INTERNAL
+
+
+def as_response(refusal: Refusal, method: str | None) -> bytes:
+    """The whole response, after which the connection closes; for HEAD without its body."""
+    title = HTTPStatus(refusal.status).phrase
+    problem = {"type": "about:blank", "title": title} | refusal._asdict()
+    body = json.dumps(problem).encode()
+    lines = [
+        f"HTTP/1.1 {refusal.status} {title}",
+        f"Date: {http_date()}",
+        "Connection: close",
+        "Content-Type: application/problem+json",
+        f"Content-Length: {len(body)}",
+    ]
+    if refusal.status == 503:
+        lines.append(f"Retry-After: {RETRY_SECONDS}")
+    head = "\r\n".join(lines) + "\r\n\r\n"
+    return head.encode() + (b"" if method == "HEAD" else body)

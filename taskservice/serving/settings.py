@@ -1,0 +1,98 @@
+"""gunicorn's settings, the same for `taskservice serve` and for whoever runs gunicorn itself."""
+
+import os
+import sys
+from pathlib import Path
+
+from gunicorn.arbiter import Arbiter
+from gunicorn.config import Config as GunicornConfig
+from gunicorn.glogging import Logger
+from gunicorn.sock import BaseSocket, TCP6Socket, TCPSocket, UnixSocket
+from gunicorn.util import is_ipv6
+
+from taskservice.config import Config
+from taskservice.serving.worker import Worker
+from taskservice.telemetry import configure_logging
+
+MEMORY_FOLDER = Path("/dev", "shm")
+
+
+def gunicorn_settings(config: Config) -> dict[str, object]:
+    """Setting -> value; what is not here is as gunicorn has it."""
+
+    def post_fork(_arbiter: Arbiter, worker: Worker) -> None:
+        worker.max_body = config.MAX_BODY
+
+    return {
+        "bind": config.BIND,
+        "workers": config.WORKERS,
+        "threads": config.THREADS,
+        "logger_class": logger_class(config),
+        "worker_class": Worker,
+        "worker_connections": 500,
+        "post_fork": post_fork,
+        "on_starting": listen,
+        # Each worker makes the application after the fork: no connection of a database crosses it.
+        "preload_app": False,
+        # Longer than nginx keeps its own (60 s), so that it never sends into a closing connection.
+        "keepalive": 75,
+        # The loop of a worker always has time to say that it lives, whatever its threads do.
+        "timeout": 30,
+        "graceful_timeout": 30,
+        # The sign of life is a file; it must neither wait for a disk nor need room on one.
+        "worker_tmp_dir": str(MEMORY_FOLDER) if os.access(MEMORY_FOLDER, os.W_OK) else None,
+        # Two services of one user would take each other's.
+        "control_socket_disable": True,
+        # The application logs its requests, without secrets.
+        "accesslog": None,
+        "limit_request_line": 8190,
+        "limit_request_fields": 100,
+        "limit_request_field_size": 8190,
+        # X-Forwarded-* is for the application alone, which counts PROXY_HOPS.
+        "forwarded_allow_ips": "",
+        "secure_scheme_headers": {},
+        "forwarder_headers": "",
+        "header_map": "drop",
+        "http_protocols": "h1",
+        "http2_cleartext": "off",
+        "proxy_protocol": "off",
+    }
+
+
+def logger_class(config: Config) -> type[Logger]:
+    """gunicorn's logger, writing as our own log does."""
+
+    class OwnLogger(Logger):
+        def setup(self, cfg: GunicornConfig) -> None:
+            super().setup(cfg)
+            configure_logging(config.LOG_LEVEL, config.LOG_FORMAT)
+
+    return OwnLogger
+
+
+def listen(arbiter: Arbiter) -> None:
+    """Opens the listening sockets, or says in one line why not and exits with 1.
+
+    gunicorn itself tries five times, a second apart.
+    """
+    if arbiter.master_pid or "LISTEN_FDS" in os.environ:
+        # Handed down by the process that this one replaces, or by systemd.
+        return
+    for address in arbiter.cfg.address:
+        try:
+            arbiter.LISTENERS = [*arbiter.LISTENERS, _socket(address, arbiter)]
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            print(f"taskservice: can't listen on {_shown(address)}: {reason}", file=sys.stderr)
+            sys.exit(1)
+
+
+def _socket(address: tuple[str, int] | str, arbiter: Arbiter) -> BaseSocket:
+    if isinstance(address, str):
+        return UnixSocket(address, arbiter.cfg, arbiter.log)
+    kind = TCP6Socket if is_ipv6(address[0]) else TCPSocket
+    return kind(address, arbiter.cfg, arbiter.log)
+
+
+def _shown(address: tuple[str, int] | str) -> str:
+    return address if isinstance(address, str) else f"{address[0]}:{address[1]}"

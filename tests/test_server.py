@@ -1,0 +1,575 @@
+"""What the server promises by itself, shown on a real gunicorn with a tiny application."""
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Event, Thread
+
+import pytest
+
+from tests.server_process import (
+    EMBEDDED,
+    GUNICORN,
+    HELLO,
+    MIB,
+    THREADS,
+    Server,
+    chunked,
+    post,
+    read_bodies,
+    read_to_end,
+    started,
+    unready,
+    until,
+)
+
+STREAM = b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One for all the tests that leave it as it was."""
+    with started(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Server]:
+    """One that the test may end."""
+    with started(tmp_path) as server:
+        yield server
+
+
+def problem_in(answer: bytes, status: int) -> dict[str, object]:
+    """The problem in an answer of which everything is as it should be."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert b"Content-Type: application/problem+json" in head
+    assert b"Connection: close" in head
+    assert b"Content-Length: %d" % len(body) in head
+    problem = json.loads(body)
+    assert problem["type"] == "about:blank"
+    assert problem["status"] == status
+    assert problem["title"]
+    assert problem["detail"]
+    return problem
+
+
+# A slow client holds up nobody but itself.
+
+
+@pytest.mark.parametrize(
+    ("begin", "drip"),
+    [
+        (b"", b""),
+        (b"GET /hello HTTP/1.1\r\nX-Slow: ", b"x"),
+        (post(b"", length=MIB), b""),
+        (post(b"", length=MIB), b"x"),
+        (chunked(b"first"), b"1\r\nx\r\n"),
+        (chunked() + b"5;name=", b"x"),
+        (b"GET /large?20000000 HTTP/1.1\r\nHost: x\r\n\r\n", b""),
+        (b"GET /hello HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b""),
+        (post(b"", path="/unread", length=100 * MIB), b""),
+    ],
+    ids=[
+        "idle",
+        "dripping-head",
+        "body-never-comes",
+        "dripping-body",
+        "dripping-chunks",
+        "dripping-chunk-size",
+        "answer-never-read",
+        "never-closes",
+        "too-large-body-never-comes",
+    ],
+)
+def test_twice_as_many_slow_clients_as_threads_leave_others_a_quick_answer(
+    server: Server, begin: bytes, drip: bytes
+) -> None:
+    with ExitStack() as stack:
+        slow = [stack.enter_context(server.connect(begin)) for _ in range(2 * THREADS)]
+        for _ in range(5):
+            for client in slow if drip else []:
+                client.sendall(drip)
+            assert server.seconds_to_answer() < 1
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [b"GET / HTTP/1.1\r\nX-Slow: ", post(b"", length=MIB), chunked(b"first")],
+    ids=["head", "body", "chunks"],
+)
+def test_request_that_is_not_here_in_time_is_408_however_it_drips(
+    server: Server, begin: bytes
+) -> None:
+    with server.connect(begin) as client:
+        ended = Event()
+        dripping = Thread(target=drip_until, args=(client, ended))
+        dripping.start()
+        try:
+            answer = read_to_end(client)
+        finally:
+            ended.set()
+            dripping.join()
+    problem_in(answer, 408)
+
+
+def drip_until(client: socket.socket, ended: Event) -> None:
+    while not ended.wait(0.1):
+        client.send(b"1")
+
+
+def test_client_that_never_sends_anything_is_left_without_a_word(server: Server) -> None:
+    with server.connect() as client:
+        assert read_to_end(client) == b""
+
+
+def test_second_request_on_a_connection_has_time_of_its_own(server: Server) -> None:
+    with server.connect(HELLO) as client:
+        assert read_bodies(client) == [b"hello"]
+        time.sleep(0.9)
+        client.sendall(HELLO)
+        assert read_bodies(client) == [b"hello"]
+
+
+def test_clients_past_the_limit_take_the_place_of_the_idlest(tmp_path: Path) -> None:
+    with (
+        started(tmp_path, settings={"worker_connections": 6}) as server,
+        ExitStack() as stack,
+    ):
+        idle = [stack.enter_context(server.connect()) for _ in range(20)]
+        assert server.seconds_to_answer() < 1
+        assert idle[0].recv(1) == b""
+
+
+def test_steady_but_slow_reader_gets_all_of_a_large_answer(server: Server) -> None:
+    with server.connect(b"GET /large?8000000 HTTP/1.0\r\n\r\n", receive_buffer=MIB) as client:
+        size = 0
+        while piece := client.recv(200_000):
+            size += len(piece)
+            time.sleep(0.03)
+    assert size > 8_000_000
+
+
+def test_reader_that_stands_still_is_cut_off_and_its_thread_freed(server: Server) -> None:
+    usual = int(server.get("/threads"))
+    with ExitStack() as stack:
+        request = b"GET /large?20000000 HTTP/1.1\r\nHost: x\r\n\r\n"
+        slow = [stack.enter_context(server.connect(request)) for _ in range(3)]
+        until(lambda: int(server.get("/threads")) > usual)
+        until(lambda: int(server.get("/threads")) == usual)
+        for client in slow:
+            with pytest.raises(ConnectionResetError):
+                read_to_end(client)
+
+
+def test_past_the_limit_of_slow_readers_the_longest_waiting_is_cut_off(tmp_path: Path) -> None:
+    attributes = {"slow_clients": 1, "answer_seconds": 30.0}
+    request = b"GET /large?20000000 HTTP/1.1\r\nHost: x\r\n\r\n"
+    with started(tmp_path, attributes=attributes) as server, server.connect(request) as first:
+        usual = int(server.get("/threads"))
+        until(lambda: int(server.get("/threads")) > usual)
+        with server.connect(request) as second:
+            time.sleep(0.5)
+            with pytest.raises(ConnectionResetError):
+                read_to_end(first)
+            assert second.recv(10).startswith(b"HTTP/1.1 2")
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux can do that")
+def test_client_that_has_vanished_is_given_up_by_the_kernel(server: Server) -> None:
+    assert server.get("/user-timeout") == b"700"
+
+
+# A request is taken in whole.
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, 2 * MIB])
+def test_body_of_any_size_arrives_as_it_was_sent(server: Server, size: int) -> None:
+    body = os.urandom(size)
+    assert server.ask(post(body)).partition(b"\r\n\r\n")[2] == body
+    in_chunks = [body[start : start + 100_000] for start in range(0, size, 100_000)]
+    answer = server.ask(chunked(*in_chunks, b""))
+    assert answer.partition(b"\r\n\r\n")[2] == body
+
+
+def test_body_can_be_read_line_by_line(server: Server) -> None:
+    assert server.ask(post(b"one\ntwo", path="/lines")).endswith(b"one\n|two")
+
+
+def test_request_may_come_byte_by_byte(server: Server) -> None:
+    for request in (post(b"some body"), chunked(b"some ", b"body", b"")):
+        with server.connect() as client:
+            for byte in request:
+                client.sendall(bytes([byte]))
+            assert read_bodies(client) == [b"some body"]
+
+
+def test_chunks_may_have_extensions_and_trailers(server: Server) -> None:
+    body = b'4;a=b;c="d e"\r\nsome\r\n0\r\nX-Trailer: yes\r\n\r\n'
+    assert server.ask(chunked() + body).endswith(b"\r\n\r\nsome")
+
+
+def test_pipelined_requests_are_answered_in_turn(server: Server) -> None:
+    requests = post(b"one") + chunked(b"two", b"") + HELLO + post(b"x" * 100_000) + post(b"five")
+    with server.connect(requests) as client:
+        assert read_bodies(client, 5) == [b"one", b"two", b"hello", b"x" * 100_000, b"five"]
+
+
+def test_client_that_has_closed_its_side_still_gets_the_answer(server: Server) -> None:
+    assert server.ask(b"GET /sleep?0.2 HTTP/1.1\r\nHost: x\r\n\r\n").endswith(b"slept")
+
+
+def test_client_that_asks_before_it_sends_is_told_to_go_on(server: Server) -> None:
+    with server.connect(post(b"", "Expect: 100-continue", length=4)) as client:
+        assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(b"body")
+        assert read_bodies(client) == [b"body"]
+
+
+def test_client_that_asks_to_send_too_much_is_told_so_at_once(server: Server) -> None:
+    with server.connect(post(b"", "Expect: 100-continue", length=3 * MIB)) as client:
+        problem_in(read_to_end(client), 413)
+
+
+def test_body_that_is_too_large_is_413_and_the_client_can_read_that(server: Server) -> None:
+    with server.connect(post(bytes(3 * MIB), length=10_000 * MIB)) as client:
+        problem_in(read_to_end(client), 413)
+
+
+def test_chunks_that_become_too_large_are_413(server: Server) -> None:
+    with server.connect(chunked(bytes(MIB), bytes(MIB))) as client:
+        client.sendall(b"1\r\n")
+        problem_in(read_to_end(client), 413)
+
+
+def test_answer_to_an_unread_body_arrives_and_the_connection_goes_on(server: Server) -> None:
+    with server.connect(post(bytes(2 * MIB), path="/unread") + HELLO) as client:
+        assert read_bodies(client, 2) == [b"no", b"hello"]
+
+
+def test_large_bodies_together_have_a_limit_and_small_ones_always_go(tmp_path: Path) -> None:
+    with started(tmp_path, attributes={"max_bodies": 1, "request_seconds": 30.0}) as server:
+        with server.connect(post(bytes(2 * MIB - 10), length=2 * MIB)) as first:
+            time.sleep(0.3)
+            with server.connect(post(bytes(MIB))) as second:
+                answer = read_to_end(second)
+            problem_in(answer, 503)
+            assert b"Retry-After:" in answer
+            assert server.ask(post(b"x" * 60_000)).endswith(b"x" * 60_000)
+            first.sendall(bytes(10))
+            assert len(read_bodies(first)[0]) == 2 * MIB
+        until(lambda: len(server.ask(post(bytes(2 * MIB)))) > 2 * MIB)
+
+
+def test_body_that_the_disk_has_no_room_for_is_503(tmp_path: Path) -> None:
+    small_files = ["bash", "-c", 'ulimit -f 200; exec "$@"', "bash", *GUNICORN]
+    with started(tmp_path, small_files) as server:
+        for _ in range(2 * THREADS):
+            with server.connect(post(bytes(2 * MIB))) as client:
+                problem_in(read_to_end(client), 503)
+        assert server.ask(post(b"x" * 100_000)).endswith(b"x" * 100_000)
+
+
+# What is no valid request is refused as problem+json.
+
+
+REFUSED = {
+    "no-version": (b"GET /\r\n\r\n", 400),
+    "bare-line-feeds": (b"GET / HTTP/1.1\n\n", 400),
+    "nothing-but-empty-lines": (b"\r\n\r\n", 400),
+    "https-by-mistake": (b"\x16\x03\x01\x02\x00\x01", 400),
+    "small-letters": (b"get / HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "unknown-version": (b"GET / HTTP/3.7\r\nHost: x\r\n\r\n", 400),
+    "http-2-preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    "no-host": (b"GET / HTTP/1.1\r\n\r\n", 400),
+    "two-hosts": (b"GET / HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n", 400),
+    "host-with-a-space": (b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400),
+    "host-with-a-path": (b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400),
+    "host-with-a-user": (b"GET / HTTP/1.1\r\nHost: me@x\r\n\r\n", 400),
+    "empty-host": (b"GET / HTTP/1.1\r\nHost:\r\n\r\n", 400),
+    "header-without-colon": (b"GET / HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n", 400),
+    "folded-header": (b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n folded\r\n\r\n", 400),
+    "nul-in-a-header": (b"GET / HTTP/1.1\r\nHost: x\r\nA: \0\r\n\r\n", 400),
+    "space-before-colon": (b"GET / HTTP/1.1\r\nHost: x\r\nA : b\r\n\r\n", 400),
+    "two-lengths": (post(b"", "Content-Length: 0"), 400),
+    "length-and-chunks": (post(b"", "Transfer-Encoding: chunked"), 400),
+    "negative-length": (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400),
+    "length-squared": (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: \xb2\r\n\r\n", 400),
+    "length-of-5000-digits": (
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %b\r\n\r\n" % (b"9" * 5000),
+        400,
+    ),
+    "chunks-in-http-1.0": (chunked(b"").replace(b"HTTP/1.1", b"HTTP/1.0"), 400),
+    "coding-without-chunks": (chunked().replace(b"chunked", b"gzip"), 400),
+    "chunk-size-no-number": (chunked() + b"x\r\n", 400),
+    "chunk-size-negative": (chunked() + b"-1\r\n", 400),
+    "chunk-size-missing": (chunked() + b"\r\n", 400),
+    "chunk-size-endless": (chunked() + b"1" * 2000, 400),
+    "chunk-with-bare-line-feeds": (chunked() + b"5\nhello\n0\n\n", 400),
+    "chunk-extension-malformed": (chunked() + b"1;=\r\n", 400),
+    "chunk-longer-than-it-says": (chunked() + b"5\r\nhelloX0\r\n\r\n", 400),
+    "trailer-that-must-not-be": (chunked() + b"0\r\nHost: y\r\n\r\n", 400),
+    "unknown-coding": (chunked().replace(b"chunked", b"magic"), 501),
+    "length-too-large": (post(b"", length=3 * MIB), 413),
+    "chunk-too-large": (chunked() + b"fffffffffffffff\r\n", 413),
+    "line-too-long": (b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n" % (b"x" * 9000), 414),
+    "line-endless": (b"GET /%b" % (b"x" * 70_000), 414),
+    "too-many-headers": (
+        b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 101 + b"\r\n",
+        431,
+    ),
+    "header-too-long": (b"GET / HTTP/1.1\r\nHost: x\r\nA: %b\r\n\r\n" % (b"x" * 9000), 431),
+    "header-endless": (b"GET / HTTP/1.1\r\nHost: x\r\nA: %b" % (b"x" * 70_000), 431),
+    "unknown-expectation": (post(b"", "Expect: miracles"), 417),
+}
+
+
+@pytest.mark.parametrize(("request_", "status"), REFUSED.values(), ids=REFUSED)
+def test_unreadable_request_is_refused_at_once_as_a_problem(
+    server: Server, request_: bytes, status: int
+) -> None:
+    with server.connect(request_) as client:
+        # By far sooner than what is only incomplete: that would be 408.
+        problem_in(read_to_end(client), status)
+
+
+def test_refusals_echo_nothing_to_the_client_or_the_log(server: Server) -> None:
+    answer = server.ask(b"GET /?apikey=tsk_user_secret HTTP/1.1\r\ntsk_user_secret\r\n\r\n")
+    problem_in(answer, 400)
+    assert b"secret" not in answer
+    assert "tsk_user_secret" not in server.log
+
+
+@pytest.mark.parametrize("path", ["/fail", "/exit", "/os-error", "/bad-header"])
+def test_application_that_fails_is_500_without_its_reasons(server: Server, path: str) -> None:
+    answer = server.ask(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    problem_in(answer, 500)
+    assert b"secret" not in answer
+    assert server.get("/hello") == b"hello"
+
+
+def test_refusal_of_a_head_request_has_no_body(server: Server) -> None:
+    answer = server.ask(b"HEAD /fail HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert answer.endswith(b"\r\n\r\n")
+
+
+# An answer is whole, or visibly broken.
+
+
+@pytest.mark.parametrize("path", ["/break", "/short"])
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_answer_that_fails_midway_is_reset(server: Server, path: str, version: str) -> None:
+    request = f"GET {path} HTTP/{version}\r\nHost: x\r\n\r\n".encode()
+    with server.connect(request) as client, pytest.raises(ConnectionResetError):
+        # What was sent before may have arrived, or be lost with the reset.
+        read_to_end(client)
+
+
+def test_failure_after_a_whole_answer_leaves_that_as_it_is(server: Server) -> None:
+    request = b"GET /late-failure HTTP/1.1\r\nHost: x\r\n\r\n"
+    with server.connect(request * 2) as client:
+        assert read_bodies(client, 2) == [b"whole", b"whole"]
+
+
+def test_pieces_leave_as_they_are_made(server: Server) -> None:
+    with server.connect(STREAM) as client:
+        seen = b""
+        while seen.count(b"event") < 3:
+            seen += client.recv(1000)
+    assert b"Transfer-Encoding: chunked" in seen
+    assert seen.index(b"begin") < seen.index(b"event")
+
+
+def test_answer_in_pieces_is_framed_for_either_version(server: Server) -> None:
+    answer = server.ask(b"GET /pieces HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert answer.endswith(b"\r\n\r\n5\r\nfirst\r\n4\r\nlast\r\n0\r\n\r\n")
+    answer = server.ask(b"GET /pieces HTTP/1.0\r\n\r\n")
+    assert answer.endswith(b"\r\n\r\nfirstlast")
+
+
+def test_head_has_the_headers_of_get_and_no_body(server: Server) -> None:
+    answer = server.ask(b"HEAD /hello HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert b"Content-Length: 5\r\n" in answer
+    assert b"\r\nDate: " in answer
+    assert answer.endswith(b"\r\n\r\n")
+
+
+def test_connection_is_kept_or_closed_as_the_client_wants(server: Server) -> None:
+    old = b"GET /hello HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+    new = b"GET /hello HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    with server.connect(old) as client:
+        assert read_bodies(client) == [b"hello"]
+        client.sendall(new)
+        assert read_to_end(client).endswith(b"hello")
+    with server.connect(b"GET /hello HTTP/1.0\r\n\r\n") as client:
+        assert read_to_end(client).endswith(b"hello")
+
+
+def test_server_does_not_tell_its_version(server: Server) -> None:
+    assert b"Server: gunicorn\r\n" in server.ask(HELLO)
+
+
+# What the application sees of a request.
+
+
+def test_method_that_nobody_knows_is_left_to_the_application(server: Server) -> None:
+    assert server.ask(b"BREW / HTTP/1.1\r\nHost: x\r\n\r\n").endswith(b"BREW")
+
+
+def test_forwarded_headers_change_nothing_by_themselves(server: Server) -> None:
+    headers = ["X-Forwarded-Proto: https", "X-Forwarded-For: 192.0.2.1", "X-Forwarded-Host: y"]
+    environ = json.loads(server.get("/environ", *headers, "SCRIPT_NAME: /environ"))
+    assert environ["wsgi.url_scheme"] == "http"
+    assert environ["REMOTE_ADDR"] == "127.0.0.1"
+    assert environ["HTTP_HOST"] == "x"
+    assert environ["SCRIPT_NAME"] == ""
+    assert environ["HTTP_X_FORWARDED_PROTO"] == "https"
+
+
+def test_header_with_an_underscore_does_not_reach_the_application(server: Server) -> None:
+    environ = json.loads(server.get("/environ", "api_key: x", "X_Forwarded_For: 192.0.2.1"))
+    assert not {"HTTP_API_KEY", "HTTP_X_FORWARDED_FOR"} & environ.keys()
+
+
+def test_doubled_header_arrives_with_a_comma_and_bytes_as_latin_1(server: Server) -> None:
+    environ = json.loads(server.get("/environ", "apikey: one", "apikey: two", "X-Name: \xe9"))
+    assert environ["HTTP_APIKEY"] == "one,two"
+    assert environ["HTTP_X_NAME"] == "\xe9"
+
+
+# It stops quickly, and loses nothing that it has begun.
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+def test_open_streams_and_idle_and_slow_clients_do_not_delay_the_end(
+    fresh: Server, signum: int
+) -> None:
+    begun = [
+        HELLO,
+        STREAM,
+        b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /large?20000000 HTTP/1.1\r\nHost: x\r\n\r\n",
+        post(b"", length=MIB),
+        b"",
+    ]
+    with ExitStack() as stack:
+        clients = [stack.enter_context(fresh.connect(data)) for data in begun]
+        assert clients[1].recv(1)
+        assert fresh.seconds_to_end(signum) < 2.5
+        assert read_to_end(clients[1]).endswith(b"3\r\nend\r\n0\r\n\r\n")
+        assert read_to_end(clients[2]).endswith(b"waited")
+        problem_in(read_to_end(clients[4]), 503)
+    assert fresh.process.returncode == 0
+    assert "Traceback" not in fresh.log
+
+
+def test_answer_under_way_at_the_end_is_completed(fresh: Server) -> None:
+    with fresh.connect(b"GET /sleep?0.8 HTTP/1.1\r\nHost: x\r\n\r\n") as client:
+        time.sleep(0.2)
+        assert fresh.seconds_to_end(signal.SIGTERM) < 4
+        answer = read_to_end(client)
+    assert answer.endswith(b"slept")
+
+
+def test_client_that_waits_to_be_let_in_at_the_end_is_answered(fresh: Server) -> None:
+    worker = fresh.worker()
+    os.kill(worker, signal.SIGSTOP)
+    with fresh.connect(HELLO) as client:
+        fresh.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        os.kill(worker, signal.SIGCONT)
+        answer = read_to_end(client)
+    assert answer.endswith(b"hello")
+    assert b"Connection: close" in answer
+
+
+def test_second_ctrl_c_is_not_needed_for_a_request_that_hangs(fresh: Server) -> None:
+    with fresh.connect(b"GET /sleep?30 HTTP/1.1\r\nHost: x\r\n\r\n"):
+        time.sleep(0.2)
+        os.killpg(fresh.process.pid, signal.SIGINT)
+        began = time.monotonic()
+        fresh.process.wait(10)
+    assert time.monotonic() - began < 3
+    assert "Traceback" not in fresh.log
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
+def test_worker_that_ends_is_replaced_while_others_go_on(tmp_path: Path, signum: int) -> None:
+    with started(tmp_path, TASKSERVICE_WORKERS="2") as server:
+        workers = until(lambda: two_workers(server))
+        os.kill(workers[0], signum)
+        for _ in range(20):
+            assert server.seconds_to_answer() < 2
+        until(lambda: workers[0] not in (two_workers(server) or workers))
+
+
+def two_workers(server: Server) -> list[int] | None:
+    """Both workers, if both have answered within a few tries."""
+    seen = {server.worker() for _ in range(40)}
+    return sorted(seen) if len(seen) == 2 else None
+
+
+# How it starts.
+
+
+@pytest.mark.parametrize("command", [GUNICORN, EMBEDDED], ids=["gunicorn", "serve"])
+@pytest.mark.parametrize("free", [False, True], ids=["port-in-use", "address-of-another"])
+def test_address_that_can_not_be_had_is_one_line_and_exit_code_1(
+    server: Server, tmp_path: Path, command: list[str], free: bool
+) -> None:
+    address = "192.0.2.1:8000" if free else f"127.0.0.1:{server.port}"
+    began = time.monotonic()
+    second = unready(tmp_path, command, TASKSERVICE_BIND=address)
+    assert second.process.wait(10) == 1
+    assert time.monotonic() - began < 3
+    (line,) = [line for line in second.log.splitlines() if "INFO" not in line]
+    assert line.startswith(f"taskservice: can't listen on {address}: ")
+
+
+def test_wrong_setting_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    wrong = unready(tmp_path, TASKSERVICE_WORKERS="many")
+    assert wrong.process.wait(10) == 2
+    assert wrong.log.startswith("TASKSERVICE_WORKERS: ")
+    assert wrong.log.count("\n") == 1
+
+
+def test_tls_is_refused_rather_than_left_out(tmp_path: Path) -> None:
+    certificate = tmp_path / "certificate.pem"
+    certificate.touch()
+    wrong = unready(tmp_path, settings={"certfile": str(certificate)})
+    assert wrong.process.wait(10) == 1
+    assert "Error: TLS is left to a reverse proxy" in wrong.log
+
+
+def test_serve_from_within_serves_alike_and_ends_by_ctrl_c(tmp_path: Path) -> None:
+    with started(tmp_path, EMBEDDED) as server:
+        assert server.get("/hello") == b"hello"
+        os.killpg(server.process.pid, signal.SIGINT)
+        assert server.process.wait(5) == 0
+        assert "Traceback" not in server.log
+
+
+def test_it_can_listen_on_a_unix_socket(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    server = unready(tmp_path, TASKSERVICE_BIND=f"unix:{path}")
+    try:
+        until(path.exists)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            client.sendall(b"GET /environ HTTP/1.0\r\nHost: x\r\nX-Forwarded-Proto: https\r\n\r\n")
+            environ = json.loads(read_to_end(client).partition(b"\r\n\r\n")[2])
+    finally:
+        server.kill()
+    assert environ["wsgi.url_scheme"] == "http"
+
+
+def test_two_services_of_one_user_leave_each_other_alone(server: Server) -> None:
+    assert not list(server.folder.rglob("*.ctl"))
