@@ -1,10 +1,10 @@
 """The application factory: the one place that knows all the others."""
 
 from flask import Flask
-from werkzeug.middleware.proxy_fix import ProxyFix
 
 from taskservice import api, db, migrations, problems, telemetry
 from taskservice.config import Config
+from taskservice.proxies import trusting
 
 
 def create_app(config: Config) -> Flask:
@@ -22,6 +22,5 @@ def create_app(config: Config) -> Flask:
     telemetry.init_app(app)
     api.init_app(app)
     if config.PROXY_HOPS:
-        hops = config.PROXY_HOPS
-        app.wsgi_app = ProxyFix(app.wsgi_app, hops, hops, hops, x_prefix=1)  # type: ignore[method-assign]
+        app.wsgi_app = trusting(app.wsgi_app, config.PROXY_HOPS)  # type: ignore[method-assign]
     return app

@@ -37,7 +37,7 @@ def test(url: str, user: str | None) -> None:
 
 
 def _secrets_of(name: str) -> list[str]:
-    for user in queries.users():
-        if user.name == name:
-            return list(queries.callback_secrets(user.id, stamps.now()))
-    give_up(f"There is no user {name}")
+    user = next((user for user in queries.users() if user.name == name), None)
+    if user is None:
+        give_up(f"There is no user {name}")
+    return list(queries.callback_secrets(user.id, stamps.now()))

@@ -1,0 +1,69 @@
+"""A database that gives no answer: an honest 503, nothing half-written, and then all is well."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from flask import Flask
+
+from taskservice import db
+from tests.people import Person, expect, problem
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writers give up sooner than in real life; fixtures that ask for it come first."""
+    monkeypatch.setattr(db, "BUSY_SECONDS", 0.3)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_locked_database_is_503_and_nothing_is_half_written(
+    patience: None, app: Flask, alice: Person, tmp_path: Path
+) -> None:
+    task = alice.start()
+    path = f"/task/{task['id']}"
+    other = sqlite3.connect(tmp_path / "data" / "taskservice.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    for response in (
+        alice.post("/task", json={"agentId": "summarizer"}),
+        alice.post(f"{path}/logs", json={"logs": ["a line"]}),
+        alice.patch(path, json={"status": "complete"}),
+        alice.delete(path),
+        alice.put("/agent/other", json={}),
+    ):
+        body = problem(response, 503)
+        assert int(response.headers["Retry-After"]) > 0
+        assert "locked" not in body["detail"]
+    # Who only reads is not kept waiting.
+    assert expect(alice.get("/task"), 200) == [task]
+    other.execute("ROLLBACK")
+    other.close()
+    alice.append(task, "a line")
+    assert alice.task(task)["logs"] == ["a line"]
+
+
+def test_lock_held_on_a_task_is_503(
+    patience: None, app: Flask, alice: Person, database_url: str
+) -> None:
+    """PostgreSQL waits for the row, SQLite for its only writer."""
+    task = alice.start()
+    with app.app_context(), db.transaction() as connection:
+        connection.exec_driver_sql("UPDATE tasks SET name = name")
+        problem(alice.patch(f"/task/{task['id']}", json={"name": "other"}), 503)
+    assert alice.report(task, name="other")["name"] == "other"
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_unreachable_database_is_503_while_the_process_stays_live(
+    app: Flask, alice: Person, tmp_path: Path
+) -> None:
+    client = app.test_client()
+    assert client.get("/readyz").status_code == 200
+    db.dispose(app)
+    data = tmp_path / "data"
+    data.rename(tmp_path / "gone")
+    assert problem(alice.get("/task"), 503)
+    assert client.get("/readyz").status_code == 503
+    assert client.get("/livez").status_code == 200
+    (tmp_path / "gone").rename(data)
+    assert expect(alice.get("/task"), 200) == []

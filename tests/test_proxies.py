@@ -1,0 +1,54 @@
+"""Forwarded headers: ignored without trusted proxies, counted with them."""
+
+import pytest
+from flask import Flask, request
+
+from taskservice.proxies import trusting
+
+HEADERS = {
+    "X-Forwarded-For": "6.6.6.6, 1.1.1.1, 2.2.2.2",
+    "X-Forwarded-Proto": "evil, https, http",
+    "X-Forwarded-Host": "evil.example, public.example, inner.example",
+    "X-Forwarded-Prefix": "/tasks",
+}
+
+
+def seen(hops: int, headers: dict[str, str]) -> tuple[str | None, str, str, str]:
+    app = Flask(__name__, static_folder=None)
+
+    @app.get("/where")
+    def where() -> dict[str, str | None]:
+        return {"from": request.remote_addr, "base": request.url_root, "path": request.path}
+
+    if hops:
+        app.wsgi_app = trusting(app.wsgi_app, hops)
+    body = app.test_client().get("/where", headers=headers).json
+    return body["from"], body["base"], body["path"]
+
+
+def test_without_proxies_forwarded_headers_are_ignored() -> None:
+    assert seen(0, HEADERS) == ("127.0.0.1", "http://localhost/", "/where")
+
+
+def test_with_two_proxies_the_second_value_from_the_right_counts() -> None:
+    assert seen(2, HEADERS) == ("1.1.1.1", "https://public.example/tasks/", "/where")
+
+
+def test_fewer_values_than_proxies_are_not_believed() -> None:
+    assert seen(2, {"X-Forwarded-For": "6.6.6.6"})[0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "root"),
+    [
+        ("/tasks/", "/tasks/"),
+        ("/outer, /inner", "/outer/"),
+        ("/spoofed, /outer, /inner", "/outer/"),
+        ("//other.example", "/"),
+        ("relative", "/"),
+        ("", "/"),
+    ],
+)
+def test_prefix_is_the_outermost_proxys(prefix: str, root: str) -> None:
+    _, base, _ = seen(2, {"X-Forwarded-Prefix": prefix})
+    assert base == f"http://localhost{root}"
