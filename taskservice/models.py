@@ -147,6 +147,8 @@ class Task(Base):
     user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
     agent_id: Mapped[str]
     name: Mapped[str]
+    # The name without regard to case, in any script: neither database can fold all of them.
+    name_folded: Mapped[str]
     status: Mapped[str]
     error_type: Mapped[str | None]
     error_message: Mapped[str | None]

@@ -1,11 +1,24 @@
 """Every read, as Core selects on the read engine."""
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
+from operator import eq, gt, lt
 from typing import Any, TypeAlias
 
-from sqlalchemy import BigInteger, Row, Select, bindparam, or_, select, tuple_
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Row,
+    Select,
+    bindparam,
+    literal,
+    or_,
+    select,
+    tuple_,
+)
 
+from taskservice import stamps
 from taskservice.access import Caller, visible_agents, visible_tasks
 from taskservice.db import Timestamp, reading
 from taskservice.models import (
@@ -19,6 +32,7 @@ from taskservice.models import (
     User,
 )
 from taskservice.problems import Problem
+from taskservice.schemas import SORTS
 
 # The columns of a task that answers are made of, and `log_id`, where its lines are:
 # a row of the database, or a namespace of the same names.
@@ -28,8 +42,12 @@ AnyRow: TypeAlias = Row[*tuple[Any, ...]]
 
 # About how much of the database a read takes into memory at once.
 PAGE_BYTES = 1024 * 1024
+# How many places of a list are looked up at once.
+PLACES = 1_000
 # A log of at most so many bytes is read together with those of its neighbours.
 SMALL_LOG = 64 * 1024
+
+NEWEST_FIRST, OLDEST_FIRST, BY_END = SORTS
 
 TASK_COLUMNS = (
     Task.id,
@@ -92,42 +110,115 @@ def task_by_id(task_id: str) -> TaskRow | None:
         return connection.execute(_TASK_BY_ID, {"task_id": task_id}).one_or_none()
 
 
-def task_pages(caller: Caller) -> Iterator[list[TaskRow]]:
-    """All tasks that the caller may see, newest first, in pages of bounded size.
+@dataclass(frozen=True)
+class Selection:
+    """Which tasks a list has, and in which order; all bounds are exclusive."""
+
+    status: str | None = None
+    agent_id: str | None = None
+    name_part: str | None = None
+    created_after: str | None = None
+    created_before: str | None = None
+    finished_after: str | None = None
+    sort: str = NEWEST_FIRST
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place of one task in a list: what a cursor stands for.
+
+    By end, tasks that ended after the list was begun (`since`) count as running, so that
+    none changes its place while somebody reads on. `stage` is 1 among those, else 0.
+    """
+
+    since: str
+    stage: int
+    moment: str
+    id: str
+
+
+def places(caller: Caller, selection: Selection, after: Place | None, count: int) -> list[Place]:
+    """The next `count` places of the list, or fewer at its end."""
+    start = after or Place(since=stamps.now(), stage=0, moment="", id="")
+    found: list[Place] = []
+    for stage in range(start.stage, 2 if selection.sort == BY_END else 1):
+        key, statement = _ordered(caller, selection, stage, start.since)
+        if start.id and stage == start.stage:
+            statement = statement.where(_beyond(selection, key, start))
+        with reading() as connection:
+            rows = connection.execute(statement.limit(count - len(found))).all()
+        found += [Place(start.since, stage, row[0], row[1]) for row in rows]
+        if len(found) == count:
+            break
+    return found
+
+
+def tasks_at(
+    caller: Caller, selection: Selection, wanted: Sequence[Place]
+) -> Iterator[list[TaskRow]]:
+    """The tasks at these places, in their order, in pages of bounded size.
 
     Each page is a read of its own, so that no reader, however slow, holds a transaction.
+    A task that was deleted meanwhile, or that the selection no longer has, is left out.
     """
-    statement = tasks_with_log.where(Task.user_id == caller.user_id)
-    if caller.agent_id is not None:
-        statement = statement.where(Task.agent_id == caller.agent_id)
-    statement = statement.order_by(Task.created_at.desc(), Task.id.desc())
     limit = 32
-    page = _task_page(statement.limit(limit))
-    while page:
+    while wanted:
+        now, wanted = wanted[:limit], wanted[limit:]
+        ids = [place.id for place in now]
+        statement = tasks_with_log.where(*_conditions(caller, selection), Task.id.in_(ids))
+        with reading() as connection:
+            rows = {row.id: row for row in connection.execute(statement)}
+        page = [rows[task_id] for task_id in ids if task_id in rows]
         yield page
-        limit = _next_limit(len(page), sum(map(_task_size, page)), 256)
-        place = tuple_(_moment(page[-1].created_at), _identifier(page[-1].id))
-        key = tuple_(Task.created_at, Task.id)
-        page = _task_page(statement.where(key < place).limit(limit))
+        limit = _next_limit(len(ids), sum(map(_task_size, page)), 256)
 
 
-def _moment(value: str) -> Any:
-    return bindparam(None, value, type_=Timestamp(), unique=True)
+def all_tasks(caller: Caller, selection: Selection) -> Iterator[list[TaskRow]]:
+    """The whole list, as `tasks_at` has it."""
+    after: Place | None = None
+    while wanted := places(caller, selection, after, PLACES):
+        yield from tasks_at(caller, selection, wanted)
+        after = wanted[-1]
 
 
-def _identifier(value: str) -> Any:
-    return bindparam(None, value, type_=Identifier, unique=True)
+def _conditions(caller: Caller, selection: Selection) -> list[ColumnElement[bool]]:
+    bounds: list[tuple[Any, Any, str | None]] = [
+        (Task.agent_id, eq, caller.agent_id),
+        (Task.agent_id, eq, selection.agent_id),
+        (Task.status, eq, selection.status),
+        (Task.created_at, gt, selection.created_after),
+        (Task.created_at, lt, selection.created_before),
+        (Task.finished_at, gt, selection.finished_after),
+    ]
+    conditions: list[ColumnElement[bool]] = [Task.user_id == caller.user_id]
+    conditions += [compare(column, value) for column, compare, value in bounds if value]
+    if selection.name_part is not None:
+        part = selection.name_part.casefold()
+        conditions.append(Task.name_folded.contains(part, autoescape=True))
+    return conditions
 
 
-def _task_page(statement: AnySelect) -> list[TaskRow]:
-    page, size = [], 0
-    with reading() as connection:
-        for row in connection.execute(statement):
-            page.append(row)
-            size += _task_size(row)
-            if size > PAGE_BYTES:
-                break
-    return page
+def _ordered(caller: Caller, selection: Selection, stage: int, since: str) -> tuple[Any, AnySelect]:
+    """The column that orders this stage of the list, and the select of its keys in order."""
+    conditions = _conditions(caller, selection)
+    if selection.sort == BY_END and stage == 0:
+        column: Any = Task.finished_at
+        conditions.append(column <= since)
+    else:
+        column = Task.created_at
+    if selection.sort == BY_END and stage == 1:
+        conditions.append(or_(Task.finished_at.is_(None), Task.finished_at > since))
+    statement: AnySelect = select(column, Task.id).where(*conditions)
+    if selection.sort == NEWEST_FIRST:
+        return column, statement.order_by(column.desc(), Task.id.desc())
+    return column, statement.order_by(column, Task.id)
+
+
+def _beyond(selection: Selection, column: Any, place: Place) -> ColumnElement[bool]:
+    key = tuple_(column, Task.id)
+    here = tuple_(literal(place.moment, Timestamp()), literal(place.id, Identifier))
+    beyond: ColumnElement[bool] = key < here if selection.sort == NEWEST_FIRST else key > here
+    return beyond
 
 
 def _task_size(row: TaskRow) -> int:

@@ -2,11 +2,13 @@
 
 import re
 import uuid
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from marshmallow import Schema, ValidationError, fields, validate
+import orjson
+from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 
 from taskservice import stamps, strict_json
 from taskservice.models import CANCELLED, COMPLETE, ERROR, FAILED, RUNNING, TIMEOUT
@@ -19,7 +21,11 @@ MAX_LINE = 64 * 1024
 MAX_MESSAGE = 64 * 1024
 MAX_OBJECT = 1024 * 1024
 MAX_TIMEOUT = 366 * 86_400
+MAX_LIMIT = 1_000
 
+SORTS = ("-createdAt", "createdAt", "finishedAt")
+
+MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
 AGENT_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -307,6 +313,46 @@ class NothingSchema(Schema):
 class TaskQuerySchema(Schema):
     fields_ = Names(TASK_FIELDS, data_key="fields", attribute="fields")
     expand = Names(TASK_EXPANSIONS)
+
+
+class CursorField(fields.Field[tuple[Any, ...]]):
+    """Where a page of a list ended, in a form that nobody needs to understand."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        try:
+            sort, since, stage, moment, task_id = orjson.loads(urlsafe_b64decode(value))
+            well_formed = sort in SORTS and stage in (0, 1) and parse_id(task_id) == task_id
+            if not well_formed or not all(map(MOMENT.fullmatch, (since, moment))):
+                raise ValueError
+        except (ValueError, TypeError):
+            raise ValidationError("Is no cursor of this list.") from None
+        return sort, since, stage, moment, task_id
+
+
+def dump_cursor(sort: str, since: str, stage: int, moment: str, task_id: str) -> str:
+    """The cursor of a place in a list; CursorField loads it."""
+    return urlsafe_b64encode(orjson.dumps((sort, since, stage, moment, task_id))).decode()
+
+
+class ListQuerySchema(TaskQuerySchema):
+    status = fields.String(validate=validate.OneOf([RUNNING, COMPLETE, ERROR]))
+    agentId = fields.String(validate=validate.Regexp(AGENT_ID.pattern + r"\Z"))
+    q = fields.String(validate=validate.Length(1, MAX_NAME))
+    createdAfter = Moment()
+    createdBefore = Moment()
+    finishedAfter = Moment()
+    sort = fields.String(validate=validate.OneOf(SORTS))
+    limit = NumberText(1, MAX_LIMIT)
+    cursor = CursorField()
+
+    @validates_schema
+    def check_cursor(self, data: dict[str, Any], **kwargs: Any) -> None:
+        if "cursor" not in data:
+            return
+        if "limit" not in data:
+            raise ValidationError("Goes with limit.", "cursor")
+        if data["cursor"][0] != data.get("sort", SORTS[0]):
+            raise ValidationError("Belongs to a list in another order.", "cursor")
 
 
 class AppendQuerySchema(Schema):

@@ -11,6 +11,7 @@ from taskservice.auth import caller
 from taskservice.problems import not_found
 from taskservice.schemas import PutAgentSchema, agent_schema
 from taskservice.services import agents as service
+from taskservice.services import tasks as task_service
 
 agents = Blueprint("agents", __name__)
 
@@ -40,6 +41,14 @@ def put(agent_id: str, body: dict[str, Any]) -> Response:
     """Register an agent, or change its name or description."""
     agent, is_new = service.put(caller, agent_id, body)
     return answers.dumped(agent_schema, agent, 201 if is_new else 200)
+
+
+@agents.post("/agent/<agent_id>/claim")
+@accepts()
+def claim(agent_id: str) -> Response:
+    """Take the oldest unclaimed running task of the agent."""
+    task = task_service.claim(caller, agent_id)
+    return Response(status=204) if task is None else answers.task(task)
 
 
 @agents.delete("/agent/<agent_id>")

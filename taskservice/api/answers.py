@@ -1,11 +1,13 @@
 """Answers: rows dumped through their schema, and tasks streamed."""
 
+import zlib
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
 
-from flask import Response, stream_with_context
+from flask import Response, request, stream_with_context
 from marshmallow import Schema
+from werkzeug.http import quote_etag
 
 from taskservice import documents, strict_json
 from taskservice.documents import WHOLE, Shape
@@ -38,6 +40,18 @@ def task(
 ) -> Response:
     """A task; streamed when its log is large."""
     return streamed(documents.of_task(row, shape), status, headers)
+
+
+def unless_known(row: TaskRow, shape: Shape) -> Response:
+    """A task with its ETag, or 304 when the caller has it already; its log is then not read."""
+    if shape.expand:
+        # What is embedded has no version of its own.
+        return task(row, shape)
+    etag = f"{row.version}-{zlib.crc32(','.join(sorted(shape.fields)).encode()):x}"
+    headers = {"ETag": quote_etag(etag, weak=True)}
+    if request.if_none_match.contains_weak(etag):
+        return Response(status=304, headers=headers)
+    return task(row, shape, headers=headers)
 
 
 def streamed(

@@ -5,18 +5,24 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from taskservice import documents, queries
-from taskservice.api import answers
+from taskservice.api import answers, lists
 from taskservice.api.door import accepts, json_body
 from taskservice.auth import caller
-from taskservice.documents import Shape
 from taskservice.problems import Problem, not_found
-from taskservice.schemas import ReportSchema, StartSchema, TaskQuerySchema, parse_id
+from taskservice.schemas import (
+    ListQuerySchema,
+    ReportSchema,
+    StartSchema,
+    TaskQuerySchema,
+    parse_id,
+)
 from taskservice.services import logs
 from taskservice.services import tasks as service
 from taskservice.services.tasks import Idempotency
 
 tasks = Blueprint("tasks", __name__)
 
+list_query = ListQuerySchema()
 task_query = TaskQuerySchema()
 start_schema = StartSchema()
 report_schema = ReportSchema()
@@ -25,11 +31,16 @@ MAX_IDEMPOTENCY_KEY = 255
 
 
 @tasks.get("/task")
-@accepts(query=task_query)
+@accepts(query=list_query)
 def list_all(query: dict[str, Any]) -> Response:
-    """All tasks that the key may see, newest first."""
-    pages = queries.task_pages(caller)
-    return answers.streamed(documents.of_tasks(pages, Shape(**query)))
+    """All tasks that the key may see, or with `limit` a page of them."""
+    selection, shape = lists.selection(query), lists.shape(query)
+    if "limit" not in query:
+        pages = queries.all_tasks(caller, selection)
+        return answers.streamed(documents.of_tasks(pages, shape))
+    page = lists.page(caller, selection, query)
+    rows = queries.tasks_at(caller, selection, page.places)
+    return answers.streamed(documents.of_tasks(rows, shape), headers=page.headers)
 
 
 @tasks.post("/task")
@@ -52,7 +63,7 @@ def get(task_id: str, query: dict[str, Any]) -> Response:
     task = queries.task(caller, known(task_id))
     if task is None:
         raise not_found("Task")
-    return answers.task(task, Shape(**query))
+    return answers.unless_known(task, lists.shape(query))
 
 
 @tasks.patch("/task/<task_id>")
@@ -78,7 +89,7 @@ def delete(task_id: str, query: dict[str, Any]) -> Response:
     """Delete a task for good, with its log and its deliveries."""
     caller.require_user_key()
     task = service.delete_for_good(caller, known(task_id))
-    response = answers.task(task, Shape(**query))
+    response = answers.task(task, lists.shape(query))
     response.call_on_close(logs.sweep)
     return response
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 from flask import current_app
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, literal_column, select, update
 
 from taskservice import stamps, strict_json
 from taskservice.access import Caller, visible_agents, visible_tasks
@@ -55,6 +55,30 @@ _REPLAYED = tasks_with_log.add_columns(Task.idempotency_digest).where(
 _LOCKED = tasks_with_log.where(
     Task.id == bindparam("task_id", type_=Identifier), visible_tasks
 ).with_for_update(of=Task)
+_OLDEST_UNCLAIMED = (
+    select(Task.id)
+    .where(
+        Task.user_id == bindparam("of_user_id", type_=Identifier),
+        Task.agent_id == bindparam("of_agent_id"),
+        Task.status == literal_column(f"'{RUNNING}'"),
+        Task.claimed_at.is_(None),
+    )
+    .order_by(Task.created_at, Task.id)
+    .limit(1)
+    # PostgreSQL: whoever claims at the same moment looks at the next one, and does not wait.
+    .with_for_update(skip_locked=True)
+)
+_CLAIM = (
+    update(Task)
+    .where(Task.id == _OLDEST_UNCLAIMED.scalar_subquery(), Task.claimed_at.is_(None))
+    .values(
+        claimed_at=bindparam("now"),
+        heard_at=bindparam("now"),
+        updated_at=bindparam("now"),
+        version=Task.version + 1,
+    )
+    .returning(Task.id)
+)
 _CHANGE = update(Task).where(Task.id == bindparam("of_task_id", type_=Identifier))
 _LET_GO = (
     update(Log)
@@ -119,11 +143,13 @@ def _new_task(
     now = stamps.now()
     # A task started by its agent is already in its hands.
     claimed = wishes.get("claim") or caller.agent_id is not None
+    name = wishes.get("name") or agent_name
     return {
         "id": stamps.new_id(),
         "user_id": caller.user_id,
         "agent_id": wishes["agentId"],
-        "name": wishes.get("name") or agent_name,
+        "name": name,
+        "name_folded": name.casefold(),
         "status": RUNNING,
         "error_type": None,
         "error_message": None,
@@ -143,6 +169,24 @@ def _new_task(
         "idempotency_key": idempotency.key if idempotency else None,
         "idempotency_digest": idempotency.digest if idempotency else None,
     }
+
+
+# --- claim -------------------------------------------------------------------------------
+
+
+def claim(caller: Caller, agent_id: str) -> TaskRow | None:
+    """Take the oldest unclaimed running task of an agent; None when there is none.
+
+    No task is given twice, whoever asks at once. Raises 404 for an unknown agent.
+    """
+    with transaction() as connection:
+        if connection.scalar(_AGENT_NAME, {"agent_id": agent_id, **caller.scope}) is None:
+            raise not_found("Agent")
+        task_id = connection.scalar(
+            _CLAIM,
+            {"of_user_id": caller.user_id, "of_agent_id": agent_id, "now": stamps.now()},
+        )
+        return None if task_id is None else locked(connection, caller, task_id)
 
 
 # --- report and cancel -------------------------------------------------------------------
@@ -254,6 +298,8 @@ def _change(
         values = {**values, "updated_at": now, "version": task.version + 1}
     if ends:
         values["finished_at"] = now
+    if "name" in values:
+        values["name_folded"] = values["name"].casefold()
     if task.status == RUNNING:
         values["heard_at"] = now
     if values:

@@ -97,6 +97,7 @@ def upgrade() -> None:
         sa.Column("user_id", identifier, nullable=False),
         sa.Column("agent_id", sa.String(), nullable=False),
         sa.Column("name", sa.String(), nullable=False),
+        sa.Column("name_folded", sa.String(), nullable=False),
         sa.Column("status", sa.String(), nullable=False),
         sa.Column("error_type", sa.String()),
         sa.Column("error_message", sa.String()),
