@@ -157,6 +157,7 @@ class Server:
     def connect(self, data: bytes = b"", *, receive_buffer: int = 0) -> socket.socket:
         client = socket.socket()
         client.settimeout(10)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if receive_buffer:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         client.connect(("127.0.0.1", self.port))

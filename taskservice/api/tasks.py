@@ -16,7 +16,6 @@ from taskservice.schemas import (
     TaskQuerySchema,
     parse_id,
 )
-from taskservice.services import logs
 from taskservice.services import tasks as service
 from taskservice.services.tasks import Idempotency
 
@@ -89,9 +88,7 @@ def delete(task_id: str, query: dict[str, Any]) -> Response:
     """Delete a task for good, with its log and its deliveries."""
     caller.require_user_key()
     task = service.delete_for_good(caller, known(task_id))
-    response = answers.task(task, lists.shape(query))
-    response.call_on_close(logs.sweep)
-    return response
+    return answers.task(task, lists.shape(query))
 
 
 def known(task_id: str) -> str:

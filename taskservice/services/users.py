@@ -26,6 +26,15 @@ _KEY = select(*KEY_COLUMNS).where(ApiKey.id == bindparam("key_id", type_=Identif
 _REVOKE = update(ApiKey).where(
     ApiKey.id == bindparam("of_key_id", type_=Identifier), ApiKey.revoked_at.is_(None)
 )
+_RECORD_USE = (
+    update(ApiKey)
+    .where(
+        ApiKey.id == bindparam("of_key_id", type_=Identifier),
+        # Another process may have seen it later.
+        or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < bindparam("at")),
+    )
+    .values(last_used_at=bindparam("at"))
+)
 _REPLACE_SECRET = update(CallbackSecret).where(
     CallbackSecret.user_id == bindparam("of_user_id", type_=Identifier),
     CallbackSecret.replaced_at.is_(None),
@@ -101,6 +110,15 @@ def revoke_own_key(caller: Caller, key_id: str) -> AnyRow:
             raise Problem(409, "This is the last user key; only the server can revoke it")
         _revoke(connection, key)
         return _known_key(connection, key_id)
+
+
+def record_uses(uses: dict[str, str]) -> None:
+    """Write down when keys were last used: key id -> moment."""
+    if uses:
+        with transaction() as connection:
+            connection.execute(
+                _RECORD_USE, [{"of_key_id": key, "at": moment} for key, moment in uses.items()]
+            )
 
 
 def _known_key(connection: Connection, key_id: str) -> AnyRow:

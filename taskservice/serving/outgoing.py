@@ -15,6 +15,8 @@ from taskservice.serving.connection import Connection
 from taskservice.serving.incoming import Request
 
 PIECE = 64 * 1024
+# Larger parts leave one by one, since joining them would copy them.
+MAX_JOINED = 256 * 1024
 # A client that takes nothing for so long is a slow one.
 SLOW_MILLISECONDS = 100
 
@@ -56,7 +58,7 @@ class Answer(wsgi.Response):
     def write(self, piece: bytes) -> None:
         super().write(piece)
         if not piece:
-            self._leave(b"")
+            self._leave()
 
     def close(self) -> None:
         self.send_headers()
@@ -64,12 +66,18 @@ class Answer(wsgi.Response):
         self._is_finished = True
 
     def _emit_body(self, piece: bytes) -> None:
-        self._leave(b"%X\r\n%b\r\n" % (len(piece), piece) if self.chunked else piece)
+        if self.chunked:
+            self._leave(b"%X\r\n" % len(piece), piece, b"\r\n")
+        else:
+            self._leave(piece)
 
-    def _leave(self, piece: bytes) -> None:
-        head, self._head = self._head, b""
-        if head or piece:
-            self._send(head + piece)
+    def _leave(self, *parts: bytes) -> None:
+        parts = (self._head, *parts)
+        self._head = b""
+        if sum(map(len, parts)) <= MAX_JOINED:
+            parts = (b"".join(parts),)
+        for part in filter(None, parts):
+            self._send(part)
 
 
 class Sender:

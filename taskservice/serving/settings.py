@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+from flask import Flask
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config as GunicornConfig
 from gunicorn.glogging import Logger
@@ -13,7 +14,9 @@ from gunicorn.util import is_ipv6
 from taskservice.config import Config
 from taskservice.serving.worker import Worker
 from taskservice.telemetry import configure_logging
+from taskservice.upkeep import Upkeep
 
+UPKEEP_SECONDS = 1.0
 MEMORY_FOLDER = Path("/dev", "shm")
 
 
@@ -31,6 +34,8 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         "worker_class": Worker,
         "worker_connections": 500,
         "post_fork": post_fork,
+        "post_worker_init": start_upkeep,
+        "worker_exit": await_upkeep,
         "on_starting": listen,
         # Each worker makes the application after the fork: no connection of a database crosses it.
         "preload_app": False,
@@ -57,6 +62,20 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         "http2_cleartext": "off",
         "proxy_protocol": "off",
     }
+
+
+def start_upkeep(worker: Worker) -> None:
+    """Starts the loop that belongs to no request, where the application is ours."""
+    app = worker.app.wsgi()
+    if isinstance(app, Flask) and "reader" in app.extensions:
+        worker.upkeep = Upkeep(app)
+        worker.upkeep.start()
+
+
+def await_upkeep(_arbiter: Arbiter, worker: Worker) -> None:
+    """Lets the loop finish what it is at, and write down what it knows."""
+    if worker.upkeep is not None:
+        worker.upkeep.join(UPKEEP_SECONDS)
 
 
 def logger_class(config: Config) -> type[Logger]:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from os import getppid
+from threading import Thread
 from types import FrameType
 from typing import Any
 
@@ -51,6 +52,7 @@ class Worker(BaseWorker):
     """
 
     max_body = 10 * 1024 * 1024
+    upkeep: Thread | None = None
     # Room for the large bodies of all requests together, in bodies of the largest size.
     max_bodies = 25
     request_seconds = 30.0

@@ -1,0 +1,150 @@
+"""Big things: a full log and very many tasks, got, listed and deleted in bounded memory."""
+
+import json
+import socket
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.live import Service
+from tests.people import API, RemotePerson
+
+pytestmark = pytest.mark.slow
+
+MEGABYTE = 1024 * 1024
+# What an answer of any size may add to the memory of the service.
+BOUND = 48 * MEGABYTE
+LINES = "x" * 99 + "\n"
+TASKS = 100_000
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def service(data: Path) -> Iterator[Service]:
+    with Service(data) as service:
+        yield service
+
+
+@pytest.fixture
+def alice(service: Service) -> RemotePerson:
+    return service.add_user()
+
+
+def memory(service: Service) -> int:
+    """Bytes in the memory of the service's worker."""
+    (worker,) = service.workers()
+    status = Path(f"/proc/{worker}/status").read_text()
+    kilobytes = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    return int(kilobytes.split()[1]) * 1024
+
+
+def fill_log(person: RemotePerson) -> dict[str, Any]:
+    """A task whose log is full up to its limit of 100 MiB."""
+    task = person.start()
+    for _ in range(11):
+        body = (LINES * 95_000).encode()
+        answer = person.request("PUT", f"/task/{task['id']}/logs", data=body)
+        assert answer.status_code == 201
+    assert person.request("PUT", f"/task/{task['id']}/logs", data=body).status_code == 413
+    return task
+
+
+def read(service: Service, person: RemotePerson, method: str, path: str) -> tuple[int, int]:
+    """Read an answer piece by piece; returns its bytes, and the memory it cost at most."""
+    before = most = memory(service)
+    size = 0
+    with person.request(method, path, stream=True) as answer:
+        assert answer.status_code == 200
+        for piece in answer.iter_content(MEGABYTE):
+            size += len(piece)
+            most = max(most, memory(service))
+    return size, most - before
+
+
+def test_full_log_is_got_listed_and_deleted_in_bounded_memory(
+    service: Service, alice: RemotePerson
+) -> None:
+    task = fill_log(alice)
+    for method, path in (
+        ("GET", f"/task/{task['id']}"),
+        ("GET", "/task"),
+        ("DELETE", f"/task/{task['id']}"),
+    ):
+        size, cost = read(service, alice, method, path)
+        assert size > 100 * MEGABYTE
+        assert cost < BOUND
+    assert alice.request("GET", "/task").json() == []
+
+
+def test_very_many_tasks_are_listed_in_bounded_memory(
+    service: Service, alice: RemotePerson, data: Path
+) -> None:
+    task = alice.start(input={"text": "x" * 400})
+    multiply(data / "taskservice.db", task["id"], TASKS - 1)
+    size, cost = read(service, alice, "GET", "/task")
+    assert size > TASKS * 500
+    assert cost < BOUND
+    ids = {task["id"] for task in alice.request("GET", "/task?fields=id").json()}
+    assert len(ids) == TASKS
+
+
+def multiply(path: Path, task_id: str, count: int) -> None:
+    """So many copies of a task, made in the database: through HTTP it would take minutes."""
+    connection = sqlite3.connect(path)
+    rows = connection.execute("SELECT * FROM tasks LIMIT 0")
+    columns = [column[0] for column in rows.description if column[0] != "id"]
+    connection.execute(
+        f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) "
+        f"INSERT INTO tasks (id, {', '.join(columns)}) "
+        f"SELECT substr(id, 1, 20) || printf('%012x', i), {', '.join(columns)} "
+        "FROM n CROSS JOIN tasks WHERE id = ?",
+        [task_id.replace("-", "")],
+    )
+    connection.commit()
+    connection.close()
+
+
+def test_slow_reader_holds_no_transaction(
+    service: Service, alice: RemotePerson, data: Path
+) -> None:
+    fill_log(alice)
+    with socket.create_connection(("127.0.0.1", service.port)) as reader:
+        key = alice.session.headers["apikey"]
+        reader.sendall(f"GET {API}/task HTTP/1.1\r\nHost: x\r\napikey: {key!s}\r\n\r\n".encode())
+        for _ in range(3):
+            assert reader.recv(1)
+            time.sleep(0.2)
+        alice.start()
+        connection = sqlite3.connect(data / "taskservice.db")
+        # With a reader in an old transaction the log of writes could not be emptied.
+        checkpoint = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        connection.close()
+        assert checkpoint[0] == 0
+        assert reader.recv(1)
+
+
+def test_dropped_log_is_swept_from_the_database(
+    service: Service, alice: RemotePerson, data: Path
+) -> None:
+    task = fill_log(alice)
+    read(service, alice, "DELETE", f"/task/{task['id']}")
+    connection = sqlite3.connect(data / "taskservice.db")
+    assert connection.execute("SELECT count(*) FROM log_chunks").fetchone() != (0,)
+    # Older than any answer that may still be reading it.
+    connection.execute("UPDATE logs SET dropped_at = '2026-01-01T00:00:00.000Z'")
+    connection.commit()
+    until = time.monotonic() + 60
+    while connection.execute("SELECT count(*) FROM logs").fetchone() != (0,):
+        assert time.monotonic() < until
+        time.sleep(0.5)
+    assert connection.execute("SELECT count(*) FROM log_chunks").fetchone() == (0,)
+    connection.close()
+    assert json.loads(alice.request("GET", "/task").text) == []
