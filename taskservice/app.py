@@ -15,6 +15,8 @@ def create_app(config: Config) -> Flask:
     # An instance folder of our own: Flask's default can lie inside the virtual environment.
     app = Flask(__name__, instance_path=str(config.DATA), static_folder=None)
     app.config.from_object(config)
+    # A path is what it is: otherwise `//` would be answered by a redirect, in HTML.
+    app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = config.MAX_BODY
     migrations.upgrade(config.DATABASE_URL)
     db.init_app(app, config.DATABASE_URL, config.THREADS)

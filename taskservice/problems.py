@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 from marshmallow import ValidationError
 from sqlalchemy.exc import DBAPIError, OperationalError, TimeoutError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
@@ -62,6 +62,7 @@ def respond(problem: Problem) -> Response:
         "title": HTTPStatus(problem.status).phrase,
         "status": problem.status,
         "detail": problem.detail,
+        "requestId": g.request_id,
         **problem.more,
     }
     response = Response(
@@ -81,8 +82,15 @@ def init_app(app: Flask) -> None:
 
 
 def _from_validation(error: ValidationError) -> Response:
-    messages = error.messages if isinstance(error.messages, dict) else {"_schema": error.messages}
-    return respond(unfit(messages))
+    messages: Any = error.messages if isinstance(error.messages, dict) else {"_schema": error.messages}
+    return respond(unfit(_named(messages)))
+
+
+def _named(messages: Any) -> Any:
+    """marshmallow's messages, with the places in arrays as text, as JSON wants its keys."""
+    if not isinstance(messages, dict):
+        return messages
+    return {str(name): _named(inner) for name, inner in messages.items()}
 
 
 def _from_http(error: HTTPException) -> Response:

@@ -52,6 +52,11 @@ def dumps(value: Any) -> bytes:
     return orjson.dumps(value)
 
 
+def canonical(value: Any) -> bytes:
+    """JSON text that is the same for equal values, in whatever order their keys are."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
 def fragment(text: str | bytes) -> orjson.Fragment:
     """JSON text that `dumps` is to take as it is."""
     return orjson.Fragment(text)
@@ -69,7 +74,7 @@ def _decoded(data: bytes) -> str:
 
 def _check_depth(value: Any) -> None:
     level = [value]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_DEPTH):
         level = [child for parent in level for child in _children(parent)]
         if not level:
             return

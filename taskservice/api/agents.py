@@ -9,7 +9,7 @@ from taskservice.api import answers
 from taskservice.api.door import accepts
 from taskservice.auth import caller
 from taskservice.problems import not_found
-from taskservice.schemas import PutAgentSchema, agent_schema
+from taskservice.schemas import AGENT_ID, PutAgentSchema, agent_schema
 from taskservice.services import agents as service
 from taskservice.services import tasks as task_service
 
@@ -29,7 +29,7 @@ def list_all() -> Response:
 @accepts()
 def get(agent_id: str) -> Response:
     """One agent."""
-    agent = queries.agent(caller, agent_id)
+    agent = queries.agent(caller, known(agent_id))
     if agent is None:
         raise not_found("Agent")
     return answers.dumped(agent_schema, agent)
@@ -47,7 +47,7 @@ def put(agent_id: str, body: dict[str, Any]) -> Response:
 @accepts()
 def claim(agent_id: str) -> Response:
     """Take the oldest unclaimed running task of the agent."""
-    task = task_service.claim(caller, agent_id)
+    task = task_service.claim(caller, known(agent_id))
     return Response(status=204) if task is None else answers.task(task)
 
 
@@ -56,4 +56,11 @@ def claim(agent_id: str) -> Response:
 def delete(agent_id: str) -> Response:
     """Delete an agent that has no tasks."""
     caller.require_user_key()
-    return answers.dumped(agent_schema, service.delete_for_good(caller, agent_id))
+    return answers.dumped(agent_schema, service.delete_for_good(caller, known(agent_id)))
+
+
+def known(agent_id: str) -> str:
+    """The id; what has not the form of one is the id of no agent."""
+    if not AGENT_ID.fullmatch(agent_id):
+        raise not_found("Agent")
+    return agent_id

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
+from urllib.parse import parse_qsl
 
 from flask import Response, request
 from marshmallow import Schema
@@ -49,13 +50,20 @@ def load_query(schema: Schema) -> dict[str, Any]:
     """The query string by `schema`; a parameter that it does not know, or twice, is 422."""
     if not request.query_string:
         return {}
-    values = {}
-    for name, texts in request.args.lists():
-        if len(texts) > 1:
+    values: dict[str, str] = {}
+    for name, text in _pairs(request.query_string):
+        if name in values:
             raise unfit({name: ["Given more than once."]})
-        values[name] = texts[0].replace("\0", "\ufffd")
+        values[name] = text.replace("\0", "\ufffd")
     loaded: dict[str, Any] = schema.load(values)
     return loaded
+
+
+def _pairs(query: bytes) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(query.decode(), keep_blank_values=True, errors="strict")
+    except ValueError:
+        raise Problem(400, "The query string is not UTF-8") from None
 
 
 def load_body(schema: Schema) -> dict[str, Any]:
@@ -91,5 +99,5 @@ def _check_accept(answers: tuple[str, ...]) -> None:
     if request.headers.get("Accept", "*/*") in ("*/*", *answers):
         return
     accepted = request.accept_mimetypes
-    if not any(accepted.quality(answer) for answer in answers):
+    if accepted and not any(accepted.quality(answer) for answer in answers):
         raise Problem(406, f"The answer can be {' or '.join(answers)} only")

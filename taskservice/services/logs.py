@@ -62,10 +62,9 @@ def split_text(text: str) -> list[str]:
 
     One carriage return before the line feed is dropped; NUL becomes U+FFFD.
     """
-    lines = text.replace("\0", "\ufffd").split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    return [line.removesuffix("\r") for line in lines]
+    *lines, rest = text.replace("\0", "\ufffd").split("\n")
+    lines = [line.removesuffix("\r") for line in lines]
+    return [*lines, rest] if rest else lines
 
 
 def split_strings(strings: Iterable[str]) -> list[str]:

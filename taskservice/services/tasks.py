@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-import orjson
 from flask import current_app
 from sqlalchemy import Connection, bindparam, delete, insert, literal_column, select, update
 
@@ -43,8 +42,7 @@ class Idempotency:
 
     @classmethod
     def of(cls, key: str, body: Any) -> "Idempotency":
-        text = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
-        return cls(key, hashlib.sha256(text).hexdigest())
+        return cls(key, hashlib.sha256(strict_json.canonical(body)).hexdigest())
 
 
 _AGENT_NAME = select(Agent.name).where(visible_agents, Agent.id == bindparam("agent_id"))
@@ -52,9 +50,9 @@ _REPLAYED = tasks_with_log.add_columns(Task.idempotency_digest).where(
     Task.user_id == bindparam("user_id", type_=Identifier),
     Task.idempotency_key == bindparam("idempotency_key"),
 )
-_LOCKED = tasks_with_log.where(
-    Task.id == bindparam("task_id", type_=Identifier), visible_tasks
-).with_for_update(of=Task)
+_VISIBLE = (Task.id == bindparam("task_id", type_=Identifier), visible_tasks)
+_LOCK = select(Task.id).where(*_VISIBLE).with_for_update()
+_TASK = tasks_with_log.where(*_VISIBLE)
 _OLDEST_UNCLAIMED = (
     select(Task.id)
     .where(
@@ -222,7 +220,11 @@ def cancel(caller: Caller, task_id: str) -> tuple[TaskRow, str]:
 
 def locked(connection: Connection, caller: Caller, task_id: str) -> TaskRow:
     """The task as it is, which nobody else changes before this transaction ends; or 404."""
-    task = connection.execute(_LOCKED, {"task_id": task_id, **caller.scope}).one_or_none()
+    here = {"task_id": task_id, **caller.scope}
+    if connection.dialect.name == "postgresql":
+        # A statement that waits for a row reads the others as they were before it waited.
+        connection.execute(_LOCK, here)
+    task = connection.execute(_TASK, here).one_or_none()
     if task is None:
         raise not_found("Task")
     return task
@@ -272,7 +274,11 @@ def _merged_output(stored: str, given: dict[str, Any]) -> str:
     """The stored object with each given key replaced whole, as JSON text."""
     if not given:
         return stored
-    text = strict_json.dumps(strict_json.loads(stored.encode()) | given)
+    before = strict_json.loads(stored.encode())
+    merged = before | given
+    if strict_json.canonical(merged) == strict_json.canonical(before):
+        return stored
+    text = strict_json.dumps(merged)
     if len(text) > MAX_OBJECT:
         raise unfit({"output": [f"Longer than {MAX_OBJECT} bytes."]})
     return text.decode()

@@ -1,0 +1,430 @@
+"""Who gets in, and what a key may see and do."""
+
+import hashlib
+import math
+import re
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import event
+
+from taskservice import api_key, stamps
+from taskservice.config import Config
+from taskservice.services import users
+from tests.inside import FITTING_BODIES, PREFIX, filled, rows, rules
+from tests.people import Person, expect, problem
+
+METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND", "FOO")
+UNKNOWN_PATHS = (
+    "", "/", "/nothing", "/task/", "//task", "/task//", "/task/a/b/c", "/Task", "/tasks",
+    "/%00", "/ü", "/%ff", "/..", "/task/../user", "/agent/a/b", "/" + "x" * 4000,
+)  # fmt: skip
+
+# All that the contract lets an agent key do; everything else is 403 to it.
+MAY_DO = {
+    ("GET", "/task"), ("POST", "/task"),
+    ("GET", "/task/<task_id>"), ("PATCH", "/task/<task_id>"),
+    ("POST", "/task/<task_id>/logs"), ("PUT", "/task/<task_id>/logs"),
+    ("GET", "/task/<task_id>/logs"), ("GET", "/task/<task_id>/events"),
+    ("GET", "/agent"), ("GET", "/agent/<agent_id>"), ("PUT", "/agent/<agent_id>"),
+    ("POST", "/agent/<agent_id>/claim"),
+    ("GET", "/user"),
+}  # fmt: skip
+
+
+def mistype(text: str, place: int) -> str:
+    """`text` with another letter or digit at this place."""
+    other = "a" if text[place] != "a" else "b"
+    return text[:place] + other + text[place + 1 :]
+
+
+WRONG_KEYS: dict[str, Callable[[str], list[str]]] = {
+    "missing": lambda key: [],
+    "empty": lambda key: [""],
+    "a blank": lambda key: [" "],
+    "another word": lambda key: ["apikey123"],
+    "another scheme": lambda key: [f"Bearer {key}"],
+    "unknown": lambda key: [api_key.new(for_agent=False)],
+    "unknown, of an agent": lambda key: [api_key.new(for_agent=True)],
+    "mistyped in the middle": lambda key: [mistype(key, 30)],
+    "mistyped at the end": lambda key: [mistype(key, -1)],
+    "mistyped prefix": lambda key: [mistype(key, 5)],
+    "of a user, shown as an agent's": lambda key: [key.replace("_user_", "_agent_")],
+    "too short": lambda key: [key[:-1]],
+    "too long": lambda key: [key + "a"],
+    "in upper case": lambda key: [key.upper()],
+    "the prefix alone": lambda key: ["tsk_user_"],
+    "8 kB": lambda key: [key + "a" * 8192],
+    "not ASCII": lambda key: [mistype(key, 30)[:-1] + "ü"],
+    "digits of another script": lambda key: [key[:-1] + "²"],
+    "its digest": lambda key: [hashlib.sha256(key.encode()).hexdigest()],
+    "sent twice": lambda key: [key, key],
+    "sent beside another": lambda key: [key, "other"],
+    "sent beside nothing": lambda key: [key, ""],
+    "joined by a comma": lambda key: [f"{key},{key}"],
+    "SQL": lambda key: ["' OR 1=1 --"],
+}
+
+
+def answer_to_nobody(app: Flask, **options: Any) -> Any:
+    """The answer to somebody without a key."""
+    return app.test_client().open(**options)
+
+
+# --- 401 ---------------------------------------------------------------------------------
+
+
+def test_every_wrong_key_gets_the_same_401(
+    alice: Person, app: Flask, subtests: pytest.Subtests
+) -> None:
+    first = answer_to_nobody(app, path=f"{PREFIX}/task")
+    assert problem(first, 401)["detail"] == "API key is invalid"
+    for name, wrong in WRONG_KEYS.items():
+        with subtests.test(name):
+            headers = [("apikey", text) for text in wrong(alice.key)]
+            response = answer_to_nobody(app, path=f"{PREFIX}/task", headers=headers)
+            problem(response, 401)
+            assert response.data == first.data
+    expect(alice.get("/task"), 200)
+
+
+def test_key_in_the_query_does_not_count(alice: Person, app: Flask) -> None:
+    for name in ("apikey", "api_key", "key"):
+        problem(answer_to_nobody(app, path=f"{PREFIX}/task", query_string={name: alice.key}), 401)
+    body = problem(alice.get("/task", query_string={"apikey": alice.key}), 422)
+    assert list(body["errors"]) == ["apikey"]
+
+
+def test_key_in_another_header_or_a_cookie_does_not_count(alice: Person, app: Flask) -> None:
+    for headers in (
+        {"Authorization": f"Bearer {alice.key}"},
+        {"X-Api-Key": alice.key},
+        {"Cookie": f"apikey={alice.key}"},
+    ):
+        problem(answer_to_nobody(app, path=f"{PREFIX}/task", headers=headers), 401)
+
+
+def test_name_of_the_header_has_no_case(alice: Person, app: Flask) -> None:
+    for name in ("apikey", "ApiKey", "APIKEY"):
+        expect(answer_to_nobody(app, path=f"{PREFIX}/task", headers={name: alice.key}), 200)
+
+
+def test_expired_key_is_401_and_one_that_expires_later_is_not(alice: Person, app: Flask) -> None:
+    with app.app_context():
+        expired = users.add_key("alice", "old", None, stamps.now(-1)).text
+        valid = users.add_key("alice", "new", None, stamps.now(3600)).text
+    first = answer_to_nobody(app, path=f"{PREFIX}/user")
+    response = Person(app, "alice", expired).get("/user")
+    problem(response, 401)
+    assert response.data == first.data
+    expect(Person(app, "alice", valid).get("/user"), 200)
+
+
+def test_revocation_counts_from_the_next_request(alice: Person, app: Flask) -> None:
+    with app.app_context():
+        key = users.add_key("alice", "laptop", None, None)
+    laptop = Person(app, "alice", key.text)
+    expect(laptop.get("/user"), 200)
+    with app.app_context():
+        users.revoke_key(key.id)
+    first = answer_to_nobody(app, path=f"{PREFIX}/user")
+    for _ in range(2):
+        response = laptop.get("/user")
+        problem(response, 401)
+        assert response.data == first.data
+    expect(alice.get("/user"), 200)
+
+
+def test_nothing_below_the_api_answers_without_a_key(app: Flask, subtests: pytest.Subtests) -> None:
+    paths = {filled(rule) for _, rule in rules(app)} | set(UNKNOWN_PATHS)
+    for path in sorted(paths):
+        with subtests.test(path[:40]):
+            for method in METHODS:
+                response = answer_to_nobody(app, path=PREFIX + path, method=method)
+                assert (method, response.status_code) == (method, 401)
+                assert response.content_type == "application/problem+json"
+
+
+def test_no_other_spelling_of_a_path_gets_past_the_key(alice: Person, app: Flask) -> None:
+    """Handed over as a server does, which takes a path as it comes."""
+    alice.start(name="secret")
+    for path in (
+        "//api/v1/task", "/api//v1/task", "/api/v1//task", "/api/v1", "/API/V1/task",
+        "/api/./v1/task", "/api/v1/../v1/task", "/api/v1/task/",
+    ):  # fmt: skip
+        response = app.test_client().open(environ_overrides={"PATH_INFO": path})
+        assert response.status_code in (308, 401, 404)
+        assert b"secret" not in response.data
+
+
+def test_whatever_else_is_wrong_the_key_comes_first(app: Flask) -> None:
+    for options in (
+        {"data": b"{", "content_type": "application/json"},
+        {"data": b"x", "content_type": "text/html"},
+        {"headers": {"Accept": "text/html"}},
+        {"query_string": {"nonsense": "1"}},
+        {"environ_overrides": {"CONTENT_LENGTH": str(1 << 40)}},
+    ):
+        problem(answer_to_nobody(app, path=f"{PREFIX}/task", method="POST", **options), 401)
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+def test_operators_routes_need_no_key(app: Flask, path: str) -> None:
+    expect(answer_to_nobody(app, path=path), 200)
+    expect(answer_to_nobody(app, path=path, headers={"apikey": "wrong"}), 200)
+
+
+# --- another user ------------------------------------------------------------------------
+
+
+def belongings(alice: Person) -> dict[str, str]:
+    """Something of each kind that belongs to Alice, as the routes name their parts."""
+    task = alice.start("secret-agent", name="secret", callback="https://alice.example/secret")
+    alice.append(task, "a secret line")
+    key = expect(alice.post("/key", json={"name": "secret"}), 201)
+    return {"task_id": task["id"], "agent_id": "secret-agent", "key_id": key["id"]}
+
+
+def test_everything_of_another_user_is_404_and_stays_as_it_is(
+    alice: Person, bob: Person, app: Flask, subtests: pytest.Subtests
+) -> None:
+    hers, before = belongings(alice), rows(app)
+    for method, rule in rules(app):
+        # A PUT of an agent makes an agent of one's own.
+        if "<" in rule and (method, rule) != ("PUT", "/agent/<agent_id>") and method != "OPTIONS":
+            with subtests.test(f"{method} {rule}"):
+                wishes = FITTING_BODIES.get((method, rule))
+                response = bob.request(method, filled(rule, **hers), json=wishes)
+                assert response.status_code == 404
+                unknown = bob.request(method, filled(rule), json=wishes)
+                assert response.data == unknown.data
+    assert rows(app) == before
+
+
+def test_agent_key_of_another_user_learns_nothing(
+    alice: Person, bob: Person, app: Flask, subtests: pytest.Subtests
+) -> None:
+    hers = belongings(alice)
+    stranger = bob.agent_key("own-agent")
+    before = rows(app)
+    for method, rule in rules(app):
+        if "<" in rule and method != "OPTIONS":
+            with subtests.test(f"{method} {rule}"):
+                wishes = FITTING_BODIES.get((method, rule))
+                response = stranger.request(method, filled(rule, **hers), json=wishes)
+                # To what an agent key may never do the answer is the same for every id.
+                may = (method.replace("HEAD", "GET"), rule) in MAY_DO
+                assert response.status_code == (404 if may else 403)
+                if "agent_id" not in rule:
+                    unknown = stranger.request(method, filled(rule), json=wishes)
+                    assert response.data == unknown.data
+    assert rows(app) == before
+
+
+def test_lists_hold_nothing_of_another_user(alice: Person, bob: Person) -> None:
+    belongings(alice)
+    assert expect(bob.get("/task"), 200) == []
+    assert expect(bob.get("/task?expand=agent,user"), 200) == []
+    assert expect(bob.get("/agent"), 200) == []
+    assert [key["name"] for key in expect(bob.get("/key"), 200)] == ["first"]
+    hers, his = (expect(person.get("/callback-secret"), 200) for person in (alice, bob))
+    assert hers["secret"] != his["secret"]
+
+
+def test_agent_of_another_user_is_as_one_that_does_not_exist(alice: Person, bob: Person) -> None:
+    alice.register("secret-agent")
+    for path, more in (("/task", {}), ("/key", {"name": "k"})):
+        taken = bob.post(path, json={"agentId": "secret-agent", **more})
+        unknown = bob.post(path, json={"agentId": "nobody", **more})
+        assert list(problem(taken, 422)["errors"]) == ["agentId"]
+        assert taken.data == unknown.data
+
+
+def test_two_users_work_beside_each_other(alice: Person, bob: Person) -> None:
+    tasks = {person.name: person.start(name=person.name) for person in (alice, bob)}
+    for person in (alice, bob):
+        person.append(tasks[person.name], f"line of {person.name}")
+        (listed,) = expect(person.get("/task"), 200)
+        assert (listed["name"], listed["logs"]) == (person.name, [f"line of {person.name}"])
+    expect(alice.delete(f"/task/{tasks['alice']['id']}"), 200)
+    assert expect(alice.get("/task"), 200) == []
+    assert len(expect(bob.get("/task"), 200)) == 1
+
+
+# --- agent keys --------------------------------------------------------------------------
+
+
+def test_agent_key_does_the_work_of_its_agent(alice: Person) -> None:
+    agent = alice.agent_key()
+    task = expect(agent.post("/task", json={"agentId": "summarizer"}), 201)
+    agent.append(task, "one")
+    agent.report(task, status="complete", output={"answer": 42})
+    assert agent.task(task) == alice.task(task)
+    assert agent.task(task)["status"] == "complete"
+    assert expect(agent.get("/task"), 200) == [alice.task(task)]
+    changed = expect(agent.put("/agent/summarizer", json={"name": "New name"}), 200)
+    assert expect(agent.get("/agent/summarizer"), 200) == changed
+    me = expect(agent.get("/user"), 200)
+    assert (me["name"], me["key"]["agentId"]) == ("alice", "summarizer")
+
+
+def test_agent_key_works_on_its_agents_tasks_whoever_started_them(alice: Person) -> None:
+    task = alice.start("summarizer")
+    agent = alice.agent_key("summarizer")
+    agent.append(task, "one")
+    assert agent.report(task, status="error", error={"message": "no"}) == alice.task(task)
+
+
+def test_agent_key_sees_nothing_of_other_agents(alice: Person) -> None:
+    agent = alice.agent_key("summarizer")
+    own, other = alice.start("summarizer"), alice.start("translator")
+    assert [task["id"] for task in expect(agent.get("/task"), 200)] == [own["id"]]
+    assert [found["id"] for found in expect(agent.get("/agent"), 200)] == ["summarizer"]
+    path = f"/task/{other['id']}"
+    for response in (
+        agent.get(path),
+        agent.get(f"{path}?expand=agent,user"),
+        agent.patch(path, json={"status": "complete"}),
+        agent.patch(path, json={}),
+        agent.post(f"{path}/logs", json={"logs": ["x"]}),
+        agent.put(f"{path}/logs", data=b"x"),
+        agent.get("/agent/translator"),
+        agent.put("/agent/translator", json={"name": "mine"}),
+        agent.put("/agent/a-new-one", json={}),
+    ):
+        problem(response, 404)
+    unfit = problem(agent.post("/task", json={"agentId": "translator"}), 422)
+    assert list(unfit["errors"]) == ["agentId"]
+    assert alice.task(other) == other
+    assert len(expect(alice.get("/agent"), 200)) == 2
+
+
+def test_agent_key_does_only_what_the_contract_lets_it(
+    alice: Person, app: Flask, subtests: pytest.Subtests
+) -> None:
+    agent = alice.agent_key()
+    task = alice.start()
+    ids = {"task_id": task["id"], "agent_id": "summarizer"}
+    before = rows(app)
+    for method, rule in rules(app):
+        if method not in ("HEAD", "OPTIONS") and (method, rule) not in MAY_DO:
+            with subtests.test(f"{method} {rule}"):
+                problem(agent.request(method, filled(rule, **ids)), 403)
+    assert rows(app) == before
+
+
+def test_agent_key_may_neither_delete_nor_cancel_nor_make_keys(alice: Person) -> None:
+    task, key = alice.start(), expect(alice.get("/user"), 200)["key"]
+    agent = alice.agent_key()
+    for method, path in (
+        ("DELETE", f"/task/{task['id']}"),
+        ("POST", f"/task/{task['id']}/cancel"),
+        ("DELETE", "/agent/summarizer"),
+        ("GET", "/key"),
+        ("POST", "/key"),
+        ("DELETE", f"/key/{key['id']}"),
+        ("GET", "/callback-secret"),
+        ("POST", "/callback-secret"),
+    ):
+        wishes = {"name": "mine"} if (method, path) == ("POST", "/key") else None
+        problem(agent.request(method, path, json=wishes), 403)
+    assert alice.task(task) == task
+    expect(alice.get("/user"), 200)
+
+
+# --- teams -------------------------------------------------------------------------------
+
+
+def test_team_shares_a_user_with_a_key_for_each(alice: Person, app: Flask) -> None:
+    created = [expect(alice.post("/key", json={"name": name}), 201) for name in ("ann", "ben")]
+    ann, ben = (Person(app, "alice", key["key"]) for key in created)
+    task = ann.start(name="of all")
+    ben.append(task, "from ben")
+    ann.append(task, "from ann")
+    for person in (alice, ann, ben):
+        assert person.task(task)["logs"] == ["from ben", "from ann"]
+        assert expect(person.get("/task"), 200) == [alice.task(task)]
+        assert expect(person.get("/user"), 200)["id"] == task["userId"]
+    expect(alice.delete(f"/key/{created[0]['id']}"), 200)
+    problem(ann.get("/task"), 401)
+    expect(ben.delete(f"/task/{task['id']}"), 200)
+    assert expect(alice.get("/task"), 200) == []
+
+
+# --- keys at rest ------------------------------------------------------------------------
+
+
+def test_keys_have_their_shape(alice: Person) -> None:
+    agent = alice.agent_key()
+    for key, kind in ((alice.key, "user"), (agent.key, "agent")):
+        match = re.fullmatch(rf"tsk_{kind}_([0-9A-Za-z]+)", key)
+        assert match
+        assert (len(match[1]) - 6) * math.log2(62) >= 200
+
+
+def test_keys_are_stored_as_digests_only(
+    alice: Person, app: Flask, config: Config, database_url: str
+) -> None:
+    created = expect(alice.post("/key", json={"name": "another"}), 201)["key"]
+    keys = [alice.key, alice.agent_key().key, created]
+    alice.start()
+    stored = repr(rows(app))
+    if database_url.startswith("sqlite"):
+        stored += "".join(
+            path.read_bytes().decode("latin-1") for path in config.DATA.iterdir() if path.is_file()
+        )
+    for key in keys:
+        assert hashlib.sha256(key.encode()).hexdigest() in stored
+        # A hint may show the end of a key, which alone opens nothing.
+        assert key[-10:] not in stored
+        assert key.removeprefix("tsk_user_")[:12] not in stored
+
+
+def test_key_is_shown_once(alice: Person) -> None:
+    created = expect(alice.post("/key", json={"name": "another"}), 201)
+    for path in ("/key", "/user"):
+        text = alice.get(path).get_data(as_text=True)
+        assert created["key"] not in text
+        assert alice.key not in text
+        assert hashlib.sha256(alice.key.encode()).hexdigest() not in text
+
+
+def test_mistyped_key_is_refused_without_a_look_up(alice: Person, app: Flask) -> None:
+    statements: list[str] = []
+    reader = app.extensions["reader"]
+    event.listen(reader, "before_cursor_execute", lambda *call: statements.append(call[2]))
+    problem(Person(app, "alice", mistype(alice.key, 20)).get("/user"), 401)
+    assert statements == []
+    expect(alice.get("/user"), 200)
+    assert statements
+
+
+# --- reads -------------------------------------------------------------------------------
+
+
+def test_no_get_writes(
+    alice: Person, app: Flask, config: Config, database_url: str, subtests: pytest.Subtests
+) -> None:
+    ids = belongings(alice)
+    expect(alice.patch(f"/task/{ids['task_id']}", json={"name": "read me"}), 200)
+    expect(alice.post(f"/task/{ids['task_id']}/cancel"), 200)
+    before = rows(app)
+    watcher = None
+    if database_url.startswith("sqlite"):
+        watcher = sqlite3.connect(config.DATA / "taskservice.db")
+    version = watcher and watcher.execute("PRAGMA data_version").fetchone()
+    paths = [filled(rule, **ids) for method, rule in rules(app) if method == "GET"]
+    for path in [*paths, "/task?expand=agent,user", "/task?fields=id", *UNKNOWN_PATHS]:
+        with subtests.test(path[:40]):
+            for method in ("GET", "HEAD"):
+                alice.request(method, path).get_data()
+                assert rows(app) == before
+    if watcher:
+        # It rises with every commit of anybody else, whatever was written.
+        assert watcher.execute("PRAGMA data_version").fetchone() == version
+        alice.start()
+        assert watcher.execute("PRAGMA data_version").fetchone() != version
+        watcher.close()

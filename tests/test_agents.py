@@ -1,0 +1,168 @@
+"""Agents: registered, changed, listed and removed."""
+
+import pytest
+from flask import Flask
+
+from taskservice.schemas import MAX_DESCRIPTION, MAX_NAME
+from tests.inside import rows
+from tests.people import Person, expect, problem
+
+
+def test_put_registers_an_agent(alice: Person) -> None:
+    wishes = {"name": "The summarizer", "description": "Sums up what it is given."}
+    response = alice.put("/agent/summarizer", json=wishes)
+    agent = expect(response, 201)
+    assert agent.keys() == {"id", "name", "description", "userId", "createdAt"}
+    assert (agent["id"], agent["name"]) == ("summarizer", "The summarizer")
+    assert agent["description"] == "Sums up what it is given."
+    assert agent["userId"] == expect(alice.get("/user"), 200)["id"]
+    assert agent["createdAt"].endswith("Z")
+    assert expect(alice.get("/agent/summarizer"), 200) == agent
+
+
+@pytest.mark.parametrize("wishes", [None, {}, {"name": None, "description": None}])
+def test_name_is_the_id_by_default(alice: Person, wishes: dict[str, None] | None) -> None:
+    agent = expect(alice.put("/agent/summarizer", json=wishes), 201)
+    assert (agent["name"], agent["description"]) == ("summarizer", "")
+
+
+def test_put_of_a_registered_agent_changes_it(alice: Person) -> None:
+    agent = alice.register(name="old", description="old")
+    changed = expect(alice.put("/agent/summarizer", json={"name": "new", "description": ""}), 200)
+    assert changed == agent | {"name": "new", "description": ""}
+    assert expect(alice.get("/agent/summarizer"), 200) == changed
+
+
+def test_what_is_not_given_stays(alice: Person) -> None:
+    agent = alice.register(name="a name", description="a description")
+    assert expect(alice.put("/agent/summarizer"), 200) == agent
+    nothing = {"name": None, "description": None}
+    assert expect(alice.put("/agent/summarizer", json=nothing), 200) == agent
+    renamed = expect(alice.put("/agent/summarizer", json={"name": "new"}), 200)
+    assert renamed == agent | {"name": "new"}
+    described = expect(alice.put("/agent/summarizer", json={"description": "new"}), 200)
+    assert described == renamed | {"description": "new"}
+
+
+def test_tasks_keep_the_name_they_were_started_with(alice: Person) -> None:
+    alice.register(name="old")
+    task = alice.start()
+    alice.register(name="new")
+    assert alice.task(task)["name"] == "old"
+    assert expect(alice.get("/task?expand=agent"), 200)[0]["agent"]["name"] == "new"
+
+
+FIT_IDS = ("a", "7", "summarizer", "a.b-c_d", "0..", "a-", "x" * 64)
+UNFIT_IDS = (
+    "A", "Summarizer", "-a", ".a", "_a", ".", "..", "a b", "a+b", "a:b", "a@b", "a~", "ä", "a%0A",
+    "%0Aa", "%00", "a%00", "%ff", "x" * 65, "٣", "a\u0301", "ﬁ", "x" * 5000,
+)  # fmt: skip
+
+
+def test_ids_of_the_right_form_are_fit(alice: Person) -> None:
+    for agent_id in FIT_IDS:
+        agent = expect(alice.put(f"/agent/{agent_id}"), 201)
+        assert agent["id"] == agent_id
+        assert expect(alice.get(f"/agent/{agent_id}"), 200) == agent
+
+
+def test_ids_of_another_form_are_refused(
+    alice: Person, app: Flask, subtests: pytest.Subtests
+) -> None:
+    before = rows(app)
+    for agent_id in UNFIT_IDS:
+        with subtests.test(agent_id[:20]):
+            path = f"/agent/{agent_id}"
+            assert list(problem(alice.put(path, json={}), 422)["errors"]) == ["agentId"]
+            problem(alice.get(path), 404)
+            problem(alice.delete(path), 404)
+    assert rows(app) == before
+
+
+@pytest.mark.parametrize(
+    ("wishes", "field"),
+    [
+        ({"name": ""}, "name"),
+        ({"name": "ü" * (MAX_NAME + 1)}, "name"),
+        ({"name": 5}, "name"),
+        ({"name": ["x"]}, "name"),
+        ({"description": "ü" * (MAX_DESCRIPTION + 1)}, "description"),
+        ({"description": {}}, "description"),
+        ({"id": "other"}, "id"),
+        ({"userId": "other"}, "userId"),
+        ({"createdAt": None}, "createdAt"),
+        ({"nonsense": None}, "nonsense"),
+    ],
+)
+def test_unfit_wish_is_422_and_changes_nothing(
+    alice: Person, wishes: dict[str, object], field: str
+) -> None:
+    assert list(problem(alice.put("/agent/summarizer", json=wishes), 422)["errors"]) == [field]
+    problem(alice.get("/agent/summarizer"), 404)
+    agent = alice.register()
+    problem(alice.put("/agent/summarizer", json={"name": "new"} | wishes), 422)
+    assert expect(alice.get("/agent/summarizer"), 200) == agent
+
+
+def test_limits_themselves_are_fit(alice: Person) -> None:
+    assert MAX_NAME == 200
+    wishes = {"name": "ü" * MAX_NAME, "description": "𝛂" * MAX_DESCRIPTION}
+    agent = alice.register(**wishes)
+    assert {name: agent[name] for name in wishes} == wishes
+
+
+def test_list_is_sorted_by_id(alice: Person) -> None:
+    assert expect(alice.get("/agent"), 200) == []
+    ids = ["b", "a", "a-b", "a.b", "a_b", "ab", "a1", "10", "9", "aa"]
+    agents = {agent_id: alice.register(agent_id) for agent_id in ids}
+    assert expect(alice.get("/agent"), 200) == [agents[agent_id] for agent_id in sorted(ids)]
+
+
+def test_unknown_agent_is_404(alice: Person) -> None:
+    for method in ("GET", "DELETE"):
+        body = problem(alice.request(method, "/agent/nobody"), 404)
+        assert body["detail"] == "Agent's ID is not found"
+
+
+def test_deleted_agent_is_returned_and_gone(alice: Person) -> None:
+    agent, other = alice.register("summarizer", name="x"), alice.register("translator")
+    assert expect(alice.delete("/agent/summarizer"), 200) == agent
+    problem(alice.get("/agent/summarizer"), 404)
+    problem(alice.delete("/agent/summarizer"), 404)
+    assert expect(alice.get("/agent"), 200) == [other]
+    unfit = problem(alice.post("/task", json={"agentId": "summarizer"}), 422)
+    assert list(unfit["errors"]) == ["agentId"]
+
+
+def test_agent_with_tasks_cannot_be_deleted(alice: Person) -> None:
+    task = alice.start()
+    problem(alice.delete("/agent/summarizer"), 409)
+    alice.report(task, status="complete")
+    problem(alice.delete("/agent/summarizer"), 409)
+    expect(alice.get("/agent/summarizer"), 200)
+    expect(alice.delete(f"/task/{task['id']}"), 200)
+    expect(alice.delete("/agent/summarizer"), 200)
+
+
+def test_keys_of_a_deleted_agent_are_gone_with_it(alice: Person) -> None:
+    summarizer, translator = alice.agent_key("summarizer"), alice.agent_key("translator")
+    expect(alice.delete("/agent/summarizer"), 200)
+    problem(summarizer.get("/user"), 401)
+    expect(translator.get("/user"), 200)
+    left = {key["agentId"] for key in expect(alice.get("/key"), 200)}
+    assert left == {None, "translator"}
+    # The id is free again, and an old key does not open the new agent.
+    alice.register("summarizer")
+    problem(summarizer.get("/user"), 401)
+
+
+def test_ids_are_unique_per_user_only(alice: Person, bob: Person) -> None:
+    hers = expect(alice.put("/agent/summarizer", json={"name": "hers"}), 201)
+    his = expect(bob.put("/agent/summarizer", json={"name": "his"}), 201)
+    task = alice.start()
+    assert expect(alice.get("/agent/summarizer"), 200) == hers
+    assert expect(bob.get("/agent"), 200) == [his]
+    # Her task does not hold his agent.
+    assert expect(bob.delete("/agent/summarizer"), 200) == his
+    assert expect(alice.get("/agent/summarizer"), 200) == hers
+    assert alice.task(task) == task

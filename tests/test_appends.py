@@ -1,0 +1,625 @@
+"""Appends: lines that arrive once, in order, whole, and as they were sent."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any
+
+import pytest
+from flask import Flask
+from werkzeug.test import TestResponse
+
+from taskservice.schemas import MAX_LINE, MAX_WRITER
+from taskservice.services.logs import CHUNK_BYTES, CHUNK_LINES, MAX_LOG
+from tests.inside import column, rows
+from tests.people import Person, expect, problem
+
+Task = dict[str, Any]
+
+
+def logs(task: Task) -> str:
+    return f"/task/{task['id']}/logs"
+
+
+def append_text(person: Person, task: Task, text: bytes, query: str = "") -> TestResponse:
+    return person.post(logs(task) + query, data=text, content_type="text/plain")
+
+
+def append_json(person: Person, task: Task, body: bytes) -> TestResponse:
+    return person.post(logs(task), data=body, content_type="application/json")
+
+
+def lines(person: Person, task: Task) -> list[str]:
+    """The lines of a task, which its counts must agree with."""
+    now = person.task(task)
+    assert (now["firstLog"], now["logCount"]) == (1, len(now["logs"]))
+    return list(now["logs"])
+
+
+# --- the ways to append ------------------------------------------------------------------
+
+
+def test_lines_are_kept_in_the_order_in_which_they_came(alice: Person) -> None:
+    task = alice.start()
+    time.sleep(0.002)
+    assert alice.append(task, "one", "two") == {"logCount": 2, "status": "running"}
+    assert alice.append(task, "three") == {"logCount": 3, "status": "running"}
+    now = alice.task(task)
+    assert (now["logs"], now["firstLog"], now["logCount"]) == (["one", "two", "three"], 1, 3)
+    assert now["updatedAt"] > task["updatedAt"]
+    assert expect(alice.get("/task"), 200) == [now]
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+@pytest.mark.parametrize(
+    "content_type",
+    ["text/plain", "text/plain; charset=utf-8", "Text/Plain; charset=UTF-8", "application/json"],
+)
+def test_post_and_put_take_json_and_text(alice: Person, method: str, content_type: str) -> None:
+    task = alice.start()
+    data = b'{"logs":["one","tw\xc3\xb6"]}' if "json" in content_type else b"one\ntw\xc3\xb6\n"
+    response = alice.request(method, logs(task), data=data, content_type=content_type)
+    assert expect(response, 201) == {"logCount": 2, "status": "running"}
+    assert lines(alice, task) == ["one", "twö"]
+
+
+def test_put_without_a_content_type_is_text(alice: Person) -> None:
+    task = alice.start()
+    expect(alice.put(logs(task), data=b'{"logs":["not JSON"]}\nsecond'), 201)
+    assert lines(alice, task) == ['{"logs":["not JSON"]}', "second"]
+
+
+def test_post_without_a_content_type_is_415(alice: Person) -> None:
+    task = alice.start()
+    problem(alice.post(logs(task), data=b'{"logs":["x"]}'), 415)
+    assert lines(alice, task) == []
+
+
+OTHER_TYPES = (
+    "text/html", "text/plain; charset=utf-16", "text/plain; charset=iso-8859-1",
+    "application/json; charset=utf-16", "application/x-www-form-urlencoded",
+    "application/x-ndjson", "application/octet-stream", "nonsense",
+)  # fmt: skip
+
+
+def test_other_content_types_are_415(alice: Person, subtests: pytest.Subtests) -> None:
+    task = alice.start()
+    for content_type in OTHER_TYPES:
+        with subtests.test(content_type):
+            for method in ("POST", "PUT"):
+                response = alice.request(method, logs(task), data=b"x", content_type=content_type)
+                problem(response, 415)
+    assert lines(alice, task) == []
+
+
+# --- where a line ends -------------------------------------------------------------------
+
+ODD_CHARACTERS = (
+    "\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\t", "\x1b",
+    "𝛂", "\u0301", "\u202e", "\uffff", "\U0010ffff",
+)  # fmt: skip
+# text, its lines when sent as text, its lines when sent as one JSON string
+CORNERS: tuple[tuple[str, list[str], list[str]], ...] = (
+    ("", [], [""]),
+    ("a", ["a"], ["a"]),
+    ("a\n", ["a"], ["a"]),
+    ("\n", [""], [""]),
+    ("\n\n", ["", ""], ["", ""]),
+    ("\na", ["", "a"], ["", "a"]),
+    ("a\n\nb", ["a", "", "b"], ["a", "", "b"]),
+    ("a\n\n", ["a", ""], ["a", ""]),
+    ("a\r\nb\r\n", ["a", "b"], ["a", "b"]),
+    ("\r\n", [""], [""]),
+    ("a\r\r\nb", ["a\r", "b"], ["a\r", "b"]),
+    ("a\n\rb", ["a", "\rb"], ["a", "\rb"]),
+    ("a\rb", ["a\rb"], ["a\rb"]),
+    ("a\rb\r\nc", ["a\rb", "c"], ["a\rb", "c"]),
+    # No line feed follows, so nothing is dropped.
+    ("a\r", ["a\r"], ["a\r"]),
+    ("\r", ["\r"], ["\r"]),
+    ("a\n\r", ["a", "\r"], ["a", "\r"]),
+    *((f"a{odd}b{odd}", [f"a{odd}b{odd}"], [f"a{odd}b{odd}"]) for odd in ODD_CHARACTERS),
+    (" a \n\t", [" a ", "\t"], [" a ", "\t"]),
+    ("\ufeffa", ["\ufeffa"], ["\ufeffa"]),
+    ("a\0b", ["a\ufffdb"], ["a\ufffdb"]),
+    ("\0\n\0", ["\ufffd", "\ufffd"], ["\ufffd", "\ufffd"]),
+    ("\\u0000\\n", ["\\u0000\\n"], ["\\u0000\\n"]),
+)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_lines_end_at_line_feeds_only(alice: Person, subtests: pytest.Subtests, form: str) -> None:
+    task = alice.start()
+    for text, as_text, as_json in CORNERS:
+        with subtests.test(repr(text)):
+            before = len(lines(alice, task))
+            if form == "text":
+                expect(append_text(alice, task, text.encode()), 201)
+            else:
+                alice.append(task, text)
+            wanted = as_text if form == "text" else as_json
+            assert lines(alice, task)[before:] == wanted
+
+
+def test_strings_with_line_feeds_are_several_lines(alice: Person) -> None:
+    task = alice.start()
+    assert alice.append(task, "a\nb\n", "", "c\r\n\r\nd", "\n")["logCount"] == 7
+    assert lines(alice, task) == ["a", "b", "", "c", "", "d", ""]
+
+
+def test_empty_strings_are_empty_lines(alice: Person) -> None:
+    task = alice.start()
+    assert alice.append(task, "", "", "")["logCount"] == 3
+    assert lines(alice, task) == ["", "", ""]
+
+
+def test_invalid_utf8_is_replaced_in_text(alice: Person) -> None:
+    task = alice.start()
+    expect(append_text(alice, task, b"a\xffb\n\xc3\n\xed\xa0\x80c\n\xf0\x9f\x98\nend\xe2\x82"), 201)
+    assert lines(alice, task) == [
+        "a\ufffdb", "\ufffd", "\ufffd\ufffd\ufffdc", "\ufffd", "end\ufffd",
+    ]  # fmt: skip
+
+
+def test_what_is_no_text_is_400_in_json(alice: Person, subtests: pytest.Subtests) -> None:
+    task = alice.start()
+    for line in (b"\xff", b"\xc3", b"\xed\xa0\x80", b"\\ud800", b"\\udc00x", b"\0"):
+        with subtests.test(repr(line)):
+            problem(append_json(alice, task, b'{"logs":["fit","' + line + b'"]}'), 400)
+    assert lines(alice, task) == []
+
+
+def test_escapes_in_json_are_what_they_stand_for(alice: Person) -> None:
+    task = alice.start()
+    body = rb'{"logs":["\u00fc\ud83d\ude00\u0000\\u0000\"\/\ta\nb"]}'
+    expect(append_json(alice, task, body), 201)
+    assert lines(alice, task) == ['ü😀\ufffd\\u0000"/\ta', "b"]
+
+
+# --- once each ---------------------------------------------------------------------------
+
+
+def test_resend_changes_nothing(alice: Person, app: Flask) -> None:
+    task = alice.start()
+    alice.append(task, "one", "two", seq=1)
+    before, version = alice.task(task), column(app, task, "version")
+    time.sleep(0.002)
+    for again in (["one", "two"], ["one"], ["other", "words"]):
+        assert alice.append(task, *again, seq=1)["logCount"] == 2
+    assert alice.append(task, "two", seq=2)["logCount"] == 2
+    assert alice.task(task) == before
+    assert column(app, task, "version") == version
+
+
+def test_of_an_overlap_only_the_new_lines_are_added(alice: Person) -> None:
+    task = alice.start()
+    alice.append(task, "1", "2", "3", seq=1)
+    assert alice.append(task, "2", "3", "4", "5", seq=2)["logCount"] == 5
+    assert alice.append(task, "1", "2", "3", "4", "5", "6", seq=1)["logCount"] == 6
+    assert alice.append(task, "7", seq=7)["logCount"] == 7
+    assert lines(alice, task) == list("1234567")
+
+
+@pytest.mark.parametrize(("stored", "seq"), [(0, 2), (2, 4), (2, 1 << 53)])
+def test_gap_is_409_and_tells_what_is_expected(alice: Person, stored: int, seq: int) -> None:
+    task = alice.start()
+    alice.append(task, *["x"] * stored)
+    before = alice.task(task)
+    response = alice.post(logs(task), json={"logs": ["y"], "seq": seq})
+    assert problem(response, 409)["expected"] == stored + 1
+    assert alice.task(task) == before
+    assert alice.append(task, "y", seq=stored + 1)["logCount"] == stored + 1
+
+
+def test_gap_of_a_writer_nobody_has_heard_of_leaves_no_trace(alice: Person, app: Flask) -> None:
+    task = alice.start()
+    before = rows(app)
+    problem(alice.post(logs(task), json={"logs": ["y"], "seq": 2, "writer": "new"}), 409)
+    assert rows(app) == before
+
+
+def test_seq_counts_lines_and_not_strings(alice: Person) -> None:
+    task = alice.start()
+    alice.append(task, "1\n2", "3", seq=1)
+    assert alice.append(task, "3\n4", seq=3)["logCount"] == 4
+    assert alice.append(task, "1\n2\n3\n4\n5\n", seq=1)["logCount"] == 5
+    assert lines(alice, task) == list("12345")
+
+
+def test_lines_without_seq_count_for_their_writer(alice: Person) -> None:
+    task = alice.start()
+    alice.append(task, "1", "2")
+    alice.append(task, "a", writer="other")
+    assert alice.append(task, "2", "3", seq=2)["logCount"] == 4
+    alice.append(task, "4")
+    assert alice.append(task, "4", "5", seq=4)["logCount"] == 6
+    assert alice.append(task, "a", "b", seq=1, writer="other")["logCount"] == 7
+    assert lines(alice, task) == ["1", "2", "a", "3", "4", "5", "b"]
+
+
+def test_writers_do_not_disturb_each_other(alice: Person) -> None:
+    task = alice.start()
+    names = ("", "stdout", "stderr", "Stdout", "stdout ", "ü", "w" * MAX_WRITER)
+    for number in (1, 2):
+        for name in names:
+            alice.append(task, f"{name} {number}", seq=number, writer=name)
+    for name in names:
+        before = alice.task(task)
+        alice.append(task, "resent", "too", seq=1, writer=name)
+        assert alice.task(task) == before
+        response = alice.post(logs(task), json={"logs": ["x"], "seq": 4, "writer": name})
+        assert problem(response, 409)["expected"] == 3
+    assert lines(alice, task) == [f"{name} {number}" for number in (1, 2) for name in names]
+
+
+def test_writer_is_unnamed_by_default(alice: Person) -> None:
+    task = alice.start()
+    alice.append(task, "1", seq=1)
+    alice.append(task, "2", seq=2, writer="")
+    alice.append(task, "3", seq=3, writer=None)
+    expect(append_text(alice, task, b"4", "?seq=4"), 201)
+    expect(append_text(alice, task, b"4\n5", "?seq=4&writer="), 201)
+    alice.append(task, "6", seq=None)
+    assert lines(alice, task) == list("123456")
+
+
+def test_text_has_seq_and_writer_in_the_query(alice: Person) -> None:
+    task = alice.start()
+    expect(append_text(alice, task, b"1\n2\n", "?seq=1&writer=a"), 201)
+    expect(append_text(alice, task, b"2\n3\n", "?seq=2&writer=a"), 201)
+    response = append_text(alice, task, b"9\n", "?seq=9&writer=a")
+    assert problem(response, 409)["expected"] == 4
+    assert alice.append(task, "3", "4", seq=3, writer="a")["logCount"] == 4
+    expect(alice.put(f"{logs(task)}?seq=4&writer=a", data=b"4\n5"), 201)
+    assert lines(alice, task) == list("12345")
+
+
+def test_nul_in_a_writer_is_replaced_everywhere(alice: Person) -> None:
+    task = alice.start()
+    alice.append(task, "1", seq=1, writer="a\0")
+    expect(append_text(alice, task, b"1\n2", "?seq=1&writer=a%00"), 201)
+    alice.append(task, "1", "2", "3", seq=1, writer="a\ufffd")
+    assert lines(alice, task) == ["1", "2", "3"]
+
+
+def test_each_task_counts_for_itself(alice: Person) -> None:
+    first, second = alice.start(), alice.start()
+    alice.append(first, "1", seq=1)
+    response = alice.post(logs(second), json={"logs": ["2"], "seq": 2})
+    assert problem(response, 409)["expected"] == 1
+
+
+# --- what is unfit -----------------------------------------------------------------------
+
+UNFIT_BODIES: tuple[tuple[Any, str], ...] = (
+    ({}, "logs"),
+    ({"logs": None}, "logs"),
+    ({"logs": "a line"}, "logs"),
+    ({"logs": {"0": "x"}}, "logs"),
+    ({"logs": 5}, "logs"),
+    ({"logs": [5]}, "logs"),
+    ({"logs": [None]}, "logs"),
+    ({"logs": [True]}, "logs"),
+    ({"logs": ["fit", ["x"]]}, "logs"),
+    ({"logs": ["fit", "x" * (MAX_LINE + 1)]}, "logs"),
+    ({"logs": ["fit", "a\n" + "ü" * (MAX_LINE // 2) + "x\nb"]}, "logs"),
+    ({"logs": ["x"], "seq": 0}, "seq"),
+    ({"logs": ["x"], "seq": -1}, "seq"),
+    ({"logs": ["x"], "seq": 1.0}, "seq"),
+    ({"logs": ["x"], "seq": "1"}, "seq"),
+    ({"logs": ["x"], "seq": True}, "seq"),
+    ({"logs": ["x"], "seq": [1]}, "seq"),
+    ({"logs": ["x"], "seq": (1 << 53) + 1}, "seq"),
+    ({"logs": ["x"], "seq": 1 << 63}, "seq"),
+    ({"logs": ["x"], "seq": 10**30}, "seq"),
+    ({"logs": ["x"], "writer": "w" * (MAX_WRITER + 1)}, "writer"),
+    ({"logs": ["x"], "writer": 5}, "writer"),
+    ({"logs": ["x"], "writer": ["w"]}, "writer"),
+    ({"logs": ["x"], "nonsense": 1}, "nonsense"),
+    ({"logs": ["x"], "status": "complete"}, "status"),
+    ({"log": ["x"], "logs": ["x"]}, "log"),
+)
+UNFIT_QUERIES = (
+    ("seq=0", "seq"), ("seq=-1", "seq"), ("seq=+1", "seq"), ("seq=1.0", "seq"), ("seq=", "seq"),
+    ("seq=x", "seq"), ("seq=%201", "seq"), ("seq=1_0", "seq"), ("seq=%D9%A1", "seq"),
+    ("seq=%00", "seq"), (f"seq={(1 << 53) + 1}", "seq"), ("seq=" + "9" * 5000, "seq"),
+    ("seq=1&seq=1", "seq"), ("writer=" + "w" * (MAX_WRITER + 1), "writer"),
+    ("writer=a&writer=b", "writer"), ("nonsense=1", "nonsense"), ("logs=x", "logs"),
+)  # fmt: skip
+
+
+def test_unfit_append_is_422_names_its_field_and_stores_nothing(
+    alice: Person, app: Flask, subtests: pytest.Subtests
+) -> None:
+    task = alice.start()
+    before = rows(app)
+    for body, field in UNFIT_BODIES:
+        with subtests.test(str(body)[:60]):
+            assert list(problem(alice.post(logs(task), json=body), 422)["errors"]) == [field]
+            assert rows(app) == before
+
+
+def test_unfit_query_is_422_names_its_parameter_and_stores_nothing(
+    alice: Person, app: Flask, subtests: pytest.Subtests
+) -> None:
+    task = alice.start()
+    before = rows(app)
+    for query, field in UNFIT_QUERIES:
+        with subtests.test(query[:60]):
+            response = append_text(alice, task, b"x", f"?{query}")
+            assert list(problem(response, 422)["errors"]) == [field]
+            assert rows(app) == before
+
+
+def test_seq_and_writer_of_json_do_not_go_into_the_query(alice: Person) -> None:
+    task = alice.start()
+    for name in ("seq", "writer"):
+        body = problem(alice.post(f"{logs(task)}?{name}=1", json={"logs": ["x"]}), 422)
+        assert list(body["errors"]) == [name]
+    assert lines(alice, task) == []
+
+
+# --- limits ------------------------------------------------------------------------------
+
+
+def test_line_of_64_kib_is_fit_and_one_byte_more_is_not(alice: Person, app: Flask) -> None:
+    assert MAX_LINE == 64 * 1024
+    task = alice.start()
+    longest = ["x" * MAX_LINE, "ü" * (MAX_LINE // 2), "𝛂" * (MAX_LINE // 4)]
+    alice.append(task, *longest)
+    # The end of a line is none of its bytes.
+    expect(append_text(alice, task, "\r\n".join(longest).encode()), 201)
+    assert lines(alice, task) == longest * 2
+    before = rows(app)
+    for line in longest:
+        problem(alice.post(logs(task), json={"logs": ["fit", line + "x", "fit"]}), 422)
+        problem(append_text(alice, task, f"fit\n{line}x\nfit".encode()), 422)
+        problem(append_text(alice, task, f"fit\n{line}\r".encode()), 422)
+    # It is what is stored that counts.
+    problem(append_text(alice, task, b"\xff" * (MAX_LINE // 3 + 1)), 422)
+    problem(append_text(alice, task, b"\0" * (MAX_LINE // 3 + 1)), 422)
+    assert rows(app) == before
+
+
+@pytest.mark.slow
+def test_log_of_100_mib_is_fit_and_one_byte_more_is_not(alice: Person, app: Flask) -> None:
+    """A line's end is one byte of its log, so that empty lines have an end too."""
+    assert MAX_LOG == 100 * 1024 * 1024
+    task = alice.start()
+    line = b"x" * (MAX_LINE - 1) + b"\n"
+    for count in [144] * 11 + [16]:
+        expect(append_text(alice, task, line * count), 201)
+    before = column(app, task, "version"), column(app, task, "log_count")
+    for text in (b"\n", b"x", line * 100):
+        problem(append_text(alice, task, text), 413)
+        problem(append_text(alice, task, text, "?writer=new"), 413)
+    assert (column(app, task, "version"), column(app, task, "log_count")) == before
+    # A heartbeat and a resend still come through, and so does the result.
+    assert alice.append(task)["logCount"] == 1600
+    assert expect(append_text(alice, task, line, "?seq=1"), 201)["logCount"] == 1600
+    path = f"/task/{task['id']}"
+    assert alice.patch(path, json={"output": {"full": True}}).status_code == 200
+    wanted = b'{"logs":[' + b",".join([b'"' + line[:-1] + b'"'] * 1600) + b"]}"
+    is_whole = alice.get(f"{path}?fields=logs").data == wanted
+    assert is_whole  # whose explanation by pytest would take longer than all of it
+    assert expect(alice.delete(f"{path}?fields=logCount"), 200) == {"logCount": 1600}
+
+
+# --- heartbeats --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "beat",
+    [
+        lambda person, task: person.post(logs(task), json={"logs": []}),
+        lambda person, task: person.post(logs(task), json={"logs": [], "seq": 3, "writer": None}),
+        lambda person, task: append_text(person, task, b""),
+        lambda person, task: person.put(logs(task)),
+        lambda person, task: person.post(logs(task), json={"logs": ["one"], "seq": 1}),
+    ],
+    ids=["bare", "with-seq", "text", "put", "resend"],
+)
+def test_heartbeat_is_heard_and_changes_nothing_visible(
+    alice: Person, app: Flask, beat: Callable[[Person, Task], TestResponse]
+) -> None:
+    task = alice.start(claim=True)
+    alice.append(task, "one", "two")
+    before = alice.task(task)
+    heard, version = column(app, task, "heard_at"), column(app, task, "version")
+    time.sleep(0.002)
+    assert expect(beat(alice, task), 201) == {"logCount": 2, "status": "running"}
+    assert alice.task(task) == before
+    assert column(app, task, "version") == version
+    assert column(app, task, "heard_at") > heard
+
+
+def test_append_is_heard_too(alice: Person, app: Flask) -> None:
+    task = alice.start(claim=True)
+    heard = column(app, task, "heard_at")
+    time.sleep(0.002)
+    alice.append(task, "one")
+    assert column(app, task, "heard_at") > heard
+
+
+# --- tasks that have ended ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["complete", "error", "cancelled"])
+def test_finished_task_takes_no_lines(alice: Person, app: Flask, ending: str) -> None:
+    task = alice.start()
+    alice.append(task, "in time", seq=1)
+    if ending == "cancelled":
+        ended = expect(alice.post(f"/task/{task['id']}/cancel"), 200)
+    else:
+        ended = alice.report(task, status=ending)
+    before = rows(app)
+    for body in ({"logs": ["late"]}, {"logs": []}, {"logs": ["in time"], "seq": 1}):
+        told = problem(alice.post(logs(task), json=body), 409)["task"]
+        assert told == {name: ended[name] for name in ("id", "status", "error")}
+    told = problem(alice.put(logs(task), data=b"late"), 409)["task"]
+    assert (told["error"] or {}).get("type") == (
+        {"complete": None, "error": "failed", "cancelled": "cancelled"}[ending]
+    )
+    assert rows(app) == before
+
+
+def test_deleted_task_takes_no_lines(alice: Person) -> None:
+    task = alice.start()
+    alice.append(task, "one")
+    expect(alice.delete(f"/task/{task['id']}"), 200)
+    for response in (
+        alice.post(logs(task), json={"logs": ["two"], "seq": 2}),
+        alice.post(logs(task), json={"logs": []}),
+        append_text(alice, task, b"two"),
+    ):
+        assert problem(response, 404)["detail"] == "Task's ID is not found"
+
+
+# --- long logs ---------------------------------------------------------------------------
+
+
+def sizes_around_the_chunks() -> Iterator[tuple[str, list[str]]]:
+    for count in (CHUNK_LINES - 1, CHUNK_LINES, CHUNK_LINES + 1, 2 * CHUNK_LINES + 1):
+        yield f"{count} lines", [str(number) for number in range(count)]
+        yield f"{count} empty lines", [""] * count
+    for size in (CHUNK_BYTES - 2, CHUNK_BYTES - 1, CHUNK_BYTES):
+        for after in (0, 1):
+            yield f"a line of {size} bytes and {after}", ["x" * size, *["y"] * after]
+    yield "lines of all sizes", ["ü" * (number * 37 % 9000) for number in range(200)]
+
+
+def test_lines_around_the_size_of_a_chunk_come_back_the_same(
+    alice: Person, subtests: pytest.Subtests
+) -> None:
+    for name, sent in sizes_around_the_chunks():
+        with subtests.test(name):
+            task = alice.start()
+            alice.append(task, "before")
+            alice.append(task, *sent)
+            alice.append(task, "after")
+            assert lines(alice, task) == ["before", *sent, "after"]
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_100_000_lines_come_back_the_same(alice: Person, form: str) -> None:
+    task = alice.start()
+    sent = [f"line {number} " + "ü" * (number % 11) for number in range(100_000)]
+    if form == "text":
+        answer = expect(append_text(alice, task, "\n".join(sent).encode()), 201)
+    else:
+        answer = alice.append(task, *sent)
+    assert answer["logCount"] == 100_000
+    assert lines(alice, task) == sent
+    assert alice.append(task, *sent[-2:], "more", seq=99_999)["logCount"] == 100_001
+
+
+def test_long_log_reads_the_same_alone_in_a_list_and_when_deleted(alice: Person) -> None:
+    tasks = [alice.start(name=f"task {number}") for number in range(3)]
+    for task, appends in ((tasks[0], 1), (tasks[1], 7), (tasks[2], 3)):
+        for count in range(appends):
+            alice.append(task, *[f"{count}.{number} " + 'ü\\"\t' * 1000 for number in range(100)])
+    alone = [alice.get(f"/task/{task['id']}").data for task in reversed(tasks)]
+    assert max(map(len, alone)) > 3 * 1024 * 1024
+    assert alice.get("/task").data == b"[" + b",".join(alone) + b"]"
+    assert expect(alice.get("/task?fields=id,logs"), 200) == [
+        {"id": task["id"], "logs": lines(alice, task)} for task in reversed(tasks)
+    ]
+    for task, text in zip(reversed(tasks), alone, strict=True):
+        assert alice.delete(f"/task/{task['id']}").data == text
+    assert expect(alice.get("/task"), 200) == []
+
+
+def test_answer_to_a_delete_can_be_closed(alice: Person) -> None:
+    """As a server does when it has sent the answer, outside of the request."""
+    task = alice.start()
+    alice.append(task, "one")
+    response = alice.delete(f"/task/{task['id']}")
+    expect(response, 200)
+    response.close()
+
+
+# --- at once -----------------------------------------------------------------------------
+
+THREADS = 8
+
+
+def at_once(work: Callable[[int], object]) -> None:
+    """Run `work` with the numbers 0 to 7 in threads that begin together."""
+    barrier = Barrier(THREADS)
+
+    def begin(number: int) -> None:
+        barrier.wait(timeout=30)
+        work(number)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(begin, range(THREADS)))
+
+
+def test_writers_at_once_lose_and_double_nothing(alice: Person, app: Flask) -> None:
+    task = alice.start()
+    rounds = 10
+
+    def write(number: int) -> None:
+        person = Person(app, "alice", alice.key)
+        for start in range(0, 3 * rounds, 3):
+            sent = [f"{number}:{start + step}" for step in range(3)]
+            person.append(task, *sent, seq=start + 1, writer=str(number))
+            # An answer that was lost on the way makes a client send again.
+            person.append(task, *sent, seq=start + 1, writer=str(number))
+
+    at_once(write)
+    stored = lines(alice, task)
+    assert len(stored) == len(set(stored)) == THREADS * 3 * rounds
+    for number in range(THREADS):
+        own = [line for line in stored if line.startswith(f"{number}:")]
+        assert own == [f"{number}:{step}" for step in range(3 * rounds)]
+
+
+def test_one_unnamed_writer_at_once_loses_nothing(alice: Person, app: Flask) -> None:
+    task = alice.start()
+
+    def write(number: int) -> None:
+        person = Person(app, "alice", alice.key)
+        for step in range(5):
+            person.append(task, f"{number}:{step}:a\n{number}:{step}:b")
+
+    at_once(write)
+    stored = lines(alice, task)
+    pairs = list(zip(stored[::2], stored[1::2], strict=True))
+    # The lines of one append stay together.
+    assert all((a[:-1], a[-1], b[-1]) == (b[:-1], "a", "b") for a, b in pairs)
+    assert len(set(stored)) == THREADS * 5 * 2
+    assert alice.append(task, "next", seq=len(stored) + 1)["logCount"] == len(stored) + 1
+
+
+def test_same_lines_sent_at_once_are_stored_once(alice: Person, app: Flask) -> None:
+    task = alice.start()
+    sent = [f"line {number}" for number in range(50)]
+    at_once(lambda _: Person(app, "alice", alice.key).append(task, *sent, seq=1))
+    assert lines(alice, task) == sent
+
+
+def test_of_an_end_and_appends_at_once_nothing_comes_after_the_end(
+    alice: Person, app: Flask
+) -> None:
+    task = alice.start()
+    taken: list[str] = []
+
+    def work(number: int) -> None:
+        person = Person(app, "alice", alice.key)
+        if number == 0:
+            time.sleep(0.01)
+            person.report(task, status="complete")
+            return
+        for step in range(20):
+            response = person.post(logs(task), json={"logs": [f"{number}:{step}"]})
+            if response.status_code == 409:
+                return
+            expect(response, 201)
+            taken.append(f"{number}:{step}")
+
+    at_once(work)
+    ended = alice.task(task)
+    assert ended["updatedAt"] == ended["finishedAt"]
+    assert sorted(ended["logs"]) == sorted(taken)

@@ -1,0 +1,635 @@
+"""The door: what is read strictly, what is refused, and that every refusal is a problem."""
+
+import json
+from collections.abc import Iterator
+from io import BytesIO
+from typing import Any
+
+import pytest
+from flask import Flask
+from werkzeug.test import TestResponse
+
+from taskservice.config import Config
+from taskservice.schemas import MAX_OBJECT
+from taskservice.strict_json import MAX_DEPTH, MAX_NUMBER
+from tests.inside import PREFIX, filled, rows, rules
+from tests.people import Person, expect, problem
+
+JSON = "application/json"
+OPERATIONS = ("/livez", "/readyz")
+
+
+def nested(depth: int, opening: bytes = b"[", closing: bytes = b"]") -> bytes:
+    return opening * depth + closing * depth
+
+
+def ids(alice: Person) -> dict[str, str]:
+    """Things that exist, as the routes name their parts."""
+    key = expect(alice.post("/key", json={"name": "another"}), 201)
+    return {"task_id": alice.start()["id"], "agent_id": "summarizer", "key_id": key["id"]}
+
+
+def doors(alice: Person) -> list[tuple[str, str]]:
+    """Every way in for JSON."""
+    task = alice.start()
+    return [
+        ("POST", "/task"),
+        ("PATCH", f"/task/{task['id']}"),
+        ("POST", f"/task/{task['id']}/logs"),
+        ("PUT", f"/task/{task['id']}/logs"),
+        ("PUT", "/agent/summarizer"),
+        ("PUT", "/agent/new"),
+        ("POST", "/key"),
+    ]
+
+
+def start_text(alice: Person, text: bytes) -> TestResponse:
+    """Start a task with this text as the member `x` of its input."""
+    body = b'{"agentId":"summarizer","input":{"x":' + text + b"}}"
+    return alice.post("/task", data=body, content_type=JSON)
+
+
+# --- JSON, read strictly -----------------------------------------------------------------
+
+UNREADABLE: dict[str, bytes] = {
+    "nothing": b"",
+    "blanks": b" \n",
+    "UTF-16": '{"name":"x"}'.encode("utf-16"),
+    "UTF-16 without a mark": '{"name":"x"}'.encode("utf-16-le"),
+    "UTF-32": '{"name":"x"}'.encode("utf-32"),
+    "Latin-1": '{"name":"ü"}'.encode("latin-1"),
+    "a byte order mark": b'\xef\xbb\xbf{"name":"x"}',
+    "a stray byte": b'{"name":"\xff"}',
+    "overlong UTF-8": b'{"name":"\xc0\xaf"}',
+    "UTF-8 past Unicode": b'{"name":"\xf4\x90\x80\x80"}',
+    "UTF-8 cut short": b'{"name":"\xe2\x82"}',
+    "a surrogate in UTF-8": b'{"name":"\xed\xa0\x80"}',
+    "a lone surrogate": b'{"name":"\\ud800"}',
+    "a lone low surrogate": b'{"name":"\\uDC00"}',
+    "surrogates the wrong way round": b'{"name":"\\ude00\\ud83d"}',
+    "a lone surrogate in a key": b'{"\\ud800":1}',
+    "a lone surrogate deep inside": b'{"output":{"a":[{"b":"x\\udfffy"}]}}',
+    "NaN": b'{"name":NaN}',
+    "NaN alone": b"NaN",
+    "Infinity": b'{"name":Infinity}',
+    "minus Infinity": b'{"output":{"x":[-Infinity]}}',
+    "a key twice": b'{"name":"x","name":"x"}',
+    "a key twice inside": b'{"output":{"a":{"b":1,"c":2,"b":3}}}',
+    "a key twice in an array": b'{"output":{"a":[{"b":1,"b":1}]}}',
+    "a key twice, spelled in two ways": b'{"name":"x","\\u006eame":"y"}',
+    "NUL twice in two spellings": b'{"output":{"\\u0000":1,"\\ufffd":2}}',
+    "a raw NUL": b'{"name":"a\0b"}',
+    "a NUL after it": b'{"name":"x"}\0',
+    "a raw line feed": b'{"name":"a\nb"}',
+    "a raw tab": b'{"name":"a\tb"}',
+    "a raw control character": b'{"name":"a\x1fb"}',
+    "something after it": b'{"name":"x"} x',
+    "two of them": b'{"name":"x"}{"name":"y"}',
+    "a comma after it": b'{"name":"x"},',
+    "a comma before the end": b'{"name":"x",}',
+    "a comma before the end of an array": b'{"logs":["x",]}',
+    "single quotes": b"{'name':'x'}",
+    "no quotes": b'{name:"x"}',
+    "a comment": b'{"name":"x"} // y',
+    "an unknown escape": b'{"name":"\\x41"}',
+    "half an escape": b'{"name":"\\u00"}',
+    "a word of Python": b'{"name":True}',
+    "a plus": b'{"name":+1}',
+    "a leading zero": b'{"name":01}',
+    "no digit before the point": b'{"name":.5}',
+    "no digit after the point": b'{"name":5.}',
+    "a hexadecimal number": b'{"name":0x10}',
+    "a form feed": b'\x0c{"name":"x"}',
+    "a no-break space": b'\xc2\xa0{"name":"x"}',
+    "an end that is missing": b'{"name":"x"',
+    "a string without end": b'{"name":"x',
+    "a value that is missing": b'{"name":}',
+    "depth 65": b'{"output":' + nested(MAX_DEPTH) + b"}",
+    "depth 65 without an object": nested(MAX_DEPTH + 1),
+    "depth 65 of objects": nested(MAX_DEPTH, b'{"a":', b"}").replace(b":}", b":{}}"),
+    "depth 65 beside others": b'{"a":' + b"[[]," * 63 + b"1" + b"]" * 63 + b"}",
+    "depth 1,000": nested(1_000),
+    "depth 100,000": nested(100_000),
+    "depth 100,000 of objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    "depth 100,000 without end": b"[" * 100_000,
+    "depth 100,000 of objects without end": b'{"":' * 100_000,
+    "a form": b"name=x&agentId=summarizer",
+    "XML": b"<name>x</name>",
+}
+UNFIT: dict[str, bytes] = {
+    "null": b"null",
+    "an array": b"[]",
+    "an array of objects": b'[{"name":"x"}]',
+    "a string": b'"x"',
+    "a number": b"5",
+    "a large number": b"123456789012345678901234567890",
+    "true": b"true",
+    "a number past a double": b'{"name":1e999}',
+    "a negative one": b'{"name":-1e999}',
+    "a number far past a double": b'{"name":1e99999999999999999999}',
+    "a number far below a double": b'{"name":1e-99999999999999999999}',
+    "a number of 5,000 digits": b'{"name":' + b"1" * 5_000 + b"}",
+    "a negative number of 5,000 digits": b'{"name":-' + b"1" * 5_000 + b"}",
+    "a fraction of 5,000 digits": b'{"name":0.' + b"1" * 5_000 + b"}",
+    "a number of 100,000 digits": b'{"name":' + b"9" * 100_000 + b"}",
+    "an unknown member": b'{"nonsense":1}',
+    "an unknown member without a name": b'{"":1}',
+    "an unknown member of odd name": '{"ü\\u0000\\n\\"":1}'.encode(),
+}
+
+
+def test_what_is_no_json_is_400(alice: Person, app: Flask, subtests: pytest.Subtests) -> None:
+    ways, before = doors(alice), rows(app)
+    for name, data in UNREADABLE.items():
+        with subtests.test(name):
+            for method, path in ways:
+                problem(alice.request(method, path, data=data, content_type=JSON), 400)
+    assert rows(app) == before
+
+
+def test_json_that_does_not_fit_is_422(
+    alice: Person, app: Flask, subtests: pytest.Subtests
+) -> None:
+    ways, before = doors(alice), rows(app)
+    for name, data in UNFIT.items():
+        with subtests.test(name):
+            for method, path in ways:
+                body = problem(alice.request(method, path, data=data, content_type=JSON), 422)
+                assert body["errors"]
+    assert rows(app) == before
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}"), (b'[{"a":', b"}]")]
+)
+def test_depth_64_is_fit_and_65_is_not(alice: Person, opening: bytes, closing: bytes) -> None:
+    alice.register()
+    # The body, its input, and then what is in there.
+    levels = (MAX_DEPTH - 2) // len(closing)
+    deepest = opening * levels + b"1" + closing * levels
+    assert deepest in expect_data(start_text(alice, deepest), 201)
+    problem(start_text(alice, b"[" + deepest + b"]"), 400)
+    # Side by side is not inside one another.
+    expect(start_text(alice, b"[" + b",".join([b"[]"] * 1_000) + b"]"), 201)
+    # Brackets in a string are none.
+    expect(start_text(alice, b'"' + b"[{" * 1_000 + b'"'), 201)
+
+
+def expect_data(response: TestResponse, status: int) -> bytes:
+    expect(response, status)
+    return bytes(response.data)
+
+
+KEPT_NUMBERS = (
+    "0", "-1", "9007199254740993", "9223372036854775807", "9223372036854775808",
+    "-9223372036854775808", "-9223372036854775809", "18446744073709551615",
+    "18446744073709551616", "1" * 100, "-" + "1" * 100, "1" * MAX_NUMBER,
+    "0.1", "-0.5", "0.30000000000000004", "3.14159265358979323846264338327950288",
+    "0." + "1" * (MAX_NUMBER - 2), "1e-400", "123456789.123456789123456789", "2.5e-324",
+)  # fmt: skip
+
+
+def test_numbers_are_kept_exactly(alice: Person, subtests: pytest.Subtests) -> None:
+    alice.register()
+    for number in KEPT_NUMBERS:
+        with subtests.test(number[:40]):
+            response = start_text(alice, number.encode())
+            task = expect(response, 201)
+            wanted = b'"input":{"x":' + number.encode() + b"}"
+            for answer in (response, alice.get(f"/task/{task['id']}"), alice.get("/task")):
+                assert wanted in answer.data
+
+
+@pytest.mark.parametrize(
+    "number", ["1e999", "-1e999", "1" * (MAX_NUMBER + 1), "0." + "1" * MAX_NUMBER, "1e" + "9" * 30]
+)
+def test_number_that_cannot_be_kept_is_422(alice: Person, number: str) -> None:
+    alice.register()
+    assert problem(start_text(alice, number.encode()), 422)["errors"]
+    assert expect(alice.get("/task"), 200) == []
+
+
+def test_nul_is_replaced_everywhere(alice: Person) -> None:
+    alice.register()
+    body = (
+        rb'{"agentId":"summarizer","name":"\u0000a\u0000\u0000",'
+        rb'"input":{"\u0000k":["\u0000","\\u0000","\\\u0000","\\\\u0000"]}}'
+    )
+    task = expect(alice.post("/task", data=body, content_type=JSON), 201)
+    assert task["name"] == "\ufffda\ufffd\ufffd"
+    assert task["input"] == {"\ufffdk": ["\ufffd", "\\u0000", "\\\ufffd", "\\\\u0000"]}
+    assert alice.task(task) == task
+    described = alice.put(
+        "/agent/summarizer", data=rb'{"description":"a\u0000"}', content_type=JSON
+    )
+    assert expect(described, 200)["description"] == "a\ufffd"
+
+
+def test_text_is_kept_whatever_its_script(alice: Person) -> None:
+    alice.register()
+    text = "ü\u0301 𝛂 😀 \u202e \u2028 \x7f \ufffe \uffff \U0010ffff \" \\ / </script> ' \t\r\n"
+    task = alice.start(name=text[:40], input={text: [text]})
+    assert (task["name"], task["input"]) == (text[:40], {text: [text]})
+    assert alice.task(task) == task
+    escaped = rb'"\u00FC\ud83D\uDE00\/\b\f\n\r\t\""'
+    assert expect(start_text(alice, escaped), 201)["input"] == {"x": 'ü😀/\b\f\n\r\t"'}
+
+
+@pytest.mark.parametrize("data", [b' \t\r\n{ "agentId" :\n"summarizer" } \r\n', None])
+def test_blanks_around_json_do_not_matter(alice: Person, data: bytes | None) -> None:
+    alice.register()
+    data = data or b'{"agentId":"summarizer"}' + b" " * 100_000
+    expect(alice.post("/task", data=data, content_type=JSON), 201)
+
+
+# --- content types -----------------------------------------------------------------------
+
+
+OTHER_TYPES = (
+    "text/html", "text/plain", "text/json", "application/x-www-form-urlencoded",
+    "multipart/form-data; boundary=x", "application/octet-stream", "application/xml",
+    "application", "json", "nonsense", ";", "application/json; charset=utf-16",
+    "application/json; charset=iso-8859-1", "application/json; charset=nonsense",
+)  # fmt: skip
+
+
+def test_other_content_types_are_415(alice: Person, app: Flask, subtests: pytest.Subtests) -> None:
+    ways, before = doors(alice), rows(app)
+    fit = b'{"agentId":"summarizer","name":"x","logs":["x"]}'
+    for content_type in OTHER_TYPES:
+        with subtests.test(content_type[:40]):
+            for method, path in ways:
+                if not (path.endswith("/logs") and content_type == "text/plain"):
+                    problem(alice.request(method, path, data=fit, content_type=content_type), 415)
+    assert rows(app) == before
+
+
+TYPES_OF_JSON = (
+    "application/json", "Application/JSON", "application/json; charset=utf-8",
+    'application/json;charset="UTF-8"', "application/json; charset=us-ascii",
+    "application/merge-patch+json",
+)  # fmt: skip
+
+
+def test_content_types_of_json_are_fit(alice: Person, subtests: pytest.Subtests) -> None:
+    alice.register()
+    data = '{"agentId":"summarizer","name":"ü"}'.encode()
+    for content_type in TYPES_OF_JSON:
+        with subtests.test(content_type[:40]):
+            task = expect(alice.post("/task", data=data, content_type=content_type), 201)
+            assert task["name"] == "ü"
+
+
+def test_body_without_a_content_type_is_415_and_none_at_all_is_an_empty_object(
+    alice: Person,
+) -> None:
+    alice.register()
+    problem(alice.post("/task", data=b'{"agentId":"summarizer"}'), 415)
+    assert list(problem(alice.post("/task"), 422)["errors"]) == ["agentId"]
+    expect(alice.put("/agent/summarizer"), 200)
+
+
+# --- large bodies ------------------------------------------------------------------------
+
+
+class Untouchable:
+    """A body that nobody may begin to read."""
+
+    def read(self, size: int = -1) -> bytes:
+        raise AssertionError("the body was read")
+
+    readline = __iter__ = read
+
+
+def test_body_that_says_it_is_too_large_is_413_unread(alice: Person, config: Config) -> None:
+    for method, path in doors(alice):
+        for size in (config.MAX_BODY + 1, 10 * 1024**3, 1 << 63):
+            response = alice.request(
+                method,
+                path,
+                environ_overrides={"wsgi.input": Untouchable(), "CONTENT_LENGTH": str(size)},
+                content_type=JSON,
+            )
+            problem(response, 413)
+
+
+def test_body_that_turns_out_too_large_is_413(alice: Person, config: Config) -> None:
+    task = alice.start()
+    blanks = b" " * (config.MAX_BODY - 2)
+    assert expect(send_chunked(alice, task, b"{}" + blanks), 200) == task
+    problem(send_chunked(alice, task, b"{}" + blanks + b" "), 413)
+    problem(send_chunked(alice, task, b'{"name":"x"}' + blanks + b" " * 1024 * 1024), 413)
+    assert alice.task(task) == task
+
+
+def send_chunked(alice: Person, task: dict[str, Any], data: bytes) -> TestResponse:
+    """A report whose length its head does not tell, as a server hands over chunks."""
+    return alice.patch(
+        f"/task/{task['id']}",
+        input_stream=BytesIO(data),
+        environ_overrides={"wsgi.input_terminated": True},
+        content_type=JSON,
+    )
+
+
+def test_largest_body_is_fit(alice: Person, config: Config) -> None:
+    task = alice.start()
+    assert config.MAX_BODY == 10 * MAX_OBJECT
+    path, blanks = f"/task/{task['id']}", b" " * (config.MAX_BODY - 2)
+    assert expect(alice.patch(path, data=b"{}" + blanks, content_type=JSON), 200) == task
+    problem(alice.patch(path, data=b"{}" + blanks + b" ", content_type=JSON), 413)
+
+
+# --- paths, methods, media types ---------------------------------------------------------
+
+
+UNKNOWN_PATHS = (
+    "", "/", "/nothing", "/tasks", "/Task", "/task/", "/agent/", "/user/x", "/agent/a/b",
+    "//task", "/task//x", "/task/x/logs/y", "/task%2f", "/%00", "/%ff", "/ü", "/..",
+    "/<script>", "/" + "x" * 5_000, "/task;x",
+)  # fmt: skip
+
+
+def test_unknown_path_is_404(alice: Person, subtests: pytest.Subtests) -> None:
+    for path in UNKNOWN_PATHS:
+        with subtests.test(path[:40]):
+            for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+                problem(alice.request(method, path, json={}), 404)
+
+
+PATHS_OUTSIDE = ("/", "/nothing", "/api", "/api/v2/task", "/v1/task", "/livez/")
+
+
+def test_unknown_path_outside_of_the_api_is_404_too(app: Flask, subtests: pytest.Subtests) -> None:
+    for path in PATHS_OUTSIDE:
+        with subtests.test(path[:40]):
+            response = app.test_client().open(path="/", environ_overrides={"PATH_INFO": path})
+            problem(response, 404)
+
+
+def test_wrong_method_is_405_with_allow(alice: Person, app: Flask) -> None:
+    things = ids(alice)
+    allowed: dict[str, set[str]] = {}
+    for method, rule in rules(app):
+        allowed.setdefault(filled(rule, **things), set()).add(method)
+    before = rows(app)
+    for path, methods in allowed.items():
+        for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "TRACE", "FOO"} - methods:
+            response = alice.request(method, path)
+            problem(response, 405)
+            assert set(response.headers["Allow"].split(", ")) == methods
+    assert rows(app) == before
+
+
+def test_wrong_method_of_an_operators_route_is_405(app: Flask) -> None:
+    for path in OPERATIONS:
+        response = app.test_client().post(path)
+        problem(response, 405)
+        assert "GET" in response.headers["Allow"]
+
+
+EXCLUDING = (
+    "text/html", "text/plain", "image/*", "application/xml", "application/pdf, text/*;q=0.5",
+    "application/json;q=0", "text/html, application/json;q=0", "*/*;q=0", "nonsense",
+)  # fmt: skip
+
+
+def test_accept_that_excludes_json_is_406(
+    alice: Person, app: Flask, subtests: pytest.Subtests
+) -> None:
+    ways = [*doors(alice), ("GET", "/task"), ("GET", "/agent"), ("GET", "/user")]
+    ways += [("DELETE", "/agent/summarizer"), ("POST", "/callback-secret")]
+    before = rows(app)
+    for accept in EXCLUDING:
+        with subtests.test(accept):
+            for method, path in ways:
+                fit = {"agentId": "summarizer", "logs": ["x"], "name": "x"}
+                headers = {"Accept": accept}
+                problem(alice.request(method, path, json=fit, headers=headers), 406)
+    assert rows(app) == before
+
+
+INCLUDING = (
+    None, "", "*/*", "application/*", "application/json", "Application/JSON",
+    "application/json; charset=utf-8", "text/html, application/json;q=0.1",
+    "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+    "application/json, application/problem+json", "*/*;q=0.1",
+)  # fmt: skip
+
+
+def test_accept_that_includes_json_is_fit(alice: Person, subtests: pytest.Subtests) -> None:
+    task = alice.start()
+    for accept in INCLUDING:
+        with subtests.test(str(accept)):
+            headers = {} if accept is None else {"Accept": accept}
+            response = alice.get(f"/task/{task['id']}", headers=headers)
+            assert expect(response, 200) == task
+            assert response.content_type == "application/json"
+
+
+# --- query strings -----------------------------------------------------------------------
+
+ODD_QUERIES = (
+    "nonsense=1", "nonsense", "=1", "=", "%00=1", "%ff=1", "%FF%FE", "ü=1", "%C3%BC=1", "Fields=id",
+    "apikey=x", "fields[]=id", "fields%20=id", "x" * 3000, "&".join(f"p{n}=1" for n in range(500)),
+)  # fmt: skip
+
+
+def test_unknown_query_parameter_is_422_everywhere(
+    alice: Person, app: Flask, subtests: pytest.Subtests
+) -> None:
+    things, before = ids(alice), rows(app)
+    for method, rule in rules(app):
+        if method not in ("OPTIONS", "HEAD"):
+            with subtests.test(f"{method} {rule}"):
+                path = filled(rule, **things)
+                # No body, so that nothing could be done even if the query were let through.
+                body = problem(alice.request(method, f"{path}?nonsense=1"), 422)
+                assert list(body["errors"]) == ["nonsense"]
+    assert rows(app) == before
+
+
+def test_unknown_query_parameter_is_422_for_operators_too(app: Flask) -> None:
+    for path in OPERATIONS:
+        problem(app.test_client().get(f"{path}?nonsense=1"), 422)
+
+
+def test_odd_query_is_refused_whatever_its_bytes(
+    alice: Person, subtests: pytest.Subtests
+) -> None:
+    for query in ODD_QUERIES:
+        with subtests.test(query[:40]):
+            response = alice.get("/task", query_string=query)
+            # What is no UTF-8 can't be read; what can is no parameter that we know.
+            problem(response, 400 if "%ff" in query.lower() else 422)
+
+
+QUERIES_OF_NO_UTF8 = (b"\xff", b"\xff=1", b"fields=\xff", b"\xed\xa0\x80=1", b"\xc3")
+
+
+def test_query_that_is_no_utf8_is_refused(alice: Person, subtests: pytest.Subtests) -> None:
+    for query in QUERIES_OF_NO_UTF8:
+        with subtests.test(repr(query)):
+            environ = {"QUERY_STRING": query.decode("latin-1")}
+            response = alice.get("/task", environ_overrides=environ)
+            assert response.status_code in (400, 422)
+            problem(response, response.status_code)
+
+
+@pytest.mark.parametrize("query", ["&", "&&", ""])
+def test_empty_query_says_nothing(alice: Person, query: str) -> None:
+    assert expect(alice.get(f"/task?{query}"), 200) == []
+
+
+# --- whatever comes ----------------------------------------------------------------------
+
+ODD_IDS = (
+    "x", "%00", "%ff", "ü", "%ED%A0%80", "..", "%2e%2e", "a%2Fb", "' OR 1=1 --", "9" * 400,
+    "00000000-0000-0000-0000-000000000000", "{00000000-0000-0000-0000-000000000000}",
+    "urn:uuid:00000000-0000-0000-0000-000000000000", "0000000000000000000000000000000000000000",
+    "٠٠٠٠٠٠٠٠-٠٠٠٠-٠٠٠٠-٠٠٠٠-٠٠٠٠٠٠٠٠٠٠٠٠", "00000000-0000-0000-0000-00000000000\n", "-1", "%",
+    "%G1", "NaN", "None", "a\u0301", "a b", "<b>",
+)  # fmt: skip
+
+
+def odd_requests() -> Iterator[dict[str, Any]]:
+    yield {}
+    yield {"json": {"logs": ["x"], "name": "x", "agentId": "\0\ud7ff"}}
+    yield {"data": b"\xff\0", "content_type": "text/plain"}
+    yield {"data": b"\xff\0", "content_type": JSON}
+    yield {"data": b"x=1", "content_type": "multipart/form-data"}
+    yield {"headers": {"Accept": "\xff;q=\xfe", "Content-Type": "\xff/\xfe; charset=\xfd"}}
+    yield {"headers": {"Idempotency-Key": "\xff" * 255, "X-Request-Id": "\xff", "Host": "\xff"}}
+    yield {"headers": {"Prefer": "wait=\xff", "If-None-Match": "\xff", "Last-Event-ID": "-1"}}
+    yield {"headers": {"Content-Length": "x"}}
+    yield {"headers": {"Content-Length": "-1"}}
+    yield {"query_string": {"fields": "\0", "expand": "\ufffd", "seq": "\0", "after": "9" * 99}}
+
+
+def test_odd_ids_are_never_a_failure_of_ours(
+    alice: Person, app: Flask, subtests: pytest.Subtests
+) -> None:
+    for method, rule in rules(app):
+        if method != "OPTIONS" and "<" in rule:
+            for odd in ODD_IDS:
+                with subtests.test(f"{method} {rule} {odd[:40]}"):
+                    path = filled(rule, task_id=odd, agent_id=odd, key_id=odd)
+                    for wishes in (None, {"logs": ["x"]}):
+                        check_answer(alice.request(method, path, json=wishes))
+
+
+def test_odd_requests_are_never_a_failure_of_ours(
+    alice: Person, app: Flask, subtests: pytest.Subtests
+) -> None:
+    for method, rule in rules(app):
+        if method not in ("OPTIONS", "HEAD"):
+            with subtests.test(f"{method} {rule}"):
+                things = ids(alice)
+                for options in odd_requests():
+                    check_answer(alice.request(method, filled(rule, **things), **options))
+
+
+def check_answer(response: TestResponse) -> None:
+    """An answer of ours in JSON, or a problem that tells what is wrong with the request."""
+    data, status = response.get_data(), response.status_code
+    assert status < 500, data
+    if status == 204:
+        return
+    if status < 300:
+        assert response.content_type in (JSON, "text/plain; charset=utf-8", "text/event-stream")
+        return
+    assert status >= 400
+    assert response.content_type == "application/problem+json"
+    assert not data.lstrip().startswith(b"<")
+    if response.request.method != "HEAD":
+        problem(response, status)
+
+
+@pytest.mark.parametrize(
+    ("status", "method", "path", "options"),
+    [
+        (400, "POST", "/task", {"data": b"{", "content_type": JSON}),
+        (404, "GET", "/nothing", {}),
+        (404, "GET", "/task/x", {}),
+        (405, "PUT", "/task", {}),
+        (406, "GET", "/task", {"headers": {"Accept": "text/html"}}),
+        (415, "POST", "/task", {"data": b"x", "content_type": "text/html"}),
+        (422, "POST", "/task", {"json": {}}),
+    ],
+)
+def test_problem_has_the_members_of_rfc_9457(
+    alice: Person, status: int, method: str, path: str, options: dict[str, Any]
+) -> None:
+    response = alice.request(method, path, **options)
+    body = problem(response, status)
+    assert body["type"] == "about:blank"
+    assert [type(body[name]) for name in ("title", "status", "detail")] == [str, int, str]
+    assert ("errors" in body) == (status == 422)
+    assert len(body["detail"]) < 200
+    assert b"Traceback" not in response.data
+    assert int(response.headers["Content-Length"]) == len(response.data)
+
+
+# --- HEAD, and the id of a request -------------------------------------------------------
+
+
+def test_head_is_get_without_its_body(alice: Person, app: Flask) -> None:
+    things = ids(alice)
+    alice.append({"id": things["task_id"]}, "one", "two")
+    # A stream would not end before its task.
+    expect(alice.post(f"/task/{things['task_id']}/cancel"), 200)
+    paths = {filled(rule, **things) for method, rule in rules(app) if method == "GET"}
+    for path in sorted({*paths, "/nothing", "/task/x", "/task?nonsense=1", "/task?fields=id"}):
+        get, head = alice.get(path), alice.request("HEAD", path)
+        assert head.status_code == get.status_code
+        assert head.data == b""
+        different = {"X-Request-Id", "Date"}
+        assert [pair for pair in head.headers if pair[0] not in different] == [
+            pair for pair in get.headers if pair[0] not in different
+        ]
+
+
+def test_head_of_a_long_answer_has_no_body(alice: Person) -> None:
+    task = alice.start()
+    alice.append(task, *["x" * 1000] * 200)
+    head = alice.request("HEAD", f"/task/{task['id']}")
+    assert (head.status_code, head.data) == (200, b"")
+
+
+def test_request_id_comes_back(alice: Person) -> None:
+    response = alice.get("/task", headers={"X-Request-Id": "mine-42"})
+    assert response.headers["X-Request-Id"] == "mine-42"
+    refused = alice.get("/nothing", headers={"X-Request-Id": "mine-43"})
+    assert refused.headers["X-Request-Id"] == "mine-43"
+
+
+def test_request_without_an_id_gets_one_of_its_own(alice: Person, app: Flask) -> None:
+    answers = [
+        alice.get("/task"),
+        alice.get("/nothing"),
+        app.test_client().get(f"{PREFIX}/task"),
+        app.test_client().get("/livez"),
+    ]
+    assert len({answer.headers["X-Request-Id"] for answer in answers}) == len(answers)
+
+
+ODD_REQUEST_IDS = ("", "a b", "ü", "x" * 129, "a\tb")
+
+
+def test_odd_request_id_is_replaced(alice: Person, subtests: pytest.Subtests) -> None:
+    for taken in ODD_REQUEST_IDS:
+        with subtests.test(taken[:40]):
+            response = alice.get("/task", headers={"X-Request-Id": taken})
+            assert response.headers["X-Request-Id"] not in ("", taken)
+
+
+def test_answers_are_compact_json_in_utf8(alice: Person) -> None:
+    response = alice.put("/agent/summarizer", json={"name": "ü"})
+    assert response.content_type == JSON
+    assert '"name":"ü"'.encode() in response.data
+    assert (
+        response.data
+        == json.dumps(
+            response.json, ensure_ascii=False, separators=(",", ":"), sort_keys=False
+        ).encode()
+    )

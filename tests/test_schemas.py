@@ -1,0 +1,361 @@
+"""The pure parts: rows written by plan, ids and moments, key texts, and strict JSON."""
+
+import json
+import string
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+import marshmallow
+import pytest
+from flask import Flask
+from hypothesis import example, given, settings
+from hypothesis import strategies as some
+from sqlalchemy import select
+
+from taskservice import api_key, schemas, stamps, strict_json
+from taskservice.db import Base, reading
+from taskservice.documents import Shape
+from taskservice.models import Agent, ApiKey, CallbackSecret, Task, User
+from taskservice.schemas import RowSchema, TaskSchema
+from tests.inside import end_for_silence
+from tests.people import Person, expect
+
+# The same examples on every machine, however slow that is.
+steady = settings(database=None, deadline=None, derandomize=True)
+
+# --- rows --------------------------------------------------------------------------------
+
+
+def row_schemas(parent: type[RowSchema] = RowSchema) -> Iterator[type[RowSchema]]:
+    for child in parent.__subclasses__():
+        yield child
+        yield from row_schemas(child)
+
+
+def marshmallows_own(schema: RowSchema, row: Any) -> bytes:
+    return strict_json.dumps(marshmallow.Schema.dump(schema, row))
+
+
+def sample(schema: marshmallow.Schema, empty: bool) -> SimpleNamespace:
+    """A row with all that a schema writes; where that can be null, null if `empty`."""
+    row = SimpleNamespace(error_message=None if empty else "out of paper")
+    for name, field in schema.dump_fields.items():
+        setattr(row, field.attribute or name, sample_value(field, empty))
+    return row
+
+
+def sample_value(field: Any, empty: bool) -> Any:
+    if isinstance(field, marshmallow.fields.Nested):
+        return sample(field.schema, empty)
+    if isinstance(field, schemas.StoredJson):
+        return "{}" if empty else '{"a":[1,2.50,"ü"]}'
+    if isinstance(field, marshmallow.fields.Integer):
+        return 0 if empty else 1 << 40
+    return None if empty else 'ü "\n'
+
+
+@pytest.mark.parametrize("schema", list(row_schemas()), ids=lambda schema: schema.__name__)
+@pytest.mark.parametrize("empty", [False, True], ids=["full", "empty"])
+def test_plan_writes_what_marshmallow_writes(schema: type[RowSchema], empty: bool) -> None:
+    row = sample(schema(), empty)
+    dumped = strict_json.dumps(schema().dump(row))
+    assert dumped == marshmallows_own(schema(), row)
+    assert strict_json.dumps(schema().dump([row, row], many=True)) == b"[%b,%b]" % (dumped, dumped)
+    assert strict_json.dumps(schema(many=True).dump([row])) == b"[%b]" % dumped
+    assert schema(many=True).dump([]) == []
+
+
+@pytest.mark.parametrize("name", TaskSchema().fields)
+def test_plan_follows_the_choice_of_fields(name: str) -> None:
+    row = sample(TaskSchema(), empty=False)
+    for schema in (TaskSchema(only=[name]), TaskSchema(exclude=[name])):
+        assert strict_json.dumps(schema.dump(row)) == marshmallows_own(schema, row)
+    assert list(TaskSchema(only=[name]).dump(row)) == [name]
+    assert name not in TaskSchema(exclude=[name]).dump(row)
+
+
+class WithLogs:
+    """A row of the database with `logs`, without which marshmallow leaves them out."""
+
+    logs = None
+
+    def __init__(self, row: Any) -> None:
+        self.row = row
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.row, name)
+
+
+def test_plan_writes_what_marshmallow_writes_of_real_rows(alice: Person, app: Flask) -> None:
+    tasks = [alice.start(callback="https://example.com/", input={"ü": 1}) for _ in range(4)]
+    alice.append(tasks[0], "one")
+    alice.report(tasks[1], status="error", error={"message": "out of paper"}, name="ü")
+    end_for_silence(app, tasks[2])
+    expect(alice.post(f"/task/{tasks[3]['id']}/cancel"), 200)
+    alice.agent_key()
+    pairs: tuple[tuple[RowSchema, type[Base]], ...] = (
+        (schemas.task_schema, Task),
+        (Shape(fields=("id", "error")).schema(), Task),
+        (schemas.agent_schema, Agent),
+        (schemas.user_schema, User),
+        (schemas.key_schema, ApiKey),
+        (schemas.callback_secret_schema, CallbackSecret),
+    )
+    for schema, table in pairs:
+        with app.app_context(), reading() as connection:
+            rows = connection.execute(select(table.__table__)).all()
+        assert rows
+        for row in map(WithLogs, rows):
+            assert strict_json.dumps(schema.dump(row)) == marshmallows_own(schema, row)
+
+
+@steady
+@given(some.lists(some.text(some.characters(exclude_categories=["Cs"]))))
+def test_lines_take_the_place_that_was_kept_for_them(lines: list[str]) -> None:
+    row = sample(TaskSchema(), empty=False)
+    for schema in (schemas.task_schema, TaskSchema(only=["logs"]), TaskSchema(exclude=["input"])):
+        head, tail = schemas.split_at_lines(schema.dump(row))
+        whole = json.loads(head + schemas.dump_lines(lines) + tail)
+        assert whole["logs"] == lines
+        assert list(whole) == list(schema.dump_fields)
+    head, tail = schemas.split_at_lines(TaskSchema(only=["id"]).dump(row))
+    assert (json.loads(head), tail) == ({"id": 'ü "\n'}, b"")
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("01a20e91-17f5-7dd4-9f26-d78f1b1c7336", "01a20e91-17f5-7dd4-9f26-d78f1b1c7336"),
+        ("01A20E91-17F5-7DD4-9F26-D78F1B1C7336", "01a20e91-17f5-7dd4-9f26-d78f1b1c7336"),
+        ("01a20e9117f57dd49f26d78f1b1c7336", None),
+        ("{01a20e91-17f5-7dd4-9f26-d78f1b1c7336}", None),
+        ("urn:uuid:01a20e91-17f5-7dd4-9f26-d78f1b1c7336", None),
+        ("01a20e91-17f5-7dd4-9f26-d78f1b1c733", None),
+        ("01a20e91-17f5-7dd4-9f26-d78f1b1c733g", None),
+        ("", None),
+        ("x" * 36, None),
+        ("\0" * 36, None),
+    ],
+)
+def test_ids_have_one_spelling(text: str, parsed: str | None) -> None:
+    assert schemas.parse_id(text) == parsed
+
+
+@steady
+@given(some.text(min_size=36, max_size=36, alphabet="0123456789abcdefABCDEF-{}_ \n٣"))
+def test_what_is_taken_for_an_id_is_one(text: str) -> None:
+    parsed = schemas.parse_id(text)
+    assert parsed is None or str(UUID(parsed)) == parsed
+
+
+# --- moments and ids ---------------------------------------------------------------------
+
+
+@steady
+@given(some.datetimes(timezones=some.timezones()))
+@example(datetime(2026, 11, 24, 14, 36, 0, 123999, timezone(timedelta(hours=1))))
+@example(datetime(2026, 1, 1, tzinfo=UTC))
+def test_moments_are_utc_with_milliseconds(moment: datetime) -> None:
+    try:
+        wanted = moment.astimezone(UTC)
+    except OverflowError:  # the first or the last day of the calendar
+        return
+    text = stamps.rfc3339(moment)
+    assert len(text) == len("2026-11-24T13:36:00.123Z")
+    assert text.endswith("Z")
+    late = wanted - datetime.fromisoformat(text)
+    assert timedelta(0) <= late < timedelta(milliseconds=1)
+
+
+def test_now_is_now_and_may_be_offset() -> None:
+    before = datetime.now(UTC) - timedelta(milliseconds=1)
+    now, later = (datetime.fromisoformat(stamps.now(offset)) for offset in (0, 60))
+    assert before <= now <= datetime.now(UTC)
+    assert timedelta(seconds=59) < later - now < timedelta(seconds=61 + 30)
+
+
+def test_ids_ascend_strictly() -> None:
+    ids = [stamps.new_id() for _ in range(20_000)]
+    assert all(first < second for first, second in pairwise(ids))
+    assert sorted(ids, key=UUID) == ids
+
+
+def test_ids_are_uuids_of_version_7_and_of_this_moment() -> None:
+    for _ in range(1_000):
+        text = stamps.new_id()
+        number = UUID(text)
+        assert str(number) == text
+        assert (number.version, number.variant) == (7, "specified in RFC 4122")
+        made = datetime.fromtimestamp((number.int >> 80) / 1000, UTC)
+        assert abs(datetime.now(UTC) - made) < timedelta(seconds=30)
+
+
+def test_ids_of_several_threads_are_unique_and_ascend_in_each() -> None:
+    def make(_: int) -> list[str]:
+        return [stamps.new_id() for _ in range(5_000)]
+
+    with ThreadPoolExecutor(8) as pool:
+        batches = list(pool.map(make, range(8)))
+    assert all(batch == sorted(batch) for batch in batches)
+    assert len({one for batch in batches for one in batch}) == 8 * 5_000
+
+
+def test_ids_cannot_be_guessed_from_one_another() -> None:
+    """Random bits behind the moment, also within one millisecond."""
+    steps = [UUID(stamps.new_id()).int & ((1 << 62) - 1) for _ in range(1_000)]
+    assert len({second - first for first, second in pairwise(steps)}) > 990
+
+
+# --- key texts ---------------------------------------------------------------------------
+
+KEY_LETTERS = string.digits + string.ascii_letters
+
+
+@pytest.mark.parametrize("for_agent", [False, True])
+def test_new_keys_are_well_formed_and_unique(for_agent: bool) -> None:
+    keys = {api_key.new(for_agent=for_agent) for _ in range(200)}
+    assert len(keys) == 200
+    assert all(api_key.is_well_formed(key) for key in keys)
+    assert len({api_key.digest(key) for key in keys}) == 200
+
+
+@steady
+@given(some.data())
+def test_one_wrong_letter_is_noticed(data: some.DataObject) -> None:
+    key = api_key.new(for_agent=data.draw(some.booleans()))
+    place = data.draw(some.integers(0, len(key) - 1))
+    other = data.draw(some.sampled_from(KEY_LETTERS + "_-é").filter(lambda c: c != key[place]))
+    assert not api_key.is_well_formed(key[:place] + other + key[place + 1 :])
+
+
+def test_two_letters_in_the_wrong_order_are_noticed() -> None:
+    key = api_key.new(for_agent=False)
+    for place in range(len(key) - 1):
+        swapped = key[:place] + key[place + 1] + key[place] + key[place + 2 :]
+        assert swapped == key or not api_key.is_well_formed(swapped)
+
+
+@steady
+@given(some.text(KEY_LETTERS + "_-tskuer agn,٠é\n", max_size=70))
+@example("tsk_user_" + "0" * 46)
+@example("tsk_user_" + "٠" * 46)
+def test_hardly_any_text_is_a_key(text: str) -> None:
+    assert not api_key.is_well_formed(text)
+    for prefix in (api_key.USER_PREFIX, api_key.AGENT_PREFIX):
+        assert not api_key.is_well_formed(prefix + text)
+
+
+def test_more_or_less_than_a_key_is_none() -> None:
+    key = api_key.new(for_agent=False)
+    for text in (key[:-1], key + "0", key + "\n", " " + key, key + " ", key * 2, f"{key},{key}"):
+        assert not api_key.is_well_formed(text)
+
+
+def test_hint_shows_a_keys_kind_and_little_more() -> None:
+    for for_agent, prefix in ((False, "tsk_user_"), (True, "tsk_agent_")):
+        key = api_key.new(for_agent=for_agent)
+        assert api_key.hint(key) == f"{prefix}…{key[-4:]}"
+
+
+# --- strict JSON -------------------------------------------------------------------------
+
+
+def exact(text: str | bytes) -> Any:
+    """JSON with each number as the number that is written there."""
+    return json.loads(text, parse_int=Decimal, parse_float=Decimal)
+
+
+texts = some.text(some.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+numbers = some.integers() | some.floats(allow_nan=False, allow_infinity=False)
+values = some.recursive(
+    some.none() | some.booleans() | numbers | texts,
+    lambda inner: some.lists(inner) | some.dictionaries(texts, inner),
+    max_leaves=30,
+)
+
+
+@steady
+@given(values, some.booleans(), some.sampled_from([None, 2]))
+@example({"\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16"): 1}, True, None)
+@example({"": {"": []}, "\\ud800": "\\\\u0000"}, True, 2)
+def test_what_is_read_is_written_the_same(value: Any, ascii_only: bool, indent: int | None) -> None:
+    text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
+    written = strict_json.dumps(strict_json.loads(text.encode()))
+    assert exact(written) == exact(text)
+    # And what was written is read the same, byte for byte.
+    assert strict_json.dumps(strict_json.loads(written)) == written
+
+
+@steady
+@given(
+    some.from_regex(r"-?(0|[1-9][0-9]{0,40})(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,4})?", fullmatch=True)
+)
+@example("-0.0")
+@example("1e308")
+@example("1e309")
+@example("5e-324")
+@example("4.9e-324")
+@example("1e-9999")
+@example("0e9999")
+@example("123456789012345.6")
+@example("9007199254740993.0")
+def test_numbers_are_kept_exactly_or_refused(text: str) -> None:
+    try:
+        value = strict_json.loads(text.encode())
+    except strict_json.UnfitNumber:
+        assert abs(Decimal(text)) > Decimal("1.79e308")
+        return
+    written = strict_json.dumps([value]).decode()[1:-1]
+    assert Decimal(written) == Decimal(text)
+    assert len(written) <= max(len(text), 25)
+
+
+@steady
+@given(some.binary() | some.text(alphabet='{}[]",:\\u0dcef19.-+eE tn\n').map(str.encode))
+@example(b'"\\ud800\\u0000"')
+@example(b'{"a":"\\uD800"}')
+@example(b"[" * 70)
+def test_whatever_is_read_it_is_taken_or_refused_and_never_crashes(data: bytes) -> None:
+    try:
+        value = strict_json.loads(data)
+    except (strict_json.NotJson, strict_json.UnfitNumber):
+        return
+    # What is taken is JSON to others too.
+    assert exact(strict_json.dumps(value)) == exact(data.replace(b"\\u0000", b"\\ufffd"))
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (rb'"\u0000"', '"\ufffd"'),
+        (rb'"a\u0000\u0000b"', '"a\ufffd\ufffdb"'),
+        (rb'"\\u0000"', r'"\\u0000"'),
+        (rb'"\\\u0000"', '"\\\\\ufffd"'),
+        (rb'"\\\\u0000"', r'"\\\\u0000"'),
+        (rb'"\ud83d\ude00"', '"😀"'),
+        (rb'"\uFFFF\uffff"', '"\uffff\uffff"'),
+        (rb'"\\ud800"', r'"\\ud800"'),
+    ],
+)
+def test_escapes_are_what_they_stand_for(text: bytes, kept: str) -> None:
+    assert strict_json.dumps(strict_json.loads(text)).decode() == kept
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":', '[0,"x",', '{"b":0,"a":'])
+def test_depth_is_counted_right(opening: str) -> None:
+    closing = "]" if opening.startswith("[") else "}"
+
+    def nested(depth: int) -> bytes:
+        return (opening * depth + "0" + closing * depth).encode()
+
+    for depth in (1, 2, strict_json.MAX_DEPTH - 1, strict_json.MAX_DEPTH):
+        assert strict_json.dumps(strict_json.loads(nested(depth))) == nested(depth)
+    for depth in (strict_json.MAX_DEPTH + 1, strict_json.MAX_DEPTH + 2, 500, 5_000, 200_000):
+        with pytest.raises(strict_json.NotJson, match="64"):
+            strict_json.loads(nested(depth))
