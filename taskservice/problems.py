@@ -82,8 +82,8 @@ def init_app(app: Flask) -> None:
 
 
 def _from_validation(error: ValidationError) -> Response:
-    messages: Any = error.messages if isinstance(error.messages, dict) else {"_schema": error.messages}
-    return respond(unfit(_named(messages)))
+    messages = error.messages
+    return respond(unfit(_named(messages if isinstance(messages, dict) else {"_schema": messages})))
 
 
 def _named(messages: Any) -> Any:
