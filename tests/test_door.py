@@ -454,9 +454,7 @@ def test_unknown_query_parameter_is_422_for_operators_too(app: Flask) -> None:
         problem(app.test_client().get(f"{path}?nonsense=1"), 422)
 
 
-def test_odd_query_is_refused_whatever_its_bytes(
-    alice: Person, subtests: pytest.Subtests
-) -> None:
+def test_odd_query_is_refused_whatever_its_bytes(alice: Person, subtests: pytest.Subtests) -> None:
     for query in ODD_QUERIES:
         with subtests.test(query[:40]):
             response = alice.get("/task", query_string=query)

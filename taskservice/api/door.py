@@ -96,8 +96,9 @@ def body_bytes() -> bytes:
 
 
 def _check_accept(answers: tuple[str, ...]) -> None:
-    if request.headers.get("Accept", "*/*") in ("*/*", *answers):
+    if (request.headers.get("Accept") or "*/*") in ("*/*", *answers):
         return
-    accepted = request.accept_mimetypes
-    if accepted and not any(accepted.quality(answer) for answer in answers):
+    # Whatever we answer is in UTF-8, whether that is asked for or not.
+    spellings = [*answers, *(f"{answer}; charset=utf-8" for answer in answers)]
+    if not any(map(request.accept_mimetypes.quality, spellings)):
         raise Problem(406, f"The answer can be {' or '.join(answers)} only")
