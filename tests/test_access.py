@@ -428,3 +428,13 @@ def test_no_get_writes(
         alice.start()
         assert watcher.execute("PRAGMA data_version").fetchone() != version
         watcher.close()
+
+
+def test_agent_key_is_not_shown_what_another_agent_started(alice: Person) -> None:
+    """Not even by the same Idempotency-Key and body, which would replay it to its user."""
+    alice.register("summarizer")
+    wishes, headers = {"agentId": "summarizer", "input": {"of": "alice"}}, {"Idempotency-Key": "k"}
+    expect(alice.post("/task", json=wishes, headers=headers), 201)
+    other = alice.agent_key("translator")
+    body = problem(other.post("/task", json=wishes, headers=headers), 422)
+    assert list(body["errors"]) == ["agentId"]

@@ -101,13 +101,14 @@ def start(
     """
     callback = _checked_callback(wishes.get("callback"))
     with transaction() as connection:
+        # First, so that an agent key is not shown what another agent started.
+        agent_name = connection.scalar(_AGENT_NAME, {"agent_id": wishes["agentId"], **caller.scope})
+        if agent_name is None:
+            raise unfit({"agentId": ["There is no such agent; register it first."]})
         if idempotency is not None:
             replayed = _replayed(connection, caller, idempotency)
             if replayed is not None:
                 return replayed, True
-        agent_name = connection.scalar(_AGENT_NAME, {"agent_id": wishes["agentId"], **caller.scope})
-        if agent_name is None:
-            raise unfit({"agentId": ["There is no such agent; register it first."]})
         task = _new_task(caller, wishes, agent_name, callback, idempotency)
         connection.execute(insert(Task), task)
     return SimpleNamespace(**task, log_id=None), False
