@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 # How long a writer waits for its turn before its request is told 503.
 BUSY_SECONDS = 5.0
+# How often others may get in before us, each time in the moment between look and insert.
+CONFLICTS = 10
 
 
 class Timestamp(TypeDecorator[str]):
@@ -222,18 +224,20 @@ def reading() -> Connection:
 
 
 def again_on_conflict(function: Callable[P, T]) -> Callable[P, T]:
-    """Run a transaction once more when a constraint stopped it.
+    """Run a transaction again when a constraint stopped it, a few times at most.
 
     On PostgreSQL another transaction may add or remove, between our look and our insert,
-    the very row we looked for. The second look sees what it did.
+    the very row we looked for. The next look sees what it did.
     """
 
     @wraps(function)
     def again(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return function(*args, **kwargs)
-        except IntegrityError:
-            return function(*args, **kwargs)
+        for _ in range(CONFLICTS):
+            try:
+                return function(*args, **kwargs)
+            except IntegrityError:
+                continue
+        return function(*args, **kwargs)
 
     return again
 

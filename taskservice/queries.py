@@ -1,27 +1,34 @@
 """Every read, as Core selects on the read engine."""
 
+import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import eq, gt, lt
 from typing import Any, TypeAlias
 
+from flask import current_app
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Row,
     Select,
+    and_,
     bindparam,
     literal,
     or_,
     select,
+    text,
+    true,
     tuple_,
+    union_all,
 )
 
 from taskservice import stamps
 from taskservice.access import Caller, visible_agents, visible_tasks
-from taskservice.db import Timestamp, reading
+from taskservice.db import Timestamp, WriterQueue, reading
 from taskservice.models import (
+    RUNNING,
     Agent,
     ApiKey,
     CallbackSecret,
@@ -97,6 +104,11 @@ tasks_with_log: AnySelect = select(*TASK_COLUMNS, Log.id.label("log_id")).outerj
 )
 _TASK = tasks_with_log.where(Task.id == bindparam("task_id"), visible_tasks)
 _TASK_BY_ID = tasks_with_log.where(Task.id == bindparam("task_id"))
+# For how many seconds the oldest transaction that has begun to write has been under way.
+_OLDEST_WRITE = text(
+    "SELECT extract(epoch FROM max(clock_timestamp() - xact_start))::float "
+    "FROM pg_stat_activity WHERE datname = current_database() AND backend_xid IS NOT NULL"
+)
 
 
 def task(caller: Caller, task_id: str) -> TaskRow | None:
@@ -139,14 +151,13 @@ class Place:
 
 def places(caller: Caller, selection: Selection, after: Place | None, count: int) -> list[Place]:
     """The next `count` places of the list, or fewer at its end."""
-    start = after or Place(since=stamps.now(), stage=0, moment="", id="")
+    start = after or _beginning(selection)
     found: list[Place] = []
     for stage in range(start.stage, 2 if selection.sort == BY_END else 1):
-        key, statement = _ordered(caller, selection, stage, start.since)
-        if start.id and stage == start.stage:
-            statement = statement.where(_beyond(selection, key, start))
+        after = start if start.id and stage == start.stage else None
+        statement = _keys(caller, selection, stage, start.since, after, count - len(found))
         with reading() as connection:
-            rows = connection.execute(statement.limit(count - len(found))).all()
+            rows = connection.execute(statement).all()
         found += [Place(start.since, stage, row[0], row[1]) for row in rows]
         if len(found) == count:
             break
@@ -162,12 +173,13 @@ def tasks_at(
     A task that was deleted meanwhile, or that the selection no longer has, is left out.
     """
     limit = 32
+    fits = _checked(_conditions(caller, selection))
     while wanted:
         now, wanted = wanted[:limit], wanted[limit:]
         ids = [place.id for place in now]
-        statement = tasks_with_log.where(*_conditions(caller, selection), Task.id.in_(ids))
         with reading() as connection:
-            rows = {row.id: row for row in connection.execute(statement)}
+            found = connection.execute(tasks_with_log.where(Task.id.in_(ids), fits))
+            rows = {row.id: row for row in found}
         page = [rows[task_id] for task_id in ids if task_id in rows]
         yield page
         limit = _next_limit(len(ids), sum(map(_task_size, page)), 256)
@@ -179,6 +191,31 @@ def all_tasks(caller: Caller, selection: Selection) -> Iterator[list[TaskRow]]:
     while wanted := places(caller, selection, after, PLACES):
         yield from tasks_at(caller, selection, wanted)
         after = wanted[-1]
+
+
+def _beginning(selection: Selection) -> Place:
+    if selection.sort != BY_END:
+        return Place(stamps.now(), stage=0, moment="", id="")
+    # What runs has no place by its end; to look for it there would read all that ended.
+    stage = 1 if selection.status == RUNNING else 0
+    return Place(_settled(), stage, moment="", id="")
+
+
+def _settled() -> str:
+    """A moment close to now; whatever a transaction stamps as earlier can be read already.
+
+    Raises OperationalError when SQLite's writers do not let it come to its turn.
+    """
+    writers: WriterQueue | None = current_app.extensions.get("writers")
+    asked = time.monotonic()
+    if writers is None:
+        with reading() as connection:
+            age = connection.scalar(_OLDEST_WRITE) or 0.0
+    else:
+        # Once it is our turn all that came before is written.
+        with writers.turn():
+            age = 0.0
+    return stamps.now(asked - time.monotonic() - age)
 
 
 def _conditions(caller: Caller, selection: Selection) -> list[ColumnElement[bool]]:
@@ -198,26 +235,58 @@ def _conditions(caller: Caller, selection: Selection) -> list[ColumnElement[bool
     return conditions
 
 
-def _ordered(caller: Caller, selection: Selection, stage: int, since: str) -> tuple[Any, AnySelect]:
-    """The column that orders this stage of the list, and the select of its keys in order."""
+def _checked(conditions: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]:
+    """All of `conditions`, in a form by which SQLite looks for nothing.
+
+    Without figures about the data it takes any index over a better one of fewer columns.
+    """
+    return and_(*conditions).is_(true())
+
+
+def _keys(
+    caller: Caller, selection: Selection, stage: int, since: str, after: Place | None, count: int
+) -> AnySelect:
+    """The select of the moments and ids of this stage's next places."""
     conditions = _conditions(caller, selection)
-    if selection.sort == BY_END and stage == 0:
-        column: Any = Task.finished_at
-        conditions.append(column <= since)
-    else:
-        column = Task.created_at
-    if selection.sort == BY_END and stage == 1:
-        conditions.append(or_(Task.finished_at.is_(None), Task.finished_at > since))
-    statement: AnySelect = select(column, Task.id).where(*conditions)
-    if selection.sort == NEWEST_FIRST:
-        return column, statement.order_by(column.desc(), Task.id.desc())
-    return column, statement.order_by(column, Task.id)
+    if selection.sort != BY_END:
+        return _next_keys(Task.created_at, conditions, after, count, selection.sort == NEWEST_FIRST)
+    own = Task.user_id == caller.user_id
+    if stage == 0:
+        ended = [own, Task.finished_at < since, _checked(conditions)]
+        if after is None and selection.finished_after is not None:
+            ended.append(Task.finished_at > selection.finished_after)
+        return _next_keys(Task.finished_at, ended, after, count)
+    # Each half by an index of its own; few are running, and few have ended since.
+    running = [own, Task.status == RUNNING, _checked(conditions)]
+    if after is not None:
+        conditions.append(_beyond(Task.created_at, after))
+    ended = [own, Task.finished_at >= since, _checked(conditions)]
+    both = union_all(
+        select(_next_keys(Task.created_at, running, after, count).subquery()),
+        select(Task.created_at, Task.id).where(*ended),
+    ).subquery()
+    return select(both).order_by(*both.c).limit(count)
 
 
-def _beyond(selection: Selection, column: Any, place: Place) -> ColumnElement[bool]:
+def _next_keys(
+    column: Any,
+    conditions: Sequence[ColumnElement[bool]],
+    after: Place | None,
+    count: int,
+    newest_first: bool = False,
+) -> AnySelect:
+    statement: AnySelect = select(column, Task.id).where(*conditions).limit(count)
+    if after is not None:
+        statement = statement.where(_beyond(column, after, newest_first))
+    if newest_first:
+        return statement.order_by(column.desc(), Task.id.desc())
+    return statement.order_by(column, Task.id)
+
+
+def _beyond(column: Any, place: Place, newest_first: bool = False) -> ColumnElement[bool]:
     key = tuple_(column, Task.id)
     here = tuple_(literal(place.moment, Timestamp()), literal(place.id, Identifier))
-    beyond: ColumnElement[bool] = key < here if selection.sort == NEWEST_FIRST else key > here
+    beyond: ColumnElement[bool] = key < here if newest_first else key > here
     return beyond
 
 

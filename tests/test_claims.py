@@ -1,0 +1,207 @@
+"""Claims: an agent takes the oldest task that waits for it, and no task is given twice."""
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flask import Flask
+from sqlalchemy import update
+
+from taskservice.db import transaction
+from taskservice.models import Task as TaskModel
+from tests.crowds import at_once, copies
+from tests.inside import column, end_for_silence, moment
+from tests.live import Service
+from tests.people import Person, expect, problem, said
+
+Task = dict[str, Any]
+
+
+def claim(person: Person, agent_id: str = "summarizer") -> Task:
+    """The task that a claim gives."""
+    return dict(expect(person.post(f"/agent/{agent_id}/claim"), 200))
+
+
+def nothing_waits(person: Person, agent_id: str = "summarizer") -> bool:
+    response = person.post(f"/agent/{agent_id}/claim")
+    return response.status_code == 204 and response.data == b""
+
+
+# --- what is taken -----------------------------------------------------------------------
+
+
+def test_claim_takes_the_oldest_waiting_task(alice: Person) -> None:
+    started = [alice.start(name=f"task {number}", input={"n": number}) for number in range(3)]
+    for task in started:
+        taken = claim(alice)
+        assert taken["claimedAt"] == taken["updatedAt"]
+        assert moment(taken["claimedAt"]) >= moment(task["createdAt"])
+        assert taken == task | {name: taken[name] for name in ("claimedAt", "updatedAt")}
+        assert alice.task(task) == taken
+    assert nothing_waits(alice)
+
+
+def test_claim_goes_by_the_time_of_creation_and_not_by_the_id(alice: Person, app: Flask) -> None:
+    first, second = alice.start(), alice.start()
+    older = update(TaskModel).where(TaskModel.id == second["id"])
+    with app.app_context(), transaction() as connection:
+        connection.execute(older.values(created_at="2020-01-01T00:00:00.000Z"))
+    assert claim(alice)["id"] == second["id"]
+    assert claim(alice)["id"] == first["id"]
+
+
+def test_claim_starts_the_silence_clock(alice: Person, app: Flask) -> None:
+    task = alice.start()
+    with app.app_context(), transaction() as connection:
+        connection.execute(update(TaskModel).values(heard_at="2020-01-01T00:00:00.000Z"))
+    assert column(app, task, "heard_at") == "2020-01-01T00:00:00.000Z"
+    assert claim(alice)["claimedAt"] == column(app, task, "heard_at")
+
+
+def test_claim_returns_the_lines_that_came_before_it(alice: Person) -> None:
+    alice.append(alice.start(), "from whoever started it", "two")
+    taken = claim(alice)
+    assert (taken["logs"], taken["logCount"]) == (["from whoever started it", "two"], 2)
+
+
+def test_claimed_task_is_not_given_again(alice: Person) -> None:
+    alice.start()
+    claim(alice)
+    assert nothing_waits(alice)
+    alice.start(claim=True)
+    assert nothing_waits(alice)
+
+
+def test_finished_tasks_are_never_given(alice: Person, app: Flask) -> None:
+    complete, failed, cancelled, silent, waiting = (alice.start() for _ in range(5))
+    alice.report(complete, status="complete")
+    alice.report(failed, status="error")
+    expect(alice.post(f"/task/{cancelled['id']}/cancel"), 200)
+    end_for_silence(app, silent)
+    before = [alice.task(task) for task in (complete, failed, cancelled, silent)]
+    assert claim(alice)["id"] == waiting["id"]
+    assert nothing_waits(alice)
+    assert [alice.task(task) for task in (complete, failed, cancelled, silent)] == before
+
+
+def test_deleted_task_is_never_given(alice: Person) -> None:
+    gone, kept = alice.start(), alice.start()
+    expect(alice.delete(f"/task/{gone['id']}"), 200)
+    assert claim(alice)["id"] == kept["id"]
+    assert nothing_waits(alice)
+
+
+def test_task_that_was_worked_on_unclaimed_still_waits(alice: Person) -> None:
+    task = alice.start()
+    alice.append(task, "a line")
+    alice.report(task, output={"so far": 1}, status="running")
+    taken = claim(alice)
+    assert (taken["id"], taken["output"]) == (task["id"], {"so far": 1})
+
+
+# --- whose -------------------------------------------------------------------------------
+
+
+def test_claim_gives_tasks_of_its_agent_only(alice: Person) -> None:
+    other, own = alice.start("translator"), alice.start("summarizer")
+    assert claim(alice, "summarizer") == alice.task(own)
+    assert nothing_waits(alice, "summarizer")
+    assert alice.task(other) == other
+
+
+def test_claim_gives_nothing_of_another_user(alice: Person, bob: Person) -> None:
+    hers = alice.start("summarizer")
+    bob.register("summarizer")
+    assert nothing_waits(bob)
+    his = bob.start("summarizer")
+    assert claim(bob)["id"] == his["id"]
+    assert alice.task(hers) == hers
+
+
+def test_agent_key_claims_for_its_own_agent(alice: Person) -> None:
+    task, agent = alice.start("summarizer"), alice.agent_key("summarizer")
+    assert claim(agent)["id"] == task["id"]
+    assert nothing_waits(agent)
+
+
+def test_claim_for_an_agent_that_is_not_there_is_404(alice: Person) -> None:
+    for agent_id in ("nobody", "No-Agent", "x" * 65, "%00", "ü", "..", "a%2Fb"):
+        problem(alice.post(f"/agent/{agent_id}/claim"), 404)
+
+
+def test_claim_for_the_agent_of_somebody_else_is_404(alice: Person, bob: Person) -> None:
+    task = alice.start("translator")
+    agent = alice.agent_key("summarizer")
+    unknown = bob.post("/agent/nobody/claim")
+    for stranger in (bob, agent, bob.agent_key("summarizer")):
+        response = stranger.post("/agent/translator/claim")
+        problem(response, 404)
+        assert said(response) == said(unknown)
+    assert alice.task(task) == task
+
+
+def test_claim_has_nothing_to_say(alice: Person) -> None:
+    task = alice.start()
+    problem(alice.post("/agent/summarizer/claim?wait=1"), 422)
+    problem(alice.get("/agent/summarizer/claim"), 405)
+    assert alice.task(task) == task
+    # Some clients cannot help sending an empty object.
+    assert expect(alice.post("/agent/summarizer/claim", json={}), 200)["id"] == task["id"]
+
+
+# --- many at once ------------------------------------------------------------------------
+
+
+def test_claims_in_one_process_share_nothing(alice: Person, app: Flask) -> None:
+    started = [alice.start()["id"] for _ in range(12)]
+    people = [Person(app, alice.name, alice.key) for _ in range(16)]
+    answers = at_once([partial(one.post, "/agent/summarizer/claim") for one in people])
+    assert sorted(answer.status_code for answer in answers) == [200] * 12 + [204] * 4
+    assert sorted(answer.json["id"] for answer in answers if answer.data) == sorted(started)
+
+
+def test_claim_and_cancel_at_once_agree(alice: Person, app: Flask) -> None:
+    """Whichever comes first: what was claimed says so, and is cancelled all the same."""
+    agent, user = (Person(app, alice.name, alice.key) for _ in range(2))
+    for _ in range(10):
+        task = alice.start()
+        taken, cancelled = at_once(
+            [
+                partial(agent.post, "/agent/summarizer/claim"),
+                partial(user.post, f"/task/{task['id']}/cancel"),
+            ]
+        )
+        assert expect(cancelled, 200)["error"]["type"] == "cancelled"
+        now = alice.task(task)
+        assert (now["status"], now["error"]["type"]) == ("error", "cancelled")
+        assert (taken.status_code == 200) == (now["claimedAt"] is not None)
+
+
+def sockets(process: int) -> int:
+    """How many sockets a process has open."""
+    links = Path(f"/proc/{process}/fd").iterdir()
+    return sum(os.readlink(link).startswith("socket:") for link in links)
+
+
+def test_hundred_claimers_over_two_processes_get_a_hundred_tasks(
+    database_url: str, tmp_path: Path
+) -> None:
+    with Service(tmp_path / "data", DATABASE_URL=database_url, WORKERS="2") as service:
+        alice = service.add_user()
+        started = [alice.start()["id"]]
+        for _ in range(99):
+            response = alice.request("POST", "/task", json={"agentId": "summarizer"})
+            started.append(response.json()["id"])
+        idle = [sockets(worker) for worker in service.workers()]
+        people = copies(alice, 100)
+        # Both processes have their share of the callers.
+        busy = [sockets(worker) for worker in service.workers()]
+        assert all(now > before for before, now in zip(idle, busy, strict=True))
+        ask = ("POST", "/agent/summarizer/claim")
+        answers = at_once([partial(one.request, *ask) for one in people])
+        assert {answer.status_code for answer in answers} == {200}
+        assert sorted(answer.json()["id"] for answer in answers) == sorted(started)
+        assert alice.request(*ask).status_code == 204
+        stored = alice.request("GET", "/task?fields=claimedAt").json()
+        assert len([task for task in stored if task["claimedAt"]]) == 100

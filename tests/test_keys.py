@@ -1,0 +1,466 @@
+"""A user's own keys and callback secrets: created, listed, revoked, rotated."""
+
+import re
+import time
+from base64 import b64decode
+from datetime import datetime, timedelta, timezone
+from functools import partial
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from flask import Flask
+from sqlalchemy import select, update
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from taskservice import api_key, stamps
+from taskservice.db import reading, transaction
+from taskservice.models import ApiKey, CallbackSecret
+from taskservice.services import users
+from tests.crowds import at_once
+from tests.inside import moment
+from tests.people import Person, expect, problem, said
+from tests.receiver import Receiver
+
+Key = dict[str, Any]
+
+SHOWN = {"id", "name", "hint", "agentId", "createdAt", "expiresAt", "lastUsedAt", "revokedAt"}
+
+
+def create(person: Person, name: str = "laptop", **wishes: Any) -> Key:
+    return dict(expect(person.post("/key", json={"name": name, **wishes}), 201))
+
+
+def bearer(person: Person, key: Key) -> Person:
+    """The same user with this key."""
+    return Person(person.app, person.name, key["key"])
+
+
+def listed(person: Person) -> list[Key]:
+    return list(expect(person.get("/key"), 200))
+
+
+def revoke(person: Person, key: Key) -> Any:
+    return person.delete(f"/key/{key['id']}")
+
+
+def own_key(person: Person) -> Key:
+    return dict(expect(person.get("/user"), 200)["key"])
+
+
+# --- create and list ---------------------------------------------------------------------
+
+
+def test_created_user_key_does_what_its_user_may(alice: Person) -> None:
+    key = create(alice, "laptop of Ann")
+    assert key.keys() == SHOWN | {"key"}
+    assert UUID(key["id"]).version == 7
+    assert (key["name"], key["agentId"], key["expiresAt"]) == ("laptop of Ann", None, None)
+    assert (key["lastUsedAt"], key["revokedAt"]) == (None, None)
+    assert key["key"].startswith("tsk_user_")
+    assert api_key.is_well_formed(key["key"])
+    assert (key["hint"][:9], key["hint"][-4:]) == ("tsk_user_", key["key"][-4:])
+    ann = bearer(alice, key)
+    task = ann.start()
+    assert alice.task(task) == task
+    expect(ann.delete(f"/task/{task['id']}"), 200)
+    assert create(ann)["agentId"] is None
+    assert own_key(ann)["id"] == key["id"]
+
+
+def test_created_agent_key_is_narrowed_to_its_agent(alice: Person) -> None:
+    alice.register("summarizer")
+    other = alice.start("translator")
+    key = create(alice, agentId="summarizer")
+    assert key["agentId"] == "summarizer"
+    assert key["key"].startswith("tsk_agent_")
+    agent = bearer(alice, key)
+    task = expect(agent.post("/task", json={"agentId": "summarizer"}), 201)
+    assert expect(agent.get("/task"), 200) == [task]
+    problem(agent.get(f"/task/{other['id']}"), 404)
+    problem(agent.delete(f"/task/{task['id']}"), 403)
+
+
+def test_list_has_all_keys_in_order_and_no_secrets(alice: Person, bob: Person) -> None:
+    alice.register()
+    create(bob, "not hers")
+    created = [
+        create(alice, "one"),
+        create(alice, "of the agent", agentId="summarizer"),
+        create(alice, "one", expiresAt=stamps.now(60)),
+    ]
+    expect(revoke(alice, created[0]), 200)
+    response = alice.get("/key")
+    keys = expect(response, 200)
+    assert all(key.keys() == SHOWN for key in keys)
+    assert [key["name"] for key in keys] == ["first", "one", "of the agent", "one"]
+    assert [key["id"] for key in keys[1:]] == [key["id"] for key in created]
+    assert [bool(key["revokedAt"]) for key in keys] == [False, True, False, False]
+    for key in created:
+        assert key["key"] not in response.text
+        assert api_key.digest(key["key"]) not in response.text
+
+
+def test_keys_differ(alice: Person) -> None:
+    assert len({create(alice)["key"] for _ in range(20)}) == 20
+
+
+UNFIT_KEYS: tuple[tuple[Key, str], ...] = (
+    ({}, "name"),
+    ({"name": None}, "name"),
+    ({"name": ""}, "name"),
+    ({"name": "x" * 201}, "name"),
+    ({"name": 5}, "name"),
+    ({"name": "k", "agentId": "nobody"}, "agentId"),
+    ({"name": "k", "agentId": ""}, "agentId"),
+    ({"name": "k", "agentId": "x\0"}, "agentId"),
+    ({"name": "k", "agentId": 5}, "agentId"),
+    ({"name": "k", "key": "tsk_user_mine"}, "key"),
+    ({"name": "k", "id": str(uuid4())}, "id"),
+    ({"name": "k", "userId": str(uuid4())}, "userId"),
+    ({"name": "k", "revokedAt": None}, "revokedAt"),
+    ({"name": "k", "expires": "2099-01-01T00:00:00Z"}, "expires"),
+)
+
+
+def test_unfit_key_is_422_and_not_made(alice: Person, subtests: pytest.Subtests) -> None:
+    for wishes, field in UNFIT_KEYS:
+        with subtests.test(str(wishes)[:40]):
+            assert list(problem(alice.post("/key", json=wishes), 422)["errors"]) == [field]
+    assert len(listed(alice)) == 1
+
+
+def test_null_is_as_leaving_it_out(alice: Person) -> None:
+    key = create(alice, "ü" * 200, agentId=None, expiresAt=None)
+    assert (key["name"], key["agentId"], key["expiresAt"]) == ("ü" * 200, None, None)
+
+
+# --- expiry ------------------------------------------------------------------------------
+
+
+SPELLINGS = {
+    "2099-06-30T12:00:00Z": "2099-06-30T12:00:00.000Z",
+    "2099-06-30t12:00:00z": "2099-06-30T12:00:00.000Z",
+    "2099-06-30T12:00:00+00:00": "2099-06-30T12:00:00.000Z",
+    "2099-06-30T12:00:00-00:00": "2099-06-30T12:00:00.000Z",
+    "2099-06-30T12:00:00.5Z": "2099-06-30T12:00:00.500Z",
+    "2099-06-30T12:00:00.1234Z": "2099-06-30T12:00:00.123Z",
+    "2099-06-30T12:00:00.123456789Z": "2099-06-30T12:00:00.123Z",
+    "2099-06-30T12:00:00.999999999z": "2099-06-30T12:00:00.999Z",
+    "2099-06-30T12:00:00+05:45": "2099-06-30T06:15:00.000Z",
+    "2099-06-30T23:30:00.25-01:30": "2099-07-01T01:00:00.250Z",
+    "2099-06-30T12:00:00+23:59": "2099-06-29T12:01:00.000Z",
+    "2096-02-29T00:00:00Z": "2096-02-29T00:00:00.000Z",
+    "9999-12-31T23:59:59.999Z": "9999-12-31T23:59:59.999Z",
+}
+
+
+def test_expiry_may_be_written_in_every_way_of_rfc_3339(
+    alice: Person, subtests: pytest.Subtests
+) -> None:
+    for written, kept in SPELLINGS.items():
+        with subtests.test(written):
+            key = create(alice, expiresAt=written)
+            assert key["expiresAt"] == kept
+            assert listed(alice)[-1]["expiresAt"] == kept
+            assert own_key(bearer(alice, key))["expiresAt"] == kept
+
+
+NO_MOMENTS: tuple[Any, ...] = (
+    "", "tomorrow", "2099-06-30", "2099-06-30T12:00", "2099-06-30T12:00:00", "4086000000",
+    "2099-06-30T12:00:00 Z", "2099-06-30 12:00:00", "2099-06-30T12:00:00.Z", "20990630T120000Z",
+    "2099-06-30T12:00:00+0545", "2099-06-30T12:00:00+5:45", "2099-06-30T12:00:00+24:00",
+    "2099-06-30T12:00:00UTC", "2099-06-31T12:00:00Z", "2099-13-01T12:00:00Z",
+    "2097-02-29T12:00:00Z", "2099-06-30T25:00:00Z", "2099-06-30T12:60:00Z",
+    "9999-12-31T23:59:59-00:01", "12099-06-30T12:00:00Z", "-2099-06-30T12:00:00Z",
+    "２０９９-06-30T12:00:00Z", "2099-06-30T12:00:00Z\n", "2099-06-30T12:00:00Z\0",
+    "2099-W26-2T12:00:00Z", 4086000000, 4086000000.5, True, [], {},
+)  # fmt: skip
+
+
+def test_expiry_that_is_no_moment_is_422(alice: Person, subtests: pytest.Subtests) -> None:
+    for written in NO_MOMENTS:
+        with subtests.test(repr(written)):
+            response = alice.post("/key", json={"name": "k", "expiresAt": written})
+            assert list(problem(response, 422)["errors"]) == ["expiresAt"]
+    assert len(listed(alice)) == 1
+
+
+def test_expiry_in_the_past_is_422(alice: Person) -> None:
+    now = datetime.now(timezone(timedelta(hours=5)))
+    for past in (
+        "2020-01-01T00:00:00Z",
+        "0001-01-01T00:00:00Z",
+        stamps.now(-0.001),
+        # Later in the day than it is here, and yet past.
+        (now - timedelta(minutes=1)).isoformat(),
+    ):
+        response = alice.post("/key", json={"name": "k", "expiresAt": past})
+        assert list(problem(response, 422)["errors"]) == ["expiresAt"]
+    assert len(listed(alice)) == 1
+
+
+def test_key_ends_in_the_very_second_of_its_expiry(alice: Person) -> None:
+    # A whole second that lies 0.3 s to 1.3 s ahead.
+    ahead = datetime.fromisoformat(stamps.now(1.3)).replace(microsecond=0)
+    expiry = stamps.rfc3339(ahead)
+    laptop = bearer(alice, create(alice, expiresAt=ahead.isoformat()))
+    answers = []
+    until = time.monotonic() + 10
+    while time.monotonic() < until and answers.count(401) < 5:
+        before = stamps.now()
+        status = laptop.get("/user").status_code
+        after = stamps.now()
+        answers.append(status)
+        assert status == 200 or after >= expiry
+        assert status == 401 or before < expiry
+        time.sleep(0.002)
+    assert (answers[0], answers[-1]) == (200, 401)
+    assert answers == sorted(answers)
+    assert listed(alice)[-1]["revokedAt"] is None
+
+
+# --- revoke ------------------------------------------------------------------------------
+
+
+def test_revoked_key_is_401_from_the_next_request_on(alice: Person) -> None:
+    alice.register()
+    for wishes in ({}, {"agentId": "summarizer"}):
+        key = create(alice, **wishes)
+        holder = bearer(alice, key)
+        expect(holder.get("/user"), 200)
+        revoked = expect(revoke(alice, key), 200)
+        del key["key"]
+        assert revoked == key | {"revokedAt": revoked["revokedAt"]}
+        assert moment(revoked["revokedAt"]) >= moment(key["createdAt"])
+        assert revoked in listed(alice)
+        for _ in range(2):
+            problem(holder.get("/user"), 401)
+        # Not even to learn that it is revoked already.
+        problem(revoke(holder, key), 401)
+
+
+def test_revoking_again_changes_nothing(alice: Person) -> None:
+    key = create(alice)
+    first = expect(revoke(alice, key), 200)
+    time.sleep(0.003)
+    assert expect(revoke(alice, key), 200) == first
+    assert expect(alice.delete(f"/key/{key['id'].upper()}"), 200) == first
+    assert listed(alice)[-1] == first
+
+
+def test_key_may_revoke_itself_while_there_is_another(alice: Person) -> None:
+    laptop = bearer(alice, create(alice))
+    expect(revoke(laptop, own_key(laptop)), 200)
+    problem(laptop.get("/user"), 401)
+    expect(alice.get("/user"), 200)
+
+
+def is_the_last(person: Person, key: Key) -> None:
+    """Revoking `key` is refused, and it goes on working."""
+    before = listed(person)
+    assert "last user key" in problem(revoke(person, key), 409)["detail"]
+    assert listed(person) == before
+
+
+def test_last_user_key_cannot_be_revoked(alice: Person, bob: Person) -> None:
+    create(bob)  # of another user, and so no help
+    is_the_last(alice, own_key(alice))
+
+
+def test_agents_key_does_not_stand_in_for_the_last_user_key(alice: Person) -> None:
+    alice.register()
+    agents = create(alice, agentId="summarizer")
+    is_the_last(alice, own_key(alice))
+    expect(revoke(alice, agents), 200)
+
+
+def test_revoked_key_does_not_stand_in_for_the_last_one(alice: Person) -> None:
+    expect(revoke(alice, create(alice)), 200)
+    is_the_last(alice, own_key(alice))
+
+
+def test_expired_key_does_not_stand_in_for_the_last_one(alice: Person, app: Flask) -> None:
+    other = create(alice, expiresAt=stamps.now(60))
+    own = own_key(alice)
+    with app.app_context(), transaction() as connection:
+        expired = update(ApiKey).where(ApiKey.id == other["id"])
+        connection.execute(expired.values(expires_at=stamps.now()))
+    is_the_last(alice, own)
+    # What has expired may be revoked all the same.
+    assert expect(revoke(alice, other), 200)["revokedAt"]
+
+
+def test_server_can_revoke_the_last_user_key(alice: Person, app: Flask) -> None:
+    with app.app_context():
+        users.revoke_key(own_key(alice)["id"])
+    problem(alice.get("/user"), 401)
+
+
+def test_two_keys_that_revoke_each_other_at_once_leave_one(alice: Person) -> None:
+    people = [alice, bearer(alice, create(alice))]
+    for _ in range(8):
+        keys = [own_key(person) for person in people]
+        deeds = [partial(revoke, people[0], keys[1]), partial(revoke, people[1], keys[0])]
+        statuses = [answer.status_code for answer in at_once(deeds)]
+        # The later one finds itself the last, or is not let in any more.
+        assert sorted(statuses) in ([200, 401], [200, 409])
+        left = people[statuses.index(200)]
+        is_the_last(left, own_key(left))
+        people = [left, bearer(left, create(left))]
+
+
+def test_of_many_keys_that_revoke_themselves_at_once_one_is_left(alice: Person) -> None:
+    people = [alice, *(bearer(alice, create(alice)) for _ in range(7))]
+    deeds = [partial(revoke, person, own_key(person)) for person in people]
+    statuses = [answer.status_code for answer in at_once(deeds)]
+    assert sorted(statuses) == [200] * 7 + [409]
+    left = people[statuses.index(409)]
+    assert [key["revokedAt"] is None for key in listed(left)].count(True) == 1
+
+
+def test_key_of_another_user_is_404_and_stays(alice: Person, bob: Person) -> None:
+    hers = create(alice)
+    unknown = bob.delete(f"/key/{uuid4()}")
+    for key in (hers, own_key(alice)):
+        response = revoke(bob, key)
+        assert problem(response, 404)["detail"] == "Key's ID is not found"
+        assert said(response) == said(unknown)
+    expect(bearer(alice, hers).get("/user"), 200)
+
+
+def test_id_of_no_key_is_404(alice: Person) -> None:
+    for key_id in ("1", "first", "%00", "ü", "a" * 36, "tsk_user_abc", "x" * 3000):
+        problem(alice.delete(f"/key/{key_id}"), 404)
+
+
+def test_neither_the_text_nor_the_hint_of_a_key_is_its_id(alice: Person) -> None:
+    key = create(alice)
+    for text in (key["key"], key["hint"], api_key.digest(key["key"])):
+        problem(alice.delete(f"/key/{text}"), 404)
+    expect(bearer(alice, key).get("/user"), 200)
+
+
+def test_agent_key_may_do_nothing_with_keys_and_secrets(alice: Person) -> None:
+    agent = alice.agent_key()
+    before = (listed(alice), expect(alice.get("/callback-secret"), 200))
+    for method, path, body in (
+        ("GET", "/key", None),
+        ("HEAD", "/key", None),
+        ("POST", "/key", {"name": "mine"}),
+        ("POST", "/key", {"name": "mine", "agentId": "summarizer"}),
+        ("POST", "/key", {"nonsense": 1}),
+        ("DELETE", f"/key/{own_key(agent)['id']}", None),
+        ("DELETE", f"/key/{own_key(alice)['id']}", None),
+        ("DELETE", f"/key/{uuid4()}", None),
+        ("DELETE", "/key/nonsense", None),
+        ("GET", "/callback-secret", None),
+        ("HEAD", "/callback-secret", None),
+        ("POST", "/callback-secret", None),
+        ("POST", "/callback-secret", {"secret": "whsec_mine"}),
+    ):
+        response = agent.request(method, path, json=body)
+        assert response.status_code == 403, (method, path)
+        assert response.content_type == "application/problem+json"
+    assert (listed(alice), expect(alice.get("/callback-secret"), 200)) == before
+
+
+# --- callback secrets --------------------------------------------------------------------
+
+
+def secret(person: Person) -> dict[str, str]:
+    return dict(expect(person.get("/callback-secret"), 200))
+
+
+def rotate(person: Person) -> dict[str, str]:
+    return dict(expect(person.post("/callback-secret"), 201))
+
+
+def signers(alice: Person, receiver: Receiver, secrets: list[dict[str, str]]) -> list[bool]:
+    """Which of these secrets sign a webhook that is sent now."""
+    task = alice.start(callback=receiver.url)
+    response = alice.patch(f"/task/{task['id']}", json={"status": "complete"})
+    assert response.headers["Callback-Status"] == "delivered"
+    request = receiver.requests[-1]
+    verdicts = []
+    for candidate in secrets:
+        try:
+            Webhook(candidate["secret"]).verify(request.body, request.headers)
+            verdicts.append(True)
+        except WebhookVerificationError:
+            verdicts.append(False)
+    return verdicts
+
+
+def age(app: Flask, old: dict[str, str], seconds: float) -> None:
+    """Let a secret have been replaced so long ago."""
+    with app.app_context(), transaction() as connection:
+        replaced = update(CallbackSecret).where(
+            CallbackSecret.secret == old["secret"], CallbackSecret.replaced_at.is_not(None)
+        )
+        assert connection.execute(replaced.values(replaced_at=stamps.now(-seconds))).rowcount == 1
+
+
+def test_user_has_a_secret_from_the_beginning(alice: Person, bob: Person) -> None:
+    hers = secret(alice)
+    assert hers.keys() == {"secret", "createdAt"}
+    assert re.fullmatch(r"whsec_[A-Za-z0-9+/]+=*", hers["secret"])
+    assert 24 <= len(b64decode(hers["secret"].removeprefix("whsec_"))) <= 64
+    assert secret(alice) == hers
+    assert secret(bob)["secret"] != hers["secret"]
+
+
+def test_rotation_makes_a_new_secret_and_shows_it_from_then_on(alice: Person, bob: Person) -> None:
+    old, his = secret(alice), secret(bob)
+    time.sleep(0.003)
+    new = rotate(alice)
+    assert new.keys() == {"secret", "createdAt"}
+    assert new["secret"] != old["secret"]
+    assert moment(new["createdAt"]) > moment(old["createdAt"])
+    assert secret(alice) == new
+    assert secret(bob) == his
+
+
+def test_rotation_takes_no_secret_of_the_caller(alice: Person) -> None:
+    old = secret(alice)
+    problem(alice.post("/callback-secret?secret=whsec_mine"), 422)
+    assert secret(alice) == old
+
+
+def test_replaced_secret_signs_for_a_day(alice: Person, app: Flask, receiver: Receiver) -> None:
+    first = secret(alice)
+    second = rotate(alice)
+    third = rotate(alice)
+    secrets = [first, second, third]
+    assert signers(alice, receiver, secrets) == [True, True, True]
+    age(app, first, 86_400 - 30)
+    assert signers(alice, receiver, secrets) == [True, True, True]
+    age(app, first, 86_400 + 1)
+    assert signers(alice, receiver, secrets) == [False, True, True]
+    age(app, second, 86_400 + 1)
+    assert signers(alice, receiver, secrets) == [False, False, True]
+    # The current one signs however old it is.
+    with app.app_context(), transaction() as connection:
+        old = {"created_at": "2020-01-01T00:00:00.000Z"}
+        connection.execute(update(CallbackSecret).values(old))
+    assert signers(alice, receiver, secrets) == [False, False, True]
+
+
+def test_rotations_at_once_leave_one_current_secret(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    first = secret(alice)
+    people = [Person(app, alice.name, alice.key) for _ in range(12)]
+    # Whoever looks meanwhile finds one too.
+    deeds = [partial(rotate if number % 3 else secret, one) for number, one in enumerate(people)]
+    answers = at_once(deeds)
+    made = [answer for number, answer in enumerate(answers) if number % 3]
+    assert len({answer["secret"] for answer in made}) == 8
+    with app.app_context(), reading() as connection:
+        current = select(CallbackSecret.secret).where(CallbackSecret.replaced_at.is_(None))
+        (kept,) = connection.execute(current).scalars()
+    assert secret(alice)["secret"] == kept
+    assert kept in {answer["secret"] for answer in made}
+    seen = {first["secret"], *(answer["secret"] for answer in made)}
+    assert {answer["secret"] for answer in answers} <= seen
+    assert all(signers(alice, receiver, [first, *made]))
