@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 USER_NAME ?= me
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-crash lint bench clean
+.PHONY: help install run test test-crash test-api test-big lint bench clean
 
 help: ## List what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read name text; do \
@@ -38,6 +38,13 @@ test: $(VENV)/installed-test ## Install what the tests need, and run them
 
 test-crash: $(VENV)/installed-test ## 30 s of mixed load while workers are killed
 	CRASH_SECONDS=$${CRASH_SECONDS:-30} $(BIN)/python -m pytest -m slow tests/test_crashes.py -s
+
+test-api: $(VENV)/installed-test ## Made-up requests, and the whole API against a model of it
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(BIN)/python -m pytest -n auto -m slow \
+		tests/test_fuzzing.py tests/test_state_machine.py tests/test_lists.py
+
+test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks
+	$(BIN)/python -m pytest -m slow tests/test_big.py tests/test_appends.py
 
 lint: $(VENV)/installed-test ## Check style and types
 	$(BIN)/ruff check .

@@ -214,6 +214,7 @@ class LogWriter(Base):
 
 
 _PENDING = text("state = 'pending'")
+_IN_VAIN = text("state IN ('failed', 'cancelled')")
 
 
 class Delivery(Base):
@@ -231,6 +232,7 @@ class Delivery(Base):
         Index(
             "deliveries_due", "next_attempt_at", sqlite_where=_PENDING, postgresql_where=_PENDING
         ),
+        Index("deliveries_in_vain", "state", sqlite_where=_IN_VAIN, postgresql_where=_IN_VAIN),
     )
 
     id: Mapped[str] = mapped_column(Identifier, primary_key=True)

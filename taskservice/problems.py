@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 from marshmallow import ValidationError
 from sqlalchemy.exc import DBAPIError, OperationalError, TimeoutError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
@@ -64,6 +64,9 @@ def respond(problem: Problem) -> Response:
         "detail": problem.detail,
         **problem.more,
     }
+    if problem.status != 401:
+        # A key that is refused gets the same bytes, whatever is wrong with it.
+        body["requestId"] = g.request_id
     response = Response(
         strict_json.dumps(body), problem.status, mimetype="application/problem+json"
     )

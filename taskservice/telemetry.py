@@ -1,4 +1,4 @@
-"""The service's own log: a line for each request, as text or JSON, and never a secret."""
+"""What is known of each request: its id, its place in the metrics, and its lines in the log."""
 
 import json
 import logging
@@ -7,8 +7,9 @@ import sys
 import time
 from typing import Any
 
-from flask import Flask, Response, g, request
+from flask import Flask, Response, g, has_request_context, request
 
+from taskservice import metrics
 from taskservice.stamps import new_id, now
 
 logger = logging.getLogger("taskservice.request")
@@ -49,7 +50,10 @@ class _JsonFormatter(logging.Formatter):
 
 
 def _details(record: logging.LogRecord) -> dict[str, Any]:
+    """What a line says beside its message: `details`, and which request it belongs to."""
     details: dict[str, Any] = getattr(record, "details", {})
+    if has_request_context() and "request_id" in g:
+        return {**details, "requestId": g.request_id}
     return details
 
 
@@ -64,26 +68,34 @@ def configure_logging(level: str, form: str) -> None:
         own.setLevel(level.upper())
 
 
+def request_id(taken: str) -> str:
+    """The id of a request, by its `X-Request-Id`: that, or a new one where it is unfit."""
+    return taken if _REQUEST_ID.fullmatch(taken) else new_id()
+
+
+def of_request(request_id: str) -> dict[str, Any]:
+    """The `extra` of a line in the log that belongs to this request but comes after it."""
+    return {"details": {"requestId": request_id}}
+
+
 def init_app(app: Flask) -> None:
-    """Give each request an id, taken from `X-Request-Id` or made, and a line in the log."""
+    """Give each request an id, a line in the log, and a place in the metrics."""
     app.before_request(_begin)
     app.after_request(_end)
 
 
 def _begin() -> None:
     g.started = time.perf_counter()
-    taken = request.headers.get("X-Request-Id", "")
-    g.request_id = taken if _REQUEST_ID.fullmatch(taken) else new_id()
+    g.request_id = request_id(request.headers.get("X-Request-Id", ""))
 
 
 def _end(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.request_id
+    seconds = time.perf_counter() - g.started
+    route = request.url_rule.rule if request.url_rule else None
+    metrics.requests.add(route, request.method, response.status_code, seconds)
     if logger.isEnabledFor(logging.INFO):
         # The path only: a query may hold what somebody wrongly put there.
-        details = {
-            "status": response.status_code,
-            "ms": round((time.perf_counter() - g.started) * 1000, 1),
-            "request": g.request_id,
-        }
+        details = {"status": response.status_code, "ms": round(seconds * 1000, 1)}
         logger.info("%s %s", request.method, request.path, extra={"details": details})
     return response

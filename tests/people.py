@@ -7,6 +7,7 @@ from flask import Flask
 from werkzeug.test import TestResponse
 
 from taskservice.services import users
+from tests import conformance
 
 API = "/api/v1"
 
@@ -23,7 +24,9 @@ class Person:
 
     def request(self, method: str, path: str, **options: Any) -> TestResponse:
         headers = {"apikey": self.key, **options.pop("headers", {})}
-        return self._client.open(API + path, method=method, headers=headers, **options)
+        response = self._client.open(API + path, method=method, headers=headers, **options)
+        conformance.check(method, API + path, response)
+        return response
 
     def get(self, path: str, **options: Any) -> TestResponse:
         return self.request("GET", path, **options)
@@ -85,6 +88,13 @@ def problem(response: TestResponse, status: int) -> dict[str, Any]:
     return dict(body)
 
 
+def said(response: TestResponse) -> dict[str, Any]:
+    """What a problem says to whoever sent the request: all but the request's own id."""
+    # To HEAD, nothing.
+    body: dict[str, Any] = response.json if response.data else {}
+    return {name: value for name, value in body.items() if name != "requestId"}
+
+
 def add_person(app: Flask, name: str) -> Person:
     with app.app_context():
         return Person(app, name, users.add_user(name).text)
@@ -101,7 +111,11 @@ class RemotePerson:
 
     def request(self, method: str, path: str, **options: Any) -> requests.Response:
         options.setdefault("timeout", 30)
-        return self.session.request(method, self.url + API + path, **options)
+        response = self.session.request(method, self.url + API + path, **options)
+        # A stream is for the test to read, as slowly as it wants to.
+        if not options.get("stream"):
+            conformance.check(method, API + path, response)
+        return response
 
     def start(self, agent_id: str = "summarizer", **wishes: Any) -> dict[str, Any]:
         self.request("PUT", f"/agent/{agent_id}").raise_for_status()

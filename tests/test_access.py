@@ -15,7 +15,7 @@ from taskservice import api_key, stamps
 from taskservice.config import Config
 from taskservice.services import users
 from tests.inside import FITTING_BODIES, PREFIX, filled, rows, rules
-from tests.people import Person, expect, problem
+from tests.people import Person, expect, problem, said
 
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND", "FOO")
 UNKNOWN_PATHS = (
@@ -119,7 +119,7 @@ def test_expired_key_is_401_and_one_that_expires_later_is_not(alice: Person, app
     first = answer_to_nobody(app, path=f"{PREFIX}/user")
     response = Person(app, "alice", expired).get("/user")
     problem(response, 401)
-    assert response.data == first.data
+    assert said(response) == said(first)
     expect(Person(app, "alice", valid).get("/user"), 200)
 
 
@@ -134,7 +134,7 @@ def test_revocation_counts_from_the_next_request(alice: Person, app: Flask) -> N
     for _ in range(2):
         response = laptop.get("/user")
         problem(response, 401)
-        assert response.data == first.data
+        assert said(response) == said(first)
     expect(alice.get("/user"), 200)
 
 
@@ -200,7 +200,7 @@ def test_everything_of_another_user_is_404_and_stays_as_it_is(
                 response = bob.request(method, filled(rule, **hers), json=wishes)
                 assert response.status_code == 404
                 unknown = bob.request(method, filled(rule), json=wishes)
-                assert response.data == unknown.data
+                assert said(response) == said(unknown)
     assert rows(app) == before
 
 
@@ -220,7 +220,7 @@ def test_agent_key_of_another_user_learns_nothing(
                 assert response.status_code == (404 if may else 403)
                 if "agent_id" not in rule:
                     unknown = stranger.request(method, filled(rule), json=wishes)
-                    assert response.data == unknown.data
+                    assert said(response) == said(unknown)
     assert rows(app) == before
 
 
@@ -240,7 +240,7 @@ def test_agent_of_another_user_is_as_one_that_does_not_exist(alice: Person, bob:
         taken = bob.post(path, json={"agentId": "secret-agent", **more})
         unknown = bob.post(path, json={"agentId": "nobody", **more})
         assert list(problem(taken, 422)["errors"]) == ["agentId"]
-        assert taken.data == unknown.data
+        assert said(taken) == said(unknown)
 
 
 def test_two_users_work_beside_each_other(alice: Person, bob: Person) -> None:

@@ -147,7 +147,7 @@ def test_table_of_the_api_is_the_routes(app: Flask) -> None:
         methods, _, path = row.rpartition(" ")
         documented |= {(method, path.strip("`")) for method in methods.split(", ")}
     routes = {
-        (method, re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule))
+        (method, re.sub(r"<(?:\w+:)?(\w+)_id>", r"{\1Id}", rule.rule))
         for rule in app.url_map.iter_rules()
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }

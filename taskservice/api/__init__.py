@@ -1,16 +1,16 @@
 """The HTTP API: everything below `/api/v1` asks for a key, the operator's routes do not."""
 
-from flask import Blueprint, Flask, request
+from flask import Blueprint, Flask, Response, request
 
 from taskservice.api.agents import agents
+from taskservice.api.docs import docs
+from taskservice.api.door import PREFIX
 from taskservice.api.keys import keys
 from taskservice.api.logs import logs
 from taskservice.api.operations import operations
 from taskservice.api.tasks import tasks
 from taskservice.api.users import users
 from taskservice.auth import authenticate
-
-PREFIX = "/api/v1"
 
 api = Blueprint("api", __name__, url_prefix=PREFIX)
 for blueprint in (tasks, logs, agents, users, keys):
@@ -24,6 +24,15 @@ def require_key() -> None:
         authenticate()
 
 
+@api.after_app_request
+def untyped(response: Response) -> Response:
+    """What has no body by its nature has no type; Flask would call it HTML."""
+    if response.status_code == 204 or (request.method == "OPTIONS" and response.status_code == 200):
+        response.headers.pop("Content-Type", None)
+    return response
+
+
 def init_app(app: Flask) -> None:
     app.register_blueprint(api)
     app.register_blueprint(operations)
+    app.register_blueprint(docs)

@@ -6,10 +6,16 @@ from flask import Blueprint, Response
 
 from taskservice import queries
 from taskservice.api import answers
-from taskservice.api.door import accepts
+from taskservice.api.door import operation
 from taskservice.auth import caller
 from taskservice.problems import not_found
-from taskservice.schemas import AGENT_ID, PutAgentSchema, agent_schema
+from taskservice.schemas import (
+    AGENT_ID,
+    EXAMPLE_MOMENT,
+    PutAgentSchema,
+    agent_schema,
+    task_schema,
+)
 from taskservice.services import agents as service
 from taskservice.services import tasks as task_service
 
@@ -19,16 +25,19 @@ put_schema = PutAgentSchema()
 
 
 @agents.get("/agent")
-@accepts()
+@operation("listAgents", answers={200: [agent_schema]})
 def list_all() -> Response:
-    """All agents that the key may see."""
+    """List agents.
+
+    All that the key may see: an agent key sees its own.
+    """
     return answers.dumped(agent_schema, queries.agents(caller), many=True)
 
 
 @agents.get("/agent/<agent_id>")
-@accepts()
+@operation("getAgent", answers={200: agent_schema})
 def get(agent_id: str) -> Response:
-    """One agent."""
+    """Get an agent."""
     agent = queries.agent(caller, known(agent_id))
     if agent is None:
         raise not_found("Agent")
@@ -36,26 +45,43 @@ def get(agent_id: str) -> Response:
 
 
 @agents.put("/agent/<agent_id>")
-@accepts(body=put_schema)
+@operation("putAgent", body=put_schema, answers={200: agent_schema, 201: agent_schema})
 def put(agent_id: str, body: dict[str, Any]) -> Response:
-    """Register an agent, or change its name or description."""
+    """Register or change an agent.
+
+    201 when it is new; its name is its id until it gets another.
+    """
     agent, is_new = service.put(caller, agent_id, body)
     return answers.dumped(agent_schema, agent, 201 if is_new else 200)
 
 
 @agents.post("/agent/<agent_id>/claim")
-@accepts()
+@operation(
+    "claimTask", answers={200: task_schema, 204: None}, example={"claimedAt": EXAMPLE_MOMENT}
+)
 def claim(agent_id: str) -> Response:
-    """Take the oldest unclaimed running task of the agent."""
+    """Claim a task.
+
+    Takes the oldest running task of the agent that nobody has claimed, or answers 204. No task
+    is given twice, whoever asks at once. From then on it must not stay silent for longer than
+    its `timeout`.
+    """
     task = task_service.claim(caller, known(agent_id))
     return Response(status=204) if task is None else answers.task(task)
 
 
 @agents.delete("/agent/<agent_id>")
-@accepts()
+@operation(
+    "deleteAgent",
+    user_key=True,
+    answers={200: agent_schema},
+    errors={409: "The agent has tasks; delete them first"},
+)
 def delete(agent_id: str) -> Response:
-    """Delete an agent that has no tasks."""
-    caller.require_user_key()
+    """Delete an agent.
+
+    Its keys go with it.
+    """
     return answers.dumped(agent_schema, service.delete_for_good(caller, known(agent_id)))
 
 

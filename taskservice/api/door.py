@@ -1,7 +1,7 @@
 """The door of the API: what a request says is read strictly, before its view sees it."""
 
 from collections.abc import Callable
-from functools import wraps
+from functools import update_wrapper
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -9,41 +9,47 @@ from flask import Response, request
 from marshmallow import Schema
 
 from taskservice import strict_json
+from taskservice.auth import caller
+from taskservice.openapi.operation import JSON, Operation
 from taskservice.problems import Problem, unfit
 from taskservice.schemas import NothingSchema
 
 View = Callable[..., Response]
 
-JSON = "application/json"
-TEXT = "text/plain"
-_NOTHING = NothingSchema()
+# Every path below it asks for a key.
+PREFIX = "/api/v1"
 
 
-def accepts(
-    *, query: Schema = _NOTHING, body: Schema | None = None, answers: tuple[str, ...] = (JSON,)
-) -> Callable[[View], View]:
-    """Load the query string and the body through these schemas and pass them to the view.
+class operation(Operation):
+    """Declares a route; as a decorator it puts the door before the view."""
 
-    The view gets `query` and `body` as keywords where it asked for more than nothing.
-    `answers` are the media types it can answer with. The wrapper raises 400, 406, 415
-    and 422.
+    def __call__(self, view: View) -> "Door":
+        return Door(self, view)
+
+
+class Door:
+    """A view behind its door, which raises 400, 403, 406, 413, 415 and 422.
+
+    The view gets `query` and `body`, loaded, where its operation has schemas for them.
     """
 
-    def decorate(view: View) -> View:
-        @wraps(view)
-        def through_the_door(**path: Any) -> Response:
-            _check_accept(answers)
-            if query is _NOTHING:
-                load_query(query)
-            else:
-                path["query"] = load_query(query)
-            if body is not None:
-                path["body"] = load_body(body)
-            return view(**path)
+    def __init__(self, operation: Operation, view: View) -> None:
+        self.operation = operation
+        self._media_types = operation.media_types
+        self._has_query = not isinstance(operation.query, NothingSchema)
+        self._view = view
+        update_wrapper(self, view)
 
-        return through_the_door
-
-    return decorate
+    def __call__(self, **path: Any) -> Response:
+        if self.operation.user_key:
+            caller.require_user_key()
+        _check_accept(self._media_types)
+        query = load_query(self.operation.query)
+        if self._has_query:
+            path["query"] = query
+        if self.operation.body is not None:
+            path["body"] = load_body(self.operation.body)
+        return self._view(**path)
 
 
 def load_query(schema: Schema) -> dict[str, Any]:
@@ -95,10 +101,10 @@ def body_bytes() -> bytes:
     return request.get_data(cache=False)
 
 
-def _check_accept(answers: tuple[str, ...]) -> None:
-    if (request.headers.get("Accept") or "*/*") in ("*/*", *answers):
+def _check_accept(media_types: tuple[str, ...]) -> None:
+    if (request.headers.get("Accept") or "*/*") in ("*/*", *media_types):
         return
     # Whatever we answer is in UTF-8, whether that is asked for or not.
-    spellings = [*answers, *(f"{answer}; charset=utf-8" for answer in answers)]
+    spellings = [*media_types, *(f"{media_type}; charset=utf-8" for media_type in media_types)]
     if not any(map(request.accept_mimetypes.quality, spellings)):
-        raise Problem(406, f"The answer can be {' or '.join(answers)} only")
+        raise Problem(406, f"The answer can be {' or '.join(media_types)} only")

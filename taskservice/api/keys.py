@@ -6,10 +6,11 @@ from flask import Blueprint, Response
 
 from taskservice import queries
 from taskservice.api import answers
-from taskservice.api.door import accepts
+from taskservice.api.door import operation
 from taskservice.auth import caller
 from taskservice.problems import not_found
 from taskservice.schemas import (
+    EXAMPLE_MOMENT,
     CreateKeySchema,
     callback_secret_schema,
     key_schema,
@@ -23,29 +24,40 @@ keys = Blueprint("keys", __name__)
 create_schema = CreateKeySchema()
 
 
-@keys.before_request
-def require_user_key() -> None:
-    caller.require_user_key()
-
-
 @keys.get("/key")
-@accepts()
+@operation("listKeys", user_key=True, answers={200: [key_schema]})
 def list_all() -> Response:
-    """The user's own keys, without their secrets."""
+    """List API keys.
+
+    All keys of the user, also those that are revoked or expired.
+    """
     return answers.dumped(key_schema, queries.keys_of_user(caller.user_id), many=True)
 
 
 @keys.post("/key")
-@accepts(body=create_schema)
+@operation("createKey", user_key=True, body=create_schema, answers={201: new_key_schema})
 def create(body: dict[str, Any]) -> Response:
-    """Create a key; only this answer has its text."""
+    """Create an API key.
+
+    A user key, or with `agentId` an agent key. Only this answer has its text.
+    """
     return answers.dumped(new_key_schema, service.create_key(caller, body), 201)
 
 
 @keys.delete("/key/<key_id>")
-@accepts()
+@operation(
+    "revokeKey",
+    user_key=True,
+    answers={200: key_schema},
+    errors={409: "This is the last user key; only the server can revoke it"},
+    example={"revokedAt": EXAMPLE_MOMENT},
+)
 def revoke(key_id: str) -> Response:
-    """Revoke a key from the next request on."""
+    """Revoke an API key.
+
+    From the next request on it counts no more. The last user key can be revoked on the server
+    only.
+    """
     parsed = parse_id(key_id)
     if parsed is None:
         raise not_found("Key")
@@ -53,14 +65,20 @@ def revoke(key_id: str) -> Response:
 
 
 @keys.get("/callback-secret")
-@accepts()
+@operation("getCallbackSecret", user_key=True, answers={200: callback_secret_schema})
 def show_secret() -> Response:
-    """The secret that signs the user's webhooks."""
+    """Get the callback secret.
+
+    Any library for Standard Webhooks takes it as it is.
+    """
     return answers.dumped(callback_secret_schema, queries.current_callback_secret(caller.user_id))
 
 
 @keys.post("/callback-secret")
-@accepts()
+@operation("rotateCallbackSecret", user_key=True, answers={201: callback_secret_schema})
 def rotate_secret() -> Response:
-    """Make a new secret; the old one signs too for another day."""
+    """Rotate the callback secret.
+
+    For another day the old one signs too.
+    """
     return answers.dumped(callback_secret_schema, service.rotate_callback_secret(caller), 201)

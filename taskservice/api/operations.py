@@ -1,26 +1,52 @@
 """Routes for whoever operates the service; they need no key."""
 
 from flask import Blueprint, Response
-from sqlalchemy import text
 
+from taskservice import health, metrics
 from taskservice.api import answers
-from taskservice.api.door import accepts
-from taskservice.db import reading
+from taskservice.api.door import operation
+from taskservice.openapi.operation import TEXT
+from taskservice.schemas import health_schema
 
 operations = Blueprint("operations", __name__)
 
+# Prometheus asks for a version of plain text, a person for any.
+METRICS_TYPES = (TEXT, f"{TEXT}; version=0.0.4")
+METRICS_EXAMPLE = """\
+# HELP taskservice_tasks Tasks by status.
+# TYPE taskservice_tasks gauge
+taskservice_tasks{status="running"} 3
+"""
+
 
 @operations.get("/livez")
-@accepts()
+@operation("isLive", answers={200: health_schema})
 def live() -> Response:
-    """The process is up, whatever the database does."""
+    """Liveness.
+
+    The process is up, whatever the database does.
+    """
     return answers.json({"status": "ok"})
 
 
 @operations.get("/readyz")
-@accepts()
+@operation("isReady", answers={200: health_schema})
 def ready() -> Response:
-    """The database can be used; 503 where it can't."""
-    with reading() as connection:
-        connection.execute(text("SELECT 1 FROM alembic_version"))
+    """Readiness.
+
+    The database can be read and written; 503 where it can't, or gives no answer in a second.
+    """
+    health.require_usable()
     return answers.json({"status": "ok"})
+
+
+@operations.get("/metrics")
+@operation("getMetrics", answers={200: METRICS_TYPES}, example=METRICS_EXAMPLE)
+def show_metrics() -> Response:
+    """Metrics.
+
+    What there is to watch, as Prometheus reads it, of all worker processes together. Where the
+    database gives no answer, what is known without it.
+    """
+    families = [metrics.build(), *metrics.requests.metrics(), *health.measures()]
+    return Response(metrics.text(families), content_type=metrics.CONTENT_TYPE)

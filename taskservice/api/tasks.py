@@ -6,15 +6,20 @@ from flask import Blueprint, Response, request
 
 from taskservice import documents, queries
 from taskservice.api import answers, lists
-from taskservice.api.door import accepts, json_body
+from taskservice.api.door import json_body, operation
 from taskservice.auth import caller
+from taskservice.models import CANCELLED, COMPLETE, ERROR
 from taskservice.problems import Problem, not_found
 from taskservice.schemas import (
+    EXAMPLE_MOMENT,
+    MAX_IDEMPOTENCY_KEY,
     ListQuerySchema,
     ReportSchema,
     StartSchema,
     TaskQuerySchema,
     parse_id,
+    shaped_task_schema,
+    task_schema,
 )
 from taskservice.services import tasks as service
 from taskservice.services.tasks import Idempotency
@@ -26,13 +31,19 @@ task_query = TaskQuerySchema()
 start_schema = StartSchema()
 report_schema = ReportSchema()
 
-MAX_IDEMPOTENCY_KEY = 255
-
 
 @tasks.get("/task")
-@accepts(query=list_query)
+@operation(
+    "listTasks", query=list_query, answers={200: [shaped_task_schema]}, answer_headers=["Link"]
+)
 def list_all(query: dict[str, Any]) -> Response:
-    """All tasks that the key may see, or with `limit` a page of them."""
+    """List tasks.
+
+    All that the key may see, newest first; the filters, whose bounds are exclusive, narrow it.
+    Without `limit` all of them come, streamed: a failure midway breaks the connection. With
+    `limit` there comes a page, and with `Link` the way to the next one; a task that existed
+    at the first page is neither left out nor repeated.
+    """
     selection, shape = lists.selection(query), lists.shape(query)
     if "limit" not in query:
         pages = queries.all_tasks(caller, selection)
@@ -43,9 +54,20 @@ def list_all(query: dict[str, Any]) -> Response:
 
 
 @tasks.post("/task")
-@accepts()
+@operation(
+    "startTask",
+    reads=start_schema,
+    headers=["Idempotency-Key"],
+    answers={201: task_schema},
+    answer_headers=["Location", "Idempotency-Replayed"],
+    example={"logs": [], "logCount": 0},
+)
 def start() -> Response:
-    """Start a task."""
+    """Start a task.
+
+    It waits for an agent to claim it, however long that takes. With `claim`, or an agent key,
+    it is the caller's already, who does the work.
+    """
     body = json_body()
     wishes = start_schema.load(body)
     task, replayed = service.start(caller, wishes, _idempotency(body))
@@ -56,9 +78,19 @@ def start() -> Response:
 
 
 @tasks.get("/task/<task_id>")
-@accepts(query=task_query)
+@operation(
+    "getTask",
+    query=task_query,
+    headers=["If-None-Match"],
+    answers={200: shaped_task_schema, 304: None},
+    answer_headers=["ETag"],
+)
 def get(task_id: str, query: dict[str, Any]) -> Response:
-    """One task."""
+    """Get a task.
+
+    With `If-None-Match`, a task that has not changed is 304 without a body. With `expand`
+    there is no ETag, since what is embedded has no version.
+    """
     task = queries.task(caller, known(task_id))
     if task is None:
         raise not_found("Task")
@@ -66,27 +98,59 @@ def get(task_id: str, query: dict[str, Any]) -> Response:
 
 
 @tasks.patch("/task/<task_id>")
-@accepts(body=report_schema)
+@operation(
+    "reportTask",
+    body=report_schema,
+    answers={200: task_schema},
+    answer_headers=["Callback-Status"],
+    errors={409: "The task is finished, and this would change it."},
+    example={"status": COMPLETE, "output": {"sum": 15}, "finishedAt": EXAMPLE_MOMENT},
+)
 def report(task_id: str, body: dict[str, Any]) -> Response:
-    """Change a task's status, output, error or name."""
+    """Report on a task.
+
+    Changes its status, output, error or name; a sign of life even when it changes nothing.
+    `complete` and `error` end the task, and its callback gets a signed webhook before the
+    answer comes; whatever becomes of that, this is 200, and `Callback-Status` tells.
+
+    A finished task keeps its result: what would change more than its name is 409, what
+    changes nothing is 200 and sends nothing. But a task that was ended for silence may still
+    be finished by its agent.
+    """
     task, callback_status = service.report(caller, known(task_id), body)
     return answers.task(task, headers={"Callback-Status": callback_status})
 
 
 @tasks.post("/task/<task_id>/cancel")
-@accepts()
+@operation(
+    "cancelTask",
+    user_key=True,
+    answers={200: task_schema},
+    answer_headers=["Callback-Status"],
+    errors={409: "The task has ended otherwise."},
+    example={
+        "status": ERROR,
+        "error": {"type": CANCELLED, "message": service.CANCELLED_MESSAGE},
+        "finishedAt": EXAMPLE_MOMENT,
+    },
+)
 def cancel(task_id: str) -> Response:
-    """End a running task as cancelled."""
-    caller.require_user_key()
+    """Cancel a task.
+
+    A running task becomes an `error` of type `cancelled`, and its callback is told. Cancelling
+    it again changes nothing and is 200.
+    """
     task, callback_status = service.cancel(caller, known(task_id))
     return answers.task(task, headers={"Callback-Status": callback_status})
 
 
 @tasks.delete("/task/<task_id>")
-@accepts(query=task_query)
+@operation("deleteTask", user_key=True, query=task_query, answers={200: shaped_task_schema})
 def delete(task_id: str, query: dict[str, Any]) -> Response:
-    """Delete a task for good, with its log and its deliveries."""
-    caller.require_user_key()
+    """Delete a task for good.
+
+    Its log and its deliveries go with it, and no webhook is sent. Answers the task as it was.
+    """
     task = service.delete_for_good(caller, known(task_id))
     return answers.task(task, lists.shape(query))
 

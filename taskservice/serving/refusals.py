@@ -76,10 +76,11 @@ def refusal_for(error: BaseException) -> Refusal:
     return INTERNAL
 
 
-def as_response(refusal: Refusal, method: str | None) -> bytes:
+def as_response(refusal: Refusal, method: str | None, request_id: str) -> bytes:
     """The whole response, after which the connection closes; for HEAD without its body."""
     title = HTTPStatus(refusal.status).phrase
     problem = {"type": "about:blank", "title": title} | refusal._asdict()
+    problem["requestId"] = request_id
     body = json.dumps(problem).encode()
     lines = [
         f"HTTP/1.1 {refusal.status} {title}",
@@ -87,6 +88,7 @@ def as_response(refusal: Refusal, method: str | None) -> bytes:
         "Connection: close",
         "Content-Type: application/problem+json",
         f"Content-Length: {len(body)}",
+        f"X-Request-Id: {request_id}",
     ]
     if refusal.status == 503:
         lines.append(f"Retry-After: {RETRY_SECONDS}")

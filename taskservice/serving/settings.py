@@ -11,6 +11,7 @@ from gunicorn.glogging import Logger
 from gunicorn.sock import BaseSocket, TCP6Socket, TCPSocket, UnixSocket
 from gunicorn.util import is_ipv6
 
+from taskservice import metrics
 from taskservice.config import Config
 from taskservice.serving.worker import Worker
 from taskservice.telemetry import configure_logging
@@ -26,6 +27,11 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
     def post_fork(_arbiter: Arbiter, worker: Worker) -> None:
         worker.max_body = config.MAX_BODY
 
+    def pre_fork(arbiter: Arbiter, worker: Worker) -> None:
+        # The worker inherits the slot; that of one that has died is free again.
+        taken = {each.slot for each in arbiter.WORKERS.values()}
+        worker.slot = metrics.requests.use_free_slot(taken)
+
     return {
         "bind": config.BIND,
         "workers": config.WORKERS,
@@ -33,6 +39,7 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         "logger_class": logger_class(config),
         "worker_class": Worker,
         "worker_connections": 500,
+        "pre_fork": pre_fork,
         "post_fork": post_fork,
         "post_worker_init": start_upkeep,
         "worker_exit": await_upkeep,

@@ -6,7 +6,7 @@ import selectors
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -21,7 +21,7 @@ from gunicorn.http import wsgi
 from gunicorn.http.errors import ParseException
 from gunicorn.workers.base import Worker as BaseWorker
 
-from taskservice import stopping
+from taskservice import metrics, stopping, telemetry
 from taskservice.serving.connection import NEVER, Connection
 from taskservice.serving.incoming import Intake, Request, Room
 from taskservice.serving.outgoing import Answer, ClientGoneError, Sender
@@ -52,6 +52,8 @@ class Worker(BaseWorker):
     """
 
     max_body = 10 * 1024 * 1024
+    # Where the metrics of this process are; no other one that lives has the same.
+    slot = 0
     upkeep: Thread | None = None
     # Room for the large bodies of all requests together, in bodies of the largest size.
     max_bodies = 25
@@ -237,20 +239,24 @@ class Worker(BaseWorker):
 
     def refuse(self, connection: Connection, error: Exception) -> None:
         self.handle_error(None, connection.sock, connection.client, error)
+        # The application, which counts all others, has not seen it.
+        metrics.requests.add(None, "", refusal_for(error).status, 0.0)
         self.linger(connection)
 
     def handle_error(
         self, req: http.Request | None, client: socket.socket, addr: Any, exc: BaseException
     ) -> None:
         refusal = refusal_for(exc)
+        request_id = id_among(req.headers if req else ())
+        of_request = telemetry.of_request(request_id)
         if refusal is INTERNAL:
             name = f"{req.method} {req.path}" if req else "a request"
-            self.log.error("Could not answer %s", name, exc_info=exc)
+            self.log.error("Could not answer %s", name, exc_info=exc, extra=of_request)
         else:
             host = addr[0] if addr else "a local socket"
-            self.log.info("Refused a request from %s: %s %s", host, *refusal)
+            self.log.info("Refused a request from %s: %s %s", host, *refusal, extra=of_request)
         with suppress(OSError):
-            client.send(as_response(refusal, req.method if req else None))
+            client.send(as_response(refusal, req.method if req else None, request_id))
 
     # It is answered.
 
@@ -276,11 +282,16 @@ class Worker(BaseWorker):
             if answer is None or not answer.has_begun:
                 self.handle_error(request, connection.sock, connection.client, error)
                 return self.linger
-            self.log.error("Failed in %s %s", request.method, request.path, exc_info=error)
+            self.complain("Failed in %s %s", answer, error)
         if not answer.is_whole:
-            self.log.error("Broke off the answer to %s %s", request.method, request.path)
+            self.complain("Broke off the answer to %s %s", answer)
             return self.break_off
         return self.linger if answer.should_close() else self.keep
+
+    def complain(self, message: str, answer: Answer, error: BaseException | None = None) -> None:
+        of_request = telemetry.of_request(id_among(answer.headers))
+        request = answer.req
+        self.log.error(message, request.method, request.path, exc_info=error, extra=of_request)
 
     def prepare(self, connection: Connection, request: Request) -> tuple[Answer, dict[str, Any]]:
         answer, environ = wsgi.create(
@@ -337,6 +348,12 @@ class Worker(BaseWorker):
         with suppress(OSError):
             connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self.drop(connection)
+
+
+def id_among(headers: Iterable[tuple[str, str]]) -> str:
+    """The request's id by the headers of a request or of its answer; else a new one."""
+    named = (value for name, value in headers if name.lower() == "x-request-id")
+    return telemetry.request_id(next(named, ""))
 
 
 def allow_file_descriptors() -> None:

@@ -203,6 +203,12 @@ def upgrade() -> None:
     op.create_index(
         "deliveries_due", "deliveries", ["next_attempt_at"], **only_where("state = 'pending'")
     )
+    op.create_index(
+        "deliveries_in_vain",
+        "deliveries",
+        ["state"],
+        **only_where("state IN ('failed', 'cancelled')"),
+    )
     op.create_index(op.f("deliveries_task_id_created_at"), "deliveries", ["task_id", "created_at"])
     op.create_table(
         "log_writers",

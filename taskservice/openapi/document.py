@@ -1,0 +1,242 @@
+"""Builds the document of an app from what its routes declare."""
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, TypeAlias
+
+from apispec import APISpec
+from apispec.ext.marshmallow import MarshmallowPlugin
+from apispec.ext.marshmallow.openapi import OpenAPIConverter
+from flask import Flask
+from marshmallow import Schema, fields
+
+from taskservice import __version__
+from taskservice.openapi import words
+from taskservice.openapi.operation import Operation, by_media_type
+from taskservice.openapi.words import Word
+from taskservice.schemas import problem_schema
+
+OPENAPI = "3.1.0"
+PROBLEM = "application/problem+json"
+
+Object: TypeAlias = dict[str, Any]
+
+
+class Converter(OpenAPIConverter):
+    """marshmallow to JSON Schema, with the description that apispec leaves out."""
+
+    def schema2jsonschema(self, schema: Any) -> Object:
+        return {"description": inspect.getdoc(schema), **super().schema2jsonschema(schema)}
+
+
+class Plugin(MarshmallowPlugin):
+    Converter = Converter
+
+
+@dataclass(frozen=True)
+class Route:
+    """One method of one path, the latter as OpenAPI spells it, and the view behind."""
+
+    path: str
+    method: str
+    tag: str
+    arguments: tuple[str, ...]
+    needs_key: bool
+    is_first: bool
+    view: Any
+    operation: Operation
+
+    @property
+    def id(self) -> str:
+        # A view that takes several methods has a name for the first of them.
+        name = self.operation.name
+        return name if self.is_first else f"{name}By{self.method.title()}"
+
+
+def document(app: Flask, secured: str) -> Object:
+    """The OpenAPI document of what the routes of `app` declare.
+
+    Those below the path `secured` want an API key.
+    """
+    spec = APISpec(
+        "taskservice",
+        __version__,
+        OPENAPI,
+        [Plugin()],
+        info={"description": words.DESCRIPTION},
+        # Relative to the document's own URL, so that it holds under any prefix.
+        servers=[{"url": "."}],
+        security=[{"apikey": []}],
+        tags=[{"name": name, "description": text} for name, text in words.TAGS.items()],
+    )
+    _add_components(spec)
+    for route in _routes(app, secured):
+        spec.path(route.path, operations={route.method.lower(): _operation(route)})
+    return spec.to_dict()
+
+
+def _add_components(spec: APISpec) -> None:
+    key = {"type": "apiKey", "in": "header", "name": "apikey"}
+    spec.components.security_scheme("apikey", key)
+    for name, word in words.ANSWER_HEADERS.items():
+        header = {"description": word.description, "schema": word.schema, "required": word.always}
+        spec.components.header(name, header)
+    for status, refusal in words.REFUSALS.items():
+        spec.components.response(refusal.name, _problem(status, *refusal[1:]))
+
+
+def _routes(app: Flask, secured: str) -> list[Route]:
+    """The routes that declare an operation, ordered as their tags are."""
+    routes = []
+    for rule in app.url_map.iter_rules():
+        view = app.view_functions[rule.endpoint]
+        operation = getattr(view, "operation", None)
+        if operation is not None:
+            methods = sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})
+            for method in methods:
+                routes.append(
+                    Route(
+                        path=openapi_path(rule.rule),
+                        method=method,
+                        tag=rule.endpoint.split(".")[-2],
+                        arguments=tuple(re.findall(_ARGUMENT, rule.rule)),
+                        needs_key=rule.rule.startswith(f"{secured}/"),
+                        is_first=method == methods[0],
+                        view=view,
+                        operation=operation,
+                    )
+                )
+    order = list(words.TAGS)
+    return sorted(routes, key=lambda route: order.index(route.tag))
+
+
+_ARGUMENT = r"<(?:\w+:)?(\w+)>"
+
+
+def openapi_path(rule: str) -> str:
+    """A rule of Flask's as OpenAPI spells it: `/task/<task_id>` becomes `/task/{taskId}`."""
+    return re.sub(_ARGUMENT, lambda found: f"{{{_camel(found[1])}}}", rule)
+
+
+def _camel(name: str) -> str:
+    first, *others = name.split("_")
+    return first + "".join(map(str.title, others))
+
+
+def _operation(route: Route) -> Object:
+    summary, _, description = (inspect.getdoc(route.view) or "").partition("\n\n")
+    operation = {
+        "operationId": route.id,
+        "tags": [route.tag],
+        "summary": summary.rstrip("."),
+        "description": description or summary,
+        "parameters": list(_parameters(route)),
+        "responses": _answers(route.operation) | dict(_refusals(route)),
+    }
+    content = route.operation.request_content
+    if content:
+        operation["requestBody"] = _request_body(content)
+    if not route.needs_key:
+        operation["security"] = []
+    return operation
+
+
+def _parameters(route: Route) -> Iterator[Object]:
+    for name in route.arguments:
+        yield _parameter("path", _camel(name), words.PATH_PARAMETERS[name], required=True)
+    # The plugin makes a parameter of each field.
+    yield {"in": "query", "schema": route.operation.query}
+    for name in route.operation.headers:
+        yield _parameter("header", name, words.REQUEST_HEADERS[name])
+
+
+def _parameter(place: str, name: str, word: Word, *, required: bool = False) -> Object:
+    described = {"description": word.description, "schema": word.schema}
+    return {"in": place, "name": name, "required": required, **described}
+
+
+def _request_body(content: Mapping[str, Any]) -> Object:
+    # A text may be empty.
+    required = all(
+        isinstance(schema, Schema) and any(field.required for field in schema.fields.values())
+        for schema in content.values()
+    )
+    return {"required": required, **_content(content)}
+
+
+def _answers(operation: Operation) -> Object:
+    names = (*operation.answer_headers, "X-Request-Id")
+    return {
+        str(status): {
+            "description": words.GOOD[status],
+            "headers": {name: name for name in names},
+            **_content(by_media_type(answer), operation.example),
+        }
+        for status, answer in operation.answers.items()
+    }
+
+
+def _refusals(route: Route) -> Iterator[tuple[str, Any]]:
+    """Status -> the name of a response that many operations have, or one of its own."""
+    statuses = {
+        *words.ALWAYS_REFUSED,
+        *([401] if route.needs_key else []),
+        *([403] if route.operation.user_key else []),
+        *([404] if route.arguments else []),
+        *([415] if route.operation.request_content else []),
+    }
+    own = route.operation.errors
+    for status in sorted(statuses | own.keys()):
+        if status in own:
+            yield str(status), _problem(status, own[status], own[status])
+        else:
+            yield str(status), words.REFUSALS[status].name
+
+
+def _problem(
+    status: int, description: str, detail: str, more: Mapping[str, Any] | None = None
+) -> Object:
+    example = example_of(problem_schema) | {
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        **(more or {}),
+    }
+    headers = ["X-Request-Id", *(["Retry-After"] if status == 503 else [])]
+    return {
+        "description": description,
+        "headers": {name: name for name in headers},
+        "content": {PROBLEM: {"schema": problem_schema, "example": example}},
+    }
+
+
+def _content(content: Mapping[str, Any], example: Any = None) -> Object:
+    media = {kind: _media(schema, example) for kind, schema in content.items()}
+    return {"content": media} if media else {}
+
+
+def _media(schema: Any, example: Any) -> Object:
+    if schema is None:
+        return {"schema": {"type": "string"}, "example": example or words.TEXT_EXAMPLE}
+    if isinstance(schema, list):
+        one = example_of(schema[0]) | (example or {})
+        return {"schema": {"type": "array", "items": schema[0]}, "example": [one]}
+    return {"schema": schema, "example": example_of(schema) | (example or {})}
+
+
+def example_of(schema: Schema) -> Object:
+    """The example of a schema, made of the first example of each field that has one."""
+    return {
+        field.data_key or name: example
+        for name, field in schema.fields.items()
+        for example in _examples(field)[:1]
+    }
+
+
+def _examples(field: fields.Field[Any]) -> list[Any]:
+    if "examples" not in field.metadata and isinstance(field, fields.Nested) and field.required:
+        return [example_of(field.schema)]
+    return list(field.metadata.get("examples", ()))

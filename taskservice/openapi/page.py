@@ -1,0 +1,152 @@
+"""What the page of the documentation needs to show the document to a person."""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from taskservice.openapi.document import Object
+from taskservice.openapi.words import ALWAYS_REFUSED, REFUSALS
+
+__all__ = [
+    "answer_headers",
+    "common_errors",
+    "curl",
+    "inline",
+    "kind",
+    "limits",
+    "own_errors",
+    "pretty",
+    "prose",
+    "resolved",
+]
+
+# A longer one tells a person nothing that the description doesn't.
+LONGEST_PATTERN = 40
+
+_MARK = re.compile(r"`(.+?)`|\*(.+?)\*")
+
+
+def prose(text: str) -> Markup:
+    """Paragraphs of a text whose only marks are `code` and *stress*."""
+    return Markup("").join(
+        Markup("<p>{}</p>").format(inline(part)) for part in text.strip().split("\n\n")
+    )
+
+
+def inline(text: str) -> Markup:
+    html, place = Markup(""), 0
+    for mark in _MARK.finditer(text):
+        code, stressed = mark.groups()
+        tag = Markup("<code>{}</code>") if code else Markup("<em>{}</em>")
+        html += text[place : mark.start()] + tag.format(code or stressed)
+        place = mark.end()
+    return html + text[place:]
+
+
+def kind(schema: Object) -> Markup:
+    """What a value is, in words; what has a name is linked to its description."""
+    if "$ref" in schema:
+        return Markup('<a href="#{0}">{0}</a>').format(schema["$ref"].rpartition("/")[2])
+    if "anyOf" in schema:
+        return Markup(" or ").join(map(kind, schema["anyOf"]))
+    types = schema.get("type", "anything")
+    if types == "array":
+        return Markup("array of {}").format(kind(schema["items"]))
+    return escape(types if isinstance(types, str) else " or ".join(types))
+
+
+def limits(schema: Object) -> Iterator[Markup]:
+    """What else a value has to be."""
+    if "enum" in schema:
+        words = [Markup("<code>{}</code>").format(_word(value)) for value in schema["enum"]]
+        yield Markup(", ").join(words)
+    if "items" in schema:
+        yield from limits(schema["items"])
+    if "format" in schema:
+        yield escape(schema["format"])
+    if len(schema.get("pattern", "")) in range(1, LONGEST_PATTERN):
+        yield Markup("<code>{}</code>").format(schema["pattern"])
+    for low, high, of_what in (
+        ("minimum", "maximum", ""),
+        ("minLength", "maxLength", "characters"),
+    ):
+        if low in schema or high in schema:
+            yield escape(_between(schema.get(low), schema.get(high), of_what))
+    if "default" in schema:
+        yield Markup("by default <code>{}</code>").format(schema["default"])
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _between(low: int | None, high: int | None, of_what: str) -> str:
+    if low is None or high is None:
+        bounds = f"at most {high:,}" if low is None else f"at least {low:,}"
+    else:
+        bounds = f"{low:,} to {high:,}"
+    return f"{bounds} {of_what}".strip()
+
+
+def resolved(document: Object, node: Object) -> Object:
+    """The node itself, or what it refers to."""
+    if "$ref" not in node:
+        return node
+    _, *path = node["$ref"].split("/")
+    for name in path:
+        document = document[name]
+    return document
+
+
+def answer_headers(document: Object, operation: Object) -> dict[str, Object]:
+    """The headers of an operation's good answers, without the one that all answers have."""
+    return {
+        name: resolved(document, header)
+        for status, answer in operation["responses"].items()
+        if status < "400"
+        for name, header in answer["headers"].items()
+        if name != "X-Request-Id"
+    }
+
+
+def own_errors(document: Object, operation: Object) -> Iterator[tuple[str, Object]]:
+    """The errors of an operation that not every request can get."""
+    for status, answer in operation["responses"].items():
+        if status >= "400" and int(status) not in ALWAYS_REFUSED:
+            yield status, resolved(document, answer)
+
+
+def common_errors(document: Object) -> Iterator[tuple[int, Object]]:
+    for status in ALWAYS_REFUSED:
+        yield status, document["components"]["responses"][REFUSALS[status].name]
+
+
+def pretty(value: Any) -> str:
+    """An example as it reads best."""
+    return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def curl(path: str, method: str, operation: Object) -> str:
+    """The command that makes an operation's example request; `$URL` and `$KEY` are to be set."""
+    command = "curl" if method == "get" else f"curl -X {method.upper()}"
+    key = [] if "security" in operation else ['-H "apikey: $KEY"']
+    contents = operation.get("requestBody", {"content": {}})["content"]
+    body = [
+        f'-H "Content-Type: {kind}" \\\n  -d {shlex.quote(json.dumps(content["example"]))}'
+        for kind, content in contents.items()
+    ]
+    words = [f"{command} $URL{_filled(path, operation)}", *key, *body[:1]]
+    return " \\\n  ".join(words)
+
+
+def _filled(path: str, operation: Object) -> str:
+    values = {
+        parameter["name"]: parameter["schema"]["examples"][0]
+        for parameter in operation["parameters"]
+        if parameter["in"] == "path"
+    }
+    return path.format(**values)

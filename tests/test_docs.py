@@ -1,0 +1,143 @@
+"""The page of the documentation: whole, readable without a script, and loading nothing else."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections import Counter
+from html.parser import HTMLParser
+from urllib.parse import urljoin
+
+import pytest
+from flask import Flask
+
+from taskservice.schemas import EXAMPLE_KEY, EXAMPLE_TASK
+from tests.conftest import needs
+from tests.live import Service
+from tests.people import RemotePerson
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Page(HTMLParser):
+    """What is on a page: its elements, with their attributes, and the text of its `code`."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.codes: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "code":
+            self.codes.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, self.getpos()
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "code":
+            self.codes[-1] += data
+
+    def values(self, attribute: str) -> list[str]:
+        return [attributes[attribute] or "" for _, attributes in self.elements
+                if attribute in attributes]  # fmt: skip
+
+
+@pytest.fixture
+def html(app: Flask) -> str:
+    response = app.test_client().get("/docs", headers={"Accept": "text/html,*/*;q=0.8"})
+    assert response.status_code == 200
+    assert response.content_type == "text/html; charset=utf-8"
+    return response.text
+
+
+def test_page_is_well_formed_and_its_links_lead_somewhere(app: Flask, html: str) -> None:
+    page = Page(html)
+    assert page.open == []
+    ids = Counter(page.values("id"))
+    assert set(ids.values()) == {1}
+    for link in page.values("href"):
+        if link.startswith("#"):
+            assert link[1:] in ids
+        else:
+            assert app.test_client().get(f"/{link}").status_code == 200
+    for labels in page.values("aria-labelledby"):
+        assert labels in ids
+
+
+def test_page_has_every_operation_and_every_schema(app: Flask, html: str) -> None:
+    document = app.test_client().get("/openapi.json").json
+    ids = Page(html).values("id")
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            assert operation["operationId"] in ids
+    assert set(document["components"]["schemas"]) <= set(ids)
+
+
+def test_page_holds_under_a_prefix(html: str) -> None:
+    for link in Page(html).values("href"):
+        assert urljoin("http://localhost/a/prefix/docs", link).startswith(
+            "http://localhost/a/prefix/"
+        )
+
+
+def test_page_loads_its_own_style_and_nothing_else(app: Flask, html: str) -> None:
+    page = Page(html)
+    assert not {tag for tag, _ in page.elements} & {"script", "style", "img", "iframe", "form"}
+    assert page.values("style") == page.values("src") == []
+    assert not [name for _, attributes in page.elements for name in attributes if name[:2] == "on"]
+    assert [attributes["href"] for tag, attributes in page.elements if tag == "link"] == [
+        "docs.css"
+    ]
+    style = app.test_client().get("/docs.css")
+    assert style.content_type == "text/css; charset=utf-8"
+    assert not re.search(r"url\(|@import", style.text)
+    policy = app.test_client().get("/docs").headers["Content-Security-Policy"]
+    assert {"default-src 'none'", "style-src 'self'"} <= set(policy.split("; "))
+
+
+def test_text_of_the_document_is_no_markup(html: str) -> None:
+    assert "<code>apikey: &lt;key&gt;</code>" in html
+    assert "{{" not in html
+    assert "Undefined" not in html
+
+
+def test_commands_on_the_page_run_as_printed(
+    html: str, service: Service, subtests: pytest.Subtests
+) -> None:
+    if shutil.which("curl") is None:
+        needs("curl", "the examples are written with it")
+    alice = service.add_user()
+    variables = {"URL": service.url, "KEY": str(alice.session.headers["apikey"])}
+    commands = [code for code in Page(html).codes if code.startswith("curl ")]
+    assert len(commands) > 20
+    for command in commands:
+        with subtests.test(command):
+            # What curl prints at last is the status.
+            printed = subprocess.run(
+                ["sh", "-c", fitting(command, alice).replace("curl", "curl -sw '%{http_code}'", 1)],
+                env=os.environ | variables, capture_output=True, text=True, timeout=30, check=True,
+            ).stdout  # fmt: skip
+            assert re.search(r"2\d\d$", printed), printed
+
+
+def fitting(command: str, person: RemotePerson) -> str:
+    """The command, with things that are there in place of those in the example."""
+    person.request("PUT", "/agent/summarizer")
+    if EXAMPLE_TASK in command:
+        return command.replace(EXAMPLE_TASK, person.start()["id"])
+    if EXAMPLE_KEY in command:
+        key = person.request("POST", "/key", json={"name": "another"}).json()
+        return command.replace(EXAMPLE_KEY, key["id"])
+    if "DELETE" in command:
+        person.request("PUT", "/agent/idle")
+        return command.replace("/agent/summarizer", "/agent/idle")
+    return command

@@ -1,0 +1,50 @@
+"""schemathesis, which makes requests of the OpenAPI document, against the live service."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fuzzing import AGENT
+from tests.live import Service
+
+SECONDS = int(os.environ.get("FUZZ_SECONDS", "30"))
+
+# All that it can check, but that what fits a schema is accepted: that an agent exists,
+# or that a moment lies ahead, no schema can say.
+NOT_CHECKED = "positive_data_acceptance"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS + 120)
+def test_made_up_requests_find_no_error_and_nothing_undocumented(
+    service: Service, tmp_path: Path
+) -> None:
+    alice = service.add_user()
+    alice.request("PUT", f"/agent/{AGENT}").raise_for_status()
+    own_key = alice.request("GET", "/user").json()["key"]["id"]
+    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{service.url}/openapi.json"]
+    options = [
+        "--header", f"apikey: {alice.session.headers['apikey']}",
+        "--exclude-checks", NOT_CHECKED,
+        "--exclude-tag", "docs",
+        "--max-time", str(SECONDS),
+        "--continue-on-failure", "--no-color",
+    ]  # fmt: skip
+    found = subprocess.run(
+        [*command, *options],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "SCHEMATHESIS_HOOKS": "tests.fuzzing",
+            "PYTHONPATH": str(Path(__file__).parent.parent),
+            "OWN_KEY_ID": own_key,
+        },
+        capture_output=True, text=True, timeout=SECONDS + 90, check=False,
+    )  # fmt: skip
+    print(found.stdout)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert alice.request("GET", "/user").status_code == 200
+    assert "Traceback" not in service.log.read_text()

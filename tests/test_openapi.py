@@ -1,0 +1,313 @@
+"""The OpenAPI document: complete, valid, true, and enough to make a client from."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.parse import urljoin
+
+import jsonschema_rs
+import pytest
+import requests
+from flask import Flask
+from openapi_spec_validator import validate
+
+from taskservice.api.door import PREFIX
+from taskservice.openapi.document import openapi_path
+from taskservice.openapi.page import resolved
+from taskservice.openapi.words import ALWAYS_REFUSED
+from tests import conformance
+from tests.conformance import validator
+from tests.live import Service
+from tests.people import Person, add_person, expect
+
+Object = dict[str, Any]
+
+# It is the same on every database.
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def document(app: Flask) -> Object:
+    return dict(expect(app.test_client().get("/openapi.json"), 200))
+
+
+def operations(document: Object) -> Iterator[tuple[str, str, Object]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield method, path, operation
+
+
+def contents(document: Object, operation: Object) -> Iterator[Object]:
+    """Every body that an operation reads or answers with."""
+    yield from operation.get("requestBody", {}).get("content", {}).values()
+    for answer in operation["responses"].values():
+        yield from resolved(document, answer).get("content", {}).values()
+
+
+# --- complete and valid ------------------------------------------------------------------
+
+
+def test_document_is_valid_openapi(document: Object) -> None:
+    assert document["openapi"].startswith("3.1.")
+    validate(document)
+
+
+def test_every_route_is_in_the_document_and_nothing_else(app: Flask, document: Object) -> None:
+    documented = {(method.upper(), path) for method, path, _ in operations(document)}
+    routes = {
+        (method, openapi_path(rule.rule))
+        for rule in app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+    assert documented == routes
+
+
+def test_every_operation_says_what_it_does(document: Object) -> None:
+    names = [operation["operationId"] for _, _, operation in operations(document)]
+    assert len(set(names)) == len(names)
+    tags = {tag["name"] for tag in document["tags"]}
+    for method, path, operation in operations(document):
+        told = f"{method} {path}"
+        assert set(operation["tags"]) <= tags, told
+        assert operation["summary"], told
+        assert operation["description"], told
+        assert all(parameter["description"] for parameter in operation["parameters"]), told
+        for content in contents(document, operation):
+            assert content["schema"], told
+            assert content["example"], told
+
+
+def test_every_field_of_a_schema_is_described(document: Object) -> None:
+    for name, schema in document["components"]["schemas"].items():
+        assert schema["description"], name
+        for field, value in schema["properties"].items():
+            is_named = "$ref" in value or "anyOf" in value
+            assert is_named or value["description"], f"{name}.{field}"
+
+
+def test_every_operation_has_its_errors(document: Object) -> None:
+    for method, path, operation in operations(document):
+        statuses = operation["responses"].keys()
+        told = f"{method} {path}"
+        assert statuses >= {str(status) for status in ALWAYS_REFUSED}, told
+        assert ("401" in statuses) == path.startswith(PREFIX), told
+        assert ("404" in statuses) == ("{" in path), told
+        assert ("415" in statuses) == ("requestBody" in operation), told
+        for status, reference in operation["responses"].items():
+            answer = resolved(document, reference)
+            assert "X-Request-Id" in answer["headers"], told
+            if status >= "400":
+                assert list(answer["content"]) == ["application/problem+json"], told
+
+
+def test_only_what_needs_no_key_says_so(document: Object) -> None:
+    assert document["security"] == [{"apikey": []}]
+    key = document["components"]["securitySchemes"]["apikey"]
+    assert key == {"type": "apiKey", "in": "header", "name": "apikey"}
+    for _, path, operation in operations(document):
+        assert (operation.get("security") == []) == (not path.startswith(PREFIX))
+
+
+def test_where_unknown_fields_are_refused_the_schema_says_so(document: Object) -> None:
+    for _, _, operation in operations(document):
+        for kind, body in operation.get("requestBody", {}).get("content", {}).items():
+            if kind == "application/json":
+                assert resolved(document, body["schema"])["additionalProperties"] is False
+
+
+def test_server_is_right_under_any_prefix(document: Object) -> None:
+    (server,) = document["servers"]
+    for base in ("http://localhost:8000", "https://example.com/some/prefix"):
+        # As tools do: the path is put behind the server's URL without its last slash.
+        found = urljoin(f"{base}/openapi.json", server["url"]).rstrip("/")
+        assert found == base
+
+
+def test_document_is_small_to_ask_for_again(app: Flask) -> None:
+    client = app.test_client()
+    first = client.get("/openapi.json")
+    again = client.get("/openapi.json", headers={"If-None-Match": first.headers["ETag"]})
+    assert (again.status_code, again.data) == (304, b"")
+    for path in ("/openapi.json", "/docs", "/docs.css"):
+        response = client.get(path)
+        conformance.check("GET", path, response)
+        assert response.status_code == 200
+        assert client.head(path).data == b""
+
+
+# --- its examples ------------------------------------------------------------------------
+
+
+def test_examples_are_what_their_schemas_say(document: Object) -> None:
+    for method, path, operation in operations(document):
+        for content in contents(document, operation):
+            told = f"{method} {path}: {content['example']}"
+            assert validator(json.dumps(content["schema"])).is_valid(content["example"]), told
+        for parameter in operation["parameters"]:
+            for example in parameter["schema"].get("examples", []):
+                assert validator(json.dumps(parameter["schema"])).is_valid(example), told
+
+
+def test_example_requests_are_answered_as_documented(
+    app: Flask, document: Object, subtests: pytest.Subtests
+) -> None:
+    for method, path, operation in operations(document):
+        bodies = operation.get("requestBody", {}).get("content", {None: {"example": ""}})
+        for kind, body in bodies.items() if path.startswith(PREFIX) else ():
+            name = f"{operation['operationId']} {kind}"
+            with subtests.test(name):
+                example = body["example"]
+                text = example if isinstance(example, str) else json.dumps(example)
+                person = add_person(app, name)
+                response = person.request(
+                    method.upper(), path_for(person, path), data=text, content_type=kind
+                )
+                good = {status for status in operation["responses"] if status < "300"}
+                assert str(response.status_code) in good, response.data
+
+
+def path_for(person: Person, path: str) -> str:
+    """The path, below the prefix, of things that this person has."""
+    person.register("summarizer")
+    values = {"agentId": "summarizer"}
+    if "{taskId}" in path:
+        values["taskId"] = person.start()["id"]
+    if "{keyId}" in path:
+        values["keyId"] = expect(person.post("/key", json={"name": "another"}), 201)["id"]
+    return path.removeprefix(PREFIX).format(**values)
+
+
+# --- the comparison that all other tests make --------------------------------------------
+
+
+def answer(status: int, body: Any, **headers: str) -> requests.Response:
+    """An answer as it could come over a socket."""
+    response = requests.Response()
+    response.status_code = status
+    response._content = json.dumps(body).encode()
+    response.headers.update({"Content-Type": "application/json", "X-Request-Id": "7"})
+    response.headers.update(headers)
+    return response
+
+
+@pytest.fixture
+def task(alice: Person) -> Object:
+    return alice.start()
+
+
+def test_answer_as_documented_is_fit(task: Object) -> None:
+    part = answer(200, {"id": task["id"]})
+    conformance.check("GET", f"{PREFIX}/task/{task['id']}?fields=id", part)
+    conformance.check("GET", f"{PREFIX}/task", answer(200, [task]))
+    conformance.check("POST", f"{PREFIX}/task", answer(201, task, Location="task/7"))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "headers"),
+    [
+        pytest.param("POST", "/task", 200, {"Location": "task/7"}, id="status"),
+        pytest.param("POST", "/task", 302, {"Location": "task/7"}, id="redirect"),
+        pytest.param("POST", "/task", 201, {}, id="header left out"),
+        pytest.param("POST", "/task", 201, {"Location": "x", "X-More": "1"}, id="header too many"),
+        pytest.param("POST", "/nothing", 201, {}, id="path"),
+        pytest.param("DELETE", "/task", 201, {}, id="method"),
+        pytest.param("PUT", "/agent/a", 200, {"Content-Type": "text/html"}, id="type"),
+        pytest.param("PATCH", "/task/x", 200, {"Callback-Status": "perhaps"}, id="header's value"),
+    ],
+)
+def test_undocumented_answer_is_found(
+    task: Object, method: str, path: str, status: int, headers: dict[str, str]
+) -> None:
+    with pytest.raises((AssertionError, jsonschema_rs.ValidationError)):
+        conformance.check(method, PREFIX + path, answer(status, task, **headers))
+
+
+@pytest.mark.parametrize("change", [{"status": "done"}, {"logCount": None}, {"more": 1}, {"id": 7}])
+def test_undocumented_body_is_found(task: Object, change: Object) -> None:
+    for response in (answer(201, task | change, Location="x"), answer(201, [], Location="x")):
+        with pytest.raises(jsonschema_rs.ValidationError):
+            conformance.check("POST", f"{PREFIX}/task", response)
+    del task["output"]
+    with pytest.raises(jsonschema_rs.ValidationError):
+        conformance.check("POST", f"{PREFIX}/task", answer(201, task, Location="x"))
+
+
+# --- a client made from it ---------------------------------------------------------------
+
+
+@pytest.fixture
+def client_package(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The name of a package that openapi-python-client makes of the live document."""
+    package = "generated_client"
+    (tmp_path / "settings.json").write_text('{"post_hooks": []}')
+    command = [sys.executable, "-m", "openapi_python_client", "generate", "--meta", "none"]
+    options = ["--url", f"{service.url}/openapi.json", "--output-path", str(tmp_path / package)]
+    made = subprocess.run(
+        [*command, *options, "--config", str(tmp_path / "settings.json")],
+        env={**os.environ, "NO_PROXY": "127.0.0.1"},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stdout + made.stderr
+    monkeypatch.syspath_prepend(tmp_path)
+    yield package
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        del sys.modules[name]
+
+
+def test_generated_client_does_a_tasks_whole_life(service: Service, client_package: str) -> None:
+    def module(name: str) -> ModuleType:
+        return importlib.import_module(f"{client_package}.{name}")
+
+    def call(name: str, *path: Any, **options: Any) -> Any:
+        return module(f"api.{name}").sync_detailed(*path, client=client, **options)
+
+    models = module("models")
+    client = module("client").AuthenticatedClient(
+        base_url=service.url,
+        token=service.add_user().session.headers["apikey"],
+        prefix="",
+        auth_header_name="apikey",
+        raise_on_unexpected_status=True,
+        httpx_args={"trust_env": False},
+    )
+    with client:
+        call("agents.put_agent", "counter", body=models.PutAgent(name="The counter"))
+        wishes = models.Start(
+            agent_id="counter", input_=models.StartInputType0.from_dict({"from": 1})
+        )
+        started = call("tasks.start_task", body=wishes, idempotency_key="once")
+        task = started.parsed
+        assert (started.status_code, task.name, task.input_["from"]) == (201, "The counter", 1)
+        assert started.headers["Location"] == f"task/{task.id}"
+        assert call("tasks.start_task", body=wishes, idempotency_key="once").parsed.id == task.id
+        assert call("agents.claim_task", "counter").parsed.claimed_at
+        assert call("agents.claim_task", "counter").status_code == 204
+        lines = models.Append(logs=["one", "two"], seq=1)
+        for _ in range(2):
+            assert call("logs.append_logs", task.id, body=lines).parsed.log_count == 2
+        output = models.ReportOutput.from_dict({"sum": 15})
+        report = models.Report(status=models.ReportStatus.COMPLETE, output=output)
+        reported = call("tasks.report_task", task.id, body=report)
+        assert reported.headers["Callback-Status"] == "none"
+        got = call("tasks.get_task", task.id, fields="status,output,logs", expand="agent")
+        assert got.parsed.status == "complete"
+        assert (got.parsed.output["sum"], got.parsed.logs) == (15, ["one", "two"])
+        assert got.parsed.agent.name == "The counter"
+        etag = call("tasks.get_task", task.id).headers["ETag"]
+        assert call("tasks.get_task", task.id, if_none_match=etag).status_code == 304
+        listed = call("tasks.list_tasks", status=models.ListTasksStatus.COMPLETE, limit=1)
+        assert [one.id for one in listed.parsed] == [task.id]
+        late = call("logs.append_logs", task.id, body=lines).parsed
+        assert (late.status, late.task.status) == (409, "complete")
+        assert call("agents.delete_agent", "counter").parsed.detail
+        assert call("tasks.delete_task", task.id).parsed.id == task.id
+        assert call("tasks.get_task", task.id).parsed.detail == "Task's ID is not found"
+        assert call("agents.delete_agent", "counter").status_code == 200

@@ -1,0 +1,591 @@
+"""What an operator sees: livez, readyz, metrics of all workers, and ids of requests."""
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import requests
+from flask import Flask
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import text, update
+
+from taskservice import db, metrics, stamps
+from taskservice.app import create_app
+from taskservice.config import Config
+from taskservice.db import dispose, transaction
+from taskservice.health import _COUNTS, Question
+from taskservice.metrics import RECORDS, SLOTS, RequestCounts
+from taskservice.models import Delivery
+from taskservice.serving.settings import gunicorn_settings
+from tests.conftest import Databases, needs
+from tests.live import Service
+from tests.people import Person, problem
+from tests.receiver import Receiver, answer
+
+ROOT = Path(__file__).parent.parent
+REQUESTS = "taskservice_requests_total"
+DURATION = "taskservice_request_duration_seconds"
+PROMETHEUS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.4"
+
+only_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
+
+class Scrape:
+    """What Prometheus makes of the text: values by the sample's name and labels."""
+
+    def __init__(self, shown: str) -> None:
+        self.samples = {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(shown)
+            for sample in family.samples
+        }
+
+    def get(self, name: str, **labels: str) -> float:
+        return self.samples.get((name, frozenset(labels.items())), 0.0)
+
+    def requests(self, route: str, method: str = "GET", status: int = 200) -> float:
+        return self.get(REQUESTS, route=route, method=method, status=str(status))
+
+    def by(self, label: str, name: str) -> dict[str, float]:
+        """Of one metric with one label, its values by that."""
+        return {dict(labels)[label]: value for (its, labels), value in self.samples.items()
+                if its == name}  # fmt: skip
+
+
+def scrape(app: Flask) -> Scrape:
+    response = app.test_client().get("/metrics")
+    assert response.status_code == 200
+    return Scrape(response.get_data(as_text=True))
+
+
+def until(condition: Callable[[], Any], seconds: float = 15) -> Any:
+    """What the condition gives as soon as it gives something."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "It did not come"
+        time.sleep(0.02)
+    return found
+
+
+def is_ready(app: Flask) -> bool:
+    return app.test_client().get("/readyz").status_code == 200
+
+
+def refused_as_unready(app: Flask) -> dict[str, Any]:
+    """The problem of a service that lives but is not ready; it says so soon."""
+    client = app.test_client()
+    began = time.monotonic()
+    response = client.get("/readyz")
+    assert time.monotonic() - began < 3
+    assert int(response.headers["Retry-After"]) > 0
+    assert client.get("/livez").status_code == 200
+    return problem(response, 503)
+
+
+# --- metrics -----------------------------------------------------------------------------
+
+
+def test_metrics_are_prometheus_text_without_a_key(app: Flask) -> None:
+    client = app.test_client()
+    for accept in ("*/*", PROMETHEUS, "text/plain", "text/plain;version=0.0.4"):
+        response = client.get("/metrics", headers={"Accept": accept})
+        assert response.status_code == 200, accept
+        assert response.content_type == "text/plain; version=0.0.4; charset=utf-8"
+    built = scrape(app).by("version", "taskservice_build_info")
+    assert list(built.values()) == [1.0]
+
+
+def test_requests_are_counted_by_rule_method_and_status(app: Flask, alice: Person) -> None:
+    task, before = alice.start(), scrape(app)
+    for _ in range(3):
+        alice.task(task)
+    alice.get("/task/nothing")
+    alice.get("/task", query_string={"nothing": "1"})
+    app.test_client().get("/api/v1/task")
+    after = scrape(app)
+
+    def more(*labels: Any) -> float:
+        return after.requests(*labels) - before.requests(*labels)
+
+    assert more("/api/v1/task/<task_id>", "GET", 200) == 3
+    assert more("/api/v1/task/<task_id>", "GET", 404) == 1
+    assert more("/api/v1/task", "GET", 422) == 1
+    assert more("/api/v1/task", "GET", 401) == 1
+    assert more("/metrics", "GET", 200) == 1
+    assert not any(task["id"] in str(labels) for _, labels in after.samples)
+
+
+def test_latency_is_a_histogram_by_rule(app: Flask, alice: Person) -> None:
+    route, before = "/api/v1/user", scrape(app)
+    for _ in range(5):
+        alice.get("/user")
+    after = scrape(app)
+    buckets = [value for (name, labels), value in after.samples.items()
+               if name == f"{DURATION}_bucket" and ("route", route) in labels]  # fmt: skip
+    count = after.get(f"{DURATION}_count", route=route)
+    assert count - before.get(f"{DURATION}_count", route=route) == 5
+    assert buckets == sorted(buckets)
+    assert buckets[-1] == count
+    assert 0 < after.get(f"{DURATION}_sum", route=route) < 60
+
+
+def test_invented_methods_and_paths_share_one_series(app: Flask) -> None:
+    client, before = app.test_client(), scrape(app)
+    for number in range(20):
+        client.open(f"/nothing-{number}", method=f"FOO{number}")
+    after = scrape(app)
+    assert after.requests("other", "other", 404) - before.requests("other", "other", 404) == 20
+    assert len(after.samples) - len(before.samples) < 50
+
+
+def test_tasks_and_deliveries_are_counted(app: Flask, alice: Person, receiver: Receiver) -> None:
+    ended = [alice.start(callback=receiver.url) for _ in range(3)]
+    alice.start()
+    alice.report(ended[0], status="complete")
+    alice.report(ended[1], status="error", error={"type": "failed", "message": "no"})
+    alice.report(alice.start(callback=receiver.url), status="complete")
+    set_state(app, "failed", count=1)
+    until(lambda: scrape(app).by("status", "taskservice_tasks")
+          == {"running": 2, "complete": 2, "error": 1})  # fmt: skip
+    states = scrape(app).by("state", "taskservice_deliveries")
+    assert states == {"pending": 0, "delivered": 2, "failed": 1, "cancelled": 0}
+
+
+def set_state(app: Flask, state: str, count: int) -> None:
+    with app.app_context(), transaction() as connection:
+        ids = connection.execute(text("SELECT id FROM deliveries ORDER BY id")).scalars().all()
+        for delivery_id in ids[:count]:
+            connection.execute(
+                text("UPDATE deliveries SET state = :state WHERE id = :id"),
+                {"state": state, "id": delivery_id},
+            )
+
+
+def test_oldest_due_delivery_has_an_age_unless_somebody_is_at_it(
+    app: Flask, alice: Person, receiver: Receiver
+) -> None:
+    receiver.answer = answer(500)
+    alice.report(alice.start(callback=receiver.url), status="complete")
+
+    def age() -> float:
+        return scrape(app).get("taskservice_oldest_due_delivery_age_seconds")
+
+    def put_off(seconds: float, leased_for: float | None = None) -> None:
+        values = {
+            "next_attempt_at": stamps.now(seconds),
+            "lease": leased_for and stamps.new_id(),
+            "leased_until": leased_for and stamps.now(leased_for),
+        }
+        with app.app_context(), transaction() as connection:
+            connection.execute(update(Delivery).values(values))
+
+    put_off(+60)
+    until(lambda: scrape(app).by("state", "taskservice_deliveries")["pending"] == 1)
+    assert age() == 0
+    put_off(-100)
+    assert 100 <= until(age) < 200
+    put_off(-100, leased_for=60)
+    until(lambda: age() == 0)
+    # The lease of a process that died has run out.
+    put_off(-100, leased_for=-60)
+    assert 100 <= until(age) < 200
+
+
+def test_size_of_the_database_is_told(app: Flask, alice: Person, database_url: str) -> None:
+    sizes = scrape(app).by("part", "taskservice_database_size_bytes")
+    assert set(sizes) == ({"database", "wal"} if "sqlite" in database_url else {"database"})
+    assert min(sizes.values()) > 0
+
+
+@only_sqlite
+def test_counts_of_a_large_database_read_indexes_only(app: Flask) -> None:
+    with app.app_context(), db.reading() as connection:
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {_COUNTS}").all()
+    steps = [row[3] for row in plan]
+    scans = [step for step in steps if step.startswith("SCAN") and "CONSTANT ROW" not in step]
+    assert scans
+    assert all("INDEX" in step for step in scans), steps
+    # Whole indexes are read only for what has no condition, and those of few rows.
+    assert not [step for step in scans if "tasks_by" in step], steps
+
+
+@only_sqlite
+def test_metrics_without_a_database_are_those_of_the_process(
+    app: Flask, alice: Person, tmp_path: Path
+) -> None:
+    assert scrape(app).get("taskservice_database_up") == 1
+    dispose(app)
+    (tmp_path / "data").rename(tmp_path / "gone")
+    until(lambda: scrape(app).get("taskservice_database_up") == 0)
+    down = scrape(app)
+    assert down.by("status", "taskservice_tasks") == {}
+    assert down.requests("/metrics") > 0
+    (tmp_path / "gone").rename(tmp_path / "data")
+    until(lambda: scrape(app).get("taskservice_database_up") == 1)
+
+
+def test_what_finds_no_room_to_be_counted_harms_nothing() -> None:
+    counts = RequestCounts()
+    for status in range(RECORDS + 50):
+        counts.add("/", "GET", status, 0.1)
+        counts.add("/", "GET", 0, 0.1)
+    requests_total = counts.metrics()[0]
+    values = {sample.labels["status"]: sample.value for sample in requests_total.samples}
+    assert len(values) == RECORDS
+    assert values.pop(0) == RECORDS + 51
+    assert set(values.values()) == {1}
+
+
+def test_process_that_takes_over_a_slot_counts_on() -> None:
+    counts = RequestCounts()
+    counts.add("/", "GET", 200, 0.1)
+    assert counts.use_free_slot({0}) == 1
+    counts.add("/", "GET", 200, 0.1)
+    counts.add("/", "GET", 404, 0.1)
+    assert counts.use_free_slot({1}) == 0
+    counts.add("/", "GET", 200, 0.1)
+    values = {sample.labels["status"]: sample.value for sample in counts.metrics()[0].samples}
+    assert values == {200: 3, 404: 1}
+
+
+def test_living_workers_never_share_a_slot(config: Config) -> None:
+    settings: Any = gunicorn_settings(config)
+    arbiter: Any = SimpleNamespace(WORKERS={})
+
+    def fork(pid: int) -> int:
+        worker: Any = SimpleNamespace()
+        settings["pre_fork"](arbiter, worker)
+        arbiter.WORKERS[pid] = worker
+        slot: int = worker.slot
+        return slot
+
+    assert [fork(pid) for pid in range(4)] == [0, 1, 2, 3]
+    del arbiter.WORKERS[1]
+    assert [fork(pid) for pid in range(4, 4 + SLOTS)] == [1, *range(4, SLOTS), *[SLOTS] * 3]
+    metrics.requests.use_free_slot(())
+
+
+# --- several workers ---------------------------------------------------------------------
+
+
+class OwnGunicorn(Service):
+    """The service under a gunicorn of the user's own, with our settings."""
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "gunicorn", "-c", "python:taskservice.server", "wsgi:app"]
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                command, env=self.environment, cwd=ROOT, stdout=log, stderr=log
+            )
+        self.wait_until_ready()
+
+
+@pytest.fixture(params=[Service, OwnGunicorn], ids=["serve", "gunicorn"])
+def two_workers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
+    with request.param(tmp_path / "data", WORKERS="2") as service:
+        until(lambda: len(service.workers()) == 2)
+        yield service
+
+
+def count_by(service: Service) -> float:
+    """How many requests of `/livez` have been answered, as any worker says."""
+    return Scrape(requests.get(f"{service.url}/metrics", timeout=10).text).requests("/livez")
+
+
+def ask(service: Service, times: int) -> None:
+    """So many answers, each on a connection of its own, so that both workers give some.
+
+    A connection that the kernel gave to a worker that was killed is broken, and counts nothing.
+    """
+
+    def livez(_number: int) -> int:
+        while True:
+            with suppress(requests.ConnectionError):
+                return requests.get(f"{service.url}/livez", timeout=10).status_code
+
+    with ThreadPoolExecutor(8) as people:
+        assert set(people.map(livez, range(times))) == {200}
+
+
+class Watcher(threading.Thread):
+    """Scrapes all the time; a count that is less than one before it is kept in `fallen`."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__()
+        self._service, self._stop_now = service, threading.Event()
+        self.looks, self.fallen = 0, list[tuple[float, float]]()
+
+    def run(self) -> None:
+        last = 0.0
+        while not self._stop_now.is_set():
+            try:
+                count = count_by(self._service)
+            except requests.RequestException:
+                continue  # of a worker that was just killed
+            self.looks += 1
+            if count < last:
+                self.fallen.append((last, count))
+            last = count
+
+    def stop(self) -> None:
+        self._stop_now.set()
+        self.join()
+
+
+def test_counts_are_of_all_workers_and_outlive_them(two_workers: Service) -> None:
+    service, watcher = two_workers, Watcher(two_workers)
+    assert service.process is not None
+    ask(service, 60)
+    # Whichever worker says it.
+    assert {count_by(service) for _ in range(20)} == {60}
+    watcher.start()
+    for number, end in enumerate(("killed", "killed", "reloaded"), start=1):
+        before = set(service.workers())
+        if end == "killed":
+            os.kill(min(before), signal.SIGKILL)
+        else:
+            service.process.send_signal(signal.SIGHUP)
+        gone = {min(before)} if end == "killed" else before
+        until(lambda gone=gone: len(set(service.workers()) - gone) == 2)
+        ask(service, 20)
+        assert {count_by(service) for _ in range(10)} == {60 + 20 * number}
+    watcher.stop()
+    assert watcher.looks > 10
+    assert watcher.fallen == []
+
+
+# --- readyz and livez --------------------------------------------------------------------
+
+
+def test_ready_means_that_the_database_can_be_written(app: Flask) -> None:
+    for _ in range(3):
+        response = app.test_client().get("/readyz")
+        assert (response.status_code, response.json) == (200, {"status": "ok"})
+
+
+@only_sqlite
+def test_writer_that_holds_the_lock_makes_unready_within_a_second(
+    app: Flask, tmp_path: Path
+) -> None:
+    other = sqlite3.connect(tmp_path / "data" / "taskservice.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    refused_as_unready(app)
+    other.execute("ROLLBACK")
+    other.close()
+    until(lambda: is_ready(app))
+
+
+@only_sqlite
+def test_many_who_ask_while_the_lock_is_held_wait_together(app: Flask, tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "data" / "taskservice.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    before = threading.active_count()
+    with ThreadPoolExecutor(10) as people:
+        asked = [people.submit(refused_as_unready, app) for _ in range(10)]
+        time.sleep(0.3)
+        assert threading.active_count() - before - 10 <= 1
+        for one in asked:
+            one.result()
+    other.execute("ROLLBACK")
+    other.close()
+    until(lambda: is_ready(app))
+
+
+@only_sqlite
+def test_missing_file_makes_unready_even_while_it_is_open(app: Flask, tmp_path: Path) -> None:
+    file = tmp_path / "data" / "taskservice.db"
+    assert is_ready(app)
+    file.rename(file.with_suffix(".away"))
+    refused_as_unready(app)
+    file.with_suffix(".away").rename(file)
+    assert is_ready(app)
+
+
+def mount(*arguments: str) -> None:
+    done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        needs("the right to mount", done.stderr)
+
+
+@pytest.fixture
+def app_on_small_disk(databases: Databases, tmp_path: Path) -> Iterator[Flask]:
+    """The service with its data on a disk of two megabytes, in memory."""
+    data = tmp_path / "data"
+    data.mkdir()
+    mount("-t", "tmpfs", "-o", "size=2m", "tmpfs", str(data))
+    app = create_app(Config(DATA=data, DATABASE_URL=databases.copy_sqlite(data)).completed())
+    yield app
+    dispose(app)
+    subprocess.run(["umount", "--lazy", str(data)], check=True)
+
+
+def test_full_disk_makes_unready(app_on_small_disk: Flask, tmp_path: Path) -> None:
+    assert is_ready(app_on_small_disk)
+    filler = tmp_path / "data" / "filler"
+    with pytest.raises(OSError, match="No space left"):
+        filler.write_bytes(bytes(4_000_000))
+    refused_as_unready(app_on_small_disk)
+    filler.unlink()
+    assert is_ready(app_on_small_disk)
+
+
+@only_sqlite
+def test_read_only_disk_makes_unready(app: Flask, tmp_path: Path) -> None:
+    data = str(tmp_path / "data")
+    assert is_ready(app)
+    dispose(app)
+    mount("--bind", data, data)
+    try:
+        mount("-o", "remount,bind,ro", data)
+        refused_as_unready(app)
+    finally:
+        subprocess.run(["umount", "--lazy", data], check=True)
+    assert is_ready(app)
+
+
+@only_postgresql
+def test_read_only_server_makes_unready(app: Flask) -> None:
+    """As after a failover, or where the provider's disk is full."""
+    assert is_ready(app)
+    set_read_only(app, "on")
+    try:
+        refused_as_unready(app)
+    finally:
+        set_read_only(app, "off")
+    assert is_ready(app)
+
+
+def set_read_only(app: Flask, value: str) -> None:
+    with app.app_context(), db.reading() as connection:
+        name = connection.scalar(text("SELECT current_database()"))
+        # Otherwise the statement that ends it would not be let through.
+        connection.exec_driver_sql("SET default_transaction_read_only = off")
+        connection.exec_driver_sql(
+            f"ALTER DATABASE {name} SET default_transaction_read_only = {value}"
+        )
+    # It counts for new connections.
+    dispose(app)
+
+
+def test_unmigrated_database_is_unready(app: Flask) -> None:
+    with app.app_context(), transaction() as connection:
+        connection.execute(text("ALTER TABLE alembic_version RENAME TO elsewhere"))
+    try:
+        assert "alembic" not in str(refused_as_unready(app))
+    finally:
+        with app.app_context(), transaction() as connection:
+            connection.execute(text("ALTER TABLE elsewhere RENAME TO alembic_version"))
+    assert is_ready(app)
+
+
+# --- questions that may take long --------------------------------------------------------
+
+
+def test_who_asks_waits_no_longer_than_it_likes_and_shares_the_answer(app: Flask) -> None:
+    calls, ready = list[int](), threading.Event()
+
+    def ask() -> int:
+        calls.append(1)
+        ready.wait(20)
+        return len(calls)
+
+    question: Question[int] = Question(app, ask)
+    began = time.monotonic()
+    for _ in range(5):
+        with pytest.raises(TimeoutError):
+            question.answer(0.05)
+    assert time.monotonic() - began < 5
+    ready.set()
+    assert question.answer(5) == 1
+
+
+def test_answer_that_took_long_is_kept_in_proportion(app: Flask) -> None:
+    calls: list[float] = []
+
+    def ask() -> int:
+        calls.append(time.monotonic())
+        time.sleep(0.1)
+        return len(calls)
+
+    question: Question[int] = Question(app, ask, rest=10)
+    assert [question.answer(5) for _ in range(10)] == [1] * 10
+    until(lambda: question.answer(5) == 2)
+    assert calls[1] - calls[0] >= 1
+
+
+def test_failed_question_is_asked_again(app: Flask) -> None:
+    failures = iter([ValueError("no")])
+
+    def ask() -> str:
+        for failure in failures:
+            raise failure
+        return "yes"
+
+    question: Question[str] = Question(app, ask, rest=1000)
+    with pytest.raises(ValueError, match="no"):
+        question.answer(5)
+    assert question.answer(5) == "yes"
+
+
+# --- request ids -------------------------------------------------------------------------
+
+
+def test_problem_has_the_id_of_its_request(app: Flask, alice: Person) -> None:
+    given = alice.get("/task/nothing", headers={"X-Request-Id": "mine-42"})
+    assert problem(given, 404)["requestId"] == given.headers["X-Request-Id"] == "mine-42"
+    made = alice.post("/task", data=b"{", content_type="application/json")
+    assert problem(made, 400)["requestId"] == made.headers["X-Request-Id"] != ""
+    response = app.test_client().post("/livez")
+    assert response.json is not None
+    assert response.json["requestId"] == response.headers["X-Request-Id"]
+    # Always the same body: only the header tells these from each other.
+    refused = app.test_client().get("/api/v1/task")
+    assert "requestId" not in problem(refused, 401)
+    assert refused.headers["X-Request-Id"] != ""
+
+
+def test_every_line_of_a_request_has_its_id(tmp_path: Path) -> None:
+    """Also those that are written on the way, deep inside, and by the server itself."""
+    data = tmp_path / "data"
+    with Service(data, LOG_FORMAT="json") as service:
+        data.rename(tmp_path / "gone")
+        headers = {"X-Request-Id": "mine-42"}
+        refused = requests.get(f"{service.url}/readyz", headers=headers, timeout=10)
+        assert (refused.status_code, refused.json()["requestId"]) == (503, "mine-42")
+        (tmp_path / "gone").rename(data)
+        lines = lines_of(service, "mine-42")
+        assert len(lines) == 2
+        assert "can't be used" in lines[0]["message"]
+        assert lines[1]["message"] == "GET /readyz"
+
+
+def lines_of(service: Service, request_id: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in service.log.read_text().splitlines() if "{" in line]
+    return [line for line in lines if line.get("requestId") == request_id]
+
+
+def test_refusal_of_the_server_itself_has_an_id_and_is_counted(tmp_path: Path) -> None:
+    with Service(tmp_path / "data", LOG_FORMAT="json") as service:
+        with socket.create_connection(("127.0.0.1", service.port)) as client:
+            client.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
+            head, _, body = b"".join(iter(lambda: client.recv(65536), b"")).partition(b"\r\n\r\n")
+        refused = json.loads(body)
+        assert f"X-Request-Id: {refused['requestId']}".encode() in head
+        (line,) = lines_of(service, refused["requestId"])
+        assert "Refused" in line["message"]
+        shown = requests.get(f"{service.url}/metrics", timeout=10).text
+        assert Scrape(shown).requests("other", "other", 400) == 1

@@ -1,0 +1,506 @@
+"""The whole API, called in any order whatever, does what a plain Python model of it does."""
+
+import json
+import os
+from itertools import count
+from typing import Any
+from unittest.mock import ANY
+from urllib.parse import urlencode
+from uuid import uuid4
+
+import pytest
+from flask import Flask
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+
+from tests.inside import end_for_silence
+from tests.model import (
+    NOW,
+    Json,
+    Key,
+    Task,
+    User,
+    fresh_lines,
+    lines_of,
+    listed,
+    reported,
+    same,
+    stored,
+)
+from tests.pages import in_pages
+from tests.people import Person, add_person, expect, problem
+from tests.receiver import Receiver
+
+EXAMPLES = int(os.environ.get("STATES_EXAMPLES", "100"))
+STEPS = 50
+LEAST_STEPS = 2_000
+
+numbers = count(1)
+
+AGENTS = ("summarizer", "translator")
+
+# Few of each, so that they meet.
+agent_ids = st.sampled_from([*AGENTS, *AGENTS, "0.a_b-c"])
+names = st.sampled_from(["Nightly", "nightly run", "Straße", "100%", "a\0b", "x"])
+writers = st.sampled_from(["", "", "w"])
+idempotency_keys = st.sampled_from([None, None, "k", "K"])
+texts = st.text("ab\r\n\0ü\u2028", max_size=5)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | texts,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("ab"), inner),
+    max_leaves=3,
+)  # fmt: skip
+objects = st.dictionaries(st.sampled_from(["a", "b"]), values, max_size=2)
+# Which of the two users.
+either = st.sampled_from([0, 1])
+# Who calls about a task or an agent; most often somebody who may.
+callers = st.sampled_from(
+    ["user", "user", "user", "its agent", "its agent", "other agent", "stranger"]
+)
+more_wishes = st.fixed_dictionaries(
+    {}, optional={"name": names, "input": objects, "claim": st.booleans()}
+)
+# How far the first line is from the one that comes next; None: it has no number at all.
+distances = st.sampled_from([None, None, 0, 0, 0, -1, -2, -5, 1])
+appends = st.tuples(st.lists(texts, max_size=3), writers, distances, st.booleans())
+statuses = st.sampled_from(["complete", "error", "running"])
+messages = st.fixed_dictionaries({"message": st.sampled_from("xy")})
+reports = st.one_of(
+    st.fixed_dictionaries({"status": statuses}, optional={"output": objects, "name": names}),
+    st.fixed_dictionaries({"status": st.just("error"), "error": st.none() | messages}),
+    st.fixed_dictionaries({"output": objects}, optional={"name": names}),
+    # Whatever goes together or does not.
+    st.fixed_dictionaries({}, optional={"status": statuses, "error": messages, "name": names}),
+)
+filters = st.fixed_dictionaries(
+    {},
+    optional={
+        "status": st.sampled_from(["running", "complete", "error"]),
+        "agentId": agent_ids,
+        "q": st.sampled_from(["NIGHT", "strasse", "%", "\0", "zzz"]),
+        "sort": st.sampled_from(["-createdAt", "createdAt", "finishedAt"]),
+    },
+)
+# Each bound, and the member of a task that it is compared with.
+BOUNDS = {
+    "createdAfter": "createdAt",
+    "createdBefore": "createdAt",
+    "finishedAfter": "finishedAt",
+}
+bounds = st.sampled_from(["finishedAfter", None, *BOUNDS])
+
+
+def kept(value: Any) -> Any:
+    """A JSON value as it is kept."""
+    return json.loads(json.dumps(value, ensure_ascii=False).replace("\\u0000", "\ufffd"))
+
+
+class Api(RuleBasedStateMachine):
+    """Users with keys call the service; the model says what each call has to answer."""
+
+    steps_in_all = 0
+
+    tasks: Bundle[Task] = Bundle("tasks")
+
+    def __init__(self, app: Flask, receiver: Receiver) -> None:
+        super().__init__()
+        self.app, self.receiver = app, receiver
+        self.users: list[User] = []
+        self.posted = len(receiver.requests)
+
+    # --- users, and who calls
+
+    @initialize(target=tasks)
+    def begin(self) -> Any:
+        """Two users, each with two agents and a task of each."""
+        self.users = [self.new_user(), self.new_user()]
+        bodies = [{"agentId": agent_id} for agent_id in AGENTS]
+        pairs = [(user, body) for user in self.users for body in bodies]
+        return multiple(*(self.started(self.caller(user), body, None) for user, body in pairs))
+
+    def new_user(self) -> User:
+        person = add_person(self.app, f"user {next(numbers)} {uuid4()}")
+        me = expect(person.get("/user"), 200)
+        user = User(me["id"], me["name"])
+        user.keys.append(Key(me["key"]["id"], user, person))
+        for agent_id in AGENTS:
+            user.agents[agent_id] = person.register(agent_id)
+            self.new_key(user, agent_id)
+        return user
+
+    def new_key(self, user: User, agent_id: str | None) -> None:
+        caller = self.caller(user)
+        made = expect(caller.person.post("/key", json={"name": "k", "agentId": agent_id}), 201)
+        person = Person(self.app, user.name, made["key"])
+        user.keys.append(Key(made["id"], user, person, agent_id))
+
+    def caller(self, user: User, who: str = "user", agent_id: str = "") -> Key:
+        """A key that is valid; of an agent only while it has one."""
+        if who == "stranger":
+            user = next(other for other in self.users if other is not user)
+        other_agent = next(other for other in AGENTS if other != agent_id)
+        wanted = {"its agent": agent_id, "other agent": other_agent}.get(who)
+        key = user.caller(wanted) or user.caller()
+        assert key is not None, "the last user key is never revoked"
+        return key
+
+    # --- keys
+
+    @rule(user=either, agent_id=st.none() | agent_ids, who=callers)
+    def create_key(self, user: int, agent_id: str | None, who: str) -> None:
+        key = self.caller(self.users[user], who, AGENTS[0])
+        if key.agent_id is None and (agent_id is None or agent_id in key.user.agents):
+            self.new_key(key.user, agent_id)
+        else:
+            wishes = {"name": "k", "agentId": agent_id}
+            problem(key.person.post("/key", json=wishes), 422 if key.agent_id is None else 403)
+
+    @rule(user=either, number=st.integers(0, 5), who=callers)
+    def revoke_key(self, user: int, number: int, who: str) -> None:
+        owner = self.users[user]
+        key, other = self.caller(owner, who, AGENTS[0]), owner.keys[number % len(owner.keys)]
+        response = key.person.delete(f"/key/{other.id}")
+        if key.agent_id is not None:
+            problem(response, 403)
+        elif other not in key.user.keys:
+            problem(response, 404)
+        elif other.is_the_last():
+            problem(response, 409)
+        else:
+            assert expect(response, 200)["revokedAt"]
+            other.valid = False
+        keys = expect(self.caller(owner).person.get("/key"), 200)
+        found = {one["id"]: one["revokedAt"] is None for one in keys}
+        assert found == {one.id: one.valid for one in owner.keys}
+
+    # --- agents
+
+    @rule(user=either, who=callers, agent_id=agent_ids, name=names, description=st.none() | names)
+    def put_agent(
+        self, user: int, who: str, agent_id: str, name: str, description: str | None
+    ) -> None:
+        key = self.caller(self.users[user], who, agent_id)
+        wishes = {"name": name, "description": description}
+        response = key.person.put(f"/agent/{agent_id}", json=wishes)
+        if key.agent_id not in (None, agent_id):
+            problem(response, 404)
+            return
+        known = key.user.agents.get(agent_id)
+        agent = expect(response, 200 if known else 201)
+        before = known or {
+            "id": agent_id,
+            "description": "",
+            "userId": key.user.id,
+            "createdAt": agent["createdAt"],
+        }
+        given = {field: stored(text) for field, text in wishes.items() if text is not None}
+        assert agent == before | given
+        key.user.agents[agent_id] = agent
+        own = [key.user.agents[one] for one in sorted(key.user.agents) if key.sees_agent(one)]
+        assert expect(key.person.get("/agent"), 200) == own
+
+    @rule(user=either, who=callers, agent_id=st.sampled_from(["0.a_b-c", "0.a_b-c", *AGENTS]))
+    def delete_agent(self, user: int, who: str, agent_id: str) -> None:
+        key = self.caller(self.users[user], who, agent_id)
+        response = key.person.delete(f"/agent/{agent_id}")
+        if key.agent_id is not None:
+            problem(response, 403)
+        elif agent_id not in key.user.agents:
+            problem(response, 404)
+        elif any(task.json["agentId"] == agent_id for task in key.user.tasks):
+            problem(response, 409)
+        else:
+            assert expect(response, 200) == key.user.agents.pop(agent_id)
+            for gone in [one for one in key.user.keys if one.agent_id == agent_id]:
+                key.user.keys.remove(gone)
+                problem(gone.person.get("/user"), 401)
+
+    # --- start and claim
+
+    @rule(
+        target=tasks,
+        user=either,
+        who=callers,
+        agent_id=agent_ids,
+        more=more_wishes,
+        called_back=st.booleans(),
+        idempotency_key=idempotency_keys,
+    )
+    def start(
+        self,
+        user: int,
+        who: str,
+        agent_id: str,
+        more: Json,
+        called_back: bool,
+        idempotency_key: str | None,
+    ) -> Any:
+        key = self.caller(self.users[user], who, agent_id)
+        body = {"agentId": agent_id, **more}
+        if called_back:
+            body["callback"] = self.receiver.url
+        return self.started(key, body, idempotency_key)
+
+    @rule(task=tasks, who=callers)
+    def start_again(self, task: Task, who: str) -> None:
+        """The same as before; without a key for it, it starts another task."""
+        if task.idempotency_key is not None:
+            key = self.caller(task.user, who, task.json["agentId"])
+            if key.user is task.user:
+                self.started(key, task.body, task.idempotency_key)
+
+    def started(self, key: Key, body: Json, idempotency_key: str | None) -> Any:
+        headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+        response = key.person.post("/task", json=body, headers=headers)
+        known = key.user.task_of(idempotency_key)
+        another_body = known is not None and not same(body, known.body)
+        if not key.sees_agent(body["agentId"]) or another_body:
+            problem(response, 422)
+            return multiple()
+        seen = expect(response, 201)
+        assert ("Idempotency-Replayed" in response.headers) == (known is not None)
+        if known is not None:
+            assert seen == known.json
+            return multiple()
+        assert seen == self.new_task(key, body, seen)
+        task = Task(key.user, seen, idempotency_key, body)
+        key.user.tasks.append(task)
+        return task
+
+    def new_task(self, key: Key, body: Json, seen: Json) -> Json:
+        moment = seen["createdAt"]
+        claimed = body.get("claim") or key.agent_id is not None
+        return {
+            "id": seen["id"],
+            "name": stored(body.get("name") or key.user.agents[body["agentId"]]["name"]),
+            "agentId": body["agentId"],
+            "userId": key.user.id,
+            "createdAt": moment,
+            "updatedAt": moment,
+            "claimedAt": moment if claimed else None,
+            "finishedAt": None,
+            "input": kept(body.get("input", {})),
+            "logs": [],
+            "firstLog": 1,
+            "logCount": 0,
+            "output": {},
+            "status": "running",
+            "error": None,
+            "callback": body.get("callback"),
+        }
+
+    @rule(user=either, who=callers, agent_id=agent_ids, times=st.integers(1, 3))
+    def claim(self, user: int, who: str, agent_id: str, times: int) -> None:
+        for _ in range(times):
+            self.claim_once(self.caller(self.users[user], who, agent_id), agent_id)
+
+    def claim_once(self, key: Key, agent_id: str) -> None:
+        response = key.person.post(f"/agent/{agent_id}/claim")
+        if not key.sees_agent(agent_id):
+            problem(response, 404)
+            return
+        task = key.user.oldest_waiting(agent_id)
+        if task is None:
+            assert response.status_code == 204
+            return
+        task.changed_to(expect(response, 200), task.json | {"claimedAt": NOW})
+
+    # --- append, report, cancel, delete
+
+    @rule(task=tasks, who=callers, parts=st.lists(appends, min_size=1, max_size=4))
+    def append(self, task: Task, who: str, parts: list[tuple[Any, ...]]) -> None:
+        for part in parts:
+            self.append_once(self.caller(task.user, who, task.json["agentId"]), task, *part)
+
+    def append_once(
+        self,
+        key: Key,
+        task: Task,
+        sent: list[str],
+        writer: str,
+        distance: int | None,
+        as_text: bool,
+    ) -> None:
+        known = task.writers.get(writer, 0)
+        seq = None if distance is None else max(1, known + 1 + distance)
+        path = f"/task/{task.json['id']}/logs"
+        if as_text:
+            text = "".join(sent)
+            query = {"writer": writer} | ({"seq": seq} if seq else {})
+            response = key.person.put(path, query_string=query, data=text.encode())
+            lines = lines_of([text]) if text else []
+        else:
+            body = {"logs": sent, "seq": seq, "writer": writer}
+            response = key.person.post(path, json=body)
+            lines = lines_of(sent)
+        fresh = fresh_lines(task, lines, writer, seq)
+        if not key.sees(task):
+            problem(response, 404)
+        elif not task.is_open:
+            self.is_finished(response, task)
+        elif fresh is None:
+            assert problem(response, 409)["expected"] == known + 1
+        else:
+            total = task.json["logCount"] + len(fresh)
+            assert expect(response, 201) == {"logCount": total, "status": task.json["status"]}
+            task.writers[writer] = known + len(fresh)
+            now = task.json | {"logs": task.json["logs"] + fresh, "logCount": total}
+            task.changed_to(key.person.task(task.json), now)
+
+    @rule(task=tasks, who=callers, several=st.lists(reports, min_size=1, max_size=3))
+    def report(self, task: Task, who: str, several: list[Json]) -> None:
+        for changes in several:
+            self.report_once(self.caller(task.user, who, task.json["agentId"]), task, changes)
+
+    def report_once(self, key: Key, task: Task, changes: Json) -> None:
+        response = key.person.patch(f"/task/{task.json['id']}", json=changes)
+        if changes.get("error") and changes.get("status") != "error":
+            problem(response, 422)
+            return
+        if "output" in changes:
+            changes = changes | {"output": kept(changes["output"])}
+        expected = reported(task, changes)
+        if not key.sees(task):
+            problem(response, 404)
+        elif expected is None:
+            self.is_finished(response, task)
+        else:
+            task.changed_to(expect(response, 200), expected)
+            self.is_called_back(response, task, expected["finishedAt"] is NOW)
+
+    @rule(task=tasks, who=callers)
+    def cancel(self, task: Task, who: str) -> None:
+        key = self.caller(task.user, who, task.json["agentId"])
+        response = key.person.post(f"/task/{task.json['id']}/cancel")
+        if key.agent_id is not None:
+            problem(response, 403)
+        elif not key.sees(task):
+            problem(response, 404)
+        elif task.running:
+            error = {"type": "cancelled", "message": ANY}
+            ended = {"status": "error", "error": error, "finishedAt": NOW}
+            task.changed_to(expect(response, 200), task.json | ended)
+            self.is_called_back(response, task, True)
+        elif task.error_type == "cancelled":
+            task.changed_to(expect(response, 200), task.json)
+            self.is_called_back(response, task, False)
+        else:
+            self.is_finished(response, task)
+
+    def is_finished(self, response: Any, task: Task) -> None:
+        told = {name: task.json[name] for name in ("id", "status", "error")}
+        assert problem(response, 409)["task"] == told
+
+    def is_called_back(self, response: Any, task: Task, ended: bool) -> None:
+        """The callback of a task that ended now was called once, and otherwise was not."""
+        owed = ended and task.json["callback"] is not None
+        assert response.headers["Callback-Status"] == ("delivered" if owed else "none")
+        self.posted += owed
+        assert len(self.receiver.requests) == self.posted
+        if owed:
+            assert json.loads(self.receiver.requests[-1].body) == task.json
+
+    @rule(task=tasks)
+    def fall_silent(self, task: Task) -> None:
+        """What the service does to a running task whose agent is not heard of any more."""
+        if task.running:
+            end_for_silence(self.app, task.json)
+            error = {"type": "timeout", "message": ANY}
+            ended = {"status": "error", "error": error, "finishedAt": NOW}
+            seen = self.caller(task.user).person.task(task.json)
+            task.changed_to(seen, task.json | ended)
+
+    @rule(task=consumes(tasks))
+    def delete(self, task: Task) -> None:
+        path = f"/task/{task.json['id']}"
+        for who, status in (("stranger", 404), ("its agent", 403), ("other agent", 403)):
+            key = self.caller(task.user, who, task.json["agentId"])
+            if key.user is not task.user or key.agent_id is not None:
+                problem(key.person.delete(path), status)
+        assert expect(self.caller(task.user).person.delete(path), 200) == task.json
+        task.user.tasks.remove(task)
+        self.is_gone(self.caller(task.user).person, path)
+
+    def is_gone(self, person: Person, path: str) -> None:
+        for response in (
+            person.get(path),
+            person.patch(path, json={}),
+            person.post(f"{path}/logs", json={"logs": []}),
+            person.post(f"{path}/cancel"),
+            person.delete(path),
+        ):
+            problem(response, 404)
+
+    # --- get and list
+
+    @rule(task=tasks, who=callers)
+    def get(self, task: Task, who: str) -> None:
+        key, path = self.caller(task.user, who, task.json["agentId"]), f"/task/{task.json['id']}"
+        response = key.person.get(path, headers={"If-None-Match": task.etag})
+        if not key.sees(task):
+            problem(response, 404)
+        elif task.json is task.known:
+            assert (response.status_code, response.data) == (304, b"")
+        else:
+            assert expect(response, 200) == task.json
+            task.etag, task.known = response.headers["ETag"], task.json
+
+    @rule(user=either, who=callers, wishes=filters, limit=st.integers(1, 4), bound=bounds,
+          place=st.integers(0, 9))  # fmt: skip
+    def list_tasks(
+        self, user: int, who: str, wishes: Json, limit: int, bound: str | None, place: int
+    ) -> None:
+        key = self.caller(self.users[user], who, AGENTS[0])
+        if bound is not None:
+            tasks = [task for task in key.user.tasks if task.json[BOUNDS[bound]]]
+            if tasks:
+                wishes = wishes | {bound: tasks[place % len(tasks)].json[BOUNDS[bound]]}
+        expected = listed(key, {name: stored(value) for name, value in wishes.items()})
+        assert expect(key.person.get("/task", query_string=wishes), 200) == expected
+        assert in_pages(key.person.get, urlencode(wishes | {"limit": limit})) == expected
+
+    # --- at every step, and at the end
+
+    @invariant()
+    def count_step(self) -> None:
+        Api.steps_in_all += 1
+
+    def teardown(self) -> None:
+        for user in self.users:
+            for key in user.keys:
+                if key.valid:
+                    assert expect(key.person.get("/task"), 200) == listed(key, {})
+                else:
+                    problem(key.person.get("/task"), 401)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_api_does_what_its_model_does(app: Flask, receiver: Receiver) -> None:
+    Api.steps_in_all = 0
+    run_state_machine_as_test(
+        lambda: Api(app, receiver),
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=STEPS,
+            deadline=None,
+            database=None,
+            print_blob=True,
+            suppress_health_check=list(HealthCheck),
+            # Without the explanation, which takes long and helps little here.
+            phases=[Phase.generate, Phase.shrink],
+        ),
+    )
+    print(f"\n{Api.steps_in_all} steps")
+    assert Api.steps_in_all >= LEAST_STEPS
