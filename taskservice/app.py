@@ -5,6 +5,7 @@ from flask import Flask
 from taskservice import api, db, health, live, migrations, problems, telemetry
 from taskservice.config import Config
 from taskservice.proxies import trusting
+from taskservice.services import attempts
 
 
 def create_app(config: Config) -> Flask:
@@ -22,6 +23,7 @@ def create_app(config: Config) -> Flask:
     db.init_app(app, config.DATABASE_URL, config.THREADS)
     live.init_app(app, config.THREADS)
     health.init_app(app)
+    attempts.init_app(app)
     problems.init_app(app)
     telemetry.init_app(app)
     api.init_app(app)

@@ -12,13 +12,14 @@ from threading import Lock, Thread
 from typing import Any, Generic, TypeVar
 
 from flask import Flask, current_app
-from sqlalchemy import func, or_, select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice.db import database_now, db, reading, transaction
 from taskservice.metrics import Metric, Sample
 from taskservice.models import Delivery
 from taskservice.problems import busy
+from taskservice.queries import is_due
 
 T = TypeVar("T")
 
@@ -54,12 +55,7 @@ _COUNTS = text("""
 """)
 _OLDEST_DUE = (
     select(Delivery.next_attempt_at, database_now().label("now"))
-    .where(
-        text("state = 'pending'"),
-        Delivery.next_attempt_at <= database_now(),
-        # While a lease holds, somebody is at it.
-        or_(Delivery.leased_until.is_(None), Delivery.leased_until <= database_now()),
-    )
+    .where(is_due)
     .order_by(Delivery.next_attempt_at)
     .limit(1)
 )

@@ -230,14 +230,17 @@ class Delivery(Base):
         CheckConstraint("(lease IS NULL) = (leased_until IS NULL)", "lease"),
         Index(None, "task_id", "created_at"),
         Index(
-            "deliveries_due", "next_attempt_at", sqlite_where=_PENDING, postgresql_where=_PENDING
+            "deliveries_due", "next_attempt_at", "host",
+            sqlite_where=_PENDING, postgresql_where=_PENDING,
         ),
         Index("deliveries_in_vain", "state", sqlite_where=_IN_VAIN, postgresql_where=_IN_VAIN),
-    )
+    )  # fmt: skip
 
     id: Mapped[str] = mapped_column(Identifier, primary_key=True)
     task_id: Mapped[str] = mapped_column(Identifier, ForeignKey(Task.id, ondelete="CASCADE"))
     callback_url: Mapped[str]
+    # The URL's, with its port: no host may keep the others waiting.
+    host: Mapped[str]
     state: Mapped[str]
     created_at: Mapped[str] = mapped_column(Timestamp)
     # Of the present round; a redelivery starts a new one.

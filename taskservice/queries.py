@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import eq, gt, lt
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 from flask import current_app
@@ -27,12 +28,15 @@ from sqlalchemy import (
 
 from taskservice import stamps
 from taskservice.access import Caller, visible_agents, visible_tasks
-from taskservice.db import Timestamp, WriterQueue, reading
+from taskservice.db import Timestamp, WriterQueue, database_now, reading
 from taskservice.models import (
+    PENDING,
     RUNNING,
     Agent,
     ApiKey,
+    Attempt,
     CallbackSecret,
+    Delivery,
     Identifier,
     Log,
     LogChunk,
@@ -88,6 +92,21 @@ KEY_COLUMNS = (
     ApiKey.expires_at,
     ApiKey.last_used_at,
     ApiKey.revoked_at,
+)
+DELIVERY_COLUMNS = (
+    Delivery.id,
+    Delivery.task_id,
+    Delivery.callback_url,
+    Delivery.state,
+    Delivery.created_at,
+    Delivery.next_attempt_at,
+)
+ATTEMPT_COLUMNS = (
+    Attempt.delivery_id,
+    Attempt.at,
+    Attempt.duration_ms,
+    Attempt.status_code,
+    Attempt.message,
 )
 
 
@@ -425,6 +444,64 @@ def _lines(chunks: Sequence[AnyRow], after: int, until: int) -> list[str]:
     if first + len(lines) - 1 != chunks[-1].last:
         raise LogGone()
     return lines[after + 1 - first : until + 1 - first]
+
+
+# --- deliveries --------------------------------------------------------------------------
+
+# Spelled out, as the indexes of these rows have it.
+is_pending: ColumnElement[bool] = Delivery.state == literal_column(f"'{PENDING}'")
+# While a lease holds, somebody is at it.
+is_unleased: ColumnElement[bool] = or_(
+    Delivery.leased_until.is_(None), Delivery.leased_until <= database_now()
+)
+is_due: ColumnElement[bool] = and_(
+    is_pending, Delivery.next_attempt_at <= database_now(), is_unleased
+)
+
+_DELIVERIES = (
+    select(*DELIVERY_COLUMNS, User.name.label("user_name"))
+    .join(Task, Task.id == Delivery.task_id)
+    .join(User, User.id == Task.user_id)
+    .order_by(Delivery.created_at.desc(), Delivery.id.desc())
+)
+_OF_TASK = _DELIVERIES.where(Task.id == bindparam("task_id", type_=Identifier), visible_tasks)
+_BY_ID = _DELIVERIES.where(Delivery.id == bindparam("delivery_id", type_=Identifier))
+_ATTEMPTS = (
+    select(*ATTEMPT_COLUMNS)
+    .where(Attempt.delivery_id.in_(bindparam("delivery_ids", expanding=True)))
+    .order_by(Attempt.delivery_id, Attempt.id)
+)
+
+
+def deliveries_of_task(caller: Caller, task_id: str) -> list[Any]:
+    """A task's deliveries, newest first, each with its `attempts`, oldest first."""
+    with reading() as connection:
+        rows = connection.execute(_OF_TASK, {"task_id": task_id, **caller.scope}).all()
+    return _with_attempts(rows)
+
+
+def delivery(delivery_id: str) -> Any | None:
+    """One delivery, whoever it belongs to, with its `attempts`, oldest first."""
+    with reading() as connection:
+        rows = connection.execute(_BY_ID, {"delivery_id": delivery_id}).all()
+    return next(iter(_with_attempts(rows)), None)
+
+
+def all_deliveries(state: str | None, limit: int) -> list[Any]:
+    """The newest deliveries of all users, as `delivery` has them, with their `user_name`."""
+    statement = _DELIVERIES.limit(limit)
+    if state is not None:
+        statement = statement.where(Delivery.state == state)
+    with reading() as connection:
+        rows = connection.execute(statement).all()
+    return _with_attempts(rows)
+
+
+def _with_attempts(rows: Sequence[AnyRow]) -> list[Any]:
+    with reading() as connection:
+        found = connection.execute(_ATTEMPTS, {"delivery_ids": [row.id for row in rows]}).all()
+    made = {key: list(some) for key, some in groupby(found, lambda each: each.delivery_id)}
+    return [SimpleNamespace(**row._asdict(), attempts=made.get(row.id, [])) for row in rows]
 
 
 # --- agents, users, keys -----------------------------------------------------------------

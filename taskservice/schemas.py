@@ -19,7 +19,16 @@ from marshmallow import (
 )
 
 from taskservice import stamps, strict_json
-from taskservice.models import CANCELLED, COMPLETE, ERROR, FAILED, RUNNING, TIMEOUT
+from taskservice.models import (
+    CANCELLED,
+    COMPLETE,
+    DELIVERED,
+    ERROR,
+    FAILED,
+    PENDING,
+    RUNNING,
+    TIMEOUT,
+)
 
 MAX_NAME = 200
 MAX_DESCRIPTION = 2_000
@@ -35,6 +44,7 @@ MAX_LIMIT = 1_000
 MAX_LINES = 10_000
 DEFAULT_LINES = 1_000
 
+DELIVERY_STATES = (PENDING, DELIVERED, FAILED, CANCELLED)
 SORTS = ("-createdAt", "createdAt", "finishedAt")
 
 AGENT_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -43,9 +53,16 @@ AGENT_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 EXAMPLE_USER = "01a20e63-9218-7bda-b91d-7397fc8ca845"
 EXAMPLE_TASK = "01a20e63-9249-713c-aada-f8fd1cd47589"
 EXAMPLE_KEY = "01a20e63-921a-7c04-8f6e-52a1d0b7c3e9"
+EXAMPLE_DELIVERY = "01a20e63-92c4-7f10-b3a5-9e1d6c2f4b80"
 EXAMPLE_REQUEST = "01a20e63-9301-7d1e-b1a4-0c6f5e2d8a77"
 EXAMPLE_KEY_TEXT = "tsk_agent_..."
 EXAMPLE_MOMENT = "2026-11-24T13:36:00.123Z"
+EXAMPLE_ATTEMPT = {
+    "at": EXAMPLE_MOMENT,
+    "durationMs": 10_002,
+    "statusCode": None,
+    "message": "No answer within 10 s.",
+}
 
 
 def said(description: str, *examples: Any, **keywords: Any) -> dict[str, Any]:
@@ -341,6 +358,49 @@ class ShapedTaskSchema(TaskSchema):
     """A task with the fields that `fields` asks for, or all, and with what `expand` embeds."""
 
 
+class AttemptSchema(RowSchema):
+    """One try of a delivery."""
+
+    at = _moment("When it began.", EXAMPLE_MOMENT, "at")
+    durationMs = fields.Integer(
+        attribute="duration_ms", metadata=said("How many milliseconds it lasted.", minimum=0)
+    )
+    statusCode = fields.Integer(
+        attribute="status_code",
+        allow_none=True,
+        metadata=said("The receiver's HTTP status; null without an answer."),
+    )
+    message = fields.String(metadata=said("What came of it, in one sentence."))
+
+
+class DeliverySchema(RowSchema):
+    """One webhook owed to one callback."""
+
+    id = _id("The delivery's id: the `webhook-id` of all its attempts.", EXAMPLE_DELIVERY)
+    callback = fields.String(
+        attribute="callback_url",
+        metadata=said(
+            "Where it goes.", "https://myapp.example/api/v1/callback/2100aaa", format="uri"
+        ),
+    )
+    state = fields.String(
+        validate=validate.OneOf(DELIVERY_STATES),
+        metadata=said(
+            "`pending`: it is still to be posted; `delivered`: the receiver answered 2xx; "
+            "`failed`: it is given up, and kept; `cancelled`: a newer one has taken its place.",
+            PENDING,
+        ),
+    )
+    createdAt = _moment("When the task ended.", EXAMPLE_MOMENT, "created_at")
+    nextAttemptAt = _moment(
+        "From when on it may be posted; null unless it is pending.", None, "next_attempt_at"
+    )
+    attempts = fields.List(
+        fields.Nested(AttemptSchema()),
+        metadata=said("All attempts, oldest first.", [EXAMPLE_ATTEMPT]),
+    )
+
+
 TASK_EXPANSIONS = ("agent", "user")
 TASK_FIELDS = tuple(name for name in TaskSchema().fields if name not in TASK_EXPANSIONS)
 
@@ -349,6 +409,7 @@ user_schema = UserSchema()
 key_schema = KeySchema()
 new_key_schema = NewKeySchema()
 callback_secret_schema = CallbackSecretSchema()
+delivery_schema = DeliverySchema()
 task_schema = TaskSchema(exclude=TASK_EXPANSIONS)
 # Says how such an answer looks; `documents` dumps it through a TaskSchema of just those fields.
 shaped_task_schema = ShapedTaskSchema(partial=True)

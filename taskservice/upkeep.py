@@ -2,16 +2,20 @@
 
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 
 from flask import Flask
 
 from taskservice import auth, stopping
+from taskservice.delivery_loop import STOP_SECONDS, DeliveryLoop
 from taskservice.services import logs, users
 
 logger = logging.getLogger(__name__)
 
 ROUND_SECONDS = 20.0
+# At the end, for what a loop then writes down.
+WRITE_SECONDS = 1.0
 
 
 def record_key_uses() -> None:
@@ -42,3 +46,20 @@ class Upkeep(threading.Thread):
                     chore()
                 except Exception:
                     logger.exception("Upkeep failed at %s", chore.__name__)
+
+
+def start_loops(app: Flask) -> list[threading.Thread]:
+    """Start what works in the background of a process, until `stopping` tells it to end."""
+    delivery_loop = DeliveryLoop(app)
+    stopping.on_stop(delivery_loop.stop)
+    loops = [Upkeep(app), delivery_loop]
+    for loop in loops:
+        loop.start()
+    return loops
+
+
+def await_loops(loops: Iterable[threading.Thread]) -> None:
+    """Let the loops finish what they are at, for about two seconds at most."""
+    until = time.monotonic() + STOP_SECONDS + WRITE_SECONDS
+    for loop in loops:
+        loop.join(max(0.0, until - time.monotonic()))

@@ -133,9 +133,9 @@ def fitting(command: str, person: RemotePerson) -> str:
     """The command, with things that are there in place of those in the example."""
     person.request("PUT", "/agent/summarizer")
     if EXAMPLE_TASK in command:
-        task = person.start()
-        if "/events" in command:
-            # The stream ends with its task.
+        task = person.start(callback=f"{person.url}/livez")
+        if "/events" in command or "/deliveries" in command:
+            # Its stream ends with it, and only then is a webhook owed.
             person.request("POST", f"/task/{task['id']}/cancel").raise_for_status()
         return command.replace(EXAMPLE_TASK, task["id"])
     if EXAMPLE_KEY in command:

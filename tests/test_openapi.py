@@ -25,6 +25,7 @@ from tests import conformance
 from tests.conformance import validator
 from tests.live import Service
 from tests.people import Person, add_person, expect
+from tests.receiver import unused_port
 
 Object = dict[str, Any]
 
@@ -177,7 +178,10 @@ def path_for(person: Person, path: str) -> str:
     person.register("summarizer")
     values = {"agentId": "summarizer"}
     if "{taskId}" in path:
-        values["taskId"] = person.start()["id"]
+        task = person.start(callback=f"http://127.0.0.1:{unused_port()}/")
+        values["taskId"] = task["id"]
+        if path.endswith("/deliveries"):
+            person.report(task, status="complete")
     if "{keyId}" in path:
         values["keyId"] = expect(person.post("/key", json={"name": "another"}), 201)["id"]
     return path.removeprefix(PREFIX).format(**values)

@@ -53,6 +53,8 @@ def sample(schema: marshmallow.Schema, empty: bool) -> SimpleNamespace:
 def sample_value(field: Any, empty: bool) -> Any:
     if isinstance(field, marshmallow.fields.Nested):
         return sample(field.schema, empty)
+    if isinstance(field, marshmallow.fields.List) and not isinstance(field, schemas.Lines):
+        return [] if empty else [sample_value(field.inner, empty)]
     if isinstance(field, schemas.StoredJson):
         return "{}" if empty else '{"a":[1,2.50,"ü"]}'
     if isinstance(field, marshmallow.fields.Integer):

@@ -3,6 +3,7 @@
 from flask import Blueprint, Flask, Response, request
 
 from taskservice.api.agents import agents
+from taskservice.api.deliveries import deliveries
 from taskservice.api.docs import docs
 from taskservice.api.door import PREFIX
 from taskservice.api.keys import keys
@@ -13,7 +14,7 @@ from taskservice.api.users import users
 from taskservice.auth import authenticate
 
 api = Blueprint("api", __name__, url_prefix=PREFIX)
-for blueprint in (tasks, logs, agents, users, keys):
+for blueprint in (tasks, logs, deliveries, agents, users, keys):
     api.register_blueprint(blueprint)
 
 

@@ -10,9 +10,11 @@ from taskservice import __version__
 # imported for the sake of another.
 COMMANDS = {
     "serve": "taskservice.cli.serve",
+    "worker": "taskservice.cli.worker",
     "user": "taskservice.cli.user",
     "key": "taskservice.cli.key",
     "callback": "taskservice.cli.callback",
+    "delivery": "taskservice.cli.delivery",
     "db": "taskservice.cli.database",
 }
 

@@ -6,7 +6,7 @@ import click
 
 from taskservice import queries, stamps, strict_json
 from taskservice.cli.service import give_up, service
-from taskservice.services import deliveries
+from taskservice.services import attempts
 from taskservice.webhooks import signing
 
 SAMPLE = {
@@ -31,7 +31,7 @@ def test(url: str, user: str | None) -> None:
     with service():
         secrets = [signing.new_secret()] if user is None else _secrets_of(user)
         sample = SAMPLE | {"callback": url, "finishedAt": stamps.now()}
-        outcome = deliveries.post(url, secrets, stamps.new_id(), strict_json.dumps(sample))
+        outcome = attempts.post(url, secrets, stamps.new_id(), strict_json.dumps(sample))
     click.echo(outcome.message)
     sys.exit(0 if outcome.delivered else 1)
 

@@ -36,6 +36,7 @@ characters, else a new one. Problems and the service's log have it too.
 TAGS = {
     "tasks": "One execution of an agent each, and what it left behind.",
     "logs": "The lines of a task, which grow while it runs.",
+    "deliveries": "The webhooks of tasks that have ended, with each attempt to post them.",
     "agents": "The programs that do the work.",
     "users": "The person or team that things belong to.",
     "keys": "A user's own API keys, and the secret that signs the webhooks.",

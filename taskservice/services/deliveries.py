@@ -1,54 +1,100 @@
-"""Webhooks: owed in the transaction that ends a task, attempted after it, their outcome kept."""
+"""Deliveries: owed in the transaction that ends a task, leased by whoever posts them, recorded."""
 
-import logging
 import random
-import time
-from collections.abc import Sequence
+import threading
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from urllib.parse import urlsplit
 
-from flask import current_app
 from sqlalchemy import Connection, Integer, Text, bindparam, insert, select, update
 
-from taskservice import documents, queries, stamps
-from taskservice.db import Timestamp, database_now, transaction
-from taskservice.models import CANCELLED, DELIVERED, FAILED, PENDING, Attempt, Delivery, Identifier
-from taskservice.queries import TaskRow
-from taskservice.webhooks import signing, transport
+from taskservice import stamps
+from taskservice.access import Caller, visible_tasks
+from taskservice.db import Timestamp, database_now, reading, transaction
+from taskservice.models import (
+    CANCELLED,
+    DELIVERED,
+    FAILED,
+    PENDING,
+    Attempt,
+    Delivery,
+    Identifier,
+    Task,
+)
+from taskservice.problems import Problem, not_found
+from taskservice.queries import TaskRow, is_due, is_pending, is_unleased
 from taskservice.webhooks.transport import Outcome
-
-logger = logging.getLogger(__name__)
 
 # While a lease holds nobody else posts the delivery; an attempt is much shorter.
 LEASE_SECONDS = 60.0
 # A failed attempt is followed by the next one after so many seconds (contract, section 5).
 SCHEDULE = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
 JITTER = 0.2
-# A secret that was replaced still signs for a day, so that receivers can change over.
-SECRET_OVERLAP_SECONDS = 86_400.0
+# One host that answers slowly or never leaves most senders of a process to the others.
+HOST_LIMIT = 4
 
-NONE_OWED = "none"
+# Set whenever something may have become due in this process, for the loop that waits for it.
+wake = threading.Event()
 
 
 @dataclass(frozen=True, slots=True)
 class Leased:
-    """A delivery that this process alone may attempt, until its lease runs out."""
+    """A delivery that its holder alone may attempt, until the lease runs out."""
 
     id: str
     lease: str
     task_id: str
-    user_id: str
     callback_url: str
+    # With its port, as in the URL: whose receiver may be slow or gone.
+    host: str
     attempt_count: int
 
 
-_OWE = insert(Delivery).values(
-    state=PENDING, attempt_count=0, leased_until=database_now(LEASE_SECONDS)
-)
+_LEASE = {"lease": bindparam("new_lease"), "leased_until": database_now(bindparam("seconds"))}
+_NO_LEASE = {"lease": None, "leased_until": None}
+
+_OWE = insert(Delivery).values(state=PENDING, attempt_count=0, **_LEASE)
 _REPLACE = (
     update(Delivery)
     .where(Delivery.task_id == bindparam("of_task_id", type_=Identifier), Delivery.state == PENDING)
-    .values(state=CANCELLED, next_attempt_at=None, lease=None, leased_until=None)
+    .values(state=CANCELLED, next_attempt_at=None, **_NO_LEASE)
 )
+_OF_HOSTS_WITH_ROOM = Delivery.host.not_in(bindparam("full_hosts", expanding=True))
+_NEXT = (
+    select(Delivery.next_attempt_at, database_now().label("now"))
+    .where(is_pending, is_unleased, _OF_HOSTS_WITH_ROOM)
+    .order_by(Delivery.next_attempt_at)
+    .limit(1)
+)
+_DUE = (
+    select(Delivery.id, Delivery.host)
+    .where(is_due, _OF_HOSTS_WITH_ROOM)
+    .order_by(Delivery.next_attempt_at)
+    .limit(bindparam("limit", type_=Integer()))
+    # PostgreSQL: what another process is just claiming is passed over, and not waited for.
+    .with_for_update(skip_locked=True)
+)
+_CLAIM = (
+    update(Delivery)
+    .where(Delivery.id.in_(bindparam("ids", expanding=True)), is_due)
+    .values(**_LEASE)
+    .returning(
+        Delivery.id,
+        Delivery.lease,
+        Delivery.task_id,
+        Delivery.callback_url,
+        Delivery.host,
+        Delivery.attempt_count,
+    )
+)
+_HELD = (
+    Delivery.id == bindparam("of_delivery_id", type_=Identifier),
+    Delivery.lease == bindparam("held_lease", type_=Identifier),
+)
+_GIVE_BACK = update(Delivery).where(*_HELD).values(**_NO_LEASE)
+_RECORD = update(Delivery).where(*_HELD)
 _KEEP_ATTEMPT = insert(Attempt).from_select(
     ["delivery_id", "at", "duration_ms", "status_code", "message"],
     # A delivery that was deleted meanwhile keeps nothing.
@@ -60,10 +106,22 @@ _KEEP_ATTEMPT = insert(Attempt).from_select(
         bindparam("message", type_=Text()),
     ).where(Delivery.id == bindparam("delivery_id", type_=Identifier)),
 )
-_RECORD = update(Delivery).where(
-    Delivery.id == bindparam("of_delivery_id", type_=Identifier),
-    Delivery.lease == bindparam("held_lease", type_=Identifier),
+_TASK = select(Task.id).where(Task.id == bindparam("task_id", type_=Identifier))
+_TASK_OF = select(Delivery.task_id).where(Delivery.id == bindparam("id", type_=Identifier))
+_NEWEST = (
+    select(Delivery.id)
+    .where(Delivery.task_id == bindparam("task_id", type_=Identifier))
+    .order_by(Delivery.created_at.desc(), Delivery.id.desc())
+    .limit(1)
 )
+_AGAIN = (
+    update(Delivery)
+    .where(Delivery.id == bindparam("of_delivery_id", type_=Identifier), is_unleased)
+    .values(state=PENDING, attempt_count=0, next_attempt_at=database_now(), **_NO_LEASE)
+)
+
+
+# --- owed, and leased --------------------------------------------------------------------
 
 
 def owe(connection: Connection, task: TaskRow, now: str) -> Leased | None:
@@ -77,8 +135,8 @@ def owe(connection: Connection, task: TaskRow, now: str) -> Leased | None:
         id=stamps.new_id(),
         lease=stamps.new_id(),
         task_id=task.id,
-        user_id=task.user_id,
         callback_url=task.callback_url,
+        host=urlsplit(task.callback_url).netloc.lower(),
         attempt_count=0,
     )
     connection.execute(_REPLACE, {"of_task_id": task.id})
@@ -86,57 +144,72 @@ def owe(connection: Connection, task: TaskRow, now: str) -> Leased | None:
         _OWE,
         {
             "id": leased.id,
-            "lease": leased.lease,
-            "task_id": task.id,
-            "callback_url": task.callback_url,
+            "task_id": leased.task_id,
+            "callback_url": leased.callback_url,
+            "host": leased.host,
             "created_at": now,
             "next_attempt_at": now,
+            "new_lease": leased.lease,
+            "seconds": LEASE_SECONDS,
         },
     )
     return leased
 
 
-def attempt(leased: Leased | None) -> str:
-    """Post a webhook once and record what came of it; call it with no transaction open.
+def seconds_until_due(in_flight: Mapping[str, int]) -> float | None:
+    """How long until the next one can be claimed; None if there is none.
 
-    Returns what `Callback-Status` says: `delivered`, `pending`, `failed` or `none`.
-    Never raises: the task has ended whatever happens here, and an attempt that could
-    not be made or recorded is made again when its lease has run out.
+    0 or less when it is due already. `in_flight` is how many each host has from this process.
     """
-    if leased is None:
-        return NONE_OWED
-    try:
-        started = stamps.now()
-        outcome = _send(leased)
-        return _record(leased, started, outcome)
-    except Exception:
-        logger.exception("Delivery %s stays pending", leased.id)
-        return PENDING
+    with reading() as connection:
+        row = connection.execute(_NEXT, {"full_hosts": _full(in_flight)}).one_or_none()
+    if row is None:
+        return None
+    due, now = map(datetime.fromisoformat, (row.next_attempt_at, row.now))
+    return (due - now).total_seconds()
 
 
-def _send(leased: Leased) -> Outcome:
-    task = queries.task_by_id(leased.task_id)
-    if task is None:
-        return Outcome("The task was deleted.", permanent=True)
-    since = stamps.now(-SECRET_OVERLAP_SECONDS)
-    secrets = queries.callback_secrets(leased.user_id, since)
-    return post(leased.callback_url, secrets, leased.id, documents.of_webhook(task))
+def claim_due(limit: int, in_flight: Mapping[str, int]) -> Sequence[Leased]:
+    """Lease up to `limit` deliveries that are due, those first that have waited longest.
+
+    No host has more than HOST_LIMIT at once from this process. For the sake of that fewer
+    may come although more are due: whoever wants them asks again.
+    """
+    taken = Counter(in_flight)
+    ids = []
+    with transaction() as connection:
+        full = _full(in_flight)
+        for row in connection.execute(_DUE, {"full_hosts": full, "limit": limit}).all():
+            if taken[row.host] < HOST_LIMIT:
+                taken[row.host] += 1
+                ids.append(row.id)
+        lease = {"new_lease": stamps.new_id(), "seconds": LEASE_SECONDS}
+        return [
+            Leased(**row._asdict()) for row in connection.execute(_CLAIM, {"ids": ids, **lease})
+        ]
 
 
-def post(url: str, secrets: Sequence[str], webhook_id: str, body: bytes) -> Outcome:
-    """Send one signed webhook by the settings of this service."""
-    signature = signing.sign(secrets, webhook_id, int(time.time()), body)
-    return transport.send(
-        url,
-        {"content-type": "application/json", **signature},
-        body,
-        allowed=current_app.config["CALLBACK_ALLOWED"],
-        deadline=current_app.config["CALLBACK_TIMEOUT"],
-    )
+def _full(in_flight: Mapping[str, int]) -> list[str]:
+    return sorted(host for host, count in in_flight.items() if count >= HOST_LIMIT)
 
 
-def _record(leased: Leased, started: str, outcome: Outcome) -> str:
-    """Keep the attempt; change the delivery unless its lease has passed to somebody else."""
+def give_back(leased: Collection[Leased]) -> None:
+    """End leases before their time, with no attempt counted: whoever comes next may post."""
+    if leased:
+        with transaction() as connection:
+            held = [{"of_delivery_id": each.id, "held_lease": each.lease} for each in leased]
+            connection.execute(_GIVE_BACK, held)
+        wake.set()
+
+
+# --- attempted ---------------------------------------------------------------------------
+
+
+def record(leased: Leased, started: str, outcome: Outcome) -> str:
+    """Keep an attempt, and change its delivery unless the lease has passed to somebody else.
+
+    Returns the delivery's state by this outcome.
+    """
     state, delay = _consequence(outcome, leased.attempt_count)
     with transaction() as connection:
         connection.execute(
@@ -154,11 +227,12 @@ def _record(leased: Leased, started: str, outcome: Outcome) -> str:
                 state=state,
                 next_attempt_at=None if delay is None else database_now(delay),
                 attempt_count=leased.attempt_count + 1,
-                lease=None,
-                leased_until=None,
+                **_NO_LEASE,
             ),
             {"of_delivery_id": leased.id, "held_lease": leased.lease},
         )
+    if state == PENDING:
+        wake.set()
     return state
 
 
@@ -173,3 +247,43 @@ def _consequence(outcome: Outcome, attempt_count: int) -> tuple[str, float | Non
     # Never before it asks for; but "in a second", said each time, may not use up all
     # attempts within seconds.
     return PENDING, max(delay, outcome.retry_after or 0)
+
+
+# --- asked for again ---------------------------------------------------------------------
+
+
+def redeliver(caller: Caller, task_id: str) -> str:
+    """Make the newest delivery of a task due now, in a new round; returns its id.
+
+    Raises 404, and 409 where there is none or it is just being posted.
+    """
+    with transaction() as connection:
+        visible = _TASK.where(visible_tasks).with_for_update()
+        if connection.scalar(visible, {"task_id": task_id, **caller.scope}) is None:
+            raise not_found("Task")
+        newest = connection.scalar(_NEWEST, {"task_id": task_id})
+        if newest is None:
+            raise Problem(409, "The task has no delivery: it still runs, or has no callback")
+        _make_due(connection, newest)
+    wake.set()
+    return newest
+
+
+def redeliver_any(delivery_id: str) -> None:
+    """The same for a delivery of any user's, by its own id. Raises 404 and 409."""
+    with transaction() as connection:
+        task_id = connection.scalar(_TASK_OF, {"id": delivery_id})
+        if task_id is None:
+            raise Problem(404, f"There is no delivery {delivery_id}")
+        # Whoever ends the task once more waits, or has replaced this delivery already.
+        connection.execute(_TASK.with_for_update(), {"task_id": task_id})
+        newest = connection.scalar(_NEWEST, {"task_id": task_id})
+        if newest != delivery_id:
+            raise Problem(409, f"A newer delivery has taken its place: {newest}")
+        _make_due(connection, delivery_id)
+    wake.set()
+
+
+def _make_due(connection: Connection, delivery_id: str) -> None:
+    if connection.execute(_AGAIN, {"of_delivery_id": delivery_id}).rowcount == 0:
+        raise Problem(409, "It is being posted just now; see what comes of it first")

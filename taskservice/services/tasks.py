@@ -26,7 +26,7 @@ from taskservice.models import (
 from taskservice.problems import Problem, not_found, unfit
 from taskservice.queries import TaskRow, tasks_with_log
 from taskservice.schemas import MAX_OBJECT
-from taskservice.services import deliveries
+from taskservice.services import attempts, deliveries
 from taskservice.webhooks.destinations import check_url
 
 CANCELLED_MESSAGE = "Cancelled by its user"
@@ -203,7 +203,7 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
         if values.keys() - {"name"} and not _may_report(task, changes):
             raise finished(task)
         changed, owed = _change(connection, task, values)
-    return changed, deliveries.attempt(owed)
+    return changed, attempts.first(owed)
 
 
 def cancel(caller: Caller, task_id: str) -> tuple[TaskRow, str]:
@@ -211,12 +211,12 @@ def cancel(caller: Caller, task_id: str) -> tuple[TaskRow, str]:
     with transaction() as connection:
         task = locked(connection, caller, task_id)
         if task.error_type == CANCELLED:
-            return task, deliveries.NONE_OWED
+            return task, attempts.NONE_OWED
         if task.status != RUNNING:
             raise finished(task)
         values = {"status": ERROR, "error_type": CANCELLED, "error_message": CANCELLED_MESSAGE}
         changed, owed = _change(connection, task, values)
-    return changed, deliveries.attempt(owed)
+    return changed, attempts.first(owed)
 
 
 def locked(connection: Connection, caller: Caller, task_id: str) -> TaskRow:

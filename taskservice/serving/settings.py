@@ -15,9 +15,8 @@ from taskservice import metrics
 from taskservice.config import Config
 from taskservice.serving.worker import Worker
 from taskservice.telemetry import configure_logging
-from taskservice.upkeep import Upkeep
+from taskservice.upkeep import await_loops, start_loops
 
-UPKEEP_SECONDS = 1.0
 MEMORY_FOLDER = Path("/dev", "shm")
 
 
@@ -41,8 +40,8 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         "worker_connections": 500,
         "pre_fork": pre_fork,
         "post_fork": post_fork,
-        "post_worker_init": start_upkeep,
-        "worker_exit": await_upkeep,
+        "post_worker_init": start_background,
+        "worker_exit": await_background,
         "on_starting": listen,
         # Each worker makes the application after the fork: no connection of a database crosses it.
         "preload_app": False,
@@ -71,18 +70,15 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
     }
 
 
-def start_upkeep(worker: Worker) -> None:
-    """Starts the loop that belongs to no request, where the application is ours."""
+def start_background(worker: Worker) -> None:
+    """Starts the loops that belong to no request, where the application is ours."""
     app = worker.app.wsgi()
     if isinstance(app, Flask) and "reader" in app.extensions:
-        worker.upkeep = Upkeep(app)
-        worker.upkeep.start()
+        worker.loops = start_loops(app)
 
 
-def await_upkeep(_arbiter: Arbiter, worker: Worker) -> None:
-    """Lets the loop finish what it is at, and write down what it knows."""
-    if worker.upkeep is not None:
-        worker.upkeep.join(UPKEEP_SECONDS)
+def await_background(_arbiter: Arbiter, worker: Worker) -> None:
+    await_loops(worker.loops)
 
 
 def logger_class(config: Config) -> type[Logger]:

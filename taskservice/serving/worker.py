@@ -6,7 +6,7 @@ import selectors
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -54,7 +54,8 @@ class Worker(BaseWorker):
     max_body = 10 * 1024 * 1024
     # Where the metrics of this process are; no other one that lives has the same.
     slot = 0
-    upkeep: Thread | None = None
+    # What works in the background of this process.
+    loops: Sequence[Thread] = ()
     # Room for the large bodies of all requests together, in bodies of the largest size.
     max_bodies = 25
     request_seconds = 30.0

@@ -178,6 +178,7 @@ def upgrade() -> None:
         sa.Column("id", identifier, nullable=False),
         sa.Column("task_id", identifier, nullable=False),
         sa.Column("callback_url", sa.String(), nullable=False),
+        sa.Column("host", sa.String(), nullable=False),
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("created_at", moment, nullable=False),
         sa.Column("attempt_count", sa.Integer(), nullable=False),
@@ -201,7 +202,10 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("deliveries_pkey")),
     )
     op.create_index(
-        "deliveries_due", "deliveries", ["next_attempt_at"], **only_where("state = 'pending'")
+        "deliveries_due",
+        "deliveries",
+        ["next_attempt_at", "host"],
+        **only_where("state = 'pending'"),
     )
     op.create_index(
         "deliveries_in_vain",

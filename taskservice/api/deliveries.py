@@ -1,0 +1,49 @@
+"""Routes of a task's deliveries: what became of its webhooks, and once more."""
+
+from flask import Blueprint, Response
+
+from taskservice import queries
+from taskservice.api import answers
+from taskservice.api.door import operation
+from taskservice.api.tasks import known
+from taskservice.auth import caller
+from taskservice.problems import not_found
+from taskservice.schemas import EXAMPLE_MOMENT, delivery_schema
+from taskservice.services import deliveries as service
+
+deliveries = Blueprint("deliveries", __name__)
+
+
+@deliveries.get("/task/<task_id>/deliveries")
+@operation("listDeliveries", user_key=True, answers={200: [delivery_schema]})
+def list_all(task_id: str) -> Response:
+    """List a task's deliveries.
+
+    Newest first, each with all attempts to post it. None while the task runs, or when it has
+    no callback; a second one only after a task that was ended for silence was finished by its
+    agent.
+    """
+    task_id = known(task_id)
+    rows = queries.deliveries_of_task(caller, task_id)
+    if not rows and queries.task(caller, task_id) is None:
+        raise not_found("Task")
+    return answers.dumped(delivery_schema, rows, many=True)
+
+
+@deliveries.post("/task/<task_id>/deliveries")
+@operation(
+    "redeliver",
+    user_key=True,
+    answers={202: delivery_schema},
+    errors={409: "The task has no delivery, or it is being posted just now."},
+    example={"nextAttemptAt": EXAMPLE_MOMENT},
+)
+def redeliver(task_id: str) -> Response:
+    """Deliver once more.
+
+    Makes the newest delivery due now, whatever its state, with all attempts before it; one
+    that is pending does not wait any longer. It is posted soon after this answer, under the
+    same `webhook-id`, with the task as it then is.
+    """
+    delivery_id = service.redeliver(caller, known(task_id))
+    return answers.dumped(delivery_schema, queries.delivery(delivery_id), 202)

@@ -1,0 +1,34 @@
+"""`taskservice worker`: what belongs to no request, in a process of its own."""
+
+import signal
+
+import click
+
+from taskservice import stopping
+from taskservice.app import create_app
+from taskservice.cli.service import load_config, one_line_failures
+from taskservice.db import dispose
+from taskservice.telemetry import configure_logging
+from taskservice.upkeep import await_loops, start_loops
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@click.command("worker")
+def command() -> None:
+    """Post due webhooks and do the upkeep, without serving, until a signal ends it.
+
+    Every process of `serve` does this too. Any number may share a database.
+    """
+    config = load_config()
+    configure_logging(config.LOG_LEVEL, config.LOG_FORMAT)
+    with one_line_failures():
+        app = create_app(config)
+    # Threads inherit it: a signal waits until it is asked for below.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    loops = start_loops(app)
+    click.echo(f"taskservice: data in {config.DATA}, working", err=True)
+    signal.sigwait(SIGNALS)
+    stopping.begin()
+    await_loops(loops)
+    dispose(app)

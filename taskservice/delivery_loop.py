@@ -1,0 +1,109 @@
+"""The loop that posts what is due: one thread leases it, a few others send."""
+
+import logging
+import threading
+from collections import Counter
+
+from flask import Flask
+
+from taskservice.services import attempts, deliveries
+from taskservice.services.deliveries import Leased
+
+logger = logging.getLogger(__name__)
+
+# Most of the time of an attempt is the receiver's.
+SENDERS = 16
+# What another process has made due is noticed after so many seconds at the latest.
+ROUND_SECONDS = 20.0
+# Somebody else was faster, or the database gave no answer: time for a breath.
+BREATH_SECONDS = 0.1
+FAILURE_SECONDS = 5.0
+# At the end, attempts under way have so long to come to theirs.
+STOP_SECONDS = 1.0
+
+
+class DeliveryLoop(threading.Thread):
+    """Posts webhooks that are due until it is stopped, and then gives back what it holds.
+
+    Nothing is leased that could not be sent at once. Any number of these, in any number of
+    processes, may share a database.
+    """
+
+    def __init__(self, app: Flask) -> None:
+        super().__init__(name="deliveries", daemon=True)
+        self._app = app
+        self._stopping = threading.Event()
+        self._landed = threading.Condition()
+        self._in_flight: set[Leased] = set()
+
+    def stop(self) -> None:
+        """Have it end soon; does not wait for that."""
+        self._stopping.set()
+        deliveries.wake.set()
+
+    def run(self) -> None:
+        with self._app.app_context():
+            while True:
+                # Before anything is looked at: what comes from here on rings again.
+                deliveries.wake.clear()
+                if self._stopping.is_set():
+                    break
+                deliveries.wake.wait(self._round())
+            self._end()
+
+    def _round(self) -> float:
+        """Send off all that is due and finds a sender; returns how long to sleep then."""
+        try:
+            while free := SENDERS - len(self._in_flight):
+                to_hosts = self._to_hosts()
+                seconds = deliveries.seconds_until_due(to_hosts)
+                if seconds is None or seconds > 0:
+                    return min(seconds or ROUND_SECONDS, ROUND_SECONDS)
+                claimed = deliveries.claim_due(free, to_hosts)
+                if not claimed:
+                    return BREATH_SECONDS
+                for leased in claimed:
+                    self._send_off(leased)
+        except Exception:
+            logger.exception("Could not look for what is due")
+            self._stopping.wait(FAILURE_SECONDS)
+            return 0.0
+        # Whoever comes back wakes us.
+        return ROUND_SECONDS
+
+    def _to_hosts(self) -> Counter[str]:
+        with self._landed:
+            return Counter(leased.host for leased in self._in_flight)
+
+    def _send_off(self, leased: Leased) -> None:
+        with self._landed:
+            self._in_flight.add(leased)
+        try:
+            # A daemon: no receiver keeps the process from ending.
+            threading.Thread(target=self._send, args=(leased,), name="sender", daemon=True).start()
+        except RuntimeError:
+            # No more threads on this machine. The lease runs out, and it is due again.
+            self._land(leased)
+            raise
+
+    def _send(self, leased: Leased) -> None:
+        try:
+            with self._app.app_context():
+                attempts.attempt(leased)
+        finally:
+            self._land(leased)
+
+    def _land(self, leased: Leased) -> None:
+        with self._landed:
+            self._in_flight.remove(leased)
+            self._landed.notify_all()
+        deliveries.wake.set()
+
+    def _end(self) -> None:
+        with self._landed:
+            self._landed.wait_for(lambda: not self._in_flight, STOP_SECONDS)
+            left = list(self._in_flight)
+        try:
+            deliveries.give_back(left)
+        except Exception:
+            logger.exception("%d deliveries wait for their leases to run out", len(left))

@@ -1,0 +1,95 @@
+"""Attempts: one signed POST of one delivery, by the request that ended its task or by the loop."""
+
+import logging
+import time
+from collections.abc import Sequence
+
+from flask import Flask, current_app
+
+from taskservice import documents, queries, stamps
+from taskservice.budget import Budget
+from taskservice.models import PENDING
+from taskservice.services import deliveries
+from taskservice.services.deliveries import Leased
+from taskservice.webhooks import signing, transport
+from taskservice.webhooks.failing import FailingHosts
+from taskservice.webhooks.transport import Outcome
+
+logger = logging.getLogger(__name__)
+
+# A secret that was replaced still signs for a day, so that receivers can change over.
+SECRET_OVERLAP_SECONDS = 86_400.0
+
+NONE_OWED = "none"
+
+
+def init_app(app: Flask) -> None:
+    # The others go on answering, whatever the receivers do.
+    app.extensions["first_attempts"] = Budget(max(1, app.config["THREADS"] // 4))
+    app.extensions["failing_hosts"] = FailingHosts()
+
+
+def first(leased: Leased | None) -> str:
+    """Post a webhook in the request that owes it; call it with no transaction open.
+
+    Returns what `Callback-Status` says: `delivered`, `pending`, `failed` or `none`.
+    It is left to the loop when too many threads are at this, or its host just kept failing.
+    Never raises: the task has ended whatever happens here.
+    """
+    if leased is None:
+        return NONE_OWED
+    budget: Budget = current_app.extensions["first_attempts"]
+    with budget.place() as has_place:
+        if has_place and leased.host not in _failing_hosts():
+            return attempt(leased)
+    return _leave_to_loop(leased)
+
+
+def attempt(leased: Leased) -> str:
+    """Post a webhook once and record what came of it; returns the delivery's state.
+
+    Never raises: an attempt that could not be made or recorded is made again when its
+    lease has run out.
+    """
+    try:
+        started = stamps.now()
+        outcome = _send(leased)
+        _failing_hosts().note(leased.host, has_failed=not (outcome.delivered or outcome.permanent))
+        return deliveries.record(leased, started, outcome)
+    except Exception:
+        logger.exception("Delivery %s stays pending", leased.id)
+        return PENDING
+
+
+def post(url: str, secrets: Sequence[str], webhook_id: str, body: bytes) -> Outcome:
+    """Send one signed webhook by the settings of this service."""
+    signature = signing.sign(secrets, webhook_id, int(time.time()), body)
+    return transport.send(
+        url,
+        {"content-type": "application/json", **signature},
+        body,
+        allowed=current_app.config["CALLBACK_ALLOWED"],
+        deadline=current_app.config["CALLBACK_TIMEOUT"],
+    )
+
+
+def _leave_to_loop(leased: Leased) -> str:
+    try:
+        deliveries.give_back([leased])
+    except Exception:
+        logger.exception("Delivery %s stays pending", leased.id)
+    return PENDING
+
+
+def _send(leased: Leased) -> Outcome:
+    task = queries.task_by_id(leased.task_id)
+    if task is None:
+        return Outcome("The task was deleted.", permanent=True)
+    since = stamps.now(-SECRET_OVERLAP_SECONDS)
+    secrets = queries.callback_secrets(task.user_id, since)
+    return post(leased.callback_url, secrets, leased.id, documents.of_webhook(task))
+
+
+def _failing_hosts() -> FailingHosts:
+    hosts: FailingHosts = current_app.extensions["failing_hosts"]
+    return hosts

@@ -1,0 +1,70 @@
+"""What tests do to deliveries from the inside, where a user would have to wait for hours."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from flask import Flask
+from sqlalchemy import select, update
+
+from taskservice.db import database_now, reading, transaction
+from taskservice.delivery_loop import DeliveryLoop
+from taskservice.models import PENDING, Delivery
+from taskservice.services import deliveries
+from tests.people import Person, expect
+
+
+def finish(person: Person, task: dict[str, Any], **changes: Any) -> str:
+    """Report a task complete; returns the Callback-Status."""
+    response = person.patch(f"/task/{task['id']}", json={"status": "complete", **changes})
+    expect(response, 200)
+    return response.headers["Callback-Status"]
+
+
+def deliveries_of(person: Person, task: dict[str, Any]) -> list[dict[str, Any]]:
+    """The deliveries of a task, newest first, as its user sees them."""
+    found: list[dict[str, Any]] = expect(person.get(f"/task/{task['id']}/deliveries"), 200)
+    return found
+
+
+def the_delivery(person: Person, task: dict[str, Any]) -> dict[str, Any]:
+    """The only delivery of a task."""
+    (delivery,) = deliveries_of(person, task)
+    return delivery
+
+
+def columns(app: Flask, *names: str) -> list[tuple[Any, ...]]:
+    """These columns of each delivery there is, oldest first."""
+    wanted = [getattr(Delivery, name) for name in names]
+    with app.app_context(), reading() as connection:
+        return [tuple(row) for row in connection.execute(select(*wanted).order_by(Delivery.id))]
+
+
+def make_due(app: Flask) -> None:
+    """As if the time had come for all that is pending, and the loop had slept till then."""
+    change(app, next_attempt_at=database_now(-1))
+
+
+def change(app: Flask, **values: Any) -> None:
+    """Change columns of all pending deliveries, and wake the loop of this process."""
+    with app.app_context(), transaction() as connection:
+        connection.execute(update(Delivery).where(Delivery.state == PENDING).values(values))
+    deliveries.wake.set()
+
+
+@contextmanager
+def looping(app: Flask) -> Iterator[None]:
+    """The loop that posts what is due, in this process, as each worker process has it."""
+    loop = DeliveryLoop(app)
+    loop.start()
+    try:
+        yield
+    finally:
+        loop.stop()
+        loop.join(10)
+        assert not loop.is_alive()
+        # Those that have been given up may still be at it, and use the database.
+        for thread in threading.enumerate():
+            if thread.name == "sender":
+                thread.join(10)

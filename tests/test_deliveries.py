@@ -1,0 +1,396 @@
+"""Deliveries after their first attempt: repeated until they succeed, and never lost."""
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import text
+
+from taskservice import stamps
+from taskservice.db import database_now, transaction
+from taskservice.delivery_loop import SENDERS
+from taskservice.services.deliveries import HOST_LIMIT, JITTER, SCHEDULE
+from taskservice.webhooks.failing import IN_A_ROW
+from tests import receiver as play
+from tests.inside import end_for_silence
+from tests.owed import change, columns, deliveries_of, finish, looping, make_due, the_delivery
+from tests.people import Person, expect, problem
+from tests.receiver import Behaviour, Exchange, Receiver
+from tests.server_process import until
+
+
+@pytest.fixture
+def loop(app: Flask) -> Iterator[None]:
+    with looping(app):
+        yield
+
+
+def one_after_another(*behaviours: Behaviour) -> Behaviour:
+    """Each of these once; the last one from then on."""
+    left = list(behaviours)
+    return lambda exchange: (left.pop(0) if len(left) > 1 else left[0])(exchange)
+
+
+def redeliver(person: Person, task: dict[str, Any]) -> dict[str, Any]:
+    delivery: dict[str, Any] = expect(person.post(f"/task/{task['id']}/deliveries"), 202)
+    return delivery
+
+
+def until_attempts(person: Person, task: dict[str, Any], count: int) -> dict[str, Any]:
+    """The only delivery of a task, as soon as it has so many attempts."""
+    until(lambda: len(the_delivery(person, task)["attempts"]) >= count)
+    return the_delivery(person, task)
+
+
+# --- the loop ----------------------------------------------------------------------------
+
+
+def test_failed_attempt_is_repeated_under_the_same_id_until_it_is_delivered(
+    alice: Person, app: Flask, receiver: Receiver, loop: None
+) -> None:
+    receiver.answer = one_after_another(play.answer(500), play.reset(), play.answer(204))
+    task = alice.start(callback=receiver.url)
+    assert finish(alice, task) == "pending"
+    for count in (2, 3):
+        make_due(app)
+        delivery = until_attempts(alice, task, count)
+    assert delivery["state"] == "delivered"
+    assert delivery["nextAttemptAt"] is None
+    assert [attempt["statusCode"] for attempt in delivery["attempts"]] == [500, None, 204]
+    assert "500" in delivery["attempts"][0]["message"]
+    assert {request.headers["webhook-id"] for request in receiver.requests} == {delivery["id"]}
+    assert all(json.loads(request.body)["id"] == task["id"] for request in receiver.requests)
+
+
+def test_second_attempt_comes_by_itself_after_five_seconds(
+    alice: Person, receiver: Receiver, loop: None
+) -> None:
+    receiver.answer = one_after_another(play.answer(503), play.answer(204))
+    finish(alice, alice.start(callback=receiver.url))
+    first, second = receiver.wait_for(2, timeout=20)
+    assert second.at - first.at >= SCHEDULE[0] * (1 - JITTER) - 0.1
+
+
+def test_attempts_come_further_and_further_apart_and_then_no_more(
+    alice: Person, app: Flask, receiver: Receiver, loop: None
+) -> None:
+    receiver.answer = play.answer(500)
+    task = alice.start(callback=receiver.url)
+    finish(alice, task)
+    for count, seconds in enumerate(SCHEDULE, start=1):
+        delivery = until_attempts(alice, task, count)
+        assert delivery["state"] == "pending"
+        last = datetime.fromisoformat(delivery["attempts"][-1]["at"])
+        wait = (datetime.fromisoformat(delivery["nextAttemptAt"]) - last).total_seconds()
+        assert seconds * (1 - JITTER) <= wait <= seconds * (1 + JITTER) + 5
+        make_due(app)
+    delivery = until_attempts(alice, task, len(SCHEDULE) + 1)
+    assert (delivery["state"], delivery["nextAttemptAt"]) == ("failed", None)
+    assert columns(app, "lease", "leased_until") == [(None, None)]
+
+
+def test_retry_after_puts_the_next_attempt_off(
+    alice: Person, app: Flask, receiver: Receiver, loop: None
+) -> None:
+    receiver.answer = one_after_another(play.answer(500), play.answer(429, {"Retry-After": "7200"}))
+    task = alice.start(callback=receiver.url)
+    finish(alice, task)
+    make_due(app)
+    delivery = until_attempts(alice, task, 2)
+    last, due = map(
+        datetime.fromisoformat, (delivery["attempts"][1]["at"], delivery["nextAttemptAt"])
+    )
+    assert 7190 < (due - last).total_seconds() < 7260
+
+
+def test_gone_receiver_is_not_posted_to_again(
+    alice: Person, app: Flask, receiver: Receiver, loop: None
+) -> None:
+    receiver.answer = one_after_another(play.answer(500), play.answer(410))
+    task = alice.start(callback=receiver.url)
+    finish(alice, task)
+    make_due(app)
+    assert until_attempts(alice, task, 2)["state"] == "failed"
+    make_due(app)
+    other = alice.start(callback=receiver.url)
+    finish(alice, other)
+    assert len(receiver.wait_for(3)) == 3
+
+
+def test_receiver_that_calls_back_sees_the_committed_task(
+    alice: Person, app: Flask, receiver: Receiver, loop: None
+) -> None:
+    seen = []
+
+    def call_back(exchange: Exchange) -> None:
+        task_id = json.loads(exchange.request.body)["id"]
+        caller = Person(app, alice.name, alice.key)
+        seen.append(expect(caller.get(f"/task/{task_id}"), 200))
+        caller.report(seen[0], name="renamed meanwhile")
+        play.answer(204)(exchange)
+
+    receiver.answer = one_after_another(play.answer(500), call_back)
+    task = alice.start(callback=receiver.url)
+    finish(alice, task)
+    make_due(app)
+    assert until_attempts(alice, task, 2)["state"] == "delivered"
+    assert [each["status"] for each in seen] == ["complete"]
+    assert alice.task(task)["name"] == "renamed meanwhile"
+
+
+def test_deleted_task_is_not_posted(
+    alice: Person, app: Flask, receiver: Receiver, loop: None
+) -> None:
+    receiver.answer = one_after_another(play.answer(500), play.answer(204))
+    deleted, kept = (alice.start(callback=receiver.url) for _ in range(2))
+    finish(alice, deleted)
+    expect(alice.delete(f"/task/{deleted['id']}"), 200)
+    assert problem(alice.get(f"/task/{deleted['id']}/deliveries"), 404)
+    make_due(app)
+    finish(alice, kept)
+    *_, second = receiver.wait_for(2)
+    assert json.loads(second.body)["id"] == kept["id"]
+    assert columns(app, "state") == [("delivered",)]
+
+
+def test_host_that_hangs_does_not_hold_up_the_others(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    with Receiver() as hanging:
+        hanging.answer = play.answer(500)
+        for _ in range(2 * SENDERS):
+            finish(alice, alice.start(callback=hanging.url))
+        receiver.answer = one_after_another(play.answer(500), play.answer(204))
+        finish(alice, alice.start(callback=receiver.url))
+        hanging.answer = play.silence
+        hanging.requests.clear()
+        make_due(app)
+        with looping(app):
+            receiver.wait_for(2, timeout=1.5)
+            assert len(hanging.requests) <= HOST_LIMIT
+            # And it gets no less than its share.
+            hanging.wait_for(HOST_LIMIT)
+
+
+# --- leases ------------------------------------------------------------------------------
+
+
+def test_lease_of_another_holds_until_it_has_run_out(
+    alice: Person, app: Flask, receiver: Receiver, loop: None
+) -> None:
+    receiver.answer = one_after_another(play.answer(500), play.answer(204))
+    task, other = (alice.start(callback=receiver.url) for _ in range(2))
+    finish(alice, task)
+    lease = {"lease": stamps.new_id(), "leased_until": database_now(60)}
+    change(app, next_attempt_at=database_now(-1), **lease)
+    # The loop has looked by the time it has sent another.
+    finish(alice, other)
+    redeliver(alice, other)
+    until_attempts(alice, other, 2)
+    assert len(the_delivery(alice, task)["attempts"]) == 1
+    change(app, leased_until=database_now(-1))
+    assert until_attempts(alice, task, 2)["state"] == "delivered"
+
+
+def test_attempt_that_cannot_be_recorded_fails_no_report_and_is_repeated(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    def rename(before: str, after: str) -> None:
+        with app.app_context(), transaction() as connection:
+            connection.execute(text(f"ALTER TABLE {before} RENAME TO {after}"))
+
+    def lose_table(exchange: Exchange) -> None:
+        rename("attempts", "gone")
+        play.answer(204)(exchange)
+
+    receiver.answer = one_after_another(lose_table, play.answer(204))
+    task = alice.start(callback=receiver.url)
+    assert finish(alice, task) == "pending"
+    rename("gone", "attempts")
+    change(app, leased_until=database_now(-1))
+    with looping(app):
+        assert until_attempts(alice, task, 1)["state"] == "delivered"
+    first, second = receiver.requests
+    assert first.headers["webhook-id"] == second.headers["webhook-id"]
+
+
+def test_loop_that_stops_gives_back_what_it_is_posting(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    receiver.answer = one_after_another(play.answer(500), play.silence)
+    finish(alice, alice.start(callback=receiver.url))
+    make_due(app)
+    with looping(app):
+        receiver.wait_for(2)
+        assert columns(app, "lease") != [(None,)]
+    assert columns(app, "state", "lease", "leased_until", "attempt_count") == [
+        ("pending", None, None, 1)
+    ]
+
+
+def test_late_word_takes_the_place_of_a_pending_delivery(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    receiver.answer = one_after_another(play.answer(500), play.answer(204))
+    task = alice.start(callback=receiver.url, claim=True)
+    alice.report(task, status="error")
+    end_for_silence(app, task)
+    assert finish(alice, task, output={"late": True}) == "delivered"
+    newer, older = deliveries_of(alice, task)
+    assert (newer["state"], older["state"]) == ("delivered", "cancelled")
+    assert (older["nextAttemptAt"], len(older["attempts"])) == (None, 1)
+    assert columns(app, "lease", "leased_until") == [(None, None), (None, None)]
+    assert json.loads(receiver.requests[-1].body)["output"] == {"late": True}
+
+
+# --- first attempts that are left to the loop --------------------------------------------
+
+
+def test_past_their_share_of_the_threads_first_attempts_are_left_to_the_loop(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    """Of 4 threads 1 may be held by them."""
+    answering = threading.Event()
+
+    def wait(exchange: Exchange) -> None:
+        answering.wait(5)
+        play.answer(204)(exchange)
+
+    receiver.paths["/slow"] = wait
+    slow = alice.start(callback=f"{receiver.url}slow")
+    task = alice.start(callback=receiver.url)
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(finish, Person(app, alice.name, alice.key), slow)
+        receiver.wait_for(1)
+        assert finish(alice, task) == "pending"
+        answering.set()
+        assert held.result(10) == "delivered"
+    assert the_delivery(alice, task)["attempts"] == []
+    assert columns(app, "lease", "attempt_count") == [(None, 1), (None, 0)]
+    with looping(app):
+        assert until_attempts(alice, task, 1)["state"] == "delivered"
+    # The place is free again.
+    assert finish(alice, alice.start(callback=receiver.url)) == "delivered"
+
+
+def test_host_that_keeps_failing_is_left_to_the_loop_until_it_answers(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    receiver.answer = play.answer(500)
+    for _ in range(IN_A_ROW):
+        finish(alice, alice.start(callback=receiver.url))
+    task = alice.start(callback=receiver.url)
+    assert finish(alice, task) == "pending"
+    assert the_delivery(alice, task)["attempts"] == []
+    receiver.answer = play.answer(204)
+    with looping(app):
+        assert until_attempts(alice, task, 1)["state"] == "delivered"
+    assert finish(alice, alice.start(callback=receiver.url)) == "delivered"
+
+
+def test_host_that_keeps_failing_does_no_harm_to_others(alice: Person, receiver: Receiver) -> None:
+    with Receiver(answer=play.answer(500)) as failing:
+        for _ in range(IN_A_ROW + 1):
+            finish(alice, alice.start(callback=failing.url))
+    assert finish(alice, alice.start(callback=receiver.url)) == "delivered"
+
+
+# --- seen, and asked for again -----------------------------------------------------------
+
+
+def test_delivery_is_shown_with_its_attempts(alice: Person, receiver: Receiver) -> None:
+    receiver.answer = play.answer(503)
+    task = alice.start(callback=f"{receiver.url}hook?of=alice")
+    assert deliveries_of(alice, task) == []
+    finish(alice, task)
+    delivery = the_delivery(alice, task)
+    (attempt,) = delivery["attempts"]
+    assert delivery["callback"] == task["callback"]
+    assert delivery["id"] == receiver.requests[0].headers["webhook-id"]
+    assert delivery["createdAt"] == alice.task(task)["finishedAt"]
+    assert attempt["statusCode"] == 503
+    assert attempt["message"] == "The receiver answered 503 Service Unavailable."
+    assert attempt["durationMs"] < 2_000
+    assert delivery["createdAt"] <= attempt["at"] < delivery["nextAttemptAt"]
+
+
+def test_redelivery_posts_the_task_as_it_is_now_under_the_same_id(
+    alice: Person, receiver: Receiver, loop: None
+) -> None:
+    task = alice.start(callback=receiver.url)
+    finish(alice, task)
+    alice.report(task, name="renamed since")
+    delivery = redeliver(alice, task)
+    assert delivery["state"] == "pending"
+    assert delivery["nextAttemptAt"] is not None
+    assert until_attempts(alice, task, 2)["state"] == "delivered"
+    first, second = receiver.requests
+    assert first.headers["webhook-id"] == second.headers["webhook-id"] == delivery["id"]
+    assert json.loads(second.body)["name"] == "renamed since"
+
+
+def test_redelivery_of_a_failed_one_begins_a_new_round(
+    alice: Person, app: Flask, receiver: Receiver, loop: None
+) -> None:
+    receiver.answer = one_after_another(play.answer(410), play.answer(500))
+    task = alice.start(callback=receiver.url)
+    assert finish(alice, task) == "failed"
+    redeliver(alice, task)
+    delivery = until_attempts(alice, task, 2)
+    assert delivery["state"] == "pending"
+    assert columns(app, "attempt_count") == [(1,)]
+
+
+def test_redelivery_of_a_pending_one_does_not_wait(
+    alice: Person, receiver: Receiver, loop: None
+) -> None:
+    receiver.answer = one_after_another(play.answer(503, {"Retry-After": "3600"}), play.answer(204))
+    task = alice.start(callback=receiver.url)
+    finish(alice, task)
+    redeliver(alice, task)
+    assert until_attempts(alice, task, 2)["state"] == "delivered"
+
+
+def test_without_a_delivery_there_is_nothing_to_deliver_again(
+    alice: Person, receiver: Receiver
+) -> None:
+    running, silent = alice.start(callback=receiver.url), alice.start()
+    finish(alice, silent)
+    for task in (running, silent):
+        refused = problem(alice.post(f"/task/{task['id']}/deliveries"), 409)
+        assert "no delivery" in refused["detail"]
+
+
+def test_delivery_that_is_being_posted_is_not_delivered_again(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    refused = []
+
+    def ask(exchange: Exchange) -> None:
+        task_id = json.loads(exchange.request.body)["id"]
+        response = Person(app, alice.name, alice.key).post(f"/task/{task_id}/deliveries")
+        refused.append(problem(response, 409)["detail"])
+        play.answer(204)(exchange)
+
+    receiver.answer = ask
+    task = alice.start(callback=receiver.url)
+    assert finish(alice, task) == "delivered"
+    assert refused == ["It is being posted just now; see what comes of it first"]
+    assert the_delivery(alice, task)["state"] == "delivered"
+
+
+def test_deliveries_are_for_their_users_own_eyes(
+    alice: Person, bob: Person, receiver: Receiver
+) -> None:
+    task = alice.start(callback=receiver.url)
+    finish(alice, task)
+    path = f"/task/{task['id']}/deliveries"
+    for method in ("GET", "POST"):
+        assert problem(bob.request(method, path), 404)["detail"] == "Task's ID is not found"
+        problem(alice.agent_key().request(method, path), 403)
+    assert len(receiver.requests) == 1

@@ -1,0 +1,217 @@
+"""`taskservice worker` and `delivery`: the same, in processes of their own and by hand."""
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from flask import Flask
+
+from taskservice.db import database_now
+from tests import receiver as play
+from tests.inside import end_for_silence
+from tests.live import COMMAND, Service, environment
+from tests.owed import change, columns, deliveries_of, finish, make_due, the_delivery
+from tests.people import Person
+from tests.receiver import Receiver
+from tests.server_process import until
+from tests.test_commands import one_line, run
+
+DELIVERIES = 60
+
+
+class Worker:
+    """`taskservice worker` on the database of an app; it has looked for work once it is made."""
+
+    def __init__(self, app: Flask, **settings: str) -> None:
+        self.environment = environment(
+            app.config["DATA"], DATABASE_URL=app.config["DATABASE_URL"],
+            CALLBACK_ALLOWED="loopback", **settings,
+        )  # fmt: skip
+        self.process = subprocess.Popen(
+            [*COMMAND, "worker"], env=self.environment, stderr=subprocess.PIPE, text=True
+        )
+        assert self.process.stderr is not None
+        assert "working" in self.process.stderr.readline()
+
+    def seconds_to_end(self, signum: int) -> float:
+        began = time.monotonic()
+        self.process.send_signal(signum)
+        assert self.process.wait(20) == 0
+        return time.monotonic() - began
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@contextmanager
+def working(app: Flask, **settings: str) -> Iterator[Worker]:
+    worker = Worker(app, **settings)
+    try:
+        yield worker
+    finally:
+        worker.kill()
+
+
+def leave_due(alice: Person, app: Flask, receiver: Receiver, count: int = 1) -> list[Any]:
+    """Tasks whose first attempt has failed, and whose next one is due; the receiver is well."""
+    receiver.answer = play.answer(503)
+    tasks = [alice.start(callback=receiver.url) for _ in range(count)]
+    for task in tasks:
+        finish(alice, task)
+    make_due(app)
+    receiver.requests.clear()
+    receiver.answer = play.answer(204)
+    return tasks
+
+
+def test_worker_posts_what_is_due(alice: Person, app: Flask, receiver: Receiver) -> None:
+    (task,) = leave_due(alice, app, receiver)
+    with working(app):
+        receiver.wait_for(1, timeout=20)
+        until(lambda: the_delivery(alice, task)["state"] == "delivered")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_idle_worker_ends_within_a_second(app: Flask, signum: int) -> None:
+    with working(app) as worker:
+        # Half a second of it for a busy machine to take the interpreter down.
+        assert worker.seconds_to_end(signum) < 1.5
+
+
+def test_worker_that_is_stopped_gives_back_what_it_is_posting(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    leave_due(alice, app, receiver)
+    receiver.answer = play.silence
+    with working(app, CALLBACK_TIMEOUT="30") as worker:
+        receiver.wait_for(1, timeout=20)
+        assert columns(app, "lease") != [(None,)]
+        assert worker.seconds_to_end(signal.SIGTERM) < 5
+    # The one attempt that counts is the first, which the request made.
+    assert columns(app, "state", "lease", "attempt_count") == [("pending", None, 1)]
+    receiver.answer = play.answer(204)
+    with working(app):
+        receiver.wait_for(2, timeout=20)
+
+
+def test_worker_that_is_killed_leaves_it_to_the_next_one_when_the_lease_has_run_out(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    (task,) = leave_due(alice, app, receiver)
+    receiver.answer = play.silence
+    with working(app):
+        receiver.wait_for(1, timeout=20)
+    assert columns(app, "lease") != [(None,)]
+    change(app, leased_until=database_now(-1))
+    receiver.answer = play.answer(204)
+    with working(app):
+        until(lambda: the_delivery(alice, task)["state"] == "delivered")
+    first, second = receiver.requests
+    assert first.headers["webhook-id"] == second.headers["webhook-id"]
+
+
+def test_several_workers_post_each_delivery_once(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    leave_due(alice, app, receiver, DELIVERIES)
+    with ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(working(app))
+        receiver.wait_for(DELIVERIES, timeout=30)
+        until(lambda: set(columns(app, "state")) == {("delivered",)})
+    ids = [request.headers["webhook-id"] for request in receiver.requests]
+    assert len(ids) == len(set(ids)) == DELIVERIES
+
+
+def test_worker_processes_of_the_service_post_what_is_due(
+    alice: Person, app: Flask, receiver: Receiver, tmp_path: Path
+) -> None:
+    (task,) = leave_due(alice, app, receiver)
+    with Service(tmp_path / "data", DATABASE_URL=app.config["DATABASE_URL"]) as service:
+        receiver.wait_for(1, timeout=20)
+        until(lambda: the_delivery(alice, task)["state"] == "delivered")
+        # What is asked for in this process is done at once.
+        answer = requests.post(
+            f"{service.url}/api/v1/task/{task['id']}/deliveries",
+            headers={"apikey": alice.key}, timeout=10,
+        )  # fmt: skip
+        assert answer.status_code == 202
+        receiver.wait_for(2, timeout=10)
+
+
+def test_service_that_is_stopped_gives_back_what_it_is_posting(
+    alice: Person, app: Flask, receiver: Receiver, tmp_path: Path
+) -> None:
+    leave_due(alice, app, receiver)
+    receiver.answer = play.silence
+    url = app.config["DATABASE_URL"]
+    with Service(tmp_path / "data", DATABASE_URL=url, CALLBACK_TIMEOUT="30") as service:
+        receiver.wait_for(1, timeout=20)
+        began = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - began < 5
+    assert columns(app, "state", "lease", "attempt_count") == [("pending", None, 1)]
+
+
+# --- by hand -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_delivery_list_show_and_redeliver(
+    alice: Person, bob: Person, app: Flask, receiver: Receiver
+) -> None:
+    data = Path(app.config["DATA"])
+    receiver.answer = play.answer(410)
+    failed = alice.start(callback=receiver.url)
+    finish(alice, failed)
+    receiver.answer = play.answer(204)
+    finish(bob, bob.start(callback=receiver.url))
+
+    listed = run(data, "delivery", "list", "--json").stdout.splitlines()
+    newest, oldest = map(json.loads, listed)
+    assert [newest["user"], oldest["user"]] == ["bob", "alice"]
+    assert oldest["taskId"] == failed["id"]
+    only = run(data, "delivery", "list", "--state", "failed")
+    assert oldest["id"] in only.stdout
+    assert newest["id"] not in only.stdout
+    assert len(run(data, "delivery", "list", "--limit", "1", "--json").stdout.splitlines()) == 1
+
+    shown = run(data, "delivery", "show", oldest["id"])
+    assert "The receiver answered 410 Gone." in shown.stdout
+    assert receiver.url in shown.stdout
+    assert json.loads(run(data, "delivery", "show", oldest["id"], "--json").stdout) == oldest
+
+    again = run(data, "delivery", "redeliver", oldest["id"])
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+    assert the_delivery(alice, failed)["state"] == "pending"
+
+
+@pytest.mark.parametrize("verb", ["show", "redeliver"])
+@pytest.mark.parametrize("name", ["nonsense", "01a20e63-92c4-7f10-b3a5-9e1d6c2f4b80"])
+def test_unknown_delivery_is_one_line(tmp_path: Path, verb: str, name: str) -> None:
+    line = one_line(run(tmp_path, "delivery", verb, name), 1)
+    assert line == f"taskservice: There is no delivery {name}"
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_replaced_delivery_is_not_delivered_again(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    receiver.answer = play.answer(500)
+    task = alice.start(callback=receiver.url, claim=True)
+    alice.report(task, status="error")
+    end_for_silence(app, task)
+    finish(alice, task)
+    newer, older = deliveries_of(alice, task)
+    refused = run(Path(app.config["DATA"]), "delivery", "redeliver", older["id"])
+    assert one_line(refused, 1) == (
+        f"taskservice: A newer delivery has taken its place: {newer['id']}"
+    )
