@@ -214,6 +214,7 @@ class LogWriter(Base):
 
 
 _PENDING = text("state = 'pending'")
+_LEASED = text("leased_until IS NOT NULL")
 _IN_VAIN = text("state IN ('failed', 'cancelled')")
 
 
@@ -232,6 +233,9 @@ class Delivery(Base):
         Index(
             "deliveries_due", "next_attempt_at", "host",
             sqlite_where=_PENDING, postgresql_where=_PENDING,
+        ),
+        Index(
+            "deliveries_leased", "leased_until", sqlite_where=_LEASED, postgresql_where=_LEASED
         ),
         Index("deliveries_in_vain", "state", sqlite_where=_IN_VAIN, postgresql_where=_IN_VAIN),
     )  # fmt: skip

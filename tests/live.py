@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -37,6 +38,8 @@ class Service:
     Settings are given by their names without the prefix.
     """
 
+    command: Sequence[str] = (*COMMAND, "serve")
+
     def __init__(self, data: Path, **settings: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -62,7 +65,7 @@ class Service:
     def start(self) -> None:
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [*COMMAND, "serve"], env=self.environment, stdout=log, stderr=log
+                self.command, env=self.environment, stdout=log, stderr=log, start_new_session=True
             )
         self.wait_until_ready()
 

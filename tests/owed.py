@@ -4,13 +4,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from flask import Flask
-from sqlalchemy import select, update
+from sqlalchemy import insert, select, update
 
+from taskservice import stamps
 from taskservice.db import database_now, reading, transaction
 from taskservice.delivery_loop import DeliveryLoop
-from taskservice.models import PENDING, Delivery
+from taskservice.models import COMPLETE, PENDING, Delivery, Task
 from taskservice.services import deliveries
 from tests.people import Person, expect
 
@@ -68,3 +70,19 @@ def looping(app: Flask) -> Iterator[None]:
         for thread in threading.enumerate():
             if thread.name == "sender":
                 thread.join(10)
+
+
+def owe_many(app: Flask, person: Person, url: str, count: int) -> None:
+    """Give somebody so many finished tasks whose deliveries to `url` are due."""
+    task = person.start(callback=url)
+    with app.app_context(), reading() as connection:
+        row = connection.execute(select(Task.__table__).where(Task.id == task["id"])).one()
+    now, ids = stamps.now(), [stamps.new_id() for _ in range(count)]
+    ended = {"status": COMPLETE, "finished_at": now}
+    owed = {"callback_url": url, "host": urlsplit(url).netloc, "state": PENDING,
+            "created_at": now, "attempt_count": 0, "next_attempt_at": now}  # fmt: skip
+    with app.app_context(), transaction() as connection:
+        connection.execute(insert(Task), [{**row._asdict(), **ended, "id": each} for each in ids])
+        connection.execute(
+            insert(Delivery), [{**owed, "id": stamps.new_id(), "task_id": each} for each in ids]
+        )

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tests import receiver as play
 from tests.inside import end_for_silence
 from tests.live import COMMAND, Service, environment
 from tests.owed import change, columns, deliveries_of, finish, make_due, the_delivery
-from tests.people import Person
+from tests.people import Person, RemotePerson
 from tests.receiver import Receiver
 from tests.server_process import until
 from tests.test_commands import one_line, run
@@ -159,6 +160,34 @@ def test_service_that_is_stopped_gives_back_what_it_is_posting(
         assert service.stop() == 0
         assert time.monotonic() - began < 5
     assert columns(app, "state", "lease", "attempt_count") == [("pending", None, 1)]
+
+
+def test_receivers_that_hang_hold_up_neither_readers_nor_other_reports(tmp_path: Path) -> None:
+    """Of 16 threads 4 may be held, by 64 reports at once."""
+    settings = {"THREADS": "16", "CALLBACK_TIMEOUT": "4"}
+    with (
+        Receiver(answer=play.silence) as hanging,
+        Service(tmp_path / "data", **settings) as service,
+    ):
+        alice = service.add_user()
+        tasks = [alice.start(callback=hanging.url) for _ in range(64)]
+        key = str(alice.session.headers["apikey"])
+
+        def report(task: dict[str, Any]) -> str:
+            path, person = f"/task/{task['id']}", RemotePerson(service.url, key)
+            answer = person.request("PATCH", path, json={"status": "complete"})
+            return answer.headers["Callback-Status"]
+
+        with ThreadPoolExecutor(64) as pool:
+            reports = [pool.submit(report, task) for task in tasks]
+            slowest = 0.0
+            until(lambda: sum(each.done() for each in reports) >= 60)
+            while not all(each.done() for each in reports):
+                began = time.monotonic()
+                alice.request("GET", f"/task/{tasks[0]['id']}").raise_for_status()
+                slowest = max(slowest, time.monotonic() - began)
+            assert 0 < slowest < 1
+            assert {each.result() for each in reports} == {"pending"}
 
 
 # --- by hand -----------------------------------------------------------------------------

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from urllib.parse import urlsplit
 
-from sqlalchemy import Connection, Integer, Text, bindparam, insert, select, update
+from sqlalchemy import (
+    Connection,
+    Integer,
+    Text,
+    bindparam,
+    func,
+    insert,
+    select,
+    union_all,
+    update,
+)
 
 from taskservice import stamps
 from taskservice.access import Caller, visible_tasks
@@ -62,12 +72,16 @@ _REPLACE = (
     .values(state=CANCELLED, next_attempt_at=None, **_NO_LEASE)
 )
 _OF_HOSTS_WITH_ROOM = Delivery.host.not_in(bindparam("full_hosts", expanding=True))
-_NEXT = (
-    select(Delivery.next_attempt_at, database_now().label("now"))
+_UNLEASED = (
+    select(Delivery.next_attempt_at.label("moment"))
     .where(is_pending, is_unleased, _OF_HOSTS_WITH_ROOM)
     .order_by(Delivery.next_attempt_at)
     .limit(1)
 )
+# Of a process that has died, a lease runs out.
+_LEASED = select(func.min(Delivery.leased_until)).where(Delivery.leased_until > database_now())
+_MOMENTS = union_all(select(_UNLEASED.subquery()), _LEASED).subquery()
+_NEXT = select(func.min(_MOMENTS.c.moment).label("next"), database_now().label("now"))
 _DUE = (
     select(Delivery.id, Delivery.host)
     .where(is_due, _OF_HOSTS_WITH_ROOM)
@@ -157,15 +171,15 @@ def owe(connection: Connection, task: TaskRow, now: str) -> Leased | None:
 
 
 def seconds_until_due(in_flight: Mapping[str, int]) -> float | None:
-    """How long until the next one can be claimed; None if there is none.
+    """How long until one can be claimed, or a lease runs out; None if neither will be.
 
-    0 or less when it is due already. `in_flight` is how many each host has from this process.
+    0 or less when one is due already. `in_flight` is how many each host has from this process.
     """
     with reading() as connection:
-        row = connection.execute(_NEXT, {"full_hosts": _full(in_flight)}).one_or_none()
-    if row is None:
+        row = connection.execute(_NEXT, {"full_hosts": _full(in_flight)}).one()
+    if row.next is None:
         return None
-    due, now = map(datetime.fromisoformat, (row.next_attempt_at, row.now))
+    due, now = map(datetime.fromisoformat, (row.next, row.now))
     return (due - now).total_seconds()
 
 

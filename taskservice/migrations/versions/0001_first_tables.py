@@ -213,6 +213,12 @@ def upgrade() -> None:
         ["state"],
         **only_where("state IN ('failed', 'cancelled')"),
     )
+    op.create_index(
+        "deliveries_leased",
+        "deliveries",
+        ["leased_until"],
+        **only_where("leased_until IS NOT NULL"),
+    )
     op.create_index(op.f("deliveries_task_id_created_at"), "deliveries", ["task_id", "created_at"])
     op.create_table(
         "log_writers",
