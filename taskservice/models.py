@@ -105,7 +105,10 @@ def _json_object(column: str) -> tuple[CheckConstraint, CheckConstraint]:
 
 
 _UNCLAIMED = text("status = 'running' AND claimed_at IS NULL")
-_CLAIMED = text("status = 'running' AND claimed_at IS NOT NULL")
+# Whose agent may fall silent: by the default of the service, or by a timeout of its own.
+CLAIMED = text("status = 'running' AND claimed_at IS NOT NULL AND timeout IS NULL")
+CLAIMED_WITH_TIMEOUT = text("status = 'running' AND claimed_at IS NOT NULL AND timeout > 0")
+WITH_OLD_LOG = text("finished_at IS NOT NULL AND first_log <= log_count")
 _KEYED = text("idempotency_key IS NOT NULL")
 
 
@@ -133,13 +136,21 @@ class Task(Base):
         Index("tasks_by_agent", "user_id", "agent_id", "created_at", "id"),
         Index("tasks_by_status", "user_id", "status", "created_at", "id"),
         Index("tasks_by_end", "user_id", "finished_at", "id"),
-        # What a claim takes next, and whose agent may have fallen silent.
+        # What a claim takes next.
         Index(
             "tasks_unclaimed", "user_id", "agent_id", "created_at", "id",
             sqlite_where=_UNCLAIMED, postgresql_where=_UNCLAIMED,
         ),
+        # Whose agent has been silent for longest, or is about to have been for too long.
+        Index("tasks_claimed", "heard_at", sqlite_where=CLAIMED, postgresql_where=CLAIMED),
         Index(
-            "tasks_claimed", "heard_at", sqlite_where=_CLAIMED, postgresql_where=_CLAIMED
+            "tasks_claimed_with_timeout", "silent_at",
+            sqlite_where=CLAIMED_WITH_TIMEOUT, postgresql_where=CLAIMED_WITH_TIMEOUT,
+        ),
+        # Whose log is the next to be too old; without a log it is no longer in here.
+        Index(
+            "tasks_with_old_log", "finished_at",
+            sqlite_where=WITH_OLD_LOG, postgresql_where=WITH_OLD_LOG,
         ),
     )  # fmt: skip
 
@@ -161,7 +172,11 @@ class Task(Base):
     updated_at: Mapped[str] = mapped_column(Timestamp)
     claimed_at: Mapped[str | None] = mapped_column(Timestamp)
     heard_at: Mapped[str] = mapped_column(Timestamp)
+    # When it will have been silent for too long by a timeout of its own.
+    silent_at: Mapped[str | None] = mapped_column(Timestamp)
     finished_at: Mapped[str | None] = mapped_column(Timestamp)
+    # When the service ended it for silence; a late word changes `finished_at`, not this.
+    timed_out_at: Mapped[str | None] = mapped_column(Timestamp)
     first_log: Mapped[int] = mapped_column(BigInteger)
     log_count: Mapped[int] = mapped_column(BigInteger)
     # Bytes of UTF-8 that have ever been appended, a line's end included.

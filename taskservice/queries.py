@@ -178,7 +178,8 @@ class Place:
     """The place of one task in a list: what a cursor stands for.
 
     By end, tasks that ended after the list was begun (`since`) count as running, so that
-    none changes its place while somebody reads on. `stage` is 1 among those, else 0.
+    none changes its place while somebody reads on; and one that was ended for silence
+    before keeps that place when its late word comes. `stage` is 1 among those, else 0.
     """
 
     since: str
@@ -288,21 +289,38 @@ def _keys(
     conditions = _conditions(caller, selection)
     if selection.sort != BY_END:
         return _next_keys(Task.created_at, conditions, after, count, selection.sort == NEWEST_FIRST)
-    own = Task.user_id == caller.user_id
+    beginning = selection.finished_after if after is None else None
+    return _keys_by_end(caller, conditions, stage, since, after, beginning, count)
+
+
+def _keys_by_end(
+    caller: Caller,
+    conditions: list[ColumnElement[bool]],
+    stage: int,
+    since: str,
+    after: Place | None,
+    beginning: str | None,
+    count: int,
+) -> AnySelect:
+    own, ended_since = Task.user_id == caller.user_id, Task.finished_at >= since
+    # What ended since has its place by another moment than its end: it comes from a select
+    # of its own, by the index of ends, and there are few.
     if stage == 0:
         ended = [own, Task.finished_at < since, _checked(conditions)]
-        if after is None and selection.finished_after is not None:
-            ended.append(Task.finished_at > selection.finished_after)
-        return _next_keys(Task.finished_at, ended, after, count)
-    # Each half by an index of its own; few are running, and few have ended since.
-    running = [own, Task.status == RUNNING, _checked(conditions)]
+        if beginning is not None:
+            ended.append(Task.finished_at > beginning)
+        others = [*conditions, Task.timed_out_at < since]
+        moment: Any = Task.timed_out_at
+        most = _next_keys(Task.finished_at, ended, after, count)
+    else:
+        running = [own, Task.status == RUNNING, _checked(conditions)]
+        others = [*conditions, or_(Task.timed_out_at.is_(None), Task.timed_out_at >= since)]
+        moment = Task.created_at
+        most = _next_keys(moment, running, after, count)
     if after is not None:
-        conditions.append(_beyond(Task.created_at, after))
-    ended = [own, Task.finished_at >= since, _checked(conditions)]
-    both = union_all(
-        select(_next_keys(Task.created_at, running, after, count).subquery()),
-        select(Task.created_at, Task.id).where(*ended),
-    ).subquery()
+        others.append(_beyond(moment, after))
+    few = select(moment, Task.id).where(own, ended_since, _checked(others))
+    both = union_all(select(most.subquery()), few).subquery()
     return select(both).order_by(*both.c).limit(count)
 
 

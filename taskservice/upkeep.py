@@ -9,7 +9,7 @@ from flask import Flask
 
 from taskservice import auth, stopping
 from taskservice.delivery_loop import STOP_SECONDS, DeliveryLoop
-from taskservice.services import logs, users
+from taskservice.services import logs, retention, space, timeouts, users
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,12 @@ def record_key_uses() -> None:
     users.record_uses(auth.take_uses())
 
 
-CHORES: tuple[Callable[[], None], ...] = (record_key_uses, logs.sweep)
+CHORES: tuple[Callable[[], None], ...] = (
+    record_key_uses,
+    retention.prune,
+    logs.sweep,
+    space.give_back,
+)
 
 
 class Upkeep(threading.Thread):
@@ -32,6 +37,7 @@ class Upkeep(threading.Thread):
     def __init__(self, app: Flask) -> None:
         super().__init__(name="upkeep", daemon=True)
         self._app = app
+        self._watch = timeouts.Watch()
 
     def run(self) -> None:
         while not stopping.event.wait(ROUND_SECONDS):
@@ -41,7 +47,7 @@ class Upkeep(threading.Thread):
     def do_round(self) -> None:
         """Do each chore; one that fails is logged and waits for the next round."""
         with self._app.app_context():
-            for chore in CHORES:
+            for chore in (self._watch.end_silent, *CHORES):
                 try:
                     chore()
                 except Exception:

@@ -170,6 +170,16 @@ def owe(connection: Connection, task: TaskRow, now: str) -> Leased | None:
     return leased
 
 
+def owe_to_loop(connection: Connection, task: TaskRow, now: str) -> None:
+    """Owe the webhook of a task that ends in this transaction, due now and leased to nobody.
+
+    After the commit, `wake` tells the loop.
+    """
+    leased = owe(connection, task, now)
+    if leased is not None:
+        connection.execute(_GIVE_BACK, {"of_delivery_id": leased.id, "held_lease": leased.lease})
+
+
 def seconds_until_due(in_flight: Mapping[str, int]) -> float | None:
     """How long until one can be claimed, or a lease runs out; None if neither will be.
 

@@ -12,7 +12,8 @@ from taskservice.models import Identifier, Log, LogChunk, LogWriter, Task
 from taskservice.problems import Problem, unfit
 from taskservice.queries import TaskRow
 from taskservice.schemas import MAX_LINE
-from taskservice.services.tasks import finished, is_open, locked
+from taskservice.services.batches import ROUND_SECONDS, in_batches
+from taskservice.services.tasks import HEARD, finished, is_open, locked
 
 MAX_LOG = 100 * 1024 * 1024
 # A chunk is read whole, even for one line of it.
@@ -36,7 +37,7 @@ _ADVANCE = (
     .values(seq=bindparam("new_seq", type_=BigInteger()))
 )
 _OF_TASK = Task.id == bindparam("of_task_id", type_=Identifier)
-_HEAR = update(Task).where(_OF_TASK).values(heard_at=bindparam("now"))
+_HEAR = update(Task).where(_OF_TASK).values(HEARD)
 _COUNT = (
     update(Task)
     .where(_OF_TASK)
@@ -45,7 +46,7 @@ _COUNT = (
         log_bytes=Task.log_bytes + bindparam("bytes", type_=BigInteger()),
         version=Task.version + 1,
         updated_at=bindparam("now"),
-        heard_at=bindparam("now"),
+        **HEARD,
     )
 )
 _NEW_LOG = insert(Log).returning(Log.id)
@@ -160,10 +161,9 @@ def _chunks(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
     yield "\n".join(lines[start:]), len(lines) - start
 
 
-def sweep() -> None:
-    """Remove the lines of logs that were dropped a while ago, a small batch at a time."""
-    while _sweep_batch():
-        pass
+def sweep(seconds: float = ROUND_SECONDS) -> None:
+    """Remove the lines of logs that were dropped a while ago, for so many seconds at most."""
+    in_batches(_sweep_batch, seconds)
 
 
 def _sweep_batch() -> bool:

@@ -6,7 +6,17 @@ from types import SimpleNamespace
 from typing import Any
 
 from flask import current_app
-from sqlalchemy import Connection, bindparam, delete, insert, literal_column, select, update
+from sqlalchemy import (
+    Connection,
+    Float,
+    Integer,
+    bindparam,
+    delete,
+    insert,
+    literal_column,
+    select,
+    update,
+)
 
 from taskservice import stamps, strict_json
 from taskservice.access import Caller, visible_agents, visible_tasks
@@ -45,6 +55,10 @@ class Idempotency:
         return cls(key, hashlib.sha256(strict_json.canonical(body)).hexdigest())
 
 
+# What a sign of life changes: with a timeout of its own a task falls silent that much later.
+HEARD = {"heard_at": bindparam("now"), "silent_at": database_now(Task.timeout)}
+
+_START = insert(Task).values(silent_at=database_now(bindparam("own_timeout", type_=Integer())))
 _AGENT_NAME = select(Agent.name).where(visible_agents, Agent.id == bindparam("agent_id"))
 _REPLAYED = tasks_with_log.add_columns(Task.idempotency_digest).where(
     Task.user_id == bindparam("user_id", type_=Identifier),
@@ -70,8 +84,8 @@ _CLAIM = (
     update(Task)
     .where(Task.id == _OLDEST_UNCLAIMED.scalar_subquery(), Task.claimed_at.is_(None))
     .values(
+        **HEARD,
         claimed_at=bindparam("now"),
-        heard_at=bindparam("now"),
         updated_at=bindparam("now"),
         version=Task.version + 1,
     )
@@ -81,9 +95,9 @@ _CHANGE = update(Task).where(Task.id == bindparam("of_task_id", type_=Identifier
 _LET_GO = (
     update(Log)
     .where(Log.task_id == bindparam("of_task_id", type_=Identifier))
-    .values(task_id=None, dropped_at=database_now())
+    .values(task_id=None, dropped_at=database_now(bindparam("seconds", type_=Float())))
 )
-_DELETE = delete(Task).where(Task.id == bindparam("task_id", type_=Identifier))
+_DELETE = delete(Task).where(Task.id == bindparam("of_task_id", type_=Identifier))
 
 
 # --- start -------------------------------------------------------------------------------
@@ -110,7 +124,7 @@ def start(
             if replayed is not None:
                 return replayed, True
         task = _new_task(caller, wishes, agent_name, callback, idempotency)
-        connection.execute(insert(Task), task)
+        connection.execute(_START, task | {"own_timeout": task["timeout"]})
     return SimpleNamespace(**task, log_id=None), False
 
 
@@ -308,9 +322,9 @@ def _change(
     if "name" in values:
         values["name_folded"] = values["name"].casefold()
     if task.status == RUNNING:
-        values["heard_at"] = now
+        values |= HEARD
     if values:
-        connection.execute(_CHANGE.values(values), {"of_task_id": task.id})
+        connection.execute(_CHANGE.values(values), {"of_task_id": task.id, "now": now})
     changed = SimpleNamespace(**(task._asdict() | values))
     return changed, deliveries.owe(connection, changed, now) if ends else None
 
@@ -326,6 +340,16 @@ def delete_for_good(caller: Caller, task_id: str) -> TaskRow:
     """
     with transaction() as connection:
         task = locked(connection, caller, task_id)
-        connection.execute(_LET_GO, {"of_task_id": task.id})
-        connection.execute(_DELETE, {"task_id": task.id})
+        let_go(connection, task.id)
+        remove(connection, task.id)
     return task
+
+
+def let_go(connection: Connection, task_id: str, seconds: float = 0.0) -> None:
+    """Part a task from the lines of its log, as if that had been so many seconds ago."""
+    connection.execute(_LET_GO, {"of_task_id": task_id, "seconds": -seconds})
+
+
+def remove(connection: Connection, task_id: str) -> None:
+    """Delete a task that this transaction has locked and whose log was let go of."""
+    connection.execute(_DELETE, {"of_task_id": task_id})

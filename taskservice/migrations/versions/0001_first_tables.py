@@ -109,7 +109,9 @@ def upgrade() -> None:
         sa.Column("updated_at", moment, nullable=False),
         sa.Column("claimed_at", moment),
         sa.Column("heard_at", moment, nullable=False),
+        sa.Column("silent_at", moment),
         sa.Column("finished_at", moment),
+        sa.Column("timed_out_at", moment),
         sa.Column("first_log", sa.BigInteger(), nullable=False),
         sa.Column("log_count", sa.BigInteger(), nullable=False),
         sa.Column("log_bytes", sa.BigInteger(), nullable=False),
@@ -158,7 +160,13 @@ def upgrade() -> None:
         "tasks_claimed",
         "tasks",
         ["heard_at"],
-        **only_where("status = 'running' AND claimed_at IS NOT NULL"),
+        **only_where("status = 'running' AND claimed_at IS NOT NULL AND timeout IS NULL"),
+    )
+    op.create_index(
+        "tasks_claimed_with_timeout",
+        "tasks",
+        ["silent_at"],
+        **only_where("status = 'running' AND claimed_at IS NOT NULL AND timeout > 0"),
     )
     op.create_index(
         "tasks_idempotency_key",
@@ -172,6 +180,12 @@ def upgrade() -> None:
         "tasks",
         ["user_id", "agent_id", "created_at", "id"],
         **only_where("status = 'running' AND claimed_at IS NULL"),
+    )
+    op.create_index(
+        "tasks_with_old_log",
+        "tasks",
+        ["finished_at"],
+        **only_where("finished_at IS NOT NULL AND first_log <= log_count"),
     )
     op.create_table(
         "deliveries",

@@ -1,0 +1,178 @@
+"""Retention: what ended long ago is removed, logs first, in small transactions."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from typing import Any
+
+from flask import current_app
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    select,
+    update,
+)
+
+from taskservice import stamps
+from taskservice.db import Timestamp, reading, transaction
+from taskservice.models import PENDING, WITH_OLD_LOG, Delivery, Identifier, Task, User
+from taskservice.queries import AnyRow, AnySelect
+from taskservice.services import logs
+from taskservice.services.batches import BATCH_SECONDS, ROUND_SECONDS, in_batches
+from taskservice.services.tasks import let_go, remove
+
+BATCH = 200
+DAY_SECONDS = 86_400.0
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Tasks that ended before `tasks` go, and of those that ended before `logs` the logs.
+
+    None: none of them.
+    """
+
+    tasks: str | None
+    logs: str | None
+
+    @classmethod
+    def of_settings(cls) -> "Bounds":
+        """As the settings have it at this moment."""
+        return cls(_before(current_app.config["RETENTION_DAYS"]),
+                   _before(current_app.config["LOG_RETENTION_DAYS"]))  # fmt: skip
+
+
+@dataclass
+class Removed:
+    """How many tasks went, how many logs of other tasks, and about how many bytes they had."""
+
+    tasks: int = 0
+    logs: int = 0
+    bytes: int = 0
+
+
+_BEFORE = bindparam("before", type_=Timestamp())
+_LOG_BYTES = case((Task.first_log <= Task.log_count, Task.log_bytes), else_=0)
+_TASK_BYTES = _LOG_BYTES + func.length(Task.input) + func.length(Task.output)
+# A task whose webhook is still owed is left alone, with all that the webhook would hold.
+_ENDED = and_(
+    Task.finished_at < _BEFORE,
+    ~exists().where(Delivery.task_id == Task.id, Delivery.state == PENDING),
+)
+# User by user, which is how the index of what has ended is sorted.
+_OLD_TASKS = and_(Task.user_id.in_(select(User.id)), _ENDED)
+_OLD_LOGS = and_(WITH_OLD_LOG, _ENDED)
+_STILL = (
+    select(Task.id)
+    .where(Task.id == bindparam("task_id", type_=Identifier), _ENDED)
+    .with_for_update(skip_locked=True)
+)
+_EMPTY = (
+    update(Task)
+    .where(Task.id == bindparam("of_task_id", type_=Identifier))
+    .values(
+        first_log=Task.log_count + 1,
+        version=Task.version + 1,
+        updated_at=bindparam("now", type_=Timestamp()),
+    )
+)
+
+
+def due(bounds: Bounds) -> Removed:
+    """What `prune_now` would remove."""
+    found = Removed()
+    others = _OLD_LOGS
+    if bounds.tasks is not None:
+        found.tasks, found.bytes = _total(_TASK_BYTES, _OLD_TASKS, bounds.tasks)
+        others = and_(others, Task.finished_at >= bounds.tasks)
+    if bounds.logs is not None:
+        found.logs, size = _total(Task.log_bytes, others, bounds.logs)
+        found.bytes += size
+    return found
+
+
+def prune() -> None:
+    """Remove what is too old by the settings, for a few seconds at most.
+
+    Who is just reading a log that goes may read on until its lines are swept.
+    """
+    _Pruning(Bounds.of_settings()).run(ROUND_SECONDS)
+
+
+def prune_now(bounds: Bounds) -> Removed:
+    """Remove all that is too old, however long that takes; returns what that was.
+
+    The lines of its logs may be swept at once, under the eyes of whoever reads them.
+    """
+    pruning = _Pruning(bounds, dropped_ago=logs.SWEEP_AFTER_SECONDS)
+    pruning.run(inf)
+    return pruning.removed
+
+
+class _Pruning:
+    """One run through all that is too old."""
+
+    def __init__(self, bounds: Bounds, dropped_ago: float = 0.0) -> None:
+        self._bounds, self._dropped_ago = bounds, dropped_ago
+        self.removed = Removed()
+
+    def run(self, seconds: float) -> None:
+        if self._bounds.tasks is not None:
+            of_tasks = _candidates(_TASK_BYTES, _OLD_TASKS), self._bounds.tasks
+            in_batches(partial(self._batch, *of_tasks, self._remove_task), seconds)
+        if self._bounds.logs is not None:
+            of_logs = _candidates(Task.log_bytes, _OLD_LOGS), self._bounds.logs
+            in_batches(partial(self._batch, *of_logs, self._drop_log), seconds)
+
+    def _batch(
+        self, candidates: AnySelect, before: str, deed: Callable[[Connection, AnyRow], None]
+    ) -> bool:
+        """Do `deed` to some tasks for a moment; returns whether there may be more."""
+        with reading() as connection:
+            # Without the lock: to measure large ones takes a while.
+            tasks = connection.execute(candidates, {"before": before}).all()
+        until, done = time.monotonic() + BATCH_SECONDS, 0
+        with transaction() as connection:
+            for task in tasks:
+                here = {"task_id": task.id, "before": before}
+                if connection.scalar(_STILL, here) is not None:
+                    deed(connection, task)
+                    done += 1
+                if time.monotonic() > until:
+                    return True
+        return done > 0 and len(tasks) == BATCH
+
+    def _remove_task(self, connection: Connection, task: AnyRow) -> None:
+        let_go(connection, task.id, self._dropped_ago)
+        remove(connection, task.id)
+        self.removed.tasks += 1
+        self.removed.bytes += task.bytes
+
+    def _drop_log(self, connection: Connection, task: AnyRow) -> None:
+        let_go(connection, task.id, self._dropped_ago)
+        connection.execute(_EMPTY, {"of_task_id": task.id, "now": stamps.now()})
+        self.removed.logs += 1
+        self.removed.bytes += task.bytes
+
+
+def _before(days: float) -> str | None:
+    return stamps.now(-days * DAY_SECONDS) if days else None
+
+
+def _candidates(size: Any, old: ColumnElement[bool]) -> AnySelect:
+    return select(Task.id, size.label("bytes")).where(old).limit(BATCH)
+
+
+def _total(size: Any, old: ColumnElement[bool], before: str) -> tuple[int, int]:
+    """How many tasks are old, and about how many bytes they have."""
+    with reading() as connection:
+        total = select(func.count(), func.coalesce(func.sum(size), 0)).where(old)
+        count, bytes_ = connection.execute(total, {"before": before}).one()
+    return count, int(bytes_)
