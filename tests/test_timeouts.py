@@ -1,0 +1,395 @@
+"""Timeouts: a claimed task whose agent falls silent is ended, once, and nobody is blamed."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import event, select, update
+
+from taskservice.app import create_app
+from taskservice.config import Config
+from taskservice.db import database_now, db, dispose, reading, transaction
+from taskservice.models import Delivery
+from taskservice.models import Task as TaskModel
+from taskservice.services import timeouts
+from taskservice.upkeep import Upkeep
+from tests.crowds import at_once
+from tests.inside import column
+from tests.people import Person, add_person, problem
+from tests.receiver import Receiver
+
+DAY = 86_400.0
+
+
+@pytest.fixture
+def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the service had been there for five minutes already."""
+    monkeypatch.setattr(timeouts, "GRACE_SECONDS", 0.0)
+
+
+@pytest.fixture
+def upkeep(app: Flask, no_grace: None) -> Upkeep:
+    return Upkeep(app)
+
+
+def fall_silent(app: Flask, task: dict[str, Any], seconds: float) -> None:
+    """Set back when the task was last heard of."""
+    of_its_own = TaskModel.timeout.is_not(None)
+    moments = {"heard_at": database_now(-seconds)}
+    with app.app_context(), transaction() as connection:
+        here = update(TaskModel).where(TaskModel.id == task["id"])
+        connection.execute(here.values(moments))
+        silent_at = database_now(TaskModel.timeout - seconds)
+        connection.execute(here.where(of_its_own).values(silent_at=silent_at))
+
+
+def deliveries(app: Flask, task: dict[str, Any]) -> list[Any]:
+    """The deliveries of a task, oldest first."""
+    of_task = select(Delivery).where(Delivery.task_id == task["id"]).order_by(Delivery.id)
+    with app.app_context(), reading() as connection:
+        return list(connection.execute(of_task).all())
+
+
+def test_silent_task_is_ended_with_a_plain_message(
+    app: Flask, alice: Person, upkeep: Upkeep
+) -> None:
+    task = alice.start(claim=True)
+    alice.append(task, "one")
+    before = alice.task(task)
+    fall_silent(app, task, DAY + 1)
+    upkeep.do_round()
+    ended = alice.task(task)
+    message = "Nothing was heard from its agent for 24 hours"
+    assert ended["error"] == {"type": "timeout", "message": message}
+    assert ended["finishedAt"] == ended["updatedAt"] > before["updatedAt"]
+    changes = {name: ended[name] for name in ("status", "error", "updatedAt", "finishedAt")}
+    assert ended == before | changes | {"status": "error"}
+    assert column(app, task, "version") == 3
+
+
+def test_etag_changes_when_a_task_is_ended(app: Flask, alice: Person, upkeep: Upkeep) -> None:
+    task = alice.start(claim=True)
+    etag = alice.get(f"/task/{task['id']}").headers["ETag"]
+    fall_silent(app, task, DAY + 1)
+    upkeep.do_round()
+    answer = alice.get(f"/task/{task['id']}", headers={"If-None-Match": etag})
+    assert answer.status_code == 200
+
+
+def test_timeout_of_its_own_counts_before_the_default(
+    app: Flask, alice: Person, upkeep: Upkeep
+) -> None:
+    short, long = (alice.start(claim=True, timeout=timeout) for timeout in (60, 172_800))
+    endless = alice.start(claim=True, timeout=0)
+    for task in (short, long, endless):
+        fall_silent(app, task, 61)
+    upkeep.do_round()
+    message = "Nothing was heard from its agent for 1 minute"
+    assert alice.task(short)["error"] == {"type": "timeout", "message": message}
+    fall_silent(app, long, DAY + 1)
+    fall_silent(app, endless, 1000 * DAY)
+    upkeep.do_round()
+    assert {alice.task(task)["status"] for task in (long, endless)} == {"running"}
+    fall_silent(app, long, 2 * DAY + 1)
+    upkeep.do_round()
+    assert alice.task(long)["error"]["message"].endswith("48 hours")
+
+
+def test_default_of_zero_ends_only_tasks_with_a_timeout_of_their_own(
+    config: Config, no_grace: None
+) -> None:
+    app = create_app(Config(**{**config.__dict__, "TASK_TIMEOUT": 0.0}))
+    alice = add_person(app, "alice")
+    own, default = alice.start(claim=True, timeout=90), alice.start(claim=True)
+    for task in (own, default):
+        fall_silent(app, task, 1000 * DAY)
+    Upkeep(app).do_round()
+    assert alice.task(own)["error"]["message"].endswith("90 seconds")
+    assert alice.task(default)["status"] == "running"
+    dispose(app)
+
+
+def test_new_default_counts_for_tasks_that_run_already(config: Config, no_grace: None) -> None:
+    app = create_app(config)
+    alice = add_person(app, "alice")
+    task = alice.start(claim=True)
+    fall_silent(app, task, 100)
+    Upkeep(app).do_round()
+    assert alice.task(task)["status"] == "running"
+    dispose(app)
+    again = create_app(Config(**{**config.__dict__, "TASK_TIMEOUT": 60.0}))
+    Upkeep(again).do_round()
+    assert Person(again, "alice", alice.key).task(task)["error"]["type"] == "timeout"
+    dispose(again)
+
+
+def test_task_that_waits_for_an_agent_is_never_ended(
+    app: Flask, alice: Person, upkeep: Upkeep
+) -> None:
+    waiting = [alice.start(), alice.start(timeout=1)]
+    for task in waiting:
+        fall_silent(app, task, 1000 * DAY)
+    upkeep.do_round()
+    assert {alice.task(task)["status"] for task in waiting} == {"running"}
+    # The clock of its silence starts when it is claimed.
+    for _ in waiting:
+        assert alice.post("/agent/summarizer/claim").status_code == 200
+    fall_silent(app, waiting[0], 10)
+    upkeep.do_round()
+    assert {alice.task(task)["status"] for task in waiting} == {"running"}
+    fall_silent(app, waiting[1], 10)
+    upkeep.do_round()
+    assert alice.task(waiting[1])["error"]["type"] == "timeout"
+
+
+SIGNS_OF_LIFE: dict[str, dict[str, Any]] = {
+    "heartbeat": {"method": "POST", "path": "/logs", "json": {"logs": []}},
+    "append": {"method": "POST", "path": "/logs", "json": {"logs": ["a line"]}},
+    "report": {"method": "PATCH", "path": "", "json": {"output": {"done": 1}}},
+    "report of nothing new": {"method": "PATCH", "path": "", "json": {"output": {}}},
+}
+
+
+@pytest.mark.parametrize("timeout", [None, 60])
+@pytest.mark.parametrize("sign", SIGNS_OF_LIFE)
+def test_sign_of_life_keeps_a_task(
+    app: Flask, alice: Person, upkeep: Upkeep, sign: str, timeout: int | None
+) -> None:
+    task = alice.start(claim=True, timeout=timeout)
+    fall_silent(app, task, 2 * DAY)
+    wishes = SIGNS_OF_LIFE[sign]
+    path = f"/task/{task['id']}{wishes['path']}"
+    assert alice.request(wishes["method"], path, json=wishes["json"]).status_code < 300
+    upkeep.do_round()
+    assert alice.task(task)["status"] == "running"
+
+
+def test_finished_task_keeps_its_end(app: Flask, alice: Person, upkeep: Upkeep) -> None:
+    task = alice.start(claim=True)
+    done = alice.report(task, status="complete")
+    fall_silent(app, task, 2 * DAY)
+    upkeep.do_round()
+    assert alice.task(task) == done
+
+
+def test_very_many_silent_tasks_are_all_ended_in_one_round(
+    app: Flask, alice: Person, upkeep: Upkeep
+) -> None:
+    tasks = [alice.start(claim=True, timeout=(None, 60)[number % 2]) for number in range(130)]
+    for task in tasks:
+        fall_silent(app, task, 2 * DAY)
+    upkeep.do_round()
+    listed = alice.get("/task?fields=error").json
+    assert listed is not None
+    assert [task["error"]["type"] for task in listed] == ["timeout"] * len(tasks)
+
+
+# --- the callback ------------------------------------------------------------------------
+
+
+def test_ended_task_owes_its_callback_to_whoever_is_free(
+    app: Flask, alice: Person, upkeep: Upkeep, receiver: Receiver
+) -> None:
+    task = alice.start(claim=True, callback=receiver.url)
+    fall_silent(app, task, 2 * DAY)
+    upkeep.do_round()
+    (owed,) = deliveries(app, task)
+    assert (owed.state, owed.lease, owed.leased_until) == ("pending", None, None)
+    assert owed.attempt_count == 0
+    assert owed.next_attempt_at == alice.task(task)["finishedAt"]
+
+
+def test_several_loops_end_a_task_once_and_owe_one_webhook(
+    app: Flask, config: Config, alice: Person, no_grace: None, receiver: Receiver
+) -> None:
+    tasks = [alice.start(claim=True, callback=receiver.url) for _ in range(20)]
+    for task in tasks:
+        fall_silent(app, task, 2 * DAY)
+    apps = [app, *(create_app(config) for _ in range(3))]
+    at_once([Upkeep(each).do_round for each in apps])
+    assert [column(app, task, "version") for task in tasks] == [2] * len(tasks)
+    assert [len(deliveries(app, task)) for task in tasks] == [1] * len(tasks)
+    for each in apps[1:]:
+        dispose(each)
+
+
+def test_task_is_either_kept_by_its_heartbeat_or_ended(
+    app: Flask, config: Config, alice: Person, no_grace: None
+) -> None:
+    """A heartbeat that comes in between wins; whatever it was answered, that holds."""
+    other = create_app(config)
+    tasks = [alice.start(claim=True) for _ in range(20)]
+    for task in tasks:
+        fall_silent(app, task, 2 * DAY)
+
+    def live(task: dict[str, Any]) -> str:
+        path = f"/task/{task['id']}/logs"
+        answer = Person(app, "alice", alice.key).post(path, json={"logs": []})
+        assert answer.json is not None
+        return str(answer.json["status"])
+
+    def live_all() -> list[str]:
+        return [live(task) for task in reversed(tasks)]
+
+    def end() -> list[str]:
+        Upkeep(other).do_round()
+        return []
+
+    said, _ = at_once([live_all, end])
+    for task, status in zip(reversed(tasks), said, strict=True):
+        now = alice.task(task)["status"]
+        assert status == now == "error" or status == "running" == now
+    dispose(other)
+
+
+# --- the late word -----------------------------------------------------------------------
+
+
+def test_late_word_replaces_the_webhook_that_is_still_owed(
+    app: Flask, alice: Person, upkeep: Upkeep, receiver: Receiver
+) -> None:
+    task = alice.start(claim=True, callback=receiver.url)
+    fall_silent(app, task, 2 * DAY)
+    upkeep.do_round()
+    alice.append(task, "I was only slow")
+    answer = alice.patch(f"/task/{task['id']}", json={"status": "complete", "output": {"sum": 15}})
+    assert answer.headers["Callback-Status"] == "delivered"
+    (webhook,) = receiver.wait_for(1)
+    first, second = deliveries(app, task)
+    assert (first.state, first.next_attempt_at, second.state) == ("cancelled", None, "delivered")
+    assert webhook.headers["webhook-id"] == second.id
+    done = alice.task(task)
+    assert (done["status"], done["error"]) == ("complete", None)
+    assert done["logs"] == ["I was only slow"]
+    # Said once: it is as finished as any other.
+    problem(alice.patch(f"/task/{task['id']}", json={"status": "error"}), 409)
+    upkeep.do_round()
+    assert alice.task(task) == done
+
+
+def test_late_line_does_not_bring_a_task_back(app: Flask, alice: Person, upkeep: Upkeep) -> None:
+    task = alice.start(claim=True)
+    fall_silent(app, task, 2 * DAY)
+    upkeep.do_round()
+    ended = alice.task(task)
+    assert alice.append(task, "late")["status"] == "error"
+    fall_silent(app, task, 2 * DAY)
+    upkeep.do_round()
+    assert alice.task(task)["finishedAt"] == ended["finishedAt"]
+
+
+def by_end(person: Person, path: str) -> Iterator[list[dict[str, Any]]]:
+    """The pages of a list by end."""
+    while path:
+        answer = person.get(path)
+        assert answer.json is not None
+        yield answer.json
+        link = answer.headers.get("Link", "")
+        path = "/task" + link.partition(">")[0].lstrip("<") if link else ""
+
+
+@pytest.mark.parametrize("late", range(5))
+def test_late_word_neither_skips_nor_repeats_a_task_in_a_list_by_end(
+    app: Flask, alice: Person, upkeep: Upkeep, late: int
+) -> None:
+    """Whether it comes before its page is read or after."""
+    tasks = [alice.start(claim=True, timeout=60) for _ in range(5)]
+    for task in tasks[:3]:
+        fall_silent(app, task, 61)
+        upkeep.do_round()
+    seen: list[str] = []
+    for number, page in enumerate(by_end(alice, "/task?sort=finishedAt&limit=1&fields=id")):
+        seen += [task["id"] for task in page]
+        if number == 0:
+            # Two that ran when the list was begun are ended meanwhile.
+            for task in tasks[3:]:
+                fall_silent(app, task, 61)
+            upkeep.do_round()
+        if number == late:
+            for task in tasks:
+                alice.report(task, status="complete")
+    assert seen == [task["id"] for task in tasks]
+    newly = [task["id"] for page in by_end(alice, "/task?sort=finishedAt&limit=2") for task in page]
+    assert sorted(newly) == sorted(seen)
+
+
+# --- who was away himself ----------------------------------------------------------------
+
+
+def rounds(upkeep: Upkeep, seconds: float, done: Callable[[], bool] = lambda: False) -> None:
+    """Round after round, as the loop does, until it is done or for so long."""
+    until = time.monotonic() + seconds
+    while not done() and time.monotonic() < until:
+        upkeep.do_round()
+        time.sleep(0.02)
+
+
+def test_nothing_is_ended_in_the_first_five_minutes(app: Flask, alice: Person) -> None:
+    assert timeouts.GRACE_SECONDS == 300
+    task = alice.start(claim=True)
+    fall_silent(app, task, 1000 * DAY)
+    rounds(Upkeep(app), 0.2)
+    assert alice.task(task)["status"] == "running"
+
+
+def test_agents_are_not_blamed_for_an_absence_of_the_service(
+    app: Flask, alice: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert timeouts.ABSENCE_SECONDS == 60
+    monkeypatch.setattr(timeouts, "ABSENCE_SECONDS", 0.5)
+    monkeypatch.setattr(timeouts, "GRACE_SECONDS", 1.5)
+    upkeep = Upkeep(app)
+    early, late = alice.start(claim=True), alice.start(claim=True)
+    fall_silent(app, early, 2 * DAY)
+    rounds(upkeep, 30, lambda: alice.task(early)["status"] == "error")
+    assert alice.task(early)["error"]["type"] == "timeout"
+    # The machine sleeps.
+    time.sleep(0.6)
+    fall_silent(app, late, 2 * DAY)
+    rounds(upkeep, 0.5)
+    assert alice.task(late)["status"] == "running"
+    rounds(upkeep, 30, lambda: alice.task(late)["status"] == "error")
+    assert alice.task(late)["error"]["type"] == "timeout"
+
+
+def test_a_clock_that_was_set_ends_nothing(app: Flask, alice: Person) -> None:
+    """The database's clock is the one that counts: a jump in it is an absence, too."""
+    watch = timeouts.Watch()
+    moments = ("12:00:00", "12:00:20", "12:05:00", "12:06:00", "13:06:00", "13:10:00")
+    day = "2026-11-24T{}.000Z"
+    seen = [watch._has_watched(day.format(moment)) for moment in moments]
+    assert seen == [False] * 6
+    watch = timeouts.Watch()
+    moments = tuple(f"12:{minute:02}:{second:02}" for minute in range(10) for second in (0, 30))
+    seen = [watch._has_watched(day.format(moment)) for moment in moments]
+    assert seen == [False] * 10 + [True] * 10
+    assert not watch._has_watched(day.format("11:00:00"))
+
+
+# --- the index ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_silent_tasks_are_found_by_index(app: Flask, alice: Person, upkeep: Upkeep) -> None:
+    """However many are claimed: only those that are silent are looked at."""
+    statements = []
+
+    def note(*call: Any) -> None:
+        if "FROM tasks" in call[2] and "claimed_at IS NOT NULL" in call[2]:
+            statements.append((call[2], call[3]))
+
+    with app.app_context():
+        event.listen(db.engine, "before_cursor_execute", note)
+        upkeep.do_round()
+        event.remove(db.engine, "before_cursor_execute", note)
+        with reading() as connection:
+            plans = [
+                connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values).scalars(3).all()
+                for text, values in statements
+            ]
+    assert [list(plan) for plan in plans] == [
+        ["SEARCH tasks USING INDEX tasks_claimed_with_timeout (silent_at<?)"],
+        ["SEARCH tasks USING INDEX tasks_claimed (heard_at<?)"],
+    ]
