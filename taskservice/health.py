@@ -53,7 +53,7 @@ _COUNTS = text("""
         (SELECT count(*) FROM deliveries
             WHERE state IN ('failed', 'cancelled') AND state = 'cancelled') AS cancelled
 """)
-_OLDEST_DUE = (
+OLDEST_DUE = (
     select(Delivery.next_attempt_at, database_now().label("now"))
     .where(is_due)
     .order_by(Delivery.next_attempt_at)
@@ -160,7 +160,7 @@ def _check_file(file: Path) -> None:
 def _measure() -> list[Metric]:
     with reading() as connection:
         counts = connection.execute(_COUNTS).one()
-        oldest = connection.execute(_OLDEST_DUE).one_or_none()
+        oldest = connection.execute(OLDEST_DUE).one_or_none()
         file = _file()
         sizes = _sizes(file) if file else {"database": connection.execute(_SIZE).scalar_one()}
     complete = counts.tasks - counts.running - counts.error
@@ -184,7 +184,7 @@ def _measure() -> list[Metric]:
         _gauge(
             "oldest_due_delivery_age_seconds",
             "For how long the delivery that waits longest has been due; 0 when none is.",
-            Sample({}, _age(oldest.next_attempt_at, oldest.now) if oldest else 0.0),
+            Sample({}, age(oldest.next_attempt_at, oldest.now) if oldest else 0.0),
         ),
         _gauge(
             "database_size_bytes",
@@ -203,6 +203,6 @@ def _sizes(file: Path) -> dict[str, Any]:
     return {"database": file.stat().st_size, "wal": log.stat().st_size if log.exists() else 0}
 
 
-def _age(since: str, now: str) -> float:
+def age(since: str, now: str) -> float:
     """The seconds between two moments."""
     return (datetime.fromisoformat(now) - datetime.fromisoformat(since)).total_seconds()

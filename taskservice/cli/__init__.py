@@ -16,6 +16,7 @@ COMMANDS = {
     "callback": "taskservice.cli.callback",
     "delivery": "taskservice.cli.delivery",
     "db": "taskservice.cli.database",
+    "prune": "taskservice.cli.prune",
 }
 
 

@@ -1,14 +1,21 @@
 """`taskservice db`: the database."""
 
-import click
+import json
+import sys
+from pathlib import Path
 
-from taskservice import migrations
-from taskservice.cli.service import service
+import click
+from sqlalchemy.engine import make_url
+
+from taskservice import inspection, migrations
+from taskservice.backup import BackupError, backup
+from taskservice.cli.service import give_up, load_config, service
+from taskservice.config import Config
 
 
 @click.group("db")
 def command() -> None:
-    """The database; every command brings it up to date first."""
+    """The database; every command but check and backup brings it up to date first."""
 
 
 @command.command("upgrade")
@@ -16,3 +23,43 @@ def upgrade() -> None:
     """Bring the database up to date and say at which revision it is."""
     with service():
         click.echo(migrations.head())
+
+
+@command.command("check")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def check(as_json: bool) -> None:
+    """Look the database over as it is; exits 1 when something is wrong.
+
+    A warning is something to know about, and no reason to exit with 1.
+    """
+    states = set()
+    for finding in inspection.findings(load_config().DATABASE_URL):
+        states.add(finding.state)
+        if as_json:
+            click.echo(json.dumps(vars(finding)))
+        else:
+            click.echo(f"{finding.state:8} {finding.check:11} {finding.message}")
+    sys.exit(1 if inspection.ERROR in states else 0)
+
+
+@command.command("backup")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+def back_up(file: Path, force: bool) -> None:
+    """Copy the database to FILE while the service runs, and verify the copy."""
+    config = load_config()
+    address = make_url(config.DATABASE_URL)
+    if address.get_backend_name() != "sqlite":
+        give_up("this is for SQLite; of PostgreSQL, pg_dump makes the backup", 2)
+    try:
+        revision = backup(Path(address.database or ""), file, force)
+    except BackupError as error:
+        give_up(str(error))
+    click.echo(f"{file}: {file.stat().st_size} bytes, revision {revision}, verified")
+    _remind(config)
+
+
+def _remind(config: Config) -> None:
+    key = config.DATA / "secret_key"
+    if key.exists() and key.read_text().strip() == config.SECRET_KEY:
+        click.echo(f"taskservice: keep {key} with it", err=True)

@@ -41,7 +41,7 @@ def upgrade(url: str, target: str = "head") -> None:
     try:
         with _turn(address), engine.connect() as connection:
             # Before anything is written: this file may be somebody else's.
-            if _revision(connection) != (head() if target == "head" else target):
+            if revision(connection) != (head() if target == "head" else target):
                 begin(connection)
                 _run(connection, target)
                 connection.commit()
@@ -66,7 +66,7 @@ def head() -> str:
     return revision
 
 
-def _revision(connection: Connection) -> str | None:
+def revision(connection: Connection) -> str | None:
     """The revision the database is at, None for an empty one; raises DatabaseError."""
     tables = inspect(connection).get_table_names()
     if not tables:

@@ -1,0 +1,42 @@
+"""`taskservice prune`: what retention does, now."""
+
+import json
+from math import inf
+
+import click
+
+from taskservice.cli.service import service
+from taskservice.services import logs, retention, space
+from taskservice.services.retention import Bounds, Removed
+
+
+@click.command("prune")
+@click.option("--dry-run", is_flag=True, help="Remove nothing, only say what would go.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def command(dry_run: bool, as_json: bool) -> None:
+    """Remove now what is too old by TASKSERVICE_RETENTION_DAYS and _LOG_RETENTION_DAYS.
+
+    Space is given back to the disk. The service may run meanwhile.
+    """
+    with service():
+        bounds = Bounds.of_settings()
+        if bounds == Bounds(None, None):
+            click.echo("taskservice: nothing is too old, since neither is set", err=True)
+        removed = retention.due(bounds) if dry_run else _prune(bounds)
+    if as_json:
+        click.echo(json.dumps(vars(removed)))
+    else:
+        click.echo(_sentence(removed, "would be removed" if dry_run else "removed"))
+
+
+def _prune(bounds: Bounds) -> Removed:
+    removed = retention.prune_now(bounds)
+    logs.sweep(inf)
+    space.give_back(inf)
+    return removed
+
+
+def _sentence(removed: Removed, verb: str) -> str:
+    tasks = f"{removed.tasks} task{'' if removed.tasks == 1 else 's'}"
+    others = f"the log{'' if removed.logs == 1 else 's'} of {removed.logs} more"
+    return f"{tasks} and {others} {verb}, about {removed.bytes / 1_000_000:.1f} MB"
