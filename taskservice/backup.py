@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from sqlalchemy import create_engine, pool
+from sqlalchemy.exc import DBAPIError
 
 from taskservice import inspection, migrations
 from taskservice.migrations import DatabaseError
@@ -36,8 +37,8 @@ def backup(database: Path, target: Path, replace: bool = False) -> str:
             _sync(draft)
             draft.replace(target)
             _sync(target.parent)
-    except (OSError, sqlite3.Error) as error:
-        raise BackupError(f"{target} cannot be written: {error}") from None
+    except (OSError, sqlite3.Error, DBAPIError) as error:
+        raise BackupError(f"There is no backup: {inspection.reason(error)}") from None
     return revision
 
 
@@ -92,7 +93,7 @@ def _verified(draft: Path) -> str:
     with engine.connect() as connection:
         problems = inspection.unsound(connection)
         if problems:
-            raise BackupError(f"The database is not sound: {problems[0]}")
+            raise BackupError(f"There is no backup: {problems[0]}")
         try:
             revision = migrations.revision(connection)
         except DatabaseError as error:

@@ -1,0 +1,463 @@
+"""`db backup`, `db check` and `prune`, run as a person runs them, while others write."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from taskservice import inspection, migrations
+from tests.conftest import Databases
+from tests.live import COMMAND, Service, environment
+from tests.people import RemotePerson
+from tests.test_commands import one_line, run
+
+# A finished task with its user and its agent, for the files that no service is at.
+A_TASK = (
+    "INSERT INTO users VALUES ('u', 'alice', '2026')",
+    "INSERT INTO agents VALUES ('u', 'a', 'a', '', '2026')",
+    "INSERT INTO tasks (id, user_id, agent_id, name, name_folded, status, input, output, "
+    "created_at, updated_at, heard_at, finished_at, first_log, log_count, log_bytes, version) "
+    "VALUES ('0193a20e0193712c8fd1cd4758901234', 'u', 'a', 'a', 'a', 'complete', "
+    "'{}', '{}', '2026', '2026', '2026', '2026', "
+    "1, 0, 0, 1)",
+)
+
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def data(tmp_path: Path, databases: Databases) -> Path:
+    """A folder with a database in it."""
+    databases.copy_sqlite(tmp_path / "data")
+    return tmp_path / "data"
+
+
+# --- backup ------------------------------------------------------------------------------
+
+
+class Writer(threading.Thread):
+    """Starts tasks with a log, one after the other, and knows which were answered."""
+
+    def __init__(self, person: RemotePerson) -> None:
+        super().__init__()
+        self._person, self._done = person, threading.Event()
+        self.acknowledged: list[str] = []
+        self.longest = 0.0
+
+    def run(self) -> None:
+        while not self._done.is_set():
+            began = time.monotonic()
+            task = self._person.start()
+            path = f"/task/{task['id']}/logs"
+            self._person.request("PUT", path, data=b"x" * 20_000).raise_for_status()
+            self.longest = max(self.longest, time.monotonic() - began)
+            self.acknowledged.append(task["id"])
+
+    def wait_for(self, count: int) -> None:
+        until = time.monotonic() + 60
+        while len(self.acknowledged) < count:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        self._done.set()
+        self.join()
+
+
+@on_sqlite
+def test_backup_made_while_others_write_serves_all_that_was_acknowledged(
+    service: Service, tmp_path: Path
+) -> None:
+    alice = service.add_user()
+    copy = tmp_path / "restored" / "taskservice.db"
+    copy.parent.mkdir()
+    writer = Writer(RemotePerson(service.url, str(alice.session.headers["apikey"])))
+    writer.start()
+    writer.wait_for(20)
+    before = list(writer.acknowledged)
+    made = service.run("db", "backup", str(copy))
+    writer.wait_for(len(before) + 1)
+    writer.stop()
+    service.stop()
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.startswith(f"{copy}: ")
+    assert "verified" in made.stdout
+    assert copy.stat().st_mode & 0o777 == 0o600
+    assert os.listdir(copy.parent) == ["taskservice.db"]
+    with Service(copy.parent) as restored:
+        alice.url = restored.url
+        listed = {task["id"]: task for task in alice.request("GET", "/task").json()}
+        assert set(before) <= set(listed)
+        assert all(listed[task_id]["logCount"] == 1 for task_id in before)
+        # It goes on from there.
+        alice.start()
+        assert restored.run("db", "check").returncode == 0
+
+
+def test_backup_tells_what_else_belongs_to_it(data: Path, tmp_path: Path) -> None:
+    kept = run(data, "db", "backup", str(tmp_path / "one.db"), SECRET_KEY="")
+    assert str(data / "secret_key") in kept.stderr
+    given = run(data, "db", "backup", str(tmp_path / "two.db"))
+    assert (given.returncode, given.stderr) == (0, "")
+
+
+def test_backup_replaces_nothing_unless_told_to(data: Path, tmp_path: Path) -> None:
+    target = tmp_path / "backup.db"
+    target.write_text("precious")
+    assert "--force replaces it" in one_line(run(data, "db", "backup", str(target)), 1)
+    assert target.read_text() == "precious"
+    assert run(data, "db", "backup", str(target), "--force").returncode == 0
+    assert target.read_bytes().startswith(b"SQLite format 3\0")
+    itself = data / "taskservice.db"
+    refused = run(data, "db", "backup", str(itself), "--force")
+    assert "is the database itself" in one_line(refused, 1)
+
+
+@pytest.mark.parametrize("target", ["missing/backup.db", ".", "/proc/backup.db"])
+def test_backup_that_cannot_be_written_is_one_line(data: Path, tmp_path: Path, target: str) -> None:
+    one_line(run(data, "db", "backup", str(tmp_path / target)), 1)
+
+
+def test_backup_of_no_database_makes_none(tmp_path: Path) -> None:
+    result = run(tmp_path / "none", "db", "backup", str(tmp_path / "backup.db"))
+    assert "There is no database" in one_line(result, 1)
+    assert not (tmp_path / "backup.db").exists()
+    assert not (tmp_path / "none" / "taskservice.db").exists()
+
+
+def test_backup_does_not_migrate(data: Path, tmp_path: Path) -> None:
+    """Who is about to upgrade makes a backup first, maybe with the new version."""
+    shutil.rmtree(data)
+    migrations.upgrade(f"sqlite:///{data / 'taskservice.db'}", "0001")
+    made = run(data, "db", "backup", str(tmp_path / "backup.db"))
+    assert "revision 0001" in made.stdout
+    assert "0001; any other command" in check(data)["revision"]["message"]
+    assert revision(data / "taskservice.db") == "0001"
+
+
+def test_backup_of_a_broken_database_is_none(data: Path, tmp_path: Path) -> None:
+    corrupt(data / "taskservice.db")
+    result = run(data, "db", "backup", str(tmp_path / "backup.db"))
+    assert "There is no backup: " in one_line(result, 1)
+    assert list(tmp_path.iterdir()) == [data]
+
+
+def test_backup_that_is_killed_leaves_no_file_of_that_name(data: Path, tmp_path: Path) -> None:
+    database, target = data / "taskservice.db", tmp_path / "backup.db"
+    grow(database, megabytes=200)
+    process = subprocess.Popen(
+        [*COMMAND, "db", "backup", str(target)], env=environment(data), stdout=subprocess.DEVNULL
+    )
+    until = time.monotonic() + 30
+    while not [part for part in tmp_path.glob("*.part") if part.stat().st_size > 1_000_000]:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not target.exists()
+    assert check(data)["integrity"]["state"] == "ok"
+    assert run(data, "db", "backup", str(target)).returncode == 0
+
+
+def test_backup_that_is_interrupted_leaves_nothing(data: Path, tmp_path: Path) -> None:
+    grow(data / "taskservice.db", megabytes=200)
+    process = subprocess.Popen(
+        [*COMMAND, "db", "backup", str(tmp_path / "backup.db")],
+        env=environment(data), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not list(tmp_path.glob("*.part")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert "Traceback" not in stderr
+    assert list(tmp_path.iterdir()) == [data]
+
+
+def test_backup_of_postgresql_is_left_to_its_own_tool(databases: Databases, tmp_path: Path) -> None:
+    url = databases.empty_postgresql()
+    result = run(tmp_path, "db", "backup", str(tmp_path / "backup.db"), DATABASE_URL=url)
+    assert "pg_dump" in one_line(result, 2)
+
+
+def grow(database: Path, megabytes: int) -> None:
+    """Fill the database with something that takes a while to copy."""
+    connection = sqlite3.connect(database)
+    connection.execute("INSERT INTO logs (id) VALUES (1)")
+    connection.execute(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
+        "INSERT INTO log_chunks (log_id, last, count, text) "
+        "SELECT 1, i, 1, hex(zeroblob(512 * 1024)) FROM n",
+        [megabytes],
+    )
+    connection.commit()
+    connection.close()
+
+
+def revision(database: Path) -> str:
+    connection = sqlite3.connect(database)
+    (found,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    connection.close()
+    return str(found)
+
+
+# --- check -------------------------------------------------------------------------------
+
+
+def check(data: Path, code: int = 0, **settings: str) -> dict[str, dict[str, str]]:
+    """What `db check` finds, by the name of each check; it must exit with this code."""
+    result = run(data, "db", "check", "--json", **settings)
+    assert result.returncode == code, result
+    assert result.stderr == ""
+    return {line["check"]: line for line in map(json.loads, result.stdout.splitlines())}
+
+
+def states(found: dict[str, dict[str, str]]) -> set[str]:
+    # The SQLite of this machine may have its bug, and its disk little room.
+    return {line["state"] for name, line in found.items() if name not in ("sqlite", "disk")}
+
+
+def test_sound_database_is_ok(data: Path) -> None:
+    found = check(data)
+    assert list(found) == [
+        "python", "sqlite", "file", "disk", "pragmas", "integrity", "revision", "schema",
+        "deliveries",
+    ]  # fmt: skip
+    assert states(found) == {"ok"}
+    assert sqlite3.sqlite_version in found["sqlite"]["message"]
+    assert "journal_mode wal, synchronous 2" in found["pragmas"]["message"]
+    lines = run(data, "db", "check").stdout.splitlines()
+    assert len(lines) == len(found)
+    assert all(line.split()[0] in ("ok", "warning") for line in lines)
+
+
+def test_sound_postgresql_is_ok(databases: Databases, tmp_path: Path) -> None:
+    found = check(tmp_path, DATABASE_URL=databases.empty_postgresql())
+    assert list(found) == [
+        "python", "server", "durability", "indexes", "revision", "schema", "deliveries",
+    ]  # fmt: skip
+    # The server of the tests may well be one that does not wait for its disk.
+    del found["durability"]
+    assert states(found) == {"ok"}
+
+
+def corrupt(database: Path) -> None:
+    """Overwrite the middle of the file, in which there are tasks."""
+    connection = sqlite3.connect(database)
+    connection.execute("INSERT INTO users VALUES ('u', 'alice', '2026')")
+    connection.executemany(
+        "INSERT INTO callback_secrets VALUES (?, 'u', ?, '2026', NULL)",
+        [(str(number), "x" * 3_000) for number in range(100)],
+    )
+    connection.commit()
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    with open(database, "r+b") as file:
+        file.seek(database.stat().st_size - 200_000)
+        file.write(b"\xff" * 20_000)
+
+
+def test_corrupted_page_is_found(data: Path) -> None:
+    corrupt(data / "taskservice.db")
+    found = check(data, 1)
+    assert found["integrity"]["state"] == "error"
+    assert "schema" in found
+
+
+def test_reference_to_nothing_is_found(data: Path) -> None:
+    change(data, "INSERT INTO callback_secrets VALUES ('1', 'nobody', 's', '2026', NULL)")
+    message = check(data, 1)["integrity"]["message"]
+    assert message == "row 1 of callback_secrets refers to nothing in users"
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("DROP INDEX tasks_by_end", "index tasks_by_end is missing"),
+        ("ALTER TABLE tasks DROP COLUMN timed_out_at", "column tasks.timed_out_at is missing"),
+        ("DROP TABLE attempts", "table attempts is missing"),
+    ],
+)
+def test_what_is_missing_is_found(
+    data: Path, databases: Databases, statement: str, message: str
+) -> None:
+    change(data, statement)
+    assert message in check(data, 1)["schema"]["message"]
+    url = databases.new_postgresql()
+    migrations.upgrade(f"postgresql+psycopg{url.removeprefix('postgresql')}")
+    change_postgresql(url, statement)
+    assert message in check(data, 1, DATABASE_URL=url)["schema"]["message"]
+
+
+def test_missing_constraint_is_found(databases: Databases, tmp_path: Path) -> None:
+    url = databases.new_postgresql()
+    migrations.upgrade(f"postgresql+psycopg{url.removeprefix('postgresql')}")
+    change_postgresql(url, "ALTER TABLE tasks DROP CONSTRAINT tasks_status_check")
+    message = check(tmp_path, 1, DATABASE_URL=url)["schema"]["message"]
+    assert message == "constraint tasks_status_check is missing"
+
+
+def test_index_of_the_operators_own_is_no_fault(data: Path) -> None:
+    change(data, "CREATE INDEX mine ON tasks (name)")
+    assert check(data)["schema"]["state"] == "ok"
+
+
+def test_newer_revision_is_found_and_left_alone(data: Path) -> None:
+    change(data, "UPDATE alembic_version SET version_num = '9999'")
+    found = check(data, 1)
+    assert "newer than the code" in found["revision"]["message"]
+    assert revision(data / "taskservice.db") == "9999"
+
+
+def test_file_that_others_can_read_is_a_warning(data: Path) -> None:
+    (data / "taskservice.db").chmod(0o644)
+    assert "mode 644" in check(data)["file"]["message"]
+
+
+def test_missing_file_is_an_error_and_stays_missing(tmp_path: Path) -> None:
+    assert check(tmp_path, 1)["file"]["state"] == "error"
+    assert list(tmp_path.glob("*.db*")) == []
+
+
+def test_file_that_is_no_database_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "taskservice.db").write_text("no database" * 1_000)
+    assert check(tmp_path, 1)["connection"]["message"] == "file is not a database"
+
+
+def test_unreachable_server_is_an_error_without_its_password(tmp_path: Path) -> None:
+    url = "postgresql://nobody:hidden-word@127.0.0.1:1/nowhere"
+    found = check(tmp_path, 1, DATABASE_URL=url)
+    assert found["connection"]["state"] == "error"
+    assert "hidden-word" not in json.dumps(found)
+
+
+def test_webhooks_that_nobody_sends_are_a_warning(data: Path) -> None:
+    change(
+        data,
+        *A_TASK,
+        "INSERT INTO deliveries (id, task_id, callback_url, state, created_at, attempt_count, "
+        "next_attempt_at) SELECT 'd', id, 'http://x/', 'pending', '2026', 0, "
+        "'2026-01-01T00:00:00.000Z' FROM tasks",
+    )
+    found = check(data)["deliveries"]
+    assert found["state"] == "warning"
+    assert "taskservice worker" in found["message"]
+
+
+@pytest.mark.parametrize(
+    ("version", "state"),
+    [
+        ((3, 40, 1), "warning"), ((3, 44, 5), "warning"), ((3, 44, 6), "ok"),
+        ((3, 46, 1), "warning"), ((3, 50, 7), "ok"), ((3, 51, 2), "warning"),
+        ((3, 51, 3), "ok"), ((3, 53, 0), "ok"),
+    ],
+)  # fmt: skip
+def test_versions_of_sqlite_with_its_bug_are_known(
+    version: tuple[int, int, int], state: str
+) -> None:
+    assert inspection.library(version)[0] == state
+
+
+def change(data: Path, *statements: str) -> None:
+    connection = sqlite3.connect(data / "taskservice.db")
+    for statement in statements:
+        connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+def change_postgresql(url: str, statement: str) -> None:
+    engine = create_engine(f"postgresql+psycopg{url.removeprefix('postgresql')}")
+    with engine.begin() as connection:
+        connection.execute(text(statement))
+    engine.dispose()
+
+
+# --- prune -------------------------------------------------------------------------------
+
+
+def old_tasks(service: Service, url: str) -> RemotePerson:
+    """Two tasks that ended long ago and one that ended just now, each with a log."""
+    alice = service.add_user()
+    for moment in ("2020-01-01T00:00:00.000Z", "2020-01-01T00:00:00.000Z", None):
+        task = alice.start()
+        path = f"/task/{task['id']}"
+        alice.request("PUT", f"{path}/logs", data=b"x" * 30_000).raise_for_status()
+        alice.request("PATCH", path, json={"status": "complete"}).raise_for_status()
+        if moment:
+            engine = create_engine(url)
+            moved = "UPDATE tasks SET finished_at = :moment WHERE id IN (:id, :short)"
+            ids = {"id": task["id"], "short": task["id"].replace("-", "")}
+            if engine.dialect.name == "postgresql":
+                moved, ids = moved.replace("IN (:id, :short)", "= :id"), {"id": task["id"]}
+            with engine.begin() as connection:
+                connection.execute(text(moved), {"moment": moment, **ids})
+            engine.dispose()
+    return alice
+
+
+def pruned(service: Service, *arguments: str, **settings: str) -> dict[str, Any]:
+    names = {f"TASKSERVICE_{name}": value for name, value in settings.items()}
+    result = subprocess.run(
+        [*COMMAND, "prune", "--json", *arguments], env=service.environment | names,
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def test_prune_does_what_its_dry_run_says_while_the_service_runs(
+    service: Service, database_url: str
+) -> None:
+    url = database_url
+    if url.startswith("postgresql:"):
+        url = "postgresql+psycopg" + url.removeprefix("postgresql")
+    alice = old_tasks(service, url)
+    before = alice.request("GET", "/task").json()
+    logs = {"LOG_RETENTION_DAYS": "7"}
+    said = pruned(service, "--dry-run", **logs)
+    assert (said["tasks"], said["logs"]) == (0, 2)
+    assert 60_000 <= said["bytes"] < 61_000
+    assert alice.request("GET", "/task").json() == before
+    assert pruned(service, **logs) == said
+    lines = [len(task["logs"]) for task in alice.request("GET", "/task").json()]
+    assert lines == [1, 0, 0]
+    both = {"RETENTION_DAYS": "30", **logs}
+    said = pruned(service, "--dry-run", **both)
+    assert (said["tasks"], said["logs"]) == (2, 0)
+    assert pruned(service, **both) == said
+    assert alice.request("GET", "/task").json() == before[:1]
+    assert pruned(service, **both) == {"tasks": 0, "logs": 0, "bytes": 0}
+
+
+def test_prune_without_a_setting_removes_nothing_and_says_why(data: Path) -> None:
+    result = run(data, "prune")
+    assert result.returncode == 0
+    assert "neither is set" in result.stderr
+    assert result.stdout.startswith("0 tasks")
+
+
+def test_prune_gives_the_space_back_at_once(data: Path) -> None:
+    database = data / "taskservice.db"
+    grow(database, megabytes=30)
+    change(
+        data,
+        *A_TASK,
+        "UPDATE tasks SET finished_at = '2020-01-01T00:00:00.000Z', log_count = 30, "
+        "log_bytes = 31457280",
+        "UPDATE logs SET task_id = (SELECT id FROM tasks)",
+    )
+    assert database.stat().st_size > 30_000_000
+    said = run(data, "prune", RETENTION_DAYS="30").stdout
+    assert said == "1 task and the logs of 0 more removed, about 31.5 MB\n"
+    assert database.stat().st_size < 5_000_000

@@ -1,0 +1,308 @@
+"""Retention: what ended long ago goes, logs first, and its space comes back to the disk."""
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import event, func, insert, select, update
+
+from taskservice.app import create_app
+from taskservice.config import Config
+from taskservice.db import database_now, dispose, reading, transaction
+from taskservice.models import Attempt, Delivery, Log, LogChunk, LogWriter
+from taskservice.models import Task as TaskModel
+from taskservice.services import space
+from taskservice.upkeep import Upkeep
+from tests import receiver as play
+from tests.people import Person, add_person, problem
+from tests.receiver import Receiver
+
+DAY = 86_400.0
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def config(config: Config) -> Config:
+    return Config(**{**config.__dict__, "RETENTION_DAYS": 30.0, "LOG_RETENTION_DAYS": 7.0})
+
+
+@pytest.fixture
+def upkeep(app: Flask) -> Upkeep:
+    return Upkeep(app)
+
+
+def end(app: Flask, person: Person, task: dict[str, Any], days: float) -> None:
+    """Finish a task, and set back when that was."""
+    person.report(task, status="complete", output={"sum": 15})
+    with app.app_context(), transaction() as connection:
+        of_task = update(TaskModel).where(TaskModel.id == task["id"])
+        connection.execute(of_task.values(finished_at=database_now(-days * DAY)))
+
+
+def set_back_drops(app: Flask) -> None:
+    """As if what was dropped had been dropped before anybody began to read."""
+    with app.app_context(), transaction() as connection:
+        dropped = update(Log).where(Log.dropped_at.is_not(None))
+        connection.execute(dropped.values(dropped_at=database_now(-3600)))
+
+
+def count(app: Flask, model: Any) -> int:
+    with app.app_context(), reading() as connection:
+        return connection.scalar(select(func.count()).select_from(model)) or 0
+
+
+def test_old_finished_task_goes_with_all_that_belongs_to_it(
+    app: Flask, alice: Person, upkeep: Upkeep, receiver: Receiver
+) -> None:
+    task = alice.start(callback=receiver.url)
+    alice.append(task, "one", writer="w")
+    end(app, alice, task, days=30.1)
+    upkeep.do_round()
+    problem(alice.get(f"/task/{task['id']}"), 404)
+    set_back_drops(app)
+    upkeep.do_round()
+    for model in (TaskModel, Log, LogChunk, LogWriter, Delivery, Attempt):
+        assert count(app, model) == 0
+
+
+def test_it_counts_from_the_end_and_only_what_is_finished_goes(
+    app: Flask, alice: Person, bob: Person, upkeep: Upkeep
+) -> None:
+    young, old, running = alice.start(), alice.start(), alice.start()
+    his = bob.start()
+    with app.app_context(), transaction() as connection:
+        connection.execute(update(TaskModel).values(created_at=database_now(-1000 * DAY)))
+    for person, task, days in ((alice, young, 29.9), (alice, old, 30.1), (bob, his, 31)):
+        end(app, person, task, days)
+    upkeep.do_round()
+    listed = alice.get("/task?fields=id").json
+    assert listed is not None
+    assert {task["id"] for task in listed} == {young["id"], running["id"]}
+    assert bob.get("/task").json == []
+
+
+def test_log_goes_first_and_the_result_stays(app: Flask, alice: Person, upkeep: Upkeep) -> None:
+    task = alice.start(input={"mailbox": "office"})
+    alice.append(task, "one", "two")
+    end(app, alice, task, days=7.1)
+    before = alice.task(task)
+    etag = alice.get(f"/task/{task['id']}").headers["ETag"]
+    upkeep.do_round()
+    answer = alice.get(f"/task/{task['id']}", headers={"If-None-Match": etag})
+    assert answer.status_code == 200
+    after = alice.task(task)
+    dropped = {"logs": [], "firstLog": 3, "logCount": 2, "updatedAt": after["updatedAt"]}
+    assert after == before | dropped
+    set_back_drops(app)
+    upkeep.do_round()
+    assert (count(app, Log), count(app, LogChunk)) == (0, 0)
+    # Nothing is left to do, so nothing changes again.
+    etag = alice.get(f"/task/{task['id']}").headers["ETag"]
+    upkeep.do_round()
+    assert alice.get(f"/task/{task['id']}").headers["ETag"] == etag
+    listed = alice.get("/task").json
+    assert listed == [after]
+
+
+def test_young_or_running_log_stays(app: Flask, alice: Person, upkeep: Upkeep) -> None:
+    young, running = alice.start(), alice.start()
+    for task in (young, running):
+        alice.append(task, "one")
+    end(app, alice, young, days=6.9)
+    upkeep.do_round()
+    assert [alice.task(task)["logs"] for task in (young, running)] == [["one"], ["one"]]
+
+
+def test_task_whose_webhook_is_still_owed_is_left_alone(
+    app: Flask, alice: Person, upkeep: Upkeep, receiver: Receiver
+) -> None:
+    receiver.answer = play.answer(500)
+    for days in (30.1, 7.1):
+        task = alice.start(callback=receiver.url)
+        alice.append(task, "one")
+        end(app, alice, task, days)
+    before = alice.get("/task").json
+    upkeep.do_round()
+    assert alice.get("/task").json == before
+    with app.app_context(), transaction() as connection:
+        failed = {"state": "failed", "next_attempt_at": None, "lease": None, "leased_until": None}
+        connection.execute(update(Delivery).values(failed))
+    upkeep.do_round()
+    (left,) = alice.get("/task").json or []
+    assert (left["id"], left["logs"]) == (task["id"], [])
+
+
+def test_retention_is_off_by_default(database_url: str, tmp_path: Path) -> None:
+    app = create_app(
+        Config(DATA=tmp_path / "data", DATABASE_URL=database_url, SECRET_KEY="a key for tests")
+    )
+    alice = add_person(app, "alice")
+    task = alice.start()
+    alice.append(task, "one")
+    end(app, alice, task, days=10_000)
+    before = alice.task(task)
+    Upkeep(app).do_round()
+    assert alice.task(task) == before
+    dispose(app)
+
+
+def test_name_of_a_start_is_free_again(app: Flask, alice: Person, upkeep: Upkeep) -> None:
+    alice.register()
+    start = {"json": {"agentId": "summarizer"}, "headers": {"Idempotency-Key": "one"}}
+    first = alice.post("/task", **start).json
+    assert first is not None
+    end(app, alice, first, days=31)
+    upkeep.do_round()
+    second = alice.post("/task", **start)
+    assert "Idempotency-Replayed" not in second.headers
+    assert second.json is not None
+    assert second.json["id"] != first["id"]
+
+
+# --- at any size -------------------------------------------------------------------------
+
+
+def grow(app: Flask, task: dict[str, Any], count: int) -> None:
+    """So many copies of a task without its log."""
+    from taskservice import stamps
+
+    with app.app_context(), transaction() as connection:
+        of_task = select(TaskModel.__table__).where(TaskModel.id == task["id"])
+        row = dict(connection.execute(of_task).mappings().one())
+        rows = [row | {"id": stamps.new_id()} for _ in range(count)]
+        connection.execute(insert(TaskModel), rows)
+
+
+def fill(person: Person, task: dict[str, Any], lines: int, length: int = 200) -> None:
+    body = ("x" * length + "\n") * 5_000
+    for _ in range(lines // 5_000):
+        answer = person.put(f"/task/{task['id']}/logs", data=body.encode())
+        assert answer.status_code == 201
+
+
+def test_more_tasks_than_a_batch_go_in_one_round(app: Flask, alice: Person, upkeep: Upkeep) -> None:
+    task = alice.start()
+    end(app, alice, task, days=31)
+    grow(app, task, 999)
+    upkeep.do_round()
+    assert count(app, TaskModel) == 0
+
+
+class Writer(threading.Thread):
+    """Appends line after line, and measures how long the slowest one took."""
+
+    def __init__(self, person: Person) -> None:
+        super().__init__()
+        self._person, self._task = person, person.start()
+        self._done = threading.Event()
+        self.waits: list[float] = []
+
+    def run(self) -> None:
+        while not self._done.wait(0.005):
+            began = time.monotonic()
+            self._person.append(self._task, "a line")
+            self.waits.append(time.monotonic() - began)
+
+    def stop(self) -> float:
+        self._done.set()
+        self.join()
+        return max(self.waits)
+
+
+def test_no_writer_waits_long_while_much_is_removed(
+    app: Flask, alice: Person, upkeep: Upkeep
+) -> None:
+    logged, done = alice.start(), alice.start()
+    fill(alice, logged, 50_000)
+    end(app, alice, logged, days=31)
+    end(app, alice, done, days=31)
+    grow(app, done, 2_000)
+    writer = Writer(alice)
+    writer.start()
+    while not writer.waits:
+        time.sleep(0.01)
+    upkeep.do_round()
+    set_back_drops(app)
+    while count(app, LogChunk) > len(writer.waits):
+        upkeep.do_round()
+    longest = writer.stop()
+    assert count(app, TaskModel) == 1
+    assert len(writer.waits) > 5
+    assert longest < 1.0
+
+
+def files(config: Config) -> int:
+    """Bytes of the database and of its write-ahead log."""
+    return sum(path.stat().st_size for path in config.DATA.glob("taskservice.db*"))
+
+
+@on_sqlite
+def test_space_comes_back_to_the_disk(
+    app: Flask, alice: Person, upkeep: Upkeep, config: Config
+) -> None:
+    upkeep.do_round()
+    empty = files(config)
+    task = alice.start()
+    fill(alice, task, 100_000, length=300)
+    end(app, alice, task, days=8)
+    full = files(config)
+    assert full > empty + 30_000_000
+    upkeep.do_round()
+    set_back_drops(app)
+    for _ in range(3):
+        upkeep.do_round()
+    kept = space.SPARE_BYTES + space.STEP_PAGES * 4_096 + 500_000
+    assert files(config) < empty + kept
+    assert alice.task(task)["output"] == {"sum": 15}
+
+
+@on_sqlite
+def test_large_write_ahead_log_is_emptied_once_nobody_reads_from_it(
+    app: Flask, alice: Person, upkeep: Upkeep, config: Config
+) -> None:
+    log = config.DATA / "taskservice.db-wal"
+    with reader(config):
+        fill(alice, alice.start(), 50_000, length=300)
+        upkeep.do_round()
+        assert log.stat().st_size > space.LARGE_LOG_BYTES
+    upkeep.do_round()
+    assert log.stat().st_size == 0
+
+
+@contextmanager
+def reader(config: Config) -> Iterator[None]:
+    """Somebody who reads the database as it is now, and takes his time."""
+    connection = sqlite3.connect(config.DATA / "taskservice.db", isolation_level=None)
+    connection.execute("BEGIN")
+    connection.execute("SELECT count(*) FROM tasks").fetchone()
+    yield
+    connection.close()
+
+
+@on_sqlite
+def test_what_is_too_old_is_found_by_index(app: Flask, alice: Person, upkeep: Upkeep) -> None:
+    statements = []
+
+    def note(*call: Any) -> None:
+        if "FROM tasks" in call[2]:
+            statements.append((call[2], call[3]))
+
+    reader = app.extensions["reader"]
+    event.listen(reader, "before_cursor_execute", note)
+    upkeep.do_round()
+    event.remove(reader, "before_cursor_execute", note)
+    with app.app_context(), reading() as connection:
+        plans = [
+            connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values).scalars(3).all()
+            for text, values in statements
+        ]
+    assert [plan[0] for plan in plans] == [
+        "SEARCH tasks USING INDEX tasks_by_end (user_id=? AND finished_at<?)",
+        "SEARCH tasks USING INDEX tasks_with_old_log (finished_at>? AND finished_at<?)",
+    ]
