@@ -52,8 +52,9 @@ lint: $(VENV)/installed-test ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/installed-test ## Measure requests per second, start and memory
+bench: $(VENV)/installed-test ## Measure requests per second, start, memory, waits for upkeep
 	$(BIN)/python -m benchmarks.requests_per_second
+	$(BIN)/python -m benchmarks.writer_waits
 
 clean: ## Remove .venv and what the tools left; the data stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

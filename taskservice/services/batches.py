@@ -7,7 +7,7 @@ from taskservice import stopping
 
 # A transaction that removes many rows stops after so many seconds: whoever waits to write
 # waits that long, and for the disk.
-BATCH_SECONDS = 0.05
+BATCH_SECONDS = 0.03
 # What one chore may take of a round, so that the others get their turn.
 ROUND_SECONDS = 8.0
 

@@ -20,7 +20,7 @@ MAX_LOG = 100 * 1024 * 1024
 CHUNK_BYTES = 64 * 1024
 CHUNK_LINES = 4_096
 # What is removed at once, so that no writer notices.
-SWEEP_CHUNKS = 200
+SWEEP_CHUNKS = 100
 # A dropped log may still be on its way to whoever deleted its task.
 SWEEP_AFTER_SECONDS = 60
 

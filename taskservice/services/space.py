@@ -11,7 +11,7 @@ from taskservice.services.batches import ROUND_SECONDS, in_batches
 # Room for the next writes that is left in the file.
 SPARE_BYTES = 1024 * 1024
 # What is given back at once, so that no writer notices.
-STEP_PAGES = 500
+STEP_PAGES = 250
 # SQLite itself empties its write-ahead log now and then, but leaves the file at its size.
 LARGE_LOG_BYTES = 8 * 1024 * 1024
 # For how long writers are kept waiting to see the last reader off.
