@@ -601,7 +601,6 @@ def test_end_that_is_being_written_when_a_list_by_end_begins_is_not_missed(
     assert sorted(seen) == sorted(ids(started))
 
 
-@pytest.mark.skip(reason="LATEWORD")
 def test_late_word_does_not_repeat_a_task_in_a_list_by_end(alice: Person, app: Flask) -> None:
     started = [alice.start() for _ in range(4)]
     end_for_silence(app, started[2])
