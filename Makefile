@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 USER_NAME ?= me
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-crash test-api test-big lint bench clean
+.PHONY: help install run test test-crash test-callbacks test-api test-big lint bench clean
 
 help: ## List what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read name text; do \
-		printf '  make %-12s %s\n' "$$name" "$$text"; done
+		printf '  make %-14s %s\n' "$$name" "$$text"; done
 
 install: $(VENV)/installed ## Make .venv with taskservice and what running it needs
 
@@ -47,13 +47,17 @@ test-api: $(VENV)/installed-test ## Made-up requests, and the whole API against 
 test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks
 	$(BIN)/python -m pytest -m slow tests/test_big.py tests/test_appends.py
 
+test-callbacks: $(VENV)/installed-test ## Webhooks, while the service is killed at any moment
+	$(BIN)/python -m pytest -n auto -m slow tests/test_delivery_crashes.py
+
 lint: $(VENV)/installed-test ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/installed-test ## Measure requests per second, start, memory, waits for upkeep
+bench: $(VENV)/installed-test ## Measure requests, webhooks, start, memory, waits for upkeep
 	$(BIN)/python -m benchmarks.requests_per_second
+	$(BIN)/python -m benchmarks.callbacks
 	$(BIN)/python -m benchmarks.writer_waits
 
 clean: ## Remove .venv and what the tools left; the data stays

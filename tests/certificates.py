@@ -42,11 +42,17 @@ class Authority:
     def pem(self) -> bytes:
         return self._certificate.public_bytes(Encoding.PEM)
 
-    def server(self, *hosts: str, expired: bool = False) -> ssl.SSLContext:
-        """The context of a server whose certificate is for `hosts`, names or addresses."""
-        key = ec.generate_private_key(ec.SECP256R1())
+    def server(
+        self, *hosts: str, expired: bool = False, self_signed: bool = False
+    ) -> ssl.SSLContext:
+        """The context of a server whose certificate is for `hosts`, names or addresses.
+
+        One that is self-signed has the authority's own name and key, but not its rights.
+        """
+        key = self._key if self_signed else ec.generate_private_key(ec.SECP256R1())
+        name = "Test authority" if self_signed else "Test server"
         names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
-        certificate = self._sign("Test server", key, [(names, False)], expired)
+        certificate = self._sign(name, key, [(names, False)], expired)
         secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         with TemporaryDirectory() as folder:

@@ -1,5 +1,6 @@
 """The callback of a task that ends: when it is sent, what it says, and what it may not do."""
 
+import gzip
 import json
 import time
 from datetime import datetime, timedelta
@@ -13,15 +14,15 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from taskservice.db import db, reading
 from taskservice.models import Attempt, Delivery
 from tests import receiver as play
+from tests.owed import finish
 from tests.people import Person, expect
 from tests.receiver import Exchange, Receiver
 
+GZIP_BOMB = gzip.compress(bytes(30_000_000))
 
-def finish(person: Person, task: dict[str, Any], **changes: Any) -> str:
-    """Report a task complete; returns the Callback-Status."""
-    response = person.patch(f"/task/{task['id']}", json={"status": "complete", **changes})
-    expect(response, 200)
-    return response.headers["Callback-Status"]
+
+def head_of(length: int) -> bytes:
+    return f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n".encode()
 
 
 def verified(person: Person, receiver: Receiver, number: int = 0) -> dict[str, Any]:
@@ -119,12 +120,22 @@ def test_at_most_256_kib_of_lines_are_posted(alice: Person, receiver: Receiver) 
     ("behaviour", "status", "code", "sentence"),
     [
         (play.answer(200), "delivered", 200, "200"),
+        (play.answer(204), "delivered", 204, "204"),
         (play.answer(299), "delivered", 299, "299"),
+        (play.endless(bytes(65_536), first=head_of(1_000_000_000)), "delivered", 200, "200"),
+        (play.answer(200, {"Content-Encoding": "gzip"}, GZIP_BOMB), "delivered", 200, "200"),
+        (play.drip(b"x" * 99, every=0.05, first=head_of(99)), "delivered", 200, "200"),
         (play.answer(301, {"Location": "http://10.0.0.1/"}), "pending", 301, "redirect"),
+        (play.answer(400), "pending", 400, "400"),
         (play.answer(404), "pending", 404, "404"),
         (play.answer(410), "failed", 410, "410"),
+        (play.answer(429, {"Retry-After": "in a while"}), "pending", 429, "429"),
         (play.answer(500), "pending", 500, "500"),
-        (play.reset(), "pending", None, "."),
+        (play.answer(503, {"Retry-After": "9" * 99}), "pending", 503, "503"),
+        (play.reset(), "pending", None, "closed the connection"),
+        (play.reset(b"HTTP/1.1 200 OK\r\nContent-Le"), "pending", None, "closed the connection"),
+        (play.raw(b"no HTTP at all\r\n\r\n"), "pending", None, "not HTTP"),
+        (play.endless(b"HTTP/1.1 102 Processing\r\n\r\n"), "pending", None, "no end"),
         (play.silence, "pending", None, "2 s"),
         (play.drip(b"HTTP/1.1 200 OK\r\n" * 99, every=0.05), "pending", None, "2 s"),
     ],

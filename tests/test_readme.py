@@ -190,3 +190,10 @@ def test_every_dependency_has_its_reason() -> None:
     named = {re.split(r"[\[ ]", line)[0] for text in lists for line in text.split("\n") if line}
     reasons = re.findall(r"[\w-]+", " ".join(table_column("### Dependencies")))
     assert named <= set(reasons)
+
+
+def test_every_proof_that_is_named_is_there() -> None:
+    named = re.findall(r"(tests/\w+\.py)(?:::(\w+))?", README)
+    assert len(named) > 10
+    for path, name in named:
+        assert f"def {name}" in (ROOT / path).read_text(), f"{path}::{name}"

@@ -834,6 +834,14 @@ def test_bad_certificate_is_refused_before_the_request(authority, trusted, names
     assert requests == []
 
 
+def test_self_signed_certificate_is_refused(trusted):
+    outcome, requests = deliver_securely(Authority().server("hooks.example", self_signed=True))
+
+    assert "self-signed certificate" in outcome.message.replace("self signed", "self-signed")
+    assert not outcome.delivered
+    assert requests == []
+
+
 def test_certificate_of_an_unknown_authority_is_refused(authority, trusted):
     outcome, requests = deliver_securely(Authority().server("hooks.example"))
 
