@@ -2,16 +2,17 @@
 
 import os
 import secrets
-import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from sqlalchemy import create_engine, pool
 from sqlalchemy.exc import DBAPIError
 
 from taskservice import inspection, migrations
+from taskservice.db import sqlite3
 from taskservice.migrations import DatabaseError
 
 # Between two steps the copying can be interrupted.
@@ -85,11 +86,11 @@ def _copy(database: Path, draft: Path) -> None:
 def _verified(draft: Path) -> str:
     """The revision of a copy that is sound; raises BackupError otherwise."""
 
-    def connect() -> sqlite3.Connection:
+    def connect() -> Any:
         # Nobody else has it open, so nothing is made beside it.
         return sqlite3.connect(_uri(draft, "mode=ro&immutable=1"), uri=True)
 
-    engine = create_engine("sqlite://", creator=connect, poolclass=pool.NullPool)
+    engine = create_engine("sqlite://", module=sqlite3, creator=connect, poolclass=pool.NullPool)
     with engine.connect() as connection:
         problems = inspection.unsound(connection)
         if problems:

@@ -23,8 +23,18 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from taskservice.stamps import rfc3339
 
+try:
+    # The extra `sqlite`, a newer SQLite than Python came with. One process may not have both
+    # at one file: what closes the one drops the locks of the other.
+    import pysqlite3 as _sqlite3
+except ModuleNotFoundError:
+    import sqlite3 as _sqlite3
+
 P = ParamSpec("P")
 T = TypeVar("T")
+
+# The driver that every other module takes from here.
+sqlite3 = _sqlite3
 
 # How long a writer waits for its turn before its request is told 503.
 BUSY_SECONDS = 5.0
@@ -134,7 +144,7 @@ def init_app(app: Flask, url: str, threads: int) -> None:
     """Give `app` its write engine, its read engine and, on SQLite, its queue of writers."""
     address = make_url(url)
     options = {
-        "connect_args": connect_arguments(address),
+        **engine_arguments(address),
         "pool_size": threads + 8,
         "max_overflow": 8,
         "pool_timeout": BUSY_SECONDS,
@@ -157,12 +167,13 @@ def init_app(app: Flask, url: str, threads: int) -> None:
     app.extensions["reader"] = reader
 
 
-def connect_arguments(address: URL) -> dict[str, Any]:
-    """What every connection to this database is opened with."""
+def engine_arguments(address: URL) -> dict[str, Any]:
+    """What every engine of this database is made with: its driver, and how it connects."""
     if address.get_backend_name() == "sqlite":
-        return {"timeout": BUSY_SECONDS}
+        return {"module": sqlite3, "connect_args": {"timeout": BUSY_SECONDS}}
     # No prepared statements: behind a pooler in transaction mode they do not work.
-    return {"prepare_threshold": None, "connect_timeout": int(BUSY_SECONDS)}
+    arguments = {"prepare_threshold": None, "connect_timeout": int(BUSY_SECONDS)}
+    return {"connect_args": arguments}
 
 
 def prepare_sqlite_connection(connection: Any, _record: Any = None) -> None:

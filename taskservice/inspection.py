@@ -3,7 +3,6 @@
 import os
 import platform
 import shutil
-import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
 from taskservice import migrations
-from taskservice.db import Base, connect_arguments, prepare_sqlite_connection
+from taskservice.db import Base, engine_arguments, prepare_sqlite_connection, sqlite3
 from taskservice.health import OLDEST_DUE, age
 from taskservice.migrations import DatabaseError
 
@@ -73,8 +72,8 @@ def library(version: tuple[int, int, int]) -> Verdict:
     if mended:
         return OK, shown
     return WARNING, (
-        f"{shown} can in rare cases corrupt a database that several connections write to; "
-        "3.51.3 cannot. taskservice writes in turn, so let no other program write to the file"
+        f"{shown} can in rare cases corrupt a database that several programs write to; "
+        "pip install 'taskservice[sqlite]' brings a newer one"
     )
 
 
@@ -123,8 +122,7 @@ def reason(error: Exception) -> str:
 
 
 def _engine(address: URL) -> Engine:
-    arguments = connect_arguments(address)
-    engine = create_engine(address, poolclass=pool.NullPool, connect_args=arguments)
+    engine = create_engine(address, poolclass=pool.NullPool, **engine_arguments(address))
     if address.get_backend_name() == "sqlite":
         event.listen(engine, "connect", prepare_sqlite_connection)
     return engine

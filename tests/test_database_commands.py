@@ -144,8 +144,12 @@ def test_backup_does_not_migrate(data: Path, tmp_path: Path) -> None:
     assert revision(data / "taskservice.db") == "0001"
 
 
-def test_backup_of_a_broken_database_is_none(data: Path, tmp_path: Path) -> None:
-    corrupt(data / "taskservice.db")
+@pytest.mark.parametrize("fault", ["pages", "references"])
+def test_backup_of_a_broken_database_is_none(data: Path, tmp_path: Path, fault: str) -> None:
+    if fault == "pages":
+        corrupt(data / "taskservice.db")
+    else:
+        change(data, "INSERT INTO callback_secrets VALUES ('1', 'nobody', 's', '2026', NULL)")
     result = run(data, "db", "backup", str(tmp_path / "backup.db"))
     assert "There is no backup: " in one_line(result, 1)
     assert list(tmp_path.iterdir()) == [data]
@@ -366,6 +370,19 @@ def test_versions_of_sqlite_with_its_bug_are_known(
     version: tuple[int, int, int], state: str
 ) -> None:
     assert inspection.library(version)[0] == state
+
+
+def test_newer_sqlite_is_used_where_it_is_installed(data: Path, tmp_path: Path) -> None:
+    """By a stand-in for the package, which has Python's own SQLite under another version."""
+    (tmp_path / "pysqlite3.py").write_text(
+        "from sqlite3 import *\nfrom sqlite3 import Binary, dbapi2\n"
+        "sqlite_version, sqlite_version_info = '3.99.1', (3, 99, 1)\n"
+    )
+    result = subprocess.run(
+        [*COMMAND, "db", "check"], env=environment(data) | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert "ok       sqlite      SQLite 3.99.1\n" in result.stdout
 
 
 def change(data: Path, *statements: str) -> None:

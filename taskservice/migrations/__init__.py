@@ -1,6 +1,5 @@
 """The database is brought up to date, by one process at a time, with Alembic."""
 
-import sqlite3
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from sqlalchemy import Connection, create_engine, inspect, pool, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
-from taskservice.db import WriterQueue, connect_arguments, prepare_sqlite_connection
+from taskservice.db import WriterQueue, engine_arguments, prepare_sqlite_connection, sqlite3
 
 FOLDER = Path(__file__).parent
 MIGRATION_SECONDS = 60
@@ -34,9 +33,7 @@ def upgrade(url: str, target: str = "head") -> None:
     is_sqlite = address.get_backend_name() == "sqlite"
     if is_sqlite:
         _check_file(Path(address.database or ""))
-    engine = create_engine(
-        address, poolclass=pool.NullPool, connect_args=connect_arguments(address)
-    )
+    engine = create_engine(address, poolclass=pool.NullPool, **engine_arguments(address))
     begin = _begin_sqlite if is_sqlite else _begin_postgresql
     try:
         with _turn(address), engine.connect() as connection:
