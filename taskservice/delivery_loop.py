@@ -6,6 +6,7 @@ from collections import Counter
 
 from flask import Flask
 
+from taskservice.live import Watcher
 from taskservice.services import attempts, deliveries
 from taskservice.services.deliveries import Leased
 
@@ -13,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 # Most of the time of an attempt is the receiver's.
 SENDERS = 16
-# What another process has made due is noticed after so many seconds at the latest.
+# Whatever happens, it looks after so many seconds at the latest.
 ROUND_SECONDS = 20.0
 # Somebody else was faster, or the database gave no answer: time for a breath.
 BREATH_SECONDS = 0.1
@@ -32,6 +33,7 @@ class DeliveryLoop(threading.Thread):
     def __init__(self, app: Flask) -> None:
         super().__init__(name="deliveries", daemon=True)
         self._app = app
+        self._watcher: Watcher = app.extensions["watcher"]
         self._stopping = threading.Event()
         self._landed = threading.Condition()
         self._in_flight: set[Leased] = set()
@@ -39,16 +41,14 @@ class DeliveryLoop(threading.Thread):
     def stop(self) -> None:
         """Have it end soon; does not wait for that."""
         self._stopping.set()
-        deliveries.wake.set()
+        self._watcher.wake()
 
     def run(self) -> None:
         with self._app.app_context():
-            while True:
-                # Before anything is looked at: what comes from here on rings again.
-                deliveries.wake.clear()
-                if self._stopping.is_set():
-                    break
-                deliveries.wake.wait(self._round())
+            with self._watcher.watching(patient=True):
+                while not self._stopping.is_set():
+                    since = self._watcher.changes
+                    self._watcher.wait(since, self._round())
             self._end()
 
     def _round(self) -> float:
@@ -97,7 +97,7 @@ class DeliveryLoop(threading.Thread):
         with self._landed:
             self._in_flight.remove(leased)
             self._landed.notify_all()
-        deliveries.wake.set()
+        self._watcher.wake()
 
     def _end(self) -> None:
         with self._landed:

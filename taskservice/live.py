@@ -12,14 +12,17 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice import stopping
+from taskservice.budget import Budget
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 LOOK_SECONDS = 0.05
+# For loops, which would find out by themselves, if later.
+PATIENT_SECONDS = 1.0
 # How long after a look that failed.
-PAUSE_SECONDS = 1.0
+PAUSE_SECONDS = 5.0
 # How often those who wait look whether somebody still wants them to.
 TURN_SECONDS = 1.0
 
@@ -31,21 +34,25 @@ class Watcher:
     """Looks at the database many times a second, in one thread, while anybody is `watching`.
 
     To miss nothing: read `changes`, then the database, then `wait` for more changes.
+    While all who watch are patient, a look each second has to do.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._changed = threading.Condition()
-        self._watching = 0
+        self._watching = self._patient = 0
         self._thread: threading.Thread | None = None
         # How many looks have found something new.
         self.changes = 0
-        stopping.on_stop(self._wake)
+        stopping.on_stop(self.wake)
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self, *, patient: bool = False) -> Iterator[None]:
         with self._changed:
             self._watching += 1
+            self._patient += patient
+            # The watcher may be at a long pause.
+            self._changed.notify_all()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
                 self._thread.start()
@@ -54,6 +61,7 @@ class Watcher:
         finally:
             with self._changed:
                 self._watching -= 1
+                self._patient -= patient
 
     def wait(self, since: int, seconds: float) -> None:
         """Return when `changes` is no longer `since`, the time is over, or the process stops."""
@@ -62,7 +70,8 @@ class Watcher:
                 lambda: self.changes != since or stopping.event.is_set(), max(0.0, seconds)
             )
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Wake all who wait, as a change does: for what is not in the database, or in a hurry."""
         with self._changed:
             self.changes += 1
             self._changed.notify_all()
@@ -77,7 +86,7 @@ class Watcher:
             except SQLAlchemyError as error:
                 logger.error("Can't watch the database: %s", error)
                 # Whoever waits will find the same, and says so to its caller.
-                self._wake()
+                self.wake()
                 stopping.event.wait(PAUSE_SECONDS)
 
     def _watch_by(self, connection: Connection) -> None:
@@ -88,8 +97,16 @@ class Watcher:
             # The first look too: who waits may have read before it.
             if now != before:
                 before = now
-                self._wake()
-            stopping.event.wait(LOOK_SECONDS)
+                self.wake()
+            self._pause()
+
+    def _pause(self) -> None:
+        if not stopping.event.wait(LOOK_SECONDS):
+            with self._changed:
+                self._changed.wait_for(self._is_urgent, PATIENT_SECONDS - LOOK_SECONDS)
+
+    def _is_urgent(self) -> bool:
+        return self._watching > self._patient or stopping.event.is_set()
 
     def _is_wanted(self) -> bool:
         with self._changed:
@@ -102,7 +119,7 @@ class Watcher:
 def init_app(app: Flask, threads: int) -> None:
     """Give `app` its watcher, and as many places for those who wait as half of its threads."""
     app.extensions["watcher"] = Watcher(app.extensions["reader"])
-    app.extensions["places"] = threading.Semaphore(threads // 2)
+    app.extensions["places"] = Budget(threads // 2)
 
 
 def watcher() -> Watcher:
@@ -110,9 +127,9 @@ def watcher() -> Watcher:
     return found
 
 
-def places() -> threading.Semaphore:
-    """Who holds a thread for long must have one of these, taken without waiting."""
-    found: threading.Semaphore = current_app.extensions["places"]
+def places() -> Budget:
+    """Who holds a thread for long must have one of these."""
+    found: Budget = current_app.extensions["places"]
     return found
 
 

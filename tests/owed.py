@@ -13,7 +13,6 @@ from taskservice import stamps
 from taskservice.db import database_now, reading, transaction
 from taskservice.delivery_loop import DeliveryLoop
 from taskservice.models import COMPLETE, PENDING, Delivery, Task
-from taskservice.services import deliveries
 from tests.people import Person, expect
 
 
@@ -49,10 +48,9 @@ def make_due(app: Flask) -> None:
 
 
 def change(app: Flask, **values: Any) -> None:
-    """Change columns of all pending deliveries, and wake the loop of this process."""
+    """Change columns of all pending deliveries, which the loops notice by themselves."""
     with app.app_context(), transaction() as connection:
         connection.execute(update(Delivery).where(Delivery.state == PENDING).values(values))
-    deliveries.wake.set()
 
 
 @contextmanager

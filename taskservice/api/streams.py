@@ -1,6 +1,7 @@
 """Streams of events: each holds a thread for long, so that only so many are let in."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 from flask import Response, request, stream_with_context
 
@@ -20,12 +21,12 @@ def respond(events: Iterator[Event]) -> Response:
     if request.method == "HEAD":
         # An iterator, since an empty text would have a length.
         return Response(iter(()), headers=HEADERS, content_type=EVENTS)
-    places = live.places()
-    if not places.acquire(blocking=False):
+    held = ExitStack()
+    if not held.enter_context(live.places().place()):
         raise Problem(503, "Too many follow already", headers={"Retry-After": str(RETRY_SECONDS)})
     text = stream_with_context(following.as_text(_while_heard(events)))
     response = Response(text, headers=HEADERS, content_type=EVENTS)
-    response.call_on_close(places.release)
+    response.call_on_close(held.close)
     return response
 
 

@@ -67,15 +67,13 @@ def client_is_here() -> bool:
 def _granted_seconds() -> Iterator[int]:
     """How long to wait: as long as preferred, or not at all where too many wait already."""
     seconds = _preferred_seconds()
-    places = live.places()
-    if not seconds or not places.acquire(blocking=False):
+    if not seconds:
         yield 0
         return
-    try:
-        after_this_request(_applied(seconds))
-        yield seconds
-    finally:
-        places.release()
+    with live.places().place() as has_place:
+        if has_place:
+            after_this_request(_applied(seconds))
+        yield seconds if has_place else 0
 
 
 def _preferred_seconds() -> int:

@@ -1,7 +1,6 @@
 """Deliveries: owed in the transaction that ends a task, leased by whoever posts them, recorded."""
 
 import random
-import threading
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from sqlalchemy import (
     update,
 )
 
-from taskservice import stamps
+from taskservice import live, stamps
 from taskservice.access import Caller, visible_tasks
 from taskservice.db import Timestamp, database_now, reading, transaction
 from taskservice.models import (
@@ -44,9 +43,6 @@ SCHEDULE = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
 JITTER = 0.2
 # One host that answers slowly or never leaves most senders of a process to the others.
 HOST_LIMIT = 4
-
-# Set whenever something may have become due in this process, for the loop that waits for it.
-wake = threading.Event()
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +169,7 @@ def owe(connection: Connection, task: TaskRow, now: str) -> Leased | None:
 def owe_to_loop(connection: Connection, task: TaskRow, now: str) -> None:
     """Owe the webhook of a task that ends in this transaction, due now and leased to nobody.
 
-    After the commit, `wake` tells the loop.
+    The loop notices by itself, within a second.
     """
     leased = owe(connection, task, now)
     if leased is not None:
@@ -223,7 +219,7 @@ def give_back(leased: Collection[Leased]) -> None:
         with transaction() as connection:
             held = [{"of_delivery_id": each.id, "held_lease": each.lease} for each in leased]
             connection.execute(_GIVE_BACK, held)
-        wake.set()
+        live.watcher().wake()
 
 
 # --- attempted ---------------------------------------------------------------------------
@@ -256,7 +252,7 @@ def record(leased: Leased, started: str, outcome: Outcome) -> str:
             {"of_delivery_id": leased.id, "held_lease": leased.lease},
         )
     if state == PENDING:
-        wake.set()
+        live.watcher().wake()
     return state
 
 
@@ -289,7 +285,7 @@ def redeliver(caller: Caller, task_id: str) -> str:
         if newest is None:
             raise Problem(409, "The task has no delivery: it still runs, or has no callback")
         _make_due(connection, newest)
-    wake.set()
+    live.watcher().wake()
     return newest
 
 
@@ -305,7 +301,7 @@ def redeliver_any(delivery_id: str) -> None:
         if newest != delivery_id:
             raise Problem(409, f"A newer delivery has taken its place: {newest}")
         _make_due(connection, delivery_id)
-    wake.set()
+    live.watcher().wake()
 
 
 def _make_due(connection: Connection, delivery_id: str) -> None:

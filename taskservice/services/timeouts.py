@@ -91,8 +91,6 @@ def _end_batch(silent: AnySelect, moments: dict[str, str]) -> bool:
             values = {"of_task_id": task.id, "message": _message(timeout), "at": now}
             connection.execute(_END, values)
             deliveries.owe_to_loop(connection, task, now)
-    if tasks:
-        deliveries.wake.set()
     return len(tasks) == BATCH
 
 
