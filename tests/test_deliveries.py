@@ -72,7 +72,7 @@ def test_second_attempt_comes_by_itself_after_five_seconds(
 ) -> None:
     receiver.answer = one_after_another(play.answer(503), play.answer(204))
     finish(alice, alice.start(callback=receiver.url))
-    first, second = receiver.wait_for(2, timeout=20)
+    first, second = receiver.wait_for(2, timeout=12)
     assert second.at - first.at >= SCHEDULE[0] * (1 - JITTER) - 0.1
 
 
@@ -195,6 +195,17 @@ def test_lease_of_another_holds_until_it_has_run_out(
     assert len(the_delivery(alice, task)["attempts"]) == 1
     change(app, leased_until=database_now(-1))
     assert until_attempts(alice, task, 2)["state"] == "delivered"
+
+
+def test_lease_that_runs_out_wakes_the_loop(alice: Person, app: Flask, receiver: Receiver) -> None:
+    receiver.answer = one_after_another(play.answer(500), play.answer(204))
+    task = alice.start(callback=receiver.url)
+    finish(alice, task)
+    lease = {"lease": stamps.new_id(), "leased_until": database_now(1.5)}
+    change(app, next_attempt_at=database_now(-1), **lease)
+    with looping(app):
+        # Long before the next round, 20 s after the first.
+        assert until_attempts(alice, task, 2)["state"] == "delivered"
 
 
 def test_attempt_that_cannot_be_recorded_fails_no_report_and_is_repeated(

@@ -81,10 +81,10 @@ def test_worker_posts_what_is_due(alice: Person, app: Flask, receiver: Receiver)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_idle_worker_ends_within_a_second(app: Flask, signum: int) -> None:
+def test_idle_worker_ends_at_once(app: Flask, signum: int) -> None:
     with working(app) as worker:
-        # Half a second of it for a busy machine to take the interpreter down.
-        assert worker.seconds_to_end(signum) < 1.5
+        # Within a second; but a machine may be busy. A round would be 20 s.
+        assert worker.seconds_to_end(signum) < 5
 
 
 def test_worker_that_is_stopped_gives_back_what_it_is_posting(
