@@ -140,7 +140,7 @@ def test_backup_does_not_migrate(data: Path, tmp_path: Path) -> None:
     migrations.upgrade(f"sqlite:///{data / 'taskservice.db'}", "0001")
     made = run(data, "db", "backup", str(tmp_path / "backup.db"))
     assert "revision 0001" in made.stdout
-    assert "0001; any other command" in check(data)["revision"]["message"]
+    assert "Revision 0001" in check(data)["revision"]["message"]
     assert revision(data / "taskservice.db") == "0001"
 
 
@@ -349,8 +349,8 @@ def test_webhooks_that_nobody_sends_are_a_warning(data: Path) -> None:
     change(
         data,
         *A_TASK,
-        "INSERT INTO deliveries (id, task_id, callback_url, state, created_at, attempt_count, "
-        "next_attempt_at) SELECT 'd', id, 'http://x/', 'pending', '2026', 0, "
+        "INSERT INTO deliveries (id, task_id, callback_url, host, state, created_at, "
+        "attempt_count, next_attempt_at) SELECT 'd', id, 'http://x/', 'x', 'pending', '2026', 0, "
         "'2026-01-01T00:00:00.000Z' FROM tasks",
     )
     found = check(data)["deliveries"]
