@@ -3,8 +3,9 @@
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import eq, gt, lt
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 from flask import current_app
@@ -15,6 +16,7 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    func,
     literal,
     or_,
     select,
@@ -31,7 +33,9 @@ from taskservice.models import (
     RUNNING,
     Agent,
     ApiKey,
+    Attempt,
     CallbackSecret,
+    Delivery,
     Identifier,
     Log,
     LogChunk,
@@ -290,6 +294,48 @@ def _beyond(column: Any, place: Place, newest_first: bool = False) -> ColumnElem
     return beyond
 
 
+_SUMMARIES = select(
+    Task.id,
+    Task.name,
+    Task.agent_id,
+    Task.status,
+    Task.error_type,
+    Task.created_at,
+    Task.claimed_at,
+    Task.finished_at,
+    Task.log_count,
+).where(Task.id.in_(bindparam("task_ids", expanding=True)), visible_tasks)
+
+
+def summaries(caller: Caller, wanted: Sequence[Place]) -> list[AnyRow]:
+    """What a list shows of the tasks at these places, in their order: nothing that is large."""
+    ids = [place.id for place in wanted]
+    with reading() as connection:
+        found = connection.execute(_SUMMARIES, {"task_ids": ids, **caller.scope})
+        rows = {row.id: row for row in found}
+    return [rows[task_id] for task_id in ids if task_id in rows]
+
+
+def starts(
+    caller: Caller, agent_id: str | None, moments: Sequence[str], statuses: Sequence[str]
+) -> list[list[int]]:
+    """For each of `statuses`: how many tasks were started from each of `moments` to the next."""
+    of_agent = _conditions(caller, Selection(agent_id=agent_id))
+    # Each count is of a part of one index.
+    counts = [
+        select(func.count())
+        .where(*of_agent, Task.status == status)
+        .where(Task.created_at >= since, Task.created_at < until)
+        .scalar_subquery()
+        for status in statuses
+        for since, until in pairwise(moments)
+    ]
+    with reading() as connection:
+        row = connection.execute(select(*counts)).one()
+    places = len(moments) - 1
+    return [list(row[start : start + places]) for start in range(0, len(row), places)]
+
+
 def _task_size(row: TaskRow) -> int:
     return len(row.input) + len(row.output) + 500
 
@@ -317,6 +363,12 @@ _LAST_CHUNKS = (
     .order_by(LogChunk.last.desc())
     .limit(bindparam("limit"))
 )
+_NEXT_CHUNKS = (
+    select(LogChunk.last, LogChunk.count, LogChunk.text)
+    .where(LogChunk.log_id == bindparam("log_id"), LogChunk.last > bindparam("after"))
+    .order_by(LogChunk.last)
+    .limit(bindparam("limit"))
+)
 _CHUNKS_OF_SEVERAL = (
     select(LogChunk.log_id, LogChunk.last, LogChunk.count, LogChunk.text)
     .where(LogChunk.log_id.in_(bindparam("log_ids", expanding=True)))
@@ -341,6 +393,26 @@ def log_pages(row: TaskRow) -> Iterator[list[str]]:
         yield lines
         after += len(lines)
         limit = _next_limit(len(chunks), sum(len(chunk.text) for chunk in chunks), 4096)
+
+
+def lines_after(row: TaskRow, after: int, most: int) -> list[str]:
+    """The lines that follow number `after`: `most` of them, or fewer past about a megabyte.
+
+    Raises LogGone when some have been dropped meanwhile.
+    """
+    after = max(after, row.first_log - 1)
+    until = min(after + most, row.log_count)
+    if after >= until:
+        return []
+    chunks, size = [], 0
+    with reading() as connection:
+        place = {"log_id": row.log_id, "after": after, "limit": until - after}
+        for chunk in connection.execute(_NEXT_CHUNKS, place):
+            chunks.append(chunk)
+            size += len(chunk.text)
+            if chunk.last >= until or size >= PAGE_BYTES:
+                break
+    return _lines(chunks, after, until)
 
 
 def small_logs(rows: Sequence[TaskRow]) -> dict[int, list[str]]:
@@ -406,6 +478,59 @@ def _lines(chunks: Sequence[AnyRow], after: int, until: int) -> list[str]:
     return lines[after + 1 - first : until + 1 - first]
 
 
+# --- deliveries --------------------------------------------------------------------------
+
+_DELIVERIES = (
+    select(
+        Delivery.id,
+        Delivery.callback_url,
+        Delivery.state,
+        Delivery.created_at,
+        Delivery.next_attempt_at,
+    )
+    .join(Task, Task.id == Delivery.task_id)
+    .where(Task.id == bindparam("task_id"), visible_tasks)
+    .order_by(Delivery.created_at.desc(), Delivery.id.desc())
+)
+_ATTEMPTS = (
+    select(
+        Attempt.delivery_id,
+        Attempt.at,
+        Attempt.duration_ms,
+        Attempt.status_code,
+        Attempt.message,
+    )
+    .where(Attempt.delivery_id.in_(bindparam("delivery_ids", expanding=True)))
+    .order_by(Attempt.id)
+)
+_STATES = (
+    select(Delivery.task_id, Delivery.state)
+    .where(Delivery.task_id.in_(bindparam("task_ids", expanding=True)))
+    .order_by(Delivery.created_at, Delivery.id)
+)
+
+
+def deliveries_of_task(caller: Caller, task_id: str) -> list[Any]:
+    """The deliveries of a task, newest first, each with its `attempts`, oldest first."""
+    with reading() as connection:
+        rows = connection.execute(_DELIVERIES, {"task_id": task_id, **caller.scope}).all()
+        ids = [row.id for row in rows]
+        attempts = connection.execute(_ATTEMPTS, {"delivery_ids": ids}).all() if ids else []
+    return [
+        SimpleNamespace(
+            **row._asdict(), attempts=[each for each in attempts if each.delivery_id == row.id]
+        )
+        for row in rows
+    ]
+
+
+def delivery_states(rows: Sequence[AnyRow]) -> dict[str, str]:
+    """Task id -> the state of its newest delivery, for those of `rows` that have one."""
+    with reading() as connection:
+        found = connection.execute(_STATES, {"task_ids": [row.id for row in rows]})
+        return {task_id: state for task_id, state in found}
+
+
 # --- agents, users, keys -----------------------------------------------------------------
 
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
@@ -415,10 +540,15 @@ _AGENTS_OF = select(*AGENT_COLUMNS).where(
 )
 _USER = select(User.id, User.name, User.created_at).where(User.id == bindparam("user_id"))
 _USERS = select(User.id, User.name, User.created_at).order_by(User.name)
-_KEY = select(*KEY_COLUMNS).where(
-    ApiKey.digest == bindparam("digest"),
+_COUNTS_NOW = (
     ApiKey.revoked_at.is_(None),
     or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > bindparam("now", type_=Timestamp())),
+)
+_KEY = select(*KEY_COLUMNS).where(ApiKey.digest == bindparam("digest"), *_COUNTS_NOW)
+_KEY_OF_SESSION = (
+    select(*KEY_COLUMNS, User.name.label("user_name"))
+    .join(User, User.id == ApiKey.user_id)
+    .where(ApiKey.id == bindparam("key_id"), *_COUNTS_NOW)
 )
 _KEY_BY_ID = select(*KEY_COLUMNS).where(ApiKey.id == bindparam("key_id"))
 _KEYS_OF_USER = (
@@ -477,6 +607,12 @@ def valid_key(digest: str, now: str) -> AnyRow | None:
     """The key with this digest, if it is neither revoked nor expired."""
     with reading() as connection:
         return connection.execute(_KEY, {"digest": digest, "now": now}).one_or_none()
+
+
+def valid_key_by_id(key_id: str, now: str) -> AnyRow | None:
+    """The key with this id and its `user_name`, if it is neither revoked nor expired."""
+    with reading() as connection:
+        return connection.execute(_KEY_OF_SESSION, {"key_id": key_id, "now": now}).one_or_none()
 
 
 def key(key_id: str) -> AnyRow:
