@@ -10,8 +10,10 @@ from flask import current_app
 from sqlalchemy import Connection, Integer, Text, bindparam, insert, select, update
 
 from taskservice import documents, queries, stamps
+from taskservice.access import Caller
 from taskservice.db import Timestamp, database_now, transaction
 from taskservice.models import CANCELLED, DELIVERED, FAILED, PENDING, Attempt, Delivery, Identifier
+from taskservice.problems import Problem, not_found
 from taskservice.queries import TaskRow
 from taskservice.webhooks import signing, transport
 from taskservice.webhooks.transport import Outcome
@@ -173,3 +175,31 @@ def _consequence(outcome: Outcome, attempt_count: int) -> tuple[str, float | Non
     # Never before it asks for; but "in a second", said each time, may not use up all
     # attempts within seconds.
     return PENDING, max(delay, outcome.retry_after or 0)
+
+
+def redeliver(caller: Caller, task_id: str) -> str:
+    """Post the newest delivery of a task again, in a new round; returns its id.
+
+    Raises 404, and 409 where there is none.
+    """
+    task = queries.task(caller, task_id)
+    if task is None:
+        raise not_found("Task")
+    owed = queries.deliveries_of_task(caller, task_id)
+    if not owed:
+        raise Problem(409, "The task has no delivery: it still runs, or has no callback")
+    leased = Leased(owed[0].id, stamps.new_id(), task.id, task.user_id, owed[0].callback_url, 0)
+    with transaction() as connection:
+        connection.execute(
+            update(Delivery)
+            .where(Delivery.id == leased.id)
+            .values(
+                state=PENDING,
+                attempt_count=0,
+                next_attempt_at=database_now(),
+                lease=leased.lease,
+                leased_until=database_now(LEASE_SECONDS),
+            )
+        )
+    attempt(leased)
+    return leased.id
