@@ -193,7 +193,8 @@ function drawNow() {
   list.style.transform = `translateY(${shift}px)`;
   const words = `${count.toLocaleString("en")} ${count === 1 ? "line" : "lines"}`;
   if (counter.textContent !== words) counter.textContent = words;
-  followButton.setAttribute("aria-pressed", following);
+  const deed = following ? "Pause" : "Follow";
+  if (followButton.textContent !== deed) followButton.textContent = deed;
   if (missing() !== null) fetchMissing();
 }
 
