@@ -8,6 +8,7 @@ from taskservice.dashboard.door import dashboard
 from taskservice.dashboard.keys import keys
 from taskservice.dashboard.sign_in import sign_in
 from taskservice.dashboard.tasks import tasks
+from taskservice.dashboard.throttle import Throttle
 
 for blueprint in (sign_in, tasks, agents, keys):
     dashboard.register_blueprint(blueprint)
@@ -15,4 +16,5 @@ for blueprint in (sign_in, tasks, agents, keys):
 
 def init_app(app: Flask) -> None:
     sessions.init_app(app)
+    app.extensions["throttle"] = Throttle()
     app.register_blueprint(dashboard)

@@ -14,8 +14,6 @@ from taskservice.problems import Problem
 
 sign_in = Blueprint("sign_in", __name__)
 
-throttle = Throttle()
-
 
 @sign_in.get("/sign-in")
 def show() -> Response:
@@ -24,6 +22,7 @@ def show() -> Response:
 
 @sign_in.post("/sign-in")
 def enter() -> AnyResponse:
+    throttle: Throttle = current_app.extensions["throttle"]
     address = request.remote_addr or ""
     wait = ceil(throttle.seconds(address))
     if wait:

@@ -29,14 +29,19 @@ class Throttle:
         network = _network(address)
         with self._lock:
             count, _ = self._wrong.pop(network, (0, 0.0))
-            wait = min(LONGEST_SECONDS, 2.0 ** (count - FREE_TRIES + 1)) if count + 1 >= FREE_TRIES else 0
-            self._wrong[network] = count + 1, time.monotonic() + wait
+            self._wrong[network] = count + 1, time.monotonic() + _wait(count + 1)
             while len(self._wrong) > ADDRESSES:
                 self._wrong.popitem(last=False)
 
     def was_right(self, address: str) -> None:
         with self._lock:
             self._wrong.pop(_network(address), None)
+
+
+def _wait(wrong: int) -> float:
+    """The seconds until the next try after so many wrong keys."""
+    # The exponent is bounded too: nobody may make a number of it that is no float.
+    return 0.0 if wrong < FREE_TRIES else min(LONGEST_SECONDS, 2.0 ** min(wrong - FREE_TRIES, 10))
 
 
 def _network(address: str) -> str:

@@ -37,6 +37,8 @@ function both(moment) {
   return `${whole.format(moment)} (${age(moment)})`;
 }
 
+const SHOWN = { age, both, due: (moment) => (moment < Date.now() ? "now" : age(moment)) };
+
 function set(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
@@ -45,7 +47,7 @@ export function tell() {
   for (const element of document.querySelectorAll("time[data-show]")) {
     const moment = new Date(element.dateTime);
     if (!element.title) element.title = full.format(moment);
-    set(element, element.dataset.show === "both" ? both(moment) : age(moment));
+    set(element, SHOWN[element.dataset.show](moment));
   }
   for (const element of document.querySelectorAll("[data-since]")) {
     set(element, spoken(Math.max(0, (Date.now() - new Date(element.dataset.since)) / 1000)));
