@@ -528,7 +528,7 @@ def delivery_states(rows: Sequence[AnyRow]) -> dict[str, str]:
     """Task id -> the state of its newest delivery, for those of `rows` that have one."""
     with reading() as connection:
         found = connection.execute(_STATES, {"task_ids": [row.id for row in rows]})
-        return {task_id: state for task_id, state in found}
+        return {row.task_id: row.state for row in found}
 
 
 # --- agents, users, keys -----------------------------------------------------------------

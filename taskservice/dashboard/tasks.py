@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlencode
 
 from flask import Blueprint, Response, flash, redirect, request, stream_with_context, url_for
 from werkzeug.wrappers import Response as AnyResponse
@@ -34,7 +35,7 @@ def list_all() -> AnyResponse:
     if not all(request.args.values()):
         # A form sends its empty fields too.
         filled = {name: text for name, text in request.args.items() if text}
-        return redirect(url_for("dashboard.tasks.list_all", **filled), 303)
+        return redirect(f"{url_for('dashboard.tasks.list_all')}?{urlencode(filled)}", 303)
     query, period = _list_query()
     found = lists.page(caller, lists.selection(query), query)
     rows = queries.summaries(caller, found.places)
