@@ -56,7 +56,7 @@ bench: $(VENV)/installed-test ## Measure requests per second, start, memory, and
 	$(BIN)/python -m benchmarks.long_log
 
 screenshots: $(VENV)/installed-test ## Take the pictures of the dashboard in docs/
-	$(BIN)/python -m tests.screenshots docs
+	$(BIN)/python -m tests.screenshots docs/dashboard
 
 clean: ## Remove .venv and what the tools left; the data stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -4,6 +4,7 @@ Memory is the heap of the page's scripts after a collection, and the number of i
 """
 
 import os
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -92,9 +93,8 @@ def measure_live(visitor: Visitor, alice: RemotePerson) -> None:
         page.evaluate(DRAWN, f"line {first + LIVE_RATE // 10}")
         delays.append(time.perf_counter() - began)
         time.sleep(max(0, 0.1 - delays[-1]))
-    delays.sort()
-    print(f"{len(delays) * LIVE_RATE // 10:,} lines live: on the screen after "
-          f"{delays[len(delays) // 2] * 1000:.0f} ms (median), {delays[-1] * 1000:.0f} ms (longest); "
+    middle, most = statistics.median(delays) * 1000, max(delays) * 1000
+    print(f"{LIVE_RATE:,} lines/s live: shown after {middle:.0f} ms, {most:.0f} ms at most; "
           f"longest frame {page.evaluate('longest'):.0f} ms; {memory(page, session)}")  # fmt: skip
 
 

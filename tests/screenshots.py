@@ -1,4 +1,4 @@
-"""Pictures of every page, light and dark, wide and narrow: `python -m tests.screenshots docs`."""
+"""Pictures of every page, light and dark, wide and narrow: `make screenshots`."""
 
 import base64
 import sys
@@ -23,7 +23,7 @@ TO_WEBP = """async (png) => {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [image.width, image.height];
   canvas.getContext("2d").drawImage(image, 0, 0);
-  return canvas.toDataURL("image/webp", 0.82).split(",")[1];
+  return canvas.toDataURL("image/webp", 0.6).split(",")[1];
 }"""
 
 
@@ -52,7 +52,6 @@ def pages(visitor: Visitor, key: str) -> list[tuple[str, str]]:
     failed = path_of("Synopsis of the support mailbox")
     return [
         ("tasks", "/"),
-        ("filtered", "/?status=error&since=7d"),
         ("running", running),
         ("complete", done),
         ("error", failed),
@@ -75,7 +74,7 @@ def take(page: Page, path: Path, printer: Page) -> None:
 
 
 def main(folder: Path, kind: str = "webp") -> None:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as data, Receiver() as good, Receiver() as bad:
         bad.answer = answer(503)
         key = prepare(Path(data) / "data", good, bad)

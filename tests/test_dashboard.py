@@ -449,6 +449,22 @@ def test_key_that_does_not_fit_says_why(browser: Browser, alice: Person) -> None
         assert "<b>" in response.text
 
 
+def test_nul_and_absurd_numbers_are_no_failure(browser: Browser, alice: Person) -> None:
+    task = alice.start()
+    alice.report(task, status="complete")
+    assert "No task fits" in browser.get("/?q=a%00b").text
+    assert "a\ufffdb" in browser.send("/keys", name="a\0b").text
+    assert browser.send("/keys", name="x", agent="a\0b").status_code == 422
+    assert browser.get("/agents?after=%00").status_code == 200
+    assert browser.get("/tasks/%00").status_code == 404
+    path = f"/tasks/{task['id']}"
+    for number in ("9" * 30, "9" * 5_000, "-1", "x", "٣"):
+        assert browser.get(f"{path}/lines?limit=5&after={number}").json == []
+        assert browser.get(f"{path}/events?after={number}").text.startswith("event: task")
+    resumed = browser.get(f"{path}/events", headers={"Last-Event-ID": "x"})
+    assert resumed.text.startswith("event: task")
+
+
 @on_sqlite
 def test_last_user_key_stays(browser: Browser) -> None:
     (path,) = re.findall(r'href="(/keys/[^"]+/revoke)"', browser.get("/keys").text)

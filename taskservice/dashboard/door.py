@@ -3,6 +3,7 @@
 from typing import Any
 
 from flask import Blueprint, Response, g, redirect, render_template, request, url_for
+from werkzeug.datastructures import MultiDict
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice import problems
@@ -88,6 +89,11 @@ def page(template: str, status: int = 200, **values: Any) -> Response:
 def to(endpoint: str, **values: Any) -> AnyResponse:
     """A redirect to a page of the dashboard, to be fetched by GET."""
     return redirect(url_for(f"dashboard.{endpoint}", **values), 303)
+
+
+def clean(values: MultiDict[str, str]) -> dict[str, str]:
+    """What a form or a query string says, where NUL is U+FFFD, as it is in the API."""
+    return {name: text.replace("\0", "\ufffd") for name, text in values.items()}
 
 
 def _to_sign_in() -> AnyResponse:

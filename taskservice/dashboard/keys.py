@@ -7,7 +7,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice import queries, stamps
 from taskservice.auth import caller
-from taskservice.dashboard.door import page, to
+from taskservice.dashboard.door import clean, page, to
 from taskservice.problems import not_found, unfit
 from taskservice.queries import AnyRow
 from taskservice.schemas import CreateKeySchema, parse_id
@@ -75,13 +75,14 @@ def _page(status: int = 200, new: Any = None) -> Response:
 
 def _wishes() -> dict[str, Any]:
     """The form as the API's body would have it."""
-    expiry = request.form.get("expires", "")
+    form = clean(request.form)
+    expiry = form.get("expires", "")
     if expiry not in EXPIRIES:
         raise unfit({"expires": ["Must be one of the choices."]})
     days = EXPIRIES[expiry]
     return {
-        "name": request.form.get("name", "").strip(),
-        "agentId": request.form.get("agent") or None,
+        "name": form.get("name", "").strip(),
+        "agentId": form.get("agent") or None,
         "expiresAt": stamps.now(days * 86_400) if days else None,
     }
 

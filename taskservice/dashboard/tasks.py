@@ -12,7 +12,7 @@ from taskservice.api import answers, lists
 from taskservice.api.tasks import known
 from taskservice.auth import caller
 from taskservice.dashboard import chart, following
-from taskservice.dashboard.door import page, to
+from taskservice.dashboard.door import clean, page, to
 from taskservice.problems import not_found, unfit
 from taskservice.queries import TaskRow
 from taskservice.schemas import ListQuerySchema
@@ -69,8 +69,8 @@ def lines(task_id: str) -> Response:
 def events(task_id: str) -> Response:
     """The task and its lines after number `after` as they come: Server-Sent Events."""
     # A browser that connects again tells where it was by itself.
-    last = request.headers.get("Last-Event-ID") or request.args.get("after", "0")
-    stream = following.events(caller, _task(task_id), int(last) if last.isdecimal() else 0)
+    after = request.headers.get("Last-Event-ID", request.args.get("after", 0, int), int)
+    stream = following.events(caller, _task(task_id), max(after, 0))
     return Response(
         stream_with_context(stream),
         mimetype="text/event-stream",
@@ -137,7 +137,7 @@ def _deliveries(task: TaskRow) -> list[Any]:
 
 def _list_query() -> tuple[dict[str, Any], str | None]:
     """The filters of the API's list, and the period, which is a filter of the dashboard's own."""
-    values = {"limit": str(PAGE), **request.args.to_dict()}
+    values = {"limit": str(PAGE), **clean(request.args)}
     period = values.pop("since", None)
     query: dict[str, Any] = list_query.load(values)
     if period is not None and period not in chart.PERIODS:
