@@ -1,5 +1,6 @@
 """How pages write what rows hold: JSON to read, numbers, durations."""
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -8,11 +9,15 @@ import orjson
 from taskservice import stamps, strict_json
 from taskservice.models import ERROR, RUNNING
 
+# What turns the direction of writing, so that text reads as another; in JSON it can be escaped.
+_TURNS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
 
 def pretty(text: str) -> str:
     """JSON text with a line for each member; numbers stay as they were written."""
     value = strict_json.loads(text.encode())
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+    lines = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+    return _TURNS.sub(lambda found: f"\\u{ord(found[0]):04x}", lines)
 
 
 def number(value: int) -> str:
