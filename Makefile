@@ -36,8 +36,9 @@ $(VENV)/installed-test: $(VENV)/installed
 test: $(VENV)/installed-test ## Install what the tests need, and run them
 	$(BIN)/python -m pytest -n auto -m 'not slow'
 
-test-crash: $(VENV)/installed-test ## 30 s of mixed load while workers are killed
-	CRASH_SECONDS=$${CRASH_SECONDS:-30} $(BIN)/python -m pytest -m slow tests/test_crashes.py -s
+test-crash: $(VENV)/installed-test ## 30 s of mixed load, and followers, while workers are killed
+	CRASH_SECONDS=$${CRASH_SECONDS:-30} $(BIN)/python -m pytest -m slow -s \
+		tests/test_crashes.py tests/test_watching.py
 
 test-api: $(VENV)/installed-test ## Made-up requests, and the whole API against a model of it
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(BIN)/python -m pytest -n auto -m slow \

@@ -2,7 +2,7 @@
 
 from flask import Flask
 
-from taskservice import api, dashboard, db, health, migrations, problems, telemetry
+from taskservice import api, dashboard, db, health, live, migrations, problems, telemetry
 from taskservice.config import Config
 from taskservice.proxies import trusting
 
@@ -20,6 +20,7 @@ def create_app(config: Config) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = config.MAX_BODY
     migrations.upgrade(config.DATABASE_URL)
     db.init_app(app, config.DATABASE_URL, config.THREADS)
+    live.init_app(app, config.THREADS)
     health.init_app(app)
     problems.init_app(app)
     telemetry.init_app(app)

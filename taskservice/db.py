@@ -172,8 +172,9 @@ def prepare_sqlite_connection(connection: Any, _record: Any = None) -> None:
     cursor = connection.cursor()
     # First, so that even the switch to WAL waits for its turn.
     cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
-    # Before WAL and the first table, after which it is silently ignored.
-    cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    # Before WAL and the first table, after which it is silently ignored: but still a write.
+    if cursor.execute("PRAGMA page_count").fetchone() == (0,):
+        cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")
     cursor.execute("PRAGMA journal_mode = WAL")
     # An answer is a promise: a commit waits for the disk.
     cursor.execute("PRAGMA synchronous = FULL")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from taskservice import queries
+from taskservice import queries, strict_json
 from taskservice.queries import TaskRow
 from taskservice.schemas import (
     TASK_EXPANSIONS,
@@ -70,6 +70,24 @@ def of_tasks(pages: Iterable[Sequence[TaskRow]], shape: Shape = WHOLE) -> Iterat
     return _in_pieces(_array_text(pages, shape))
 
 
+def of_log(row: TaskRow, after: int, count: int) -> Iterator[bytes]:
+    """At most `count` lines after number `after` as JSON, in pieces, with the next `after`."""
+    last = max(after, row.first_log - 1, min(row.log_count, after + count))
+    return _in_pieces(_log_text(row, after, count, {"next": last, "status": row.status}))
+
+
+def of_lines(row: TaskRow, after: int, count: int | None) -> Iterator[bytes]:
+    """The same lines, or all of them, as they are: in UTF-8, each with a line feed."""
+    pages = queries.log_pages(row, after, count)
+    return _in_pieces("".join(f"{line}\n" for line in lines).encode() for lines in pages)
+
+
+def _log_text(row: TaskRow, after: int, count: int, more: dict[str, Any]) -> Iterator[bytes]:
+    yield b'{"logs":['
+    yield from _joined(queries.log_pages(row, after, count))
+    yield b"]," + strict_json.dumps(more)[1:]
+
+
 def of_webhook(row: TaskRow) -> bytes:
     """A finished task as its callback gets it: with the last lines of its log only."""
     lines = queries.last_lines(row, WEBHOOK_LINES, WEBHOOK_LOG_BYTES)
@@ -95,13 +113,14 @@ def _task_text(row: TaskRow, shape: Shape, lines: list[str] | None) -> Iterator[
     if shape.has_logs and lines is not None:
         yield dump_lines(lines)
     elif shape.has_logs:
-        yield from _lines_text(row)
+        yield from _joined(queries.log_pages(row))
     yield tail
 
 
-def _lines_text(row: TaskRow) -> Iterator[bytes]:
+def _joined(pages: Iterable[list[str]]) -> Iterator[bytes]:
+    """Pages of lines as JSON strings with commas between them."""
     comma = b""
-    for lines in queries.log_pages(row):
+    for lines in pages:
         yield comma
         yield dump_lines(lines)
         comma = b","

@@ -18,6 +18,7 @@ from sqlalchemy import (
     bindparam,
     func,
     literal,
+    literal_column,
     or_,
     select,
     text,
@@ -107,6 +108,17 @@ tasks_with_log: AnySelect = select(*TASK_COLUMNS, Log.id.label("log_id")).outerj
     Log, Log.task_id == Task.id
 )
 _TASK = tasks_with_log.where(Task.id == bindparam("task_id"), visible_tasks)
+_WAITING = (
+    select(Task.id)
+    .where(
+        Task.user_id == bindparam("user_id"),
+        Task.agent_id == bindparam("of_agent_id"),
+        # As the index of just these tasks has it.
+        Task.status == literal_column(f"'{RUNNING}'"),
+        Task.claimed_at.is_(None),
+    )
+    .limit(1)
+)
 _TASK_BY_ID = tasks_with_log.where(Task.id == bindparam("task_id"))
 # For how many seconds the oldest transaction that has begun to write has been under way.
 _OLDEST_WRITE = text(
@@ -118,6 +130,13 @@ _OLDEST_WRITE = text(
 def task(caller: Caller, task_id: str) -> TaskRow | None:
     with reading() as connection:
         return connection.execute(_TASK, {"task_id": task_id, **caller.scope}).one_or_none()
+
+
+def has_waiting_task(caller: Caller, agent_id: str) -> bool:
+    """Whether there is a task that the agent could claim."""
+    with reading() as connection:
+        wanted = {"user_id": caller.user_id, "of_agent_id": agent_id}
+        return connection.scalar(_WAITING, wanted) is not None
 
 
 def task_by_id(task_id: str) -> TaskRow | None:
@@ -376,12 +395,14 @@ _CHUNKS_OF_SEVERAL = (
 )
 
 
-def log_pages(row: TaskRow) -> Iterator[list[str]]:
+def log_pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterator[list[str]]:
     """The lines that `row` knows of, in pages of about a megabyte, each a read of its own.
 
-    Raises LogGone when some have been dropped meanwhile.
+    All that are there, or at most `count` of those after number `after`. Raises LogGone when
+    some have been dropped meanwhile.
     """
-    after, until = row.first_log - 1, row.log_count
+    after = max(after, row.first_log - 1)
+    until = row.log_count if count is None else min(row.log_count, after + count)
     limit = 4096 if row.log_bytes <= PAGE_BYTES else 16
     while after < until:
         with reading() as connection:

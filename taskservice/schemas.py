@@ -31,6 +31,9 @@ MAX_MESSAGE = 64 * 1024
 MAX_OBJECT = 1024 * 1024
 MAX_TIMEOUT = 366 * 86_400
 MAX_LIMIT = 1_000
+# Lines of a log in one page.
+MAX_LINES = 10_000
+DEFAULT_LINES = 1_000
 
 SORTS = ("-createdAt", "createdAt", "finishedAt")
 
@@ -381,6 +384,25 @@ class AppendedSchema(AnswerSchema):
     )
 
 
+class LogPageSchema(AnswerSchema):
+    """Lines of a log, and where the next ones begin."""
+
+    logs = fields.List(
+        fields.String(),
+        required=True,
+        metadata=said("Lines, in order of arrival.", ["Synopsis: Running"]),
+    )
+    next = fields.Integer(
+        required=True,
+        metadata=said("What `after` is to be for the lines that follow.", 1, minimum=0),
+    )
+    status = fields.String(
+        required=True,
+        validate=validate.OneOf([RUNNING, COMPLETE, ERROR]),
+        metadata=said("How the task stands: unless it is running no more lines come.", RUNNING),
+    )
+
+
 class WhoAmISchema(UserSchema):
     """A user, and the key that asked."""
 
@@ -447,6 +469,7 @@ class DocumentSchema(Schema):
 problem_schema = ProblemSchema()
 document_schema = DocumentSchema()
 appended_schema = AppendedSchema()
+log_page_schema = LogPageSchema()
 who_am_i_schema = WhoAmISchema()
 health_schema = HealthSchema()
 
@@ -692,6 +715,17 @@ class ListQuerySchema(TaskQuerySchema):
             raise ValidationError("Goes with limit.", "cursor")
         if data["cursor"][0] != data.get("sort", SORTS[0]):
             raise ValidationError("Belongs to a list in another order.", "cursor")
+
+
+class LogQuerySchema(Schema):
+    """Which lines are wanted."""
+
+    after = NumberText(0, (1 << 63) - 1, "Only lines after this number; from the first by default.")
+    limit = NumberText(
+        1,
+        MAX_LINES,
+        f"At most so many lines. {DEFAULT_LINES:,} by default; as `text/plain`, all of them.",
+    )
 
 
 class AppendQuerySchema(Schema):

@@ -38,6 +38,16 @@ def call_back_nobody(
             case.body = {**case.body, "callback": NOBODY.ljust(len(callback), "x")}
 
 
+@schemathesis.hook("before_call")
+def wait_for_nothing(
+    context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]
+) -> None:
+    """There is no time for it, and nobody who would bring news."""
+    fits = case.meta is not None and case.meta.generation.mode.is_positive
+    if fits and case.headers and "Prefer" in case.headers:
+        case.headers["Prefer"] = "wait=0"
+
+
 @schemathesis.hook("filter_case")
 def keep_own_key(context: schemathesis.HookContext, case: schemathesis.Case) -> bool:
     """The key that all of it is done with must not be revoked."""

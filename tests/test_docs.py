@@ -133,7 +133,11 @@ def fitting(command: str, person: RemotePerson) -> str:
     """The command, with things that are there in place of those in the example."""
     person.request("PUT", "/agent/summarizer")
     if EXAMPLE_TASK in command:
-        return command.replace(EXAMPLE_TASK, person.start()["id"])
+        task = person.start()
+        if "/events" in command:
+            # The stream ends with its task.
+            person.request("POST", f"/task/{task['id']}/cancel").raise_for_status()
+        return command.replace(EXAMPLE_TASK, task["id"])
     if EXAMPLE_KEY in command:
         key = person.request("POST", "/key", json={"name": "another"}).json()
         return command.replace(EXAMPLE_KEY, key["id"])

@@ -5,7 +5,7 @@ from typing import Any
 from flask import Blueprint, Response
 
 from taskservice import queries
-from taskservice.api import answers
+from taskservice.api import answers, waits
 from taskservice.api.door import operation
 from taskservice.auth import caller
 from taskservice.problems import not_found
@@ -17,7 +17,6 @@ from taskservice.schemas import (
     task_schema,
 )
 from taskservice.services import agents as service
-from taskservice.services import tasks as task_service
 
 agents = Blueprint("agents", __name__)
 
@@ -57,16 +56,20 @@ def put(agent_id: str, body: dict[str, Any]) -> Response:
 
 @agents.post("/agent/<agent_id>/claim")
 @operation(
-    "claimTask", answers={200: task_schema, 204: None}, example={"claimedAt": EXAMPLE_MOMENT}
+    "claimTask",
+    headers=["Prefer"],
+    answers={200: task_schema, 204: None},
+    answer_headers=["Preference-Applied"],
+    example={"claimedAt": EXAMPLE_MOMENT},
 )
 def claim(agent_id: str) -> Response:
     """Claim a task.
 
     Takes the oldest running task of the agent that nobody has claimed, or answers 204. No task
     is given twice, whoever asks at once. From then on it must not stay silent for longer than
-    its `timeout`.
+    its `timeout`. With `Prefer: wait`, it waits for one.
     """
-    task = task_service.claim(caller, known(agent_id))
+    task = waits.for_claim(known(agent_id))
     return Response(status=204) if task is None else answers.task(task)
 
 

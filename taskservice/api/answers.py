@@ -55,14 +55,17 @@ def unless_known(row: TaskRow, shape: Shape) -> Response:
 
 
 def streamed(
-    pieces: Iterator[bytes], status: int = 200, headers: Mapping[str, str] | None = None
+    pieces: Iterator[bytes],
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    media_type: str = JSON,
 ) -> Response:
-    """JSON in pieces: sent at once when it is one piece, as they come when they are more.
+    """Text in pieces: sent at once when it is one piece, as they come when they are more.
 
     A failure midway breaks the connection, so that nobody takes a part for the whole.
     """
     first, second = next(pieces), next(pieces, None)
     if second is None:
-        return Response(first, status, headers, mimetype=JSON)
+        return Response(first, status, headers, mimetype=media_type)
     rest = stream_with_context(chain((first, second), pieces))
-    return Response(rest, status, headers, mimetype=JSON)
+    return Response(rest, status, headers, mimetype=media_type)

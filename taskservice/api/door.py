@@ -101,6 +101,12 @@ def body_bytes() -> bytes:
     return request.get_data(cache=False)
 
 
+def prefers(wanted: str, other: str) -> bool:
+    """Whether the caller would rather have `wanted` than `other`, which is the default."""
+    accepted = request.accept_mimetypes
+    return accepted.quality(wanted) > accepted.quality(other)
+
+
 def _check_accept(media_types: tuple[str, ...]) -> None:
     if (request.headers.get("Accept") or "*/*") in ("*/*", *media_types):
         return

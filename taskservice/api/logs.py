@@ -1,22 +1,42 @@
-"""Routes of a task's log: append."""
+"""Routes of a task's log: append, read, follow."""
 
+from functools import partial
 from typing import Any
 
 from flask import Blueprint, Response, request
 
-from taskservice.api import answers
-from taskservice.api.door import body_bytes, load_body, operation
+from taskservice import documents, following
+from taskservice.api import answers, streams, waits
+from taskservice.api.door import body_bytes, load_body, operation, prefers
 from taskservice.api.tasks import known
 from taskservice.auth import caller
-from taskservice.openapi.operation import TEXT
-from taskservice.problems import unfit
-from taskservice.schemas import AppendQuerySchema, AppendSchema, appended_schema
+from taskservice.models import RUNNING
+from taskservice.openapi.operation import EVENTS, JSON, TEXT
+from taskservice.problems import Problem, unfit
+from taskservice.schemas import (
+    DEFAULT_LINES,
+    AppendQuerySchema,
+    AppendSchema,
+    LogQuerySchema,
+    appended_schema,
+    log_page_schema,
+)
 from taskservice.services import logs as service
 
 logs = Blueprint("logs", __name__)
 
 append_query = AppendQuerySchema()
 append_schema = AppendSchema()
+log_query = LogQuerySchema()
+
+EVENTS_EXAMPLE = """\
+event: task
+data: {"id":"01a20e63-9249-713c-aada-f8fd1cd47589","status":"running","logCount":1}
+
+id: 1
+event: log
+data: "Synopsis: Running"
+"""
 
 
 @logs.route("/task/<task_id>/logs", methods=["POST", "PUT"])
@@ -48,6 +68,66 @@ def append(task_id: str, query: dict[str, Any]) -> Response:
         (wishes.get("writer") or "").replace("\0", "\ufffd"),
     )
     return answers.json({"logCount": count, "status": status}, 201)
+
+
+@logs.get("/task/<task_id>/logs")
+@operation(
+    "readLogs",
+    query=log_query,
+    headers=["Prefer"],
+    answers={200: (log_page_schema, TEXT)},
+    answer_headers=["Preference-Applied"],
+)
+def read(task_id: str, query: dict[str, Any]) -> Response:
+    """Read lines of a log.
+
+    As JSON a page of the lines after number `after`, and as `next` what `after` is to be for
+    those that follow; lines that retention has dropped are left out. As `text/plain` the lines
+    as they are, all of them unless `limit` says otherwise: the download.
+
+    With `Prefer: wait`, an answer that would have no lines waits for some, or for the end of
+    the task. Or follow its events.
+    """
+    after = query.get("after", 0)
+    task = waits.until(
+        partial(waits.find_task, known(task_id)),
+        lambda task: task.log_count > after or task.status != RUNNING,
+    )
+    if prefers(TEXT, JSON):
+        return answers.streamed(
+            documents.of_lines(task, after, query.get("limit")), media_type=TEXT
+        )
+    return answers.streamed(documents.of_log(task, after, query.get("limit", DEFAULT_LINES)))
+
+
+@logs.get("/task/<task_id>/events")
+@operation(
+    "followTask",
+    headers=["Last-Event-ID"],
+    answers={200: EVENTS},
+    answer_headers=["X-Accel-Buffering"],
+    errors={503: "Too many follow already, or the database is busy; come again."},
+    example=EVENTS_EXAMPLE,
+)
+def follow(task_id: str) -> Response:
+    """Follow a task.
+
+    As Server-Sent Events. First `task`: the task without its log. Then each line as `log`, a
+    JSON string whose `id` is the line's number: those there are, and those that come. `task`
+    again at each change of anything else. After the last line of a task that has ended comes
+    `task`, and the stream ends, as it does when the task is deleted.
+
+    Whoever reconnects with `Last-Event-ID`, as browsers do by themselves, misses nothing.
+    """
+    task = waits.find_task(known(task_id))
+    return streams.respond(following.follow(caller, task.id, _last_event_id()))
+
+
+def _last_event_id() -> int:
+    text = request.headers.get("Last-Event-ID") or "0"
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise Problem(422, "Last-Event-ID must be the number of a line")
+    return int(text)
 
 
 def _is_text() -> bool:

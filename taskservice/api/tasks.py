@@ -1,14 +1,15 @@
 """Routes of tasks: start, list, get, report, cancel, delete."""
 
+from functools import partial
 from typing import Any
 
 from flask import Blueprint, Response, request
 
 from taskservice import documents, queries
-from taskservice.api import answers, lists
+from taskservice.api import answers, lists, waits
 from taskservice.api.door import json_body, operation
 from taskservice.auth import caller
-from taskservice.models import CANCELLED, COMPLETE, ERROR
+from taskservice.models import CANCELLED, COMPLETE, ERROR, RUNNING
 from taskservice.problems import Problem, not_found
 from taskservice.schemas import (
     EXAMPLE_MOMENT,
@@ -81,19 +82,20 @@ def start() -> Response:
 @operation(
     "getTask",
     query=task_query,
-    headers=["If-None-Match"],
+    headers=["If-None-Match", "Prefer"],
     answers={200: shaped_task_schema, 304: None},
-    answer_headers=["ETag"],
+    answer_headers=["ETag", "Preference-Applied"],
 )
 def get(task_id: str, query: dict[str, Any]) -> Response:
     """Get a task.
 
+    With `Prefer: wait`, the answer comes when the task has ended, or the time is over.
+
     With `If-None-Match`, a task that has not changed is 304 without a body. With `expand`
     there is no ETag, since what is embedded has no version.
     """
-    task = queries.task(caller, known(task_id))
-    if task is None:
-        raise not_found("Task")
+    find = partial(waits.find_task, known(task_id))
+    task = waits.until(find, lambda task: task.status != RUNNING)
     return answers.unless_known(task, lists.shape(query))
 
 

@@ -69,7 +69,9 @@ def seal(response: Response) -> Response:
 def fail(error: Exception) -> Response:
     """What the API answers as a problem, as a page."""
     problem = problems.of(error)
-    return page("error.html", problem.status, problem=problem)
+    response = page("error.html", problem.status, problem=problem)
+    response.headers.update(problem.headers)
+    return response
 
 
 @dashboard.context_processor

@@ -1,18 +1,18 @@
 """Pages of tasks: the list, one task with its log, and what can be done to it."""
 
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlencode
 
-from flask import Blueprint, Response, flash, redirect, request, stream_with_context, url_for
+from flask import Blueprint, Response, flash, redirect, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from taskservice import queries
-from taskservice.api import answers, lists
+from taskservice import documents, following, queries
+from taskservice.api import answers, lists, streams
 from taskservice.api.tasks import known
 from taskservice.auth import caller
-from taskservice.dashboard import chart, following
+from taskservice.dashboard import chart
 from taskservice.dashboard.door import clean, page, to
+from taskservice.openapi.operation import TEXT
 from taskservice.problems import not_found, unfit
 from taskservice.queries import TaskRow
 from taskservice.schemas import ListQuerySchema
@@ -70,19 +70,15 @@ def events(task_id: str) -> Response:
     """The task and its lines after number `after` as they come: Server-Sent Events."""
     # A browser that connects again tells where it was by itself.
     after = request.headers.get("Last-Event-ID", request.args.get("after", 0, int), int)
-    stream = following.events(caller, _task(task_id), max(after, 0))
-    return Response(
-        stream_with_context(stream),
-        mimetype="text/event-stream",
-        headers={"X-Accel-Buffering": "no"},
-    )
+    return streams.respond(following.follow(caller, _task(task_id).id, max(after, 0)))
 
 
 @tasks.get("/tasks/<task_id>/log.txt")
 def download(task_id: str) -> Response:
     task = _task(task_id)
     headers = {"Content-Disposition": f'attachment; filename="{task.id}.log.txt"'}
-    return Response(stream_with_context(_text(task)), mimetype="text/plain", headers=headers)
+    lines = documents.of_lines(task, 0, None)
+    return answers.streamed(lines, headers=headers, media_type=TEXT)
 
 
 @tasks.get("/tasks/<task_id>/cancel")
@@ -145,8 +141,3 @@ def _list_query() -> tuple[dict[str, Any], str | None]:
     if period is not None:
         query["createdAfter"] = chart.PERIODS[period].since
     return query, period
-
-
-def _text(task: TaskRow) -> Iterator[str]:
-    for some in queries.log_pages(task):
-        yield "".join(f"{line}\n" for line in some)

@@ -10,6 +10,7 @@ from taskservice.schemas import NothingSchema
 
 JSON = "application/json"
 TEXT = "text/plain"
+EVENTS = "text/event-stream"
 
 # A JSON object by a schema; an array, as a list of its one schema; or text, as its media
 # type. Several in a tuple: any one of them.

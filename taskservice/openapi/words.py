@@ -72,6 +72,14 @@ REQUEST_HEADERS = {
         "frees the key.",
         _text(minLength=1, maxLength=MAX_IDEMPOTENCY_KEY, examples=["nightly 2026-11-24"]),
     ),
+    "Prefer": Word(
+        "`wait=s`: how many seconds, up to 60, the answer may wait for news.",
+        _text(examples=["wait=1"]),
+    ),
+    "Last-Event-ID": Word(
+        "Goes on after the line with this number: the `id` of the last event that came.",
+        _text(pattern="^[0-9]*$", examples=["42"]),
+    ),
     "If-None-Match": Word(
         "ETags that the caller has: if one still holds, the answer is 304.",
         _text(examples=['W/"3-0"']),
@@ -98,6 +106,13 @@ ANSWER_HEADERS = {
         "it will not; `none`, nothing was owed.",
         _text(enum=["delivered", "pending", "failed", "none"]),
         always=True,
+    ),
+    "Preference-Applied": Word(
+        "The wait that was granted, as `wait=s`; none when too many wait already.",
+        _text(examples=["wait=1"]),
+    ),
+    "X-Accel-Buffering": Word(
+        "Asks nginx to pass on each event as it comes.", _text(enum=["no"]), always=True
     ),
     "Retry-After": Word(
         "Seconds after which to come again.", {"type": "integer", "minimum": 0, "examples": [2]},

@@ -312,8 +312,7 @@ document.addEventListener("visibilitychange", () => (document.hidden ? disconnec
 document.addEventListener("refreshed", ({ detail: page }) => {
   const now = page.getElementById("log").dataset;
   first = Math.max(first, Number(now.first));
-  // The stream brings the lines of a task that runs, in their order.
-  if (now.status !== "running") count = Math.max(count, Number(now.count));
+  count = Math.max(count, Number(now.count));
   if (now.status !== "running" && running) finish();
   draw();
 });

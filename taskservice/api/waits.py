@@ -1,0 +1,95 @@
+"""Answers that wait for news, as `Prefer: wait=s` (RFC 7240) asks for."""
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from flask import after_this_request, request
+from flask.wrappers import Response
+from werkzeug.http import parse_dict_header
+
+from taskservice import live, queries
+from taskservice.auth import caller
+from taskservice.problems import not_found
+from taskservice.queries import TaskRow
+from taskservice.services import tasks
+
+T = TypeVar("T")
+
+MAX_SECONDS = 60
+
+
+def until(look: Callable[[], T], is_enough: Callable[[T], bool]) -> T:
+    """What `look` finds, at once or, if the caller prefers to wait, when it is enough."""
+    with _granted_seconds() as seconds:
+        if not seconds:
+            return look()
+        return live.wait_until(look, is_enough, seconds, client_is_here)
+
+
+def for_claim(agent_id: str) -> TaskRow | None:
+    """A task that is now the caller's; None when none came in the time to wait."""
+
+    def claim_if_any() -> TaskRow | None:
+        # A look costs little; a claim waits for its turn to write.
+        if not queries.has_waiting_task(caller, agent_id):
+            return None
+        return tasks.claim(caller, agent_id)
+
+    # The first one also finds that there is no such agent.
+    task = tasks.claim(caller, agent_id)
+    return task or until(claim_if_any, lambda task: task is not None)
+
+
+def find_task(task_id: str) -> TaskRow:
+    """The task that the caller may see; raises 404."""
+    task = queries.task(caller, task_id)
+    if task is None:
+        raise not_found("Task")
+    return task
+
+
+def client_is_here() -> bool:
+    """Whether whoever sent this request still listens."""
+    client: socket.socket | None = request.environ.get("gunicorn.socket")
+    if client is None:
+        return True
+    try:
+        return client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+@contextmanager
+def _granted_seconds() -> Iterator[int]:
+    """How long to wait: as long as preferred, or not at all where too many wait already."""
+    seconds = _preferred_seconds()
+    places = live.places()
+    if not seconds or not places.acquire(blocking=False):
+        yield 0
+        return
+    try:
+        after_this_request(_applied(seconds))
+        yield seconds
+    finally:
+        places.release()
+
+
+def _preferred_seconds() -> int:
+    """A preference that cannot be understood is none (RFC 7240, section 2)."""
+    preferences = parse_dict_header(request.headers.get("Prefer", ""))
+    text = (preferences.get("wait") or "").partition(";")[0].strip()
+    is_number = text.isascii() and text.isdigit()
+    return min(int(text[:9]), MAX_SECONDS) if is_number else 0
+
+
+def _applied(seconds: int) -> Callable[[Response], Response]:
+    def say(response: Response) -> Response:
+        if response.status_code < 400:
+            response.headers["Preference-Applied"] = f"wait={seconds}"
+        return response
+
+    return say

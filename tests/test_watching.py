@@ -1,0 +1,443 @@
+"""Reading a log, waiting for news, and following a task live."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from taskservice import following
+from tests import conformance
+from tests.crowds import at_once
+from tests.followers import Event, Follower, events, open_stream
+from tests.live import Service
+from tests.people import API, Person, RemotePerson, expect, problem
+
+# How long news may take at most on a machine that is busy with other tests.
+SOON = 10.0
+TEXT = {"Accept": "text/plain"}
+
+
+def logs(person: Person, task: dict[str, Any], query: str = "", **options: Any) -> Any:
+    return expect(person.get(f"/task/{task['id']}/logs{query}", **options), 200)
+
+
+def numbered(first: int, last: int) -> list[str]:
+    return [f"line {number}" for number in range(first, last + 1)]
+
+
+@pytest.fixture
+def task(alice: Person) -> dict[str, Any]:
+    return alice.start()
+
+
+# --- pages of a log ----------------------------------------------------------------------
+
+
+def test_log_is_read_in_pages_by_one_cursor(alice: Person, task: dict[str, Any]) -> None:
+    for first in range(1, 26, 5):
+        alice.append(task, *numbered(first, first + 4))
+    seen: list[str] = []
+    after = 0
+    while page := logs(alice, task, f"?after={after}&limit=7")["logs"]:
+        seen += page
+        after = logs(alice, task, f"?after={after}&limit=7")["next"]
+    assert seen == numbered(1, 25)
+    assert after == 25
+
+
+def test_page_says_how_the_task_stands(alice: Person, task: dict[str, Any]) -> None:
+    assert logs(alice, task) == {"logs": [], "next": 0, "status": "running"}
+    alice.append(task, "one")
+    alice.report(task, status="complete")
+    assert logs(alice, task) == {"logs": ["one"], "next": 1, "status": "complete"}
+    assert logs(alice, task, "?after=1") == {"logs": [], "next": 1, "status": "complete"}
+
+
+def test_page_has_a_thousand_lines_unless_told(alice: Person, task: dict[str, Any]) -> None:
+    alice.append(task, *numbered(1, 10_050))
+    assert logs(alice, task)["logs"] == numbered(1, 1_000)
+    most = logs(alice, task, "?limit=10000&after=20")
+    assert (most["logs"], most["next"]) == (numbered(21, 10_020), 10_020)
+
+
+def test_cursor_past_the_end_stays(alice: Person, task: dict[str, Any]) -> None:
+    alice.append(task, "one")
+    assert logs(alice, task, "?after=7") == {"logs": [], "next": 7, "status": "running"}
+
+
+def test_text_is_the_lines_as_they_are(alice: Person, task: dict[str, Any]) -> None:
+    alice.append(task, "ein\tZeichen", "", "\u2028 und \u0085", "\x1b[31mrot")
+    response = alice.get(f"/task/{task['id']}/logs", headers=TEXT)
+    assert response.content_type == "text/plain; charset=utf-8"
+    assert response.text == "ein\tZeichen\n\n\u2028 und \u0085\n\x1b[31mrot\n"
+
+
+def test_text_is_the_whole_log_unless_told(alice: Person, task: dict[str, Any]) -> None:
+    alice.append(task, *numbered(1, 10_050))
+    path = f"/task/{task['id']}/logs"
+    assert alice.get(path, headers=TEXT).text.splitlines() == numbered(1, 10_050)
+    some = alice.get(f"{path}?after=10&limit=2", headers=TEXT)
+    assert some.text == "line 11\nline 12\n"
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/json, text/plain", "text/*;q=0.5, */*"])
+def test_log_is_json_unless_text_is_rather_wanted(
+    alice: Person, task: dict[str, Any], accept: str
+) -> None:
+    assert logs(alice, task, headers={"Accept": accept})["logs"] == []
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["after=-1", "after=x", "after=1.0", f"after={10**24}", "limit=0", "limit=-1", "limit=10001",
+     f"limit={10**24}", "limit=abc", "after=1&after=2", "from=1", "after="],
+)  # fmt: skip
+def test_wrong_page_is_422(alice: Person, task: dict[str, Any], query: str) -> None:
+    problem(alice.get(f"/task/{task['id']}/logs?{query}"), 422)
+
+
+def test_log_of_another_user_is_not_found(
+    alice: Person, bob: Person, task: dict[str, Any], subtests: pytest.Subtests
+) -> None:
+    for path in (f"/task/{task['id']}/logs", f"/task/{task['id']}/events", "/task/none/events"):
+        with subtests.test(path):
+            assert problem(bob.get(path), 404)["detail"] == "Task's ID is not found"
+
+
+# --- waiting -----------------------------------------------------------------------------
+
+
+def waiting(person: Person, path: str, seconds: int = 20, method: str = "GET") -> Any:
+    """Ask, and prefer to wait, from a thread of its own; returns how to get the answer."""
+    answers: list[Any] = []
+    asker = Person(person.app, person.name, person.key)
+
+    def ask() -> None:
+        answers.append(asker.request(method, path, headers={"Prefer": f"wait={seconds}"}))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    # Long enough for it to look and find nothing, in nearly all runs.
+    time.sleep(0.2)
+
+    def answer() -> Any:
+        thread.join(SOON)
+        assert answers, f"No answer came to {path}"
+        return answers[0]
+
+    return answer
+
+
+def test_log_waits_for_a_line(alice: Person, task: dict[str, Any]) -> None:
+    alice.append(task, "one")
+    answer = waiting(alice, f"/task/{task['id']}/logs?after=1")
+    alice.append(task, "two")
+    assert answer().headers["Preference-Applied"] == "wait=20"
+    assert answer().json == {"logs": ["two"], "next": 2, "status": "running"}
+
+
+def test_log_waits_for_the_end(alice: Person, task: dict[str, Any]) -> None:
+    answer = waiting(alice, f"/task/{task['id']}/logs")
+    alice.report(task, status="complete")
+    assert answer().json == {"logs": [], "next": 0, "status": "complete"}
+
+
+def test_log_that_has_news_does_not_wait(alice: Person, task: dict[str, Any]) -> None:
+    alice.append(task, "one")
+    assert waiting(alice, f"/task/{task['id']}/logs", 60)().json["logs"] == ["one"]
+
+
+def test_wait_is_over_after_its_time(alice: Person, task: dict[str, Any]) -> None:
+    began = time.monotonic()
+    response = alice.get(f"/task/{task['id']}/logs", headers={"Prefer": "wait=1"})
+    assert time.monotonic() - began >= 1
+    assert response.json == {"logs": [], "next": 0, "status": "running"}
+
+
+def test_deletion_ends_a_wait(alice: Person, task: dict[str, Any]) -> None:
+    answer = waiting(alice, f"/task/{task['id']}/logs")
+    expect(alice.delete(f"/task/{task['id']}"), 200)
+    problem(answer(), 404)
+
+
+def test_task_waits_for_its_end(alice: Person, task: dict[str, Any]) -> None:
+    answer = waiting(alice, f"/task/{task['id']}")
+    alice.append(task, "one")
+    alice.report(task, status="complete", output={"sum": 15})
+    assert answer().json == alice.task(task)
+    assert answer().json["logs"] == ["one"]
+
+
+def test_known_task_waits_too(alice: Person, task: dict[str, Any]) -> None:
+    path = f"/task/{task['id']}"
+    etag = alice.get(path).headers["ETag"]
+    response = alice.get(path, headers={"If-None-Match": etag, "Prefer": "wait=1"})
+    assert response.status_code == 304
+    assert response.headers["Preference-Applied"] == "wait=1"
+
+
+def test_claim_waits_for_a_task(alice: Person) -> None:
+    alice.register()
+    answer = waiting(alice, "/agent/summarizer/claim", method="POST")
+    task = alice.start()
+    assert answer().json["id"] == task["id"]
+    assert answer().json["claimedAt"]
+
+
+def test_two_who_wait_get_two_tasks(alice: Person) -> None:
+    alice.register()
+    ask = partial(waiting, alice, "/agent/summarizer/claim", method="POST")
+    answers = [ask(), ask()]
+    started = {alice.start()["id"], alice.start()["id"]}
+    assert {answer().json["id"] for answer in answers} == started
+
+
+def test_claim_for_an_unknown_agent_does_not_wait(alice: Person) -> None:
+    problem(waiting(alice, "/agent/unknown/claim", method="POST")(), 404)
+
+
+@pytest.mark.parametrize(
+    "prefer", ["wait", "wait=", "wait=soon", "wait=-1", "wait=0", "respond-async"]
+)
+def test_preference_that_says_nothing_is_ignored(
+    alice: Person, task: dict[str, Any], prefer: str
+) -> None:
+    response = alice.get(f"/task/{task['id']}/logs", headers={"Prefer": prefer})
+    assert response.status_code == 200
+    assert "Preference-Applied" not in response.headers
+
+
+def test_wait_has_its_limit(alice: Person, task: dict[str, Any]) -> None:
+    alice.append(task, "one")
+    headers = {"Prefer": "respond-async, wait=3600; why=not"}
+    response = alice.get(f"/task/{task['id']}/logs", headers=headers)
+    assert response.headers["Preference-Applied"] == "wait=60"
+
+
+def test_half_of_the_threads_may_wait_and_no_more(alice: Person, task: dict[str, Any]) -> None:
+    """The app of the tests has four threads."""
+    path = f"/task/{task['id']}/logs"
+    answers = [waiting(alice, path) for _ in range(2)]
+    third = alice.get(path, headers={"Prefer": "wait=20"})
+    assert "Preference-Applied" not in third.headers
+    refused = alice.get(f"/task/{task['id']}/events")
+    assert problem(refused, 503)["detail"] == "Too many follow already"
+    assert int(refused.headers["Retry-After"]) > 0
+    alice.append(task, "one")
+    assert [answer().json["logs"] for answer in answers] == [["one"], ["one"]]
+    # Their places are free again.
+    assert "Preference-Applied" in alice.get(path, headers={"Prefer": "wait=1"}).headers
+
+
+# --- following ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_workers(database_url: str, tmp_path: Path) -> Iterator[Service]:
+    with Service(tmp_path / "data", DATABASE_URL=database_url, WORKERS="2") as service:
+        yield service
+
+
+def append(person: RemotePerson, task: dict[str, Any], *lines: str) -> None:
+    """On a connection of its own, which either process may answer."""
+    headers = {"apikey": str(person.session.headers["apikey"])}
+    url = f"{person.url}{API}/task/{task['id']}/logs"
+    requests.post(url, headers=headers, json={"logs": lines}, timeout=30).raise_for_status()
+
+
+def test_follower_sees_the_task_what_there_was_and_what_comes(two_workers: Service) -> None:
+    person = two_workers.add_user()
+    task = person.start()
+    append(person, task, "one", "two")
+    with open_stream(person, task) as response:
+        path = f"{API}/task/{task['id']}/events"
+        conformance.check_head("GET", path, response.status_code, response.headers)
+        assert response.headers["Content-Type"].startswith("text/event-stream")
+        assert response.headers["Cache-Control"] == "no-store"
+        stream = events(response)
+        first = next(stream)
+        expected = person.request("GET", f"/task/{task['id']}").json()
+        del expected["logs"]
+        assert first == Event("task", "", expected)
+        assert list(islice(stream, 2)) == [Event("log", "1", "one"), Event("log", "2", "two")]
+        append(person, task, 'three "3"\x85')
+        assert next(stream) == Event("log", "3", 'three "3"\x85')
+        person.request("PATCH", f"/task/{task['id']}", json={"output": {"sum": 1}})
+        assert next(stream).data["output"] == {"sum": 1}
+        append(person, task, "four")
+        person.request("PATCH", f"/task/{task['id']}", json={"status": "complete"})
+        rest = list(stream)
+        assert rest[0] == Event("log", "4", "four")
+        assert [event.kind for event in rest] == ["log", "task"]
+        assert (rest[-1].data["status"], rest[-1].data["logCount"]) == ("complete", 4)
+
+
+def test_follower_of_a_finished_task_gets_all_and_then_its_end(service: Service) -> None:
+    person = service.add_user()
+    task = person.start()
+    append(person, task, *numbered(1, 3_000))
+    person.request("POST", f"/task/{task['id']}/cancel")
+    with open_stream(person, task) as response:
+        came = list(events(response))
+    assert [event.kind for event in came] == ["task", *["log"] * 3_000, "task"]
+    assert [event.data for event in came[1:-1]] == numbered(1, 3_000)
+    assert came[-1].data["error"]["type"] == "cancelled"
+    with open_stream(person, task, "3000") as response:
+        assert [event.kind for event in events(response)] == ["task"]
+
+
+def test_follower_goes_on_where_it_was(service: Service) -> None:
+    person = service.add_user()
+    task = person.start()
+    append(person, task, *numbered(1, 10))
+    with open_stream(person, task) as response:
+        seen = list(islice(events(response), 5))
+    append(person, task, "line 11")
+    with open_stream(person, task, seen[-1].id) as response:
+        seen += list(islice(events(response), 1, 8))
+    assert [event.data for event in seen if event.kind == "log"] == numbered(1, 11)
+
+
+def test_deletion_ends_the_stream(two_workers: Service) -> None:
+    person = two_workers.add_user()
+    task = person.start()
+    with open_stream(person, task) as response:
+        stream = events(response)
+        next(stream)
+        headers = {"apikey": str(person.session.headers["apikey"])}
+        requests.delete(f"{person.url}{API}/task/{task['id']}", headers=headers, timeout=30)
+        assert list(stream) == []
+
+
+def test_stop_of_the_service_ends_streams_and_waits(service: Service) -> None:
+    person = service.add_user()
+    task = person.start()
+    answers: list[Any] = []
+
+    def wait() -> None:
+        headers = {"Prefer": "wait=60", "apikey": str(person.session.headers["apikey"])}
+        url = f"{person.url}{API}/task/{task['id']}/logs"
+        answers.append(requests.get(url, headers=headers, timeout=30))
+
+    waiter = threading.Thread(target=wait, daemon=True)
+    waiter.start()
+    with open_stream(person, task) as response:
+        stream = events(response)
+        next(stream)
+        time.sleep(0.3)
+        began = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - began < SOON
+        assert list(stream) == []
+    waiter.join(SOON)
+    assert answers[0].json() == {"logs": [], "next": 0, "status": "running"}
+
+
+@pytest.mark.parametrize("cursor", ["x", "-1", "1.5", "٣", "9" * 30])
+def test_cursor_that_is_no_number_is_422(alice: Person, task: dict[str, Any], cursor: str) -> None:
+    headers = {"Last-Event-ID": cursor.encode().decode("latin-1")}
+    problem(alice.get(f"/task/{task['id']}/events", headers=headers), 422)
+
+
+def test_head_of_a_stream_takes_no_place(alice: Person, task: dict[str, Any]) -> None:
+    for _ in range(5):
+        response = alice.request("HEAD", f"/task/{task['id']}/events")
+        assert (response.status_code, response.data) == (200, b"")
+
+
+def test_stream_that_is_quiet_says_so(
+    alice: Person, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "COMMENT_SECONDS", 0.5)
+    path = f"{API}/task/{task['id']}/events"
+    with alice.app.test_client().get(path, headers={"apikey": alice.key}) as response:
+        pieces = iter(response.response)
+        assert next(pieces).startswith(b"event: task\n")
+        assert next(pieces) == b":\n\n"
+
+
+def test_place_of_a_follower_who_left_is_free_again(database_url: str, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with Service(data, DATABASE_URL=database_url, THREADS="4") as service:
+        person = service.add_user()
+        task = person.start()
+        with open_stream(person, task) as first, open_stream(person, task) as second:
+            assert (first.status_code, second.status_code) == (200, 200)
+            with open_stream(person, task) as refused:
+                assert refused.status_code == 503
+        until = time.monotonic() + SOON
+        while True:
+            with open_stream(person, task) as response:
+                if response.status_code == 200:
+                    break
+            assert time.monotonic() < until
+            time.sleep(0.2)
+
+
+def test_followers_in_two_processes_see_the_same(two_workers: Service) -> None:
+    person = two_workers.add_user()
+    task = person.start()
+    followers = [Follower(person, task) for _ in range(6)]
+    for follower in followers:
+        follower.start()
+    at_once([partial(append, person, task, *numbered(n, n)) for n in range(1, 31)])
+    person.request("PATCH", f"/task/{task['id']}", json={"status": "complete"})
+    log = person.request("GET", f"/task/{task['id']}").json()["logs"]
+    assert sorted(log) == sorted(numbered(1, 30))
+    for follower in followers:
+        follower.join(SOON)
+        assert [line for _, line in follower.lines] == log
+        assert [number for number, _ in follower.lines] == [str(n) for n in range(1, 31)]
+        assert follower.connections == 1
+
+
+@pytest.mark.slow
+def test_ten_followers_have_every_line_once_though_a_worker_is_killed(two_workers: Service) -> None:
+    """One writer at 500 lines a second; each worker has 16 threads, so eight places."""
+    person = two_workers.add_user()
+    task = person.start()
+    followers = [Follower(person, task) for _ in range(10)]
+    for follower in followers:
+        follower.start()
+    total, batch = 5_000, 25
+    began = time.monotonic()
+    for first in range(1, total + 1, batch):
+        if first == total // 2 + 1:
+            os.kill(two_workers.workers()[0], signal.SIGKILL)
+        append_surely(person, task, first, numbered(first, first + batch - 1))
+        time.sleep(max(0.0, began + first / 500 - time.monotonic()))
+    report = {"json": {"status": "complete"}}
+    until_answered(lambda: person.request("PATCH", f"/task/{task['id']}", **report))
+    expected = [(str(number), f"line {number}") for number in range(1, total + 1)]
+    for follower in followers:
+        follower.join(3 * SOON)
+        assert follower.lines == expected
+        assert follower.states[-1]["status"] == "complete"
+    # Else nobody was cut off, and the test has shown nothing.
+    assert sum(follower.connections for follower in followers) > len(followers)
+
+
+def append_surely(person: RemotePerson, task: dict[str, Any], seq: int, lines: list[str]) -> None:
+    """Again and again, which `seq` makes safe, until the answer has come."""
+    body = {"logs": lines, "seq": seq}
+    path = f"/task/{task['id']}/logs"
+    until_answered(lambda: person.request("POST", path, json=body))
+
+
+def until_answered(ask: Callable[[], requests.Response]) -> None:
+    until = time.monotonic() + 3 * SOON
+    while True:
+        try:
+            ask().raise_for_status()
+            return
+        except requests.ConnectionError:
+            assert time.monotonic() < until
+            time.sleep(0.05)
