@@ -20,7 +20,7 @@ from tests import sample
 from tests.browser import CHROMIUM, Visitor, launched, violations
 from tests.conftest import needs
 from tests.live import Service
-from tests.people import Person, add_person
+from tests.people import Person, RemotePerson, add_person
 from tests.people import expect as answered
 from tests.proxy import NGINX, nginx
 from tests.receiver import Receiver, answer
@@ -391,3 +391,22 @@ def test_many_open_pages_leave_the_service_fast(visitor: Visitor, site: Site) ->
         page.close()
     assert time.monotonic() - began < 10
     site.alice.post(f"/task/{task['id']}/cancel")
+
+
+def test_page_without_a_place_among_the_followers_keeps_up_all_the_same(
+    visitor: Visitor, site: Site
+) -> None:
+    task = start(site, name="Crowded")
+    remote = RemotePerson(site.service.url, site.alice.key)
+    path = f"/task/{task['id']}/events"
+    with ExitStack() as stack:
+        # As many as there are places: half of the service's 16 threads.
+        for _ in range(8):
+            stack.enter_context(remote.request("GET", path, stream=True))
+        page = visitor.go(f"/tasks/{task['id']}")
+        expect(page.locator("#log-state")).to_have_text("reconnecting…")
+        site.alice.append(task, "one", "two")
+        expect(page.locator("#log .line")).to_have_count(2, timeout=4_000)
+    expect(page.locator("#log-state")).to_have_text("live", timeout=12_000)
+    site.alice.post(f"/task/{task['id']}/cancel")
+    visitor.complaints[:] = [text for text in visitor.complaints if "503" not in text]
