@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 USER_NAME ?= me
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-crash test-callbacks test-api test-big lint bench clean
+.PHONY: help install run test test-crash test-callbacks test-api test-big lint bench screenshots clean
 
 help: ## List what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read name text; do \
@@ -59,6 +59,10 @@ bench: $(VENV)/installed-test ## Measure requests, webhooks, start, memory, wait
 	$(BIN)/python -m benchmarks.requests_per_second
 	$(BIN)/python -m benchmarks.callbacks
 	$(BIN)/python -m benchmarks.writer_waits
+	$(BIN)/python -m benchmarks.long_log
+
+screenshots: $(VENV)/installed-test ## Take the pictures of the dashboard in docs/
+	$(BIN)/python -m tests.screenshots docs/dashboard
 
 clean: ## Remove .venv and what the tools left; the data stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -2,7 +2,7 @@
 
 from flask import Flask
 
-from taskservice import api, db, health, live, migrations, problems, telemetry
+from taskservice import api, dashboard, db, health, live, migrations, problems, telemetry
 from taskservice.config import Config
 from taskservice.proxies import trusting
 from taskservice.services import attempts
@@ -27,6 +27,7 @@ def create_app(config: Config) -> Flask:
     problems.init_app(app)
     telemetry.init_app(app)
     api.init_app(app)
+    dashboard.init_app(app)
     if config.PROXY_HOPS:
         app.wsgi_app = trusting(app.wsgi_app, config.PROXY_HOPS)  # type: ignore[method-assign]
     return app

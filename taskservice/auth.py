@@ -1,4 +1,4 @@
-"""The `apikey` header becomes the caller."""
+"""An API key becomes the caller: that in the `apikey` header, or that of a session."""
 
 from typing import cast
 
@@ -8,6 +8,7 @@ from werkzeug.local import LocalProxy
 from taskservice import api_key, queries, stamps
 from taskservice.access import Caller
 from taskservice.problems import Problem
+from taskservice.queries import AnyRow
 
 # A moment's text up to its minute.
 MINUTE = len("2026-11-24T13:36")
@@ -21,14 +22,22 @@ def authenticate() -> None:
 
     Two `apikey` headers arrive joined by a comma, which no key contains.
     """
-    text = request.headers.get("apikey", "")
-    now = stamps.now()
+    admit(valid_key(request.headers.get("apikey", "")))
+
+
+def valid_key(text: str) -> AnyRow:
+    """The key with this text; raises 401, always the same, when it does not count."""
     key = None
     if api_key.is_well_formed(text):
-        key = queries.valid_key(api_key.digest(text), now)
+        key = queries.valid_key(api_key.digest(text), stamps.now())
     if key is None:
         raise Problem(401, "API key is invalid")
-    _uses[key.id] = now[:MINUTE]
+    return key
+
+
+def admit(key: AnyRow) -> None:
+    """Let this request act for whoever holds `key`, and note that it was used."""
+    _uses[key.id] = stamps.now()[:MINUTE]
     g.caller = Caller(user_id=key.user_id, agent_id=key.agent_id, key_id=key.id)
 
 

@@ -75,17 +75,29 @@ def respond(problem: Problem) -> Response:
 
 
 def init_app(app: Flask) -> None:
-    app.register_error_handler(Problem, respond)
-    app.register_error_handler(ValidationError, _from_validation)
-    app.register_error_handler(HTTPException, _from_http)
-    app.register_error_handler(DBAPIError, _from_database)
-    app.register_error_handler(TimeoutError, _from_pool)
-    app.register_error_handler(Exception, _from_bug)
+    app.register_error_handler(Exception, lambda error: respond(of(error)))
 
 
-def _from_validation(error: ValidationError) -> Response:
+def of(error: Exception) -> Problem:
+    """What a request is refused for that raised this; a bug, too, and it is logged."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, ValidationError):
+        return _of_validation(error)
+    if isinstance(error, HTTPException):
+        return _of_http(error)
+    if isinstance(error, DBAPIError):
+        return _of_database(error)
+    if isinstance(error, TimeoutError):
+        logger.error("No connection to the database in time: %s", error)
+        return busy()
+    logger.error("A request failed", exc_info=error)
+    return _failure()
+
+
+def _of_validation(error: ValidationError) -> Problem:
     messages = error.messages
-    return respond(unfit(_named(messages if isinstance(messages, dict) else {"_schema": messages})))
+    return unfit(_named(messages if isinstance(messages, dict) else {"_schema": messages}))
 
 
 def _named(messages: Any) -> Any:
@@ -95,36 +107,23 @@ def _named(messages: Any) -> Any:
     return {str(name): _named(inner) for name, inner in messages.items()}
 
 
-def _from_http(error: HTTPException) -> Response:
+def _of_http(error: HTTPException) -> Problem:
     """What Flask and Werkzeug refuse: no such path, wrong method, too large and the like."""
     status = error.code or 500
     if isinstance(error, RequestEntityTooLarge):
         detail = "The request's body is too large"
     else:
         detail = (error.description or HTTPStatus(status).phrase).partition(". ")[0].rstrip(".")
-    problem = Problem(status, detail)
     if status == 404:
-        problem.detail = f"There is no {request.path}"
+        detail = f"There is no {request.path}"
     headers = dict(error.get_headers())
-    problem.headers = {name: value for name, value in headers.items() if name != "Content-Type"}
-    return respond(problem)
+    del headers["Content-Type"]
+    return Problem(status, detail, headers=headers)
 
 
-def _from_database(error: DBAPIError) -> Response:
+def _of_database(error: DBAPIError) -> Problem:
     logger.error("The database said: %s", error.orig)
-    if isinstance(error, OperationalError):
-        return respond(busy())
-    return respond(_failure())
-
-
-def _from_pool(error: TimeoutError) -> Response:
-    logger.error("No connection to the database in time: %s", error)
-    return respond(busy())
-
-
-def _from_bug(error: Exception) -> Response:
-    logger.exception("A request failed")
-    return respond(_failure())
+    return busy() if isinstance(error, OperationalError) else _failure()
 
 
 def _failure() -> Problem:

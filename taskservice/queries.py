@@ -3,7 +3,7 @@
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import eq, gt, lt
 from types import SimpleNamespace
 from typing import Any, TypeAlias
@@ -16,6 +16,7 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    func,
     literal,
     literal_column,
     or_,
@@ -346,6 +347,48 @@ def _beyond(column: Any, place: Place, newest_first: bool = False) -> ColumnElem
     return beyond
 
 
+_SUMMARIES = select(
+    Task.id,
+    Task.name,
+    Task.agent_id,
+    Task.status,
+    Task.error_type,
+    Task.created_at,
+    Task.claimed_at,
+    Task.finished_at,
+    Task.log_count,
+).where(Task.id.in_(bindparam("task_ids", expanding=True)), visible_tasks)
+
+
+def summaries(caller: Caller, wanted: Sequence[Place]) -> list[AnyRow]:
+    """What a list shows of the tasks at these places, in their order: nothing that is large."""
+    ids = [place.id for place in wanted]
+    with reading() as connection:
+        found = connection.execute(_SUMMARIES, {"task_ids": ids, **caller.scope})
+        rows = {row.id: row for row in found}
+    return [rows[task_id] for task_id in ids if task_id in rows]
+
+
+def starts(
+    caller: Caller, agent_id: str | None, moments: Sequence[str], statuses: Sequence[str]
+) -> list[list[int]]:
+    """For each of `statuses`: how many tasks were started from each of `moments` to the next."""
+    of_agent = _conditions(caller, Selection(agent_id=agent_id))
+    # Each count is of a part of one index.
+    counts = [
+        select(func.count())
+        .where(*of_agent, Task.status == status)
+        .where(Task.created_at >= since, Task.created_at < until)
+        .scalar_subquery()
+        for status in statuses
+        for since, until in pairwise(moments)
+    ]
+    with reading() as connection:
+        row = connection.execute(select(*counts)).one()
+    places = len(moments) - 1
+    return [list(row[start : start + places]) for start in range(0, len(row), places)]
+
+
 def _task_size(row: TaskRow) -> int:
     return len(row.input) + len(row.output) + 500
 
@@ -373,6 +416,12 @@ _LAST_CHUNKS = (
     .order_by(LogChunk.last.desc())
     .limit(bindparam("limit"))
 )
+_NEXT_CHUNKS = (
+    select(LogChunk.last, LogChunk.count, LogChunk.text)
+    .where(LogChunk.log_id == bindparam("log_id"), LogChunk.last > bindparam("after"))
+    .order_by(LogChunk.last)
+    .limit(bindparam("limit"))
+)
 _CHUNKS_OF_SEVERAL = (
     select(LogChunk.log_id, LogChunk.last, LogChunk.count, LogChunk.text)
     .where(LogChunk.log_id.in_(bindparam("log_ids", expanding=True)))
@@ -388,6 +437,12 @@ def log_pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterato
     """
     after = max(after, row.first_log - 1)
     until = row.log_count if count is None else min(row.log_count, after + count)
+    if until < row.log_count:
+        # To look for where these end would lead through all that follows.
+        while after < until:
+            yield (lines := lines_after(row, after, until - after))
+            after += len(lines)
+        return
     limit = 4096 if row.log_bytes <= PAGE_BYTES else 16
     while after < until:
         with reading() as connection:
@@ -399,6 +454,26 @@ def log_pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterato
         yield lines
         after += len(lines)
         limit = _next_limit(len(chunks), sum(len(chunk.text) for chunk in chunks), 4096)
+
+
+def lines_after(row: TaskRow, after: int, most: int) -> list[str]:
+    """The lines that follow number `after`: `most` of them, or fewer past about a megabyte.
+
+    Raises LogGone when some have been dropped meanwhile.
+    """
+    after = max(after, row.first_log - 1)
+    until = min(after + most, row.log_count)
+    if after >= until:
+        return []
+    chunks, size = [], 0
+    with reading() as connection:
+        place = {"log_id": row.log_id, "after": after, "limit": until - after}
+        for chunk in connection.execute(_NEXT_CHUNKS, place):
+            chunks.append(chunk)
+            size += len(chunk.text)
+            if chunk.last >= until or size >= PAGE_BYTES:
+                break
+    return _lines(chunks, after, until)
 
 
 def small_logs(rows: Sequence[TaskRow]) -> dict[int, list[str]]:
@@ -489,6 +564,11 @@ _ATTEMPTS = (
     .where(Attempt.delivery_id.in_(bindparam("delivery_ids", expanding=True)))
     .order_by(Attempt.delivery_id, Attempt.id)
 )
+_STATES = (
+    select(Delivery.task_id, Delivery.state)
+    .where(Delivery.task_id.in_(bindparam("task_ids", expanding=True)))
+    .order_by(Delivery.created_at, Delivery.id)
+)
 
 
 def deliveries_of_task(caller: Caller, task_id: str) -> list[Any]:
@@ -522,6 +602,13 @@ def _with_attempts(rows: Sequence[AnyRow]) -> list[Any]:
     return [SimpleNamespace(**row._asdict(), attempts=made.get(row.id, [])) for row in rows]
 
 
+def delivery_states(rows: Sequence[AnyRow]) -> dict[str, str]:
+    """Task id -> the state of its newest delivery, for those of `rows` that have one."""
+    with reading() as connection:
+        found = connection.execute(_STATES, {"task_ids": [row.id for row in rows]})
+        return {row.task_id: row.state for row in found}
+
+
 # --- agents, users, keys -----------------------------------------------------------------
 
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
@@ -531,10 +618,15 @@ _AGENTS_OF = select(*AGENT_COLUMNS).where(
 )
 _USER = select(User.id, User.name, User.created_at).where(User.id == bindparam("user_id"))
 _USERS = select(User.id, User.name, User.created_at).order_by(User.name)
-_KEY = select(*KEY_COLUMNS).where(
-    ApiKey.digest == bindparam("digest"),
+_COUNTS_NOW = (
     ApiKey.revoked_at.is_(None),
     or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > bindparam("now", type_=Timestamp())),
+)
+_KEY = select(*KEY_COLUMNS).where(ApiKey.digest == bindparam("digest"), *_COUNTS_NOW)
+_KEY_OF_SESSION = (
+    select(*KEY_COLUMNS, User.name.label("user_name"))
+    .join(User, User.id == ApiKey.user_id)
+    .where(ApiKey.id == bindparam("key_id"), *_COUNTS_NOW)
 )
 _KEY_BY_ID = select(*KEY_COLUMNS).where(ApiKey.id == bindparam("key_id"))
 _KEYS_OF_USER = (
@@ -593,6 +685,12 @@ def valid_key(digest: str, now: str) -> AnyRow | None:
     """The key with this digest, if it is neither revoked nor expired."""
     with reading() as connection:
         return connection.execute(_KEY, {"digest": digest, "now": now}).one_or_none()
+
+
+def valid_key_by_id(key_id: str, now: str) -> AnyRow | None:
+    """The key with this id and its `user_name`, if it is neither revoked nor expired."""
+    with reading() as connection:
+        return connection.execute(_KEY_OF_SESSION, {"key_id": key_id, "now": now}).one_or_none()
 
 
 def key(key_id: str) -> AnyRow:

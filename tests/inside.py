@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from flask import Flask
 from sqlalchemy import select, update
+from werkzeug.routing import Rule
 
 from taskservice import stamps
 from taskservice.db import Base, reading, transaction
@@ -28,6 +29,11 @@ def rules(app: Flask) -> Iterator[tuple[str, str]]:
         if rule.rule.startswith(PREFIX):
             for method in sorted(rule.methods or ()):
                 yield method, rule.rule.removeprefix(PREFIX)
+
+
+def is_page(rule: Rule) -> bool:
+    """Whether a rule is the dashboard's: pages for a person, not for a program."""
+    return rule.endpoint.startswith("dashboard.")
 
 
 def filled(rule: str, **values: str) -> str:

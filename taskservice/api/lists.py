@@ -15,10 +15,15 @@ from taskservice.schemas import SORTS, dump_cursor
 
 @dataclass(frozen=True)
 class Page:
-    """The places that a page has, and the headers that lead to the next one."""
+    """The places that a page has, and the query string that leads to the next one, if any."""
 
     places: list[Place]
-    headers: dict[str, str]
+    next: str | None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        # Relative to the request's own path, so that it holds behind any proxy and prefix.
+        return {"Link": f'<?{self.next}>; rel="next"'} if self.next else {}
 
 
 def shape(query: dict[str, Any]) -> Shape:
@@ -44,9 +49,7 @@ def page(caller: Caller, wanted: Selection, query: dict[str, Any]) -> Page:
     # One more tells whether there is a next page.
     places = queries.places(caller, wanted, after, limit + 1)
     if len(places) <= limit:
-        return Page(places, {})
+        return Page(places, None)
     last = places[limit - 1]
     cursor = dump_cursor(wanted.sort, last.since, last.stage, last.moment, last.id)
-    parameters = {**request.args, "cursor": cursor}
-    # Relative to the request's own path, so that it holds behind any proxy and prefix.
-    return Page(places[:limit], {"Link": f'<?{urlencode(parameters)}>; rel="next"'})
+    return Page(places[:limit], urlencode({**request.args, "cursor": cursor}))

@@ -1,0 +1,20 @@
+"""The dashboard: pages for a person, signed in with an API key, on the same services as the API."""
+
+from flask import Flask
+
+from taskservice.dashboard import sessions
+from taskservice.dashboard.agents import agents
+from taskservice.dashboard.door import dashboard
+from taskservice.dashboard.keys import keys
+from taskservice.dashboard.sign_in import sign_in
+from taskservice.dashboard.tasks import tasks
+from taskservice.dashboard.throttle import Throttle
+
+for blueprint in (sign_in, tasks, agents, keys):
+    dashboard.register_blueprint(blueprint)
+
+
+def init_app(app: Flask) -> None:
+    sessions.init_app(app)
+    app.extensions["throttle"] = Throttle()
+    app.register_blueprint(dashboard)

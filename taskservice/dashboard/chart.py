@@ -1,0 +1,125 @@
+"""The small chart above the list: tasks over time by status."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from threading import Lock
+
+from taskservice import queries, stamps
+from taskservice.access import Caller
+from taskservice.models import COMPLETE, ERROR, RUNNING
+
+# From the bottom of a bar to its top.
+STATUSES = (COMPLETE, ERROR, RUNNING)
+# The height of the drawing, and the least that a single task is drawn with.
+HEIGHT = 56
+LEAST = 2.0
+# A chart that took a while to count is shown again for so many times as long.
+REST = 20.0
+KEPT = 200
+
+
+@dataclass(frozen=True)
+class Period:
+    """A stretch of time until now, in so many bars."""
+
+    words: str
+    seconds: int
+    bars: int
+
+    @property
+    def since(self) -> str:
+        return stamps.now(-self.seconds)
+
+
+PERIODS = {
+    "1h": Period("last hour", 3_600, 30),
+    "24h": Period("last 24 hours", 86_400, 24),
+    "7d": Period("last 7 days", 7 * 86_400, 28),
+    "30d": Period("last 30 days", 30 * 86_400, 30),
+}
+DEFAULT = "24h"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """The tasks that were started in one part of the period, by status."""
+
+    since: str
+    counts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    def drawn(self, highest: int) -> Iterator[tuple[str, float, float]]:
+        """(status, top, height) of its parts, where `highest` tasks reach up to the top."""
+        top = float(HEIGHT)
+        for status, count in self.counts.items():
+            if count:
+                height = round(max(LEAST, count / highest * (HEIGHT - 3 * LEAST)), 2)
+                top = round(top - height, 2)
+                yield status, top, height
+
+
+@dataclass(frozen=True)
+class Chart:
+    """The bars of a period, oldest first."""
+
+    period: Period
+    bars: list[Bar]
+
+    @property
+    def highest(self) -> int:
+        return max(bar.total for bar in self.bars)
+
+    @property
+    def totals(self) -> dict[str, int]:
+        return {status: sum(bar.counts[status] for bar in self.bars) for status in STATUSES}
+
+
+_lock = Lock()
+_kept: OrderedDict[tuple[str, str | None, str], tuple[float, Chart]] = OrderedDict()
+
+
+def of(caller: Caller, agent_id: str | None, name: str) -> Chart:
+    """The chart of what the caller sees, or of one agent; `name` is a key of PERIODS.
+
+    Counting a million tasks takes a while, and every open page asks again and again.
+    """
+    wanted = caller.user_id, caller.agent_id or agent_id, name
+    with _lock:
+        good_until, chart = _kept.get(wanted, (0.0, None))
+    began = time.monotonic()
+    if chart is not None and began < good_until:
+        return chart
+    chart = _count(caller, agent_id, PERIODS[name])
+    ended = time.monotonic()
+    with _lock:
+        _kept[wanted] = ended + REST * (ended - began), chart
+        _kept.move_to_end(wanted)
+        while len(_kept) > KEPT:
+            _kept.popitem(last=False)
+    return chart
+
+
+def _count(caller: Caller, agent_id: str | None, period: Period) -> Chart:
+    moments = _moments(period)
+    counts = queries.starts(caller, agent_id, moments, STATUSES)
+    bars = [
+        Bar(since, dict(zip(STATUSES, of_bar, strict=True)))
+        for since, of_bar in zip(moments, zip(*counts, strict=True), strict=False)
+    ]
+    return Chart(period, bars)
+
+
+def _moments(period: Period) -> list[str]:
+    """Where the bars begin, and where the last one ends: at whole hours, minutes or the like."""
+    step = period.seconds // period.bars
+    end = (int(time.time()) // step + 1) * step
+    first = datetime.fromtimestamp(end, UTC) - timedelta(seconds=step * period.bars)
+    return [
+        stamps.rfc3339(first + timedelta(seconds=step * place)) for place in range(period.bars + 1)
+    ]

@@ -1,0 +1,105 @@
+"""The door of the dashboard: who is signed in, what forms must prove, and how pages leave."""
+
+from typing import Any
+
+from flask import Blueprint, Response, g, redirect, render_template, request, url_for
+from werkzeug.datastructures import MultiDict
+from werkzeug.wrappers import Response as AnyResponse
+
+from taskservice import problems
+from taskservice.dashboard import sessions, words
+
+dashboard = Blueprint(
+    "dashboard",
+    __name__,
+    template_folder="templates",
+    static_folder="static",
+    static_url_path="/static",
+)
+
+STATIC = "dashboard.static"
+SIGN_IN = "dashboard.sign_in"
+
+POLICY = "; ".join(
+    [
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+        # A script can't make markup of text but by the one function that reads our own pages.
+        "require-trusted-types-for 'script'",
+        "trusted-types own-page",
+    ]
+)
+
+
+@dashboard.before_request
+def ask() -> AnyResponse | None:
+    """Let in whoever is signed in, and send all others to the page where they can be."""
+    if request.endpoint == STATIC:
+        return None
+    if request.method == "POST":
+        sessions.check_form()
+    if (request.endpoint or "").startswith(f"{SIGN_IN}."):
+        return None
+    try:
+        g.signed_in = sessions.go_on()
+    except sessions.SessionEndedError:
+        return _to_sign_in()
+    return None
+
+
+@dashboard.after_request
+def seal(response: Response) -> Response:
+    """Nothing from elsewhere runs in a page, nothing else shows it, and nobody keeps it."""
+    response.headers["Content-Security-Policy"] = POLICY
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "same-origin"
+    response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
+    if request.endpoint != STATIC:
+        response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+@dashboard.errorhandler(Exception)
+def fail(error: Exception) -> Response:
+    """What the API answers as a problem, as a page."""
+    problem = problems.of(error)
+    response = page("error.html", problem.status, problem=problem)
+    response.headers.update(problem.headers)
+    return response
+
+
+@dashboard.context_processor
+def names() -> dict[str, Any]:
+    return {**words.FUNCTIONS, "signed_in": g.get("signed_in"), "form_token": sessions.token}
+
+
+def page(template: str, status: int = 200, **values: Any) -> Response:
+    """A page; a GET that has it already, by its ETag, gets 304."""
+    response = Response(render_template(f"dashboard/{template}", **values), status)
+    if request.method == "GET" and status == 200:
+        response.add_etag(weak=True)
+        response.make_conditional(request)
+    return response
+
+
+def to(endpoint: str, **values: Any) -> AnyResponse:
+    """A redirect to a page of the dashboard, to be fetched by GET."""
+    return redirect(url_for(f"dashboard.{endpoint}", **values), 303)
+
+
+def clean(values: MultiDict[str, str]) -> dict[str, str]:
+    """What a form or a query string says, where NUL is U+FFFD, as it is in the API."""
+    return {name: text.replace("\0", "\ufffd") for name, text in values.items()}
+
+
+def _to_sign_in() -> AnyResponse:
+    # Only a page that can be asked for again is worth coming back to.
+    if request.method == "GET" and request.path != url_for("dashboard.tasks.list_all"):
+        return to("sign_in.show", next=request.full_path.rstrip("?"))
+    return to("sign_in.show")

@@ -1,0 +1,84 @@
+"""Sessions: a signed cookie that says which key signed in, and never the key itself."""
+
+import hmac
+import secrets
+from datetime import timedelta
+
+from flask import Flask, request, session
+from flask.sessions import SecureCookieSessionInterface
+
+from taskservice import queries, stamps
+from taskservice.auth import admit
+from taskservice.problems import Problem
+from taskservice.queries import AnyRow
+
+# A copy of the cookie, too, is worth nothing after that.
+LIFETIME = timedelta(days=7)
+
+
+class Sessions(SecureCookieSessionInterface):
+    """Flask's sessions, in a cookie for this service alone.
+
+    Its path is the prefix under which a proxy has the service; its name tells services
+    apart that share a host, since a browser ignores ports.
+    """
+
+    def get_cookie_name(self, app: Flask) -> str:
+        key = str(app.config["SECRET_KEY"]).encode()
+        return f"taskservice-{hmac.digest(key, b'cookie name', 'sha256').hex()[:8]}"
+
+    def get_cookie_path(self, app: Flask) -> str:
+        return f"{request.script_root}/"
+
+    def get_cookie_secure(self, app: Flask) -> bool:
+        return request.is_secure
+
+
+class SessionEndedError(Exception):
+    """Nobody is signed in, or the key no longer counts."""
+
+
+def init_app(app: Flask) -> None:
+    app.config.update(
+        SESSION_COOKIE_HTTPONLY=True,
+        SESSION_COOKIE_SAMESITE="Lax",
+        PERMANENT_SESSION_LIFETIME=LIFETIME,
+    )
+    app.session_interface = Sessions()
+
+
+def begin(key: AnyRow) -> None:
+    """Let this browser act for the holder of `key`."""
+    session.clear()
+    session["key"] = key.id
+
+
+def go_on() -> AnyRow:
+    """Admit the caller of this request; returns the key, with its `user_name`.
+
+    Raises SessionEndedError.
+    """
+    key_id = session.get("key")
+    key = queries.valid_key_by_id(key_id, stamps.now()) if key_id else None
+    if key is None:
+        session.pop("key", None)
+        raise SessionEndedError
+    admit(key)
+    return key
+
+
+def token() -> str:
+    """What each form of this session carries, and no other site can know."""
+    if "token" not in session:
+        session["token"] = secrets.token_urlsafe(32)
+    return str(session["token"])
+
+
+def check_form() -> None:
+    """Raises 403 unless this form came from a page of this session."""
+    given = request.form.get("token", "").encode()
+    elsewhere = request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none")
+    if elsewhere or not secrets.compare_digest(given, token().encode()):
+        raise Problem(
+            403, "This form is out of date, or cookies are off: go back, reload, and try again"
+        )

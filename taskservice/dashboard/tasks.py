@@ -1,0 +1,143 @@
+"""Pages of tasks: the list, one task with its log, and what can be done to it."""
+
+from typing import Any
+from urllib.parse import urlencode
+
+from flask import Blueprint, Response, flash, redirect, request, url_for
+from werkzeug.wrappers import Response as AnyResponse
+
+from taskservice import documents, following, queries
+from taskservice.api import answers, lists, streams
+from taskservice.api.tasks import known
+from taskservice.auth import caller
+from taskservice.dashboard import chart
+from taskservice.dashboard.door import clean, page, to
+from taskservice.openapi.operation import TEXT
+from taskservice.problems import not_found, unfit
+from taskservice.queries import TaskRow
+from taskservice.schemas import ListQuerySchema
+from taskservice.services import deliveries
+from taskservice.services import tasks as service
+
+tasks = Blueprint("tasks", __name__)
+
+list_query = ListQuerySchema()
+
+PAGE = 50
+# What a browser may ask for at once of a log.
+MOST_LINES = 1_000
+# Longer lines are cut on the screen; the download has them whole.
+LINE_SHOWN = 5_000
+
+
+@tasks.get("/")
+def list_all() -> AnyResponse:
+    if not all(request.args.values()):
+        # A form sends its empty fields too.
+        filled = {name: text for name, text in request.args.items() if text}
+        return redirect(f"{url_for('dashboard.tasks.list_all')}?{urlencode(filled)}", 303)
+    query, period = _list_query()
+    found = lists.page(caller, lists.selection(query), query)
+    rows = queries.summaries(caller, found.places)
+    return page(
+        "tasks.html",
+        rows=rows,
+        next=found.next,
+        states=queries.delivery_states(rows) if caller.agent_id is None else {},
+        agents=queries.agents(caller),
+        chart=chart.of(caller, query.get("agentId"), period or chart.DEFAULT),
+        chart_height=chart.HEIGHT,
+        periods=chart.PERIODS,
+    )
+
+
+@tasks.get("/tasks/<task_id>")
+def show(task_id: str) -> Response:
+    task = _task(task_id)
+    return page("task.html", task=task, deliveries=_deliveries(task))
+
+
+@tasks.get("/tasks/<task_id>/lines")
+def lines(task_id: str) -> Response:
+    """Lines of the log after number `after`, as many as fit of `limit`."""
+    after, limit = (request.args.get(name, 0, type=int) for name in ("after", "limit"))
+    found = queries.lines_after(_task(task_id), max(after, 0), min(max(limit, 0), MOST_LINES))
+    return answers.json([line[: LINE_SHOWN + 1] for line in found])
+
+
+@tasks.get("/tasks/<task_id>/events")
+def events(task_id: str) -> Response:
+    """The task and its lines after number `after` as they come: Server-Sent Events."""
+    # A browser that connects again tells where it was by itself.
+    after = request.headers.get("Last-Event-ID", request.args.get("after", 0, int), int)
+    return streams.respond(following.follow(caller, _task(task_id).id, max(after, 0)))
+
+
+@tasks.get("/tasks/<task_id>/log.txt")
+def download(task_id: str) -> Response:
+    task = _task(task_id)
+    headers = {"Content-Disposition": f'attachment; filename="{task.id}.log.txt"'}
+    lines = documents.of_lines(task, 0, None)
+    return answers.streamed(lines, headers=headers, media_type=TEXT)
+
+
+@tasks.get("/tasks/<task_id>/cancel")
+def ask_to_cancel(task_id: str) -> Response:
+    caller.require_user_key()
+    return page("cancel.html", task=_task(task_id))
+
+
+@tasks.post("/tasks/<task_id>/cancel")
+def cancel(task_id: str) -> AnyResponse:
+    caller.require_user_key()
+    task, callback_status = service.cancel(caller, known(task_id))
+    told = "" if callback_status == "none" else f" Its callback: {callback_status}."
+    flash(f"The task is cancelled.{told}")
+    return to("tasks.show", task_id=task.id)
+
+
+@tasks.get("/tasks/<task_id>/delete")
+def ask_to_delete(task_id: str) -> Response:
+    caller.require_user_key()
+    task = _task(task_id)
+    return page("delete.html", task=task, deliveries=_deliveries(task))
+
+
+@tasks.post("/tasks/<task_id>/delete")
+def delete(task_id: str) -> AnyResponse:
+    caller.require_user_key()
+    task = service.delete_for_good(caller, known(task_id))
+    flash(f"Deleted “{task.name}”.")
+    return to("tasks.list_all")
+
+
+@tasks.post("/tasks/<task_id>/redeliver")
+def redeliver(task_id: str) -> AnyResponse:
+    caller.require_user_key()
+    deliveries.redeliver(caller, known(task_id))
+    flash("The webhook is on its way again, under the same id.")
+    return to("tasks.show", task_id=task_id, _anchor="callback")
+
+
+def _task(task_id: str) -> TaskRow:
+    task = queries.task(caller, known(task_id))
+    if task is None:
+        raise not_found("Task")
+    return task
+
+
+def _deliveries(task: TaskRow) -> list[Any]:
+    """What a user key may see of the task's deliveries."""
+    return queries.deliveries_of_task(caller, task.id) if caller.agent_id is None else []
+
+
+def _list_query() -> tuple[dict[str, Any], str | None]:
+    """The filters of the API's list, and the period, which is a filter of the dashboard's own."""
+    values = {"limit": str(PAGE), **clean(request.args)}
+    period = values.pop("since", None)
+    query: dict[str, Any] = list_query.load(values)
+    if period is not None and period not in chart.PERIODS:
+        raise unfit({"since": ["Must be one of: " + ", ".join(chart.PERIODS) + "."]})
+    if period is not None:
+        query["createdAfter"] = chart.PERIODS[period].since
+    return query, period

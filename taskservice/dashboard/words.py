@@ -1,0 +1,72 @@
+"""How pages write what rows hold: JSON to read, numbers, durations."""
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from taskservice import stamps, strict_json
+from taskservice.models import ERROR, RUNNING
+
+# What turns the direction of writing, so that text reads as another; in JSON it can be escaped.
+_TURNS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def pretty(text: str) -> str:
+    """JSON text with a line for each member; numbers stay as they were written."""
+    value = strict_json.loads(text.encode())
+    lines = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+    return _TURNS.sub(lambda found: f"\\u{ord(found[0]):04x}", lines)
+
+
+def number(value: int) -> str:
+    """12,345."""
+    return f"{value:,}"
+
+
+def plural(count: int, thing: str, things: str = "") -> str:
+    return f"{count:,} {thing if count == 1 else things or thing + 's'}"
+
+
+def moment(text: str) -> str:
+    """24 Nov 2026, 13:36:05 UTC; a script of the page makes local time of it."""
+    return datetime.fromisoformat(text).astimezone(UTC).strftime("%-d %b %Y, %H:%M:%S UTC")
+
+
+def lasted(since: str, until: str) -> str:
+    """The time between two moments in its two largest units."""
+    seconds = (datetime.fromisoformat(until) - datetime.fromisoformat(since)).total_seconds()
+    if seconds < 10:
+        return f"{max(seconds, 0):.1f} s"
+    return spoken(int(seconds))
+
+
+def spoken(seconds: int) -> str:
+    parts = [
+        (seconds // 86_400, "d"),
+        (seconds // 3_600 % 24, "h"),
+        (seconds // 60 % 60, "min"),
+        (seconds % 60, "s"),
+    ]
+    while len(parts) > 1 and parts[0][0] == 0:
+        parts.pop(0)
+    return " ".join(f"{count} {unit}" for count, unit in parts[:2] if count or unit == "s")
+
+
+def manner(row: Any) -> str:
+    """What there is to say of a task's status beyond the word itself."""
+    if row.status == ERROR:
+        return str(row.error_type)
+    return "unclaimed" if row.status == RUNNING and row.claimed_at is None else ""
+
+
+def counts(key: Any) -> bool:
+    """Whether a key is neither revoked nor expired."""
+    return key.revoked_at is None and (key.expires_at is None or key.expires_at > stamps.now())
+
+
+FUNCTIONS: dict[str, Any] = {
+    function.__name__: function
+    for function in (pretty, number, plural, moment, lasted, manner, counts)
+}

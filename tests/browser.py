@@ -1,0 +1,80 @@
+"""A real browser for the tests, and what must hold of every page that it shows."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+# Nothing that a browser does for itself may reach the network.
+OPTIONS = [
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+SECONDS = 10_000.0  # in milliseconds, as Playwright counts
+
+
+@contextmanager
+def launched() -> Iterator[Browser]:
+    options = OPTIONS + (["--no-sandbox"] if os.geteuid() == 0 else [])
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+class Visitor:
+    """Somebody with a browser window of their own, and what went wrong in it."""
+
+    def __init__(self, browser: Browser, url: str, **options: Any) -> None:
+        self.url = url
+        self.requests: list[Request] = []
+        self.complaints: list[str] = []
+        self.context: BrowserContext = browser.new_context(
+            permissions=["clipboard-read", "clipboard-write"], **options
+        )
+        self.context.set_default_timeout(SECONDS)
+        self.context.on("request", lambda request: self.requests.append(request))
+        self.context.on("console", lambda message: self._complain(message.type, message.text))
+        self.context.on("weberror", lambda error: self._complain("error", str(error.error)))
+        self.page = self.context.new_page()
+
+    def _complain(self, kind: str, text: str) -> None:
+        if kind in ("error", "warning"):
+            self.complaints.append(text)
+
+    def go(self, path: str = "/") -> Page:
+        self.page.goto(self.url + path)
+        return self.page
+
+    def sign_in(self, key: str) -> Page:
+        page = self.go("/sign-in")
+        page.get_by_label("API key").fill(key)
+        page.get_by_role("button", name="Sign in").click()
+        page.get_by_role("heading", name="Tasks").wait_for()
+        return page
+
+    def check(self) -> None:
+        """No request left the host, and the console has nothing to complain about."""
+        host = urlsplit(self.url).netloc
+        assert {urlsplit(request.url).netloc for request in self.requests} <= {host}
+        assert self.complaints == []
+
+    def close(self) -> None:
+        self.context.close()
+
+
+def violations(page: Page) -> list[str]:
+    """What axe-core finds wrong with a page: rule and elements."""
+    found = Axe().run(page).response["violations"]
+    return [f"{rule['id']}: {node['html']}" for rule in found for node in rule["nodes"]]

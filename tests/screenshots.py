@@ -1,0 +1,101 @@
+"""Pictures of every page, light and dark, wide and narrow: `make screenshots`."""
+
+import base64
+import sys
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page
+
+from taskservice.app import create_app
+from taskservice.config import Config
+from taskservice.db import dispose
+from taskservice.webhooks.destinations import Destinations
+from tests import sample
+from tests.browser import Visitor, launched
+from tests.live import Service
+from tests.receiver import Receiver, answer
+
+SIZES = {"wide": (1280, 860), "narrow": (390, 844)}
+# Playwright makes PNG only; the browser itself makes something smaller of it.
+TO_WEBP = """async (png) => {
+  const image = await createImageBitmap(await (await fetch("data:image/png;base64," + png)).blob());
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [image.width, image.height];
+  canvas.getContext("2d").drawImage(image, 0, 0);
+  return canvas.toDataURL("image/webp", 0.6).split(",")[1];
+}"""
+
+
+def prepare(data: Path, good: Receiver, bad: Receiver) -> str:
+    """Fill a database; returns the key to look at it with."""
+    config = Config(
+        DATA=data,
+        SECRET_KEY="a secret key for tests",
+        CALLBACK_ALLOWED=Destinations.parse("loopback"),
+    ).completed()
+    app = create_app(config)
+    alice = sample.make(app, "alice", f"{good.url}hooks/mail", f"{bad.url}hooks/wiki")
+    dispose(app)
+    return alice.key
+
+
+def pages(visitor: Visitor, key: str) -> list[tuple[str, str]]:
+    """(name, path) of the pages to take, signed in on the way."""
+    page = visitor.sign_in(key)
+
+    def path_of(name: str) -> str:
+        link = page.get_by_role("link", name=name).first
+        return str(link.get_attribute("href"))
+
+    running, done = path_of("Invoices of November"), path_of("Morning synopsis")
+    failed = path_of("Synopsis of the support mailbox")
+    return [
+        ("tasks", "/"),
+        ("running", running),
+        ("complete", done),
+        ("error", failed),
+        ("cancel", f"{running}/cancel"),
+        ("delete", f"{done}/delete"),
+        ("agents", "/agents"),
+        ("keys", "/keys"),
+        ("missing", "/tasks/nothing"),
+    ]
+
+
+def take(page: Page, path: Path, printer: Page) -> None:
+    page.wait_for_timeout(400)
+    png = page.screenshot()
+    if path.suffix == ".png":
+        path.write_bytes(png)
+    else:
+        small = printer.evaluate(TO_WEBP, base64.b64encode(png).decode())
+        path.write_bytes(base64.b64decode(small))
+
+
+def main(folder: Path, kind: str = "webp") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as data, Receiver() as good, Receiver() as bad:
+        bad.answer = answer(503)
+        key = prepare(Path(data) / "data", good, bad)
+        with Service(Path(data) / "data") as service, launched() as browser:
+            for scheme in ("light", "dark"):
+                for size, (width, height) in SIZES.items():
+                    take_all(browser, service.url, key, folder, f"{scheme}-{size}.{kind}", {
+                        "color_scheme": scheme, "viewport": {"width": width, "height": height},
+                    })  # fmt: skip
+
+
+def take_all(
+    browser: Browser, url: str, key: str, folder: Path, ending: str, options: dict[str, object]
+) -> None:
+    visitor, printer = Visitor(browser, url, **options), browser.new_page()
+    take(visitor.go("/sign-in"), folder / f"sign-in-{ending}", printer)
+    for name, path in pages(visitor, key):
+        take(visitor.go(path), folder / f"{name}-{ending}", printer)
+    printer.close()
+    visitor.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -1,0 +1,412 @@
+"""The dashboard in a real browser: alone, and under a prefix behind a real nginx."""
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from playwright.sync_api import Browser, Page, expect
+
+from taskservice.app import create_app
+from taskservice.config import Config
+from taskservice.db import dispose
+from taskservice.webhooks.destinations import Destinations
+from tests import sample
+from tests.browser import CHROMIUM, Visitor, launched, violations
+from tests.conftest import needs
+from tests.live import Service
+from tests.people import Person, RemotePerson, add_person
+from tests.people import expect as answered
+from tests.proxy import NGINX, nginx
+from tests.receiver import Receiver, answer
+
+PAGES = ("/", "/?status=error", "/agents", "/keys", "/callback-secret/rotate", "/tasks/nothing")
+
+
+@dataclass
+class Site:
+    """A service in use, with or without a proxy, and an app of this process on its data."""
+
+    service: Service
+    url: str
+    app: Flask
+    alice: Person
+    # A receiver that answers 503, but for the paths that a test changes.
+    bad: Receiver
+    # The cookies of a window in which alice is signed in.
+    state: Any = None
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        needs("Chromium", "there is no chromium on the path")
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module", params=["alone", "behind nginx"])
+def site(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    behind = request.param != "alone"
+    if behind and NGINX is None:
+        needs("nginx", "there is no nginx")
+    folder = tmp_path_factory.mktemp("site")
+    with ExitStack() as stack:
+        good, bad = stack.enter_context(Receiver()), stack.enter_context(Receiver())
+        bad.answer = answer(503)
+        app = create_app(settings(folder / "data"))
+        stack.callback(dispose, app)
+        alice = sample.make(app, "alice", f"{good.url}mail", f"{bad.url}wiki", count=12)
+        service = stack.enter_context(Service(folder / "data", PROXY_HOPS=str(int(behind))))
+        url = stack.enter_context(nginx(folder / "nginx", service.port)) if behind else service.url
+        yield Site(service, url, app, alice, bad)
+
+
+def settings(data: Path) -> Config:
+    return Config(
+        DATA=data,
+        SECRET_KEY="a secret key for tests",
+        CALLBACK_ALLOWED=Destinations.parse("loopback"),
+        CALLBACK_TIMEOUT=2.0,
+    ).completed()
+
+
+@pytest.fixture
+def visitor(browser: Browser, site: Site) -> Iterator[Visitor]:
+    """Alice's window, signed in; whatever it did, it must have done quietly."""
+    visitor = window(browser, site)
+    yield visitor
+    visitor.check()
+    visitor.close()
+
+
+def window(browser: Browser, site: Site, **options: Any) -> Visitor:
+    """A window in which alice is signed in."""
+    visitor = Visitor(browser, site.url, storage_state=site.state, **options)
+    if site.state is None:
+        visitor.sign_in(site.alice.key)
+        site.state = visitor.context.storage_state()
+    return visitor
+
+
+def start(site: Site, **wishes: Any) -> dict[str, Any]:
+    return site.alice.start(claim=True, **wishes)
+
+
+def visible_lines(page: Page) -> list[str]:
+    return page.locator("#log .line > span").all_text_contents()
+
+
+def test_list_follows_within_two_seconds(visitor: Visitor, site: Site) -> None:
+    page = visitor.go()
+    task = start(site, name="Appears by itself")
+    row = page.locator(f"#task-{task['id']}")
+    expect(row).to_contain_text("running", timeout=3_000)
+    link = row.get_by_role("link", name="Appears by itself")
+    link.focus()
+    site.alice.report(task, status="complete")
+    expect(row).to_contain_text("complete", timeout=3_000)
+    # Whoever is about to follow the link is not thrown off it.
+    expect(link).to_be_focused()
+    site.alice.delete(f"/task/{task['id']}")
+    expect(row).to_have_count(0, timeout=3_000)
+
+
+def test_filters_live_in_the_url(visitor: Visitor, site: Site) -> None:
+    page = visitor.go()
+    page.get_by_label("Name").fill("wiki")
+    page.get_by_label("Started").select_option("7d")
+    page.get_by_role("button", name="Apply").click()
+    page.get_by_role("navigation", name="Status").get_by_role("link", name="Error").click()
+    assert page.url == f"{site.url}/?q=wiki&since=7d&status=error"
+    expect(page.locator("#rows tr")).to_have_count(1)
+    page.reload()
+    expect(page.locator("#rows")).to_contain_text("Backup of the wiki")
+    page.get_by_role("link", name="Clear").click()
+    assert page.url == f"{site.url}/"
+
+
+def test_running_task_is_followed_live(visitor: Visitor, site: Site) -> None:
+    task = start(site, name="Live", callback=None)
+    page = visitor.go(f"/tasks/{task['id']}")
+    expect(page.locator("#log-state")).to_have_text("live")
+    site.alice.append(task, "first line", "\x1b[31mred\x1b[0m and \x1b]0;title\x07plain")
+    expect(page.locator("#log .line").first).to_contain_text("first line", timeout=2_000)
+    assert visible_lines(page) == ["first line", "red and plain"]
+    expect(page.locator("#log .ink-1")).to_have_text("red")
+    site.alice.report(task, output={"sum": 15}, status="complete")
+    expect(page.locator("#log-state")).to_have_text("ended", timeout=3_000)
+    expect(page.locator("#summary .pill")).to_have_text("complete")
+    expect(page.locator("#output-json")).to_contain_text('"sum": 15')
+
+
+def test_fast_log_keeps_few_lines_in_the_page_and_all_in_order(
+    visitor: Visitor, site: Site
+) -> None:
+    task = start(site, name="Fast")
+    page = visitor.go(f"/tasks/{task['id']}")
+    expect(page.locator("#log-state")).to_have_text("live")
+    for second in range(3):
+        for part in range(4):
+            first = second * 1_000 + part * 250
+            site.alice.append(task, *[f"line {first + n}" for n in range(1, 251)])
+            page.wait_for_timeout(150)
+    expect(page.locator("#log-count")).to_have_text("3,000 lines", timeout=5_000)
+    expect(page.locator("#log .line").last).to_contain_text("line 3000")
+    lines = visible_lines(page)
+    assert lines == [f"line {n}" for n in range(3_001 - len(lines), 3_001)]
+    assert len(lines) < 100
+    page.get_by_role("button", name="Start").click()
+    expect(page.locator("#log .line").first).to_contain_text("line 1")
+    site.alice.append(task, "one more")
+    expect(page.locator("#log-count")).to_have_text("3,001 lines", timeout=3_000)
+    # Paused, it stays where the reader is.
+    expect(page.get_by_role("button", name="Follow")).to_be_visible()
+    assert visible_lines(page)[0] == "line 1"
+    page.get_by_role("button", name="Follow").click()
+    expect(page.locator("#log .line").last).to_contain_text("one more")
+    site.alice.post(f"/task/{task['id']}/cancel")
+
+
+def test_number_of_a_line_is_a_link_to_it(visitor: Visitor, site: Site) -> None:
+    task = start(site, name="Long")
+    site.alice.append(task, *[f"line {n}" for n in range(1, 2_001)])
+    site.alice.report(task, status="complete")
+    page = visitor.go(f"/tasks/{task['id']}#L1234")
+    marked = page.locator("#log .marked")
+    expect(marked).to_have_text("1234line 1234")
+    expect(marked).to_be_in_viewport()
+    page.get_by_role("link", name="1236", exact=True).click()
+    expect(marked).to_have_text("1236line 1236")
+    assert page.url.endswith("#L1236")
+    page.locator("#log").press("End")
+    expect(page.locator("#log .line").last).to_have_text("2000line 2000")
+    page.locator("#log").press("Home")
+    expect(page.locator("#log .line").first).to_have_text("1line 1")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    text = download.value.path().read_text()
+    assert text == "".join(f"line {n}\n" for n in range(1, 2_001))
+
+
+def test_restart_under_an_open_page_loses_and_doubles_no_line(visitor: Visitor, site: Site) -> None:
+    task = start(site, name="Restarted")
+    site.alice.append(task, "one", "two")
+    page = visitor.go(f"/tasks/{task['id']}")
+    expect(page.locator("#log-state")).to_have_text("live")
+    site.service.stop()
+    site.alice.append(task, "three")
+    expect(page.locator("#log-state")).to_have_text("reconnecting…")
+    site.alice.append(task, "four")
+    site.service.start()
+    expect(page.locator("#log-state")).to_have_text("live", timeout=15_000)
+    site.alice.append(task, "five")
+    expect(page.locator("#log-count")).to_have_text("5 lines", timeout=5_000)
+    assert visible_lines(page) == ["one", "two", "three", "four", "five"]
+    expect(page.locator("#notice")).to_be_empty()
+    site.alice.post(f"/task/{task['id']}/cancel")
+    # That the service was away is all that the console may say.
+    visitor.complaints[:] = [text for text in visitor.complaints if "net::ERR" not in text
+                             and "502" not in text]  # fmt: skip
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_open_page_of_a_task_deleted_elsewhere_says_so(
+    visitor: Visitor, site: Site, running: bool
+) -> None:
+    task = start(site, name="Deleted elsewhere")
+    if not running:
+        site.alice.report(task, status="complete")
+    page = visitor.go(f"/tasks/{task['id']}")
+    expect(page.locator("#log-state")).to_have_text("live" if running else "ended")
+    site.alice.delete(f"/task/{task['id']}")
+    expect(page.locator("#notice")).to_contain_text("This task was deleted.", timeout=4_000)
+    visitor.complaints[:] = [text for text in visitor.complaints if "404" not in text]
+
+
+def test_open_page_of_a_session_that_ended_says_so(browser: Browser, site: Site) -> None:
+    key = answered(site.alice.post("/key", json={"name": "guest"}), 201)
+    guest = Visitor(browser, site.url)
+    page = guest.sign_in(key["key"])
+    site.alice.delete(f"/key/{key['id']}")
+    page.get_by_role("link", name="Sign in again").click()
+    expect(page.get_by_label("API key")).to_be_visible()
+    guest.check()
+    guest.close()
+
+
+def test_wrong_key_is_refused_in_the_words_of_the_api(browser: Browser, site: Site) -> None:
+    guest = Visitor(browser, site.url)
+    page = guest.go("/tasks/whatever")
+    page.get_by_label("API key").fill("tsk_user_wrong")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("alert")).to_have_text("API key is invalid")
+    assert violations(page) == []
+    guest.close()
+
+
+def test_task_is_cancelled_and_deleted_after_a_question(visitor: Visitor, site: Site) -> None:
+    task = start(site, name="To be stopped")
+    page = visitor.go(f"/tasks/{task['id']}")
+    page.get_by_role("link", name="Cancel…").click()
+    page.get_by_role("link", name="Let it run").click()
+    page.get_by_role("link", name="Cancel…").click()
+    page.get_by_role("button", name="Cancel the task").click()
+    expect(page.locator("#notice")).to_contain_text("The task is cancelled.")
+    assert site.alice.task(task)["error"]["type"] == "cancelled"
+    page.get_by_role("link", name="Delete…").click()
+    page.get_by_role("button", name="Delete for good").click()
+    expect(page.locator("#notice")).to_contain_text("Deleted “To be stopped”.")
+    expect(page.locator(f"#task-{task['id']}")).to_have_count(0)
+
+
+def test_webhook_is_delivered_again(visitor: Visitor, site: Site) -> None:
+    task = start(site, name="Redelivered", callback=f"{site.bad.url}hook")
+    site.alice.report(task, status="complete")
+    page = visitor.go(f"/tasks/{task['id']}")
+    callback = page.locator("#callback")
+    expect(callback).to_contain_text("The receiver answered 503")
+    site.bad.paths["/hook"] = answer(204)
+    callback.get_by_role("button", name="Redeliver").click()
+    expect(page.locator("#callback .delivery")).to_have_text("delivered", timeout=8_000)
+    expect(callback.locator(".attempts li")).to_have_count(2)
+
+
+def test_key_is_created_copied_used_and_revoked(
+    visitor: Visitor, browser: Browser, site: Site
+) -> None:
+    page = visitor.go("/keys")
+    page.get_by_label("Name").fill("from the browser")
+    page.get_by_label("Expires").select_option("30 days")
+    page.get_by_role("button", name="Create").click()
+    page.get_by_role("button", name="Copy the new key").click()
+    expect(page.get_by_role("button", name="Copied the new key")).to_be_visible()
+    key = page.evaluate("navigator.clipboard.readText()")
+    assert re.fullmatch(r"tsk_user_\w{46}", key)
+    guest = Visitor(browser, site.url)
+    guest.sign_in(key)
+    page.get_by_role("link", name="Revoke… from the browser").click()
+    page.get_by_role("button", name="Revoke the key").click()
+    expect(page.locator("#notice")).to_contain_text("Revoked the key “from the browser”.")
+    expect(guest.page.locator("#notice")).to_contain_text("You are signed out.", timeout=4_000)
+    guest.check()
+    guest.close()
+
+
+def test_sign_out_leaves_nothing_to_go_back_to(browser: Browser, site: Site) -> None:
+    guest = Visitor(browser, site.url)
+    page = guest.sign_in(site.alice.key)
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_text("You are signed out.")).to_be_visible()
+    page.go_back()
+    expect(page.get_by_label("API key")).to_be_visible()
+    guest.close()
+
+
+def test_keyboard_alone_reaches_a_task(visitor: Visitor) -> None:
+    page = visitor.go()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    page.keyboard.press("Enter")
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.closest('#rows th') !== null"):
+            break
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("/tasks/"))
+
+
+@pytest.mark.parametrize("site", ["alone"], indirect=True)
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_no_page_breaks_a_rule_of_accessibility(
+    browser: Browser, site: Site, scheme: Any, width: int
+) -> None:
+    size = {"width": width, "height": 800}
+    guest = Visitor(browser, site.url, color_scheme=scheme, viewport=size)
+    assert violations(guest.go("/sign-in")) == []
+    guest.close()
+    visitor = window(browser, site, color_scheme=scheme, viewport=size)
+    page = visitor.go()
+    tasks = [str(link.get_attribute("href")).rpartition("/tasks/")[2]
+             for link in page.locator("#rows th a").all()[:6]]  # fmt: skip
+    paths = [f"/tasks/{task}" for task in tasks] + [f"/tasks/{tasks[1]}/cancel",
+                                                    f"/tasks/{tasks[1]}/delete"]  # fmt: skip
+    for path in [*PAGES, *paths]:
+        page = visitor.go(path)
+        assert violations(page) == [], path
+        fits = page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert fits, f"{path} is wider than the window"
+    visitor.complaints[:] = [text for text in visitor.complaints if "404" not in text]
+    visitor.check()
+    visitor.close()
+
+
+def test_hostile_content_does_nothing(browser: Browser, site: Site) -> None:
+    mallory = add_person(site.app, f"mallory {time.monotonic_ns()}")
+    task = sample.make_hostile(mallory, f"{site.bad.url}hook")
+    visitor = Visitor(browser, site.url)
+    visitor.sign_in(mallory.key)
+    for path in ("/", f"/tasks/{task['id']}", f"/tasks/{task['id']}/delete", "/agents", "/keys",
+                 f"/?q={sample.HOSTILE[:60]}"):  # fmt: skip
+        page = visitor.go(path)
+        expect(page.locator("main")).to_contain_text("owned" if "q=" not in path else "Tasks")
+        page.wait_for_timeout(100)
+        assert "owned" not in page.title().replace(sample.HOSTILE, "")
+        assert page.locator("main img, main script, main iframe").count() == 0
+        assert page.locator("a[href^=javascript]").count() == 0
+    page = visitor.go(f"/tasks/{task['id']}")
+    expect(page.locator("#log .line")).to_have_count(3)
+    assert visible_lines(page) == [sample.HOSTILE, sample.HOSTILE, "link"]
+    visitor.check()
+    visitor.close()
+
+
+def test_page_updates_while_a_hostile_name_comes_and_goes(visitor: Visitor, site: Site) -> None:
+    page = visitor.go()
+    task = start(site, name=sample.HOSTILE)
+    row = page.locator(f"#task-{task['id']}")
+    expect(row).to_contain_text("<script>", timeout=3_000)
+    assert page.locator("main img, main script").count() == 0
+    site.alice.delete(f"/task/{task['id']}")
+    expect(row).to_have_count(0, timeout=3_000)
+
+
+def test_many_open_pages_leave_the_service_fast(visitor: Visitor, site: Site) -> None:
+    task = start(site, name="Watched by many")
+    pages = [visitor.context.new_page() for _ in range(4)]
+    for page in pages:
+        page.goto(f"{site.url}/tasks/{task['id']}")
+        expect(page.locator("#log-state")).to_have_text("live")
+    began = time.monotonic()
+    site.alice.append(task, "for all")
+    for page in pages:
+        expect(page.locator("#log .line")).to_have_count(1, timeout=3_000)
+        page.close()
+    assert time.monotonic() - began < 10
+    site.alice.post(f"/task/{task['id']}/cancel")
+
+
+def test_page_without_a_place_among_the_followers_keeps_up_all_the_same(
+    visitor: Visitor, site: Site
+) -> None:
+    task = start(site, name="Crowded")
+    remote = RemotePerson(site.service.url, site.alice.key)
+    path = f"/task/{task['id']}/events"
+    with ExitStack() as stack:
+        # As many as there are places: half of the service's 16 threads.
+        for _ in range(8):
+            stack.enter_context(remote.request("GET", path, stream=True))
+        page = visitor.go(f"/tasks/{task['id']}")
+        expect(page.locator("#log-state")).to_have_text("reconnecting…")
+        site.alice.append(task, "one", "two")
+        expect(page.locator("#log .line")).to_have_count(2, timeout=4_000)
+    expect(page.locator("#log-state")).to_have_text("live", timeout=12_000)
+    site.alice.post(f"/task/{task['id']}/cancel")
+    visitor.complaints[:] = [text for text in visitor.complaints if "503" not in text]

@@ -1,0 +1,573 @@
+"""The dashboard over HTTP: who gets in, what forms must prove, and how pages leave."""
+
+import re
+import time
+from collections.abc import Iterator
+from html import unescape
+from typing import Any
+
+import pytest
+from flask import Flask
+from werkzeug.test import TestResponse
+
+from taskservice.app import create_app
+from taskservice.config import Config
+from taskservice.dashboard.sessions import LIFETIME
+from taskservice.dashboard.throttle import ADDRESSES, FREE_TRIES, LONGEST_SECONDS, Throttle
+from taskservice.db import dispose
+from tests.inside import filled, is_page, rows
+from tests.people import Person, add_person
+from tests.receiver import Receiver, answer
+from tests.sample import HOSTILE, make_hostile
+from tests.test_docs import Page
+
+# What has nothing of its own to ask the database.
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+class Browser:
+    """A browser without scripts: it keeps cookies, and sends forms as pages have them."""
+
+    def __init__(self, app: Flask, **base: Any) -> None:
+        self.client = app.test_client()
+        self._base = base
+
+    def get(self, path: str, **options: Any) -> TestResponse:
+        return self.client.get(path, **{**self._base, **options})
+
+    def read(self, path: str, **options: Any) -> str:
+        """A stream to its end; until it is closed it holds one of few places."""
+        with self.get(path, **options) as response:
+            return response.text
+
+    def post(self, path: str, data: dict[str, str], **options: Any) -> TestResponse:
+        return self.client.post(path, data=data, **{**self._base, **options})
+
+    def send(self, page: str, path: str = "", **data: str) -> TestResponse:
+        """Send the form that `page` has, to `path` if that is another."""
+        return self.post(path or page, {"token": token(self.get(page)), **data})
+
+    def sign_in(self, key: str, **data: str) -> TestResponse:
+        return self.send("/sign-in", key=key, **data)
+
+    def cookies(self) -> list[str]:
+        return list(self.get("/sign-in").headers.getlist("Set-Cookie"))
+
+
+def token(response: TestResponse) -> str:
+    """What the forms of a page carry."""
+    assert response.status_code == 200, response.text
+    return re.findall(r'name="token" value="([^"]+)"', response.text)[0]
+
+
+@pytest.fixture
+def browser(app: Flask, alice: Person) -> Browser:
+    """Alice's, signed in."""
+    browser = Browser(app)
+    assert browser.sign_in(alice.key).status_code == 303
+    return browser
+
+
+@pytest.fixture
+def task(alice: Person) -> dict[str, Any]:
+    task = alice.start(name="nightly summary", claim=True)
+    alice.append(task, "one", "two")
+    return task
+
+
+# --- signing in --------------------------------------------------------------------------
+
+
+@on_sqlite
+def test_every_page_sends_whoever_is_not_signed_in_to_the_sign_in(
+    app: Flask, task: dict[str, Any]
+) -> None:
+    before = rows(app)
+    count = 0
+    for rule in app.url_map.iter_rules():
+        if not is_page(rule) or "sign_in" in rule.endpoint or rule.endpoint.endswith("static"):
+            continue
+        browser, path = Browser(app), filled(rule.rule, task_id=task["id"])
+        if "GET" in (rule.methods or ()):
+            response = browser.get(path)
+        else:
+            response = browser.post(path, {"token": token(browser.get("/sign-in"))})
+        assert response.status_code == 303, path
+        assert response.location.partition("?")[0] == "/sign-in"
+        assert task["name"] not in response.text
+        count += 1
+    assert count > 15
+    assert rows(app) == before
+
+
+@on_sqlite
+def test_wrong_key_gets_the_sentence_of_the_api(app: Flask, alice: Person) -> None:
+    for key in ("", "nonsense", alice.key[:-1] + "x", alice.key.replace("user", "agent")):
+        app.extensions["throttle"] = Throttle()
+        browser = Browser(app)
+        response = browser.sign_in(key)
+        assert response.status_code == 401
+        assert "API key is invalid" in response.text
+        assert browser.get("/").status_code == 303
+
+
+@on_sqlite
+def test_sign_in_leads_back_to_the_page_that_was_asked_for(
+    app: Flask, alice: Person, task: dict[str, Any]
+) -> None:
+    browser = Browser(app)
+    wanted = f"/tasks/{task['id']}?x=%26"
+    response = browser.get(wanted)
+    page = browser.get(response.location)
+    field = re.findall(r'name="next" value="([^"]+)"', page.text)[0]
+    again = browser.sign_in(alice.key, next=unescape(field))
+    assert again.location == wanted
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["https://evil.example/", "//evil.example", "/\\evil.example", "/\t/evil.example",
+     "javascript:1", "/api/v1/task", "/sign-out", "tasks", "/nowhere", "\r\nX: y"],
+)  # fmt: skip
+@on_sqlite
+def test_sign_in_leads_nowhere_else(app: Flask, alice: Person, path: str) -> None:
+    assert Browser(app).sign_in(alice.key, next=path).location == "/"
+
+
+@on_sqlite
+def test_key_is_nowhere_in_what_the_browser_keeps(app: Flask, alice: Person) -> None:
+    browser = Browser(app)
+    response = browser.sign_in(alice.key)
+    (cookie,) = response.headers.getlist("Set-Cookie")
+    assert alice.key not in cookie
+    attributes = cookie.split("; ")[1:]
+    assert set(attributes) == {"HttpOnly", "Path=/", "SameSite=Lax"}
+    session = browser.client.get_cookie(cookie.partition("=")[0])
+    assert session is not None
+    assert alice.key[9:20] not in session.value
+
+
+@on_sqlite
+def test_cookie_is_secure_behind_tls(app: Flask) -> None:
+    for cookie in Browser(app, base_url="https://tasks.example").cookies():
+        assert "; Secure" in cookie
+
+
+def test_revoked_and_expired_keys_end_their_sessions(app: Flask, alice: Person) -> None:
+    key = alice.post("/key", json={"name": "soon gone"}).json
+    assert key is not None
+    browser = Browser(app)
+    browser.sign_in(key["key"])
+    assert browser.get("/").status_code == 200
+    alice.delete(f"/key/{key['id']}")
+    assert browser.get("/").location == "/sign-in"
+
+
+@on_sqlite
+def test_signing_out_ends_the_session(browser: Browser) -> None:
+    assert browser.send("/", "/sign-out").location == "/sign-in"
+    assert "You are signed out" in browser.get("/sign-in").text
+    assert browser.get("/").status_code == 303
+
+
+@on_sqlite
+def test_cookie_of_another_service_or_of_last_month_is_none(
+    app: Flask, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert browser.get("/").status_code == 200
+    later = time.time() + LIFETIME.total_seconds() + 60
+    with monkeypatch.context() as context:
+        context.setattr("itsdangerous.timed.time.time", lambda: later)
+        assert browser.get("/").status_code == 303
+    app.config["SECRET_KEY"] = "another secret key for tests"
+    assert browser.get("/").status_code == 303
+
+
+@on_sqlite
+def test_api_takes_no_session_and_the_dashboard_no_header(browser: Browser, alice: Person) -> None:
+    assert browser.get("/api/v1/user").status_code == 401
+    assert Browser(alice.app).get("/", headers={"apikey": alice.key}).status_code == 303
+
+
+@on_sqlite
+def test_wrong_keys_slow_down_the_next_try_from_their_address(app: Flask, alice: Person) -> None:
+    browser = Browser(app)
+    statuses = [browser.sign_in("wrong").status_code for _ in range(FREE_TRIES + 1)]
+    assert statuses == [401] * FREE_TRIES + [429]
+    response = browser.sign_in(alice.key)
+    assert response.status_code == 429
+    assert 1 <= int(response.headers["Retry-After"]) <= 2
+    elsewhere = Browser(app, environ_base={"REMOTE_ADDR": "192.0.2.9"})
+    assert elsewhere.sign_in(alice.key).status_code == 303
+    time.sleep(1.1)
+    assert browser.sign_in(alice.key).status_code == 303
+    assert browser.sign_in("wrong").status_code == 401
+
+
+def test_throttle_keeps_few_addresses_and_knows_a_network_of_ipv6() -> None:
+    slow = Throttle()
+    for number in range(ADDRESSES + 100):
+        slow.was_wrong(f"address {number}")
+    assert len(slow._wrong) == ADDRESSES
+    for host in range(FREE_TRIES):
+        slow.was_wrong(f"2001:db8::{host}")
+    assert slow.seconds("2001:db8::ffff") > 0
+    assert slow.seconds("2001:db8:0:1::1") == 0
+    for _ in range(20):
+        slow.was_wrong("192.0.2.1")
+    assert 59 < slow.seconds("192.0.2.1") <= LONGEST_SECONDS
+
+
+# --- forms -------------------------------------------------------------------------------
+
+
+def forms(app: Flask, task: dict[str, Any]) -> Iterator[str]:
+    for rule in app.url_map.iter_rules():
+        if is_page(rule) and "POST" in (rule.methods or ()):
+            yield filled(rule.rule, task_id=task["id"])
+
+
+@on_sqlite
+def test_no_form_is_taken_without_the_token_of_its_session(
+    app: Flask, browser: Browser, task: dict[str, Any], bob: Person
+) -> None:
+    other = Browser(app)
+    other.sign_in(bob.key)
+    stolen = token(other.get("/"))
+    before = rows(app)
+    for path in forms(app, task):
+        for data in ({}, {"token": ""}, {"token": "wrong"}, {"token": "é"}, {"token": stolen}):
+            assert browser.post(path, data).status_code == 403, path
+    assert rows(app) == before
+    assert browser.get("/").status_code == 200
+
+
+@on_sqlite
+def test_no_form_is_taken_from_another_site(
+    app: Flask, browser: Browser, task: dict[str, Any]
+) -> None:
+    right = token(browser.get("/"))
+    for path in forms(app, task):
+        for site in ("cross-site", "same-site"):
+            response = browser.post(path, {"token": right}, headers={"Sec-Fetch-Site": site})
+            assert response.status_code == 403, path
+
+
+# --- pages -------------------------------------------------------------------------------
+
+
+@on_sqlite
+def test_pages_are_not_cached_and_run_nothing_from_elsewhere(
+    app: Flask, browser: Browser, task: dict[str, Any]
+) -> None:
+    for rule in app.url_map.iter_rules():
+        if is_page(rule) and "GET" in (rule.methods or ()) and "static" not in rule.endpoint:
+            response = browser.get(filled(rule.rule, task_id=task["id"]), buffered=False)
+            policy = response.headers["Content-Security-Policy"]
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+            assert response.headers["Cache-Control"] == "no-store", rule.rule
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+            response.close()
+
+
+@on_sqlite
+def test_pages_have_no_inline_code_and_ids_once(
+    browser: Browser, alice: Person, task: dict[str, Any]
+) -> None:
+    for path in ("/", f"/tasks/{task['id']}", f"/tasks/{task['id']}/cancel",
+                 f"/tasks/{task['id']}/delete", "/agents", "/keys", "/callback-secret/rotate",
+                 "/sign-in"):  # fmt: skip
+        page = Page(browser.get(path).text)
+        assert page.values("style") == []
+        names = [name for _, attributes in page.elements for name in attributes]
+        assert not [name for name in names if name.startswith("on")]
+        assert not [tag for tag, _ in page.elements if tag == "style"]
+        scripts = [attributes for tag, attributes in page.elements if tag == "script"]
+        assert all("src" in attributes for attributes in scripts)
+        assert len(set(page.values("id"))) == len(page.values("id"))
+
+
+@on_sqlite
+def test_whatever_is_stored_is_shown_as_text(
+    app: Flask, browser: Browser, alice: Person, receiver: Receiver
+) -> None:
+    task = make_hostile(alice, f"{receiver.url}hook")
+    for path in ("/", "/?q=<script>", f"/tasks/{task['id']}", f"/tasks/{task['id']}/delete",
+                 f"/tasks/{task['id']}/cancel", "/agents", "/keys"):  # fmt: skip
+        text = browser.get(path).text
+        assert "<img" not in text
+        assert "<script>" not in text
+        assert "49" not in re.sub(r"[0-9a-f-]{36}|T[\d:.]+Z|\d\d:\d\d:\d\d|:\d+/", "", text), path
+    page = unescape(browser.get(f"/tasks/{task['id']}").text)
+    assert HOSTILE in page
+    lines = browser.get(f"/tasks/{task['id']}/lines?after=0&limit=10").json
+    assert lines is not None
+    assert lines[0] == HOSTILE
+    download = browser.get(f"/tasks/{task['id']}/log.txt")
+    assert download.content_type == "text/plain; charset=utf-8"
+    assert download.headers["Content-Disposition"].startswith("attachment")
+
+
+def test_nobody_sees_what_is_anothers(app: Flask, task: dict[str, Any], bob: Person) -> None:
+    browser = Browser(app)
+    browser.sign_in(bob.key)
+    before = rows(app)
+    right = token(browser.get("/"))
+    for rule in app.url_map.iter_rules():
+        if is_page(rule) and "task_id" in rule.arguments:
+            path = filled(rule.rule, task_id=task["id"])
+            method = "GET" if "GET" in (rule.methods or ()) else "POST"
+            data = {"token": right} if method == "POST" else None
+            response = browser.client.open(path, method=method, data=data)
+            assert response.status_code == 404, path
+            assert "ID is not found" in unescape(response.text)
+    assert task["name"] not in browser.get("/").text
+    assert "summarizer" not in browser.get("/agents").text
+    assert rows(app) == before
+
+
+def test_agent_key_sees_its_tasks_and_no_forbidden_buttons(
+    app: Flask, alice: Person, task: dict[str, Any]
+) -> None:
+    other = alice.start("translator", name="not for this key")
+    browser = Browser(app)
+    browser.sign_in(alice.agent_key("summarizer").key)
+    text = browser.get("/").text
+    assert task["name"] in text
+    assert other["name"] not in text
+    assert "/keys" not in text
+    page = browser.get(f"/tasks/{task['id']}").text
+    assert "Cancel…" not in page
+    assert "Delete…" not in page
+    before = rows(app)
+    right = token(browser.get("/"))
+    for path in forms(app, task):
+        if "sign" not in path:
+            assert browser.post(path, {"token": right}).status_code == 403, path
+    assert browser.get("/keys").status_code == 403
+    assert rows(app) == before
+
+
+@on_sqlite
+def test_errors_of_pages_are_pages_and_of_the_api_are_problems(browser: Browser) -> None:
+    wrong = ("/?status=unknown", "/?stauts=error", "/?since=1y", "/?cursor=x")
+    for path, status in [("/tasks/nothing", 404), *((path, 422) for path in wrong)]:
+        response = browser.get(path)
+        assert response.status_code == status
+        assert response.content_type == "text/html; charset=utf-8"
+    for path in ("/nowhere", "/api/v1/nowhere", "/tasks"):
+        assert browser.get(path).content_type == "application/problem+json"
+
+
+def test_filters_and_pages_are_those_of_the_api(browser: Browser, alice: Person) -> None:
+    started = [alice.start(name=f"Task {number:02}") for number in range(55)]
+    alice.report(started[3], status="error")
+    alice.start("translator", name="Other")
+    first = browser.get("/?agentId=summarizer")
+    names = re.findall(r"Task \d\d", first.text)
+    assert names == [f"Task {number:02}" for number in range(54, 4, -1)]
+    (following,) = re.findall(r'href="\?([^"]+)" rel="next"', first.text)
+    rest = browser.get(f"/?{unescape(following)}").text
+    assert re.findall(r"Task \d\d", rest) == [f"Task {number:02}" for number in range(4, -1, -1)]
+    assert re.findall(r"Task \d\d", browser.get("/?status=error").text) == ["Task 03"]
+    assert re.findall(r"Task \d\d", browser.get("/?q=task+0&sort=createdAt&since=1h").text) == [
+        f"Task {number:02}" for number in range(10)
+    ]
+    assert browser.get("/?status=error&q=&agentId=").location == "/?status=error"
+
+
+@on_sqlite
+def test_page_that_has_not_changed_is_304(browser: Browser, alice: Person) -> None:
+    alice.start()
+    response = browser.get("/")
+    headers = {"If-None-Match": response.headers["ETag"]}
+    assert browser.get("/", headers=headers).status_code == 304
+    alice.start()
+    assert browser.get("/", headers=headers).status_code == 200
+
+
+def test_chart_counts_what_was_started(browser: Browser, alice: Person) -> None:
+    alice.report(alice.start(), status="complete")
+    alice.start()
+    text = browser.get("/?since=1h").text
+    assert "<b>2 tasks</b> started in the last hour" in text
+    assert "1 complete 1 running." in text
+    assert "<b>2 tasks</b> started in the last 30 days" in browser.get("/?since=30d").text
+
+
+# --- what can be done --------------------------------------------------------------------
+
+
+def test_cancel_and_delete_ask_first_and_say_what_will_be_gone(
+    browser: Browser, alice: Person, receiver: Receiver
+) -> None:
+    task = alice.start(name="to go", claim=True, callback=receiver.url)
+    alice.append(task, "one", "two")
+    path = f"/tasks/{task['id']}"
+    assert receiver.url in browser.get(f"{path}/cancel").text
+    assert alice.task(task)["status"] == "running"
+    assert browser.send(f"{path}/cancel").location == path
+    assert "The task is cancelled. Its callback: delivered." in browser.get(path).text
+    assert alice.task(task)["error"]["type"] == "cancelled"
+    question = browser.get(f"{path}/delete").text
+    assert "its log: 2 lines" in question
+    assert "1 delivery" in question
+    assert browser.send(f"{path}/delete").location == "/"
+    assert "Deleted “to go”." in browser.get("/").text
+    assert browser.get(path).status_code == 404
+    assert alice.get(path.replace("tasks", "task")).status_code == 404
+
+
+def test_each_attempt_is_shown_and_a_webhook_delivered_again(
+    browser: Browser, alice: Person, receiver: Receiver
+) -> None:
+    receiver.answer = answer(503)
+    task = alice.start(claim=True, callback=receiver.url)
+    alice.report(task, status="complete")
+    path = f"/tasks/{task['id']}"
+    assert "The receiver answered 503" in browser.get(path).text
+    receiver.answer = answer(204)
+    assert browser.send(path, f"{path}/redeliver").location == f"{path}#callback"
+    first, second = receiver.wait_for(2)
+    assert first.headers["webhook-id"] == second.headers["webhook-id"]
+    assert second.headers["webhook-id"] in browser.get(path).text
+
+
+def test_key_is_created_shown_once_used_and_revoked(app: Flask, browser: Browser) -> None:
+    made = browser.send("/keys", name="laptop", agent="", expires="7 days")
+    assert made.status_code == 201
+    (key,) = re.findall(r"tsk_user_[0-9A-Za-z]{40,}", made.text)
+    assert key not in browser.get("/keys").text
+    guest = Browser(app)
+    assert guest.sign_in(key).status_code == 303
+    (path,) = re.findall(r'href="(/keys/[^"]+)">Revoke…<span class="unseen"> laptop', made.text)
+    assert browser.send(path).location == "/keys"
+    assert guest.get("/").status_code == 303
+    assert "revoked <time" in browser.get("/keys").text
+
+
+@on_sqlite
+def test_key_that_does_not_fit_says_why(browser: Browser, alice: Person) -> None:
+    for data in ({"name": ""}, {"name": "x", "agent": "nobody"}, {"name": "x", "expires": "soon"}):
+        response = browser.send("/keys", **data)
+        assert response.status_code == 422
+        assert "<b>" in response.text
+
+
+def test_nul_and_absurd_numbers_are_no_failure(browser: Browser, alice: Person) -> None:
+    task = alice.start()
+    alice.report(task, status="complete")
+    assert "No task fits" in browser.get("/?q=a%00b").text
+    assert "a\ufffdb" in browser.send("/keys", name="a\0b").text
+    assert browser.send("/keys", name="x", agent="a\0b").status_code == 422
+    assert browser.get("/agents?after=%00").status_code == 200
+    assert browser.get("/tasks/%00").status_code == 404
+    path = f"/tasks/{task['id']}"
+    for number in ("9" * 30, "9" * 5_000, "-1", "x", "٣"):
+        assert browser.get(f"{path}/lines?limit=5&after={number}").json == []
+        assert browser.read(f"{path}/events?after={number}").startswith("event: task")
+    resumed = browser.read(f"{path}/events", headers={"Last-Event-ID": "x"})
+    assert resumed.startswith("event: task")
+
+
+@on_sqlite
+def test_last_user_key_stays(browser: Browser) -> None:
+    (path,) = re.findall(r'href="(/keys/[^"]+/revoke)"', browser.get("/keys").text)
+    response = browser.send(path)
+    assert response.status_code == 409
+    assert "last user key" in response.text
+
+
+@on_sqlite
+def test_callback_secret_is_shown_and_rotated(browser: Browser, alice: Person) -> None:
+    before = alice.get("/callback-secret").json
+    assert before is not None
+    assert before["secret"] in browser.get("/keys").text
+    browser.send("/callback-secret/rotate")
+    after = alice.get("/callback-secret").json
+    assert after is not None
+    assert after["secret"] != before["secret"]
+    assert after["secret"] in browser.get("/keys").text
+
+
+# --- the log -----------------------------------------------------------------------------
+
+
+def test_lines_come_by_range(browser: Browser, alice: Person) -> None:
+    task = alice.start(claim=True)
+    for start in range(0, 300, 7):
+        alice.append(task, *[f"line {number}" for number in range(start + 1, start + 8)])
+    path = f"/tasks/{task['id']}/lines"
+    for after, limit in ((0, 1), (0, 10), (5, 100), (6, 1), (7, 7), (290, 100), (301, 5), (999, 5)):
+        expected = [f"line {number}" for number in range(1, 302)][after : after + limit]
+        assert browser.get(f"{path}?after={after}&limit={limit}").json == expected
+    assert browser.get(path).json == []
+    assert browser.get(f"{path}?after=-5&limit=x").json == []
+
+
+@on_sqlite
+def test_long_lines_come_few_at_a_time_and_cut(browser: Browser, alice: Person) -> None:
+    task = alice.start(claim=True)
+    for _ in range(30):
+        alice.append(task, "x" * 64_000)
+    lines = browser.get(f"/tasks/{task['id']}/lines?after=0&limit=1000").json
+    assert lines is not None
+    assert 10 < len(lines) < 25
+    assert {len(line) for line in lines} == {5_001}
+
+
+def test_events_resume_after_the_line_that_came_last(browser: Browser, alice: Person) -> None:
+    task = alice.start(claim=True)
+    alice.append(task, "one", "two\ttab", "three")
+    alice.report(task, status="complete")
+    path = f"/tasks/{task['id']}/events"
+    with browser.get(path) as response:
+        assert response.mimetype == "text/event-stream"
+        assert response.headers["X-Accel-Buffering"] == "no"
+        assert re.findall(r'id: (\d)\nevent: log\ndata: (".*")\n', response.text) == [
+            ("1", '"one"'), ("2", '"two\\ttab"'), ("3", '"three"'),
+        ]  # fmt: skip
+    resumed = browser.read(path, headers={"Last-Event-ID": "2"})
+    assert re.findall(r"id: (\d)\n", resumed) == ["3"]
+    assert re.findall(r"id: (\d)\n", browser.read(f"{path}?after=1")) == ["2", "3"]
+
+
+# --- behind a proxy ----------------------------------------------------------------------
+
+
+@on_sqlite
+def test_everything_stays_below_a_prefix(config: Config) -> None:
+    app = create_app(Config(**{**config.__dict__, "PROXY_HOPS": 1}))
+    alice = add_person(app, "alice")
+    task = alice.start()
+    headers = {"X-Forwarded-Prefix": "/agents/one", "X-Forwarded-Proto": "https"}
+    browser = Browser(app, headers=headers, base_url="https://localhost")
+    first = browser.get(f"/tasks/{task['id']}")
+    assert first.location.startswith("/agents/one/sign-in?next=")
+    cookie = browser.get("/sign-in").headers["Set-Cookie"]
+    assert "Path=/agents/one/" in cookie
+    assert "Secure" in cookie
+    entered = app.test_client(use_cookies=False)
+    jar = cookie.partition(";")[0]
+    page = entered.get("/sign-in", headers=headers | {"Cookie": jar})
+    data = {"token": token(page), "key": alice.key, "next": f"/tasks/{task['id']}"}
+    done = entered.post("/sign-in", data=data, headers=headers | {"Cookie": jar})
+    assert done.location == f"/agents/one/tasks/{task['id']}"
+    jar = done.headers["Set-Cookie"].partition(";")[0]
+    for path in ("/", f"/tasks/{task['id']}", "/agents", "/keys"):
+        found = Page(entered.get(path, headers=headers | {"Cookie": jar}).text)
+        for name in ("href", "src", "action"):
+            for link in found.values(name):
+                assert link.startswith(("/agents/one/", "#", "?")), link
+    dispose(app)
+
+
+@on_sqlite
+def test_services_on_one_host_have_cookies_of_their_own(config: Config) -> None:
+    names = []
+    for secret in ("the secret of the first one", "the secret of the other"):
+        app = create_app(Config(**{**config.__dict__, "SECRET_KEY": secret}))
+        names.append(Browser(app).cookies()[0].partition("=")[0])
+        dispose(app)
+    assert names[0] != names[1]
