@@ -211,6 +211,8 @@ class Receiver:
             headers = {name.lower(): value.strip() for name, _, value in fields}
             length = int(headers.get("content-length", 0)) if self.reads_body else 0
             body = stream.read(length)
+            if len(body) < length:  # the sender died on the way: nothing has been received
+                raise EOFError
         return Received(method, path, headers, body, time.monotonic())
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from tests.live import Service
 from tests.owed import columns, owe_many
 from tests.people import Person, RemotePerson
 from tests.receiver import Exchange, Receiver
+from tests.server_process import until
 from tests.test_worker import working
 
 TASKS = int(os.environ.get("CALLBACK_TASKS", "2000"))
@@ -55,6 +57,12 @@ class CrashingService(Service):
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        # Its workers, which nobody here can wait for, hold the port until they are gone too.
+        until(self._is_closed)
+
+    def _is_closed(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) != 0
 
 
 def failing_at_first() -> play.Behaviour:
@@ -71,9 +79,9 @@ def failing_at_first() -> play.Behaviour:
 
 def wait_until_all_is_delivered(app: Flask, seconds: float = 60) -> None:
     """And until no lease is left."""
-    until = time.monotonic() + seconds
+    end = time.monotonic() + seconds
     while set(columns(app, "state", "lease")) - {("delivered", None)}:
-        assert time.monotonic() < until, columns(app, "state", "lease", "next_attempt_at")
+        assert time.monotonic() < end, columns(app, "state", "lease", "next_attempt_at")
         time.sleep(0.1)
 
 

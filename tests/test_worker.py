@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import requests
@@ -35,11 +36,14 @@ class Worker:
             app.config["DATA"], DATABASE_URL=app.config["DATABASE_URL"],
             CALLBACK_ALLOWED="loopback", **settings,
         )  # fmt: skip
-        self.process = subprocess.Popen(
-            [*COMMAND, "worker"], env=self.environment, stderr=subprocess.PIPE, text=True
-        )
-        assert self.process.stderr is not None
-        assert "working" in self.process.stderr.readline()
+        # A file of its own: nobody would empty a pipe.
+        folder = Path(app.config["DATA"])
+        folder.mkdir(exist_ok=True)
+        self.log = folder / f"worker-{uuid4().hex}.log"
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen([*COMMAND, "worker"], env=self.environment, stderr=log)
+        until(lambda: "working" in self.log.read_text() or self.process.poll() is not None)
+        assert self.process.poll() is None, self.log.read_text()
 
     def seconds_to_end(self, signum: int) -> float:
         began = time.monotonic()
@@ -49,7 +53,7 @@ class Worker:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
 
 
 @contextmanager

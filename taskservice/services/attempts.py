@@ -54,6 +54,7 @@ def attempt(leased: Leased) -> str:
     try:
         started = stamps.now()
         outcome = _send(leased)
+        logger.info("Delivery %s to %s: %s", leased.id, leased.host, outcome.message)
         _failing_hosts().note(leased.host, has_failed=not (outcome.delivered or outcome.permanent))
         return deliveries.record(leased, started, outcome)
     except Exception:
