@@ -59,15 +59,15 @@ def _tidy(text: bytes) -> bytes:
     """Whole lines as the log takes them; mostly they are so already, and nothing is done."""
     if b"\r" in text:
         text = text.replace(b"\r\n", b"\n")
-    if b"\r" not in text and _are_short(text):
-        return text
-    lines = text.split(b"\n")[:-1]
-    return b"".join([cut(_last_state(line)) + b"\n" for line in lines])
-
-
-def _last_state(line: bytes) -> bytes:
-    """A progress bar draws its line again and again: what it drew last."""
-    return line.rstrip(b"\r").rpartition(b"\r")[2] if b"\r" in line else line
+    if b"\r" in text:
+        # A progress bar draws its line again and again: what it drew last.
+        text = b"\n".join([
+            line.rstrip(b"\r").rpartition(b"\r")[2] if b"\r" in line else line
+            for line in text.split(b"\n")
+        ])  # fmt: skip
+    if not _are_short(text):
+        text = b"\n".join(map(cut, text.split(b"\n")))
+    return text
 
 
 def _are_short(text: bytes) -> bool:

@@ -9,12 +9,15 @@ import sys
 import termios
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 from taskservice.runner.lines import Splitter, Tail
 
 BLOCK_BYTES = 256 * 1024
 PIPE_BYTES = 1024 * 1024
+# What has been read and not kept yet; a burst of the program need not wait for the disk.
+WAITING_BYTES = 16 * 1024 * 1024
 # What a program leaves running in the background may hold its output open for ever.
 SECONDS_AFTER_END = 1.0
 
@@ -48,23 +51,30 @@ class Stream:
                 self._is_open = False
 
 
-class Pump(threading.Thread):
-    """Reads a program's output until it ends, in little memory and without delay.
+class Pump:
+    """Takes a program's output until it ends, in little memory and without delay.
 
     Where our stdout and stderr are one place, as at a terminal, the program gets one pipe
     for both, and the log has its lines exactly in their order. Where they are two, it gets
     two pipes: what goes to stdout and what goes to stderr is kept apart, and their lines
     are in the order in which they arrive.
+
+    One thread reads, so that the program need not wait for what another does with it.
     """
 
     def __init__(self, keep: Callable[[bytes, int], None]) -> None:
         """`keep` gets the text of whole lines, and how many they are."""
-        super().__init__(name="pump", daemon=True)
         self.tail = Tail()
         self._keep = keep
         self._streams = [Stream(1)] if _are_one(1, 2) else [Stream(1), Stream(2)]
+        self._blocks: deque[tuple[Stream, bytes]] = deque()
+        self._bytes = 0
+        self._changed = threading.Condition()
+        self._is_read = False
         self._has_ended = threading.Event()
         self._enough_at: float | None = None
+        self._reader = threading.Thread(target=self._read_all, name="reader", daemon=True)
+        self._keeper = threading.Thread(target=self._keep_all, name="keeper", daemon=True)
 
     @property
     def stdout(self) -> int:
@@ -78,23 +88,29 @@ class Pump(threading.Thread):
         """Read; the program has its own ends of the pipes by now, or could not be run."""
         for stream in self._streams:
             os.close(stream.writer)
-        self.start()
+        self._reader.start()
+        self._keeper.start()
 
     def finish(self) -> None:
-        """The program has ended: wait until what it has printed is read."""
+        """The program has ended: wait until what it has printed is kept."""
         self._has_ended.set()
-        self.join()
+        self._reader.join()
+        with self._changed:
+            self._is_read = True
+            self._changed.notify_all()
+        self._keeper.join()
 
-    def run(self) -> None:
+    def _read_all(self) -> None:
         with selectors.DefaultSelector() as selector:
             for stream in self._streams:
                 selector.register(stream.reader, selectors.EVENT_READ, stream)
             while selector.get_map() and not self._is_enough():
                 for key, _ in selector.select(0.1):
-                    if not self._read(key.data):
+                    block = os.read(key.fd, BLOCK_BYTES)
+                    self._hand_over(key.data, block)
+                    if not block:
                         selector.unregister(key.fileobj)
         for stream in self._streams:
-            self._keep(*stream.lines.close())
             os.close(stream.reader)
 
     def _is_enough(self) -> bool:
@@ -108,16 +124,34 @@ class Pump(threading.Thread):
         is_read = all(stream.owed <= 0 for stream in self._streams)
         return is_read and time.monotonic() > self._enough_at
 
-    def _read(self, stream: Stream) -> bool:
-        block = os.read(stream.reader, BLOCK_BYTES)
+    def _hand_over(self, stream: Stream, block: bytes) -> None:
         stream.owed -= len(block)
+        with self._changed:
+            self._changed.wait_for(lambda: self._bytes < WAITING_BYTES)
+            self._blocks.append((stream, block))
+            self._bytes += len(block)
+            self._changed.notify_all()
+
+    def _keep_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._blocks or self._is_read)
+                if not self._blocks:
+                    break
+                stream, block = self._blocks.popleft()
+                self._bytes -= len(block)
+                self._changed.notify_all()
+            self._take(stream, block)
+        for stream in self._streams:
+            self._keep(*stream.lines.close())
+
+    def _take(self, stream: Stream, block: bytes) -> None:
         text, lines = stream.lines.feed(block)
         # First into the log: what has been seen on the terminal is there, whatever happens.
         self._keep(text, lines)
         stream.pass_on(block)
         if stream is self._streams[0]:
             self.tail.feed(block)
-        return bool(block)
 
 
 def _are_one(first: int, second: int) -> bool:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from taskservice.client.sender import Batch
-from taskservice.client.text import LOG_BYTES, mark
+from taskservice.client.text import LINE_BYTES, LOG_BYTES, mark
 
-SEGMENT_BYTES = 256 * 1024
+SEGMENT_BYTES = 1024 * 1024
 # More than a log holds need not wait for it.
 MOST_BYTES = LOG_BYTES
 # Where nothing can be written to the disk, so much waits in memory.
@@ -244,12 +244,12 @@ class Spool:
 
     def _take(self, most: int) -> Batch | None:
         parts: list[bytes] = []
-        start, size = self._start, 0
+        start, wanted = self._start, max(most, LINE_BYTES) + 1
         for segment in self._segments:
-            part = segment.read(start, segment.size - start)
+            part = segment.read(start, wanted)
             parts.append(part)
-            start, size = 0, size + len(part)
-            if size > most:
+            start, wanted = 0, wanted - len(part)
+            if wanted <= 0:
                 break
         data = _whole_lines(b"".join(parts), most)
         return Batch(self._seq, data.count(b"\n"), data) if data else None
