@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -73,15 +73,15 @@ class Listener:
 
     def _post(self, webhook_id: str, task_id: str, failures: int) -> None:
         try:
-            answer = self._client.connection.call("GET", f"/task/{task_id}")
+            task = self._client.task(task_id)
+            after = max(task.data["logCount"] - WEBHOOK_LINES, 0)
+            text = webhook_body(task.data, [line.text for line in task.lines(after)])
         except NotFound:
             del self._due[webhook_id]
             return
-        text = webhook_body(body(answer))
         headers = signing.sign([self._secret()], webhook_id, int(time.time()), text)
         said = _send(self._url, headers, text)
-        name = body(answer)["name"]
-        self._tell(f"{task_id} {name}: {said}")
+        self._tell(f"{task_id} {task.name}: {said}")
         del self._due[webhook_id]
         if not said.startswith("2") and failures < len(AGAIN_AFTER):
             again_at = time.monotonic() + AGAIN_AFTER[failures]
@@ -97,16 +97,19 @@ class Listener:
         return parsedate_to_datetime(answer.headers["Date"]).astimezone(UTC)
 
 
-def webhook_body(task: Mapping[str, Any]) -> bytes:
-    """A finished task as its webhook has it: of its log the end only."""
+def webhook_body(task: Mapping[str, Any], lines: Sequence[str]) -> bytes:
+    """A finished task as its webhook has it; `lines` are the last ones of its log."""
     kept, size = 0, 0
-    for line in reversed(task["logs"][-WEBHOOK_LINES:]):
+    for line in reversed(lines):
         size += len(line.encode())
         if size > WEBHOOK_LOG_BYTES:
             break
         kept += 1
-    logs = task["logs"][len(task["logs"]) - kept :]
-    cut = {**task, "logs": logs, "firstLog": task["logCount"] - kept + 1}
+    log = {"logs": lines[len(lines) - kept :], "firstLog": task["logCount"] - kept + 1}
+    members = list(task.items())
+    # The log has its place after the input.
+    place = list(task).index("input") + 1
+    cut = dict(members[:place]) | log | dict(members[place:]) | log
     return json.dumps(cut, ensure_ascii=False, separators=(",", ":")).encode()
 
 

@@ -100,6 +100,9 @@ class Unavailable(Refused):
         self.retry_after = retry_after
 
 
+# How the service says that it has no such URL, where it has no such thing it says otherwise.
+_NO_SUCH_PATH = "There is no /"
+
 # What another attempt may mend.
 PASSING = (Unreachable, Unavailable)
 
@@ -123,7 +126,7 @@ def from_answer(answer: requests.Response) -> TaskServiceError:
     if answer.status_code == 413:
         # A proxy may have a limit of its own, and says so in its own words.
         return TooLarge(413, problem or {})
-    if problem is None:
+    if problem is None or str(problem.get("detail")).startswith(_NO_SUCH_PATH):
         return NotTheService(_as_no_service_would(answer))
     if answer.status_code == 409:
         return _conflict(problem)

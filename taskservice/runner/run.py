@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import sys
 import tempfile
@@ -271,14 +272,17 @@ def json_object(text: bytes) -> dict[str, Any] | None:
     if not text.strip().startswith(b"{") or len(text) > OUTPUT_BYTES:
         return None
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_number, parse_float=_number)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no number of JSON that can be kept")
+    return number
 
 
 def _beginning(path: Path) -> bytes:
