@@ -306,7 +306,7 @@ class Client:
             asked = time.monotonic()
             seconds = min(max(int(until - asked), 0), WAIT_SECONDS)
             headers = {"Prefer": f"wait={seconds}"} if seconds else {}
-            path = f"/agent/{quote(agent_id, safe='')}/claim"
+            path = f"/agent/{_segment(agent_id)}/claim"
             answer = self.connection.call("POST", path, headers=headers)
             if answer.status_code != 204:
                 return Task(self.connection, body(answer))
@@ -316,7 +316,7 @@ class Client:
 
     def task(self, task_id: str) -> Task:
         """One task. Raises NotFound."""
-        path = f"/task/{quote(task_id, safe='')}"
+        path = f"/task/{_segment(task_id)}"
         return Task(self.connection, body(self.connection.call("GET", path, params=_SHORT)))
 
     def tasks(
@@ -367,7 +367,7 @@ def current(connection: Connection | None = None) -> Task:
         raise SettingError("TASKSERVICE_TASK_ID is not set: no `taskservice run` started this")
     connection = connection or Connection()
     writer = os.environ.get("TASKSERVICE_WRITER", "python")
-    data = body(connection.call("GET", f"/task/{quote(task_id, safe='')}", params=_SHORT))
+    data = body(connection.call("GET", f"/task/{_segment(task_id)}", params=_SHORT))
     # Several processes may ask; each counts its own lines.
     return Task(connection, data, f"{writer[:40]}-{uuid4().hex[:12]}")
 
@@ -400,7 +400,7 @@ def register(
 ) -> None:
     """Register an agent, or change it: its `name` or `description`."""
     given = {name: value for name, value in wishes.items() if value is not None}
-    connection.call("PUT", f"/agent/{quote(agent_id, safe='')}", json=given, **options)
+    connection.call("PUT", f"/agent/{_segment(agent_id)}", json=given, **options)
 
 
 def _repeat_deletion(connection: Connection, path: str, query: dict[str, str]) -> None:
@@ -420,6 +420,11 @@ def _repeat_deletion(connection: Connection, path: str, query: dict[str, str]) -
                 raise
             time.sleep(pause_after(error, delay))
             is_repeated = True
+
+
+def _segment(text: str) -> str:
+    """An id as a part of a path; what would be another path is an id of nothing."""
+    return quote(text.replace("/", "-"), safe="") if text.strip(".") else "-"
 
 
 def _numbered(page: Mapping[str, Any]) -> Iterable[Line]:
