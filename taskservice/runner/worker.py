@@ -38,27 +38,33 @@ class Worker:
 
         Raises TaskServiceError for what waiting does not mend.
         """
-        pauses = delays()
-        trouble = False
-        while self._stopping is None:
-            if not self._slots.acquire(timeout=0.2):
-                continue
+        pauses, is_away = delays(), False
+        while self._has_slot():
             try:
                 task = self._claim()
             except PASSING as error:
                 self._slots.release()
-                if not trouble:
+                if not is_away:
                     remark(f"{error}; trying again until it is back")
-                trouble = True
+                is_away = True
                 self._rest(pause_after(error, next(pauses)))
                 continue
-            trouble, pauses = False, delays()
+            pauses, is_away = delays(), False
             if task is None:
                 self._slots.release()
             else:
                 threading.Thread(target=self._do, args=[task], name=task.id).start()
         for _ in range(self._parallel):
             self._slots.acquire()
+
+    def _has_slot(self) -> bool:
+        """Wait until another program may be run; false when it is time to stop."""
+        while self._stopping is None:
+            if self._slots.acquire(timeout=0.2):
+                if self._stopping is None:
+                    return True
+                self._slots.release()
+        return False
 
     def _claim(self) -> Task | None:
         try:
