@@ -57,12 +57,12 @@ class Splitter:
 
 def _tidy(text: bytes) -> bytes:
     """Whole lines as the log takes them; mostly they are so already, and nothing is done."""
-    if b"\r" in text:
-        text = text.replace(b"\r\n", b"\n")
+    if text.endswith(b"\r\n"):
+        text = text.replace(b"\r\n", b"\n")  # most likely so in all lines, and soon done
     if b"\r" in text:
         # A progress bar draws its line again and again: what it drew last.
         text = b"\n".join([
-            line.rstrip(b"\r").rpartition(b"\r")[2] if b"\r" in line else line
+            line.rpartition(b"\r")[2] or line.rstrip(b"\r").rpartition(b"\r")[2]
             for line in text.split(b"\n")
         ])  # fmt: skip
     if not _are_short(text):

@@ -1,6 +1,7 @@
 """Lines that wait on the disk: they outlive the process that wrote them."""
 
 import contextlib
+import errno
 import os
 import threading
 from collections import deque
@@ -38,7 +39,7 @@ class Segment:
             self._memory += text
         elif os.pwrite(self._file, text, self.size) != len(text):
             os.ftruncate(self._file, self.size)
-            raise OSError("The disk took a part only")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.size += len(text)
         self.lines += lines
 
