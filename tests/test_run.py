@@ -455,14 +455,15 @@ def test_service_that_comes_back_gets_everything_once(tmp_path: Path) -> None:
         alice = service.add_user()
         laptop = laptop_of(alice, tmp_path / "home")
         kill(service)
-        script = "for number in 1 2 3 4 5 6; do echo line $number; sleep 0.5; done; exit 2"
+        script = "for number in 1 2 3 4 5 6; do echo line $number; sleep 1; done; exit 2"
         process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", script)
-        time.sleep(1)
+        assert process.stderr is not None
+        assert "its task is made when the service is back" in process.stderr.readline()
         service.start()
         _, remarks = process.communicate(timeout=60)
         task = the_task(alice)
     assert process.returncode == 2
-    assert "is back" in remarks
+    assert remarks == f"taskservice: {service.url} is back\n"
     assert task["logs"] == [f"line {number}" for number in range(1, 7)]
     assert task["error"]["message"] == "Exit status 2"
 

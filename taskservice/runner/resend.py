@@ -65,4 +65,6 @@ def _sender(connection: Connection, record: Record, spool: Spool) -> Sender:
         assert record.task_id is not None
         return record.task_id
 
-    return Sender(connection, spool, WRITER, task_id, log_bytes=spool.sent_bytes)
+    sender = Sender(connection, spool, WRITER, task_id, log_bytes=spool.sent_bytes)
+    sender.last_answer = float("-inf")  # there was none yet
+    return sender
