@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 USER_NAME ?= me
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-crash test-callbacks test-api test-big lint bench screenshots clean
+.PHONY: help install run test test-crash test-callbacks test-api test-big test-agent lint bench \
+	screenshots clean
 
 help: ## List what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read name text; do \
@@ -50,16 +51,21 @@ test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks
 test-callbacks: $(VENV)/installed-test ## Webhooks, while the service is killed at any moment
 	$(BIN)/python -m pytest -n auto -m slow tests/test_delivery_crashes.py
 
+test-agent: $(VENV)/installed-test ## Lines on their way while everything is killed
+	AGENT_LINES=$${AGENT_LINES:-100000} AGENT_KILLS=$${AGENT_KILLS:-10} \
+		$(BIN)/python -m pytest -m slow tests/test_agent_crashes.py -s
+
 lint: $(VENV)/installed-test ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/installed-test ## Measure requests, webhooks, start, memory, waits for upkeep
+bench: $(VENV)/installed-test ## Measure requests, webhooks, start, memory, waits for upkeep, `run`
 	$(BIN)/python -m benchmarks.requests_per_second
 	$(BIN)/python -m benchmarks.callbacks
 	$(BIN)/python -m benchmarks.writer_waits
 	$(BIN)/python -m benchmarks.long_log
+	$(BIN)/python -m benchmarks.run_overhead
 
 screenshots: $(VENV)/installed-test ## Take the pictures of the dashboard in docs/
 	$(BIN)/python -m tests.screenshots docs/dashboard

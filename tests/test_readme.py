@@ -174,7 +174,9 @@ def test_table_of_commands_is_the_commands() -> None:
                          if isinstance(p, click.Argument)]  # fmt: skip
             yield " ".join([prefix, *arguments])
 
-    documented = {row.strip("`") for row in table_column("## Commands")}
+    # Two tables: on the server, and on the agent's side.
+    rows = [row for row in table_column("## Commands") if row.startswith("`")]
+    documented = {row.strip("`") for row in rows}
     assert documented == set(paths(cli.main, "taskservice"))
 
 

@@ -17,6 +17,10 @@ COMMANDS = {
     "delivery": "taskservice.cli.delivery",
     "db": "taskservice.cli.database",
     "prune": "taskservice.cli.prune",
+    "run": "taskservice.cli.run",
+    "work": "taskservice.cli.work",
+    "task": "taskservice.cli.task",
+    "listen": "taskservice.cli.listen",
 }
 
 

@@ -1,0 +1,35 @@
+"""A receiver of callbacks in Flask: takes only what the service has signed.
+
+    pip install flask standardwebhooks
+    CALLBACK_SECRET=whsec_... python examples/receiver.py 9000
+
+The secret is that of `GET /api/v1/callback-secret`. A webhook can come more than once:
+its webhook-id tells.
+"""
+
+import os
+import sys
+
+from flask import Flask, abort, request
+from standardwebhooks import Webhook, WebhookVerificationError
+
+app = Flask(__name__)
+webhook = Webhook(os.environ["CALLBACK_SECRET"])
+seen: set[str] = set()  # a real receiver keeps it in its database
+
+
+@app.post("/")
+def receive() -> tuple[str, int]:
+    try:
+        # The body byte for byte: parsed and written again, it would not be what was signed.
+        task = webhook.verify(request.get_data(), dict(request.headers))
+    except WebhookVerificationError:
+        abort(400)
+    if request.headers["webhook-id"] not in seen:
+        seen.add(request.headers["webhook-id"])
+        print(task["name"], task["status"], task["output"], flush=True)
+    return "", 204
+
+
+if __name__ == "__main__":
+    app.run("127.0.0.1", int(sys.argv[1]))

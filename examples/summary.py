@@ -1,0 +1,24 @@
+"""Counts the words of text files, and reports it as a task.
+
+    TASKSERVICE_URL=... TASKSERVICE_APIKEY=... python examples/summary.py FILE ...
+
+Whatever it raises becomes the task's error, with its traceback in the log. A cancel raises
+TaskCancelled at the next line.
+"""
+
+import sys
+from pathlib import Path
+
+from taskservice.client import Client
+
+
+def main(paths: list[str]) -> None:
+    with Client().start("summary", name=f"{len(paths)} files", input={"paths": paths}) as task:
+        for path in paths:
+            words = len(Path(path).read_text().split())
+            task.log(f"{path}: {words} words")
+            task.output[path] = words
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

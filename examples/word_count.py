@@ -1,0 +1,18 @@
+"""The work of a worker: the task's input comes as JSON on stdin, the output is the last line.
+
+    taskservice work --agent word-count -- python examples/word_count.py
+
+Start tasks for it from anywhere:
+
+    curl -H "apikey: $KEY" -H "Content-Type: application/json" $API/task \\
+        -d '{"agentId": "word-count", "input": {"text": "some words"}}'
+"""
+
+import json
+import sys
+
+given = json.load(sys.stdin)
+if "text" not in given:
+    sys.exit("The input has no text")
+print(f"Counting {len(given['text'])} characters", flush=True)
+print(json.dumps({"words": len(given["text"].split())}))

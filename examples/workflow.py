@@ -1,0 +1,45 @@
+"""A workflow of three steps with a language model: outline, draft, review.
+
+    TASKSERVICE_URL=... TASKSERVICE_APIKEY=... python examples/workflow.py "a topic"
+
+Each step is in the log as it happens, and in the output as soon as it is done: whoever
+watches the task sees how far it is. `Model` is a fake; put your own in its place.
+"""
+
+import logging
+import sys
+
+from taskservice.client import Client, TaskHandler
+
+logger = logging.getLogger("workflow")
+
+
+class Model:
+    """Answers as a model might, without one."""
+
+    def ask(self, prompt: str) -> str:
+        logger.info("prompt: %s", prompt)
+        verb, _, rest = prompt.partition(": ")
+        answer = {
+            "Outline": f"1. What {rest} is. 2. What {rest} is for.",
+            "Draft": f"{rest.removesuffix('.')}, in two paragraphs.",
+            "Review": "Fine as it is.",
+        }[verb]
+        logger.info("answer: %s", answer)
+        return answer
+
+
+def main(topic: str) -> None:
+    model = Model()
+    with Client().start("writer", name=topic, input={"topic": topic}) as task:
+        logging.getLogger().addHandler(TaskHandler(task))
+        logging.getLogger().setLevel(logging.INFO)
+        text = topic
+        for step in ("Outline", "Draft", "Review"):
+            text = model.ask(f"{step}: {text}")
+            task.output[step.lower()] = text
+            task.report(output={step.lower(): text})
+
+
+if __name__ == "__main__":
+    main(" ".join(sys.argv[1:]))

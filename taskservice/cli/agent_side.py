@@ -1,0 +1,46 @@
+"""What the commands on the agent's side share: the service as the environment names it."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import click
+
+from taskservice.client import Client, InvalidKey, NotTheService, SettingError, TaskServiceError
+
+# How long a person waits for a command while the service is away.
+PATIENCE_SECONDS = 5.0
+# As with the settings of the service.
+WRONG_SETTING = 2
+
+
+@contextmanager
+def the_service(patience: float = PATIENCE_SECONDS) -> Iterator[Client]:
+    """A client for the service; what goes wrong there becomes one line and an exit code."""
+    try:
+        yield Client(patience=patience)
+    except SettingError as error:
+        give_up(str(error), WRONG_SETTING)
+    except InvalidKey as error:
+        give_up(f"TASKSERVICE_APIKEY: {error}", WRONG_SETTING)
+    except NotTheService as error:
+        give_up(f"TASKSERVICE_URL: {error}", WRONG_SETTING)
+    except TaskServiceError as error:
+        give_up(str(error))
+
+
+def give_up(message: str, code: int = 1) -> NoReturn:
+    click.echo(f"taskservice: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on a line of its own."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def one_line(text: str) -> str:
+    """A text of somebody else's, without what would move a terminal's cursor."""
+    return "".join(character if character.isprintable() else "�" for character in text)

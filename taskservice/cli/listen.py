@@ -1,0 +1,30 @@
+"""`taskservice listen`: webhooks for a developer whose machine cannot be reached."""
+
+import signal
+import sys
+from urllib.parse import urlsplit
+
+import click
+
+from taskservice.cli.agent_side import one_line, the_service
+from taskservice.listener import Listener
+
+
+@click.command("listen")
+@click.option("--forward", required=True, metavar="URL", help="Where to post them.")
+def command(forward: str) -> None:
+    """Post every task that finishes to a local address, as the service would.
+
+    The webhooks are signed with your own secret. A receiver that does not answer 2xx gets
+    the same one again, with the same webhook-id, a few times.
+    """
+    if urlsplit(forward).scheme not in ("http", "https") or not urlsplit(forward).hostname:
+        raise click.BadParameter("must be a URL such as http://127.0.0.1:9000/", param_hint="URL")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    with the_service() as client:
+        listener = Listener(client, forward, lambda text: click.echo(one_line(text)))
+        click.echo(f"taskservice: tasks that finish now go to {forward}", err=True)
+        try:
+            listener.listen()
+        except KeyboardInterrupt:
+            sys.exit(0)

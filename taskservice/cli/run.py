@@ -1,0 +1,64 @@
+"""`taskservice run`: any program becomes a task."""
+
+import signal
+import sys
+from typing import Any
+
+import click
+
+from taskservice.cli.agent_side import give_up, the_service
+from taskservice.runner.process import FORWARDED
+from taskservice.runner.resend import resend
+from taskservice.runner.run import Run
+
+
+@click.command("run", context_settings={"ignore_unknown_options": False})
+@click.option("--agent", metavar="ID", help="The agent whose task it is; registered if it is new.")
+@click.option("--name", help="The task's name; the agent's by default.")
+@click.option("--callback", metavar="URL", help="Where the signed webhook goes at the end.")
+@click.option("--timeout", type=click.IntRange(0), metavar="S", help="Seconds it may be silent.")
+@click.option("--resend", "is_resend", is_flag=True, help="Send what earlier runs left behind.")
+@click.argument("command_line", metavar="-- CMD ...", nargs=-1, type=click.UNPROCESSED)
+def command(
+    agent: str | None, is_resend: bool, command_line: tuple[str, ...], **wishes: Any
+) -> None:
+    """Run CMD as a task: its output becomes the log, its exit status the result.
+
+    CMD's last line, if it is a JSON object, becomes the task's output; so does what CMD
+    writes to the file that TASKSERVICE_OUTPUT names. The exit status is CMD's own, 128 and
+    the number for a signal. CMD finds TASKSERVICE_TASK_ID, TASKSERVICE_TASK_URL and
+    TASKSERVICE_WRITER in its environment. As with a pipe to `tee`, its stdout is no
+    terminal: many programs then print in blocks unless told otherwise (`python -u`).
+
+    When the service is away, CMD runs all the same; what could not be sent stays on the
+    disk for --resend.
+    """
+    if is_resend:
+        _resend(agent, command_line)
+    if agent is None:
+        raise click.UsageError("Missing option '--agent'.")
+    if not command_line:
+        raise click.UsageError("Missing the program: taskservice run --agent ID -- CMD ...")
+    wishes = {name: value for name, value in wishes.items() if value is not None}
+    with the_service() as client:
+        run = Run(client.connection, command_line, {"agentId": agent, **wishes, "claim": True})
+        forward_signals(run.forward)
+        run.start()
+        sys.exit(run.execute())
+
+
+def _resend(agent: str | None, command_line: tuple[str, ...]) -> None:
+    if agent is not None or command_line:
+        raise click.UsageError("--resend goes alone.")
+    with the_service() as client:
+        if not resend(client.connection, click.echo):
+            give_up("Not everything could be sent")
+    sys.exit(0)
+
+
+def forward_signals(forward: Any) -> None:
+    """Call `forward` with the number of each signal that is meant for the program."""
+    for number in FORWARDED:
+        # What whoever started us ignores, as nohup does, stays so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda received, frame: forward(received))

@@ -1,0 +1,122 @@
+"""`taskservice task`: tasks, listed, shown, followed, cancelled and deleted."""
+
+import json
+import sys
+from collections.abc import Iterator
+from itertools import islice
+
+import click
+
+from taskservice.cli.agent_side import give_up, one_line, print_json, the_service
+from taskservice.client import NotFound, Task
+
+# How `follow` exits, by the outcome; 2 is for what is wrong with the command itself.
+OUTCOMES = {"failed": 1, "cancelled": 3, "timeout": 4}
+DELETED = 5
+INTERRUPTED = 130
+
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+
+
+@click.group("task")
+def command() -> None:
+    """Tasks, as the API key in TASKSERVICE_APIKEY sees them."""
+
+
+@command.command("list")
+@click.option("--agent", "agent_id", metavar="ID", help="Only tasks of this agent.")
+@click.option("--status", type=click.Choice(["running", "complete", "error"]))
+@click.option("--q", help="Only tasks with this in their name.")
+@click.option("--limit", type=click.IntRange(1), help="At most so many; all by default.")
+@as_json
+def list_all(
+    agent_id: str | None, status: str | None, q: str | None, limit: int | None, as_json: bool
+) -> None:
+    """List tasks, newest first."""
+    with the_service() as client:
+        found = client.tasks(agent_id=agent_id, status=status, q=q)
+        for task in islice(found, limit):
+            print_json(task.data) if as_json else click.echo(_row(task))
+
+
+@command.command("show")
+@click.argument("task_id")
+@as_json
+def show(task_id: str, as_json: bool) -> None:
+    """Show a task; its log is shown by `follow`."""
+    with the_service() as client:
+        task = client.task(task_id)
+        print_json(task.data) if as_json else click.echo("\n".join(_details(task)))
+
+
+@command.command("follow")
+@click.argument("task_id")
+@as_json
+def follow(task_id: str, as_json: bool) -> None:
+    """Print the log as it grows, until the task ends.
+
+    The exit status tells the outcome: 0 complete, 1 failed, 3 cancelled, 4 timeout,
+    5 deleted.
+    """
+    # Longer than the service takes to start again.
+    with the_service(patience=60) as client:
+        task = client.task(task_id)
+        try:
+            for line in task.follow():
+                print_json(line._asdict()) if as_json else click.echo(line.text)
+        except NotFound:
+            give_up("The task was deleted", DELETED)
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+        print_json(task.data) if as_json else click.echo(_outcome(task), err=True)
+        sys.exit(OUTCOMES[task.error["type"]] if task.error else 0)
+
+
+@command.command("cancel")
+@click.argument("task_id")
+@as_json
+def cancel(task_id: str, as_json: bool) -> None:
+    """Cancel a task; its agent is told to stop."""
+    with the_service() as client:
+        task = client.task(task_id).cancel()
+        print_json(task.data) if as_json else click.echo(_outcome(task))
+
+
+@command.command("delete")
+@click.argument("task_id")
+@as_json
+def delete(task_id: str, as_json: bool) -> None:
+    """Delete a task for good, with its log."""
+    with the_service() as client:
+        task = client.task(task_id)
+        task.delete()
+        print_json(task.data) if as_json else click.echo(f"{task.id} is deleted")
+
+
+def _row(task: Task) -> str:
+    word = task.error["type"] if task.error else task.status
+    created = task.data["createdAt"][:19].replace("T", " ")
+    lines = f"{task.data['logCount']:>8}"
+    return f"{task.id}  {word:9}  {created}  {lines}  {task.agent_id}  {one_line(task.name)}"
+
+
+def _details(task: Task) -> Iterator[str]:
+    yield f"{'name':10}  {one_line(task.name)}"
+    yield f"{'status':10}  {_outcome(task)}"
+    moments = {"created": "createdAt", "claimed": "claimedAt", "finished": "finishedAt"}
+    fields = {"id": "id", "agent": "agentId", **moments, "callback": "callback"}
+    for word, field in fields.items():
+        yield f"{word:10}  {task.data[field] or '-'}"
+    yield f"{'lines':10}  {task.data['logCount']}"
+    for word in ("input", "output"):
+        yield f"{word:10}  {_pretty(task.data[word])}"
+
+
+def _outcome(task: Task) -> str:
+    if not task.error:
+        return task.status
+    return f"{task.status}: {task.error['type']}: {one_line(task.error['message'])}"
+
+
+def _pretty(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False).replace("\n", "\n            ")

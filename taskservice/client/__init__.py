@@ -1,0 +1,46 @@
+"""The client for programs in Python: start, claim, report, list and follow tasks."""
+
+from taskservice.client.errors import (
+    Conflict,
+    Forbidden,
+    InvalidKey,
+    LinesMissing,
+    NotFound,
+    NotTheService,
+    Refused,
+    SettingError,
+    TaskCancelled,
+    TaskFinished,
+    TaskServiceError,
+    TooLarge,
+    Unavailable,
+    Unfit,
+    Unreachable,
+    Unreadable,
+)
+from taskservice.client.handler import TaskHandler
+from taskservice.client.tasks import Client, Line, Task, current
+
+__all__ = [
+    "Client",
+    "Conflict",
+    "Forbidden",
+    "InvalidKey",
+    "Line",
+    "LinesMissing",
+    "NotFound",
+    "NotTheService",
+    "Refused",
+    "SettingError",
+    "Task",
+    "TaskCancelled",
+    "TaskFinished",
+    "TaskHandler",
+    "TaskServiceError",
+    "TooLarge",
+    "Unavailable",
+    "Unfit",
+    "Unreachable",
+    "Unreadable",
+    "current",
+]

@@ -1,0 +1,171 @@
+"""The one way of a request to the service: its headers, deadlines, retries and errors."""
+
+import os
+import random
+import threading
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+
+from taskservice import __version__
+from taskservice.client.errors import (
+    PASSING,
+    NotTheService,
+    SettingError,
+    TaskServiceError,
+    Unavailable,
+    Unreachable,
+    from_answer,
+)
+
+API = "/api/v1"
+CONNECT_SECONDS = 5.0
+# More than the service ever takes for anything but a wait.
+READ_SECONDS = 60.0
+FIRST_DELAY = 0.25
+LONGEST_DELAY = 5.0
+# How long a call is tried again and again before it fails, unless its caller says otherwise.
+PATIENCE_SECONDS = 60.0
+
+
+class Connection:
+    """The service as one key sees it; may be used by several threads."""
+
+    def __init__(
+        self, url: str | None = None, apikey: str | None = None, patience: float = PATIENCE_SECONDS
+    ) -> None:
+        """`url` and `apikey` are those of the environment by default. Raises SettingError."""
+        self.url = _checked_url(url or os.environ.get("TASKSERVICE_URL", ""))
+        self.patience = patience
+        self._apikey = _checked_key(apikey or os.environ.get("TASKSERVICE_APIKEY", ""))
+        # A session of requests is for one thread.
+        self._local = threading.local()
+
+    def call(
+        self, method: str, path: str, *, patience: float | None = None, **options: Any
+    ) -> requests.Response:
+        """The answer, asked for again and again while it is worth it.
+
+        Only for what may be repeated. `path` is below /api/v1; `options` are those of `once`.
+        Raises TaskServiceError; Unreachable and Unavailable only after `patience` seconds.
+        """
+        until = time.monotonic() + (self.patience if patience is None else patience)
+        for delay in delays():
+            try:
+                return self.once(method, path, **options)
+            except PASSING as error:
+                pause = pause_after(error, delay)
+                if time.monotonic() + pause > until:
+                    raise
+                time.sleep(pause)
+        raise AssertionError("delays never end")
+
+    def once(
+        self, method: str, path: str, *, is_read: bool = True, **options: Any
+    ) -> requests.Response:
+        """The answer to one attempt; `options` are those of requests. Raises TaskServiceError.
+
+        With `is_read` false only its head: a task may come with a log of 100 MiB.
+        """
+        options.setdefault("timeout", (CONNECT_SECONDS, READ_SECONDS))
+        try:
+            answer = self._session().request(
+                method,
+                self.url + API + path,
+                # The key would go to whatever place a redirect names.
+                allow_redirects=False,
+                stream=not is_read,
+                **options,
+            )
+        except requests.exceptions.InvalidJSONError as error:
+            raise TaskServiceError(f"This is no JSON: {error}") from None
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            raise Unreachable(f"{self.url} is out of reach: {_reason(error)}") from None
+        if not 200 <= answer.status_code < 300:
+            raise from_answer(answer)
+        if not is_read:
+            answer.close()
+        return answer
+
+    def _session(self) -> requests.Session:
+        session: requests.Session | None = getattr(self._local, "session", None)
+        if session is None:
+            session = self._local.session = requests.Session()
+            session.headers["apikey"] = self._apikey
+            session.headers["User-Agent"] = f"taskservice/{__version__}"
+        return session
+
+
+def body(answer: requests.Response) -> Any:
+    """The JSON of an answer. Raises NotTheService where it has none."""
+    try:
+        return answer.json()
+    except ValueError:
+        raise NotTheService(f"{answer.url} answers, but not as taskservice does") from None
+
+
+def delays() -> Any:
+    """Seconds to wait after the first failure, the second and so on, without an end."""
+    delay = FIRST_DELAY
+    while True:
+        # Apart from each other, so that a service that was down is not run over.
+        yield delay * random.uniform(0.5, 1)
+        delay = min(delay * 2, LONGEST_DELAY)
+
+
+def pause_after(error: TaskServiceError, delay: float) -> float:
+    """Seconds until the next attempt: `delay`, or more where the service asks for more."""
+    asked = error.retry_after if isinstance(error, Unavailable) else None
+    return max(delay, asked or 0)
+
+
+def _checked_url(url: str) -> str:
+    """The URL without what may follow it: a last slash, and /api/v1."""
+    if not url:
+        raise SettingError(
+            "TASKSERVICE_URL is not set: where is the service? Such as http://127.0.0.1:8000"
+        )
+    url = url.rstrip("/").removesuffix(API)
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or parts.query or parts.fragment or parts.username or not url.isprintable():
+        raise SettingError(f"TASKSERVICE_URL: {url!r} must be a URL such as http://127.0.0.1:8000")
+    return url
+
+
+def _checked_key(key: str) -> str:
+    if not key:
+        raise SettingError("TASKSERVICE_APIKEY is not set: the service wants an API key")
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise SettingError("TASKSERVICE_APIKEY: holds what no API key has, such as spaces")
+    return key
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in few words and without the URL."""
+    if isinstance(error, requests.ConnectTimeout):
+        return "no connection in time"
+    if isinstance(error, requests.Timeout):
+        return "no answer in time"
+    if isinstance(error, requests.exceptions.SSLError):
+        return f"TLS failed: {_innermost(error)}"
+    if isinstance(error, requests.ConnectionError):
+        return str(_innermost(error)).rpartition("] ")[2] or "the connection broke"
+    return "the answer broke off"
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The cause at the bottom of what requests and urllib3 have wrapped it in."""
+    while True:
+        inner = getattr(error, "reason", None) or next(
+            (argument for argument in error.args if isinstance(argument, BaseException)), None
+        )
+        if not isinstance(inner, BaseException):
+            return error
+        error = inner

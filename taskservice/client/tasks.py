@@ -1,0 +1,443 @@
+"""Tasks for programs in Python: started, written to, watched."""
+
+import contextlib
+import json
+import os
+import re
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, NamedTuple
+from urllib.parse import quote
+from uuid import uuid4
+
+from taskservice.client import text
+from taskservice.client.errors import (
+    PASSING,
+    NotFound,
+    SettingError,
+    TaskServiceError,
+    Unfit,
+    Unreachable,
+)
+from taskservice.client.http import PATIENCE_SECONDS, Connection, body, delays, pause_after
+from taskservice.client.memory import Memory
+from taskservice.client.sender import HEARTBEAT_SECONDS, Sender
+
+COMPLETE = "complete"
+ERROR = "error"
+RUNNING = "running"
+
+PAGE_TASKS = 100
+PAGE_LINES = 10_000
+# How long a request may wait for news; the service allows 60 s.
+WAIT_SECONDS = 30
+# Where the service cannot let us wait, we ask so often.
+_ASK_AGAIN_SECONDS = 1.0
+# Of a task in a list: all but its log, which can be long.
+SHORT_FIELDS = (
+    "id,name,agentId,userId,createdAt,updatedAt,claimedAt,finishedAt,"
+    "input,firstLog,logCount,output,status,error,callback"
+)
+_SHORT = {"fields": SHORT_FIELDS}
+_NEXT = re.compile(r'<\?([^>]*)>; rel="next"')
+
+
+class Line(NamedTuple):
+    """A line of a log, and its number, counted from 1."""
+
+    number: int
+    text: str
+
+
+class Task:
+    """A task as it was when it was read last: `data` is its JSON.
+
+    Made by a Client. Used with `with` by whoever does its work: that reports its end.
+    """
+
+    def __init__(
+        self, connection: Connection, data: Mapping[str, Any], writer: str = "python"
+    ) -> None:
+        self.data = dict(data)
+        self.id = str(data["id"])
+        # What the `with` block has to say as its result; reported when it ends.
+        self.output: dict[str, Any] = dict(data.get("output") or {})
+        self._connection = connection
+        self._writer = writer
+        self._memory = Memory()
+        self._sender: Sender | None = None
+
+    @property
+    def url(self) -> str:
+        return f"{self._connection.url}/api/v1/task/{self.id}"
+
+    @property
+    def name(self) -> str:
+        return str(self.data["name"])
+
+    @property
+    def agent_id(self) -> str:
+        return str(self.data["agentId"])
+
+    @property
+    def status(self) -> str:
+        """`running`, `complete` or `error`."""
+        return str(self.data["status"])
+
+    @property
+    def error(self) -> Mapping[str, Any] | None:
+        """Its type and message, where the status is `error`."""
+        error: Mapping[str, Any] | None = self.data["error"]
+        return error
+
+    @property
+    def input(self) -> Mapping[str, Any]:
+        given: Mapping[str, Any] = self.data["input"]
+        return given
+
+    # --- for whoever does the work -------------------------------------------------------
+
+    def log(self, *lines: str) -> None:
+        """Add lines; they are sent by a thread, in their order and each once.
+
+        Waits only while 16 MiB wait already. Raises TaskCancelled when the user has
+        cancelled the task, NotFound when it is deleted: then it is time to stop.
+        """
+        sender = self._started()
+        began = time.monotonic()
+        self.check()
+        while not self._memory.has_room(1.0):
+            self._give_up(sender, began)
+        self._memory.put([line for given in lines for line in text.lines_of(given)])
+
+    def report(self, **changes: Any) -> None:
+        """Change `output`, `name`, `status` or `error` at once.
+
+        Raises TaskCancelled, and what else the service refuses it for.
+        """
+        self._tell("PATCH", f"/task/{self.id}", json=changes)
+
+    def check(self) -> None:
+        """Raise TaskCancelled, or another reason to stop, once the service has told of it."""
+        if self._sender is not None and self._sender.stopped is not None:
+            raise self._sender.stopped
+
+    def complete(self, **output: Any) -> None:
+        """Report the end: `complete`, with these keys and those in `output`, after all lines."""
+        self.finish({"status": COMPLETE, "output": self.output | output})
+
+    def fail(self, message: str) -> None:
+        """Report the end: `error`, with this message, after all lines."""
+        error = {"message": text.message(message)}
+        self.finish({"status": ERROR, "error": error, "output": self.output})
+
+    def finish(self, report: dict[str, Any] | None) -> None:
+        """Send all lines, then this report, if any; raises what keeps them from being sent."""
+        json.dumps(report, allow_nan=False)  # here, where the program sees what is wrong with it
+        sender = self._started()
+        began = time.monotonic()
+        sender.finish(report)
+        while sender.is_alive():
+            sender.join(0.2)
+            self._give_up(sender, began)
+        self._forget()
+        if not sender.delivered:
+            raise sender.stopped or TaskServiceError("The end could not be sent")
+        self.refresh()
+
+    def _give_up(self, sender: Sender, began: float) -> None:
+        """Raise what is wrong when there was no answer for too long."""
+        since = max(sender.last_answer, began)
+        if sender.is_alive() and time.monotonic() - since > self._connection.patience:
+            self._forget()
+            raise sender.trouble or Unreachable(f"{self._connection.url} gives no answer")
+
+    def _started(self) -> Sender:
+        """The thread that sends; it starts with the first line, or with `with`."""
+        if self._sender is None:
+            timeout = self.data.get("timeout") or 0
+            self._memory = Memory()
+            self._sender = Sender(
+                self._connection,
+                self._memory,
+                # A name that nobody else counts lines under.
+                f"{self._writer}-{uuid4().hex[:12]}",
+                lambda: self.id,
+                heartbeat=min(HEARTBEAT_SECONDS, timeout / 3 or HEARTBEAT_SECONDS),
+            )
+            self._sender.start()
+        return self._sender
+
+    def __enter__(self) -> "Task":
+        self._started()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None or _is_success(error):
+                self._complete_or_fail()
+            else:
+                # The program's own exception is what its caller should see.
+                with contextlib.suppress(TaskServiceError):
+                    self._fail_with(error)
+        finally:
+            self._forget()
+
+    def _complete_or_fail(self) -> None:
+        try:
+            self.complete()
+        except (TypeError, ValueError) as error:  # its output is no JSON
+            self.output = {}
+            self._fail_with(error)
+            raise
+
+    def _fail_with(self, error: BaseException) -> None:
+        self.log(*traceback.format_exception(error))
+        self.fail(traceback.format_exception_only(error)[-1].strip())
+
+    def _forget(self) -> None:
+        if self._sender is not None:
+            self._sender.abandon()
+            self._sender = None
+
+    # --- for whoever watches -------------------------------------------------------------
+
+    def refresh(self) -> "Task":
+        """Read it again, without its log."""
+        self.data |= body(self._connection.call("GET", f"/task/{self.id}", params=_SHORT))
+        return self
+
+    def lines(self, after: int = 0) -> Iterator[Line]:
+        """The lines that are there now, those after number `after`."""
+        query = {"limit": str(PAGE_LINES)}
+        while True:
+            page = self._page(query | {"after": str(after)}, {})
+            yield from _numbered(page)
+            if page["next"] <= after or not page["logs"]:
+                return
+            after = page["next"]
+
+    def follow(self, after: int = 0) -> Iterator[Line]:
+        """The lines as they come, those after number `after`, until the task ends.
+
+        Goes on where it was when the connection breaks or the service restarts; each line
+        comes once. Afterwards `status`, `error` and `output` are those of the end. Raises
+        NotFound when the task is deleted.
+        """
+        query = {"limit": str(PAGE_LINES)}
+        headers = {"Prefer": f"wait={WAIT_SECONDS}"}
+        while True:
+            asked = time.monotonic()
+            page = self._page(query | {"after": str(after)}, headers)
+            yield from _numbered(page)
+            if not page["logs"] and page["status"] != RUNNING:
+                self.refresh()
+                return
+            if page["next"] <= after:
+                _rest(asked)
+            after = page["next"]
+
+    def _page(self, query: dict[str, str], headers: dict[str, str]) -> dict[str, Any]:
+        path = f"/task/{self.id}/logs"
+        answer = self._connection.call("GET", path, params=query, headers=headers)
+        page: dict[str, Any] = body(answer)
+        return page
+
+    def cancel(self) -> "Task":
+        """Cancel it: it becomes an `error` of type `cancelled`, and its agent is told."""
+        return self._tell("POST", f"/task/{self.id}/cancel")
+
+    def delete(self) -> None:
+        """Delete it for good, with its log."""
+        _repeat_deletion(self._connection, f"/task/{self.id}", {"fields": "id"})
+
+    def _tell(self, method: str, path: str, **options: Any) -> "Task":
+        # It is answered with the whole task, however long its log is.
+        self._connection.call(method, path, is_read=False, **options)
+        return self.refresh()
+
+
+class Client:
+    """The service, for programs.
+
+    `url` and `apikey` are TASKSERVICE_URL and TASKSERVICE_APIKEY by default. `patience` is
+    how many seconds a call is tried again while the service is away or busy.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        apikey: str | None = None,
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
+        self.connection = Connection(url, apikey, patience)
+
+    def start(
+        self,
+        agent_id: str,
+        *,
+        name: str | None = None,
+        input: Mapping[str, Any] | None = None,
+        callback: str | None = None,
+        timeout: int | None = None,
+        claim: bool = True,
+    ) -> Task:
+        """Start a task; registers its agent if it is new.
+
+        With `claim` the caller does its work, best in a `with`; without, whoever claims it.
+        """
+        wishes: dict[str, Any] = {"agentId": agent_id, "name": name, "input": input}
+        wishes |= {"callback": callback, "timeout": timeout, "claim": claim}
+        wishes = {name: value for name, value in wishes.items() if value is not None}
+        data = start(self.connection, wishes, uuid4().hex)
+        return Task(self.connection, data | {"timeout": timeout})
+
+    def claim(self, agent_id: str, wait: float = WAIT_SECONDS) -> Task | None:
+        """Take the oldest unclaimed task of an agent, or None when none came in `wait` seconds."""
+        until = time.monotonic() + wait
+        while True:
+            asked = time.monotonic()
+            seconds = min(max(int(until - asked), 0), WAIT_SECONDS)
+            headers = {"Prefer": f"wait={seconds}"} if seconds else {}
+            path = f"/agent/{_segment(agent_id)}/claim"
+            answer = self.connection.call("POST", path, headers=headers)
+            if answer.status_code != 204:
+                return Task(self.connection, body(answer))
+            if time.monotonic() + _ASK_AGAIN_SECONDS > until:
+                return None
+            _rest(asked)
+
+    def task(self, task_id: str) -> Task:
+        """One task. Raises NotFound."""
+        path = f"/task/{_segment(task_id)}"
+        return Task(self.connection, body(self.connection.call("GET", path, params=_SHORT)))
+
+    def tasks(
+        self,
+        *,
+        status: str | None = None,
+        agent_id: str | None = None,
+        q: str | None = None,
+        created_after: str | None = None,
+        created_before: str | None = None,
+        finished_after: str | None = None,
+        sort: str | None = None,
+    ) -> Iterator[Task]:
+        """All tasks that the key may see, newest first, page after page; without their logs.
+
+        `q` is a part of the name; moments are RFC 3339; `sort` is `-createdAt`, `createdAt`
+        or `finishedAt`.
+        """
+        query = {"status": status, "agentId": agent_id, "q": q, "createdAfter": created_after}
+        query |= {"createdBefore": created_before, "finishedAfter": finished_after, "sort": sort}
+        given = {name: value for name, value in query.items() if value is not None}
+        return self._pages(_SHORT | given | {"limit": str(PAGE_TASKS)})
+
+    def _pages(self, query: dict[str, str] | str) -> Iterator[Task]:
+        while True:
+            answer = self.connection.call("GET", "/task", params=query)
+            for data in body(answer):
+                yield Task(self.connection, data)
+            link = _NEXT.search(answer.headers.get("Link", ""))
+            if link is None:
+                return
+            query = link[1]
+
+    def register(
+        self, agent_id: str, name: str | None = None, description: str | None = None
+    ) -> None:
+        """Register an agent, or change it."""
+        register(self.connection, agent_id, {"name": name, "description": description})
+
+
+def current(connection: Connection | None = None) -> Task:
+    """The task of the `taskservice run` or `work` that this program was started by.
+
+    Its lines go beside those that the program prints. Raises SettingError without one.
+    """
+    task_id = os.environ.get("TASKSERVICE_TASK_ID", "")
+    if not task_id:
+        raise SettingError("TASKSERVICE_TASK_ID is not set: no `taskservice run` started this")
+    connection = connection or Connection()
+    writer = os.environ.get("TASKSERVICE_WRITER", "python")
+    data = body(connection.call("GET", f"/task/{_segment(task_id)}", params=_SHORT))
+    # Several processes may ask; each counts its own lines.
+    return Task(connection, data, f"{writer[:40]}-{uuid4().hex[:12]}")
+
+
+def start(
+    connection: Connection, wishes: Mapping[str, Any], idempotency_key: str, **options: Any
+) -> dict[str, Any]:
+    """Start a task, once however often this is repeated, and its agent if it is new."""
+    try:
+        return _start(connection, wishes, idempotency_key, options)
+    except Unfit as error:
+        if "agentId" not in error.errors:
+            raise
+    register(connection, wishes["agentId"], {}, **options)
+    return _start(connection, wishes, idempotency_key, options)
+
+
+def _start(
+    connection: Connection, wishes: Mapping[str, Any], key: str, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    headers = {"Idempotency-Key": key}
+    task: dict[str, Any] = body(
+        connection.call("POST", "/task", json=wishes, headers=headers, **options)
+    )
+    return task
+
+
+def register(
+    connection: Connection, agent_id: str, wishes: Mapping[str, str | None], **options: Any
+) -> None:
+    """Register an agent, or change it: its `name` or `description`."""
+    given = {name: value for name, value in wishes.items() if value is not None}
+    connection.call("PUT", f"/agent/{_segment(agent_id)}", json=given, **options)
+
+
+def _repeat_deletion(connection: Connection, path: str, query: dict[str, str]) -> None:
+    """Delete what may be gone already, if an answer was lost on its way."""
+    until = time.monotonic() + connection.patience
+    is_repeated = False
+    for delay in delays():
+        try:
+            connection.once("DELETE", path, params=query)
+            return
+        except NotFound:
+            if is_repeated:
+                return
+            raise
+        except PASSING as error:
+            if time.monotonic() + pause_after(error, delay) > until:
+                raise
+            time.sleep(pause_after(error, delay))
+            is_repeated = True
+
+
+def _segment(text: str) -> str:
+    """An id as a part of a path; what would be another path is an id of nothing."""
+    return quote(text.replace("/", "-"), safe="") if text.strip(".") else "-"
+
+
+def _numbered(page: Mapping[str, Any]) -> Iterable[Line]:
+    first = page["next"] - len(page["logs"]) + 1
+    return (Line(first + place, line) for place, line in enumerate(page["logs"]))
+
+
+def _rest(asked: float) -> None:
+    """Wait where the service did not: where it cannot, it answers at once."""
+    pause = asked + _ASK_AGAIN_SECONDS - time.monotonic()
+    if pause > 0:
+        time.sleep(pause)
+
+
+def _is_success(error: BaseException) -> bool:
+    return isinstance(error, SystemExit) and error.code in (None, 0)

@@ -1,0 +1,46 @@
+"""Lines as a log takes them: whole, in UTF-8, and none too long."""
+
+# What the service takes, in bytes of UTF-8 (contract: Limits).
+LINE_BYTES = 64 * 1024
+LOG_BYTES = 100 * 1024 * 1024
+MESSAGE_BYTES = 64 * 1024
+OUTPUT_BYTES = 1024 * 1024
+# A byte that is no UTF-8, or is NUL, becomes a character of three bytes.
+SURELY_SHORT = LINE_BYTES // 3
+_ROOM_FOR_MARK = 100
+
+
+def mark(text: str) -> bytes:
+    """A line of our own in somebody's log."""
+    return f"[taskservice: {text}]\n".encode()
+
+
+def lines_of(text: str) -> list[bytes]:
+    """The lines of a text, each cut where it is too long; an empty text is an empty line."""
+    data = text.encode(errors="replace")
+    return [cut(line) for line in data.removesuffix(b"\n").split(b"\n")]
+
+
+def cut(line: bytes, size: int | None = None) -> bytes:
+    """A line that a log takes: with its end replaced by a mark if it is too long.
+
+    `size` is how many bytes it really has, where `line` is only its beginning.
+    """
+    if size is None and len(line) <= SURELY_SHORT:
+        return line
+    text = line.decode(errors="replace").replace("\0", "\ufffd").encode()
+    if size is None and len(text) <= LINE_BYTES:
+        return line
+    return head(text, LINE_BYTES - _ROOM_FOR_MARK) + (
+        f"… [taskservice: cut here, the line has {size or len(line):,} bytes]".encode()
+    )
+
+
+def head(text: bytes, most: int) -> bytes:
+    """The longest beginning of a UTF-8 text that has at most `most` bytes and is whole."""
+    return text[:most].decode(errors="ignore").encode()
+
+
+def message(text: str) -> str:
+    """A text that fits as the message of an error."""
+    return head(text.encode(errors="replace"), MESSAGE_BYTES).decode().replace("\0", "\ufffd")

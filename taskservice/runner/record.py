@@ -1,0 +1,123 @@
+"""What is known of one run, kept in a folder so that it can be sent after the run is gone."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from taskservice.client import tasks
+from taskservice.client.http import Connection
+
+_RECORD = "run.json"
+_LOCK = "lock"
+
+
+def state_folder() -> Path:
+    """Where the runs of this user are kept, by the XDG Base Directory Specification."""
+    state = os.environ.get("XDG_STATE_HOME", "")
+    base = Path(state) if state.startswith("/") else Path.home() / ".local" / "state"
+    return base / "taskservice" / "runs"
+
+
+class Record:
+    """One run: where its task is or how to make it, and how it ended.
+
+    `folder` is None where nothing can be kept on the disk. The folder is locked as long as
+    this process lives, however it ends; the API key is not kept.
+    """
+
+    def __init__(self, url: str, wishes: Mapping[str, Any], task_id: str | None = None) -> None:
+        """`wishes` start the task when there is no `task_id` yet."""
+        self.url = url
+        self.wishes = dict(wishes)
+        self.task_id = task_id
+        self.key = uuid4().hex  # makes the start safe to repeat
+        self.report: dict[str, Any] | None = None
+        self.folder: Path | None = None
+        self._lock = -1
+
+    def made_task(self, connection: Connection, **options: Any) -> str:
+        """The id of its task, made now if it is not there yet. Raises TaskServiceError."""
+        if self.task_id is None:
+            task = tasks.start(connection, self.wishes, self.key, **options)
+            self.task_id = str(task["id"])
+        return self.task_id
+
+    def keep(self, runs: Path) -> None:
+        """Take a folder below `runs`, locked before anybody sees it. Raises OSError."""
+        runs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = runs / f".{self.key}"
+        draft.mkdir(mode=0o700)
+        self.folder = draft
+        try:
+            self._take_lock()
+            self.write()
+            self.folder = draft.rename(runs / self.key)
+        except OSError:
+            self.remove()
+            raise
+
+    def write(self) -> None:
+        """Write down how things stand, whole or not at all. Raises OSError."""
+        if self.folder is None:
+            return
+        text = json.dumps({
+            "url": self.url, "wishes": self.wishes, "taskId": self.task_id,
+            "key": self.key, "report": self.report,
+        })  # fmt: skip
+        draft = self.folder / f"{_RECORD}.new"
+        with open(draft, "w", opener=_private) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.rename(self.folder / _RECORD)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Record | None":
+        """A run that has been left, locked; None while it is still alive. Raises OSError."""
+        record = cls("", {})
+        record.folder = folder
+        try:
+            record._take_lock()
+        except BlockingIOError:
+            record.release()
+            return None
+        kept = json.loads((folder / _RECORD).read_text())
+        record.url, record.wishes, record.task_id = kept["url"], kept["wishes"], kept["taskId"]
+        record.key, record.report = kept["key"], kept["report"]
+        return record
+
+    def _take_lock(self) -> None:
+        assert self.folder is not None
+        self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # Gone when the process is, also when it was killed.
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def release(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def remove(self) -> None:
+        """Everything is sent, or nobody wants it: forget this run."""
+        if self.folder is not None:
+            with contextlib.suppress(OSError):
+                # First what makes it a run, so that no half of it is taken for one.
+                (self.folder / _RECORD).unlink(missing_ok=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.release()
+
+
+def left_runs(runs: Path) -> Iterator[Path]:
+    """The folders of runs, oldest first."""
+    found = [path.parent for path in runs.glob(f"[!.]*/{_RECORD}")]
+    return iter(sorted(found, key=lambda folder: folder.stat().st_ctime))
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

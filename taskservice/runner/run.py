@@ -1,0 +1,297 @@
+"""One program, run as a task: started, recorded, stopped when its user says so, reported."""
+
+import contextlib
+import json
+import math
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from signal import SIGKILL, SIGTERM
+from typing import Any
+
+from taskservice.client import tasks
+from taskservice.client.errors import (
+    PASSING,
+    NotFound,
+    TaskCancelled,
+    TaskServiceError,
+)
+from taskservice.client.http import Connection
+from taskservice.client.sender import HEARTBEAT_SECONDS, Sender
+from taskservice.client.text import OUTPUT_BYTES, message
+from taskservice.runner.process import Process, describe, exit_code
+from taskservice.runner.pump import Pump
+from taskservice.runner.record import Record, state_folder
+from taskservice.runner.spool import Spool
+
+# Lines are counted by their writer: ours, and the one that the program may use itself.
+WRITER = "run"
+PROGRAMS_WRITER = "program"
+
+# How long the first start may take before the program runs without its task.
+START_SECONDS = 3.0
+START_TIMEOUTS = (2.0, 3.0)
+# How long a program may take to end after a cancel before it is killed.
+GRACE_SECONDS = 10.0
+# At the end: how long without any answer until what is left stays on the disk.
+SILENCE_SECONDS = 30.0
+# The same when the service had been away for long already.
+LEAST_SECONDS = 5.0
+NOT_RUN = 127
+NOT_EXECUTABLE = 126
+
+OUTPUT = "TASKSERVICE_OUTPUT"
+
+
+def remark(text: str) -> None:
+    """A line for the person at the terminal."""
+    with contextlib.suppress(OSError):  # nobody need be there
+        print(f"taskservice: {text}", file=sys.stderr, flush=True)
+
+
+class Run:
+    """A program that runs as a task; `execute` does it, from any thread.
+
+    Either `wishes`, to start the task with, or `task`, which is claimed already.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        command: Sequence[str],
+        wishes: Mapping[str, Any] | None = None,
+        task: tasks.Task | None = None,
+        say: Callable[[str], None] = remark,
+    ) -> None:
+        self._connection, self._command, self._say = connection, command, say
+        self._record = Record(connection.url, wishes or {}, task.id if task else None)
+        self._input = None if task is None else json.dumps(task.input).encode()
+        self._process: Process | None = None
+        self._received: list[int] = []
+        self._is_hurried = threading.Event()
+        self._has_said_full = False
+        self._is_over = False
+
+    # --- from other threads --------------------------------------------------------------
+
+    def forward(self, number: int) -> None:
+        """Pass on a signal; when the program has ended already, wait no longer for the service."""
+        self._received.append(number)
+        if self._process is None:
+            return
+        if self._is_over:
+            self._is_hurried.set()
+        elif not self._process.heard_from_terminal(number):
+            self._process.send(number)
+
+    # --- the run -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the task, if the service is there. Raises TaskServiceError for a wrong request."""
+        self._keep_record()
+        if self._record.task_id is not None:
+            return
+        try:
+            self._task_id(patience=START_SECONDS, timeout=START_TIMEOUTS)
+        except PASSING as error:
+            self._say(f"{error}; the program runs, its task is made when the service is back")
+        except TaskServiceError:
+            self._record.remove()
+            raise
+
+    def _keep_record(self) -> None:
+        try:
+            self._record.keep(state_folder())
+        except (OSError, RuntimeError) as error:
+            self._say(f"nothing can be kept on the disk, lines wait in memory: {error}")
+
+    def execute(self) -> int:
+        """Run the program and report it; returns the exit code. `start` comes before."""
+        self._spool = Spool(self._record.folder, on_full=self._disk_is_full)
+        sender = Sender(
+            self._connection, self._spool, WRITER, self._task_id,
+            heartbeat=self._heartbeat(), on_stop=self._stop, on_trouble=self._trouble,
+        )  # fmt: skip
+        if self._record.task_id is None:
+            sender.last_answer = float("-inf")  # there was none yet
+        pump = Pump(self._spool.put_text)
+        code, report = self._run_program(pump, sender)
+        self._is_over = True
+        self._finish(sender, report)
+        return code
+
+    def _run_program(self, pump: Pump, sender: Sender) -> tuple[int, dict[str, Any]]:
+        try:
+            self._process = self._spawn(pump)
+        except OSError as error:
+            pump.begin()
+            pump.finish()
+            sender.start()
+            text = f"{self._command[0]} can't be run: {error.strerror}"
+            self._say(text)
+            code = NOT_RUN if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+            return code, failed(text)
+        for number in self._received:
+            self._process.send(number)
+        pump.begin()
+        sender.start()
+        status = self._process.wait()
+        pump.finish()
+        return exit_code(status), self._report(status, pump)
+
+    def _spawn(self, pump: Pump) -> Process:
+        with contextlib.ExitStack() as files:
+            stdin = None
+            if self._input is not None:
+                # A file, and no pipe, which somebody would have to fill while it runs.
+                file = files.enter_context(tempfile.TemporaryFile())
+                file.write(self._input)
+                file.seek(0)
+                stdin = file.fileno()
+            return Process(self._command, self._environment(), stdin, pump.stdout, pump.stderr)
+
+    def _environment(self) -> dict[str, str]:
+        own = {"TASKSERVICE_WRITER": PROGRAMS_WRITER}
+        if self._record.folder is not None:
+            own[OUTPUT] = str(self._record.folder / "output.json")
+        if self._record.task_id is not None:
+            own["TASKSERVICE_TASK_ID"] = self._record.task_id
+            url = f"{self._connection.url}/api/v1/task/{self._record.task_id}"
+            own["TASKSERVICE_TASK_URL"] = url
+        strange = ("TASKSERVICE_TASK_ID", "TASKSERVICE_TASK_URL", OUTPUT)
+        return {name: text for name, text in os.environ.items() if name not in strange} | own
+
+    def _heartbeat(self) -> float:
+        timeout = self._record.wishes.get("timeout") or 0
+        return min(HEARTBEAT_SECONDS, timeout / 3 or HEARTBEAT_SECONDS)
+
+    def _task_id(self, **options: Any) -> str:
+        """The task's id; it is made now if it could not be before."""
+        if self._record.task_id is None:
+            made = self._record.made_task(self._connection, **{"patience": 0} | options)
+            self._write_record()
+            return made
+        return self._record.task_id
+
+    def _write_record(self) -> None:
+        try:
+            self._record.write()
+        except OSError as error:
+            self._disk_is_full(error)
+
+    # --- what can happen on the way ------------------------------------------------------
+
+    def _stop(self, error: TaskServiceError) -> None:
+        if isinstance(error, TaskCancelled | NotFound):
+            what = "cancelled" if isinstance(error, TaskCancelled) else "deleted"
+            if self._process is not None and not self._is_over:
+                self._say(f"the task was {what}; the program is told to stop")
+                self._process.send(SIGTERM)
+                timer = threading.Timer(GRACE_SECONDS, self._process.send, [SIGKILL])
+                timer.daemon = True
+                timer.start()
+        else:
+            self._say(f"the service refuses: {error}; the program runs on")
+
+    def _trouble(self, error: TaskServiceError | None) -> None:
+        if error is None:
+            self._say(f"{self._connection.url} is back")
+        elif self._record.task_id is not None:
+            self._say(f"{error}; lines wait for it")
+
+    def _disk_is_full(self, error: OSError) -> None:
+        if not self._has_said_full:
+            self._has_said_full = True
+            self._say(f"the lines can't be kept on the disk: {error.strerror or error}")
+
+    # --- the end -------------------------------------------------------------------------
+
+    def _report(self, status: int, pump: Pump) -> dict[str, Any]:
+        report = failed(describe(status, self._received)) if status else {"status": tasks.COMPLETE}
+        output = self._output(pump)
+        return report | {"output": output} if output else report
+
+    def _output(self, pump: Pump) -> dict[str, Any] | None:
+        """What the program has put out: in the file that was named to it, or as its last line."""
+        folder = self._record.folder
+        text = b"" if folder is None else _beginning(folder / "output.json")
+        if not text.strip():
+            return json_object(pump.tail.last_line())
+        output = json_object(text)
+        if output is None:
+            self._say(f"what the program wrote to {OUTPUT} is no JSON object of at most 1 MiB")
+            note = f"[taskservice: {OUTPUT} holds no JSON object of at most 1 MiB]"
+            self._spool.put([note.encode()])
+        return output
+
+    def _finish(self, sender: Sender, report: dict[str, Any]) -> None:
+        self._record.report = dict(report)
+        self._write_record()
+        sender.finish(report)
+        wait_for(sender, self._is_hurried)
+        if sender.delivered or isinstance(sender.stopped, TaskCancelled | NotFound):
+            self._spool.discard()
+            self._record.remove()
+            return
+        sender.abandon()
+        self._spool.close()
+        self._leave()
+
+    def _leave(self) -> None:
+        lines = counted(self._spool.count())
+        if self._record.folder is None:
+            self._say(f"{lines} and the program's end are lost: they could not be sent")
+        else:
+            self._say(
+                f"{lines} and the program's end could not be sent yet; "
+                "`taskservice run --resend` sends them"
+            )
+        self._record.release()
+
+
+def wait_for(sender: Sender, is_hurried: threading.Event) -> None:
+    """Let a sender finish, as long as it gets answers."""
+    began = time.monotonic()
+    while sender.is_alive() and not is_hurried.is_set():
+        until = max(began + LEAST_SECONDS, sender.last_answer + SILENCE_SECONDS)
+        if time.monotonic() > until:
+            return
+        sender.join(0.05)
+
+
+def counted(lines: int) -> str:
+    return f"{lines:,} {'line' if lines == 1 else 'lines'}"
+
+
+def json_object(text: bytes) -> dict[str, Any] | None:
+    """The JSON object that a text is, as the service takes one; None if it is anything else."""
+    if not text.strip().startswith(b"{") or len(text) > OUTPUT_BYTES:
+        return None
+    try:
+        value = json.loads(text, parse_constant=_number, parse_float=_number)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no number of JSON that can be kept")
+    return number
+
+
+def _beginning(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(OUTPUT_BYTES + 1)
+    except OSError:
+        return b""
+
+
+def failed(text: str) -> dict[str, Any]:
+    return {"status": tasks.ERROR, "error": {"message": message(text)}}

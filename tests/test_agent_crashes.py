@@ -1,0 +1,154 @@
+"""The agent's side while the service, or the agent itself, is killed: every line is there once."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import venv
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import needs
+from tests.laptop import eventually, kill, laptop_of, the_task
+from tests.live import Service
+from tests.test_readme import ROOT
+
+LINES = int(os.environ.get("AGENT_LINES", "20000"))
+KILLS = int(os.environ.get("AGENT_KILLS", "3"))
+LONGEST_ABSENCE = 10.0
+LONGEST_PRESENCE = 3.0
+# Long enough for all kills to come before the last line.
+SECONDS = KILLS * (LONGEST_ABSENCE + LONGEST_PRESENCE) * 0.7
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS * 3 + 240)]
+
+# Prints so many lines in so many seconds.
+NUMBERED = """
+import sys, time
+lines, seconds = int(sys.argv[1]), float(sys.argv[2])
+began = time.monotonic()
+for number in range(1, lines + 1):
+    print("line", number, flush=number % 10 == 0)
+    if number % 100 == 0:
+        time.sleep(max(0, began + seconds * number / lines - time.monotonic()))
+sys.stdout.flush()
+sys.exit(int(sys.argv[3]))
+"""
+
+WITH_THE_CLIENT = """
+import sys, time
+from taskservice.client import Client
+lines, seconds = int(sys.argv[1]), float(sys.argv[2])
+with Client().start("counter") as task:
+    began = time.monotonic()
+    for number in range(1, lines + 1):
+        task.log(f"line {number}")
+        if number % 100 == 0:
+            time.sleep(max(0, began + seconds * number / lines - time.monotonic()))
+    task.output["lines"] = lines
+"""
+
+
+def numbered(lines: int) -> list[str]:
+    return [f"line {number}" for number in range(1, lines + 1)]
+
+
+def kill_again_and_again(service: Service) -> None:
+    chance = random.Random(KILLS)
+    for _ in range(KILLS):
+        time.sleep(chance.uniform(0.2, LONGEST_PRESENCE))
+        kill(service)
+        time.sleep(chance.uniform(0, LONGEST_ABSENCE))
+        service.start()
+
+
+def under_kills(service: Service, process: subprocess.Popen[str]) -> tuple[str, str]:
+    killer = threading.Thread(target=kill_again_and_again, args=[service])
+    killer.start()
+    printed = process.communicate(timeout=SECONDS * 3 + 120)
+    assert not killer.is_alive(), "The program ended before the last kill"
+    return printed
+
+
+def test_run_survives_a_service_that_is_killed_again_and_again(tmp_path: Path) -> None:
+    with Service(tmp_path / "data") as service:
+        alice = service.add_user()
+        program = [sys.executable, "-c", NUMBERED, str(LINES), str(SECONDS), "3"]
+        process = laptop_of(alice, tmp_path / "home").spawn("run", "--agent", "a", "--", *program)
+        printed, remarks = under_kills(service, process)
+        task = the_task(alice)
+    print(f"\n{KILLS} kills, {remarks.count('is back')} times back, {task['logCount']} lines")
+    assert printed.splitlines() == numbered(LINES)
+    assert task["logs"] == numbered(LINES)
+    assert process.returncode == 3
+    assert task["error"] == {"type": "failed", "message": "Exit status 3"}
+    assert not list((tmp_path / "home" / "state").glob("taskservice/runs/*"))
+
+
+def test_client_survives_a_service_that_is_killed_again_and_again(tmp_path: Path) -> None:
+    with Service(tmp_path / "data") as service:
+        alice = service.add_user()
+        laptop = laptop_of(alice, tmp_path / "home")
+        process = laptop.python(WITH_THE_CLIENT, str(LINES), str(SECONDS))
+        _, errors = under_kills(service, process)
+        task = the_task(alice)
+    assert (process.returncode, errors) == (0, "")
+    assert task["logs"] == numbered(LINES)
+    assert (task["status"], task["output"]) == ("complete", {"lines": LINES})
+
+
+@pytest.mark.parametrize("is_away", [False, True], ids=["service-there", "service-away"])
+def test_run_that_is_killed_leaves_everything_to_resend(tmp_path: Path, is_away: bool) -> None:
+    program = [sys.executable, "-c", NUMBERED, str(LINES), "6", "0"]
+    with Service(tmp_path / "data") as service:
+        alice = service.add_user()
+        laptop = laptop_of(alice, tmp_path / "home")
+        shown = tmp_path / "shown"
+        with open(shown, "w") as out:
+            process = laptop.spawn("run", "--agent", "a", "--", *program, stdout=out)
+            eventually(lambda: shown.stat().st_size > 1_000)
+            if is_away:
+                kill(service)
+            time.sleep(2)
+            process.send_signal(signal.SIGKILL)
+            process.communicate(timeout=30)
+        if is_away:
+            service.start()
+        seen = shown.read_text().rpartition("\n")[0].splitlines()
+        resent = laptop.run("run", "--resend")
+        task = the_task(alice)
+        again = laptop.run("run", "--resend")
+    assert resent.returncode == 0, resent.stderr
+    assert task["logs"] == numbered(len(task["logs"]))
+    assert len(seen) <= len(task["logs"]) < LINES
+    assert task["status"] == "error"
+    assert "unknown" in task["error"]["message"]
+    assert (again.returncode, again.stdout) == (0, "")
+    assert laptop.left_runs() == []
+
+
+def test_plain_installation_in_an_empty_environment_is_enough(tmp_path: Path) -> None:
+    folder = tmp_path / "venv"
+    venv.create(folder, with_pip=True)
+    # An installation builds in the folder that it is given.
+    source = shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(".*"))
+    install = [folder / "bin" / "pip", "install", "--quiet", source]
+    installed = subprocess.run(install, capture_output=True, text=True, check=False)
+    if installed.returncode:
+        needs("a package index", installed.stderr[-500:])
+    with Service(tmp_path / "data") as service:
+        alice = service.add_user()
+        laptop = laptop_of(alice, tmp_path / "home")
+        laptop.command = [str(folder / "bin" / "taskservice")]
+        in_the_folder = {"cwd": tmp_path}
+        result = laptop.run("run", "--agent", "a", "--", "echo", "from afar", **in_the_folder)
+        listed = laptop.run("task", "list", **in_the_folder)
+        task = the_task(alice)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "from afar\n", "")
+    assert (task["status"], task["logs"]) == ("complete", ["from afar"])
+    assert task["id"] in listed.stdout

@@ -1,0 +1,501 @@
+"""`taskservice.client`: tasks for programs in Python."""
+
+import logging
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from taskservice import client as package
+from taskservice.client import (
+    Client,
+    Forbidden,
+    InvalidKey,
+    NotFound,
+    NotTheService,
+    SettingError,
+    TaskCancelled,
+    TaskFinished,
+    TaskHandler,
+    TaskServiceError,
+    TooLarge,
+    Unavailable,
+    Unfit,
+    Unreachable,
+)
+from tests import receiver as play
+from tests.laptop import kill, tasks, the_task
+from tests.live import Service
+from tests.people import RemotePerson
+from tests.receiver import Behaviour, Exchange, Receiver, unused_port
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One for all tests here."""
+    with Service(tmp_path_factory.mktemp("client") / "data") as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def owner(service: Service) -> RemotePerson:
+    return service.add_user()
+
+
+@pytest.fixture
+def alice(owner: RemotePerson) -> RemotePerson:
+    """A user without any tasks."""
+    for task in owner.request("GET", "/task?fields=id").json():
+        owner.request("DELETE", f"/task/{task['id']}").raise_for_status()
+    return owner
+
+
+@pytest.fixture
+def client(alice: RemotePerson) -> Client:
+    return client_of(alice)
+
+
+def client_of(person: RemotePerson, patience: float = 20) -> Client:
+    return Client(person.url, str(person.session.headers["apikey"]), patience)
+
+
+# --- doing the work ----------------------------------------------------------------------
+
+
+def test_block_becomes_a_task(alice: RemotePerson, client: Client) -> None:
+    with (
+        Receiver() as receiver,
+        client.start("summarizer", name="nightly", input={"day": 1}, callback=receiver.url) as task,
+    ):
+        task.log("one")
+        task.log("two\nthree", "four", "")
+        task.output["sum"] = 15
+    found = the_task(alice)
+    assert found["logs"] == ["one", "two", "three", "four", ""]
+    assert (found["name"], found["input"]) == ("nightly", {"day": 1})
+    assert (found["status"], found["output"]) == ("complete", {"sum": 15})
+    assert (task.status, task.error, task.data["output"]) == ("complete", None, {"sum": 15})
+    assert len(receiver.requests) == 1
+
+
+def test_exception_becomes_an_error_and_is_raised_on(alice: RemotePerson, client: Client) -> None:
+    def work() -> None:
+        with client.start("summarizer") as task:
+            task.output["share"] = 1
+            task.output["share"] = 1 // 0
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+    found = the_task(alice)
+    assert found["error"]["message"].startswith("ZeroDivisionError: ")
+    assert found["logs"][0] == "Traceback (most recent call last):"
+    assert found["logs"][-1] == found["error"]["message"]
+    assert found["output"] == {"share": 1}
+
+
+def test_exit_of_the_program_is_told_apart(alice: RemotePerson, client: Client) -> None:
+    for code, status in ((0, "complete"), (None, "complete"), (3, "error")):
+        with pytest.raises(SystemExit), client.start("summarizer"):
+            sys.exit(code)
+        assert tasks(alice)[0]["status"] == status
+
+
+def test_output_that_is_no_json_is_an_error_where_it_is_made(
+    alice: RemotePerson, client: Client
+) -> None:
+    for value in (datetime.now(), float("nan")):
+        with pytest.raises((TypeError, ValueError)), client.start("summarizer") as task:
+            task.output["value"] = value
+        assert tasks(alice)[0]["status"] == "error"
+
+
+def test_report_comes_at_once(alice: RemotePerson, client: Client) -> None:
+    with client.start("summarizer") as task:
+        task.report(output={"share": 0.5}, name="half done")
+        found = the_task(alice)
+        assert (found["output"], found["name"]) == ({"share": 0.5}, "half done")
+    assert the_task(alice)["output"] == {"share": 0.5}
+
+
+def test_cancel_is_raised_at_the_next_report(alice: RemotePerson, client: Client) -> None:
+    def work() -> None:
+        with client.start("summarizer") as task:
+            alice.request("POST", f"/task/{task.id}/cancel").raise_for_status()
+            while True:
+                task.log("still here")
+                time.sleep(0.05)
+
+    with pytest.raises(TaskCancelled) as cancelled:
+        work()
+    assert cancelled.value.task["error"]["type"] == "cancelled"
+    assert the_task(alice)["error"]["type"] == "cancelled"
+
+
+def test_cancel_is_raised_at_the_end_too(alice: RemotePerson, client: Client) -> None:
+    with pytest.raises(TaskCancelled), client.start("summarizer") as task:
+        alice.request("POST", f"/task/{task.id}/cancel").raise_for_status()
+
+
+def test_deletion_is_raised(alice: RemotePerson, client: Client) -> None:
+    with pytest.raises(NotFound), client.start("summarizer") as task:
+        alice.request("DELETE", f"/task/{task.id}").raise_for_status()
+    assert alice.request("GET", "/task").json() == []
+
+
+def test_own_exception_is_raised_where_a_cancel_came_too(
+    alice: RemotePerson, client: Client
+) -> None:
+    def work() -> None:
+        with client.start("summarizer") as task:
+            alice.request("POST", f"/task/{task.id}/cancel").raise_for_status()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+    assert the_task(alice)["error"]["type"] == "cancelled"
+
+
+def test_long_and_odd_lines_are_made_to_fit(alice: RemotePerson, client: Client) -> None:
+    with client.start("summarizer") as task:
+        task.log("x" * 100_000, "a\0b", "lone \ud800 surrogate")
+    long, nul, lone = the_task(alice)["logs"]
+    assert long.endswith("[taskservice: cut here, the line has 100,000 bytes]")
+    assert (nul, lone) == ("a\ufffdb", "lone ? surrogate")
+
+
+def test_many_threads_write_to_one_task(alice: RemotePerson, client: Client) -> None:
+    def write(number: int) -> None:
+        for count in range(200):
+            task.log(f"{number} {count}")
+
+    with client.start("summarizer") as task:
+        threads = [threading.Thread(target=write, args=[number]) for number in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    logs = the_task(alice)["logs"]
+    for number in range(5):
+        own = [line for line in logs if line.startswith(f"{number} ")]
+        assert own == [f"{number} {count}" for count in range(200)]
+
+
+def test_what_is_logged_becomes_lines(alice: RemotePerson, client: Client) -> None:
+    logger = logging.getLogger("app")
+    with client.start("summarizer") as task:
+        handler = TaskHandler(task)
+        logging.getLogger().addHandler(handler)
+        logging.getLogger().setLevel(logging.DEBUG)
+        try:
+            logger.warning("watch out for %s", "this")
+            try:
+                raise ValueError("bad")
+            except ValueError:
+                logger.exception("it failed")
+            time.sleep(0.5)
+        finally:
+            logging.getLogger().removeHandler(handler)
+            logging.getLogger().setLevel(logging.WARNING)
+    logs = the_task(alice)["logs"]
+    assert logs[0].endswith("WARNING app: watch out for this")
+    assert logs[1].endswith("ERROR app: it failed")
+    assert logs[-1] == "ValueError: bad"
+
+
+def test_claim_takes_what_was_started_for_an_agent(alice: RemotePerson, client: Client) -> None:
+    client.register("summarizer", description="Sums up")
+    assert client.claim("summarizer", wait=0) is None
+    first = client.start("summarizer", input={"n": 1}, claim=False)
+    client.start("summarizer", input={"n": 2}, claim=False)
+    claimed = client.claim("summarizer")
+    assert claimed is not None
+    assert (claimed.id, claimed.input) == (first.id, {"n": 1})
+    with claimed as task:
+        task.output["n"] = task.input["n"]
+    assert client.task(first.id).data["output"] == {"n": 1}
+
+
+def test_claim_waits_for_a_task(alice: RemotePerson, client: Client) -> None:
+    client.register("summarizer")
+    timer = threading.Timer(0.5, lambda: client.start("summarizer", claim=False))
+    timer.start()
+    assert client.claim("summarizer", wait=20) is not None
+    timer.join()
+
+
+# --- watching ----------------------------------------------------------------------------
+
+
+def test_all_tasks_come_over_all_pages(
+    alice: RemotePerson, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(package.tasks, "PAGE_TASKS", 2)
+    started = [client.start("summarizer", name=f"n {number}").id for number in range(5)]
+    client.start("other")
+    assert [task.id for task in client.tasks(agent_id="summarizer")] == started[::-1]
+    assert [task.name for task in client.tasks(q="N 3")] == ["n 3"]
+    assert list(client.tasks(status="error")) == []
+    oldest = next(client.tasks(sort="createdAt"))
+    assert "logs" not in oldest.data
+
+
+def test_follow_gives_each_line_once_until_the_end(alice: RemotePerson, client: Client) -> None:
+    with client.start("summarizer") as task:
+        task.log("one", "two")
+        watched = client.task(task.id)
+        lines = watched.follow()
+        assert next(lines) == (1, "one")
+        task.log("three")
+        task.output["sum"] = 15
+    assert list(lines) == [(2, "two"), (3, "three")]
+    assert (watched.status, watched.data["output"]) == ("complete", {"sum": 15})
+    assert list(watched.follow(after=2)) == [(3, "three")]
+    assert list(watched.lines(after=1)) == [(2, "two"), (3, "three")]
+
+
+def test_follow_goes_on_after_a_restart(tmp_path: Path) -> None:
+    with Service(tmp_path / "data") as service:
+        client = client_of(service.add_user(), patience=60)
+        with client.start("summarizer") as task:
+            lines = client.task(task.id).follow()
+            task.log("one")
+            assert next(lines) == (1, "one")
+            kill(service)
+            task.log("two")
+            timer = threading.Timer(1, service.start)
+            timer.start()
+            assert next(lines) == (2, "two")
+            timer.join()
+        assert list(lines) == []
+
+
+def test_follow_of_a_deleted_task_is_raised(alice: RemotePerson, client: Client) -> None:
+    task = client.start("summarizer")
+    timer = threading.Timer(0.5, task.delete)
+    timer.start()
+    with pytest.raises(NotFound):
+        list(client.task(task.id).follow())
+    timer.join()
+
+
+def test_cancel_and_delete(alice: RemotePerson, client: Client) -> None:
+    task = client.start("summarizer")
+    assert task.cancel().error == {"type": "cancelled", "message": "Cancelled by its user"}
+    task.delete()
+    with pytest.raises(NotFound):
+        task.delete()
+
+
+# --- problems ----------------------------------------------------------------------------
+
+
+def test_one_exception_for_each_problem(alice: RemotePerson, client: Client) -> None:
+    task = client.start("summarizer")
+    task.report(status="complete")
+    with pytest.raises(TaskFinished) as finished:
+        task.report(output={"late": 1})
+    assert not isinstance(finished.value, TaskCancelled)
+    with pytest.raises(NotFound, match="Task's ID is not found"):
+        client.task("../user")
+    with pytest.raises(Unfit, match="callback") as unfit:
+        client.start("summarizer", callback="nonsense")
+    assert "callback" in unfit.value.errors
+    with pytest.raises(InvalidKey):
+        list(Client(alice.url, "wrong").tasks())
+    with pytest.raises(TooLarge):
+        client.start("summarizer", input={"x": "x" * 11_000_000})
+    agent_key = alice.request("POST", "/key", json={"name": "a", "agentId": "summarizer"})
+    with pytest.raises(Forbidden):
+        Client(alice.url, agent_key.json()["key"]).task(task.id).cancel()
+    with pytest.raises(Unreachable, match="Connection refused"):
+        next(Client(f"http://127.0.0.1:{unused_port()}", "key", patience=0).tasks())
+    with pytest.raises(TaskServiceError, match="no JSON"):
+        client.start("summarizer", input={"x": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "sentence"),
+    [
+        ("", "key", "TASKSERVICE_URL is not set"),
+        ("ftp://x", "key", "TASKSERVICE_URL: 'ftp://x' must be"),
+        ("http://user:secret@x", "key", "TASKSERVICE_URL"),
+        ("http://[", "key", "TASKSERVICE_URL"),
+        ("http://x", "", "TASKSERVICE_APIKEY is not set"),
+        ("http://x", "k\ney", "TASKSERVICE_APIKEY"),
+    ],
+)
+def test_wrong_settings_say_which_and_how(
+    url: str, key: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TASKSERVICE_URL", raising=False)
+    monkeypatch.delenv("TASKSERVICE_APIKEY", raising=False)
+    with pytest.raises(SettingError, match=sentence):
+        Client(url, key)
+
+
+def test_url_may_be_that_of_the_api(alice: RemotePerson) -> None:
+    key = str(alice.session.headers["apikey"])
+    assert list(Client(f"{alice.url}/api/v1/", key).tasks()) == []
+
+
+PROBLEM = {"Content-Type": "application/problem+json"}
+ONE_TASK = b'[{"id": "1", "name": "n"}]'
+
+
+def in_turn(*behaviours: Behaviour) -> Behaviour:
+    """Each request is answered by the next one, and all later ones by the last."""
+    waiting = list(behaviours)
+
+    def behave(exchange: Exchange) -> None:
+        (waiting.pop(0) if len(waiting) > 1 else waiting[0])(exchange)
+
+    return behave
+
+
+JSON = {"Content-Type": "application/json"}
+GOOD = play.answer(200, JSON, ONE_TASK)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        play.answer(500, PROBLEM, b'{"detail": "x"}'),
+        play.answer(502, {"Content-Type": "text/html"}, b"<h1>Bad Gateway</h1>"),
+        play.answer(503, {**PROBLEM, "Retry-After": "1"}, b"{}"),
+        play.answer(429, {"Retry-After": "0"}),
+        play.reset(),
+        play.reset(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n[{"),
+        play.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n[{"),
+        play.raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n[{"),
+        play.raw(b""),
+        play.raw(b"nonsense\r\n\r\n"),
+    ],
+)
+def test_passing_failures_are_tried_again(failure: Behaviour) -> None:
+    with Receiver() as receiver:
+        receiver.answer = in_turn(failure, failure, GOOD)
+        (task,) = Client(receiver.url, "key", patience=20).tasks()
+    assert task.id == "1"
+    assert len(receiver.requests) == 3
+
+
+def test_retry_after_is_honoured() -> None:
+    with Receiver() as receiver:
+        receiver.answer = in_turn(play.answer(503, {"Retry-After": "2"}), GOOD)
+        list(Client(receiver.url, "key", patience=20).tasks())
+        first, second = receiver.requests
+        receiver.answer = play.answer(503, {"Retry-After": "1000"})
+        with pytest.raises(Unavailable) as unavailable:
+            list(Client(receiver.url, "key", patience=20).tasks())
+    assert second.at - first.at >= 2
+    assert unavailable.value.retry_after == 1_000
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 422])
+def test_what_another_attempt_would_not_mend_is_not_tried_again(status: int) -> None:
+    with Receiver() as receiver:
+        receiver.answer = play.answer(status, PROBLEM, b'{"detail": "No"}')
+        with pytest.raises(TaskServiceError, match="No") as refused:
+            list(Client(receiver.url, "key", patience=20).tasks())
+    assert len(receiver.requests) == 1
+    assert refused.type is not TaskServiceError
+
+
+def test_redirect_is_not_followed_with_the_key() -> None:
+    with Receiver() as receiver, Receiver() as elsewhere:
+        receiver.answer = play.answer(307, {"Location": elsewhere.url})
+        with pytest.raises(NotTheService, match="redirects to"):
+            list(Client(receiver.url, "key").tasks())
+    assert elsewhere.requests == []
+
+
+def test_answer_lost_at_a_deletion_is_no_failure() -> None:
+    with Receiver() as receiver:
+        gone = play.answer(404, PROBLEM, b'{"detail": "Task\'s ID is not found"}')
+        one = play.answer(200, JSON, b'{"id": "1"}')
+        receiver.answer = in_turn(one, play.reset(), gone)
+        Client(receiver.url, "key", patience=20).task("1").delete()
+    assert [request.method for request in receiver.requests] == ["GET", "DELETE", "DELETE"]
+
+
+def test_answers_lost_at_appends_double_nothing(alice: RemotePerson, client: Client) -> None:
+    """Between client and service sits somebody who loses every third answer."""
+    with client.start("summarizer") as task:
+        pass
+    path = f"/task/{task.id}"
+    assert alice.request("GET", path).json()["logs"] == []
+
+    count = 0
+
+    def relay(exchange: Exchange) -> None:
+        nonlocal count
+        count += 1
+        request = exchange.request
+        answer = alice.request(
+            request.method, request.path.removeprefix("/api/v1"), data=request.body,
+            headers={"Content-Type": request.headers.get("content-type", "application/json")}
+            | {name: text for name, text in request.headers.items() if name == "idempotency-key"},
+        )  # fmt: skip
+        if count % 3:
+            content = {"Content-Type": answer.headers.get("Content-Type", "")}
+            play.answer(answer.status_code, content, answer.content)(exchange)
+        else:
+            play.reset()(exchange)
+
+    with Receiver() as between:
+        between.answer = relay
+        key = str(alice.session.headers["apikey"])
+        with Client(between.url, key, patience=30).start("relayed") as task:
+            for number in range(8):
+                task.log(f"line {number}")
+                time.sleep(0.25)
+    (found,) = tasks(alice, agentId="relayed")
+    assert found["logs"] == [f"line {number}" for number in range(8)]
+    assert found["status"] == "complete"
+    assert count > 9
+
+
+def test_service_that_stays_away_is_raised_and_does_not_hang(tmp_path: Path) -> None:
+    with Service(tmp_path / "data") as service:
+        client = client_of(service.add_user(), patience=1)
+
+        def work() -> None:
+            with client.start("summarizer") as task:
+                task.log("one")
+                kill(service)
+
+        with pytest.raises(Unreachable):
+            work()
+
+
+# --- the package -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "module", ["client", "listener", *(f"cli.{name}" for name in ("run", "work", "task", "listen"))]
+)
+def test_import_loads_nothing_of_the_server(module: str) -> None:
+    program = (
+        f"import sys, taskservice.{module}\n"
+        "print({'flask', 'sqlalchemy', 'marshmallow', 'orjson', 'gunicorn'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"
+    assert Path(package.__file__).parent.parent.joinpath("py.typed").exists()
+
+
+def test_commands_of_the_agent_load_nothing_of_the_server() -> None:
+    program = (
+        "import sys; from taskservice.cli import main\n"
+        "try: main(['run', '--help'])\n"
+        "except SystemExit: print({'flask', 'sqlalchemy'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.endswith("set()\n")

@@ -1,0 +1,186 @@
+"""The examples run, and so do the README's blocks about the agent's side, as printed."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.laptop import Laptop, eventually, laptop_of, tasks, the_task
+from tests.live import Service, free_port
+from tests.people import RemotePerson
+from tests.receiver import Receiver
+from tests.test_readme import ROOT, Terminal, blocks, terminal
+
+__all__ = ["terminal"]  # a fixture
+
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One for all tests here."""
+    with Service(tmp_path_factory.mktemp("examples") / "data") as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def owner(service: Service) -> RemotePerson:
+    return service.add_user()
+
+
+@pytest.fixture
+def alice(owner: RemotePerson) -> RemotePerson:
+    """A user without any tasks."""
+    for task in owner.request("GET", "/task?fields=id").json():
+        owner.request("DELETE", f"/task/{task['id']}").raise_for_status()
+    return owner
+
+
+@pytest.fixture
+def laptop(alice: RemotePerson, tmp_path: Path) -> Laptop:
+    return laptop_of(alice, tmp_path / "home")
+
+
+def python(laptop: Laptop, *arguments: str) -> None:
+    environment = {**laptop.environment, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, *arguments], env=environment, check=True, timeout=60)
+
+
+def test_shell_script(alice: RemotePerson, laptop: Laptop, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "one.txt").write_text("1")
+    (folder / "two.txt").write_text("2")
+    script, archive = str(EXAMPLES / "backup.sh"), str(tmp_path / "archive.tgz")
+    result = laptop.run("run", "--agent", "backup", "--", script, str(folder), archive)
+    task = the_task(alice)
+    assert result.returncode == 0, result.stderr
+    assert task["output"] | {"bytes": 0} == {"archive": archive, "files": 2, "bytes": 0}
+    assert f"Packing {folder}" in task["logs"]
+    assert [line for line in task["logs"] if line.endswith("./one.txt")]
+    failed = laptop.run("run", "--agent", "backup", "--", script, "/nowhere", archive)
+    assert failed.returncode != 0
+    assert tasks(alice)[0]["status"] == "error"
+
+
+def test_python_script(alice: RemotePerson, laptop: Laptop, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text("some words")
+    python(laptop, str(EXAMPLES / "summary.py"), str(text))
+    task = the_task(alice)
+    assert task["logs"] == [f"{text}: 2 words"]
+    assert (task["status"], task["output"]) == ("complete", {str(text): 2})
+
+
+def test_workflow_with_a_model(alice: RemotePerson, laptop: Laptop) -> None:
+    python(laptop, str(EXAMPLES / "workflow.py"), "webhooks")
+    task = the_task(alice)
+    assert task["name"] == "webhooks"
+    assert list(task["output"]) == ["outline", "draft", "review"]
+    assert [line for line in task["logs"] if "prompt: Outline: webhooks" in line]
+    assert len(task["logs"]) == 6
+
+
+def test_worker(alice: RemotePerson, laptop: Laptop) -> None:
+    program = [sys.executable, str(EXAMPLES / "word_count.py")]
+    worker = laptop.spawn("work", "--agent", "word-count", "--", *program)
+    alice.start("word-count", input={"text": "some more words"})
+    alice.start("word-count", input={})
+    eventually(lambda: all(task["finishedAt"] for task in tasks(alice)), 60)
+    worker.send_signal(signal.SIGTERM)
+    worker.communicate(timeout=40)
+    without, with_text = tasks(alice)
+    assert with_text["output"] == {"words": 3}
+    assert (without["status"], without["logs"]) == ("error", ["The input has no text"])
+
+
+def test_receiver_takes_only_what_is_signed(alice: RemotePerson, laptop: Laptop) -> None:
+    secret = alice.request("GET", "/callback-secret").json()["secret"]
+    port = free_port()
+    command = [sys.executable, str(EXAMPLES / "receiver.py"), str(port)]
+    environment = {**laptop.environment, "CALLBACK_SECRET": secret}
+    receiver = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert receiver.stderr is not None
+    while "Running on" not in (line := receiver.stderr.readline()):
+        assert line, "The receiver did not start"
+    url = f"http://127.0.0.1:{port}/"
+    task = alice.start("counter", callback=url)
+    change = {"status": "complete", "output": {"sum": 15}}
+    ended = alice.request("PATCH", f"/task/{task['id']}", json=change)
+    assert ended.headers["Callback-Status"] == "delivered"
+    forged = subprocess.run(
+        ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-d", "{}", url],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert forged.stdout == "400"
+    receiver.terminate()
+    printed, _ = receiver.communicate(timeout=20)
+    assert printed.splitlines()[-1] == "counter complete {'sum': 15}"
+
+
+# --- the README --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def agents_terminal(terminal: Terminal, laptop: Laptop, tmp_path: Path) -> Terminal:
+    """A terminal on the agent's machine, where `taskservice` and `python` are installed."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, command in (("taskservice", "-m taskservice"), ("python", "")):
+        path = folder / name
+        path.write_text(f'#!/bin/sh\nexec {sys.executable} {command} "$@"\n')
+        path.chmod(0o755)
+    terminal.run(
+        f"export PATH={folder}:$PATH PYTHONPATH={ROOT} XDG_STATE_HOME={tmp_path}\n"
+        f"export TASKSERVICE_URL={laptop.url} TASKSERVICE_APIKEY={laptop.key}"
+    )
+    return terminal
+
+
+def test_readme_shell_agent(alice: RemotePerson, agents_terminal: Terminal) -> None:
+    (block,) = blocks("agent: shell")
+    agents_terminal.run(block)
+    task = the_task(alice)
+    assert task["logs"] == ["line 1", "line 2", "line 3", '{"sum": 6}']
+    assert (task["status"], task["output"]) == ("complete", {"sum": 6})
+
+
+def test_readme_python_agent(
+    alice: RemotePerson, agents_terminal: Terminal, tmp_path: Path
+) -> None:
+    (block,) = blocks("agent.py")
+    (tmp_path / "agent.py").write_text(block)
+    agents_terminal.run("python agent.py")
+    task = the_task(alice)
+    assert (task["name"], task["logs"]) == ("from Python", ["line 1", "line 2", "line 3"])
+    assert (task["status"], task["output"]) == ("complete", {"sum": 6})
+
+
+def test_readme_curl_agent(alice: RemotePerson, agents_terminal: Terminal) -> None:
+    (block,) = blocks("agent: curl")
+    agents_terminal.run(block)
+    task = the_task(alice)
+    assert (task["name"], task["logs"]) == ("from curl", ["line 1", "line 2", "line 3"])
+    assert (task["status"], task["output"]) == ("complete", {"sum": 6})
+
+
+def test_readme_worker_session(
+    alice: RemotePerson, agents_terminal: Terminal, laptop: Laptop
+) -> None:
+    (work,) = blocks("worker")
+    (start,) = blocks("worker: start")
+    with Receiver() as receiver:
+        alice.request("PUT", "/agent/word-count").raise_for_status()
+        agents_terminal.run(f"{work}\nWORKER=$!")
+        agents_terminal.run(f"API={laptop.url}/api/v1\nKEY={laptop.key}")
+        agents_terminal.run(start.replace("http://127.0.0.1:9000/", receiver.url))
+        (webhook,) = receiver.wait_for(1, 60)
+        agents_terminal.run("kill $WORKER\nwait $WORKER")
+    task = json.loads(webhook.body)
+    assert (task["status"], task["output"]) == ("complete", {"words": 3})

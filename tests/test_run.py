@@ -1,0 +1,531 @@
+"""`taskservice run`: any program becomes a task."""
+
+import os
+import pty
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import receiver as play
+from tests.laptop import Laptop, eventually, kill, laptop_of, the_task
+from tests.live import Service
+from tests.people import RemotePerson
+from tests.receiver import Receiver, unused_port
+
+PRINTS = """
+import os, sys
+os.write(1, b"one\\n"); os.write(2, b"two\\n"); os.write(1, b"three\\n")
+"""
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One for all tests here."""
+    with Service(tmp_path_factory.mktemp("run") / "data") as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def owner(service: Service) -> RemotePerson:
+    return service.add_user()
+
+
+@pytest.fixture
+def alice(owner: RemotePerson) -> RemotePerson:
+    """A user without any tasks."""
+    for task in owner.request("GET", "/task?fields=id").json():
+        owner.request("DELETE", f"/task/{task['id']}").raise_for_status()
+    return owner
+
+
+@pytest.fixture
+def laptop(alice: RemotePerson, tmp_path: Path) -> Laptop:
+    return laptop_of(alice, tmp_path / "home")
+
+
+def run(laptop: Laptop, script: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return laptop.run("run", "--agent", "a", *options, "--", "sh", "-c", script)
+
+
+def quiet(result: subprocess.CompletedProcess[str]) -> int:
+    """The exit code of a run of which we had nothing to say."""
+    assert "taskservice:" not in result.stderr
+    return result.returncode
+
+
+def test_program_becomes_a_task(alice: RemotePerson, laptop: Laptop) -> None:
+    result = run(laptop, "echo hello; echo oops >&2", "--name", "nightly", "--timeout", "60")
+    task = the_task(alice)
+    assert quiet(result) == 0
+    assert (result.stdout, result.stderr) == ("hello\n", "oops\n")
+    assert sorted(task["logs"]) == ["hello", "oops"]
+    assert (task["name"], task["agentId"], task["status"]) == ("nightly", "a", "complete")
+    assert task["claimedAt"] is not None
+    assert laptop.left_runs() == []
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "message"),
+    [
+        ("exit 7", 7, "Exit status 7"),
+        ("kill -9 $$", 137, "Killed by signal 9 (SIGKILL)"),
+        ("kill -TERM $$", 143, "Killed by signal 15 (SIGTERM)"),
+    ],
+)
+def test_failure_is_reported_and_passed_on(
+    alice: RemotePerson, laptop: Laptop, script: str, code: int, message: str
+) -> None:
+    assert quiet(run(laptop, script)) == code
+    task = the_task(alice)
+    assert task["error"] == {"type": "failed", "message": message}
+
+
+def test_program_that_is_not_there_is_an_error_too(alice: RemotePerson, laptop: Laptop) -> None:
+    result = laptop.run("run", "--agent", "a", "--", "no-such-program")
+    assert result.returncode == 127
+    assert "no-such-program can't be run" in result.stderr
+    assert "no-such-program can't be run" in the_task(alice)["error"]["message"]
+
+
+def test_callback_is_called_before_the_run_ends(alice: RemotePerson, laptop: Laptop) -> None:
+    with Receiver() as receiver:
+        run(laptop, "echo done", "--callback", receiver.url)
+    (request,) = receiver.requests
+    assert b'"logs":["done"]' in request.body
+
+
+def test_lines_are_seen_while_the_program_runs(alice: RemotePerson, laptop: Laptop) -> None:
+    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", "echo first; sleep 1000")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "first\n"
+    # Within a second, and a busy machine may need some more.
+    eventually(lambda: the_task(alice)["logs"] == ["first"], 5)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+
+
+def test_order_is_exact_where_both_outputs_go_to_one_place(
+    alice: RemotePerson, laptop: Laptop
+) -> None:
+    program = [sys.executable, "-c", PRINTS * 50]
+    both = {"capture_output": False, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    result = laptop.run("run", "--agent", "a", "--", *program, **both)
+    assert result.stdout.splitlines() == ["one", "two", "three"] * 50
+    assert the_task(alice)["logs"] == ["one", "two", "three"] * 50
+
+
+def test_outputs_stay_apart_where_they_go_to_two_places(
+    alice: RemotePerson, laptop: Laptop
+) -> None:
+    result = laptop.run("run", "--agent", "a", "--", sys.executable, "-c", PRINTS)
+    assert (result.stdout, result.stderr) == ("one\nthree\n", "two\n")
+    assert sorted(the_task(alice)["logs"]) == ["one", "three", "two"]
+
+
+def test_progress_bar_is_one_line(alice: RemotePerson, laptop: Laptop) -> None:
+    bar = r"printf '10%%\r50%%\r'; sleep 0.3; printf '100%%\ndone\r\n\rlast'"
+    run(laptop, bar)
+    assert the_task(alice)["logs"] == ["100%", "done", "last"]
+
+
+def test_long_and_binary_lines_are_made_to_fit(alice: RemotePerson, laptop: Laptop) -> None:
+    long = "head -c 1000000 /dev/zero | tr '\\0' x; echo"
+    script = rf"{long}; printf '\377\000a\n'; {long}; echo end"
+    laptop.run("run", "--agent", "a", "--", "sh", "-c", script, text=False)
+    first, binary, second, last = the_task(alice)["logs"]
+    assert first == second
+    assert first.startswith("xxx")
+    assert first.endswith("[taskservice: cut here, the line has 1,000,000 bytes]")
+    assert 65_000 < len(first.encode()) <= 65_536
+    assert binary == "\ufffd\ufffda"
+    assert last == "end"
+
+
+@pytest.mark.parametrize(
+    ("script", "output"),
+    [
+        ("""echo '{"sum": 15}'""", {"sum": 15}),
+        ("""echo '{"sum": 15}'; echo; printf '\\n'""", {"sum": 15}),
+        ("""printf '{"sum": 15}'""", {"sum": 15}),
+        ("""echo '{"sum": 15}'; echo more""", {}),
+        ("""echo '{"sum": NaN}'""", {}),
+        ("""echo '{"sum": 1e999999}'""", {}),
+        ("""echo '[15]'""", {}),
+        ("""echo '{"sum": 15}'; exit 1""", {"sum": 15}),
+        ("""echo '{"sum": 1}' > "$TASKSERVICE_OUTPUT"; echo '{"sum": 2}'""", {"sum": 1}),
+        ("""printf '{"pad": "%0200000d"}' 7""", {"pad": f"{7:0200000}"}),
+    ],
+)
+def test_output_is_the_last_line_or_the_named_file(
+    alice: RemotePerson, laptop: Laptop, script: str, output: dict[str, object]
+) -> None:
+    quiet(run(laptop, script))
+    assert the_task(alice)["output"] == output
+
+
+def test_file_that_is_no_json_object_is_said(alice: RemotePerson, laptop: Laptop) -> None:
+    result = run(laptop, 'echo nonsense > "$TASKSERVICE_OUTPUT"')
+    task = the_task(alice)
+    assert result.returncode == 0
+    assert "TASKSERVICE_OUTPUT is no JSON object" in result.stderr
+    assert "TASKSERVICE_OUTPUT" in task["logs"][-1]
+    assert (task["status"], task["output"]) == ("complete", {})
+
+
+def test_output_that_the_service_refuses_does_not_hide_the_end(
+    alice: RemotePerson, laptop: Laptop
+) -> None:
+    deep = '{"a":' * 100 + "1" + "}" * 100
+    quiet(run(laptop, f"echo '{deep}'; exit 3"))
+    task = the_task(alice)
+    assert (task["error"]["message"], task["output"]) == ("Exit status 3", {})
+    assert task["logs"][0] == deep
+    assert "the output was refused: " in task["logs"][1]
+
+
+def test_program_can_report_more_by_itself(alice: RemotePerson, laptop: Laptop) -> None:
+    program = (
+        "from taskservice.client import current\n"
+        "task = current()\n"
+        "print('printed', flush=True)\n"
+        "task.log('sent')\n"
+        "task.finish(None)\n"
+        "task.report(output={'share': 0.5}, name='half done')\n"
+    )
+    assert quiet(laptop.run("run", "--agent", "a", "--", sys.executable, "-c", program)) == 0
+    task = the_task(alice)
+    assert sorted(task["logs"]) == ["printed", "sent"]
+    assert (task["output"], task["name"]) == ({"share": 0.5}, "half done")
+
+
+def test_program_knows_its_task(alice: RemotePerson, laptop: Laptop) -> None:
+    result = run(laptop, "echo $TASKSERVICE_TASK_ID $TASKSERVICE_TASK_URL $TASKSERVICE_WRITER")
+    task_id = the_task(alice)["id"]
+    url = f"{alice.url}/api/v1/task/{task_id}"
+    assert result.stdout == f"{task_id} {url} program\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_reaches_all_of_the_program(
+    alice: RemotePerson, laptop: Laptop, number: signal.Signals
+) -> None:
+    # The shell's own child, too: it would go on alone.
+    script = "sleep 1000 & echo $!; wait"
+    process = laptop.spawn(
+        "run", "--agent", "a", "--", sys.executable, "-c",
+        f"import subprocess; raise SystemExit(subprocess.run(['sh', '-c', {script!r}]).returncode)",
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    error = the_task(alice)["error"]
+    assert process.returncode != 0
+    assert error["type"] == "failed"
+    if number == signal.SIGTERM:
+        assert process.returncode == 143
+        assert error["message"] == "Killed by signal 15 (SIGTERM)"
+        eventually(lambda: not Path(f"/proc/{child}").exists())
+    else:
+        # A shell's background jobs ignore SIGINT.
+        os.kill(child, signal.SIGKILL)
+
+
+def test_program_that_takes_a_signal_and_ends_well_is_complete(
+    alice: RemotePerson, laptop: Laptop
+) -> None:
+    program = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('stopping')))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(1000)\n"
+    )
+    process = laptop.spawn("run", "--agent", "a", "--", sys.executable, "-c", program)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    task = the_task(alice)
+    assert (process.returncode, task["status"]) == (0, "complete")
+    assert task["logs"] == ["ready", "stopping"]
+
+
+def test_program_at_a_terminal_gets_ctrl_c_once_and_can_read(
+    alice: RemotePerson, laptop: Laptop
+) -> None:
+    program = (
+        "import signal, time\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])\n"
+        "print('hello', input(), flush=True)\n"
+        "interrupts = 0\n"
+        "while signal.sigtimedwait([signal.SIGINT], 3):\n"
+        "    interrupts += 1\n"
+        "print('interrupts:', interrupts)\n"
+    )
+    leader, follower = pty.openpty()
+    command = [*laptop.command, "run", "--agent", "a", "--", sys.executable, "-c", program]
+    started = (
+        "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", started, *command], env=laptop.environment,
+        stdin=follower, stdout=follower, stderr=follower, start_new_session=True,
+    )  # fmt: skip
+    os.close(follower)
+    os.write(leader, b"world\n")
+    eventually(lambda: "hello world" in " ".join(the_log(alice)))
+    # Two in the same instant would be one to the program, so ours would come later.
+    process.send_signal(signal.SIGSTOP)
+    os.write(leader, b"\x03")
+    time.sleep(0.5)
+    process.send_signal(signal.SIGCONT)
+    eventually(lambda: process.poll() is not None)
+    os.close(leader)
+    assert process.returncode == 0
+    assert the_log(alice)[-1] == "interrupts: 1"
+
+
+def the_log(person: RemotePerson) -> list[str]:
+    found = person.request("GET", "/task").json()
+    return found[0]["logs"] if found else []
+
+
+def test_cancel_stops_the_program(alice: RemotePerson, laptop: Laptop) -> None:
+    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
+    eventually(lambda: the_log(alice) == ["ready"])
+    alice.request("POST", f"/task/{the_task(alice)['id']}/cancel").raise_for_status()
+    _, remarks = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert "the task was cancelled" in remarks
+    assert the_task(alice)["error"]["type"] == "cancelled"
+    assert laptop.left_runs() == []
+
+
+def test_deletion_stops_the_program(alice: RemotePerson, laptop: Laptop) -> None:
+    script = "echo ready; while :; do echo more; sleep 0.2; done"
+    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", script)
+    eventually(lambda: the_log(alice)[:1] == ["ready"])
+    alice.request("DELETE", f"/task/{the_task(alice)['id']}").raise_for_status()
+    _, remarks = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert "the task was deleted" in remarks
+    assert laptop.left_runs() == []
+
+
+def test_task_that_others_have_finished_lets_the_program_go_on(
+    alice: RemotePerson, laptop: Laptop
+) -> None:
+    script = "echo ready; sleep 1; echo more; sleep 1; echo still here; exit 4"
+    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", script)
+    eventually(lambda: the_log(alice) == ["ready"])
+    path = f"/task/{the_task(alice)['id']}"
+    alice.request("PATCH", path, json={"status": "complete"}).raise_for_status()
+    printed, _ = process.communicate(timeout=30)
+    assert printed == "ready\nmore\nstill here\n"
+    assert process.returncode == 4
+    assert the_task(alice)["status"] == "complete"
+    assert laptop.left_runs() == []
+
+
+def test_heartbeats_come_while_the_program_is_silent(alice: RemotePerson, laptop: Laptop) -> None:
+    with Receiver() as receiver:
+        receiver.answer = play.answer(201, {"Content-Type": "application/json"}, b'{"id": "x"}')
+        laptop.url = receiver.url
+        run(laptop, "sleep 2.5", "--timeout", "3")
+    beats = [request for request in receiver.requests if request.body == b'{"logs": []}']
+    assert len(beats) >= 2
+
+
+def test_background_process_does_not_hold_the_run(alice: RemotePerson, laptop: Laptop) -> None:
+    began = time.monotonic()
+    result = run(laptop, "sleep 30 & echo $!")
+    assert time.monotonic() - began < 15
+    os.kill(int(result.stdout), signal.SIGKILL)
+    assert the_task(alice)["status"] == "complete"
+
+
+# --- settings and refusals ---------------------------------------------------------------
+
+
+def test_missing_and_wrong_settings_are_one_line(laptop: Laptop, tmp_path: Path) -> None:
+    sentences = []
+    for url, key in (
+        ("", laptop.key), ("nonsense", laptop.key), (laptop.url, ""), (laptop.url, "wrong"),
+        (f"{laptop.url}/elsewhere", laptop.key),
+    ):  # fmt: skip
+        result = Laptop(tmp_path / "other", url, key).run("run", "--agent", "a", "--", "echo", "x")
+        assert (result.returncode, result.stdout) == (2, "")
+        (line,) = result.stderr.splitlines()
+        sentences.append(line)
+    no_url, no_such_url, no_key, wrong_key, elsewhere = sentences
+    assert "TASKSERVICE_URL is not set" in no_url
+    assert "TASKSERVICE_URL: 'nonsense' must be a URL" in no_such_url
+    assert "TASKSERVICE_APIKEY is not set" in no_key
+    assert "TASKSERVICE_APIKEY: API key is invalid" in wrong_key
+    assert "elsewhere" in elsewhere
+
+
+def test_url_that_is_no_taskservice_is_said(laptop: Laptop) -> None:
+    with Receiver() as receiver:
+        receiver.answer = play.answer(200, {"Content-Type": "text/html"}, b"<h1>Welcome</h1>")
+        laptop.url = receiver.url
+        html = run(laptop, "echo x")
+        receiver.answer = play.answer(301, {"Location": "https://elsewhere.example/"})
+        moved = run(laptop, "echo x")
+    assert (html.returncode, moved.returncode) == (2, 2)
+    assert "TASKSERVICE_URL: " in html.stderr
+    assert "not as taskservice does" in html.stderr
+    assert "redirects to https://elsewhere.example/" in moved.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--agent", "A b"], "agentId"),
+        (["--agent", "a", "--callback", "ftp://x/"], "callback"),
+        (["--agent", "a", "--callback", "http://10.0.0.1/"], "callback"),
+    ],
+)
+def test_refused_start_does_not_run_the_program(
+    laptop: Laptop, options: list[str], sentence: str
+) -> None:
+    result = laptop.run("run", *options, "--", "echo", "x")
+    assert (result.returncode, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert sentence in line
+    assert laptop.left_runs() == []
+
+
+def test_usage_is_explained(laptop: Laptop) -> None:
+    for arguments in (["--", "echo"], ["--agent", "a"], ["--resend", "--agent", "a"]):
+        result = laptop.run("run", *arguments)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert "Usage:" in result.stderr
+
+
+# --- the service is away -----------------------------------------------------------------
+
+
+def test_without_the_service_the_program_runs_and_its_task_comes_later(
+    alice: RemotePerson, laptop: Laptop
+) -> None:
+    away = f"http://127.0.0.1:{unused_port()}"
+    laptop.url = away
+    result = run(laptop, "echo hello; exit 3", "--name", "away")
+    assert (result.returncode, result.stdout) == (3, "hello\n")
+    assert f"{away} is out of reach: Connection refused; the program runs" in result.stderr
+    assert "1 line and the program's end could not be sent yet" in result.stderr
+    assert alice.request("GET", "/task").json() == []
+    (folder,) = laptop.left_runs()
+    assert not [path for path in folder.rglob("*") if laptop.key in path.read_text()]
+    assert folder.stat().st_mode & 0o777 == 0o700
+    other = laptop.run("run", "--resend")
+    assert other.returncode == 1
+    laptop.url = alice.url
+    foreign = laptop.run("run", "--resend")
+    assert foreign.returncode == 1
+    assert f"a run for {away} is left" in foreign.stderr
+    # The same service, at another place.
+    record = folder / "run.json"
+    record.write_text(record.read_text().replace(away, alice.url))
+    resent = laptop.run("run", "--resend")
+    task = the_task(alice)
+    assert (resent.returncode, resent.stderr) == (0, "")
+    assert resent.stdout == f"{task['id']} got 1 line and its end\n"
+    assert (task["name"], task["logs"]) == ("away", ["hello"])
+    assert task["error"]["message"] == "Exit status 3"
+    assert laptop.left_runs() == []
+
+
+def test_resend_leaves_a_run_that_is_alive_alone(alice: RemotePerson, laptop: Laptop) -> None:
+    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
+    eventually(lambda: the_log(alice) == ["ready"])
+    resent = laptop.run("run", "--resend")
+    assert (resent.returncode, resent.stdout, resent.stderr) == (0, "", "")
+    assert the_task(alice)["status"] == "running"
+    assert len(laptop.left_runs()) == 1
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+
+
+def test_service_that_comes_back_gets_everything_once(tmp_path: Path) -> None:
+    with Service(tmp_path / "data") as service:
+        alice = service.add_user()
+        laptop = laptop_of(alice, tmp_path / "home")
+        kill(service)
+        script = "for number in 1 2 3 4 5 6; do echo line $number; sleep 1; done; exit 2"
+        process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", script)
+        assert process.stderr is not None
+        assert "its task is made when the service is back" in process.stderr.readline()
+        service.start()
+        _, remarks = process.communicate(timeout=60)
+        task = the_task(alice)
+    assert process.returncode == 2
+    assert remarks == f"taskservice: {service.url} is back\n"
+    assert task["logs"] == [f"line {number}" for number in range(1, 7)]
+    assert task["error"]["message"] == "Exit status 2"
+
+
+def test_signal_at_the_end_does_not_wait_for_the_service(laptop: Laptop) -> None:
+    laptop.url = f"http://127.0.0.1:{unused_port()}"
+    process = laptop.spawn("run", "--agent", "a", "--", "echo", "hello")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "hello\n"
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    _, remarks = process.communicate(timeout=20)
+    assert time.monotonic() - began < 3
+    assert process.returncode == 0
+    assert "--resend" in remarks
+    assert len(laptop.left_runs()) == 1
+
+
+def test_revoked_key_is_said_and_keeps_the_lines(service: Service, tmp_path: Path) -> None:
+    bob = service.add_user("bob")
+    laptop = laptop_of(bob, tmp_path / "home")
+    script = "echo first; sleep 2; echo second"
+    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", script)
+    eventually(lambda: the_log(bob) == ["first"])
+    key = bob.request("POST", "/key", json={"name": "other"}).json()["key"]
+    own = bob.request("GET", "/user").json()["key"]["id"]
+    bob.request("DELETE", f"/key/{own}").raise_for_status()
+    _, remarks = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "API key is invalid" in remarks
+    laptop.key = bob.session.headers["apikey"] = key
+    assert laptop.run("run", "--resend").returncode == 0
+    assert the_log(bob) == ["first", "second"]
+
+
+def test_late_word_is_accepted(tmp_path: Path) -> None:
+    with Service(tmp_path / "data") as service:
+        alice = service.add_user()
+        laptop = laptop_of(alice, tmp_path / "home")
+        process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", "echo 1; sleep 4; echo 2")
+        eventually(lambda: the_log(alice) == ["1"])
+        end_for_silence(service)
+        process.communicate(timeout=30)
+        task = the_task(alice)
+    assert process.returncode == 0
+    assert (task["status"], task["error"], task["logs"]) == ("complete", None, ["1", "2"])
+
+
+def end_for_silence(service: Service) -> None:
+    """What the upkeep does to running tasks whose laptop sleeps, without the wait for it."""
+    path = Path(service.environment["TASKSERVICE_DATA"]) / "taskservice.db"
+    connection = sqlite3.connect(path, timeout=20)
+    connection.execute(
+        "UPDATE tasks SET status = 'error', error_type = 'timeout', error_message = 'silent', "
+        "finished_at = updated_at, version = version + 1 WHERE status = 'running'"
+    )
+    connection.commit()
+    connection.close()

@@ -1,0 +1,171 @@
+"""`taskservice task`: tasks listed, shown, followed, cancelled and deleted."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.laptop import Laptop, laptop_of, objects
+from tests.live import Service
+from tests.people import RemotePerson
+from tests.test_run import end_for_silence
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One for all tests here."""
+    with Service(tmp_path_factory.mktemp("commands") / "data") as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def owner(service: Service) -> RemotePerson:
+    return service.add_user()
+
+
+@pytest.fixture
+def alice(owner: RemotePerson) -> RemotePerson:
+    """A user without any tasks."""
+    for task in owner.request("GET", "/task?fields=id").json():
+        owner.request("DELETE", f"/task/{task['id']}").raise_for_status()
+    return owner
+
+
+@pytest.fixture
+def laptop(alice: RemotePerson, tmp_path: Path) -> Laptop:
+    return laptop_of(alice, tmp_path / "home")
+
+
+def report(person: RemotePerson, task: dict[str, object], **changes: object) -> None:
+    person.request("PATCH", f"/task/{task['id']}", json=changes).raise_for_status()
+
+
+def append(person: RemotePerson, task: dict[str, object], *lines: str) -> None:
+    body = {"logs": list(lines)}
+    person.request("POST", f"/task/{task['id']}/logs", json=body).raise_for_status()
+
+
+def test_list_has_a_line_for_each_task(alice: RemotePerson, laptop: Laptop) -> None:
+    first = alice.start("one", name="first")
+    second = alice.start("two", name="bad \x1b[2J\nname")
+    report(alice, first, status="error", error={"message": "no"})
+    newest, oldest = laptop.run("task", "list").stdout.splitlines()
+    assert str(second["id"]) in newest
+    assert newest.endswith("two  bad �[2J�name")
+    assert oldest.split()[:2] == [first["id"], "failed"]
+    only = laptop.run("task", "list", "--agent", "one", "--status", "error", "--q", "FIRST")
+    assert only.stdout == oldest + "\n"
+    limited = laptop.run("task", "list", "--limit", "1", "--json")
+    assert [task["id"] for task in objects(limited.stdout)] == [second["id"]]
+
+
+def test_show_has_everything_but_the_log(alice: RemotePerson, laptop: Laptop) -> None:
+    task = alice.start("one", name="first", input={"day": 1})
+    append(alice, task, "one", "two")
+    report(alice, task, status="error", error={"message": "no"}, output={"sum": 15})
+    shown = laptop.run("task", "show", str(task["id"]))
+    words = {line.split()[0]: line for line in shown.stdout.splitlines()}
+    assert words["status"].split(maxsplit=1)[1] == "error: failed: no"
+    assert words["lines"].split()[1] == "2"
+    assert words['"sum":'].strip() == '"sum": 15'
+    as_json = laptop.run("task", "show", str(task["id"]), "--json")
+    (found,) = objects(as_json.stdout)
+    assert found["input"] == {"day": 1}
+
+
+def test_follow_prints_the_log_as_it_grows(alice: RemotePerson, laptop: Laptop) -> None:
+    task = alice.start("one")
+    append(alice, task, "one")
+    process = laptop.spawn("task", "follow", str(task["id"]))
+    assert process.stdout is not None
+    assert process.stdout.readline() == "one\n"
+    append(alice, task, "two")
+    assert process.stdout.readline() == "two\n"
+    report(alice, task, status="complete")
+    printed, remarks = process.communicate(timeout=40)
+    assert (printed, remarks, process.returncode) == ("", "complete\n", 0)
+    as_json = laptop.run("task", "follow", str(task["id"]), "--json")
+    first, second, last = objects(as_json.stdout)
+    assert [first, second] == [{"number": 1, "text": "one"}, {"number": 2, "text": "two"}]
+    assert last["status"] == "complete"
+
+
+def test_follow_exits_by_the_outcome(alice: RemotePerson, laptop: Laptop, service: Service) -> None:
+    failed, cancelled, silent = (alice.start("one") for _ in range(3))
+    report(alice, failed, status="error", error={"message": "no"})
+    alice.request("POST", f"/task/{cancelled['id']}/cancel").raise_for_status()
+    end_for_silence(service)
+    for task, code in ((failed, 1), (cancelled, 3), (silent, 4)):
+        result = laptop.run("task", "follow", str(task["id"]))
+        assert (result.returncode, result.stdout) == (code, "")
+        assert result.stderr.startswith("error: ")
+
+
+def test_follow_of_a_task_that_is_deleted_says_so(alice: RemotePerson, laptop: Laptop) -> None:
+    task = alice.start("one")
+    append(alice, task, "one")
+    process = laptop.spawn("task", "follow", str(task["id"]))
+    assert process.stdout is not None
+    process.stdout.readline()
+    alice.request("DELETE", f"/task/{task['id']}").raise_for_status()
+    _, remarks = process.communicate(timeout=40)
+    assert (process.returncode, remarks) == (5, "taskservice: The task was deleted\n")
+
+
+def test_follow_ends_at_ctrl_c(alice: RemotePerson, laptop: Laptop) -> None:
+    task = alice.start("one")
+    append(alice, task, "one")
+    process = laptop.spawn("task", "follow", str(task["id"]))
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, remarks = process.communicate(timeout=40)
+    assert (process.returncode, remarks) == (130, "")
+
+
+def test_cancel_and_delete(alice: RemotePerson, laptop: Laptop) -> None:
+    task_id = str(alice.start("one")["id"])
+    cancelled = laptop.run("task", "cancel", task_id)
+    assert cancelled.stdout == "error: cancelled: Cancelled by its user\n"
+    deleted = laptop.run("task", "delete", task_id)
+    assert deleted.stdout == f"{task_id} is deleted\n"
+    again = laptop.run("task", "delete", task_id)
+    assert (again.returncode, again.stderr) == (1, "taskservice: Task's ID is not found\n")
+
+
+def test_refusals_are_one_line(alice: RemotePerson, laptop: Laptop) -> None:
+    alice.start("one")
+    done = alice.start("one")
+    report(alice, done, status="complete")
+    for arguments, sentence in (
+        (["cancel", str(done["id"])], "The task is finished"),
+        (["show", "nonsense"], "Task's ID is not found"),
+        (["show", "../user"], "Task's ID is not found"),
+        (["list", "--agent", "B@D"], "agentId: "),
+    ):
+        result = laptop.run("task", *arguments)
+        assert (result.returncode, result.stdout) == (1, "")
+        (line,) = result.stderr.splitlines()
+        assert sentence in line
+
+
+def test_closed_output_is_no_failure_of_ours(alice: RemotePerson, laptop: Laptop) -> None:
+    for _ in range(3):
+        alice.start("one")
+    process = laptop.spawn("task", "list")
+    with process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_follow_waits_for_lines(alice: RemotePerson, laptop: Laptop) -> None:
+    task = alice.start("one")
+    timer = threading.Timer(1, lambda: report(alice, task, status="complete"))
+    timer.start()
+    result = laptop.run("task", "follow", str(task["id"]))
+    timer.join()
+    assert result.returncode == 0

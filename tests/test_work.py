@@ -1,0 +1,140 @@
+"""`taskservice work`: a program runs for each task of an agent."""
+
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.laptop import Laptop, eventually, kill, laptop_of, tasks
+from tests.live import Service
+from tests.people import RemotePerson
+from tests.receiver import Receiver
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One for all tests here."""
+    with Service(tmp_path_factory.mktemp("work") / "data") as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def owner(service: Service) -> RemotePerson:
+    return service.add_user()
+
+
+@pytest.fixture
+def alice(owner: RemotePerson) -> RemotePerson:
+    """A user without any tasks."""
+    for task in owner.request("GET", "/task?fields=id").json():
+        owner.request("DELETE", f"/task/{task['id']}").raise_for_status()
+    return owner
+
+
+@pytest.fixture
+def laptop(alice: RemotePerson, tmp_path: Path) -> Laptop:
+    return laptop_of(alice, tmp_path / "home")
+
+
+def work(laptop: Laptop, script: str, *options: str) -> subprocess.Popen[str]:
+    return laptop.spawn("work", "--agent", "worker", *options, "--", "sh", "-c", script)
+
+
+def stop(*workers: subprocess.Popen[str]) -> list[tuple[str, str]]:
+    """What the workers have printed, after they were told to stop."""
+    for worker in workers:
+        worker.send_signal(signal.SIGTERM)
+    return [worker.communicate(timeout=40) for worker in workers]
+
+
+def all_finished(person: RemotePerson, count: int) -> list[dict[str, object]]:
+    return eventually(
+        lambda: len(found := [t for t in tasks(person) if t["finishedAt"]]) == count and found, 60
+    )
+
+
+def test_task_is_done_and_its_caller_is_called_back(alice: RemotePerson, laptop: Laptop) -> None:
+    worker = work(laptop, """echo working; sed 's/.*/{"got": &}/'""")
+    with Receiver() as receiver:
+        alice.start("worker", input={"n": 1}, callback=receiver.url)
+        (task,) = all_finished(alice, 1)
+        eventually(lambda: receiver.requests)
+    ((printed, remarks),) = stop(worker)
+    assert (task["status"], task["output"]) == ("complete", {"got": {"n": 1}})
+    assert task["logs"] == ["working", '{"got": {"n": 1}}']
+    assert "working" in printed
+    assert str(task["id"]) in remarks
+    assert worker.returncode == 0
+
+
+def test_failure_of_one_task_does_not_end_the_worker(alice: RemotePerson, laptop: Laptop) -> None:
+    alice.start("worker", input={"code": 3})
+    alice.start("worker", input={"code": 0})
+    worker = work(laptop, "exit $(tr -dc 0-9)")
+    found = all_finished(alice, 2)
+    stop(worker)
+    assert [task["status"] for task in found] == ["complete", "error"]
+    assert found[1]["error"] == {"type": "failed", "message": "Exit status 3"}
+
+
+def test_several_workers_do_each_task_once(alice: RemotePerson, laptop: Laptop) -> None:
+    for number in range(12):
+        alice.start("worker", input={"number": number})
+    workers = [work(laptop, "cat; echo; sleep 0.2") for _ in range(2)]
+    workers.append(work(laptop, "cat; echo; sleep 0.2", "--parallel", "3"))
+    found = all_finished(alice, 12)
+    printed = "".join(out for out, _ in stop(*workers))
+    assert Counter(line for line in printed.splitlines() if line) == Counter(
+        f'{{"number": {number}}}' for number in range(12)
+    )
+    assert all(task["status"] == "complete" for task in found)
+
+
+def test_parallel_runs_so_many_at_once(alice: RemotePerson, laptop: Laptop) -> None:
+    for _ in range(4):
+        alice.start("worker")
+    worker = work(laptop, "sleep 1000", "--parallel", "3")
+    eventually(lambda: sum(task["claimedAt"] is not None for task in tasks(alice)) == 3, 60)
+    time.sleep(1)
+    assert sum(task["claimedAt"] is not None for task in tasks(alice)) == 3
+    stop(worker)
+    ended = [task["error"]["message"] for task in tasks(alice) if task["finishedAt"]]
+    assert ended == ["Killed by signal 15 (SIGTERM)"] * 3
+    assert worker.returncode == 0
+
+
+def test_cancel_stops_the_program_and_not_the_worker(alice: RemotePerson, laptop: Laptop) -> None:
+    first = alice.start("worker", input={"seconds": 1000})
+    worker = work(laptop, "sleep $(tr -dc 0-9)")
+    eventually(lambda: alice.request("GET", f"/task/{first['id']}").json()["claimedAt"], 60)
+    alice.request("POST", f"/task/{first['id']}/cancel").raise_for_status()
+    alice.start("worker", input={"seconds": 0})
+    newest, oldest = all_finished(alice, 2)
+    stop(worker)
+    assert (oldest["error"]["type"], newest["status"]) == ("cancelled", "complete")
+
+
+def test_worker_waits_for_a_service_that_is_away(tmp_path: Path) -> None:
+    with Service(tmp_path / "data") as service:
+        alice = service.add_user()
+        worker = work(laptop_of(alice, tmp_path / "home"), "echo done")
+        eventually(lambda: alice.request("GET", "/agent").json(), 60)
+        kill(service)
+        time.sleep(1)
+        service.start()
+        alice.start("worker")
+        (task,) = all_finished(alice, 1)
+        ((_, remarks),) = stop(worker)
+    assert task["logs"] == ["done"]
+    assert "trying again until it is back" in remarks
+
+
+def test_worker_with_a_wrong_key_ends(laptop: Laptop) -> None:
+    laptop.key = "wrong"
+    result = laptop.run("work", "--agent", "worker", "--", "true")
+    assert result.returncode == 2
+    assert "TASKSERVICE_APIKEY: API key is invalid" in result.stderr
