@@ -238,6 +238,17 @@ def test_signal_reaches_all_of_the_program(
         os.kill(child, signal.SIGKILL)
 
 
+def test_signals_that_come_together_reach_the_program(alice: RemotePerson, laptop: Laptop) -> None:
+    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 60")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    # As systemd stops what it has paused.
+    for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGCONT):
+        process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode == 143
+
+
 def test_program_that_takes_a_signal_and_ends_well_is_complete(
     alice: RemotePerson, laptop: Laptop
 ) -> None:

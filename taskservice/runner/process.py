@@ -46,7 +46,10 @@ class Process:
     def wait(self) -> int:
         """Its exit status, negative for the signal that killed it."""
         # Waited for without reaping first: its id must stay its own while we may signal it.
-        os.waitid(os.P_PID, self.id, os.WEXITED | os.WNOWAIT)
+        options = (os.P_PID, self.id, os.WEXITED | os.WNOWAIT)
+        waiter = threading.Thread(target=os.waitid, args=options, name="waiter", daemon=True)
+        waiter.start()
+        join(waiter)
         with self._lock:
             self._has_ended = True
             _, status = os.waitpid(self.id, 0)
@@ -70,6 +73,16 @@ class Process:
             return os.tcgetpgrp(0) == os.getpgrp()
         except OSError:
             return False
+
+
+def join(thread: threading.Thread) -> None:
+    """Wait for a thread, and let signal handlers run meanwhile.
+
+    A signal can come to any thread, but Python runs its handler in the main one, which
+    a signal to another does not wake.
+    """
+    while thread.is_alive():
+        thread.join(0.2)
 
 
 def exit_code(status: int) -> int:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 
 from taskservice.runner.lines import Splitter, Tail
+from taskservice.runner.process import join
 
 BLOCK_BYTES = 256 * 1024
 PIPE_BYTES = 1024 * 1024
@@ -94,11 +95,11 @@ class Pump:
     def finish(self) -> None:
         """The program has ended: wait until what it has printed is kept."""
         self._has_ended.set()
-        self._reader.join()
+        join(self._reader)
         with self._changed:
             self._is_read = True
             self._changed.notify_all()
-        self._keeper.join()
+        join(self._keeper)
 
     def _read_all(self) -> None:
         with selectors.DefaultSelector() as selector:

@@ -55,7 +55,8 @@ class Worker:
             else:
                 threading.Thread(target=self._do, args=[task], name=task.id).start()
         for _ in range(self._parallel):
-            self._slots.acquire()
+            while not self._slots.acquire(timeout=0.2):
+                pass  # and let signal handlers run
 
     def _has_slot(self) -> bool:
         """Wait until another program may be run; false when it is time to stop."""
