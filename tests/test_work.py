@@ -84,8 +84,10 @@ def test_failure_of_one_task_does_not_end_the_worker(alice: RemotePerson, laptop
 def test_several_workers_do_each_task_once(alice: RemotePerson, laptop: Laptop) -> None:
     for number in range(12):
         alice.start("worker", input={"number": number})
-    workers = [work(laptop, "cat; echo; sleep 0.2") for _ in range(2)]
-    workers.append(work(laptop, "cat; echo; sleep 0.2", "--parallel", "3"))
+    # One write each, since those that run side by side share what is shown.
+    program = "printf '%s\\n' \"$(cat)\"; sleep 0.2"
+    workers = [work(laptop, program) for _ in range(2)]
+    workers.append(work(laptop, program, "--parallel", "3"))
     found = all_finished(alice, 12)
     printed = "".join(out for out, _ in stop(*workers))
     assert Counter(line for line in printed.splitlines() if line) == Counter(
