@@ -4,40 +4,12 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.laptop import Laptop, eventually, kill, laptop_of, tasks
 from tests.live import Service
 from tests.people import RemotePerson
 from tests.receiver import Receiver
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One for all tests here."""
-    with Service(tmp_path_factory.mktemp("work") / "data") as service:
-        yield service
-
-
-@pytest.fixture(scope="module")
-def owner(service: Service) -> RemotePerson:
-    return service.add_user()
-
-
-@pytest.fixture
-def alice(owner: RemotePerson) -> RemotePerson:
-    """A user without any tasks."""
-    for task in owner.request("GET", "/task?fields=id").json():
-        owner.request("DELETE", f"/task/{task['id']}").raise_for_status()
-    return owner
-
-
-@pytest.fixture
-def laptop(alice: RemotePerson, tmp_path: Path) -> Laptop:
-    return laptop_of(alice, tmp_path / "home")
 
 
 def work(laptop: Laptop, script: str, *options: str) -> subprocess.Popen[str]:

@@ -4,13 +4,12 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.laptop import Laptop, eventually, laptop_of, tasks, the_task
-from tests.live import Service, free_port
+from tests.laptop import Laptop, eventually, tasks, the_task
+from tests.live import free_port
 from tests.people import RemotePerson
 from tests.receiver import Receiver
 from tests.test_readme import ROOT, Terminal, blocks, terminal
@@ -18,31 +17,6 @@ from tests.test_readme import ROOT, Terminal, blocks, terminal
 __all__ = ["terminal"]  # a fixture
 
 EXAMPLES = ROOT / "examples"
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One for all tests here."""
-    with Service(tmp_path_factory.mktemp("examples") / "data") as service:
-        yield service
-
-
-@pytest.fixture(scope="module")
-def owner(service: Service) -> RemotePerson:
-    return service.add_user()
-
-
-@pytest.fixture
-def alice(owner: RemotePerson) -> RemotePerson:
-    """A user without any tasks."""
-    for task in owner.request("GET", "/task?fields=id").json():
-        owner.request("DELETE", f"/task/{task['id']}").raise_for_status()
-    return owner
-
-
-@pytest.fixture
-def laptop(alice: RemotePerson, tmp_path: Path) -> Laptop:
-    return laptop_of(alice, tmp_path / "home")
 
 
 def python(laptop: Laptop, *arguments: str) -> None:

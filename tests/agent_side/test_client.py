@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -33,26 +32,6 @@ from tests.laptop import kill, tasks, the_task
 from tests.live import Service
 from tests.people import RemotePerson
 from tests.receiver import Behaviour, Exchange, Receiver, unused_port
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One for all tests here."""
-    with Service(tmp_path_factory.mktemp("client") / "data") as service:
-        yield service
-
-
-@pytest.fixture(scope="module")
-def owner(service: Service) -> RemotePerson:
-    return service.add_user()
-
-
-@pytest.fixture
-def alice(owner: RemotePerson) -> RemotePerson:
-    """A user without any tasks."""
-    for task in owner.request("GET", "/task?fields=id").json():
-        owner.request("DELETE", f"/task/{task['id']}").raise_for_status()
-    return owner
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,31 +21,6 @@ PRINTS = """
 import os, sys
 os.write(1, b"one\\n"); os.write(2, b"two\\n"); os.write(1, b"three\\n")
 """
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One for all tests here."""
-    with Service(tmp_path_factory.mktemp("run") / "data") as service:
-        yield service
-
-
-@pytest.fixture(scope="module")
-def owner(service: Service) -> RemotePerson:
-    return service.add_user()
-
-
-@pytest.fixture
-def alice(owner: RemotePerson) -> RemotePerson:
-    """A user without any tasks."""
-    for task in owner.request("GET", "/task?fields=id").json():
-        owner.request("DELETE", f"/task/{task['id']}").raise_for_status()
-    return owner
-
-
-@pytest.fixture
-def laptop(alice: RemotePerson, tmp_path: Path) -> Laptop:
-    return laptop_of(alice, tmp_path / "home")
 
 
 def run(laptop: Laptop, script: str, *options: str) -> subprocess.CompletedProcess[str]:
