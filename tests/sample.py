@@ -48,7 +48,7 @@ FAILURE = (
 # What must do nothing anywhere.
 HOSTILE = (
     "<img src=x onerror=\"document.title='owned'\">"
-    "<script>document.title='owned'</script>'\"{{7*7}}</title></textarea>&amp;\u202etxt.exe"
+    "<script>document.title='owned'</script>'\"{{31337*31337}}</title></textarea>&amp;\u202etxt.exe"
 )
 
 

@@ -299,7 +299,8 @@ def test_whatever_is_stored_is_shown_as_text(
         text = browser.get(path).text
         assert "<img" not in text
         assert "<script>" not in text
-        assert "49" not in re.sub(r"[0-9a-f-]{36}|T[\d:.]+Z|\d\d:\d\d:\d\d|:\d+/", "", text), path
+        # What a template that took it for code would make of it; chance does not.
+        assert str(31337 * 31337) not in text, path
     page = unescape(browser.get(f"/tasks/{task['id']}").text)
     assert HOSTILE in page
     lines = browser.get(f"/tasks/{task['id']}/lines?after=0&limit=10").json
