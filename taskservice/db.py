@@ -1,10 +1,7 @@
 """The database: its engines, its types, its clock, and how a write transaction begins."""
 
-import fcntl
-import os
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -14,7 +11,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import Connection, Engine, MetaData, String, create_engine, event
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.engine import URL, Dialect, make_url
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -22,6 +19,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from taskservice.stamps import rfc3339
+from taskservice.writer_queue import WriterQueue
 
 try:
     # The extra `sqlite`, a newer SQLite than Python came with. One process may not have both
@@ -38,6 +36,14 @@ sqlite3 = _sqlite3
 
 # How long a writer waits for its turn before its request is told 503.
 BUSY_SECONDS = 5.0
+# How long a server that has vanished from the network is believed to be there.
+PATIENCE = {
+    "connect_timeout": int(BUSY_SECONDS),
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
 # How often others may get in before us, each time in the moment between look and insert.
 CONFLICTS = 10
 
@@ -100,46 +106,6 @@ def _postgresql_now(element: database_now, compiler: SQLCompiler, **options: Any
     return f"(clock_timestamp() + make_interval(secs => {seconds}))"
 
 
-class WriterQueue:
-    """Lets the writers of one SQLite file in one at a time, in about the order they came.
-
-    SQLite itself makes a waiting writer sleep and look again, and the unlucky one
-    sleeps on while others pass (2 s were seen). Here threads wait for a lock and
-    processes for a file lock, both of which the kernel hands on at once.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._threads = threading.Lock()
-        self._file: int | None = None
-
-    @classmethod
-    def of(cls, address: URL) -> "WriterQueue":
-        """The queue of the SQLite file at this address."""
-        return cls(f"{address.database}-writers")
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Hold the right to write; raises OperationalError when none comes in time."""
-        if not self._threads.acquire(timeout=BUSY_SECONDS):
-            raise OperationalError("BEGIN IMMEDIATE", None, TimeoutError("writers are waiting"))
-        try:
-            self._lock_file()
-            yield
-        finally:
-            self._unlock_file()
-            self._threads.release()
-
-    def _lock_file(self) -> None:
-        if self._file is None:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-
-    def _unlock_file(self) -> None:
-        if self._file is not None:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
-
-
 def init_app(app: Flask, url: str, threads: int) -> None:
     """Give `app` its write engine, its read engine and, on SQLite, its queue of writers."""
     address = make_url(url)
@@ -172,8 +138,7 @@ def engine_arguments(address: URL) -> dict[str, Any]:
     if address.get_backend_name() == "sqlite":
         return {"module": sqlite3, "connect_args": {"timeout": BUSY_SECONDS}}
     # No prepared statements: behind a pooler in transaction mode they do not work.
-    arguments = {"prepare_threshold": None, "connect_timeout": int(BUSY_SECONDS)}
-    return {"connect_args": arguments}
+    return {"connect_args": {"prepare_threshold": None, **PATIENCE}}
 
 
 def prepare_sqlite_connection(connection: Any, _record: Any = None) -> None:
@@ -220,13 +185,22 @@ def _limit_lock_wait(connection: Connection) -> None:
 @contextmanager
 def transaction() -> Iterator[Connection]:
     """A connection in a write transaction: committed at the end, rolled back on an error."""
+    with writers_turn(), db.engine.begin() as connection:
+        yield connection
+
+
+def has_writer_queue() -> bool:
+    """Whether writers come one at a time, as on SQLite."""
+    return "writers" in current_app.extensions
+
+
+def writers_turn() -> AbstractContextManager[None]:
+    """The right to write to SQLite; on PostgreSQL everybody has it.
+
+    Raises OperationalError when it does not come in time.
+    """
     writers: WriterQueue | None = current_app.extensions.get("writers")
-    if writers is None:
-        with db.engine.begin() as connection:
-            yield connection
-    else:
-        with writers.turn(), db.engine.begin() as connection:
-            yield connection
+    return writers.turn(BUSY_SECONDS) if writers else nullcontext()
 
 
 def reading() -> Connection:

@@ -8,7 +8,6 @@ from operator import eq, gt, lt
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
-from flask import current_app
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
@@ -29,7 +28,7 @@ from sqlalchemy import (
 
 from taskservice import stamps
 from taskservice.access import Caller, visible_agents, visible_tasks
-from taskservice.db import Timestamp, WriterQueue, database_now, reading
+from taskservice.db import Timestamp, database_now, has_writer_queue, reading, writers_turn
 from taskservice.models import (
     PENDING,
     RUNNING,
@@ -246,15 +245,14 @@ def _settled() -> str:
 
     Raises OperationalError when SQLite's writers do not let it come to its turn.
     """
-    writers: WriterQueue | None = current_app.extensions.get("writers")
     asked = time.monotonic()
-    if writers is None:
+    if has_writer_queue():
+        # Once it is our turn all that came before is written.
+        with writers_turn():
+            age = 0.0
+    else:
         with reading() as connection:
             age = connection.scalar(_OLDEST_WRITE) or 0.0
-    else:
-        # Once it is our turn all that came before is written.
-        with writers.turn():
-            age = 0.0
     return stamps.now(asked - time.monotonic() - age)
 
 

@@ -1,7 +1,11 @@
 """A database that gives no answer: an honest 503, nothing half-written, and then all is well."""
 
+import fcntl
 import sqlite3
+import threading
+import time
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from flask import Flask
@@ -51,6 +55,49 @@ def test_lock_held_on_a_task_is_503(
         connection.exec_driver_sql("UPDATE tasks SET name = name")
         problem(alice.patch(f"/task/{task['id']}", json={"name": "other"}), 503)
     assert alice.report(task, name="other")["name"] == "other"
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_process_that_is_stopped_while_it_writes_keeps_nobody_waiting_for_long(
+    patience: None, app: Flask, alice: Person, tmp_path: Path
+) -> None:
+    task = alice.start()
+    with open(tmp_path / "data" / "taskservice.db-writers", "rb+") as queue:
+        # As a process has it that got a SIGSTOP in its turn.
+        fcntl.flock(queue, fcntl.LOCK_EX)
+        for _ in range(3):
+            began = time.monotonic()
+            problem(alice.post(f"/task/{task['id']}/logs", json={"logs": ["a line"]}), 503)
+            assert time.monotonic() - began < 2
+        # Who only reads is not kept waiting.
+        assert alice.task(task)["logCount"] == 0
+        fcntl.flock(queue, fcntl.LOCK_UN)
+        # Whoever waited too long has not kept the turn that came at last.
+        until = time.monotonic() + 5
+        while not is_free(queue):
+            assert time.monotonic() < until
+    alice.append(task, "a line")
+    assert alice.task(task)["logs"] == ["a line"]
+
+
+def is_free(queue: BinaryIO) -> bool:
+    try:
+        fcntl.flock(queue, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    fcntl.flock(queue, fcntl.LOCK_UN)
+    return True
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_turn_that_comes_in_time_is_taken(app: Flask, alice: Person, tmp_path: Path) -> None:
+    task = alice.start()
+    with open(tmp_path / "data" / "taskservice.db-writers", "rb+") as queue:
+        fcntl.flock(queue, fcntl.LOCK_EX)
+        threading.Timer(0.2, fcntl.flock, [queue, fcntl.LOCK_UN]).start()
+        alice.append(task, "a line")
+        assert is_free(queue)
+    assert alice.task(task)["logs"] == ["a line"]
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -1,6 +1,7 @@
 """The database is brought up to date, by one process at a time, with Alembic."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from sqlalchemy import Connection, create_engine, inspect, pool, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
-from taskservice.db import WriterQueue, engine_arguments, prepare_sqlite_connection, sqlite3
+from taskservice.db import engine_arguments, prepare_sqlite_connection, sqlite3
+from taskservice.writer_queue import WriterQueue
 
 FOLDER = Path(__file__).parent
 MIGRATION_SECONDS = 60
@@ -49,11 +51,14 @@ def upgrade(url: str, target: str = "head") -> None:
         raise DatabaseError(f"The database {where} cannot be used: {reason}") from None
 
 
-def _turn(address: URL) -> AbstractContextManager[None]:
+@contextmanager
+def _turn(address: URL) -> Iterator[None]:
     """On SQLite one process at a time: the switch to WAL does not wait, but fails as locked."""
     if address.get_backend_name() == "sqlite":
-        return WriterQueue.of(address).turn()
-    return nullcontext()
+        with closing(WriterQueue.of(address)) as queue, queue.turn(MIGRATION_SECONDS):
+            yield
+    else:
+        yield
 
 
 def head() -> str:

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from flask import current_app
-
-from taskservice.db import WriterQueue, db
+from taskservice.db import db, has_writer_queue, writers_turn
 from taskservice.services.batches import ROUND_SECONDS, in_batches
 
 # Room for the next writes that is left in the file.
@@ -23,12 +21,11 @@ def give_back(seconds: float = ROUND_SECONDS) -> None:
 
     For so many seconds at most.
     """
-    writers: WriterQueue | None = current_app.extensions.get("writers")
-    if writers is None:
+    if not has_writer_queue():
         return
     connection = db.engine.raw_connection()
     try:
-        file = _File(connection.driver_connection, writers)
+        file = _File(connection.driver_connection)
         in_batches(file.shorten, seconds)
         if file.is_shorter or file.log_bytes() > LARGE_LOG_BYTES:
             file.empty_log()
@@ -40,8 +37,8 @@ def give_back(seconds: float = ROUND_SECONDS) -> None:
 class _File:
     """SQLite's file, over a connection that is in no transaction."""
 
-    def __init__(self, connection: Any, writers: WriterQueue) -> None:
-        self._connection, self._writers = connection, writers
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
         self._spare_pages = SPARE_BYTES // self._number("page_size")
         self.is_shorter = False
 
@@ -49,7 +46,7 @@ class _File:
         """Give back some free pages; returns whether there are more."""
         if self._number("freelist_count") <= self._spare_pages + STEP_PAGES:
             return False
-        with self._writers.turn():
+        with writers_turn():
             # Only a script is run to its end; `execute` would give back a single page.
             self._connection.executescript(f"PRAGMA incremental_vacuum({STEP_PAGES})")
         self.is_shorter = True
@@ -64,7 +61,7 @@ class _File:
         self._connection.execute(f"PRAGMA busy_timeout = {CHECKPOINT_MILLISECONDS}")
         # In turn, although it need not be: SQLite before 3.51.3 can corrupt a database
         # when somebody writes at the very end of a checkpoint.
-        with self._writers.turn():
+        with writers_turn():
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
     def _number(self, pragma: str) -> int:
