@@ -166,6 +166,33 @@ def test_service_that_is_stopped_gives_back_what_it_is_posting(
     assert columns(app, "state", "lease", "attempt_count") == [("pending", None, 1)]
 
 
+def test_service_that_is_stopped_gives_back_what_a_report_is_posting(
+    alice: Person, app: Flask, receiver: Receiver, tmp_path: Path
+) -> None:
+    task = alice.start(callback=receiver.url)
+    receiver.answer = play.silence
+    url = app.config["DATABASE_URL"]
+    with Service(tmp_path / "data", DATABASE_URL=url, CALLBACK_TIMEOUT="30") as service:
+        person = RemotePerson(service.url, alice.key)
+        with ThreadPoolExecutor(1) as pool:
+            path, changes = f"/task/{task['id']}", {"status": "complete"}
+            report = pool.submit(person.request, "PATCH", path, json=changes)
+            receiver.wait_for(1, timeout=20)
+            began = time.monotonic()
+            assert service.stop() == 0
+            # Within a second; but a machine may be busy. The attempt would take 30 s.
+            assert time.monotonic() - began < 5
+            # Whoever reported is told: its task has ended, whatever the receiver does.
+            assert report.result().status_code == 200
+            assert report.result().headers["Callback-Status"] == "pending"
+    assert columns(app, "state", "lease", "attempt_count") == [("pending", None, 0)]
+    receiver.answer = play.answer(204)
+    with working(app):
+        until(lambda: the_delivery(alice, task)["state"] == "delivered")
+    first, second = receiver.requests
+    assert first.headers["webhook-id"] == second.headers["webhook-id"]
+
+
 def test_receivers_that_hang_hold_up_neither_readers_nor_other_reports(tmp_path: Path) -> None:
     """Of 16 threads 4 may be held, by 64 reports at once."""
     settings = {"THREADS": "16", "CALLBACK_TIMEOUT": "4"}

@@ -3,10 +3,13 @@
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, wait
+from contextvars import copy_context
+from threading import Thread
 
 from flask import Flask, current_app
 
-from taskservice import documents, queries, stamps
+from taskservice import documents, queries, stamps, stopping
 from taskservice.budget import Budget
 from taskservice.models import PENDING
 from taskservice.services import deliveries
@@ -22,6 +25,10 @@ SECRET_OVERLAP_SECONDS = 86_400.0
 
 NONE_OWED = "none"
 
+# A stop is noticed so soon, and a receiver then has so long to answer.
+TURN_SECONDS = 0.1
+STOP_SECONDS = 0.5
+
 
 def init_app(app: Flask) -> None:
     # The others go on answering, whatever the receivers do.
@@ -33,7 +40,8 @@ def first(leased: Leased | None) -> str:
     """Post a webhook in the request that owes it; call it with no transaction open.
 
     Returns what `Callback-Status` says: `delivered`, `pending`, `failed` or `none`.
-    It is left to the loop when too many threads are at this, or its host just kept failing.
+    It is left to the loop when too many threads are at this, its host just kept failing, or
+    the process stops.
     Never raises: the task has ended whatever happens here.
     """
     if leased is None:
@@ -41,7 +49,9 @@ def first(leased: Leased | None) -> str:
     budget: Budget = current_app.extensions["first_attempts"]
     with budget.place() as has_place:
         if has_place and leased.host not in _failing_hosts():
-            return attempt(leased)
+            state = _attempt_until_stop(leased)
+            if state is not None:
+                return state
     return _leave_to_loop(leased)
 
 
@@ -72,6 +82,24 @@ def post(url: str, secrets: Sequence[str], webhook_id: str, body: bytes) -> Outc
         allowed=current_app.config["CALLBACK_ALLOWED"],
         deadline=current_app.config["CALLBACK_TIMEOUT"],
     )
+
+
+def _attempt_until_stop(leased: Leased) -> str | None:
+    """What `attempt` returns; None when the process stops before the receiver has answered."""
+    state: Future[str] = Future()
+    # A thread that waits for a receiver can't be interrupted, only left behind: so it is one
+    # of its own, in the context of this request.
+    work = [lambda: state.set_result(attempt(leased))]
+    thread = Thread(target=copy_context().run, args=work, name="first attempt", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        # No more threads on this machine.
+        return attempt(leased)
+    while not stopping.event.is_set() and not wait([state], TURN_SECONDS).done:
+        pass
+    wait([state], STOP_SECONDS)
+    return state.result() if state.done() else None
 
 
 def _leave_to_loop(leased: Leased) -> str:
