@@ -159,6 +159,31 @@ def test_fields_narrow_what_is_returned(alice: Person) -> None:
     assert with_agent.keys() == {"id", "agent"}
 
 
+def test_whoever_reports_need_not_read_the_log(alice: Person) -> None:
+    task = alice.start()
+    alice.append(task, "a line")
+    path, narrow = f"/task/{task['id']}", "fields=id,status"
+    running = {"id": task["id"], "status": "running"}
+    assert expect(alice.patch(f"{path}?{narrow}", json={"output": {"sum": 1}}), 200) == running
+    expanded = expect(alice.patch(f"{path}?expand=agent&fields=logs", json={"name": "other"}), 200)
+    assert expanded["logs"] == ["a line"]
+    assert expanded["agent"]["id"] == "summarizer"
+    ended = running | {"status": "error"}
+    assert expect(alice.post(f"{path}/cancel?{narrow}"), 200) == ended
+    assert expect(alice.delete(f"{path}?{narrow}"), 200) == ended
+
+
+def test_unfit_query_changes_nothing(alice: Person) -> None:
+    task = alice.start()
+    path, query = f"/task/{task['id']}", "?fields=id,nonsense"
+    problem(alice.post(f"/task{query}", json={"agentId": "summarizer"}), 422)
+    problem(alice.post(f"/agent/summarizer/claim{query}"), 422)
+    problem(alice.patch(f"{path}{query}", json={"status": "complete"}), 422)
+    problem(alice.post(f"{path}/cancel{query}"), 422)
+    problem(alice.delete(f"{path}{query}"), 422)
+    assert expect(alice.get("/task"), 200) == [task]
+
+
 @pytest.mark.parametrize(
     ("query", "name"),
     [

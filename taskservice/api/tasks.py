@@ -102,13 +102,14 @@ def get(task_id: str, query: dict[str, Any]) -> Response:
 @tasks.patch("/task/<task_id>")
 @operation(
     "reportTask",
+    query=task_query,
     body=report_schema,
-    answers={200: task_schema},
+    answers={200: shaped_task_schema},
     answer_headers=["Callback-Status"],
     errors={409: "The task is finished, and this would change it."},
     example={"status": COMPLETE, "output": {"sum": 15}, "finishedAt": EXAMPLE_MOMENT},
 )
-def report(task_id: str, body: dict[str, Any]) -> Response:
+def report(task_id: str, query: dict[str, Any], body: dict[str, Any]) -> Response:
     """Report on a task.
 
     Changes its status, output, error or name; a sign of life even when it changes nothing.
@@ -120,14 +121,15 @@ def report(task_id: str, body: dict[str, Any]) -> Response:
     be finished by its agent.
     """
     task, callback_status = service.report(caller, known(task_id), body)
-    return answers.task(task, headers={"Callback-Status": callback_status})
+    return answers.task(task, lists.shape(query), headers={"Callback-Status": callback_status})
 
 
 @tasks.post("/task/<task_id>/cancel")
 @operation(
     "cancelTask",
     user_key=True,
-    answers={200: task_schema},
+    query=task_query,
+    answers={200: shaped_task_schema},
     answer_headers=["Callback-Status"],
     errors={409: "The task has ended otherwise."},
     example={
@@ -136,14 +138,14 @@ def report(task_id: str, body: dict[str, Any]) -> Response:
         "finishedAt": EXAMPLE_MOMENT,
     },
 )
-def cancel(task_id: str) -> Response:
+def cancel(task_id: str, query: dict[str, Any]) -> Response:
     """Cancel a task.
 
     A running task becomes an `error` of type `cancelled`, and its callback is told. Cancelling
     it again changes nothing and is 200.
     """
     task, callback_status = service.cancel(caller, known(task_id))
-    return answers.task(task, headers={"Callback-Status": callback_status})
+    return answers.task(task, lists.shape(query), headers={"Callback-Status": callback_status})
 
 
 @tasks.delete("/task/<task_id>")

@@ -63,13 +63,8 @@ class Connection:
                 time.sleep(pause)
         raise AssertionError("delays never end")
 
-    def once(
-        self, method: str, path: str, *, is_read: bool = True, **options: Any
-    ) -> requests.Response:
-        """The answer to one attempt; `options` are those of requests. Raises TaskServiceError.
-
-        With `is_read` false only its head: a task may come with a log of 100 MiB.
-        """
+    def once(self, method: str, path: str, **options: Any) -> requests.Response:
+        """The answer to one attempt; `options` are those of requests. Raises TaskServiceError."""
         options.setdefault("timeout", (CONNECT_SECONDS, READ_SECONDS))
         try:
             answer = self._session().request(
@@ -77,7 +72,6 @@ class Connection:
                 self.url + API + path,
                 # The key would go to whatever place a redirect names.
                 allow_redirects=False,
-                stream=not is_read,
                 **options,
             )
         except requests.exceptions.InvalidJSONError as error:
@@ -86,8 +80,6 @@ class Connection:
             raise Unreachable(f"{self.url} is out of reach: {_reason(error)}") from None
         if not 200 <= answer.status_code < 300:
             raise from_answer(answer)
-        if not is_read:
-            answer.close()
         return answer
 
     def _session(self) -> requests.Session:

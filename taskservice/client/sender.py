@@ -233,8 +233,7 @@ class Sender(threading.Thread):
         if self._report is None:
             return True
         try:
-            # It is answered with the whole task, however long its log is.
-            self._request("PATCH", path, json=self._report, is_read=False)
+            self._request("PATCH", path, params={"fields": "id"}, json=self._report)
         except (Unreadable, TooLarge, Unfit) as error:
             if not self._report.pop("output", None):
                 raise

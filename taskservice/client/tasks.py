@@ -211,8 +211,7 @@ class Task:
 
     def refresh(self) -> "Task":
         """Read it again, without its log."""
-        self.data |= body(self._connection.call("GET", f"/task/{self.id}", params=_SHORT))
-        return self
+        return self._tell("GET", f"/task/{self.id}")
 
     def lines(self, after: int = 0) -> Iterator[Line]:
         """The lines that are there now, those after number `after`."""
@@ -259,9 +258,8 @@ class Task:
         _repeat_deletion(self._connection, f"/task/{self.id}", {"fields": "id"})
 
     def _tell(self, method: str, path: str, **options: Any) -> "Task":
-        # It is answered with the whole task, however long its log is.
-        self._connection.call(method, path, is_read=False, **options)
-        return self.refresh()
+        self.data |= body(self._connection.call(method, path, params=_SHORT, **options))
+        return self
 
 
 class Client:
