@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -198,6 +199,20 @@ def test_two_who_wait_get_two_tasks(alice: Person) -> None:
     answers = [ask(), ask()]
     started = {alice.start()["id"], alice.start()["id"]}
     assert {answer().json["id"] for answer in answers} == started
+
+
+def test_task_is_not_given_to_who_has_left_while_waiting(service: Service) -> None:
+    alice = service.add_user()
+    alice.request("PUT", "/agent/summarizer").raise_for_status()
+    key = str(alice.session.headers["apikey"])
+    head = f"POST {API}/agent/summarizer/claim HTTP/1.1\r\nHost: x\r\napikey: {key}\r\n"
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", service.port)) as waiting:
+            waiting.sendall(f"{head}Prefer: wait=20\r\n\r\n".encode())
+            time.sleep(0.3)
+        task = alice.start()
+        time.sleep(0.3)
+        assert alice.request("POST", "/agent/summarizer/claim").json()["id"] == task["id"]
 
 
 def test_claim_for_an_unknown_agent_does_not_wait(alice: Person) -> None:
