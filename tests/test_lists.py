@@ -448,6 +448,8 @@ ODD_PARTS_OF_A_CURSOR: list[Any] = [
     "2026-11-24T24:00:00.000Z", "2026-11-24T23:59:60.000Z", "2026-11-24T13:36:00Z",
     "2026-11-24T13:36:00.000+00:00", "２０２６-11-24T13:36:00.000Z",
     str(uuid4()).upper(), str(uuid4()).replace("-", ""), "{" + str(uuid4()) + "}",
+    f"urn:uuid:{uuid4().hex[:27]}", uuid4().hex + "----", [0] * 36, [""] * 36,
+    {str(number): 0 for number in range(36)}, ["2026-11-24T13:36:00.000Z"],
 ]  # fmt: skip
 
 
@@ -466,6 +468,30 @@ def test_altered_part_of_a_cursor_is_refused(
         )
         assert response.status_code == 422, (odd, response.text)
         refused(response)
+
+
+def odd_value(dice: random.Random, parts: list[Any], depth: int = 0) -> Any:
+    """Any JSON value, often with a part of a real cursor in it, and often as long as an id."""
+    kind = dice.randrange(5 if depth < 2 else 3)
+    if kind == 0:
+        return dice.choice(parts)
+    if kind in (1, 2):
+        return dice.choice(ODD_PARTS_OF_A_CURSOR)
+    values = [odd_value(dice, parts, depth + 1) for _ in range(dice.choice([0, 1, 5, 24, 36]))]
+    return values if kind == 3 else {str(number): value for number, value in enumerate(values)}
+
+
+def test_cursor_of_any_structure_is_taken_or_refused(alice: Person, tasks: list[Task]) -> None:
+    dice = random.Random(3)
+    for sort in SORTS:
+        parts = json.loads(urlsafe_b64decode(cursor_of(alice, sort)))
+        for _ in range(150):
+            forged = [part if dice.random() < 0.6 else odd_value(dice, parts) for part in parts]
+            altered = dice.choice([forged, forged, forged[1:], [*forged, forged[0]], forged[0]])
+            cursor = urlsafe_b64encode(json.dumps(altered).encode()).decode()
+            if len(cursor) < 30_000:
+                response = with_cursor(alice, cursor, sort)
+                assert response.status_code in (200, 422), (altered, response.text)
 
 
 def test_stage_of_another_order_does_not_end_a_list(alice: Person, tasks: list[Task]) -> None:
