@@ -1,17 +1,24 @@
 """A database that gives no answer: an honest 503, nothing half-written, and then all is well."""
 
 import fcntl
+import os
+import signal
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import psycopg
 import pytest
 from flask import Flask
 
 from taskservice import db
 from tests.people import Person, expect, problem
+
+only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
 
 @pytest.fixture
@@ -55,6 +62,69 @@ def test_lock_held_on_a_task_is_503(
         connection.exec_driver_sql("UPDATE tasks SET name = name")
         problem(alice.patch(f"/task/{task['id']}", json={"name": "other"}), 503)
     assert alice.report(task, name="other")["name"] == "other"
+
+
+@contextmanager
+def other_connection(url: str, name: str) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(url, application_name=name) as connection:
+        yield connection
+        connection.rollback()
+
+
+@only_postgresql
+def test_locked_table_is_503_for_readers_too_and_then_all_is_well(
+    patience: None, app: Flask, alice: Person, database_url: str
+) -> None:
+    task = alice.start()
+    with other_connection(database_url, "locks") as other:
+        for table in ("api_keys", "tasks", "users"):
+            other.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+            for method, path in (("GET", "/task"), ("GET", "/user"), ("PUT", "/agent/new")):
+                began = time.monotonic()
+                response = alice.request(method, path)
+                assert time.monotonic() - began < 3
+                if response.status_code == 503:
+                    problem(response, 503)
+            problem(alice.get("/user"), 503) if table != "tasks" else None
+            other.rollback()
+            assert expect(alice.get("/task"), 200) == [task]
+    # No statement waits on in the server when nobody waits for it any more.
+    with other_connection(database_url, "looks") as other:
+        left = other.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()
+    assert left == (0,)
+
+
+@only_postgresql
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_server_whose_processes_are_stopped_is_503(
+    patience: None, app: Flask, alice: Person, database_url: str, method: str
+) -> None:
+    task = alice.start()
+    stopped = backends(app, database_url)
+    assert stopped
+    for process in stopped:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        for _ in range(3):
+            began = time.monotonic()
+            response = alice.request(method, f"/task/{task['id']}{'/cancel' * (method == 'POST')}")
+            assert response.status_code in (200, 503)
+            assert time.monotonic() - began < 6
+        assert app.test_client().get("/livez").status_code == 200
+    finally:
+        for process in stopped:
+            os.kill(process, signal.SIGCONT)
+    assert alice.start()["status"] == "running"
+
+
+def backends(app: Flask, url: str) -> list[int]:
+    """The server's processes for the connections that the app has open."""
+    with other_connection(url, "looks") as other:
+        rows = other.execute(
+            "SELECT pid FROM pg_stat_activity "
+            "WHERE datname = current_database() AND application_name <> 'looks'"
+        )
+        return [pid for (pid,) in rows]
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
