@@ -10,7 +10,7 @@ from flask import Flask, current_app
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import Connection, Engine, MetaData, String, create_engine, event
 from sqlalchemy.dialects.postgresql import TIMESTAMP
-from sqlalchemy.engine import URL, Dialect, make_url
+from sqlalchemy.engine import URL, Dialect, ExceptionContext, make_url
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase
@@ -114,6 +114,8 @@ def init_app(app: Flask, url: str, threads: int) -> None:
     address = make_url(url)
     options = {
         **engine_arguments(address),
+        # Whatever is logged of a failed statement, it is not what was to be written.
+        "hide_parameters": True,
         "pool_size": threads + 8,
         "max_overflow": 8,
         "pool_timeout": BUSY_SECONDS,
@@ -134,7 +136,7 @@ def init_app(app: Flask, url: str, threads: int) -> None:
         event.listen(reader, "connect", _prepare_sqlite_reader)
         app.extensions["writers"] = WriterQueue.of(address)
     else:
-        _bound_statements(reader)
+        _prepare_postgresql(reader)
     app.extensions["reader"] = reader
 
 
@@ -175,7 +177,7 @@ def _prepare_write_engine(engine: Engine) -> None:
         event.listen(engine, "begin", _begin_immediate)
     else:
         event.listen(engine, "begin", _limit_lock_wait)
-        _bound_statements(engine)
+        _prepare_postgresql(engine)
 
 
 def _begin_immediate(connection: Connection) -> None:
@@ -184,14 +186,29 @@ def _begin_immediate(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _bound_statements(engine: Engine) -> None:
+def _prepare_postgresql(engine: Engine) -> None:
     seconds = STATEMENT_FACTOR * BUSY_SECONDS
 
     def prepare(connection: Any, _record: Any) -> None:
         patience.bound(connection, seconds, engine.dialect.dbapi)
+        # East of UTC the last hours of the year 9999 are past what Python knows. Poolers keep
+        # this one setting apart for each of their clients.
+        connection.execute("SET TIME ZONE 'UTC'")
+        connection.commit()
 
     # First of all: SQLAlchemy asks the server a few things of its own.
     event.listen(engine, "connect", prepare, insert=True)
+    event.listen(engine, "handle_error", _forget_rows)
+
+
+def _forget_rows(context: ExceptionContext) -> None:
+    """Leave of PostgreSQL's error what it says first: its details quote whole rows."""
+    diagnosis = getattr(context.original_exception, "diag", None)
+    if diagnosis is None or context.sqlalchemy_exception is None:
+        return
+    if diagnosis.message_primary:
+        text = f"{diagnosis.sqlstate} {diagnosis.message_primary}"
+        context.original_exception.args = context.sqlalchemy_exception.args = (text,)
 
 
 def _limit_lock_wait(connection: Connection) -> None:

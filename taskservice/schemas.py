@@ -116,10 +116,15 @@ class Moment(fields.Field[str]):
             if not isinstance(value, str) or not self._SHAPE.fullmatch(value):
                 raise ValueError
             # RFC 3339 allows `t` and `z`, which Python does not know.
-            return stamps.rfc3339(datetime.fromisoformat(value.upper()) + self._more)
+            return stamps.rfc3339(self._rounded(datetime.fromisoformat(value.upper())))
         except (ValueError, OverflowError):
             example = "2026-11-24T13:36:00Z"
             raise ValidationError(f"Must be a moment as in RFC 3339, such as {example}.") from None
+
+    def _rounded(self, moment: datetime) -> datetime:
+        # After the last millisecond of the year 9999 there is none.
+        latest = datetime.max.replace(tzinfo=moment.tzinfo) - self._more
+        return min(moment, latest) + self._more
 
 
 class JsonObject(fields.Dict):

@@ -6,16 +6,20 @@ import signal
 import sqlite3
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 import psycopg
 import pytest
 from flask import Flask
+from sqlalchemy.exc import IntegrityError
 
 from taskservice import db
+from tests.inside import set_for_database
 from tests.people import Person, expect, problem
 
 only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -115,6 +119,58 @@ def test_server_whose_processes_are_stopped_is_503(
         for process in stopped:
             os.kill(process, signal.SIGCONT)
     assert alice.start()["status"] == "running"
+
+
+@only_postgresql
+def test_server_that_is_read_only_is_503_for_writers_alone(app: Flask, alice: Person) -> None:
+    """As after a failover, or where the provider's disk is full."""
+    task = alice.start()
+    path = f"/task/{task['id']}"
+    set_for_database(app, "default_transaction_read_only", "on")
+    try:
+        for method, where, body in (
+            ("POST", "/task", {"agentId": "summarizer"}),
+            ("POST", f"{path}/logs", {"logs": ["a line"]}),
+            ("PATCH", path, {"status": "complete"}),
+            ("DELETE", path, None),
+            ("PUT", "/agent/other", {}),
+            ("POST", "/key", {"name": "other"}),
+            ("POST", "/callback-secret", None),
+        ):
+            response = alice.request(method, where, json=body)
+            assert int(response.headers["Retry-After"]) > 0
+            problem(response, 503)
+        assert expect(alice.get("/task"), 200) == [task]
+    finally:
+        set_for_database(app, "default_transaction_read_only", "off")
+    alice.append(task, "a line")
+
+
+@only_postgresql
+def test_what_was_to_be_written_is_in_no_log_when_it_fails(
+    app: Flask, alice: Person, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PostgreSQL tells of a row that it refuses all that is in it."""
+    alice.register()
+    change = "ALTER TABLE tasks {} CONSTRAINT of_a_test"
+    with app.app_context(), db.transaction() as connection:
+        connection.exec_driver_sql(f"{change.format('ADD')} CHECK (name <> 'refused')")
+    try:
+        body = {"agentId": "summarizer", "name": "refused", "input": {"secret": "hunter2"}}
+        problem(alice.post("/task", json=body), 500)
+    finally:
+        with app.app_context(), db.transaction() as connection:
+            connection.exec_driver_sql(change.format("DROP"))
+    assert "23514" in caplog.text
+    assert "of_a_test" in caplog.text
+    assert "hunter2" not in caplog.text
+    # Nor where it is logged with its traceback, as the loops do.
+    row = (uuid4(), "hunter2")
+    with app.app_context(), pytest.raises(IntegrityError) as failed, db.transaction() as connection:
+        connection.exec_driver_sql("INSERT INTO users (id, name) VALUES (%s, %s)", row)
+    told = "".join(traceback.format_exception(failed.value))
+    assert "created_at" in told
+    assert str(row[0]) not in told
 
 
 def backends(app: Flask, url: str) -> list[int]:

@@ -146,6 +146,13 @@ def test_bounds_finer_than_a_millisecond_are_kept(alice: Person, tasks: list[Tas
     assert task["id"] not in ids(listed(alice, createdBefore=just_before.replace("Z", "9Z")))
 
 
+def test_bounds_may_be_at_either_end_of_time(alice: Person, tasks: list[Task]) -> None:
+    for latest in ("9999-12-31T23:59:59.999Z", "9999-12-31T23:59:59.9999Z"):
+        assert len(listed(alice, createdBefore=latest)) == len(tasks)
+        assert listed(alice, createdAfter=latest) == []
+    assert len(listed(alice, createdAfter="0001-01-01T00:00:00Z")) == len(tasks)
+
+
 def test_bounds_may_be_written_with_any_offset(alice: Person, tasks: list[Task]) -> None:
     moment = datetime.fromisoformat(tasks[4]["createdAt"])
     for hours in (-11.5, -1, 0, 5.75, 14):
