@@ -283,6 +283,25 @@ def test_fields_and_expand_shape_every_page(alice: Person, tasks: list[Task]) ->
     assert in_pages(alice.get, "fields=name&status=complete&limit=1") == names
 
 
+def test_task_that_goes_with_its_agent_while_it_is_read_is_left_out(
+    alice: Person, app: Flask
+) -> None:
+    kept, other = alice.start("summarizer"), Person(app, alice.name, alice.key)
+    going: list[Task] = []
+
+    def delete_both(*call: Any) -> None:
+        while going and "FROM agents" in call[2]:
+            expect(other.delete(f"/task/{going.pop()['id']}"), 200)
+            expect(other.delete("/agent/translator"), 200)
+
+    event.listen(app.extensions["reader"], "before_cursor_execute", delete_both)
+    for path in ("/task?expand=agent", "/task?expand=user", "/task?limit=2&expand=agent"):
+        going.append(alice.start("translator"))
+        assert [task["id"] for task in expect(alice.get(path), 200)] == [kept["id"]]
+    going.append(alice.start("translator"))
+    problem(alice.get(f"/task/{going[0]['id']}?expand=agent"), 404)
+
+
 def test_head_of_a_list_is_its_get_without_the_body(alice: Person, tasks: list[Task]) -> None:
     for path in ("/task", "/task?limit=2"):
         head, get = alice.request("HEAD", path), alice.get(path)
