@@ -89,6 +89,19 @@ def test_text_is_the_whole_log_unless_told(alice: Person, task: dict[str, Any]) 
     assert some.text == "line 11\nline 12\n"
 
 
+@pytest.mark.parametrize(
+    "accept",
+    ["text/plain", "text/plain;charset=utf-8", "text/plain; charset=UTF-8", "text/*",
+     "application/json;q=0.1, text/plain;charset=utf-8;q=0.5", "Text/Plain"],
+)  # fmt: skip
+def test_log_is_text_where_text_is_rather_wanted(
+    alice: Person, task: dict[str, Any], accept: str
+) -> None:
+    alice.append(task, "one")
+    response = alice.get(f"/task/{task['id']}/logs", headers={"Accept": accept})
+    assert (response.mimetype, response.text) == ("text/plain", "one\n")
+
+
 @pytest.mark.parametrize("accept", ["*/*", "application/json, text/plain", "text/*;q=0.5, */*"])
 def test_log_is_json_unless_text_is_rather_wanted(
     alice: Person, task: dict[str, Any], accept: str
