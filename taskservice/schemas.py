@@ -4,6 +4,7 @@ import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -153,6 +154,18 @@ class Lines(fields.List[str]):
 
     def _serialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         return LINES
+
+
+class Strings(fields.List[str]):
+    """Strings, of which there may be millions: too many to load each as a field of its own."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(value, list):
+            raise self.make_error("invalid")
+        if set(map(type, value)) - {str}:
+            wrong = (number for number, item in enumerate(value) if type(item) is not str)
+            raise ValidationError({number: ["Not a valid string."] for number in islice(wrong, 10)})
+        return value
 
 
 class TaskError(fields.Field[Any]):
@@ -608,7 +621,7 @@ class ReportSchema(Schema):
 class AppendSchema(Schema):
     """Lines to add to a log."""
 
-    logs = fields.List(
+    logs = Strings(
         fields.String(),
         required=True,
         metadata=said(

@@ -10,8 +10,10 @@ import pytest
 from flask import Flask
 from werkzeug.test import TestResponse
 
+from taskservice.api import door
 from taskservice.schemas import MAX_LINE, MAX_WRITER
-from taskservice.services.logs import CHUNK_BYTES, CHUNK_LINES, MAX_LOG
+from taskservice.services.chunks import CHUNK_BYTES, CHUNK_LINES
+from taskservice.services.logs import MAX_LOG
 from tests.inside import column, rows
 from tests.people import Person, expect, problem
 
@@ -545,6 +547,32 @@ def test_answer_to_a_delete_can_be_closed(alice: Person) -> None:
     response = alice.delete(f"/task/{task['id']}")
     expect(response, 200)
     response.close()
+
+
+def test_resend_into_the_middle_of_a_chunk_adds_what_is_new(alice: Person) -> None:
+    task = alice.start()
+    sent = [f"{number}" for number in range(3 * CHUNK_LINES)]
+    text = "\n".join(sent)
+    for end in (1, CHUNK_LINES - 1, CHUNK_LINES, CHUNK_LINES + 1, 2 * CHUNK_LINES + 7, len(sent)):
+        part = "\n".join(sent[:end]).encode()
+        assert expect(append_text(alice, task, part, "?seq=1"), 201)["logCount"] == end
+    assert expect(append_text(alice, task, text.encode(), "?seq=1"), 201)["logCount"] == len(sent)
+    assert lines(alice, task) == sent
+
+
+def test_only_some_large_bodies_are_in_work_at_once(
+    alice: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "LARGE_SECONDS", 0.1)
+    task, large = alice.start(), b"line\n" * 300_000
+    with door.large_bodies.place(), door.large_bodies.place():
+        refused = append_text(alice, task, large)
+        assert problem(refused, 503)["detail"] == "Too many large bodies at once"
+        assert int(refused.headers["Retry-After"]) > 0
+        alice.append(task, "a small one")
+    expect(append_text(alice, task, large), 201)
+    expect(append_text(alice, task, large), 201)
+    assert alice.append(task)["logCount"] == 600_001
 
 
 # --- at once -----------------------------------------------------------------------------

@@ -1,15 +1,17 @@
 """The door of the API: what a request says is read strictly, before its view sees it."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import update_wrapper
 from typing import Any
 from urllib.parse import parse_qsl
 
-from flask import Response, request
+from flask import Response, g, request
 from marshmallow import Schema
 
 from taskservice import strict_json
 from taskservice.auth import caller
+from taskservice.budget import Budget
 from taskservice.openapi.operation import JSON, Operation
 from taskservice.problems import Problem, unfit
 from taskservice.schemas import NothingSchema
@@ -18,6 +20,12 @@ View = Callable[..., Response]
 
 # Every path below it asks for a key.
 PREFIX = "/api/v1"
+
+# A body past this many bytes may cost some dozen times as much memory while it is read: so
+# many of a process may be in work at once, and others wait so many seconds.
+LARGE = 1024 * 1024
+LARGE_SECONDS = 3.0
+large_bodies = Budget(2)
 
 
 class operation(Operation):
@@ -41,6 +49,10 @@ class Door:
         update_wrapper(self, view)
 
     def __call__(self, **path: Any) -> Response:
+        with ExitStack() as g.held:
+            return self._answer(path)
+
+    def _answer(self, path: dict[str, Any]) -> Response:
         if self.operation.user_key:
             caller.require_user_key()
         _check_accept(self._media_types)
@@ -98,7 +110,19 @@ def body_bytes() -> bytes:
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     if charset not in ("utf-8", "utf8", "us-ascii"):
         raise Problem(415, "The body must be UTF-8")
-    return request.get_data(cache=False)
+    if request.content_length is not None:
+        _wait_for_place(request.content_length)
+        return request.get_data(cache=False)
+    data = request.get_data(cache=False)
+    _wait_for_place(len(data))
+    return data
+
+
+def _wait_for_place(size: int) -> None:
+    """Wait until few enough other large bodies are in work; raises 503."""
+    if size <= LARGE or g.held.enter_context(large_bodies.place(LARGE_SECONDS)):
+        return
+    raise Problem(503, "Too many large bodies at once", headers={"Retry-After": "2"})
 
 
 def prefers(wanted: str, other: str) -> bool:
