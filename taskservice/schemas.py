@@ -34,6 +34,8 @@ MAX_NAME = 200
 MAX_DESCRIPTION = 2_000
 MAX_CALLBACK = 2_000
 MAX_WRITER = 64
+# Of one task. All of them go in the one transaction that deletes it.
+MAX_WRITERS = 1_000
 MAX_IDEMPOTENCY_KEY = 255
 MAX_LINE = 64 * 1024
 MAX_MESSAGE = 64 * 1024
@@ -641,7 +643,11 @@ class AppendSchema(Schema):
     writer = fields.String(
         allow_none=True,
         validate=validate.Length(max=MAX_WRITER),
-        metadata=said("Who counts, where several write; empty by default.", "worker-1"),
+        metadata=said(
+            f"Who counts, where several write; empty by default. A task has at most "
+            f"{MAX_WRITERS:,} of them.",
+            "worker-1",
+        ),
     )
 
 

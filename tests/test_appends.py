@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from sqlalchemy import insert
 from werkzeug.test import TestResponse
 
 from taskservice.api import door
-from taskservice.schemas import MAX_LINE, MAX_WRITER
+from taskservice.db import transaction
+from taskservice.models import LogWriter
+from taskservice.schemas import MAX_LINE, MAX_WRITER, MAX_WRITERS
 from taskservice.services.chunks import CHUNK_BYTES, CHUNK_LINES
 from taskservice.services.logs import MAX_LOG
 from tests.inside import column, rows
@@ -382,6 +385,27 @@ def test_line_of_64_kib_is_fit_and_one_byte_more_is_not(alice: Person, app: Flas
     problem(append_text(alice, task, b"\xff" * (MAX_LINE // 3 + 1)), 422)
     problem(append_text(alice, task, b"\0" * (MAX_LINE // 3 + 1)), 422)
     assert rows(app) == before
+
+
+def test_task_has_so_many_writers_and_not_one_more(alice: Person, app: Flask) -> None:
+    task = alice.start()
+    alice.append(task, "1", writer="first")
+    more = [
+        {"task_id": task["id"], "writer": f"writer {number}", "seq": 1}
+        for number in range(MAX_WRITERS - 2)
+    ]
+    with app.app_context(), transaction() as connection:
+        connection.execute(insert(LogWriter), more)
+    alice.append(task, "2", writer="last")
+    before = rows(app)
+    refused = alice.post(logs(task), json={"logs": ["3"], "writer": "one more"})
+    assert list(problem(refused, 422)["errors"]) == ["writer"]
+    problem(append_text(alice, task, b"3", "?writer=another"), 422)
+    assert rows(app) == before
+    # A sign of life has no writer, and those that are known go on.
+    alice.append(task, writer="one more")
+    alice.append(task, "1", "3", seq=1, writer="first")
+    assert lines(alice, task) == ["1", "2", "3"]
 
 
 @pytest.mark.slow

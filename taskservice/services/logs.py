@@ -9,8 +9,9 @@ from taskservice import stamps
 from taskservice.access import Caller
 from taskservice.db import database_now, transaction
 from taskservice.models import Identifier, Log, LogChunk, LogWriter, Task
-from taskservice.problems import Problem
+from taskservice.problems import Problem, unfit
 from taskservice.queries import TaskRow
+from taskservice.schemas import MAX_WRITERS
 from taskservice.services.batches import ROUND_SECONDS, in_batches
 from taskservice.services.chunks import Chunk, without_first
 from taskservice.services.tasks import HEARD, finished, is_open, locked
@@ -25,6 +26,7 @@ _SEQ = select(LogWriter.seq).where(
     LogWriter.task_id == bindparam("task_id", type_=Identifier),
     LogWriter.writer == bindparam("writer"),
 )
+_WRITERS = select(func.count()).where(LogWriter.task_id == bindparam("task_id", type_=Identifier))
 _ADVANCE = (
     update(LogWriter)
     .where(
@@ -62,7 +64,8 @@ def append(
 
     `seq` is the number, counted by `writer` from 1, of the first line sent: lines of it
     that are stored already are skipped. No lines at all are a sign of life.
-    Raises 404, 409 for a gap or a finished task, 413 for a log that is full.
+    Raises 404, 409 for a gap or a finished task, 413 for a log that is full, 422 for one
+    writer too many.
     """
     with transaction() as connection:
         task = locked(connection, caller, task_id)
@@ -95,6 +98,7 @@ def _advance(
     connection: Connection, task: TaskRow, writer: str, stored: int | None, count: int
 ) -> None:
     if stored is None:
+        _check_writers(connection, task)
         values = {"task_id": task.id, "writer": writer, "seq": count}
         connection.execute(insert(LogWriter), values)
     else:
@@ -102,6 +106,11 @@ def _advance(
             _ADVANCE,
             {"of_task_id": task.id, "of_writer": writer, "new_seq": stored + count},
         )
+
+
+def _check_writers(connection: Connection, task: TaskRow) -> None:
+    if (connection.scalar(_WRITERS, {"task_id": task.id}) or 0) >= MAX_WRITERS:
+        raise unfit({"writer": [f"The task has {MAX_WRITERS:,} writers already."]})
 
 
 def _store(connection: Connection, task: TaskRow, chunks: Sequence[Chunk], count: int) -> None:
