@@ -1,5 +1,6 @@
 """The door: what is read strictly, what is refused, and that every refusal is a problem."""
 
+import gzip
 import json
 from collections.abc import Iterator
 from io import BytesIO
@@ -477,6 +478,25 @@ def test_query_that_is_no_utf8_is_refused(alice: Person, subtests: pytest.Subtes
 @pytest.mark.parametrize("query", ["&", "&&", ""])
 def test_empty_query_says_nothing(alice: Person, query: str) -> None:
     assert expect(alice.get(f"/task?{query}"), 200) == []
+
+
+def test_body_that_is_coded_is_415(alice: Person, app: Flask, subtests: pytest.Subtests) -> None:
+    ways = doors(alice)
+    before = rows(app)
+    for method, path in ways:
+        for coding in ("gzip", "GZIP", "deflate", "br", "zstd", "identity, gzip", "nonsense"):
+            with subtests.test(f"{method} {path} {coding}"):
+                response = alice.request(
+                    method, path, data=gzip.compress(b'{"name":"x"}'), content_type=JSON,
+                    headers={"Content-Encoding": coding},
+                )  # fmt: skip
+                problem(response, 415)
+    assert rows(app) == before
+    task = alice.start()
+    expect(
+        alice.put(f"/task/{task['id']}/logs", data=b"x", headers={"Content-Encoding": "Identity"}),
+        201,
+    )
 
 
 # --- whatever comes ----------------------------------------------------------------------

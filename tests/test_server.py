@@ -338,6 +338,11 @@ REFUSED = {
     "chunk-longer-than-it-says": (chunked() + b"5\r\nhelloX0\r\n\r\n", 400),
     "trailer-that-must-not-be": (chunked() + b"0\r\nHost: y\r\n\r\n", 400),
     "unknown-coding": (chunked().replace(b"chunked", b"magic"), 501),
+    "coding-beside-chunks": (chunked(b"").replace(b"chunked", b"gzip, chunked"), 501),
+    "coding-in-a-header-before": (
+        chunked(b"").replace(b"Transfer", b"Transfer-Encoding: deflate\r\nTransfer"),
+        501,
+    ),
     "length-too-large": (post(b"", length=3 * MIB), 413),
     "chunk-too-large": (chunked() + b"fffffffffffffff\r\n", 413),
     "line-too-long": (b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n" % (b"x" * 9000), 414),

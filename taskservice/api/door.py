@@ -106,7 +106,9 @@ def json_body() -> Any:
 
 
 def body_bytes() -> bytes:
-    """The body as it came; raises 413, and 415 for a charset that is not UTF-8."""
+    """The body as it came; raises 413, and 415 for one that is coded or not in UTF-8."""
+    if request.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity"):
+        raise Problem(415, "The body must be sent without a Content-Encoding")
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     if charset not in ("utf-8", "utf8", "us-ascii"):
         raise Problem(415, "The body must be UTF-8")
