@@ -1,10 +1,13 @@
 """Claims: an agent takes the oldest task that waits for it, and no task is given twice."""
 
 import os
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psycopg
+import pytest
 from flask import Flask
 from sqlalchemy import update
 
@@ -176,6 +179,23 @@ def test_claim_and_cancel_at_once_agree(alice: Person, app: Flask) -> None:
         now = alice.task(task)
         assert (now["status"], now["error"]["type"]) == ("error", "cancelled")
         assert (taken.status_code == 200) == (now["claimedAt"] is not None)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_task_that_somebody_changes_at_the_moment_is_awaited(
+    alice: Person, app: Flask, database_url: str
+) -> None:
+    tasks = [alice.start(), alice.start()]
+    with psycopg.connect(database_url) as other:
+        # As a report has it that is about to change the name.
+        other.execute("SELECT 1 FROM tasks WHERE id = %s FOR UPDATE", [tasks[0]["id"]])
+        # The next one does not wait for it.
+        assert claim(alice)["id"] == tasks[1]["id"]
+        timer = threading.Timer(0.3, other.rollback)
+        timer.start()
+        assert claim(alice)["id"] == tasks[0]["id"]
+        timer.join()
+    assert nothing_waits(alice)
 
 
 def sockets(process: int) -> int:

@@ -77,20 +77,27 @@ _OLDEST_UNCLAIMED = (
     )
     .order_by(Task.created_at, Task.id)
     .limit(1)
-    # PostgreSQL: whoever claims at the same moment looks at the next one, and does not wait.
-    .with_for_update(skip_locked=True)
 )
-_CLAIM = (
-    update(Task)
-    .where(Task.id == _OLDEST_UNCLAIMED.scalar_subquery(), Task.claimed_at.is_(None))
-    .values(
-        **HEARD,
-        claimed_at=bindparam("now"),
-        updated_at=bindparam("now"),
-        version=Task.version + 1,
+
+
+def _claim_of(oldest: Any) -> Any:
+    return (
+        update(Task)
+        .where(Task.id == oldest.scalar_subquery(), Task.claimed_at.is_(None))
+        .values(
+            **HEARD,
+            claimed_at=bindparam("now"),
+            updated_at=bindparam("now"),
+            version=Task.version + 1,
+        )
+        .returning(Task.id)
     )
-    .returning(Task.id)
-)
+
+
+# PostgreSQL: whoever claims at the same moment looks at the next one, and does not wait.
+_CLAIM = _claim_of(_OLDEST_UNCLAIMED.with_for_update(skip_locked=True))
+# But a task may be locked by what leaves it unclaimed: where there is no other, that is awaited.
+_CLAIM_WHAT_IS_LOCKED = _claim_of(_OLDEST_UNCLAIMED.with_for_update())
 _CHANGE = update(Task).where(Task.id == bindparam("of_task_id", type_=Identifier))
 _LET_GO = (
     update(Log)
@@ -195,10 +202,10 @@ def claim(caller: Caller, agent_id: str) -> TaskRow | None:
     with transaction() as connection:
         if connection.scalar(_AGENT_NAME, {"agent_id": agent_id, **caller.scope}) is None:
             raise not_found("Agent")
-        task_id = connection.scalar(
-            _CLAIM,
-            {"of_user_id": caller.user_id, "of_agent_id": agent_id, "now": stamps.now()},
-        )
+        wanted = {"of_user_id": caller.user_id, "of_agent_id": agent_id, "now": stamps.now()}
+        task_id = connection.scalar(_CLAIM, wanted)
+        if task_id is None and connection.dialect.name == "postgresql":
+            task_id = connection.scalar(_CLAIM_WHAT_IS_LOCKED, wanted)
         return None if task_id is None else locked(connection, caller, task_id)
 
 
