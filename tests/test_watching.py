@@ -243,6 +243,14 @@ def test_preference_that_says_nothing_is_ignored(
     assert "Preference-Applied" not in response.headers
 
 
+@pytest.mark.parametrize("prefer", ["Wait=1", "WAIT=1", "respond-async, wAiT=1"])
+def test_preference_is_understood_in_any_case(
+    alice: Person, task: dict[str, Any], prefer: str
+) -> None:
+    response = alice.get(f"/task/{task['id']}/logs", headers={"Prefer": prefer})
+    assert response.headers["Preference-Applied"] == "wait=1"
+
+
 def test_wait_has_its_limit(alice: Person, task: dict[str, Any]) -> None:
     alice.append(task, "one")
     headers = {"Prefer": "respond-async, wait=3600; why=not"}
@@ -332,6 +340,18 @@ def test_follower_goes_on_where_it_was(service: Service) -> None:
     with open_stream(person, task, seen[-1].id) as response:
         seen += list(islice(events(response), 1, 8))
     assert [event.data for event in seen if event.kind == "log"] == numbered(1, 11)
+
+
+def test_follower_from_past_the_end_misses_nothing_that_comes(service: Service) -> None:
+    alice = service.add_user()
+    task = alice.start()
+    append(alice, task, "one")
+    stream = open_stream(alice, task, after="10")
+    seen = events(stream)
+    assert next(seen).kind == "task"
+    append(alice, task, "two", "three")
+    assert [next(seen)[1:] for _ in range(2)] == [("2", "two"), ("3", "three")]
+    stream.close()
 
 
 def test_deletion_ends_the_stream(two_workers: Service) -> None:

@@ -79,7 +79,9 @@ def _granted_seconds() -> Iterator[int]:
 def _preferred_seconds() -> int:
     """A preference that cannot be understood is none (RFC 7240, section 2)."""
     preferences = parse_dict_header(request.headers.get("Prefer", ""))
-    text = (preferences.get("wait") or "").partition(";")[0].strip()
+    # Their names have no case.
+    given = {name.lower(): value for name, value in preferences.items()}
+    text = (given.get("wait") or "").partition(";")[0].strip()
     is_number = text.isascii() and text.isdigit()
     return min(int(text[:9]), MAX_SECONDS) if is_number else 0
 
