@@ -381,6 +381,15 @@ def test_application_that_fails_is_500_without_its_reasons(server: Server, path:
     assert server.get("/hello") == b"hello"
 
 
+def test_answers_that_the_application_did_not_give_are_counted_once_each(fresh: Server) -> None:
+    for path in ("/fail", "/fail", "/exit", "/late-failure"):
+        fresh.ask(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    fresh.ask(b"nonsense\r\n\r\n")
+    counts = [line for line in fresh.get("/metrics").decode().splitlines() if "_total{" in line]
+    name = 'taskservice_requests_total{route="other",method='
+    assert counts == [f'{name}"GET",status="500"}} 3', f'{name}"other",status="400"}} 1']
+
+
 def test_refusal_of_a_head_request_has_no_body(server: Server) -> None:
     answer = server.ask(b"HEAD /fail HTTP/1.1\r\nHost: x\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 500 ")
