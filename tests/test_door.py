@@ -13,7 +13,7 @@ from werkzeug.test import TestResponse
 from taskservice.config import Config
 from taskservice.schemas import MAX_OBJECT
 from taskservice.strict_json import MAX_DEPTH, MAX_NUMBER
-from tests.inside import PREFIX, filled, rows, rules
+from tests.inside import FITTING_BODIES, PREFIX, filled, rows, rules
 from tests.people import Person, expect, problem
 
 JSON = "application/json"
@@ -497,6 +497,50 @@ def test_body_that_is_coded_is_415(alice: Person, app: Flask, subtests: pytest.S
         alice.put(f"/task/{task['id']}/logs", data=b"x", headers={"Content-Encoding": "Identity"}),
         201,
     )
+
+
+def routes_without_a_body(app: Flask) -> list[tuple[str, str]]:
+    taken = {("PUT", "/agent/<agent_id>"), ("PATCH", "/task/<task_id>"), *FITTING_BODIES}
+    taken |= {("POST", "/task"), ("POST", "/key")}
+    return [
+        (method, rule)
+        for method, rule in rules(app)
+        if method in ("POST", "PUT", "PATCH", "DELETE") and (method, rule) not in taken
+    ]
+
+
+def test_body_where_none_is_taken_is_refused(
+    alice: Person, app: Flask, subtests: pytest.Subtests
+) -> None:
+    things, routes = ids(alice), routes_without_a_body(app)
+    assert len(routes) == 7
+    before = rows(app)
+    for method, rule in routes:
+        path = filled(rule, **things)
+        for data, status in (
+            (b'{"error":{"message":"x"}}', 422), (b"[]", 422), (b"null", 422), (b"x=1", 400),
+            (b"{", 400), (b"\xff", 400), (b'{"a":NaN}', 400), (b" ", 400),
+        ):  # fmt: skip
+            for content_type in (JSON, "application/x-www-form-urlencoded", "text/plain", None):
+                with subtests.test(f"{method} {rule} {data!r} {content_type}"):
+                    response = alice.request(method, path, data=data, content_type=content_type)
+                    problem(response, status)
+    assert rows(app) == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"json": {}}, {"data": b"", "content_type": JSON}, {"data": b"{ }"},
+     # As `curl -X POST -d ''` has it.
+     {"data": b"", "content_type": "application/x-www-form-urlencoded"},
+     {"data": b"{}", "content_type": "application/x-www-form-urlencoded"}],
+)  # fmt: skip
+def test_no_body_may_be_said_in_several_ways(alice: Person, options: dict[str, Any]) -> None:
+    task = alice.start()
+    assert expect(alice.post("/agent/summarizer/claim", **options), 200)["id"] == task["id"]
+    expect(alice.post("/callback-secret", **options), 201)
+    expect(alice.post(f"/task/{task['id']}/cancel", **options), 200)
+    expect(alice.delete(f"/task/{task['id']}", **options), 200)
 
 
 # --- whatever comes ----------------------------------------------------------------------

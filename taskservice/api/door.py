@@ -27,6 +27,8 @@ LARGE = 1024 * 1024
 LARGE_SECONDS = 3.0
 large_bodies = Budget(2)
 
+nothing_schema = NothingSchema()
+
 
 class operation(Operation):
     """Declares a route; as a decorator it puts the door before the view."""
@@ -44,6 +46,7 @@ class Door:
     def __init__(self, operation: Operation, view: View) -> None:
         self.operation = operation
         self._media_types = operation.media_types
+        self._reads_body = bool(operation.request_content)
         self._has_query = not isinstance(operation.query, NothingSchema)
         self._view = view
         update_wrapper(self, view)
@@ -61,6 +64,8 @@ class Door:
             path["query"] = query
         if self.operation.body is not None:
             path["body"] = load_body(self.operation.body)
+        elif not self._reads_body and request.method not in ("GET", "HEAD"):
+            _check_no_body()
         return self._view(**path)
 
 
@@ -97,6 +102,17 @@ def json_body() -> Any:
         return {}
     if request.mimetype != JSON and not request.mimetype.endswith("+json"):
         raise Problem(415, "The body must be application/json")
+    return _parsed(data)
+
+
+def _check_no_body() -> None:
+    """Raises 400 and 422 for a body, of whatever type, that says more than `{}`."""
+    data = _received()
+    if data:
+        nothing_schema.load(_parsed(data))
+
+
+def _parsed(data: bytes) -> Any:
     try:
         return strict_json.loads(data)
     except strict_json.NotJson as error:
@@ -112,6 +128,10 @@ def body_bytes() -> bytes:
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     if charset not in ("utf-8", "utf8", "us-ascii"):
         raise Problem(415, "The body must be UTF-8")
+    return _received()
+
+
+def _received() -> bytes:
     if request.content_length is not None:
         _wait_for_place(request.content_length)
         return request.get_data(cache=False)

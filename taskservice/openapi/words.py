@@ -20,7 +20,8 @@ with its user's things; an *agent key* sees and reports on the tasks of one agen
 with 403 where an operation wants a user key. What a key may not see does not exist: 404.
 
 Bodies are JSON in UTF-8, read strictly: no unknown fields, no duplicate keys, no NaN, nothing
-nested deeper than 64. An unknown query parameter is refused too, so that a misspelt filter does
+nested deeper than 64. Where an operation takes no body, none and `{}` are the same, and anything
+else is refused. An unknown query parameter is refused too, so that a misspelt filter does
 not return everything. Times are RFC 3339 in UTC with milliseconds. `Location` and `Link` are
 relative to the request's own URL.
 
