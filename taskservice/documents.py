@@ -7,7 +7,7 @@ from typing import Any
 
 from taskservice import queries, strict_json
 from taskservice.problems import not_found
-from taskservice.queries import TaskRow
+from taskservice.queries import LARGE_COLUMNS, TaskRow
 from taskservice.schemas import (
     TASK_EXPANSIONS,
     TASK_FIELDS,
@@ -33,6 +33,11 @@ class Shape:
     @property
     def has_logs(self) -> bool:
         return not self.fields or "logs" in self.fields
+
+    @property
+    def large(self) -> tuple[str, ...]:
+        """The columns it wants that may be large."""
+        return tuple(name for name in LARGE_COLUMNS if not self.fields or name in self.fields)
 
     def schema(self) -> TaskSchema:
         return _schema(self.fields, self.expand)

@@ -1,7 +1,7 @@
 """Every read, as Core selects on the read engine."""
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from operator import eq, gt, lt
@@ -81,6 +81,8 @@ TASK_COLUMNS = (
     Task.callback_url,
     Task.version,
 )
+# Those that may have a megabyte, by their names.
+LARGE_COLUMNS = {"input": Task.input, "output": Task.output}
 AGENT_COLUMNS = (Agent.id, Agent.name, Agent.description, Agent.user_id, Agent.created_at)
 KEY_COLUMNS = (
     ApiKey.id,
@@ -119,9 +121,13 @@ class LogGone(Problem):
 
 # --- tasks -------------------------------------------------------------------------------
 
-tasks_with_log: AnySelect = select(*TASK_COLUMNS, Log.id.label("log_id")).outerjoin(
-    Log, Log.task_id == Task.id
-)
+
+def _with_log(columns: Iterable[Any]) -> AnySelect:
+    statement: AnySelect = select(*columns, Log.id.label("log_id"))
+    return statement.outerjoin(Log, Log.task_id == Task.id)
+
+
+tasks_with_log = _with_log(TASK_COLUMNS)
 _TASK = tasks_with_log.where(Task.id == bindparam("task_id"), visible_tasks)
 _WAITING = (
     select(Task.id)
@@ -204,31 +210,39 @@ def places(caller: Caller, selection: Selection, after: Place | None, count: int
 
 
 def tasks_at(
-    caller: Caller, selection: Selection, wanted: Sequence[Place]
+    caller: Caller,
+    selection: Selection,
+    wanted: Sequence[Place],
+    large: Sequence[str] = tuple(LARGE_COLUMNS),
 ) -> Iterator[list[TaskRow]]:
     """The tasks at these places, in their order, in pages of bounded size.
 
+    Of the columns that may be large their rows have those in `large` only.
     Each page is a read of its own, so that no reader, however slow, holds a transaction.
     A task that was deleted meanwhile, or that the selection no longer has, is left out.
     """
-    limit = 32
+    limit = 4 if large else 32
+    left_out = [column for name, column in LARGE_COLUMNS.items() if name not in large]
+    columns = [column for column in TASK_COLUMNS if column not in left_out]
     fits = _checked(_conditions(caller, selection))
     while wanted:
         now, wanted = wanted[:limit], wanted[limit:]
         ids = [place.id for place in now]
         with reading() as connection:
-            found = connection.execute(tasks_with_log.where(Task.id.in_(ids), fits))
+            found = connection.execute(_with_log(columns).where(Task.id.in_(ids), fits))
             rows = {row.id: row for row in found}
         page = [rows[task_id] for task_id in ids if task_id in rows]
         yield page
-        limit = _next_limit(len(ids), sum(map(_task_size, page)), 256)
+        limit = _next_limit(len(ids), sum(_task_size(row, large) for row in page), 256)
 
 
-def all_tasks(caller: Caller, selection: Selection) -> Iterator[list[TaskRow]]:
+def all_tasks(
+    caller: Caller, selection: Selection, large: Sequence[str] = tuple(LARGE_COLUMNS)
+) -> Iterator[list[TaskRow]]:
     """The whole list, as `tasks_at` has it."""
     after: Place | None = None
     while wanted := places(caller, selection, after, PLACES):
-        yield from tasks_at(caller, selection, wanted)
+        yield from tasks_at(caller, selection, wanted, large)
         after = wanted[-1]
 
 
@@ -387,13 +401,13 @@ def starts(
     return [list(row[start : start + places]) for start in range(0, len(row), places)]
 
 
-def _task_size(row: TaskRow) -> int:
-    return len(row.input) + len(row.output) + 500
+def _task_size(row: TaskRow, large: Sequence[str]) -> int:
+    return sum(len(getattr(row, name)) for name in large) + 500
 
 
 def _next_limit(count: int, size: int, most: int) -> int:
     """How many rows to read next, where `count` rows came to `size` bytes."""
-    return max(8, min(most, 4 * count, count * PAGE_BYTES // max(size, 1)))
+    return max(1, min(most, 4 * count, count * PAGE_BYTES // max(size, 1)))
 
 
 # --- logs --------------------------------------------------------------------------------

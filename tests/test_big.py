@@ -172,6 +172,19 @@ def test_very_many_tasks_are_listed_in_bounded_memory(
     assert len(ids) == TASKS
 
 
+def test_large_tasks_are_listed_in_bounded_memory(service: Service, alice: RemotePerson) -> None:
+    large = {"text": "x" * (MEGABYTE - 20)}
+    for _ in range(40):
+        task = alice.start(input=large, claim=True)
+        alice.request("PATCH", f"/task/{task['id']}", json={"output": large}).raise_for_status()
+    size, cost = read(service, alice, "GET", "/task")
+    assert size > 80 * (MEGABYTE - 20)
+    assert cost < BOUND
+    size, cost = read(service, alice, "GET", "/task?limit=1000&fields=id")
+    assert size < MEGABYTE
+    assert cost < 8 * MEGABYTE
+
+
 def multiply(path: Path, task_id: str, count: int) -> None:
     """So many copies of a task, made in the database: through HTTP it would take minutes."""
     connection = sqlite3.connect(path)

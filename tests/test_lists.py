@@ -283,6 +283,27 @@ def test_fields_and_expand_shape_every_page(alice: Person, tasks: list[Task]) ->
     assert in_pages(alice.get, "fields=name&status=complete&limit=1") == names
 
 
+@pytest.mark.parametrize("limit", ["", "&limit=3"])
+def test_what_fields_leave_out_is_not_read(
+    alice: Person, app: Flask, tasks: list[Task], limit: str
+) -> None:
+    statements: list[str] = []
+    event.listen(
+        app.extensions["reader"], "before_cursor_execute", lambda *call: statements.append(call[2])
+    )
+    for fields, columns in (
+        ("id,name,logs", []), ("id,input", ["input"]), ("output", ["output"]),
+        ("", ["input", "output"]),
+    ):  # fmt: skip
+        statements.clear()
+        wishes = f"fields={fields}" if fields else "sort=createdAt"
+        assert expect(alice.get(f"/task?{wishes}{limit}"), 200)
+        reads = [text for text in statements if "tasks.log_count" in text]
+        assert reads
+        for read in reads:
+            assert [name for name in ("input", "output") if f"tasks.{name}" in read] == columns
+
+
 def test_task_that_goes_with_its_agent_while_it_is_read_is_left_out(
     alice: Person, app: Flask
 ) -> None:

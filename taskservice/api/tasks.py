@@ -47,10 +47,10 @@ def list_all(query: dict[str, Any]) -> Response:
     """
     selection, shape = lists.selection(query), lists.shape(query)
     if "limit" not in query:
-        pages = queries.all_tasks(caller, selection)
+        pages = queries.all_tasks(caller, selection, shape.large)
         return answers.streamed(documents.of_tasks(pages, shape))
     page = lists.page(caller, selection, query)
-    rows = queries.tasks_at(caller, selection, page.places)
+    rows = queries.tasks_at(caller, selection, page.places, shape.large)
     return answers.streamed(documents.of_tasks(rows, shape), headers=page.headers)
 
 
