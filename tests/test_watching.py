@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -240,12 +240,6 @@ def test_half_of_the_threads_may_wait_and_no_more(alice: Person, task: dict[str,
 # --- following ---------------------------------------------------------------------------
 
 
-@pytest.fixture
-def two_workers(database_url: str, tmp_path: Path) -> Iterator[Service]:
-    with Service(tmp_path / "data", DATABASE_URL=database_url, WORKERS="2") as service:
-        yield service
-
-
 def append(person: RemotePerson, task: dict[str, Any], *lines: str) -> None:
     """On a connection of its own, which either process may answer."""
     headers = {"apikey": str(person.session.headers["apikey"])}
@@ -280,8 +274,8 @@ def test_follower_sees_the_task_what_there_was_and_what_comes(two_workers: Servi
         assert (rest[-1].data["status"], rest[-1].data["logCount"]) == ("complete", 4)
 
 
-def test_follower_of_a_finished_task_gets_all_and_then_its_end(service: Service) -> None:
-    person = service.add_user()
+def test_follower_of_a_finished_task_gets_all_and_then_its_end(two_workers: Service) -> None:
+    person = two_workers.add_user()
     task = person.start()
     append(person, task, *numbered(1, 3_000))
     person.request("POST", f"/task/{task['id']}/cancel")
@@ -294,8 +288,8 @@ def test_follower_of_a_finished_task_gets_all_and_then_its_end(service: Service)
         assert [event.kind for event in events(response)] == ["task"]
 
 
-def test_follower_goes_on_where_it_was(service: Service) -> None:
-    person = service.add_user()
+def test_follower_goes_on_where_it_was(two_workers: Service) -> None:
+    person = two_workers.add_user()
     task = person.start()
     append(person, task, *numbered(1, 10))
     with open_stream(person, task) as response:
