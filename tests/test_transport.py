@@ -288,6 +288,7 @@ def test_retry_after_is_seconds_or_a_date_and_a_day_at_most(receiver, status, va
         "5 seconds",
         "Thu, 01 Jan 1970 00:00:00 GMT",
         "Fri, 31 Dec 99999 23:59:59 GMT",
+        "Fri, 31 Dec 99999999999999999999 23:59:59 GMT",
         "Wed, 99 Foo 2030",
         "Wed, 21 Oct 2099 07:28:00 +9999",
         "120, 240",
@@ -325,6 +326,7 @@ def test_answer_before_the_body_is_read_counts(receiver):
     [
         b"Content-Length: 100\r\n\r\nshort",
         b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n-5\r\nabc\r\n",
         b"\r\nrest",
         b"Content-Length: 1, 2\r\n\r\n",
         b"Content-Encoding: gzip\r\n\r\nnone",

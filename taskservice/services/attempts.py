@@ -8,6 +8,7 @@ from contextvars import copy_context
 from threading import Thread
 
 from flask import Flask, current_app
+from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice import documents, queries, stamps, stopping
 from taskservice.budget import Budget
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 SECRET_OVERLAP_SECONDS = 86_400.0
 
 NONE_OWED = "none"
+UNPOSTED = "The service failed to post it; its log says more."
 
 # A stop is noticed so soon, and a receiver then has so long to answer.
 TURN_SECONDS = 0.1
@@ -58,12 +60,12 @@ def first(leased: Leased | None) -> str:
 def attempt(leased: Leased) -> str:
     """Post a webhook once and record what came of it; returns the delivery's state.
 
-    Never raises: an attempt that could not be made or recorded is made again when its
-    lease has run out.
+    Never raises: where the database gave no answer, it is made again when its lease has
+    run out.
     """
     try:
         started = stamps.now()
-        outcome = _send(leased)
+        outcome = _outcome(leased)
         logger.info("Delivery %s to %s: %s", leased.id, leased.host, outcome.message)
         _failing_hosts().note(leased.host, has_failed=not (outcome.delivered or outcome.permanent))
         return deliveries.record(leased, started, outcome)
@@ -108,6 +110,20 @@ def _leave_to_loop(leased: Leased) -> str:
     except Exception:
         logger.exception("Delivery %s stays pending", leased.id)
     return PENDING
+
+
+def _outcome(leased: Leased) -> Outcome:
+    """What came of posting it; what we did not think of counts as an attempt as well.
+
+    Otherwise it would be made again for ever, and nobody would see it.
+    """
+    try:
+        return _send(leased)
+    except SQLAlchemyError:
+        raise  # the database is away, which says nothing of this webhook
+    except Exception:
+        logger.exception("Delivery %s to %s could not be posted", leased.id, leased.host)
+        return Outcome(UNPOSTED)
 
 
 def _send(leased: Leased) -> Outcome:

@@ -86,7 +86,8 @@ def _post(
         # No Session: it would follow the environment (proxies, .netrc), and read all of a
         # redirect's body, decoded, even when told not to follow it.
         response = adapter.send(request.prepare())
-        with contextlib.suppress(NoAnswerError, OSError, http.client.HTTPException):
+        # Whatever its body does (a chunk of -5 bytes is a ValueError), it has answered.
+        with contextlib.suppress(Exception):
             response.raw.read(INTAKE_BYTES)
     return response
 
@@ -104,7 +105,7 @@ class _Adapter(BaseAdapter):
             self._connection.request(
                 str(request.method), request.path_url, request.body, request.headers
             )
-        answer = self._connection.getresponse()
+        answer = self._answer()
         response = requests.Response()
         response.request = request
         response.status_code = answer.status
@@ -114,6 +115,14 @@ class _Adapter(BaseAdapter):
 
     def close(self) -> None:
         self._connection.close()
+
+    def _answer(self) -> http.client.HTTPResponse:
+        try:
+            return self._connection.getresponse()
+        except (NoAnswerError, OSError, http.client.HTTPException):
+            raise
+        except Exception as error:  # the parsers' own, for what they did not think of
+            raise http.client.HTTPException from error
 
 
 def _answered(response: requests.Response) -> Outcome:
@@ -150,7 +159,7 @@ def _seconds(retry_after: str) -> float | None:
     else:
         try:
             moment = parsedate_to_datetime(text)
-        except ValueError:
+        except (ValueError, OverflowError):  # the second for a year of very many digits
             return None
         moment = moment.replace(tzinfo=moment.tzinfo or UTC)
         seconds = (moment - datetime.now(UTC)).total_seconds()
