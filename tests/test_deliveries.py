@@ -15,6 +15,7 @@ from taskservice import stamps
 from taskservice.db import database_now, transaction
 from taskservice.delivery_loop import SENDERS
 from taskservice.services.deliveries import HOST_LIMIT, JITTER, SCHEDULE
+from taskservice.webhooks.destinations import Destinations
 from taskservice.webhooks.failing import IN_A_ROW
 from tests import receiver as play
 from tests.inside import end_for_silence
@@ -302,6 +303,23 @@ def test_host_that_keeps_failing_is_left_to_the_loop_until_it_answers(
     with looping(app):
         assert until_attempts(alice, task, 1)["state"] == "delivered"
     assert finish(alice, alice.start(callback=receiver.url)) == "delivered"
+
+
+def test_host_that_keeps_failing_is_not_well_for_what_was_never_posted_to_it(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    receiver.answer = play.answer(500)
+    for _ in range(IN_A_ROW):
+        finish(alice, alice.start(callback=receiver.url))
+    refused, task = (alice.start(callback=receiver.url) for _ in range(2))
+    allowed = app.config["CALLBACK_ALLOWED"]
+    app.config["CALLBACK_ALLOWED"] = Destinations.parse("external")
+    assert finish(alice, refused) == "pending"
+    with looping(app):
+        assert until_attempts(alice, refused, 1)["state"] == "failed"
+    app.config["CALLBACK_ALLOWED"] = allowed
+    assert finish(alice, task) == "pending"
+    assert the_delivery(alice, task)["attempts"] == []
 
 
 def test_host_that_keeps_failing_does_no_harm_to_others(alice: Person, receiver: Receiver) -> None:

@@ -67,7 +67,7 @@ def attempt(leased: Leased) -> str:
         started = stamps.now()
         outcome = _outcome(leased)
         logger.info("Delivery %s to %s: %s", leased.id, leased.host, outcome.message)
-        _failing_hosts().note(leased.host, has_failed=not (outcome.delivered or outcome.permanent))
+        _note(leased, outcome)
         return deliveries.record(leased, started, outcome)
     except Exception:
         logger.exception("Delivery %s stays pending", leased.id)
@@ -124,6 +124,13 @@ def _outcome(leased: Leased) -> Outcome:
     except Exception:
         logger.exception("Delivery %s to %s could not be posted", leased.id, leased.host)
         return Outcome(UNPOSTED)
+
+
+def _note(leased: Leased, outcome: Outcome) -> None:
+    """Remember whether its host is well; where nobody was asked, as at a refusal, who knows."""
+    is_well = outcome.status_code is not None and (outcome.delivered or outcome.permanent)
+    if is_well or not outcome.permanent:
+        _failing_hosts().note(leased.host, has_failed=not is_well)
 
 
 def _send(leased: Leased) -> Outcome:
