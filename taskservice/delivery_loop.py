@@ -3,12 +3,14 @@
 import logging
 import threading
 from collections import Counter
+from dataclasses import dataclass, field
 
 from flask import Flask
 
 from taskservice.live import Watcher
 from taskservice.services import attempts, deliveries
 from taskservice.services.deliveries import Leased
+from taskservice.webhooks.interrupt import Interrupt
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +21,18 @@ ROUND_SECONDS = 20.0
 # Somebody else was faster, or the database gave no answer: time for a breath.
 BREATH_SECONDS = 0.1
 FAILURE_SECONDS = 5.0
-# At the end, attempts under way have so long to come to theirs.
+# At the end, attempts under way have so long to come to theirs, and when they are then
+# interrupted so long to give themselves back.
 STOP_SECONDS = 1.0
+INTERRUPT_SECONDS = 0.3
+
+
+@dataclass(frozen=True, eq=False)
+class _Flight:
+    """An attempt under way."""
+
+    leased: Leased
+    interrupt: Interrupt = field(default_factory=Interrupt)
 
 
 class DeliveryLoop(threading.Thread):
@@ -36,7 +48,7 @@ class DeliveryLoop(threading.Thread):
         self._watcher: Watcher = app.extensions["watcher"]
         self._stopping = threading.Event()
         self._landed = threading.Condition()
-        self._in_flight: set[Leased] = set()
+        self._in_flight: set[_Flight] = set()
 
     def stop(self) -> None:
         """Have it end soon; does not wait for that."""
@@ -73,37 +85,45 @@ class DeliveryLoop(threading.Thread):
 
     def _to_hosts(self) -> Counter[str]:
         with self._landed:
-            return Counter(leased.host for leased in self._in_flight)
+            return Counter(flight.leased.host for flight in self._in_flight)
 
     def _send_off(self, leased: Leased) -> None:
+        flight = _Flight(leased)
         with self._landed:
-            self._in_flight.add(leased)
+            self._in_flight.add(flight)
         try:
             # A daemon: no receiver keeps the process from ending.
-            threading.Thread(target=self._send, args=(leased,), name="sender", daemon=True).start()
+            threading.Thread(target=self._send, args=(flight,), name="sender", daemon=True).start()
         except RuntimeError:
             # No more threads on this machine. The lease runs out, and it is due again.
-            self._land(leased)
+            self._land(flight)
             raise
 
-    def _send(self, leased: Leased) -> None:
+    def _send(self, flight: _Flight) -> None:
         try:
             with self._app.app_context():
-                attempts.attempt(leased)
+                attempts.attempt(flight.leased, flight.interrupt)
         finally:
-            self._land(leased)
+            self._land(flight)
 
-    def _land(self, leased: Leased) -> None:
+    def _land(self, flight: _Flight) -> None:
         with self._landed:
-            self._in_flight.remove(leased)
+            self._in_flight.remove(flight)
             self._landed.notify_all()
         self._watcher.wake()
 
     def _end(self) -> None:
-        with self._landed:
-            self._landed.wait_for(lambda: not self._in_flight, STOP_SECONDS)
-            left = list(self._in_flight)
+        for flight in self._left_after(STOP_SECONDS):
+            # Before somebody else may post it: never do two.
+            flight.interrupt.set()
+        left = [flight.leased for flight in self._left_after(INTERRUPT_SECONDS)]
         try:
             deliveries.give_back(left)
         except Exception:
             logger.exception("%d deliveries wait for their leases to run out", len(left))
+
+    def _left_after(self, seconds: float) -> list[_Flight]:
+        """What is still under way when it had so long to come to its end."""
+        with self._landed:
+            self._landed.wait_for(lambda: not self._in_flight, seconds)
+            return list(self._in_flight)

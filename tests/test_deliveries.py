@@ -11,7 +11,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
-from taskservice import stamps
+from taskservice import stamps, stopping
 from taskservice.db import database_now, transaction
 from taskservice.delivery_loop import SENDERS
 from taskservice.services.deliveries import HOST_LIMIT, JITTER, SCHEDULE
@@ -243,6 +243,47 @@ def test_loop_that_stops_gives_back_what_it_is_posting(
     assert columns(app, "state", "lease", "leased_until", "attempt_count") == [
         ("pending", None, None, 1)
     ]
+
+
+def test_connection_is_broken_before_somebody_else_may_post(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    app.config["CALLBACK_TIMEOUT"] = 30.0
+    closed: list[float] = []
+    hold = play.held_until_closed(closed)
+    receiver.answer = one_after_another(play.answer(500), hold, play.answer(204))
+    task = alice.start(callback=receiver.url)
+    finish(alice, task)
+    make_due(app)
+    with looping(app):
+        receiver.wait_for(2)
+    with looping(app):
+        *_, third = receiver.wait_for(3)
+        assert closed[0] < third.at
+        # Who was interrupted has made no attempt.
+        delivery = until_attempts(alice, task, 2)
+    assert [attempt["statusCode"] for attempt in delivery["attempts"]] == [500, 204]
+
+
+def test_first_attempt_is_broken_off_before_somebody_else_may_post(
+    alice: Person, app: Flask, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.config["CALLBACK_TIMEOUT"] = 30.0
+    stop = threading.Event()
+    monkeypatch.setattr(stopping, "event", stop)
+    closed: list[float] = []
+    receiver.answer = one_after_another(play.held_until_closed(closed), play.answer(204))
+    task = alice.start(callback=receiver.url)
+    with ThreadPoolExecutor(1) as pool:
+        report = pool.submit(finish, Person(app, alice.name, alice.key), task)
+        receiver.wait_for(1)
+        stop.set()
+        assert report.result() == "pending"
+    assert columns(app, "lease", "attempt_count") == [(None, 0)]
+    with looping(app):
+        _, second = receiver.wait_for(2)
+        assert closed[0] < second.at
+        assert [each["statusCode"] for each in until_attempts(alice, task, 1)["attempts"]] == [204]
 
 
 def test_late_word_takes_the_place_of_a_pending_delivery(

@@ -17,6 +17,7 @@ from taskservice.services import deliveries
 from taskservice.services.deliveries import Leased
 from taskservice.webhooks import signing, transport
 from taskservice.webhooks.failing import FailingHosts
+from taskservice.webhooks.interrupt import Interrupt, Interrupted
 from taskservice.webhooks.transport import Outcome
 
 logger = logging.getLogger(__name__)
@@ -27,9 +28,11 @@ SECRET_OVERLAP_SECONDS = 86_400.0
 NONE_OWED = "none"
 UNPOSTED = "The service failed to post it; its log says more."
 
-# A stop is noticed so soon, and a receiver then has so long to answer.
+# A stop is noticed so soon, and a receiver then has so long to answer; what is then
+# interrupted comes to its end at once, unless it waits for something else.
 TURN_SECONDS = 0.1
 STOP_SECONDS = 0.5
+INTERRUPT_SECONDS = 0.2
 
 
 def init_app(app: Flask) -> None:
@@ -57,25 +60,33 @@ def first(leased: Leased | None) -> str:
     return _leave_to_loop(leased)
 
 
-def attempt(leased: Leased) -> str:
+def attempt(leased: Leased, interrupt: Interrupt) -> str:
     """Post a webhook once and record what came of it; returns the delivery's state.
 
     Never raises: where the database gave no answer, it is made again when its lease has
-    run out.
+    run out. One that was interrupted is given back, as if it had not been made.
     """
     try:
         started = stamps.now()
-        outcome = _outcome(leased)
+        outcome = _outcome(leased, interrupt)
         logger.info("Delivery %s to %s: %s", leased.id, leased.host, outcome.message)
         _note(leased, outcome)
         return deliveries.record(leased, started, outcome)
+    except Interrupted:
+        return _leave_to_loop(leased)
     except Exception:
         logger.exception("Delivery %s stays pending", leased.id)
         return PENDING
 
 
-def post(url: str, secrets: Sequence[str], webhook_id: str, body: bytes) -> Outcome:
-    """Send one signed webhook by the settings of this service."""
+def post(
+    url: str,
+    secrets: Sequence[str],
+    webhook_id: str,
+    body: bytes,
+    interrupt: Interrupt | None = None,
+) -> Outcome:
+    """Send one signed webhook by the settings of this service; raises Interrupted."""
     signature = signing.sign(secrets, webhook_id, int(time.time()), body)
     return transport.send(
         url,
@@ -83,24 +94,31 @@ def post(url: str, secrets: Sequence[str], webhook_id: str, body: bytes) -> Outc
         body,
         allowed=current_app.config["CALLBACK_ALLOWED"],
         deadline=current_app.config["CALLBACK_TIMEOUT"],
+        interrupt=interrupt,
     )
 
 
 def _attempt_until_stop(leased: Leased) -> str | None:
-    """What `attempt` returns; None when the process stops before the receiver has answered."""
+    """What `attempt` returns; None when the process stops before the receiver has answered.
+
+    Then nothing more is sent, so that somebody else may post it.
+    """
     state: Future[str] = Future()
+    interrupt = Interrupt()
     # A thread that waits for a receiver can't be interrupted, only left behind: so it is one
     # of its own, in the context of this request.
-    work = [lambda: state.set_result(attempt(leased))]
+    work = [lambda: state.set_result(attempt(leased, interrupt))]
     thread = Thread(target=copy_context().run, args=work, name="first attempt", daemon=True)
     try:
         thread.start()
     except RuntimeError:
         # No more threads on this machine.
-        return attempt(leased)
+        return attempt(leased, interrupt)
     while not stopping.event.is_set() and not wait([state], TURN_SECONDS).done:
         pass
-    wait([state], STOP_SECONDS)
+    if not wait([state], STOP_SECONDS).done:
+        interrupt.set()
+        wait([state], INTERRUPT_SECONDS)
     return state.result() if state.done() else None
 
 
@@ -112,15 +130,15 @@ def _leave_to_loop(leased: Leased) -> str:
     return PENDING
 
 
-def _outcome(leased: Leased) -> Outcome:
+def _outcome(leased: Leased, interrupt: Interrupt) -> Outcome:
     """What came of posting it; what we did not think of counts as an attempt as well.
 
     Otherwise it would be made again for ever, and nobody would see it.
     """
     try:
-        return _send(leased)
-    except SQLAlchemyError:
-        raise  # the database is away, which says nothing of this webhook
+        return _send(leased, interrupt)
+    except (SQLAlchemyError, Interrupted):
+        raise  # where the database is away, that says nothing of this webhook
     except Exception:
         logger.exception("Delivery %s to %s could not be posted", leased.id, leased.host)
         return Outcome(UNPOSTED)
@@ -133,13 +151,14 @@ def _note(leased: Leased, outcome: Outcome) -> None:
         _failing_hosts().note(leased.host, has_failed=not is_well)
 
 
-def _send(leased: Leased) -> Outcome:
+def _send(leased: Leased, interrupt: Interrupt) -> Outcome:
     task = queries.task_by_id(leased.task_id)
     if task is None:
         return Outcome("The task was deleted.", permanent=True)
     since = stamps.now(-SECRET_OVERLAP_SECONDS)
     secrets = queries.callback_secrets(task.user_id, since)
-    return post(leased.callback_url, secrets, leased.id, documents.of_webhook(task))
+    body = documents.of_webhook(task)
+    return post(leased.callback_url, secrets, leased.id, body, interrupt)
 
 
 def _failing_hosts() -> FailingHosts:
