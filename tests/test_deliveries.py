@@ -18,7 +18,7 @@ from taskservice.services.deliveries import HOST_LIMIT, JITTER, SCHEDULE
 from taskservice.webhooks.destinations import Destinations
 from taskservice.webhooks.failing import IN_A_ROW
 from tests import receiver as play
-from tests.inside import end_for_silence
+from tests.inside import end_for_silence, set_clock
 from tests.owed import change, columns, deliveries_of, finish, looping, make_due, the_delivery
 from tests.people import Person, expect, problem
 from tests.receiver import Behaviour, Exchange, Receiver
@@ -207,6 +207,32 @@ def test_lease_that_runs_out_wakes_the_loop(alice: Person, app: Flask, receiver:
     with looping(app):
         # Long before the next round, 20 s after the first.
         assert until_attempts(alice, task, 2)["state"] == "delivered"
+
+
+def test_lease_that_was_given_before_the_clock_was_set_back_holds_no_longer(
+    alice: Person, app: Flask, receiver: Receiver, loop: None
+) -> None:
+    receiver.answer = one_after_another(play.answer(500), play.answer(204))
+    task = alice.start(callback=receiver.url)
+    finish(alice, task)
+    lease = {"lease": stamps.new_id(), "leased_until": database_now(3600)}
+    change(app, next_attempt_at=database_now(-1), **lease)
+    assert until_attempts(alice, task, 2)["state"] == "delivered"
+
+
+def test_webhook_is_due_by_the_clock_of_the_database(
+    alice: Person, app: Flask, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that a node owes whose own clock is an hour ahead."""
+    set_clock(monkeypatch, 3600)
+    receiver.answer = play.answer(500)
+    for _ in range(IN_A_ROW):
+        finish(alice, alice.start(callback=receiver.url))
+    task = alice.start(callback=receiver.url)
+    assert finish(alice, task) == "pending"
+    receiver.answer = play.answer(204)
+    with looping(app):
+        assert until_attempts(alice, task, 1)["state"] == "delivered"
 
 
 def test_attempt_that_cannot_be_recorded_fails_no_report_and_is_repeated(

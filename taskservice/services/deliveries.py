@@ -33,11 +33,9 @@ from taskservice.models import (
     Task,
 )
 from taskservice.problems import Problem, not_found
-from taskservice.queries import TaskRow, is_due, is_pending, is_unleased
+from taskservice.queries import LEASE_SECONDS, TaskRow, is_due, is_pending, is_unleased
 from taskservice.webhooks.transport import Outcome
 
-# While a lease holds nobody else posts the delivery; an attempt is much shorter.
-LEASE_SECONDS = 60.0
 # A failed attempt is followed by the next one after so many seconds (contract, section 5).
 SCHEDULE = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
 JITTER = 0.2
@@ -61,7 +59,9 @@ class Leased:
 _LEASE = {"lease": bindparam("new_lease"), "leased_until": database_now(bindparam("seconds"))}
 _NO_LEASE = {"lease": None, "leased_until": None}
 
-_OWE = insert(Delivery).values(state=PENDING, attempt_count=0, **_LEASE)
+_OWE = insert(Delivery).values(
+    state=PENDING, attempt_count=0, next_attempt_at=database_now(), **_LEASE
+)
 _REPLACE = (
     update(Delivery)
     .where(Delivery.task_id == bindparam("of_task_id", type_=Identifier), Delivery.state == PENDING)
@@ -158,7 +158,6 @@ def owe(connection: Connection, task: TaskRow, now: str) -> Leased | None:
             "callback_url": leased.callback_url,
             "host": leased.host,
             "created_at": now,
-            "next_attempt_at": now,
             "new_lease": leased.lease,
             "seconds": LEASE_SECONDS,
         },

@@ -93,7 +93,7 @@ def append(
             _advance(connection, task, writer, stored, len(fresh))
             _store(connection, task, fresh)
         else:
-            connection.execute(_HEAR, {"of_task_id": task.id, "now": stamps.now()})
+            connection.execute(_HEAR, {"of_task_id": task.id})
     return task.log_count + len(fresh), task.status
 
 
