@@ -2,20 +2,23 @@
 
 import logging
 import threading
-from collections import Counter
+import time
 from dataclasses import dataclass, field
 
 from flask import Flask
 
 from taskservice.live import Watcher
 from taskservice.services import attempts, deliveries
-from taskservice.services.deliveries import Leased
+from taskservice.services.deliveries import Leased, Room
 from taskservice.webhooks.interrupt import Interrupt
 
 logger = logging.getLogger(__name__)
 
-# Most of the time of an attempt is the receiver's.
+# Most of the time of an attempt is the receiver's: one that has taken so long leaves its
+# place to another, until very many are under way.
 SENDERS = 16
+SLOW_SECONDS = 1.0
+IN_FLIGHT_MOST = 64
 # Whatever happens, it looks after so many seconds at the latest.
 ROUND_SECONDS = 20.0
 # Somebody else was faster, or the database gave no answer: time for a breath.
@@ -33,6 +36,7 @@ class _Flight:
 
     leased: Leased
     interrupt: Interrupt = field(default_factory=Interrupt)
+    since: float = field(default_factory=time.monotonic)
 
 
 class DeliveryLoop(threading.Thread):
@@ -66,12 +70,12 @@ class DeliveryLoop(threading.Thread):
     def _round(self) -> float:
         """Send off all that is due and finds a sender; returns how long to sleep then."""
         try:
-            while free := SENDERS - len(self._in_flight):
-                to_hosts = self._to_hosts()
-                seconds = deliveries.seconds_until_due(to_hosts)
+            while free := self._free():
+                room = self._room()
+                seconds = deliveries.seconds_until_due(room)
                 if seconds is None or seconds > 0:
                     return min(seconds or ROUND_SECONDS, ROUND_SECONDS)
-                claimed = deliveries.claim_due(free, to_hosts)
+                claimed = deliveries.claim_due(free, room)
                 if not claimed:
                     return BREATH_SECONDS
                 for leased in claimed:
@@ -81,11 +85,31 @@ class DeliveryLoop(threading.Thread):
             self._stopping.wait(FAILURE_SECONDS)
             return 0.0
         # Whoever comes back wakes us.
-        return ROUND_SECONDS
+        return self._seconds_until_slow()
 
-    def _to_hosts(self) -> Counter[str]:
+    def _free(self) -> int:
+        """How many more may be sent off now."""
         with self._landed:
-            return Counter(flight.leased.host for flight in self._in_flight)
+            quick = len(self._quick())
+            return max(0, min(SENDERS - quick, IN_FLIGHT_MOST - len(self._in_flight)))
+
+    def _quick(self) -> list[float]:
+        """Since when those are under way that have not been so for long."""
+        now = time.monotonic()
+        return [each.since for each in self._in_flight if now - each.since < SLOW_SECONDS]
+
+    def _seconds_until_slow(self) -> float:
+        """When the next one leaves its place to another, where there is more than the place."""
+        with self._landed:
+            quick = self._quick()
+            if not quick or len(self._in_flight) >= IN_FLIGHT_MOST:
+                return ROUND_SECONDS
+            return min(quick) + SLOW_SECONDS - time.monotonic()
+
+    def _room(self) -> Room:
+        with self._landed:
+            hosts = [flight.leased.host for flight in self._in_flight]
+        return Room(hosts, attempts.failing_hosts().all())
 
     def _send_off(self, leased: Leased) -> None:
         flight = _Flight(leased)

@@ -2,8 +2,10 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import datetime
 from typing import Any
 
@@ -13,13 +15,22 @@ from sqlalchemy import text
 
 from taskservice import stamps, stopping
 from taskservice.db import database_now, transaction
-from taskservice.delivery_loop import SENDERS
+from taskservice.delivery_loop import IN_FLIGHT_MOST, SENDERS, SLOW_SECONDS
 from taskservice.services.deliveries import HOST_LIMIT, JITTER, SCHEDULE
 from taskservice.webhooks.destinations import Destinations
 from taskservice.webhooks.failing import IN_A_ROW
 from tests import receiver as play
 from tests.inside import end_for_silence, set_clock
-from tests.owed import change, columns, deliveries_of, finish, looping, make_due, the_delivery
+from tests.owed import (
+    change,
+    columns,
+    deliveries_of,
+    finish,
+    looping,
+    make_due,
+    owe_many,
+    the_delivery,
+)
 from tests.people import Person, expect, problem
 from tests.receiver import Behaviour, Exchange, Receiver
 from tests.server_process import until
@@ -162,20 +173,62 @@ def test_deleted_task_is_not_posted(
 def test_host_that_hangs_does_not_hold_up_the_others(
     alice: Person, app: Flask, receiver: Receiver
 ) -> None:
-    with Receiver() as hanging:
-        hanging.answer = play.answer(500)
-        for _ in range(2 * SENDERS):
-            finish(alice, alice.start(callback=hanging.url))
-        receiver.answer = one_after_another(play.answer(500), play.answer(204))
-        finish(alice, alice.start(callback=receiver.url))
-        hanging.answer = play.silence
-        hanging.requests.clear()
-        make_due(app)
+    app.config["CALLBACK_TIMEOUT"] = 30.0
+    with Receiver(answer=play.silence) as hanging:
+        owe_many(app, alice, hanging.url, 2 * SENDERS)
+        owe_many(app, alice, receiver.url, 1)
         with looping(app):
-            receiver.wait_for(2, timeout=1.5)
-            assert len(hanging.requests) <= HOST_LIMIT
+            receiver.wait_for(1)
             # And it gets no less than its share.
             hanging.wait_for(HOST_LIMIT)
+            assert len(hanging.requests) == HOST_LIMIT
+
+
+def test_hosts_that_hang_on_all_senders_do_not_hold_up_the_others(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    """Whoever has been out for a second leaves its place to another."""
+    app.config["CALLBACK_TIMEOUT"] = 30.0
+    with ExitStack() as stack:
+        for _ in range(SENDERS // HOST_LIMIT):
+            hanging = stack.enter_context(Receiver(answer=play.silence))
+            owe_many(app, alice, hanging.url, 2 * SENDERS)
+        owe_many(app, alice, receiver.url, 2)
+        with looping(app):
+            receiver.wait_for(2, timeout=4)
+
+
+def test_attempts_under_way_have_an_upper_limit(alice: Person, app: Flask) -> None:
+    app.config["CALLBACK_TIMEOUT"] = 30.0
+    hosts = IN_FLIGHT_MOST // HOST_LIMIT + 1
+    with ExitStack() as stack:
+        hanging = [stack.enter_context(Receiver(answer=play.silence)) for _ in range(hosts)]
+        for each in hanging:
+            owe_many(app, alice, each.url, HOST_LIMIT)
+        with looping(app):
+            until(lambda: sum(each.connections for each in hanging) >= IN_FLIGHT_MOST)
+            time.sleep(SLOW_SECONDS + 0.5)
+            assert sum(each.connections for each in hanging) == IN_FLIGHT_MOST
+
+
+def test_hosts_that_keep_failing_get_one_sender_each_and_half_of_them_together(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    app.config["CALLBACK_TIMEOUT"] = 30.0
+    with ExitStack() as stack:
+        failing = [stack.enter_context(Receiver(answer=play.answer(500))) for _ in range(10)]
+        for each in failing:
+            for _ in range(IN_A_ROW):
+                finish(alice, alice.start(callback=each.url))
+            each.answer = play.silence
+            each.requests.clear()
+        make_due(app)
+        owe_many(app, alice, receiver.url, 1)
+        with looping(app):
+            receiver.wait_for(1)
+            until(lambda: sum(len(each.requests) for each in failing) >= SENDERS // 2)
+            time.sleep(SLOW_SECONDS + 0.5)
+            assert sorted(len(each.requests) for each in failing) == [0] * 2 + [1] * 8
 
 
 # --- leases ------------------------------------------------------------------------------

@@ -41,6 +41,12 @@ def init_app(app: Flask) -> None:
     app.extensions["failing_hosts"] = FailingHosts()
 
 
+def failing_hosts() -> FailingHosts:
+    """The hosts whose last attempts by this process have failed."""
+    hosts: FailingHosts = current_app.extensions["failing_hosts"]
+    return hosts
+
+
 def first(leased: Leased | None) -> str:
     """Post a webhook in the request that owes it; call it with no transaction open.
 
@@ -53,7 +59,7 @@ def first(leased: Leased | None) -> str:
         return NONE_OWED
     budget: Budget = current_app.extensions["first_attempts"]
     with budget.place() as has_place:
-        if has_place and leased.host not in _failing_hosts():
+        if has_place and leased.host not in failing_hosts():
             state = _attempt_until_stop(leased)
             if state is not None:
                 return state
@@ -148,7 +154,7 @@ def _note(leased: Leased, outcome: Outcome) -> None:
     """Remember whether its host is well; where nobody was asked, as at a refusal, who knows."""
     is_well = outcome.status_code is not None and (outcome.delivered or outcome.permanent)
     if is_well or not outcome.permanent:
-        _failing_hosts().note(leased.host, has_failed=not is_well)
+        failing_hosts().note(leased.host, has_failed=not is_well)
 
 
 def _send(leased: Leased, interrupt: Interrupt) -> Outcome:
@@ -159,8 +165,3 @@ def _send(leased: Leased, interrupt: Interrupt) -> Outcome:
     secrets = queries.callback_secrets(task.user_id, since)
     body = documents.of_webhook(task)
     return post(leased.callback_url, secrets, leased.id, body, interrupt)
-
-
-def _failing_hosts() -> FailingHosts:
-    hosts: FailingHosts = current_app.extensions["failing_hosts"]
-    return hosts
