@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from taskservice import stamps, stopping
 from taskservice.db import database_now, transaction
@@ -481,6 +481,25 @@ def test_redelivery_posts_the_task_as_it_is_now_under_the_same_id(
     first, second = receiver.requests
     assert first.headers["webhook-id"] == second.headers["webhook-id"] == delivery["id"]
     assert json.loads(second.body)["name"] == "renamed since"
+
+
+def test_redelivery_of_a_task_that_is_being_deleted_is_404(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    task = alice.start(callback=receiver.url)
+    finish(alice, task)
+    deletions = []
+
+    def delete_first(*call: Any) -> None:
+        if "FROM deliveries" in call[2] and not deletions:
+            deletions.append(True)
+            with ThreadPoolExecutor(1) as pool:
+                person = Person(app, alice.name, alice.key)
+                expect(pool.submit(person.delete, f"/task/{task['id']}").result(), 200)
+
+    event.listen(app.extensions["reader"], "before_cursor_execute", delete_first)
+    problem(alice.post(f"/task/{task['id']}/deliveries"), 404)
+    assert deletions
 
 
 def test_redelivery_of_a_failed_one_begins_a_new_round(
