@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import event, text
+from sqlalchemy import delete, event, text
 
 from taskservice import stamps, stopping
 from taskservice.db import database_now, transaction
 from taskservice.delivery_loop import IN_FLIGHT_MOST, SENDERS, SLOW_SECONDS
+from taskservice.models import Task
 from taskservice.services.deliveries import HOST_LIMIT, JITTER, SCHEDULE
 from taskservice.webhooks.destinations import Destinations
 from taskservice.webhooks.failing import IN_A_ROW
@@ -308,6 +309,34 @@ def test_attempt_that_cannot_be_recorded_fails_no_report_and_is_repeated(
         assert until_attempts(alice, task, 1)["state"] == "delivered"
     first, second = receiver.requests
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
+
+
+def test_task_that_is_deleted_while_its_attempt_is_recorded_is_no_error(
+    alice: Person, app: Flask, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = alice.start(callback=receiver.url)
+    is_deleting, may_commit = threading.Event(), threading.Event()
+
+    def delete_slowly() -> None:
+        with app.app_context(), transaction() as connection:
+            connection.execute(delete(Task).where(Task.id == task["id"]))
+            is_deleting.set()
+            may_commit.wait(5)
+            # Whoever records it has come to where it waits.
+            time.sleep(0.3)
+
+    def answer(exchange: Exchange) -> None:
+        deletion = pool.submit(delete_slowly)
+        is_deleting.wait(5)
+        play.answer(204)(exchange)
+        may_commit.set()
+        deletion.result()
+
+    receiver.answer = answer
+    with ThreadPoolExecutor(1) as pool:
+        assert finish(alice, task) == "delivered"
+    assert [each.message for each in caplog.records if each.levelname == "ERROR"] == []
+    problem(alice.get(f"/task/{task['id']}"), 404)
 
 
 def test_loop_that_stops_gives_back_what_it_is_posting(

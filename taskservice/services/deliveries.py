@@ -135,14 +135,17 @@ _GIVE_BACK = update(Delivery).where(*_HELD).values(**_NO_LEASE)
 _RECORD = update(Delivery).where(*_HELD)
 _KEEP_ATTEMPT = insert(Attempt).from_select(
     ["delivery_id", "at", "duration_ms", "status_code", "message"],
-    # A delivery that was deleted meanwhile keeps nothing.
+    # A delivery that was deleted meanwhile keeps nothing; of one that is just being deleted,
+    # PostgreSQL waits to see.
     select(
         Delivery.id,
         bindparam("at", type_=Timestamp()),
         bindparam("duration_ms", type_=Integer()),
         bindparam("status_code", type_=Integer()),
         bindparam("message", type_=Text()),
-    ).where(Delivery.id == bindparam("delivery_id", type_=Identifier)),
+    )
+    .where(Delivery.id == bindparam("delivery_id", type_=Identifier))
+    .with_for_update(),
 )
 _TASK = select(Task.id).where(Task.id == bindparam("task_id", type_=Identifier))
 _TASK_OF = select(Delivery.task_id).where(Delivery.id == bindparam("id", type_=Identifier))
