@@ -13,6 +13,8 @@ from taskservice.services import logs, retention, space, timeouts, users
 
 logger = logging.getLogger(__name__)
 
+# From the start of a round to the next, however long its chores take: silent tasks are
+# looked for so often.
 ROUND_SECONDS = 20.0
 # At the end, for what a loop then writes down.
 WRITE_SECONDS = 1.0
@@ -44,8 +46,11 @@ class Upkeep(threading.Thread):
         self._first_chores = (*presence, timeouts.Watch().end_silent)
 
     def run(self) -> None:
-        while not stopping.event.wait(ROUND_SECONDS):
+        took = 0.0
+        while not stopping.event.wait(ROUND_SECONDS - took):
+            began = time.monotonic()
             self.do_round()
+            took = time.monotonic() - began
         self.do_round()
 
     def do_round(self) -> None:

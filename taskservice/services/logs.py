@@ -12,7 +12,7 @@ from taskservice.models import Identifier, Log, LogChunk, LogWriter, Task
 from taskservice.problems import Problem, unfit
 from taskservice.queries import TaskRow
 from taskservice.schemas import MAX_LINE
-from taskservice.services.batches import ROUND_SECONDS, in_batches
+from taskservice.services.batches import CHORE_SECONDS, in_batches
 from taskservice.services.tasks import HEARD, finished, is_open, locked
 
 MAX_LOG = 100 * 1024 * 1024
@@ -161,7 +161,7 @@ def _chunks(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
     yield "\n".join(lines[start:]), len(lines) - start
 
 
-def sweep(seconds: float = ROUND_SECONDS) -> None:
+def sweep(seconds: float = CHORE_SECONDS) -> None:
     """Remove the lines of logs that were dropped a while ago, for so many seconds at most."""
     in_batches(_sweep_batch, seconds)
 

@@ -25,7 +25,7 @@ from taskservice.db import Timestamp, reading, transaction
 from taskservice.models import PENDING, WITH_OLD_LOG, Delivery, Identifier, Task, User
 from taskservice.queries import AnyRow, AnySelect
 from taskservice.services import logs
-from taskservice.services.batches import BATCH_SECONDS, ROUND_SECONDS, in_batches
+from taskservice.services.batches import BATCH_SECONDS, CHORE_SECONDS, in_batches
 from taskservice.services.tasks import let_go, remove
 
 BATCH = 200
@@ -103,7 +103,7 @@ def prune() -> None:
 
     Who is just reading a log that goes may read on until its lines are swept.
     """
-    _Pruning(Bounds.of_settings()).run(ROUND_SECONDS)
+    _Pruning(Bounds.of_settings()).run(CHORE_SECONDS)
 
 
 def prune_now(bounds: Bounds) -> Removed:
