@@ -283,3 +283,14 @@ class Attempt(Base):
     duration_ms: Mapped[int] = mapped_column(Integer)
     status_code: Mapped[int | None] = mapped_column(Integer)
     message: Mapped[str]
+
+
+class Presence(Base):
+    """From when until when, without a gap, agents could be heard: one row, or none yet."""
+
+    __tablename__ = "presence"
+    __table_args__ = (CheckConstraint("id = 1", "id"),)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    since: Mapped[str] = mapped_column(Timestamp)
+    until: Mapped[str] = mapped_column(Timestamp)

@@ -12,7 +12,7 @@ from taskservice.models import Identifier, Log, LogChunk, LogWriter, Task
 from taskservice.problems import Problem, unfit
 from taskservice.queries import TaskRow
 from taskservice.schemas import MAX_LINE
-from taskservice.services.batches import ROUND_SECONDS, in_batches
+from taskservice.services.batches import CHORE_SECONDS, in_batches
 from taskservice.services.tasks import HEARD, finished, is_open, locked
 
 MAX_LOG = 100 * 1024 * 1024
@@ -93,7 +93,7 @@ def append(
             _advance(connection, task, writer, stored, len(fresh))
             _store(connection, task, fresh)
         else:
-            connection.execute(_HEAR, {"of_task_id": task.id, "now": stamps.now()})
+            connection.execute(_HEAR, {"of_task_id": task.id})
     return task.log_count + len(fresh), task.status
 
 
@@ -161,7 +161,7 @@ def _chunks(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
     yield "\n".join(lines[start:]), len(lines) - start
 
 
-def sweep(seconds: float = ROUND_SECONDS) -> None:
+def sweep(seconds: float = CHORE_SECONDS) -> None:
     """Remove the lines of logs that were dropped a while ago, for so many seconds at most."""
     in_batches(_sweep_batch, seconds)
 

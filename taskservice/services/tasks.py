@@ -56,9 +56,13 @@ class Idempotency:
 
 
 # What a sign of life changes: with a timeout of its own a task falls silent that much later.
-HEARD = {"heard_at": bindparam("now"), "silent_at": database_now(Task.timeout)}
+# Both by the clock that silence is judged by, whatever this machine's says.
+HEARD = {"heard_at": database_now(), "silent_at": database_now(Task.timeout)}
 
-_START = insert(Task).values(silent_at=database_now(bindparam("own_timeout", type_=Integer())))
+_START = insert(Task).values(
+    heard_at=database_now(),
+    silent_at=database_now(bindparam("own_timeout", type_=Integer())),
+)
 _AGENT_NAME = select(Agent.name).where(visible_agents, Agent.id == bindparam("agent_id"))
 _REPLAYED = tasks_with_log.add_columns(Task.idempotency_digest).where(
     Task.user_id == bindparam("user_id", type_=Identifier),
@@ -173,7 +177,6 @@ def _new_task(
         "created_at": now,
         "updated_at": now,
         "claimed_at": now if claimed else None,
-        "heard_at": now,
         "finished_at": None,
         "first_log": 1,
         "log_count": 0,
@@ -324,7 +327,7 @@ def _change(
     if task.status == RUNNING:
         values |= HEARD
     if values:
-        connection.execute(_CHANGE.values(values), {"of_task_id": task.id, "now": now})
+        connection.execute(_CHANGE.values(values), {"of_task_id": task.id})
     changed = SimpleNamespace(**(task._asdict() | values))
     return changed, deliveries.owe(connection, changed, now) if ends else None
 
