@@ -1,7 +1,6 @@
 """JSON in and out: what requests may say, and how rows are written."""
 
 import re
-import uuid
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -48,6 +47,8 @@ DELIVERY_STATES = (PENDING, DELIVERED, FAILED, CANCELLED)
 SORTS = ("-createdAt", "createdAt", "finishedAt")
 
 AGENT_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+# Python's own UUID takes many more spellings, some of them by mistake.
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 # Of the examples in the documentation.
 EXAMPLE_USER = "01a20e63-9218-7bda-b91d-7397fc8ca845"
@@ -115,10 +116,15 @@ class Moment(fields.Field[str]):
             if not isinstance(value, str) or not self._SHAPE.fullmatch(value):
                 raise ValueError
             # RFC 3339 allows `t` and `z`, which Python does not know.
-            return stamps.rfc3339(datetime.fromisoformat(value.upper()) + self._more)
+            return stamps.rfc3339(self._rounded(datetime.fromisoformat(value.upper())))
         except (ValueError, OverflowError):
             example = "2026-11-24T13:36:00Z"
             raise ValidationError(f"Must be a moment as in RFC 3339, such as {example}.") from None
+
+    def _rounded(self, moment: datetime) -> datetime:
+        # After the last millisecond of the year 9999 there is none.
+        latest = datetime.max.replace(tzinfo=moment.tzinfo) - self._more
+        return min(moment, latest) + self._more
 
 
 class JsonObject(fields.Dict):
@@ -720,8 +726,11 @@ class CursorField(fields.Field[tuple[Any, ...]]):
         try:
             sort, since, stage, moment, task_id = orjson.loads(urlsafe_b64decode(value))
             stages = (0, 1) if sort == "finishedAt" else (0,)
-            well_formed = sort in SORTS and type(stage) is int and stage in stages
-            if not well_formed or parse_id(task_id) != task_id:
+            # The types first: who takes a cursor apart puts in whatever JSON has.
+            are_texts = all(type(part) is str for part in (sort, since, moment, task_id))
+            if not are_texts or type(stage) is not int or stage not in stages:
+                raise ValueError
+            if sort not in SORTS or parse_id(task_id) != task_id:
                 raise ValueError
             if not (_is_ours(since) and _is_ours(moment)):
                 raise ValueError
@@ -800,8 +809,5 @@ class AppendQuerySchema(Schema):
 
 
 def parse_id(text: str) -> str | None:
-    """A UUID in its canonical spelling, or None where `text` is none."""
-    try:
-        return str(uuid.UUID(text)) if len(text) == 36 else None
-    except ValueError:
-        return None
+    """A UUID in lower case, or None where `text` is none in the usual form of 8-4-4-4-12."""
+    return text.lower() if _UUID.fullmatch(text) else None

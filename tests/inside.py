@@ -8,11 +8,11 @@ from uuid import uuid4
 
 import pytest
 from flask import Flask
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from werkzeug.routing import Rule
 
 from taskservice import stamps
-from taskservice.db import Base, reading, transaction
+from taskservice.db import Base, dispose, reading, transaction
 from taskservice.models import ERROR, TIMEOUT, Task
 
 PREFIX = "/api/v1"
@@ -90,3 +90,14 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
             return datetime.now(tz) + offset
 
     monkeypatch.setattr(stamps, "datetime", Shifted)
+
+
+def set_for_database(app: Flask, setting: str, value: str) -> None:
+    """Set something for all connections to a PostgreSQL database, as an operator may."""
+    with app.app_context(), reading() as connection:
+        name = connection.scalar(text("SELECT current_database()"))
+        # Otherwise the statement that ends it would not be let through.
+        connection.exec_driver_sql("SET default_transaction_read_only = off")
+        connection.exec_driver_sql(f"ALTER DATABASE {name} SET {setting} = {value}")
+    # It counts for new connections.
+    dispose(app)

@@ -490,6 +490,32 @@ ODD_IDS = (
 )  # fmt: skip
 
 
+def odd_spellings(real: str) -> Iterator[str]:
+    """What some readers of UUIDs take for this one, which begins with the digit 0."""
+    digits = real.replace("-", "")
+    yield from (digits, f"{digits}----", f"----{digits}", f"{{{real}}}", f"{{{digits}}}--")
+    yield from (f"urn:{digits}", f"urn:uuid:{real}", f"uuid:{real}", f"({real})")
+    yield from (f"%2b{real[1:]}", f"+{real[1:]}", f"%20{real}", f"{real}%20", f"{real}%0a")
+    yield from (f"{real}%00", f"0x{real}", f"０{real[1:]}", f"٠{real[1:]}", f"{real}-", f"0{real}")
+    yield from (real.replace("-", "_"), real.replace("-", "%2d%2d"), real.replace("-", "–"))
+    yield from ("-".join([digits[:4], digits[4:8], digits[8:12], digits[12:16], digits[16:]]),)
+
+
+def test_id_has_the_case_that_it_likes_and_no_other_spelling(
+    alice: Person, subtests: pytest.Subtests
+) -> None:
+    things = ids(alice)
+    for thing, path in (("task_id", "/task"), ("key_id", "/key")):
+        real = things[thing]
+        assert real.startswith("0")
+        methods = ("GET", "PATCH", "DELETE") if path == "/task" else ("DELETE",)
+        for odd in odd_spellings(real):
+            with subtests.test(odd):
+                for method in methods:
+                    problem(alice.request(method, f"{path}/{odd}"), 404)
+        assert expect(alice.delete(f"{path}/{real.upper()}"), 200)["id"] == real
+
+
 def odd_requests() -> Iterator[dict[str, Any]]:
     yield {}
     yield {"json": {"logs": ["x"], "name": "x", "agentId": "\0\ud7ff"}}

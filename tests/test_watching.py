@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -86,6 +87,19 @@ def test_text_is_the_whole_log_unless_told(alice: Person, task: dict[str, Any]) 
     assert alice.get(path, headers=TEXT).text.splitlines() == numbered(1, 10_050)
     some = alice.get(f"{path}?after=10&limit=2", headers=TEXT)
     assert some.text == "line 11\nline 12\n"
+
+
+@pytest.mark.parametrize(
+    "accept",
+    ["text/plain", "text/plain;charset=utf-8", "text/plain; charset=UTF-8", "text/*",
+     "application/json;q=0.1, text/plain;charset=utf-8;q=0.5", "Text/Plain"],
+)  # fmt: skip
+def test_log_is_text_where_text_is_rather_wanted(
+    alice: Person, task: dict[str, Any], accept: str
+) -> None:
+    alice.append(task, "one")
+    response = alice.get(f"/task/{task['id']}/logs", headers={"Accept": accept})
+    assert (response.mimetype, response.text) == ("text/plain", "one\n")
 
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json, text/plain", "text/*;q=0.5, */*"])
@@ -198,6 +212,20 @@ def test_two_who_wait_get_two_tasks(alice: Person) -> None:
     answers = [ask(), ask()]
     started = {alice.start()["id"], alice.start()["id"]}
     assert {answer().json["id"] for answer in answers} == started
+
+
+def test_task_is_not_given_to_who_has_left_while_waiting(service: Service) -> None:
+    alice = service.add_user()
+    alice.request("PUT", "/agent/summarizer").raise_for_status()
+    key = str(alice.session.headers["apikey"])
+    head = f"POST {API}/agent/summarizer/claim HTTP/1.1\r\nHost: x\r\napikey: {key}\r\n"
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", service.port)) as waiting:
+            waiting.sendall(f"{head}Prefer: wait=20\r\n\r\n".encode())
+            time.sleep(0.3)
+        task = alice.start()
+        time.sleep(0.3)
+        assert alice.request("POST", "/agent/summarizer/claim").json()["id"] == task["id"]
 
 
 def test_claim_for_an_unknown_agent_does_not_wait(alice: Person) -> None:

@@ -103,14 +103,18 @@ def body_bytes() -> bytes:
 
 def prefers(wanted: str, other: str) -> bool:
     """Whether the caller would rather have `wanted` than `other`, which is the default."""
-    accepted = request.accept_mimetypes
-    return accepted.quality(wanted) > accepted.quality(other)
+    return _quality(wanted) > _quality(other)
 
 
 def _check_accept(media_types: tuple[str, ...]) -> None:
     if (request.headers.get("Accept") or "*/*") in ("*/*", *media_types):
         return
-    # Whatever we answer is in UTF-8, whether that is asked for or not.
-    spellings = [*media_types, *(f"{media_type}; charset=utf-8" for media_type in media_types)]
-    if not any(map(request.accept_mimetypes.quality, spellings)):
+    if not any(map(_quality, media_types)):
         raise Problem(406, f"The answer can be {' or '.join(media_types)} only")
+
+
+def _quality(media_type: str) -> float:
+    """How much the caller would like this type, from 0 to 1."""
+    # Whatever we answer is in UTF-8, whether that is asked for or not.
+    spellings = (media_type, f"{media_type}; charset=utf-8")
+    return max(map(request.accept_mimetypes.quality, spellings))
