@@ -242,6 +242,25 @@ def test_open_page_of_a_session_that_ended_says_so(browser: Browser, site: Site)
     guest.close()
 
 
+def test_log_of_an_open_page_stops_when_its_session_has_ended(browser: Browser, site: Site) -> None:
+    task = start(site, name="Not for guests")
+    guest = Visitor(browser, site.url)
+    guest.sign_in(site.alice.key)
+    page, other = guest.go(f"/tasks/{task['id']}"), guest.context.new_page()
+    expect(page.locator("#log-state")).to_have_text("live")
+    other.goto(f"{site.url}/keys")
+    other.get_by_role("button", name="Sign out").click()
+    expect(page.locator("#log-state")).to_have_text("You are signed out.", timeout=4_000)
+    site.alice.append(task, "a secret")
+    shown = page.locator("[data-since]").text_content()
+    page.wait_for_timeout(1_500)
+    expect(page.locator("#log-count")).to_have_text("0 lines")
+    assert page.locator("[data-since]").text_content() == shown
+    site.alice.post(f"/task/{task['id']}/cancel")
+    guest.check()
+    guest.close()
+
+
 def test_wrong_key_is_refused_in_the_words_of_the_api(browser: Browser, site: Site) -> None:
     guest = Visitor(browser, site.url)
     page = guest.go("/tasks/whatever")

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from html import unescape
 from typing import Any
 
@@ -12,6 +13,7 @@ from werkzeug.test import TestResponse
 
 from taskservice.app import create_app
 from taskservice.config import Config
+from taskservice.dashboard import sessions
 from taskservice.dashboard.sessions import LIFETIME
 from taskservice.dashboard.throttle import ADDRESSES, FREE_TRIES, LONGEST_SECONDS, Throttle
 from taskservice.db import dispose
@@ -182,6 +184,23 @@ def test_cookie_of_another_service_or_of_last_month_is_none(
         assert browser.get("/").status_code == 303
     app.config["SECRET_KEY"] = "another secret key for tests"
     assert browser.get("/").status_code == 303
+
+
+@on_sqlite
+def test_session_ends_in_time_though_its_cookie_was_renewed(
+    app: Flask, alice: Person, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "LIFETIME", timedelta(seconds=2))
+    browser = Browser(app)
+    browser.sign_in(alice.key)
+    with browser.get(f"/tasks/{task['id']}/events") as stream:
+        # What it did left a word for the next page, so that its cookie is a new one.
+        browser.send("/callback-secret/rotate")
+        assert browser.get("/keys").status_code == 200
+        time.sleep(2)
+        assert browser.get("/").location == "/sign-in"
+        # An open stream of it ends too.
+        assert stream.text.startswith("event: task")
 
 
 @on_sqlite

@@ -8,11 +8,11 @@ from flask import Flask, request, session
 from flask.sessions import SecureCookieSessionInterface
 
 from taskservice import queries, stamps
-from taskservice.auth import admit
+from taskservice.auth import admit, still_counts
 from taskservice.problems import Problem
 from taskservice.queries import AnyRow
 
-# A copy of the cookie, too, is worth nothing after that.
+# After so long a session has ended, in a copy of its cookie too.
 LIFETIME = timedelta(days=7)
 
 
@@ -51,6 +51,8 @@ def begin(key: AnyRow) -> None:
     """Let this browser act for the holder of `key`."""
     session.clear()
     session["key"] = key.id
+    # Each change makes a fresh cookie of the session, which keeps this moment.
+    session["until"] = stamps.now(LIFETIME.total_seconds())
 
 
 def go_on() -> AnyRow:
@@ -58,13 +60,21 @@ def go_on() -> AnyRow:
 
     Raises SessionEndedError.
     """
-    key_id = session.get("key")
-    key = queries.valid_key_by_id(key_id, stamps.now()) if key_id else None
+    key = queries.valid_key_by_id(session["key"], stamps.now()) if _is_young() else None
     if key is None:
         session.pop("key", None)
         raise SessionEndedError
     admit(key)
     return key
+
+
+def goes_on() -> bool:
+    """Whether the session that admitted this request still counts."""
+    return _is_young() and still_counts()
+
+
+def _is_young() -> bool:
+    return "key" in session and stamps.now() < session.get("until", "")
 
 
 def token() -> str:

@@ -10,7 +10,7 @@ from taskservice import documents, following, queries
 from taskservice.api import answers, lists, streams
 from taskservice.api.tasks import known
 from taskservice.auth import caller
-from taskservice.dashboard import chart
+from taskservice.dashboard import chart, sessions
 from taskservice.dashboard.door import clean, page, to
 from taskservice.openapi.operation import TEXT
 from taskservice.problems import not_found, unfit
@@ -70,7 +70,8 @@ def events(task_id: str) -> Response:
     """The task and its lines after number `after` as they come: Server-Sent Events."""
     # A browser that connects again tells where it was by itself.
     after = request.headers.get("Last-Event-ID", request.args.get("after", 0, int), int)
-    return streams.respond(following.follow(caller, _task(task_id).id, max(after, 0)))
+    events = following.follow(caller, _task(task_id).id, max(after, 0))
+    return streams.respond(events, sessions.goes_on)
 
 
 @tasks.get("/tasks/<task_id>/log.txt")

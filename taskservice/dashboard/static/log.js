@@ -300,8 +300,7 @@ function finish() {
 // Whatever broke the stream, the page itself tells: it is there, deleted, or out of reach.
 async function again() {
   disconnect();
-  const state = await refresh();
-  if (state === "gone") return finish(), say("");
+  await refresh();
   if (!running) return;
   say("reconnecting…");
   patience = Math.min(2 * patience, LONGEST_PATIENCE_MS);
@@ -309,6 +308,10 @@ async function again() {
 }
 
 document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
+document.addEventListener("gone", ({ detail: text }) => {
+  finish();
+  say(text);
+});
 document.addEventListener("refreshed", ({ detail: page }) => {
   const now = page.getElementById("log").dataset;
   first = Math.max(first, Number(now.first));

@@ -49,7 +49,8 @@ export function tell() {
     if (!element.title) element.title = full.format(moment);
     set(element, SHOWN[element.dataset.show](moment));
   }
-  for (const element of document.querySelectorAll("[data-since]")) {
+  // Of what this page can't see any more it can't say that it goes on.
+  for (const element of gone ? [] : document.querySelectorAll("[data-since]")) {
     set(element, spoken(Math.max(0, (Date.now() - new Date(element.dataset.since)) / 1000)));
   }
 }
@@ -81,6 +82,7 @@ function showCopyButtons() {
 
 // --- up to date --------------------------------------------------------------------------
 
+let gone = false;
 let etag = null;
 // Part -> its markup as the server gave it, which the page has changed since.
 const given = new WeakMap();
@@ -139,11 +141,10 @@ export function notice(text, link) {
   place.replaceChildren(...(text ? [line] : []));
 }
 
-let gone = false;
-
 function end(text, path) {
   gone = true;
   document.body.classList.add("gone");
+  document.dispatchEvent(new CustomEvent("gone", { detail: text }));
   const home = document.querySelector("header .title").href;
   const here = location.pathname + location.search;
   const link = document.createElement("a");
