@@ -48,7 +48,7 @@ class Browser:
 
     def send(self, page: str, path: str = "", **data: str) -> TestResponse:
         """Send the form that `page` has, to `path` if that is another."""
-        return self.post(path or page, {"token": token(self.get(page)), **data})
+        return self.post(path or page, {**hidden(self.get(page)), **data})
 
     def sign_in(self, key: str, **data: str) -> TestResponse:
         return self.send("/sign-in", key=key, **data)
@@ -57,10 +57,15 @@ class Browser:
         return list(self.get("/sign-in").headers.getlist("Set-Cookie"))
 
 
-def token(response: TestResponse) -> str:
-    """What the forms of a page carry."""
+def hidden(response: TestResponse) -> dict[str, str]:
+    """What the forms of a page carry unseen."""
     assert response.status_code == 200, response.text
-    return re.findall(r'name="token" value="([^"]+)"', response.text)[0]
+    found = re.findall(r'name="(token|number)"(?: id="number")? value="([^"]+)"', response.text)
+    return dict(found)
+
+
+def token(response: TestResponse) -> str:
+    return hidden(response)["token"]
 
 
 @pytest.fixture
@@ -467,6 +472,20 @@ def test_key_is_created_shown_once_used_and_revoked(app: Flask, browser: Browser
     assert browser.send(path).location == "/keys"
     assert guest.get("/").status_code == 303
     assert "revoked <time" in browser.get("/keys").text
+
+
+@on_sqlite
+def test_form_that_creates_a_key_does_so_once(browser: Browser) -> None:
+    data = {**hidden(browser.get("/keys")), "name": "laptop"}
+    # What does not fit may be put right in the same form.
+    assert browser.post("/keys", data | {"name": ""}).status_code == 422
+    assert browser.post("/keys", data).status_code == 201
+    again = browser.post("/keys", data)
+    assert (again.status_code, again.location) == (303, "/keys")
+    page = browser.get("/keys").text
+    assert "That form was used already" in page
+    assert page.count("<bdi>laptop</bdi>") == 1
+    assert browser.send("/keys", name="another").status_code == 201
 
 
 @on_sqlite

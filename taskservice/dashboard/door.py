@@ -76,7 +76,12 @@ def fail(error: Exception) -> Response:
 
 @dashboard.context_processor
 def names() -> dict[str, Any]:
-    return {**words.FUNCTIONS, "signed_in": g.get("signed_in"), "form_token": sessions.token}
+    return {
+        **words.FUNCTIONS,
+        "signed_in": g.get("signed_in"),
+        "form_token": sessions.token,
+        "form_number": sessions.number,
+    }
 
 
 def page(template: str, status: int = 200, **values: Any) -> Response:

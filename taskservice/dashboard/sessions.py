@@ -84,6 +84,22 @@ def token() -> str:
     return str(session["token"])
 
 
+def number() -> str:
+    """What a form carries that may be sent once; the same until one has been."""
+    if "number" not in session:
+        session["number"] = secrets.token_urlsafe(8)
+    return str(session["number"])
+
+
+def is_unsent() -> bool:
+    """Whether this form, with its `number`, has not been sent before."""
+    return secrets.compare_digest(request.form.get("number", "").encode(), number().encode())
+
+
+def note_sent() -> None:
+    session.pop("number", None)
+
+
 def check_form() -> None:
     """Raises 403 unless this form came from a page of this session."""
     given = request.form.get("token", "").encode()

@@ -80,6 +80,20 @@ function showCopyButtons() {
   for (const button of document.querySelectorAll("[data-copy]")) button.hidden = false;
 }
 
+// --- forms -------------------------------------------------------------------------------
+
+// Whoever clicks twice wants it once.
+const sent = new Set();
+
+addEventListener("submit", (event) => {
+  if (sent.has(event.target)) event.preventDefault();
+  else if (event.target.method === "post") sent.add(event.target);
+});
+addEventListener("pageshow", () => sent.clear());
+
+// What was shown once is not asked for again, and to come back here sends no form.
+if (document.querySelector("[data-once]")) history.replaceState(null, "", location.href);
+
 // --- up to date --------------------------------------------------------------------------
 
 let gone = false;
