@@ -22,17 +22,10 @@ def show() -> Response:
 
 @sign_in.post("/sign-in")
 def enter() -> AnyResponse:
-    throttle: Throttle = current_app.extensions["throttle"]
-    address = request.remote_addr or ""
-    wait = ceil(throttle.seconds(address))
-    if wait:
-        return _refused(Problem(429, f"Too many wrong keys; try again in {wait} s"), wait)
     try:
         key = valid_key(request.form.get("key", "").strip())
     except Problem as problem:
-        throttle.was_wrong(address)
-        return _refused(problem)
-    throttle.was_right(address)
+        return _refused(_slowed(problem))
     sessions.begin(key)
     return _back(request.form.get("next", ""))
 
@@ -44,12 +37,21 @@ def leave() -> AnyResponse:
     return to("sign_in.show")
 
 
-def _refused(problem: Problem, wait: int = 0) -> Response:
+def _slowed(problem: Problem) -> Problem:
+    """What a wrong key gets; a right one enters whatever others at its address have tried."""
+    throttle: Throttle = current_app.extensions["throttle"]
+    wait = ceil(throttle.was_wrong(request.remote_addr or ""))
+    if not wait:
+        return problem
+    detail = f"Too many wrong keys; try again in {wait} s"
+    return Problem(429, detail, headers={"Retry-After": str(wait)})
+
+
+def _refused(problem: Problem) -> Response:
     response = page(
         "sign_in.html", problem.status, next=request.form.get("next", ""), problem=problem
     )
-    if wait:
-        response.headers["Retry-After"] = str(wait)
+    response.headers.update(problem.headers)
     return response
 
 
