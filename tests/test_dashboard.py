@@ -7,6 +7,7 @@ from datetime import timedelta
 from html import unescape
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from flask import Flask
@@ -133,19 +134,20 @@ def test_wrong_key_gets_the_sentence_of_the_api(app: Flask, alice: Person) -> No
 def test_sign_in_leads_back_to_the_page_that_was_asked_for(
     app: Flask, alice: Person, task: dict[str, Any]
 ) -> None:
-    browser = Browser(app)
-    wanted = f"/tasks/{task['id']}?x=%26"
-    response = browser.get(wanted)
-    page = browser.get(response.location)
-    field = re.findall(r'name="next" value="([^"]+)"', page.text)[0]
-    again = browser.sign_in(alice.key, next=unescape(field))
-    assert again.location == wanted
+    for wanted in (f"/tasks/{task['id']}?x=%26", "/?status=error&q=%C3%A9"):
+        browser = Browser(app)
+        response = browser.get(wanted)
+        page = browser.get(response.location)
+        field = re.findall(r'name="next" value="([^"]+)"', page.text)[0]
+        again = browser.sign_in(alice.key, next=unescape(field))
+        assert again.location == wanted
 
 
 @pytest.mark.parametrize(
     "path",
     ["https://evil.example/", "//evil.example", "/\\evil.example", "/\t/evil.example",
-     "javascript:1", "/api/v1/task", "/sign-out", "tasks", "/nowhere", "\r\nX: y"],
+     "javascript:1", "/api/v1/task", "/sign-out", "tasks", "/nowhere", "\r\nX: y", "/?x=\ny",
+     "/sign-in", "/static/page.js", "/tasks/x/events", "/tasks/x/log.txt", "/livez", "/docs"],
 )  # fmt: skip
 @on_sqlite
 def test_sign_in_leads_nowhere_else(app: Flask, alice: Person, path: str) -> None:
@@ -278,6 +280,11 @@ def test_throttle_doubles_the_wait_up_to_a_minute_and_forgets_in_an_hour(
 # --- forms -------------------------------------------------------------------------------
 
 
+def refusal(path: str) -> tuple[int, str | None]:
+    """What a form at this path gets that may not be taken: who is signed in needs no sign-in."""
+    return (303, "/") if path == "/sign-in" else (403, None)
+
+
 def forms(app: Flask, task: dict[str, Any]) -> Iterator[str]:
     for rule in app.url_map.iter_rules():
         if is_page(rule) and "POST" in (rule.methods or ()):
@@ -294,9 +301,10 @@ def test_no_form_is_taken_without_the_token_of_its_session(
     before = rows(app)
     for path in forms(app, task):
         for data in ({}, {"token": ""}, {"token": "wrong"}, {"token": "é"}, {"token": stolen}):
-            assert browser.post(path, data).status_code == 403, path
+            response = browser.post(path, {"key": bob.key, **data})
+            assert (response.status_code, response.location) == refusal(path), path
     assert rows(app) == before
-    assert browser.get("/").status_code == 200
+    assert "<bdi>alice</bdi>" in browser.get("/").text
 
 
 @on_sqlite
@@ -307,7 +315,37 @@ def test_no_form_is_taken_from_another_site(
     for path in forms(app, task):
         for site in ("cross-site", "same-site"):
             response = browser.post(path, {"token": right}, headers={"Sec-Fetch-Site": site})
-            assert response.status_code == 403, path
+            assert (response.status_code, response.location) == refusal(path), path
+
+
+@on_sqlite
+def test_form_of_a_session_that_has_ended_leads_to_the_sign_in_and_back(
+    app: Flask, alice: Person, task: dict[str, Any]
+) -> None:
+    path = f"/tasks/{task['id']}"
+    for referrer, way_back in [
+        (path, f"?next=/tasks/{task['id']}"),
+        ("/", ""),
+        (f"{path}/lines", ""),
+    ]:
+        browser = Browser(app)
+        headers = {"Referer": f"http://localhost{referrer}"}
+        response = browser.post(f"{path}/redeliver", {"token": "old"}, headers=headers)
+        assert response.status_code == 303
+        assert unquote(response.location) == f"/sign-in{way_back}"
+        assert "Nothing was changed" in browser.get(response.location).text
+    assert alice.task(task)["status"] == "running"
+
+
+@on_sqlite
+def test_old_sign_in_form_is_no_dead_end(app: Flask, browser: Browser, alice: Person) -> None:
+    assert browser.get("/sign-in").location == "/"
+    assert browser.get("/sign-in?next=/agents").location == "/agents"
+    assert browser.post("/sign-in", {"token": "old", "key": alice.key}).location == "/"
+    response = Browser(app).post("/sign-in", {"token": "old", "key": alice.key})
+    assert response.status_code == 403
+    assert "This form is out of date" in response.text
+    assert 'name="key"' in response.text
 
 
 # --- pages -------------------------------------------------------------------------------
@@ -326,6 +364,20 @@ def test_pages_are_not_cached_and_run_nothing_from_elsewhere(
             assert response.headers["Cache-Control"] == "no-store", rule.rule
             assert response.headers["X-Content-Type-Options"] == "nosniff"
             response.close()
+
+
+@on_sqlite
+def test_browsers_get_no_header_that_they_would_complain_of(app: Flask) -> None:
+    for url, wanted in {
+        "http://localhost:8000": "same-origin",
+        "http://127.0.0.1:8000": "same-origin",
+        "http://[::1]:8000": "same-origin",
+        "https://tasks.example": "same-origin",
+        "http://tasks.example": None,
+        "http://192.168.0.7:8000": None,
+    }.items():
+        headers = Browser(app, base_url=url).get("/sign-in").headers
+        assert headers.get("Cross-Origin-Opener-Policy") == wanted, url
 
 
 @on_sqlite
