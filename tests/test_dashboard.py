@@ -431,7 +431,7 @@ def test_nobody_sees_what_is_anothers(app: Flask, task: dict[str, Any], bob: Per
             data = {"token": right} if method == "POST" else None
             response = browser.client.open(path, method=method, data=data)
             assert response.status_code == 404, path
-            assert "ID is not found" in unescape(response.text)
+            assert "This task is gone" in response.text
     assert task["name"] not in browser.get("/").text
     assert "summarizer" not in browser.get("/agents").text
     assert rows(app) == before
@@ -466,8 +466,68 @@ def test_errors_of_pages_are_pages_and_of_the_api_are_problems(browser: Browser)
         response = browser.get(path)
         assert response.status_code == status
         assert response.content_type == "text/html; charset=utf-8"
-    for path in ("/nowhere", "/api/v1/nowhere", "/tasks"):
+    for path in ("/nowhere", "/api/v1/nowhere"):
         assert browser.get(path).content_type == "application/problem+json"
+
+
+@on_sqlite
+def test_strays_get_pages_where_a_browser_asks(app: Flask, browser: Browser, alice: Person) -> None:
+    headers = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    for path, status in (("/nowhere", 404), ("/sign-out", 405), ("/keys/x", 404)):
+        response = browser.get(path, headers=headers)
+        assert response.status_code == status
+        assert response.content_type == "text/html; charset=utf-8"
+        assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+        assert "<bdi>alice</bdi>" in response.text
+        assert "Sign out" not in Browser(app).get(path, headers=headers).text
+    keyed = {**headers, "apikey": alice.key}
+    response = browser.get("/api/v1/nowhere", headers=keyed)
+    assert response.content_type == "application/problem+json"
+    for path in ("/tasks", "/tasks/"):
+        assert browser.get(path).location == "/"
+    for path in ("/agents/", "/keys/"):
+        assert browser.get(path).status_code == 200
+
+
+@on_sqlite
+def test_page_of_a_deleted_task_says_what_has_become_of_it(
+    browser: Browser, alice: Person, task: dict[str, Any]
+) -> None:
+    alice.delete(f"/task/{task['id']}")
+    for path in (f"/tasks/{task['id']}", f"/tasks/{task['id']}/delete", "/tasks/nothing"):
+        response = browser.get(path)
+        assert response.status_code == 404
+        assert "This task is gone: it was deleted, or never was" in response.text
+        assert response.headers["Task-Gone"] == "true"
+    assert "Task-Gone" not in browser.get("/keys/nothing/revoke").headers
+
+
+@on_sqlite
+def test_cancel_that_comes_too_late_says_so(
+    browser: Browser, alice: Person, task: dict[str, Any]
+) -> None:
+    path = f"/tasks/{task['id']}"
+    asked = hidden(browser.get(f"{path}/cancel"))
+    alice.report(task, status="complete")
+    assert browser.post(f"{path}/cancel", asked).location == path
+    assert "The task had already ended." in browser.get(path).text
+    assert browser.get(f"{path}/cancel").location == path
+    assert alice.task(task)["status"] == "complete"
+
+
+@on_sqlite
+@pytest.mark.parametrize("name", [" ", "\u200b", "\u2003\ufeff", "\u3164"])
+def test_name_of_nothing_visible_is_still_a_link(
+    browser: Browser, alice: Person, name: str
+) -> None:
+    task = alice.start("blank", name=name)
+    alice.register("blank", name=name)
+    alice.post("/key", json={"name": name})
+    link = f'<a href="/tasks/{task["id"]}"><span class="faint">unnamed</span></a>'
+    assert link in browser.get("/").text
+    assert link in browser.get("/agents").text
+    assert "<title>unnamed" in browser.get(f"/tasks/{task['id']}").text
+    assert "unnamed" in browser.get("/keys").text
 
 
 def test_filters_and_pages_are_those_of_the_api(browser: Browser, alice: Person) -> None:

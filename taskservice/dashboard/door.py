@@ -20,7 +20,9 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice import problems
+from taskservice.api.door import PREFIX as API
 from taskservice.dashboard import sessions, words
+from taskservice.problems import Problem
 
 dashboard = Blueprint(
     "dashboard",
@@ -44,6 +46,11 @@ PAGES = {
     "dashboard.keys.ask_to_revoke",
     "dashboard.keys.ask_to_rotate",
 }
+
+# An open page takes no other 404 for a deletion: a proxy may have its own.
+GONE = Problem(
+    404, "This task is gone: it was deleted, or never was", headers={"Task-Gone": "true"}
+)
 
 POLICY = "; ".join(
     [
@@ -101,13 +108,24 @@ def seal(response: Response) -> Response:
 def fail(error: Exception) -> Response:
     """What the API answers as a problem, as a page."""
     problem = problems.of(error)
+    if problem.status == 404 and "task_id" in (request.view_args or {}):
+        problem = GONE
     response = page("error.html", problem.status, problem=problem)
     response.headers.update(problem.headers)
     return response
 
 
-@dashboard.context_processor
-def names() -> dict[str, Any]:
+def stray(error: HTTPException) -> Response:
+    """What no route answers: a page for a person, a problem for all others."""
+    wanted = request.accept_mimetypes.best_match(["application/problem+json", "text/html"])
+    if wanted != "text/html" or request.path.startswith(API):
+        return problems.respond(problems.of(error))
+    _is_signed_in()
+    return seal(fail(error))
+
+
+def _names() -> dict[str, Any]:
+    """What every template may use."""
     return {
         **words.FUNCTIONS,
         "signed_in": g.get("signed_in"),
@@ -118,7 +136,7 @@ def names() -> dict[str, Any]:
 
 def page(template: str, status: int = 200, **values: Any) -> Response:
     """A page; a GET that has it already, by its ETag, gets 304."""
-    response = Response(render_template(f"dashboard/{template}", **values), status)
+    response = Response(render_template(f"dashboard/{template}", **_names(), **values), status)
     if request.method == "GET" and status == 200:
         response.add_etag(weak=True)
         response.make_conditional(request)

@@ -27,7 +27,7 @@ def require_user_key() -> None:
     caller.require_user_key()
 
 
-@keys.get("/keys")
+@keys.get("/keys", strict_slashes=False)
 def list_all() -> Response:
     return _page()
 

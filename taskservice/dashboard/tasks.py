@@ -12,12 +12,15 @@ from taskservice.api.tasks import known
 from taskservice.auth import caller
 from taskservice.dashboard import chart, sessions
 from taskservice.dashboard.door import clean, page, to
+from taskservice.models import RUNNING
 from taskservice.openapi.operation import TEXT
-from taskservice.problems import not_found, unfit
+from taskservice.problems import Problem, not_found, unfit
 from taskservice.queries import TaskRow
 from taskservice.schemas import ListQuerySchema
 from taskservice.services import deliveries
 from taskservice.services import tasks as service
+
+TOO_LATE = "The task had already ended."
 
 tasks = Blueprint("tasks", __name__)
 
@@ -49,6 +52,11 @@ def list_all() -> AnyResponse:
         chart_height=chart.HEIGHT,
         periods=chart.PERIODS,
     )
+
+
+@tasks.get("/tasks", strict_slashes=False)
+def lead_to_the_list() -> AnyResponse:
+    return to("tasks.list_all")
 
 
 @tasks.get("/tasks/<task_id>")
@@ -83,18 +91,20 @@ def download(task_id: str) -> Response:
 
 
 @tasks.get("/tasks/<task_id>/cancel")
-def ask_to_cancel(task_id: str) -> Response:
+def ask_to_cancel(task_id: str) -> AnyResponse:
     caller.require_user_key()
-    return page("cancel.html", task=_task(task_id))
+    task = _task(task_id)
+    if task.status == RUNNING:
+        return page("cancel.html", task=task)
+    flash(TOO_LATE)
+    return to("tasks.show", task_id=task_id)
 
 
 @tasks.post("/tasks/<task_id>/cancel")
 def cancel(task_id: str) -> AnyResponse:
     caller.require_user_key()
-    task, callback_status = service.cancel(caller, known(task_id))
-    told = "" if callback_status == "none" else f" Its callback: {callback_status}."
-    flash(f"The task is cancelled.{told}")
-    return to("tasks.show", task_id=task.id)
+    flash(_cancel(task_id))
+    return to("tasks.show", task_id=task_id)
 
 
 @tasks.get("/tasks/<task_id>/delete")
@@ -125,6 +135,18 @@ def _task(task_id: str) -> TaskRow:
     if task is None:
         raise not_found("Task")
     return task
+
+
+def _cancel(task_id: str) -> str:
+    """Cancel a task; returns what to say of it, also when it has ended meanwhile."""
+    try:
+        _, callback_status = service.cancel(caller, known(task_id))
+    except Problem as problem:
+        if problem.status != 409:
+            raise
+        return TOO_LATE
+    told = "" if callback_status == "none" else f" Its callback: {callback_status}."
+    return f"The task is cancelled.{told}"
 
 
 def _deliveries(task: TaskRow) -> list[Any]:

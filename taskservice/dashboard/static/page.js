@@ -180,7 +180,7 @@ export async function refresh() {
     return "away";
   }
   if (response.type === "opaqueredirect") return end("You are signed out.", "sign-in");
-  if (response.status === 404) return end("This task was deleted.");
+  if (response.headers.has("Task-Gone")) return end("This task was deleted.");
   if (response.status === 304 || response.ok) {
     if (document.getElementById("notice").dataset.says) notice("");
   }
