@@ -1,7 +1,7 @@
 // What every page does: shows moments as a person reads them, copies, and keeps itself up to date.
 
 const DAY = 86_400_000;
-const LOOK_MS = 1_500;
+const LOOK_MS = 1_000;
 
 // The one way from text to markup: a page of our own, as the server made and escaped it.
 const pages = globalThis.trustedTypes
@@ -57,15 +57,25 @@ export function tell() {
 
 // --- copying -----------------------------------------------------------------------------
 
-async function copy(button) {
-  const element = document.querySelector(button.dataset.copy);
+export async function copyText(text) {
   try {
-    await navigator.clipboard.writeText(element.textContent);
+    await navigator.clipboard.writeText(text);
   } catch {
     // Without TLS a browser has no clipboard for us; but it copies what is selected.
-    getSelection().selectAllChildren(element);
+    const before = document.activeElement;
+    const field = document.createElement("textarea");
+    field.className = "unseen";
+    field.value = text;
+    document.body.append(field);
+    field.select();
     document.execCommand("copy");
+    field.remove();
+    before?.focus();
   }
+}
+
+async function copy(button) {
+  await copyText(document.querySelector(button.dataset.copy).textContent);
   const label = button.firstChild;
   label.data = "Copied";
   setTimeout(() => (label.data = "Copy"), 1_500);
@@ -79,6 +89,19 @@ addEventListener("click", (event) => {
 function showCopyButtons() {
   for (const button of document.querySelectorAll("[data-copy]")) button.hidden = false;
 }
+
+// --- the menu ----------------------------------------------------------------------------
+
+const menu = document.getElementById("menu");
+
+addEventListener("click", ({ target }) => {
+  if (!menu?.contains(target)) menu?.removeAttribute("open");
+});
+addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || !menu?.open) return;
+  menu.open = false;
+  menu.firstElementChild.focus();
+});
 
 // --- forms -------------------------------------------------------------------------------
 
@@ -112,7 +135,9 @@ function replace(part, fresh) {
   const focused = part.contains(document.activeElement) ? document.activeElement : null;
   const node = document.importNode(fresh, true);
   given.set(node, fresh.outerHTML);
+  const open = [...part.querySelectorAll("details[open]")].map(({ id }) => id);
   part.replaceWith(node);
+  for (const fold of node.querySelectorAll("details")) fold.open ||= open.includes(fold.id);
   if (focused) again(node, focused)?.focus();
   return node;
 }
