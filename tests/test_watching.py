@@ -339,6 +339,30 @@ def test_deletion_ends_the_stream(two_workers: Service) -> None:
         assert list(stream) == []
 
 
+def test_revoked_key_hears_no_more_of_an_open_stream(service: Service) -> None:
+    person = service.add_user()
+    task = person.start()
+    guest = person.request("POST", "/key", json={"name": "guest"}).json()
+    left = threading.Event()
+
+    def write() -> None:
+        while not left.wait(0.1):
+            append(person, task, "not for the guest")
+
+    writer = threading.Thread(target=write, daemon=True)
+    with open_stream(RemotePerson(service.url, guest["key"]), task) as response:
+        stream = events(response)
+        next(stream)
+        # It is never quiet.
+        writer.start()
+        person.request("DELETE", f"/key/{guest['id']}")
+        for _ in stream:
+            pass
+    left.set()
+    writer.join(SOON)
+    assert person.request("GET", f"/task/{task['id']}").json()["status"] == "running"
+
+
 def test_stop_of_the_service_ends_streams_and_waits(service: Service) -> None:
     person = service.add_user()
     task = person.start()
