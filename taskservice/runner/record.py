@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from taskservice.client import tasks
+from taskservice.client.errors import NotFound, TaskCancelled, TaskServiceError
 from taskservice.client.http import Connection
 
 _RECORD = "run.json"
@@ -31,21 +32,44 @@ class Record:
     this process lives, however it ends; the API key is not kept.
     """
 
-    def __init__(self, url: str, wishes: Mapping[str, Any], task_id: str | None = None) -> None:
-        """`wishes` start the task when there is no `task_id` yet."""
+    def __init__(
+        self, url: str, wishes: Mapping[str, Any], task: Mapping[str, Any] | None = None
+    ) -> None:
+        """`wishes` start the task when there is no `task`, its JSON, yet."""
         self.url = url
         self.wishes = dict(wishes)
-        self.task_id = task_id
+        self.task_id: str | None = None
+        self.user_id: str | None = None  # whose it is, known with the task
+        self.agent_id = str(self.wishes.get("agentId", ""))
         self.key = uuid4().hex  # makes the start safe to repeat
         self.report: dict[str, Any] | None = None
         self.folder: Path | None = None
         self._lock = -1
+        if task is not None:
+            self._has_task(task)
+
+    def _has_task(self, task: Mapping[str, Any]) -> None:
+        self.agent_id, self.user_id = str(task["agentId"]), str(task["userId"])
+        self.task_id = str(task["id"])
+
+    def is_seen_by(self, user: Mapping[str, Any]) -> bool:
+        """Whether the key of this user, as GET /user has both, is one that may send it."""
+        narrowed_to = user["key"]["agentId"]
+        return self.user_id in (None, user["id"]) and narrowed_to in (None, self.agent_id)
+
+    def is_unwanted(self, error: TaskServiceError | None) -> bool:
+        """Whether this refusal says that the task was cancelled or deleted.
+
+        A task that was never made can't have been deleted: the key may not make it.
+        """
+        is_deleted = isinstance(error, NotFound) and self.task_id is not None
+        return is_deleted or isinstance(error, TaskCancelled)
 
     def made_task(self, connection: Connection, **options: Any) -> str:
         """The id of its task, made now if it is not there yet. Raises TaskServiceError."""
         if self.task_id is None:
-            task = tasks.start(connection, self.wishes, self.key, **options)
-            self.task_id = str(task["id"])
+            self._has_task(tasks.start(connection, self.wishes, self.key, **options))
+        assert self.task_id is not None
         return self.task_id
 
     def keep(self, runs: Path) -> None:
@@ -68,6 +92,7 @@ class Record:
             return
         text = json.dumps({
             "url": self.url, "wishes": self.wishes, "taskId": self.task_id,
+            "userId": self.user_id, "agentId": self.agent_id,
             "key": self.key, "report": self.report,
         })  # fmt: skip
         draft = self.folder / f"{_RECORD}.new"
@@ -89,6 +114,7 @@ class Record:
             return None
         kept = json.loads((folder / _RECORD).read_text())
         record.url, record.wishes, record.task_id = kept["url"], kept["wishes"], kept["taskId"]
+        record.user_id, record.agent_id = kept["userId"], kept["agentId"]
         record.key, record.report = kept["key"], kept["report"]
         return record
 

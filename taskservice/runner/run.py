@@ -16,7 +16,6 @@ from typing import Any
 from taskservice.client import tasks
 from taskservice.client.errors import (
     PASSING,
-    NotFound,
     TaskCancelled,
     TaskServiceError,
 )
@@ -68,7 +67,7 @@ class Run:
         say: Callable[[str], None] = remark,
     ) -> None:
         self._connection, self._command, self._say = connection, command, say
-        self._record = Record(connection.url, wishes or {}, task.id if task else None)
+        self._record = Record(connection.url, wishes or {}, task.data if task else None)
         self._input = None if task is None else json.dumps(task.input).encode()
         self._process: Process | None = None
         self._received: list[int] = []
@@ -186,7 +185,7 @@ class Run:
     # --- what can happen on the way ------------------------------------------------------
 
     def _stop(self, error: TaskServiceError) -> None:
-        if isinstance(error, TaskCancelled | NotFound):
+        if self._record.is_unwanted(error):
             what = "cancelled" if isinstance(error, TaskCancelled) else "deleted"
             if self._process is not None and not self._is_over:
                 self._say(f"the task was {what}; the program is told to stop")
@@ -233,7 +232,7 @@ class Run:
         self._write_record()
         sender.finish(report)
         wait_for(sender, self._is_hurried)
-        if sender.delivered or isinstance(sender.stopped, TaskCancelled | NotFound):
+        if sender.delivered or self._record.is_unwanted(sender.stopped):
             self._spool.discard()
             self._record.remove()
             return

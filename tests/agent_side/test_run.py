@@ -322,7 +322,9 @@ def test_task_that_others_have_finished_lets_the_program_go_on(
 
 def test_heartbeats_come_while_the_program_is_silent(alice: RemotePerson, laptop: Laptop) -> None:
     with Receiver() as receiver:
-        receiver.answer = play.answer(201, {"Content-Type": "application/json"}, b'{"id": "x"}')
+        receiver.answer = play.answer(
+            201, {"Content-Type": "application/json"}, b'{"id": "x", "agentId": "a", "userId": "u"}'
+        )
         laptop.url = receiver.url
         run(laptop, "sleep 2.5", "--timeout", "3")
     beats = [request for request in receiver.requests if request.body == b'{"logs": []}']
