@@ -1,10 +1,12 @@
 """What is known of one run, kept in a folder so that it can be sent after the run is gone."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from taskservice.client.http import Connection
 
 _RECORD = "run.json"
 _LOCK = "lock"
+# So much room is taken from the start: the end must be kept on a disk that is full by then.
+_RESERVED_BYTES = 16 * 1024
 
 
 def state_folder() -> Path:
@@ -45,6 +49,7 @@ class Record:
         self.report: dict[str, Any] | None = None
         self.folder: Path | None = None
         self._lock = -1
+        self._writing = threading.Lock()
         if task is not None:
             self._has_task(task)
 
@@ -90,17 +95,13 @@ class Record:
         """Write down how things stand, whole or not at all. Raises OSError."""
         if self.folder is None:
             return
-        text = json.dumps({
+        kept = json.dumps({
             "url": self.url, "wishes": self.wishes, "taskId": self.task_id,
             "userId": self.user_id, "agentId": self.agent_id,
             "key": self.key, "report": self.report,
         })  # fmt: skip
-        draft = self.folder / f"{_RECORD}.new"
-        with open(draft, "w", opener=_private) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.rename(self.folder / _RECORD)
+        with self._writing:
+            _replace(self.folder / _RECORD, kept.encode().ljust(_RESERVED_BYTES))
 
     @classmethod
     def load(cls, folder: Path) -> "Record | None":
@@ -145,5 +146,23 @@ def left_runs(runs: Path) -> Iterator[Path]:
     return iter(sorted(found, key=lambda folder: folder.stat().st_ctime))
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+def _replace(path: Path, text: bytes) -> None:
+    """Replace a file, on a full disk in the blocks that it has. Raises OSError."""
+    draft = path.with_suffix(".new")
+    try:
+        _write(draft, text)
+        draft.rename(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        if not path.exists() or len(text) > _RESERVED_BYTES:
+            raise
+        _write(path, text)
+
+
+def _write(path: Path, text: bytes) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with contextlib.closing(os.fdopen(file, "wb", buffering=0)) as out:
+        if out.write(text) != len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        out.truncate()
+        os.fsync(out.fileno())

@@ -228,8 +228,7 @@ class Run:
         return output
 
     def _finish(self, sender: Sender, report: dict[str, Any]) -> None:
-        self._record.report = dict(report)
-        self._write_record()
+        is_kept = self._keep_end(report)
         sender.finish(report)
         wait_for(sender, self._is_hurried)
         if sender.delivered or self._record.is_unwanted(sender.stopped):
@@ -237,19 +236,22 @@ class Run:
             self._record.remove()
             return
         sender.abandon()
-        self._spool.close()
-        self._leave()
-
-    def _leave(self) -> None:
-        lines = counted(self._spool.count())
-        if self._record.folder is None:
-            self._say(f"{lines} and the program's end are lost: they could not be sent")
-        else:
-            self._say(
-                f"{lines} and the program's end could not be sent yet; "
-                "`taskservice run --resend` sends them"
-            )
+        lost = self._spool.close()
+        self._say(_left(self._spool.count(), lost, is_kept))
         self._record.release()
+
+    def _keep_end(self, report: dict[str, Any]) -> bool:
+        """Write down how it ended, at least without its output; whether that could be done."""
+        if self._record.folder is None:
+            return False
+        for kept in (report, {name: report[name] for name in report if name != "output"}):
+            self._record.report = kept
+            try:
+                self._record.write()
+                return True
+            except OSError as error:
+                self._disk_is_full(error)
+        return False
 
 
 def wait_for(sender: Sender, is_hurried: threading.Event) -> None:
@@ -260,6 +262,17 @@ def wait_for(sender: Sender, is_hurried: threading.Event) -> None:
         if time.monotonic() > until:
             return
         sender.join(0.05)
+
+
+def _left(lines: int, lost: int, is_end_kept: bool) -> str:
+    """What became of a run that could not be sent."""
+    end = "the program's end"
+    if not is_end_kept:
+        return f"{counted(lines + lost)} and {end} are lost: they could not be sent"
+    text = (
+        f"{counted(lines)} and {end} could not be sent yet; `taskservice run --resend` sends them"
+    )
+    return f"{text}; {counted(lost)} found no room and are lost" if lost else text
 
 
 def counted(lines: int) -> str:

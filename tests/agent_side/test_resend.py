@@ -1,7 +1,12 @@
 """`taskservice run --resend`: what runs have left on the disk, sent by whom it may be sent."""
 
+import re
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from taskservice.runner.record import Record
 from taskservice.runner.spool import Spool
@@ -9,7 +14,7 @@ from tests import receiver as play
 from tests.laptop import Laptop, eventually, laptop_of, tasks, the_task
 from tests.live import Service
 from tests.people import RemotePerson
-from tests.receiver import Receiver
+from tests.receiver import Receiver, unused_port
 
 
 def killed_run(person: RemotePerson, laptop: Laptop) -> Path:
@@ -122,3 +127,60 @@ def test_agent_that_the_key_may_not_see_does_not_stop_the_program(
     assert (process.returncode, printed) == (7, "done\n")
     assert "the service refuses: Agent's ID is not found; the program runs on" in remarks
     assert len(laptop.left_runs()) == 1
+
+
+def test_lines_come_once_where_their_number_was_lost(alice: RemotePerson, laptop: Laptop) -> None:
+    folder = run_without_a_task(laptop)
+    task = alice.start("a")
+    lines = {"logs": ["one", "two"], "seq": 1, "writer": "run"}
+    alice.request("POST", f"/task/{task['id']}/logs", json=lines).raise_for_status()
+    record = folder / "run.json"
+    record.write_text(record.read_text().replace('"taskId": null', f'"taskId": "{task["id"]}"'))
+    (folder / "place").write_bytes(b"")
+    resent = laptop.run("run", "--resend")
+    assert (resent.returncode, resent.stderr) == (0, "")
+    assert the_task(alice)["logs"] == ["one", "two", "from afar"]
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"Only root may mount a small file system: {error}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_disk_that_fills_up_is_said_and_keeps_the_end(
+    alice: RemotePerson, laptop: Laptop, tiny_disk: Path
+) -> None:
+    laptop.home = tiny_disk
+    script = (
+        "echo first; sleep 0.3; head -c 2000000 /dev/zero 2>&- > $HOME/filler; sleep 0.1; "
+        "seq 2 100000; exit 3"
+    )
+    away = laptop.url = f"http://127.0.0.1:{unused_port()}"
+    result = laptop.run("run", "--agent", "a", "--", "sh", "-c", script)
+    assert result.returncode == 3
+    assert "No space left on device" in result.stderr
+    said = re.search(r"([0-9,]+) lines found no room and are lost", result.stderr)
+    assert said is not None
+    (tiny_disk / "filler").unlink()
+    (folder,) = laptop.left_runs()
+    record = folder / "run.json"
+    record.write_text(record.read_text().replace(away, alice.url))
+    laptop.url = alice.url
+    resent = laptop.run("run", "--resend")
+    assert (resent.returncode, resent.stderr) == (0, "")
+    task = the_task(alice)
+    assert task["error"]["message"] == "Exit status 3"
+    marks = [line for line in task["logs"] if "were left out here" in line]
+    left_out = sum(int(mark.split()[1].replace(",", "")) for mark in marks)
+    assert left_out == int(said[1].replace(",", ""))
+    assert left_out + len(task["logs"]) - len(marks) == 100_000
+    assert laptop.left_runs() == []
