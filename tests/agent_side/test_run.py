@@ -516,3 +516,28 @@ def end_for_silence(service: Service) -> None:
     )
     connection.commit()
     connection.close()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_outputs_are_nowhere_and_the_log_has_the_lines(
+    alice: RemotePerson, laptop: Laptop, closed: str
+) -> None:
+    command = [*laptop.command, "run", "--agent", "a", "--", "sh", "-c", "echo out; echo err >&2"]
+    shell = ["sh", "-c", f'"$@" {closed}', "sh", *command]
+    result = subprocess.run(
+        shell, env=laptop.environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    task = the_task(alice)
+    assert (result.returncode, sorted(task["logs"])) == (0, ["err", "out"])
+    assert result.stdout == ("" if " >&-" in f" {closed}" else "out\n")
+    assert result.stderr == ("" if "2>&-" in closed else "err\n")
+    assert laptop.left_runs() == []
+
+
+def test_remarks_do_not_go_to_stdout_where_stderr_is_closed(laptop: Laptop) -> None:
+    command = [*laptop.command, "run", "--agent", "a", "--", "no-such-program"]
+    shell = ["sh", "-c", '"$@" 2>&-', "sh", *command]
+    result = subprocess.run(
+        shell, env=laptop.environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (result.returncode, result.stdout) == (127, "")
