@@ -178,6 +178,22 @@ def test_program_can_report_more_by_itself(alice: RemotePerson, laptop: Laptop) 
     assert (task["output"], task["name"]) == ({"share": 0.5}, "half done")
 
 
+def test_block_in_a_program_leaves_the_end_to_run(alice: RemotePerson, laptop: Laptop) -> None:
+    program = (
+        "import sys\n"
+        "from taskservice.client import current\n"
+        "with current() as task:\n"
+        "    task.log('sent')\n"
+        "    task.output['share'] = 1\n"
+        "current().log('and more')\n"
+        "sys.exit(4)\n"
+    )
+    assert quiet(laptop.run("run", "--agent", "a", "--", sys.executable, "-c", program)) == 4
+    task = the_task(alice)
+    assert (task["logs"], task["output"]) == (["sent", "and more"], {"share": 1})
+    assert task["error"]["message"] == "Exit status 4"
+
+
 def test_program_knows_its_task(alice: RemotePerson, laptop: Laptop) -> None:
     result = run(laptop, "echo $TASKSERVICE_TASK_ID $TASKSERVICE_TASK_URL $TASKSERVICE_WRITER")
     task_id = the_task(alice)["id"]
