@@ -178,6 +178,22 @@ def test_program_can_report_more_by_itself(alice: RemotePerson, laptop: Laptop) 
     assert (task["output"], task["name"]) == ({"share": 0.5}, "half done")
 
 
+def test_block_in_a_program_leaves_the_end_to_run(alice: RemotePerson, laptop: Laptop) -> None:
+    program = (
+        "import sys\n"
+        "from taskservice.client import current\n"
+        "with current() as task:\n"
+        "    task.log('sent')\n"
+        "    task.output['share'] = 1\n"
+        "current().log('and more')\n"
+        "sys.exit(4)\n"
+    )
+    assert quiet(laptop.run("run", "--agent", "a", "--", sys.executable, "-c", program)) == 4
+    task = the_task(alice)
+    assert (task["logs"], task["output"]) == (["sent", "and more"], {"share": 1})
+    assert task["error"]["message"] == "Exit status 4"
+
+
 def test_program_knows_its_task(alice: RemotePerson, laptop: Laptop) -> None:
     result = run(laptop, "echo $TASKSERVICE_TASK_ID $TASKSERVICE_TASK_URL $TASKSERVICE_WRITER")
     task_id = the_task(alice)["id"]
@@ -322,7 +338,9 @@ def test_task_that_others_have_finished_lets_the_program_go_on(
 
 def test_heartbeats_come_while_the_program_is_silent(alice: RemotePerson, laptop: Laptop) -> None:
     with Receiver() as receiver:
-        receiver.answer = play.answer(201, {"Content-Type": "application/json"}, b'{"id": "x"}')
+        receiver.answer = play.answer(
+            201, {"Content-Type": "application/json"}, b'{"id": "x", "agentId": "a", "userId": "u"}'
+        )
         laptop.url = receiver.url
         run(laptop, "sleep 2.5", "--timeout", "3")
     beats = [request for request in receiver.requests if request.body == b'{"logs": []}']
@@ -514,3 +532,28 @@ def end_for_silence(service: Service) -> None:
     )
     connection.commit()
     connection.close()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_outputs_are_nowhere_and_the_log_has_the_lines(
+    alice: RemotePerson, laptop: Laptop, closed: str
+) -> None:
+    command = [*laptop.command, "run", "--agent", "a", "--", "sh", "-c", "echo out; echo err >&2"]
+    shell = ["sh", "-c", f'"$@" {closed}', "sh", *command]
+    result = subprocess.run(
+        shell, env=laptop.environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    task = the_task(alice)
+    assert (result.returncode, sorted(task["logs"])) == (0, ["err", "out"])
+    assert result.stdout == ("" if " >&-" in f" {closed}" else "out\n")
+    assert result.stderr == ("" if "2>&-" in closed else "err\n")
+    assert laptop.left_runs() == []
+
+
+def test_remarks_do_not_go_to_stdout_where_stderr_is_closed(laptop: Laptop) -> None:
+    command = [*laptop.command, "run", "--agent", "a", "--", "no-such-program"]
+    shell = ["sh", "-c", '"$@" 2>&-', "sh", *command]
+    result = subprocess.run(
+        shell, env=laptop.environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (result.returncode, result.stdout) == (127, "")
