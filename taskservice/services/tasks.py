@@ -90,10 +90,16 @@ _CLAIM = (
     .values(
         **HEARD,
         claimed_at=bindparam("now"),
+        claim_key=bindparam("key"),
         updated_at=bindparam("now"),
         version=Task.version + 1,
     )
     .returning(Task.id)
+)
+_CLAIMED = select(Task.id).where(
+    Task.user_id == bindparam("of_user_id", type_=Identifier),
+    Task.agent_id == bindparam("of_agent_id"),
+    Task.claim_key == bindparam("key"),
 )
 _CHANGE = update(Task).where(Task.id == bindparam("of_task_id", type_=Identifier))
 _LET_GO = (
@@ -190,19 +196,21 @@ def _new_task(
 # --- claim -------------------------------------------------------------------------------
 
 
-def claim(caller: Caller, agent_id: str) -> TaskRow | None:
+@again_on_conflict
+def claim(caller: Caller, agent_id: str, key: str | None = None) -> tuple[TaskRow | None, bool]:
     """Take the oldest unclaimed running task of an agent; None when there is none.
 
-    No task is given twice, whoever asks at once. Raises 404 for an unknown agent.
+    No task is given twice, whoever asks at once; but the one that was claimed under this
+    idempotency key is given again, and then the second is true. Raises 404 for an unknown agent.
     """
+    wanted = {"of_user_id": caller.user_id, "of_agent_id": agent_id, "key": key}
     with transaction() as connection:
         if connection.scalar(_AGENT_NAME, {"agent_id": agent_id, **caller.scope}) is None:
             raise not_found("Agent")
-        task_id = connection.scalar(
-            _CLAIM,
-            {"of_user_id": caller.user_id, "of_agent_id": agent_id, "now": stamps.now()},
-        )
-        return None if task_id is None else locked(connection, caller, task_id)
+        known_id = None if key is None else connection.scalar(_CLAIMED, wanted)
+        task_id = known_id or connection.scalar(_CLAIM, wanted | {"now": stamps.now()})
+        task = None if task_id is None else locked(connection, caller, task_id)
+        return task, known_id is not None
 
 
 # --- report and cancel -------------------------------------------------------------------
