@@ -121,6 +121,7 @@ class Run:
         code, report = self._run_program(pump, sender)
         self._is_over = True
         self._finish(sender, report)
+        pump.show_rest(self._is_hurried)
         return code
 
     def _run_program(self, pump: Pump, sender: Sender) -> tuple[int, dict[str, Any]]:

@@ -102,6 +102,27 @@ def test_outputs_stay_apart_where_they_go_to_two_places(
     assert sorted(the_task(alice)["logs"]) == ["one", "three", "two"]
 
 
+def test_output_that_nobody_reads_holds_up_neither_the_log_nor_the_end(
+    alice: RemotePerson, laptop: Laptop
+) -> None:
+    with laptop.spawn("run", "--agent", "a", "--", "seq", "300000") as process:
+        ended = eventually(lambda: alice.request("GET", "/task?status=complete").json())
+        assert ended[0]["logs"] == [str(number) for number in range(1, 300_001)]
+        # It waits for its reader, as a pipe to `cat` would, until it is told not to.
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+
+
+def test_output_that_is_read_late_is_shown_whole(alice: RemotePerson, laptop: Laptop) -> None:
+    process = laptop.spawn("run", "--agent", "a", "--", "seq", "300000")
+    eventually(lambda: alice.request("GET", "/task?status=complete&fields=id").json())
+    shown, _ = process.communicate(timeout=20)
+    assert shown.splitlines() == [str(number) for number in range(1, 300_001)]
+    assert process.returncode == 0
+
+
 def test_progress_bar_is_one_line(alice: RemotePerson, laptop: Laptop) -> None:
     bar = r"printf '10%%\r50%%\r'; sleep 0.3; printf '100%%\ndone\r\n\rlast'"
     run(laptop, bar)
