@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 # looked for so often.
 ROUND_SECONDS = 20.0
 # At the end, for what a loop then writes down.
-WRITE_SECONDS = 1.0
+WRITE_SECONDS = 3.0
 
 
 def record_key_uses() -> None:
@@ -74,7 +74,7 @@ def start_loops(app: Flask, *, serves: bool) -> list[threading.Thread]:
 
 
 def await_loops(loops: Iterable[threading.Thread]) -> None:
-    """Let the loops finish what they are at, for about two seconds at most."""
+    """Let the loops finish what they are at, for a few seconds at most."""
     until = time.monotonic() + STOP_SECONDS + WRITE_SECONDS
     for loop in loops:
         loop.join(max(0.0, until - time.monotonic()))
