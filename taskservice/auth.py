@@ -44,6 +44,11 @@ def admit(key: AnyRow) -> None:
     g.caller = Caller(user_id=key.user_id, agent_id=key.agent_id, key_id=key.id)
 
 
+def still_counts() -> bool:
+    """Whether the key of this request is by now neither revoked nor expired."""
+    return queries.valid_key_by_id(caller.key_id, stamps.now()) is not None
+
+
 def take_uses() -> dict[str, str]:
     """Key id -> the moment of its last use, to the minute, since the last call of this."""
     global _uses

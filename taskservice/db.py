@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from flask import Flask, current_app
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import Connection, Engine, MetaData, String, create_engine, event
+from sqlalchemy import Connection, Engine, Integer, MetaData, String, create_engine, event
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.engine import URL, Dialect, ExceptionContext, make_url
 from sqlalchemy.exc import IntegrityError
@@ -107,6 +107,23 @@ def _sqlite_now(element: database_now, compiler: SQLCompiler, **options: Any) ->
 def _postgresql_now(element: database_now, compiler: SQLCompiler, **options: Any) -> str:
     seconds = compiler.process(element.clauses, **options)
     return f"(clock_timestamp() + make_interval(secs => {seconds}))"
+
+
+class byte_length(FunctionElement[int]):
+    """SQL for the bytes of a text, where `length` counts its characters."""
+
+    inherit_cache = True
+    type = Integer()
+
+
+@compiles(byte_length, "sqlite")
+def _sqlite_byte_length(element: byte_length, compiler: SQLCompiler, **options: Any) -> str:
+    return f"length(CAST({compiler.process(element.clauses, **options)} AS BLOB))"
+
+
+@compiles(byte_length, "postgresql")
+def _postgresql_byte_length(element: byte_length, compiler: SQLCompiler, **options: Any) -> str:
+    return f"octet_length({compiler.process(element.clauses, **options)})"
 
 
 def init_app(app: Flask, url: str, threads: int) -> None:

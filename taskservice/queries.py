@@ -555,9 +555,14 @@ def _lines(chunks: Sequence[AnyRow], after: int, until: int) -> list[str]:
 
 # Spelled out, as the indexes of these rows have it.
 is_pending: ColumnElement[bool] = Delivery.state == literal_column(f"'{PENDING}'")
-# While a lease holds, somebody is at it.
+# While a lease holds, somebody is at it and nobody else posts; an attempt is much shorter.
+LEASE_SECONDS = 60.0
+# One that would hold for longer than any was given (and a moment, since PostgreSQL rounds)
+# was given before the clock was set back.
 is_unleased: ColumnElement[bool] = or_(
-    Delivery.leased_until.is_(None), Delivery.leased_until <= database_now()
+    Delivery.leased_until.is_(None),
+    Delivery.leased_until <= database_now(),
+    Delivery.leased_until > database_now(LEASE_SECONDS + 1),
 )
 is_due: ColumnElement[bool] = and_(
     is_pending, Delivery.next_attempt_at <= database_now(), is_unleased

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+import pytest
 from flask import Flask
 from sqlalchemy import select, text, update
 from werkzeug.routing import Rule
@@ -77,6 +78,18 @@ def end_for_silence(app: Flask, task: dict[str, Any]) -> None:
 
 def moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Put the clock of this process, not the database's, so many seconds ahead."""
+    offset = timedelta(seconds=seconds)
+
+    class Shifted(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + offset
+
+    monkeypatch.setattr(stamps, "datetime", Shifted)
 
 
 def set_for_database(app: Flask, setting: str, value: str) -> None:

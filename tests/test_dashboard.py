@@ -3,8 +3,11 @@
 import re
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from html import unescape
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from flask import Flask
@@ -12,8 +15,9 @@ from werkzeug.test import TestResponse
 
 from taskservice.app import create_app
 from taskservice.config import Config
+from taskservice.dashboard import sessions
 from taskservice.dashboard.sessions import LIFETIME
-from taskservice.dashboard.throttle import ADDRESSES, FREE_TRIES, LONGEST_SECONDS, Throttle
+from taskservice.dashboard.throttle import ADDRESSES, FORGOTTEN_SECONDS, FREE_TRIES, Throttle
 from taskservice.db import dispose
 from tests.inside import filled, is_page, rows
 from tests.owed import looping
@@ -46,7 +50,7 @@ class Browser:
 
     def send(self, page: str, path: str = "", **data: str) -> TestResponse:
         """Send the form that `page` has, to `path` if that is another."""
-        return self.post(path or page, {"token": token(self.get(page)), **data})
+        return self.post(path or page, {**hidden(self.get(page)), **data})
 
     def sign_in(self, key: str, **data: str) -> TestResponse:
         return self.send("/sign-in", key=key, **data)
@@ -55,10 +59,24 @@ class Browser:
         return list(self.get("/sign-in").headers.getlist("Set-Cookie"))
 
 
-def token(response: TestResponse) -> str:
-    """What the forms of a page carry."""
+def hidden(response: TestResponse) -> dict[str, str]:
+    """What the forms of a page carry unseen."""
     assert response.status_code == 200, response.text
-    return re.findall(r'name="token" value="([^"]+)"', response.text)[0]
+    found = re.findall(r'name="(token|number)"(?: id="number")? value="([^"]+)"', response.text)
+    return dict(found)
+
+
+def token(response: TestResponse) -> str:
+    return hidden(response)["token"]
+
+
+class Clock:
+    """A clock that stands still unless a test sets it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = time.monotonic()
+        clock = SimpleNamespace(monotonic=lambda: self.now)
+        monkeypatch.setattr("taskservice.dashboard.throttle.time", clock)
 
 
 @pytest.fixture
@@ -116,19 +134,20 @@ def test_wrong_key_gets_the_sentence_of_the_api(app: Flask, alice: Person) -> No
 def test_sign_in_leads_back_to_the_page_that_was_asked_for(
     app: Flask, alice: Person, task: dict[str, Any]
 ) -> None:
-    browser = Browser(app)
-    wanted = f"/tasks/{task['id']}?x=%26"
-    response = browser.get(wanted)
-    page = browser.get(response.location)
-    field = re.findall(r'name="next" value="([^"]+)"', page.text)[0]
-    again = browser.sign_in(alice.key, next=unescape(field))
-    assert again.location == wanted
+    for wanted in (f"/tasks/{task['id']}?x=%26", "/?status=error&q=%C3%A9"):
+        browser = Browser(app)
+        response = browser.get(wanted)
+        page = browser.get(response.location)
+        field = re.findall(r'name="next" value="([^"]+)"', page.text)[0]
+        again = browser.sign_in(alice.key, next=unescape(field))
+        assert again.location == wanted
 
 
 @pytest.mark.parametrize(
     "path",
     ["https://evil.example/", "//evil.example", "/\\evil.example", "/\t/evil.example",
-     "javascript:1", "/api/v1/task", "/sign-out", "tasks", "/nowhere", "\r\nX: y"],
+     "javascript:1", "/api/v1/task", "/sign-out", "tasks", "/nowhere", "\r\nX: y", "/?x=\ny",
+     "/sign-in", "/static/page.js", "/tasks/x/events", "/tasks/x/log.txt", "/livez", "/docs"],
 )  # fmt: skip
 @on_sqlite
 def test_sign_in_leads_nowhere_else(app: Flask, alice: Person, path: str) -> None:
@@ -185,6 +204,23 @@ def test_cookie_of_another_service_or_of_last_month_is_none(
 
 
 @on_sqlite
+def test_session_ends_in_time_though_its_cookie_was_renewed(
+    app: Flask, alice: Person, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "LIFETIME", timedelta(seconds=2))
+    browser = Browser(app)
+    browser.sign_in(alice.key)
+    with browser.get(f"/tasks/{task['id']}/events") as stream:
+        # What it did left a word for the next page, so that its cookie is a new one.
+        browser.send("/callback-secret/rotate")
+        assert browser.get("/keys").status_code == 200
+        time.sleep(2)
+        assert browser.get("/").location == "/sign-in"
+        # An open stream of it ends too.
+        assert stream.text.startswith("event: task")
+
+
+@on_sqlite
 def test_api_takes_no_session_and_the_dashboard_no_header(browser: Browser, alice: Person) -> None:
     assert browser.get("/api/v1/user").status_code == 401
     assert Browser(alice.app).get("/", headers={"apikey": alice.key}).status_code == 303
@@ -195,14 +231,23 @@ def test_wrong_keys_slow_down_the_next_try_from_their_address(app: Flask, alice:
     browser = Browser(app)
     statuses = [browser.sign_in("wrong").status_code for _ in range(FREE_TRIES + 1)]
     assert statuses == [401] * FREE_TRIES + [429]
-    response = browser.sign_in(alice.key)
+    response = browser.sign_in("wrong")
     assert response.status_code == 429
-    assert 1 <= int(response.headers["Retry-After"]) <= 2
+    assert "Too many wrong keys; try again in 1 s" in response.text
+    assert response.headers["Retry-After"] == "1"
     elsewhere = Browser(app, environ_base={"REMOTE_ADDR": "192.0.2.9"})
-    assert elsewhere.sign_in(alice.key).status_code == 303
+    assert elsewhere.sign_in("wrong").status_code == 401
     time.sleep(1.1)
-    assert browser.sign_in(alice.key).status_code == 303
     assert browser.sign_in("wrong").status_code == 401
+
+
+@on_sqlite
+def test_right_key_enters_whatever_others_have_tried(app: Flask, alice: Person) -> None:
+    """All may share one address: behind a proxy that is not trusted, or in one household."""
+    for _ in range(FREE_TRIES + 5):
+        assert Browser(app).sign_in("wrong").status_code in (401, 429)
+    assert Browser(app).sign_in(alice.key).status_code == 303
+    assert Browser(app).sign_in("wrong").status_code == 429
 
 
 def test_throttle_keeps_few_addresses_and_knows_a_network_of_ipv6() -> None:
@@ -211,15 +256,33 @@ def test_throttle_keeps_few_addresses_and_knows_a_network_of_ipv6() -> None:
         slow.was_wrong(f"address {number}")
     assert len(slow._wrong) == ADDRESSES
     for host in range(FREE_TRIES):
-        slow.was_wrong(f"2001:db8::{host}")
-    assert slow.seconds("2001:db8::ffff") > 0
-    assert slow.seconds("2001:db8:0:1::1") == 0
-    for _ in range(20):
-        slow.was_wrong("192.0.2.1")
-    assert 59 < slow.seconds("192.0.2.1") <= LONGEST_SECONDS
+        assert slow.was_wrong(f"2001:db8::{host}") == 0
+    assert slow.was_wrong("2001:db8::ffff") > 0
+    assert slow.was_wrong("2001:db8:0:1::1") == 0
+
+
+def test_throttle_doubles_the_wait_up_to_a_minute_and_forgets_in_an_hour(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    slow = Throttle()
+    waits = []
+    for _ in range(12):
+        assert slow.was_wrong("192.0.2.1") == 0
+        waits.append(round(slow.was_wrong("192.0.2.1")))
+        clock.now += waits[-1]
+        # Without a wait the second try has counted too.
+    assert waits == [0, 1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60]
+    clock.now += FORGOTTEN_SECONDS + 1
+    assert [slow.was_wrong("192.0.2.1") for _ in range(FREE_TRIES)] == [0] * FREE_TRIES
 
 
 # --- forms -------------------------------------------------------------------------------
+
+
+def refusal(path: str) -> tuple[int, str | None]:
+    """What a form at this path gets that may not be taken: who is signed in needs no sign-in."""
+    return (303, "/") if path == "/sign-in" else (403, None)
 
 
 def forms(app: Flask, task: dict[str, Any]) -> Iterator[str]:
@@ -238,9 +301,10 @@ def test_no_form_is_taken_without_the_token_of_its_session(
     before = rows(app)
     for path in forms(app, task):
         for data in ({}, {"token": ""}, {"token": "wrong"}, {"token": "é"}, {"token": stolen}):
-            assert browser.post(path, data).status_code == 403, path
+            response = browser.post(path, {"key": bob.key, **data})
+            assert (response.status_code, response.location) == refusal(path), path
     assert rows(app) == before
-    assert browser.get("/").status_code == 200
+    assert "<bdi>alice</bdi>" in browser.get("/").text
 
 
 @on_sqlite
@@ -251,7 +315,37 @@ def test_no_form_is_taken_from_another_site(
     for path in forms(app, task):
         for site in ("cross-site", "same-site"):
             response = browser.post(path, {"token": right}, headers={"Sec-Fetch-Site": site})
-            assert response.status_code == 403, path
+            assert (response.status_code, response.location) == refusal(path), path
+
+
+@on_sqlite
+def test_form_of_a_session_that_has_ended_leads_to_the_sign_in_and_back(
+    app: Flask, alice: Person, task: dict[str, Any]
+) -> None:
+    path = f"/tasks/{task['id']}"
+    for referrer, way_back in [
+        (path, f"?next=/tasks/{task['id']}"),
+        ("/", ""),
+        (f"{path}/lines", ""),
+    ]:
+        browser = Browser(app)
+        headers = {"Referer": f"http://localhost{referrer}"}
+        response = browser.post(f"{path}/redeliver", {"token": "old"}, headers=headers)
+        assert response.status_code == 303
+        assert unquote(response.location) == f"/sign-in{way_back}"
+        assert "Nothing was changed" in browser.get(response.location).text
+    assert alice.task(task)["status"] == "running"
+
+
+@on_sqlite
+def test_old_sign_in_form_is_no_dead_end(app: Flask, browser: Browser, alice: Person) -> None:
+    assert browser.get("/sign-in").location == "/"
+    assert browser.get("/sign-in?next=/agents").location == "/agents"
+    assert browser.post("/sign-in", {"token": "old", "key": alice.key}).location == "/"
+    response = Browser(app).post("/sign-in", {"token": "old", "key": alice.key})
+    assert response.status_code == 403
+    assert "This form is out of date" in response.text
+    assert 'name="key"' in response.text
 
 
 # --- pages -------------------------------------------------------------------------------
@@ -270,6 +364,20 @@ def test_pages_are_not_cached_and_run_nothing_from_elsewhere(
             assert response.headers["Cache-Control"] == "no-store", rule.rule
             assert response.headers["X-Content-Type-Options"] == "nosniff"
             response.close()
+
+
+@on_sqlite
+def test_browsers_get_no_header_that_they_would_complain_of(app: Flask) -> None:
+    for url, wanted in {
+        "http://localhost:8000": "same-origin",
+        "http://127.0.0.1:8000": "same-origin",
+        "http://[::1]:8000": "same-origin",
+        "https://tasks.example": "same-origin",
+        "http://tasks.example": None,
+        "http://192.168.0.7:8000": None,
+    }.items():
+        headers = Browser(app, base_url=url).get("/sign-in").headers
+        assert headers.get("Cross-Origin-Opener-Policy") == wanted, url
 
 
 @on_sqlite
@@ -323,7 +431,7 @@ def test_nobody_sees_what_is_anothers(app: Flask, task: dict[str, Any], bob: Per
             data = {"token": right} if method == "POST" else None
             response = browser.client.open(path, method=method, data=data)
             assert response.status_code == 404, path
-            assert "ID is not found" in unescape(response.text)
+            assert "This task is gone" in response.text
     assert task["name"] not in browser.get("/").text
     assert "summarizer" not in browser.get("/agents").text
     assert rows(app) == before
@@ -358,8 +466,68 @@ def test_errors_of_pages_are_pages_and_of_the_api_are_problems(browser: Browser)
         response = browser.get(path)
         assert response.status_code == status
         assert response.content_type == "text/html; charset=utf-8"
-    for path in ("/nowhere", "/api/v1/nowhere", "/tasks"):
+    for path in ("/nowhere", "/api/v1/nowhere"):
         assert browser.get(path).content_type == "application/problem+json"
+
+
+@on_sqlite
+def test_strays_get_pages_where_a_browser_asks(app: Flask, browser: Browser, alice: Person) -> None:
+    headers = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    for path, status in (("/nowhere", 404), ("/sign-out", 405), ("/keys/x", 404)):
+        response = browser.get(path, headers=headers)
+        assert response.status_code == status
+        assert response.content_type == "text/html; charset=utf-8"
+        assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+        assert "<bdi>alice</bdi>" in response.text
+        assert "Sign out" not in Browser(app).get(path, headers=headers).text
+    keyed = {**headers, "apikey": alice.key}
+    response = browser.get("/api/v1/nowhere", headers=keyed)
+    assert response.content_type == "application/problem+json"
+    for path in ("/tasks", "/tasks/"):
+        assert browser.get(path).location == "/"
+    for path in ("/agents/", "/keys/"):
+        assert browser.get(path).status_code == 200
+
+
+@on_sqlite
+def test_page_of_a_deleted_task_says_what_has_become_of_it(
+    browser: Browser, alice: Person, task: dict[str, Any]
+) -> None:
+    alice.delete(f"/task/{task['id']}")
+    for path in (f"/tasks/{task['id']}", f"/tasks/{task['id']}/delete", "/tasks/nothing"):
+        response = browser.get(path)
+        assert response.status_code == 404
+        assert "This task is gone: it was deleted, or never was" in response.text
+        assert response.headers["Task-Gone"] == "true"
+    assert "Task-Gone" not in browser.get("/keys/nothing/revoke").headers
+
+
+@on_sqlite
+def test_cancel_that_comes_too_late_says_so(
+    browser: Browser, alice: Person, task: dict[str, Any]
+) -> None:
+    path = f"/tasks/{task['id']}"
+    asked = hidden(browser.get(f"{path}/cancel"))
+    alice.report(task, status="complete")
+    assert browser.post(f"{path}/cancel", asked).location == path
+    assert "The task had already ended." in browser.get(path).text
+    assert browser.get(f"{path}/cancel").location == path
+    assert alice.task(task)["status"] == "complete"
+
+
+@on_sqlite
+@pytest.mark.parametrize("name", [" ", "\u200b", "\u2003\ufeff", "\u3164"])
+def test_name_of_nothing_visible_is_still_a_link(
+    browser: Browser, alice: Person, name: str
+) -> None:
+    task = alice.start("blank", name=name)
+    alice.register("blank", name=name)
+    alice.post("/key", json={"name": name})
+    link = f'<a href="/tasks/{task["id"]}"><span class="faint">unnamed</span></a>'
+    assert link in browser.get("/").text
+    assert link in browser.get("/agents").text
+    assert "<title>unnamed" in browser.get(f"/tasks/{task['id']}").text
+    assert "unnamed" in browser.get("/keys").text
 
 
 def test_filters_and_pages_are_those_of_the_api(browser: Browser, alice: Person) -> None:
@@ -448,6 +616,20 @@ def test_key_is_created_shown_once_used_and_revoked(app: Flask, browser: Browser
     assert browser.send(path).location == "/keys"
     assert guest.get("/").status_code == 303
     assert "revoked <time" in browser.get("/keys").text
+
+
+@on_sqlite
+def test_form_that_creates_a_key_does_so_once(browser: Browser) -> None:
+    data = {**hidden(browser.get("/keys")), "name": "laptop"}
+    # What does not fit may be put right in the same form.
+    assert browser.post("/keys", data | {"name": ""}).status_code == 422
+    assert browser.post("/keys", data).status_code == 201
+    again = browser.post("/keys", data)
+    assert (again.status_code, again.location) == (303, "/keys")
+    page = browser.get("/keys").text
+    assert "That form was used already" in page
+    assert page.count("<bdi>laptop</bdi>") == 1
+    assert browser.send("/keys", name="another").status_code == 201
 
 
 @on_sqlite

@@ -8,16 +8,22 @@ import sqlite3
 import subprocess
 import threading
 import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, text
+from flask import Flask
+from sqlalchemy import create_engine, insert, literal, select, text, update
 
 from taskservice import inspection, migrations
+from taskservice.db import transaction
+from taskservice.models import Attempt, Delivery, Task
 from tests.conftest import Databases
 from tests.live import COMMAND, Service, environment
-from tests.people import RemotePerson
+from tests.owed import owe_many
+from tests.people import Person, RemotePerson
 from tests.test_commands import one_line, run
 
 # A finished task with its user and its agent, for the files that no service is at.
@@ -455,6 +461,60 @@ def test_prune_does_what_its_dry_run_says_while_the_service_runs(
     assert pruned(service, **both) == said
     assert alice.request("GET", "/task").json() == before[:1]
     assert pruned(service, **both) == {"tasks": 0, "logs": 0, "bytes": 0}
+
+
+def small_tasks(app: Flask, alice: Person) -> None:
+    """Each with a delivery and an attempt."""
+    owe_many(app, alice, "https://hooks.example/receive", 2_000)
+    delivered = insert(Attempt).from_select(
+        ["delivery_id", "at", "duration_ms", "message"],
+        select(Delivery.id, Delivery.created_at, 5, literal("The receiver answered 200 OK.")),
+    )
+    with app.app_context(), transaction() as connection:
+        connection.execute(delivered)
+
+
+def large_logs(app: Flask, alice: Person) -> None:
+    for _ in range(3):
+        task = alice.start()
+        for _ in range(4):
+            alice.append(task, *["x" * 200] * 1_000)
+
+
+def large_inputs(app: Flask, alice: Person) -> None:
+    """Of characters that are several bytes each."""
+    for _ in range(20):
+        alice.start(input={"text": "ü" * 20_000})
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("fill", [small_tasks, large_logs, large_inputs])
+def test_prune_frees_about_as_much_as_its_dry_run_says(
+    app: Flask, alice: Person, fill: Callable[[Flask, Person], None]
+) -> None:
+    alice.register()
+    data = Path(app.config["DATA"])
+
+    def used() -> int:
+        with closing(sqlite3.connect(data / "taskservice.db")) as connection:
+            pages, free = (
+                connection.execute(f"PRAGMA {pragma}").fetchone()[0]
+                for pragma in ("page_count", "freelist_count")
+            )
+        return int(pages - free) * 4096
+
+    empty = used()
+    fill(app, alice)
+    with app.app_context(), transaction() as connection:
+        connection.execute(update(Delivery).values(state="delivered", next_attempt_at=None))
+        ended = {"status": "complete", "finished_at": "2020-01-01T00:00:00.000Z"}
+        connection.execute(update(Task).values(ended))
+    full = used()
+    said = json.loads(run(data, "prune", "--dry-run", "--json", RETENTION_DAYS="30").stdout)
+    removed = json.loads(run(data, "prune", "--json", RETENTION_DAYS="30").stdout)
+    assert used() - empty < 100_000
+    assert removed == said
+    assert 1 / 1.5 < said["bytes"] / (full - empty) < 1.5
 
 
 def test_prune_without_a_setting_removes_nothing_and_says_why(data: Path) -> None:

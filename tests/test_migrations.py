@@ -79,6 +79,27 @@ def test_migrating_again_keeps_what_is_there(empty_url: str, tmp_path: Path) -> 
     dispose(app)
 
 
+@pytest.mark.parametrize(
+    "older", sorted(path.name[:4] for path in (migrations.FOLDER / "versions").glob("*.py"))
+)
+def test_every_older_database_is_brought_up_to_date_with_what_it_holds(
+    empty_url: str, older: str
+) -> None:
+    upgrade(empty_url, older)
+    engine = create_engine(empty_url, poolclass=pool.NullPool)
+    user = "INSERT INTO users VALUES ('01a20e6392c47f10b3a59e1d6c2f4b80', 'alice', '2026-01-01')"
+    agent = "INSERT INTO agents SELECT id, 'summarizer', 'it', '', created_at FROM users"
+    with engine.begin() as connection:
+        connection.execute(text(user))
+        connection.execute(text(agent))
+    upgrade(empty_url)
+    with engine.connect() as connection:
+        assert migrations.revision(connection) == migrations.head()
+        assert connection.scalar(text("SELECT count(*) FROM agents")) == 1
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
 def test_sqlite_file_has_the_pragmas_that_the_promises_need(tmp_path: Path) -> None:
     path = tmp_path / "taskservice.db"
     upgrade(f"sqlite:///{path}")

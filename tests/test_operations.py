@@ -290,7 +290,12 @@ class OwnGunicorn(Service):
         command = [sys.executable, "-m", "gunicorn", "-c", "python:taskservice.server", "wsgi:app"]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                command, env=self.environment, cwd=ROOT, stdout=log, stderr=log
+                command,
+                env=self.environment,
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         self.wait_until_ready()
 

@@ -309,6 +309,6 @@ def test_what_is_too_old_is_found_by_index(app: Flask, alice: Person, upkeep: Up
             for text, values in statements
         ]
     assert [plan[0] for plan in plans] == [
-        "SEARCH tasks USING INDEX tasks_by_end (user_id=? AND finished_at<?)",
+        "SEARCH tasks USING COVERING INDEX tasks_by_end (user_id=? AND finished_at<?)",
         "SEARCH tasks USING INDEX tasks_with_old_log (finished_at>? AND finished_at<?)",
     ]

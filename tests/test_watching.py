@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -276,12 +276,6 @@ def test_half_of_the_threads_may_wait_and_no_more(alice: Person, task: dict[str,
 # --- following ---------------------------------------------------------------------------
 
 
-@pytest.fixture
-def two_workers(database_url: str, tmp_path: Path) -> Iterator[Service]:
-    with Service(tmp_path / "data", DATABASE_URL=database_url, WORKERS="2") as service:
-        yield service
-
-
 def append(person: RemotePerson, task: dict[str, Any], *lines: str) -> None:
     """On a connection of its own, which either process may answer."""
     headers = {"apikey": str(person.session.headers["apikey"])}
@@ -316,8 +310,8 @@ def test_follower_sees_the_task_what_there_was_and_what_comes(two_workers: Servi
         assert (rest[-1].data["status"], rest[-1].data["logCount"]) == ("complete", 4)
 
 
-def test_follower_of_a_finished_task_gets_all_and_then_its_end(service: Service) -> None:
-    person = service.add_user()
+def test_follower_of_a_finished_task_gets_all_and_then_its_end(two_workers: Service) -> None:
+    person = two_workers.add_user()
     task = person.start()
     append(person, task, *numbered(1, 3_000))
     person.request("POST", f"/task/{task['id']}/cancel")
@@ -330,8 +324,8 @@ def test_follower_of_a_finished_task_gets_all_and_then_its_end(service: Service)
         assert [event.kind for event in events(response)] == ["task"]
 
 
-def test_follower_goes_on_where_it_was(service: Service) -> None:
-    person = service.add_user()
+def test_follower_goes_on_where_it_was(two_workers: Service) -> None:
+    person = two_workers.add_user()
     task = person.start()
     append(person, task, *numbered(1, 10))
     with open_stream(person, task) as response:
@@ -363,6 +357,30 @@ def test_deletion_ends_the_stream(two_workers: Service) -> None:
         headers = {"apikey": str(person.session.headers["apikey"])}
         requests.delete(f"{person.url}{API}/task/{task['id']}", headers=headers, timeout=30)
         assert list(stream) == []
+
+
+def test_revoked_key_hears_no_more_of_an_open_stream(service: Service) -> None:
+    person = service.add_user()
+    task = person.start()
+    guest = person.request("POST", "/key", json={"name": "guest"}).json()
+    left = threading.Event()
+
+    def write() -> None:
+        while not left.wait(0.1):
+            append(person, task, "not for the guest")
+
+    writer = threading.Thread(target=write, daemon=True)
+    with open_stream(RemotePerson(service.url, guest["key"]), task) as response:
+        stream = events(response)
+        next(stream)
+        # It is never quiet.
+        writer.start()
+        person.request("DELETE", f"/key/{guest['id']}")
+        for _ in stream:
+            pass
+    left.set()
+    writer.join(SOON)
+    assert person.request("GET", f"/task/{task['id']}").json()["status"] == "running"
 
 
 def test_stop_of_the_service_ends_streams_and_waits(service: Service) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from taskservice.cli.agent_side import give_up, the_service
+from taskservice.cli.agent_side import give_up, open_standard_files, the_service
 from taskservice.runner.process import FORWARDED
 from taskservice.runner.resend import resend
 from taskservice.runner.run import Run
@@ -33,6 +33,7 @@ def command(
     When the service is away, CMD runs all the same; what could not be sent stays on the
     disk for --resend.
     """
+    open_standard_files()
     if is_resend:
         _resend(agent, command_line)
     if agent is None:

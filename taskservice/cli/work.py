@@ -2,7 +2,7 @@
 
 import click
 
-from taskservice.cli.agent_side import the_service
+from taskservice.cli.agent_side import open_standard_files, the_service
 from taskservice.cli.run import forward_signals
 from taskservice.runner.worker import Worker
 
@@ -18,6 +18,7 @@ def command(agent: str, parallel: int, command_line: tuple[str, ...]) -> None:
     however many there are, on whatever machines. A signal goes on to the programs that
     run, and ends the worker after them.
     """
+    open_standard_files()
     # It waits itself, and for as long as it takes.
     with the_service(patience=0) as client:
         worker = Worker(client, agent, command_line, parallel)

@@ -84,7 +84,9 @@ class Connection:
 
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)
-        if session is None:
+        if session is None or self._local.process != os.getpid():
+            # After a fork the old one's connections are the parent's.
+            self._local.process = os.getpid()
             session = self._local.session = requests.Session()
             session.headers["apikey"] = self._apikey
             session.headers["User-Agent"] = f"taskservice/{__version__}"

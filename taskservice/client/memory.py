@@ -29,6 +29,11 @@ class Memory:
         with self._changed:
             return self._changed.wait_for(lambda: self._bytes < MOST_BYTES, seconds)
 
+    def count(self) -> int:
+        """How many lines wait."""
+        with self._changed:
+            return len(self._lines)
+
     def put(self, lines: Sequence[bytes]) -> None:
         with self._changed:
             if self._open:

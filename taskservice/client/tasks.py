@@ -1,9 +1,13 @@
 """Tasks for programs in Python: started, written to, watched."""
 
+import atexit
 import contextlib
 import json
+import logging
 import os
 import re
+import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,12 +39,15 @@ PAGE_LINES = 10_000
 WAIT_SECONDS = 30
 # Where the service cannot let us wait, we ask so often.
 _ASK_AGAIN_SECONDS = 1.0
+# How long a program that ends waits for lines that were not awaited otherwise.
+SECONDS_AT_EXIT = 5.0
 # Of a task in a list: all but its log, which can be long.
 SHORT_FIELDS = (
     "id,name,agentId,userId,createdAt,updatedAt,claimedAt,finishedAt,"
     "input,firstLog,logCount,output,status,error,callback"
 )
 _SHORT = {"fields": SHORT_FIELDS}
+logger = logging.getLogger(__name__)
 _NEXT = re.compile(r'<\?([^>]*)>; rel="next"')
 
 
@@ -58,7 +65,11 @@ class Task:
     """
 
     def __init__(
-        self, connection: Connection, data: Mapping[str, Any], writer: str = "python"
+        self,
+        connection: Connection,
+        data: Mapping[str, Any],
+        writer: str = "python",
+        reports_end: bool = True,
     ) -> None:
         self.data = dict(data)
         self.id = str(data["id"])
@@ -66,6 +77,14 @@ class Task:
         self.output: dict[str, Any] = dict(data.get("output") or {})
         self._connection = connection
         self._writer = writer
+        # Whether `with` does; not where `taskservice run` does it.
+        self._reports_end = reports_end
+        self._has_ended = False
+        self._reset()
+
+    def _reset(self) -> None:
+        """As if nothing had been logged; what waits is another process's after a fork."""
+        self._lock = threading.Lock()
         self._memory = Memory()
         self._sender: Sender | None = None
 
@@ -103,21 +122,27 @@ class Task:
         """Add lines; they are sent by a thread, in their order and each once.
 
         Waits only while 16 MiB wait already. Raises TaskCancelled when the user has
-        cancelled the task, NotFound when it is deleted: then it is time to stop.
+        cancelled the task, NotFound when it is deleted: then it is time to stop. Raises
+        Unreachable when none of 16 MiB could be sent for long; they go on waiting.
         """
         sender = self._started()
         began = time.monotonic()
         self.check()
         while not self._memory.has_room(1.0):
-            self._give_up(sender, began)
+            if self._is_silent(sender, began):
+                raise self._silence(sender)
         self._memory.put([line for given in lines for line in text.lines_of(given)])
 
     def report(self, **changes: Any) -> None:
-        """Change `output`, `name`, `status` or `error` at once.
+        """Change `output`, `name`, `status` or `error` at once; with `status` after all lines.
 
         Raises TaskCancelled, and what else the service refuses it for.
         """
-        self._tell("PATCH", f"/task/{self.id}", json=changes)
+        if "status" in changes and self._sender is not None:
+            self.finish(changes)
+        else:
+            self._tell("PATCH", f"/task/{self.id}", json=changes)
+        self._has_ended = self._has_ended or "status" in changes
 
     def check(self) -> None:
         """Raise TaskCancelled, or another reason to stop, once the service has told of it."""
@@ -141,33 +166,44 @@ class Task:
         sender.finish(report)
         while sender.is_alive():
             sender.join(0.2)
-            self._give_up(sender, began)
+            if self._is_silent(sender, began):
+                error = self._silence(sender)
+                error.args = (f"{error}; {self._memory.count():,} lines were not sent",)
+                self._forget()
+                raise error
         self._forget()
         if not sender.delivered:
             raise sender.stopped or TaskServiceError("The end could not be sent")
+        self._has_ended = self._has_ended or "status" in (report or {})
         self.refresh()
 
-    def _give_up(self, sender: Sender, began: float) -> None:
-        """Raise what is wrong when there was no answer for too long."""
+    def _is_silent(self, sender: Sender, began: float) -> bool:
+        """Whether there was no answer for too long."""
         since = max(sender.last_answer, began)
-        if sender.is_alive() and time.monotonic() - since > self._connection.patience:
-            self._forget()
-            raise sender.trouble or Unreachable(f"{self._connection.url} gives no answer")
+        return sender.is_alive() and time.monotonic() - since > self._connection.patience
+
+    def _silence(self, sender: Sender) -> TaskServiceError:
+        return sender.trouble or Unreachable(f"{self._connection.url} gives no answer")
 
     def _started(self) -> Sender:
         """The thread that sends; it starts with the first line, or with `with`."""
-        if self._sender is None:
-            timeout = self.data.get("timeout") or 0
-            self._memory = Memory()
-            self._sender = Sender(
-                self._connection,
-                self._memory,
-                # A name that nobody else counts lines under.
-                f"{self._writer}-{uuid4().hex[:12]}",
-                lambda: self.id,
-                heartbeat=min(HEARTBEAT_SECONDS, timeout / 3 or HEARTBEAT_SECONDS),
-            )
-            self._sender.start()
+        with self._lock:
+            return self._sender or self._start_sender()
+
+    def _start_sender(self) -> Sender:
+        _writing.add(self)
+        _drain_at_exit()
+        timeout = self.data.get("timeout") or 0
+        self._memory = Memory()
+        self._sender = Sender(
+            self._connection,
+            self._memory,
+            # A name that nobody else counts lines under.
+            f"{self._writer}-{uuid4().hex[:12]}",
+            lambda: self.id,
+            heartbeat=min(HEARTBEAT_SECONDS, timeout / 3 or HEARTBEAT_SECONDS),
+        )
+        self._sender.start()
         return self._sender
 
     def __enter__(self) -> "Task":
@@ -181,14 +217,22 @@ class Task:
         trace: TracebackType | None,
     ) -> None:
         try:
-            if error is None or _is_success(error):
+            if self._has_ended or not self._reports_end:
+                with contextlib.nullcontext() if error is None else _quietly():
+                    self._finish_lines()
+            elif error is None or _is_success(error):
                 self._complete_or_fail()
             else:
                 # The program's own exception is what its caller should see.
-                with contextlib.suppress(TaskServiceError):
+                with _quietly():
                     self._fail_with(error)
         finally:
             self._forget()
+
+    def _finish_lines(self) -> None:
+        """Send the lines, and the output if it is new; somebody else reports the end."""
+        is_new = not self._has_ended and self.output != self.data["output"]
+        self.finish({"output": self.output} if is_new else None)
 
     def _complete_or_fail(self) -> None:
         try:
@@ -203,9 +247,22 @@ class Task:
         self.fail(traceback.format_exception_only(error)[-1].strip())
 
     def _forget(self) -> None:
-        if self._sender is not None:
-            self._sender.abandon()
-            self._sender = None
+        with self._lock:
+            if self._sender is not None:
+                self._sender.abandon()
+                self._sender = None
+                _writing.discard(self)
+
+    def _drain(self, until: float) -> None:
+        """Send the lines that wait, as the program ends; at most until then."""
+        sender = self._sender
+        if sender is None:
+            return
+        sender.finish(None)
+        sender.join(max(until - time.monotonic(), 0))
+        if sender.is_alive():
+            lines = self._memory.count()
+            logger.warning("%s lines of task %s were not sent in time", f"{lines:,}", self.id)
 
     # --- for whoever watches -------------------------------------------------------------
 
@@ -358,7 +415,8 @@ class Client:
 def current(connection: Connection | None = None) -> Task:
     """The task of the `taskservice run` or `work` that this program was started by.
 
-    Its lines go beside those that the program prints. Raises SettingError without one.
+    Its lines go beside those that the program prints, and are sent before the program ends,
+    also without `with`. Raises SettingError without one.
     """
     task_id = os.environ.get("TASKSERVICE_TASK_ID", "")
     if not task_id:
@@ -367,7 +425,41 @@ def current(connection: Connection | None = None) -> Task:
     writer = os.environ.get("TASKSERVICE_WRITER", "python")
     data = body(connection.call("GET", f"/task/{_segment(task_id)}", params=_SHORT))
     # Several processes may ask; each counts its own lines.
-    return Task(connection, data, f"{writer[:40]}-{uuid4().hex[:12]}")
+    return Task(connection, data, f"{writer[:40]}-{uuid4().hex[:12]}", reports_end=False)
+
+
+def _drain_all() -> None:
+    """Send what waits, as the program ends; a service that is away is not waited for long."""
+    until = time.monotonic() + SECONDS_AT_EXIT
+    for task in list(_writing):
+        task._drain(until)
+
+
+def _reset_all() -> None:
+    """In a child after a fork: its threads are gone, and what waits is its parent's."""
+    for task in list(_writing):
+        task._reset()
+    _writing.clear()
+
+
+def _drain_at_exit() -> None:
+    """Once in a child of multiprocessing, which calls no exit handlers but its own."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and os.getpid() not in _draining:
+        _draining.add(os.getpid())
+        util.Finalize(None, _drain_all, exitpriority=10)
+
+
+# Tasks with lines on their way; nobody else need keep them.
+_writing: set[Task] = set()
+_draining: set[int] = set()  # processes
+atexit.register(_drain_all)
+os.register_at_fork(after_in_child=_reset_all)
+
+
+def _quietly() -> contextlib.AbstractContextManager[None]:
+    """For what goes wrong beside an exception of the program's own, which counts for more."""
+    return contextlib.suppress(TaskServiceError)
 
 
 def start(

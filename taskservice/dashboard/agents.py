@@ -15,7 +15,7 @@ PAGE = 50
 LAST_TASKS = 5
 
 
-@agents.get("/agents")
+@agents.get("/agents", strict_slashes=False)
 def list_all() -> Response:
     after = request.args.get("after", "")
     found = [agent for agent in queries.agents(caller) if agent.id > after]

@@ -7,6 +7,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice import queries, stamps
 from taskservice.auth import caller
+from taskservice.dashboard import sessions
 from taskservice.dashboard.door import clean, page, to
 from taskservice.problems import not_found, unfit
 from taskservice.queries import AnyRow
@@ -26,15 +27,20 @@ def require_user_key() -> None:
     caller.require_user_key()
 
 
-@keys.get("/keys")
+@keys.get("/keys", strict_slashes=False)
 def list_all() -> Response:
     return _page()
 
 
 @keys.post("/keys")
-def create() -> Response:
+def create() -> AnyResponse:
     """The answer itself has the new key, which is shown at no other time."""
-    return _page(201, new=service.create_key(caller, create_schema.load(_wishes())))
+    if not sessions.is_unsent():
+        flash("That form was used already.")
+        return to("keys.list_all")
+    new = service.create_key(caller, create_schema.load(_wishes()))
+    sessions.note_sent()
+    return _page(201, new=new)
 
 
 @keys.get("/keys/<key_id>/revoke")

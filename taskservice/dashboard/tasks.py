@@ -10,14 +10,17 @@ from taskservice import documents, following, queries
 from taskservice.api import answers, lists, streams
 from taskservice.api.tasks import known
 from taskservice.auth import caller
-from taskservice.dashboard import chart
+from taskservice.dashboard import chart, sessions
 from taskservice.dashboard.door import clean, page, to
+from taskservice.models import RUNNING
 from taskservice.openapi.operation import TEXT
-from taskservice.problems import not_found, unfit
+from taskservice.problems import Problem, not_found, unfit
 from taskservice.queries import TaskRow
 from taskservice.schemas import ListQuerySchema
 from taskservice.services import deliveries
 from taskservice.services import tasks as service
+
+TOO_LATE = "The task had already ended."
 
 tasks = Blueprint("tasks", __name__)
 
@@ -51,6 +54,11 @@ def list_all() -> AnyResponse:
     )
 
 
+@tasks.get("/tasks", strict_slashes=False)
+def lead_to_the_list() -> AnyResponse:
+    return to("tasks.list_all")
+
+
 @tasks.get("/tasks/<task_id>")
 def show(task_id: str) -> Response:
     task = _task(task_id)
@@ -70,7 +78,8 @@ def events(task_id: str) -> Response:
     """The task and its lines after number `after` as they come: Server-Sent Events."""
     # A browser that connects again tells where it was by itself.
     after = request.headers.get("Last-Event-ID", request.args.get("after", 0, int), int)
-    return streams.respond(following.follow(caller, _task(task_id).id, max(after, 0)))
+    events = following.follow(caller, _task(task_id).id, max(after, 0))
+    return streams.respond(events, sessions.goes_on)
 
 
 @tasks.get("/tasks/<task_id>/log.txt")
@@ -82,18 +91,20 @@ def download(task_id: str) -> Response:
 
 
 @tasks.get("/tasks/<task_id>/cancel")
-def ask_to_cancel(task_id: str) -> Response:
+def ask_to_cancel(task_id: str) -> AnyResponse:
     caller.require_user_key()
-    return page("cancel.html", task=_task(task_id))
+    task = _task(task_id)
+    if task.status == RUNNING:
+        return page("cancel.html", task=task)
+    flash(TOO_LATE)
+    return to("tasks.show", task_id=task_id)
 
 
 @tasks.post("/tasks/<task_id>/cancel")
 def cancel(task_id: str) -> AnyResponse:
     caller.require_user_key()
-    task, callback_status = service.cancel(caller, known(task_id))
-    told = "" if callback_status == "none" else f" Its callback: {callback_status}."
-    flash(f"The task is cancelled.{told}")
-    return to("tasks.show", task_id=task.id)
+    flash(_cancel(task_id))
+    return to("tasks.show", task_id=task_id)
 
 
 @tasks.get("/tasks/<task_id>/delete")
@@ -124,6 +135,18 @@ def _task(task_id: str) -> TaskRow:
     if task is None:
         raise not_found("Task")
     return task
+
+
+def _cancel(task_id: str) -> str:
+    """Cancel a task; returns what to say of it, also when it has ended meanwhile."""
+    try:
+        _, callback_status = service.cancel(caller, known(task_id))
+    except Problem as problem:
+        if problem.status != 409:
+            raise
+        return TOO_LATE
+    told = "" if callback_status == "none" else f" Its callback: {callback_status}."
+    return f"The task is cancelled.{told}"
 
 
 def _deliveries(task: TaskRow) -> list[Any]:

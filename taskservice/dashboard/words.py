@@ -1,6 +1,7 @@
 """How pages write what rows hold: JSON to read, numbers, durations."""
 
 import re
+import unicodedata
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +19,13 @@ def pretty(text: str) -> str:
     value = strict_json.loads(text.encode())
     lines = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
     return _TURNS.sub(lambda found: f"\\u{ord(found[0]):04x}", lines)
+
+
+def is_blank(text: str) -> bool:
+    """Whether there is nothing to see of a name."""
+    # Spaces, what has no width, control characters, and two letters that are drawn empty.
+    unseen = ("Z", "C")
+    return all(unicodedata.category(sign)[0] in unseen or sign in "\u115f\u3164" for sign in text)
 
 
 def number(value: int) -> str:
@@ -68,5 +76,5 @@ def counts(key: Any) -> bool:
 
 FUNCTIONS: dict[str, Any] = {
     function.__name__: function
-    for function in (pretty, number, plural, moment, lasted, manner, counts)
+    for function in (pretty, is_blank, number, plural, moment, lasted, manner, counts)
 }

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,7 @@ def _run(connection: Connection, target: str) -> None:
             raise DatabaseError(f"A migration broke references of table {broken[0][0]}")
 
 
+@cache
 def _scripts() -> ScriptDirectory:
     return ScriptDirectory(str(FOLDER))
 

@@ -69,9 +69,9 @@ PATH_PARAMETERS = {
 
 REQUEST_HEADERS = {
     "Idempotency-Key": Word(
-        "Makes the request safe to repeat: with the same key and body it starts nothing again "
-        "and answers the task as it now is; with another body it is 422. Deleting the task "
-        "frees the key.",
+        "Makes the request safe to repeat: with the same key and body it starts or claims nothing "
+        "again, and answers the task as it now is; with another body it is 422. Deleting the "
+        "task frees the key.",
         _text(minLength=1, maxLength=MAX_IDEMPOTENCY_KEY, examples=["nightly 2026-11-24"]),
     ),
     "Prefer": Word(
@@ -100,7 +100,7 @@ ANSWER_HEADERS = {
     ),
     "ETag": Word("The version of what is answered.", _text(examples=['W/"3-0"'])),
     "Idempotency-Replayed": Word(
-        "`true` where an earlier request with the same Idempotency-Key had started the task.",
+        "`true` where an earlier request with the same Idempotency-Key had started or claimed it.",
         _text(enum=["true"]),
     ),
     "Callback-Status": Word(

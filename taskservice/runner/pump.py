@@ -5,6 +5,7 @@ import fcntl
 import os
 import select
 import selectors
+import stat
 import sys
 import termios
 import threading
@@ -23,15 +24,69 @@ WAITING_BYTES = 16 * 1024 * 1024
 SECONDS_AFTER_END = 1.0
 
 
+class Outlet:
+    """Where output would have gone without us; whoever reads there may be slow, or leave."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._is_open = True
+        self._may_block = _may_block(descriptor)
+        self._blocks: deque[bytes] = deque()
+        self._bytes = 0
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def pass_on(self, block: bytes) -> None:
+        """Write it there, soon; never waits for a reader."""
+        if not self._may_block:
+            self._write(block)
+            return
+        with self._changed:
+            self._blocks.append(block)
+            self._bytes += len(block)
+            self._changed.notify_all()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write_all, name="outlet", daemon=True)
+            self._thread.start()
+
+    def is_full(self) -> bool:
+        """Whether so much waits to be read that the program should wait too."""
+        return self._bytes >= WAITING_BYTES
+
+    def is_empty(self, seconds: float) -> bool:
+        """Whether everything has been written, at once or within so many seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._bytes, seconds)
+
+    def _write_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._blocks)
+                block = self._blocks.popleft()
+            self._write(block)
+            with self._changed:
+                self._bytes -= len(block)
+                self._changed.notify_all()
+
+    def _write(self, block: bytes) -> None:
+        rest = memoryview(block)
+        while rest and self._is_open:
+            try:
+                rest = rest[os.write(self._descriptor, rest) :]
+            except BlockingIOError:
+                select.select([], [self._descriptor], [])
+            except OSError:
+                self._is_open = False
+
+
 class Stream:
     """One of a program's outputs: the pipe it writes to, and the place where that goes."""
 
     def __init__(self, out: int) -> None:
         self.reader, self.writer = os.pipe()
         self.lines = Splitter()
+        self.outlet = Outlet(out)
         self.owed = 0  # bytes that were in the pipe when the program had ended
-        self._out = out
-        self._is_open = True
         with contextlib.suppress(AttributeError, OSError):  # Linux has it, within its bounds
             fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
@@ -39,17 +94,6 @@ class Stream:
         """How many bytes there are to read."""
         answer = fcntl.ioctl(self.reader, termios.FIONREAD, bytes(4))
         return int.from_bytes(answer, sys.byteorder)
-
-    def pass_on(self, block: bytes) -> None:
-        """Write to where it would have gone; whoever reads there may have left."""
-        rest = memoryview(block)
-        while rest and self._is_open:
-            try:
-                rest = rest[os.write(self._out, rest) :]
-            except BlockingIOError:
-                select.select([], [self._out], [])
-            except OSError:
-                self._is_open = False
 
 
 class Pump:
@@ -71,6 +115,7 @@ class Pump:
         self._blocks: deque[tuple[Stream, bytes]] = deque()
         self._bytes = 0
         self._changed = threading.Condition()
+        self._is_keeper_idle = False
         self._is_read = False
         self._has_ended = threading.Event()
         self._enough_at: float | None = None
@@ -101,18 +146,36 @@ class Pump:
             self._changed.notify_all()
         join(self._keeper)
 
+    def show_rest(self, is_hurried: threading.Event) -> None:
+        """Wait until what it has printed is shown, or nobody wants to wait any more."""
+        for stream in self._streams:
+            while not is_hurried.is_set() and not stream.outlet.is_empty(0.1):
+                pass
+
     def _read_all(self) -> None:
         with selectors.DefaultSelector() as selector:
-            for stream in self._streams:
-                selector.register(stream.reader, selectors.EVENT_READ, stream)
-            while selector.get_map() and not self._is_enough():
+            open_streams = list(self._streams)
+            while open_streams and not self._is_enough():
+                self._listen(selector, open_streams)
                 for key, _ in selector.select(0.1):
-                    block = os.read(key.fd, BLOCK_BYTES)
-                    self._hand_over(key.data, block)
+                    stream: Stream = key.data
+                    block = os.read(stream.reader, BLOCK_BYTES)
+                    self._hand_over(stream, block)
                     if not block:
-                        selector.unregister(key.fileobj)
+                        selector.unregister(stream.reader)
+                        open_streams.remove(stream)
         for stream in self._streams:
             os.close(stream.reader)
+
+    def _listen(self, selector: selectors.BaseSelector, streams: list[Stream]) -> None:
+        """Leave a program that prints faster than somebody reads waiting, as a pipe would."""
+        listened = selector.get_map()
+        for stream in streams:
+            is_wanted = self._has_ended.is_set() or not stream.outlet.is_full()
+            if is_wanted and stream.reader not in listened:
+                selector.register(stream.reader, selectors.EVENT_READ, stream)
+            elif not is_wanted and stream.reader in listened:
+                selector.unregister(stream.reader)
 
     def _is_enough(self) -> bool:
         """Whether the program has ended, and what still comes is from somebody else."""
@@ -128,31 +191,53 @@ class Pump:
     def _hand_over(self, stream: Stream, block: bytes) -> None:
         stream.owed -= len(block)
         with self._changed:
-            self._changed.wait_for(lambda: self._bytes < WAITING_BYTES)
-            self._blocks.append((stream, block))
-            self._bytes += len(block)
-            self._changed.notify_all()
+            # With no end of a line in it there is nothing to keep yet: it is soon done here,
+            # where to wake another thread would take longer.
+            is_soon_done = self._is_keeper_idle and not self._blocks and b"\n" not in block
+            if not is_soon_done:
+                self._changed.wait_for(lambda: self._bytes < WAITING_BYTES)
+                self._blocks.append((stream, block))
+                self._bytes += len(block)
+                self._changed.notify_all()
+        if is_soon_done:
+            self._take(stream, block)
 
     def _keep_all(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._blocks or self._is_read)
-                if not self._blocks:
-                    break
-                stream, block = self._blocks.popleft()
-                self._bytes -= len(block)
-                self._changed.notify_all()
-            self._take(stream, block)
+        while blocks := self._handed_over():
+            for stream, block in blocks:
+                self._take(stream, block)
+                with self._changed:
+                    self._bytes -= len(block)
+                    self._changed.notify_all()
         for stream in self._streams:
             self._keep(*stream.lines.close())
+
+    def _handed_over(self) -> deque[tuple[Stream, bytes]]:
+        """All that waits to be kept, or will; nothing at the end."""
+        with self._changed:
+            self._is_keeper_idle = True
+            self._changed.wait_for(lambda: self._blocks or self._is_read)
+            self._is_keeper_idle = False
+            blocks, self._blocks = self._blocks, deque()
+            return blocks
 
     def _take(self, stream: Stream, block: bytes) -> None:
         text, lines = stream.lines.feed(block)
         # First into the log: what has been seen on the terminal is there, whatever happens.
-        self._keep(text, lines)
-        stream.pass_on(block)
+        if lines:
+            self._keep(text, lines)
+        stream.outlet.pass_on(block)
         if stream is self._streams[0]:
             self.tail.feed(block)
+
+
+def _may_block(descriptor: int) -> bool:
+    """Whether writing there may have to wait for a reader, as to a pipe or a terminal."""
+    try:
+        mode = os.fstat(descriptor).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor)
 
 
 def _are_one(first: int, second: int) -> bool:

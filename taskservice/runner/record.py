@@ -1,20 +1,25 @@
 """What is known of one run, kept in a folder so that it can be sent after the run is gone."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from taskservice.client import tasks
+from taskservice.client.errors import NotFound, TaskCancelled, TaskServiceError
 from taskservice.client.http import Connection
 
 _RECORD = "run.json"
 _LOCK = "lock"
+# So much room is taken from the start: the end must be kept on a disk that is full by then.
+_RESERVED_BYTES = 16 * 1024
 
 
 def state_folder() -> Path:
@@ -31,21 +36,45 @@ class Record:
     this process lives, however it ends; the API key is not kept.
     """
 
-    def __init__(self, url: str, wishes: Mapping[str, Any], task_id: str | None = None) -> None:
-        """`wishes` start the task when there is no `task_id` yet."""
+    def __init__(
+        self, url: str, wishes: Mapping[str, Any], task: Mapping[str, Any] | None = None
+    ) -> None:
+        """`wishes` start the task when there is no `task`, its JSON, yet."""
         self.url = url
         self.wishes = dict(wishes)
-        self.task_id = task_id
+        self.task_id: str | None = None
+        self.user_id: str | None = None  # whose it is, known with the task
+        self.agent_id = str(self.wishes.get("agentId", ""))
         self.key = uuid4().hex  # makes the start safe to repeat
         self.report: dict[str, Any] | None = None
         self.folder: Path | None = None
         self._lock = -1
+        self._writing = threading.Lock()
+        if task is not None:
+            self._has_task(task)
+
+    def _has_task(self, task: Mapping[str, Any]) -> None:
+        self.agent_id, self.user_id = str(task["agentId"]), str(task["userId"])
+        self.task_id = str(task["id"])
+
+    def is_seen_by(self, user: Mapping[str, Any]) -> bool:
+        """Whether the key of this user, as GET /user has both, is one that may send it."""
+        narrowed_to = user["key"]["agentId"]
+        return self.user_id in (None, user["id"]) and narrowed_to in (None, self.agent_id)
+
+    def is_unwanted(self, error: TaskServiceError | None) -> bool:
+        """Whether this refusal says that the task was cancelled or deleted.
+
+        A task that was never made can't have been deleted: the key may not make it.
+        """
+        is_deleted = isinstance(error, NotFound) and self.task_id is not None
+        return is_deleted or isinstance(error, TaskCancelled)
 
     def made_task(self, connection: Connection, **options: Any) -> str:
         """The id of its task, made now if it is not there yet. Raises TaskServiceError."""
         if self.task_id is None:
-            task = tasks.start(connection, self.wishes, self.key, **options)
-            self.task_id = str(task["id"])
+            self._has_task(tasks.start(connection, self.wishes, self.key, **options))
+        assert self.task_id is not None
         return self.task_id
 
     def keep(self, runs: Path) -> None:
@@ -66,16 +95,13 @@ class Record:
         """Write down how things stand, whole or not at all. Raises OSError."""
         if self.folder is None:
             return
-        text = json.dumps({
+        kept = json.dumps({
             "url": self.url, "wishes": self.wishes, "taskId": self.task_id,
+            "userId": self.user_id, "agentId": self.agent_id,
             "key": self.key, "report": self.report,
         })  # fmt: skip
-        draft = self.folder / f"{_RECORD}.new"
-        with open(draft, "w", opener=_private) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.rename(self.folder / _RECORD)
+        with self._writing:
+            _replace(self.folder / _RECORD, kept.encode().ljust(_RESERVED_BYTES))
 
     @classmethod
     def load(cls, folder: Path) -> "Record | None":
@@ -89,6 +115,7 @@ class Record:
             return None
         kept = json.loads((folder / _RECORD).read_text())
         record.url, record.wishes, record.task_id = kept["url"], kept["wishes"], kept["taskId"]
+        record.user_id, record.agent_id = kept["userId"], kept["agentId"]
         record.key, record.report = kept["key"], kept["report"]
         return record
 
@@ -119,5 +146,23 @@ def left_runs(runs: Path) -> Iterator[Path]:
     return iter(sorted(found, key=lambda folder: folder.stat().st_ctime))
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+def _replace(path: Path, text: bytes) -> None:
+    """Replace a file, on a full disk in the blocks that it has. Raises OSError."""
+    draft = path.with_suffix(".new")
+    try:
+        _write(draft, text)
+        draft.rename(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        if not path.exists() or len(text) > _RESERVED_BYTES:
+            raise
+        _write(path, text)
+
+
+def _write(path: Path, text: bytes) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with contextlib.closing(os.fdopen(file, "wb", buffering=0)) as out:
+        if out.write(text) != len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        out.truncate()
+        os.fsync(out.fileno())

@@ -2,10 +2,11 @@
 
 import threading
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from taskservice.client.errors import NotFound, TaskCancelled
-from taskservice.client.http import Connection
+from taskservice.client.http import Connection, body
 from taskservice.client.sender import Sender
 from taskservice.runner.record import Record, left_runs, state_folder
 from taskservice.runner.run import WRITER, counted, failed, remark, wait_for
@@ -20,6 +21,7 @@ def resend(connection: Connection, tell: Callable[[str], None]) -> bool:
     `tell` gets a line for each run that is delivered.
     """
     is_done = True
+    caller = cache(lambda: body(connection.call("GET", "/user")))
     for folder in left_runs(state_folder()):
         try:
             record = Record.load(folder)
@@ -28,24 +30,36 @@ def resend(connection: Connection, tell: Callable[[str], None]) -> bool:
             is_done = False
             continue
         if record is not None:
-            is_done = _resend_one(connection, record, folder, tell) and is_done
+            obstacle = _obstacle(connection, record, caller)
+            if obstacle is not None:
+                remark(f"{obstacle}; it stays in {folder}")
+            is_sent = obstacle is None and _resend_one(connection, record, folder, tell)
+            is_done = is_sent and is_done
             record.release()
     return is_done
+
+
+def _obstacle(
+    connection: Connection, record: Record, caller: Callable[[], dict[str, Any]]
+) -> str | None:
+    """Why a run is not for this service and this key: asked before anything is sent."""
+    if record.url != connection.url:
+        return f"a run for {record.url} is left; TASKSERVICE_URL is {connection.url}"
+    if not record.is_seen_by(caller()):
+        return f"a run of {record.agent_id} is left; the key is another user's or agent's"
+    return None
 
 
 def _resend_one(
     connection: Connection, record: Record, folder: Path, tell: Callable[[str], None]
 ) -> bool:
-    if record.url != connection.url:
-        remark(f"a run for {record.url} is left; TASKSERVICE_URL is {connection.url}")
-        return False
     spool = Spool.load(folder)
     lines = counted(spool.count())
     sender = _sender(connection, record, spool)
     sender.start()
     sender.finish(record.report or failed(UNKNOWN_END))
     wait_for(sender, threading.Event())
-    is_unwanted = isinstance(sender.stopped, TaskCancelled | NotFound)
+    is_unwanted = record.is_unwanted(sender.stopped)
     if sender.delivered or is_unwanted:
         word = "is not wanted any more" if is_unwanted else f"got {lines} and its end"
         tell(f"{record.task_id} {word}")
@@ -53,7 +67,8 @@ def _resend_one(
         return True
     sender.abandon()
     spool.close()
-    remark(f"{record.task_id or 'a task'}: {sender.stopped or sender.trouble}; it stays for later")
+    why = sender.stopped or sender.trouble
+    remark(f"{record.task_id or 'a task'}: {why}; it stays in {folder}, remove that to forget it")
     return False
 
 

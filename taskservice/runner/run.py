@@ -16,7 +16,6 @@ from typing import Any
 from taskservice.client import tasks
 from taskservice.client.errors import (
     PASSING,
-    NotFound,
     TaskCancelled,
     TaskServiceError,
 )
@@ -68,7 +67,7 @@ class Run:
         say: Callable[[str], None] = remark,
     ) -> None:
         self._connection, self._command, self._say = connection, command, say
-        self._record = Record(connection.url, wishes or {}, task.id if task else None)
+        self._record = Record(connection.url, wishes or {}, task.data if task else None)
         self._input = None if task is None else json.dumps(task.input).encode()
         self._process: Process | None = None
         self._received: list[int] = []
@@ -122,6 +121,7 @@ class Run:
         code, report = self._run_program(pump, sender)
         self._is_over = True
         self._finish(sender, report)
+        pump.show_rest(self._is_hurried)
         return code
 
     def _run_program(self, pump: Pump, sender: Sender) -> tuple[int, dict[str, Any]]:
@@ -186,7 +186,7 @@ class Run:
     # --- what can happen on the way ------------------------------------------------------
 
     def _stop(self, error: TaskServiceError) -> None:
-        if isinstance(error, TaskCancelled | NotFound):
+        if self._record.is_unwanted(error):
             what = "cancelled" if isinstance(error, TaskCancelled) else "deleted"
             if self._process is not None and not self._is_over:
                 self._say(f"the task was {what}; the program is told to stop")
@@ -229,28 +229,30 @@ class Run:
         return output
 
     def _finish(self, sender: Sender, report: dict[str, Any]) -> None:
-        self._record.report = dict(report)
-        self._write_record()
+        is_kept = self._keep_end(report)
         sender.finish(report)
         wait_for(sender, self._is_hurried)
-        if sender.delivered or isinstance(sender.stopped, TaskCancelled | NotFound):
+        if sender.delivered or self._record.is_unwanted(sender.stopped):
             self._spool.discard()
             self._record.remove()
             return
         sender.abandon()
-        self._spool.close()
-        self._leave()
-
-    def _leave(self) -> None:
-        lines = counted(self._spool.count())
-        if self._record.folder is None:
-            self._say(f"{lines} and the program's end are lost: they could not be sent")
-        else:
-            self._say(
-                f"{lines} and the program's end could not be sent yet; "
-                "`taskservice run --resend` sends them"
-            )
+        lost = self._spool.close()
+        self._say(_left(self._spool.count(), lost, is_kept))
         self._record.release()
+
+    def _keep_end(self, report: dict[str, Any]) -> bool:
+        """Write down how it ended, at least without its output; whether that could be done."""
+        if self._record.folder is None:
+            return False
+        for kept in (report, {name: report[name] for name in report if name != "output"}):
+            self._record.report = kept
+            try:
+                self._record.write()
+                return True
+            except OSError as error:
+                self._disk_is_full(error)
+        return False
 
 
 def wait_for(sender: Sender, is_hurried: threading.Event) -> None:
@@ -261,6 +263,17 @@ def wait_for(sender: Sender, is_hurried: threading.Event) -> None:
         if time.monotonic() > until:
             return
         sender.join(0.05)
+
+
+def _left(lines: int, lost: int, is_end_kept: bool) -> str:
+    """What became of a run that could not be sent."""
+    end = "the program's end"
+    if not is_end_kept:
+        return f"{counted(lines + lost)} and {end} are lost: they could not be sent"
+    text = (
+        f"{counted(lines)} and {end} could not be sent yet; `taskservice run --resend` sends them"
+    )
+    return f"{text}; {counted(lost)} found no room and are lost" if lost else text
 
 
 def counted(lines: int) -> str:

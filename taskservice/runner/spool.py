@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from taskservice.client.sender import Batch
 from taskservice.client.text import LINE_BYTES, LOG_BYTES, mark
@@ -17,6 +18,31 @@ MOST_BYTES = LOG_BYTES
 # Where nothing can be written to the disk, so much waits in memory.
 MOST_MEMORY_BYTES = 4 * 1024 * 1024
 _SUFFIX = ".lines"
+# Where it is not known how many lines the service has, it says so when it gets this number.
+_UNKNOWN_SEQ = 1 << 52
+
+
+class Place(NamedTuple):
+    """How far the service has the lines: those before are not on the disk any more."""
+
+    first: int = 1  # the number of the oldest segment on the disk
+    start: int = 0  # how many bytes of it are confirmed
+    seq: int = 1  # the number of the next line
+    sent_bytes: int = 0
+    lost: int = 0  # lines that come last and are not on the disk: it was full
+
+    def text(self) -> bytes:
+        """Always of one size: written over what was there, it needs no room."""
+        return (" ".join(f"{number:020}" for number in self) + "\n").encode()
+
+    @classmethod
+    def read(cls, path: Path) -> "Place | None":
+        """None where it can't be read. Raises OSError."""
+        try:
+            numbers = [int(number) for number in path.read_text().split()]
+        except (FileNotFoundError, ValueError):
+            return None
+        return cls(*numbers) if len(numbers) == len(cls._fields) else None
 
 
 class Segment:
@@ -47,6 +73,17 @@ class Segment:
         if self.path is None:
             return bytes(self._memory[start : start + most])
         return os.pread(self._file, min(most, self.size - start), start)
+
+    def save(self, path: Path) -> None:
+        """Bring it from the memory to the disk. Raises OSError, and then it is where it was."""
+        saved = Segment(self.number, path)
+        try:
+            saved.append(bytes(self._memory), self.lines)
+        except OSError:
+            saved.remove()
+            raise
+        self.path, self._file = path, saved._file
+        self._memory.clear()
 
     def become_mark(self, dropped: int) -> None:
         """Give up its lines for one that says how many were left out, itself included."""
@@ -119,30 +156,48 @@ class Spool:
         self._open = True
         self._woken = False
         self._changed = threading.Condition()
+        if folder is not None and not (folder / "place").exists():
+            self._take_place(folder)
+
+    def _take_place(self, folder: Path) -> None:
+        """Write down the place while there is room; without one nothing could be resumed."""
+        try:
+            _write_over(folder / "place", Place().text())
+        except OSError as error:
+            self._on_full(error)
+            self._folder = None
 
     @classmethod
     def load(cls, folder: Path) -> "Spool":
         """The lines that a process that is gone has left. Raises OSError."""
+        place = Place.read(folder / "place")
         spool = cls(folder)
-        first, spool._start, spool._seq, spool.sent_bytes = _read_place(folder / "place")
         for path in sorted(folder.glob(f"*{_SUFFIX}")):
             segment = Segment(int(path.stem), path)
-            if segment.number < first:
+            if place is not None and segment.number < place.first:
                 segment.remove()
                 continue
             segment.recover()
             spool._segments.append(segment)
             spool._bytes += segment.size
             spool._number = segment.number
-        spool._settle()
+        spool._settle(place or Place(first=0))
         return spool
 
-    def _settle(self) -> None:
-        """Make the place fit the segments: it was written before they changed, or after."""
-        if not self._segments or self._start > self._segments[0].size:
-            self._start = 0
-        else:
-            self._start_lines = self._segments[0].read(0, self._start).count(b"\n")
+    def _settle(self, place: Place) -> None:
+        """Go on at this place, as far as it fits the segments."""
+        self._seq, self.sent_bytes = place.seq, place.sent_bytes
+        if self._segments:
+            oldest = self._segments[0]
+            if place.first != oldest.number:
+                self._seq = _UNKNOWN_SEQ
+            elif place.start <= oldest.size:
+                self._start = place.start
+                self._start_lines = oldest.read(0, place.start).count(b"\n")
+        if place.lost:
+            self._number += 1
+            self._segments.append(Segment(self._number, None))
+            self._become_mark(self._segments[-1], place.lost, is_oldest=False)
 
     # --- in ------------------------------------------------------------------------------
 
@@ -311,34 +366,67 @@ class Spool:
         with self._changed:
             return sum(segment.lines for segment in self._segments) - self._start_lines
 
-    def close(self) -> None:
-        """Leave what waits on the disk, safe from a power failure too."""
+    def close(self) -> int:
+        """Leave what waits on the disk, safe from a power failure too; how many lines are lost."""
         with self._changed:
             self._open = False
+            self._save_memory()
+            self._write_place()
+            lost = self._lost() + sum(segment.dropped for segment in self._on_disk())
+            self._forget_memory()
             for segment in self._segments:
                 with contextlib.suppress(OSError):  # it is there, if not as safe
                     segment.sync()
                 segment.close()
+            return lost
 
-    def _write_place(self) -> None:
-        """Write down how far the service has the lines; of one size, so it is never half new."""
+    def _on_disk(self) -> list[Segment]:
+        return [segment for segment in self._segments if segment.path is not None]
+
+    def _save_memory(self) -> None:
+        """There may be room again for what could only be kept in memory."""
         if self._folder is None:
             return
-        first = self._segments[0].number if self._segments else self._number + 1
-        text = f"{first:020} {self._start:020} {self._seq:020} {self.sent_bytes:020}\n"
+        for segment in self._segments:
+            if segment.path is None:
+                with contextlib.suppress(OSError):  # the place says how many lines it had
+                    segment.save(self._folder / f"{segment.number:08}{_SUFFIX}")
+
+    def _lost(self) -> int:
+        """How many lines would be lost if this process ended now."""
+        lost = sum(s.dropped or s.lines for s in self._segments if s.path is None)
+        is_begun = self._segments and self._segments[0].path is None
+        return lost - (self._start_lines if is_begun else 0)
+
+    def _forget_memory(self) -> None:
+        if self._segments and self._segments[0].path is None:
+            self._start = self._start_lines = 0
+        self._segments = deque(self._on_disk())
+
+    def _write_place(self) -> None:
+        """Write down how far the service has the lines."""
+        if self._folder is None:
+            return
+        on_disk = self._on_disk()
+        is_begun = bool(on_disk) and on_disk[0] is self._segments[0]
+        place = Place(
+            first=on_disk[0].number if on_disk else self._number + 1,
+            start=self._start if is_begun else 0,
+            seq=self._seq,
+            sent_bytes=self.sent_bytes,
+            lost=self._lost(),
+        )
         with contextlib.suppress(OSError):
             # If it can't be written, more is sent again than need be, and skipped there.
-            file = os.open(self._folder / "place", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            with contextlib.closing(os.fdopen(file, "wb", buffering=0)) as place:
-                place.write(text.encode())
+            _write_over(self._folder / "place", place.text())
 
 
-def _read_place(path: Path) -> tuple[int, int, int, int]:
-    try:
-        first, start, seq, sent = map(int, path.read_text().split())
-    except (FileNotFoundError, ValueError):
-        return 0, 0, 1, 0
-    return first, start, seq, sent
+def _write_over(path: Path, text: bytes) -> None:
+    """Write to the beginning of a file; on a full disk too, if it has been as long before."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with contextlib.closing(os.fdopen(file, "wb", buffering=0)) as out:
+        if out.write(text) != len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _whole_lines(text: bytes, most: int) -> bytes:

@@ -12,7 +12,7 @@ from taskservice.models import Identifier, Log, LogChunk, LogWriter, Task
 from taskservice.problems import Problem, unfit
 from taskservice.queries import TaskRow
 from taskservice.schemas import MAX_WRITERS
-from taskservice.services.batches import ROUND_SECONDS, in_batches
+from taskservice.services.batches import CHORE_SECONDS, in_batches
 from taskservice.services.chunks import Chunk, without_first
 from taskservice.services.tasks import HEARD, finished, is_open, locked
 
@@ -78,7 +78,7 @@ def append(
             _advance(connection, task, writer, stored, count)
             _store(connection, task, fresh, count)
         else:
-            connection.execute(_HEAR, {"of_task_id": task.id, "now": stamps.now()})
+            connection.execute(_HEAR, {"of_task_id": task.id})
     return task.log_count + count, task.status
 
 
@@ -129,7 +129,7 @@ def _store(connection: Connection, task: TaskRow, chunks: Sequence[Chunk], count
     connection.execute(insert(LogChunk), rows)
 
 
-def sweep(seconds: float = ROUND_SECONDS) -> None:
+def sweep(seconds: float = CHORE_SECONDS) -> None:
     """Remove the lines of logs that were dropped a while ago, for so many seconds at most."""
     in_batches(_sweep_batch, seconds)
 

@@ -28,7 +28,7 @@ from taskservice.client import (
     Unreachable,
 )
 from tests import receiver as play
-from tests.laptop import kill, tasks, the_task
+from tests.laptop import Laptop, kill, tasks, the_task
 from tests.live import Service
 from tests.people import RemotePerson
 from tests.receiver import Behaviour, Exchange, Receiver, unused_port
@@ -99,6 +99,100 @@ def test_report_comes_at_once(alice: RemotePerson, client: Client) -> None:
         found = the_task(alice)
         assert (found["output"], found["name"]) == ({"share": 0.5}, "half done")
     assert the_task(alice)["output"] == {"share": 0.5}
+
+
+def test_report_of_the_end_comes_after_the_lines(alice: RemotePerson, client: Client) -> None:
+    task = client.start("summarizer")
+    task.log("one", "two")
+    task.report(status="complete", output={"sum": 15})
+    found = the_task(alice)
+    assert found["logs"] == ["one", "two"]
+    assert (found["status"], found["output"]) == ("complete", {"sum": 15})
+
+
+def test_end_that_the_block_reports_itself_is_the_end(alice: RemotePerson, client: Client) -> None:
+    with client.start("summarizer") as task:
+        task.log("one")
+        task.fail("no")
+    found = the_task(alice)
+    assert (found["logs"], found["error"]["message"]) == (["one"], "no")
+
+
+def test_first_lines_may_come_from_several_threads(alice: RemotePerson, client: Client) -> None:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(5):
+            task = client.start("summarizer")
+            names = [str(number) for number in range(8)]
+            threads = [threading.Thread(target=task.log, args=[name]) for name in names]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            task.complete()
+            assert sorted(tasks(alice)[0]["logs"]) == names
+    finally:
+        sys.setswitchinterval(before)
+
+
+FORKS = """
+import multiprocessing
+from taskservice.client import Client
+
+def work(task, number):
+    task.log(f"child {number}")
+
+with Client().start("forked") as task:
+    task.log("before")
+    context = multiprocessing.get_context("fork")
+    children = [context.Process(target=work, args=(task, number)) for number in range(3)]
+    for child in children: child.start()
+    for child in children: child.join()
+    task.log("after")
+"""
+
+
+def test_lines_of_children_arrive_too(alice: RemotePerson, laptop: Laptop) -> None:
+    process = laptop.python(FORKS)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    task = the_task(alice)
+    assert sorted(task["logs"]) == ["after", "before", "child 0", "child 1", "child 2"]
+    assert task["status"] == "complete"
+
+
+def test_lines_arrive_of_a_program_that_just_ends(alice: RemotePerson, laptop: Laptop) -> None:
+    program = "from taskservice.client import Client; Client().start('short').log('one', 'two')"
+    process = laptop.python(program)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    assert the_task(alice)["logs"] == ["one", "two"]
+
+
+def test_program_does_not_wait_long_for_a_service_that_is_away(laptop: Laptop) -> None:
+    start = play.answer(201, JSON, b'{"id": "1", "output": {}}')
+    program = (
+        "from taskservice.client import Client, tasks; tasks.SECONDS_AT_EXIT = 0.5\n"
+        "Client().start('short').log('one', 'two')"
+    )
+    with Receiver() as receiver:
+        receiver.paths["/api/v1/task"] = start
+        receiver.answer = play.answer(503)
+        laptop.url = receiver.url
+        process = laptop.python(program)
+        _, errors = process.communicate(timeout=60)
+    assert "2 lines of task 1 were not sent in time" in errors
+
+
+def test_lines_that_could_not_be_sent_are_counted() -> None:
+    with Receiver() as receiver:
+        receiver.paths["/api/v1/task"] = play.answer(201, JSON, b'{"id": "1"}')
+        receiver.answer = play.answer(503)
+        task = Client(receiver.url, "key", patience=1).start("summarizer")
+        task.log("one", "two")
+        with pytest.raises(Unavailable, match="2 lines were not sent"):
+            task.complete()
 
 
 def test_cancel_is_raised_at_the_next_report(alice: RemotePerson, client: Client) -> None:

@@ -136,6 +136,17 @@ def test_readme_python_agent(
     assert (task["status"], task["output"]) == ("complete", {"sum": 6})
 
 
+def test_readme_program_below_run(
+    alice: RemotePerson, agents_terminal: Terminal, tmp_path: Path
+) -> None:
+    (block,) = blocks("program.py")
+    (tmp_path / "program.py").write_text(block)
+    agents_terminal.run("taskservice run --agent counter -- python program.py")
+    task = the_task(alice)
+    assert task["logs"] == ["a line that is not printed"]
+    assert (task["status"], task["output"]) == ("complete", {"share": 0.5})
+
+
 def test_readme_curl_agent(alice: RemotePerson, agents_terminal: Terminal) -> None:
     (block,) = blocks("agent: curl")
     agents_terminal.run(block)

@@ -102,6 +102,27 @@ def test_outputs_stay_apart_where_they_go_to_two_places(
     assert sorted(the_task(alice)["logs"]) == ["one", "three", "two"]
 
 
+def test_output_that_nobody_reads_holds_up_neither_the_log_nor_the_end(
+    alice: RemotePerson, laptop: Laptop
+) -> None:
+    with laptop.spawn("run", "--agent", "a", "--", "seq", "300000") as process:
+        ended = eventually(lambda: alice.request("GET", "/task?status=complete").json())
+        assert ended[0]["logs"] == [str(number) for number in range(1, 300_001)]
+        # It waits for its reader, as a pipe to `cat` would, until it is told not to.
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+
+
+def test_output_that_is_read_late_is_shown_whole(alice: RemotePerson, laptop: Laptop) -> None:
+    process = laptop.spawn("run", "--agent", "a", "--", "seq", "300000")
+    eventually(lambda: alice.request("GET", "/task?status=complete&fields=id").json())
+    shown, _ = process.communicate(timeout=20)
+    assert shown.splitlines() == [str(number) for number in range(1, 300_001)]
+    assert process.returncode == 0
+
+
 def test_progress_bar_is_one_line(alice: RemotePerson, laptop: Laptop) -> None:
     bar = r"printf '10%%\r50%%\r'; sleep 0.3; printf '100%%\ndone\r\n\rlast'"
     run(laptop, bar)
@@ -176,6 +197,22 @@ def test_program_can_report_more_by_itself(alice: RemotePerson, laptop: Laptop) 
     task = the_task(alice)
     assert sorted(task["logs"]) == ["printed", "sent"]
     assert (task["output"], task["name"]) == ({"share": 0.5}, "half done")
+
+
+def test_block_in_a_program_leaves_the_end_to_run(alice: RemotePerson, laptop: Laptop) -> None:
+    program = (
+        "import sys\n"
+        "from taskservice.client import current\n"
+        "with current() as task:\n"
+        "    task.log('sent')\n"
+        "    task.output['share'] = 1\n"
+        "current().log('and more')\n"
+        "sys.exit(4)\n"
+    )
+    assert quiet(laptop.run("run", "--agent", "a", "--", sys.executable, "-c", program)) == 4
+    task = the_task(alice)
+    assert (task["logs"], task["output"]) == (["sent", "and more"], {"share": 1})
+    assert task["error"]["message"] == "Exit status 4"
 
 
 def test_program_knows_its_task(alice: RemotePerson, laptop: Laptop) -> None:
@@ -322,7 +359,9 @@ def test_task_that_others_have_finished_lets_the_program_go_on(
 
 def test_heartbeats_come_while_the_program_is_silent(alice: RemotePerson, laptop: Laptop) -> None:
     with Receiver() as receiver:
-        receiver.answer = play.answer(201, {"Content-Type": "application/json"}, b'{"id": "x"}')
+        receiver.answer = play.answer(
+            201, {"Content-Type": "application/json"}, b'{"id": "x", "agentId": "a", "userId": "u"}'
+        )
         laptop.url = receiver.url
         run(laptop, "sleep 2.5", "--timeout", "3")
     beats = [request for request in receiver.requests if request.body == b'{"logs": []}']
@@ -514,3 +553,28 @@ def end_for_silence(service: Service) -> None:
     )
     connection.commit()
     connection.close()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_outputs_are_nowhere_and_the_log_has_the_lines(
+    alice: RemotePerson, laptop: Laptop, closed: str
+) -> None:
+    command = [*laptop.command, "run", "--agent", "a", "--", "sh", "-c", "echo out; echo err >&2"]
+    shell = ["sh", "-c", f'"$@" {closed}', "sh", *command]
+    result = subprocess.run(
+        shell, env=laptop.environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    task = the_task(alice)
+    assert (result.returncode, sorted(task["logs"])) == (0, ["err", "out"])
+    assert result.stdout == ("" if " >&-" in f" {closed}" else "out\n")
+    assert result.stderr == ("" if "2>&-" in closed else "err\n")
+    assert laptop.left_runs() == []
+
+
+def test_remarks_do_not_go_to_stdout_where_stderr_is_closed(laptop: Laptop) -> None:
+    command = [*laptop.command, "run", "--agent", "a", "--", "no-such-program"]
+    shell = ["sh", "-c", '"$@" 2>&-', "sh", *command]
+    result = subprocess.run(
+        shell, env=laptop.environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (result.returncode, result.stdout) == (127, "")

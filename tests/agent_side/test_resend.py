@@ -1,0 +1,186 @@
+"""`taskservice run --resend`: what runs have left on the disk, sent by whom it may be sent."""
+
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from taskservice.runner.record import Record
+from taskservice.runner.spool import Spool
+from tests import receiver as play
+from tests.laptop import Laptop, eventually, laptop_of, tasks, the_task
+from tests.live import Service
+from tests.people import RemotePerson
+from tests.receiver import Receiver, unused_port
+
+
+def killed_run(person: RemotePerson, laptop: Laptop) -> Path:
+    """The folder of a run whose task is made, and that was killed before its end."""
+    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
+    eventually(lambda: [task for task in tasks(person) if task["logs"] == ["ready"]])
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=20)
+    (folder,) = laptop.left_runs()
+    return folder
+
+
+def run_without_a_task(laptop: Laptop, agent_id: str = "a", **wishes: object) -> Path:
+    """The folder of a run that ended while the service was away."""
+    record = Record(laptop.url, {"agentId": agent_id, "claim": True, **wishes})
+    record.report = {"status": "complete"}
+    record.keep(laptop.home / "state" / "taskservice" / "runs")
+    assert record.folder is not None
+    spool = Spool(record.folder)
+    spool.put([b"from afar"])
+    spool.close()
+    record.release()
+    return record.folder
+
+
+def agent_key(person: RemotePerson, agent_id: str) -> str:
+    person.request("PUT", f"/agent/{agent_id}").raise_for_status()
+    wishes = {"name": agent_id, "agentId": agent_id}
+    return str(person.request("POST", "/key", json=wishes).json()["key"])
+
+
+def test_run_of_another_user_is_kept(
+    alice: RemotePerson, laptop: Laptop, service: Service, tmp_path: Path
+) -> None:
+    folder = killed_run(alice, laptop)
+    own_key, laptop.key = laptop.key, str(service.add_user("bob").session.headers["apikey"])
+    foreign = laptop.run("run", "--resend")
+    assert (foreign.returncode, foreign.stdout) == (1, "")
+    assert f"the key is another user's or agent's; it stays in {folder}" in foreign.stderr
+    assert laptop.left_runs() == [folder]
+    laptop.key = own_key
+    assert laptop.run("run", "--resend").returncode == 0
+    assert the_task(alice)["logs"] == ["ready"]
+    assert laptop.left_runs() == []
+
+
+def test_run_of_another_agent_is_kept(alice: RemotePerson, laptop: Laptop) -> None:
+    folder = run_without_a_task(laptop)
+    laptop.key = agent_key(alice, "other")
+    foreign = laptop.run("run", "--resend")
+    assert (foreign.returncode, foreign.stdout) == (1, "")
+    assert "the key is another user's or agent's" in foreign.stderr
+    assert laptop.left_runs() == [folder]
+    laptop.key = agent_key(alice, "a")
+    assert laptop.run("run", "--resend").returncode == 0
+    assert the_task(alice)["logs"] == ["from afar"]
+
+
+def test_run_that_is_refused_says_how_to_forget_it(alice: RemotePerson, laptop: Laptop) -> None:
+    folder = run_without_a_task(laptop, callback="nonsense")
+    refused = laptop.run("run", "--resend")
+    assert refused.returncode == 1
+    assert f"it stays in {folder}, remove that to forget it" in refused.stderr
+    assert laptop.left_runs() == [folder]
+
+
+def test_not_found_is_no_deletion_of_a_task_that_was_never_made(
+    alice: RemotePerson, laptop: Laptop
+) -> None:
+    folder = run_without_a_task(laptop)
+    headers = {"Content-Type": "application/problem+json"}
+    user = alice.request("GET", "/user").content
+    with Receiver() as receiver:
+        receiver.answer = play.answer(404, headers, b'{"detail": "Agent\'s ID is not found"}')
+        receiver.paths["/api/v1/user"] = play.answer(
+            200, {"Content-Type": "application/json"}, user
+        )
+        laptop.url = receiver.url.rstrip("/")
+        record = folder / "run.json"
+        record.write_text(record.read_text().replace(alice.url, laptop.url))
+        refused = laptop.run("run", "--resend")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert laptop.left_runs() == [folder]
+
+
+def test_deleted_task_is_not_wanted_any_more(alice: RemotePerson, laptop: Laptop) -> None:
+    killed_run(alice, laptop)
+    task_id = the_task(alice)["id"]
+    alice.request("DELETE", f"/task/{task_id}").raise_for_status()
+    unwanted = laptop.run("run", "--resend")
+    assert (unwanted.returncode, unwanted.stdout) == (0, f"{task_id} is not wanted any more\n")
+    assert laptop.left_runs() == []
+
+
+def test_agent_that_the_key_may_not_see_does_not_stop_the_program(
+    service: Service, tmp_path: Path
+) -> None:
+    """The service is away at the start, and then makes no task for this key."""
+    laptop = laptop_of(service.add_user("carol"), tmp_path / "home")
+    headers = {"Content-Type": "application/problem+json"}
+    with Receiver() as receiver:
+        receiver.answer = play.answer(503)
+        laptop.url = receiver.url
+        script = "echo ready; sleep 2; echo done; exit 7"
+        process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", script)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        receiver.answer = play.answer(404, headers, b'{"detail": "Agent\'s ID is not found"}')
+        printed, remarks = process.communicate(timeout=30)
+    assert (process.returncode, printed) == (7, "done\n")
+    assert "the service refuses: Agent's ID is not found; the program runs on" in remarks
+    assert len(laptop.left_runs()) == 1
+
+
+def test_lines_come_once_where_their_number_was_lost(alice: RemotePerson, laptop: Laptop) -> None:
+    folder = run_without_a_task(laptop)
+    task = alice.start("a")
+    lines = {"logs": ["one", "two"], "seq": 1, "writer": "run"}
+    alice.request("POST", f"/task/{task['id']}/logs", json=lines).raise_for_status()
+    record = folder / "run.json"
+    record.write_text(record.read_text().replace('"taskId": null', f'"taskId": "{task["id"]}"'))
+    (folder / "place").write_bytes(b"")
+    resent = laptop.run("run", "--resend")
+    assert (resent.returncode, resent.stderr) == (0, "")
+    assert the_task(alice)["logs"] == ["one", "two", "from afar"]
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"Only root may mount a small file system: {error}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_disk_that_fills_up_is_said_and_keeps_the_end(
+    alice: RemotePerson, laptop: Laptop, tiny_disk: Path
+) -> None:
+    laptop.home = tiny_disk
+    script = (
+        "echo first; sleep 0.3; head -c 2000000 /dev/zero 2>&- > $HOME/filler; sleep 0.1; "
+        "seq 2 100000; exit 3"
+    )
+    away = laptop.url = f"http://127.0.0.1:{unused_port()}"
+    result = laptop.run("run", "--agent", "a", "--", "sh", "-c", script)
+    assert result.returncode == 3
+    assert "No space left on device" in result.stderr
+    said = re.search(r"([0-9,]+) lines found no room and are lost", result.stderr)
+    assert said is not None
+    (tiny_disk / "filler").unlink()
+    (folder,) = laptop.left_runs()
+    record = folder / "run.json"
+    record.write_text(record.read_text().replace(away, alice.url))
+    laptop.url = alice.url
+    resent = laptop.run("run", "--resend")
+    assert (resent.returncode, resent.stderr) == (0, "")
+    task = the_task(alice)
+    assert task["error"]["message"] == "Exit status 3"
+    marks = [line for line in task["logs"] if "were left out here" in line]
+    left_out = sum(int(mark.split()[1].replace(",", "")) for mark in marks)
+    assert left_out == int(said[1].replace(",", ""))
+    assert left_out + len(task["logs"]) - len(marks) == 100_000
+    assert laptop.left_runs() == []
