@@ -61,7 +61,7 @@ class Visitor:
         page = self.go("/sign-in")
         page.get_by_label("API key").fill(key)
         page.get_by_role("button", name="Sign in").click()
-        page.get_by_role("heading", name="Tasks").wait_for()
+        page.get_by_role("heading", name="Tasks", exact=True).wait_for()
         return page
 
     def check(self) -> None:

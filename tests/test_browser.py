@@ -132,15 +132,55 @@ def test_list_follows_within_two_seconds(visitor: Visitor, site: Site) -> None:
 def test_filters_live_in_the_url(visitor: Visitor, site: Site) -> None:
     page = visitor.go()
     page.get_by_label("Name").fill("wiki")
-    page.get_by_label("Started").select_option("7d")
-    page.get_by_role("button", name="Apply").click()
+    page.get_by_label("Name").press("Enter")
+    page.wait_for_url(f"{site.url}/?q=wiki")
+    choice = page.get_by_label("Started")
+    choice.focus()
+    choice.select_option("7d")
+    page.wait_for_url(f"{site.url}/?q=wiki&since=7d")
+    expect(page.locator("#chart")).to_contain_text("in the last 7 days")
+    expect(choice).to_be_focused()
     page.get_by_role("navigation", name="Status").get_by_role("link", name="Error").click()
     assert page.url == f"{site.url}/?q=wiki&since=7d&status=error"
     expect(page.locator("#rows tr")).to_have_count(1)
+    page.get_by_label("Order").select_option("createdAt")
+    page.wait_for_url(re.compile("status=error.*sort=createdAt"))
     page.reload()
     expect(page.locator("#rows")).to_contain_text("Backup of the wiki")
-    page.get_by_role("link", name="Clear").click()
+    page.go_back()
+    expect(page.get_by_label("Order")).to_have_value("")
+    bar = page.locator("#chart a").filter(has=page.locator("rect.error")).first
+    words = str(bar.locator("title").text_content())
+    assert words.endswith("1 task")
+    assert "UTC" not in words
+    bar.click()
+    expect(page.locator("#narrowed")).to_contain_text("Only what was started from")
+    expect(page.locator("#rows tr")).to_have_count(1)
+    page.get_by_role("link", name="Show all tasks").click()
     assert page.url == f"{site.url}/"
+
+
+def test_first_agent_and_first_task_appear_by_themselves(browser: Browser, site: Site) -> None:
+    newcomer = add_person(site.app, f"newcomer {time.monotonic_ns()}")
+    guest = Visitor(browser, site.url)
+    page = guest.sign_in(newcomer.key)
+    assert violations(page) == []
+    expect(page.get_by_role("heading", name="No tasks yet")).to_be_visible()
+    assert f"TASKSERVICE_URL={site.url}\n" in str(page.locator("#start-where").text_content())
+    agents, other = guest.context.new_page(), guest.context.new_page()
+    agents.goto(f"{site.url}/agents")
+    assert violations(agents) == []
+    other.goto(f"{site.url}/keys")
+    newcomer.register("counter")
+    expect(agents.locator("#unused")).to_contain_text("counter", timeout=4_000)
+    expect(other.locator("#choice-counter")).to_be_attached(timeout=4_000)
+    task = newcomer.start("counter", name="The first one")
+    expect(agents.locator("#agents")).to_contain_text("The first one", timeout=4_000)
+    expect(page.locator(f"#task-{task['id']}")).to_be_visible(timeout=4_000)
+    newcomer.register("second")
+    expect(page.locator("#choice-second")).to_be_attached(timeout=4_000)
+    guest.check()
+    guest.close()
 
 
 def test_running_task_is_followed_live(visitor: Visitor, site: Site) -> None:
