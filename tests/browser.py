@@ -76,5 +76,5 @@ class Visitor:
 
 def violations(page: Page) -> list[str]:
     """What axe-core finds wrong with a page: rule and elements."""
-    found = Axe().run(page).response["violations"]
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
     return [f"{rule['id']}: {node['html']}" for rule in found for node in rule["nodes"]]

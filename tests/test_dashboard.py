@@ -15,6 +15,7 @@ from flask import Flask
 from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
 
+from taskservice import stamps
 from taskservice.app import create_app
 from taskservice.config import Config
 from taskservice.dashboard import sessions
@@ -161,6 +162,9 @@ def test_sign_in_leads_nowhere_else(app: Flask, alice: Person, path: str) -> Non
     assert Browser(app).sign_in(alice.key, next=path).location == "/"
 
 
+session_interface = sessions.Sessions()
+
+
 @on_sqlite
 def test_key_is_nowhere_in_what_the_browser_keeps(app: Flask, alice: Person) -> None:
     browser = Browser(app)
@@ -171,23 +175,30 @@ def test_key_is_nowhere_in_what_the_browser_keeps(app: Flask, alice: Person) -> 
     assert set(attributes) == {"HttpOnly", "Path=/", "SameSite=Lax"}
     session = browser.client.get_cookie(cookie.partition("=")[0])
     assert session is not None
-    assert alice.key[9:20] not in session.value
+    said = session_interface.get_signing_serializer(app).loads(session.value)
+    assert set(said) == {"key", "until"}
+    assert alice.key[9:20] not in str(said)
 
 
 @on_sqlite
 def test_cookie_is_secure_behind_tls(app: Flask) -> None:
-    for cookie in Browser(app, base_url="https://tasks.example").cookies():
-        assert "; Secure" in cookie
+    (cookie,) = Browser(app, base_url="https://tasks.example").cookies()
+    assert "; Secure" in cookie
 
 
 def test_revoked_and_expired_keys_end_their_sessions(app: Flask, alice: Person) -> None:
-    key = alice.post("/key", json={"name": "soon gone"}).json
-    assert key is not None
-    browser = Browser(app)
-    browser.sign_in(key["key"])
-    assert browser.get("/").status_code == 200
-    alice.delete(f"/key/{key['id']}")
-    assert browser.get("/").location == "/sign-in"
+    wishes = ({"name": "soon gone"}, {"name": "soon over", "expiresAt": stamps.now(1.5)})
+    for wish in wishes:
+        key = alice.post("/key", json=wish).json
+        assert key is not None
+        browser = Browser(app)
+        browser.sign_in(key["key"])
+        assert browser.get("/").status_code == 200
+        if "expiresAt" in wish:
+            time.sleep(1.5)
+        else:
+            alice.delete(f"/key/{key['id']}")
+        assert browser.get("/").location == "/sign-in"
 
 
 @on_sqlite

@@ -13,7 +13,7 @@ const SELECTED_BEYOND = 1_000;
 const TALLEST = 8_000_000;
 const MOST_COPIED = 20_000;
 const PATIENCE_MS = 500;
-const LONGEST_PATIENCE_MS = 5_000;
+const LONGEST_PATIENCE_MS = 2_000;
 // When all places are taken there is no hurry: the page looks every second anyway.
 const CROWDED_PATIENCE_MS = 5_000;
 const LONGEST_CROWDED_MS = 30_000;
@@ -237,7 +237,7 @@ async function fetchMissing() {
   fetching = true;
   for (let number = missing(); number !== null; number = missing()) {
     if (!(await bring(number, first))) {
-      setTimeout(draw, LONGEST_PATIENCE_MS / 2);
+      setTimeout(draw, LONGEST_PATIENCE_MS);
       break;
     }
     forgetFar(seen().top);
