@@ -313,14 +313,22 @@ def test_reader_pauses_and_goes_on_where_there_are_new_lines(visitor: Visitor, s
     page = visitor.go(f"/tasks/{task['id']}")
     last = page.locator("#log .line").last
     expect(last).to_have_text("300line 300")
-    page.get_by_role("button", name="Pause").click()
+    # At the very moment at which the page scrolls for a new line.
+    page.evaluate(
+        "() => new MutationObserver((_, observer) => { observer.disconnect();"
+        " document.getElementById('log-follow').click(); })"
+        ".observe(document.getElementById('log-lines'), { childList: true })"
+    )
+    site.alice.append(task, "line 301")
+    expect(page.get_by_role("button", name="Follow")).to_be_visible()
+    page.wait_for_timeout(300)
     top = page.locator("#log").evaluate("element => element.scrollTop")
-    site.alice.append(task, *[f"line {n}" for n in range(301, 338)])
+    site.alice.append(task, *[f"line {n}" for n in range(302, 339)])
     expect(page.get_by_role("button", name="37 new lines")).to_be_visible()
     expect(page.get_by_role("button", name="Follow")).to_be_visible()
     assert page.locator("#log").evaluate("element => element.scrollTop") == top
     page.get_by_role("button", name="37 new lines").click()
-    expect(last).to_have_text("337line 337")
+    expect(last).to_have_text("338line 338")
     expect(page.locator("#log-new")).to_be_hidden()
     # Whoever selects wants it to stay, also when its lines are out of sight.
     lines = page.locator("#log .line > span")
@@ -338,7 +346,7 @@ def test_reader_pauses_and_goes_on_where_there_are_new_lines(visitor: Visitor, s
     page.evaluate("getSelection().removeAllRanges()")
     page.locator("#log .line a").nth(20).focus()
     page.keyboard.press("End")
-    expect(last).to_have_text("337line 337")
+    expect(last).to_have_text("338line 338")
     expect(page.locator("#log")).to_be_focused()
     expect(page.get_by_role("button", name="Pause")).to_be_visible()
     site.alice.post(f"/task/{task['id']}/cancel")
@@ -399,6 +407,21 @@ def test_number_of_a_line_is_a_link_to_it(visitor: Visitor, site: Site) -> None:
     expect(page.get_by_role("button", name="Copied lines 1236–1239")).to_be_visible()
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied.splitlines() == [f"line {n}" for n in range(1236, 1240)]
+    finder = page.get_by_label("Find in the log")
+    finder.fill("NE 17")
+    for keys, number in (
+        ("Enter", 1700),
+        ("Enter", 1701),
+        ("Shift+Enter", 1700),
+        ("Shift+Enter", 179),
+    ):
+        finder.press(keys)
+        expect(marked).to_have_count(1)
+        expect(marked).to_have_text(f"{number}line {number}")
+        expect(marked).to_be_in_viewport()
+    finder.fill("nowhere")
+    finder.press("Enter")
+    expect(page.locator("#log-found")).to_have_text("Not found")
     page.locator("#log").press("End")
     expect(page.locator("#log .line").last).to_have_text("2000line 2000")
     page.locator("#log").press("Home")
