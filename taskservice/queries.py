@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from operator import eq, gt, lt
 from types import SimpleNamespace
@@ -30,6 +30,7 @@ from taskservice import stamps
 from taskservice.access import Caller, visible_agents, visible_tasks
 from taskservice.db import Timestamp, database_now, has_writer_queue, reading, writers_turn
 from taskservice.models import (
+    FAILED,
     PENDING,
     RUNNING,
     Agent,
@@ -58,6 +59,12 @@ PAGE_BYTES = 1024 * 1024
 PLACES = 1_000
 # A log of at most so many bytes is read together with those of its neighbours.
 SMALL_LOG = 64 * 1024
+
+# Deliveries that a list can be narrowed to, spelled out as the indexes of these rows have it.
+_few = {
+    PENDING: text("deliveries.state = 'pending'"),
+    FAILED: text("deliveries.state IN ('failed', 'cancelled') AND deliveries.state = 'failed'"),
+}
 
 NEWEST_FIRST, OLDEST_FIRST, BY_END = SORTS
 
@@ -176,6 +183,8 @@ class Selection:
     created_after: str | None = None
     created_before: str | None = None
     finished_after: str | None = None
+    # The state of a delivery of theirs.
+    delivery: str | None = None
     sort: str = NEWEST_FIRST
 
 
@@ -284,6 +293,9 @@ def _conditions(caller: Caller, selection: Selection) -> list[ColumnElement[bool
     if selection.name_part is not None:
         part = selection.name_part.casefold()
         conditions.append(Task.name_folded.contains(part, autoescape=True))
+    if selection.delivery is not None:
+        few = select(Delivery.task_id).where(_few[selection.delivery])
+        conditions.append(Task.id.in_(few))
     return conditions
 
 
@@ -381,15 +393,33 @@ def summaries(caller: Caller, wanted: Sequence[Place]) -> list[AnyRow]:
     return [rows[task_id] for task_id in ids if task_id in rows]
 
 
+def counts(
+    caller: Caller, selection: Selection, statuses: Sequence[str], most: int
+) -> dict[str, int]:
+    """How many tasks stand so, for each of `statuses`; `most` where there are more."""
+    counted = {
+        status: select(func.count()).select_from(
+            select(Task.id)
+            .where(*_conditions(caller, replace(selection, status=status)))
+            .limit(most)
+            .subquery()
+        )
+        for status in statuses
+    }
+    with reading() as connection:
+        row = connection.execute(select(*(one.scalar_subquery() for one in counted.values())))
+        return dict(zip(statuses, row.one(), strict=True))
+
+
 def starts(
-    caller: Caller, agent_id: str | None, moments: Sequence[str], statuses: Sequence[str]
+    caller: Caller, selection: Selection, moments: Sequence[str], statuses: Sequence[str]
 ) -> list[list[int]]:
     """For each of `statuses`: how many tasks were started from each of `moments` to the next."""
-    of_agent = _conditions(caller, Selection(agent_id=agent_id))
+    fit = _conditions(caller, selection)
     # Each count is of a part of one index.
     counts = [
         select(func.count())
-        .where(*of_agent, Task.status == status)
+        .where(*fit, Task.status == status)
         .where(Task.created_at >= since, Task.created_at < until)
         .scalar_subquery()
         for status in statuses
@@ -630,6 +660,19 @@ def delivery_states(rows: Sequence[AnyRow]) -> dict[str, str]:
 
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
 _AGENT = select(*AGENT_COLUMNS).where(visible_agents, Agent.id == bindparam("agent_id"))
+_LAST_USED_AT = (
+    select(func.max(Task.created_at))
+    .where(Task.user_id == Agent.user_id, Task.agent_id == Agent.id)
+    .scalar_subquery()
+    .label("last_used_at")
+)
+_AGENTS_BY_USE = (
+    select(*AGENT_COLUMNS, _LAST_USED_AT)
+    .where(visible_agents)
+    .order_by(_LAST_USED_AT.desc().nulls_last(), Agent.id)
+    .offset(bindparam("start"))
+    .limit(bindparam("count"))
+)
 _AGENTS_OF = select(*AGENT_COLUMNS).where(
     Agent.user_id == bindparam("user_id"), Agent.id.in_(bindparam("agent_ids", expanding=True))
 )
@@ -680,6 +723,13 @@ def agents(caller: Caller) -> Sequence[AnyRow]:
 def agent(caller: Caller, agent_id: str) -> AnyRow | None:
     with reading() as connection:
         return connection.execute(_AGENT, {"agent_id": agent_id, **caller.scope}).one_or_none()
+
+
+def agents_by_use(caller: Caller, start: int, count: int) -> Sequence[AnyRow]:
+    """Agents with the moment of their last task, `last_used_at`: newest first, unused ones last."""
+    with reading() as connection:
+        wanted = {"start": start, "count": count, **caller.scope}
+        return connection.execute(_AGENTS_BY_USE, wanted).all()
 
 
 def agents_by_id(user_id: str, agent_ids: Collection[str]) -> dict[str, AnyRow]:
