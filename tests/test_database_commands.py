@@ -18,7 +18,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import create_engine, insert, literal, select, text, update
 
-from taskservice import inspection, migrations
+from taskservice import inspection, migrations, stamps
 from taskservice.db import transaction
 from taskservice.models import Attempt, Delivery, Task
 from tests.conftest import Databases
@@ -371,17 +371,22 @@ def test_unreachable_server_is_an_error_without_its_password(tmp_path: Path) -> 
     assert "hidden-word" not in json.dumps(found)
 
 
-def test_webhooks_that_nobody_sends_are_a_warning(data: Path) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "state", "code"), [(10, "ok", 0), (600, "warning", 0), (7_200, "error", 1)]
+)
+def test_webhooks_that_nobody_sends_are_a_warning_and_then_an_error(
+    data: Path, seconds: int, state: str, code: int
+) -> None:
     change(
         data,
         *A_TASK,
         "INSERT INTO deliveries (id, task_id, callback_url, host, state, created_at, "
         "attempt_count, next_attempt_at) SELECT 'd', id, 'http://x/', 'x', 'pending', '2026', 0, "
-        "'2026-01-01T00:00:00.000Z' FROM tasks",
+        f"'{stamps.now(-seconds)}' FROM tasks",
     )
-    found = check(data)["deliveries"]
-    assert found["state"] == "warning"
-    assert "taskservice worker" in found["message"]
+    found = check(data, code)["deliveries"]
+    assert found["state"] == state
+    assert ("taskservice worker" in found["message"]) == (state != "ok")
 
 
 @pytest.mark.parametrize(
