@@ -592,7 +592,7 @@ def test_keyboard_alone_reaches_a_task(visitor: Visitor) -> None:
 
 def test_service_needs_no_proxy(browser: Browser, tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
-        alice = service.add_user()
+        alice = service.add_user("alice")
         task = alice.start(name="Without a proxy", claim=True)
         visitor = Visitor(browser, service.url)
         page = visitor.sign_in(str(alice.session.headers["apikey"]))
