@@ -119,7 +119,7 @@ def start(site: Site, **wishes: Any) -> dict[str, Any]:
 
 
 def sign_out(page: Page) -> None:
-    page.get_by_text("alice", exact=True).click()
+    page.locator("#menu summary").click()
     page.get_by_role("button", name="Sign out").click()
 
 
