@@ -40,6 +40,8 @@ GRACE_SECONDS = 10.0
 SILENCE_SECONDS = 30.0
 # The same when the service had been away for long already.
 LEAST_SECONDS = 5.0
+# How long the wrapper, told to stop, waits for somebody to read what was printed.
+SHOW_SECONDS = 1.0
 NOT_RUN = 127
 NOT_EXECUTABLE = 126
 
@@ -121,6 +123,8 @@ class Run:
         code, report = self._run_program(pump, sender)
         self._is_over = True
         self._finish(sender, report)
+        # Whoever was told to stop waits no longer for those who should read and do not.
+        pump.show_rest(self._is_hurried, SHOW_SECONDS if self._received else math.inf)
         return code
 
     def _run_program(self, pump: Pump, sender: Sender) -> tuple[int, dict[str, Any]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import receiver as play
-from tests.laptop import Laptop, eventually, kill, laptop_of, the_task
+from tests.laptop import Laptop, eventually, kill, laptop_of, tasks, the_task
 from tests.live import Service
 from tests.people import RemotePerson
 from tests.receiver import Receiver, unused_port
@@ -353,6 +353,35 @@ def test_background_process_does_not_hold_the_run(alice: RemotePerson, laptop: L
     assert time.monotonic() - began < 15
     os.kill(int(result.stdout), signal.SIGKILL)
     assert the_task(alice)["status"] == "complete"
+
+
+def test_output_that_nobody_reads_does_not_hold_the_log(
+    alice: RemotePerson, laptop: Laptop
+) -> None:
+    script = "seq 100000; echo ready; sleep 1000"
+    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", script)
+    eventually(lambda: the_log(alice)[-1:] == ["ready"])
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 143
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    process.stderr.close()
+    task = the_task(alice)
+    assert (task["logCount"], task["error"]["type"]) == (100_001, "failed")
+    assert laptop.left_runs() == []
+
+
+def test_signal_after_the_end_waits_no_longer_for_a_reader(
+    alice: RemotePerson, laptop: Laptop
+) -> None:
+    process = laptop.spawn("run", "--agent", "a", "--", "seq", "100000")
+    eventually(lambda: tasks(alice) and the_task(alice)["status"] == "complete")
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(5) == 0
+    process.communicate()
 
 
 # --- settings and refusals ---------------------------------------------------------------
