@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from signal import SIGKILL, SIGTERM
 from typing import Any
 
 from taskservice.client import tasks
@@ -22,7 +21,7 @@ from taskservice.client.errors import (
 from taskservice.client.http import Connection
 from taskservice.client.sender import HEARTBEAT_SECONDS, Sender
 from taskservice.client.text import OUTPUT_BYTES, message
-from taskservice.runner.process import Process, describe, exit_code
+from taskservice.runner.process import FOR_ITSELF, Process, describe, exit_code
 from taskservice.runner.pump import Pump
 from taskservice.runner.record import Record, state_folder
 from taskservice.runner.spool import Spool
@@ -79,14 +78,16 @@ class Run:
 
     # --- from other threads --------------------------------------------------------------
 
-    def forward(self, number: int) -> None:
+    def forward(self, number: int, is_from_terminal: bool = False) -> None:
         """Pass on a signal; when the program has ended already, wait no longer for the service."""
-        self._received.append(number)
+        if number not in FOR_ITSELF:
+            self._received.append(number)
         if self._process is None:
             return
         if self._is_over:
-            self._is_hurried.set()
-        elif not self._process.heard_from_terminal(number):
+            if number not in FOR_ITSELF:
+                self._is_hurried.set()
+        elif not (is_from_terminal and self._process.heard_from_terminal(number)):
             self._process.send(number)
 
     # --- the run -------------------------------------------------------------------------
@@ -193,10 +194,7 @@ class Run:
             what = "cancelled" if isinstance(error, TaskCancelled) else "deleted"
             if self._process is not None and not self._is_over:
                 self._say(f"the task was {what}; the program is told to stop")
-                self._process.send(SIGTERM)
-                timer = threading.Timer(GRACE_SECONDS, self._process.send, [SIGKILL])
-                timer.daemon = True
-                timer.start()
+                self._process.stop(GRACE_SECONDS)
         else:
             self._say(f"the service refuses: {error}; the program runs on")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from taskservice.client.errors import PASSING, NotFound, TaskServiceError
 from taskservice.client.http import delays, pause_after
 from taskservice.client.tasks import Client, Task
-from taskservice.runner.process import signal_name
+from taskservice.runner.process import FOR_ITSELF, signal_name
 from taskservice.runner.run import Run, failed, remark
 
 # A claim waits so long on the service; after a signal it is waited for.
@@ -27,11 +27,12 @@ class Worker:
         self._runs: dict[str, Run] = {}
         self._stopping: int | None = None
 
-    def stop(self, number: int) -> None:
+    def stop(self, number: int, is_from_terminal: bool = False) -> None:
         """Claim nothing more, and pass the signal on to the programs that run."""
-        self._stopping = number
+        if number not in FOR_ITSELF:
+            self._stopping = number
         for run in list(self._runs.values()):
-            run.forward(number)
+            run.forward(number, is_from_terminal)
 
     def work(self) -> None:
         """Until `stop`, and until the programs that run then have ended.

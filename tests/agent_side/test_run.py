@@ -1,7 +1,6 @@
 """`taskservice run`: any program becomes a task."""
 
 import os
-import pty
 import signal
 import sqlite3
 import subprocess
@@ -256,42 +255,6 @@ def test_program_that_takes_a_signal_and_ends_well_is_complete(
     task = the_task(alice)
     assert (process.returncode, task["status"]) == (0, "complete")
     assert task["logs"] == ["ready", "stopping"]
-
-
-def test_program_at_a_terminal_gets_ctrl_c_once_and_can_read(
-    alice: RemotePerson, laptop: Laptop
-) -> None:
-    program = (
-        "import signal, time\n"
-        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])\n"
-        "print('hello', input(), flush=True)\n"
-        "interrupts = 0\n"
-        "while signal.sigtimedwait([signal.SIGINT], 3):\n"
-        "    interrupts += 1\n"
-        "print('interrupts:', interrupts)\n"
-    )
-    leader, follower = pty.openpty()
-    command = [*laptop.command, "run", "--agent", "a", "--", sys.executable, "-c", program]
-    started = (
-        "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-        "os.execv(sys.argv[1], sys.argv[1:])"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", started, *command], env=laptop.environment,
-        stdin=follower, stdout=follower, stderr=follower, start_new_session=True,
-    )  # fmt: skip
-    os.close(follower)
-    os.write(leader, b"world\n")
-    eventually(lambda: "hello world" in " ".join(the_log(alice)))
-    # Two in the same instant would be one to the program, so ours would come later.
-    process.send_signal(signal.SIGSTOP)
-    os.write(leader, b"\x03")
-    time.sleep(0.5)
-    process.send_signal(signal.SIGCONT)
-    eventually(lambda: process.poll() is not None)
-    os.close(leader)
-    assert process.returncode == 0
-    assert the_log(alice)[-1] == "interrupts: 1"
 
 
 def the_log(person: RemotePerson) -> list[str]:
