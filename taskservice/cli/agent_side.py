@@ -56,8 +56,3 @@ def give_up(message: str, code: int = 1) -> NoReturn:
 def print_json(value: Any) -> None:
     """One JSON object on a line of its own."""
     click.echo(json.dumps(value, ensure_ascii=False))
-
-
-def one_line(text: str) -> str:
-    """A text of somebody else's, without what would move a terminal's cursor."""
-    return "".join(character if character.isprintable() else "�" for character in text)

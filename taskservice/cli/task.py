@@ -7,8 +7,9 @@ from itertools import islice
 
 import click
 
-from taskservice.cli.agent_side import give_up, one_line, print_json, the_service
+from taskservice.cli.agent_side import give_up, print_json, the_service
 from taskservice.client import NotFound, Task
+from taskservice.client.text import one_line
 
 # How `follow` exits, by the outcome; 2 is for what is wrong with the command itself.
 OUTCOMES = {"failed": 1, "cancelled": 3, "timeout": 4}

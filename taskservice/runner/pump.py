@@ -76,7 +76,7 @@ class Pump:
         """`keep` gets the text of whole lines, and how many they are."""
         self.tail = Tail()
         self._keep = keep
-        self._streams = [Stream(1)] if _are_one(1, 2) else [Stream(1), Stream(2)]
+        self._streams = _streams([1] if _are_one(1, 2) else [1, 2])
         self._blocks: deque[tuple[Stream, bytes]] = deque()
         self._bytes = 0
         self._is_keeping = False
@@ -226,6 +226,20 @@ class Pump:
             with self._changed:
                 stream.unshown_bytes -= len(block)
                 self._changed.notify_all()
+
+
+def _streams(outs: Sequence[int]) -> list[Stream]:
+    """All of them, or OSError and none."""
+    made: list[Stream] = []
+    try:
+        for out in outs:
+            made.append(Stream(out))
+    except OSError:
+        for stream in made:
+            os.close(stream.reader)
+            os.close(stream.writer)
+        raise
+    return made
 
 
 def _can_wait(out: int) -> bool:

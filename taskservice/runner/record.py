@@ -136,6 +136,7 @@ class Record:
             with contextlib.suppress(OSError):
                 # First what makes it a run, so that no half of it is taken for one.
                 (self.folder / _RECORD).unlink(missing_ok=True)
+            self.release()
             shutil.rmtree(self.folder, ignore_errors=True)
         self.release()
 

@@ -19,7 +19,7 @@ from taskservice.client.errors import (
     TaskServiceError,
 )
 from taskservice.client.http import Connection
-from taskservice.client.sender import HEARTBEAT_SECONDS, Sender
+from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, Sender, heartbeat_for
 from taskservice.client.text import OUTPUT_BYTES, message
 from taskservice.runner.process import FOR_ITSELF, Process, describe, exit_code
 from taskservice.runner.pump import Pump
@@ -69,6 +69,9 @@ class Run:
     ) -> None:
         self._connection, self._command, self._say = connection, command, say
         self._record = Record(connection.url, wishes or {}, task.data if task else None)
+        self._heartbeat = heartbeat_for(self._record.wishes.get("timeout"))
+        if task is not None:
+            self._heartbeat = CLAIMED_HEARTBEAT_SECONDS
         self._input = None if task is None else json.dumps(task.input).encode()
         self._process: Process | None = None
         self._received: list[int] = []
@@ -116,11 +119,15 @@ class Run:
         self._spool = Spool(self._record.folder, on_full=self._disk_is_full)
         sender = Sender(
             self._connection, self._spool, WRITER, self._task_id,
-            heartbeat=self._heartbeat(), on_stop=self._stop, on_trouble=self._trouble,
+            heartbeat=self._heartbeat, on_stop=self._stop, on_trouble=self._trouble,
         )  # fmt: skip
         if self._record.task_id is None:
             sender.last_answer = float("-inf")  # there was none yet
-        pump = Pump(self._spool.put_text)
+        try:
+            pump = Pump(self._spool.put_text)
+        except OSError:  # there are no more files to be had
+            self._record.remove()
+            raise
         code, report = self._run_program(pump, sender)
         self._is_over = True
         self._finish(sender, report)
@@ -168,10 +175,6 @@ class Run:
             own["TASKSERVICE_TASK_URL"] = url
         strange = ("TASKSERVICE_TASK_ID", "TASKSERVICE_TASK_URL", OUTPUT)
         return {name: text for name, text in os.environ.items() if name not in strange} | own
-
-    def _heartbeat(self) -> float:
-        timeout = self._record.wishes.get("timeout") or 0
-        return min(HEARTBEAT_SECONDS, timeout / 3 or HEARTBEAT_SECONDS)
 
     def _task_id(self, **options: Any) -> str:
         """The task's id; it is made now if it could not be before."""
