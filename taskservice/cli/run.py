@@ -51,6 +51,10 @@ def _resend(agent: str | None, command_line: tuple[str, ...]) -> None:
     if agent is not None or command_line:
         raise click.UsageError("--resend goes alone.")
     with the_service() as client:
-        if not resend(client.connection, click.echo):
+        try:
+            is_done = resend(client.connection, click.echo)
+        except OSError as error:
+            give_up(str(error))
+        if not is_done:
             give_up("Not everything could be sent")
     sys.exit(0)

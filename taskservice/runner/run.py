@@ -17,6 +17,7 @@ from taskservice.client.errors import (
     PASSING,
     TaskCancelled,
     TaskServiceError,
+    Unreachable,
 )
 from taskservice.client.http import Connection
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, Sender, heartbeat_for
@@ -96,17 +97,33 @@ class Run:
     # --- the run -------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the task, if the service is there. Raises TaskServiceError for a wrong request."""
+        """Start the task, if the service is there. Raises TaskServiceError for a wrong request.
+
+        In a thread: neither a name server nor a service that drips has a time limit that
+        can be set. When its answer comes later, it is used then.
+        """
         self._keep_record()
         if self._record.task_id is not None:
             return
+        problems: list[TaskServiceError] = []
+        starter = threading.Thread(
+            target=self._try_to_start, args=[problems.append], name="starter", daemon=True
+        )
+        starter.start()
+        starter.join(START_SECONDS + 0.5)
+        if starter.is_alive():
+            problems.append(Unreachable(f"{self._connection.url} gives no answer"))
+        for problem in problems:
+            if not isinstance(problem, PASSING):
+                self._record.remove()
+                raise problem
+            self._say(f"{problem}; the program runs, its task is made when the service is back")
+
+    def _try_to_start(self, tell: Callable[[TaskServiceError], None]) -> None:
         try:
             self._task_id(patience=START_SECONDS, timeout=START_TIMEOUTS)
-        except PASSING as error:
-            self._say(f"{error}; the program runs, its task is made when the service is back")
-        except TaskServiceError:
-            self._record.remove()
-            raise
+        except TaskServiceError as error:
+            tell(error)
 
     def _keep_record(self) -> None:
         try:

@@ -22,6 +22,9 @@ os.write(1, b"one\\n"); os.write(2, b"two\\n"); os.write(1, b"three\\n")
 """
 
 
+DRIPS = b"HTTP/1.1 201 Created\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+
+
 def run(laptop: Laptop, script: str, *options: str) -> subprocess.CompletedProcess[str]:
     return laptop.run("run", "--agent", "a", *options, "--", "sh", "-c", script)
 
@@ -438,6 +441,26 @@ def test_without_the_service_the_program_runs_and_its_task_comes_later(
     assert (task["name"], task["logs"]) == ("away", ["hello"])
     assert task["error"]["message"] == "Exit status 3"
     assert laptop.left_runs() == []
+
+
+@pytest.mark.parametrize("behaviour", [play.silence, play.drip(b" " * 1000, 0.5, DRIPS)])
+def test_service_that_hangs_does_not_hold_the_program(
+    laptop: Laptop, behaviour: play.Behaviour
+) -> None:
+    with Receiver() as receiver:
+        receiver.answer = behaviour
+        laptop.url = receiver.url
+        began = time.monotonic()
+        process = laptop.spawn("run", "--agent", "a", "--", "echo", "hello")
+        assert process.stdout is not None
+        assert process.stdout.readline() == "hello\n"
+        assert time.monotonic() - began < 6
+        process.send_signal(signal.SIGTERM)
+        _, remarks = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "answer" in remarks
+    assert "the program runs" in remarks
+    assert len(laptop.left_runs()) == 1
 
 
 def test_resend_leaves_a_run_that_is_alive_alone(alice: RemotePerson, laptop: Laptop) -> None:
