@@ -18,8 +18,11 @@ WRONG_SETTING = 2
 
 
 @contextmanager
-def the_service(patience: float = PATIENCE_SECONDS) -> Iterator[Client]:
-    """A client for the service; what goes wrong there becomes one line and an exit code."""
+def the_service(patience: float = PATIENCE_SECONDS, failure: int = 1) -> Iterator[Client]:
+    """A client for the service; what goes wrong there becomes one line and an exit code.
+
+    That is `failure`, where it is neither a setting nor the key.
+    """
     try:
         yield Client(patience=patience)
     except SettingError as error:
@@ -29,7 +32,7 @@ def the_service(patience: float = PATIENCE_SECONDS) -> Iterator[Client]:
     except NotTheService as error:
         give_up(f"TASKSERVICE_URL: {error}", WRONG_SETTING)
     except TaskServiceError as error:
-        give_up(str(error))
+        give_up(str(error), failure)
 
 
 def open_standard_files() -> None:
@@ -56,8 +59,3 @@ def give_up(message: str, code: int = 1) -> NoReturn:
 def print_json(value: Any) -> None:
     """One JSON object on a line of its own."""
     click.echo(json.dumps(value, ensure_ascii=False))
-
-
-def one_line(text: str) -> str:
-    """A text of somebody else's, without what would move a terminal's cursor."""
-    return "".join(character if character.isprintable() else "�" for character in text)

@@ -6,7 +6,8 @@ from urllib.parse import urlsplit
 
 import click
 
-from taskservice.cli.agent_side import one_line, the_service
+from taskservice.cli.agent_side import the_service
+from taskservice.client.text import one_line
 from taskservice.listener import Listener
 
 

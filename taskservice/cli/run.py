@@ -1,15 +1,14 @@
 """`taskservice run`: any program becomes a task."""
 
-import signal
 import sys
 from typing import Any
 
 import click
 
 from taskservice.cli.agent_side import give_up, open_standard_files, the_service
-from taskservice.runner.process import FORWARDED
 from taskservice.runner.resend import resend
 from taskservice.runner.run import Run
+from taskservice.runner.signals import forward_signals
 
 
 @click.command("run", context_settings={"ignore_unknown_options": False})
@@ -52,14 +51,10 @@ def _resend(agent: str | None, command_line: tuple[str, ...]) -> None:
     if agent is not None or command_line:
         raise click.UsageError("--resend goes alone.")
     with the_service() as client:
-        if not resend(client.connection, click.echo):
+        try:
+            is_done = resend(client.connection, click.echo)
+        except OSError as error:
+            give_up(str(error))
+        if not is_done:
             give_up("Not everything could be sent")
     sys.exit(0)
-
-
-def forward_signals(forward: Any) -> None:
-    """Call `forward` with the number of each signal that is meant for the program."""
-    for number in FORWARDED:
-        # What whoever started us ignores, as nohup does, stays so.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda received, frame: forward(received))

@@ -7,13 +7,15 @@ from itertools import islice
 
 import click
 
-from taskservice.cli.agent_side import give_up, one_line, print_json, the_service
+from taskservice.cli.agent_side import give_up, print_json, the_service
 from taskservice.client import NotFound, Task
+from taskservice.client.text import one_line
 
 # How `follow` exits, by the outcome; 2 is for what is wrong with the command itself.
 OUTCOMES = {"failed": 1, "cancelled": 3, "timeout": 4}
 DELETED = 5
 INTERRUPTED = 130
+UNAVAILABLE = 69  # as sysexits.h has it
 
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 
@@ -56,11 +58,14 @@ def follow(task_id: str, as_json: bool) -> None:
     """Print the log as it grows, until the task ends.
 
     The exit status tells the outcome: 0 complete, 1 failed, 3 cancelled, 4 timeout,
-    5 deleted.
+    5 deleted, or not there at all; 69 when the service can't be asked.
     """
     # Longer than the service takes to start again.
-    with the_service(patience=60) as client:
-        task = client.task(task_id)
+    with the_service(patience=60, failure=UNAVAILABLE) as client:
+        try:
+            task = client.task(task_id)
+        except NotFound as error:
+            give_up(str(error), DELETED)
         try:
             for line in task.follow():
                 print_json(line._asdict()) if as_json else click.echo(line.text)

@@ -24,9 +24,16 @@ from taskservice.client.text import LOG_BYTES, mark
 SECONDS_BETWEEN = 0.2
 # How long a task may be silent before its agent says that it lives, and hears of a cancel.
 HEARTBEAT_SECONDS = 5.0
+# For a claimed task, whose timeout its JSON does not tell: less than the shortest, 1 s.
+CLAIMED_HEARTBEAT_SECONDS = 0.8
 BATCH_BYTES = 512 * 1024
 # So much of a log is left for the mark that says that it is full.
 _ROOM_FOR_MARK = 200
+
+
+def heartbeat_for(timeout: int | None) -> float:
+    """Seconds between heartbeats of a task that may be silent so long."""
+    return min(HEARTBEAT_SECONDS, timeout / 3) if timeout else HEARTBEAT_SECONDS
 
 
 class Batch(NamedTuple):

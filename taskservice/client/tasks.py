@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -27,7 +28,12 @@ from taskservice.client.errors import (
 )
 from taskservice.client.http import PATIENCE_SECONDS, Connection, body, delays, pause_after
 from taskservice.client.memory import Memory
-from taskservice.client.sender import HEARTBEAT_SECONDS, Sender
+from taskservice.client.sender import (
+    CLAIMED_HEARTBEAT_SECONDS,
+    HEARTBEAT_SECONDS,
+    Sender,
+    heartbeat_for,
+)
 
 COMPLETE = "complete"
 ERROR = "error"
@@ -70,6 +76,7 @@ class Task:
         data: Mapping[str, Any],
         writer: str = "python",
         reports_end: bool = True,
+        heartbeat: float = HEARTBEAT_SECONDS,
     ) -> None:
         self.data = dict(data)
         self.id = str(data["id"])
@@ -80,6 +87,7 @@ class Task:
         # Whether `with` does; not where `taskservice run` does it.
         self._reports_end = reports_end
         self._has_ended = False
+        self._heartbeat = heartbeat
         self._reset()
 
     def _reset(self) -> None:
@@ -193,7 +201,6 @@ class Task:
     def _start_sender(self) -> Sender:
         _writing.add(self)
         _drain_at_exit()
-        timeout = self.data.get("timeout") or 0
         self._memory = Memory()
         self._sender = Sender(
             self._connection,
@@ -201,7 +208,7 @@ class Task:
             # A name that nobody else counts lines under.
             f"{self._writer}-{uuid4().hex[:12]}",
             lambda: self.id,
-            heartbeat=min(HEARTBEAT_SECONDS, timeout / 3 or HEARTBEAT_SECONDS),
+            heartbeat=self._heartbeat,
         )
         self._sender.start()
         return self._sender
@@ -352,19 +359,17 @@ class Client:
         wishes |= {"callback": callback, "timeout": timeout, "claim": claim}
         wishes = {name: value for name, value in wishes.items() if value is not None}
         data = start(self.connection, wishes, uuid4().hex)
-        return Task(self.connection, data | {"timeout": timeout})
+        return Task(self.connection, data, heartbeat=heartbeat_for(timeout))
 
     def claim(self, agent_id: str, wait: float = WAIT_SECONDS) -> Task | None:
         """Take the oldest unclaimed task of an agent, or None when none came in `wait` seconds."""
         until = time.monotonic() + wait
         while True:
             asked = time.monotonic()
-            seconds = min(max(int(until - asked), 0), WAIT_SECONDS)
-            headers = {"Prefer": f"wait={seconds}"} if seconds else {}
-            path = f"/agent/{_segment(agent_id)}/claim"
-            answer = self.connection.call("POST", path, headers=headers)
-            if answer.status_code != 204:
-                return Task(self.connection, body(answer))
+            seconds = min(max(math.ceil(until - asked), 0), WAIT_SECONDS)
+            task = claim(self.connection, agent_id, seconds, uuid4().hex)
+            if task is not None:
+                return task
             if time.monotonic() + _ASK_AGAIN_SECONDS > until:
                 return None
             _rest(asked)
@@ -410,6 +415,18 @@ class Client:
     ) -> None:
         """Register an agent, or change it."""
         register(self.connection, agent_id, {"name": name, "description": description})
+
+
+def claim(connection: Connection, agent_id: str, seconds: int, idempotency_key: str) -> Task | None:
+    """Ask once for the oldest unclaimed task; however often this is repeated, it takes one."""
+    headers = {"Idempotency-Key": idempotency_key}
+    if seconds:
+        headers["Prefer"] = f"wait={seconds}"
+    path = f"/agent/{_segment(agent_id)}/claim"
+    answer = connection.call("POST", path, headers=headers)
+    if answer.status_code == 204:
+        return None
+    return Task(connection, body(answer), heartbeat=CLAIMED_HEARTBEAT_SECONDS)
 
 
 def current(connection: Connection | None = None) -> Task:

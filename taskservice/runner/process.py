@@ -1,22 +1,34 @@
 """A program as a child of ours: started, signalled, waited for."""
 
+import errno
 import os
+import shutil
 import signal
 import threading
+import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-# What a person or a supervisor may send to us, and means for the program.
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+from taskservice.runner.family import Family
+
+# What Ctrl-C and the like send to all of the terminal's foreground.
+_FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+# Meant for the program itself: whoever does not expect these dies of them.
+FOR_ITSELF = (signal.SIGUSR1, signal.SIGUSR2)
 # Python ignores these, and what is ignored stays so in a child.
 _BACK_TO_DEFAULT = (signal.SIGPIPE, signal.SIGXFSZ)
+# Whoever is paused would not see these before it goes on.
+_WITH_CONTINUE = (signal.SIGTERM, signal.SIGHUP)
+# After SIGKILL, for the kernel to do it.
+_SECONDS_TO_DIE = 2.0
 
 
 class Process:
     """A running program.
 
     Started at a terminal it stays in our process group, so that it can read from the
-    terminal and Ctrl-C and Ctrl-Z reach it as ever. Elsewhere it gets a group of its own,
-    and signals go to all of it: to what a shell script runs too.
+    terminal and Ctrl-C and Ctrl-Z reach it as ever. Elsewhere, or with a `stdin` that is
+    ours, it gets a group of its own. Signals go to all that it has started, too.
     """
 
     def __init__(
@@ -28,51 +40,136 @@ class Process:
         stderr: int,
     ) -> None:
         """Start it; raises OSError where it can't be run."""
-        self.at_terminal = stdin is None and os.isatty(0)
+        self.at_terminal = stdin is None and _has_terminal()
         moves = [] if stdin is None else [(os.POSIX_SPAWN_DUP2, stdin, 0)]
         moves += [(os.POSIX_SPAWN_DUP2, stdout, 1), (os.POSIX_SPAWN_DUP2, stderr, 2)]
-        self.id = os.posix_spawnp(
-            command[0],
-            list(command),
-            dict(environment),
-            file_actions=moves,
-            setsigdef=_BACK_TO_DEFAULT,
-            setpgroup=os.getpgrp() if self.at_terminal else 0,
-        )
+        options: dict[str, Any] = {"file_actions": moves, "setsigdef": _BACK_TO_DEFAULT}
+        # We wait for signals with all of them blocked.
+        options |= {"setsigmask": (), "env": dict(environment)}
+        if self.at_terminal:
+            options |= {"setpgroup": os.getpgrp()}
+        elif stdin is None:
+            options |= {"setpgroup": 0}
+        else:
+            # A terminal that we have would stop it in the background, if it should ask there.
+            options |= {"setsid": True}
+        self.id = _spawn(list(command), options)
+        self._family = Family(self.id, None if self.at_terminal else self.id)
         # `send` may be called by a signal handler that interrupts `wait`.
         self._lock = threading.RLock()
+        self._status: int | None = None
         self._has_ended = False
+        self._killed_at: float | None = None
 
     def wait(self) -> int:
         """Its exit status, negative for the signal that killed it."""
-        # Waited for without reaping first: its id must stay its own while we may signal it.
-        options = (os.P_PID, self.id, os.WEXITED | os.WNOWAIT)
-        waiter = threading.Thread(target=os.waitid, args=options, name="waiter", daemon=True)
+        waiter = threading.Thread(target=self._wait_for_end, name="waiter", daemon=True)
         waiter.start()
         join(waiter)
+        self._wait_for_rest()
         with self._lock:
             self._has_ended = True
-            _, status = os.waitpid(self.id, 0)
-        return os.waitstatus_to_exitcode(status)
+            if self._status is None:
+                _, self._status = os.waitpid(self.id, 0)
+        return os.waitstatus_to_exitcode(self._status)
+
+    def _wait_for_end(self) -> None:
+        """Wait without reaping: its id must stay its own while we may signal it."""
+        if hasattr(os, "waitid"):
+            os.waitid(os.P_PID, self.id, os.WEXITED | os.WNOWAIT)
+            return
+        while self._status is None:  # macOS before Python 3.13
+            with self._lock:
+                ended, status = os.waitpid(self.id, os.WNOHANG)
+                self._status = status if ended else None
+            time.sleep(0.02)
+
+    def _wait_for_rest(self) -> None:
+        """What it has started may still be ending, when it was stopped."""
+        while self._killed_at is not None:
+            with self._lock:
+                rest = self._family.members()
+            if not rest or time.monotonic() > self._killed_at + _SECONDS_TO_DIE:
+                return
+            time.sleep(0.05)
 
     def send(self, number: int) -> None:
         """Send it a signal, if it has not ended."""
         with self._lock:
             if self._has_ended:
                 return
-            try:
-                os.kill(self.id, number) if self.at_terminal else os.killpg(self.id, number)
-            except ProcessLookupError:
-                return  # it ends at this moment
+            if number in FOR_ITSELF:
+                _kill([self.id], number)
+            elif self.at_terminal:
+                _kill(self._family.members(), number)
+            else:
+                _kill([-self.id], number)
+
+    def stop(self, grace: float) -> None:
+        """Tell it, and all that it has started, to end; after so many seconds it is killed."""
+        with self._lock:
+            self._killed_at = time.monotonic() + grace
+        self._send_all(signal.SIGTERM)
+        timer = threading.Timer(grace, self._send_all, [signal.SIGKILL])
+        timer.daemon = True
+        timer.start()
+
+    def _send_all(self, number: int) -> None:
+        with self._lock:
+            if not self._has_ended:
+                _kill(self._family.members(), number)
 
     def heard_from_terminal(self, number: int) -> bool:
-        """Whether the terminal has sent it this signal of its own accord, as with Ctrl-C."""
-        if not self.at_terminal or number not in (signal.SIGINT, signal.SIGQUIT):
-            return False
+        """Whether the terminal, which sent us this signal, has sent it the same."""
+        return self.at_terminal and number in _FROM_TERMINAL and _is_in_foreground()
+
+
+def _spawn(command: list[str], options: dict[str, Any]) -> int:
+    environment = options.pop("env")
+    try:
+        return os.posix_spawnp(command[0], command, environment, **options)
+    except NotImplementedError:  # a system without that: a group will do
+        options["setpgroup"] = 0
+        del options["setsid"]
+        return os.posix_spawnp(command[0], command, environment, **options)
+    except OSError as error:
+        if error.errno != errno.ENOEXEC:
+            raise
+        # A script that does not say what runs it: as shells do.
+        script = shutil.which(command[0]) or command[0]
+        return os.posix_spawn("/bin/sh", ["sh", script, *command[1:]], environment, **options)
+
+
+def _kill(ids: Sequence[int], number: int) -> None:
+    """Send a signal to processes, or to groups by their negative ids."""
+    for id in ids:
         try:
-            return os.tcgetpgrp(0) == os.getpgrp()
-        except OSError:
-            return False
+            os.kill(id, number)
+            if number in _WITH_CONTINUE:
+                os.kill(id, signal.SIGCONT)
+        except (ProcessLookupError, PermissionError):
+            continue  # it ends at this moment, or has become another user's
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def _is_in_foreground() -> bool:
+    try:
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return True  # it has just hung up
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
 
 
 def join(thread: threading.Thread) -> None:

@@ -11,7 +11,7 @@ import termios
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from taskservice.runner.lines import Splitter, Tail
 from taskservice.runner.process import join
@@ -30,15 +30,16 @@ class Outlet:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._is_open = True
-        self._may_block = _may_block(descriptor)
+        self._can_wait = _can_wait(descriptor)
         self._blocks: deque[bytes] = deque()
         self._bytes = 0
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        self.taken_at = 0.0  # when its reader took something last
 
     def pass_on(self, block: bytes) -> None:
         """Write it there, soon; never waits for a reader."""
-        if not self._may_block:
+        if not self._can_wait:
             self._write(block)
             return
         with self._changed:
@@ -64,6 +65,7 @@ class Outlet:
                 self._changed.wait_for(lambda: self._blocks)
                 block = self._blocks.popleft()
             self._write(block)
+            self.taken_at = time.monotonic()
             with self._changed:
                 self._bytes -= len(block)
                 self._changed.notify_all()
@@ -111,7 +113,7 @@ class Pump:
         """`keep` gets the text of whole lines, and how many they are."""
         self.tail = Tail()
         self._keep = keep
-        self._streams = [Stream(1)] if _are_one(1, 2) else [Stream(1), Stream(2)]
+        self._streams = _streams([1] if _are_one(1, 2) else [1, 2])
         self._blocks: deque[tuple[Stream, bytes]] = deque()
         self._bytes = 0
         self._changed = threading.Condition()
@@ -146,11 +148,13 @@ class Pump:
             self._changed.notify_all()
         join(self._keeper)
 
-    def show_rest(self, is_hurried: threading.Event) -> None:
-        """Wait until what it has printed is shown, or nobody wants to wait any more."""
+    def show_rest(self, is_hurried: threading.Event, patience: float) -> None:
+        """Wait until all is shown, or whoever should read has not for `patience` seconds."""
+        began = time.monotonic()
         for stream in self._streams:
             while not is_hurried.is_set() and not stream.outlet.is_empty(0.1):
-                pass
+                if time.monotonic() - max(began, stream.outlet.taken_at) > patience:
+                    return
 
     def _read_all(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -231,13 +235,27 @@ class Pump:
             self.tail.feed(block)
 
 
-def _may_block(descriptor: int) -> bool:
-    """Whether writing there may have to wait for a reader, as to a pipe or a terminal."""
+def _streams(outs: Sequence[int]) -> list[Stream]:
+    """All of them, or OSError and none."""
+    made: list[Stream] = []
     try:
-        mode = os.fstat(descriptor).st_mode
+        for out in outs:
+            made.append(Stream(out))
+    except OSError:
+        for stream in made:
+            os.close(stream.reader)
+            os.close(stream.writer)
+        raise
+    return made
+
+
+def _can_wait(descriptor: int) -> bool:
+    """Whether writing there can take for ever: to anything but a file, or nowhere."""
+    try:
+        found = os.fstat(descriptor)
     except OSError:
         return False
-    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor)
+    return not stat.S_ISREG(found.st_mode) and found.st_rdev != os.stat(os.devnull).st_rdev
 
 
 def _are_one(first: int, second: int) -> bool:

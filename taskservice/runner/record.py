@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,22 @@ from taskservice.client.http import Connection
 
 _RECORD = "run.json"
 _LOCK = "lock"
+# To make a run's folder, or to remove it, takes much less.
+_OLD_SECONDS = 60.0
 # So much room is taken from the start: the end must be kept on a disk that is full by then.
 _RESERVED_BYTES = 16 * 1024
 
 
 def state_folder() -> Path:
-    """Where the runs of this user are kept, by the XDG Base Directory Specification."""
+    """Where the runs of this user are kept, by the XDG Base Directory Specification.
+
+    Raises OSError where there is no home.
+    """
     state = os.environ.get("XDG_STATE_HOME", "")
-    base = Path(state) if state.startswith("/") else Path.home() / ".local" / "state"
+    try:
+        base = Path(state) if state.startswith("/") else Path.home() / ".local" / "state"
+    except RuntimeError as error:
+        raise OSError(f"neither XDG_STATE_HOME nor HOME is set: {error}") from None
     return base / "taskservice" / "runs"
 
 
@@ -84,7 +93,7 @@ class Record:
         draft.mkdir(mode=0o700)
         self.folder = draft
         try:
-            self._take_lock()
+            self._take_lock(os.O_CREAT)
             self.write()
             self.folder = draft.rename(runs / self.key)
         except OSError:
@@ -105,23 +114,26 @@ class Record:
 
     @classmethod
     def load(cls, folder: Path) -> "Record | None":
-        """A run that has been left, locked; None while it is still alive. Raises OSError."""
+        """A run that has been left, locked. Raises OSError.
+
+        None while it is still alive, or when somebody else has sent it in this moment.
+        """
         record = cls("", {})
         record.folder = folder
         try:
             record._take_lock()
-        except BlockingIOError:
+            kept = json.loads((folder / _RECORD).read_text())
+        except (BlockingIOError, FileNotFoundError):
             record.release()
             return None
-        kept = json.loads((folder / _RECORD).read_text())
         record.url, record.wishes, record.task_id = kept["url"], kept["wishes"], kept["taskId"]
         record.user_id, record.agent_id = kept["userId"], kept["agentId"]
         record.key, record.report = kept["key"], kept["report"]
         return record
 
-    def _take_lock(self) -> None:
+    def _take_lock(self, create: int = 0) -> None:
         assert self.folder is not None
-        self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = os.open(self.folder / _LOCK, os.O_RDWR | create | os.O_CLOEXEC, 0o600)
         # Gone when the process is, also when it was killed.
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -136,6 +148,7 @@ class Record:
             with contextlib.suppress(OSError):
                 # First what makes it a run, so that no half of it is taken for one.
                 (self.folder / _RECORD).unlink(missing_ok=True)
+            self.release()
             shutil.rmtree(self.folder, ignore_errors=True)
         self.release()
 
@@ -143,7 +156,22 @@ class Record:
 def left_runs(runs: Path) -> Iterator[Path]:
     """The folders of runs, oldest first."""
     found = [path.parent for path in runs.glob(f"[!.]*/{_RECORD}")]
-    return iter(sorted(found, key=lambda folder: folder.stat().st_ctime))
+    return iter(sorted(found, key=_changed_at))
+
+
+def remove_drafts(runs: Path) -> None:
+    """Remove what was killed before it became a run, or while it was removed."""
+    for folder in runs.glob("*"):
+        is_old = time.time() - _changed_at(folder) > _OLD_SECONDS
+        if is_old and (folder.name.startswith(".") or not (folder / _RECORD).exists()):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _changed_at(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except OSError:  # somebody else has sent it in this moment
+        return time.time()
 
 
 def _replace(path: Path, text: bytes) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from taskservice.client.http import Connection, body
 from taskservice.client.sender import Sender
-from taskservice.runner.record import Record, left_runs, state_folder
+from taskservice.runner.record import Record, left_runs, remove_drafts, state_folder
 from taskservice.runner.run import WRITER, counted, failed, remark, wait_for
 from taskservice.runner.spool import Spool
 
@@ -18,11 +18,13 @@ UNKNOWN_END = "How the program ended is unknown: `taskservice run` was killed wh
 def resend(connection: Connection, tell: Callable[[str], None]) -> bool:
     """Send everything that can be sent, oldest first; whether nothing is left.
 
-    `tell` gets a line for each run that is delivered.
+    `tell` gets a line for each run that is delivered. Raises OSError where there is no home.
     """
     is_done = True
     caller = cache(lambda: body(connection.call("GET", "/user")))
-    for folder in left_runs(state_folder()):
+    runs = state_folder()
+    remove_drafts(runs)
+    for folder in left_runs(runs):
         try:
             record = Record.load(folder)
         except (OSError, ValueError, KeyError) as error:

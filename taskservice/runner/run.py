@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from signal import SIGKILL, SIGTERM
 from typing import Any
 
 from taskservice.client import tasks
@@ -18,11 +17,12 @@ from taskservice.client.errors import (
     PASSING,
     TaskCancelled,
     TaskServiceError,
+    Unreachable,
 )
 from taskservice.client.http import Connection
-from taskservice.client.sender import HEARTBEAT_SECONDS, Sender
+from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, Sender, heartbeat_for
 from taskservice.client.text import OUTPUT_BYTES, message
-from taskservice.runner.process import Process, describe, exit_code
+from taskservice.runner.process import FOR_ITSELF, Process, describe, exit_code
 from taskservice.runner.pump import Pump
 from taskservice.runner.record import Record, state_folder
 from taskservice.runner.spool import Spool
@@ -40,6 +40,8 @@ GRACE_SECONDS = 10.0
 SILENCE_SECONDS = 30.0
 # The same when the service had been away for long already.
 LEAST_SECONDS = 5.0
+# How long the wrapper, told to stop, waits for somebody to read what was printed.
+SHOW_SECONDS = 1.0
 NOT_RUN = 127
 NOT_EXECUTABLE = 126
 
@@ -68,6 +70,9 @@ class Run:
     ) -> None:
         self._connection, self._command, self._say = connection, command, say
         self._record = Record(connection.url, wishes or {}, task.data if task else None)
+        self._heartbeat = heartbeat_for(self._record.wishes.get("timeout"))
+        if task is not None:
+            self._heartbeat = CLAIMED_HEARTBEAT_SECONDS
         self._input = None if task is None else json.dumps(task.input).encode()
         self._process: Process | None = None
         self._received: list[int] = []
@@ -77,30 +82,48 @@ class Run:
 
     # --- from other threads --------------------------------------------------------------
 
-    def forward(self, number: int) -> None:
+    def forward(self, number: int, is_from_terminal: bool = False) -> None:
         """Pass on a signal; when the program has ended already, wait no longer for the service."""
-        self._received.append(number)
+        if number not in FOR_ITSELF:
+            self._received.append(number)
         if self._process is None:
             return
         if self._is_over:
-            self._is_hurried.set()
-        elif not self._process.heard_from_terminal(number):
+            if number not in FOR_ITSELF:
+                self._is_hurried.set()
+        elif not (is_from_terminal and self._process.heard_from_terminal(number)):
             self._process.send(number)
 
     # --- the run -------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the task, if the service is there. Raises TaskServiceError for a wrong request."""
+        """Start the task, if the service is there. Raises TaskServiceError for a wrong request.
+
+        In a thread: neither a name server nor a service that drips has a time limit that
+        can be set. When its answer comes later, it is used then.
+        """
         self._keep_record()
         if self._record.task_id is not None:
             return
+        problems: list[TaskServiceError] = []
+        starter = threading.Thread(
+            target=self._try_to_start, args=[problems.append], name="starter", daemon=True
+        )
+        starter.start()
+        starter.join(START_SECONDS + 0.5)
+        if starter.is_alive():
+            problems.append(Unreachable(f"{self._connection.url} gives no answer"))
+        for problem in problems:
+            if not isinstance(problem, PASSING):
+                self._record.remove()
+                raise problem
+            self._say(f"{problem}; the program runs, its task is made when the service is back")
+
+    def _try_to_start(self, tell: Callable[[TaskServiceError], None]) -> None:
         try:
             self._task_id(patience=START_SECONDS, timeout=START_TIMEOUTS)
-        except PASSING as error:
-            self._say(f"{error}; the program runs, its task is made when the service is back")
-        except TaskServiceError:
-            self._record.remove()
-            raise
+        except TaskServiceError as error:
+            tell(error)
 
     def _keep_record(self) -> None:
         try:
@@ -113,15 +136,20 @@ class Run:
         self._spool = Spool(self._record.folder, on_full=self._disk_is_full)
         sender = Sender(
             self._connection, self._spool, WRITER, self._task_id,
-            heartbeat=self._heartbeat(), on_stop=self._stop, on_trouble=self._trouble,
+            heartbeat=self._heartbeat, on_stop=self._stop, on_trouble=self._trouble,
         )  # fmt: skip
         if self._record.task_id is None:
             sender.last_answer = float("-inf")  # there was none yet
-        pump = Pump(self._spool.put_text)
+        try:
+            pump = Pump(self._spool.put_text)
+        except OSError:  # there are no more files to be had
+            self._record.remove()
+            raise
         code, report = self._run_program(pump, sender)
         self._is_over = True
         self._finish(sender, report)
-        pump.show_rest(self._is_hurried)
+        # Whoever was told to stop waits no longer for those who should read and do not.
+        pump.show_rest(self._is_hurried, SHOW_SECONDS if self._received else math.inf)
         return code
 
     def _run_program(self, pump: Pump, sender: Sender) -> tuple[int, dict[str, Any]]:
@@ -165,10 +193,6 @@ class Run:
         strange = ("TASKSERVICE_TASK_ID", "TASKSERVICE_TASK_URL", OUTPUT)
         return {name: text for name, text in os.environ.items() if name not in strange} | own
 
-    def _heartbeat(self) -> float:
-        timeout = self._record.wishes.get("timeout") or 0
-        return min(HEARTBEAT_SECONDS, timeout / 3 or HEARTBEAT_SECONDS)
-
     def _task_id(self, **options: Any) -> str:
         """The task's id; it is made now if it could not be before."""
         if self._record.task_id is None:
@@ -190,10 +214,7 @@ class Run:
             what = "cancelled" if isinstance(error, TaskCancelled) else "deleted"
             if self._process is not None and not self._is_over:
                 self._say(f"the task was {what}; the program is told to stop")
-                self._process.send(SIGTERM)
-                timer = threading.Timer(GRACE_SECONDS, self._process.send, [SIGKILL])
-                timer.daemon = True
-                timer.start()
+                self._process.stop(GRACE_SECONDS)
         else:
             self._say(f"the service refuses: {error}; the program runs on")
 

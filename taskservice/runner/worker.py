@@ -1,17 +1,21 @@
 """A worker: claims an agent's tasks as they come, and runs a program for each."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Sequence
+from uuid import uuid4
 
 from taskservice.client.errors import PASSING, NotFound, TaskServiceError
-from taskservice.client.http import delays, pause_after
-from taskservice.client.tasks import Client, Task
-from taskservice.runner.process import signal_name
+from taskservice.client.http import PATIENCE_SECONDS, delays, pause_after
+from taskservice.client.tasks import Client, Task, claim
+from taskservice.client.text import one_line
+from taskservice.runner.process import FOR_ITSELF
 from taskservice.runner.run import Run, failed, remark
 
-# A claim waits so long on the service; after a signal it is waited for.
-CLAIM_SECONDS = 5.0
+# A claim waits so long on the service; after a signal it is waited for, and what it brings
+# is still run.
+CLAIM_SECONDS = 2
 
 
 class Worker:
@@ -25,13 +29,15 @@ class Worker:
         self._slots = threading.Semaphore(parallel)
         self._parallel = parallel
         self._runs: dict[str, Run] = {}
-        self._stopping: int | None = None
+        self._stopping = False
+        self._key = uuid4().hex  # of a claim, until it is answered
 
-    def stop(self, number: int) -> None:
+    def stop(self, number: int, is_from_terminal: bool = False) -> None:
         """Claim nothing more, and pass the signal on to the programs that run."""
-        self._stopping = number
+        if number not in FOR_ITSELF:
+            self._stopping = True
         for run in list(self._runs.values()):
-            run.forward(number)
+            run.forward(number, is_from_terminal)
 
     def work(self) -> None:
         """Until `stop`, and until the programs that run then have ended.
@@ -53,45 +59,60 @@ class Worker:
             if task is None:
                 self._slots.release()
             else:
-                threading.Thread(target=self._do, args=[task], name=task.id).start()
+                self._begin(task)
         for _ in range(self._parallel):
             while not self._slots.acquire(timeout=0.2):
                 pass  # and let signal handlers run
 
     def _has_slot(self) -> bool:
         """Wait until another program may be run; false when it is time to stop."""
-        while self._stopping is None:
+        while not self._stopping:
             if self._slots.acquire(timeout=0.2):
-                if self._stopping is None:
+                if not self._stopping:
                     return True
                 self._slots.release()
         return False
 
     def _claim(self) -> Task | None:
         try:
-            return self._client.claim(self._agent_id, CLAIM_SECONDS)
+            task = claim(self._client.connection, self._agent_id, CLAIM_SECONDS, self._key)
         except NotFound:  # the agent is new
             self._client.register(self._agent_id)
             return None
+        self._key = uuid4().hex
+        return task
 
     def _rest(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        while self._stopping is None and time.monotonic() < until:
+        while not self._stopping and time.monotonic() < until:
             time.sleep(0.1)
+
+    def _begin(self, task: Task) -> None:
+        try:
+            threading.Thread(target=self._do, args=[task], name=task.id).start()
+        except RuntimeError as error:  # there are no more threads to be had
+            self._fail(task, error)
+            self._slots.release()
 
     def _do(self, task: Task) -> None:
         try:
-            if self._stopping is not None:
-                name = signal_name(self._stopping)
-                error = failed(f"Its worker was stopped by {name} before it could run it")
-                task.report(**error)
-                return
-            remark(f"task {task.id} {task.name}")
+            remark(f"task {task.id} {one_line(task.name)}")
             run = self._runs[task.id] = Run(self._client.connection, self._command, task=task)
             run.start()
             run.execute()
         except TaskServiceError as error:
             remark(f"task {task.id}: {error}")
+        except (OSError, RuntimeError) as error:
+            self._fail(task, error)
         finally:
             self._runs.pop(task.id, None)
             self._slots.release()
+
+    def _fail(self, task: Task, error: Exception) -> None:
+        """Report a task that can't be run; claimed, it would wait for nobody."""
+        text = f"Its worker could not run it: {error}"
+        remark(f"task {task.id}: {text}")
+        with contextlib.suppress(TaskServiceError):
+            self._client.connection.call(
+                "PATCH", f"/task/{task.id}", json=failed(text), patience=PATIENCE_SECONDS
+            )

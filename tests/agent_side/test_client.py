@@ -293,6 +293,13 @@ def test_claim_takes_what_was_started_for_an_agent(alice: RemotePerson, client: 
     assert client.task(first.id).data["output"] == {"n": 1}
 
 
+def test_claim_waits_no_less_than_it_was_told(alice: RemotePerson, client: Client) -> None:
+    client.register("summarizer")
+    began = time.monotonic()
+    assert client.claim("summarizer", wait=1) is None
+    assert time.monotonic() - began >= 0.9
+
+
 def test_claim_waits_for_a_task(alice: RemotePerson, client: Client) -> None:
     client.register("summarizer")
     timer = threading.Timer(0.5, lambda: client.start("summarizer", claim=False))

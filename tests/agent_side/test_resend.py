@@ -1,5 +1,6 @@
 """`taskservice run --resend`: what runs have left on the disk, sent by whom it may be sent."""
 
+import os
 import re
 import signal
 import subprocess
@@ -184,3 +185,35 @@ def test_disk_that_fills_up_is_said_and_keeps_the_end(
     assert left_out == int(said[1].replace(",", ""))
     assert left_out + len(task["logs"]) - len(marks) == 100_000
     assert laptop.left_runs() == []
+
+
+def test_several_resends_at_once_send_each_run_once(alice: RemotePerson, laptop: Laptop) -> None:
+    for _ in range(20):
+        run_without_a_task(laptop)
+    processes = [laptop.spawn("run", "--resend") for _ in range(4)]
+    said = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, said
+    assert sum(printed.count("got 1 line and its end") for printed, _ in said) == 20
+    assert [task["logs"] for task in tasks(alice)] == [["from afar"]] * 20
+    assert laptop.left_runs() == []
+
+
+def test_what_was_killed_before_it_was_a_run_is_removed(laptop: Laptop) -> None:
+    runs = laptop.home / "state" / "taskservice" / "runs"
+    for name in (".draft", "half-removed", ".new"):
+        (runs / name).mkdir(parents=True)
+        if name != ".new":
+            os.utime(runs / name, (1, 1))
+    assert laptop.run("run", "--resend").returncode == 0
+    assert [folder.name for folder in laptop.left_runs()] == [".new"]
+
+
+def test_machine_without_a_home_has_nothing_to_resend(laptop: Laptop) -> None:
+    environment = {**laptop.environment, "XDG_STATE_HOME": "", "HOME": ""}
+    del environment["HOME"]
+    command = ["setpriv", "--reuid", "54321", "--clear-groups", *laptop.command, "run", "--resend"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if "setpriv" in result.stderr:
+        pytest.skip("Only root may become somebody without a home")
+    assert result.returncode == 1
+    assert result.stderr.startswith("taskservice: neither XDG_STATE_HOME nor HOME is set")

@@ -1,7 +1,6 @@
 """`taskservice run`: any program becomes a task."""
 
 import os
-import pty
 import signal
 import sqlite3
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import receiver as play
-from tests.laptop import Laptop, eventually, kill, laptop_of, the_task
+from tests.laptop import Laptop, eventually, kill, laptop_of, tasks, the_task
 from tests.live import Service
 from tests.people import RemotePerson
 from tests.receiver import Receiver, unused_port
@@ -21,6 +20,9 @@ PRINTS = """
 import os, sys
 os.write(1, b"one\\n"); os.write(2, b"two\\n"); os.write(1, b"three\\n")
 """
+
+
+DRIPS = b"HTTP/1.1 201 Created\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
 
 
 def run(laptop: Laptop, script: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -100,19 +102,6 @@ def test_outputs_stay_apart_where_they_go_to_two_places(
     result = laptop.run("run", "--agent", "a", "--", sys.executable, "-c", PRINTS)
     assert (result.stdout, result.stderr) == ("one\nthree\n", "two\n")
     assert sorted(the_task(alice)["logs"]) == ["one", "three", "two"]
-
-
-def test_output_that_nobody_reads_holds_up_neither_the_log_nor_the_end(
-    alice: RemotePerson, laptop: Laptop
-) -> None:
-    with laptop.spawn("run", "--agent", "a", "--", "seq", "300000") as process:
-        ended = eventually(lambda: alice.request("GET", "/task?status=complete").json())
-        assert ended[0]["logs"] == [str(number) for number in range(1, 300_001)]
-        # It waits for its reader, as a pipe to `cat` would, until it is told not to.
-        time.sleep(0.5)
-        assert process.poll() is None
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0
 
 
 def test_output_that_is_read_late_is_shown_whole(alice: RemotePerson, laptop: Laptop) -> None:
@@ -279,42 +268,6 @@ def test_program_that_takes_a_signal_and_ends_well_is_complete(
     assert task["logs"] == ["ready", "stopping"]
 
 
-def test_program_at_a_terminal_gets_ctrl_c_once_and_can_read(
-    alice: RemotePerson, laptop: Laptop
-) -> None:
-    program = (
-        "import signal, time\n"
-        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])\n"
-        "print('hello', input(), flush=True)\n"
-        "interrupts = 0\n"
-        "while signal.sigtimedwait([signal.SIGINT], 3):\n"
-        "    interrupts += 1\n"
-        "print('interrupts:', interrupts)\n"
-    )
-    leader, follower = pty.openpty()
-    command = [*laptop.command, "run", "--agent", "a", "--", sys.executable, "-c", program]
-    started = (
-        "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-        "os.execv(sys.argv[1], sys.argv[1:])"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", started, *command], env=laptop.environment,
-        stdin=follower, stdout=follower, stderr=follower, start_new_session=True,
-    )  # fmt: skip
-    os.close(follower)
-    os.write(leader, b"world\n")
-    eventually(lambda: "hello world" in " ".join(the_log(alice)))
-    # Two in the same instant would be one to the program, so ours would come later.
-    process.send_signal(signal.SIGSTOP)
-    os.write(leader, b"\x03")
-    time.sleep(0.5)
-    process.send_signal(signal.SIGCONT)
-    eventually(lambda: process.poll() is not None)
-    os.close(leader)
-    assert process.returncode == 0
-    assert the_log(alice)[-1] == "interrupts: 1"
-
-
 def the_log(person: RemotePerson) -> list[str]:
     found = person.request("GET", "/task").json()
     return found[0]["logs"] if found else []
@@ -374,6 +327,35 @@ def test_background_process_does_not_hold_the_run(alice: RemotePerson, laptop: L
     assert time.monotonic() - began < 15
     os.kill(int(result.stdout), signal.SIGKILL)
     assert the_task(alice)["status"] == "complete"
+
+
+def test_output_that_nobody_reads_does_not_hold_the_log(
+    alice: RemotePerson, laptop: Laptop
+) -> None:
+    script = "seq 100000; echo ready; sleep 1000"
+    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", script)
+    eventually(lambda: the_log(alice)[-1:] == ["ready"])
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 143
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    process.stderr.close()
+    task = the_task(alice)
+    assert (task["logCount"], task["error"]["type"]) == (100_001, "failed")
+    assert laptop.left_runs() == []
+
+
+def test_signal_after_the_end_waits_no_longer_for_a_reader(
+    alice: RemotePerson, laptop: Laptop
+) -> None:
+    process = laptop.spawn("run", "--agent", "a", "--", "seq", "100000")
+    eventually(lambda: tasks(alice) and the_task(alice)["status"] == "complete")
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(5) == 0
+    process.communicate()
 
 
 # --- settings and refusals ---------------------------------------------------------------
@@ -467,6 +449,26 @@ def test_without_the_service_the_program_runs_and_its_task_comes_later(
     assert (task["name"], task["logs"]) == ("away", ["hello"])
     assert task["error"]["message"] == "Exit status 3"
     assert laptop.left_runs() == []
+
+
+@pytest.mark.parametrize("behaviour", [play.silence, play.drip(b" " * 1000, 0.5, DRIPS)])
+def test_service_that_hangs_does_not_hold_the_program(
+    laptop: Laptop, behaviour: play.Behaviour
+) -> None:
+    with Receiver() as receiver:
+        receiver.answer = behaviour
+        laptop.url = receiver.url
+        began = time.monotonic()
+        process = laptop.spawn("run", "--agent", "a", "--", "echo", "hello")
+        assert process.stdout is not None
+        assert process.stdout.readline() == "hello\n"
+        assert time.monotonic() - began < 6
+        process.send_signal(signal.SIGTERM)
+        _, remarks = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "answer" in remarks
+    assert "the program runs" in remarks
+    assert len(laptop.left_runs()) == 1
 
 
 def test_resend_leaves_a_run_that_is_alive_alone(alice: RemotePerson, laptop: Laptop) -> None:

@@ -3,10 +3,12 @@
 import signal
 import threading
 
+from tests import receiver as play
 from tests.agent_side.test_run import end_for_silence
 from tests.laptop import Laptop, objects
 from tests.live import Service
 from tests.people import RemotePerson
+from tests.receiver import Receiver
 
 
 def report(person: RemotePerson, task: dict[str, object], **changes: object) -> None:
@@ -83,6 +85,18 @@ def test_follow_of_a_task_that_is_deleted_says_so(alice: RemotePerson, laptop: L
     alice.request("DELETE", f"/task/{task['id']}").raise_for_status()
     _, remarks = process.communicate(timeout=40)
     assert (process.returncode, remarks) == (5, "taskservice: The task was deleted\n")
+
+
+def test_follow_tells_a_failed_task_from_one_that_cannot_be_asked(
+    alice: RemotePerson, laptop: Laptop
+) -> None:
+    unknown = laptop.run("task", "follow", "nonsense")
+    assert (unknown.returncode, unknown.stderr) == (5, "taskservice: Task's ID is not found\n")
+    with Receiver() as receiver:
+        receiver.answer = play.answer(503, {"Retry-After": "1000"})
+        laptop.url = receiver.url
+        away = laptop.run("task", "follow", "nonsense")
+    assert away.returncode == 69
 
 
 def test_follow_ends_at_ctrl_c(alice: RemotePerson, laptop: Laptop) -> None:

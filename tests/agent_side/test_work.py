@@ -1,12 +1,19 @@
 """`taskservice work`: a program runs for each task of an agent."""
 
+import resource
 import signal
 import subprocess
+import threading
 import time
 from collections import Counter
 from pathlib import Path
 
-from tests.laptop import Laptop, eventually, kill, laptop_of, tasks
+import pytest
+
+from taskservice.client import Client
+from taskservice.runner.worker import Worker
+from tests import receiver as play
+from tests.laptop import Laptop, eventually, kill, laptop_of, tasks, the_task
 from tests.live import Service
 from tests.people import RemotePerson
 from tests.receiver import Receiver
@@ -112,3 +119,53 @@ def test_worker_with_a_wrong_key_ends(laptop: Laptop) -> None:
     result = laptop.run("work", "--agent", "worker", "--", "true")
     assert result.returncode == 2
     assert "TASKSERVICE_APIKEY: API key is invalid" in result.stderr
+
+
+def test_worker_that_is_told_to_stop_does_what_it_has_claimed(
+    alice: RemotePerson, laptop: Laptop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(laptop.home))
+    alice.request("PUT", "/agent/worker").raise_for_status()
+    worker = Worker(Client(alice.url, laptop.key), "worker", ["sh", "-c", "sleep 0.2"])
+    thread = threading.Thread(target=worker.work)
+    thread.start()
+    time.sleep(0.5)  # its claim waits for a task
+    worker.stop(signal.SIGTERM)
+    alice.start("worker")
+    thread.join(20)
+    assert the_task(alice)["status"] == "complete"
+
+
+JSON = {"Content-Type": "application/json"}
+CLAIMED = (
+    b'{"id": "1", "name": "bad \\u001b[2Jname", "input": {}, "output": {}, "agentId": "worker",'
+    b'"userId": "u"}'
+)
+
+
+def test_claim_is_repeated_as_one_and_its_task_beats_often(laptop: Laptop) -> None:
+    with Receiver() as receiver:
+        claims = [play.reset(), play.answer(503), play.answer(200, JSON, CLAIMED), play.silence]
+        receiver.paths["/api/v1/agent/worker/claim"] = lambda exchange: claims.pop(0)(exchange)
+        receiver.answer = play.answer(200, JSON, b"{}")
+        laptop.url = receiver.url
+        worker = work(laptop, "sleep 2")
+        eventually(lambda: [r for r in receiver.requests if r.method == "PATCH"])
+        requests = list(receiver.requests)
+        worker.kill()
+        _, remarks = worker.communicate()
+    keys = [r.headers["idempotency-key"] for r in requests if r.path.endswith("/claim")]
+    assert len(set(keys[:3])) == 1
+    assert len(set(keys[2:])) == len(keys[2:])
+    assert len([r for r in requests if r.body == b'{"logs": []}']) >= 2
+    assert "task 1 bad �[2Jname" in remarks
+
+
+def test_task_that_cannot_be_run_does_not_stay_claimed(alice: RemotePerson, laptop: Laptop) -> None:
+    alice.start("worker")
+    few_files = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))}
+    worker = laptop.spawn("work", "--agent", "worker", "--", "true", **few_files)
+    (task,) = all_finished(alice, 1)
+    stop(worker)
+    assert task["error"]["message"].startswith("Its worker could not run it: [Errno 24]")
+    assert laptop.left_runs() == []

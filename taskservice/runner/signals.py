@@ -1,0 +1,32 @@
+"""Signals that a person or a supervisor sends to us, and means for the program."""
+
+import signal
+import threading
+from collections.abc import Callable, Sequence
+
+FORWARDED = (
+    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
+)  # fmt: skip
+
+
+def forward_signals(forward: Callable[[int, bool], None]) -> None:
+    """Call `forward` for each of them: its number, and whether it came from the terminal.
+
+    What whoever started us ignores, as nohup does, stays so. To be called by the main
+    thread before there are others.
+    """
+    wanted = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
+    if not hasattr(signal, "sigwaitinfo"):  # as on macOS: it may have come from there
+        for number in wanted:
+            signal.signal(number, lambda received, frame: forward(received, True))
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+    waiter = threading.Thread(target=_wait_for, args=[wanted, forward], name="signals", daemon=True)
+    waiter.start()
+
+
+def _wait_for(wanted: Sequence[int], forward: Callable[[int, bool], None]) -> None:
+    while True:
+        received = signal.sigwaitinfo(wanted)
+        # With Ctrl-C and the like it is the kernel that sends it.
+        forward(received.si_signo, received.si_code > 0)

@@ -1,0 +1,194 @@
+"""Programs as children of `taskservice run`: at a terminal, signalled, stopped with their own."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from taskservice.runner.process import Process
+from tests.agent_side.test_run import the_log
+from tests.laptop import Laptop, eventually, the_task
+from tests.people import RemotePerson
+
+IGNORES_TERM = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
+CHILD_IGNORES_TERM = "(trap '' TERM; echo ready; exec sleep 1000) & wait"
+
+
+def started(script: str) -> tuple[Process, int]:
+    """A program that has printed its first line, and where it goes on to print."""
+    reader, writer = os.pipe()
+    with open(os.devnull) as nothing:
+        program = ["sh", "-c", script]
+        process = Process(program, os.environ, nothing.fileno(), writer, writer)
+    os.close(writer)
+    with open(reader, "rb", buffering=0, closefd=False) as printed:
+        assert printed.readline() == b"ready\n"
+    return process, reader
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [(IGNORES_TERM, -signal.SIGKILL), (CHILD_IGNORES_TERM, -signal.SIGTERM)],
+    ids=["itself", "its-child"],
+)
+def test_whoever_ignores_a_stop_is_killed_after_the_grace(script: str, status: int) -> None:
+    process, reader = started(script)
+    began = time.monotonic()
+    process.stop(1.0)
+    assert process.wait() == status
+    assert 1.0 <= time.monotonic() - began < 3.0
+    assert os.read(reader, 1) == b""  # nobody has it open any more
+    os.close(reader)
+
+
+def test_whoever_ends_in_time_is_not_waited_for() -> None:
+    process, reader = started("echo ready; sleep 1000")
+    began = time.monotonic()
+    process.stop(30.0)
+    assert process.wait() == -signal.SIGTERM
+    assert time.monotonic() - began < 10
+    os.close(reader)
+
+
+def test_stop_reaches_who_has_a_group_of_his_own() -> None:
+    own = "import os, time; os.setpgid(0, 0); print('ready', flush=True); time.sleep(1000)"
+    process, reader = started(f'"{sys.executable}" -c "{own}"; exit 3')
+    process.stop(30.0)
+    process.wait()
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+
+
+def test_paused_program_hears_of_a_signal() -> None:
+    process, reader = started("echo ready; kill -STOP $$; sleep 1000")
+    time.sleep(0.2)
+    process.send(signal.SIGTERM)
+    assert process.wait() == -signal.SIGTERM
+    os.close(reader)
+
+
+def test_script_that_does_not_say_what_runs_it_is_run_by_the_shell(
+    alice: RemotePerson, laptop: Laptop, tmp_path: Path
+) -> None:
+    script = tmp_path / "script"
+    script.write_text('echo "got $1"; exit 3\n')
+    script.chmod(0o755)
+    result = laptop.run("run", "--agent", "a", "--", str(script), "this")
+    assert (result.returncode, result.stdout) == (3, "got this\n")
+
+
+def test_other_signals_reach_the_program(alice: RemotePerson, laptop: Laptop) -> None:
+    script = "trap 'echo got it; exit 4' USR1; echo ready; while :; do sleep 0.1; done"
+    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", script)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGUSR1)
+    printed, _ = process.communicate(timeout=20)
+    assert (process.returncode, printed) == (4, "got it\n")
+    assert the_task(alice)["error"]["message"] == "Exit status 4"
+
+
+# --- at a terminal -----------------------------------------------------------------------
+
+AtTerminal = Callable[..., tuple[subprocess.Popen[bytes], int]]
+
+
+@pytest.fixture
+def at_terminal(laptop: Laptop) -> Iterator[AtTerminal]:
+    """Runs a program as a task at a terminal of its own; gives that terminal's other end."""
+    take = (
+        "import fcntl, os, sys, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0); "
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    opened = []
+
+    def start(*program: str, stdin: int | None = None) -> tuple[subprocess.Popen[bytes], int]:
+        leader, follower = pty.openpty()
+        command = [*laptop.command, "run", "--agent", "a", "--", *program]
+        process = subprocess.Popen(
+            [sys.executable, "-c", take, *command], env=laptop.environment, start_new_session=True,
+            stdin=follower if stdin is None else stdin, stdout=follower, stderr=follower,
+        )  # fmt: skip
+        os.close(follower)
+        opened.append((process, leader))
+        return process, leader
+
+    yield start
+    for process, leader in opened:
+        os.close(leader)
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def test_program_at_a_terminal_gets_ctrl_c_once_and_can_read(
+    alice: RemotePerson, at_terminal: AtTerminal
+) -> None:
+    program = (
+        "import signal, time\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])\n"
+        "print('hello', input(), flush=True)\n"
+        "interrupts = 0\n"
+        "while signal.sigtimedwait([signal.SIGINT], 3):\n"
+        "    interrupts += 1\n"
+        "print('interrupts:', interrupts)\n"
+    )
+    process, leader = at_terminal(sys.executable, "-c", program)
+    os.write(leader, b"world\n")
+    eventually(lambda: "hello world" in " ".join(the_log(alice)))
+    # Two in the same instant would be one to the program, so ours would come later.
+    process.send_signal(signal.SIGSTOP)
+    os.write(leader, b"\x03")
+    time.sleep(0.5)
+    process.send_signal(signal.SIGCONT)
+    eventually(lambda: process.poll() is not None)
+    assert process.returncode == 0
+    assert the_log(alice)[-1] == "interrupts: 1"
+
+
+def test_program_may_open_the_terminal_where_its_stdin_is_elsewhere(
+    alice: RemotePerson, at_terminal: AtTerminal
+) -> None:
+    script = "echo ready; read word </dev/tty; echo got $word"
+    process, leader = at_terminal("sh", "-c", script, stdin=subprocess.DEVNULL)
+    eventually(lambda: the_log(alice) == ["ready"])
+    os.write(leader, b"this\n")
+    assert eventually(lambda: process.poll() is not None)
+    assert (process.returncode, the_log(alice)) == (0, ["ready", "got this"])
+
+
+def test_interrupt_that_does_not_come_from_the_terminal_reaches_the_program(
+    alice: RemotePerson, at_terminal: AtTerminal
+) -> None:
+    process, _ = at_terminal("sh", "-c", "trap 'echo got it; exit 4' INT; echo ready; read word")
+    eventually(lambda: the_log(alice) == ["ready"])
+    process.send_signal(signal.SIGINT)
+    assert eventually(lambda: process.poll() is not None)
+    assert (process.returncode, the_log(alice)) == (4, ["ready", "got it"])
+
+
+def test_cancel_at_a_terminal_stops_what_the_program_has_started(
+    alice: RemotePerson, at_terminal: AtTerminal
+) -> None:
+    process, _ = at_terminal("sh", "-c", "echo ready; sleep 1000; echo after")
+    eventually(lambda: the_log(alice) == ["ready"])
+    (shell,) = _children(process.pid)
+    (sleep,) = eventually(lambda: _children(shell))
+    alice.request("POST", f"/task/{the_task(alice)['id']}/cancel").raise_for_status()
+    assert eventually(lambda: process.poll() is not None)
+    assert process.returncode == 143
+    eventually(lambda: not Path(f"/proc/{sleep}").exists())
+
+
+def _children(process: int) -> list[int]:
+    return [
+        int(child)
+        for path in Path(f"/proc/{process}/task").glob("*/children")
+        for child in path.read_text().split()
+    ]
