@@ -5,14 +5,17 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from html import unescape
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
 from flask import Flask
+from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
 
+from taskservice import stamps
 from taskservice.app import create_app
 from taskservice.config import Config
 from taskservice.dashboard import sessions
@@ -66,6 +69,11 @@ def hidden(response: TestResponse) -> dict[str, str]:
     return dict(found)
 
 
+def tabs(text: str) -> dict[str, str]:
+    """What the tabs of the list say: status -> count."""
+    return dict(re.findall(r'id="tab-(\w+)".*?<small>(.*?)</small>', text))
+
+
 def token(response: TestResponse) -> str:
     return hidden(response)["token"]
 
@@ -104,7 +112,7 @@ def test_every_page_sends_whoever_is_not_signed_in_to_the_sign_in(
     before = rows(app)
     count = 0
     for rule in app.url_map.iter_rules():
-        if not is_page(rule) or "sign_in" in rule.endpoint or rule.endpoint.endswith("static"):
+        if not is_page(rule) or "sign_in" in rule.endpoint or is_open(rule):
             continue
         browser, path = Browser(app), filled(rule.rule, task_id=task["id"])
         if "GET" in (rule.methods or ()):
@@ -154,6 +162,9 @@ def test_sign_in_leads_nowhere_else(app: Flask, alice: Person, path: str) -> Non
     assert Browser(app).sign_in(alice.key, next=path).location == "/"
 
 
+session_interface = sessions.Sessions()
+
+
 @on_sqlite
 def test_key_is_nowhere_in_what_the_browser_keeps(app: Flask, alice: Person) -> None:
     browser = Browser(app)
@@ -164,23 +175,30 @@ def test_key_is_nowhere_in_what_the_browser_keeps(app: Flask, alice: Person) -> 
     assert set(attributes) == {"HttpOnly", "Path=/", "SameSite=Lax"}
     session = browser.client.get_cookie(cookie.partition("=")[0])
     assert session is not None
-    assert alice.key[9:20] not in session.value
+    said = session_interface.get_signing_serializer(app).loads(session.value)
+    assert set(said) == {"key", "until"}
+    assert alice.key[9:20] not in str(said)
 
 
 @on_sqlite
 def test_cookie_is_secure_behind_tls(app: Flask) -> None:
-    for cookie in Browser(app, base_url="https://tasks.example").cookies():
-        assert "; Secure" in cookie
+    (cookie,) = Browser(app, base_url="https://tasks.example").cookies()
+    assert "; Secure" in cookie
 
 
 def test_revoked_and_expired_keys_end_their_sessions(app: Flask, alice: Person) -> None:
-    key = alice.post("/key", json={"name": "soon gone"}).json
-    assert key is not None
-    browser = Browser(app)
-    browser.sign_in(key["key"])
-    assert browser.get("/").status_code == 200
-    alice.delete(f"/key/{key['id']}")
-    assert browser.get("/").location == "/sign-in"
+    wishes = ({"name": "soon gone"}, {"name": "soon over", "expiresAt": stamps.now(1.5)})
+    for wish in wishes:
+        key = alice.post("/key", json=wish).json
+        assert key is not None
+        browser = Browser(app)
+        browser.sign_in(key["key"])
+        assert browser.get("/").status_code == 200
+        if "expiresAt" in wish:
+            time.sleep(1.5)
+        else:
+            alice.delete(f"/key/{key['id']}")
+        assert browser.get("/").location == "/sign-in"
 
 
 @on_sqlite
@@ -285,6 +303,11 @@ def refusal(path: str) -> tuple[int, str | None]:
     return (303, "/") if path == "/sign-in" else (403, None)
 
 
+def is_open(rule: Rule) -> bool:
+    """Whether a rule is of what everybody may see."""
+    return rule.endpoint in ("dashboard.static", "dashboard.icon")
+
+
 def forms(app: Flask, task: dict[str, Any]) -> Iterator[str]:
     for rule in app.url_map.iter_rules():
         if is_page(rule) and "POST" in (rule.methods or ()):
@@ -356,7 +379,7 @@ def test_pages_are_not_cached_and_run_nothing_from_elsewhere(
     app: Flask, browser: Browser, task: dict[str, Any]
 ) -> None:
     for rule in app.url_map.iter_rules():
-        if is_page(rule) and "GET" in (rule.methods or ()) and "static" not in rule.endpoint:
+        if is_page(rule) and "GET" in (rule.methods or ()) and not is_open(rule):
             response = browser.get(filled(rule.rule, task_id=task["id"]), buffered=False)
             policy = response.headers["Content-Security-Policy"]
             assert "default-src 'none'" in policy
@@ -405,7 +428,7 @@ def test_whatever_is_stored_is_shown_as_text(
     for path in ("/", "/?q=<script>", f"/tasks/{task['id']}", f"/tasks/{task['id']}/delete",
                  f"/tasks/{task['id']}/cancel", "/agents", "/keys"):  # fmt: skip
         text = browser.get(path).text
-        assert "<img" not in text
+        assert "<img src=x" not in text
         assert "<script>" not in text
         # What a template that took it for code would make of it; chance does not.
         assert str(31337 * 31337) not in text, path
@@ -555,6 +578,94 @@ def test_page_that_has_not_changed_is_304(browser: Browser, alice: Person) -> No
     assert browser.get("/", headers=headers).status_code == 304
     alice.start()
     assert browser.get("/", headers=headers).status_code == 200
+
+
+def test_chart_and_tabs_count_what_the_filters_leave(browser: Browser, alice: Person) -> None:
+    for number in range(4):
+        task = alice.start(name=f"Morning {number}" if number else "Evening")
+        if number > 1:
+            alice.report(task, status="error")
+    text = browser.get("/?q=morning").text
+    assert "<b>3 tasks</b> started in the last 24 hours" in text
+    assert "2 error 1 running." in text
+    assert tabs(text) == {"all": "3", "running": "1", "complete": "0", "error": "2"}
+    text = browser.get("/?q=morning&status=error").text
+    assert "<b>2 tasks</b> started" in text
+    assert "running." not in text
+    assert tabs(text)["running"] == "1"
+    assert "<b>0 tasks</b>" in browser.get("/?agentId=other").text
+
+
+def test_bar_of_the_chart_leads_to_its_tasks(browser: Browser, alice: Person) -> None:
+    started = alice.start(name="In the bar")
+    text = browser.get("/?since=1h&q=bar").text
+    links = [unescape(link) for link in re.findall(r'<a href="([^"]+createdAfter[^"]+)"', text)]
+    found = [link for link in links if f"/tasks/{started['id']}" in browser.get(link).text]
+    assert len(found) == 1
+    assert "q=bar" in found[0]
+    page = browser.get(found[0]).text
+    assert page.count('class="chosen"') == 1
+    assert "<b>1 task</b> started in the last hour" in page
+
+
+@on_sqlite
+def test_many_tasks_are_not_counted_to_the_end(
+    browser: Browser, alice: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("taskservice.dashboard.tasks"), "MOST_COUNTED", 2)
+    for _ in range(3):
+        alice.start()
+    assert tabs(browser.get("/").text)["running"] == "2+"
+
+
+def test_list_is_narrowed_to_callbacks_that_did_not_arrive(
+    app: Flask, browser: Browser, alice: Person, receiver: Receiver
+) -> None:
+    for name, status in (("Good", 204), ("Later", 503), ("Never", 410)):
+        receiver.answer = answer(status)
+        alice.report(alice.start(name=name, claim=True, callback=receiver.url), status="complete")
+    for state, name in (("pending", "Later"), ("failed", "Never")):
+        text = browser.get(f"/?callback={state}").text
+        assert re.findall("<bdi>(Good|Later|Never)</bdi>", text) == [name]
+    assert browser.get("/?callback=delivered").status_code == 422
+    guest = Browser(app)
+    guest.sign_in(alice.agent_key().key)
+    assert guest.get("/?callback=failed").status_code == 403
+
+
+def test_agents_are_sorted_by_their_last_tasks(browser: Browser, alice: Person) -> None:
+    for name in ("a", "b", "c", "unused"):
+        alice.register(name)
+    for name in ("a", "c", "b", "c"):
+        alice.start(name)
+        time.sleep(0.002)
+    text = browser.get("/agents").text
+    assert re.findall(r'id="of-(\w+)"', text) == ["c", "b", "a"]
+    assert "Without tasks so far: <code>unused</code>" in text
+    assert browser.get("/agents?page=x").status_code == 200
+    assert "<code>" not in browser.get(f"/agents?page={'9' * 30}").text
+
+
+@on_sqlite
+def test_keys_of_this_session_come_first_and_void_ones_last(
+    browser: Browser, alice: Person
+) -> None:
+    for name in ("first made", "gone"):
+        key = alice.post("/key", json={"name": name}).json
+    assert key is not None
+    alice.delete(f"/key/{key['id']}")
+    text = browser.get("/keys").text
+    places = [text.index(word) for word in ("this session", "first made", "1 key revoked", "gone")]
+    assert places == sorted(places)
+
+
+@on_sqlite
+def test_every_page_has_an_emblem_and_a_way_back(app: Flask, browser: Browser) -> None:
+    with Browser(app).get("/favicon.ico") as icon:
+        assert (icon.status_code, icon.mimetype) == (200, "image/svg+xml")
+    assert '<a class="title" href="./">' in browser.get("/docs").text
+    headers = {"X-Forwarded-Prefix": "/deep"}
+    assert "/deep/" not in browser.get("/docs", headers=headers).text
 
 
 def test_chart_counts_what_was_started(browser: Browser, alice: Person) -> None:

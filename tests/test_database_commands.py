@@ -1,5 +1,6 @@
 """`db backup`, `db check` and `prune`, run as a person runs them, while others write."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import create_engine, insert, literal, select, text, update
 
-from taskservice import inspection, migrations
+from taskservice import inspection, migrations, stamps
 from taskservice.db import transaction
 from taskservice.models import Attempt, Delivery, Task
 from tests.conftest import Databases
@@ -176,9 +177,28 @@ def test_backup_that_is_killed_leaves_no_file_of_that_name(data: Path, tmp_path:
     assert not target.exists()
     assert check(data)["integrity"]["state"] == "ok"
     assert run(data, "db", "backup", str(target)).returncode == 0
+    # What it left, which holds secrets, is gone too.
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "backup.db"}
 
 
-def test_backup_that_is_interrupted_leaves_nothing(data: Path, tmp_path: Path) -> None:
+def test_backup_leaves_alone_what_others_are_writing(data: Path, tmp_path: Path) -> None:
+    others = [
+        tmp_path / "backup.db.0123abcd.part",
+        tmp_path / "other.db.0123abcd.part",
+        tmp_path / "backup.db.part",
+    ]
+    for each in others:
+        each.touch()
+    with open(others[0], "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert run(data, "db", "backup", str(tmp_path / "backup.db")).returncode == 0
+    assert [each.exists() for each in others] == [True] * 3
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_backup_that_is_interrupted_leaves_nothing(
+    data: Path, tmp_path: Path, signum: signal.Signals
+) -> None:
     grow(data / "taskservice.db", megabytes=200)
     process = subprocess.Popen(
         [*COMMAND, "db", "backup", str(tmp_path / "backup.db")],
@@ -187,7 +207,7 @@ def test_backup_that_is_interrupted_leaves_nothing(data: Path, tmp_path: Path) -
     while not list(tmp_path.glob("*.part")):
         assert process.poll() is None
         time.sleep(0.001)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signum)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode != 0
     assert "Traceback" not in stderr
@@ -351,17 +371,22 @@ def test_unreachable_server_is_an_error_without_its_password(tmp_path: Path) -> 
     assert "hidden-word" not in json.dumps(found)
 
 
-def test_webhooks_that_nobody_sends_are_a_warning(data: Path) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "state", "code"), [(10, "ok", 0), (600, "warning", 0), (7_200, "error", 1)]
+)
+def test_webhooks_that_nobody_sends_are_a_warning_and_then_an_error(
+    data: Path, seconds: int, state: str, code: int
+) -> None:
     change(
         data,
         *A_TASK,
         "INSERT INTO deliveries (id, task_id, callback_url, host, state, created_at, "
         "attempt_count, next_attempt_at) SELECT 'd', id, 'http://x/', 'x', 'pending', '2026', 0, "
-        "'2026-01-01T00:00:00.000Z' FROM tasks",
+        f"'{stamps.now(-seconds)}' FROM tasks",
     )
-    found = check(data)["deliveries"]
-    assert found["state"] == "warning"
-    assert "taskservice worker" in found["message"]
+    found = check(data, code)["deliveries"]
+    assert found["state"] == state
+    assert ("taskservice worker" in found["message"]) == (state != "ok")
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,34 @@ def test_deleted_task_is_not_posted(
     assert columns(app, "state") == [("delivered",)]
 
 
+def test_task_that_is_deleted_between_claim_and_post_is_not_posted(
+    alice: Person, app: Flask, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    task = alice.start(callback=receiver.url)
+    receiver.answer = one_after_another(play.answer(500), play.answer(204))
+    finish(alice, task)
+    make_due(app)
+    leases: list[Any] = []
+
+    def delete_first(*call: Any) -> None:
+        is_sender = threading.current_thread().name == "sender"
+        if is_sender and "FROM tasks" in call[2] and not leases:
+            leases.extend(columns(app, "lease"))
+            with ThreadPoolExecutor(1) as pool:
+                person = Person(app, alice.name, alice.key)
+                expect(pool.submit(person.delete, f"/task/{task['id']}").result(), 200)
+
+    reader = app.extensions["reader"]
+    event.listen(reader, "before_cursor_execute", delete_first)
+    with looping(app):
+        until(lambda: "The task was deleted." in caplog.text)
+    event.remove(reader, "before_cursor_execute", delete_first)
+    assert leases != [(None,)]
+    assert len(receiver.requests) == 1
+    assert [each.message for each in caplog.records if each.levelname == "ERROR"] == []
+
+
 def test_host_that_hangs_does_not_hold_up_the_others(
     alice: Person, app: Flask, receiver: Receiver
 ) -> None:

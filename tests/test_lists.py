@@ -21,11 +21,12 @@ import pytest
 from flask import Flask
 from sqlalchemy import event, insert, select, update
 
-from taskservice import queries, stamps
+from taskservice import stamps
 from taskservice.app import create_app
 from taskservice.config import Config
 from taskservice.db import db, dispose, reading, transaction
 from taskservice.models import Task as TaskModel
+from taskservice.queries import lists as reads
 from tests.inside import end_for_silence
 from tests.live import Service
 from tests.pages import ROOT, Task, in_pages, next_url, pages
@@ -241,7 +242,7 @@ def test_pages_put_together_equal_the_streamed_whole(
     alice: Person, tasks: list[Task], sort: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So few that a short list takes several looks too.
-    monkeypatch.setattr(queries, "PLACES", 5)
+    monkeypatch.setattr(reads, "PLACES", 5)
     whole = listed(alice, sort=sort)
     assert whole == in_order(tasks, sort)
     for limit in (1, 4, 5, 11, 12, 13, 1000):

@@ -2,12 +2,13 @@
 
 import sqlite3
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, pool, text
+from sqlalchemy import Connection, create_engine, pool, text
 
 from taskservice import migrations
 from taskservice.app import create_app
@@ -65,6 +66,31 @@ def test_processes_that_start_at_once_migrate_once(empty_url: str) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+@pytest.mark.parametrize(
+    "lock", ["SELECT pg_advisory_xact_lock(1952543595)", "LOCK TABLE users IN EXCLUSIVE MODE"]
+)
+def test_migration_does_not_wait_for_ever(
+    databases: Databases, monkeypatch: pytest.MonkeyPatch, lock: str
+) -> None:
+    """For whoever migrates too, or for what somebody left locked."""
+    url = "postgresql+psycopg" + databases.new_postgresql().removeprefix("postgresql")
+    upgrade(url, "0001")
+    monkeypatch.setattr(migrations, "MIGRATION_SECONDS", 1)
+    monkeypatch.setattr(migrations, "_run", lock_users)
+    engine = create_engine(url, poolclass=pool.NullPool)
+    began = time.monotonic()
+    with engine.begin() as other:
+        other.execute(text(lock))
+        with pytest.raises(DatabaseError, match="somebody else has kept it locked for 1 s"):
+            upgrade(url)
+    assert time.monotonic() - began < 10
+
+
+def lock_users(connection: Connection, target: str) -> None:
+    """As a migration of that table does."""
+    connection.execute(text("LOCK TABLE users"))
 
 
 def test_migrating_again_keeps_what_is_there(empty_url: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -463,6 +464,46 @@ def test_followers_in_two_processes_see_the_same(two_workers: Service) -> None:
         assert [line for _, line in follower.lines] == log
         assert [number for number, _ in follower.lines] == [str(n) for n in range(1, 31)]
         assert follower.connections == 1
+
+
+def test_line_is_soon_with_its_follower(two_workers: Service) -> None:
+    """It should be there within 300 ms; a machine that is busy with other tests has twice that."""
+    person = two_workers.add_user()
+    task = person.start()
+    with open_stream(person, task) as response:
+        stream = events(response)
+        next(stream)
+        delays = []
+        for number in range(15):
+            began = time.monotonic()
+            append(person, task, f"line {number}")
+            next(stream)
+            delays.append(time.monotonic() - began)
+    assert statistics.median(delays) < 0.6
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_follower_has_every_line_once_though_the_service_is_restarted(service: Service) -> None:
+    person = service.add_user()
+    task = person.start()
+    follower = Follower(person, task)
+    follower.start()
+    for first in (1, 11, 21):
+        append_surely(person, task, first, numbered(first, first + 9))
+        until = time.monotonic() + SOON
+        while len(follower.lines) < first + 9:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        if first == 1:
+            os.kill(service.workers()[0], signal.SIGKILL)
+        elif first == 11:
+            service.stop()
+            service.start()
+    report = {"json": {"status": "complete"}}
+    until_answered(lambda: person.request("PATCH", f"/task/{task['id']}", **report))
+    follower.join(SOON)
+    assert [line for _, line in follower.lines] == numbered(1, 30)
+    assert follower.connections >= 3
 
 
 @pytest.mark.slow

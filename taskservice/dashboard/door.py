@@ -33,6 +33,7 @@ dashboard = Blueprint(
 )
 
 STATIC = "dashboard.static"
+ICON = "dashboard.icon"
 SIGN_IN = "dashboard.sign_in"
 LIST = "dashboard.tasks.list_all"
 # What somebody can be looking at, and come back to.
@@ -72,7 +73,7 @@ POLICY = "; ".join(
 @dashboard.before_request
 def ask() -> AnyResponse | None:
     """Let in whoever is signed in, and send all others to the page where they can be."""
-    if request.endpoint == STATIC:
+    if request.endpoint in (STATIC, ICON):
         return None
     if not _is_signed_in():
         is_at_the_door = (request.endpoint or "").startswith(f"{SIGN_IN}.")
@@ -99,7 +100,7 @@ def seal(response: Response) -> Response:
     if request.is_secure or _is_loopback(urlsplit(request.host_url).hostname or ""):
         # Elsewhere browsers ignore it, and complain.
         response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
-    if request.endpoint != STATIC:
+    if request.endpoint not in (STATIC, ICON):
         response.headers["Cache-Control"] = "no-store"
     return response
 
@@ -122,6 +123,12 @@ def stray(error: HTTPException) -> Response:
         return problems.respond(problems.of(error))
     _is_signed_in()
     return seal(fail(error))
+
+
+@dashboard.get("/favicon.ico")
+def icon() -> Response:
+    """For what has no markup to name one, as a problem."""
+    return dashboard.send_static_file("icon.svg")
 
 
 def _names() -> dict[str, Any]:

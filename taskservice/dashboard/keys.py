@@ -7,7 +7,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice import queries, stamps
 from taskservice.auth import caller
-from taskservice.dashboard import sessions
+from taskservice.dashboard import sessions, words
 from taskservice.dashboard.door import clean, page, to
 from taskservice.problems import not_found, unfit
 from taskservice.queries import AnyRow
@@ -20,6 +20,7 @@ create_schema = CreateKeySchema()
 
 # Words of the form -> days.
 EXPIRIES = {"": 0, "7 days": 7, "30 days": 30, "90 days": 90, "1 year": 365}
+DEFAULT_EXPIRY = "90 days"
 
 
 @keys.before_request
@@ -68,15 +69,22 @@ def rotate() -> AnyResponse:
 
 
 def _page(status: int = 200, new: Any = None) -> Response:
+    keys = sorted(queries.keys_of_user(caller.user_id), key=_is_of_this_session)[::-1]
     return page(
         "keys.html",
         status,
-        keys=[*reversed(queries.keys_of_user(caller.user_id))],
+        valid=[key for key in keys if words.counts(key)],
+        void=[key for key in keys if not words.counts(key)],
         agents=queries.agents(caller),
         secret=queries.current_callback_secret(caller.user_id),
         expiries=EXPIRIES,
+        default_expiry=DEFAULT_EXPIRY,
         new=new,
     )
+
+
+def _is_of_this_session(key: AnyRow) -> bool:
+    return bool(key.id == caller.key_id)
 
 
 def _wishes() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Pages of tasks: the list, one task with its log, and what can be done to it."""
 
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -12,13 +13,15 @@ from taskservice.api.tasks import known
 from taskservice.auth import caller
 from taskservice.dashboard import chart, sessions
 from taskservice.dashboard.door import clean, page, to
-from taskservice.models import RUNNING
+from taskservice.models import FAILED, PENDING, RUNNING
 from taskservice.openapi.operation import TEXT
 from taskservice.problems import Problem, not_found, unfit
 from taskservice.queries import TaskRow
 from taskservice.schemas import ListQuerySchema
 from taskservice.services import deliveries
 from taskservice.services import tasks as service
+
+OWN_FILTERS = {"since": tuple(chart.PERIODS), "callback": (PENDING, FAILED)}
 
 TOO_LATE = "The task had already ended."
 
@@ -27,6 +30,8 @@ tasks = Blueprint("tasks", __name__)
 list_query = ListQuerySchema()
 
 PAGE = 50
+# More than that is many.
+MOST_COUNTED = 1_000
 # What a browser may ask for at once of a log.
 MOST_LINES = 1_000
 # Longer lines are cut on the screen; the download has them whole.
@@ -39,8 +44,9 @@ def list_all() -> AnyResponse:
         # A form sends its empty fields too.
         filled = {name: text for name, text in request.args.items() if text}
         return redirect(f"{url_for('dashboard.tasks.list_all')}?{urlencode(filled)}", 303)
-    query, period = _list_query()
-    found = lists.page(caller, lists.selection(query), query)
+    query, own = _list_query()
+    selection = replace(lists.selection(query), delivery=own.get("callback"))
+    found = lists.page(caller, selection, query)
     rows = queries.summaries(caller, found.places)
     return page(
         "tasks.html",
@@ -48,7 +54,9 @@ def list_all() -> AnyResponse:
         next=found.next,
         states=queries.delivery_states(rows) if caller.agent_id is None else {},
         agents=queries.agents(caller),
-        chart=chart.of(caller, query.get("agentId"), period or chart.DEFAULT),
+        standing=queries.counts(caller, selection, chart.STATUSES, MOST_COUNTED),
+        most_counted=MOST_COUNTED,
+        chart=chart.of(caller, selection, own.get("since", chart.DEFAULT)),
         chart_height=chart.HEIGHT,
         periods=chart.PERIODS,
     )
@@ -154,13 +162,17 @@ def _deliveries(task: TaskRow) -> list[Any]:
     return queries.deliveries_of_task(caller, task.id) if caller.agent_id is None else []
 
 
-def _list_query() -> tuple[dict[str, Any], str | None]:
-    """The filters of the API's list, and the period, which is a filter of the dashboard's own."""
+def _list_query() -> tuple[dict[str, Any], dict[str, str]]:
+    """The filters of the API's list, and those of the dashboard's own."""
     values = {"limit": str(PAGE), **clean(request.args)}
-    period = values.pop("since", None)
+    own = {name: values.pop(name) for name in OWN_FILTERS if name in values}
     query: dict[str, Any] = list_query.load(values)
-    if period is not None and period not in chart.PERIODS:
-        raise unfit({"since": ["Must be one of: " + ", ".join(chart.PERIODS) + "."]})
-    if period is not None:
-        query["createdAfter"] = chart.PERIODS[period].since
-    return query, period
+    for name, text in own.items():
+        if text not in OWN_FILTERS[name]:
+            raise unfit({name: ["Must be one of: " + ", ".join(OWN_FILTERS[name]) + "."]})
+    if "callback" in own:
+        caller.require_user_key()
+    if "since" in own:
+        # A part of the period may be chosen, too.
+        query.setdefault("createdAfter", chart.PERIODS[own["since"]].since)
+    return query, own

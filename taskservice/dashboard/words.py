@@ -45,8 +45,10 @@ def moment(text: str) -> str:
 def lasted(since: str, until: str) -> str:
     """The time between two moments in its two largest units."""
     seconds = (datetime.fromisoformat(until) - datetime.fromisoformat(since)).total_seconds()
+    if seconds < 0.1:
+        return "< 0.1 s"
     if seconds < 10:
-        return f"{max(seconds, 0):.1f} s"
+        return f"{seconds:.1f} s"
     return spoken(int(seconds))
 
 

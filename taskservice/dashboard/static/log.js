@@ -1,6 +1,7 @@
 // The log of a task: only the lines that can be seen are in the page, however long it grows.
 
 import { painted, plain } from "./ansi.js";
+import { find } from "./find.js";
 import { LINE, forgetHeights, lineAt, noteHeight, topOf } from "./heights.js";
 import { MOST, ask, bring, forgetFar, hasNeighbours, keep, line } from "./lines.js";
 import { copyText, refresh } from "./page.js";
@@ -13,7 +14,7 @@ const SELECTED_BEYOND = 1_000;
 const TALLEST = 8_000_000;
 const MOST_COPIED = 20_000;
 const PATIENCE_MS = 500;
-const LONGEST_PATIENCE_MS = 5_000;
+const LONGEST_PATIENCE_MS = 2_000;
 // When all places are taken there is no hurry: the page looks every second anyway.
 const CROWDED_PATIENCE_MS = 5_000;
 const LONGEST_CROWDED_MS = 30_000;
@@ -237,7 +238,7 @@ async function fetchMissing() {
   fetching = true;
   for (let number = missing(); number !== null; number = missing()) {
     if (!(await bring(number, first))) {
-      setTimeout(draw, LONGEST_PATIENCE_MS / 2);
+      setTimeout(draw, LONGEST_PATIENCE_MS);
       break;
     }
     forgetFar(seen().top);
@@ -343,6 +344,34 @@ buttons.copy.addEventListener("click", async () => {
   }
   await copyText(lines.map(plain).join("\n"));
   set(buttons.copy, `Copied ${words({ from, to: from + lines.length - 1 })}`);
+});
+
+// --- searching ---------------------------------------------------------------------------
+
+const field = get("log-find");
+let search = 0;
+
+async function look(step) {
+  const text = field.value;
+  const mine = ++search;
+  if (!text) return;
+  const start = marked ? marked.from + step : seen().top;
+  set(get("log-found"), "Looking…");
+  const number = await find(text, step, start, first, count, () => mine === search);
+  if (mine !== search) return;
+  set(get("log-found"), number === null ? "Not found" : `In line ${number.toLocaleString("en")}`);
+  if (number === null) return;
+  history.replaceState(null, "", `#L${number}`);
+  show(number, number);
+}
+
+field.addEventListener("keydown", (event) => {
+  if (event.key === "Enter") look(event.shiftKey ? -1 : 1);
+  else if (event.key === "Escape") search++;
+});
+field.addEventListener("input", () => {
+  search++;
+  set(get("log-found"), "");
 });
 
 // --- long lines --------------------------------------------------------------------------
@@ -494,6 +523,7 @@ document.addEventListener("refreshed", ({ detail: page }) => {
 });
 
 for (const name of ["follow", "wrap"]) buttons[name].hidden = false;
+field.hidden = false;
 if (!running) finish();
 if (wishesToWrap()) wrap(true);
 // Of what failed, the last lines tell why.

@@ -50,6 +50,10 @@ export function tell() {
     set(element, SHOWN[element.dataset.show](moment));
   }
   // Of what this page can't see any more it can't say that it goes on.
+  for (const element of document.querySelectorAll("title[data-moment]")) {
+    const moment = new Date(element.dataset.moment);
+    set(element, `${full.format(moment)}: ${element.dataset.words}`);
+  }
   for (const element of gone ? [] : document.querySelectorAll("[data-since]")) {
     set(element, spoken(Math.max(0, (Date.now() - new Date(element.dataset.since)) / 1000)));
   }
@@ -113,6 +117,23 @@ addEventListener("submit", (event) => {
   else if (event.target.method === "post") sent.add(event.target);
 });
 addEventListener("pageshow", () => sent.clear());
+
+// Filters apply at once, and leave the focus where it is.
+const search = document.getElementById("search");
+
+search?.addEventListener("change", () => {
+  const wishes = [...new FormData(search)].filter(([, text]) => text);
+  const query = new URLSearchParams(wishes).toString();
+  history.pushState(null, "", query ? `?${query}` : location.pathname);
+  shown = location.search;
+  etag = null;
+  refresh();
+});
+let shown = location.search;
+addEventListener("popstate", () => {
+  // A link to a part of the page is one, too.
+  if (search && location.search !== shown) location.reload();
+});
 
 // What was shown once is not asked for again, and to come back here sends no form.
 if (document.querySelector("[data-once]")) history.replaceState(null, "", location.href);
@@ -197,9 +218,10 @@ function end(text, path) {
 export async function refresh() {
   if (gone) return "gone";
   const headers = etag ? { "If-None-Match": etag } : {};
+  const address = location.href;
   let response;
   try {
-    response = await fetch(location.href, { headers, redirect: "manual", cache: "no-store" });
+    response = await fetch(address, { headers, redirect: "manual", cache: "no-store" });
   } catch {
     notice("The service is out of reach. Trying again…");
     return "away";
@@ -214,11 +236,14 @@ export async function refresh() {
     notice("The service can’t answer now. Trying again…");
     return "away";
   }
-  etag = response.headers.get("ETag");
   const text = pages.createHTML(await response.text());
+  // Meanwhile somebody may have wished for something else.
+  if (address !== location.href) return "same";
+  etag = response.headers.get("ETag");
   const fresh = new DOMParser().parseFromString(text, "text/html");
   for (const part of document.querySelectorAll("[data-live]")) {
     const other = fresh.getElementById(part.id);
+    if (!other && part.dataset.live === "page") location.reload();
     if (!other) continue;
     if (part.dataset.live === "rows") replaceRows(part, other);
     else replace(part, other);
