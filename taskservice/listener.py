@@ -60,7 +60,9 @@ class Listener:
     def _finished(self) -> Iterator[tuple[str, str]]:
         """(webhook-id, task id) of what has finished and was not seen yet."""
         since = self._since
-        for task in self._client.tasks(finished_after=_rfc3339(since), sort="finishedAt"):
+        for task in self._client.tasks(
+            finished_after=_rfc3339(since), sort="finishedAt", fields="id,finishedAt"
+        ):
             finished_at = task.data["finishedAt"]
             # A task can finish twice: its agent may end what had ended for silence.
             webhook_id = str(uuid5(_NAMES, f"{task.id} {finished_at}"))
@@ -116,13 +118,16 @@ def webhook_body(task: Mapping[str, Any], lines: Sequence[str]) -> bytes:
 def _send(url: str, headers: Mapping[str, str], text: bytes) -> str:
     """What the receiver answered, or why there was no answer."""
     own = {"Content-Type": "application/json", "User-Agent": "taskservice"}
-    try:
-        answer = requests.post(
-            url, data=text, headers={**own, **headers},
-            timeout=ATTEMPT_SECONDS, allow_redirects=False,
-        )  # fmt: skip
-    except requests.RequestException as error:
-        return type(error).__name__
+    with requests.Session() as session:
+        # As the service posts: without the proxies and passwords of the environment.
+        session.trust_env = False
+        try:
+            answer = session.post(
+                url, data=text, headers={**own, **headers},
+                timeout=ATTEMPT_SECONDS, allow_redirects=False,
+            )  # fmt: skip
+        except requests.RequestException as error:
+            return type(error).__name__
     return f"{answer.status_code} {answer.reason}".rstrip()
 
 

@@ -142,10 +142,19 @@ def test_listener_survives_a_restart_of_the_service(tmp_path: Path) -> None:
             assert ids(local.wait_for(1, 30)) == [task["id"]]
 
 
+def test_environment_has_no_part_in_it(alice: RemotePerson, laptop: Laptop) -> None:
+    (laptop.home / ".netrc").write_text("machine 127.0.0.1 login a password b\n")
+    with Receiver() as local, listening(laptop, local.url):
+        finish(alice, alice.start())
+        (request,) = local.wait_for(1, 20)
+    assert "authorization" not in request.headers
+
+
 def test_wrong_use_is_one_line(alice: RemotePerson, laptop: Laptop) -> None:
-    nowhere = laptop.run("listen", "--forward", "nonsense")
-    assert nowhere.returncode == 2
-    assert "must be a URL such as" in nowhere.stderr
+    for url in ("nonsense", "http://[::1", "http://x:99999/"):
+        nowhere = laptop.run("listen", "--forward", url)
+        assert nowhere.returncode == 2
+        assert "must be a URL such as" in nowhere.stderr
     alice.request("PUT", "/agent/a").raise_for_status()
     laptop.key = alice.request("POST", "/key", json={"name": "a", "agentId": "a"}).json()["key"]
     narrow = laptop.run("listen", "--forward", "http://127.0.0.1:9/")

@@ -1,5 +1,6 @@
 """What the commands on the agent's side share: the service as the environment names it."""
 
+import io
 import json
 import os
 import sys
@@ -23,6 +24,10 @@ def the_service(patience: float = PATIENCE_SECONDS, failure: int = 1) -> Iterato
 
     That is `failure`, where it is neither a setting nor the key.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that lacks a character is no reason to fail.
+            stream.reconfigure(errors="replace")
     try:
         yield Client(patience=patience)
     except SettingError as error:

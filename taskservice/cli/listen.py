@@ -19,7 +19,7 @@ def command(forward: str) -> None:
     The webhooks are signed with your own secret. A receiver that does not answer 2xx gets
     the same one again, with the same webhook-id, a few times.
     """
-    if urlsplit(forward).scheme not in ("http", "https") or not urlsplit(forward).hostname:
+    if not _is_url(forward):
         raise click.BadParameter("must be a URL such as http://127.0.0.1:9000/", param_hint="URL")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     with the_service() as client:
@@ -29,3 +29,11 @@ def command(forward: str) -> None:
             listener.listen()
         except KeyboardInterrupt:
             sys.exit(0)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

@@ -9,6 +9,7 @@ import click
 
 from taskservice.cli.agent_side import give_up, print_json, the_service
 from taskservice.client import NotFound, Task
+from taskservice.client.tasks import PAGE_TASKS, SHORT_FIELDS
 from taskservice.client.text import one_line
 
 # How `follow` exits, by the outcome; 2 is for what is wrong with the command itself.
@@ -36,7 +37,10 @@ def list_all(
 ) -> None:
     """List tasks, newest first."""
     with the_service() as client:
-        found = client.tasks(agent_id=agent_id, status=status, q=q)
+        # No more than is shown: an output can be long.
+        fields = SHORT_FIELDS if as_json else "id,name,agentId,createdAt,logCount,status,error"
+        page = min(limit or PAGE_TASKS, PAGE_TASKS)
+        found = client.tasks(agent_id=agent_id, status=status, q=q, fields=fields, page=page)
         for task in islice(found, limit):
             print_json(task.data) if as_json else click.echo(_row(task))
 
@@ -68,7 +72,7 @@ def follow(task_id: str, as_json: bool) -> None:
             give_up(str(error), DELETED)
         try:
             for line in task.follow():
-                print_json(line._asdict()) if as_json else click.echo(line.text)
+                print_json(line._asdict()) if as_json else click.echo(line.text, color=True)
         except NotFound:
             give_up("The task was deleted", DELETED)
         except KeyboardInterrupt:

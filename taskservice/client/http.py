@@ -27,6 +27,8 @@ CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0
 FIRST_DELAY = 0.25
 LONGEST_DELAY = 5.0
+# More than that is not waited, whatever the service asks for.
+MOST_SECONDS = 3600.0
 # How long a call is tried again and again before it fails, unless its caller says otherwise.
 PATIENCE_SECONDS = 60.0
 
@@ -113,7 +115,7 @@ def delays() -> Any:
 def pause_after(error: TaskServiceError, delay: float) -> float:
     """Seconds until the next attempt: `delay`, or more where the service asks for more."""
     asked = error.retry_after if isinstance(error, Unavailable) else None
-    return max(delay, asked or 0)
+    return max(delay, min(asked or 0, MOST_SECONDS))
 
 
 def _checked_url(url: str) -> str:
@@ -150,7 +152,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, requests.exceptions.SSLError):
         return f"TLS failed: {_innermost(error)}"
     if isinstance(error, requests.ConnectionError):
-        return str(_innermost(error)).rpartition("] ")[2] or "the connection broke"
+        text = str(_innermost(error)).rpartition("] ")[2] or "the connection broke"
+        return text if "(" in text else text.removesuffix(")")
     return "the answer broke off"
 
 

@@ -176,7 +176,7 @@ class Task:
             sender.join(0.2)
             if self._is_silent(sender, began):
                 error = self._silence(sender)
-                error.args = (f"{error}; {self._memory.count():,} lines were not sent",)
+                error.args = (f"{error}; {text.counted(self._memory.count())} not sent",)
                 self._forget()
                 raise error
         self._forget()
@@ -268,8 +268,8 @@ class Task:
         sender.finish(None)
         sender.join(max(until - time.monotonic(), 0))
         if sender.is_alive():
-            lines = self._memory.count()
-            logger.warning("%s lines of task %s were not sent in time", f"{lines:,}", self.id)
+            lines = text.counted(self._memory.count())
+            logger.warning("%s of task %s could not be sent in time", lines, self.id)
 
     # --- for whoever watches -------------------------------------------------------------
 
@@ -389,16 +389,19 @@ class Client:
         created_before: str | None = None,
         finished_after: str | None = None,
         sort: str | None = None,
+        fields: str = SHORT_FIELDS,
+        page: int | None = None,
     ) -> Iterator[Task]:
         """All tasks that the key may see, newest first, page after page; without their logs.
 
         `q` is a part of the name; moments are RFC 3339; `sort` is `-createdAt`, `createdAt`
-        or `finishedAt`.
+        or `finishedAt`. `fields` are all that is read of each; `page` is how many are asked
+        for at once.
         """
         query = {"status": status, "agentId": agent_id, "q": q, "createdAfter": created_after}
         query |= {"createdBefore": created_before, "finishedAfter": finished_after, "sort": sort}
         given = {name: value for name, value in query.items() if value is not None}
-        return self._pages(_SHORT | given | {"limit": str(PAGE_TASKS)})
+        return self._pages(given | {"fields": fields, "limit": str(page or PAGE_TASKS)})
 
     def _pages(self, query: dict[str, str] | str) -> Iterator[Task]:
         while True:

@@ -15,6 +15,10 @@ def mark(text: str) -> bytes:
     return f"[taskservice: {text}]\n".encode()
 
 
+def counted(lines: int) -> str:
+    return f"{lines:,} {'line' if lines == 1 else 'lines'}"
+
+
 def lines_of(text: str) -> list[bytes]:
     """The lines of a text, each cut where it is too long; an empty text is an empty line."""
     data = text.encode(errors="replace")

@@ -98,5 +98,6 @@ class Tail:
             self._size -= len(self._blocks.popleft())
 
     def last_line(self) -> bytes:
-        """The last line that is not blank; of one that is far too long only its end."""
-        return b"".join(self._blocks).rstrip().rpartition(b"\n")[2].strip()
+        """The last line that is not blank, as the log has it; of a far too long one its end."""
+        line = b"".join(self._blocks).rstrip().rpartition(b"\n")[2]
+        return line.rpartition(b"\r")[2].strip()

@@ -8,8 +8,9 @@ from typing import Any
 
 from taskservice.client.http import Connection, body
 from taskservice.client.sender import Sender
+from taskservice.client.text import counted
 from taskservice.runner.record import Record, left_runs, remove_drafts, state_folder
-from taskservice.runner.run import WRITER, counted, failed, remark, wait_for
+from taskservice.runner.run import WRITER, failed, remark, wait_for
 from taskservice.runner.spool import Spool
 
 UNKNOWN_END = "How the program ended is unknown: `taskservice run` was killed while it ran"

@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from taskservice.client.errors import (
 )
 from taskservice.client.http import Connection
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, Sender, heartbeat_for
-from taskservice.client.text import OUTPUT_BYTES, message
+from taskservice.client.text import OUTPUT_BYTES, counted, message
 from taskservice.runner.process import FOR_ITSELF, Process, describe, exit_code
 from taskservice.runner.pump import Pump
 from taskservice.runner.record import Record, state_folder
@@ -294,19 +295,21 @@ def _left(lines: int, lost: int, is_end_kept: bool) -> str:
     text = (
         f"{counted(lines)} and {end} could not be sent yet; `taskservice run --resend` sends them"
     )
-    return f"{text}; {counted(lost)} found no room and are lost" if lost else text
-
-
-def counted(lines: int) -> str:
-    return f"{lines:,} {'line' if lines == 1 else 'lines'}"
+    return (
+        f"{text}; {counted(lost)} found no room and {'is' if lost == 1 else 'are'} lost"
+        if lost
+        else text
+    )
 
 
 def json_object(text: bytes) -> dict[str, Any] | None:
-    """The JSON object that a text is, as the service takes one; None if it is anything else."""
+    """The JSON object that a text is; None if it is anything else, or can't be kept exactly."""
     if not text.strip().startswith(b"{") or len(text) > OUTPUT_BYTES:
         return None
     try:
-        value = json.loads(text, parse_constant=_number, parse_float=_number)
+        value = json.loads(
+            text, parse_constant=_number, parse_float=_number, object_pairs_hook=_object
+        )
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
@@ -314,9 +317,16 @@ def json_object(text: bytes) -> dict[str, Any] | None:
 
 def _number(text: str) -> float:
     number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text} is no number of JSON that can be kept")
+    if not math.isfinite(number) or Decimal(repr(number)) != Decimal(text):
+        raise ValueError(f"{text} is no number of JSON that can be kept exactly")
     return number
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("Of two values with the same key one would be lost")
+    return members
 
 
 def _beginning(path: Path) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from taskservice.client.sender import Batch
-from taskservice.client.text import LINE_BYTES, LOG_BYTES, mark
+from taskservice.client.text import LINE_BYTES, LOG_BYTES, counted, mark
 
 SEGMENT_BYTES = 1024 * 1024
 # More than a log holds need not wait for it.
@@ -87,7 +87,7 @@ class Segment:
 
     def become_mark(self, dropped: int) -> None:
         """Give up its lines for one that says how many were left out, itself included."""
-        text = mark(f"{dropped:,} lines were left out here: there was no room for them")
+        text = mark(f"{counted(dropped)} left out here: there was no room")
         try:
             self._empty()
             self.append(text, 1)

@@ -182,7 +182,7 @@ def test_program_does_not_wait_long_for_a_service_that_is_away(laptop: Laptop) -
         laptop.url = receiver.url
         process = laptop.python(program)
         _, errors = process.communicate(timeout=60)
-    assert "2 lines of task 1 were not sent in time" in errors
+    assert "2 lines of task 1 could not be sent in time" in errors
 
 
 def test_lines_that_could_not_be_sent_are_counted() -> None:
@@ -191,7 +191,7 @@ def test_lines_that_could_not_be_sent_are_counted() -> None:
         receiver.answer = play.answer(503)
         task = Client(receiver.url, "key", patience=1).start("summarizer")
         task.log("one", "two")
-        with pytest.raises(Unavailable, match="2 lines were not sent"):
+        with pytest.raises(Unavailable, match="2 lines not sent"):
             task.complete()
 
 
@@ -474,6 +474,21 @@ def test_retry_after_is_honoured() -> None:
             list(Client(receiver.url, "key", patience=20).tasks())
     assert second.at - first.at >= 2
     assert unavailable.value.retry_after == 1_000
+
+
+def test_service_that_asks_for_ages_ends_no_thread() -> None:
+    with Receiver() as receiver:
+        receiver.paths["/api/v1/task"] = play.answer(201, JSON, b'{"id": "1"}')
+        receiver.answer = play.answer(503, {"Retry-After": "9" * 400})
+        task = Client(receiver.url, "key", patience=1).start("summarizer")
+        task.log("one")
+        with pytest.raises(Unavailable):
+            task.complete()
+
+
+def test_name_that_is_unknown_is_said_in_plain_words() -> None:
+    with pytest.raises(Unreachable, match=r"out of reach: [^()]*$"):
+        Client("http://no-such-name.invalid", "key", patience=0).task("1")
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 422])

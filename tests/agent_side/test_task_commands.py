@@ -1,6 +1,7 @@
 """`taskservice task`: tasks listed, shown, followed, cancelled and deleted."""
 
 import signal
+import subprocess
 import threading
 
 from tests import receiver as play
@@ -63,6 +64,32 @@ def test_follow_prints_the_log_as_it_grows(alice: RemotePerson, laptop: Laptop) 
     first, second, last = objects(as_json.stdout)
     assert [first, second] == [{"number": 1, "text": "one"}, {"number": 2, "text": "two"}]
     assert last["status"] == "complete"
+
+
+def test_follow_keeps_colours_in_a_file(alice: RemotePerson, laptop: Laptop) -> None:
+    task = alice.start("one")
+    append(alice, task, "\x1b[31mred\x1b[0m ü")
+    report(alice, task, status="complete")
+    followed = laptop.run("task", "follow", str(task["id"]))
+    assert followed.stdout == "\x1b[31mred\x1b[0m ü\n"
+
+
+def test_terminal_that_lacks_a_character_is_no_failure(alice: RemotePerson, laptop: Laptop) -> None:
+    alice.start("one", name="nächtlich ☾")
+    command = [*laptop.command, "task", "list"]
+    environment = {**laptop.environment, "PYTHONIOENCODING": "latin-1"}
+    listed = subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert listed.stdout.decode("latin-1").endswith("nächtlich ?\n")
+
+
+def test_short_list_asks_for_no_more_than_it_shows(laptop: Laptop) -> None:
+    with Receiver() as receiver:
+        receiver.answer = play.answer(200, {"Content-Type": "application/json"}, b"[]")
+        laptop.url = receiver.url
+        assert laptop.run("task", "list", "--limit", "1").returncode == 0
+    (request,) = receiver.requests
+    assert "limit=1" in request.path
+    assert "output" not in request.path
 
 
 def test_follow_exits_by_the_outcome(alice: RemotePerson, laptop: Laptop, service: Service) -> None:
