@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs
-from tests.laptop import eventually, kill, laptop_of, the_task
+from tests.laptop import eventually, kill, laptop_of, tasks, the_task
 from tests.live import Service
+from tests.receiver import Receiver
 from tests.test_readme import ROOT
 
 LINES = int(os.environ.get("AGENT_LINES", "20000"))
@@ -51,6 +52,29 @@ with Client().start("counter") as task:
         if number % 100 == 0:
             time.sleep(max(0, began + seconds * number / lines - time.monotonic()))
     task.output["lines"] = lines
+"""
+
+
+TYPED = """
+from taskservice.client import Client, Line, Task, TaskCancelled
+
+
+def main() -> None:
+    client = Client(patience=30)
+    with client.start("c", name="typed", input={"a": 1}, timeout=60) as task:
+        task.log("one")
+        task.output["sum"] = 15
+    lines: list[Line] = list(task.follow())
+    number: int = lines[0].number
+    waiting: Task = client.start("w", input={"n": number}, claim=False)
+    try:
+        for line in waiting.follow():
+            print(line.text)
+    except TaskCancelled as error:
+        print(error.detail)
+
+
+main()
 """
 
 
@@ -149,6 +173,32 @@ def test_plain_installation_in_an_empty_environment_is_enough(tmp_path: Path) ->
         result = laptop.run("run", "--agent", "a", "--", "echo", "from afar", **in_the_folder)
         listed = laptop.run("task", "list", **in_the_folder)
         task = the_task(alice)
+        program = tmp_path / "program.py"
+        program.write_text(TYPED)
+        with Receiver() as receiver:
+            listener = laptop.spawn("listen", "--forward", receiver.url, cwd=tmp_path)
+            worker = laptop.spawn("work", "--agent", "w", "--", "cat", cwd=tmp_path)
+            assert listener.stderr is not None
+            listener.stderr.readline()
+            python = [str(folder / "bin" / "python"), str(program)]
+            subprocess.run(python, cwd=tmp_path, env=laptop.environment, check=True, timeout=60)
+            receiver.wait_for(2, 60)
+        done = tasks(alice)
+        for process in (listener, worker):
+            process.terminate()
+            process.communicate(timeout=30)
+        killed = laptop.spawn("run", "--agent", "k", "--", "sleep", "1000", cwd=tmp_path)
+        eventually(lambda: tasks(alice, agentId="k"))
+        killed.kill()
+        killed.communicate()
+        resent = laptop.run("run", "--resend", **in_the_folder)
+    by_agent = {found["agentId"]: found for found in done}
+    assert (by_agent["c"]["logs"], by_agent["c"]["output"]) == (["one"], {"sum": 15})
+    assert by_agent["w"]["output"] == {"n": 1}
+    assert resent.returncode == 0, resent.stderr
+    strict = [sys.executable, "-m", "mypy", "--strict", "--python-executable", python[0], program]
+    checked = subprocess.run(strict, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "no issues found" in checked.stdout, checked.stdout + checked.stderr
     assert (result.returncode, result.stdout, result.stderr) == (0, "from afar\n", "")
     assert (task["status"], task["logs"]) == ("complete", ["from afar"])
     assert task["id"] in listed.stdout

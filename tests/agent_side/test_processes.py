@@ -2,6 +2,7 @@
 
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from taskservice.runner import family
 from taskservice.runner.process import Process
 from tests.agent_side.test_run import the_log
 from tests.laptop import Laptop, eventually, the_task
@@ -92,6 +94,31 @@ def test_other_signals_reach_the_program(alice: RemotePerson, laptop: Laptop) ->
     printed, _ = process.communicate(timeout=20)
     assert (process.returncode, printed) == (4, "got it\n")
     assert the_task(alice)["error"]["message"] == "Exit status 4"
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="There is no ps here")
+def test_ps_finds_the_same_as_proc() -> None:
+    own = os.getpid()
+    parent, group, _ = dict(family._of_ps())[own]
+    assert (parent, group) == (os.getppid(), os.getpgrp())
+    assert dict(family._of_proc())[own][:2] == (parent, group)
+
+
+# What Python lacks on macOS, in whole or in part.
+AS_ON_MACOS = (
+    "import os, signal; del os.waitid, signal.sigwaitinfo; from taskservice.cli import main"
+)
+
+
+def test_system_with_less_does_the_same(alice: RemotePerson, laptop: Laptop) -> None:
+    laptop.command = [sys.executable, "-c", f"{AS_ON_MACOS}; main()"]
+    assert laptop.run("run", "--agent", "a", "--", "sh", "-c", "exit 3").returncode == 3
+    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 143
 
 
 # --- at a terminal -----------------------------------------------------------------------

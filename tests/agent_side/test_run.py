@@ -25,6 +25,14 @@ os.write(1, b"one\\n"); os.write(2, b"two\\n"); os.write(1, b"three\\n")
 DRIPS = b"HTTP/1.1 201 Created\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
 
 
+# Runs a program, and prints the most memory that it or a child of it had, in bytes.
+MEASURED = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
+"""
+
+
 def run(laptop: Laptop, script: str, *options: str) -> subprocess.CompletedProcess[str]:
     return laptop.run("run", "--agent", "a", *options, "--", "sh", "-c", script)
 
@@ -316,6 +324,31 @@ def test_heartbeats_come_while_the_program_is_silent(alice: RemotePerson, laptop
         run(laptop, "sleep 2.5", "--timeout", "3")
     beats = [request for request in receiver.requests if request.body == b'{"logs": []}']
     assert len(beats) >= 2
+
+
+def test_lines_come_in_about_five_requests_a_second(laptop: Laptop) -> None:
+    started = b'{"id": "x", "agentId": "a", "userId": "u"}'
+    with Receiver() as receiver:
+        receiver.answer = play.answer(201, {"Content-Type": "application/json"}, started)
+        laptop.url = receiver.url
+        run(laptop, "for number in $(seq 100); do echo $number; sleep 0.02; done")
+    appends = [request for request in receiver.requests if "/logs?" in request.path]
+    # The receiver closes each connection, which can look as if its answer had been lost.
+    once = {append.path: append.body for append in appends}
+    assert b"".join(once.values()).split() == [b"%d" % number for number in range(1, 101)]
+    seconds = appends[-1].at - appends[0].at
+    assert 2 < len(appends) < seconds * 10
+
+
+def test_line_of_100_mb_takes_little_memory(alice: RemotePerson, laptop: Laptop) -> None:
+    command = [*laptop.command, "run", "--agent", "a", "--", "head", "-c", "100000000", "/dev/zero"]
+    # Not by this process: what a child begins with counts as its own.
+    process = laptop.python(MEASURED, *command)
+    measured, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert int(measured) < 100_000_000
+    (line,) = the_task(alice)["logs"]
+    assert line.endswith("[taskservice: cut here, the line has 100,000,000 bytes]")
 
 
 def test_background_process_does_not_hold_the_run(alice: RemotePerson, laptop: Laptop) -> None:
