@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 USER_NAME ?= me
+# Many tests wait: for a moment, or for a program of their own.
+PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 2 ))
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-crash test-callbacks test-api test-big test-agent lint bench \
@@ -35,7 +37,7 @@ $(VENV)/installed-test: $(VENV)/installed
 	@touch $@
 
 test: $(VENV)/installed-test ## Install what the tests need, and run them
-	$(BIN)/python -m pytest -n auto -m 'not slow'
+	$(BIN)/python -m pytest -n $(PROCESSES) -m 'not slow'
 
 test-crash: $(VENV)/installed-test ## 30 s of mixed load, and followers, while workers are killed
 	CRASH_SECONDS=$${CRASH_SECONDS:-30} $(BIN)/python -m pytest -m slow -s \

@@ -1,5 +1,6 @@
 """An API key becomes the caller: that in the `apikey` header, or that of a session."""
 
+from threading import Lock
 from typing import cast
 
 from flask import g, request
@@ -15,6 +16,7 @@ MINUTE = len("2026-11-24T13:36")
 
 # Key id -> the minute of its last use that is not yet written down: no GET writes.
 _uses: dict[str, str] = {}
+_lock = Lock()
 
 
 def authenticate() -> None:
@@ -37,14 +39,21 @@ def valid_key(text: str) -> AnyRow:
 
 def admit(key: AnyRow) -> None:
     """Let this request act for whoever holds `key`, and note that it was used."""
-    _uses[key.id] = stamps.now()[:MINUTE]
+    with _lock:
+        _uses[key.id] = stamps.now()[:MINUTE]
     g.caller = Caller(user_id=key.user_id, agent_id=key.agent_id, key_id=key.id)
+
+
+def still_counts() -> bool:
+    """Whether the key of this request is by now neither revoked nor expired."""
+    return queries.valid_key_by_id(caller.key_id, stamps.now()) is not None
 
 
 def take_uses() -> dict[str, str]:
     """Key id -> the moment of its last use, to the minute, since the last call of this."""
     global _uses
-    taken, _uses = _uses, {}
+    with _lock:
+        taken, _uses = _uses, {}
     return {key_id: f"{minute}:00.000Z" for key_id, minute in taken.items()}
 
 

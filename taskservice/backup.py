@@ -1,9 +1,11 @@
 """A verified copy of the SQLite database, made while others write."""
 
+import fcntl
+import glob
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,8 +17,9 @@ from taskservice import inspection, migrations
 from taskservice.db import sqlite3
 from taskservice.migrations import DatabaseError
 
-# Between two steps the copying can be interrupted.
+# Between two steps the copying and the checking can be interrupted.
 STEP_PAGES = 1_000
+STEP_INSTRUCTIONS = 100_000
 
 
 class BackupError(Exception):
@@ -59,12 +62,40 @@ def _check(database: Path, target: Path, replace: bool) -> None:
 @contextmanager
 def _draft(target: Path) -> Iterator[Path]:
     """An empty file beside the target, which is gone at the end unless it was renamed."""
+    _remove_stale_drafts(target)
     draft = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
-    os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     try:
-        yield draft
+        descriptor = _made(draft)
+        try:
+            yield draft
+        finally:
+            os.close(descriptor)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _made(draft: Path) -> int:
+    """Make the file; its lock, held as long as this descriptor is open, says that we live."""
+    while True:
+        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with suppress(OSError):  # a file system that knows no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        # Somebody took it for stale, before it was locked.
+        os.close(descriptor)
+
+
+def _remove_stale_drafts(target: Path) -> None:
+    """What a killed backup left, which holds secrets as the database does."""
+    for draft in target.parent.glob(f"{glob.escape(target.name)}.{'[0-9a-f]' * 8}.part"):
+        with suppress(OSError):  # somebody is at it, or it is another's
+            descriptor = os.open(draft, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                draft.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def _copy(database: Path, draft: Path) -> None:
@@ -80,7 +111,8 @@ def _copy(database: Path, draft: Path) -> None:
         # Nobody knows of this file before it is whole.
         copy.execute("PRAGMA journal_mode = OFF")
         copy.execute("PRAGMA synchronous = OFF")
-        source.backup(copy, pages=STEP_PAGES)
+        # Between two steps Python looks whether a signal has come.
+        source.backup(copy, pages=STEP_PAGES, progress=lambda *_: None)
 
 
 def _verified(draft: Path) -> str:
@@ -88,7 +120,10 @@ def _verified(draft: Path) -> str:
 
     def connect() -> Any:
         # Nobody else has it open, so nothing is made beside it.
-        return sqlite3.connect(_uri(draft, "mode=ro&immutable=1"), uri=True)
+        connection = sqlite3.connect(_uri(draft, "mode=ro&immutable=1"), uri=True)
+        # So that a signal is noticed here too.
+        connection.set_progress_handler(lambda: 0, STEP_INSTRUCTIONS)
+        return connection
 
     engine = create_engine("sqlite://", module=sqlite3, creator=connect, poolclass=pool.NullPool)
     with engine.connect() as connection:

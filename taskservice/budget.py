@@ -6,15 +6,15 @@ from threading import BoundedSemaphore
 
 
 class Budget:
-    """Places for so many threads; nobody waits for one."""
+    """Places for so many threads at once."""
 
     def __init__(self, places: int) -> None:
         self._places = BoundedSemaphore(places)
 
     @contextmanager
-    def place(self) -> Iterator[bool]:
-        """Hold a place until the end of the block; False when none is free."""
-        has_place = self._places.acquire(blocking=False)
+    def place(self, seconds: float = 0.0) -> Iterator[bool]:
+        """Hold a place until the end of the block; False when none gets free in so many seconds."""
+        has_place = self._places.acquire(timeout=seconds)
         try:
             yield has_place
         finally:

@@ -8,9 +8,9 @@ from typing import Any, ParamSpec, TypeVar
 
 from flask import Flask, current_app
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import Connection, Engine, MetaData, String, create_engine, event
+from sqlalchemy import Connection, Engine, Integer, MetaData, String, create_engine, event
 from sqlalchemy.dialects.postgresql import TIMESTAMP
-from sqlalchemy.engine import URL, Dialect, make_url
+from sqlalchemy.engine import URL, Dialect, ExceptionContext, make_url
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase
@@ -18,6 +18,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from taskservice import patience
 from taskservice.stamps import rfc3339
 from taskservice.writer_queue import WriterQueue
 
@@ -36,6 +37,8 @@ sqlite3 = _sqlite3
 
 # How long a writer waits for its turn before its request is told 503.
 BUSY_SECONDS = 5.0
+# PostgreSQL: so many times as long any statement may take. Ours take far less by themselves.
+STATEMENT_FACTOR = 2
 # How long a server that has vanished from the network is believed to be there.
 PATIENCE = {
     "connect_timeout": int(BUSY_SECONDS),
@@ -106,11 +109,30 @@ def _postgresql_now(element: database_now, compiler: SQLCompiler, **options: Any
     return f"(clock_timestamp() + make_interval(secs => {seconds}))"
 
 
+class byte_length(FunctionElement[int]):
+    """SQL for the bytes of a text, where `length` counts its characters."""
+
+    inherit_cache = True
+    type = Integer()
+
+
+@compiles(byte_length, "sqlite")
+def _sqlite_byte_length(element: byte_length, compiler: SQLCompiler, **options: Any) -> str:
+    return f"length(CAST({compiler.process(element.clauses, **options)} AS BLOB))"
+
+
+@compiles(byte_length, "postgresql")
+def _postgresql_byte_length(element: byte_length, compiler: SQLCompiler, **options: Any) -> str:
+    return f"octet_length({compiler.process(element.clauses, **options)})"
+
+
 def init_app(app: Flask, url: str, threads: int) -> None:
     """Give `app` its write engine, its read engine and, on SQLite, its queue of writers."""
     address = make_url(url)
     options = {
         **engine_arguments(address),
+        # Whatever is logged of a failed statement, it is not what was to be written.
+        "hide_parameters": True,
         "pool_size": threads + 8,
         "max_overflow": 8,
         "pool_timeout": BUSY_SECONDS,
@@ -130,6 +152,8 @@ def init_app(app: Flask, url: str, threads: int) -> None:
     if address.get_backend_name() == "sqlite":
         event.listen(reader, "connect", _prepare_sqlite_reader)
         app.extensions["writers"] = WriterQueue.of(address)
+    else:
+        _prepare_postgresql(reader)
     app.extensions["reader"] = reader
 
 
@@ -170,12 +194,38 @@ def _prepare_write_engine(engine: Engine) -> None:
         event.listen(engine, "begin", _begin_immediate)
     else:
         event.listen(engine, "begin", _limit_lock_wait)
+        _prepare_postgresql(engine)
 
 
 def _begin_immediate(connection: Connection) -> None:
     # A transaction that starts by reading fails as busy, at once and whatever
     # the timeout, when it comes to write after somebody else has.
     connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _prepare_postgresql(engine: Engine) -> None:
+    seconds = STATEMENT_FACTOR * BUSY_SECONDS
+
+    def prepare(connection: Any, _record: Any) -> None:
+        patience.bound(connection, seconds, engine.dialect.dbapi)
+        # East of UTC the last hours of the year 9999 are past what Python knows. Poolers keep
+        # this one setting apart for each of their clients.
+        connection.execute("SET TIME ZONE 'UTC'")
+        connection.commit()
+
+    # First of all: SQLAlchemy asks the server a few things of its own.
+    event.listen(engine, "connect", prepare, insert=True)
+    event.listen(engine, "handle_error", _forget_rows)
+
+
+def _forget_rows(context: ExceptionContext) -> None:
+    """Leave of PostgreSQL's error what it says first: its details quote whole rows."""
+    diagnosis = getattr(context.original_exception, "diag", None)
+    if diagnosis is None or context.sqlalchemy_exception is None:
+        return
+    if diagnosis.message_primary:
+        text = f"{diagnosis.sqlstate} {diagnosis.message_primary}"
+        context.original_exception.args = context.sqlalchemy_exception.args = (text,)
 
 
 def _limit_lock_wait(connection: Connection) -> None:

@@ -2,25 +2,41 @@
 
 import logging
 import threading
-from collections import Counter
+import time
+from dataclasses import dataclass, field
 
 from flask import Flask
 
 from taskservice.live import Watcher
 from taskservice.services import attempts, deliveries
-from taskservice.services.deliveries import Leased
+from taskservice.services.deliveries import Leased, Room
+from taskservice.webhooks.interrupt import Interrupt
 
 logger = logging.getLogger(__name__)
 
-# Most of the time of an attempt is the receiver's.
+# Most of the time of an attempt is the receiver's: one that has taken so long leaves its
+# place to another, until very many are under way.
 SENDERS = 16
+SLOW_SECONDS = 1.0
+IN_FLIGHT_MOST = 64
 # Whatever happens, it looks after so many seconds at the latest.
 ROUND_SECONDS = 20.0
 # Somebody else was faster, or the database gave no answer: time for a breath.
 BREATH_SECONDS = 0.1
 FAILURE_SECONDS = 5.0
-# At the end, attempts under way have so long to come to theirs.
+# At the end, attempts under way have so long to come to theirs, and when they are then
+# interrupted so long to give themselves back.
 STOP_SECONDS = 1.0
+INTERRUPT_SECONDS = 0.3
+
+
+@dataclass(frozen=True, eq=False)
+class _Flight:
+    """An attempt under way."""
+
+    leased: Leased
+    interrupt: Interrupt = field(default_factory=Interrupt)
+    since: float = field(default_factory=time.monotonic)
 
 
 class DeliveryLoop(threading.Thread):
@@ -36,7 +52,7 @@ class DeliveryLoop(threading.Thread):
         self._watcher: Watcher = app.extensions["watcher"]
         self._stopping = threading.Event()
         self._landed = threading.Condition()
-        self._in_flight: set[Leased] = set()
+        self._in_flight: set[_Flight] = set()
 
     def stop(self) -> None:
         """Have it end soon; does not wait for that."""
@@ -54,12 +70,12 @@ class DeliveryLoop(threading.Thread):
     def _round(self) -> float:
         """Send off all that is due and finds a sender; returns how long to sleep then."""
         try:
-            while free := SENDERS - len(self._in_flight):
-                to_hosts = self._to_hosts()
-                seconds = deliveries.seconds_until_due(to_hosts)
+            while free := self._free():
+                room = self._room()
+                seconds = deliveries.seconds_until_due(room)
                 if seconds is None or seconds > 0:
                     return min(seconds or ROUND_SECONDS, ROUND_SECONDS)
-                claimed = deliveries.claim_due(free, to_hosts)
+                claimed = deliveries.claim_due(free, room)
                 if not claimed:
                     return BREATH_SECONDS
                 for leased in claimed:
@@ -69,41 +85,69 @@ class DeliveryLoop(threading.Thread):
             self._stopping.wait(FAILURE_SECONDS)
             return 0.0
         # Whoever comes back wakes us.
-        return ROUND_SECONDS
+        return self._seconds_until_slow()
 
-    def _to_hosts(self) -> Counter[str]:
+    def _free(self) -> int:
+        """How many more may be sent off now."""
         with self._landed:
-            return Counter(leased.host for leased in self._in_flight)
+            quick = len(self._quick())
+            return max(0, min(SENDERS - quick, IN_FLIGHT_MOST - len(self._in_flight)))
+
+    def _quick(self) -> list[float]:
+        """Since when those are under way that have not been so for long."""
+        now = time.monotonic()
+        return [each.since for each in self._in_flight if now - each.since < SLOW_SECONDS]
+
+    def _seconds_until_slow(self) -> float:
+        """When the next one leaves its place to another, where there is more than the place."""
+        with self._landed:
+            quick = self._quick()
+            if not quick or len(self._in_flight) >= IN_FLIGHT_MOST:
+                return ROUND_SECONDS
+            return min(quick) + SLOW_SECONDS - time.monotonic()
+
+    def _room(self) -> Room:
+        with self._landed:
+            hosts = [flight.leased.host for flight in self._in_flight]
+        return Room(hosts, attempts.failing_hosts().all())
 
     def _send_off(self, leased: Leased) -> None:
+        flight = _Flight(leased)
         with self._landed:
-            self._in_flight.add(leased)
+            self._in_flight.add(flight)
         try:
             # A daemon: no receiver keeps the process from ending.
-            threading.Thread(target=self._send, args=(leased,), name="sender", daemon=True).start()
+            threading.Thread(target=self._send, args=(flight,), name="sender", daemon=True).start()
         except RuntimeError:
             # No more threads on this machine. The lease runs out, and it is due again.
-            self._land(leased)
+            self._land(flight)
             raise
 
-    def _send(self, leased: Leased) -> None:
+    def _send(self, flight: _Flight) -> None:
         try:
             with self._app.app_context():
-                attempts.attempt(leased)
+                attempts.attempt(flight.leased, flight.interrupt)
         finally:
-            self._land(leased)
+            self._land(flight)
 
-    def _land(self, leased: Leased) -> None:
+    def _land(self, flight: _Flight) -> None:
         with self._landed:
-            self._in_flight.remove(leased)
+            self._in_flight.remove(flight)
             self._landed.notify_all()
         self._watcher.wake()
 
     def _end(self) -> None:
-        with self._landed:
-            self._landed.wait_for(lambda: not self._in_flight, STOP_SECONDS)
-            left = list(self._in_flight)
+        for flight in self._left_after(STOP_SECONDS):
+            # Before somebody else may post it: never do two.
+            flight.interrupt.set()
+        left = [flight.leased for flight in self._left_after(INTERRUPT_SECONDS)]
         try:
             deliveries.give_back(left)
         except Exception:
             logger.exception("%d deliveries wait for their leases to run out", len(left))
+
+    def _left_after(self, seconds: float) -> list[_Flight]:
+        """What is still under way when it had so long to come to its end."""
+        with self._landed:
+            self._landed.wait_for(lambda: not self._in_flight, seconds)
+            return list(self._in_flight)

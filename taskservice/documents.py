@@ -6,7 +6,8 @@ from functools import lru_cache
 from typing import Any
 
 from taskservice import queries, strict_json
-from taskservice.queries import TaskRow
+from taskservice.problems import not_found
+from taskservice.queries import LARGE_COLUMNS, TaskRow
 from taskservice.schemas import (
     TASK_EXPANSIONS,
     TASK_FIELDS,
@@ -32,6 +33,11 @@ class Shape:
     @property
     def has_logs(self) -> bool:
         return not self.fields or "logs" in self.fields
+
+    @property
+    def large(self) -> tuple[str, ...]:
+        """The columns it wants that may be large."""
+        return tuple(name for name in LARGE_COLUMNS if not self.fields or name in self.fields)
 
     def schema(self) -> TaskSchema:
         return _schema(self.fields, self.expand)
@@ -60,9 +66,14 @@ class _Expanded:
 
 
 def of_task(row: TaskRow, shape: Shape = WHOLE) -> Iterator[bytes]:
-    """One task as JSON, in pieces; raises LogGone when its lines vanish while being read."""
-    (expanded,) = _expanded([row], shape)
-    return _in_pieces(_task_text(expanded, shape, None))
+    """One task as JSON, in pieces.
+
+    Raises LogGone when its lines vanish while being read, and 404 when the task has vanished,
+    and with it the agent that is to be embedded.
+    """
+    for expanded in _expanded([row], shape):
+        return _in_pieces(_task_text(expanded, shape, None))
+    raise not_found("Task")
 
 
 def of_tasks(pages: Iterable[Sequence[TaskRow]], shape: Shape = WHOLE) -> Iterator[bytes]:
@@ -132,7 +143,8 @@ def _expanded(rows: Sequence[TaskRow], shape: Shape) -> Sequence[TaskRow]:
     user_id = rows[0].user_id
     user = queries.user(user_id)
     agents = queries.agents_by_id(user_id, {row.agent_id for row in rows})
-    return [_Expanded(row, agents[row.agent_id], user) for row in rows]
+    # An agent without tasks may go: then these went before it, after they were read.
+    return [_Expanded(row, agents[row.agent_id], user) for row in rows if row.agent_id in agents]
 
 
 def _in_pieces(texts: Iterable[bytes]) -> Iterator[bytes]:

@@ -51,6 +51,8 @@ def follow(caller: Caller, task_id: str, after: int) -> Iterator[Event]:
                 return
             if shown is None:
                 yield row
+                # Past the end there is nothing yet: what comes next is news.
+                after = min(after, row.log_count)
             begin = after = max(after, row.first_log - 1)
             for lines in _present_lines(row, after):
                 yield Lines(after + 1, lines)

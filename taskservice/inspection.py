@@ -25,8 +25,10 @@ MEGABYTE = 1024 * 1024
 # With less room than this a warning is due, with less than that the next writes may fail.
 LITTLE_ROOM = 1024 * MEGABYTE
 NO_ROOM = 16 * MEGABYTE
-# A delivery is due for moments only, as long as some process sees to it.
+# A delivery is due for moments only, as long as some process sees to it: later than this a
+# warning is due, later than that it is an error.
 LATE_SECONDS = 300.0
+TOO_LATE_SECONDS = 3_600.0
 # Where SQLite's rare corruption of databases with several writers is mended, by release.
 MENDED = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
 
@@ -155,7 +157,8 @@ def _deliveries(connection: Connection) -> Verdict:
     text = f"The oldest has been due for {seconds:.0f} s"
     if seconds < LATE_SECONDS:
         return OK, text
-    return WARNING, f"{text}; does `taskservice serve` or `taskservice worker` run?"
+    state = ERROR if seconds >= TOO_LATE_SECONDS else WARNING
+    return state, f"{text}; does `taskservice serve` or `taskservice worker` run?"
 
 
 def _flat(differences: Any) -> Iterator[tuple[Any, ...]]:

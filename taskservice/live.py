@@ -150,6 +150,9 @@ def wait_until(
             since = watcher().changes
             found = look()
             left = until - time.monotonic()
-            if is_enough(found) or left <= 0 or stopping.event.is_set() or not is_wanted():
+            if is_enough(found) or left <= 0 or stopping.event.is_set():
                 return found
             watcher().wait(since, min(left, TURN_SECONDS))
+            # Before the next look, which may take something for a client that has gone.
+            if not is_wanted():
+                return found

@@ -110,6 +110,7 @@ CLAIMED = text("status = 'running' AND claimed_at IS NOT NULL AND timeout IS NUL
 CLAIMED_WITH_TIMEOUT = text("status = 'running' AND claimed_at IS NOT NULL AND timeout > 0")
 WITH_OLD_LOG = text("finished_at IS NOT NULL AND first_log <= log_count")
 _KEYED = text("idempotency_key IS NOT NULL")
+_CLAIM_KEYED = text("claim_key IS NOT NULL")
 
 
 class Task(Base):
@@ -130,6 +131,10 @@ class Task(Base):
         Index(
             "tasks_idempotency_key", "user_id", "idempotency_key", unique=True,
             sqlite_where=_KEYED, postgresql_where=_KEYED,
+        ),
+        Index(
+            "tasks_claim_key", "user_id", "agent_id", "claim_key", unique=True,
+            sqlite_where=_CLAIM_KEYED, postgresql_where=_CLAIM_KEYED,
         ),
         # The list and its filters, newest first (read backwards) or oldest first.
         Index("tasks_by_creation", "user_id", "created_at", "id"),
@@ -185,6 +190,8 @@ class Task(Base):
     version: Mapped[int] = mapped_column(BigInteger)
     idempotency_key: Mapped[str | None]
     idempotency_digest: Mapped[str | None] = mapped_column(String(64))
+    # What its claim was called by whoever made it, so that a lost answer can be asked for again.
+    claim_key: Mapped[str | None]
 
 
 class Log(Base):
@@ -283,3 +290,14 @@ class Attempt(Base):
     duration_ms: Mapped[int] = mapped_column(Integer)
     status_code: Mapped[int | None] = mapped_column(Integer)
     message: Mapped[str]
+
+
+class Presence(Base):
+    """From when until when, without a gap, agents could be heard: one row, or none yet."""
+
+    __tablename__ = "presence"
+    __table_args__ = (CheckConstraint("id = 1", "id"),)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    since: Mapped[str] = mapped_column(Timestamp)
+    until: Mapped[str] = mapped_column(Timestamp)

@@ -15,6 +15,9 @@ from taskservice import strict_json
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 2
+# PostgreSQL's codes for what will pass: no connection, read-only, out of room or memory, a
+# lock that did not come, an operator who intervened.
+BUSY_STATES = ("08", "25", "53", "55P03", "57")
 
 
 class Problem(Exception):
@@ -123,7 +126,9 @@ def _of_http(error: HTTPException) -> Problem:
 
 def _of_database(error: DBAPIError) -> Problem:
     logger.error("The database said: %s", error.orig)
-    return busy() if isinstance(error, OperationalError) else _failure()
+    state = str(getattr(error.orig, "sqlstate", None) or "")
+    is_busy = isinstance(error, OperationalError) or state.startswith(BUSY_STATES)
+    return busy() if is_busy else _failure()
 
 
 def _failure() -> Problem:

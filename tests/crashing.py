@@ -4,7 +4,7 @@
 
 Such moments are before and after each commit and each send, of any process; they are counted
 while the file is there. At the n-th all processes of the group get SIGKILL, as if the power
-were cut. Leases are short, and so is the wait for the second attempt.
+were cut. Leases are short, and so are the waits for the second attempt and for the upkeep.
 """
 
 import functools
@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 
 from sqlalchemy.engine.default import DefaultDialect
 
+from taskservice import upkeep
 from taskservice.cli import main
-from taskservice.services import deliveries
+from taskservice.services import deliveries, timeouts
 from taskservice.webhooks import transport
 
 ARMED = Path(os.environ["CRASH_ARMED"])
@@ -47,6 +48,8 @@ def between_moments(function: Callable[..., T]) -> Callable[..., T]:
 
 deliveries.LEASE_SECONDS = float(os.environ["CRASH_LEASE"])
 deliveries.SCHEDULE = (0.3,) * len(deliveries.SCHEDULE)
+timeouts.GRACE_SECONDS = 0.0
+upkeep.ROUND_SECONDS = 0.3
 DefaultDialect.do_commit = between_moments(DefaultDialect.do_commit)
 transport.send = between_moments(transport.send)
 

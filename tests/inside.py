@@ -2,16 +2,17 @@
 
 import re
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+import pytest
 from flask import Flask
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from werkzeug.routing import Rule
 
 from taskservice import stamps
-from taskservice.db import Base, reading, transaction
+from taskservice.db import Base, dispose, reading, transaction
 from taskservice.models import ERROR, TIMEOUT, Task
 
 PREFIX = "/api/v1"
@@ -77,3 +78,26 @@ def end_for_silence(app: Flask, task: dict[str, Any]) -> None:
 
 def moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Put the clock of this process, not the database's, so many seconds ahead."""
+    offset = timedelta(seconds=seconds)
+
+    class Shifted(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + offset
+
+    monkeypatch.setattr(stamps, "datetime", Shifted)
+
+
+def set_for_database(app: Flask, setting: str, value: str) -> None:
+    """Set something for all connections to a PostgreSQL database, as an operator may."""
+    with app.app_context(), reading() as connection:
+        name = connection.scalar(text("SELECT current_database()"))
+        # Otherwise the statement that ends it would not be let through.
+        connection.exec_driver_sql("SET default_transaction_read_only = off")
+        connection.exec_driver_sql(f"ALTER DATABASE {name} SET {setting} = {value}")
+    # It counts for new connections.
+    dispose(app)

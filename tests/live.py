@@ -1,5 +1,6 @@
 """The real service in a process of its own, as its users run it."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -9,9 +10,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from uuid import uuid4
 
 import requests
 
+from taskservice.app import create_app
+from taskservice.config import Config
+from taskservice.db import dispose
+from taskservice.services import users
 from tests.people import RemotePerson
 
 COMMAND = [sys.executable, "-m", "taskservice"]
@@ -33,7 +39,7 @@ def free_port() -> int:
 
 
 class Service:
-    """`taskservice serve`, started by `with` and stopped at its end.
+    """`taskservice serve`, started by `with` and killed at its end.
 
     Settings are given by their names without the prefix.
     """
@@ -60,7 +66,7 @@ class Service:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.stop()
+        self.kill()
 
     def start(self) -> None:
         with open(self.log, "ab") as log:
@@ -88,6 +94,14 @@ class Service:
             self.process.send_signal(with_signal)
         return self.process.wait(timeout=30)
 
+    def kill(self) -> None:
+        """End it at once, with all its workers, if it runs."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                # The leader of a group of its own: see `start`.
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(timeout=30)
+
     def workers(self) -> list[int]:
         """The process ids of the workers."""
         assert self.process is not None
@@ -105,7 +119,12 @@ class Service:
             check=False,
         )
 
-    def add_user(self, name: str = "alice") -> RemotePerson:
-        added = self.run("user", "add", name)
-        assert added.returncode == 0, added.stderr
-        return RemotePerson(self.url, added.stdout.strip())
+    def add_user(self, name: str = "") -> RemotePerson:
+        """A new user with a first key; made in this process, which is soon done."""
+        app = create_app(Config.from_environment(self.environment))
+        try:
+            with app.app_context():
+                key = users.add_user(name or f"alice {uuid4()}").text
+        finally:
+            dispose(app)
+        return RemotePerson(self.url, key)

@@ -76,6 +76,8 @@ class Task:
     idempotency_key: str | None = None
     body: Json | None = None
     writers: dict[str, int] = field(default_factory=dict)
+    # The states of its deliveries, oldest first.
+    deliveries: list[str] = field(default_factory=list)
     # What was seen with which ETag; `json` is another object after each change.
     etag: str = '"none"'
     known: Json | None = None

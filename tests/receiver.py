@@ -74,6 +74,17 @@ def silence(exchange: Exchange) -> None:
     exchange.stopping.wait()
 
 
+def held_until_closed(closed: list[float]) -> Behaviour:
+    """No answer; notes in `closed` when (time.monotonic()) the sender closed the connection."""
+
+    def behave(exchange: Exchange) -> None:
+        with contextlib.suppress(OSError):
+            exchange.connection.recv(1)
+        closed.append(time.monotonic())
+
+    return behave
+
+
 def reset(data: bytes = b"") -> Behaviour:
     """These bytes, then a TCP reset."""
 

@@ -59,6 +59,10 @@ def lines(count: int) -> Iterator[str]:
         mail = f"mail {number:>4} of {count}"
         if number % 29 == 0:
             yield f"\x1b[33mwarning\x1b[0m {mail}: no date, taking that of its arrival"
+        elif number % 13 == 0:
+            yield f"\x1b[37;41mretry\x1b[0m   {mail}: \x1b[7mpage {number}\x1b[0m was locked"
+        elif number % 17 == 0:
+            yield f"\x1b[7;31mlate\x1b[0m    {mail}: \x1b[2;7;30;46mcame yesterday\x1b[0m"
         elif number % 41 == 0:
             yield f"\x1b[1;31merror\x1b[0m   {mail}: an attachment can't be read, left out"
         else:

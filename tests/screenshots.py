@@ -14,6 +14,7 @@ from taskservice.webhooks.destinations import Destinations
 from tests import sample
 from tests.browser import Visitor, launched
 from tests.live import Service
+from tests.people import add_person
 from tests.receiver import Receiver, answer
 
 SIZES = {"wide": (1280, 860), "narrow": (390, 844)}
@@ -27,8 +28,8 @@ TO_WEBP = """async (png) => {
 }"""
 
 
-def prepare(data: Path, good: Receiver, bad: Receiver) -> str:
-    """Fill a database; returns the key to look at it with."""
+def prepare(data: Path, good: Receiver, bad: Receiver) -> tuple[str, str]:
+    """Fill a database; returns the key to look at it with, and one of who has nothing yet."""
     config = Config(
         DATA=data,
         SECRET_KEY="a secret key for tests",
@@ -36,8 +37,9 @@ def prepare(data: Path, good: Receiver, bad: Receiver) -> str:
     ).completed()
     app = create_app(config)
     alice = sample.make(app, "alice", f"{good.url}hooks/mail", f"{bad.url}hooks/wiki")
+    newcomer = add_person(app, "newcomer")
     dispose(app)
-    return alice.key
+    return alice.key, newcomer.key
 
 
 def pages(visitor: Visitor, key: str) -> list[tuple[str, str]]:
@@ -77,22 +79,29 @@ def main(folder: Path, kind: str = "webp") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as data, Receiver() as good, Receiver() as bad:
         bad.answer = answer(503)
-        key = prepare(Path(data) / "data", good, bad)
+        keys = prepare(Path(data) / "data", good, bad)
         with Service(Path(data) / "data") as service, launched() as browser:
             for scheme in ("light", "dark"):
                 for size, (width, height) in SIZES.items():
-                    take_all(browser, service.url, key, folder, f"{scheme}-{size}.{kind}", {
+                    take_all(browser, service.url, keys, folder, f"{scheme}-{size}.{kind}", {
                         "color_scheme": scheme, "viewport": {"width": width, "height": height},
                     })  # fmt: skip
 
 
 def take_all(
-    browser: Browser, url: str, key: str, folder: Path, ending: str, options: dict[str, object]
+    browser: Browser,
+    url: str,
+    keys: tuple[str, str],
+    folder: Path,
+    ending: str,
+    options: dict[str, object],
 ) -> None:
     visitor, printer = Visitor(browser, url, **options), browser.new_page()
     take(visitor.go("/sign-in"), folder / f"sign-in-{ending}", printer)
-    for name, path in pages(visitor, key):
+    for name, path in pages(visitor, keys[0]):
         take(visitor.go(path), folder / f"{name}-{ending}", printer)
+    visitor.context.clear_cookies()
+    take(visitor.sign_in(keys[1]), folder / f"start-{ending}", printer)
     printer.close()
     visitor.close()
 

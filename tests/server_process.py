@@ -19,7 +19,7 @@ HELLO = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
 
 APPLICATION = """
 import json, os, socket, threading, time
-from taskservice import stopping
+from taskservice import metrics, stopping
 
 def application(environ, start_response):
     def answer(body, status="200 OK"):
@@ -39,6 +39,8 @@ def application(environ, start_response):
         return answer(b"|".join(environ["wsgi.input"]))
     if path == "/environ":
         return answer(json.dumps({k: v for k, v in environ.items() if type(v) is str}).encode())
+    if path == "/metrics":
+        return answer(metrics.text(metrics.requests.metrics()).encode())
     if path == "/unread":
         return answer(b"no", "401 Unauthorized")
     if path == "/sleep":

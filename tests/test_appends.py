@@ -8,10 +8,15 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from sqlalchemy import insert
 from werkzeug.test import TestResponse
 
-from taskservice.schemas import MAX_LINE, MAX_WRITER
-from taskservice.services.logs import CHUNK_BYTES, CHUNK_LINES, MAX_LOG
+from taskservice.api import door
+from taskservice.db import transaction
+from taskservice.models import LogWriter
+from taskservice.schemas import MAX_LINE, MAX_WRITER, MAX_WRITERS
+from taskservice.services.chunks import CHUNK_BYTES, CHUNK_LINES
+from taskservice.services.logs import MAX_LOG
 from tests.inside import column, rows
 from tests.people import Person, expect, problem
 
@@ -382,6 +387,27 @@ def test_line_of_64_kib_is_fit_and_one_byte_more_is_not(alice: Person, app: Flas
     assert rows(app) == before
 
 
+def test_task_has_so_many_writers_and_not_one_more(alice: Person, app: Flask) -> None:
+    task = alice.start()
+    alice.append(task, "1", writer="first")
+    more = [
+        {"task_id": task["id"], "writer": f"writer {number}", "seq": 1}
+        for number in range(MAX_WRITERS - 2)
+    ]
+    with app.app_context(), transaction() as connection:
+        connection.execute(insert(LogWriter), more)
+    alice.append(task, "2", writer="last")
+    before = rows(app)
+    refused = alice.post(logs(task), json={"logs": ["3"], "writer": "one more"})
+    assert list(problem(refused, 422)["errors"]) == ["writer"]
+    problem(append_text(alice, task, b"3", "?writer=another"), 422)
+    assert rows(app) == before
+    # A sign of life has no writer, and those that are known go on.
+    alice.append(task, writer="one more")
+    alice.append(task, "1", "3", seq=1, writer="first")
+    assert lines(alice, task) == ["1", "2", "3"]
+
+
 @pytest.mark.slow
 def test_log_of_100_mib_is_fit_and_one_byte_more_is_not(alice: Person, app: Flask) -> None:
     """A line's end is one byte of its log, so that empty lines have an end too."""
@@ -545,6 +571,32 @@ def test_answer_to_a_delete_can_be_closed(alice: Person) -> None:
     response = alice.delete(f"/task/{task['id']}")
     expect(response, 200)
     response.close()
+
+
+def test_resend_into_the_middle_of_a_chunk_adds_what_is_new(alice: Person) -> None:
+    task = alice.start()
+    sent = [f"{number}" for number in range(3 * CHUNK_LINES)]
+    text = "\n".join(sent)
+    for end in (1, CHUNK_LINES - 1, CHUNK_LINES, CHUNK_LINES + 1, 2 * CHUNK_LINES + 7, len(sent)):
+        part = "\n".join(sent[:end]).encode()
+        assert expect(append_text(alice, task, part, "?seq=1"), 201)["logCount"] == end
+    assert expect(append_text(alice, task, text.encode(), "?seq=1"), 201)["logCount"] == len(sent)
+    assert lines(alice, task) == sent
+
+
+def test_only_some_large_bodies_are_in_work_at_once(
+    alice: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "LARGE_SECONDS", 0.1)
+    task, large = alice.start(), b"line\n" * 300_000
+    with door.large_bodies.place(), door.large_bodies.place():
+        refused = append_text(alice, task, large)
+        assert problem(refused, 503)["detail"] == "Too many large bodies at once"
+        assert int(refused.headers["Retry-After"]) > 0
+        alice.append(task, "a small one")
+    expect(append_text(alice, task, large), 201)
+    expect(append_text(alice, task, large), 201)
+    assert alice.append(task)["logCount"] == 600_001
 
 
 # --- at once -----------------------------------------------------------------------------

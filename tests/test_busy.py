@@ -1,17 +1,28 @@
 """A database that gives no answer: an honest 503, nothing half-written, and then all is well."""
 
 import fcntl
+import os
+import signal
 import sqlite3
 import threading
 import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+from uuid import uuid4
 
+import psycopg
 import pytest
 from flask import Flask
+from sqlalchemy.exc import IntegrityError
 
 from taskservice import db
+from tests.inside import set_for_database
 from tests.people import Person, expect, problem
+
+only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
 
 @pytest.fixture
@@ -55,6 +66,121 @@ def test_lock_held_on_a_task_is_503(
         connection.exec_driver_sql("UPDATE tasks SET name = name")
         problem(alice.patch(f"/task/{task['id']}", json={"name": "other"}), 503)
     assert alice.report(task, name="other")["name"] == "other"
+
+
+@contextmanager
+def other_connection(url: str, name: str) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(url, application_name=name) as connection:
+        yield connection
+        connection.rollback()
+
+
+@only_postgresql
+def test_locked_table_is_503_for_readers_too_and_then_all_is_well(
+    patience: None, app: Flask, alice: Person, database_url: str
+) -> None:
+    task = alice.start()
+    with other_connection(database_url, "locks") as other:
+        for table in ("api_keys", "tasks", "users"):
+            other.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+            for method, path in (("GET", "/task"), ("GET", "/user"), ("PUT", "/agent/new")):
+                began = time.monotonic()
+                response = alice.request(method, path)
+                assert time.monotonic() - began < 3
+                if response.status_code == 503:
+                    problem(response, 503)
+            problem(alice.get("/user"), 503) if table != "tasks" else None
+            other.rollback()
+            assert expect(alice.get("/task"), 200) == [task]
+    # No statement waits on in the server when nobody waits for it any more.
+    with other_connection(database_url, "looks") as other:
+        left = other.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()
+    assert left == (0,)
+
+
+@only_postgresql
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_server_whose_processes_are_stopped_is_503(
+    patience: None, app: Flask, alice: Person, database_url: str, method: str
+) -> None:
+    task = alice.start()
+    stopped = backends(app, database_url)
+    assert stopped
+    for process in stopped:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        for _ in range(3):
+            began = time.monotonic()
+            response = alice.request(method, f"/task/{task['id']}{'/cancel' * (method == 'POST')}")
+            assert response.status_code in (200, 503)
+            assert time.monotonic() - began < 6
+        assert app.test_client().get("/livez").status_code == 200
+    finally:
+        for process in stopped:
+            os.kill(process, signal.SIGCONT)
+    assert alice.start()["status"] == "running"
+
+
+@only_postgresql
+def test_server_that_is_read_only_is_503_for_writers_alone(app: Flask, alice: Person) -> None:
+    """As after a failover, or where the provider's disk is full."""
+    task = alice.start()
+    path = f"/task/{task['id']}"
+    set_for_database(app, "default_transaction_read_only", "on")
+    try:
+        for method, where, body in (
+            ("POST", "/task", {"agentId": "summarizer"}),
+            ("POST", f"{path}/logs", {"logs": ["a line"]}),
+            ("PATCH", path, {"status": "complete"}),
+            ("DELETE", path, None),
+            ("PUT", "/agent/other", {}),
+            ("POST", "/key", {"name": "other"}),
+            ("POST", "/callback-secret", None),
+        ):
+            response = alice.request(method, where, json=body)
+            assert int(response.headers["Retry-After"]) > 0
+            problem(response, 503)
+        assert expect(alice.get("/task"), 200) == [task]
+    finally:
+        set_for_database(app, "default_transaction_read_only", "off")
+    alice.append(task, "a line")
+
+
+@only_postgresql
+def test_what_was_to_be_written_is_in_no_log_when_it_fails(
+    app: Flask, alice: Person, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PostgreSQL tells of a row that it refuses all that is in it."""
+    alice.register()
+    change = "ALTER TABLE tasks {} CONSTRAINT of_a_test"
+    with app.app_context(), db.transaction() as connection:
+        connection.exec_driver_sql(f"{change.format('ADD')} CHECK (name <> 'refused')")
+    try:
+        body = {"agentId": "summarizer", "name": "refused", "input": {"secret": "hunter2"}}
+        problem(alice.post("/task", json=body), 500)
+    finally:
+        with app.app_context(), db.transaction() as connection:
+            connection.exec_driver_sql(change.format("DROP"))
+    assert "23514" in caplog.text
+    assert "of_a_test" in caplog.text
+    assert "hunter2" not in caplog.text
+    # Nor where it is logged with its traceback, as the loops do.
+    row = (uuid4(), "hunter2")
+    with app.app_context(), pytest.raises(IntegrityError) as failed, db.transaction() as connection:
+        connection.exec_driver_sql("INSERT INTO users (id, name) VALUES (%s, %s)", row)
+    told = "".join(traceback.format_exception(failed.value))
+    assert "created_at" in told
+    assert str(row[0]) not in told
+
+
+def backends(app: Flask, url: str) -> list[int]:
+    """The server's processes for the connections that the app has open."""
+    with other_connection(url, "looks") as other:
+        rows = other.execute(
+            "SELECT pid FROM pg_stat_activity "
+            "WHERE datname = current_database() AND application_name <> 'looks'"
+        )
+        return [pid for (pid,) in rows]
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import select
+from sqlalchemy import select, update
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from taskservice.db import db, reading
-from taskservice.models import Attempt, Delivery
+from taskservice.db import db, reading, transaction
+from taskservice.models import Attempt, CallbackSecret, Delivery
 from tests import receiver as play
 from tests.owed import finish
 from tests.people import Person, expect
 from tests.receiver import Exchange, Receiver
 
 GZIP_BOMB = gzip.compress(bytes(30_000_000))
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def head_of(length: int) -> bytes:
@@ -125,6 +126,7 @@ def test_at_most_256_kib_of_lines_are_posted(alice: Person, receiver: Receiver) 
         (play.endless(bytes(65_536), first=head_of(1_000_000_000)), "delivered", 200, "200"),
         (play.answer(200, {"Content-Encoding": "gzip"}, GZIP_BOMB), "delivered", 200, "200"),
         (play.drip(b"x" * 99, every=0.05, first=head_of(99)), "delivered", 200, "200"),
+        (play.raw(CHUNKED + b"-5\r\nabc\r\n"), "delivered", 200, "200"),
         (play.answer(301, {"Location": "http://10.0.0.1/"}), "pending", 301, "redirect"),
         (play.answer(400), "pending", 400, "400"),
         (play.answer(404), "pending", 404, "404"),
@@ -163,6 +165,22 @@ def test_outcome_is_recorded_and_the_report_is_200(
     assert delivery.id == receiver.requests[0].headers["webhook-id"]
     assert (delivery.lease, delivery.leased_until) == (None, None)
     assert (delivery.next_attempt_at is not None) == (status == "pending")
+
+
+def test_what_fails_in_the_service_itself_counts_as_an_attempt(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    """Or it would be tried again for ever, each time as if for the first time."""
+    task = alice.start(callback=receiver.url)
+    expect(alice.get("/callback-secret"), 200)
+    with app.app_context(), transaction() as connection:
+        connection.execute(update(CallbackSecret).values(secret="whsec_"))
+    assert finish(alice, task) == "pending"
+    (attempt,) = attempts(app)
+    assert attempt.message == "The service failed to post it; its log says more."
+    (delivery,) = deliveries(app)
+    assert (delivery.attempt_count, delivery.lease) == (1, None)
+    assert receiver.requests == []
 
 
 def test_dead_receiver_does_not_fail_the_report(alice: Person) -> None:

@@ -1,10 +1,14 @@
 """Claims: an agent takes the oldest task that waits for it, and no task is given twice."""
 
 import os
+import threading
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psycopg
+import pytest
 from flask import Flask
 from sqlalchemy import update
 
@@ -26,6 +30,10 @@ def claim(person: Person, agent_id: str = "summarizer") -> Task:
 def nothing_waits(person: Person, agent_id: str = "summarizer") -> bool:
     response = person.post(f"/agent/{agent_id}/claim")
     return response.status_code == 204 and response.data == b""
+
+
+def claim_by_key(person: Person, key: str, agent_id: str = "summarizer") -> Any:
+    return person.post(f"/agent/{agent_id}/claim", headers={"Idempotency-Key": key})
 
 
 # --- what is taken -----------------------------------------------------------------------
@@ -56,7 +64,8 @@ def test_claim_starts_the_silence_clock(alice: Person, app: Flask) -> None:
     with app.app_context(), transaction() as connection:
         connection.execute(update(TaskModel).values(heard_at="2020-01-01T00:00:00.000Z"))
     assert column(app, task, "heard_at") == "2020-01-01T00:00:00.000Z"
-    assert claim(alice)["claimedAt"] == column(app, task, "heard_at")
+    claimed_at = moment(claim(alice)["claimedAt"])
+    assert abs(moment(column(app, task, "heard_at")) - claimed_at) < timedelta(seconds=1)
 
 
 def test_claim_returns_the_lines_that_came_before_it(alice: Person) -> None:
@@ -178,6 +187,23 @@ def test_claim_and_cancel_at_once_agree(alice: Person, app: Flask) -> None:
         assert (taken.status_code == 200) == (now["claimedAt"] is not None)
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_task_that_somebody_changes_at_the_moment_is_awaited(
+    alice: Person, app: Flask, database_url: str
+) -> None:
+    tasks = [alice.start(), alice.start()]
+    with psycopg.connect(database_url) as other:
+        # As a report has it that is about to change the name.
+        other.execute("SELECT 1 FROM tasks WHERE id = %s FOR UPDATE", [tasks[0]["id"]])
+        # The next one does not wait for it.
+        assert claim(alice)["id"] == tasks[1]["id"]
+        timer = threading.Timer(0.3, other.rollback)
+        timer.start()
+        assert claim(alice)["id"] == tasks[0]["id"]
+        timer.join()
+    assert nothing_waits(alice)
+
+
 def sockets(process: int) -> int:
     """How many sockets a process has open."""
     links = Path(f"/proc/{process}/fd").iterdir()
@@ -205,3 +231,65 @@ def test_hundred_claimers_over_two_processes_get_a_hundred_tasks(
         assert alice.request(*ask).status_code == 204
         stored = alice.request("GET", "/task?fields=claimedAt").json()
         assert len([task for task in stored if task["claimedAt"]]) == 100
+
+
+# --- a lost answer -----------------------------------------------------------------------
+
+
+def test_claim_whose_answer_was_lost_gives_the_same_task_again(alice: Person) -> None:
+    first, second = alice.start(), alice.start()
+    taken = claim_by_key(alice, "k")
+    assert "Idempotency-Replayed" not in taken.headers
+    alice.append(first, "a line")
+    again = claim_by_key(alice, "k")
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert expect(again, 200) == alice.task(first)
+    assert expect(claim_by_key(alice, "other"), 200)["id"] == second["id"]
+    alice.report(first, status="complete")
+    assert expect(claim_by_key(alice, "k"), 200)["status"] == "complete"
+
+
+def test_claim_that_found_nothing_may_be_repeated(alice: Person) -> None:
+    alice.register()
+    assert claim_by_key(alice, "k").status_code == 204
+    task = alice.start()
+    assert expect(claim_by_key(alice, "k"), 200)["id"] == task["id"]
+
+
+def test_key_of_a_claim_is_its_users_and_its_agents(alice: Person, bob: Person) -> None:
+    tasks = [alice.start(), alice.start("other"), bob.start()]
+    taken = [
+        claim_by_key(alice, "k"), claim_by_key(alice, "k", "other"), claim_by_key(bob, "k"),
+    ]  # fmt: skip
+    assert [expect(answer, 200)["id"] for answer in taken] == [task["id"] for task in tasks]
+    # Nor is it the key of a start.
+    headers = {"Idempotency-Key": "k"}
+    started = alice.post("/task", json={"agentId": "summarizer"}, headers=headers)
+    assert "Idempotency-Replayed" not in started.headers
+
+
+def test_deletion_frees_the_key_of_a_claim(alice: Person) -> None:
+    first, second = alice.start(), alice.start()
+    assert expect(claim_by_key(alice, "k"), 200)["id"] == first["id"]
+    alice.delete(f"/task/{first['id']}")
+    assert expect(claim_by_key(alice, "k"), 200)["id"] == second["id"]
+
+
+def test_key_of_a_claim_has_its_length(alice: Person) -> None:
+    alice.start()
+    problem(claim_by_key(alice, ""), 422)
+    problem(claim_by_key(alice, "x" * 256), 422)
+    expect(claim_by_key(alice, "x" * 255), 200)
+
+
+def test_same_claim_at_the_same_instant_takes_one_task(two_workers: Service) -> None:
+    alice = two_workers.add_user()
+    for _ in range(8):
+        alice.start()
+    headers = {"Idempotency-Key": "k"}
+    ask = ("POST", "/agent/summarizer/claim")
+    answers = at_once([partial(one.request, *ask, headers=headers) for one in copies(alice, 8)])
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    stored = alice.request("GET", "/task?fields=claimedAt").json()
+    assert len([task for task in stored if task["claimedAt"]]) == 1

@@ -157,11 +157,13 @@ def test_service_runs_on_both_databases(service: Service) -> None:
 
 def test_gunicorn_alone_serves_the_same(tmp_path: Path) -> None:
     service = Service(tmp_path / "data")
-    key = service.add_user().session.headers["apikey"]
+    key = service.add_user("alice").session.headers["apikey"]
     command = [COMMAND[0], "-m", "gunicorn", "-c", "python:taskservice.server", "wsgi:app"]
     root = Path(__file__).parent.parent
     with open(service.log, "wb") as log:
-        process = subprocess.Popen(command, env=service.environment, cwd=root, stderr=log)
+        process = subprocess.Popen(
+            command, env=service.environment, cwd=root, stderr=log, start_new_session=True
+        )
     service.process = process
     try:
         service.wait_until_ready()

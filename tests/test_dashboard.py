@@ -3,17 +3,24 @@
 import re
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from html import unescape
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from flask import Flask
+from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
 
+from taskservice import stamps
 from taskservice.app import create_app
 from taskservice.config import Config
+from taskservice.dashboard import sessions
 from taskservice.dashboard.sessions import LIFETIME
-from taskservice.dashboard.throttle import ADDRESSES, FREE_TRIES, LONGEST_SECONDS, Throttle
+from taskservice.dashboard.throttle import ADDRESSES, FORGOTTEN_SECONDS, FREE_TRIES, Throttle
 from taskservice.db import dispose
 from tests.inside import filled, is_page, rows
 from tests.owed import looping
@@ -46,7 +53,7 @@ class Browser:
 
     def send(self, page: str, path: str = "", **data: str) -> TestResponse:
         """Send the form that `page` has, to `path` if that is another."""
-        return self.post(path or page, {"token": token(self.get(page)), **data})
+        return self.post(path or page, {**hidden(self.get(page)), **data})
 
     def sign_in(self, key: str, **data: str) -> TestResponse:
         return self.send("/sign-in", key=key, **data)
@@ -55,10 +62,29 @@ class Browser:
         return list(self.get("/sign-in").headers.getlist("Set-Cookie"))
 
 
-def token(response: TestResponse) -> str:
-    """What the forms of a page carry."""
+def hidden(response: TestResponse) -> dict[str, str]:
+    """What the forms of a page carry unseen."""
     assert response.status_code == 200, response.text
-    return re.findall(r'name="token" value="([^"]+)"', response.text)[0]
+    found = re.findall(r'name="(token|number)"(?: id="number")? value="([^"]+)"', response.text)
+    return dict(found)
+
+
+def tabs(text: str) -> dict[str, str]:
+    """What the tabs of the list say: status -> count."""
+    return dict(re.findall(r'id="tab-(\w+)".*?<small>(.*?)</small>', text))
+
+
+def token(response: TestResponse) -> str:
+    return hidden(response)["token"]
+
+
+class Clock:
+    """A clock that stands still unless a test sets it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = time.monotonic()
+        clock = SimpleNamespace(monotonic=lambda: self.now)
+        monkeypatch.setattr("taskservice.dashboard.throttle.time", clock)
 
 
 @pytest.fixture
@@ -86,7 +112,7 @@ def test_every_page_sends_whoever_is_not_signed_in_to_the_sign_in(
     before = rows(app)
     count = 0
     for rule in app.url_map.iter_rules():
-        if not is_page(rule) or "sign_in" in rule.endpoint or rule.endpoint.endswith("static"):
+        if not is_page(rule) or "sign_in" in rule.endpoint or is_open(rule):
             continue
         browser, path = Browser(app), filled(rule.rule, task_id=task["id"])
         if "GET" in (rule.methods or ()):
@@ -116,23 +142,27 @@ def test_wrong_key_gets_the_sentence_of_the_api(app: Flask, alice: Person) -> No
 def test_sign_in_leads_back_to_the_page_that_was_asked_for(
     app: Flask, alice: Person, task: dict[str, Any]
 ) -> None:
-    browser = Browser(app)
-    wanted = f"/tasks/{task['id']}?x=%26"
-    response = browser.get(wanted)
-    page = browser.get(response.location)
-    field = re.findall(r'name="next" value="([^"]+)"', page.text)[0]
-    again = browser.sign_in(alice.key, next=unescape(field))
-    assert again.location == wanted
+    for wanted in (f"/tasks/{task['id']}?x=%26", "/?status=error&q=%C3%A9"):
+        browser = Browser(app)
+        response = browser.get(wanted)
+        page = browser.get(response.location)
+        field = re.findall(r'name="next" value="([^"]+)"', page.text)[0]
+        again = browser.sign_in(alice.key, next=unescape(field))
+        assert again.location == wanted
 
 
 @pytest.mark.parametrize(
     "path",
     ["https://evil.example/", "//evil.example", "/\\evil.example", "/\t/evil.example",
-     "javascript:1", "/api/v1/task", "/sign-out", "tasks", "/nowhere", "\r\nX: y"],
+     "javascript:1", "/api/v1/task", "/sign-out", "tasks", "/nowhere", "\r\nX: y", "/?x=\ny",
+     "/sign-in", "/static/page.js", "/tasks/x/events", "/tasks/x/log.txt", "/livez", "/docs"],
 )  # fmt: skip
 @on_sqlite
 def test_sign_in_leads_nowhere_else(app: Flask, alice: Person, path: str) -> None:
     assert Browser(app).sign_in(alice.key, next=path).location == "/"
+
+
+session_interface = sessions.Sessions()
 
 
 @on_sqlite
@@ -145,23 +175,30 @@ def test_key_is_nowhere_in_what_the_browser_keeps(app: Flask, alice: Person) -> 
     assert set(attributes) == {"HttpOnly", "Path=/", "SameSite=Lax"}
     session = browser.client.get_cookie(cookie.partition("=")[0])
     assert session is not None
-    assert alice.key[9:20] not in session.value
+    said = session_interface.get_signing_serializer(app).loads(session.value)
+    assert set(said) == {"key", "until"}
+    assert alice.key[9:20] not in str(said)
 
 
 @on_sqlite
 def test_cookie_is_secure_behind_tls(app: Flask) -> None:
-    for cookie in Browser(app, base_url="https://tasks.example").cookies():
-        assert "; Secure" in cookie
+    (cookie,) = Browser(app, base_url="https://tasks.example").cookies()
+    assert "; Secure" in cookie
 
 
 def test_revoked_and_expired_keys_end_their_sessions(app: Flask, alice: Person) -> None:
-    key = alice.post("/key", json={"name": "soon gone"}).json
-    assert key is not None
-    browser = Browser(app)
-    browser.sign_in(key["key"])
-    assert browser.get("/").status_code == 200
-    alice.delete(f"/key/{key['id']}")
-    assert browser.get("/").location == "/sign-in"
+    wishes = ({"name": "soon gone"}, {"name": "soon over", "expiresAt": stamps.now(1.5)})
+    for wish in wishes:
+        key = alice.post("/key", json=wish).json
+        assert key is not None
+        browser = Browser(app)
+        browser.sign_in(key["key"])
+        assert browser.get("/").status_code == 200
+        if "expiresAt" in wish:
+            time.sleep(1.5)
+        else:
+            alice.delete(f"/key/{key['id']}")
+        assert browser.get("/").location == "/sign-in"
 
 
 @on_sqlite
@@ -185,6 +222,23 @@ def test_cookie_of_another_service_or_of_last_month_is_none(
 
 
 @on_sqlite
+def test_session_ends_in_time_though_its_cookie_was_renewed(
+    app: Flask, alice: Person, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "LIFETIME", timedelta(seconds=2))
+    browser = Browser(app)
+    browser.sign_in(alice.key)
+    with browser.get(f"/tasks/{task['id']}/events") as stream:
+        # What it did left a word for the next page, so that its cookie is a new one.
+        browser.send("/callback-secret/rotate")
+        assert browser.get("/keys").status_code == 200
+        time.sleep(2)
+        assert browser.get("/").location == "/sign-in"
+        # An open stream of it ends too.
+        assert stream.text.startswith("event: task")
+
+
+@on_sqlite
 def test_api_takes_no_session_and_the_dashboard_no_header(browser: Browser, alice: Person) -> None:
     assert browser.get("/api/v1/user").status_code == 401
     assert Browser(alice.app).get("/", headers={"apikey": alice.key}).status_code == 303
@@ -195,14 +249,23 @@ def test_wrong_keys_slow_down_the_next_try_from_their_address(app: Flask, alice:
     browser = Browser(app)
     statuses = [browser.sign_in("wrong").status_code for _ in range(FREE_TRIES + 1)]
     assert statuses == [401] * FREE_TRIES + [429]
-    response = browser.sign_in(alice.key)
+    response = browser.sign_in("wrong")
     assert response.status_code == 429
-    assert 1 <= int(response.headers["Retry-After"]) <= 2
+    assert "Too many wrong keys; try again in 1 s" in response.text
+    assert response.headers["Retry-After"] == "1"
     elsewhere = Browser(app, environ_base={"REMOTE_ADDR": "192.0.2.9"})
-    assert elsewhere.sign_in(alice.key).status_code == 303
+    assert elsewhere.sign_in("wrong").status_code == 401
     time.sleep(1.1)
-    assert browser.sign_in(alice.key).status_code == 303
     assert browser.sign_in("wrong").status_code == 401
+
+
+@on_sqlite
+def test_right_key_enters_whatever_others_have_tried(app: Flask, alice: Person) -> None:
+    """All may share one address: behind a proxy that is not trusted, or in one household."""
+    for _ in range(FREE_TRIES + 5):
+        assert Browser(app).sign_in("wrong").status_code in (401, 429)
+    assert Browser(app).sign_in(alice.key).status_code == 303
+    assert Browser(app).sign_in("wrong").status_code == 429
 
 
 def test_throttle_keeps_few_addresses_and_knows_a_network_of_ipv6() -> None:
@@ -211,15 +274,38 @@ def test_throttle_keeps_few_addresses_and_knows_a_network_of_ipv6() -> None:
         slow.was_wrong(f"address {number}")
     assert len(slow._wrong) == ADDRESSES
     for host in range(FREE_TRIES):
-        slow.was_wrong(f"2001:db8::{host}")
-    assert slow.seconds("2001:db8::ffff") > 0
-    assert slow.seconds("2001:db8:0:1::1") == 0
-    for _ in range(20):
-        slow.was_wrong("192.0.2.1")
-    assert 59 < slow.seconds("192.0.2.1") <= LONGEST_SECONDS
+        assert slow.was_wrong(f"2001:db8::{host}") == 0
+    assert slow.was_wrong("2001:db8::ffff") > 0
+    assert slow.was_wrong("2001:db8:0:1::1") == 0
+
+
+def test_throttle_doubles_the_wait_up_to_a_minute_and_forgets_in_an_hour(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    slow = Throttle()
+    waits = []
+    for _ in range(12):
+        assert slow.was_wrong("192.0.2.1") == 0
+        waits.append(round(slow.was_wrong("192.0.2.1")))
+        clock.now += waits[-1]
+        # Without a wait the second try has counted too.
+    assert waits == [0, 1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60]
+    clock.now += FORGOTTEN_SECONDS + 1
+    assert [slow.was_wrong("192.0.2.1") for _ in range(FREE_TRIES)] == [0] * FREE_TRIES
 
 
 # --- forms -------------------------------------------------------------------------------
+
+
+def refusal(path: str) -> tuple[int, str | None]:
+    """What a form at this path gets that may not be taken: who is signed in needs no sign-in."""
+    return (303, "/") if path == "/sign-in" else (403, None)
+
+
+def is_open(rule: Rule) -> bool:
+    """Whether a rule is of what everybody may see."""
+    return rule.endpoint in ("dashboard.static", "dashboard.icon")
 
 
 def forms(app: Flask, task: dict[str, Any]) -> Iterator[str]:
@@ -238,9 +324,10 @@ def test_no_form_is_taken_without_the_token_of_its_session(
     before = rows(app)
     for path in forms(app, task):
         for data in ({}, {"token": ""}, {"token": "wrong"}, {"token": "é"}, {"token": stolen}):
-            assert browser.post(path, data).status_code == 403, path
+            response = browser.post(path, {"key": bob.key, **data})
+            assert (response.status_code, response.location) == refusal(path), path
     assert rows(app) == before
-    assert browser.get("/").status_code == 200
+    assert "<bdi>alice</bdi>" in browser.get("/").text
 
 
 @on_sqlite
@@ -251,7 +338,37 @@ def test_no_form_is_taken_from_another_site(
     for path in forms(app, task):
         for site in ("cross-site", "same-site"):
             response = browser.post(path, {"token": right}, headers={"Sec-Fetch-Site": site})
-            assert response.status_code == 403, path
+            assert (response.status_code, response.location) == refusal(path), path
+
+
+@on_sqlite
+def test_form_of_a_session_that_has_ended_leads_to_the_sign_in_and_back(
+    app: Flask, alice: Person, task: dict[str, Any]
+) -> None:
+    path = f"/tasks/{task['id']}"
+    for referrer, way_back in [
+        (path, f"?next=/tasks/{task['id']}"),
+        ("/", ""),
+        (f"{path}/lines", ""),
+    ]:
+        browser = Browser(app)
+        headers = {"Referer": f"http://localhost{referrer}"}
+        response = browser.post(f"{path}/redeliver", {"token": "old"}, headers=headers)
+        assert response.status_code == 303
+        assert unquote(response.location) == f"/sign-in{way_back}"
+        assert "Nothing was changed" in browser.get(response.location).text
+    assert alice.task(task)["status"] == "running"
+
+
+@on_sqlite
+def test_old_sign_in_form_is_no_dead_end(app: Flask, browser: Browser, alice: Person) -> None:
+    assert browser.get("/sign-in").location == "/"
+    assert browser.get("/sign-in?next=/agents").location == "/agents"
+    assert browser.post("/sign-in", {"token": "old", "key": alice.key}).location == "/"
+    response = Browser(app).post("/sign-in", {"token": "old", "key": alice.key})
+    assert response.status_code == 403
+    assert "This form is out of date" in response.text
+    assert 'name="key"' in response.text
 
 
 # --- pages -------------------------------------------------------------------------------
@@ -262,7 +379,7 @@ def test_pages_are_not_cached_and_run_nothing_from_elsewhere(
     app: Flask, browser: Browser, task: dict[str, Any]
 ) -> None:
     for rule in app.url_map.iter_rules():
-        if is_page(rule) and "GET" in (rule.methods or ()) and "static" not in rule.endpoint:
+        if is_page(rule) and "GET" in (rule.methods or ()) and not is_open(rule):
             response = browser.get(filled(rule.rule, task_id=task["id"]), buffered=False)
             policy = response.headers["Content-Security-Policy"]
             assert "default-src 'none'" in policy
@@ -270,6 +387,20 @@ def test_pages_are_not_cached_and_run_nothing_from_elsewhere(
             assert response.headers["Cache-Control"] == "no-store", rule.rule
             assert response.headers["X-Content-Type-Options"] == "nosniff"
             response.close()
+
+
+@on_sqlite
+def test_browsers_get_no_header_that_they_would_complain_of(app: Flask) -> None:
+    for url, wanted in {
+        "http://localhost:8000": "same-origin",
+        "http://127.0.0.1:8000": "same-origin",
+        "http://[::1]:8000": "same-origin",
+        "https://tasks.example": "same-origin",
+        "http://tasks.example": None,
+        "http://192.168.0.7:8000": None,
+    }.items():
+        headers = Browser(app, base_url=url).get("/sign-in").headers
+        assert headers.get("Cross-Origin-Opener-Policy") == wanted, url
 
 
 @on_sqlite
@@ -297,7 +428,7 @@ def test_whatever_is_stored_is_shown_as_text(
     for path in ("/", "/?q=<script>", f"/tasks/{task['id']}", f"/tasks/{task['id']}/delete",
                  f"/tasks/{task['id']}/cancel", "/agents", "/keys"):  # fmt: skip
         text = browser.get(path).text
-        assert "<img" not in text
+        assert "<img src=x" not in text
         assert "<script>" not in text
         # What a template that took it for code would make of it; chance does not.
         assert str(31337 * 31337) not in text, path
@@ -323,7 +454,7 @@ def test_nobody_sees_what_is_anothers(app: Flask, task: dict[str, Any], bob: Per
             data = {"token": right} if method == "POST" else None
             response = browser.client.open(path, method=method, data=data)
             assert response.status_code == 404, path
-            assert "ID is not found" in unescape(response.text)
+            assert "This task is gone" in response.text
     assert task["name"] not in browser.get("/").text
     assert "summarizer" not in browser.get("/agents").text
     assert rows(app) == before
@@ -358,8 +489,68 @@ def test_errors_of_pages_are_pages_and_of_the_api_are_problems(browser: Browser)
         response = browser.get(path)
         assert response.status_code == status
         assert response.content_type == "text/html; charset=utf-8"
-    for path in ("/nowhere", "/api/v1/nowhere", "/tasks"):
+    for path in ("/nowhere", "/api/v1/nowhere"):
         assert browser.get(path).content_type == "application/problem+json"
+
+
+@on_sqlite
+def test_strays_get_pages_where_a_browser_asks(app: Flask, browser: Browser, alice: Person) -> None:
+    headers = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    for path, status in (("/nowhere", 404), ("/sign-out", 405), ("/keys/x", 404)):
+        response = browser.get(path, headers=headers)
+        assert response.status_code == status
+        assert response.content_type == "text/html; charset=utf-8"
+        assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+        assert "<bdi>alice</bdi>" in response.text
+        assert "Sign out" not in Browser(app).get(path, headers=headers).text
+    keyed = {**headers, "apikey": alice.key}
+    response = browser.get("/api/v1/nowhere", headers=keyed)
+    assert response.content_type == "application/problem+json"
+    for path in ("/tasks", "/tasks/"):
+        assert browser.get(path).location == "/"
+    for path in ("/agents/", "/keys/"):
+        assert browser.get(path).status_code == 200
+
+
+@on_sqlite
+def test_page_of_a_deleted_task_says_what_has_become_of_it(
+    browser: Browser, alice: Person, task: dict[str, Any]
+) -> None:
+    alice.delete(f"/task/{task['id']}")
+    for path in (f"/tasks/{task['id']}", f"/tasks/{task['id']}/delete", "/tasks/nothing"):
+        response = browser.get(path)
+        assert response.status_code == 404
+        assert "This task is gone: it was deleted, or never was" in response.text
+        assert response.headers["Task-Gone"] == "true"
+    assert "Task-Gone" not in browser.get("/keys/nothing/revoke").headers
+
+
+@on_sqlite
+def test_cancel_that_comes_too_late_says_so(
+    browser: Browser, alice: Person, task: dict[str, Any]
+) -> None:
+    path = f"/tasks/{task['id']}"
+    asked = hidden(browser.get(f"{path}/cancel"))
+    alice.report(task, status="complete")
+    assert browser.post(f"{path}/cancel", asked).location == path
+    assert "The task had already ended." in browser.get(path).text
+    assert browser.get(f"{path}/cancel").location == path
+    assert alice.task(task)["status"] == "complete"
+
+
+@on_sqlite
+@pytest.mark.parametrize("name", [" ", "\u200b", "\u2003\ufeff", "\u3164"])
+def test_name_of_nothing_visible_is_still_a_link(
+    browser: Browser, alice: Person, name: str
+) -> None:
+    task = alice.start("blank", name=name)
+    alice.register("blank", name=name)
+    alice.post("/key", json={"name": name})
+    link = f'<a href="/tasks/{task["id"]}"><span class="faint">unnamed</span></a>'
+    assert link in browser.get("/").text
+    assert link in browser.get("/agents").text
+    assert "<title>unnamed" in browser.get(f"/tasks/{task['id']}").text
+    assert "unnamed" in browser.get("/keys").text
 
 
 def test_filters_and_pages_are_those_of_the_api(browser: Browser, alice: Person) -> None:
@@ -387,6 +578,94 @@ def test_page_that_has_not_changed_is_304(browser: Browser, alice: Person) -> No
     assert browser.get("/", headers=headers).status_code == 304
     alice.start()
     assert browser.get("/", headers=headers).status_code == 200
+
+
+def test_chart_and_tabs_count_what_the_filters_leave(browser: Browser, alice: Person) -> None:
+    for number in range(4):
+        task = alice.start(name=f"Morning {number}" if number else "Evening")
+        if number > 1:
+            alice.report(task, status="error")
+    text = browser.get("/?q=morning").text
+    assert "<b>3 tasks</b> started in the last 24 hours" in text
+    assert "2 error 1 running." in text
+    assert tabs(text) == {"all": "3", "running": "1", "complete": "0", "error": "2"}
+    text = browser.get("/?q=morning&status=error").text
+    assert "<b>2 tasks</b> started" in text
+    assert "running." not in text
+    assert tabs(text)["running"] == "1"
+    assert "<b>0 tasks</b>" in browser.get("/?agentId=other").text
+
+
+def test_bar_of_the_chart_leads_to_its_tasks(browser: Browser, alice: Person) -> None:
+    started = alice.start(name="In the bar")
+    text = browser.get("/?since=1h&q=bar").text
+    links = [unescape(link) for link in re.findall(r'<a href="([^"]+createdAfter[^"]+)"', text)]
+    found = [link for link in links if f"/tasks/{started['id']}" in browser.get(link).text]
+    assert len(found) == 1
+    assert "q=bar" in found[0]
+    page = browser.get(found[0]).text
+    assert page.count('class="chosen"') == 1
+    assert "<b>1 task</b> started in the last hour" in page
+
+
+@on_sqlite
+def test_many_tasks_are_not_counted_to_the_end(
+    browser: Browser, alice: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("taskservice.dashboard.tasks"), "MOST_COUNTED", 2)
+    for _ in range(3):
+        alice.start()
+    assert tabs(browser.get("/").text)["running"] == "2+"
+
+
+def test_list_is_narrowed_to_callbacks_that_did_not_arrive(
+    app: Flask, browser: Browser, alice: Person, receiver: Receiver
+) -> None:
+    for name, status in (("Good", 204), ("Later", 503), ("Never", 410)):
+        receiver.answer = answer(status)
+        alice.report(alice.start(name=name, claim=True, callback=receiver.url), status="complete")
+    for state, name in (("pending", "Later"), ("failed", "Never")):
+        text = browser.get(f"/?callback={state}").text
+        assert re.findall("<bdi>(Good|Later|Never)</bdi>", text) == [name]
+    assert browser.get("/?callback=delivered").status_code == 422
+    guest = Browser(app)
+    guest.sign_in(alice.agent_key().key)
+    assert guest.get("/?callback=failed").status_code == 403
+
+
+def test_agents_are_sorted_by_their_last_tasks(browser: Browser, alice: Person) -> None:
+    for name in ("a", "b", "c", "unused"):
+        alice.register(name)
+    for name in ("a", "c", "b", "c"):
+        alice.start(name)
+        time.sleep(0.002)
+    text = browser.get("/agents").text
+    assert re.findall(r'id="of-(\w+)"', text) == ["c", "b", "a"]
+    assert "Without tasks so far: <code>unused</code>" in text
+    assert browser.get("/agents?page=x").status_code == 200
+    assert "<code>" not in browser.get(f"/agents?page={'9' * 30}").text
+
+
+@on_sqlite
+def test_keys_of_this_session_come_first_and_void_ones_last(
+    browser: Browser, alice: Person
+) -> None:
+    for name in ("first made", "gone"):
+        key = alice.post("/key", json={"name": name}).json
+    assert key is not None
+    alice.delete(f"/key/{key['id']}")
+    text = browser.get("/keys").text
+    places = [text.index(word) for word in ("this session", "first made", "1 key revoked", "gone")]
+    assert places == sorted(places)
+
+
+@on_sqlite
+def test_every_page_has_an_emblem_and_a_way_back(app: Flask, browser: Browser) -> None:
+    with Browser(app).get("/favicon.ico") as icon:
+        assert (icon.status_code, icon.mimetype) == (200, "image/svg+xml")
+    assert '<a class="title" href="./">' in browser.get("/docs").text
+    headers = {"X-Forwarded-Prefix": "/deep"}
+    assert "/deep/" not in browser.get("/docs", headers=headers).text
 
 
 def test_chart_counts_what_was_started(browser: Browser, alice: Person) -> None:
@@ -448,6 +727,20 @@ def test_key_is_created_shown_once_used_and_revoked(app: Flask, browser: Browser
     assert browser.send(path).location == "/keys"
     assert guest.get("/").status_code == 303
     assert "revoked <time" in browser.get("/keys").text
+
+
+@on_sqlite
+def test_form_that_creates_a_key_does_so_once(browser: Browser) -> None:
+    data = {**hidden(browser.get("/keys")), "name": "laptop"}
+    # What does not fit may be put right in the same form.
+    assert browser.post("/keys", data | {"name": ""}).status_code == 422
+    assert browser.post("/keys", data).status_code == 201
+    again = browser.post("/keys", data)
+    assert (again.status_code, again.location) == (303, "/keys")
+    page = browser.get("/keys").text
+    assert "That form was used already" in page
+    assert page.count("<bdi>laptop</bdi>") == 1
+    assert browser.send("/keys", name="another").status_code == 201
 
 
 @on_sqlite

@@ -1,5 +1,6 @@
 """`db backup`, `db check` and `prune`, run as a person runs them, while others write."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -8,16 +9,22 @@ import sqlite3
 import subprocess
 import threading
 import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, text
+from flask import Flask
+from sqlalchemy import create_engine, insert, literal, select, text, update
 
-from taskservice import inspection, migrations
+from taskservice import inspection, migrations, stamps
+from taskservice.db import transaction
+from taskservice.models import Attempt, Delivery, Task
 from tests.conftest import Databases
 from tests.live import COMMAND, Service, environment
-from tests.people import RemotePerson
+from tests.owed import owe_many
+from tests.people import Person, RemotePerson
 from tests.test_commands import one_line, run
 
 # A finished task with its user and its agent, for the files that no service is at.
@@ -170,9 +177,28 @@ def test_backup_that_is_killed_leaves_no_file_of_that_name(data: Path, tmp_path:
     assert not target.exists()
     assert check(data)["integrity"]["state"] == "ok"
     assert run(data, "db", "backup", str(target)).returncode == 0
+    # What it left, which holds secrets, is gone too.
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "backup.db"}
 
 
-def test_backup_that_is_interrupted_leaves_nothing(data: Path, tmp_path: Path) -> None:
+def test_backup_leaves_alone_what_others_are_writing(data: Path, tmp_path: Path) -> None:
+    others = [
+        tmp_path / "backup.db.0123abcd.part",
+        tmp_path / "other.db.0123abcd.part",
+        tmp_path / "backup.db.part",
+    ]
+    for each in others:
+        each.touch()
+    with open(others[0], "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert run(data, "db", "backup", str(tmp_path / "backup.db")).returncode == 0
+    assert [each.exists() for each in others] == [True] * 3
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_backup_that_is_interrupted_leaves_nothing(
+    data: Path, tmp_path: Path, signum: signal.Signals
+) -> None:
     grow(data / "taskservice.db", megabytes=200)
     process = subprocess.Popen(
         [*COMMAND, "db", "backup", str(tmp_path / "backup.db")],
@@ -181,7 +207,7 @@ def test_backup_that_is_interrupted_leaves_nothing(data: Path, tmp_path: Path) -
     while not list(tmp_path.glob("*.part")):
         assert process.poll() is None
         time.sleep(0.001)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signum)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode != 0
     assert "Traceback" not in stderr
@@ -345,17 +371,22 @@ def test_unreachable_server_is_an_error_without_its_password(tmp_path: Path) -> 
     assert "hidden-word" not in json.dumps(found)
 
 
-def test_webhooks_that_nobody_sends_are_a_warning(data: Path) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "state", "code"), [(10, "ok", 0), (600, "warning", 0), (7_200, "error", 1)]
+)
+def test_webhooks_that_nobody_sends_are_a_warning_and_then_an_error(
+    data: Path, seconds: int, state: str, code: int
+) -> None:
     change(
         data,
         *A_TASK,
         "INSERT INTO deliveries (id, task_id, callback_url, host, state, created_at, "
         "attempt_count, next_attempt_at) SELECT 'd', id, 'http://x/', 'x', 'pending', '2026', 0, "
-        "'2026-01-01T00:00:00.000Z' FROM tasks",
+        f"'{stamps.now(-seconds)}' FROM tasks",
     )
-    found = check(data)["deliveries"]
-    assert found["state"] == "warning"
-    assert "taskservice worker" in found["message"]
+    found = check(data, code)["deliveries"]
+    assert found["state"] == state
+    assert ("taskservice worker" in found["message"]) == (state != "ok")
 
 
 @pytest.mark.parametrize(
@@ -455,6 +486,60 @@ def test_prune_does_what_its_dry_run_says_while_the_service_runs(
     assert pruned(service, **both) == said
     assert alice.request("GET", "/task").json() == before[:1]
     assert pruned(service, **both) == {"tasks": 0, "logs": 0, "bytes": 0}
+
+
+def small_tasks(app: Flask, alice: Person) -> None:
+    """Each with a delivery and an attempt."""
+    owe_many(app, alice, "https://hooks.example/receive", 2_000)
+    delivered = insert(Attempt).from_select(
+        ["delivery_id", "at", "duration_ms", "message"],
+        select(Delivery.id, Delivery.created_at, 5, literal("The receiver answered 200 OK.")),
+    )
+    with app.app_context(), transaction() as connection:
+        connection.execute(delivered)
+
+
+def large_logs(app: Flask, alice: Person) -> None:
+    for _ in range(3):
+        task = alice.start()
+        for _ in range(4):
+            alice.append(task, *["x" * 200] * 1_000)
+
+
+def large_inputs(app: Flask, alice: Person) -> None:
+    """Of characters that are several bytes each."""
+    for _ in range(20):
+        alice.start(input={"text": "ü" * 20_000})
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("fill", [small_tasks, large_logs, large_inputs])
+def test_prune_frees_about_as_much_as_its_dry_run_says(
+    app: Flask, alice: Person, fill: Callable[[Flask, Person], None]
+) -> None:
+    alice.register()
+    data = Path(app.config["DATA"])
+
+    def used() -> int:
+        with closing(sqlite3.connect(data / "taskservice.db")) as connection:
+            pages, free = (
+                connection.execute(f"PRAGMA {pragma}").fetchone()[0]
+                for pragma in ("page_count", "freelist_count")
+            )
+        return int(pages - free) * 4096
+
+    empty = used()
+    fill(app, alice)
+    with app.app_context(), transaction() as connection:
+        connection.execute(update(Delivery).values(state="delivered", next_attempt_at=None))
+        ended = {"status": "complete", "finished_at": "2020-01-01T00:00:00.000Z"}
+        connection.execute(update(Task).values(ended))
+    full = used()
+    said = json.loads(run(data, "prune", "--dry-run", "--json", RETENTION_DAYS="30").stdout)
+    removed = json.loads(run(data, "prune", "--json", RETENTION_DAYS="30").stdout)
+    assert used() - empty < 100_000
+    assert removed == said
+    assert 1 / 1.5 < said["bytes"] / (full - empty) < 1.5
 
 
 def test_prune_without_a_setting_removes_nothing_and_says_why(data: Path) -> None:

@@ -2,23 +2,36 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import datetime
 from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import text
+from sqlalchemy import delete, event, text
 
-from taskservice import stamps
+from taskservice import stamps, stopping
 from taskservice.db import database_now, transaction
-from taskservice.delivery_loop import SENDERS
+from taskservice.delivery_loop import IN_FLIGHT_MOST, SENDERS, SLOW_SECONDS
+from taskservice.models import Task
 from taskservice.services.deliveries import HOST_LIMIT, JITTER, SCHEDULE
+from taskservice.webhooks.destinations import Destinations
 from taskservice.webhooks.failing import IN_A_ROW
 from tests import receiver as play
-from tests.inside import end_for_silence
-from tests.owed import change, columns, deliveries_of, finish, looping, make_due, the_delivery
+from tests.inside import end_for_silence, set_clock
+from tests.owed import (
+    change,
+    columns,
+    deliveries_of,
+    finish,
+    looping,
+    make_due,
+    owe_many,
+    the_delivery,
+)
 from tests.people import Person, expect, problem
 from tests.receiver import Behaviour, Exchange, Receiver
 from tests.server_process import until
@@ -158,23 +171,93 @@ def test_deleted_task_is_not_posted(
     assert columns(app, "state") == [("delivered",)]
 
 
+def test_task_that_is_deleted_between_claim_and_post_is_not_posted(
+    alice: Person, app: Flask, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    task = alice.start(callback=receiver.url)
+    receiver.answer = one_after_another(play.answer(500), play.answer(204))
+    finish(alice, task)
+    make_due(app)
+    leases: list[Any] = []
+
+    def delete_first(*call: Any) -> None:
+        is_sender = threading.current_thread().name == "sender"
+        if is_sender and "FROM tasks" in call[2] and not leases:
+            leases.extend(columns(app, "lease"))
+            with ThreadPoolExecutor(1) as pool:
+                person = Person(app, alice.name, alice.key)
+                expect(pool.submit(person.delete, f"/task/{task['id']}").result(), 200)
+
+    reader = app.extensions["reader"]
+    event.listen(reader, "before_cursor_execute", delete_first)
+    with looping(app):
+        until(lambda: "The task was deleted." in caplog.text)
+    event.remove(reader, "before_cursor_execute", delete_first)
+    assert leases != [(None,)]
+    assert len(receiver.requests) == 1
+    assert [each.message for each in caplog.records if each.levelname == "ERROR"] == []
+
+
 def test_host_that_hangs_does_not_hold_up_the_others(
     alice: Person, app: Flask, receiver: Receiver
 ) -> None:
-    with Receiver() as hanging:
-        hanging.answer = play.answer(500)
-        for _ in range(2 * SENDERS):
-            finish(alice, alice.start(callback=hanging.url))
-        receiver.answer = one_after_another(play.answer(500), play.answer(204))
-        finish(alice, alice.start(callback=receiver.url))
-        hanging.answer = play.silence
-        hanging.requests.clear()
-        make_due(app)
+    app.config["CALLBACK_TIMEOUT"] = 30.0
+    with Receiver(answer=play.silence) as hanging:
+        owe_many(app, alice, hanging.url, 2 * SENDERS)
+        owe_many(app, alice, receiver.url, 1)
         with looping(app):
-            receiver.wait_for(2, timeout=1.5)
-            assert len(hanging.requests) <= HOST_LIMIT
+            receiver.wait_for(1)
             # And it gets no less than its share.
             hanging.wait_for(HOST_LIMIT)
+            assert len(hanging.requests) == HOST_LIMIT
+
+
+def test_hosts_that_hang_on_all_senders_do_not_hold_up_the_others(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    """Whoever has been out for a second leaves its place to another."""
+    app.config["CALLBACK_TIMEOUT"] = 30.0
+    with ExitStack() as stack:
+        for _ in range(SENDERS // HOST_LIMIT):
+            hanging = stack.enter_context(Receiver(answer=play.silence))
+            owe_many(app, alice, hanging.url, 2 * SENDERS)
+        owe_many(app, alice, receiver.url, 2)
+        with looping(app):
+            receiver.wait_for(2, timeout=4)
+
+
+def test_attempts_under_way_have_an_upper_limit(alice: Person, app: Flask) -> None:
+    app.config["CALLBACK_TIMEOUT"] = 30.0
+    hosts = IN_FLIGHT_MOST // HOST_LIMIT + 1
+    with ExitStack() as stack:
+        hanging = [stack.enter_context(Receiver(answer=play.silence)) for _ in range(hosts)]
+        for each in hanging:
+            owe_many(app, alice, each.url, HOST_LIMIT)
+        with looping(app):
+            until(lambda: sum(each.connections for each in hanging) >= IN_FLIGHT_MOST)
+            time.sleep(SLOW_SECONDS + 0.5)
+            assert sum(each.connections for each in hanging) == IN_FLIGHT_MOST
+
+
+def test_hosts_that_keep_failing_get_one_sender_each_and_half_of_them_together(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    app.config["CALLBACK_TIMEOUT"] = 30.0
+    with ExitStack() as stack:
+        failing = [stack.enter_context(Receiver(answer=play.answer(500))) for _ in range(10)]
+        for each in failing:
+            for _ in range(IN_A_ROW):
+                finish(alice, alice.start(callback=each.url))
+            each.answer = play.silence
+            each.requests.clear()
+        make_due(app)
+        owe_many(app, alice, receiver.url, 1)
+        with looping(app):
+            receiver.wait_for(1)
+            until(lambda: sum(len(each.requests) for each in failing) >= SENDERS // 2)
+            time.sleep(SLOW_SECONDS + 0.5)
+            assert sorted(len(each.requests) for each in failing) == [0] * 2 + [1] * 8
 
 
 # --- leases ------------------------------------------------------------------------------
@@ -208,6 +291,32 @@ def test_lease_that_runs_out_wakes_the_loop(alice: Person, app: Flask, receiver:
         assert until_attempts(alice, task, 2)["state"] == "delivered"
 
 
+def test_lease_that_was_given_before_the_clock_was_set_back_holds_no_longer(
+    alice: Person, app: Flask, receiver: Receiver, loop: None
+) -> None:
+    receiver.answer = one_after_another(play.answer(500), play.answer(204))
+    task = alice.start(callback=receiver.url)
+    finish(alice, task)
+    lease = {"lease": stamps.new_id(), "leased_until": database_now(3600)}
+    change(app, next_attempt_at=database_now(-1), **lease)
+    assert until_attempts(alice, task, 2)["state"] == "delivered"
+
+
+def test_webhook_is_due_by_the_clock_of_the_database(
+    alice: Person, app: Flask, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that a node owes whose own clock is an hour ahead."""
+    set_clock(monkeypatch, 3600)
+    receiver.answer = play.answer(500)
+    for _ in range(IN_A_ROW):
+        finish(alice, alice.start(callback=receiver.url))
+    task = alice.start(callback=receiver.url)
+    assert finish(alice, task) == "pending"
+    receiver.answer = play.answer(204)
+    with looping(app):
+        assert until_attempts(alice, task, 1)["state"] == "delivered"
+
+
 def test_attempt_that_cannot_be_recorded_fails_no_report_and_is_repeated(
     alice: Person, app: Flask, receiver: Receiver
 ) -> None:
@@ -230,6 +339,34 @@ def test_attempt_that_cannot_be_recorded_fails_no_report_and_is_repeated(
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
 
 
+def test_task_that_is_deleted_while_its_attempt_is_recorded_is_no_error(
+    alice: Person, app: Flask, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = alice.start(callback=receiver.url)
+    is_deleting, may_commit = threading.Event(), threading.Event()
+
+    def delete_slowly() -> None:
+        with app.app_context(), transaction() as connection:
+            connection.execute(delete(Task).where(Task.id == task["id"]))
+            is_deleting.set()
+            may_commit.wait(5)
+            # Whoever records it has come to where it waits.
+            time.sleep(0.3)
+
+    def answer(exchange: Exchange) -> None:
+        deletion = pool.submit(delete_slowly)
+        is_deleting.wait(5)
+        play.answer(204)(exchange)
+        may_commit.set()
+        deletion.result()
+
+    receiver.answer = answer
+    with ThreadPoolExecutor(1) as pool:
+        assert finish(alice, task) == "delivered"
+    assert [each.message for each in caplog.records if each.levelname == "ERROR"] == []
+    problem(alice.get(f"/task/{task['id']}"), 404)
+
+
 def test_loop_that_stops_gives_back_what_it_is_posting(
     alice: Person, app: Flask, receiver: Receiver
 ) -> None:
@@ -242,6 +379,47 @@ def test_loop_that_stops_gives_back_what_it_is_posting(
     assert columns(app, "state", "lease", "leased_until", "attempt_count") == [
         ("pending", None, None, 1)
     ]
+
+
+def test_connection_is_broken_before_somebody_else_may_post(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    app.config["CALLBACK_TIMEOUT"] = 30.0
+    closed: list[float] = []
+    hold = play.held_until_closed(closed)
+    receiver.answer = one_after_another(play.answer(500), hold, play.answer(204))
+    task = alice.start(callback=receiver.url)
+    finish(alice, task)
+    make_due(app)
+    with looping(app):
+        receiver.wait_for(2)
+    with looping(app):
+        *_, third = receiver.wait_for(3)
+        assert closed[0] < third.at
+        # Who was interrupted has made no attempt.
+        delivery = until_attempts(alice, task, 2)
+    assert [attempt["statusCode"] for attempt in delivery["attempts"]] == [500, 204]
+
+
+def test_first_attempt_is_broken_off_before_somebody_else_may_post(
+    alice: Person, app: Flask, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.config["CALLBACK_TIMEOUT"] = 30.0
+    stop = threading.Event()
+    monkeypatch.setattr(stopping, "event", stop)
+    closed: list[float] = []
+    receiver.answer = one_after_another(play.held_until_closed(closed), play.answer(204))
+    task = alice.start(callback=receiver.url)
+    with ThreadPoolExecutor(1) as pool:
+        report = pool.submit(finish, Person(app, alice.name, alice.key), task)
+        receiver.wait_for(1)
+        stop.set()
+        assert report.result() == "pending"
+    assert columns(app, "lease", "attempt_count") == [(None, 0)]
+    with looping(app):
+        _, second = receiver.wait_for(2)
+        assert closed[0] < second.at
+        assert [each["statusCode"] for each in until_attempts(alice, task, 1)["attempts"]] == [204]
 
 
 def test_late_word_takes_the_place_of_a_pending_delivery(
@@ -304,6 +482,23 @@ def test_host_that_keeps_failing_is_left_to_the_loop_until_it_answers(
     assert finish(alice, alice.start(callback=receiver.url)) == "delivered"
 
 
+def test_host_that_keeps_failing_is_not_well_for_what_was_never_posted_to_it(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    receiver.answer = play.answer(500)
+    for _ in range(IN_A_ROW):
+        finish(alice, alice.start(callback=receiver.url))
+    refused, task = (alice.start(callback=receiver.url) for _ in range(2))
+    allowed = app.config["CALLBACK_ALLOWED"]
+    app.config["CALLBACK_ALLOWED"] = Destinations.parse("external")
+    assert finish(alice, refused) == "pending"
+    with looping(app):
+        assert until_attempts(alice, refused, 1)["state"] == "failed"
+    app.config["CALLBACK_ALLOWED"] = allowed
+    assert finish(alice, task) == "pending"
+    assert the_delivery(alice, task)["attempts"] == []
+
+
 def test_host_that_keeps_failing_does_no_harm_to_others(alice: Person, receiver: Receiver) -> None:
     with Receiver(answer=play.answer(500)) as failing:
         for _ in range(IN_A_ROW + 1):
@@ -343,6 +538,25 @@ def test_redelivery_posts_the_task_as_it_is_now_under_the_same_id(
     first, second = receiver.requests
     assert first.headers["webhook-id"] == second.headers["webhook-id"] == delivery["id"]
     assert json.loads(second.body)["name"] == "renamed since"
+
+
+def test_redelivery_of_a_task_that_is_being_deleted_is_404(
+    alice: Person, app: Flask, receiver: Receiver
+) -> None:
+    task = alice.start(callback=receiver.url)
+    finish(alice, task)
+    deletions = []
+
+    def delete_first(*call: Any) -> None:
+        if "FROM deliveries" in call[2] and not deletions:
+            deletions.append(True)
+            with ThreadPoolExecutor(1) as pool:
+                person = Person(app, alice.name, alice.key)
+                expect(pool.submit(person.delete, f"/task/{task['id']}").result(), 200)
+
+    event.listen(app.extensions["reader"], "before_cursor_execute", delete_first)
+    problem(alice.post(f"/task/{task['id']}/deliveries"), 404)
+    assert deletions
 
 
 def test_redelivery_of_a_failed_one_begins_a_new_round(

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections import Counter
 from html.parser import HTMLParser
 from urllib.parse import urljoin
@@ -68,7 +69,8 @@ def test_page_is_well_formed_and_its_links_lead_somewhere(app: Flask, html: str)
         if link.startswith("#"):
             assert link[1:] in ids
         else:
-            assert app.test_client().get(f"/{link}").status_code == 200
+            response = app.test_client().get(urljoin("/docs", link), follow_redirects=True)
+            assert response.status_code == 200
     for labels in page.values("aria-labelledby"):
         assert labels in ids
 
@@ -122,11 +124,21 @@ def test_commands_on_the_page_run_as_printed(
     for command in commands:
         with subtests.test(command):
             # What curl prints at last is the status.
-            printed = subprocess.run(
-                ["sh", "-c", fitting(command, alice).replace("curl", "curl -sw '%{http_code}'", 1)],
-                env=os.environ | variables, capture_output=True, text=True, timeout=30, check=True,
-            ).stdout  # fmt: skip
+            script = fitting(command, alice).replace("curl", "curl -sw '%{http_code}'", 1)
+            printed = shown_by(script, os.environ | variables)
+            while printed.endswith("409") and "being posted just now" in printed:
+                # On a slow machine it is time for the next attempt already.
+                time.sleep(0.2)
+                printed = shown_by(script, os.environ | variables)
             assert re.search(r"2\d\d$", printed), printed
+
+
+def shown_by(script: str, environment: dict[str, str]) -> str:
+    result = subprocess.run(
+        ["sh", "-c", script],
+        env=environment, capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    return result.stdout
 
 
 def fitting(command: str, person: RemotePerson) -> str:

@@ -1,5 +1,6 @@
 """The door: what is read strictly, what is refused, and that every refusal is a problem."""
 
+import gzip
 import json
 from collections.abc import Iterator
 from io import BytesIO
@@ -12,7 +13,7 @@ from werkzeug.test import TestResponse
 from taskservice.config import Config
 from taskservice.schemas import MAX_OBJECT
 from taskservice.strict_json import MAX_DEPTH, MAX_NUMBER
-from tests.inside import PREFIX, filled, rows, rules
+from tests.inside import FITTING_BODIES, PREFIX, filled, rows, rules
 from tests.people import Person, expect, problem
 
 JSON = "application/json"
@@ -479,6 +480,69 @@ def test_empty_query_says_nothing(alice: Person, query: str) -> None:
     assert expect(alice.get(f"/task?{query}"), 200) == []
 
 
+def test_body_that_is_coded_is_415(alice: Person, app: Flask, subtests: pytest.Subtests) -> None:
+    ways = doors(alice)
+    before = rows(app)
+    for method, path in ways:
+        for coding in ("gzip", "GZIP", "deflate", "br", "zstd", "identity, gzip", "nonsense"):
+            with subtests.test(f"{method} {path} {coding}"):
+                response = alice.request(
+                    method, path, data=gzip.compress(b'{"name":"x"}'), content_type=JSON,
+                    headers={"Content-Encoding": coding},
+                )  # fmt: skip
+                problem(response, 415)
+    assert rows(app) == before
+    task = alice.start()
+    expect(
+        alice.put(f"/task/{task['id']}/logs", data=b"x", headers={"Content-Encoding": "Identity"}),
+        201,
+    )
+
+
+def routes_without_a_body(app: Flask) -> list[tuple[str, str]]:
+    taken = {("PUT", "/agent/<agent_id>"), ("PATCH", "/task/<task_id>"), *FITTING_BODIES}
+    taken |= {("POST", "/task"), ("POST", "/key")}
+    return [
+        (method, rule)
+        for method, rule in rules(app)
+        if method in ("POST", "PUT", "PATCH", "DELETE") and (method, rule) not in taken
+    ]
+
+
+def test_body_where_none_is_taken_is_refused(
+    alice: Person, app: Flask, subtests: pytest.Subtests
+) -> None:
+    things, routes = ids(alice), routes_without_a_body(app)
+    assert len(routes) == 7
+    before = rows(app)
+    for method, rule in routes:
+        path = filled(rule, **things)
+        for data, status in (
+            (b'{"error":{"message":"x"}}', 422), (b"[]", 422), (b"null", 422), (b"x=1", 400),
+            (b"{", 400), (b"\xff", 400), (b'{"a":NaN}', 400), (b" ", 400),
+        ):  # fmt: skip
+            for content_type in (JSON, "application/x-www-form-urlencoded", "text/plain", None):
+                with subtests.test(f"{method} {rule} {data!r} {content_type}"):
+                    response = alice.request(method, path, data=data, content_type=content_type)
+                    problem(response, status)
+    assert rows(app) == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"json": {}}, {"data": b"", "content_type": JSON}, {"data": b"{ }"},
+     # As `curl -X POST -d ''` has it.
+     {"data": b"", "content_type": "application/x-www-form-urlencoded"},
+     {"data": b"{}", "content_type": "application/x-www-form-urlencoded"}],
+)  # fmt: skip
+def test_no_body_may_be_said_in_several_ways(alice: Person, options: dict[str, Any]) -> None:
+    task = alice.start()
+    assert expect(alice.post("/agent/summarizer/claim", **options), 200)["id"] == task["id"]
+    expect(alice.post("/callback-secret", **options), 201)
+    expect(alice.post(f"/task/{task['id']}/cancel", **options), 200)
+    expect(alice.delete(f"/task/{task['id']}", **options), 200)
+
+
 # --- whatever comes ----------------------------------------------------------------------
 
 ODD_IDS = (
@@ -488,6 +552,32 @@ ODD_IDS = (
     "٠٠٠٠٠٠٠٠-٠٠٠٠-٠٠٠٠-٠٠٠٠-٠٠٠٠٠٠٠٠٠٠٠٠", "00000000-0000-0000-0000-00000000000\n", "-1", "%",
     "%G1", "NaN", "None", "a\u0301", "a b", "<b>",
 )  # fmt: skip
+
+
+def odd_spellings(real: str) -> Iterator[str]:
+    """What some readers of UUIDs take for this one, which begins with the digit 0."""
+    digits = real.replace("-", "")
+    yield from (digits, f"{digits}----", f"----{digits}", f"{{{real}}}", f"{{{digits}}}--")
+    yield from (f"urn:{digits}", f"urn:uuid:{real}", f"uuid:{real}", f"({real})")
+    yield from (f"%2b{real[1:]}", f"+{real[1:]}", f"%20{real}", f"{real}%20", f"{real}%0a")
+    yield from (f"{real}%00", f"0x{real}", f"０{real[1:]}", f"٠{real[1:]}", f"{real}-", f"0{real}")
+    yield from (real.replace("-", "_"), real.replace("-", "%2d%2d"), real.replace("-", "–"))
+    yield from ("-".join([digits[:4], digits[4:8], digits[8:12], digits[12:16], digits[16:]]),)
+
+
+def test_id_has_the_case_that_it_likes_and_no_other_spelling(
+    alice: Person, subtests: pytest.Subtests
+) -> None:
+    things = ids(alice)
+    for thing, path in (("task_id", "/task"), ("key_id", "/key")):
+        real = things[thing]
+        assert real.startswith("0")
+        methods = ("GET", "PATCH", "DELETE") if path == "/task" else ("DELETE",)
+        for odd in odd_spellings(real):
+            with subtests.test(odd):
+                for method in methods:
+                    problem(alice.request(method, f"{path}/{odd}"), 404)
+        assert expect(alice.delete(f"{path}/{real.upper()}"), 200)["id"] == real
 
 
 def odd_requests() -> Iterator[dict[str, Any]]:

@@ -2,13 +2,10 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import pytest
 from flask import Flask
 
 from tests import receiver as play
@@ -21,13 +18,6 @@ Task = dict[str, Any]
 
 CALLERS = 24
 WISHES = {"agentId": "summarizer", "input": {"a": 1, "b": [2, None]}}
-
-
-@pytest.fixture
-def two_processes(database_url: str, tmp_path: Path) -> Iterator[Service]:
-    settings = {"DATABASE_URL": database_url, "WORKERS": "2"}
-    with Service(tmp_path / "data", **settings) as service:
-        yield service
 
 
 def start(person: Person, key: str, **wishes: Any) -> Any:
@@ -134,8 +124,8 @@ def start_remotely(person: RemotePerson, key: str, **wishes: Any) -> Any:
     return person.request("POST", "/task", json=WISHES | wishes, headers=headers)
 
 
-def test_same_key_at_the_same_instant_starts_one_task(two_processes: Service) -> None:
-    alice = two_processes.add_user()
+def test_same_key_at_the_same_instant_starts_one_task(two_workers: Service) -> None:
+    alice = two_workers.add_user()
     alice.request("PUT", "/agent/summarizer")
     people = copies(alice, CALLERS)
     for round_ in range(6):
@@ -148,9 +138,9 @@ def test_same_key_at_the_same_instant_starts_one_task(two_processes: Service) ->
 
 
 def test_two_bodies_under_one_key_at_the_same_instant_start_one_task(
-    two_processes: Service,
+    two_workers: Service,
 ) -> None:
-    alice = two_processes.add_user()
+    alice = two_workers.add_user()
     alice.request("PUT", "/agent/summarizer")
     people = copies(alice, CALLERS)
     for round_ in range(4):
@@ -169,9 +159,9 @@ def test_two_bodies_under_one_key_at_the_same_instant_start_one_task(
         assert [is_replay(answer) for answer in started].count(False) == 1
 
 
-def test_deletion_meanwhile_frees_the_key_and_fails_nobody(two_processes: Service) -> None:
+def test_deletion_meanwhile_frees_the_key_and_fails_nobody(two_workers: Service) -> None:
     """Each task that was ever started was answered to exactly one caller as new."""
-    alice = two_processes.add_user()
+    alice = two_workers.add_user()
     alice.request("PUT", "/agent/summarizer")
     answers: list[Any] = []
     deletions: Counter[int] = Counter()
@@ -203,8 +193,8 @@ def test_deletion_meanwhile_frees_the_key_and_fails_nobody(two_processes: Servic
     assert len(alice.request("GET", "/task").json()) == len(new) - deletions[200] <= 1
 
 
-def test_same_lines_at_the_same_instant_are_stored_once(two_processes: Service) -> None:
-    alice = two_processes.add_user()
+def test_same_lines_at_the_same_instant_are_stored_once(two_workers: Service) -> None:
+    alice = two_workers.add_user()
     task = alice.start()
     path = f"/task/{task['id']}/logs"
     people = copies(alice, CALLERS)
@@ -226,9 +216,9 @@ def callback_statuses(answers: list[Any]) -> Counter[str]:
 
 
 def test_equal_reports_at_the_same_instant_send_one_callback(
-    two_processes: Service, receiver: Receiver
+    two_workers: Service, receiver: Receiver
 ) -> None:
-    alice = two_processes.add_user()
+    alice = two_workers.add_user()
     people = copies(alice, CALLERS)
     for round_ in range(3):
         task = alice.start(callback=f"{receiver.url}round{round_}")
@@ -242,9 +232,9 @@ def test_equal_reports_at_the_same_instant_send_one_callback(
 
 
 def test_different_reports_at_the_same_instant_leave_one_and_send_it(
-    two_processes: Service, receiver: Receiver
+    two_workers: Service, receiver: Receiver
 ) -> None:
-    alice = two_processes.add_user()
+    alice = two_workers.add_user()
     people = copies(alice, CALLERS)
     task = alice.start(callback=receiver.url)
     path = f"/task/{task['id']}"
@@ -261,9 +251,9 @@ def test_different_reports_at_the_same_instant_leave_one_and_send_it(
 
 
 def test_report_and_cancel_at_the_same_instant_send_one_callback(
-    two_processes: Service, receiver: Receiver
+    two_workers: Service, receiver: Receiver
 ) -> None:
-    alice = two_processes.add_user()
+    alice = two_workers.add_user()
     people = copies(alice, 8)
     for round_ in range(5):
         task = alice.start(callback=f"{receiver.url}round{round_}")

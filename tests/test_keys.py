@@ -18,7 +18,7 @@ from taskservice.db import reading, transaction
 from taskservice.models import ApiKey, CallbackSecret
 from taskservice.services import users
 from tests.crowds import at_once
-from tests.inside import moment
+from tests.inside import moment, set_for_database
 from tests.people import Person, expect, problem, said
 from tests.receiver import Receiver
 
@@ -176,6 +176,23 @@ NO_MOMENTS: tuple[Any, ...] = (
     "２０９９-06-30T12:00:00Z", "2099-06-30T12:00:00Z\n", "2099-06-30T12:00:00Z\0",
     "2099-W26-2T12:00:00Z", 4086000000, 4086000000.5, True, [], {},
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+def test_expiry_at_either_end_of_time_is_read_wherever_the_server_is(
+    alice: Person, app: Flask, zone: str
+) -> None:
+    set_for_database(app, "timezone", f"'{zone}'")
+    try:
+        made = expect(
+            alice.post("/key", json={"name": "k", "expiresAt": "9999-12-31T23:59:59.999Z"}), 201
+        )
+        assert made["expiresAt"] == "9999-12-31T23:59:59.999Z"
+        assert expect(alice.get("/key"), 200)[-1]["expiresAt"] == made["expiresAt"]
+        expect(Person(app, "alice", made["key"]).get("/user"), 200)
+    finally:
+        set_for_database(app, "timezone", "'UTC'")
 
 
 def test_expiry_that_is_no_moment_is_422(alice: Person, subtests: pytest.Subtests) -> None:

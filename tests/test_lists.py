@@ -21,11 +21,12 @@ import pytest
 from flask import Flask
 from sqlalchemy import event, insert, select, update
 
-from taskservice import queries, stamps
+from taskservice import stamps
 from taskservice.app import create_app
 from taskservice.config import Config
 from taskservice.db import db, dispose, reading, transaction
 from taskservice.models import Task as TaskModel
+from taskservice.queries import lists as reads
 from tests.inside import end_for_silence
 from tests.live import Service
 from tests.pages import ROOT, Task, in_pages, next_url, pages
@@ -146,6 +147,13 @@ def test_bounds_finer_than_a_millisecond_are_kept(alice: Person, tasks: list[Tas
     assert task["id"] not in ids(listed(alice, createdBefore=just_before.replace("Z", "9Z")))
 
 
+def test_bounds_may_be_at_either_end_of_time(alice: Person, tasks: list[Task]) -> None:
+    for latest in ("9999-12-31T23:59:59.999Z", "9999-12-31T23:59:59.9999Z"):
+        assert len(listed(alice, createdBefore=latest)) == len(tasks)
+        assert listed(alice, createdAfter=latest) == []
+    assert len(listed(alice, createdAfter="0001-01-01T00:00:00Z")) == len(tasks)
+
+
 def test_bounds_may_be_written_with_any_offset(alice: Person, tasks: list[Task]) -> None:
     moment = datetime.fromisoformat(tasks[4]["createdAt"])
     for hours in (-11.5, -1, 0, 5.75, 14):
@@ -234,7 +242,7 @@ def test_pages_put_together_equal_the_streamed_whole(
     alice: Person, tasks: list[Task], sort: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So few that a short list takes several looks too.
-    monkeypatch.setattr(queries, "PLACES", 5)
+    monkeypatch.setattr(reads, "PLACES", 5)
     whole = listed(alice, sort=sort)
     assert whole == in_order(tasks, sort)
     for limit in (1, 4, 5, 11, 12, 13, 1000):
@@ -274,6 +282,46 @@ def test_fields_and_expand_shape_every_page(alice: Person, tasks: list[Task]) ->
     assert in_pages(alice.get, f"{wishes}&limit=5") == shaped
     names = [{"name": task["name"]} for task in expected(tasks, {"status": "complete"})]
     assert in_pages(alice.get, "fields=name&status=complete&limit=1") == names
+
+
+@pytest.mark.parametrize("limit", ["", "&limit=3"])
+def test_what_fields_leave_out_is_not_read(
+    alice: Person, app: Flask, tasks: list[Task], limit: str
+) -> None:
+    statements: list[str] = []
+    event.listen(
+        app.extensions["reader"], "before_cursor_execute", lambda *call: statements.append(call[2])
+    )
+    for fields, columns in (
+        ("id,name,logs", []), ("id,input", ["input"]), ("output", ["output"]),
+        ("", ["input", "output"]),
+    ):  # fmt: skip
+        statements.clear()
+        wishes = f"fields={fields}" if fields else "sort=createdAt"
+        assert expect(alice.get(f"/task?{wishes}{limit}"), 200)
+        reads = [text for text in statements if "tasks.log_count" in text]
+        assert reads
+        for read in reads:
+            assert [name for name in ("input", "output") if f"tasks.{name}" in read] == columns
+
+
+def test_task_that_goes_with_its_agent_while_it_is_read_is_left_out(
+    alice: Person, app: Flask
+) -> None:
+    kept, other = alice.start("summarizer"), Person(app, alice.name, alice.key)
+    going: list[Task] = []
+
+    def delete_both(*call: Any) -> None:
+        while going and "FROM agents" in call[2]:
+            expect(other.delete(f"/task/{going.pop()['id']}"), 200)
+            expect(other.delete("/agent/translator"), 200)
+
+    event.listen(app.extensions["reader"], "before_cursor_execute", delete_both)
+    for path in ("/task?expand=agent", "/task?expand=user", "/task?limit=2&expand=agent"):
+        going.append(alice.start("translator"))
+        assert [task["id"] for task in expect(alice.get(path), 200)] == [kept["id"]]
+    going.append(alice.start("translator"))
+    problem(alice.get(f"/task/{going[0]['id']}?expand=agent"), 404)
 
 
 def test_head_of_a_list_is_its_get_without_the_body(alice: Person, tasks: list[Task]) -> None:
@@ -448,6 +496,8 @@ ODD_PARTS_OF_A_CURSOR: list[Any] = [
     "2026-11-24T24:00:00.000Z", "2026-11-24T23:59:60.000Z", "2026-11-24T13:36:00Z",
     "2026-11-24T13:36:00.000+00:00", "２０２６-11-24T13:36:00.000Z",
     str(uuid4()).upper(), str(uuid4()).replace("-", ""), "{" + str(uuid4()) + "}",
+    f"urn:uuid:{uuid4().hex[:27]}", uuid4().hex + "----", [0] * 36, [""] * 36,
+    {str(number): 0 for number in range(36)}, ["2026-11-24T13:36:00.000Z"],
 ]  # fmt: skip
 
 
@@ -466,6 +516,30 @@ def test_altered_part_of_a_cursor_is_refused(
         )
         assert response.status_code == 422, (odd, response.text)
         refused(response)
+
+
+def odd_value(dice: random.Random, parts: list[Any], depth: int = 0) -> Any:
+    """Any JSON value, often with a part of a real cursor in it, and often as long as an id."""
+    kind = dice.randrange(5 if depth < 2 else 3)
+    if kind == 0:
+        return dice.choice(parts)
+    if kind in (1, 2):
+        return dice.choice(ODD_PARTS_OF_A_CURSOR)
+    values = [odd_value(dice, parts, depth + 1) for _ in range(dice.choice([0, 1, 5, 24, 36]))]
+    return values if kind == 3 else {str(number): value for number, value in enumerate(values)}
+
+
+def test_cursor_of_any_structure_is_taken_or_refused(alice: Person, tasks: list[Task]) -> None:
+    dice = random.Random(3)
+    for sort in SORTS:
+        parts = json.loads(urlsafe_b64decode(cursor_of(alice, sort)))
+        for _ in range(150):
+            forged = [part if dice.random() < 0.6 else odd_value(dice, parts) for part in parts]
+            altered = dice.choice([forged, forged, forged[1:], [*forged, forged[0]], forged[0]])
+            cursor = urlsafe_b64encode(json.dumps(altered).encode()).decode()
+            if len(cursor) < 30_000:
+                response = with_cursor(alice, cursor, sort)
+                assert response.status_code in (200, 422), (altered, response.text)
 
 
 def test_stage_of_another_order_does_not_end_a_list(alice: Person, tasks: list[Task]) -> None:

@@ -2,12 +2,13 @@
 
 import sqlite3
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, pool, text
+from sqlalchemy import Connection, create_engine, pool, text
 
 from taskservice import migrations
 from taskservice.app import create_app
@@ -67,6 +68,31 @@ def test_processes_that_start_at_once_migrate_once(empty_url: str) -> None:
     assert failures == []
 
 
+@pytest.mark.parametrize(
+    "lock", ["SELECT pg_advisory_xact_lock(1952543595)", "LOCK TABLE users IN EXCLUSIVE MODE"]
+)
+def test_migration_does_not_wait_for_ever(
+    databases: Databases, monkeypatch: pytest.MonkeyPatch, lock: str
+) -> None:
+    """For whoever migrates too, or for what somebody left locked."""
+    url = "postgresql+psycopg" + databases.new_postgresql().removeprefix("postgresql")
+    upgrade(url, "0001")
+    monkeypatch.setattr(migrations, "MIGRATION_SECONDS", 1)
+    monkeypatch.setattr(migrations, "_run", lock_users)
+    engine = create_engine(url, poolclass=pool.NullPool)
+    began = time.monotonic()
+    with engine.begin() as other:
+        other.execute(text(lock))
+        with pytest.raises(DatabaseError, match="somebody else has kept it locked for 1 s"):
+            upgrade(url)
+    assert time.monotonic() - began < 10
+
+
+def lock_users(connection: Connection, target: str) -> None:
+    """As a migration of that table does."""
+    connection.execute(text("LOCK TABLE users"))
+
+
 def test_migrating_again_keeps_what_is_there(empty_url: str, tmp_path: Path) -> None:
     app = create_app(
         Config(DATA=tmp_path, DATABASE_URL=empty_url, SECRET_KEY="a key for tests").completed()
@@ -77,6 +103,27 @@ def test_migrating_again_keeps_what_is_there(empty_url: str, tmp_path: Path) -> 
     upgrade(empty_url)
     assert alice.task(task)["logs"] == ["one", "two"]
     dispose(app)
+
+
+@pytest.mark.parametrize(
+    "older", sorted(path.name[:4] for path in (migrations.FOLDER / "versions").glob("*.py"))
+)
+def test_every_older_database_is_brought_up_to_date_with_what_it_holds(
+    empty_url: str, older: str
+) -> None:
+    upgrade(empty_url, older)
+    engine = create_engine(empty_url, poolclass=pool.NullPool)
+    user = "INSERT INTO users VALUES ('01a20e6392c47f10b3a59e1d6c2f4b80', 'alice', '2026-01-01')"
+    agent = "INSERT INTO agents SELECT id, 'summarizer', 'it', '', created_at FROM users"
+    with engine.begin() as connection:
+        connection.execute(text(user))
+        connection.execute(text(agent))
+    upgrade(empty_url)
+    with engine.connect() as connection:
+        assert migrations.revision(connection) == migrations.head()
+        assert connection.scalar(text("SELECT count(*) FROM agents")) == 1
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
 
 
 def test_sqlite_file_has_the_pragmas_that_the_promises_need(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from taskservice.metrics import RECORDS, SLOTS, RequestCounts
 from taskservice.models import Delivery
 from taskservice.serving.settings import gunicorn_settings
 from tests.conftest import Databases, needs
+from tests.inside import set_for_database
 from tests.live import Service
 from tests.people import Person, problem
 from tests.receiver import Receiver, answer
@@ -289,7 +290,12 @@ class OwnGunicorn(Service):
         command = [sys.executable, "-m", "gunicorn", "-c", "python:taskservice.server", "wsgi:app"]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                command, env=self.environment, cwd=ROOT, stdout=log, stderr=log
+                command,
+                env=self.environment,
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         self.wait_until_ready()
 
@@ -461,24 +467,12 @@ def test_read_only_disk_makes_unready(app: Flask, tmp_path: Path) -> None:
 def test_read_only_server_makes_unready(app: Flask) -> None:
     """As after a failover, or where the provider's disk is full."""
     assert is_ready(app)
-    set_read_only(app, "on")
+    set_for_database(app, "default_transaction_read_only", "on")
     try:
         refused_as_unready(app)
     finally:
-        set_read_only(app, "off")
+        set_for_database(app, "default_transaction_read_only", "off")
     assert is_ready(app)
-
-
-def set_read_only(app: Flask, value: str) -> None:
-    with app.app_context(), db.reading() as connection:
-        name = connection.scalar(text("SELECT current_database()"))
-        # Otherwise the statement that ends it would not be let through.
-        connection.exec_driver_sql("SET default_transaction_read_only = off")
-        connection.exec_driver_sql(
-            f"ALTER DATABASE {name} SET default_transaction_read_only = {value}"
-        )
-    # It counts for new connections.
-    dispose(app)
 
 
 def test_unmigrated_database_is_unready(app: Flask) -> None:

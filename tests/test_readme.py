@@ -18,7 +18,7 @@ from flask import Flask
 from taskservice import cli, config
 from tests.conftest import needs
 from tests.inside import is_page
-from tests.live import Service
+from tests.live import Service, free_port
 from tests.people import RemotePerson
 
 ROOT = Path(__file__).parent.parent
@@ -96,13 +96,14 @@ def test_session_runs_as_printed(service: Service, terminal: Terminal, tmp_path:
     variables, install, register, work, delete = blocks("session")
     (receiver,) = blocks("receiver.py")
     (watch,) = blocks("watch")
-    (tmp_path / "receiver.py").write_text(receiver.replace("9000", str(service.port + 1)))
+    port = str(free_port())
+    (tmp_path / "receiver.py").write_text(receiver.replace("9000", port))
     # Only what differs from machine to machine: the key, and the ports.
     key = str(alice.session.headers["apikey"])
     terminal.run(f"API={service.url}/api/v1\nKEY={key}")
     assert variables == "API=http://127.0.0.1:8000/api/v1\nKEY=tsk_user_...\n"
     terminal.run(installation(install, tmp_path))
-    task_id = terminal.run(register.replace("9000", str(service.port + 1))).split()[-1]
+    task_id = terminal.run(register.replace("9000", port)).split()[-1]
     terminal.type(work)
     for number in range(1, 6):
         terminal.wait_for(f"line {number}\n")

@@ -14,7 +14,7 @@ from sqlalchemy import event, func, insert, select, update
 
 from taskservice.app import create_app
 from taskservice.config import Config
-from taskservice.db import database_now, dispose, reading, transaction
+from taskservice.db import database_now, db, dispose, reading, transaction
 from taskservice.models import Attempt, Delivery, Log, LogChunk, LogWriter
 from taskservice.models import Task as TaskModel
 from taskservice.services import space
@@ -136,6 +136,30 @@ def test_task_whose_webhook_is_still_owed_is_left_alone(
     upkeep.do_round()
     (left,) = alice.get("/task").json or []
     assert (left["id"], left["logs"]) == (task["id"], [])
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_task_is_locked_before_it_is_asked_whether_its_webhook_is_owed(
+    app: Flask, alice: Person, upkeep: Upkeep, receiver: Receiver
+) -> None:
+    """Or a redelivery between the question and the lock would be deleted."""
+    task = alice.start(callback=receiver.url)
+    end(app, alice, task, days=31)
+    lock = select(TaskModel.id).with_for_update(skip_locked=True)
+    free: list[Any] = []
+
+    def note(*call: Any) -> None:
+        if "EXISTS" in call[2] and "FROM deliveries" in call[2]:
+            with db.engine.connect() as other:
+                free.extend(other.execute(lock).all())
+            questions.append(call[2])
+
+    questions: list[str] = []
+    with app.app_context():
+        event.listen(db.engine, "before_cursor_execute", note)
+    upkeep.do_round()
+    assert (len(questions), free) == (1, [])
+    problem(alice.get(f"/task/{task['id']}"), 404)
 
 
 def test_retention_is_off_by_default(database_url: str, tmp_path: Path) -> None:
@@ -309,6 +333,6 @@ def test_what_is_too_old_is_found_by_index(app: Flask, alice: Person, upkeep: Up
             for text, values in statements
         ]
     assert [plan[0] for plan in plans] == [
-        "SEARCH tasks USING INDEX tasks_by_end (user_id=? AND finished_at<?)",
+        "SEARCH tasks USING COVERING INDEX tasks_by_end (user_id=? AND finished_at<?)",
         "SEARCH tasks USING INDEX tasks_with_old_log (finished_at>? AND finished_at<?)",
     ]

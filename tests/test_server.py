@@ -338,6 +338,11 @@ REFUSED = {
     "chunk-longer-than-it-says": (chunked() + b"5\r\nhelloX0\r\n\r\n", 400),
     "trailer-that-must-not-be": (chunked() + b"0\r\nHost: y\r\n\r\n", 400),
     "unknown-coding": (chunked().replace(b"chunked", b"magic"), 501),
+    "coding-beside-chunks": (chunked(b"").replace(b"chunked", b"gzip, chunked"), 501),
+    "coding-in-a-header-before": (
+        chunked(b"").replace(b"Transfer", b"Transfer-Encoding: deflate\r\nTransfer"),
+        501,
+    ),
     "length-too-large": (post(b"", length=3 * MIB), 413),
     "chunk-too-large": (chunked() + b"fffffffffffffff\r\n", 413),
     "line-too-long": (b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n" % (b"x" * 9000), 414),
@@ -374,6 +379,15 @@ def test_application_that_fails_is_500_without_its_reasons(server: Server, path:
     problem_in(answer, 500)
     assert b"secret" not in answer
     assert server.get("/hello") == b"hello"
+
+
+def test_answers_that_the_application_did_not_give_are_counted_once_each(fresh: Server) -> None:
+    for path in ("/fail", "/fail", "/exit", "/late-failure"):
+        fresh.ask(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    fresh.ask(b"nonsense\r\n\r\n")
+    counts = [line for line in fresh.get("/metrics").decode().splitlines() if "_total{" in line]
+    name = 'taskservice_requests_total{route="other",method='
+    assert counts == [f'{name}"GET",status="500"}} 3', f'{name}"other",status="400"}} 1']
 
 
 def test_refusal_of_a_head_request_has_no_body(server: Server) -> None:

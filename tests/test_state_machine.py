@@ -22,6 +22,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from standardwebhooks import Webhook
 
 from tests.inside import end_for_silence
 from tests.model import (
@@ -101,6 +102,16 @@ BOUNDS = {
 bounds = st.sampled_from(["finishedAfter", None, *BOUNDS])
 
 
+shapes = st.lists(
+    st.sampled_from(["id", "name", "logs", "input", "output", "status", "error"]),
+    max_size=3,
+    unique=True,
+)
+# After which line to read on; logs are short here.
+places = st.sampled_from([0, 0, 0, 1, 2, 9])
+expansions = st.lists(st.sampled_from(["agent", "user"]), max_size=2, unique=True)
+
+
 def kept(value: Any) -> Any:
     """A JSON value as it is kept."""
     return json.loads(json.dumps(value, ensure_ascii=False).replace("\\u0000", "\ufffd"))
@@ -118,6 +129,7 @@ class Api(RuleBasedStateMachine):
         self.app, self.receiver = app, receiver
         self.users: list[User] = []
         self.posted = len(receiver.requests)
+        self.secrets: set[str] = set()
 
     # --- users, and who calls
 
@@ -322,6 +334,7 @@ class Api(RuleBasedStateMachine):
     def append(self, task: Task, who: str, parts: list[tuple[Any, ...]]) -> None:
         for part in parts:
             self.append_once(self.caller(task.user, who, task.json["agentId"]), task, *part)
+        self.read_log_from(self.caller(task.user), task, 0, 1)
 
     def append_once(
         self,
@@ -410,6 +423,15 @@ class Api(RuleBasedStateMachine):
         assert len(self.receiver.requests) == self.posted
         if owed:
             assert json.loads(self.receiver.requests[-1].body) == task.json
+            self.is_signed_by_the_newest(task)
+            # One that is owed takes the place of one that still was.
+            replaced = ["cancelled" if one == "pending" else one for one in task.deliveries]
+            task.deliveries = [*replaced, "delivered"]
+
+    def is_signed_by_the_newest(self, task: Task) -> None:
+        secret = expect(self.caller(task.user).person.get("/callback-secret"), 200)["secret"]
+        webhook = self.receiver.requests[-1]
+        Webhook(secret).verify(webhook.body, dict(webhook.headers))
 
     @rule(task=tasks)
     def fall_silent(self, task: Task) -> None:
@@ -469,6 +491,87 @@ class Api(RuleBasedStateMachine):
         expected = listed(key, {name: stored(value) for name, value in wishes.items()})
         assert expect(key.person.get("/task", query_string=wishes), 200) == expected
         assert in_pages(key.person.get, urlencode(wishes | {"limit": limit})) == expected
+
+    @rule(task=tasks, who=callers, after=places, limit=st.sampled_from([None, 1, 1, 2]))
+    def read_log(self, task: Task, who: str, after: int, limit: int | None) -> None:
+        self.read_log_from(self.caller(task.user, who, task.json["agentId"]), task, after, limit)
+
+    def read_log_from(self, key: Key, task: Task, after: int, limit: int | None) -> None:
+        lines, path = task.json["logs"], f"/task/{task.json['id']}/logs"
+        place = {"after": after} | ({"limit": limit} if limit else {})
+        page = key.person.get(path, query_string=place)
+        text = key.person.get(path, query_string=place, headers={"Accept": "text/plain"})
+        if not key.sees(task):
+            problem(page, 404)
+            problem(text, 404)
+            return
+        wanted = lines[after:][:limit]
+        end = max(after, after + len(wanted))
+        status = task.json["status"]
+        assert expect(page, 200) == {"logs": wanted, "next": end, "status": status}
+        assert text.get_data() == "".join(f"{line}\n" for line in wanted).encode()
+
+    @rule(user=either, who=callers, names=shapes, expand=expansions)
+    def list_shaped(self, user: int, who: str, names: list[str], expand: list[str]) -> None:
+        key = self.caller(self.users[user], who, AGENTS[0])
+        wishes = {"fields": ",".join(names), "expand": ",".join(expand)}
+        wishes = {name: text for name, text in wishes.items() if text}
+        expected = [self.shaped(key, task, names, expand) for task in listed(key, {})]
+        assert expect(key.person.get("/task", query_string=wishes), 200) == expected
+        assert in_pages(key.person.get, urlencode(wishes | {"limit": 2})) == expected
+        for task in expected[:1]:
+            path = f"/task/{listed(key, {})[0]['id']}"
+            assert expect(key.person.get(path, query_string=wishes), 200) == task
+
+    def shaped(self, key: Key, task: Json, names: list[str], expand: list[str]) -> Json:
+        user = key.user
+        created = expect(key.person.get("/user"), 200)["createdAt"]
+        embedded = {
+            "agent": user.agents[task["agentId"]],
+            "user": {"id": user.id, "name": user.name, "createdAt": created},
+        }
+        shown = {name: value for name, value in task.items() if not names or name in names}
+        return shown | {name: embedded[name] for name in expand}
+
+    # --- deliveries and secrets
+
+    @rule(task=tasks, who=callers, again=st.booleans())
+    def look_at_deliveries(self, task: Task, who: str, again: bool) -> None:
+        key = self.caller(task.user, who, task.json["agentId"])
+        path = f"/task/{task.json['id']}/deliveries"
+        response = key.person.get(path)
+        if key.agent_id is not None:
+            problem(response, 403)
+            problem(key.person.post(path), 403)
+        elif not key.sees(task):
+            problem(response, 404)
+            problem(key.person.post(path), 404)
+        else:
+            states = [delivery["state"] for delivery in expect(response, 200)]
+            assert states == task.deliveries[::-1]
+            if again:
+                self.deliver_again(key, task, path)
+
+    def deliver_again(self, key: Key, task: Task, path: str) -> None:
+        """Nobody posts it here: the loops do not run."""
+        response = key.person.post(path)
+        if not task.deliveries:
+            problem(response, 409)
+            return
+        assert expect(response, 202)["state"] == "pending"
+        task.deliveries[-1] = "pending"
+
+    @rule(user=either, who=callers)
+    def rotate_secret(self, user: int, who: str) -> None:
+        key = self.caller(self.users[user], who, AGENTS[0])
+        response = key.person.post("/callback-secret")
+        if key.agent_id is not None:
+            problem(response, 403)
+            return
+        made = expect(response, 201)
+        assert expect(key.person.get("/callback-secret"), 200) == made
+        assert made["secret"] not in self.secrets
+        self.secrets.add(made["secret"])
 
     # --- at every step, and at the end
 

@@ -17,9 +17,22 @@ import pytest
 from taskservice.webhooks import connection
 from taskservice.webhooks.connection import Connection, Deadline, SecureConnection
 from taskservice.webhooks.destinations import Destinations, check_url
+from taskservice.webhooks.interrupt import Interrupt, Interrupted
 from taskservice.webhooks.transport import send
 from tests.certificates import Authority
-from tests.receiver import Receiver, answer, drip, endless, raw, reset, silence, sip, unused_port
+from tests.receiver import (
+    Receiver,
+    answer,
+    drip,
+    endless,
+    held_until_closed,
+    raw,
+    reset,
+    silence,
+    sip,
+    unused_port,
+)
+from tests.server_process import until
 
 LOOPBACK = Destinations.parse("loopback")
 EXTERNAL = Destinations.parse("external")
@@ -132,7 +145,8 @@ def test_host_header_is_the_name_with_its_port(receiver):
 def test_host_header_leaves_out_the_usual_port(kind, url, host):
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        channel = kind(check_url(url, EXTERNAL), EXTERNAL, Deadline(LATE), finding())
+        target = check_url(url, EXTERNAL)
+        channel = kind(target, EXTERNAL, Deadline(LATE), finding(), Interrupt())
         channel.sock = ours
         channel.request("POST", "/")
 
@@ -288,6 +302,7 @@ def test_retry_after_is_seconds_or_a_date_and_a_day_at_most(receiver, status, va
         "5 seconds",
         "Thu, 01 Jan 1970 00:00:00 GMT",
         "Fri, 31 Dec 99999 23:59:59 GMT",
+        "Fri, 31 Dec 99999999999999999999 23:59:59 GMT",
         "Wed, 99 Foo 2030",
         "Wed, 21 Oct 2099 07:28:00 +9999",
         "120, 240",
@@ -325,6 +340,7 @@ def test_answer_before_the_body_is_read_counts(receiver):
     [
         b"Content-Length: 100\r\n\r\nshort",
         b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n-5\r\nabc\r\n",
         b"\r\nrest",
         b"Content-Length: 1, 2\r\n\r\n",
         b"Content-Encoding: gzip\r\n\r\nnone",
@@ -930,3 +946,82 @@ def test_what_the_receiver_says_does_not_reach_the_message(receiver):
     receiver.answer = raw(b"HTTP/1.1 500 <script>alert(1)</script>\x1b[31m\r\n\r\n")
 
     assert deliver(receiver.url).message == "The receiver answered 500 Internal Server Error."
+
+
+# Interrupted from outside.
+
+
+def interrupted(url, happened, **options):
+    """Whether an attempt that is interrupted when `happened` raises that, and how long it took."""
+    interrupt = Interrupt()
+
+    def wait():
+        happened.wait(LATE)
+        interrupt.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    began = time.monotonic()
+    with pytest.raises(Interrupted):
+        deliver(url, interrupt=interrupt, **options)
+    thread.join()
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_interrupt_breaks_the_connection_at_once(scheme, authority, trusted):
+    closed, came = [], threading.Event()
+    hold = held_until_closed(closed)
+
+    def behave(exchange):
+        came.set()
+        hold(exchange)
+
+    tls = authority.server("localhost") if scheme == "https" else None
+    with Receiver(tls=tls, answer=behave) as receiver:
+        url = f"{scheme}://localhost:{receiver.port}/"
+        assert interrupted(url, came, resolve=finding("127.0.0.1")) < LATE / 2
+        until(lambda: closed)
+
+
+def test_interrupt_breaks_a_handshake():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        came = threading.Event()
+        threading.Timer(0.2, came.set).start()
+        assert interrupted(f"https://127.0.0.1:{listener.getsockname()[1]}/", came) < LATE / 2
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_interrupted_in_its_lookup_an_attempt_sends_nothing(receiver, scheme):
+    came, connected = threading.Event(), receiver.connections
+
+    def resolve(host):
+        came.set()
+        time.sleep(0.3)
+        return ["127.0.0.1"]
+
+    interrupted(f"{scheme}://localhost:{receiver.port}/", came, resolve=resolve)
+    assert (receiver.connections, receiver.requests) == (connected, [])
+
+
+def test_interrupted_before_it_began_an_attempt_sends_nothing(receiver):
+    interrupt = Interrupt()
+    interrupt.set()
+    with pytest.raises(Interrupted):
+        deliver(receiver.url, interrupt=interrupt)
+    assert receiver.connections == 0
+
+
+def test_interrupted_after_the_answer_it_counts(receiver):
+    interrupt = Interrupt()
+
+    def behave(exchange):
+        exchange.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
+        time.sleep(0.2)
+        interrupt.set()
+        exchange.stopping.wait()
+
+    receiver.answer = behave
+    began = time.monotonic()
+    assert deliver(receiver.url, interrupt=interrupt).delivered
+    assert time.monotonic() - began < LATE / 2

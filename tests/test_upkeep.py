@@ -1,14 +1,20 @@
 """Upkeep: what the loop of a worker does between the requests."""
 
 import sqlite3
+import threading
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from flask import Flask
 
+from taskservice import stopping, upkeep
+from taskservice.services.batches import CHORE_SECONDS
 from taskservice.upkeep import Upkeep
 from tests.live import Service
 from tests.people import Person, expect
+from tests.server_process import until
 
 
 def key_of(person: Person) -> dict[str, object]:
@@ -27,8 +33,6 @@ def test_last_use_of_a_key_is_kept_to_the_minute(app: Flask, alice: Person) -> N
 def test_failing_chore_does_not_stop_the_others(
     app: Flask, alice: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from taskservice import upkeep
-
     def fail() -> None:
         raise OSError("as if the disk were gone")
 
@@ -36,6 +40,33 @@ def test_failing_chore_does_not_stop_the_others(
     key_of(alice)
     Upkeep(app).do_round()
     assert key_of(alice)["lastUsedAt"] is not None
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_next_round_comes_in_time_however_long_the_chores_take(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, begun = threading.Event(), []
+
+    def chore() -> None:
+        begun.append(time.monotonic())
+        time.sleep(0.4)
+
+    monkeypatch.setattr(stopping, "event", stop)
+    monkeypatch.setattr(upkeep, "CHORES", (chore,))
+    monkeypatch.setattr(upkeep, "ROUND_SECONDS", 0.5)
+    loop = Upkeep(app)
+    loop.start()
+    until(lambda: len(begun) == 5)
+    stop.set()
+    loop.join()
+    gaps = [later - earlier for earlier, later in pairwise(begun[:5])]
+    assert sum(gaps) / len(gaps) < 0.7
+
+
+def test_chores_with_a_backlog_are_done_before_the_next_round() -> None:
+    """Silent tasks of either kind, old tasks, old logs, lines to sweep and space to give back."""
+    assert 6 * CHORE_SECONDS < 0.8 * upkeep.ROUND_SECONDS
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -2,9 +2,11 @@
 
 import os
 import signal
+import socket
+import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -86,6 +88,19 @@ def test_text_is_the_whole_log_unless_told(alice: Person, task: dict[str, Any]) 
     assert alice.get(path, headers=TEXT).text.splitlines() == numbered(1, 10_050)
     some = alice.get(f"{path}?after=10&limit=2", headers=TEXT)
     assert some.text == "line 11\nline 12\n"
+
+
+@pytest.mark.parametrize(
+    "accept",
+    ["text/plain", "text/plain;charset=utf-8", "text/plain; charset=UTF-8", "text/*",
+     "application/json;q=0.1, text/plain;charset=utf-8;q=0.5", "Text/Plain"],
+)  # fmt: skip
+def test_log_is_text_where_text_is_rather_wanted(
+    alice: Person, task: dict[str, Any], accept: str
+) -> None:
+    alice.append(task, "one")
+    response = alice.get(f"/task/{task['id']}/logs", headers={"Accept": accept})
+    assert (response.mimetype, response.text) == ("text/plain", "one\n")
 
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json, text/plain", "text/*;q=0.5, */*"])
@@ -200,6 +215,20 @@ def test_two_who_wait_get_two_tasks(alice: Person) -> None:
     assert {answer().json["id"] for answer in answers} == started
 
 
+def test_task_is_not_given_to_who_has_left_while_waiting(service: Service) -> None:
+    alice = service.add_user()
+    alice.request("PUT", "/agent/summarizer").raise_for_status()
+    key = str(alice.session.headers["apikey"])
+    head = f"POST {API}/agent/summarizer/claim HTTP/1.1\r\nHost: x\r\napikey: {key}\r\n"
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", service.port)) as waiting:
+            waiting.sendall(f"{head}Prefer: wait=20\r\n\r\n".encode())
+            time.sleep(0.3)
+        task = alice.start()
+        time.sleep(0.3)
+        assert alice.request("POST", "/agent/summarizer/claim").json()["id"] == task["id"]
+
+
 def test_claim_for_an_unknown_agent_does_not_wait(alice: Person) -> None:
     problem(waiting(alice, "/agent/unknown/claim", method="POST")(), 404)
 
@@ -213,6 +242,14 @@ def test_preference_that_says_nothing_is_ignored(
     response = alice.get(f"/task/{task['id']}/logs", headers={"Prefer": prefer})
     assert response.status_code == 200
     assert "Preference-Applied" not in response.headers
+
+
+@pytest.mark.parametrize("prefer", ["Wait=1", "WAIT=1", "respond-async, wAiT=1"])
+def test_preference_is_understood_in_any_case(
+    alice: Person, task: dict[str, Any], prefer: str
+) -> None:
+    response = alice.get(f"/task/{task['id']}/logs", headers={"Prefer": prefer})
+    assert response.headers["Preference-Applied"] == "wait=1"
 
 
 def test_wait_has_its_limit(alice: Person, task: dict[str, Any]) -> None:
@@ -238,12 +275,6 @@ def test_half_of_the_threads_may_wait_and_no_more(alice: Person, task: dict[str,
 
 
 # --- following ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def two_workers(database_url: str, tmp_path: Path) -> Iterator[Service]:
-    with Service(tmp_path / "data", DATABASE_URL=database_url, WORKERS="2") as service:
-        yield service
 
 
 def append(person: RemotePerson, task: dict[str, Any], *lines: str) -> None:
@@ -280,8 +311,8 @@ def test_follower_sees_the_task_what_there_was_and_what_comes(two_workers: Servi
         assert (rest[-1].data["status"], rest[-1].data["logCount"]) == ("complete", 4)
 
 
-def test_follower_of_a_finished_task_gets_all_and_then_its_end(service: Service) -> None:
-    person = service.add_user()
+def test_follower_of_a_finished_task_gets_all_and_then_its_end(two_workers: Service) -> None:
+    person = two_workers.add_user()
     task = person.start()
     append(person, task, *numbered(1, 3_000))
     person.request("POST", f"/task/{task['id']}/cancel")
@@ -294,8 +325,8 @@ def test_follower_of_a_finished_task_gets_all_and_then_its_end(service: Service)
         assert [event.kind for event in events(response)] == ["task"]
 
 
-def test_follower_goes_on_where_it_was(service: Service) -> None:
-    person = service.add_user()
+def test_follower_goes_on_where_it_was(two_workers: Service) -> None:
+    person = two_workers.add_user()
     task = person.start()
     append(person, task, *numbered(1, 10))
     with open_stream(person, task) as response:
@@ -304,6 +335,18 @@ def test_follower_goes_on_where_it_was(service: Service) -> None:
     with open_stream(person, task, seen[-1].id) as response:
         seen += list(islice(events(response), 1, 8))
     assert [event.data for event in seen if event.kind == "log"] == numbered(1, 11)
+
+
+def test_follower_from_past_the_end_misses_nothing_that_comes(service: Service) -> None:
+    alice = service.add_user()
+    task = alice.start()
+    append(alice, task, "one")
+    stream = open_stream(alice, task, after="10")
+    seen = events(stream)
+    assert next(seen).kind == "task"
+    append(alice, task, "two", "three")
+    assert [next(seen)[1:] for _ in range(2)] == [("2", "two"), ("3", "three")]
+    stream.close()
 
 
 def test_deletion_ends_the_stream(two_workers: Service) -> None:
@@ -315,6 +358,30 @@ def test_deletion_ends_the_stream(two_workers: Service) -> None:
         headers = {"apikey": str(person.session.headers["apikey"])}
         requests.delete(f"{person.url}{API}/task/{task['id']}", headers=headers, timeout=30)
         assert list(stream) == []
+
+
+def test_revoked_key_hears_no_more_of_an_open_stream(service: Service) -> None:
+    person = service.add_user()
+    task = person.start()
+    guest = person.request("POST", "/key", json={"name": "guest"}).json()
+    left = threading.Event()
+
+    def write() -> None:
+        while not left.wait(0.1):
+            append(person, task, "not for the guest")
+
+    writer = threading.Thread(target=write, daemon=True)
+    with open_stream(RemotePerson(service.url, guest["key"]), task) as response:
+        stream = events(response)
+        next(stream)
+        # It is never quiet.
+        writer.start()
+        person.request("DELETE", f"/key/{guest['id']}")
+        for _ in stream:
+            pass
+    left.set()
+    writer.join(SOON)
+    assert person.request("GET", f"/task/{task['id']}").json()["status"] == "running"
 
 
 def test_stop_of_the_service_ends_streams_and_waits(service: Service) -> None:
@@ -397,6 +464,46 @@ def test_followers_in_two_processes_see_the_same(two_workers: Service) -> None:
         assert [line for _, line in follower.lines] == log
         assert [number for number, _ in follower.lines] == [str(n) for n in range(1, 31)]
         assert follower.connections == 1
+
+
+def test_line_is_soon_with_its_follower(two_workers: Service) -> None:
+    """It should be there within 300 ms; a machine that is busy with other tests has twice that."""
+    person = two_workers.add_user()
+    task = person.start()
+    with open_stream(person, task) as response:
+        stream = events(response)
+        next(stream)
+        delays = []
+        for number in range(15):
+            began = time.monotonic()
+            append(person, task, f"line {number}")
+            next(stream)
+            delays.append(time.monotonic() - began)
+    assert statistics.median(delays) < 0.6
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_follower_has_every_line_once_though_the_service_is_restarted(service: Service) -> None:
+    person = service.add_user()
+    task = person.start()
+    follower = Follower(person, task)
+    follower.start()
+    for first in (1, 11, 21):
+        append_surely(person, task, first, numbered(first, first + 9))
+        until = time.monotonic() + SOON
+        while len(follower.lines) < first + 9:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        if first == 1:
+            os.kill(service.workers()[0], signal.SIGKILL)
+        elif first == 11:
+            service.stop()
+            service.start()
+    report = {"json": {"status": "complete"}}
+    until_answered(lambda: person.request("PATCH", f"/task/{task['id']}", **report))
+    follower.join(SOON)
+    assert [line for _, line in follower.lines] == numbered(1, 30)
+    assert follower.connections >= 3
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from flask import Blueprint, Response
 from taskservice import queries
 from taskservice.api import answers, waits
 from taskservice.api.door import operation
+from taskservice.api.tasks import idempotency_key, replay_headers
 from taskservice.auth import caller
 from taskservice.problems import not_found
 from taskservice.schemas import (
@@ -57,9 +58,9 @@ def put(agent_id: str, body: dict[str, Any]) -> Response:
 @agents.post("/agent/<agent_id>/claim")
 @operation(
     "claimTask",
-    headers=["Prefer"],
+    headers=["Prefer", "Idempotency-Key"],
     answers={200: task_schema, 204: None},
-    answer_headers=["Preference-Applied"],
+    answer_headers=["Preference-Applied", "Idempotency-Replayed"],
     example={"claimedAt": EXAMPLE_MOMENT},
 )
 def claim(agent_id: str) -> Response:
@@ -67,10 +68,13 @@ def claim(agent_id: str) -> Response:
 
     Takes the oldest running task of the agent that nobody has claimed, or answers 204. No task
     is given twice, whoever asks at once. From then on it must not stay silent for longer than
-    its `timeout`. With `Prefer: wait`, it waits for one.
+    its `timeout`. With `Prefer: wait`, it waits for one. With an `Idempotency-Key`, a claim whose
+    answer was lost can be repeated, and gives the same task.
     """
-    task = waits.for_claim(known(agent_id))
-    return Response(status=204) if task is None else answers.task(task)
+    task, replayed = waits.for_claim(known(agent_id), idempotency_key())
+    if task is None:
+        return Response(status=204)
+    return answers.task(task, headers=replay_headers(replayed))
 
 
 @agents.delete("/agent/<agent_id>")

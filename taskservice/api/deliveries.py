@@ -45,5 +45,7 @@ def redeliver(task_id: str) -> Response:
     that is pending does not wait any longer. It is posted soon after this answer, under the
     same `webhook-id`, with the task as it then is.
     """
-    delivery_id = service.redeliver(caller, known(task_id))
-    return answers.dumped(delivery_schema, queries.delivery(delivery_id), 202)
+    delivery = queries.delivery(service.redeliver(caller, known(task_id)))
+    if delivery is None:  # deleted meanwhile
+        raise not_found("Task")
+    return answers.dumped(delivery_schema, delivery, 202)

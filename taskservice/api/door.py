@@ -1,15 +1,17 @@
 """The door of the API: what a request says is read strictly, before its view sees it."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import update_wrapper
 from typing import Any
 from urllib.parse import parse_qsl
 
-from flask import Response, request
+from flask import Response, g, request
 from marshmallow import Schema
 
 from taskservice import strict_json
 from taskservice.auth import caller
+from taskservice.budget import Budget
 from taskservice.openapi.operation import JSON, Operation
 from taskservice.problems import Problem, unfit
 from taskservice.schemas import NothingSchema
@@ -18,6 +20,14 @@ View = Callable[..., Response]
 
 # Every path below it asks for a key.
 PREFIX = "/api/v1"
+
+# A body past this many bytes may cost some dozen times as much memory while it is read: so
+# many of a process may be in work at once, and others wait so many seconds.
+LARGE = 1024 * 1024
+LARGE_SECONDS = 3.0
+large_bodies = Budget(2)
+
+nothing_schema = NothingSchema()
 
 
 class operation(Operation):
@@ -36,11 +46,16 @@ class Door:
     def __init__(self, operation: Operation, view: View) -> None:
         self.operation = operation
         self._media_types = operation.media_types
+        self._reads_body = bool(operation.request_content)
         self._has_query = not isinstance(operation.query, NothingSchema)
         self._view = view
         update_wrapper(self, view)
 
     def __call__(self, **path: Any) -> Response:
+        with ExitStack() as g.held:
+            return self._answer(path)
+
+    def _answer(self, path: dict[str, Any]) -> Response:
         if self.operation.user_key:
             caller.require_user_key()
         _check_accept(self._media_types)
@@ -49,6 +64,8 @@ class Door:
             path["query"] = query
         if self.operation.body is not None:
             path["body"] = load_body(self.operation.body)
+        elif not self._reads_body and request.method not in ("GET", "HEAD"):
+            _check_no_body()
         return self._view(**path)
 
 
@@ -85,6 +102,17 @@ def json_body() -> Any:
         return {}
     if request.mimetype != JSON and not request.mimetype.endswith("+json"):
         raise Problem(415, "The body must be application/json")
+    return _parsed(data)
+
+
+def _check_no_body() -> None:
+    """Raises 400 and 422 for a body, of whatever type, that says more than `{}`."""
+    data = _received()
+    if data:
+        nothing_schema.load(_parsed(data))
+
+
+def _parsed(data: bytes) -> Any:
     try:
         return strict_json.loads(data)
     except strict_json.NotJson as error:
@@ -94,23 +122,45 @@ def json_body() -> Any:
 
 
 def body_bytes() -> bytes:
-    """The body as it came; raises 413, and 415 for a charset that is not UTF-8."""
+    """The body as it came; raises 413, and 415 for one that is coded or not in UTF-8."""
+    if request.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity"):
+        raise Problem(415, "The body must be sent without a Content-Encoding")
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     if charset not in ("utf-8", "utf8", "us-ascii"):
         raise Problem(415, "The body must be UTF-8")
-    return request.get_data(cache=False)
+    return _received()
+
+
+def _received() -> bytes:
+    if request.content_length is not None:
+        _wait_for_place(request.content_length)
+        return request.get_data(cache=False)
+    data = request.get_data(cache=False)
+    _wait_for_place(len(data))
+    return data
+
+
+def _wait_for_place(size: int) -> None:
+    """Wait until few enough other large bodies are in work; raises 503."""
+    if size <= LARGE or g.held.enter_context(large_bodies.place(LARGE_SECONDS)):
+        return
+    raise Problem(503, "Too many large bodies at once", headers={"Retry-After": "2"})
 
 
 def prefers(wanted: str, other: str) -> bool:
     """Whether the caller would rather have `wanted` than `other`, which is the default."""
-    accepted = request.accept_mimetypes
-    return accepted.quality(wanted) > accepted.quality(other)
+    return _quality(wanted) > _quality(other)
 
 
 def _check_accept(media_types: tuple[str, ...]) -> None:
     if (request.headers.get("Accept") or "*/*") in ("*/*", *media_types):
         return
-    # Whatever we answer is in UTF-8, whether that is asked for or not.
-    spellings = [*media_types, *(f"{media_type}; charset=utf-8" for media_type in media_types)]
-    if not any(map(request.accept_mimetypes.quality, spellings)):
+    if not any(map(_quality, media_types)):
         raise Problem(406, f"The answer can be {' or '.join(media_types)} only")
+
+
+def _quality(media_type: str) -> float:
+    """How much the caller would like this type, from 0 to 1."""
+    # Whatever we answer is in UTF-8, whether that is asked for or not.
+    spellings = (media_type, f"{media_type}; charset=utf-8")
+    return max(map(request.accept_mimetypes.quality, spellings))

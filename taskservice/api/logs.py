@@ -21,6 +21,7 @@ from taskservice.schemas import (
     appended_schema,
     log_page_schema,
 )
+from taskservice.services import chunks
 from taskservice.services import logs as service
 
 logs = Blueprint("logs", __name__)
@@ -63,7 +64,7 @@ def append(task_id: str, query: dict[str, Any]) -> Response:
     count, status = service.append(
         caller,
         known(task_id),
-        wishes["lines"],
+        wishes["chunks"],
         wishes.get("seq"),
         (wishes.get("writer") or "").replace("\0", "\ufffd"),
     )
@@ -136,11 +137,11 @@ def _is_text() -> bool:
 
 
 def _text_append(query: dict[str, Any]) -> dict[str, Any]:
-    return query | {"lines": service.split_text(body_bytes().decode(errors="replace"))}
+    return query | {"chunks": chunks.of_text(body_bytes())}
 
 
 def _json_append(query: dict[str, Any]) -> dict[str, Any]:
     if query:
         raise unfit({name: ["Goes into the JSON body."] for name in query})
     body = load_body(append_schema)
-    return body | {"lines": service.split_strings(body["logs"])}
+    return body | {"chunks": chunks.of_strings(body["logs"])}

@@ -1,12 +1,14 @@
 """Streams of events: each holds a thread for long, so that only so many are let in."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 from flask import Response, request, stream_with_context
 
 from taskservice import following, live
 from taskservice.api.waits import client_is_here
+from taskservice.auth import still_counts
 from taskservice.following import Event
 from taskservice.openapi.operation import EVENTS
 from taskservice.problems import Problem
@@ -16,22 +18,28 @@ RETRY_SECONDS = 5
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
-def respond(events: Iterator[Event]) -> Response:
-    """Events as they happen; raises 503 when too many listen already."""
+def respond(events: Iterator[Event], is_admitted: Callable[[], bool] = still_counts) -> Response:
+    """Events as they happen, for as long as `is_admitted`; 503 when too many listen already."""
     if request.method == "HEAD":
         # An iterator, since an empty text would have a length.
         return Response(iter(()), headers=HEADERS, content_type=EVENTS)
     held = ExitStack()
     if not held.enter_context(live.places().place()):
         raise Problem(503, "Too many follow already", headers={"Retry-After": str(RETRY_SECONDS)})
-    text = stream_with_context(following.as_text(_while_heard(events)))
+    text = stream_with_context(following.as_text(_while_heard(events, is_admitted)))
     response = Response(text, headers=HEADERS, content_type=EVENTS)
     response.call_on_close(held.close)
     return response
 
 
-def _while_heard(events: Iterator[Event]) -> Iterator[Event]:
+def _while_heard(events: Iterator[Event], is_admitted: Callable[[], bool]) -> Iterator[Event]:
+    asked = time.monotonic()
     for event in events:
         if isinstance(event, following.Quiet) and not client_is_here():
             return
+        # A stream may last for days; a key that was revoked meanwhile hears no more.
+        if time.monotonic() - asked >= live.TURN_SECONDS:
+            if not is_admitted():
+                return
+            asked = time.monotonic()
         yield event

@@ -47,10 +47,10 @@ def list_all(query: dict[str, Any]) -> Response:
     """
     selection, shape = lists.selection(query), lists.shape(query)
     if "limit" not in query:
-        pages = queries.all_tasks(caller, selection)
+        pages = queries.all_tasks(caller, selection, shape.large)
         return answers.streamed(documents.of_tasks(pages, shape))
     page = lists.page(caller, selection, query)
-    rows = queries.tasks_at(caller, selection, page.places)
+    rows = queries.tasks_at(caller, selection, page.places, shape.large)
     return answers.streamed(documents.of_tasks(rows, shape), headers=page.headers)
 
 
@@ -72,9 +72,7 @@ def start() -> Response:
     body = json_body()
     wishes = start_schema.load(body)
     task, replayed = service.start(caller, wishes, _idempotency(body))
-    headers = {"Location": f"task/{task.id}"}
-    if replayed:
-        headers["Idempotency-Replayed"] = "true"
+    headers = {"Location": f"task/{task.id}", **replay_headers(replayed)}
     return answers.task(task, status=201, headers=headers)
 
 
@@ -167,10 +165,18 @@ def known(task_id: str) -> str:
     return parsed
 
 
-def _idempotency(body: Any) -> Idempotency | None:
+def idempotency_key() -> str | None:
+    """What the caller calls this request, so that it can be repeated; raises 422."""
     key = request.headers.get("Idempotency-Key")
-    if key is None:
-        return None
-    if not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY:
+    if key is not None and not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY:
         raise Problem(422, f"Idempotency-Key must have 1 to {MAX_IDEMPOTENCY_KEY} characters")
-    return Idempotency.of(key, body)
+    return key
+
+
+def replay_headers(replayed: bool) -> dict[str, str]:
+    return {"Idempotency-Replayed": "true"} if replayed else {}
+
+
+def _idempotency(body: Any) -> Idempotency | None:
+    key = idempotency_key()
+    return None if key is None else Idempotency.of(key, body)

@@ -28,18 +28,18 @@ def until(look: Callable[[], T], is_enough: Callable[[T], bool]) -> T:
         return live.wait_until(look, is_enough, seconds, client_is_here)
 
 
-def for_claim(agent_id: str) -> TaskRow | None:
-    """A task that is now the caller's; None when none came in the time to wait."""
+def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
+    """A task that is now the caller's, and whether it was before; None when none came in time."""
 
     def claim_if_any() -> TaskRow | None:
         # A look costs little; a claim waits for its turn to write.
         if not queries.has_waiting_task(caller, agent_id):
             return None
-        return tasks.claim(caller, agent_id)
+        return tasks.claim(caller, agent_id, key)[0]
 
     # The first one also finds that there is no such agent.
-    task = tasks.claim(caller, agent_id)
-    return task or until(claim_if_any, lambda task: task is not None)
+    task, replayed = tasks.claim(caller, agent_id, key)
+    return task or until(claim_if_any, lambda task: task is not None), replayed
 
 
 def find_task(task_id: str) -> TaskRow:
@@ -79,7 +79,9 @@ def _granted_seconds() -> Iterator[int]:
 def _preferred_seconds() -> int:
     """A preference that cannot be understood is none (RFC 7240, section 2)."""
     preferences = parse_dict_header(request.headers.get("Prefer", ""))
-    text = (preferences.get("wait") or "").partition(";")[0].strip()
+    # Their names have no case.
+    given = {name.lower(): value for name, value in preferences.items()}
+    text = (given.get("wait") or "").partition(";")[0].strip()
     is_number = text.isascii() and text.isdigit()
     return min(int(text[:9]), MAX_SECONDS) if is_number else 0
 

@@ -1,6 +1,7 @@
 """`taskservice db`: the database."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -49,6 +50,8 @@ def back_up(file: Path, force: bool) -> None:
     """Copy the database to FILE while the service runs, and verify the copy."""
     config = load_config()
     address = make_url(config.DATABASE_URL)
+    # As Ctrl-C does: nothing half-made stays.
+    signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
     if address.get_backend_name() != "sqlite":
         give_up("this is for SQLite; of PostgreSQL, pg_dump makes the backup", 2)
     try:

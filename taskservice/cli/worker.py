@@ -18,7 +18,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 def command() -> None:
     """Post due webhooks and do the upkeep, without serving, until a signal ends it.
 
-    Every process of `serve` does this too. Any number may share a database.
+    Every process of `serve` does this too. Any number may share a database. Tasks whose
+    agents are silent are ended only while a `serve` runs that could have heard them.
     """
     config = load_config()
     configure_logging(config.LOG_LEVEL, config.LOG_FORMAT)
@@ -26,7 +27,7 @@ def command() -> None:
         app = create_app(config)
     # Threads inherit it: a signal waits until it is asked for below.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    loops = start_loops(app)
+    loops = start_loops(app, serves=False)
     click.echo(f"taskservice: data in {config.DATA}, working", err=True)
     signal.sigwait(SIGNALS)
     stopping.begin()

@@ -4,7 +4,7 @@ from flask import Flask
 
 from taskservice.dashboard import sessions
 from taskservice.dashboard.agents import agents
-from taskservice.dashboard.door import dashboard
+from taskservice.dashboard.door import dashboard, stray
 from taskservice.dashboard.keys import keys
 from taskservice.dashboard.sign_in import sign_in
 from taskservice.dashboard.tasks import tasks
@@ -18,3 +18,5 @@ def init_app(app: Flask) -> None:
     sessions.init_app(app)
     app.extensions["throttle"] = Throttle()
     app.register_blueprint(dashboard)
+    for status in (404, 405):
+        app.register_error_handler(status, stray)

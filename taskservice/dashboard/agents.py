@@ -13,17 +13,20 @@ agents = Blueprint("agents", __name__)
 
 PAGE = 50
 LAST_TASKS = 5
+LAST_PAGE = 1_000_000
 
 
-@agents.get("/agents")
+@agents.get("/agents", strict_slashes=False)
 def list_all() -> Response:
-    after = request.args.get("after", "")
-    found = [agent for agent in queries.agents(caller) if agent.id > after]
+    number = min(max(request.args.get("page", 1, int), 1), LAST_PAGE)
+    found = queries.agents_by_use(caller, (number - 1) * PAGE, PAGE + 1)
     shown = found[:PAGE]
     return page(
         "agents.html",
-        agents=[(agent, _last_tasks(agent.id)) for agent in shown],
-        next=shown[-1].id if len(found) > PAGE else None,
+        agents=[(agent, _last_tasks(agent.id)) for agent in shown if agent.last_used_at],
+        unused=[agent for agent in shown if not agent.last_used_at],
+        is_first=number == 1,
+        next=number + 1 if len(found) > PAGE else None,
     )
 
 

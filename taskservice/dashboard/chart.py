@@ -3,18 +3,20 @@
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from threading import Lock
 
 from taskservice import queries, stamps
 from taskservice.access import Caller
 from taskservice.models import COMPLETE, ERROR, RUNNING
+from taskservice.queries import Selection
 
 # From the bottom of a bar to its top.
 STATUSES = (COMPLETE, ERROR, RUNNING)
 # The height of the drawing, and the least that a single task is drawn with.
-HEIGHT = 56
+HEIGHT = 88
 LEAST = 2.0
 # A chart that took a while to count is shown again for so many times as long.
 REST = 20.0
@@ -48,7 +50,14 @@ class Bar:
     """The tasks that were started in one part of the period, by status."""
 
     since: str
+    until: str
     counts: dict[str, int]
+
+    @property
+    def bounds(self) -> dict[str, str]:
+        """The filters of the list, which are exclusive, that lead to just these tasks."""
+        before = stamps.rfc3339(datetime.fromisoformat(self.since) - timedelta(milliseconds=1))
+        return {"createdAfter": before, "createdBefore": self.until}
 
     @property
     def total(self) -> int:
@@ -77,25 +86,28 @@ class Chart:
 
     @property
     def totals(self) -> dict[str, int]:
-        return {status: sum(bar.counts[status] for bar in self.bars) for status in STATUSES}
+        return {
+            status: sum(bar.counts[status] for bar in self.bars) for status in self.bars[0].counts
+        }
 
 
 _lock = Lock()
-_kept: OrderedDict[tuple[str, str | None, str], tuple[float, Chart]] = OrderedDict()
+_kept: OrderedDict[tuple[str, str | None, Selection, str], tuple[float, Chart]] = OrderedDict()
 
 
-def of(caller: Caller, agent_id: str | None, name: str) -> Chart:
-    """The chart of what the caller sees, or of one agent; `name` is a key of PERIODS.
+def of(caller: Caller, selection: Selection, name: str) -> Chart:
+    """The chart of a list whatever its own period; `name` is a key of PERIODS.
 
     Counting a million tasks takes a while, and every open page asks again and again.
     """
-    wanted = caller.user_id, caller.agent_id or agent_id, name
+    selection = replace(selection, created_after=None, created_before=None)
+    wanted = caller.user_id, caller.agent_id, selection, name
     with _lock:
         good_until, chart = _kept.get(wanted, (0.0, None))
     began = time.monotonic()
     if chart is not None and began < good_until:
         return chart
-    chart = _count(caller, agent_id, PERIODS[name])
+    chart = _count(caller, selection, PERIODS[name])
     ended = time.monotonic()
     with _lock:
         _kept[wanted] = ended + REST * (ended - began), chart
@@ -105,12 +117,13 @@ def of(caller: Caller, agent_id: str | None, name: str) -> Chart:
     return chart
 
 
-def _count(caller: Caller, agent_id: str | None, period: Period) -> Chart:
+def _count(caller: Caller, selection: Selection, period: Period) -> Chart:
     moments = _moments(period)
-    counts = queries.starts(caller, agent_id, moments, STATUSES)
+    statuses = [status for status in STATUSES if selection.status in (None, status)]
+    counts = queries.starts(caller, selection, moments, statuses)
     bars = [
-        Bar(since, dict(zip(STATUSES, of_bar, strict=True)))
-        for since, of_bar in zip(moments, zip(*counts, strict=True), strict=False)
+        Bar(since, until, dict(zip(statuses, of_bar, strict=True)))
+        for (since, until), of_bar in zip(pairwise(moments), zip(*counts, strict=True), strict=True)
     ]
     return Chart(period, bars)
 

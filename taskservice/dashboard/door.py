@@ -1,13 +1,28 @@
 """The door of the dashboard: who is signed in, what forms must prove, and how pages leave."""
 
+import ipaddress
 from typing import Any
+from urllib.parse import urlsplit
 
-from flask import Blueprint, Response, g, redirect, render_template, request, url_for
+from flask import (
+    Blueprint,
+    Response,
+    current_app,
+    flash,
+    g,
+    redirect,
+    render_template,
+    request,
+    url_for,
+)
 from werkzeug.datastructures import MultiDict
+from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice import problems
+from taskservice.api.door import PREFIX as API
 from taskservice.dashboard import sessions, words
+from taskservice.problems import Problem
 
 dashboard = Blueprint(
     "dashboard",
@@ -18,7 +33,25 @@ dashboard = Blueprint(
 )
 
 STATIC = "dashboard.static"
+ICON = "dashboard.icon"
 SIGN_IN = "dashboard.sign_in"
+LIST = "dashboard.tasks.list_all"
+# What somebody can be looking at, and come back to.
+PAGES = {
+    LIST,
+    "dashboard.tasks.show",
+    "dashboard.tasks.ask_to_cancel",
+    "dashboard.tasks.ask_to_delete",
+    "dashboard.agents.list_all",
+    "dashboard.keys.list_all",
+    "dashboard.keys.ask_to_revoke",
+    "dashboard.keys.ask_to_rotate",
+}
+
+# An open page takes no other 404 for a deletion: a proxy may have its own.
+GONE = Problem(
+    404, "This task is gone: it was deleted, or never was", headers={"Task-Gone": "true"}
+)
 
 POLICY = "; ".join(
     [
@@ -40,17 +73,22 @@ POLICY = "; ".join(
 @dashboard.before_request
 def ask() -> AnyResponse | None:
     """Let in whoever is signed in, and send all others to the page where they can be."""
-    if request.endpoint == STATIC:
+    if request.endpoint in (STATIC, ICON):
         return None
-    if request.method == "POST":
+    if not _is_signed_in():
+        is_at_the_door = (request.endpoint or "").startswith(f"{SIGN_IN}.")
+        return None if is_at_the_door else _to_sign_in()
+    if request.method == "POST" and request.endpoint != f"{SIGN_IN}.enter":
         sessions.check_form()
-    if (request.endpoint or "").startswith(f"{SIGN_IN}."):
-        return None
+    return None
+
+
+def _is_signed_in() -> bool:
     try:
         g.signed_in = sessions.go_on()
     except sessions.SessionEndedError:
-        return _to_sign_in()
-    return None
+        return False
+    return True
 
 
 @dashboard.after_request
@@ -59,8 +97,10 @@ def seal(response: Response) -> Response:
     response.headers["Content-Security-Policy"] = POLICY
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "same-origin"
-    response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
-    if request.endpoint != STATIC:
+    if request.is_secure or _is_loopback(urlsplit(request.host_url).hostname or ""):
+        # Elsewhere browsers ignore it, and complain.
+        response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
+    if request.endpoint not in (STATIC, ICON):
         response.headers["Cache-Control"] = "no-store"
     return response
 
@@ -69,19 +109,41 @@ def seal(response: Response) -> Response:
 def fail(error: Exception) -> Response:
     """What the API answers as a problem, as a page."""
     problem = problems.of(error)
+    if problem.status == 404 and "task_id" in (request.view_args or {}):
+        problem = GONE
     response = page("error.html", problem.status, problem=problem)
     response.headers.update(problem.headers)
     return response
 
 
-@dashboard.context_processor
-def names() -> dict[str, Any]:
-    return {**words.FUNCTIONS, "signed_in": g.get("signed_in"), "form_token": sessions.token}
+def stray(error: HTTPException) -> Response:
+    """What no route answers: a page for a person, a problem for all others."""
+    wanted = request.accept_mimetypes.best_match(["application/problem+json", "text/html"])
+    if wanted != "text/html" or request.path.startswith(API):
+        return problems.respond(problems.of(error))
+    _is_signed_in()
+    return seal(fail(error))
+
+
+@dashboard.get("/favicon.ico")
+def icon() -> Response:
+    """For what has no markup to name one, as a problem."""
+    return dashboard.send_static_file("icon.svg")
+
+
+def _names() -> dict[str, Any]:
+    """What every template may use."""
+    return {
+        **words.FUNCTIONS,
+        "signed_in": g.get("signed_in"),
+        "form_token": sessions.token,
+        "form_number": sessions.number,
+    }
 
 
 def page(template: str, status: int = 200, **values: Any) -> Response:
     """A page; a GET that has it already, by its ETag, gets 304."""
-    response = Response(render_template(f"dashboard/{template}", **values), status)
+    response = Response(render_template(f"dashboard/{template}", **_names(), **values), status)
     if request.method == "GET" and status == 200:
         response.add_etag(weak=True)
         response.make_conditional(request)
@@ -98,8 +160,29 @@ def clean(values: MultiDict[str, str]) -> dict[str, str]:
     return {name: text.replace("\0", "\ufffd") for name, text in values.items()}
 
 
+def is_page(path: str) -> bool:
+    """Whether `path`, without the prefix and with its query, is a page to come back to."""
+    if not path.isprintable():
+        return False
+    try:
+        endpoint, _ = current_app.url_map.bind("").match(path.partition("?")[0], "GET")
+    except HTTPException:
+        return False
+    return endpoint in PAGES
+
+
 def _to_sign_in() -> AnyResponse:
-    # Only a page that can be asked for again is worth coming back to.
-    if request.method == "GET" and request.path != url_for("dashboard.tasks.list_all"):
-        return to("sign_in.show", next=request.full_path.rstrip("?"))
-    return to("sign_in.show")
+    path = request.full_path.rstrip("?")
+    if request.method == "POST":
+        flash("Nothing was changed, since you are signed out. Sign in, and try again.")
+        # The page that had the form.
+        referrer = urlsplit(request.referrer or "")
+        path = referrer.path.removeprefix(request.script_root)
+    return to("sign_in.show", next=path if is_page(path) and path != "/" else None)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

@@ -7,6 +7,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice import queries, stamps
 from taskservice.auth import caller
+from taskservice.dashboard import sessions, words
 from taskservice.dashboard.door import clean, page, to
 from taskservice.problems import not_found, unfit
 from taskservice.queries import AnyRow
@@ -19,6 +20,7 @@ create_schema = CreateKeySchema()
 
 # Words of the form -> days.
 EXPIRIES = {"": 0, "7 days": 7, "30 days": 30, "90 days": 90, "1 year": 365}
+DEFAULT_EXPIRY = "90 days"
 
 
 @keys.before_request
@@ -26,15 +28,20 @@ def require_user_key() -> None:
     caller.require_user_key()
 
 
-@keys.get("/keys")
+@keys.get("/keys", strict_slashes=False)
 def list_all() -> Response:
     return _page()
 
 
 @keys.post("/keys")
-def create() -> Response:
+def create() -> AnyResponse:
     """The answer itself has the new key, which is shown at no other time."""
-    return _page(201, new=service.create_key(caller, create_schema.load(_wishes())))
+    if not sessions.is_unsent():
+        flash("That form was used already.")
+        return to("keys.list_all")
+    new = service.create_key(caller, create_schema.load(_wishes()))
+    sessions.note_sent()
+    return _page(201, new=new)
 
 
 @keys.get("/keys/<key_id>/revoke")
@@ -62,15 +69,22 @@ def rotate() -> AnyResponse:
 
 
 def _page(status: int = 200, new: Any = None) -> Response:
+    keys = sorted(queries.keys_of_user(caller.user_id), key=_is_of_this_session)[::-1]
     return page(
         "keys.html",
         status,
-        keys=[*reversed(queries.keys_of_user(caller.user_id))],
+        valid=[key for key in keys if words.counts(key)],
+        void=[key for key in keys if not words.counts(key)],
         agents=queries.agents(caller),
         secret=queries.current_callback_secret(caller.user_id),
         expiries=EXPIRIES,
+        default_expiry=DEFAULT_EXPIRY,
         new=new,
     )
+
+
+def _is_of_this_session(key: AnyRow) -> bool:
+    return bool(key.id == caller.key_id)
 
 
 def _wishes() -> dict[str, Any]:

@@ -8,11 +8,11 @@ from flask import Flask, request, session
 from flask.sessions import SecureCookieSessionInterface
 
 from taskservice import queries, stamps
-from taskservice.auth import admit
+from taskservice.auth import admit, still_counts
 from taskservice.problems import Problem
 from taskservice.queries import AnyRow
 
-# A copy of the cookie, too, is worth nothing after that.
+# After so long a session has ended, in a copy of its cookie too.
 LIFETIME = timedelta(days=7)
 
 
@@ -51,6 +51,8 @@ def begin(key: AnyRow) -> None:
     """Let this browser act for the holder of `key`."""
     session.clear()
     session["key"] = key.id
+    # Each change makes a fresh cookie of the session, which keeps this moment.
+    session["until"] = stamps.now(LIFETIME.total_seconds())
 
 
 def go_on() -> AnyRow:
@@ -58,8 +60,7 @@ def go_on() -> AnyRow:
 
     Raises SessionEndedError.
     """
-    key_id = session.get("key")
-    key = queries.valid_key_by_id(key_id, stamps.now()) if key_id else None
+    key = queries.valid_key_by_id(session["key"], stamps.now()) if _is_young() else None
     if key is None:
         session.pop("key", None)
         raise SessionEndedError
@@ -67,11 +68,36 @@ def go_on() -> AnyRow:
     return key
 
 
+def goes_on() -> bool:
+    """Whether the session that admitted this request still counts."""
+    return _is_young() and still_counts()
+
+
+def _is_young() -> bool:
+    return "key" in session and stamps.now() < session.get("until", "")
+
+
 def token() -> str:
     """What each form of this session carries, and no other site can know."""
     if "token" not in session:
         session["token"] = secrets.token_urlsafe(32)
     return str(session["token"])
+
+
+def number() -> str:
+    """What a form carries that may be sent once; the same until one has been."""
+    if "number" not in session:
+        session["number"] = secrets.token_urlsafe(8)
+    return str(session["number"])
+
+
+def is_unsent() -> bool:
+    """Whether this form, with its `number`, has not been sent before."""
+    return secrets.compare_digest(request.form.get("number", "").encode(), number().encode())
+
+
+def note_sent() -> None:
+    session.pop("number", None)
 
 
 def check_form() -> None:

@@ -2,13 +2,12 @@
 
 from math import ceil
 
-from flask import Blueprint, Response, current_app, flash, redirect, request, session
-from werkzeug.exceptions import HTTPException
+from flask import Blueprint, current_app, flash, g, redirect, request, session
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth import valid_key
 from taskservice.dashboard import sessions
-from taskservice.dashboard.door import page, to
+from taskservice.dashboard.door import is_page, page, to
 from taskservice.dashboard.throttle import Throttle
 from taskservice.problems import Problem
 
@@ -16,23 +15,19 @@ sign_in = Blueprint("sign_in", __name__)
 
 
 @sign_in.get("/sign-in")
-def show() -> Response:
+def show() -> AnyResponse:
+    if "signed_in" in g:
+        return _back(request.args.get("next", ""))
     return page("sign_in.html", next=request.args.get("next", ""))
 
 
 @sign_in.post("/sign-in")
 def enter() -> AnyResponse:
-    throttle: Throttle = current_app.extensions["throttle"]
-    address = request.remote_addr or ""
-    wait = ceil(throttle.seconds(address))
-    if wait:
-        return _refused(Problem(429, f"Too many wrong keys; try again in {wait} s"), wait)
     try:
+        sessions.check_form()
         key = valid_key(request.form.get("key", "").strip())
     except Problem as problem:
-        throttle.was_wrong(address)
         return _refused(problem)
-    throttle.was_right(address)
     sessions.begin(key)
     return _back(request.form.get("next", ""))
 
@@ -44,22 +39,31 @@ def leave() -> AnyResponse:
     return to("sign_in.show")
 
 
-def _refused(problem: Problem, wait: int = 0) -> Response:
+def _slowed(problem: Problem) -> Problem:
+    """What a wrong key gets; a right one enters whatever others at its address have tried."""
+    throttle: Throttle = current_app.extensions["throttle"]
+    wait = ceil(throttle.was_wrong(request.remote_addr or ""))
+    if not wait:
+        return problem
+    detail = f"Too many wrong keys; try again in {wait} s"
+    return Problem(429, detail, headers={"Retry-After": str(wait)})
+
+
+def _refused(problem: Problem) -> AnyResponse:
+    if problem.status == 401:
+        problem = _slowed(problem)
+    elif "signed_in" in g:
+        # Signed in meanwhile, in another window, it is an old form that nobody needs.
+        return to("tasks.list_all")
     response = page(
         "sign_in.html", problem.status, next=request.form.get("next", ""), problem=problem
     )
-    if wait:
-        response.headers["Retry-After"] = str(wait)
+    response.headers.update(problem.headers)
     return response
 
 
 def _back(path: str) -> AnyResponse:
     """To the page that was asked for; whatever is no page of ours is none."""
-    try:
-        routes = current_app.url_map.bind("")
-        endpoint, _ = routes.match(path.partition("?")[0], "GET")
-    except HTTPException:
-        endpoint = ""
-    if not endpoint.startswith("dashboard."):
+    if not is_page(path):
         return to("tasks.list_all")
     return redirect(f"{request.script_root}{path}", 303)

@@ -1,5 +1,6 @@
 """Pages of tasks: the list, one task with its log, and what can be done to it."""
 
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -10,20 +11,27 @@ from taskservice import documents, following, queries
 from taskservice.api import answers, lists, streams
 from taskservice.api.tasks import known
 from taskservice.auth import caller
-from taskservice.dashboard import chart
+from taskservice.dashboard import chart, sessions
 from taskservice.dashboard.door import clean, page, to
+from taskservice.models import FAILED, PENDING, RUNNING
 from taskservice.openapi.operation import TEXT
-from taskservice.problems import not_found, unfit
+from taskservice.problems import Problem, not_found, unfit
 from taskservice.queries import TaskRow
 from taskservice.schemas import ListQuerySchema
 from taskservice.services import deliveries
 from taskservice.services import tasks as service
+
+OWN_FILTERS = {"since": tuple(chart.PERIODS), "callback": (PENDING, FAILED)}
+
+TOO_LATE = "The task had already ended."
 
 tasks = Blueprint("tasks", __name__)
 
 list_query = ListQuerySchema()
 
 PAGE = 50
+# More than that is many.
+MOST_COUNTED = 1_000
 # What a browser may ask for at once of a log.
 MOST_LINES = 1_000
 # Longer lines are cut on the screen; the download has them whole.
@@ -36,8 +44,9 @@ def list_all() -> AnyResponse:
         # A form sends its empty fields too.
         filled = {name: text for name, text in request.args.items() if text}
         return redirect(f"{url_for('dashboard.tasks.list_all')}?{urlencode(filled)}", 303)
-    query, period = _list_query()
-    found = lists.page(caller, lists.selection(query), query)
+    query, own = _list_query()
+    selection = replace(lists.selection(query), delivery=own.get("callback"))
+    found = lists.page(caller, selection, query)
     rows = queries.summaries(caller, found.places)
     return page(
         "tasks.html",
@@ -45,10 +54,17 @@ def list_all() -> AnyResponse:
         next=found.next,
         states=queries.delivery_states(rows) if caller.agent_id is None else {},
         agents=queries.agents(caller),
-        chart=chart.of(caller, query.get("agentId"), period or chart.DEFAULT),
+        standing=queries.counts(caller, selection, chart.STATUSES, MOST_COUNTED),
+        most_counted=MOST_COUNTED,
+        chart=chart.of(caller, selection, own.get("since", chart.DEFAULT)),
         chart_height=chart.HEIGHT,
         periods=chart.PERIODS,
     )
+
+
+@tasks.get("/tasks", strict_slashes=False)
+def lead_to_the_list() -> AnyResponse:
+    return to("tasks.list_all")
 
 
 @tasks.get("/tasks/<task_id>")
@@ -70,7 +86,8 @@ def events(task_id: str) -> Response:
     """The task and its lines after number `after` as they come: Server-Sent Events."""
     # A browser that connects again tells where it was by itself.
     after = request.headers.get("Last-Event-ID", request.args.get("after", 0, int), int)
-    return streams.respond(following.follow(caller, _task(task_id).id, max(after, 0)))
+    events = following.follow(caller, _task(task_id).id, max(after, 0))
+    return streams.respond(events, sessions.goes_on)
 
 
 @tasks.get("/tasks/<task_id>/log.txt")
@@ -82,18 +99,20 @@ def download(task_id: str) -> Response:
 
 
 @tasks.get("/tasks/<task_id>/cancel")
-def ask_to_cancel(task_id: str) -> Response:
+def ask_to_cancel(task_id: str) -> AnyResponse:
     caller.require_user_key()
-    return page("cancel.html", task=_task(task_id))
+    task = _task(task_id)
+    if task.status == RUNNING:
+        return page("cancel.html", task=task)
+    flash(TOO_LATE)
+    return to("tasks.show", task_id=task_id)
 
 
 @tasks.post("/tasks/<task_id>/cancel")
 def cancel(task_id: str) -> AnyResponse:
     caller.require_user_key()
-    task, callback_status = service.cancel(caller, known(task_id))
-    told = "" if callback_status == "none" else f" Its callback: {callback_status}."
-    flash(f"The task is cancelled.{told}")
-    return to("tasks.show", task_id=task.id)
+    flash(_cancel(task_id))
+    return to("tasks.show", task_id=task_id)
 
 
 @tasks.get("/tasks/<task_id>/delete")
@@ -126,18 +145,34 @@ def _task(task_id: str) -> TaskRow:
     return task
 
 
+def _cancel(task_id: str) -> str:
+    """Cancel a task; returns what to say of it, also when it has ended meanwhile."""
+    try:
+        _, callback_status = service.cancel(caller, known(task_id))
+    except Problem as problem:
+        if problem.status != 409:
+            raise
+        return TOO_LATE
+    told = "" if callback_status == "none" else f" Its callback: {callback_status}."
+    return f"The task is cancelled.{told}"
+
+
 def _deliveries(task: TaskRow) -> list[Any]:
     """What a user key may see of the task's deliveries."""
     return queries.deliveries_of_task(caller, task.id) if caller.agent_id is None else []
 
 
-def _list_query() -> tuple[dict[str, Any], str | None]:
-    """The filters of the API's list, and the period, which is a filter of the dashboard's own."""
+def _list_query() -> tuple[dict[str, Any], dict[str, str]]:
+    """The filters of the API's list, and those of the dashboard's own."""
     values = {"limit": str(PAGE), **clean(request.args)}
-    period = values.pop("since", None)
+    own = {name: values.pop(name) for name in OWN_FILTERS if name in values}
     query: dict[str, Any] = list_query.load(values)
-    if period is not None and period not in chart.PERIODS:
-        raise unfit({"since": ["Must be one of: " + ", ".join(chart.PERIODS) + "."]})
-    if period is not None:
-        query["createdAfter"] = chart.PERIODS[period].since
-    return query, period
+    for name, text in own.items():
+        if text not in OWN_FILTERS[name]:
+            raise unfit({name: ["Must be one of: " + ", ".join(OWN_FILTERS[name]) + "."]})
+    if "callback" in own:
+        caller.require_user_key()
+    if "since" in own:
+        # A part of the period may be chosen, too.
+        query.setdefault("createdAfter", chart.PERIODS[own["since"]].since)
+    return query, own

@@ -7,6 +7,8 @@ from threading import Lock
 
 FREE_TRIES = 3
 LONGEST_SECONDS = 60.0
+# An address that was quiet for so long starts anew.
+FORGOTTEN_SECONDS = 3_600.0
 # Whoever has as many addresses as this can as well wait.
 ADDRESSES = 10_000
 
@@ -19,23 +21,20 @@ class Throttle:
         # Address -> how many were wrong, and the moment from which on the next may come.
         self._wrong: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
-    def seconds(self, address: str) -> float:
-        """How long the next try from this address has to wait; 0 when it may come."""
+    def was_wrong(self, address: str) -> float:
+        """How many seconds too early this wrong key came; 0 when it came in time, and counts."""
+        network, now = _network(address), time.monotonic()
         with self._lock:
-            _, until = self._wrong.get(_network(address), (0, 0.0))
-        return max(0.0, until - time.monotonic())
-
-    def was_wrong(self, address: str) -> None:
-        network = _network(address)
-        with self._lock:
-            count, _ = self._wrong.pop(network, (0, 0.0))
-            self._wrong[network] = count + 1, time.monotonic() + _wait(count + 1)
+            count, until = self._wrong.get(network, (0, now))
+            if until > now:
+                return until - now
+            if now - until > FORGOTTEN_SECONDS:
+                count = 0
+            self._wrong[network] = count + 1, now + _wait(count + 1)
+            self._wrong.move_to_end(network)
             while len(self._wrong) > ADDRESSES:
                 self._wrong.popitem(last=False)
-
-    def was_right(self, address: str) -> None:
-        with self._lock:
-            self._wrong.pop(_network(address), None)
+        return 0.0
 
 
 def _wait(wrong: int) -> float:

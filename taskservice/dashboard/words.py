@@ -1,6 +1,7 @@
 """How pages write what rows hold: JSON to read, numbers, durations."""
 
 import re
+import unicodedata
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +21,13 @@ def pretty(text: str) -> str:
     return _TURNS.sub(lambda found: f"\\u{ord(found[0]):04x}", lines)
 
 
+def is_blank(text: str) -> bool:
+    """Whether there is nothing to see of a name."""
+    # Spaces, what has no width, control characters, and two letters that are drawn empty.
+    unseen = ("Z", "C")
+    return all(unicodedata.category(sign)[0] in unseen or sign in "\u115f\u3164" for sign in text)
+
+
 def number(value: int) -> str:
     """12,345."""
     return f"{value:,}"
@@ -37,8 +45,10 @@ def moment(text: str) -> str:
 def lasted(since: str, until: str) -> str:
     """The time between two moments in its two largest units."""
     seconds = (datetime.fromisoformat(until) - datetime.fromisoformat(since)).total_seconds()
+    if seconds < 0.1:
+        return "< 0.1 s"
     if seconds < 10:
-        return f"{max(seconds, 0):.1f} s"
+        return f"{seconds:.1f} s"
     return spoken(int(seconds))
 
 
@@ -68,5 +78,5 @@ def counts(key: Any) -> bool:
 
 FUNCTIONS: dict[str, Any] = {
     function.__name__: function
-    for function in (pretty, number, plural, moment, lasted, manner, counts)
+    for function in (pretty, is_blank, number, plural, moment, lasted, manner, counts)
 }

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ FOLDER = Path(__file__).parent
 MIGRATION_SECONDS = 60
 # PostgreSQL: two processes may not migrate at once. Any fixed number will do.
 _ADVISORY_LOCK = 0x7461736B
+_LOCK_NOT_AVAILABLE = "55P03"
 
 
 class DatabaseError(Exception):
@@ -39,6 +41,8 @@ def upgrade(url: str, target: str = "head") -> None:
     begin = _begin_sqlite if is_sqlite else _begin_postgresql
     try:
         with _turn(address), engine.connect() as connection:
+            if not is_sqlite:
+                _limit_wait(connection)
             # Before anything is written: this file may be somebody else's.
             if revision(connection) != (head() if target == "head" else target):
                 begin(connection)
@@ -46,9 +50,7 @@ def upgrade(url: str, target: str = "head") -> None:
                 connection.commit()
     except (DBAPIError, sqlite3.Error, OSError) as error:
         where = address.render_as_string(hide_password=True)
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        reason = str(cause).strip().partition("\n")[0]
-        raise DatabaseError(f"The database {where} cannot be used: {reason}") from None
+        raise DatabaseError(f"The database {where} cannot be used: {_reason(error)}") from None
 
 
 @contextmanager
@@ -59,6 +61,18 @@ def _turn(address: URL) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def _limit_wait(connection: Connection) -> None:
+    """Wait for no lock of PostgreSQL for ever, be it for the turn to migrate or for a table."""
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {MIGRATION_SECONDS * 1000}")
+
+
+def _reason(error: Exception) -> str:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if getattr(cause, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
+        return f"somebody else has kept it locked for {MIGRATION_SECONDS} s"
+    return str(cause).strip().partition("\n")[0]
 
 
 def head() -> str:
@@ -111,6 +125,7 @@ def _run(connection: Connection, target: str) -> None:
             raise DatabaseError(f"A migration broke references of table {broken[0][0]}")
 
 
+@cache
 def _scripts() -> ScriptDirectory:
     return ScriptDirectory(str(FOLDER))
 

@@ -20,7 +20,8 @@ with its user's things; an *agent key* sees and reports on the tasks of one agen
 with 403 where an operation wants a user key. What a key may not see does not exist: 404.
 
 Bodies are JSON in UTF-8, read strictly: no unknown fields, no duplicate keys, no NaN, nothing
-nested deeper than 64. An unknown query parameter is refused too, so that a misspelt filter does
+nested deeper than 64. Where an operation takes no body, none and `{}` are the same, and anything
+else is refused. An unknown query parameter is refused too, so that a misspelt filter does
 not return everything. Times are RFC 3339 in UTC with milliseconds. `Location` and `Link` are
 relative to the request's own URL.
 
@@ -68,9 +69,9 @@ PATH_PARAMETERS = {
 
 REQUEST_HEADERS = {
     "Idempotency-Key": Word(
-        "Makes the request safe to repeat: with the same key and body it starts nothing again "
-        "and answers the task as it now is; with another body it is 422. Deleting the task "
-        "frees the key.",
+        "Makes the request safe to repeat: with the same key and body it starts or claims nothing "
+        "again, and answers the task as it now is; with another body it is 422. Deleting the "
+        "task frees the key.",
         _text(minLength=1, maxLength=MAX_IDEMPOTENCY_KEY, examples=["nightly 2026-11-24"]),
     ),
     "Prefer": Word(
@@ -99,7 +100,7 @@ ANSWER_HEADERS = {
     ),
     "ETag": Word("The version of what is answered.", _text(examples=['W/"3-0"'])),
     "Idempotency-Replayed": Word(
-        "`true` where an earlier request with the same Idempotency-Key had started the task.",
+        "`true` where an earlier request with the same Idempotency-Key had started or claimed it.",
         _text(enum=["true"]),
     ),
     "Callback-Status": Word(

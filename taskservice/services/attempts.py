@@ -8,6 +8,7 @@ from contextvars import copy_context
 from threading import Thread
 
 from flask import Flask, current_app
+from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice import documents, queries, stamps, stopping
 from taskservice.budget import Budget
@@ -16,6 +17,7 @@ from taskservice.services import deliveries
 from taskservice.services.deliveries import Leased
 from taskservice.webhooks import signing, transport
 from taskservice.webhooks.failing import FailingHosts
+from taskservice.webhooks.interrupt import Interrupt, Interrupted
 from taskservice.webhooks.transport import Outcome
 
 logger = logging.getLogger(__name__)
@@ -24,16 +26,25 @@ logger = logging.getLogger(__name__)
 SECRET_OVERLAP_SECONDS = 86_400.0
 
 NONE_OWED = "none"
+UNPOSTED = "The service failed to post it; its log says more."
 
-# A stop is noticed so soon, and a receiver then has so long to answer.
+# A stop is noticed so soon, and a receiver then has so long to answer; what is then
+# interrupted comes to its end at once, unless it waits for something else.
 TURN_SECONDS = 0.1
 STOP_SECONDS = 0.5
+INTERRUPT_SECONDS = 0.2
 
 
 def init_app(app: Flask) -> None:
     # The others go on answering, whatever the receivers do.
     app.extensions["first_attempts"] = Budget(max(1, app.config["THREADS"] // 4))
     app.extensions["failing_hosts"] = FailingHosts()
+
+
+def failing_hosts() -> FailingHosts:
+    """The hosts whose last attempts by this process have failed."""
+    hosts: FailingHosts = current_app.extensions["failing_hosts"]
+    return hosts
 
 
 def first(leased: Leased | None) -> str:
@@ -48,32 +59,40 @@ def first(leased: Leased | None) -> str:
         return NONE_OWED
     budget: Budget = current_app.extensions["first_attempts"]
     with budget.place() as has_place:
-        if has_place and leased.host not in _failing_hosts():
+        if has_place and leased.host not in failing_hosts():
             state = _attempt_until_stop(leased)
             if state is not None:
                 return state
     return _leave_to_loop(leased)
 
 
-def attempt(leased: Leased) -> str:
+def attempt(leased: Leased, interrupt: Interrupt) -> str:
     """Post a webhook once and record what came of it; returns the delivery's state.
 
-    Never raises: an attempt that could not be made or recorded is made again when its
-    lease has run out.
+    Never raises: where the database gave no answer, it is made again when its lease has
+    run out. One that was interrupted is given back, as if it had not been made.
     """
     try:
         started = stamps.now()
-        outcome = _send(leased)
+        outcome = _outcome(leased, interrupt)
         logger.info("Delivery %s to %s: %s", leased.id, leased.host, outcome.message)
-        _failing_hosts().note(leased.host, has_failed=not (outcome.delivered or outcome.permanent))
+        _note(leased, outcome)
         return deliveries.record(leased, started, outcome)
+    except Interrupted:
+        return _leave_to_loop(leased)
     except Exception:
         logger.exception("Delivery %s stays pending", leased.id)
         return PENDING
 
 
-def post(url: str, secrets: Sequence[str], webhook_id: str, body: bytes) -> Outcome:
-    """Send one signed webhook by the settings of this service."""
+def post(
+    url: str,
+    secrets: Sequence[str],
+    webhook_id: str,
+    body: bytes,
+    interrupt: Interrupt | None = None,
+) -> Outcome:
+    """Send one signed webhook by the settings of this service; raises Interrupted."""
     signature = signing.sign(secrets, webhook_id, int(time.time()), body)
     return transport.send(
         url,
@@ -81,24 +100,31 @@ def post(url: str, secrets: Sequence[str], webhook_id: str, body: bytes) -> Outc
         body,
         allowed=current_app.config["CALLBACK_ALLOWED"],
         deadline=current_app.config["CALLBACK_TIMEOUT"],
+        interrupt=interrupt,
     )
 
 
 def _attempt_until_stop(leased: Leased) -> str | None:
-    """What `attempt` returns; None when the process stops before the receiver has answered."""
+    """What `attempt` returns; None when the process stops before the receiver has answered.
+
+    Then nothing more is sent, so that somebody else may post it.
+    """
     state: Future[str] = Future()
+    interrupt = Interrupt()
     # A thread that waits for a receiver can't be interrupted, only left behind: so it is one
     # of its own, in the context of this request.
-    work = [lambda: state.set_result(attempt(leased))]
+    work = [lambda: state.set_result(attempt(leased, interrupt))]
     thread = Thread(target=copy_context().run, args=work, name="first attempt", daemon=True)
     try:
         thread.start()
     except RuntimeError:
         # No more threads on this machine.
-        return attempt(leased)
+        return attempt(leased, interrupt)
     while not stopping.event.is_set() and not wait([state], TURN_SECONDS).done:
         pass
-    wait([state], STOP_SECONDS)
+    if not wait([state], STOP_SECONDS).done:
+        interrupt.set()
+        wait([state], INTERRUPT_SECONDS)
     return state.result() if state.done() else None
 
 
@@ -110,15 +136,32 @@ def _leave_to_loop(leased: Leased) -> str:
     return PENDING
 
 
-def _send(leased: Leased) -> Outcome:
+def _outcome(leased: Leased, interrupt: Interrupt) -> Outcome:
+    """What came of posting it; what we did not think of counts as an attempt as well.
+
+    Otherwise it would be made again for ever, and nobody would see it.
+    """
+    try:
+        return _send(leased, interrupt)
+    except (SQLAlchemyError, Interrupted):
+        raise  # where the database is away, that says nothing of this webhook
+    except Exception:
+        logger.exception("Delivery %s to %s could not be posted", leased.id, leased.host)
+        return Outcome(UNPOSTED)
+
+
+def _note(leased: Leased, outcome: Outcome) -> None:
+    """Remember whether its host is well; where nobody was asked, as at a refusal, who knows."""
+    is_well = outcome.status_code is not None and (outcome.delivered or outcome.permanent)
+    if is_well or not outcome.permanent:
+        failing_hosts().note(leased.host, has_failed=not is_well)
+
+
+def _send(leased: Leased, interrupt: Interrupt) -> Outcome:
     task = queries.task_by_id(leased.task_id)
     if task is None:
         return Outcome("The task was deleted.", permanent=True)
     since = stamps.now(-SECRET_OVERLAP_SECONDS)
     secrets = queries.callback_secrets(task.user_id, since)
-    return post(leased.callback_url, secrets, leased.id, documents.of_webhook(task))
-
-
-def _failing_hosts() -> FailingHosts:
-    hosts: FailingHosts = current_app.extensions["failing_hosts"]
-    return hosts
+    body = documents.of_webhook(task)
+    return post(leased.callback_url, secrets, leased.id, body, interrupt)

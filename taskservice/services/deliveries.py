@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from urllib.parse import urlsplit
@@ -33,16 +33,16 @@ from taskservice.models import (
     Task,
 )
 from taskservice.problems import Problem, not_found
-from taskservice.queries import TaskRow, is_due, is_pending, is_unleased
+from taskservice.queries import LEASE_SECONDS, TaskRow, is_due, is_pending, is_unleased
 from taskservice.webhooks.transport import Outcome
 
-# While a lease holds nobody else posts the delivery; an attempt is much shorter.
-LEASE_SECONDS = 60.0
 # A failed attempt is followed by the next one after so many seconds (contract, section 5).
 SCHEDULE = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
 JITTER = 0.2
 # One host that answers slowly or never leaves most senders of a process to the others.
 HOST_LIMIT = 4
+# A host that has just failed several times gets one, and all such hosts get so many.
+FAILING_LIMIT = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +58,38 @@ class Leased:
     attempt_count: int
 
 
+class Room:
+    """How many more attempts each host may have from this process, beside those under way."""
+
+    def __init__(self, in_flight: Iterable[str], failing: Set[str]) -> None:
+        self._taken = Counter(in_flight)
+        self._failing = failing
+        self._left_to_failing = FAILING_LIMIT - sum(self._taken[host] for host in failing)
+
+    def full(self) -> list[str]:
+        """The hosts without room, of those that have an attempt under way or are failing."""
+        return sorted(host for host in {*self._taken, *self._failing} if not self._has(host))
+
+    def take(self, host: str) -> bool:
+        """Take a place of this host; False where it has none."""
+        has_room = self._has(host)
+        if has_room:
+            self._taken[host] += 1
+            self._left_to_failing -= host in self._failing
+        return has_room
+
+    def _has(self, host: str) -> bool:
+        if host not in self._failing:
+            return self._taken[host] < HOST_LIMIT
+        return not self._taken[host] and self._left_to_failing > 0
+
+
 _LEASE = {"lease": bindparam("new_lease"), "leased_until": database_now(bindparam("seconds"))}
 _NO_LEASE = {"lease": None, "leased_until": None}
 
-_OWE = insert(Delivery).values(state=PENDING, attempt_count=0, **_LEASE)
+_OWE = insert(Delivery).values(
+    state=PENDING, attempt_count=0, next_attempt_at=database_now(), **_LEASE
+)
 _REPLACE = (
     update(Delivery)
     .where(Delivery.task_id == bindparam("of_task_id", type_=Identifier), Delivery.state == PENDING)
@@ -107,14 +135,17 @@ _GIVE_BACK = update(Delivery).where(*_HELD).values(**_NO_LEASE)
 _RECORD = update(Delivery).where(*_HELD)
 _KEEP_ATTEMPT = insert(Attempt).from_select(
     ["delivery_id", "at", "duration_ms", "status_code", "message"],
-    # A delivery that was deleted meanwhile keeps nothing.
+    # A delivery that was deleted meanwhile keeps nothing; of one that is just being deleted,
+    # PostgreSQL waits to see.
     select(
         Delivery.id,
         bindparam("at", type_=Timestamp()),
         bindparam("duration_ms", type_=Integer()),
         bindparam("status_code", type_=Integer()),
         bindparam("message", type_=Text()),
-    ).where(Delivery.id == bindparam("delivery_id", type_=Identifier)),
+    )
+    .where(Delivery.id == bindparam("delivery_id", type_=Identifier))
+    .with_for_update(),
 )
 _TASK = select(Task.id).where(Task.id == bindparam("task_id", type_=Identifier))
 _TASK_OF = select(Delivery.task_id).where(Delivery.id == bindparam("id", type_=Identifier))
@@ -158,7 +189,6 @@ def owe(connection: Connection, task: TaskRow, now: str) -> Leased | None:
             "callback_url": leased.callback_url,
             "host": leased.host,
             "created_at": now,
-            "next_attempt_at": now,
             "new_lease": leased.lease,
             "seconds": LEASE_SECONDS,
         },
@@ -176,41 +206,32 @@ def owe_to_loop(connection: Connection, task: TaskRow, now: str) -> None:
         connection.execute(_GIVE_BACK, {"of_delivery_id": leased.id, "held_lease": leased.lease})
 
 
-def seconds_until_due(in_flight: Mapping[str, int]) -> float | None:
+def seconds_until_due(room: Room) -> float | None:
     """How long until one can be claimed, or a lease runs out; None if neither will be.
 
-    0 or less when one is due already. `in_flight` is how many each host has from this process.
+    0 or less when one is due already. Hosts without room are left out.
     """
     with reading() as connection:
-        row = connection.execute(_NEXT, {"full_hosts": _full(in_flight)}).one()
+        row = connection.execute(_NEXT, {"full_hosts": room.full()}).one()
     if row.next is None:
         return None
     due, now = map(datetime.fromisoformat, (row.next, row.now))
     return (due - now).total_seconds()
 
 
-def claim_due(limit: int, in_flight: Mapping[str, int]) -> Sequence[Leased]:
+def claim_due(limit: int, room: Room) -> Sequence[Leased]:
     """Lease up to `limit` deliveries that are due, those first that have waited longest.
 
-    No host has more than HOST_LIMIT at once from this process. For the sake of that fewer
-    may come although more are due: whoever wants them asks again.
+    No host gets more than it has room for. For the sake of that fewer may come although
+    more are due: whoever wants them asks again.
     """
-    taken = Counter(in_flight)
-    ids = []
     with transaction() as connection:
-        full = _full(in_flight)
-        for row in connection.execute(_DUE, {"full_hosts": full, "limit": limit}).all():
-            if taken[row.host] < HOST_LIMIT:
-                taken[row.host] += 1
-                ids.append(row.id)
+        due = connection.execute(_DUE, {"full_hosts": room.full(), "limit": limit}).all()
+        ids = [row.id for row in due if room.take(row.host)]
         lease = {"new_lease": stamps.new_id(), "seconds": LEASE_SECONDS}
         return [
             Leased(**row._asdict()) for row in connection.execute(_CLAIM, {"ids": ids, **lease})
         ]
-
-
-def _full(in_flight: Mapping[str, int]) -> list[str]:
-    return sorted(host for host, count in in_flight.items() if count >= HOST_LIMIT)
 
 
 def give_back(leased: Collection[Leased]) -> None:

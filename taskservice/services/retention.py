@@ -13,19 +13,19 @@ from sqlalchemy import (
     Connection,
     and_,
     bindparam,
-    case,
     exists,
     func,
+    literal,
     select,
     update,
 )
 
 from taskservice import stamps
-from taskservice.db import Timestamp, reading, transaction
+from taskservice.db import Timestamp, has_writer_queue, reading, transaction
 from taskservice.models import PENDING, WITH_OLD_LOG, Delivery, Identifier, Task, User
 from taskservice.queries import AnyRow, AnySelect
-from taskservice.services import logs
-from taskservice.services.batches import BATCH_SECONDS, ROUND_SECONDS, in_batches
+from taskservice.services import logs, sizes
+from taskservice.services.batches import BATCH_SECONDS, CHORE_SECONDS, in_batches
 from taskservice.services.tasks import let_go, remove
 
 BATCH = 200
@@ -59,8 +59,6 @@ class Removed:
 
 
 _BEFORE = bindparam("before", type_=Timestamp())
-_LOG_BYTES = case((Task.first_log <= Task.log_count, Task.log_bytes), else_=0)
-_TASK_BYTES = _LOG_BYTES + func.length(Task.input) + func.length(Task.output)
 # A task whose webhook is still owed is left alone, with all that the webhook would hold.
 _ENDED = and_(
     Task.finished_at < _BEFORE,
@@ -69,9 +67,10 @@ _ENDED = and_(
 # User by user, which is how the index of what has ended is sorted.
 _OLD_TASKS = and_(Task.user_id.in_(select(User.id)), _ENDED)
 _OLD_LOGS = and_(WITH_OLD_LOG, _ENDED)
-_STILL = (
+_STILL = select(Task.id).where(Task.id == bindparam("task_id", type_=Identifier), _ENDED)
+_LOCK = (
     select(Task.id)
-    .where(Task.id == bindparam("task_id", type_=Identifier), _ENDED)
+    .where(Task.id == bindparam("task_id", type_=Identifier))
     .with_for_update(skip_locked=True)
 )
 _EMPTY = (
@@ -90,10 +89,10 @@ def due(bounds: Bounds) -> Removed:
     found = Removed()
     others = _OLD_LOGS
     if bounds.tasks is not None:
-        found.tasks, found.bytes = _total(_TASK_BYTES, _OLD_TASKS, bounds.tasks)
+        found.tasks, found.bytes = _total(sizes.OF_TASK, _OLD_TASKS, bounds.tasks)
         others = and_(others, Task.finished_at >= bounds.tasks)
     if bounds.logs is not None:
-        found.logs, size = _total(Task.log_bytes, others, bounds.logs)
+        found.logs, size = _total(sizes.OF_LOG, others, bounds.logs)
         found.bytes += size
     return found
 
@@ -103,7 +102,7 @@ def prune() -> None:
 
     Who is just reading a log that goes may read on until its lines are swept.
     """
-    _Pruning(Bounds.of_settings()).run(ROUND_SECONDS)
+    _Pruning(Bounds.of_settings()).run(CHORE_SECONDS)
 
 
 def prune_now(bounds: Bounds) -> Removed:
@@ -111,7 +110,7 @@ def prune_now(bounds: Bounds) -> Removed:
 
     The lines of its logs may be swept at once, under the eyes of whoever reads them.
     """
-    pruning = _Pruning(bounds, dropped_ago=logs.SWEEP_AFTER_SECONDS)
+    pruning = _Pruning(bounds, dropped_ago=logs.SWEEP_AFTER_SECONDS, measures=True)
     pruning.run(inf)
     return pruning.removed
 
@@ -119,17 +118,21 @@ def prune_now(bounds: Bounds) -> Removed:
 class _Pruning:
     """One run through all that is too old."""
 
-    def __init__(self, bounds: Bounds, dropped_ago: float = 0.0) -> None:
-        self._bounds, self._dropped_ago = bounds, dropped_ago
+    def __init__(self, bounds: Bounds, dropped_ago: float = 0.0, measures: bool = False) -> None:
+        self._bounds, self._dropped_ago, self._measures = bounds, dropped_ago, measures
         self.removed = Removed()
 
     def run(self, seconds: float) -> None:
         if self._bounds.tasks is not None:
-            of_tasks = _candidates(_TASK_BYTES, _OLD_TASKS), self._bounds.tasks
+            of_tasks = self._candidates(sizes.OF_TASK, _OLD_TASKS), self._bounds.tasks
             in_batches(partial(self._batch, *of_tasks, self._remove_task), seconds)
         if self._bounds.logs is not None:
-            of_logs = _candidates(Task.log_bytes, _OLD_LOGS), self._bounds.logs
+            of_logs = self._candidates(sizes.OF_LOG, _OLD_LOGS), self._bounds.logs
             in_batches(partial(self._batch, *of_logs, self._drop_log), seconds)
+
+    def _candidates(self, size: Any, old: ColumnElement[bool]) -> AnySelect:
+        bytes_ = size if self._measures else literal(0)
+        return select(Task.id, bytes_.label("bytes")).where(old).limit(BATCH)
 
     def _batch(
         self, candidates: AnySelect, before: str, deed: Callable[[Connection, AnyRow], None]
@@ -141,8 +144,7 @@ class _Pruning:
         until, done = time.monotonic() + BATCH_SECONDS, 0
         with transaction() as connection:
             for task in tasks:
-                here = {"task_id": task.id, "before": before}
-                if connection.scalar(_STILL, here) is not None:
+                if _is_still_old(connection, task.id, before):
                     deed(connection, task)
                     done += 1
                 if time.monotonic() > until:
@@ -162,12 +164,17 @@ class _Pruning:
         self.removed.bytes += task.bytes
 
 
+def _is_still_old(connection: Connection, task_id: str, before: str) -> bool:
+    """Whether a task may go, and is now locked for that."""
+    # On PostgreSQL first, and by itself: a statement that locks a row has looked at the others
+    # before, and would miss a delivery that was just asked for again.
+    if not has_writer_queue() and connection.scalar(_LOCK, {"task_id": task_id}) is None:
+        return False
+    return connection.scalar(_STILL, {"task_id": task_id, "before": before}) is not None
+
+
 def _before(days: float) -> str | None:
     return stamps.now(-days * DAY_SECONDS) if days else None
-
-
-def _candidates(size: Any, old: ColumnElement[bool]) -> AnySelect:
-    return select(Task.id, size.label("bytes")).where(old).limit(BATCH)
 
 
 def _total(size: Any, old: ColumnElement[bool], before: str) -> tuple[int, int]:

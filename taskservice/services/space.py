@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from taskservice.db import db, has_writer_queue, writers_turn
-from taskservice.services.batches import ROUND_SECONDS, in_batches
+from taskservice.services.batches import CHORE_SECONDS, in_batches
 
 # Room for the next writes that is left in the file.
 SPARE_BYTES = 1024 * 1024
@@ -16,7 +16,7 @@ LARGE_LOG_BYTES = 8 * 1024 * 1024
 CHECKPOINT_MILLISECONDS = 50
 
 
-def give_back(seconds: float = ROUND_SECONDS) -> None:
+def give_back(seconds: float = CHORE_SECONDS) -> None:
     """Shorten SQLite's files by what they no longer hold; PostgreSQL sees to its own.
 
     For so many seconds at most.

@@ -56,9 +56,13 @@ class Idempotency:
 
 
 # What a sign of life changes: with a timeout of its own a task falls silent that much later.
-HEARD = {"heard_at": bindparam("now"), "silent_at": database_now(Task.timeout)}
+# Both by the clock that silence is judged by, whatever this machine's says.
+HEARD = {"heard_at": database_now(), "silent_at": database_now(Task.timeout)}
 
-_START = insert(Task).values(silent_at=database_now(bindparam("own_timeout", type_=Integer())))
+_START = insert(Task).values(
+    heard_at=database_now(),
+    silent_at=database_now(bindparam("own_timeout", type_=Integer())),
+)
 _AGENT_NAME = select(Agent.name).where(visible_agents, Agent.id == bindparam("agent_id"))
 _REPLAYED = tasks_with_log.add_columns(Task.idempotency_digest).where(
     Task.user_id == bindparam("user_id", type_=Identifier),
@@ -77,19 +81,32 @@ _OLDEST_UNCLAIMED = (
     )
     .order_by(Task.created_at, Task.id)
     .limit(1)
-    # PostgreSQL: whoever claims at the same moment looks at the next one, and does not wait.
-    .with_for_update(skip_locked=True)
 )
-_CLAIM = (
-    update(Task)
-    .where(Task.id == _OLDEST_UNCLAIMED.scalar_subquery(), Task.claimed_at.is_(None))
-    .values(
-        **HEARD,
-        claimed_at=bindparam("now"),
-        updated_at=bindparam("now"),
-        version=Task.version + 1,
+
+
+def _claim_of(oldest: Any) -> Any:
+    return (
+        update(Task)
+        .where(Task.id == oldest.scalar_subquery(), Task.claimed_at.is_(None))
+        .values(
+            **HEARD,
+            claimed_at=bindparam("now"),
+            claim_key=bindparam("key"),
+            updated_at=bindparam("now"),
+            version=Task.version + 1,
+        )
+        .returning(Task.id)
     )
-    .returning(Task.id)
+
+
+# PostgreSQL: whoever claims at the same moment looks at the next one, and does not wait.
+_CLAIM = _claim_of(_OLDEST_UNCLAIMED.with_for_update(skip_locked=True))
+# But a task may be locked by what leaves it unclaimed: where there is no other, that is awaited.
+_CLAIM_WHAT_IS_LOCKED = _claim_of(_OLDEST_UNCLAIMED.with_for_update())
+_CLAIMED = select(Task.id).where(
+    Task.user_id == bindparam("of_user_id", type_=Identifier),
+    Task.agent_id == bindparam("of_agent_id"),
+    Task.claim_key == bindparam("key"),
 )
 _CHANGE = update(Task).where(Task.id == bindparam("of_task_id", type_=Identifier))
 _LET_GO = (
@@ -173,7 +190,6 @@ def _new_task(
         "created_at": now,
         "updated_at": now,
         "claimed_at": now if claimed else None,
-        "heard_at": now,
         "finished_at": None,
         "first_log": 1,
         "log_count": 0,
@@ -187,19 +203,29 @@ def _new_task(
 # --- claim -------------------------------------------------------------------------------
 
 
-def claim(caller: Caller, agent_id: str) -> TaskRow | None:
+@again_on_conflict
+def claim(caller: Caller, agent_id: str, key: str | None = None) -> tuple[TaskRow | None, bool]:
     """Take the oldest unclaimed running task of an agent; None when there is none.
 
-    No task is given twice, whoever asks at once. Raises 404 for an unknown agent.
+    No task is given twice, whoever asks at once; but the one that was claimed under this
+    idempotency key is given again, and then the second is true. Raises 404 for an unknown agent.
     """
+    wanted = {"of_user_id": caller.user_id, "of_agent_id": agent_id, "key": key}
     with transaction() as connection:
         if connection.scalar(_AGENT_NAME, {"agent_id": agent_id, **caller.scope}) is None:
             raise not_found("Agent")
-        task_id = connection.scalar(
-            _CLAIM,
-            {"of_user_id": caller.user_id, "of_agent_id": agent_id, "now": stamps.now()},
-        )
-        return None if task_id is None else locked(connection, caller, task_id)
+        known_id = None if key is None else connection.scalar(_CLAIMED, wanted)
+        task_id = known_id or _claimed(connection, wanted | {"now": stamps.now()})
+        task = None if task_id is None else locked(connection, caller, task_id)
+        return task, known_id is not None
+
+
+def _claimed(connection: Connection, wanted: dict[str, Any]) -> str | None:
+    """The id of the task that is claimed now, if one waits."""
+    task_id: str | None = connection.scalar(_CLAIM, wanted)
+    if task_id is None and connection.dialect.name == "postgresql":
+        task_id = connection.scalar(_CLAIM_WHAT_IS_LOCKED, wanted)
+    return task_id
 
 
 # --- report and cancel -------------------------------------------------------------------
@@ -324,7 +350,7 @@ def _change(
     if task.status == RUNNING:
         values |= HEARD
     if values:
-        connection.execute(_CHANGE.values(values), {"of_task_id": task.id, "now": now})
+        connection.execute(_CHANGE.values(values), {"of_task_id": task.id})
     changed = SimpleNamespace(**(task._asdict() | values))
     return changed, deliveries.owe(connection, changed, now) if ends else None
 

@@ -3,22 +3,46 @@
 from datetime import datetime
 
 from flask import current_app
-from sqlalchemy import Float, bindparam, select, update
+from sqlalchemy import ColumnElement, Float, bindparam, case, exists, insert, select, update
 
 from taskservice import stamps
-from taskservice.db import Timestamp, database_now, reading, transaction
-from taskservice.models import CLAIMED, CLAIMED_WITH_TIMEOUT, ERROR, TIMEOUT, Identifier, Task
+from taskservice.db import Timestamp, again_on_conflict, database_now, reading, transaction
+from taskservice.models import (
+    CLAIMED,
+    CLAIMED_WITH_TIMEOUT,
+    ERROR,
+    TIMEOUT,
+    Identifier,
+    Presence,
+    Task,
+)
 from taskservice.queries import AnySelect
 from taskservice.services import deliveries
 from taskservice.services.batches import in_batches
 
 # Nobody who could not be heard is blamed: after so many seconds without a look at the
-# tasks, nothing is ended for so many more.
+# tasks, or without anybody who serves, nothing is ended for so many more.
 ABSENCE_SECONDS = 60.0
 GRACE_SECONDS = 300.0
+# Of all who serve, one writes that down so often.
+PRESENCE_SECONDS = 10.0
 BATCH = 50
 
-_NOW = select(database_now(), database_now(bindparam("ago", type_=Float())).label("long_ago"))
+
+def _ago(seconds: str) -> database_now:
+    return database_now(-bindparam(seconds, type_=Float()))
+
+
+# A moment ahead is none: the clock was set.
+_IS_PRESENT: ColumnElement[bool] = Presence.until.between(_ago("absence"), database_now())
+_STAY = update(Presence).values(
+    since=case((_IS_PRESENT, Presence.since), else_=database_now()), until=database_now()
+)
+_COME = insert(Presence).values(id=1, since=database_now(), until=database_now())
+_WAS_PRESENT = exists().where(_IS_PRESENT, Presence.since <= _ago("grace"))
+_NOW = select(
+    database_now(), _ago("default").label("long_ago"), _WAS_PRESENT.label("could_be_heard")
+)
 _COLUMNS = (Task.id, Task.user_id, Task.callback_url, Task.timeout)
 # One select for each index, the one that has been silent for longest first. What somebody
 # is writing to at this moment is not silent.
@@ -47,8 +71,20 @@ _END = (
 )
 
 
+@again_on_conflict
+def be_present() -> None:
+    """Write down that agents can be heard at this moment, for all who may end their tasks."""
+    with reading() as connection:
+        fresh = select(Presence.id).where(_IS_PRESENT)
+        if connection.scalar(fresh, {"absence": PRESENCE_SECONDS}) is not None:
+            return
+    with transaction() as connection:
+        if connection.execute(_STAY, {"absence": ABSENCE_SECONDS}).rowcount == 0:
+            connection.execute(_COME)
+
+
 class Watch:
-    """Watches over the claimed tasks, and knows for how long it has done so.
+    """Watches over the claimed tasks, and knows for how long it and the service have done so.
 
     By the database's clock, which the silence is judged by as well: so it notices whatever
     kept agents from being heard, be it that the machine slept, that the clock was set, or
@@ -59,11 +95,12 @@ class Watch:
         self._watching_since = self._last_look = ""
 
     def end_silent(self) -> None:
-        """End the tasks that have been silent for too long, if it has watched long enough."""
+        """End the tasks that have been silent for too long, if all have watched long enough."""
         default: float = current_app.config["TASK_TIMEOUT"]
+        seconds = {"default": default, "absence": ABSENCE_SECONDS, "grace": GRACE_SECONDS}
         with reading() as connection:
-            now, long_ago = connection.execute(_NOW, {"ago": -default}).one()
-        if not self._has_watched(now):
+            now, long_ago, could_be_heard = connection.execute(_NOW, seconds).one()
+        if not self._has_watched(now) or not could_be_heard:
             return
         moments = {"now": now, "long_ago": long_ago}
         in_batches(lambda: _end_batch(_SILENT_BY_TIMEOUT, moments))

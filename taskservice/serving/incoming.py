@@ -48,7 +48,15 @@ class Request(http.Request):
         assert isinstance(self.body, Body)
         reader = self.body.reader
         self.length = reader.length if isinstance(reader, LengthReader) else None
+        self._check_codings()
         self._check_host()
+
+    def _check_codings(self) -> None:
+        # gunicorn lets some pass that it does not undo.
+        for name, value in self.headers:
+            codings = {coding.strip(" \t").lower() for coding in value.split(",")}
+            if name == "TRANSFER-ENCODING" and codings - {"chunked", "identity"}:
+                raise errors.UnsupportedTransferCoding(value)
 
     def _check_host(self) -> None:
         host = next((value for name, value in self.headers if name == "HOST"), None)

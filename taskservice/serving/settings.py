@@ -74,7 +74,7 @@ def start_background(worker: Worker) -> None:
     """Starts the loops that belong to no request, where the application is ours."""
     app = worker.app.wsgi()
     if isinstance(app, Flask) and "reader" in app.extensions:
-        worker.loops = start_loops(app)
+        worker.loops = start_loops(app, serves=True)
 
 
 def await_background(_arbiter: Arbiter, worker: Worker) -> None:

@@ -240,14 +240,14 @@ class Worker(BaseWorker):
 
     def refuse(self, connection: Connection, error: Exception) -> None:
         self.handle_error(None, connection.sock, connection.client, error)
-        # The application, which counts all others, has not seen it.
-        metrics.requests.add(None, "", refusal_for(error).status, 0.0)
         self.linger(connection)
 
     def handle_error(
         self, req: http.Request | None, client: socket.socket, addr: Any, exc: BaseException
     ) -> None:
         refusal = refusal_for(exc)
+        # The application, which counts all others, has not seen it or not answered it.
+        metrics.requests.add(None, req.method if req else "", refusal.status, 0.0)
         request_id = id_among(req.headers if req else ())
         of_request = telemetry.of_request(request_id)
         if refusal is INTERNAL:

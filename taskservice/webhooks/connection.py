@@ -16,6 +16,7 @@ import certifi
 
 from taskservice.webhooks.addresses import Address, read_address
 from taskservice.webhooks.destinations import Destinations, RefusedError, Target
+from taskservice.webhooks.interrupt import Interrupt
 
 INTAKE_BYTES = 64 * 1024
 LOOKUPS = 64
@@ -53,7 +54,12 @@ class Connection(http.client.HTTPConnection):
     """Plain HTTP to a target: looks it up, judges each address, connects to what it judged."""
 
     def __init__(
-        self, target: Target, allowed: Destinations, deadline: Deadline, resolve: Resolver
+        self,
+        target: Target,
+        allowed: Destinations,
+        deadline: Deadline,
+        resolve: Resolver,
+        interrupt: Interrupt,
     ) -> None:
         super().__init__(target.host.removesuffix("."), target.port)
         answer = functools.partial(_Answer, deadline)
@@ -62,18 +68,24 @@ class Connection(http.client.HTTPConnection):
         self._allowed = allowed
         self._deadline = deadline
         self._resolve = resolve
+        self._interrupt = interrupt
 
     def connect(self) -> None:
-        """Raises RefusedError if no address may be connected to, NoAnswerError if none can be."""
+        """Raises RefusedError if no address may be connected to, NoAnswerError if none can be.
+
+        And Interrupted, before a byte is sent.
+        """
         addresses = self._judged(self._addresses())
         failures = []
         for index, address in enumerate(addresses):
+            self._interrupt.check()
             share = self._deadline.remaining() / (len(addresses) - index)
             try:
                 self.sock = socket.create_connection((str(address), self.port), timeout=share)
             except OSError as error:
                 failures.append(error)
             else:
+                self._interrupt.watch(self.sock)
                 self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 return
         raise NoAnswerError(self._unreached(failures[0])) from failures[0]
@@ -130,7 +142,11 @@ class SecureConnection(Connection):
         super().connect()
         self.sock.settimeout(self._deadline.remaining())
         try:
-            self.sock = tls_context().wrap_socket(self.sock, server_hostname=self.host)
+            self.sock = tls_context().wrap_socket(
+                self.sock, server_hostname=self.host, do_handshake_on_connect=False
+            )
+            self._interrupt.watch(self.sock)
+            self.sock.do_handshake()
         except TimeoutError:
             raise
         except ssl.SSLCertVerificationError as error:

@@ -28,6 +28,11 @@ class FailingHosts:
     def __contains__(self, host: str) -> bool:
         return self._recent(host) >= IN_A_ROW
 
+    def all(self) -> set[str]:
+        """The hosts that are in here now."""
+        with self._lock:
+            return {host for host in self._failures if host in self}
+
     def note(self, host: str, *, has_failed: bool) -> None:
         """Take down how an attempt ended."""
         with self._lock:

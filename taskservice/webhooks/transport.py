@@ -22,6 +22,7 @@ from taskservice.webhooks.connection import (
     system_addresses,
 )
 from taskservice.webhooks.destinations import Destinations, RefusedError, check_url
+from taskservice.webhooks.interrupt import Interrupt
 
 RETRY_AFTER_MOST = 86_400.0
 
@@ -52,21 +53,25 @@ def send(
     allowed: Destinations,
     deadline: float,
     resolve: Resolver = system_addresses,
+    interrupt: Interrupt | None = None,
 ) -> Outcome:
     """POST `body` to `url` in `deadline` seconds at most; raises for nothing that happens there.
 
     The answer is its status and headers: what its body does after them, such as drip,
     changes nothing but the duration. `headers` go before our own few, User-Agent too.
+    Raises Interrupted when `interrupt` was set before there was an answer.
     """
-    clock = Deadline(deadline)
+    clock, interrupt = Deadline(deadline), interrupt or Interrupt()
     try:
-        response = _post(url, headers, body, allowed, clock, resolve)
+        response = _post(url, headers, body, allowed, clock, resolve, interrupt)
     except RefusedError as refusal:
         outcome = Outcome(str(refusal), permanent=True)
     except (NoAnswerError, OSError, http.client.HTTPException) as error:
         outcome = Outcome(_explain(error, deadline))
     else:
         outcome = _answered(response)
+    if outcome.status_code is None:
+        interrupt.check()
     return outcome._replace(duration_ms=round(clock.elapsed() * 1000))
 
 
@@ -77,16 +82,19 @@ def _post(
     allowed: Destinations,
     clock: Deadline,
     resolve: Resolver,
+    interrupt: Interrupt,
 ) -> requests.Response:
     """The answer, its body read as far as we go and its connection closed."""
     target = check_url(url, allowed)
     kind = SecureConnection if target.scheme == "https" else Connection
     request = requests.Request("POST", url, headers={**_HEADERS, **headers}, data=body)
-    with contextlib.closing(_Adapter(kind(target, allowed, clock, resolve))) as adapter:
+    connection = kind(target, allowed, clock, resolve, interrupt)
+    with contextlib.closing(_Adapter(connection, interrupt)) as adapter:
         # No Session: it would follow the environment (proxies, .netrc), and read all of a
         # redirect's body, decoded, even when told not to follow it.
         response = adapter.send(request.prepare())
-        with contextlib.suppress(NoAnswerError, OSError, http.client.HTTPException):
+        # Whatever its body does (a chunk of -5 bytes is a ValueError), it has answered.
+        with contextlib.suppress(Exception):
             response.raw.read(INTAKE_BYTES)
     return response
 
@@ -94,9 +102,10 @@ def _post(
 class _Adapter(BaseAdapter):
     """Lets requests speak over one connection, once."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, interrupt: Interrupt) -> None:
         super().__init__()
         self._connection = connection
+        self._interrupt = interrupt
 
     def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
         # A receiver may answer, and hang up, before it has read everything.
@@ -104,7 +113,7 @@ class _Adapter(BaseAdapter):
             self._connection.request(
                 str(request.method), request.path_url, request.body, request.headers
             )
-        answer = self._connection.getresponse()
+        answer = self._answer()
         response = requests.Response()
         response.request = request
         response.status_code = answer.status
@@ -113,7 +122,16 @@ class _Adapter(BaseAdapter):
         return response
 
     def close(self) -> None:
+        self._interrupt.release()
         self._connection.close()
+
+    def _answer(self) -> http.client.HTTPResponse:
+        try:
+            return self._connection.getresponse()
+        except (NoAnswerError, OSError, http.client.HTTPException):
+            raise
+        except Exception as error:  # the parsers' own, for what they did not think of
+            raise http.client.HTTPException from error
 
 
 def _answered(response: requests.Response) -> Outcome:
@@ -150,7 +168,7 @@ def _seconds(retry_after: str) -> float | None:
     else:
         try:
             moment = parsedate_to_datetime(text)
-        except ValueError:
+        except (ValueError, OverflowError):  # the second for a year of very many digits
             return None
         moment = moment.replace(tzinfo=moment.tzinfo or UTC)
         seconds = (moment - datetime.now(UTC)).total_seconds()

@@ -112,6 +112,14 @@ def test_outputs_stay_apart_where_they_go_to_two_places(
     assert sorted(the_task(alice)["logs"]) == ["one", "three", "two"]
 
 
+def test_output_that_is_read_late_is_shown_whole(alice: RemotePerson, laptop: Laptop) -> None:
+    process = laptop.spawn("run", "--agent", "a", "--", "seq", "300000")
+    eventually(lambda: alice.request("GET", "/task?status=complete&fields=id").json())
+    shown, _ = process.communicate(timeout=20)
+    assert shown.splitlines() == [str(number) for number in range(1, 300_001)]
+    assert process.returncode == 0
+
+
 def test_progress_bar_is_one_line(alice: RemotePerson, laptop: Laptop) -> None:
     bar = r"printf '10%%\r50%%\r'; sleep 0.3; printf '100%%\ndone\r\n\rlast'"
     run(laptop, bar)

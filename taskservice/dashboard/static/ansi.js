@@ -12,6 +12,9 @@ const SEQUENCE = new RegExp(
   "g",
 );
 
+// What turns the direction of writing, so that a line reads as another.
+const TURNS = /[\u202a-\u202e\u2066-\u2069]/g;
+
 const PALETTE = [
   [0, 0, 0], [205, 0, 0], [0, 205, 0], [205, 205, 0],
   [0, 0, 238], [205, 0, 205], [0, 205, 205], [229, 229, 229],
@@ -66,21 +69,41 @@ function apply(state, text) {
   }
 }
 
+// The classes of a state. Who asks for a ground gets an ink that can be read on it.
+function classes({ styles, ink, ground }) {
+  const names = new Set(styles);
+  if (names.has("inverse") && (ink !== null || ground !== null)) {
+    names.delete("inverse");
+    [ink, ground] = [ground, ink];
+  }
+  if (ground !== null) names.delete("dim"), names.add(`ground-${ground}`);
+  else if (ink !== null) names.add(`ink-${ink}`);
+  return [...names].join(" ");
+}
+
 function piece(text, state) {
-  const names = [...state.styles];
-  if (state.ink !== null) names.push(`ink-${state.ink}`);
-  if (state.ground !== null) names.push(`ground-${state.ground}`);
-  if (!names.length) return document.createTextNode(text);
+  const shown = text.replace(TURNS, (sign) => `\\u${sign.codePointAt(0).toString(16)}`);
+  const names = classes(state);
+  if (!names) return document.createTextNode(shown);
   const span = document.createElement("span");
-  span.className = names.join(" ");
-  span.textContent = text;
+  span.className = names;
+  span.textContent = shown;
   return span;
 }
 
-export function painted(line) {
-  // A progress bar writes over itself; what it wrote last is what a terminal shows.
+// A progress bar writes over itself; what it wrote last is what a terminal shows.
+function lastWritten(line) {
   const shown = line.replace(/\r+$/, "");
-  const last = shown.slice(shown.lastIndexOf("\r") + 1);
+  return shown.slice(shown.lastIndexOf("\r") + 1);
+}
+
+// A line as text, as somebody wants to have it who copies it.
+export function plain(line) {
+  return lastWritten(line).replace(SEQUENCE, "");
+}
+
+export function painted(line) {
+  const last = lastWritten(line);
   const state = { styles: new Set(), ink: null, ground: null };
   const nodes = [];
   let start = 0;

@@ -1,145 +1,120 @@
 // The log of a task: only the lines that can be seen are in the page, however long it grows.
 
-import { painted } from "./ansi.js";
-import { refresh } from "./page.js";
+import { painted, plain } from "./ansi.js";
+import { find } from "./find.js";
+import { LINE, forgetHeights, lineAt, noteHeight, topOf } from "./heights.js";
+import { MOST, ask, bring, forgetFar, hasNeighbours, keep, line } from "./lines.js";
+import { copyText, refresh } from "./page.js";
 
-// As the style has it, in pixels.
-const LINE = 20;
-const BLOCK = 200;
-const KEPT_BLOCKS = 40;
 // Rows above and below what is seen, so that scrolling finds them there.
 const BEYOND = 15;
+// So far away from what is seen, the rows of a selection stay all the same.
+const SELECTED_BEYOND = 1_000;
 // Browsers draw nothing much taller; a longer log moves by more than its height.
 const TALLEST = 8_000_000;
-// As the server cuts them; the download has them whole.
-const LONGEST = 5_000;
+const MOST_COPIED = 20_000;
 const PATIENCE_MS = 500;
-const LONGEST_PATIENCE_MS = 5_000;
+const LONGEST_PATIENCE_MS = 2_000;
+// When all places are taken there is no hurry: the page looks every second anyway.
+const CROWDED_PATIENCE_MS = 5_000;
+const LONGEST_CROWDED_MS = 30_000;
+// A window that somebody works beside of gives its place to others.
+const AWAY_MS = 10_000;
 
-const box = document.getElementById("log");
-const room = document.getElementById("log-room");
-const list = document.getElementById("log-lines");
-const counter = document.getElementById("log-count");
-const status = document.getElementById("log-state");
-const followButton = document.getElementById("log-follow");
-const here = location.pathname;
+const get = (id) => document.getElementById(id);
+const card = get("log-card");
+const box = get("log");
+const room = get("log-room");
+const list = get("log-lines");
+const state = get("log-state");
+const nothing = get("log-none");
+const buttons = Object.fromEntries(
+  ["follow", "start", "end", "wrap", "copy", "new"].map((name) => [name, get(`log-${name}`)]),
+);
 
 let first = Number(box.dataset.first);
 let count = Number(box.dataset.count);
 let running = box.dataset.status === "running";
 let following = running;
+// How many lines there were when the reader stopped following.
+let known = count;
+// The lines that the address names.
 let marked = null;
+let wrapped = false;
 let lastTop = 0;
+let widest = 0;
 
-// --- lines that are here -----------------------------------------------------------------
-
-// Number of a block -> its lines; those that are not here yet are holes.
-const blocks = new Map();
-
-function blockOf(number) {
-  return Math.floor((number - 1) / BLOCK);
-}
-
-function line(number) {
-  return blocks.get(blockOf(number))?.[(number - 1) % BLOCK];
-}
-
-function keep(number, text) {
-  const index = blockOf(number);
-  let block = blocks.get(index);
-  if (!block) blocks.set(index, (block = new Array(BLOCK)));
-  block[(number - 1) % BLOCK] = text.length > LONGEST ? `${text.slice(0, LONGEST)} … cut here` : text;
-}
-
-function forgetFar() {
-  if (blocks.size <= KEPT_BLOCKS) return;
-  const middle = blockOf(Math.round(seen().start + first));
-  const far = [...blocks.keys()].sort((a, b) => Math.abs(b - middle) - Math.abs(a - middle));
-  for (const index of far.slice(0, blocks.size - KEPT_BLOCKS)) blocks.delete(index);
-}
-
-let fetching = false;
-
-// The first line that should be seen and is not here.
-function missing() {
-  const { start, end } = seen();
-  for (let number = first + start; number < first + end; number++) {
-    if (line(number) === undefined) return number;
-  }
-  return null;
-}
-
-async function fetchMissing() {
-  if (fetching) return;
-  fetching = true;
-  for (let number = missing(); number !== null; number = missing()) {
-    // Whoever scrolls up wants what is above it, too.
-    let from = number;
-    while (from > first && from > number - BLOCK && line(from - 1) === undefined) from--;
-    const lines = await ask(from - 1, number - from + BLOCK);
-    if (!lines) break;
-    lines.forEach((text, place) => keep(from + place, text));
-    if (from + lines.length <= number) {
-      // As long lines leave no room for that one; or it has been dropped.
-      const more = await ask(number - 1, BLOCK);
-      if (!more) break;
-      more.forEach((text, place) => keep(number + place, text));
-      if (!more.length) keep(number, "");
-    }
-    forgetFar();
-    draw();
-  }
-  fetching = false;
-}
-
-async function ask(after, limit) {
-  try {
-    const response = await fetch(`${here}/lines?after=${after}&limit=${limit}`, {
-      redirect: "manual",
-    });
-    if (response.ok) return await response.json();
-  } catch {
-    // The stream notices too, and says so.
-  }
-  setTimeout(draw, LONGEST_PATIENCE_MS / 2);
-  return null;
+function set(element, text) {
+  if (element.textContent !== text) element.textContent = text;
 }
 
 // --- what is seen ------------------------------------------------------------------------
 
-function total() {
-  return count - first + 1;
+function whole() {
+  return topOf(count + 1, first);
 }
 
 function height() {
-  return Math.min(total() * LINE, TALLEST);
+  return Math.min(whole(), TALLEST);
 }
 
-function topLine() {
-  const natural = total() * LINE;
-  if (natural <= TALLEST) return box.scrollTop / LINE;
-  const part = box.scrollTop / Math.max(1, height() - box.clientHeight);
-  return Math.min(1, part) * (total() - box.clientHeight / LINE);
+// Of the whole log, as if nothing were too tall, the first pixel that is seen.
+function topPixel() {
+  if (whole() <= TALLEST) return box.scrollTop;
+  const part = box.scrollTop / Math.max(1, TALLEST - box.clientHeight);
+  return Math.min(1, part) * (whole() - box.clientHeight);
 }
 
-// Places of lines, counted from 0, and how far the rows are to be moved.
-function seen() {
-  const top = topLine();
-  const start = Math.max(0, Math.floor(top) - BEYOND);
-  const end = Math.min(total(), Math.ceil(top + box.clientHeight / LINE) + BEYOND);
-  return { start, end, shift: box.scrollTop - (top - start) * LINE };
+function scrollTo(pixel) {
+  const scale = (TALLEST - box.clientHeight) / Math.max(1, whole() - box.clientHeight);
+  box.scrollTop = whole() <= TALLEST ? pixel : pixel * scale;
+  lastTop = box.scrollTop;
 }
 
-function scrollTo(place) {
-  const natural = total() * LINE;
-  const most = total() - box.clientHeight / LINE;
-  const scale = natural <= TALLEST ? LINE : (height() - box.clientHeight) / Math.max(1, most);
-  box.scrollTop = place * scale;
+function scrollToEnd() {
+  box.scrollTop = height();
+  lastTop = box.scrollTop;
 }
 
 function isAtEnd() {
   return box.scrollTop + box.clientHeight >= height() - LINE / 2;
 }
+
+// The first and the last line that are drawn, and the first that is seen.
+function seen() {
+  const pixel = topPixel();
+  const top = Math.min(count, lineAt(pixel, first));
+  let from = Math.max(first, top - BEYOND);
+  let to = Math.min(count, lineAt(pixel + box.clientHeight, first) + BEYOND);
+  const held = selected();
+  if (held) {
+    from = Math.max(first, Math.min(from, Math.max(held.from, from - SELECTED_BEYOND)));
+    to = Math.min(count, Math.max(to, Math.min(held.to, to + SELECTED_BEYOND)));
+  }
+  return { from, to, top };
+}
+
+// The lines that are selected, also in part.
+function selected() {
+  const selection = getSelection();
+  if (selection.isCollapsed || !selection.rangeCount) return null;
+  const range = selection.getRangeAt(0);
+  if (!list.contains(range.commonAncestorContainer)) return null;
+  const from = numberOf(range.startContainer, range.startOffset);
+  return { from, to: numberOf(range.endContainer, range.endOffset) };
+}
+
+function numberOf(node, offset) {
+  const inner = node === list ? list.children[Math.min(offset, list.children.length - 1)] : node;
+  const element = inner.nodeType === Node.ELEMENT_NODE ? inner : inner.parentElement;
+  return element.closest(".line").number;
+}
+
+function isMarked(number) {
+  return marked !== null && number >= marked.from && number <= marked.to;
+}
+
+// --- drawing -----------------------------------------------------------------------------
 
 // Number of a line -> its row.
 let rows = new Map();
@@ -150,15 +125,18 @@ function row(number) {
   if (old && (old.isWhole || text === undefined)) return old;
   const element = document.createElement("div");
   element.className = "line";
+  element.number = number;
+  element.isWhole = text !== undefined;
   element.setAttribute("role", "listitem");
   element.setAttribute("aria-posinset", number);
   const link = document.createElement("a");
   link.href = `#L${number}`;
   link.textContent = number;
+  // The log as a whole has the focus: nobody wants to press Tab for each line.
+  link.tabIndex = -1;
   const content = document.createElement("span");
   if (text !== undefined) content.append(...painted(text));
   element.append(link, content);
-  element.isWhole = text !== undefined;
   return element;
 }
 
@@ -176,113 +154,311 @@ function draw() {
 function drawNow() {
   room.style.height = `${height()}px`;
   list.style.setProperty("--digits", String(count).length);
-  if (following) box.scrollTop = height();
-  lastTop = box.scrollTop;
-  const { start, end, shift } = seen();
+  if (following) scrollToEnd();
+  const { from, to } = seen();
+  drawRows(from, to);
+  if (wrapped) settle();
+  else keepWidth();
+  list.style.transform = `translateY(${box.scrollTop - topPixel() + topOf(from, first)}px)`;
+  tell();
+  fetchMissing();
+}
+
+function drawRows(from, to) {
   const fresh = new Map();
-  for (let number = first + start; number < first + end; number++) fresh.set(number, row(number));
+  for (let number = from; number <= to; number++) fresh.set(number, row(number));
+  const isFocused = list.contains(document.activeElement);
   for (const [number, element] of rows) if (fresh.get(number) !== element) element.remove();
+  if (isFocused && !list.contains(document.activeElement)) box.focus({ preventScroll: true });
   let before = null;
   for (const [number, element] of fresh) {
     const place = before ? before.nextSibling : list.firstChild;
     if (place !== element) list.insertBefore(element, place);
-    element.classList.toggle("marked", number === marked);
+    element.classList.toggle("marked", isMarked(number));
     before = element;
   }
   rows = fresh;
-  list.style.transform = `translateY(${shift}px)`;
-  const words = `${count.toLocaleString("en")} ${count === 1 ? "line" : "lines"}`;
-  if (counter.textContent !== words) counter.textContent = words;
-  const deed = following ? "Pause" : "Follow";
-  if (followButton.textContent !== deed) followButton.textContent = deed;
-  if (missing() !== null) fetchMissing();
+}
+
+// Notes how high the rows have become, and leaves what is read where it is.
+function settle() {
+  const wasAtEnd = isAtEnd();
+  const { number, above } = anchor();
+  let isNews = false;
+  for (const [each, element] of rows) isNews = noteHeight(each, element.offsetHeight) || isNews;
+  if (!isNews) return;
+  room.style.height = `${height()}px`;
+  if (wasAtEnd) scrollToEnd();
+  else scrollTo(topOf(number, first) - above);
+  draw();
+}
+
+// A line that is seen, if possible one that is marked, and how far below the top it begins.
+function anchor() {
+  const pixel = topPixel();
+  const top = lineAt(pixel, first);
+  const wanted = marked?.from ?? top;
+  const isSeen = wanted > top && topOf(wanted, first) < pixel + box.clientHeight;
+  const number = isSeen ? wanted : top;
+  return { number, above: topOf(number, first) - pixel };
+}
+
+// What can be scrolled to the side never becomes less under the reader's hands.
+function keepWidth() {
+  widest = Math.max(widest, list.offsetWidth);
+  list.style.minWidth = `${widest}px`;
+}
+
+function tell() {
+  set(get("log-count"), `${count.toLocaleString("en")} ${count === 1 ? "line" : "lines"}`);
+  set(buttons.follow, following ? "Pause" : "Follow");
+  card.classList.toggle("empty", count < first);
+  buttons.start.hidden = buttons.end.hidden = whole() <= box.clientHeight;
+  const fresh = running && !following ? count - known : 0;
+  buttons.new.hidden = fresh <= 0;
+  set(buttons.new, `${fresh.toLocaleString("en")} new ${fresh === 1 ? "line" : "lines"}`);
+  buttons.copy.hidden = !marked;
+  if (marked) set(buttons.copy, `Copy ${words(marked)}`);
+}
+
+function words({ from, to }) {
+  return from === to ? `line ${from}` : `lines ${from}–${to}`;
+}
+
+let fetching = false;
+
+// The first line that is drawn and is not here.
+function missing() {
+  for (const [number, element] of rows) if (!element.isWhole) return number;
+  return null;
+}
+
+async function fetchMissing() {
+  if (fetching) return;
+  fetching = true;
+  for (let number = missing(); number !== null; number = missing()) {
+    if (!(await bring(number, first))) {
+      setTimeout(draw, LONGEST_PATIENCE_MS);
+      break;
+    }
+    forgetFar(seen().top);
+    drawAgain();
+  }
+  fetching = false;
+}
+
+function drawAgain() {
+  const { from, to } = seen();
+  drawRows(from, to);
+  draw();
 }
 
 // --- moving about ------------------------------------------------------------------------
 
 function follow(whether) {
+  if (following && !whether) known = count;
   following = whether;
   draw();
 }
 
-function jump(number) {
+function show(from, to) {
   follow(false);
-  marked = Math.min(Math.max(number, first), count);
-  drawNow();
-  scrollTo(marked - first - box.clientHeight / LINE / 3);
-  draw();
+  const clamp = (number) => Math.min(Math.max(number, first), count);
+  marked = { from: clamp(from), to: clamp(to) };
+  if (isInSight(marked.from) || isInSight(marked.to)) return;
+  // Once more, when it is known how high the rows above it are.
+  for (let turn = 0; turn < 2; turn++) {
+    drawNow();
+    scrollTo(topOf(marked.from, first) - box.clientHeight / 3);
+  }
 }
 
-function jumpToHash() {
-  const found = location.hash.match(/^#L(\d{1,12})$/);
-  if (!found) return;
-  const number = Number(found[1]);
-  if (rows.has(number) && isInSight(rows.get(number))) {
-    follow(false);
-    marked = number;
-  } else jump(number);
-}
-
-function isInSight(element) {
-  const [outer, inner] = [box.getBoundingClientRect(), element.getBoundingClientRect()];
+function isInSight(number) {
+  if (!rows.has(number)) return false;
+  const outer = box.getBoundingClientRect();
+  const inner = rows.get(number).getBoundingClientRect();
   return inner.top >= outer.top && inner.bottom <= outer.bottom;
 }
 
+function showHash() {
+  const found = location.hash.match(/^#L(\d{1,12})(?:-L(\d{1,12}))?$/);
+  if (!found) return;
+  const numbers = [found[1], found[2] ?? found[1]].map(Number);
+  show(Math.min(...numbers), Math.max(...numbers));
+}
+
+function toStart() {
+  follow(false);
+  scrollTo(0);
+}
+
+function toEnd() {
+  follow(running);
+  scrollToEnd();
+}
+
 box.addEventListener("scroll", () => {
-  if (isAtEnd() && running) following = true;
-  else if (box.scrollTop < lastTop) following = false;
+  // What the script itself has scrolled to says nothing about the reader.
+  if (box.scrollTop > lastTop && isAtEnd() && running) following = true;
+  else if (box.scrollTop < lastTop && following && !isAtEnd()) follow(false);
+  lastTop = box.scrollTop;
   draw();
 });
 box.addEventListener("keydown", (event) => {
-  if (event.target !== box) return;
-  if (event.key === "Home") follow(false), scrollTo(0);
-  else if (event.key === "End") scrollTo(total());
-  else return;
+  const deed = { Home: toStart, End: toEnd }[event.key];
+  if (!deed || event.ctrlKey || event.altKey || event.metaKey) return;
+  deed();
   event.preventDefault();
 });
-followButton.addEventListener("click", () => follow(!following));
-document.getElementById("log-start").addEventListener("click", () => {
-  follow(false);
-  box.scrollTop = 0;
+buttons.follow.addEventListener("click", () => follow(!following));
+buttons.new.addEventListener("click", () => {
+  follow(true);
+  box.focus({ preventScroll: true });
 });
-document.getElementById("log-end").addEventListener("click", () => {
-  box.scrollTop = height();
+buttons.start.addEventListener("click", toStart);
+buttons.end.addEventListener("click", toEnd);
+addEventListener("hashchange", showHash);
+document.addEventListener("selectionchange", () => {
+  if (following && selected()) follow(false);
+});
+
+// --- several lines -----------------------------------------------------------------------
+
+list.addEventListener("click", (event) => {
+  const link = event.target.closest("a");
+  if (!link || !event.shiftKey || !marked) return;
+  event.preventDefault();
+  const number = link.parentElement.number;
+  const [from, to] = [Math.min(marked.from, number), Math.max(marked.to, number)];
+  location.hash = from === to ? `L${from}` : `L${from}-L${to}`;
+});
+
+buttons.copy.addEventListener("click", async () => {
+  const { from, to } = marked;
+  const lines = [];
+  while (lines.length <= Math.min(to - from, MOST_COPIED - 1)) {
+    const after = from + lines.length - 1;
+    const more = await ask(after, Math.min(MOST, to - after));
+    if (!more?.length) break;
+    lines.push(...more);
+  }
+  await copyText(lines.map(plain).join("\n"));
+  set(buttons.copy, `Copied ${words({ from, to: from + lines.length - 1 })}`);
+});
+
+// --- searching ---------------------------------------------------------------------------
+
+const field = get("log-find");
+let search = 0;
+
+async function look(step) {
+  const text = field.value;
+  const mine = ++search;
+  if (!text) return;
+  const start = marked ? marked.from + step : seen().top;
+  set(get("log-found"), "Looking…");
+  const number = await find(text, step, start, first, count, () => mine === search);
+  if (mine !== search) return;
+  set(get("log-found"), number === null ? "Not found" : `In line ${number.toLocaleString("en")}`);
+  if (number === null) return;
+  history.replaceState(null, "", `#L${number}`);
+  show(number, number);
+}
+
+field.addEventListener("keydown", (event) => {
+  if (event.key === "Enter") look(event.shiftKey ? -1 : 1);
+  else if (event.key === "Escape") search++;
+});
+field.addEventListener("input", () => {
+  search++;
+  set(get("log-found"), "");
+});
+
+// --- long lines --------------------------------------------------------------------------
+
+function wrap(whether) {
+  const { number, above } = anchor();
+  const wasAtEnd = isAtEnd();
+  wrapped = whether;
+  card.classList.toggle("wrapped", wrapped);
+  buttons.wrap.setAttribute("aria-pressed", wrapped);
+  forgetHeights();
+  list.style.minWidth = "";
+  widest = 0;
+  room.style.height = `${height()}px`;
+  if (wasAtEnd) scrollToEnd();
+  else scrollTo(topOf(number, first) - above);
   draw();
+}
+
+// What a reader chose holds for all logs; on a narrow screen nothing else can be read.
+function wishesToWrap() {
+  try {
+    const wish = localStorage.getItem("wrap");
+    if (wish) return wish === "yes";
+  } catch {
+    // A browser that keeps nothing.
+  }
+  return matchMedia("(max-width: 48rem)").matches;
+}
+
+buttons.wrap.addEventListener("click", () => {
+  wrap(!wrapped);
+  try {
+    localStorage.setItem("wrap", wrapped ? "yes" : "no");
+  } catch {
+    // Then it holds for this one.
+  }
 });
-addEventListener("hashchange", jumpToHash);
-new ResizeObserver(draw).observe(box);
+
+let width = box.clientWidth;
+
+new ResizeObserver(() => {
+  if (box.clientWidth !== width) {
+    width = box.clientWidth;
+    wrap(wrapped);
+  }
+  draw();
+}).observe(box);
 
 // --- live --------------------------------------------------------------------------------
 
 let stream = null;
 let patience = PATIENCE_MS;
+let crowded = CROWDED_PATIENCE_MS;
+let isAway = false;
+let leaving = null;
 
 function say(text) {
-  if (status.textContent !== text) status.textContent = text;
-  status.dataset.says = text;
+  set(state, text);
+  state.dataset.says = text;
 }
 
 function connect() {
-  if (stream || !running || document.hidden) return;
-  stream = new EventSource(`${here}/events?after=${count}`);
+  if (stream || !running || isAway || document.hidden) return;
+  stream = new EventSource(`${location.pathname}/events?after=${count}`);
+  let hasOpened = false;
   stream.addEventListener("open", () => {
+    hasOpened = true;
     patience = PATIENCE_MS;
+    crowded = CROWDED_PATIENCE_MS;
     say("live");
   });
-  stream.addEventListener("log", (event) => {
-    const number = Number(event.lastEventId);
-    if (number <= count) return;
-    count = number;
-    // What nobody looks at is not kept: it is fetched when it is.
-    if (following || blocks.has(blockOf(number))) keep(number, JSON.parse(event.data));
-    if (following) forgetFar();
-    draw();
-  });
+  stream.addEventListener("log", (event) => take(Number(event.lastEventId), event.data));
   stream.addEventListener("task", (event) => {
     if (JSON.parse(event.data).status !== "running") finish();
     refresh();
   });
-  stream.addEventListener("error", again);
+  stream.addEventListener("error", () => again(hasOpened));
+}
+
+function take(number, data) {
+  if (number <= count) return;
+  count = number;
+  // What nobody looks at is not kept: it is fetched when it is.
+  if (following || hasNeighbours(number)) keep(number, JSON.parse(data));
+  if (following) forgetFar(number);
+  draw();
 }
 
 function disconnect() {
@@ -294,21 +470,50 @@ function finish() {
   running = false;
   disconnect();
   say("ended");
-  followButton.hidden = true;
+  buttons.follow.hidden = true;
+  if (nothing) set(nothing, "It logged nothing.");
+  draw();
 }
 
 // Whatever broke the stream, the page itself tells: it is there, deleted, or out of reach.
-async function again() {
+async function again(hasOpened) {
   disconnect();
-  const state = await refresh();
-  if (state === "gone") return finish(), say("");
+  const found = await refresh();
   if (!running) return;
-  say("reconnecting…");
-  patience = Math.min(2 * patience, LONGEST_PATIENCE_MS);
-  setTimeout(connect, patience);
+  if (found === "away" || hasOpened) {
+    say("reconnecting…");
+    patience = Math.min(2 * patience, LONGEST_PATIENCE_MS);
+    setTimeout(connect, patience);
+  } else {
+    // All places are taken.
+    say("every second");
+    setTimeout(connect, crowded);
+    crowded = Math.min(2 * crowded, LONGEST_CROWDED_MS);
+  }
 }
 
+function leaveSoon() {
+  leaving ??= setTimeout(() => {
+    isAway = true;
+    disconnect();
+    if (running) say("every second");
+  }, AWAY_MS);
+}
+
+function comeBack() {
+  clearTimeout(leaving);
+  leaving = null;
+  isAway = false;
+  connect();
+}
+
+addEventListener("blur", leaveSoon);
+addEventListener("focus", comeBack);
 document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
+document.addEventListener("gone", ({ detail: text }) => {
+  finish();
+  say(text);
+});
 document.addEventListener("refreshed", ({ detail: page }) => {
   const now = page.getElementById("log").dataset;
   first = Math.max(first, Number(now.first));
@@ -317,8 +522,14 @@ document.addEventListener("refreshed", ({ detail: page }) => {
   draw();
 });
 
-for (const button of document.querySelectorAll(".tools [hidden]")) button.hidden = false;
+for (const name of ["follow", "wrap"]) buttons[name].hidden = false;
+field.hidden = false;
 if (!running) finish();
+if (wishesToWrap()) wrap(true);
+// Of what failed, the last lines tell why.
+if (box.dataset.status === "error") scrollToEnd();
 drawNow();
-jumpToHash();
+if (box.dataset.status === "error") scrollToEnd();
+showHash();
+if (!document.hasFocus()) leaveSoon();
 connect();

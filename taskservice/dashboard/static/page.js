@@ -1,7 +1,7 @@
 // What every page does: shows moments as a person reads them, copies, and keeps itself up to date.
 
 const DAY = 86_400_000;
-const LOOK_MS = 1_500;
+const LOOK_MS = 1_000;
 
 // The one way from text to markup: a page of our own, as the server made and escaped it.
 const pages = globalThis.trustedTypes
@@ -49,22 +49,37 @@ export function tell() {
     if (!element.title) element.title = full.format(moment);
     set(element, SHOWN[element.dataset.show](moment));
   }
-  for (const element of document.querySelectorAll("[data-since]")) {
+  // Of what this page can't see any more it can't say that it goes on.
+  for (const element of document.querySelectorAll("title[data-moment]")) {
+    const moment = new Date(element.dataset.moment);
+    set(element, `${full.format(moment)}: ${element.dataset.words}`);
+  }
+  for (const element of gone ? [] : document.querySelectorAll("[data-since]")) {
     set(element, spoken(Math.max(0, (Date.now() - new Date(element.dataset.since)) / 1000)));
   }
 }
 
 // --- copying -----------------------------------------------------------------------------
 
-async function copy(button) {
-  const element = document.querySelector(button.dataset.copy);
+export async function copyText(text) {
   try {
-    await navigator.clipboard.writeText(element.textContent);
+    await navigator.clipboard.writeText(text);
   } catch {
     // Without TLS a browser has no clipboard for us; but it copies what is selected.
-    getSelection().selectAllChildren(element);
+    const before = document.activeElement;
+    const field = document.createElement("textarea");
+    field.className = "unseen";
+    field.value = text;
+    document.body.append(field);
+    field.select();
     document.execCommand("copy");
+    field.remove();
+    before?.focus();
   }
+}
+
+async function copy(button) {
+  await copyText(document.querySelector(button.dataset.copy).textContent);
   const label = button.firstChild;
   label.data = "Copied";
   setTimeout(() => (label.data = "Copy"), 1_500);
@@ -79,8 +94,53 @@ function showCopyButtons() {
   for (const button of document.querySelectorAll("[data-copy]")) button.hidden = false;
 }
 
+// --- the menu ----------------------------------------------------------------------------
+
+const menu = document.getElementById("menu");
+
+addEventListener("click", ({ target }) => {
+  if (!menu?.contains(target)) menu?.removeAttribute("open");
+});
+addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || !menu?.open) return;
+  menu.open = false;
+  menu.firstElementChild.focus();
+});
+
+// --- forms -------------------------------------------------------------------------------
+
+// Whoever clicks twice wants it once.
+const sent = new Set();
+
+addEventListener("submit", (event) => {
+  if (sent.has(event.target)) event.preventDefault();
+  else if (event.target.method === "post") sent.add(event.target);
+});
+addEventListener("pageshow", () => sent.clear());
+
+// Filters apply at once, and leave the focus where it is.
+const search = document.getElementById("search");
+
+search?.addEventListener("change", () => {
+  const wishes = [...new FormData(search)].filter(([, text]) => text);
+  const query = new URLSearchParams(wishes).toString();
+  history.pushState(null, "", query ? `?${query}` : location.pathname);
+  shown = location.search;
+  etag = null;
+  refresh();
+});
+let shown = location.search;
+addEventListener("popstate", () => {
+  // A link to a part of the page is one, too.
+  if (search && location.search !== shown) location.reload();
+});
+
+// What was shown once is not asked for again, and to come back here sends no form.
+if (document.querySelector("[data-once]")) history.replaceState(null, "", location.href);
+
 // --- up to date --------------------------------------------------------------------------
 
+let gone = false;
 let etag = null;
 // Part -> its markup as the server gave it, which the page has changed since.
 const given = new WeakMap();
@@ -96,7 +156,9 @@ function replace(part, fresh) {
   const focused = part.contains(document.activeElement) ? document.activeElement : null;
   const node = document.importNode(fresh, true);
   given.set(node, fresh.outerHTML);
+  const open = [...part.querySelectorAll("details[open]")].map(({ id }) => id);
   part.replaceWith(node);
+  for (const fold of node.querySelectorAll("details")) fold.open ||= open.includes(fold.id);
   if (focused) again(node, focused)?.focus();
   return node;
 }
@@ -139,11 +201,10 @@ export function notice(text, link) {
   place.replaceChildren(...(text ? [line] : []));
 }
 
-let gone = false;
-
 function end(text, path) {
   gone = true;
   document.body.classList.add("gone");
+  document.dispatchEvent(new CustomEvent("gone", { detail: text }));
   const home = document.querySelector("header .title").href;
   const here = location.pathname + location.search;
   const link = document.createElement("a");
@@ -157,15 +218,16 @@ function end(text, path) {
 export async function refresh() {
   if (gone) return "gone";
   const headers = etag ? { "If-None-Match": etag } : {};
+  const address = location.href;
   let response;
   try {
-    response = await fetch(location.href, { headers, redirect: "manual", cache: "no-store" });
+    response = await fetch(address, { headers, redirect: "manual", cache: "no-store" });
   } catch {
     notice("The service is out of reach. Trying again…");
     return "away";
   }
   if (response.type === "opaqueredirect") return end("You are signed out.", "sign-in");
-  if (response.status === 404) return end("This task was deleted.");
+  if (response.headers.has("Task-Gone")) return end("This task was deleted.");
   if (response.status === 304 || response.ok) {
     if (document.getElementById("notice").dataset.says) notice("");
   }
@@ -174,11 +236,14 @@ export async function refresh() {
     notice("The service can’t answer now. Trying again…");
     return "away";
   }
-  etag = response.headers.get("ETag");
   const text = pages.createHTML(await response.text());
+  // Meanwhile somebody may have wished for something else.
+  if (address !== location.href) return "same";
+  etag = response.headers.get("ETag");
   const fresh = new DOMParser().parseFromString(text, "text/html");
   for (const part of document.querySelectorAll("[data-live]")) {
     const other = fresh.getElementById(part.id);
+    if (!other && part.dataset.live === "page") location.reload();
     if (!other) continue;
     if (part.dataset.live === "rows") replaceRows(part, other);
     else replace(part, other);

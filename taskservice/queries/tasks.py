@@ -1,0 +1,50 @@
+"""Reads of single tasks."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import bindparam, literal_column, select
+
+from taskservice.access import Caller, visible_tasks
+from taskservice.db import reading
+from taskservice.models import RUNNING, Log, Task
+from taskservice.queries.rows import TASK_COLUMNS, AnySelect, TaskRow
+
+
+def with_log(columns: Iterable[Any]) -> AnySelect:
+    statement: AnySelect = select(*columns, Log.id.label("log_id"))
+    return statement.outerjoin(Log, Log.task_id == Task.id)
+
+
+tasks_with_log = with_log(TASK_COLUMNS)
+_TASK = tasks_with_log.where(Task.id == bindparam("task_id"), visible_tasks)
+_WAITING = (
+    select(Task.id)
+    .where(
+        Task.user_id == bindparam("user_id"),
+        Task.agent_id == bindparam("of_agent_id"),
+        # As the index of just these tasks has it.
+        Task.status == literal_column(f"'{RUNNING}'"),
+        Task.claimed_at.is_(None),
+    )
+    .limit(1)
+)
+_TASK_BY_ID = tasks_with_log.where(Task.id == bindparam("task_id"))
+
+
+def task(caller: Caller, task_id: str) -> TaskRow | None:
+    with reading() as connection:
+        return connection.execute(_TASK, {"task_id": task_id, **caller.scope}).one_or_none()
+
+
+def has_waiting_task(caller: Caller, agent_id: str) -> bool:
+    """Whether there is a task that the agent could claim."""
+    with reading() as connection:
+        wanted = {"user_id": caller.user_id, "of_agent_id": agent_id}
+        return connection.scalar(_WAITING, wanted) is not None
+
+
+def task_by_id(task_id: str) -> TaskRow | None:
+    """A task whoever it belongs to: for the service itself, never for a caller."""
+    with reading() as connection:
+        return connection.execute(_TASK_BY_ID, {"task_id": task_id}).one_or_none()

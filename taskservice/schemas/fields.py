@@ -1,0 +1,191 @@
+"""What a field may hold, and the limits that the service sets."""
+
+import re
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any
+
+from marshmallow import ValidationError, fields, validate
+
+from taskservice import stamps, strict_json
+from taskservice.models import CANCELLED, DELIVERED, FAILED, PENDING
+
+MAX_NAME = 200
+MAX_DESCRIPTION = 2_000
+MAX_CALLBACK = 2_000
+MAX_WRITER = 64
+# Of one task. All of them go in the one transaction that deletes it.
+MAX_WRITERS = 1_000
+MAX_IDEMPOTENCY_KEY = 255
+MAX_LINE = 64 * 1024
+MAX_MESSAGE = 64 * 1024
+MAX_OBJECT = 1024 * 1024
+MAX_TIMEOUT = 366 * 86_400
+MAX_LIMIT = 1_000
+# Lines of a log in one page.
+MAX_LINES = 10_000
+DEFAULT_LINES = 1_000
+
+DELIVERY_STATES = (PENDING, DELIVERED, FAILED, CANCELLED)
+SORTS = ("-createdAt", "createdAt", "finishedAt")
+
+AGENT_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+# Python's own UUID takes many more spellings, some of them by mistake.
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+# Of the examples in the documentation.
+EXAMPLE_USER = "01a20e63-9218-7bda-b91d-7397fc8ca845"
+EXAMPLE_TASK = "01a20e63-9249-713c-aada-f8fd1cd47589"
+EXAMPLE_KEY = "01a20e63-921a-7c04-8f6e-52a1d0b7c3e9"
+EXAMPLE_DELIVERY = "01a20e63-92c4-7f10-b3a5-9e1d6c2f4b80"
+EXAMPLE_REQUEST = "01a20e63-9301-7d1e-b1a4-0c6f5e2d8a77"
+EXAMPLE_KEY_TEXT = "tsk_agent_..."
+EXAMPLE_MOMENT = "2026-11-24T13:36:00.123Z"
+EXAMPLE_ATTEMPT = {
+    "at": EXAMPLE_MOMENT,
+    "durationMs": 10_002,
+    "statusCode": None,
+    "message": "No answer within 10 s.",
+}
+
+
+def said(description: str, *examples: Any, **keywords: Any) -> dict[str, Any]:
+    """What the documentation says of a field; `keywords` are JSON Schema's own.
+
+    The first example is the field's part of its schema's example.
+    """
+    more = {"examples": list(examples)} if examples else {}
+    return {"description": description, **more, **keywords}
+
+
+class Flag(fields.Boolean):
+    """true or false, and nothing that merely looks like it."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(value, bool):
+            raise self.make_error("invalid", input=value)
+        return value
+
+
+class WholeNumber(fields.Integer):
+    """A JSON number without a fraction; neither a string nor a boolean."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.make_error("invalid", input=value)
+        return value
+
+
+class Moment(fields.Field[str]):
+    """A moment as RFC 3339 has it, with its offset; loaded in our own spelling."""
+
+    _SHAPE = re.compile(
+        r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+    )
+
+    def __init__(
+        self, description: str, *examples: str, round_up: bool = False, **options: Any
+    ) -> None:
+        metadata = said(description, *examples, type="string", format="date-time")
+        super().__init__(metadata=metadata, **options)
+        # We count in milliseconds. Of a bound from above a part of one counts as a whole one.
+        self._more = timedelta(microseconds=999 if round_up else 0)
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
+        try:
+            if not isinstance(value, str) or not self._SHAPE.fullmatch(value):
+                raise ValueError
+            # RFC 3339 allows `t` and `z`, which Python does not know.
+            return stamps.rfc3339(self._rounded(datetime.fromisoformat(value.upper())))
+        except (ValueError, OverflowError):
+            example = "2026-11-24T13:36:00Z"
+            raise ValidationError(f"Must be a moment as in RFC 3339, such as {example}.") from None
+
+    def _rounded(self, moment: datetime) -> datetime:
+        # After the last millisecond of the year 9999 there is none.
+        latest = datetime.max.replace(tzinfo=moment.tzinfo) - self._more
+        return min(moment, latest) + self._more
+
+
+class JsonObject(fields.Dict):
+    """A JSON object of at most 1 MiB when written compactly."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(value, dict):
+            raise self.make_error("invalid")
+        if len(strict_json.dumps(value)) > MAX_OBJECT:
+            raise ValidationError(f"Longer than {MAX_OBJECT} bytes.")
+        return value
+
+
+class Strings(fields.List[str]):
+    """Strings, of which there may be millions: too many to load each as a field of its own."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(value, list):
+            raise self.make_error("invalid")
+        if set(map(type, value)) - {str}:
+            wrong = (number for number, item in enumerate(value) if type(item) is not str)
+            raise ValidationError({number: ["Not a valid string."] for number in islice(wrong, 10)})
+        return value
+
+
+class Names(fields.Field[Sequence[str]]):
+    """Names separated by commas, each one of `known`."""
+
+    def __init__(self, known: Sequence[str], description: str, **options: Any) -> None:
+        # Documented as text, not as an array: not all clients can join one by commas.
+        name = f"(?:{'|'.join(known)})"
+        metadata = said(description, type="string", pattern=f"^{name}(?:,{name})*$")
+        super().__init__(metadata=metadata, **options)
+        self.known = known
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> tuple[str, ...]:
+        names = tuple(value.split(","))
+        unknown = [name for name in names if name not in self.known]
+        if unknown:
+            raise ValidationError([f"Unknown name: {name!r}." for name in unknown])
+        return names
+
+
+class NumberText(fields.Field[int]):
+    """A whole number in the digits 0 to 9, from `low` to `high`."""
+
+    def __init__(self, low: int, high: int, description: str) -> None:
+        super().__init__(metadata=said(description, type="integer", minimum=low, maximum=high))
+        self.low, self.high = low, high
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> int:
+        digits = value.isascii() and value.isdigit() and len(value) <= 19
+        if not digits or not self.low <= int(value) <= self.high:
+            raise ValidationError(f"Must be a whole number from {self.low} to {self.high}.")
+        return int(value)
+
+
+def name_field(description: str, *examples: str, **options: Any) -> fields.String:
+    metadata = said(description, *examples)
+    return fields.String(validate=validate.Length(1, MAX_NAME), metadata=metadata, **options)
+
+
+def id_field(description: str, example: str, **options: Any) -> fields.String:
+    return fields.String(metadata=said(description, example, format="uuid"), **options)
+
+
+def moment_field(description: str, example: str | None, attribute: str) -> fields.String:
+    """A moment of a row, which holds it in our spelling already."""
+    metadata = said(description, example, format="date-time")
+    return fields.String(attribute=attribute, allow_none=example is None, metadata=metadata)
+
+
+def bytes_at_most(limit: int) -> Callable[[str], None]:
+    def check(value: str) -> None:
+        if len(value.encode()) > limit:
+            raise ValidationError(f"Longer than {limit} bytes.")
+
+    return check
+
+
+def parse_id(text: str) -> str | None:
+    """A UUID in lower case, or None where `text` is none in the usual form of 8-4-4-4-12."""
+    return text.lower() if _UUID.fullmatch(text) else None

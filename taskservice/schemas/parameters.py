@@ -1,0 +1,138 @@
+"""What query strings may say."""
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import orjson
+from marshmallow import Schema, ValidationError, fields, validate, validates_schema
+
+from taskservice import stamps
+from taskservice.models import COMPLETE, ERROR, RUNNING
+from taskservice.schemas.answers import TASK_EXPANSIONS, TASK_FIELDS
+from taskservice.schemas.fields import (
+    AGENT_ID,
+    DEFAULT_LINES,
+    MAX_LIMIT,
+    MAX_LINES,
+    MAX_NAME,
+    MAX_WRITER,
+    SORTS,
+    Moment,
+    Names,
+    NumberText,
+    parse_id,
+    said,
+)
+
+
+def _in_words(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+class TaskQuerySchema(Schema):
+    """Which parts of a task are wanted."""
+
+    fields_ = Names(
+        TASK_FIELDS,
+        f"The fields to return, separated by commas: {_in_words(TASK_FIELDS)}. All by default.",
+        data_key="fields",
+        attribute="fields",
+    )
+    expand = Names(
+        TASK_EXPANSIONS, f"What to embed, separated by commas: {_in_words(TASK_EXPANSIONS)}."
+    )
+
+
+class CursorField(fields.Field[tuple[Any, ...]]):
+    """Where a page of a list ended, in a form that nobody needs to understand."""
+
+    def __init__(self) -> None:
+        description = "Where the page before ended: it is in that page's `Link`. Goes with `limit`."
+        super().__init__(metadata=said(description, type="string"))
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        try:
+            sort, since, stage, moment, task_id = orjson.loads(urlsafe_b64decode(value))
+            stages = (0, 1) if sort == "finishedAt" else (0,)
+            # The types first: who takes a cursor apart puts in whatever JSON has.
+            are_texts = all(type(part) is str for part in (sort, since, moment, task_id))
+            if not are_texts or type(stage) is not int or stage not in stages:
+                raise ValueError
+            if sort not in SORTS or parse_id(task_id) != task_id:
+                raise ValueError
+            if not (_is_ours(since) and _is_ours(moment)):
+                raise ValueError
+        except (ValueError, TypeError, OverflowError):
+            raise ValidationError("Is no cursor of this list.") from None
+        return sort, since, stage, moment, task_id
+
+
+def _is_ours(moment: str) -> bool:
+    return stamps.rfc3339(datetime.fromisoformat(moment)) == moment
+
+
+def dump_cursor(sort: str, since: str, stage: int, moment: str, task_id: str) -> str:
+    """The cursor of a place in a list; CursorField loads it."""
+    return urlsafe_b64encode(orjson.dumps((sort, since, stage, moment, task_id))).decode()
+
+
+class ListQuerySchema(TaskQuerySchema):
+    """Which tasks a list has, and in which order."""
+
+    status = fields.String(
+        validate=validate.OneOf([RUNNING, COMPLETE, ERROR]),
+        metadata=said("Only tasks that stand so."),
+    )
+    agentId = fields.String(
+        validate=validate.Regexp(AGENT_ID.pattern + r"\Z"),
+        metadata=said("Only tasks of this agent.", pattern=f"^{AGENT_ID.pattern}$"),
+    )
+    q = fields.String(
+        validate=validate.Length(1, MAX_NAME),
+        metadata=said("Only tasks with this in their name, in any case."),
+    )
+    createdAfter = Moment("Only tasks started after this moment.")
+    createdBefore = Moment("Only tasks started before this moment.", round_up=True)
+    finishedAfter = Moment("Only tasks that ended after this moment.")
+    sort = fields.String(
+        validate=validate.OneOf(SORTS),
+        metadata=said(
+            "`-createdAt`: newest first; `createdAt`: oldest first; `finishedAt`: by their end, "
+            "running ones last.",
+            default=SORTS[0],
+        ),
+    )
+    limit = NumberText(1, MAX_LIMIT, "How many tasks a page has; without it all come, streamed.")
+    cursor = CursorField()
+
+    @validates_schema
+    def check_cursor(self, data: dict[str, Any], **kwargs: Any) -> None:
+        if "cursor" not in data:
+            return
+        if "limit" not in data:
+            raise ValidationError("Goes with limit.", "cursor")
+        if data["cursor"][0] != data.get("sort", SORTS[0]):
+            raise ValidationError("Belongs to a list in another order.", "cursor")
+
+
+class LogQuerySchema(Schema):
+    """Which lines are wanted."""
+
+    after = NumberText(0, (1 << 63) - 1, "Only lines after this number; from the first by default.")
+    limit = NumberText(
+        1,
+        MAX_LINES,
+        f"At most so many lines. {DEFAULT_LINES:,} by default; as `text/plain`, all of them.",
+    )
+
+
+class AppendQuerySchema(Schema):
+    """What goes into the body where that is JSON."""
+
+    seq = NumberText(1, 1 << 53, "With `text/plain`: as `seq` in the JSON body.")
+    writer = fields.String(
+        validate=validate.Length(max=MAX_WRITER),
+        metadata=said("With `text/plain`: as `writer` in the JSON body."),
+    )

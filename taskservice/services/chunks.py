@@ -1,0 +1,99 @@
+"""Lines that arrive become chunks of bounded size, without an object for each line."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from taskservice.problems import unfit
+from taskservice.schemas import MAX_LINE
+
+# A chunk is read whole, even for one line of it.
+CHUNK_BYTES = 64 * 1024
+CHUNK_LINES = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """So many lines, joined by line feeds; `size` is in bytes of UTF-8, each line's end counted."""
+
+    text: str
+    count: int
+    size: int
+
+
+def of_text(data: bytes) -> list[Chunk]:
+    """The lines of a text: each ends at a line feed, the last one also without.
+
+    One carriage return before the line feed is dropped; NUL, and what is no UTF-8, becomes
+    U+FFFD. Raises 422 for a line that is too long.
+    """
+    # No character of several bytes has a line feed in it, whole or broken.
+    texts = (piece.decode(errors="replace") for piece in _pieces(data))
+    return _checked([_chunk(text.replace("\0", "\ufffd").replace("\r\n", "\n")) for text in texts])
+
+
+def of_strings(strings: Sequence[str]) -> list[Chunk]:
+    """The lines of several texts without NUL, where an empty text is an empty line."""
+    if not strings:
+        return []
+    text = "\n".join(strings)
+    if text.count("\n") >= len(strings):
+        # Some have line feeds of their own.
+        text = "\n".join(string.replace("\r\n", "\n").removesuffix("\n") for string in strings)
+    # The last one ends too, so that it counts where it is empty.
+    return _checked([_chunk(piece.decode()) for piece in _pieces(f"{text}\n".encode())])
+
+
+def without_first(chunks: Sequence[Chunk], count: int) -> list[Chunk]:
+    """These chunks without their first `count` lines."""
+    whole = 0
+    while whole < len(chunks) and count >= chunks[whole].count:
+        count -= chunks[whole].count
+        whole += 1
+    rest = list(chunks[whole:])
+    if rest and count:
+        rest[0] = _chunk(rest[0].text.split("\n", count)[count] + "\n")
+    return rest
+
+
+def _pieces(data: bytes) -> Iterator[bytes]:
+    """Lines with their ends, as many together as a chunk may have; at least one."""
+    start = 0
+    while start < len(data):
+        end = _end_of_piece(data, start)
+        yield data[start:end]
+        start = end
+
+
+def _end_of_piece(data: bytes, start: int) -> int:
+    limit = start + CHUNK_BYTES
+    end = len(data)
+    if limit < end:
+        # At the last line feed before the limit, or else at the first one after it.
+        end = data.rfind(b"\n", start, limit) + 1 or data.find(b"\n", limit) + 1 or end
+    if data.count(b"\n", start, end) >= CHUNK_LINES:
+        end -= len(data[start:end].split(b"\n", CHUNK_LINES)[CHUNK_LINES])
+    return end
+
+
+def _chunk(text: str) -> Chunk:
+    text = text.removesuffix("\n")
+    return Chunk(text, text.count("\n") + 1, len(text.encode()) + 1)
+
+
+def _checked(chunks: list[Chunk]) -> list[Chunk]:
+    before, too_long = 0, list[int]()
+    for chunk in chunks:
+        too_long += [before + place for place in _too_long(chunk)]
+        before += chunk.count
+    if too_long:
+        messages = {str(number): [f"Longer than {MAX_LINE} bytes."] for number in too_long[:10]}
+        raise unfit({"logs": messages})
+    return chunks
+
+
+def _too_long(chunk: Chunk) -> list[int]:
+    """The places in this chunk of lines that are too long."""
+    if chunk.size <= MAX_LINE:
+        return []
+    lines = chunk.text.split("\n")
+    return [place for place, line in enumerate(lines) if len(line.encode()) > MAX_LINE]

@@ -1,0 +1,280 @@
+"""The real service over a real socket: whatever is sent, it is refused as a problem, and well."""
+
+import json
+import os
+import socket
+import sqlite3
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from taskservice import schemas
+from taskservice.schemas import MAX_CALLBACK, MAX_NAME, MAX_OBJECT
+from tests.conftest import Databases
+from tests.live import Service
+from tests.people import API, RemotePerson
+
+JSON = "application/json"
+
+
+class Wire:
+    """A service, a user of it, a task, and a socket for each request."""
+
+    def __init__(self, service: Service, data: Path) -> None:
+        self.service, self.data = service, data
+        self.alice = service.add_user()
+        self.key = str(self.alice.session.headers["apikey"])
+        self.task = self.alice.start()
+
+    def send(self, data: bytes) -> tuple[int, dict[str, str], bytes]:
+        """The status, the headers and the body of the answer to these bytes, and no more."""
+        with socket.create_connection(("127.0.0.1", self.service.port), timeout=20) as client:
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+            answer = b"".join(iter(lambda: client.recv(65536), b""))
+        head, _, body = answer.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines)
+        return int(first.split()[1]), headers, body
+
+    def is_refused(self, data: bytes, *statuses: int) -> None:
+        status, headers, body = self.send(data)
+        assert status in statuses, (status, body[:500])
+        assert headers["content-type"] == "application/problem+json"
+        assert json.loads(body)["status"] == status
+        assert b"Traceback" not in body
+
+    def is_well(self) -> None:
+        """It answers as ever, and nothing was stored or changed by what it refused."""
+        tasks = self.alice.request("GET", "/task").json()
+        assert tasks == [self.task]
+        assert len(self.alice.request("GET", "/agent").json()) == 1
+
+    def post(self, body: bytes, *headers: bytes, path: str = "/task") -> bytes:
+        return self.head("POST", path, b"Content-Length: %d" % len(body), *headers) + body
+
+    def head(self, method: str, path: str, *headers: bytes, key: bytes | None = None) -> bytes:
+        bearer = b"apikey: " + (self.key.encode() if key is None else key)
+        lines = [f"{method} {API}{path} HTTP/1.1".encode(), b"Host: x", bearer, *headers]
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def wire(
+    request: pytest.FixtureRequest,
+    databases: Databases,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Wire]:
+    data = tmp_path_factory.mktemp("wire") / "data"
+    # A database of its own, since the others are emptied for each test.
+    is_sqlite = request.param == "sqlite"
+    url = databases.copy_sqlite(data) if is_sqlite else databases.new_postgresql()
+    with Service(data, DATABASE_URL=url) as service:
+        yield Wire(service, data)
+
+
+TYPED = b"Content-Type: application/json"
+
+
+def inside(text: bytes) -> bytes:
+    return b'{"agentId":"summarizer","input":{"x":' + text + b"}}"
+
+
+BODIES: dict[str, tuple[bytes, int]] = {
+    "empty": (b"", 400),
+    "null": (b"null", 422),
+    "an array": (b"[]", 422),
+    "UTF-16": ('{"agentId":"summarizer"}'.encode("utf-16"), 400),
+    "a byte order mark": (b'\xef\xbb\xbf{"agentId":"summarizer"}', 400),
+    "invalid UTF-8": (inside(b'"\xff"'), 400),
+    "depth 100,000": (inside(b"[" * 100_000 + b"]" * 100_000), 400),
+    "depth 100,000 of objects": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, 400),
+    "NaN": (inside(b"NaN"), 400),
+    "1e999": (inside(b"1e999"), 422),
+    "5,000 digits": (inside(b"1" * 5_000), 422),
+    "duplicate keys": (b'{"agentId":"summarizer","agentId":"summarizer"}', 400),
+    "a lone surrogate": (inside(b'"\\ud800"'), 400),
+    "a raw NUL": (inside(b'"a\0b"'), 400),
+    "2**63 as a timeout": (b'{"agentId":"summarizer","timeout":9223372036854775808}', 422),
+    "an unknown field": (b'{"agentId":"summarizer","nonsense":1}', 422),
+    "a read-only field": (b'{"agentId":"summarizer","id":"x"}', 422),
+}
+
+
+@pytest.mark.parametrize(("body", "status"), BODIES.values(), ids=BODIES)
+def test_body_that_is_unreadable_or_unfit_is_refused(wire: Wire, body: bytes, status: int) -> None:
+    wire.is_refused(wire.post(body, TYPED), status)
+    wire.is_well()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"Content-Type: text/html", b"Content-Type: \xff", b"Content-Encoding: gzip", b"X: y"],
+)
+def test_body_of_another_type_is_415(wire: Wire, header: bytes) -> None:
+    typed = [TYPED] if header.startswith(b"Content-Encoding") else []
+    wire.is_refused(wire.post(b'{"agentId":"summarizer"}', header, *typed), 415)
+    wire.is_well()
+
+
+def test_numbers_and_nul_that_are_fit_are_kept(wire: Wire) -> None:
+    status, _, body = wire.send(wire.post(inside(b'[9223372036854775808,"a\\u0000b"]'), TYPED))
+    assert status == 201
+    assert b'"x":[9223372036854775808,"a\xef\xbf\xbdb"]' in body
+    wire.alice.request("DELETE", f"/task/{json.loads(body)['id']}").raise_for_status()
+    wire.is_well()
+
+
+@pytest.mark.parametrize(
+    ("key", "statuses"),
+    [(b"", (401,)), (b"x" * 8000, (401,)), (b"x" * 8200, (431,)), ("tsk_usér".encode(), (401,)),
+     (b"\xff\xfe", (401,)), (b"tsk_user_" + b"0" * 43, (401,))],
+    ids=["empty", "8 kB", "over 8 kB", "non-ASCII", "no UTF-8", "made up"],
+)  # fmt: skip
+def test_odd_key_is_refused(wire: Wire, key: bytes, statuses: tuple[int, ...]) -> None:
+    wire.is_refused(wire.head("GET", "/user", key=key), *statuses)
+    wire.is_well()
+
+
+def test_key_sent_twice_or_not_at_all_is_401(wire: Wire) -> None:
+    wire.is_refused(wire.head("GET", "/user", b"apikey: " + wire.key.encode()), 401)
+    wire.is_refused(f"GET {API}/user HTTP/1.1\r\nHost: x\r\n\r\n".encode(), 401)
+    path = f"{API}/user?apikey={wire.key}"
+    wire.is_refused(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode(), 401)
+    wire.is_well()
+
+
+def test_key_that_ends_in_this_second_is_401_from_then_on(wire: Wire) -> None:
+    end = datetime.now(UTC) + timedelta(seconds=1.5)
+    wishes = {"name": "short", "expiresAt": end.isoformat()}
+    key = wire.alice.request("POST", "/key", json=wishes).json()["key"].encode()
+    assert wire.send(wire.head("GET", "/user", key=key))[0] == 200
+    time.sleep(max(0.0, (end - datetime.now(UTC)).total_seconds()))
+    wire.is_refused(wire.head("GET", "/user", key=key), 401)
+
+
+def requests_that_are_no_http(wire: Wire) -> dict[str, tuple[bytes, int]]:
+    key = b"apikey: %b\r\n" % wire.key.encode()
+    get = b"GET /api/v1/user HTTP/1.1\r\n"
+    return {
+        "no Host": (get + key + b"\r\n", 400),
+        "two lengths": (wire.post(b"{}", TYPED, b"Content-Length: 3"), 400),
+        "a length and chunks": (wire.post(b"{}", TYPED, b"Transfer-Encoding: chunked"), 400),
+        "a bad chunk": (wire.head("POST", "/task", b"Transfer-Encoding: chunked") + b"zz\r\n", 400),
+        "a coding": (
+            wire.head("POST", "/task", b"Transfer-Encoding: gzip, chunked") + b"0\r\n\r\n", 501,
+        ),
+        "a header of 20 kB": (wire.head("GET", "/user", b"X: " + b"x" * 20_000), 431),
+        "a URL of 10 kB": (wire.head("GET", f"/user?{'x' * 10_000}"), 414),
+        "an unknown method": (wire.head("BREW", "/task"), 405),
+        "a method in small letters": (wire.head("get", "/task"), 400),
+    }  # fmt: skip
+
+
+def test_what_is_no_proper_http_is_refused(wire: Wire, subtests: pytest.Subtests) -> None:
+    for name, (data, status) in requests_that_are_no_http(wire).items():
+        with subtests.test(name):
+            wire.is_refused(data, status)
+            wire.is_well()
+
+
+def test_body_that_is_cut_off_stores_nothing(wire: Wire) -> None:
+    for data in (
+        wire.head("POST", "/task", TYPED, b"Content-Length: 200") + b'{"agentId":"summarizer"}',
+        wire.head("POST", "/task", TYPED, b"Transfer-Encoding: chunked") + b"18\r\n{",
+    ):
+        with socket.create_connection(("127.0.0.1", wire.service.port), timeout=20) as client:
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+            # There is nobody who could be answered.
+            assert client.recv(1000) == b""
+        wire.is_well()
+
+
+# --- limits ------------------------------------------------------------------------------
+
+
+def callback(size: int) -> str:
+    start = "http://127.0.0.1:9/"
+    return start + "x" * (size - len(start))
+
+
+def filling(size: int) -> dict[str, Any]:
+    """An object that has so many bytes when it is written compactly."""
+    return {"x": "y" * (size - len('{"x":""}'))}
+
+
+LIMITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "name": ({"name": "x" * MAX_NAME}, {"name": "x" * (MAX_NAME + 1)}),
+    "callback": ({"callback": callback(MAX_CALLBACK)}, {"callback": callback(MAX_CALLBACK + 1)}),
+    "input": ({"input": filling(MAX_OBJECT)}, {"input": filling(MAX_OBJECT + 1)}),
+    "timeout": ({"timeout": schemas.MAX_TIMEOUT}, {"timeout": schemas.MAX_TIMEOUT + 1}),
+}
+
+
+@pytest.mark.parametrize("field", LIMITS)
+def test_limit_is_fit_and_one_past_it_is_422(wire: Wire, field: str) -> None:
+    fit, unfit = LIMITS[field]
+    body = json.dumps({"agentId": "summarizer", **unfit}).encode()
+    wire.is_refused(wire.post(body, TYPED), 422)
+    wire.is_well()
+    task = wire.alice.start(**fit)
+    assert task[field] == fit[field] if field in task else True
+    wire.alice.request("DELETE", f"/task/{task['id']}").raise_for_status()
+
+
+def test_limits_of_a_report_and_of_a_line_are_exact(wire: Wire) -> None:
+    task = wire.alice.start()
+    path = f"/task/{task['id']}"
+    largest = filling(MAX_OBJECT)
+    for output, status in ((largest, 200), ({"z": 1}, 422), (filling(MAX_OBJECT + 1), 422)):
+        answer = wire.alice.request("PATCH", path, json={"output": output})
+        assert answer.status_code == status
+    for size, status in ((schemas.MAX_LINE, 201), (schemas.MAX_LINE + 1, 422)):
+        answer = wire.alice.request("POST", f"{path}/logs", json={"logs": ["x" * size]})
+        assert answer.status_code == status
+    kept = wire.alice.request("DELETE", path).json()
+    assert (kept["output"] == largest, kept["logCount"]) == (True, 1)
+
+
+def test_body_of_10_mib_is_fit_and_one_byte_more_is_413(wire: Wire) -> None:
+    task = wire.alice.start()
+    path, size = f"/task/{task['id']}/logs", 10 * 1024 * 1024
+    body = (b"x" * 1023 + b"\n") * (size // 1024)
+    answer = wire.alice.request("PUT", path, data=body)
+    assert (answer.status_code, answer.json()["logCount"]) == (201, size // 1024)
+    wire.is_refused(wire.head("PUT", f"{path}", b"Content-Length: %d" % (size + 1)), 413)
+    wire.alice.request("DELETE", f"/task/{task['id']}?fields=id").raise_for_status()
+    wire.is_well()
+
+
+# --- users that are gone -----------------------------------------------------------------
+
+
+def test_key_of_a_deleted_user_is_401(wire: Wire) -> None:
+    added = wire.service.run("user", "add", "leaver")
+    leaver = RemotePerson(wire.service.url, added.stdout.strip())
+    assert leaver.request("GET", "/user").status_code == 200
+    delete_user(wire, "leaver")
+    answer = leaver.request("GET", "/user")
+    assert (answer.status_code, answer.json()["detail"]) == (401, "API key is invalid")
+    wire.is_well()
+
+
+def delete_user(wire: Wire, name: str) -> None:
+    """In the database itself: there is no other way."""
+    url = wire.service.environment["TASKSERVICE_DATABASE_URL"]
+    if url.startswith("sqlite"):
+        connection = sqlite3.connect(os.fspath(wire.data / "taskservice.db"))
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("DELETE FROM users WHERE name = ?", [name])
+        connection.commit()
+        connection.close()
+    else:
+        with psycopg.connect(url) as server:
+            server.execute("DELETE FROM users WHERE name = %s", [name])
