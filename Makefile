@@ -51,7 +51,7 @@ test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks
 	$(BIN)/python -m pytest -m slow tests/test_big.py tests/test_appends.py
 
 test-callbacks: $(VENV)/installed-test ## Webhooks, while the service is killed at any moment
-	$(BIN)/python -m pytest -n auto -m slow tests/test_delivery_crashes.py
+	$(BIN)/python -m pytest -n $(PROCESSES) -m slow tests/test_delivery_crashes.py
 
 test-agent: $(VENV)/installed-test ## Lines on their way while everything is killed
 	AGENT_LINES=$${AGENT_LINES:-100000} AGENT_KILLS=$${AGENT_KILLS:-10} \

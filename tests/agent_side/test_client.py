@@ -5,7 +5,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -243,8 +245,8 @@ def test_long_and_odd_lines_are_made_to_fit(alice: RemotePerson, client: Client)
 
 def test_many_threads_write_to_one_task(alice: RemotePerson, client: Client) -> None:
     def write(number: int) -> None:
-        for count in range(200):
-            task.log(f"{number} {count}")
+        for place in range(200):
+            task.log(f"{number} {place}")
 
     with client.start("summarizer") as task:
         threads = [threading.Thread(target=write, args=[number]) for number in range(5)]
@@ -525,25 +527,8 @@ def test_answers_lost_at_appends_double_nothing(alice: RemotePerson, client: Cli
     path = f"/task/{task.id}"
     assert alice.request("GET", path).json()["logs"] == []
 
-    count = 0
-
-    def relay(exchange: Exchange) -> None:
-        nonlocal count
-        count += 1
-        request = exchange.request
-        answer = alice.request(
-            request.method, request.path.removeprefix("/api/v1"), data=request.body,
-            headers={"Content-Type": request.headers.get("content-type", "application/json")}
-            | {name: text for name, text in request.headers.items() if name == "idempotency-key"},
-        )  # fmt: skip
-        if count % 3:
-            content = {"Content-Type": answer.headers.get("Content-Type", "")}
-            play.answer(answer.status_code, content, answer.content)(exchange)
-        else:
-            play.reset()(exchange)
-
     with Receiver() as between:
-        between.answer = relay
+        between.answer = losing(alice, lambda number: number % 3 == 0)
         key = str(alice.session.headers["apikey"])
         with Client(between.url, key, patience=30).start("relayed") as task:
             for number in range(8):
@@ -552,7 +537,37 @@ def test_answers_lost_at_appends_double_nothing(alice: RemotePerson, client: Cli
     (found,) = tasks(alice, agentId="relayed")
     assert found["logs"] == [f"line {number}" for number in range(8)]
     assert found["status"] == "complete"
-    assert count > 9
+    assert len(between.requests) > 9
+
+
+def losing(person: RemotePerson, is_lost: Callable[[int], bool]) -> Behaviour:
+    """Passes on to the service, and loses the answers whose numbers, from 1, are to be lost."""
+    numbers = count(1)
+
+    def relay(exchange: Exchange) -> None:
+        request, number = exchange.request, next(numbers)
+        answer = person.request(
+            request.method, request.path.removeprefix("/api/v1"), data=request.body,
+            headers={"Content-Type": request.headers.get("content-type", "application/json")}
+            | {name: text for name, text in request.headers.items() if name == "idempotency-key"},
+        )  # fmt: skip
+        if is_lost(number):
+            play.reset()(exchange)
+        else:
+            content = {"Content-Type": answer.headers.get("Content-Type", "")}
+            play.answer(answer.status_code, content, answer.content)(exchange)
+
+    return relay
+
+
+def test_answer_lost_at_a_claim_loses_no_task(alice: RemotePerson) -> None:
+    first, second = alice.start("lossy"), alice.start("lossy")
+    with Receiver() as between:
+        between.answer = losing(alice, lambda number: number == 1)
+        client = Client(between.url, str(alice.session.headers["apikey"]), patience=30)
+        claimed = [client.claim("lossy", wait=0) for _ in range(3)]
+    assert [task.id if task else None for task in claimed] == [first["id"], second["id"], None]
+    assert len(between.requests) == 4
 
 
 def test_service_that_stays_away_is_raised_and_does_not_hang(tmp_path: Path) -> None:
