@@ -1,4 +1,4 @@
-"""An API key becomes the caller: that in the `apikey` header, or that of a session."""
+"""An API key becomes the caller: that in a request's headers, or that of a session."""
 
 from threading import Lock
 from typing import cast
@@ -11,6 +11,7 @@ from taskservice.access import Caller
 from taskservice.problems import Problem
 from taskservice.queries import AnyRow
 
+BEARER = "bearer"
 # A moment's text up to its minute.
 MINUTE = len("2026-11-24T13:36")
 
@@ -20,11 +21,27 @@ _lock = Lock()
 
 
 def authenticate() -> None:
-    """Put the caller of this request where `caller` finds it; raises 401 for any other key.
+    """Put the caller of this request where `caller` finds it; raises 401 for any other key."""
+    headers = request.headers
+    admit(valid_key(key_in_headers(headers.get("apikey"), headers.get("Authorization"))))
 
-    Two `apikey` headers arrive joined by a comma, which no key contains.
+
+def key_in_headers(apikey: str | None, authorization: str | None) -> str:
+    """The text of the key in these two headers; empty, as no key is, unless there is exactly one.
+
+    A header that was sent twice is given joined by a comma, which no key contains.
     """
-    admit(valid_key(request.headers.get("apikey", "")))
+    credentials = (authorization or "").split(",")
+    if not any(map(_is_bearer, credentials)):
+        # Another scheme is for a proxy in front.
+        return apikey or ""
+    if apikey is not None or len(credentials) > 1:
+        return ""
+    return credentials[0].strip(" ")[len(BEARER) :].strip(" ")
+
+
+def _is_bearer(credentials: str) -> bool:
+    return credentials.lower().split()[:1] == [BEARER]
 
 
 def valid_key(text: str) -> AnyRow:

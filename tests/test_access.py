@@ -4,6 +4,7 @@ import hashlib
 import math
 import re
 import sqlite3
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 
@@ -100,8 +101,8 @@ def test_key_in_the_query_does_not_count(alice: Person, app: Flask) -> None:
 
 def test_key_in_another_header_or_a_cookie_does_not_count(alice: Person, app: Flask) -> None:
     for headers in (
-        {"Authorization": f"Bearer {alice.key}"},
         {"X-Api-Key": alice.key},
+        {"Proxy-Authorization": f"Bearer {alice.key}"},
         {"Cookie": f"apikey={alice.key}"},
     ):
         problem(answer_to_nobody(app, path=f"{PREFIX}/task", headers=headers), 401)
@@ -110,6 +111,62 @@ def test_key_in_another_header_or_a_cookie_does_not_count(alice: Person, app: Fl
 def test_name_of_the_header_has_no_case(alice: Person, app: Flask) -> None:
     for name in ("apikey", "ApiKey", "APIKEY"):
         expect(answer_to_nobody(app, path=f"{PREFIX}/task", headers={name: alice.key}), 200)
+
+
+def test_bearer_key_is_the_same_as_that_in_the_header_apikey(alice: Person, app: Flask) -> None:
+    for text in (f"Bearer {alice.key}", f"bearer {alice.key}", f"BEARER   {alice.key} "):
+        headers = [("Authorization", text)]
+        response = answer_to_nobody(app, path=f"{PREFIX}/user", headers=headers)
+        assert expect(response, 200)["key"] == expect(alice.get("/user"), 200)["key"]
+
+
+# The headers of a request that shows a valid key, but not as it should.
+WRONG_HEADERS: dict[str, Callable[[str], list[tuple[str, str]]]] = {
+    "both at once": lambda key: [("apikey", key), ("Authorization", f"Bearer {key}")],
+    "an empty one beside a bearer": lambda key: [
+        ("apikey", ""), ("Authorization", f"Bearer {key}"),
+    ],
+    "an empty bearer beside one": lambda key: [("apikey", key), ("Authorization", "Bearer")],
+    "bearer twice": lambda key: [("Authorization", f"Bearer {key}")] * 2,
+    "bearer, then Basic": lambda key: [
+        ("Authorization", f"Bearer {key}"), ("Authorization", "Basic YTpi"),
+    ],
+    "Basic, then bearer": lambda key: [
+        ("Authorization", "Basic YTpi"), ("Authorization", f"Bearer {key}"),
+    ],
+    "both, and Basic": lambda key: [
+        ("apikey", key), ("Authorization", "Basic YTpi"), ("Authorization", f"Bearer {key}"),
+    ],
+    "no scheme": lambda key: [("Authorization", key)],
+    "another scheme": lambda key: [("Authorization", f"Token {key}")],
+    "a key as the password of Basic": lambda key: [
+        ("Authorization", "Basic " + b64encode(f"alice:{key}".encode()).decode()),
+    ],
+    "no blank": lambda key: [("Authorization", f"Bearer{key}")],
+    "a tab": lambda key: [("Authorization", f"Bearer\t{key}")],
+    "two words": lambda key: [("Authorization", f"Bearer {key} {key}")],
+    "an unknown one": lambda key: [("Authorization", f"Bearer {api_key.new(for_agent=False)}")],
+    "a mistyped one": lambda key: [("Authorization", f"Bearer {mistype(key, 30)}")],
+    "in quotation marks": lambda key: [("Authorization", f'Bearer "{key}"')],
+}  # fmt: skip
+
+
+def test_every_other_way_to_send_a_bearer_gets_the_same_401(
+    alice: Person, app: Flask, subtests: pytest.Subtests
+) -> None:
+    first = answer_to_nobody(app, path=f"{PREFIX}/task")
+    for name, wrong in WRONG_HEADERS.items():
+        with subtests.test(name):
+            headers = wrong(alice.key)
+            response = answer_to_nobody(app, path=f"{PREFIX}/task", headers=headers)
+            problem(response, 401)
+            assert response.data == first.data
+
+
+def test_another_scheme_is_ignored_beside_the_header_apikey(alice: Person) -> None:
+    """A proxy that asks for a password of its own passes it on."""
+    for text in ("Basic YTpi", 'Digest username="a, b", realm="c"', "Negotiate YTpi", ""):
+        expect(alice.get("/user", headers={"Authorization": text}), 200)
 
 
 def test_expired_key_is_401_and_one_that_expires_later_is_not(alice: Person, app: Flask) -> None:

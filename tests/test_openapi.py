@@ -110,7 +110,9 @@ def test_every_operation_has_its_errors(document: Object) -> None:
 
 
 def test_only_what_needs_no_key_says_so(document: Object) -> None:
-    assert document["security"] == [{"apikey": []}]
+    assert document["security"] == [{"apikey": []}, {"bearer": []}]
+    bearer = document["components"]["securitySchemes"]["bearer"]
+    assert bearer == {"type": "http", "scheme": "bearer"}
     key = document["components"]["securitySchemes"]["apikey"]
     assert key == {"type": "apiKey", "in": "header", "name": "apikey"}
     for _, path, operation in operations(document):

@@ -78,6 +78,21 @@ def wire(
         yield Wire(service, data)
 
 
+def test_key_sent_twice_or_in_both_headers_is_401(wire: Wire) -> None:
+    apikey, bearer = f"apikey: {wire.key}", f"Authorization: Bearer {wire.key}"
+    bodies = set()
+    for headers in ([apikey] * 2, [bearer] * 2, [apikey, bearer], [bearer, apikey]):
+        lines = [f"GET {API}/user HTTP/1.1", "Host: x", *headers, "", ""]
+        status, _, body = wire.send("\r\n".join(lines).encode())
+        assert status == 401
+        bodies.add(body)
+    assert len(bodies) == 1
+    for header in (apikey, bearer):
+        lines = [f"GET {API}/user HTTP/1.1", "Host: x", header, "", ""]
+        assert wire.send("\r\n".join(lines).encode())[0] == 200
+
+
+
 TYPED = b"Content-Type: application/json"
 
 

@@ -69,7 +69,8 @@ def document(app: Flask, secured: str) -> Object:
         info={"description": words.DESCRIPTION},
         # Relative to the document's own URL, so that it holds under any prefix.
         servers=[{"url": "."}],
-        security=[{"apikey": []}],
+        # Either of them.
+        security=[{"apikey": []}, {"bearer": []}],
         tags=[{"name": name, "description": text} for name, text in words.TAGS.items()],
     )
     _add_components(spec)
@@ -81,6 +82,7 @@ def document(app: Flask, secured: str) -> Object:
 def _add_components(spec: APISpec) -> None:
     key = {"type": "apiKey", "in": "header", "name": "apikey"}
     spec.components.security_scheme("apikey", key)
+    spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer"})
     for name, word in words.ANSWER_HEADERS.items():
         header = {"description": word.description, "schema": word.schema, "required": word.always}
         spec.components.header(name, header)

@@ -15,9 +15,10 @@ DESCRIPTION = """\
 Keeps the results of agents: their tasks, the logs that grow while they run, and a signed
 callback for each task that ends.
 
-Every request below `/api/v1` carries the header `apikey: <key>`. A *user key* may do everything
-with its user's things; an *agent key* sees and reports on the tasks of one agent, and is refused
-with 403 where an operation wants a user key. What a key may not see does not exist: 404.
+Every request below `/api/v1` carries an API key, in the header `apikey: <key>` or in
+`Authorization: Bearer <key>`; both at once are 401. A *user key* may do everything with its user's
+things; an *agent key* sees and reports on the tasks of one agent, and is refused with 403 where an
+operation wants a user key. What a key may not see does not exist: 404.
 
 Bodies are JSON in UTF-8, read strictly: no unknown fields, no duplicate keys, no NaN, nothing
 nested deeper than 64. Where an operation takes no body, none and `{}` are the same, and anything
@@ -154,7 +155,7 @@ REFUSALS = {
     ),
     401: Refusal(
         "InvalidKey",
-        "The API key is missing, unknown, revoked, expired, or sent twice.",
+        "The API key is missing, unknown, revoked, expired, sent twice, or in both headers.",
         "API key is invalid",
     ),
     403: Refusal(
