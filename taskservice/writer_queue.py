@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import OperationalError
 
+TOO_LATE = "other writers took too long"
+
 
 class WriterQueue:
     """The queue of all threads and processes that want to write to one SQLite file.
@@ -33,75 +35,89 @@ class WriterQueue:
         """Hold the right to write; raises OperationalError when it does not come in time."""
         until = time.monotonic() + seconds
         if not self._threads.acquire(timeout=seconds):
-            raise _too_late()
+            raise _refused(TimeoutError(TOO_LATE))
         try:
-            if not self._processes.acquire(until - time.monotonic()):
-                raise _too_late()
+            held = self._hold(until - time.monotonic())
             try:
                 yield
             finally:
-                self._processes.release()
+                os.close(held)
         finally:
             self._threads.release()
 
-    def close(self) -> None:
-        """Nobody may be in the queue any more."""
-        self._processes.close()
+    def _hold(self, seconds: float) -> int:
+        try:
+            return self._processes.acquire(seconds)
+        except (OSError, RuntimeError) as error:
+            raise _refused(error) from None
 
 
 class FileLock:
     """A lock between processes, which goes to the next one also when its holder was killed.
 
+    Each holder has a descriptor of its own and closes it to release the lock. On a shared one
+    a waiter that comes too late would release what another thread has taken meanwhile.
     Within a process one thread at a time may ask for it.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._file: int | None = None
         self._changed = threading.Condition()
-        self._is_awaited = self._is_wanted = self._is_granted = False
+        self._is_awaited = self._is_wanted = False
+        self._granted: int | None = None
 
-    def acquire(self, seconds: float) -> bool:
-        """Whether it is ours, at once or within so many seconds. Raises OSError."""
-        if self._file is None:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def acquire(self, seconds: float) -> int:
+        """The descriptor that holds the lock, at once or within this many seconds.
+
+        Raises OSError, of which TimeoutError is one, and RuntimeError when no thread can wait.
+        """
+        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return self._await(self._file, seconds)
-        return True
+            return self._await(file, seconds)
+        except OSError:
+            os.close(file)
+            raise
+        return file
 
-    def release(self) -> None:
-        if self._file is not None:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
-
-    def close(self) -> None:
-        # A thread that still waits would use its number, which may then be another file's.
-        if self._file is not None and not self._is_awaited:
-            os.close(self._file)
-            self._file = None
-
-    def _await(self, file: int, seconds: float) -> bool:
+    def _await(self, file: int, seconds: float) -> int:
         # The kernel knows no limit for this wait (its holder may be stopped), so that a
-        # thread of its own does it, and goes on for whoever comes next.
+        # thread of its own does it, and goes on for the next caller.
         with self._changed:
+            if self._is_awaited:
+                os.close(file)
+            else:
+                self._start_waiting(file)
             self._is_wanted = True
-            if not self._is_awaited:
-                threading.Thread(target=self._wait, args=[file], daemon=True).start()
-                self._is_awaited = True
-            is_granted = self._changed.wait_for(lambda: self._is_granted, seconds)
-            self._is_wanted = self._is_granted = False
-        return is_granted
+            self._changed.wait_for(lambda: self._granted is not None, seconds)
+            self._is_wanted, granted, self._granted = False, self._granted, None
+        if granted is None:
+            raise TimeoutError(TOO_LATE)
+        return granted
+
+    def _start_waiting(self, file: int) -> None:
+        try:
+            threading.Thread(target=self._wait, args=[file], daemon=True).start()
+        except RuntimeError:
+            os.close(file)
+            raise
+        self._is_awaited = True
 
     def _wait(self, file: int) -> None:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with self._changed:
-            self._is_awaited = False
-            self._is_granted = self._is_wanted
-            if not self._is_wanted:
-                fcntl.flock(file, fcntl.LOCK_UN)
-            self._changed.notify_all()
+        is_held = False
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            is_held = True
+        finally:
+            with self._changed:
+                self._is_awaited = False
+                if is_held and self._is_wanted:
+                    self._granted = file
+                    self._changed.notify_all()
+                else:
+                    os.close(file)
 
 
-def _too_late() -> OperationalError:
-    return OperationalError("BEGIN IMMEDIATE", None, TimeoutError("other writers took too long"))
+def _refused(error: Exception) -> OperationalError:
+    return OperationalError("BEGIN IMMEDIATE", None, error)

@@ -1,7 +1,7 @@
 """The database is brought up to date, by one process at a time, with Alembic."""
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def upgrade(url: str, target: str = "head") -> None:
 def _turn(address: URL) -> Iterator[None]:
     """On SQLite one process at a time: the switch to WAL does not wait, but fails as locked."""
     if address.get_backend_name() == "sqlite":
-        with closing(WriterQueue.of(address)) as queue, queue.turn(MIGRATION_SECONDS):
+        with WriterQueue.of(address).turn(MIGRATION_SECONDS):
             yield
     else:
         yield
