@@ -38,6 +38,10 @@ class Family:
             pass
         return list(self._seen)
 
+    def outside_group(self) -> list[int]:
+        """The ids of those that ran at the last look and are not in the process group."""
+        return [id for id, found in self._seen.items() if found.group != self._group]
+
     def _add(self, found: dict[int, Found], belongs: Callable[[int], bool]) -> bool:
         new = {id: found[id] for id in found if id not in self._seen and belongs(id)}
         self._seen |= new

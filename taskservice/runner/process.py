@@ -6,7 +6,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from taskservice.runner.family import Family
@@ -17,8 +17,11 @@ _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 FOR_ITSELF = (signal.SIGUSR1, signal.SIGUSR2)
 # Python ignores these, and what is ignored stays so in a child.
 _BACK_TO_DEFAULT = (signal.SIGPIPE, signal.SIGXFSZ)
-# Whoever is paused would not see these before it goes on.
+# A paused program would not see these before it goes on.
 _WITH_CONTINUE = (signal.SIGTERM, signal.SIGHUP)
+# How often new processes are looked for: those of another user can't be paused, and may start
+# more of them for ever.
+_MOST_LOOKS = 20
 # After SIGKILL, for the kernel to do it.
 _SECONDS_TO_DIE = 2.0
 
@@ -101,7 +104,7 @@ class Process:
             if number in FOR_ITSELF:
                 _kill([self.id], number)
             elif self.at_terminal:
-                _kill(self._family.members(), number)
+                self._send_all(number)
             else:
                 _kill([-self.id], number)
 
@@ -115,9 +118,30 @@ class Process:
         timer.start()
 
     def _send_all(self, number: int) -> None:
+        """Send a signal to each process of the program once, and to none that it starts after it."""
         with self._lock:
-            if not self._has_ended:
-                _kill(self._family.members(), number)
+            if self._has_ended:
+                return
+            self._pause()
+            # The group at once, which no process that is just being made can miss.
+            groups = [] if self.at_terminal else [-self.id]
+            ids = [*groups, *self._family.outside_group()]
+            _kill(ids, number)
+            _kill(ids, signal.SIGCONT)
+
+    def _pause(self) -> None:
+        """Stop the processes of the program where they are, until there is none that runs.
+
+        A process could otherwise start another and end, between the look and the signal:
+        that one would have neither the signal nor a parent by which it can be found.
+        """
+        paused: set[int] = set()
+        for _ in range(_MOST_LOOKS):
+            new = set(self._family.members()) - paused
+            if not new:
+                return
+            _kill(new, signal.SIGSTOP)
+            paused |= new
 
     def heard_from_terminal(self, number: int) -> bool:
         """Whether the terminal, which sent us this signal, has sent it the same."""
@@ -140,7 +164,7 @@ def _spawn(command: list[str], options: dict[str, Any]) -> int:
         return os.posix_spawn("/bin/sh", ["sh", script, *command[1:]], environment, **options)
 
 
-def _kill(ids: Sequence[int], number: int) -> None:
+def _kill(ids: Iterable[int], number: int) -> None:
     """Send a signal to processes, or to groups by their negative ids."""
     for id in ids:
         try:

@@ -1,7 +1,9 @@
 """Programs as children of `taskservice run`: at a terminal, signalled, stopped with their own."""
 
+import contextlib
 import os
 import pty
+import select
 import shutil
 import signal
 import subprocess
@@ -64,6 +66,68 @@ def test_stop_reaches_who_has_a_group_of_his_own() -> None:
     process.stop(30.0)
     process.wait()
     assert os.read(reader, 1) == b""
+    os.close(reader)
+
+
+# These start children as fast as they can, and print the id of each.
+FORKS = "echo ready; while :; do sleep 1000 & echo $!; done"
+# As `setsid` does, but the program knows when its child has left its group.
+FORKS_LEAVERS = """
+import os, subprocess
+os.write(1, b"ready\\n")
+while True:
+    child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    os.write(1, b"%d\\n" % child.pid)
+"""
+
+
+@pytest.fixture(params=[FORKS, FORKS_LEAVERS], ids=["group", "leavers"])
+def forking(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A script of the shell that forks without an end."""
+    if request.param == FORKS:
+        return FORKS
+    program = tmp_path / "forks.py"
+    program.write_text(FORKS_LEAVERS)
+    return f"exec {sys.executable} {program}"
+
+
+@contextlib.contextmanager
+def none_left(printed: bytearray) -> Iterator[None]:
+    """Afterwards none of the processes lives whose ids were printed."""
+    try:
+        yield
+        eventually(lambda: not _alive(printed))
+    finally:
+        for process in _alive(printed):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+
+def _alive(printed: bytearray) -> list[int]:
+    ids = {int(line) for line in printed.split() if line.isdigit()}
+    return sorted(ids & family.processes().keys())
+
+
+@pytest.mark.parametrize("grace", [30.0, 0.0], ids=["SIGTERM", "SIGKILL"])
+def test_child_forked_during_a_stop_is_stopped_too(forking: str, grace: float) -> None:
+    for _ in range(5):
+        process, reader = started(forking)
+        printed = bytearray(os.read(reader, 100))
+        with none_left(printed), open(reader, "rb", buffering=0) as rest:
+            began = time.monotonic()
+            process.stop(grace)
+            process.wait()
+            assert time.monotonic() - began < 20
+            while select.select([rest], [], [], 20)[0] and (block := rest.read(10_000)):
+                printed += block
+
+
+def test_what_a_program_starts_to_clean_up_is_not_stopped() -> None:
+    clean_up = "trap 'sleep 0.2; echo clean; exit 5' TERM"
+    process, reader = started(f"{clean_up}; echo ready; while :; do sleep 0.1; done")
+    process.stop(30.0)
+    assert process.wait() == 5
+    assert os.read(reader, 100).endswith(b"clean\n")
     os.close(reader)
 
 
@@ -211,6 +275,21 @@ def test_cancel_at_a_terminal_stops_what_the_program_has_started(
     assert eventually(lambda: process.poll() is not None)
     assert process.returncode == 143
     eventually(lambda: not Path(f"/proc/{sleep}").exists())
+
+
+def test_child_forked_during_a_signal_at_a_terminal_gets_it_too(at_terminal: AtTerminal) -> None:
+    for _ in range(3):
+        # Otherwise the terminal, which hangs up at the end, would end what is left.
+        process, leader = at_terminal("sh", "-c", f"trap '' HUP; {FORKS}")
+        printed = bytearray()
+        while printed.count(b"\n") < 5:
+            printed += os.read(leader, 100)
+        with none_left(printed):
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(OSError):  # the terminal's end, on Linux
+                while block := os.read(leader, 10_000):
+                    printed += block
+            process.wait(20)
 
 
 def _children(process: int) -> list[int]:
