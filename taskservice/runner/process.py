@@ -118,7 +118,7 @@ class Process:
         timer.start()
 
     def _send_all(self, number: int) -> None:
-        """Send a signal to each process of the program once, and to none that it starts after it."""
+        """Send a signal to each process of the program, and to none that it starts afterwards."""
         with self._lock:
             if self._has_ended:
                 return
