@@ -8,7 +8,7 @@ from werkzeug.local import LocalProxy
 
 from taskservice import api_key, queries, stamps
 from taskservice.access import Caller
-from taskservice.problems import Problem
+from taskservice.problems import invalid_key
 from taskservice.queries import AnyRow
 
 BEARER = "bearer"
@@ -50,7 +50,7 @@ def valid_key(text: str) -> AnyRow:
     if api_key.is_well_formed(text):
         key = queries.valid_key(api_key.digest(text), stamps.now())
     if key is None:
-        raise Problem(401, "API key is invalid")
+        raise invalid_key()
     return key
 
 
@@ -64,6 +64,12 @@ def admit(key: AnyRow) -> None:
 def still_counts() -> bool:
     """Whether the key of this request is by now neither revoked nor expired."""
     return queries.valid_key_by_id(caller.key_id, stamps.now()) is not None
+
+
+def require_valid_key() -> None:
+    """Raises 401 when the key of this request has been revoked or has expired since it came."""
+    if not still_counts():
+        raise invalid_key()
 
 
 def take_uses() -> dict[str, str]:

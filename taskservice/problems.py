@@ -45,6 +45,11 @@ def not_found(thing: str) -> Problem:
     return Problem(404, f"{thing}'s ID is not found")
 
 
+def invalid_key() -> Problem:
+    """401, in the same words whatever is wrong with the key."""
+    return Problem(401, "API key is invalid")
+
+
 def unfit(errors: Mapping[str, Any]) -> Problem:
     """422: the request could be read, but does not fit; `errors` maps fields to messages."""
     return Problem(422, "The request does not fit: see errors", more={"errors": dict(errors)})

@@ -2,6 +2,8 @@
 
 import os
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -12,12 +14,15 @@ import pytest
 from flask import Flask
 from sqlalchemy import update
 
+from taskservice import stamps
 from taskservice.db import transaction
+from taskservice.models import ApiKey
 from taskservice.models import Task as TaskModel
 from tests.crowds import at_once, copies
 from tests.inside import column, end_for_silence, moment
 from tests.live import Service
 from tests.people import Person, expect, problem, said
+from tests.server_process import until
 
 Task = dict[str, Any]
 
@@ -231,6 +236,46 @@ def test_hundred_claimers_over_two_processes_get_a_hundred_tasks(
         assert alice.request(*ask).status_code == 204
         stored = alice.request("GET", "/task?fields=claimedAt").json()
         assert len([task for task in stored if task["claimedAt"]]) == 100
+
+
+# --- a key that is revoked ---------------------------------------------------------------
+
+
+def test_key_that_is_revoked_while_its_claim_waits_to_write_gets_no_task(
+    alice: Person, app: Flask
+) -> None:
+    task = alice.start()
+    agent = alice.agent_key()
+    with ThreadPoolExecutor(1) as pool:
+        with app.app_context(), transaction() as connection:
+            connection.execute(
+                update(ApiKey).where(ApiKey.agent_id.is_not(None)).values(revoked_at=stamps.now())
+            )
+            claimed = pool.submit(agent.post, "/agent/summarizer/claim")
+            # Long enough for it to pass the look at its key, in nearly all runs.
+            time.sleep(0.3)
+        problem(claimed.result(), 401)
+    assert alice.task(task) == task
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_key_that_is_revoked_while_its_claim_waits_for_a_task_gets_no_task(
+    alice: Person, database_url: str
+) -> None:
+    task = alice.start()
+    agent = alice.agent_key()
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(database_url) as other:
+        other.execute("SELECT 1 FROM tasks FOR UPDATE")
+        claimed = pool.submit(agent.post, "/agent/summarizer/claim")
+        is_waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        with psycopg.connect(database_url, autocommit=True) as observer:
+            until(lambda: observer.execute(is_waiting).fetchone())
+        for key in expect(alice.get("/key"), 200):
+            if key["agentId"] is not None:
+                expect(alice.delete(f"/key/{key['id']}"), 200)
+        other.rollback()
+        problem(claimed.result(), 401)
+    assert alice.task(task) == task
 
 
 # --- a lost answer -----------------------------------------------------------------------

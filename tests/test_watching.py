@@ -7,6 +7,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -231,6 +232,59 @@ def test_task_is_not_given_to_who_has_left_while_waiting(service: Service) -> No
 
 def test_claim_for_an_unknown_agent_does_not_wait(alice: Person) -> None:
     problem(waiting(alice, "/agent/unknown/claim", method="POST")(), 404)
+
+
+def guest_of(alice: Person, **wishes: Any) -> tuple[Person, str]:
+    """Alice with another key of hers, and the path of that key."""
+    key = expect(alice.post("/key", json={"name": "guest", **wishes}), 201)
+    return Person(alice.app, alice.name, key["key"]), f"/key/{key['id']}"
+
+
+def test_key_that_is_revoked_while_its_claim_waits_gets_no_task(alice: Person) -> None:
+    alice.register()
+    for wishes in ({}, {"agentId": "summarizer"}):
+        guest, path = guest_of(alice, **wishes)
+        answer = waiting(guest, "/agent/summarizer/claim", method="POST")
+        expect(alice.delete(path), 200)
+        task = alice.start()
+        assert problem(answer(), 401)["detail"] == "API key is invalid"
+        assert alice.task(task) == task
+        alice.report(task, status="complete")
+
+
+def test_key_that_is_revoked_ends_its_waits(alice: Person, task: dict[str, Any]) -> None:
+    alice.register()
+    guest, key = guest_of(alice)
+    waits = [
+        waiting(guest, f"/task/{task['id']}"),
+        waiting(guest, f"/task/{task['id']}/logs", method="HEAD"),
+    ]
+    expect(alice.delete(key), 200)
+    alice.append(task, "not for the guest")
+    assert [answer().status_code for answer in waits] == [401, 401]
+
+
+def test_key_that_expires_ends_its_waits(alice: Person, task: dict[str, Any]) -> None:
+    alice.register("idle")
+    ahead = datetime.now(UTC) + timedelta(seconds=1.5)
+    guest, _ = guest_of(alice, expiresAt=ahead.isoformat())
+    waits = [
+        waiting(guest, f"/task/{task['id']}/logs"),
+        waiting(guest, "/agent/idle/claim", method="POST"),
+    ]
+    for answer in waits:
+        problem(answer(), 401)
+
+
+def test_agent_that_is_deleted_ends_the_claims_that_wait_for_it(alice: Person) -> None:
+    alice.register()
+    waits = [
+        waiting(person, "/agent/summarizer/claim", method="POST")
+        for person in (alice, alice.agent_key())
+    ]
+    expect(alice.delete("/agent/summarizer"), 200)
+    problem(waits[0](), 404)
+    problem(waits[1](), 401)
 
 
 @pytest.mark.parametrize(

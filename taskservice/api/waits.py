@@ -10,7 +10,7 @@ from flask.wrappers import Response
 from werkzeug.http import parse_dict_header
 
 from taskservice import live, queries
-from taskservice.auth import caller
+from taskservice.auth import caller, require_valid_key
 from taskservice.problems import not_found
 from taskservice.queries import TaskRow
 from taskservice.services import tasks
@@ -25,7 +25,7 @@ def until(look: Callable[[], T], is_enough: Callable[[T], bool]) -> T:
     with _granted_seconds() as seconds:
         if not seconds:
             return look()
-        return live.wait_until(look, is_enough, seconds, client_is_here)
+        return live.wait_until(look, is_enough, seconds, _goes_on)
 
 
 def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
@@ -33,7 +33,10 @@ def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
 
     def claim_if_any() -> TaskRow | None:
         # A look costs little; a claim waits for its turn to write.
-        if not queries.has_waiting_task(caller, agent_id):
+        has_waiting = queries.has_waiting_task(caller, agent_id)
+        if has_waiting is None:
+            raise not_found("Agent")
+        if not has_waiting:
             return None
         return tasks.claim(caller, agent_id, key)[0]
 
@@ -48,6 +51,12 @@ def find_task(task_id: str) -> TaskRow:
     if task is None:
         raise not_found("Task")
     return task
+
+
+def _goes_on() -> bool:
+    """Asked before each further look; raises 401 when the key has been revoked or has expired."""
+    require_valid_key()
+    return client_is_here()
 
 
 def client_is_here() -> bool:

@@ -54,15 +54,16 @@ def agents_by_id(user_id: str, agent_ids: Collection[str]) -> dict[str, AnyRow]:
 
 _USER = select(User.id, User.name, User.created_at).where(User.id == bindparam("user_id"))
 _USERS = select(User.id, User.name, User.created_at).order_by(User.name)
-_COUNTS_NOW = (
+# Neither revoked nor expired.
+key_counts = (
     ApiKey.revoked_at.is_(None),
     or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > bindparam("now", type_=Timestamp())),
 )
-_KEY = select(*KEY_COLUMNS).where(ApiKey.digest == bindparam("digest"), *_COUNTS_NOW)
+_KEY = select(*KEY_COLUMNS).where(ApiKey.digest == bindparam("digest"), *key_counts)
 _KEY_OF_SESSION = (
     select(*KEY_COLUMNS, User.name.label("user_name"))
     .join(User, User.id == ApiKey.user_id)
-    .where(ApiKey.id == bindparam("key_id"), *_COUNTS_NOW)
+    .where(ApiKey.id == bindparam("key_id"), *key_counts)
 )
 _KEY_BY_ID = select(*KEY_COLUMNS).where(ApiKey.id == bindparam("key_id"))
 _KEYS_OF_USER = (

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import bindparam, literal_column, select
+from sqlalchemy import bindparam, exists, literal_column, select
 
-from taskservice.access import Caller, visible_tasks
+from taskservice.access import Caller, visible_agents, visible_tasks
 from taskservice.db import reading
-from taskservice.models import RUNNING, Log, Task
+from taskservice.models import RUNNING, Agent, Log, Task
 from taskservice.queries.rows import TASK_COLUMNS, AnySelect, TaskRow
 
 
@@ -18,17 +18,14 @@ def with_log(columns: Iterable[Any]) -> AnySelect:
 
 tasks_with_log = with_log(TASK_COLUMNS)
 _TASK = tasks_with_log.where(Task.id == bindparam("task_id"), visible_tasks)
-_WAITING = (
-    select(Task.id)
-    .where(
-        Task.user_id == bindparam("user_id"),
-        Task.agent_id == bindparam("of_agent_id"),
-        # As the index of just these tasks has it.
-        Task.status == literal_column(f"'{RUNNING}'"),
-        Task.claimed_at.is_(None),
-    )
-    .limit(1)
+_HAS_WAITING = exists().where(
+    Task.user_id == Agent.user_id,
+    Task.agent_id == Agent.id,
+    # As the index of just these tasks has it.
+    Task.status == literal_column(f"'{RUNNING}'"),
+    Task.claimed_at.is_(None),
 )
+_AGENT_HAS_WAITING = select(_HAS_WAITING).where(visible_agents, Agent.id == bindparam("agent_id"))
 _TASK_BY_ID = tasks_with_log.where(Task.id == bindparam("task_id"))
 
 
@@ -37,11 +34,10 @@ def task(caller: Caller, task_id: str) -> TaskRow | None:
         return connection.execute(_TASK, {"task_id": task_id, **caller.scope}).one_or_none()
 
 
-def has_waiting_task(caller: Caller, agent_id: str) -> bool:
-    """Whether there is a task that the agent could claim."""
+def has_waiting_task(caller: Caller, agent_id: str) -> bool | None:
+    """Whether there is a task that the agent could claim; None where there is no such agent."""
     with reading() as connection:
-        wanted = {"user_id": caller.user_id, "of_agent_id": agent_id}
-        return connection.scalar(_WAITING, wanted) is not None
+        return connection.scalar(_AGENT_HAS_WAITING, {"agent_id": agent_id, **caller.scope})
 
 
 def task_by_id(task_id: str) -> TaskRow | None:

@@ -29,12 +29,13 @@ from taskservice.models import (
     RUNNING,
     TIMEOUT,
     Agent,
+    ApiKey,
     Identifier,
     Log,
     Task,
 )
-from taskservice.problems import Problem, not_found, unfit
-from taskservice.queries import TaskRow, tasks_with_log
+from taskservice.problems import Problem, invalid_key, not_found, unfit
+from taskservice.queries import TaskRow, key_counts, tasks_with_log
 from taskservice.schemas import MAX_OBJECT
 from taskservice.services import attempts, deliveries
 from taskservice.webhooks.destinations import check_url
@@ -107,6 +108,11 @@ _CLAIMED = select(Task.id).where(
     Task.user_id == bindparam("of_user_id", type_=Identifier),
     Task.agent_id == bindparam("of_agent_id"),
     Task.claim_key == bindparam("key"),
+)
+_KEY = (
+    select(ApiKey.id)
+    .where(ApiKey.id == bindparam("key_id", type_=Identifier), *key_counts)
+    .with_for_update(read=True)
 )
 _CHANGE = update(Task).where(Task.id == bindparam("of_task_id", type_=Identifier))
 _LET_GO = (
@@ -208,7 +214,8 @@ def claim(caller: Caller, agent_id: str, key: str | None = None) -> tuple[TaskRo
     """Take the oldest unclaimed running task of an agent; None when there is none.
 
     No task is given twice, whoever asks at once; but the one that was claimed under this
-    idempotency key is given again, and then the second is true. Raises 404 for an unknown agent.
+    idempotency key is given again, and then the second is true. Raises 404 for an unknown agent,
+    and 401 when the caller's key has been revoked or has expired since the request came.
     """
     wanted = {"of_user_id": caller.user_id, "of_agent_id": agent_id, "key": key}
     with transaction() as connection:
@@ -216,8 +223,20 @@ def claim(caller: Caller, agent_id: str, key: str | None = None) -> tuple[TaskRo
             raise not_found("Agent")
         known_id = None if key is None else connection.scalar(_CLAIMED, wanted)
         task_id = known_id or _claimed(connection, wanted | {"now": stamps.now()})
-        task = None if task_id is None else locked(connection, caller, task_id)
-        return task, known_id is not None
+        if task_id is None:
+            return None, False
+        _require_key(connection, caller)
+        return locked(connection, caller, task_id), known_id is not None
+
+
+def _require_key(connection: Connection, caller: Caller) -> None:
+    """Raises 401 when the caller's key has been revoked or has expired since the request came.
+
+    A request may have waited for a minute, and for its turn to write. A revocation that comes
+    now waits until this transaction ends.
+    """
+    if connection.scalar(_KEY, {"key_id": caller.key_id, "now": stamps.now()}) is None:
+        raise invalid_key()
 
 
 def _claimed(connection: Connection, wanted: dict[str, Any]) -> str | None:
