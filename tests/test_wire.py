@@ -92,7 +92,6 @@ def test_key_sent_twice_or_in_both_headers_is_401(wire: Wire) -> None:
         assert wire.send("\r\n".join(lines).encode())[0] == 200
 
 
-
 TYPED = b"Content-Type: application/json"
 
 
