@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from flask import Flask, current_app
@@ -53,9 +53,7 @@ class Watcher:
             self._patient += patient
             # The watcher may be at a long pause.
             self._changed.notify_all()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
-                self._thread.start()
+            self._start_thread()
         try:
             yield
         finally:
@@ -66,9 +64,18 @@ class Watcher:
     def wait(self, since: int, seconds: float) -> None:
         """Return when `changes` is no longer `since`, the time is over, or the process stops."""
         with self._changed:
+            self._start_thread()
             self._changed.wait_for(
                 lambda: self.changes != since or stopping.event.is_set(), max(0.0, seconds)
             )
+
+    def _start_thread(self) -> None:
+        if self._thread is None:
+            thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
+            # Without it those who wait still look each second, and try to start it again.
+            with suppress(RuntimeError):
+                thread.start()
+                self._thread = thread
 
     def wake(self) -> None:
         """Wake all who wait, as a change does: for what is not in the database, or in a hurry."""

@@ -55,6 +55,10 @@ def application(environ, start_response):
         return pieces(b"first", b"", b"last")
     if path == "/threads":
         return answer(str(threading.active_count()).encode())
+    if path == "/stack-size":
+        # A stack larger than all of the address space: the machine refuses each new thread.
+        threading.stack_size(int(argument))
+        return answer(b"set")
     if path == "/pid":
         return answer(str(os.getpid()).encode())
     if path == "/fail":

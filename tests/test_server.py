@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import socket
 import time
@@ -196,6 +197,29 @@ def test_past_the_limit_of_slow_readers_the_longest_waiting_is_cut_off(tmp_path:
             with pytest.raises(ConnectionResetError):
                 read_to_end(first)
             assert second.recv(10).startswith(b"HTTP/1.1 2")
+
+
+def test_shortage_of_threads_costs_only_those_who_read_slowly(tmp_path: Path) -> None:
+    request = b"GET /large?20000000 HTTP/1.1\r\nHost: x\r\n\r\n"
+    patient = {"answer_seconds": 30.0}
+    with started(tmp_path, attributes=patient) as server, ExitStack() as stack:
+        usual = int(server.get("/threads"))
+        assert server.get(f"/stack-size?{2**47}") == b"set"
+        slow = [stack.enter_context(server.connect(request)) for _ in range(2 * THREADS)]
+        # All but one are cut off, and give their threads back.
+        until(lambda: sum(map(is_reset, slow)) == len(slow) - 1)
+        assert server.get("/stack-size?0") == b"set"
+        assert int(server.get("/threads")) == usual
+        # After the shortage a slow reader has a stand-in again.
+        stack.enter_context(server.connect(request))
+        until(lambda: int(server.get("/threads")) > usual)
+        assert "Traceback" not in server.log
+
+
+def is_reset(client: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(client, 0)
+    return bool(poll.poll(0))
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux can do that")

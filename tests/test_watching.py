@@ -178,6 +178,22 @@ def test_wait_is_over_after_its_time(alice: Person, task: dict[str, Any]) -> Non
     assert response.json == {"logs": [], "next": 0, "status": "running"}
 
 
+def test_wait_goes_on_in_a_shortage_of_threads_and_is_quick_after_it(
+    alice: Person, task: dict[str, Any]
+) -> None:
+    # A stack larger than all of the address space: the machine refuses each new thread.
+    threading.stack_size(2**47)
+    try:
+        short = logs(alice, task, headers={"Prefer": "wait=1"})
+    finally:
+        threading.stack_size(0)
+    assert short == {"logs": [], "next": 0, "status": "running"}
+    answer = waiting(alice, f"/task/{task['id']}/logs")
+    assert "watcher" in {thread.name for thread in threading.enumerate()}
+    alice.append(task, "one")
+    assert answer().json["logs"] == ["one"]
+
+
 def test_deletion_ends_a_wait(alice: Person, task: dict[str, Any]) -> None:
     answer = waiting(alice, f"/task/{task['id']}/logs")
     expect(alice.delete(f"/task/{task['id']}"), 200)

@@ -83,13 +83,13 @@ class Answer(wsgi.Response):
 class Sender:
     """Sends for all threads; up to `limit` of them wait at a time for clients that are slow.
 
-    Such a thread gets a stand-in by `hire`. Past the limit, the client that has been waited for
-    longest is cut off. A client may take `seconds` for 64 KiB, but `stop_seconds` once the
-    process stops.
+    Such a thread gets a stand-in by `hire`, which returns whether there is one: only one thread
+    waits without. Past these limits, the client that has been waited for longest is cut off.
+    A client may take `seconds` for 64 KiB, but `stop_seconds` once the process stops.
     """
 
     def __init__(
-        self, hire: Callable[[], None], limit: int, seconds: float, stop_seconds: float
+        self, hire: Callable[[], bool], limit: int, seconds: float, stop_seconds: float
     ) -> None:
         self._hire = hire
         self._limit = limit
@@ -130,8 +130,14 @@ class Sender:
                 self._cut_off(next(iter(self._slow)))
             self._slow[connection] = None
         if not connection.has_stand_in:
-            connection.has_stand_in = True
-            self._hire()
+            connection.has_stand_in = self._hire()
+            self._leave_one_without_stand_in()
+
+    def _leave_one_without_stand_in(self) -> None:
+        with self._lock:
+            without = [each for each in self._slow if not each.has_stand_in]
+            for connection in without[:-1]:
+                self._cut_off(connection)
 
     def _cut_off(self, connection: Connection) -> None:
         del self._slow[connection]

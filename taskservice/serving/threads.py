@@ -18,9 +18,17 @@ class Crew(Generic[Job]):
         self.jobs: SimpleQueue[Job] = SimpleQueue()
         self._work = work
         for _ in range(size):
-            self.hire()
+            self._start_thread()
 
-    def hire(self) -> None:
+    def hire(self) -> bool:
+        """Adds a thread; False if this machine has none left, which may pass."""
+        try:
+            self._start_thread()
+        except RuntimeError:
+            return False
+        return True
+
+    def _start_thread(self) -> None:
         # A daemon: a request that never ends must not keep the process from ending.
         Thread(target=self._run, daemon=True).start()
 
