@@ -10,10 +10,11 @@ from marshmallow import ValidationError
 from sqlalchemy.exc import DBAPIError, OperationalError, TimeoutError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from taskservice import strict_json
+from taskservice import error_codes, strict_json
 
 logger = logging.getLogger(__name__)
 
+MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 2
 # PostgreSQL's codes for what will pass: no connection, read-only, out of room or memory, a
 # lock that did not come, an operator who intervened.
@@ -23,7 +24,8 @@ BUSY_STATES = ("08", "25", "53", "55P03", "57")
 class Problem(Exception):
     """What a request is refused for: the status and one sentence that the caller can act on.
 
-    `more` are further members of the problem's JSON, `headers` further headers.
+    `code` is one of error_codes, by default that of the status; `more` are further members of
+    the problem's JSON, `headers` further headers.
     """
 
     def __init__(
@@ -31,12 +33,14 @@ class Problem(Exception):
         status: int,
         detail: str,
         *,
+        code: str | None = None,
         more: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
+        self.code = code or error_codes.default(status)
         self.more = more or {}
         self.headers = headers or {}
 
@@ -50,9 +54,13 @@ def invalid_key() -> Problem:
     return Problem(401, "API key is invalid")
 
 
-def unfit(errors: Mapping[str, Any]) -> Problem:
-    """422: the request could be read, but does not fit; `errors` maps fields to messages."""
-    return Problem(422, "The request does not fit: see errors", more={"errors": dict(errors)})
+def unfit(errors: Mapping[str, Any], code: str | None = None) -> Problem:
+    """422: the request could be read, but does not fit.
+
+    `errors` maps fields, parameters and headers to messages.
+    """
+    detail = "The request does not fit: see errors"
+    return Problem(422, detail, code=code, more={"errors": dict(errors)})
 
 
 def busy() -> Problem:
@@ -65,21 +73,25 @@ def busy() -> Problem:
 
 
 def respond(problem: Problem) -> Response:
-    body = {
+    response = Response(body(problem, g.request_id), problem.status, mimetype=MEDIA_TYPE)
+    response.headers.update(problem.headers)
+    return response
+
+
+def body(problem: Problem, request_id: str) -> bytes:
+    """The JSON of a problem."""
+    members = {
         "type": "about:blank",
         "title": HTTPStatus(problem.status).phrase,
         "status": problem.status,
         "detail": problem.detail,
+        "code": problem.code,
         **problem.more,
     }
     if problem.status != 401:
         # A key that is refused gets the same bytes, whatever is wrong with it.
-        body["requestId"] = g.request_id
-    response = Response(
-        strict_json.dumps(body), problem.status, mimetype="application/problem+json"
-    )
-    response.headers.update(problem.headers)
-    return response
+        members["requestId"] = request_id
+    return strict_json.dumps(members)
 
 
 def init_app(app: Flask) -> None:
@@ -117,16 +129,16 @@ def _named(messages: Any) -> Any:
 
 def _of_http(error: HTTPException) -> Problem:
     """What Flask and Werkzeug refuse: no such path, wrong method, too large and the like."""
-    status = error.code or 500
+    status, code = error.code or 500, None
     if isinstance(error, RequestEntityTooLarge):
         detail = "The request's body is too large"
     else:
         detail = (error.description or HTTPStatus(status).phrase).partition(". ")[0].rstrip(".")
     if status == 404:
-        detail = f"There is no {request.path}"
+        detail, code = f"There is no {request.path}", error_codes.NO_SUCH_PATH
     headers = dict(error.get_headers())
     del headers["Content-Type"]
-    return Problem(status, detail, headers=headers)
+    return Problem(status, detail, code=code, headers=headers)
 
 
 def _of_database(error: DBAPIError) -> Problem:

@@ -6,6 +6,7 @@ import requests
 from flask import Flask
 from werkzeug.test import TestResponse
 
+from taskservice.error_codes import CODES
 from taskservice.services import users
 from tests import conformance
 
@@ -85,6 +86,8 @@ def problem(response: TestResponse, status: int) -> dict[str, Any]:
     assert body["type"]
     assert body["title"]
     assert body["detail"]
+    assert CODES[body["code"]].status == status
+    assert (status == 422) == ("errors" in body)
     return dict(body)
 
 

@@ -418,7 +418,7 @@ def test_log_of_100_mib_is_fit_and_one_byte_more_is_not(alice: Person, app: Flas
         expect(append_text(alice, task, line * count), 201)
     before = column(app, task, "version"), column(app, task, "log_count")
     for text in (b"\n", b"x", line * 100):
-        problem(append_text(alice, task, text), 413)
+        assert problem(append_text(alice, task, text), 413)["code"] == "log_full"
         problem(append_text(alice, task, text, "?writer=new"), 413)
     assert (column(app, task, "version"), column(app, task, "log_count")) == before
     # A heartbeat and a resend still come through, and so does the result.
@@ -591,7 +591,7 @@ def test_only_some_large_bodies_are_in_work_at_once(
     task, large = alice.start(), b"line\n" * 300_000
     with door.large_bodies.place(), door.large_bodies.place():
         refused = append_text(alice, task, large)
-        assert problem(refused, 503)["detail"] == "Too many large bodies at once"
+        assert problem(refused, 503)["code"] == "overloaded"
         assert int(refused.headers["Retry-After"]) > 0
         alice.append(task, "a small one")
     expect(append_text(alice, task, large), 201)

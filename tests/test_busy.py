@@ -48,6 +48,7 @@ def test_locked_database_is_503_and_nothing_is_half_written(
     ):
         body = problem(response, 503)
         assert int(response.headers["Retry-After"]) > 0
+        assert body["code"] == "unavailable"
         assert "locked" not in body["detail"]
     # Who only reads is not kept waiting.
     assert expect(alice.get("/task"), 200) == [task]

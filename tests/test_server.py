@@ -13,6 +13,7 @@ from threading import Event, Thread
 
 import pytest
 
+from taskservice.error_codes import CODES
 from tests.server_process import (
     EMBEDDED,
     GUNICORN,
@@ -59,6 +60,7 @@ def problem_in(answer: bytes, status: int) -> dict[str, object]:
     assert problem["status"] == status
     assert problem["title"]
     assert problem["detail"]
+    assert CODES[problem["code"]].status == status
     return problem
 
 
@@ -313,7 +315,7 @@ def test_body_that_the_disk_has_no_room_for_is_503(tmp_path: Path) -> None:
     with started(tmp_path, small_files) as server:
         for _ in range(2 * THREADS):
             with server.connect(post(bytes(2 * MIB))) as client:
-                problem_in(read_to_end(client), 503)
+                assert problem_in(read_to_end(client), 503)["code"] == "overloaded"
         with server.connect(post(bytes(180_000), length=MIB)) as client:
             for _ in range(50):
                 client.sendall(bytes(1000))
@@ -525,7 +527,7 @@ def test_open_streams_and_idle_and_slow_clients_do_not_delay_the_end(
         assert fresh.seconds_to_end(signum) < 5
         assert read_to_end(clients[1]).endswith(b"3\r\nend\r\n0\r\n\r\n")
         assert read_to_end(clients[2]).endswith(b"waited")
-        problem_in(read_to_end(clients[4]), 503)
+        assert problem_in(read_to_end(clients[4]), 503)["code"] == "stopping"
     assert fresh.process.returncode == 0
     assert "Traceback" not in fresh.log
 

@@ -336,7 +336,7 @@ def test_half_of_the_threads_may_wait_and_no_more(alice: Person, task: dict[str,
     third = alice.get(path, headers={"Prefer": "wait=20"})
     assert "Preference-Applied" not in third.headers
     refused = alice.get(f"/task/{task['id']}/events")
-    assert problem(refused, 503)["detail"] == "Too many follow already"
+    assert problem(refused, 503)["code"] == "overloaded"
     assert int(refused.headers["Retry-After"]) > 0
     alice.append(task, "one")
     assert [answer().json["logs"] for answer in answers] == [["one"], ["one"]]

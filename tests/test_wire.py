@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from taskservice import schemas
+from taskservice.error_codes import CODES
 from taskservice.schemas import MAX_CALLBACK, MAX_NAME, MAX_OBJECT
 from tests.conftest import Databases
 from tests.live import Service
@@ -46,7 +47,8 @@ class Wire:
         status, headers, body = self.send(data)
         assert status in statuses, (status, body[:500])
         assert headers["content-type"] == "application/problem+json"
-        assert json.loads(body)["status"] == status
+        problem = json.loads(body)
+        assert problem["status"] == CODES[problem["code"]].status == status
         assert b"Traceback" not in body
 
     def is_well(self) -> None:

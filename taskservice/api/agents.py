@@ -9,6 +9,7 @@ from taskservice.api import answers, waits
 from taskservice.api.door import operation
 from taskservice.api.tasks import idempotency_key, replay_headers
 from taskservice.auth import caller
+from taskservice.error_codes import AGENT_HAS_TASKS
 from taskservice.problems import not_found
 from taskservice.schemas import (
     AGENT_ID,
@@ -82,7 +83,7 @@ def claim(agent_id: str) -> Response:
     "deleteAgent",
     user_key=True,
     answers={200: agent_schema},
-    errors={409: "The agent has tasks; delete them first"},
+    errors=[AGENT_HAS_TASKS],
 )
 def delete(agent_id: str) -> Response:
     """Delete an agent.

@@ -7,6 +7,7 @@ from taskservice.api import answers
 from taskservice.api.door import operation
 from taskservice.api.tasks import known
 from taskservice.auth import caller
+from taskservice.error_codes import DELIVERY_UNDER_WAY, NO_DELIVERY
 from taskservice.problems import not_found
 from taskservice.schemas import EXAMPLE_MOMENT, delivery_schema
 from taskservice.services import deliveries as service
@@ -35,7 +36,7 @@ def list_all(task_id: str) -> Response:
     "redeliver",
     user_key=True,
     answers={202: delivery_schema},
-    errors={409: "The task has no delivery, or it is being posted just now."},
+    errors=[NO_DELIVERY, DELIVERY_UNDER_WAY],
     example={"nextAttemptAt": EXAMPLE_MOMENT},
 )
 def redeliver(task_id: str) -> Response:

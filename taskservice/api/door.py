@@ -12,6 +12,7 @@ from marshmallow import Schema
 from taskservice import strict_json
 from taskservice.auth import caller
 from taskservice.budget import Budget
+from taskservice.error_codes import OVERLOADED
 from taskservice.openapi.operation import JSON, Operation
 from taskservice.problems import Problem, unfit
 from taskservice.schemas import NothingSchema
@@ -144,7 +145,8 @@ def _wait_for_place(size: int) -> None:
     """Wait until few enough other large bodies are in work; raises 503."""
     if size <= LARGE or g.held.enter_context(large_bodies.place(LARGE_SECONDS)):
         return
-    raise Problem(503, "Too many large bodies at once", headers={"Retry-After": "2"})
+    headers = {"Retry-After": "2"}
+    raise Problem(503, "Too many large bodies at once", code=OVERLOADED, headers=headers)
 
 
 def prefers(wanted: str, other: str) -> bool:

@@ -8,6 +8,7 @@ from taskservice import queries
 from taskservice.api import answers
 from taskservice.api.door import operation
 from taskservice.auth import caller
+from taskservice.error_codes import LAST_USER_KEY
 from taskservice.problems import not_found
 from taskservice.schemas import (
     EXAMPLE_MOMENT,
@@ -49,7 +50,7 @@ def create(body: dict[str, Any]) -> Response:
     "revokeKey",
     user_key=True,
     answers={200: key_schema},
-    errors={409: "This is the last user key; only the server can revoke it"},
+    errors=[LAST_USER_KEY],
     example={"revokedAt": EXAMPLE_MOMENT},
 )
 def revoke(key_id: str) -> Response:

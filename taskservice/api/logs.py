@@ -10,9 +10,10 @@ from taskservice.api import answers, streams, waits
 from taskservice.api.door import body_bytes, load_body, operation, prefers
 from taskservice.api.tasks import known
 from taskservice.auth import caller
+from taskservice.error_codes import SEQ_GAP, TASK_FINISHED
 from taskservice.models import RUNNING
 from taskservice.openapi.operation import EVENTS, JSON, TEXT
-from taskservice.problems import Problem, unfit
+from taskservice.problems import unfit
 from taskservice.schemas import (
     DEFAULT_LINES,
     AppendQuerySchema,
@@ -46,7 +47,7 @@ data: "Synopsis: Running"
     query=append_query,
     reads=(append_schema, TEXT),
     answers={201: appended_schema},
-    errors={409: "The task is finished, or lines before these are missing."},
+    errors=[TASK_FINISHED, SEQ_GAP],
 )
 def append(task_id: str, query: dict[str, Any]) -> Response:
     """Append lines to a log.
@@ -107,7 +108,6 @@ def read(task_id: str, query: dict[str, Any]) -> Response:
     headers=["Last-Event-ID"],
     answers={200: EVENTS},
     answer_headers=["X-Accel-Buffering"],
-    errors={503: "Too many follow already, or the database is busy; come again."},
     example=EVENTS_EXAMPLE,
 )
 def follow(task_id: str) -> Response:
@@ -127,7 +127,7 @@ def follow(task_id: str) -> Response:
 def _last_event_id() -> int:
     text = request.headers.get("Last-Event-ID") or "0"
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise Problem(422, "Last-Event-ID must be the number of a line")
+        raise unfit({"Last-Event-ID": ["Must be the number of a line."]})
     return int(text)
 
 

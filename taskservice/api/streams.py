@@ -9,6 +9,7 @@ from flask import Response, request, stream_with_context
 from taskservice import following, live
 from taskservice.api.waits import client_is_here
 from taskservice.auth import still_counts
+from taskservice.error_codes import OVERLOADED
 from taskservice.following import Event
 from taskservice.openapi.operation import EVENTS
 from taskservice.problems import Problem
@@ -25,7 +26,8 @@ def respond(events: Iterator[Event], is_admitted: Callable[[], bool] = still_cou
         return Response(iter(()), headers=HEADERS, content_type=EVENTS)
     held = ExitStack()
     if not held.enter_context(live.places().place()):
-        raise Problem(503, "Too many follow already", headers={"Retry-After": str(RETRY_SECONDS)})
+        headers = {"Retry-After": str(RETRY_SECONDS)}
+        raise Problem(503, "Too many follow already", code=OVERLOADED, headers=headers)
     text = stream_with_context(following.as_text(_while_heard(events, is_admitted)))
     response = Response(text, headers=HEADERS, content_type=EVENTS)
     response.call_on_close(held.close)

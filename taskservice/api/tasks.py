@@ -9,8 +9,9 @@ from taskservice import documents, queries
 from taskservice.api import answers, lists, waits
 from taskservice.api.door import json_body, operation
 from taskservice.auth import caller
+from taskservice.error_codes import TASK_FINISHED
 from taskservice.models import CANCELLED, COMPLETE, ERROR, RUNNING
-from taskservice.problems import Problem, not_found
+from taskservice.problems import not_found, unfit
 from taskservice.schemas import (
     EXAMPLE_MOMENT,
     MAX_IDEMPOTENCY_KEY,
@@ -104,7 +105,7 @@ def get(task_id: str, query: dict[str, Any]) -> Response:
     body=report_schema,
     answers={200: shaped_task_schema},
     answer_headers=["Callback-Status"],
-    errors={409: "The task is finished, and this would change it."},
+    errors=[TASK_FINISHED],
     example={"status": COMPLETE, "output": {"sum": 15}, "finishedAt": EXAMPLE_MOMENT},
 )
 def report(task_id: str, query: dict[str, Any], body: dict[str, Any]) -> Response:
@@ -129,7 +130,7 @@ def report(task_id: str, query: dict[str, Any], body: dict[str, Any]) -> Respons
     query=task_query,
     answers={200: shaped_task_schema},
     answer_headers=["Callback-Status"],
-    errors={409: "The task has ended otherwise."},
+    errors=[TASK_FINISHED],
     example={
         "status": ERROR,
         "error": {"type": CANCELLED, "message": service.CANCELLED_MESSAGE},
@@ -169,7 +170,7 @@ def idempotency_key() -> str | None:
     """What the caller calls this request, so that it can be repeated; raises 422."""
     key = request.headers.get("Idempotency-Key")
     if key is not None and not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY:
-        raise Problem(422, f"Idempotency-Key must have 1 to {MAX_IDEMPOTENCY_KEY} characters")
+        raise unfit({"Idempotency-Key": [f"Must have 1 to {MAX_IDEMPOTENCY_KEY} characters."]})
     return key
 
 

@@ -14,6 +14,7 @@ from flask import Flask
 from marshmallow import Schema, fields
 
 from taskservice import __version__
+from taskservice.error_codes import CODES, with_status
 from taskservice.openapi import words
 from taskservice.openapi.operation import Operation, by_media_type
 from taskservice.openapi.words import Word
@@ -87,7 +88,12 @@ def _add_components(spec: APISpec) -> None:
         header = {"description": word.description, "schema": word.schema, "required": word.always}
         spec.components.header(name, header)
     for status, refusal in words.REFUSALS.items():
-        spec.components.response(refusal.name, _problem(status, *refusal[1:]))
+        codes = with_status(status)
+        description = (
+            f"{refusal.description} Its `code`: {', '.join(f'`{code}`' for code in codes)}."
+        )
+        problem = _problem(codes[0], description, refusal.detail, refusal.more)
+        spec.components.response(refusal.name, problem)
 
 
 def _routes(app: Flask, secured: str) -> list[Route]:
@@ -190,21 +196,29 @@ def _refusals(route: Route) -> Iterator[tuple[str, Any]]:
         *([404] if route.arguments else []),
         *([415] if route.operation.request_content else []),
     }
-    own = route.operation.errors
-    for status in sorted(statuses | own.keys()):
+    own = {CODES[code].status for code in route.operation.errors}
+    for status in sorted(statuses | own):
         if status in own:
-            yield str(status), _problem(status, own[status], own[status])
+            yield str(status), _own_problem(route.operation, status)
         else:
             yield str(status), words.REFUSALS[status].name
 
 
+def _own_problem(operation: Operation, status: int) -> Object:
+    codes = [code for code in operation.errors if CODES[code].status == status]
+    description = " ".join(f"`{code}`: {CODES[code].meaning}" for code in codes)
+    return _problem(codes[0], description, CODES[codes[0]].meaning.rstrip("."))
+
+
 def _problem(
-    status: int, description: str, detail: str, more: Mapping[str, Any] | None = None
+    code: str, description: str, detail: str, more: Mapping[str, Any] | None = None
 ) -> Object:
+    status = CODES[code].status
     example = example_of(problem_schema) | {
         "title": HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
+        "code": code,
         **(more or {}),
     }
     headers = ["X-Request-Id", *(["Retry-After"] if status == 503 else [])]

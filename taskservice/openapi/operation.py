@@ -36,8 +36,8 @@ class Operation:
     answer_headers: Sequence[str] = ()
     # What good answers contain, by status.
     answers: Mapping[int, Content] = field(default_factory=dict)
-    # Errors that come from what it does, by status, and when they do.
-    errors: Mapping[int, str] = field(default_factory=dict)
+    # The codes of errors that come from what it does.
+    errors: Sequence[str] = ()
     # Whether agent keys are refused.
     user_key: bool = False
     # What the example of its answer has instead of what the schema's example has.

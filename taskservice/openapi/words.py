@@ -26,7 +26,8 @@ else is refused. An unknown query parameter is refused too, so that a misspelt f
 not return everything. Times are RFC 3339 in UTC with milliseconds. `Location` and `Link` are
 relative to the request's own URL.
 
-Every error is `application/problem+json` (RFC 9457); its `detail` is one sentence to act on.
+Every error is `application/problem+json` (RFC 9457); its `detail` is one sentence to act on, its
+`code` the same for programs.
 Beside those listed, a method that a path does not know is 405 with `Allow`, and what is no proper
 HTTP is refused by the server itself with 417 or 501. Every GET answers HEAD too, and every path
 OPTIONS.
@@ -197,7 +198,7 @@ REFUSALS = {
     500: Refusal("Failure", "The service failed.", "The service failed; its log says more"),
     503: Refusal(
         "Busy",
-        "The database is busy, full or out of reach, or the service is stopping; nothing was done.",
+        "The service can't do it now, and has done nothing; try again.",
         "The database is busy, full or out of reach",
     ),
 }

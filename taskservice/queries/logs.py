@@ -6,6 +6,7 @@ from itertools import groupby
 from sqlalchemy import BigInteger, bindparam, select
 
 from taskservice.db import reading
+from taskservice.error_codes import LOG_DROPPED
 from taskservice.models import LogChunk
 from taskservice.problems import Problem
 from taskservice.queries.rows import PAGE_BYTES, AnyRow, TaskRow, next_limit
@@ -18,7 +19,12 @@ class LogGone(Problem):
     """Lines that a row promised are no longer there: they were dropped while being read."""
 
     def __init__(self) -> None:
-        super().__init__(503, "The log was dropped while it was read", headers={"Retry-After": "1"})
+        super().__init__(
+            503,
+            "The log was dropped while it was read",
+            code=LOG_DROPPED,
+            headers={"Retry-After": "1"},
+        )
 
 
 _CHUNKS = (

@@ -6,6 +6,7 @@ from typing import Any
 from marshmallow import EXCLUDE, INCLUDE, Schema, fields, validate
 
 from taskservice import strict_json
+from taskservice.error_codes import CODES
 from taskservice.models import CANCELLED, COMPLETE, ERROR, FAILED, PENDING, RUNNING, TIMEOUT
 from taskservice.schemas.fields import (
     DELIVERY_STATES,
@@ -336,9 +337,20 @@ class ProblemSchema(AnswerSchema):
     detail = fields.String(
         required=True, metadata=said("What is wrong, in one sentence.", "Task's ID is not found")
     )
+    code = fields.String(
+        required=True,
+        validate=validate.OneOf(CODES),
+        metadata=said(
+            "The same for programs. "
+            + " ".join(
+                f"`{code}` ({status}): {meaning}" for code, (status, meaning) in CODES.items()
+            ),
+            "not_found",
+        ),
+    )
     errors = fields.Dict(
         metadata=said(
-            "With 422: field or parameter -> messages, nested as the request is.",
+            "With 422: field, parameter or header -> messages, nested as the request is.",
             additionalProperties={
                 "anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "object"}]
             },

@@ -7,6 +7,7 @@ from sqlalchemy import bindparam, delete, exists, insert, select, update
 from taskservice import stamps
 from taskservice.access import Caller, visible_agents
 from taskservice.db import again_on_conflict, transaction
+from taskservice.error_codes import AGENT_HAS_TASKS
 from taskservice.models import Agent, Task
 from taskservice.problems import Problem, not_found, unfit
 from taskservice.queries import AGENT_COLUMNS
@@ -55,5 +56,5 @@ def delete_for_good(caller: Caller, agent_id: str) -> Any:
         if agent is None:
             raise not_found("Agent")
         if connection.execute(_DELETE, here).rowcount == 0:
-            raise Problem(409, "The agent has tasks; delete them first")
+            raise Problem(409, "The agent has tasks; delete them first", code=AGENT_HAS_TASKS)
     return agent

@@ -22,6 +22,7 @@ from sqlalchemy import (
 from taskservice import live, stamps
 from taskservice.access import Caller, visible_tasks
 from taskservice.db import Timestamp, database_now, reading, transaction
+from taskservice.error_codes import DELIVERY_UNDER_WAY, NO_DELIVERY
 from taskservice.models import (
     CANCELLED,
     DELIVERED,
@@ -304,7 +305,8 @@ def redeliver(caller: Caller, task_id: str) -> str:
             raise not_found("Task")
         newest = connection.scalar(_NEWEST, {"task_id": task_id})
         if newest is None:
-            raise Problem(409, "The task has no delivery: it still runs, or has no callback")
+            detail = "The task has no delivery: it still runs, or has no callback"
+            raise Problem(409, detail, code=NO_DELIVERY)
         _make_due(connection, newest)
     live.watcher().wake()
     return newest
@@ -327,4 +329,5 @@ def redeliver_any(delivery_id: str) -> None:
 
 def _make_due(connection: Connection, delivery_id: str) -> None:
     if connection.execute(_AGAIN, {"of_delivery_id": delivery_id}).rowcount == 0:
-        raise Problem(409, "It is being posted just now; see what comes of it first")
+        detail = "It is being posted just now; see what comes of it first"
+        raise Problem(409, detail, code=DELIVERY_UNDER_WAY)

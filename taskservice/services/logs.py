@@ -8,6 +8,7 @@ from sqlalchemy import BigInteger, Connection, bindparam, delete, func, insert, 
 from taskservice import stamps
 from taskservice.access import Caller
 from taskservice.db import database_now, transaction
+from taskservice.error_codes import LOG_FULL, SEQ_GAP
 from taskservice.models import Identifier, Log, LogChunk, LogWriter, Task
 from taskservice.problems import Problem, unfit
 from taskservice.queries import TaskRow
@@ -89,6 +90,7 @@ def _fresh(sent: Sequence[Chunk], seq: int | None, stored: int) -> Sequence[Chun
         raise Problem(
             409,
             f"Lines are missing: the next one of this writer is number {stored + 1}",
+            code=SEQ_GAP,
             more={"expected": stored + 1},
         )
     return without_first(sent, stored + 1 - seq)
@@ -116,7 +118,8 @@ def _check_writers(connection: Connection, task: TaskRow) -> None:
 def _store(connection: Connection, task: TaskRow, chunks: Sequence[Chunk], count: int) -> None:
     size = sum(chunk.size for chunk in chunks)
     if task.log_bytes + size > MAX_LOG:
-        raise Problem(413, f"The task's log is full: it may have {MAX_LOG} bytes")
+        detail = f"The task's log is full: it may have {MAX_LOG} bytes"
+        raise Problem(413, detail, code=LOG_FULL)
     connection.execute(
         _COUNT, {"of_task_id": task.id, "lines": count, "bytes": size, "now": stamps.now()}
     )

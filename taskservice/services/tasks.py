@@ -21,6 +21,7 @@ from sqlalchemy import (
 from taskservice import stamps, strict_json
 from taskservice.access import Caller, visible_agents, visible_tasks
 from taskservice.db import again_on_conflict, database_now, transaction
+from taskservice.error_codes import IDEMPOTENCY_KEY_REUSED, TASK_FINISHED
 from taskservice.models import (
     CANCELLED,
     COMPLETE,
@@ -165,7 +166,8 @@ def _replayed(connection: Connection, caller: Caller, idempotency: Idempotency) 
         _REPLAYED, {"user_id": caller.user_id, "idempotency_key": idempotency.key}
     ).one_or_none()
     if row is not None and row.idempotency_digest != idempotency.digest:
-        raise Problem(422, "This Idempotency-Key came before with another body")
+        errors = {"Idempotency-Key": ["Came before with another body."]}
+        raise unfit(errors, IDEMPOTENCY_KEY_REUSED)
     return row
 
 
@@ -303,6 +305,7 @@ def finished(task: TaskRow) -> Problem:
     return Problem(
         409,
         "The task is finished",
+        code=TASK_FINISHED,
         more={"task": {"id": task.id, "status": task.status, "error": error}},
     )
 

@@ -9,6 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from taskservice import api_key, stamps
 from taskservice.access import Caller
 from taskservice.db import transaction
+from taskservice.error_codes import LAST_USER_KEY
 from taskservice.models import Agent, ApiKey, CallbackSecret, Identifier, User
 from taskservice.problems import Problem, not_found, unfit
 from taskservice.queries import KEY_COLUMNS, AnyRow
@@ -107,7 +108,9 @@ def revoke_own_key(caller: Caller, key_id: str) -> AnyRow:
         if key.user_id != caller.user_id:
             raise not_found("Key")
         if key.agent_id is None and _other_user_keys(connection, key) == 0:
-            raise Problem(409, "This is the last user key; only the server can revoke it")
+            raise Problem(
+                409, "This is the last user key; only the server can revoke it", code=LAST_USER_KEY
+            )
         _revoke(connection, key)
         return _known_key(connection, key_id)
 

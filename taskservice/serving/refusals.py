@@ -1,11 +1,14 @@
 """What the server itself refuses, and the problem+json that says so."""
 
-import json
 from http import HTTPStatus
 from typing import NamedTuple
 
 from gunicorn.http import errors
 from gunicorn.util import http_date
+
+from taskservice import problems
+from taskservice.error_codes import OVERLOADED, STOPPING
+from taskservice.problems import Problem
 
 RETRY_SECONDS = 2
 
@@ -35,6 +38,7 @@ class Refusal(NamedTuple):
 
     status: int
     detail: str
+    code: str | None = None
 
 
 INTERNAL = Refusal(500, "The service failed; its log says more")
@@ -59,8 +63,8 @@ _REFUSALS: dict[type[BaseException], Refusal] = {
     errors.ExpectationFailed: Refusal(417, "No expectation but 100-continue can be met"),
     errors.LimitRequestHeaders: Refusal(431, "The headers are too many or too long"),
     errors.UnsupportedTransferCoding: Refusal(501, "No transfer coding but chunked is understood"),
-    NoRoomError: Refusal(503, "Too much is being sent at once"),
-    StoppingError: Refusal(503, "The service is stopping"),
+    NoRoomError: Refusal(503, "Too much is being sent at once", OVERLOADED),
+    StoppingError: Refusal(503, "The service is stopping", STOPPING),
     # Headers of a response: what the application got wrong is not the client's fault.
     errors.InvalidResponseHeader: INTERNAL,
     errors.InvalidResponseHeaderName: INTERNAL,
@@ -78,15 +82,13 @@ def refusal_for(error: BaseException) -> Refusal:
 
 def as_response(refusal: Refusal, method: str | None, request_id: str) -> bytes:
     """The whole response, after which the connection closes; for HEAD without its body."""
-    title = HTTPStatus(refusal.status).phrase
-    problem = {"type": "about:blank", "title": title} | refusal._asdict()
-    problem["requestId"] = request_id
-    body = json.dumps(problem).encode()
+    problem = Problem(refusal.status, refusal.detail, code=refusal.code)
+    body = problems.body(problem, request_id)
     lines = [
-        f"HTTP/1.1 {refusal.status} {title}",
+        f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}",
         f"Date: {http_date()}",
         "Connection: close",
-        "Content-Type: application/problem+json",
+        f"Content-Type: {problems.MEDIA_TYPE}",
         f"Content-Length: {len(body)}",
         f"X-Request-Id: {request_id}",
     ]

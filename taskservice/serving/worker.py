@@ -255,7 +255,7 @@ class Worker(BaseWorker):
             self.log.error("Could not answer %s", name, exc_info=exc, extra=of_request)
         else:
             host = addr[0] if addr else "a local socket"
-            self.log.info("Refused a request from %s: %s %s", host, *refusal, extra=of_request)
+            self.log.info("Refused a request from %s: %s %s", host, *refusal[:2], extra=of_request)
         with suppress(OSError):
             client.send(as_response(refusal, req.method if req else None, request_id))
 

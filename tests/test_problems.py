@@ -1,0 +1,133 @@
+"""Problems: each has a code for programs, and a 422 says what does not fit."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from taskservice.error_codes import CODES
+from tests.people import Person, problem
+from tests.test_readme import README, ROOT
+
+# --- 422 ---------------------------------------------------------------------------------
+
+
+def start(alice: Person, key: str, **more: Any) -> Any:
+    body = {"agentId": "summarizer", **more}
+    return alice.post("/task", json=body, headers={"Idempotency-Key": key})
+
+
+def test_unfit_idempotency_key_is_named_in_errors(alice: Person) -> None:
+    alice.register()
+    claim = "/agent/summarizer/claim"
+    for key in ("", "x" * 256):
+        for answer in (start(alice, key), alice.post(claim, headers={"Idempotency-Key": key})):
+            body = problem(answer, 422)
+            assert body["code"] == "invalid"
+            assert body["errors"] == {"Idempotency-Key": ["Must have 1 to 255 characters."]}
+
+
+def test_idempotency_key_that_came_with_another_body_is_named_in_errors(alice: Person) -> None:
+    alice.register()
+    start(alice, "nightly")
+    body = problem(start(alice, "nightly", name="another"), 422)
+    assert body["code"] == "idempotency_key_reused"
+    assert list(body["errors"]) == ["Idempotency-Key"]
+
+
+def test_unfit_last_event_id_is_named_in_errors(alice: Person) -> None:
+    path = f"/task/{alice.start()['id']}/events"
+    for text in ("x", "-1", "1.5", "9" * 19):
+        body = problem(alice.get(path, headers={"Last-Event-ID": text}), 422)
+        assert list(body["errors"]) == ["Last-Event-ID"]
+
+
+def test_every_422_is_made_where_it_gets_its_errors() -> None:
+    for path in (ROOT / "taskservice").rglob("*.py"):
+        if path.name != "problems.py":
+            assert not re.search(r"Problem\(\s*422\b", path.read_text()), path
+
+
+# --- codes -------------------------------------------------------------------------------
+
+
+def cancelled(alice: Person) -> str:
+    task = alice.start()
+    alice.post(f"/task/{task['id']}/cancel")
+    return f"/task/{task['id']}"
+
+
+def last_key(alice: Person) -> Any:
+    (key,) = alice.get("/key").json
+    return alice.delete(f"/key/{key['id']}")
+
+
+def deleted_agent_with_a_task(alice: Person) -> Any:
+    alice.start()
+    return alice.delete("/agent/summarizer")
+
+
+def deleted_by_an_agent(alice: Person) -> Any:
+    return alice.agent_key().delete(f"/task/{alice.start()['id']}")
+
+
+def append(alice: Person, path: str = "", **body: Any) -> Any:
+    path = path or f"/task/{alice.start()['id']}"
+    return alice.post(f"{path}/logs", json={"logs": ["a line"], **body})
+
+
+def redelivered_without_a_callback(alice: Person) -> Any:
+    return alice.post(f"/task/{alice.start()['id']}/deliveries")
+
+
+REFUSED: dict[str, tuple[int, Callable[[Person], Any]]] = {
+    "unreadable": (400, lambda alice: alice.post("/task", data=b"{", content_type="a/b+json")),
+    "invalid_key": (401, lambda alice: alice.get("/user", headers={"apikey": "wrong"})),
+    "user_key_required": (403, deleted_by_an_agent),
+    "not_found": (404, lambda alice: alice.get("/task/nothing")),
+    "no_such_path": (404, lambda alice: alice.get("/nothing")),
+    "method_not_allowed": (405, lambda alice: alice.put("/user")),
+    "not_acceptable": (406, lambda alice: alice.get("/user", headers={"Accept": "image/png"})),
+    "task_finished": (409, lambda alice: append(alice, cancelled(alice))),
+    "seq_gap": (409, lambda alice: append(alice, seq=7)),
+    "agent_has_tasks": (409, deleted_agent_with_a_task),
+    "last_user_key": (409, last_key),
+    "no_delivery": (409, redelivered_without_a_callback),
+    "too_large": (413, lambda alice: alice.post("/task", data=b" " * (10 * 1024 * 1024 + 1))),
+    "unsupported_media_type": (415, lambda alice: alice.post("/task", data="x=1")),
+    "invalid": (422, lambda alice: alice.get("/task", query_string={"stauts": "error"})),
+}
+
+
+@pytest.mark.parametrize("code", REFUSED)
+def test_problem_has_its_code(alice: Person, code: str) -> None:
+    status, refused = REFUSED[code]
+    assert problem(refused(alice), status)["code"] == code
+
+
+def test_every_401_is_the_same_with_its_code(alice: Person, app: Flask) -> None:
+    bodies = {
+        app.test_client().open(f"/api/v1{path}", method=method, headers=headers).data
+        for path in ("/task", "/nothing")
+        for method in ("GET", "POST")
+        for headers in ({}, {"apikey": "wrong"}, {"Authorization": "Bearer wrong"})
+    }
+    (body,) = bodies
+    assert b'"code":"invalid_key"' in body
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_document_lists_every_code(app: Flask) -> None:
+    document = app.test_client().get("/openapi.json").json
+    code = document["components"]["schemas"]["Problem"]["properties"]["code"]
+    assert code["enum"] == list(CODES)
+    for name, (status, meaning) in CODES.items():
+        assert f"`{name}` ({status}): {meaning}" in code["description"]
+
+
+def test_table_of_codes_is_the_codes() -> None:
+    section = README.split("\n### Errors\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (.*) \|$", section, re.MULTILINE)
+    assert rows == [(name, str(status), meaning) for name, (status, meaning) in CODES.items()]
