@@ -17,7 +17,9 @@ from taskservice import migrations
 from taskservice.app import create_app
 from taskservice.config import Config
 from taskservice.db import Base, dispose
+from taskservice.webhooks import connection
 from taskservice.webhooks.destinations import Destinations
+from tests.certificates import Authority
 from tests.live import Service
 from tests.people import Person, add_person
 from tests.receiver import Receiver
@@ -187,3 +189,20 @@ def two_workers(
             service.environment["TASKSERVICE_DATABASE_URL"] = databases.new_postgresql()
         service.start()
     return service
+
+
+@pytest.fixture(scope="session")
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture
+def trusted(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[None]:
+    """Our own authority in SSL_CERT_FILE, as a team adds a private one."""
+    (tmp_path / "authority.pem").write_bytes(authority.pem)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+    connection.tls_context.cache_clear()
+    yield
+    connection.tls_context.cache_clear()

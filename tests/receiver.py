@@ -132,7 +132,8 @@ def sip(size: int = 32768, every: float = 0.005) -> Behaviour:
 class Receiver:
     """A receiver on a free port of `host`; with `tls`, a server's context, it speaks TLS.
 
-    `reads_body=False` leaves the body unread, as a receiver does that is slow or gone.
+    `reads_body=False` leaves the body unread, as a receiver does that is slow or gone. While
+    `shakes_hands` is cleared, no handshake of TLS begins.
     """
 
     host: str = "127.0.0.1"
@@ -141,11 +142,13 @@ class Receiver:
     answer: Behaviour = field(default_factory=lambda: answer(204))
     paths: dict[str, Behaviour] = field(default_factory=dict)
     requests: list[Received] = field(default_factory=list)
+    shakes_hands: threading.Event = field(default_factory=threading.Event)
     connections: int = 0  # accepted so far, whatever came of them
 
     def __enter__(self) -> "Receiver":
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         self._listener = socket.create_server((self.host, 0), family=family, backlog=128)
+        self.shakes_hands.set()
         self._stopping = threading.Event()
         self._changed = threading.Condition()
         self._open: set[socket.socket] = set()
@@ -154,6 +157,7 @@ class Receiver:
 
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
+        self.shakes_hands.set()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         with self._changed:
@@ -194,6 +198,7 @@ class Receiver:
         plain = connection
         try:
             if self.tls:
+                self.shakes_hands.wait()
                 connection = self.tls.wrap_socket(connection, server_side=True)
                 with self._changed:
                     self._open.add(connection)

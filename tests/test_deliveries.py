@@ -21,6 +21,7 @@ from taskservice.services.deliveries import HOST_LIMIT, JITTER, SCHEDULE
 from taskservice.webhooks.destinations import Destinations
 from taskservice.webhooks.failing import IN_A_ROW
 from tests import receiver as play
+from tests.certificates import Authority
 from tests.inside import end_for_silence, set_clock
 from tests.owed import (
     change,
@@ -197,6 +198,68 @@ def test_task_that_is_deleted_between_claim_and_post_is_not_posted(
     assert leases != [(None,)]
     assert len(receiver.requests) == 1
     assert [each.message for each in caplog.records if each.levelname == "ERROR"] == []
+
+
+@pytest.fixture
+def slow_receiver(authority: Authority, trusted: None) -> Iterator[Receiver]:
+    """A receiver over TLS, which takes connections and shakes no hands until it is told to."""
+    with Receiver(tls=authority.server("127.0.0.1")) as receiver:
+        receiver.shakes_hands.clear()
+        yield receiver
+
+
+def delete_task(alice: Person, task: dict[str, Any]) -> None:
+    expect(alice.delete(f"/task/{task['id']}"), 200)
+
+
+def replace_by_a_late_report(alice: Person, task: dict[str, Any]) -> None:
+    end_for_silence(alice.app, task)
+    assert finish(alice, task) == "pending"
+
+
+def let_the_lease_run_out(alice: Person, task: dict[str, Any]) -> None:
+    change(alice.app, leased_until=database_now(-1))
+
+
+@pytest.mark.parametrize(
+    ("meddle", "status", "posts"),
+    [
+        (delete_task, "failed", []),
+        (replace_by_a_late_report, "failed", ["complete"]),
+        (let_the_lease_run_out, "pending", ["error"]),
+    ],
+)
+def test_what_is_no_longer_to_be_posted_when_the_handshake_is_done_is_not_posted(
+    alice: Person, app: Flask, slow_receiver: Receiver, meddle: Any, status: str, posts: list[str]
+) -> None:
+    app.config["CALLBACK_TIMEOUT"] = 30.0
+    task = alice.start(callback=slow_receiver.url)
+    reporter = Person(app, alice.name, alice.key)
+    with ThreadPoolExecutor(1) as pool:
+        report = pool.submit(finish, reporter, task, status="error")
+        until(lambda: slow_receiver.connections)
+        meddle(alice, task)
+        slow_receiver.shakes_hands.set()
+        assert report.result() == status
+    assert slow_receiver.requests == []
+    with looping(app):
+        until(lambda: not {("pending",)} & set(columns(app, "state")))
+    assert [json.loads(each.body)["status"] for each in slow_receiver.requests] == posts
+
+
+def test_task_that_is_deleted_while_the_loop_shakes_hands_is_not_posted(
+    alice: Person, app: Flask, slow_receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    app.config["CALLBACK_TIMEOUT"] = 30.0
+    owe_many(app, alice, slow_receiver.url, 1)
+    with looping(app):
+        until(lambda: slow_receiver.connections)
+        for task in expect(alice.get("/task"), 200):
+            delete_task(alice, task)
+        slow_receiver.shakes_hands.set()
+        until(lambda: "The task was deleted." in caplog.text)
+    assert slow_receiver.requests == []
 
 
 def test_host_that_hangs_does_not_hold_up_the_others(

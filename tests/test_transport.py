@@ -791,21 +791,6 @@ def test_system_resolves_localhost(receiver):
 # TLS.
 
 
-@pytest.fixture(scope="module")
-def authority():
-    return Authority()
-
-
-@pytest.fixture
-def trusted(authority, monkeypatch, tmp_path):
-    """Our own authority in SSL_CERT_FILE, as a team adds a private one."""
-    (tmp_path / "authority.pem").write_bytes(authority.pem)
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
-    connection.tls_context.cache_clear()
-    yield
-    connection.tls_context.cache_clear()
-
-
 def deliver_securely(context, name="hooks.example", **options):
     with Receiver(tls=context) as receiver:
         url = f"https://{name}:{receiver.port}/hook"

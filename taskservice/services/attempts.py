@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from contextvars import copy_context
+from functools import partial
 from threading import Thread
 
 from flask import Flask, current_app
@@ -12,9 +13,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice import documents, queries, stamps, stopping
 from taskservice.budget import Budget
-from taskservice.models import PENDING
+from taskservice.models import FAILED, PENDING
 from taskservice.services import deliveries
-from taskservice.services.deliveries import Leased
+from taskservice.services.deliveries import Leased, LeaseLost
 from taskservice.webhooks import signing, transport
 from taskservice.webhooks.failing import FailingHosts
 from taskservice.webhooks.interrupt import Interrupt, Interrupted
@@ -70,7 +71,8 @@ def attempt(leased: Leased, interrupt: Interrupt) -> str:
     """Post a webhook once and record what came of it; returns the delivery's state.
 
     Never raises: where the database gave no answer, it is made again when its lease has
-    run out. One that was interrupted is given back, as if it had not been made.
+    run out. One that was interrupted is given back, as if it had not been made. Nothing is
+    posted of what is no longer to be posted when the receiver has taken the connection.
     """
     try:
         started = stamps.now()
@@ -80,6 +82,9 @@ def attempt(leased: Leased, interrupt: Interrupt) -> str:
         return deliveries.record(leased, started, outcome)
     except Interrupted:
         return _leave_to_loop(leased)
+    except LeaseLost as lost:
+        logger.info("Delivery %s to %s is not posted: %s", leased.id, leased.host, lost)
+        return lost.state
     except Exception:
         logger.exception("Delivery %s stays pending", leased.id)
         return PENDING
@@ -91,8 +96,9 @@ def post(
     webhook_id: str,
     body: bytes,
     interrupt: Interrupt | None = None,
+    confirm: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Send one signed webhook by the settings of this service; raises Interrupted."""
+    """Send one signed webhook by this service's settings; raises what `transport.send` raises."""
     signature = signing.sign(secrets, webhook_id, int(time.time()), body)
     return transport.send(
         url,
@@ -101,6 +107,7 @@ def post(
         allowed=current_app.config["CALLBACK_ALLOWED"],
         deadline=current_app.config["CALLBACK_TIMEOUT"],
         interrupt=interrupt,
+        confirm=confirm,
     )
 
 
@@ -143,7 +150,7 @@ def _outcome(leased: Leased, interrupt: Interrupt) -> Outcome:
     """
     try:
         return _send(leased, interrupt)
-    except (SQLAlchemyError, Interrupted):
+    except (SQLAlchemyError, Interrupted, LeaseLost):
         raise  # where the database is away, that says nothing of this webhook
     except Exception:
         logger.exception("Delivery %s to %s could not be posted", leased.id, leased.host)
@@ -160,8 +167,9 @@ def _note(leased: Leased, outcome: Outcome) -> None:
 def _send(leased: Leased, interrupt: Interrupt) -> Outcome:
     task = queries.task_by_id(leased.task_id)
     if task is None:
-        return Outcome("The task was deleted.", permanent=True)
+        raise LeaseLost("The task was deleted.", FAILED)
     since = stamps.now(-SECRET_OVERLAP_SECONDS)
     secrets = queries.callback_secrets(task.user_id, since)
     body = documents.of_webhook(task)
-    return post(leased.callback_url, secrets, leased.id, body, interrupt)
+    confirm = partial(deliveries.require_lease, leased)
+    return post(leased.callback_url, secrets, leased.id, body, interrupt, confirm)

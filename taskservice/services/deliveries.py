@@ -11,6 +11,7 @@ from sqlalchemy import (
     Connection,
     Integer,
     Text,
+    and_,
     bindparam,
     func,
     insert,
@@ -57,6 +58,15 @@ class Leased:
     # With its port, as in the URL: whose receiver may be slow or gone.
     host: str
     attempt_count: int
+
+
+class LeaseLost(Exception):
+    """A delivery that its holder may no longer post; as text one sentence that says why."""
+
+    def __init__(self, reason: str, state: str) -> None:
+        super().__init__(reason)
+        # As `Callback-Status` has it.
+        self.state = state
 
 
 class Room:
@@ -132,6 +142,10 @@ _HELD = (
     Delivery.id == bindparam("of_delivery_id", type_=Identifier),
     Delivery.lease == bindparam("held_lease", type_=Identifier),
 )
+_LEASE_NOW = select(
+    Delivery.state,
+    and_(Delivery.lease == bindparam("held_lease", type_=Identifier), ~is_unleased).label("holds"),
+).where(Delivery.id == bindparam("of_delivery_id", type_=Identifier))
 _GIVE_BACK = update(Delivery).where(*_HELD).values(**_NO_LEASE)
 _RECORD = update(Delivery).where(*_HELD)
 _KEEP_ATTEMPT = insert(Attempt).from_select(
@@ -245,6 +259,23 @@ def give_back(leased: Collection[Leased]) -> None:
 
 
 # --- attempted ---------------------------------------------------------------------------
+
+
+def require_lease(leased: Leased) -> None:
+    """Raises LeaseLost unless the holder of this lease may still post its delivery.
+
+    Its task may have been deleted meanwhile, or a late report may have replaced it. And after a
+    stop of this process (a suspended machine) its lease may have passed to another.
+    """
+    with reading() as connection:
+        held = {"of_delivery_id": leased.id, "held_lease": leased.lease}
+        now = connection.execute(_LEASE_NOW, held).one_or_none()
+    if now is None:
+        raise LeaseLost("The task was deleted.", FAILED)
+    if now.state == CANCELLED:
+        raise LeaseLost("A newer delivery has replaced it.", FAILED)
+    if not now.holds:
+        raise LeaseLost("Its lease has run out.", now.state)
 
 
 def record(leased: Leased, started: str, outcome: Outcome) -> str:

@@ -2,7 +2,7 @@
 
 import contextlib
 import http.client
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -54,16 +54,20 @@ def send(
     deadline: float,
     resolve: Resolver = system_addresses,
     interrupt: Interrupt | None = None,
+    confirm: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """POST `body` to `url` in `deadline` seconds at most; raises for nothing that happens there.
 
     The answer is its status and headers: what its body does after them, such as drip,
     changes nothing but the duration. `headers` go before our own few, User-Agent too.
     Raises Interrupted when `interrupt` was set before there was an answer.
+
+    `confirm` is called when the connection is made, which may take long, and before any of the
+    request is sent: what it raises ends the attempt, and is raised here.
     """
     clock, interrupt = Deadline(deadline), interrupt or Interrupt()
     try:
-        response = _post(url, headers, body, allowed, clock, resolve, interrupt)
+        response = _post(url, headers, body, allowed, clock, resolve, interrupt, confirm)
     except RefusedError as refusal:
         outcome = Outcome(str(refusal), permanent=True)
     except (NoAnswerError, OSError, http.client.HTTPException) as error:
@@ -83,13 +87,14 @@ def _post(
     clock: Deadline,
     resolve: Resolver,
     interrupt: Interrupt,
+    confirm: Callable[[], None],
 ) -> requests.Response:
     """The answer, its body read as far as we go and its connection closed."""
     target = check_url(url, allowed)
     kind = SecureConnection if target.scheme == "https" else Connection
     request = requests.Request("POST", url, headers={**_HEADERS, **headers}, data=body)
     connection = kind(target, allowed, clock, resolve, interrupt)
-    with contextlib.closing(_Adapter(connection, interrupt)) as adapter:
+    with contextlib.closing(_Adapter(connection, interrupt, confirm)) as adapter:
         # No Session: it would follow the environment (proxies, .netrc), and read all of a
         # redirect's body, decoded, even when told not to follow it.
         response = adapter.send(request.prepare())
@@ -102,12 +107,17 @@ def _post(
 class _Adapter(BaseAdapter):
     """Lets requests speak over one connection, once."""
 
-    def __init__(self, connection: Connection, interrupt: Interrupt) -> None:
+    def __init__(
+        self, connection: Connection, interrupt: Interrupt, confirm: Callable[[], None]
+    ) -> None:
         super().__init__()
         self._connection = connection
         self._interrupt = interrupt
+        self._confirm = confirm
 
     def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
+        self._connection.connect()
+        self._confirm()
         # A receiver may answer, and hang up, before it has read everything.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._connection.request(
