@@ -104,6 +104,22 @@ def test_twice_as_many_slow_clients_as_threads_leave_others_a_quick_answer(
             time.sleep(0.05)
 
 
+def test_bodies_in_tiny_chunks_do_not_keep_others_waiting(fresh: Server) -> None:
+    tiny = chunked() + b"1\r\nx\r\n" * 8000 + b"0\r\n\r\n"
+    with ExitStack() as stack:
+        # All of it is here when the worker goes on, and the quick one came last.
+        worker = fresh.worker()
+        os.kill(worker, signal.SIGSTOP)
+        crowd = [stack.enter_context(fresh.connect(tiny)) for _ in range(40)]
+        quick = stack.enter_context(fresh.connect(HELLO))
+        os.kill(worker, signal.SIGCONT)
+        assert read_bodies(quick) == [b"hello"]
+        answered, _, _ = select.select(crowd, [], [], 0)
+        assert len(answered) < len(crowd) / 2
+        for client in crowd:
+            assert read_bodies(client) == [b"x" * 8000]
+
+
 @pytest.mark.parametrize(
     "begin",
     [b"GET / HTTP/1.1\r\nX-Slow: ", post(b"", length=MIB), chunked(b"first")],
@@ -291,6 +307,15 @@ def test_chunks_that_become_too_large_are_413(server: Server) -> None:
         problem_in(read_to_end(client), 413)
 
 
+def test_body_in_too_many_chunks_is_413(server: Server) -> None:
+    # Each counts as 64 bytes at least, so that 2 MiB are 32,768 chunks at most.
+    tiny = b"1\r\nx\r\n"
+    assert server.ask(chunked() + tiny * 32_767 + b"0\r\n\r\n").endswith(b"x" * 32_767)
+    with server.connect(chunked() + tiny * 32_769) as client:
+        problem = problem_in(read_to_end(client), 413)
+    assert problem["detail"] == "The request's body comes in too many chunks"
+
+
 def test_answer_to_an_unread_body_arrives_and_the_connection_goes_on(server: Server) -> None:
     with server.connect(post(bytes(2 * MIB), path="/unread") + HELLO) as client:
         assert read_bodies(client, 2) == [b"no", b"hello"]
@@ -359,6 +384,8 @@ REFUSED = {
     "chunk-size-negative": (chunked() + b"-1\r\n", 400),
     "chunk-size-missing": (chunked() + b"\r\n", 400),
     "chunk-size-endless": (chunked() + b"1" * 2000, 400),
+    "chunk-line-too-long": (chunked() + b"1;a=%b\r\nx\r\n0\r\n\r\n" % (b"x" * 2000), 400),
+    "trailer-too-long": (chunked() + b"0\r\nA: %b\r\n\r\n" % (b"x" * 2000), 400),
     "chunk-with-bare-line-feeds": (chunked() + b"5\nhello\n0\n\n", 400),
     "chunk-extension-malformed": (chunked() + b"1;=\r\n", 400),
     "chunk-longer-than-it-says": (chunked() + b"5\r\nhelloX0\r\n\r\n", 400),

@@ -21,6 +21,10 @@ class BodyTooLargeError(RefusedError):
     """The body is, or would become, larger than MAX_BODY."""
 
 
+class TooManyChunksError(RefusedError):
+    """The body comes in so many chunks that they would be too large if each were of 64 bytes."""
+
+
 class RequestTooSlowError(RefusedError):
     """The request's head and body were not all here in time."""
 
@@ -59,6 +63,7 @@ _REFUSALS: dict[type[BaseException], Refusal] = {
     errors.ChunkMissingTerminator: _BAD_CHUNK,
     RequestTooSlowError: Refusal(408, "The request did not arrive in time"),
     BodyTooLargeError: Refusal(413, "The request's body is too large"),
+    TooManyChunksError: Refusal(413, "The request's body comes in too many chunks"),
     errors.LimitRequestLine: Refusal(414, "The request line is too long"),
     errors.ExpectationFailed: Refusal(417, "No expectation but 100-continue can be met"),
     errors.LimitRequestHeaders: Refusal(431, "The headers are too many or too long"),

@@ -6,6 +6,7 @@ import selectors
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -23,7 +24,7 @@ from gunicorn.workers.base import Worker as BaseWorker
 
 from taskservice import metrics, stopping, telemetry
 from taskservice.serving.connection import NEVER, Connection
-from taskservice.serving.incoming import Intake, Request, Room
+from taskservice.serving.incoming import Intake, Need, Request, Room
 from taskservice.serving.outgoing import Answer, ClientGoneError, Sender
 from taskservice.serving.refusals import (
     INTERNAL,
@@ -38,6 +39,11 @@ from taskservice.serving.threads import Calls, Crew
 
 RECEIVE_SIZE = 64 * 1024
 STOPPING_TURN = 0.05
+# How long the loop goes on with what it put off, before it looks for what is new.
+TURN_SECONDS = 0.005
+# How many clients it lets in before it looks after those that it has.
+CLIENTS_PER_TURN = 16
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # Each connection may take a second one, for a large body.
 FILE_DESCRIPTORS = 4096
 # The linger option with which a close resets the connection.
@@ -74,6 +80,8 @@ class Worker(BaseWorker):
 
     def init_process(self) -> None:
         self.connections: set[Connection] = set()
+        # Those that have had their turn, and the next one when others have had theirs.
+        self.put_off: deque[Connection] = deque()
         self.hurried = False
         self.next_sweep = 0.0
         self.poller = selectors.DefaultSelector()
@@ -99,7 +107,7 @@ class Worker(BaseWorker):
         for listener in self.sockets:
             listener.setblocking(False)
             self.give_up_lost_clients(listener)
-            self.poller.register(listener, selectors.EVENT_READ, self.accept)
+            self.poller.register(listener, selectors.EVENT_READ, self.accept_some)
         while self.alive and self.ppid == getppid():
             self.turn(self.sweep_seconds)
         self.finish()
@@ -115,14 +123,31 @@ class Worker(BaseWorker):
 
     def turn(self, seconds: float) -> None:
         """Does what is to do now, or comes up in the next `seconds`."""
-        for key, _ in self.poller.select(seconds):
+        is_behind = self.put_off or self.next_sweep <= time.monotonic()
+        for key, _ in self.poller.select(0 if is_behind else seconds):
             key.data(key.fileobj)
+        self.go_on_with_put_off()
         now = time.monotonic()
         if now >= self.next_sweep:
             self.next_sweep = now + seconds
             self.notify()
-            for connection in [each for each in self.connections if each.deadline <= now]:
-                self.expire(connection)
+            self.sweep(now)
+
+    def go_on_with_put_off(self) -> None:
+        until = time.monotonic() + TURN_SECONDS
+        while self.put_off and time.monotonic() < until:
+            connection = self.put_off.popleft()
+            if connection in self.connections and not connection.lingering:
+                self.watch(connection)
+                self.take_in(connection)
+
+    def sweep(self, now: float) -> None:
+        """Stops waiting for those whose time is over; the next turn goes on where this took long."""
+        for connection in [each for each in self.connections if each.deadline <= now]:
+            self.expire(connection)
+            if time.monotonic() - now > TURN_SECONDS:
+                self.next_sweep = now
+                return
 
     def finish(self) -> None:
         """Answers what has come until now, for `graceful_timeout` at most."""
@@ -144,6 +169,11 @@ class Worker(BaseWorker):
         return 2 * self.stop_seconds if self.hurried else self.cfg.graceful_timeout
 
     # A client comes, and goes.
+
+    def accept_some(self, listener: socket.socket) -> None:
+        for _ in range(CLIENTS_PER_TURN):
+            if not self.accept(listener):
+                return
 
     def accept(self, listener: socket.socket) -> bool:
         """Lets one client in; False if there is none."""
@@ -173,6 +203,9 @@ class Worker(BaseWorker):
     def wait_for(self, connection: Connection, seconds: float) -> None:
         """Listens to the client, but for no longer than `seconds`, and less at the end."""
         connection.deadline = time.monotonic() + (seconds if self.alive else self.stop_seconds)
+        self.watch(connection)
+
+    def watch(self, connection: Connection) -> None:
         if not connection.watched:
             connection.watched = True
             self.poller.register(
@@ -222,7 +255,7 @@ class Worker(BaseWorker):
             connection.begun = True
             self.wait_for(connection, self.request_seconds)
         try:
-            interim = next(connection.steps)
+            need = next(connection.steps)
         except StopIteration as complete:
             connection.answering = True
             connection.deadline = NEVER
@@ -234,9 +267,15 @@ class Worker(BaseWorker):
             self.log.exception("Could not take in a request")
             self.break_off(connection)
         else:
-            if interim:
-                with suppress(OSError):
-                    connection.sock.send(interim)
+            self.provide(connection, need)
+
+    def provide(self, connection: Connection, need: Need) -> None:
+        if need is Need.CONTINUE:
+            with suppress(OSError):
+                connection.sock.send(CONTINUE)
+        elif need is Need.TURN:
+            self.unwatch(connection)
+            self.put_off.append(connection)
 
     def refuse(self, connection: Connection, error: Exception) -> None:
         self.handle_error(None, connection.sock, connection.client, error)
@@ -338,6 +377,8 @@ class Worker(BaseWorker):
         """
         connection.answering = False
         connection.lingering = True
+        # What was here of its body makes room for others at once.
+        connection.steps.close()
         self.wait_for(connection, self.linger_seconds)
         try:
             connection.sock.shutdown(socket.SHUT_WR)
