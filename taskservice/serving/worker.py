@@ -142,7 +142,7 @@ class Worker(BaseWorker):
                 self.take_in(connection)
 
     def sweep(self, now: float) -> None:
-        """Stops waiting for those whose time is over; the next turn goes on where this took long."""
+        """Stops waiting for those whose time is over; what takes long goes on in the next turn."""
         for connection in [each for each in self.connections if each.deadline <= now]:
             self.expire(connection)
             if time.monotonic() - now > TURN_SECONDS:
