@@ -11,7 +11,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import Connection, Engine, Integer, MetaData, String, create_engine, event
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.engine import URL, Dialect, ExceptionContext, make_url
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -68,6 +68,16 @@ class Timestamp(TypeDecorator[str]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
         return rfc3339(value) if isinstance(value, datetime) else value
+
+
+class EncodingError(Exception):
+    """A database of PostgreSQL has an encoding that can't hold every text."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(
+            f"its encoding is {encoding}, and only UTF8 holds every text; make another with "
+            "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
+        )
 
 
 class Base(DeclarativeBase):
@@ -129,7 +139,7 @@ def _postgresql_byte_length(element: byte_length, compiler: SQLCompiler, **optio
 def init_app(app: Flask, url: str, threads: int) -> None:
     """Give `app` its write engine, its read engine and, on SQLite, its queue of writers."""
     address = make_url(url)
-    options = {
+    options: dict[str, Any] = {
         **engine_arguments(address),
         # Whatever is logged of a failed statement, it is not what was to be written.
         "hide_parameters": True,
@@ -146,9 +156,8 @@ def init_app(app: Flask, url: str, threads: int) -> None:
         _prepare_write_engine(db.engine)
     # An engine of its own: AUTOCOMMIT on the write engine would still fire its
     # begin hook, and so take the write lock for a read.
-    reader = create_engine(
-        address, isolation_level="AUTOCOMMIT", pool_reset_on_return=None, **options
-    )
+    alone = {"isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None}
+    reader = create_engine(address, **(options | alone))
     if address.get_backend_name() == "sqlite":
         event.listen(reader, "connect", _prepare_sqlite_reader)
         app.extensions["writers"] = WriterQueue.of(address)
@@ -161,8 +170,14 @@ def engine_arguments(address: URL) -> dict[str, Any]:
     """What every engine of this database is made with: its driver, and how it connects."""
     if address.get_backend_name() == "sqlite":
         return {"module": sqlite3, "connect_args": {"timeout": BUSY_SECONDS}}
-    # No prepared statements: behind a pooler in transaction mode they do not work.
-    return {"connect_args": {"prepare_threshold": None, **PATIENCE}}
+    # No prepared statements: behind a pooler in transaction mode they do not work. The encoding
+    # comes before anything that the server says, whatever the user or the database is set to.
+    return {
+        "connect_args": {"prepare_threshold": None, "client_encoding": "UTF8", **PATIENCE},
+        # Said with each BEGIN. As SERIALIZABLE, which a database may have for its default, most
+        # writes would fail that meet another one.
+        "isolation_level": "READ COMMITTED",
+    }
 
 
 def prepare_sqlite_connection(connection: Any, _record: Any = None) -> None:
@@ -183,6 +198,18 @@ def prepare_sqlite_connection(connection: Any, _record: Any = None) -> None:
     cursor.close()
 
 
+def prepare_postgresql_connection(connection: Any, _record: Any = None) -> None:
+    """What every session needs; raises OperationalError where the database is not in UTF-8."""
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding not in ("UTF8", None):
+        connection.close()
+        raise OperationalError("connect", None, EncodingError(encoding))
+    # Only what poolers keep apart for each of their clients. Dates are read as ISO 8601, and
+    # east of UTC the last hours of the year 9999 are past what Python knows.
+    connection.execute("SET DateStyle = 'ISO'; SET TIME ZONE 'UTC'")
+    connection.commit()
+
+
 def _prepare_sqlite_reader(connection: Any, record: Any) -> None:
     prepare_sqlite_connection(connection, record)
     connection.execute("PRAGMA query_only = ON")
@@ -193,7 +220,7 @@ def _prepare_write_engine(engine: Engine) -> None:
         event.listen(engine, "connect", prepare_sqlite_connection)
         event.listen(engine, "begin", _begin_immediate)
     else:
-        event.listen(engine, "begin", _limit_lock_wait)
+        event.listen(engine, "begin", _begin_postgresql)
         _prepare_postgresql(engine)
 
 
@@ -208,10 +235,7 @@ def _prepare_postgresql(engine: Engine) -> None:
 
     def prepare(connection: Any, _record: Any) -> None:
         patience.bound(connection, seconds, engine.dialect.dbapi)
-        # East of UTC the last hours of the year 9999 are past what Python knows. Poolers keep
-        # this one setting apart for each of their clients.
-        connection.execute("SET TIME ZONE 'UTC'")
-        connection.commit()
+        prepare_postgresql_connection(connection)
 
     # First of all: SQLAlchemy asks the server a few things of its own.
     event.listen(engine, "connect", prepare, insert=True)
@@ -228,8 +252,15 @@ def _forget_rows(context: ExceptionContext) -> None:
         context.original_exception.args = context.sqlalchemy_exception.args = (text,)
 
 
-def _limit_lock_wait(connection: Connection) -> None:
-    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(BUSY_SECONDS * 1000)}")
+def _begin_postgresql(connection: Connection) -> None:
+    # An answer is a promise: a commit waits for the disk, also where the database's default
+    # is not to. Both hold for this transaction alone: behind a pooler the next one on this
+    # connection is another's.
+    connection.exec_driver_sql(
+        f"SELECT set_config('lock_timeout', '{int(BUSY_SECONDS * 1000)}', true), "
+        "set_config('synchronous_commit', "
+        "replace(current_setting('synchronous_commit'), 'off', 'on'), true)"
+    ).close()
 
 
 @contextmanager

@@ -15,7 +15,13 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
 from taskservice import migrations
-from taskservice.db import Base, engine_arguments, prepare_sqlite_connection, sqlite3
+from taskservice.db import (
+    Base,
+    engine_arguments,
+    prepare_postgresql_connection,
+    prepare_sqlite_connection,
+    sqlite3,
+)
 from taskservice.health import OLDEST_DUE, age
 from taskservice.migrations import DatabaseError
 
@@ -34,8 +40,9 @@ MENDED = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
 
 # What the promises of the service need of each connection to SQLite.
 PRAGMAS = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "auto_vacuum": 2}
-# The same of PostgreSQL: an answer is a promise, which a power cut must not break.
-DURABLE = ("fsync", "synchronous_commit", "full_page_writes")
+# The same of PostgreSQL: an answer is a promise, which a power cut must not break. Whether a
+# commit waits for the disk, the service itself says.
+DURABLE = ("fsync", "full_page_writes")
 
 Verdict: TypeAlias = tuple[str, str]
 
@@ -127,6 +134,8 @@ def _engine(address: URL) -> Engine:
     engine = create_engine(address, poolclass=pool.NullPool, **engine_arguments(address))
     if address.get_backend_name() == "sqlite":
         event.listen(engine, "connect", prepare_sqlite_connection)
+    else:
+        event.listen(engine, "connect", prepare_postgresql_connection, insert=True)
     return engine
 
 

@@ -70,13 +70,17 @@ class Databases:
             connection.execute(f"TRUNCATE {', '.join(names)} CASCADE")
         return self._url
 
-    def new_postgresql(self) -> str:
-        """The URL of a database without any tables."""
+    def new_postgresql(self, encoding: str = "UTF8", **settings: str) -> str:
+        """The URL of a database without any tables, with these settings for all who connect."""
         import psycopg
 
         server, name = self._server(), f"test_{uuid4().hex}"
         with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
+            connection.execute(
+                f"CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0"
+            )
+            for setting, value in settings.items():
+                connection.execute(f"ALTER DATABASE {name} SET {setting} = '{value}'")
         uri: str = server.get_uri(name)
         return uri
 

@@ -37,7 +37,7 @@ def one_line_failures() -> Iterator[None]:
     try:
         yield
     except DatabaseError as error:
-        give_up(str(error))
+        give_up(str(error), error.exit_code)
     except DBAPIError as error:
         give_up(f"The database said: {error.orig}")
     except Problem as problem:

@@ -9,11 +9,17 @@ from typing import Any
 from alembic import command
 from alembic.config import Config as AlembicConfig
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine, inspect, pool, text
+from sqlalchemy import Connection, create_engine, event, inspect, pool, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
-from taskservice.db import engine_arguments, prepare_sqlite_connection, sqlite3
+from taskservice.db import (
+    EncodingError,
+    engine_arguments,
+    prepare_postgresql_connection,
+    prepare_sqlite_connection,
+    sqlite3,
+)
 from taskservice.writer_queue import WriterQueue
 
 FOLDER = Path(__file__).parent
@@ -25,6 +31,14 @@ _LOCK_NOT_AVAILABLE = "55P03"
 
 class DatabaseError(Exception):
     """The database cannot be used; the message is one line for the operator."""
+
+    exit_code = 1
+
+
+class UnfitDatabase(DatabaseError):
+    """The settings name a database that will never do."""
+
+    exit_code = 2
 
 
 def upgrade(url: str, target: str = "head") -> None:
@@ -38,6 +52,8 @@ def upgrade(url: str, target: str = "head") -> None:
     if is_sqlite:
         _check_file(Path(address.database or ""))
     engine = create_engine(address, poolclass=pool.NullPool, **engine_arguments(address))
+    if not is_sqlite:
+        event.listen(engine, "connect", prepare_postgresql_connection, insert=True)
     begin = _begin_sqlite if is_sqlite else _begin_postgresql
     try:
         with _turn(address), engine.connect() as connection:
@@ -50,7 +66,8 @@ def upgrade(url: str, target: str = "head") -> None:
                 connection.commit()
     except (DBAPIError, sqlite3.Error, OSError) as error:
         where = address.render_as_string(hide_password=True)
-        raise DatabaseError(f"The database {where} cannot be used: {_reason(error)}") from None
+        kind = UnfitDatabase if _is_unfit(error) else DatabaseError
+        raise kind(f"The database {where} cannot be used: {_reason(error)}") from None
 
 
 @contextmanager
@@ -66,6 +83,10 @@ def _turn(address: URL) -> Iterator[None]:
 def _limit_wait(connection: Connection) -> None:
     """Wait for no lock of PostgreSQL for ever, be it for the turn to migrate or for a table."""
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = {MIGRATION_SECONDS * 1000}")
+
+
+def _is_unfit(error: Exception) -> bool:
+    return isinstance(error, DBAPIError) and isinstance(error.orig, EncodingError)
 
 
 def _reason(error: Exception) -> str:

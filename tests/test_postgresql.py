@@ -1,0 +1,170 @@
+"""PostgreSQL as others have set it up: settings of its own, a pooler, an encoding."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from flask import Flask
+
+from taskservice.app import create_app
+from taskservice.config import Config
+from taskservice.db import dispose, transaction
+from taskservice.migrations import upgrade
+from tests.conftest import Databases, needs
+from tests.people import Person, add_person, expect, problem
+from tests.pooler import PGBOUNCER, pgbouncer
+from tests.test_commands import one_line, run
+
+TEXT = "☃ \\ 'one' %"
+# What a database, or a user, may be set to, and what the service must not depend on.
+SETTINGS = (
+    {
+        "datestyle": "German",
+        "timezone": "Pacific/Auckland",
+        "client_encoding": "LATIN1",
+        "default_transaction_isolation": "serializable",
+        "standard_conforming_strings": "off",
+        "bytea_output": "escape",
+    },
+    {
+        "datestyle": "SQL, DMY",
+        "client_encoding": "SQL_ASCII",
+        "default_transaction_isolation": "repeatable read",
+        "default_transaction_deferrable": "on",
+        "intervalstyle": "sql_standard",
+        "extra_float_digits": "-15",
+    },
+)
+
+
+@contextmanager
+def app_at(url: str, folder: Path) -> Iterator[Flask]:
+    config = Config(
+        DATA=folder, DATABASE_URL=driven(url), SECRET_KEY="a secret key for tests" * 2, THREADS=4
+    )
+    app = create_app(config.completed())
+    try:
+        yield app
+    finally:
+        dispose(app)
+
+
+def driven(url: str) -> str:
+    """The URL as the service has it, with the driver's name."""
+    return url.replace("postgresql", "postgresql+psycopg", 1)
+
+
+def work_a_while(alice: Person) -> None:
+    """What tasks go through, with all that a setting may spoil; every answer is as it should be."""
+    for _ in range(2):
+        task = alice.start(name=TEXT, input={"text": TEXT}, claim=True, timeout=60)
+        alice.append(task, TEXT)
+        found = expect(alice.get("/task", query_string={"q": TEXT.upper()}), 200)
+        assert task["id"] in [each["id"] for each in found]
+        done = alice.report(task, status="complete", output={"text": TEXT})
+        assert (done["name"], done["logs"], done["output"]) == (TEXT, [TEXT], {"text": TEXT})
+        assert done["createdAt"] == task["createdAt"]
+        assert expect(alice.get(f"/task/{task['id']}/logs"), 200)["logs"] == [TEXT]
+
+
+def work_at_once(alice: Person, threads: int = 4) -> None:
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(work_a_while, alice) for _ in range(threads)]:
+            done.result()
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=("German", "SQL"))
+def test_settings_of_the_database_spoil_no_request(
+    databases: Databases, tmp_path: Path, settings: dict[str, str]
+) -> None:
+    url = databases.new_postgresql(**settings)
+    with app_at(url, tmp_path) as app:
+        work_at_once(add_person(app, "alice"))
+        assert app.test_client().get("/readyz").status_code == 200
+    checked = run(tmp_path, "db", "check", DATABASE_URL=url)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_processes_that_start_at_once_migrate_once_where_all_is_serializable(
+    databases: Databases,
+) -> None:
+    url = databases.new_postgresql(default_transaction_isolation="serializable")
+    with ThreadPoolExecutor(4) as pool:
+        for migrated in [pool.submit(upgrade, driven(url)) for _ in range(4)]:
+            migrated.result()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kept"), [("off", "on"), ("on", "on"), ("local", "local"), ("remote_apply",) * 2]
+)
+def test_commit_waits_for_the_disk_and_for_what_the_operator_chose_beyond_it(
+    databases: Databases, tmp_path: Path, chosen: str, kept: str
+) -> None:
+    url = databases.new_postgresql(synchronous_commit=chosen)
+    with app_at(url, tmp_path) as app, app.app_context(), transaction() as connection:
+        assert connection.exec_driver_sql("SHOW synchronous_commit").scalar_one() == kept
+
+
+def test_all_works_behind_pgbouncer_and_other_clients_of_it_keep_their_settings(
+    databases: Databases, tmp_path: Path
+) -> None:
+    if PGBOUNCER is None:
+        needs("PgBouncer", "there is no pgbouncer")
+    url = databases.new_postgresql(**SETTINGS[0], synchronous_commit="off")
+    with (
+        pgbouncer(tmp_path / "pgbouncer", url, connections=3) as pooled,
+        app_at(pooled, tmp_path) as app,
+        psycopg.connect(pooled, autocommit=True) as other,
+    ):
+        before = settings_of(other)
+        work_at_once(add_person(app, "alice"), threads=8)
+        # The next statement comes to the next of the connections that the service had.
+        assert [settings_of(other) for _ in range(6)] == [before] * 6
+    assert before["default_transaction_isolation"] == "serializable"
+    assert before["DateStyle"] == "German, DMY"
+
+
+def settings_of(connection: psycopg.Connection[Any]) -> dict[str, str]:
+    """What the service sets otherwise for itself, as this client has it."""
+    changed = (
+        "DateStyle", "TimeZone", "client_encoding", "default_transaction_isolation",
+        "synchronous_commit", "lock_timeout",
+    )  # fmt: skip
+    query = "SELECT name, setting FROM pg_settings WHERE name = ANY(%s)"
+    return dict(connection.execute(query, [list(changed)]).fetchall())
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_database_that_is_not_utf_8_is_refused_in_one_line(
+    databases: Databases, tmp_path: Path, encoding: str
+) -> None:
+    url = databases.new_postgresql(encoding)
+    for command in (["serve"], ["user", "add", "alice"]):
+        line = one_line(run(tmp_path, *command, DATABASE_URL=url), 2)
+        assert f"its encoding is {encoding}" in line
+    checked = run(tmp_path, "db", "check", DATABASE_URL=url)
+    assert checked.returncode == 1
+    assert f"its encoding is {encoding}" in checked.stdout.splitlines()[-1]
+    with psycopg.connect(url) as connection:
+        tables = connection.execute("SELECT 1 FROM pg_tables WHERE schemaname = 'public'")
+        assert tables.fetchall() == []
+
+
+def test_service_is_not_ready_when_its_database_is_replaced_by_one_that_is_not_utf_8(
+    databases: Databases, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url, other = databases.new_postgresql(), databases.new_postgresql("LATIN1")
+    name, other_name = (psycopg.conninfo.conninfo_to_dict(each)["dbname"] for each in (url, other))
+    with app_at(url, tmp_path) as app:
+        alice = add_person(app, "alice")
+        dispose(app)
+        with psycopg.connect(databases.empty_postgresql(), autocommit=True) as connection:
+            connection.execute(f"ALTER DATABASE {name} RENAME TO {name}_kept")
+            connection.execute(f"ALTER DATABASE {other_name} RENAME TO {name}")
+        assert app.test_client().get("/readyz").status_code == 503
+        assert "its encoding is LATIN1" in caplog.text
+        problem(alice.get("/task"), 503)
