@@ -4,6 +4,7 @@ import os
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,8 @@ class Config:
     def completed(self) -> "Config":
         """These settings with the database's URL and the secret key filled in."""
         url = self.DATABASE_URL or f"sqlite:///{self.DATA / 'taskservice.db'}"
+        if url.startswith("postgresql"):
+            _require_driver()
         if url.startswith("postgresql") and not self.SECRET_KEY:
             raise ConfigError(
                 f"{PREFIX}SECRET_KEY: is required with PostgreSQL, "
@@ -191,6 +194,16 @@ def _parsed(name: str, parse: Callable[[str], Any], text: str) -> Any:
         return parse(text)
     except ValueError as error:
         raise ConfigError(f"{PREFIX}{name}: {error}") from None
+
+
+def _require_driver() -> None:
+    try:
+        import_module("psycopg")
+    except ImportError:
+        raise ConfigError(
+            f"{PREFIX}DATABASE_URL: PostgreSQL needs its driver; "
+            "pip install 'taskservice[postgresql]' brings it"
+        ) from None
 
 
 def _kept_secret_key(folder: Path) -> str:

@@ -1,5 +1,6 @@
-"""PostgreSQL as others have set it up: settings of its own, a pooler, an encoding."""
+"""PostgreSQL as others have set it up: settings of its own, a pooler, an encoding, no driver."""
 
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from taskservice.config import Config
 from taskservice.db import dispose, transaction
 from taskservice.migrations import upgrade
 from tests.conftest import Databases, needs
+from tests.live import COMMAND, environment
 from tests.people import Person, add_person, expect, problem
 from tests.pooler import PGBOUNCER, pgbouncer
 from tests.test_commands import one_line, run
@@ -168,3 +170,15 @@ def test_service_is_not_ready_when_its_database_is_replaced_by_one_that_is_not_u
         assert app.test_client().get("/readyz").status_code == 503
         assert "its encoding is LATIN1" in caplog.text
         problem(alice.get("/task"), 503)
+
+
+def test_missing_driver_is_one_line_that_names_its_extra(tmp_path: Path) -> None:
+    """By a stand-in for the package, which fails as a missing one does."""
+    (tmp_path / "psycopg.py").write_text("raise ModuleNotFoundError('No module named psycopg')")
+    settings = environment(tmp_path / "data", DATABASE_URL="postgresql://localhost/tasks")
+    for command in (["serve"], ["db", "check"]):
+        result = subprocess.run(
+            [*COMMAND, *command], env=settings | {"PYTHONPATH": str(tmp_path)},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert "'taskservice[postgresql]'" in one_line(result, 2)
