@@ -22,7 +22,8 @@ from taskservice.openapi.words import ALWAYS_REFUSED
 # What every HTTP server sends, and what is the same with all answers of a kind.
 UNTOLD = {
     "allow", "cache-control", "connection", "content-length", "content-security-policy",
-    "content-type", "date", "keep-alive", "server", "transfer-encoding", "x-content-type-options",
+    "content-type", "date", "keep-alive", "server", "transfer-encoding", "vary",
+    "x-content-type-options",
 }  # fmt: skip
 # What may be answered where the document has no operation.
 NOWHERE = {200, 401, 404, 405, *ALWAYS_REFUSED}

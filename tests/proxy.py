@@ -1,5 +1,6 @@
-"""A real nginx in front of the service, under a prefix."""
+"""A real nginx in front of the service, under a prefix; it can cache."""
 
+import os
 import shutil
 import subprocess
 import time
@@ -15,6 +16,7 @@ NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 PREFIX = "/agents/tasks"
 
 SETTINGS = """
+{user}
 daemon off;
 pid {folder}/pid;
 error_log {folder}/error.log;
@@ -27,6 +29,7 @@ http {{
   fastcgi_temp_path {folder}/fastcgi;
   uwsgi_temp_path {folder}/uwsgi;
   scgi_temp_path {folder}/scgi;
+  {caching}
   server {{
     listen 127.0.0.1:{port};
     location {prefix}/ {{
@@ -42,14 +45,28 @@ http {{
 }}
 """
 
+# It caches all that it may, errors too.
+CACHING = """
+  proxy_cache_path {folder}/cache keys_zone=cache:1m;
+  proxy_cache cache;
+  proxy_cache_key $request_uri;
+  proxy_cache_valid any 10m;
+  add_header X-Cache-Status $upstream_cache_status always;
+"""
+# As an operator may set it who wants to cache more than the service lets.
+CACHING_ALL = f"{CACHING}  proxy_ignore_headers Cache-Control Expires;\n"
+
 
 @contextmanager
-def nginx(folder: Path, behind: int) -> Iterator[str]:
+def nginx(folder: Path, behind: int, caching: str = "") -> Iterator[str]:
     """Run nginx before the service on this port; gives the URL of the service behind it."""
     folder.mkdir()
     port = free_port()
     settings = folder / "nginx.conf"
-    settings.write_text(SETTINGS.format(folder=folder, port=port, behind=behind, prefix=PREFIX))
+    # Otherwise its workers are nobody, who may not write into a test's folder.
+    user = "user root;" if os.geteuid() == 0 else ""
+    values = {"user": user, "folder": folder, "port": port, "behind": behind, "prefix": PREFIX}
+    settings.write_text(SETTINGS.format(caching=caching.format(**values), **values))
     assert NGINX
     command = [NGINX, "-c", str(settings), "-e", str(folder / "error.log"), "-p", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -54,6 +54,8 @@ def problem_in(answer: bytes, status: int) -> dict[str, object]:
     assert head.startswith(b"HTTP/1.1 %d " % status)
     assert b"Content-Type: application/problem+json" in head
     assert b"Connection: close" in head
+    assert b"Cache-Control: no-store" in head
+    assert b"Vary: apikey, Authorization" in head
     assert b"Content-Length: %d" % len(body) in head
     problem = json.loads(body)
     assert problem["type"] == "about:blank"

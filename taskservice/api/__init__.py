@@ -11,7 +11,7 @@ from taskservice.api.logs import logs
 from taskservice.api.operations import operations
 from taskservice.api.tasks import tasks
 from taskservice.api.users import users
-from taskservice.auth import authenticate
+from taskservice.auth import KEY_HEADERS, authenticate
 
 api = Blueprint("api", __name__, url_prefix=PREFIX)
 for blueprint in (tasks, logs, deliveries, agents, users, keys):
@@ -21,8 +21,22 @@ for blueprint in (tasks, logs, deliveries, agents, users, keys):
 @api.before_app_request
 def require_key() -> None:
     """Ask for the key first, also where no route answers: 404 and 405 are for callers too."""
-    if request.path == PREFIX or request.path.startswith(f"{PREFIX}/"):
+    if _is_below_prefix():
         authenticate()
+
+
+@api.after_app_request
+def uncached(response: Response) -> Response:
+    """No cache keeps an answer that does not allow it, least of all for another caller."""
+    if _is_below_prefix():
+        response.vary.update(KEY_HEADERS)
+    told = "private, no-cache" if "ETag" in response.headers else "no-store"
+    response.headers.setdefault("Cache-Control", told)
+    return response
+
+
+def _is_below_prefix() -> bool:
+    return request.path == PREFIX or request.path.startswith(f"{PREFIX}/")
 
 
 @api.after_app_request

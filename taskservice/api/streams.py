@@ -16,7 +16,7 @@ from taskservice.problems import Problem
 
 RETRY_SECONDS = 5
 
-HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+HEADERS = {"X-Accel-Buffering": "no"}
 
 
 def respond(events: Iterator[Event], is_admitted: Callable[[], bool] = still_counts) -> Response:

@@ -102,6 +102,7 @@ def seal(response: Response) -> Response:
         response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
     if request.endpoint not in (STATIC, ICON):
         response.headers["Cache-Control"] = "no-store"
+        response.vary.add("Cookie")
     return response
 
 

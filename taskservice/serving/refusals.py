@@ -7,6 +7,7 @@ from gunicorn.http import errors
 from gunicorn.util import http_date
 
 from taskservice import problems
+from taskservice.auth import KEY_HEADERS
 from taskservice.error_codes import OVERLOADED, STOPPING
 from taskservice.problems import Problem
 
@@ -93,6 +94,8 @@ def as_response(refusal: Refusal, method: str | None, request_id: str) -> bytes:
         f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}",
         f"Date: {http_date()}",
         "Connection: close",
+        "Cache-Control: no-store",
+        f"Vary: {', '.join(KEY_HEADERS)}",
         f"Content-Type: {problems.MEDIA_TYPE}",
         f"Content-Length: {len(body)}",
         f"X-Request-Id: {request_id}",

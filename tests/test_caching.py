@@ -1,0 +1,187 @@
+"""Caches on the way: none gives one user's answer to another, and none keeps what it must not."""
+
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import requests
+from flask import Flask
+
+from tests.conftest import needs
+from tests.inside import PREFIX, filled, is_page
+from tests.live import Service
+from tests.people import API, Person, RemotePerson
+from tests.proxy import CACHING, CACHING_ALL, NGINX, nginx
+
+# It is the same on every database.
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+class Site(NamedTuple):
+    """A service behind a proxy that caches, and two users of it."""
+
+    url: str
+    alice: RemotePerson
+    bob: RemotePerson
+    task: dict[str, Any]
+    obeys: bool
+
+
+@pytest.fixture(scope="module", params=[CACHING, CACHING_ALL], ids=["obedient", "greedy"])
+def site(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    if NGINX is None:
+        needs("nginx", "there is no nginx")
+    folder = tmp_path_factory.mktemp("caching")
+    with (
+        Service(folder / "data", PROXY_HOPS="1") as service,
+        nginx(folder / "nginx", service.port, request.param) as url,
+    ):
+        alice, bob = service.add_user("alice"), service.add_user("bob")
+        task = alice.start(name="of alice")
+        alice.request("POST", f"/task/{task['id']}/logs", json={"logs": ["a line"]})
+        alice.url = bob.url = url
+        yield Site(url, alice, bob, task, request.param == CACHING)
+
+
+def ask(site: Site, path: str, **headers: str) -> requests.Response:
+    return requests.get(site.url + API + path, headers=headers, timeout=30)
+
+
+def key_of(person: RemotePerson) -> str:
+    return str(person.session.headers["apikey"])
+
+
+def test_no_proxy_gives_an_answer_to_another_user_or_to_nobody(
+    site: Site, subtests: pytest.Subtests
+) -> None:
+    one = f"/task/{site.task['id']}"
+    for path in (
+        "/callback-secret", "/key", "/user", "/task", "/agent", "/agent/summarizer",
+        one, f"{one}/logs", f"{one}/deliveries", "/nothing",
+    ):  # fmt: skip
+        with subtests.test(path):
+            # What nobody got first must not come to alice either.
+            assert ask(site, path).status_code == 401
+            hers = ask(site, path, apikey=key_of(site.alice))
+            assert hers.status_code in (200, 404)
+            his = ask(site, path, apikey=key_of(site.bob))
+            assert comparable(his) != comparable(hers) or path == "/nothing"
+            assert comparable(ask(site, path, Authorization=f"Bearer {key_of(site.bob)}")) == (
+                comparable(his)
+            )
+            assert ask(site, path).status_code == 401
+
+
+def comparable(answer: requests.Response) -> tuple[int, str]:
+    """What an answer says; without the id of the request, which is always another."""
+    return answer.status_code, re.sub('"requestId":".*?"', "", answer.text)
+
+
+def test_no_proxy_gives_an_answer_that_has_changed(site: Site) -> None:
+    path = f"/task/{site.task['id']}"
+    for query in ("", "/logs", "?expand=agent"):
+        before = site.alice.session.get(site.url + API + path + query)
+        appended = site.alice.request("POST", f"{path}/logs", json={"logs": ["one more"]})
+        assert appended.status_code == 201
+        headers = {"If-None-Match": before.headers.get("ETag", "none")}
+        after = site.alice.session.get(site.url + API + path + query, headers=headers)
+        if site.obeys:
+            assert (after.status_code, after.text != before.text) == (200, True)
+        else:
+            # So it does cache, for one user.
+            assert after.headers["X-Cache-Status"] == "HIT"
+
+
+def sign_in(site: Site, person: RemotePerson) -> requests.Session:
+    """A browser in which this person is signed in."""
+    browser = requests.Session()
+    token = re.search('name="token" value="(.*?)"', browser.get(f"{site.url}/sign-in").text)
+    assert token
+    form = {"token": token[1], "key": key_of(person)}
+    assert browser.post(f"{site.url}/sign-in", data=form).ok
+    return browser
+
+
+def test_no_proxy_gives_a_page_to_another_user_or_to_nobody(site: Site) -> None:
+    hers, his = sign_in(site, site.alice), sign_in(site, site.bob)
+    for path in ("/", "/keys"):
+        assert ">alice<" in hers.get(site.url + path).text
+        page = his.get(site.url + path).text
+        assert ">bob<" in page
+        assert "alice" not in page
+        assert "No key yet?" in requests.get(site.url + path).text
+
+
+# --- what each answer says ---------------------------------------------------------------
+
+
+def caching(response: Any) -> tuple[str | None, set[str]]:
+    """What an answer says to caches."""
+    vary = response.headers.get("Vary", "")
+    return response.headers.get("Cache-Control"), {name for name in vary.split(", ") if name}
+
+
+OF_THE_API = {"apikey", "Authorization"}
+
+
+@on_sqlite
+def test_every_answer_of_the_api_is_for_its_caller_alone(
+    app: Flask, alice: Person, subtests: pytest.Subtests
+) -> None:
+    task = alice.start()
+    for rule in app.url_map.iter_rules():
+        if not rule.rule.startswith(PREFIX):
+            continue
+        path = filled(rule.rule, task_id=task["id"], agent_id="summarizer")
+        for method in sorted(rule.methods or ()):
+            for headers in ({"apikey": alice.key}, {}):
+                with subtests.test(f"{method} {rule.rule} {sorted(headers)}"):
+                    response = app.test_client().open(path, method=method, headers=headers)
+                    told, vary = caching(response)
+                    has_etag = "ETag" in response.headers
+                    assert told == ("private, no-cache" if has_etag else "no-store")
+                    assert vary >= OF_THE_API
+                    response.close()
+
+
+@on_sqlite
+def test_answer_that_may_be_asked_for_again_is_private(alice: Person) -> None:
+    path = f"/task/{alice.start()['id']}"
+    first = alice.get(path)
+    again = alice.get(path, headers={"If-None-Match": first.headers["ETag"]})
+    assert again.status_code == 304
+    for response in (first, again):
+        assert caching(response) == ("private, no-cache", OF_THE_API)
+
+
+@on_sqlite
+def test_refusals_are_not_kept_either(app: Flask, alice: Person) -> None:
+    refused = {
+        401: alice.get("/task", headers={"apikey": "wrong"}),
+        404: alice.get("/nothing"),
+        405: alice.put("/user"),
+        406: alice.get("/user", headers={"Accept": "image/png"}),
+        422: alice.get("/task?stauts=error"),
+    }
+    for status, response in refused.items():
+        assert (response.status_code, *caching(response)) == (status, "no-store", OF_THE_API)
+    for path in ("/nothing", "/livez", "/readyz", "/metrics"):
+        assert caching(app.test_client().get(path))[0] == "no-store"
+
+
+@on_sqlite
+def test_page_is_for_its_browser_alone_and_a_static_file_is_asked_for_again(app: Flask) -> None:
+    client = app.test_client()
+    for rule in app.url_map.iter_rules():
+        if is_page(rule) and "GET" in (rule.methods or ()):
+            is_file = rule.endpoint in ("dashboard.static", "dashboard.icon")
+            response = client.get(filled(rule.rule, filename="page.js"))
+            told, vary = caching(response)
+            assert told == ("no-cache" if is_file else "no-store"), rule.rule
+            assert ("Cookie" in vary) != is_file, rule.rule
+            assert "ETag" in response.headers or not is_file
+            response.close()
+    assert "Cookie" in caching(client.get("/nothing", headers={"Accept": "text/html"}))[1]
