@@ -3,8 +3,6 @@
 import contextlib
 import http.client
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -12,6 +10,7 @@ import requests
 from requests.adapters import BaseAdapter
 from requests.structures import CaseInsensitiveDict
 
+from taskservice import http_headers
 from taskservice.webhooks.connection import (
     INTAKE_BYTES,
     Connection,
@@ -156,8 +155,13 @@ def _answered(response: requests.Response) -> Outcome:
         f"{sentence}.",
         permanent=status == HTTPStatus.GONE,
         status_code=status,
-        retry_after=_seconds(response.headers.get("Retry-After", "")),
+        retry_after=_retry_after(response),
     )
+
+
+def _retry_after(response: requests.Response) -> float | None:
+    seconds = http_headers.seconds(response.headers.get("Retry-After", ""))
+    return min(seconds, RETRY_AFTER_MOST) if seconds else None
 
 
 def _explain(error: Exception, deadline: float) -> str:
@@ -168,18 +172,3 @@ def _explain(error: Exception, deadline: float) -> str:
     if isinstance(error, OSError):
         return "The receiver closed the connection before it had answered."
     return "The receiver's answer is not HTTP."
-
-
-def _seconds(retry_after: str) -> float | None:
-    """What a Retry-After header asks for, in seconds or as a date; None if nothing usable."""
-    text = retry_after.strip()
-    if text.isascii() and text.isdigit():
-        seconds = float(text)
-    else:
-        try:
-            moment = parsedate_to_datetime(text)
-        except (ValueError, OverflowError):  # the second for a year of very many digits
-            return None
-        moment = moment.replace(tzinfo=moment.tzinfo or UTC)
-        seconds = (moment - datetime.now(UTC)).total_seconds()
-    return min(seconds, RETRY_AFTER_MOST) if seconds > 0 else None
