@@ -4,15 +4,15 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from typing import Any
 from uuid import UUID, uuid5
 
 import requests
 
+from taskservice import http_headers
 from taskservice.client import Client, NotFound
+from taskservice.client.answers import CALLBACK_SECRET, USER
 from taskservice.client.errors import PASSING
-from taskservice.client.http import body
 from taskservice.webhooks import signing
 
 # What a webhook has of a log (contract, section 5).
@@ -90,13 +90,14 @@ class Listener:
             self._due[webhook_id] = (again_at, failures + 1, task_id)
 
     def _secret(self) -> str:
-        answer = self._client.connection.call("GET", "/callback-secret")
-        return str(body(answer)["secret"])
+        answer = self._client.connection.call("GET", "/callback-secret", CALLBACK_SECRET)
+        return str(answer.data["secret"])
 
     def _now(self) -> datetime:
         """The service's own time: this machine's may differ."""
-        answer = self._client.connection.call("GET", "/user")
-        return parsedate_to_datetime(answer.headers["Date"]).astimezone(UTC)
+        answer = self._client.connection.call("GET", "/user", USER)
+        # Where a proxy has taken it away or spoilt it, there is no better time than ours.
+        return http_headers.moment(answer.headers.get("Date", "")) or datetime.now(UTC)
 
 
 def webhook_body(task: Mapping[str, Any], lines: Sequence[str]) -> bytes:

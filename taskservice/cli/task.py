@@ -78,7 +78,7 @@ def follow(task_id: str, as_json: bool) -> None:
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
         print_json(task.data) if as_json else click.echo(_outcome(task), err=True)
-        sys.exit(OUTCOMES[task.error["type"]] if task.error else 0)
+        sys.exit(OUTCOMES.get(task.error["type"], 1) if task.error else 0)
 
 
 @command.command("cancel")

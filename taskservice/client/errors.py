@@ -1,13 +1,7 @@
 """What can go wrong between a program and the service: one exception class for each problem."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
-
-import requests
-
-PROBLEM = "application/problem+json"
 
 
 class TaskServiceError(Exception):
@@ -24,6 +18,13 @@ class Unreachable(TaskServiceError):
 
 class NotTheService(TaskServiceError):
     """Something answers at that URL, but it is not this service."""
+
+
+class UnexpectedAnswer(NotTheService):
+    """An answer that this service does not give: a proxy's page, say, while it is away.
+
+    Nothing of what was sent counts as stored.
+    """
 
 
 class Refused(TaskServiceError):
@@ -73,7 +74,7 @@ class LinesMissing(Conflict):
 
     def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
         super().__init__(status, problem)
-        self.expected = int(problem["expected"])
+        self.expected: int = problem["expected"]
 
 
 class TooLarge(Refused):
@@ -100,77 +101,9 @@ class Unavailable(Refused):
         self.retry_after = retry_after
 
 
-# How the service says that it has no such URL, where it has no such thing it says otherwise.
-_NO_SUCH_PATH = "There is no /"
-
 # What another attempt may mend.
-PASSING = (Unreachable, Unavailable)
-
-_BY_STATUS: dict[int, type[Refused]] = {
-    400: Unreadable,
-    401: InvalidKey,
-    403: Forbidden,
-    404: NotFound,
-    409: Conflict,
-    413: TooLarge,
-    422: Unfit,
-}
-
-
-def from_answer(answer: requests.Response) -> TaskServiceError:
-    """The error that an answer other than 2xx stands for."""
-    problem = _problem(answer)
-    if answer.status_code == 429 or answer.status_code >= 500:
-        retry_after = seconds(answer.headers.get("Retry-After", ""))
-        return Unavailable(answer.status_code, problem or {}, retry_after)
-    if answer.status_code == 413:
-        # A proxy may have a limit of its own, and says so in its own words.
-        return TooLarge(413, problem or {})
-    if problem is None or str(problem.get("detail")).startswith(_NO_SUCH_PATH):
-        return NotTheService(_as_no_service_would(answer))
-    if answer.status_code == 409:
-        return _conflict(problem)
-    return _BY_STATUS.get(answer.status_code, Refused)(answer.status_code, problem)
-
-
-def _problem(answer: requests.Response) -> dict[str, Any] | None:
-    if answer.headers.get("Content-Type", "").partition(";")[0] != PROBLEM:
-        return None
-    try:
-        problem = answer.json()
-    except ValueError:
-        return None
-    return problem if isinstance(problem, dict) else None
-
-
-def _as_no_service_would(answer: requests.Response) -> str:
-    if 300 <= answer.status_code < 400 and "Location" in answer.headers:
-        return f"{answer.url} redirects to {answer.headers['Location']}; use that URL"
-    return f"{answer.url} answered {answer.status_code}, but not as taskservice does"
-
-
-def _conflict(problem: dict[str, Any]) -> Conflict:
-    if "expected" in problem:
-        return LinesMissing(409, problem)
-    if "task" not in problem:
-        return Conflict(409, problem)
-    error = problem["task"].get("error") or {}
-    kind = TaskCancelled if error.get("type") == "cancelled" else TaskFinished
-    return kind(409, problem)
+PASSING = (Unreachable, UnexpectedAnswer, Unavailable)
 
 
 def _text(said: Any) -> str:
     return " ".join(map(str, said)) if isinstance(said, list) else str(said)
-
-
-def seconds(retry_after: str) -> float | None:
-    """What a Retry-After header asks for, in seconds or as a date; None if nothing usable."""
-    text = retry_after.strip()
-    if text.isascii() and text.isdigit():
-        return float(text)
-    try:
-        moment = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    moment = moment.replace(tzinfo=moment.tzinfo or UTC)
-    return max((moment - datetime.now(UTC)).total_seconds(), 0)

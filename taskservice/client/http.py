@@ -1,5 +1,6 @@
 """The one way of a request to the service: its headers, deadlines, retries and errors."""
 
+import json
 import os
 import random
 import threading
@@ -8,17 +9,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-import urllib3
 
 from taskservice import __version__
+from taskservice.client.answers import JSON, Answer, Shape, read
 from taskservice.client.errors import (
     PASSING,
-    NotTheService,
     SettingError,
     TaskServiceError,
     Unavailable,
     Unreachable,
-    from_answer,
 )
 
 API = "/api/v1"
@@ -47,17 +46,24 @@ class Connection:
         self._local = threading.local()
 
     def call(
-        self, method: str, path: str, *, patience: float | None = None, **options: Any
-    ) -> requests.Response:
+        self,
+        method: str,
+        path: str,
+        shape: Shape,
+        *,
+        patience: float | None = None,
+        **options: Any,
+    ) -> Answer:
         """The answer, asked for again and again while it is worth it.
 
-        Only for what may be repeated. `path` is below /api/v1; `options` are those of `once`.
-        Raises TaskServiceError; Unreachable and Unavailable only after `patience` seconds.
+        Only for what may be repeated. `path` is below /api/v1, `shape` what a good answer
+        looks like; `options` are those of `once`. Raises TaskServiceError: Unreachable,
+        UnexpectedAnswer and Unavailable only after `patience` seconds.
         """
         until = time.monotonic() + (self.patience if patience is None else patience)
         for delay in delays():
             try:
-                return self.once(method, path, **options)
+                return self.once(method, path, shape, **options)
             except PASSING as error:
                 pause = pause_after(error, delay)
                 if time.monotonic() + pause > until:
@@ -65,42 +71,45 @@ class Connection:
                 time.sleep(pause)
         raise AssertionError("delays never end")
 
-    def once(self, method: str, path: str, **options: Any) -> requests.Response:
+    def once(self, method: str, path: str, shape: Shape, **options: Any) -> Answer:
         """The answer to one attempt; `options` are those of requests. Raises TaskServiceError."""
         options.setdefault("timeout", (CONNECT_SECONDS, READ_SECONDS))
+        if "json" in options:
+            options["data"] = _as_json(options.pop("json"))
+            options["headers"] = {"Content-Type": JSON, **options.get("headers", {})}
+        return read(self._answer(method, path, options), shape)
+
+    def _answer(self, method: str, path: str, options: dict[str, Any]) -> requests.Response:
         try:
-            answer = self._session().request(
-                method,
-                self.url + API + path,
-                # The key would go to whatever place a redirect names.
-                allow_redirects=False,
-                **options,
-            )
-        except requests.exceptions.InvalidJSONError as error:
-            raise TaskServiceError(f"This is no JSON: {error}") from None
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            return self._session().request(method, self.url + API + path, **options)
+        # The parsers below have errors of their own for what they did not think of.
+        except Exception as error:
             raise Unreachable(f"{self.url} is out of reach: {_reason(error)}") from None
-        if not 200 <= answer.status_code < 300:
-            raise from_answer(answer)
-        return answer
 
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None or self._local.process != os.getpid():
             # After a fork the old one's connections are the parent's.
             self._local.process = os.getpid()
-            session = self._local.session = requests.Session()
+            session = self._local.session = _Session()
             session.headers["apikey"] = self._apikey
             session.headers["User-Agent"] = f"taskservice/{__version__}"
         return session
 
 
-def body(answer: requests.Response) -> Any:
-    """The JSON of an answer. Raises NotTheService where it has none."""
+class _Session(requests.Session):
+    """Takes a redirect for an answer like any other."""
+
+    def get_redirect_target(self, response: requests.Response) -> None:
+        # The key would go to whatever place it names, which need not even be a URL.
+        return None
+
+
+def _as_json(value: Any) -> bytes:
     try:
-        return answer.json()
-    except ValueError:
-        raise NotTheService(f"{answer.url} answers, but not as taskservice does") from None
+        return json.dumps(value, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise TaskServiceError(f"This is no JSON: {error}") from None
 
 
 def delays() -> Any:

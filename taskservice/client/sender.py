@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from taskservice.client.answers import APPENDED, Shape, task
 from taskservice.client.errors import (
     PASSING,
     LinesMissing,
@@ -135,7 +136,7 @@ class Sender(threading.Thread):
                 if self._step():
                     self.delivered = True
                     return
-            except (*PASSING, NotTheService) as error:
+            except (*PASSING, NotTheService, LinesMissing) as error:
                 self._troubled(error)
                 self._abandoned.wait(pause_after(error, next(pauses)))
                 continue
@@ -178,19 +179,19 @@ class Sender(threading.Thread):
         elif closing:
             return self._send_report(path)
         elif time.monotonic() - self._last_request >= self._heartbeat:
-            self._request("POST", f"{path}/logs", json={"logs": []})
+            self._request("POST", f"{path}/logs", APPENDED, json={"logs": []})
         else:
             until = self._last_request + self._heartbeat
             self.waiting.wait(max(until - time.monotonic(), 0))
         return False
 
-    def _request(self, method: str, path: str, **options: Any) -> None:
+    def _request(self, method: str, path: str, shape: Shape, **options: Any) -> None:
         pause = self._last_request + SECONDS_BETWEEN - time.monotonic()
         if pause > 0:
             # At the end there is nothing to be gained by sending less often.
             self._closing.wait(pause)
         self._last_request = time.monotonic()
-        self._connection.once(method, path, **options)
+        self._connection.once(method, path, shape, **options)
         self.last_answer = time.monotonic()
 
     def _send(self, path: str, batch: Batch) -> None:
@@ -201,6 +202,8 @@ class Sender(threading.Thread):
         try:
             self._append(path, fitting.seq, fitting.data)
         except LinesMissing as error:
+            if error.expected >= fitting.seq:
+                raise
             self.waiting.renumber(error.expected)
         except TooLarge:
             self._send_less(fitting)
@@ -211,7 +214,7 @@ class Sender(threading.Thread):
     def _append(self, path: str, seq: int, data: bytes) -> None:
         query = {"seq": str(seq), "writer": self._writer}
         headers = {"Content-Type": "text/plain"}
-        self._request("POST", f"{path}/logs", params=query, headers=headers, data=data)
+        self._request("POST", f"{path}/logs", APPENDED, params=query, headers=headers, data=data)
 
     def _fitting(self, batch: Batch) -> Batch | None:
         """As many lines of the batch as the log has room for; None if not even one."""
@@ -240,7 +243,7 @@ class Sender(threading.Thread):
         if self._report is None:
             return True
         try:
-            self._request("PATCH", path, params={"fields": "id"}, json=self._report)
+            self._request("PATCH", path, task("id"), params={"fields": "id"}, json=self._report)
         except (Unreadable, TooLarge, Unfit) as error:
             if not self._report.pop("output", None):
                 raise

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 from uuid import uuid4
 
-from taskservice.client import text
+from taskservice.client import answers, text
 from taskservice.client.errors import (
     PASSING,
     NotFound,
@@ -26,7 +26,7 @@ from taskservice.client.errors import (
     Unfit,
     Unreachable,
 )
-from taskservice.client.http import PATIENCE_SECONDS, Connection, body, delays, pause_after
+from taskservice.client.http import PATIENCE_SECONDS, Connection, delays, pause_after
 from taskservice.client.memory import Memory
 from taskservice.client.sender import (
     CLAIMED_HEARTBEAT_SECONDS,
@@ -53,6 +53,9 @@ SHORT_FIELDS = (
     "input,firstLog,logCount,output,status,error,callback"
 )
 _SHORT = {"fields": SHORT_FIELDS}
+_SHORT_TASK = answers.task(SHORT_FIELDS)
+_STARTED = answers.task(SHORT_FIELDS, 201)
+_CLAIMED = answers.task(SHORT_FIELDS, 200, 204)
 logger = logging.getLogger(__name__)
 _NEXT = re.compile(r'<\?([^>]*)>; rel="next"')
 
@@ -309,8 +312,9 @@ class Task:
 
     def _page(self, query: dict[str, str], headers: dict[str, str]) -> dict[str, Any]:
         path = f"/task/{self.id}/logs"
-        answer = self._connection.call("GET", path, params=query, headers=headers)
-        page: dict[str, Any] = body(answer)
+        page: dict[str, Any] = self._connection.call(
+            "GET", path, answers.LOG_PAGE, params=query, headers=headers
+        ).data
         return page
 
     def cancel(self) -> "Task":
@@ -319,10 +323,10 @@ class Task:
 
     def delete(self) -> None:
         """Delete it for good, with its log."""
-        _repeat_deletion(self._connection, f"/task/{self.id}", {"fields": "id"})
+        _repeat_deletion(self._connection, f"/task/{self.id}")
 
     def _tell(self, method: str, path: str, **options: Any) -> "Task":
-        self.data |= body(self._connection.call(method, path, params=_SHORT, **options))
+        self.data |= self._connection.call(method, path, _SHORT_TASK, params=_SHORT, **options).data
         return self
 
 
@@ -377,7 +381,7 @@ class Client:
     def task(self, task_id: str) -> Task:
         """One task. Raises NotFound."""
         path = f"/task/{_segment(task_id)}"
-        return Task(self.connection, body(self.connection.call("GET", path, params=_SHORT)))
+        return Task(self.connection, _read_task(self.connection, path))
 
     def tasks(
         self,
@@ -401,12 +405,13 @@ class Client:
         query = {"status": status, "agentId": agent_id, "q": q, "createdAfter": created_after}
         query |= {"createdBefore": created_before, "finishedAfter": finished_after, "sort": sort}
         given = {name: value for name, value in query.items() if value is not None}
-        return self._pages(given | {"fields": fields, "limit": str(page or PAGE_TASKS)})
+        given |= {"fields": fields, "limit": str(page or PAGE_TASKS)}
+        return self._pages(given, answers.tasks(fields))
 
-    def _pages(self, query: dict[str, str] | str) -> Iterator[Task]:
+    def _pages(self, query: dict[str, str] | str, shape: answers.Shape) -> Iterator[Task]:
         while True:
-            answer = self.connection.call("GET", "/task", params=query)
-            for data in body(answer):
+            answer = self.connection.call("GET", "/task", shape, params=query)
+            for data in answer.data:
                 yield Task(self.connection, data)
             link = _NEXT.search(answer.headers.get("Link", ""))
             if link is None:
@@ -426,10 +431,8 @@ def claim(connection: Connection, agent_id: str, seconds: int, idempotency_key: 
     if seconds:
         headers["Prefer"] = f"wait={seconds}"
     path = f"/agent/{_segment(agent_id)}/claim"
-    answer = connection.call("POST", path, headers=headers)
-    if answer.status_code == 204:
-        return None
-    return Task(connection, body(answer), heartbeat=CLAIMED_HEARTBEAT_SECONDS)
+    data = connection.call("POST", path, _CLAIMED, headers=headers).data
+    return None if data is None else Task(connection, data, heartbeat=CLAIMED_HEARTBEAT_SECONDS)
 
 
 def current(connection: Connection | None = None) -> Task:
@@ -443,7 +446,7 @@ def current(connection: Connection | None = None) -> Task:
         raise SettingError("TASKSERVICE_TASK_ID is not set: no `taskservice run` started this")
     connection = connection or Connection()
     writer = os.environ.get("TASKSERVICE_WRITER", "python")
-    data = body(connection.call("GET", f"/task/{_segment(task_id)}", params=_SHORT))
+    data = _read_task(connection, f"/task/{_segment(task_id)}")
     # Several processes may ask; each counts its own lines.
     return Task(connection, data, f"{writer[:40]}-{uuid4().hex[:12]}", reports_end=False)
 
@@ -499,9 +502,14 @@ def _start(
     connection: Connection, wishes: Mapping[str, Any], key: str, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     headers = {"Idempotency-Key": key}
-    task: dict[str, Any] = body(
-        connection.call("POST", "/task", json=wishes, headers=headers, **options)
-    )
+    task: dict[str, Any] = connection.call(
+        "POST", "/task", _STARTED, json=wishes, headers=headers, **options
+    ).data
+    return task
+
+
+def _read_task(connection: Connection, path: str) -> dict[str, Any]:
+    task: dict[str, Any] = connection.call("GET", path, _SHORT_TASK, params=_SHORT).data
     return task
 
 
@@ -510,16 +518,17 @@ def register(
 ) -> None:
     """Register an agent, or change it: its `name` or `description`."""
     given = {name: value for name, value in wishes.items() if value is not None}
-    connection.call("PUT", f"/agent/{_segment(agent_id)}", json=given, **options)
+    path = f"/agent/{_segment(agent_id)}"
+    connection.call("PUT", path, answers.AGENT, json=given, **options)
 
 
-def _repeat_deletion(connection: Connection, path: str, query: dict[str, str]) -> None:
+def _repeat_deletion(connection: Connection, path: str) -> None:
     """Delete what may be gone already, if an answer was lost on its way."""
     until = time.monotonic() + connection.patience
     is_repeated = False
     for delay in delays():
         try:
-            connection.once("DELETE", path, params=query)
+            connection.once("DELETE", path, answers.task("id"), params={"fields": "id"})
             return
         except NotFound:
             if is_repeated:

@@ -6,7 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from taskservice.client.http import Connection, body
+from taskservice.client.answers import USER
+from taskservice.client.http import Connection
 from taskservice.client.sender import Sender
 from taskservice.client.text import counted
 from taskservice.runner.record import Record, left_runs, remove_drafts, state_folder
@@ -22,7 +23,7 @@ def resend(connection: Connection, tell: Callable[[str], None]) -> bool:
     `tell` gets a line for each run that is delivered. Raises OSError where there is no home.
     """
     is_done = True
-    caller = cache(lambda: body(connection.call("GET", "/user")))
+    caller = cache(lambda: connection.call("GET", "/user", USER).data)
     runs = state_folder()
     remove_drafts(runs)
     for folder in left_runs(runs):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from uuid import uuid4
 
+from taskservice.client import answers
 from taskservice.client.errors import PASSING, NotFound, TaskServiceError
 from taskservice.client.http import PATIENCE_SECONDS, delays, pause_after
 from taskservice.client.tasks import Client, Task, claim
@@ -114,5 +115,6 @@ class Worker:
         remark(f"task {task.id}: {text}")
         with contextlib.suppress(TaskServiceError):
             self._client.connection.call(
-                "PATCH", f"/task/{task.id}", json=failed(text), patience=PATIENCE_SECONDS
-            )
+                "PATCH", f"/task/{task.id}", answers.task("id"), params={"fields": "id"},
+                json=failed(text), patience=PATIENCE_SECONDS,
+            )  # fmt: skip

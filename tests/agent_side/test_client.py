@@ -30,6 +30,7 @@ from taskservice.client import (
     Unreachable,
 )
 from tests import receiver as play
+from tests import service_answers as played
 from tests.laptop import Laptop, kill, tasks, the_task
 from tests.live import Service
 from tests.people import RemotePerson
@@ -173,13 +174,12 @@ def test_lines_arrive_of_a_program_that_just_ends(alice: RemotePerson, laptop: L
 
 
 def test_program_does_not_wait_long_for_a_service_that_is_away(laptop: Laptop) -> None:
-    start = play.answer(201, JSON, b'{"id": "1", "output": {}}')
     program = (
         "from taskservice.client import Client, tasks; tasks.SECONDS_AT_EXIT = 0.5\n"
         "Client().start('short').log('one', 'two')"
     )
     with Receiver() as receiver:
-        receiver.paths["/api/v1/task"] = start
+        receiver.paths["/api/v1/task"] = played.task(201)
         receiver.answer = play.answer(503)
         laptop.url = receiver.url
         process = laptop.python(program)
@@ -189,7 +189,7 @@ def test_program_does_not_wait_long_for_a_service_that_is_away(laptop: Laptop) -
 
 def test_lines_that_could_not_be_sent_are_counted() -> None:
     with Receiver() as receiver:
-        receiver.paths["/api/v1/task"] = play.answer(201, JSON, b'{"id": "1"}')
+        receiver.paths["/api/v1/task"] = played.task(201)
         receiver.answer = play.answer(503)
         task = Client(receiver.url, "key", patience=1).start("summarizer")
         task.log("one", "two")
@@ -425,10 +425,6 @@ def test_url_may_be_that_of_the_api(alice: RemotePerson) -> None:
     assert list(Client(f"{alice.url}/api/v1/", key).tasks()) == []
 
 
-PROBLEM = {"Content-Type": "application/problem+json"}
-ONE_TASK = b'[{"id": "1", "name": "n"}]'
-
-
 def in_turn(*behaviours: Behaviour) -> Behaviour:
     """Each request is answered by the next one, and all later ones by the last."""
     waiting = list(behaviours)
@@ -439,16 +435,15 @@ def in_turn(*behaviours: Behaviour) -> Behaviour:
     return behave
 
 
-JSON = {"Content-Type": "application/json"}
-GOOD = play.answer(200, JSON, ONE_TASK)
+GOOD = played.answer(200, [played.a_task()])
 
 
 @pytest.mark.parametrize(
     "failure",
     [
-        play.answer(500, PROBLEM, b'{"detail": "x"}'),
+        played.problem(500, "x"),
         play.answer(502, {"Content-Type": "text/html"}, b"<h1>Bad Gateway</h1>"),
-        play.answer(503, {**PROBLEM, "Retry-After": "1"}, b"{}"),
+        play.answer(503, {**played.PROBLEM, "Retry-After": "1"}, b"{}"),
         play.answer(429, {"Retry-After": "0"}),
         play.reset(),
         play.reset(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n[{"),
@@ -480,7 +475,7 @@ def test_retry_after_is_honoured() -> None:
 
 def test_service_that_asks_for_ages_ends_no_thread() -> None:
     with Receiver() as receiver:
-        receiver.paths["/api/v1/task"] = play.answer(201, JSON, b'{"id": "1"}')
+        receiver.paths["/api/v1/task"] = played.task(201)
         receiver.answer = play.answer(503, {"Retry-After": "9" * 400})
         task = Client(receiver.url, "key", patience=1).start("summarizer")
         task.log("one")
@@ -496,8 +491,8 @@ def test_name_that_is_unknown_is_said_in_plain_words() -> None:
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 422])
 def test_what_another_attempt_would_not_mend_is_not_tried_again(status: int) -> None:
     with Receiver() as receiver:
-        receiver.answer = play.answer(status, PROBLEM, b'{"detail": "No"}')
-        with pytest.raises(TaskServiceError, match="No") as refused:
+        receiver.answer = played.problem(status, "Task's ID is not found")
+        with pytest.raises(TaskServiceError, match="Task's ID is not found") as refused:
             list(Client(receiver.url, "key", patience=20).tasks())
     assert len(receiver.requests) == 1
     assert refused.type is not TaskServiceError
@@ -513,9 +508,8 @@ def test_redirect_is_not_followed_with_the_key() -> None:
 
 def test_answer_lost_at_a_deletion_is_no_failure() -> None:
     with Receiver() as receiver:
-        gone = play.answer(404, PROBLEM, b'{"detail": "Task\'s ID is not found"}')
-        one = play.answer(200, JSON, b'{"id": "1"}')
-        receiver.answer = in_turn(one, play.reset(), gone)
+        gone = played.problem(404, "Task's ID is not found")
+        receiver.answer = in_turn(played.task(), play.reset(), gone)
         Client(receiver.url, "key", patience=20).task("1").delete()
     assert [request.method for request in receiver.requests] == ["GET", "DELETE", "DELETE"]
 

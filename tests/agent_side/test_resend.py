@@ -12,6 +12,7 @@ import pytest
 from taskservice.runner.record import Record
 from taskservice.runner.spool import Spool
 from tests import receiver as play
+from tests import service_answers as played
 from tests.laptop import Laptop, eventually, laptop_of, tasks, the_task
 from tests.live import Service
 from tests.people import RemotePerson
@@ -86,10 +87,9 @@ def test_not_found_is_no_deletion_of_a_task_that_was_never_made(
     alice: RemotePerson, laptop: Laptop
 ) -> None:
     folder = run_without_a_task(laptop)
-    headers = {"Content-Type": "application/problem+json"}
     user = alice.request("GET", "/user").content
     with Receiver() as receiver:
-        receiver.answer = play.answer(404, headers, b'{"detail": "Agent\'s ID is not found"}')
+        receiver.answer = played.problem(404, "Agent's ID is not found")
         receiver.paths["/api/v1/user"] = play.answer(
             200, {"Content-Type": "application/json"}, user
         )
@@ -115,7 +115,6 @@ def test_agent_that_the_key_may_not_see_does_not_stop_the_program(
 ) -> None:
     """The service is away at the start, and then makes no task for this key."""
     laptop = laptop_of(service.add_user("carol"), tmp_path / "home")
-    headers = {"Content-Type": "application/problem+json"}
     with Receiver() as receiver:
         receiver.answer = play.answer(503)
         laptop.url = receiver.url
@@ -123,7 +122,7 @@ def test_agent_that_the_key_may_not_see_does_not_stop_the_program(
         process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", script)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        receiver.answer = play.answer(404, headers, b'{"detail": "Agent\'s ID is not found"}')
+        receiver.answer = played.problem(404, "Agent's ID is not found")
         printed, remarks = process.communicate(timeout=30)
     assert (process.returncode, printed) == (7, "done\n")
     assert "the service refuses: Agent's ID is not found; the program runs on" in remarks

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import receiver as play
+from tests import service_answers as played
 from tests.laptop import Laptop, eventually, kill, laptop_of, tasks, the_task
 from tests.live import Service
 from tests.people import RemotePerson
@@ -325,9 +326,9 @@ def test_task_that_others_have_finished_lets_the_program_go_on(
 
 def test_heartbeats_come_while_the_program_is_silent(alice: RemotePerson, laptop: Laptop) -> None:
     with Receiver() as receiver:
-        receiver.answer = play.answer(
-            201, {"Content-Type": "application/json"}, b'{"id": "x", "agentId": "a", "userId": "u"}'
-        )
+        receiver.answer = played.appended()
+        receiver.paths["/api/v1/task"] = played.task(201)
+        receiver.paths["/api/v1/task/1"] = played.task()
         laptop.url = receiver.url
         run(laptop, "sleep 2.5", "--timeout", "3")
     beats = [request for request in receiver.requests if request.body == b'{"logs": []}']
@@ -335,9 +336,10 @@ def test_heartbeats_come_while_the_program_is_silent(alice: RemotePerson, laptop
 
 
 def test_lines_come_in_about_five_requests_a_second(laptop: Laptop) -> None:
-    started = b'{"id": "x", "agentId": "a", "userId": "u"}'
     with Receiver() as receiver:
-        receiver.answer = play.answer(201, {"Content-Type": "application/json"}, started)
+        receiver.answer = played.appended()
+        receiver.paths["/api/v1/task"] = played.task(201)
+        receiver.paths["/api/v1/task/1"] = played.task()
         laptop.url = receiver.url
         run(laptop, "for number in $(seq 100); do echo $number; sleep 0.02; done")
     appends = [request for request in receiver.requests if "/logs?" in request.path]
@@ -419,14 +421,11 @@ def test_missing_and_wrong_settings_are_one_line(laptop: Laptop, tmp_path: Path)
 
 def test_url_that_is_no_taskservice_is_said(laptop: Laptop) -> None:
     with Receiver() as receiver:
-        receiver.answer = play.answer(200, {"Content-Type": "text/html"}, b"<h1>Welcome</h1>")
-        laptop.url = receiver.url
-        html = run(laptop, "echo x")
         receiver.answer = play.answer(301, {"Location": "https://elsewhere.example/"})
+        laptop.url = receiver.url
         moved = run(laptop, "echo x")
-    assert (html.returncode, moved.returncode) == (2, 2)
-    assert "TASKSERVICE_URL: " in html.stderr
-    assert "not as taskservice does" in html.stderr
+    assert moved.returncode == 2
+    assert "TASKSERVICE_URL: " in moved.stderr
     assert "redirects to https://elsewhere.example/" in moved.stderr
 
 

@@ -13,6 +13,7 @@ import pytest
 from taskservice.client import Client
 from taskservice.runner.worker import Worker
 from tests import receiver as play
+from tests import service_answers as played
 from tests.laptop import Laptop, eventually, kill, laptop_of, tasks, the_task
 from tests.live import Service
 from tests.people import RemotePerson
@@ -136,18 +137,13 @@ def test_worker_that_is_told_to_stop_does_what_it_has_claimed(
     assert the_task(alice)["status"] == "complete"
 
 
-JSON = {"Content-Type": "application/json"}
-CLAIMED = (
-    b'{"id": "1", "name": "bad \\u001b[2Jname", "input": {}, "output": {}, "agentId": "worker",'
-    b'"userId": "u"}'
-)
-
-
 def test_claim_is_repeated_as_one_and_its_task_beats_often(laptop: Laptop) -> None:
     with Receiver() as receiver:
-        claims = [play.reset(), play.answer(503), play.answer(200, JSON, CLAIMED), play.silence]
+        claimed = played.task(name="bad \x1b[2Jname", agentId="worker")
+        claims = [play.reset(), play.answer(503), claimed, play.silence]
         receiver.paths["/api/v1/agent/worker/claim"] = lambda exchange: claims.pop(0)(exchange)
-        receiver.answer = play.answer(200, JSON, b"{}")
+        receiver.answer = played.appended()
+        receiver.paths["/api/v1/task/1"] = played.task()
         laptop.url = receiver.url
         worker = work(laptop, "sleep 2")
         eventually(lambda: [r for r in receiver.requests if r.method == "PATCH"])

@@ -1,0 +1,262 @@
+"""Reads answers: only what this service answers is believed, all else is trouble in a sentence."""
+
+import base64
+import json
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import requests
+
+from taskservice import http_headers
+from taskservice.client.errors import (
+    Conflict,
+    Forbidden,
+    InvalidKey,
+    LinesMissing,
+    NotFound,
+    NotTheService,
+    Refused,
+    TaskCancelled,
+    TaskFinished,
+    TaskServiceError,
+    TooLarge,
+    Unavailable,
+    UnexpectedAnswer,
+    Unfit,
+    Unreadable,
+)
+
+JSON = "application/json"
+PROBLEM = "application/problem+json"
+
+Check = Callable[[Any], bool]
+
+
+class Shape(NamedTuple):
+    """What an answer must be: one of these statuses, and JSON that passes the check."""
+
+    statuses: tuple[int, ...]
+    is_good: Check
+
+
+class Answer(NamedTuple):
+    """An answer of the service; `data` is its JSON, None with 204."""
+
+    data: Any
+    headers: Mapping[str, str]
+
+
+# --- what JSON may be --------------------------------------------------------------------
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    # To Python, true is a number too.
+    return type(value) is int and 0 <= value < 1 << 53
+
+
+def _is_json(value: Any) -> bool:
+    return True
+
+
+def _is_moment(value: Any) -> bool:
+    try:
+        moment = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        return False
+    return moment.tzinfo is not None and moment.year >= 1970
+
+
+def _is_secret(value: Any) -> bool:
+    try:
+        return bool(base64.b64decode(value.removeprefix("whsec_"), validate=True))
+    except (AttributeError, ValueError):
+        return False
+
+
+def _one_of(*words: str) -> Check:
+    return lambda value: isinstance(value, str) and value in words
+
+
+def _null_or(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _list_of(check: Check) -> Check:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def _object_with(members: Mapping[str, Check]) -> Check:
+    """An object that has at least these members."""
+    return lambda value: (
+        isinstance(value, dict)
+        and all(name in value and check(value[name]) for name, check in members.items())
+    )
+
+
+_is_object = _object_with({})
+_is_status = _one_of("running", "complete", "error")
+_ERROR = _null_or(_object_with({"type": _is_text, "message": _is_text}))
+_TASK: dict[str, Check] = {
+    **dict.fromkeys(("id", "name", "agentId", "userId"), _is_text),
+    **dict.fromkeys(("createdAt", "updatedAt"), _is_moment),
+    **dict.fromkeys(("claimedAt", "finishedAt"), _null_or(_is_moment)),
+    **dict.fromkeys(("firstLog", "logCount"), _is_count),
+    **dict.fromkeys(("input", "output"), _is_object),
+    "logs": _list_of(_is_text),
+    "status": _is_status,
+    "error": _ERROR,
+    "callback": _null_or(_is_text),
+}
+_PAGE = _object_with({"logs": _list_of(_is_text), "next": _is_count, "status": _is_status})
+
+# --- the shapes of good answers ----------------------------------------------------------
+
+APPENDED = Shape((201,), _object_with({"logCount": _is_count, "status": _is_status}))
+LOG_PAGE = Shape((200,), lambda page: _PAGE(page) and page["next"] >= len(page["logs"]))
+AGENT = Shape((200, 201), _object_with({"id": _is_text}))
+USER = Shape(
+    (200,),
+    _object_with({"id": _is_text, "key": _object_with({"agentId": _null_or(_is_text)})}),
+)
+CALLBACK_SECRET = Shape((200,), _object_with({"secret": _is_secret}))
+
+
+def task(fields: str, *statuses: int) -> Shape:
+    """A task that has these fields, with commas between them."""
+    return Shape(statuses or (200,), _task_with(fields))
+
+
+def tasks(fields: str) -> Shape:
+    """A list of such tasks."""
+    return Shape((200,), _list_of(_task_with(fields)))
+
+
+def _task_with(fields: str) -> Check:
+    return _object_with({name: _TASK.get(name, _is_json) for name in fields.split(",")})
+
+
+# --- reading -----------------------------------------------------------------------------
+
+
+def read(answer: requests.Response, shape: Shape) -> Answer:
+    """The answer if it has this shape. Raises what it stands for otherwise."""
+    status = answer.status_code
+    if not 200 <= status < 300:
+        raise _error(answer)
+    if status not in shape.statuses:
+        raise _unexpected(answer)
+    if status == 204:
+        return Answer(None, answer.headers)
+    data = _json(answer, JSON)
+    if not shape.is_good(data):
+        raise _unexpected(answer)
+    return Answer(data, answer.headers)
+
+
+def _error(answer: requests.Response) -> TaskServiceError:
+    """The error that an answer other than 2xx stands for."""
+    status = answer.status_code
+    problem = _problem(answer)
+    kind = None if problem is None else _kind(status, problem)
+    if status == 429 or status >= 500:
+        retry_after = http_headers.seconds(answer.headers.get("Retry-After", ""))
+        return Unavailable(status, problem or {}, retry_after)
+    if status == 413:
+        # A proxy may have a limit of its own, and says so in its own words.
+        return TooLarge(413, problem or {})
+    if problem is None or kind is None:
+        return NotTheService(_as_no_service_would(answer))
+    return kind(status, problem)
+
+
+_IS_PROBLEM = _object_with({"title": _is_text, "status": _is_count, "detail": _is_text})
+
+
+def _problem(answer: requests.Response) -> dict[str, Any] | None:
+    """The problem that an answer has, if it is one as this service writes it."""
+    try:
+        problem: dict[str, Any] = _json(answer, PROBLEM)
+    except UnexpectedAnswer:
+        return None
+    is_ours = _IS_PROBLEM(problem) and problem["status"] == answer.status_code
+    return problem if is_ours else None
+
+
+def _not_found(problem: Mapping[str, Any]) -> type[Refused] | None:
+    # To a run, this says that its lines are not wanted any more. For a path that the service
+    # does not have it says otherwise, as do other programs that answer with problems.
+    return NotFound if problem["detail"].endswith("'s ID is not found") else None
+
+
+def _unfit(problem: Mapping[str, Any]) -> type[Refused] | None:
+    return Unfit if _is_object(problem.get("errors", {})) else None
+
+
+_IS_FINISHED = _object_with({"id": _is_text, "status": _is_text, "error": _ERROR})
+
+
+def _conflict(problem: Mapping[str, Any]) -> type[Refused] | None:
+    if "expected" in problem:
+        return LinesMissing if _is_count(problem["expected"]) and problem["expected"] else None
+    if "task" not in problem:
+        return Conflict
+    if not _IS_FINISHED(problem["task"]):
+        return None
+    error = problem["task"]["error"] or {}
+    return TaskCancelled if error.get("type") == "cancelled" else TaskFinished
+
+
+_BY_STATUS: dict[int, Callable[[Mapping[str, Any]], type[Refused] | None]] = {
+    400: lambda problem: Unreadable,
+    401: lambda problem: InvalidKey,
+    403: lambda problem: Forbidden,
+    404: _not_found,
+    409: _conflict,
+    422: _unfit,
+}
+
+
+def _kind(status: int, problem: Mapping[str, Any]) -> type[Refused] | None:
+    """What a problem is; None where it has not the shape that goes with its status."""
+    find = _BY_STATUS.get(status)
+    return Refused if find is None else find(problem)
+
+
+def _as_no_service_would(answer: requests.Response) -> str:
+    if 300 <= answer.status_code < 400 and "Location" in answer.headers:
+        return f"{answer.url} redirects to {answer.headers['Location']}; use that URL"
+    return _sentence(answer)
+
+
+def _unexpected(answer: requests.Response) -> UnexpectedAnswer:
+    return UnexpectedAnswer(_sentence(answer))
+
+
+def _sentence(answer: requests.Response) -> str:
+    return f"{answer.url} answered {answer.status_code}, but not as taskservice does"
+
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def _json(answer: requests.Response, media_type: str) -> Any:
+    """The JSON of an answer. Raises UnexpectedAnswer where it has none of this type."""
+    if answer.headers.get("Content-Type", "").partition(";")[0].strip().lower() != media_type:
+        raise _unexpected(answer)
+    try:
+        value = json.loads(answer.content.decode(), parse_constant=_refuse)
+        if _SURROGATE.search(answer.content):
+            json.dumps(value, ensure_ascii=False).encode()  # fails where one stands alone
+    except (ValueError, RecursionError):
+        raise _unexpected(answer) from None
+    return value
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")

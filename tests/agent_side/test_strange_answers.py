@@ -1,0 +1,285 @@
+"""What is no answer of this service stores nothing, ends no thread and is said in a sentence."""
+
+import signal
+import subprocess
+from collections.abc import Callable
+
+import pytest
+
+from taskservice.client import Client, Task, TaskServiceError, Unavailable
+from tests import receiver as play
+from tests import service_answers as played
+from tests.agent_side.test_client import in_turn, losing
+from tests.laptop import Laptop, eventually, the_task
+from tests.people import RemotePerson
+from tests.receiver import Behaviour, Exchange, Receiver
+
+HTML = {"Content-Type": "text/html"}
+LOGIN_PAGE = play.answer(200, HTML, b"<h1>Sign in</h1>")
+APPENDED = b'{"logCount": 1, "status": "running"}'
+STRANGE = {
+    "a login page": LOGIN_PAGE,
+    "null": played.answer(200, None),
+    "null-201": played.answer(201, None),
+    "a list": played.answer(200, [1]),
+    "an object": played.answer(200, {}),
+    "an object-201": played.answer(201, {}),
+    "a wrong count": played.answer(201, {"logCount": "x", "status": "running"}),
+    "a wrong status": played.answer(201, {"logCount": 1, "status": ["running"]}),
+    "wrong members": played.task(200, id=1, status="x", next="x", logs=[1], secret="x", key=1),
+    "wrong members-201": played.task(201, id=None, status=None),
+    "an infinite count": play.answer(201, played.JSON, b'{"logCount":Infinity,"status":"running"}'),
+    "another type": play.answer(201, HTML, APPENDED),
+    "no type": play.answer(201, {}, APPENDED),
+    "another status": play.answer(202, played.JSON, APPENDED),
+    "201 without a body": play.answer(201, played.JSON),
+    "half": play.answer(201, played.JSON, APPENDED[:-5]),
+    "broken off": play.answer(201, played.JSON | {"Content-Length": "100"}, APPENDED),
+    "no UTF-8": play.answer(201, played.JSON, b'{"id": "\xff"}'),
+    "a lone surrogate": played.task(200, name="\ud800"),
+    "deep": play.answer(200, played.JSON, b"[" * 100_000),
+    "a redirect to nowhere": play.answer(302, {"Location": "http://["}),
+    "a redirect in no encoding": play.answer(302, {"Location": "\xff"}),
+    "a chunk of less than nothing": play.raw(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n"
+    ),
+    "a conflict of no task": played.problem(409, "x", task="x"),
+    "a conflict of half a task": played.problem(409, "x", task={"id": "1", "error": "x"}),
+    "a conflict at no number": played.problem(409, "x", expected="x"),
+    "a conflict at a huge number": played.problem(409, "x", expected=10**30),
+    "a conflict at what was sent": played.problem(409, "x", expected=99),
+    "a list of errors": played.problem(422, "x", errors=["x"]),
+    "a problem of another program": played.problem(404, "No static resource"),
+    "a problem without members": play.answer(404, played.PROBLEM, b"{}"),
+    "a problem in a list": play.answer(409, played.PROBLEM, b"[]"),
+}
+strange_answers = pytest.mark.parametrize("strange", STRANGE.values(), ids=STRANGE)
+
+
+def a_task(client: Client) -> Task:
+    return Task(client.connection, played.a_task())
+
+
+def append(client: Client) -> None:
+    task = a_task(client)
+    task.log("one")
+    task.finish(None)
+
+
+CALLS: dict[str, Callable[[Client], object]] = {
+    "start": lambda client: client.start("a"),
+    "append": append,
+    "report": lambda client: a_task(client).report(name="new"),
+    "end": lambda client: a_task(client).complete(),
+    "claim": lambda client: client.claim("a", wait=0),
+    "get": lambda client: client.task("1"),
+    "list": lambda client: list(client.tasks()),
+    "lines": lambda client: list(a_task(client).lines()),
+    "follow": lambda client: list(a_task(client).follow()),
+    "cancel": lambda client: a_task(client).cancel(),
+    "delete": lambda client: a_task(client).delete(),
+    "register": lambda client: client.register("a"),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_strange_answer_is_one_sentence(call: Callable[[Client], object]) -> None:
+    with Receiver() as receiver:
+        client = Client(receiver.url, "key", patience=0)
+        for name, receiver.answer in STRANGE.items():
+            with pytest.raises(TaskServiceError) as error:
+                call(client)
+            assert str(error.value), name
+            assert len(str(error.value).splitlines()) == 1, name
+
+
+@strange_answers
+def test_sender_goes_on_after_a_strange_answer(alice: RemotePerson, strange: Behaviour) -> None:
+    """At the first append and at the first report, and the service does not even see them."""
+    passed_on = losing(alice, lambda number: False)
+    appends, reports = in_turn(strange, passed_on), in_turn(strange, passed_on)
+
+    def between_them(exchange: Exchange) -> None:
+        is_append = exchange.request.path.partition("?")[0].endswith("/logs")
+        is_report = exchange.request.method == "PATCH"
+        (appends if is_append else reports if is_report else passed_on)(exchange)
+
+    with Receiver() as between:
+        between.answer = between_them
+        key = str(alice.session.headers["apikey"])
+        with Client(between.url, key, patience=30).start("a") as task:
+            task.log("one", "two")
+            task.output["sum"] = 15
+    found = the_task(alice)
+    assert (found["logs"], found["output"]) == (["one", "two"], {"sum": 15})
+    assert found["status"] == "complete"
+
+
+# --- Retry-After -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("7", 7),
+        ("0", 0),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
+        ("-5", None),
+        ("1.5", None),
+        ("soon", None),
+        ("Fri, 31 Dec 99999999999999999999 23:59:59 GMT", None),
+        ("Fri, 31 Dec 99999 23:59:59 GMT", None),
+        ("Wed, 99 Foo 2030", None),
+        ("\xff", None),
+        ("", None),
+    ],
+)
+def test_retry_after_is_read_or_left(text: str, seconds: float | None) -> None:
+    with Receiver() as receiver:
+        receiver.answer = play.answer(503, {"Retry-After": text})
+        with pytest.raises(Unavailable) as unavailable:
+            Client(receiver.url, "key", patience=0).task("1")
+    assert unavailable.value.retry_after == seconds
+
+
+def test_sender_goes_on_after_a_retry_after_of_any_text(alice: RemotePerson) -> None:
+    texts = ("Fri, 31 Dec 99999999999999999999 23:59:59 GMT", "-1", "soon", "\xff", "9" * 0)
+    passed_on = losing(alice, lambda number: False)
+    busy = [play.answer(503, {"Retry-After": text}) for text in texts]
+    with Receiver() as between:
+        between.answer = in_turn(passed_on, *busy, passed_on)
+        key = str(alice.session.headers["apikey"])
+        client = Client(between.url, key, patience=60)
+        alice.request("PUT", "/agent/a").raise_for_status()
+        with client.start("a") as task:
+            task.log("one")
+    assert the_task(alice)["logs"] == ["one"]
+
+
+# --- the commands ------------------------------------------------------------------------
+
+PAGES = {name: STRANGE[name] for name in ("a login page", "null", "a list", "an object")}
+pages = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+
+
+def ended(laptop: Laptop, process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a run has printed; it waits for no service any more when its program has ended."""
+    eventually(lambda: has_ended(laptop))
+    process.send_signal(signal.SIGTERM)
+    return process.communicate(timeout=40)
+
+
+def has_ended(laptop: Laptop) -> bool:
+    """Whether the program of the one run has ended."""
+    records = [folder / "run.json" for folder in laptop.left_runs()]
+    return any('"report": null' not in record.read_text() for record in records if record.exists())
+
+
+@pages
+def test_run_that_starts_under_a_page_loses_nothing(
+    alice: RemotePerson, laptop: Laptop, page: Behaviour
+) -> None:
+    with Receiver() as between:
+        between.answer = page
+        laptop.url = between.url
+        process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", "echo one; exit 7")
+        printed, remarks = ended(laptop, process)
+        assert (process.returncode, printed) == (7, "one\n")
+        assert "not as taskservice does; the program runs" in remarks
+        assert "1 line and the program's end could not be sent yet" in remarks
+        assert laptop.run("run", "--resend").returncode != 0
+        assert len(laptop.left_runs()) == 1
+        between.answer = losing(alice, lambda number: False)
+        resent = laptop.run("run", "--resend")
+    assert (resent.returncode, resent.stderr) == (0, "")
+    task = the_task(alice)
+    assert (task["logs"], task["error"]["message"]) == (["one"], "Exit status 7")
+    assert laptop.left_runs() == []
+
+
+@pages
+def test_run_that_a_page_comes_over_loses_nothing(
+    alice: RemotePerson, laptop: Laptop, page: Behaviour
+) -> None:
+    passed_on = losing(alice, lambda number: False)
+    script = "echo one; read word; echo $word; exit 7"
+    with Receiver() as between:
+        between.answer = passed_on
+        laptop.url = between.url
+        process = laptop.spawn(
+            "run", "--agent", "a", "--", "sh", "-c", script, stdin=subprocess.PIPE
+        )
+        eventually(lambda: alice.request("GET", "/task").json()[0:1])
+        eventually(lambda: the_task(alice)["logs"] == ["one"])
+        between.answer = page
+        assert process.stdin is not None
+        process.stdin.write("two\n")
+        process.stdin.flush()
+        printed, remarks = ended(laptop, process)
+        assert (process.returncode, printed) == (7, "one\ntwo\n")
+        assert "1 line and the program's end could not be sent yet" in remarks
+        between.answer = passed_on
+        resent = laptop.run("run", "--resend")
+    assert (resent.returncode, resent.stderr) == (0, "")
+    task = the_task(alice)
+    assert (task["logs"], task["error"]["message"]) == (["one", "two"], "Exit status 7")
+    assert laptop.left_runs() == []
+
+
+@pages
+def test_worker_waits_until_a_page_is_gone(
+    alice: RemotePerson, laptop: Laptop, page: Behaviour
+) -> None:
+    alice.start("worker")
+    with Receiver() as between:
+        between.answer = page
+        laptop.url = between.url
+        worker = laptop.spawn("work", "--agent", "worker", "--", "echo", "done")
+        between.wait_for(2, 30)
+        between.answer = losing(alice, lambda number: False)
+        eventually(lambda: the_task(alice)["finishedAt"], 60)
+        worker.send_signal(signal.SIGTERM)
+        _, remarks = worker.communicate(timeout=40)
+    assert worker.returncode == 0
+    assert "not as taskservice does; trying again until it is back" in remarks
+    assert the_task(alice)["logs"] == ["done"]
+
+
+def test_listener_waits_until_a_page_is_gone(alice: RemotePerson, laptop: Laptop) -> None:
+    passed_on = losing(alice, lambda number: False)
+    with Receiver() as between, Receiver() as local:
+        between.answer = passed_on
+        laptop.url = between.url
+        listener = laptop.spawn("listen", "--forward", local.url)
+        assert listener.stderr is not None
+        listener.stderr.readline()
+        for page in PAGES.values():
+            between.answer = page
+            between.wait_for(len(between.requests) + 2, 60)
+        between.answer = passed_on
+        task = alice.start("a", claim=True)
+        path = f"/task/{task['id']}"
+        alice.request("PATCH", path, json={"status": "complete"}).raise_for_status()
+        local.wait_for(1, 30)
+        listener.send_signal(signal.SIGINT)
+        printed, _ = listener.communicate(timeout=20)
+    assert listener.returncode == 0
+    assert "not as taskservice does" in printed
+
+
+@pytest.mark.parametrize("command", [
+    ["task", "show", "1"], ["task", "list"], ["task", "follow", "1"], ["task", "cancel", "1"],
+    ["task", "delete", "1"], ["listen", "--forward", "http://127.0.0.1:9/"],
+    ["run", "--resend"],
+], ids=" ".join)  # fmt: skip
+def test_command_says_a_strange_answer_in_one_line(laptop: Laptop, command: list[str]) -> None:
+    with Receiver() as receiver:
+        laptop.url = receiver.url
+        receiver.answer = STRANGE["wrong members"]
+        if command[-1] == "--resend":
+            process = laptop.spawn("run", "--agent", "a", "--", "true")
+            ended(laptop, process)
+        result = laptop.run(*command)
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert "not as taskservice does" in line
