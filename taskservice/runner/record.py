@@ -8,14 +8,16 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 from uuid import uuid4
 
 from taskservice.client import tasks
 from taskservice.client.errors import NotFound, TaskCancelled, TaskServiceError
 from taskservice.client.http import Connection
+from taskservice.runner.files import check_private, make_private, open_file, read_file
 
 _RECORD = "run.json"
 _LOCK = "lock"
@@ -23,6 +25,13 @@ _LOCK = "lock"
 _OLD_SECONDS = 60.0
 # So much room is taken from the start: the end must be kept on a disk that is full by then.
 _RESERVED_BYTES = 16 * 1024
+# More than a run has to write down: its output, with each character escaped.
+_MOST_BYTES = 16 * 1024 * 1024
+# What is written down, and as what.
+_KEPT: dict[str, tuple[type, ...]] = {
+    "url": (str,), "wishes": (dict,), "taskId": (str, NoneType), "userId": (str, NoneType),
+    "agentId": (str,), "key": (str,), "report": (dict, NoneType),
+}  # fmt: skip
 
 
 def state_folder() -> Path:
@@ -88,7 +97,7 @@ class Record:
 
     def keep(self, runs: Path) -> None:
         """Take a folder below `runs`, locked before anybody sees it. Raises OSError."""
-        runs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(runs)
         draft = runs / f".{self.key}"
         draft.mkdir(mode=0o700)
         self.folder = draft
@@ -114,18 +123,22 @@ class Record:
 
     @classmethod
     def load(cls, folder: Path) -> "Record | None":
-        """A run that has been left, locked. Raises OSError.
+        """A run that has been left, locked. Raises OSError, and ValueError for what is no run.
 
-        None while it is still alive, or when somebody else has sent it in this moment.
+        None while it is still alive, or when another process has just sent it.
         """
         record = cls("", {})
         record.folder = folder
         try:
+            check_private(folder)
             record._take_lock()
-            kept = json.loads((folder / _RECORD).read_text())
+            kept = _checked(read_file(folder / _RECORD, _MOST_BYTES))
         except (BlockingIOError, FileNotFoundError):
             record.release()
             return None
+        except (OSError, ValueError):
+            record.release()
+            raise
         record.url, record.wishes, record.task_id = kept["url"], kept["wishes"], kept["taskId"]
         record.user_id, record.agent_id = kept["userId"], kept["agentId"]
         record.key, record.report = kept["key"], kept["report"]
@@ -133,7 +146,7 @@ class Record:
 
     def _take_lock(self, create: int = 0) -> None:
         assert self.folder is not None
-        self._lock = os.open(self.folder / _LOCK, os.O_RDWR | create | os.O_CLOEXEC, 0o600)
+        self._lock = open_file(self.folder / _LOCK, os.O_RDWR | create)
         # Gone when the process is, also when it was killed.
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -153,25 +166,54 @@ class Record:
         self.release()
 
 
-def left_runs(runs: Path) -> Iterator[Path]:
-    """The folders of runs, oldest first."""
-    found = [path.parent for path in runs.glob(f"[!.]*/{_RECORD}")]
-    return iter(sorted(found, key=_changed_at))
+def left_runs(runs: Path) -> list[Path]:
+    """What may be the folders of runs, oldest first."""
+    with os.scandir(runs) as entries:
+        found = [
+            Path(entry)
+            for entry in entries
+            if not entry.name.startswith(".") and (entry.is_symlink() or entry.is_dir())
+        ]
+    return sorted(found, key=_changed_at)
 
 
 def remove_drafts(runs: Path) -> None:
     """Remove what was killed before it became a run, or while it was removed."""
     for folder in runs.glob("*"):
         is_old = time.time() - _changed_at(folder) > _OLD_SECONDS
-        if is_old and (folder.name.startswith(".") or not (folder / _RECORD).exists()):
+        if is_old and (folder.name.startswith(".") or _has_no_record(folder)):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _has_no_record(folder: Path) -> bool:
+    try:
+        (folder / _RECORD).lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:  # it can't be looked into
+        return False
+    return False
 
 
 def _changed_at(folder: Path) -> float:
     try:
-        return folder.stat().st_mtime
-    except OSError:  # somebody else has sent it in this moment
+        return folder.lstat().st_mtime
+    except OSError:  # another process has just sent it
         return time.time()
+
+
+def _checked(text: bytes) -> dict[str, Any]:
+    """What was written down of a run. Raises ValueError."""
+    try:
+        kept = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"{_RECORD}: {error}") from None
+    if not isinstance(kept, dict):
+        raise ValueError(f"{_RECORD} holds no JSON object")
+    for name, types in _KEPT.items():
+        if not isinstance(kept.get(name, ...), types):
+            raise ValueError(f"{_RECORD} has a wrong {name}")
+    return kept
 
 
 def _replace(path: Path, text: bytes) -> None:
@@ -188,7 +230,7 @@ def _replace(path: Path, text: bytes) -> None:
 
 
 def _write(path: Path, text: bytes) -> None:
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    file = open_file(path, os.O_WRONLY | os.O_CREAT)
     with contextlib.closing(os.fdopen(file, "wb", buffering=0)) as out:
         if out.write(text) != len(text):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from taskservice.client.sender import Batch
 from taskservice.client.text import LINE_BYTES, LOG_BYTES, counted, mark
+from taskservice.runner.files import open_file, read_file
 
 SEGMENT_BYTES = 1024 * 1024
 # More than a log holds need not wait for it.
@@ -18,6 +19,7 @@ MOST_BYTES = LOG_BYTES
 # Where nothing can be written to the disk, so much waits in memory.
 MOST_MEMORY_BYTES = 4 * 1024 * 1024
 _SUFFIX = ".lines"
+_PLACE_BYTES = 1024
 # Where it is not known how many lines the service has, it says so when it gets this number.
 _UNKNOWN_SEQ = 1 << 52
 
@@ -37,12 +39,13 @@ class Place(NamedTuple):
 
     @classmethod
     def read(cls, path: Path) -> "Place | None":
-        """None where it can't be read. Raises OSError."""
+        """None where there is none to be read. Raises OSError."""
         try:
-            numbers = [int(number) for number in path.read_text().split()]
+            numbers = [int(number) for number in read_file(path, _PLACE_BYTES).split()]
         except (FileNotFoundError, ValueError):
             return None
-        return cls(*numbers) if len(numbers) == len(cls._fields) else None
+        is_place = len(numbers) == len(cls._fields) and min(numbers) >= 0
+        return cls(*numbers) if is_place else None
 
 
 class Segment:
@@ -57,7 +60,7 @@ class Segment:
         self._memory = bytearray()
         self._file = -1
         if path is not None:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._file = open_file(path, os.O_RDWR | os.O_CREAT)
 
     def append(self, text: bytes, lines: int) -> None:
         """Add whole lines: all of them, or OSError and none."""
@@ -107,6 +110,8 @@ class Segment:
     def recover(self) -> None:
         """Take what a process that is gone has left in the file; half a line is no line."""
         size = os.fstat(self._file).st_size
+        if size > MOST_BYTES:
+            raise OSError(errno.EFBIG, "It holds more than a log can", self.path)
         text = os.pread(self._file, size, 0)
         self.size = text.rfind(b"\n") + 1
         self.lines = text.count(b"\n")
@@ -123,7 +128,8 @@ class Segment:
     def remove(self) -> None:
         self.close()
         if self.path is not None:
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a later `load` removes it
+                self.path.unlink()
 
 
 class Spool:
@@ -172,17 +178,24 @@ class Spool:
         """The lines that a process that is gone has left. Raises OSError."""
         place = Place.read(folder / "place")
         spool = cls(folder)
-        for path in sorted(folder.glob(f"*{_SUFFIX}")):
+        try:
+            spool._load_segments(folder, place)
+        except OSError:
+            spool._close_segments()
+            raise
+        spool._settle(place or Place(first=0))
+        return spool
+
+    def _load_segments(self, folder: Path, place: Place | None) -> None:
+        for path in sorted(folder.glob(f"{'[0-9]' * 8}{_SUFFIX}")):
             segment = Segment(int(path.stem), path)
             if place is not None and segment.number < place.first:
                 segment.remove()
                 continue
+            self._segments.append(segment)
             segment.recover()
-            spool._segments.append(segment)
-            spool._bytes += segment.size
-            spool._number = segment.number
-        spool._settle(place or Place(first=0))
-        return spool
+            self._bytes += segment.size
+            self._number = segment.number
 
     def _settle(self, place: Place) -> None:
         """Go on at this place, as far as it fits the segments."""
@@ -377,8 +390,12 @@ class Spool:
             for segment in self._segments:
                 with contextlib.suppress(OSError):  # it is there, if not as safe
                     segment.sync()
-                segment.close()
+            self._close_segments()
             return lost
+
+    def _close_segments(self) -> None:
+        for segment in self._segments:
+            segment.close()
 
     def _on_disk(self) -> list[Segment]:
         return [segment for segment in self._segments if segment.path is not None]
@@ -423,7 +440,7 @@ class Spool:
 
 def _write_over(path: Path, text: bytes) -> None:
     """Write to the beginning of a file; on a full disk too, if it has been as long before."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    file = open_file(path, os.O_WRONLY | os.O_CREAT)
     with contextlib.closing(os.fdopen(file, "wb", buffering=0)) as out:
         if out.write(text) != len(text):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

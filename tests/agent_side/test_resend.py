@@ -1,10 +1,11 @@
 """`taskservice run --resend`: what runs have left on the disk, sent by whom it may be sent."""
 
+import json
 import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,111 @@ def test_several_resends_at_once_send_each_run_once(alice: RemotePerson, laptop:
     assert sum(printed.count("got 1 line and its end") for printed, _ in said) == 20
     assert [task["logs"] for task in tasks(alice)] == [["from afar"]] * 20
     assert laptop.left_runs() == []
+
+
+def _replace_with_fifo(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def _replace_with_link(path: Path, target: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
+def _replace_with_folder(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+def _change_record(folder: Path, **changes: object) -> None:
+    record = folder / "run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | changes))
+
+
+# Each gets the folder of a run, and a file elsewhere with a line in it.
+SPOILS: dict[str, Callable[[Path, Path], object]] = {
+    "an array": lambda folder, _: (folder / "run.json").write_text("[]"),
+    "no JSON": lambda folder, _: (folder / "run.json").write_bytes(b"\xff"),
+    "a deep one": lambda folder, _: (folder / "run.json").write_text("[" * 100_000),
+    "no wishes": lambda folder, _: _change_record(folder, wishes=None),
+    "a wrong report": lambda folder, _: _change_record(folder, report=["complete"]),
+    "a FIFO as record": lambda folder, _: _replace_with_fifo(folder / "run.json"),
+    "a FIFO as lock": lambda folder, _: _replace_with_fifo(folder / "lock"),
+    "a FIFO as place": lambda folder, _: _replace_with_fifo(folder / "place"),
+    "a FIFO as lines": lambda folder, _: _replace_with_fifo(folder / LINES),
+    "a folder as place": lambda folder, _: _replace_with_folder(folder / "place"),
+    "a folder as lines": lambda folder, _: _replace_with_folder(folder / LINES),
+    "a link as record": lambda folder, file: _replace_with_link(folder / "run.json", file),
+    "a link as place": lambda folder, file: _replace_with_link(folder / "place", file),
+    "a link as lines": lambda folder, file: _replace_with_link(folder / LINES, file),
+    "too many lines": lambda folder, _: os.truncate(folder / LINES, 1 << 40),
+    "others may write": lambda folder, _: folder.chmod(0o777),
+    "another's": lambda folder, _: _give_away(folder),
+}
+LINES = "00000001.lines"
+
+
+def _give_away(path: Path) -> None:
+    try:
+        os.chown(path, 54321, 54321)
+    except PermissionError:
+        pytest.skip("Only root may give a folder away")
+
+
+@pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
+def test_bad_run_is_said_and_does_not_stop_the_newer_ones(
+    alice: RemotePerson, laptop: Laptop, spoil: Callable[[Path, Path], object]
+) -> None:
+    file = laptop.home / "elsewhere"
+    file.write_text("a secret line\n")
+    bad = run_without_a_task(laptop)
+    spoil(bad, file)
+    os.utime(bad, (1, 1))
+    newer = run_without_a_task(laptop)
+    resent = laptop.run("run", "--resend", timeout=20)
+    assert resent.returncode == 1
+    (sentence,) = resent.stderr.splitlines()[:-1]
+    assert str(bad) in sentence
+    assert [task["logs"] for task in tasks(alice)] == [["from afar"]]
+    assert bad in laptop.left_runs()
+    assert newer not in laptop.left_runs()
+    assert file.read_text() == "a secret line\n"
+
+
+def test_link_among_the_runs_is_not_followed(alice: RemotePerson, laptop: Laptop) -> None:
+    folder = run_without_a_task(laptop)
+    elsewhere = folder.rename(laptop.home / "elsewhere")
+    folder.symlink_to(elsewhere)
+    resent = laptop.run("run", "--resend")
+    assert resent.returncode == 1
+    assert str(folder) in resent.stderr
+    assert tasks(alice) == []
+    assert (elsewhere / LINES).read_text() == "from afar\n"
+
+
+def test_runs_are_kept_where_no_other_user_may_enter(alice: RemotePerson, laptop: Laptop) -> None:
+    runs = laptop.home / "state" / "taskservice" / "runs"
+    runs.mkdir(parents=True)
+    runs.chmod(0o777)
+    script = "stat -c %a $(dirname $TASKSERVICE_OUTPUT)"
+    result = laptop.run("run", "--agent", "a", "--", "sh", "-c", script)
+    assert (result.stdout, result.stderr) == ("700\n", "")
+    assert runs.stat().st_mode & 0o777 == 0o700
+
+
+def test_folder_of_another_user_keeps_no_runs(alice: RemotePerson, laptop: Laptop) -> None:
+    runs = laptop.home / "state" / "taskservice" / "runs"
+    run_without_a_task(laptop)
+    _give_away(runs)
+    result = laptop.run("run", "--agent", "a", "--", "echo", "done")
+    assert (result.returncode, result.stdout) == (0, "done\n")
+    assert "nothing can be kept on the disk" in result.stderr
+    assert the_task(alice)["logs"] == ["done"]
+    resent = laptop.run("run", "--resend")
+    assert resent.returncode == 1
+    assert "It belongs to another user" in resent.stderr
+    assert len(laptop.left_runs()) == 1
 
 
 def test_what_was_killed_before_it_was_a_run_is_removed(laptop: Laptop) -> None:

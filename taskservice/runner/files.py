@@ -1,0 +1,69 @@
+"""Opens the files and folders of a run, and nothing that stands in their place."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+# What open says of a symbolic link, and of a FIFO or a socket without another end.
+_OTHER_KINDS = (errno.ELOOP, errno.EMLINK, errno.ENXIO)
+
+
+def open_file(path: Path, flags: int) -> int:
+    """A descriptor of a regular file, made with mode 0600 where `flags` have O_CREAT.
+
+    Raises OSError, also for a symbolic link, a FIFO, a device or a folder; waits for none.
+    """
+    # Without O_NONBLOCK a FIFO would wait for its other end.
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        file = os.open(path, flags, 0o600)
+    except OSError as error:
+        raise _not_regular(path) if error.errno in _OTHER_KINDS else error from None
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise _not_regular(path)
+    return file
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """The first `most` bytes of a regular file. Raises OSError."""
+    with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
+        return file.read(most)
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder, with those above it, or take one of this user's, that no other may enter.
+
+    Raises OSError where it belongs to another user, or is no folder.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    opened = _open_folder(folder)
+    try:
+        if os.fstat(opened).st_mode & 0o077:
+            os.fchmod(opened, 0o700)
+    finally:
+        os.close(opened)
+
+
+def check_private(folder: Path) -> None:
+    """Raise OSError unless it is a folder of this user's that no other may enter."""
+    opened = _open_folder(folder)
+    mode = os.fstat(opened).st_mode
+    os.close(opened)
+    if mode & 0o077:
+        raise PermissionError(
+            errno.EPERM, "Other users may enter it; its mode must be 0700", folder
+        )
+
+
+def _open_folder(folder: Path) -> int:
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if os.fstat(opened).st_uid == os.geteuid():
+        return opened
+    os.close(opened)
+    raise PermissionError(errno.EPERM, "It belongs to another user", folder)
+
+
+def _not_regular(path: Path) -> OSError:
+    return OSError(errno.EINVAL, "It is no regular file", path)
