@@ -22,7 +22,8 @@ from taskservice.client.errors import (
 )
 from taskservice.client.http import Connection
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, Sender, heartbeat_for
-from taskservice.client.text import OUTPUT_BYTES, counted, message
+from taskservice.client.text import OUTPUT_BYTES, counted, mark, message
+from taskservice.runner.files import read_file
 from taskservice.runner.process import FOR_ITSELF, Process, describe, exit_code
 from taskservice.runner.pump import Pump
 from taskservice.runner.record import Record, state_folder
@@ -47,6 +48,10 @@ NOT_RUN = 127
 NOT_EXECUTABLE = 126
 
 OUTPUT = "TASKSERVICE_OUTPUT"
+_OUTPUT_FILE = "output.json"
+# Deeper than the service takes. What reads and writes JSON calls itself for each level, and it
+# must be written later, where there is less room for that.
+_MOST_DEPTH = 200
 
 
 def remark(text: str) -> None:
@@ -186,7 +191,7 @@ class Run:
     def _environment(self) -> dict[str, str]:
         own = {"TASKSERVICE_WRITER": PROGRAMS_WRITER}
         if self._record.folder is not None:
-            own[OUTPUT] = str(self._record.folder / "output.json")
+            own[OUTPUT] = str(self._record.folder / _OUTPUT_FILE)
         if self._record.task_id is not None:
             own["TASKSERVICE_TASK_ID"] = self._record.task_id
             url = f"{self._connection.url}/api/v1/task/{self._record.task_id}"
@@ -240,14 +245,14 @@ class Run:
     def _output(self, pump: Pump) -> dict[str, Any] | None:
         """What the program has put out: in the file that was named to it, or as its last line."""
         folder = self._record.folder
-        text = b"" if folder is None else _beginning(folder / "output.json")
-        if not text.strip():
+        text = None if folder is None else _written(folder / _OUTPUT_FILE)
+        if text is None:
             return json_object(pump.tail.last_line())
         output = json_object(text)
         if output is None:
-            self._say(f"what the program wrote to {OUTPUT} is no JSON object of at most 1 MiB")
-            note = f"[taskservice: {OUTPUT} holds no JSON object of at most 1 MiB]"
-            self._spool.put([note.encode()])
+            what = "no regular file with a JSON object of at most 1 MiB"
+            self._say(f"what the program left as {OUTPUT} is {what}")
+            self._spool.put([mark(f"{OUTPUT} is {what}").rstrip()])
         return output
 
     def _finish(self, sender: Sender, report: dict[str, Any]) -> None:
@@ -308,11 +313,12 @@ def json_object(text: bytes) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(
-            text, parse_constant=_number, parse_float=_number, object_pairs_hook=_object
+            text.decode(), parse_constant=_number, parse_float=_number, object_pairs_hook=_object
         )
-    except (ValueError, RecursionError):
+    # ArithmeticError for a number that is too much even for Decimal.
+    except (ValueError, ArithmeticError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    return value if isinstance(value, dict) and _is_shallow(value) else None
 
 
 def _number(text: str) -> float:
@@ -322,6 +328,18 @@ def _number(text: str) -> float:
     return number
 
 
+def _is_shallow(value: Any) -> bool:
+    level = [value]
+    for _ in range(_MOST_DEPTH):
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, dict | list)
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+    return not level
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
@@ -329,12 +347,18 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-def _beginning(path: Path) -> bytes:
+def _written(path: Path) -> bytes | None:
+    """What a program has written to a file, or its beginning; None if nothing.
+
+    Empty where that is no regular file: to read a FIFO could take for ever.
+    """
     try:
-        with open(path, "rb") as file:
-            return file.read(OUTPUT_BYTES + 1)
+        text = read_file(path, OUTPUT_BYTES + 1)
+    except FileNotFoundError:
+        return None
     except OSError:
         return b""
+    return text if text.strip() else None
 
 
 def failed(text: str) -> dict[str, Any]:

@@ -149,6 +149,11 @@ def test_long_and_binary_lines_are_made_to_fit(alice: RemotePerson, laptop: Lapt
         ("""echo '{"sum": 15}'; echo more""", {}),
         ("""echo '{"sum": NaN}'""", {}),
         ("""echo '{"sum": 1e999999}'""", {}),
+        ("""echo '{"loss": 1e-99999999999999999999}'""", {}),
+        ("""echo '{"loss": 0e99999999999999999999}'""", {}),
+        (r"""printf '{"sum": "\377"}\n'""", {}),
+        # In UTF-16.
+        (r"""printf '{\0"\0a\0"\0:\0001\0}\0\n'""", {}),
         ("""echo '[15]'""", {}),
         ("""echo '{"sum": 12345678901234567890}'""", {"sum": 12345678901234567890}),
         ("""echo '{"sum": 12345678901234567890.123}'""", {}),
@@ -163,15 +168,61 @@ def test_long_and_binary_lines_are_made_to_fit(alice: RemotePerson, laptop: Lapt
 def test_output_is_the_last_line_or_the_named_file(
     alice: RemotePerson, laptop: Laptop, script: str, output: dict[str, object]
 ) -> None:
-    quiet(run(laptop, script))
-    assert the_task(alice)["output"] == output
+    command = ["run", "--agent", "a", "--", "sh", "-c", script]
+    result = laptop.run(*command, errors="replace")
+    task = the_task(alice)
+    assert "Traceback" not in result.stderr
+    assert quiet(result) == (0 if task["status"] == "complete" else 1)
+    assert task["output"] == output
+    assert laptop.left_runs() == []
+
+
+def test_last_line_that_is_nested_too_deep_is_a_line(alice: RemotePerson, laptop: Laptop) -> None:
+    # About as deep as Python can read.
+    for depth in (930, 940, 950, 960, 970):
+        deep = '{"a":' * depth + "1" + "}" * depth
+        assert quiet(run(laptop, f"echo '{deep}'; exit 3")) == 3
+        task = tasks(alice)[0]
+        assert (task["output"], task["logs"]) == ({}, [deep])
+        assert task["error"]["message"] == "Exit status 3"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        "mkfifo",
+        "mkdir",
+        "ln -s /dev/zero",
+        "ln -s $HOME/elsewhere",
+        f"{sys.executable} -c 'from socket import *; from sys import *; "
+        "socket(AF_UNIX).bind(argv[1])'",
+    ],
+    ids=["FIFO", "folder", "link to a device", "link to a file", "socket"],
+)
+def test_output_that_is_no_regular_file_is_not_read(
+    alice: RemotePerson, laptop: Laptop, make: str
+) -> None:
+    (laptop.home / "elsewhere").write_text('{"secret": 1}')
+    # Where the name of a socket may be no longer than 108 bytes.
+    script = f'cd "$(dirname "$TASKSERVICE_OUTPUT")"; {make} "$(basename "$TASKSERVICE_OUTPUT")"'
+    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", f"{script} && exit 3")
+    try:
+        _, remarks = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 3
+    assert "TASKSERVICE_OUTPUT is no regular file" in remarks
+    task = the_task(alice)
+    assert (task["error"]["message"], task["output"]) == ("Exit status 3", {})
+    assert "TASKSERVICE_OUTPUT is no regular file" in task["logs"][-1]
+    assert laptop.left_runs() == []
 
 
 def test_file_that_is_no_json_object_is_said(alice: RemotePerson, laptop: Laptop) -> None:
     result = run(laptop, 'echo nonsense > "$TASKSERVICE_OUTPUT"')
     task = the_task(alice)
     assert result.returncode == 0
-    assert "TASKSERVICE_OUTPUT is no JSON object" in result.stderr
+    assert "TASKSERVICE_OUTPUT is no regular file with a JSON object" in result.stderr
     assert "TASKSERVICE_OUTPUT" in task["logs"][-1]
     assert (task["status"], task["output"]) == ("complete", {})
 
