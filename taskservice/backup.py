@@ -140,7 +140,7 @@ def _verified(draft: Path) -> str:
 
 
 def _uri(path: Path, options: str) -> str:
-    return f"file:{quote(str(path.absolute()))}?{options}"
+    return f"file:{quote(os.fsencode(path.absolute()))}?{options}"
 
 
 def _sync(path: Path) -> None:

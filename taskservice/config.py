@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.engine import URL
+
 from taskservice.webhooks.destinations import Destinations
 
 PREFIX = "TASKSERVICE_"
@@ -76,6 +78,8 @@ def _database_url(text: str) -> str:
         if text.startswith(scheme):
             return "postgresql+psycopg://" + text[len(scheme) :]
     if text.startswith("sqlite:////"):
+        if "?" in text:
+            raise ValueError("must have %3F for a ? in its path, and nothing after the path")
         return text
     raise ValueError("must be postgresql://... or sqlite:////absolute/path")
 
@@ -106,7 +110,7 @@ class Config:
     """
 
     DATA: Path = _setting(Path("instance"), _folder, "Folder for the database and the secrets.")
-    DATABASE_URL: str = _setting(
+    DATABASE_URL: str | URL = _setting(
         "", _database_url, "`postgresql://...`; unset: an SQLite file in `DATA`."
     )
     SECRET_KEY: str = _setting(
@@ -160,10 +164,13 @@ class Config:
 
     def completed(self) -> "Config":
         """These settings with the database's URL and the secret key filled in."""
-        url = self.DATABASE_URL or f"sqlite:///{self.DATA / 'taskservice.db'}"
-        if url.startswith("postgresql"):
+        # Of parts, since in the text of a URL signs such as ? and % mean something.
+        file = URL.create("sqlite", database=str(self.DATA / "taskservice.db"))
+        url = self.DATABASE_URL or file
+        is_postgresql = isinstance(url, str) and url.startswith("postgresql")
+        if is_postgresql:
             _require_driver()
-        if url.startswith("postgresql") and not self.SECRET_KEY:
+        if is_postgresql and not self.SECRET_KEY:
             raise ConfigError(
                 f"{PREFIX}SECRET_KEY: is required with PostgreSQL, "
                 "so that every node signs with the same one"

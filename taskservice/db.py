@@ -136,7 +136,7 @@ def _postgresql_byte_length(element: byte_length, compiler: SQLCompiler, **optio
     return f"octet_length({compiler.process(element.clauses, **options)})"
 
 
-def init_app(app: Flask, url: str, threads: int) -> None:
+def init_app(app: Flask, url: str | URL, threads: int) -> None:
     """Give `app` its write engine, its read engine and, on SQLite, its queue of writers."""
     address = make_url(url)
     options: dict[str, Any] = {

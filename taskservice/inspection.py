@@ -56,7 +56,7 @@ class Finding:
     message: str
 
 
-def findings(url: str) -> Iterator[Finding]:
+def findings(url: str | URL) -> Iterator[Finding]:
     """Look over the database at `url` as it is: nothing is migrated, and none is made."""
     address = make_url(url)
     yield Finding("python", OK, f"Python {platform.python_version()}")

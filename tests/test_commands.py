@@ -1,14 +1,19 @@
 """The commands on the server, run as a person runs them."""
 
 import json
+import os
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import requests
 
+import taskservice
 from taskservice import migrations
 from tests import receiver as play
 from tests.live import COMMAND, Service, environment
@@ -21,6 +26,7 @@ def run(data: Path, *arguments: str, **settings: str) -> subprocess.CompletedPro
         env=environment(data, **settings),
         capture_output=True,
         text=True,
+        errors="surrogateescape",
         timeout=60,
         check=False,
     )
@@ -194,3 +200,56 @@ def test_path_of_a_request_cannot_write_a_line_of_its_own_into_the_log(tmp_path:
     lines = service.log.read_text().splitlines()
     assert [line for line in lines if "forged" in line]
     assert not [line for line in lines if line.startswith("2026-01-01")]
+
+
+# --- paths with signs that mean something in a URL ----------------------------------------
+
+ODD_NAMES = ["a b?c=d#e%41f%", "ü漢&:@;+~'\"", os.fsdecode(b"not \xff UTF-8")]
+odd_names = pytest.mark.parametrize("name", ODD_NAMES, ids=["signs", "unicode", "bytes"])
+
+
+def users_of(data: Path) -> list[str]:
+    listed = run(data, "user", "list", "--json")
+    assert listed.returncode == 0, listed
+    return [json.loads(line)["name"] for line in listed.stdout.splitlines()]
+
+
+@odd_names
+def test_folder_of_any_name_has_all_of_the_data(tmp_path: Path, name: str) -> None:
+    data, restored = tmp_path / name, tmp_path / f"{name} restored"
+    restored.mkdir()
+    added = run(data, "user", "add", "alice", SECRET_KEY="")
+    assert added.returncode == 0, added
+    assert {path.name for path in tmp_path.iterdir()} == {name, restored.name}
+    assert {"taskservice.db", "secret_key"} <= {path.name for path in data.iterdir()}
+    assert run(data, "db", "check").returncode == 0
+    made = run(data, "db", "backup", str(restored / "taskservice.db"))
+    assert made.returncode == 0, made
+    assert users_of(data) == users_of(restored) == ["alice"]
+
+
+@odd_names
+def test_service_with_a_folder_of_any_name_serves_its_database(tmp_path: Path, name: str) -> None:
+    with Service(tmp_path / name) as service:
+        person = service.add_user("alice")
+        assert person.request("GET", "/user").json()["name"] == "alice"
+    assert users_of(tmp_path / name) == ["alice"]
+
+
+@pytest.mark.parametrize("name", ["with 100% 漢 and %(here)s?#"])
+def test_package_in_a_folder_of_any_name_migrates(tmp_path: Path, name: str) -> None:
+    shutil.copytree(Path(taskservice.__file__).parent, tmp_path / name / "taskservice")
+    upgraded = subprocess.run(
+        [sys.executable, "-m", "taskservice", "db", "upgrade"],
+        env=environment(tmp_path / "data"),
+        cwd=tmp_path / name, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert upgraded.returncode == 0, upgraded
+
+
+@pytest.mark.parametrize("path", ["a%3Fb", "a%2541"])
+def test_path_in_a_database_url_is_spelled_as_in_any_url(tmp_path: Path, path: str) -> None:
+    data = tmp_path / "data"
+    done = run(data, "db", "upgrade", DATABASE_URL=f"sqlite:///{tmp_path}/{path}.db")
+    assert done.returncode == 0, done
+    assert (tmp_path / f"{unquote(path)}.db").exists()

@@ -14,7 +14,7 @@ def test_defaults_are_those_of_the_contract(
     monkeypatch.chdir(tmp_path)
     config = Config.from_environment({})
     assert tmp_path / "instance" == config.DATA
-    assert f"sqlite:///{tmp_path}/instance/taskservice.db" == config.DATABASE_URL
+    assert f"sqlite:///{tmp_path}/instance/taskservice.db" == str(config.DATABASE_URL)
     assert (config.BIND, config.WORKERS, config.THREADS) == ("127.0.0.1:8000", 1, 16)
     assert (config.PROXY_HOPS, config.CALLBACK_TIMEOUT, config.TASK_TIMEOUT) == (0, 10, 86_400)
     assert (config.RETENTION_DAYS, config.LOG_RETENTION_DAYS) == (0, 0)
@@ -37,6 +37,7 @@ def test_defaults_are_those_of_the_contract(
         ("BIND", "localhost:70000"),
         ("DATABASE_URL", "mysql://localhost/x"),
         ("DATABASE_URL", "sqlite:///relative.db"),
+        ("DATABASE_URL", "sqlite:////a?b/taskservice.db"),
         ("CALLBACK_ALLOWED", "*"),
         ("CALLBACK_ALLOWED", "10.0.0.0/99"),
         ("CALLBACK_TIMEOUT", "0"),

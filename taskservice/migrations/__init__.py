@@ -41,7 +41,7 @@ class UnfitDatabase(DatabaseError):
     exit_code = 2
 
 
-def upgrade(url: str, target: str = "head") -> None:
+def upgrade(url: str | URL, target: str = "head") -> None:
     """Bring the database to `target`, making it where there is none.
 
     Raises DatabaseError, with the database untouched, when it cannot be opened, is no
@@ -65,7 +65,7 @@ def upgrade(url: str, target: str = "head") -> None:
                 _run(connection, target)
                 connection.commit()
     except (DBAPIError, sqlite3.Error, OSError) as error:
-        where = address.render_as_string(hide_password=True)
+        where = address.database if is_sqlite else address.render_as_string(hide_password=True)
         kind = UnfitDatabase if _is_unfit(error) else DatabaseError
         raise kind(f"The database {where} cannot be used: {_reason(error)}") from None
 
@@ -137,7 +137,8 @@ def _begin_postgresql(connection: Connection) -> None:
 def _run(connection: Connection, target: str) -> None:
     # In the transaction that is open already: all migrations happen, or none.
     config = AlembicConfig()
-    config.set_main_option("script_location", str(FOLDER))
+    # In what Alembic reads a single % refers to another option.
+    config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, target)
     if connection.dialect.name == "sqlite":
