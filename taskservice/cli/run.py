@@ -16,10 +16,15 @@ from taskservice.runner.signals import forward_signals
 @click.option("--name", help="The task's name; the agent's by default.")
 @click.option("--callback", metavar="URL", help="Where the signed webhook goes at the end.")
 @click.option("--timeout", type=click.IntRange(0), metavar="S", help="Seconds it may be silent.")
+@click.option("--strict", "is_strict", is_flag=True, help="Don't run CMD without its task.")
 @click.option("--resend", "is_resend", is_flag=True, help="Send what earlier runs left behind.")
 @click.argument("command_line", metavar="-- CMD ...", nargs=-1, type=click.UNPROCESSED)
 def command(
-    agent: str | None, is_resend: bool, command_line: tuple[str, ...], **wishes: Any
+    agent: str | None,
+    is_strict: bool,
+    is_resend: bool,
+    command_line: tuple[str, ...],
+    **wishes: Any,
 ) -> None:
     """Run CMD as a task: its output becomes the log, its exit status the result.
 
@@ -29,8 +34,9 @@ def command(
     TASKSERVICE_WRITER in its environment. As with a pipe to `tee`, its stdout is no
     terminal: many programs then print in blocks unless told otherwise (`python -u`).
 
-    When the service is away, CMD runs all the same; what could not be sent stays on the
-    disk for --resend.
+    When the service is away or refuses the task, CMD runs all the same, unless --strict is
+    given; what could not be sent stays on the disk for --resend. A callback, name or timeout
+    that the service refuses is left out.
     """
     open_standard_files()
     if is_resend:
@@ -43,7 +49,7 @@ def command(
     with the_service() as client:
         run = Run(client.connection, command_line, {"agentId": agent, **wishes, "claim": True})
         forward_signals(run.forward)
-        run.start()
+        run.start(is_strict)
         sys.exit(run.execute())
 
 

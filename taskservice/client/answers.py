@@ -42,10 +42,11 @@ class Shape(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An answer of the service; `data` is its JSON, None with 204."""
+    """An answer of the service; `data` is its JSON, None with 204, and `text` that as it came."""
 
     data: Any
     headers: Mapping[str, str]
+    text: str = ""
 
 
 # --- what JSON may be --------------------------------------------------------------------
@@ -120,6 +121,7 @@ _PAGE = _object_with({"logs": _list_of(_is_text), "next": _is_count, "status": _
 APPENDED = Shape((201,), _object_with({"logCount": _is_count, "status": _is_status}))
 LOG_PAGE = Shape((200,), lambda page: _PAGE(page) and page["next"] >= len(page["logs"]))
 AGENT = Shape((200, 201), _object_with({"id": _is_text}))
+AGENTS = Shape((200,), _list_of(_object_with({"id": _is_text})))
 USER = Shape(
     (200,),
     _object_with({"id": _is_text, "key": _object_with({"agentId": _null_or(_is_text)})}),
@@ -156,7 +158,7 @@ def read(answer: requests.Response, shape: Shape) -> Answer:
     data = _json(answer, JSON)
     if not shape.is_good(data):
         raise _unexpected(answer)
-    return Answer(data, answer.headers)
+    return Answer(data, answer.headers, answer.content.decode())
 
 
 def _error(answer: requests.Response) -> TaskServiceError:

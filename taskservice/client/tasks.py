@@ -80,8 +80,10 @@ class Task:
         writer: str = "python",
         reports_end: bool = True,
         heartbeat: float = HEARTBEAT_SECONDS,
+        json_text: str = "",
     ) -> None:
         self.data = dict(data)
+        self.json_text = json_text  # of a claimed task: `data` as it came
         self.id = str(data["id"])
         # What the `with` block has to say as its result; reported when it ends.
         self.output: dict[str, Any] = dict(data.get("output") or {})
@@ -431,8 +433,10 @@ def claim(connection: Connection, agent_id: str, seconds: int, idempotency_key: 
     if seconds:
         headers["Prefer"] = f"wait={seconds}"
     path = f"/agent/{_segment(agent_id)}/claim"
-    data = connection.call("POST", path, _CLAIMED, headers=headers).data
-    return None if data is None else Task(connection, data, heartbeat=CLAIMED_HEARTBEAT_SECONDS)
+    data, _, json_text = connection.call("POST", path, _CLAIMED, headers=headers)
+    if data is None:
+        return None
+    return Task(connection, data, heartbeat=CLAIMED_HEARTBEAT_SECONDS, json_text=json_text)
 
 
 def current(connection: Connection | None = None) -> Task:

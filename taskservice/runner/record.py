@@ -8,14 +8,14 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any
 from uuid import uuid4
 
 from taskservice.client import tasks
-from taskservice.client.errors import NotFound, TaskCancelled, TaskServiceError
+from taskservice.client.errors import NotFound, TaskCancelled, TaskServiceError, Unfit
 from taskservice.client.http import Connection
 from taskservice.runner.files import check_private, make_private, open_file, read_file
 
@@ -27,6 +27,8 @@ _OLD_SECONDS = 60.0
 _RESERVED_BYTES = 16 * 1024
 # More than a run has to write down: its output, with each character escaped.
 _MOST_BYTES = 16 * 1024 * 1024
+# A task without these is better than none.
+_MAY_BE_LEFT_OUT = {"callback", "name", "timeout"}
 # What is written down, and as what.
 _KEPT: dict[str, tuple[type, ...]] = {
     "url": (str,), "wishes": (dict,), "taskId": (str, NoneType), "userId": (str, NoneType),
@@ -88,11 +90,23 @@ class Record:
         is_deleted = isinstance(error, NotFound) and self.task_id is not None
         return is_deleted or isinstance(error, TaskCancelled)
 
-    def made_task(self, connection: Connection, **options: Any) -> str:
-        """The id of its task, made now if it is not there yet. Raises TaskServiceError."""
-        if self.task_id is None:
-            self._has_task(tasks.start(connection, self.wishes, self.key, **options))
-        assert self.task_id is not None
+    def made_task(
+        self, connection: Connection, say: Callable[[str], None] | None, **options: Any
+    ) -> str:
+        """The id of its task, made now if it is not there yet. Raises TaskServiceError.
+
+        A callback, name or timeout that the service refuses is left out, and `say` gets a
+        sentence about it; where `say` is None, that is an error too.
+        """
+        while self.task_id is None:
+            try:
+                self._has_task(tasks.start(connection, self.wishes, self.key, **options))
+            except Unfit as error:
+                refused = error.errors.keys() & self.wishes.keys() & _MAY_BE_LEFT_OUT
+                if say is None or not refused:
+                    raise
+                self.wishes = {n: value for n, value in self.wishes.items() if n not in refused}
+                say(f"{error}; the task is made without {' and '.join(sorted(refused))}")
         return self.task_id
 
     def keep(self, runs: Path) -> None:

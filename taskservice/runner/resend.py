@@ -101,7 +101,7 @@ def _resend_one(
 def _sender(connection: Connection, record: Record, spool: Spool) -> Sender:
     def task_id() -> str:
         if record.task_id is None:
-            record.made_task(connection, patience=0)
+            record.made_task(connection, remark, patience=0)
             with contextlib.suppress(OSError):  # the task is made once, however often it is asked
                 record.write()
         assert record.task_id is not None

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 from taskservice.client import tasks
 from taskservice.client.errors import (
     PASSING,
+    NotTheService,
     TaskCancelled,
     TaskServiceError,
     Unreachable,
@@ -79,11 +81,12 @@ class Run:
         self._heartbeat = heartbeat_for(self._record.wishes.get("timeout"))
         if task is not None:
             self._heartbeat = CLAIMED_HEARTBEAT_SECONDS
-        self._input = None if task is None else json.dumps(task.input).encode()
+        self._input = None if task is None else _exact_input(task.json_text)
         self._process: Process | None = None
         self._received: list[int] = []
         self._is_hurried = threading.Event()
         self._has_said_full = False
+        self._refusal = ""  # what the start was refused for
         self._is_over = False
 
     # --- from other threads --------------------------------------------------------------
@@ -102,8 +105,11 @@ class Run:
 
     # --- the run -------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Start the task, if the service is there. Raises TaskServiceError for a wrong request.
+    def start(self, is_strict: bool = False) -> None:
+        """Start the task, if the service lets us; otherwise the program runs without it.
+
+        With `is_strict` it does not: what keeps the task from being made as it was wished is
+        raised as TaskServiceError.
 
         In a thread: neither a name server nor a service that drips has a time limit that
         can be set. When its answer comes later, it is used then.
@@ -112,22 +118,30 @@ class Run:
         if self._record.task_id is not None:
             return
         problems: list[TaskServiceError] = []
+        say = None if is_strict else self._say
         starter = threading.Thread(
-            target=self._try_to_start, args=[problems.append], name="starter", daemon=True
+            target=self._try_to_start, args=[say, problems.append], name="starter", daemon=True
         )
         starter.start()
         starter.join(START_SECONDS + 0.5)
         if starter.is_alive():
             problems.append(Unreachable(f"{self._connection.url} gives no answer"))
         for problem in problems:
-            if not isinstance(problem, PASSING):
+            if is_strict:
                 self._record.remove()
                 raise problem
-            self._say(f"{problem}; the program runs, its task is made when the service is back")
+            if isinstance(problem, (*PASSING, NotTheService)):
+                text = "its task is made when the service is back"
+            else:
+                self._refusal = str(problem)
+                text = "what it prints waits for a key and settings that the service takes"
+            self._say(f"{problem}; the program runs, {text}")
 
-    def _try_to_start(self, tell: Callable[[TaskServiceError], None]) -> None:
+    def _try_to_start(
+        self, say: Callable[[str], None] | None, tell: Callable[[TaskServiceError], None]
+    ) -> None:
         try:
-            self._task_id(patience=START_SECONDS, timeout=START_TIMEOUTS)
+            self._make_task(say, patience=START_SECONDS, timeout=START_TIMEOUTS)
         except TaskServiceError as error:
             tell(error)
 
@@ -199,13 +213,14 @@ class Run:
         strange = ("TASKSERVICE_TASK_ID", "TASKSERVICE_TASK_URL", OUTPUT)
         return {name: text for name, text in os.environ.items() if name not in strange} | own
 
-    def _task_id(self, **options: Any) -> str:
+    def _task_id(self) -> str:
         """The task's id; it is made now if it could not be before."""
-        if self._record.task_id is None:
-            made = self._record.made_task(self._connection, **{"patience": 0} | options)
-            self._write_record()
-            return made
-        return self._record.task_id
+        return self._record.task_id or self._make_task(self._say, patience=0)
+
+    def _make_task(self, say: Callable[[str], None] | None, **options: Any) -> str:
+        made = self._record.made_task(self._connection, say, **options)
+        self._write_record()
+        return made
 
     def _write_record(self) -> None:
         try:
@@ -221,7 +236,7 @@ class Run:
             if self._process is not None and not self._is_over:
                 self._say(f"the task was {what}; the program is told to stop")
                 self._process.stop(GRACE_SECONDS)
-        else:
+        elif str(error) != self._refusal:
             self._say(f"the service refuses: {error}; the program runs on")
 
     def _trouble(self, error: TaskServiceError | None) -> None:
@@ -319,6 +334,16 @@ def json_object(text: bytes) -> dict[str, Any] | None:
     except (ValueError, ArithmeticError, RecursionError):
         return None
     return value if isinstance(value, dict) and _is_shallow(value) else None
+
+
+def _exact_input(task: str) -> bytes:
+    """The input of a task's JSON, with each number as it is written there."""
+    # No text of the service has NUL in it.
+    value = json.loads(task, parse_float=lambda number: f"\0{number}\0")["input"]
+    return _MARKED.sub(r"\1", json.dumps(value)).encode()
+
+
+_MARKED = re.compile(r'"\\u0000([^"\\]*)\\u0000"')
 
 
 def _number(text: str) -> float:

@@ -4,10 +4,11 @@ import contextlib
 import threading
 import time
 from collections.abc import Sequence
+from difflib import get_close_matches
 from uuid import uuid4
 
 from taskservice.client import answers
-from taskservice.client.errors import PASSING, NotFound, TaskServiceError
+from taskservice.client.errors import PASSING, NotFound, NotTheService, TaskServiceError
 from taskservice.client.http import PATIENCE_SECONDS, delays, pause_after
 from taskservice.client.tasks import Client, Task, claim
 from taskservice.client.text import one_line
@@ -17,6 +18,8 @@ from taskservice.runner.run import Run, failed, remark
 # A claim waits so long on the service; after a signal it is waited for, and what it brings
 # is still run.
 CLAIM_SECONDS = 2
+# A person should soon see whether it works.
+FIRST_TIMEOUTS = (2.0, 3.0)
 
 
 class Worker:
@@ -32,6 +35,8 @@ class Worker:
         self._runs: dict[str, Run] = {}
         self._stopping = False
         self._key = uuid4().hex  # of a claim, until it is answered
+        self._is_registered = False
+        self._has_begun = False
 
     def stop(self, number: int, is_from_terminal: bool = False) -> None:
         """Claim nothing more, and pass the signal on to the programs that run."""
@@ -48,9 +53,13 @@ class Worker:
         pauses, is_away = delays(), False
         while self._has_slot():
             try:
+                self._register()
                 task = self._claim()
-            except PASSING as error:
+            except (*PASSING, NotTheService) as error:
                 self._slots.release()
+                # At first it is a wrong URL; later, a proxy whose service is away.
+                if not (self._has_begun or isinstance(error, PASSING)):
+                    raise
                 if not is_away:
                     remark(f"{error}; trying again until it is back")
                 is_away = True
@@ -77,11 +86,26 @@ class Worker:
     def _claim(self) -> Task | None:
         try:
             task = claim(self._client.connection, self._agent_id, CLAIM_SECONDS, self._key)
-        except NotFound:  # the agent is new
-            self._client.register(self._agent_id)
+        except NotFound:  # the agent was deleted
+            self._is_registered = False
             return None
         self._key = uuid4().hex
         return task
+
+    def _register(self) -> None:
+        """Say for which agent it waits; where that is new, register it and name similar ones."""
+        if self._is_registered:
+            return
+        connection = self._client.connection
+        agents = connection.call("GET", "/agent", answers.AGENTS, timeout=FIRST_TIMEOUTS).data
+        known = [agent["id"] for agent in agents]
+        if self._agent_id not in known:
+            self._client.register(self._agent_id)
+            similar = [one_line(id) for id in get_close_matches(self._agent_id, known)]
+            question = f"; did you mean {' or '.join(similar)}?" if similar else ""
+            remark(f"agent {self._agent_id} is new, it was registered just now{question}")
+        remark(f"waiting for tasks of agent {self._agent_id}")
+        self._is_registered = self._has_begun = True
 
     def _rest(self, seconds: float) -> None:
         until = time.monotonic() + seconds

@@ -77,11 +77,20 @@ def test_run_of_another_agent_is_kept(alice: RemotePerson, laptop: Laptop) -> No
 
 
 def test_run_that_is_refused_says_how_to_forget_it(alice: RemotePerson, laptop: Laptop) -> None:
-    folder = run_without_a_task(laptop, callback="nonsense")
+    folder = run_without_a_task(laptop, "A b")
     refused = laptop.run("run", "--resend")
     assert refused.returncode == 1
     assert f"it stays in {folder}, remove that to forget it" in refused.stderr
     assert laptop.left_runs() == [folder]
+
+
+def test_callback_that_is_refused_is_left_out(alice: RemotePerson, laptop: Laptop) -> None:
+    run_without_a_task(laptop, callback="nonsense")
+    resent = laptop.run("run", "--resend")
+    assert resent.returncode == 0
+    assert "the task is made without callback" in resent.stderr
+    task = the_task(alice)
+    assert (task["logs"], task["callback"]) == (["from afar"], None)
 
 
 def test_not_found_is_no_deletion_of_a_task_that_was_never_made(

@@ -1,5 +1,6 @@
 """`taskservice run`: any program becomes a task."""
 
+import json
 import os
 import signal
 import sqlite3
@@ -458,7 +459,8 @@ def test_missing_and_wrong_settings_are_one_line(laptop: Laptop, tmp_path: Path)
         ("", laptop.key), ("nonsense", laptop.key), (laptop.url, ""), (laptop.url, "wrong"),
         (f"{laptop.url}/elsewhere", laptop.key),
     ):  # fmt: skip
-        result = Laptop(tmp_path / "other", url, key).run("run", "--agent", "a", "--", "echo", "x")
+        command = ["run", "--strict", "--agent", "a", "--", "echo", "x"]
+        result = Laptop(tmp_path / "other", url, key).run(*command)
         assert (result.returncode, result.stdout) == (2, "")
         (line,) = result.stderr.splitlines()
         sentences.append(line)
@@ -474,7 +476,7 @@ def test_url_that_is_no_taskservice_is_said(laptop: Laptop) -> None:
     with Receiver() as receiver:
         receiver.answer = play.answer(301, {"Location": "https://elsewhere.example/"})
         laptop.url = receiver.url
-        moved = run(laptop, "echo x")
+        moved = run(laptop, "echo x", "--strict")
     assert moved.returncode == 2
     assert "TASKSERVICE_URL: " in moved.stderr
     assert "redirects to https://elsewhere.example/" in moved.stderr
@@ -488,13 +490,93 @@ def test_url_that_is_no_taskservice_is_said(laptop: Laptop) -> None:
         (["--agent", "a", "--callback", "http://10.0.0.1/"], "callback"),
     ],
 )
-def test_refused_start_does_not_run_the_program(
+def test_refused_start_does_not_run_a_strict_program(
     laptop: Laptop, options: list[str], sentence: str
 ) -> None:
-    result = laptop.run("run", *options, "--", "echo", "x")
+    result = laptop.run("run", "--strict", *options, "--", "echo", "x")
     assert (result.returncode, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
     assert sentence in line
+    assert laptop.left_runs() == []
+
+
+STARTS_REFUSED = {
+    "a login page": play.answer(200, {"Content-Type": "text/html"}, b"<h1>Sign in</h1>"),
+    "another program": play.answer(404, {"Content-Type": "text/html"}, b"<h1>Not here</h1>"),
+    "a redirect": play.answer(302, {"Location": "https://elsewhere.example/"}),
+    "a revoked key": played.problem(401, "API key is invalid"),
+    "a narrower key": played.problem(403, "The key may not do this"),
+    "a busy service": played.problem(503, "The database is busy"),
+}
+
+
+@pytest.mark.parametrize("refusal", STARTS_REFUSED.values(), ids=STARTS_REFUSED)
+def test_program_runs_whatever_the_service_says(
+    alice: RemotePerson, laptop: Laptop, refusal: play.Behaviour
+) -> None:
+    with Receiver() as receiver:
+        receiver.answer = refusal
+        laptop.url = receiver.url.rstrip("/")
+        strict = run(laptop, "echo ran", "--strict")
+        assert (strict.returncode in (1, 2), strict.stdout) == (True, "")
+        assert laptop.left_runs() == []
+        process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ran; exit 7")
+        assert process.stdout is not None
+        assert process.stderr is not None
+        printed, warning = process.stdout.readline(), process.stderr.readline()
+        (folder,) = laptop.left_runs()
+        eventually(lambda: json.loads((folder / "run.json").read_text())["report"])
+        process.send_signal(signal.SIGTERM)  # what is left is not waited for
+        _, rest = process.communicate(timeout=20)
+    assert (process.returncode, printed) == (7, "ran\n")
+    assert "; the program runs, " in warning
+    (left,) = rest.splitlines()
+    assert "1 line and the program's end could not be sent yet" in left
+    record = folder / "run.json"
+    record.write_text(record.read_text().replace(laptop.url, alice.url))
+    laptop.url = alice.url
+    assert laptop.run("run", "--resend").returncode == 0
+    task = the_task(alice)
+    assert (task["logs"], task["error"]["message"]) == (["ran"], "Exit status 7")
+
+
+def test_agent_that_can_not_be_does_not_stop_the_program(laptop: Laptop) -> None:
+    result = laptop.run("run", "--agent", "A b", "--", "sh", "-c", "echo ran; exit 7")
+    assert (result.returncode, result.stdout) == (7, "ran\n")
+    warning, left = result.stderr.splitlines()
+    assert "agentId" in warning
+    assert "1 line and the program's end could not be sent yet" in left
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "word"),
+    [
+        ("--callback", "ftp://x/", "callback"),
+        ("--callback", "http://10.0.0.1/", "callback"),
+        ("--name", "x" * 201, "name"),
+        ("--timeout", "9" * 30, "timeout"),
+    ],
+)
+def test_what_the_service_refuses_of_a_start_is_left_out(
+    alice: RemotePerson, laptop: Laptop, option: str, value: str, word: str
+) -> None:
+    result = run(laptop, "echo ran; exit 7", option, value)
+    assert (result.returncode, result.stdout) == (7, "ran\n")
+    (warning,) = result.stderr.splitlines()
+    assert f"taskservice: {word}: " in warning
+    assert f"the task is made without {word}" in warning
+    task = the_task(alice)
+    assert (task["logs"], task["callback"], task["name"]) == (["ran"], None, "a")
+    assert task["error"]["message"] == "Exit status 7"
+    assert laptop.left_runs() == []
+
+
+def test_strict_program_does_not_run_without_the_service(laptop: Laptop) -> None:
+    laptop.url = f"http://127.0.0.1:{unused_port()}"
+    result = run(laptop, "echo ran", "--strict")
+    assert (result.returncode, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert "is out of reach" in line
     assert laptop.left_runs() == []
 
 

@@ -115,6 +115,52 @@ def test_worker_waits_for_a_service_that_is_away(tmp_path: Path) -> None:
     assert "trying again until it is back" in remarks
 
 
+def test_worker_says_for_which_agent_it_waits(alice: RemotePerson, laptop: Laptop) -> None:
+    for agent_id in ("word-count", "backup"):
+        alice.request("PUT", f"/agent/{agent_id}").raise_for_status()
+    said = []
+    for lines in (2, 1):
+        worker = laptop.spawn("work", "--agent", "word-cuont", "--", "true")
+        assert worker.stderr is not None
+        said += [worker.stderr.readline() for _ in range(lines)]
+        ((_, rest),) = stop(worker)
+        assert rest == ""
+    assert said == [
+        "taskservice: agent word-cuont is new, it was registered just now; "
+        "did you mean word-count?\n",
+        "taskservice: waiting for tasks of agent word-cuont\n",
+        "taskservice: waiting for tasks of agent word-cuont\n",
+    ]
+
+
+def test_worker_goes_on_after_another_programs_page(alice: RemotePerson, laptop: Laptop) -> None:
+    """A proxy answers while its service is away; at first, the URL would be wrong."""
+    page = play.answer(404, {"Content-Type": "text/html"}, b"<h1>Not here</h1>")
+    with Receiver() as receiver:
+        receiver.answer = page
+        laptop.url = receiver.url
+        assert laptop.run("work", "--agent", "worker", "--", "true").returncode == 2
+        receiver.paths["/api/v1/agent"] = played.answer(200, [{"id": "worker"}])
+        worker = work(laptop, "true")
+        assert worker.stderr is not None
+        assert "waiting for tasks" in worker.stderr.readline()
+        assert "not as taskservice does; trying again" in worker.stderr.readline()
+        ((_, rest),) = stop(worker)
+    assert (worker.returncode, rest) == (0, "")
+
+
+def test_program_gets_each_number_as_it_was_given(alice: RemotePerson, laptop: Laptop) -> None:
+    numbers = "[0.1, 1e-400, 12345678901234567890.123, 100000000000000000000, -2.5]"
+    alice.request("PUT", "/agent/worker").raise_for_status()
+    start = f'{{"agentId": "worker", "input": {{"numbers": {numbers}, "text": "\\\\u0000 1.5"}}}}'
+    headers = {"Content-Type": "application/json"}
+    alice.request("POST", "/task", data=start, headers=headers).raise_for_status()
+    worker = work(laptop, "cat")
+    (task,) = all_finished(alice, 1)
+    stop(worker)
+    assert task["logs"] == [f'{{"numbers": {numbers}, "text": "\\\\u0000 1.5"}}']
+
+
 def test_worker_with_a_wrong_key_ends(laptop: Laptop) -> None:
     laptop.key = "wrong"
     result = laptop.run("work", "--agent", "worker", "--", "true")
@@ -142,6 +188,7 @@ def test_claim_is_repeated_as_one_and_its_task_beats_often(laptop: Laptop) -> No
         claimed = played.task(name="bad \x1b[2Jname", agentId="worker")
         claims = [play.reset(), play.answer(503), claimed, play.silence]
         receiver.paths["/api/v1/agent/worker/claim"] = lambda exchange: claims.pop(0)(exchange)
+        receiver.paths["/api/v1/agent"] = played.answer(200, [{"id": "worker"}])
         receiver.answer = played.appended()
         receiver.paths["/api/v1/task/1"] = played.task()
         laptop.url = receiver.url
