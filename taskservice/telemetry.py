@@ -80,11 +80,12 @@ def of_request(request_id: str) -> dict[str, Any]:
 
 def init_app(app: Flask) -> None:
     """Give each request an id, a line in the log, and a place in the metrics."""
-    app.before_request(_begin)
+    app.before_request(begin)
     app.after_request(_end)
 
 
-def _begin() -> None:
+def begin() -> None:
+    """Note when this request began, and its id."""
     g.started = time.perf_counter()
     g.request_id = request_id(request.headers.get("X-Request-Id", ""))
 

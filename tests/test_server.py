@@ -324,7 +324,7 @@ def test_answer_to_an_unread_body_arrives_and_the_connection_goes_on(server: Ser
 
 
 def test_large_bodies_together_have_a_limit_and_small_ones_always_go(tmp_path: Path) -> None:
-    with started(tmp_path, attributes={"max_bodies": 1, "request_seconds": 30.0}) as server:
+    with started(tmp_path, attributes={"max_bodies": 2, "request_seconds": 30.0}) as server:
         with server.connect(post(bytes(2 * MIB - 10), length=2 * MIB)) as first:
             time.sleep(0.3)
             with server.connect(post(bytes(MIB))) as second:

@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections import Counter
 from collections.abc import Generator
 from contextlib import suppress
 from enum import Enum
@@ -45,17 +46,14 @@ class Need(Enum):
     TURN = 3
 
 
-# Runs until it needs something.
-Steps = Generator[Need, None, Result]
-
-
 class Request(http.Request):
-    """gunicorn's request with a checked Host, and all of its body in the file `content`.
+    """gunicorn's request with a checked Host, and its body, once it `is_whole`, in `content`.
 
     `length` is that of the body in bytes, None if it comes in chunks.
     """
 
     content: IO[bytes]
+    is_whole = False
     length: int | None
     _expected_100_continue: bool
 
@@ -87,38 +85,53 @@ class Request(http.Request):
         return waits
 
 
+# Runs until it needs something: a request is yielded to be told whose it is, if it has an owner.
+Steps = Generator[Need | Request, str | None, Result]
+
+
 class Room:
-    """How many bytes the large bodies of all requests may take together."""
+    """How many bytes the large bodies of all requests may take together.
+
+    No owner may take more than it leaves free: alone half of the room, of two each a third.
+    """
 
     def __init__(self, size: int) -> None:
         self._free = size
+        self._taken: Counter[str] = Counter()
         self._lock = Lock()
 
-    def take(self, size: int) -> None:
+    def take(self, size: int, owner: str) -> None:
         with self._lock:
-            if size > self._free:
+            if self._taken[owner] + size > self._free - size:
                 raise NoRoomError
-            self._free -= size
+            self._add(size, owner)
 
-    def give_back(self, size: int) -> None:
+    def give_back(self, size: int, owner: str) -> None:
         with self._lock:
-            self._free += size
+            self._add(-size, owner)
+
+    def _add(self, size: int, owner: str) -> None:
+        self._free -= size
+        self._taken[owner] += size
+        if not self._taken[owner]:
+            del self._taken[owner]
 
 
 class Content(SpooledTemporaryFile[bytes]):
     """The body of a request: in memory while it is small, then in a file, if there is room."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: Room, owner: str) -> None:
         super().__init__(SMALL_BODY)
         self.size = 0
         self._room = room
+        self._owner = owner
         self._taken = 0
 
     def add(self, data: bytes) -> None:
         """Raises NoRoomError, also when the disk is full."""
         self.size += len(data)
         if self.size > SMALL_BODY:
-            self._room.take(len(data))
+            self._room.take(len(data), self._owner)
             self._taken += len(data)
         try:
             self.write(data)
@@ -136,7 +149,7 @@ class Content(SpooledTemporaryFile[bytes]):
         with suppress(OSError):
             # What the disk had no room for is tried once more.
             super().close()
-        self._room.give_back(self._taken)
+        self._room.give_back(self._taken, self._owner)
         self._taken = 0
 
 
@@ -162,14 +175,10 @@ class Intake:
             searched = len(self.received)
             yield Need.MORE_BYTES
         request = self._parse_head(self._cut(end))
-        if request.length == 0:
-            request.content = io.BytesIO()
-            return request
-        if request.length is not None and request.length > self._max_body:
-            raise BodyTooLargeError
-        if request.wants_to_be_asked() and not self.received:
-            yield Need.CONTINUE
-        request.content = yield from self._content(request)
+        waits = request.wants_to_be_asked()
+        if request.length != 0:
+            request.content = yield from self._body(request, waits)
+        request.is_whole = True
         return request
 
     def _end_of_head(self, searched: int) -> int:
@@ -193,19 +202,33 @@ class Intake:
     def _parse_head(self, head: bytes) -> Request:
         self._number += 1
         try:
-            return Request(self._cfg, IterUnreader([head]), self._client, self._number)
+            request = Request(self._cfg, IterUnreader([head]), self._client, self._number)
         except errors.NoMoreData:
             if len(head) <= MAX_HEAD:
                 raise errors.InvalidRequestLine("") from None
             if b"\r\n" not in head:
                 raise errors.LimitRequestLine(len(head), MAX_HEAD) from None
             raise errors.LimitRequestHeaders("head too large") from None
+        request.content = io.BytesIO()
+        return request
 
-    def _content(self, request: Request) -> Steps[Content]:
-        content = Content(self._room)
+    def _body(self, request: Request, waits: bool) -> Steps[Content]:
+        """Takes in a body, of which the client waits to be asked for or not."""
+        owner: str | None = None
+        if request.length is None or request.length > SMALL_BODY:
+            owner = yield request
+        limit = min(SMALL_BODY, self._max_body) if owner is None else self._max_body
+        if request.length is not None and request.length > limit:
+            raise BodyTooLargeError
+        if waits and not self.received:
+            yield Need.CONTINUE
+        return (yield from self._content(request, Content(self._room, owner or ""), limit))
+
+    def _content(self, request: Request, content: Content, limit: int) -> Steps[Content]:
         try:
             if request.length is None:
-                yield from self._chunks(request, content)
+                yield from self._chunks(content, limit)
+                yield from self._trailers(request)
             else:
                 yield from self._fill(content, request.length)
             content.rewind()
@@ -222,13 +245,13 @@ class Intake:
             content.add(piece)
             size -= len(piece)
 
-    def _chunks(self, request: Request, content: Content) -> Steps[None]:
+    def _chunks(self, content: Content, limit: int) -> Steps[None]:
         count = 0
         while size := _chunk_size((yield from self._line())):
             count += 1
-            if content.size + size > self._max_body:
+            if content.size + size > limit:
                 raise BodyTooLargeError
-            if count * SMALLEST_CHUNK > self._max_body:
+            if count * SMALLEST_CHUNK > limit:
                 raise TooManyChunksError
             yield from self._fill(content, size)
             while len(self.received) < 2:
@@ -237,7 +260,6 @@ class Intake:
                 raise errors.ChunkMissingTerminator(end)
             if count % CHUNKS_PER_TURN == 0:
                 yield Need.TURN
-        yield from self._trailers(request)
 
     def _trailers(self, request: Request) -> Steps[None]:
         lines: list[bytes] = []

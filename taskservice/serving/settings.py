@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from flask import Flask
@@ -13,6 +14,7 @@ from gunicorn.util import is_ipv6
 
 from taskservice import metrics
 from taskservice.config import Config
+from taskservice.serving.head_check import owner
 from taskservice.serving.worker import Worker
 from taskservice.telemetry import configure_logging
 from taskservice.upkeep import await_loops, start_loops
@@ -40,7 +42,7 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         "worker_connections": 500,
         "pre_fork": pre_fork,
         "post_fork": post_fork,
-        "post_worker_init": start_background,
+        "post_worker_init": use_own_application,
         "worker_exit": await_background,
         "on_starting": listen,
         # Each worker makes the application after the fork: no connection of a database crosses it.
@@ -70,10 +72,11 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
     }
 
 
-def start_background(worker: Worker) -> None:
-    """Starts the loops that belong to no request, where the application is ours."""
+def use_own_application(worker: Worker) -> None:
+    """Where the application is ours, asks it for owners and starts its background loops."""
     app = worker.app.wsgi()
     if isinstance(app, Flask) and "reader" in app.extensions:
+        worker.owner_of = partial(owner, app)
         worker.loops = start_loops(app, serves=True)
 
 

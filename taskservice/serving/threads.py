@@ -6,17 +6,13 @@ from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Generic, TypeVar
-
-Job = TypeVar("Job")
 
 
-class Crew(Generic[Job]):
-    """Threads that work on what is put in `jobs`; one leaves when `work` returns False."""
+class Crew:
+    """Threads that do the `jobs`; one leaves when its job returns False."""
 
-    def __init__(self, size: int, work: Callable[[Job], bool]) -> None:
-        self.jobs: SimpleQueue[Job] = SimpleQueue()
-        self._work = work
+    def __init__(self, size: int) -> None:
+        self.jobs: SimpleQueue[Callable[[], bool]] = SimpleQueue()
         for _ in range(size):
             self._start_thread()
 
@@ -33,7 +29,7 @@ class Crew(Generic[Job]):
         Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
-        while self._work(self.jobs.get()):
+        while self.jobs.get()():
             pass
 
 

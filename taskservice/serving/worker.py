@@ -23,7 +23,9 @@ from gunicorn.http.errors import ParseException
 from gunicorn.workers.base import Worker as BaseWorker
 
 from taskservice import metrics, stopping, telemetry
+from taskservice.proxies import Application
 from taskservice.serving.connection import NEVER, Connection
+from taskservice.serving.head_check import RefusedByApplicationError
 from taskservice.serving.incoming import Intake, Need, Request, Room
 from taskservice.serving.outgoing import Answer, ClientGoneError, Sender
 from taskservice.serving.refusals import (
@@ -54,7 +56,7 @@ class Worker(BaseWorker):
     """Serves as gthread does, but a slow client holds neither a thread nor the loop.
 
     `max_body` in bytes comes from the settings; the other attributes are fixed but for tests.
-    All methods run in the loop's thread, save `answer` and what it calls.
+    All methods run in the loop's thread, save `identify`, `answer` and what they call.
     """
 
     max_body = 10 * 1024 * 1024
@@ -62,6 +64,9 @@ class Worker(BaseWorker):
     slot = 0
     # What works in the background of this process.
     loops: Sequence[Thread] = ()
+    # Whose request this is, by its WSGI environ without the body: what has no owner may have only
+    # a small body. Raises RefusedByApplicationError.
+    owner_of: Callable[[dict[str, Any]], str | None] = staticmethod(lambda _environ: "")
     # Room for the large bodies of all requests together, in bodies of the largest size.
     max_bodies = 25
     request_seconds = 30.0
@@ -87,7 +92,7 @@ class Worker(BaseWorker):
         self.poller = selectors.DefaultSelector()
         self.calls = Calls()
         self.room = Room(self.max_bodies * self.max_body)
-        self.crew = Crew(self.cfg.threads, self.answer)
+        self.crew = Crew(self.cfg.threads)
         self.sender = Sender(
             self.crew.hire, self.slow_clients, self.answer_seconds, self.stop_seconds
         )
@@ -202,7 +207,12 @@ class Worker(BaseWorker):
 
     def wait_for(self, connection: Connection, seconds: float) -> None:
         """Listens to the client, but for no longer than `seconds`, and less at the end."""
-        connection.deadline = time.monotonic() + (seconds if self.alive else self.stop_seconds)
+        self.wait_until(connection, time.monotonic() + seconds)
+
+    def wait_until(self, connection: Connection, deadline: float) -> None:
+        if not self.alive:
+            deadline = min(deadline, time.monotonic() + self.stop_seconds)
+        connection.deadline = deadline
         self.watch(connection)
 
     def watch(self, connection: Connection) -> None:
@@ -249,17 +259,15 @@ class Worker(BaseWorker):
             connection.intake.received += data
             self.take_in(connection)
 
-    def take_in(self, connection: Connection) -> None:
-        """Goes on with a request as far as its bytes are here."""
+    def take_in(self, connection: Connection, owner: str | None = None) -> None:
+        """Goes on with a request as far as its bytes are here; with its owner, if it asked."""
         if not connection.begun:
             connection.begun = True
             self.wait_for(connection, self.request_seconds)
         try:
-            need = next(connection.steps)
+            need = connection.steps.send(owner)
         except StopIteration as complete:
-            connection.answering = True
-            connection.deadline = NEVER
-            self.crew.jobs.put((connection, complete.value))
+            self.hand_over(connection, partial(self.answer, connection, complete.value))
         except (ParseException, RefusedError) as error:
             self.refuse(connection, error)
         except Exception:
@@ -269,13 +277,41 @@ class Worker(BaseWorker):
         else:
             self.provide(connection, need)
 
-    def provide(self, connection: Connection, need: Need) -> None:
-        if need is Need.CONTINUE:
+    def provide(self, connection: Connection, need: Need | Request) -> None:
+        if isinstance(need, Request):
+            job = partial(self.identify, connection, need, connection.deadline)
+            self.hand_over(connection, job)
+        elif need is Need.CONTINUE:
             with suppress(OSError):
                 connection.sock.send(CONTINUE)
         elif need is Need.TURN:
             self.unwatch(connection)
             self.put_off.append(connection)
+
+    def hand_over(self, connection: Connection, job: Callable[[], bool]) -> None:
+        """Leaves the connection to a thread of the crew, until that asks for a call."""
+        connection.answering = True
+        connection.deadline = NEVER
+        self.crew.jobs.put(job)
+
+    def identify(self, connection: Connection, request: Request, deadline: float) -> bool:
+        """Asks the application, in a thread of the crew, whose request has begun."""
+        try:
+            _, environ = self.prepare(connection, request)
+            owner = self.owner_of(environ)
+        except RefusedByApplicationError as refused:
+            return self.answer(connection, request, refused.response)
+        except Exception as error:
+            self.handle_error(request, connection.sock, connection.client, error)
+            self.calls.ask(self.linger, connection)
+        else:
+            self.calls.ask(self.go_on, connection, owner, deadline)
+        return True
+
+    def go_on(self, connection: Connection, owner: str | None, deadline: float) -> None:
+        connection.answering = False
+        self.wait_until(connection, deadline)
+        self.take_in(connection, owner)
 
     def refuse(self, connection: Connection, error: Exception) -> None:
         self.handle_error(None, connection.sock, connection.client, error)
@@ -300,21 +336,25 @@ class Worker(BaseWorker):
 
     # It is answered.
 
-    def answer(self, job: tuple[Connection, Request]) -> bool:
+    def answer(
+        self, connection: Connection, request: Request, application: Application | None = None
+    ) -> bool:
         """Answers a request, in a thread of the crew; False if that got a stand-in meanwhile."""
-        connection, request = job
-        what_next = self.respond(connection, request)
+        what_next = self.respond(connection, request, application or self.wsgi)
         request.content.close()
         has_stand_in, connection.has_stand_in = connection.has_stand_in, False
         self.calls.ask(what_next, connection)
         return not has_stand_in
 
-    def respond(self, connection: Connection, request: Request) -> Callable[[Connection], None]:
+    def respond(
+        self, connection: Connection, request: Request, application: Application
+    ) -> Callable[[Connection], None]:
         """Has the application answer; returns what is then to do with the connection."""
         answer = None
         try:
+            self.count_request()
             answer, environ = self.prepare(connection, request)
-            self.call_application(answer, environ)
+            self.call(application, answer, environ)
         except ClientGoneError as error:
             self.log.debug("A client did not take its whole answer: %s", error)
             return self.break_off
@@ -333,6 +373,11 @@ class Worker(BaseWorker):
         request = answer.req
         self.log.error(message, request.method, request.path, exc_info=error, extra=of_request)
 
+    def count_request(self) -> None:
+        self.nr += 1
+        if self.nr >= self.max_requests:
+            self.alive = False
+
     def prepare(self, connection: Connection, request: Request) -> tuple[Answer, dict[str, Any]]:
         answer, environ = wsgi.create(
             request,
@@ -345,16 +390,13 @@ class Worker(BaseWorker):
         )
         environ["wsgi.input"] = request.content
         environ["wsgi.multithread"] = True
-        self.nr += 1
-        if self.nr >= self.max_requests:
-            self.alive = False
-        if not self.alive:
+        if not self.alive or not request.is_whole:
             answer.force_close()
         return answer, environ
 
-    def call_application(self, answer: Answer, environ: dict[str, Any]) -> None:
+    def call(self, application: Application, answer: Answer, environ: dict[str, Any]) -> None:
         began = datetime.now()
-        body = self.wsgi(environ, answer.start_response)
+        body = application(environ, answer.start_response)
         try:
             for piece in body:
                 answer.write(piece)

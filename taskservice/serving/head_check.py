@@ -1,0 +1,32 @@
+"""The application says by a request's head whose it is, before a large body may come."""
+
+from typing import Any
+
+from flask import Flask, Response, g
+
+from taskservice import telemetry
+from taskservice.api import require_key
+from taskservice.auth import caller
+
+
+class RefusedByApplicationError(Exception):
+    """The application answers the head of the request with `response`, whatever its body is."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response.status)
+        self.response = response
+
+
+def owner(app: Flask, environ: dict[str, Any]) -> str | None:
+    """The id of the user whose key the request has; None where the application asks for none.
+
+    Raises RefusedByApplicationError.
+    """
+    with app.request_context(environ):
+        telemetry.begin()
+        try:
+            require_key()
+        except Exception as error:
+            answer = app.handle_user_exception(error)
+            raise RefusedByApplicationError(app.finalize_request(answer)) from error
+        return caller.user_id if "caller" in g else None
