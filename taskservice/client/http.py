@@ -5,6 +5,7 @@ import os
 import random
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -52,13 +53,15 @@ class Connection:
         shape: Shape,
         *,
         patience: float | None = None,
+        rest: Callable[[float], None] = time.sleep,
         **options: Any,
     ) -> Answer:
         """The answer, asked for again and again while it is worth it.
 
         Only for what may be repeated. `path` is below /api/v1, `shape` what a good answer
-        looks like; `options` are those of `once`. Raises TaskServiceError: Unreachable,
-        UnexpectedAnswer and Unavailable only after `patience` seconds.
+        looks like; `rest` waits before another attempt; `options` are those of `once`.
+        Raises TaskServiceError: Unreachable, UnexpectedAnswer and Unavailable only after
+        `patience` seconds.
         """
         until = time.monotonic() + (self.patience if patience is None else patience)
         for delay in delays():
@@ -68,7 +71,7 @@ class Connection:
                 pause = pause_after(error, delay)
                 if time.monotonic() + pause > until:
                     raise
-                time.sleep(pause)
+                rest(pause)
         raise AssertionError("delays never end")
 
     def once(self, method: str, path: str, shape: Shape, **options: Any) -> Answer:

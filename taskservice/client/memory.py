@@ -59,6 +59,8 @@ class Memory:
 
     def confirm(self, batch: Batch) -> None:
         with self._changed:
+            if not self._open:
+                return
             for _ in range(batch.lines):
                 self._bytes -= _cost(self._lines.popleft())
             self._seq += batch.lines

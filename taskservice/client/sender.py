@@ -27,6 +27,10 @@ SECONDS_BETWEEN = 0.2
 HEARTBEAT_SECONDS = 5.0
 # For a claimed task, whose timeout its JSON does not tell: less than the shortest, 1 s.
 CLAIMED_HEARTBEAT_SECONDS = 0.8
+# How often another thread may ask in place of the sender while that gets no answer.
+SECONDS_BETWEEN_QUESTIONS = 0.5
+QUESTION_SECONDS = 2.0
+_NOTHING: dict[str, Any] = {"logs": []}
 BATCH_BYTES = 512 * 1024
 # So much of a log is left for the mark that says that it is full.
 _ROOM_FOR_MARK = 200
@@ -110,6 +114,8 @@ class Sender(threading.Thread):
         self._last_request = 0.0
         self._report: dict[str, Any] | None = None
         self._is_finished = False
+        self._asking = threading.Lock()
+        self._asked_at = 0.0
         self._closing = threading.Event()
         self._abandoned = threading.Event()
 
@@ -127,6 +133,28 @@ class Sender(threading.Thread):
         self._closing.set()
         self.waiting.wake()
 
+    def ask(self) -> None:
+        """Hear of a cancel or a deletion now, for a thread that waits for this one.
+
+        This one may be in the middle of a long pause, or of a slow request. What is heard
+        is in `stopped` then.
+        """
+        since = max(self.last_answer, self._asked_at)
+        if time.monotonic() - since < SECONDS_BETWEEN_QUESTIONS or self._is_finished:
+            return
+        if not self._asking.acquire(blocking=False):
+            return
+        try:
+            self._asked_at = time.monotonic()
+            path = f"/task/{self._task_id()}/logs"
+            self._connection.once("POST", path, APPENDED, json=_NOTHING, timeout=QUESTION_SECONDS)
+        except (*PASSING, NotTheService):
+            return
+        except TaskServiceError as error:
+            self._refused(error)
+        finally:
+            self._asking.release()
+
     # --- the thread ----------------------------------------------------------------------
 
     def run(self) -> None:
@@ -141,19 +169,21 @@ class Sender(threading.Thread):
                 self._abandoned.wait(pause_after(error, next(pauses)))
                 continue
             except TaskServiceError as error:
-                if self._must_stop(error):
-                    self.stopped = error
-                    self._on_stop(error)
+                if self._refused(error):
                     return
             self._answered()
             pauses = delays()
 
-    def _must_stop(self, error: TaskServiceError) -> bool:
+    def _refused(self, error: TaskServiceError) -> bool:
+        """Whether nothing more can be sent."""
         if isinstance(error, TaskFinished) and not isinstance(error, TaskCancelled):
             # Somebody else has ended it. The program goes on, but its lines go nowhere.
             self._is_finished = True
             self.waiting.discard()
             return False
+        self.stopped = error
+        self.abandon()
+        self._on_stop(error)
         return True
 
     def _troubled(self, error: TaskServiceError) -> None:
@@ -170,7 +200,6 @@ class Sender(threading.Thread):
         """One request, or a wait for a reason to make one; true when all is done."""
         closing = self._closing.is_set()
         if self._is_finished:
-            self._closing.wait()
             return True
         path = f"/task/{self._task_id()}"
         batch = self.waiting.peek(self._batch_bytes)
@@ -179,7 +208,7 @@ class Sender(threading.Thread):
         elif closing:
             return self._send_report(path)
         elif time.monotonic() - self._last_request >= self._heartbeat:
-            self._request("POST", f"{path}/logs", APPENDED, json={"logs": []})
+            self._request("POST", f"{path}/logs", APPENDED, json=_NOTHING)
         else:
             until = self._last_request + self._heartbeat
             self.waiting.wait(max(until - time.monotonic(), 0))

@@ -45,6 +45,8 @@ PAGE_LINES = 10_000
 WAIT_SECONDS = 30
 # Where the service cannot let us wait, we ask so often.
 _ASK_AGAIN_SECONDS = 1.0
+# How often a program that waits for its lines to be sent looks what keeps them.
+_LOOK_SECONDS = 0.2
 # How long a program that ends waits for lines that were not awaited otherwise.
 SECONDS_AT_EXIT = 5.0
 # Of a task in a list: all but its log, which can be long.
@@ -138,13 +140,12 @@ class Task:
         cancelled the task, NotFound when it is deleted: then it is time to stop. Raises
         Unreachable when none of 16 MiB could be sent for long; they go on waiting.
         """
-        sender = self._started()
+        sender, memory = self._started(), self._memory
         began = time.monotonic()
+        while not memory.has_room(_LOOK_SECONDS):
+            self._look_after(sender, began)
         self.check()
-        while not self._memory.has_room(1.0):
-            if self._is_silent(sender, began):
-                raise self._silence(sender)
-        self._memory.put([line for given in lines for line in text.lines_of(given)])
+        memory.put([line for given in lines for line in text.lines_of(given)])
 
     def report(self, **changes: Any) -> None:
         """Change `output`, `name`, `status` or `error` at once; with `status` after all lines.
@@ -154,7 +155,7 @@ class Task:
         if "status" in changes and self._sender is not None:
             self.finish(changes)
         else:
-            self._tell("PATCH", f"/task/{self.id}", json=changes)
+            self._tell("PATCH", f"/task/{self.id}", json=changes, rest=self._rest)
         self._has_ended = self._has_ended or "status" in changes
 
     def check(self) -> None:
@@ -175,28 +176,44 @@ class Task:
         """Send all lines, then this report, if any; raises what keeps them from being sent."""
         json.dumps(report, allow_nan=False)  # here, where the program sees what is wrong with it
         sender = self._started()
-        began = time.monotonic()
         sender.finish(report)
-        while sender.is_alive():
-            sender.join(0.2)
-            if self._is_silent(sender, began):
-                error = self._silence(sender)
-                error.args = (f"{error}; {text.counted(self._memory.count())} not sent",)
-                self._forget()
-                raise error
+        try:
+            self._wait_for(sender)
+        except TaskServiceError as error:
+            if lines := self._memory.count():
+                error.args = (f"{error}; {text.counted(lines)} not sent",)
+            self._forget()
+            raise
         self._forget()
-        if not sender.delivered:
-            raise sender.stopped or TaskServiceError("The end could not be sent")
         self._has_ended = self._has_ended or "status" in (report or {})
         self.refresh()
 
-    def _is_silent(self, sender: Sender, began: float) -> bool:
-        """Whether there was no answer for too long."""
-        since = max(sender.last_answer, began)
-        return sender.is_alive() and time.monotonic() - since > self._connection.patience
+    def _wait_for(self, sender: Sender) -> None:
+        """Wait until the sender is done; raises what keeps it from that."""
+        began = time.monotonic()
+        while sender.is_alive():
+            sender.join(_LOOK_SECONDS)
+            if sender.is_alive():
+                self._look_after(sender, began)
+        if not sender.delivered:
+            raise sender.stopped or TaskServiceError("The end could not be sent")
 
-    def _silence(self, sender: Sender) -> TaskServiceError:
-        return sender.trouble or Unreachable(f"{self._connection.url} gives no answer")
+    def _look_after(self, sender: Sender, began: float) -> None:
+        """Raise what says that it need not be waited for the sender any longer."""
+        sender.ask()
+        if sender.stopped is not None:
+            raise sender.stopped
+        if time.monotonic() - max(sender.last_answer, began) > self._connection.patience:
+            raise sender.trouble or Unreachable(f"{self._connection.url} gives no answer")
+
+    def _rest(self, seconds: float) -> None:
+        """Wait before another attempt, unless it is time to stop by then."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, _LOOK_SECONDS))
+            if self._sender is not None:
+                self._sender.ask()
+            self.check()
 
     def _started(self) -> Sender:
         """The thread that sends; it starts with the first line, or with `with`."""
@@ -206,14 +223,16 @@ class Task:
     def _start_sender(self) -> Sender:
         _writing.add(self)
         _drain_at_exit()
-        self._memory = Memory()
+        memory = self._memory = Memory()
         self._sender = Sender(
             self._connection,
-            self._memory,
+            memory,
             # A name that nobody else counts lines under.
             f"{self._writer}-{uuid4().hex[:12]}",
             lambda: self.id,
             heartbeat=self._heartbeat,
+            # Whoever waits for room need not wait any longer.
+            on_stop=lambda error: memory.discard(),
         )
         self._sender.start()
         return self._sender
@@ -262,6 +281,7 @@ class Task:
         with self._lock:
             if self._sender is not None:
                 self._sender.abandon()
+                self._memory.discard()
                 self._sender = None
                 _writing.discard(self)
 

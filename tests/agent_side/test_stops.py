@@ -1,0 +1,166 @@
+"""A task that is cancelled or deleted is raised soon, whatever its sender is at."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from taskservice.client import Client, NotFound, Task, TaskCancelled
+from tests import receiver as play
+from tests.agent_side.test_client import losing
+from tests.laptop import eventually
+from tests.people import RemotePerson
+from tests.receiver import Behaviour, Exchange, Receiver
+
+# So many lines of 60,000 bytes are 16 MiB; the next one must wait.
+MOST_LINES = 280
+LINE = "x" * 60_000
+PAUSING = play.answer(503, {"Retry-After": "1000"})
+# What becomes of the sender's appends: it pauses after them, or waits for their answer.
+STATES = {"in a pause": PAUSING, "in a request": play.silence}
+
+
+@pytest.fixture(params=STATES.values(), ids=STATES)
+def held_up(request: pytest.FixtureRequest, alice: RemotePerson) -> Iterator[Client]:
+    """A client whose senders get no line to the service."""
+    state: Behaviour = request.param
+    passed_on = losing(alice, lambda number: False)
+
+    def behave(exchange: Exchange) -> None:
+        is_lines = exchange.request.headers.get("content-type") == "text/plain"
+        (state if is_lines else passed_on)(exchange)
+
+    with Receiver() as between:
+        between.answer = behave
+        yield Client(between.url, str(alice.session.headers["apikey"]), patience=90)
+
+
+def cancel(person: RemotePerson, task: Task) -> None:
+    person.request("POST", f"/task/{task.id}/cancel").raise_for_status()
+
+
+def delete(person: RemotePerson, task: Task) -> None:
+    person.request("DELETE", f"/task/{task.id}").raise_for_status()
+
+
+@dataclass
+class Program:
+    """Does one thing with a task in a thread of its own; `error` is what was raised."""
+
+    deed: Callable[[], object]
+    error: Exception | None = None
+    thread: threading.Thread = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.deed()
+        except Exception as error:
+            self.error = error
+
+    def seconds_to_end(self) -> float:
+        began = time.monotonic()
+        self.thread.join(60)
+        assert not self.thread.is_alive()
+        return time.monotonic() - began
+
+
+stops = pytest.mark.parametrize(
+    ("stop", "kind"), [(cancel, TaskCancelled), (delete, NotFound)], ids=["cancelled", "deleted"]
+)
+
+
+@stops
+def test_log_that_waits_for_room_raises_soon(
+    alice: RemotePerson,
+    held_up: Client,
+    stop: Callable[[RemotePerson, Task], None],
+    kind: type[Exception],
+) -> None:
+    task = held_up.start("a")
+    logged: list[int] = []
+
+    def log_on() -> None:
+        while True:
+            task.log(LINE)
+            logged.append(1)
+
+    program = Program(log_on)
+    eventually(lambda: len(logged) == MOST_LINES)
+    stop(alice, task)
+    # Within a second, and a busy machine may need some more.
+    assert program.seconds_to_end() < 10
+    assert isinstance(program.error, kind)
+    assert len(logged) == MOST_LINES
+    for deed in (
+        task.check,
+        lambda: task.log("more"),
+        lambda: task.report(output={"sum": 1}),
+        task.complete,
+    ):
+        with pytest.raises(kind):
+            deed()
+
+
+ENDS: dict[str, Callable[[Task], object]] = {
+    "complete": lambda task: task.complete(),
+    "fail": lambda task: task.fail("no"),
+    "report": lambda task: task.report(status="complete"),
+    "with": lambda task: task.__exit__(None, None, None),
+}
+
+
+@stops
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_end_that_waits_for_its_lines_raises_soon(
+    alice: RemotePerson,
+    held_up: Client,
+    end: Callable[[Task], object],
+    stop: Callable[[RemotePerson, Task], None],
+    kind: type[Exception],
+) -> None:
+    task = held_up.start("a")
+    task.log("one")
+    program = Program(lambda: end(task))
+    stop(alice, task)
+    assert program.seconds_to_end() < 10
+    assert isinstance(program.error, kind)
+
+
+def test_report_that_is_to_come_again_later_raises_soon(alice: RemotePerson) -> None:
+    passed_on = losing(alice, lambda number: False)
+
+    def behave(exchange: Exchange) -> None:
+        is_report = exchange.request.method == "PATCH"
+        (play.answer(503, {"Retry-After": "60"}) if is_report else passed_on)(exchange)
+
+    with Receiver() as between:
+        between.answer = behave
+        task = Client(between.url, str(alice.session.headers["apikey"]), patience=90).start("a")
+        task.log("one")
+        program = Program(lambda: task.report(name="new"))
+        eventually(lambda: [r for r in between.requests if r.method == "PATCH"])
+        cancel(alice, task)
+        assert program.seconds_to_end() < 10
+    assert isinstance(program.error, TaskCancelled)
+
+
+def test_log_raises_soon_while_lines_arrive(alice: RemotePerson) -> None:
+    """The service itself, which takes lines more slowly than the program makes them."""
+    task = Client(alice.url, str(alice.session.headers["apikey"])).start("a")
+
+    def log_on() -> None:
+        while True:
+            task.log(*[LINE] * 20)
+
+    programs = [Program(log_on) for _ in range(3)]
+    eventually(lambda: alice.request("GET", f"/task/{task.id}?fields=logCount").json()["logCount"])
+    cancel(alice, task)
+    for program in programs:
+        assert program.seconds_to_end() < 10
+        assert isinstance(program.error, TaskCancelled)
