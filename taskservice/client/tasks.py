@@ -28,6 +28,7 @@ from taskservice.client.errors import (
 )
 from taskservice.client.http import PATIENCE_SECONDS, Connection, delays, pause_after
 from taskservice.client.memory import Memory
+from taskservice.client.output import Output, checked, without_faults
 from taskservice.client.sender import (
     CLAIMED_HEARTBEAT_SECONDS,
     HEARTBEAT_SECONDS,
@@ -87,8 +88,7 @@ class Task:
         self.data = dict(data)
         self.json_text = json_text  # of a claimed task: `data` as it came
         self.id = str(data["id"])
-        # What the `with` block has to say as its result; reported when it ends.
-        self.output: dict[str, Any] = dict(data.get("output") or {})
+        self._output = Output(data.get("output") or {})
         self._connection = connection
         self._writer = writer
         # Whether `with` does; not where `taskservice run` does it.
@@ -102,6 +102,18 @@ class Task:
         self._lock = threading.Lock()
         self._memory = Memory()
         self._sender: Sender | None = None
+
+    @property
+    def output(self) -> dict[str, Any]:
+        """What the `with` block has to say as its result; reported when it ends.
+
+        Setting a key to what is no JSON raises TypeError or ValueError.
+        """
+        return self._output
+
+    @output.setter
+    def output(self, members: Mapping[str, Any]) -> None:
+        self._output = Output(checked(members))
 
     @property
     def url(self) -> str:
@@ -133,8 +145,8 @@ class Task:
 
     # --- for whoever does the work -------------------------------------------------------
 
-    def log(self, *lines: str) -> None:
-        """Add lines; they are sent by a thread, in their order and each once.
+    def log(self, *lines: object) -> None:
+        """Add lines, each the text of what is given; a thread sends them, in order, each once.
 
         Waits only while 16 MiB wait already. Raises TaskCancelled when the user has
         cancelled the task, NotFound when it is deleted: then it is time to stop. Raises
@@ -145,13 +157,15 @@ class Task:
         while not memory.has_room(_LOOK_SECONDS):
             self._look_after(sender, began)
         self.check()
-        memory.put([line for given in lines for line in text.lines_of(given)])
+        memory.put([line for given in lines for line in text.lines_of(str(given))])
 
     def report(self, **changes: Any) -> None:
         """Change `output`, `name`, `status` or `error` at once; with `status` after all lines.
 
-        Raises TaskCancelled, and what else the service refuses it for.
+        Raises TaskCancelled, and what else the service refuses it for; TypeError or
+        ValueError for an output that is no JSON.
         """
+        checked(changes.get("output") or {})
         if "status" in changes and self._sender is not None:
             self.finish(changes)
         else:
@@ -167,14 +181,16 @@ class Task:
         """Report the end: `complete`, with these keys and those in `output`, after all lines."""
         self.finish({"status": COMPLETE, "output": self.output | output})
 
-    def fail(self, message: str) -> None:
+    def fail(self, message: object) -> None:
         """Report the end: `error`, with this message, after all lines."""
-        error = {"message": text.message(message)}
+        error = {"message": text.message(str(message))}
         self.finish({"status": ERROR, "error": error, "output": self.output})
 
     def finish(self, report: dict[str, Any] | None) -> None:
         """Send all lines, then this report, if any; raises what keeps them from being sent."""
-        json.dumps(report, allow_nan=False)  # here, where the program sees what is wrong with it
+        # Here, where the program sees what is wrong with it.
+        checked((report or {}).get("output") or {})
+        json.dumps(report, allow_nan=False)
         sender = self._started()
         sender.finish(report)
         try:
@@ -268,8 +284,8 @@ class Task:
     def _complete_or_fail(self) -> None:
         try:
             self.complete()
-        except (TypeError, ValueError) as error:  # its output is no JSON
-            self.output = {}
+        except (TypeError, ValueError) as error:  # its output has become no JSON
+            self.output = without_faults(self.output)
             self._fail_with(error)
             raise
 

@@ -87,13 +87,58 @@ def test_exit_of_the_program_is_told_apart(alice: RemotePerson, client: Client) 
         assert tasks(alice)[0]["status"] == status
 
 
-def test_output_that_is_no_json_is_an_error_where_it_is_made(
+NO_JSON = (datetime.now(), float("nan"), b"x", {"a": {1}}, "\ud800")
+
+
+def test_output_that_is_no_json_is_refused_where_it_is_set(
     alice: RemotePerson, client: Client
 ) -> None:
-    for value in (datetime.now(), float("nan")):
-        with pytest.raises((TypeError, ValueError)), client.start("summarizer") as task:
-            task.output["value"] = value
-        assert tasks(alice)[0]["status"] == "error"
+    with client.start("summarizer") as task:
+        task.output["good"] = 1
+        for value in NO_JSON:
+            with pytest.raises((TypeError, ValueError), match=r"output\['when'\] is no JSON"):
+                task.output["when"] = value
+            with pytest.raises((TypeError, ValueError), match="'when'"):
+                task.output.update(other=1, when=value)
+            with pytest.raises((TypeError, ValueError), match="'when'"):
+                task.output |= {"when": value}
+            with pytest.raises((TypeError, ValueError), match="'when'"):
+                task.output.setdefault("when", value)
+            with pytest.raises((TypeError, ValueError), match="'when'"):
+                task.output = {"when": value}
+            with pytest.raises((TypeError, ValueError), match="'when'"):
+                task.report(output={"when": value})
+            with pytest.raises((TypeError, ValueError), match="'when'"):
+                task.complete(when=value)
+        with pytest.raises(TypeError, match="key 1"):
+            task.output[1] = 1  # type: ignore[index]
+        task.output.setdefault("rows", []).append(2)
+    found = the_task(alice)
+    assert (found["status"], found["output"]) == ("complete", {"good": 1, "rows": [2]})
+
+
+def test_output_that_has_become_no_json_is_an_error_and_the_rest_is_kept(
+    alice: RemotePerson, client: Client
+) -> None:
+    def work() -> None:
+        with client.start("summarizer") as task:
+            task.output |= {"good": 1, "rows": []}
+            task.output["rows"].append(datetime.now())
+
+    with pytest.raises(TypeError, match=r"output\['rows'\] is no JSON"):
+        work()
+    found = the_task(alice)
+    assert (found["status"], found["output"]) == ("error", {"good": 1})
+    assert "output['rows']" in found["error"]["message"]
+
+
+def test_whatever_is_logged_becomes_its_text(alice: RemotePerson, client: Client) -> None:
+    task = client.start("summarizer")
+    task.log({"a": 1}, 1.5, None, ValueError("bad"), b"x", Path("y"))
+    task.fail(ValueError("no good"))
+    found = the_task(alice)
+    assert found["logs"] == ["{'a': 1}", "1.5", "None", "bad", "b'x'", "y"]
+    assert found["error"]["message"] == "no good"
 
 
 def test_report_comes_at_once(alice: RemotePerson, client: Client) -> None:
