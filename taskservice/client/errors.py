@@ -36,6 +36,10 @@ class Refused(TaskServiceError):
         self.detail = str(problem.get("detail") or f"The service answered {status}")
         super().__init__(self.detail)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A pool of processes hands on what its workers raise.
+        return type(self), (self.status, self.problem), self.__dict__ | {"args": self.args}
+
 
 class Unreadable(Refused):
     """400: the request could not be read."""

@@ -46,6 +46,12 @@ class Connection:
         # A session of requests is for one thread.
         self._local = threading.local()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_local": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_local": threading.local()}
+
     def call(
         self,
         method: str,

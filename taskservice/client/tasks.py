@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.parse import quote
 from uuid import uuid4
+from weakref import WeakValueDictionary
 
 from taskservice.client import answers, text
 from taskservice.client.errors import (
@@ -73,7 +74,8 @@ class Line(NamedTuple):
 class Task:
     """A task as it was when it was read last: `data` is its JSON.
 
-    Made by a Client. Used with `with` by whoever does its work: that reports its end.
+    Made by a Client. Used with `with` by whoever does its work: that reports its end. Other
+    processes get it by a fork or by pickle, and may log too; a pickle holds the API key.
     """
 
     def __init__(
@@ -95,7 +97,14 @@ class Task:
         self._reports_end = reports_end
         self._has_ended = False
         self._heartbeat = heartbeat
+        self._origin = uuid4().hex  # the same in all processes
         self._reset()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        _here[self._origin] = self
+        own = ("_lock", "_memory", "_sender")
+        state = {name: value for name, value in self.__dict__.items() if name not in own}
+        return _arrived, (type(self), state)
 
     def _reset(self) -> None:
         """As if nothing had been logged; what waits is another process's after a fork."""
@@ -237,6 +246,7 @@ class Task:
             return self._sender or self._start_sender()
 
     def _start_sender(self) -> Sender:
+        _writing.difference_update([task for task in list(_writing) if task._is_done()])
         _writing.add(self)
         _drain_at_exit()
         memory = self._memory = Memory()
@@ -252,6 +262,11 @@ class Task:
         )
         self._sender.start()
         return self._sender
+
+    def _is_done(self) -> bool:
+        """Whether none of its lines is still to be sent."""
+        sender = self._sender
+        return sender is not None and (sender.delivered or sender.stopped is not None)
 
     def __enter__(self) -> "Task":
         self._started()
@@ -491,6 +506,14 @@ def current(connection: Connection | None = None) -> Task:
     return Task(connection, data, f"{writer[:40]}-{uuid4().hex[:12]}", reports_end=False)
 
 
+def _arrived(kind: type[Task], state: dict[str, Any]) -> Task:
+    """A task that comes from another process: one here, and one sender, however often it comes."""
+    task = kind.__new__(kind)
+    task.__dict__ |= state
+    task._reset()
+    return _here.setdefault(state["_origin"], task)
+
+
 def _drain_all() -> None:
     """Send what waits, as the program ends; a service that is away is not waited for long."""
     until = time.monotonic() + SECONDS_AT_EXIT
@@ -516,6 +539,8 @@ def _drain_at_exit() -> None:
 # Tasks with lines on their way; nobody else need keep them.
 _writing: set[Task] = set()
 _draining: set[int] = set()  # processes
+# Tasks that other processes have too.
+_here: WeakValueDictionary[str, Task] = WeakValueDictionary()
 atexit.register(_drain_all)
 os.register_at_fork(after_in_child=_reset_all)
 

@@ -1,6 +1,7 @@
 """`taskservice.client`: tasks for programs in Python."""
 
 import logging
+import pickle
 import subprocess
 import sys
 import threading
@@ -208,6 +209,88 @@ def test_lines_of_children_arrive_too(alice: RemotePerson, laptop: Laptop) -> No
     task = the_task(alice)
     assert sorted(task["logs"]) == ["after", "before", "child 0", "child 1", "child 2"]
     assert task["status"] == "complete"
+
+
+POOLS = """
+import multiprocessing, sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from taskservice.client import Client, TaskFinished
+
+def work(task, number):
+    task.log(f"child {number}")
+    return number
+
+def refused(task):
+    task.report(output={"late": 1})
+
+def main():
+    context = multiprocessing.get_context(sys.argv[1])
+    with Client().start("spread", input={"n": 1}) as task:
+        task.output["sum"] = 15
+        with context.Pool(2) as pool:
+            assert pool.map(partial(work, task), range(3), chunksize=1) == [0, 1, 2]
+            pool.close()
+            pool.join()
+        with ProcessPoolExecutor(2, mp_context=context) as pool:
+            assert list(pool.map(work, [task] * 3, range(3, 6))) == [3, 4, 5]
+        child = context.Process(target=work, args=(task, 6))
+        child.start()
+        child.join()
+    with context.Pool(1) as pool:
+        try:
+            pool.apply(refused, [task])
+        except TaskFinished as error:
+            print(error.task["status"], error)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+def test_task_goes_to_other_processes(
+    alice: RemotePerson, laptop: Laptop, tmp_path: Path, method: str
+) -> None:
+    (tmp_path / "pools.py").write_text(POOLS)
+    command = [sys.executable, str(tmp_path / "pools.py"), method]
+    result = subprocess.run(
+        command, env=laptop.environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("complete ")
+    task = the_task(alice)
+    assert sorted(task["logs"]) == [f"child {number}" for number in range(7)]
+    assert (task["status"], task["output"]) == ("complete", {"sum": 15})
+
+
+def test_task_that_comes_to_a_process_often_sends_from_one_thread(
+    alice: RemotePerson, client: Client
+) -> None:
+    task = client.start("summarizer")
+    copies = [pickle.loads(pickle.dumps(task)) for _ in range(10)]
+    before = threading.active_count()
+    for number, copy in enumerate(copies):
+        copy.log(str(number))
+    assert threading.active_count() <= before + 1
+    task.complete()
+    assert the_task(alice)["logs"] == [str(number) for number in range(10)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotFound(404, {"detail": "Task's ID is not found"}),
+        TaskCancelled(409, {"detail": "x", "task": {"id": "1", "status": "error"}}),
+        Unavailable(503, {}, 7.0),
+        Unfit(422, {"errors": {"callback": ["No."]}}),
+        Unreachable("out of reach"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_error_goes_to_other_processes(error: TaskServiceError) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
 
 
 def test_lines_arrive_of_a_program_that_just_ends(alice: RemotePerson, laptop: Laptop) -> None:
