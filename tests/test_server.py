@@ -303,6 +303,31 @@ def test_body_that_is_too_large_is_413_and_the_client_can_read_that(server: Serv
         problem_in(read_to_end(client), 413)
 
 
+def test_refusal_can_be_read_by_a_client_that_first_sends_its_whole_body(tmp_path: Path) -> None:
+    patient = {"request_seconds": 30.0, "linger_seconds": 1.5}
+    with (
+        started(tmp_path, attributes=patient) as server,
+        server.connect(post(b"", length=3 * MIB)) as client,
+    ):
+        for _ in range(24):
+            client.sendall(bytes(MIB // 8))
+            time.sleep(0.1)
+        problem_in(read_to_end(client), 413)
+
+
+def test_client_that_sends_on_after_a_refusal_has_no_more_time_for_it(server: Server) -> None:
+    with server.connect(post(b"", length=3 * MIB)) as client:
+        problem_in(read_to_end(client), 413)
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            drip_for_ever(client)
+
+
+def drip_for_ever(client: socket.socket) -> None:
+    for _ in range(100):
+        client.sendall(b"x")
+        time.sleep(0.1)
+
+
 def test_chunks_that_become_too_large_are_413(server: Server) -> None:
     with server.connect(chunked(bytes(MIB), bytes(MIB))) as client:
         client.sendall(b"1\r\n")

@@ -13,7 +13,8 @@ class Connection:
 
     It is `answering` while a thread has it, `lingering` when its last answer is out and the
     client has yet to close, and else takes in a request, of which some is here if `begun`.
-    At its `deadline` (monotonic) the worker stops waiting for the client.
+    At its `deadline` (monotonic) the worker stops waiting for the client. At its `request_deadline`
+    all of the request must be here, also if it has been refused.
     """
 
     def __init__(self, sock: socket.socket, client: object, server: object, intake: Intake) -> None:
@@ -22,6 +23,7 @@ class Connection:
         self.server = server
         self.intake = intake
         self.deadline = NEVER
+        self.request_deadline = NEVER
         self.watched = False
         self.lingering = False
         self.has_stand_in = False

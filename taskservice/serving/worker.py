@@ -255,7 +255,9 @@ class Worker(BaseWorker):
             data = b""
         if not data:
             self.drop(connection)
-        elif not connection.lingering:
+        elif connection.lingering:
+            self.linger_on(connection)
+        else:
             connection.intake.received += data
             self.take_in(connection)
 
@@ -264,6 +266,7 @@ class Worker(BaseWorker):
         if not connection.begun:
             connection.begun = True
             self.wait_for(connection, self.request_seconds)
+            connection.request_deadline = connection.deadline
         try:
             need = connection.steps.send(owner)
         except StopIteration as complete:
@@ -279,8 +282,7 @@ class Worker(BaseWorker):
 
     def provide(self, connection: Connection, need: Need | Request) -> None:
         if isinstance(need, Request):
-            job = partial(self.identify, connection, need, connection.deadline)
-            self.hand_over(connection, job)
+            self.hand_over(connection, partial(self.identify, connection, need))
         elif need is Need.CONTINUE:
             with suppress(OSError):
                 connection.sock.send(CONTINUE)
@@ -294,7 +296,7 @@ class Worker(BaseWorker):
         connection.deadline = NEVER
         self.crew.jobs.put(job)
 
-    def identify(self, connection: Connection, request: Request, deadline: float) -> bool:
+    def identify(self, connection: Connection, request: Request) -> bool:
         """Asks the application, in a thread of the crew, whose request has begun."""
         try:
             _, environ = self.prepare(connection, request)
@@ -305,12 +307,12 @@ class Worker(BaseWorker):
             self.handle_error(request, connection.sock, connection.client, error)
             self.calls.ask(self.linger, connection)
         else:
-            self.calls.ask(self.go_on, connection, owner, deadline)
+            self.calls.ask(self.go_on, connection, owner)
         return True
 
-    def go_on(self, connection: Connection, owner: str | None, deadline: float) -> None:
+    def go_on(self, connection: Connection, owner: str | None) -> None:
         connection.answering = False
-        self.wait_until(connection, deadline)
+        self.wait_until(connection, connection.request_deadline)
         self.take_in(connection, owner)
 
     def refuse(self, connection: Connection, error: Exception) -> None:
@@ -426,6 +428,12 @@ class Worker(BaseWorker):
             connection.sock.shutdown(socket.SHUT_WR)
         except OSError:
             self.drop(connection)
+
+    def linger_on(self, connection: Connection) -> None:
+        """Lets a client that still sends what was refused come to its end, as if it were not."""
+        if self.alive:
+            until = min(connection.request_deadline, time.monotonic() + self.linger_seconds)
+            connection.deadline = max(connection.deadline, until)
 
     def break_off(self, connection: Connection) -> None:
         """Resets the connection, so that a part of an answer can't pass for the whole."""
