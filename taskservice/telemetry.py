@@ -11,27 +11,23 @@ from flask import Flask, Response, g, has_request_context, request
 
 from taskservice import metrics
 from taskservice.stamps import new_id, now
+from taskservice.terminal import escaped, escaped_lines
 
 logger = logging.getLogger("taskservice.request")
 
 _SECRET = re.compile(r"(tsk_(?:user|agent)_|whsec_)[0-9A-Za-z+/=_-]+")
-# A path may hold a line end, which would write a line of the caller's own.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _OWN = ("taskservice", "gunicorn.error")
-
-
-def _escaped(character: re.Match[str]) -> str:
-    return ascii(character[0])[1:-1]
 
 
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         more = "".join(f" {name}={value}" for name, value in _details(record).items())
-        message = _CONTROL.sub(_escaped, f"{record.getMessage()}{more}")
+        # A path may hold a line end, which would write a line of the caller's own.
+        message = escaped(f"{record.getMessage()}{more}")
         text = f"{now()} {record.levelname:7} {message}"
         if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
+            text += "\n" + escaped_lines(self.formatException(record.exc_info))
         return _SECRET.sub(r"\1…", text)
 
 

@@ -1,16 +1,13 @@
 """What the commands on the agent's side share: the service as the environment names it."""
 
 import io
-import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
-
-import click
 
 from taskservice.client import Client, InvalidKey, NotTheService, SettingError, TaskServiceError
+from taskservice.terminal import give_up
 
 # How long a person waits for a command while the service is away.
 PATIENCE_SECONDS = 5.0
@@ -54,13 +51,3 @@ def open_standard_files() -> None:
     # Python has none for what was closed when it started.
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
-
-
-def give_up(message: str, code: int = 1) -> NoReturn:
-    click.echo(f"taskservice: {' '.join(message.split())}", err=True)
-    sys.exit(code)
-
-
-def print_json(value: Any) -> None:
-    """One JSON object on a line of its own."""
-    click.echo(json.dumps(value, ensure_ascii=False))

@@ -5,8 +5,9 @@ import sys
 import click
 
 from taskservice import queries, stamps, strict_json
-from taskservice.cli.service import give_up, service
+from taskservice.cli.service import service
 from taskservice.services import attempts
+from taskservice.terminal import give_up, print_line
 from taskservice.webhooks import signing
 
 SAMPLE = {
@@ -32,7 +33,7 @@ def test(url: str, user: str | None) -> None:
         secrets = [signing.new_secret()] if user is None else _secrets_of(user)
         sample = SAMPLE | {"callback": url, "finishedAt": stamps.now()}
         outcome = attempts.post(url, secrets, stamps.new_id(), strict_json.dumps(sample))
-    click.echo(outcome.message)
+    print_line(outcome.message)
     sys.exit(0 if outcome.delivered else 1)
 
 

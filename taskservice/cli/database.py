@@ -1,6 +1,5 @@
 """`taskservice db`: the database."""
 
-import json
 import signal
 import sys
 from pathlib import Path
@@ -10,8 +9,9 @@ from sqlalchemy.engine import make_url
 
 from taskservice import inspection, migrations
 from taskservice.backup import BackupError, backup
-from taskservice.cli.service import give_up, load_config, service
+from taskservice.cli.service import load_config, service
 from taskservice.config import Config
+from taskservice.terminal import give_up, print_json, print_line, remark
 
 
 @click.group("db")
@@ -23,7 +23,7 @@ def command() -> None:
 def upgrade() -> None:
     """Bring the database up to date and say at which revision it is."""
     with service():
-        click.echo(migrations.head())
+        print_line(migrations.head())
 
 
 @command.command("check")
@@ -37,9 +37,9 @@ def check(as_json: bool) -> None:
     for finding in inspection.findings(load_config().DATABASE_URL):
         states.add(finding.state)
         if as_json:
-            click.echo(json.dumps(vars(finding)))
+            print_json(vars(finding))
         else:
-            click.echo(f"{finding.state:8} {finding.check:11} {finding.message}")
+            print_line(f"{finding.state:8} {finding.check:11} {finding.message}")
     sys.exit(1 if inspection.ERROR in states else 0)
 
 
@@ -58,11 +58,11 @@ def back_up(file: Path, force: bool) -> None:
         revision = backup(Path(address.database or ""), file, force)
     except BackupError as error:
         give_up(str(error))
-    click.echo(f"{file}: {file.stat().st_size} bytes, revision {revision}, verified")
+    print_line(f"{file}: {file.stat().st_size} bytes, revision {revision}, verified")
     _remind(config)
 
 
 def _remind(config: Config) -> None:
     key = config.DATA / "secret_key"
     if key.exists() and key.read_text().strip() == config.SECRET_KEY:
-        click.echo(f"taskservice: keep {key} with it", err=True)
+        remark(f"keep {key} with it")

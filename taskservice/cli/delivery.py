@@ -1,14 +1,14 @@
 """`taskservice delivery`: the webhooks of all users, and what became of them."""
 
-import json
 from typing import Any, NoReturn
 
 import click
 
 from taskservice import queries
-from taskservice.cli.service import give_up, print_rows, service
+from taskservice.cli.service import service
 from taskservice.schemas import DELIVERY_STATES, delivery_schema, parse_id
 from taskservice.services import deliveries
+from taskservice.terminal import give_up, print_json, print_line, print_rows
 
 LIST_COLUMNS = ("id", "state", "user", "taskId", "callback", "createdAt", "nextAttemptAt")
 ATTEMPT_COLUMNS = ("at", "durationMs", "statusCode", "message")
@@ -43,11 +43,11 @@ def show(delivery_id: str, as_json: bool) -> None:
             _give_up_on(delivery_id)
         delivery = _dumped(row)
     if as_json:
-        click.echo(json.dumps(delivery))
+        print_json(delivery)
         return
     for name in LIST_COLUMNS:
-        click.echo(f"{name + ':':15}{delivery[name] or '-'}")
-    click.echo()
+        print_line(f"{name + ':':15}{delivery[name] or '-'}")
+    print_line()
     print_rows(delivery["attempts"], ATTEMPT_COLUMNS, as_json=False)
 
 

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 import click
 
 from taskservice.cli.agent_side import the_service
-from taskservice.client.text import one_line
 from taskservice.listener import Listener
+from taskservice.terminal import print_line, remark
 
 
 @click.command("listen")
@@ -23,8 +23,8 @@ def command(forward: str) -> None:
         raise click.BadParameter("must be a URL such as http://127.0.0.1:9000/", param_hint="URL")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     with the_service() as client:
-        listener = Listener(client, forward, lambda text: click.echo(one_line(text)))
-        click.echo(f"taskservice: tasks that finish now go to {forward}", err=True)
+        listener = Listener(client, forward, print_line)
+        remark(f"tasks that finish now go to {forward}")
         try:
             listener.listen()
         except KeyboardInterrupt:

@@ -1,6 +1,5 @@
 """`taskservice prune`: what retention does, now."""
 
-import json
 from math import inf
 
 import click
@@ -8,6 +7,7 @@ import click
 from taskservice.cli.service import service
 from taskservice.services import logs, retention, space
 from taskservice.services.retention import Bounds, Removed
+from taskservice.terminal import print_json, print_line, remark
 
 
 @click.command("prune")
@@ -21,12 +21,12 @@ def command(dry_run: bool, as_json: bool) -> None:
     with service():
         bounds = Bounds.of_settings()
         if bounds == Bounds(None, None):
-            click.echo("taskservice: nothing is too old, since neither is set", err=True)
+            remark("nothing is too old, since neither is set")
         removed = retention.due(bounds) if dry_run else _prune(bounds)
     if as_json:
-        click.echo(json.dumps(vars(removed)))
+        print_json(vars(removed))
     else:
-        click.echo(_sentence(removed, "would be removed" if dry_run else "removed"))
+        print_line(_sentence(removed, "would be removed" if dry_run else "removed"))
 
 
 def _prune(bounds: Bounds) -> Removed:

@@ -5,10 +5,11 @@ from typing import Any
 
 import click
 
-from taskservice.cli.agent_side import give_up, open_standard_files, the_service
+from taskservice.cli.agent_side import open_standard_files, the_service
 from taskservice.runner.resend import resend
 from taskservice.runner.run import Run
 from taskservice.runner.signals import forward_signals
+from taskservice.terminal import give_up, print_line
 
 
 @click.command("run", context_settings={"ignore_unknown_options": False})
@@ -58,7 +59,7 @@ def _resend(agent: str | None, command_line: tuple[str, ...]) -> None:
         raise click.UsageError("--resend goes alone.")
     with the_service() as client:
         try:
-            is_done = resend(client.connection, click.echo)
+            is_done = resend(client.connection, print_line)
         except OSError as error:
             give_up(str(error))
         if not is_done:

@@ -6,6 +6,7 @@ from taskservice.app import create_app
 from taskservice.cli.service import load_config, one_line_failures
 from taskservice.migrations import upgrade
 from taskservice.serving.application import serve
+from taskservice.terminal import remark
 
 
 @click.command("serve")
@@ -14,5 +15,5 @@ def command() -> None:
     config = load_config()
     with one_line_failures():
         upgrade(config.DATABASE_URL)
-    click.echo(f"taskservice: data in {config.DATA}, listening on {config.BIND}", err=True)
+    remark(f"data in {config.DATA}, listening on {config.BIND}")
     serve(lambda: create_app(config), config)

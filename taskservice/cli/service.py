@@ -1,12 +1,8 @@
 """What the commands on the server share: the settings, the app, and how they fail."""
 
-import json
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
 
-import click
 from sqlalchemy.exc import DBAPIError
 
 from taskservice.app import create_app
@@ -14,21 +10,17 @@ from taskservice.config import Config, ConfigError, unknown_names
 from taskservice.db import dispose
 from taskservice.migrations import DatabaseError
 from taskservice.problems import Problem
+from taskservice.terminal import give_up, remark
 
 
 def load_config() -> Config:
     """The settings; one line and exit code 2 when one of them cannot be used."""
     for name in unknown_names():
-        click.echo(f"taskservice: {name} is no setting; is it misspelt?", err=True)
+        remark(f"{name} is no setting; is it misspelt?")
     try:
         return Config.from_environment()
     except ConfigError as error:
         give_up(str(error), 2)
-
-
-def give_up(message: str, code: int = 1) -> NoReturn:
-    click.echo(f"taskservice: {message}", err=True)
-    sys.exit(code)
 
 
 @contextmanager
@@ -55,16 +47,3 @@ def service() -> Iterator[None]:
         with app.app_context():
             yield
         dispose(app)
-
-
-def print_rows(rows: Iterable[dict[str, Any]], columns: Sequence[str], as_json: bool) -> None:
-    """Rows on stdout: one JSON object a line, or a table with aligned columns."""
-    if as_json:
-        for row in rows:
-            click.echo(json.dumps(row))
-        return
-    table = [list(columns)] + [[str(row[name] or "-") for name in columns] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        click.echo("  ".join(padded).rstrip())

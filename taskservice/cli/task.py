@@ -7,10 +7,10 @@ from itertools import islice
 
 import click
 
-from taskservice.cli.agent_side import give_up, print_json, the_service
+from taskservice.cli.agent_side import the_service
 from taskservice.client import NotFound, Task
 from taskservice.client.tasks import PAGE_TASKS, SHORT_FIELDS
-from taskservice.client.text import one_line
+from taskservice.terminal import give_up, print_json, print_line, print_log_line
 
 # How `follow` exits, by the outcome; 2 is for what is wrong with the command itself.
 OUTCOMES = {"failed": 1, "cancelled": 3, "timeout": 4}
@@ -42,7 +42,7 @@ def list_all(
         page = min(limit or PAGE_TASKS, PAGE_TASKS)
         found = client.tasks(agent_id=agent_id, status=status, q=q, fields=fields, page=page)
         for task in islice(found, limit):
-            print_json(task.data) if as_json else click.echo(_row(task))
+            print_json(task.data) if as_json else print_line(_row(task))
 
 
 @command.command("show")
@@ -52,7 +52,11 @@ def show(task_id: str, as_json: bool) -> None:
     """Show a task; its log is shown by `follow`."""
     with the_service() as client:
         task = client.task(task_id)
-        print_json(task.data) if as_json else click.echo("\n".join(_details(task)))
+        if as_json:
+            print_json(task.data)
+        else:
+            for line in _details(task):
+                print_line(line)
 
 
 @command.command("follow")
@@ -72,12 +76,12 @@ def follow(task_id: str, as_json: bool) -> None:
             give_up(str(error), DELETED)
         try:
             for line in task.follow():
-                print_json(line._asdict()) if as_json else click.echo(line.text, color=True)
+                print_json(line._asdict()) if as_json else print_log_line(line.text)
         except NotFound:
             give_up("The task was deleted", DELETED)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
-        print_json(task.data) if as_json else click.echo(_outcome(task), err=True)
+        print_json(task.data) if as_json else print_line(_outcome(task), err=True)
         sys.exit(OUTCOMES.get(task.error["type"], 1) if task.error else 0)
 
 
@@ -88,7 +92,7 @@ def cancel(task_id: str, as_json: bool) -> None:
     """Cancel a task; its agent is told to stop."""
     with the_service() as client:
         task = client.task(task_id).cancel()
-        print_json(task.data) if as_json else click.echo(_outcome(task))
+        print_json(task.data) if as_json else print_line(_outcome(task))
 
 
 @command.command("delete")
@@ -99,18 +103,18 @@ def delete(task_id: str, as_json: bool) -> None:
     with the_service() as client:
         task = client.task(task_id)
         task.delete()
-        print_json(task.data) if as_json else click.echo(f"{task.id} is deleted")
+        print_json(task.data) if as_json else print_line(f"{task.id} is deleted")
 
 
 def _row(task: Task) -> str:
     word = task.error["type"] if task.error else task.status
     created = task.data["createdAt"][:19].replace("T", " ")
     lines = f"{task.data['logCount']:>8}"
-    return f"{task.id}  {word:9}  {created}  {lines}  {task.agent_id}  {one_line(task.name)}"
+    return f"{task.id}  {word:9}  {created}  {lines}  {task.agent_id}  {task.name}"
 
 
 def _details(task: Task) -> Iterator[str]:
-    yield f"{'name':10}  {one_line(task.name)}"
+    yield f"{'name':10}  {task.name}"
     yield f"{'status':10}  {_outcome(task)}"
     moments = {"created": "createdAt", "claimed": "claimedAt", "finished": "finishedAt"}
     fields = {"id": "id", "agent": "agentId", **moments, "callback": "callback"}
@@ -118,14 +122,12 @@ def _details(task: Task) -> Iterator[str]:
         yield f"{word:10}  {task.data[field] or '-'}"
     yield f"{'lines':10}  {task.data['logCount']}"
     for word in ("input", "output"):
-        yield f"{word:10}  {_pretty(task.data[word])}"
+        first, *others = json.dumps(task.data[word], indent=2, ensure_ascii=False).split("\n")
+        yield f"{word:10}  {first}"
+        yield from (f"{'':12}{line}" for line in others)
 
 
 def _outcome(task: Task) -> str:
     if not task.error:
         return task.status
-    return f"{task.status}: {task.error['type']}: {one_line(task.error['message'])}"
-
-
-def _pretty(value: object) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False).replace("\n", "\n            ")
+    return f"{task.status}: {task.error['type']}: {task.error['message']}"

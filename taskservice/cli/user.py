@@ -3,9 +3,10 @@
 import click
 
 from taskservice import queries
-from taskservice.cli.service import print_rows, service
+from taskservice.cli.service import service
 from taskservice.schemas import user_schema
 from taskservice.services import users
+from taskservice.terminal import print_line, print_rows
 
 
 @click.group("user")
@@ -18,7 +19,7 @@ def command() -> None:
 def add(name: str) -> None:
     """Add a user and print the first API key, which is shown this once."""
     with service():
-        click.echo(users.add_user(name).text)
+        print_line(users.add_user(name).text)
 
 
 @command.command("list")

@@ -9,6 +9,7 @@ from taskservice.app import create_app
 from taskservice.cli.service import load_config, one_line_failures
 from taskservice.db import dispose
 from taskservice.telemetry import configure_logging
+from taskservice.terminal import remark
 from taskservice.upkeep import await_loops, start_loops
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -28,7 +29,7 @@ def command() -> None:
     # Threads inherit it: a signal waits until it is asked for below.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     loops = start_loops(app, serves=False)
-    click.echo(f"taskservice: data in {config.DATA}, working", err=True)
+    remark(f"data in {config.DATA}, working")
     signal.sigwait(SIGNALS)
     stopping.begin()
     await_loops(loops)

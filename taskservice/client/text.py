@@ -48,8 +48,3 @@ def head(text: bytes, most: int) -> bytes:
 def message(text: str) -> str:
     """A text that fits as the message of an error."""
     return head(text.encode(errors="replace"), MESSAGE_BYTES).decode().replace("\0", "\ufffd")
-
-
-def one_line(text: str) -> str:
-    """A text of somebody else's, without what would move a terminal's cursor."""
-    return "".join(character if character.isprintable() else "�" for character in text)

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import re
-import sys
 import tempfile
 import threading
 import time
@@ -14,6 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from taskservice import terminal
 from taskservice.client import tasks
 from taskservice.client.errors import (
     PASSING,
@@ -59,7 +59,7 @@ _MOST_DEPTH = 200
 def remark(text: str) -> None:
     """A line for the person at the terminal."""
     with contextlib.suppress(OSError):  # nobody need be there
-        print(f"taskservice: {text}", file=sys.stderr, flush=True)
+        terminal.remark(text)
 
 
 class Run:

@@ -11,7 +11,6 @@ from taskservice.client import answers
 from taskservice.client.errors import PASSING, NotFound, NotTheService, TaskServiceError
 from taskservice.client.http import PATIENCE_SECONDS, delays, pause_after
 from taskservice.client.tasks import Client, Task, claim
-from taskservice.client.text import one_line
 from taskservice.runner.process import FOR_ITSELF
 from taskservice.runner.run import Run, failed, remark
 
@@ -101,7 +100,7 @@ class Worker:
         known = [agent["id"] for agent in agents]
         if self._agent_id not in known:
             self._client.register(self._agent_id)
-            similar = [one_line(id) for id in get_close_matches(self._agent_id, known)]
+            similar = get_close_matches(self._agent_id, known)
             question = f"; did you mean {' or '.join(similar)}?" if similar else ""
             remark(f"agent {self._agent_id} is new, it was registered just now{question}")
         remark(f"waiting for tasks of agent {self._agent_id}")
@@ -121,7 +120,7 @@ class Worker:
 
     def _do(self, task: Task) -> None:
         try:
-            remark(f"task {task.id} {one_line(task.name)}")
+            remark(f"task {task.id} {task.name}")
             run = self._runs[task.id] = Run(self._client.connection, self._command, task=task)
             run.start()
             run.execute()

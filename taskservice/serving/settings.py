@@ -1,7 +1,6 @@
 """gunicorn's settings, the same for `taskservice serve` and for whoever runs gunicorn itself."""
 
 import os
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from taskservice.config import Config
 from taskservice.serving.head_check import owner
 from taskservice.serving.worker import Worker
 from taskservice.telemetry import configure_logging
+from taskservice.terminal import give_up
 from taskservice.upkeep import await_loops, start_loops
 
 MEMORY_FOLDER = Path("/dev", "shm")
@@ -108,8 +108,7 @@ def listen(arbiter: Arbiter) -> None:
             arbiter.LISTENERS = [*arbiter.LISTENERS, _socket(address, arbiter)]
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            print(f"taskservice: can't listen on {_shown(address)}: {reason}", file=sys.stderr)
-            sys.exit(1)
+            give_up(f"can't listen on {_shown(address)}: {reason}")
 
 
 def _socket(address: tuple[str, int] | str, arbiter: Arbiter) -> BaseSocket:

@@ -27,7 +27,7 @@ def test_list_has_a_line_for_each_task(alice: RemotePerson, laptop: Laptop) -> N
     report(alice, first, status="error", error={"message": "no"})
     newest, oldest = laptop.run("task", "list").stdout.splitlines()
     assert str(second["id"]) in newest
-    assert newest.endswith("two  bad �[2J�name")
+    assert newest.endswith(r"two  bad \u001b[2J\nname")
     assert oldest.split()[:2] == [first["id"], "failed"]
     only = laptop.run("task", "list", "--agent", "one", "--status", "error", "--q", "FIRST")
     assert only.stdout == oldest + "\n"

@@ -201,7 +201,7 @@ def test_claim_is_repeated_as_one_and_its_task_beats_often(laptop: Laptop) -> No
     assert len(set(keys[:3])) == 1
     assert len(set(keys[2:])) == len(keys[2:])
     assert len([r for r in requests if r.body == b'{"logs": []}']) >= 2
-    assert "task 1 bad �[2Jname" in remarks
+    assert r"task 1 bad \u001b[2Jname" in remarks
 
 
 def test_task_that_cannot_be_run_does_not_stay_claimed(alice: RemotePerson, laptop: Laptop) -> None:

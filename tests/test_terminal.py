@@ -1,0 +1,202 @@
+"""What others have written reaches a terminal escaped, whichever command shows it."""
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from taskservice.app import create_app
+from taskservice.config import Config
+from taskservice.db import dispose
+from taskservice.services import users
+from tests.laptop import Laptop, eventually, laptop_of, objects
+from tests.live import COMMAND, Service, environment
+from tests.people import RemotePerson
+from tests.receiver import Receiver
+from tests.terminal import NASTY, SHOWN, obeyed, on_terminal
+from tests.test_readme import ROOT
+
+COLOURED = "\x1b[1;31mred\x1b[0m"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with Service(tmp_path_factory.mktemp("terminal") / "data") as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def nasty(service: Service) -> RemotePerson:
+    """A user whose name, keys and tasks hold what terminals obey."""
+    person = service.add_user(NASTY)
+    app = create_app(Config.from_environment(service.environment))
+    with app.app_context():
+        users.add_key(NASTY, NASTY, None, None)
+    dispose(app)
+    return person
+
+
+@pytest.fixture
+def laptop(nasty: RemotePerson, tmp_path: Path) -> Laptop:
+    return laptop_of(nasty, tmp_path / "home")
+
+
+def start(person: RemotePerson, **wishes: object) -> str:
+    return str(person.start("one", name=NASTY, **wishes)["id"])
+
+
+def change(person: RemotePerson, task_id: str, **changes: object) -> None:
+    person.request("PATCH", f"/task/{task_id}", json=changes).raise_for_status()
+
+
+def on_server(service: Service, *arguments: str) -> str:
+    """What a command on the server shows, on a terminal and in a pipe alike."""
+    shown = on_terminal([*COMMAND, *arguments], service.environment)
+    piped = service.run(*arguments)
+    assert piped.stdout + piped.stderr == shown
+    return shown
+
+
+# --- on the server -----------------------------------------------------------------------
+
+
+def test_users_and_keys_are_listed_escaped(service: Service, nasty: RemotePerson) -> None:
+    for kind in ("user", "key"):
+        shown = on_server(service, kind, "list")
+        assert obeyed(shown) == []
+        assert SHOWN in shown
+        # A table stays a table.
+        assert len({line.index(" 20") for line in shown.splitlines()[1:]}) == 1
+
+
+def test_deliveries_are_shown_escaped(service: Service, nasty: RemotePerson) -> None:
+    with Receiver() as receiver:
+        change(nasty, start(nasty, callback=receiver.url), status="complete")
+    shown = on_server(service, "delivery", "list")
+    assert obeyed(shown) == []
+    assert SHOWN in shown
+    (delivery,) = objects(service.run("delivery", "list", "--json").stdout)
+    shown = on_server(service, "delivery", "show", delivery["id"])
+    assert obeyed(shown) == []
+    assert SHOWN in shown
+
+
+def test_errors_that_quote_a_name_are_escaped(service: Service, nasty: RemotePerson) -> None:
+    for arguments in (
+        ["user", "add", NASTY],
+        ["key", "add", f"no {NASTY}", "--name", "x"],
+        ["delivery", "show", NASTY],
+        ["callback", "test", "http://127.0.0.1/", "--user", f"no {NASTY}"],
+    ):
+        shown = on_server(service, *arguments)
+        assert obeyed(shown) == []
+        assert SHOWN in shown
+        assert len(shown.splitlines()) == 1
+
+
+def test_json_holds_what_there_is_and_nothing_that_a_terminal_obeys(
+    service: Service, nasty: RemotePerson, laptop: Laptop
+) -> None:
+    task_id = start(nasty, input={NASTY: NASTY})
+    for command, place in (
+        ([*COMMAND, "user", "list", "--json"], service.environment),
+        ([*COMMAND, "key", "list", "--json"], service.environment),
+        ([*COMMAND, "task", "show", task_id, "--json"], laptop.environment),
+    ):
+        shown = on_terminal(command, place)
+        assert obeyed(shown) == []
+        assert NASTY in {found["name"] for found in objects(shown)}
+
+
+def test_log_of_the_service_is_escaped(service: Service) -> None:
+    requests.get(f"{service.url}/log%1b%5b2J%c2%9b%e2%80%ae%e2%80%a8%7f", timeout=10)
+    line = eventually(lambda: re.search(r".*GET /log.*", service.log.read_text()))[0]
+    assert r"/log\u001b[2J\u009b\u202e\u2028\u007f" in line
+    assert obeyed(service.log.read_text()) == []
+
+
+def test_exception_in_the_log_is_escaped(tmp_path: Path) -> None:
+    program = f"""
+import logging
+from taskservice.telemetry import configure_logging
+configure_logging("info", "text")
+try:
+    raise ValueError({NASTY!r})
+except ValueError:
+    logging.getLogger("taskservice").exception("It failed")
+"""
+    command = [sys.executable, "-c", program]
+    logged = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert obeyed(logged) == []
+    assert f"ValueError: {SHOWN}\n" in logged
+
+
+# --- on the agent's side -----------------------------------------------------------------
+
+
+def test_tasks_are_listed_and_shown_escaped(nasty: RemotePerson, laptop: Laptop) -> None:
+    task_id = start(nasty, input={NASTY: [NASTY]})
+    change(nasty, task_id, status="error", output={"a": NASTY}, error={"message": NASTY})
+    for arguments in (["list"], ["show", task_id], ["follow", task_id]):
+        shown = on_terminal([*COMMAND, "task", *arguments], laptop.environment)
+        assert obeyed(shown) == []
+        assert SHOWN in shown
+    assert f'"{SHOWN}": [' in on_terminal([*COMMAND, "task", "show", task_id], laptop.environment)
+
+
+def test_follow_shows_colours_and_nothing_else_that_a_terminal_obeys(
+    nasty: RemotePerson, laptop: Laptop
+) -> None:
+    task_id = start(nasty)
+    lines = [f"{COLOURED} {NASTY}", "\x1b[31mred to the end", "a\tb\rc", "\x1b[31;5Hmoved"]
+    nasty.request("POST", f"/task/{task_id}/logs", json={"logs": lines})
+    change(nasty, task_id, status="complete")
+    follow = [*COMMAND, "task", "follow", task_id]
+    shown = on_terminal(follow, laptop.environment).splitlines()
+    assert shown == [
+        f"{COLOURED} {SHOWN}\x1b[0m",
+        "\x1b[31mred to the end\x1b[0m",
+        "a\tb\\rc",
+        r"\u001b[31;5Hmoved",
+        "complete",
+    ]
+    # In a file or a pipe they are exactly what they are.
+    piped = laptop.run("task", "follow", task_id, text=False).stdout
+    assert piped.decode() == "".join(f"{line}\n" for line in lines)
+
+
+def test_remarks_of_run_work_and_listen_are_escaped(
+    nasty: RemotePerson, laptop: Laptop, tmp_path: Path
+) -> None:
+    program = str(tmp_path / NASTY.replace("/", "-"))
+    shown = on_terminal([*COMMAND, "run", "--agent", "one", "--", program], laptop.environment)
+    assert obeyed(shown) == []
+    assert SHOWN in shown
+    with Receiver() as receiver:
+        listen = laptop.spawn("listen", "--forward", f"{receiver.url}a\u202eb")
+        assert listen.stderr is not None
+        assert listen.stdout is not None
+        assert r"a\u202eb" in listen.stderr.readline()
+        change(nasty, start(nasty), status="complete")
+        assert SHOWN in listen.stdout.readline()
+        listen.send_signal(signal.SIGTERM)
+        listen.communicate(timeout=40)
+
+
+def test_wrong_setting_is_quoted_escaped(tmp_path: Path) -> None:
+    for name in ("DATABASE_URL", "BIND", "THREADS", "CALLBACK_ALLOWED"):
+        shown = on_terminal(
+            [*COMMAND, "serve"], environment(tmp_path / "data", **{name: f"x{NASTY}"})
+        )
+        assert obeyed(shown) == [], name
+
+
+def test_commands_write_by_the_one_module_that_escapes() -> None:
+    for path in (ROOT / "taskservice").rglob("*.py"):
+        if path.name != "terminal.py":
+            assert not re.search(r"\becho\(|(?<![.\w])print\(", path.read_text()), path
