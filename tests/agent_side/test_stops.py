@@ -12,7 +12,7 @@ from tests import receiver as play
 from tests.agent_side.test_client import losing
 from tests.laptop import eventually
 from tests.people import RemotePerson
-from tests.receiver import Behaviour, Exchange, Receiver
+from tests.receiver import Behaviour, Exchange, Received, Receiver
 
 # So many lines of 60,000 bytes are 16 MiB; the next one must wait.
 MOST_LINES = 280
@@ -21,20 +21,27 @@ PAUSING = play.answer(503, {"Retry-After": "1000"})
 # What becomes of the sender's appends: it pauses after them, or waits for their answer.
 STATES = {"in a pause": PAUSING, "in a request": play.silence}
 
+# The client, and whether one of its senders is held up.
+HeldUp = tuple[Client, Callable[[], bool]]
+
+
+def has_lines(request: Received) -> bool:
+    return request.headers.get("content-type") == "text/plain"
+
 
 @pytest.fixture(params=STATES.values(), ids=STATES)
-def held_up(request: pytest.FixtureRequest, alice: RemotePerson) -> Iterator[Client]:
+def held_up(request: pytest.FixtureRequest, alice: RemotePerson) -> Iterator[HeldUp]:
     """A client whose senders get no line to the service."""
     state: Behaviour = request.param
     passed_on = losing(alice, lambda number: False)
 
     def behave(exchange: Exchange) -> None:
-        is_lines = exchange.request.headers.get("content-type") == "text/plain"
-        (state if is_lines else passed_on)(exchange)
+        (state if has_lines(exchange.request) else passed_on)(exchange)
 
     with Receiver() as between:
         between.answer = behave
-        yield Client(between.url, str(alice.session.headers["apikey"]), patience=90)
+        client = Client(between.url, str(alice.session.headers["apikey"]), patience=90)
+        yield client, lambda: any(map(has_lines, between.requests))
 
 
 def cancel(person: RemotePerson, task: Task) -> None:
@@ -78,11 +85,12 @@ stops = pytest.mark.parametrize(
 @stops
 def test_log_that_waits_for_room_raises_soon(
     alice: RemotePerson,
-    held_up: Client,
+    held_up: HeldUp,
     stop: Callable[[RemotePerson, Task], None],
     kind: type[Exception],
 ) -> None:
-    task = held_up.start("a")
+    client, is_held_up = held_up
+    task = client.start("a")
     logged: list[int] = []
 
     def log_on() -> None:
@@ -92,6 +100,7 @@ def test_log_that_waits_for_room_raises_soon(
 
     program = Program(log_on)
     eventually(lambda: len(logged) == MOST_LINES)
+    eventually(is_held_up)
     stop(alice, task)
     # Within a second, and a busy machine may need some more.
     assert program.seconds_to_end() < 10
@@ -119,14 +128,16 @@ ENDS: dict[str, Callable[[Task], object]] = {
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 def test_end_that_waits_for_its_lines_raises_soon(
     alice: RemotePerson,
-    held_up: Client,
+    held_up: HeldUp,
     end: Callable[[Task], object],
     stop: Callable[[RemotePerson, Task], None],
     kind: type[Exception],
 ) -> None:
-    task = held_up.start("a")
+    client, is_held_up = held_up
+    task = client.start("a")
     task.log("one")
     program = Program(lambda: end(task))
+    eventually(is_held_up)
     stop(alice, task)
     assert program.seconds_to_end() < 10
     assert isinstance(program.error, kind)
