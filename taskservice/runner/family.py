@@ -13,6 +13,7 @@ class Found(NamedTuple):
     parent: int
     group: int
     started: str
+    is_paused: bool
 
 
 class Family:
@@ -37,6 +38,10 @@ class Family:
         while self._add(found, lambda id: found[id].parent in self._seen):
             pass
         return list(self._seen)
+
+    def is_paused(self) -> bool:
+        """Whether none of those that ran at the last look goes on."""
+        return all(found.is_paused for found in self._seen.values())
 
     def outside_group(self) -> list[int]:
         """The ids of those that ran at the last look and are not in the process group."""
@@ -64,7 +69,7 @@ def _of_proc() -> Iterator[tuple[int, Found]]:
         # Its name, in brackets, may have brackets and spaces.
         state, parent, group, *rest = text.rpartition(")")[2].split()
         if state not in "ZX":
-            yield int(name), Found(int(parent), int(group), rest[16])
+            yield int(name), Found(int(parent), int(group), rest[16], state in "Tt")
 
 
 def _of_ps() -> Iterator[tuple[int, Found]]:
@@ -73,4 +78,4 @@ def _of_ps() -> Iterator[tuple[int, Found]]:
     for line in listed.stdout.splitlines():
         id, parent, group, state, started = line.split(maxsplit=4)
         if not state.startswith("Z"):
-            yield int(id), Found(int(parent), int(group), started)
+            yield int(id), Found(int(parent), int(group), started, state[0] in "Tt")

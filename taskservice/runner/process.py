@@ -1,6 +1,7 @@
 """A program as a child of ours: started, signalled, waited for."""
 
 import errno
+import math
 import os
 import shutil
 import signal
@@ -19,9 +20,10 @@ FOR_ITSELF = (signal.SIGUSR1, signal.SIGUSR2)
 _BACK_TO_DEFAULT = (signal.SIGPIPE, signal.SIGXFSZ)
 # A paused program would not see these before it goes on.
 _WITH_CONTINUE = (signal.SIGTERM, signal.SIGHUP)
-# How often new processes are looked for: those of another user can't be paused, and may start
-# more of them for ever.
-_MOST_LOOKS = 20
+# How often it is looked whether all processes are paused: those of another user can't be, and
+# one that waits for its child to begin is not before that goes on.
+_MOST_LOOKS = 50
+_SECONDS_BETWEEN_LOOKS = 0.01
 # After SIGKILL, for the kernel to do it.
 _SECONDS_TO_DIE = 2.0
 
@@ -62,7 +64,8 @@ class Process:
         self._lock = threading.RLock()
         self._status: int | None = None
         self._has_ended = False
-        self._killed_at: float | None = None
+        self._is_stopped = False
+        self._killed_at = math.inf
 
     def wait(self) -> int:
         """Its exit status, negative for the signal that killed it."""
@@ -89,7 +92,7 @@ class Process:
 
     def _wait_for_rest(self) -> None:
         """What it has started may still be ending, when it was stopped."""
-        while self._killed_at is not None:
+        while self._is_stopped:
             with self._lock:
                 rest = self._family.members()
             if not rest or time.monotonic() > self._killed_at + _SECONDS_TO_DIE:
@@ -110,12 +113,15 @@ class Process:
 
     def stop(self, grace: float) -> None:
         """Tell it, and all that it has started, to end; after so many seconds it is killed."""
-        with self._lock:
-            self._killed_at = time.monotonic() + grace
+        self._is_stopped = True
         self._send_all(signal.SIGTERM)
-        timer = threading.Timer(grace, self._send_all, [signal.SIGKILL])
+        timer = threading.Timer(grace, self._kill_all)
         timer.daemon = True
         timer.start()
+
+    def _kill_all(self) -> None:
+        self._send_all(signal.SIGKILL)
+        self._killed_at = time.monotonic()
 
     def _send_all(self, number: int) -> None:
         """Send a signal to each process of the program, and to none that it starts afterwards."""
@@ -133,15 +139,19 @@ class Process:
         """Stop the processes of the program where they are, until there is none that runs.
 
         A process could otherwise start another and end, between the look and the signal:
-        that one would have neither the signal nor a parent by which it can be found.
+        that one would have neither the signal nor a parent by which it can be found. To be
+        paused takes a moment, in which a process that is just being made is still made.
         """
-        paused: set[int] = set()
+        told: set[int] = set()
+        were_paused = False
         for _ in range(_MOST_LOOKS):
-            new = set(self._family.members()) - paused
-            if not new:
+            new = set(self._family.members()) - told
+            if were_paused and not new:
                 return
             _kill(new, signal.SIGSTOP)
-            paused |= new
+            told |= new
+            were_paused = self._family.is_paused()
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def heard_from_terminal(self, number: int) -> bool:
         """Whether the terminal, which sent us this signal, has sent it the same."""
