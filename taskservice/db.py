@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from flask import Flask, current_app
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import Connection, Engine, Integer, MetaData, String, create_engine, event
+from sqlalchemy import Connection, Engine, Integer, MetaData, String, create_engine, event, select
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.engine import URL, Dialect, ExceptionContext, make_url
 from sqlalchemy.exc import IntegrityError, OperationalError
@@ -288,6 +288,12 @@ def reading() -> Connection:
     """A connection for reads, each statement on its own; use it in a `with`."""
     reader: Engine = current_app.extensions["reader"]
     return reader.connect()
+
+
+def database_moment() -> str:
+    """This moment by the database's clock."""
+    with reading() as connection:
+        return connection.execute(select(database_now())).scalar_one()
 
 
 def again_on_conflict(function: Callable[P, T]) -> Callable[P, T]:

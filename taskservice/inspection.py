@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, pool
+from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, pool, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
@@ -24,6 +24,8 @@ from taskservice.db import (
 )
 from taskservice.health import OLDEST_DUE, age
 from taskservice.migrations import DatabaseError
+from taskservice.models import Delivery
+from taskservice.queries import is_too_far
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 
@@ -43,6 +45,8 @@ PRAGMAS = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "auto_vac
 # The same of PostgreSQL: an answer is a promise, which a power cut must not break. Whether a
 # commit waits for the disk, the service itself says.
 DURABLE = ("fsync", "full_page_writes")
+
+_TOO_FAR = select(func.count()).select_from(Delivery).where(is_too_far)
 
 Verdict: TypeAlias = tuple[str, str]
 
@@ -159,6 +163,12 @@ def _schema(connection: Connection) -> Verdict:
 
 
 def _deliveries(connection: Connection) -> Verdict:
+    too_far = connection.execute(_TOO_FAR).scalar_one()
+    if too_far:
+        return WARNING, (
+            f"{too_far} scheduled further away than any attempt can be, since the clock was set; "
+            "`taskservice serve` or `taskservice worker` makes them due"
+        )
     oldest = connection.execute(OLDEST_DUE).one_or_none()
     if oldest is None:
         return OK, "None is due"

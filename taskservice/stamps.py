@@ -14,6 +14,11 @@ def now(offset: float = 0.0) -> str:
     return rfc3339(datetime.now(UTC) + timedelta(seconds=offset))
 
 
+def moved(moment: str, seconds: float) -> str:
+    """The moment this many seconds after another one, both as text."""
+    return rfc3339(datetime.fromisoformat(moment) + timedelta(seconds=seconds))
+
+
 def rfc3339(moment: datetime) -> str:
     """An aware datetime as RFC 3339 in UTC, cut to milliseconds."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"

@@ -9,7 +9,7 @@ from flask import Flask
 
 from taskservice import auth, stopping
 from taskservice.delivery_loop import STOP_SECONDS, DeliveryLoop
-from taskservice.services import logs, retention, space, timeouts, users
+from taskservice.services import deliveries, logs, retention, space, timeouts, users
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +26,8 @@ def record_key_uses() -> None:
 
 
 CHORES: tuple[Callable[[], None], ...] = (
+    deliveries.recall,
     record_key_uses,
-    retention.prune,
     logs.sweep,
     space.give_back,
 )
@@ -43,7 +43,8 @@ class Upkeep(threading.Thread):
         super().__init__(name="upkeep", daemon=True)
         self._app = app
         presence = [timeouts.be_present] if serves else []
-        self._first_chores = (*presence, timeouts.Watch().end_silent)
+        self._watch = timeouts.Watch()
+        self._first_chores = (*presence, self._watch.look, self._end_silent, self._prune)
 
     def run(self) -> None:
         took = 0.0
@@ -61,6 +62,16 @@ class Upkeep(threading.Thread):
                     chore()
                 except Exception:
                     logger.exception("Upkeep failed at %s", chore.__name__)
+
+    def _end_silent(self) -> None:
+        if self._watch.now is not None:
+            if self._watch.is_first:
+                timeouts.correct_moments(self._watch.now)
+            timeouts.end_silent(self._watch.now)
+
+    def _prune(self) -> None:
+        if self._watch.now is not None:
+            retention.prune(self._watch.now)
 
 
 def start_loops(app: Flask, *, serves: bool) -> list[threading.Thread]:

@@ -17,6 +17,7 @@ from taskservice import migrations
 from taskservice.app import create_app
 from taskservice.config import Config
 from taskservice.db import Base, dispose
+from taskservice.services import timeouts
 from taskservice.webhooks import connection
 from taskservice.webhooks.destinations import Destinations
 from tests.certificates import Authority
@@ -142,6 +143,12 @@ def app(config: Config) -> Iterator[Flask]:
     app = create_app(config)
     yield app
     dispose(app)
+
+
+@pytest.fixture
+def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the service had been there for five minutes already, with steady clocks."""
+    monkeypatch.setattr(timeouts, "GRACE_SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def config(config: Config) -> Config:
 
 
 @pytest.fixture
-def upkeep(app: Flask) -> Upkeep:
+def upkeep(app: Flask, no_grace: None) -> Upkeep:
     return Upkeep(app)
 
 

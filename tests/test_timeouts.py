@@ -24,12 +24,6 @@ DAY = 86_400.0
 
 
 @pytest.fixture
-def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the service had been there for five minutes already."""
-    monkeypatch.setattr(timeouts, "GRACE_SECONDS", 0.0)
-
-
-@pytest.fixture
 def upkeep(app: Flask, no_grace: None) -> Upkeep:
     return Upkeep(app)
 
@@ -417,20 +411,6 @@ def test_presence_is_written_by_one_of_many(app: Flask, alice: Person) -> None:
     first = until()
     Upkeep(app).do_round()
     assert first == until() is not None
-
-
-def test_a_clock_that_was_set_ends_nothing(app: Flask, alice: Person) -> None:
-    """The database's clock is the one that counts: a jump in it is an absence, too."""
-    watch = timeouts.Watch()
-    moments = ("12:00:00", "12:00:20", "12:05:00", "12:06:00", "13:06:00", "13:10:00")
-    day = "2026-11-24T{}.000Z"
-    seen = [watch._has_watched(day.format(moment)) for moment in moments]
-    assert seen == [False] * 6
-    watch = timeouts.Watch()
-    moments = tuple(f"12:{minute:02}:{second:02}" for minute in range(10) for second in (0, 30))
-    seen = [watch._has_watched(day.format(moment)) for moment in moments]
-    assert seen == [False] * 10 + [True] * 10
-    assert not watch._has_watched(day.format("11:00:00"))
 
 
 # --- the index ---------------------------------------------------------------------------

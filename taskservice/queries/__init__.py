@@ -2,12 +2,14 @@
 
 from taskservice.queries.deliveries import (
     LEASE_SECONDS,
+    LONGEST_DELAY_SECONDS,
     all_deliveries,
     deliveries_of_task,
     delivery,
     delivery_states,
     is_due,
     is_pending,
+    is_too_far,
     is_unleased,
 )
 from taskservice.queries.lists import (
@@ -52,6 +54,7 @@ __all__ = [
     "KEY_COLUMNS",
     "LARGE_COLUMNS",
     "LEASE_SECONDS",
+    "LONGEST_DELAY_SECONDS",
     "AnyRow",
     "AnySelect",
     "LogGone",
@@ -74,6 +77,7 @@ __all__ = [
     "has_waiting_task",
     "is_due",
     "is_pending",
+    "is_too_far",
     "is_unleased",
     "key",
     "key_counts",

@@ -26,6 +26,12 @@ is_unleased: ColumnElement[bool] = or_(
 is_due: ColumnElement[bool] = and_(
     is_pending, Delivery.next_attempt_at <= database_now(), is_unleased
 )
+# The longest delay that an attempt can be followed by, its jitter included.
+LONGEST_DELAY_SECONDS = 86_400 * 1.2
+# One that lies further away (and a moment more) was scheduled before the clock was set back.
+is_too_far: ColumnElement[bool] = and_(
+    is_pending, Delivery.next_attempt_at > database_now(LONGEST_DELAY_SECONDS + 60)
+)
 _DELIVERIES = (
     select(*DELIVERY_COLUMNS, User.name.label("user_name"))
     .join(Task, Task.id == Delivery.task_id)

@@ -35,7 +35,8 @@ from taskservice.models import (
     Task,
 )
 from taskservice.problems import Problem, not_found
-from taskservice.queries import LEASE_SECONDS, TaskRow, is_due, is_pending, is_unleased
+from taskservice.queries import LEASE_SECONDS, TaskRow, is_due, is_pending, is_too_far, is_unleased
+from taskservice.services.batches import in_batches
 from taskservice.webhooks.transport import Outcome
 
 # A failed attempt is followed by the next one after so many seconds (contract, section 5).
@@ -45,6 +46,8 @@ JITTER = 0.2
 HOST_LIMIT = 4
 # A host that has just failed several times gets one, and all such hosts get so many.
 FAILING_LIMIT = 8
+# How many are made due in one transaction, after the clock was set back.
+RECALLED = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,12 @@ _CLAIM = (
         Delivery.host,
         Delivery.attempt_count,
     )
+)
+_TOO_FAR = select(Delivery.id).where(is_too_far)
+_RECALL = (
+    update(Delivery)
+    .where(Delivery.id.in_(bindparam("ids", expanding=True)), is_pending)
+    .values(next_attempt_at=database_now())
 )
 _HELD = (
     Delivery.id == bindparam("of_delivery_id", type_=Identifier),
@@ -256,6 +265,22 @@ def give_back(leased: Collection[Leased]) -> None:
             held = [{"of_delivery_id": each.id, "held_lease": each.lease} for each in leased]
             connection.execute(_GIVE_BACK, held)
         live.watcher().wake()
+
+
+def recall() -> None:
+    """Make due what is scheduled further away than any delay, since the clock was set back."""
+    with reading() as connection:
+        if connection.scalar(_TOO_FAR) is None:
+            return
+    in_batches(_recall_batch)
+    live.watcher().wake()
+
+
+def _recall_batch() -> bool:
+    with transaction() as connection:
+        ids = connection.scalars(_TOO_FAR.limit(RECALLED).with_for_update(skip_locked=True)).all()
+        connection.execute(_RECALL, {"ids": ids})
+    return len(ids) == RECALLED
 
 
 # --- attempted ---------------------------------------------------------------------------

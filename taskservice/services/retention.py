@@ -43,10 +43,10 @@ class Bounds:
     logs: str | None
 
     @classmethod
-    def of_settings(cls) -> "Bounds":
-        """As the settings have it at this moment."""
-        return cls(_before(current_app.config["RETENTION_DAYS"]),
-                   _before(current_app.config["LOG_RETENTION_DAYS"]))  # fmt: skip
+    def of_settings(cls, now: str) -> "Bounds":
+        """As the settings have it at the moment `now`."""
+        return cls(_before(now, current_app.config["RETENTION_DAYS"]),
+                   _before(now, current_app.config["LOG_RETENTION_DAYS"]))  # fmt: skip
 
 
 @dataclass
@@ -97,12 +97,12 @@ def due(bounds: Bounds) -> Removed:
     return found
 
 
-def prune() -> None:
-    """Remove what is too old by the settings, for a few seconds at most.
+def prune(now: str) -> None:
+    """Remove what is too old at `now` by the settings, for a few seconds at most.
 
     Who is just reading a log that goes may read on until its lines are swept.
     """
-    _Pruning(Bounds.of_settings()).run(CHORE_SECONDS)
+    _Pruning(Bounds.of_settings(now)).run(CHORE_SECONDS)
 
 
 def prune_now(bounds: Bounds) -> Removed:
@@ -173,8 +173,8 @@ def _is_still_old(connection: Connection, task_id: str, before: str) -> bool:
     return connection.scalar(_STILL, {"task_id": task_id, "before": before}) is not None
 
 
-def _before(days: float) -> str | None:
-    return stamps.now(-days * DAY_SECONDS) if days else None
+def _before(now: str, days: float) -> str | None:
+    return stamps.moved(now, -days * DAY_SECONDS) if days else None
 
 
 def _total(size: Any, old: ColumnElement[bool], before: str) -> tuple[int, int]:

@@ -1,29 +1,45 @@
 """Timeouts: claimed tasks whose agents have fallen silent are ended, and their callbacks owed."""
 
+import logging
+import time
+from dataclasses import dataclass
 from datetime import datetime
 
 from flask import current_app
 from sqlalchemy import ColumnElement, Float, bindparam, case, exists, insert, select, update
 
 from taskservice import stamps
-from taskservice.db import Timestamp, again_on_conflict, database_now, reading, transaction
+from taskservice.db import (
+    Timestamp,
+    again_on_conflict,
+    database_moment,
+    database_now,
+    reading,
+    transaction,
+)
 from taskservice.models import (
     CLAIMED,
     CLAIMED_WITH_TIMEOUT,
     ERROR,
     TIMEOUT,
     Identifier,
+    Log,
     Presence,
     Task,
 )
 from taskservice.queries import AnySelect
 from taskservice.services import deliveries
 from taskservice.services.batches import in_batches
+from taskservice.services.tasks import HEARD
+
+logger = logging.getLogger(__name__)
 
 # Nobody who could not be heard is blamed: after so many seconds without a look at the
 # tasks, or without anybody who serves, nothing is ended for so many more.
 ABSENCE_SECONDS = 60.0
 GRACE_SECONDS = 300.0
+# A clock that gains or loses more between two looks was set; less is how long a look may take.
+JUMP_SECONDS = 2.0
 # Of all who serve, one writes that down so often.
 PRESENCE_SECONDS = 10.0
 BATCH = 50
@@ -40,9 +56,6 @@ _STAY = update(Presence).values(
 )
 _COME = insert(Presence).values(id=1, since=database_now(), until=database_now())
 _WAS_PRESENT = exists().where(_IS_PRESENT, Presence.since <= _ago("grace"))
-_NOW = select(
-    database_now(), _ago("default").label("long_ago"), _WAS_PRESENT.label("could_be_heard")
-)
 _COLUMNS = (Task.id, Task.user_id, Task.callback_url, Task.timeout)
 # One select for each index, the one that has been silent for longest first. What somebody
 # is writing to at this moment is not silent.
@@ -83,36 +96,90 @@ def be_present() -> None:
             connection.execute(_COME)
 
 
-class Watch:
-    """Watches over the claimed tasks, and knows for how long it and the service have done so.
+@dataclass(frozen=True)
+class _Look:
+    """What the clocks showed at one moment: the database's, this machine's, and one never set."""
 
-    By the database's clock, which the silence is judged by as well: so it notices whatever
-    kept agents from being heard, be it that the machine slept, that the clock was set, or
-    that the database was away.
+    database: str
+    machine: str
+    monotonic: float
+
+    def follows(self, before: "_Look") -> bool:
+        """Whether all clocks have gone evenly since, without a gap."""
+        passed = self.monotonic - before.monotonic
+        return passed <= ABSENCE_SECONDS and max(map(abs, self.jumps(before))) <= JUMP_SECONDS
+
+    def jumps(self, before: "_Look") -> tuple[float, float]:
+        """By how many seconds the database's clock and this machine's were set since."""
+        passed = self.monotonic - before.monotonic
+        return (
+            _seconds(before.database, self.database) - passed,
+            _seconds(before.machine, self.machine) - passed,
+        )
+
+
+class Watch:
+    """Watches the clocks, and says when what is old by them may be ended or removed.
+
+    Time that passes while the machine sleeps, a clock that is set forward or back, and a
+    database that was away are all noticed as a jump or a gap between two looks.
     """
 
     def __init__(self) -> None:
-        self._watching_since = self._last_look = ""
+        # The moment by the database's clock, once all has been steady for long enough.
+        self.now: str | None = None
+        # Whether `now` is the first such moment since the clocks were in doubt.
+        self.is_first = False
+        self._last: _Look | None = None
+        self._since = 0.0
 
-    def end_silent(self) -> None:
-        """End the tasks that have been silent for too long, if all have watched long enough."""
-        default: float = current_app.config["TASK_TIMEOUT"]
-        seconds = {"default": default, "absence": ABSENCE_SECONDS, "grace": GRACE_SECONDS}
-        with reading() as connection:
-            now, long_ago, could_be_heard = connection.execute(_NOW, seconds).one()
-        if not self._has_watched(now) or not could_be_heard:
+    def look(self) -> None:
+        """Look at the clocks, once in each round, before `now` is used."""
+        was_steady, self.now = self.now is not None, None
+        database = database_moment()
+        look = _Look(database, stamps.now(), time.monotonic())
+        if self._last is None or not look.follows(self._last):
+            self._begin(look)
+            was_steady = False
+        self._last = look
+        if look.monotonic - self._since >= GRACE_SECONDS:
+            self.now, self.is_first = database, not was_steady
+
+    def _begin(self, look: _Look) -> None:
+        self._since = look.monotonic
+        if self._last is not None:
+            jumps = look.jumps(self._last)
+            logger.warning(
+                "After a gap of %.0f s, in which the database's clock was set by %+.0f s and this "
+                "machine's by %+.0f s, no task is timed out or pruned for %.0f s",
+                look.monotonic - self._last.monotonic, *jumps, GRACE_SECONDS,
+            )  # fmt: skip
+
+
+def correct_moments(now: str) -> None:
+    """Let begin now what lies ahead of now, since it was written while a clock was ahead.
+
+    Otherwise a silent task would not be ended, and a log not swept, until then.
+    """
+    ahead = stamps.moved(now, JUMP_SECONDS)
+    with transaction() as connection:
+        for claimed in (CLAIMED, CLAIMED_WITH_TIMEOUT):
+            connection.execute(update(Task).where(claimed, Task.heard_at > ahead).values(HEARD))
+        dropped = update(Log).where(Log.dropped_at > ahead)
+        connection.execute(dropped.values(dropped_at=database_now()))
+
+
+def end_silent(now: str) -> None:
+    """End the tasks that have been silent for too long at `now`, if their agents could be heard."""
+    default: float = current_app.config["TASK_TIMEOUT"]
+    with reading() as connection:
+        seconds = {"absence": ABSENCE_SECONDS, "grace": GRACE_SECONDS}
+        if not connection.execute(select(_WAS_PRESENT), seconds).scalar_one():
             return
-        moments = {"now": now, "long_ago": long_ago}
-        in_batches(lambda: _end_batch(_SILENT_BY_TIMEOUT, moments))
-        if default > 0:
-            in_batches(lambda: _end_batch(_SILENT_BY_DEFAULT, moments))
-
-    def _has_watched(self, now: str) -> bool:
-        gap = _seconds(self._last_look, now) if self._last_look else 0.0
-        if not self._last_look or not 0 <= gap <= ABSENCE_SECONDS:
-            self._watching_since = now
-        self._last_look = now
-        return _seconds(self._watching_since, now) >= GRACE_SECONDS
+    moments = {"now": now, "long_ago": stamps.moved(now, -default)}
+    in_batches(lambda: _end_batch(_SILENT_BY_TIMEOUT, moments))
+    if default > 0:
+        in_batches(lambda: _end_batch(_SILENT_BY_DEFAULT, moments))
 
 
 def _end_batch(silent: AnySelect, moments: dict[str, str]) -> bool:

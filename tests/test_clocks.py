@@ -1,0 +1,231 @@
+"""Clocks that are set while the service runs: nothing is lost, ended or put off by that."""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import event, update
+
+from taskservice.config import Config
+from taskservice.db import database_now, db, dispose, reading, transaction
+from taskservice.models import Delivery
+from taskservice.models import Task as TaskModel
+from taskservice.queries import LONGEST_DELAY_SECONDS
+from taskservice.services import timeouts
+from taskservice.services.deliveries import JITTER, SCHEDULE
+from taskservice.upkeep import Upkeep
+from taskservice.webhooks.transport import RETRY_AFTER_MOST
+from tests import receiver as play
+from tests.inside import set_clock, set_for_database
+from tests.owed import change, finish, looping, the_delivery
+from tests.people import Person, problem
+from tests.receiver import Receiver
+from tests.test_database_commands import check
+from tests.test_retention import end
+from tests.test_timeouts import fall_silent, rounds
+
+DAY = 86_400.0
+SHADOW = """
+CREATE SCHEMA IF NOT EXISTS shifted;
+CREATE TABLE shifted.clock (seconds float);
+INSERT INTO shifted.clock VALUES (0);
+CREATE FUNCTION shifted.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS
+    'SELECT pg_catalog.clock_timestamp() + make_interval(secs => seconds) FROM shifted.clock';
+"""
+
+SetClock = Callable[[float], None]
+
+
+@pytest.fixture
+def config(config: Config) -> Config:
+    return Config(**{**config.__dict__, "RETENTION_DAYS": 30.0, "LOG_RETENTION_DAYS": 7.0})
+
+
+@pytest.fixture
+def set_database_clock(app: Flask) -> Iterator[SetClock]:
+    """Sets the clock that the database shows this many seconds ahead of the real one."""
+    with app.app_context():
+        is_sqlite = db.engine.dialect.name == "sqlite"
+    if is_sqlite:
+        yield _shadow_sqlite(app)
+        return
+    with app.app_context(), transaction() as connection:
+        connection.exec_driver_sql(SHADOW)
+    set_for_database(app, "search_path", "shifted, pg_catalog, public")
+    yield lambda seconds: _set_postgresql(app, seconds)
+    set_for_database(app, "search_path", "public")
+    with app.app_context(), transaction() as connection:
+        connection.exec_driver_sql("DROP SCHEMA shifted CASCADE")
+
+
+def _set_postgresql(app: Flask, seconds: float) -> None:
+    with app.app_context(), transaction() as connection:
+        connection.exec_driver_sql("UPDATE shifted.clock SET seconds = %s", (seconds,))
+
+
+def _shadow_sqlite(app: Flask) -> SetClock:
+    """SQLite asks the machine, so its function is replaced on each connection."""
+    ahead = {"seconds": 0.0}
+    real = sqlite3.connect(":memory:", check_same_thread=False)
+
+    def strftime(form: str, moment: str, *more: str) -> str:
+        shifted = (f"{ahead['seconds']} seconds",) if moment == "now" else ()
+        marks = ", ".join("?" * (2 + len(shifted) + len(more)))
+        row = real.execute(f"SELECT strftime({marks})", (form, moment, *shifted, *more)).fetchone()
+        return str(row[0])
+
+    def prepare(connection: Any, _record: Any) -> None:
+        connection.create_function("strftime", -1, strftime)
+
+    dispose(app)
+    with app.app_context():
+        engines = (db.engine, app.extensions["reader"])
+    for engine in engines:
+        event.listen(engine, "connect", prepare)
+    return lambda seconds: ahead.update(seconds=seconds)
+
+
+def exists(person: Person, task: dict[str, Any]) -> bool:
+    return person.get(f"/task/{task['id']}").status_code == 200
+
+
+@pytest.mark.parametrize("days", [40, -40])
+@pytest.mark.parametrize("whose", ["machine", "database", "both"])
+def test_clock_that_jumps_removes_and_ends_nothing(
+    app: Flask,
+    alice: Person,
+    monkeypatch: pytest.MonkeyPatch,
+    set_database_clock: SetClock,
+    whose: str,
+    days: int,
+) -> None:
+    monkeypatch.setattr(timeouts, "GRACE_SECONDS", 1.0)
+    upkeep = Upkeep(app)
+    old, young, claimed = alice.start(), alice.start(), alice.start(claim=True)
+    alice.append(young, "one")
+    end(app, alice, old, days=31)
+    end(app, alice, young, days=1)
+    # Here it is the steady clock that has the old one removed.
+    rounds(upkeep, 60, lambda: not exists(alice, old))
+    problem(alice.get(f"/task/{old['id']}"), 404)
+    before = alice.task(young), alice.task(claimed)
+    for ahead in (days * DAY, 0.0):
+        if whose != "database":
+            set_clock(monkeypatch, ahead)
+        if whose != "machine":
+            set_database_clock(ahead)
+        upkeep.do_round()
+    assert (alice.task(young), alice.task(claimed)) == before
+
+
+def test_nothing_is_removed_in_the_first_five_minutes(app: Flask, alice: Person) -> None:
+    task = alice.start()
+    alice.append(task, "one")
+    end(app, alice, task, days=1000)
+    before = alice.task(task)
+    rounds(Upkeep(app), 0.2)
+    assert alice.task(task) == before
+
+
+def test_retention_goes_by_the_clock_of_the_database(
+    app: Flask, alice: Person, monkeypatch: pytest.MonkeyPatch, no_grace: None
+) -> None:
+    """A machine whose clock has been wrong all the time removes nothing of the others'."""
+    task = alice.start()
+    end(app, alice, task, days=1)
+    set_clock(monkeypatch, 40 * DAY)
+    Upkeep(app).do_round()
+    assert alice.task(task)["status"] == "complete"
+
+
+def test_gap_between_two_rounds_puts_retention_off(
+    app: Flask, alice: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timeouts, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(timeouts, "ABSENCE_SECONDS", 0.0)
+    task = alice.start()
+    end(app, alice, task, days=31)
+    rounds(Upkeep(app), 1.5)
+    assert exists(alice, task)
+
+
+def test_failed_look_at_the_clocks_puts_off_what_depends_on_them(
+    app: Flask, alice: Person, monkeypatch: pytest.MonkeyPatch, no_grace: None
+) -> None:
+    task = alice.start()
+    end(app, alice, task, days=31)
+    upkeep = Upkeep(app)
+    with app.app_context():
+        upkeep._watch.look()
+        dispose(app)
+        app.extensions["reader"].pool._timeout = 0.01
+
+    def refuse(*_call: Any) -> None:
+        raise sqlite3.OperationalError("as if the database were away")
+
+    event.listen(app.extensions["reader"], "before_cursor_execute", refuse)
+    upkeep.do_round()
+    event.remove(app.extensions["reader"], "before_cursor_execute", refuse)
+    assert upkeep._watch.now is None
+    assert exists(alice, task)
+
+
+def test_silence_counts_anew_where_its_beginning_lies_ahead(
+    app: Flask, alice: Person, no_grace: None
+) -> None:
+    """Heard while the clock was ahead, an agent would else be waited for until then."""
+    tasks = [alice.start(claim=True), alice.start(claim=True, timeout=60)]
+    for task in tasks:
+        fall_silent(app, task, -40 * DAY)
+    upkeep = Upkeep(app)
+    upkeep.do_round()
+    with app.app_context(), reading() as connection:
+        ahead = TaskModel.heard_at > database_now(60)
+        assert connection.execute(TaskModel.__table__.select().where(ahead)).all() == []
+    assert [alice.task(task)["status"] for task in tasks] == ["running", "running"]
+    fall_silent(app, tasks[1], 61)
+    upkeep.do_round()
+    assert alice.task(tasks[1])["status"] == "error"
+
+
+# --- deliveries --------------------------------------------------------------------------
+
+
+def test_longest_delay_is_that_of_the_schedule_and_of_retry_after() -> None:
+    assert max(SCHEDULE[-1] * (1 + JITTER), RETRY_AFTER_MOST) == LONGEST_DELAY_SECONDS
+
+
+def test_delivery_scheduled_while_the_clock_was_ahead_is_sent(
+    app: Flask, alice: Person, receiver: Receiver
+) -> None:
+    receiver.answer = play.answer(500)
+    far, near = alice.start(callback=receiver.url), alice.start(callback=receiver.url)
+    for task in (far, near):
+        assert finish(alice, task) == "pending"
+    receiver.answer = play.answer(200)
+    change(app, next_attempt_at=database_now(LONGEST_DELAY_SECONDS))
+    with app.app_context(), transaction() as connection:
+        later = update(Delivery).where(Delivery.task_id == far["id"])
+        connection.execute(later.values(next_attempt_at=database_now(40 * DAY)))
+    with looping(app):
+        Upkeep(app).do_round()
+        rounds(Upkeep(app), 30, lambda: the_delivery(alice, far)["state"] == "delivered")
+    assert the_delivery(alice, far)["state"] == "delivered"
+    assert the_delivery(alice, near)["state"] == "pending"
+
+
+def test_check_tells_of_deliveries_that_are_scheduled_too_far_away(
+    app: Flask, alice: Person, receiver: Receiver, config: Config
+) -> None:
+    receiver.answer = play.answer(500)
+    finish(alice, alice.start(callback=receiver.url))
+    url = str(config.DATABASE_URL)
+    assert check(config.DATA, DATABASE_URL=url)["deliveries"]["state"] == "ok"
+    change(app, next_attempt_at=database_now(40 * DAY))
+    found = check(config.DATA, DATABASE_URL=url)["deliveries"]
+    assert found["state"] == "warning"
+    assert found["message"].startswith("1 scheduled further away")
+    Upkeep(app).do_round()
+    assert check(config.DATA, DATABASE_URL=url)["deliveries"]["state"] == "ok"
