@@ -19,6 +19,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from taskservice import patience
+from taskservice.database_files import DatabaseFiles
 from taskservice.stamps import rfc3339
 from taskservice.writer_queue import WriterQueue
 
@@ -161,9 +162,27 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
     if address.get_backend_name() == "sqlite":
         event.listen(reader, "connect", _prepare_sqlite_reader)
         app.extensions["writers"] = WriterQueue.of(address)
+        app.extensions["files"] = _watched_files(app, address, reader)
     else:
         _prepare_postgresql(reader)
     app.extensions["reader"] = reader
+
+
+def _watched_files(app: Flask, address: URL, reader: Engine) -> DatabaseFiles:
+    """Has each use of a connection look whether the files are the ones that are open."""
+
+    def connect() -> Any:
+        connection = sqlite3.connect(address.database, check_same_thread=False)
+        prepare_sqlite_connection(connection)
+        return connection
+
+    files = DatabaseFiles(address.database or "", connect)
+    with app.app_context():
+        engines = (db.engine, reader)
+    for engine in engines:
+        event.listen(engine, "do_connect", lambda *_: files.keep_open())
+        event.listen(engine, "checkout", lambda *_: files.check())
+    return files
 
 
 def engine_arguments(address: URL) -> dict[str, Any]:
@@ -268,6 +287,10 @@ def transaction() -> Iterator[Connection]:
     """A connection in a write transaction: committed at the end, rolled back on an error."""
     with writers_turn(), db.engine.begin() as connection:
         yield connection
+    # What was just committed counts only if it is where the next start looks for it.
+    files: DatabaseFiles | None = current_app.extensions.get("files")
+    if files:
+        files.check()
 
 
 def has_writer_queue() -> bool:
@@ -320,3 +343,5 @@ def dispose(app: Flask) -> None:
     with app.app_context():
         db.engine.dispose()
     app.extensions["reader"].dispose()
+    if "files" in app.extensions:
+        app.extensions["files"].close()

@@ -1,0 +1,86 @@
+"""Notices when SQLite's files are removed or replaced while a process has them open."""
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy.exc import OperationalError
+
+
+class FileReplacedError(Exception):
+    """A file of the database is not the one that this process has open."""
+
+
+class DatabaseFiles:
+    """The database, its write-ahead log and its index of that, as this process has them open.
+
+    A connection goes on with what it has open, whatever has become of the names: what it then
+    writes is gone at the next start. SQLite itself removes the log when the last connection
+    is closed, so that one is kept open from the first use on. As long as it is, the kernel gives
+    the number of an open file to no other.
+    """
+
+    def __init__(self, path: str, connect: Callable[[], Any]) -> None:
+        self._paths = (path, f"{path}-wal", f"{path}-shm")
+        self._connect = connect
+        self._lock = threading.Lock()
+        self._kept: Any = None
+        self._opened: list[tuple[int, int] | None] = []
+        self._is_saved = False
+
+    def keep_open(self) -> None:
+        """Call it before anything else opens the database; raises as `check` does."""
+        with self._lock:
+            if self._kept is None:
+                self._kept = self._connect()
+                # The first look into the database opens, or makes, the two other files.
+                self._kept.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                self._opened = self._named()
+        self.check()
+
+    def check(self) -> None:
+        """Raises OperationalError when a name no longer means the file that is open."""
+        if self._kept is None:
+            return
+        named = self._named()
+        if named != self._opened:
+            self._save(named)
+            wrong = [
+                f"{path} was {'replaced' if now else 'removed'}"
+                for path, now, opened in zip(self._paths, named, self._opened, strict=True)
+                if now != opened
+            ]
+            error = FileReplacedError(f"{', '.join(wrong)}; restart the service")
+            raise OperationalError("stat", None, error)
+
+    def close(self) -> None:
+        """Call it when all other connections of this process are closed."""
+        with self._lock:
+            if self._kept is not None:
+                self._kept.close()
+                self._kept = None
+
+    def _named(self) -> list[tuple[int, int] | None]:
+        return [_identity(path) for path in self._paths]
+
+    def _save(self, named: list[tuple[int, int] | None]) -> None:
+        """Move into the database what was answered and is only in a log without a name.
+
+        Only while no other program can have begun a new log.
+        """
+        with self._lock:
+            if self._is_saved or named != [self._opened[0], None, None] or self._kept is None:
+                return
+            self._is_saved = True
+            with suppress(Exception):
+                self._kept.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

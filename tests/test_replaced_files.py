@@ -1,0 +1,131 @@
+"""SQLite's files are removed or replaced under the running service: no answered write is lost."""
+
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.live import Service
+from tests.people import RemotePerson
+
+pytestmark = pytest.mark.parametrize("workers", ["1", "2"])
+
+
+@pytest.fixture
+def service(tmp_path: Path, workers: str) -> Service:
+    return Service(tmp_path / "data", WORKERS=workers)
+
+
+def remove_log_and_index(database: Path) -> None:
+    for end in ("-wal", "-shm"):
+        Path(f"{database}{end}").unlink()
+
+
+def remove_log(database: Path) -> None:
+    Path(f"{database}-wal").unlink()
+
+
+def remove_index(database: Path) -> None:
+    Path(f"{database}-shm").unlink()
+
+
+def remove_database(database: Path) -> None:
+    database.unlink()
+
+
+def replace_database(database: Path) -> None:
+    """As a restore does that forgot to stop the service."""
+    copy = database.with_suffix(".copy")
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as source:
+        target = sqlite3.connect(copy)
+        source.backup(target)
+        target.close()
+    source.close()
+    copy.replace(database)
+
+
+def replace_log(database: Path) -> None:
+    log = Path(f"{database}-wal")
+    shutil.copy(log, f"{log}.copy")
+    Path(f"{log}.copy").replace(log)
+
+
+def refused(person: RemotePerson, task: dict[str, str]) -> None:
+    """Writes and reads get 503 alike, and no answer names a file."""
+    answers = [
+        person.request("POST", "/task", json={"agentId": "summarizer"}),
+        person.request("POST", f"/task/{task['id']}/logs", json={"logs": ["a line"]}),
+        person.request("GET", f"/task/{task['id']}"),
+        requests.get(f"{person.url}/readyz", timeout=10),
+    ]
+    assert [answer.status_code for answer in answers] == [503] * 4
+    assert not any("taskservice.db" in answer.text for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (
+            remove_log_and_index,
+            ("taskservice.db-wal was removed", "taskservice.db-shm was removed"),
+        ),
+        (remove_log, ("taskservice.db-wal was removed",)),
+        (remove_index, ("taskservice.db-shm was removed",)),
+        (remove_database, ("taskservice.db was removed",)),
+        (replace_database, ("taskservice.db was replaced",)),
+        (replace_log, ("taskservice.db-wal was replaced",)),
+    ],
+)
+def test_writes_are_refused_until_a_restart(
+    service: Service, tmp_path: Path, damage: Callable[[Path], None], named: tuple[str, ...]
+) -> None:
+    database = tmp_path / "data" / "taskservice.db"
+    with service:
+        alice = service.add_user()
+        task = alice.start()
+        for _ in range(6):
+            alice.request("POST", f"/task/{task['id']}/logs", json={"logs": ["a line"]})
+        damage(database)
+        for _ in range(4):
+            refused(alice, task)
+        log = service.log.read_text()
+        assert all(text in log for text in named)
+        assert requests.get(f"{service.url}/livez", timeout=10).status_code == 200
+
+
+@pytest.mark.parametrize("damage", [remove_log_and_index, remove_index])
+def test_what_was_answered_is_there_after_a_restart(
+    service: Service, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    with service:
+        alice = service.add_user()
+        alice.request("PUT", "/agent/summarizer")
+        answered = []
+        for number in range(40):
+            if number == 20:
+                damage(tmp_path / "data" / "taskservice.db")
+            answer = alice.request("POST", "/task", json={"agentId": "summarizer"})
+            if answer.status_code == 201:
+                answered.append(answer.json()["id"])
+        assert len(answered) == 20
+        # As after a power cut: no process can tidy up.
+        service.kill()
+        service.start()
+        listed = {task["id"] for task in alice.request("GET", "/task").json()}
+        assert listed == set(answered)
+        assert service.run("db", "check").returncode == 0
+
+
+def test_file_that_is_moved_back_is_used_again(service: Service, tmp_path: Path) -> None:
+    database = tmp_path / "data" / "taskservice.db"
+    with service:
+        alice = service.add_user()
+        task = alice.start()
+        database.rename(tmp_path / "away")
+        refused(alice, task)
+        (tmp_path / "away").rename(database)
+        assert alice.request("GET", f"/task/{task['id']}").status_code == 200
+        assert alice.start()["status"] == "running"
