@@ -1,8 +1,9 @@
 """How many threads of a process may wait at once for what is not in our hands."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import BoundedSemaphore
+from threading import BoundedSemaphore, Lock
 
 
 class Budget:
@@ -20,3 +21,36 @@ class Budget:
         finally:
             if has_place:
                 self._places.release()
+
+
+class SharedBudget:
+    """Places for so many threads at once, the last of which is for a user who holds none."""
+
+    def __init__(self, places: int) -> None:
+        self._lock = Lock()
+        self._free = places
+        self._held: Counter[str] = Counter()
+
+    @contextmanager
+    def place(self, user_id: str) -> Iterator[bool]:
+        """Hold a place for this user until the end of the block; False when there is none."""
+        has_place = self._take(user_id)
+        try:
+            yield has_place
+        finally:
+            if has_place:
+                self._give_back(user_id)
+
+    def _take(self, user_id: str) -> bool:
+        with self._lock:
+            has_place = self._free > (user_id in self._held)
+            if has_place:
+                self._free -= 1
+                self._held[user_id] += 1
+            return has_place
+
+    def _give_back(self, user_id: str) -> None:
+        with self._lock:
+            self._free += 1
+            # Leaves out those who hold none.
+            self._held -= Counter([user_id])

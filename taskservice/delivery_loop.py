@@ -9,7 +9,8 @@ from flask import Flask
 
 from taskservice.live import Watcher
 from taskservice.services import attempts, deliveries
-from taskservice.services.deliveries import Leased, Room
+from taskservice.services.deliveries import Leased
+from taskservice.services.turns import Room
 from taskservice.webhooks.interrupt import Interrupt
 
 logger = logging.getLogger(__name__)
@@ -21,8 +22,9 @@ SLOW_SECONDS = 1.0
 IN_FLIGHT_MOST = 64
 # Whatever happens, it looks after so many seconds at the latest.
 ROUND_SECONDS = 20.0
-# Somebody else was faster, or the database gave no answer: time for a breath.
-BREATH_SECONDS = 0.1
+# All that is due waits for hosts without room, or another process was faster.
+BREATH_SECONDS = 1.0
+# The database gave no answer.
 FAILURE_SECONDS = 5.0
 # At the end, attempts under way have so long to come to theirs, and when they are then
 # interrupted so long to give themselves back.
@@ -71,11 +73,10 @@ class DeliveryLoop(threading.Thread):
         """Send off all that is due and finds a sender; returns how long to sleep then."""
         try:
             while free := self._free():
-                room = self._room()
-                seconds = deliveries.seconds_until_due(room)
+                seconds = deliveries.seconds_until_due()
                 if seconds is None or seconds > 0:
                     return min(seconds or ROUND_SECONDS, ROUND_SECONDS)
-                claimed = deliveries.claim_due(free, room)
+                claimed = deliveries.claim_due(free, self._room())
                 if not claimed:
                     return BREATH_SECONDS
                 for leased in claimed:

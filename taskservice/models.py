@@ -253,7 +253,15 @@ class Delivery(Base):
         CheckConstraint("(lease IS NULL) = (leased_until IS NULL)", "lease"),
         Index(None, "task_id", "created_at"),
         Index(
-            "deliveries_due", "next_attempt_at", "host",
+            "deliveries_due", "next_attempt_at", sqlite_where=_PENDING, postgresql_where=_PENDING
+        ),
+        # The same of one user, since users take turns, and of one host of that user.
+        Index(
+            "deliveries_due_of_user", "user_id", "next_attempt_at",
+            sqlite_where=_PENDING, postgresql_where=_PENDING,
+        ),
+        Index(
+            "deliveries_due_of_host", "user_id", "host", "next_attempt_at",
             sqlite_where=_PENDING, postgresql_where=_PENDING,
         ),
         Index(
@@ -264,6 +272,8 @@ class Delivery(Base):
 
     id: Mapped[str] = mapped_column(Identifier, primary_key=True)
     task_id: Mapped[str] = mapped_column(Identifier, ForeignKey(Task.id, ondelete="CASCADE"))
+    # The task's, for the index.
+    user_id: Mapped[str] = mapped_column(Identifier)
     callback_url: Mapped[str]
     # The URL's, with its port: no host may keep the others waiting.
     host: Mapped[str]

@@ -1,7 +1,7 @@
 """What tests do to deliveries from the inside, where a user would have to wait for hours."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +14,7 @@ from taskservice.db import database_now, reading, transaction
 from taskservice.delivery_loop import DeliveryLoop
 from taskservice.models import COMPLETE, PENDING, Delivery, Task
 from tests.people import Person, expect
+from tests.receiver import Receiver
 
 
 def finish(person: Person, task: dict[str, Any], **changes: Any) -> str:
@@ -72,15 +73,32 @@ def looping(app: Flask) -> Iterator[None]:
 
 def owe_many(app: Flask, person: Person, url: str, count: int) -> None:
     """Give somebody so many finished tasks whose deliveries to `url` are due."""
-    task = person.start(callback=url)
+    owe_each(app, person, [url] * count)
+
+
+def owe_each(app: Flask, person: Person, urls: Iterable[str]) -> None:
+    """Give somebody a finished task for each of these, whose delivery to it is due."""
+    task = person.start()
     with app.app_context(), reading() as connection:
         row = connection.execute(select(Task.__table__).where(Task.id == task["id"])).one()
-    now, ids = stamps.now(), [stamps.new_id() for _ in range(count)]
-    ended = {"status": COMPLETE, "finished_at": now}
-    owed = {"callback_url": url, "host": urlsplit(url).netloc, "state": PENDING,
-            "created_at": now, "attempt_count": 0, "next_attempt_at": now}  # fmt: skip
+    now = stamps.now()
+    ended = {**row._asdict(), "status": COMPLETE, "finished_at": now}
+    owed = {"user_id": row.user_id, "state": PENDING, "created_at": now, "attempt_count": 0,
+            "next_attempt_at": now}  # fmt: skip
+    tasks, deliveries = [], []
+    for url in urls:
+        task_id = stamps.new_id()
+        tasks.append({**ended, "id": task_id, "callback_url": url})
+        place = {"task_id": task_id, "callback_url": url, "host": urlsplit(url).netloc}
+        deliveries.append({**owed, **place, "id": stamps.new_id()})
     with app.app_context(), transaction() as connection:
-        connection.execute(insert(Task), [{**row._asdict(), **ended, "id": each} for each in ids])
-        connection.execute(
-            insert(Delivery), [{**owed, "id": stamps.new_id(), "task_id": each} for each in ids]
-        )
+        connection.execute(insert(Task), tasks)
+        connection.execute(insert(Delivery), deliveries)
+
+
+def addresses(receiver: Receiver, path: str, count: int, first: int = 0) -> list[str]:
+    """So many URLs of one receiver on 0.0.0.0, each with an address of its own."""
+    return [
+        f"http://127.{n // 62_500 + 1}.{n // 250 % 250}.{n % 250 + 1}:{receiver.port}/{path}"
+        for n in range(first, first + count)
+    ]

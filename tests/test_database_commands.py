@@ -380,8 +380,9 @@ def test_webhooks_that_nobody_sends_are_a_warning_and_then_an_error(
     change(
         data,
         *A_TASK,
-        "INSERT INTO deliveries (id, task_id, callback_url, host, state, created_at, "
-        "attempt_count, next_attempt_at) SELECT 'd', id, 'http://x/', 'x', 'pending', '2026', 0, "
+        "INSERT INTO deliveries (id, task_id, user_id, callback_url, host, state, created_at, "
+        "attempt_count, next_attempt_at) "
+        "SELECT 'd', id, user_id, 'http://x/', 'x', 'pending', '2026', 0, "
         f"'{stamps.now(-seconds)}' FROM tasks",
     )
     found = check(data, code)["deliveries"]

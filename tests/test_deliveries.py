@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,19 +18,23 @@ from taskservice import stamps, stopping
 from taskservice.db import database_now, transaction
 from taskservice.delivery_loop import IN_FLIGHT_MOST, SENDERS, SLOW_SECONDS
 from taskservice.models import Task
-from taskservice.services.deliveries import HOST_LIMIT, JITTER, SCHEDULE
+from taskservice.services import attempts
+from taskservice.services.deliveries import JITTER, SCHEDULE
+from taskservice.services.turns import HOST_LIMIT
 from taskservice.webhooks.destinations import Destinations
 from taskservice.webhooks.failing import IN_A_ROW
 from tests import receiver as play
 from tests.certificates import Authority
 from tests.inside import end_for_silence, set_clock
 from tests.owed import (
+    addresses,
     change,
     columns,
     deliveries_of,
     finish,
     looping,
     make_due,
+    owe_each,
     owe_many,
     the_delivery,
 )
@@ -321,6 +326,81 @@ def test_hosts_that_keep_failing_get_one_sender_each_and_half_of_them_together(
             until(lambda: sum(len(each.requests) for each in failing) >= SENDERS // 2)
             time.sleep(SLOW_SECONDS + 0.5)
             assert sorted(len(each.requests) for each in failing) == [0] * 2 + [1] * 8
+
+
+# --- users take turns --------------------------------------------------------------------
+
+
+@pytest.fixture
+def hanging() -> Iterator[Receiver]:
+    with Receiver(host="0.0.0.0", answer=play.silence) as receiver:
+        yield receiver
+
+
+def test_user_whose_callbacks_hang_on_all_senders_does_not_hold_up_the_others(
+    alice: Person, bob: Person, app: Flask, receiver: Receiver, hanging: Receiver
+) -> None:
+    """Each hangs on an address of its own; all of them would take more than a minute."""
+    app.config["CALLBACK_TIMEOUT"] = 2.0
+    owe_each(app, alice, addresses(hanging, "", 2_000))
+    with looping(app):
+        until(lambda: hanging.connections >= IN_FLIGHT_MOST)
+        owe_many(app, bob, receiver.url, 3 * HOST_LIMIT)
+        receiver.wait_for(3 * HOST_LIMIT, timeout=20)
+    assert hanging.connections < 1_000
+
+
+def test_user_who_holds_more_leases_in_other_processes_comes_later(
+    alice: Person, bob: Person, app: Flask, hanging: Receiver
+) -> None:
+    app.config["CALLBACK_TIMEOUT"] = 30.0
+    owe_many(app, alice, hanging.url, SENDERS + 1)
+    change(app, lease=stamps.new_id(), leased_until=database_now(30))
+    owe_each(app, alice, addresses(hanging, "alice", SENDERS))
+    owe_each(app, bob, addresses(hanging, "bob", SENDERS))
+    with looping(app):
+        posts = hanging.wait_for(SENDERS)[:SENDERS]
+    assert {each.path for each in posts} == {"/bob"}
+
+
+def test_users_with_equal_leases_share_the_senders(
+    alice: Person, bob: Person, app: Flask, hanging: Receiver
+) -> None:
+    app.config["CALLBACK_TIMEOUT"] = 30.0
+    owe_each(app, alice, addresses(hanging, "alice", IN_FLIGHT_MOST))
+    owe_each(app, bob, addresses(hanging, "bob", IN_FLIGHT_MOST))
+    with looping(app):
+        posts = hanging.wait_for(IN_FLIGHT_MOST, timeout=15)
+    assert Counter(each.path for each in posts) == {"/alice": 32, "/bob": 32}
+
+
+def test_last_place_for_a_first_attempt_is_for_another_user(
+    alice: Person, bob: Person, app: Flask, receiver: Receiver, hanging: Receiver
+) -> None:
+    """Of 12 threads 3 may be held by first attempts."""
+    app.config |= {"THREADS": 12, "CALLBACK_TIMEOUT": 30.0}
+    attempts.init_app(app)
+    urls = addresses(hanging, "", 3)
+    tasks = [alice.start(callback=url) for url in urls]
+    people = [Person(app, alice.name, alice.key) for _ in tasks]
+    answering = threading.Event()
+
+    def wait(exchange: Exchange) -> None:
+        answering.wait(10)
+        play.answer(204)(exchange)
+
+    hanging.answer = wait
+    with ThreadPoolExecutor(2) as pool:
+        held = [
+            pool.submit(finish, person, task)
+            for person, task in zip(people[:2], tasks[:2], strict=True)
+        ]
+        hanging.wait_for(2)
+        assert finish(people[2], tasks[2]) == "pending"
+        assert finish(bob, bob.start(callback=receiver.url)) == "delivered"
+        answering.set()
+        assert [each.result() for each in held] == ["delivered"] * 2
+    assert finish(alice, alice.start(callback=receiver.url)) == "delivered"
 
 
 # --- leases ------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from flask import Flask
 
 from tests import receiver as play
 from tests.live import Service
-from tests.owed import columns, deliveries_of, owe_many
+from tests.owed import addresses, columns, deliveries_of, owe_each, owe_many
 from tests.people import Person, RemotePerson
 from tests.receiver import Exchange, Receiver
 from tests.server_process import until
@@ -29,6 +29,7 @@ from tests.test_worker import working
 TASKS = int(os.environ.get("CALLBACK_TASKS", "2000"))
 KILLS = int(os.environ.get("CALLBACK_KILLS", "20"))
 DUE = int(os.environ.get("CALLBACK_DUE", "10000"))
+MANY = int(os.environ.get("CALLBACK_MANY", "100000"))
 CLIENTS = 8
 # There are fewer moments; the test ends at the first that does not come.
 MOMENTS = 100
@@ -359,3 +360,23 @@ def test_each_of_many_due_deliveries_is_posted_by_one_of_three_workers(
     assert len({request.headers["webhook-id"] for request in receiver.requests}) == DUE
     assert len(receiver.requests) == DUE
     print(f"\n{DUE} deliveries in {seconds:.1f} s")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("has_one_host", [True, False])
+def test_very_many_due_deliveries_of_one_user_hold_up_nobody(
+    app: Flask, alice: Person, bob: Person, receiver: Receiver, has_one_host: bool
+) -> None:
+    """They hang, all on one address or each on one of its own."""
+    with Receiver(host="0.0.0.0", answer=play.silence) as hanging:
+        for first in range(0, MANY, 1_000):
+            same = addresses(hanging, "", 1) * 1_000
+            urls = same if has_one_host else addresses(hanging, "", 1_000, first)
+            owe_each(app, alice, urls)
+        with working(app):
+            until(lambda: hanging.connections)
+            began = time.monotonic()
+            owe_many(app, bob, receiver.url, 100)
+            receiver.wait_for(100, timeout=60)
+            print(f"\n100 deliveries of another user in {time.monotonic() - began:.1f} s")

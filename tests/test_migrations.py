@@ -126,6 +126,35 @@ def test_every_older_database_is_brought_up_to_date_with_what_it_holds(
         assert compare_metadata(context, Base.metadata) == []
 
 
+def test_deliveries_of_an_older_database_learn_their_users_and_keep_their_attempts(
+    empty_url: str,
+) -> None:
+    upgrade(empty_url, "0003")
+    engine = create_engine(empty_url, poolclass=pool.NullPool)
+    one_id = "01a20e6392c47f10b3a59e1d6c2f4b80"
+    statements = (
+        f"INSERT INTO users VALUES ('{one_id}', 'alice', '2026-01-01')",
+        "INSERT INTO agents SELECT id, 'summarizer', 'it', '', created_at FROM users",
+        "INSERT INTO tasks (id, user_id, agent_id, name, name_folded, status, input, output, "
+        "created_at, updated_at, heard_at, finished_at, first_log, log_count, log_bytes, version) "
+        "SELECT id, id, 'summarizer', '', '', 'complete', '{}', '{}', "
+        "created_at, created_at, created_at, created_at, 1, 0, 0, 1 FROM users",
+        "INSERT INTO deliveries (id, task_id, callback_url, host, state, created_at, "
+        "attempt_count, next_attempt_at) "
+        "SELECT id, id, 'http://x/', 'x', 'pending', created_at, 1, created_at FROM users",
+        "INSERT INTO attempts (delivery_id, at, duration_ms, message) "
+        "SELECT id, created_at, 1, 'It failed.' FROM users",
+    )
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+    upgrade(empty_url)
+    with engine.connect() as connection:
+        of_alice = "FROM deliveries JOIN users ON users.id = deliveries.user_id"
+        assert connection.scalar(text(f"SELECT count(*) {of_alice}")) == 1
+        assert connection.scalar(text("SELECT message FROM attempts")) == "It failed."
+
+
 def test_sqlite_file_has_the_pragmas_that_the_promises_need(tmp_path: Path) -> None:
     path = tmp_path / "taskservice.db"
     upgrade(f"sqlite:///{path}")

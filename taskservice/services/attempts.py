@@ -12,7 +12,7 @@ from flask import Flask, current_app
 from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice import documents, queries, stamps, stopping
-from taskservice.budget import Budget
+from taskservice.budget import SharedBudget
 from taskservice.models import FAILED, PENDING
 from taskservice.services import deliveries
 from taskservice.services.deliveries import Leased, LeaseLost
@@ -38,7 +38,7 @@ INTERRUPT_SECONDS = 0.2
 
 def init_app(app: Flask) -> None:
     # The others go on answering, whatever the receivers do.
-    app.extensions["first_attempts"] = Budget(max(1, app.config["THREADS"] // 4))
+    app.extensions["first_attempts"] = SharedBudget(max(1, app.config["THREADS"] // 4))
     app.extensions["failing_hosts"] = FailingHosts()
 
 
@@ -58,8 +58,8 @@ def first(leased: Leased | None) -> str:
     """
     if leased is None:
         return NONE_OWED
-    budget: Budget = current_app.extensions["first_attempts"]
-    with budget.place() as has_place:
+    budget: SharedBudget = current_app.extensions["first_attempts"]
+    with budget.place(leased.user_id) as has_place:
         if has_place and leased.host not in failing_hosts():
             state = _attempt_until_stop(leased)
             if state is not None:

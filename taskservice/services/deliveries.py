@@ -1,10 +1,10 @@
 """Deliveries: owed in the transaction that ends a task, leased by whoever posts them, recorded."""
 
 import random
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence, Set
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from urllib.parse import urlsplit
 
 from sqlalchemy import (
@@ -36,16 +36,14 @@ from taskservice.models import (
 )
 from taskservice.problems import Problem, not_found
 from taskservice.queries import LEASE_SECONDS, TaskRow, is_due, is_pending, is_too_far, is_unleased
+from taskservice.services import turns
 from taskservice.services.batches import in_batches
+from taskservice.services.turns import Room
 from taskservice.webhooks.transport import Outcome
 
 # A failed attempt is followed by the next one after so many seconds (contract, section 5).
 SCHEDULE = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
 JITTER = 0.2
-# One host that answers slowly or never leaves most senders of a process to the others.
-HOST_LIMIT = 4
-# A host that has just failed several times gets one, and all such hosts get so many.
-FAILING_LIMIT = 8
 # How many are made due in one transaction, after the clock was set back.
 RECALLED = 200
 
@@ -57,6 +55,7 @@ class Leased:
     id: str
     lease: str
     task_id: str
+    user_id: str
     callback_url: str
     # With its port, as in the URL: whose receiver may be slow or gone.
     host: str
@@ -72,32 +71,6 @@ class LeaseLost(Exception):
         self.state = state
 
 
-class Room:
-    """How many more attempts each host may have from this process, beside those under way."""
-
-    def __init__(self, in_flight: Iterable[str], failing: Set[str]) -> None:
-        self._taken = Counter(in_flight)
-        self._failing = failing
-        self._left_to_failing = FAILING_LIMIT - sum(self._taken[host] for host in failing)
-
-    def full(self) -> list[str]:
-        """The hosts without room, of those that have an attempt under way or are failing."""
-        return sorted(host for host in {*self._taken, *self._failing} if not self._has(host))
-
-    def take(self, host: str) -> bool:
-        """Take a place of this host; False where it has none."""
-        has_room = self._has(host)
-        if has_room:
-            self._taken[host] += 1
-            self._left_to_failing -= host in self._failing
-        return has_room
-
-    def _has(self, host: str) -> bool:
-        if host not in self._failing:
-            return self._taken[host] < HOST_LIMIT
-        return not self._taken[host] and self._left_to_failing > 0
-
-
 _LEASE = {"lease": bindparam("new_lease"), "leased_until": database_now(bindparam("seconds"))}
 _NO_LEASE = {"lease": None, "leased_until": None}
 
@@ -109,10 +82,9 @@ _REPLACE = (
     .where(Delivery.task_id == bindparam("of_task_id", type_=Identifier), Delivery.state == PENDING)
     .values(state=CANCELLED, next_attempt_at=None, **_NO_LEASE)
 )
-_OF_HOSTS_WITH_ROOM = Delivery.host.not_in(bindparam("full_hosts", expanding=True))
 _UNLEASED = (
     select(Delivery.next_attempt_at.label("moment"))
-    .where(is_pending, is_unleased, _OF_HOSTS_WITH_ROOM)
+    .where(is_pending, is_unleased)
     .order_by(Delivery.next_attempt_at)
     .limit(1)
 )
@@ -120,14 +92,6 @@ _UNLEASED = (
 _LEASED = select(func.min(Delivery.leased_until)).where(Delivery.leased_until > database_now())
 _MOMENTS = union_all(select(_UNLEASED.subquery()), _LEASED).subquery()
 _NEXT = select(func.min(_MOMENTS.c.moment).label("next"), database_now().label("now"))
-_DUE = (
-    select(Delivery.id, Delivery.host)
-    .where(is_due, _OF_HOSTS_WITH_ROOM)
-    .order_by(Delivery.next_attempt_at)
-    .limit(bindparam("limit", type_=Integer()))
-    # PostgreSQL: what another process is just claiming is passed over, and not waited for.
-    .with_for_update(skip_locked=True)
-)
 _CLAIM = (
     update(Delivery)
     .where(Delivery.id.in_(bindparam("ids", expanding=True)), is_due)
@@ -136,6 +100,7 @@ _CLAIM = (
         Delivery.id,
         Delivery.lease,
         Delivery.task_id,
+        Delivery.user_id,
         Delivery.callback_url,
         Delivery.host,
         Delivery.attempt_count,
@@ -200,6 +165,7 @@ def owe(connection: Connection, task: TaskRow, now: str) -> Leased | None:
         id=stamps.new_id(),
         lease=stamps.new_id(),
         task_id=task.id,
+        user_id=task.user_id,
         callback_url=task.callback_url,
         host=urlsplit(task.callback_url).netloc.lower(),
         attempt_count=0,
@@ -210,6 +176,7 @@ def owe(connection: Connection, task: TaskRow, now: str) -> Leased | None:
         {
             "id": leased.id,
             "task_id": leased.task_id,
+            "user_id": leased.user_id,
             "callback_url": leased.callback_url,
             "host": leased.host,
             "created_at": now,
@@ -230,13 +197,13 @@ def owe_to_loop(connection: Connection, task: TaskRow, now: str) -> None:
         connection.execute(_GIVE_BACK, {"of_delivery_id": leased.id, "held_lease": leased.lease})
 
 
-def seconds_until_due(room: Room) -> float | None:
-    """How long until one can be claimed, or a lease runs out; None if neither will be.
+def seconds_until_due() -> float | None:
+    """How long until one is due, or a lease runs out; None if neither will be.
 
-    0 or less when one is due already. Hosts without room are left out.
+    0 or less when one is due already.
     """
     with reading() as connection:
-        row = connection.execute(_NEXT, {"full_hosts": room.full()}).one()
+        row = connection.execute(_NEXT).one()
     if row.next is None:
         return None
     due, now = map(datetime.fromisoformat, (row.next, row.now))
@@ -244,14 +211,15 @@ def seconds_until_due(room: Room) -> float | None:
 
 
 def claim_due(limit: int, room: Room) -> Sequence[Leased]:
-    """Lease up to `limit` deliveries that are due, those first that have waited longest.
+    """Lease up to `limit` deliveries that are due, of each user those that have waited longest.
 
-    No host gets more than it has room for. For the sake of that fewer may come although
-    more are due: whoever wants them asks again.
+    Users take turns: the next one is of the user who holds the fewest leases by then, in all
+    processes together. No host gets more than it has room for. For the sake of that fewer may
+    come although more are due: whoever wants them asks again.
     """
     with transaction() as connection:
-        due = connection.execute(_DUE, {"full_hosts": room.full(), "limit": limit}).all()
-        ids = [row.id for row in due if room.take(row.host)]
+        in_turn = turns.in_turn(connection, limit, room)
+        ids = list(islice((row.id for row in in_turn if room.take(row.host)), limit))
         lease = {"new_lease": stamps.new_id(), "seconds": LEASE_SECONDS}
         return [
             Leased(**row._asdict()) for row in connection.execute(_CLAIM, {"ids": ids, **lease})
