@@ -23,7 +23,7 @@ $(VENV)/installed: requirements.txt setup.cfg pyproject.toml
 	@touch $@
 
 run: install ## Install, make a first user, and serve on 127.0.0.1:8000
-	@$(BIN)/taskservice user list --json | grep -q . || { \
+	@$(BIN)/taskservice user list --json 2>/dev/null | grep -q . || { \
 		key=$$($(BIN)/taskservice user add $(USER_NAME)) && \
 		echo "The API key of user $(USER_NAME), shown this once: $$key" && \
 		echo "Try, while this runs:" && \

@@ -8,10 +8,11 @@ from taskservice.proxies import trusting
 from taskservice.services import attempts
 
 
-def create_app(config: Config) -> Flask:
+def create_app(config: Config, may_create: bool = True) -> Flask:
     """The service by these settings, on a database that is brought up to date first.
 
-    Raises `migrations.DatabaseError` when the database cannot be used.
+    Raises `migrations.DatabaseError` when the database cannot be used, or is not there and may
+    not be made.
     """
     # An instance folder of our own: Flask's default can lie inside the virtual environment.
     app = Flask(__name__, instance_path=str(config.DATA), static_folder=None)
@@ -19,7 +20,7 @@ def create_app(config: Config) -> Flask:
     # A path is what it is: otherwise `//` would be answered by a redirect, in HTML.
     app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = config.MAX_BODY
-    migrations.upgrade(config.DATABASE_URL)
+    migrations.upgrade(config.DATABASE_URL, may_create=may_create)
     db.init_app(app, config.DATABASE_URL, config.THREADS)
     live.init_app(app, config.THREADS)
     health.init_app(app)

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from taskservice import inspection, migrations
 from taskservice.db import sqlite3
+from taskservice.files import sync
 from taskservice.migrations import DatabaseError
 
 # Between two steps the copying and the checking can be interrupted.
@@ -38,9 +39,9 @@ def backup(database: Path, target: Path, replace: bool = False) -> str:
         with _draft(target) as draft:
             _copy(database, draft)
             revision = _verified(draft)
-            _sync(draft)
+            sync(draft)
             draft.replace(target)
-            _sync(target.parent)
+            sync(target.parent)
     except (OSError, sqlite3.Error, DBAPIError) as error:
         raise BackupError(f"There is no backup: {inspection.reason(error)}") from None
     return revision
@@ -141,12 +142,3 @@ def _verified(draft: Path) -> str:
 
 def _uri(path: Path, options: str) -> str:
     return f"file:{quote(os.fsencode(path.absolute()))}?{options}"
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,6 +3,7 @@
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 
 from sqlalchemy.engine import URL
 
+from taskservice.files import make_folder, sync
 from taskservice.webhooks.destinations import Destinations
 
 PREFIX = "TASKSERVICE_"
+# The signature of a session is as hard to forge as its key is to guess.
+KEY_BYTES = 32
 # Read by the agent's side of the package, so they are no misspelt settings.
 AGENT_SIDE = {"URL", "APIKEY", "OUTPUT", "TASK_ID", "TASK_URL", "WRITER"}
 
@@ -85,8 +89,12 @@ def _database_url(text: str) -> str:
 
 
 def _secret_key(text: str) -> str:
-    if len(text) < 16:
-        raise ValueError("must have at least 16 characters")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        size = 0
+    if size < KEY_BYTES:
+        raise ValueError(f"must be text in UTF-8 of at least {KEY_BYTES} bytes")
     return text
 
 
@@ -114,7 +122,9 @@ class Config:
         "", _database_url, "`postgresql://...`; unset: an SQLite file in `DATA`."
     )
     SECRET_KEY: str = _setting(
-        "", _secret_key, "Signs the dashboard's sessions; unset: made and kept in `DATA`."
+        "",
+        _secret_key,
+        "Signs the dashboard's sessions, 32 bytes or more; unset: made and kept in `DATA`.",
     )
     BIND: str = _setting("127.0.0.1:8000", _bind, "Where to listen: `HOST:PORT` or `unix:PATH`.")
     WORKERS: int = _setting(1, _whole_number(1, 64), "Worker processes; one serves SQLite best.")
@@ -150,7 +160,9 @@ class Config:
     )
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Config":
+    def from_environment(
+        cls, environ: Mapping[str, str] = os.environ, may_create: bool = True
+    ) -> "Config":
         """The settings as `TASKSERVICE_...` gives them; an empty value is as unset.
 
         Raises ConfigError for a value that cannot be used.
@@ -160,10 +172,13 @@ class Config:
             text = environ.get(PREFIX + setting.name, "")
             if text:
                 values[setting.name] = _parsed(setting.name, setting.metadata["parse"], text)
-        return cls(**values).completed()
+        return cls(**values).completed(may_create)
 
-    def completed(self) -> "Config":
-        """These settings with the database's URL and the secret key filled in."""
+    def completed(self, may_create: bool = True) -> "Config":
+        """These settings with the database's URL and the secret key filled in.
+
+        A key is made where there is none; without `may_create` it stays empty.
+        """
         # Of parts, since in the text of a URL signs such as ? and % mean something.
         file = URL.create("sqlite", database=str(self.DATA / "taskservice.db"))
         url = self.DATABASE_URL or file
@@ -175,8 +190,13 @@ class Config:
                 f"{PREFIX}SECRET_KEY: is required with PostgreSQL, "
                 "so that every node signs with the same one"
             )
-        key = self.SECRET_KEY or _kept_secret_key(self.DATA)
+        key = self.SECRET_KEY or _kept_secret_key(self.secret_key_file, may_create)
         return Config(**{**self.__dict__, "DATABASE_URL": url, "SECRET_KEY": key})
+
+    @property
+    def secret_key_file(self) -> Path:
+        """Where the secret key is kept when none is given."""
+        return self.DATA / "secret_key"
 
 
 def unknown_names(environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -213,26 +233,33 @@ def _require_driver() -> None:
         ) from None
 
 
-def _kept_secret_key(folder: Path) -> str:
-    path = folder / "secret_key"
+def _kept_secret_key(path: Path, may_create: bool) -> str:
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
+            if not may_create:
+                return ""
             _create_secret_key(path)
-        return path.read_text().strip()
+        return _secret_key(path.read_text(encoding="utf-8", errors="surrogateescape").strip())
     except OSError as error:
         raise ConfigError(f"{PREFIX}DATA: {path} cannot be used: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(
+            f"{PREFIX}DATA: the key in {path} {error}; remove the file, and a new one is made"
+        ) from None
 
 
 def _create_secret_key(path: Path) -> None:
     # Written whole under another name and linked into place: of two processes
     # that start at once one makes the key, and neither reads half of it.
+    make_folder(path.parent)
     draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    draft.touch(mode=0o600)
-    draft.write_text(secrets.token_hex(32) + "\n")
     try:
-        os.link(draft, path)
-    except FileExistsError:
-        pass
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w") as file:
+            file.write(secrets.token_hex(KEY_BYTES) + "\n")
+        sync(draft)
+        with suppress(FileExistsError):
+            os.link(draft, path)
     finally:
-        draft.unlink()
+        draft.unlink(missing_ok=True)
+    sync(path.parent)

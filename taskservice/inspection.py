@@ -15,6 +15,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
 from taskservice import migrations
+from taskservice.config import Config
 from taskservice.db import (
     Base,
     engine_arguments,
@@ -60,20 +61,26 @@ class Finding:
     message: str
 
 
-def findings(url: str | URL) -> Iterator[Finding]:
-    """Look over the database at `url` as it is: nothing is migrated, and none is made."""
-    address = make_url(url)
+def findings(config: Config) -> Iterator[Finding]:
+    """Look over the database of these settings as it is: nothing is migrated, and none is made."""
+    address = make_url(config.DATABASE_URL)
     yield Finding("python", OK, f"Python {platform.python_version()}")
     is_sqlite = address.get_backend_name() == "sqlite"
-    if is_sqlite:
-        yield Finding("sqlite", *library(sqlite3.sqlite_version_info[:3]))
-        path = Path(address.database or "")
-        if not path.exists():
-            yield Finding("file", ERROR, f"There is no database at {path}")
-            return
-        yield Finding("file", *_file(path))
-        yield Finding("disk", *_disk(path))
-    yield from _looked_over(address, _SQLITE_LOOKS if is_sqlite else _POSTGRESQL_LOOKS)
+    if config.secret_key_file.exists():
+        yield Finding("secret_key", *_private(config.secret_key_file))
+    if not is_sqlite:
+        yield from _looked_over(address, _POSTGRESQL_LOOKS)
+        return
+    path = Path(address.database or "")
+    yield Finding("sqlite", *library(sqlite3.sqlite_version_info[:3]))
+    for folder in sorted({file.parent for file in (config.secret_key_file, path) if file.exists()}):
+        yield Finding("folder", *_private(folder))
+    if not path.exists():
+        yield Finding("file", ERROR, f"There is no database at {path}")
+        return
+    yield Finding("file", *_file(path))
+    yield Finding("disk", *_disk(path))
+    yield from _looked_over(address, _SQLITE_LOOKS)
 
 
 def library(version: tuple[int, int, int]) -> Verdict:
@@ -144,6 +151,14 @@ def _engine(address: URL) -> Engine:
 
 
 # --- what both databases have ------------------------------------------------------------
+
+
+def _private(path: Path) -> Verdict:
+    """Whether only its owner may read or write a file, or enter a folder."""
+    mode = path.stat().st_mode & 0o777
+    if mode & 0o077:
+        return WARNING, f"{path} holds secrets, and is open to other users (mode {mode:o})"
+    return OK, str(path)
 
 
 def _revision(connection: Connection) -> Verdict:
@@ -221,13 +236,11 @@ def _missing_constraints(connection: Connection) -> list[str]:
 
 
 def _file(path: Path) -> Verdict:
-    mode = path.stat().st_mode & 0o777
     log = Path(f"{path}-wal")
     size = path.stat().st_size + (log.stat().st_size if log.exists() else 0)
-    text = f"{path}, {size / MEGABYTE:.1f} MB"
-    if mode & 0o077:
-        return WARNING, f"{text}: others may read it, and it holds secrets (mode {mode:o})"
-    return (OK, text) if os.access(path, os.W_OK) else (ERROR, f"{text}, cannot be written")
+    state, text = _private(path)
+    text = f"{text}, {size / MEGABYTE:.1f} MB"
+    return (state, text) if os.access(path, os.W_OK) else (ERROR, f"{text}, cannot be written")
 
 
 def _disk(path: Path) -> Verdict:

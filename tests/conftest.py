@@ -131,7 +131,7 @@ def config(database_url: str, tmp_path: Path) -> Config:
     return Config(
         DATA=tmp_path / "data",
         DATABASE_URL=database_url,
-        SECRET_KEY="a secret key for tests",
+        SECRET_KEY="a secret key for tests, long enough",
         CALLBACK_ALLOWED=Destinations.parse("external,loopback"),
         CALLBACK_TIMEOUT=2.0,
         THREADS=4,

@@ -27,7 +27,7 @@ START_SECONDS = 30
 def environment(data: Path, **settings: str) -> dict[str, str]:
     """An environment with these settings and no other of ours."""
     clean = {name: value for name, value in os.environ.items() if "TASKSERVICE" not in name}
-    defaults = {"DATA": str(data), "SECRET_KEY": "a secret key for tests"}
+    defaults = {"DATA": str(data), "SECRET_KEY": "a secret key for tests, long enough"}
     return clean | {f"TASKSERVICE_{name}": text for name, text in (defaults | settings).items()}
 
 

@@ -32,7 +32,7 @@ def prepare(data: Path, good: Receiver, bad: Receiver) -> tuple[str, str]:
     """Fill a database; returns the key to look at it with, and one of who has nothing yet."""
     config = Config(
         DATA=data,
-        SECRET_KEY="a secret key for tests",
+        SECRET_KEY="a secret key for tests, long enough",
         CALLBACK_ALLOWED=Destinations.parse("loopback"),
     ).completed()
     app = create_app(config)

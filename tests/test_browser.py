@@ -90,7 +90,7 @@ def site(
 def settings(data: Path) -> Config:
     return Config(
         DATA=data,
-        SECRET_KEY="a secret key for tests",
+        SECRET_KEY="a secret key for tests, long enough",
         CALLBACK_ALLOWED=Destinations.parse("loopback"),
         CALLBACK_TIMEOUT=2.0,
     ).completed()

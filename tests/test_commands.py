@@ -16,6 +16,7 @@ import requests
 import taskservice
 from taskservice import migrations
 from tests import receiver as play
+from tests.conftest import Databases
 from tests.live import COMMAND, Service, environment
 from tests.receiver import Receiver
 
@@ -83,13 +84,42 @@ def test_refusal_is_one_line(tmp_path: Path, arguments: list[str], sentence: str
     assert sentence in one_line(run(tmp_path, *arguments), 1)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "user list --json", "key add alice --name x", "key list", "key revoke x",
+        "delivery list", "delivery show x", "delivery redeliver x", "prune --dry-run",
+        "callback test http://127.0.0.1:9/", "worker", "db check", "db backup backup.db",
+    ],
+)  # fmt: skip
+def test_command_makes_no_database_where_there_is_none(tmp_path: Path, command: str) -> None:
+    data = tmp_path / "none"
+    result = run(data, *command.split(), SECRET_KEY="")
+    assert result.returncode == 1
+    (line,) = [line for line in (result.stdout + result.stderr).splitlines() if "no data" in line]
+    assert f"There is no database at {data / 'taskservice.db'}" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command_makes_no_tables_where_there_are_none(databases: Databases, tmp_path: Path) -> None:
+    (tmp_path / "taskservice.db").touch()
+    url = databases.new_postgresql()
+    for settings in ({}, {"DATABASE_URL": url}):
+        line = one_line(run(tmp_path, "user", "list", **settings), 1)
+        assert "There is no database at " in line
+    assert (tmp_path / "taskservice.db").read_bytes() == b""
+    # Nor does one that only looks keep one that may from making them.
+    assert run(tmp_path, "db", "upgrade", DATABASE_URL=url).returncode == 0
+    assert run(tmp_path, "user", "list", DATABASE_URL=url).returncode == 0
+
+
 def test_wrong_setting_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     result = run(tmp_path, "serve", THREADS="none")
     assert "TASKSERVICE_THREADS: must be" in one_line(result, 2)
 
 
 def test_unknown_setting_is_a_warning(tmp_path: Path) -> None:
-    result = run(tmp_path, "user", "list", THREDS="16")
+    result = run(tmp_path, "db", "upgrade", THREDS="16")
     assert result.returncode == 0
     assert "TASKSERVICE_THREDS is no setting" in result.stderr
 
@@ -134,6 +164,7 @@ def test_callback_test_sends_a_signed_sample(tmp_path: Path) -> None:
 
 
 def test_callback_test_says_how_to_allow_an_address(tmp_path: Path) -> None:
+    run(tmp_path, "db", "upgrade")
     result = run(tmp_path, "callback", "test", "http://127.0.0.1:9/")
     assert result.returncode == 1
     assert "TASKSERVICE_CALLBACK_ALLOWED" in result.stdout

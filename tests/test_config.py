@@ -1,11 +1,14 @@
 """Settings: defaults, checks, and what is said about a wrong one."""
 
-import threading
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from taskservice.config import Config, ConfigError, unknown_names
+from tests.live import environment
 
 
 def test_defaults_are_those_of_the_contract(
@@ -50,6 +53,8 @@ def test_defaults_are_those_of_the_contract(
         ("LOG_LEVEL", "loud"),
         ("LOG_FORMAT", "xml"),
         ("SECRET_KEY", "short"),
+        ("SECRET_KEY", "k" * 31),
+        ("SECRET_KEY", "\udcff" * 40),
     ],
 )
 def test_wrong_value_is_one_line_that_names_the_setting(
@@ -77,20 +82,55 @@ def test_postgresql_needs_a_secret_key(tmp_path: Path) -> None:
     assert config.DATABASE_URL == "postgresql+psycopg://localhost/tasks"
 
 
-def test_secret_key_is_made_once_and_kept_private(tmp_path: Path) -> None:
-    keys = set()
-
-    def read() -> None:
-        keys.add(Config.from_environment({"TASKSERVICE_DATA": str(tmp_path / "new")}).SECRET_KEY)
-
-    threads = [threading.Thread(target=read) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+def test_processes_that_start_at_once_make_one_secret_key_and_keep_it_private(
+    tmp_path: Path,
+) -> None:
+    program = "from taskservice.config import Config; print(Config.from_environment().SECRET_KEY)"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program], env=environment(tmp_path / "new", SECRET_KEY=""),
+            stdout=subprocess.PIPE, text=True,
+        )
+        for _ in range(6)
+    ]  # fmt: skip
+    keys = {process.communicate(timeout=60)[0].strip() for process in processes}
     assert len(keys) == 1
+    assert len(keys.pop()) >= 32
     (path,) = (tmp_path / "new").iterdir()
     assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_secret_key_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "new"
+    synced: list[tuple[str, list[bytes]]] = []
+
+    def look(descriptor: int) -> None:
+        """What is synced, and what is in the folder by then under the key's name."""
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        there = [file.read_bytes() for file in folder.glob("secret_key")]
+        synced.append((path.name.partition(".")[0], there))
+
+    monkeypatch.setattr(os, "fsync", look)
+    key = f"{Config.from_environment({'TASKSERVICE_DATA': str(folder)}).SECRET_KEY}\n".encode()
+    assert synced == [(tmp_path.name, []), ("secret_key", []), ("new", [key])]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\n", b"x", b"k" * 31 + b"\n", b"\xff" * 40],
+    ids=("empty", "an empty line", "a letter", "31 bytes", "no text"),
+)
+def test_kept_secret_key_that_cannot_protect_is_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "secret_key"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="must be text in UTF-8 of at least 32 bytes") as caught:
+        Config.from_environment({"TASKSERVICE_DATA": str(tmp_path)})
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == content
 
 
 def test_misspelt_names_are_noticed() -> None:

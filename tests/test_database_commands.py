@@ -45,6 +45,7 @@ on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def data(tmp_path: Path, databases: Databases) -> Path:
     """A folder with a database in it."""
     databases.copy_sqlite(tmp_path / "data")
+    (tmp_path / "data").chmod(0o700)
     return tmp_path / "data"
 
 
@@ -111,6 +112,7 @@ def test_backup_made_while_others_write_serves_all_that_was_acknowledged(
 
 
 def test_backup_tells_what_else_belongs_to_it(data: Path, tmp_path: Path) -> None:
+    run(data, "db", "upgrade", SECRET_KEY="")
     kept = run(data, "db", "backup", str(tmp_path / "one.db"), SECRET_KEY="")
     assert str(data / "secret_key") in kept.stderr
     given = run(data, "db", "backup", str(tmp_path / "two.db"))
@@ -135,10 +137,9 @@ def test_backup_that_cannot_be_written_is_one_line(data: Path, tmp_path: Path, t
 
 
 def test_backup_of_no_database_makes_none(tmp_path: Path) -> None:
-    result = run(tmp_path / "none", "db", "backup", str(tmp_path / "backup.db"))
+    result = run(tmp_path / "none", "db", "backup", str(tmp_path / "backup.db"), SECRET_KEY="")
     assert "There is no database" in one_line(result, 1)
-    assert not (tmp_path / "backup.db").exists()
-    assert not (tmp_path / "none" / "taskservice.db").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_backup_does_not_migrate(data: Path, tmp_path: Path) -> None:
@@ -260,7 +261,7 @@ def states(found: dict[str, dict[str, str]]) -> set[str]:
 def test_sound_database_is_ok(data: Path) -> None:
     found = check(data)
     assert list(found) == [
-        "python", "sqlite", "file", "disk", "pragmas", "integrity", "revision", "schema",
+        "python", "sqlite", "folder", "file", "disk", "pragmas", "integrity", "revision", "schema",
         "deliveries",
     ]  # fmt: skip
     assert states(found) == {"ok"}
@@ -354,9 +355,27 @@ def test_file_that_others_can_read_is_a_warning(data: Path) -> None:
     assert "mode 644" in check(data)["file"]["message"]
 
 
+def test_secret_key_and_folder_that_others_can_read_are_warnings(data: Path) -> None:
+    assert run(data, "db", "upgrade", SECRET_KEY="").returncode == 0
+    assert states(check(data, SECRET_KEY="")) == {"ok"}
+    (data / "secret_key").chmod(0o666)
+    data.chmod(0o755)
+    found = check(data, SECRET_KEY="")
+    for name, mode in (("secret_key", "666"), ("folder", "755")):
+        assert found[name]["state"] == "warning"
+        assert f"mode {mode}" in found[name]["message"]
+
+
+def test_short_secret_key_is_one_line_and_exit_code_2(data: Path) -> None:
+    (data / "secret_key").touch()
+    for command in (["serve"], ["db", "check"]):
+        line = one_line(run(data, *command, SECRET_KEY=""), 2)
+        assert f"{data / 'secret_key'} must be text in UTF-8 of at least 32 bytes" in line
+
+
 def test_missing_file_is_an_error_and_stays_missing(tmp_path: Path) -> None:
-    assert check(tmp_path, 1)["file"]["state"] == "error"
-    assert list(tmp_path.glob("*.db*")) == []
+    assert check(tmp_path / "none", 1, SECRET_KEY="")["file"]["state"] == "error"
+    assert not (tmp_path / "none").exists()
 
 
 def test_file_that_is_no_database_is_an_error(tmp_path: Path) -> None:

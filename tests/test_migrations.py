@@ -95,7 +95,9 @@ def lock_users(connection: Connection, target: str) -> None:
 
 def test_migrating_again_keeps_what_is_there(empty_url: str, tmp_path: Path) -> None:
     app = create_app(
-        Config(DATA=tmp_path, DATABASE_URL=empty_url, SECRET_KEY="a key for tests").completed()
+        Config(
+            DATA=tmp_path, DATABASE_URL=empty_url, SECRET_KEY="a secret key for tests, long enough"
+        ).completed()
     )
     alice = add_person(app, "alice")
     task = alice.start(callback="https://myapp.example/")

@@ -46,7 +46,10 @@ SETTINGS = (
 @contextmanager
 def app_at(url: str, folder: Path) -> Iterator[Flask]:
     config = Config(
-        DATA=folder, DATABASE_URL=driven(url), SECRET_KEY="a secret key for tests" * 2, THREADS=4
+        DATA=folder,
+        DATABASE_URL=driven(url),
+        SECRET_KEY="a secret key for tests, long enough",
+        THREADS=4,
     )
     app = create_app(config.completed())
     try:

@@ -164,7 +164,11 @@ def test_task_is_locked_before_it_is_asked_whether_its_webhook_is_owed(
 
 def test_retention_is_off_by_default(database_url: str, tmp_path: Path) -> None:
     app = create_app(
-        Config(DATA=tmp_path / "data", DATABASE_URL=database_url, SECRET_KEY="a key for tests")
+        Config(
+            DATA=tmp_path / "data",
+            DATABASE_URL=database_url,
+            SECRET_KEY="a secret key for tests, long enough",
+        )
     )
     alice = add_person(app, "alice")
     task = alice.start()

@@ -22,7 +22,7 @@ def command() -> None:
 @command.command("upgrade")
 def upgrade() -> None:
     """Bring the database up to date and say at which revision it is."""
-    with service():
+    with service(may_create=True):
         print_line(migrations.head())
 
 
@@ -34,7 +34,7 @@ def check(as_json: bool) -> None:
     A warning is something to know about, and no reason to exit with 1.
     """
     states = set()
-    for finding in inspection.findings(load_config().DATABASE_URL):
+    for finding in inspection.findings(load_config()):
         states.add(finding.state)
         if as_json:
             print_json(vars(finding))
@@ -63,6 +63,6 @@ def back_up(file: Path, force: bool) -> None:
 
 
 def _remind(config: Config) -> None:
-    key = config.DATA / "secret_key"
+    key = config.secret_key_file
     if key.exists() and key.read_text().strip() == config.SECRET_KEY:
         remark(f"keep {key} with it")

@@ -12,7 +12,7 @@ from taskservice.terminal import remark
 @click.command("serve")
 def command() -> None:
     """Serve the API until a signal ends it."""
-    config = load_config()
+    config = load_config(may_create=True)
     with one_line_failures():
         upgrade(config.DATABASE_URL)
     remark(f"data in {config.DATA}, listening on {config.BIND}")

@@ -13,12 +13,15 @@ from taskservice.problems import Problem
 from taskservice.terminal import give_up, remark
 
 
-def load_config() -> Config:
-    """The settings; one line and exit code 2 when one of them cannot be used."""
+def load_config(may_create: bool = False) -> Config:
+    """The settings; one line and exit code 2 when one of them cannot be used.
+
+    What only looks, or changes what is there, makes neither a database nor its secret key.
+    """
     for name in unknown_names():
         remark(f"{name} is no setting; is it misspelt?")
     try:
-        return Config.from_environment()
+        return Config.from_environment(may_create=may_create)
     except ConfigError as error:
         give_up(str(error), 2)
 
@@ -39,11 +42,11 @@ def one_line_failures() -> Iterator[None]:
 
 
 @contextmanager
-def service() -> Iterator[None]:
+def service(may_create: bool = False) -> Iterator[None]:
     """The service's app context, on a migrated database; failures become one line."""
-    config = load_config()
+    config = load_config(may_create)
     with one_line_failures():
-        app = create_app(config)
+        app = create_app(config, may_create)
         with app.app_context():
             yield
         dispose(app)

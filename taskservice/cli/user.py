@@ -18,7 +18,7 @@ def command() -> None:
 @click.argument("name")
 def add(name: str) -> None:
     """Add a user and print the first API key, which is shown this once."""
-    with service():
+    with service(may_create=True):
         print_line(users.add_user(name).text)
 
 

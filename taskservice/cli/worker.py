@@ -25,7 +25,7 @@ def command() -> None:
     config = load_config()
     configure_logging(config.LOG_LEVEL, config.LOG_FORMAT)
     with one_line_failures():
-        app = create_app(config)
+        app = create_app(config, may_create=False)
     # Threads inherit it: a signal waits until it is asked for below.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     loops = start_loops(app, serves=False)

@@ -20,6 +20,7 @@ from taskservice.db import (
     prepare_sqlite_connection,
     sqlite3,
 )
+from taskservice.files import make_folder
 from taskservice.writer_queue import WriterQueue
 
 FOLDER = Path(__file__).parent
@@ -41,16 +42,23 @@ class UnfitDatabase(DatabaseError):
     exit_code = 2
 
 
-def upgrade(url: str | URL, target: str = "head") -> None:
-    """Bring the database to `target`, making it where there is none.
+class NoDatabase(DatabaseError):
+    """There is none yet, and whoever asks may not make it."""
+
+    def __init__(self, where: Path | str) -> None:
+        super().__init__(f"There is no database at {where}; `taskservice serve` makes one")
+
+
+def upgrade(url: str | URL, target: str = "head", may_create: bool = True) -> None:
+    """Bring the database to `target`, making it where there is none, if it may.
 
     Raises DatabaseError, with the database untouched, when it cannot be opened, is no
-    database of ours, or is newer than this code.
+    database of ours, is newer than this code, or is not there and may not be made.
     """
     address = make_url(url)
     is_sqlite = address.get_backend_name() == "sqlite"
     if is_sqlite:
-        _check_file(Path(address.database or ""))
+        _check_file(Path(address.database or ""), may_create)
     engine = create_engine(address, poolclass=pool.NullPool, **engine_arguments(address))
     if not is_sqlite:
         event.listen(engine, "connect", prepare_postgresql_connection, insert=True)
@@ -60,14 +68,16 @@ def upgrade(url: str | URL, target: str = "head") -> None:
             if not is_sqlite:
                 _limit_wait(connection)
             # Before anything is written: this file may be somebody else's.
-            if revision(connection) != (head() if target == "head" else target):
+            found = revision(connection)
+            if found is None and not may_create:
+                raise NoDatabase(_where(address))
+            if found != (head() if target == "head" else target):
                 begin(connection)
                 _run(connection, target)
                 connection.commit()
     except (DBAPIError, sqlite3.Error, OSError) as error:
-        where = address.database if is_sqlite else address.render_as_string(hide_password=True)
         kind = UnfitDatabase if _is_unfit(error) else DatabaseError
-        raise kind(f"The database {where} cannot be used: {_reason(error)}") from None
+        raise kind(f"The database {_where(address)} cannot be used: {_reason(error)}") from None
 
 
 @contextmanager
@@ -83,6 +93,12 @@ def _turn(address: URL) -> Iterator[None]:
 def _limit_wait(connection: Connection) -> None:
     """Wait for no lock of PostgreSQL for ever, be it for the turn to migrate or for a table."""
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = {MIGRATION_SECONDS * 1000}")
+
+
+def _where(address: URL) -> str:
+    if address.get_backend_name() == "sqlite":
+        return address.database or ""
+    return address.render_as_string(hide_password=True)
 
 
 def _is_unfit(error: Exception) -> bool:
@@ -152,10 +168,12 @@ def _scripts() -> ScriptDirectory:
     return ScriptDirectory(str(FOLDER))
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: Path, may_create: bool) -> None:
     """Look at an SQLite file before anything is written to it."""
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not may_create and not path.exists():
+            raise NoDatabase(path)
+        make_folder(path.parent)
         # It holds secrets; SQLite's other files take their mode from it.
         path.touch(mode=0o600)
         if path.stat().st_size == 0:
