@@ -4,7 +4,7 @@ import sys
 
 from taskservice.app import create_app
 from taskservice.config import Config, ConfigError
-from taskservice.migrations import DatabaseError
+from taskservice.database.migrations import DatabaseError
 
 try:
     app = create_app(Config.from_environment())

@@ -11,13 +11,13 @@ from typing import Any
 
 from taskservice.app import create_app
 from taskservice.config import Config
-from taskservice.db import dispose
+from taskservice.database.engine import dispose
 from taskservice.webhooks.destinations import Destinations
-from tests import receiver as play
-from tests.live import Service
-from tests.owed import owe_many
-from tests.people import RemotePerson, add_person
-from tests.receiver import Receiver
+from tests.support import receiver as play
+from tests.support.api_client import RemoteClient, add_user
+from tests.support.deliveries import enqueue_many
+from tests.support.receiver import Receiver
+from tests.support.service import Service
 from tests.test_worker import working
 
 DUE = int(os.environ.get("DUE", "3000"))
@@ -30,7 +30,7 @@ def seconds_to_post(folder: Path, workers: int) -> float:
     config = Config(DATA=folder, CALLBACK_ALLOWED=Destinations.parse("loopback"))
     app = create_app(config.completed())
     with Receiver() as receiver, ExitStack() as stack:
-        owe_many(app, add_person(app, "alice"), receiver.url, DUE)
+        enqueue_many(app, add_user(app, "alice"), receiver.url, DUE)
         for _ in range(workers):
             stack.enter_context(working(app))
         # From the first to the last: without the start of the processes.
@@ -39,7 +39,7 @@ def seconds_to_post(folder: Path, workers: int) -> float:
     return times[-1] - times[0]
 
 
-def percentile_95(alice: RemotePerson, path: str) -> float:
+def percentile_95(alice: RemoteClient, path: str) -> float:
     """Milliseconds in which 95 of 100 GETs, one after another, are answered."""
     times = []
     for _ in range(GETS):
@@ -61,7 +61,7 @@ def quiet_and_beside_hanging(folder: Path) -> tuple[float, float]:
         key = str(alice.session.headers["apikey"])
 
         def report(task: dict[str, Any]) -> None:
-            person = RemotePerson(service.url, key)
+            person = RemoteClient(service.url, key)
             person.request("PATCH", f"/task/{task['id']}", json={"status": "complete"})
 
         reports = [threading.Thread(target=report, args=(task,)) for task in tasks]

@@ -12,9 +12,9 @@ from typing import Any
 
 from playwright.sync_api import CDPSession, Page
 
-from tests.browser import Visitor, launched
-from tests.live import Service
-from tests.people import RemotePerson
+from tests.support.api_client import RemoteClient
+from tests.support.browser import Visitor, launched
+from tests.support.service import Service
 
 COUNTS = [int(count) for count in os.environ.get("LINES", "100 100000 1000000").split()]
 LIVE_SECONDS = 10
@@ -36,7 +36,7 @@ FRAMES = """() => {
 }"""
 
 
-def make(alice: RemotePerson, count: int) -> dict[str, Any]:
+def make(alice: RemoteClient, count: int) -> dict[str, Any]:
     task = alice.start(name=f"{count:,} lines", claim=True)
     for first in range(1, count + 1, 10_000):
         last = min(first + 10_000, count + 1)
@@ -44,7 +44,7 @@ def make(alice: RemotePerson, count: int) -> dict[str, Any]:
     return task
 
 
-def append(alice: RemotePerson, task: dict[str, Any], lines: list[str]) -> None:
+def append(alice: RemoteClient, task: dict[str, Any], lines: list[str]) -> None:
     path = f"/task/{task['id']}/logs"
     alice.request("POST", path, json={"logs": lines}).raise_for_status()
 
@@ -55,7 +55,7 @@ def memory(page: Page, session: CDPSession) -> str:
     return f"{used:5.1f} MB, {page.locator('*').count():4} elements"
 
 
-def measure(visitor: Visitor, alice: RemotePerson, count: int) -> None:
+def measure(visitor: Visitor, alice: RemoteClient, count: int) -> None:
     task = make(alice, count)
     page = visitor.go("/agents")
     began = time.perf_counter()
@@ -80,7 +80,7 @@ def measure(visitor: Visitor, alice: RemotePerson, count: int) -> None:
           f"scrolled through {memory(page, session)}")  # fmt: skip
 
 
-def measure_live(visitor: Visitor, alice: RemotePerson) -> None:
+def measure_live(visitor: Visitor, alice: RemoteClient) -> None:
     task = make(alice, 0)
     page = visitor.go(f"/tasks/{task['id']}")
     page.evaluate(FRAMES)

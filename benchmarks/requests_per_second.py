@@ -15,7 +15,7 @@ from pathlib import Path
 import requests
 
 from benchmarks.load import request
-from tests.live import COMMAND, environment, free_port
+from tests.support.service import COMMAND, environment, free_port
 
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
 SECONDS = float(os.environ.get("SECONDS", "4"))

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.live import COMMAND, Service
+from tests.support.service import COMMAND, Service
 
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
 

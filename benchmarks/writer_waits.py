@@ -11,8 +11,8 @@ import threading
 import time
 from pathlib import Path
 
-from tests.live import Service
-from tests.people import RemotePerson
+from tests.support.api_client import RemoteClient
+from tests.support.service import Service
 
 TASKS = int(os.environ.get("TASKS", "20000"))
 QUIET_SECONDS = 5.0
@@ -22,7 +22,7 @@ BODY = ("x" * 199 + "\n").encode() * 50_000
 class Writer(threading.Thread):
     """Appends a line at a time, and measures each."""
 
-    def __init__(self, person: RemotePerson) -> None:
+    def __init__(self, person: RemoteClient) -> None:
         super().__init__()
         self._person, self._done = person, threading.Event()
         self._path = f"/task/{person.start()['id']}/logs"
@@ -43,7 +43,7 @@ class Writer(threading.Thread):
         return f"{figures} ms ({len(waits)} appends)"
 
 
-def fill(person: RemotePerson, database: Path) -> None:
+def fill(person: RemoteClient, database: Path) -> None:
     """A task with a full log and many without, all of which ended long ago."""
     task = person.start(input={"text": "x" * 400})
     path = f"/task/{task['id']}"
@@ -65,7 +65,7 @@ def fill(person: RemotePerson, database: Path) -> None:
 
 def measured(service: Service, key: str, *command: str) -> None:
     """Print the waits of a writer while a command runs, or while nothing does."""
-    writer = Writer(RemotePerson(service.url, key))
+    writer = Writer(RemoteClient(service.url, key))
     writer.start()
     began = time.perf_counter()
     if command:

@@ -2,10 +2,12 @@
 
 from flask import Flask
 
-from taskservice import api, dashboard, db, health, live, migrations, problems, telemetry
+from taskservice import api, dashboard, problems
 from taskservice.config import Config
-from taskservice.proxies import trusting
+from taskservice.database import engine, migrations, watcher
+from taskservice.operations import health, request_log
 from taskservice.services import attempts
+from taskservice.serving.proxies import trust_proxies
 
 
 def create_app(config: Config, may_create: bool = True) -> Flask:
@@ -21,14 +23,14 @@ def create_app(config: Config, may_create: bool = True) -> Flask:
     app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = config.MAX_BODY
     migrations.upgrade(config.DATABASE_URL, may_create=may_create)
-    db.init_app(app, config.DATABASE_URL, config.THREADS)
-    live.init_app(app, config.THREADS)
+    engine.init_app(app, config.DATABASE_URL, config.THREADS)
+    watcher.init_app(app, config.THREADS)
     health.init_app(app)
     attempts.init_app(app)
     problems.init_app(app)
-    telemetry.init_app(app)
+    request_log.init_app(app)
     api.init_app(app)
     dashboard.init_app(app)
     if config.PROXY_HOPS:
-        app.wsgi_app = trusting(app.wsgi_app, config.PROXY_HOPS)  # type: ignore[method-assign]
+        app.wsgi_app = trust_proxies(app.wsgi_app, config.PROXY_HOPS)  # type: ignore[method-assign]
     return app

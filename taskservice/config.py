@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy.engine import URL
 
-from taskservice.files import make_folder, sync
+from taskservice.database.files import make_folder, sync
 from taskservice.webhooks.destinations import Destinations
 
 PREFIX = "TASKSERVICE_"

@@ -10,7 +10,8 @@ from marshmallow import ValidationError
 from sqlalchemy.exc import DBAPIError, OperationalError, TimeoutError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from taskservice import error_codes, strict_json
+from taskservice.contract import error_codes
+from taskservice.schemas import strict_json
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def invalid_key() -> Problem:
     return Problem(401, "API key is invalid")
 
 
-def unfit(errors: Mapping[str, Any], code: str | None = None) -> Problem:
+def invalid(errors: Mapping[str, Any], code: str | None = None) -> Problem:
     """422: the request could be read, but does not fit.
 
     `errors` maps fields, parameters and headers to messages.
@@ -63,7 +64,7 @@ def unfit(errors: Mapping[str, Any], code: str | None = None) -> Problem:
     return Problem(422, detail, code=code, more={"errors": dict(errors)})
 
 
-def busy() -> Problem:
+def database_unavailable() -> Problem:
     """503: the database gives no answer now; the caller should come again."""
     return Problem(
         503,
@@ -95,10 +96,10 @@ def body(problem: Problem, request_id: str) -> bytes:
 
 
 def init_app(app: Flask) -> None:
-    app.register_error_handler(Exception, lambda error: respond(of(error)))
+    app.register_error_handler(Exception, lambda error: respond(from_exception(error)))
 
 
-def of(error: Exception) -> Problem:
+def from_exception(error: Exception) -> Problem:
     """What a request is refused for that raised this; a bug, too, and it is logged."""
     if isinstance(error, Problem):
         return error
@@ -110,14 +111,14 @@ def of(error: Exception) -> Problem:
         return _of_database(error)
     if isinstance(error, TimeoutError):
         logger.error("No connection to the database in time: %s", error)
-        return busy()
+        return database_unavailable()
     logger.error("A request failed", exc_info=error)
     return _failure()
 
 
 def _of_validation(error: ValidationError) -> Problem:
     messages = error.messages
-    return unfit(_named(messages if isinstance(messages, dict) else {"_schema": messages}))
+    return invalid(_named(messages if isinstance(messages, dict) else {"_schema": messages}))
 
 
 def _named(messages: Any) -> Any:
@@ -145,7 +146,7 @@ def _of_database(error: DBAPIError) -> Problem:
     logger.error("The database said: %s", error.orig)
     state = str(getattr(error.orig, "sqlstate", None) or "")
     is_busy = isinstance(error, OperationalError) or state.startswith(BUSY_STATES)
-    return busy() if is_busy else _failure()
+    return database_unavailable() if is_busy else _failure()
 
 
 def _failure() -> Problem:

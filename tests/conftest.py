@@ -13,17 +13,18 @@ from uuid import uuid4
 import pytest
 from flask import Flask
 
-from taskservice import migrations
 from taskservice.app import create_app
+from taskservice.background import timeouts
 from taskservice.config import Config
-from taskservice.db import Base, dispose
-from taskservice.services import timeouts
+from taskservice.database import migrations
+from taskservice.database.engine import dispose
+from taskservice.database.types import Base
 from taskservice.webhooks import connection
 from taskservice.webhooks.destinations import Destinations
-from tests.certificates import Authority
-from tests.live import Service
-from tests.people import Person, add_person
-from tests.receiver import Receiver
+from tests.support.api_client import ApiClient, add_user
+from tests.support.certificates import Authority
+from tests.support.receiver import Receiver
+from tests.support.service import Service
 
 DATABASES = ("sqlite", "postgresql")
 
@@ -152,15 +153,15 @@ def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def alice(app: Flask) -> Person:
+def alice(app: Flask) -> ApiClient:
     """A user who owns things."""
-    return add_person(app, "alice")
+    return add_user(app, "alice")
 
 
 @pytest.fixture
-def bob(app: Flask) -> Person:
+def bob(app: Flask) -> ApiClient:
     """A stranger, with things of his own."""
-    return add_person(app, "bob")
+    return add_user(app, "bob")
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from playwright.sync_api import Browser, Page
 
 from taskservice.app import create_app
 from taskservice.config import Config
-from taskservice.db import dispose
+from taskservice.database.engine import dispose
 from taskservice.webhooks.destinations import Destinations
-from tests import sample
-from tests.browser import Visitor, launched
-from tests.live import Service
-from tests.people import add_person
-from tests.receiver import Receiver, answer
+from tests.support import sample_data
+from tests.support.api_client import add_user
+from tests.support.browser import Visitor, launched
+from tests.support.receiver import Receiver, answer
+from tests.support.service import Service
 
 SIZES = {"wide": (1280, 860), "narrow": (390, 844)}
 # Playwright makes PNG only; the browser itself makes something smaller of it.
@@ -36,8 +36,8 @@ def prepare(data: Path, good: Receiver, bad: Receiver) -> tuple[str, str]:
         CALLBACK_ALLOWED=Destinations.parse("loopback"),
     ).completed()
     app = create_app(config)
-    alice = sample.make(app, "alice", f"{good.url}hooks/mail", f"{bad.url}hooks/wiki")
-    newcomer = add_person(app, "newcomer")
+    alice = sample_data.make(app, "alice", f"{good.url}hooks/mail", f"{bad.url}hooks/wiki")
+    newcomer = add_user(app, "newcomer")
     dispose(app)
     return alice.key, newcomer.key
 

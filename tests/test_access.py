@@ -12,11 +12,12 @@ import pytest
 from flask import Flask
 from sqlalchemy import event
 
-from taskservice import api_key, stamps
+from taskservice.auth import key_text
 from taskservice.config import Config
-from taskservice.services import users
-from tests.inside import FITTING_BODIES, PREFIX, filled, rows, rules
-from tests.people import Person, expect, problem, said
+from taskservice.database import timestamps
+from taskservice.services import keys as key_service
+from tests.support.api_client import ApiClient, expect, problem, problem_text
+from tests.support.internals import FITTING_BODIES, PREFIX, filled, rows, rules
 
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND", "FOO")
 UNKNOWN_PATHS = (
@@ -48,8 +49,8 @@ WRONG_KEYS: dict[str, Callable[[str], list[str]]] = {
     "a blank": lambda key: [" "],
     "another word": lambda key: ["apikey123"],
     "another scheme": lambda key: [f"Bearer {key}"],
-    "unknown": lambda key: [api_key.new(for_agent=False)],
-    "unknown, of an agent": lambda key: [api_key.new(for_agent=True)],
+    "unknown": lambda key: [key_text.new(for_agent=False)],
+    "unknown, of an agent": lambda key: [key_text.new(for_agent=True)],
     "mistyped in the middle": lambda key: [mistype(key, 30)],
     "mistyped at the end": lambda key: [mistype(key, -1)],
     "mistyped prefix": lambda key: [mistype(key, 5)],
@@ -79,7 +80,7 @@ def answer_to_nobody(app: Flask, **options: Any) -> Any:
 
 
 def test_every_wrong_key_gets_the_same_401(
-    alice: Person, app: Flask, subtests: pytest.Subtests
+    alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
     first = answer_to_nobody(app, path=f"{PREFIX}/task")
     assert problem(first, 401)["detail"] == "API key is invalid"
@@ -92,14 +93,14 @@ def test_every_wrong_key_gets_the_same_401(
     expect(alice.get("/task"), 200)
 
 
-def test_key_in_the_query_does_not_count(alice: Person, app: Flask) -> None:
+def test_key_in_the_query_does_not_count(alice: ApiClient, app: Flask) -> None:
     for name in ("apikey", "api_key", "key"):
         problem(answer_to_nobody(app, path=f"{PREFIX}/task", query_string={name: alice.key}), 401)
     body = problem(alice.get("/task", query_string={"apikey": alice.key}), 422)
     assert list(body["errors"]) == ["apikey"]
 
 
-def test_key_in_another_header_or_a_cookie_does_not_count(alice: Person, app: Flask) -> None:
+def test_key_in_another_header_or_a_cookie_does_not_count(alice: ApiClient, app: Flask) -> None:
     for headers in (
         {"X-Api-Key": alice.key},
         {"Proxy-Authorization": f"Bearer {alice.key}"},
@@ -108,12 +109,12 @@ def test_key_in_another_header_or_a_cookie_does_not_count(alice: Person, app: Fl
         problem(answer_to_nobody(app, path=f"{PREFIX}/task", headers=headers), 401)
 
 
-def test_name_of_the_header_has_no_case(alice: Person, app: Flask) -> None:
+def test_name_of_the_header_has_no_case(alice: ApiClient, app: Flask) -> None:
     for name in ("apikey", "ApiKey", "APIKEY"):
         expect(answer_to_nobody(app, path=f"{PREFIX}/task", headers={name: alice.key}), 200)
 
 
-def test_bearer_key_is_the_same_as_that_in_the_header_apikey(alice: Person, app: Flask) -> None:
+def test_bearer_key_is_the_same_as_that_in_the_header_apikey(alice: ApiClient, app: Flask) -> None:
     for text in (f"Bearer {alice.key}", f"bearer {alice.key}", f"BEARER   {alice.key} "):
         headers = [("Authorization", text)]
         response = answer_to_nobody(app, path=f"{PREFIX}/user", headers=headers)
@@ -145,14 +146,14 @@ WRONG_HEADERS: dict[str, Callable[[str], list[tuple[str, str]]]] = {
     "no blank": lambda key: [("Authorization", f"Bearer{key}")],
     "a tab": lambda key: [("Authorization", f"Bearer\t{key}")],
     "two words": lambda key: [("Authorization", f"Bearer {key} {key}")],
-    "an unknown one": lambda key: [("Authorization", f"Bearer {api_key.new(for_agent=False)}")],
+    "an unknown one": lambda key: [("Authorization", f"Bearer {key_text.new(for_agent=False)}")],
     "a mistyped one": lambda key: [("Authorization", f"Bearer {mistype(key, 30)}")],
     "in quotation marks": lambda key: [("Authorization", f'Bearer "{key}"')],
 }  # fmt: skip
 
 
 def test_every_other_way_to_send_a_bearer_gets_the_same_401(
-    alice: Person, app: Flask, subtests: pytest.Subtests
+    alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
     first = answer_to_nobody(app, path=f"{PREFIX}/task")
     for name, wrong in WRONG_HEADERS.items():
@@ -163,35 +164,35 @@ def test_every_other_way_to_send_a_bearer_gets_the_same_401(
             assert response.data == first.data
 
 
-def test_another_scheme_is_ignored_beside_the_header_apikey(alice: Person) -> None:
+def test_another_scheme_is_ignored_beside_the_header_apikey(alice: ApiClient) -> None:
     """A proxy that asks for a password of its own passes it on."""
     for text in ("Basic YTpi", 'Digest username="a, b", realm="c"', "Negotiate YTpi", ""):
         expect(alice.get("/user", headers={"Authorization": text}), 200)
 
 
-def test_expired_key_is_401_and_one_that_expires_later_is_not(alice: Person, app: Flask) -> None:
+def test_expired_key_is_401_and_one_that_expires_later_is_not(alice: ApiClient, app: Flask) -> None:
     with app.app_context():
-        expired = users.add_key("alice", "old", None, stamps.now(-1)).text
-        valid = users.add_key("alice", "new", None, stamps.now(3600)).text
+        expired = key_service.add("alice", "old", None, timestamps.now(-1)).text
+        valid = key_service.add("alice", "new", None, timestamps.now(3600)).text
     first = answer_to_nobody(app, path=f"{PREFIX}/user")
-    response = Person(app, "alice", expired).get("/user")
+    response = ApiClient(app, "alice", expired).get("/user")
     problem(response, 401)
-    assert said(response) == said(first)
-    expect(Person(app, "alice", valid).get("/user"), 200)
+    assert problem_text(response) == problem_text(first)
+    expect(ApiClient(app, "alice", valid).get("/user"), 200)
 
 
-def test_revocation_counts_from_the_next_request(alice: Person, app: Flask) -> None:
+def test_revocation_counts_from_the_next_request(alice: ApiClient, app: Flask) -> None:
     with app.app_context():
-        key = users.add_key("alice", "laptop", None, None)
-    laptop = Person(app, "alice", key.text)
-    expect(laptop.get("/user"), 200)
+        key = key_service.add("alice", "machine", None, None)
+    machine = ApiClient(app, "alice", key.text)
+    expect(machine.get("/user"), 200)
     with app.app_context():
-        users.revoke_key(key.id)
+        key_service.revoke_any(key.id)
     first = answer_to_nobody(app, path=f"{PREFIX}/user")
     for _ in range(2):
-        response = laptop.get("/user")
+        response = machine.get("/user")
         problem(response, 401)
-        assert said(response) == said(first)
+        assert problem_text(response) == problem_text(first)
     expect(alice.get("/user"), 200)
 
 
@@ -205,7 +206,7 @@ def test_nothing_below_the_api_answers_without_a_key(app: Flask, subtests: pytes
                 assert response.content_type == "application/problem+json"
 
 
-def test_no_other_spelling_of_a_path_gets_past_the_key(alice: Person, app: Flask) -> None:
+def test_no_other_spelling_of_a_path_gets_past_the_key(alice: ApiClient, app: Flask) -> None:
     """Handed over as a server does, which takes a path as it comes."""
     alice.start(name="secret")
     for path in (
@@ -237,7 +238,7 @@ def test_operators_routes_need_no_key(app: Flask, path: str) -> None:
 # --- another user ------------------------------------------------------------------------
 
 
-def belongings(alice: Person) -> dict[str, str]:
+def belongings(alice: ApiClient) -> dict[str, str]:
     """Something of each kind that belongs to Alice, as the routes name their parts."""
     task = alice.start("secret-agent", name="secret", callback="https://alice.example/secret")
     alice.append(task, "a secret line")
@@ -246,23 +247,23 @@ def belongings(alice: Person) -> dict[str, str]:
 
 
 def test_everything_of_another_user_is_404_and_stays_as_it_is(
-    alice: Person, bob: Person, app: Flask, subtests: pytest.Subtests
+    alice: ApiClient, bob: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
     hers, before = belongings(alice), rows(app)
     for method, rule in rules(app):
         # A PUT of an agent makes an agent of one's own.
         if "<" in rule and (method, rule) != ("PUT", "/agent/<agent_id>") and method != "OPTIONS":
             with subtests.test(f"{method} {rule}"):
-                wishes = FITTING_BODIES.get((method, rule))
-                response = bob.request(method, filled(rule, **hers), json=wishes)
+                fields = FITTING_BODIES.get((method, rule))
+                response = bob.request(method, filled(rule, **hers), json=fields)
                 assert response.status_code == 404
-                unknown = bob.request(method, filled(rule), json=wishes)
-                assert said(response) == said(unknown)
+                unknown = bob.request(method, filled(rule), json=fields)
+                assert problem_text(response) == problem_text(unknown)
     assert rows(app) == before
 
 
 def test_agent_key_of_another_user_learns_nothing(
-    alice: Person, bob: Person, app: Flask, subtests: pytest.Subtests
+    alice: ApiClient, bob: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
     hers = belongings(alice)
     stranger = bob.agent_key("own-agent")
@@ -270,18 +271,18 @@ def test_agent_key_of_another_user_learns_nothing(
     for method, rule in rules(app):
         if "<" in rule and method != "OPTIONS":
             with subtests.test(f"{method} {rule}"):
-                wishes = FITTING_BODIES.get((method, rule))
-                response = stranger.request(method, filled(rule, **hers), json=wishes)
+                fields = FITTING_BODIES.get((method, rule))
+                response = stranger.request(method, filled(rule, **hers), json=fields)
                 # To what an agent key may never do the answer is the same for every id.
                 may = (method.replace("HEAD", "GET"), rule) in MAY_DO
                 assert response.status_code == (404 if may else 403)
                 if "agent_id" not in rule:
-                    unknown = stranger.request(method, filled(rule), json=wishes)
-                    assert said(response) == said(unknown)
+                    unknown = stranger.request(method, filled(rule), json=fields)
+                    assert problem_text(response) == problem_text(unknown)
     assert rows(app) == before
 
 
-def test_lists_hold_nothing_of_another_user(alice: Person, bob: Person) -> None:
+def test_lists_hold_nothing_of_another_user(alice: ApiClient, bob: ApiClient) -> None:
     belongings(alice)
     assert expect(bob.get("/task"), 200) == []
     assert expect(bob.get("/task?expand=agent,user"), 200) == []
@@ -291,16 +292,18 @@ def test_lists_hold_nothing_of_another_user(alice: Person, bob: Person) -> None:
     assert hers["secret"] != his["secret"]
 
 
-def test_agent_of_another_user_is_as_one_that_does_not_exist(alice: Person, bob: Person) -> None:
+def test_agent_of_another_user_is_as_one_that_does_not_exist(
+    alice: ApiClient, bob: ApiClient
+) -> None:
     alice.register("secret-agent")
     for path, more in (("/task", {}), ("/key", {"name": "k"})):
         taken = bob.post(path, json={"agentId": "secret-agent", **more})
         unknown = bob.post(path, json={"agentId": "nobody", **more})
         assert list(problem(taken, 422)["errors"]) == ["agentId"]
-        assert said(taken) == said(unknown)
+        assert problem_text(taken) == problem_text(unknown)
 
 
-def test_two_users_work_beside_each_other(alice: Person, bob: Person) -> None:
+def test_two_users_work_beside_each_other(alice: ApiClient, bob: ApiClient) -> None:
     tasks = {person.name: person.start(name=person.name) for person in (alice, bob)}
     for person in (alice, bob):
         person.append(tasks[person.name], f"line of {person.name}")
@@ -314,7 +317,7 @@ def test_two_users_work_beside_each_other(alice: Person, bob: Person) -> None:
 # --- agent keys --------------------------------------------------------------------------
 
 
-def test_agent_key_does_the_work_of_its_agent(alice: Person) -> None:
+def test_agent_key_does_the_work_of_its_agent(alice: ApiClient) -> None:
     agent = alice.agent_key()
     task = expect(agent.post("/task", json={"agentId": "summarizer"}), 201)
     agent.append(task, "one")
@@ -328,14 +331,14 @@ def test_agent_key_does_the_work_of_its_agent(alice: Person) -> None:
     assert (me["name"], me["key"]["agentId"]) == ("alice", "summarizer")
 
 
-def test_agent_key_works_on_its_agents_tasks_whoever_started_them(alice: Person) -> None:
+def test_agent_key_works_on_its_agents_tasks_whoever_started_them(alice: ApiClient) -> None:
     task = alice.start("summarizer")
     agent = alice.agent_key("summarizer")
     agent.append(task, "one")
     assert agent.report(task, status="error", error={"message": "no"}) == alice.task(task)
 
 
-def test_agent_key_sees_nothing_of_other_agents(alice: Person) -> None:
+def test_agent_key_sees_nothing_of_other_agents(alice: ApiClient) -> None:
     agent = alice.agent_key("summarizer")
     own, other = alice.start("summarizer"), alice.start("translator")
     assert [task["id"] for task in expect(agent.get("/task"), 200)] == [own["id"]]
@@ -360,7 +363,7 @@ def test_agent_key_sees_nothing_of_other_agents(alice: Person) -> None:
 
 
 def test_agent_key_does_only_what_the_contract_lets_it(
-    alice: Person, app: Flask, subtests: pytest.Subtests
+    alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
     agent = alice.agent_key()
     task = alice.start()
@@ -373,7 +376,7 @@ def test_agent_key_does_only_what_the_contract_lets_it(
     assert rows(app) == before
 
 
-def test_agent_key_may_neither_delete_nor_cancel_nor_make_keys(alice: Person) -> None:
+def test_agent_key_may_neither_delete_nor_cancel_nor_make_keys(alice: ApiClient) -> None:
     task, key = alice.start(), expect(alice.get("/user"), 200)["key"]
     agent = alice.agent_key()
     for method, path in (
@@ -386,8 +389,8 @@ def test_agent_key_may_neither_delete_nor_cancel_nor_make_keys(alice: Person) ->
         ("GET", "/callback-secret"),
         ("POST", "/callback-secret"),
     ):
-        wishes = {"name": "mine"} if (method, path) == ("POST", "/key") else None
-        problem(agent.request(method, path, json=wishes), 403)
+        fields = {"name": "mine"} if (method, path) == ("POST", "/key") else None
+        problem(agent.request(method, path, json=fields), 403)
     assert alice.task(task) == task
     expect(alice.get("/user"), 200)
 
@@ -395,9 +398,9 @@ def test_agent_key_may_neither_delete_nor_cancel_nor_make_keys(alice: Person) ->
 # --- teams -------------------------------------------------------------------------------
 
 
-def test_team_shares_a_user_with_a_key_for_each(alice: Person, app: Flask) -> None:
+def test_team_shares_a_user_with_a_key_for_each(alice: ApiClient, app: Flask) -> None:
     created = [expect(alice.post("/key", json={"name": name}), 201) for name in ("ann", "ben")]
-    ann, ben = (Person(app, "alice", key["key"]) for key in created)
+    ann, ben = (ApiClient(app, "alice", key["key"]) for key in created)
     task = ann.start(name="of all")
     ben.append(task, "from ben")
     ann.append(task, "from ann")
@@ -414,7 +417,7 @@ def test_team_shares_a_user_with_a_key_for_each(alice: Person, app: Flask) -> No
 # --- keys at rest ------------------------------------------------------------------------
 
 
-def test_keys_have_their_shape(alice: Person) -> None:
+def test_keys_have_their_shape(alice: ApiClient) -> None:
     agent = alice.agent_key()
     for key, kind in ((alice.key, "user"), (agent.key, "agent")):
         match = re.fullmatch(rf"tsk_{kind}_([0-9A-Za-z]+)", key)
@@ -423,7 +426,7 @@ def test_keys_have_their_shape(alice: Person) -> None:
 
 
 def test_keys_are_stored_as_digests_only(
-    alice: Person, app: Flask, config: Config, database_url: str
+    alice: ApiClient, app: Flask, config: Config, database_url: str
 ) -> None:
     created = expect(alice.post("/key", json={"name": "another"}), 201)["key"]
     keys = [alice.key, alice.agent_key().key, created]
@@ -440,7 +443,7 @@ def test_keys_are_stored_as_digests_only(
         assert key.removeprefix("tsk_user_")[:12] not in stored
 
 
-def test_key_is_shown_once(alice: Person) -> None:
+def test_key_is_shown_once(alice: ApiClient) -> None:
     created = expect(alice.post("/key", json={"name": "another"}), 201)
     for path in ("/key", "/user"):
         text = alice.get(path).get_data(as_text=True)
@@ -449,11 +452,11 @@ def test_key_is_shown_once(alice: Person) -> None:
         assert hashlib.sha256(alice.key.encode()).hexdigest() not in text
 
 
-def test_mistyped_key_is_refused_without_a_look_up(alice: Person, app: Flask) -> None:
+def test_mistyped_key_is_refused_without_a_look_up(alice: ApiClient, app: Flask) -> None:
     statements: list[str] = []
     reader = app.extensions["reader"]
     event.listen(reader, "before_cursor_execute", lambda *call: statements.append(call[2]))
-    problem(Person(app, "alice", mistype(alice.key, 20)).get("/user"), 401)
+    problem(ApiClient(app, "alice", mistype(alice.key, 20)).get("/user"), 401)
     assert statements == []
     expect(alice.get("/user"), 200)
     assert statements
@@ -463,7 +466,7 @@ def test_mistyped_key_is_refused_without_a_look_up(alice: Person, app: Flask) ->
 
 
 def test_no_get_writes(
-    alice: Person, app: Flask, config: Config, database_url: str, subtests: pytest.Subtests
+    alice: ApiClient, app: Flask, config: Config, database_url: str, subtests: pytest.Subtests
 ) -> None:
     ids = belongings(alice)
     expect(alice.patch(f"/task/{ids['task_id']}", json={"name": "read me"}), 200)
@@ -487,11 +490,11 @@ def test_no_get_writes(
         watcher.close()
 
 
-def test_agent_key_is_not_shown_what_another_agent_started(alice: Person) -> None:
+def test_agent_key_is_not_shown_what_another_agent_started(alice: ApiClient) -> None:
     """Not even by the same Idempotency-Key and body, which would replay it to its user."""
     alice.register("summarizer")
-    wishes, headers = {"agentId": "summarizer", "input": {"of": "alice"}}, {"Idempotency-Key": "k"}
-    expect(alice.post("/task", json=wishes, headers=headers), 201)
+    fields, headers = {"agentId": "summarizer", "input": {"of": "alice"}}, {"Idempotency-Key": "k"}
+    expect(alice.post("/task", json=fields, headers=headers), 201)
     other = alice.agent_key("translator")
-    body = problem(other.post("/task", json=wishes, headers=headers), 422)
+    body = problem(other.post("/task", json=fields, headers=headers), 422)
     assert list(body["errors"]) == ["agentId"]

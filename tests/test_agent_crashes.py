@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs
-from tests.laptop import eventually, kill, laptop_of, tasks, the_task
-from tests.live import Service
-from tests.receiver import Receiver
+from tests.support.agent_machine import eventually, kill, machine_of, tasks, the_task
+from tests.support.receiver import Receiver
+from tests.support.service import Service
 from tests.test_readme import ROOT
 
 LINES = int(os.environ.get("AGENT_LINES", "20000"))
@@ -103,7 +103,7 @@ def test_run_survives_a_service_that_is_killed_again_and_again(tmp_path: Path) -
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
         program = [sys.executable, "-c", NUMBERED, str(LINES), str(SECONDS), "3"]
-        process = laptop_of(alice, tmp_path / "home").spawn("run", "--agent", "a", "--", *program)
+        process = machine_of(alice, tmp_path / "home").spawn("run", "--agent", "a", "--", *program)
         printed, remarks = under_kills(service, process)
         task = the_task(alice)
     print(f"\n{KILLS} kills, {remarks.count('is back')} times back, {task['logCount']} lines")
@@ -117,8 +117,8 @@ def test_run_survives_a_service_that_is_killed_again_and_again(tmp_path: Path) -
 def test_client_survives_a_service_that_is_killed_again_and_again(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
-        laptop = laptop_of(alice, tmp_path / "home")
-        process = laptop.python(WITH_THE_CLIENT, str(LINES), str(SECONDS))
+        machine = machine_of(alice, tmp_path / "home")
+        process = machine.python(WITH_THE_CLIENT, str(LINES), str(SECONDS))
         _, errors = under_kills(service, process)
         task = the_task(alice)
     assert (process.returncode, errors) == (0, "")
@@ -131,10 +131,10 @@ def test_run_that_is_killed_leaves_everything_to_resend(tmp_path: Path, is_away:
     program = [sys.executable, "-c", NUMBERED, str(LINES), "6", "0"]
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
-        laptop = laptop_of(alice, tmp_path / "home")
+        machine = machine_of(alice, tmp_path / "home")
         shown = tmp_path / "shown"
         with open(shown, "w") as out:
-            process = laptop.spawn("run", "--agent", "a", "--", *program, stdout=out)
+            process = machine.spawn("run", "--agent", "a", "--", *program, stdout=out)
             eventually(lambda: shown.stat().st_size > 1_000)
             if is_away:
                 kill(service)
@@ -144,16 +144,16 @@ def test_run_that_is_killed_leaves_everything_to_resend(tmp_path: Path, is_away:
         if is_away:
             service.start()
         seen = shown.read_text().rpartition("\n")[0].splitlines()
-        resent = laptop.run("run", "--resend")
+        resent = machine.run("run", "--resend")
         task = the_task(alice)
-        again = laptop.run("run", "--resend")
+        again = machine.run("run", "--resend")
     assert resent.returncode == 0, resent.stderr
     assert task["logs"] == numbered(len(task["logs"]))
     assert len(seen) <= len(task["logs"]) < LINES
     assert task["status"] == "error"
     assert "unknown" in task["error"]["message"]
     assert (again.returncode, again.stdout) == (0, "")
-    assert laptop.left_runs() == []
+    assert machine.left_runs() == []
 
 
 def test_plain_installation_in_an_empty_environment_is_enough(tmp_path: Path) -> None:
@@ -167,31 +167,31 @@ def test_plain_installation_in_an_empty_environment_is_enough(tmp_path: Path) ->
         needs("a package index", installed.stderr[-500:])
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
-        laptop = laptop_of(alice, tmp_path / "home")
-        laptop.command = [str(folder / "bin" / "taskservice")]
+        machine = machine_of(alice, tmp_path / "home")
+        machine.command = [str(folder / "bin" / "taskservice")]
         in_the_folder = {"cwd": tmp_path}
-        result = laptop.run("run", "--agent", "a", "--", "echo", "from afar", **in_the_folder)
-        listed = laptop.run("task", "list", **in_the_folder)
+        result = machine.run("run", "--agent", "a", "--", "echo", "from afar", **in_the_folder)
+        listed = machine.run("task", "list", **in_the_folder)
         task = the_task(alice)
         program = tmp_path / "program.py"
         program.write_text(TYPED)
         with Receiver() as receiver:
-            listener = laptop.spawn("listen", "--forward", receiver.url, cwd=tmp_path)
-            worker = laptop.spawn("work", "--agent", "w", "--", "cat", cwd=tmp_path)
+            listener = machine.spawn("listen", "--forward", receiver.url, cwd=tmp_path)
+            worker = machine.spawn("work", "--agent", "w", "--", "cat", cwd=tmp_path)
             assert listener.stderr is not None
             listener.stderr.readline()
             python = [str(folder / "bin" / "python"), str(program)]
-            subprocess.run(python, cwd=tmp_path, env=laptop.environment, check=True, timeout=60)
+            subprocess.run(python, cwd=tmp_path, env=machine.environment, check=True, timeout=60)
             receiver.wait_for(2, 60)
         done = tasks(alice)
         for process in (listener, worker):
             process.terminate()
             process.communicate(timeout=30)
-        killed = laptop.spawn("run", "--agent", "k", "--", "sleep", "1000", cwd=tmp_path)
+        killed = machine.spawn("run", "--agent", "k", "--", "sleep", "1000", cwd=tmp_path)
         eventually(lambda: tasks(alice, agentId="k"))
         killed.kill()
         killed.communicate()
-        resent = laptop.run("run", "--resend", **in_the_folder)
+        resent = machine.run("run", "--resend", **in_the_folder)
     by_agent = {found["agentId"]: found for found in done}
     assert (by_agent["c"]["logs"], by_agent["c"]["output"]) == (["one"], {"sum": 15})
     assert by_agent["w"]["output"] == {"n": 1}

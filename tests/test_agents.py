@@ -3,14 +3,14 @@
 import pytest
 from flask import Flask
 
-from taskservice.schemas import MAX_DESCRIPTION, MAX_NAME
-from tests.inside import rows
-from tests.people import Person, expect, problem
+from taskservice.contract.terms import MAX_DESCRIPTION, MAX_NAME
+from tests.support.api_client import ApiClient, expect, problem
+from tests.support.internals import rows
 
 
-def test_put_registers_an_agent(alice: Person) -> None:
-    wishes = {"name": "The summarizer", "description": "Sums up what it is given."}
-    response = alice.put("/agent/summarizer", json=wishes)
+def test_put_registers_an_agent(alice: ApiClient) -> None:
+    fields = {"name": "The summarizer", "description": "Sums up what it is given."}
+    response = alice.put("/agent/summarizer", json=fields)
     agent = expect(response, 201)
     assert agent.keys() == {"id", "name", "description", "userId", "createdAt"}
     assert (agent["id"], agent["name"]) == ("summarizer", "The summarizer")
@@ -20,20 +20,20 @@ def test_put_registers_an_agent(alice: Person) -> None:
     assert expect(alice.get("/agent/summarizer"), 200) == agent
 
 
-@pytest.mark.parametrize("wishes", [None, {}, {"name": None, "description": None}])
-def test_name_is_the_id_by_default(alice: Person, wishes: dict[str, None] | None) -> None:
-    agent = expect(alice.put("/agent/summarizer", json=wishes), 201)
+@pytest.mark.parametrize("fields", [None, {}, {"name": None, "description": None}])
+def test_name_is_the_id_by_default(alice: ApiClient, fields: dict[str, None] | None) -> None:
+    agent = expect(alice.put("/agent/summarizer", json=fields), 201)
     assert (agent["name"], agent["description"]) == ("summarizer", "")
 
 
-def test_put_of_a_registered_agent_changes_it(alice: Person) -> None:
+def test_put_of_a_registered_agent_changes_it(alice: ApiClient) -> None:
     agent = alice.register(name="old", description="old")
     changed = expect(alice.put("/agent/summarizer", json={"name": "new", "description": ""}), 200)
     assert changed == agent | {"name": "new", "description": ""}
     assert expect(alice.get("/agent/summarizer"), 200) == changed
 
 
-def test_what_is_not_given_stays(alice: Person) -> None:
+def test_what_is_not_given_stays(alice: ApiClient) -> None:
     agent = alice.register(name="a name", description="a description")
     assert expect(alice.put("/agent/summarizer"), 200) == agent
     nothing = {"name": None, "description": None}
@@ -44,7 +44,7 @@ def test_what_is_not_given_stays(alice: Person) -> None:
     assert described == renamed | {"description": "new"}
 
 
-def test_tasks_keep_the_name_they_were_started_with(alice: Person) -> None:
+def test_tasks_keep_the_name_they_were_started_with(alice: ApiClient) -> None:
     alice.register(name="old")
     task = alice.start()
     alice.register(name="new")
@@ -59,7 +59,7 @@ UNFIT_IDS = (
 )  # fmt: skip
 
 
-def test_ids_of_the_right_form_are_fit(alice: Person) -> None:
+def test_ids_of_the_right_form_are_fit(alice: ApiClient) -> None:
     for agent_id in FIT_IDS:
         agent = expect(alice.put(f"/agent/{agent_id}"), 201)
         assert agent["id"] == agent_id
@@ -67,7 +67,7 @@ def test_ids_of_the_right_form_are_fit(alice: Person) -> None:
 
 
 def test_ids_of_another_form_are_refused(
-    alice: Person, app: Flask, subtests: pytest.Subtests
+    alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
     before = rows(app)
     for agent_id in UNFIT_IDS:
@@ -80,7 +80,7 @@ def test_ids_of_another_form_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("wishes", "field"),
+    ("fields", "field"),
     [
         ({"name": ""}, "name"),
         ({"name": "ü" * (MAX_NAME + 1)}, "name"),
@@ -95,36 +95,36 @@ def test_ids_of_another_form_are_refused(
     ],
 )
 def test_unfit_wish_is_422_and_changes_nothing(
-    alice: Person, wishes: dict[str, object], field: str
+    alice: ApiClient, fields: dict[str, object], field: str
 ) -> None:
-    assert list(problem(alice.put("/agent/summarizer", json=wishes), 422)["errors"]) == [field]
+    assert list(problem(alice.put("/agent/summarizer", json=fields), 422)["errors"]) == [field]
     problem(alice.get("/agent/summarizer"), 404)
     agent = alice.register()
-    problem(alice.put("/agent/summarizer", json={"name": "new"} | wishes), 422)
+    problem(alice.put("/agent/summarizer", json={"name": "new"} | fields), 422)
     assert expect(alice.get("/agent/summarizer"), 200) == agent
 
 
-def test_limits_themselves_are_fit(alice: Person) -> None:
+def test_limits_themselves_are_fit(alice: ApiClient) -> None:
     assert MAX_NAME == 200
-    wishes = {"name": "ü" * MAX_NAME, "description": "𝛂" * MAX_DESCRIPTION}
-    agent = alice.register(**wishes)
-    assert {name: agent[name] for name in wishes} == wishes
+    fields = {"name": "ü" * MAX_NAME, "description": "𝛂" * MAX_DESCRIPTION}
+    agent = alice.register(**fields)
+    assert {name: agent[name] for name in fields} == fields
 
 
-def test_list_is_sorted_by_id(alice: Person) -> None:
+def test_list_is_sorted_by_id(alice: ApiClient) -> None:
     assert expect(alice.get("/agent"), 200) == []
     ids = ["b", "a", "a-b", "a.b", "a_b", "ab", "a1", "10", "9", "aa"]
     agents = {agent_id: alice.register(agent_id) for agent_id in ids}
     assert expect(alice.get("/agent"), 200) == [agents[agent_id] for agent_id in sorted(ids)]
 
 
-def test_unknown_agent_is_404(alice: Person) -> None:
+def test_unknown_agent_is_404(alice: ApiClient) -> None:
     for method in ("GET", "DELETE"):
         body = problem(alice.request(method, "/agent/nobody"), 404)
         assert body["detail"] == "Agent's ID is not found"
 
 
-def test_deleted_agent_is_returned_and_gone(alice: Person) -> None:
+def test_deleted_agent_is_returned_and_gone(alice: ApiClient) -> None:
     agent, other = alice.register("summarizer", name="x"), alice.register("translator")
     assert expect(alice.delete("/agent/summarizer"), 200) == agent
     problem(alice.get("/agent/summarizer"), 404)
@@ -134,7 +134,7 @@ def test_deleted_agent_is_returned_and_gone(alice: Person) -> None:
     assert list(unfit["errors"]) == ["agentId"]
 
 
-def test_agent_with_tasks_cannot_be_deleted(alice: Person) -> None:
+def test_agent_with_tasks_cannot_be_deleted(alice: ApiClient) -> None:
     task = alice.start()
     problem(alice.delete("/agent/summarizer"), 409)
     alice.report(task, status="complete")
@@ -144,7 +144,7 @@ def test_agent_with_tasks_cannot_be_deleted(alice: Person) -> None:
     expect(alice.delete("/agent/summarizer"), 200)
 
 
-def test_keys_of_a_deleted_agent_are_gone_with_it(alice: Person) -> None:
+def test_keys_of_a_deleted_agent_are_gone_with_it(alice: ApiClient) -> None:
     summarizer, translator = alice.agent_key("summarizer"), alice.agent_key("translator")
     expect(alice.delete("/agent/summarizer"), 200)
     problem(summarizer.get("/user"), 401)
@@ -156,7 +156,7 @@ def test_keys_of_a_deleted_agent_are_gone_with_it(alice: Person) -> None:
     problem(summarizer.get("/user"), 401)
 
 
-def test_ids_are_unique_per_user_only(alice: Person, bob: Person) -> None:
+def test_ids_are_unique_per_user_only(alice: ApiClient, bob: ApiClient) -> None:
     hers = expect(alice.put("/agent/summarizer", json={"name": "hers"}), 201)
     his = expect(bob.put("/agent/summarizer", json={"name": "his"}), 201)
     task = alice.start()

@@ -11,14 +11,13 @@ from flask import Flask
 from sqlalchemy import insert
 from werkzeug.test import TestResponse
 
-from taskservice.api import door
-from taskservice.db import transaction
-from taskservice.models import LogWriter
-from taskservice.schemas import MAX_LINE, MAX_WRITER, MAX_WRITERS
+from taskservice.contract.terms import MAX_LINE, MAX_LOG, MAX_WRITER, MAX_WRITERS
+from taskservice.database.models import LogWriter
+from taskservice.database.transactions import transaction
 from taskservice.services.chunks import CHUNK_BYTES, CHUNK_LINES
-from taskservice.services.logs import MAX_LOG
-from tests.inside import column, rows
-from tests.people import Person, expect, problem
+from taskservice.web import request
+from tests.support.api_client import ApiClient, expect, problem
+from tests.support.internals import column, rows
 
 Task = dict[str, Any]
 
@@ -27,15 +26,15 @@ def logs(task: Task) -> str:
     return f"/task/{task['id']}/logs"
 
 
-def append_text(person: Person, task: Task, text: bytes, query: str = "") -> TestResponse:
+def append_text(person: ApiClient, task: Task, text: bytes, query: str = "") -> TestResponse:
     return person.post(logs(task) + query, data=text, content_type="text/plain")
 
 
-def append_json(person: Person, task: Task, body: bytes) -> TestResponse:
+def append_json(person: ApiClient, task: Task, body: bytes) -> TestResponse:
     return person.post(logs(task), data=body, content_type="application/json")
 
 
-def lines(person: Person, task: Task) -> list[str]:
+def lines(person: ApiClient, task: Task) -> list[str]:
     """The lines of a task, which its counts must agree with."""
     now = person.task(task)
     assert (now["firstLog"], now["logCount"]) == (1, len(now["logs"]))
@@ -45,7 +44,7 @@ def lines(person: Person, task: Task) -> list[str]:
 # --- the ways to append ------------------------------------------------------------------
 
 
-def test_lines_are_kept_in_the_order_in_which_they_came(alice: Person) -> None:
+def test_lines_are_kept_in_the_order_in_which_they_came(alice: ApiClient) -> None:
     task = alice.start()
     time.sleep(0.002)
     assert alice.append(task, "one", "two") == {"logCount": 2, "status": "running"}
@@ -61,7 +60,7 @@ def test_lines_are_kept_in_the_order_in_which_they_came(alice: Person) -> None:
     "content_type",
     ["text/plain", "text/plain; charset=utf-8", "Text/Plain; charset=UTF-8", "application/json"],
 )
-def test_post_and_put_take_json_and_text(alice: Person, method: str, content_type: str) -> None:
+def test_post_and_put_take_json_and_text(alice: ApiClient, method: str, content_type: str) -> None:
     task = alice.start()
     data = b'{"logs":["one","tw\xc3\xb6"]}' if "json" in content_type else b"one\ntw\xc3\xb6\n"
     response = alice.request(method, logs(task), data=data, content_type=content_type)
@@ -69,13 +68,13 @@ def test_post_and_put_take_json_and_text(alice: Person, method: str, content_typ
     assert lines(alice, task) == ["one", "twö"]
 
 
-def test_put_without_a_content_type_is_text(alice: Person) -> None:
+def test_put_without_a_content_type_is_text(alice: ApiClient) -> None:
     task = alice.start()
     expect(alice.put(logs(task), data=b'{"logs":["not JSON"]}\nsecond'), 201)
     assert lines(alice, task) == ['{"logs":["not JSON"]}', "second"]
 
 
-def test_post_without_a_content_type_is_415(alice: Person) -> None:
+def test_post_without_a_content_type_is_415(alice: ApiClient) -> None:
     task = alice.start()
     problem(alice.post(logs(task), data=b'{"logs":["x"]}'), 415)
     assert lines(alice, task) == []
@@ -88,7 +87,7 @@ OTHER_TYPES = (
 )  # fmt: skip
 
 
-def test_other_content_types_are_415(alice: Person, subtests: pytest.Subtests) -> None:
+def test_other_content_types_are_415(alice: ApiClient, subtests: pytest.Subtests) -> None:
     task = alice.start()
     for content_type in OTHER_TYPES:
         with subtests.test(content_type):
@@ -134,7 +133,9 @@ CORNERS: tuple[tuple[str, list[str], list[str]], ...] = (
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_lines_end_at_line_feeds_only(alice: Person, subtests: pytest.Subtests, form: str) -> None:
+def test_lines_end_at_line_feeds_only(
+    alice: ApiClient, subtests: pytest.Subtests, form: str
+) -> None:
     task = alice.start()
     for text, as_text, as_json in CORNERS:
         with subtests.test(repr(text)):
@@ -147,19 +148,19 @@ def test_lines_end_at_line_feeds_only(alice: Person, subtests: pytest.Subtests, 
             assert lines(alice, task)[before:] == wanted
 
 
-def test_strings_with_line_feeds_are_several_lines(alice: Person) -> None:
+def test_strings_with_line_feeds_are_several_lines(alice: ApiClient) -> None:
     task = alice.start()
     assert alice.append(task, "a\nb\n", "", "c\r\n\r\nd", "\n")["logCount"] == 7
     assert lines(alice, task) == ["a", "b", "", "c", "", "d", ""]
 
 
-def test_empty_strings_are_empty_lines(alice: Person) -> None:
+def test_empty_strings_are_empty_lines(alice: ApiClient) -> None:
     task = alice.start()
     assert alice.append(task, "", "", "")["logCount"] == 3
     assert lines(alice, task) == ["", "", ""]
 
 
-def test_invalid_utf8_is_replaced_in_text(alice: Person) -> None:
+def test_invalid_utf8_is_replaced_in_text(alice: ApiClient) -> None:
     task = alice.start()
     expect(append_text(alice, task, b"a\xffb\n\xc3\n\xed\xa0\x80c\n\xf0\x9f\x98\nend\xe2\x82"), 201)
     assert lines(alice, task) == [
@@ -167,7 +168,7 @@ def test_invalid_utf8_is_replaced_in_text(alice: Person) -> None:
     ]  # fmt: skip
 
 
-def test_what_is_no_text_is_400_in_json(alice: Person, subtests: pytest.Subtests) -> None:
+def test_what_is_no_text_is_400_in_json(alice: ApiClient, subtests: pytest.Subtests) -> None:
     task = alice.start()
     for line in (b"\xff", b"\xc3", b"\xed\xa0\x80", b"\\ud800", b"\\udc00x", b"\0"):
         with subtests.test(repr(line)):
@@ -175,7 +176,7 @@ def test_what_is_no_text_is_400_in_json(alice: Person, subtests: pytest.Subtests
     assert lines(alice, task) == []
 
 
-def test_escapes_in_json_are_what_they_stand_for(alice: Person) -> None:
+def test_escapes_in_json_are_what_they_stand_for(alice: ApiClient) -> None:
     task = alice.start()
     body = rb'{"logs":["\u00fc\ud83d\ude00\u0000\\u0000\"\/\ta\nb"]}'
     expect(append_json(alice, task, body), 201)
@@ -185,7 +186,7 @@ def test_escapes_in_json_are_what_they_stand_for(alice: Person) -> None:
 # --- once each ---------------------------------------------------------------------------
 
 
-def test_resend_changes_nothing(alice: Person, app: Flask) -> None:
+def test_resend_changes_nothing(alice: ApiClient, app: Flask) -> None:
     task = alice.start()
     alice.append(task, "one", "two", seq=1)
     before, version = alice.task(task), column(app, task, "version")
@@ -197,7 +198,7 @@ def test_resend_changes_nothing(alice: Person, app: Flask) -> None:
     assert column(app, task, "version") == version
 
 
-def test_of_an_overlap_only_the_new_lines_are_added(alice: Person) -> None:
+def test_of_an_overlap_only_the_new_lines_are_added(alice: ApiClient) -> None:
     task = alice.start()
     alice.append(task, "1", "2", "3", seq=1)
     assert alice.append(task, "2", "3", "4", "5", seq=2)["logCount"] == 5
@@ -207,7 +208,7 @@ def test_of_an_overlap_only_the_new_lines_are_added(alice: Person) -> None:
 
 
 @pytest.mark.parametrize(("stored", "seq"), [(0, 2), (2, 4), (2, 1 << 53)])
-def test_gap_is_409_and_tells_what_is_expected(alice: Person, stored: int, seq: int) -> None:
+def test_gap_is_409_and_tells_what_is_expected(alice: ApiClient, stored: int, seq: int) -> None:
     task = alice.start()
     alice.append(task, *["x"] * stored)
     before = alice.task(task)
@@ -217,14 +218,14 @@ def test_gap_is_409_and_tells_what_is_expected(alice: Person, stored: int, seq: 
     assert alice.append(task, "y", seq=stored + 1)["logCount"] == stored + 1
 
 
-def test_gap_of_a_writer_nobody_has_heard_of_leaves_no_trace(alice: Person, app: Flask) -> None:
+def test_gap_of_a_writer_nobody_has_heard_of_leaves_no_trace(alice: ApiClient, app: Flask) -> None:
     task = alice.start()
     before = rows(app)
     problem(alice.post(logs(task), json={"logs": ["y"], "seq": 2, "writer": "new"}), 409)
     assert rows(app) == before
 
 
-def test_seq_counts_lines_and_not_strings(alice: Person) -> None:
+def test_seq_counts_lines_and_not_strings(alice: ApiClient) -> None:
     task = alice.start()
     alice.append(task, "1\n2", "3", seq=1)
     assert alice.append(task, "3\n4", seq=3)["logCount"] == 4
@@ -232,7 +233,7 @@ def test_seq_counts_lines_and_not_strings(alice: Person) -> None:
     assert lines(alice, task) == list("12345")
 
 
-def test_lines_without_seq_count_for_their_writer(alice: Person) -> None:
+def test_lines_without_seq_count_for_their_writer(alice: ApiClient) -> None:
     task = alice.start()
     alice.append(task, "1", "2")
     alice.append(task, "a", writer="other")
@@ -243,7 +244,7 @@ def test_lines_without_seq_count_for_their_writer(alice: Person) -> None:
     assert lines(alice, task) == ["1", "2", "a", "3", "4", "5", "b"]
 
 
-def test_writers_do_not_disturb_each_other(alice: Person) -> None:
+def test_writers_do_not_disturb_each_other(alice: ApiClient) -> None:
     task = alice.start()
     names = ("", "stdout", "stderr", "Stdout", "stdout ", "ü", "w" * MAX_WRITER)
     for number in (1, 2):
@@ -258,7 +259,7 @@ def test_writers_do_not_disturb_each_other(alice: Person) -> None:
     assert lines(alice, task) == [f"{name} {number}" for number in (1, 2) for name in names]
 
 
-def test_writer_is_unnamed_by_default(alice: Person) -> None:
+def test_writer_is_unnamed_by_default(alice: ApiClient) -> None:
     task = alice.start()
     alice.append(task, "1", seq=1)
     alice.append(task, "2", seq=2, writer="")
@@ -269,7 +270,7 @@ def test_writer_is_unnamed_by_default(alice: Person) -> None:
     assert lines(alice, task) == list("123456")
 
 
-def test_text_has_seq_and_writer_in_the_query(alice: Person) -> None:
+def test_text_has_seq_and_writer_in_the_query(alice: ApiClient) -> None:
     task = alice.start()
     expect(append_text(alice, task, b"1\n2\n", "?seq=1&writer=a"), 201)
     expect(append_text(alice, task, b"2\n3\n", "?seq=2&writer=a"), 201)
@@ -280,7 +281,7 @@ def test_text_has_seq_and_writer_in_the_query(alice: Person) -> None:
     assert lines(alice, task) == list("12345")
 
 
-def test_nul_in_a_writer_is_replaced_everywhere(alice: Person) -> None:
+def test_nul_in_a_writer_is_replaced_everywhere(alice: ApiClient) -> None:
     task = alice.start()
     alice.append(task, "1", seq=1, writer="a\0")
     expect(append_text(alice, task, b"1\n2", "?seq=1&writer=a%00"), 201)
@@ -288,7 +289,7 @@ def test_nul_in_a_writer_is_replaced_everywhere(alice: Person) -> None:
     assert lines(alice, task) == ["1", "2", "3"]
 
 
-def test_each_task_counts_for_itself(alice: Person) -> None:
+def test_each_task_counts_for_itself(alice: ApiClient) -> None:
     first, second = alice.start(), alice.start()
     alice.append(first, "1", seq=1)
     response = alice.post(logs(second), json={"logs": ["2"], "seq": 2})
@@ -335,7 +336,7 @@ UNFIT_QUERIES = (
 
 
 def test_unfit_append_is_422_names_its_field_and_stores_nothing(
-    alice: Person, app: Flask, subtests: pytest.Subtests
+    alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
     task = alice.start()
     before = rows(app)
@@ -346,7 +347,7 @@ def test_unfit_append_is_422_names_its_field_and_stores_nothing(
 
 
 def test_unfit_query_is_422_names_its_parameter_and_stores_nothing(
-    alice: Person, app: Flask, subtests: pytest.Subtests
+    alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
     task = alice.start()
     before = rows(app)
@@ -357,7 +358,7 @@ def test_unfit_query_is_422_names_its_parameter_and_stores_nothing(
             assert rows(app) == before
 
 
-def test_seq_and_writer_of_json_do_not_go_into_the_query(alice: Person) -> None:
+def test_seq_and_writer_of_json_do_not_go_into_the_query(alice: ApiClient) -> None:
     task = alice.start()
     for name in ("seq", "writer"):
         body = problem(alice.post(f"{logs(task)}?{name}=1", json={"logs": ["x"]}), 422)
@@ -368,7 +369,7 @@ def test_seq_and_writer_of_json_do_not_go_into_the_query(alice: Person) -> None:
 # --- limits ------------------------------------------------------------------------------
 
 
-def test_line_of_64_kib_is_fit_and_one_byte_more_is_not(alice: Person, app: Flask) -> None:
+def test_line_of_64_kib_is_fit_and_one_byte_more_is_not(alice: ApiClient, app: Flask) -> None:
     assert MAX_LINE == 64 * 1024
     task = alice.start()
     longest = ["x" * MAX_LINE, "ü" * (MAX_LINE // 2), "𝛂" * (MAX_LINE // 4)]
@@ -387,7 +388,7 @@ def test_line_of_64_kib_is_fit_and_one_byte_more_is_not(alice: Person, app: Flas
     assert rows(app) == before
 
 
-def test_task_has_so_many_writers_and_not_one_more(alice: Person, app: Flask) -> None:
+def test_task_has_so_many_writers_and_not_one_more(alice: ApiClient, app: Flask) -> None:
     task = alice.start()
     alice.append(task, "1", writer="first")
     more = [
@@ -409,7 +410,7 @@ def test_task_has_so_many_writers_and_not_one_more(alice: Person, app: Flask) ->
 
 
 @pytest.mark.slow
-def test_log_of_100_mib_is_fit_and_one_byte_more_is_not(alice: Person, app: Flask) -> None:
+def test_log_of_100_mib_is_fit_and_one_byte_more_is_not(alice: ApiClient, app: Flask) -> None:
     """A line's end is one byte of its log, so that empty lines have an end too."""
     assert MAX_LOG == 100 * 1024 * 1024
     task = alice.start()
@@ -447,25 +448,25 @@ def test_log_of_100_mib_is_fit_and_one_byte_more_is_not(alice: Person, app: Flas
     ids=["bare", "with-seq", "text", "put", "resend"],
 )
 def test_heartbeat_is_heard_and_changes_nothing_visible(
-    alice: Person, app: Flask, beat: Callable[[Person, Task], TestResponse]
+    alice: ApiClient, app: Flask, beat: Callable[[ApiClient, Task], TestResponse]
 ) -> None:
     task = alice.start(claim=True)
     alice.append(task, "one", "two")
     before = alice.task(task)
-    heard, version = column(app, task, "heard_at"), column(app, task, "version")
+    heard, version = column(app, task, "last_heartbeat_at"), column(app, task, "version")
     time.sleep(0.002)
     assert expect(beat(alice, task), 201) == {"logCount": 2, "status": "running"}
     assert alice.task(task) == before
     assert column(app, task, "version") == version
-    assert column(app, task, "heard_at") > heard
+    assert column(app, task, "last_heartbeat_at") > heard
 
 
-def test_append_is_heard_too_and_raises_the_version(alice: Person, app: Flask) -> None:
+def test_append_is_heard_too_and_raises_the_version(alice: ApiClient, app: Flask) -> None:
     task = alice.start(claim=True)
-    heard, version = column(app, task, "heard_at"), column(app, task, "version")
+    heard, version = column(app, task, "last_heartbeat_at"), column(app, task, "version")
     time.sleep(0.002)
     alice.append(task, "one")
-    assert column(app, task, "heard_at") > heard
+    assert column(app, task, "last_heartbeat_at") > heard
     assert column(app, task, "version") > version
 
 
@@ -473,7 +474,7 @@ def test_append_is_heard_too_and_raises_the_version(alice: Person, app: Flask) -
 
 
 @pytest.mark.parametrize("ending", ["complete", "error", "cancelled"])
-def test_finished_task_takes_no_lines(alice: Person, app: Flask, ending: str) -> None:
+def test_finished_task_takes_no_lines(alice: ApiClient, app: Flask, ending: str) -> None:
     task = alice.start()
     alice.append(task, "in time", seq=1)
     if ending == "cancelled":
@@ -491,7 +492,7 @@ def test_finished_task_takes_no_lines(alice: Person, app: Flask, ending: str) ->
     assert rows(app) == before
 
 
-def test_deleted_task_takes_no_lines(alice: Person) -> None:
+def test_deleted_task_takes_no_lines(alice: ApiClient) -> None:
     task = alice.start()
     alice.append(task, "one")
     expect(alice.delete(f"/task/{task['id']}"), 200)
@@ -517,7 +518,7 @@ def sizes_around_the_chunks() -> Iterator[tuple[str, list[str]]]:
 
 
 def test_lines_around_the_size_of_a_chunk_come_back_the_same(
-    alice: Person, subtests: pytest.Subtests
+    alice: ApiClient, subtests: pytest.Subtests
 ) -> None:
     for name, sent in sizes_around_the_chunks():
         with subtests.test(name):
@@ -529,7 +530,7 @@ def test_lines_around_the_size_of_a_chunk_come_back_the_same(
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_100_000_lines_come_back_the_same(alice: Person, app: Flask, form: str) -> None:
+def test_100_000_lines_come_back_the_same(alice: ApiClient, app: Flask, form: str) -> None:
     task = alice.start()
     sent = [f"line {number} " + "ü" * (number % 11) for number in range(80_000)]
     sent += [""] * 20_000
@@ -548,7 +549,7 @@ def test_100_000_lines_come_back_the_same(alice: Person, app: Flask, form: str) 
     assert max(len(text) for *_, text in chunks) <= CHUNK_BYTES
 
 
-def test_long_log_reads_the_same_alone_in_a_list_and_when_deleted(alice: Person) -> None:
+def test_long_log_reads_the_same_alone_in_a_list_and_when_deleted(alice: ApiClient) -> None:
     tasks = [alice.start(name=f"task {number}") for number in range(3)]
     for task, appends in ((tasks[0], 1), (tasks[1], 7), (tasks[2], 3)):
         for count in range(appends):
@@ -564,7 +565,7 @@ def test_long_log_reads_the_same_alone_in_a_list_and_when_deleted(alice: Person)
     assert expect(alice.get("/task"), 200) == []
 
 
-def test_answer_to_a_delete_can_be_closed(alice: Person) -> None:
+def test_answer_to_a_delete_can_be_closed(alice: ApiClient) -> None:
     """As a server does when it has sent the answer, outside of the request."""
     task = alice.start()
     alice.append(task, "one")
@@ -573,7 +574,7 @@ def test_answer_to_a_delete_can_be_closed(alice: Person) -> None:
     response.close()
 
 
-def test_resend_into_the_middle_of_a_chunk_adds_what_is_new(alice: Person) -> None:
+def test_resend_into_the_middle_of_a_chunk_adds_what_is_new(alice: ApiClient) -> None:
     task = alice.start()
     sent = [f"{number}" for number in range(3 * CHUNK_LINES)]
     text = "\n".join(sent)
@@ -585,11 +586,11 @@ def test_resend_into_the_middle_of_a_chunk_adds_what_is_new(alice: Person) -> No
 
 
 def test_only_some_large_bodies_are_in_work_at_once(
-    alice: Person, monkeypatch: pytest.MonkeyPatch
+    alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(door, "LARGE_SECONDS", 0.1)
+    monkeypatch.setattr(request, "LARGE_SECONDS", 0.1)
     task, large = alice.start(), b"line\n" * 300_000
-    with door.large_bodies.place(), door.large_bodies.place():
+    with request.large_bodies.place(), request.large_bodies.place():
         refused = append_text(alice, task, large)
         assert problem(refused, 503)["code"] == "overloaded"
         assert int(refused.headers["Retry-After"]) > 0
@@ -616,12 +617,12 @@ def at_once(work: Callable[[int], object]) -> None:
         list(pool.map(begin, range(THREADS)))
 
 
-def test_writers_at_once_lose_and_double_nothing(alice: Person, app: Flask) -> None:
+def test_writers_at_once_lose_and_double_nothing(alice: ApiClient, app: Flask) -> None:
     task = alice.start()
     rounds = 10
 
     def write(number: int) -> None:
-        person = Person(app, "alice", alice.key)
+        person = ApiClient(app, "alice", alice.key)
         for start in range(0, 3 * rounds, 3):
             sent = [f"{number}:{start + step}" for step in range(3)]
             person.append(task, *sent, seq=start + 1, writer=str(number))
@@ -636,11 +637,11 @@ def test_writers_at_once_lose_and_double_nothing(alice: Person, app: Flask) -> N
         assert own == [f"{number}:{step}" for step in range(3 * rounds)]
 
 
-def test_one_unnamed_writer_at_once_loses_nothing(alice: Person, app: Flask) -> None:
+def test_one_unnamed_writer_at_once_loses_nothing(alice: ApiClient, app: Flask) -> None:
     task = alice.start()
 
     def write(number: int) -> None:
-        person = Person(app, "alice", alice.key)
+        person = ApiClient(app, "alice", alice.key)
         for step in range(5):
             person.append(task, f"{number}:{step}:a\n{number}:{step}:b")
 
@@ -653,21 +654,21 @@ def test_one_unnamed_writer_at_once_loses_nothing(alice: Person, app: Flask) -> 
     assert alice.append(task, "next", seq=len(stored) + 1)["logCount"] == len(stored) + 1
 
 
-def test_same_lines_sent_at_once_are_stored_once(alice: Person, app: Flask) -> None:
+def test_same_lines_sent_at_once_are_stored_once(alice: ApiClient, app: Flask) -> None:
     task = alice.start()
     sent = [f"line {number}" for number in range(50)]
-    at_once(lambda _: Person(app, "alice", alice.key).append(task, *sent, seq=1))
+    at_once(lambda _: ApiClient(app, "alice", alice.key).append(task, *sent, seq=1))
     assert lines(alice, task) == sent
 
 
 def test_of_an_end_and_appends_at_once_nothing_comes_after_the_end(
-    alice: Person, app: Flask
+    alice: ApiClient, app: Flask
 ) -> None:
     task = alice.start()
     taken: list[str] = []
 
     def work(number: int) -> None:
-        person = Person(app, "alice", alice.key)
+        person = ApiClient(app, "alice", alice.key)
         if number == 0:
             time.sleep(0.01)
             person.report(task, status="complete")

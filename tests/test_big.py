@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import Databases
-from tests.crowds import at_once, copies
-from tests.live import Service
-from tests.people import API, RemotePerson
-from tests.quiet import QuietWriter
+from tests.support.api_client import API, RemoteClient
+from tests.support.concurrency import at_once, copies
+from tests.support.quiet_writer import QuietWriter
+from tests.support.service import Service
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +39,7 @@ def service(data: Path) -> Iterator[Service]:
 
 
 @pytest.fixture
-def alice(service: Service) -> RemotePerson:
+def alice(service: Service) -> RemoteClient:
     return service.add_user()
 
 
@@ -64,7 +64,7 @@ def restart(service: Service) -> None:
     service.start()
 
 
-def fill_log(person: RemotePerson) -> dict[str, Any]:
+def fill_log(person: RemoteClient) -> dict[str, Any]:
     """A task whose log is full up to its limit of 100 MiB."""
     task = person.start()
     for _ in range(11):
@@ -75,7 +75,7 @@ def fill_log(person: RemotePerson) -> dict[str, Any]:
     return task
 
 
-def read(service: Service, person: RemotePerson, method: str, path: str) -> tuple[int, int]:
+def read(service: Service, person: RemoteClient, method: str, path: str) -> tuple[int, int]:
     """Read an answer piece by piece; returns its bytes, and the memory it cost at most."""
     restart(service)
     before = forget_peak(service)
@@ -107,7 +107,7 @@ def test_full_log_is_got_listed_and_deleted_in_bounded_memory(
 
 
 def test_full_log_that_is_got_listed_and_deleted_keeps_no_writer_waiting(
-    service: Service, alice: RemotePerson
+    service: Service, alice: RemoteClient
 ) -> None:
     """For no longer than 250 ms, and what a writer waits on this machine anyway."""
     task = fill_log(alice)
@@ -143,7 +143,7 @@ def test_full_log_that_is_got_listed_and_deleted_keeps_no_writer_waiting(
     ids=["short lines", "empty lines", "empty strings", "short strings"],
 )
 def test_large_appends_at_once_cost_little_memory(
-    service: Service, alice: RemotePerson, body: bytes, content_type: str, most: int
+    service: Service, alice: RemoteClient, body: bytes, content_type: str, most: int
 ) -> None:
     tasks = [alice.start() for _ in range(4)]
     headers = {"Content-Type": content_type}
@@ -161,7 +161,7 @@ def test_large_appends_at_once_cost_little_memory(
 
 
 def test_very_many_tasks_are_listed_in_bounded_memory(
-    service: Service, alice: RemotePerson, data: Path
+    service: Service, alice: RemoteClient, data: Path
 ) -> None:
     task = alice.start(input={"text": "x" * 400})
     multiply(data / "taskservice.db", task["id"], TASKS - 1)
@@ -172,7 +172,7 @@ def test_very_many_tasks_are_listed_in_bounded_memory(
     assert len(ids) == TASKS
 
 
-def test_large_tasks_are_listed_in_bounded_memory(service: Service, alice: RemotePerson) -> None:
+def test_large_tasks_are_listed_in_bounded_memory(service: Service, alice: RemoteClient) -> None:
     large = {"text": "x" * (MEGABYTE - 20)}
     for _ in range(40):
         task = alice.start(input=large, claim=True)
@@ -202,7 +202,7 @@ def multiply(path: Path, task_id: str, count: int) -> None:
 
 
 def test_slow_reader_holds_no_transaction(
-    service: Service, alice: RemotePerson, data: Path
+    service: Service, alice: RemoteClient, data: Path
 ) -> None:
     fill_log(alice)
     with socket.create_connection(("127.0.0.1", service.port)) as reader:
@@ -221,7 +221,7 @@ def test_slow_reader_holds_no_transaction(
 
 
 def test_dropped_log_is_swept_from_the_database(
-    service: Service, alice: RemotePerson, data: Path
+    service: Service, alice: RemoteClient, data: Path
 ) -> None:
     task = fill_log(alice)
     read(service, alice, "DELETE", f"/task/{task['id']}")

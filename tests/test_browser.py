@@ -20,16 +20,16 @@ from playwright.sync_api import Browser, Page, expect
 
 from taskservice.app import create_app
 from taskservice.config import Config
-from taskservice.db import dispose
+from taskservice.database.engine import dispose
 from taskservice.webhooks.destinations import Destinations
-from tests import sample
-from tests.browser import CHROMIUM, Visitor, launched, violations
 from tests.conftest import needs
-from tests.live import Service
-from tests.people import Person, RemotePerson, add_person
-from tests.people import expect as answered
-from tests.proxy import NGINX, nginx
-from tests.receiver import Receiver, answer
+from tests.support import sample_data
+from tests.support.api_client import ApiClient, RemoteClient, add_user
+from tests.support.api_client import expect as answered
+from tests.support.browser import CHROMIUM, Visitor, launched, violations
+from tests.support.nginx import NGINX, nginx
+from tests.support.receiver import Receiver, answer
+from tests.support.service import Service
 
 PAGES = (
     "/",
@@ -49,7 +49,7 @@ class Site:
     service: Service
     url: str
     app: Flask
-    alice: Person
+    alice: ApiClient
     # A receiver that answers 503, but for the paths that a test changes.
     bad: Receiver
     # The cookies of a window in which alice is signed in.
@@ -81,7 +81,7 @@ def site(
         bad.answer = answer(503)
         app = create_app(settings(folder / "data"))
         stack.callback(dispose, app)
-        alice = sample.make(app, "alice", f"{good.url}mail", f"{bad.url}wiki", count=12)
+        alice = sample_data.make(app, "alice", f"{good.url}mail", f"{bad.url}wiki", count=12)
         service = stack.enter_context(Service(folder / "data", PROXY_HOPS=str(int(behind))))
         url = stack.enter_context(nginx(folder / "nginx", service.port)) if behind else service.url
         yield Site(service, url, app, alice, bad)
@@ -114,8 +114,8 @@ def window(browser: Browser, site: Site, **options: Any) -> Visitor:
     return visitor
 
 
-def start(site: Site, **wishes: Any) -> dict[str, Any]:
-    return site.alice.start(claim=True, **wishes)
+def start(site: Site, **fields: Any) -> dict[str, Any]:
+    return site.alice.start(claim=True, **fields)
 
 
 def sign_out(page: Page) -> None:
@@ -243,7 +243,7 @@ def test_filters_live_in_the_url(visitor: Visitor, site: Site) -> None:
 
 
 def test_first_agent_and_first_task_appear_by_themselves(browser: Browser, site: Site) -> None:
-    newcomer = add_person(site.app, f"newcomer {time.monotonic_ns()}")
+    newcomer = add_user(site.app, f"newcomer {time.monotonic_ns()}")
     guest = Visitor(browser, site.url)
     page = guest.sign_in(newcomer.key)
     assert violations(page) == []
@@ -650,23 +650,23 @@ def check_both_ways(page: Page, path: str) -> None:
 
 
 def test_hostile_content_does_nothing(browser: Browser, site: Site) -> None:
-    mallory = add_person(site.app, f"{time.monotonic_ns()} {sample.HOSTILE}")
-    task = sample.make_hostile(mallory, f"{site.bad.url}hook")
+    mallory = add_user(site.app, f"{time.monotonic_ns()} {sample_data.HOSTILE}")
+    task = sample_data.make_hostile(mallory, f"{site.bad.url}hook")
     visitor = Visitor(browser, site.url)
     visitor.sign_in(mallory.key)
     for path in ("/", f"/tasks/{task['id']}", f"/tasks/{task['id']}/delete", "/agents", "/keys",
-                 f"/?q={sample.HOSTILE[:60]}"):  # fmt: skip
+                 f"/?q={sample_data.HOSTILE[:60]}"):  # fmt: skip
         page = visitor.go(path)
         expect(page.locator("main")).to_contain_text("owned" if "q=" not in path else "Tasks")
         page.wait_for_timeout(100)
-        assert "owned" not in page.title().replace(sample.HOSTILE, "")
+        assert "owned" not in page.title().replace(sample_data.HOSTILE, "")
         assert page.locator("img:not(.title img), body script, iframe").count() == 0
         assert page.locator("a[href^=javascript]").count() == 0
         expect(page.locator("#menu summary")).to_contain_text("<script>")
     page = visitor.go(f"/tasks/{task['id']}")
     expect(page.locator("#log .line")).to_have_count(3)
     # What turns the direction of writing is shown by its number.
-    harmless = sample.HOSTILE.replace("\u202e", "\\u202e")
+    harmless = sample_data.HOSTILE.replace("\u202e", "\\u202e")
     assert visible_lines(page) == [harmless, harmless, "link"]
     visitor.check()
     visitor.close()
@@ -674,7 +674,7 @@ def test_hostile_content_does_nothing(browser: Browser, site: Site) -> None:
 
 def test_page_updates_while_a_hostile_name_comes_and_goes(visitor: Visitor, site: Site) -> None:
     page = visitor.go()
-    task = start(site, name=sample.HOSTILE)
+    task = start(site, name=sample_data.HOSTILE)
     row = page.locator(f"#task-{task['id']}")
     expect(row).to_contain_text("<script>", timeout=3_000)
     assert page.locator("main img, main script").count() == 0
@@ -701,7 +701,7 @@ def test_page_without_a_place_among_the_followers_keeps_up_all_the_same(
     visitor: Visitor, site: Site
 ) -> None:
     task = start(site, name="Crowded")
-    remote = RemotePerson(site.service.url, site.alice.key)
+    remote = RemoteClient(site.service.url, site.alice.key)
     path = f"/task/{task['id']}/events"
     with ExitStack() as stack:
         # As many as there are places: half of the service's 16 threads.

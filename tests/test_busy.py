@@ -18,9 +18,9 @@ import pytest
 from flask import Flask
 from sqlalchemy.exc import IntegrityError
 
-from taskservice import db
-from tests.inside import set_for_database
-from tests.people import Person, expect, problem
+from taskservice.database import engine, transactions
+from tests.support.api_client import ApiClient, expect, problem
+from tests.support.internals import set_for_database
 
 only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
@@ -28,12 +28,12 @@ only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indire
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Writers give up sooner than in real life; fixtures that ask for it come first."""
-    monkeypatch.setattr(db, "BUSY_SECONDS", 0.3)
+    monkeypatch.setattr(engine, "BUSY_SECONDS", 0.3)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_locked_database_is_503_and_nothing_is_half_written(
-    patience: None, app: Flask, alice: Person, tmp_path: Path
+    patience: None, app: Flask, alice: ApiClient, tmp_path: Path
 ) -> None:
     task = alice.start()
     path = f"/task/{task['id']}"
@@ -59,11 +59,11 @@ def test_locked_database_is_503_and_nothing_is_half_written(
 
 
 def test_lock_held_on_a_task_is_503(
-    patience: None, app: Flask, alice: Person, database_url: str
+    patience: None, app: Flask, alice: ApiClient, database_url: str
 ) -> None:
     """PostgreSQL waits for the row, SQLite for its only writer."""
     task = alice.start()
-    with app.app_context(), db.transaction() as connection:
+    with app.app_context(), transactions.transaction() as connection:
         connection.exec_driver_sql("UPDATE tasks SET name = name")
         problem(alice.patch(f"/task/{task['id']}", json={"name": "other"}), 503)
     assert alice.report(task, name="other")["name"] == "other"
@@ -78,7 +78,7 @@ def other_connection(url: str, name: str) -> Iterator[psycopg.Connection[Any]]:
 
 @only_postgresql
 def test_locked_table_is_503_for_readers_too_and_then_all_is_well(
-    patience: None, app: Flask, alice: Person, database_url: str
+    patience: None, app: Flask, alice: ApiClient, database_url: str
 ) -> None:
     task = alice.start()
     with other_connection(database_url, "locks") as other:
@@ -102,7 +102,7 @@ def test_locked_table_is_503_for_readers_too_and_then_all_is_well(
 @only_postgresql
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_server_whose_processes_are_stopped_is_503(
-    patience: None, app: Flask, alice: Person, database_url: str, method: str
+    patience: None, app: Flask, alice: ApiClient, database_url: str, method: str
 ) -> None:
     task = alice.start()
     stopped = backends(app, database_url)
@@ -123,7 +123,7 @@ def test_server_whose_processes_are_stopped_is_503(
 
 
 @only_postgresql
-def test_server_that_is_read_only_is_503_for_writers_alone(app: Flask, alice: Person) -> None:
+def test_server_that_is_read_only_is_503_for_writers_alone(app: Flask, alice: ApiClient) -> None:
     """As after a failover, or where the provider's disk is full."""
     task = alice.start()
     path = f"/task/{task['id']}"
@@ -149,25 +149,29 @@ def test_server_that_is_read_only_is_503_for_writers_alone(app: Flask, alice: Pe
 
 @only_postgresql
 def test_what_was_to_be_written_is_in_no_log_when_it_fails(
-    app: Flask, alice: Person, caplog: pytest.LogCaptureFixture
+    app: Flask, alice: ApiClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     """PostgreSQL tells of a row that it refuses all that is in it."""
     alice.register()
     change = "ALTER TABLE tasks {} CONSTRAINT of_a_test"
-    with app.app_context(), db.transaction() as connection:
+    with app.app_context(), transactions.transaction() as connection:
         connection.exec_driver_sql(f"{change.format('ADD')} CHECK (name <> 'refused')")
     try:
         body = {"agentId": "summarizer", "name": "refused", "input": {"secret": "hunter2"}}
         problem(alice.post("/task", json=body), 500)
     finally:
-        with app.app_context(), db.transaction() as connection:
+        with app.app_context(), transactions.transaction() as connection:
             connection.exec_driver_sql(change.format("DROP"))
     assert "23514" in caplog.text
     assert "of_a_test" in caplog.text
     assert "hunter2" not in caplog.text
     # Nor where it is logged with its traceback, as the loops do.
     row = (uuid4(), "hunter2")
-    with app.app_context(), pytest.raises(IntegrityError) as failed, db.transaction() as connection:
+    with (
+        app.app_context(),
+        pytest.raises(IntegrityError) as failed,
+        transactions.transaction() as connection,
+    ):
         connection.exec_driver_sql("INSERT INTO users (id, name) VALUES (%s, %s)", row)
     told = "".join(traceback.format_exception(failed.value))
     assert "created_at" in told
@@ -186,7 +190,7 @@ def backends(app: Flask, url: str) -> list[int]:
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_process_that_is_stopped_while_it_writes_keeps_nobody_waiting_for_long(
-    patience: None, app: Flask, alice: Person, tmp_path: Path
+    patience: None, app: Flask, alice: ApiClient, tmp_path: Path
 ) -> None:
     task = alice.start()
     with open(tmp_path / "data" / "taskservice.db-writers", "rb+") as queue:
@@ -217,7 +221,7 @@ def is_free(queue: BinaryIO) -> bool:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_turn_that_comes_in_time_is_taken(app: Flask, alice: Person, tmp_path: Path) -> None:
+def test_turn_that_comes_in_time_is_taken(app: Flask, alice: ApiClient, tmp_path: Path) -> None:
     task = alice.start()
     with open(tmp_path / "data" / "taskservice.db-writers", "rb+") as queue:
         fcntl.flock(queue, fcntl.LOCK_EX)
@@ -229,11 +233,11 @@ def test_turn_that_comes_in_time_is_taken(app: Flask, alice: Person, tmp_path: P
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_unreachable_database_is_503_while_the_process_stays_live(
-    app: Flask, alice: Person, tmp_path: Path
+    app: Flask, alice: ApiClient, tmp_path: Path
 ) -> None:
     client = app.test_client()
     assert client.get("/readyz").status_code == 200
-    db.dispose(app)
+    engine.dispose(app)
     data = tmp_path / "data"
     data.rename(tmp_path / "gone")
     assert problem(alice.get("/task"), 503)

@@ -9,10 +9,10 @@ import requests
 from flask import Flask
 
 from tests.conftest import needs
-from tests.inside import PREFIX, filled, is_page
-from tests.live import Service
-from tests.people import API, Person, RemotePerson
-from tests.proxy import CACHING, CACHING_ALL, NGINX, nginx
+from tests.support.api_client import API, ApiClient, RemoteClient
+from tests.support.internals import PREFIX, filled, is_page
+from tests.support.nginx import CACHING, CACHING_ALL, NGINX, nginx
+from tests.support.service import Service
 
 # It is the same on every database.
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -22,8 +22,8 @@ class Site(NamedTuple):
     """A service behind a proxy that caches, and two users of it."""
 
     url: str
-    alice: RemotePerson
-    bob: RemotePerson
+    alice: RemoteClient
+    bob: RemoteClient
     task: dict[str, Any]
     obeys: bool
 
@@ -50,7 +50,7 @@ def ask(site: Site, path: str, **headers: str) -> requests.Response:
     return requests.get(site.url + API + path, headers=headers, timeout=30)
 
 
-def key_of(person: RemotePerson) -> str:
+def key_of(person: RemoteClient) -> str:
     return str(person.session.headers["apikey"])
 
 
@@ -95,7 +95,7 @@ def test_no_proxy_gives_an_answer_that_has_changed(site: Site) -> None:
             assert after.headers["X-Cache-Status"] == "HIT"
 
 
-def sign_in(site: Site, person: RemotePerson) -> requests.Session:
+def sign_in(site: Site, person: RemoteClient) -> requests.Session:
     """A browser in which this person is signed in."""
     browser = requests.Session()
     token = re.search('name="token" value="(.*?)"', browser.get(f"{site.url}/sign-in").text)
@@ -129,7 +129,7 @@ OF_THE_API = {"apikey", "Authorization"}
 
 @on_sqlite
 def test_every_answer_of_the_api_is_for_its_caller_alone(
-    app: Flask, alice: Person, subtests: pytest.Subtests
+    app: Flask, alice: ApiClient, subtests: pytest.Subtests
 ) -> None:
     task = alice.start()
     for rule in app.url_map.iter_rules():
@@ -148,7 +148,7 @@ def test_every_answer_of_the_api_is_for_its_caller_alone(
 
 
 @on_sqlite
-def test_answer_that_may_be_asked_for_again_is_private(alice: Person) -> None:
+def test_answer_that_may_be_asked_for_again_is_private(alice: ApiClient) -> None:
     path = f"/task/{alice.start()['id']}"
     first = alice.get(path)
     again = alice.get(path, headers={"If-None-Match": first.headers["ETag"]})
@@ -158,7 +158,7 @@ def test_answer_that_may_be_asked_for_again_is_private(alice: Person) -> None:
 
 
 @on_sqlite
-def test_refusals_are_not_kept_either(app: Flask, alice: Person) -> None:
+def test_refusals_are_not_kept_either(app: Flask, alice: ApiClient) -> None:
     refused = {
         401: alice.get("/task", headers={"apikey": "wrong"}),
         404: alice.get("/nothing"),

@@ -11,12 +11,13 @@ from flask import Flask
 from sqlalchemy import select, update
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from taskservice.db import db, reading, transaction
-from taskservice.models import Attempt, CallbackSecret, Delivery
-from tests import receiver as play
-from tests.owed import finish
-from tests.people import Person, expect
-from tests.receiver import Exchange, Receiver
+from taskservice.database.models import Attempt, CallbackSecret, Delivery
+from taskservice.database.transactions import reading, transaction
+from taskservice.database.types import db
+from tests.support import receiver as play
+from tests.support.api_client import ApiClient, expect
+from tests.support.deliveries import finish
+from tests.support.receiver import Exchange, Receiver
 
 GZIP_BOMB = gzip.compress(bytes(30_000_000))
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -26,7 +27,7 @@ def head_of(length: int) -> bytes:
     return f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n".encode()
 
 
-def verified(person: Person, receiver: Receiver, number: int = 0) -> dict[str, Any]:
+def verified(person: ApiClient, receiver: Receiver, number: int = 0) -> dict[str, Any]:
     """The receiver's webhook of this number, verified as a user would."""
     request = receiver.requests[number]
     secret = expect(person.get("/callback-secret"), 200)["secret"]
@@ -45,7 +46,7 @@ def attempts(app: Flask) -> list[Any]:
 
 
 def test_complete_task_is_posted_signed_as_get_returns_it(
-    alice: Person, receiver: Receiver
+    alice: ApiClient, receiver: Receiver
 ) -> None:
     task = alice.start(callback=f"{receiver.url}hook?of=alice", input={"a": 1})
     alice.append(task, "one", "two")
@@ -58,20 +59,20 @@ def test_complete_task_is_posted_signed_as_get_returns_it(
 
 
 def test_webhook_of_another_secret_does_not_verify(
-    alice: Person, bob: Person, receiver: Receiver
+    alice: ApiClient, bob: ApiClient, receiver: Receiver
 ) -> None:
     finish(alice, alice.start(callback=receiver.url))
     with pytest.raises(WebhookVerificationError):
         verified(bob, receiver)
 
 
-def test_failed_task_is_posted(alice: Person, receiver: Receiver) -> None:
+def test_failed_task_is_posted(alice: ApiClient, receiver: Receiver) -> None:
     task = alice.start(callback=receiver.url)
     alice.report(task, status="error", error={"message": "out of paper"})
     assert verified(alice, receiver)["error"] == {"type": "failed", "message": "out of paper"}
 
 
-def test_cancelled_task_is_posted_once(alice: Person, receiver: Receiver) -> None:
+def test_cancelled_task_is_posted_once(alice: ApiClient, receiver: Receiver) -> None:
     task = alice.start(callback=receiver.url)
     answers = [alice.post(f"/task/{task['id']}/cancel") for _ in range(2)]
     assert [answer.headers["Callback-Status"] for answer in answers] == ["delivered", "none"]
@@ -79,25 +80,27 @@ def test_cancelled_task_is_posted_once(alice: Person, receiver: Receiver) -> Non
     assert len(receiver.requests) == 1
 
 
-def test_equal_report_sends_nothing_again(alice: Person, receiver: Receiver) -> None:
+def test_equal_report_sends_nothing_again(alice: ApiClient, receiver: Receiver) -> None:
     task = alice.start(callback=receiver.url)
     finish(alice, task)
     assert finish(alice, task) == "none"
     assert len(receiver.requests) == 1
 
 
-def test_report_that_does_not_end_the_task_sends_nothing(alice: Person, receiver: Receiver) -> None:
+def test_report_that_does_not_end_the_task_sends_nothing(
+    alice: ApiClient, receiver: Receiver
+) -> None:
     task = alice.start(callback=receiver.url)
     alice.report(task, output={"so far": 1}, status="running")
     assert receiver.requests == []
 
 
-def test_task_without_callback_owes_nothing(alice: Person, app: Flask) -> None:
+def test_task_without_callback_owes_nothing(alice: ApiClient, app: Flask) -> None:
     assert finish(alice, alice.start()) == "none"
     assert deliveries(app) == []
 
 
-def test_only_the_end_of_a_long_log_is_posted(alice: Person, receiver: Receiver) -> None:
+def test_only_the_end_of_a_long_log_is_posted(alice: ApiClient, receiver: Receiver) -> None:
     task = alice.start(callback=receiver.url)
     alice.append(task, *[f"line {number}" for number in range(1, 1501)])
     finish(alice, task)
@@ -107,7 +110,7 @@ def test_only_the_end_of_a_long_log_is_posted(alice: Person, receiver: Receiver)
     assert len(posted["logs"]) == 1000
 
 
-def test_at_most_256_kib_of_lines_are_posted(alice: Person, receiver: Receiver) -> None:
+def test_at_most_256_kib_of_lines_are_posted(alice: ApiClient, receiver: Receiver) -> None:
     task = alice.start(callback=receiver.url)
     for number in range(10):
         alice.append(task, f"{number}" * 60 * 1024)
@@ -143,7 +146,7 @@ def test_at_most_256_kib_of_lines_are_posted(alice: Person, receiver: Receiver) 
     ],
 )
 def test_outcome_is_recorded_and_the_report_is_200(
-    alice: Person,
+    alice: ApiClient,
     app: Flask,
     receiver: Receiver,
     behaviour: play.Behaviour,
@@ -168,7 +171,7 @@ def test_outcome_is_recorded_and_the_report_is_200(
 
 
 def test_what_fails_in_the_service_itself_counts_as_an_attempt(
-    alice: Person, app: Flask, receiver: Receiver
+    alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     """Or it would be tried again for ever, each time as if for the first time."""
     task = alice.start(callback=receiver.url)
@@ -183,13 +186,15 @@ def test_what_fails_in_the_service_itself_counts_as_an_attempt(
     assert receiver.requests == []
 
 
-def test_dead_receiver_does_not_fail_the_report(alice: Person) -> None:
+def test_dead_receiver_does_not_fail_the_report(alice: ApiClient) -> None:
     with Receiver() as gone:
         task = alice.start(callback=gone.url)
     assert finish(alice, task) == "pending"
 
 
-def test_callback_to_a_forbidden_address_fails_with_a_sentence(alice: Person, app: Flask) -> None:
+def test_callback_to_a_forbidden_address_fails_with_a_sentence(
+    alice: ApiClient, app: Flask
+) -> None:
     """The start can only judge a literal; a name is judged where it leads."""
     app.config["CALLBACK_ALLOWED"] = type(app.config["CALLBACK_ALLOWED"]).parse("external")
     assert finish(alice, alice.start(callback="http://localhost:9/")) == "failed"
@@ -198,7 +203,7 @@ def test_callback_to_a_forbidden_address_fails_with_a_sentence(alice: Person, ap
     assert "add it to TASKSERVICE_CALLBACK_ALLOWED" in attempt.message
 
 
-def test_next_attempt_honours_retry_after(alice: Person, app: Flask, receiver: Receiver) -> None:
+def test_next_attempt_honours_retry_after(alice: ApiClient, app: Flask, receiver: Receiver) -> None:
     receiver.answer = play.answer(503, {"Retry-After": "3600"})
     finish(alice, alice.start(callback=receiver.url))
     (delivery,) = deliveries(app)
@@ -207,14 +212,14 @@ def test_next_attempt_honours_retry_after(alice: Person, app: Flask, receiver: R
 
 
 def test_receiver_sees_the_committed_task_and_may_change_its_name(
-    alice: Person, app: Flask, receiver: Receiver
+    alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     seen = []
 
     def call_back(exchange: Exchange) -> None:
         task_id = json.loads(exchange.request.body)["id"]
         # A person of its own: this is another thread.
-        caller = Person(app, alice.name, alice.key)
+        caller = ApiClient(app, alice.name, alice.key)
         seen.append(expect(caller.get(f"/task/{task_id}"), 200))
         seen.append(caller.report(seen[0], name="renamed meanwhile"))
         play.answer(204)(exchange)
@@ -227,7 +232,7 @@ def test_receiver_sees_the_committed_task_and_may_change_its_name(
 
 
 def test_no_connection_is_held_while_the_receiver_answers(
-    alice: Person, app: Flask, receiver: Receiver
+    alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     held = []
 
@@ -242,11 +247,11 @@ def test_no_connection_is_held_while_the_receiver_answers(
 
 
 def test_task_deleted_while_its_callback_is_posted_is_no_failure(
-    alice: Person, app: Flask, receiver: Receiver
+    alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     def delete(exchange: Exchange) -> None:
         task_id = json.loads(exchange.request.body)["id"]
-        expect(Person(app, alice.name, alice.key).delete(f"/task/{task_id}"), 200)
+        expect(ApiClient(app, alice.name, alice.key).delete(f"/task/{task_id}"), 200)
         play.answer(204)(exchange)
 
     receiver.answer = delete
@@ -254,7 +259,7 @@ def test_task_deleted_while_its_callback_is_posted_is_no_failure(
     assert (deliveries(app), attempts(app)) == ([], [])
 
 
-def test_replaced_secret_signs_too(alice: Person, receiver: Receiver) -> None:
+def test_replaced_secret_signs_too(alice: ApiClient, receiver: Receiver) -> None:
     old = expect(alice.get("/callback-secret"), 200)["secret"]
     new = expect(alice.post("/callback-secret"), 201)["secret"]
     finish(alice, alice.start(callback=receiver.url))
@@ -263,7 +268,7 @@ def test_replaced_secret_signs_too(alice: Person, receiver: Receiver) -> None:
         assert Webhook(secret).verify(request.body, request.headers)["status"] == "complete"
 
 
-def test_each_webhook_has_an_id_of_its_own(alice: Person, receiver: Receiver) -> None:
+def test_each_webhook_has_an_id_of_its_own(alice: ApiClient, receiver: Receiver) -> None:
     for _ in range(3):
         finish(alice, alice.start(callback=receiver.url))
     assert len({request.headers["webhook-id"] for request in receiver.requests}) == 3

@@ -14,37 +14,37 @@ import pytest
 from flask import Flask
 from sqlalchemy import update
 
-from taskservice import stamps
-from taskservice.db import transaction
-from taskservice.models import ApiKey
-from taskservice.models import Task as TaskModel
-from tests.crowds import at_once, copies
-from tests.inside import column, end_for_silence, moment
-from tests.live import Service
-from tests.people import Person, expect, problem, said
-from tests.server_process import until
+from taskservice.database import timestamps
+from taskservice.database.models import ApiKey
+from taskservice.database.models import Task as TaskModel
+from taskservice.database.transactions import transaction
+from tests.support.api_client import ApiClient, expect, problem, problem_text
+from tests.support.concurrency import at_once, copies
+from tests.support.gunicorn_process import until
+from tests.support.internals import column, end_for_silence, moment
+from tests.support.service import Service
 
 Task = dict[str, Any]
 
 
-def claim(person: Person, agent_id: str = "summarizer") -> Task:
+def claim(person: ApiClient, agent_id: str = "summarizer") -> Task:
     """The task that a claim gives."""
     return dict(expect(person.post(f"/agent/{agent_id}/claim"), 200))
 
 
-def nothing_waits(person: Person, agent_id: str = "summarizer") -> bool:
+def nothing_waits(person: ApiClient, agent_id: str = "summarizer") -> bool:
     response = person.post(f"/agent/{agent_id}/claim")
     return response.status_code == 204 and response.data == b""
 
 
-def claim_by_key(person: Person, key: str, agent_id: str = "summarizer") -> Any:
+def claim_by_key(person: ApiClient, key: str, agent_id: str = "summarizer") -> Any:
     return person.post(f"/agent/{agent_id}/claim", headers={"Idempotency-Key": key})
 
 
 # --- what is taken -----------------------------------------------------------------------
 
 
-def test_claim_takes_the_oldest_waiting_task(alice: Person) -> None:
+def test_claim_takes_the_oldest_waiting_task(alice: ApiClient) -> None:
     started = [alice.start(name=f"task {number}", input={"n": number}) for number in range(3)]
     for task in started:
         taken = claim(alice)
@@ -55,7 +55,7 @@ def test_claim_takes_the_oldest_waiting_task(alice: Person) -> None:
     assert nothing_waits(alice)
 
 
-def test_claim_goes_by_the_time_of_creation_and_not_by_the_id(alice: Person, app: Flask) -> None:
+def test_claim_goes_by_the_time_of_creation_and_not_by_the_id(alice: ApiClient, app: Flask) -> None:
     first, second = alice.start(), alice.start()
     older = update(TaskModel).where(TaskModel.id == second["id"])
     with app.app_context(), transaction() as connection:
@@ -64,22 +64,22 @@ def test_claim_goes_by_the_time_of_creation_and_not_by_the_id(alice: Person, app
     assert claim(alice)["id"] == first["id"]
 
 
-def test_claim_starts_the_silence_clock(alice: Person, app: Flask) -> None:
+def test_claim_starts_the_silence_clock(alice: ApiClient, app: Flask) -> None:
     task = alice.start()
     with app.app_context(), transaction() as connection:
-        connection.execute(update(TaskModel).values(heard_at="2020-01-01T00:00:00.000Z"))
-    assert column(app, task, "heard_at") == "2020-01-01T00:00:00.000Z"
+        connection.execute(update(TaskModel).values(last_heartbeat_at="2020-01-01T00:00:00.000Z"))
+    assert column(app, task, "last_heartbeat_at") == "2020-01-01T00:00:00.000Z"
     claimed_at = moment(claim(alice)["claimedAt"])
-    assert abs(moment(column(app, task, "heard_at")) - claimed_at) < timedelta(seconds=1)
+    assert abs(moment(column(app, task, "last_heartbeat_at")) - claimed_at) < timedelta(seconds=1)
 
 
-def test_claim_returns_the_lines_that_came_before_it(alice: Person) -> None:
+def test_claim_returns_the_lines_that_came_before_it(alice: ApiClient) -> None:
     alice.append(alice.start(), "from whoever started it", "two")
     taken = claim(alice)
     assert (taken["logs"], taken["logCount"]) == (["from whoever started it", "two"], 2)
 
 
-def test_claimed_task_is_not_given_again(alice: Person) -> None:
+def test_claimed_task_is_not_given_again(alice: ApiClient) -> None:
     alice.start()
     claim(alice)
     assert nothing_waits(alice)
@@ -87,7 +87,7 @@ def test_claimed_task_is_not_given_again(alice: Person) -> None:
     assert nothing_waits(alice)
 
 
-def test_finished_tasks_are_never_given(alice: Person, app: Flask) -> None:
+def test_finished_tasks_are_never_given(alice: ApiClient, app: Flask) -> None:
     complete, failed, cancelled, silent, waiting = (alice.start() for _ in range(5))
     alice.report(complete, status="complete")
     alice.report(failed, status="error")
@@ -99,14 +99,14 @@ def test_finished_tasks_are_never_given(alice: Person, app: Flask) -> None:
     assert [alice.task(task) for task in (complete, failed, cancelled, silent)] == before
 
 
-def test_deleted_task_is_never_given(alice: Person) -> None:
+def test_deleted_task_is_never_given(alice: ApiClient) -> None:
     gone, kept = alice.start(), alice.start()
     expect(alice.delete(f"/task/{gone['id']}"), 200)
     assert claim(alice)["id"] == kept["id"]
     assert nothing_waits(alice)
 
 
-def test_task_that_was_worked_on_unclaimed_still_waits(alice: Person) -> None:
+def test_task_that_was_worked_on_unclaimed_still_waits(alice: ApiClient) -> None:
     task = alice.start()
     alice.append(task, "a line")
     alice.report(task, output={"so far": 1}, status="running")
@@ -117,14 +117,14 @@ def test_task_that_was_worked_on_unclaimed_still_waits(alice: Person) -> None:
 # --- whose -------------------------------------------------------------------------------
 
 
-def test_claim_gives_tasks_of_its_agent_only(alice: Person) -> None:
+def test_claim_gives_tasks_of_its_agent_only(alice: ApiClient) -> None:
     other, own = alice.start("translator"), alice.start("summarizer")
     assert claim(alice, "summarizer") == alice.task(own)
     assert nothing_waits(alice, "summarizer")
     assert alice.task(other) == other
 
 
-def test_claim_gives_nothing_of_another_user(alice: Person, bob: Person) -> None:
+def test_claim_gives_nothing_of_another_user(alice: ApiClient, bob: ApiClient) -> None:
     hers = alice.start("summarizer")
     bob.register("summarizer")
     assert nothing_waits(bob)
@@ -133,29 +133,29 @@ def test_claim_gives_nothing_of_another_user(alice: Person, bob: Person) -> None
     assert alice.task(hers) == hers
 
 
-def test_agent_key_claims_for_its_own_agent(alice: Person) -> None:
+def test_agent_key_claims_for_its_own_agent(alice: ApiClient) -> None:
     task, agent = alice.start("summarizer"), alice.agent_key("summarizer")
     assert claim(agent)["id"] == task["id"]
     assert nothing_waits(agent)
 
 
-def test_claim_for_an_agent_that_is_not_there_is_404(alice: Person) -> None:
+def test_claim_for_an_agent_that_is_not_there_is_404(alice: ApiClient) -> None:
     for agent_id in ("nobody", "No-Agent", "x" * 65, "%00", "ü", "..", "a%2Fb"):
         problem(alice.post(f"/agent/{agent_id}/claim"), 404)
 
 
-def test_claim_for_the_agent_of_somebody_else_is_404(alice: Person, bob: Person) -> None:
+def test_claim_for_the_agent_of_somebody_else_is_404(alice: ApiClient, bob: ApiClient) -> None:
     task = alice.start("translator")
     agent = alice.agent_key("summarizer")
     unknown = bob.post("/agent/nobody/claim")
     for stranger in (bob, agent, bob.agent_key("summarizer")):
         response = stranger.post("/agent/translator/claim")
         problem(response, 404)
-        assert said(response) == said(unknown)
+        assert problem_text(response) == problem_text(unknown)
     assert alice.task(task) == task
 
 
-def test_claim_has_nothing_to_say(alice: Person) -> None:
+def test_claim_has_nothing_to_say(alice: ApiClient) -> None:
     task = alice.start()
     problem(alice.post("/agent/summarizer/claim?wait=1"), 422)
     problem(alice.get("/agent/summarizer/claim"), 405)
@@ -167,17 +167,17 @@ def test_claim_has_nothing_to_say(alice: Person) -> None:
 # --- many at once ------------------------------------------------------------------------
 
 
-def test_claims_in_one_process_share_nothing(alice: Person, app: Flask) -> None:
+def test_claims_in_one_process_share_nothing(alice: ApiClient, app: Flask) -> None:
     started = [alice.start()["id"] for _ in range(12)]
-    people = [Person(app, alice.name, alice.key) for _ in range(16)]
+    people = [ApiClient(app, alice.name, alice.key) for _ in range(16)]
     answers = at_once([partial(one.post, "/agent/summarizer/claim") for one in people])
     assert sorted(answer.status_code for answer in answers) == [200] * 12 + [204] * 4
     assert sorted(answer.json["id"] for answer in answers if answer.data) == sorted(started)
 
 
-def test_claim_and_cancel_at_once_agree(alice: Person, app: Flask) -> None:
+def test_claim_and_cancel_at_once_agree(alice: ApiClient, app: Flask) -> None:
     """Whichever comes first: what was claimed says so, and is cancelled all the same."""
-    agent, user = (Person(app, alice.name, alice.key) for _ in range(2))
+    agent, user = (ApiClient(app, alice.name, alice.key) for _ in range(2))
     for _ in range(10):
         task = alice.start()
         taken, cancelled = at_once(
@@ -194,7 +194,7 @@ def test_claim_and_cancel_at_once_agree(alice: Person, app: Flask) -> None:
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_task_that_somebody_changes_at_the_moment_is_awaited(
-    alice: Person, app: Flask, database_url: str
+    alice: ApiClient, app: Flask, database_url: str
 ) -> None:
     tasks = [alice.start(), alice.start()]
     with psycopg.connect(database_url) as other:
@@ -242,14 +242,16 @@ def test_hundred_claimers_over_two_processes_get_a_hundred_tasks(
 
 
 def test_key_that_is_revoked_while_its_claim_waits_to_write_gets_no_task(
-    alice: Person, app: Flask
+    alice: ApiClient, app: Flask
 ) -> None:
     task = alice.start()
     agent = alice.agent_key()
     with ThreadPoolExecutor(1) as pool:
         with app.app_context(), transaction() as connection:
             connection.execute(
-                update(ApiKey).where(ApiKey.agent_id.is_not(None)).values(revoked_at=stamps.now())
+                update(ApiKey)
+                .where(ApiKey.agent_id.is_not(None))
+                .values(revoked_at=timestamps.now())
             )
             claimed = pool.submit(agent.post, "/agent/summarizer/claim")
             # Long enough for it to pass the look at its key, in nearly all runs.
@@ -260,7 +262,7 @@ def test_key_that_is_revoked_while_its_claim_waits_to_write_gets_no_task(
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_key_that_is_revoked_while_its_claim_waits_for_a_task_gets_no_task(
-    alice: Person, database_url: str
+    alice: ApiClient, database_url: str
 ) -> None:
     task = alice.start()
     agent = alice.agent_key()
@@ -281,7 +283,7 @@ def test_key_that_is_revoked_while_its_claim_waits_for_a_task_gets_no_task(
 # --- a lost answer -----------------------------------------------------------------------
 
 
-def test_claim_whose_answer_was_lost_gives_the_same_task_again(alice: Person) -> None:
+def test_claim_whose_answer_was_lost_gives_the_same_task_again(alice: ApiClient) -> None:
     first, second = alice.start(), alice.start()
     taken = claim_by_key(alice, "k")
     assert "Idempotency-Replayed" not in taken.headers
@@ -294,14 +296,14 @@ def test_claim_whose_answer_was_lost_gives_the_same_task_again(alice: Person) ->
     assert expect(claim_by_key(alice, "k"), 200)["status"] == "complete"
 
 
-def test_claim_that_found_nothing_may_be_repeated(alice: Person) -> None:
+def test_claim_that_found_nothing_may_be_repeated(alice: ApiClient) -> None:
     alice.register()
     assert claim_by_key(alice, "k").status_code == 204
     task = alice.start()
     assert expect(claim_by_key(alice, "k"), 200)["id"] == task["id"]
 
 
-def test_key_of_a_claim_is_its_users_and_its_agents(alice: Person, bob: Person) -> None:
+def test_key_of_a_claim_is_its_users_and_its_agents(alice: ApiClient, bob: ApiClient) -> None:
     tasks = [alice.start(), alice.start("other"), bob.start()]
     taken = [
         claim_by_key(alice, "k"), claim_by_key(alice, "k", "other"), claim_by_key(bob, "k"),
@@ -313,14 +315,14 @@ def test_key_of_a_claim_is_its_users_and_its_agents(alice: Person, bob: Person) 
     assert "Idempotency-Replayed" not in started.headers
 
 
-def test_deletion_frees_the_key_of_a_claim(alice: Person) -> None:
+def test_deletion_frees_the_key_of_a_claim(alice: ApiClient) -> None:
     first, second = alice.start(), alice.start()
     assert expect(claim_by_key(alice, "k"), 200)["id"] == first["id"]
     alice.delete(f"/task/{first['id']}")
     assert expect(claim_by_key(alice, "k"), 200)["id"] == second["id"]
 
 
-def test_key_of_a_claim_has_its_length(alice: Person) -> None:
+def test_key_of_a_claim_has_its_length(alice: ApiClient) -> None:
     alice.start()
     problem(claim_by_key(alice, ""), 422)
     problem(claim_by_key(alice, "x" * 256), 422)

@@ -8,20 +8,22 @@ import pytest
 from flask import Flask
 from sqlalchemy import event, update
 
+from taskservice.background import timeouts
+from taskservice.background.upkeep import Upkeep
 from taskservice.config import Config
-from taskservice.db import database_now, db, dispose, reading, transaction
-from taskservice.models import Delivery
-from taskservice.models import Task as TaskModel
-from taskservice.queries import LONGEST_DELAY_SECONDS
-from taskservice.services import timeouts
+from taskservice.database.engine import dispose
+from taskservice.database.models import Delivery
+from taskservice.database.models import Task as TaskModel
+from taskservice.database.transactions import reading, transaction
+from taskservice.database.types import database_now, db
+from taskservice.queries.deliveries import LONGEST_DELAY_SECONDS
 from taskservice.services.deliveries import JITTER, SCHEDULE
-from taskservice.upkeep import Upkeep
 from taskservice.webhooks.transport import RETRY_AFTER_MOST
-from tests import receiver as play
-from tests.inside import set_clock, set_for_database
-from tests.owed import change, finish, looping, the_delivery
-from tests.people import Person, problem
-from tests.receiver import Receiver
+from tests.support import receiver as play
+from tests.support.api_client import ApiClient, problem
+from tests.support.deliveries import change, finish, looping, the_delivery
+from tests.support.internals import set_clock, set_for_database
+from tests.support.receiver import Receiver
 from tests.test_database_commands import check
 from tests.test_retention import end
 from tests.test_timeouts import fall_silent, rounds
@@ -87,7 +89,7 @@ def _shadow_sqlite(app: Flask) -> SetClock:
     return lambda seconds: ahead.update(seconds=seconds)
 
 
-def exists(person: Person, task: dict[str, Any]) -> bool:
+def exists(person: ApiClient, task: dict[str, Any]) -> bool:
     return person.get(f"/task/{task['id']}").status_code == 200
 
 
@@ -95,7 +97,7 @@ def exists(person: Person, task: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("whose", ["machine", "database", "both"])
 def test_clock_that_jumps_removes_and_ends_nothing(
     app: Flask,
-    alice: Person,
+    alice: ApiClient,
     monkeypatch: pytest.MonkeyPatch,
     set_database_clock: SetClock,
     whose: str,
@@ -120,7 +122,7 @@ def test_clock_that_jumps_removes_and_ends_nothing(
     assert (alice.task(young), alice.task(claimed)) == before
 
 
-def test_nothing_is_removed_in_the_first_five_minutes(app: Flask, alice: Person) -> None:
+def test_nothing_is_removed_in_the_first_five_minutes(app: Flask, alice: ApiClient) -> None:
     task = alice.start()
     alice.append(task, "one")
     end(app, alice, task, days=1000)
@@ -130,7 +132,7 @@ def test_nothing_is_removed_in_the_first_five_minutes(app: Flask, alice: Person)
 
 
 def test_retention_goes_by_the_clock_of_the_database(
-    app: Flask, alice: Person, monkeypatch: pytest.MonkeyPatch, no_grace: None
+    app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch, no_grace: None
 ) -> None:
     """A machine whose clock has been wrong all the time removes nothing of the others'."""
     task = alice.start()
@@ -141,7 +143,7 @@ def test_retention_goes_by_the_clock_of_the_database(
 
 
 def test_gap_between_two_rounds_puts_retention_off(
-    app: Flask, alice: Person, monkeypatch: pytest.MonkeyPatch
+    app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timeouts, "GRACE_SECONDS", 1.0)
     monkeypatch.setattr(timeouts, "ABSENCE_SECONDS", 0.0)
@@ -152,7 +154,7 @@ def test_gap_between_two_rounds_puts_retention_off(
 
 
 def test_failed_look_at_the_clocks_puts_off_what_depends_on_them(
-    app: Flask, alice: Person, monkeypatch: pytest.MonkeyPatch, no_grace: None
+    app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch, no_grace: None
 ) -> None:
     task = alice.start()
     end(app, alice, task, days=31)
@@ -173,7 +175,7 @@ def test_failed_look_at_the_clocks_puts_off_what_depends_on_them(
 
 
 def test_silence_counts_anew_where_its_beginning_lies_ahead(
-    app: Flask, alice: Person, no_grace: None
+    app: Flask, alice: ApiClient, no_grace: None
 ) -> None:
     """Heard while the clock was ahead, an agent would else be waited for until then."""
     tasks = [alice.start(claim=True), alice.start(claim=True, timeout=60)]
@@ -182,7 +184,7 @@ def test_silence_counts_anew_where_its_beginning_lies_ahead(
     upkeep = Upkeep(app)
     upkeep.do_round()
     with app.app_context(), reading() as connection:
-        ahead = TaskModel.heard_at > database_now(60)
+        ahead = TaskModel.last_heartbeat_at > database_now(60)
         assert connection.execute(TaskModel.__table__.select().where(ahead)).all() == []
     assert [alice.task(task)["status"] for task in tasks] == ["running", "running"]
     fall_silent(app, tasks[1], 61)
@@ -198,7 +200,7 @@ def test_longest_delay_is_that_of_the_schedule_and_of_retry_after() -> None:
 
 
 def test_delivery_scheduled_while_the_clock_was_ahead_is_sent(
-    app: Flask, alice: Person, receiver: Receiver
+    app: Flask, alice: ApiClient, receiver: Receiver
 ) -> None:
     receiver.answer = play.answer(500)
     far, near = alice.start(callback=receiver.url), alice.start(callback=receiver.url)
@@ -217,7 +219,7 @@ def test_delivery_scheduled_while_the_clock_was_ahead_is_sent(
 
 
 def test_check_tells_of_deliveries_that_are_scheduled_too_far_away(
-    app: Flask, alice: Person, receiver: Receiver, config: Config
+    app: Flask, alice: ApiClient, receiver: Receiver, config: Config
 ) -> None:
     receiver.answer = play.answer(500)
     finish(alice, alice.start(callback=receiver.url))

@@ -14,11 +14,11 @@ import pytest
 import requests
 
 import taskservice
-from taskservice import migrations
-from tests import receiver as play
+from taskservice.database import migrations
 from tests.conftest import Databases
-from tests.live import COMMAND, Service, environment
-from tests.receiver import Receiver
+from tests.support import receiver as play
+from tests.support.receiver import Receiver
+from tests.support.service import COMMAND, Service, environment
 
 
 def run(data: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -54,19 +54,19 @@ def test_user_add_prints_the_key_alone(tmp_path: Path) -> None:
 
 def test_key_add_list_and_revoke(tmp_path: Path) -> None:
     run(tmp_path, "user", "add", "alice")
-    added = run(tmp_path, "key", "add", "alice", "--name", "laptop", "--expires", "90d")
+    added = run(tmp_path, "key", "add", "alice", "--name", "machine", "--expires", "90d")
     assert added.stdout.startswith("tsk_user_")
     listed = run(tmp_path, "key", "list", "--json")
     keys = {key["name"]: key for key in map(json.loads, listed.stdout.splitlines())}
-    assert keys.keys() == {"first", "laptop"}
-    assert keys["laptop"]["expiresAt"] > keys["laptop"]["createdAt"]
-    assert keys["laptop"]["hint"][-4:] == added.stdout.strip()[-4:]
+    assert keys.keys() == {"first", "machine"}
+    assert keys["machine"]["expiresAt"] > keys["machine"]["createdAt"]
+    assert keys["machine"]["hint"][-4:] == added.stdout.strip()[-4:]
     assert added.stdout.strip() not in listed.stdout
-    revoked = run(tmp_path, "key", "revoke", keys["laptop"]["id"])
+    revoked = run(tmp_path, "key", "revoke", keys["machine"]["id"])
     assert (revoked.returncode, revoked.stdout, revoked.stderr) == (0, "", "")
     assert "Key's ID is not found" in one_line(run(tmp_path, "key", "revoke", "nonsense"), 1)
     table = run(tmp_path, "key", "list").stdout
-    assert "laptop" in table
+    assert "machine" in table
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,14 @@ def test_service_runs_on_both_databases(service: Service) -> None:
 def test_gunicorn_alone_serves_the_same(tmp_path: Path) -> None:
     service = Service(tmp_path / "data")
     key = service.add_user("alice").session.headers["apikey"]
-    command = [COMMAND[0], "-m", "gunicorn", "-c", "python:taskservice.server", "wsgi:app"]
+    command = [
+        COMMAND[0],
+        "-m",
+        "gunicorn",
+        "-c",
+        "python:taskservice.serving.gunicorn_config",
+        "wsgi:app",
+    ]
     root = Path(__file__).parent.parent
     with open(service.log, "wb") as log:
         process = subprocess.Popen(

@@ -8,25 +8,25 @@ import pytest
 from flask import Flask
 from sqlalchemy import event
 
-from tests.inside import end_for_silence, rules
-from tests.people import Person, expect, problem
+from tests.support.api_client import ApiClient, expect, problem
+from tests.support.internals import end_for_silence, rules
 
 Task = dict[str, Any]
 
 
-def etag(person: Person, task: Task, query: str = "") -> str:
+def etag(person: ApiClient, task: Task, query: str = "") -> str:
     response = person.get(f"/task/{task['id']}{query}")
     expect(response, 200)
     return str(response.headers["ETag"])
 
 
-def ask_again(person: Person, task: Task, known: str, query: str = "", **options: Any) -> Any:
+def ask_again(person: ApiClient, task: Task, known: str, query: str = "", **options: Any) -> Any:
     headers = {"If-None-Match": known}
     return person.get(f"/task/{task['id']}{query}", headers=headers, **options)
 
 
 @pytest.fixture
-def task(alice: Person) -> Task:
+def task(alice: ApiClient) -> Task:
     task = alice.start(name="first name")
     alice.append(task, "a line")
     return alice.task(task)
@@ -35,7 +35,7 @@ def task(alice: Person) -> Task:
 # --- the ETag ----------------------------------------------------------------------------
 
 
-def test_etag_is_weak_and_stays_while_nothing_changes(alice: Person, task: Task) -> None:
+def test_etag_is_weak_and_stays_while_nothing_changes(alice: ApiClient, task: Task) -> None:
     first = etag(alice, task)
     assert re.fullmatch(r'W/"[\x21\x23-\x7e]+"', first)
     assert etag(alice, task) == first
@@ -43,7 +43,7 @@ def test_etag_is_weak_and_stays_while_nothing_changes(alice: Person, task: Task)
     assert etag(agent, task) == first
 
 
-def test_etag_changes_with_every_change(alice: Person, app: Flask) -> None:
+def test_etag_changes_with_every_change(alice: ApiClient, app: Flask) -> None:
     alice.start(), alice.start()
     oldest = alice.get("/task?sort=createdAt&limit=1").json[0]
     path = f"/task/{oldest['id']}"
@@ -68,7 +68,9 @@ def test_etag_changes_with_every_change(alice: Person, app: Flask) -> None:
     assert len(set(seen)) == len(seen) == 11
 
 
-def test_etag_changes_with_cancel_and_with_the_end_for_silence(alice: Person, app: Flask) -> None:
+def test_etag_changes_with_cancel_and_with_the_end_for_silence(
+    alice: ApiClient, app: Flask
+) -> None:
     cancelled, silent = alice.start(), alice.start()
     before = [etag(alice, task) for task in (cancelled, silent)]
     expect(alice.post(f"/task/{cancelled['id']}/cancel"), 200)
@@ -80,7 +82,7 @@ def test_etag_changes_with_cancel_and_with_the_end_for_silence(alice: Person, ap
     assert etag(alice, silent) != after[1]
 
 
-def test_what_changes_nothing_keeps_the_etag(alice: Person, task: Task) -> None:
+def test_what_changes_nothing_keeps_the_etag(alice: ApiClient, task: Task) -> None:
     path = f"/task/{task['id']}"
     alice.append(task, "sent twice", seq=1, writer="w")
     alice.report(task, output={"a": 1}, name="its name")
@@ -95,7 +97,7 @@ def test_what_changes_nothing_keeps_the_etag(alice: Person, task: Task) -> None:
     assert ask_again(alice, task, before).status_code == 304
 
 
-def test_etag_differs_by_fields_whatever_their_order(alice: Person, task: Task) -> None:
+def test_etag_differs_by_fields_whatever_their_order(alice: ApiClient, task: Task) -> None:
     names = ["", "?fields=id", "?fields=logs", "?fields=id,logs", "?fields=id,logs,name"]
     tags = [etag(alice, task, query) for query in names]
     assert len(set(tags)) == len(tags)
@@ -106,7 +108,7 @@ def test_etag_differs_by_fields_whatever_their_order(alice: Person, task: Task) 
             assert ask_again(alice, task, tag, other).status_code == 200
 
 
-def test_there_is_no_etag_with_expand(alice: Person, task: Task) -> None:
+def test_there_is_no_etag_with_expand(alice: ApiClient, task: Task) -> None:
     """What is embedded has no version: a renamed agent would go unnoticed."""
     for query in ("?expand=agent", "?expand=agent,user", "?fields=id&expand=user"):
         response = alice.get(f"/task/{task['id']}{query}")
@@ -115,7 +117,7 @@ def test_there_is_no_etag_with_expand(alice: Person, task: Task) -> None:
             assert expect(ask_again(alice, task, known, query), 200) == response.json
 
 
-def test_no_other_answer_has_an_etag(alice: Person, task: Task) -> None:
+def test_no_other_answer_has_an_etag(alice: ApiClient, task: Task) -> None:
     path = f"/task/{task['id']}"
     known = {"If-None-Match": f'{etag(alice, task)}, "x"'}
     for response in (
@@ -133,7 +135,7 @@ def test_no_other_answer_has_an_etag(alice: Person, task: Task) -> None:
 # --- 304 ---------------------------------------------------------------------------------
 
 
-def test_known_task_is_304_without_a_body(alice: Person, task: Task) -> None:
+def test_known_task_is_304_without_a_body(alice: ApiClient, task: Task) -> None:
     known = etag(alice, task)
     response = ask_again(alice, task, known)
     assert (response.status_code, response.data) == (304, b"")
@@ -164,7 +166,7 @@ HEADERS = (
 
 
 def test_if_none_match_lists_what_is_known(
-    alice: Person, task: Task, subtests: pytest.Subtests
+    alice: ApiClient, task: Task, subtests: pytest.Subtests
 ) -> None:
     weak = etag(alice, task)
     for header, status in HEADERS:
@@ -173,7 +175,7 @@ def test_if_none_match_lists_what_is_known(
             assert ask_again(alice, task, known).status_code == status
 
 
-def test_304_is_found_before_the_log_is_read(alice: Person, app: Flask, task: Task) -> None:
+def test_304_is_found_before_the_log_is_read(alice: ApiClient, app: Flask, task: Task) -> None:
     statements: list[str] = []
     known = etag(alice, task)
     reader = app.extensions["reader"]
@@ -186,13 +188,13 @@ def test_304_is_found_before_the_log_is_read(alice: Person, app: Flask, task: Ta
 
 
 def test_304_is_only_for_those_who_may_see_the_task(
-    alice: Person, bob: Person, app: Flask, task: Task
+    alice: ApiClient, bob: ApiClient, app: Flask, task: Task
 ) -> None:
     other_agent = alice.agent_key("translator")
     for known in (etag(alice, task), "*"):
         problem(ask_again(bob, task, known), 404)
         problem(ask_again(other_agent, task, known), 404)
-        problem(ask_again(Person(app, "nobody", "wrong"), task, known), 401)
+        problem(ask_again(ApiClient(app, "nobody", "wrong"), task, known), 401)
     problem(ask_again(alice, task, "*", "?nonsense=1"), 422)
     known = etag(alice, task)
     expect(alice.delete(f"/task/{task['id']}"), 200)
@@ -202,7 +204,7 @@ def test_304_is_only_for_those_who_may_see_the_task(
 # --- HEAD and OPTIONS --------------------------------------------------------------------
 
 
-def test_head_is_get_without_its_body(alice: Person, task: Task) -> None:
+def test_head_is_get_without_its_body(alice: ApiClient, task: Task) -> None:
     for path in (f"/task/{task['id']}", "/task", "/agent", "/agent/summarizer", "/user", "/key"):
         head, get = alice.request("HEAD", path), alice.get(path)
         assert (head.status_code, head.data) == (200, b"")
@@ -212,7 +214,7 @@ def test_head_is_get_without_its_body(alice: Person, task: Task) -> None:
             assert head.headers["Content-Length"] == str(len(get.data))
 
 
-def test_head_of_a_known_task_is_304(alice: Person, task: Task) -> None:
+def test_head_of_a_known_task_is_304(alice: ApiClient, task: Task) -> None:
     known = etag(alice, task)
     path = f"/task/{task['id']}"
     head = alice.request("HEAD", path, headers={"If-None-Match": known})
@@ -220,7 +222,7 @@ def test_head_of_a_known_task_is_304(alice: Person, task: Task) -> None:
     assert head.headers["ETag"] == known
 
 
-def test_head_of_what_is_not_there_is_404_without_a_body(alice: Person, bob: Person) -> None:
+def test_head_of_what_is_not_there_is_404_without_a_body(alice: ApiClient, bob: ApiClient) -> None:
     task = alice.start()
     for response in (
         bob.request("HEAD", f"/task/{task['id']}"),
@@ -232,7 +234,7 @@ def test_head_of_what_is_not_there_is_404_without_a_body(alice: Person, bob: Per
 
 
 def test_options_name_the_methods_of_every_route(
-    alice: Person, app: Flask, task: Task, subtests: pytest.Subtests
+    alice: ApiClient, app: Flask, task: Task, subtests: pytest.Subtests
 ) -> None:
     methods: dict[str, set[str]] = {}
     for method, rule in rules(app):
@@ -248,7 +250,7 @@ def test_options_name_the_methods_of_every_route(
     assert alice.task(task) == task
 
 
-def test_answer_without_a_body_is_not_called_html(alice: Person, task: Task) -> None:
+def test_answer_without_a_body_is_not_called_html(alice: ApiClient, task: Task) -> None:
     expect(alice.post("/agent/summarizer/claim"), 200)
     nothing_left = alice.post("/agent/summarizer/claim")
     assert nothing_left.status_code == 204

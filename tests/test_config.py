@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from taskservice.config import Config, ConfigError, unknown_names
-from tests.live import environment
+from tests.support.service import environment
 
 
 def test_defaults_are_those_of_the_contract(

@@ -15,8 +15,8 @@ from uuid import uuid4
 import pytest
 import requests
 
-from tests.live import Service
-from tests.people import RemotePerson
+from tests.support.api_client import RemoteClient
+from tests.support.service import Service
 
 SECONDS = float(os.environ.get("CRASH_SECONDS", "10"))
 CLIENTS = 32
@@ -43,7 +43,7 @@ class Client(threading.Thread):
 
     def __init__(self, number: int, service: Service, key: str, ledger: Ledger) -> None:
         super().__init__()
-        self.person = RemotePerson(service.url, key)
+        self.person = RemoteClient(service.url, key)
         self.random = random.Random(number)
         self.ledger = ledger
         self.until = time.monotonic() + SECONDS

@@ -15,18 +15,23 @@ from flask import Flask
 from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
 
-from taskservice import stamps
 from taskservice.app import create_app
 from taskservice.config import Config
 from taskservice.dashboard import sessions
 from taskservice.dashboard.sessions import LIFETIME
-from taskservice.dashboard.throttle import ADDRESSES, FORGOTTEN_SECONDS, FREE_TRIES, Throttle
-from taskservice.db import dispose
-from tests.inside import filled, is_page, rows
-from tests.owed import looping
-from tests.people import Person, add_person
-from tests.receiver import Receiver, answer
-from tests.sample import HOSTILE, make_hostile
+from taskservice.dashboard.sign_in_throttle import (
+    ADDRESSES,
+    FORGOTTEN_SECONDS,
+    FREE_TRIES,
+    Throttle,
+)
+from taskservice.database import timestamps
+from taskservice.database.engine import dispose
+from tests.support.api_client import ApiClient, add_user
+from tests.support.deliveries import looping
+from tests.support.internals import filled, is_page, rows
+from tests.support.receiver import Receiver, answer
+from tests.support.sample_data import HOSTILE, make_hostile
 from tests.test_docs import Page
 
 # What has nothing of its own to ask the database.
@@ -88,7 +93,7 @@ class Clock:
 
 
 @pytest.fixture
-def browser(app: Flask, alice: Person) -> Browser:
+def browser(app: Flask, alice: ApiClient) -> Browser:
     """Alice's, signed in."""
     browser = Browser(app)
     assert browser.sign_in(alice.key).status_code == 303
@@ -96,7 +101,7 @@ def browser(app: Flask, alice: Person) -> Browser:
 
 
 @pytest.fixture
-def task(alice: Person) -> dict[str, Any]:
+def task(alice: ApiClient) -> dict[str, Any]:
     task = alice.start(name="nightly summary", claim=True)
     alice.append(task, "one", "two")
     return task
@@ -128,7 +133,7 @@ def test_every_page_sends_whoever_is_not_signed_in_to_the_sign_in(
 
 
 @on_sqlite
-def test_wrong_key_gets_the_sentence_of_the_api(app: Flask, alice: Person) -> None:
+def test_wrong_key_gets_the_sentence_of_the_api(app: Flask, alice: ApiClient) -> None:
     for key in ("", "nonsense", alice.key[:-1] + "x", alice.key.replace("user", "agent")):
         app.extensions["throttle"] = Throttle()
         browser = Browser(app)
@@ -140,7 +145,7 @@ def test_wrong_key_gets_the_sentence_of_the_api(app: Flask, alice: Person) -> No
 
 @on_sqlite
 def test_sign_in_leads_back_to_the_page_that_was_asked_for(
-    app: Flask, alice: Person, task: dict[str, Any]
+    app: Flask, alice: ApiClient, task: dict[str, Any]
 ) -> None:
     for wanted in (f"/tasks/{task['id']}?x=%26", "/?status=error&q=%C3%A9"):
         browser = Browser(app)
@@ -158,7 +163,7 @@ def test_sign_in_leads_back_to_the_page_that_was_asked_for(
      "/sign-in", "/static/page.js", "/tasks/x/events", "/tasks/x/log.txt", "/livez", "/docs"],
 )  # fmt: skip
 @on_sqlite
-def test_sign_in_leads_nowhere_else(app: Flask, alice: Person, path: str) -> None:
+def test_sign_in_leads_nowhere_else(app: Flask, alice: ApiClient, path: str) -> None:
     assert Browser(app).sign_in(alice.key, next=path).location == "/"
 
 
@@ -166,7 +171,7 @@ session_interface = sessions.Sessions()
 
 
 @on_sqlite
-def test_key_is_nowhere_in_what_the_browser_keeps(app: Flask, alice: Person) -> None:
+def test_key_is_nowhere_in_what_the_browser_keeps(app: Flask, alice: ApiClient) -> None:
     browser = Browser(app)
     response = browser.sign_in(alice.key)
     (cookie,) = response.headers.getlist("Set-Cookie")
@@ -186,9 +191,9 @@ def test_cookie_is_secure_behind_tls(app: Flask) -> None:
     assert "; Secure" in cookie
 
 
-def test_revoked_and_expired_keys_end_their_sessions(app: Flask, alice: Person) -> None:
-    wishes = ({"name": "soon gone"}, {"name": "soon over", "expiresAt": stamps.now(1.5)})
-    for wish in wishes:
+def test_revoked_and_expired_keys_end_their_sessions(app: Flask, alice: ApiClient) -> None:
+    fields = ({"name": "soon gone"}, {"name": "soon over", "expiresAt": timestamps.now(1.5)})
+    for wish in fields:
         key = alice.post("/key", json=wish).json
         assert key is not None
         browser = Browser(app)
@@ -223,7 +228,7 @@ def test_cookie_of_another_service_or_of_last_month_is_none(
 
 @on_sqlite
 def test_session_ends_in_time_though_its_cookie_was_renewed(
-    app: Flask, alice: Person, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    app: Flask, alice: ApiClient, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sessions, "LIFETIME", timedelta(seconds=2))
     browser = Browser(app)
@@ -239,13 +244,15 @@ def test_session_ends_in_time_though_its_cookie_was_renewed(
 
 
 @on_sqlite
-def test_api_takes_no_session_and_the_dashboard_no_header(browser: Browser, alice: Person) -> None:
+def test_api_takes_no_session_and_the_dashboard_no_header(
+    browser: Browser, alice: ApiClient
+) -> None:
     assert browser.get("/api/v1/user").status_code == 401
     assert Browser(alice.app).get("/", headers={"apikey": alice.key}).status_code == 303
 
 
 @on_sqlite
-def test_wrong_keys_slow_down_the_next_try_from_their_address(app: Flask, alice: Person) -> None:
+def test_wrong_keys_slow_down_the_next_try_from_their_address(app: Flask, alice: ApiClient) -> None:
     browser = Browser(app)
     statuses = [browser.sign_in("wrong").status_code for _ in range(FREE_TRIES + 1)]
     assert statuses == [401] * FREE_TRIES + [429]
@@ -260,7 +267,7 @@ def test_wrong_keys_slow_down_the_next_try_from_their_address(app: Flask, alice:
 
 
 @on_sqlite
-def test_right_key_enters_whatever_others_have_tried(app: Flask, alice: Person) -> None:
+def test_right_key_enters_whatever_others_have_tried(app: Flask, alice: ApiClient) -> None:
     """All may share one address: behind a proxy that is not trusted, or in one household."""
     for _ in range(FREE_TRIES + 5):
         assert Browser(app).sign_in("wrong").status_code in (401, 429)
@@ -316,7 +323,7 @@ def forms(app: Flask, task: dict[str, Any]) -> Iterator[str]:
 
 @on_sqlite
 def test_no_form_is_taken_without_the_token_of_its_session(
-    app: Flask, browser: Browser, task: dict[str, Any], bob: Person
+    app: Flask, browser: Browser, task: dict[str, Any], bob: ApiClient
 ) -> None:
     other = Browser(app)
     other.sign_in(bob.key)
@@ -343,7 +350,7 @@ def test_no_form_is_taken_from_another_site(
 
 @on_sqlite
 def test_form_of_a_session_that_has_ended_leads_to_the_sign_in_and_back(
-    app: Flask, alice: Person, task: dict[str, Any]
+    app: Flask, alice: ApiClient, task: dict[str, Any]
 ) -> None:
     path = f"/tasks/{task['id']}"
     for referrer, way_back in [
@@ -361,7 +368,7 @@ def test_form_of_a_session_that_has_ended_leads_to_the_sign_in_and_back(
 
 
 @on_sqlite
-def test_old_sign_in_form_is_no_dead_end(app: Flask, browser: Browser, alice: Person) -> None:
+def test_old_sign_in_form_is_no_dead_end(app: Flask, browser: Browser, alice: ApiClient) -> None:
     assert browser.get("/sign-in").location == "/"
     assert browser.get("/sign-in?next=/agents").location == "/agents"
     assert browser.post("/sign-in", {"token": "old", "key": alice.key}).location == "/"
@@ -405,7 +412,7 @@ def test_browsers_get_no_header_that_they_would_complain_of(app: Flask) -> None:
 
 @on_sqlite
 def test_pages_have_no_inline_code_and_ids_once(
-    browser: Browser, alice: Person, task: dict[str, Any]
+    browser: Browser, alice: ApiClient, task: dict[str, Any]
 ) -> None:
     for path in ("/", f"/tasks/{task['id']}", f"/tasks/{task['id']}/cancel",
                  f"/tasks/{task['id']}/delete", "/agents", "/keys", "/callback-secret/rotate",
@@ -422,7 +429,7 @@ def test_pages_have_no_inline_code_and_ids_once(
 
 @on_sqlite
 def test_whatever_is_stored_is_shown_as_text(
-    app: Flask, browser: Browser, alice: Person, receiver: Receiver
+    app: Flask, browser: Browser, alice: ApiClient, receiver: Receiver
 ) -> None:
     task = make_hostile(alice, f"{receiver.url}hook")
     for path in ("/", "/?q=<script>", f"/tasks/{task['id']}", f"/tasks/{task['id']}/delete",
@@ -442,7 +449,7 @@ def test_whatever_is_stored_is_shown_as_text(
     assert download.headers["Content-Disposition"].startswith("attachment")
 
 
-def test_nobody_sees_what_is_anothers(app: Flask, task: dict[str, Any], bob: Person) -> None:
+def test_nobody_sees_what_is_anothers(app: Flask, task: dict[str, Any], bob: ApiClient) -> None:
     browser = Browser(app)
     browser.sign_in(bob.key)
     before = rows(app)
@@ -461,7 +468,7 @@ def test_nobody_sees_what_is_anothers(app: Flask, task: dict[str, Any], bob: Per
 
 
 def test_agent_key_sees_its_tasks_and_no_forbidden_buttons(
-    app: Flask, alice: Person, task: dict[str, Any]
+    app: Flask, alice: ApiClient, task: dict[str, Any]
 ) -> None:
     other = alice.start("translator", name="not for this key")
     browser = Browser(app)
@@ -494,7 +501,9 @@ def test_errors_of_pages_are_pages_and_of_the_api_are_problems(browser: Browser)
 
 
 @on_sqlite
-def test_strays_get_pages_where_a_browser_asks(app: Flask, browser: Browser, alice: Person) -> None:
+def test_strays_get_pages_where_a_browser_asks(
+    app: Flask, browser: Browser, alice: ApiClient
+) -> None:
     headers = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
     for path, status in (("/nowhere", 404), ("/sign-out", 405), ("/keys/x", 404)):
         response = browser.get(path, headers=headers)
@@ -514,7 +523,7 @@ def test_strays_get_pages_where_a_browser_asks(app: Flask, browser: Browser, ali
 
 @on_sqlite
 def test_page_of_a_deleted_task_says_what_has_become_of_it(
-    browser: Browser, alice: Person, task: dict[str, Any]
+    browser: Browser, alice: ApiClient, task: dict[str, Any]
 ) -> None:
     alice.delete(f"/task/{task['id']}")
     for path in (f"/tasks/{task['id']}", f"/tasks/{task['id']}/delete", "/tasks/nothing"):
@@ -527,7 +536,7 @@ def test_page_of_a_deleted_task_says_what_has_become_of_it(
 
 @on_sqlite
 def test_cancel_that_comes_too_late_says_so(
-    browser: Browser, alice: Person, task: dict[str, Any]
+    browser: Browser, alice: ApiClient, task: dict[str, Any]
 ) -> None:
     path = f"/tasks/{task['id']}"
     asked = hidden(browser.get(f"{path}/cancel"))
@@ -541,7 +550,7 @@ def test_cancel_that_comes_too_late_says_so(
 @on_sqlite
 @pytest.mark.parametrize("name", [" ", "\u200b", "\u2003\ufeff", "\u3164"])
 def test_name_of_nothing_visible_is_still_a_link(
-    browser: Browser, alice: Person, name: str
+    browser: Browser, alice: ApiClient, name: str
 ) -> None:
     task = alice.start("blank", name=name)
     alice.register("blank", name=name)
@@ -553,7 +562,7 @@ def test_name_of_nothing_visible_is_still_a_link(
     assert "unnamed" in browser.get("/keys").text
 
 
-def test_filters_and_pages_are_those_of_the_api(browser: Browser, alice: Person) -> None:
+def test_filters_and_pages_are_those_of_the_api(browser: Browser, alice: ApiClient) -> None:
     started = [alice.start(name=f"Task {number:02}") for number in range(55)]
     alice.report(started[3], status="error")
     alice.start("translator", name="Other")
@@ -571,7 +580,7 @@ def test_filters_and_pages_are_those_of_the_api(browser: Browser, alice: Person)
 
 
 @on_sqlite
-def test_page_that_has_not_changed_is_304(browser: Browser, alice: Person) -> None:
+def test_page_that_has_not_changed_is_304(browser: Browser, alice: ApiClient) -> None:
     alice.start()
     response = browser.get("/")
     headers = {"If-None-Match": response.headers["ETag"]}
@@ -580,7 +589,7 @@ def test_page_that_has_not_changed_is_304(browser: Browser, alice: Person) -> No
     assert browser.get("/", headers=headers).status_code == 200
 
 
-def test_chart_and_tabs_count_what_the_filters_leave(browser: Browser, alice: Person) -> None:
+def test_chart_and_tabs_count_what_the_filters_leave(browser: Browser, alice: ApiClient) -> None:
     for number in range(4):
         task = alice.start(name=f"Morning {number}" if number else "Evening")
         if number > 1:
@@ -596,7 +605,7 @@ def test_chart_and_tabs_count_what_the_filters_leave(browser: Browser, alice: Pe
     assert "<b>0 tasks</b>" in browser.get("/?agentId=other").text
 
 
-def test_bar_of_the_chart_leads_to_its_tasks(browser: Browser, alice: Person) -> None:
+def test_bar_of_the_chart_leads_to_its_tasks(browser: Browser, alice: ApiClient) -> None:
     started = alice.start(name="In the bar")
     text = browser.get("/?since=1h&q=bar").text
     links = [unescape(link) for link in re.findall(r'<a href="([^"]+createdAfter[^"]+)"', text)]
@@ -610,7 +619,7 @@ def test_bar_of_the_chart_leads_to_its_tasks(browser: Browser, alice: Person) ->
 
 @on_sqlite
 def test_many_tasks_are_not_counted_to_the_end(
-    browser: Browser, alice: Person, monkeypatch: pytest.MonkeyPatch
+    browser: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(import_module("taskservice.dashboard.tasks"), "MOST_COUNTED", 2)
     for _ in range(3):
@@ -619,7 +628,7 @@ def test_many_tasks_are_not_counted_to_the_end(
 
 
 def test_list_is_narrowed_to_callbacks_that_did_not_arrive(
-    app: Flask, browser: Browser, alice: Person, receiver: Receiver
+    app: Flask, browser: Browser, alice: ApiClient, receiver: Receiver
 ) -> None:
     for name, status in (("Good", 204), ("Later", 503), ("Never", 410)):
         receiver.answer = answer(status)
@@ -633,7 +642,7 @@ def test_list_is_narrowed_to_callbacks_that_did_not_arrive(
     assert guest.get("/?callback=failed").status_code == 403
 
 
-def test_agents_are_sorted_by_their_last_tasks(browser: Browser, alice: Person) -> None:
+def test_agents_are_sorted_by_their_last_tasks(browser: Browser, alice: ApiClient) -> None:
     for name in ("a", "b", "c", "unused"):
         alice.register(name)
     for name in ("a", "c", "b", "c"):
@@ -648,7 +657,7 @@ def test_agents_are_sorted_by_their_last_tasks(browser: Browser, alice: Person) 
 
 @on_sqlite
 def test_keys_of_this_session_come_first_and_void_ones_last(
-    browser: Browser, alice: Person
+    browser: Browser, alice: ApiClient
 ) -> None:
     for name in ("first made", "gone"):
         key = alice.post("/key", json={"name": name}).json
@@ -668,7 +677,7 @@ def test_every_page_has_an_emblem_and_a_way_back(app: Flask, browser: Browser) -
     assert "/deep/" not in browser.get("/docs", headers=headers).text
 
 
-def test_chart_counts_what_was_started(browser: Browser, alice: Person) -> None:
+def test_chart_counts_what_was_started(browser: Browser, alice: ApiClient) -> None:
     alice.report(alice.start(), status="complete")
     alice.start()
     text = browser.get("/?since=1h").text
@@ -681,7 +690,7 @@ def test_chart_counts_what_was_started(browser: Browser, alice: Person) -> None:
 
 
 def test_cancel_and_delete_ask_first_and_say_what_will_be_gone(
-    browser: Browser, alice: Person, receiver: Receiver
+    browser: Browser, alice: ApiClient, receiver: Receiver
 ) -> None:
     task = alice.start(name="to go", claim=True, callback=receiver.url)
     alice.append(task, "one", "two")
@@ -701,7 +710,7 @@ def test_cancel_and_delete_ask_first_and_say_what_will_be_gone(
 
 
 def test_each_attempt_is_shown_and_a_webhook_delivered_again(
-    app: Flask, browser: Browser, alice: Person, receiver: Receiver
+    app: Flask, browser: Browser, alice: ApiClient, receiver: Receiver
 ) -> None:
     receiver.answer = answer(503)
     task = alice.start(claim=True, callback=receiver.url)
@@ -717,13 +726,13 @@ def test_each_attempt_is_shown_and_a_webhook_delivered_again(
 
 
 def test_key_is_created_shown_once_used_and_revoked(app: Flask, browser: Browser) -> None:
-    made = browser.send("/keys", name="laptop", agent="", expires="7 days")
+    made = browser.send("/keys", name="machine", agent="", expires="7 days")
     assert made.status_code == 201
     (key,) = re.findall(r"tsk_user_[0-9A-Za-z]{40,}", made.text)
     assert key not in browser.get("/keys").text
     guest = Browser(app)
     assert guest.sign_in(key).status_code == 303
-    (path,) = re.findall(r'href="(/keys/[^"]+)">Revoke…<span class="unseen"> laptop', made.text)
+    (path,) = re.findall(r'href="(/keys/[^"]+)">Revoke…<span class="unseen"> machine', made.text)
     assert browser.send(path).location == "/keys"
     assert guest.get("/").status_code == 303
     assert "revoked <time" in browser.get("/keys").text
@@ -731,7 +740,7 @@ def test_key_is_created_shown_once_used_and_revoked(app: Flask, browser: Browser
 
 @on_sqlite
 def test_form_that_creates_a_key_does_so_once(browser: Browser) -> None:
-    data = {**hidden(browser.get("/keys")), "name": "laptop"}
+    data = {**hidden(browser.get("/keys")), "name": "machine"}
     # What does not fit may be put right in the same form.
     assert browser.post("/keys", data | {"name": ""}).status_code == 422
     assert browser.post("/keys", data).status_code == 201
@@ -739,19 +748,19 @@ def test_form_that_creates_a_key_does_so_once(browser: Browser) -> None:
     assert (again.status_code, again.location) == (303, "/keys")
     page = browser.get("/keys").text
     assert "That form was used already" in page
-    assert page.count("<bdi>laptop</bdi>") == 1
+    assert page.count("<bdi>machine</bdi>") == 1
     assert browser.send("/keys", name="another").status_code == 201
 
 
 @on_sqlite
-def test_key_that_does_not_fit_says_why(browser: Browser, alice: Person) -> None:
+def test_key_that_does_not_fit_says_why(browser: Browser, alice: ApiClient) -> None:
     for data in ({"name": ""}, {"name": "x", "agent": "nobody"}, {"name": "x", "expires": "soon"}):
         response = browser.send("/keys", **data)
         assert response.status_code == 422
         assert "<b>" in response.text
 
 
-def test_nul_and_absurd_numbers_are_no_failure(browser: Browser, alice: Person) -> None:
+def test_nul_and_absurd_numbers_are_no_failure(browser: Browser, alice: ApiClient) -> None:
     task = alice.start()
     alice.report(task, status="complete")
     assert "No task fits" in browser.get("/?q=a%00b").text
@@ -776,7 +785,7 @@ def test_last_user_key_stays(browser: Browser) -> None:
 
 
 @on_sqlite
-def test_callback_secret_is_shown_and_rotated(browser: Browser, alice: Person) -> None:
+def test_callback_secret_is_shown_and_rotated(browser: Browser, alice: ApiClient) -> None:
     before = alice.get("/callback-secret").json
     assert before is not None
     assert before["secret"] in browser.get("/keys").text
@@ -790,7 +799,7 @@ def test_callback_secret_is_shown_and_rotated(browser: Browser, alice: Person) -
 # --- the log -----------------------------------------------------------------------------
 
 
-def test_lines_come_by_range(browser: Browser, alice: Person) -> None:
+def test_lines_come_by_range(browser: Browser, alice: ApiClient) -> None:
     task = alice.start(claim=True)
     for start in range(0, 300, 7):
         alice.append(task, *[f"line {number}" for number in range(start + 1, start + 8)])
@@ -803,7 +812,7 @@ def test_lines_come_by_range(browser: Browser, alice: Person) -> None:
 
 
 @on_sqlite
-def test_long_lines_come_few_at_a_time_and_cut(browser: Browser, alice: Person) -> None:
+def test_long_lines_come_few_at_a_time_and_cut(browser: Browser, alice: ApiClient) -> None:
     task = alice.start(claim=True)
     for _ in range(30):
         alice.append(task, "x" * 64_000)
@@ -813,7 +822,7 @@ def test_long_lines_come_few_at_a_time_and_cut(browser: Browser, alice: Person) 
     assert {len(line) for line in lines} == {5_001}
 
 
-def test_events_resume_after_the_line_that_came_last(browser: Browser, alice: Person) -> None:
+def test_events_resume_after_the_line_that_came_last(browser: Browser, alice: ApiClient) -> None:
     task = alice.start(claim=True)
     alice.append(task, "one", "two\ttab", "three")
     alice.report(task, status="complete")
@@ -835,7 +844,7 @@ def test_events_resume_after_the_line_that_came_last(browser: Browser, alice: Pe
 @on_sqlite
 def test_everything_stays_below_a_prefix(config: Config) -> None:
     app = create_app(Config(**{**config.__dict__, "PROXY_HOPS": 1}))
-    alice = add_person(app, "alice")
+    alice = add_user(app, "alice")
     task = alice.start()
     headers = {"X-Forwarded-Prefix": "/agents/one", "X-Forwarded-Proto": "https"}
     browser = Browser(app, headers=headers, base_url="https://localhost")

@@ -18,13 +18,14 @@ import pytest
 from flask import Flask
 from sqlalchemy import create_engine, insert, literal, select, text, update
 
-from taskservice import inspection, migrations, stamps
-from taskservice.db import transaction
-from taskservice.models import Attempt, Delivery, Task
+from taskservice.database import migrations, timestamps
+from taskservice.database.models import Attempt, Delivery, Task
+from taskservice.database.transactions import transaction
+from taskservice.operations import database_check
 from tests.conftest import Databases
-from tests.live import COMMAND, Service, environment
-from tests.owed import owe_many
-from tests.people import Person, RemotePerson
+from tests.support.api_client import ApiClient, RemoteClient
+from tests.support.deliveries import enqueue_many
+from tests.support.service import COMMAND, Service, environment
 from tests.test_commands import one_line, run
 
 # A finished task with its user and its agent, for the files that no service is at.
@@ -32,7 +33,8 @@ A_TASK = (
     "INSERT INTO users VALUES ('u', 'alice', '2026')",
     "INSERT INTO agents VALUES ('u', 'a', 'a', '', '2026')",
     "INSERT INTO tasks (id, user_id, agent_id, name, name_folded, status, input, output, "
-    "created_at, updated_at, heard_at, finished_at, first_log, log_count, log_bytes, version) "
+    "created_at, updated_at, last_heartbeat_at, finished_at, first_log, log_count, log_bytes, "
+    "version) "
     "VALUES ('0193a20e0193712c8fd1cd4758901234', 'u', 'a', 'a', 'a', 'complete', "
     "'{}', '{}', '2026', '2026', '2026', '2026', "
     "1, 0, 0, 1)",
@@ -55,7 +57,7 @@ def data(tmp_path: Path, databases: Databases) -> Path:
 class Writer(threading.Thread):
     """Starts tasks with a log, one after the other, and knows which were answered."""
 
-    def __init__(self, person: RemotePerson) -> None:
+    def __init__(self, person: RemoteClient) -> None:
         super().__init__()
         self._person, self._done = person, threading.Event()
         self.acknowledged: list[str] = []
@@ -88,7 +90,7 @@ def test_backup_made_while_others_write_serves_all_that_was_acknowledged(
     alice = service.add_user()
     copy = tmp_path / "restored" / "taskservice.db"
     copy.parent.mkdir()
-    writer = Writer(RemotePerson(service.url, str(alice.session.headers["apikey"])))
+    writer = Writer(RemoteClient(service.url, str(alice.session.headers["apikey"])))
     writer.start()
     writer.wait_for(20)
     before = list(writer.acknowledged)
@@ -402,7 +404,7 @@ def test_webhooks_that_nobody_sends_are_a_warning_and_then_an_error(
         "INSERT INTO deliveries (id, task_id, user_id, callback_url, host, state, created_at, "
         "attempt_count, next_attempt_at) "
         "SELECT 'd', id, user_id, 'http://x/', 'x', 'pending', '2026', 0, "
-        f"'{stamps.now(-seconds)}' FROM tasks",
+        f"'{timestamps.now(-seconds)}' FROM tasks",
     )
     found = check(data, code)["deliveries"]
     assert found["state"] == state
@@ -420,7 +422,7 @@ def test_webhooks_that_nobody_sends_are_a_warning_and_then_an_error(
 def test_versions_of_sqlite_with_its_bug_are_known(
     version: tuple[int, int, int], state: str
 ) -> None:
-    assert inspection.library(version)[0] == state
+    assert database_check.library(version)[0] == state
 
 
 def test_newer_sqlite_is_used_where_it_is_installed(data: Path, tmp_path: Path) -> None:
@@ -454,7 +456,7 @@ def change_postgresql(url: str, statement: str) -> None:
 # --- prune -------------------------------------------------------------------------------
 
 
-def old_tasks(service: Service, url: str) -> RemotePerson:
+def old_tasks(service: Service, url: str) -> RemoteClient:
     """Two tasks that ended long ago and one that ended just now, each with a log."""
     alice = service.add_user()
     for moment in ("2020-01-01T00:00:00.000Z", "2020-01-01T00:00:00.000Z", None):
@@ -508,9 +510,9 @@ def test_prune_does_what_its_dry_run_says_while_the_service_runs(
     assert pruned(service, **both) == {"tasks": 0, "logs": 0, "bytes": 0}
 
 
-def small_tasks(app: Flask, alice: Person) -> None:
+def small_tasks(app: Flask, alice: ApiClient) -> None:
     """Each with a delivery and an attempt."""
-    owe_many(app, alice, "https://hooks.example/receive", 2_000)
+    enqueue_many(app, alice, "https://hooks.example/receive", 2_000)
     delivered = insert(Attempt).from_select(
         ["delivery_id", "at", "duration_ms", "message"],
         select(Delivery.id, Delivery.created_at, 5, literal("The receiver answered 200 OK.")),
@@ -519,14 +521,14 @@ def small_tasks(app: Flask, alice: Person) -> None:
         connection.execute(delivered)
 
 
-def large_logs(app: Flask, alice: Person) -> None:
+def large_logs(app: Flask, alice: ApiClient) -> None:
     for _ in range(3):
         task = alice.start()
         for _ in range(4):
             alice.append(task, *["x" * 200] * 1_000)
 
 
-def large_inputs(app: Flask, alice: Person) -> None:
+def large_inputs(app: Flask, alice: ApiClient) -> None:
     """Of characters that are several bytes each."""
     for _ in range(20):
         alice.start(input={"text": "ü" * 20_000})
@@ -535,7 +537,7 @@ def large_inputs(app: Flask, alice: Person) -> None:
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("fill", [small_tasks, large_logs, large_inputs])
 def test_prune_frees_about_as_much_as_its_dry_run_says(
-    app: Flask, alice: Person, fill: Callable[[Flask, Person], None]
+    app: Flask, alice: ApiClient, fill: Callable[[Flask, ApiClient], None]
 ) -> None:
     alice.register()
     data = Path(app.config["DATA"])

@@ -14,33 +14,35 @@ import pytest
 from flask import Flask
 from sqlalchemy import delete, event, text
 
-from taskservice import stamps, stopping
-from taskservice.db import database_now, transaction
-from taskservice.delivery_loop import IN_FLIGHT_MOST, SENDERS, SLOW_SECONDS
-from taskservice.models import Task
+from taskservice import resources
+from taskservice.background.delivery_loop import MAX_SENDING, SENDERS, SLOW_SECONDS
+from taskservice.database import timestamps
+from taskservice.database.models import Task
+from taskservice.database.transactions import transaction
+from taskservice.database.types import database_now
 from taskservice.services import attempts
 from taskservice.services.deliveries import JITTER, SCHEDULE
 from taskservice.services.turns import HOST_LIMIT
+from taskservice.webhooks.circuit_breaker import IN_A_ROW
 from taskservice.webhooks.destinations import Destinations
-from taskservice.webhooks.failing import IN_A_ROW
-from tests import receiver as play
-from tests.certificates import Authority
-from tests.inside import end_for_silence, set_clock
-from tests.owed import (
+from tests.support import receiver as play
+from tests.support.api_client import ApiClient, expect, problem
+from tests.support.certificates import Authority
+from tests.support.deliveries import (
     addresses,
     change,
     columns,
     deliveries_of,
+    enqueue_many,
     finish,
     looping,
     make_due,
     owe_each,
-    owe_many,
     the_delivery,
 )
-from tests.people import Person, expect, problem
-from tests.receiver import Behaviour, Exchange, Receiver
-from tests.server_process import until
+from tests.support.gunicorn_process import until
+from tests.support.internals import end_for_silence, set_clock
+from tests.support.receiver import Behaviour, Exchange, Receiver
 
 
 @pytest.fixture
@@ -55,12 +57,12 @@ def one_after_another(*behaviours: Behaviour) -> Behaviour:
     return lambda exchange: (left.pop(0) if len(left) > 1 else left[0])(exchange)
 
 
-def redeliver(person: Person, task: dict[str, Any]) -> dict[str, Any]:
+def redeliver(person: ApiClient, task: dict[str, Any]) -> dict[str, Any]:
     delivery: dict[str, Any] = expect(person.post(f"/task/{task['id']}/deliveries"), 202)
     return delivery
 
 
-def until_attempts(person: Person, task: dict[str, Any], count: int) -> dict[str, Any]:
+def until_attempts(person: ApiClient, task: dict[str, Any], count: int) -> dict[str, Any]:
     """The only delivery of a task, as soon as it has so many attempts."""
     until(lambda: len(the_delivery(person, task)["attempts"]) >= count)
     return the_delivery(person, task)
@@ -70,7 +72,7 @@ def until_attempts(person: Person, task: dict[str, Any], count: int) -> dict[str
 
 
 def test_failed_attempt_is_repeated_under_the_same_id_until_it_is_delivered(
-    alice: Person, app: Flask, receiver: Receiver, loop: None
+    alice: ApiClient, app: Flask, receiver: Receiver, loop: None
 ) -> None:
     receiver.answer = one_after_another(play.answer(500), play.reset(), play.answer(204))
     task = alice.start(callback=receiver.url)
@@ -87,7 +89,7 @@ def test_failed_attempt_is_repeated_under_the_same_id_until_it_is_delivered(
 
 
 def test_second_attempt_comes_by_itself_after_five_seconds(
-    alice: Person, receiver: Receiver, loop: None
+    alice: ApiClient, receiver: Receiver, loop: None
 ) -> None:
     receiver.answer = one_after_another(play.answer(503), play.answer(204))
     finish(alice, alice.start(callback=receiver.url))
@@ -96,7 +98,7 @@ def test_second_attempt_comes_by_itself_after_five_seconds(
 
 
 def test_attempts_come_further_and_further_apart_and_then_no_more(
-    alice: Person, app: Flask, receiver: Receiver, loop: None
+    alice: ApiClient, app: Flask, receiver: Receiver, loop: None
 ) -> None:
     receiver.answer = play.answer(500)
     task = alice.start(callback=receiver.url)
@@ -114,7 +116,7 @@ def test_attempts_come_further_and_further_apart_and_then_no_more(
 
 
 def test_retry_after_puts_the_next_attempt_off(
-    alice: Person, app: Flask, receiver: Receiver, loop: None
+    alice: ApiClient, app: Flask, receiver: Receiver, loop: None
 ) -> None:
     receiver.answer = one_after_another(play.answer(500), play.answer(429, {"Retry-After": "7200"}))
     task = alice.start(callback=receiver.url)
@@ -128,7 +130,7 @@ def test_retry_after_puts_the_next_attempt_off(
 
 
 def test_gone_receiver_is_not_posted_to_again(
-    alice: Person, app: Flask, receiver: Receiver, loop: None
+    alice: ApiClient, app: Flask, receiver: Receiver, loop: None
 ) -> None:
     receiver.answer = one_after_another(play.answer(500), play.answer(410))
     task = alice.start(callback=receiver.url)
@@ -142,13 +144,13 @@ def test_gone_receiver_is_not_posted_to_again(
 
 
 def test_receiver_that_calls_back_sees_the_committed_task(
-    alice: Person, app: Flask, receiver: Receiver, loop: None
+    alice: ApiClient, app: Flask, receiver: Receiver, loop: None
 ) -> None:
     seen = []
 
     def call_back(exchange: Exchange) -> None:
         task_id = json.loads(exchange.request.body)["id"]
-        caller = Person(app, alice.name, alice.key)
+        caller = ApiClient(app, alice.name, alice.key)
         seen.append(expect(caller.get(f"/task/{task_id}"), 200))
         caller.report(seen[0], name="renamed meanwhile")
         play.answer(204)(exchange)
@@ -163,7 +165,7 @@ def test_receiver_that_calls_back_sees_the_committed_task(
 
 
 def test_deleted_task_is_not_posted(
-    alice: Person, app: Flask, receiver: Receiver, loop: None
+    alice: ApiClient, app: Flask, receiver: Receiver, loop: None
 ) -> None:
     receiver.answer = one_after_another(play.answer(500), play.answer(204))
     deleted, kept = (alice.start(callback=receiver.url) for _ in range(2))
@@ -178,7 +180,7 @@ def test_deleted_task_is_not_posted(
 
 
 def test_task_that_is_deleted_between_claim_and_post_is_not_posted(
-    alice: Person, app: Flask, receiver: Receiver, caplog: pytest.LogCaptureFixture
+    alice: ApiClient, app: Flask, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     task = alice.start(callback=receiver.url)
@@ -192,7 +194,7 @@ def test_task_that_is_deleted_between_claim_and_post_is_not_posted(
         if is_sender and "FROM tasks" in call[2] and not leases:
             leases.extend(columns(app, "lease"))
             with ThreadPoolExecutor(1) as pool:
-                person = Person(app, alice.name, alice.key)
+                person = ApiClient(app, alice.name, alice.key)
                 expect(pool.submit(person.delete, f"/task/{task['id']}").result(), 200)
 
     reader = app.extensions["reader"]
@@ -213,16 +215,16 @@ def slow_receiver(authority: Authority, trusted: None) -> Iterator[Receiver]:
         yield receiver
 
 
-def delete_task(alice: Person, task: dict[str, Any]) -> None:
+def delete_task(alice: ApiClient, task: dict[str, Any]) -> None:
     expect(alice.delete(f"/task/{task['id']}"), 200)
 
 
-def replace_by_a_late_report(alice: Person, task: dict[str, Any]) -> None:
+def replace_by_a_late_report(alice: ApiClient, task: dict[str, Any]) -> None:
     end_for_silence(alice.app, task)
     assert finish(alice, task) == "pending"
 
 
-def let_the_lease_run_out(alice: Person, task: dict[str, Any]) -> None:
+def let_the_lease_run_out(alice: ApiClient, task: dict[str, Any]) -> None:
     change(alice.app, leased_until=database_now(-1))
 
 
@@ -235,11 +237,16 @@ def let_the_lease_run_out(alice: Person, task: dict[str, Any]) -> None:
     ],
 )
 def test_what_is_no_longer_to_be_posted_when_the_handshake_is_done_is_not_posted(
-    alice: Person, app: Flask, slow_receiver: Receiver, meddle: Any, status: str, posts: list[str]
+    alice: ApiClient,
+    app: Flask,
+    slow_receiver: Receiver,
+    meddle: Any,
+    status: str,
+    posts: list[str],
 ) -> None:
     app.config["CALLBACK_TIMEOUT"] = 30.0
     task = alice.start(callback=slow_receiver.url)
-    reporter = Person(app, alice.name, alice.key)
+    reporter = ApiClient(app, alice.name, alice.key)
     with ThreadPoolExecutor(1) as pool:
         report = pool.submit(finish, reporter, task, status="error")
         until(lambda: slow_receiver.connections)
@@ -253,11 +260,11 @@ def test_what_is_no_longer_to_be_posted_when_the_handshake_is_done_is_not_posted
 
 
 def test_task_that_is_deleted_while_the_loop_shakes_hands_is_not_posted(
-    alice: Person, app: Flask, slow_receiver: Receiver, caplog: pytest.LogCaptureFixture
+    alice: ApiClient, app: Flask, slow_receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     app.config["CALLBACK_TIMEOUT"] = 30.0
-    owe_many(app, alice, slow_receiver.url, 1)
+    enqueue_many(app, alice, slow_receiver.url, 1)
     with looping(app):
         until(lambda: slow_receiver.connections)
         for task in expect(alice.get("/task"), 200):
@@ -268,12 +275,12 @@ def test_task_that_is_deleted_while_the_loop_shakes_hands_is_not_posted(
 
 
 def test_host_that_hangs_does_not_hold_up_the_others(
-    alice: Person, app: Flask, receiver: Receiver
+    alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     app.config["CALLBACK_TIMEOUT"] = 30.0
     with Receiver(answer=play.silence) as hanging:
-        owe_many(app, alice, hanging.url, 2 * SENDERS)
-        owe_many(app, alice, receiver.url, 1)
+        enqueue_many(app, alice, hanging.url, 2 * SENDERS)
+        enqueue_many(app, alice, receiver.url, 1)
         with looping(app):
             receiver.wait_for(1)
             # And it gets no less than its share.
@@ -282,34 +289,34 @@ def test_host_that_hangs_does_not_hold_up_the_others(
 
 
 def test_hosts_that_hang_on_all_senders_do_not_hold_up_the_others(
-    alice: Person, app: Flask, receiver: Receiver
+    alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     """Whoever has been out for a second leaves its place to another."""
     app.config["CALLBACK_TIMEOUT"] = 30.0
     with ExitStack() as stack:
         for _ in range(SENDERS // HOST_LIMIT):
             hanging = stack.enter_context(Receiver(answer=play.silence))
-            owe_many(app, alice, hanging.url, 2 * SENDERS)
-        owe_many(app, alice, receiver.url, 2)
+            enqueue_many(app, alice, hanging.url, 2 * SENDERS)
+        enqueue_many(app, alice, receiver.url, 2)
         with looping(app):
             receiver.wait_for(2, timeout=4)
 
 
-def test_attempts_under_way_have_an_upper_limit(alice: Person, app: Flask) -> None:
+def test_attempts_under_way_have_an_upper_limit(alice: ApiClient, app: Flask) -> None:
     app.config["CALLBACK_TIMEOUT"] = 30.0
-    hosts = IN_FLIGHT_MOST // HOST_LIMIT + 1
+    hosts = MAX_SENDING // HOST_LIMIT + 1
     with ExitStack() as stack:
         hanging = [stack.enter_context(Receiver(answer=play.silence)) for _ in range(hosts)]
         for each in hanging:
-            owe_many(app, alice, each.url, HOST_LIMIT)
+            enqueue_many(app, alice, each.url, HOST_LIMIT)
         with looping(app):
-            until(lambda: sum(each.connections for each in hanging) >= IN_FLIGHT_MOST)
+            until(lambda: sum(each.connections for each in hanging) >= MAX_SENDING)
             time.sleep(SLOW_SECONDS + 0.5)
-            assert sum(each.connections for each in hanging) == IN_FLIGHT_MOST
+            assert sum(each.connections for each in hanging) == MAX_SENDING
 
 
 def test_hosts_that_keep_failing_get_one_sender_each_and_half_of_them_together(
-    alice: Person, app: Flask, receiver: Receiver
+    alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     app.config["CALLBACK_TIMEOUT"] = 30.0
     with ExitStack() as stack:
@@ -320,7 +327,7 @@ def test_hosts_that_keep_failing_get_one_sender_each_and_half_of_them_together(
             each.answer = play.silence
             each.requests.clear()
         make_due(app)
-        owe_many(app, alice, receiver.url, 1)
+        enqueue_many(app, alice, receiver.url, 1)
         with looping(app):
             receiver.wait_for(1)
             until(lambda: sum(len(each.requests) for each in failing) >= SENDERS // 2)
@@ -338,24 +345,24 @@ def hanging() -> Iterator[Receiver]:
 
 
 def test_user_whose_callbacks_hang_on_all_senders_does_not_hold_up_the_others(
-    alice: Person, bob: Person, app: Flask, receiver: Receiver, hanging: Receiver
+    alice: ApiClient, bob: ApiClient, app: Flask, receiver: Receiver, hanging: Receiver
 ) -> None:
     """Each hangs on an address of its own; all of them would take more than a minute."""
     app.config["CALLBACK_TIMEOUT"] = 2.0
     owe_each(app, alice, addresses(hanging, "", 2_000))
     with looping(app):
-        until(lambda: hanging.connections >= IN_FLIGHT_MOST)
-        owe_many(app, bob, receiver.url, 3 * HOST_LIMIT)
+        until(lambda: hanging.connections >= MAX_SENDING)
+        enqueue_many(app, bob, receiver.url, 3 * HOST_LIMIT)
         receiver.wait_for(3 * HOST_LIMIT, timeout=20)
     assert hanging.connections < 1_000
 
 
 def test_user_who_holds_more_leases_in_other_processes_comes_later(
-    alice: Person, bob: Person, app: Flask, hanging: Receiver
+    alice: ApiClient, bob: ApiClient, app: Flask, hanging: Receiver
 ) -> None:
     app.config["CALLBACK_TIMEOUT"] = 30.0
-    owe_many(app, alice, hanging.url, SENDERS + 1)
-    change(app, lease=stamps.new_id(), leased_until=database_now(30))
+    enqueue_many(app, alice, hanging.url, SENDERS + 1)
+    change(app, lease=timestamps.new_id(), leased_until=database_now(30))
     owe_each(app, alice, addresses(hanging, "alice", SENDERS))
     owe_each(app, bob, addresses(hanging, "bob", SENDERS))
     with looping(app):
@@ -364,25 +371,25 @@ def test_user_who_holds_more_leases_in_other_processes_comes_later(
 
 
 def test_users_with_equal_leases_share_the_senders(
-    alice: Person, bob: Person, app: Flask, hanging: Receiver
+    alice: ApiClient, bob: ApiClient, app: Flask, hanging: Receiver
 ) -> None:
     app.config["CALLBACK_TIMEOUT"] = 30.0
-    owe_each(app, alice, addresses(hanging, "alice", IN_FLIGHT_MOST))
-    owe_each(app, bob, addresses(hanging, "bob", IN_FLIGHT_MOST))
+    owe_each(app, alice, addresses(hanging, "alice", MAX_SENDING))
+    owe_each(app, bob, addresses(hanging, "bob", MAX_SENDING))
     with looping(app):
-        posts = hanging.wait_for(IN_FLIGHT_MOST, timeout=15)
+        posts = hanging.wait_for(MAX_SENDING, timeout=15)
     assert Counter(each.path for each in posts) == {"/alice": 32, "/bob": 32}
 
 
 def test_last_place_for_a_first_attempt_is_for_another_user(
-    alice: Person, bob: Person, app: Flask, receiver: Receiver, hanging: Receiver
+    alice: ApiClient, bob: ApiClient, app: Flask, receiver: Receiver, hanging: Receiver
 ) -> None:
     """Of 12 threads 3 may be held by first attempts."""
     app.config |= {"THREADS": 12, "CALLBACK_TIMEOUT": 30.0}
     attempts.init_app(app)
     urls = addresses(hanging, "", 3)
     tasks = [alice.start(callback=url) for url in urls]
-    people = [Person(app, alice.name, alice.key) for _ in tasks]
+    people = [ApiClient(app, alice.name, alice.key) for _ in tasks]
     answering = threading.Event()
 
     def wait(exchange: Exchange) -> None:
@@ -407,12 +414,12 @@ def test_last_place_for_a_first_attempt_is_for_another_user(
 
 
 def test_lease_of_another_holds_until_it_has_run_out(
-    alice: Person, app: Flask, receiver: Receiver, loop: None
+    alice: ApiClient, app: Flask, receiver: Receiver, loop: None
 ) -> None:
     receiver.answer = one_after_another(play.answer(500), play.answer(204))
     task, other = (alice.start(callback=receiver.url) for _ in range(2))
     finish(alice, task)
-    lease = {"lease": stamps.new_id(), "leased_until": database_now(60)}
+    lease = {"lease": timestamps.new_id(), "leased_until": database_now(60)}
     change(app, next_attempt_at=database_now(-1), **lease)
     # The loop has looked by the time it has sent another.
     finish(alice, other)
@@ -423,11 +430,13 @@ def test_lease_of_another_holds_until_it_has_run_out(
     assert until_attempts(alice, task, 2)["state"] == "delivered"
 
 
-def test_lease_that_runs_out_wakes_the_loop(alice: Person, app: Flask, receiver: Receiver) -> None:
+def test_lease_that_runs_out_wakes_the_loop(
+    alice: ApiClient, app: Flask, receiver: Receiver
+) -> None:
     receiver.answer = one_after_another(play.answer(500), play.answer(204))
     task = alice.start(callback=receiver.url)
     finish(alice, task)
-    lease = {"lease": stamps.new_id(), "leased_until": database_now(1.5)}
+    lease = {"lease": timestamps.new_id(), "leased_until": database_now(1.5)}
     change(app, next_attempt_at=database_now(-1), **lease)
     with looping(app):
         # Long before the next round, 20 s after the first.
@@ -435,18 +444,18 @@ def test_lease_that_runs_out_wakes_the_loop(alice: Person, app: Flask, receiver:
 
 
 def test_lease_that_was_given_before_the_clock_was_set_back_holds_no_longer(
-    alice: Person, app: Flask, receiver: Receiver, loop: None
+    alice: ApiClient, app: Flask, receiver: Receiver, loop: None
 ) -> None:
     receiver.answer = one_after_another(play.answer(500), play.answer(204))
     task = alice.start(callback=receiver.url)
     finish(alice, task)
-    lease = {"lease": stamps.new_id(), "leased_until": database_now(3600)}
+    lease = {"lease": timestamps.new_id(), "leased_until": database_now(3600)}
     change(app, next_attempt_at=database_now(-1), **lease)
     assert until_attempts(alice, task, 2)["state"] == "delivered"
 
 
 def test_webhook_is_due_by_the_clock_of_the_database(
-    alice: Person, app: Flask, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    alice: ApiClient, app: Flask, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also one that a node owes whose own clock is an hour ahead."""
     set_clock(monkeypatch, 3600)
@@ -461,7 +470,7 @@ def test_webhook_is_due_by_the_clock_of_the_database(
 
 
 def test_attempt_that_cannot_be_recorded_fails_no_report_and_is_repeated(
-    alice: Person, app: Flask, receiver: Receiver
+    alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     def rename(before: str, after: str) -> None:
         with app.app_context(), transaction() as connection:
@@ -483,7 +492,7 @@ def test_attempt_that_cannot_be_recorded_fails_no_report_and_is_repeated(
 
 
 def test_task_that_is_deleted_while_its_attempt_is_recorded_is_no_error(
-    alice: Person, app: Flask, receiver: Receiver, caplog: pytest.LogCaptureFixture
+    alice: ApiClient, app: Flask, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     task = alice.start(callback=receiver.url)
     is_deleting, may_commit = threading.Event(), threading.Event()
@@ -511,7 +520,7 @@ def test_task_that_is_deleted_while_its_attempt_is_recorded_is_no_error(
 
 
 def test_loop_that_stops_gives_back_what_it_is_posting(
-    alice: Person, app: Flask, receiver: Receiver
+    alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     receiver.answer = one_after_another(play.answer(500), play.silence)
     finish(alice, alice.start(callback=receiver.url))
@@ -525,7 +534,7 @@ def test_loop_that_stops_gives_back_what_it_is_posting(
 
 
 def test_connection_is_broken_before_somebody_else_may_post(
-    alice: Person, app: Flask, receiver: Receiver
+    alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     app.config["CALLBACK_TIMEOUT"] = 30.0
     closed: list[float] = []
@@ -545,16 +554,16 @@ def test_connection_is_broken_before_somebody_else_may_post(
 
 
 def test_first_attempt_is_broken_off_before_somebody_else_may_post(
-    alice: Person, app: Flask, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    alice: ApiClient, app: Flask, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app.config["CALLBACK_TIMEOUT"] = 30.0
     stop = threading.Event()
-    monkeypatch.setattr(stopping, "event", stop)
+    monkeypatch.setattr(resources, "stopping", stop)
     closed: list[float] = []
     receiver.answer = one_after_another(play.held_until_closed(closed), play.answer(204))
     task = alice.start(callback=receiver.url)
     with ThreadPoolExecutor(1) as pool:
-        report = pool.submit(finish, Person(app, alice.name, alice.key), task)
+        report = pool.submit(finish, ApiClient(app, alice.name, alice.key), task)
         receiver.wait_for(1)
         stop.set()
         assert report.result() == "pending"
@@ -566,7 +575,7 @@ def test_first_attempt_is_broken_off_before_somebody_else_may_post(
 
 
 def test_late_word_takes_the_place_of_a_pending_delivery(
-    alice: Person, app: Flask, receiver: Receiver
+    alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     receiver.answer = one_after_another(play.answer(500), play.answer(204))
     task = alice.start(callback=receiver.url, claim=True)
@@ -584,7 +593,7 @@ def test_late_word_takes_the_place_of_a_pending_delivery(
 
 
 def test_past_their_share_of_the_threads_first_attempts_are_left_to_the_loop(
-    alice: Person, app: Flask, receiver: Receiver
+    alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     """Of 4 threads 1 may be held by them."""
     answering = threading.Event()
@@ -597,7 +606,7 @@ def test_past_their_share_of_the_threads_first_attempts_are_left_to_the_loop(
     slow = alice.start(callback=f"{receiver.url}slow")
     task = alice.start(callback=receiver.url)
     with ThreadPoolExecutor(1) as pool:
-        held = pool.submit(finish, Person(app, alice.name, alice.key), slow)
+        held = pool.submit(finish, ApiClient(app, alice.name, alice.key), slow)
         receiver.wait_for(1)
         assert finish(alice, task) == "pending"
         answering.set()
@@ -611,7 +620,7 @@ def test_past_their_share_of_the_threads_first_attempts_are_left_to_the_loop(
 
 
 def test_host_that_keeps_failing_is_left_to_the_loop_until_it_answers(
-    alice: Person, app: Flask, receiver: Receiver
+    alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     receiver.answer = play.answer(500)
     for _ in range(IN_A_ROW):
@@ -626,7 +635,7 @@ def test_host_that_keeps_failing_is_left_to_the_loop_until_it_answers(
 
 
 def test_host_that_keeps_failing_is_not_well_for_what_was_never_posted_to_it(
-    alice: Person, app: Flask, receiver: Receiver
+    alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     receiver.answer = play.answer(500)
     for _ in range(IN_A_ROW):
@@ -642,7 +651,9 @@ def test_host_that_keeps_failing_is_not_well_for_what_was_never_posted_to_it(
     assert the_delivery(alice, task)["attempts"] == []
 
 
-def test_host_that_keeps_failing_does_no_harm_to_others(alice: Person, receiver: Receiver) -> None:
+def test_host_that_keeps_failing_does_no_harm_to_others(
+    alice: ApiClient, receiver: Receiver
+) -> None:
     with Receiver(answer=play.answer(500)) as failing:
         for _ in range(IN_A_ROW + 1):
             finish(alice, alice.start(callback=failing.url))
@@ -652,7 +663,7 @@ def test_host_that_keeps_failing_does_no_harm_to_others(alice: Person, receiver:
 # --- seen, and asked for again -----------------------------------------------------------
 
 
-def test_delivery_is_shown_with_its_attempts(alice: Person, receiver: Receiver) -> None:
+def test_delivery_is_shown_with_its_attempts(alice: ApiClient, receiver: Receiver) -> None:
     receiver.answer = play.answer(503)
     task = alice.start(callback=f"{receiver.url}hook?of=alice")
     assert deliveries_of(alice, task) == []
@@ -669,7 +680,7 @@ def test_delivery_is_shown_with_its_attempts(alice: Person, receiver: Receiver) 
 
 
 def test_redelivery_posts_the_task_as_it_is_now_under_the_same_id(
-    alice: Person, receiver: Receiver, loop: None
+    alice: ApiClient, receiver: Receiver, loop: None
 ) -> None:
     task = alice.start(callback=receiver.url)
     finish(alice, task)
@@ -684,7 +695,7 @@ def test_redelivery_posts_the_task_as_it_is_now_under_the_same_id(
 
 
 def test_redelivery_of_a_task_that_is_being_deleted_is_404(
-    alice: Person, app: Flask, receiver: Receiver
+    alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     task = alice.start(callback=receiver.url)
     finish(alice, task)
@@ -694,7 +705,7 @@ def test_redelivery_of_a_task_that_is_being_deleted_is_404(
         if "FROM deliveries" in call[2] and not deletions:
             deletions.append(True)
             with ThreadPoolExecutor(1) as pool:
-                person = Person(app, alice.name, alice.key)
+                person = ApiClient(app, alice.name, alice.key)
                 expect(pool.submit(person.delete, f"/task/{task['id']}").result(), 200)
 
     event.listen(app.extensions["reader"], "before_cursor_execute", delete_first)
@@ -703,7 +714,7 @@ def test_redelivery_of_a_task_that_is_being_deleted_is_404(
 
 
 def test_redelivery_of_a_failed_one_begins_a_new_round(
-    alice: Person, app: Flask, receiver: Receiver, loop: None
+    alice: ApiClient, app: Flask, receiver: Receiver, loop: None
 ) -> None:
     receiver.answer = one_after_another(play.answer(410), play.answer(500))
     task = alice.start(callback=receiver.url)
@@ -715,7 +726,7 @@ def test_redelivery_of_a_failed_one_begins_a_new_round(
 
 
 def test_redelivery_of_a_pending_one_does_not_wait(
-    alice: Person, receiver: Receiver, loop: None
+    alice: ApiClient, receiver: Receiver, loop: None
 ) -> None:
     receiver.answer = one_after_another(play.answer(503, {"Retry-After": "3600"}), play.answer(204))
     task = alice.start(callback=receiver.url)
@@ -725,7 +736,7 @@ def test_redelivery_of_a_pending_one_does_not_wait(
 
 
 def test_without_a_delivery_there_is_nothing_to_deliver_again(
-    alice: Person, receiver: Receiver
+    alice: ApiClient, receiver: Receiver
 ) -> None:
     running, silent = alice.start(callback=receiver.url), alice.start()
     finish(alice, silent)
@@ -735,13 +746,13 @@ def test_without_a_delivery_there_is_nothing_to_deliver_again(
 
 
 def test_delivery_that_is_being_posted_is_not_delivered_again(
-    alice: Person, app: Flask, receiver: Receiver
+    alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     refused = []
 
     def ask(exchange: Exchange) -> None:
         task_id = json.loads(exchange.request.body)["id"]
-        response = Person(app, alice.name, alice.key).post(f"/task/{task_id}/deliveries")
+        response = ApiClient(app, alice.name, alice.key).post(f"/task/{task_id}/deliveries")
         refused.append(problem(response, 409)["code"])
         play.answer(204)(exchange)
 
@@ -753,7 +764,7 @@ def test_delivery_that_is_being_posted_is_not_delivered_again(
 
 
 def test_deliveries_are_for_their_users_own_eyes(
-    alice: Person, bob: Person, receiver: Receiver
+    alice: ApiClient, bob: ApiClient, receiver: Receiver
 ) -> None:
     task = alice.start(callback=receiver.url)
     finish(alice, task)

@@ -18,12 +18,12 @@ import pytest
 import requests
 from flask import Flask
 
-from tests import receiver as play
-from tests.live import Service
-from tests.owed import addresses, columns, deliveries_of, owe_each, owe_many
-from tests.people import Person, RemotePerson
-from tests.receiver import Exchange, Receiver
-from tests.server_process import until
+from tests.support import receiver as play
+from tests.support.api_client import ApiClient, RemoteClient
+from tests.support.deliveries import addresses, columns, deliveries_of, enqueue_many, owe_each
+from tests.support.gunicorn_process import until
+from tests.support.receiver import Exchange, Receiver
+from tests.support.service import Service
 from tests.test_worker import working
 
 TASKS = int(os.environ.get("CALLBACK_TASKS", "2000"))
@@ -38,7 +38,7 @@ MOMENTS = 100
 class CrashingService(Service):
     """The service with short leases, which dies with all its processes at once."""
 
-    command = (sys.executable, "-m", "tests.crashing", "serve")
+    command = (sys.executable, "-m", "tests.support.crash_points", "serve")
 
     def __init__(self, app: Flask, folder: Path, lease: float) -> None:
         super().__init__(
@@ -85,7 +85,7 @@ def wait_until_all_is_delivered(app: Flask, seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
-def check_that_received_is_finished(alice: Person, receiver: Receiver) -> int:
+def check_that_received_is_finished(alice: ApiClient, receiver: Receiver) -> int:
     """The tasks of the webhooks are the finished ones, each under one id; returns how many."""
     listed = alice.get("/task?fields=id,status,callback").json
     finished = {task["id"] for task in listed if task["status"] != "running" and task["callback"]}
@@ -107,16 +107,16 @@ class Client:
 
     def __init__(self, service: Service, key: str, receiver: Receiver) -> None:
         self.service, self.receiver = service, receiver
-        self.person = RemotePerson(service.url, key)
+        self.person = RemoteClient(service.url, key)
 
     def call(self, method: str, path: str, **options: Any) -> Any:
         answer = self.person.request(method, path, **options)
         answer.raise_for_status()
         return answer.json()
 
-    def start(self, **wishes: Any) -> str:
+    def start(self, **fields: Any) -> str:
         """The path of a new task."""
-        body = {"agentId": "worker", "callback": self.receiver.url, **wishes}
+        body = {"agentId": "worker", "callback": self.receiver.url, **fields}
         return f"/task/{self.call('POST', '/task', json=body)['id']}"
 
     def until(self, happened: Callable[[], Any]) -> None:
@@ -193,7 +193,7 @@ def survives(scenario: Scenario, client: Client) -> bool:
     return process is not None and process.poll() is None
 
 
-def wait_until_all_is_put_right(alice: Person) -> None:
+def wait_until_all_is_put_right(alice: ApiClient) -> None:
     """What a crash has left: agents that are silent, and webhooks that are owed."""
 
     def unheard() -> list[str]:
@@ -204,7 +204,7 @@ def wait_until_all_is_put_right(alice: Person) -> None:
     wait_until_all_is_delivered(alice.app)
 
 
-def check_that_nothing_is_lost_or_invented(alice: Person, receiver: Receiver) -> None:
+def check_that_nothing_is_lost_or_invented(alice: ApiClient, receiver: Receiver) -> None:
     """Each finished task was posted as it now is; all else that came is of deleted ones."""
     tasks = {task["id"]: task for task in alice.get("/task?fields=id,status").json or []}
     last, ids = {}, defaultdict(set)
@@ -222,7 +222,7 @@ def check_that_nothing_is_lost_or_invented(alice: Person, receiver: Receiver) ->
 
 
 def crash_at(
-    moment: int, scenario: Scenario, service: CrashingService, alice: Person, receiver: Receiver
+    moment: int, scenario: Scenario, service: CrashingService, alice: ApiClient, receiver: Receiver
 ) -> bool:
     """Put right what the last crash has left, then live through a scenario till this moment.
 
@@ -249,7 +249,7 @@ def crash_at(
     indirect=["database_url"],
 )
 def test_killed_at_any_moment_no_webhook_is_lost_or_invented(
-    app: Flask, alice: Person, receiver: Receiver, tmp_path: Path, scenario: Scenario
+    app: Flask, alice: ApiClient, receiver: Receiver, tmp_path: Path, scenario: Scenario
 ) -> None:
     alice.register("worker")
     receiver.answer = failing_at_first()
@@ -271,7 +271,12 @@ def test_killed_at_any_moment_no_webhook_is_lost_or_invented(
     [(finish_and_redeliver, 7), (have_a_late_word, 7), (finish_and_delete, 5)],
 )
 def test_killed_at_a_few_moments_no_webhook_is_lost_or_invented(
-    app: Flask, alice: Person, receiver: Receiver, tmp_path: Path, scenario: Scenario, moment: int
+    app: Flask,
+    alice: ApiClient,
+    receiver: Receiver,
+    tmp_path: Path,
+    scenario: Scenario,
+    moment: int,
 ) -> None:
     """A taste of the proof above."""
     alice.register("worker")
@@ -290,7 +295,7 @@ class Reporter(threading.Thread):
 
     def __init__(self, service: Service, key: str, left: Iterator[int], done: list[str]) -> None:
         super().__init__(daemon=True)
-        self.person = RemotePerson(service.url, key)
+        self.person = RemoteClient(service.url, key)
         self.left, self.done = left, done
         self.url = ""
 
@@ -315,7 +320,7 @@ class Reporter(threading.Thread):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_every_task_that_finishes_while_the_service_is_killed_is_posted(
-    app: Flask, alice: Person, receiver: Receiver, tmp_path: Path
+    app: Flask, alice: ApiClient, receiver: Receiver, tmp_path: Path
 ) -> None:
     alice.register("worker")
     service = CrashingService(app, tmp_path, lease=3.0)
@@ -347,9 +352,9 @@ def test_every_task_that_finishes_while_the_service_is_killed_is_posted(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_each_of_many_due_deliveries_is_posted_by_one_of_three_workers(
-    app: Flask, alice: Person, receiver: Receiver
+    app: Flask, alice: ApiClient, receiver: Receiver
 ) -> None:
-    owe_many(app, alice, receiver.url, DUE)
+    enqueue_many(app, alice, receiver.url, DUE)
     began = time.monotonic()
     with ExitStack() as stack:
         for _ in range(3):
@@ -366,7 +371,7 @@ def test_each_of_many_due_deliveries_is_posted_by_one_of_three_workers(
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("has_one_host", [True, False])
 def test_very_many_due_deliveries_of_one_user_hold_up_nobody(
-    app: Flask, alice: Person, bob: Person, receiver: Receiver, has_one_host: bool
+    app: Flask, alice: ApiClient, bob: ApiClient, receiver: Receiver, has_one_host: bool
 ) -> None:
     """They hang, all on one address or each on one of its own."""
     with Receiver(host="0.0.0.0", answer=play.silence) as hanging:
@@ -377,6 +382,6 @@ def test_very_many_due_deliveries_of_one_user_hold_up_nobody(
         with working(app):
             until(lambda: hanging.connections)
             began = time.monotonic()
-            owe_many(app, bob, receiver.url, 100)
+            enqueue_many(app, bob, receiver.url, 100)
             receiver.wait_for(100, timeout=60)
             print(f"\n100 deliveries of another user in {time.monotonic() - began:.1f} s")

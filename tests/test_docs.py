@@ -12,10 +12,10 @@ from urllib.parse import urljoin
 import pytest
 from flask import Flask
 
-from taskservice.schemas import EXAMPLE_KEY, EXAMPLE_TASK
+from taskservice.schemas.fields import EXAMPLE_KEY, EXAMPLE_TASK
 from tests.conftest import needs
-from tests.live import Service
-from tests.people import RemotePerson
+from tests.support.api_client import RemoteClient
+from tests.support.service import Service
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -141,7 +141,7 @@ def shown_by(script: str, environment: dict[str, str]) -> str:
     return result.stdout
 
 
-def fitting(command: str, person: RemotePerson) -> str:
+def fitting(command: str, person: RemoteClient) -> str:
     """The command, with things that are there in place of those in the example."""
     person.request("PUT", "/agent/summarizer")
     if EXAMPLE_TASK in command:

@@ -11,10 +11,10 @@ from flask import Flask
 from werkzeug.test import TestResponse
 
 from taskservice.config import Config
-from taskservice.schemas import MAX_OBJECT
-from taskservice.strict_json import MAX_DEPTH, MAX_NUMBER
-from tests.inside import FITTING_BODIES, PREFIX, filled, rows, rules
-from tests.people import Person, expect, problem
+from taskservice.contract.terms import MAX_OBJECT
+from taskservice.schemas.strict_json import MAX_DEPTH, MAX_NUMBER
+from tests.support.api_client import ApiClient, expect, problem
+from tests.support.internals import FITTING_BODIES, PREFIX, filled, rows, rules
 
 JSON = "application/json"
 OPERATIONS = ("/livez", "/readyz")
@@ -24,13 +24,13 @@ def nested(depth: int, opening: bytes = b"[", closing: bytes = b"]") -> bytes:
     return opening * depth + closing * depth
 
 
-def ids(alice: Person) -> dict[str, str]:
+def ids(alice: ApiClient) -> dict[str, str]:
     """Things that exist, as the routes name their parts."""
     key = expect(alice.post("/key", json={"name": "another"}), 201)
     return {"task_id": alice.start()["id"], "agent_id": "summarizer", "key_id": key["id"]}
 
 
-def doors(alice: Person) -> list[tuple[str, str]]:
+def doors(alice: ApiClient) -> list[tuple[str, str]]:
     """Every way in for JSON."""
     task = alice.start()
     return [
@@ -44,7 +44,7 @@ def doors(alice: Person) -> list[tuple[str, str]]:
     ]
 
 
-def start_text(alice: Person, text: bytes) -> TestResponse:
+def start_text(alice: ApiClient, text: bytes) -> TestResponse:
     """Start a task with this text as the member `x` of its input."""
     body = b'{"agentId":"summarizer","input":{"x":' + text + b"}}"
     return alice.post("/task", data=body, content_type=JSON)
@@ -139,7 +139,7 @@ UNFIT: dict[str, bytes] = {
 }
 
 
-def test_what_is_no_json_is_400(alice: Person, app: Flask, subtests: pytest.Subtests) -> None:
+def test_what_is_no_json_is_400(alice: ApiClient, app: Flask, subtests: pytest.Subtests) -> None:
     ways, before = doors(alice), rows(app)
     for name, data in UNREADABLE.items():
         with subtests.test(name):
@@ -149,7 +149,7 @@ def test_what_is_no_json_is_400(alice: Person, app: Flask, subtests: pytest.Subt
 
 
 def test_json_that_does_not_fit_is_422(
-    alice: Person, app: Flask, subtests: pytest.Subtests
+    alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
     ways, before = doors(alice), rows(app)
     for name, data in UNFIT.items():
@@ -163,7 +163,7 @@ def test_json_that_does_not_fit_is_422(
 @pytest.mark.parametrize(
     ("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}"), (b'[{"a":', b"}]")]
 )
-def test_depth_64_is_fit_and_65_is_not(alice: Person, opening: bytes, closing: bytes) -> None:
+def test_depth_64_is_fit_and_65_is_not(alice: ApiClient, opening: bytes, closing: bytes) -> None:
     alice.register()
     # The body, its input, and then what is in there.
     levels = (MAX_DEPTH - 2) // len(closing)
@@ -190,7 +190,7 @@ KEPT_NUMBERS = (
 )  # fmt: skip
 
 
-def test_numbers_are_kept_exactly(alice: Person, subtests: pytest.Subtests) -> None:
+def test_numbers_are_kept_exactly(alice: ApiClient, subtests: pytest.Subtests) -> None:
     alice.register()
     for number in KEPT_NUMBERS:
         with subtests.test(number[:40]):
@@ -204,13 +204,13 @@ def test_numbers_are_kept_exactly(alice: Person, subtests: pytest.Subtests) -> N
 @pytest.mark.parametrize(
     "number", ["1e999", "-1e999", "1" * (MAX_NUMBER + 1), "0." + "1" * MAX_NUMBER, "1e" + "9" * 30]
 )
-def test_number_that_cannot_be_kept_is_422(alice: Person, number: str) -> None:
+def test_number_that_cannot_be_kept_is_422(alice: ApiClient, number: str) -> None:
     alice.register()
     assert problem(start_text(alice, number.encode()), 422)["errors"]
     assert expect(alice.get("/task"), 200) == []
 
 
-def test_nul_is_replaced_everywhere(alice: Person) -> None:
+def test_nul_is_replaced_everywhere(alice: ApiClient) -> None:
     alice.register()
     body = (
         rb'{"agentId":"summarizer","name":"\u0000a\u0000\u0000",'
@@ -226,7 +226,7 @@ def test_nul_is_replaced_everywhere(alice: Person) -> None:
     assert expect(described, 200)["description"] == "a\ufffd"
 
 
-def test_text_is_kept_whatever_its_script(alice: Person) -> None:
+def test_text_is_kept_whatever_its_script(alice: ApiClient) -> None:
     alice.register()
     text = "ü\u0301 𝛂 😀 \u202e \u2028 \x7f \ufffe \uffff \U0010ffff \" \\ / </script> ' \t\r\n"
     task = alice.start(name=text[:40], input={text: [text]})
@@ -237,7 +237,7 @@ def test_text_is_kept_whatever_its_script(alice: Person) -> None:
 
 
 @pytest.mark.parametrize("data", [b' \t\r\n{ "agentId" :\n"summarizer" } \r\n', None])
-def test_blanks_around_json_do_not_matter(alice: Person, data: bytes | None) -> None:
+def test_blanks_around_json_do_not_matter(alice: ApiClient, data: bytes | None) -> None:
     alice.register()
     data = data or b'{"agentId":"summarizer"}' + b" " * 100_000
     expect(alice.post("/task", data=data, content_type=JSON), 201)
@@ -254,7 +254,9 @@ OTHER_TYPES = (
 )  # fmt: skip
 
 
-def test_other_content_types_are_415(alice: Person, app: Flask, subtests: pytest.Subtests) -> None:
+def test_other_content_types_are_415(
+    alice: ApiClient, app: Flask, subtests: pytest.Subtests
+) -> None:
     ways, before = doors(alice), rows(app)
     fit = b'{"agentId":"summarizer","name":"x","logs":["x"]}'
     for content_type in OTHER_TYPES:
@@ -272,7 +274,7 @@ TYPES_OF_JSON = (
 )  # fmt: skip
 
 
-def test_content_types_of_json_are_fit(alice: Person, subtests: pytest.Subtests) -> None:
+def test_content_types_of_json_are_fit(alice: ApiClient, subtests: pytest.Subtests) -> None:
     alice.register()
     data = '{"agentId":"summarizer","name":"ü"}'.encode()
     for content_type in TYPES_OF_JSON:
@@ -282,7 +284,7 @@ def test_content_types_of_json_are_fit(alice: Person, subtests: pytest.Subtests)
 
 
 def test_body_without_a_content_type_is_415_and_none_at_all_is_an_empty_object(
-    alice: Person,
+    alice: ApiClient,
 ) -> None:
     alice.register()
     problem(alice.post("/task", data=b'{"agentId":"summarizer"}'), 415)
@@ -302,7 +304,7 @@ class Untouchable:
     readline = __iter__ = read
 
 
-def test_body_that_says_it_is_too_large_is_413_unread(alice: Person, config: Config) -> None:
+def test_body_that_says_it_is_too_large_is_413_unread(alice: ApiClient, config: Config) -> None:
     for method, path in doors(alice):
         for size in (config.MAX_BODY + 1, 10 * 1024**3, 1 << 63):
             response = alice.request(
@@ -314,7 +316,7 @@ def test_body_that_says_it_is_too_large_is_413_unread(alice: Person, config: Con
             problem(response, 413)
 
 
-def test_body_that_turns_out_too_large_is_413(alice: Person, config: Config) -> None:
+def test_body_that_turns_out_too_large_is_413(alice: ApiClient, config: Config) -> None:
     task = alice.start()
     blanks = b" " * (config.MAX_BODY - 2)
     assert expect(send_chunked(alice, task, b"{}" + blanks), 200) == task
@@ -323,7 +325,7 @@ def test_body_that_turns_out_too_large_is_413(alice: Person, config: Config) -> 
     assert alice.task(task) == task
 
 
-def send_chunked(alice: Person, task: dict[str, Any], data: bytes) -> TestResponse:
+def send_chunked(alice: ApiClient, task: dict[str, Any], data: bytes) -> TestResponse:
     """A report whose length its head does not tell, as a server hands over chunks."""
     return alice.patch(
         f"/task/{task['id']}",
@@ -333,7 +335,7 @@ def send_chunked(alice: Person, task: dict[str, Any], data: bytes) -> TestRespon
     )
 
 
-def test_largest_body_is_fit(alice: Person, config: Config) -> None:
+def test_largest_body_is_fit(alice: ApiClient, config: Config) -> None:
     task = alice.start()
     assert config.MAX_BODY == 10 * MAX_OBJECT
     path, blanks = f"/task/{task['id']}", b" " * (config.MAX_BODY - 2)
@@ -351,7 +353,7 @@ UNKNOWN_PATHS = (
 )  # fmt: skip
 
 
-def test_unknown_path_is_404(alice: Person, subtests: pytest.Subtests) -> None:
+def test_unknown_path_is_404(alice: ApiClient, subtests: pytest.Subtests) -> None:
     for path in UNKNOWN_PATHS:
         with subtests.test(path[:40]):
             for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
@@ -368,7 +370,7 @@ def test_unknown_path_outside_of_the_api_is_404_too(app: Flask, subtests: pytest
             problem(response, 404)
 
 
-def test_wrong_method_is_405_with_allow(alice: Person, app: Flask) -> None:
+def test_wrong_method_is_405_with_allow(alice: ApiClient, app: Flask) -> None:
     things = ids(alice)
     allowed: dict[str, set[str]] = {}
     for method, rule in rules(app):
@@ -396,7 +398,7 @@ EXCLUDING = (
 
 
 def test_accept_that_excludes_json_is_406(
-    alice: Person, app: Flask, subtests: pytest.Subtests
+    alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
     ways = [*doors(alice), ("GET", "/task"), ("GET", "/agent"), ("GET", "/user")]
     ways += [("DELETE", "/agent/summarizer"), ("POST", "/callback-secret")]
@@ -418,7 +420,7 @@ INCLUDING = (
 )  # fmt: skip
 
 
-def test_accept_that_includes_json_is_fit(alice: Person, subtests: pytest.Subtests) -> None:
+def test_accept_that_includes_json_is_fit(alice: ApiClient, subtests: pytest.Subtests) -> None:
     task = alice.start()
     for accept in INCLUDING:
         with subtests.test(str(accept)):
@@ -437,7 +439,7 @@ ODD_QUERIES = (
 
 
 def test_unknown_query_parameter_is_422_everywhere(
-    alice: Person, app: Flask, subtests: pytest.Subtests
+    alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
     things, before = ids(alice), rows(app)
     for method, rule in rules(app):
@@ -455,7 +457,9 @@ def test_unknown_query_parameter_is_422_for_operators_too(app: Flask) -> None:
         problem(app.test_client().get(f"{path}?nonsense=1"), 422)
 
 
-def test_odd_query_is_refused_whatever_its_bytes(alice: Person, subtests: pytest.Subtests) -> None:
+def test_odd_query_is_refused_whatever_its_bytes(
+    alice: ApiClient, subtests: pytest.Subtests
+) -> None:
     for query in ODD_QUERIES:
         with subtests.test(query[:40]):
             response = alice.get("/task", query_string=query)
@@ -466,7 +470,7 @@ def test_odd_query_is_refused_whatever_its_bytes(alice: Person, subtests: pytest
 QUERIES_OF_NO_UTF8 = (b"\xff", b"\xff=1", b"fields=\xff", b"\xed\xa0\x80=1", b"\xc3")
 
 
-def test_query_that_is_no_utf8_is_refused(alice: Person, subtests: pytest.Subtests) -> None:
+def test_query_that_is_no_utf8_is_refused(alice: ApiClient, subtests: pytest.Subtests) -> None:
     for query in QUERIES_OF_NO_UTF8:
         with subtests.test(repr(query)):
             environ = {"QUERY_STRING": query.decode("latin-1")}
@@ -476,11 +480,11 @@ def test_query_that_is_no_utf8_is_refused(alice: Person, subtests: pytest.Subtes
 
 
 @pytest.mark.parametrize("query", ["&", "&&", ""])
-def test_empty_query_says_nothing(alice: Person, query: str) -> None:
+def test_empty_query_says_nothing(alice: ApiClient, query: str) -> None:
     assert expect(alice.get(f"/task?{query}"), 200) == []
 
 
-def test_body_that_is_coded_is_415(alice: Person, app: Flask, subtests: pytest.Subtests) -> None:
+def test_body_that_is_coded_is_415(alice: ApiClient, app: Flask, subtests: pytest.Subtests) -> None:
     ways = doors(alice)
     before = rows(app)
     for method, path in ways:
@@ -510,7 +514,7 @@ def routes_without_a_body(app: Flask) -> list[tuple[str, str]]:
 
 
 def test_body_where_none_is_taken_is_refused(
-    alice: Person, app: Flask, subtests: pytest.Subtests
+    alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
     things, routes = ids(alice), routes_without_a_body(app)
     assert len(routes) == 7
@@ -535,7 +539,7 @@ def test_body_where_none_is_taken_is_refused(
      {"data": b"", "content_type": "application/x-www-form-urlencoded"},
      {"data": b"{}", "content_type": "application/x-www-form-urlencoded"}],
 )  # fmt: skip
-def test_no_body_may_be_said_in_several_ways(alice: Person, options: dict[str, Any]) -> None:
+def test_no_body_may_be_said_in_several_ways(alice: ApiClient, options: dict[str, Any]) -> None:
     task = alice.start()
     assert expect(alice.post("/agent/summarizer/claim", **options), 200)["id"] == task["id"]
     expect(alice.post("/callback-secret", **options), 201)
@@ -566,7 +570,7 @@ def odd_spellings(real: str) -> Iterator[str]:
 
 
 def test_id_has_the_case_that_it_likes_and_no_other_spelling(
-    alice: Person, subtests: pytest.Subtests
+    alice: ApiClient, subtests: pytest.Subtests
 ) -> None:
     things = ids(alice)
     for thing, path in (("task_id", "/task"), ("key_id", "/key")):
@@ -595,19 +599,19 @@ def odd_requests() -> Iterator[dict[str, Any]]:
 
 
 def test_odd_ids_are_never_a_failure_of_ours(
-    alice: Person, app: Flask, subtests: pytest.Subtests
+    alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
     for method, rule in rules(app):
         if method != "OPTIONS" and "<" in rule:
             for odd in ODD_IDS:
                 with subtests.test(f"{method} {rule} {odd[:40]}"):
                     path = filled(rule, task_id=odd, agent_id=odd, key_id=odd)
-                    for wishes in (None, {"logs": ["x"]}):
-                        check_answer(alice.request(method, path, json=wishes))
+                    for fields in (None, {"logs": ["x"]}):
+                        check_answer(alice.request(method, path, json=fields))
 
 
 def test_odd_requests_are_never_a_failure_of_ours(
-    alice: Person, app: Flask, subtests: pytest.Subtests
+    alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
     for method, rule in rules(app):
         if method not in ("OPTIONS", "HEAD"):
@@ -649,7 +653,7 @@ def check_answer(response: TestResponse) -> None:
     ],
 )
 def test_problem_has_the_members_of_rfc_9457(
-    alice: Person, status: int, method: str, path: str, options: dict[str, Any]
+    alice: ApiClient, status: int, method: str, path: str, options: dict[str, Any]
 ) -> None:
     response = alice.request(method, path, **options)
     body = problem(response, status)
@@ -664,7 +668,7 @@ def test_problem_has_the_members_of_rfc_9457(
 # --- HEAD, and the id of a request -------------------------------------------------------
 
 
-def test_head_is_get_without_its_body(alice: Person, app: Flask) -> None:
+def test_head_is_get_without_its_body(alice: ApiClient, app: Flask) -> None:
     things = ids(alice)
     alice.append({"id": things["task_id"]}, "one", "two")
     # A stream would not end before its task.
@@ -680,21 +684,21 @@ def test_head_is_get_without_its_body(alice: Person, app: Flask) -> None:
         ]
 
 
-def test_head_of_a_long_answer_has_no_body(alice: Person) -> None:
+def test_head_of_a_long_answer_has_no_body(alice: ApiClient) -> None:
     task = alice.start()
     alice.append(task, *["x" * 1000] * 200)
     head = alice.request("HEAD", f"/task/{task['id']}")
     assert (head.status_code, head.data) == (200, b"")
 
 
-def test_request_id_comes_back(alice: Person) -> None:
+def test_request_id_comes_back(alice: ApiClient) -> None:
     response = alice.get("/task", headers={"X-Request-Id": "mine-42"})
     assert response.headers["X-Request-Id"] == "mine-42"
     refused = alice.get("/nothing", headers={"X-Request-Id": "mine-43"})
     assert refused.headers["X-Request-Id"] == "mine-43"
 
 
-def test_request_without_an_id_gets_one_of_its_own(alice: Person, app: Flask) -> None:
+def test_request_without_an_id_gets_one_of_its_own(alice: ApiClient, app: Flask) -> None:
     answers = [
         alice.get("/task"),
         alice.get("/nothing"),
@@ -707,14 +711,14 @@ def test_request_without_an_id_gets_one_of_its_own(alice: Person, app: Flask) ->
 ODD_REQUEST_IDS = ("", "a b", "ü", "x" * 129, "a\tb")
 
 
-def test_odd_request_id_is_replaced(alice: Person, subtests: pytest.Subtests) -> None:
+def test_odd_request_id_is_replaced(alice: ApiClient, subtests: pytest.Subtests) -> None:
     for taken in ODD_REQUEST_IDS:
         with subtests.test(taken[:40]):
             response = alice.get("/task", headers={"X-Request-Id": taken})
             assert response.headers["X-Request-Id"] not in ("", taken)
 
 
-def test_answers_are_compact_json_in_utf8(alice: Person) -> None:
+def test_answers_are_compact_json_in_utf8(alice: ApiClient) -> None:
     response = alice.put("/agent/summarizer", json={"name": "ü"})
     assert response.content_type == JSON
     assert '"name":"ü"'.encode() in response.data

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzzing import AGENT
-from tests.live import Service
+from tests.support.fuzzing import AGENT
+from tests.support.service import Service
 
 SECONDS = int(os.environ.get("FUZZ_SECONDS", "30"))
 
@@ -40,7 +40,7 @@ def test_made_up_requests_find_no_error_and_nothing_undocumented(
         cwd=tmp_path,
         env={
             **os.environ,
-            "SCHEMATHESIS_HOOKS": "tests.fuzzing",
+            "SCHEMATHESIS_HOOKS": "tests.support.fuzzing",
             "PYTHONPATH": str(Path(__file__).parent.parent),
             "OWN_KEY_ID": own_key,
         },

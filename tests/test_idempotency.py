@@ -8,11 +8,11 @@ from uuid import uuid4
 
 from flask import Flask
 
-from tests import receiver as play
-from tests.crowds import at_once, copies
-from tests.live import Service
-from tests.people import Person, RemotePerson, expect, problem
-from tests.receiver import Receiver
+from tests.support import receiver as play
+from tests.support.api_client import ApiClient, RemoteClient, expect, problem
+from tests.support.concurrency import at_once, copies
+from tests.support.receiver import Receiver
+from tests.support.service import Service
 
 Task = dict[str, Any]
 
@@ -20,8 +20,8 @@ CALLERS = 24
 WISHES = {"agentId": "summarizer", "input": {"a": 1, "b": [2, None]}}
 
 
-def start(person: Person, key: str, **wishes: Any) -> Any:
-    return person.post("/task", json=WISHES | wishes, headers={"Idempotency-Key": key})
+def start(person: ApiClient, key: str, **fields: Any) -> Any:
+    return person.post("/task", json=WISHES | fields, headers={"Idempotency-Key": key})
 
 
 def is_replay(response: Any) -> bool:
@@ -32,7 +32,7 @@ def is_replay(response: Any) -> bool:
 # --- one after the other -----------------------------------------------------------------
 
 
-def test_replay_is_the_task_as_it_now_is(alice: Person) -> None:
+def test_replay_is_the_task_as_it_now_is(alice: ApiClient) -> None:
     alice.register()
     task = expect(start(alice, "k"), 201)
     alice.append(task, "meanwhile")
@@ -43,7 +43,7 @@ def test_replay_is_the_task_as_it_now_is(alice: Person) -> None:
     assert again.headers["Location"] == f"task/{task['id']}"
 
 
-def test_body_may_be_written_another_way(alice: Person) -> None:
+def test_body_may_be_written_another_way(alice: ApiClient) -> None:
     alice.register()
     first = start(alice, "k")
     headers = {"Idempotency-Key": "k", "Content-Type": "application/json"}
@@ -67,7 +67,7 @@ OTHER_WISHES: tuple[dict[str, Any], ...] = (
 )
 
 
-def test_another_body_under_the_same_key_is_422(alice: Person) -> None:
+def test_another_body_under_the_same_key_is_422(alice: ApiClient) -> None:
     alice.register()
     task = expect(start(alice, "k"), 201)
     for other in OTHER_WISHES:
@@ -76,7 +76,7 @@ def test_another_body_under_the_same_key_is_422(alice: Person) -> None:
     assert expect(start(alice, "k"), 201) == task
 
 
-def test_key_is_taken_as_it_is(alice: Person) -> None:
+def test_key_is_taken_as_it_is(alice: ApiClient) -> None:
     alice.register()
     keys = ("k", "K", "kk", "x" * 255, "x" * 254, "a b  c", "a b c", '"k"', "%_\\'", "clé", "a,b")
     tasks = []
@@ -88,7 +88,7 @@ def test_key_is_taken_as_it_is(alice: Person) -> None:
     assert len(expect(alice.get("/task"), 200)) == len(keys)
 
 
-def test_refused_start_leaves_its_key_free(alice: Person) -> None:
+def test_refused_start_leaves_its_key_free(alice: ApiClient) -> None:
     problem(start(alice, "k"), 422)  # the agent is not registered
     alice.register()
     problem(start(alice, "k", callback="ftp://example.com"), 422)
@@ -97,17 +97,17 @@ def test_refused_start_leaves_its_key_free(alice: Person) -> None:
     assert not is_replay(first)
 
 
-def test_team_shares_its_keys(alice: Person, app: Flask) -> None:
+def test_team_shares_its_keys(alice: ApiClient, app: Flask) -> None:
     """The key is unique per user, whichever of the user's API keys it comes with."""
     alice.register()
     created = expect(alice.post("/key", json={"name": "colleague"}), 201)
-    colleague, agent = Person(app, "alice", created["key"]), alice.agent_key()
+    colleague, agent = ApiClient(app, "alice", created["key"]), alice.agent_key()
     task = expect(start(alice, "k"), 201)
     for person in (colleague, agent):
         assert expect(start(person, "k"), 201) == task
 
 
-def test_agent_key_gets_no_task_of_another_agent_by_its_idempotency_key(alice: Person) -> None:
+def test_agent_key_gets_no_task_of_another_agent_by_its_idempotency_key(alice: ApiClient) -> None:
     alice.register("summarizer")
     task = expect(start(alice, "k"), 201)
     translator = alice.agent_key("translator")
@@ -119,9 +119,9 @@ def test_agent_key_gets_no_task_of_another_agent_by_its_idempotency_key(alice: P
 # --- at the same instant -----------------------------------------------------------------
 
 
-def start_remotely(person: RemotePerson, key: str, **wishes: Any) -> Any:
+def start_remotely(person: RemoteClient, key: str, **fields: Any) -> Any:
     headers = {"Idempotency-Key": key}
-    return person.request("POST", "/task", json=WISHES | wishes, headers=headers)
+    return person.request("POST", "/task", json=WISHES | fields, headers=headers)
 
 
 def test_same_key_at_the_same_instant_starts_one_task(two_workers: Service) -> None:
@@ -167,11 +167,11 @@ def test_deletion_meanwhile_frees_the_key_and_fails_nobody(two_workers: Service)
     deletions: Counter[int] = Counter()
     finished = threading.Event()
 
-    def start_often(person: RemotePerson) -> None:
+    def start_often(person: RemoteClient) -> None:
         for _ in range(50):
             answers.append(start_remotely(person, "the one key"))
 
-    def delete_always(person: RemotePerson) -> None:
+    def delete_always(person: RemoteClient) -> None:
         while not finished.is_set():
             for task in person.request("GET", "/task?fields=id").json():
                 deletions[person.request("DELETE", f"/task/{task['id']}").status_code] += 1
@@ -274,7 +274,7 @@ def test_report_and_cancel_at_the_same_instant_send_one_callback(
 
 
 def test_equal_report_while_the_callback_is_on_its_way_does_not_wait_for_it(
-    alice: Person, app: Flask, receiver: Receiver
+    alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     released = threading.Event()
 
@@ -286,7 +286,7 @@ def test_equal_report_while_the_callback_is_on_its_way_does_not_wait_for_it(
     task = alice.start(callback=receiver.url, name=str(uuid4()))
     path, changes = f"/task/{task['id']}", {"status": "complete"}
     app.config["CALLBACK_TIMEOUT"] = 10.0
-    sender = Person(app, alice.name, alice.key)
+    sender = ApiClient(app, alice.name, alice.key)
     slow: list[Any] = []
     thread = threading.Thread(target=lambda: slow.append(sender.patch(path, json=changes)))
     thread.start()

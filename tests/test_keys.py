@@ -13,52 +13,53 @@ from flask import Flask
 from sqlalchemy import select, update
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from taskservice import api_key, stamps
-from taskservice.db import reading, transaction
-from taskservice.models import ApiKey, CallbackSecret
-from taskservice.services import users
-from tests.crowds import at_once
-from tests.inside import moment, set_for_database
-from tests.people import Person, expect, problem, said
-from tests.receiver import Receiver
+from taskservice.auth import key_text
+from taskservice.database import timestamps
+from taskservice.database.models import ApiKey, CallbackSecret
+from taskservice.database.transactions import reading, transaction
+from taskservice.services import keys as key_service
+from tests.support.api_client import ApiClient, expect, problem, problem_text
+from tests.support.concurrency import at_once
+from tests.support.internals import moment, set_for_database
+from tests.support.receiver import Receiver
 
 Key = dict[str, Any]
 
 SHOWN = {"id", "name", "hint", "agentId", "createdAt", "expiresAt", "lastUsedAt", "revokedAt"}
 
 
-def create(person: Person, name: str = "laptop", **wishes: Any) -> Key:
-    return dict(expect(person.post("/key", json={"name": name, **wishes}), 201))
+def create(person: ApiClient, name: str = "machine", **fields: Any) -> Key:
+    return dict(expect(person.post("/key", json={"name": name, **fields}), 201))
 
 
-def bearer(person: Person, key: Key) -> Person:
+def bearer(person: ApiClient, key: Key) -> ApiClient:
     """The same user with this key."""
-    return Person(person.app, person.name, key["key"])
+    return ApiClient(person.app, person.name, key["key"])
 
 
-def listed(person: Person) -> list[Key]:
+def listed(person: ApiClient) -> list[Key]:
     return list(expect(person.get("/key"), 200))
 
 
-def revoke(person: Person, key: Key) -> Any:
+def revoke(person: ApiClient, key: Key) -> Any:
     return person.delete(f"/key/{key['id']}")
 
 
-def own_key(person: Person) -> Key:
+def own_key(person: ApiClient) -> Key:
     return dict(expect(person.get("/user"), 200)["key"])
 
 
 # --- create and list ---------------------------------------------------------------------
 
 
-def test_created_user_key_does_what_its_user_may(alice: Person) -> None:
-    key = create(alice, "laptop of Ann")
+def test_created_user_key_does_what_its_user_may(alice: ApiClient) -> None:
+    key = create(alice, "machine of Ann")
     assert key.keys() == SHOWN | {"key"}
     assert UUID(key["id"]).version == 7
-    assert (key["name"], key["agentId"], key["expiresAt"]) == ("laptop of Ann", None, None)
+    assert (key["name"], key["agentId"], key["expiresAt"]) == ("machine of Ann", None, None)
     assert (key["lastUsedAt"], key["revokedAt"]) == (None, None)
     assert key["key"].startswith("tsk_user_")
-    assert api_key.is_well_formed(key["key"])
+    assert key_text.is_well_formed(key["key"])
     assert (key["hint"][:9], key["hint"][-4:]) == ("tsk_user_", key["key"][-4:])
     ann = bearer(alice, key)
     task = ann.start()
@@ -68,7 +69,7 @@ def test_created_user_key_does_what_its_user_may(alice: Person) -> None:
     assert own_key(ann)["id"] == key["id"]
 
 
-def test_created_agent_key_is_narrowed_to_its_agent(alice: Person) -> None:
+def test_created_agent_key_is_narrowed_to_its_agent(alice: ApiClient) -> None:
     alice.register("summarizer")
     other = alice.start("translator")
     key = create(alice, agentId="summarizer")
@@ -81,13 +82,13 @@ def test_created_agent_key_is_narrowed_to_its_agent(alice: Person) -> None:
     problem(agent.delete(f"/task/{task['id']}"), 403)
 
 
-def test_list_has_all_keys_in_order_and_no_secrets(alice: Person, bob: Person) -> None:
+def test_list_has_all_keys_in_order_and_no_secrets(alice: ApiClient, bob: ApiClient) -> None:
     alice.register()
     create(bob, "not hers")
     created = [
         create(alice, "one"),
         create(alice, "of the agent", agentId="summarizer"),
-        create(alice, "one", expiresAt=stamps.now(60)),
+        create(alice, "one", expiresAt=timestamps.now(60)),
     ]
     expect(revoke(alice, created[0]), 200)
     response = alice.get("/key")
@@ -98,10 +99,10 @@ def test_list_has_all_keys_in_order_and_no_secrets(alice: Person, bob: Person) -
     assert [bool(key["revokedAt"]) for key in keys] == [False, True, False, False]
     for key in created:
         assert key["key"] not in response.text
-        assert api_key.digest(key["key"]) not in response.text
+        assert key_text.digest(key["key"]) not in response.text
 
 
-def test_keys_differ(alice: Person) -> None:
+def test_keys_differ(alice: ApiClient) -> None:
     assert len({create(alice)["key"] for _ in range(20)}) == 20
 
 
@@ -123,14 +124,14 @@ UNFIT_KEYS: tuple[tuple[Key, str], ...] = (
 )
 
 
-def test_unfit_key_is_422_and_not_made(alice: Person, subtests: pytest.Subtests) -> None:
-    for wishes, field in UNFIT_KEYS:
-        with subtests.test(str(wishes)[:40]):
-            assert list(problem(alice.post("/key", json=wishes), 422)["errors"]) == [field]
+def test_unfit_key_is_422_and_not_made(alice: ApiClient, subtests: pytest.Subtests) -> None:
+    for fields, field in UNFIT_KEYS:
+        with subtests.test(str(fields)[:40]):
+            assert list(problem(alice.post("/key", json=fields), 422)["errors"]) == [field]
     assert len(listed(alice)) == 1
 
 
-def test_null_is_as_leaving_it_out(alice: Person) -> None:
+def test_null_is_as_leaving_it_out(alice: ApiClient) -> None:
     key = create(alice, "ü" * 200, agentId=None, expiresAt=None)
     assert (key["name"], key["agentId"], key["expiresAt"]) == ("ü" * 200, None, None)
 
@@ -156,7 +157,7 @@ SPELLINGS = {
 
 
 def test_expiry_may_be_written_in_every_way_of_rfc_3339(
-    alice: Person, subtests: pytest.Subtests
+    alice: ApiClient, subtests: pytest.Subtests
 ) -> None:
     for written, kept in SPELLINGS.items():
         with subtests.test(written):
@@ -181,7 +182,7 @@ NO_MOMENTS: tuple[Any, ...] = (
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
 def test_expiry_at_either_end_of_time_is_read_wherever_the_server_is(
-    alice: Person, app: Flask, zone: str
+    alice: ApiClient, app: Flask, zone: str
 ) -> None:
     set_for_database(app, "timezone", f"'{zone}'")
     try:
@@ -190,12 +191,12 @@ def test_expiry_at_either_end_of_time_is_read_wherever_the_server_is(
         )
         assert made["expiresAt"] == "9999-12-31T23:59:59.999Z"
         assert expect(alice.get("/key"), 200)[-1]["expiresAt"] == made["expiresAt"]
-        expect(Person(app, "alice", made["key"]).get("/user"), 200)
+        expect(ApiClient(app, "alice", made["key"]).get("/user"), 200)
     finally:
         set_for_database(app, "timezone", "'UTC'")
 
 
-def test_expiry_that_is_no_moment_is_422(alice: Person, subtests: pytest.Subtests) -> None:
+def test_expiry_that_is_no_moment_is_422(alice: ApiClient, subtests: pytest.Subtests) -> None:
     for written in NO_MOMENTS:
         with subtests.test(repr(written)):
             response = alice.post("/key", json={"name": "k", "expiresAt": written})
@@ -203,12 +204,12 @@ def test_expiry_that_is_no_moment_is_422(alice: Person, subtests: pytest.Subtest
     assert len(listed(alice)) == 1
 
 
-def test_expiry_in_the_past_is_422(alice: Person) -> None:
+def test_expiry_in_the_past_is_422(alice: ApiClient) -> None:
     now = datetime.now(timezone(timedelta(hours=5)))
     for past in (
         "2020-01-01T00:00:00Z",
         "0001-01-01T00:00:00Z",
-        stamps.now(-0.001),
+        timestamps.now(-0.001),
         # Later in the day than it is here, and yet past.
         (now - timedelta(minutes=1)).isoformat(),
     ):
@@ -217,17 +218,17 @@ def test_expiry_in_the_past_is_422(alice: Person) -> None:
     assert len(listed(alice)) == 1
 
 
-def test_key_ends_in_the_very_second_of_its_expiry(alice: Person) -> None:
+def test_key_ends_in_the_very_second_of_its_expiry(alice: ApiClient) -> None:
     # A whole second that lies 0.3 s to 1.3 s ahead.
-    ahead = datetime.fromisoformat(stamps.now(1.3)).replace(microsecond=0)
-    expiry = stamps.rfc3339(ahead)
-    laptop = bearer(alice, create(alice, expiresAt=ahead.isoformat()))
+    ahead = datetime.fromisoformat(timestamps.now(1.3)).replace(microsecond=0)
+    expiry = timestamps.rfc3339(ahead)
+    machine = bearer(alice, create(alice, expiresAt=ahead.isoformat()))
     answers = []
     until = time.monotonic() + 10
     while time.monotonic() < until and answers.count(401) < 5:
-        before = stamps.now()
-        status = laptop.get("/user").status_code
-        after = stamps.now()
+        before = timestamps.now()
+        status = machine.get("/user").status_code
+        after = timestamps.now()
         answers.append(status)
         assert status == 200 or after >= expiry
         assert status == 401 or before < expiry
@@ -240,10 +241,10 @@ def test_key_ends_in_the_very_second_of_its_expiry(alice: Person) -> None:
 # --- revoke ------------------------------------------------------------------------------
 
 
-def test_revoked_key_is_401_from_the_next_request_on(alice: Person) -> None:
+def test_revoked_key_is_401_from_the_next_request_on(alice: ApiClient) -> None:
     alice.register()
-    for wishes in ({}, {"agentId": "summarizer"}):
-        key = create(alice, **wishes)
+    for fields in ({}, {"agentId": "summarizer"}):
+        key = create(alice, **fields)
         holder = bearer(alice, key)
         expect(holder.get("/user"), 200)
         revoked = expect(revoke(alice, key), 200)
@@ -257,7 +258,7 @@ def test_revoked_key_is_401_from_the_next_request_on(alice: Person) -> None:
         problem(revoke(holder, key), 401)
 
 
-def test_revoking_again_changes_nothing(alice: Person) -> None:
+def test_revoking_again_changes_nothing(alice: ApiClient) -> None:
     key = create(alice)
     first = expect(revoke(alice, key), 200)
     time.sleep(0.003)
@@ -266,55 +267,55 @@ def test_revoking_again_changes_nothing(alice: Person) -> None:
     assert listed(alice)[-1] == first
 
 
-def test_key_may_revoke_itself_while_there_is_another(alice: Person) -> None:
-    laptop = bearer(alice, create(alice))
-    expect(revoke(laptop, own_key(laptop)), 200)
-    problem(laptop.get("/user"), 401)
+def test_key_may_revoke_itself_while_there_is_another(alice: ApiClient) -> None:
+    machine = bearer(alice, create(alice))
+    expect(revoke(machine, own_key(machine)), 200)
+    problem(machine.get("/user"), 401)
     expect(alice.get("/user"), 200)
 
 
-def is_the_last(person: Person, key: Key) -> None:
+def is_the_last(person: ApiClient, key: Key) -> None:
     """Revoking `key` is refused, and it goes on working."""
     before = listed(person)
     assert "last user key" in problem(revoke(person, key), 409)["detail"]
     assert listed(person) == before
 
 
-def test_last_user_key_cannot_be_revoked(alice: Person, bob: Person) -> None:
+def test_last_user_key_cannot_be_revoked(alice: ApiClient, bob: ApiClient) -> None:
     create(bob)  # of another user, and so no help
     is_the_last(alice, own_key(alice))
 
 
-def test_agents_key_does_not_stand_in_for_the_last_user_key(alice: Person) -> None:
+def test_agents_key_does_not_stand_in_for_the_last_user_key(alice: ApiClient) -> None:
     alice.register()
     agents = create(alice, agentId="summarizer")
     is_the_last(alice, own_key(alice))
     expect(revoke(alice, agents), 200)
 
 
-def test_revoked_key_does_not_stand_in_for_the_last_one(alice: Person) -> None:
+def test_revoked_key_does_not_stand_in_for_the_last_one(alice: ApiClient) -> None:
     expect(revoke(alice, create(alice)), 200)
     is_the_last(alice, own_key(alice))
 
 
-def test_expired_key_does_not_stand_in_for_the_last_one(alice: Person, app: Flask) -> None:
-    other = create(alice, expiresAt=stamps.now(60))
+def test_expired_key_does_not_stand_in_for_the_last_one(alice: ApiClient, app: Flask) -> None:
+    other = create(alice, expiresAt=timestamps.now(60))
     own = own_key(alice)
     with app.app_context(), transaction() as connection:
         expired = update(ApiKey).where(ApiKey.id == other["id"])
-        connection.execute(expired.values(expires_at=stamps.now()))
+        connection.execute(expired.values(expires_at=timestamps.now()))
     is_the_last(alice, own)
     # What has expired may be revoked all the same.
     assert expect(revoke(alice, other), 200)["revokedAt"]
 
 
-def test_server_can_revoke_the_last_user_key(alice: Person, app: Flask) -> None:
+def test_server_can_revoke_the_last_user_key(alice: ApiClient, app: Flask) -> None:
     with app.app_context():
-        users.revoke_key(own_key(alice)["id"])
+        key_service.revoke_any(own_key(alice)["id"])
     problem(alice.get("/user"), 401)
 
 
-def test_two_keys_that_revoke_each_other_at_once_leave_one(alice: Person) -> None:
+def test_two_keys_that_revoke_each_other_at_once_leave_one(alice: ApiClient) -> None:
     people = [alice, bearer(alice, create(alice))]
     for _ in range(8):
         keys = [own_key(person) for person in people]
@@ -327,7 +328,7 @@ def test_two_keys_that_revoke_each_other_at_once_leave_one(alice: Person) -> Non
         people = [left, bearer(left, create(left))]
 
 
-def test_of_many_keys_that_revoke_themselves_at_once_one_is_left(alice: Person) -> None:
+def test_of_many_keys_that_revoke_themselves_at_once_one_is_left(alice: ApiClient) -> None:
     people = [alice, *(bearer(alice, create(alice)) for _ in range(7))]
     deeds = [partial(revoke, person, own_key(person)) for person in people]
     statuses = [answer.status_code for answer in at_once(deeds)]
@@ -336,29 +337,29 @@ def test_of_many_keys_that_revoke_themselves_at_once_one_is_left(alice: Person) 
     assert [key["revokedAt"] is None for key in listed(left)].count(True) == 1
 
 
-def test_key_of_another_user_is_404_and_stays(alice: Person, bob: Person) -> None:
+def test_key_of_another_user_is_404_and_stays(alice: ApiClient, bob: ApiClient) -> None:
     hers = create(alice)
     unknown = bob.delete(f"/key/{uuid4()}")
     for key in (hers, own_key(alice)):
         response = revoke(bob, key)
         assert problem(response, 404)["detail"] == "Key's ID is not found"
-        assert said(response) == said(unknown)
+        assert problem_text(response) == problem_text(unknown)
     expect(bearer(alice, hers).get("/user"), 200)
 
 
-def test_id_of_no_key_is_404(alice: Person) -> None:
+def test_id_of_no_key_is_404(alice: ApiClient) -> None:
     for key_id in ("1", "first", "%00", "ü", "a" * 36, "tsk_user_abc", "x" * 3000):
         problem(alice.delete(f"/key/{key_id}"), 404)
 
 
-def test_neither_the_text_nor_the_hint_of_a_key_is_its_id(alice: Person) -> None:
+def test_neither_the_text_nor_the_hint_of_a_key_is_its_id(alice: ApiClient) -> None:
     key = create(alice)
-    for text in (key["key"], key["hint"], api_key.digest(key["key"])):
+    for text in (key["key"], key["hint"], key_text.digest(key["key"])):
         problem(alice.delete(f"/key/{text}"), 404)
     expect(bearer(alice, key).get("/user"), 200)
 
 
-def test_agent_key_may_do_nothing_with_keys_and_secrets(alice: Person) -> None:
+def test_agent_key_may_do_nothing_with_keys_and_secrets(alice: ApiClient) -> None:
     agent = alice.agent_key()
     before = (listed(alice), expect(alice.get("/callback-secret"), 200))
     for method, path, body in (
@@ -385,15 +386,15 @@ def test_agent_key_may_do_nothing_with_keys_and_secrets(alice: Person) -> None:
 # --- callback secrets --------------------------------------------------------------------
 
 
-def secret(person: Person) -> dict[str, str]:
+def secret(person: ApiClient) -> dict[str, str]:
     return dict(expect(person.get("/callback-secret"), 200))
 
 
-def rotate(person: Person) -> dict[str, str]:
+def rotate(person: ApiClient) -> dict[str, str]:
     return dict(expect(person.post("/callback-secret"), 201))
 
 
-def signers(alice: Person, receiver: Receiver, secrets: list[dict[str, str]]) -> list[bool]:
+def signers(alice: ApiClient, receiver: Receiver, secrets: list[dict[str, str]]) -> list[bool]:
     """Which of these secrets sign a webhook that is sent now."""
     task = alice.start(callback=receiver.url)
     response = alice.patch(f"/task/{task['id']}", json={"status": "complete"})
@@ -415,10 +416,12 @@ def age(app: Flask, old: dict[str, str], seconds: float) -> None:
         replaced = update(CallbackSecret).where(
             CallbackSecret.secret == old["secret"], CallbackSecret.replaced_at.is_not(None)
         )
-        assert connection.execute(replaced.values(replaced_at=stamps.now(-seconds))).rowcount == 1
+        assert (
+            connection.execute(replaced.values(replaced_at=timestamps.now(-seconds))).rowcount == 1
+        )
 
 
-def test_user_has_a_secret_from_the_beginning(alice: Person, bob: Person) -> None:
+def test_user_has_a_secret_from_the_beginning(alice: ApiClient, bob: ApiClient) -> None:
     hers = secret(alice)
     assert hers.keys() == {"secret", "createdAt"}
     assert re.fullmatch(r"whsec_[A-Za-z0-9+/]+=*", hers["secret"])
@@ -427,7 +430,9 @@ def test_user_has_a_secret_from_the_beginning(alice: Person, bob: Person) -> Non
     assert secret(bob)["secret"] != hers["secret"]
 
 
-def test_rotation_makes_a_new_secret_and_shows_it_from_then_on(alice: Person, bob: Person) -> None:
+def test_rotation_makes_a_new_secret_and_shows_it_from_then_on(
+    alice: ApiClient, bob: ApiClient
+) -> None:
     old, his = secret(alice), secret(bob)
     time.sleep(0.003)
     new = rotate(alice)
@@ -438,13 +443,13 @@ def test_rotation_makes_a_new_secret_and_shows_it_from_then_on(alice: Person, bo
     assert secret(bob) == his
 
 
-def test_rotation_takes_no_secret_of_the_caller(alice: Person) -> None:
+def test_rotation_takes_no_secret_of_the_caller(alice: ApiClient) -> None:
     old = secret(alice)
     problem(alice.post("/callback-secret?secret=whsec_mine"), 422)
     assert secret(alice) == old
 
 
-def test_replaced_secret_signs_for_a_day(alice: Person, app: Flask, receiver: Receiver) -> None:
+def test_replaced_secret_signs_for_a_day(alice: ApiClient, app: Flask, receiver: Receiver) -> None:
     first = secret(alice)
     second = rotate(alice)
     third = rotate(alice)
@@ -464,10 +469,10 @@ def test_replaced_secret_signs_for_a_day(alice: Person, app: Flask, receiver: Re
 
 
 def test_rotations_at_once_leave_one_current_secret(
-    alice: Person, app: Flask, receiver: Receiver
+    alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     first = secret(alice)
-    people = [Person(app, alice.name, alice.key) for _ in range(12)]
+    people = [ApiClient(app, alice.name, alice.key) for _ in range(12)]
     # Whoever looks meanwhile finds one too.
     deeds = [partial(rotate if number % 3 else secret, one) for number, one in enumerate(people)]
     answers = at_once(deeds)

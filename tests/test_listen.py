@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
-from tests import receiver as play
-from tests.laptop import Laptop, kill, laptop_of
-from tests.live import Service
-from tests.people import RemotePerson
-from tests.receiver import Received, Receiver
+from tests.support import receiver as play
+from tests.support.agent_machine import AgentMachine, kill, machine_of
+from tests.support.api_client import RemoteClient
+from tests.support.receiver import Received, Receiver
+from tests.support.service import Service
 
 
 @pytest.fixture(scope="module")
@@ -27,18 +27,18 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def alice(service: Service) -> RemotePerson:
+def alice(service: Service) -> RemoteClient:
     return service.add_user()
 
 
 @pytest.fixture
-def laptop(alice: RemotePerson, tmp_path: Path) -> Laptop:
-    return laptop_of(alice, tmp_path / "home")
+def machine(alice: RemoteClient, tmp_path: Path) -> AgentMachine:
+    return machine_of(alice, tmp_path / "home")
 
 
 @contextmanager
-def listening(laptop: Laptop, url: str) -> Iterator[Popen[str]]:
-    process = laptop.spawn("listen", "--forward", url)
+def listening(machine: AgentMachine, url: str) -> Iterator[Popen[str]]:
+    process = machine.spawn("listen", "--forward", url)
     assert process.stderr is not None
     assert "tasks that finish now go to" in process.stderr.readline()
     yield process
@@ -47,12 +47,12 @@ def listening(laptop: Laptop, url: str) -> Iterator[Popen[str]]:
     assert process.returncode == 0
 
 
-def finish(person: RemotePerson, task: dict[str, Any], **changes: Any) -> None:
+def finish(person: RemoteClient, task: dict[str, Any], **changes: Any) -> None:
     changes = {"status": "complete"} | changes
     person.request("PATCH", f"/task/{task['id']}", json=changes).raise_for_status()
 
 
-def secret(person: RemotePerson) -> str:
+def secret(person: RemoteClient) -> str:
     return str(person.request("GET", "/callback-secret").json()["secret"])
 
 
@@ -60,8 +60,10 @@ def ids(requests: list[Received]) -> list[str]:
     return [json.loads(request.body)["id"] for request in requests]
 
 
-def test_finished_tasks_come_as_the_webhooks_would(alice: RemotePerson, laptop: Laptop) -> None:
-    with Receiver() as callback, Receiver() as local, listening(laptop, local.url):
+def test_finished_tasks_come_as_the_webhooks_would(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
+    with Receiver() as callback, Receiver() as local, listening(machine, local.url):
         task = alice.start(name="nächtlich \u2028", callback=callback.url, input={"a": 1.5})
         lines = [f"line {number}" for number in range(1_500)]
         path = f"/task/{task['id']}/logs"
@@ -79,9 +81,9 @@ def test_finished_tasks_come_as_the_webhooks_would(alice: RemotePerson, laptop: 
 
 
 def test_log_of_long_lines_is_cut_as_the_webhook_has_it(
-    alice: RemotePerson, laptop: Laptop
+    alice: RemoteClient, machine: AgentMachine
 ) -> None:
-    with Receiver() as callback, Receiver() as local, listening(laptop, local.url):
+    with Receiver() as callback, Receiver() as local, listening(machine, local.url):
         task = alice.start(callback=callback.url)
         lines = {"logs": ["ü" * 30_000] * 20}
         alice.request("POST", f"/task/{task['id']}/logs", json=lines).raise_for_status()
@@ -92,12 +94,14 @@ def test_log_of_long_lines_is_cut_as_the_webhook_has_it(
     assert json.loads(ours.body)["firstLog"] == 17
 
 
-def test_each_task_comes_once_and_none_from_before(alice: RemotePerson, laptop: Laptop) -> None:
+def test_each_task_comes_once_and_none_from_before(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
     before = alice.start()
     finish(alice, before)
     # The service tells its time by the second.
     time.sleep(1.1)
-    with Receiver() as local, listening(laptop, local.url):
+    with Receiver() as local, listening(machine, local.url):
         tasks = [alice.start() for _ in range(120)]
         for task in tasks:
             finish(alice, task)
@@ -110,9 +114,9 @@ def test_each_task_comes_once_and_none_from_before(alice: RemotePerson, laptop: 
 
 
 def test_receiver_that_fails_gets_the_same_webhook_again(
-    alice: RemotePerson, laptop: Laptop
+    alice: RemoteClient, machine: AgentMachine
 ) -> None:
-    with Receiver() as local, listening(laptop, local.url) as process:
+    with Receiver() as local, listening(machine, local.url) as process:
         local.answer = play.answer(500)
         failing = alice.start(name="failing")
         finish(alice, failing)
@@ -133,8 +137,8 @@ def test_receiver_that_fails_gets_the_same_webhook_again(
 def test_listener_survives_a_restart_of_the_service(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
-        laptop = laptop_of(alice, tmp_path / "home")
-        with Receiver() as local, listening(laptop, local.url):
+        machine = machine_of(alice, tmp_path / "home")
+        with Receiver() as local, listening(machine, local.url):
             kill(service)
             service.start()
             task = alice.start()
@@ -142,21 +146,21 @@ def test_listener_survives_a_restart_of_the_service(tmp_path: Path) -> None:
             assert ids(local.wait_for(1, 30)) == [task["id"]]
 
 
-def test_environment_has_no_part_in_it(alice: RemotePerson, laptop: Laptop) -> None:
-    (laptop.home / ".netrc").write_text("machine 127.0.0.1 login a password b\n")
-    with Receiver() as local, listening(laptop, local.url):
+def test_environment_has_no_part_in_it(alice: RemoteClient, machine: AgentMachine) -> None:
+    (machine.home / ".netrc").write_text("machine 127.0.0.1 login a password b\n")
+    with Receiver() as local, listening(machine, local.url):
         finish(alice, alice.start())
         (request,) = local.wait_for(1, 20)
     assert "authorization" not in request.headers
 
 
-def test_wrong_use_is_one_line(alice: RemotePerson, laptop: Laptop) -> None:
+def test_wrong_use_is_one_line(alice: RemoteClient, machine: AgentMachine) -> None:
     for url in ("nonsense", "http://[::1", "http://x:99999/"):
-        nowhere = laptop.run("listen", "--forward", url)
+        nowhere = machine.run("listen", "--forward", url)
         assert nowhere.returncode == 2
         assert "must be a URL such as" in nowhere.stderr
     alice.request("PUT", "/agent/a").raise_for_status()
-    laptop.key = alice.request("POST", "/key", json={"name": "a", "agentId": "a"}).json()["key"]
-    narrow = laptop.run("listen", "--forward", "http://127.0.0.1:9/")
+    machine.key = alice.request("POST", "/key", json={"name": "a", "agentId": "a"}).json()["key"]
+    narrow = machine.run("listen", "--forward", "http://127.0.0.1:9/")
     assert narrow.returncode == 1
     assert len(narrow.stderr.splitlines()) == 1

@@ -21,21 +21,23 @@ import pytest
 from flask import Flask
 from sqlalchemy import event, insert, select, update
 
-from taskservice import stamps
 from taskservice.app import create_app
 from taskservice.config import Config
-from taskservice.db import db, dispose, reading, transaction
-from taskservice.models import Task as TaskModel
-from taskservice.queries import lists as reads
-from tests.inside import end_for_silence
-from tests.live import Service
-from tests.pages import ROOT, Task, in_pages, next_url, pages
-from tests.people import Person, RemotePerson, add_person, expect, problem
+from taskservice.database import timestamps
+from taskservice.database.engine import dispose
+from taskservice.database.models import Task as TaskModel
+from taskservice.database.transactions import reading, transaction
+from taskservice.database.types import db
+from taskservice.queries import lists as list_queries
+from tests.support.api_client import ApiClient, RemoteClient, add_user, expect, problem
+from tests.support.internals import end_for_silence
+from tests.support.paging import ROOT, Task, in_pages, next_url, pages
+from tests.support.service import Service
 
 SORTS = ("-createdAt", "createdAt", "finishedAt")
 
 
-def listed(person: Person, **query: Any) -> list[Task]:
+def listed(person: ApiClient, **query: Any) -> list[Task]:
     return list(expect(person.get("/task", query_string=query), 200))
 
 
@@ -43,8 +45,8 @@ def ids(tasks: list[Task]) -> list[str]:
     return [task["id"] for task in tasks]
 
 
-def query(**wishes: Any) -> str:
-    return urlencode({name: value for name, value in wishes.items() if value is not None})
+def query(**fields: Any) -> str:
+    return urlencode({name: value for name, value in fields.items() if value is not None})
 
 
 def in_order(tasks: list[Task], sort: str | None) -> list[Task]:
@@ -67,18 +69,18 @@ FILTERS: dict[str, Callable[[Task, str], bool]] = {
 }
 
 
-def expected(tasks: list[Task], wishes: dict[str, str | None]) -> list[Task]:
+def expected(tasks: list[Task], fields: dict[str, str | None]) -> list[Task]:
     """Those of `tasks` that the list has to have, in its order."""
     chosen = [
         task
         for task in tasks
-        if all(fits(task, wishes[name]) for name, fits in FILTERS.items() if wishes.get(name))
+        if all(fits(task, fields[name]) for name, fits in FILTERS.items() if fields.get(name))
     ]
-    return in_order(chosen, wishes.get("sort"))
+    return in_order(chosen, fields.get("sort"))
 
 
 @pytest.fixture
-def tasks(alice: Person) -> list[Task]:
+def tasks(alice: ApiClient) -> list[Task]:
     """A dozen tasks of two agents in every status, in the order of their creation."""
     started = []
     for number in range(12):
@@ -100,7 +102,7 @@ def tasks(alice: Person) -> list[Task]:
 
 
 def test_every_filter_alone_and_with_all_others_in_every_order(
-    alice: Person, bob: Person, tasks: list[Task]
+    alice: ApiClient, bob: ApiClient, tasks: list[Task]
 ) -> None:
     bob.start(name="Nightly run of another user")
     choices: dict[str, list[str | None]] = {
@@ -116,30 +118,30 @@ def test_every_filter_alone_and_with_all_others_in_every_order(
     # Each fifth of all combinations: five divides no number of choices, so that each choice
     # comes with every other one.
     for values in list(product(*choices.values()))[::5]:
-        wishes = dict(zip(choices, values, strict=True))
-        fitting = expected(tasks, wishes)
-        assert expect(alice.get(f"/task?{query(**wishes)}"), 200) == fitting, wishes
-        assert in_pages(alice.get, query(**wishes, limit=3)) == fitting, wishes
+        fields = dict(zip(choices, values, strict=True))
+        fitting = expected(tasks, fields)
+        assert expect(alice.get(f"/task?{query(**fields)}"), 200) == fitting, fields
+        assert in_pages(alice.get, query(**fields, limit=3)) == fitting, fields
         sizes.add(len(fitting))
     # Neither everything nor nothing was all that was ever compared.
     assert {0, 1, 2, 3, 12} <= sizes
 
 
 @pytest.mark.parametrize("name", ["createdAfter", "createdBefore", "finishedAfter"])
-def test_bounds_are_exclusive(alice: Person, tasks: list[Task], name: str) -> None:
+def test_bounds_are_exclusive(alice: ApiClient, tasks: list[Task], name: str) -> None:
     task = tasks[4]
     bound = task["finishedAt" if name == "finishedAfter" else "createdAt"]
     step = timedelta(milliseconds=1 if name == "createdBefore" else -1)
-    beside = stamps.rfc3339(datetime.fromisoformat(bound) + step)
+    beside = timestamps.rfc3339(datetime.fromisoformat(bound) + step)
     assert task["id"] not in ids(listed(alice, **{name: bound}))
     assert task["id"] in ids(listed(alice, **{name: beside}))
 
 
-def test_bounds_finer_than_a_millisecond_are_kept(alice: Person, tasks: list[Task]) -> None:
+def test_bounds_finer_than_a_millisecond_are_kept(alice: ApiClient, tasks: list[Task]) -> None:
     task = tasks[4]
     just_after, just_before = (
         task["createdAt"].replace("Z", "9Z"),
-        stamps.rfc3339(datetime.fromisoformat(task["createdAt"]) - timedelta(milliseconds=1)),
+        timestamps.rfc3339(datetime.fromisoformat(task["createdAt"]) - timedelta(milliseconds=1)),
     )
     assert task["id"] not in ids(listed(alice, createdAfter=just_after))
     assert task["id"] in ids(listed(alice, createdBefore=just_after))
@@ -147,21 +149,21 @@ def test_bounds_finer_than_a_millisecond_are_kept(alice: Person, tasks: list[Tas
     assert task["id"] not in ids(listed(alice, createdBefore=just_before.replace("Z", "9Z")))
 
 
-def test_bounds_may_be_at_either_end_of_time(alice: Person, tasks: list[Task]) -> None:
+def test_bounds_may_be_at_either_end_of_time(alice: ApiClient, tasks: list[Task]) -> None:
     for latest in ("9999-12-31T23:59:59.999Z", "9999-12-31T23:59:59.9999Z"):
         assert len(listed(alice, createdBefore=latest)) == len(tasks)
         assert listed(alice, createdAfter=latest) == []
     assert len(listed(alice, createdAfter="0001-01-01T00:00:00Z")) == len(tasks)
 
 
-def test_bounds_may_be_written_with_any_offset(alice: Person, tasks: list[Task]) -> None:
+def test_bounds_may_be_written_with_any_offset(alice: ApiClient, tasks: list[Task]) -> None:
     moment = datetime.fromisoformat(tasks[4]["createdAt"])
     for hours in (-11.5, -1, 0, 5.75, 14):
         shifted = moment.astimezone(timezone(timedelta(hours=hours))).isoformat()
         assert ids(listed(alice, createdAfter=shifted, sort="createdAt")) == ids(tasks[5:])
 
 
-def test_agent_of_nobody_has_no_tasks(alice: Person, tasks: list[Task]) -> None:
+def test_agent_of_nobody_has_no_tasks(alice: ApiClient, tasks: list[Task]) -> None:
     assert listed(alice, agentId="nobody") == []
 
 
@@ -191,7 +193,9 @@ NAMES_AND_PARTS = (
 )
 
 
-def test_q_finds_a_part_of_the_name_in_any_case(alice: Person, subtests: pytest.Subtests) -> None:
+def test_q_finds_a_part_of_the_name_in_any_case(
+    alice: ApiClient, subtests: pytest.Subtests
+) -> None:
     alice.start(name="another")
     for name, part, found in NAMES_AND_PARTS:
         with subtests.test(f"{part[:20]} in {name[:20]}"):
@@ -200,7 +204,7 @@ def test_q_finds_a_part_of_the_name_in_any_case(alice: Person, subtests: pytest.
             assert "another" not in [task["name"] for task in listed(alice, q=part)]
 
 
-def test_q_finds_a_task_by_its_new_name_only(alice: Person) -> None:
+def test_q_finds_a_task_by_its_new_name_only(alice: ApiClient) -> None:
     task = alice.start(name="Straße")
     alice.report(task, name="ÜBERWEG")
     assert listed(alice, q="strasse") == []
@@ -217,7 +221,7 @@ ODD_PARTS = (
 )  # fmt: skip
 
 
-def test_q_takes_wildcards_literally(alice: Person) -> None:
+def test_q_takes_wildcards_literally(alice: ApiClient) -> None:
     for name in ODD_NAMES:
         alice.start(name=name)
     for part in ODD_PARTS:
@@ -227,7 +231,7 @@ def test_q_takes_wildcards_literally(alice: Person) -> None:
         assert found == [name.replace("\0", "\ufffd") for name in wanted], part
 
 
-def test_links_keep_odd_parts_as_they_are(alice: Person) -> None:
+def test_links_keep_odd_parts_as_they_are(alice: ApiClient) -> None:
     for part in ("%", "a&b=c#d", "<>", "ü", "+", " ", '"', "\0", ">; rel=next"):
         started = [alice.start(name=f"{part} {number}") for number in range(3)]
         found = in_pages(alice.get, query(q=part, limit=1, sort="createdAt"))
@@ -239,10 +243,10 @@ def test_links_keep_odd_parts_as_they_are(alice: Person) -> None:
 
 @pytest.mark.parametrize("sort", SORTS)
 def test_pages_put_together_equal_the_streamed_whole(
-    alice: Person, tasks: list[Task], sort: str, monkeypatch: pytest.MonkeyPatch
+    alice: ApiClient, tasks: list[Task], sort: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So few that a short list takes several looks too.
-    monkeypatch.setattr(reads, "PLACES", 5)
+    monkeypatch.setattr(list_queries, "PLACES", 5)
     whole = listed(alice, sort=sort)
     assert whole == in_order(tasks, sort)
     for limit in (1, 4, 5, 11, 12, 13, 1000):
@@ -255,7 +259,7 @@ def test_pages_put_together_equal_the_streamed_whole(
 
 @pytest.mark.parametrize("sort", SORTS)
 def test_pages_of_tasks_of_one_millisecond_hold_together(
-    alice: Person, app: Flask, tasks: list[Task], sort: str
+    alice: ApiClient, app: Flask, tasks: list[Task], sort: str
 ) -> None:
     with app.app_context(), transaction() as connection:
         moment = tasks[3]["createdAt"]
@@ -269,7 +273,7 @@ def test_pages_of_tasks_of_one_millisecond_hold_together(
         assert in_pages(alice.get, query(sort=sort, limit=limit)) == whole
 
 
-def test_fields_and_expand_shape_every_page(alice: Person, tasks: list[Task]) -> None:
+def test_fields_and_expand_shape_every_page(alice: ApiClient, tasks: list[Task]) -> None:
     agents = {agent["id"]: agent for agent in expect(alice.get("/agent"), 200)}
     user = expect(alice.get("/user"), 200)
     del user["key"]
@@ -277,16 +281,16 @@ def test_fields_and_expand_shape_every_page(alice: Person, tasks: list[Task]) ->
         {"id": task["id"], "logs": task["logs"], "agent": agents[task["agentId"]], "user": user}
         for task in reversed(tasks)
     ]
-    wishes = query(fields="logs,id", expand="user,agent")
-    assert expect(alice.get(f"/task?{wishes}"), 200) == shaped
-    assert in_pages(alice.get, f"{wishes}&limit=5") == shaped
+    fields = query(fields="logs,id", expand="user,agent")
+    assert expect(alice.get(f"/task?{fields}"), 200) == shaped
+    assert in_pages(alice.get, f"{fields}&limit=5") == shaped
     names = [{"name": task["name"]} for task in expected(tasks, {"status": "complete"})]
     assert in_pages(alice.get, "fields=name&status=complete&limit=1") == names
 
 
 @pytest.mark.parametrize("limit", ["", "&limit=3"])
 def test_what_fields_leave_out_is_not_read(
-    alice: Person, app: Flask, tasks: list[Task], limit: str
+    alice: ApiClient, app: Flask, tasks: list[Task], limit: str
 ) -> None:
     statements: list[str] = []
     event.listen(
@@ -297,8 +301,8 @@ def test_what_fields_leave_out_is_not_read(
         ("", ["input", "output"]),
     ):  # fmt: skip
         statements.clear()
-        wishes = f"fields={fields}" if fields else "sort=createdAt"
-        assert expect(alice.get(f"/task?{wishes}{limit}"), 200)
+        fields = f"fields={fields}" if fields else "sort=createdAt"
+        assert expect(alice.get(f"/task?{fields}{limit}"), 200)
         reads = [text for text in statements if "tasks.log_count" in text]
         assert reads
         for read in reads:
@@ -306,9 +310,9 @@ def test_what_fields_leave_out_is_not_read(
 
 
 def test_task_that_goes_with_its_agent_while_it_is_read_is_left_out(
-    alice: Person, app: Flask
+    alice: ApiClient, app: Flask
 ) -> None:
-    kept, other = alice.start("summarizer"), Person(app, alice.name, alice.key)
+    kept, other = alice.start("summarizer"), ApiClient(app, alice.name, alice.key)
     going: list[Task] = []
 
     def delete_both(*call: Any) -> None:
@@ -324,7 +328,7 @@ def test_task_that_goes_with_its_agent_while_it_is_read_is_left_out(
     problem(alice.get(f"/task/{going[0]['id']}?expand=agent"), 404)
 
 
-def test_head_of_a_list_is_its_get_without_the_body(alice: Person, tasks: list[Task]) -> None:
+def test_head_of_a_list_is_its_get_without_the_body(alice: ApiClient, tasks: list[Task]) -> None:
     for path in ("/task", "/task?limit=2"):
         head, get = alice.request("HEAD", path), alice.get(path)
         assert (head.status_code, head.data) == (200, b"")
@@ -332,7 +336,7 @@ def test_head_of_a_list_is_its_get_without_the_body(alice: Person, tasks: list[T
         assert ("Link" in head.headers) == ("Link" in get.headers)
 
 
-def test_agent_key_lists_its_own_agents_tasks_only(alice: Person, tasks: list[Task]) -> None:
+def test_agent_key_lists_its_own_agents_tasks_only(alice: ApiClient, tasks: list[Task]) -> None:
     agent = alice.agent_key("translator")
     own = [task for task in tasks if task["agentId"] == "translator"]
     for sort in SORTS:
@@ -349,17 +353,17 @@ def test_agent_key_lists_its_own_agents_tasks_only(alice: Person, tasks: list[Ta
 # --- links -------------------------------------------------------------------------------
 
 
-def test_link_is_relative_and_keeps_all_parameters(alice: Person, tasks: list[Task]) -> None:
-    wishes = {"limit": "2", "sort": "createdAt", "q": "run", "fields": "id,name", "expand": "user"}
-    link = alice.get(f"/task?{query(**wishes)}").headers["Link"]
+def test_link_is_relative_and_keeps_all_parameters(alice: ApiClient, tasks: list[Task]) -> None:
+    fields = {"limit": "2", "sort": "createdAt", "q": "run", "fields": "id,name", "expand": "user"}
+    link = alice.get(f"/task?{query(**fields)}").headers["Link"]
     assert link.startswith("<?")
     assert link.endswith('>; rel="next"')
     parameters = parse_qs(link[2:].partition(">")[0])
     assert parameters.pop("cursor")
-    assert parameters == {name: [value] for name, value in wishes.items()}
+    assert parameters == {name: [value] for name, value in fields.items()}
 
 
-def test_list_without_more_has_no_link(alice: Person, tasks: list[Task]) -> None:
+def test_list_without_more_has_no_link(alice: ApiClient, tasks: list[Task]) -> None:
     for path in ("/task", "/task?limit=12", "/task?limit=1000", "/task?limit=1&q=nothing-has-this"):
         assert "Link" not in alice.get(path).headers
     assert "Link" in alice.get("/task?limit=11").headers
@@ -367,7 +371,7 @@ def test_list_without_more_has_no_link(alice: Person, tasks: list[Task]) -> None
 
 def test_links_hold_under_the_prefix_of_a_proxy(config: Config) -> None:
     app = create_app(Config(**{**config.__dict__, "PROXY_HOPS": 1}))
-    alice = add_person(app, "alice")
+    alice = add_user(app, "alice")
     started = [alice.start() for _ in range(5)]
     outside = "https://tools.example/our/tasks"
     forwarded = {
@@ -395,7 +399,9 @@ BAD_LIMITS = (
 )  # fmt: skip
 
 
-def test_limit_is_a_whole_number_from_1_to_1000(alice: Person, subtests: pytest.Subtests) -> None:
+def test_limit_is_a_whole_number_from_1_to_1000(
+    alice: ApiClient, subtests: pytest.Subtests
+) -> None:
     for limit in BAD_LIMITS:
         with subtests.test(limit[:20]):
             written = limit if "%" in limit or "+" in limit else quote(limit)
@@ -417,7 +423,7 @@ UNFIT = (
 )  # fmt: skip
 
 
-def test_unfit_or_unknown_parameter_is_422(alice: Person, subtests: pytest.Subtests) -> None:
+def test_unfit_or_unknown_parameter_is_422(alice: ApiClient, subtests: pytest.Subtests) -> None:
     alice.start()
     for name, value in UNFIT:
         with subtests.test(f"{name}={value[:30]}"):
@@ -425,7 +431,7 @@ def test_unfit_or_unknown_parameter_is_422(alice: Person, subtests: pytest.Subte
             assert list(problem(response, 422)["errors"]) == [name]
 
 
-def test_repeated_parameter_is_422(alice: Person) -> None:
+def test_repeated_parameter_is_422(alice: ApiClient) -> None:
     for name in (
         "status", "agentId", "q", "createdAfter", "createdBefore", "finishedAfter", "sort",
         "limit", "cursor", "fields", "expand",
@@ -437,14 +443,14 @@ def test_repeated_parameter_is_422(alice: Person) -> None:
 # --- cursors -----------------------------------------------------------------------------
 
 
-def cursor_of(person: Person, sort: str = "-createdAt") -> str:
+def cursor_of(person: ApiClient, sort: str = "-createdAt") -> str:
     """The cursor of a second page."""
     url = next_url(f"{ROOT}/task", person.get(f"/task?limit=2&sort={sort}"))
     assert url
     return parse_qs(urlsplit(url).query)["cursor"][0]
 
 
-def with_cursor(person: Person, cursor: str, sort: str = "-createdAt") -> Any:
+def with_cursor(person: ApiClient, cursor: str, sort: str = "-createdAt") -> Any:
     return person.get("/task", query_string={"limit": 2, "sort": sort, "cursor": cursor})
 
 
@@ -452,7 +458,7 @@ def refused(response: Any) -> None:
     assert list(problem(response, 422)["errors"]) == ["cursor"]
 
 
-def test_garbage_is_no_cursor(alice: Person, subtests: pytest.Subtests) -> None:
+def test_garbage_is_no_cursor(alice: ApiClient, subtests: pytest.Subtests) -> None:
     for cursor in (
         "", "x", "abc", "%", "====", "ü", "\0", "bnVsbA==", "W10=", "e30=", "MQ==", "WzEsMl0=",
         "gICA", "x" * 5000, "[]", "' OR 1=1 --",
@@ -461,7 +467,7 @@ def test_garbage_is_no_cursor(alice: Person, subtests: pytest.Subtests) -> None:
             refused(with_cursor(alice, cursor))
 
 
-def test_cursor_goes_with_a_limit_and_its_own_order(alice: Person, tasks: list[Task]) -> None:
+def test_cursor_goes_with_a_limit_and_its_own_order(alice: ApiClient, tasks: list[Task]) -> None:
     for sort in SORTS:
         cursor = cursor_of(alice, sort)
         refused(alice.get("/task", query_string={"cursor": cursor, "sort": sort}))
@@ -471,14 +477,14 @@ def test_cursor_goes_with_a_limit_and_its_own_order(alice: Person, tasks: list[T
         assert len(expect(with_cursor(alice, cursor, sort), 200)) == 2
 
 
-def test_truncated_cursor_is_refused(alice: Person, tasks: list[Task]) -> None:
+def test_truncated_cursor_is_refused(alice: ApiClient, tasks: list[Task]) -> None:
     cursor = cursor_of(alice)
     for length in range(len(cursor.rstrip("=")) - 1):
         refused(with_cursor(alice, cursor[:length]))
 
 
 def test_altered_letter_of_a_cursor_does_no_harm(
-    alice: Person, bob: Person, tasks: list[Task]
+    alice: ApiClient, bob: ApiClient, tasks: list[Task]
 ) -> None:
     bob.start(name="not hers")
     cursor, hers = cursor_of(alice, "finishedAt"), set(ids(tasks))
@@ -504,7 +510,7 @@ ODD_PARTS_OF_A_CURSOR: list[Any] = [
 @pytest.mark.parametrize("sort", SORTS)
 @pytest.mark.parametrize("place", range(5))
 def test_altered_part_of_a_cursor_is_refused(
-    alice: Person, tasks: list[Task], sort: str, place: int
+    alice: ApiClient, tasks: list[Task], sort: str, place: int
 ) -> None:
     """Whoever takes a cursor apart gets no 500 for it."""
     parts = json.loads(urlsafe_b64decode(cursor_of(alice, sort)))
@@ -529,7 +535,7 @@ def odd_value(dice: random.Random, parts: list[Any], depth: int = 0) -> Any:
     return values if kind == 3 else {str(number): value for number, value in enumerate(values)}
 
 
-def test_cursor_of_any_structure_is_taken_or_refused(alice: Person, tasks: list[Task]) -> None:
+def test_cursor_of_any_structure_is_taken_or_refused(alice: ApiClient, tasks: list[Task]) -> None:
     dice = random.Random(3)
     for sort in SORTS:
         parts = json.loads(urlsafe_b64decode(cursor_of(alice, sort)))
@@ -542,7 +548,7 @@ def test_cursor_of_any_structure_is_taken_or_refused(alice: Person, tasks: list[
                 assert response.status_code in (200, 422), (altered, response.text)
 
 
-def test_stage_of_another_order_does_not_end_a_list(alice: Person, tasks: list[Task]) -> None:
+def test_stage_of_another_order_does_not_end_a_list(alice: ApiClient, tasks: list[Task]) -> None:
     sort, since, _, moment, task_id = json.loads(urlsafe_b64decode(cursor_of(alice)))
     altered = json.dumps([sort, since, 1, moment, task_id]).encode()
     response = with_cursor(alice, urlsafe_b64encode(altered).decode())
@@ -551,7 +557,7 @@ def test_stage_of_another_order_does_not_end_a_list(alice: Person, tasks: list[T
 
 
 def test_cursor_of_another_user_shows_nothing_of_theirs(
-    alice: Person, bob: Person, tasks: list[Task]
+    alice: ApiClient, bob: ApiClient, tasks: list[Task]
 ) -> None:
     own = ids([bob.start() for _ in range(3)])
     for sort in SORTS:
@@ -559,7 +565,7 @@ def test_cursor_of_another_user_shows_nothing_of_theirs(
         assert set(ids(found)) <= set(own)
 
 
-def test_cursor_may_change_its_limit_and_its_fields(alice: Person, tasks: list[Task]) -> None:
+def test_cursor_may_change_its_limit_and_its_fields(alice: ApiClient, tasks: list[Task]) -> None:
     response = alice.get(f"/task?limit=1000&fields=id&cursor={quote(cursor_of(alice))}")
     assert expect(response, 200) == [{"id": task_id} for task_id in ids(tasks)[-3::-1]]
 
@@ -570,7 +576,7 @@ def test_cursor_may_change_its_limit_and_its_fields(alice: Person, tasks: list[T
 class World:
     """Tasks that are started, finished, renamed and deleted at random."""
 
-    def __init__(self, person: Person, seed: int) -> None:
+    def __init__(self, person: ApiClient, seed: int) -> None:
         self.person, self.random = person, random.Random(seed)
         self.running: list[Task] = []
         self.finished: list[Task] = []
@@ -603,7 +609,7 @@ class World:
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("sort", SORTS)
 def test_pages_neither_skip_nor_repeat_while_tasks_change(
-    alice: Person, sort: str, seed: int
+    alice: ApiClient, sort: str, seed: int
 ) -> None:
     world = World(alice, seed)
     for _ in range(24):
@@ -623,7 +629,7 @@ def test_pages_neither_skip_nor_repeat_while_tasks_change(
 
 @pytest.mark.parametrize("sort", SORTS)
 def test_cursor_of_a_deleted_task_still_leads_on(
-    alice: Person, tasks: list[Task], sort: str
+    alice: ApiClient, tasks: list[Task], sort: str
 ) -> None:
     whole, seen = ids(listed(alice, sort=sort)), []
     for page in pages(alice.get, query(sort=sort, limit=2)):
@@ -634,7 +640,7 @@ def test_cursor_of_a_deleted_task_still_leads_on(
     assert listed(alice) == []
 
 
-def test_tasks_that_end_while_somebody_reads_by_end_are_seen_once(alice: Person) -> None:
+def test_tasks_that_end_while_somebody_reads_by_end_are_seen_once(alice: ApiClient) -> None:
     started = [alice.start() for _ in range(10)]
     alice.report(started[4], status="complete")
     seen: list[str] = []
@@ -649,7 +655,7 @@ def test_tasks_that_end_while_somebody_reads_by_end_are_seen_once(alice: Person)
 
 
 def test_end_that_is_being_written_when_a_list_by_end_begins_is_not_missed(
-    alice: Person, app: Flask
+    alice: ApiClient, app: Flask
 ) -> None:
     """Its moment lies before the list's beginning, its commit after the first page."""
     started = [alice.start() for _ in range(3)]
@@ -660,7 +666,7 @@ def test_end_that_is_being_written_when_a_list_by_end_begins_is_not_missed(
         time.sleep(0.3)
 
     def finish() -> None:
-        Person(app, alice.name, alice.key).report(started[1], status="complete")
+        ApiClient(app, alice.name, alice.key).report(started[1], status="complete")
 
     with app.app_context():
         event.listen(db.engine, "commit", commit_slowly)
@@ -675,7 +681,7 @@ def test_end_that_is_being_written_when_a_list_by_end_begins_is_not_missed(
     assert sorted(seen) == sorted(ids(started))
 
 
-def test_late_word_does_not_repeat_a_task_in_a_list_by_end(alice: Person, app: Flask) -> None:
+def test_late_word_does_not_repeat_a_task_in_a_list_by_end(alice: ApiClient, app: Flask) -> None:
     started = [alice.start() for _ in range(4)]
     end_for_silence(app, started[2])
     seen: list[str] = []
@@ -723,15 +729,15 @@ def statements_on_tasks(app: Flask, request: Callable[[], Any]) -> list[Statemen
 
 @on_sqlite
 def test_list_is_read_in_the_order_of_an_index(
-    alice: Person, app: Flask, tasks: list[Task], subtests: pytest.Subtests
+    alice: ApiClient, app: Flask, tasks: list[Task], subtests: pytest.Subtests
 ) -> None:
-    for person, wishes in product((alice, alice.agent_key("translator")), LISTS):
-        request = partial(in_pages, person.get, query(**wishes, limit=1))
+    for person, fields in product((alice, alice.agent_key("translator")), LISTS):
+        request = partial(in_pages, person.get, query(**fields, limit=1))
         for statement, parameters in statements_on_tasks(app, request):
             with app.app_context(), reading() as connection:
                 rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
                 plan = [row.detail for row in rows]
-            with subtests.test(query(**wishes)):
+            with subtests.test(query(**fields)):
                 looks = [step for step in plan if "tasks" in step]
                 assert looks
                 assert all(step.startswith("SEARCH tasks USING") for step in looks), plan
@@ -755,10 +761,10 @@ class Crowd:
         """More finished tasks of both agents, a second apart, before those of the tests."""
         rows = []
         for number in range(count):
-            moment = stamps.now(number - 86_400)
+            moment = timestamps.now(number - 86_400)
             rows.append(
                 self.templates["error" if number % 3 else "complete"]
-                | {"id": stamps.new_id(), "agent_id": ("summarizer", "translator")[number % 2]}
+                | {"id": timestamps.new_id(), "agent_id": ("summarizer", "translator")[number % 2]}
                 | {"created_at": moment, "finished_at": moment}
             )
         with self.app.app_context(), transaction() as connection:
@@ -791,14 +797,14 @@ def last_stage(url: str) -> str:
     return "/task?" + urlencode(parameters | {"cursor": cursor})
 
 
-def costs(app: Flask, person: Person, wishes: dict[str, str], database: Path) -> list[int]:
+def costs(app: Flask, person: ApiClient, fields: dict[str, str], database: Path) -> list[int]:
     """The steps for a first and a second page, and by end for one among the running tasks."""
-    first = f"/task?{query(**wishes, limit=20)}"
+    first = f"/task?{query(**fields, limit=20)}"
     paths = [first]
     url = next_url(ROOT + first, person.get(first))
     if url is not None:
         paths.append(url.removeprefix(ROOT))
-        if wishes.get("sort") == "finishedAt":
+        if fields.get("sort") == "finishedAt":
             paths.append(last_stage(url))
     reads = [statements_on_tasks(app, partial(person.get, path)) for path in paths]
     return [steps(database, statements) for statements in reads]
@@ -806,7 +812,7 @@ def costs(app: Flask, person: Person, wishes: dict[str, str], database: Path) ->
 
 @on_sqlite
 def test_page_costs_no_more_where_there_are_more_tasks(
-    alice: Person, app: Flask, tasks: list[Task], config: Config, subtests: pytest.Subtests
+    alice: ApiClient, app: Flask, tasks: list[Task], config: Config, subtests: pytest.Subtests
 ) -> None:
     lists = list(product((alice, alice.agent_key("translator")), LISTS))
     crowd, database = Crowd(app, tasks), config.DATA / "taskservice.db"
@@ -814,8 +820,8 @@ def test_page_costs_no_more_where_there_are_more_tasks(
     before = [costs(app, *one, database) for one in lists]
     crowd.grow(3_000)
     after = [costs(app, *one, database) for one in lists]
-    for (_, wishes), sooner, later in zip(lists, before, after, strict=True):
-        with subtests.test(query(**wishes)):
+    for (_, fields), sooner, later in zip(lists, before, after, strict=True):
+        with subtests.test(query(**fields)):
             # A page of twenty takes some thousand steps, a look at all tasks many more.
             assert all(now <= 2 * then + 5 for then, now in zip(sooner, later, strict=True))
 
@@ -830,7 +836,7 @@ class Writer(threading.Thread):
 
     def __init__(self, service: Service, key: str, known: list[str]) -> None:
         super().__init__()
-        self.person, self.known = RemotePerson(service.url, key), known
+        self.person, self.known = RemoteClient(service.url, key), known
 
     def run(self) -> None:
         for number in range(TASKS_OF_A_WRITER):
@@ -846,7 +852,7 @@ class Reader(threading.Thread):
 
     def __init__(self, service: Service, key: str, known: list[str], sort: str) -> None:
         super().__init__()
-        self.person, self.known, self.sort = RemotePerson(service.url, key), known, sort
+        self.person, self.known, self.sort = RemoteClient(service.url, key), known, sort
         self.stopping = threading.Event()
         self.wrong: list[str] = []
         self.rounds = 0
@@ -857,8 +863,8 @@ class Reader(threading.Thread):
     def run(self) -> None:
         while not self.stopping.is_set():
             existing = list(self.known)
-            wishes = query(sort=self.sort, limit=50, fields="id")
-            seen = Counter(ids(in_pages(self.get, wishes)))
+            fields = query(sort=self.sort, limit=50, fields="id")
+            seen = Counter(ids(in_pages(self.get, fields)))
             missed, repeated = set(existing) - seen.keys(), [key for key in seen if seen[key] > 1]
             self.wrong += [f"By {self.sort}: {task_id} was skipped" for task_id in missed]
             self.wrong += [f"By {self.sort}: {task_id} came again" for task_id in repeated]

@@ -10,13 +10,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, create_engine, pool, text
 
-from taskservice import migrations
 from taskservice.app import create_app
 from taskservice.config import Config
-from taskservice.db import Base, dispose
-from taskservice.migrations import DatabaseError, upgrade
+from taskservice.database import migrations
+from taskservice.database.engine import dispose
+from taskservice.database.migrations import DatabaseError, upgrade
+from taskservice.database.types import Base
 from tests.conftest import Databases
-from tests.people import add_person
+from tests.support.api_client import add_user
 
 
 @pytest.fixture(params=("sqlite", "postgresql"))
@@ -99,7 +100,7 @@ def test_migrating_again_keeps_what_is_there(empty_url: str, tmp_path: Path) -> 
             DATA=tmp_path, DATABASE_URL=empty_url, SECRET_KEY="a secret key for tests, long enough"
         ).completed()
     )
-    alice = add_person(app, "alice")
+    alice = add_user(app, "alice")
     task = alice.start(callback="https://myapp.example/")
     alice.append(task, "one", "two", writer="w")
     upgrade(empty_url)

@@ -17,16 +17,16 @@ import requests
 from flask import Flask
 from openapi_spec_validator import validate
 
-from taskservice.api.door import PREFIX
+from taskservice.openapi.components import ALWAYS_REFUSED
 from taskservice.openapi.document import openapi_path
 from taskservice.openapi.page import resolved
-from taskservice.openapi.words import ALWAYS_REFUSED
-from tests import conformance
-from tests.conformance import validator
-from tests.inside import is_page
-from tests.live import Service
-from tests.people import Person, add_person, expect
-from tests.receiver import unused_port
+from taskservice.web.request import PREFIX
+from tests.support import conformance
+from tests.support.api_client import ApiClient, add_user, expect
+from tests.support.conformance import validator
+from tests.support.internals import is_page
+from tests.support.receiver import unused_port
+from tests.support.service import Service
 
 Object = dict[str, Any]
 
@@ -169,7 +169,7 @@ def test_example_requests_are_answered_as_documented(
             with subtests.test(name):
                 example = body["example"]
                 text = example if isinstance(example, str) else json.dumps(example)
-                person = add_person(app, name)
+                person = add_user(app, name)
                 response = person.request(
                     method.upper(), path_for(person, path), data=text, content_type=kind
                 )
@@ -177,7 +177,7 @@ def test_example_requests_are_answered_as_documented(
                 assert str(response.status_code) in good, response.data
 
 
-def path_for(person: Person, path: str) -> str:
+def path_for(person: ApiClient, path: str) -> str:
     """The path, below the prefix, of things that this person has."""
     person.register("summarizer")
     values = {"agentId": "summarizer"}
@@ -205,7 +205,7 @@ def answer(status: int, body: Any, **headers: str) -> requests.Response:
 
 
 @pytest.fixture
-def task(alice: Person) -> Object:
+def task(alice: ApiClient) -> Object:
     return alice.start()
 
 
@@ -288,14 +288,14 @@ def test_generated_client_does_a_tasks_whole_life(service: Service, client_packa
     )
     with client:
         call("agents.put_agent", "counter", body=models.PutAgent(name="The counter"))
-        wishes = models.Start(
+        fields = models.Start(
             agent_id="counter", input_=models.StartInputType0.from_dict({"from": 1})
         )
-        started = call("tasks.start_task", body=wishes, idempotency_key="once")
+        started = call("tasks.start_task", body=fields, idempotency_key="once")
         task = started.parsed
         assert (started.status_code, task.name, task.input_["from"]) == (201, "The counter", 1)
         assert started.headers["Location"] == f"task/{task.id}"
-        assert call("tasks.start_task", body=wishes, idempotency_key="once").parsed.id == task.id
+        assert call("tasks.start_task", body=fields, idempotency_key="once").parsed.id == task.id
         assert call("agents.claim_task", "counter").parsed.claimed_at
         assert call("agents.claim_task", "counter").status_code == 204
         lines = models.Append(logs=["one", "two"], seq=1)

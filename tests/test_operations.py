@@ -22,19 +22,21 @@ from flask import Flask
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text, update
 
-from taskservice import db, metrics, stamps
 from taskservice.app import create_app
 from taskservice.config import Config
-from taskservice.db import dispose, transaction
-from taskservice.health import _COUNTS, Question
-from taskservice.metrics import RECORDS, SLOTS, RequestCounts
-from taskservice.models import Delivery
+from taskservice.database import timestamps, transactions
+from taskservice.database.engine import dispose
+from taskservice.database.models import Delivery
+from taskservice.database.transactions import transaction
+from taskservice.operations import metrics
+from taskservice.operations.health import _COUNTS, Question
+from taskservice.operations.metrics import RECORDS, SLOTS, RequestCounts
 from taskservice.serving.settings import gunicorn_settings
 from tests.conftest import Databases, needs
-from tests.inside import set_for_database
-from tests.live import Service
-from tests.people import Person, problem
-from tests.receiver import Receiver, answer
+from tests.support.api_client import ApiClient, problem
+from tests.support.internals import set_for_database
+from tests.support.receiver import Receiver, answer
+from tests.support.service import Service
 
 ROOT = Path(__file__).parent.parent
 REQUESTS = "taskservice_requests_total"
@@ -110,7 +112,7 @@ def test_metrics_are_prometheus_text_without_a_key(app: Flask) -> None:
     assert list(built.values()) == [1.0]
 
 
-def test_requests_are_counted_by_rule_method_and_status(app: Flask, alice: Person) -> None:
+def test_requests_are_counted_by_rule_method_and_status(app: Flask, alice: ApiClient) -> None:
     task, before = alice.start(), scrape(app)
     for _ in range(3):
         alice.task(task)
@@ -130,7 +132,7 @@ def test_requests_are_counted_by_rule_method_and_status(app: Flask, alice: Perso
     assert not any(task["id"] in str(labels) for _, labels in after.samples)
 
 
-def test_latency_is_a_histogram_by_rule(app: Flask, alice: Person) -> None:
+def test_latency_is_a_histogram_by_rule(app: Flask, alice: ApiClient) -> None:
     route, before = "/api/v1/user", scrape(app)
     for _ in range(5):
         alice.get("/user")
@@ -153,7 +155,7 @@ def test_invented_methods_and_paths_share_one_series(app: Flask) -> None:
     assert len(after.samples) - len(before.samples) < 50
 
 
-def test_tasks_and_deliveries_are_counted(app: Flask, alice: Person, receiver: Receiver) -> None:
+def test_tasks_and_deliveries_are_counted(app: Flask, alice: ApiClient, receiver: Receiver) -> None:
     ended = [alice.start(callback=receiver.url) for _ in range(3)]
     alice.start()
     alice.report(ended[0], status="complete")
@@ -177,7 +179,7 @@ def set_state(app: Flask, state: str, count: int) -> None:
 
 
 def test_oldest_due_delivery_has_an_age_unless_somebody_is_at_it(
-    app: Flask, alice: Person, receiver: Receiver
+    app: Flask, alice: ApiClient, receiver: Receiver
 ) -> None:
     receiver.answer = answer(500)
     alice.report(alice.start(callback=receiver.url), status="complete")
@@ -187,9 +189,9 @@ def test_oldest_due_delivery_has_an_age_unless_somebody_is_at_it(
 
     def put_off(seconds: float, leased_for: float | None = None) -> None:
         values = {
-            "next_attempt_at": stamps.now(seconds),
-            "lease": leased_for and stamps.new_id(),
-            "leased_until": leased_for and stamps.now(leased_for),
+            "next_attempt_at": timestamps.now(seconds),
+            "lease": leased_for and timestamps.new_id(),
+            "leased_until": leased_for and timestamps.now(leased_for),
         }
         with app.app_context(), transaction() as connection:
             connection.execute(update(Delivery).values(values))
@@ -206,7 +208,7 @@ def test_oldest_due_delivery_has_an_age_unless_somebody_is_at_it(
     assert 100 <= until(age) < 200
 
 
-def test_size_of_the_database_is_told(app: Flask, alice: Person, database_url: str) -> None:
+def test_size_of_the_database_is_told(app: Flask, alice: ApiClient, database_url: str) -> None:
     sizes = scrape(app).by("part", "taskservice_database_size_bytes")
     assert set(sizes) == ({"database", "wal"} if "sqlite" in database_url else {"database"})
     assert min(sizes.values()) > 0
@@ -214,7 +216,7 @@ def test_size_of_the_database_is_told(app: Flask, alice: Person, database_url: s
 
 @only_sqlite
 def test_counts_of_a_large_database_read_indexes_only(app: Flask) -> None:
-    with app.app_context(), db.reading() as connection:
+    with app.app_context(), transactions.reading() as connection:
         plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {_COUNTS}").all()
     steps = [row[3] for row in plan]
     scans = [step for step in steps if step.startswith("SCAN") and "CONSTANT ROW" not in step]
@@ -226,7 +228,7 @@ def test_counts_of_a_large_database_read_indexes_only(app: Flask) -> None:
 
 @only_sqlite
 def test_metrics_without_a_database_are_those_of_the_process(
-    app: Flask, alice: Person, tmp_path: Path
+    app: Flask, alice: ApiClient, tmp_path: Path
 ) -> None:
     assert scrape(app).get("taskservice_database_up") == 1
     dispose(app)
@@ -287,7 +289,14 @@ class OwnGunicorn(Service):
     """The service under a gunicorn of the user's own, with our settings."""
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "gunicorn", "-c", "python:taskservice.server", "wsgi:app"]
+        command = [
+            sys.executable,
+            "-m",
+            "gunicorn",
+            "-c",
+            "python:taskservice.serving.gunicorn_config",
+            "wsgi:app",
+        ]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 command,
@@ -538,7 +547,7 @@ def test_failed_question_is_asked_again(app: Flask) -> None:
 # --- request ids -------------------------------------------------------------------------
 
 
-def test_problem_has_the_id_of_its_request(app: Flask, alice: Person) -> None:
+def test_problem_has_the_id_of_its_request(app: Flask, alice: ApiClient) -> None:
     given = alice.get("/task/nothing", headers={"X-Request-Id": "mine-42"})
     assert problem(given, 404)["requestId"] == given.headers["X-Request-Id"] == "mine-42"
     made = alice.post("/task", data=b"{", content_type="application/json")

@@ -13,12 +13,13 @@ from flask import Flask
 
 from taskservice.app import create_app
 from taskservice.config import Config
-from taskservice.db import dispose, transaction
-from taskservice.migrations import upgrade
+from taskservice.database.engine import dispose
+from taskservice.database.migrations import upgrade
+from taskservice.database.transactions import transaction
 from tests.conftest import Databases, needs
-from tests.live import COMMAND, environment
-from tests.people import Person, add_person, expect, problem
-from tests.pooler import PGBOUNCER, pgbouncer
+from tests.support.api_client import ApiClient, add_user, expect, problem
+from tests.support.pgbouncer import PGBOUNCER, pgbouncer
+from tests.support.service import COMMAND, environment
 from tests.test_commands import one_line, run
 
 TEXT = "☃ \\ 'one' %"
@@ -63,7 +64,7 @@ def driven(url: str) -> str:
     return url.replace("postgresql", "postgresql+psycopg", 1)
 
 
-def work_a_while(alice: Person) -> None:
+def work_a_while(alice: ApiClient) -> None:
     """What tasks go through, with all that a setting may spoil; every answer is as it should be."""
     for _ in range(2):
         task = alice.start(name=TEXT, input={"text": TEXT}, claim=True, timeout=60)
@@ -76,7 +77,7 @@ def work_a_while(alice: Person) -> None:
         assert expect(alice.get(f"/task/{task['id']}/logs"), 200)["logs"] == [TEXT]
 
 
-def work_at_once(alice: Person, threads: int = 4) -> None:
+def work_at_once(alice: ApiClient, threads: int = 4) -> None:
     with ThreadPoolExecutor(threads) as pool:
         for done in [pool.submit(work_a_while, alice) for _ in range(threads)]:
             done.result()
@@ -88,7 +89,7 @@ def test_settings_of_the_database_spoil_no_request(
 ) -> None:
     url = databases.new_postgresql(**settings)
     with app_at(url, tmp_path) as app:
-        work_at_once(add_person(app, "alice"))
+        work_at_once(add_user(app, "alice"))
         assert app.test_client().get("/readyz").status_code == 200
     checked = run(tmp_path, "db", "check", DATABASE_URL=url)
     assert checked.returncode == 0, checked.stdout
@@ -126,7 +127,7 @@ def test_all_works_behind_pgbouncer_and_other_clients_of_it_keep_their_settings(
         psycopg.connect(pooled, autocommit=True) as other,
     ):
         before = settings_of(other)
-        work_at_once(add_person(app, "alice"), threads=8)
+        work_at_once(add_user(app, "alice"), threads=8)
         # The next statement comes to the next of the connections that the service had.
         assert [settings_of(other) for _ in range(6)] == [before] * 6
     assert before["default_transaction_isolation"] == "serializable"
@@ -165,7 +166,7 @@ def test_service_is_not_ready_when_its_database_is_replaced_by_one_that_is_not_u
     url, other = databases.new_postgresql(), databases.new_postgresql("LATIN1")
     name, other_name = (psycopg.conninfo.conninfo_to_dict(each)["dbname"] for each in (url, other))
     with app_at(url, tmp_path) as app:
-        alice = add_person(app, "alice")
+        alice = add_user(app, "alice")
         dispose(app)
         with psycopg.connect(databases.empty_postgresql(), autocommit=True) as connection:
             connection.execute(f"ALTER DATABASE {name} RENAME TO {name}_kept")

@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from taskservice.error_codes import CODES
-from tests.people import Person, problem
+from taskservice.contract.error_codes import CODES
+from tests.support.api_client import ApiClient, problem
 from tests.test_readme import README, ROOT
 
 # --- 422 ---------------------------------------------------------------------------------
 
 
-def start(alice: Person, key: str, **more: Any) -> Any:
+def start(alice: ApiClient, key: str, **more: Any) -> Any:
     body = {"agentId": "summarizer", **more}
     return alice.post("/task", json=body, headers={"Idempotency-Key": key})
 
 
-def test_unfit_idempotency_key_is_named_in_errors(alice: Person) -> None:
+def test_unfit_idempotency_key_is_named_in_errors(alice: ApiClient) -> None:
     alice.register()
     claim = "/agent/summarizer/claim"
     for key in ("", "x" * 256):
@@ -29,7 +29,7 @@ def test_unfit_idempotency_key_is_named_in_errors(alice: Person) -> None:
             assert body["errors"] == {"Idempotency-Key": ["Must have 1 to 255 characters."]}
 
 
-def test_idempotency_key_that_came_with_another_body_is_named_in_errors(alice: Person) -> None:
+def test_idempotency_key_that_came_with_another_body_is_named_in_errors(alice: ApiClient) -> None:
     alice.register()
     start(alice, "nightly")
     body = problem(start(alice, "nightly", name="another"), 422)
@@ -37,7 +37,7 @@ def test_idempotency_key_that_came_with_another_body_is_named_in_errors(alice: P
     assert list(body["errors"]) == ["Idempotency-Key"]
 
 
-def test_unfit_last_event_id_is_named_in_errors(alice: Person) -> None:
+def test_unfit_last_event_id_is_named_in_errors(alice: ApiClient) -> None:
     path = f"/task/{alice.start()['id']}/events"
     for text in ("x", "-1", "1.5", "9" * 19):
         body = problem(alice.get(path, headers={"Last-Event-ID": text}), 422)
@@ -53,36 +53,36 @@ def test_every_422_is_made_where_it_gets_its_errors() -> None:
 # --- codes -------------------------------------------------------------------------------
 
 
-def cancelled(alice: Person) -> str:
+def cancelled(alice: ApiClient) -> str:
     task = alice.start()
     alice.post(f"/task/{task['id']}/cancel")
     return f"/task/{task['id']}"
 
 
-def last_key(alice: Person) -> Any:
+def last_key(alice: ApiClient) -> Any:
     (key,) = alice.get("/key").json
     return alice.delete(f"/key/{key['id']}")
 
 
-def deleted_agent_with_a_task(alice: Person) -> Any:
+def deleted_agent_with_a_task(alice: ApiClient) -> Any:
     alice.start()
     return alice.delete("/agent/summarizer")
 
 
-def deleted_by_an_agent(alice: Person) -> Any:
+def deleted_by_an_agent(alice: ApiClient) -> Any:
     return alice.agent_key().delete(f"/task/{alice.start()['id']}")
 
 
-def append(alice: Person, path: str = "", **body: Any) -> Any:
+def append(alice: ApiClient, path: str = "", **body: Any) -> Any:
     path = path or f"/task/{alice.start()['id']}"
     return alice.post(f"{path}/logs", json={"logs": ["a line"], **body})
 
 
-def redelivered_without_a_callback(alice: Person) -> Any:
+def redelivered_without_a_callback(alice: ApiClient) -> Any:
     return alice.post(f"/task/{alice.start()['id']}/deliveries")
 
 
-REFUSED: dict[str, tuple[int, Callable[[Person], Any]]] = {
+REFUSED: dict[str, tuple[int, Callable[[ApiClient], Any]]] = {
     "unreadable": (400, lambda alice: alice.post("/task", data=b"{", content_type="a/b+json")),
     "invalid_key": (401, lambda alice: alice.get("/user", headers={"apikey": "wrong"})),
     "user_key_required": (403, deleted_by_an_agent),
@@ -102,12 +102,12 @@ REFUSED: dict[str, tuple[int, Callable[[Person], Any]]] = {
 
 
 @pytest.mark.parametrize("code", REFUSED)
-def test_problem_has_its_code(alice: Person, code: str) -> None:
+def test_problem_has_its_code(alice: ApiClient, code: str) -> None:
     status, refused = REFUSED[code]
     assert problem(refused(alice), status)["code"] == code
 
 
-def test_every_401_is_the_same_with_its_code(alice: Person, app: Flask) -> None:
+def test_every_401_is_the_same_with_its_code(alice: ApiClient, app: Flask) -> None:
     bodies = {
         app.test_client().open(f"/api/v1{path}", method=method, headers=headers).data
         for path in ("/task", "/nothing")

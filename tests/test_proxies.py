@@ -3,7 +3,7 @@
 import pytest
 from flask import Flask, request
 
-from taskservice.proxies import trusting
+from taskservice.serving.proxies import trust_proxies
 
 HEADERS = {
     "X-Forwarded-For": "6.6.6.6, 1.1.1.1, 2.2.2.2",
@@ -21,7 +21,7 @@ def seen(hops: int, headers: dict[str, str]) -> tuple[str | None, str, str, str]
         return {"from": request.remote_addr, "base": request.url_root, "path": request.path}
 
     if hops:
-        app.wsgi_app = trusting(app.wsgi_app, hops)
+        app.wsgi_app = trust_proxies(app.wsgi_app, hops)
     body = app.test_client().get("/where", headers=headers).json
     return body["from"], body["base"], body["path"]
 

@@ -17,9 +17,9 @@ from flask import Flask
 
 from taskservice import cli, config
 from tests.conftest import needs
-from tests.inside import is_page
-from tests.live import Service, free_port
-from tests.people import RemotePerson
+from tests.support.api_client import RemoteClient
+from tests.support.internals import is_page
+from tests.support.service import Service, free_port
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -118,7 +118,7 @@ def test_session_runs_as_printed(service: Service, terminal: Terminal, tmp_path:
 def installation(block: str, folder: Path) -> str:
     """The block that installs and starts the receiver; CI takes it as printed.
 
-    A laptop may have no network, and the tests' own environment has the package already.
+    A machine may have no network, and the tests' own environment has the package already.
     """
     if os.environ.get("CI"):
         return block
@@ -132,7 +132,7 @@ def installation(block: str, folder: Path) -> str:
     return start
 
 
-def wait_for_line(person: RemotePerson, task_id: str, number: int) -> list[str]:
+def wait_for_line(person: RemoteClient, task_id: str, number: int) -> list[str]:
     """The log as soon as it has a line of this number: before the next one is written."""
     until = time.monotonic() + 0.9
     while time.monotonic() < until:

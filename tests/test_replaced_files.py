@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.live import Service
-from tests.people import RemotePerson
+from tests.support.api_client import RemoteClient
+from tests.support.service import Service
 
 pytestmark = pytest.mark.parametrize("workers", ["1", "2"])
 
@@ -53,7 +53,7 @@ def replace_log(database: Path) -> None:
     Path(f"{log}.copy").replace(log)
 
 
-def refused(person: RemotePerson, task: dict[str, str]) -> None:
+def refused(person: RemoteClient, task: dict[str, str]) -> None:
     """Writes and reads get 503 alike, and no answer names a file."""
     answers = [
         person.request("POST", "/task", json={"agentId": "summarizer"}),

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from taskservice.schemas import MAX_MESSAGE, MAX_OBJECT
-from tests.inside import column, end_for_silence, moment, rows
-from tests.people import Person, expect, problem
-from tests.receiver import Receiver
+from taskservice.contract.terms import MAX_MESSAGE, MAX_OBJECT
+from tests.support.api_client import ApiClient, expect, problem
+from tests.support.internals import column, end_for_silence, moment, rows
+from tests.support.receiver import Receiver
 
 Task = dict[str, Any]
 
@@ -32,7 +32,7 @@ def path(task: Task) -> str:
     return f"/task/{task['id']}"
 
 
-def report_text(person: Person, task: Task, body: bytes) -> Any:
+def report_text(person: ApiClient, task: Task, body: bytes) -> Any:
     """Report with exactly these bytes; `json=` would sort keys and respell numbers."""
     return person.patch(path(task), data=body, content_type="application/json")
 
@@ -45,7 +45,7 @@ def summary(task: Task) -> Task:
 # --- a running task ----------------------------------------------------------------------
 
 
-def test_complete_ends_the_task(alice: Person) -> None:
+def test_complete_ends_the_task(alice: ApiClient) -> None:
     task = alice.start()
     time.sleep(0.002)
     response = alice.patch(path(task), json={"status": "complete", "output": {"answer": 42}})
@@ -57,7 +57,7 @@ def test_complete_ends_the_task(alice: Person) -> None:
     assert alice.task(task) == ended
 
 
-def test_error_ends_the_task_as_failed(alice: Person) -> None:
+def test_error_ends_the_task_as_failed(alice: ApiClient) -> None:
     task = alice.start()
     ended = alice.report(task, status="error", error={"message": "out of paper"})
     assert ended["status"] == "error"
@@ -67,13 +67,13 @@ def test_error_ends_the_task_as_failed(alice: Person) -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"error": None}])
-def test_error_without_a_message_gets_one(alice: Person, more: Task) -> None:
+def test_error_without_a_message_gets_one(alice: ApiClient, more: Task) -> None:
     ended = alice.report(alice.start(), status="error", **more)
     assert ended["error"]["type"] == "failed"
     assert ended["error"]["message"]
 
 
-def test_interim_report_leaves_the_task_running(alice: Person) -> None:
+def test_interim_report_leaves_the_task_running(alice: ApiClient) -> None:
     task = alice.start()
     time.sleep(0.002)
     changed = alice.report(task, status="running", output={"percent": 40}, name="half way")
@@ -83,7 +83,7 @@ def test_interim_report_leaves_the_task_running(alice: Person) -> None:
     assert alice.task(task) == changed
 
 
-def test_each_given_key_replaces_that_key_whole(alice: Person) -> None:
+def test_each_given_key_replaces_that_key_whole(alice: ApiClient) -> None:
     task = alice.start()
     alice.report(task, output={"a": {"x": 1, "y": 2}, "b": [1, 2], "c": "kept"})
     changed = alice.report(task, output={"a": {"x": 3}, "b": [], "d": None})
@@ -91,27 +91,27 @@ def test_each_given_key_replaces_that_key_whole(alice: Person) -> None:
     assert alice.task(task) == changed
 
 
-def test_null_is_a_value(alice: Person) -> None:
+def test_null_is_a_value(alice: ApiClient) -> None:
     task = alice.start()
     alice.report(task, output={"a": 1, "b": 2})
     assert alice.report(task, output={"a": None})["output"] == {"a": None, "b": 2}
 
 
-def test_keys_stay_in_the_order_in_which_they_came(alice: Person) -> None:
+def test_keys_stay_in_the_order_in_which_they_came(alice: ApiClient) -> None:
     task = alice.start()
     expect(report_text(alice, task, b'{"output":{"z":1,"a":{"y":2,"b":3}}}'), 200)
     expect(report_text(alice, task, b'{"output":{"m":4,"z":5}}'), 200)
     assert b'"output":{"z":5,"a":{"y":2,"b":3},"m":4}' in alice.get(path(task)).data
 
 
-def test_keys_that_look_odd_are_keys(alice: Person) -> None:
+def test_keys_that_look_odd_are_keys(alice: ApiClient) -> None:
     odd = {"": 1, "status": 2, "a.b": 3, "ü𝛂": 4, " ": 5, "a\nb": 6, "__proto__": 7, "\ufffd": 8}
     task = alice.start()
     assert alice.report(task, output=odd)["output"] == odd
     assert alice.report(task, output={"": 9})["output"] == odd | {"": 9}
 
 
-def test_numbers_are_kept_exactly(alice: Person) -> None:
+def test_numbers_are_kept_exactly(alice: ApiClient) -> None:
     numbers = (
         b'{"a":9223372036854775808,"b":-9223372036854775809,"c":0.1,"d":3.14159265358979323846,'
         b'"e":123456789012345678901234567890,"f":1e-400,"g":18446744073709551616}'
@@ -128,28 +128,30 @@ def expect_data(response: Any) -> bytes:
     return bytes(response.data)
 
 
-def test_empty_report_is_a_heartbeat_and_changes_nothing_visible(alice: Person, app: Flask) -> None:
+def test_empty_report_is_a_heartbeat_and_changes_nothing_visible(
+    alice: ApiClient, app: Flask
+) -> None:
     task = alice.start(claim=True)
-    before = column(app, task, "heard_at"), column(app, task, "version")
+    before = column(app, task, "last_heartbeat_at"), column(app, task, "version")
     beats: tuple[Task, ...] = ({}, {"status": "running"}, {"output": {}}, {"error": None})
-    for wishes in beats:
+    for fields in beats:
         time.sleep(0.002)
-        response = alice.patch(path(task), json=wishes)
+        response = alice.patch(path(task), json=fields)
         assert expect(response, 200) == task
         assert response.headers["Callback-Status"] == "none"
         assert alice.task(task) == task
-        after = column(app, task, "heard_at"), column(app, task, "version")
+        after = column(app, task, "last_heartbeat_at"), column(app, task, "version")
         assert after[0] > before[0]
         assert after[1] == before[1]
         before = after
 
 
-def test_report_without_any_body_is_a_heartbeat(alice: Person) -> None:
+def test_report_without_any_body_is_a_heartbeat(alice: ApiClient) -> None:
     task = alice.start()
     assert expect(alice.patch(path(task)), 200) == task
 
 
-def test_report_of_what_is_so_already_changes_nothing(alice: Person) -> None:
+def test_report_of_what_is_so_already_changes_nothing(alice: ApiClient) -> None:
     task = alice.start(name="a name")
     changed = alice.report(task, output={"a": 1}, name="other")
     time.sleep(0.002)
@@ -204,25 +206,25 @@ UNFIT: tuple[tuple[Task, str], ...] = (
 
 
 def test_unfit_report_is_422_names_its_field_and_changes_nothing(
-    alice: Person, app: Flask, subtests: pytest.Subtests
+    alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
     task = alice.start()
     before = rows(app)
-    for wishes, field in UNFIT:
-        with subtests.test(json.dumps(wishes)[:60]):
+    for fields, field in UNFIT:
+        with subtests.test(json.dumps(fields)[:60]):
             fit = {"name": "half", "output": {"half": 1}}
-            body = problem(alice.patch(path(task), json=fit | wishes), 422)
+            body = problem(alice.patch(path(task), json=fit | fields), 422)
             assert list(body["errors"]) == [field]
             assert rows(app) == before
 
 
-def test_longest_message_is_fit(alice: Person) -> None:
+def test_longest_message_is_fit(alice: ApiClient) -> None:
     message = "ü" * (MAX_MESSAGE // 2)
     ended = alice.report(alice.start(), status="error", error={"message": message})
     assert ended["error"]["message"] == message
 
 
-def test_output_of_1_mib_is_fit_and_one_byte_more_is_not(alice: Person) -> None:
+def test_output_of_1_mib_is_fit_and_one_byte_more_is_not(alice: ApiClient) -> None:
     room = MAX_OBJECT - len('{"x":""}')
     assert MAX_OBJECT == 1024 * 1024
     task = alice.start()
@@ -232,7 +234,7 @@ def test_output_of_1_mib_is_fit_and_one_byte_more_is_not(alice: Person) -> None:
     assert alice.report(task, output=largest)["output"] == largest
 
 
-def test_output_is_measured_after_merging(alice: Person) -> None:
+def test_output_is_measured_after_merging(alice: ApiClient) -> None:
     task = alice.start()
     half = "y" * (MAX_OBJECT // 2)
     first = alice.report(task, output={"a": half})
@@ -245,7 +247,7 @@ def test_output_is_measured_after_merging(alice: Person) -> None:
     assert alice.report(task, output={"a": half[:-1], "b": "y" * (room + 1)})["status"] == "running"
 
 
-def test_blanks_of_the_body_do_not_count(alice: Person) -> None:
+def test_blanks_of_the_body_do_not_count(alice: ApiClient) -> None:
     body = b'{"output": {"a":' + b" " * MAX_OBJECT + b"1}}"
     assert expect(report_text(alice, alice.start(), body), 200)["output"] == {"a": 1}
 
@@ -255,7 +257,7 @@ def test_blanks_of_the_body_do_not_count(alice: Person) -> None:
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
 def test_equal_report_on_a_finished_task_is_200_and_sends_nothing(
-    alice: Person, receiver: Receiver, outcome: str
+    alice: ApiClient, receiver: Receiver, outcome: str
 ) -> None:
     report = OUTCOMES[outcome]
     task = alice.start(callback=receiver.url, name="same")
@@ -274,7 +276,7 @@ def test_equal_report_on_a_finished_task_is_200_and_sends_nothing(
     assert len(receiver.requests) == 1
 
 
-def test_equal_report_is_equal_however_it_is_spelled(alice: Person) -> None:
+def test_equal_report_is_equal_however_it_is_spelled(alice: ApiClient) -> None:
     task = alice.start()
     first = b'{"status":"complete","output":{"a":{"x":1.5},"b":"\xc3\xbc"}}'
     ended = expect(report_text(alice, task, first), 200)
@@ -282,7 +284,7 @@ def test_equal_report_is_equal_however_it_is_spelled(alice: Person) -> None:
     assert expect(report_text(alice, task, again), 200) == ended
 
 
-def test_equal_report_is_equal_in_whatever_order_its_keys_are(alice: Person) -> None:
+def test_equal_report_is_equal_in_whatever_order_its_keys_are(alice: ApiClient) -> None:
     task = alice.start()
     first = b'{"status":"complete","output":{"a":{"x":1,"y":[{"p":2,"q":3}]}}}'
     ended = expect(report_text(alice, task, first), 200)
@@ -292,7 +294,7 @@ def test_equal_report_is_equal_in_whatever_order_its_keys_are(alice: Person) -> 
 
 @pytest.mark.parametrize("outcome", [*OUTCOMES, "cancelled"])
 def test_whatever_would_change_a_finished_task_is_409(
-    alice: Person, app: Flask, receiver: Receiver, outcome: str, subtests: pytest.Subtests
+    alice: ApiClient, app: Flask, receiver: Receiver, outcome: str, subtests: pytest.Subtests
 ) -> None:
     task = alice.start(callback=receiver.url)
     if outcome == "cancelled":
@@ -319,7 +321,7 @@ def test_whatever_would_change_a_finished_task_is_409(
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
 def test_name_of_a_finished_task_stays_editable(
-    alice: Person, receiver: Receiver, outcome: str
+    alice: ApiClient, receiver: Receiver, outcome: str
 ) -> None:
     task = alice.start(callback=receiver.url)
     ended = alice.report(task, **OUTCOMES[outcome])
@@ -332,7 +334,7 @@ def test_name_of_a_finished_task_stays_editable(
     assert len(receiver.requests) == 1
 
 
-def test_unfit_comes_before_finished(alice: Person) -> None:
+def test_unfit_comes_before_finished(alice: ApiClient) -> None:
     task = alice.start()
     alice.report(task, status="complete")
     problem(alice.patch(path(task), json={"status": "complete", "error": {"message": "m"}}), 422)
@@ -345,7 +347,7 @@ def test_unfit_comes_before_finished(alice: Person) -> None:
 @pytest.mark.parametrize("word", LATE_WORDS, ids=lambda word: str(word["status"]))
 @pytest.mark.parametrize("by_agent", [False, True], ids=["user-key", "agent-key"])
 def test_task_that_the_service_ended_is_finished_by_a_late_word(
-    alice: Person, app: Flask, receiver: Receiver, word: Task, by_agent: bool
+    alice: ApiClient, app: Flask, receiver: Receiver, word: Task, by_agent: bool
 ) -> None:
     task = alice.start(callback=receiver.url, claim=True)
     alice.report(task, output={"early": True})
@@ -370,7 +372,7 @@ def test_task_that_the_service_ended_is_finished_by_a_late_word(
     problem(alice.post(f"{path(task)}/logs", json={"logs": ["later"]}), 409)
 
 
-def test_late_error_without_a_message_is_a_failure(alice: Person, app: Flask) -> None:
+def test_late_error_without_a_message_is_a_failure(alice: ApiClient, app: Flask) -> None:
     task = alice.start(claim=True)
     end_for_silence(app, task)
     ended = alice.report(task, status="error")
@@ -378,7 +380,7 @@ def test_late_error_without_a_message_is_a_failure(alice: Person, app: Flask) ->
     assert ended["error"]["message"] != "Its agent fell silent"
 
 
-def test_task_that_the_service_ended_may_be_appended_to(alice: Person, app: Flask) -> None:
+def test_task_that_the_service_ended_may_be_appended_to(alice: ApiClient, app: Flask) -> None:
     task = alice.start(claim=True)
     alice.append(task, "early")
     end_for_silence(app, task)
@@ -389,7 +391,7 @@ def test_task_that_the_service_ended_may_be_appended_to(alice: Person, app: Flas
     assert (late["status"], late["error"]["type"]) == ("error", "timeout")
 
 
-def test_late_word_must_end_the_task(alice: Person, app: Flask) -> None:
+def test_late_word_must_end_the_task(alice: ApiClient, app: Flask) -> None:
     task = alice.start(claim=True)
     end_for_silence(app, task)
     silent, before = alice.task(task), rows(app)
@@ -408,7 +410,9 @@ def test_late_word_must_end_the_task(alice: Person, app: Flask) -> None:
 
 
 @pytest.mark.parametrize("word", LATE_WORDS, ids=lambda word: str(word["status"]))
-def test_cancelled_task_hears_no_late_word(alice: Person, receiver: Receiver, word: Task) -> None:
+def test_cancelled_task_hears_no_late_word(
+    alice: ApiClient, receiver: Receiver, word: Task
+) -> None:
     task = alice.start(callback=receiver.url)
     cancelled = expect(alice.post(f"{path(task)}/cancel"), 200)
     for response in (

@@ -13,15 +13,17 @@ from flask import Flask
 from sqlalchemy import event, func, insert, select, update
 
 from taskservice.app import create_app
+from taskservice.background import vacuum
+from taskservice.background.upkeep import Upkeep
 from taskservice.config import Config
-from taskservice.db import database_now, db, dispose, reading, transaction
-from taskservice.models import Attempt, Delivery, Log, LogChunk, LogWriter
-from taskservice.models import Task as TaskModel
-from taskservice.services import space
-from taskservice.upkeep import Upkeep
-from tests import receiver as play
-from tests.people import Person, add_person, problem
-from tests.receiver import Receiver
+from taskservice.database.engine import dispose
+from taskservice.database.models import Attempt, Delivery, Log, LogChunk, LogWriter
+from taskservice.database.models import Task as TaskModel
+from taskservice.database.transactions import reading, transaction
+from taskservice.database.types import database_now, db
+from tests.support import receiver as play
+from tests.support.api_client import ApiClient, add_user, problem
+from tests.support.receiver import Receiver
 
 DAY = 86_400.0
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -37,7 +39,7 @@ def upkeep(app: Flask, no_grace: None) -> Upkeep:
     return Upkeep(app)
 
 
-def end(app: Flask, person: Person, task: dict[str, Any], days: float) -> None:
+def end(app: Flask, person: ApiClient, task: dict[str, Any], days: float) -> None:
     """Finish a task, and set back when that was."""
     person.report(task, status="complete", output={"sum": 15})
     with app.app_context(), transaction() as connection:
@@ -58,7 +60,7 @@ def count(app: Flask, model: Any) -> int:
 
 
 def test_old_finished_task_goes_with_all_that_belongs_to_it(
-    app: Flask, alice: Person, upkeep: Upkeep, receiver: Receiver
+    app: Flask, alice: ApiClient, upkeep: Upkeep, receiver: Receiver
 ) -> None:
     task = alice.start(callback=receiver.url)
     alice.append(task, "one", writer="w")
@@ -72,7 +74,7 @@ def test_old_finished_task_goes_with_all_that_belongs_to_it(
 
 
 def test_it_counts_from_the_end_and_only_what_is_finished_goes(
-    app: Flask, alice: Person, bob: Person, upkeep: Upkeep
+    app: Flask, alice: ApiClient, bob: ApiClient, upkeep: Upkeep
 ) -> None:
     young, old, running = alice.start(), alice.start(), alice.start()
     his = bob.start()
@@ -87,7 +89,7 @@ def test_it_counts_from_the_end_and_only_what_is_finished_goes(
     assert bob.get("/task").json == []
 
 
-def test_log_goes_first_and_the_result_stays(app: Flask, alice: Person, upkeep: Upkeep) -> None:
+def test_log_goes_first_and_the_result_stays(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
     task = alice.start(input={"mailbox": "office"})
     alice.append(task, "one", "two")
     end(app, alice, task, days=7.1)
@@ -110,7 +112,7 @@ def test_log_goes_first_and_the_result_stays(app: Flask, alice: Person, upkeep: 
     assert listed == [after]
 
 
-def test_young_or_running_log_stays(app: Flask, alice: Person, upkeep: Upkeep) -> None:
+def test_young_or_running_log_stays(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
     young, running = alice.start(), alice.start()
     for task in (young, running):
         alice.append(task, "one")
@@ -120,7 +122,7 @@ def test_young_or_running_log_stays(app: Flask, alice: Person, upkeep: Upkeep) -
 
 
 def test_task_whose_webhook_is_still_owed_is_left_alone(
-    app: Flask, alice: Person, upkeep: Upkeep, receiver: Receiver
+    app: Flask, alice: ApiClient, upkeep: Upkeep, receiver: Receiver
 ) -> None:
     receiver.answer = play.answer(500)
     for days in (30.1, 7.1):
@@ -140,7 +142,7 @@ def test_task_whose_webhook_is_still_owed_is_left_alone(
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_task_is_locked_before_it_is_asked_whether_its_webhook_is_owed(
-    app: Flask, alice: Person, upkeep: Upkeep, receiver: Receiver
+    app: Flask, alice: ApiClient, upkeep: Upkeep, receiver: Receiver
 ) -> None:
     """Or a redelivery between the question and the lock would be deleted."""
     task = alice.start(callback=receiver.url)
@@ -170,7 +172,7 @@ def test_retention_is_off_by_default(database_url: str, tmp_path: Path) -> None:
             SECRET_KEY="a secret key for tests, long enough",
         )
     )
-    alice = add_person(app, "alice")
+    alice = add_user(app, "alice")
     task = alice.start()
     alice.append(task, "one")
     end(app, alice, task, days=10_000)
@@ -180,7 +182,7 @@ def test_retention_is_off_by_default(database_url: str, tmp_path: Path) -> None:
     dispose(app)
 
 
-def test_name_of_a_start_is_free_again(app: Flask, alice: Person, upkeep: Upkeep) -> None:
+def test_name_of_a_start_is_free_again(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
     alice.register()
     start = {"json": {"agentId": "summarizer"}, "headers": {"Idempotency-Key": "one"}}
     first = alice.post("/task", **start).json
@@ -198,16 +200,16 @@ def test_name_of_a_start_is_free_again(app: Flask, alice: Person, upkeep: Upkeep
 
 def grow(app: Flask, task: dict[str, Any], count: int) -> None:
     """So many copies of a task without its log."""
-    from taskservice import stamps
+    from taskservice.database import timestamps
 
     with app.app_context(), transaction() as connection:
         of_task = select(TaskModel.__table__).where(TaskModel.id == task["id"])
         row = dict(connection.execute(of_task).mappings().one())
-        rows = [row | {"id": stamps.new_id()} for _ in range(count)]
+        rows = [row | {"id": timestamps.new_id()} for _ in range(count)]
         connection.execute(insert(TaskModel), rows)
 
 
-def fill(person: Person, task: dict[str, Any], lines: int, length: int = 200) -> None:
+def fill(person: ApiClient, task: dict[str, Any], lines: int, length: int = 200) -> None:
     body = ("x" * length + "\n") * 5_000
     for _ in range(lines // 5_000):
         answer = person.put(f"/task/{task['id']}/logs", data=body.encode())
@@ -223,7 +225,7 @@ def until_gone(app: Flask, upkeep: Upkeep, model: Any, left: int) -> None:
     raise AssertionError(f"{count(app, model)} rows are there still")
 
 
-def test_more_tasks_than_a_batch_go(app: Flask, alice: Person, upkeep: Upkeep) -> None:
+def test_more_tasks_than_a_batch_go(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
     task = alice.start()
     end(app, alice, task, days=31)
     grow(app, task, 999)
@@ -233,7 +235,7 @@ def test_more_tasks_than_a_batch_go(app: Flask, alice: Person, upkeep: Upkeep) -
 class Writer(threading.Thread):
     """Appends line after line, and measures how long the slowest one took."""
 
-    def __init__(self, person: Person) -> None:
+    def __init__(self, person: ApiClient) -> None:
         super().__init__()
         self._person, self._task = person, person.start()
         self._done = threading.Event()
@@ -252,7 +254,7 @@ class Writer(threading.Thread):
 
 
 def test_no_writer_waits_long_while_much_is_removed(
-    app: Flask, alice: Person, upkeep: Upkeep
+    app: Flask, alice: ApiClient, upkeep: Upkeep
 ) -> None:
     logged, done = alice.start(), alice.start()
     fill(alice, logged, 50_000)
@@ -278,7 +280,7 @@ def files(config: Config) -> int:
 
 @on_sqlite
 def test_space_comes_back_to_the_disk(
-    app: Flask, alice: Person, upkeep: Upkeep, config: Config
+    app: Flask, alice: ApiClient, upkeep: Upkeep, config: Config
 ) -> None:
     upkeep.do_round()
     empty = files(config)
@@ -291,20 +293,20 @@ def test_space_comes_back_to_the_disk(
     set_back_drops(app)
     for _ in range(3):
         upkeep.do_round()
-    kept = space.SPARE_BYTES + space.STEP_PAGES * 4_096 + 500_000
+    kept = vacuum.SPARE_BYTES + vacuum.STEP_PAGES * 4_096 + 500_000
     assert files(config) < empty + kept
     assert alice.task(task)["output"] == {"sum": 15}
 
 
 @on_sqlite
 def test_large_write_ahead_log_is_emptied_once_nobody_reads_from_it(
-    app: Flask, alice: Person, upkeep: Upkeep, config: Config
+    app: Flask, alice: ApiClient, upkeep: Upkeep, config: Config
 ) -> None:
     log = config.DATA / "taskservice.db-wal"
     with reader(config):
         fill(alice, alice.start(), 50_000, length=300)
         upkeep.do_round()
-        assert log.stat().st_size > space.LARGE_LOG_BYTES
+        assert log.stat().st_size > vacuum.LARGE_LOG_BYTES
     upkeep.do_round()
     assert log.stat().st_size == 0
 
@@ -320,7 +322,7 @@ def reader(config: Config) -> Iterator[None]:
 
 
 @on_sqlite
-def test_what_is_too_old_is_found_by_index(app: Flask, alice: Person, upkeep: Upkeep) -> None:
+def test_what_is_too_old_is_found_by_index(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
     statements = []
 
     def note(*call: Any) -> None:

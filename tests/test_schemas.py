@@ -18,13 +18,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as some
 from sqlalchemy import select
 
-from taskservice import api_key, schemas, stamps, strict_json
-from taskservice.db import Base, reading
-from taskservice.documents import Shape
-from taskservice.models import Agent, ApiKey, CallbackSecret, Task, User
-from taskservice.schemas import RowSchema, TaskSchema
-from tests.inside import end_for_silence
-from tests.people import Person, expect
+from taskservice.auth import key_text
+from taskservice.database import timestamps
+from taskservice.database.models import Agent, ApiKey, CallbackSecret, Task, User
+from taskservice.database.transactions import reading
+from taskservice.database.types import Base
+from taskservice.queries.task_json import Shape
+from taskservice.schemas import answers, fields, strict_json
+from taskservice.schemas.answers import RowSchema, TaskSchema
+from tests.support.api_client import ApiClient, expect
+from tests.support.internals import end_for_silence
 
 # The same examples on every machine, however slow that is.
 steady = settings(database=None, deadline=None, derandomize=True)
@@ -53,9 +56,9 @@ def sample(schema: marshmallow.Schema, empty: bool) -> SimpleNamespace:
 def sample_value(field: Any, empty: bool) -> Any:
     if isinstance(field, marshmallow.fields.Nested):
         return sample(field.schema, empty)
-    if isinstance(field, marshmallow.fields.List) and not isinstance(field, schemas.Lines):
+    if isinstance(field, marshmallow.fields.List) and not isinstance(field, answers.Lines):
         return [] if empty else [sample_value(field.inner, empty)]
-    if isinstance(field, schemas.StoredJson):
+    if isinstance(field, answers.StoredJson):
         return "{}" if empty else '{"a":[1,2.50,"ü"]}'
     if isinstance(field, marshmallow.fields.Integer):
         return 0 if empty else 1 << 40
@@ -94,7 +97,7 @@ class WithLogs:
         return getattr(self.row, name)
 
 
-def test_plan_writes_what_marshmallow_writes_of_real_rows(alice: Person, app: Flask) -> None:
+def test_plan_writes_what_marshmallow_writes_of_real_rows(alice: ApiClient, app: Flask) -> None:
     tasks = [alice.start(callback="https://example.com/", input={"ü": 1}) for _ in range(4)]
     alice.append(tasks[0], "one")
     alice.report(tasks[1], status="error", error={"message": "out of paper"}, name="ü")
@@ -102,12 +105,12 @@ def test_plan_writes_what_marshmallow_writes_of_real_rows(alice: Person, app: Fl
     expect(alice.post(f"/task/{tasks[3]['id']}/cancel"), 200)
     alice.agent_key()
     pairs: tuple[tuple[RowSchema, type[Base]], ...] = (
-        (schemas.task_schema, Task),
+        (answers.task_schema, Task),
         (Shape(fields=("id", "error")).schema(), Task),
-        (schemas.agent_schema, Agent),
-        (schemas.user_schema, User),
-        (schemas.key_schema, ApiKey),
-        (schemas.callback_secret_schema, CallbackSecret),
+        (answers.agent_schema, Agent),
+        (answers.user_schema, User),
+        (answers.key_schema, ApiKey),
+        (answers.callback_secret_schema, CallbackSecret),
     )
     for schema, table in pairs:
         with app.app_context(), reading() as connection:
@@ -121,12 +124,12 @@ def test_plan_writes_what_marshmallow_writes_of_real_rows(alice: Person, app: Fl
 @given(some.lists(some.text(some.characters(exclude_categories=["Cs"]))))
 def test_lines_take_the_place_that_was_kept_for_them(lines: list[str]) -> None:
     row = sample(TaskSchema(), empty=False)
-    for schema in (schemas.task_schema, TaskSchema(only=["logs"]), TaskSchema(exclude=["input"])):
-        head, tail = schemas.split_at_lines(schema.dump(row))
-        whole = json.loads(head + schemas.dump_lines(lines) + tail)
+    for schema in (answers.task_schema, TaskSchema(only=["logs"]), TaskSchema(exclude=["input"])):
+        head, tail = answers.split_at_lines(schema.dump(row))
+        whole = json.loads(head + answers.dump_lines(lines) + tail)
         assert whole["logs"] == lines
         assert list(whole) == list(schema.dump_fields)
-    head, tail = schemas.split_at_lines(TaskSchema(only=["id"]).dump(row))
+    head, tail = answers.split_at_lines(TaskSchema(only=["id"]).dump(row))
     assert (json.loads(head), tail) == ({"id": 'ü "\n'}, b"")
 
 
@@ -155,13 +158,13 @@ def test_lines_take_the_place_that_was_kept_for_them(lines: list[str]) -> None:
     ],
 )
 def test_ids_have_one_spelling(text: str, parsed: str | None) -> None:
-    assert schemas.parse_id(text) == parsed
+    assert fields.parse_id(text) == parsed
 
 
 @steady
 @given(some.text(min_size=36, max_size=36, alphabet="0123456789abcdefABCDEF-{}_ \n٣"))
 def test_what_is_taken_for_an_id_is_one(text: str) -> None:
-    parsed = schemas.parse_id(text)
+    parsed = fields.parse_id(text)
     assert parsed is None or str(UUID(parsed)) == parsed == text.lower()
 
 
@@ -177,7 +180,7 @@ def test_moments_are_utc_with_milliseconds(moment: datetime) -> None:
         wanted = moment.astimezone(UTC)
     except OverflowError:  # the first or the last day of the calendar
         return
-    text = stamps.rfc3339(moment)
+    text = timestamps.rfc3339(moment)
     assert len(text) == len("2026-11-24T13:36:00.123Z")
     assert text.endswith("Z")
     late = wanted - datetime.fromisoformat(text)
@@ -186,20 +189,20 @@ def test_moments_are_utc_with_milliseconds(moment: datetime) -> None:
 
 def test_now_is_now_and_may_be_offset() -> None:
     before = datetime.now(UTC) - timedelta(milliseconds=1)
-    now, later = (datetime.fromisoformat(stamps.now(offset)) for offset in (0, 60))
+    now, later = (datetime.fromisoformat(timestamps.now(offset)) for offset in (0, 60))
     assert before <= now <= datetime.now(UTC)
     assert timedelta(seconds=59) < later - now < timedelta(seconds=61 + 30)
 
 
 def test_ids_ascend_strictly() -> None:
-    ids = [stamps.new_id() for _ in range(20_000)]
+    ids = [timestamps.new_id() for _ in range(20_000)]
     assert all(first < second for first, second in pairwise(ids))
     assert sorted(ids, key=UUID) == ids
 
 
 def test_ids_are_uuids_of_version_7_and_of_this_moment() -> None:
     for _ in range(1_000):
-        text = stamps.new_id()
+        text = timestamps.new_id()
         number = UUID(text)
         assert str(number) == text
         assert (number.version, number.variant) == (7, "specified in RFC 4122")
@@ -209,7 +212,7 @@ def test_ids_are_uuids_of_version_7_and_of_this_moment() -> None:
 
 def test_ids_of_several_threads_are_unique_and_ascend_in_each() -> None:
     def make(_: int) -> list[str]:
-        return [stamps.new_id() for _ in range(5_000)]
+        return [timestamps.new_id() for _ in range(5_000)]
 
     with ThreadPoolExecutor(8) as pool:
         batches = list(pool.map(make, range(8)))
@@ -219,7 +222,7 @@ def test_ids_of_several_threads_are_unique_and_ascend_in_each() -> None:
 
 def test_ids_cannot_be_guessed_from_one_another() -> None:
     """Random bits behind the moment, also within one millisecond."""
-    steps = [UUID(stamps.new_id()).int & ((1 << 62) - 1) for _ in range(1_000)]
+    steps = [UUID(timestamps.new_id()).int & ((1 << 62) - 1) for _ in range(1_000)]
     assert len({second - first for first, second in pairwise(steps)}) > 990
 
 
@@ -230,26 +233,26 @@ KEY_LETTERS = string.digits + string.ascii_letters
 
 @pytest.mark.parametrize("for_agent", [False, True])
 def test_new_keys_are_well_formed_and_unique(for_agent: bool) -> None:
-    keys = {api_key.new(for_agent=for_agent) for _ in range(200)}
+    keys = {key_text.new(for_agent=for_agent) for _ in range(200)}
     assert len(keys) == 200
-    assert all(api_key.is_well_formed(key) for key in keys)
-    assert len({api_key.digest(key) for key in keys}) == 200
+    assert all(key_text.is_well_formed(key) for key in keys)
+    assert len({key_text.digest(key) for key in keys}) == 200
 
 
 @steady
 @given(some.data())
 def test_one_wrong_letter_is_noticed(data: some.DataObject) -> None:
-    key = api_key.new(for_agent=data.draw(some.booleans()))
+    key = key_text.new(for_agent=data.draw(some.booleans()))
     place = data.draw(some.integers(0, len(key) - 1))
     other = data.draw(some.sampled_from(KEY_LETTERS + "_-é").filter(lambda c: c != key[place]))
-    assert not api_key.is_well_formed(key[:place] + other + key[place + 1 :])
+    assert not key_text.is_well_formed(key[:place] + other + key[place + 1 :])
 
 
 def test_two_letters_in_the_wrong_order_are_noticed() -> None:
-    key = api_key.new(for_agent=False)
+    key = key_text.new(for_agent=False)
     for place in range(len(key) - 1):
         swapped = key[:place] + key[place + 1] + key[place] + key[place + 2 :]
-        assert swapped == key or not api_key.is_well_formed(swapped)
+        assert swapped == key or not key_text.is_well_formed(swapped)
 
 
 @steady
@@ -257,21 +260,21 @@ def test_two_letters_in_the_wrong_order_are_noticed() -> None:
 @example("tsk_user_" + "0" * 46)
 @example("tsk_user_" + "٠" * 46)
 def test_hardly_any_text_is_a_key(text: str) -> None:
-    assert not api_key.is_well_formed(text)
-    for prefix in (api_key.USER_PREFIX, api_key.AGENT_PREFIX):
-        assert not api_key.is_well_formed(prefix + text)
+    assert not key_text.is_well_formed(text)
+    for prefix in (key_text.USER_PREFIX, key_text.AGENT_PREFIX):
+        assert not key_text.is_well_formed(prefix + text)
 
 
 def test_more_or_less_than_a_key_is_none() -> None:
-    key = api_key.new(for_agent=False)
+    key = key_text.new(for_agent=False)
     for text in (key[:-1], key + "0", key + "\n", " " + key, key + " ", key * 2, f"{key},{key}"):
-        assert not api_key.is_well_formed(text)
+        assert not key_text.is_well_formed(text)
 
 
 def test_hint_shows_a_keys_kind_and_little_more() -> None:
     for for_agent, prefix in ((False, "tsk_user_"), (True, "tsk_agent_")):
-        key = api_key.new(for_agent=for_agent)
-        assert api_key.hint(key) == f"{prefix}…{key[-4:]}"
+        key = key_text.new(for_agent=for_agent)
+        assert key_text.hint(key) == f"{prefix}…{key[-4:]}"
 
 
 # --- strict JSON -------------------------------------------------------------------------

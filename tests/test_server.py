@@ -13,14 +13,14 @@ from threading import Event, Thread
 
 import pytest
 
-from taskservice.error_codes import CODES
-from tests.server_process import (
+from taskservice.contract.error_codes import CODES
+from tests.support.gunicorn_process import (
     EMBEDDED,
     GUNICORN,
     HELLO,
     MIB,
     THREADS,
-    Server,
+    GunicornProcess,
     chunked,
     post,
     read_bodies,
@@ -34,14 +34,14 @@ STREAM = b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GunicornProcess]:
     """One for all the tests that leave it as it was."""
     with started(tmp_path_factory.mktemp("server")) as server:
         yield server
 
 
 @pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Server]:
+def fresh(tmp_path: Path) -> Iterator[GunicornProcess]:
     """One that the test may end; it has all the patience of a real one."""
     patient = {"request_seconds": 30.0, "answer_seconds": 30.0, "linger_seconds": 5.0}
     with started(tmp_path, attributes=patient) as server:
@@ -95,7 +95,7 @@ def problem_in(answer: bytes, status: int) -> dict[str, object]:
     ],
 )
 def test_twice_as_many_slow_clients_as_threads_leave_others_a_quick_answer(
-    server: Server, begin: bytes, drip: bytes
+    server: GunicornProcess, begin: bytes, drip: bytes
 ) -> None:
     with ExitStack() as stack:
         slow = [stack.enter_context(server.connect(begin)) for _ in range(2 * THREADS)]
@@ -106,7 +106,7 @@ def test_twice_as_many_slow_clients_as_threads_leave_others_a_quick_answer(
             time.sleep(0.05)
 
 
-def test_bodies_in_tiny_chunks_do_not_keep_others_waiting(fresh: Server) -> None:
+def test_bodies_in_tiny_chunks_do_not_keep_others_waiting(fresh: GunicornProcess) -> None:
     tiny = chunked() + b"1\r\nx\r\n" * 8000 + b"0\r\n\r\n"
     with ExitStack() as stack:
         # All of it is here when the worker goes on, and the quick one came last.
@@ -128,7 +128,7 @@ def test_bodies_in_tiny_chunks_do_not_keep_others_waiting(fresh: Server) -> None
     ids=["head", "body", "chunks"],
 )
 def test_request_that_is_not_here_in_time_is_408_however_it_drips(
-    server: Server, begin: bytes
+    server: GunicornProcess, begin: bytes
 ) -> None:
     with server.connect(begin) as client:
         ended = Event()
@@ -147,12 +147,12 @@ def drip_until(client: socket.socket, ended: Event) -> None:
         client.send(b"1")
 
 
-def test_client_that_never_sends_anything_is_left_without_a_word(server: Server) -> None:
+def test_client_that_never_sends_anything_is_left_without_a_word(server: GunicornProcess) -> None:
     with server.connect() as client:
         assert read_to_end(client) == b""
 
 
-def test_second_request_on_a_connection_has_time_of_its_own(server: Server) -> None:
+def test_second_request_on_a_connection_has_time_of_its_own(server: GunicornProcess) -> None:
     with server.connect(HELLO) as client:
         assert read_bodies(client) == [b"hello"]
         time.sleep(0.9)
@@ -170,7 +170,7 @@ def test_clients_past_the_limit_take_the_place_of_the_idlest(tmp_path: Path) -> 
         assert idle[0].recv(1) == b""
 
 
-def test_steady_but_slow_reader_gets_all_of_a_large_answer(server: Server) -> None:
+def test_steady_but_slow_reader_gets_all_of_a_large_answer(server: GunicornProcess) -> None:
     with server.connect(b"GET /large?8000000 HTTP/1.0\r\n\r\n", receive_buffer=MIB) as client:
         size = 0
         while piece := client.recv(200_000):
@@ -179,7 +179,7 @@ def test_steady_but_slow_reader_gets_all_of_a_large_answer(server: Server) -> No
     assert size > 8_000_000
 
 
-def test_reader_that_stands_still_is_cut_off_and_its_thread_freed(server: Server) -> None:
+def test_reader_that_stands_still_is_cut_off_and_its_thread_freed(server: GunicornProcess) -> None:
     usual = int(server.get("/threads"))
     with ExitStack() as stack:
         request = b"GET /large?20000000 HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -191,7 +191,7 @@ def test_reader_that_stands_still_is_cut_off_and_its_thread_freed(server: Server
                 read_to_end(client)
 
 
-def test_reader_that_drips_is_cut_off_too(server: Server) -> None:
+def test_reader_that_drips_is_cut_off_too(server: GunicornProcess) -> None:
     request = b"GET /large?20000000 HTTP/1.1\r\nHost: x\r\n\r\n"
     with (
         server.connect(request, receive_buffer=16_384) as client,
@@ -243,7 +243,7 @@ def is_reset(client: socket.socket) -> bool:
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux can do that")
-def test_client_that_has_vanished_is_given_up_by_the_kernel(server: Server) -> None:
+def test_client_that_has_vanished_is_given_up_by_the_kernel(server: GunicornProcess) -> None:
     assert server.get("/user-timeout") == b"700"
 
 
@@ -251,7 +251,7 @@ def test_client_that_has_vanished_is_given_up_by_the_kernel(server: Server) -> N
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, 2 * MIB])
-def test_body_of_any_size_arrives_as_it_was_sent(server: Server, size: int) -> None:
+def test_body_of_any_size_arrives_as_it_was_sent(server: GunicornProcess, size: int) -> None:
     body = os.urandom(size)
     assert server.ask(post(body)).partition(b"\r\n\r\n")[2] == body
     in_chunks = [body[start : start + 100_000] for start in range(0, size, 100_000)]
@@ -259,11 +259,11 @@ def test_body_of_any_size_arrives_as_it_was_sent(server: Server, size: int) -> N
     assert answer.partition(b"\r\n\r\n")[2] == body
 
 
-def test_body_can_be_read_line_by_line(server: Server) -> None:
+def test_body_can_be_read_line_by_line(server: GunicornProcess) -> None:
     assert server.ask(post(b"one\ntwo", path="/lines")).endswith(b"one\n|two")
 
 
-def test_request_may_come_byte_by_byte(server: Server) -> None:
+def test_request_may_come_byte_by_byte(server: GunicornProcess) -> None:
     for request in (post(b"some body"), chunked(b"some ", b"body", b"")):
         with server.connect() as client:
             for byte in request:
@@ -271,34 +271,36 @@ def test_request_may_come_byte_by_byte(server: Server) -> None:
             assert read_bodies(client) == [b"some body"]
 
 
-def test_chunks_may_have_extensions_and_trailers(server: Server) -> None:
+def test_chunks_may_have_extensions_and_trailers(server: GunicornProcess) -> None:
     body = b'4;a=b;c="d e"\r\nsome\r\n0\r\nX-Trailer: yes\r\n\r\n'
     assert server.ask(chunked() + body).endswith(b"\r\n\r\nsome")
 
 
-def test_pipelined_requests_are_answered_in_turn(server: Server) -> None:
+def test_pipelined_requests_are_answered_in_turn(server: GunicornProcess) -> None:
     requests = post(b"one") + chunked(b"two", b"") + HELLO + post(b"x" * 100_000) + post(b"five")
     with server.connect(requests) as client:
         assert read_bodies(client, 5) == [b"one", b"two", b"hello", b"x" * 100_000, b"five"]
 
 
-def test_client_that_has_closed_its_side_still_gets_the_answer(server: Server) -> None:
+def test_client_that_has_closed_its_side_still_gets_the_answer(server: GunicornProcess) -> None:
     assert server.ask(b"GET /sleep?0.2 HTTP/1.1\r\nHost: x\r\n\r\n").endswith(b"slept")
 
 
-def test_client_that_asks_before_it_sends_is_told_to_go_on(server: Server) -> None:
+def test_client_that_asks_before_it_sends_is_told_to_go_on(server: GunicornProcess) -> None:
     with server.connect(post(b"", "Expect: 100-continue", length=4)) as client:
         assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
         client.sendall(b"body")
         assert read_bodies(client) == [b"body"]
 
 
-def test_client_that_asks_to_send_too_much_is_told_so_at_once(server: Server) -> None:
+def test_client_that_asks_to_send_too_much_is_told_so_at_once(server: GunicornProcess) -> None:
     with server.connect(post(b"", "Expect: 100-continue", length=3 * MIB)) as client:
         problem_in(read_to_end(client), 413)
 
 
-def test_body_that_is_too_large_is_413_and_the_client_can_read_that(server: Server) -> None:
+def test_body_that_is_too_large_is_413_and_the_client_can_read_that(
+    server: GunicornProcess,
+) -> None:
     with server.connect(post(bytes(3 * MIB), length=10_000 * MIB)) as client:
         problem_in(read_to_end(client), 413)
 
@@ -315,7 +317,9 @@ def test_refusal_can_be_read_by_a_client_that_first_sends_its_whole_body(tmp_pat
         problem_in(read_to_end(client), 413)
 
 
-def test_client_that_sends_on_after_a_refusal_has_no_more_time_for_it(server: Server) -> None:
+def test_client_that_sends_on_after_a_refusal_has_no_more_time_for_it(
+    server: GunicornProcess,
+) -> None:
     with server.connect(post(b"", length=3 * MIB)) as client:
         problem_in(read_to_end(client), 413)
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
@@ -328,13 +332,13 @@ def drip_for_ever(client: socket.socket) -> None:
         time.sleep(0.1)
 
 
-def test_chunks_that_become_too_large_are_413(server: Server) -> None:
+def test_chunks_that_become_too_large_are_413(server: GunicornProcess) -> None:
     with server.connect(chunked(bytes(MIB), bytes(MIB))) as client:
         client.sendall(b"1\r\n")
         problem_in(read_to_end(client), 413)
 
 
-def test_body_in_too_many_chunks_is_413(server: Server) -> None:
+def test_body_in_too_many_chunks_is_413(server: GunicornProcess) -> None:
     # Each counts as 64 bytes at least, so that 2 MiB are 32,768 chunks at most.
     tiny = b"1\r\nx\r\n"
     assert server.ask(chunked() + tiny * 32_767 + b"0\r\n\r\n").endswith(b"x" * 32_767)
@@ -343,7 +347,9 @@ def test_body_in_too_many_chunks_is_413(server: Server) -> None:
     assert problem["detail"] == "The request's body comes in too many chunks"
 
 
-def test_answer_to_an_unread_body_arrives_and_the_connection_goes_on(server: Server) -> None:
+def test_answer_to_an_unread_body_arrives_and_the_connection_goes_on(
+    server: GunicornProcess,
+) -> None:
     with server.connect(post(bytes(2 * MIB), path="/unread") + HELLO) as client:
         assert read_bodies(client, 2) == [b"no", b"hello"]
 
@@ -439,14 +445,14 @@ REFUSED = {
 
 @pytest.mark.parametrize(("request_", "status"), REFUSED.values(), ids=REFUSED)
 def test_unreadable_request_is_refused_at_once_as_a_problem(
-    server: Server, request_: bytes, status: int
+    server: GunicornProcess, request_: bytes, status: int
 ) -> None:
     with server.connect(request_) as client:
         # By far sooner than what is only incomplete: that would be 408.
         problem_in(read_to_end(client), status)
 
 
-def test_refusals_echo_nothing_to_the_client_or_the_log(server: Server) -> None:
+def test_refusals_echo_nothing_to_the_client_or_the_log(server: GunicornProcess) -> None:
     answer = server.ask(b"GET /?apikey=tsk_user_secret HTTP/1.1\r\ntsk_user_secret\r\n\r\n")
     problem_in(answer, 400)
     assert b"secret" not in answer
@@ -454,14 +460,18 @@ def test_refusals_echo_nothing_to_the_client_or_the_log(server: Server) -> None:
 
 
 @pytest.mark.parametrize("path", ["/fail", "/exit", "/os-error", "/bad-header"])
-def test_application_that_fails_is_500_without_its_reasons(server: Server, path: str) -> None:
+def test_application_that_fails_is_500_without_its_reasons(
+    server: GunicornProcess, path: str
+) -> None:
     answer = server.ask(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     problem_in(answer, 500)
     assert b"secret" not in answer
     assert server.get("/hello") == b"hello"
 
 
-def test_answers_that_the_application_did_not_give_are_counted_once_each(fresh: Server) -> None:
+def test_answers_that_the_application_did_not_give_are_counted_once_each(
+    fresh: GunicornProcess,
+) -> None:
     for path in ("/fail", "/fail", "/exit", "/late-failure"):
         fresh.ask(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     fresh.ask(b"nonsense\r\n\r\n")
@@ -470,7 +480,7 @@ def test_answers_that_the_application_did_not_give_are_counted_once_each(fresh: 
     assert counts == [f'{name}"GET",status="500"}} 3', f'{name}"other",status="400"}} 1']
 
 
-def test_refusal_of_a_head_request_has_no_body(server: Server) -> None:
+def test_refusal_of_a_head_request_has_no_body(server: GunicornProcess) -> None:
     answer = server.ask(b"HEAD /fail HTTP/1.1\r\nHost: x\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 500 ")
     assert answer.endswith(b"\r\n\r\n")
@@ -481,20 +491,22 @@ def test_refusal_of_a_head_request_has_no_body(server: Server) -> None:
 
 @pytest.mark.parametrize("path", ["/break", "/short"])
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-def test_answer_that_fails_midway_is_reset(server: Server, path: str, version: str) -> None:
+def test_answer_that_fails_midway_is_reset(
+    server: GunicornProcess, path: str, version: str
+) -> None:
     request = f"GET {path} HTTP/{version}\r\nHost: x\r\n\r\n".encode()
     with server.connect(request) as client, pytest.raises(ConnectionResetError):
         # What was sent before may have arrived, or be lost with the reset.
         read_to_end(client)
 
 
-def test_failure_after_a_whole_answer_leaves_that_as_it_is(server: Server) -> None:
+def test_failure_after_a_whole_answer_leaves_that_as_it_is(server: GunicornProcess) -> None:
     request = b"GET /late-failure HTTP/1.1\r\nHost: x\r\n\r\n"
     with server.connect(request * 2) as client:
         assert read_bodies(client, 2) == [b"whole", b"whole"]
 
 
-def test_pieces_leave_as_they_are_made(server: Server) -> None:
+def test_pieces_leave_as_they_are_made(server: GunicornProcess) -> None:
     with server.connect(STREAM) as client:
         seen = b""
         while seen.count(b"event") < 3:
@@ -503,21 +515,21 @@ def test_pieces_leave_as_they_are_made(server: Server) -> None:
     assert seen.index(b"begin") < seen.index(b"event")
 
 
-def test_answer_in_pieces_is_framed_for_either_version(server: Server) -> None:
+def test_answer_in_pieces_is_framed_for_either_version(server: GunicornProcess) -> None:
     answer = server.ask(b"GET /pieces HTTP/1.1\r\nHost: x\r\n\r\n")
     assert answer.endswith(b"\r\n\r\n5\r\nfirst\r\n4\r\nlast\r\n0\r\n\r\n")
     answer = server.ask(b"GET /pieces HTTP/1.0\r\n\r\n")
     assert answer.endswith(b"\r\n\r\nfirstlast")
 
 
-def test_head_has_the_headers_of_get_and_no_body(server: Server) -> None:
+def test_head_has_the_headers_of_get_and_no_body(server: GunicornProcess) -> None:
     answer = server.ask(b"HEAD /hello HTTP/1.1\r\nHost: x\r\n\r\n")
     assert b"Content-Length: 5\r\n" in answer
     assert b"\r\nDate: " in answer
     assert answer.endswith(b"\r\n\r\n")
 
 
-def test_connection_is_kept_or_closed_as_the_client_wants(server: Server) -> None:
+def test_connection_is_kept_or_closed_as_the_client_wants(server: GunicornProcess) -> None:
     old = b"GET /hello HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
     new = b"GET /hello HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     with server.connect(old) as client:
@@ -528,18 +540,18 @@ def test_connection_is_kept_or_closed_as_the_client_wants(server: Server) -> Non
         assert read_to_end(client).endswith(b"hello")
 
 
-def test_server_does_not_tell_its_version(server: Server) -> None:
+def test_server_does_not_tell_its_version(server: GunicornProcess) -> None:
     assert b"Server: gunicorn\r\n" in server.ask(HELLO)
 
 
 # What the application sees of a request.
 
 
-def test_method_that_nobody_knows_is_left_to_the_application(server: Server) -> None:
+def test_method_that_nobody_knows_is_left_to_the_application(server: GunicornProcess) -> None:
     assert server.ask(b"BREW / HTTP/1.1\r\nHost: x\r\n\r\n").endswith(b"BREW")
 
 
-def test_forwarded_headers_change_nothing_by_themselves(server: Server) -> None:
+def test_forwarded_headers_change_nothing_by_themselves(server: GunicornProcess) -> None:
     headers = ["X-Forwarded-Proto: https", "X-Forwarded-For: 192.0.2.1", "X-Forwarded-Host: y"]
     environ = json.loads(server.get("/environ", *headers, "SCRIPT_NAME: /environ"))
     assert environ["wsgi.url_scheme"] == "http"
@@ -549,12 +561,12 @@ def test_forwarded_headers_change_nothing_by_themselves(server: Server) -> None:
     assert environ["HTTP_X_FORWARDED_PROTO"] == "https"
 
 
-def test_header_with_an_underscore_does_not_reach_the_application(server: Server) -> None:
+def test_header_with_an_underscore_does_not_reach_the_application(server: GunicornProcess) -> None:
     environ = json.loads(server.get("/environ", "api_key: x", "X_Forwarded_For: 192.0.2.1"))
     assert not {"HTTP_API_KEY", "HTTP_X_FORWARDED_FOR"} & environ.keys()
 
 
-def test_doubled_header_arrives_with_a_comma_and_bytes_as_latin_1(server: Server) -> None:
+def test_doubled_header_arrives_with_a_comma_and_bytes_as_latin_1(server: GunicornProcess) -> None:
     environ = json.loads(server.get("/environ", "apikey: one", "apikey: two", "X-Name: \xe9"))
     assert environ["HTTP_APIKEY"] == "one,two"
     assert environ["HTTP_X_NAME"] == "\xe9"
@@ -565,7 +577,7 @@ def test_doubled_header_arrives_with_a_comma_and_bytes_as_latin_1(server: Server
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
 def test_open_streams_and_idle_and_slow_clients_do_not_delay_the_end(
-    fresh: Server, signum: int
+    fresh: GunicornProcess, signum: int
 ) -> None:
     begun = [
         HELLO,
@@ -586,7 +598,7 @@ def test_open_streams_and_idle_and_slow_clients_do_not_delay_the_end(
     assert "Traceback" not in fresh.log
 
 
-def test_answer_under_way_at_the_end_is_completed(fresh: Server) -> None:
+def test_answer_under_way_at_the_end_is_completed(fresh: GunicornProcess) -> None:
     with fresh.connect(b"GET /sleep?0.8 HTTP/1.1\r\nHost: x\r\n\r\n") as client:
         time.sleep(0.2)
         assert fresh.seconds_to_end(signal.SIGTERM) < 4
@@ -594,7 +606,7 @@ def test_answer_under_way_at_the_end_is_completed(fresh: Server) -> None:
     assert answer.endswith(b"slept")
 
 
-def test_client_that_waits_to_be_let_in_at_the_end_is_answered(fresh: Server) -> None:
+def test_client_that_waits_to_be_let_in_at_the_end_is_answered(fresh: GunicornProcess) -> None:
     worker = fresh.worker()
     os.kill(worker, signal.SIGSTOP)
     with fresh.connect(HELLO) as client:
@@ -606,7 +618,7 @@ def test_client_that_waits_to_be_let_in_at_the_end_is_answered(fresh: Server) ->
     assert b"Connection: close" in answer
 
 
-def test_second_ctrl_c_is_not_needed_for_a_request_that_hangs(fresh: Server) -> None:
+def test_second_ctrl_c_is_not_needed_for_a_request_that_hangs(fresh: GunicornProcess) -> None:
     with fresh.connect(b"GET /sleep?30 HTTP/1.1\r\nHost: x\r\n\r\n"):
         time.sleep(0.2)
         os.killpg(fresh.process.pid, signal.SIGINT)
@@ -626,7 +638,7 @@ def test_worker_that_ends_is_replaced_while_others_go_on(tmp_path: Path, signum:
         until(lambda: workers[0] not in (two_workers(server) or workers))
 
 
-def two_workers(server: Server) -> list[int] | None:
+def two_workers(server: GunicornProcess) -> list[int] | None:
     """Both workers, if both have answered within a few tries."""
     seen = {server.worker() for _ in range(40)}
     return sorted(seen) if len(seen) == 2 else None
@@ -638,7 +650,7 @@ def two_workers(server: Server) -> list[int] | None:
 @pytest.mark.parametrize("command", [GUNICORN, EMBEDDED], ids=["gunicorn", "serve"])
 @pytest.mark.parametrize("free", [False, True], ids=["port-in-use", "address-of-another"])
 def test_address_that_can_not_be_had_is_one_line_and_exit_code_1(
-    server: Server, tmp_path: Path, command: list[str], free: bool
+    server: GunicornProcess, tmp_path: Path, command: list[str], free: bool
 ) -> None:
     address = "192.0.2.1:8000" if free else f"127.0.0.1:{server.port}"
     began = time.monotonic()
@@ -686,5 +698,5 @@ def test_it_can_listen_on_a_unix_socket(tmp_path: Path) -> None:
     assert environ["wsgi.url_scheme"] == "http"
 
 
-def test_two_services_of_one_user_leave_each_other_alone(server: Server) -> None:
+def test_two_services_of_one_user_leave_each_other_alone(server: GunicornProcess) -> None:
     assert not list(server.folder.rglob("*.ctl"))

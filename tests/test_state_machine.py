@@ -24,8 +24,9 @@ from hypothesis.stateful import (
 )
 from standardwebhooks import Webhook
 
-from tests.inside import end_for_silence
-from tests.model import (
+from tests.support.api_client import ApiClient, add_user, expect, problem
+from tests.support.internals import end_for_silence
+from tests.support.model import (
     NOW,
     Json,
     Key,
@@ -38,9 +39,8 @@ from tests.model import (
     same,
     stored,
 )
-from tests.pages import in_pages
-from tests.people import Person, add_person, expect, problem
-from tests.receiver import Receiver
+from tests.support.paging import in_pages
+from tests.support.receiver import Receiver
 
 EXAMPLES = int(os.environ.get("STATES_EXAMPLES", "100"))
 STEPS = 50
@@ -142,7 +142,7 @@ class Api(RuleBasedStateMachine):
         return multiple(*(self.started(self.caller(user), body, None) for user, body in pairs))
 
     def new_user(self) -> User:
-        person = add_person(self.app, f"user {next(numbers)} {uuid4()}")
+        person = add_user(self.app, f"user {next(numbers)} {uuid4()}")
         me = expect(person.get("/user"), 200)
         user = User(me["id"], me["name"])
         user.keys.append(Key(me["key"]["id"], user, person))
@@ -154,7 +154,7 @@ class Api(RuleBasedStateMachine):
     def new_key(self, user: User, agent_id: str | None) -> None:
         caller = self.caller(user)
         made = expect(caller.person.post("/key", json={"name": "k", "agentId": agent_id}), 201)
-        person = Person(self.app, user.name, made["key"])
+        person = ApiClient(self.app, user.name, made["key"])
         user.keys.append(Key(made["id"], user, person, agent_id))
 
     def caller(self, user: User, who: str = "user", agent_id: str = "") -> Key:
@@ -175,8 +175,8 @@ class Api(RuleBasedStateMachine):
         if key.agent_id is None and (agent_id is None or agent_id in key.user.agents):
             self.new_key(key.user, agent_id)
         else:
-            wishes = {"name": "k", "agentId": agent_id}
-            problem(key.person.post("/key", json=wishes), 422 if key.agent_id is None else 403)
+            fields = {"name": "k", "agentId": agent_id}
+            problem(key.person.post("/key", json=fields), 422 if key.agent_id is None else 403)
 
     @rule(user=either, number=st.integers(0, 5), who=callers)
     def revoke_key(self, user: int, number: int, who: str) -> None:
@@ -203,8 +203,8 @@ class Api(RuleBasedStateMachine):
         self, user: int, who: str, agent_id: str, name: str, description: str | None
     ) -> None:
         key = self.caller(self.users[user], who, agent_id)
-        wishes = {"name": name, "description": description}
-        response = key.person.put(f"/agent/{agent_id}", json=wishes)
+        fields = {"name": name, "description": description}
+        response = key.person.put(f"/agent/{agent_id}", json=fields)
         if key.agent_id not in (None, agent_id):
             problem(response, 404)
             return
@@ -216,7 +216,7 @@ class Api(RuleBasedStateMachine):
             "userId": key.user.id,
             "createdAt": agent["createdAt"],
         }
-        given = {field: stored(text) for field, text in wishes.items() if text is not None}
+        given = {field: stored(text) for field, text in fields.items() if text is not None}
         assert agent == before | given
         key.user.agents[agent_id] = agent
         own = [key.user.agents[one] for one in sorted(key.user.agents) if key.sees_agent(one)]
@@ -454,7 +454,7 @@ class Api(RuleBasedStateMachine):
         task.user.tasks.remove(task)
         self.is_gone(self.caller(task.user).person, path)
 
-    def is_gone(self, person: Person, path: str) -> None:
+    def is_gone(self, person: ApiClient, path: str) -> None:
         for response in (
             person.get(path),
             person.patch(path, json={}),
@@ -478,19 +478,19 @@ class Api(RuleBasedStateMachine):
             assert expect(response, 200) == task.json
             task.etag, task.known = response.headers["ETag"], task.json
 
-    @rule(user=either, who=callers, wishes=filters, limit=st.integers(1, 4), bound=bounds,
+    @rule(user=either, who=callers, fields=filters, limit=st.integers(1, 4), bound=bounds,
           place=st.integers(0, 9))  # fmt: skip
     def list_tasks(
-        self, user: int, who: str, wishes: Json, limit: int, bound: str | None, place: int
+        self, user: int, who: str, fields: Json, limit: int, bound: str | None, place: int
     ) -> None:
         key = self.caller(self.users[user], who, AGENTS[0])
         if bound is not None:
             tasks = [task for task in key.user.tasks if task.json[BOUNDS[bound]]]
             if tasks:
-                wishes = wishes | {bound: tasks[place % len(tasks)].json[BOUNDS[bound]]}
-        expected = listed(key, {name: stored(value) for name, value in wishes.items()})
-        assert expect(key.person.get("/task", query_string=wishes), 200) == expected
-        assert in_pages(key.person.get, urlencode(wishes | {"limit": limit})) == expected
+                fields = fields | {bound: tasks[place % len(tasks)].json[BOUNDS[bound]]}
+        expected = listed(key, {name: stored(value) for name, value in fields.items()})
+        assert expect(key.person.get("/task", query_string=fields), 200) == expected
+        assert in_pages(key.person.get, urlencode(fields | {"limit": limit})) == expected
 
     @rule(task=tasks, who=callers, after=places, limit=st.sampled_from([None, 1, 1, 2]))
     def read_log(self, task: Task, who: str, after: int, limit: int | None) -> None:
@@ -514,14 +514,14 @@ class Api(RuleBasedStateMachine):
     @rule(user=either, who=callers, names=shapes, expand=expansions)
     def list_shaped(self, user: int, who: str, names: list[str], expand: list[str]) -> None:
         key = self.caller(self.users[user], who, AGENTS[0])
-        wishes = {"fields": ",".join(names), "expand": ",".join(expand)}
-        wishes = {name: text for name, text in wishes.items() if text}
+        fields = {"fields": ",".join(names), "expand": ",".join(expand)}
+        fields = {name: text for name, text in fields.items() if text}
         expected = [self.shaped(key, task, names, expand) for task in listed(key, {})]
-        assert expect(key.person.get("/task", query_string=wishes), 200) == expected
-        assert in_pages(key.person.get, urlencode(wishes | {"limit": 2})) == expected
+        assert expect(key.person.get("/task", query_string=fields), 200) == expected
+        assert in_pages(key.person.get, urlencode(fields | {"limit": 2})) == expected
         for task in expected[:1]:
             path = f"/task/{listed(key, {})[0]['id']}"
-            assert expect(key.person.get(path, query_string=wishes), 200) == task
+            assert expect(key.person.get(path, query_string=fields), 200) == task
 
     def shaped(self, key: Key, task: Json, names: list[str], expand: list[str]) -> Json:
         user = key.user

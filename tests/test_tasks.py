@@ -5,7 +5,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tests.people import Person, expect, problem
+from tests.support.api_client import ApiClient, expect, problem
 
 FIELDS_OF_THE_SOURCE = {
     "id", "name", "agentId", "userId", "createdAt", "logs", "output", "status", "callback",
@@ -13,7 +13,7 @@ FIELDS_OF_THE_SOURCE = {
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
-def test_started_task_has_all_fields(alice: Person) -> None:
+def test_started_task_has_all_fields(alice: ApiClient) -> None:
     alice.register("summarizer", name="The summarizer")
     response = alice.post(
         "/task",
@@ -39,25 +39,25 @@ def test_started_task_has_all_fields(alice: Person) -> None:
     assert alice.task(task) == task
 
 
-def test_null_for_an_optional_field_is_as_leaving_it_out(alice: Person) -> None:
+def test_null_for_an_optional_field_is_as_leaving_it_out(alice: ApiClient) -> None:
     nothing = dict.fromkeys(["name", "input", "callback", "timeout", "claim"])
     task = alice.start(**nothing)
     assert (task["name"], task["input"], task["callback"]) == ("summarizer", {}, None)
     assert task["claimedAt"] is None
 
 
-def test_task_started_with_claim_is_claimed(alice: Person) -> None:
+def test_task_started_with_claim_is_claimed(alice: ApiClient) -> None:
     task = alice.start(claim=True)
     assert task["claimedAt"] == task["createdAt"]
 
 
-def test_task_started_with_an_agent_key_is_claimed(alice: Person) -> None:
+def test_task_started_with_an_agent_key_is_claimed(alice: ApiClient) -> None:
     agent = alice.agent_key()
     task = expect(agent.post("/task", json={"agentId": "summarizer"}), 201)
     assert task["claimedAt"] == task["createdAt"]
 
 
-def test_unregistered_agent_is_named(alice: Person) -> None:
+def test_unregistered_agent_is_named(alice: ApiClient) -> None:
     body = problem(alice.post("/task", json={"agentId": "nobody"}), 422)
     assert list(body["errors"]) == ["agentId"]
 
@@ -92,7 +92,7 @@ def test_unregistered_agent_is_named(alice: Person) -> None:
     ],
 )
 def test_unfit_wish_is_422_and_names_its_field(
-    alice: Person, wish: dict[str, object], field: str
+    alice: ApiClient, wish: dict[str, object], field: str
 ) -> None:
     alice.register()
     body = problem(alice.post("/task", json={"agentId": "summarizer"} | wish), 422)
@@ -100,13 +100,13 @@ def test_unfit_wish_is_422_and_names_its_field(
     assert expect(alice.get("/task"), 200) == []
 
 
-def test_limits_themselves_are_fit(alice: Person) -> None:
+def test_limits_themselves_are_fit(alice: ApiClient) -> None:
     largest = {"x": "y" * (1024 * 1024 - len('{"x":""}'))}
     task = alice.start(name="ü" * 200, input=largest, timeout=0)
     assert alice.task(task)["input"] == largest
 
 
-def test_numbers_are_kept_exactly(alice: Person) -> None:
+def test_numbers_are_kept_exactly(alice: ApiClient) -> None:
     alice.register()
     numbers = b'{"big":123456789012345678901234567890,"long":3.14159265358979323846,"x":0.1}'
     body = b'{"agentId":"summarizer","input":' + numbers + b"}"
@@ -116,7 +116,7 @@ def test_numbers_are_kept_exactly(alice: Person) -> None:
     assert numbers in alice.get(f"/task/{response.json['id']}").get_data()
 
 
-def test_list_is_newest_first_and_equals_each_task(alice: Person) -> None:
+def test_list_is_newest_first_and_equals_each_task(alice: ApiClient) -> None:
     tasks = [alice.start(name=f"task {number}") for number in range(5)]
     alice.append(tasks[1], "one", "two")
     alice.report(tasks[2], status="complete", output={"answer": 42})
@@ -125,17 +125,17 @@ def test_list_is_newest_first_and_equals_each_task(alice: Person) -> None:
     assert listed == [alice.task(task) for task in reversed(tasks)]
 
 
-def test_list_of_nothing_is_an_empty_array(alice: Person) -> None:
+def test_list_of_nothing_is_an_empty_array(alice: ApiClient) -> None:
     assert expect(alice.get("/task"), 200) == []
 
 
-def test_long_list_has_every_task_once(alice: Person) -> None:
+def test_long_list_has_every_task_once(alice: ApiClient) -> None:
     started = [alice.start()["id"] for _ in range(150)]
     listed = [task["id"] for task in expect(alice.get("/task?fields=id"), 200)]
     assert listed == started[::-1]
 
 
-def test_expand_embeds_agent_and_user(alice: Person) -> None:
+def test_expand_embeds_agent_and_user(alice: ApiClient) -> None:
     task = alice.start()
     agent = expect(alice.get("/agent/summarizer"), 200)
     user = expect(alice.get("/user"), 200)
@@ -148,7 +148,7 @@ def test_expand_embeds_agent_and_user(alice: Person) -> None:
     assert expect(alice.delete(path), 200) == expanded
 
 
-def test_fields_narrow_what_is_returned(alice: Person) -> None:
+def test_fields_narrow_what_is_returned(alice: ApiClient) -> None:
     task = alice.start()
     alice.append(task, "a line")
     narrowed = {"id": task["id"], "status": "running"}
@@ -159,7 +159,7 @@ def test_fields_narrow_what_is_returned(alice: Person) -> None:
     assert with_agent.keys() == {"id", "agent"}
 
 
-def test_whoever_reports_need_not_read_the_log(alice: Person) -> None:
+def test_whoever_reports_need_not_read_the_log(alice: ApiClient) -> None:
     task = alice.start()
     alice.append(task, "a line")
     path, narrow = f"/task/{task['id']}", "fields=id,status"
@@ -173,7 +173,7 @@ def test_whoever_reports_need_not_read_the_log(alice: Person) -> None:
     assert expect(alice.delete(f"{path}?{narrow}"), 200) == ended
 
 
-def test_unfit_query_changes_nothing(alice: Person) -> None:
+def test_unfit_query_changes_nothing(alice: ApiClient) -> None:
     task = alice.start()
     path, query = f"/task/{task['id']}", "?fields=id,nonsense"
     problem(alice.post(f"/task{query}", json={"agentId": "summarizer"}), 422)
@@ -195,13 +195,13 @@ def test_unfit_query_changes_nothing(alice: Person) -> None:
         ("apikey=abc", "apikey"),
     ],
 )
-def test_unfit_query_is_422(alice: Person, query: str, name: str) -> None:
+def test_unfit_query_is_422(alice: ApiClient, query: str, name: str) -> None:
     task = alice.start()
     for path in ("/task", f"/task/{task['id']}"):
         assert list(problem(alice.get(f"{path}?{query}"), 422)["errors"]) == [name]
 
 
-def test_cancelled_task_is_an_error_of_its_own_type(alice: Person) -> None:
+def test_cancelled_task_is_an_error_of_its_own_type(alice: ApiClient) -> None:
     task = alice.start()
     response = alice.post(f"/task/{task['id']}/cancel")
     cancelled = expect(response, 200)
@@ -212,13 +212,13 @@ def test_cancelled_task_is_an_error_of_its_own_type(alice: Person) -> None:
     assert alice.task(task) == cancelled
 
 
-def test_cancelling_again_changes_nothing(alice: Person) -> None:
+def test_cancelling_again_changes_nothing(alice: ApiClient) -> None:
     task = alice.start()
     first = expect(alice.post(f"/task/{task['id']}/cancel"), 200)
     assert expect(alice.post(f"/task/{task['id']}/cancel"), 200) == first
 
 
-def test_finished_task_cannot_be_cancelled(alice: Person) -> None:
+def test_finished_task_cannot_be_cancelled(alice: ApiClient) -> None:
     task = alice.start()
     finished = alice.report(task, status="complete")
     body = problem(alice.post(f"/task/{task['id']}/cancel"), 409)
@@ -226,7 +226,7 @@ def test_finished_task_cannot_be_cancelled(alice: Person) -> None:
     assert alice.task(task) == finished
 
 
-def test_deleted_task_is_returned_and_gone(alice: Person) -> None:
+def test_deleted_task_is_returned_and_gone(alice: ApiClient) -> None:
     other, task = alice.start(), alice.start()
     alice.append(task, "one", "two")
     before = alice.task(task)
@@ -243,31 +243,31 @@ def test_deleted_task_is_returned_and_gone(alice: Person) -> None:
 
 
 @pytest.mark.parametrize("text", ["taskid123", "0", "%00", "ü", "{}", "x" * 3000, "a" * 36])
-def test_id_that_is_no_uuid_is_404(alice: Person, text: str) -> None:
+def test_id_that_is_no_uuid_is_404(alice: ApiClient, text: str) -> None:
     assert problem(alice.get(f"/task/{text}"), 404)["detail"] == "Task's ID is not found"
 
 
-def test_id_in_upper_case_is_the_same_id(alice: Person) -> None:
+def test_id_in_upper_case_is_the_same_id(alice: ApiClient) -> None:
     task = alice.start()
     assert expect(alice.get(f"/task/{task['id'].upper()}"), 200) == task
 
 
-def test_same_idempotency_key_and_body_start_one_task(alice: Person) -> None:
+def test_same_idempotency_key_and_body_start_one_task(alice: ApiClient) -> None:
     alice.register()
-    wishes = {"agentId": "summarizer", "input": {"a": 1, "b": 2}}
+    fields = {"agentId": "summarizer", "input": {"a": 1, "b": 2}}
     headers = {"Idempotency-Key": "nightly 7"}
-    first = alice.post("/task", json=wishes, headers=headers)
+    first = alice.post("/task", json=fields, headers=headers)
     task = expect(first, 201)
     assert "Idempotency-Replayed" not in first.headers
     alice.append(task, "meanwhile")
-    again = alice.post("/task", json=dict(reversed(wishes.items())), headers=headers)
+    again = alice.post("/task", json=dict(reversed(fields.items())), headers=headers)
     assert expect(again, 201) == alice.task(task)
     assert again.headers["Idempotency-Replayed"] == "true"
     assert again.headers["Location"] == first.headers["Location"]
     assert len(expect(alice.get("/task"), 200)) == 1
 
 
-def test_same_idempotency_key_with_another_body_is_422(alice: Person) -> None:
+def test_same_idempotency_key_with_another_body_is_422(alice: ApiClient) -> None:
     alice.register()
     headers = {"Idempotency-Key": "k"}
     expect(alice.post("/task", json={"agentId": "summarizer"}, headers=headers), 201)
@@ -275,7 +275,7 @@ def test_same_idempotency_key_with_another_body_is_422(alice: Person) -> None:
     problem(alice.post("/task", json=other, headers=headers), 422)
 
 
-def test_idempotency_key_is_unique_per_user(alice: Person, bob: Person) -> None:
+def test_idempotency_key_is_unique_per_user(alice: ApiClient, bob: ApiClient) -> None:
     headers = {"Idempotency-Key": "k"}
     ids = set()
     for person in (alice, bob):
@@ -285,17 +285,17 @@ def test_idempotency_key_is_unique_per_user(alice: Person, bob: Person) -> None:
     assert len(ids) == 2
 
 
-def test_deleting_a_task_frees_its_idempotency_key(alice: Person) -> None:
+def test_deleting_a_task_frees_its_idempotency_key(alice: ApiClient) -> None:
     alice.register()
-    wishes, headers = {"agentId": "summarizer"}, {"Idempotency-Key": "k"}
-    task = expect(alice.post("/task", json=wishes, headers=headers), 201)
+    fields, headers = {"agentId": "summarizer"}, {"Idempotency-Key": "k"}
+    task = expect(alice.post("/task", json=fields, headers=headers), 201)
     expect(alice.delete(f"/task/{task['id']}"), 200)
-    again = alice.post("/task", json=wishes, headers=headers)
+    again = alice.post("/task", json=fields, headers=headers)
     assert expect(again, 201)["id"] != task["id"]
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256])
-def test_idempotency_key_has_1_to_255_characters(alice: Person, key: str) -> None:
+def test_idempotency_key_has_1_to_255_characters(alice: ApiClient, key: str) -> None:
     alice.register()
     headers = {"Idempotency-Key": key}
     problem(alice.post("/task", json={"agentId": "summarizer"}, headers=headers), 422)

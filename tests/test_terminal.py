@@ -12,13 +12,13 @@ import requests
 
 from taskservice.app import create_app
 from taskservice.config import Config
-from taskservice.db import dispose
-from taskservice.services import users
-from tests.laptop import Laptop, eventually, laptop_of, objects
-from tests.live import COMMAND, Service, environment
-from tests.people import RemotePerson
-from tests.receiver import Receiver
-from tests.terminal import NASTY, SHOWN, obeyed, on_terminal
+from taskservice.database.engine import dispose
+from taskservice.services import keys as key_service
+from tests.support.agent_machine import AgentMachine, eventually, machine_of, objects
+from tests.support.api_client import RemoteClient
+from tests.support.pseudo_terminal import NASTY, SHOWN, obeyed, on_terminal
+from tests.support.receiver import Receiver
+from tests.support.service import COMMAND, Service, environment
 from tests.test_readme import ROOT
 
 COLOURED = "\x1b[1;31mred\x1b[0m"
@@ -31,26 +31,26 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def nasty(service: Service) -> RemotePerson:
+def nasty(service: Service) -> RemoteClient:
     """A user whose name, keys and tasks hold what terminals obey."""
     person = service.add_user(NASTY)
     app = create_app(Config.from_environment(service.environment))
     with app.app_context():
-        users.add_key(NASTY, NASTY, None, None)
+        key_service.add(NASTY, NASTY, None, None)
     dispose(app)
     return person
 
 
 @pytest.fixture
-def laptop(nasty: RemotePerson, tmp_path: Path) -> Laptop:
-    return laptop_of(nasty, tmp_path / "home")
+def machine(nasty: RemoteClient, tmp_path: Path) -> AgentMachine:
+    return machine_of(nasty, tmp_path / "home")
 
 
-def start(person: RemotePerson, **wishes: object) -> str:
-    return str(person.start("one", name=NASTY, **wishes)["id"])
+def start(person: RemoteClient, **fields: object) -> str:
+    return str(person.start("one", name=NASTY, **fields)["id"])
 
 
-def change(person: RemotePerson, task_id: str, **changes: object) -> None:
+def change(person: RemoteClient, task_id: str, **changes: object) -> None:
     person.request("PATCH", f"/task/{task_id}", json=changes).raise_for_status()
 
 
@@ -65,7 +65,7 @@ def on_server(service: Service, *arguments: str) -> str:
 # --- on the server -----------------------------------------------------------------------
 
 
-def test_users_and_keys_are_listed_escaped(service: Service, nasty: RemotePerson) -> None:
+def test_users_and_keys_are_listed_escaped(service: Service, nasty: RemoteClient) -> None:
     for kind in ("user", "key"):
         shown = on_server(service, kind, "list")
         assert obeyed(shown) == []
@@ -74,7 +74,7 @@ def test_users_and_keys_are_listed_escaped(service: Service, nasty: RemotePerson
         assert len({line.index(" 20") for line in shown.splitlines()[1:]}) == 1
 
 
-def test_deliveries_are_shown_escaped(service: Service, nasty: RemotePerson) -> None:
+def test_deliveries_are_shown_escaped(service: Service, nasty: RemoteClient) -> None:
     with Receiver() as receiver:
         change(nasty, start(nasty, callback=receiver.url), status="complete")
     shown = on_server(service, "delivery", "list")
@@ -86,7 +86,7 @@ def test_deliveries_are_shown_escaped(service: Service, nasty: RemotePerson) -> 
     assert SHOWN in shown
 
 
-def test_errors_that_quote_a_name_are_escaped(service: Service, nasty: RemotePerson) -> None:
+def test_errors_that_quote_a_name_are_escaped(service: Service, nasty: RemoteClient) -> None:
     for arguments in (
         ["user", "add", NASTY],
         ["key", "add", f"no {NASTY}", "--name", "x"],
@@ -100,13 +100,13 @@ def test_errors_that_quote_a_name_are_escaped(service: Service, nasty: RemotePer
 
 
 def test_json_holds_what_there_is_and_nothing_that_a_terminal_obeys(
-    service: Service, nasty: RemotePerson, laptop: Laptop
+    service: Service, nasty: RemoteClient, machine: AgentMachine
 ) -> None:
     task_id = start(nasty, input={NASTY: NASTY})
     for command, place in (
         ([*COMMAND, "user", "list", "--json"], service.environment),
         ([*COMMAND, "key", "list", "--json"], service.environment),
-        ([*COMMAND, "task", "show", task_id, "--json"], laptop.environment),
+        ([*COMMAND, "task", "show", task_id, "--json"], machine.environment),
     ):
         shown = on_terminal(command, place)
         assert obeyed(shown) == []
@@ -123,7 +123,7 @@ def test_log_of_the_service_is_escaped(service: Service) -> None:
 def test_exception_in_the_log_is_escaped(tmp_path: Path) -> None:
     program = f"""
 import logging
-from taskservice.telemetry import configure_logging
+from taskservice.operations.request_log import configure_logging
 configure_logging("info", "text")
 try:
     raise ValueError({NASTY!r})
@@ -139,25 +139,25 @@ except ValueError:
 # --- on the agent's side -----------------------------------------------------------------
 
 
-def test_tasks_are_listed_and_shown_escaped(nasty: RemotePerson, laptop: Laptop) -> None:
+def test_tasks_are_listed_and_shown_escaped(nasty: RemoteClient, machine: AgentMachine) -> None:
     task_id = start(nasty, input={NASTY: [NASTY]})
     change(nasty, task_id, status="error", output={"a": NASTY}, error={"message": NASTY})
     for arguments in (["list"], ["show", task_id], ["follow", task_id]):
-        shown = on_terminal([*COMMAND, "task", *arguments], laptop.environment)
+        shown = on_terminal([*COMMAND, "task", *arguments], machine.environment)
         assert obeyed(shown) == []
         assert SHOWN in shown
-    assert f'"{SHOWN}": [' in on_terminal([*COMMAND, "task", "show", task_id], laptop.environment)
+    assert f'"{SHOWN}": [' in on_terminal([*COMMAND, "task", "show", task_id], machine.environment)
 
 
 def test_follow_shows_colours_and_nothing_else_that_a_terminal_obeys(
-    nasty: RemotePerson, laptop: Laptop
+    nasty: RemoteClient, machine: AgentMachine
 ) -> None:
     task_id = start(nasty)
     lines = [f"{COLOURED} {NASTY}", "\x1b[31mred to the end", "a\tb\rc", "\x1b[31;5Hmoved"]
     nasty.request("POST", f"/task/{task_id}/logs", json={"logs": lines})
     change(nasty, task_id, status="complete")
     follow = [*COMMAND, "task", "follow", task_id]
-    shown = on_terminal(follow, laptop.environment).splitlines()
+    shown = on_terminal(follow, machine.environment).splitlines()
     assert shown == [
         f"{COLOURED} {SHOWN}\x1b[0m",
         "\x1b[31mred to the end\x1b[0m",
@@ -166,19 +166,19 @@ def test_follow_shows_colours_and_nothing_else_that_a_terminal_obeys(
         "complete",
     ]
     # In a file or a pipe they are exactly what they are.
-    piped = laptop.run("task", "follow", task_id, text=False).stdout
+    piped = machine.run("task", "follow", task_id, text=False).stdout
     assert piped.decode() == "".join(f"{line}\n" for line in lines)
 
 
 def test_remarks_of_run_work_and_listen_are_escaped(
-    nasty: RemotePerson, laptop: Laptop, tmp_path: Path
+    nasty: RemoteClient, machine: AgentMachine, tmp_path: Path
 ) -> None:
     program = str(tmp_path / NASTY.replace("/", "-"))
-    shown = on_terminal([*COMMAND, "run", "--agent", "one", "--", program], laptop.environment)
+    shown = on_terminal([*COMMAND, "run", "--agent", "one", "--", program], machine.environment)
     assert obeyed(shown) == []
     assert SHOWN in shown
     with Receiver() as receiver:
-        listen = laptop.spawn("listen", "--forward", f"{receiver.url}a\u202eb")
+        listen = machine.spawn("listen", "--forward", f"{receiver.url}a\u202eb")
         assert listen.stderr is not None
         assert listen.stdout is not None
         assert r"a\u202eb" in listen.stderr.readline()

@@ -9,16 +9,18 @@ from flask import Flask
 from sqlalchemy import event, select, update
 
 from taskservice.app import create_app
+from taskservice.background import timeouts
+from taskservice.background.upkeep import Upkeep
 from taskservice.config import Config
-from taskservice.db import database_now, db, dispose, reading, transaction
-from taskservice.models import Delivery, Presence
-from taskservice.models import Task as TaskModel
-from taskservice.services import timeouts
-from taskservice.upkeep import Upkeep
-from tests.crowds import at_once
-from tests.inside import column, moment, set_clock
-from tests.people import Person, add_person, expect, problem
-from tests.receiver import Receiver
+from taskservice.database.engine import dispose
+from taskservice.database.models import Delivery, ServiceHeartbeat
+from taskservice.database.models import Task as TaskModel
+from taskservice.database.transactions import reading, transaction
+from taskservice.database.types import database_now, db
+from tests.support.api_client import ApiClient, add_user, expect, problem
+from tests.support.concurrency import at_once
+from tests.support.internals import column, moment, set_clock
+from tests.support.receiver import Receiver
 
 DAY = 86_400.0
 
@@ -31,12 +33,12 @@ def upkeep(app: Flask, no_grace: None) -> Upkeep:
 def fall_silent(app: Flask, task: dict[str, Any], seconds: float) -> None:
     """Set back when the task was last heard of."""
     of_its_own = TaskModel.timeout.is_not(None)
-    moments = {"heard_at": database_now(-seconds)}
+    moments = {"last_heartbeat_at": database_now(-seconds)}
     with app.app_context(), transaction() as connection:
         here = update(TaskModel).where(TaskModel.id == task["id"])
         connection.execute(here.values(moments))
-        silent_at = database_now(TaskModel.timeout - seconds)
-        connection.execute(here.where(of_its_own).values(silent_at=silent_at))
+        heartbeat_deadline = database_now(TaskModel.timeout - seconds)
+        connection.execute(here.where(of_its_own).values(heartbeat_deadline=heartbeat_deadline))
 
 
 def deliveries(app: Flask, task: dict[str, Any]) -> list[Any]:
@@ -47,7 +49,7 @@ def deliveries(app: Flask, task: dict[str, Any]) -> list[Any]:
 
 
 def test_silent_task_is_ended_with_a_plain_message(
-    app: Flask, alice: Person, upkeep: Upkeep
+    app: Flask, alice: ApiClient, upkeep: Upkeep
 ) -> None:
     task = alice.start(claim=True)
     alice.append(task, "one")
@@ -63,7 +65,7 @@ def test_silent_task_is_ended_with_a_plain_message(
     assert column(app, task, "version") == 3
 
 
-def test_etag_changes_when_a_task_is_ended(app: Flask, alice: Person, upkeep: Upkeep) -> None:
+def test_etag_changes_when_a_task_is_ended(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
     task = alice.start(claim=True)
     etag = alice.get(f"/task/{task['id']}").headers["ETag"]
     fall_silent(app, task, DAY + 1)
@@ -73,7 +75,7 @@ def test_etag_changes_when_a_task_is_ended(app: Flask, alice: Person, upkeep: Up
 
 
 def test_timeout_of_its_own_counts_before_the_default(
-    app: Flask, alice: Person, upkeep: Upkeep
+    app: Flask, alice: ApiClient, upkeep: Upkeep
 ) -> None:
     short, long = (alice.start(claim=True, timeout=timeout) for timeout in (60, 172_800))
     endless = alice.start(claim=True, timeout=0)
@@ -95,7 +97,7 @@ def test_default_of_zero_ends_only_tasks_with_a_timeout_of_their_own(
     config: Config, no_grace: None
 ) -> None:
     app = create_app(Config(**{**config.__dict__, "TASK_TIMEOUT": 0.0}))
-    alice = add_person(app, "alice")
+    alice = add_user(app, "alice")
     own, default = alice.start(claim=True, timeout=90), alice.start(claim=True)
     for task in (own, default):
         fall_silent(app, task, 1000 * DAY)
@@ -107,7 +109,7 @@ def test_default_of_zero_ends_only_tasks_with_a_timeout_of_their_own(
 
 def test_new_default_counts_for_tasks_that_run_already(config: Config, no_grace: None) -> None:
     app = create_app(config)
-    alice = add_person(app, "alice")
+    alice = add_user(app, "alice")
     task = alice.start(claim=True)
     fall_silent(app, task, 100)
     Upkeep(app).do_round()
@@ -115,12 +117,12 @@ def test_new_default_counts_for_tasks_that_run_already(config: Config, no_grace:
     dispose(app)
     again = create_app(Config(**{**config.__dict__, "TASK_TIMEOUT": 60.0}))
     Upkeep(again).do_round()
-    assert Person(again, "alice", alice.key).task(task)["error"]["type"] == "timeout"
+    assert ApiClient(again, "alice", alice.key).task(task)["error"]["type"] == "timeout"
     dispose(again)
 
 
 def test_task_that_waits_for_an_agent_is_never_ended(
-    app: Flask, alice: Person, upkeep: Upkeep
+    app: Flask, alice: ApiClient, upkeep: Upkeep
 ) -> None:
     waiting = [alice.start(), alice.start(timeout=1)]
     for task in waiting:
@@ -149,20 +151,20 @@ SIGNS_OF_LIFE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("timeout", [None, 60])
 @pytest.mark.parametrize("sign", SIGNS_OF_LIFE)
 def test_sign_of_life_keeps_a_task(
-    app: Flask, alice: Person, upkeep: Upkeep, sign: str, timeout: int | None
+    app: Flask, alice: ApiClient, upkeep: Upkeep, sign: str, timeout: int | None
 ) -> None:
     task = alice.start(claim=True, timeout=timeout)
     fall_silent(app, task, 2 * DAY)
-    wishes = SIGNS_OF_LIFE[sign]
-    path = f"/task/{task['id']}{wishes['path']}"
-    assert alice.request(wishes["method"], path, json=wishes["json"]).status_code < 300
+    fields = SIGNS_OF_LIFE[sign]
+    path = f"/task/{task['id']}{fields['path']}"
+    assert alice.request(fields["method"], path, json=fields["json"]).status_code < 300
     upkeep.do_round()
     assert alice.task(task)["status"] == "running"
 
 
 @pytest.mark.parametrize("sign", SIGNS_OF_LIFE)
 def test_silence_is_judged_by_one_clock_wherever_the_sign_of_life_was_taken(
-    app: Flask, alice: Person, upkeep: Upkeep, sign: str, monkeypatch: pytest.MonkeyPatch
+    app: Flask, alice: ApiClient, upkeep: Upkeep, sign: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A node whose own clock is two days behind the database's takes it."""
     set_clock(monkeypatch, -2 * DAY)
@@ -171,13 +173,13 @@ def test_silence_is_judged_by_one_clock_wherever_the_sign_of_life_was_taken(
     upkeep.do_round()
     assert [alice.task(each)["status"] for each in (started, task)] == ["running"] * 2
     fall_silent(app, task, 2 * DAY)
-    wishes = SIGNS_OF_LIFE[sign]
-    alice.request(wishes["method"], f"/task/{task['id']}{wishes['path']}", json=wishes["json"])
+    fields = SIGNS_OF_LIFE[sign]
+    alice.request(fields["method"], f"/task/{task['id']}{fields['path']}", json=fields["json"])
     upkeep.do_round()
     assert alice.task(task)["status"] == "running"
 
 
-def test_finished_task_keeps_its_end(app: Flask, alice: Person, upkeep: Upkeep) -> None:
+def test_finished_task_keeps_its_end(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
     task = alice.start(claim=True)
     done = alice.report(task, status="complete")
     fall_silent(app, task, 2 * DAY)
@@ -186,7 +188,7 @@ def test_finished_task_keeps_its_end(app: Flask, alice: Person, upkeep: Upkeep) 
 
 
 def test_very_many_silent_tasks_are_all_ended_in_one_round(
-    app: Flask, alice: Person, upkeep: Upkeep
+    app: Flask, alice: ApiClient, upkeep: Upkeep
 ) -> None:
     tasks = [alice.start(claim=True, timeout=(None, 60)[number % 2]) for number in range(130)]
     for task in tasks:
@@ -201,7 +203,7 @@ def test_very_many_silent_tasks_are_all_ended_in_one_round(
 
 
 def test_ended_task_owes_its_callback_to_whoever_is_free(
-    app: Flask, alice: Person, upkeep: Upkeep, receiver: Receiver
+    app: Flask, alice: ApiClient, upkeep: Upkeep, receiver: Receiver
 ) -> None:
     task = alice.start(claim=True, callback=receiver.url)
     fall_silent(app, task, 2 * DAY)
@@ -214,7 +216,7 @@ def test_ended_task_owes_its_callback_to_whoever_is_free(
 
 
 def test_several_loops_end_a_task_once_and_owe_one_webhook(
-    app: Flask, config: Config, alice: Person, no_grace: None, receiver: Receiver
+    app: Flask, config: Config, alice: ApiClient, no_grace: None, receiver: Receiver
 ) -> None:
     tasks = [alice.start(claim=True, callback=receiver.url) for _ in range(20)]
     for task in tasks:
@@ -228,7 +230,7 @@ def test_several_loops_end_a_task_once_and_owe_one_webhook(
 
 
 def test_task_is_either_kept_by_its_heartbeat_or_ended(
-    app: Flask, config: Config, alice: Person, no_grace: None
+    app: Flask, config: Config, alice: ApiClient, no_grace: None
 ) -> None:
     """A heartbeat that comes in between wins; whatever it was answered, that holds."""
     other = create_app(config)
@@ -238,7 +240,7 @@ def test_task_is_either_kept_by_its_heartbeat_or_ended(
 
     def live(task: dict[str, Any]) -> str:
         path = f"/task/{task['id']}/logs"
-        answer = Person(app, "alice", alice.key).post(path, json={"logs": []})
+        answer = ApiClient(app, "alice", alice.key).post(path, json={"logs": []})
         assert answer.json is not None
         return str(answer.json["status"])
 
@@ -260,7 +262,7 @@ def test_task_is_either_kept_by_its_heartbeat_or_ended(
 
 
 def test_late_word_replaces_the_webhook_that_is_still_owed(
-    app: Flask, alice: Person, upkeep: Upkeep, receiver: Receiver
+    app: Flask, alice: ApiClient, upkeep: Upkeep, receiver: Receiver
 ) -> None:
     task = alice.start(claim=True, callback=receiver.url)
     fall_silent(app, task, 2 * DAY)
@@ -281,7 +283,7 @@ def test_late_word_replaces_the_webhook_that_is_still_owed(
     assert alice.task(task) == done
 
 
-def test_late_line_does_not_bring_a_task_back(app: Flask, alice: Person, upkeep: Upkeep) -> None:
+def test_late_line_does_not_bring_a_task_back(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
     task = alice.start(claim=True)
     fall_silent(app, task, 2 * DAY)
     upkeep.do_round()
@@ -292,7 +294,7 @@ def test_late_line_does_not_bring_a_task_back(app: Flask, alice: Person, upkeep:
     assert alice.task(task)["finishedAt"] == ended["finishedAt"]
 
 
-def by_end(person: Person, path: str) -> Iterator[list[dict[str, Any]]]:
+def by_end(person: ApiClient, path: str) -> Iterator[list[dict[str, Any]]]:
     """The pages of a list by end."""
     while path:
         answer = person.get(path)
@@ -304,7 +306,7 @@ def by_end(person: Person, path: str) -> Iterator[list[dict[str, Any]]]:
 
 @pytest.mark.parametrize("late", range(5))
 def test_late_word_neither_skips_nor_repeats_a_task_in_a_list_by_end(
-    app: Flask, alice: Person, upkeep: Upkeep, late: int
+    app: Flask, alice: ApiClient, upkeep: Upkeep, late: int
 ) -> None:
     """Whether it comes before its page is read or after."""
     tasks = [alice.start(claim=True, timeout=60) for _ in range(5)]
@@ -338,7 +340,7 @@ def rounds(upkeep: Upkeep, seconds: float, done: Callable[[], bool] = lambda: Fa
         time.sleep(0.02)
 
 
-def test_nothing_is_ended_in_the_first_five_minutes(app: Flask, alice: Person) -> None:
+def test_nothing_is_ended_in_the_first_five_minutes(app: Flask, alice: ApiClient) -> None:
     assert timeouts.GRACE_SECONDS == 300
     task = alice.start(claim=True)
     fall_silent(app, task, 1000 * DAY)
@@ -347,11 +349,11 @@ def test_nothing_is_ended_in_the_first_five_minutes(app: Flask, alice: Person) -
 
 
 def test_agents_are_not_blamed_for_an_absence_of_the_service(
-    app: Flask, alice: Person, monkeypatch: pytest.MonkeyPatch
+    app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert timeouts.ABSENCE_SECONDS == 60
     monkeypatch.setattr(timeouts, "ABSENCE_SECONDS", 0.5)
-    monkeypatch.setattr(timeouts, "PRESENCE_SECONDS", 0.1)
+    monkeypatch.setattr(timeouts, "HEARTBEAT_SECONDS", 0.1)
     monkeypatch.setattr(timeouts, "GRACE_SECONDS", 1.5)
     upkeep = Upkeep(app)
     early, late = alice.start(claim=True), alice.start(claim=True)
@@ -367,7 +369,7 @@ def test_agents_are_not_blamed_for_an_absence_of_the_service(
     assert alice.task(late)["error"]["type"] == "timeout"
 
 
-def test_worker_alone_ends_nothing(app: Flask, alice: Person, no_grace: None) -> None:
+def test_worker_alone_ends_nothing(app: Flask, alice: ApiClient, no_grace: None) -> None:
     """Where nobody serves, no agent can be heard."""
     task = alice.start(claim=True)
     fall_silent(app, task, 1000 * DAY)
@@ -379,10 +381,10 @@ def test_worker_alone_ends_nothing(app: Flask, alice: Person, no_grace: None) ->
 
 
 def test_agents_are_not_blamed_by_a_worker_while_nobody_served(
-    app: Flask, alice: Person, monkeypatch: pytest.MonkeyPatch
+    app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timeouts, "ABSENCE_SECONDS", 0.5)
-    monkeypatch.setattr(timeouts, "PRESENCE_SECONDS", 0.1)
+    monkeypatch.setattr(timeouts, "HEARTBEAT_SECONDS", 0.1)
     monkeypatch.setattr(timeouts, "GRACE_SECONDS", 1.5)
     serve, worker = Upkeep(app), Upkeep(app, serves=False)
 
@@ -402,10 +404,10 @@ def test_agents_are_not_blamed_by_a_worker_while_nobody_served(
     assert alice.task(late)["error"]["type"] == "timeout"
 
 
-def test_presence_is_written_by_one_of_many(app: Flask, alice: Person) -> None:
+def test_heartbeat_is_written_by_one_of_many(app: Flask, alice: ApiClient) -> None:
     def until() -> Any:
         with app.app_context(), reading() as connection:
-            return connection.scalar(select(Presence.until))
+            return connection.scalar(select(ServiceHeartbeat.until))
 
     Upkeep(app).do_round()
     first = until()
@@ -417,7 +419,7 @@ def test_presence_is_written_by_one_of_many(app: Flask, alice: Person) -> None:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_silent_tasks_are_found_by_index(app: Flask, alice: Person, upkeep: Upkeep) -> None:
+def test_silent_tasks_are_found_by_index(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
     """However many are claimed: only those that are silent are looked at."""
     statements = []
 
@@ -435,6 +437,6 @@ def test_silent_tasks_are_found_by_index(app: Flask, alice: Person, upkeep: Upke
                 for text, values in statements
             ]
     assert [list(plan) for plan in plans] == [
-        ["SEARCH tasks USING INDEX tasks_claimed_with_timeout (silent_at<?)"],
-        ["SEARCH tasks USING INDEX tasks_claimed (heard_at<?)"],
+        ["SEARCH tasks USING INDEX tasks_claimed_with_timeout (heartbeat_deadline<?)"],
+        ["SEARCH tasks USING INDEX tasks_claimed (last_heartbeat_at<?)"],
     ]

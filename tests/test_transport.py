@@ -19,8 +19,9 @@ from taskservice.webhooks.connection import Connection, Deadline, SecureConnecti
 from taskservice.webhooks.destinations import Destinations, check_url
 from taskservice.webhooks.interrupt import Interrupt, Interrupted
 from taskservice.webhooks.transport import send
-from tests.certificates import Authority
-from tests.receiver import (
+from tests.support.certificates import Authority
+from tests.support.gunicorn_process import until
+from tests.support.receiver import (
     Receiver,
     answer,
     drip,
@@ -32,7 +33,6 @@ from tests.receiver import (
     sip,
     unused_port,
 )
-from tests.server_process import until
 
 LOOPBACK = Destinations.parse("loopback")
 EXTERNAL = Destinations.parse("external")

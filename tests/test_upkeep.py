@@ -9,20 +9,21 @@ from pathlib import Path
 import pytest
 from flask import Flask
 
-from taskservice import stopping, upkeep
-from taskservice.services.batches import CHORE_SECONDS
-from taskservice.upkeep import Upkeep
-from tests.live import Service
-from tests.people import Person, expect
-from tests.server_process import until
+from taskservice import resources
+from taskservice.background import upkeep
+from taskservice.background.batches import CHORE_SECONDS
+from taskservice.background.upkeep import Upkeep
+from tests.support.api_client import ApiClient, expect
+from tests.support.gunicorn_process import until
+from tests.support.service import Service
 
 
-def key_of(person: Person) -> dict[str, object]:
+def key_of(person: ApiClient) -> dict[str, object]:
     key: dict[str, object] = expect(person.get("/user"), 200)["key"]
     return key
 
 
-def test_last_use_of_a_key_is_kept_to_the_minute(app: Flask, alice: Person) -> None:
+def test_last_use_of_a_key_is_kept_to_the_minute(app: Flask, alice: ApiClient) -> None:
     assert key_of(alice)["lastUsedAt"] is None
     Upkeep(app).do_round()
     last_used_at = str(key_of(alice)["lastUsedAt"])
@@ -31,7 +32,7 @@ def test_last_use_of_a_key_is_kept_to_the_minute(app: Flask, alice: Person) -> N
 
 
 def test_failing_chore_does_not_stop_the_others(
-    app: Flask, alice: Person, monkeypatch: pytest.MonkeyPatch
+    app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:
         raise OSError("as if the disk were gone")
@@ -52,7 +53,7 @@ def test_next_round_comes_in_time_however_long_the_chores_take(
         begun.append(time.monotonic())
         time.sleep(0.4)
 
-    monkeypatch.setattr(stopping, "event", stop)
+    monkeypatch.setattr(resources, "stopping", stop)
     monkeypatch.setattr(upkeep, "CHORES", (chore,))
     monkeypatch.setattr(upkeep, "ROUND_SECONDS", 0.5)
     loop = Upkeep(app)

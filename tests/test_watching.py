@@ -16,19 +16,19 @@ from typing import Any
 import pytest
 import requests
 
-from taskservice import following
-from tests import conformance
-from tests.crowds import at_once
-from tests.followers import Event, Follower, events, open_stream
-from tests.live import Service
-from tests.people import API, Person, RemotePerson, expect, problem
+from taskservice.web import task_events
+from tests.support import conformance
+from tests.support.api_client import API, ApiClient, RemoteClient, expect, problem
+from tests.support.concurrency import at_once
+from tests.support.followers import Event, Follower, events, open_stream
+from tests.support.service import Service
 
 # How long news may take at most on a machine that is busy with other tests.
 SOON = 10.0
 TEXT = {"Accept": "text/plain"}
 
 
-def logs(person: Person, task: dict[str, Any], query: str = "", **options: Any) -> Any:
+def logs(person: ApiClient, task: dict[str, Any], query: str = "", **options: Any) -> Any:
     return expect(person.get(f"/task/{task['id']}/logs{query}", **options), 200)
 
 
@@ -37,14 +37,14 @@ def numbered(first: int, last: int) -> list[str]:
 
 
 @pytest.fixture
-def task(alice: Person) -> dict[str, Any]:
+def task(alice: ApiClient) -> dict[str, Any]:
     return alice.start()
 
 
 # --- pages of a log ----------------------------------------------------------------------
 
 
-def test_log_is_read_in_pages_by_one_cursor(alice: Person, task: dict[str, Any]) -> None:
+def test_log_is_read_in_pages_by_one_cursor(alice: ApiClient, task: dict[str, Any]) -> None:
     for first in range(1, 26, 5):
         alice.append(task, *numbered(first, first + 4))
     seen: list[str] = []
@@ -56,7 +56,7 @@ def test_log_is_read_in_pages_by_one_cursor(alice: Person, task: dict[str, Any])
     assert after == 25
 
 
-def test_page_says_how_the_task_stands(alice: Person, task: dict[str, Any]) -> None:
+def test_page_says_how_the_task_stands(alice: ApiClient, task: dict[str, Any]) -> None:
     assert logs(alice, task) == {"logs": [], "next": 0, "status": "running"}
     alice.append(task, "one")
     alice.report(task, status="complete")
@@ -64,26 +64,26 @@ def test_page_says_how_the_task_stands(alice: Person, task: dict[str, Any]) -> N
     assert logs(alice, task, "?after=1") == {"logs": [], "next": 1, "status": "complete"}
 
 
-def test_page_has_a_thousand_lines_unless_told(alice: Person, task: dict[str, Any]) -> None:
+def test_page_has_a_thousand_lines_unless_told(alice: ApiClient, task: dict[str, Any]) -> None:
     alice.append(task, *numbered(1, 10_050))
     assert logs(alice, task)["logs"] == numbered(1, 1_000)
     most = logs(alice, task, "?limit=10000&after=20")
     assert (most["logs"], most["next"]) == (numbered(21, 10_020), 10_020)
 
 
-def test_cursor_past_the_end_stays(alice: Person, task: dict[str, Any]) -> None:
+def test_cursor_past_the_end_stays(alice: ApiClient, task: dict[str, Any]) -> None:
     alice.append(task, "one")
     assert logs(alice, task, "?after=7") == {"logs": [], "next": 7, "status": "running"}
 
 
-def test_text_is_the_lines_as_they_are(alice: Person, task: dict[str, Any]) -> None:
+def test_text_is_the_lines_as_they_are(alice: ApiClient, task: dict[str, Any]) -> None:
     alice.append(task, "ein\tZeichen", "", "\u2028 und \u0085", "\x1b[31mrot")
     response = alice.get(f"/task/{task['id']}/logs", headers=TEXT)
     assert response.content_type == "text/plain; charset=utf-8"
     assert response.text == "ein\tZeichen\n\n\u2028 und \u0085\n\x1b[31mrot\n"
 
 
-def test_text_is_the_whole_log_unless_told(alice: Person, task: dict[str, Any]) -> None:
+def test_text_is_the_whole_log_unless_told(alice: ApiClient, task: dict[str, Any]) -> None:
     alice.append(task, *numbered(1, 10_050))
     path = f"/task/{task['id']}/logs"
     assert alice.get(path, headers=TEXT).text.splitlines() == numbered(1, 10_050)
@@ -97,7 +97,7 @@ def test_text_is_the_whole_log_unless_told(alice: Person, task: dict[str, Any]) 
      "application/json;q=0.1, text/plain;charset=utf-8;q=0.5", "Text/Plain"],
 )  # fmt: skip
 def test_log_is_text_where_text_is_rather_wanted(
-    alice: Person, task: dict[str, Any], accept: str
+    alice: ApiClient, task: dict[str, Any], accept: str
 ) -> None:
     alice.append(task, "one")
     response = alice.get(f"/task/{task['id']}/logs", headers={"Accept": accept})
@@ -106,7 +106,7 @@ def test_log_is_text_where_text_is_rather_wanted(
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json, text/plain", "text/*;q=0.5, */*"])
 def test_log_is_json_unless_text_is_rather_wanted(
-    alice: Person, task: dict[str, Any], accept: str
+    alice: ApiClient, task: dict[str, Any], accept: str
 ) -> None:
     assert logs(alice, task, headers={"Accept": accept})["logs"] == []
 
@@ -116,12 +116,12 @@ def test_log_is_json_unless_text_is_rather_wanted(
     ["after=-1", "after=x", "after=1.0", f"after={10**24}", "limit=0", "limit=-1", "limit=10001",
      f"limit={10**24}", "limit=abc", "after=1&after=2", "from=1", "after="],
 )  # fmt: skip
-def test_wrong_page_is_422(alice: Person, task: dict[str, Any], query: str) -> None:
+def test_wrong_page_is_422(alice: ApiClient, task: dict[str, Any], query: str) -> None:
     problem(alice.get(f"/task/{task['id']}/logs?{query}"), 422)
 
 
 def test_log_of_another_user_is_not_found(
-    alice: Person, bob: Person, task: dict[str, Any], subtests: pytest.Subtests
+    alice: ApiClient, bob: ApiClient, task: dict[str, Any], subtests: pytest.Subtests
 ) -> None:
     for path in (f"/task/{task['id']}/logs", f"/task/{task['id']}/events", "/task/none/events"):
         with subtests.test(path):
@@ -131,10 +131,10 @@ def test_log_of_another_user_is_not_found(
 # --- waiting -----------------------------------------------------------------------------
 
 
-def waiting(person: Person, path: str, seconds: int = 20, method: str = "GET") -> Any:
+def waiting(person: ApiClient, path: str, seconds: int = 20, method: str = "GET") -> Any:
     """Ask, and prefer to wait, from a thread of its own; returns how to get the answer."""
     answers: list[Any] = []
-    asker = Person(person.app, person.name, person.key)
+    asker = ApiClient(person.app, person.name, person.key)
 
     def ask() -> None:
         answers.append(asker.request(method, path, headers={"Prefer": f"wait={seconds}"}))
@@ -152,7 +152,7 @@ def waiting(person: Person, path: str, seconds: int = 20, method: str = "GET") -
     return answer
 
 
-def test_log_waits_for_a_line(alice: Person, task: dict[str, Any]) -> None:
+def test_log_waits_for_a_line(alice: ApiClient, task: dict[str, Any]) -> None:
     alice.append(task, "one")
     answer = waiting(alice, f"/task/{task['id']}/logs?after=1")
     alice.append(task, "two")
@@ -160,18 +160,18 @@ def test_log_waits_for_a_line(alice: Person, task: dict[str, Any]) -> None:
     assert answer().json == {"logs": ["two"], "next": 2, "status": "running"}
 
 
-def test_log_waits_for_the_end(alice: Person, task: dict[str, Any]) -> None:
+def test_log_waits_for_the_end(alice: ApiClient, task: dict[str, Any]) -> None:
     answer = waiting(alice, f"/task/{task['id']}/logs")
     alice.report(task, status="complete")
     assert answer().json == {"logs": [], "next": 0, "status": "complete"}
 
 
-def test_log_that_has_news_does_not_wait(alice: Person, task: dict[str, Any]) -> None:
+def test_log_that_has_news_does_not_wait(alice: ApiClient, task: dict[str, Any]) -> None:
     alice.append(task, "one")
     assert waiting(alice, f"/task/{task['id']}/logs", 60)().json["logs"] == ["one"]
 
 
-def test_wait_is_over_after_its_time(alice: Person, task: dict[str, Any]) -> None:
+def test_wait_is_over_after_its_time(alice: ApiClient, task: dict[str, Any]) -> None:
     began = time.monotonic()
     response = alice.get(f"/task/{task['id']}/logs", headers={"Prefer": "wait=1"})
     assert time.monotonic() - began >= 1
@@ -179,7 +179,7 @@ def test_wait_is_over_after_its_time(alice: Person, task: dict[str, Any]) -> Non
 
 
 def test_wait_goes_on_in_a_shortage_of_threads_and_is_quick_after_it(
-    alice: Person, task: dict[str, Any]
+    alice: ApiClient, task: dict[str, Any]
 ) -> None:
     # A stack larger than all of the address space: the machine refuses each new thread.
     threading.stack_size(2**47)
@@ -194,13 +194,13 @@ def test_wait_goes_on_in_a_shortage_of_threads_and_is_quick_after_it(
     assert answer().json["logs"] == ["one"]
 
 
-def test_deletion_ends_a_wait(alice: Person, task: dict[str, Any]) -> None:
+def test_deletion_ends_a_wait(alice: ApiClient, task: dict[str, Any]) -> None:
     answer = waiting(alice, f"/task/{task['id']}/logs")
     expect(alice.delete(f"/task/{task['id']}"), 200)
     problem(answer(), 404)
 
 
-def test_task_waits_for_its_end(alice: Person, task: dict[str, Any]) -> None:
+def test_task_waits_for_its_end(alice: ApiClient, task: dict[str, Any]) -> None:
     answer = waiting(alice, f"/task/{task['id']}")
     alice.append(task, "one")
     alice.report(task, status="complete", output={"sum": 15})
@@ -208,7 +208,7 @@ def test_task_waits_for_its_end(alice: Person, task: dict[str, Any]) -> None:
     assert answer().json["logs"] == ["one"]
 
 
-def test_known_task_waits_too(alice: Person, task: dict[str, Any]) -> None:
+def test_known_task_waits_too(alice: ApiClient, task: dict[str, Any]) -> None:
     path = f"/task/{task['id']}"
     etag = alice.get(path).headers["ETag"]
     response = alice.get(path, headers={"If-None-Match": etag, "Prefer": "wait=1"})
@@ -216,7 +216,7 @@ def test_known_task_waits_too(alice: Person, task: dict[str, Any]) -> None:
     assert response.headers["Preference-Applied"] == "wait=1"
 
 
-def test_claim_waits_for_a_task(alice: Person) -> None:
+def test_claim_waits_for_a_task(alice: ApiClient) -> None:
     alice.register()
     answer = waiting(alice, "/agent/summarizer/claim", method="POST")
     task = alice.start()
@@ -224,7 +224,7 @@ def test_claim_waits_for_a_task(alice: Person) -> None:
     assert answer().json["claimedAt"]
 
 
-def test_two_who_wait_get_two_tasks(alice: Person) -> None:
+def test_two_who_wait_get_two_tasks(alice: ApiClient) -> None:
     alice.register()
     ask = partial(waiting, alice, "/agent/summarizer/claim", method="POST")
     answers = [ask(), ask()]
@@ -246,20 +246,20 @@ def test_task_is_not_given_to_who_has_left_while_waiting(service: Service) -> No
         assert alice.request("POST", "/agent/summarizer/claim").json()["id"] == task["id"]
 
 
-def test_claim_for_an_unknown_agent_does_not_wait(alice: Person) -> None:
+def test_claim_for_an_unknown_agent_does_not_wait(alice: ApiClient) -> None:
     problem(waiting(alice, "/agent/unknown/claim", method="POST")(), 404)
 
 
-def guest_of(alice: Person, **wishes: Any) -> tuple[Person, str]:
+def guest_of(alice: ApiClient, **fields: Any) -> tuple[ApiClient, str]:
     """Alice with another key of hers, and the path of that key."""
-    key = expect(alice.post("/key", json={"name": "guest", **wishes}), 201)
-    return Person(alice.app, alice.name, key["key"]), f"/key/{key['id']}"
+    key = expect(alice.post("/key", json={"name": "guest", **fields}), 201)
+    return ApiClient(alice.app, alice.name, key["key"]), f"/key/{key['id']}"
 
 
-def test_key_that_is_revoked_while_its_claim_waits_gets_no_task(alice: Person) -> None:
+def test_key_that_is_revoked_while_its_claim_waits_gets_no_task(alice: ApiClient) -> None:
     alice.register()
-    for wishes in ({}, {"agentId": "summarizer"}):
-        guest, path = guest_of(alice, **wishes)
+    for fields in ({}, {"agentId": "summarizer"}):
+        guest, path = guest_of(alice, **fields)
         answer = waiting(guest, "/agent/summarizer/claim", method="POST")
         expect(alice.delete(path), 200)
         task = alice.start()
@@ -268,7 +268,7 @@ def test_key_that_is_revoked_while_its_claim_waits_gets_no_task(alice: Person) -
         alice.report(task, status="complete")
 
 
-def test_key_that_is_revoked_ends_its_waits(alice: Person, task: dict[str, Any]) -> None:
+def test_key_that_is_revoked_ends_its_waits(alice: ApiClient, task: dict[str, Any]) -> None:
     alice.register()
     guest, key = guest_of(alice)
     waits = [
@@ -280,7 +280,7 @@ def test_key_that_is_revoked_ends_its_waits(alice: Person, task: dict[str, Any])
     assert [answer().status_code for answer in waits] == [401, 401]
 
 
-def test_key_that_expires_ends_its_waits(alice: Person, task: dict[str, Any]) -> None:
+def test_key_that_expires_ends_its_waits(alice: ApiClient, task: dict[str, Any]) -> None:
     alice.register("idle")
     ahead = datetime.now(UTC) + timedelta(seconds=1.5)
     guest, _ = guest_of(alice, expiresAt=ahead.isoformat())
@@ -292,7 +292,7 @@ def test_key_that_expires_ends_its_waits(alice: Person, task: dict[str, Any]) ->
         problem(answer(), 401)
 
 
-def test_agent_that_is_deleted_ends_the_claims_that_wait_for_it(alice: Person) -> None:
+def test_agent_that_is_deleted_ends_the_claims_that_wait_for_it(alice: ApiClient) -> None:
     alice.register()
     waits = [
         waiting(person, "/agent/summarizer/claim", method="POST")
@@ -307,7 +307,7 @@ def test_agent_that_is_deleted_ends_the_claims_that_wait_for_it(alice: Person) -
     "prefer", ["wait", "wait=", "wait=soon", "wait=-1", "wait=0", "respond-async"]
 )
 def test_preference_that_says_nothing_is_ignored(
-    alice: Person, task: dict[str, Any], prefer: str
+    alice: ApiClient, task: dict[str, Any], prefer: str
 ) -> None:
     response = alice.get(f"/task/{task['id']}/logs", headers={"Prefer": prefer})
     assert response.status_code == 200
@@ -316,20 +316,20 @@ def test_preference_that_says_nothing_is_ignored(
 
 @pytest.mark.parametrize("prefer", ["Wait=1", "WAIT=1", "respond-async, wAiT=1"])
 def test_preference_is_understood_in_any_case(
-    alice: Person, task: dict[str, Any], prefer: str
+    alice: ApiClient, task: dict[str, Any], prefer: str
 ) -> None:
     response = alice.get(f"/task/{task['id']}/logs", headers={"Prefer": prefer})
     assert response.headers["Preference-Applied"] == "wait=1"
 
 
-def test_wait_has_its_limit(alice: Person, task: dict[str, Any]) -> None:
+def test_wait_has_its_limit(alice: ApiClient, task: dict[str, Any]) -> None:
     alice.append(task, "one")
     headers = {"Prefer": "respond-async, wait=3600; why=not"}
     response = alice.get(f"/task/{task['id']}/logs", headers=headers)
     assert response.headers["Preference-Applied"] == "wait=60"
 
 
-def test_half_of_the_threads_may_wait_and_no_more(alice: Person, task: dict[str, Any]) -> None:
+def test_half_of_the_threads_may_wait_and_no_more(alice: ApiClient, task: dict[str, Any]) -> None:
     """The app of the tests has four threads."""
     path = f"/task/{task['id']}/logs"
     answers = [waiting(alice, path) for _ in range(2)]
@@ -347,7 +347,7 @@ def test_half_of_the_threads_may_wait_and_no_more(alice: Person, task: dict[str,
 # --- following ---------------------------------------------------------------------------
 
 
-def append(person: RemotePerson, task: dict[str, Any], *lines: str) -> None:
+def append(person: RemoteClient, task: dict[str, Any], *lines: str) -> None:
     """On a connection of its own, which either process may answer."""
     headers = {"apikey": str(person.session.headers["apikey"])}
     url = f"{person.url}{API}/task/{task['id']}/logs"
@@ -441,7 +441,7 @@ def test_revoked_key_hears_no_more_of_an_open_stream(service: Service) -> None:
             append(person, task, "not for the guest")
 
     writer = threading.Thread(target=write, daemon=True)
-    with open_stream(RemotePerson(service.url, guest["key"]), task) as response:
+    with open_stream(RemoteClient(service.url, guest["key"]), task) as response:
         stream = events(response)
         next(stream)
         # It is never quiet.
@@ -479,21 +479,23 @@ def test_stop_of_the_service_ends_streams_and_waits(service: Service) -> None:
 
 
 @pytest.mark.parametrize("cursor", ["x", "-1", "1.5", "٣", "9" * 30])
-def test_cursor_that_is_no_number_is_422(alice: Person, task: dict[str, Any], cursor: str) -> None:
+def test_cursor_that_is_no_number_is_422(
+    alice: ApiClient, task: dict[str, Any], cursor: str
+) -> None:
     headers = {"Last-Event-ID": cursor.encode().decode("latin-1")}
     problem(alice.get(f"/task/{task['id']}/events", headers=headers), 422)
 
 
-def test_head_of_a_stream_takes_no_place(alice: Person, task: dict[str, Any]) -> None:
+def test_head_of_a_stream_takes_no_place(alice: ApiClient, task: dict[str, Any]) -> None:
     for _ in range(5):
         response = alice.request("HEAD", f"/task/{task['id']}/events")
         assert (response.status_code, response.data) == (200, b"")
 
 
 def test_stream_that_is_quiet_says_so(
-    alice: Person, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    alice: ApiClient, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(following, "COMMENT_SECONDS", 0.5)
+    monkeypatch.setattr(task_events, "COMMENT_SECONDS", 0.5)
     path = f"{API}/task/{task['id']}/events"
     with alice.app.test_client().get(path, headers={"apikey": alice.key}) as response:
         pieces = iter(response.response)
@@ -602,7 +604,7 @@ def test_ten_followers_have_every_line_once_though_a_worker_is_killed(two_worker
     assert sum(follower.connections for follower in followers) > len(followers)
 
 
-def append_surely(person: RemotePerson, task: dict[str, Any], seq: int, lines: list[str]) -> None:
+def append_surely(person: RemoteClient, task: dict[str, Any], seq: int, lines: list[str]) -> None:
     """Again and again, which `seq` makes safe, until the answer has come."""
     body = {"logs": lines, "seq": seq}
     path = f"/task/{task['id']}/logs"

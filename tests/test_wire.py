@@ -15,12 +15,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from taskservice import api_key, schemas
-from taskservice.error_codes import CODES
-from taskservice.schemas import MAX_CALLBACK, MAX_NAME, MAX_OBJECT
+from taskservice.auth import key_text
+from taskservice.contract import terms
+from taskservice.contract.error_codes import CODES
+from taskservice.contract.terms import MAX_CALLBACK, MAX_NAME, MAX_OBJECT
 from tests.conftest import Databases
-from tests.live import Service
-from tests.people import API, RemotePerson
+from tests.support.api_client import API, RemoteClient
+from tests.support.service import Service
 
 JSON = "application/json"
 
@@ -169,8 +170,8 @@ def test_key_sent_twice_or_not_at_all_is_401(wire: Wire) -> None:
 
 def test_key_that_ends_in_this_second_is_401_from_then_on(wire: Wire) -> None:
     end = datetime.now(UTC) + timedelta(seconds=1.5)
-    wishes = {"name": "short", "expiresAt": end.isoformat()}
-    key = wire.alice.request("POST", "/key", json=wishes).json()["key"].encode()
+    fields = {"name": "short", "expiresAt": end.isoformat()}
+    key = wire.alice.request("POST", "/key", json=fields).json()["key"].encode()
     assert wire.send(wire.head("GET", "/user", key=key))[0] == 200
     time.sleep(max(0.0, (end - datetime.now(UTC)).total_seconds()))
     wire.is_refused(wire.head("GET", "/user", key=key), 401)
@@ -231,7 +232,7 @@ LIMITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "name": ({"name": "x" * MAX_NAME}, {"name": "x" * (MAX_NAME + 1)}),
     "callback": ({"callback": callback(MAX_CALLBACK)}, {"callback": callback(MAX_CALLBACK + 1)}),
     "input": ({"input": filling(MAX_OBJECT)}, {"input": filling(MAX_OBJECT + 1)}),
-    "timeout": ({"timeout": schemas.MAX_TIMEOUT}, {"timeout": schemas.MAX_TIMEOUT + 1}),
+    "timeout": ({"timeout": terms.MAX_TIMEOUT}, {"timeout": terms.MAX_TIMEOUT + 1}),
 }
 
 
@@ -253,7 +254,7 @@ def test_limits_of_a_report_and_of_a_line_are_exact(wire: Wire) -> None:
     for output, status in ((largest, 200), ({"z": 1}, 422), (filling(MAX_OBJECT + 1), 422)):
         answer = wire.alice.request("PATCH", path, json={"output": output})
         assert answer.status_code == status
-    for size, status in ((schemas.MAX_LINE, 201), (schemas.MAX_LINE + 1, 422)):
+    for size, status in ((terms.MAX_LINE, 201), (terms.MAX_LINE + 1, 422)):
         answer = wire.alice.request("POST", f"{path}/logs", json={"logs": ["x" * size]})
         assert answer.status_code == status
     kept = wire.alice.request("DELETE", path).json()
@@ -301,7 +302,7 @@ def append_of_900_kb(wire: Wire) -> int:
 
 
 def test_bodies_without_a_key_take_no_room_and_are_401(crowded: Wire) -> None:
-    made_up = api_key.new(for_agent=False).encode()
+    made_up = key_text.new(for_agent=False).encode()
     with ExitStack() as stack:
         short = large_append(crowded, LARGEST, key=made_up) + bytes(LARGEST - 100)
         clients = [stack.enter_context(connect(crowded, short)) for _ in range(30)]
@@ -334,7 +335,7 @@ def test_bodies_of_one_user_leave_room_for_those_of_others(crowded: Wire) -> Non
 )
 @pytest.mark.parametrize(
     "key",
-    [b"", b"wrong", api_key.new(for_agent=True).encode()],
+    [b"", b"wrong", key_text.new(for_agent=True).encode()],
     ids=["empty", "malformed", "made-up"],
 )
 def test_wrong_key_is_401_before_a_large_body_comes(
@@ -397,7 +398,7 @@ def test_key_of_a_large_body_is_looked_up_without_holding_others(
 
 def test_key_of_a_deleted_user_is_401(wire: Wire) -> None:
     added = wire.service.run("user", "add", "leaver")
-    leaver = RemotePerson(wire.service.url, added.stdout.strip())
+    leaver = RemoteClient(wire.service.url, added.stdout.strip())
     assert leaver.request("GET", "/user").status_code == 200
     delete_user(wire, "leaver")
     answer = leaver.request("GET", "/user")

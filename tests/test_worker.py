@@ -15,14 +15,14 @@ import pytest
 import requests
 from flask import Flask
 
-from taskservice.db import database_now
-from tests import receiver as play
-from tests.inside import end_for_silence
-from tests.live import COMMAND, Service, environment
-from tests.owed import change, columns, deliveries_of, finish, make_due, the_delivery
-from tests.people import Person, RemotePerson
-from tests.receiver import Receiver
-from tests.server_process import until
+from taskservice.database.types import database_now
+from tests.support import receiver as play
+from tests.support.api_client import ApiClient, RemoteClient
+from tests.support.deliveries import change, columns, deliveries_of, finish, make_due, the_delivery
+from tests.support.gunicorn_process import until
+from tests.support.internals import end_for_silence
+from tests.support.receiver import Receiver
+from tests.support.service import COMMAND, Service, environment
 from tests.test_commands import one_line, run
 
 DELIVERIES = 60
@@ -65,7 +65,7 @@ def working(app: Flask, **settings: str) -> Iterator[Worker]:
         worker.kill()
 
 
-def leave_due(alice: Person, app: Flask, receiver: Receiver, count: int = 1) -> list[Any]:
+def leave_due(alice: ApiClient, app: Flask, receiver: Receiver, count: int = 1) -> list[Any]:
     """Tasks whose first attempt has failed, and whose next one is due; the receiver is well."""
     receiver.answer = play.answer(503)
     tasks = [alice.start(callback=receiver.url) for _ in range(count)]
@@ -77,7 +77,7 @@ def leave_due(alice: Person, app: Flask, receiver: Receiver, count: int = 1) -> 
     return tasks
 
 
-def test_worker_posts_what_is_due(alice: Person, app: Flask, receiver: Receiver) -> None:
+def test_worker_posts_what_is_due(alice: ApiClient, app: Flask, receiver: Receiver) -> None:
     (task,) = leave_due(alice, app, receiver)
     with working(app):
         receiver.wait_for(1, timeout=20)
@@ -92,7 +92,7 @@ def test_idle_worker_ends_at_once(app: Flask, signum: int) -> None:
 
 
 def test_worker_that_is_stopped_gives_back_what_it_is_posting(
-    alice: Person, app: Flask, receiver: Receiver
+    alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     leave_due(alice, app, receiver)
     receiver.answer = play.silence
@@ -108,7 +108,7 @@ def test_worker_that_is_stopped_gives_back_what_it_is_posting(
 
 
 def test_worker_that_is_killed_leaves_it_to_the_next_one_when_the_lease_has_run_out(
-    alice: Person, app: Flask, receiver: Receiver
+    alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     (task,) = leave_due(alice, app, receiver)
     receiver.answer = play.silence
@@ -124,7 +124,7 @@ def test_worker_that_is_killed_leaves_it_to_the_next_one_when_the_lease_has_run_
 
 
 def test_several_workers_post_each_delivery_once(
-    alice: Person, app: Flask, receiver: Receiver
+    alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     leave_due(alice, app, receiver, DELIVERIES)
     with ExitStack() as stack:
@@ -137,7 +137,7 @@ def test_several_workers_post_each_delivery_once(
 
 
 def test_worker_processes_of_the_service_post_what_is_due(
-    alice: Person, app: Flask, receiver: Receiver, tmp_path: Path
+    alice: ApiClient, app: Flask, receiver: Receiver, tmp_path: Path
 ) -> None:
     (task,) = leave_due(alice, app, receiver)
     with Service(tmp_path / "data", DATABASE_URL=app.config["DATABASE_URL"]) as service:
@@ -153,7 +153,7 @@ def test_worker_processes_of_the_service_post_what_is_due(
 
 
 def test_service_that_is_stopped_gives_back_what_it_is_posting(
-    alice: Person, app: Flask, receiver: Receiver, tmp_path: Path
+    alice: ApiClient, app: Flask, receiver: Receiver, tmp_path: Path
 ) -> None:
     leave_due(alice, app, receiver)
     receiver.answer = play.silence
@@ -167,13 +167,13 @@ def test_service_that_is_stopped_gives_back_what_it_is_posting(
 
 
 def test_service_that_is_stopped_gives_back_what_a_report_is_posting(
-    alice: Person, app: Flask, receiver: Receiver, tmp_path: Path
+    alice: ApiClient, app: Flask, receiver: Receiver, tmp_path: Path
 ) -> None:
     task = alice.start(callback=receiver.url)
     receiver.answer = play.silence
     url = app.config["DATABASE_URL"]
     with Service(tmp_path / "data", DATABASE_URL=url, CALLBACK_TIMEOUT="30") as service:
-        person = RemotePerson(service.url, alice.key)
+        person = RemoteClient(service.url, alice.key)
         with ThreadPoolExecutor(1) as pool:
             path, changes = f"/task/{task['id']}", {"status": "complete"}
             report = pool.submit(person.request, "PATCH", path, json=changes)
@@ -205,7 +205,7 @@ def test_receivers_that_hang_hold_up_neither_readers_nor_other_reports(tmp_path:
         key = str(alice.session.headers["apikey"])
 
         def report(task: dict[str, Any]) -> str:
-            path, person = f"/task/{task['id']}", RemotePerson(service.url, key)
+            path, person = f"/task/{task['id']}", RemoteClient(service.url, key)
             answer = person.request("PATCH", path, json={"status": "complete"})
             return answer.headers["Callback-Status"]
 
@@ -226,7 +226,7 @@ def test_receivers_that_hang_hold_up_neither_readers_nor_other_reports(tmp_path:
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_delivery_list_show_and_redeliver(
-    alice: Person, bob: Person, app: Flask, receiver: Receiver
+    alice: ApiClient, bob: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     data = Path(app.config["DATA"])
     receiver.answer = play.answer(410)
@@ -264,7 +264,7 @@ def test_unknown_delivery_is_one_line(tmp_path: Path, verb: str, name: str) -> N
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_replaced_delivery_is_not_delivered_again(
-    alice: Person, app: Flask, receiver: Receiver
+    alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     receiver.answer = play.answer(500)
     task = alice.start(callback=receiver.url, claim=True)

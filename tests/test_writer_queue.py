@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from taskservice.writer_queue import WriterQueue
+from taskservice.database.writer_queue import WriterQueue
 from tests.test_busy import is_free
 
 # Takes turns in a few threads; some wait so briefly that they give up. While it has its turn
@@ -19,7 +19,7 @@ CROWD = """
 import os, sys, threading, time
 from random import uniform
 from sqlalchemy.exc import OperationalError
-from taskservice.writer_queue import WriterQueue
+from taskservice.database.writer_queue import WriterQueue
 
 queue, witness = WriterQueue(sys.argv[1]), sys.argv[2]
 until, failures, turns = time.monotonic() + float(sys.argv[3]), [], []

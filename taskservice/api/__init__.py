@@ -5,13 +5,13 @@ from flask import Blueprint, Flask, Response, request
 from taskservice.api.agents import agents
 from taskservice.api.deliveries import deliveries
 from taskservice.api.docs import docs
-from taskservice.api.door import PREFIX
 from taskservice.api.keys import keys
 from taskservice.api.logs import logs
 from taskservice.api.operations import operations
 from taskservice.api.tasks import tasks
 from taskservice.api.users import users
-from taskservice.auth import KEY_HEADERS, authenticate
+from taskservice.auth.authentication import KEY_HEADERS, authenticate
+from taskservice.web.request import PREFIX
 
 api = Blueprint("api", __name__, url_prefix=PREFIX)
 for blueprint in (tasks, logs, deliveries, agents, users, keys):

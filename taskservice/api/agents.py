@@ -4,21 +4,18 @@ from typing import Any
 
 from flask import Blueprint, Response
 
-from taskservice import queries
-from taskservice.api import answers, waits
-from taskservice.api.door import operation
 from taskservice.api.tasks import idempotency_key, replay_headers
-from taskservice.auth import caller
-from taskservice.error_codes import AGENT_HAS_TASKS
+from taskservice.auth.authentication import caller
+from taskservice.contract.error_codes import AGENT_HAS_TASKS
+from taskservice.contract.terms import AGENT_ID
 from taskservice.problems import not_found
-from taskservice.schemas import (
-    AGENT_ID,
-    EXAMPLE_MOMENT,
-    PutAgentSchema,
-    agent_schema,
-    task_schema,
-)
-from taskservice.services import agents as service
+from taskservice.queries import agents as agent_queries
+from taskservice.schemas.answers import agent_schema, task_schema
+from taskservice.schemas.fields import EXAMPLE_MOMENT
+from taskservice.schemas.requests import PutAgentSchema
+from taskservice.services import agents as agent_service
+from taskservice.web import long_poll, responses
+from taskservice.web.request import operation
 
 agents = Blueprint("agents", __name__)
 
@@ -32,17 +29,17 @@ def list_all() -> Response:
 
     All that the key may see: an agent key sees its own.
     """
-    return answers.dumped(agent_schema, queries.agents(caller), many=True)
+    return responses.dump(agent_schema, agent_queries.list_all(caller), many=True)
 
 
 @agents.get("/agent/<agent_id>")
 @operation("getAgent", answers={200: agent_schema})
 def get(agent_id: str) -> Response:
     """Get an agent."""
-    agent = queries.agent(caller, known(agent_id))
+    agent = agent_queries.find(caller, known(agent_id))
     if agent is None:
         raise not_found("Agent")
-    return answers.dumped(agent_schema, agent)
+    return responses.dump(agent_schema, agent)
 
 
 @agents.put("/agent/<agent_id>")
@@ -52,8 +49,8 @@ def put(agent_id: str, body: dict[str, Any]) -> Response:
 
     201 when it is new; its name is its id until it gets another.
     """
-    agent, is_new = service.put(caller, agent_id, body)
-    return answers.dumped(agent_schema, agent, 201 if is_new else 200)
+    agent, is_new = agent_service.put(caller, agent_id, body)
+    return responses.dump(agent_schema, agent, 201 if is_new else 200)
 
 
 @agents.post("/agent/<agent_id>/claim")
@@ -72,10 +69,10 @@ def claim(agent_id: str) -> Response:
     its `timeout`. With `Prefer: wait`, it waits for one. With an `Idempotency-Key`, a claim whose
     answer was lost can be repeated, and gives the same task.
     """
-    task, replayed = waits.for_claim(known(agent_id), idempotency_key())
+    task, replayed = long_poll.for_claim(known(agent_id), idempotency_key())
     if task is None:
         return Response(status=204)
-    return answers.task(task, headers=replay_headers(replayed))
+    return responses.task(task, headers=replay_headers(replayed))
 
 
 @agents.delete("/agent/<agent_id>")
@@ -90,7 +87,7 @@ def delete(agent_id: str) -> Response:
 
     Its keys go with it.
     """
-    return answers.dumped(agent_schema, service.delete_for_good(caller, known(agent_id)))
+    return responses.dump(agent_schema, agent_service.delete_for_good(caller, known(agent_id)))
 
 
 def known(agent_id: str) -> str:

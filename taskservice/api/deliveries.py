@@ -2,15 +2,17 @@
 
 from flask import Blueprint, Response
 
-from taskservice import queries
-from taskservice.api import answers
-from taskservice.api.door import operation
 from taskservice.api.tasks import known
-from taskservice.auth import caller
-from taskservice.error_codes import DELIVERY_UNDER_WAY, NO_DELIVERY
+from taskservice.auth.authentication import caller
+from taskservice.contract.error_codes import DELIVERY_UNDER_WAY, NO_DELIVERY
 from taskservice.problems import not_found
-from taskservice.schemas import EXAMPLE_MOMENT, delivery_schema
-from taskservice.services import deliveries as service
+from taskservice.queries import deliveries as delivery_queries
+from taskservice.queries import tasks as task_queries
+from taskservice.schemas.answers import delivery_schema
+from taskservice.schemas.fields import EXAMPLE_MOMENT
+from taskservice.services import deliveries as delivery_service
+from taskservice.web import responses
+from taskservice.web.request import operation
 
 deliveries = Blueprint("deliveries", __name__)
 
@@ -25,10 +27,10 @@ def list_all(task_id: str) -> Response:
     agent.
     """
     task_id = known(task_id)
-    rows = queries.deliveries_of_task(caller, task_id)
-    if not rows and queries.task(caller, task_id) is None:
+    rows = delivery_queries.list_of_task(caller, task_id)
+    if not rows and task_queries.find(caller, task_id) is None:
         raise not_found("Task")
-    return answers.dumped(delivery_schema, rows, many=True)
+    return responses.dump(delivery_schema, rows, many=True)
 
 
 @deliveries.post("/task/<task_id>/deliveries")
@@ -46,7 +48,7 @@ def redeliver(task_id: str) -> Response:
     that is pending does not wait any longer. It is posted soon after this answer, under the
     same `webhook-id`, with the task as it then is.
     """
-    delivery = queries.delivery(service.redeliver(caller, known(task_id)))
+    delivery = delivery_queries.find(delivery_service.redeliver(caller, known(task_id)))
     if delivery is None:  # deleted meanwhile
         raise not_found("Task")
-    return answers.dumped(delivery_schema, delivery, 202)
+    return responses.dump(delivery_schema, delivery, 202)

@@ -7,12 +7,12 @@ from typing import Any
 from flask import Blueprint, Response, current_app, render_template, request
 from werkzeug.http import generate_etag
 
-from taskservice import strict_json
-from taskservice.api.door import PREFIX, operation
 from taskservice.openapi import page
 from taskservice.openapi.document import Object, document
 from taskservice.openapi.operation import JSON
-from taskservice.schemas import document_schema
+from taskservice.schemas import strict_json
+from taskservice.schemas.answers import document_schema
+from taskservice.web.request import PREFIX, operation
 
 docs = Blueprint("docs", __name__, template_folder="templates")
 

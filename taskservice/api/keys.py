@@ -4,21 +4,18 @@ from typing import Any
 
 from flask import Blueprint, Response
 
-from taskservice import queries
-from taskservice.api import answers
-from taskservice.api.door import operation
-from taskservice.auth import caller
-from taskservice.error_codes import LAST_USER_KEY
+from taskservice.auth.authentication import caller
+from taskservice.contract.error_codes import LAST_USER_KEY
 from taskservice.problems import not_found
-from taskservice.schemas import (
-    EXAMPLE_MOMENT,
-    CreateKeySchema,
-    callback_secret_schema,
-    key_schema,
-    new_key_schema,
-    parse_id,
-)
-from taskservice.services import users as service
+from taskservice.queries import keys as key_queries
+from taskservice.queries import users as user_queries
+from taskservice.schemas.answers import callback_secret_schema, key_schema, new_key_schema
+from taskservice.schemas.fields import EXAMPLE_MOMENT, parse_id
+from taskservice.schemas.requests import CreateKeySchema
+from taskservice.services import callback_secrets as secret_service
+from taskservice.services import keys as key_service
+from taskservice.web import responses
+from taskservice.web.request import operation
 
 keys = Blueprint("keys", __name__)
 
@@ -32,7 +29,7 @@ def list_all() -> Response:
 
     All keys of the user, also those that are revoked or expired.
     """
-    return answers.dumped(key_schema, queries.keys_of_user(caller.user_id), many=True)
+    return responses.dump(key_schema, key_queries.list_of_user(caller.user_id), many=True)
 
 
 @keys.post("/key")
@@ -42,7 +39,7 @@ def create(body: dict[str, Any]) -> Response:
 
     A user key, or with `agentId` an agent key. Only this answer has its text.
     """
-    return answers.dumped(new_key_schema, service.create_key(caller, body), 201)
+    return responses.dump(new_key_schema, key_service.create(caller, body), 201)
 
 
 @keys.delete("/key/<key_id>")
@@ -62,7 +59,7 @@ def revoke(key_id: str) -> Response:
     parsed = parse_id(key_id)
     if parsed is None:
         raise not_found("Key")
-    return answers.dumped(key_schema, service.revoke_own_key(caller, parsed))
+    return responses.dump(key_schema, key_service.revoke(caller, parsed))
 
 
 @keys.get("/callback-secret")
@@ -72,7 +69,9 @@ def show_secret() -> Response:
 
     Any library for Standard Webhooks takes it as it is.
     """
-    return answers.dumped(callback_secret_schema, queries.current_callback_secret(caller.user_id))
+    return responses.dump(
+        callback_secret_schema, user_queries.current_callback_secret(caller.user_id)
+    )
 
 
 @keys.post("/callback-secret")
@@ -82,4 +81,4 @@ def rotate_secret() -> Response:
 
     For another day the old one signs too.
     """
-    return answers.dumped(callback_secret_schema, service.rotate_callback_secret(caller), 201)
+    return responses.dump(callback_secret_schema, secret_service.rotate(caller), 201)

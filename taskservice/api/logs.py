@@ -5,25 +5,20 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from taskservice import documents, following
-from taskservice.api import answers, streams, waits
-from taskservice.api.door import body_bytes, load_body, operation, prefers
 from taskservice.api.tasks import known
-from taskservice.auth import caller
-from taskservice.error_codes import SEQ_GAP, TASK_FINISHED
-from taskservice.models import RUNNING
+from taskservice.auth.authentication import caller
+from taskservice.contract.error_codes import SEQ_GAP, TASK_FINISHED
+from taskservice.contract.terms import DEFAULT_LINES, RUNNING
 from taskservice.openapi.operation import EVENTS, JSON, TEXT
-from taskservice.problems import unfit
-from taskservice.schemas import (
-    DEFAULT_LINES,
-    AppendQuerySchema,
-    AppendSchema,
-    LogQuerySchema,
-    appended_schema,
-    log_page_schema,
-)
+from taskservice.problems import invalid
+from taskservice.queries import task_json
+from taskservice.schemas.answers import appended_schema, log_page_schema
+from taskservice.schemas.parameters import AppendQuerySchema, LogQuerySchema
+from taskservice.schemas.requests import AppendSchema
 from taskservice.services import chunks
-from taskservice.services import logs as service
+from taskservice.services import logs as log_service
+from taskservice.web import event_stream, long_poll, responses, task_events
+from taskservice.web.request import body_bytes, load_body, operation, prefers
 
 logs = Blueprint("logs", __name__)
 
@@ -61,15 +56,15 @@ def append(task_id: str, query: dict[str, Any]) -> Response:
     `expected` tells the next number. When the task is finished, 409 has it as `task`; only an
     `error` of type `cancelled`, and 404, tell the agent to stop.
     """
-    wishes = _text_append(query) if _is_text() else _json_append(query)
-    count, status = service.append(
+    fields = _text_append(query) if _is_text() else _json_append(query)
+    count, status = log_service.append(
         caller,
         known(task_id),
-        wishes["chunks"],
-        wishes.get("seq"),
-        (wishes.get("writer") or "").replace("\0", "\ufffd"),
+        fields["chunks"],
+        fields.get("seq"),
+        (fields.get("writer") or "").replace("\0", "\ufffd"),
     )
-    return answers.json({"logCount": count, "status": status}, 201)
+    return responses.json({"logCount": count, "status": status}, 201)
 
 
 @logs.get("/task/<task_id>/logs")
@@ -91,15 +86,15 @@ def read(task_id: str, query: dict[str, Any]) -> Response:
     the task. Or follow its events.
     """
     after = query.get("after", 0)
-    task = waits.until(
-        partial(waits.find_task, known(task_id)),
+    task = long_poll.until(
+        partial(long_poll.find_task, known(task_id)),
         lambda task: task.log_count > after or task.status != RUNNING,
     )
     if prefers(TEXT, JSON):
-        return answers.streamed(
-            documents.of_lines(task, after, query.get("limit")), media_type=TEXT
+        return responses.stream(
+            task_json.log_text(task, after, query.get("limit")), media_type=TEXT
         )
-    return answers.streamed(documents.of_log(task, after, query.get("limit", DEFAULT_LINES)))
+    return responses.stream(task_json.log_page(task, after, query.get("limit", DEFAULT_LINES)))
 
 
 @logs.get("/task/<task_id>/events")
@@ -120,14 +115,14 @@ def follow(task_id: str) -> Response:
 
     Whoever reconnects with `Last-Event-ID`, as browsers do by themselves, misses nothing.
     """
-    task = waits.find_task(known(task_id))
-    return streams.respond(following.follow(caller, task.id, _last_event_id()))
+    task = long_poll.find_task(known(task_id))
+    return event_stream.respond(task_events.follow(caller, task.id, _last_event_id()))
 
 
 def _last_event_id() -> int:
     text = request.headers.get("Last-Event-ID") or "0"
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise unfit({"Last-Event-ID": ["Must be the number of a line."]})
+        raise invalid({"Last-Event-ID": ["Must be the number of a line."]})
     return int(text)
 
 
@@ -142,6 +137,6 @@ def _text_append(query: dict[str, Any]) -> dict[str, Any]:
 
 def _json_append(query: dict[str, Any]) -> dict[str, Any]:
     if query:
-        raise unfit({name: ["Goes into the JSON body."] for name in query})
+        raise invalid({name: ["Goes into the JSON body."] for name in query})
     body = load_body(append_schema)
     return body | {"chunks": chunks.of_strings(body["logs"])}

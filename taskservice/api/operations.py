@@ -2,11 +2,11 @@
 
 from flask import Blueprint, Response
 
-from taskservice import health, metrics
-from taskservice.api import answers
-from taskservice.api.door import operation
 from taskservice.openapi.operation import TEXT
-from taskservice.schemas import health_schema
+from taskservice.operations import health, metrics
+from taskservice.schemas.answers import health_schema
+from taskservice.web import responses
+from taskservice.web.request import operation
 
 operations = Blueprint("operations", __name__)
 
@@ -26,7 +26,7 @@ def live() -> Response:
 
     The process is up, whatever the database does.
     """
-    return answers.json({"status": "ok"})
+    return responses.json({"status": "ok"})
 
 
 @operations.get("/readyz")
@@ -37,7 +37,7 @@ def ready() -> Response:
     The database can be read and written; 503 where it can't, or gives no answer in a second.
     """
     health.require_usable()
-    return answers.json({"status": "ok"})
+    return responses.json({"status": "ok"})
 
 
 @operations.get("/metrics")

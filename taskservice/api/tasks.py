@@ -5,30 +5,24 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from taskservice import documents, queries
-from taskservice.api import answers, lists, waits
-from taskservice.api.door import json_body, operation
-from taskservice.auth import caller
-from taskservice.error_codes import TASK_FINISHED
-from taskservice.models import CANCELLED, COMPLETE, ERROR, RUNNING
-from taskservice.problems import not_found, unfit
-from taskservice.schemas import (
-    EXAMPLE_MOMENT,
-    MAX_IDEMPOTENCY_KEY,
-    ListQuerySchema,
-    ReportSchema,
-    StartSchema,
-    TaskQuerySchema,
-    parse_id,
-    shaped_task_schema,
-    task_schema,
-)
-from taskservice.services import tasks as service
+from taskservice.auth.authentication import caller
+from taskservice.contract.error_codes import TASK_FINISHED
+from taskservice.contract.terms import CANCELLED, COMPLETE, ERROR, MAX_IDEMPOTENCY_KEY, RUNNING
+from taskservice.problems import invalid, not_found
+from taskservice.queries import lists as list_queries
+from taskservice.queries import task_json
+from taskservice.schemas.answers import shaped_task_schema, task_schema
+from taskservice.schemas.fields import EXAMPLE_MOMENT, parse_id
+from taskservice.schemas.parameters import ListQuerySchema, TaskQuerySchema
+from taskservice.schemas.requests import ReportSchema, StartSchema
+from taskservice.services import tasks as task_service
 from taskservice.services.tasks import Idempotency
+from taskservice.web import list_query, long_poll, responses
+from taskservice.web.request import json_body, operation
 
 tasks = Blueprint("tasks", __name__)
 
-list_query = ListQuerySchema()
+list_query_schema = ListQuerySchema()
 task_query = TaskQuerySchema()
 start_schema = StartSchema()
 report_schema = ReportSchema()
@@ -36,7 +30,10 @@ report_schema = ReportSchema()
 
 @tasks.get("/task")
 @operation(
-    "listTasks", query=list_query, answers={200: [shaped_task_schema]}, answer_headers=["Link"]
+    "listTasks",
+    query=list_query_schema,
+    answers={200: [shaped_task_schema]},
+    answer_headers=["Link"],
 )
 def list_all(query: dict[str, Any]) -> Response:
     """List tasks.
@@ -46,13 +43,13 @@ def list_all(query: dict[str, Any]) -> Response:
     `limit` there comes a page, and with `Link` the way to the next one; a task that existed
     at the first page is neither left out nor repeated.
     """
-    selection, shape = lists.selection(query), lists.shape(query)
+    selection, shape = list_query.selection(query), list_query.shape(query)
     if "limit" not in query:
-        pages = queries.all_tasks(caller, selection, shape.large)
-        return answers.streamed(documents.of_tasks(pages, shape))
-    page = lists.page(caller, selection, query)
-    rows = queries.tasks_at(caller, selection, page.places, shape.large)
-    return answers.streamed(documents.of_tasks(rows, shape), headers=page.headers)
+        pages = list_queries.all_tasks(caller, selection, shape.large)
+        return responses.stream(task_json.tasks(pages, shape))
+    page = list_query.page(caller, selection, query)
+    rows = list_queries.tasks_at(caller, selection, page.places, shape.large)
+    return responses.stream(task_json.tasks(rows, shape), headers=page.headers)
 
 
 @tasks.post("/task")
@@ -71,10 +68,10 @@ def start() -> Response:
     it is the caller's already, who does the work.
     """
     body = json_body()
-    wishes = start_schema.load(body)
-    task, replayed = service.start(caller, wishes, _idempotency(body))
+    fields = start_schema.load(body)
+    task, replayed = task_service.start(caller, fields, _idempotency(body))
     headers = {"Location": f"task/{task.id}", **replay_headers(replayed)}
-    return answers.task(task, status=201, headers=headers)
+    return responses.task(task, status=201, headers=headers)
 
 
 @tasks.get("/task/<task_id>")
@@ -93,9 +90,9 @@ def get(task_id: str, query: dict[str, Any]) -> Response:
     With `If-None-Match`, a task that has not changed is 304 without a body. With `expand`
     there is no ETag, since what is embedded has no version.
     """
-    find = partial(waits.find_task, known(task_id))
-    task = waits.until(find, lambda task: task.status != RUNNING)
-    return answers.unless_known(task, lists.shape(query))
+    find = partial(long_poll.find_task, known(task_id))
+    task = long_poll.until(find, lambda task: task.status != RUNNING)
+    return responses.conditional_task(task, list_query.shape(query))
 
 
 @tasks.patch("/task/<task_id>")
@@ -119,8 +116,10 @@ def report(task_id: str, query: dict[str, Any], body: dict[str, Any]) -> Respons
     changes nothing is 200 and sends nothing. But a task that was ended for silence may still
     be finished by its agent.
     """
-    task, callback_status = service.report(caller, known(task_id), body)
-    return answers.task(task, lists.shape(query), headers={"Callback-Status": callback_status})
+    task, callback_status = task_service.report(caller, known(task_id), body)
+    return responses.task(
+        task, list_query.shape(query), headers={"Callback-Status": callback_status}
+    )
 
 
 @tasks.post("/task/<task_id>/cancel")
@@ -133,7 +132,7 @@ def report(task_id: str, query: dict[str, Any], body: dict[str, Any]) -> Respons
     errors=[TASK_FINISHED],
     example={
         "status": ERROR,
-        "error": {"type": CANCELLED, "message": service.CANCELLED_MESSAGE},
+        "error": {"type": CANCELLED, "message": task_service.CANCELLED_MESSAGE},
         "finishedAt": EXAMPLE_MOMENT,
     },
 )
@@ -143,8 +142,10 @@ def cancel(task_id: str, query: dict[str, Any]) -> Response:
     A running task becomes an `error` of type `cancelled`, and its callback is told. Cancelling
     it again changes nothing and is 200.
     """
-    task, callback_status = service.cancel(caller, known(task_id))
-    return answers.task(task, lists.shape(query), headers={"Callback-Status": callback_status})
+    task, callback_status = task_service.cancel(caller, known(task_id))
+    return responses.task(
+        task, list_query.shape(query), headers={"Callback-Status": callback_status}
+    )
 
 
 @tasks.delete("/task/<task_id>")
@@ -154,8 +155,8 @@ def delete(task_id: str, query: dict[str, Any]) -> Response:
 
     Its log and its deliveries go with it, and no webhook is sent. Answers the task as it was.
     """
-    task = service.delete_for_good(caller, known(task_id))
-    return answers.task(task, lists.shape(query))
+    task = task_service.delete_for_good(caller, known(task_id))
+    return responses.task(task, list_query.shape(query))
 
 
 def known(task_id: str) -> str:
@@ -170,7 +171,7 @@ def idempotency_key() -> str | None:
     """What the caller calls this request, so that it can be repeated; raises 422."""
     key = request.headers.get("Idempotency-Key")
     if key is not None and not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY:
-        raise unfit({"Idempotency-Key": [f"Must have 1 to {MAX_IDEMPOTENCY_KEY} characters."]})
+        raise invalid({"Idempotency-Key": [f"Must have 1 to {MAX_IDEMPOTENCY_KEY} characters."]})
     return key
 
 

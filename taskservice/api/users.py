@@ -2,11 +2,12 @@
 
 from flask import Blueprint, Response
 
-from taskservice import queries
-from taskservice.api import answers
-from taskservice.api.door import operation
-from taskservice.auth import caller
-from taskservice.schemas import key_schema, user_schema, who_am_i_schema
+from taskservice.auth.authentication import caller
+from taskservice.queries import keys as key_queries
+from taskservice.queries import users as user_queries
+from taskservice.schemas.answers import key_schema, user_schema, who_am_i_schema
+from taskservice.web import responses
+from taskservice.web.request import operation
 
 users = Blueprint("users", __name__)
 
@@ -18,5 +19,5 @@ def get() -> Response:
 
     The user that the key belongs to, and the key itself.
     """
-    user = user_schema.dump(queries.user(caller.user_id))
-    return answers.json(user | {"key": key_schema.dump(queries.key(caller.key_id))})
+    user = user_schema.dump(user_queries.get(caller.user_id))
+    return responses.json(user | {"key": key_schema.dump(key_queries.get(caller.key_id))})

@@ -4,8 +4,10 @@ import sys
 
 import click
 
-from taskservice import queries, stamps, strict_json
-from taskservice.cli.service import service
+from taskservice.cli.server_command import service
+from taskservice.database import timestamps
+from taskservice.queries import users as user_queries
+from taskservice.schemas import strict_json
 from taskservice.services import attempts
 from taskservice.terminal import give_up, print_line
 from taskservice.webhooks import signing
@@ -31,14 +33,14 @@ def test(url: str, user: str | None) -> None:
     """Send a sample webhook to URL and say in one sentence how that went."""
     with service():
         secrets = [signing.new_secret()] if user is None else _secrets_of(user)
-        sample = SAMPLE | {"callback": url, "finishedAt": stamps.now()}
-        outcome = attempts.post(url, secrets, stamps.new_id(), strict_json.dumps(sample))
+        sample = SAMPLE | {"callback": url, "finishedAt": timestamps.now()}
+        outcome = attempts.post(url, secrets, timestamps.new_id(), strict_json.dumps(sample))
     print_line(outcome.message)
     sys.exit(0 if outcome.delivered else 1)
 
 
 def _secrets_of(name: str) -> list[str]:
-    user = next((user for user in queries.users() if user.name == name), None)
+    user = next((user for user in user_queries.list_all() if user.name == name), None)
     if user is None:
         give_up(f"There is no user {name}")
-    return list(queries.callback_secrets(user.id, stamps.now()))
+    return list(user_queries.callback_secrets(user.id, timestamps.now()))

@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 from sqlalchemy.engine import make_url
 
-from taskservice import inspection, migrations
-from taskservice.backup import BackupError, backup
-from taskservice.cli.service import load_config, service
+from taskservice.cli.server_command import load_config, service
 from taskservice.config import Config
+from taskservice.database import migrations
+from taskservice.operations import database_check
+from taskservice.operations.backup import BackupError, backup
 from taskservice.terminal import give_up, print_json, print_line, remark
 
 
@@ -34,13 +35,13 @@ def check(as_json: bool) -> None:
     A warning is something to know about, and no reason to exit with 1.
     """
     states = set()
-    for finding in inspection.findings(load_config()):
+    for finding in database_check.findings(load_config()):
         states.add(finding.state)
         if as_json:
             print_json(vars(finding))
         else:
             print_line(f"{finding.state:8} {finding.check:11} {finding.message}")
-    sys.exit(1 if inspection.ERROR in states else 0)
+    sys.exit(1 if database_check.ERROR in states else 0)
 
 
 @command.command("backup")

@@ -4,10 +4,12 @@ from typing import Any, NoReturn
 
 import click
 
-from taskservice import queries
-from taskservice.cli.service import service
-from taskservice.schemas import DELIVERY_STATES, delivery_schema, parse_id
-from taskservice.services import deliveries
+from taskservice.cli.server_command import service
+from taskservice.contract.terms import DELIVERY_STATES
+from taskservice.queries import deliveries as delivery_queries
+from taskservice.schemas.answers import delivery_schema
+from taskservice.schemas.fields import parse_id
+from taskservice.services import deliveries as delivery_service
 from taskservice.terminal import give_up, print_json, print_line, print_rows
 
 LIST_COLUMNS = ("id", "state", "user", "taskId", "callback", "createdAt", "nextAttemptAt")
@@ -28,7 +30,7 @@ def command() -> None:
 def list_all(state: str | None, limit: int, as_json: bool) -> None:
     """List the deliveries of all users, newest first."""
     with service():
-        rows = [_dumped(row) for row in queries.all_deliveries(state, limit)]
+        rows = [_dumped(row) for row in delivery_queries.list_all(state, limit)]
         print_rows(rows, LIST_COLUMNS, as_json)
 
 
@@ -38,7 +40,7 @@ def list_all(state: str | None, limit: int, as_json: bool) -> None:
 def show(delivery_id: str, as_json: bool) -> None:
     """Show a delivery with each attempt to post it."""
     with service():
-        row = queries.delivery(_known(delivery_id))
+        row = delivery_queries.find(_known(delivery_id))
         if row is None:
             _give_up_on(delivery_id)
         delivery = _dumped(row)
@@ -56,7 +58,7 @@ def show(delivery_id: str, as_json: bool) -> None:
 def redeliver(delivery_id: str) -> None:
     """Make a delivery due now: whoever serves or works posts it within 20 seconds."""
     with service():
-        deliveries.redeliver_any(_known(delivery_id))
+        delivery_service.redeliver_any(_known(delivery_id))
 
 
 def _dumped(row: Any) -> dict[str, Any]:

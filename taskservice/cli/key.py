@@ -4,10 +4,11 @@ import re
 
 import click
 
-from taskservice import queries, stamps
-from taskservice.cli.service import service
-from taskservice.schemas import key_schema
-from taskservice.services import users
+from taskservice.cli.server_command import service
+from taskservice.database import timestamps
+from taskservice.queries import keys as key_queries
+from taskservice.schemas.answers import key_schema
+from taskservice.services import keys as key_service
 from taskservice.terminal import print_line, print_rows
 
 _UNITS = {"m": 60, "h": 3_600, "d": 86_400}
@@ -37,9 +38,9 @@ def command() -> None:
 @click.option("--expires", type=Duration(), help="Valid for so long, such as 90d.")
 def add(user: str, name: str, agent: str | None, expires: int | None) -> None:
     """Add a key to USER and print it, which is shown this once."""
-    expires_at = None if expires is None else stamps.now(expires)
+    expires_at = None if expires is None else timestamps.now(expires)
     with service():
-        print_line(users.add_key(user, name, agent, expires_at).text)
+        print_line(key_service.add(user, name, agent, expires_at).text)
 
 
 @command.command("list")
@@ -47,7 +48,7 @@ def add(user: str, name: str, agent: str | None, expires: int | None) -> None:
 def list_all(as_json: bool) -> None:
     """List the keys of all users, without their secrets."""
     with service():
-        rows = [key_schema.dump(row) | {"user": row.user_name} for row in queries.all_keys()]
+        rows = [key_schema.dump(row) | {"user": row.user_name} for row in key_queries.list_all()]
         columns = ["user", "name", "hint", "agentId", "id", "createdAt", "expiresAt"]
         print_rows(rows, [*columns, "lastUsedAt", "revokedAt"], as_json)
 
@@ -57,4 +58,4 @@ def list_all(as_json: bool) -> None:
 def revoke(key_id: str) -> None:
     """Revoke a key from the next request on."""
     with service():
-        users.revoke_key(key_id)
+        key_service.revoke_any(key_id)

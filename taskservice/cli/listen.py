@@ -6,8 +6,8 @@ from urllib.parse import urlsplit
 
 import click
 
-from taskservice.cli.agent_side import the_service
-from taskservice.listener import Listener
+from taskservice.cli.agent_command import the_service
+from taskservice.runner.listener import Listener
 from taskservice.terminal import print_line, remark
 
 

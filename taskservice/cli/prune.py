@@ -4,10 +4,10 @@ from math import inf
 
 import click
 
-from taskservice.cli.service import service
-from taskservice.db import database_moment
-from taskservice.services import logs, retention, space
-from taskservice.services.retention import Bounds, Removed
+from taskservice.background import retention, sweep, vacuum
+from taskservice.background.retention import Bounds, Removed
+from taskservice.cli.server_command import service
+from taskservice.database.transactions import database_moment
 from taskservice.terminal import print_json, print_line, remark
 
 
@@ -33,8 +33,8 @@ def command(dry_run: bool, as_json: bool) -> None:
 
 def _prune(bounds: Bounds) -> Removed:
     removed = retention.prune_now(bounds)
-    logs.sweep(inf)
-    space.give_back(inf)
+    sweep.sweep(inf)
+    vacuum.shrink(inf)
     return removed
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from taskservice.cli.agent_side import open_standard_files, the_service
+from taskservice.cli.agent_command import open_standard_files, the_service
 from taskservice.runner.resend import resend
 from taskservice.runner.run import Run
 from taskservice.runner.signals import forward_signals
@@ -25,7 +25,7 @@ def command(
     is_strict: bool,
     is_resend: bool,
     command_line: tuple[str, ...],
-    **wishes: Any,
+    **fields: Any,
 ) -> None:
     """Run CMD as a task: its output becomes the log, its exit status the result.
 
@@ -46,9 +46,9 @@ def command(
         raise click.UsageError("Missing option '--agent'.")
     if not command_line:
         raise click.UsageError("Missing the program: taskservice run --agent ID -- CMD ...")
-    wishes = {name: value for name, value in wishes.items() if value is not None}
+    fields = {name: value for name, value in fields.items() if value is not None}
     with the_service() as client:
-        run = Run(client.connection, command_line, {"agentId": agent, **wishes, "claim": True})
+        run = Run(client.connection, command_line, {"agentId": agent, **fields, "claim": True})
         forward_signals(run.forward)
         run.start(is_strict)
         sys.exit(run.execute())

@@ -3,8 +3,8 @@
 import click
 
 from taskservice.app import create_app
-from taskservice.cli.service import load_config, one_line_failures
-from taskservice.migrations import upgrade
+from taskservice.cli.server_command import load_config, one_line_failures
+from taskservice.database.migrations import upgrade
 from taskservice.serving.application import serve
 from taskservice.terminal import remark
 

@@ -7,7 +7,7 @@ from itertools import islice
 
 import click
 
-from taskservice.cli.agent_side import the_service
+from taskservice.cli.agent_command import the_service
 from taskservice.client import NotFound, Task
 from taskservice.client.tasks import PAGE_TASKS, SHORT_FIELDS
 from taskservice.terminal import give_up, print_json, print_line, print_log_line

@@ -2,10 +2,10 @@
 
 import click
 
-from taskservice import queries
-from taskservice.cli.service import service
-from taskservice.schemas import user_schema
-from taskservice.services import users
+from taskservice.cli.server_command import service
+from taskservice.queries import users as user_queries
+from taskservice.schemas.answers import user_schema
+from taskservice.services import users as user_service
 from taskservice.terminal import print_line, print_rows
 
 
@@ -19,7 +19,7 @@ def command() -> None:
 def add(name: str) -> None:
     """Add a user and print the first API key, which is shown this once."""
     with service(may_create=True):
-        print_line(users.add_user(name).text)
+        print_line(user_service.add(name).text)
 
 
 @command.command("list")
@@ -27,5 +27,5 @@ def add(name: str) -> None:
 def list_all(as_json: bool) -> None:
     """List the users."""
     with service():
-        rows = user_schema.dump(queries.users(), many=True)
+        rows = user_schema.dump(user_queries.list_all(), many=True)
         print_rows(rows, ["name", "id", "createdAt"], as_json)

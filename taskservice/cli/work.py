@@ -2,7 +2,7 @@
 
 import click
 
-from taskservice.cli.agent_side import open_standard_files, the_service
+from taskservice.cli.agent_command import open_standard_files, the_service
 from taskservice.runner.signals import forward_signals
 from taskservice.runner.worker import Worker
 

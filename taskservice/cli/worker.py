@@ -4,13 +4,13 @@ import signal
 
 import click
 
-from taskservice import stopping
+from taskservice import resources
 from taskservice.app import create_app
-from taskservice.cli.service import load_config, one_line_failures
-from taskservice.db import dispose
-from taskservice.telemetry import configure_logging
+from taskservice.background.upkeep import await_loops, start_loops
+from taskservice.cli.server_command import load_config, one_line_failures
+from taskservice.database.engine import dispose
+from taskservice.operations.request_log import configure_logging
 from taskservice.terminal import remark
-from taskservice.upkeep import await_loops, start_loops
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -31,6 +31,6 @@ def command() -> None:
     loops = start_loops(app, serves=False)
     remark(f"data in {config.DATA}, working")
     signal.sigwait(SIGNALS)
-    stopping.begin()
+    resources.begin_stop()
     await_loops(loops)
     dispose(app)

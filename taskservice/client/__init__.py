@@ -3,6 +3,7 @@
 from taskservice.client.errors import (
     Conflict,
     Forbidden,
+    Invalid,
     InvalidKey,
     LinesMissing,
     NotFound,
@@ -15,7 +16,6 @@ from taskservice.client.errors import (
     TooLarge,
     Unavailable,
     UnexpectedAnswer,
-    Unfit,
     Unreachable,
     Unreadable,
 )
@@ -26,6 +26,7 @@ __all__ = [
     "Client",
     "Conflict",
     "Forbidden",
+    "Invalid",
     "InvalidKey",
     "Line",
     "LinesMissing",
@@ -41,7 +42,6 @@ __all__ = [
     "TooLarge",
     "Unavailable",
     "UnexpectedAnswer",
-    "Unfit",
     "Unreachable",
     "Unreadable",
     "current",

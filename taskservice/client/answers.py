@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import requests
 
-from taskservice import http_headers
 from taskservice.client.errors import (
     Conflict,
     Forbidden,
+    Invalid,
     InvalidKey,
     LinesMissing,
     NotFound,
@@ -24,9 +24,9 @@ from taskservice.client.errors import (
     TooLarge,
     Unavailable,
     UnexpectedAnswer,
-    Unfit,
     Unreadable,
 )
+from taskservice.contract import http_headers
 
 JSON = "application/json"
 PROBLEM = "application/problem+json"
@@ -197,7 +197,7 @@ def _not_found(problem: Mapping[str, Any]) -> type[Refused] | None:
 
 
 def _unfit(problem: Mapping[str, Any]) -> type[Refused] | None:
-    return Unfit if _is_object(problem.get("errors", {})) else None
+    return Invalid if _is_object(problem.get("errors", {})) else None
 
 
 _IS_FINISHED = _object_with({"id": _is_text, "status": _is_text, "error": _ERROR})

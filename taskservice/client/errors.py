@@ -85,7 +85,7 @@ class TooLarge(Refused):
     """413: the request, or what it would add to, is too large."""
 
 
-class Unfit(Refused):
+class Invalid(Refused):
     """422: readable, but it does not fit; `errors` maps fields to messages."""
 
     def __init__(self, status: int, problem: Mapping[str, Any]) -> None:

@@ -9,17 +9,18 @@ from typing import Any, NamedTuple, Protocol
 from taskservice.client.answers import APPENDED, Shape, task
 from taskservice.client.errors import (
     PASSING,
+    Invalid,
     LinesMissing,
     NotTheService,
     TaskCancelled,
     TaskFinished,
     TaskServiceError,
     TooLarge,
-    Unfit,
     Unreadable,
 )
 from taskservice.client.http import Connection, delays, pause_after
-from taskservice.client.text import LOG_BYTES, mark
+from taskservice.client.text import mark
+from taskservice.contract.terms import MAX_LOG
 
 # About five requests a second at most, so that a line is seen within a second.
 SECONDS_BETWEEN = 0.2
@@ -247,7 +248,7 @@ class Sender(threading.Thread):
 
     def _fitting(self, batch: Batch) -> Batch | None:
         """As many lines of the batch as the log has room for; None if not even one."""
-        room = LOG_BYTES - _ROOM_FOR_MARK - self._log_bytes
+        room = MAX_LOG - _ROOM_FOR_MARK - self._log_bytes
         if len(batch.data) <= room:
             return batch
         data = batch.data[: batch.data.rfind(b"\n", 0, max(room, 0)) + 1]
@@ -273,7 +274,7 @@ class Sender(threading.Thread):
             return True
         try:
             self._request("PATCH", path, task("id"), params={"fields": "id"}, json=self._report)
-        except (Unreadable, TooLarge, Unfit) as error:
+        except (Unreadable, TooLarge, Invalid) as error:
             if not self._report.pop("output", None):
                 raise
             # How the program ended counts for more than what it has put out.

@@ -21,10 +21,10 @@ from weakref import WeakValueDictionary
 from taskservice.client import answers, text
 from taskservice.client.errors import (
     PASSING,
+    Invalid,
     NotFound,
     SettingError,
     TaskServiceError,
-    Unfit,
     Unreachable,
 )
 from taskservice.client.http import PATIENCE_SECONDS, Connection, delays, pause_after
@@ -412,10 +412,10 @@ class Client:
 
         With `claim` the caller does its work, best in a `with`; without, whoever claims it.
         """
-        wishes: dict[str, Any] = {"agentId": agent_id, "name": name, "input": input}
-        wishes |= {"callback": callback, "timeout": timeout, "claim": claim}
-        wishes = {name: value for name, value in wishes.items() if value is not None}
-        data = start(self.connection, wishes, uuid4().hex)
+        fields: dict[str, Any] = {"agentId": agent_id, "name": name, "input": input}
+        fields |= {"callback": callback, "timeout": timeout, "claim": claim}
+        fields = {name: value for name, value in fields.items() if value is not None}
+        data = start(self.connection, fields, uuid4().hex)
         return Task(self.connection, data, heartbeat=heartbeat_for(timeout))
 
     def claim(self, agent_id: str, wait: float = WAIT_SECONDS) -> Task | None:
@@ -551,24 +551,24 @@ def _quietly() -> contextlib.AbstractContextManager[None]:
 
 
 def start(
-    connection: Connection, wishes: Mapping[str, Any], idempotency_key: str, **options: Any
+    connection: Connection, fields: Mapping[str, Any], idempotency_key: str, **options: Any
 ) -> dict[str, Any]:
     """Start a task, once however often this is repeated, and its agent if it is new."""
     try:
-        return _start(connection, wishes, idempotency_key, options)
-    except Unfit as error:
+        return _start(connection, fields, idempotency_key, options)
+    except Invalid as error:
         if "agentId" not in error.errors:
             raise
-    register(connection, wishes["agentId"], {}, **options)
-    return _start(connection, wishes, idempotency_key, options)
+    register(connection, fields["agentId"], {}, **options)
+    return _start(connection, fields, idempotency_key, options)
 
 
 def _start(
-    connection: Connection, wishes: Mapping[str, Any], key: str, options: Mapping[str, Any]
+    connection: Connection, fields: Mapping[str, Any], key: str, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     headers = {"Idempotency-Key": key}
     task: dict[str, Any] = connection.call(
-        "POST", "/task", _STARTED, json=wishes, headers=headers, **options
+        "POST", "/task", _STARTED, json=fields, headers=headers, **options
     ).data
     return task
 
@@ -579,10 +579,10 @@ def _read_task(connection: Connection, path: str) -> dict[str, Any]:
 
 
 def register(
-    connection: Connection, agent_id: str, wishes: Mapping[str, str | None], **options: Any
+    connection: Connection, agent_id: str, fields: Mapping[str, str | None], **options: Any
 ) -> None:
     """Register an agent, or change it: its `name` or `description`."""
-    given = {name: value for name, value in wishes.items() if value is not None}
+    given = {name: value for name, value in fields.items() if value is not None}
     path = f"/agent/{_segment(agent_id)}"
     connection.call("PUT", path, answers.AGENT, json=given, **options)
 

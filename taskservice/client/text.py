@@ -1,12 +1,12 @@
 """Lines as a log takes them: whole, in UTF-8, and none too long."""
 
 # What the service takes, in bytes of UTF-8 (contract: Limits).
-LINE_BYTES = 64 * 1024
-LOG_BYTES = 100 * 1024 * 1024
-MESSAGE_BYTES = 64 * 1024
-OUTPUT_BYTES = 1024 * 1024
+MAX_LINE = 64 * 1024
+MAX_LOG = 100 * 1024 * 1024
+MAX_MESSAGE = 64 * 1024
+MAX_OBJECT = 1024 * 1024
 # A byte that is no UTF-8, or is NUL, becomes a character of three bytes.
-SURELY_SHORT = LINE_BYTES // 3
+SURELY_SHORT = MAX_LINE // 3
 _ROOM_FOR_MARK = 100
 
 
@@ -33,9 +33,9 @@ def cut(line: bytes, size: int | None = None) -> bytes:
     if size is None and len(line) <= SURELY_SHORT:
         return line
     text = line.decode(errors="replace").replace("\0", "\ufffd").encode()
-    if size is None and len(text) <= LINE_BYTES:
+    if size is None and len(text) <= MAX_LINE:
         return line
-    return head(text, LINE_BYTES - _ROOM_FOR_MARK) + (
+    return head(text, MAX_LINE - _ROOM_FOR_MARK) + (
         f"… [taskservice: cut here, the line has {size or len(line):,} bytes]".encode()
     )
 
@@ -47,4 +47,4 @@ def head(text: bytes, most: int) -> bytes:
 
 def message(text: str) -> str:
     """A text that fits as the message of an error."""
-    return head(text.encode(errors="replace"), MESSAGE_BYTES).decode().replace("\0", "\ufffd")
+    return head(text.encode(errors="replace"), MAX_MESSAGE).decode().replace("\0", "\ufffd")

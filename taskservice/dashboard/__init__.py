@@ -4,11 +4,11 @@ from flask import Flask
 
 from taskservice.dashboard import sessions
 from taskservice.dashboard.agents import agents
-from taskservice.dashboard.door import dashboard, stray
 from taskservice.dashboard.keys import keys
+from taskservice.dashboard.pages import dashboard, unknown_page
 from taskservice.dashboard.sign_in import sign_in
+from taskservice.dashboard.sign_in_throttle import Throttle
 from taskservice.dashboard.tasks import tasks
-from taskservice.dashboard.throttle import Throttle
 
 for blueprint in (sign_in, tasks, agents, keys):
     dashboard.register_blueprint(blueprint)
@@ -19,4 +19,4 @@ def init_app(app: Flask) -> None:
     app.extensions["throttle"] = Throttle()
     app.register_blueprint(dashboard)
     for status in (404, 405):
-        app.register_error_handler(status, stray)
+        app.register_error_handler(status, unknown_page)

@@ -4,10 +4,11 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from taskservice import queries
-from taskservice.auth import caller
-from taskservice.dashboard.door import page
-from taskservice.queries import Selection
+from taskservice.auth.authentication import caller
+from taskservice.dashboard.pages import page
+from taskservice.queries import agents as agent_queries
+from taskservice.queries import lists as list_queries
+from taskservice.queries.lists import Selection
 
 agents = Blueprint("agents", __name__)
 
@@ -19,7 +20,7 @@ LAST_PAGE = 1_000_000
 @agents.get("/agents", strict_slashes=False)
 def list_all() -> Response:
     number = min(max(request.args.get("page", 1, int), 1), LAST_PAGE)
-    found = queries.agents_by_use(caller, (number - 1) * PAGE, PAGE + 1)
+    found = agent_queries.list_by_use(caller, (number - 1) * PAGE, PAGE + 1)
     shown = found[:PAGE]
     return page(
         "agents.html",
@@ -31,5 +32,5 @@ def list_all() -> Response:
 
 
 def _last_tasks(agent_id: str) -> list[Any]:
-    places = queries.places(caller, Selection(agent_id=agent_id), None, LAST_TASKS)
-    return queries.summaries(caller, places)
+    places = list_queries.places(caller, Selection(agent_id=agent_id), None, LAST_TASKS)
+    return list_queries.summaries(caller, places)

@@ -8,10 +8,11 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from threading import Lock
 
-from taskservice import queries, stamps
-from taskservice.access import Caller
-from taskservice.models import COMPLETE, ERROR, RUNNING
-from taskservice.queries import Selection
+from taskservice.auth.caller import Caller
+from taskservice.contract.terms import COMPLETE, ERROR, RUNNING
+from taskservice.database import timestamps
+from taskservice.queries import lists as list_queries
+from taskservice.queries.lists import Selection
 
 # From the bottom of a bar to its top.
 STATUSES = (COMPLETE, ERROR, RUNNING)
@@ -33,7 +34,7 @@ class Period:
 
     @property
     def since(self) -> str:
-        return stamps.now(-self.seconds)
+        return timestamps.now(-self.seconds)
 
 
 PERIODS = {
@@ -56,7 +57,7 @@ class Bar:
     @property
     def bounds(self) -> dict[str, str]:
         """The filters of the list, which are exclusive, that lead to just these tasks."""
-        before = stamps.rfc3339(datetime.fromisoformat(self.since) - timedelta(milliseconds=1))
+        before = timestamps.rfc3339(datetime.fromisoformat(self.since) - timedelta(milliseconds=1))
         return {"createdAfter": before, "createdBefore": self.until}
 
     @property
@@ -120,7 +121,7 @@ def of(caller: Caller, selection: Selection, name: str) -> Chart:
 def _count(caller: Caller, selection: Selection, period: Period) -> Chart:
     moments = _moments(period)
     statuses = [status for status in STATUSES if selection.status in (None, status)]
-    counts = queries.starts(caller, selection, moments, statuses)
+    counts = list_queries.starts(caller, selection, moments, statuses)
     bars = [
         Bar(since, until, dict(zip(statuses, of_bar, strict=True)))
         for (since, until), of_bar in zip(pairwise(moments), zip(*counts, strict=True), strict=True)
@@ -134,5 +135,6 @@ def _moments(period: Period) -> list[str]:
     end = (int(time.time()) // step + 1) * step
     first = datetime.fromtimestamp(end, UTC) - timedelta(seconds=step * period.bars)
     return [
-        stamps.rfc3339(first + timedelta(seconds=step * place)) for place in range(period.bars + 1)
+        timestamps.rfc3339(first + timedelta(seconds=step * place))
+        for place in range(period.bars + 1)
     ]

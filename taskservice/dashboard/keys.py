@@ -5,14 +5,19 @@ from typing import Any
 from flask import Blueprint, Response, flash, request
 from werkzeug.wrappers import Response as AnyResponse
 
-from taskservice import queries, stamps
-from taskservice.auth import caller
-from taskservice.dashboard import sessions, words
-from taskservice.dashboard.door import clean, page, to
-from taskservice.problems import not_found, unfit
-from taskservice.queries import AnyRow
-from taskservice.schemas import CreateKeySchema, parse_id
-from taskservice.services import users as service
+from taskservice.auth.authentication import caller
+from taskservice.dashboard import formatting, sessions
+from taskservice.dashboard.pages import page, redirect_to, without_empty
+from taskservice.database import timestamps
+from taskservice.database.rows import AnyRow
+from taskservice.problems import invalid, not_found
+from taskservice.queries import agents as agent_queries
+from taskservice.queries import keys as key_queries
+from taskservice.queries import users as user_queries
+from taskservice.schemas.fields import parse_id
+from taskservice.schemas.requests import CreateKeySchema
+from taskservice.services import callback_secrets as secret_service
+from taskservice.services import keys as key_service
 
 keys = Blueprint("keys", __name__)
 
@@ -38,8 +43,8 @@ def create() -> AnyResponse:
     """The answer itself has the new key, which is shown at no other time."""
     if not sessions.is_unsent():
         flash("That form was used already.")
-        return to("keys.list_all")
-    new = service.create_key(caller, create_schema.load(_wishes()))
+        return redirect_to("keys.list_all")
+    new = key_service.create(caller, create_schema.load(_fields()))
     sessions.note_sent()
     return _page(201, new=new)
 
@@ -51,9 +56,9 @@ def ask_to_revoke(key_id: str) -> Response:
 
 @keys.post("/keys/<key_id>/revoke")
 def revoke(key_id: str) -> AnyResponse:
-    key = service.revoke_own_key(caller, _key(key_id).id)
+    key = key_service.revoke(caller, _key(key_id).id)
     flash(f"Revoked the key “{key.name}”.")
-    return to("keys.list_all")
+    return redirect_to("keys.list_all")
 
 
 @keys.get("/callback-secret/rotate")
@@ -63,20 +68,20 @@ def ask_to_rotate() -> Response:
 
 @keys.post("/callback-secret/rotate")
 def rotate() -> AnyResponse:
-    service.rotate_callback_secret(caller)
+    secret_service.rotate(caller)
     flash("The callback secret is new. For a day the old one signs too.")
-    return to("keys.list_all", _anchor="secret")
+    return redirect_to("keys.list_all", _anchor="secret")
 
 
 def _page(status: int = 200, new: Any = None) -> Response:
-    keys = sorted(queries.keys_of_user(caller.user_id), key=_is_of_this_session)[::-1]
+    keys = sorted(key_queries.list_of_user(caller.user_id), key=_is_of_this_session)[::-1]
     return page(
         "keys.html",
         status,
-        valid=[key for key in keys if words.counts(key)],
-        void=[key for key in keys if not words.counts(key)],
-        agents=queries.agents(caller),
-        secret=queries.current_callback_secret(caller.user_id),
+        valid=[key for key in keys if formatting.is_key_valid(key)],
+        void=[key for key in keys if not formatting.is_key_valid(key)],
+        agents=agent_queries.list_all(caller),
+        secret=user_queries.current_callback_secret(caller.user_id),
         expiries=EXPIRIES,
         default_expiry=DEFAULT_EXPIRY,
         new=new,
@@ -87,23 +92,23 @@ def _is_of_this_session(key: AnyRow) -> bool:
     return bool(key.id == caller.key_id)
 
 
-def _wishes() -> dict[str, Any]:
+def _fields() -> dict[str, Any]:
     """The form as the API's body would have it."""
-    form = clean(request.form)
+    form = without_empty(request.form)
     expiry = form.get("expires", "")
     if expiry not in EXPIRIES:
-        raise unfit({"expires": ["Must be one of the choices."]})
+        raise invalid({"expires": ["Must be one of the choices."]})
     days = EXPIRIES[expiry]
     return {
         "name": form.get("name", "").strip(),
         "agentId": form.get("agent") or None,
-        "expiresAt": stamps.now(days * 86_400) if days else None,
+        "expiresAt": timestamps.now(days * 86_400) if days else None,
     }
 
 
 def _key(key_id: str) -> AnyRow:
     parsed = parse_id(key_id)
-    found = [key for key in queries.keys_of_user(caller.user_id) if key.id == parsed]
+    found = [key for key in key_queries.list_of_user(caller.user_id) if key.id == parsed]
     if not found:
         raise not_found("Key")
     return found[0]

@@ -7,10 +7,11 @@ from datetime import timedelta
 from flask import Flask, request, session
 from flask.sessions import SecureCookieSessionInterface
 
-from taskservice import queries, stamps
-from taskservice.auth import admit, still_counts
+from taskservice.auth import valid_keys
+from taskservice.auth.authentication import is_key_valid, set_caller
+from taskservice.database import timestamps
+from taskservice.database.rows import AnyRow
 from taskservice.problems import Problem
-from taskservice.queries import AnyRow
 
 # After so long a session has ended, in a copy of its cookie too.
 LIFETIME = timedelta(days=7)
@@ -52,29 +53,29 @@ def begin(key: AnyRow) -> None:
     session.clear()
     session["key"] = key.id
     # Each change makes a fresh cookie of the session, which keeps this moment.
-    session["until"] = stamps.now(LIFETIME.total_seconds())
+    session["until"] = timestamps.now(LIFETIME.total_seconds())
 
 
-def go_on() -> AnyRow:
+def resume() -> AnyRow:
     """Admit the caller of this request; returns the key, with its `user_name`.
 
     Raises SessionEndedError.
     """
-    key = queries.valid_key_by_id(session["key"], stamps.now()) if _is_young() else None
+    key = valid_keys.by_id(session["key"], timestamps.now()) if _is_young() else None
     if key is None:
         session.pop("key", None)
         raise SessionEndedError
-    admit(key)
+    set_caller(key)
     return key
 
 
-def goes_on() -> bool:
+def is_active() -> bool:
     """Whether the session that admitted this request still counts."""
-    return _is_young() and still_counts()
+    return _is_young() and is_key_valid()
 
 
 def _is_young() -> bool:
-    return "key" in session and stamps.now() < session.get("until", "")
+    return "key" in session and timestamps.now() < session.get("until", "")
 
 
 def token() -> str:

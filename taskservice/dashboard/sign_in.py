@@ -5,10 +5,10 @@ from math import ceil
 from flask import Blueprint, current_app, flash, g, redirect, request, session
 from werkzeug.wrappers import Response as AnyResponse
 
-from taskservice.auth import valid_key
+from taskservice.auth.authentication import valid_key
 from taskservice.dashboard import sessions
-from taskservice.dashboard.door import is_page, page, to
-from taskservice.dashboard.throttle import Throttle
+from taskservice.dashboard.pages import is_page, page, redirect_to
+from taskservice.dashboard.sign_in_throttle import Throttle
 from taskservice.problems import Problem
 
 sign_in = Blueprint("sign_in", __name__)
@@ -36,7 +36,7 @@ def enter() -> AnyResponse:
 def leave() -> AnyResponse:
     session.clear()
     flash("You are signed out.")
-    return to("sign_in.show")
+    return redirect_to("sign_in.show")
 
 
 def _slowed(problem: Problem) -> Problem:
@@ -54,7 +54,7 @@ def _refused(problem: Problem) -> AnyResponse:
         problem = _slowed(problem)
     elif "signed_in" in g:
         # Signed in meanwhile, in another window, it is an old form that nobody needs.
-        return to("tasks.list_all")
+        return redirect_to("tasks.list_all")
     response = page(
         "sign_in.html", problem.status, next=request.form.get("next", ""), problem=problem
     )
@@ -65,5 +65,5 @@ def _refused(problem: Problem) -> AnyResponse:
 def _back(path: str) -> AnyResponse:
     """To the page that was asked for; whatever is no page of ours is none."""
     if not is_page(path):
-        return to("tasks.list_all")
+        return redirect_to("tasks.list_all")
     return redirect(f"{request.script_root}{path}", 303)

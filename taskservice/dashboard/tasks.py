@@ -7,19 +7,24 @@ from urllib.parse import urlencode
 from flask import Blueprint, Response, flash, redirect, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from taskservice import documents, following, queries
-from taskservice.api import answers, lists, streams
 from taskservice.api.tasks import known
-from taskservice.auth import caller
+from taskservice.auth.authentication import caller
+from taskservice.contract.terms import FAILED, PENDING, RUNNING
 from taskservice.dashboard import chart, sessions
-from taskservice.dashboard.door import clean, page, to
-from taskservice.models import FAILED, PENDING, RUNNING
+from taskservice.dashboard.pages import page, redirect_to, without_empty
+from taskservice.database.rows import TaskRow
 from taskservice.openapi.operation import TEXT
-from taskservice.problems import Problem, not_found, unfit
-from taskservice.queries import TaskRow
-from taskservice.schemas import ListQuerySchema
-from taskservice.services import deliveries
-from taskservice.services import tasks as service
+from taskservice.problems import Problem, invalid, not_found
+from taskservice.queries import agents as agent_queries
+from taskservice.queries import deliveries as delivery_queries
+from taskservice.queries import lists as list_queries
+from taskservice.queries import logs as log_queries
+from taskservice.queries import task_json
+from taskservice.queries import tasks as task_queries
+from taskservice.schemas.parameters import ListQuerySchema
+from taskservice.services import deliveries as delivery_service
+from taskservice.services import tasks as task_service
+from taskservice.web import event_stream, list_query, responses, task_events
 
 OWN_FILTERS = {"since": tuple(chart.PERIODS), "callback": (PENDING, FAILED)}
 
@@ -27,7 +32,7 @@ TOO_LATE = "The task had already ended."
 
 tasks = Blueprint("tasks", __name__)
 
-list_query = ListQuerySchema()
+list_query_schema = ListQuerySchema()
 
 PAGE = 50
 # More than that is many.
@@ -45,16 +50,16 @@ def list_all() -> AnyResponse:
         filled = {name: text for name, text in request.args.items() if text}
         return redirect(f"{url_for('dashboard.tasks.list_all')}?{urlencode(filled)}", 303)
     query, own = _list_query()
-    selection = replace(lists.selection(query), delivery=own.get("callback"))
-    found = lists.page(caller, selection, query)
-    rows = queries.summaries(caller, found.places)
+    selection = replace(list_query.selection(query), delivery=own.get("callback"))
+    found = list_query.page(caller, selection, query)
+    rows = list_queries.summaries(caller, found.places)
     return page(
         "tasks.html",
         rows=rows,
         next=found.next,
-        states=queries.delivery_states(rows) if caller.agent_id is None else {},
-        agents=queries.agents(caller),
-        standing=queries.counts(caller, selection, chart.STATUSES, MOST_COUNTED),
+        states=delivery_queries.states(rows) if caller.agent_id is None else {},
+        agents=agent_queries.list_all(caller),
+        standing=list_queries.counts(caller, selection, chart.STATUSES, MOST_COUNTED),
         most_counted=MOST_COUNTED,
         chart=chart.of(caller, selection, own.get("since", chart.DEFAULT)),
         chart_height=chart.HEIGHT,
@@ -64,7 +69,7 @@ def list_all() -> AnyResponse:
 
 @tasks.get("/tasks", strict_slashes=False)
 def lead_to_the_list() -> AnyResponse:
-    return to("tasks.list_all")
+    return redirect_to("tasks.list_all")
 
 
 @tasks.get("/tasks/<task_id>")
@@ -77,8 +82,8 @@ def show(task_id: str) -> Response:
 def lines(task_id: str) -> Response:
     """Lines of the log after number `after`, as many as fit of `limit`."""
     after, limit = (request.args.get(name, 0, type=int) for name in ("after", "limit"))
-    found = queries.lines_after(_task(task_id), max(after, 0), min(max(limit, 0), MOST_LINES))
-    return answers.json([line[: LINE_SHOWN + 1] for line in found])
+    found = log_queries.lines_after(_task(task_id), max(after, 0), min(max(limit, 0), MOST_LINES))
+    return responses.json([line[: LINE_SHOWN + 1] for line in found])
 
 
 @tasks.get("/tasks/<task_id>/events")
@@ -86,16 +91,16 @@ def events(task_id: str) -> Response:
     """The task and its lines after number `after` as they come: Server-Sent Events."""
     # A browser that connects again tells where it was by itself.
     after = request.headers.get("Last-Event-ID", request.args.get("after", 0, int), int)
-    events = following.follow(caller, _task(task_id).id, max(after, 0))
-    return streams.respond(events, sessions.goes_on)
+    events = task_events.follow(caller, _task(task_id).id, max(after, 0))
+    return event_stream.respond(events, sessions.is_active)
 
 
 @tasks.get("/tasks/<task_id>/log.txt")
 def download(task_id: str) -> Response:
     task = _task(task_id)
     headers = {"Content-Disposition": f'attachment; filename="{task.id}.log.txt"'}
-    lines = documents.of_lines(task, 0, None)
-    return answers.streamed(lines, headers=headers, media_type=TEXT)
+    lines = task_json.log_text(task, 0, None)
+    return responses.stream(lines, headers=headers, media_type=TEXT)
 
 
 @tasks.get("/tasks/<task_id>/cancel")
@@ -105,14 +110,14 @@ def ask_to_cancel(task_id: str) -> AnyResponse:
     if task.status == RUNNING:
         return page("cancel.html", task=task)
     flash(TOO_LATE)
-    return to("tasks.show", task_id=task_id)
+    return redirect_to("tasks.show", task_id=task_id)
 
 
 @tasks.post("/tasks/<task_id>/cancel")
 def cancel(task_id: str) -> AnyResponse:
     caller.require_user_key()
     flash(_cancel(task_id))
-    return to("tasks.show", task_id=task_id)
+    return redirect_to("tasks.show", task_id=task_id)
 
 
 @tasks.get("/tasks/<task_id>/delete")
@@ -125,21 +130,21 @@ def ask_to_delete(task_id: str) -> Response:
 @tasks.post("/tasks/<task_id>/delete")
 def delete(task_id: str) -> AnyResponse:
     caller.require_user_key()
-    task = service.delete_for_good(caller, known(task_id))
+    task = task_service.delete_for_good(caller, known(task_id))
     flash(f"Deleted “{task.name}”.")
-    return to("tasks.list_all")
+    return redirect_to("tasks.list_all")
 
 
 @tasks.post("/tasks/<task_id>/redeliver")
 def redeliver(task_id: str) -> AnyResponse:
     caller.require_user_key()
-    deliveries.redeliver(caller, known(task_id))
+    delivery_service.redeliver(caller, known(task_id))
     flash("The webhook is on its way again, under the same id.")
-    return to("tasks.show", task_id=task_id, _anchor="callback")
+    return redirect_to("tasks.show", task_id=task_id, _anchor="callback")
 
 
 def _task(task_id: str) -> TaskRow:
-    task = queries.task(caller, known(task_id))
+    task = task_queries.find(caller, known(task_id))
     if task is None:
         raise not_found("Task")
     return task
@@ -148,7 +153,7 @@ def _task(task_id: str) -> TaskRow:
 def _cancel(task_id: str) -> str:
     """Cancel a task; returns what to say of it, also when it has ended meanwhile."""
     try:
-        _, callback_status = service.cancel(caller, known(task_id))
+        _, callback_status = task_service.cancel(caller, known(task_id))
     except Problem as problem:
         if problem.status != 409:
             raise
@@ -159,17 +164,17 @@ def _cancel(task_id: str) -> str:
 
 def _deliveries(task: TaskRow) -> list[Any]:
     """What a user key may see of the task's deliveries."""
-    return queries.deliveries_of_task(caller, task.id) if caller.agent_id is None else []
+    return delivery_queries.list_of_task(caller, task.id) if caller.agent_id is None else []
 
 
 def _list_query() -> tuple[dict[str, Any], dict[str, str]]:
     """The filters of the API's list, and those of the dashboard's own."""
-    values = {"limit": str(PAGE), **clean(request.args)}
+    values = {"limit": str(PAGE), **without_empty(request.args)}
     own = {name: values.pop(name) for name in OWN_FILTERS if name in values}
-    query: dict[str, Any] = list_query.load(values)
+    query: dict[str, Any] = list_query_schema.load(values)
     for name, text in own.items():
         if text not in OWN_FILTERS[name]:
-            raise unfit({name: ["Must be one of: " + ", ".join(OWN_FILTERS[name]) + "."]})
+            raise invalid({name: ["Must be one of: " + ", ".join(OWN_FILTERS[name]) + "."]})
     if "callback" in own:
         caller.require_user_key()
     if "since" in own:

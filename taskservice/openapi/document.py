@@ -14,11 +14,11 @@ from flask import Flask
 from marshmallow import Schema, fields
 
 from taskservice import __version__
-from taskservice.error_codes import CODES, with_status
-from taskservice.openapi import words
+from taskservice.contract.error_codes import CODES, with_status
+from taskservice.openapi import components
+from taskservice.openapi.components import Parameter
 from taskservice.openapi.operation import Operation, by_media_type
-from taskservice.openapi.words import Word
-from taskservice.schemas import problem_schema
+from taskservice.schemas.answers import problem_schema
 
 OPENAPI = "3.1.0"
 PROBLEM = "application/problem+json"
@@ -67,12 +67,12 @@ def document(app: Flask, secured: str) -> Object:
         __version__,
         OPENAPI,
         [Plugin()],
-        info={"description": words.DESCRIPTION},
+        info={"description": components.DESCRIPTION},
         # Relative to the document's own URL, so that it holds under any prefix.
         servers=[{"url": "."}],
         # Either of them.
         security=[{"apikey": []}, {"bearer": []}],
-        tags=[{"name": name, "description": text} for name, text in words.TAGS.items()],
+        tags=[{"name": name, "description": text} for name, text in components.TAGS.items()],
     )
     _add_components(spec)
     for route in _routes(app, secured):
@@ -84,10 +84,10 @@ def _add_components(spec: APISpec) -> None:
     key = {"type": "apiKey", "in": "header", "name": "apikey"}
     spec.components.security_scheme("apikey", key)
     spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer"})
-    for name, word in words.ANSWER_HEADERS.items():
+    for name, word in components.ANSWER_HEADERS.items():
         header = {"description": word.description, "schema": word.schema, "required": word.always}
         spec.components.header(name, header)
-    for status, refusal in words.REFUSALS.items():
+    for status, refusal in components.REFUSALS.items():
         codes = with_status(status)
         description = (
             f"{refusal.description} Its `code`: {', '.join(f'`{code}`' for code in codes)}."
@@ -117,7 +117,7 @@ def _routes(app: Flask, secured: str) -> list[Route]:
                         operation=operation,
                     )
                 )
-    order = list(words.TAGS)
+    order = list(components.TAGS)
     return sorted(routes, key=lambda route: order.index(route.tag))
 
 
@@ -154,14 +154,14 @@ def _operation(route: Route) -> Object:
 
 def _parameters(route: Route) -> Iterator[Object]:
     for name in route.arguments:
-        yield _parameter("path", _camel(name), words.PATH_PARAMETERS[name], required=True)
+        yield _parameter("path", _camel(name), components.PATH_PARAMETERS[name], required=True)
     # The plugin makes a parameter of each field.
     yield {"in": "query", "schema": route.operation.query}
     for name in route.operation.headers:
-        yield _parameter("header", name, words.REQUEST_HEADERS[name])
+        yield _parameter("header", name, components.REQUEST_HEADERS[name])
 
 
-def _parameter(place: str, name: str, word: Word, *, required: bool = False) -> Object:
+def _parameter(place: str, name: str, word: Parameter, *, required: bool = False) -> Object:
     described = {"description": word.description, "schema": word.schema}
     return {"in": place, "name": name, "required": required, **described}
 
@@ -179,7 +179,7 @@ def _answers(operation: Operation) -> Object:
     names = (*operation.answer_headers, "X-Request-Id")
     return {
         str(status): {
-            "description": words.GOOD[status],
+            "description": components.GOOD[status],
             "headers": {name: name for name in names},
             **_content(by_media_type(answer), operation.example),
         }
@@ -190,7 +190,7 @@ def _answers(operation: Operation) -> Object:
 def _refusals(route: Route) -> Iterator[tuple[str, Any]]:
     """Status -> the name of a response that many operations have, or one of its own."""
     statuses = {
-        *words.ALWAYS_REFUSED,
+        *components.ALWAYS_REFUSED,
         *([401] if route.needs_key else []),
         *([403] if route.operation.user_key else []),
         *([404] if route.arguments else []),
@@ -201,7 +201,7 @@ def _refusals(route: Route) -> Iterator[tuple[str, Any]]:
         if status in own:
             yield str(status), _own_problem(route.operation, status)
         else:
-            yield str(status), words.REFUSALS[status].name
+            yield str(status), components.REFUSALS[status].name
 
 
 def _own_problem(operation: Operation, status: int) -> Object:
@@ -236,7 +236,7 @@ def _content(content: Mapping[str, Any], example: Any = None) -> Object:
 
 def _media(schema: Any, example: Any) -> Object:
     if schema is None:
-        return {"schema": {"type": "string"}, "example": example or words.TEXT_EXAMPLE}
+        return {"schema": {"type": "string"}, "example": example or components.TEXT_EXAMPLE}
     if isinstance(schema, list):
         one = example_of(schema[0]) | (example or {})
         return {"schema": {"type": "array", "items": schema[0]}, "example": [one]}

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from marshmallow import Schema
 
-from taskservice.schemas import NothingSchema
+from taskservice.schemas.requests import NothingSchema
 
 JSON = "application/json"
 TEXT = "text/plain"

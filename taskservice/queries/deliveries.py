@@ -7,10 +7,12 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, bindparam, literal_column, or_, select
 
-from taskservice.access import Caller, visible_tasks
-from taskservice.db import database_now, reading
-from taskservice.models import PENDING, Attempt, Delivery, Identifier, Task, User
-from taskservice.queries.rows import ATTEMPT_COLUMNS, DELIVERY_COLUMNS, AnyRow
+from taskservice.auth.caller import Caller, visible_tasks
+from taskservice.contract.terms import PENDING
+from taskservice.database.models import Attempt, Delivery, Identifier, Task, User
+from taskservice.database.rows import ATTEMPT_COLUMNS, DELIVERY_COLUMNS, AnyRow
+from taskservice.database.transactions import reading
+from taskservice.database.types import database_now
 
 # Spelled out, as the indexes of these rows have it.
 is_pending: ColumnElement[bool] = Delivery.state == literal_column(f"'{PENDING}'")
@@ -52,21 +54,21 @@ _STATES = (
 )
 
 
-def deliveries_of_task(caller: Caller, task_id: str) -> list[Any]:
+def list_of_task(caller: Caller, task_id: str) -> list[Any]:
     """A task's deliveries, newest first, each with its `attempts`, oldest first."""
     with reading() as connection:
         rows = connection.execute(_OF_TASK, {"task_id": task_id, **caller.scope}).all()
     return _with_attempts(rows)
 
 
-def delivery(delivery_id: str) -> Any | None:
+def find(delivery_id: str) -> Any | None:
     """One delivery, whoever it belongs to, with its `attempts`, oldest first."""
     with reading() as connection:
         rows = connection.execute(_BY_ID, {"delivery_id": delivery_id}).all()
     return next(iter(_with_attempts(rows)), None)
 
 
-def all_deliveries(state: str | None, limit: int) -> list[Any]:
+def list_all(state: str | None, limit: int) -> list[Any]:
     """The newest deliveries of all users, as `delivery` has them, with their `user_name`."""
     statement = _DELIVERIES.limit(limit)
     if state is not None:
@@ -83,7 +85,7 @@ def _with_attempts(rows: Sequence[AnyRow]) -> list[Any]:
     return [SimpleNamespace(**row._asdict(), attempts=made.get(row.id, [])) for row in rows]
 
 
-def delivery_states(rows: Sequence[AnyRow]) -> dict[str, str]:
+def states(rows: Sequence[AnyRow]) -> dict[str, str]:
     """Task id -> the state of its newest delivery, for those of `rows` that have one."""
     with reading() as connection:
         found = connection.execute(_STATES, {"task_ids": [row.id for row in rows]})

@@ -21,11 +21,11 @@ from sqlalchemy import (
     union_all,
 )
 
-from taskservice import stamps
-from taskservice.access import Caller, visible_tasks
-from taskservice.db import Timestamp, has_writer_queue, reading, writers_turn
-from taskservice.models import FAILED, PENDING, RUNNING, Delivery, Identifier, Task
-from taskservice.queries.rows import (
+from taskservice.auth.caller import Caller, visible_tasks
+from taskservice.contract.terms import FAILED, PENDING, RUNNING, SORTS
+from taskservice.database import timestamps
+from taskservice.database.models import Delivery, Identifier, Task
+from taskservice.database.rows import (
     LARGE_COLUMNS,
     TASK_COLUMNS,
     AnyRow,
@@ -33,8 +33,9 @@ from taskservice.queries.rows import (
     TaskRow,
     next_limit,
 )
+from taskservice.database.transactions import has_writer_queue, reading, writer_turn
+from taskservice.database.types import Timestamp
 from taskservice.queries.tasks import with_log
-from taskservice.schemas import SORTS
 
 # How many places of a list are looked up at once.
 PLACES = 1_000
@@ -146,7 +147,7 @@ def all_tasks(
 
 def _beginning(selection: Selection) -> Place:
     if selection.sort != BY_END:
-        return Place(stamps.now(), stage=0, moment="", id="")
+        return Place(timestamps.now(), stage=0, moment="", id="")
     # What runs has no place by its end; to look for it there would read all that ended.
     stage = 1 if selection.status == RUNNING else 0
     return Place(_settled(), stage, moment="", id="")
@@ -160,12 +161,12 @@ def _settled() -> str:
     asked = time.monotonic()
     if has_writer_queue():
         # Once it is our turn all that came before is written.
-        with writers_turn():
+        with writer_turn():
             age = 0.0
     else:
         with reading() as connection:
             age = connection.scalar(_OLDEST_WRITE) or 0.0
-    return stamps.now(asked - time.monotonic() - age)
+    return timestamps.now(asked - time.monotonic() - age)
 
 
 def _conditions(caller: Caller, selection: Selection) -> list[ColumnElement[bool]]:

@@ -5,11 +5,11 @@ from itertools import groupby
 
 from sqlalchemy import BigInteger, bindparam, select
 
-from taskservice.db import reading
-from taskservice.error_codes import LOG_DROPPED
-from taskservice.models import LogChunk
+from taskservice.contract.error_codes import LOG_DROPPED
+from taskservice.database.models import LogChunk
+from taskservice.database.rows import PAGE_BYTES, AnyRow, TaskRow, next_limit
+from taskservice.database.transactions import reading
 from taskservice.problems import Problem
-from taskservice.queries.rows import PAGE_BYTES, AnyRow, TaskRow, next_limit
 
 # A log of at most so many bytes is read together with those of its neighbours.
 SMALL_LOG = 64 * 1024

@@ -5,10 +5,11 @@ from typing import Any
 
 from sqlalchemy import bindparam, exists, literal_column, select
 
-from taskservice.access import Caller, visible_agents, visible_tasks
-from taskservice.db import reading
-from taskservice.models import RUNNING, Agent, Log, Task
-from taskservice.queries.rows import TASK_COLUMNS, AnySelect, TaskRow
+from taskservice.auth.caller import Caller, visible_agents, visible_tasks
+from taskservice.contract.terms import RUNNING
+from taskservice.database.models import Agent, Log, Task
+from taskservice.database.rows import TASK_COLUMNS, AnySelect, TaskRow
+from taskservice.database.transactions import reading
 
 
 def with_log(columns: Iterable[Any]) -> AnySelect:
@@ -29,7 +30,7 @@ _AGENT_HAS_WAITING = select(_HAS_WAITING).where(visible_agents, Agent.id == bind
 _TASK_BY_ID = tasks_with_log.where(Task.id == bindparam("task_id"))
 
 
-def task(caller: Caller, task_id: str) -> TaskRow | None:
+def find(caller: Caller, task_id: str) -> TaskRow | None:
     with reading() as connection:
         return connection.execute(_TASK, {"task_id": task_id, **caller.scope}).one_or_none()
 
@@ -40,7 +41,7 @@ def has_waiting_task(caller: Caller, agent_id: str) -> bool | None:
         return connection.scalar(_AGENT_HAS_WAITING, {"agent_id": agent_id, **caller.scope})
 
 
-def task_by_id(task_id: str) -> TaskRow | None:
+def find_by_id(task_id: str) -> TaskRow | None:
     """A task whoever it belongs to: for the service itself, never for a caller."""
     with reading() as connection:
         return connection.execute(_TASK_BY_ID, {"task_id": task_id}).one_or_none()

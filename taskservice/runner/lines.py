@@ -2,7 +2,8 @@
 
 from collections import deque
 
-from taskservice.client.text import LINE_BYTES, OUTPUT_BYTES, SURELY_SHORT, cut
+from taskservice.client.text import SURELY_SHORT, cut
+from taskservice.contract.terms import MAX_LINE, MAX_OBJECT
 
 _BLOCK_BYTES = 16 * 1024
 
@@ -44,7 +45,7 @@ class Splitter:
             start = text.rfind(b"\r") + 1
             if self._returned or start:
                 self._begun, self._left_out = b"", 0
-            room = LINE_BYTES - len(self._begun)
+            room = MAX_LINE - len(self._begun)
             self._begun += text[start : start + room] if room > 0 else b""
             self._left_out += max(len(text) - start - room, 0)
         self._returned = len(text) < len(part) or (self._returned and not part)
@@ -94,7 +95,7 @@ class Tail:
         else:
             self._blocks.append(block)
         self._size += len(block)
-        while self._size - len(self._blocks[0]) > OUTPUT_BYTES:
+        while self._size - len(self._blocks[0]) > MAX_OBJECT:
             self._size -= len(self._blocks.popleft())
 
     def last_line(self) -> bytes:

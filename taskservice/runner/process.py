@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from taskservice.runner.family import Family
+from taskservice.runner.process_tree import ProcessTree
 
 # What Ctrl-C and the like send to all of the terminal's foreground.
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
@@ -59,7 +59,7 @@ class Process:
             # A terminal that we have would stop it in the background, if it should ask there.
             options |= {"setsid": True}
         self.id = _spawn(list(command), options)
-        self._family = Family(self.id, None if self.at_terminal else self.id)
+        self._tree = ProcessTree(self.id, None if self.at_terminal else self.id)
         # `send` may be called by a signal handler that interrupts `wait`.
         self._lock = threading.RLock()
         self._status: int | None = None
@@ -94,7 +94,7 @@ class Process:
         """What it has started may still be ending, when it was stopped."""
         while self._is_stopped:
             with self._lock:
-                rest = self._family.members()
+                rest = self._tree.members()
             if not rest or time.monotonic() > self._killed_at + _SECONDS_TO_DIE:
                 return
             time.sleep(0.05)
@@ -131,7 +131,7 @@ class Process:
             self._pause()
             # The group at once, which no process that is just being made can miss.
             groups = [] if self.at_terminal else [-self.id]
-            ids = [*groups, *self._family.outside_group()]
+            ids = [*groups, *self._tree.outside_group()]
             _kill(ids, number)
             _kill(ids, signal.SIGCONT)
 
@@ -145,12 +145,12 @@ class Process:
         told: set[int] = set()
         were_paused = False
         for _ in range(_MOST_LOOKS):
-            new = set(self._family.members()) - told
+            new = set(self._tree.members()) - told
             if were_paused and not new:
                 return
             _kill(new, signal.SIGSTOP)
             told |= new
-            were_paused = self._family.is_paused()
+            were_paused = self._tree.is_paused()
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def heard_from_terminal(self, number: int) -> bool:

@@ -24,7 +24,9 @@ from taskservice.client.errors import (
 )
 from taskservice.client.http import Connection
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, Sender, heartbeat_for
-from taskservice.client.text import OUTPUT_BYTES, counted, mark, message
+from taskservice.client.text import counted, mark, message
+from taskservice.contract import terms
+from taskservice.contract.terms import MAX_OBJECT
 from taskservice.runner.files import read_file
 from taskservice.runner.process import FOR_ITSELF, Process, describe, exit_code
 from taskservice.runner.pump import Pump
@@ -253,7 +255,7 @@ class Run:
     # --- the end -------------------------------------------------------------------------
 
     def _report(self, status: int, pump: Pump) -> dict[str, Any]:
-        report = failed(describe(status, self._received)) if status else {"status": tasks.COMPLETE}
+        report = failed(describe(status, self._received)) if status else {"status": terms.COMPLETE}
         output = self._output(pump)
         return report | {"output": output} if output else report
 
@@ -324,7 +326,7 @@ def _left(lines: int, lost: int, is_end_kept: bool) -> str:
 
 def json_object(text: bytes) -> dict[str, Any] | None:
     """The JSON object that a text is; None if it is anything else, or can't be kept exactly."""
-    if not text.strip().startswith(b"{") or len(text) > OUTPUT_BYTES:
+    if not text.strip().startswith(b"{") or len(text) > MAX_OBJECT:
         return None
     try:
         value = json.loads(
@@ -378,7 +380,7 @@ def _written(path: Path) -> bytes | None:
     Empty where that is no regular file: to read a FIFO could take for ever.
     """
     try:
-        text = read_file(path, OUTPUT_BYTES + 1)
+        text = read_file(path, MAX_OBJECT + 1)
     except FileNotFoundError:
         return None
     except OSError:
@@ -387,4 +389,4 @@ def _written(path: Path) -> bytes | None:
 
 
 def failed(text: str) -> dict[str, Any]:
-    return {"status": tasks.ERROR, "error": {"message": message(text)}}
+    return {"status": terms.ERROR, "error": {"message": message(text)}}

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from taskservice.client.sender import Batch
-from taskservice.client.text import LINE_BYTES, LOG_BYTES, counted, mark
+from taskservice.client.text import counted, mark
+from taskservice.contract.terms import MAX_LINE, MAX_LOG
 from taskservice.runner.files import open_file, read_file
 
 SEGMENT_BYTES = 1024 * 1024
 # More than a log holds need not wait for it.
-MOST_BYTES = LOG_BYTES
+MOST_BYTES = MAX_LOG
 # Where nothing can be written to the disk, so much waits in memory.
 MOST_MEMORY_BYTES = 4 * 1024 * 1024
 _SUFFIX = ".lines"
@@ -313,7 +314,7 @@ class Spool:
 
     def _take(self, most: int) -> Batch | None:
         parts: list[bytes] = []
-        start, wanted = self._start, max(most, LINE_BYTES) + 1
+        start, wanted = self._start, max(most, MAX_LINE) + 1
         for segment in self._segments:
             part = segment.read(start, wanted)
             parts.append(part)

@@ -5,11 +5,19 @@ from typing import Any
 
 from marshmallow import EXCLUDE, INCLUDE, Schema, fields, validate
 
-from taskservice import strict_json
-from taskservice.error_codes import CODES
-from taskservice.models import CANCELLED, COMPLETE, ERROR, FAILED, PENDING, RUNNING, TIMEOUT
-from taskservice.schemas.fields import (
+from taskservice.contract.error_codes import CODES
+from taskservice.contract.terms import (
+    CANCELLED,
+    COMPLETE,
     DELIVERY_STATES,
+    ERROR,
+    FAILED,
+    PENDING,
+    RUNNING,
+    TIMEOUT,
+)
+from taskservice.schemas import strict_json
+from taskservice.schemas.fields import (
     EXAMPLE_ATTEMPT,
     EXAMPLE_DELIVERY,
     EXAMPLE_KEY,
@@ -18,9 +26,9 @@ from taskservice.schemas.fields import (
     EXAMPLE_REQUEST,
     EXAMPLE_TASK,
     EXAMPLE_USER,
+    doc,
     id_field,
     moment_field,
-    said,
 )
 
 
@@ -96,9 +104,9 @@ def _serializer(field: fields.Field[Any]) -> Callable[..., Any] | None:
 class AgentSchema(RowSchema):
     """A program that works on its own."""
 
-    id = fields.String(metadata=said("Its id, which its user chose.", "summarizer"))
-    name = fields.String(metadata=said("Its name.", "Nightly summarizer"))
-    description = fields.String(metadata=said("What it does.", "Sums up the day's mail."))
+    id = fields.String(metadata=doc("Its id, which its user chose.", "summarizer"))
+    name = fields.String(metadata=doc("Its name.", "Nightly summarizer"))
+    description = fields.String(metadata=doc("What it does.", "Sums up the day's mail."))
     userId = id_field("The user that it belongs to.", EXAMPLE_USER, attribute="user_id")
     createdAt = moment_field("When it was registered.", EXAMPLE_MOMENT, "created_at")
 
@@ -107,7 +115,7 @@ class UserSchema(RowSchema):
     """The person or team that things belong to."""
 
     id = id_field("The user's id.", EXAMPLE_USER)
-    name = fields.String(metadata=said("The user's name.", "alice"))
+    name = fields.String(metadata=doc("The user's name.", "alice"))
     createdAt = moment_field("When the user was added.", EXAMPLE_MOMENT, "created_at")
 
 
@@ -115,12 +123,12 @@ class KeySchema(RowSchema):
     """An API key, without its text."""
 
     id = id_field("The key's id.", EXAMPLE_KEY)
-    name = fields.String(metadata=said("What its user calls it.", "laptop"))
-    hint = fields.String(metadata=said("What its text begins and ends with.", "tsk_agent_…Xk2P"))
+    name = fields.String(metadata=doc("What its user calls it.", "laptop"))
+    hint = fields.String(metadata=doc("What its text begins and ends with.", "tsk_agent_…Xk2P"))
     agentId = fields.String(
         attribute="agent_id",
         allow_none=True,
-        metadata=said("The one agent that it acts for; null for a user key.", "summarizer"),
+        metadata=doc("The one agent that it acts for; null for a user key.", "summarizer"),
     )
     createdAt = moment_field("When it was created.", EXAMPLE_MOMENT, "created_at")
     expiresAt = moment_field("From when on it no longer counts.", None, "expires_at")
@@ -133,7 +141,7 @@ class NewKeySchema(KeySchema):
 
     key = fields.String(
         attribute="text",
-        metadata=said("What goes into the header `apikey`.", EXAMPLE_KEY_TEXT),
+        metadata=doc("What goes into the header `apikey`.", EXAMPLE_KEY_TEXT),
     )
 
 
@@ -141,7 +149,7 @@ class CallbackSecretSchema(RowSchema):
     """The secret that signs a user's webhooks."""
 
     secret = fields.String(
-        metadata=said(
+        metadata=doc(
             "As libraries for Standard Webhooks take it.",
             "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
         )
@@ -155,14 +163,14 @@ class TaskErrorSchema(AnswerSchema):
     type = fields.String(
         required=True,
         validate=validate.OneOf([FAILED, CANCELLED, TIMEOUT]),
-        metadata=said(
+        metadata=doc(
             "`failed`: its agent said so; `cancelled`: its user did; `timeout`: its agent "
             "fell silent.",
             FAILED,
         ),
     )
     message = fields.String(
-        required=True, metadata=said("What went wrong, for a person.", "The mailbox is locked")
+        required=True, metadata=doc("What went wrong, for a person.", "The mailbox is locked")
     )
 
 
@@ -170,22 +178,22 @@ class TaskSchema(RowSchema):
     """One execution of an agent, and what it left behind."""
 
     id = id_field("The task's id, which sorts by creation.", EXAMPLE_TASK)
-    name = fields.String(metadata=said("The task's name.", "nightly summary"))
+    name = fields.String(metadata=doc("The task's name.", "nightly summary"))
     agentId = fields.String(
-        attribute="agent_id", metadata=said("The agent that does it.", "summarizer")
+        attribute="agent_id", metadata=doc("The agent that does it.", "summarizer")
     )
     userId = id_field("The user that it belongs to.", EXAMPLE_USER, attribute="user_id")
     createdAt = moment_field("When it was started.", EXAMPLE_MOMENT, "created_at")
     updatedAt = moment_field("When it was last changed.", "2026-11-24T13:36:02.456Z", "updated_at")
     claimedAt = moment_field("When an agent took it up.", None, "claimed_at")
     finishedAt = moment_field("When it ended.", None, "finished_at")
-    input = StoredJson(metadata=said("What its agent is to work on.", {"mailbox": "office"}))
+    input = StoredJson(metadata=doc("What its agent is to work on.", {"mailbox": "office"}))
     logs = Lines(
-        fields.String(), metadata=said("Its lines, in order of arrival.", ["Synopsis: Running"])
+        fields.String(), metadata=doc("Its lines, in order of arrival.", ["Synopsis: Running"])
     )
     firstLog = fields.Integer(
         attribute="first_log",
-        metadata=said(
+        metadata=doc(
             "The number of the first line that is still there; `logCount` + 1 when none is.",
             1,
             minimum=1,
@@ -193,16 +201,16 @@ class TaskSchema(RowSchema):
     )
     logCount = fields.Integer(
         attribute="log_count",
-        metadata=said("How many lines there have ever been.", 1, minimum=0),
+        metadata=doc("How many lines there have ever been.", 1, minimum=0),
     )
-    output = StoredJson(metadata=said("What its agent reported.", {}))
+    output = StoredJson(metadata=doc("What its agent reported.", {}))
     status = fields.String(
         validate=validate.OneOf([RUNNING, COMPLETE, ERROR]),
-        metadata=said("How it stands.", RUNNING),
+        metadata=doc("How it stands.", RUNNING),
     )
     error = TaskError(
         attribute="error_type",
-        metadata=said(
+        metadata=doc(
             "Why it ended as `error`; null for any other status.",
             None,
             anyOf=[{"$ref": "#/components/schemas/TaskError"}, {"type": "null"}],
@@ -211,7 +219,7 @@ class TaskSchema(RowSchema):
     callback = fields.String(
         attribute="callback_url",
         allow_none=True,
-        metadata=said(
+        metadata=doc(
             "Where the webhook goes when it ends.",
             "https://myapp.example/api/v1/callback/2100aaa",
             format="uri",
@@ -230,14 +238,14 @@ class AttemptSchema(RowSchema):
 
     at = moment_field("When it began.", EXAMPLE_MOMENT, "at")
     durationMs = fields.Integer(
-        attribute="duration_ms", metadata=said("How many milliseconds it lasted.", minimum=0)
+        attribute="duration_ms", metadata=doc("How many milliseconds it lasted.", minimum=0)
     )
     statusCode = fields.Integer(
         attribute="status_code",
         allow_none=True,
-        metadata=said("The receiver's HTTP status; null without an answer."),
+        metadata=doc("The receiver's HTTP status; null without an answer."),
     )
-    message = fields.String(metadata=said("What came of it, in one sentence."))
+    message = fields.String(metadata=doc("What came of it, in one sentence."))
 
 
 class DeliverySchema(RowSchema):
@@ -246,13 +254,13 @@ class DeliverySchema(RowSchema):
     id = id_field("The delivery's id: the `webhook-id` of all its attempts.", EXAMPLE_DELIVERY)
     callback = fields.String(
         attribute="callback_url",
-        metadata=said(
+        metadata=doc(
             "Where it goes.", "https://myapp.example/api/v1/callback/2100aaa", format="uri"
         ),
     )
     state = fields.String(
         validate=validate.OneOf(DELIVERY_STATES),
-        metadata=said(
+        metadata=doc(
             "`pending`: it is still to be posted; `delivered`: the receiver answered 2xx; "
             "`failed`: it is given up, and kept; `cancelled`: a newer one has taken its place.",
             PENDING,
@@ -264,7 +272,7 @@ class DeliverySchema(RowSchema):
     )
     attempts = fields.List(
         fields.Nested(AttemptSchema()),
-        metadata=said("All attempts, oldest first.", [EXAMPLE_ATTEMPT]),
+        metadata=doc("All attempts, oldest first.", [EXAMPLE_ATTEMPT]),
     )
 
 
@@ -276,12 +284,12 @@ class AppendedSchema(AnswerSchema):
     """A task's log after an append."""
 
     logCount = fields.Integer(
-        required=True, metadata=said("How many lines there have ever been.", 3, minimum=0)
+        required=True, metadata=doc("How many lines there have ever been.", 3, minimum=0)
     )
     status = fields.String(
         required=True,
         validate=validate.OneOf([RUNNING, COMPLETE, ERROR]),
-        metadata=said("How the task stands.", RUNNING),
+        metadata=doc("How the task stands.", RUNNING),
     )
 
 
@@ -291,16 +299,16 @@ class LogPageSchema(AnswerSchema):
     logs = fields.List(
         fields.String(),
         required=True,
-        metadata=said("Lines, in order of arrival.", ["Synopsis: Running"]),
+        metadata=doc("Lines, in order of arrival.", ["Synopsis: Running"]),
     )
     next = fields.Integer(
         required=True,
-        metadata=said("What `after` is to be for the lines that follow.", 1, minimum=0),
+        metadata=doc("What `after` is to be for the lines that follow.", 1, minimum=0),
     )
     status = fields.String(
         required=True,
         validate=validate.OneOf([RUNNING, COMPLETE, ERROR]),
-        metadata=said("How the task stands: unless it is running no more lines come.", RUNNING),
+        metadata=doc("How the task stands: unless it is running no more lines come.", RUNNING),
     )
 
 
@@ -313,7 +321,7 @@ class WhoAmISchema(UserSchema):
 class HealthSchema(AnswerSchema):
     """All is well."""
 
-    status = fields.String(required=True, validate=validate.Equal("ok"), metadata=said("ok.", "ok"))
+    status = fields.String(required=True, validate=validate.Equal("ok"), metadata=doc("ok.", "ok"))
 
 
 class FinishedTaskSchema(AnswerSchema):
@@ -323,7 +331,7 @@ class FinishedTaskSchema(AnswerSchema):
     status = fields.String(
         required=True,
         validate=validate.OneOf([COMPLETE, ERROR]),
-        metadata=said("How it ended.", COMPLETE),
+        metadata=doc("How it ended.", COMPLETE),
     )
     error = fields.Nested(TaskErrorSchema(), required=True, allow_none=True)
 
@@ -331,16 +339,16 @@ class FinishedTaskSchema(AnswerSchema):
 class ProblemSchema(AnswerSchema):
     """An error, as RFC 9457 has it."""
 
-    type = fields.String(required=True, metadata=said("What kind of problem.", "about:blank"))
-    title = fields.String(required=True, metadata=said("The status in words.", "Not Found"))
-    status = fields.Integer(required=True, metadata=said("The HTTP status.", 404))
+    type = fields.String(required=True, metadata=doc("What kind of problem.", "about:blank"))
+    title = fields.String(required=True, metadata=doc("The status in words.", "Not Found"))
+    status = fields.Integer(required=True, metadata=doc("The HTTP status.", 404))
     detail = fields.String(
-        required=True, metadata=said("What is wrong, in one sentence.", "Task's ID is not found")
+        required=True, metadata=doc("What is wrong, in one sentence.", "Task's ID is not found")
     )
     code = fields.String(
         required=True,
         validate=validate.OneOf(CODES),
-        metadata=said(
+        metadata=doc(
             "The same for programs. "
             + " ".join(
                 f"`{code}` ({status}): {meaning}" for code, (status, meaning) in CODES.items()
@@ -349,7 +357,7 @@ class ProblemSchema(AnswerSchema):
         ),
     )
     errors = fields.Dict(
-        metadata=said(
+        metadata=doc(
             "With 422: field, parameter or header -> messages, nested as the request is.",
             additionalProperties={
                 "anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "object"}]
@@ -358,10 +366,10 @@ class ProblemSchema(AnswerSchema):
     )
     task = fields.Nested(FinishedTaskSchema())
     expected = fields.Integer(
-        metadata=said("With 409 at an append: the `seq` that the writer's next line has.")
+        metadata=doc("With 409 at an append: the `seq` that the writer's next line has.")
     )
     requestId = fields.String(
-        metadata=said(
+        metadata=doc(
             "The request's id, as in the service's own log; not with 401.", EXAMPLE_REQUEST
         ),
     )
@@ -373,9 +381,9 @@ class DocumentSchema(Schema):
     class Meta:
         unknown = INCLUDE
 
-    openapi = fields.String(required=True, metadata=said("The version of OpenAPI.", "3.1.0"))
-    info = fields.Dict(required=True, metadata=said("What it is.", {"title": "taskservice"}))
-    paths = fields.Dict(required=True, metadata=said("The operations.", {}))
+    openapi = fields.String(required=True, metadata=doc("The version of OpenAPI.", "3.1.0"))
+    info = fields.Dict(required=True, metadata=doc("What it is.", {"title": "taskservice"}))
+    paths = fields.Dict(required=True, metadata=doc("The operations.", {}))
 
 
 agent_schema = AgentSchema()

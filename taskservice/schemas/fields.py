@@ -8,29 +8,10 @@ from typing import Any
 
 from marshmallow import ValidationError, fields, validate
 
-from taskservice import stamps, strict_json
-from taskservice.models import CANCELLED, DELIVERED, FAILED, PENDING
+from taskservice.contract.terms import MAX_NAME, MAX_OBJECT
+from taskservice.database import timestamps
+from taskservice.schemas import strict_json
 
-MAX_NAME = 200
-MAX_DESCRIPTION = 2_000
-MAX_CALLBACK = 2_000
-MAX_WRITER = 64
-# Of one task. All of them go in the one transaction that deletes it.
-MAX_WRITERS = 1_000
-MAX_IDEMPOTENCY_KEY = 255
-MAX_LINE = 64 * 1024
-MAX_MESSAGE = 64 * 1024
-MAX_OBJECT = 1024 * 1024
-MAX_TIMEOUT = 366 * 86_400
-MAX_LIMIT = 1_000
-# Lines of a log in one page.
-MAX_LINES = 10_000
-DEFAULT_LINES = 1_000
-
-DELIVERY_STATES = (PENDING, DELIVERED, FAILED, CANCELLED)
-SORTS = ("-createdAt", "createdAt", "finishedAt")
-
-AGENT_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 # Python's own UUID takes many more spellings, some of them by mistake.
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -50,7 +31,7 @@ EXAMPLE_ATTEMPT = {
 }
 
 
-def said(description: str, *examples: Any, **keywords: Any) -> dict[str, Any]:
+def doc(description: str, *examples: Any, **keywords: Any) -> dict[str, Any]:
     """What the documentation says of a field; `keywords` are JSON Schema's own.
 
     The first example is the field's part of its schema's example.
@@ -87,7 +68,7 @@ class Moment(fields.Field[str]):
     def __init__(
         self, description: str, *examples: str, round_up: bool = False, **options: Any
     ) -> None:
-        metadata = said(description, *examples, type="string", format="date-time")
+        metadata = doc(description, *examples, type="string", format="date-time")
         super().__init__(metadata=metadata, **options)
         # We count in milliseconds. Of a bound from above a part of one counts as a whole one.
         self._more = timedelta(microseconds=999 if round_up else 0)
@@ -97,7 +78,7 @@ class Moment(fields.Field[str]):
             if not isinstance(value, str) or not self._SHAPE.fullmatch(value):
                 raise ValueError
             # RFC 3339 allows `t` and `z`, which Python does not know.
-            return stamps.rfc3339(self._rounded(datetime.fromisoformat(value.upper())))
+            return timestamps.rfc3339(self._rounded(datetime.fromisoformat(value.upper())))
         except (ValueError, OverflowError):
             example = "2026-11-24T13:36:00Z"
             raise ValidationError(f"Must be a moment as in RFC 3339, such as {example}.") from None
@@ -137,7 +118,7 @@ class Names(fields.Field[Sequence[str]]):
     def __init__(self, known: Sequence[str], description: str, **options: Any) -> None:
         # Documented as text, not as an array: not all clients can join one by commas.
         name = f"(?:{'|'.join(known)})"
-        metadata = said(description, type="string", pattern=f"^{name}(?:,{name})*$")
+        metadata = doc(description, type="string", pattern=f"^{name}(?:,{name})*$")
         super().__init__(metadata=metadata, **options)
         self.known = known
 
@@ -153,7 +134,7 @@ class NumberText(fields.Field[int]):
     """A whole number in the digits 0 to 9, from `low` to `high`."""
 
     def __init__(self, low: int, high: int, description: str) -> None:
-        super().__init__(metadata=said(description, type="integer", minimum=low, maximum=high))
+        super().__init__(metadata=doc(description, type="integer", minimum=low, maximum=high))
         self.low, self.high = low, high
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> int:
@@ -164,17 +145,17 @@ class NumberText(fields.Field[int]):
 
 
 def name_field(description: str, *examples: str, **options: Any) -> fields.String:
-    metadata = said(description, *examples)
+    metadata = doc(description, *examples)
     return fields.String(validate=validate.Length(1, MAX_NAME), metadata=metadata, **options)
 
 
 def id_field(description: str, example: str, **options: Any) -> fields.String:
-    return fields.String(metadata=said(description, example, format="uuid"), **options)
+    return fields.String(metadata=doc(description, example, format="uuid"), **options)
 
 
 def moment_field(description: str, example: str | None, attribute: str) -> fields.String:
     """A moment of a row, which holds it in our spelling already."""
-    metadata = said(description, example, format="date-time")
+    metadata = doc(description, example, format="date-time")
     return fields.String(attribute=attribute, allow_none=example is None, metadata=metadata)
 
 

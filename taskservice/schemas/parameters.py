@@ -8,23 +8,21 @@ from typing import Any
 import orjson
 from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 
-from taskservice import stamps
-from taskservice.models import COMPLETE, ERROR, RUNNING
-from taskservice.schemas.answers import TASK_EXPANSIONS, TASK_FIELDS
-from taskservice.schemas.fields import (
+from taskservice.contract.terms import (
     AGENT_ID,
+    COMPLETE,
     DEFAULT_LINES,
+    ERROR,
     MAX_LIMIT,
     MAX_LINES,
     MAX_NAME,
     MAX_WRITER,
+    RUNNING,
     SORTS,
-    Moment,
-    Names,
-    NumberText,
-    parse_id,
-    said,
 )
+from taskservice.database import timestamps
+from taskservice.schemas.answers import TASK_EXPANSIONS, TASK_FIELDS
+from taskservice.schemas.fields import Moment, Names, NumberText, doc, parse_id
 
 
 def _in_words(names: Sequence[str]) -> str:
@@ -50,7 +48,7 @@ class CursorField(fields.Field[tuple[Any, ...]]):
 
     def __init__(self) -> None:
         description = "Where the page before ended: it is in that page's `Link`. Goes with `limit`."
-        super().__init__(metadata=said(description, type="string"))
+        super().__init__(metadata=doc(description, type="string"))
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         try:
@@ -70,7 +68,7 @@ class CursorField(fields.Field[tuple[Any, ...]]):
 
 
 def _is_ours(moment: str) -> bool:
-    return stamps.rfc3339(datetime.fromisoformat(moment)) == moment
+    return timestamps.rfc3339(datetime.fromisoformat(moment)) == moment
 
 
 def dump_cursor(sort: str, since: str, stage: int, moment: str, task_id: str) -> str:
@@ -83,22 +81,22 @@ class ListQuerySchema(TaskQuerySchema):
 
     status = fields.String(
         validate=validate.OneOf([RUNNING, COMPLETE, ERROR]),
-        metadata=said("Only tasks that stand so."),
+        metadata=doc("Only tasks that stand so."),
     )
     agentId = fields.String(
         validate=validate.Regexp(AGENT_ID.pattern + r"\Z"),
-        metadata=said("Only tasks of this agent.", pattern=f"^{AGENT_ID.pattern}$"),
+        metadata=doc("Only tasks of this agent.", pattern=f"^{AGENT_ID.pattern}$"),
     )
     q = fields.String(
         validate=validate.Length(1, MAX_NAME),
-        metadata=said("Only tasks with this in their name, in any case."),
+        metadata=doc("Only tasks with this in their name, in any case."),
     )
     createdAfter = Moment("Only tasks started after this moment.")
     createdBefore = Moment("Only tasks started before this moment.", round_up=True)
     finishedAfter = Moment("Only tasks that ended after this moment.")
     sort = fields.String(
         validate=validate.OneOf(SORTS),
-        metadata=said(
+        metadata=doc(
             "`-createdAt`: newest first; `createdAt`: oldest first; `finishedAt`: by their end, "
             "running ones last.",
             default=SORTS[0],
@@ -134,5 +132,5 @@ class AppendQuerySchema(Schema):
     seq = NumberText(1, 1 << 53, "With `text/plain`: as `seq` in the JSON body.")
     writer = fields.String(
         validate=validate.Length(max=MAX_WRITER),
-        metadata=said("With `text/plain`: as `writer` in the JSON body."),
+        metadata=doc("With `text/plain`: as `writer` in the JSON body."),
     )

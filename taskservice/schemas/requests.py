@@ -2,22 +2,27 @@
 
 from marshmallow import Schema, fields, validate
 
-from taskservice.models import COMPLETE, ERROR, FAILED, RUNNING
-from taskservice.schemas.fields import (
+from taskservice.contract.terms import (
+    COMPLETE,
+    ERROR,
+    FAILED,
     MAX_CALLBACK,
     MAX_DESCRIPTION,
     MAX_MESSAGE,
     MAX_TIMEOUT,
     MAX_WRITER,
     MAX_WRITERS,
+    RUNNING,
+)
+from taskservice.schemas.fields import (
     Flag,
     JsonObject,
     Moment,
     Strings,
     WholeNumber,
     bytes_at_most,
+    doc,
     name_field,
-    said,
 )
 
 
@@ -29,17 +34,17 @@ class StartSchema(Schema):
     """What a task is started with."""
 
     agentId = fields.String(
-        required=True, metadata=said("The agent that is to do it; registered.", "summarizer")
+        required=True, metadata=doc("The agent that is to do it; registered.", "summarizer")
     )
     name = name_field("Its name; the agent's by default.", "nightly summary", allow_none=True)
     input = JsonObject(
         allow_none=True,
-        metadata=said("What its agent is to work on; at most 1 MiB.", {"mailbox": "office"}),
+        metadata=doc("What its agent is to work on; at most 1 MiB.", {"mailbox": "office"}),
     )
     callback = fields.String(
         allow_none=True,
         validate=bytes_at_most(MAX_CALLBACK),
-        metadata=said(
+        metadata=doc(
             "Where a signed webhook goes when the task ends: http or https, a host, neither "
             "user info nor fragment.",
             "https://myapp.example/api/v1/callback/2100aaa",
@@ -50,25 +55,21 @@ class StartSchema(Schema):
     timeout = WholeNumber(
         allow_none=True,
         validate=validate.Range(0, MAX_TIMEOUT),
-        metadata=said(
+        metadata=doc(
             "Seconds for which a claimed task may stay silent before it ends; 0: for ever.", 3600
         ),
     )
-    claim = Flag(
-        allow_none=True, metadata=said("Whether the caller takes it up right away.", False)
-    )
+    claim = Flag(allow_none=True, metadata=doc("Whether the caller takes it up right away.", False))
 
 
 class FailureSchema(Schema):
     """Why a task failed. The service's own types can't be reported."""
 
-    type = fields.String(
-        validate=validate.Equal(FAILED), metadata=said("`failed`, if it is given.")
-    )
+    type = fields.String(validate=validate.Equal(FAILED), metadata=doc("`failed`, if it is given."))
     message = fields.String(
         required=True,
         validate=bytes_at_most(MAX_MESSAGE),
-        metadata=said("What went wrong, for a person.", maxLength=MAX_MESSAGE),
+        metadata=doc("What went wrong, for a person.", maxLength=MAX_MESSAGE),
     )
 
 
@@ -77,10 +78,10 @@ class ReportSchema(Schema):
 
     status = fields.String(
         validate=validate.OneOf([RUNNING, COMPLETE, ERROR]),
-        metadata=said("`complete` or `error` end the task.", COMPLETE),
+        metadata=doc("`complete` or `error` end the task.", COMPLETE),
     )
     output = JsonObject(
-        metadata=said("Each key given replaces that key whole; at most 1 MiB.", {"sum": 15})
+        metadata=doc("Each key given replaces that key whole; at most 1 MiB.", {"sum": 15})
     )
     error = fields.Nested(FailureSchema(), allow_none=True)
     name = name_field("Another name.")
@@ -92,7 +93,7 @@ class AppendSchema(Schema):
     logs = Strings(
         fields.String(),
         required=True,
-        metadata=said(
+        metadata=doc(
             "Lines; a line feed in one makes several of it. At most 64 KiB each.",
             ["Synopsis: Running", "15 mails"],
         ),
@@ -100,7 +101,7 @@ class AppendSchema(Schema):
     seq = WholeNumber(
         allow_none=True,
         validate=validate.Range(1, 1 << 53),
-        metadata=said(
+        metadata=doc(
             "The number of the first line sent, counted from 1 by its writer: lines that are "
             "stored already are skipped.",
             1,
@@ -109,7 +110,7 @@ class AppendSchema(Schema):
     writer = fields.String(
         allow_none=True,
         validate=validate.Length(max=MAX_WRITER),
-        metadata=said(
+        metadata=doc(
             f"Who counts, where several write; empty by default. A task has at most "
             f"{MAX_WRITERS:,} of them.",
             "worker-1",
@@ -124,7 +125,7 @@ class PutAgentSchema(Schema):
     description = fields.String(
         allow_none=True,
         validate=validate.Length(max=MAX_DESCRIPTION),
-        metadata=said("What it does.", "Sums up the day's mail."),
+        metadata=doc("What it does.", "Sums up the day's mail."),
     )
 
 
@@ -134,7 +135,7 @@ class CreateKeySchema(Schema):
     name = name_field("What to call it.", "laptop", required=True)
     agentId = fields.String(
         allow_none=True,
-        metadata=said("The one agent to which the key is narrowed; registered.", "summarizer"),
+        metadata=doc("The one agent to which the key is narrowed; registered.", "summarizer"),
     )
     expiresAt = Moment(
         "From when on it no longer counts; never by default.",

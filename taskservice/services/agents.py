@@ -4,14 +4,14 @@ from typing import Any
 
 from sqlalchemy import bindparam, delete, exists, insert, select, update
 
-from taskservice import stamps
-from taskservice.access import Caller, visible_agents
-from taskservice.db import again_on_conflict, transaction
-from taskservice.error_codes import AGENT_HAS_TASKS
-from taskservice.models import Agent, Task
-from taskservice.problems import Problem, not_found, unfit
-from taskservice.queries import AGENT_COLUMNS
-from taskservice.schemas import AGENT_ID
+from taskservice.auth.caller import Caller, visible_agents
+from taskservice.contract.error_codes import AGENT_HAS_TASKS
+from taskservice.contract.terms import AGENT_ID
+from taskservice.database import timestamps
+from taskservice.database.models import Agent, Task
+from taskservice.database.rows import AGENT_COLUMNS
+from taskservice.database.transactions import retry_on_conflict, transaction
+from taskservice.problems import Problem, invalid, not_found
 
 _VISIBLE = (visible_agents, Agent.id == bindparam("agent_id"))
 _CHANGE = update(Agent).where(*_VISIBLE).returning(*AGENT_COLUMNS)
@@ -21,17 +21,17 @@ _HAS_TASKS = exists().where(Task.user_id == Agent.user_id, Task.agent_id == Agen
 _DELETE = delete(Agent).where(*_VISIBLE, ~_HAS_TASKS)
 
 
-@again_on_conflict
-def put(caller: Caller, agent_id: str, wishes: dict[str, Any]) -> tuple[Any, bool]:
-    """Register an agent or change what `wishes` names; returns it, and whether it is new.
+@retry_on_conflict
+def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, bool]:
+    """Register an agent or change what `fields` names; returns it, and whether it is new.
 
     Raises 422 for an id of another form, and 404 to an agent key for any agent but its own.
     """
     if not AGENT_ID.fullmatch(agent_id):
-        raise unfit({"agentId": [f"Must be of the form {AGENT_ID.pattern}"]})
+        raise invalid({"agentId": [f"Must be of the form {AGENT_ID.pattern}"]})
     if caller.agent_id not in (None, agent_id):
         raise not_found("Agent")
-    values = {name: value for name, value in wishes.items() if value is not None}
+    values = {name: value for name, value in fields.items() if value is not None}
     here = {"agent_id": agent_id, **caller.scope}
     with transaction() as connection:
         statement = _CHANGE.values(values) if values else _LOOK
@@ -43,7 +43,7 @@ def put(caller: Caller, agent_id: str, wishes: dict[str, Any]) -> tuple[Any, boo
             "id": agent_id,
             "name": values.get("name", agent_id),
             "description": values.get("description", ""),
-            "created_at": stamps.now(),
+            "created_at": timestamps.now(),
         }
         return connection.execute(_REGISTER, new).one(), True
 

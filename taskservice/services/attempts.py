@@ -11,13 +11,17 @@ from threading import Thread
 from flask import Flask, current_app
 from sqlalchemy.exc import SQLAlchemyError
 
-from taskservice import documents, queries, stamps, stopping
-from taskservice.budget import SharedBudget
-from taskservice.models import FAILED, PENDING
-from taskservice.services import deliveries
+from taskservice import resources
+from taskservice.contract.terms import FAILED, PENDING
+from taskservice.database import timestamps
+from taskservice.queries import task_json
+from taskservice.queries import tasks as task_queries
+from taskservice.queries import users as user_queries
+from taskservice.resources import SharedSlots
+from taskservice.services import deliveries as delivery_service
 from taskservice.services.deliveries import Leased, LeaseLost
 from taskservice.webhooks import signing, transport
-from taskservice.webhooks.failing import FailingHosts
+from taskservice.webhooks.circuit_breaker import CircuitBreaker
 from taskservice.webhooks.interrupt import Interrupt, Interrupted
 from taskservice.webhooks.transport import Outcome
 
@@ -26,7 +30,7 @@ logger = logging.getLogger(__name__)
 # A secret that was replaced still signs for a day, so that receivers can change over.
 SECRET_OVERLAP_SECONDS = 86_400.0
 
-NONE_OWED = "none"
+NO_DELIVERY = "none"
 UNPOSTED = "The service failed to post it; its log says more."
 
 # A stop is noticed so soon, and a receiver then has so long to answer; what is then
@@ -38,17 +42,17 @@ INTERRUPT_SECONDS = 0.2
 
 def init_app(app: Flask) -> None:
     # The others go on answering, whatever the receivers do.
-    app.extensions["first_attempts"] = SharedBudget(max(1, app.config["THREADS"] // 4))
-    app.extensions["failing_hosts"] = FailingHosts()
+    app.extensions["first_attempts"] = SharedSlots(max(1, app.config["THREADS"] // 4))
+    app.extensions["failing_hosts"] = CircuitBreaker()
 
 
-def failing_hosts() -> FailingHosts:
+def circuit_breaker() -> CircuitBreaker:
     """The hosts whose last attempts by this process have failed."""
-    hosts: FailingHosts = current_app.extensions["failing_hosts"]
+    hosts: CircuitBreaker = current_app.extensions["failing_hosts"]
     return hosts
 
 
-def first(leased: Leased | None) -> str:
+def first_attempt(leased: Leased | None) -> str:
     """Post a webhook in the request that owes it; call it with no transaction open.
 
     Returns what `Callback-Status` says: `delivered`, `pending`, `failed` or `none`.
@@ -57,10 +61,10 @@ def first(leased: Leased | None) -> str:
     Never raises: the task has ended whatever happens here.
     """
     if leased is None:
-        return NONE_OWED
-    budget: SharedBudget = current_app.extensions["first_attempts"]
+        return NO_DELIVERY
+    budget: SharedSlots = current_app.extensions["first_attempts"]
     with budget.place(leased.user_id) as has_place:
-        if has_place and leased.host not in failing_hosts():
+        if has_place and leased.host not in circuit_breaker():
             state = _attempt_until_stop(leased)
             if state is not None:
                 return state
@@ -75,11 +79,11 @@ def attempt(leased: Leased, interrupt: Interrupt) -> str:
     posted of what is no longer to be posted when the receiver has taken the connection.
     """
     try:
-        started = stamps.now()
+        started = timestamps.now()
         outcome = _outcome(leased, interrupt)
         logger.info("Delivery %s to %s: %s", leased.id, leased.host, outcome.message)
         _note(leased, outcome)
-        return deliveries.record(leased, started, outcome)
+        return delivery_service.record(leased, started, outcome)
     except Interrupted:
         return _leave_to_loop(leased)
     except LeaseLost as lost:
@@ -127,7 +131,7 @@ def _attempt_until_stop(leased: Leased) -> str | None:
     except RuntimeError:
         # No more threads on this machine.
         return attempt(leased, interrupt)
-    while not stopping.event.is_set() and not wait([state], TURN_SECONDS).done:
+    while not resources.stopping.is_set() and not wait([state], TURN_SECONDS).done:
         pass
     if not wait([state], STOP_SECONDS).done:
         interrupt.set()
@@ -137,7 +141,7 @@ def _attempt_until_stop(leased: Leased) -> str | None:
 
 def _leave_to_loop(leased: Leased) -> str:
     try:
-        deliveries.give_back([leased])
+        delivery_service.release([leased])
     except Exception:
         logger.exception("Delivery %s stays pending", leased.id)
     return PENDING
@@ -161,15 +165,15 @@ def _note(leased: Leased, outcome: Outcome) -> None:
     """Remember whether its host is well; where nobody was asked, as at a refusal, who knows."""
     is_well = outcome.status_code is not None and (outcome.delivered or outcome.permanent)
     if is_well or not outcome.permanent:
-        failing_hosts().note(leased.host, has_failed=not is_well)
+        circuit_breaker().note(leased.host, has_failed=not is_well)
 
 
 def _send(leased: Leased, interrupt: Interrupt) -> Outcome:
-    task = queries.task_by_id(leased.task_id)
+    task = task_queries.find_by_id(leased.task_id)
     if task is None:
         raise LeaseLost("The task was deleted.", FAILED)
-    since = stamps.now(-SECRET_OVERLAP_SECONDS)
-    secrets = queries.callback_secrets(task.user_id, since)
-    body = documents.of_webhook(task)
-    confirm = partial(deliveries.require_lease, leased)
+    since = timestamps.now(-SECRET_OVERLAP_SECONDS)
+    secrets = user_queries.callback_secrets(task.user_id, since)
+    body = task_json.webhook_body(task)
+    confirm = partial(delivery_service.require_lease, leased)
     return post(leased.callback_url, secrets, leased.id, body, interrupt, confirm)

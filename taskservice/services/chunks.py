@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from taskservice.problems import unfit
-from taskservice.schemas import MAX_LINE
+from taskservice.contract.terms import MAX_LINE
+from taskservice.problems import invalid
 
 # A chunk is read whole, even for one line of it.
 CHUNK_BYTES = 64 * 1024
@@ -87,7 +87,7 @@ def _checked(chunks: list[Chunk]) -> list[Chunk]:
         before += chunk.count
     if too_long:
         messages = {str(number): [f"Longer than {MAX_LINE} bytes."] for number in too_long[:10]}
-        raise unfit({"logs": messages})
+        raise invalid({"logs": messages})
     return chunks
 
 

@@ -20,32 +20,23 @@ from sqlalchemy import (
     update,
 )
 
-from taskservice import live, stamps
-from taskservice.access import Caller, visible_tasks
-from taskservice.db import Timestamp, database_now, reading, transaction
-from taskservice.error_codes import DELIVERY_UNDER_WAY, NO_DELIVERY
-from taskservice.models import (
-    CANCELLED,
-    DELIVERED,
-    FAILED,
-    PENDING,
-    Attempt,
-    Delivery,
-    Identifier,
-    Task,
-)
+from taskservice.auth.caller import Caller, visible_tasks
+from taskservice.contract.error_codes import DELIVERY_UNDER_WAY, NO_DELIVERY
+from taskservice.contract.terms import CANCELLED, DELIVERED, FAILED, PENDING
+from taskservice.database import timestamps, watcher
+from taskservice.database.models import Attempt, Delivery, Identifier, Task
+from taskservice.database.rows import TaskRow
+from taskservice.database.transactions import reading, transaction
+from taskservice.database.types import Timestamp, database_now
 from taskservice.problems import Problem, not_found
-from taskservice.queries import LEASE_SECONDS, TaskRow, is_due, is_pending, is_too_far, is_unleased
+from taskservice.queries.deliveries import LEASE_SECONDS, is_due, is_pending, is_unleased
 from taskservice.services import turns
-from taskservice.services.batches import in_batches
 from taskservice.services.turns import Room
 from taskservice.webhooks.transport import Outcome
 
 # A failed attempt is followed by the next one after so many seconds (contract, section 5).
 SCHEDULE = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
 JITTER = 0.2
-# How many are made due in one transaction, after the clock was set back.
-RECALLED = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +65,7 @@ class LeaseLost(Exception):
 _LEASE = {"lease": bindparam("new_lease"), "leased_until": database_now(bindparam("seconds"))}
 _NO_LEASE = {"lease": None, "leased_until": None}
 
-_OWE = insert(Delivery).values(
+_INSERT = insert(Delivery).values(
     state=PENDING, attempt_count=0, next_attempt_at=database_now(), **_LEASE
 )
 _REPLACE = (
@@ -106,12 +97,6 @@ _CLAIM = (
         Delivery.attempt_count,
     )
 )
-_TOO_FAR = select(Delivery.id).where(is_too_far)
-_RECALL = (
-    update(Delivery)
-    .where(Delivery.id.in_(bindparam("ids", expanding=True)), is_pending)
-    .values(next_attempt_at=database_now())
-)
 _HELD = (
     Delivery.id == bindparam("of_delivery_id", type_=Identifier),
     Delivery.lease == bindparam("held_lease", type_=Identifier),
@@ -120,7 +105,7 @@ _LEASE_NOW = select(
     Delivery.state,
     and_(Delivery.lease == bindparam("held_lease", type_=Identifier), ~is_unleased).label("holds"),
 ).where(Delivery.id == bindparam("of_delivery_id", type_=Identifier))
-_GIVE_BACK = update(Delivery).where(*_HELD).values(**_NO_LEASE)
+_RELEASE = update(Delivery).where(*_HELD).values(**_NO_LEASE)
 _RECORD = update(Delivery).where(*_HELD)
 _KEEP_ATTEMPT = insert(Attempt).from_select(
     ["delivery_id", "at", "duration_ms", "status_code", "message"],
@@ -144,7 +129,7 @@ _NEWEST = (
     .order_by(Delivery.created_at.desc(), Delivery.id.desc())
     .limit(1)
 )
-_AGAIN = (
+_REDELIVER = (
     update(Delivery)
     .where(Delivery.id == bindparam("of_delivery_id", type_=Identifier), is_unleased)
     .values(state=PENDING, attempt_count=0, next_attempt_at=database_now(), **_NO_LEASE)
@@ -154,7 +139,7 @@ _AGAIN = (
 # --- owed, and leased --------------------------------------------------------------------
 
 
-def owe(connection: Connection, task: TaskRow, now: str) -> Leased | None:
+def enqueue(connection: Connection, task: TaskRow, now: str) -> Leased | None:
     """Owe the webhook of a task that ends in this transaction, leased to the caller.
 
     It takes the place of an older one that is still pending. None without a callback.
@@ -162,8 +147,8 @@ def owe(connection: Connection, task: TaskRow, now: str) -> Leased | None:
     if task.callback_url is None:
         return None
     leased = Leased(
-        id=stamps.new_id(),
-        lease=stamps.new_id(),
+        id=timestamps.new_id(),
+        lease=timestamps.new_id(),
         task_id=task.id,
         user_id=task.user_id,
         callback_url=task.callback_url,
@@ -172,7 +157,7 @@ def owe(connection: Connection, task: TaskRow, now: str) -> Leased | None:
     )
     connection.execute(_REPLACE, {"of_task_id": task.id})
     connection.execute(
-        _OWE,
+        _INSERT,
         {
             "id": leased.id,
             "task_id": leased.task_id,
@@ -187,14 +172,14 @@ def owe(connection: Connection, task: TaskRow, now: str) -> Leased | None:
     return leased
 
 
-def owe_to_loop(connection: Connection, task: TaskRow, now: str) -> None:
+def enqueue_for_loop(connection: Connection, task: TaskRow, now: str) -> None:
     """Owe the webhook of a task that ends in this transaction, due now and leased to nobody.
 
     The loop notices by itself, within a second.
     """
-    leased = owe(connection, task, now)
+    leased = enqueue(connection, task, now)
     if leased is not None:
-        connection.execute(_GIVE_BACK, {"of_delivery_id": leased.id, "held_lease": leased.lease})
+        connection.execute(_RELEASE, {"of_delivery_id": leased.id, "held_lease": leased.lease})
 
 
 def seconds_until_due() -> float | None:
@@ -210,7 +195,7 @@ def seconds_until_due() -> float | None:
     return (due - now).total_seconds()
 
 
-def claim_due(limit: int, room: Room) -> Sequence[Leased]:
+def lease_due(limit: int, room: Room) -> Sequence[Leased]:
     """Lease up to `limit` deliveries that are due, of each user those that have waited longest.
 
     Users take turns: the next one is of the user who holds the fewest leases by then, in all
@@ -220,35 +205,19 @@ def claim_due(limit: int, room: Room) -> Sequence[Leased]:
     with transaction() as connection:
         in_turn = turns.in_turn(connection, limit, room)
         ids = list(islice((row.id for row in in_turn if room.take(row.host)), limit))
-        lease = {"new_lease": stamps.new_id(), "seconds": LEASE_SECONDS}
+        lease = {"new_lease": timestamps.new_id(), "seconds": LEASE_SECONDS}
         return [
             Leased(**row._asdict()) for row in connection.execute(_CLAIM, {"ids": ids, **lease})
         ]
 
 
-def give_back(leased: Collection[Leased]) -> None:
+def release(leased: Collection[Leased]) -> None:
     """End leases before their time, with no attempt counted: whoever comes next may post."""
     if leased:
         with transaction() as connection:
             held = [{"of_delivery_id": each.id, "held_lease": each.lease} for each in leased]
-            connection.execute(_GIVE_BACK, held)
-        live.watcher().wake()
-
-
-def recall() -> None:
-    """Make due what is scheduled further away than any delay, since the clock was set back."""
-    with reading() as connection:
-        if connection.scalar(_TOO_FAR) is None:
-            return
-    in_batches(_recall_batch)
-    live.watcher().wake()
-
-
-def _recall_batch() -> bool:
-    with transaction() as connection:
-        ids = connection.scalars(_TOO_FAR.limit(RECALLED).with_for_update(skip_locked=True)).all()
-        connection.execute(_RECALL, {"ids": ids})
-    return len(ids) == RECALLED
+            connection.execute(_RELEASE, held)
+        watcher.watcher().wake()
 
 
 # --- attempted ---------------------------------------------------------------------------
@@ -298,7 +267,7 @@ def record(leased: Leased, started: str, outcome: Outcome) -> str:
             {"of_delivery_id": leased.id, "held_lease": leased.lease},
         )
     if state == PENDING:
-        live.watcher().wake()
+        watcher.watcher().wake()
     return state
 
 
@@ -332,7 +301,7 @@ def redeliver(caller: Caller, task_id: str) -> str:
             detail = "The task has no delivery: it still runs, or has no callback"
             raise Problem(409, detail, code=NO_DELIVERY)
         _make_due(connection, newest)
-    live.watcher().wake()
+    watcher.watcher().wake()
     return newest
 
 
@@ -348,10 +317,10 @@ def redeliver_any(delivery_id: str) -> None:
         if newest != delivery_id:
             raise Problem(409, f"A newer delivery has taken its place: {newest}")
         _make_due(connection, delivery_id)
-    live.watcher().wake()
+    watcher.watcher().wake()
 
 
 def _make_due(connection: Connection, delivery_id: str) -> None:
-    if connection.execute(_AGAIN, {"of_delivery_id": delivery_id}).rowcount == 0:
+    if connection.execute(_REDELIVER, {"of_delivery_id": delivery_id}).rowcount == 0:
         detail = "It is being posted just now; see what comes of it first"
         raise Problem(409, detail, code=DELIVERY_UNDER_WAY)

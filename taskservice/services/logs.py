@@ -3,25 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import BigInteger, Connection, bindparam, func, insert, select, update
 
-from taskservice import stamps
-from taskservice.access import Caller
-from taskservice.db import database_now, transaction
-from taskservice.error_codes import LOG_FULL, SEQ_GAP
-from taskservice.models import Identifier, Log, LogChunk, LogWriter, Task
-from taskservice.problems import Problem, unfit
-from taskservice.queries import TaskRow
-from taskservice.schemas import MAX_WRITERS
-from taskservice.services.batches import CHORE_SECONDS, in_batches
+from taskservice.auth.caller import Caller
+from taskservice.contract.error_codes import LOG_FULL, SEQ_GAP
+from taskservice.contract.terms import MAX_LOG, MAX_WRITERS
+from taskservice.database import timestamps
+from taskservice.database.models import Identifier, Log, LogChunk, LogWriter, Task
+from taskservice.database.rows import TaskRow
+from taskservice.database.transactions import transaction
+from taskservice.problems import Problem, invalid
 from taskservice.services.chunks import Chunk, without_first
-from taskservice.services.tasks import HEARD, finished, is_open, locked
-
-MAX_LOG = 100 * 1024 * 1024
-# What is removed at once, so that no writer notices.
-SWEEP_CHUNKS = 100
-# A dropped log may still be on its way to whoever deleted its task.
-SWEEP_AFTER_SECONDS = 60
+from taskservice.services.tasks import HEARTBEAT, finished_problem, is_open, lock
 
 _SEQ = select(LogWriter.seq).where(
     LogWriter.task_id == bindparam("task_id", type_=Identifier),
@@ -37,7 +30,7 @@ _ADVANCE = (
     .values(seq=bindparam("new_seq", type_=BigInteger()))
 )
 _OF_TASK = Task.id == bindparam("of_task_id", type_=Identifier)
-_HEAR = update(Task).where(_OF_TASK).values(HEARD)
+_HEAR = update(Task).where(_OF_TASK).values(HEARTBEAT)
 _COUNT = (
     update(Task)
     .where(_OF_TASK)
@@ -46,16 +39,10 @@ _COUNT = (
         log_bytes=Task.log_bytes + bindparam("bytes", type_=BigInteger()),
         version=Task.version + 1,
         updated_at=bindparam("now"),
-        **HEARD,
+        **HEARTBEAT,
     )
 )
 _NEW_LOG = insert(Log).returning(Log.id)
-_SWEEPABLE = (
-    select(Log.id)
-    .where(Log.dropped_at < database_now(-SWEEP_AFTER_SECONDS))
-    .order_by(Log.dropped_at)
-    .limit(1)
-)
 
 
 def append(
@@ -69,9 +56,9 @@ def append(
     writer too many.
     """
     with transaction() as connection:
-        task = locked(connection, caller, task_id)
+        task = lock(connection, caller, task_id)
         if not is_open(task):
-            raise finished(task)
+            raise finished_problem(task)
         stored = connection.scalar(_SEQ, {"task_id": task.id, "writer": writer})
         fresh = _fresh(sent, seq, stored or 0)
         count = sum(chunk.count for chunk in fresh)
@@ -112,7 +99,7 @@ def _advance(
 
 def _check_writers(connection: Connection, task: TaskRow) -> None:
     if (connection.scalar(_WRITERS, {"task_id": task.id}) or 0) >= MAX_WRITERS:
-        raise unfit({"writer": [f"The task has {MAX_WRITERS:,} writers already."]})
+        raise invalid({"writer": [f"The task has {MAX_WRITERS:,} writers already."]})
 
 
 def _store(connection: Connection, task: TaskRow, chunks: Sequence[Chunk], count: int) -> None:
@@ -121,7 +108,7 @@ def _store(connection: Connection, task: TaskRow, chunks: Sequence[Chunk], count
         detail = f"The task's log is full: it may have {MAX_LOG} bytes"
         raise Problem(413, detail, code=LOG_FULL)
     connection.execute(
-        _COUNT, {"of_task_id": task.id, "lines": count, "bytes": size, "now": stamps.now()}
+        _COUNT, {"of_task_id": task.id, "lines": count, "bytes": size, "now": timestamps.now()}
     )
     log_id = task.log_id or connection.scalar(_NEW_LOG, {"task_id": task.id})
     last = task.log_count
@@ -130,29 +117,3 @@ def _store(connection: Connection, task: TaskRow, chunks: Sequence[Chunk], count
         last += chunk.count
         rows.append({"log_id": log_id, "last": last, "count": chunk.count, "text": chunk.text})
     connection.execute(insert(LogChunk), rows)
-
-
-def sweep(seconds: float = CHORE_SECONDS) -> None:
-    """Remove the lines of logs that were dropped a while ago, for so many seconds at most."""
-    in_batches(_sweep_batch, seconds)
-
-
-def _sweep_batch() -> bool:
-    with transaction() as connection:
-        log_id = connection.scalar(_SWEEPABLE)
-        if log_id is None:
-            return False
-        batch = (
-            select(LogChunk.last)
-            .where(LogChunk.log_id == log_id)
-            .order_by(LogChunk.last)
-            .limit(SWEEP_CHUNKS)
-        )
-        until = connection.scalar(select(func.max(batch.subquery().c.last)))
-        if until is None:
-            connection.execute(delete(Log).where(Log.id == log_id))
-        else:
-            connection.execute(
-                delete(LogChunk).where(LogChunk.log_id == log_id, LogChunk.last <= until)
-            )
-    return True

@@ -13,32 +13,32 @@ from sqlalchemy import (
     bindparam,
     delete,
     insert,
-    literal_column,
     select,
     update,
 )
 
-from taskservice import stamps, strict_json
-from taskservice.access import Caller, visible_agents, visible_tasks
-from taskservice.db import again_on_conflict, database_now, transaction
-from taskservice.error_codes import IDEMPOTENCY_KEY_REUSED, TASK_FINISHED
-from taskservice.models import (
+from taskservice.auth.caller import Caller, visible_agents, visible_tasks
+from taskservice.auth.valid_keys import KEY_IS_VALID
+from taskservice.contract.error_codes import IDEMPOTENCY_KEY_REUSED, TASK_FINISHED
+from taskservice.contract.terms import (
     CANCELLED,
     COMPLETE,
     ERROR,
     FAILED,
+    MAX_OBJECT,
     RUNNING,
     TIMEOUT,
-    Agent,
-    ApiKey,
-    Identifier,
-    Log,
-    Task,
 )
-from taskservice.problems import Problem, invalid_key, not_found, unfit
-from taskservice.queries import TaskRow, key_counts, tasks_with_log
-from taskservice.schemas import MAX_OBJECT
-from taskservice.services import attempts, deliveries
+from taskservice.database import timestamps
+from taskservice.database.models import Agent, ApiKey, Identifier, Log, Task
+from taskservice.database.rows import TaskRow
+from taskservice.database.transactions import retry_on_conflict, transaction
+from taskservice.database.types import database_now
+from taskservice.problems import Problem, invalid, invalid_key, not_found
+from taskservice.queries.tasks import tasks_with_log
+from taskservice.schemas import strict_json
+from taskservice.services import attempts
+from taskservice.services import deliveries as delivery_service
 from taskservice.webhooks.destinations import check_url
 
 CANCELLED_MESSAGE = "Cancelled by its user"
@@ -59,11 +59,11 @@ class Idempotency:
 
 # What a sign of life changes: with a timeout of its own a task falls silent that much later.
 # Both by the clock that silence is judged by, whatever this machine's says.
-HEARD = {"heard_at": database_now(), "silent_at": database_now(Task.timeout)}
+HEARTBEAT = {"last_heartbeat_at": database_now(), "heartbeat_deadline": database_now(Task.timeout)}
 
 _START = insert(Task).values(
-    heard_at=database_now(),
-    silent_at=database_now(bindparam("own_timeout", type_=Integer())),
+    last_heartbeat_at=database_now(),
+    heartbeat_deadline=database_now(bindparam("own_timeout", type_=Integer())),
 )
 _AGENT_NAME = select(Agent.name).where(visible_agents, Agent.id == bindparam("agent_id"))
 _REPLAYED = tasks_with_log.add_columns(Task.idempotency_digest).where(
@@ -73,50 +73,13 @@ _REPLAYED = tasks_with_log.add_columns(Task.idempotency_digest).where(
 _VISIBLE = (Task.id == bindparam("task_id", type_=Identifier), visible_tasks)
 _LOCK = select(Task.id).where(*_VISIBLE).with_for_update()
 _TASK = tasks_with_log.where(*_VISIBLE)
-_OLDEST_UNCLAIMED = (
-    select(Task.id)
-    .where(
-        Task.user_id == bindparam("of_user_id", type_=Identifier),
-        Task.agent_id == bindparam("of_agent_id"),
-        Task.status == literal_column(f"'{RUNNING}'"),
-        Task.claimed_at.is_(None),
-    )
-    .order_by(Task.created_at, Task.id)
-    .limit(1)
-)
-
-
-def _claim_of(oldest: Any) -> Any:
-    return (
-        update(Task)
-        .where(Task.id == oldest.scalar_subquery(), Task.claimed_at.is_(None))
-        .values(
-            **HEARD,
-            claimed_at=bindparam("now"),
-            claim_key=bindparam("key"),
-            updated_at=bindparam("now"),
-            version=Task.version + 1,
-        )
-        .returning(Task.id)
-    )
-
-
-# PostgreSQL: whoever claims at the same moment looks at the next one, and does not wait.
-_CLAIM = _claim_of(_OLDEST_UNCLAIMED.with_for_update(skip_locked=True))
-# But a task may be locked by what leaves it unclaimed: where there is no other, that is awaited.
-_CLAIM_WHAT_IS_LOCKED = _claim_of(_OLDEST_UNCLAIMED.with_for_update())
-_CLAIMED = select(Task.id).where(
-    Task.user_id == bindparam("of_user_id", type_=Identifier),
-    Task.agent_id == bindparam("of_agent_id"),
-    Task.claim_key == bindparam("key"),
-)
 _KEY = (
     select(ApiKey.id)
-    .where(ApiKey.id == bindparam("key_id", type_=Identifier), *key_counts)
+    .where(ApiKey.id == bindparam("key_id", type_=Identifier), *KEY_IS_VALID)
     .with_for_update(read=True)
 )
 _CHANGE = update(Task).where(Task.id == bindparam("of_task_id", type_=Identifier))
-_LET_GO = (
+_DETACH_LOG = (
     update(Log)
     .where(Log.task_id == bindparam("of_task_id", type_=Identifier))
     .values(task_id=None, dropped_at=database_now(bindparam("seconds", type_=Float())))
@@ -127,9 +90,9 @@ _DELETE = delete(Task).where(Task.id == bindparam("of_task_id", type_=Identifier
 # --- start -------------------------------------------------------------------------------
 
 
-@again_on_conflict
+@retry_on_conflict
 def start(
-    caller: Caller, wishes: dict[str, Any], idempotency: Idempotency | None
+    caller: Caller, fields: dict[str, Any], idempotency: Idempotency | None
 ) -> tuple[TaskRow, bool]:
     """Start a task by what StartSchema loaded; returns it, and whether it was there already.
 
@@ -137,17 +100,17 @@ def start(
     Raises 422 for an agent that is not registered, for a callback that may not be called,
     and for an idempotency key that came with another body.
     """
-    callback = _checked_callback(wishes.get("callback"))
+    callback = _checked_callback(fields.get("callback"))
     with transaction() as connection:
         # First, so that an agent key is not shown what another agent started.
-        agent_name = connection.scalar(_AGENT_NAME, {"agent_id": wishes["agentId"], **caller.scope})
+        agent_name = connection.scalar(_AGENT_NAME, {"agent_id": fields["agentId"], **caller.scope})
         if agent_name is None:
-            raise unfit({"agentId": ["There is no such agent; register it first."]})
+            raise invalid({"agentId": ["There is no such agent; register it first."]})
         if idempotency is not None:
             replayed = _replayed(connection, caller, idempotency)
             if replayed is not None:
                 return replayed, True
-        task = _new_task(caller, wishes, agent_name, callback, idempotency)
+        task = _new_task(caller, fields, agent_name, callback, idempotency)
         connection.execute(_START, task | {"own_timeout": task["timeout"]})
     return SimpleNamespace(**task, log_id=None), False
 
@@ -157,7 +120,7 @@ def _checked_callback(url: str | None) -> str | None:
         try:
             check_url(url, current_app.config["CALLBACK_ALLOWED"])
         except ValueError as error:
-            raise unfit({"callback": [str(error)]}) from None
+            raise invalid({"callback": [str(error)]}) from None
     return url
 
 
@@ -167,34 +130,34 @@ def _replayed(connection: Connection, caller: Caller, idempotency: Idempotency) 
     ).one_or_none()
     if row is not None and row.idempotency_digest != idempotency.digest:
         errors = {"Idempotency-Key": ["Came before with another body."]}
-        raise unfit(errors, IDEMPOTENCY_KEY_REUSED)
+        raise invalid(errors, IDEMPOTENCY_KEY_REUSED)
     return row
 
 
 def _new_task(
     caller: Caller,
-    wishes: dict[str, Any],
+    fields: dict[str, Any],
     agent_name: str,
     callback: str | None,
     idempotency: Idempotency | None,
 ) -> dict[str, Any]:
-    now = stamps.now()
+    now = timestamps.now()
     # A task started by its agent is already in its hands.
-    claimed = wishes.get("claim") or caller.agent_id is not None
-    name = wishes.get("name") or agent_name
+    claimed = fields.get("claim") or caller.agent_id is not None
+    name = fields.get("name") or agent_name
     return {
-        "id": stamps.new_id(),
+        "id": timestamps.new_id(),
         "user_id": caller.user_id,
-        "agent_id": wishes["agentId"],
+        "agent_id": fields["agentId"],
         "name": name,
         "name_folded": name.casefold(),
         "status": RUNNING,
         "error_type": None,
         "error_message": None,
-        "input": strict_json.dumps(wishes.get("input") or {}).decode(),
+        "input": strict_json.dumps(fields.get("input") or {}).decode(),
         "output": "{}",
         "callback_url": callback,
-        "timeout": wishes.get("timeout"),
+        "timeout": fields.get("timeout"),
         "created_at": now,
         "updated_at": now,
         "claimed_at": now if claimed else None,
@@ -208,45 +171,14 @@ def _new_task(
     }
 
 
-# --- claim -------------------------------------------------------------------------------
-
-
-@again_on_conflict
-def claim(caller: Caller, agent_id: str, key: str | None = None) -> tuple[TaskRow | None, bool]:
-    """Take the oldest unclaimed running task of an agent; None when there is none.
-
-    No task is given twice, whoever asks at once; but the one that was claimed under this
-    idempotency key is given again, and then the second is true. Raises 404 for an unknown agent,
-    and 401 when the caller's key has been revoked or has expired since the request came.
-    """
-    wanted = {"of_user_id": caller.user_id, "of_agent_id": agent_id, "key": key}
-    with transaction() as connection:
-        if connection.scalar(_AGENT_NAME, {"agent_id": agent_id, **caller.scope}) is None:
-            raise not_found("Agent")
-        known_id = None if key is None else connection.scalar(_CLAIMED, wanted)
-        task_id = known_id or _claimed(connection, wanted | {"now": stamps.now()})
-        if task_id is None:
-            return None, False
-        _require_key(connection, caller)
-        return locked(connection, caller, task_id), known_id is not None
-
-
 def _require_key(connection: Connection, caller: Caller) -> None:
     """Raises 401 when the caller's key has been revoked or has expired since the request came.
 
     A request may have waited for a minute, and for its turn to write. A revocation that comes
     now waits until this transaction ends.
     """
-    if connection.scalar(_KEY, {"key_id": caller.key_id, "now": stamps.now()}) is None:
+    if connection.scalar(_KEY, {"key_id": caller.key_id, "now": timestamps.now()}) is None:
         raise invalid_key()
-
-
-def _claimed(connection: Connection, wanted: dict[str, Any]) -> str | None:
-    """The id of the task that is claimed now, if one waits."""
-    task_id: str | None = connection.scalar(_CLAIM, wanted)
-    if task_id is None and connection.dialect.name == "postgresql":
-        task_id = connection.scalar(_CLAIM_WHAT_IS_LOCKED, wanted)
-    return task_id
 
 
 # --- report and cancel -------------------------------------------------------------------
@@ -259,28 +191,28 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
     """
     _check_report(changes)
     with transaction() as connection:
-        task = locked(connection, caller, task_id)
+        task = lock(connection, caller, task_id)
         values = _reported(task, changes)
         if values.keys() - {"name"} and not _may_report(task, changes):
-            raise finished(task)
+            raise finished_problem(task)
         changed, owed = _change(connection, task, values)
-    return changed, attempts.first(owed)
+    return changed, attempts.first_attempt(owed)
 
 
 def cancel(caller: Caller, task_id: str) -> tuple[TaskRow, str]:
     """End a running task as cancelled; again changes nothing. Raises 404 and 409."""
     with transaction() as connection:
-        task = locked(connection, caller, task_id)
+        task = lock(connection, caller, task_id)
         if task.error_type == CANCELLED:
-            return task, attempts.NONE_OWED
+            return task, attempts.NO_DELIVERY
         if task.status != RUNNING:
-            raise finished(task)
+            raise finished_problem(task)
         values = {"status": ERROR, "error_type": CANCELLED, "error_message": CANCELLED_MESSAGE}
         changed, owed = _change(connection, task, values)
-    return changed, attempts.first(owed)
+    return changed, attempts.first_attempt(owed)
 
 
-def locked(connection: Connection, caller: Caller, task_id: str) -> TaskRow:
+def lock(connection: Connection, caller: Caller, task_id: str) -> TaskRow:
     """The task as it is, which nobody else changes before this transaction ends; or 404."""
     here = {"task_id": task_id, **caller.scope}
     if connection.dialect.name == "postgresql":
@@ -297,7 +229,7 @@ def is_open(task: TaskRow) -> bool:
     return task.status == RUNNING or bool(task.error_type == TIMEOUT)
 
 
-def finished(task: TaskRow) -> Problem:
+def finished_problem(task: TaskRow) -> Problem:
     """409, with what tells an agent whether to stop: only a cancelled task does."""
     error = None
     if task.error_type is not None:
@@ -312,13 +244,13 @@ def finished(task: TaskRow) -> Problem:
 
 def _may_report(task: TaskRow, changes: dict[str, Any]) -> bool:
     # The late word: what the service ended for silence, its agent may still end itself.
-    late_word = task.error_type == TIMEOUT and changes.get("status") in (COMPLETE, ERROR)
-    return task.status == RUNNING or late_word
+    late_report = task.error_type == TIMEOUT and changes.get("status") in (COMPLETE, ERROR)
+    return task.status == RUNNING or late_report
 
 
 def _check_report(changes: dict[str, Any]) -> None:
     if changes.get("error") is not None and changes.get("status") != ERROR:
-        raise unfit({"error": ["Goes with status error only."]})
+        raise invalid({"error": ["Goes with status error only."]})
 
 
 def _reported(task: TaskRow, changes: dict[str, Any]) -> dict[str, Any]:
@@ -343,7 +275,7 @@ def _merged_output(stored: str, given: dict[str, Any]) -> str:
         return stored
     text = strict_json.dumps(merged)
     if len(text) > MAX_OBJECT:
-        raise unfit({"output": [f"Longer than {MAX_OBJECT} bytes."]})
+        raise invalid({"output": [f"Longer than {MAX_OBJECT} bytes."]})
     return text.decode()
 
 
@@ -359,9 +291,9 @@ def _outcome(task: TaskRow, status: str, failure: dict[str, Any] | None) -> dict
 
 def _change(
     connection: Connection, task: TaskRow, values: dict[str, Any]
-) -> tuple[TaskRow, deliveries.Leased | None]:
+) -> tuple[TaskRow, delivery_service.Leased | None]:
     """Write what differs and owe the callback when that ends the task."""
-    now = stamps.now()
+    now = timestamps.now()
     ends = values.keys() & {"status", "error_type"} and values.get("status") != RUNNING
     if values:
         values = {**values, "updated_at": now, "version": task.version + 1}
@@ -370,11 +302,11 @@ def _change(
     if "name" in values:
         values["name_folded"] = values["name"].casefold()
     if task.status == RUNNING:
-        values |= HEARD
+        values |= HEARTBEAT
     if values:
         connection.execute(_CHANGE.values(values), {"of_task_id": task.id})
     changed = SimpleNamespace(**(task._asdict() | values))
-    return changed, deliveries.owe(connection, changed, now) if ends else None
+    return changed, delivery_service.enqueue(connection, changed, now) if ends else None
 
 
 # --- delete ------------------------------------------------------------------------------
@@ -387,15 +319,15 @@ def delete_for_good(caller: Caller, task_id: str) -> TaskRow:
     while yet: `logs.sweep` removes them.
     """
     with transaction() as connection:
-        task = locked(connection, caller, task_id)
-        let_go(connection, task.id)
+        task = lock(connection, caller, task_id)
+        detach_log(connection, task.id)
         remove(connection, task.id)
     return task
 
 
-def let_go(connection: Connection, task_id: str, seconds: float = 0.0) -> None:
+def detach_log(connection: Connection, task_id: str, seconds: float = 0.0) -> None:
     """Part a task from the lines of its log, as if that had been so many seconds ago."""
-    connection.execute(_LET_GO, {"of_task_id": task_id, "seconds": -seconds})
+    connection.execute(_DETACH_LOG, {"of_task_id": task_id, "seconds": -seconds})
 
 
 def remove(connection: Connection, task_id: str) -> None:

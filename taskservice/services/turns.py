@@ -6,9 +6,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Integer, bindparam, func, select
 
-from taskservice.db import Timestamp, database_now
-from taskservice.models import Delivery, Identifier, User
-from taskservice.queries import AnyRow, is_due, is_pending, is_unleased
+from taskservice.database.models import Delivery, Identifier, User
+from taskservice.database.rows import AnyRow
+from taskservice.database.types import Timestamp, database_now
+from taskservice.queries.deliveries import is_due, is_pending, is_unleased
 
 # One host that answers slowly or never leaves most senders of a process to the others.
 HOST_LIMIT = 4

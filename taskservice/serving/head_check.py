@@ -4,9 +4,9 @@ from typing import Any
 
 from flask import Flask, Response, g
 
-from taskservice import telemetry
 from taskservice.api import require_key
-from taskservice.auth import caller
+from taskservice.auth.authentication import caller
+from taskservice.operations import request_log
 
 
 class RefusedByApplicationError(Exception):
@@ -23,7 +23,7 @@ def owner(app: Flask, environ: dict[str, Any]) -> str | None:
     Raises RefusedByApplicationError.
     """
     with app.request_context(environ):
-        telemetry.begin()
+        request_log.begin()
         try:
             require_key()
         except Exception as error:

@@ -89,7 +89,7 @@ class Request(http.Request):
 Steps = Generator[Need | Request, str | None, Result]
 
 
-class Room:
+class BodyMemory:
     """How many bytes the large bodies of all requests may take together.
 
     No owner may take more than it leaves free: alone half of the room, of two each a third.
@@ -120,7 +120,7 @@ class Room:
 class Content(SpooledTemporaryFile[bytes]):
     """The body of a request: in memory while it is small, then in a file, if there is room."""
 
-    def __init__(self, room: Room, owner: str) -> None:
+    def __init__(self, room: BodyMemory, owner: str) -> None:
         super().__init__(SMALL_BODY)
         self.size = 0
         self._room = room
@@ -160,7 +160,7 @@ class Intake:
     `request()` says that it needs, and takes the next step, until a request is complete.
     """
 
-    def __init__(self, cfg: Config, client: object, max_body: int, room: Room) -> None:
+    def __init__(self, cfg: Config, client: object, max_body: int, room: BodyMemory) -> None:
         self.received = bytearray()
         self._cfg = cfg
         self._client = client

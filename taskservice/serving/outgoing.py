@@ -10,7 +10,7 @@ from threading import Lock
 from gunicorn.config import Config
 from gunicorn.http import wsgi
 
-from taskservice import stopping
+from taskservice import resources
 from taskservice.serving.connection import Connection
 from taskservice.serving.incoming import Request
 
@@ -122,7 +122,7 @@ class Sender:
                 self._slow.pop(connection, None)
 
     def _patience(self) -> float:
-        return self._stop_seconds if stopping.event.is_set() else self._seconds
+        return self._stop_seconds if resources.stopping.is_set() else self._seconds
 
     def _found_slow(self, connection: Connection) -> None:
         with self._lock:

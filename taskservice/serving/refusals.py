@@ -7,8 +7,8 @@ from gunicorn.http import errors
 from gunicorn.util import http_date
 
 from taskservice import problems
-from taskservice.auth import KEY_HEADERS
-from taskservice.error_codes import OVERLOADED, STOPPING
+from taskservice.auth.authentication import KEY_HEADERS
+from taskservice.contract.error_codes import OVERLOADED, STOPPING
 from taskservice.problems import Problem
 
 RETRY_SECONDS = 2

@@ -11,13 +11,13 @@ from gunicorn.glogging import Logger
 from gunicorn.sock import BaseSocket, TCP6Socket, TCPSocket, UnixSocket
 from gunicorn.util import is_ipv6
 
-from taskservice import metrics
+from taskservice.background.upkeep import await_loops, start_loops
 from taskservice.config import Config
+from taskservice.operations import metrics
+from taskservice.operations.request_log import configure_logging
 from taskservice.serving.head_check import owner
 from taskservice.serving.worker import Worker
-from taskservice.telemetry import configure_logging
 from taskservice.terminal import give_up
-from taskservice.upkeep import await_loops, start_loops
 
 MEMORY_FOLDER = Path("/dev", "shm")
 

@@ -22,12 +22,13 @@ from gunicorn.http import wsgi
 from gunicorn.http.errors import ParseException
 from gunicorn.workers.base import Worker as BaseWorker
 
-from taskservice import metrics, stopping, telemetry
-from taskservice.proxies import Application
+from taskservice import resources
+from taskservice.operations import metrics, request_log
 from taskservice.serving.connection import NEVER, Connection
 from taskservice.serving.head_check import RefusedByApplicationError
-from taskservice.serving.incoming import Intake, Need, Request, Room
+from taskservice.serving.incoming import BodyMemory, Intake, Need, Request
 from taskservice.serving.outgoing import Answer, ClientGoneError, Sender
+from taskservice.serving.proxies import Application
 from taskservice.serving.refusals import (
     INTERNAL,
     NoRoomError,
@@ -37,7 +38,7 @@ from taskservice.serving.refusals import (
     as_response,
     refusal_for,
 )
-from taskservice.serving.threads import Calls, Crew
+from taskservice.serving.thread_pool import Calls, ThreadPool
 
 RECEIVE_SIZE = 64 * 1024
 STOPPING_TURN = 0.05
@@ -91,8 +92,8 @@ class Worker(BaseWorker):
         self.next_sweep = 0.0
         self.poller = selectors.DefaultSelector()
         self.calls = Calls()
-        self.room = Room(self.max_bodies * self.max_body)
-        self.crew = Crew(self.cfg.threads)
+        self.room = BodyMemory(self.max_bodies * self.max_body)
+        self.crew = ThreadPool(self.cfg.threads)
         self.sender = Sender(
             self.crew.hire, self.slow_clients, self.answer_seconds, self.stop_seconds
         )
@@ -156,7 +157,7 @@ class Worker(BaseWorker):
 
     def finish(self) -> None:
         """Answers what has come until now, for `graceful_timeout` at most."""
-        stopping.begin()
+        resources.begin_stop()
         for listener in self.sockets:
             # The kernel has let these in already, and would reset them.
             while self.accept(listener):
@@ -326,7 +327,7 @@ class Worker(BaseWorker):
         # The application, which counts all others, has not seen it or not answered it.
         metrics.requests.add(None, req.method if req else "", refusal.status, 0.0)
         request_id = id_among(req.headers if req else ())
-        of_request = telemetry.of_request(request_id)
+        of_request = request_log.of_request(request_id)
         if refusal is INTERNAL:
             name = f"{req.method} {req.path}" if req else "a request"
             self.log.error("Could not answer %s", name, exc_info=exc, extra=of_request)
@@ -371,7 +372,7 @@ class Worker(BaseWorker):
         return self.linger if answer.should_close() else self.keep
 
     def complain(self, message: str, answer: Answer, error: BaseException | None = None) -> None:
-        of_request = telemetry.of_request(id_among(answer.headers))
+        of_request = request_log.of_request(id_among(answer.headers))
         request = answer.req
         self.log.error(message, request.method, request.path, exc_info=error, extra=of_request)
 
@@ -445,7 +446,7 @@ class Worker(BaseWorker):
 def id_among(headers: Iterable[tuple[str, str]]) -> str:
     """The request's id by the headers of a request or of its answer; else a new one."""
     named = (value for name, value in headers if name.lower() == "x-request-id")
-    return telemetry.request_id(next(named, ""))
+    return request_log.request_id(next(named, ""))
 
 
 def allow_file_descriptors() -> None:

@@ -10,7 +10,7 @@ import requests
 from requests.adapters import BaseAdapter
 from requests.structures import CaseInsensitiveDict
 
-from taskservice import http_headers
+from taskservice.contract import http_headers
 from taskservice.webhooks.connection import (
     INTAKE_BYTES,
     Connection,

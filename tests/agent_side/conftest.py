@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.laptop import Laptop, laptop_of
-from tests.live import Service
-from tests.people import RemotePerson
+from tests.support.agent_machine import AgentMachine, machine_of
+from tests.support.api_client import RemoteClient
+from tests.support.service import Service
 
 
 @pytest.fixture(scope="module")
@@ -18,12 +18,12 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def owner(service: Service) -> RemotePerson:
+def owner(service: Service) -> RemoteClient:
     return service.add_user()
 
 
 @pytest.fixture
-def alice(owner: RemotePerson) -> RemotePerson:
+def alice(owner: RemoteClient) -> RemoteClient:
     """A user without any tasks."""
     for task in owner.request("GET", "/task?fields=id").json():
         owner.request("DELETE", f"/task/{task['id']}").raise_for_status()
@@ -31,5 +31,5 @@ def alice(owner: RemotePerson) -> RemotePerson:
 
 
 @pytest.fixture
-def laptop(alice: RemotePerson, tmp_path: Path) -> Laptop:
-    return laptop_of(alice, tmp_path / "home")
+def machine(alice: RemoteClient, tmp_path: Path) -> AgentMachine:
+    return machine_of(alice, tmp_path / "home")

@@ -17,6 +17,7 @@ from taskservice import client as package
 from taskservice.client import (
     Client,
     Forbidden,
+    Invalid,
     InvalidKey,
     NotFound,
     NotTheService,
@@ -27,30 +28,29 @@ from taskservice.client import (
     TaskServiceError,
     TooLarge,
     Unavailable,
-    Unfit,
     Unreachable,
 )
-from tests import receiver as play
-from tests import service_answers as played
-from tests.laptop import Laptop, kill, tasks, the_task
-from tests.live import Service
-from tests.people import RemotePerson
-from tests.receiver import Behaviour, Exchange, Receiver, unused_port
+from tests.support import receiver as play
+from tests.support import service_answers as played
+from tests.support.agent_machine import AgentMachine, kill, tasks, the_task
+from tests.support.api_client import RemoteClient
+from tests.support.receiver import Behaviour, Exchange, Receiver, unused_port
+from tests.support.service import Service
 
 
 @pytest.fixture
-def client(alice: RemotePerson) -> Client:
+def client(alice: RemoteClient) -> Client:
     return client_of(alice)
 
 
-def client_of(person: RemotePerson, patience: float = 20) -> Client:
+def client_of(person: RemoteClient, patience: float = 20) -> Client:
     return Client(person.url, str(person.session.headers["apikey"]), patience)
 
 
 # --- doing the work ----------------------------------------------------------------------
 
 
-def test_block_becomes_a_task(alice: RemotePerson, client: Client) -> None:
+def test_block_becomes_a_task(alice: RemoteClient, client: Client) -> None:
     with (
         Receiver() as receiver,
         client.start("summarizer", name="nightly", input={"day": 1}, callback=receiver.url) as task,
@@ -66,7 +66,7 @@ def test_block_becomes_a_task(alice: RemotePerson, client: Client) -> None:
     assert len(receiver.requests) == 1
 
 
-def test_exception_becomes_an_error_and_is_raised_on(alice: RemotePerson, client: Client) -> None:
+def test_exception_becomes_an_error_and_is_raised_on(alice: RemoteClient, client: Client) -> None:
     def work() -> None:
         with client.start("summarizer") as task:
             task.output["share"] = 1
@@ -81,7 +81,7 @@ def test_exception_becomes_an_error_and_is_raised_on(alice: RemotePerson, client
     assert found["output"] == {"share": 1}
 
 
-def test_exit_of_the_program_is_told_apart(alice: RemotePerson, client: Client) -> None:
+def test_exit_of_the_program_is_told_apart(alice: RemoteClient, client: Client) -> None:
     for code, status in ((0, "complete"), (None, "complete"), (3, "error")):
         with pytest.raises(SystemExit), client.start("summarizer"):
             sys.exit(code)
@@ -92,7 +92,7 @@ NO_JSON = (datetime.now(), float("nan"), b"x", {"a": {1}}, "\ud800")
 
 
 def test_output_that_is_no_json_is_refused_where_it_is_set(
-    alice: RemotePerson, client: Client
+    alice: RemoteClient, client: Client
 ) -> None:
     with client.start("summarizer") as task:
         task.output["good"] = 1
@@ -119,7 +119,7 @@ def test_output_that_is_no_json_is_refused_where_it_is_set(
 
 
 def test_output_that_has_become_no_json_is_an_error_and_the_rest_is_kept(
-    alice: RemotePerson, client: Client
+    alice: RemoteClient, client: Client
 ) -> None:
     def work() -> None:
         with client.start("summarizer") as task:
@@ -133,7 +133,7 @@ def test_output_that_has_become_no_json_is_an_error_and_the_rest_is_kept(
     assert "output['rows']" in found["error"]["message"]
 
 
-def test_whatever_is_logged_becomes_its_text(alice: RemotePerson, client: Client) -> None:
+def test_whatever_is_logged_becomes_its_text(alice: RemoteClient, client: Client) -> None:
     task = client.start("summarizer")
     task.log({"a": 1}, 1.5, None, ValueError("bad"), b"x", Path("y"))
     task.fail(ValueError("no good"))
@@ -142,7 +142,7 @@ def test_whatever_is_logged_becomes_its_text(alice: RemotePerson, client: Client
     assert found["error"]["message"] == "no good"
 
 
-def test_report_comes_at_once(alice: RemotePerson, client: Client) -> None:
+def test_report_comes_at_once(alice: RemoteClient, client: Client) -> None:
     with client.start("summarizer") as task:
         task.report(output={"share": 0.5}, name="half done")
         found = the_task(alice)
@@ -150,7 +150,7 @@ def test_report_comes_at_once(alice: RemotePerson, client: Client) -> None:
     assert the_task(alice)["output"] == {"share": 0.5}
 
 
-def test_report_of_the_end_comes_after_the_lines(alice: RemotePerson, client: Client) -> None:
+def test_report_of_the_end_comes_after_the_lines(alice: RemoteClient, client: Client) -> None:
     task = client.start("summarizer")
     task.log("one", "two")
     task.report(status="complete", output={"sum": 15})
@@ -159,7 +159,7 @@ def test_report_of_the_end_comes_after_the_lines(alice: RemotePerson, client: Cl
     assert (found["status"], found["output"]) == ("complete", {"sum": 15})
 
 
-def test_end_that_the_block_reports_itself_is_the_end(alice: RemotePerson, client: Client) -> None:
+def test_end_that_the_block_reports_itself_is_the_end(alice: RemoteClient, client: Client) -> None:
     with client.start("summarizer") as task:
         task.log("one")
         task.fail("no")
@@ -167,7 +167,7 @@ def test_end_that_the_block_reports_itself_is_the_end(alice: RemotePerson, clien
     assert (found["logs"], found["error"]["message"]) == (["one"], "no")
 
 
-def test_first_lines_may_come_from_several_threads(alice: RemotePerson, client: Client) -> None:
+def test_first_lines_may_come_from_several_threads(alice: RemoteClient, client: Client) -> None:
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -202,8 +202,8 @@ with Client().start("forked") as task:
 """
 
 
-def test_lines_of_children_arrive_too(alice: RemotePerson, laptop: Laptop) -> None:
-    process = laptop.python(FORKS)
+def test_lines_of_children_arrive_too(alice: RemoteClient, machine: AgentMachine) -> None:
+    process = machine.python(FORKS)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
     task = the_task(alice)
@@ -250,12 +250,12 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
 def test_task_goes_to_other_processes(
-    alice: RemotePerson, laptop: Laptop, tmp_path: Path, method: str
+    alice: RemoteClient, machine: AgentMachine, tmp_path: Path, method: str
 ) -> None:
     (tmp_path / "pools.py").write_text(POOLS)
     command = [sys.executable, str(tmp_path / "pools.py"), method]
     result = subprocess.run(
-        command, env=laptop.environment, capture_output=True, text=True, timeout=100, check=False
+        command, env=machine.environment, capture_output=True, text=True, timeout=100, check=False
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith("complete ")
@@ -265,7 +265,7 @@ def test_task_goes_to_other_processes(
 
 
 def test_task_that_comes_to_a_process_often_sends_from_one_thread(
-    alice: RemotePerson, client: Client
+    alice: RemoteClient, client: Client
 ) -> None:
     task = client.start("summarizer")
     copies = [pickle.loads(pickle.dumps(task)) for _ in range(10)]
@@ -283,7 +283,7 @@ def test_task_that_comes_to_a_process_often_sends_from_one_thread(
         NotFound(404, {"detail": "Task's ID is not found"}),
         TaskCancelled(409, {"detail": "x", "task": {"id": "1", "status": "error"}}),
         Unavailable(503, {}, 7.0),
-        Unfit(422, {"errors": {"callback": ["No."]}}),
+        Invalid(422, {"errors": {"callback": ["No."]}}),
         Unreachable("out of reach"),
     ],
     ids=lambda error: type(error).__name__,
@@ -293,15 +293,17 @@ def test_error_goes_to_other_processes(error: TaskServiceError) -> None:
     assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
 
 
-def test_lines_arrive_of_a_program_that_just_ends(alice: RemotePerson, laptop: Laptop) -> None:
+def test_lines_arrive_of_a_program_that_just_ends(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
     program = "from taskservice.client import Client; Client().start('short').log('one', 'two')"
-    process = laptop.python(program)
+    process = machine.python(program)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
     assert the_task(alice)["logs"] == ["one", "two"]
 
 
-def test_program_does_not_wait_long_for_a_service_that_is_away(laptop: Laptop) -> None:
+def test_program_does_not_wait_long_for_a_service_that_is_away(machine: AgentMachine) -> None:
     program = (
         "from taskservice.client import Client, tasks; tasks.SECONDS_AT_EXIT = 0.5\n"
         "Client().start('short').log('one', 'two')"
@@ -309,8 +311,8 @@ def test_program_does_not_wait_long_for_a_service_that_is_away(laptop: Laptop) -
     with Receiver() as receiver:
         receiver.paths["/api/v1/task"] = played.task(201)
         receiver.answer = play.answer(503)
-        laptop.url = receiver.url
-        process = laptop.python(program)
+        machine.url = receiver.url
+        process = machine.python(program)
         _, errors = process.communicate(timeout=60)
     assert "2 lines of task 1 could not be sent in time" in errors
 
@@ -325,7 +327,7 @@ def test_lines_that_could_not_be_sent_are_counted() -> None:
             task.complete()
 
 
-def test_cancel_is_raised_at_the_next_report(alice: RemotePerson, client: Client) -> None:
+def test_cancel_is_raised_at_the_next_report(alice: RemoteClient, client: Client) -> None:
     def work() -> None:
         with client.start("summarizer") as task:
             alice.request("POST", f"/task/{task.id}/cancel").raise_for_status()
@@ -339,19 +341,19 @@ def test_cancel_is_raised_at_the_next_report(alice: RemotePerson, client: Client
     assert the_task(alice)["error"]["type"] == "cancelled"
 
 
-def test_cancel_is_raised_at_the_end_too(alice: RemotePerson, client: Client) -> None:
+def test_cancel_is_raised_at_the_end_too(alice: RemoteClient, client: Client) -> None:
     with pytest.raises(TaskCancelled), client.start("summarizer") as task:
         alice.request("POST", f"/task/{task.id}/cancel").raise_for_status()
 
 
-def test_deletion_is_raised(alice: RemotePerson, client: Client) -> None:
+def test_deletion_is_raised(alice: RemoteClient, client: Client) -> None:
     with pytest.raises(NotFound), client.start("summarizer") as task:
         alice.request("DELETE", f"/task/{task.id}").raise_for_status()
     assert alice.request("GET", "/task").json() == []
 
 
 def test_own_exception_is_raised_where_a_cancel_came_too(
-    alice: RemotePerson, client: Client
+    alice: RemoteClient, client: Client
 ) -> None:
     def work() -> None:
         with client.start("summarizer") as task:
@@ -363,7 +365,7 @@ def test_own_exception_is_raised_where_a_cancel_came_too(
     assert the_task(alice)["error"]["type"] == "cancelled"
 
 
-def test_long_and_odd_lines_are_made_to_fit(alice: RemotePerson, client: Client) -> None:
+def test_long_and_odd_lines_are_made_to_fit(alice: RemoteClient, client: Client) -> None:
     with client.start("summarizer") as task:
         task.log("x" * 100_000, "a\0b", "lone \ud800 surrogate")
     long, nul, lone = the_task(alice)["logs"]
@@ -371,7 +373,7 @@ def test_long_and_odd_lines_are_made_to_fit(alice: RemotePerson, client: Client)
     assert (nul, lone) == ("a\ufffdb", "lone ? surrogate")
 
 
-def test_many_threads_write_to_one_task(alice: RemotePerson, client: Client) -> None:
+def test_many_threads_write_to_one_task(alice: RemoteClient, client: Client) -> None:
     def write(number: int) -> None:
         for place in range(200):
             task.log(f"{number} {place}")
@@ -388,7 +390,7 @@ def test_many_threads_write_to_one_task(alice: RemotePerson, client: Client) -> 
         assert own == [f"{number} {count}" for count in range(200)]
 
 
-def test_what_is_logged_becomes_lines(alice: RemotePerson, client: Client) -> None:
+def test_what_is_logged_becomes_lines(alice: RemoteClient, client: Client) -> None:
     logger = logging.getLogger("app")
     with client.start("summarizer") as task:
         handler = TaskHandler(task)
@@ -410,7 +412,7 @@ def test_what_is_logged_becomes_lines(alice: RemotePerson, client: Client) -> No
     assert logs[-1] == "ValueError: bad"
 
 
-def test_claim_takes_what_was_started_for_an_agent(alice: RemotePerson, client: Client) -> None:
+def test_claim_takes_what_was_started_for_an_agent(alice: RemoteClient, client: Client) -> None:
     client.register("summarizer", description="Sums up")
     assert client.claim("summarizer", wait=0) is None
     first = client.start("summarizer", input={"n": 1}, claim=False)
@@ -423,14 +425,14 @@ def test_claim_takes_what_was_started_for_an_agent(alice: RemotePerson, client: 
     assert client.task(first.id).data["output"] == {"n": 1}
 
 
-def test_claim_waits_no_less_than_it_was_told(alice: RemotePerson, client: Client) -> None:
+def test_claim_waits_no_less_than_it_was_told(alice: RemoteClient, client: Client) -> None:
     client.register("summarizer")
     began = time.monotonic()
     assert client.claim("summarizer", wait=1) is None
     assert time.monotonic() - began >= 0.9
 
 
-def test_claim_waits_for_a_task(alice: RemotePerson, client: Client) -> None:
+def test_claim_waits_for_a_task(alice: RemoteClient, client: Client) -> None:
     client.register("summarizer")
     timer = threading.Timer(0.5, lambda: client.start("summarizer", claim=False))
     timer.start()
@@ -442,7 +444,7 @@ def test_claim_waits_for_a_task(alice: RemotePerson, client: Client) -> None:
 
 
 def test_all_tasks_come_over_all_pages(
-    alice: RemotePerson, client: Client, monkeypatch: pytest.MonkeyPatch
+    alice: RemoteClient, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(package.tasks, "PAGE_TASKS", 2)
     started = [client.start("summarizer", name=f"n {number}").id for number in range(5)]
@@ -454,7 +456,7 @@ def test_all_tasks_come_over_all_pages(
     assert "logs" not in oldest.data
 
 
-def test_follow_gives_each_line_once_until_the_end(alice: RemotePerson, client: Client) -> None:
+def test_follow_gives_each_line_once_until_the_end(alice: RemoteClient, client: Client) -> None:
     with client.start("summarizer") as task:
         task.log("one", "two")
         watched = client.task(task.id)
@@ -484,7 +486,7 @@ def test_follow_goes_on_after_a_restart(tmp_path: Path) -> None:
         assert list(lines) == []
 
 
-def test_follow_of_a_deleted_task_is_raised(alice: RemotePerson, client: Client) -> None:
+def test_follow_of_a_deleted_task_is_raised(alice: RemoteClient, client: Client) -> None:
     task = client.start("summarizer")
     timer = threading.Timer(0.5, task.delete)
     timer.start()
@@ -493,7 +495,7 @@ def test_follow_of_a_deleted_task_is_raised(alice: RemotePerson, client: Client)
     timer.join()
 
 
-def test_cancel_and_delete(alice: RemotePerson, client: Client) -> None:
+def test_cancel_and_delete(alice: RemoteClient, client: Client) -> None:
     task = client.start("summarizer")
     assert task.cancel().error == {"type": "cancelled", "message": "Cancelled by its user"}
     task.delete()
@@ -504,7 +506,7 @@ def test_cancel_and_delete(alice: RemotePerson, client: Client) -> None:
 # --- problems ----------------------------------------------------------------------------
 
 
-def test_one_exception_for_each_problem(alice: RemotePerson, client: Client) -> None:
+def test_one_exception_for_each_problem(alice: RemoteClient, client: Client) -> None:
     task = client.start("summarizer")
     task.report(status="complete")
     with pytest.raises(TaskFinished) as finished:
@@ -512,7 +514,7 @@ def test_one_exception_for_each_problem(alice: RemotePerson, client: Client) -> 
     assert not isinstance(finished.value, TaskCancelled)
     with pytest.raises(NotFound, match="Task's ID is not found"):
         client.task("../user")
-    with pytest.raises(Unfit, match="callback") as unfit:
+    with pytest.raises(Invalid, match="callback") as unfit:
         client.start("summarizer", callback="nonsense")
     assert "callback" in unfit.value.errors
     with pytest.raises(InvalidKey):
@@ -548,7 +550,7 @@ def test_wrong_settings_say_which_and_how(
         Client(url, key)
 
 
-def test_url_may_be_that_of_the_api(alice: RemotePerson) -> None:
+def test_url_may_be_that_of_the_api(alice: RemoteClient) -> None:
     key = str(alice.session.headers["apikey"])
     assert list(Client(f"{alice.url}/api/v1/", key).tasks()) == []
 
@@ -642,7 +644,7 @@ def test_answer_lost_at_a_deletion_is_no_failure() -> None:
     assert [request.method for request in receiver.requests] == ["GET", "DELETE", "DELETE"]
 
 
-def test_answers_lost_at_appends_double_nothing(alice: RemotePerson, client: Client) -> None:
+def test_answers_lost_at_appends_double_nothing(alice: RemoteClient, client: Client) -> None:
     """Between client and service sits somebody who loses every third answer."""
     with client.start("summarizer") as task:
         pass
@@ -662,7 +664,7 @@ def test_answers_lost_at_appends_double_nothing(alice: RemotePerson, client: Cli
     assert len(between.requests) > 9
 
 
-def losing(person: RemotePerson, is_lost: Callable[[int], bool]) -> Behaviour:
+def losing(person: RemoteClient, is_lost: Callable[[int], bool]) -> Behaviour:
     """Passes on to the service, and loses the answers whose numbers, from 1, are to be lost."""
     numbers = count(1)
 
@@ -682,7 +684,7 @@ def losing(person: RemotePerson, is_lost: Callable[[int], bool]) -> Behaviour:
     return relay
 
 
-def test_answer_lost_at_a_claim_loses_no_task(alice: RemotePerson) -> None:
+def test_answer_lost_at_a_claim_loses_no_task(alice: RemoteClient) -> None:
     first, second = alice.start("lossy"), alice.start("lossy")
     with Receiver() as between:
         between.answer = losing(alice, lambda number: number == 1)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.laptop import Laptop, eventually, tasks, the_task
-from tests.live import free_port
-from tests.people import RemotePerson
-from tests.receiver import Receiver
+from tests.support.agent_machine import AgentMachine, eventually, tasks, the_task
+from tests.support.api_client import RemoteClient
+from tests.support.receiver import Receiver
+from tests.support.service import free_port
 from tests.test_readme import ROOT, Terminal, blocks, terminal
 
 __all__ = ["terminal"]  # a fixture
@@ -19,39 +19,39 @@ __all__ = ["terminal"]  # a fixture
 EXAMPLES = ROOT / "examples"
 
 
-def python(laptop: Laptop, *arguments: str) -> None:
-    environment = {**laptop.environment, "PYTHONPATH": str(ROOT)}
+def python(machine: AgentMachine, *arguments: str) -> None:
+    environment = {**machine.environment, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, *arguments], env=environment, check=True, timeout=60)
 
 
-def test_shell_script(alice: RemotePerson, laptop: Laptop, tmp_path: Path) -> None:
+def test_shell_script(alice: RemoteClient, machine: AgentMachine, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "one.txt").write_text("1")
     (folder / "two.txt").write_text("2")
     script, archive = str(EXAMPLES / "backup.sh"), str(tmp_path / "archive.tgz")
-    result = laptop.run("run", "--agent", "backup", "--", script, str(folder), archive)
+    result = machine.run("run", "--agent", "backup", "--", script, str(folder), archive)
     task = the_task(alice)
     assert result.returncode == 0, result.stderr
     assert task["output"] | {"bytes": 0} == {"archive": archive, "files": 2, "bytes": 0}
     assert f"Packing {folder}" in task["logs"]
     assert [line for line in task["logs"] if line.endswith("./one.txt")]
-    failed = laptop.run("run", "--agent", "backup", "--", script, "/nowhere", archive)
+    failed = machine.run("run", "--agent", "backup", "--", script, "/nowhere", archive)
     assert failed.returncode != 0
     assert tasks(alice)[0]["status"] == "error"
 
 
-def test_python_script(alice: RemotePerson, laptop: Laptop, tmp_path: Path) -> None:
+def test_python_script(alice: RemoteClient, machine: AgentMachine, tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("some words")
-    python(laptop, str(EXAMPLES / "summary.py"), str(text))
+    python(machine, str(EXAMPLES / "summary.py"), str(text))
     task = the_task(alice)
     assert task["logs"] == [f"{text}: 2 words"]
     assert (task["status"], task["output"]) == ("complete", {str(text): 2})
 
 
-def test_workflow_with_a_model(alice: RemotePerson, laptop: Laptop) -> None:
-    python(laptop, str(EXAMPLES / "workflow.py"), "webhooks")
+def test_workflow_with_a_model(alice: RemoteClient, machine: AgentMachine) -> None:
+    python(machine, str(EXAMPLES / "workflow.py"), "webhooks")
     task = the_task(alice)
     assert task["name"] == "webhooks"
     assert list(task["output"]) == ["outline", "draft", "review"]
@@ -59,9 +59,9 @@ def test_workflow_with_a_model(alice: RemotePerson, laptop: Laptop) -> None:
     assert len(task["logs"]) == 6
 
 
-def test_worker(alice: RemotePerson, laptop: Laptop) -> None:
+def test_worker(alice: RemoteClient, machine: AgentMachine) -> None:
     program = [sys.executable, str(EXAMPLES / "word_count.py")]
-    worker = laptop.spawn("work", "--agent", "word-count", "--", *program)
+    worker = machine.spawn("work", "--agent", "word-count", "--", *program)
     alice.start("word-count", input={"text": "some more words"})
     alice.start("word-count", input={})
     eventually(lambda: all(task["finishedAt"] for task in tasks(alice)), 60)
@@ -72,11 +72,11 @@ def test_worker(alice: RemotePerson, laptop: Laptop) -> None:
     assert (without["status"], without["logs"]) == ("error", ["The input has no text"])
 
 
-def test_receiver_takes_only_what_is_signed(alice: RemotePerson, laptop: Laptop) -> None:
+def test_receiver_takes_only_what_is_signed(alice: RemoteClient, machine: AgentMachine) -> None:
     secret = alice.request("GET", "/callback-secret").json()["secret"]
     port = free_port()
     command = [sys.executable, str(EXAMPLES / "receiver.py"), str(port)]
-    environment = {**laptop.environment, "CALLBACK_SECRET": secret}
+    environment = {**machine.environment, "CALLBACK_SECRET": secret}
     receiver = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -102,7 +102,7 @@ def test_receiver_takes_only_what_is_signed(alice: RemotePerson, laptop: Laptop)
 
 
 @pytest.fixture
-def agents_terminal(terminal: Terminal, laptop: Laptop, tmp_path: Path) -> Terminal:
+def agents_terminal(terminal: Terminal, machine: AgentMachine, tmp_path: Path) -> Terminal:
     """A terminal on the agent's machine, where `taskservice` and `python` are installed."""
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -112,12 +112,12 @@ def agents_terminal(terminal: Terminal, laptop: Laptop, tmp_path: Path) -> Termi
         path.chmod(0o755)
     terminal.run(
         f"export PATH={folder}:$PATH PYTHONPATH={ROOT} XDG_STATE_HOME={tmp_path}\n"
-        f"export TASKSERVICE_URL={laptop.url} TASKSERVICE_APIKEY={laptop.key}"
+        f"export TASKSERVICE_URL={machine.url} TASKSERVICE_APIKEY={machine.key}"
     )
     return terminal
 
 
-def test_readme_shell_agent(alice: RemotePerson, agents_terminal: Terminal) -> None:
+def test_readme_shell_agent(alice: RemoteClient, agents_terminal: Terminal) -> None:
     (block,) = blocks("agent: shell")
     agents_terminal.run(block)
     task = the_task(alice)
@@ -126,7 +126,7 @@ def test_readme_shell_agent(alice: RemotePerson, agents_terminal: Terminal) -> N
 
 
 def test_readme_python_agent(
-    alice: RemotePerson, agents_terminal: Terminal, tmp_path: Path
+    alice: RemoteClient, agents_terminal: Terminal, tmp_path: Path
 ) -> None:
     (block,) = blocks("agent.py")
     (tmp_path / "agent.py").write_text(block)
@@ -137,7 +137,7 @@ def test_readme_python_agent(
 
 
 def test_readme_program_below_run(
-    alice: RemotePerson, agents_terminal: Terminal, tmp_path: Path
+    alice: RemoteClient, agents_terminal: Terminal, tmp_path: Path
 ) -> None:
     (block,) = blocks("program.py")
     (tmp_path / "program.py").write_text(block)
@@ -147,7 +147,7 @@ def test_readme_program_below_run(
     assert (task["status"], task["output"]) == ("complete", {"share": 0.5})
 
 
-def test_readme_curl_agent(alice: RemotePerson, agents_terminal: Terminal) -> None:
+def test_readme_curl_agent(alice: RemoteClient, agents_terminal: Terminal) -> None:
     (block,) = blocks("agent: curl")
     agents_terminal.run(block)
     task = the_task(alice)
@@ -156,14 +156,14 @@ def test_readme_curl_agent(alice: RemotePerson, agents_terminal: Terminal) -> No
 
 
 def test_readme_worker_session(
-    alice: RemotePerson, agents_terminal: Terminal, laptop: Laptop
+    alice: RemoteClient, agents_terminal: Terminal, machine: AgentMachine
 ) -> None:
     (work,) = blocks("worker")
     (start,) = blocks("worker: start")
     with Receiver() as receiver:
         alice.request("PUT", "/agent/word-count").raise_for_status()
         agents_terminal.run(f"{work}\nWORKER=$!")
-        agents_terminal.run(f"API={laptop.url}/api/v1\nKEY={laptop.key}")
+        agents_terminal.run(f"API={machine.url}/api/v1\nKEY={machine.key}")
         agents_terminal.run(start.replace("http://127.0.0.1:9000/", receiver.url))
         (webhook,) = receiver.wait_for(1, 60)
         agents_terminal.run("kill $WORKER\nwait $WORKER")

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from taskservice.runner import family
+from taskservice.runner import process_tree
 from taskservice.runner.process import Process
 from tests.agent_side.test_run import the_log
-from tests.laptop import Laptop, eventually, the_task
-from tests.people import RemotePerson
+from tests.support.agent_machine import AgentMachine, eventually, the_task
+from tests.support.api_client import RemoteClient
 
 IGNORES_TERM = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
 CHILD_IGNORES_TERM = "(trap '' TERM; echo ready; exec sleep 1000) & wait"
@@ -105,7 +105,7 @@ def none_left(printed: bytearray) -> Iterator[None]:
 
 def _alive(printed: bytearray) -> list[int]:
     ids = {int(line) for line in printed.split() if line.isdigit()}
-    return sorted(ids & family.processes().keys())
+    return sorted(ids & process_tree.processes().keys())
 
 
 @pytest.mark.parametrize("grace", [30.0, 0.0], ids=["SIGTERM", "SIGKILL"])
@@ -146,18 +146,18 @@ def test_paused_program_hears_of_a_signal() -> None:
 
 
 def test_script_that_does_not_say_what_runs_it_is_run_by_the_shell(
-    alice: RemotePerson, laptop: Laptop, tmp_path: Path
+    alice: RemoteClient, machine: AgentMachine, tmp_path: Path
 ) -> None:
     script = tmp_path / "script"
     script.write_text('echo "got $1"; exit 3\n')
     script.chmod(0o755)
-    result = laptop.run("run", "--agent", "a", "--", str(script), "this")
+    result = machine.run("run", "--agent", "a", "--", str(script), "this")
     assert (result.returncode, result.stdout) == (3, "got this\n")
 
 
-def test_other_signals_reach_the_program(alice: RemotePerson, laptop: Laptop) -> None:
+def test_other_signals_reach_the_program(alice: RemoteClient, machine: AgentMachine) -> None:
     script = "trap 'echo got it; exit 4' USR1; echo ready; while :; do sleep 0.1; done"
-    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", script)
+    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGUSR1)
@@ -169,9 +169,9 @@ def test_other_signals_reach_the_program(alice: RemotePerson, laptop: Laptop) ->
 @pytest.mark.skipif(shutil.which("ps") is None, reason="There is no ps here")
 def test_ps_finds_the_same_as_proc() -> None:
     own = os.getpid()
-    parent, group, *_ = dict(family._of_ps())[own]
+    parent, group, *_ = dict(process_tree._of_ps())[own]
     assert (parent, group) == (os.getppid(), os.getpgrp())
-    assert dict(family._of_proc())[own][:2] == (parent, group)
+    assert dict(process_tree._of_proc())[own][:2] == (parent, group)
 
 
 # What Python lacks on macOS, in whole or in part.
@@ -180,10 +180,10 @@ AS_ON_MACOS = (
 )
 
 
-def test_system_with_less_does_the_same(alice: RemotePerson, laptop: Laptop) -> None:
-    laptop.command = [sys.executable, "-c", f"{AS_ON_MACOS}; main()"]
-    assert laptop.run("run", "--agent", "a", "--", "sh", "-c", "exit 3").returncode == 3
-    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
+def test_system_with_less_does_the_same(alice: RemoteClient, machine: AgentMachine) -> None:
+    machine.command = [sys.executable, "-c", f"{AS_ON_MACOS}; main()"]
+    assert machine.run("run", "--agent", "a", "--", "sh", "-c", "exit 3").returncode == 3
+    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
@@ -197,7 +197,7 @@ AtTerminal = Callable[..., tuple[subprocess.Popen[bytes], int]]
 
 
 @pytest.fixture
-def at_terminal(laptop: Laptop) -> Iterator[AtTerminal]:
+def at_terminal(machine: AgentMachine) -> Iterator[AtTerminal]:
     """Runs a program as a task at a terminal of its own; gives that terminal's other end."""
     take = (
         "import fcntl, os, sys, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0); "
@@ -207,9 +207,9 @@ def at_terminal(laptop: Laptop) -> Iterator[AtTerminal]:
 
     def start(*program: str, stdin: int | None = None) -> tuple[subprocess.Popen[bytes], int]:
         leader, follower = pty.openpty()
-        command = [*laptop.command, "run", "--agent", "a", "--", *program]
+        command = [*machine.command, "run", "--agent", "a", "--", *program]
         process = subprocess.Popen(
-            [sys.executable, "-c", take, *command], env=laptop.environment, start_new_session=True,
+            [sys.executable, "-c", take, *command], env=machine.environment, start_new_session=True,
             stdin=follower if stdin is None else stdin, stdout=follower, stderr=follower,
         )  # fmt: skip
         os.close(follower)
@@ -225,7 +225,7 @@ def at_terminal(laptop: Laptop) -> Iterator[AtTerminal]:
 
 
 def test_program_at_a_terminal_gets_ctrl_c_once_and_can_read(
-    alice: RemotePerson, at_terminal: AtTerminal
+    alice: RemoteClient, at_terminal: AtTerminal
 ) -> None:
     program = (
         "import signal, time\n"
@@ -250,7 +250,7 @@ def test_program_at_a_terminal_gets_ctrl_c_once_and_can_read(
 
 
 def test_program_may_open_the_terminal_where_its_stdin_is_elsewhere(
-    alice: RemotePerson, at_terminal: AtTerminal
+    alice: RemoteClient, at_terminal: AtTerminal
 ) -> None:
     script = "echo ready; read word </dev/tty; echo got $word"
     process, leader = at_terminal("sh", "-c", script, stdin=subprocess.DEVNULL)
@@ -261,7 +261,7 @@ def test_program_may_open_the_terminal_where_its_stdin_is_elsewhere(
 
 
 def test_interrupt_that_does_not_come_from_the_terminal_reaches_the_program(
-    alice: RemotePerson, at_terminal: AtTerminal
+    alice: RemoteClient, at_terminal: AtTerminal
 ) -> None:
     process, _ = at_terminal("sh", "-c", "trap 'echo got it; exit 4' INT; echo ready; read word")
     eventually(lambda: the_log(alice) == ["ready"])
@@ -271,7 +271,7 @@ def test_interrupt_that_does_not_come_from_the_terminal_reaches_the_program(
 
 
 def test_cancel_at_a_terminal_stops_what_the_program_has_started(
-    alice: RemotePerson, at_terminal: AtTerminal
+    alice: RemoteClient, at_terminal: AtTerminal
 ) -> None:
     process, _ = at_terminal("sh", "-c", "echo ready; sleep 1000; echo after")
     eventually(lambda: the_log(alice) == ["ready"])

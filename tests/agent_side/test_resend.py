@@ -12,29 +12,29 @@ import pytest
 
 from taskservice.runner.record import Record
 from taskservice.runner.spool import Spool
-from tests import receiver as play
-from tests import service_answers as played
-from tests.laptop import Laptop, eventually, laptop_of, tasks, the_task
-from tests.live import Service
-from tests.people import RemotePerson
-from tests.receiver import Receiver, unused_port
+from tests.support import receiver as play
+from tests.support import service_answers as played
+from tests.support.agent_machine import AgentMachine, eventually, machine_of, tasks, the_task
+from tests.support.api_client import RemoteClient
+from tests.support.receiver import Receiver, unused_port
+from tests.support.service import Service
 
 
-def killed_run(person: RemotePerson, laptop: Laptop) -> Path:
+def killed_run(person: RemoteClient, machine: AgentMachine) -> Path:
     """The folder of a run whose task is made, and that was killed before its end."""
-    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
+    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
     eventually(lambda: [task for task in tasks(person) if task["logs"] == ["ready"]])
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=20)
-    (folder,) = laptop.left_runs()
+    (folder,) = machine.left_runs()
     return folder
 
 
-def run_without_a_task(laptop: Laptop, agent_id: str = "a", **wishes: object) -> Path:
+def run_without_a_task(machine: AgentMachine, agent_id: str = "a", **fields: object) -> Path:
     """The folder of a run that ended while the service was away."""
-    record = Record(laptop.url, {"agentId": agent_id, "claim": True, **wishes})
+    record = Record(machine.url, {"agentId": agent_id, "claim": True, **fields})
     record.report = {"status": "complete"}
-    record.keep(laptop.home / "state" / "taskservice" / "runs")
+    record.keep(machine.home / "state" / "taskservice" / "runs")
     assert record.folder is not None
     spool = Spool(record.folder)
     spool.put([b"from afar"])
@@ -43,50 +43,52 @@ def run_without_a_task(laptop: Laptop, agent_id: str = "a", **wishes: object) ->
     return record.folder
 
 
-def agent_key(person: RemotePerson, agent_id: str) -> str:
+def agent_key(person: RemoteClient, agent_id: str) -> str:
     person.request("PUT", f"/agent/{agent_id}").raise_for_status()
-    wishes = {"name": agent_id, "agentId": agent_id}
-    return str(person.request("POST", "/key", json=wishes).json()["key"])
+    fields = {"name": agent_id, "agentId": agent_id}
+    return str(person.request("POST", "/key", json=fields).json()["key"])
 
 
 def test_run_of_another_user_is_kept(
-    alice: RemotePerson, laptop: Laptop, service: Service, tmp_path: Path
+    alice: RemoteClient, machine: AgentMachine, service: Service, tmp_path: Path
 ) -> None:
-    folder = killed_run(alice, laptop)
-    own_key, laptop.key = laptop.key, str(service.add_user("bob").session.headers["apikey"])
-    foreign = laptop.run("run", "--resend")
+    folder = killed_run(alice, machine)
+    own_key, machine.key = machine.key, str(service.add_user("bob").session.headers["apikey"])
+    foreign = machine.run("run", "--resend")
     assert (foreign.returncode, foreign.stdout) == (1, "")
     assert f"the key is another user's or agent's; it stays in {folder}" in foreign.stderr
-    assert laptop.left_runs() == [folder]
-    laptop.key = own_key
-    assert laptop.run("run", "--resend").returncode == 0
+    assert machine.left_runs() == [folder]
+    machine.key = own_key
+    assert machine.run("run", "--resend").returncode == 0
     assert the_task(alice)["logs"] == ["ready"]
-    assert laptop.left_runs() == []
+    assert machine.left_runs() == []
 
 
-def test_run_of_another_agent_is_kept(alice: RemotePerson, laptop: Laptop) -> None:
-    folder = run_without_a_task(laptop)
-    laptop.key = agent_key(alice, "other")
-    foreign = laptop.run("run", "--resend")
+def test_run_of_another_agent_is_kept(alice: RemoteClient, machine: AgentMachine) -> None:
+    folder = run_without_a_task(machine)
+    machine.key = agent_key(alice, "other")
+    foreign = machine.run("run", "--resend")
     assert (foreign.returncode, foreign.stdout) == (1, "")
     assert "the key is another user's or agent's" in foreign.stderr
-    assert laptop.left_runs() == [folder]
-    laptop.key = agent_key(alice, "a")
-    assert laptop.run("run", "--resend").returncode == 0
+    assert machine.left_runs() == [folder]
+    machine.key = agent_key(alice, "a")
+    assert machine.run("run", "--resend").returncode == 0
     assert the_task(alice)["logs"] == ["from afar"]
 
 
-def test_run_that_is_refused_says_how_to_forget_it(alice: RemotePerson, laptop: Laptop) -> None:
-    folder = run_without_a_task(laptop, "A b")
-    refused = laptop.run("run", "--resend")
+def test_run_that_is_refused_says_how_to_forget_it(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
+    folder = run_without_a_task(machine, "A b")
+    refused = machine.run("run", "--resend")
     assert refused.returncode == 1
     assert f"it stays in {folder}, remove that to forget it" in refused.stderr
-    assert laptop.left_runs() == [folder]
+    assert machine.left_runs() == [folder]
 
 
-def test_callback_that_is_refused_is_left_out(alice: RemotePerson, laptop: Laptop) -> None:
-    run_without_a_task(laptop, callback="nonsense")
-    resent = laptop.run("run", "--resend")
+def test_callback_that_is_refused_is_left_out(alice: RemoteClient, machine: AgentMachine) -> None:
+    run_without_a_task(machine, callback="nonsense")
+    resent = machine.run("run", "--resend")
     assert resent.returncode == 0
     assert "the task is made without callback" in resent.stderr
     task = the_task(alice)
@@ -94,60 +96,62 @@ def test_callback_that_is_refused_is_left_out(alice: RemotePerson, laptop: Lapto
 
 
 def test_not_found_is_no_deletion_of_a_task_that_was_never_made(
-    alice: RemotePerson, laptop: Laptop
+    alice: RemoteClient, machine: AgentMachine
 ) -> None:
-    folder = run_without_a_task(laptop)
+    folder = run_without_a_task(machine)
     user = alice.request("GET", "/user").content
     with Receiver() as receiver:
         receiver.answer = played.problem(404, "Agent's ID is not found")
         receiver.paths["/api/v1/user"] = play.answer(
             200, {"Content-Type": "application/json"}, user
         )
-        laptop.url = receiver.url.rstrip("/")
+        machine.url = receiver.url.rstrip("/")
         record = folder / "run.json"
-        record.write_text(record.read_text().replace(alice.url, laptop.url))
-        refused = laptop.run("run", "--resend")
+        record.write_text(record.read_text().replace(alice.url, machine.url))
+        refused = machine.run("run", "--resend")
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert laptop.left_runs() == [folder]
+    assert machine.left_runs() == [folder]
 
 
-def test_deleted_task_is_not_wanted_any_more(alice: RemotePerson, laptop: Laptop) -> None:
-    killed_run(alice, laptop)
+def test_deleted_task_is_not_wanted_any_more(alice: RemoteClient, machine: AgentMachine) -> None:
+    killed_run(alice, machine)
     task_id = the_task(alice)["id"]
     alice.request("DELETE", f"/task/{task_id}").raise_for_status()
-    unwanted = laptop.run("run", "--resend")
+    unwanted = machine.run("run", "--resend")
     assert (unwanted.returncode, unwanted.stdout) == (0, f"{task_id} is not wanted any more\n")
-    assert laptop.left_runs() == []
+    assert machine.left_runs() == []
 
 
 def test_agent_that_the_key_may_not_see_does_not_stop_the_program(
     service: Service, tmp_path: Path
 ) -> None:
     """The service is away at the start, and then makes no task for this key."""
-    laptop = laptop_of(service.add_user("carol"), tmp_path / "home")
+    machine = machine_of(service.add_user("carol"), tmp_path / "home")
     with Receiver() as receiver:
         receiver.answer = play.answer(503)
-        laptop.url = receiver.url
+        machine.url = receiver.url
         script = "echo ready; sleep 2; echo done; exit 7"
-        process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", script)
+        process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         receiver.answer = played.problem(404, "Agent's ID is not found")
         printed, remarks = process.communicate(timeout=30)
     assert (process.returncode, printed) == (7, "done\n")
     assert "the service refuses: Agent's ID is not found; the program runs on" in remarks
-    assert len(laptop.left_runs()) == 1
+    assert len(machine.left_runs()) == 1
 
 
-def test_lines_come_once_where_their_number_was_lost(alice: RemotePerson, laptop: Laptop) -> None:
-    folder = run_without_a_task(laptop)
+def test_lines_come_once_where_their_number_was_lost(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
+    folder = run_without_a_task(machine)
     task = alice.start("a")
     lines = {"logs": ["one", "two"], "seq": 1, "writer": "run"}
     alice.request("POST", f"/task/{task['id']}/logs", json=lines).raise_for_status()
     record = folder / "run.json"
     record.write_text(record.read_text().replace('"taskId": null', f'"taskId": "{task["id"]}"'))
     (folder / "place").write_bytes(b"")
-    resent = laptop.run("run", "--resend")
+    resent = machine.run("run", "--resend")
     assert (resent.returncode, resent.stderr) == (0, "")
     assert the_task(alice)["logs"] == ["one", "two", "from afar"]
 
@@ -167,25 +171,25 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_disk_that_fills_up_is_said_and_keeps_the_end(
-    alice: RemotePerson, laptop: Laptop, tiny_disk: Path
+    alice: RemoteClient, machine: AgentMachine, tiny_disk: Path
 ) -> None:
-    laptop.home = tiny_disk
+    machine.home = tiny_disk
     script = (
         "echo first; sleep 0.3; head -c 2000000 /dev/zero 2>&- > $HOME/filler; sleep 0.1; "
         "seq 2 100000; exit 3"
     )
-    away = laptop.url = f"http://127.0.0.1:{unused_port()}"
-    result = laptop.run("run", "--agent", "a", "--", "sh", "-c", script)
+    away = machine.url = f"http://127.0.0.1:{unused_port()}"
+    result = machine.run("run", "--agent", "a", "--", "sh", "-c", script)
     assert result.returncode == 3
     assert "No space left on device" in result.stderr
     said = re.search(r"([0-9,]+) lines found no room and are lost", result.stderr)
     assert said is not None
     (tiny_disk / "filler").unlink()
-    (folder,) = laptop.left_runs()
+    (folder,) = machine.left_runs()
     record = folder / "run.json"
     record.write_text(record.read_text().replace(away, alice.url))
-    laptop.url = alice.url
-    resent = laptop.run("run", "--resend")
+    machine.url = alice.url
+    resent = machine.run("run", "--resend")
     assert (resent.returncode, resent.stderr) == (0, "")
     task = the_task(alice)
     assert task["error"]["message"] == "Exit status 3"
@@ -193,18 +197,20 @@ def test_disk_that_fills_up_is_said_and_keeps_the_end(
     left_out = sum(int(mark.split()[1].replace(",", "")) for mark in marks)
     assert left_out == int(said[1].replace(",", ""))
     assert left_out + len(task["logs"]) - len(marks) == 100_000
-    assert laptop.left_runs() == []
+    assert machine.left_runs() == []
 
 
-def test_several_resends_at_once_send_each_run_once(alice: RemotePerson, laptop: Laptop) -> None:
+def test_several_resends_at_once_send_each_run_once(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
     for _ in range(20):
-        run_without_a_task(laptop)
-    processes = [laptop.spawn("run", "--resend") for _ in range(4)]
+        run_without_a_task(machine)
+    processes = [machine.spawn("run", "--resend") for _ in range(4)]
     said = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, said
     assert sum(printed.count("got 1 line and its end") for printed, _ in said) == 20
     assert [task["logs"] for task in tasks(alice)] == [["from afar"]] * 20
-    assert laptop.left_runs() == []
+    assert machine.left_runs() == []
 
 
 def _replace_with_fifo(path: Path) -> None:
@@ -232,7 +238,7 @@ SPOILS: dict[str, Callable[[Path, Path], object]] = {
     "an array": lambda folder, _: (folder / "run.json").write_text("[]"),
     "no JSON": lambda folder, _: (folder / "run.json").write_bytes(b"\xff"),
     "a deep one": lambda folder, _: (folder / "run.json").write_text("[" * 100_000),
-    "no wishes": lambda folder, _: _change_record(folder, wishes=None),
+    "no fields": lambda folder, _: _change_record(folder, fields=None),
     "a wrong report": lambda folder, _: _change_record(folder, report=["complete"]),
     "a FIFO as record": lambda folder, _: _replace_with_fifo(folder / "run.json"),
     "a FIFO as lock": lambda folder, _: _replace_with_fifo(folder / "lock"),
@@ -259,73 +265,75 @@ def _give_away(path: Path) -> None:
 
 @pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
 def test_bad_run_is_said_and_does_not_stop_the_newer_ones(
-    alice: RemotePerson, laptop: Laptop, spoil: Callable[[Path, Path], object]
+    alice: RemoteClient, machine: AgentMachine, spoil: Callable[[Path, Path], object]
 ) -> None:
-    file = laptop.home / "elsewhere"
+    file = machine.home / "elsewhere"
     file.write_text("a secret line\n")
-    bad = run_without_a_task(laptop)
+    bad = run_without_a_task(machine)
     spoil(bad, file)
     os.utime(bad, (1, 1))
-    newer = run_without_a_task(laptop)
-    resent = laptop.run("run", "--resend", timeout=20)
+    newer = run_without_a_task(machine)
+    resent = machine.run("run", "--resend", timeout=20)
     assert resent.returncode == 1
     (sentence,) = resent.stderr.splitlines()[:-1]
     assert str(bad) in sentence
     assert [task["logs"] for task in tasks(alice)] == [["from afar"]]
-    assert bad in laptop.left_runs()
-    assert newer not in laptop.left_runs()
+    assert bad in machine.left_runs()
+    assert newer not in machine.left_runs()
     assert file.read_text() == "a secret line\n"
 
 
-def test_link_among_the_runs_is_not_followed(alice: RemotePerson, laptop: Laptop) -> None:
-    folder = run_without_a_task(laptop)
-    elsewhere = folder.rename(laptop.home / "elsewhere")
+def test_link_among_the_runs_is_not_followed(alice: RemoteClient, machine: AgentMachine) -> None:
+    folder = run_without_a_task(machine)
+    elsewhere = folder.rename(machine.home / "elsewhere")
     folder.symlink_to(elsewhere)
-    resent = laptop.run("run", "--resend")
+    resent = machine.run("run", "--resend")
     assert resent.returncode == 1
     assert str(folder) in resent.stderr
     assert tasks(alice) == []
     assert (elsewhere / LINES).read_text() == "from afar\n"
 
 
-def test_runs_are_kept_where_no_other_user_may_enter(alice: RemotePerson, laptop: Laptop) -> None:
-    runs = laptop.home / "state" / "taskservice" / "runs"
+def test_runs_are_kept_where_no_other_user_may_enter(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
+    runs = machine.home / "state" / "taskservice" / "runs"
     runs.mkdir(parents=True)
     runs.chmod(0o777)
     script = "stat -c %a $(dirname $TASKSERVICE_OUTPUT)"
-    result = laptop.run("run", "--agent", "a", "--", "sh", "-c", script)
+    result = machine.run("run", "--agent", "a", "--", "sh", "-c", script)
     assert (result.stdout, result.stderr) == ("700\n", "")
     assert runs.stat().st_mode & 0o777 == 0o700
 
 
-def test_folder_of_another_user_keeps_no_runs(alice: RemotePerson, laptop: Laptop) -> None:
-    runs = laptop.home / "state" / "taskservice" / "runs"
-    run_without_a_task(laptop)
+def test_folder_of_another_user_keeps_no_runs(alice: RemoteClient, machine: AgentMachine) -> None:
+    runs = machine.home / "state" / "taskservice" / "runs"
+    run_without_a_task(machine)
     _give_away(runs)
-    result = laptop.run("run", "--agent", "a", "--", "echo", "done")
+    result = machine.run("run", "--agent", "a", "--", "echo", "done")
     assert (result.returncode, result.stdout) == (0, "done\n")
     assert "nothing can be kept on the disk" in result.stderr
     assert the_task(alice)["logs"] == ["done"]
-    resent = laptop.run("run", "--resend")
+    resent = machine.run("run", "--resend")
     assert resent.returncode == 1
     assert "It belongs to another user" in resent.stderr
-    assert len(laptop.left_runs()) == 1
+    assert len(machine.left_runs()) == 1
 
 
-def test_what_was_killed_before_it_was_a_run_is_removed(laptop: Laptop) -> None:
-    runs = laptop.home / "state" / "taskservice" / "runs"
+def test_what_was_killed_before_it_was_a_run_is_removed(machine: AgentMachine) -> None:
+    runs = machine.home / "state" / "taskservice" / "runs"
     for name in (".draft", "half-removed", ".new"):
         (runs / name).mkdir(parents=True)
         if name != ".new":
             os.utime(runs / name, (1, 1))
-    assert laptop.run("run", "--resend").returncode == 0
-    assert [folder.name for folder in laptop.left_runs()] == [".new"]
+    assert machine.run("run", "--resend").returncode == 0
+    assert [folder.name for folder in machine.left_runs()] == [".new"]
 
 
-def test_machine_without_a_home_has_nothing_to_resend(laptop: Laptop) -> None:
-    environment = {**laptop.environment, "XDG_STATE_HOME": "", "HOME": ""}
+def test_machine_without_a_home_has_nothing_to_resend(machine: AgentMachine) -> None:
+    environment = {**machine.environment, "XDG_STATE_HOME": "", "HOME": ""}
     del environment["HOME"]
-    command = ["setpriv", "--reuid", "54321", "--clear-groups", *laptop.command, "run", "--resend"]
+    command = ["setpriv", "--reuid", "54321", "--clear-groups", *machine.command, "run", "--resend"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if "setpriv" in result.stderr:
         pytest.skip("Only root may become somebody without a home")

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests import receiver as play
-from tests import service_answers as played
-from tests.laptop import Laptop, eventually, kill, laptop_of, tasks, the_task
-from tests.live import Service
-from tests.people import RemotePerson
-from tests.receiver import Receiver, unused_port
+from tests.support import receiver as play
+from tests.support import service_answers as played
+from tests.support.agent_machine import AgentMachine, eventually, kill, machine_of, tasks, the_task
+from tests.support.api_client import RemoteClient
+from tests.support.receiver import Receiver, unused_port
+from tests.support.service import Service
 
 PRINTS = """
 import os, sys
@@ -35,8 +35,8 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
 """
 
 
-def run(laptop: Laptop, script: str, *options: str) -> subprocess.CompletedProcess[str]:
-    return laptop.run("run", "--agent", "a", *options, "--", "sh", "-c", script)
+def run(machine: AgentMachine, script: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return machine.run("run", "--agent", "a", *options, "--", "sh", "-c", script)
 
 
 def quiet(result: subprocess.CompletedProcess[str]) -> int:
@@ -45,15 +45,15 @@ def quiet(result: subprocess.CompletedProcess[str]) -> int:
     return result.returncode
 
 
-def test_program_becomes_a_task(alice: RemotePerson, laptop: Laptop) -> None:
-    result = run(laptop, "echo hello; echo oops >&2", "--name", "nightly", "--timeout", "60")
+def test_program_becomes_a_task(alice: RemoteClient, machine: AgentMachine) -> None:
+    result = run(machine, "echo hello; echo oops >&2", "--name", "nightly", "--timeout", "60")
     task = the_task(alice)
     assert quiet(result) == 0
     assert (result.stdout, result.stderr) == ("hello\n", "oops\n")
     assert sorted(task["logs"]) == ["hello", "oops"]
     assert (task["name"], task["agentId"], task["status"]) == ("nightly", "a", "complete")
     assert task["claimedAt"] is not None
-    assert laptop.left_runs() == []
+    assert machine.left_runs() == []
 
 
 @pytest.mark.parametrize(
@@ -65,29 +65,31 @@ def test_program_becomes_a_task(alice: RemotePerson, laptop: Laptop) -> None:
     ],
 )
 def test_failure_is_reported_and_passed_on(
-    alice: RemotePerson, laptop: Laptop, script: str, code: int, message: str
+    alice: RemoteClient, machine: AgentMachine, script: str, code: int, message: str
 ) -> None:
-    assert quiet(run(laptop, script)) == code
+    assert quiet(run(machine, script)) == code
     task = the_task(alice)
     assert task["error"] == {"type": "failed", "message": message}
 
 
-def test_program_that_is_not_there_is_an_error_too(alice: RemotePerson, laptop: Laptop) -> None:
-    result = laptop.run("run", "--agent", "a", "--", "no-such-program")
+def test_program_that_is_not_there_is_an_error_too(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
+    result = machine.run("run", "--agent", "a", "--", "no-such-program")
     assert result.returncode == 127
     assert "no-such-program can't be run" in result.stderr
     assert "no-such-program can't be run" in the_task(alice)["error"]["message"]
 
 
-def test_callback_is_called_before_the_run_ends(alice: RemotePerson, laptop: Laptop) -> None:
+def test_callback_is_called_before_the_run_ends(alice: RemoteClient, machine: AgentMachine) -> None:
     with Receiver() as receiver:
-        run(laptop, "echo done", "--callback", receiver.url)
+        run(machine, "echo done", "--callback", receiver.url)
     (request,) = receiver.requests
     assert b'"logs":["done"]' in request.body
 
 
-def test_lines_are_seen_while_the_program_runs(alice: RemotePerson, laptop: Laptop) -> None:
-    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", "echo first; sleep 1000")
+def test_lines_are_seen_while_the_program_runs(alice: RemoteClient, machine: AgentMachine) -> None:
+    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo first; sleep 1000")
     assert process.stdout is not None
     assert process.stdout.readline() == "first\n"
     # Within a second, and a busy machine may need some more.
@@ -97,41 +99,43 @@ def test_lines_are_seen_while_the_program_runs(alice: RemotePerson, laptop: Lapt
 
 
 def test_order_is_exact_where_both_outputs_go_to_one_place(
-    alice: RemotePerson, laptop: Laptop
+    alice: RemoteClient, machine: AgentMachine
 ) -> None:
     program = [sys.executable, "-c", PRINTS * 50]
     both = {"capture_output": False, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    result = laptop.run("run", "--agent", "a", "--", *program, **both)
+    result = machine.run("run", "--agent", "a", "--", *program, **both)
     assert result.stdout.splitlines() == ["one", "two", "three"] * 50
     assert the_task(alice)["logs"] == ["one", "two", "three"] * 50
 
 
 def test_outputs_stay_apart_where_they_go_to_two_places(
-    alice: RemotePerson, laptop: Laptop
+    alice: RemoteClient, machine: AgentMachine
 ) -> None:
-    result = laptop.run("run", "--agent", "a", "--", sys.executable, "-c", PRINTS)
+    result = machine.run("run", "--agent", "a", "--", sys.executable, "-c", PRINTS)
     assert (result.stdout, result.stderr) == ("one\nthree\n", "two\n")
     assert sorted(the_task(alice)["logs"]) == ["one", "three", "two"]
 
 
-def test_output_that_is_read_late_is_shown_whole(alice: RemotePerson, laptop: Laptop) -> None:
-    process = laptop.spawn("run", "--agent", "a", "--", "seq", "300000")
+def test_output_that_is_read_late_is_shown_whole(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
+    process = machine.spawn("run", "--agent", "a", "--", "seq", "300000")
     eventually(lambda: alice.request("GET", "/task?status=complete&fields=id").json())
     shown, _ = process.communicate(timeout=20)
     assert shown.splitlines() == [str(number) for number in range(1, 300_001)]
     assert process.returncode == 0
 
 
-def test_progress_bar_is_one_line(alice: RemotePerson, laptop: Laptop) -> None:
+def test_progress_bar_is_one_line(alice: RemoteClient, machine: AgentMachine) -> None:
     bar = r"printf '10%%\r50%%\r'; sleep 0.3; printf '100%%\ndone\r\n\rlast'"
-    run(laptop, bar)
+    run(machine, bar)
     assert the_task(alice)["logs"] == ["100%", "done", "last"]
 
 
-def test_long_and_binary_lines_are_made_to_fit(alice: RemotePerson, laptop: Laptop) -> None:
+def test_long_and_binary_lines_are_made_to_fit(alice: RemoteClient, machine: AgentMachine) -> None:
     long = "head -c 1000000 /dev/zero | tr '\\0' x; echo"
     script = rf"{long}; printf '\377\000a\n'; {long}; echo end"
-    laptop.run("run", "--agent", "a", "--", "sh", "-c", script, text=False)
+    machine.run("run", "--agent", "a", "--", "sh", "-c", script, text=False)
     first, binary, second, last = the_task(alice)["logs"]
     assert first == second
     assert first.startswith("xxx")
@@ -167,22 +171,24 @@ def test_long_and_binary_lines_are_made_to_fit(alice: RemotePerson, laptop: Lapt
     ],
 )
 def test_output_is_the_last_line_or_the_named_file(
-    alice: RemotePerson, laptop: Laptop, script: str, output: dict[str, object]
+    alice: RemoteClient, machine: AgentMachine, script: str, output: dict[str, object]
 ) -> None:
     command = ["run", "--agent", "a", "--", "sh", "-c", script]
-    result = laptop.run(*command, errors="replace")
+    result = machine.run(*command, errors="replace")
     task = the_task(alice)
     assert "Traceback" not in result.stderr
     assert quiet(result) == (0 if task["status"] == "complete" else 1)
     assert task["output"] == output
-    assert laptop.left_runs() == []
+    assert machine.left_runs() == []
 
 
-def test_last_line_that_is_nested_too_deep_is_a_line(alice: RemotePerson, laptop: Laptop) -> None:
+def test_last_line_that_is_nested_too_deep_is_a_line(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
     # About as deep as Python can read.
     for depth in (930, 940, 950, 960, 970):
         deep = '{"a":' * depth + "1" + "}" * depth
-        assert quiet(run(laptop, f"echo '{deep}'; exit 3")) == 3
+        assert quiet(run(machine, f"echo '{deep}'; exit 3")) == 3
         task = tasks(alice)[0]
         assert (task["output"], task["logs"]) == ({}, [deep])
         assert task["error"]["message"] == "Exit status 3"
@@ -201,12 +207,12 @@ def test_last_line_that_is_nested_too_deep_is_a_line(alice: RemotePerson, laptop
     ids=["FIFO", "folder", "link to a device", "link to a file", "socket"],
 )
 def test_output_that_is_no_regular_file_is_not_read(
-    alice: RemotePerson, laptop: Laptop, make: str
+    alice: RemoteClient, machine: AgentMachine, make: str
 ) -> None:
-    (laptop.home / "elsewhere").write_text('{"secret": 1}')
+    (machine.home / "elsewhere").write_text('{"secret": 1}')
     # Where the name of a socket may be no longer than 108 bytes.
     script = f'cd "$(dirname "$TASKSERVICE_OUTPUT")"; {make} "$(basename "$TASKSERVICE_OUTPUT")"'
-    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", f"{script} && exit 3")
+    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", f"{script} && exit 3")
     try:
         _, remarks = process.communicate(timeout=20)
     finally:
@@ -216,11 +222,11 @@ def test_output_that_is_no_regular_file_is_not_read(
     task = the_task(alice)
     assert (task["error"]["message"], task["output"]) == ("Exit status 3", {})
     assert "TASKSERVICE_OUTPUT is no regular file" in task["logs"][-1]
-    assert laptop.left_runs() == []
+    assert machine.left_runs() == []
 
 
-def test_file_that_is_no_json_object_is_said(alice: RemotePerson, laptop: Laptop) -> None:
-    result = run(laptop, 'echo nonsense > "$TASKSERVICE_OUTPUT"')
+def test_file_that_is_no_json_object_is_said(alice: RemoteClient, machine: AgentMachine) -> None:
+    result = run(machine, 'echo nonsense > "$TASKSERVICE_OUTPUT"')
     task = the_task(alice)
     assert result.returncode == 0
     assert "TASKSERVICE_OUTPUT is no regular file with a JSON object" in result.stderr
@@ -229,17 +235,17 @@ def test_file_that_is_no_json_object_is_said(alice: RemotePerson, laptop: Laptop
 
 
 def test_output_that_the_service_refuses_does_not_hide_the_end(
-    alice: RemotePerson, laptop: Laptop
+    alice: RemoteClient, machine: AgentMachine
 ) -> None:
     deep = '{"a":' * 100 + "1" + "}" * 100
-    quiet(run(laptop, f"echo '{deep}'; exit 3"))
+    quiet(run(machine, f"echo '{deep}'; exit 3"))
     task = the_task(alice)
     assert (task["error"]["message"], task["output"]) == ("Exit status 3", {})
     assert task["logs"][0] == deep
     assert "the output was refused: " in task["logs"][1]
 
 
-def test_program_can_report_more_by_itself(alice: RemotePerson, laptop: Laptop) -> None:
+def test_program_can_report_more_by_itself(alice: RemoteClient, machine: AgentMachine) -> None:
     program = (
         "from taskservice.client import current\n"
         "task = current()\n"
@@ -248,13 +254,15 @@ def test_program_can_report_more_by_itself(alice: RemotePerson, laptop: Laptop) 
         "task.finish(None)\n"
         "task.report(output={'share': 0.5}, name='half done')\n"
     )
-    assert quiet(laptop.run("run", "--agent", "a", "--", sys.executable, "-c", program)) == 0
+    assert quiet(machine.run("run", "--agent", "a", "--", sys.executable, "-c", program)) == 0
     task = the_task(alice)
     assert sorted(task["logs"]) == ["printed", "sent"]
     assert (task["output"], task["name"]) == ({"share": 0.5}, "half done")
 
 
-def test_block_in_a_program_leaves_the_end_to_run(alice: RemotePerson, laptop: Laptop) -> None:
+def test_block_in_a_program_leaves_the_end_to_run(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
     program = (
         "import sys\n"
         "from taskservice.client import current\n"
@@ -264,14 +272,14 @@ def test_block_in_a_program_leaves_the_end_to_run(alice: RemotePerson, laptop: L
         "current().log('and more')\n"
         "sys.exit(4)\n"
     )
-    assert quiet(laptop.run("run", "--agent", "a", "--", sys.executable, "-c", program)) == 4
+    assert quiet(machine.run("run", "--agent", "a", "--", sys.executable, "-c", program)) == 4
     task = the_task(alice)
     assert (task["logs"], task["output"]) == (["sent", "and more"], {"share": 1})
     assert task["error"]["message"] == "Exit status 4"
 
 
-def test_program_knows_its_task(alice: RemotePerson, laptop: Laptop) -> None:
-    result = run(laptop, "echo $TASKSERVICE_TASK_ID $TASKSERVICE_TASK_URL $TASKSERVICE_WRITER")
+def test_program_knows_its_task(alice: RemoteClient, machine: AgentMachine) -> None:
+    result = run(machine, "echo $TASKSERVICE_TASK_ID $TASKSERVICE_TASK_URL $TASKSERVICE_WRITER")
     task_id = the_task(alice)["id"]
     url = f"{alice.url}/api/v1/task/{task_id}"
     assert result.stdout == f"{task_id} {url} program\n"
@@ -279,11 +287,11 @@ def test_program_knows_its_task(alice: RemotePerson, laptop: Laptop) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_reaches_all_of_the_program(
-    alice: RemotePerson, laptop: Laptop, number: signal.Signals
+    alice: RemoteClient, machine: AgentMachine, number: signal.Signals
 ) -> None:
     # The shell's own child, too: it would go on alone.
     script = "sleep 1000 & echo $!; wait"
-    process = laptop.spawn(
+    process = machine.spawn(
         "run", "--agent", "a", "--", sys.executable, "-c",
         f"import subprocess; raise SystemExit(subprocess.run(['sh', '-c', {script!r}]).returncode)",
         stdin=subprocess.DEVNULL,
@@ -304,8 +312,10 @@ def test_signal_reaches_all_of_the_program(
         os.kill(child, signal.SIGKILL)
 
 
-def test_signals_that_come_together_reach_the_program(alice: RemotePerson, laptop: Laptop) -> None:
-    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 60")
+def test_signals_that_come_together_reach_the_program(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
+    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 60")
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     # As systemd stops what it has paused.
@@ -316,7 +326,7 @@ def test_signals_that_come_together_reach_the_program(alice: RemotePerson, lapto
 
 
 def test_program_that_takes_a_signal_and_ends_well_is_complete(
-    alice: RemotePerson, laptop: Laptop
+    alice: RemoteClient, machine: AgentMachine
 ) -> None:
     program = (
         "import signal, sys, time\n"
@@ -324,7 +334,7 @@ def test_program_that_takes_a_signal_and_ends_well_is_complete(
         "print('ready', flush=True)\n"
         "time.sleep(1000)\n"
     )
-    process = laptop.spawn("run", "--agent", "a", "--", sys.executable, "-c", program)
+    process = machine.spawn("run", "--agent", "a", "--", sys.executable, "-c", program)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
@@ -334,38 +344,38 @@ def test_program_that_takes_a_signal_and_ends_well_is_complete(
     assert task["logs"] == ["ready", "stopping"]
 
 
-def the_log(person: RemotePerson) -> list[str]:
+def the_log(person: RemoteClient) -> list[str]:
     found = person.request("GET", "/task").json()
     return found[0]["logs"] if found else []
 
 
-def test_cancel_stops_the_program(alice: RemotePerson, laptop: Laptop) -> None:
-    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
+def test_cancel_stops_the_program(alice: RemoteClient, machine: AgentMachine) -> None:
+    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
     eventually(lambda: the_log(alice) == ["ready"])
     alice.request("POST", f"/task/{the_task(alice)['id']}/cancel").raise_for_status()
     _, remarks = process.communicate(timeout=30)
     assert process.returncode == 143
     assert "the task was cancelled" in remarks
     assert the_task(alice)["error"]["type"] == "cancelled"
-    assert laptop.left_runs() == []
+    assert machine.left_runs() == []
 
 
-def test_deletion_stops_the_program(alice: RemotePerson, laptop: Laptop) -> None:
+def test_deletion_stops_the_program(alice: RemoteClient, machine: AgentMachine) -> None:
     script = "echo ready; while :; do echo more; sleep 0.2; done"
-    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", script)
+    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
     eventually(lambda: the_log(alice)[:1] == ["ready"])
     alice.request("DELETE", f"/task/{the_task(alice)['id']}").raise_for_status()
     _, remarks = process.communicate(timeout=30)
     assert process.returncode == 143
     assert "the task was deleted" in remarks
-    assert laptop.left_runs() == []
+    assert machine.left_runs() == []
 
 
 def test_task_that_others_have_finished_lets_the_program_go_on(
-    alice: RemotePerson, laptop: Laptop
+    alice: RemoteClient, machine: AgentMachine
 ) -> None:
     script = "echo ready; sleep 1; echo more; sleep 1; echo still here; exit 4"
-    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", script)
+    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
     eventually(lambda: the_log(alice) == ["ready"])
     path = f"/task/{the_task(alice)['id']}"
     alice.request("PATCH", path, json={"status": "complete"}).raise_for_status()
@@ -373,27 +383,29 @@ def test_task_that_others_have_finished_lets_the_program_go_on(
     assert printed == "ready\nmore\nstill here\n"
     assert process.returncode == 4
     assert the_task(alice)["status"] == "complete"
-    assert laptop.left_runs() == []
+    assert machine.left_runs() == []
 
 
-def test_heartbeats_come_while_the_program_is_silent(alice: RemotePerson, laptop: Laptop) -> None:
+def test_heartbeats_come_while_the_program_is_silent(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
     with Receiver() as receiver:
         receiver.answer = played.appended()
         receiver.paths["/api/v1/task"] = played.task(201)
         receiver.paths["/api/v1/task/1"] = played.task()
-        laptop.url = receiver.url
-        run(laptop, "sleep 2.5", "--timeout", "3")
+        machine.url = receiver.url
+        run(machine, "sleep 2.5", "--timeout", "3")
     beats = [request for request in receiver.requests if request.body == b'{"logs": []}']
     assert len(beats) >= 2
 
 
-def test_lines_come_in_about_five_requests_a_second(laptop: Laptop) -> None:
+def test_lines_come_in_about_five_requests_a_second(machine: AgentMachine) -> None:
     with Receiver() as receiver:
         receiver.answer = played.appended()
         receiver.paths["/api/v1/task"] = played.task(201)
         receiver.paths["/api/v1/task/1"] = played.task()
-        laptop.url = receiver.url
-        run(laptop, "for number in $(seq 100); do echo $number; sleep 0.02; done")
+        machine.url = receiver.url
+        run(machine, "for number in $(seq 100); do echo $number; sleep 0.02; done")
     appends = [request for request in receiver.requests if "/logs?" in request.path]
     # The receiver closes each connection, which can look as if its answer had been lost.
     once = {append.path: append.body for append in appends}
@@ -402,10 +414,20 @@ def test_lines_come_in_about_five_requests_a_second(laptop: Laptop) -> None:
     assert 2 < len(appends) < seconds * 10
 
 
-def test_line_of_100_mb_takes_little_memory(alice: RemotePerson, laptop: Laptop) -> None:
-    command = [*laptop.command, "run", "--agent", "a", "--", "head", "-c", "100000000", "/dev/zero"]
+def test_line_of_100_mb_takes_little_memory(alice: RemoteClient, machine: AgentMachine) -> None:
+    command = [
+        *machine.command,
+        "run",
+        "--agent",
+        "a",
+        "--",
+        "head",
+        "-c",
+        "100000000",
+        "/dev/zero",
+    ]
     # Not by this process: what a child begins with counts as its own.
-    process = laptop.python(MEASURED, *command)
+    process = machine.python(MEASURED, *command)
     measured, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert int(measured) < 100_000_000
@@ -413,19 +435,21 @@ def test_line_of_100_mb_takes_little_memory(alice: RemotePerson, laptop: Laptop)
     assert line.endswith("[taskservice: cut here, the line has 100,000,000 bytes]")
 
 
-def test_background_process_does_not_hold_the_run(alice: RemotePerson, laptop: Laptop) -> None:
+def test_background_process_does_not_hold_the_run(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
     began = time.monotonic()
-    result = run(laptop, "sleep 30 & echo $!")
+    result = run(machine, "sleep 30 & echo $!")
     assert time.monotonic() - began < 15
     os.kill(int(result.stdout), signal.SIGKILL)
     assert the_task(alice)["status"] == "complete"
 
 
 def test_output_that_nobody_reads_does_not_hold_the_log(
-    alice: RemotePerson, laptop: Laptop
+    alice: RemoteClient, machine: AgentMachine
 ) -> None:
     script = "seq 100000; echo ready; sleep 1000"
-    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", script)
+    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
     eventually(lambda: the_log(alice)[-1:] == ["ready"])
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 143
@@ -435,13 +459,13 @@ def test_output_that_nobody_reads_does_not_hold_the_log(
     process.stderr.close()
     task = the_task(alice)
     assert (task["logCount"], task["error"]["type"]) == (100_001, "failed")
-    assert laptop.left_runs() == []
+    assert machine.left_runs() == []
 
 
 def test_signal_after_the_end_waits_no_longer_for_a_reader(
-    alice: RemotePerson, laptop: Laptop
+    alice: RemoteClient, machine: AgentMachine
 ) -> None:
-    process = laptop.spawn("run", "--agent", "a", "--", "seq", "100000")
+    process = machine.spawn("run", "--agent", "a", "--", "seq", "100000")
     eventually(lambda: tasks(alice) and the_task(alice)["status"] == "complete")
     time.sleep(0.5)
     assert process.poll() is None
@@ -453,14 +477,14 @@ def test_signal_after_the_end_waits_no_longer_for_a_reader(
 # --- settings and refusals ---------------------------------------------------------------
 
 
-def test_missing_and_wrong_settings_are_one_line(laptop: Laptop, tmp_path: Path) -> None:
+def test_missing_and_wrong_settings_are_one_line(machine: AgentMachine, tmp_path: Path) -> None:
     sentences = []
     for url, key in (
-        ("", laptop.key), ("nonsense", laptop.key), (laptop.url, ""), (laptop.url, "wrong"),
-        (f"{laptop.url}/elsewhere", laptop.key),
+        ("", machine.key), ("nonsense", machine.key), (machine.url, ""), (machine.url, "wrong"),
+        (f"{machine.url}/elsewhere", machine.key),
     ):  # fmt: skip
         command = ["run", "--strict", "--agent", "a", "--", "echo", "x"]
-        result = Laptop(tmp_path / "other", url, key).run(*command)
+        result = AgentMachine(tmp_path / "other", url, key).run(*command)
         assert (result.returncode, result.stdout) == (2, "")
         (line,) = result.stderr.splitlines()
         sentences.append(line)
@@ -472,11 +496,11 @@ def test_missing_and_wrong_settings_are_one_line(laptop: Laptop, tmp_path: Path)
     assert "elsewhere" in elsewhere
 
 
-def test_url_that_is_no_taskservice_is_said(laptop: Laptop) -> None:
+def test_url_that_is_no_taskservice_is_said(machine: AgentMachine) -> None:
     with Receiver() as receiver:
         receiver.answer = play.answer(301, {"Location": "https://elsewhere.example/"})
-        laptop.url = receiver.url
-        moved = run(laptop, "echo x", "--strict")
+        machine.url = receiver.url
+        moved = run(machine, "echo x", "--strict")
     assert moved.returncode == 2
     assert "TASKSERVICE_URL: " in moved.stderr
     assert "redirects to https://elsewhere.example/" in moved.stderr
@@ -491,13 +515,13 @@ def test_url_that_is_no_taskservice_is_said(laptop: Laptop) -> None:
     ],
 )
 def test_refused_start_does_not_run_a_strict_program(
-    laptop: Laptop, options: list[str], sentence: str
+    machine: AgentMachine, options: list[str], sentence: str
 ) -> None:
-    result = laptop.run("run", "--strict", *options, "--", "echo", "x")
+    result = machine.run("run", "--strict", *options, "--", "echo", "x")
     assert (result.returncode, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
     assert sentence in line
-    assert laptop.left_runs() == []
+    assert machine.left_runs() == []
 
 
 STARTS_REFUSED = {
@@ -512,19 +536,19 @@ STARTS_REFUSED = {
 
 @pytest.mark.parametrize("refusal", STARTS_REFUSED.values(), ids=STARTS_REFUSED)
 def test_program_runs_whatever_the_service_says(
-    alice: RemotePerson, laptop: Laptop, refusal: play.Behaviour
+    alice: RemoteClient, machine: AgentMachine, refusal: play.Behaviour
 ) -> None:
     with Receiver() as receiver:
         receiver.answer = refusal
-        laptop.url = receiver.url.rstrip("/")
-        strict = run(laptop, "echo ran", "--strict")
+        machine.url = receiver.url.rstrip("/")
+        strict = run(machine, "echo ran", "--strict")
         assert (strict.returncode in (1, 2), strict.stdout) == (True, "")
-        assert laptop.left_runs() == []
-        process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ran; exit 7")
+        assert machine.left_runs() == []
+        process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ran; exit 7")
         assert process.stdout is not None
         assert process.stderr is not None
         printed, warning = process.stdout.readline(), process.stderr.readline()
-        (folder,) = laptop.left_runs()
+        (folder,) = machine.left_runs()
         eventually(lambda: json.loads((folder / "run.json").read_text())["report"])
         process.send_signal(signal.SIGTERM)  # what is left is not waited for
         _, rest = process.communicate(timeout=20)
@@ -533,15 +557,15 @@ def test_program_runs_whatever_the_service_says(
     (left,) = rest.splitlines()
     assert "1 line and the program's end could not be sent yet" in left
     record = folder / "run.json"
-    record.write_text(record.read_text().replace(laptop.url, alice.url))
-    laptop.url = alice.url
-    assert laptop.run("run", "--resend").returncode == 0
+    record.write_text(record.read_text().replace(machine.url, alice.url))
+    machine.url = alice.url
+    assert machine.run("run", "--resend").returncode == 0
     task = the_task(alice)
     assert (task["logs"], task["error"]["message"]) == (["ran"], "Exit status 7")
 
 
-def test_agent_that_can_not_be_does_not_stop_the_program(laptop: Laptop) -> None:
-    result = laptop.run("run", "--agent", "A b", "--", "sh", "-c", "echo ran; exit 7")
+def test_agent_that_can_not_be_does_not_stop_the_program(machine: AgentMachine) -> None:
+    result = machine.run("run", "--agent", "A b", "--", "sh", "-c", "echo ran; exit 7")
     assert (result.returncode, result.stdout) == (7, "ran\n")
     warning, left = result.stderr.splitlines()
     assert "agentId" in warning
@@ -558,9 +582,9 @@ def test_agent_that_can_not_be_does_not_stop_the_program(laptop: Laptop) -> None
     ],
 )
 def test_what_the_service_refuses_of_a_start_is_left_out(
-    alice: RemotePerson, laptop: Laptop, option: str, value: str, word: str
+    alice: RemoteClient, machine: AgentMachine, option: str, value: str, word: str
 ) -> None:
-    result = run(laptop, "echo ran; exit 7", option, value)
+    result = run(machine, "echo ran; exit 7", option, value)
     assert (result.returncode, result.stdout) == (7, "ran\n")
     (warning,) = result.stderr.splitlines()
     assert f"taskservice: {word}: " in warning
@@ -568,21 +592,21 @@ def test_what_the_service_refuses_of_a_start_is_left_out(
     task = the_task(alice)
     assert (task["logs"], task["callback"], task["name"]) == (["ran"], None, "a")
     assert task["error"]["message"] == "Exit status 7"
-    assert laptop.left_runs() == []
+    assert machine.left_runs() == []
 
 
-def test_strict_program_does_not_run_without_the_service(laptop: Laptop) -> None:
-    laptop.url = f"http://127.0.0.1:{unused_port()}"
-    result = run(laptop, "echo ran", "--strict")
+def test_strict_program_does_not_run_without_the_service(machine: AgentMachine) -> None:
+    machine.url = f"http://127.0.0.1:{unused_port()}"
+    result = run(machine, "echo ran", "--strict")
     assert (result.returncode, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
     assert "is out of reach" in line
-    assert laptop.left_runs() == []
+    assert machine.left_runs() == []
 
 
-def test_usage_is_explained(laptop: Laptop) -> None:
+def test_usage_is_explained(machine: AgentMachine) -> None:
     for arguments in (["--", "echo"], ["--agent", "a"], ["--resend", "--agent", "a"]):
-        result = laptop.run("run", *arguments)
+        result = machine.run("run", *arguments)
         assert (result.returncode, result.stdout) == (2, "")
         assert "Usage:" in result.stderr
 
@@ -591,45 +615,45 @@ def test_usage_is_explained(laptop: Laptop) -> None:
 
 
 def test_without_the_service_the_program_runs_and_its_task_comes_later(
-    alice: RemotePerson, laptop: Laptop
+    alice: RemoteClient, machine: AgentMachine
 ) -> None:
     away = f"http://127.0.0.1:{unused_port()}"
-    laptop.url = away
-    result = run(laptop, "echo hello; exit 3", "--name", "away")
+    machine.url = away
+    result = run(machine, "echo hello; exit 3", "--name", "away")
     assert (result.returncode, result.stdout) == (3, "hello\n")
     assert f"{away} is out of reach: Connection refused; the program runs" in result.stderr
     assert "1 line and the program's end could not be sent yet" in result.stderr
     assert alice.request("GET", "/task").json() == []
-    (folder,) = laptop.left_runs()
-    assert not [path for path in folder.rglob("*") if laptop.key in path.read_text()]
+    (folder,) = machine.left_runs()
+    assert not [path for path in folder.rglob("*") if machine.key in path.read_text()]
     assert folder.stat().st_mode & 0o777 == 0o700
-    other = laptop.run("run", "--resend")
+    other = machine.run("run", "--resend")
     assert other.returncode == 1
-    laptop.url = alice.url
-    foreign = laptop.run("run", "--resend")
+    machine.url = alice.url
+    foreign = machine.run("run", "--resend")
     assert foreign.returncode == 1
     assert f"a run for {away} is left" in foreign.stderr
     # The same service, at another place.
     record = folder / "run.json"
     record.write_text(record.read_text().replace(away, alice.url))
-    resent = laptop.run("run", "--resend")
+    resent = machine.run("run", "--resend")
     task = the_task(alice)
     assert (resent.returncode, resent.stderr) == (0, "")
     assert resent.stdout == f"{task['id']} got 1 line and its end\n"
     assert (task["name"], task["logs"]) == ("away", ["hello"])
     assert task["error"]["message"] == "Exit status 3"
-    assert laptop.left_runs() == []
+    assert machine.left_runs() == []
 
 
 @pytest.mark.parametrize("behaviour", [play.silence, play.drip(b" " * 1000, 0.5, DRIPS)])
 def test_service_that_hangs_does_not_hold_the_program(
-    laptop: Laptop, behaviour: play.Behaviour
+    machine: AgentMachine, behaviour: play.Behaviour
 ) -> None:
     with Receiver() as receiver:
         receiver.answer = behaviour
-        laptop.url = receiver.url
+        machine.url = receiver.url
         began = time.monotonic()
-        process = laptop.spawn("run", "--agent", "a", "--", "echo", "hello")
+        process = machine.spawn("run", "--agent", "a", "--", "echo", "hello")
         assert process.stdout is not None
         assert process.stdout.readline() == "hello\n"
         assert time.monotonic() - began < 6
@@ -638,16 +662,18 @@ def test_service_that_hangs_does_not_hold_the_program(
     assert process.returncode == 0
     assert "answer" in remarks
     assert "the program runs" in remarks
-    assert len(laptop.left_runs()) == 1
+    assert len(machine.left_runs()) == 1
 
 
-def test_resend_leaves_a_run_that_is_alive_alone(alice: RemotePerson, laptop: Laptop) -> None:
-    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
+def test_resend_leaves_a_run_that_is_alive_alone(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
+    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
     eventually(lambda: the_log(alice) == ["ready"])
-    resent = laptop.run("run", "--resend")
+    resent = machine.run("run", "--resend")
     assert (resent.returncode, resent.stdout, resent.stderr) == (0, "", "")
     assert the_task(alice)["status"] == "running"
-    assert len(laptop.left_runs()) == 1
+    assert len(machine.left_runs()) == 1
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
 
@@ -655,10 +681,10 @@ def test_resend_leaves_a_run_that_is_alive_alone(alice: RemotePerson, laptop: La
 def test_service_that_comes_back_gets_everything_once(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
-        laptop = laptop_of(alice, tmp_path / "home")
+        machine = machine_of(alice, tmp_path / "home")
         kill(service)
         script = "for number in 1 2 3 4 5 6; do echo line $number; sleep 1; done; exit 2"
-        process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", script)
+        process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
         assert process.stderr is not None
         assert "its task is made when the service is back" in process.stderr.readline()
         service.start()
@@ -670,9 +696,9 @@ def test_service_that_comes_back_gets_everything_once(tmp_path: Path) -> None:
     assert task["error"]["message"] == "Exit status 2"
 
 
-def test_signal_at_the_end_does_not_wait_for_the_service(laptop: Laptop) -> None:
-    laptop.url = f"http://127.0.0.1:{unused_port()}"
-    process = laptop.spawn("run", "--agent", "a", "--", "echo", "hello")
+def test_signal_at_the_end_does_not_wait_for_the_service(machine: AgentMachine) -> None:
+    machine.url = f"http://127.0.0.1:{unused_port()}"
+    process = machine.spawn("run", "--agent", "a", "--", "echo", "hello")
     assert process.stdout is not None
     assert process.stdout.readline() == "hello\n"
     time.sleep(0.5)
@@ -682,14 +708,14 @@ def test_signal_at_the_end_does_not_wait_for_the_service(laptop: Laptop) -> None
     assert time.monotonic() - began < 3
     assert process.returncode == 0
     assert "--resend" in remarks
-    assert len(laptop.left_runs()) == 1
+    assert len(machine.left_runs()) == 1
 
 
 def test_revoked_key_is_said_and_keeps_the_lines(service: Service, tmp_path: Path) -> None:
     bob = service.add_user("bob")
-    laptop = laptop_of(bob, tmp_path / "home")
+    machine = machine_of(bob, tmp_path / "home")
     script = "echo first; sleep 2; echo second"
-    process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", script)
+    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
     eventually(lambda: the_log(bob) == ["first"])
     key = bob.request("POST", "/key", json={"name": "other"}).json()["key"]
     own = bob.request("GET", "/user").json()["key"]["id"]
@@ -697,16 +723,16 @@ def test_revoked_key_is_said_and_keeps_the_lines(service: Service, tmp_path: Pat
     _, remarks = process.communicate(timeout=30)
     assert process.returncode == 0
     assert "API key is invalid" in remarks
-    laptop.key = bob.session.headers["apikey"] = key
-    assert laptop.run("run", "--resend").returncode == 0
+    machine.key = bob.session.headers["apikey"] = key
+    assert machine.run("run", "--resend").returncode == 0
     assert the_log(bob) == ["first", "second"]
 
 
 def test_late_word_is_accepted(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
-        laptop = laptop_of(alice, tmp_path / "home")
-        process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", "echo 1; sleep 4; echo 2")
+        machine = machine_of(alice, tmp_path / "home")
+        process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo 1; sleep 4; echo 2")
         eventually(lambda: the_log(alice) == ["1"])
         end_for_silence(service)
         process.communicate(timeout=30)
@@ -716,7 +742,7 @@ def test_late_word_is_accepted(tmp_path: Path) -> None:
 
 
 def end_for_silence(service: Service) -> None:
-    """What the upkeep does to running tasks whose laptop sleeps, without the wait for it."""
+    """What the upkeep does to running tasks whose machine sleeps, without the wait for it."""
     path = Path(service.environment["TASKSERVICE_DATA"]) / "taskservice.db"
     connection = sqlite3.connect(path, timeout=20)
     connection.execute(
@@ -729,24 +755,24 @@ def end_for_silence(service: Service) -> None:
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_outputs_are_nowhere_and_the_log_has_the_lines(
-    alice: RemotePerson, laptop: Laptop, closed: str
+    alice: RemoteClient, machine: AgentMachine, closed: str
 ) -> None:
-    command = [*laptop.command, "run", "--agent", "a", "--", "sh", "-c", "echo out; echo err >&2"]
+    command = [*machine.command, "run", "--agent", "a", "--", "sh", "-c", "echo out; echo err >&2"]
     shell = ["sh", "-c", f'"$@" {closed}', "sh", *command]
     result = subprocess.run(
-        shell, env=laptop.environment, capture_output=True, text=True, timeout=60, check=False
+        shell, env=machine.environment, capture_output=True, text=True, timeout=60, check=False
     )
     task = the_task(alice)
     assert (result.returncode, sorted(task["logs"])) == (0, ["err", "out"])
     assert result.stdout == ("" if " >&-" in f" {closed}" else "out\n")
     assert result.stderr == ("" if "2>&-" in closed else "err\n")
-    assert laptop.left_runs() == []
+    assert machine.left_runs() == []
 
 
-def test_remarks_do_not_go_to_stdout_where_stderr_is_closed(laptop: Laptop) -> None:
-    command = [*laptop.command, "run", "--agent", "a", "--", "no-such-program"]
+def test_remarks_do_not_go_to_stdout_where_stderr_is_closed(machine: AgentMachine) -> None:
+    command = [*machine.command, "run", "--agent", "a", "--", "no-such-program"]
     shell = ["sh", "-c", '"$@" 2>&-', "sh", *command]
     result = subprocess.run(
-        shell, env=laptop.environment, capture_output=True, text=True, timeout=60, check=False
+        shell, env=machine.environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert (result.returncode, result.stdout) == (127, "")

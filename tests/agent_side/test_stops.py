@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from taskservice.client import Client, NotFound, Task, TaskCancelled
-from tests import receiver as play
 from tests.agent_side.test_client import losing
-from tests.laptop import eventually
-from tests.people import RemotePerson
-from tests.receiver import Behaviour, Exchange, Received, Receiver
+from tests.support import receiver as play
+from tests.support.agent_machine import eventually
+from tests.support.api_client import RemoteClient
+from tests.support.receiver import Behaviour, Exchange, Received, Receiver
 
 # So many lines of 60,000 bytes are 16 MiB; the next one must wait.
 MOST_LINES = 280
@@ -30,7 +30,7 @@ def has_lines(request: Received) -> bool:
 
 
 @pytest.fixture(params=STATES.values(), ids=STATES)
-def held_up(request: pytest.FixtureRequest, alice: RemotePerson) -> Iterator[HeldUp]:
+def held_up(request: pytest.FixtureRequest, alice: RemoteClient) -> Iterator[HeldUp]:
     """A client whose senders get no line to the service."""
     state: Behaviour = request.param
     passed_on = losing(alice, lambda number: False)
@@ -44,11 +44,11 @@ def held_up(request: pytest.FixtureRequest, alice: RemotePerson) -> Iterator[Hel
         yield client, lambda: any(map(has_lines, between.requests))
 
 
-def cancel(person: RemotePerson, task: Task) -> None:
+def cancel(person: RemoteClient, task: Task) -> None:
     person.request("POST", f"/task/{task.id}/cancel").raise_for_status()
 
 
-def delete(person: RemotePerson, task: Task) -> None:
+def delete(person: RemoteClient, task: Task) -> None:
     person.request("DELETE", f"/task/{task.id}").raise_for_status()
 
 
@@ -84,9 +84,9 @@ stops = pytest.mark.parametrize(
 
 @stops
 def test_log_that_waits_for_room_raises_soon(
-    alice: RemotePerson,
+    alice: RemoteClient,
     held_up: HeldUp,
-    stop: Callable[[RemotePerson, Task], None],
+    stop: Callable[[RemoteClient, Task], None],
     kind: type[Exception],
 ) -> None:
     client, is_held_up = held_up
@@ -127,10 +127,10 @@ ENDS: dict[str, Callable[[Task], object]] = {
 @stops
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 def test_end_that_waits_for_its_lines_raises_soon(
-    alice: RemotePerson,
+    alice: RemoteClient,
     held_up: HeldUp,
     end: Callable[[Task], object],
-    stop: Callable[[RemotePerson, Task], None],
+    stop: Callable[[RemoteClient, Task], None],
     kind: type[Exception],
 ) -> None:
     client, is_held_up = held_up
@@ -143,7 +143,7 @@ def test_end_that_waits_for_its_lines_raises_soon(
     assert isinstance(program.error, kind)
 
 
-def test_report_that_is_to_come_again_later_raises_soon(alice: RemotePerson) -> None:
+def test_report_that_is_to_come_again_later_raises_soon(alice: RemoteClient) -> None:
     passed_on = losing(alice, lambda number: False)
 
     def behave(exchange: Exchange) -> None:
@@ -161,7 +161,7 @@ def test_report_that_is_to_come_again_later_raises_soon(alice: RemotePerson) -> 
     assert isinstance(program.error, TaskCancelled)
 
 
-def test_log_raises_soon_while_lines_arrive(alice: RemotePerson) -> None:
+def test_log_raises_soon_while_lines_arrive(alice: RemoteClient) -> None:
     """The service itself, which takes lines more slowly than the program makes them."""
     task = Client(alice.url, str(alice.session.headers["apikey"])).start("a")
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 
 from taskservice.client import Client, Task, TaskServiceError, Unavailable
-from tests import receiver as play
-from tests import service_answers as played
 from tests.agent_side.test_client import in_turn, losing
-from tests.laptop import Laptop, eventually, the_task
-from tests.people import RemotePerson
-from tests.receiver import Behaviour, Exchange, Receiver
+from tests.support import receiver as play
+from tests.support import service_answers as played
+from tests.support.agent_machine import AgentMachine, eventually, the_task
+from tests.support.api_client import RemoteClient
+from tests.support.receiver import Behaviour, Exchange, Receiver
 
 HTML = {"Content-Type": "text/html"}
 LOGIN_PAGE = play.answer(200, HTML, b"<h1>Sign in</h1>")
@@ -94,7 +94,7 @@ def test_strange_answer_is_one_sentence(call: Callable[[Client], object]) -> Non
 
 
 @strange_answers
-def test_sender_goes_on_after_a_strange_answer(alice: RemotePerson, strange: Behaviour) -> None:
+def test_sender_goes_on_after_a_strange_answer(alice: RemoteClient, strange: Behaviour) -> None:
     """At the first append and at the first report, and the service does not even see them."""
     passed_on = losing(alice, lambda number: False)
     appends, reports = in_turn(strange, passed_on), in_turn(strange, passed_on)
@@ -142,7 +142,7 @@ def test_retry_after_is_read_or_left(text: str, seconds: float | None) -> None:
     assert unavailable.value.retry_after == seconds
 
 
-def test_sender_goes_on_after_a_retry_after_of_any_text(alice: RemotePerson) -> None:
+def test_sender_goes_on_after_a_retry_after_of_any_text(alice: RemoteClient) -> None:
     texts = ("Fri, 31 Dec 99999999999999999999 23:59:59 GMT", "-1", "soon", "\xff", "9" * 0)
     passed_on = losing(alice, lambda number: False)
     busy = [play.answer(503, {"Retry-After": text}) for text in texts]
@@ -162,51 +162,51 @@ PAGES = {name: STRANGE[name] for name in ("a login page", "null", "a list", "an 
 pages = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 
 
-def ended(laptop: Laptop, process: subprocess.Popen[str]) -> tuple[str, str]:
+def ended(machine: AgentMachine, process: subprocess.Popen[str]) -> tuple[str, str]:
     """What a run has printed; it waits for no service any more when its program has ended."""
-    eventually(lambda: has_ended(laptop))
+    eventually(lambda: has_ended(machine))
     process.send_signal(signal.SIGTERM)
     return process.communicate(timeout=40)
 
 
-def has_ended(laptop: Laptop) -> bool:
+def has_ended(machine: AgentMachine) -> bool:
     """Whether the program of the one run has ended."""
-    records = [folder / "run.json" for folder in laptop.left_runs()]
+    records = [folder / "run.json" for folder in machine.left_runs()]
     return any('"report": null' not in record.read_text() for record in records if record.exists())
 
 
 @pages
 def test_run_that_starts_under_a_page_loses_nothing(
-    alice: RemotePerson, laptop: Laptop, page: Behaviour
+    alice: RemoteClient, machine: AgentMachine, page: Behaviour
 ) -> None:
     with Receiver() as between:
         between.answer = page
-        laptop.url = between.url
-        process = laptop.spawn("run", "--agent", "a", "--", "sh", "-c", "echo one; exit 7")
-        printed, remarks = ended(laptop, process)
+        machine.url = between.url
+        process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo one; exit 7")
+        printed, remarks = ended(machine, process)
         assert (process.returncode, printed) == (7, "one\n")
         assert "not as taskservice does; the program runs" in remarks
         assert "1 line and the program's end could not be sent yet" in remarks
-        assert laptop.run("run", "--resend").returncode != 0
-        assert len(laptop.left_runs()) == 1
+        assert machine.run("run", "--resend").returncode != 0
+        assert len(machine.left_runs()) == 1
         between.answer = losing(alice, lambda number: False)
-        resent = laptop.run("run", "--resend")
+        resent = machine.run("run", "--resend")
     assert (resent.returncode, resent.stderr) == (0, "")
     task = the_task(alice)
     assert (task["logs"], task["error"]["message"]) == (["one"], "Exit status 7")
-    assert laptop.left_runs() == []
+    assert machine.left_runs() == []
 
 
 @pages
 def test_run_that_a_page_comes_over_loses_nothing(
-    alice: RemotePerson, laptop: Laptop, page: Behaviour
+    alice: RemoteClient, machine: AgentMachine, page: Behaviour
 ) -> None:
     passed_on = losing(alice, lambda number: False)
     script = "echo one; read word; echo $word; exit 7"
     with Receiver() as between:
         between.answer = passed_on
-        laptop.url = between.url
-        process = laptop.spawn(
+        machine.url = between.url
+        process = machine.spawn(
             "run", "--agent", "a", "--", "sh", "-c", script, stdin=subprocess.PIPE
         )
         eventually(lambda: alice.request("GET", "/task").json()[0:1])
@@ -215,26 +215,26 @@ def test_run_that_a_page_comes_over_loses_nothing(
         assert process.stdin is not None
         process.stdin.write("two\n")
         process.stdin.flush()
-        printed, remarks = ended(laptop, process)
+        printed, remarks = ended(machine, process)
         assert (process.returncode, printed) == (7, "one\ntwo\n")
         assert "1 line and the program's end could not be sent yet" in remarks
         between.answer = passed_on
-        resent = laptop.run("run", "--resend")
+        resent = machine.run("run", "--resend")
     assert (resent.returncode, resent.stderr) == (0, "")
     task = the_task(alice)
     assert (task["logs"], task["error"]["message"]) == (["one", "two"], "Exit status 7")
-    assert laptop.left_runs() == []
+    assert machine.left_runs() == []
 
 
 @pages
 def test_worker_waits_until_a_page_is_gone(
-    alice: RemotePerson, laptop: Laptop, page: Behaviour
+    alice: RemoteClient, machine: AgentMachine, page: Behaviour
 ) -> None:
     alice.start("worker")
     with Receiver() as between:
         between.answer = page
-        laptop.url = between.url
-        worker = laptop.spawn("work", "--agent", "worker", "--", "echo", "done")
+        machine.url = between.url
+        worker = machine.spawn("work", "--agent", "worker", "--", "echo", "done")
         between.wait_for(2, 30)
         between.answer = losing(alice, lambda number: False)
         eventually(lambda: the_task(alice)["finishedAt"], 60)
@@ -245,12 +245,12 @@ def test_worker_waits_until_a_page_is_gone(
     assert the_task(alice)["logs"] == ["done"]
 
 
-def test_listener_waits_until_a_page_is_gone(alice: RemotePerson, laptop: Laptop) -> None:
+def test_listener_waits_until_a_page_is_gone(alice: RemoteClient, machine: AgentMachine) -> None:
     passed_on = losing(alice, lambda number: False)
     with Receiver() as between, Receiver() as local:
         between.answer = passed_on
-        laptop.url = between.url
-        listener = laptop.spawn("listen", "--forward", local.url)
+        machine.url = between.url
+        listener = machine.spawn("listen", "--forward", local.url)
         assert listener.stderr is not None
         listener.stderr.readline()
         for page in PAGES.values():
@@ -272,14 +272,16 @@ def test_listener_waits_until_a_page_is_gone(alice: RemotePerson, laptop: Laptop
     ["task", "delete", "1"], ["listen", "--forward", "http://127.0.0.1:9/"],
     ["run", "--resend"],
 ], ids=" ".join)  # fmt: skip
-def test_command_says_a_strange_answer_in_one_line(laptop: Laptop, command: list[str]) -> None:
+def test_command_says_a_strange_answer_in_one_line(
+    machine: AgentMachine, command: list[str]
+) -> None:
     with Receiver() as receiver:
-        laptop.url = receiver.url
+        machine.url = receiver.url
         receiver.answer = STRANGE["wrong members"]
         if command[-1] == "--resend":
-            process = laptop.spawn("run", "--agent", "a", "--", "true")
-            ended(laptop, process)
-        result = laptop.run(*command)
+            process = machine.spawn("run", "--agent", "a", "--", "true")
+            ended(machine, process)
+        result = machine.run(*command)
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
     assert "not as taskservice does" in line

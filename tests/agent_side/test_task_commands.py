@@ -4,55 +4,55 @@ import signal
 import subprocess
 import threading
 
-from tests import receiver as play
 from tests.agent_side.test_run import end_for_silence
-from tests.laptop import Laptop, objects
-from tests.live import Service
-from tests.people import RemotePerson
-from tests.receiver import Receiver
+from tests.support import receiver as play
+from tests.support.agent_machine import AgentMachine, objects
+from tests.support.api_client import RemoteClient
+from tests.support.receiver import Receiver
+from tests.support.service import Service
 
 
-def report(person: RemotePerson, task: dict[str, object], **changes: object) -> None:
+def report(person: RemoteClient, task: dict[str, object], **changes: object) -> None:
     person.request("PATCH", f"/task/{task['id']}", json=changes).raise_for_status()
 
 
-def append(person: RemotePerson, task: dict[str, object], *lines: str) -> None:
+def append(person: RemoteClient, task: dict[str, object], *lines: str) -> None:
     body = {"logs": list(lines)}
     person.request("POST", f"/task/{task['id']}/logs", json=body).raise_for_status()
 
 
-def test_list_has_a_line_for_each_task(alice: RemotePerson, laptop: Laptop) -> None:
+def test_list_has_a_line_for_each_task(alice: RemoteClient, machine: AgentMachine) -> None:
     first = alice.start("one", name="first")
     second = alice.start("two", name="bad \x1b[2J\nname")
     report(alice, first, status="error", error={"message": "no"})
-    newest, oldest = laptop.run("task", "list").stdout.splitlines()
+    newest, oldest = machine.run("task", "list").stdout.splitlines()
     assert str(second["id"]) in newest
     assert newest.endswith(r"two  bad \u001b[2J\nname")
     assert oldest.split()[:2] == [first["id"], "failed"]
-    only = laptop.run("task", "list", "--agent", "one", "--status", "error", "--q", "FIRST")
+    only = machine.run("task", "list", "--agent", "one", "--status", "error", "--q", "FIRST")
     assert only.stdout == oldest + "\n"
-    limited = laptop.run("task", "list", "--limit", "1", "--json")
+    limited = machine.run("task", "list", "--limit", "1", "--json")
     assert [task["id"] for task in objects(limited.stdout)] == [second["id"]]
 
 
-def test_show_has_everything_but_the_log(alice: RemotePerson, laptop: Laptop) -> None:
+def test_show_has_everything_but_the_log(alice: RemoteClient, machine: AgentMachine) -> None:
     task = alice.start("one", name="first", input={"day": 1})
     append(alice, task, "one", "two")
     report(alice, task, status="error", error={"message": "no"}, output={"sum": 15})
-    shown = laptop.run("task", "show", str(task["id"]))
+    shown = machine.run("task", "show", str(task["id"]))
     words = {line.split()[0]: line for line in shown.stdout.splitlines()}
     assert words["status"].split(maxsplit=1)[1] == "error: failed: no"
     assert words["lines"].split()[1] == "2"
     assert words['"sum":'].strip() == '"sum": 15'
-    as_json = laptop.run("task", "show", str(task["id"]), "--json")
+    as_json = machine.run("task", "show", str(task["id"]), "--json")
     (found,) = objects(as_json.stdout)
     assert found["input"] == {"day": 1}
 
 
-def test_follow_prints_the_log_as_it_grows(alice: RemotePerson, laptop: Laptop) -> None:
+def test_follow_prints_the_log_as_it_grows(alice: RemoteClient, machine: AgentMachine) -> None:
     task = alice.start("one")
     append(alice, task, "one")
-    process = laptop.spawn("task", "follow", str(task["id"]))
+    process = machine.spawn("task", "follow", str(task["id"]))
     assert process.stdout is not None
     assert process.stdout.readline() == "one\n"
     append(alice, task, "two")
@@ -60,53 +60,59 @@ def test_follow_prints_the_log_as_it_grows(alice: RemotePerson, laptop: Laptop) 
     report(alice, task, status="complete")
     printed, remarks = process.communicate(timeout=40)
     assert (printed, remarks, process.returncode) == ("", "complete\n", 0)
-    as_json = laptop.run("task", "follow", str(task["id"]), "--json")
+    as_json = machine.run("task", "follow", str(task["id"]), "--json")
     first, second, last = objects(as_json.stdout)
     assert [first, second] == [{"number": 1, "text": "one"}, {"number": 2, "text": "two"}]
     assert last["status"] == "complete"
 
 
-def test_follow_keeps_colours_in_a_file(alice: RemotePerson, laptop: Laptop) -> None:
+def test_follow_keeps_colours_in_a_file(alice: RemoteClient, machine: AgentMachine) -> None:
     task = alice.start("one")
     append(alice, task, "\x1b[31mred\x1b[0m ü")
     report(alice, task, status="complete")
-    followed = laptop.run("task", "follow", str(task["id"]))
+    followed = machine.run("task", "follow", str(task["id"]))
     assert followed.stdout == "\x1b[31mred\x1b[0m ü\n"
 
 
-def test_terminal_that_lacks_a_character_is_no_failure(alice: RemotePerson, laptop: Laptop) -> None:
+def test_terminal_that_lacks_a_character_is_no_failure(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
     alice.start("one", name="nächtlich ☾")
-    command = [*laptop.command, "task", "list"]
-    environment = {**laptop.environment, "PYTHONIOENCODING": "latin-1"}
+    command = [*machine.command, "task", "list"]
+    environment = {**machine.environment, "PYTHONIOENCODING": "latin-1"}
     listed = subprocess.run(command, env=environment, capture_output=True, check=True)
     assert listed.stdout.decode("latin-1").endswith("nächtlich ?\n")
 
 
-def test_short_list_asks_for_no_more_than_it_shows(laptop: Laptop) -> None:
+def test_short_list_asks_for_no_more_than_it_shows(machine: AgentMachine) -> None:
     with Receiver() as receiver:
         receiver.answer = play.answer(200, {"Content-Type": "application/json"}, b"[]")
-        laptop.url = receiver.url
-        assert laptop.run("task", "list", "--limit", "1").returncode == 0
+        machine.url = receiver.url
+        assert machine.run("task", "list", "--limit", "1").returncode == 0
     (request,) = receiver.requests
     assert "limit=1" in request.path
     assert "output" not in request.path
 
 
-def test_follow_exits_by_the_outcome(alice: RemotePerson, laptop: Laptop, service: Service) -> None:
+def test_follow_exits_by_the_outcome(
+    alice: RemoteClient, machine: AgentMachine, service: Service
+) -> None:
     failed, cancelled, silent = (alice.start("one") for _ in range(3))
     report(alice, failed, status="error", error={"message": "no"})
     alice.request("POST", f"/task/{cancelled['id']}/cancel").raise_for_status()
     end_for_silence(service)
     for task, code in ((failed, 1), (cancelled, 3), (silent, 4)):
-        result = laptop.run("task", "follow", str(task["id"]))
+        result = machine.run("task", "follow", str(task["id"]))
         assert (result.returncode, result.stdout) == (code, "")
         assert result.stderr.startswith("error: ")
 
 
-def test_follow_of_a_task_that_is_deleted_says_so(alice: RemotePerson, laptop: Laptop) -> None:
+def test_follow_of_a_task_that_is_deleted_says_so(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
     task = alice.start("one")
     append(alice, task, "one")
-    process = laptop.spawn("task", "follow", str(task["id"]))
+    process = machine.spawn("task", "follow", str(task["id"]))
     assert process.stdout is not None
     process.stdout.readline()
     alice.request("DELETE", f"/task/{task['id']}").raise_for_status()
@@ -115,21 +121,21 @@ def test_follow_of_a_task_that_is_deleted_says_so(alice: RemotePerson, laptop: L
 
 
 def test_follow_tells_a_failed_task_from_one_that_cannot_be_asked(
-    alice: RemotePerson, laptop: Laptop
+    alice: RemoteClient, machine: AgentMachine
 ) -> None:
-    unknown = laptop.run("task", "follow", "nonsense")
+    unknown = machine.run("task", "follow", "nonsense")
     assert (unknown.returncode, unknown.stderr) == (5, "taskservice: Task's ID is not found\n")
     with Receiver() as receiver:
         receiver.answer = play.answer(503, {"Retry-After": "1000"})
-        laptop.url = receiver.url
-        away = laptop.run("task", "follow", "nonsense")
+        machine.url = receiver.url
+        away = machine.run("task", "follow", "nonsense")
     assert away.returncode == 69
 
 
-def test_follow_ends_at_ctrl_c(alice: RemotePerson, laptop: Laptop) -> None:
+def test_follow_ends_at_ctrl_c(alice: RemoteClient, machine: AgentMachine) -> None:
     task = alice.start("one")
     append(alice, task, "one")
-    process = laptop.spawn("task", "follow", str(task["id"]))
+    process = machine.spawn("task", "follow", str(task["id"]))
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
@@ -137,17 +143,17 @@ def test_follow_ends_at_ctrl_c(alice: RemotePerson, laptop: Laptop) -> None:
     assert (process.returncode, remarks) == (130, "")
 
 
-def test_cancel_and_delete(alice: RemotePerson, laptop: Laptop) -> None:
+def test_cancel_and_delete(alice: RemoteClient, machine: AgentMachine) -> None:
     task_id = str(alice.start("one")["id"])
-    cancelled = laptop.run("task", "cancel", task_id)
+    cancelled = machine.run("task", "cancel", task_id)
     assert cancelled.stdout == "error: cancelled: Cancelled by its user\n"
-    deleted = laptop.run("task", "delete", task_id)
+    deleted = machine.run("task", "delete", task_id)
     assert deleted.stdout == f"{task_id} is deleted\n"
-    again = laptop.run("task", "delete", task_id)
+    again = machine.run("task", "delete", task_id)
     assert (again.returncode, again.stderr) == (1, "taskservice: Task's ID is not found\n")
 
 
-def test_refusals_are_one_line(alice: RemotePerson, laptop: Laptop) -> None:
+def test_refusals_are_one_line(alice: RemoteClient, machine: AgentMachine) -> None:
     alice.start("one")
     done = alice.start("one")
     report(alice, done, status="complete")
@@ -157,16 +163,16 @@ def test_refusals_are_one_line(alice: RemotePerson, laptop: Laptop) -> None:
         (["show", "../user"], "Task's ID is not found"),
         (["list", "--agent", "B@D"], "agentId: "),
     ):
-        result = laptop.run("task", *arguments)
+        result = machine.run("task", *arguments)
         assert (result.returncode, result.stdout) == (1, "")
         (line,) = result.stderr.splitlines()
         assert sentence in line
 
 
-def test_closed_output_is_no_failure_of_ours(alice: RemotePerson, laptop: Laptop) -> None:
+def test_closed_output_is_no_failure_of_ours(alice: RemoteClient, machine: AgentMachine) -> None:
     for _ in range(3):
         alice.start("one")
-    process = laptop.spawn("task", "list")
+    process = machine.spawn("task", "list")
     with process:
         assert process.stdout is not None
         process.stdout.close()
@@ -174,10 +180,10 @@ def test_closed_output_is_no_failure_of_ours(alice: RemotePerson, laptop: Laptop
         assert "Traceback" not in process.stderr.read()
 
 
-def test_follow_waits_for_lines(alice: RemotePerson, laptop: Laptop) -> None:
+def test_follow_waits_for_lines(alice: RemoteClient, machine: AgentMachine) -> None:
     task = alice.start("one")
     timer = threading.Timer(1, lambda: report(alice, task, status="complete"))
     timer.start()
-    result = laptop.run("task", "follow", str(task["id"]))
+    result = machine.run("task", "follow", str(task["id"]))
     timer.join()
     assert result.returncode == 0

@@ -12,16 +12,16 @@ import pytest
 
 from taskservice.client import Client
 from taskservice.runner.worker import Worker
-from tests import receiver as play
-from tests import service_answers as played
-from tests.laptop import Laptop, eventually, kill, laptop_of, tasks, the_task
-from tests.live import Service
-from tests.people import RemotePerson
-from tests.receiver import Receiver
+from tests.support import receiver as play
+from tests.support import service_answers as played
+from tests.support.agent_machine import AgentMachine, eventually, kill, machine_of, tasks, the_task
+from tests.support.api_client import RemoteClient
+from tests.support.receiver import Receiver
+from tests.support.service import Service
 
 
-def work(laptop: Laptop, script: str, *options: str) -> subprocess.Popen[str]:
-    return laptop.spawn("work", "--agent", "worker", *options, "--", "sh", "-c", script)
+def work(machine: AgentMachine, script: str, *options: str) -> subprocess.Popen[str]:
+    return machine.spawn("work", "--agent", "worker", *options, "--", "sh", "-c", script)
 
 
 def stop(*workers: subprocess.Popen[str]) -> list[tuple[str, str]]:
@@ -31,14 +31,16 @@ def stop(*workers: subprocess.Popen[str]) -> list[tuple[str, str]]:
     return [worker.communicate(timeout=40) for worker in workers]
 
 
-def all_finished(person: RemotePerson, count: int) -> list[dict[str, object]]:
+def all_finished(person: RemoteClient, count: int) -> list[dict[str, object]]:
     return eventually(
         lambda: len(found := [t for t in tasks(person) if t["finishedAt"]]) == count and found, 60
     )
 
 
-def test_task_is_done_and_its_caller_is_called_back(alice: RemotePerson, laptop: Laptop) -> None:
-    worker = work(laptop, """echo working; sed 's/.*/{"got": &}/'""")
+def test_task_is_done_and_its_caller_is_called_back(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
+    worker = work(machine, """echo working; sed 's/.*/{"got": &}/'""")
     with Receiver() as receiver:
         alice.start("worker", input={"n": 1}, callback=receiver.url)
         (task,) = all_finished(alice, 1)
@@ -51,23 +53,25 @@ def test_task_is_done_and_its_caller_is_called_back(alice: RemotePerson, laptop:
     assert worker.returncode == 0
 
 
-def test_failure_of_one_task_does_not_end_the_worker(alice: RemotePerson, laptop: Laptop) -> None:
+def test_failure_of_one_task_does_not_end_the_worker(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
     alice.start("worker", input={"code": 3})
     alice.start("worker", input={"code": 0})
-    worker = work(laptop, "exit $(tr -dc 0-9)")
+    worker = work(machine, "exit $(tr -dc 0-9)")
     found = all_finished(alice, 2)
     stop(worker)
     assert [task["status"] for task in found] == ["complete", "error"]
     assert found[1]["error"] == {"type": "failed", "message": "Exit status 3"}
 
 
-def test_several_workers_do_each_task_once(alice: RemotePerson, laptop: Laptop) -> None:
+def test_several_workers_do_each_task_once(alice: RemoteClient, machine: AgentMachine) -> None:
     for number in range(12):
         alice.start("worker", input={"number": number})
     # One write each, since those that run side by side share what is shown.
     program = "printf '%s\\n' \"$(cat)\"; sleep 0.2"
-    workers = [work(laptop, program) for _ in range(2)]
-    workers.append(work(laptop, program, "--parallel", "3"))
+    workers = [work(machine, program) for _ in range(2)]
+    workers.append(work(machine, program, "--parallel", "3"))
     found = all_finished(alice, 12)
     printed = "".join(out for out, _ in stop(*workers))
     assert Counter(line for line in printed.splitlines() if line) == Counter(
@@ -76,10 +80,10 @@ def test_several_workers_do_each_task_once(alice: RemotePerson, laptop: Laptop) 
     assert all(task["status"] == "complete" for task in found)
 
 
-def test_parallel_runs_so_many_at_once(alice: RemotePerson, laptop: Laptop) -> None:
+def test_parallel_runs_so_many_at_once(alice: RemoteClient, machine: AgentMachine) -> None:
     for _ in range(4):
         alice.start("worker")
-    worker = work(laptop, "sleep 1000", "--parallel", "3")
+    worker = work(machine, "sleep 1000", "--parallel", "3")
     eventually(lambda: sum(task["claimedAt"] is not None for task in tasks(alice)) == 3, 60)
     time.sleep(1)
     assert sum(task["claimedAt"] is not None for task in tasks(alice)) == 3
@@ -89,9 +93,11 @@ def test_parallel_runs_so_many_at_once(alice: RemotePerson, laptop: Laptop) -> N
     assert worker.returncode == 0
 
 
-def test_cancel_stops_the_program_and_not_the_worker(alice: RemotePerson, laptop: Laptop) -> None:
+def test_cancel_stops_the_program_and_not_the_worker(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
     first = alice.start("worker", input={"seconds": 1000})
-    worker = work(laptop, "sleep $(tr -dc 0-9)")
+    worker = work(machine, "sleep $(tr -dc 0-9)")
     eventually(lambda: alice.request("GET", f"/task/{first['id']}").json()["claimedAt"], 60)
     alice.request("POST", f"/task/{first['id']}/cancel").raise_for_status()
     alice.start("worker", input={"seconds": 0})
@@ -103,7 +109,7 @@ def test_cancel_stops_the_program_and_not_the_worker(alice: RemotePerson, laptop
 def test_worker_waits_for_a_service_that_is_away(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
-        worker = work(laptop_of(alice, tmp_path / "home"), "echo done")
+        worker = work(machine_of(alice, tmp_path / "home"), "echo done")
         eventually(lambda: alice.request("GET", "/agent").json(), 60)
         kill(service)
         time.sleep(1)
@@ -115,12 +121,12 @@ def test_worker_waits_for_a_service_that_is_away(tmp_path: Path) -> None:
     assert "trying again until it is back" in remarks
 
 
-def test_worker_says_for_which_agent_it_waits(alice: RemotePerson, laptop: Laptop) -> None:
+def test_worker_says_for_which_agent_it_waits(alice: RemoteClient, machine: AgentMachine) -> None:
     for agent_id in ("word-count", "backup"):
         alice.request("PUT", f"/agent/{agent_id}").raise_for_status()
     said = []
     for lines in (2, 1):
-        worker = laptop.spawn("work", "--agent", "word-cuont", "--", "true")
+        worker = machine.spawn("work", "--agent", "word-cuont", "--", "true")
         assert worker.stderr is not None
         said += [worker.stderr.readline() for _ in range(lines)]
         ((_, rest),) = stop(worker)
@@ -133,15 +139,17 @@ def test_worker_says_for_which_agent_it_waits(alice: RemotePerson, laptop: Lapto
     ]
 
 
-def test_worker_goes_on_after_another_programs_page(alice: RemotePerson, laptop: Laptop) -> None:
+def test_worker_goes_on_after_another_programs_page(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
     """A proxy answers while its service is away; at first, the URL would be wrong."""
     page = play.answer(404, {"Content-Type": "text/html"}, b"<h1>Not here</h1>")
     with Receiver() as receiver:
         receiver.answer = page
-        laptop.url = receiver.url
-        assert laptop.run("work", "--agent", "worker", "--", "true").returncode == 2
+        machine.url = receiver.url
+        assert machine.run("work", "--agent", "worker", "--", "true").returncode == 2
         receiver.paths["/api/v1/agent"] = played.answer(200, [{"id": "worker"}])
-        worker = work(laptop, "true")
+        worker = work(machine, "true")
         assert worker.stderr is not None
         assert "waiting for tasks" in worker.stderr.readline()
         assert "not as taskservice does; trying again" in worker.stderr.readline()
@@ -149,31 +157,33 @@ def test_worker_goes_on_after_another_programs_page(alice: RemotePerson, laptop:
     assert (worker.returncode, rest) == (0, "")
 
 
-def test_program_gets_each_number_as_it_was_given(alice: RemotePerson, laptop: Laptop) -> None:
+def test_program_gets_each_number_as_it_was_given(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
     numbers = "[0.1, 1e-400, 12345678901234567890.123, 100000000000000000000, -2.5]"
     alice.request("PUT", "/agent/worker").raise_for_status()
     start = f'{{"agentId": "worker", "input": {{"numbers": {numbers}, "text": "\\\\u0000 1.5"}}}}'
     headers = {"Content-Type": "application/json"}
     alice.request("POST", "/task", data=start, headers=headers).raise_for_status()
-    worker = work(laptop, "cat")
+    worker = work(machine, "cat")
     (task,) = all_finished(alice, 1)
     stop(worker)
     assert task["logs"] == [f'{{"numbers": {numbers}, "text": "\\\\u0000 1.5"}}']
 
 
-def test_worker_with_a_wrong_key_ends(laptop: Laptop) -> None:
-    laptop.key = "wrong"
-    result = laptop.run("work", "--agent", "worker", "--", "true")
+def test_worker_with_a_wrong_key_ends(machine: AgentMachine) -> None:
+    machine.key = "wrong"
+    result = machine.run("work", "--agent", "worker", "--", "true")
     assert result.returncode == 2
     assert "TASKSERVICE_APIKEY: API key is invalid" in result.stderr
 
 
 def test_worker_that_is_told_to_stop_does_what_it_has_claimed(
-    alice: RemotePerson, laptop: Laptop, monkeypatch: pytest.MonkeyPatch
+    alice: RemoteClient, machine: AgentMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(laptop.home))
+    monkeypatch.setenv("XDG_STATE_HOME", str(machine.home))
     alice.request("PUT", "/agent/worker").raise_for_status()
-    worker = Worker(Client(alice.url, laptop.key), "worker", ["sh", "-c", "sleep 0.2"])
+    worker = Worker(Client(alice.url, machine.key), "worker", ["sh", "-c", "sleep 0.2"])
     thread = threading.Thread(target=worker.work)
     thread.start()
     time.sleep(0.5)  # its claim waits for a task
@@ -183,7 +193,7 @@ def test_worker_that_is_told_to_stop_does_what_it_has_claimed(
     assert the_task(alice)["status"] == "complete"
 
 
-def test_claim_is_repeated_as_one_and_its_task_beats_often(laptop: Laptop) -> None:
+def test_claim_is_repeated_as_one_and_its_task_beats_often(machine: AgentMachine) -> None:
     with Receiver() as receiver:
         claimed = played.task(name="bad \x1b[2Jname", agentId="worker")
         claims = [play.reset(), play.answer(503), claimed, play.silence]
@@ -191,8 +201,8 @@ def test_claim_is_repeated_as_one_and_its_task_beats_often(laptop: Laptop) -> No
         receiver.paths["/api/v1/agent"] = played.answer(200, [{"id": "worker"}])
         receiver.answer = played.appended()
         receiver.paths["/api/v1/task/1"] = played.task()
-        laptop.url = receiver.url
-        worker = work(laptop, "sleep 2")
+        machine.url = receiver.url
+        worker = work(machine, "sleep 2")
         eventually(lambda: [r for r in receiver.requests if r.method == "PATCH"])
         requests = list(receiver.requests)
         worker.kill()
@@ -204,11 +214,13 @@ def test_claim_is_repeated_as_one_and_its_task_beats_often(laptop: Laptop) -> No
     assert r"task 1 bad \u001b[2Jname" in remarks
 
 
-def test_task_that_cannot_be_run_does_not_stay_claimed(alice: RemotePerson, laptop: Laptop) -> None:
+def test_task_that_cannot_be_run_does_not_stay_claimed(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
     alice.start("worker")
     few_files = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))}
-    worker = laptop.spawn("work", "--agent", "worker", "--", "true", **few_files)
+    worker = machine.spawn("work", "--agent", "worker", "--", "true", **few_files)
     (task,) = all_finished(alice, 1)
     stop(worker)
     assert task["error"]["message"].startswith("Its worker could not run it: [Errno 24]")
-    assert laptop.left_runs() == []
+    assert machine.left_runs() == []

@@ -1,0 +1,32 @@
+"""Finds an API key that is neither revoked nor expired."""
+
+from sqlalchemy import bindparam, or_, select
+
+from taskservice.database.models import ApiKey, User
+from taskservice.database.rows import KEY_COLUMNS, AnyRow
+from taskservice.database.transactions import reading
+from taskservice.database.types import Timestamp
+
+# Neither revoked nor expired.
+KEY_IS_VALID = (
+    ApiKey.revoked_at.is_(None),
+    or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > bindparam("now", type_=Timestamp())),
+)
+_KEY = select(*KEY_COLUMNS).where(ApiKey.digest == bindparam("digest"), *KEY_IS_VALID)
+_KEY_OF_SESSION = (
+    select(*KEY_COLUMNS, User.name.label("user_name"))
+    .join(User, User.id == ApiKey.user_id)
+    .where(ApiKey.id == bindparam("key_id"), *KEY_IS_VALID)
+)
+
+
+def by_digest(digest: str, now: str) -> AnyRow | None:
+    """The key with this digest, if it is neither revoked nor expired."""
+    with reading() as connection:
+        return connection.execute(_KEY, {"digest": digest, "now": now}).one_or_none()
+
+
+def by_id(key_id: str, now: str) -> AnyRow | None:
+    """The key with this id and its `user_name`, if it is neither revoked nor expired."""
+    with reading() as connection:
+        return connection.execute(_KEY_OF_SESSION, {"key_id": key_id, "now": now}).one_or_none()

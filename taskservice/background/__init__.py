@@ -1,0 +1,1 @@
+"""What belongs to no request: deliveries that are due, timeouts, retention, and disk space."""

@@ -1,0 +1,92 @@
+"""How pages write what rows hold: JSON to read, numbers, durations."""
+
+import re
+import unicodedata
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from taskservice.contract.terms import ERROR, RUNNING
+from taskservice.database import timestamps
+from taskservice.schemas import strict_json
+
+# What turns the direction of writing, so that text reads as another; in JSON it can be escaped.
+_TURNS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def pretty(text: str) -> str:
+    """JSON text with a line for each member; numbers stay as they were written."""
+    value = strict_json.loads(text.encode())
+    lines = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+    return _TURNS.sub(lambda found: f"\\u{ord(found[0]):04x}", lines)
+
+
+def is_blank(text: str) -> bool:
+    """Whether there is nothing to see of a name."""
+    # Spaces, what has no width, control characters, and two letters that are drawn empty.
+    unseen = ("Z", "C")
+    return all(unicodedata.category(sign)[0] in unseen or sign in "\u115f\u3164" for sign in text)
+
+
+def number(value: int) -> str:
+    """12,345."""
+    return f"{value:,}"
+
+
+def plural(count: int, thing: str, things: str = "") -> str:
+    return f"{count:,} {thing if count == 1 else things or thing + 's'}"
+
+
+def moment(text: str) -> str:
+    """24 Nov 2026, 13:36:05 UTC; a script of the page makes local time of it."""
+    return datetime.fromisoformat(text).astimezone(UTC).strftime("%-d %b %Y, %H:%M:%S UTC")
+
+
+def duration_between(since: str, until: str) -> str:
+    """The time between two moments in its two largest units."""
+    seconds = (datetime.fromisoformat(until) - datetime.fromisoformat(since)).total_seconds()
+    if seconds < 0.1:
+        return "< 0.1 s"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    return duration(int(seconds))
+
+
+def duration(seconds: int) -> str:
+    parts = [
+        (seconds // 86_400, "d"),
+        (seconds // 3_600 % 24, "h"),
+        (seconds // 60 % 60, "min"),
+        (seconds % 60, "s"),
+    ]
+    while len(parts) > 1 and parts[0][0] == 0:
+        parts.pop(0)
+    return " ".join(f"{count} {unit}" for count, unit in parts[:2] if count or unit == "s")
+
+
+def status_detail(row: Any) -> str:
+    """What there is to say of a task's status beyond the word itself."""
+    if row.status == ERROR:
+        return str(row.error_type)
+    return "unclaimed" if row.status == RUNNING and row.claimed_at is None else ""
+
+
+def is_key_valid(key: Any) -> bool:
+    """Whether a key is neither revoked nor expired."""
+    return key.revoked_at is None and (key.expires_at is None or key.expires_at > timestamps.now())
+
+
+FUNCTIONS: dict[str, Any] = {
+    function.__name__: function
+    for function in (
+        pretty,
+        is_blank,
+        number,
+        plural,
+        moment,
+        duration_between,
+        status_detail,
+        is_key_valid,
+    )
+}

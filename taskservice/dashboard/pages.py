@@ -1,0 +1,189 @@
+"""The door of the dashboard: who is signed in, what forms must prove, and how pages leave."""
+
+import ipaddress
+from typing import Any
+from urllib.parse import urlsplit
+
+from flask import (
+    Blueprint,
+    Response,
+    current_app,
+    flash,
+    g,
+    redirect,
+    render_template,
+    request,
+    url_for,
+)
+from werkzeug.datastructures import MultiDict
+from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response as AnyResponse
+
+from taskservice import problems
+from taskservice.dashboard import formatting, sessions
+from taskservice.problems import Problem
+from taskservice.web.request import PREFIX as API
+
+dashboard = Blueprint(
+    "dashboard",
+    __name__,
+    template_folder="templates",
+    static_folder="static",
+    static_url_path="/static",
+)
+
+STATIC = "dashboard.static"
+ICON = "dashboard.icon"
+SIGN_IN = "dashboard.sign_in"
+LIST = "dashboard.tasks.list_all"
+# What somebody can be looking at, and come back to.
+PAGES = {
+    LIST,
+    "dashboard.tasks.show",
+    "dashboard.tasks.ask_to_cancel",
+    "dashboard.tasks.ask_to_delete",
+    "dashboard.agents.list_all",
+    "dashboard.keys.list_all",
+    "dashboard.keys.ask_to_revoke",
+    "dashboard.keys.ask_to_rotate",
+}
+
+# An open page takes no other 404 for a deletion: a proxy may have its own.
+GONE = Problem(
+    404, "This task is gone: it was deleted, or never was", headers={"Task-Gone": "true"}
+)
+
+POLICY = "; ".join(
+    [
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+        # A script can't make markup of text but by the one function that reads our own pages.
+        "require-trusted-types-for 'script'",
+        "trusted-types own-page",
+    ]
+)
+
+
+@dashboard.before_request
+def require_session() -> AnyResponse | None:
+    """Let in whoever is signed in, and send all others to the page where they can be."""
+    if request.endpoint in (STATIC, ICON):
+        return None
+    if not _is_signed_in():
+        is_at_the_door = (request.endpoint or "").startswith(f"{SIGN_IN}.")
+        return None if is_at_the_door else _to_sign_in()
+    if request.method == "POST" and request.endpoint != f"{SIGN_IN}.enter":
+        sessions.check_form()
+    return None
+
+
+def _is_signed_in() -> bool:
+    try:
+        g.signed_in = sessions.resume()
+    except sessions.SessionEndedError:
+        return False
+    return True
+
+
+@dashboard.after_request
+def set_security_headers(response: Response) -> Response:
+    """Nothing from elsewhere runs in a page, nothing else shows it, and nobody keeps it."""
+    response.headers["Content-Security-Policy"] = POLICY
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "same-origin"
+    if request.is_secure or _is_loopback(urlsplit(request.host_url).hostname or ""):
+        # Elsewhere browsers ignore it, and complain.
+        response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
+    if request.endpoint not in (STATIC, ICON):
+        response.headers["Cache-Control"] = "no-store"
+        response.vary.add("Cookie")
+    return response
+
+
+@dashboard.errorhandler(Exception)
+def error_page(error: Exception) -> Response:
+    """What the API answers as a problem, as a page."""
+    problem = problems.from_exception(error)
+    if problem.status == 404 and "task_id" in (request.view_args or {}):
+        problem = GONE
+    response = page("error.html", problem.status, problem=problem)
+    response.headers.update(problem.headers)
+    return response
+
+
+def unknown_page(error: HTTPException) -> Response:
+    """What no route answers: a page for a person, a problem for all others."""
+    wanted = request.accept_mimetypes.best_match(["application/problem+json", "text/html"])
+    if wanted != "text/html" or request.path.startswith(API):
+        return problems.respond(problems.from_exception(error))
+    _is_signed_in()
+    return set_security_headers(error_page(error))
+
+
+@dashboard.get("/favicon.ico")
+def icon() -> Response:
+    """For what has no markup to name one, as a problem."""
+    return dashboard.send_static_file("icon.svg")
+
+
+def _names() -> dict[str, Any]:
+    """What every template may use."""
+    return {
+        **formatting.FUNCTIONS,
+        "signed_in": g.get("signed_in"),
+        "form_token": sessions.token,
+        "form_number": sessions.number,
+    }
+
+
+def page(template: str, status: int = 200, **values: Any) -> Response:
+    """A page; a GET that has it already, by its ETag, gets 304."""
+    response = Response(render_template(f"dashboard/{template}", **_names(), **values), status)
+    if request.method == "GET" and status == 200:
+        response.add_etag(weak=True)
+        response.make_conditional(request)
+    return response
+
+
+def redirect_to(endpoint: str, **values: Any) -> AnyResponse:
+    """A redirect to a page of the dashboard, to be fetched by GET."""
+    return redirect(url_for(f"dashboard.{endpoint}", **values), 303)
+
+
+def without_empty(values: MultiDict[str, str]) -> dict[str, str]:
+    """What a form or a query string says, where NUL is U+FFFD, as it is in the API."""
+    return {name: text.replace("\0", "\ufffd") for name, text in values.items()}
+
+
+def is_page(path: str) -> bool:
+    """Whether `path`, without the prefix and with its query, is a page to come back to."""
+    if not path.isprintable():
+        return False
+    try:
+        endpoint, _ = current_app.url_map.bind("").match(path.partition("?")[0], "GET")
+    except HTTPException:
+        return False
+    return endpoint in PAGES
+
+
+def _to_sign_in() -> AnyResponse:
+    path = request.full_path.rstrip("?")
+    if request.method == "POST":
+        flash("Nothing was changed, since you are signed out. Sign in, and try again.")
+        # The page that had the form.
+        referrer = urlsplit(request.referrer or "")
+        path = referrer.path.removeprefix(request.script_root)
+    return redirect_to("sign_in.show", next=path if is_page(path) and path != "/" else None)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

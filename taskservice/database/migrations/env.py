@@ -1,0 +1,13 @@
+"""Alembic runs this for each command: migrate the connection it was given."""
+
+from alembic import context
+
+from taskservice.database import models
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=models.Task.metadata,
+    render_as_batch=True,
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,312 @@
+"""The tables, with their constraints and indexes."""
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    Integer,
+    String,
+    Text,
+    Uuid,
+    text,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from taskservice.contract.terms import (
+    CANCELLED,
+    COMPLETE,
+    DELIVERED,
+    ERROR,
+    FAILED,
+    PENDING,
+    RUNNING,
+    TIMEOUT,
+)
+from taskservice.database.types import Base, Timestamp
+
+# SQLite gives numbers of its own only to a column of exactly this type.
+RowNumber = BigInteger().with_variant(Integer(), "sqlite")
+Identifier = Uuid(as_uuid=False)
+
+
+def _one_of(column: str, *words: str) -> str:
+    return f"{column} IN ({', '.join(repr(word) for word in words)})"
+
+
+class User(Base):
+    """The person or team that things belong to."""
+
+    __tablename__ = "users"
+
+    id: Mapped[str] = mapped_column(Identifier, primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[str] = mapped_column(Timestamp)
+
+
+class CallbackSecret(Base):
+    """A secret that signs a user's webhooks; the newest is current, older ones sign for a day."""
+
+    __tablename__ = "callback_secrets"
+
+    id: Mapped[str] = mapped_column(Identifier, primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"), index=True)
+    secret: Mapped[str]
+    created_at: Mapped[str] = mapped_column(Timestamp)
+    replaced_at: Mapped[str | None] = mapped_column(Timestamp)
+
+
+class Agent(Base):
+    """A program that works on its own; its user chose its id."""
+
+    __tablename__ = "agents"
+
+    user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"), primary_key=True)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    description: Mapped[str]
+    created_at: Mapped[str] = mapped_column(Timestamp)
+
+
+class ApiKey(Base):
+    """The digest of a secret that lets its bearer act for a user, or for one agent of it."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (
+        # With no agent named, PostgreSQL and SQLite alike check nothing here.
+        ForeignKeyConstraint(
+            ["user_id", "agent_id"], [Agent.user_id, Agent.id], ondelete="CASCADE"
+        ),
+        Index(None, "user_id", "agent_id"),
+    )
+
+    id: Mapped[str] = mapped_column(Identifier, primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
+    agent_id: Mapped[str | None]
+    name: Mapped[str]
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    hint: Mapped[str]
+    created_at: Mapped[str] = mapped_column(Timestamp)
+    expires_at: Mapped[str | None] = mapped_column(Timestamp)
+    last_used_at: Mapped[str | None] = mapped_column(Timestamp)
+    revoked_at: Mapped[str | None] = mapped_column(Timestamp)
+
+
+def _json_object(column: str) -> tuple[CheckConstraint, CheckConstraint]:
+    """The column holds a JSON object, said to each database in its own words."""
+    sqlite = CheckConstraint(
+        f"CASE WHEN json_valid({column}) THEN json_type({column}) = 'object' ELSE 0 END", column
+    )
+    postgresql = CheckConstraint(f"json_typeof({column}::json) = 'object'", column)
+    return sqlite.ddl_if(dialect="sqlite"), postgresql.ddl_if(dialect="postgresql")
+
+
+_UNCLAIMED = text("status = 'running' AND claimed_at IS NULL")
+# Whose agent may fall silent: by the default of the service, or by a timeout of its own.
+CLAIMED = text("status = 'running' AND claimed_at IS NOT NULL AND timeout IS NULL")
+CLAIMED_WITH_TIMEOUT = text("status = 'running' AND claimed_at IS NOT NULL AND timeout > 0")
+WITH_OLD_LOG = text("finished_at IS NOT NULL AND first_log <= log_count")
+_KEYED = text("idempotency_key IS NOT NULL")
+_CLAIM_KEYED = text("claim_key IS NOT NULL")
+
+
+class Task(Base):
+    """One execution of an agent, and what it left behind; its lines are in LogChunk."""
+
+    __tablename__ = "tasks"
+    __table_args__ = (
+        ForeignKeyConstraint(["user_id", "agent_id"], [Agent.user_id, Agent.id]),
+        CheckConstraint(_one_of("status", RUNNING, COMPLETE, ERROR), "status"),
+        CheckConstraint(_one_of("error_type", FAILED, CANCELLED, TIMEOUT), "error_type"),
+        CheckConstraint("(status = 'error') = (error_type IS NOT NULL)", "error"),
+        CheckConstraint("(error_type IS NULL) = (error_message IS NULL)", "error_message"),
+        CheckConstraint("(status = 'running') = (finished_at IS NULL)", "finished"),
+        *_json_object("input"),
+        *_json_object("output"),
+        CheckConstraint("first_log BETWEEN 1 AND log_count + 1", "first_log"),
+        CheckConstraint("(idempotency_key IS NULL) = (idempotency_digest IS NULL)", "idempotency"),
+        Index(
+            "tasks_idempotency_key", "user_id", "idempotency_key", unique=True,
+            sqlite_where=_KEYED, postgresql_where=_KEYED,
+        ),
+        Index(
+            "tasks_claim_key", "user_id", "agent_id", "claim_key", unique=True,
+            sqlite_where=_CLAIM_KEYED, postgresql_where=_CLAIM_KEYED,
+        ),
+        # The list and its filters, newest first (read backwards) or oldest first.
+        Index("tasks_by_creation", "user_id", "created_at", "id"),
+        Index("tasks_by_agent", "user_id", "agent_id", "created_at", "id"),
+        Index("tasks_by_status", "user_id", "status", "created_at", "id"),
+        Index("tasks_by_end", "user_id", "finished_at", "id"),
+        # What a claim takes next.
+        Index(
+            "tasks_unclaimed", "user_id", "agent_id", "created_at", "id",
+            sqlite_where=_UNCLAIMED, postgresql_where=_UNCLAIMED,
+        ),
+        # Whose agent has been silent for longest, or is about to have been for too long.
+        Index("tasks_claimed", "last_heartbeat_at", sqlite_where=CLAIMED, postgresql_where=CLAIMED),
+        Index(
+            "tasks_claimed_with_timeout", "heartbeat_deadline",
+            sqlite_where=CLAIMED_WITH_TIMEOUT, postgresql_where=CLAIMED_WITH_TIMEOUT,
+        ),
+        # Whose log is the next to be too old; without a log it is no longer in here.
+        Index(
+            "tasks_with_old_log", "finished_at",
+            sqlite_where=WITH_OLD_LOG, postgresql_where=WITH_OLD_LOG,
+        ),
+    )  # fmt: skip
+
+    id: Mapped[str] = mapped_column(Identifier, primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
+    agent_id: Mapped[str]
+    name: Mapped[str]
+    # The name without regard to case, in any script: neither database can fold all of them.
+    name_folded: Mapped[str]
+    status: Mapped[str]
+    error_type: Mapped[str | None]
+    error_message: Mapped[str | None]
+    # JSON text, kept as it came, so that it goes out as it is.
+    input: Mapped[str]
+    output: Mapped[str]
+    callback_url: Mapped[str | None]
+    timeout: Mapped[int | None]
+    created_at: Mapped[str] = mapped_column(Timestamp)
+    updated_at: Mapped[str] = mapped_column(Timestamp)
+    claimed_at: Mapped[str | None] = mapped_column(Timestamp)
+    last_heartbeat_at: Mapped[str] = mapped_column(Timestamp)
+    # When it will have been silent for too long by a timeout of its own.
+    heartbeat_deadline: Mapped[str | None] = mapped_column(Timestamp)
+    finished_at: Mapped[str | None] = mapped_column(Timestamp)
+    # When the service ended it for silence; a late word changes `finished_at`, not this.
+    timed_out_at: Mapped[str | None] = mapped_column(Timestamp)
+    first_log: Mapped[int] = mapped_column(BigInteger)
+    log_count: Mapped[int] = mapped_column(BigInteger)
+    # Bytes of UTF-8 that have ever been appended, a line's end included.
+    log_bytes: Mapped[int] = mapped_column(BigInteger)
+    # Raised by every change that a reader can see.
+    version: Mapped[int] = mapped_column(BigInteger)
+    idempotency_key: Mapped[str | None]
+    idempotency_digest: Mapped[str | None] = mapped_column(String(64))
+    # What its claim was called by whoever made it, so that a lost answer can be asked for again.
+    claim_key: Mapped[str | None]
+
+
+class Log(Base):
+    """Holds a task's lines together; one whose task is gone is swept in small batches."""
+
+    __tablename__ = "logs"
+
+    id: Mapped[int] = mapped_column(RowNumber, Identity(), primary_key=True)
+    # Deleting a task of a million lines lets go of them at once, here, and
+    # leaves their removal to whoever has the time.
+    task_id: Mapped[str | None] = mapped_column(
+        Identifier, ForeignKey(Task.id, ondelete="SET NULL"), unique=True
+    )
+    dropped_at: Mapped[str | None] = mapped_column(Timestamp, index=True)
+
+
+class LogChunk(Base):
+    """Lines of a log that came together: `count` of them, ending with number `last`.
+
+    `text` joins them with line feeds, which no line contains.
+    """
+
+    __tablename__ = "log_chunks"
+    __table_args__ = (CheckConstraint("count BETWEEN 1 AND last", "count"),)
+
+    log_id: Mapped[int] = mapped_column(RowNumber, ForeignKey(Log.id), primary_key=True)
+    last: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    count: Mapped[int] = mapped_column(Integer)
+    text: Mapped[str] = mapped_column(Text)
+
+
+class LogWriter(Base):
+    """How many lines of a task's log one writer has sent; the unnamed writer is one too."""
+
+    __tablename__ = "log_writers"
+
+    task_id: Mapped[str] = mapped_column(
+        Identifier, ForeignKey(Task.id, ondelete="CASCADE"), primary_key=True
+    )
+    writer: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger)
+
+
+_PENDING = text("state = 'pending'")
+_LEASED = text("leased_until IS NOT NULL")
+_IN_VAIN = text("state IN ('failed', 'cancelled')")
+
+
+class Delivery(Base):
+    """One webhook owed to one callback; its id is the `webhook-id` of every attempt.
+
+    While `leased_until` lies ahead, only the holder of `lease` may post it.
+    """
+
+    __tablename__ = "deliveries"
+    __table_args__ = (
+        CheckConstraint(_one_of("state", PENDING, DELIVERED, FAILED, CANCELLED), "state"),
+        CheckConstraint("(state = 'pending') = (next_attempt_at IS NOT NULL)", "next_attempt"),
+        CheckConstraint("(lease IS NULL) = (leased_until IS NULL)", "lease"),
+        Index(None, "task_id", "created_at"),
+        Index(
+            "deliveries_due", "next_attempt_at", sqlite_where=_PENDING, postgresql_where=_PENDING
+        ),
+        # The same of one user, since users take turns, and of one host of that user.
+        Index(
+            "deliveries_due_of_user", "user_id", "next_attempt_at",
+            sqlite_where=_PENDING, postgresql_where=_PENDING,
+        ),
+        Index(
+            "deliveries_due_of_host", "user_id", "host", "next_attempt_at",
+            sqlite_where=_PENDING, postgresql_where=_PENDING,
+        ),
+        Index(
+            "deliveries_leased", "leased_until", sqlite_where=_LEASED, postgresql_where=_LEASED
+        ),
+        Index("deliveries_in_vain", "state", sqlite_where=_IN_VAIN, postgresql_where=_IN_VAIN),
+    )  # fmt: skip
+
+    id: Mapped[str] = mapped_column(Identifier, primary_key=True)
+    task_id: Mapped[str] = mapped_column(Identifier, ForeignKey(Task.id, ondelete="CASCADE"))
+    # The task's, for the index.
+    user_id: Mapped[str] = mapped_column(Identifier)
+    callback_url: Mapped[str]
+    # The URL's, with its port: no host may keep the others waiting.
+    host: Mapped[str]
+    state: Mapped[str]
+    created_at: Mapped[str] = mapped_column(Timestamp)
+    # Of the present round; a redelivery starts a new one.
+    attempt_count: Mapped[int] = mapped_column(Integer)
+    next_attempt_at: Mapped[str | None] = mapped_column(Timestamp)
+    lease: Mapped[str | None] = mapped_column(Identifier)
+    leased_until: Mapped[str | None] = mapped_column(Timestamp)
+
+
+class Attempt(Base):
+    """One try of a delivery, with its outcome as one sentence for a person."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (Index(None, "delivery_id", "id"),)
+
+    id: Mapped[int] = mapped_column(RowNumber, Identity(), primary_key=True)
+    delivery_id: Mapped[str] = mapped_column(
+        Identifier, ForeignKey(Delivery.id, ondelete="CASCADE")
+    )
+    at: Mapped[str] = mapped_column(Timestamp)
+    duration_ms: Mapped[int] = mapped_column(Integer)
+    status_code: Mapped[int | None] = mapped_column(Integer)
+    message: Mapped[str]
+
+
+class ServiceHeartbeat(Base):
+    """From when until when, without a gap, agents could be heard: one row, or none yet."""
+
+    __tablename__ = "service_heartbeat"
+    __table_args__ = (CheckConstraint("id = 1", "id"),)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    since: Mapped[str] = mapped_column(Timestamp)
+    until: Mapped[str] = mapped_column(Timestamp)

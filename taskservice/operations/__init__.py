@@ -1,0 +1,1 @@
+"""What an operator needs: health, metrics, the request log, the database check, backups."""

@@ -1,0 +1,315 @@
+"""Looks a database over: its software, its structure, what it holds, and its disk."""
+
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, pool, select
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError
+
+from taskservice.config import Config
+from taskservice.database import migrations
+from taskservice.database.engine import (
+    engine_arguments,
+    prepare_postgresql_connection,
+    prepare_sqlite_connection,
+    sqlite3,
+)
+from taskservice.database.migrations import DatabaseError
+from taskservice.database.models import Delivery
+from taskservice.database.types import Base
+from taskservice.operations.health import OLDEST_DUE, age
+from taskservice.queries.deliveries import is_too_far
+
+OK, WARNING, ERROR = "ok", "warning", "error"
+
+MEGABYTE = 1024 * 1024
+# With less room than this a warning is due, with less than that the next writes may fail.
+LITTLE_ROOM = 1024 * MEGABYTE
+NO_ROOM = 16 * MEGABYTE
+# A delivery is due for moments only, as long as some process sees to it: later than this a
+# warning is due, later than that it is an error.
+LATE_SECONDS = 300.0
+TOO_LATE_SECONDS = 3_600.0
+# Where SQLite's rare corruption of databases with several writers is mended, by release.
+MENDED = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
+
+# What the promises of the service need of each connection to SQLite.
+PRAGMAS = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "auto_vacuum": 2}
+# The same of PostgreSQL: an answer is a promise, which a power cut must not break. Whether a
+# commit waits for the disk, the service itself says.
+DURABLE = ("fsync", "full_page_writes")
+
+_TOO_FAR = select(func.count()).select_from(Delivery).where(is_too_far)
+
+Verdict: TypeAlias = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found: its state is `ok`, `warning` or `error`."""
+
+    check: str
+    state: str
+    message: str
+
+
+def findings(config: Config) -> Iterator[Finding]:
+    """Look over the database of these settings as it is: nothing is migrated, and none is made."""
+    address = make_url(config.DATABASE_URL)
+    yield Finding("python", OK, f"Python {platform.python_version()}")
+    is_sqlite = address.get_backend_name() == "sqlite"
+    if config.secret_key_file.exists():
+        yield Finding("secret_key", *_private(config.secret_key_file))
+    if not is_sqlite:
+        yield from _looked_over(address, _POSTGRESQL_LOOKS)
+        return
+    path = Path(address.database or "")
+    yield Finding("sqlite", *library(sqlite3.sqlite_version_info[:3]))
+    for folder in sorted({file.parent for file in (config.secret_key_file, path) if file.exists()}):
+        yield Finding("folder", *_private(folder))
+    if not path.exists():
+        yield Finding("file", ERROR, f"There is no database at {path}")
+        return
+    yield Finding("file", *_file(path))
+    yield Finding("disk", *_disk(path))
+    yield from _looked_over(address, _SQLITE_LOOKS)
+
+
+def library(version: tuple[int, int, int]) -> Verdict:
+    """Whether this version of SQLite has its rare bug with several connections."""
+    shown = f"SQLite {'.'.join(map(str, version))}"
+    mended = version >= MENDED[0] or any(
+        version[:2] == release[:2] and version >= release for release in MENDED
+    )
+    if mended:
+        return OK, shown
+    return WARNING, (
+        f"{shown} can in rare cases corrupt a database that several programs write to; "
+        "pip install 'taskservice[sqlite]' brings a newer one"
+    )
+
+
+def unsound(connection: Connection) -> list[str]:
+    """What is wrong with the pages and the references of an SQLite database; empty if nothing."""
+    pages = connection.exec_driver_sql("PRAGMA integrity_check(10)").scalars().all()
+    problems = [] if list(pages) == ["ok"] else [str(line) for line in pages]
+    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+    return problems + [f"row {row[1]} of {row[0]} refers to nothing in {row[2]}" for row in broken]
+
+
+def missing(connection: Connection) -> list[str]:
+    """What the models have and the database has not; what it has beyond them does no harm."""
+    context = MigrationContext.configure(connection, opts={"compare_type": True})
+    found = [
+        _described(difference) for difference in _flat(compare_metadata(context, Base.metadata))
+    ]
+    return [text for text in found if text] + _missing_constraints(connection)
+
+
+def _looked_over(
+    address: URL, looks: Mapping[str, Callable[[Connection], Verdict]]
+) -> Iterator[Finding]:
+    engine = _engine(address)
+    try:
+        with engine.connect() as connection:
+            for check, look in looks.items():
+                yield Finding(check, *_verdict(look, connection))
+    except (DBAPIError, sqlite3.Error) as error:
+        yield Finding("connection", ERROR, reason(error))
+
+
+def _verdict(look: Callable[[Connection], Verdict], connection: Connection) -> Verdict:
+    try:
+        return look(connection)
+    except (DBAPIError, sqlite3.Error, DatabaseError) as error:
+        # One that PostgreSQL refused would have all that follow refused as well.
+        connection.rollback()
+        return ERROR, reason(error)
+
+
+def reason(error: Exception) -> str:
+    """What the database said, in one line."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return str(cause).strip().partition("\n")[0]
+
+
+def _engine(address: URL) -> Engine:
+    engine = create_engine(address, poolclass=pool.NullPool, **engine_arguments(address))
+    if address.get_backend_name() == "sqlite":
+        event.listen(engine, "connect", prepare_sqlite_connection)
+    else:
+        event.listen(engine, "connect", prepare_postgresql_connection, insert=True)
+    return engine
+
+
+# --- what both databases have ------------------------------------------------------------
+
+
+def _private(path: Path) -> Verdict:
+    """Whether only its owner may read or write a file, or enter a folder."""
+    mode = path.stat().st_mode & 0o777
+    if mode & 0o077:
+        return WARNING, f"{path} holds secrets, and is open to other users (mode {mode:o})"
+    return OK, str(path)
+
+
+def _revision(connection: Connection) -> Verdict:
+    found, head = migrations.revision(connection), migrations.head()
+    if found is None:
+        return ERROR, "The database is empty"
+    if found != head:
+        return WARNING, f"Revision {found}; any other command brings it to {head}"
+    return OK, f"Revision {found}"
+
+
+def _schema(connection: Connection) -> Verdict:
+    if migrations.revision(connection) != migrations.head():
+        return WARNING, "Not compared, since the revision is not the newest"
+    problems = missing(connection)
+    return (ERROR, "; ".join(problems)) if problems else (OK, "As the models say")
+
+
+def _deliveries(connection: Connection) -> Verdict:
+    too_far = connection.execute(_TOO_FAR).scalar_one()
+    if too_far:
+        return WARNING, (
+            f"{too_far} scheduled further away than any attempt can be, since the clock was set; "
+            "`taskservice serve` or `taskservice worker` makes them due"
+        )
+    oldest = connection.execute(OLDEST_DUE).one_or_none()
+    if oldest is None:
+        return OK, "None is due"
+    seconds = age(oldest.next_attempt_at, oldest.now)
+    text = f"The oldest has been due for {seconds:.0f} s"
+    if seconds < LATE_SECONDS:
+        return OK, text
+    state = ERROR if seconds >= TOO_LATE_SECONDS else WARNING
+    return state, f"{text}; does `taskservice serve` or `taskservice worker` run?"
+
+
+def _flat(differences: Any) -> Iterator[tuple[Any, ...]]:
+    """Alembic's differences, those of one column each for itself."""
+    for difference in differences:
+        if isinstance(difference, list):
+            yield from _flat(difference)
+        else:
+            yield difference
+
+
+def _described(difference: tuple[Any, ...]) -> str:
+    """One of Alembic's differences in words; empty for what the models do not know."""
+    kind = str(difference[0])
+    if kind.startswith("modify_"):
+        return f"column {difference[2]}.{difference[3]} differs in its {kind[len('modify_') :]}"
+    if not kind.startswith("add_"):
+        return ""
+    thing = kind[len("add_") :]
+    name = f"{difference[2]}.{difference[3].name}" if thing == "column" else difference[1].name
+    return f"{thing} {name} is missing"
+
+
+def _missing_constraints(connection: Connection) -> list[str]:
+    # Alembic does not compare those that check a row.
+    query = "SELECT conname FROM pg_constraint"
+    if connection.dialect.name == "sqlite":
+        query = "SELECT sql FROM sqlite_master WHERE type = 'table'"
+    there = " ".join(connection.exec_driver_sql(query).scalars().all())
+    tables = set(inspect(connection).get_table_names())
+    names = [
+        str(constraint.name)
+        for table in Base.metadata.sorted_tables
+        for constraint in sorted(table.constraints, key=lambda each: str(each.name))
+        if table.name in tables
+    ]
+    return [f"constraint {name} is missing" for name in names if name not in there]
+
+
+# --- SQLite ------------------------------------------------------------------------------
+
+
+def _file(path: Path) -> Verdict:
+    log = Path(f"{path}-wal")
+    size = path.stat().st_size + (log.stat().st_size if log.exists() else 0)
+    state, text = _private(path)
+    text = f"{text}, {size / MEGABYTE:.1f} MB"
+    return (state, text) if os.access(path, os.W_OK) else (ERROR, f"{text}, cannot be written")
+
+
+def _disk(path: Path) -> Verdict:
+    room = shutil.disk_usage(path.parent).free
+    text = f"{room / MEGABYTE:,.0f} MB are free"
+    if room < NO_ROOM:
+        return ERROR, text
+    return (WARNING if room < LITTLE_ROOM else OK), text
+
+
+def _pragmas(connection: Connection) -> Verdict:
+    found = {
+        name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+        for name in (*PRAGMAS, "busy_timeout")
+    }
+    text = ", ".join(f"{name} {value}" for name, value in found.items())
+    wrong = [name for name, value in PRAGMAS.items() if found[name] != value]
+    if wrong == ["auto_vacuum"]:
+        return WARNING, f"{text}: no space is given back to the disk"
+    return (ERROR, f"{text}: should be {PRAGMAS}") if wrong else (OK, text)
+
+
+def _soundness(connection: Connection) -> Verdict:
+    problems = unsound(connection)
+    if problems:
+        return ERROR, "; ".join(problems[:3])
+    return OK, "Every page and every reference"
+
+
+_SQLITE_LOOKS = {
+    "pragmas": _pragmas,
+    "integrity": _soundness,
+    "revision": _revision,
+    "schema": _schema,
+    "deliveries": _deliveries,
+}
+
+
+# --- PostgreSQL --------------------------------------------------------------------------
+
+
+def _server(connection: Connection) -> Verdict:
+    version = connection.exec_driver_sql("SHOW server_version").scalar_one()
+    size = connection.exec_driver_sql(
+        "SELECT pg_database_size(current_database())"
+    ).scalar_one()  # fmt: skip
+    return OK, f"PostgreSQL {version}, {size / MEGABYTE:.1f} MB"
+
+
+def _durability(connection: Connection) -> Verdict:
+    found = {name: connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in DURABLE}
+    off = [name for name, value in found.items() if value == "off"]
+    if off:
+        return WARNING, f"{', '.join(off)} is off: what was answered may be lost in a power cut"
+    return OK, "An answered write is on the disk"
+
+
+def _indexes(connection: Connection) -> Verdict:
+    invalid = connection.exec_driver_sql(
+        "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid"
+    ).scalars().all()  # fmt: skip
+    return (ERROR, f"Invalid: {', '.join(invalid)}") if invalid else (OK, "All are valid")
+
+
+_POSTGRESQL_LOOKS = {
+    "server": _server,
+    "durability": _durability,
+    "indexes": _indexes,
+    "revision": _revision,
+    "schema": _schema,
+    "deliveries": _deliveries,
+}

@@ -1,0 +1,98 @@
+"""What is known of each request: its id, its place in the metrics, and its lines in the log."""
+
+import json
+import logging
+import re
+import sys
+import time
+from typing import Any
+
+from flask import Flask, Response, g, has_request_context, request
+
+from taskservice.database.timestamps import new_id, now
+from taskservice.operations import metrics
+from taskservice.terminal import escaped, escaped_lines
+
+logger = logging.getLogger("taskservice.request")
+
+_SECRET = re.compile(r"(tsk_(?:user|agent)_|whsec_)[0-9A-Za-z+/=_-]+")
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_OWN = ("taskservice", "gunicorn.error")
+
+
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        more = "".join(f" {name}={value}" for name, value in _details(record).items())
+        # A path may hold a line end, which would write a line of the caller's own.
+        message = escaped(f"{record.getMessage()}{more}")
+        text = f"{now()} {record.levelname:7} {message}"
+        if record.exc_info:
+            text += "\n" + escaped_lines(self.formatException(record.exc_info))
+        return _SECRET.sub(r"\1…", text)
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, Any] = {
+            "at": now(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_details(record),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return _SECRET.sub(r"\1…", json.dumps(entry))
+
+
+def _details(record: logging.LogRecord) -> dict[str, Any]:
+    """What a line says beside its message: `details`, and which request it belongs to."""
+    details: dict[str, Any] = getattr(record, "details", {})
+    if has_request_context() and "request_id" in g:
+        return {**details, "requestId": g.request_id}
+    return details
+
+
+def configure_logging(level: str, form: str) -> None:
+    """Send our own log, and gunicorn's, to stderr; `form` is `text` or `json`."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter() if form == "json" else _TextFormatter())
+    for name in _OWN:
+        own = logging.getLogger(name)
+        own.handlers[:] = [handler]
+        own.propagate = False
+        own.setLevel(level.upper())
+
+
+def request_id(taken: str) -> str:
+    """The id of a request, by its `X-Request-Id`: that, or a new one where it is unfit."""
+    return taken if _REQUEST_ID.fullmatch(taken) else new_id()
+
+
+def of_request(request_id: str) -> dict[str, Any]:
+    """The `extra` of a line in the log that belongs to this request but comes after it."""
+    return {"details": {"requestId": request_id}}
+
+
+def init_app(app: Flask) -> None:
+    """Give each request an id, a line in the log, and a place in the metrics."""
+    app.before_request(begin)
+    app.after_request(_end)
+
+
+def begin() -> None:
+    """Note when this request began, and its id."""
+    g.started = time.perf_counter()
+    g.request_id = request_id(request.headers.get("X-Request-Id", ""))
+
+
+def _end(response: Response) -> Response:
+    response.headers["X-Request-Id"] = g.request_id
+    seconds = time.perf_counter() - g.started
+    route = request.url_rule.rule if request.url_rule else None
+    metrics.requests.add(route, request.method, response.status_code, seconds)
+    if logger.isEnabledFor(logging.INFO):
+        # The path only: a query may hold what somebody wrongly put there.
+        details = {"status": response.status_code, "ms": round(seconds * 1000, 1)}
+        logger.info("%s %s", request.method, request.path, extra={"details": details})
+    return response

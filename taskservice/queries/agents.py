@@ -1,0 +1,52 @@
+"""Reads of agents."""
+
+from collections.abc import Collection, Sequence
+
+from sqlalchemy import bindparam, func, select
+
+from taskservice.auth.caller import Caller, visible_agents
+from taskservice.database.models import Agent, Task
+from taskservice.database.rows import AGENT_COLUMNS, AnyRow
+from taskservice.database.transactions import reading
+
+_AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
+_AGENT = select(*AGENT_COLUMNS).where(visible_agents, Agent.id == bindparam("agent_id"))
+_LAST_USED_AT = (
+    select(func.max(Task.created_at))
+    .where(Task.user_id == Agent.user_id, Task.agent_id == Agent.id)
+    .scalar_subquery()
+    .label("last_used_at")
+)
+_AGENTS_BY_USE = (
+    select(*AGENT_COLUMNS, _LAST_USED_AT)
+    .where(visible_agents)
+    .order_by(_LAST_USED_AT.desc().nulls_last(), Agent.id)
+    .offset(bindparam("start"))
+    .limit(bindparam("count"))
+)
+_AGENTS_OF = select(*AGENT_COLUMNS).where(
+    Agent.user_id == bindparam("user_id"), Agent.id.in_(bindparam("agent_ids", expanding=True))
+)
+
+
+def list_all(caller: Caller) -> Sequence[AnyRow]:
+    with reading() as connection:
+        return connection.execute(_AGENTS, caller.scope).all()
+
+
+def find(caller: Caller, agent_id: str) -> AnyRow | None:
+    with reading() as connection:
+        return connection.execute(_AGENT, {"agent_id": agent_id, **caller.scope}).one_or_none()
+
+
+def list_by_use(caller: Caller, start: int, count: int) -> Sequence[AnyRow]:
+    """Agents with the moment of their last task, `last_used_at`: newest first, unused ones last."""
+    with reading() as connection:
+        wanted = {"start": start, "count": count, **caller.scope}
+        return connection.execute(_AGENTS_BY_USE, wanted).all()
+
+
+def by_id(user_id: str, agent_ids: Collection[str]) -> dict[str, AnyRow]:
+    with reading() as connection:
+        rows = connection.execute(_AGENTS_OF, {"user_id": user_id, "agent_ids": sorted(agent_ids)})
+        return {row.id: row for row in rows}

@@ -1,0 +1,161 @@
+"""Tasks as JSON text: a row through its schema, and its lines streamed into their place."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from taskservice.contract.terms import WEBHOOK_LINES, WEBHOOK_LOG_BYTES
+from taskservice.database.rows import LARGE_COLUMNS, TaskRow
+from taskservice.problems import not_found
+from taskservice.queries import agents as agent_queries
+from taskservice.queries import logs as log_queries
+from taskservice.queries import users as user_queries
+from taskservice.schemas import strict_json
+from taskservice.schemas.answers import (
+    TASK_EXPANSIONS,
+    TASK_FIELDS,
+    TaskSchema,
+    dump_lines,
+    split_at_lines,
+    task_schema,
+)
+
+# Text is handed to the server in pieces of at least so many bytes.
+PIECE_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Which parts of a task an answer has; `fields` empty means all."""
+
+    fields: tuple[str, ...] = ()
+    expand: tuple[str, ...] = ()
+
+    @property
+    def has_logs(self) -> bool:
+        return not self.fields or "logs" in self.fields
+
+    @property
+    def large(self) -> tuple[str, ...]:
+        """The columns it wants that may be large."""
+        return tuple(name for name in LARGE_COLUMNS if not self.fields or name in self.fields)
+
+    def schema(self) -> TaskSchema:
+        return _schema(self.fields, self.expand)
+
+
+WHOLE = Shape()
+
+
+@lru_cache(maxsize=64)
+def _schema(fields: tuple[str, ...], expand: tuple[str, ...]) -> TaskSchema:
+    # Constructing a schema costs several times what dumping with it does.
+    if not fields and not expand:
+        return task_schema
+    wanted = {*(fields or TASK_FIELDS), *expand}
+    return TaskSchema(exclude={*TASK_FIELDS, *TASK_EXPANSIONS} - wanted)
+
+
+class _Expanded:
+    """A task's row together with the rows of its agent and its user."""
+
+    def __init__(self, row: TaskRow, agent: Any, user: Any) -> None:
+        self._row, self.agent, self.user = row, agent, user
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._row, name)
+
+
+def task(row: TaskRow, shape: Shape = WHOLE) -> Iterator[bytes]:
+    """One task as JSON, in pieces.
+
+    Raises LogGone when its lines vanish while being read, and 404 when the task has vanished,
+    and with it the agent that is to be embedded.
+    """
+    for expanded in _expanded([row], shape):
+        return _in_pieces(_task_text(expanded, shape, None))
+    raise not_found("Task")
+
+
+def tasks(pages: Iterable[Sequence[TaskRow]], shape: Shape = WHOLE) -> Iterator[bytes]:
+    """Pages of tasks as one JSON array, in pieces."""
+    return _in_pieces(_array_text(pages, shape))
+
+
+def log_page(row: TaskRow, after: int, count: int) -> Iterator[bytes]:
+    """At most `count` lines after number `after` as JSON, in pieces, with the next `after`."""
+    last = max(after, row.first_log - 1, min(row.log_count, after + count))
+    return _in_pieces(_log_text(row, after, count, {"next": last, "status": row.status}))
+
+
+def log_text(row: TaskRow, after: int, count: int | None) -> Iterator[bytes]:
+    """The same lines, or all of them, as they are: in UTF-8, each with a line feed."""
+    pages = log_queries.log_pages(row, after, count)
+    return _in_pieces("".join(f"{line}\n" for line in lines).encode() for lines in pages)
+
+
+def _log_text(row: TaskRow, after: int, count: int, more: dict[str, Any]) -> Iterator[bytes]:
+    yield b'{"logs":['
+    yield from _joined(log_queries.log_pages(row, after, count))
+    yield b"]," + strict_json.dumps(more)[1:]
+
+
+def webhook_body(row: TaskRow) -> bytes:
+    """A finished task as its callback gets it: with the last lines of its log only."""
+    lines = log_queries.last_lines(row, WEBHOOK_LINES, WEBHOOK_LOG_BYTES)
+    dumped = task_schema.dump(row) | {"firstLog": row.log_count - len(lines) + 1}
+    head, tail = split_at_lines(dumped)
+    return head + dump_lines(lines) + tail
+
+
+def _array_text(pages: Iterable[Sequence[TaskRow]], shape: Shape) -> Iterator[bytes]:
+    comma = b"["
+    for page in pages:
+        logs = log_queries.small_logs(page) if shape.has_logs else {}
+        for row in _expanded(page, shape):
+            yield comma
+            yield from _task_text(row, shape, logs.get(row.log_id))
+            comma = b","
+    yield b"[]" if comma == b"[" else b"]"
+
+
+def _task_text(row: TaskRow, shape: Shape, lines: list[str] | None) -> Iterator[bytes]:
+    head, tail = split_at_lines(shape.schema().dump(row))
+    yield head
+    if shape.has_logs and lines is not None:
+        yield dump_lines(lines)
+    elif shape.has_logs:
+        yield from _joined(log_queries.log_pages(row))
+    yield tail
+
+
+def _joined(pages: Iterable[list[str]]) -> Iterator[bytes]:
+    """Pages of lines as JSON strings with commas between them."""
+    comma = b""
+    for lines in pages:
+        yield comma
+        yield dump_lines(lines)
+        comma = b","
+
+
+def _expanded(rows: Sequence[TaskRow], shape: Shape) -> Sequence[TaskRow]:
+    if not shape.expand or not rows:
+        return rows
+    user_id = rows[0].user_id
+    user = user_queries.get(user_id)
+    agents = agent_queries.by_id(user_id, {row.agent_id for row in rows})
+    # An agent without tasks may go: then these went before it, after they were read.
+    return [_Expanded(row, agents[row.agent_id], user) for row in rows if row.agent_id in agents]
+
+
+def _in_pieces(texts: Iterable[bytes]) -> Iterator[bytes]:
+    """The same text in fewer, larger pieces: each that is sent costs a system call."""
+    waiting, size = [], 0
+    for text in texts:
+        waiting.append(text)
+        size += len(text)
+        if size >= PIECE_BYTES:
+            yield b"".join(waiting)
+            waiting, size = [], 0
+    yield b"".join(waiting)

@@ -1,0 +1,136 @@
+"""Finds tasks that have finished, and posts them as the service's webhooks would come."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid5
+
+import requests
+
+from taskservice.client import Client, NotFound
+from taskservice.client.answers import CALLBACK_SECRET, USER
+from taskservice.client.errors import PASSING
+from taskservice.contract import http_headers
+from taskservice.webhooks import signing
+
+# What a webhook has of a log (contract, section 5).
+WEBHOOK_LINES = 1_000
+WEBHOOK_LOG_BYTES = 256 * 1024
+POLL_SECONDS = 1.0
+# A task that ended earlier may become visible later than another, by a little.
+OVERLAP = timedelta(seconds=60)
+# When a receiver that did not take a webhook gets it again, in seconds after each failure.
+AGAIN_AFTER = (1, 2, 5, 10, 30, 60)
+ATTEMPT_SECONDS = 10.0
+_NAMES = UUID("7d6f0c4e-7b39-4d4e-9a57-0f6c2c6a8f11")
+
+
+class Listener:
+    """Posts each task that finishes after now to `url`, signed with the user's secret."""
+
+    def __init__(self, client: Client, url: str, tell: Callable[[str], None]) -> None:
+        """Raises TaskServiceError; `tell` gets a line for each attempt."""
+        self._client, self._url, self._tell = client, url, tell
+        self._since = self._now()
+        self._seen: dict[str, datetime] = {}
+        # Tasks to post: when, and how often that has failed.
+        self._due: dict[str, tuple[float, int, str]] = {}
+        self._secret()  # a key that may not read it should fail now
+
+    def listen(self) -> None:
+        """Until it is interrupted; a service that is away for a while comes back."""
+        while True:
+            try:
+                self.do_round()
+            except PASSING as error:
+                self._tell(str(error))
+            time.sleep(POLL_SECONDS)
+
+    def do_round(self) -> None:
+        """Look once for what has finished, and post what is due."""
+        for webhook_id, task_id in self._finished():
+            self._due[webhook_id] = (0.0, 0, task_id)
+        now = time.monotonic()
+        for webhook_id, (due_at, failures, task_id) in list(self._due.items()):
+            if due_at <= now:
+                self._post(webhook_id, task_id, failures)
+
+    def _finished(self) -> Iterator[tuple[str, str]]:
+        """(webhook-id, task id) of what has finished and was not seen yet."""
+        since = self._since
+        for task in self._client.tasks(
+            finished_after=_rfc3339(since), sort="finishedAt", fields="id,finishedAt"
+        ):
+            finished_at = task.data["finishedAt"]
+            # A task can finish twice: its agent may end what had ended for silence.
+            webhook_id = str(uuid5(_NAMES, f"{task.id} {finished_at}"))
+            if webhook_id not in self._seen:
+                moment = datetime.fromisoformat(finished_at)
+                self._seen[webhook_id] = moment
+                self._since = max(self._since, moment - OVERLAP)
+                yield webhook_id, task.id
+        self._seen = {name: at for name, at in self._seen.items() if at >= self._since}
+
+    def _post(self, webhook_id: str, task_id: str, failures: int) -> None:
+        try:
+            task = self._client.task(task_id)
+            after = max(task.data["logCount"] - WEBHOOK_LINES, 0)
+            text = webhook_body(task.data, [line.text for line in task.lines(after)])
+        except NotFound:
+            del self._due[webhook_id]
+            return
+        headers = signing.sign([self._secret()], webhook_id, int(time.time()), text)
+        said = _send(self._url, headers, text)
+        self._tell(f"{task_id} {task.name}: {said}")
+        del self._due[webhook_id]
+        if not said.startswith("2") and failures < len(AGAIN_AFTER):
+            again_at = time.monotonic() + AGAIN_AFTER[failures]
+            self._due[webhook_id] = (again_at, failures + 1, task_id)
+
+    def _secret(self) -> str:
+        answer = self._client.connection.call("GET", "/callback-secret", CALLBACK_SECRET)
+        return str(answer.data["secret"])
+
+    def _now(self) -> datetime:
+        """The service's own time: this machine's may differ."""
+        answer = self._client.connection.call("GET", "/user", USER)
+        # Where a proxy has taken it away or spoilt it, there is no better time than ours.
+        return http_headers.moment(answer.headers.get("Date", "")) or datetime.now(UTC)
+
+
+def webhook_body(task: Mapping[str, Any], lines: Sequence[str]) -> bytes:
+    """A finished task as its webhook has it; `lines` are the last ones of its log."""
+    kept, size = 0, 0
+    for line in reversed(lines):
+        size += len(line.encode())
+        if size > WEBHOOK_LOG_BYTES:
+            break
+        kept += 1
+    log = {"logs": lines[len(lines) - kept :], "firstLog": task["logCount"] - kept + 1}
+    members = list(task.items())
+    # The log has its place after the input.
+    place = list(task).index("input") + 1
+    cut = dict(members[:place]) | log | dict(members[place:]) | log
+    return json.dumps(cut, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _send(url: str, headers: Mapping[str, str], text: bytes) -> str:
+    """What the receiver answered, or why there was no answer."""
+    own = {"Content-Type": "application/json", "User-Agent": "taskservice"}
+    with requests.Session() as session:
+        # As the service posts: without the proxies and passwords of the environment.
+        session.trust_env = False
+        try:
+            answer = session.post(
+                url, data=text, headers={**own, **headers},
+                timeout=ATTEMPT_SECONDS, allow_redirects=False,
+            )  # fmt: skip
+        except requests.RequestException as error:
+            return type(error).__name__
+    return f"{answer.status_code} {answer.reason}".rstrip()
+
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds")

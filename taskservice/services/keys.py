@@ -1,0 +1,155 @@
+"""API keys: added, revoked, and when each was last used."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
+
+from taskservice.auth import key_text
+from taskservice.auth.caller import Caller
+from taskservice.contract.error_codes import LAST_USER_KEY
+from taskservice.contract.terms import MAX_NAME
+from taskservice.database import timestamps
+from taskservice.database.models import Agent, ApiKey, Identifier, User
+from taskservice.database.rows import KEY_COLUMNS, AnyRow
+from taskservice.database.transactions import transaction
+from taskservice.problems import Problem, invalid, not_found
+from taskservice.services.callback_secrets import LOCK_USER
+
+_USER_ID = select(User.id).where(User.name == bindparam("name"))
+_AGENT = select(Agent.id).where(
+    Agent.user_id == bindparam("user_id", type_=Identifier), Agent.id == bindparam("agent_id")
+)
+_KEY = select(*KEY_COLUMNS).where(ApiKey.id == bindparam("key_id", type_=Identifier))
+_REVOKE = update(ApiKey).where(
+    ApiKey.id == bindparam("of_key_id", type_=Identifier), ApiKey.revoked_at.is_(None)
+)
+_RECORD_USE = (
+    update(ApiKey)
+    .where(
+        ApiKey.id == bindparam("of_key_id", type_=Identifier),
+        # Another process may have seen it later.
+        or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < bindparam("at")),
+    )
+    .values(last_used_at=bindparam("at"))
+)
+
+
+# --- keys --------------------------------------------------------------------------------
+
+
+def add(user_name: str, name: str, agent_id: str | None, expires_at: str | None) -> Any:
+    """Add a key to any user, narrowed to one agent if that is given; returned as by `add_user`.
+
+    Raises 404 and 422.
+    """
+    check_name(name)
+    with transaction() as connection:
+        user_id = connection.scalar(_USER_ID, {"name": user_name})
+        if user_id is None:
+            raise Problem(404, f"There is no user {user_name}")
+        return _new_key(connection, user_id, name, agent_id, expires_at)
+
+
+def create(caller: Caller, fields: dict[str, Any]) -> Any:
+    """Add a key to the caller's user by what CreateKeySchema loaded; returned as by `add_user`.
+
+    Raises 422.
+    """
+    expires_at = fields.get("expiresAt")
+    if expires_at is not None and expires_at <= timestamps.now():
+        raise invalid({"expiresAt": ["Must lie ahead."]})
+    with transaction() as connection:
+        return _new_key(
+            connection, caller.user_id, fields["name"], fields.get("agentId"), expires_at
+        )
+
+
+def revoke_any(key_id: str) -> AnyRow:
+    """Revoke any user's key, from the next request on; again changes nothing. Raises 404."""
+    with transaction() as connection:
+        _revoke(connection, _known_key(connection, key_id))
+        return _known_key(connection, key_id)
+
+
+def revoke(caller: Caller, key_id: str) -> AnyRow:
+    """Revoke a key of the caller's user. Raises 404, and 409 for the last user key."""
+    with transaction() as connection:
+        # Two requests may not each revoke the other's last resort.
+        connection.execute(LOCK_USER, {"user_id": caller.user_id})
+        key = _known_key(connection, key_id)
+        if key.user_id != caller.user_id:
+            raise not_found("Key")
+        if key.agent_id is None and _other_user_keys(connection, key) == 0:
+            raise Problem(
+                409, "This is the last user key; only the server can revoke it", code=LAST_USER_KEY
+            )
+        _revoke(connection, key)
+        return _known_key(connection, key_id)
+
+
+def record_uses(uses: dict[str, str]) -> None:
+    """Write down when keys were last used: key id -> moment."""
+    if uses:
+        with transaction() as connection:
+            connection.execute(
+                _RECORD_USE, [{"of_key_id": key, "at": moment} for key, moment in uses.items()]
+            )
+
+
+def _known_key(connection: Connection, key_id: str) -> AnyRow:
+    key = connection.execute(_KEY, {"key_id": key_id}).one_or_none()
+    if key is None:
+        raise not_found("Key")
+    return key
+
+
+def _other_user_keys(connection: Connection, key: AnyRow) -> int:
+    """How many other keys of the same user can still do what a user key can."""
+    valid = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > timestamps.now())
+    others = select(func.count()).where(
+        ApiKey.user_id == key.user_id,
+        ApiKey.id != key.id,
+        ApiKey.agent_id.is_(None),
+        ApiKey.revoked_at.is_(None),
+        valid,
+    )
+    return connection.scalar(others) or 0
+
+
+def _revoke(connection: Connection, key: AnyRow) -> None:
+    connection.execute(_REVOKE.values(revoked_at=timestamps.now()), {"of_key_id": key.id})
+
+
+def _new_key(
+    connection: Connection, user_id: str, name: str, agent_id: str | None, expires_at: str | None
+) -> Any:
+    agent = {"user_id": user_id, "agent_id": agent_id}
+    if agent_id is not None and connection.scalar(_AGENT, agent) is None:
+        raise invalid({"agentId": ["There is no such agent; register it first."]})
+    return insert_key(connection, user_id, name, agent_id, expires_at)
+
+
+def insert_key(
+    connection: Connection, user_id: str, name: str, agent_id: str | None, expires_at: str | None
+) -> Any:
+    text = key_text.new(for_agent=agent_id is not None)
+    key = {
+        "id": timestamps.new_id(),
+        "user_id": user_id,
+        "agent_id": agent_id,
+        "name": name,
+        "digest": key_text.digest(text),
+        "hint": key_text.hint(text),
+        "created_at": timestamps.now(),
+        "expires_at": expires_at,
+        "last_used_at": None,
+        "revoked_at": None,
+    }
+    connection.execute(insert(ApiKey), key)
+    return SimpleNamespace(**key, text=text)
+
+
+def check_name(name: str) -> None:
+    if not 1 <= len(name) <= MAX_NAME or "\0" in name:
+        raise invalid({"name": [f"Must have 1 to {MAX_NAME} characters."]})

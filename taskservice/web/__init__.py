@@ -1,0 +1,1 @@
+"""What the API and the dashboard share: reading requests, answering, waiting, streaming."""

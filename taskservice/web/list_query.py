@@ -1,0 +1,56 @@
+"""What the query string of a list means: which tasks, in which shape, and which page."""
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from flask import request
+
+from taskservice.auth.caller import Caller
+from taskservice.contract.terms import SORTS
+from taskservice.queries import lists as list_queries
+from taskservice.queries.lists import Place, Selection
+from taskservice.queries.task_json import Shape
+from taskservice.schemas.parameters import dump_cursor
+
+
+@dataclass(frozen=True)
+class Page:
+    """The places that a page has, and the query string that leads to the next one, if any."""
+
+    places: list[Place]
+    next: str | None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        # Relative to the request's own path, so that it holds behind any proxy and prefix.
+        return {"Link": f'<?{self.next}>; rel="next"'} if self.next else {}
+
+
+def shape(query: dict[str, Any]) -> Shape:
+    return Shape(fields=query.get("fields", ()), expand=query.get("expand", ()))
+
+
+def selection(query: dict[str, Any]) -> Selection:
+    return Selection(
+        status=query.get("status"),
+        agent_id=query.get("agentId"),
+        name_part=query.get("q"),
+        created_after=query.get("createdAfter"),
+        created_before=query.get("createdBefore"),
+        finished_after=query.get("finishedAfter"),
+        sort=query.get("sort", SORTS[0]),
+    )
+
+
+def page(caller: Caller, wanted: Selection, query: dict[str, Any]) -> Page:
+    """The page of `limit` places after `cursor`."""
+    limit = query["limit"]
+    after = Place(*query["cursor"][1:]) if "cursor" in query else None
+    # One more tells whether there is a next page.
+    places = list_queries.places(caller, wanted, after, limit + 1)
+    if len(places) <= limit:
+        return Page(places, None)
+    last = places[limit - 1]
+    cursor = dump_cursor(wanted.sort, last.since, last.stage, last.moment, last.id)
+    return Page(places[:limit], urlencode({**request.args, "cursor": cursor}))

@@ -1,0 +1,72 @@
+"""Answers: rows dumped through their schema, and tasks streamed."""
+
+import zlib
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+from flask import Response, request, stream_with_context
+from marshmallow import Schema
+from werkzeug.http import quote_etag
+
+from taskservice.database.rows import TaskRow
+from taskservice.queries import task_json
+from taskservice.queries.task_json import WHOLE, Shape
+from taskservice.schemas import strict_json
+
+JSON = "application/json"
+
+
+def dump(
+    schema: Schema,
+    row: Any,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    *,
+    many: bool = False,
+) -> Response:
+    """A row, or many of them, through a schema."""
+    return json(schema.dump(row, many=many), status, headers)
+
+
+def json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(strict_json.dumps(value), status, headers, mimetype=JSON)
+
+
+def task(
+    row: TaskRow,
+    shape: Shape = WHOLE,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """A task; streamed when its log is large."""
+    return stream(task_json.task(row, shape), status, headers)
+
+
+def conditional_task(row: TaskRow, shape: Shape) -> Response:
+    """A task with its ETag, or 304 when the caller has it already; its log is then not read."""
+    if shape.expand:
+        # What is embedded has no version of its own.
+        return task(row, shape)
+    etag = f"{row.version}-{zlib.crc32(','.join(sorted(shape.fields)).encode()):x}"
+    headers = {"ETag": quote_etag(etag, weak=True)}
+    if request.if_none_match.contains_weak(etag):
+        return Response(status=304, headers=headers)
+    return task(row, shape, headers=headers)
+
+
+def stream(
+    pieces: Iterator[bytes],
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    media_type: str = JSON,
+) -> Response:
+    """Text in pieces: sent at once when it is one piece, as they come when they are more.
+
+    A failure midway breaks the connection, so that nobody takes a part for the whole.
+    """
+    first, second = next(pieces), next(pieces, None)
+    if second is None:
+        return Response(first, status, headers, mimetype=media_type)
+    rest = stream_with_context(chain((first, second), pieces))
+    return Response(rest, status, headers, mimetype=media_type)

@@ -1,0 +1,113 @@
+"""What happens to one task from now on, as it happens, and as Server-Sent Events."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from taskservice import resources
+from taskservice.auth.caller import Caller
+from taskservice.contract.terms import RUNNING
+from taskservice.database import watcher
+from taskservice.database.rows import TaskRow
+from taskservice.queries import logs as log_queries
+from taskservice.queries import task_json
+from taskservice.queries import tasks as task_queries
+from taskservice.queries.logs import LogGone
+from taskservice.queries.task_json import Shape
+from taskservice.schemas import strict_json
+from taskservice.schemas.answers import TASK_FIELDS
+
+# A comment after so many quiet seconds keeps proxies from giving the stream up.
+COMMENT_SECONDS = 15.0
+COMMENT = b":\n\n"
+
+WITHOUT_LOGS = Shape(fields=tuple(name for name in TASK_FIELDS if name != "logs"))
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines of the log, the first of which has number `first`."""
+
+    first: int
+    lines: list[str]
+
+
+@dataclass(frozen=True)
+class Quiet:
+    """Nothing has happened for a second."""
+
+
+Event: TypeAlias = TaskRow | Lines | Quiet
+
+
+def follow(caller: Caller, task_id: str, after: int) -> Iterator[Event]:
+    """The task, its lines after number `after`, and whatever comes, until it is over.
+
+    Its row comes first, again when anything but its log has changed, and last when it has
+    ended. It is over, too, when the task is deleted or the process stops.
+    """
+    shown: tuple[object, ...] | None = None
+    watch = watcher.watcher()
+    with watch.watching():
+        while not resources.stopping.is_set():
+            since = watch.changes
+            row = task_queries.find(caller, task_id)
+            if row is None:
+                return
+            if shown is None:
+                yield row
+                # Past the end there is nothing yet: what comes next is news.
+                after = min(after, row.log_count)
+            begin = after = max(after, row.first_log - 1)
+            for lines in _present_lines(row, after):
+                yield Lines(after + 1, lines)
+                after += len(lines)
+            has_ended = row.status != RUNNING
+            is_news = shown is not None and shown != _state(row)
+            if is_news or (has_ended and after > begin):
+                yield row
+            shown = _state(row)
+            if has_ended and after >= row.log_count:
+                return
+            if watch.changes == since:
+                yield Quiet()
+                watch.wait(since, watcher.TURN_SECONDS)
+
+
+def as_text(events: Iterator[Event]) -> Iterator[bytes]:
+    """Events as `text/event-stream`, with comments while it is quiet."""
+    spoken = time.monotonic()
+    for event in events:
+        now = time.monotonic()
+        if not isinstance(event, Quiet):
+            yield _lines(event) if isinstance(event, Lines) else _task(event)
+        elif now - spoken >= COMMENT_SECONDS:
+            yield COMMENT
+        else:
+            continue
+        spoken = now
+
+
+def _present_lines(row: TaskRow, after: int) -> Iterator[list[str]]:
+    try:
+        yield from log_queries.log_pages(row, after)
+    except LogGone:
+        # Retention, or a deletion, came between: the next look at the task tells which.
+        return
+
+
+def _state(row: TaskRow) -> tuple[object, ...]:
+    return (row.name, row.status, row.output, row.error_type, row.error_message, row.claimed_at)
+
+
+def _task(row: TaskRow) -> bytes:
+    return b"event: task\ndata: " + b"".join(task_json.task(row, WITHOUT_LOGS)) + b"\n\n"
+
+
+def _lines(event: Lines) -> bytes:
+    numbered = enumerate(event.lines, event.first)
+    return b"".join(
+        b"id: %d\nevent: log\ndata: %b\n\n" % (number, strict_json.dumps(line))
+        for number, line in numbered
+    )

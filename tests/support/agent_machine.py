@@ -1,0 +1,87 @@
+"""A machine on the agent's side: the commands with a key, and a home of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.support.api_client import RemoteClient
+from tests.support.service import COMMAND, Service
+
+
+class AgentMachine:
+    """Runs the agent's side of `taskservice` as a person would; `url` and `key` may be changed."""
+
+    def __init__(self, home: Path, url: str, key: str) -> None:
+        home.mkdir(exist_ok=True)
+        self.home, self.url, self.key = home, url, key
+        self.command = COMMAND
+
+    @property
+    def environment(self) -> dict[str, str]:
+        clean = {name: text for name, text in os.environ.items() if "TASKSERVICE" not in name}
+        own = {"TASKSERVICE_URL": self.url, "TASKSERVICE_APIKEY": self.key}
+        given = {name: text for name, text in own.items() if text}
+        return clean | given | {"XDG_STATE_HOME": str(self.home / "state"), "HOME": str(self.home)}
+
+    def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        options = {"capture_output": True, "text": True, "timeout": 100, "check": False} | options
+        return subprocess.run([*self.command, *arguments], env=self.environment, **options)
+
+    def spawn(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+        return subprocess.Popen([*self.command, *arguments], env=self.environment, **options)
+
+    def python(self, program: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        """A program in Python that uses the client."""
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+        command = [sys.executable, "-c", program, *arguments]
+        return subprocess.Popen(command, env=self.environment, **options)
+
+    def left_runs(self) -> list[Path]:
+        """The runs that are kept on the disk, alive or left."""
+        return sorted((self.home / "state").glob("taskservice/runs/*"))
+
+
+def machine_of(person: RemoteClient, home: Path) -> AgentMachine:
+    return AgentMachine(home, person.url, str(person.session.headers["apikey"]))
+
+
+def tasks(person: RemoteClient, **query: str) -> list[dict[str, Any]]:
+    """All tasks, newest first, with their logs."""
+    answer = person.request("GET", "/task", params=query)
+    assert answer.ok, answer.text
+    found: list[dict[str, Any]] = answer.json()
+    return found
+
+
+def the_task(person: RemoteClient) -> dict[str, Any]:
+    """The one task that there is."""
+    (task,) = tasks(person)
+    return task
+
+
+def eventually(what: Callable[[], Any], seconds: float = 20) -> Any:
+    """What it gives as soon as that is true."""
+    until = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < until, "It did not happen in time"
+        time.sleep(0.05)
+    return found
+
+
+def kill(service: Service) -> None:
+    """End the service as a power failure would: no process of it has a last word."""
+    workers = service.workers()
+    service.stop(9)
+    for worker in workers:
+        os.kill(worker, 9)
+
+
+def objects(text: str) -> list[Any]:
+    """What a command printed with --json."""
+    return [json.loads(line) for line in text.splitlines()]

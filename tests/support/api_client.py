@@ -1,0 +1,128 @@
+"""People and programs that talk to the service, in this process or over a socket."""
+
+from typing import Any
+
+import requests
+from flask import Flask
+from werkzeug.test import TestResponse
+
+from taskservice.contract.error_codes import CODES
+from taskservice.services import keys as key_service
+from taskservice.services import users as user_service
+from tests.support import conformance
+
+API = "/api/v1"
+
+
+class ApiClient:
+    """Somebody with an API key, who calls an app in this process.
+
+    Paths are below `/api/v1`; `json` and the other keywords are Werkzeug's.
+    """
+
+    def __init__(self, app: Flask, name: str, key: str) -> None:
+        self.app, self.name, self.key = app, name, key
+        self._client = app.test_client()
+
+    def request(self, method: str, path: str, **options: Any) -> TestResponse:
+        headers = {"apikey": self.key, **options.pop("headers", {})}
+        response = self._client.open(API + path, method=method, headers=headers, **options)
+        conformance.check(method, API + path, response)
+        return response
+
+    def get(self, path: str, **options: Any) -> TestResponse:
+        return self.request("GET", path, **options)
+
+    def post(self, path: str, **options: Any) -> TestResponse:
+        return self.request("POST", path, **options)
+
+    def put(self, path: str, **options: Any) -> TestResponse:
+        return self.request("PUT", path, **options)
+
+    def patch(self, path: str, **options: Any) -> TestResponse:
+        return self.request("PATCH", path, **options)
+
+    def delete(self, path: str, **options: Any) -> TestResponse:
+        return self.request("DELETE", path, **options)
+
+    def register(self, agent_id: str = "summarizer", **fields: Any) -> dict[str, Any]:
+        """Register an agent, or change it; returns it."""
+        return expect(self.put(f"/agent/{agent_id}", json=fields), 200, 201)
+
+    def start(self, agent_id: str = "summarizer", **fields: Any) -> dict[str, Any]:
+        """Start a task of an agent that is registered on the way; returns it."""
+        self.register(agent_id)
+        return expect(self.post("/task", json={"agentId": agent_id, **fields}), 201)
+
+    def append(self, task: dict[str, Any], *lines: str, **more: Any) -> dict[str, Any]:
+        path = f"/task/{task['id']}/logs"
+        return expect(self.post(path, json={"logs": list(lines), **more}), 201)
+
+    def report(self, task: dict[str, Any], **changes: Any) -> dict[str, Any]:
+        return expect(self.patch(f"/task/{task['id']}", json=changes), 200)
+
+    def task(self, task: dict[str, Any]) -> dict[str, Any]:
+        """A task as it is now."""
+        return expect(self.get(f"/task/{task['id']}"), 200)
+
+    def agent_key(self, agent_id: str = "summarizer") -> "ApiClient":
+        """The same user with a key that is narrowed to one agent."""
+        self.register(agent_id)
+        with self.app.app_context():
+            key = key_service.add(self.name, "agent", agent_id, None)
+        return ApiClient(self.app, self.name, key.text)
+
+
+def expect(response: TestResponse, *statuses: int) -> Any:
+    """The JSON of an answer that must have one of these statuses."""
+    assert response.status_code in statuses, response.get_data(as_text=True)
+    return response.json
+
+
+def problem(response: TestResponse, status: int) -> dict[str, Any]:
+    """The problem of an answer that must be an error with this status."""
+    body = expect(response, status)
+    assert response.content_type == "application/problem+json"
+    assert body["status"] == status
+    assert body["type"]
+    assert body["title"]
+    assert body["detail"]
+    assert CODES[body["code"]].status == status
+    assert (status == 422) == ("errors" in body)
+    return dict(body)
+
+
+def problem_text(response: TestResponse) -> dict[str, Any]:
+    """What a problem says to whoever sent the request: all but the request's own id."""
+    # To HEAD, nothing.
+    body: dict[str, Any] = response.json if response.data else {}
+    return {name: value for name, value in body.items() if name != "requestId"}
+
+
+def add_user(app: Flask, name: str) -> ApiClient:
+    with app.app_context():
+        return ApiClient(app, name, user_service.add(name).text)
+
+
+class RemoteClient:
+    """Somebody with an API key, who calls a service over a socket, with `requests`."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self.url = url
+        self.session = requests.Session()
+        self.session.trust_env = False
+        self.session.headers["apikey"] = key
+
+    def request(self, method: str, path: str, **options: Any) -> requests.Response:
+        options.setdefault("timeout", 30)
+        response = self.session.request(method, self.url + API + path, **options)
+        # A stream is for the test to read, as slowly as it wants to.
+        if not options.get("stream"):
+            conformance.check(method, API + path, response)
+        return response
+
+    def start(self, agent_id: str = "summarizer", **fields: Any) -> dict[str, Any]:
+        self.request("PUT", f"/agent/{agent_id}").raise_for_status()
+        response = self.request("POST", "/task", json={"agentId": agent_id, **fields})
+        response.raise_for_status()
+        return dict(response.json())

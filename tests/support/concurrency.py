@@ -1,0 +1,31 @@
+"""Many callers at the same instant, each in a thread and on a connection of its own."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from tests.support.api_client import RemoteClient
+
+T = TypeVar("T")
+
+
+def at_once(deeds: Sequence[Callable[[], T]]) -> list[T]:
+    """Do all of these at the same instant; returns what came of each, in their order."""
+    start = threading.Barrier(len(deeds))
+
+    def wait_and_do(deed: Callable[[], T]) -> T:
+        start.wait(timeout=30)
+        return deed()
+
+    with ThreadPoolExecutor(len(deeds)) as pool:
+        return list(pool.map(wait_and_do, deeds))
+
+
+def copies(person: RemoteClient, count: int) -> list[RemoteClient]:
+    """The same person so many times, each with a connection that is open already."""
+    key = str(person.session.headers["apikey"])
+    people = [RemoteClient(person.url, key) for _ in range(count)]
+    for one in people:
+        one.request("GET", "/user").raise_for_status()
+    return people

@@ -1,0 +1,138 @@
+"""Every answer that a test gets must be as the OpenAPI document says."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import deepcopy
+from functools import cache
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import jsonschema_rs
+import requests
+from flask import Flask
+from werkzeug.exceptions import HTTPException
+from werkzeug.test import TestResponse
+
+from taskservice import api
+from taskservice.openapi.components import ALWAYS_REFUSED
+from taskservice.openapi.document import document, openapi_path
+from taskservice.openapi.page import resolved
+from taskservice.web.request import PREFIX
+
+# What every HTTP server sends, and what is the same with all answers of a kind.
+UNTOLD = {
+    "allow", "cache-control", "connection", "content-length", "content-security-policy",
+    "content-type", "date", "keep-alive", "server", "transfer-encoding", "vary",
+    "x-content-type-options",
+}  # fmt: skip
+# What may be answered where the document has no operation.
+NOWHERE = {200, 401, 404, 405, *ALWAYS_REFUSED}
+# Of a longer body only status and headers are checked.
+LONGEST = 4 * 1024 * 1024
+
+
+def check(method: str, path: str, response: TestResponse | requests.Response) -> None:
+    """Raise AssertionError, or jsonschema_rs.ValidationError, for an answer unlike the document.
+
+    `path` is below the service's URL. A body that is still to come is checked when it has.
+    """
+    content = check_head(method, path, response.status_code, response.headers)
+    media_type = response.headers.get("Content-Type", "").partition(";")[0]
+    if not content or method == "HEAD":
+        return
+    assert media_type in content, f"{method} {path[:200]} is answered as {media_type}"
+
+    def check_body(body: bytes) -> None:
+        if media_type.endswith("json") and len(body) <= LONGEST:
+            validator(json.dumps(content[media_type]["schema"])).validate(json.loads(body))
+
+    if isinstance(response, requests.Response):
+        check_body(response.content)
+    elif response.content_length is None:
+        response.response = watched(response.response, check_body)
+    else:
+        check_body(response.data)
+
+
+def check_head(method: str, path: str, status: int, headers: Mapping[str, str]) -> dict[str, Any]:
+    """Check status and headers; returns what the body may be, by media type."""
+    told = f"{method} {path[:200]} -> {status}"
+    operation = operation_of(method, path)
+    if operation is None:
+        assert status in NOWHERE, f"{told}, where there is no operation"
+        answer = strict_document()["components"]["responses"]["NotFound"]
+        if status == 200:
+            # To OPTIONS.
+            answer = {"headers": answer["headers"]}
+    else:
+        assert str(status) in operation["responses"], f"{told} is not in the document"
+        answer = resolved(strict_document(), operation["responses"][str(status)])
+    check_headers(told, answer.get("headers", {}), headers)
+    content: dict[str, Any] = answer.get("content", {})
+    return content
+
+
+def check_headers(told: str, documented: dict[str, Any], headers: Mapping[str, str]) -> None:
+    for name, reference in documented.items():
+        header, text = resolved(strict_document(), reference), headers.get(name)
+        assert text is not None or not header["required"], f"{told} has no {name}"
+        if text is not None:
+            value = int(text) if header["schema"]["type"] == "integer" else text
+            validator(json.dumps(header["schema"])).validate(value)
+    more = set(map(str.lower, headers.keys())) - set(map(str.lower, documented))
+    assert more <= UNTOLD, f"{told} has {more - UNTOLD}"
+
+
+def operation_of(method: str, path: str) -> dict[str, Any] | None:
+    """The document's operation for a request, or None where it has none."""
+    method = "GET" if method == "HEAD" else method
+    text = unquote_to_bytes(path.partition("?")[0]).decode(errors="replace")
+    try:
+        rule, _ = described().url_map.bind("").match(text, method, return_rule=True)
+    except HTTPException:
+        return None
+    operation: dict[str, Any] | None = strict_document()["paths"][openapi_path(rule.rule)].get(
+        method.lower()
+    )
+    return operation
+
+
+@cache
+def described() -> Flask:
+    """An app with all routes, and no database."""
+    app = Flask("described", static_folder=None)
+    app.url_map.merge_slashes = False
+    api.init_app(app)
+    return app
+
+
+@cache
+def strict_document() -> dict[str, Any]:
+    """The document, but no answer may have more members than it names."""
+    strict = deepcopy(document(described(), PREFIX))
+    for schema in strict["components"]["schemas"].values():
+        schema.setdefault("additionalProperties", False)
+    return strict
+
+
+@cache
+def validator(schema: str) -> Any:
+    """The validator of a schema that comes as JSON text."""
+    components = strict_document()["components"]
+    return jsonschema_rs.validator_for({**json.loads(schema), "components": components})
+
+
+def watched(pieces: Iterable[bytes], check_body: Callable[[bytes], None]) -> Iterator[bytes]:
+    """The pieces as they come; when all have come, they are checked."""
+    kept, size = [], 0
+    try:
+        for piece in pieces:
+            size += len(piece)
+            if size <= LONGEST:
+                kept.append(piece)
+            yield piece
+    finally:
+        if hasattr(pieces, "close"):
+            pieces.close()
+    if size <= LONGEST:
+        check_body(b"".join(kept))

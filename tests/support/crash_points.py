@@ -1,0 +1,58 @@
+"""Runs a command of the service, which is killed at the n-th moment at which that could hurt.
+
+    CRASH_ARMED=file CRASH_AT=n CRASH_LEASE=seconds python -m tests.support.crash_points serve
+
+Such moments are before and after each commit and each send, of any process; they are counted
+while the file is there. At the n-th all processes of the group get SIGKILL, as if the power
+were cut. Leases are short, and so are the waits for the second attempt and for the upkeep.
+"""
+
+import functools
+import itertools
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy.engine.default import DefaultDialect
+
+from taskservice.background import timeouts, upkeep
+from taskservice.cli import main
+from taskservice.queries import deliveries as delivery_queries
+from taskservice.services import deliveries as delivery_service
+from taskservice.webhooks import transport
+
+ARMED = Path(os.environ["CRASH_ARMED"])
+AT = int(os.environ["CRASH_AT"])
+
+moments = itertools.count(1)
+
+T = TypeVar("T")
+
+
+def moment() -> None:
+    if ARMED.exists() and next(moments) == AT:
+        os.killpg(0, signal.SIGKILL)
+
+
+def between_moments(function: Callable[..., T]) -> Callable[..., T]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> T:
+        moment()
+        result = function(*args, **kwargs)
+        moment()
+        return result
+
+    return call
+
+
+delivery_queries.LEASE_SECONDS = float(os.environ["CRASH_LEASE"])
+delivery_service.SCHEDULE = (0.3,) * len(delivery_service.SCHEDULE)
+timeouts.GRACE_SECONDS = 0.0
+upkeep.ROUND_SECONDS = 0.3
+DefaultDialect.do_commit = between_moments(DefaultDialect.do_commit)
+transport.send = between_moments(transport.send)
+
+if __name__ == "__main__":
+    main()

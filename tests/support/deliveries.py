@@ -1,0 +1,106 @@
+"""What tests do to deliveries from the inside, where a user would have to wait for hours."""
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from flask import Flask
+from sqlalchemy import insert, select, update
+
+from taskservice.background.delivery_loop import DeliveryLoop
+from taskservice.contract.terms import COMPLETE, PENDING
+from taskservice.database import timestamps
+from taskservice.database.models import Delivery, Task
+from taskservice.database.transactions import reading, transaction
+from taskservice.database.types import database_now
+from tests.support.api_client import ApiClient, expect
+from tests.support.receiver import Receiver
+
+
+def finish(person: ApiClient, task: dict[str, Any], **changes: Any) -> str:
+    """Report a task complete; returns the Callback-Status."""
+    response = person.patch(f"/task/{task['id']}", json={"status": "complete", **changes})
+    expect(response, 200)
+    return response.headers["Callback-Status"]
+
+
+def deliveries_of(person: ApiClient, task: dict[str, Any]) -> list[dict[str, Any]]:
+    """The deliveries of a task, newest first, as its user sees them."""
+    found: list[dict[str, Any]] = expect(person.get(f"/task/{task['id']}/deliveries"), 200)
+    return found
+
+
+def the_delivery(person: ApiClient, task: dict[str, Any]) -> dict[str, Any]:
+    """The only delivery of a task."""
+    (delivery,) = deliveries_of(person, task)
+    return delivery
+
+
+def columns(app: Flask, *names: str) -> list[tuple[Any, ...]]:
+    """These columns of each delivery there is, oldest first."""
+    wanted = [getattr(Delivery, name) for name in names]
+    with app.app_context(), reading() as connection:
+        return [tuple(row) for row in connection.execute(select(*wanted).order_by(Delivery.id))]
+
+
+def make_due(app: Flask) -> None:
+    """As if the time had come for all that is pending, and the loop had slept till then."""
+    change(app, next_attempt_at=database_now(-1))
+
+
+def change(app: Flask, **values: Any) -> None:
+    """Change columns of all pending deliveries, which the loops notice by themselves."""
+    with app.app_context(), transaction() as connection:
+        connection.execute(update(Delivery).where(Delivery.state == PENDING).values(values))
+
+
+@contextmanager
+def looping(app: Flask) -> Iterator[None]:
+    """The loop that posts what is due, in this process, as each worker process has it."""
+    loop = DeliveryLoop(app)
+    loop.start()
+    try:
+        yield
+    finally:
+        loop.stop()
+        loop.join(10)
+        assert not loop.is_alive()
+        # Those that have been given up may still be at it, and use the database.
+        for thread in threading.enumerate():
+            if thread.name == "sender":
+                thread.join(10)
+
+
+def enqueue_many(app: Flask, person: ApiClient, url: str, count: int) -> None:
+    """Give somebody so many finished tasks whose deliveries to `url` are due."""
+    owe_each(app, person, [url] * count)
+
+
+def owe_each(app: Flask, person: ApiClient, urls: Iterable[str]) -> None:
+    """Give somebody a finished task for each of these, whose delivery to it is due."""
+    task = person.start()
+    with app.app_context(), reading() as connection:
+        row = connection.execute(select(Task.__table__).where(Task.id == task["id"])).one()
+    now = timestamps.now()
+    ended = {**row._asdict(), "status": COMPLETE, "finished_at": now}
+    owed = {"user_id": row.user_id, "state": PENDING, "created_at": now, "attempt_count": 0,
+            "next_attempt_at": now}  # fmt: skip
+    tasks, deliveries = [], []
+    for url in urls:
+        task_id = timestamps.new_id()
+        tasks.append({**ended, "id": task_id, "callback_url": url})
+        place = {"task_id": task_id, "callback_url": url, "host": urlsplit(url).netloc}
+        deliveries.append({**owed, **place, "id": timestamps.new_id()})
+    with app.app_context(), transaction() as connection:
+        connection.execute(insert(Task), tasks)
+        connection.execute(insert(Delivery), deliveries)
+
+
+def addresses(receiver: Receiver, path: str, count: int, first: int = 0) -> list[str]:
+    """So many URLs of one receiver on 0.0.0.0, each with an address of its own."""
+    return [
+        f"http://127.{n // 62_500 + 1}.{n // 250 % 250}.{n % 250 + 1}:{receiver.port}/{path}"
+        for n in range(first, first + count)
+    ]

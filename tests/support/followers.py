@@ -1,0 +1,78 @@
+"""Somebody who follows a task's events over a socket, and comes again when they break off."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import requests
+
+from tests.support.api_client import API, RemoteClient
+
+RETRY_SECONDS = 0.1
+
+
+class Event(NamedTuple):
+    """One event of a stream; `id` is empty where it has none."""
+
+    kind: str
+    id: str
+    data: Any
+
+
+def events(response: requests.Response) -> Iterator[Event]:
+    """The events of an open stream, each as it comes; comments are left out."""
+    fields: dict[str, str] = {}
+    for line in response.iter_lines(chunk_size=1):
+        name, _, text = line.decode().partition(": ")
+        if name:
+            fields[name] = text
+        elif "data" in fields:
+            yield Event(fields["event"], fields.get("id", ""), json.loads(fields["data"]))
+            fields = {}
+
+
+def open_stream(person: RemoteClient, task: dict[str, Any], after: str = "") -> requests.Response:
+    headers = {"Last-Event-ID": after} if after else {}
+    path = f"/task/{task['id']}/events"
+    return person.request("GET", path, headers=headers, stream=True)
+
+
+class Follower(threading.Thread):
+    """Follows to the end of the task as a browser does; keeps all lines with their numbers."""
+
+    def __init__(self, person: RemoteClient, task: dict[str, Any]) -> None:
+        super().__init__(daemon=True)
+        self._url = f"{person.url}{API}/task/{task['id']}/events"
+        self._key = str(person.session.headers["apikey"])
+        self.lines: list[tuple[str, str]] = []
+        self.states: list[dict[str, Any]] = []
+        self.connections = 0
+        self.stopping = threading.Event()
+
+    def run(self) -> None:
+        while not self.stopping.is_set() and not self._has_ended():
+            with suppress(requests.RequestException):
+                self._follow()
+            time.sleep(RETRY_SECONDS)
+
+    def _has_ended(self) -> bool:
+        ended = bool(self.states) and self.states[-1]["status"] != "running"
+        return ended and len(self.lines) >= self.states[-1]["logCount"]
+
+    def _follow(self) -> None:
+        headers = {"apikey": self._key}
+        if self.lines:
+            headers["Last-Event-ID"] = self.lines[-1][0]
+        with requests.get(self._url, headers=headers, stream=True, timeout=30) as response:
+            if response.status_code == 503:
+                return
+            response.raise_for_status()
+            self.connections += 1
+            for event in events(response):
+                if event.kind == "log":
+                    self.lines.append((event.id, event.data))
+                else:
+                    self.states.append(event.data)

@@ -1,0 +1,106 @@
+"""What a test must see that HTTP does not show: all routes, and all rows."""
+
+import re
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from flask import Flask
+from sqlalchemy import select, text, update
+from werkzeug.routing import Rule
+
+from taskservice.contract.terms import ERROR, TIMEOUT
+from taskservice.database import timestamps
+from taskservice.database.engine import dispose
+from taskservice.database.models import Task
+from taskservice.database.transactions import reading, transaction
+from taskservice.database.types import Base
+
+PREFIX = "/api/v1"
+
+# Where a request without a body would be refused before anybody looks for its task.
+FITTING_BODIES: dict[tuple[str, str], Any] = {
+    ("POST", "/task/<task_id>/logs"): {"logs": ["a line"]},
+    ("PUT", "/task/<task_id>/logs"): {"logs": ["a line"]},
+}
+
+
+def rules(app: Flask) -> Iterator[tuple[str, str]]:
+    """(method, rule) of each route of the API; the rule without `/api/v1`."""
+    for rule in app.url_map.iter_rules():
+        if rule.rule.startswith(PREFIX):
+            for method in sorted(rule.methods or ()):
+                yield method, rule.rule.removeprefix(PREFIX)
+
+
+def is_page(rule: Rule) -> bool:
+    """Whether a rule is the dashboard's: pages for a person, not for a program."""
+    return rule.endpoint.startswith("dashboard.")
+
+
+def filled(rule: str, **values: str) -> str:
+    """The path of a rule with these values in it, and unknown ids for all others."""
+    return re.sub(r"<(?:.*?:)?(.*?)>", lambda found: values.get(found[1], str(uuid4())), rule)
+
+
+def rows(app: Flask) -> dict[str, list[tuple[Any, ...]]]:
+    """Every row of every table, in the order of its primary key."""
+    with app.app_context(), reading() as connection:
+        return {
+            name: [
+                tuple(row)
+                for row in connection.execute(select(table).order_by(*table.primary_key.columns))
+            ]
+            for name, table in Base.metadata.tables.items()
+        }
+
+
+def column(app: Flask, task: dict[str, Any], name: str) -> Any:
+    """One column of a task."""
+    with app.app_context(), reading() as connection:
+        return connection.scalar(select(getattr(Task, name)).where(Task.id == task["id"]))
+
+
+def end_for_silence(app: Flask, task: dict[str, Any]) -> None:
+    """What the upkeep does to a task whose agent has fallen silent, without its callback."""
+    now = timestamps.now()
+    values = {
+        "status": ERROR,
+        "error_type": TIMEOUT,
+        "error_message": "Its agent fell silent",
+        "finished_at": now,
+        "timed_out_at": now,
+        "updated_at": now,
+        "version": Task.version + 1,
+    }
+    with app.app_context(), transaction() as connection:
+        connection.execute(update(Task).where(Task.id == task["id"]).values(values))
+
+
+def moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Put the clock of this process, not the database's, so many seconds ahead."""
+    offset = timedelta(seconds=seconds)
+
+    class Shifted(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + offset
+
+    monkeypatch.setattr(timestamps, "datetime", Shifted)
+
+
+def set_for_database(app: Flask, setting: str, value: str) -> None:
+    """Set something for all connections to a PostgreSQL database, as an operator may."""
+    with app.app_context(), reading() as connection:
+        name = connection.scalar(text("SELECT current_database()"))
+        # Otherwise the statement that ends it would not be let through.
+        connection.exec_driver_sql("SET default_transaction_read_only = off")
+        connection.exec_driver_sql(f"ALTER DATABASE {name} SET {setting} = {value}")
+    # It counts for new connections.
+    dispose(app)

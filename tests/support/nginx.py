@@ -1,0 +1,89 @@
+"""A real nginx in front of the service, under a prefix; it can cache."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import requests
+
+from tests.support.service import free_port
+
+NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+PREFIX = "/agents/tasks"
+
+SETTINGS = """
+{user}
+daemon off;
+pid {folder}/pid;
+error_log {folder}/error.log;
+worker_processes 1;
+events {{ }}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/body;
+  proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi;
+  scgi_temp_path {folder}/scgi;
+  {caching}
+  server {{
+    listen 127.0.0.1:{port};
+    location {prefix}/ {{
+      proxy_pass http://127.0.0.1:{behind}/;
+      proxy_http_version 1.1;
+      proxy_set_header Host $http_host;
+      proxy_set_header Connection "";
+      proxy_set_header X-Forwarded-For $remote_addr;
+      proxy_set_header X-Forwarded-Proto $scheme;
+      proxy_set_header X-Forwarded-Prefix {prefix};
+    }}
+  }}
+}}
+"""
+
+# It caches all that it may, errors too.
+CACHING = """
+  proxy_cache_path {folder}/cache keys_zone=cache:1m;
+  proxy_cache cache;
+  proxy_cache_key $request_uri;
+  proxy_cache_valid any 10m;
+  add_header X-Cache-Status $upstream_cache_status always;
+"""
+# As an operator may set it who wants to cache more than the service lets.
+CACHING_ALL = f"{CACHING}  proxy_ignore_headers Cache-Control Expires;\n"
+
+
+@contextmanager
+def nginx(folder: Path, behind: int, caching: str = "") -> Iterator[str]:
+    """Run nginx before the service on this port; gives the URL of the service behind it."""
+    folder.mkdir()
+    port = free_port()
+    settings = folder / "nginx.conf"
+    # Otherwise its workers are nobody, who may not write into a test's folder.
+    user = "user root;" if os.geteuid() == 0 else ""
+    values = {"user": user, "folder": folder, "port": port, "behind": behind, "prefix": PREFIX}
+    settings.write_text(SETTINGS.format(caching=caching.format(**values), **values))
+    assert NGINX
+    command = [NGINX, "-c", str(settings), "-e", str(folder / "error.log"), "-p", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait(f"http://127.0.0.1:{port}{PREFIX}", folder / "error.log")
+        yield f"http://127.0.0.1:{port}{PREFIX}"
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+def _wait(url: str, log: Path) -> None:
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        try:
+            if requests.get(f"{url}/livez", timeout=5).ok:
+                return
+        except requests.RequestException:
+            time.sleep(0.05)
+    raise AssertionError(f"nginx did not come up: {log.read_text()}")

@@ -1,0 +1,59 @@
+"""A writer that writes little, in a process of its own, and tells how long it had to wait."""
+
+import subprocess
+import sys
+import time
+from select import select
+from types import TracebackType
+
+from tests.support.api_client import RemoteClient
+
+PAUSE_SECONDS = 0.01
+
+
+class QuietWriter:
+    """Appends a line again and again while the block runs; then `worst` is its longest wait."""
+
+    worst: float
+
+    def __init__(self, person: RemoteClient) -> None:
+        self._task = person.start()["id"]
+        self._arguments = [person.url, str(person.session.headers["apikey"]), self._task]
+
+    def __enter__(self) -> "QuietWriter":
+        command = [sys.executable, "-m", "tests.support.quiet_writer", *self._arguments]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        told, _ = self._process.communicate(timeout=60)
+        self.worst = float(told or "inf")
+
+
+def write(url: str, key: str, task_id: str) -> float:
+    """The longest of the waits until stdin is closed, in seconds."""
+    person = RemoteClient(url, key)
+    # The first one also connects.
+    waits = [0.0]
+    person.session.put(f"{url}/api/v1/task/{task_id}/logs", data=b"a line\n", timeout=30)
+    print("ready", flush=True)
+    while not select([sys.stdin], [], [], PAUSE_SECONDS)[0]:
+        began = time.perf_counter()
+        person.session.put(
+            f"{url}/api/v1/task/{task_id}/logs", data=b"a line\n", timeout=30
+        ).raise_for_status()
+        waits.append(time.perf_counter() - began)
+    return max(waits)
+
+
+if __name__ == "__main__":
+    print(write(*sys.argv[1:]))

@@ -1,0 +1,138 @@
+"""Sample data as a service in use has it: agents, tasks in every state, logs, deliveries, keys."""
+
+import random
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from flask import Flask
+from sqlalchemy import update
+
+from taskservice.database.models import Task
+from taskservice.database.timestamps import rfc3339
+from taskservice.database.transactions import transaction
+from tests.support.api_client import ApiClient, add_user, expect
+from tests.support.internals import end_for_silence
+
+AGENTS = {
+    "summarizer": ("Summarizer", "Reads the day's mail and writes a synopsis of it."),
+    "invoice-reader": ("Invoice reader", "Takes amounts and due dates out of scanned invoices."),
+    "link-checker": ("Link checker", "Looks every night whether our links still lead somewhere."),
+    "translator": ("Translator", "Translates release notes into German, French and Greek."),
+    "backup": ("backup", ""),
+}
+NAMES = {
+    "summarizer": ["Morning synopsis", "Synopsis of the support mailbox", "Weekly digest"],
+    "invoice-reader": ["Invoices of November", "Scan batch 0412", "Late invoices"],
+    "link-checker": ["Nightly check of docs", "Check of the shop", "Check of the blog"],
+    "translator": ["Release notes 4.2 to German", "Release notes 4.2 to Greek"],
+    "backup": ["Nightly backup", "Backup of the wiki"],
+}
+INPUT = {"mailbox": "support@example.org", "since": "2026-11-23", "languages": ["en", "de", "el"]}
+OUTPUT = {
+    "synopsis": "14 mails, 3 of them urgent: two refunds and a broken sign-up.",
+    "mails": 14,
+    "urgent": [
+        {"from": "mara@example.org", "subject": "Refund for order 20418"},
+        {"from": "jon@example.org", "subject": "Refund, second try"},
+        {"from": "ops@example.org", "subject": "Sign-up answers 500"},
+    ],
+    "cost": 0.0142,
+}
+FAILURE = (
+    "Traceback (most recent call last):\n"
+    '  File "agent.py", line 88, in read\n'
+    "    return mailbox.fetch(batch)\n"
+    "MailboxLocked: support@example.org is locked by another session"
+)
+# What must do nothing anywhere.
+HOSTILE = (
+    "<img src=x onerror=\"document.title='owned'\">"
+    "<script>document.title='owned'</script>'\"{{31337*31337}}</title></textarea>&amp;\u202etxt.exe"
+)
+
+
+def lines(count: int) -> Iterator[str]:
+    """Lines as an agent prints them, some of them in colours."""
+    verbs = ("read", "classified", "summed up", "filed")
+    for number in range(1, count + 1):
+        mail = f"mail {number:>4} of {count}"
+        if number % 29 == 0:
+            yield f"\x1b[33mwarning\x1b[0m {mail}: no date, taking that of its arrival"
+        elif number % 13 == 0:
+            yield f"\x1b[37;41mretry\x1b[0m   {mail}: \x1b[7mpage {number}\x1b[0m was locked"
+        elif number % 17 == 0:
+            yield f"\x1b[7;31mlate\x1b[0m    {mail}: \x1b[2;7;30;46mcame yesterday\x1b[0m"
+        elif number % 41 == 0:
+            yield f"\x1b[1;31merror\x1b[0m   {mail}: an attachment can't be read, left out"
+        else:
+            yield f"\x1b[32minfo\x1b[0m    {mail}: {verbs[number % 4]} in {number * 37 % 900} ms"
+
+
+def make(app: Flask, name: str, good_url: str, bad_url: str, count: int = 110) -> ApiClient:
+    """Fill an empty database for one user; `bad_url` is a receiver that answers 503."""
+    person = add_user(app, name)
+    for agent_id, (agent_name, description) in AGENTS.items():
+        person.register(agent_id, name=agent_name, description=description)
+    dice = random.Random(4)
+    for number in range(count):
+        agent_id = dice.choice(list(AGENTS))
+        task = person.start(
+            agent_id, name=dice.choice(NAMES[agent_id]), claim=True,
+            callback=good_url if number % 3 == 0 else None,
+        )  # fmt: skip
+        person.append(task, *lines(dice.randrange(3, 60)))
+        fails = dice.random() < 0.14
+        person.report(task, status="error" if fails else "complete", output={"sum": number})
+        seconds = dice.random() ** 2 * 86_000 + 400
+        _shift(app, task, seconds, min(dice.expovariate(1 / 90) + 0.4, seconds - 60))
+    _special(app, person, good_url, bad_url)
+    person.post("/key", json={"name": "nightly jobs"})
+    person.post("/key", json={"name": "link checker", "agentId": "link-checker"})
+    key = expect(person.post("/key", json={"name": "old machine"}), 201)
+    person.delete(f"/key/{key['id']}")
+    return person
+
+
+def _special(app: Flask, person: ApiClient, good_url: str, bad_url: str) -> None:
+    silent = person.start("backup", name="Backup of the wiki", claim=True, callback=bad_url)
+    person.append(silent, "Waiting for the lock of /srv/wiki …")
+    end_for_silence(app, silent)
+    _shift(app, silent, 1_300, 900)
+    failed = person.start(name="Synopsis of the support mailbox", claim=True, callback=bad_url)
+    person.append(failed, *lines(12))
+    person.report(failed, status="error", error={"message": FAILURE})
+    _shift(app, failed, 340, 21)
+    stopped = person.start("translator", name="Release notes 4.2 to French", claim=True)
+    person.post(f"/task/{stopped['id']}/cancel")
+    _shift(app, stopped, 250, 47)
+    done = person.start(name="Morning synopsis", input=INPUT, claim=True, callback=good_url)
+    person.append(done, *lines(1_482))
+    person.report(done, status="complete", output=OUTPUT)
+    _shift(app, done, 190, 74)
+    person.start("translator", name="Release notes 4.3 to Greek", callback=good_url)
+    running = person.start("invoice-reader", name="Invoices of November", input={"folder": "inbox"},
+                           claim=True, callback=good_url)  # fmt: skip
+    person.append(running, *lines(318))
+    _shift(app, running, 95)
+
+
+def _shift(app: Flask, task: dict[str, Any], seconds: float, lasted: float | None = None) -> None:
+    """Let a task have been started so many seconds ago, and have lasted for so many."""
+    start = datetime.now(UTC) - timedelta(seconds=seconds)
+    values: dict[str, Any] = {"created_at": rfc3339(start), "claimed_at": rfc3339(start)}
+    if lasted is not None:
+        values["finished_at"] = rfc3339(start + timedelta(seconds=lasted))
+    with app.app_context(), transaction() as connection:
+        connection.execute(update(Task).where(Task.id == task["id"]).values(values))
+
+
+def make_hostile(person: ApiClient, callback: str) -> dict[str, Any]:
+    """A task, its agent and a key that hold what must do nothing, wherever it is shown."""
+    person.register("hostile", name=HOSTILE, description=HOSTILE)
+    task = person.start("hostile", name=HOSTILE, input={HOSTILE: HOSTILE}, claim=True,
+                        callback=f"{callback}?{'<script>'}")  # fmt: skip
+    person.append(task, HOSTILE, f"\x1b[31m{HOSTILE}\x1b[0m", "\x1b]8;;javascript:alert(1)\x07link")
+    person.report(task, output={HOSTILE: [HOSTILE]}, status="error", error={"message": HOSTILE})
+    person.post("/key", json={"name": HOSTILE})
+    return task

@@ -1,0 +1,130 @@
+"""The real service in a process of its own, as its users run it."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from uuid import uuid4
+
+import requests
+
+from taskservice.app import create_app
+from taskservice.config import Config
+from taskservice.database.engine import dispose
+from taskservice.services import users as user_service
+from tests.support.api_client import RemoteClient
+
+COMMAND = [sys.executable, "-m", "taskservice"]
+START_SECONDS = 30
+
+
+def environment(data: Path, **settings: str) -> dict[str, str]:
+    """An environment with these settings and no other of ours."""
+    clean = {name: value for name, value in os.environ.items() if "TASKSERVICE" not in name}
+    defaults = {"DATA": str(data), "SECRET_KEY": "a secret key for tests, long enough"}
+    return clean | {f"TASKSERVICE_{name}": text for name, text in (defaults | settings).items()}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Service:
+    """`taskservice serve`, started by `with` and killed at its end.
+
+    Settings are given by their names without the prefix.
+    """
+
+    command: Sequence[str] = (*COMMAND, "serve")
+
+    def __init__(self, data: Path, **settings: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = data.parent / "service.log"
+        self.environment = environment(
+            data,
+            **{"BIND": f"127.0.0.1:{self.port}", "CALLBACK_ALLOWED": "loopback"} | settings,
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "Service":
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                self.command, env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until:
+            assert self.process is not None
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                if requests.get(f"{self.url}/readyz", timeout=5).ok:
+                    return
+            except requests.RequestException:
+                time.sleep(0.05)
+        raise AssertionError(f"The service did not come up: {self.log.read_text()}")
+
+    def stop(self, with_signal: int = signal.SIGTERM) -> int:
+        """Send a signal, wait for the end, and return the exit status."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(with_signal)
+        return self.process.wait(timeout=30)
+
+    def kill(self) -> None:
+        """End it at once, with all its workers, if it runs."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                # The leader of a group of its own: see `start`.
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(timeout=30)
+
+    def workers(self) -> list[int]:
+        """The process ids of the workers."""
+        assert self.process is not None
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in path.read_text().split()]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run another command of the service with the same settings."""
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def add_user(self, name: str = "") -> RemoteClient:
+        """A new user with a first key; made in this process, which is soon done."""
+        app = create_app(Config.from_environment(self.environment))
+        try:
+            with app.app_context():
+                key = user_service.add(name or f"alice {uuid4()}").text
+        finally:
+            dispose(app)
+        return RemoteClient(self.url, key)
