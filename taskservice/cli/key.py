@@ -5,10 +5,10 @@ import re
 import click
 
 from taskservice import queries, stamps
-from taskservice.cli.service import service
+from taskservice.cli.service import print_key, service
 from taskservice.schemas import key_schema
 from taskservice.services import users
-from taskservice.terminal import print_line, print_rows
+from taskservice.terminal import print_rows
 
 _UNITS = {"m": 60, "h": 3_600, "d": 86_400}
 
@@ -39,7 +39,7 @@ def add(user: str, name: str, agent: str | None, expires: int | None) -> None:
     """Add a key to USER and print it, which is shown this once."""
     expires_at = None if expires is None else stamps.now(expires)
     with service():
-        print_line(users.add_key(user, name, agent, expires_at).text)
+        print_key(lambda: users.add_key(user, name, agent, expires_at), user)
 
 
 @command.command("list")

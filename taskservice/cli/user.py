@@ -3,10 +3,10 @@
 import click
 
 from taskservice import queries
-from taskservice.cli.service import service
+from taskservice.cli.service import print_key, service
 from taskservice.schemas import user_schema
 from taskservice.services import users
-from taskservice.terminal import print_line, print_rows
+from taskservice.terminal import print_rows
 
 
 @click.group("user")
@@ -19,7 +19,7 @@ def command() -> None:
 def add(name: str) -> None:
     """Add a user and print the first API key, which is shown this once."""
     with service(may_create=True):
-        print_line(users.add_user(name).text)
+        print_key(lambda: users.add_user(name), name)
 
 
 @command.command("list")
