@@ -1,9 +1,11 @@
 """What commands print, with all that a terminal would obey or hide written as JSON escapes it."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 # C0, DEL and C1; what ends a line or reorders it; what can't be encoded.
@@ -13,6 +15,9 @@ _UNSAFE_IN_LINES = re.compile(f"(?![\t\n])[{_OBEYED}]")
 # Colours and the like: of what a terminal obeys, all that changes nothing but a text's looks.
 _COLOUR = re.compile(r"(\x1b\[[0-9;:]*m)")
 _PLAIN = "\x1b[0m"
+
+# Whether what is printed can come to anybody; said at the start, before /dev/null takes its place.
+has_stdout = sys.stdout is not None
 
 
 def escaped(text: str) -> str:
@@ -78,8 +83,46 @@ def print_rows(rows: Iterable[dict[str, Any]], columns: Sequence[str], as_json: 
         print_line("  ".join(padded).rstrip())
 
 
-def _write(line: str, *, err: bool = False) -> None:
-    stream = sys.stderr if err else sys.stdout
+def open_standard_files() -> None:
+    """Open /dev/null for what of stdin, stdout and stderr is closed, before a file takes its place.
+
+    Otherwise the next file or socket gets its number, and what a program prints goes there.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is this one; a program that is started inherits it.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    # Python has none for what was closed when it started.
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def put_on_stdout(line: str) -> None:
+    """A line as it is; raises OSError where it can't be written."""
     # There is none where it was closed before the start.
-    if stream is not None:
-        print(line, file=stream, flush=True)
+    if sys.stdout is None:
+        return
+    try:
+        print(line, flush=True)
+    except OSError:
+        # What is left in its buffer would otherwise fail once more at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+def _write(line: str, *, err: bool = False) -> None:
+    if err:
+        # Where it is closed or on a full disk, a command goes on without its remarks.
+        with suppress(OSError):
+            if sys.stderr is not None:
+                print(line, file=sys.stderr, flush=True)
+        return
+    try:
+        put_on_stdout(line)
+    except BrokenPipeError:
+        # The reader has had enough; click ends the command quietly.
+        raise
+    except OSError as error:
+        give_up(f"stdout can't be written: {error.strerror}")

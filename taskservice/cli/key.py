@@ -4,12 +4,12 @@ import re
 
 import click
 
-from taskservice.cli.server_command import service
+from taskservice.cli.server_command import print_key, service
 from taskservice.database import timestamps
 from taskservice.queries import keys as key_queries
 from taskservice.schemas.answers import key_schema
 from taskservice.services import keys as key_service
-from taskservice.terminal import print_line, print_rows
+from taskservice.terminal import print_rows
 
 _UNITS = {"m": 60, "h": 3_600, "d": 86_400}
 
@@ -40,7 +40,7 @@ def add(user: str, name: str, agent: str | None, expires: int | None) -> None:
     """Add a key to USER and print it, which is shown this once."""
     expires_at = None if expires is None else timestamps.now(expires)
     with service():
-        print_line(key_service.add(user, name, agent, expires_at).text)
+        print_key(lambda: key_service.add(user, name, agent, expires_at), user)
 
 
 @command.command("list")

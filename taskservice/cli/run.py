@@ -5,11 +5,11 @@ from typing import Any
 
 import click
 
-from taskservice.cli.agent_command import open_standard_files, the_service
+from taskservice.cli.agent_command import the_service
 from taskservice.runner.resend import resend
 from taskservice.runner.run import Run
 from taskservice.runner.signals import forward_signals
-from taskservice.terminal import give_up, print_line
+from taskservice.terminal import give_up, open_standard_files, print_line
 
 
 @click.command("run", context_settings={"ignore_unknown_options": False})

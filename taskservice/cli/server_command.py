@@ -1,7 +1,9 @@
 """What the commands on the server share: the settings, the app, and how they fail."""
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
@@ -10,7 +12,7 @@ from taskservice.config import Config, ConfigError, unknown_names
 from taskservice.database.engine import dispose
 from taskservice.database.migrations import DatabaseError
 from taskservice.problems import Problem
-from taskservice.terminal import give_up, remark
+from taskservice.terminal import give_up, has_stdout, open_standard_files, put_on_stdout, remark
 
 
 def load_config(may_create: bool = False) -> Config:
@@ -18,6 +20,7 @@ def load_config(may_create: bool = False) -> Config:
 
     What only looks, or changes what is there, makes neither a database nor its secret key.
     """
+    open_standard_files()
     for name in unknown_names():
         remark(f"{name} is no setting; is it misspelt?")
     try:
@@ -50,3 +53,21 @@ def service(may_create: bool = False) -> Iterator[None]:
         with app.app_context():
             yield
         dispose(app)
+
+
+def print_key(add: Callable[[], Any], user: str) -> None:
+    """Add a key of this user and print it alone, or say in one line how to get another.
+
+    Where stdout is closed nothing is added.
+    """
+    if not has_stdout:
+        give_up("Nothing was added: stdout is closed, and a key is shown only once")
+    key = add()
+    try:
+        put_on_stdout(key.text)
+    except OSError as error:
+        give_up(
+            f"The key {key.name} of user {user} was added, but not printed: {error.strerror}; "
+            f"`taskservice key revoke {key.id}` revokes it, "
+            f"`taskservice key add {shlex.quote(user)} --name NAME` prints another"
+        )

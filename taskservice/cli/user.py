@@ -2,11 +2,11 @@
 
 import click
 
-from taskservice.cli.server_command import service
+from taskservice.cli.server_command import print_key, service
 from taskservice.queries import users as user_queries
 from taskservice.schemas.answers import user_schema
 from taskservice.services import users as user_service
-from taskservice.terminal import print_line, print_rows
+from taskservice.terminal import print_rows
 
 
 @click.group("user")
@@ -19,7 +19,7 @@ def command() -> None:
 def add(name: str) -> None:
     """Add a user and print the first API key, which is shown this once."""
     with service(may_create=True):
-        print_line(user_service.add(name).text)
+        print_key(lambda: user_service.add(name), name)
 
 
 @command.command("list")

@@ -2,9 +2,10 @@
 
 import click
 
-from taskservice.cli.agent_command import open_standard_files, the_service
+from taskservice.cli.agent_command import the_service
 from taskservice.runner.signals import forward_signals
 from taskservice.runner.worker import Worker
+from taskservice.terminal import open_standard_files
 
 
 @click.command("work")
