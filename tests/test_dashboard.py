@@ -89,7 +89,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = time.monotonic()
         clock = SimpleNamespace(monotonic=lambda: self.now)
-        monkeypatch.setattr("taskservice.dashboard.throttle.time", clock)
+        monkeypatch.setattr("taskservice.dashboard.sign_in_throttle.time", clock)
 
 
 @pytest.fixture

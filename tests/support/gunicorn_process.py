@@ -12,94 +12,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 THREADS = 4
 MIB = 1024 * 1024
 HELLO = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
 
-APPLICATION = """
-import json, os, socket, threading, time
-from taskservice import metrics, stopping
-
-def application(environ, start_response):
-    def answer(body, status="200 OK"):
-        start_response(status, [("Content-Length", str(len(body)))])
-        return [body]
-
-    def pieces(*parts):
-        start_response("200 OK", [])
-        return iter(parts)
-
-    path, argument = environ["PATH_INFO"], environ["QUERY_STRING"]
-    if path == "/hello":
-        return answer(b"hello")
-    if path == "/echo":
-        return answer(environ["wsgi.input"].read())
-    if path == "/lines":
-        return answer(b"|".join(environ["wsgi.input"]))
-    if path == "/environ":
-        return answer(json.dumps({k: v for k, v in environ.items() if type(v) is str}).encode())
-    if path == "/metrics":
-        return answer(metrics.text(metrics.requests.metrics()).encode())
-    if path == "/unread":
-        return answer(b"no", "401 Unauthorized")
-    if path == "/sleep":
-        time.sleep(float(argument))
-        return answer(b"slept")
-    if path == "/wait":
-        stopping.event.wait(30)
-        return answer(b"waited")
-    if path == "/large":
-        return answer(bytes(int(argument)))
-    if path == "/pieces":
-        return pieces(b"first", b"", b"last")
-    if path == "/threads":
-        return answer(str(threading.active_count()).encode())
-    if path == "/stack-size":
-        # A stack larger than all of the address space: the machine refuses each new thread.
-        threading.stack_size(int(argument))
-        return answer(b"set")
-    if path == "/pid":
-        return answer(str(os.getpid()).encode())
-    if path == "/fail":
-        raise ValueError("a secret")
-    if path == "/exit":
-        raise SystemExit(1)
-    if path == "/os-error":
-        open("/nowhere/at/all")
-    if path == "/bad-header":
-        start_response("200 OK", [("X-Split", "a\\r\\nb")])
-    if path == "/short":
-        start_response("200 OK", [("Content-Length", "10")])
-        return [b"short"]
-    if path == "/break":
-        start_response("200 OK", [])
-        return breaking()
-    if path == "/late-failure":
-        start_response("200 OK", [("Content-Length", "5")])
-        return Closing([b"whole"])
-    if path == "/user-timeout":
-        option = environ["gunicorn.socket"].getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
-        return answer(str(option).encode())
-    if path == "/stream":
-        start_response("200 OK", [])
-        return stream()
-    return answer(environ["REQUEST_METHOD"].encode(), "404 Not Found")
-
-class Closing(list):
-    def close(self):
-        raise ValueError("a secret")
-
-def stream():
-    yield b"begin"
-    while not stopping.event.wait(0.05):
-        yield b"event"
-    yield b"end"
-
-def breaking():
-    yield b"part"
-    raise ValueError("a secret")
-"""
 
 # As in earnest, but with less patience, and what a test wants otherwise.
 SETTINGS = """
@@ -118,14 +35,21 @@ globals().update({settings})
 """
 
 SERVE = """
-from application import application
+from tests.support.raw_application import application
 from taskservice.config import Config
 from taskservice.serving.application import serve
 
 serve(lambda: application, Config.from_environment())
 """
 
-GUNICORN = [sys.executable, "-m", "gunicorn", "-c", "settings.py", "application:application"]
+GUNICORN = [
+    sys.executable,
+    "-m",
+    "gunicorn",
+    "-c",
+    "settings.py",
+    "tests.support.raw_application:application",
+]
 EMBEDDED = [sys.executable, "serve.py"]
 
 Result = TypeVar("Result")
@@ -230,7 +154,6 @@ def unready(
     **environ: str,
 ) -> GunicornProcess:
     """A server that has just been told to start, and must be waited for or killed."""
-    (folder / "application.py").write_text(APPLICATION)
     (folder / "serve.py").write_text(SERVE)
     text = SETTINGS.format(attributes=attributes or {}, settings=settings or {})
     (folder / "settings.py").write_text(text)
