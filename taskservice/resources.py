@@ -1,71 +1,89 @@
-"""What the threads of a process share: slots, and the news that it is about to stop."""
+"""What the threads of a process share: its objects by their class, slots, and its stop."""
 
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import BoundedSemaphore, Lock
+from typing import TypeVar
+
+from flask import Flask, current_app
+
+T = TypeVar("T")
+
+EXTENSION = "taskservice"
+
+
+def provide(app: Flask, resource: object) -> None:
+    """Make `resource` the one of its class that `find` returns for `app`."""
+    app.extensions.setdefault(EXTENSION, {})[type(resource)] = resource
+
+
+def find(kind: type[T], app: Flask | None = None) -> T:
+    """The resource of exactly this class that `app`, by default the current one, was provided."""
+    resource: T = (app or current_app).extensions[EXTENSION][kind]
+    return resource
 
 
 class Slots:
-    """Places for so many threads at once."""
+    """Limits how many threads do something at once."""
 
-    def __init__(self, places: int) -> None:
-        self._places = BoundedSemaphore(places)
+    def __init__(self, count: int) -> None:
+        self._free = BoundedSemaphore(count)
 
     @contextmanager
-    def place(self, seconds: float = 0.0) -> Iterator[bool]:
-        """Hold a place until the end of the block; False when none gets free in so many seconds."""
-        has_place = self._places.acquire(timeout=seconds)
+    def acquire(self, seconds: float = 0.0) -> Iterator[bool]:
+        """Hold a slot during the block; False when none becomes free within `seconds`."""
+        is_acquired = self._free.acquire(timeout=seconds)
         try:
-            yield has_place
+            yield is_acquired
         finally:
-            if has_place:
-                self._places.release()
+            if is_acquired:
+                self._free.release()
 
 
 class SharedSlots:
-    """Places for so many threads at once, the last of which is for a user who holds none."""
+    """Limits how many threads do something at once; the last slot is for a user without one."""
 
-    def __init__(self, places: int) -> None:
+    def __init__(self, count: int) -> None:
         self._lock = Lock()
-        self._free = places
+        self._free = count
         self._held: Counter[str] = Counter()
 
     @contextmanager
-    def place(self, user_id: str) -> Iterator[bool]:
-        """Hold a place for this user until the end of the block; False when there is none."""
-        has_place = self._take(user_id)
+    def acquire(self, user_id: str) -> Iterator[bool]:
+        """Hold a slot for this user during the block; False when none is free."""
+        is_acquired = self._acquire(user_id)
         try:
-            yield has_place
+            yield is_acquired
         finally:
-            if has_place:
-                self._give_back(user_id)
+            if is_acquired:
+                self._release(user_id)
 
-    def _take(self, user_id: str) -> bool:
+    def _acquire(self, user_id: str) -> bool:
         with self._lock:
-            has_place = self._free > (user_id in self._held)
-            if has_place:
+            is_acquired = self._free > (user_id in self._held)
+            if is_acquired:
                 self._free -= 1
                 self._held[user_id] += 1
-            return has_place
+            return is_acquired
 
-    def _give_back(self, user_id: str) -> None:
+    def _release(self, user_id: str) -> None:
         with self._lock:
             self._free += 1
-            # Leaves out those who hold none.
+            # Subtracting drops a user whose count falls to 0.
             self._held -= Counter([user_id])
 
 
-# Set once, by `begin`; what holds an answer open or works in the background ends then.
+# Set once, by `begin_stop`; streams, long polls and background loops end then.
 stopping = threading.Event()
 _callbacks: list[Callable[[], None]] = []
 
 
 def on_stop(callback: Callable[[], None]) -> None:
-    """Has `callback` called when the process is about to stop, at once if it already is.
+    """Call `callback` when the process begins to stop, or now if it already has.
 
-    It runs between the signal and the stop, so it must be quick: notify, don't work.
+    It delays the stop, so it must be quick: notify, don't work.
     """
     _callbacks.append(callback)
     if stopping.is_set():
@@ -73,9 +91,9 @@ def on_stop(callback: Callable[[], None]) -> None:
 
 
 def begin_stop() -> None:
-    """Sets `event` and makes the calls.
+    """Set `stopping` and run the callbacks of `on_stop`.
 
-    Not for a signal handler: one that interrupted this very call would wait for it for ever.
+    Never call it in a signal handler, which may interrupt this very call and then deadlock.
     """
     stopping.set()
     for callback in _callbacks:

@@ -12,9 +12,11 @@ import pytest
 from flask import Flask
 from sqlalchemy import event
 
+from taskservice import resources
 from taskservice.auth import key_text
 from taskservice.config import Config
 from taskservice.database import timestamps
+from taskservice.database.engine import Database
 from taskservice.services import keys as key_service
 from tests.support.api_client import ApiClient, expect, problem, problem_text
 from tests.support.internals import FITTING_BODIES, PREFIX, filled, rows, rules
@@ -454,7 +456,7 @@ def test_key_is_shown_once(alice: ApiClient) -> None:
 
 def test_mistyped_key_is_refused_without_a_look_up(alice: ApiClient, app: Flask) -> None:
     statements: list[str] = []
-    reader = app.extensions["reader"]
+    reader = resources.find(Database, app).reader
     event.listen(reader, "before_cursor_execute", lambda *call: statements.append(call[2]))
     problem(ApiClient(app, "alice", mistype(alice.key, 20)).get("/user"), 401)
     assert statements == []

@@ -590,7 +590,7 @@ def test_only_some_large_bodies_are_in_work_at_once(
 ) -> None:
     monkeypatch.setattr(request, "LARGE_SECONDS", 0.1)
     task, large = alice.start(), b"line\n" * 300_000
-    with request.large_bodies.place(), request.large_bodies.place():
+    with request.large_bodies.acquire(), request.large_bodies.acquire():
         refused = append_text(alice, task, large)
         assert problem(refused, 503)["code"] == "overloaded"
         assert int(refused.headers["Retry-After"]) > 0

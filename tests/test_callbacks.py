@@ -11,6 +11,8 @@ from flask import Flask
 from sqlalchemy import select, update
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from taskservice import resources
+from taskservice.database.engine import Database
 from taskservice.database.models import Attempt, CallbackSecret, Delivery
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import db
@@ -238,7 +240,12 @@ def test_no_connection_is_held_while_the_receiver_answers(
 
     def count(exchange: Exchange) -> None:
         with app.app_context():
-            held.append((db.engine.pool.checkedout(), app.extensions["reader"].pool.checkedout()))
+            held.append(
+                (
+                    db.engine.pool.checkedout(),
+                    resources.find(Database, app).reader.pool.checkedout(),
+                )
+            )
         play.answer(204)(exchange)
 
     receiver.answer = count

@@ -8,10 +8,11 @@ import pytest
 from flask import Flask
 from sqlalchemy import event, update
 
+from taskservice import resources
 from taskservice.background import timeouts
 from taskservice.background.upkeep import Upkeep
 from taskservice.config import Config
-from taskservice.database.engine import dispose
+from taskservice.database.engine import Database, dispose
 from taskservice.database.models import Delivery
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import reading, transaction
@@ -83,7 +84,7 @@ def _shadow_sqlite(app: Flask) -> SetClock:
 
     dispose(app)
     with app.app_context():
-        engines = (db.engine, app.extensions["reader"])
+        engines = (db.engine, resources.find(Database, app).reader)
     for engine in engines:
         event.listen(engine, "connect", prepare)
     return lambda seconds: ahead.update(seconds=seconds)
@@ -162,14 +163,14 @@ def test_failed_look_at_the_clocks_puts_off_what_depends_on_them(
     with app.app_context():
         upkeep._watch.look()
         dispose(app)
-        app.extensions["reader"].pool._timeout = 0.01
+        resources.find(Database, app).reader.pool._timeout = 0.01
 
     def refuse(*_call: Any) -> None:
         raise sqlite3.OperationalError("as if the database were away")
 
-    event.listen(app.extensions["reader"], "before_cursor_execute", refuse)
+    event.listen(resources.find(Database, app).reader, "before_cursor_execute", refuse)
     upkeep.do_round()
-    event.remove(app.extensions["reader"], "before_cursor_execute", refuse)
+    event.remove(resources.find(Database, app).reader, "before_cursor_execute", refuse)
     assert upkeep._watch.now is None
     assert exists(alice, task)
 

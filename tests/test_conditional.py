@@ -8,6 +8,8 @@ import pytest
 from flask import Flask
 from sqlalchemy import event
 
+from taskservice import resources
+from taskservice.database.engine import Database
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.internals import end_for_silence, rules
 
@@ -178,7 +180,7 @@ def test_if_none_match_lists_what_is_known(
 def test_304_is_found_before_the_log_is_read(alice: ApiClient, app: Flask, task: Task) -> None:
     statements: list[str] = []
     known = etag(alice, task)
-    reader = app.extensions["reader"]
+    reader = resources.find(Database, app).reader
     event.listen(reader, "before_cursor_execute", lambda *call: statements.append(call[2]))
     assert ask_again(alice, task, known).status_code == 304
     assert statements

@@ -15,6 +15,7 @@ from flask import Flask
 from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
 
+from taskservice import resources
 from taskservice.app import create_app
 from taskservice.config import Config
 from taskservice.dashboard import sessions
@@ -135,7 +136,7 @@ def test_every_page_sends_whoever_is_not_signed_in_to_the_sign_in(
 @on_sqlite
 def test_wrong_key_gets_the_sentence_of_the_api(app: Flask, alice: ApiClient) -> None:
     for key in ("", "nonsense", alice.key[:-1] + "x", alice.key.replace("user", "agent")):
-        app.extensions["throttle"] = Throttle()
+        resources.provide(app, Throttle())
         browser = Browser(app)
         response = browser.sign_in(key)
         assert response.status_code == 401

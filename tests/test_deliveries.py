@@ -17,6 +17,7 @@ from sqlalchemy import delete, event, text
 from taskservice import resources
 from taskservice.background.delivery_loop import MAX_SENDING, SENDERS, SLOW_SECONDS
 from taskservice.database import timestamps
+from taskservice.database.engine import Database
 from taskservice.database.models import Task
 from taskservice.database.transactions import transaction
 from taskservice.database.types import database_now
@@ -197,7 +198,7 @@ def test_task_that_is_deleted_between_claim_and_post_is_not_posted(
                 person = ApiClient(app, alice.name, alice.key)
                 expect(pool.submit(person.delete, f"/task/{task['id']}").result(), 200)
 
-    reader = app.extensions["reader"]
+    reader = resources.find(Database, app).reader
     event.listen(reader, "before_cursor_execute", delete_first)
     with looping(app):
         until(lambda: "The task was deleted." in caplog.text)
@@ -708,7 +709,7 @@ def test_redelivery_of_a_task_that_is_being_deleted_is_404(
                 person = ApiClient(app, alice.name, alice.key)
                 expect(pool.submit(person.delete, f"/task/{task['id']}").result(), 200)
 
-    event.listen(app.extensions["reader"], "before_cursor_execute", delete_first)
+    event.listen(resources.find(Database, app).reader, "before_cursor_execute", delete_first)
     problem(alice.post(f"/task/{task['id']}/deliveries"), 404)
     assert deletions
 

@@ -21,10 +21,11 @@ import pytest
 from flask import Flask
 from sqlalchemy import event, insert, select, update
 
+from taskservice import resources
 from taskservice.app import create_app
 from taskservice.config import Config
 from taskservice.database import timestamps
-from taskservice.database.engine import dispose
+from taskservice.database.engine import Database, dispose
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import db
@@ -294,7 +295,9 @@ def test_what_fields_leave_out_is_not_read(
 ) -> None:
     statements: list[str] = []
     event.listen(
-        app.extensions["reader"], "before_cursor_execute", lambda *call: statements.append(call[2])
+        resources.find(Database, app).reader,
+        "before_cursor_execute",
+        lambda *call: statements.append(call[2]),
     )
     for fields, columns in (
         ("id,name,logs", []), ("id,input", ["input"]), ("output", ["output"]),
@@ -320,7 +323,7 @@ def test_task_that_goes_with_its_agent_while_it_is_read_is_left_out(
             expect(other.delete(f"/task/{going.pop()['id']}"), 200)
             expect(other.delete("/agent/translator"), 200)
 
-    event.listen(app.extensions["reader"], "before_cursor_execute", delete_both)
+    event.listen(resources.find(Database, app).reader, "before_cursor_execute", delete_both)
     for path in ("/task?expand=agent", "/task?expand=user", "/task?limit=2&expand=agent"):
         going.append(alice.start("translator"))
         assert [task["id"] for task in expect(alice.get(path), 200)] == [kept["id"]]
@@ -719,7 +722,7 @@ def statements_on_tasks(app: Flask, request: Callable[[], Any]) -> list[Statemen
         if "FROM tasks" in call[2]:
             statements.append((call[2], call[3]))
 
-    reader = app.extensions["reader"]
+    reader = resources.find(Database, app).reader
     event.listen(reader, "before_cursor_execute", note)
     request()
     event.remove(reader, "before_cursor_execute", note)

@@ -12,11 +12,12 @@ import pytest
 from flask import Flask
 from sqlalchemy import event, func, insert, select, update
 
+from taskservice import resources
 from taskservice.app import create_app
 from taskservice.background import vacuum
 from taskservice.background.upkeep import Upkeep
 from taskservice.config import Config
-from taskservice.database.engine import dispose
+from taskservice.database.engine import Database, dispose
 from taskservice.database.models import Attempt, Delivery, Log, LogChunk, LogWriter
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import reading, transaction
@@ -329,7 +330,7 @@ def test_what_is_too_old_is_found_by_index(app: Flask, alice: ApiClient, upkeep:
         if "FROM tasks" in call[2]:
             statements.append((call[2], call[3]))
 
-    reader = app.extensions["reader"]
+    reader = resources.find(Database, app).reader
     event.listen(reader, "before_cursor_execute", note)
     upkeep.do_round()
     event.remove(reader, "before_cursor_execute", note)

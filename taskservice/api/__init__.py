@@ -2,9 +2,10 @@
 
 from flask import Blueprint, Flask, Response, request
 
+from taskservice import resources
 from taskservice.api.agents import agents
 from taskservice.api.deliveries import deliveries
-from taskservice.api.docs import docs
+from taskservice.api.docs import DocumentCache, docs
 from taskservice.api.keys import keys
 from taskservice.api.logs import logs
 from taskservice.api.operations import operations
@@ -48,6 +49,7 @@ def untyped(response: Response) -> Response:
 
 
 def init_app(app: Flask) -> None:
+    resources.provide(app, DocumentCache())
     app.register_blueprint(api)
     app.register_blueprint(operations)
     app.register_blueprint(docs)

@@ -7,6 +7,7 @@ from typing import Any
 from flask import Blueprint, Response, current_app, render_template, request
 from werkzeug.http import generate_etag
 
+from taskservice import resources
 from taskservice.openapi import page
 from taskservice.openapi.document import Object, document
 from taskservice.openapi.operation import JSON
@@ -26,6 +27,10 @@ POLICY = (
     "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
+
+
+class DocumentCache(dict[str, tuple[bytes, str]]):
+    """Name -> the text and its ETag, made at the first request."""
 
 
 @docs.get("/openapi.json")
@@ -85,7 +90,7 @@ def _page() -> bytes:
 
 def _kept(name: str, media_type: str, make: Callable[[], bytes]) -> Response:
     """What is made once and then kept as long as the process lives."""
-    kept = current_app.extensions.setdefault("taskservice.docs", {})
+    kept = resources.find(DocumentCache)
     if name not in kept:
         text = make()
         kept[name] = text, generate_etag(text)

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 
 from flask import Flask
 
+from taskservice import resources
 from taskservice.database.watcher import Watcher
 from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.deliveries import Leased
 from taskservice.services.turns import Room
+from taskservice.webhooks.circuit_breaker import CircuitBreaker
 from taskservice.webhooks.interrupt import Interrupt
 
 logger = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ class DeliveryLoop(threading.Thread):
     def __init__(self, app: Flask) -> None:
         super().__init__(name="deliveries", daemon=True)
         self._app = app
-        self._watcher: Watcher = app.extensions["watcher"]
+        self._watcher = resources.find(Watcher, app)
         self._stopping = threading.Event()
         self._landed = threading.Condition()
         self._in_flight: set[_Sending] = set()
@@ -111,7 +113,7 @@ class DeliveryLoop(threading.Thread):
     def _room(self) -> Room:
         with self._landed:
             hosts = [flight.leased.host for flight in self._in_flight]
-        return Room(hosts, attempts.circuit_breaker().all())
+        return Room(hosts, resources.find(CircuitBreaker).all())
 
     def _send_off(self, leased: Leased) -> None:
         flight = _Sending(leased)

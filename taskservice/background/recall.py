@@ -6,11 +6,12 @@ from sqlalchemy import (
     update,
 )
 
+from taskservice import resources
 from taskservice.background.batches import in_batches
-from taskservice.database import watcher
 from taskservice.database.models import Delivery
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now
+from taskservice.database.watcher import Watcher
 from taskservice.queries.deliveries import is_pending, is_too_far
 
 # How many are made due in one transaction, after the clock was set back.
@@ -29,7 +30,7 @@ def recall() -> None:
         if connection.scalar(_TOO_FAR) is None:
             return
     in_batches(_recall_batch)
-    watcher.watcher().wake()
+    resources.find(Watcher).wake()
 
 
 def _recall_batch() -> bool:

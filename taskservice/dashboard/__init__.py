@@ -2,6 +2,7 @@
 
 from flask import Flask
 
+from taskservice import resources
 from taskservice.dashboard import sessions
 from taskservice.dashboard.agents import agents
 from taskservice.dashboard.keys import keys
@@ -16,7 +17,7 @@ for blueprint in (sign_in, tasks, agents, keys):
 
 def init_app(app: Flask) -> None:
     sessions.init_app(app)
-    app.extensions["throttle"] = Throttle()
+    resources.provide(app, Throttle())
     app.register_blueprint(dashboard)
     for status in (404, 405):
         app.register_error_handler(status, unknown_page)

@@ -2,9 +2,10 @@
 
 from math import ceil
 
-from flask import Blueprint, current_app, flash, g, redirect, request, session
+from flask import Blueprint, flash, g, redirect, request, session
 from werkzeug.wrappers import Response as AnyResponse
 
+from taskservice import resources
 from taskservice.auth.authentication import valid_key
 from taskservice.dashboard import sessions
 from taskservice.dashboard.pages import is_page, page, redirect_to
@@ -41,8 +42,7 @@ def leave() -> AnyResponse:
 
 def _slowed(problem: Problem) -> Problem:
     """What a wrong key gets; a right one enters whatever others at its address have tried."""
-    throttle: Throttle = current_app.extensions["throttle"]
-    wait = ceil(throttle.was_wrong(request.remote_addr or ""))
+    wait = ceil(resources.find(Throttle).was_wrong(request.remote_addr or ""))
     if not wait:
         return problem
     detail = f"Too many wrong keys; try again in {wait} s"

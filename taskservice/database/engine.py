@@ -1,5 +1,6 @@
 """The database: its engines, its types, its clock, and how a write transaction begins."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from flask import Flask
@@ -7,6 +8,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, ExceptionContext, make_url
 from sqlalchemy.exc import OperationalError
 
+from taskservice import resources
 from taskservice.database import statement_timeout
 from taskservice.database.file_watch import DatabaseFiles
 from taskservice.database.types import db
@@ -46,8 +48,17 @@ class EncodingError(Exception):
         )
 
 
+@dataclass(frozen=True)
+class Database:
+    """What an app reads with and, on SQLite, what its writers need; `db.engine` writes."""
+
+    reader: Engine
+    writer_queue: WriterQueue | None = None
+    files: DatabaseFiles | None = None
+
+
 def init_app(app: Flask, url: str | URL, threads: int) -> None:
-    """Give `app` its write engine, its read engine and, on SQLite, its queue of writers."""
+    """Provide the `Database` of `app`, with up to `threads` connections in use at once."""
     address = make_url(url)
     options: dict[str, Any] = {
         **engine_arguments(address),
@@ -70,11 +81,12 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
     reader = create_engine(address, **(options | alone))
     if address.get_backend_name() == "sqlite":
         event.listen(reader, "connect", _prepare_sqlite_reader)
-        app.extensions["writers"] = WriterQueue.of(address)
-        app.extensions["files"] = _watched_files(app, address, reader)
+        files = _watched_files(app, address, reader)
+        database = Database(reader, WriterQueue.of(address), files)
     else:
         _prepare_postgresql(reader)
-    app.extensions["reader"] = reader
+        database = Database(reader)
+    resources.provide(app, database)
 
 
 def _watched_files(app: Flask, address: URL, reader: Engine) -> DatabaseFiles:
@@ -199,6 +211,7 @@ def dispose(app: Flask) -> None:
     """Close all connections of `app`; they may not be open when the process forks."""
     with app.app_context():
         db.engine.dispose()
-    app.extensions["reader"].dispose()
-    if "files" in app.extensions:
-        app.extensions["files"].close()
+    database = resources.find(Database, app)
+    database.reader.dispose()
+    if database.files:
+        database.files.close()

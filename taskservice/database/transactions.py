@@ -5,14 +5,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from flask import current_app
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
-from taskservice.database.engine import BUSY_SECONDS
-from taskservice.database.file_watch import DatabaseFiles
+from taskservice import resources
+from taskservice.database.engine import BUSY_SECONDS, Database
 from taskservice.database.types import database_now, db
-from taskservice.database.writer_queue import WriterQueue
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,14 +24,14 @@ def transaction() -> Iterator[Connection]:
     with writer_turn(), db.engine.begin() as connection:
         yield connection
     # What was just committed counts only if it is where the next start looks for it.
-    files: DatabaseFiles | None = current_app.extensions.get("files")
+    files = resources.find(Database).files
     if files:
         files.check()
 
 
 def has_writer_queue() -> bool:
     """Whether writers come one at a time, as on SQLite."""
-    return "writers" in current_app.extensions
+    return resources.find(Database).writer_queue is not None
 
 
 def writer_turn() -> AbstractContextManager[None]:
@@ -41,14 +39,13 @@ def writer_turn() -> AbstractContextManager[None]:
 
     Raises OperationalError when it does not come in time.
     """
-    writers: WriterQueue | None = current_app.extensions.get("writers")
-    return writers.turn(BUSY_SECONDS) if writers else nullcontext()
+    queue = resources.find(Database).writer_queue
+    return queue.turn(BUSY_SECONDS) if queue else nullcontext()
 
 
 def reading() -> Connection:
     """A connection for reads, each statement on its own; use it in a `with`."""
-    reader: Engine = current_app.extensions["reader"]
-    return reader.connect()
+    return resources.find(Database).reader.connect()
 
 
 def database_moment() -> str:

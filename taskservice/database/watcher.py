@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
-from flask import Flask, current_app
+from flask import Flask
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice import resources
+from taskservice.database.engine import Database
 from taskservice.resources import Slots
 
 logger = logging.getLogger(__name__)
@@ -123,21 +124,14 @@ class Watcher:
             return False
 
 
+class WaitSlots(Slots):
+    """Limits the threads that followers and waits hold, so that ordinary requests stay fast."""
+
+
 def init_app(app: Flask, threads: int) -> None:
-    """Give `app` its watcher, and as many places for those who wait as half of its threads."""
-    app.extensions["watcher"] = Watcher(app.extensions["reader"])
-    app.extensions["places"] = Slots(threads // 2)
-
-
-def watcher() -> Watcher:
-    found: Watcher = current_app.extensions["watcher"]
-    return found
-
-
-def wait_slots() -> Slots:
-    """Who holds a thread for long must have one of these."""
-    found: Slots = current_app.extensions["places"]
-    return found
+    """Provide the watcher of `app`, and wait slots for half of its `threads`."""
+    resources.provide(app, Watcher(resources.find(Database, app).reader))
+    resources.provide(app, WaitSlots(threads // 2))
 
 
 def wait_until(
@@ -152,14 +146,15 @@ def wait_until(
     or when the process stops.
     """
     until = time.monotonic() + seconds
-    with watcher().watching():
+    watcher = resources.find(Watcher)
+    with watcher.watching():
         while True:
-            since = watcher().changes
+            since = watcher.changes
             found = look()
             left = until - time.monotonic()
             if is_enough(found) or left <= 0 or resources.stopping.is_set():
                 return found
-            watcher().wait(since, min(left, TURN_SECONDS))
+            watcher.wait(since, min(left, TURN_SECONDS))
             # Before the next look, which may take something for a client that has gone.
             if not is_wanted():
                 return found

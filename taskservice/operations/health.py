@@ -11,10 +11,11 @@ from tempfile import TemporaryFile
 from threading import Lock, Thread
 from typing import Any, Generic, TypeVar
 
-from flask import Flask, current_app
+from flask import Flask
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from taskservice import resources
 from taskservice.database.models import Delivery
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now, db
@@ -102,16 +103,23 @@ class Question(Generic[T]):
             answer.set_result(found)
 
 
+class UseQuestion(Question[None]):
+    """Whether the database can be read and written."""
+
+
+class MeasureQuestion(Question[list[Metric]]):
+    """What is in the database, as metrics."""
+
+
 def init_app(app: Flask) -> None:
-    app.extensions["usable"] = Question(app, _use)
-    app.extensions["measures"] = Question(app, _measure, REST)
+    resources.provide(app, UseQuestion(app, _use))
+    resources.provide(app, MeasureQuestion(app, _measure, REST))
 
 
 def require_usable() -> None:
     """Raises a Problem, 503, unless the database lets itself be read and written."""
-    question: Question[None] = current_app.extensions["usable"]
     try:
-        question.answer(READY_SECONDS)
+        resources.find(UseQuestion).answer(READY_SECONDS)
     except FAILURES as error:
         logger.error("The database can't be used: %s", getattr(error, "orig", error))
         raise database_unavailable() from None
@@ -119,9 +127,8 @@ def require_usable() -> None:
 
 def measures() -> list[Metric]:
     """What is in the database, as metrics; of one that gives no answer only that it is down."""
-    question: Question[list[Metric]] = current_app.extensions["measures"]
     try:
-        found = question.answer(MEASURE_SECONDS)
+        found = resources.find(MeasureQuestion).answer(MEASURE_SECONDS)
     except FAILURES as error:
         logger.error("The database can't be measured: %s", getattr(error, "orig", error))
         return [_is_up(False)]

@@ -40,16 +40,13 @@ STOP_SECONDS = 0.5
 INTERRUPT_SECONDS = 0.2
 
 
+class FirstAttemptSlots(SharedSlots):
+    """Limits the threads that wait for receivers, so that ordinary requests stay fast."""
+
+
 def init_app(app: Flask) -> None:
-    # The others go on answering, whatever the receivers do.
-    app.extensions["first_attempts"] = SharedSlots(max(1, app.config["THREADS"] // 4))
-    app.extensions["failing_hosts"] = CircuitBreaker()
-
-
-def circuit_breaker() -> CircuitBreaker:
-    """The hosts whose last attempts by this process have failed."""
-    hosts: CircuitBreaker = current_app.extensions["failing_hosts"]
-    return hosts
+    resources.provide(app, FirstAttemptSlots(max(1, app.config["THREADS"] // 4)))
+    resources.provide(app, CircuitBreaker())
 
 
 def first_attempt(leased: Leased | None) -> str:
@@ -62,9 +59,8 @@ def first_attempt(leased: Leased | None) -> str:
     """
     if leased is None:
         return NO_DELIVERY
-    budget: SharedSlots = current_app.extensions["first_attempts"]
-    with budget.place(leased.user_id) as has_place:
-        if has_place and leased.host not in circuit_breaker():
+    with resources.find(FirstAttemptSlots).acquire(leased.user_id) as is_acquired:
+        if is_acquired and leased.host not in resources.find(CircuitBreaker):
             state = _attempt_until_stop(leased)
             if state is not None:
                 return state
@@ -165,7 +161,7 @@ def _note(leased: Leased, outcome: Outcome) -> None:
     """Remember whether its host is well; where nobody was asked, as at a refusal, who knows."""
     is_well = outcome.status_code is not None and (outcome.delivered or outcome.permanent)
     if is_well or not outcome.permanent:
-        circuit_breaker().note(leased.host, has_failed=not is_well)
+        resources.find(CircuitBreaker).note(leased.host, has_failed=not is_well)
 
 
 def _send(leased: Leased, interrupt: Interrupt) -> Outcome:

@@ -20,14 +20,16 @@ from sqlalchemy import (
     update,
 )
 
+from taskservice import resources
 from taskservice.auth.caller import Caller, visible_tasks
 from taskservice.contract.error_codes import DELIVERY_UNDER_WAY, NO_DELIVERY
 from taskservice.contract.terms import CANCELLED, DELIVERED, FAILED, PENDING
-from taskservice.database import timestamps, watcher
+from taskservice.database import timestamps
 from taskservice.database.models import Attempt, Delivery, Identifier, Task
 from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import Timestamp, database_now
+from taskservice.database.watcher import Watcher
 from taskservice.problems import Problem, not_found
 from taskservice.queries.deliveries import LEASE_SECONDS, is_due, is_pending, is_unleased
 from taskservice.services import turns
@@ -217,7 +219,7 @@ def release(leased: Collection[Leased]) -> None:
         with transaction() as connection:
             held = [{"of_delivery_id": each.id, "held_lease": each.lease} for each in leased]
             connection.execute(_RELEASE, held)
-        watcher.watcher().wake()
+        resources.find(Watcher).wake()
 
 
 # --- attempted ---------------------------------------------------------------------------
@@ -267,7 +269,7 @@ def record(leased: Leased, started: str, outcome: Outcome) -> str:
             {"of_delivery_id": leased.id, "held_lease": leased.lease},
         )
     if state == PENDING:
-        watcher.watcher().wake()
+        resources.find(Watcher).wake()
     return state
 
 
@@ -301,7 +303,7 @@ def redeliver(caller: Caller, task_id: str) -> str:
             detail = "The task has no delivery: it still runs, or has no callback"
             raise Problem(409, detail, code=NO_DELIVERY)
         _make_due(connection, newest)
-    watcher.watcher().wake()
+    resources.find(Watcher).wake()
     return newest
 
 
@@ -317,7 +319,7 @@ def redeliver_any(delivery_id: str) -> None:
         if newest != delivery_id:
             raise Problem(409, f"A newer delivery has taken its place: {newest}")
         _make_due(connection, delivery_id)
-    watcher.watcher().wake()
+    resources.find(Watcher).wake()
 
 
 def _make_due(connection: Connection, delivery_id: str) -> None:

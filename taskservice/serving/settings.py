@@ -11,6 +11,7 @@ from gunicorn.glogging import Logger
 from gunicorn.sock import BaseSocket, TCP6Socket, TCPSocket, UnixSocket
 from gunicorn.util import is_ipv6
 
+from taskservice import resources
 from taskservice.background.upkeep import await_loops, start_loops
 from taskservice.config import Config
 from taskservice.operations import metrics
@@ -75,7 +76,7 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
 def use_own_application(worker: Worker) -> None:
     """Where the application is ours, asks it for owners and starts its background loops."""
     app = worker.app.wsgi()
-    if isinstance(app, Flask) and "reader" in app.extensions:
+    if isinstance(app, Flask) and resources.EXTENSION in app.extensions:
         worker.owner_of = partial(owner, app)
         worker.loops = start_loops(app, serves=True)
 

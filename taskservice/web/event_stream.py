@@ -6,9 +6,11 @@ from contextlib import ExitStack
 
 from flask import Response, request, stream_with_context
 
+from taskservice import resources
 from taskservice.auth.authentication import is_key_valid
 from taskservice.contract.error_codes import OVERLOADED
 from taskservice.database import watcher
+from taskservice.database.watcher import WaitSlots
 from taskservice.openapi.operation import EVENTS
 from taskservice.problems import Problem
 from taskservice.web import task_events
@@ -26,7 +28,7 @@ def respond(events: Iterator[Event], is_admitted: Callable[[], bool] = is_key_va
         # An iterator, since an empty text would have a length.
         return Response(iter(()), headers=HEADERS, content_type=EVENTS)
     held = ExitStack()
-    if not held.enter_context(watcher.wait_slots().place()):
+    if not held.enter_context(resources.find(WaitSlots).acquire()):
         headers = {"Retry-After": str(RETRY_SECONDS)}
         raise Problem(503, "Too many follow already", code=OVERLOADED, headers=headers)
     text = stream_with_context(task_events.as_text(_while_heard(events, is_admitted)))

@@ -9,9 +9,11 @@ from flask import after_this_request, request
 from flask.wrappers import Response
 from werkzeug.http import parse_dict_header
 
+from taskservice import resources
 from taskservice.auth.authentication import caller, require_valid_key
 from taskservice.database import watcher
 from taskservice.database.rows import TaskRow
+from taskservice.database.watcher import WaitSlots
 from taskservice.problems import not_found
 from taskservice.queries import tasks as task_queries
 from taskservice.services import claims as claim_service
@@ -80,10 +82,10 @@ def _granted_seconds() -> Iterator[int]:
     if not seconds:
         yield 0
         return
-    with watcher.wait_slots().place() as has_place:
-        if has_place:
+    with resources.find(WaitSlots).acquire() as is_acquired:
+        if is_acquired:
             after_this_request(_applied(seconds))
-        yield seconds if has_place else 0
+        yield seconds if is_acquired else 0
 
 
 def _preferred_seconds() -> int:

@@ -143,7 +143,7 @@ def _received() -> bytes:
 
 def _wait_for_place(size: int) -> None:
     """Wait until few enough other large bodies are in work; raises 503."""
-    if size <= LARGE or g.held.enter_context(large_bodies.place(LARGE_SECONDS)):
+    if size <= LARGE or g.held.enter_context(large_bodies.acquire(LARGE_SECONDS)):
         return
     headers = {"Retry-After": "2"}
     raise Problem(503, "Too many large bodies at once", code=OVERLOADED, headers=headers)

@@ -10,6 +10,7 @@ from taskservice.auth.caller import Caller
 from taskservice.contract.terms import RUNNING
 from taskservice.database import watcher
 from taskservice.database.rows import TaskRow
+from taskservice.database.watcher import Watcher
 from taskservice.queries import logs as log_queries
 from taskservice.queries import task_json
 from taskservice.queries import tasks as task_queries
@@ -48,7 +49,7 @@ def follow(caller: Caller, task_id: str, after: int) -> Iterator[Event]:
     ended. It is over, too, when the task is deleted or the process stops.
     """
     shown: tuple[object, ...] | None = None
-    watch = watcher.watcher()
+    watch = resources.find(Watcher)
     with watch.watching():
         while not resources.stopping.is_set():
             since = watch.changes
