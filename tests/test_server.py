@@ -664,7 +664,7 @@ def test_address_that_can_not_be_had_is_one_line_and_exit_code_1(
 def test_wrong_setting_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     wrong = unready(tmp_path, TASKSERVICE_WORKERS="many")
     assert wrong.process.wait(10) == 2
-    assert wrong.log.startswith("TASKSERVICE_WORKERS: ")
+    assert wrong.log.startswith("taskservice: TASKSERVICE_WORKERS: ")
     assert wrong.log.count("\n") == 1
 
 

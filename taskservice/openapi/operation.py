@@ -23,7 +23,7 @@ class Operation:
     """One operation of the API, under the name that generated clients know it by.
 
     What every operation has in common, or what follows from the rest, is not said here:
-    see `taskservice.openapi.words`.
+    see `taskservice.openapi.components`.
     """
 
     name: str
