@@ -1,7 +1,8 @@
-"""`taskservice listen`: webhooks for a developer whose machine cannot be reached."""
+"""`taskservice listen`: webhooks for a developer, shown here or sent on to a local address."""
 
 import json
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +11,15 @@ from subprocess import Popen
 from typing import Any
 
 import pytest
+import requests
 from standardwebhooks import Webhook
 
+from taskservice.webhooks.signing import new_secret, sign
 from tests.support import receiver as play
 from tests.support.agent_machine import AgentMachine, kill, machine_of
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Received, Receiver
-from tests.support.service import Service
+from tests.support.service import Service, free_port
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +167,105 @@ def test_wrong_use_is_one_line(alice: RemoteClient, machine: AgentMachine) -> No
     narrow = machine.run("listen", "--forward", "http://127.0.0.1:9/")
     assert narrow.returncode == 1
     assert len(narrow.stderr.splitlines()) == 1
+    assert machine.run("listen", "--port", str(free_port())).returncode == 1
+
+
+# --- shown here --------------------------------------------------------------------------
+
+
+@contextmanager
+def receiving(machine: AgentMachine, *options: str) -> Iterator[tuple[Popen[str], str]]:
+    """`listen` without --forward, and the callback that it shows."""
+    port = free_port()
+    process = machine.spawn("listen", "--port", str(port), *options)
+    url = f"http://127.0.0.1:{port}/"
+    assert process.stderr is not None
+    assert f"webhooks to {url} are verified and shown here" in process.stderr.readline()
+    yield process, url
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+def printed(process: Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def test_callback_is_verified_and_shown(alice: RemoteClient, machine: AgentMachine) -> None:
+    with receiving(machine) as (process, url):
+        task = alice.start(name="nächtlich", callback=url)
+        changes = {"status": "complete", "output": {"sum": 15}}
+        ended = alice.request("PATCH", f"/task/{task['id']}", json=changes)
+        assert ended.headers["Callback-Status"] == "delivered"
+        assert printed(process) == (
+            f'{task["id"]} nächtlich: complete {{"sum": 15}}, signature verified\n'
+        )
+        task = alice.start(callback=url)
+        finish(alice, task, status="error", error={"message": "two\nlines"})
+        assert f"{task['id']} " in (line := printed(process))
+        assert "error failed: two" in line
+        assert line.endswith("lines, signature verified\n")
+
+
+def test_callback_is_shown_as_it_came(alice: RemoteClient, machine: AgentMachine) -> None:
+    with receiving(machine, "--json") as (process, url):
+        task = alice.start(callback=url, input={"a": 1.5})
+        finish(alice, task)
+        shown = json.loads(printed(process))
+    assert shown == alice.request("GET", f"/task/{task['id']}").json()
+
+
+def test_callback_is_verified_after_the_secret_was_rotated(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
+    with receiving(machine) as (process, url):
+        alice.request("POST", "/callback-secret").raise_for_status()
+        finish(alice, alice.start(callback=url))
+        assert "signature verified" in printed(process)
+
+
+def test_what_is_not_signed_is_refused_and_not_shown(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
+    with receiving(machine) as (process, url):
+        body = json.dumps({"id": "1", "name": "x", "status": "complete", "output": {}}).encode()
+        signed = sign([new_secret()], "0193", int(time.time()), body)
+        assert requests.post(url, data=body, timeout=10).status_code == 400
+        assert requests.post(url, data=body, headers=signed, timeout=10).status_code == 400
+        assert requests.get(url, timeout=10).status_code == 501
+        assert process.stderr is not None
+        assert "refused a request that is not signed" in process.stderr.readline()
+        # A sender that goes away in the middle does no harm.
+        with socket.create_connection(("127.0.0.1", int(url.split(":")[2].strip("/")))) as half:
+            half.sendall(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nab")
+        task = alice.start(callback=url)
+        finish(alice, task)
+        assert printed(process).startswith(task["id"])
+
+
+def test_callback_waits_while_the_listener_cannot_ask_for_the_secret(tmp_path: Path) -> None:
+    with Service(tmp_path / "data") as service:
+        alice = service.add_user()
+        machine = machine_of(alice, tmp_path / "home")
+        with receiving(machine) as (process, url):
+            service.stop()
+            answer = requests.post(url, data=b"{}", timeout=30)
+            assert answer.status_code == 503
+            assert process.stderr is not None
+            assert "is out of reach" in process.stderr.readline()
+            service.start()
+            finish(alice, alice.start(callback=url))
+            assert "signature verified" in printed(process)
+
+
+def test_port_that_is_taken_is_one_line(machine: AgentMachine) -> None:
+    with Receiver() as taken:
+        port = taken.port
+        result = machine.run("listen", "--port", str(port))
+    assert result.returncode == 1
+    assert f"can't listen on 127.0.0.1:{port}: " in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    both = machine.run("listen", "--forward", "http://127.0.0.1:9/", "--port", "9001")
+    assert both.returncode == 2
+    assert "--forward goes without" in both.stderr

@@ -3,11 +3,12 @@
 import base64
 import json
 import time
+from datetime import UTC, datetime
 
 import pytest
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from taskservice.webhooks.signing import new_secret, sign
+from taskservice.webhooks.signing import is_signed, new_secret, sign
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 BODY = b'{"test": 2432232314}'
@@ -75,3 +76,33 @@ def test_what_is_no_secret_does_not_sign(secrets):
 def test_id_with_a_full_stop_is_refused():
     with pytest.raises(ValueError, match="full stop"):
         sign([SECRET], "0193.1", 1, BODY)
+
+
+def test_standard_library_s_signature_is_verified():
+    moment = datetime.now(UTC)
+    headers = {
+        "webhook-id": "0193",
+        "webhook-timestamp": str(int(moment.timestamp())),
+        "webhook-signature": "v1a,other " + Webhook(SECRET).sign("0193", moment, BODY.decode()),
+    }
+
+    assert is_signed([new_secret(), SECRET], headers, BODY, time.time())
+
+
+@pytest.mark.parametrize("name", ["webhook-id", "webhook-timestamp", "webhook-signature"])
+@pytest.mark.parametrize("value", [None, "", "1", "9" * 5000, "ü", "v1,AAAA"])
+def test_changed_header_is_not_verified(name, value):
+    headers = sign([SECRET], "0193", int(time.time()), BODY)
+
+    assert is_signed([SECRET], headers, BODY, time.time())
+    assert not is_signed([SECRET], headers | {name: value}, BODY, time.time())
+    assert not is_signed([SECRET], headers, BODY + b" ", time.time())
+    assert not is_signed([new_secret()], headers, BODY, time.time())
+
+
+@pytest.mark.parametrize("seconds", [-301, 301])
+def test_old_or_early_signature_is_not_verified(seconds):
+    headers = sign([SECRET], "0193", 1_000_000, BODY)
+
+    assert is_signed([SECRET], headers, BODY, 1_000_000 + seconds // 2)
+    assert not is_signed([SECRET], headers, BODY, 1_000_000 + seconds)

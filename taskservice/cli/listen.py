@@ -1,34 +1,82 @@
-"""`taskservice listen`: webhooks for a developer whose machine cannot be reached."""
+"""`taskservice listen`: webhooks for a developer, shown here or sent on to a local address."""
 
+import json
 import signal
 import sys
+from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
 
 from taskservice.cli.agent_command import the_service
-from taskservice.runner.listener import Listener
-from taskservice.terminal import print_line, remark
+from taskservice.client import Client
+from taskservice.runner.listener import HOST, Listener, Receiver
+from taskservice.terminal import give_up, print_line, remark
+
+DEFAULT_PORT = 9000
 
 
 @click.command("listen")
-@click.option("--forward", required=True, metavar="URL", help="Where to post them.")
-def command(forward: str) -> None:
-    """Post every task that finishes to a local address, as the service would.
+@click.option("--forward", metavar="URL", help="Post every task that finishes to this address.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help=f"Where to listen; {DEFAULT_PORT} by default."
+)
+@click.option("--json", "as_json", is_flag=True, help="The webhooks themselves, one a line.")
+def command(forward: str | None, port: int | None, as_json: bool) -> None:
+    """Receive webhooks on this machine, verify their signatures and print each.
 
-    The webhooks are signed with your own secret. A receiver that does not answer 2xx gets
-    the same one again, with the same webhook-id, a few times.
+    Start a task with the callback http://127.0.0.1:9000/ and wait for its end. The service
+    must be able to reach that address, and TASKSERVICE_CALLBACK_ALLOWED must have `loopback`,
+    as it has with `make run`.
+
+    With --forward nothing needs to reach this machine: the tasks that have finished are asked
+    for, whatever their callback is, and posted to a local address as the service would post
+    them, signed with your own secret. A receiver that does not answer 2xx gets the same
+    webhook again, with the same webhook-id, up to six times.
     """
-    if not _is_url(forward):
+    if forward is not None and (port or as_json):
+        raise click.UsageError("--forward goes without --port and --json.")
+    if forward is not None and not _is_url(forward):
         raise click.BadParameter("must be a URL such as http://127.0.0.1:9000/", param_hint="URL")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     with the_service() as client:
-        listener = Listener(client, forward, print_line)
-        remark(f"tasks that finish now go to {forward}")
         try:
-            listener.listen()
+            if forward is None:
+                _receive(client, port or DEFAULT_PORT, bytes.decode if as_json else _described)
+            else:
+                _forward(client, forward)
         except KeyboardInterrupt:
             sys.exit(0)
+
+
+def _receive(client: Client, port: int, show: Callable[[bytes], str]) -> None:
+    try:
+        receiver = Receiver(client, port, remark)
+    except OSError as error:
+        give_up(f"can't listen on {HOST}:{port}: {error.strerror}; --port names another port")
+    with receiver:
+        remark(f"webhooks to {receiver.url} are verified and shown here")
+        for webhook in receiver.webhooks():
+            print_line(show(webhook))
+
+
+def _forward(client: Client, url: str) -> None:
+    listener = Listener(client, url, print_line)
+    remark(f"tasks that finish now go to {url}")
+    listener.listen()
+
+
+def _described(webhook: bytes) -> str:
+    """A task in one line: which it is, how it ended, and that its signature is right."""
+    task: dict[str, Any] = json.loads(webhook)
+    error = task.get("error")
+    result = (
+        f"{error['type']}: {error['message']}"
+        if error
+        else json.dumps(task["output"], ensure_ascii=False)
+    )
+    return f"{task['id']} {task['name']}: {task['status']} {result}, signature verified"
 
 
 def _is_url(text: str) -> bool:

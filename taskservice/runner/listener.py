@@ -1,9 +1,13 @@
-"""Finds tasks that have finished, and posts them as the service's webhooks would come."""
+"""Webhooks for a developer: received and verified here, or made of what the service has."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from socketserver import TCPServer
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -24,6 +28,9 @@ OVERLAP = timedelta(seconds=60)
 # When a receiver that did not take a webhook gets it again, in seconds after each failure.
 AGAIN_AFTER = (1, 2, 5, 10, 30, 60)
 ATTEMPT_SECONDS = 10.0
+# Where webhooks are received, and how many bytes one may have: over twice what the service sends.
+HOST = "127.0.0.1"
+MAX_WEBHOOK = 16 * 1024 * 1024
 _NAMES = UUID("7d6f0c4e-7b39-4d4e-9a57-0f6c2c6a8f11")
 
 
@@ -37,7 +44,7 @@ class Listener:
         self._seen: dict[str, datetime] = {}
         # Tasks to post: when, and how often that has failed.
         self._due: dict[str, tuple[float, int, str]] = {}
-        self._secret()  # a key that may not read it should fail now
+        _secret(client)  # a key that may not read it should fail now
 
     def listen(self) -> None:
         """Until it is interrupted; a service that is away for a while comes back."""
@@ -81,7 +88,7 @@ class Listener:
         except NotFound:
             del self._due[webhook_id]
             return
-        headers = signing.sign([self._secret()], webhook_id, int(time.time()), text)
+        headers = signing.sign([_secret(self._client)], webhook_id, int(time.time()), text)
         said = _send(self._url, headers, text)
         self._tell(f"{task_id} {task.name}: {said}")
         del self._due[webhook_id]
@@ -89,15 +96,86 @@ class Listener:
             again_at = time.monotonic() + AGAIN_AFTER[failures]
             self._due[webhook_id] = (again_at, failures + 1, task_id)
 
-    def _secret(self) -> str:
-        answer = self._client.connection.call("GET", "/callback-secret", CALLBACK_SECRET)
-        return str(answer.data["secret"])
-
     def _now(self) -> datetime:
         """The service's own time: this machine's may differ."""
         answer = self._client.connection.call("GET", "/user", USER)
         # Where a proxy has taken it away or spoilt it, there is no better time than ours.
         return http_headers.moment(answer.headers.get("Date", "")) or datetime.now(UTC)
+
+
+class Receiver(TCPServer):
+    """Takes webhooks on this machine, one after another, and keeps those that are signed."""
+
+    allow_reuse_address = True
+
+    def __init__(self, client: Client, port: int, tell: Callable[[str], None]) -> None:
+        """Raises TaskServiceError, and OSError for a port that is taken.
+
+        `tell` gets a line for each request that is refused.
+        """
+        self._client, self._tell = client, tell
+        self._received: list[bytes] = []
+        _secret(client)  # a key that may not read it should fail now
+        super().__init__((HOST, port), _Request)
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.server_address[1]}/"
+
+    def webhooks(self) -> Iterator[bytes]:
+        """The body of each webhook that is signed with the user's secret, as it comes."""
+        while True:
+            self.handle_request()
+            while self._received:
+                yield self._received.pop(0)
+
+    def receive(self, headers: Mapping[str, str], body: bytes) -> HTTPStatus:
+        """Keep a webhook that is signed; returns what to answer."""
+        try:
+            # Read each time: it may have been rotated.
+            secret = _secret(self._client)
+        except PASSING as error:
+            self._tell(str(error))
+            return HTTPStatus.SERVICE_UNAVAILABLE
+        if not signing.is_signed([secret], headers, body, time.time()):
+            self._tell("refused a request that is not signed with your callback secret")
+            return HTTPStatus.BAD_REQUEST
+        self._received.append(body)
+        return HTTPStatus.NO_CONTENT
+
+    def handle_error(self, *_: Any) -> None:
+        """A sender that went away is no error of ours; all else is."""
+        if not isinstance(sys.exception(), OSError):
+            raise
+
+
+class _Request(BaseHTTPRequestHandler):
+    server: Receiver
+    timeout = ATTEMPT_SECONDS
+
+    def do_POST(self) -> None:
+        length = self.headers.get("content-length", "")
+        if not (length.isascii() and length.isdigit() and int(length) <= MAX_WEBHOOK):
+            status = HTTPStatus.BAD_REQUEST
+        else:
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            status = self.server.receive(headers, self._body(int(length)))
+        self.send_response(status)
+        self.end_headers()
+
+    def _body(self, length: int) -> bytes:
+        body = self.rfile.read(length)
+        if len(body) < length:
+            raise ConnectionError("The sender went away")
+        return body
+
+    def log_message(self, *_: Any) -> None:
+        """Only what was received is shown."""
+
+
+def _secret(client: Client) -> str:
+    answer = client.connection.call("GET", "/callback-secret", CALLBACK_SECRET)
+    return str(answer.data["secret"])
 
 
 def webhook_body(task: Mapping[str, Any], lines: Sequence[str]) -> bytes:
