@@ -141,7 +141,9 @@ class Config:
         10.0, _seconds(0.1, 30), "Seconds that one attempt of a callback may last in all."
     )
     TASK_TIMEOUT: float = _setting(
-        86_400.0, _seconds(0, 31_536_000), "Seconds that a claimed task may stay silent; 0: ever."
+        86_400.0,
+        _seconds(0, 31_536_000),
+        "Seconds that a claimed task may stay silent; 0: no limit.",
     )
     RETENTION_DAYS: float = _setting(0.0, _days, "Days that a finished task is kept; 0: for good.")
     LOG_RETENTION_DAYS: float = _setting(
@@ -207,7 +209,7 @@ def unknown_names(environ: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def documented() -> list[tuple[str, str, str]]:
-    """(name, default, help) of each setting, for the README and the commands' help."""
+    """(name, default, help) of each setting, for docs/operations.md and the commands' help."""
     rows = []
     for setting in fields(Config):
         default = "" if setting.default is MISSING else setting.default

@@ -23,6 +23,7 @@ from taskservice.webhooks import connection
 from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient, add_user
 from tests.support.certificates import Authority
+from tests.support.documents import Terminal
 from tests.support.receiver import Receiver
 from tests.support.service import Service
 
@@ -168,6 +169,15 @@ def bob(app: Flask) -> ApiClient:
 def receiver() -> Iterator[Receiver]:
     with Receiver() as receiver:
         yield receiver
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Terminal]:
+    """A shell, as those who read the documents have it."""
+    if shutil.which("curl") is None:
+        needs("curl", "there is no curl on the path")
+    with Terminal(tmp_path) as terminal:
+        yield terminal
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ import pytest
 
 from tests.conftest import needs
 from tests.support.agent_machine import eventually, kill, machine_of, tasks, the_task
+from tests.support.documents import ROOT
 from tests.support.receiver import Receiver
 from tests.support.service import Service
-from tests.test_readme import ROOT
 
 LINES = int(os.environ.get("AGENT_LINES", "20000"))
 KILLS = int(os.environ.get("AGENT_KILLS", "3"))

@@ -9,7 +9,7 @@ from flask import Flask
 
 from taskservice.contract.error_codes import CODES
 from tests.support.api_client import ApiClient, problem
-from tests.test_readme import README, ROOT
+from tests.support.documents import ROOT, table
 
 # --- 422 ---------------------------------------------------------------------------------
 
@@ -128,6 +128,5 @@ def test_document_lists_every_code(app: Flask) -> None:
 
 
 def test_table_of_codes_is_the_codes() -> None:
-    section = README.split("\n### Errors\n")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (.*) \|$", section, re.MULTILINE)
-    assert rows == [(name, str(status), meaning) for name, (status, meaning) in CODES.items()]
+    codes = [[f"`{name}`", str(status), meaning] for name, (status, meaning) in CODES.items()]
+    assert table("docs/api.md", "## Errors") == codes

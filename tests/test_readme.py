@@ -1,10 +1,7 @@
-"""The README: its session runs as printed, and its tables say what the code says."""
+"""The documents: sessions run as printed, tables say what the code says, links lead somewhere."""
 
 import os
 import re
-import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -16,86 +13,69 @@ import pytest
 from flask import Flask
 
 from taskservice import cli, config
-from tests.conftest import needs
+from taskservice.services.deliveries import JITTER, SCHEDULE
 from tests.support.api_client import RemoteClient
+from tests.support.documents import (
+    DOCUMENTS,
+    ROOT,
+    Terminal,
+    anchors,
+    blocks,
+    command_lines,
+    install_commands,
+    links,
+    paths,
+    section,
+    table,
+)
 from tests.support.internals import is_page
 from tests.support.service import Service, free_port
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = "README.md"
+# What looks like a path and is none of ours.
+NO_PATHS = ("text/", "application/", "receiver/")
 
-
-def blocks(mark: str) -> list[str]:
-    """The code blocks that follow this mark, in their order."""
-    pattern = rf"<!-- {re.escape(mark)} -->\n```\w+\n(.*?)```"
-    return re.findall(pattern, README, re.DOTALL)
-
-
-def table_column(heading: str) -> list[str]:
-    """The first column of the first table below a heading, without its head."""
-    section = README.split(f"\n{heading}\n")[1]
-    rows = [line for line in section.splitlines() if line.startswith("|")]
-    end = next((n for n, line in enumerate(section.splitlines()) if line.startswith("#")), None)
-    rows = [line for line in section.splitlines()[:end] if line.startswith("|")]
-    return [row.split("|")[1].strip() for row in rows[2:]]
-
-
-class Terminal:
-    """A shell that is typed into, block by block, as a person would."""
-
-    def __init__(self, folder: Path) -> None:
-        self._transcript = folder / "transcript"
-        with open(self._transcript, "wb") as out:
-            self._shell = subprocess.Popen(
-                ["sh"], cwd=folder, stdin=subprocess.PIPE, stdout=out, stderr=out,
-                start_new_session=True,
-            )  # fmt: skip
-
-    def type(self, text: str) -> None:
-        assert self._shell.stdin is not None
-        self._shell.stdin.write(text.encode() + b"\n")
-        self._shell.stdin.flush()
-
-    @property
-    def screen(self) -> str:
-        return self._transcript.read_text()
-
-    def wait_for(self, text: str, seconds: float = 90) -> None:
-        until = time.monotonic() + seconds
-        while text not in self.screen:
-            assert time.monotonic() < until, self.screen
-            time.sleep(0.05)
-
-    def run(self, text: str) -> str:
-        """Type a block, wait until it is done, and return what it printed."""
-        before, mark = len(self.screen), f"done {time.monotonic_ns()}"
-        self.type(f"{text}\necho\necho {mark!r}")
-        self.wait_for(mark)
-        return self.screen[before:].replace(mark, "").strip()
-
-    def close(self) -> None:
-
-        assert self._shell.stdin is not None
-        self._shell.stdin.close()
-        os.killpg(self._shell.pid, signal.SIGTERM)
-        self._shell.wait(timeout=10)
-
-
-@pytest.fixture
-def terminal(tmp_path: Path) -> Iterator[Terminal]:
-    if shutil.which("curl") is None:
-        needs("curl", "the README's session is written with it")
-    terminal = Terminal(tmp_path)
-    yield terminal
-    terminal.close()
+# --- sessions ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_session_runs_as_printed(service: Service, terminal: Terminal, tmp_path: Path) -> None:
+def test_first_session_shows_callbacks(
+    service: Service, terminal: Terminal, tmp_path: Path
+) -> None:
+    key = str(service.add_user().session.headers["apikey"])
+    (listen,) = blocks(README, "session: listen")
+    (run,) = blocks(README, "session: run")
+    (printed,) = blocks(README, "session: printed")
+    folder = install_commands(tmp_path / ".venv" / "bin")
+    path, state = f"export PATH={folder}:$PATH PYTHONPATH={ROOT}", f"XDG_STATE_HOME={tmp_path}"
+    (folder / "activate").write_text(f"{path} {state}\n")
+    # Only what differs from machine to machine: the address, the key, and the port.
+    activate, url, key_line, command = listen.splitlines()
+    assert url == "export TASKSERVICE_URL=http://127.0.0.1:8000"
+    assert key_line == "export TASKSERVICE_APIKEY=tsk_user_..."
+    first_lines = (
+        f"{activate}\nexport TASKSERVICE_URL={service.url}\nexport TASKSERVICE_APIKEY={key}"
+    )
+    port = str(free_port())
+    terminal.type(f"{first_lines}\n{command} --port {port}")
+    terminal.wait_for("are verified and shown here")
+    with Terminal(tmp_path, "third") as third:
+        third.run(first_lines)
+        assert '1\n2\n3\n4\n5\n{"sum": 15}' in third.run(run.replace("9000", port))
+    lines = printed.splitlines()
+    terminal.wait_for(lines[-1])
+    shown = re.findall(r"^[0-9a-f-]{36} (.*)$", terminal.screen, re.MULTILINE)
+    assert shown == lines
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_session_with_curl_runs_as_printed(
+    service: Service, terminal: Terminal, tmp_path: Path
+) -> None:
     alice = service.add_user()
-    variables, install, register, work, delete = blocks("session")
-    (receiver,) = blocks("receiver.py")
-    (watch,) = blocks("watch")
+    variables, install, register, work, delete = blocks("docs/callbacks.md", "session")
+    (receiver,) = blocks("docs/callbacks.md", "receiver.py")
+    (watch,) = blocks("docs/callbacks.md", "watch")
     port = str(free_port())
     (tmp_path / "receiver.py").write_text(receiver.replace("9000", port))
     # Only what differs from machine to machine: the key, and the ports.
@@ -118,7 +98,7 @@ def test_session_runs_as_printed(service: Service, terminal: Terminal, tmp_path:
 def installation(block: str, folder: Path) -> str:
     """The block that installs and starts the receiver; CI takes it as printed.
 
-    A machine may have no network, and the tests' own environment has the package already.
+    A laptop may have no network, and the tests' own environment has the package already.
     """
     if os.environ.get("CI"):
         return block
@@ -143,10 +123,13 @@ def wait_for_line(person: RemoteClient, task_id: str, number: int) -> list[str]:
     raise AssertionError(f"Line {number} did not arrive in time")
 
 
-def test_table_of_the_api_is_the_routes(app: Flask) -> None:
+# --- tables ------------------------------------------------------------------------------
+
+
+def test_table_of_routes_is_the_routes(app: Flask) -> None:
     documented = set()
-    for row in table_column("## The API"):
-        methods, _, path = row.rpartition(" ")
+    for row in table("docs/api.md", "## Routes"):
+        methods, _, path = row[0].rpartition(" ")
         documented |= {(method, path.strip("`")) for method in methods.split(", ")}
     routes = {
         (method, re.sub(r"<(?:\w+:)?(\w+)_id>", r"{\1Id}", rule.rule))
@@ -158,34 +141,32 @@ def test_table_of_the_api_is_the_routes(app: Flask) -> None:
 
 
 def test_table_of_settings_is_the_settings() -> None:
-    rows = re.findall(r"^\| `(TASKSERVICE_\w+)` \| (?:`(.*?)`)? ?\| (.*) \|$", README, re.MULTILINE)
+    rows = [
+        (name.strip("`"), default.strip("`"), help)
+        for name, default, help in table("docs/operations.md", "## Settings")
+    ]
     assert rows == config.documented()
 
 
-def test_table_of_commands_is_the_commands() -> None:
-    def paths(command: click.Command, prefix: str) -> Iterator[str]:
+def test_tables_of_commands_are_the_commands() -> None:
+    def spelled(command: click.Command, prefix: str) -> Iterator[str]:
         if isinstance(command, click.Group):
             context = click.Context(command)
             for name in command.list_commands(context):
                 inner = command.get_command(context, name)
                 assert inner is not None
-                yield from paths(inner, f"{prefix} {name}")
+                yield from spelled(inner, f"{prefix} {name}")
         else:
             arguments = [p.make_metavar(click.Context(command)) for p in command.params
                          if isinstance(p, click.Argument)]  # fmt: skip
             yield " ".join([prefix, *arguments])
 
-    # Two tables: on the server, and on the agent's side.
-    rows = [row for row in table_column("## Commands") if row.startswith("`")]
-    documented = {row.strip("`") for row in rows}
-    assert documented == set(paths(cli.main, "taskservice"))
-
-
-def test_layout_names_every_module() -> None:
-    documented = re.findall(r"`(\w+)(?:\.py|/)`", "\n".join(table_column("### Layout")))
-    there = {path.stem for path in (ROOT / "taskservice").iterdir()
-             if path.suffix == ".py" or (path.is_dir() and path.name != "__pycache__")}  # fmt: skip
-    assert set(documented) == there - {"__main__"}
+    documented = [
+        row[0].strip("`")
+        for name in ("docs/operations.md", "docs/agent-side.md")
+        for row in table(name, "## Commands")
+    ]
+    assert sorted(documented) == sorted(spelled(cli.main, "taskservice"))
 
 
 def test_every_dependency_has_its_reason() -> None:
@@ -193,12 +174,69 @@ def test_every_dependency_has_its_reason() -> None:
     setup.read(ROOT / "setup.cfg")
     lists = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
     named = {re.split(r"[\[ ]", line)[0] for text in lists for line in text.split("\n") if line}
-    reasons = re.findall(r"[\w-]+", " ".join(table_column("### Dependencies")))
-    assert named <= set(reasons)
+    cells = [row[0] for row in table("docs/decisions.md", "## Dependencies")]
+    assert named <= set(re.findall(r"[\w-]+", " ".join(cells)))
+
+
+def test_documented_retry_schedule_is_the_schedule() -> None:
+    def spoken(seconds: int) -> str:
+        size, unit = next(u for u in ((3600, "h"), (60, "min"), (1, "s")) if seconds % u[0] == 0)
+        return f"{seconds // size} {unit}"
+
+    *others, last = map(spoken, SCHEDULE)
+    text = " ".join(section("docs/callbacks.md", "## Attempts").split())
+    documented = f"after {', '.join(others)} and {last}, each plus or minus {JITTER * 100:g} %."
+    assert documented in text
+
+
+# --- names and links ---------------------------------------------------------------------
+
+
+def test_readme_is_short_and_leads_to_every_document() -> None:
+    assert len(DOCUMENTS[README].splitlines()) <= 200
+    assert set(DOCUMENTS) - {README} <= set(links(README))
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_link_leads_somewhere(name: str) -> None:
+    for link in links(name):
+        path, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(str(target.resolve().relative_to(ROOT))), link
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_file_that_is_named_is_there(name: str) -> None:
+    """In the architecture, paths begin inside the package."""
+    for path in paths(name):
+        if not path.startswith(NO_PATHS) and "NAME" not in path:
+            assert (ROOT / path).exists() or (ROOT / "taskservice" / path).exists(), path
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_command_that_is_named_is_there(name: str) -> None:
+    for words in command_lines(name):
+        command: click.Command = cli.main
+        for word in words.split():
+            if isinstance(command, click.Group):
+                inner = command.get_command(click.Context(command), word)
+                assert inner is not None, f"taskservice {words}"
+                command = inner
 
 
 def test_every_proof_that_is_named_is_there() -> None:
-    named = re.findall(r"(tests/\w+\.py)(?:::(\w+))?", README)
+    named = re.findall(r"(tests/\w+\.py)(?:::(\w+))?", section("docs/callbacks.md", "# Callbacks"))
     assert len(named) > 10
-    for path, name in named:
-        assert f"def {name}" in (ROOT / path).read_text(), f"{path}::{name}"
+    for path, test in named:
+        assert f"def {test}" in (ROOT / path).read_text(), f"{path}::{test}"
+
+
+def test_make_targets_that_are_named_are_there() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for name, text in DOCUMENTS.items():
+        named = re.findall(r"(?:`|^| {4})make ([a-z-]+)", text, re.MULTILINE)
+        assert set(named) <= targets, name

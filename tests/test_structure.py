@@ -5,16 +5,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.test_readme import README, ROOT
+from tests.support.documents import ROOT, table
 
 PACKAGE = ROOT / "taskservice"
 
 
 def order() -> list[str]:
-    """The modules as the README's layout has them, top to bottom."""
-    section = README.split("\n### Layout\n")[1].split("\n### ")[0]
-    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
-    return [name for row in rows for name in re.findall(r"`(\w+)(?:\.py|/)`", row)]
+    """The rooms as docs/architecture.md has them, top to bottom."""
+    cells = [row[0] for row in table("docs/architecture.md", "## The rooms")]
+    return [name for cell in cells for name in re.findall(r"`(\w+)(?:\.py|/)`", cell)]
 
 
 def top(module: str) -> str | None:
@@ -60,6 +59,12 @@ def test_modules_import_only_from_those_above() -> None:
             if other in rank and other != own and rank[other] > rank[own]:
                 wrong.append(f"{path.relative_to(ROOT)} imports {module}")
     assert wrong == []
+
+
+def test_table_of_rooms_names_every_room() -> None:
+    there = {path.stem for path in PACKAGE.iterdir()
+             if path.suffix == ".py" or (path.is_dir() and path.name != "__pycache__")}  # fmt: skip
+    assert set(order()) == there - {"__main__"}
 
 
 def test_modules_import_one_another_in_no_circle() -> None:

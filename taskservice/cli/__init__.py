@@ -40,5 +40,5 @@ class _CommandsOnDemand(click.Group):
 def main() -> None:
     """Keeps the results of agents: tasks, their logs, and signed callbacks.
 
-    Settings come from the environment, as TASKSERVICE_...; the README lists them.
+    Settings come from the environment, as TASKSERVICE_...; docs/operations.md lists them.
     """

@@ -17,11 +17,9 @@ from taskservice.client import Client, NotFound
 from taskservice.client.answers import CALLBACK_SECRET, USER
 from taskservice.client.errors import PASSING
 from taskservice.contract import http_headers
+from taskservice.contract.terms import WEBHOOK_LINES, WEBHOOK_LOG_BYTES
 from taskservice.webhooks import signing
 
-# What a webhook has of a log (contract, section 5).
-WEBHOOK_LINES = 1_000
-WEBHOOK_LOG_BYTES = 256 * 1024
 POLL_SECONDS = 1.0
 # A task that ended earlier may become visible later than another, by a little.
 OVERLAP = timedelta(seconds=60)

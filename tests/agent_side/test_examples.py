@@ -1,4 +1,4 @@
-"""The examples run, and so do the README's blocks about the agent's side, as printed."""
+"""The examples run, and so do the blocks of docs/agent-side.md, as printed."""
 
 import json
 import signal
@@ -10,13 +10,12 @@ import pytest
 
 from tests.support.agent_machine import AgentMachine, eventually, tasks, the_task
 from tests.support.api_client import RemoteClient
+from tests.support.documents import ROOT, Terminal, blocks, install_commands
 from tests.support.receiver import Receiver
 from tests.support.service import free_port
-from tests.test_readme import ROOT, Terminal, blocks, terminal
-
-__all__ = ["terminal"]  # a fixture
 
 EXAMPLES = ROOT / "examples"
+DOCUMENT = "docs/agent-side.md"
 
 
 def python(machine: AgentMachine, *arguments: str) -> None:
@@ -98,18 +97,13 @@ def test_receiver_takes_only_what_is_signed(alice: RemoteClient, machine: AgentM
     assert printed.splitlines()[-1] == "counter complete {'sum': 15}"
 
 
-# --- the README --------------------------------------------------------------------------
+# --- the document ------------------------------------------------------------------------
 
 
 @pytest.fixture
 def agents_terminal(terminal: Terminal, machine: AgentMachine, tmp_path: Path) -> Terminal:
     """A terminal on the agent's machine, where `taskservice` and `python` are installed."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name, command in (("taskservice", "-m taskservice"), ("python", "")):
-        path = folder / name
-        path.write_text(f'#!/bin/sh\nexec {sys.executable} {command} "$@"\n')
-        path.chmod(0o755)
+    folder = install_commands(tmp_path / "bin")
     terminal.run(
         f"export PATH={folder}:$PATH PYTHONPATH={ROOT} XDG_STATE_HOME={tmp_path}\n"
         f"export TASKSERVICE_URL={machine.url} TASKSERVICE_APIKEY={machine.key}"
@@ -117,18 +111,18 @@ def agents_terminal(terminal: Terminal, machine: AgentMachine, tmp_path: Path) -
     return terminal
 
 
-def test_readme_shell_agent(alice: RemoteClient, agents_terminal: Terminal) -> None:
-    (block,) = blocks("agent: shell")
+def test_documented_shell_agent(alice: RemoteClient, agents_terminal: Terminal) -> None:
+    (block,) = blocks(DOCUMENT, "agent: shell")
     agents_terminal.run(block)
     task = the_task(alice)
     assert task["logs"] == ["line 1", "line 2", "line 3", '{"sum": 6}']
     assert (task["status"], task["output"]) == ("complete", {"sum": 6})
 
 
-def test_readme_python_agent(
+def test_documented_python_agent(
     alice: RemoteClient, agents_terminal: Terminal, tmp_path: Path
 ) -> None:
-    (block,) = blocks("agent.py")
+    (block,) = blocks(DOCUMENT, "agent.py")
     (tmp_path / "agent.py").write_text(block)
     agents_terminal.run("python agent.py")
     task = the_task(alice)
@@ -136,10 +130,10 @@ def test_readme_python_agent(
     assert (task["status"], task["output"]) == ("complete", {"sum": 6})
 
 
-def test_readme_program_below_run(
+def test_documented_program_below_run(
     alice: RemoteClient, agents_terminal: Terminal, tmp_path: Path
 ) -> None:
-    (block,) = blocks("program.py")
+    (block,) = blocks(DOCUMENT, "program.py")
     (tmp_path / "program.py").write_text(block)
     agents_terminal.run("taskservice run --agent counter -- python program.py")
     task = the_task(alice)
@@ -147,19 +141,19 @@ def test_readme_program_below_run(
     assert (task["status"], task["output"]) == ("complete", {"share": 0.5})
 
 
-def test_readme_curl_agent(alice: RemoteClient, agents_terminal: Terminal) -> None:
-    (block,) = blocks("agent: curl")
+def test_documented_curl_agent(alice: RemoteClient, agents_terminal: Terminal) -> None:
+    (block,) = blocks(DOCUMENT, "agent: curl")
     agents_terminal.run(block)
     task = the_task(alice)
     assert (task["name"], task["logs"]) == ("from curl", ["line 1", "line 2", "line 3"])
     assert (task["status"], task["output"]) == ("complete", {"sum": 6})
 
 
-def test_readme_worker_session(
+def test_documented_worker_session(
     alice: RemoteClient, agents_terminal: Terminal, machine: AgentMachine
 ) -> None:
-    (work,) = blocks("worker")
-    (start,) = blocks("worker: start")
+    (work,) = blocks(DOCUMENT, "worker")
+    (start,) = blocks(DOCUMENT, "worker: start")
     with Receiver() as receiver:
         alice.request("PUT", "/agent/word-count").raise_for_status()
         agents_terminal.run(f"{work}\nWORKER=$!")

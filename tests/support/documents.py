@@ -1,0 +1,132 @@
+"""README.md and docs/ as tests read them: their blocks, tables and links, and a terminal."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+ROOT = Path(__file__).parent.parent.parent
+# Every document of the repository, by its path.
+DOCUMENTS = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+}
+
+_FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+
+
+def blocks(name: str, mark: str) -> list[str]:
+    """The code blocks of a document that follow this mark, in their order."""
+    pattern = rf"<!-- {re.escape(mark)} -->\n```\w+\n(.*?)```"
+    return re.findall(pattern, DOCUMENTS[name], re.DOTALL)
+
+
+def section(name: str, heading: str) -> str:
+    """What stands below a heading, up to the next one of its level or a higher one."""
+    level = len(heading) - len(heading.lstrip("#"))
+    _, _, rest = f"\n{DOCUMENTS[name]}".partition(f"\n{heading}\n")
+    assert rest, f"{name} has no {heading}"
+    return re.split(rf"^#{{1,{level}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def table(name: str, heading: str) -> list[list[str]]:
+    """The rows of the first table below a heading, without its head."""
+    lines = section(name, heading).splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("|"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+    return rows
+
+
+def prose(name: str) -> str:
+    """A document without its code blocks."""
+    return _FENCE.sub("", DOCUMENTS[name])
+
+
+def command_lines(name: str) -> list[str]:
+    """The words of each `taskservice ...` in a document, up to its arguments."""
+    code = "".join(_FENCE.findall(DOCUMENTS[name]))
+    shown = re.findall(r"^taskservice ([a-z][a-z ]*)", code, re.MULTILINE)
+    return shown + re.findall(r"`taskservice ([a-z][a-z ]*)", prose(name))
+
+
+def links(name: str) -> list[str]:
+    return _LINK.findall(prose(name))
+
+
+def anchors(name: str) -> set[str]:
+    """What a link into a document may name, as forges make it of the headings."""
+    texts = (text.lower().replace("`", "") for text in _HEADING.findall(prose(name)))
+    return {re.sub(r"[^\w\- ]", "", text).replace(" ", "-") for text in texts}
+
+
+class Terminal:
+    """A shell that is typed into, block by block, as a person would; ended by `with`."""
+
+    def __init__(self, folder: Path, name: str = "transcript") -> None:
+        self._transcript = folder / name
+        with open(self._transcript, "wb") as out:
+            self._shell = subprocess.Popen(
+                ["sh"], cwd=folder, stdin=subprocess.PIPE, stdout=out, stderr=out,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def __enter__(self) -> "Terminal":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._shell.stdin is not None
+        self._shell.stdin.close()
+        os.killpg(self._shell.pid, signal.SIGTERM)
+        self._shell.wait(timeout=10)
+
+    def type(self, text: str) -> None:
+        assert self._shell.stdin is not None
+        self._shell.stdin.write(text.encode() + b"\n")
+        self._shell.stdin.flush()
+
+    @property
+    def screen(self) -> str:
+        return self._transcript.read_text()
+
+    def wait_for(self, text: str, seconds: float = 90) -> None:
+        until = time.monotonic() + seconds
+        while text not in self.screen:
+            assert time.monotonic() < until, self.screen
+            time.sleep(0.05)
+
+    def run(self, text: str) -> str:
+        """Type a block, wait until it is done, and return what it printed."""
+        before, mark = len(self.screen), f"done {time.monotonic_ns()}"
+        self.type(f"{text}\necho\necho {mark!r}")
+        self.wait_for(mark)
+        return self.screen[before:].replace(mark, "").strip()
+
+
+def install_commands(folder: Path) -> Path:
+    """A folder with `taskservice` and `python` as an installation has them, for the path."""
+    folder.mkdir(parents=True)
+    for name, command in (("taskservice", "-m taskservice"), ("python", "")):
+        path = folder / name
+        path.write_text(f'#!/bin/sh\nexec {sys.executable} {command} "$@"\n')
+        path.chmod(0o755)
+    return folder
+
+
+def paths(name: str) -> list[str]:
+    """Each `path/like.this` in the prose of a document."""
+    return re.findall(r"`((?:[A-Za-z._][\w.-]*/)+[\w.-]*)`", prose(name))
