@@ -25,8 +25,9 @@ $(VENV)/installed: requirements.txt setup.cfg pyproject.toml
 run: install ## Install, make a first user, and serve on 127.0.0.1:8000
 	@$(BIN)/taskservice user list --json 2>/dev/null | grep -q . || { \
 		key=$$($(BIN)/taskservice user add $(USER_NAME)) && \
-		echo "The API key of user $(USER_NAME), shown this once: $$key" && \
-		echo "Try, while this runs:" && \
+		echo "Open http://127.0.0.1:8000 and sign in with this key, which is shown this once:" && \
+		echo "  $$key" && \
+		echo "Or try, while this runs:" && \
 		echo "  curl -H 'apikey: $$key' http://127.0.0.1:8000/api/v1/user"; }
 	@TASKSERVICE_BIND=127.0.0.1:8000 \
 		TASKSERVICE_CALLBACK_ALLOWED=$${TASKSERVICE_CALLBACK_ALLOWED:-external,loopback} \
