@@ -11,11 +11,12 @@ from sqlalchemy.exc import DBAPIError, OperationalError, TimeoutError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from taskservice.contract import error_codes
+from taskservice.contract.terms import PROBLEM_TYPE
 from taskservice.schemas import strict_json
 
 logger = logging.getLogger(__name__)
 
-MEDIA_TYPE = "application/problem+json"
+
 RETRY_SECONDS = 2
 # PostgreSQL's codes for what will pass: no connection, read-only, out of room or memory, a
 # lock that did not come, an operator who intervened.
@@ -74,7 +75,7 @@ def database_unavailable() -> Problem:
 
 
 def respond(problem: Problem) -> Response:
-    response = Response(body(problem, g.request_id), problem.status, mimetype=MEDIA_TYPE)
+    response = Response(body(problem, g.request_id), problem.status, mimetype=PROBLEM_TYPE)
     response.headers.update(problem.headers)
     return response
 

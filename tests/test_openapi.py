@@ -17,10 +17,10 @@ import requests
 from flask import Flask
 from openapi_spec_validator import validate
 
+from taskservice.contract.terms import API_PREFIX
 from taskservice.openapi.components import ALWAYS_REFUSED
 from taskservice.openapi.document import openapi_path
 from taskservice.openapi.page import resolved
-from taskservice.web.request import PREFIX
 from tests.support import conformance
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.conformance import validator
@@ -99,7 +99,7 @@ def test_every_operation_has_its_errors(document: Object) -> None:
         statuses = operation["responses"].keys()
         told = f"{method} {path}"
         assert statuses >= {str(status) for status in ALWAYS_REFUSED}, told
-        assert ("401" in statuses) == path.startswith(PREFIX), told
+        assert ("401" in statuses) == path.startswith(API_PREFIX), told
         assert ("404" in statuses) == ("{" in path), told
         assert ("415" in statuses) == ("requestBody" in operation), told
         for status, reference in operation["responses"].items():
@@ -116,7 +116,7 @@ def test_only_what_needs_no_key_says_so(document: Object) -> None:
     key = document["components"]["securitySchemes"]["apikey"]
     assert key == {"type": "apiKey", "in": "header", "name": "apikey"}
     for _, path, operation in operations(document):
-        assert (operation.get("security") == []) == (not path.startswith(PREFIX))
+        assert (operation.get("security") == []) == (not path.startswith(API_PREFIX))
 
 
 def test_where_unknown_fields_are_refused_the_schema_says_so(document: Object) -> None:
@@ -164,7 +164,7 @@ def test_example_requests_are_answered_as_documented(
 ) -> None:
     for method, path, operation in operations(document):
         bodies = operation.get("requestBody", {}).get("content", {None: {"example": ""}})
-        for kind, body in bodies.items() if path.startswith(PREFIX) else ():
+        for kind, body in bodies.items() if path.startswith(API_PREFIX) else ():
             name = f"{operation['operationId']} {kind}"
             with subtests.test(name):
                 example = body["example"]
@@ -188,7 +188,7 @@ def path_for(person: ApiClient, path: str) -> str:
             person.report(task, status="complete")
     if "{keyId}" in path:
         values["keyId"] = expect(person.post("/key", json={"name": "another"}), 201)["id"]
-    return path.removeprefix(PREFIX).format(**values)
+    return path.removeprefix(API_PREFIX).format(**values)
 
 
 # --- the comparison that all other tests make --------------------------------------------
@@ -211,9 +211,9 @@ def task(alice: ApiClient) -> Object:
 
 def test_answer_as_documented_is_fit(task: Object) -> None:
     part = answer(200, {"id": task["id"]})
-    conformance.check("GET", f"{PREFIX}/task/{task['id']}?fields=id", part)
-    conformance.check("GET", f"{PREFIX}/task", answer(200, [task]))
-    conformance.check("POST", f"{PREFIX}/task", answer(201, task, Location="task/7"))
+    conformance.check("GET", f"{API_PREFIX}/task/{task['id']}?fields=id", part)
+    conformance.check("GET", f"{API_PREFIX}/task", answer(200, [task]))
+    conformance.check("POST", f"{API_PREFIX}/task", answer(201, task, Location="task/7"))
 
 
 @pytest.mark.parametrize(
@@ -233,17 +233,17 @@ def test_undocumented_answer_is_found(
     task: Object, method: str, path: str, status: int, headers: dict[str, str]
 ) -> None:
     with pytest.raises((AssertionError, jsonschema_rs.ValidationError)):
-        conformance.check(method, PREFIX + path, answer(status, task, **headers))
+        conformance.check(method, API_PREFIX + path, answer(status, task, **headers))
 
 
 @pytest.mark.parametrize("change", [{"status": "done"}, {"logCount": None}, {"more": 1}, {"id": 7}])
 def test_undocumented_body_is_found(task: Object, change: Object) -> None:
     for response in (answer(201, task | change, Location="x"), answer(201, [], Location="x")):
         with pytest.raises(jsonschema_rs.ValidationError):
-            conformance.check("POST", f"{PREFIX}/task", response)
+            conformance.check("POST", f"{API_PREFIX}/task", response)
     del task["output"]
     with pytest.raises(jsonschema_rs.ValidationError):
-        conformance.check("POST", f"{PREFIX}/task", answer(201, task, Location="x"))
+        conformance.check("POST", f"{API_PREFIX}/task", answer(201, task, Location="x"))
 
 
 # --- a client made from it ---------------------------------------------------------------

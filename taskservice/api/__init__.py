@@ -12,9 +12,9 @@ from taskservice.api.operations import operations
 from taskservice.api.tasks import tasks
 from taskservice.api.users import users
 from taskservice.auth.authentication import KEY_HEADERS, authenticate
-from taskservice.web.request import PREFIX
+from taskservice.contract.terms import API_PREFIX
 
-api = Blueprint("api", __name__, url_prefix=PREFIX)
+api = Blueprint("api", __name__, url_prefix=API_PREFIX)
 for blueprint in (tasks, logs, deliveries, agents, users, keys):
     api.register_blueprint(blueprint)
 
@@ -37,7 +37,7 @@ def uncached(response: Response) -> Response:
 
 
 def _is_below_prefix() -> bool:
-    return request.path == PREFIX or request.path.startswith(f"{PREFIX}/")
+    return request.path == API_PREFIX or request.path.startswith(f"{API_PREFIX}/")
 
 
 @api.after_app_request

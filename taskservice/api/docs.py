@@ -8,12 +8,13 @@ from flask import Blueprint, Response, current_app, render_template, request
 from werkzeug.http import generate_etag
 
 from taskservice import resources
+from taskservice.contract.terms import API_PREFIX
 from taskservice.openapi import page
 from taskservice.openapi.document import Object, document
 from taskservice.openapi.operation import JSON
 from taskservice.schemas import strict_json
 from taskservice.schemas.answers import document_schema
-from taskservice.web.request import PREFIX, operation
+from taskservice.web.request import operation
 
 docs = Blueprint("docs", __name__, template_folder="templates")
 
@@ -80,7 +81,7 @@ def show_style() -> Response:
 
 
 def _document() -> Object:
-    return document(current_app, secured=PREFIX)
+    return document(current_app, secured=API_PREFIX)
 
 
 def _page() -> bytes:

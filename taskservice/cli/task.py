@@ -9,11 +9,13 @@ import click
 
 from taskservice.cli.agent_command import the_service
 from taskservice.client import NotFound, Task
-from taskservice.client.tasks import PAGE_TASKS, SHORT_FIELDS
+from taskservice.client.answers import SHORT_FIELDS
+from taskservice.client.tasks import PAGE_TASKS
+from taskservice.contract.terms import CANCELLED, FAILED, STATUSES, TIMEOUT
 from taskservice.terminal import give_up, print_json, print_line, print_log_line
 
 # How `follow` exits, by the outcome; 2 is for what is wrong with the command itself.
-OUTCOMES = {"failed": 1, "cancelled": 3, "timeout": 4}
+OUTCOMES = {FAILED: 1, CANCELLED: 3, TIMEOUT: 4}
 DELETED = 5
 INTERRUPTED = 130
 UNAVAILABLE = 69  # as sysexits.h has it
@@ -28,7 +30,7 @@ def command() -> None:
 
 @command.command("list")
 @click.option("--agent", "agent_id", metavar="ID", help="Only tasks of this agent.")
-@click.option("--status", type=click.Choice(["running", "complete", "error"]))
+@click.option("--status", type=click.Choice(STATUSES))
 @click.option("--q", help="Only tasks with this in their name.")
 @click.option("--limit", type=click.IntRange(1), help="At most so many; all by default.")
 @as_json

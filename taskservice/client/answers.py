@@ -27,9 +27,9 @@ from taskservice.client.errors import (
     Unreadable,
 )
 from taskservice.contract import http_headers
+from taskservice.contract.terms import CANCELLED, PROBLEM_TYPE, STATUSES
 
 JSON = "application/json"
-PROBLEM = "application/problem+json"
 
 Check = Callable[[Any], bool]
 
@@ -101,7 +101,7 @@ def _object_with(members: Mapping[str, Check]) -> Check:
 
 
 _is_object = _object_with({})
-_is_status = _one_of("running", "complete", "error")
+_is_status = _one_of(*STATUSES)
 _ERROR = _null_or(_object_with({"type": _is_text, "message": _is_text}))
 _TASK: dict[str, Check] = {
     **dict.fromkeys(("id", "name", "agentId", "userId"), _is_text),
@@ -114,6 +114,8 @@ _TASK: dict[str, Check] = {
     "error": _ERROR,
     "callback": _null_or(_is_text),
 }
+# All fields but the log, which can be long.
+SHORT_FIELDS = ",".join(name for name in _TASK if name != "logs")
 _PAGE = _object_with({"logs": _list_of(_is_text), "next": _is_count, "status": _is_status})
 
 # --- the shapes of good answers ----------------------------------------------------------
@@ -183,7 +185,7 @@ _IS_PROBLEM = _object_with({"title": _is_text, "status": _is_count, "detail": _i
 def _problem(answer: requests.Response) -> dict[str, Any] | None:
     """The problem that an answer has, if it is one as this service writes it."""
     try:
-        problem: dict[str, Any] = _json(answer, PROBLEM)
+        problem: dict[str, Any] = _json(answer, PROBLEM_TYPE)
     except UnexpectedAnswer:
         return None
     is_ours = _IS_PROBLEM(problem) and problem["status"] == answer.status_code
@@ -211,7 +213,7 @@ def _conflict(problem: Mapping[str, Any]) -> type[Refused] | None:
     if not _IS_FINISHED(problem["task"]):
         return None
     error = problem["task"]["error"] or {}
-    return TaskCancelled if error.get("type") == "cancelled" else TaskFinished
+    return TaskCancelled if error.get("type") == CANCELLED else TaskFinished
 
 
 _BY_STATUS: dict[int, Callable[[Mapping[str, Any]], type[Refused] | None]] = {

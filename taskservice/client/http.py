@@ -20,8 +20,8 @@ from taskservice.client.errors import (
     Unavailable,
     Unreachable,
 )
+from taskservice.contract.terms import API_PREFIX
 
-API = "/api/v1"
 CONNECT_SECONDS = 5.0
 # More than the service ever takes for anything but a wait.
 READ_SECONDS = 60.0
@@ -90,7 +90,7 @@ class Connection:
 
     def _answer(self, method: str, path: str, options: dict[str, Any]) -> requests.Response:
         try:
-            return self._session().request(method, self.url + API + path, **options)
+            return self._session().request(method, self.url + API_PREFIX + path, **options)
         # The parsers below have errors of their own for what they did not think of.
         except Exception as error:
             raise Unreachable(f"{self.url} is out of reach: {_reason(error)}") from None
@@ -142,7 +142,7 @@ def _checked_url(url: str) -> str:
         raise SettingError(
             "TASKSERVICE_URL is not set: where is the service? Such as http://127.0.0.1:8000"
         )
-    url = url.rstrip("/").removesuffix(API)
+    url = url.rstrip("/").removesuffix(API_PREFIX)
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0

@@ -19,6 +19,7 @@ from uuid import uuid4
 from weakref import WeakValueDictionary
 
 from taskservice.client import answers, text
+from taskservice.client.answers import SHORT_FIELDS
 from taskservice.client.errors import (
     PASSING,
     Invalid,
@@ -36,13 +37,9 @@ from taskservice.client.sender import (
     Sender,
     heartbeat_for,
 )
-
-COMPLETE = "complete"
-ERROR = "error"
-RUNNING = "running"
+from taskservice.contract.terms import API_PREFIX, COMPLETE, ERROR, MAX_LINES, RUNNING
 
 PAGE_TASKS = 100
-PAGE_LINES = 10_000
 # How long a request may wait for news; the service allows 60 s.
 WAIT_SECONDS = 30
 # Where the service cannot let us wait, we ask so often.
@@ -51,11 +48,6 @@ _ASK_AGAIN_SECONDS = 1.0
 _LOOK_SECONDS = 0.2
 # How long a program that ends waits for lines that were not awaited otherwise.
 SECONDS_AT_EXIT = 5.0
-# Of a task in a list: all but its log, which can be long.
-SHORT_FIELDS = (
-    "id,name,agentId,userId,createdAt,updatedAt,claimedAt,finishedAt,"
-    "input,firstLog,logCount,output,status,error,callback"
-)
 _SHORT = {"fields": SHORT_FIELDS}
 _SHORT_TASK = answers.task(SHORT_FIELDS)
 _STARTED = answers.task(SHORT_FIELDS, 201)
@@ -126,7 +118,7 @@ class Task:
 
     @property
     def url(self) -> str:
-        return f"{self._connection.url}/api/v1/task/{self.id}"
+        return f"{self._connection.url}{API_PREFIX}/task/{self.id}"
 
     @property
     def name(self) -> str:
@@ -335,7 +327,7 @@ class Task:
 
     def lines(self, after: int = 0) -> Iterator[Line]:
         """The lines that are there now, those after number `after`."""
-        query = {"limit": str(PAGE_LINES)}
+        query = {"limit": str(MAX_LINES)}
         while True:
             page = self._page(query | {"after": str(after)}, {})
             yield from _numbered(page)
@@ -350,7 +342,7 @@ class Task:
         comes once. Afterwards `status`, `error` and `output` are those of the end. Raises
         NotFound when the task is deleted.
         """
-        query = {"limit": str(PAGE_LINES)}
+        query = {"limit": str(MAX_LINES)}
         headers = {"Prefer": f"wait={WAIT_SECONDS}"}
         while True:
             asked = time.monotonic()

@@ -1,10 +1,7 @@
 """Lines as a log takes them: whole, in UTF-8, and none too long."""
 
-# What the service takes, in bytes of UTF-8 (contract: Limits).
-MAX_LINE = 64 * 1024
-MAX_LOG = 100 * 1024 * 1024
-MAX_MESSAGE = 64 * 1024
-MAX_OBJECT = 1024 * 1024
+from taskservice.contract.terms import MAX_LINE, MAX_MESSAGE
+
 # A byte that is no UTF-8, or is NUL, becomes a character of three bytes.
 SURELY_SHORT = MAX_LINE // 3
 _ROOM_FOR_MARK = 100

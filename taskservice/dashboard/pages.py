@@ -20,9 +20,9 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice import problems
+from taskservice.contract.terms import API_PREFIX, PROBLEM_TYPE
 from taskservice.dashboard import formatting, sessions
 from taskservice.problems import Problem
-from taskservice.web.request import PREFIX as API
 
 dashboard = Blueprint(
     "dashboard",
@@ -119,8 +119,8 @@ def error_page(error: Exception) -> Response:
 
 def unknown_page(error: HTTPException) -> Response:
     """What no route answers: a page for a person, a problem for all others."""
-    wanted = request.accept_mimetypes.best_match(["application/problem+json", "text/html"])
-    if wanted != "text/html" or request.path.startswith(API):
+    wanted = request.accept_mimetypes.best_match([PROBLEM_TYPE, "text/html"])
+    if wanted != "text/html" or request.path.startswith(API_PREFIX):
         return problems.respond(problems.from_exception(error))
     _is_signed_in()
     return set_security_headers(error_page(error))

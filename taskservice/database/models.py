@@ -17,13 +17,11 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from taskservice.contract.terms import (
     CANCELLED,
-    COMPLETE,
     DELIVERED,
-    ERROR,
+    ERROR_TYPES,
     FAILED,
     PENDING,
-    RUNNING,
-    TIMEOUT,
+    STATUSES,
 )
 from taskservice.database.types import Base, Timestamp
 
@@ -118,8 +116,8 @@ class Task(Base):
     __tablename__ = "tasks"
     __table_args__ = (
         ForeignKeyConstraint(["user_id", "agent_id"], [Agent.user_id, Agent.id]),
-        CheckConstraint(_one_of("status", RUNNING, COMPLETE, ERROR), "status"),
-        CheckConstraint(_one_of("error_type", FAILED, CANCELLED, TIMEOUT), "error_type"),
+        CheckConstraint(_one_of("status", *STATUSES), "status"),
+        CheckConstraint(_one_of("error_type", *ERROR_TYPES), "error_type"),
         CheckConstraint("(status = 'error') = (error_type IS NOT NULL)", "error"),
         CheckConstraint("(error_type IS NULL) = (error_message IS NULL)", "error_message"),
         CheckConstraint("(status = 'running') = (finished_at IS NULL)", "finished"),

@@ -15,13 +15,14 @@ from marshmallow import Schema, fields
 
 from taskservice import __version__
 from taskservice.contract.error_codes import CODES, with_status
+from taskservice.contract.terms import PROBLEM_TYPE
 from taskservice.openapi import components
 from taskservice.openapi.components import Parameter
 from taskservice.openapi.operation import Operation, by_media_type
 from taskservice.schemas.answers import problem_schema
 
 OPENAPI = "3.1.0"
-PROBLEM = "application/problem+json"
+
 
 Object: TypeAlias = dict[str, Any]
 
@@ -225,7 +226,7 @@ def _problem(
     return {
         "description": description,
         "headers": {name: name for name in headers},
-        "content": {PROBLEM: {"schema": problem_schema, "example": example}},
+        "content": {PROBLEM_TYPE: {"schema": problem_schema, "example": example}},
     }
 
 

@@ -210,7 +210,7 @@ class Run:
             own[OUTPUT] = str(self._record.folder / _OUTPUT_FILE)
         if self._record.task_id is not None:
             own["TASKSERVICE_TASK_ID"] = self._record.task_id
-            url = f"{self._connection.url}/api/v1/task/{self._record.task_id}"
+            url = f"{self._connection.url}{terms.API_PREFIX}/task/{self._record.task_id}"
             own["TASKSERVICE_TASK_URL"] = url
         strange = ("TASKSERVICE_TASK_ID", "TASKSERVICE_TASK_URL", OUTPUT)
         return {name: text for name, text in os.environ.items() if name not in strange} | own

@@ -7,14 +7,14 @@ from marshmallow import EXCLUDE, INCLUDE, Schema, fields, validate
 
 from taskservice.contract.error_codes import CODES
 from taskservice.contract.terms import (
-    CANCELLED,
     COMPLETE,
     DELIVERY_STATES,
     ERROR,
+    ERROR_TYPES,
     FAILED,
     PENDING,
     RUNNING,
-    TIMEOUT,
+    STATUSES,
 )
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import (
@@ -162,7 +162,7 @@ class TaskErrorSchema(AnswerSchema):
 
     type = fields.String(
         required=True,
-        validate=validate.OneOf([FAILED, CANCELLED, TIMEOUT]),
+        validate=validate.OneOf(ERROR_TYPES),
         metadata=doc(
             "`failed`: its agent said so; `cancelled`: its user did; `timeout`: its agent "
             "fell silent.",
@@ -205,7 +205,7 @@ class TaskSchema(RowSchema):
     )
     output = StoredJson(metadata=doc("What its agent reported.", {}))
     status = fields.String(
-        validate=validate.OneOf([RUNNING, COMPLETE, ERROR]),
+        validate=validate.OneOf(STATUSES),
         metadata=doc("How it stands.", RUNNING),
     )
     error = TaskError(
@@ -288,7 +288,7 @@ class AppendedSchema(AnswerSchema):
     )
     status = fields.String(
         required=True,
-        validate=validate.OneOf([RUNNING, COMPLETE, ERROR]),
+        validate=validate.OneOf(STATUSES),
         metadata=doc("How the task stands.", RUNNING),
     )
 
@@ -307,7 +307,7 @@ class LogPageSchema(AnswerSchema):
     )
     status = fields.String(
         required=True,
-        validate=validate.OneOf([RUNNING, COMPLETE, ERROR]),
+        validate=validate.OneOf(STATUSES),
         metadata=doc("How the task stands: unless it is running no more lines come.", RUNNING),
     )
 

@@ -10,15 +10,13 @@ from marshmallow import Schema, ValidationError, fields, validate, validates_sch
 
 from taskservice.contract.terms import (
     AGENT_ID,
-    COMPLETE,
     DEFAULT_LINES,
-    ERROR,
     MAX_LIMIT,
     MAX_LINES,
     MAX_NAME,
     MAX_WRITER,
-    RUNNING,
     SORTS,
+    STATUSES,
 )
 from taskservice.database import timestamps
 from taskservice.schemas.answers import TASK_EXPANSIONS, TASK_FIELDS
@@ -80,7 +78,7 @@ class ListQuerySchema(TaskQuerySchema):
     """Which tasks a list has, and in which order."""
 
     status = fields.String(
-        validate=validate.OneOf([RUNNING, COMPLETE, ERROR]),
+        validate=validate.OneOf(STATUSES),
         metadata=doc("Only tasks that stand so."),
     )
     agentId = fields.String(

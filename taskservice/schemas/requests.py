@@ -4,7 +4,6 @@ from marshmallow import Schema, fields, validate
 
 from taskservice.contract.terms import (
     COMPLETE,
-    ERROR,
     FAILED,
     MAX_CALLBACK,
     MAX_DESCRIPTION,
@@ -12,7 +11,7 @@ from taskservice.contract.terms import (
     MAX_TIMEOUT,
     MAX_WRITER,
     MAX_WRITERS,
-    RUNNING,
+    STATUSES,
 )
 from taskservice.schemas.fields import (
     Flag,
@@ -77,7 +76,7 @@ class ReportSchema(Schema):
     """What is to change in a task."""
 
     status = fields.String(
-        validate=validate.OneOf([RUNNING, COMPLETE, ERROR]),
+        validate=validate.OneOf(STATUSES),
         metadata=doc("`complete` or `error` end the task.", COMPLETE),
     )
     output = JsonObject(

@@ -9,6 +9,7 @@ from gunicorn.util import http_date
 from taskservice import problems
 from taskservice.auth.authentication import KEY_HEADERS
 from taskservice.contract.error_codes import OVERLOADED, STOPPING
+from taskservice.contract.terms import PROBLEM_TYPE
 from taskservice.problems import Problem
 
 RETRY_SECONDS = 2
@@ -96,7 +97,7 @@ def as_response(refusal: Refusal, method: str | None, request_id: str) -> bytes:
         "Connection: close",
         "Cache-Control: no-store",
         f"Vary: {', '.join(KEY_HEADERS)}",
-        f"Content-Type: {problems.MEDIA_TYPE}",
+        f"Content-Type: {PROBLEM_TYPE}",
         f"Content-Length: {len(body)}",
         f"X-Request-Id: {request_id}",
     ]

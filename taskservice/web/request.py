@@ -20,7 +20,7 @@ from taskservice.schemas.requests import NothingSchema
 View = Callable[..., Response]
 
 # Every path below it asks for a key.
-PREFIX = "/api/v1"
+
 
 # A body past this many bytes may cost some dozen times as much memory while it is read: so
 # many of a process may be in work at once, and others wait so many seconds.

@@ -238,7 +238,7 @@ SPOILS: dict[str, Callable[[Path, Path], object]] = {
     "an array": lambda folder, _: (folder / "run.json").write_text("[]"),
     "no JSON": lambda folder, _: (folder / "run.json").write_bytes(b"\xff"),
     "a deep one": lambda folder, _: (folder / "run.json").write_text("[" * 100_000),
-    "no fields": lambda folder, _: _change_record(folder, fields=None),
+    "no fields": lambda folder, _: _change_record(folder, wishes=None),
     "a wrong report": lambda folder, _: _change_record(folder, report=["complete"]),
     "a FIFO as record": lambda folder, _: _replace_with_fifo(folder / "run.json"),
     "a FIFO as lock": lambda folder, _: _replace_with_fifo(folder / "lock"),

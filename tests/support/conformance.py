@@ -14,10 +14,10 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.test import TestResponse
 
 from taskservice import api
+from taskservice.contract.terms import API_PREFIX
 from taskservice.openapi.components import ALWAYS_REFUSED
 from taskservice.openapi.document import document, openapi_path
 from taskservice.openapi.page import resolved
-from taskservice.web.request import PREFIX
 
 # What every HTTP server sends, and what is the same with all answers of a kind.
 UNTOLD = {
@@ -109,7 +109,7 @@ def described() -> Flask:
 @cache
 def strict_document() -> dict[str, Any]:
     """The document, but no answer may have more members than it names."""
-    strict = deepcopy(document(described(), PREFIX))
+    strict = deepcopy(document(described(), API_PREFIX))
     for schema in strict["components"]["schemas"].values():
         schema.setdefault("additionalProperties", False)
     return strict
