@@ -1,7 +1,7 @@
 """Timeouts: a claimed task whose agent falls silent is ended, once, and nobody is blamed."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -292,41 +292,6 @@ def test_late_line_does_not_bring_a_task_back(app: Flask, alice: ApiClient, upke
     fall_silent(app, task, 2 * DAY)
     upkeep.do_round()
     assert alice.task(task)["finishedAt"] == ended["finishedAt"]
-
-
-def by_end(person: ApiClient, path: str) -> Iterator[list[dict[str, Any]]]:
-    """The pages of a list by end."""
-    while path:
-        answer = person.get(path)
-        assert answer.json is not None
-        yield answer.json
-        link = answer.headers.get("Link", "")
-        path = "/task" + link.partition(">")[0].lstrip("<") if link else ""
-
-
-@pytest.mark.parametrize("late", range(5))
-def test_late_word_neither_skips_nor_repeats_a_task_in_a_list_by_end(
-    app: Flask, alice: ApiClient, upkeep: Upkeep, late: int
-) -> None:
-    """Whether it comes before its page is read or after."""
-    tasks = [alice.start(claim=True, timeout=60) for _ in range(5)]
-    for task in tasks[:3]:
-        fall_silent(app, task, 61)
-        upkeep.do_round()
-    seen: list[str] = []
-    for number, page in enumerate(by_end(alice, "/task?sort=finishedAt&limit=1&fields=id")):
-        seen += [task["id"] for task in page]
-        if number == 0:
-            # Two that ran when the list was begun are ended meanwhile.
-            for task in tasks[3:]:
-                fall_silent(app, task, 61)
-            upkeep.do_round()
-        if number == late:
-            for task in tasks:
-                alice.report(task, status="complete")
-    assert seen == [task["id"] for task in tasks]
-    newly = [task["id"] for page in by_end(alice, "/task?sort=finishedAt&limit=2") for task in page]
-    assert sorted(newly) == sorted(seen)
 
 
 # --- who was away himself ----------------------------------------------------------------

@@ -48,7 +48,7 @@ def list_all(query: dict[str, Any]) -> Response:
         pages = list_queries.all_tasks(caller, selection, shape.large)
         return responses.stream(task_json.tasks(pages, shape))
     page = list_query.page(caller, selection, query)
-    rows = list_queries.tasks_at(caller, selection, page.places, shape.large)
+    rows = list_queries.tasks_at(caller, selection, page.positions, shape.large)
     return responses.stream(task_json.tasks(rows, shape), headers=page.headers)
 
 

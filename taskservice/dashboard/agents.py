@@ -32,5 +32,5 @@ def list_all() -> Response:
 
 
 def _last_tasks(agent_id: str) -> list[Any]:
-    places = list_queries.places(caller, Selection(agent_id=agent_id), None, LAST_TASKS)
-    return list_queries.summaries(caller, places)
+    positions = list_queries.positions(caller, Selection(agent_id=agent_id), None, LAST_TASKS)
+    return list_queries.summaries(caller, positions)

@@ -52,7 +52,7 @@ def list_all() -> AnyResponse:
     query, own = _list_query()
     selection = replace(list_query.selection(query), delivery=own.get("callback"))
     found = list_query.page(caller, selection, query)
-    rows = list_queries.summaries(caller, found.places)
+    rows = list_queries.summaries(caller, found.positions)
     return page(
         "tasks.html",
         rows=rows,

@@ -1,11 +1,10 @@
-"""Reads of many tasks: which, in what order, place by place."""
+"""Reads of many tasks: which, in what order, and page by page."""
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import eq, gt, lt
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
@@ -13,43 +12,29 @@ from sqlalchemy import (
     bindparam,
     func,
     literal,
-    or_,
     select,
     text,
     true,
     tuple_,
-    union_all,
 )
 
 from taskservice.auth.caller import Caller, visible_tasks
 from taskservice.contract.terms import FAILED, PENDING, RUNNING, SORTS
-from taskservice.database import timestamps
 from taskservice.database.models import Delivery, Identifier, Task
-from taskservice.database.rows import (
-    LARGE_COLUMNS,
-    TASK_COLUMNS,
-    AnyRow,
-    AnySelect,
-    TaskRow,
-    next_limit,
-)
-from taskservice.database.transactions import has_writer_queue, reading, writer_turn
+from taskservice.database.rows import LARGE_COLUMNS, TASK_COLUMNS, AnyRow, TaskRow, next_limit
+from taskservice.database.transactions import reading
 from taskservice.database.types import Timestamp
 from taskservice.queries.tasks import with_log
 
-# How many places of a list are looked up at once.
-PLACES = 1_000
-# Deliveries that a list can be narrowed to, spelled out as the indexes of these rows have it.
-_few = {
+# How many positions of a whole list one read finds.
+POSITIONS_PER_READ = 1_000
+# Written as in the indexes of these rows, so that they are used.
+_DELIVERY_STATES = {
     PENDING: text("deliveries.state = 'pending'"),
     FAILED: text("deliveries.state IN ('failed', 'cancelled') AND deliveries.state = 'failed'"),
 }
 NEWEST_FIRST, OLDEST_FIRST, BY_END = SORTS
-# For how many seconds the oldest transaction that has begun to write has been under way.
-_OLDEST_WRITE = text(
-    "SELECT extract(epoch FROM max(clock_timestamp() - xact_start))::float "
-    "FROM pg_stat_activity WHERE datname = current_database() AND backend_xid IS NOT NULL"
-)
+EARLIEST = "0001-01-01T00:00:00.000Z"
 _SUMMARIES = select(
     Task.id,
     Task.name,
@@ -65,7 +50,7 @@ _SUMMARIES = select(
 
 @dataclass(frozen=True)
 class Selection:
-    """Which tasks a list has, and in which order; all bounds are exclusive."""
+    """Which tasks a list has, and in which order; the bounds are exclusive."""
 
     status: str | None = None
     agent_id: str | None = None
@@ -73,60 +58,63 @@ class Selection:
     created_after: str | None = None
     created_before: str | None = None
     finished_after: str | None = None
-    # The state of a delivery of theirs.
+    # Only tasks with a delivery in this state.
     delivery: str | None = None
     sort: str = NEWEST_FIRST
 
 
-@dataclass(frozen=True)
-class Place:
-    """The place of one task in a list: what a cursor stands for.
+class Position(NamedTuple):
+    """Where one task stands in a list: a cursor is the position of a page's last task."""
 
-    By end, tasks that ended after the list was begun (`since`) count as running, so that
-    none changes its place while somebody reads on; and one that was ended for silence
-    before keeps that place when its late word comes. `stage` is 1 among those, else 0.
-    """
-
-    since: str
-    stage: int
+    # Its `created_at` or, by end, its `finished_at`.
     moment: str
     id: str
 
 
-def places(caller: Caller, selection: Selection, after: Place | None, count: int) -> list[Place]:
-    """The next `count` places of the list, or fewer at its end."""
-    start = after or _beginning(selection)
-    found: list[Place] = []
-    for stage in range(start.stage, 2 if selection.sort == BY_END else 1):
-        after = start if start.id and stage == start.stage else None
-        statement = _keys(caller, selection, stage, start.since, after, count - len(found))
-        with reading() as connection:
-            rows = connection.execute(statement).all()
-        found += [Place(start.since, stage, row[0], row[1]) for row in rows]
-        if len(found) == count:
-            break
-    return found
+def positions(
+    caller: Caller, selection: Selection, after: Position | None, count: int
+) -> list[Position]:
+    """The next `count` positions of the list, or fewer at its end."""
+    conditions = _conditions(caller, selection)
+    column: Any = Task.created_at
+    if selection.sort == BY_END:
+        if selection.status == RUNNING:
+            # To look for one would read all that have ended.
+            return []
+        column = Task.finished_at
+        conditions = [Task.user_id == caller.user_id, _unindexed(conditions)]
+        if after is None:
+            conditions.append(column > (selection.finished_after or EARLIEST))
+    newest_first = selection.sort == NEWEST_FIRST
+    if after is not None:
+        key = tuple_(column, Task.id)
+        last = tuple_(literal(after.moment, Timestamp()), literal(after.id, Identifier))
+        conditions.append(key < last if newest_first else key > last)
+    order = (column.desc(), Task.id.desc()) if newest_first else (column, Task.id)
+    statement = select(column, Task.id).where(*conditions).order_by(*order).limit(count)
+    with reading() as connection:
+        return [Position(*row) for row in connection.execute(statement)]
 
 
 def tasks_at(
     caller: Caller,
     selection: Selection,
-    wanted: Sequence[Place],
+    wanted: Sequence[Position],
     large: Sequence[str] = tuple(LARGE_COLUMNS),
 ) -> Iterator[list[TaskRow]]:
-    """The tasks at these places, in their order, in pages of bounded size.
+    """The tasks at these positions, in their order, in pages of bounded size.
 
-    Of the columns that may be large their rows have those in `large` only.
-    Each page is a read of its own, so that no reader, however slow, holds a transaction.
+    Of the columns that may be large, their rows have only those in `large`.
+    Each page is a read of its own, so that a slow reader holds no transaction.
     A task that was deleted meanwhile, or that the selection no longer has, is left out.
     """
     limit = 4 if large else 32
     left_out = [column for name, column in LARGE_COLUMNS.items() if name not in large]
     columns = [column for column in TASK_COLUMNS if column not in left_out]
-    fits = _checked(_conditions(caller, selection))
+    fits = _unindexed(_conditions(caller, selection))
     while wanted:
         now, wanted = wanted[:limit], wanted[limit:]
-        ids = [place.id for place in now]
+        ids = [position.id for position in now]
         with reading() as connection:
             found = connection.execute(with_log(columns).where(Task.id.in_(ids), fits))
             rows = {row.id: row for row in found}
@@ -138,35 +126,11 @@ def tasks_at(
 def all_tasks(
     caller: Caller, selection: Selection, large: Sequence[str] = tuple(LARGE_COLUMNS)
 ) -> Iterator[list[TaskRow]]:
-    """The whole list, as `tasks_at` has it."""
-    after: Place | None = None
-    while wanted := places(caller, selection, after, PLACES):
+    """The whole list, in pages as `tasks_at` yields them."""
+    after: Position | None = None
+    while wanted := positions(caller, selection, after, POSITIONS_PER_READ):
         yield from tasks_at(caller, selection, wanted, large)
         after = wanted[-1]
-
-
-def _beginning(selection: Selection) -> Place:
-    if selection.sort != BY_END:
-        return Place(timestamps.now(), stage=0, moment="", id="")
-    # What runs has no place by its end; to look for it there would read all that ended.
-    stage = 1 if selection.status == RUNNING else 0
-    return Place(_settled(), stage, moment="", id="")
-
-
-def _settled() -> str:
-    """A moment close to now; whatever a transaction stamps as earlier can be read already.
-
-    Raises OperationalError when SQLite's writers do not let it come to its turn.
-    """
-    asked = time.monotonic()
-    if has_writer_queue():
-        # Once it is our turn all that came before is written.
-        with writer_turn():
-            age = 0.0
-    else:
-        with reading() as connection:
-            age = connection.scalar(_OLDEST_WRITE) or 0.0
-    return timestamps.now(asked - time.monotonic() - age)
 
 
 def _conditions(caller: Caller, selection: Selection) -> list[ColumnElement[bool]]:
@@ -184,86 +148,22 @@ def _conditions(caller: Caller, selection: Selection) -> list[ColumnElement[bool
         part = selection.name_part.casefold()
         conditions.append(Task.name_folded.contains(part, autoescape=True))
     if selection.delivery is not None:
-        few = select(Delivery.task_id).where(_few[selection.delivery])
-        conditions.append(Task.id.in_(few))
+        fitting = select(Delivery.task_id).where(_DELIVERY_STATES[selection.delivery])
+        conditions.append(Task.id.in_(fitting))
     return conditions
 
 
-def _checked(conditions: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]:
-    """All of `conditions`, in a form by which SQLite looks for nothing.
+def _unindexed(conditions: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]:
+    """All of `conditions`, in a form for which SQLite uses no index.
 
-    Without figures about the data it takes any index over a better one of fewer columns.
+    Without statistics it would prefer their index to the one that has the list's order.
     """
     return and_(*conditions).is_(true())
 
 
-def _keys(
-    caller: Caller, selection: Selection, stage: int, since: str, after: Place | None, count: int
-) -> AnySelect:
-    """The select of the moments and ids of this stage's next places."""
-    conditions = _conditions(caller, selection)
-    if selection.sort != BY_END:
-        return _next_keys(Task.created_at, conditions, after, count, selection.sort == NEWEST_FIRST)
-    beginning = selection.finished_after if after is None else None
-    return _keys_by_end(caller, conditions, stage, since, after, beginning, count)
-
-
-def _keys_by_end(
-    caller: Caller,
-    conditions: list[ColumnElement[bool]],
-    stage: int,
-    since: str,
-    after: Place | None,
-    beginning: str | None,
-    count: int,
-) -> AnySelect:
-    own, ended_since = Task.user_id == caller.user_id, Task.finished_at >= since
-    # What ended since has its place by another moment than its end: it comes from a select
-    # of its own, by the index of ends, and there are few.
-    if stage == 0:
-        ended = [own, Task.finished_at < since, _checked(conditions)]
-        if beginning is not None:
-            ended.append(Task.finished_at > beginning)
-        others = [*conditions, Task.timed_out_at < since]
-        moment: Any = Task.timed_out_at
-        most = _next_keys(Task.finished_at, ended, after, count)
-    else:
-        running = [own, Task.status == RUNNING, _checked(conditions)]
-        others = [*conditions, or_(Task.timed_out_at.is_(None), Task.timed_out_at >= since)]
-        moment = Task.created_at
-        most = _next_keys(moment, running, after, count)
-    if after is not None:
-        others.append(_beyond(moment, after))
-    few = select(moment, Task.id).where(own, ended_since, _checked(others))
-    both = union_all(select(most.subquery()), few).subquery()
-    return select(both).order_by(*both.c).limit(count)
-
-
-def _next_keys(
-    column: Any,
-    conditions: Sequence[ColumnElement[bool]],
-    after: Place | None,
-    count: int,
-    newest_first: bool = False,
-) -> AnySelect:
-    statement: AnySelect = select(column, Task.id).where(*conditions).limit(count)
-    if after is not None:
-        statement = statement.where(_beyond(column, after, newest_first))
-    if newest_first:
-        return statement.order_by(column.desc(), Task.id.desc())
-    return statement.order_by(column, Task.id)
-
-
-def _beyond(column: Any, place: Place, newest_first: bool = False) -> ColumnElement[bool]:
-    key = tuple_(column, Task.id)
-    here = tuple_(literal(place.moment, Timestamp()), literal(place.id, Identifier))
-    beyond: ColumnElement[bool] = key < here if newest_first else key > here
-    return beyond
-
-
-def summaries(caller: Caller, wanted: Sequence[Place]) -> list[AnyRow]:
-    """What a list shows of the tasks at these places, in their order: nothing that is large."""
-    ids = [place.id for place in wanted]
+def summaries(caller: Caller, wanted: Sequence[Position]) -> list[AnyRow]:
+    """The tasks at these positions, in their order, with the columns that a table shows."""
+    ids = [position.id for position in wanted]
     with reading() as connection:
         found = connection.execute(_SUMMARIES, {"task_ids": ids, **caller.scope})
         rows = {row.id: row for row in found}
@@ -273,7 +173,7 @@ def summaries(caller: Caller, wanted: Sequence[Place]) -> list[AnyRow]:
 def counts(
     caller: Caller, selection: Selection, statuses: Sequence[str], most: int
 ) -> dict[str, int]:
-    """How many tasks stand so, for each of `statuses`; `most` where there are more."""
+    """Status -> how many tasks of the selection have it, counted up to `most`."""
     counted = {
         status: select(func.count()).select_from(
             select(Task.id)
@@ -291,12 +191,12 @@ def counts(
 def starts(
     caller: Caller, selection: Selection, moments: Sequence[str], statuses: Sequence[str]
 ) -> list[list[int]]:
-    """For each of `statuses`: how many tasks were started from each of `moments` to the next."""
-    fit = _conditions(caller, selection)
-    # Each count is of a part of one index.
+    """For each of `statuses`: how many tasks were started between each two moments in a row."""
+    fits = _conditions(caller, selection)
+    # Each count reads a part of one index.
     counts = [
         select(func.count())
-        .where(*fit, Task.status == status)
+        .where(*fits, Task.status == status)
         .where(Task.created_at >= since, Task.created_at < until)
         .scalar_subquery()
         for status in statuses
@@ -304,8 +204,8 @@ def starts(
     ]
     with reading() as connection:
         row = connection.execute(select(*counts)).one()
-    places = len(moments) - 1
-    return [list(row[start : start + places]) for start in range(0, len(row), places)]
+    intervals = len(moments) - 1
+    return [list(row[start : start + intervals]) for start in range(0, len(row), intervals)]
 
 
 def _task_size(row: TaskRow, large: Sequence[str]) -> int:

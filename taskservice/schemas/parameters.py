@@ -41,37 +41,29 @@ class TaskQuerySchema(Schema):
     )
 
 
-class CursorField(fields.Field[tuple[Any, ...]]):
-    """Where a page of a list ended, in a form that nobody needs to understand."""
+class CursorField(fields.Field[tuple[str, str, str]]):
+    """Where a page of a list ended, opaque to callers: the sort, and a moment and a task's id."""
 
     def __init__(self) -> None:
         description = "Where the page before ended: it is in that page's `Link`. Goes with `limit`."
         super().__init__(metadata=doc(description, type="string"))
 
-    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> tuple[str, str, str]:
         try:
-            sort, since, stage, moment, task_id = orjson.loads(urlsafe_b64decode(value))
-            stages = (0, 1) if sort == "finishedAt" else (0,)
-            # The types first: who takes a cursor apart puts in whatever JSON has.
-            are_texts = all(type(part) is str for part in (sort, since, moment, task_id))
-            if not are_texts or type(stage) is not int or stage not in stages:
+            sort, moment, task_id = orjson.loads(urlsafe_b64decode(value))
+            # The type first: a forged cursor may hold any JSON.
+            if type(task_id) is not str or sort not in SORTS or parse_id(task_id) != task_id:
                 raise ValueError
-            if sort not in SORTS or parse_id(task_id) != task_id:
-                raise ValueError
-            if not (_is_ours(since) and _is_ours(moment)):
+            if timestamps.rfc3339(datetime.fromisoformat(moment)) != moment:
                 raise ValueError
         except (ValueError, TypeError, OverflowError):
             raise ValidationError("Is no cursor of this list.") from None
-        return sort, since, stage, moment, task_id
+        return sort, moment, task_id
 
 
-def _is_ours(moment: str) -> bool:
-    return timestamps.rfc3339(datetime.fromisoformat(moment)) == moment
-
-
-def dump_cursor(sort: str, since: str, stage: int, moment: str, task_id: str) -> str:
-    """The cursor of a place in a list; CursorField loads it."""
-    return urlsafe_b64encode(orjson.dumps((sort, since, stage, moment, task_id))).decode()
+def dump_cursor(sort: str, moment: str, task_id: str) -> str:
+    """The cursor that CursorField loads."""
+    return urlsafe_b64encode(orjson.dumps((sort, moment, task_id))).decode()
 
 
 class ListQuerySchema(TaskQuerySchema):
@@ -95,8 +87,8 @@ class ListQuerySchema(TaskQuerySchema):
     sort = fields.String(
         validate=validate.OneOf(SORTS),
         metadata=doc(
-            "`-createdAt`: newest first; `createdAt`: oldest first; `finishedAt`: by their end, "
-            "running ones last.",
+            "`-createdAt`: newest first; `createdAt`: oldest first; `finishedAt`: finished tasks "
+            "only, the first to end first.",
             default=SORTS[0],
         ),
     )

@@ -1,4 +1,4 @@
-"""What the query string of a list means: which tasks, in which shape, and which page."""
+"""What the query string of a list asks for: which tasks, in which shape, and which page."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,16 +9,16 @@ from flask import request
 from taskservice.auth.caller import Caller
 from taskservice.contract.terms import SORTS
 from taskservice.queries import lists as list_queries
-from taskservice.queries.lists import Place, Selection
+from taskservice.queries.lists import Position, Selection
 from taskservice.queries.task_json import Shape
 from taskservice.schemas.parameters import dump_cursor
 
 
 @dataclass(frozen=True)
 class Page:
-    """The places that a page has, and the query string that leads to the next one, if any."""
+    """The positions of a page, and the query string of the next one, if there is one."""
 
-    places: list[Place]
+    positions: list[Position]
     next: str | None
 
     @property
@@ -44,13 +44,12 @@ def selection(query: dict[str, Any]) -> Selection:
 
 
 def page(caller: Caller, wanted: Selection, query: dict[str, Any]) -> Page:
-    """The page of `limit` places after `cursor`."""
+    """The page of `limit` tasks after `cursor`."""
     limit = query["limit"]
-    after = Place(*query["cursor"][1:]) if "cursor" in query else None
+    after = Position(*query["cursor"][1:]) if "cursor" in query else None
     # One more tells whether there is a next page.
-    places = list_queries.places(caller, wanted, after, limit + 1)
-    if len(places) <= limit:
-        return Page(places, None)
-    last = places[limit - 1]
-    cursor = dump_cursor(wanted.sort, last.since, last.stage, last.moment, last.id)
-    return Page(places[:limit], urlencode({**request.args, "cursor": cursor}))
+    positions = list_queries.positions(caller, wanted, after, limit + 1)
+    if len(positions) <= limit:
+        return Page(positions, None)
+    cursor = dump_cursor(wanted.sort, *positions[limit - 1])
+    return Page(positions[:limit], urlencode({**request.args, "cursor": cursor}))

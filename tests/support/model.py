@@ -191,6 +191,5 @@ def listed(key: Key, fields: dict[str, str]) -> list[Json]:
     tasks.sort(key=lambda task: (task["createdAt"], task["id"]))
     if fields.get("sort") == "finishedAt":
         ended = [task for task in tasks if task["finishedAt"]]
-        ended.sort(key=lambda task: (task["finishedAt"], task["id"]))
-        return ended + [task for task in tasks if not task["finishedAt"]]
+        return sorted(ended, key=lambda task: (task["finishedAt"], task["id"]))
     return tasks if fields.get("sort") == "createdAt" else tasks[::-1]
