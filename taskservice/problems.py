@@ -48,7 +48,10 @@ class Problem(Exception):
 
 
 def not_found(thing: str) -> Problem:
-    return Problem(404, f"{thing}'s ID is not found")
+    """404: the key may see no such task, agent or key."""
+    # The words for a task are those of the API's specification.
+    detail = "Task's ID is not found" if thing == "task" else f"No such {thing}"
+    return Problem(404, detail)
 
 
 def invalid_key() -> Problem:
@@ -57,11 +60,11 @@ def invalid_key() -> Problem:
 
 
 def invalid(errors: Mapping[str, Any], code: str | None = None) -> Problem:
-    """422: the request could be read, but does not fit.
+    """422: the request can be read, but is invalid.
 
     `errors` maps fields, parameters and headers to messages.
     """
-    detail = "The request does not fit: see errors"
+    detail = "The request is invalid: see `errors`"
     return Problem(422, detail, code=code, more={"errors": dict(errors)})
 
 

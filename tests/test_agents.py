@@ -121,7 +121,7 @@ def test_list_is_sorted_by_id(alice: ApiClient) -> None:
 def test_unknown_agent_is_404(alice: ApiClient) -> None:
     for method in ("GET", "DELETE"):
         body = problem(alice.request(method, "/agent/nobody"), 404)
-        assert body["detail"] == "Agent's ID is not found"
+        assert body["detail"] == "No such agent"
 
 
 def test_deleted_agent_is_returned_and_gone(alice: ApiClient) -> None:

@@ -588,9 +588,9 @@ def test_resend_into_the_middle_of_a_chunk_adds_what_is_new(alice: ApiClient) ->
 def test_only_some_large_bodies_are_in_work_at_once(
     alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(request, "LARGE_SECONDS", 0.1)
+    monkeypatch.setattr(request, "LARGE_BODY_SECONDS", 0.1)
     task, large = alice.start(), b"line\n" * 300_000
-    with request.large_bodies.acquire(), request.large_bodies.acquire():
+    with request.large_body_slots.acquire(), request.large_body_slots.acquire():
         refused = append_text(alice, task, large)
         assert problem(refused, 503)["code"] == "overloaded"
         assert int(refused.headers["Retry-After"]) > 0

@@ -64,7 +64,7 @@ def test_key_add_list_and_revoke(tmp_path: Path) -> None:
     assert added.stdout.strip() not in listed.stdout
     revoked = run(tmp_path, "key", "revoke", keys["machine"]["id"])
     assert (revoked.returncode, revoked.stdout, revoked.stderr) == (0, "", "")
-    assert "Key's ID is not found" in one_line(run(tmp_path, "key", "revoke", "nonsense"), 1)
+    assert "No such key" in one_line(run(tmp_path, "key", "revoke", "nonsense"), 1)
     table = run(tmp_path, "key", "list").stdout
     assert "machine" in table
 

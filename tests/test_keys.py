@@ -342,7 +342,7 @@ def test_key_of_another_user_is_404_and_stays(alice: ApiClient, bob: ApiClient) 
     unknown = bob.delete(f"/key/{uuid4()}")
     for key in (hers, own_key(alice)):
         response = revoke(bob, key)
-        assert problem(response, 404)["detail"] == "Key's ID is not found"
+        assert problem(response, 404)["detail"] == "No such key"
         assert problem_text(response) == problem_text(unknown)
     expect(bearer(alice, hers).get("/user"), 200)
 

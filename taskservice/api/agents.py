@@ -1,13 +1,11 @@
-"""Routes of agents: list, get, put, delete."""
+"""Routes of agents: list, get, put, claim a task, delete."""
 
 from typing import Any
 
 from flask import Blueprint, Response
 
-from taskservice.api.tasks import idempotency_key, replay_headers
 from taskservice.auth.authentication import caller
 from taskservice.contract.error_codes import AGENT_HAS_TASKS
-from taskservice.contract.terms import AGENT_ID
 from taskservice.problems import not_found
 from taskservice.queries import agents as agent_queries
 from taskservice.schemas.answers import agent_schema, task_schema
@@ -15,45 +13,45 @@ from taskservice.schemas.fields import EXAMPLE_MOMENT
 from taskservice.schemas.requests import PutAgentSchema
 from taskservice.services import agents as agent_service
 from taskservice.web import long_poll, responses
-from taskservice.web.request import operation
+from taskservice.web.request import idempotency_key, operation
 
-agents = Blueprint("agents", __name__)
+blueprint = Blueprint("agents", __name__)
 
 put_schema = PutAgentSchema()
 
 
-@agents.get("/agent")
+@blueprint.get("/agent")
 @operation("listAgents", answers={200: [agent_schema]})
 def list_all() -> Response:
     """List agents.
 
-    All that the key may see: an agent key sees its own.
+    All agents that the key may see; an agent key sees only its own agent.
     """
     return responses.dump(agent_schema, agent_queries.list_all(caller), many=True)
 
 
-@agents.get("/agent/<agent_id>")
+@blueprint.get("/agent/<agent_id>")
 @operation("getAgent", answers={200: agent_schema})
 def get(agent_id: str) -> Response:
     """Get an agent."""
-    agent = agent_queries.find(caller, known(agent_id))
+    agent = agent_queries.find(caller, agent_id)
     if agent is None:
-        raise not_found("Agent")
+        raise not_found("agent")
     return responses.dump(agent_schema, agent)
 
 
-@agents.put("/agent/<agent_id>")
+@blueprint.put("/agent/<agent_id>")
 @operation("putAgent", body=put_schema, answers={200: agent_schema, 201: agent_schema})
 def put(agent_id: str, body: dict[str, Any]) -> Response:
     """Register or change an agent.
 
-    201 when it is new; its name is its id until it gets another.
+    The answer is 201 when the agent is new. Its name is its id until it is given another.
     """
     agent, is_new = agent_service.put(caller, agent_id, body)
     return responses.dump(agent_schema, agent, 201 if is_new else 200)
 
 
-@agents.post("/agent/<agent_id>/claim")
+@blueprint.post("/agent/<agent_id>/claim")
 @operation(
     "claimTask",
     headers=["Prefer", "Idempotency-Key"],
@@ -64,18 +62,18 @@ def put(agent_id: str, body: dict[str, Any]) -> Response:
 def claim(agent_id: str) -> Response:
     """Claim a task.
 
-    Takes the oldest running task of the agent that nobody has claimed, or answers 204. No task
-    is given twice, whoever asks at once. From then on it must not stay silent for longer than
-    its `timeout`. With `Prefer: wait`, it waits for one. With an `Idempotency-Key`, a claim whose
-    answer was lost can be repeated, and gives the same task.
+    Claims the oldest unclaimed running task of the agent; the answer is 204 when there is none.
+    No task is given to two callers. A claimed task ends when its agent is silent for longer than
+    the task's `timeout`. With `Prefer: wait`, the request waits for a task. With an
+    `Idempotency-Key`, a claim whose answer was lost can be repeated and gives the same task.
     """
-    task, replayed = long_poll.for_claim(known(agent_id), idempotency_key())
+    task, replayed = long_poll.for_claim(agent_id, idempotency_key())
     if task is None:
         return Response(status=204)
-    return responses.task(task, headers=replay_headers(replayed))
+    return responses.task(task, headers=responses.replayed_header(replayed))
 
 
-@agents.delete("/agent/<agent_id>")
+@blueprint.delete("/agent/<agent_id>")
 @operation(
     "deleteAgent",
     user_key=True,
@@ -85,13 +83,7 @@ def claim(agent_id: str) -> Response:
 def delete(agent_id: str) -> Response:
     """Delete an agent.
 
-    Its keys go with it.
+    Its keys are deleted with it.
     """
-    return responses.dump(agent_schema, agent_service.delete_for_good(caller, known(agent_id)))
-
-
-def known(agent_id: str) -> str:
-    """The id; what has not the form of one is the id of no agent."""
-    if not AGENT_ID.fullmatch(agent_id):
-        raise not_found("Agent")
-    return agent_id
+    agent = agent_service.delete_for_good(caller, agent_id)
+    return responses.dump(agent_schema, agent)

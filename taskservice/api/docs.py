@@ -1,4 +1,4 @@
-"""Routes of the documentation: the OpenAPI document, and the page made of it."""
+"""Routes of the documentation: the OpenAPI document, and a page made from it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +16,14 @@ from taskservice.schemas import strict_json
 from taskservice.schemas.answers import document_schema
 from taskservice.web.request import operation
 
-docs = Blueprint("docs", __name__, template_folder="templates")
+blueprint = Blueprint("docs", __name__, template_folder="templates")
 
 HTML = "text/html"
 CSS = "text/css"
 
 STYLE = Path(__file__).with_name("static") / "docs.css"
 
-# Nothing but our own style: no script, no image, nothing from elsewhere.
+# The page loads its own style and nothing else.
 POLICY = (
     "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
@@ -34,7 +34,7 @@ class DocumentCache(dict[str, tuple[bytes, str]]):
     """Name -> the text and its ETag, made at the first request."""
 
 
-@docs.get("/openapi.json")
+@blueprint.get("/openapi.json")
 @operation(
     "getOpenapi",
     headers=["If-None-Match"],
@@ -44,12 +44,12 @@ class DocumentCache(dict[str, tuple[bytes, str]]):
 def show_document() -> Response:
     """This document.
 
-    OpenAPI 3.1; clients in many languages can be generated from it.
+    OpenAPI 3.1. Clients in many languages can be generated from it.
     """
-    return _kept("openapi.json", JSON, lambda: strict_json.dumps(_document()))
+    return _cached("openapi.json", JSON, lambda: strict_json.dumps(_document()))
 
 
-@docs.get("/docs")
+@blueprint.get("/docs")
 @operation(
     "getDocs",
     headers=["If-None-Match"],
@@ -58,16 +58,16 @@ def show_document() -> Response:
     example="<!doctype html>...",
 )
 def show_page() -> Response:
-    """This document as a page to read.
+    """This document as a web page.
 
-    It loads nothing from elsewhere and needs no script.
+    It uses no script and loads nothing from other hosts.
     """
-    response = _kept("docs", HTML, _page)
+    response = _cached("docs", HTML, _page)
     response.headers["Content-Security-Policy"] = POLICY
     return response
 
 
-@docs.get("/docs.css")
+@blueprint.get("/docs.css")
 @operation(
     "getDocsStyle",
     headers=["If-None-Match"],
@@ -76,8 +76,8 @@ def show_page() -> Response:
     example=":root { color-scheme: light dark }",
 )
 def show_style() -> Response:
-    """The style of that page."""
-    return _kept("docs.css", CSS, STYLE.read_bytes)
+    """The style sheet of that page."""
+    return _cached("docs.css", CSS, STYLE.read_bytes)
 
 
 def _document() -> Object:
@@ -89,13 +89,13 @@ def _page() -> bytes:
     return render_template("docs.html", document=_document(), **functions).encode()
 
 
-def _kept(name: str, media_type: str, make: Callable[[], bytes]) -> Response:
-    """What is made once and then kept as long as the process lives."""
-    kept = resources.find(DocumentCache)
-    if name not in kept:
+def _cached(name: str, media_type: str, make: Callable[[], bytes]) -> Response:
+    """An answer whose body is made once and then cached until the process ends."""
+    cache = resources.find(DocumentCache)
+    if name not in cache:
         text = make()
-        kept[name] = text, generate_etag(text)
-    text, etag = kept[name]
+        cache[name] = text, generate_etag(text)
+    text, etag = cache[name]
     response = Response(text, mimetype=media_type)
     response.set_etag(etag)
     response.headers["Cache-Control"] = "no-cache"

@@ -1,11 +1,9 @@
 """Routes of a task's log: append, read, follow."""
 
-from functools import partial
 from typing import Any
 
 from flask import Blueprint, Response, request
 
-from taskservice.api.tasks import known
 from taskservice.auth.authentication import caller
 from taskservice.contract.error_codes import SEQ_GAP, TASK_FINISHED
 from taskservice.contract.terms import DEFAULT_LINES, RUNNING
@@ -20,7 +18,7 @@ from taskservice.services import logs as log_service
 from taskservice.web import event_stream, long_poll, responses, task_events
 from taskservice.web.request import body_bytes, load_body, operation, prefers
 
-logs = Blueprint("logs", __name__)
+blueprint = Blueprint("logs", __name__)
 
 append_query = AppendQuerySchema()
 append_schema = AppendSchema()
@@ -36,7 +34,7 @@ data: "Synopsis: Running"
 """
 
 
-@logs.route("/task/<task_id>/logs", methods=["POST", "PUT"])
+@blueprint.route("/task/<task_id>/logs", methods=["POST", "PUT"])
 @operation(
     "appendLogs",
     query=append_query,
@@ -47,19 +45,19 @@ data: "Synopsis: Running"
 def append(task_id: str, query: dict[str, Any]) -> Response:
     """Append lines to a log.
 
-    As JSON, or as plain text, which is also what a PUT without a content type is: a line ends
-    at a line feed, a carriage return before it is dropped, and NUL becomes U+FFFD. No lines at
-    all are a sign of life.
+    The body is JSON or plain text; a PUT without a content type is plain text. A line ends at a
+    line feed, one carriage return before it is dropped, and NUL becomes U+FFFD. Every append is
+    a heartbeat, even one without lines.
 
-    With `seq`, an append is safe to repeat: it is the number, counted by `writer` from 1, of
-    the first line sent. Lines that are stored already are skipped; a gap is 409, and
-    `expected` tells the next number. When the task is finished, 409 has it as `task`; only an
-    `error` of type `cancelled`, and 404, tell the agent to stop.
+    With `seq`, an append is safe to repeat: `seq` is the number of the first line sent, counted
+    by `writer` from 1. Lines that are stored already are skipped. A gap is 409, and `expected` is
+    the next number. A finished task is 409, with its state in `task`. Only an `error` of type
+    `cancelled`, and 404, tell the agent to stop.
     """
     fields = _text_append(query) if _is_text() else _json_append(query)
     count, status = log_service.append(
         caller,
-        known(task_id),
+        task_id,
         fields["chunks"],
         fields.get("seq"),
         (fields.get("writer") or "").replace("\0", "\ufffd"),
@@ -67,7 +65,7 @@ def append(task_id: str, query: dict[str, Any]) -> Response:
     return responses.json({"logCount": count, "status": status}, 201)
 
 
-@logs.get("/task/<task_id>/logs")
+@blueprint.get("/task/<task_id>/logs")
 @operation(
     "readLogs",
     query=log_query,
@@ -78,26 +76,25 @@ def append(task_id: str, query: dict[str, Any]) -> Response:
 def read(task_id: str, query: dict[str, Any]) -> Response:
     """Read lines of a log.
 
-    As JSON a page of the lines after number `after`, and as `next` what `after` is to be for
-    those that follow; lines that retention has dropped are left out. As `text/plain` the lines
-    as they are, all of them unless `limit` says otherwise: the download.
+    As JSON, one page of the lines after number `after`; `next` is the `after` of the next page.
+    Lines that retention has dropped are left out. As `text/plain`, the lines as they are, all of
+    them unless there is a `limit`: the download.
 
-    With `Prefer: wait`, an answer that would have no lines waits for some, or for the end of
-    the task. Or follow its events.
+    With `Prefer: wait`, an answer without lines waits until there are some or the task ends. See
+    also the events of a task.
     """
     after = query.get("after", 0)
     task = long_poll.until(
-        partial(long_poll.find_task, known(task_id)),
+        lambda: long_poll.find_task(task_id),
         lambda task: task.log_count > after or task.status != RUNNING,
     )
     if prefers(TEXT, JSON):
-        return responses.stream(
-            task_json.log_text(task, after, query.get("limit")), media_type=TEXT
-        )
+        text = task_json.log_text(task, after, query.get("limit"))
+        return responses.stream(text, media_type=TEXT)
     return responses.stream(task_json.log_page(task, after, query.get("limit", DEFAULT_LINES)))
 
 
-@logs.get("/task/<task_id>/events")
+@blueprint.get("/task/<task_id>/events")
 @operation(
     "followTask",
     headers=["Last-Event-ID"],
@@ -108,14 +105,14 @@ def read(task_id: str, query: dict[str, Any]) -> Response:
 def follow(task_id: str) -> Response:
     """Follow a task.
 
-    As Server-Sent Events. First `task`: the task without its log. Then each line as `log`, a
-    JSON string whose `id` is the line's number: those there are, and those that come. `task`
-    again at each change of anything else. After the last line of a task that has ended comes
-    `task`, and the stream ends, as it does when the task is deleted.
+    Server-Sent Events. The first event is `task`: the task without its log. Each line is an event
+    `log`, a JSON string whose `id` is the line's number: first the lines that are stored, then new
+    ones as they arrive. Each other change of the task is another `task`. The stream ends after the
+    last line and a last `task` when the task has ended, and when it is deleted.
 
-    Whoever reconnects with `Last-Event-ID`, as browsers do by themselves, misses nothing.
+    A client that reconnects with `Last-Event-ID`, as browsers do by themselves, misses nothing.
     """
-    task = long_poll.find_task(known(task_id))
+    task = long_poll.find_task(task_id)
     return event_stream.respond(task_events.follow(caller, task.id, _last_event_id()))
 
 

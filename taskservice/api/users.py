@@ -1,4 +1,4 @@
-"""Routes of the user: who am I."""
+"""The route of the user: who am I."""
 
 from flask import Blueprint, Response
 
@@ -9,15 +9,15 @@ from taskservice.schemas.answers import key_schema, user_schema, who_am_i_schema
 from taskservice.web import responses
 from taskservice.web.request import operation
 
-users = Blueprint("users", __name__)
+blueprint = Blueprint("users", __name__)
 
 
-@users.get("/user")
+@blueprint.get("/user")
 @operation("getUser", answers={200: who_am_i_schema})
 def get() -> Response:
     """Who am I.
 
-    The user that the key belongs to, and the key itself.
+    The user that the key belongs to, and what is known of the key.
     """
     user = user_schema.dump(user_queries.get(caller.user_id))
     return responses.json(user | {"key": key_schema.dump(key_queries.get(caller.key_id))})

@@ -27,6 +27,7 @@ from taskservice.client.errors import (
     Unreadable,
 )
 from taskservice.contract import http_headers
+from taskservice.contract.error_codes import NOT_FOUND
 from taskservice.contract.terms import CANCELLED, PROBLEM_TYPE, STATUSES
 
 JSON = "application/json"
@@ -195,7 +196,7 @@ def _problem(answer: requests.Response) -> dict[str, Any] | None:
 def _not_found(problem: Mapping[str, Any]) -> type[Refused] | None:
     # To a run, this says that its lines are not wanted any more. For a path that the service
     # does not have it says otherwise, as do other programs that answer with problems.
-    return NotFound if problem["detail"].endswith("'s ID is not found") else None
+    return NotFound if problem.get("code") == NOT_FOUND else None
 
 
 def _unfit(problem: Mapping[str, Any]) -> type[Refused] | None:

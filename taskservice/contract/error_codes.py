@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+NOT_FOUND = "not_found"
 NO_SUCH_PATH = "no_such_path"
 TASK_FINISHED = "task_finished"
 SEQ_GAP = "seq_gap"
@@ -26,7 +27,7 @@ CODES = {
     "unreadable": Code(400, "The request is not valid HTTP, UTF-8 or JSON."),
     "invalid_key": Code(401, "The API key does not count, for whatever reason."),
     "user_key_required": Code(403, "An agent key may not do this."),
-    "not_found": Code(404, "There is no such thing that the key may see."),
+    NOT_FOUND: Code(404, "The key may see no such thing."),
     NO_SUCH_PATH: Code(404, "The service has no such path."),
     "method_not_allowed": Code(405, "The path does not know this method; `Allow` lists those."),
     "not_acceptable": Code(406, "`Accept` allows nothing that can be answered."),
@@ -43,7 +44,7 @@ CODES = {
     "url_too_long": Code(414, "The URL is too long."),
     "unsupported_media_type": Code(415, "The body's type or coding is not one that is read."),
     "expectation_failed": Code(417, "Only `Expect: 100-continue` is understood."),
-    "invalid": Code(422, "The request does not fit; `errors` says where."),
+    "invalid": Code(422, "The request is invalid; `errors` says where."),
     IDEMPOTENCY_KEY_REUSED: Code(422, "The `Idempotency-Key` came before with another body."),
     "too_many_requests": Code(429, "Wait for as long as `Retry-After` says."),
     "headers_too_large": Code(431, "The headers are too many or too long."),

@@ -14,10 +14,10 @@ from taskservice.problems import invalid, not_found
 from taskservice.queries import agents as agent_queries
 from taskservice.queries import keys as key_queries
 from taskservice.queries import users as user_queries
-from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import CreateKeySchema
 from taskservice.services import callback_secrets as secret_service
 from taskservice.services import keys as key_service
+from taskservice.web.request import require_id
 
 keys = Blueprint("keys", __name__)
 
@@ -107,8 +107,8 @@ def _fields() -> dict[str, Any]:
 
 
 def _key(key_id: str) -> AnyRow:
-    parsed = parse_id(key_id)
+    parsed = require_id("key", key_id)
     found = [key for key in key_queries.list_of_user(caller.user_id) if key.id == parsed]
     if not found:
-        raise not_found("Key")
+        raise not_found("key")
     return found[0]

@@ -7,7 +7,6 @@ from urllib.parse import urlencode
 from flask import Blueprint, Response, flash, redirect, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from taskservice.api.tasks import known
 from taskservice.auth.authentication import caller
 from taskservice.contract.terms import FAILED, PENDING, RUNNING
 from taskservice.dashboard import chart, sessions
@@ -25,6 +24,7 @@ from taskservice.schemas.parameters import ListQuerySchema
 from taskservice.services import deliveries as delivery_service
 from taskservice.services import tasks as task_service
 from taskservice.web import event_stream, list_query, responses, task_events
+from taskservice.web.request import require_id
 
 OWN_FILTERS = {"since": tuple(chart.PERIODS), "callback": (PENDING, FAILED)}
 
@@ -130,7 +130,7 @@ def ask_to_delete(task_id: str) -> Response:
 @tasks.post("/tasks/<task_id>/delete")
 def delete(task_id: str) -> AnyResponse:
     caller.require_user_key()
-    task = task_service.delete_for_good(caller, known(task_id))
+    task = task_service.delete_for_good(caller, require_id("task", task_id))
     flash(f"Deleted “{task.name}”.")
     return redirect_to("tasks.list_all")
 
@@ -138,22 +138,22 @@ def delete(task_id: str) -> AnyResponse:
 @tasks.post("/tasks/<task_id>/redeliver")
 def redeliver(task_id: str) -> AnyResponse:
     caller.require_user_key()
-    delivery_service.redeliver(caller, known(task_id))
+    delivery_service.redeliver(caller, require_id("task", task_id))
     flash("The webhook is on its way again, under the same id.")
     return redirect_to("tasks.show", task_id=task_id, _anchor="callback")
 
 
 def _task(task_id: str) -> TaskRow:
-    task = task_queries.find(caller, known(task_id))
+    task = task_queries.find(caller, require_id("task", task_id))
     if task is None:
-        raise not_found("Task")
+        raise not_found("task")
     return task
 
 
 def _cancel(task_id: str) -> str:
     """Cancel a task; returns what to say of it, also when it has ended meanwhile."""
     try:
-        _, callback_status = task_service.cancel(caller, known(task_id))
+        _, callback_status = task_service.cancel(caller, require_id("task", task_id))
     except Problem as problem:
         if problem.status != 409:
             raise

@@ -182,7 +182,7 @@ REFUSALS = {
     422: Refusal(
         "Invalid",
         "The request can be read but does not fit: `errors` says where.",
-        "The request does not fit: see errors",
+        "The request is invalid: see `errors`",
         {"errors": {"stauts": ["Unknown field."]}},
     ),
     431: Refusal(

@@ -75,7 +75,7 @@ def task(row: TaskRow, shape: Shape = WHOLE) -> Iterator[bytes]:
     """
     for expanded in _expanded([row], shape):
         return _in_pieces(_task_text(expanded, shape, None))
-    raise not_found("Task")
+    raise not_found("task")
 
 
 def tasks(pages: Iterable[Sequence[TaskRow]], shape: Shape = WHOLE) -> Iterator[bytes]:

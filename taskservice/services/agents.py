@@ -30,7 +30,7 @@ def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, boo
     if not AGENT_ID.fullmatch(agent_id):
         raise invalid({"agentId": [f"Must be of the form {AGENT_ID.pattern}"]})
     if caller.agent_id not in (None, agent_id):
-        raise not_found("Agent")
+        raise not_found("agent")
     values = {name: value for name, value in fields.items() if value is not None}
     here = {"agent_id": agent_id, **caller.scope}
     with transaction() as connection:
@@ -54,7 +54,7 @@ def delete_for_good(caller: Caller, agent_id: str) -> Any:
     with transaction() as connection:
         agent = connection.execute(_LOOK.with_for_update(), here).one_or_none()
         if agent is None:
-            raise not_found("Agent")
+            raise not_found("agent")
         if connection.execute(_DELETE, here).rowcount == 0:
             raise Problem(409, "The agent has tasks; delete them first", code=AGENT_HAS_TASKS)
     return agent

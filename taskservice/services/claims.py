@@ -72,7 +72,7 @@ def claim(caller: Caller, agent_id: str, key: str | None = None) -> tuple[TaskRo
     wanted = {"of_user_id": caller.user_id, "of_agent_id": agent_id, "key": key}
     with transaction() as connection:
         if connection.scalar(_AGENT_NAME, {"agent_id": agent_id, **caller.scope}) is None:
-            raise not_found("Agent")
+            raise not_found("agent")
         known_id = None if key is None else connection.scalar(_CLAIMED, wanted)
         task_id = known_id or _claimed(connection, wanted | {"now": timestamps.now()})
         if task_id is None:

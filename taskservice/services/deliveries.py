@@ -297,7 +297,7 @@ def redeliver(caller: Caller, task_id: str) -> str:
     with transaction() as connection:
         visible = _TASK.where(visible_tasks).with_for_update()
         if connection.scalar(visible, {"task_id": task_id, **caller.scope}) is None:
-            raise not_found("Task")
+            raise not_found("task")
         newest = connection.scalar(_NEWEST, {"task_id": task_id})
         if newest is None:
             detail = "The task has no delivery: it still runs, or has no callback"

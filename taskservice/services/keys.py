@@ -79,7 +79,7 @@ def revoke(caller: Caller, key_id: str) -> AnyRow:
         connection.execute(LOCK_USER, {"user_id": caller.user_id})
         key = _known_key(connection, key_id)
         if key.user_id != caller.user_id:
-            raise not_found("Key")
+            raise not_found("key")
         if key.agent_id is None and _other_user_keys(connection, key) == 0:
             raise Problem(
                 409, "This is the last user key; only the server can revoke it", code=LAST_USER_KEY
@@ -100,7 +100,7 @@ def record_uses(uses: dict[str, str]) -> None:
 def _known_key(connection: Connection, key_id: str) -> AnyRow:
     key = connection.execute(_KEY, {"key_id": key_id}).one_or_none()
     if key is None:
-        raise not_found("Key")
+        raise not_found("key")
     return key
 
 

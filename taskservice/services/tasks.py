@@ -220,7 +220,7 @@ def lock(connection: Connection, caller: Caller, task_id: str) -> TaskRow:
         connection.execute(_LOCK, here)
     task = connection.execute(_TASK, here).one_or_none()
     if task is None:
-        raise not_found("Task")
+        raise not_found("task")
     return task
 
 

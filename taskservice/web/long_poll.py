@@ -38,7 +38,7 @@ def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
         # A look costs little; a claim waits for its turn to write.
         has_waiting = task_queries.has_waiting_task(caller, agent_id)
         if has_waiting is None:
-            raise not_found("Agent")
+            raise not_found("agent")
         if not has_waiting:
             return None
         return claim_service.claim(caller, agent_id, key)[0]
@@ -52,7 +52,7 @@ def find_task(task_id: str) -> TaskRow:
     """The task that the caller may see; raises 404."""
     task = task_queries.find(caller, task_id)
     if task is None:
-        raise not_found("Task")
+        raise not_found("task")
     return task
 
 

@@ -1,9 +1,9 @@
-"""The door of the API: what a request says is read strictly, before its view sees it."""
+"""Reads requests strictly, as their operations declare them, before a view is called."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import update_wrapper
-from typing import Any
+from functools import partial, update_wrapper
+from typing import Any, ParamSpec
 from urllib.parse import parse_qsl
 
 from flask import Response, g, request
@@ -11,37 +11,34 @@ from marshmallow import Schema
 
 from taskservice.auth.authentication import caller
 from taskservice.contract.error_codes import OVERLOADED
+from taskservice.contract.terms import MAX_IDEMPOTENCY_KEY
 from taskservice.openapi.operation import JSON, Operation
-from taskservice.problems import Problem, invalid
+from taskservice.problems import Problem, invalid, not_found
 from taskservice.resources import Slots
 from taskservice.schemas import strict_json
+from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import NothingSchema
 
+P = ParamSpec("P")
 View = Callable[..., Response]
 
 # Every path below it asks for a key.
 
 
-# A body past this many bytes may cost some dozen times as much memory while it is read: so
-# many of a process may be in work at once, and others wait so many seconds.
-LARGE = 1024 * 1024
-LARGE_SECONDS = 3.0
-large_bodies = Slots(2)
+# While a body of more bytes than this is read, it may cost some dozen times as much memory.
+LARGE_BODY = 1024 * 1024
+# Large bodies that one process reads at a time; another one waits this long for its turn.
+large_body_slots = Slots(2)
+LARGE_BODY_SECONDS = 3.0
 
-nothing_schema = NothingSchema()
-
-
-class operation(Operation):
-    """Declares a route; as a decorator it puts the door before the view."""
-
-    def __call__(self, view: View) -> "Endpoint":
-        return Endpoint(self, view)
+empty_schema = NothingSchema()
 
 
 class Endpoint:
-    """A view behind its door, which raises 400, 403, 406, 413, 415 and 422.
+    """A view that is called with what its operation declares, loaded from the request.
 
-    The view gets `query` and `body`, loaded, where its operation has schemas for them.
+    The view gets the ids of its path, and `query` and `body` where its operation has schemas
+    for them. Raises 400, 403, 404, 406, 413, 415, 422 and 503.
     """
 
     def __init__(self, operation: Operation, view: View) -> None:
@@ -52,33 +49,72 @@ class Endpoint:
         self._view = view
         update_wrapper(self, view)
 
-    def __call__(self, **path: Any) -> Response:
-        with ExitStack() as g.held:
-            return self._answer(path)
+    def __call__(self, **path: str) -> Response:
+        with ExitStack() as g.until_answered:
+            return self._view(**self._arguments(path))
 
-    def _answer(self, path: dict[str, Any]) -> Response:
+    def _arguments(self, path: Mapping[str, str]) -> dict[str, Any]:
         if self.operation.user_key:
             caller.require_user_key()
         _check_accept(self._media_types)
+        arguments: dict[str, Any] = {}
         query = load_query(self.operation.query)
         if self._has_query:
-            path["query"] = query
+            arguments["query"] = query
         if self.operation.body is not None:
-            path["body"] = load_body(self.operation.body)
+            arguments["body"] = load_body(self.operation.body)
         elif not self._reads_body and request.method not in ("GET", "HEAD"):
             _check_no_body()
-        return self._view(**path)
+        return arguments | {name: _path_id(name, text) for name, text in path.items()}
+
+
+def _decorator(declare: Callable[P, Operation]) -> Callable[P, Callable[[View], Endpoint]]:
+    def operation(*args: P.args, **fields: P.kwargs) -> Callable[[View], Endpoint]:
+        return partial(Endpoint, declare(*args, **fields))
+
+    return operation
+
+
+# `@operation(...)` takes what Operation takes, and makes an Endpoint of a view.
+operation = _decorator(Operation)
+
+
+def require_id(thing: str, text: str) -> str:
+    """The id of a thing in its canonical spelling; raises 404 for text that is no UUID."""
+    parsed = parse_id(text)
+    if parsed is None:
+        raise not_found(thing)
+    return parsed
+
+
+def _path_id(name: str, text: str) -> str:
+    thing = name.removesuffix("_id")
+    # An agent's id is chosen by its user.
+    return _without_nul(text) if thing == "agent" else require_id(thing, text)
+
+
+def idempotency_key() -> str | None:
+    """The `Idempotency-Key`, under which the request can be repeated; raises 422."""
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY:
+        raise invalid({"Idempotency-Key": [f"Must have 1 to {MAX_IDEMPOTENCY_KEY} characters."]})
+    return key
+
+
+def _without_nul(text: str) -> str:
+    # PostgreSQL cannot store it.
+    return text.replace("\0", "\ufffd")
 
 
 def load_query(schema: Schema) -> dict[str, Any]:
-    """The query string by `schema`; a parameter that it does not know, or twice, is 422."""
+    """The query string, loaded by `schema`; raises 422 for an unknown or repeated parameter."""
     if not request.query_string:
         return {}
     values: dict[str, str] = {}
     for name, text in _pairs(request.query_string):
         if name in values:
             raise invalid({name: ["Given more than once."]})
-        values[name] = text.replace("\0", "\ufffd")
+        values[name] = _without_nul(text)
     loaded: dict[str, Any] = schema.load(values)
     return loaded
 
@@ -91,7 +127,7 @@ def _pairs(query: bytes) -> list[tuple[str, str]]:
 
 
 def load_body(schema: Schema) -> dict[str, Any]:
-    """The JSON body by `schema`; no body at all counts as `{}`."""
+    """The JSON body, loaded by `schema`; no body counts as `{}`."""
     loaded: dict[str, Any] = schema.load(json_body())
     return loaded
 
@@ -107,10 +143,10 @@ def json_body() -> Any:
 
 
 def _check_no_body() -> None:
-    """Raises 400 and 422 for a body, of whatever type, that says more than `{}`."""
+    """Raises 400 and 422 for a body of any type, unless it is empty or `{}`."""
     data = _received()
     if data:
-        nothing_schema.load(_parsed(data))
+        empty_schema.load(_parsed(data))
 
 
 def _parsed(data: bytes) -> Any:
@@ -123,7 +159,7 @@ def _parsed(data: bytes) -> Any:
 
 
 def body_bytes() -> bytes:
-    """The body as it came; raises 413, and 415 for one that is coded or not in UTF-8."""
+    """The body as it came; raises 413, and 415 where it is compressed or not in UTF-8."""
     if request.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity"):
         raise Problem(415, "The body must be sent without a Content-Encoding")
     charset = request.mimetype_params.get("charset", "utf-8").lower()
@@ -134,23 +170,24 @@ def body_bytes() -> bytes:
 
 def _received() -> bytes:
     if request.content_length is not None:
-        _wait_for_place(request.content_length)
+        _acquire_slot(request.content_length)
         return request.get_data(cache=False)
     data = request.get_data(cache=False)
-    _wait_for_place(len(data))
+    _acquire_slot(len(data))
     return data
 
 
-def _wait_for_place(size: int) -> None:
-    """Wait until few enough other large bodies are in work; raises 503."""
-    if size <= LARGE or g.held.enter_context(large_bodies.acquire(LARGE_SECONDS)):
+def _acquire_slot(size: int) -> None:
+    """Acquire a slot for a large body, and hold it until the view has answered; raises 503."""
+    if size <= LARGE_BODY:
         return
-    headers = {"Retry-After": "2"}
-    raise Problem(503, "Too many large bodies at once", code=OVERLOADED, headers=headers)
+    if not g.until_answered.enter_context(large_body_slots.acquire(LARGE_BODY_SECONDS)):
+        headers = {"Retry-After": "2"}
+        raise Problem(503, "Too many large bodies at once", code=OVERLOADED, headers=headers)
 
 
 def prefers(wanted: str, other: str) -> bool:
-    """Whether the caller would rather have `wanted` than `other`, which is the default."""
+    """Whether `Accept` ranks `wanted` above `other`, the default."""
     return _quality(wanted) > _quality(other)
 
 
@@ -162,7 +199,7 @@ def _check_accept(media_types: tuple[str, ...]) -> None:
 
 
 def _quality(media_type: str) -> float:
-    """How much the caller would like this type, from 0 to 1."""
-    # Whatever we answer is in UTF-8, whether that is asked for or not.
+    """The weight that `Accept` gives to a media type, from 0 to 1."""
+    # Every answer is in UTF-8, so a request for that charset matches too.
     spellings = (media_type, f"{media_type}; charset=utf-8")
     return max(map(request.accept_mimetypes.quality, spellings))

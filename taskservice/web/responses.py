@@ -43,6 +43,11 @@ def task(
     return stream(task_json.task(row, shape), status, headers)
 
 
+def replayed_header(replayed: bool) -> dict[str, str]:
+    """The header of an answer that repeats an earlier one for its `Idempotency-Key`."""
+    return {"Idempotency-Replayed": "true"} if replayed else {}
+
+
 def conditional_task(row: TaskRow, shape: Shape) -> Response:
     """A task with its ETag, or 304 when the caller has it already; its log is then not read."""
     if shape.expand:

@@ -31,6 +31,7 @@ from taskservice.client import (
     Unreachable,
 )
 from taskservice.client.answers import SHORT_FIELDS
+from taskservice.contract import error_codes
 from taskservice.schemas.answers import TASK_FIELDS
 from tests.support import receiver as play
 from tests.support import service_answers as played
@@ -625,7 +626,8 @@ def test_name_that_is_unknown_is_said_in_plain_words() -> None:
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 422])
 def test_what_another_attempt_would_not_mend_is_not_tried_again(status: int) -> None:
     with Receiver() as receiver:
-        receiver.answer = played.problem(status, "Task's ID is not found")
+        code = error_codes.default(status)
+        receiver.answer = played.problem(status, "Task's ID is not found", code=code)
         with pytest.raises(TaskServiceError, match="Task's ID is not found") as refused:
             list(Client(receiver.url, "key", patience=20).tasks())
     assert len(receiver.requests) == 1
@@ -642,7 +644,7 @@ def test_redirect_is_not_followed_with_the_key() -> None:
 
 def test_answer_lost_at_a_deletion_is_no_failure() -> None:
     with Receiver() as receiver:
-        gone = played.problem(404, "Task's ID is not found")
+        gone = played.problem(404, "Task's ID is not found", code="not_found")
         receiver.answer = in_turn(played.task(), play.reset(), gone)
         Client(receiver.url, "key", patience=20).task("1").delete()
     assert [request.method for request in receiver.requests] == ["GET", "DELETE", "DELETE"]

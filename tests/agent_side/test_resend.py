@@ -101,7 +101,7 @@ def test_not_found_is_no_deletion_of_a_task_that_was_never_made(
     folder = run_without_a_task(machine)
     user = alice.request("GET", "/user").content
     with Receiver() as receiver:
-        receiver.answer = played.problem(404, "Agent's ID is not found")
+        receiver.answer = played.problem(404, "No such agent", code="not_found")
         receiver.paths["/api/v1/user"] = play.answer(
             200, {"Content-Type": "application/json"}, user
         )
@@ -134,10 +134,10 @@ def test_agent_that_the_key_may_not_see_does_not_stop_the_program(
         process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        receiver.answer = played.problem(404, "Agent's ID is not found")
+        receiver.answer = played.problem(404, "No such agent", code="not_found")
         printed, remarks = process.communicate(timeout=30)
     assert (process.returncode, printed) == (7, "done\n")
-    assert "the service refuses: Agent's ID is not found; the program runs on" in remarks
+    assert "the service refuses: No such agent; the program runs on" in remarks
     assert len(machine.left_runs()) == 1
 
 
