@@ -38,7 +38,7 @@ $(VENV)/installed-test: $(VENV)/installed
 	@touch $@
 
 test: $(VENV)/installed-test ## Install what the tests need, and run them
-	$(BIN)/python -m pytest -n $(PROCESSES) -m 'not slow'
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow'
 
 test-crash: $(VENV)/installed-test ## 30 s of mixed load, and followers, while workers are killed
 	CRASH_SECONDS=$${CRASH_SECONDS:-30} $(BIN)/python -m pytest -m slow -s \

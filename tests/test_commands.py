@@ -17,19 +17,19 @@ import taskservice
 from taskservice.database import migrations
 from tests.conftest import Databases
 from tests.support import receiver as play
+from tests.support.fork_server import run_forked
 from tests.support.receiver import Receiver
 from tests.support.service import COMMAND, Service, environment
 
 
 def run(data: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return run_forked(
         [*COMMAND, *arguments],
         env=environment(data, **settings),
         capture_output=True,
         text=True,
         errors="surrogateescape",
         timeout=60,
-        check=False,
     )
 
 

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from taskservice.database.types import database_now
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, RemoteClient
 from tests.support.deliveries import change, columns, deliveries_of, finish, make_due, the_delivery
+from tests.support.fork_server import ForkedPopen
 from tests.support.gunicorn_process import until
 from tests.support.internals import end_for_silence
 from tests.support.receiver import Receiver
@@ -41,7 +41,7 @@ class Worker:
         folder.mkdir(exist_ok=True)
         self.log = folder / f"worker-{uuid4().hex}.log"
         with open(self.log, "wb") as log:
-            self.process = subprocess.Popen([*COMMAND, "worker"], env=self.environment, stderr=log)
+            self.process = ForkedPopen([*COMMAND, "worker"], env=self.environment, stderr=log)
         until(lambda: "working" in self.log.read_text() or self.process.poll() is not None)
         assert self.process.poll() is None, self.log.read_text()
 

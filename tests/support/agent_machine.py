@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.api_client import RemoteClient
+from tests.support.fork_server import ForkedPopen, run_forked
 from tests.support.service import COMMAND, Service
 
 
@@ -30,17 +31,17 @@ class AgentMachine:
 
     def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         options = {"capture_output": True, "text": True, "timeout": 100, "check": False} | options
-        return subprocess.run([*self.command, *arguments], env=self.environment, **options)
+        return run_forked([*self.command, *arguments], env=self.environment, **options)
 
     def spawn(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
-        return subprocess.Popen([*self.command, *arguments], env=self.environment, **options)
+        return ForkedPopen([*self.command, *arguments], env=self.environment, **options)
 
     def python(self, program: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         """A program in Python that uses the client."""
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
         command = [sys.executable, "-c", program, *arguments]
-        return subprocess.Popen(command, env=self.environment, **options)
+        return ForkedPopen(command, env=self.environment, **options)
 
     def left_runs(self) -> list[Path]:
         """The runs that are kept on the disk, alive or left."""

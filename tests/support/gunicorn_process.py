@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from tests.support.fork_server import ForkedPopen
+
 ROOT = Path(__file__).parents[2]
 THREADS = 4
 MIB = 1024 * 1024
@@ -20,6 +22,10 @@ HELLO = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
 
 # As in earnest, but with less patience, and what a test wants otherwise.
 SETTINGS = """
+import sys
+
+sys.path.append({root!r})
+
 from taskservice.serving.gunicorn_config import *
 
 settle = post_fork
@@ -35,6 +41,10 @@ globals().update({settings})
 """
 
 SERVE = """
+import sys
+
+sys.path.append({root!r})
+
 from tests.support.raw_application import application
 from taskservice.config import Config
 from taskservice.serving.application import serve
@@ -61,7 +71,7 @@ class GunicornProcess:
     def __init__(self, command: list[str], folder: Path, environ: dict[str, str]) -> None:
         self.folder = folder
         with (folder / "log").open("wb") as log:
-            self.process = subprocess.Popen(
+            self.process = ForkedPopen(
                 command,
                 cwd=folder,
                 env=os.environ | _surroundings(folder) | environ,
@@ -154,15 +164,14 @@ def unready(
     **environ: str,
 ) -> GunicornProcess:
     """A server that has just been told to start, and must be waited for or killed."""
-    (folder / "serve.py").write_text(SERVE)
-    text = SETTINGS.format(attributes=attributes or {}, settings=settings or {})
+    (folder / "serve.py").write_text(SERVE.format(root=str(ROOT)))
+    text = SETTINGS.format(root=str(ROOT), attributes=attributes or {}, settings=settings or {})
     (folder / "settings.py").write_text(text)
     return GunicornProcess(command, folder, environ)
 
 
 def _surroundings(folder: Path) -> dict[str, str]:
     return {
-        "PYTHONPATH": f"{ROOT}:{folder}",
         "HOME": str(folder),
         "XDG_RUNTIME_DIR": str(folder),
         "TASKSERVICE_DATA": str(folder / "data"),

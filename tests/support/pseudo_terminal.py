@@ -2,9 +2,10 @@
 
 import os
 import pty
-import subprocess
 import unicodedata
 from collections.abc import Mapping, Sequence
+
+from tests.support.fork_server import ForkedPopen
 
 # A title, a cleared screen in two spellings, DEL, a backspace, next line, bidi, a line separator.
 NASTY = "a\x1b]0;own\x07b\x1b[2Jc\x9b2Jd\x7fe\x08f\x85g\u202eh\u2066i\u200fj\u061ck\u2028l"
@@ -16,7 +17,7 @@ SHOWN = (
 def on_terminal(command: Sequence[str], environment: Mapping[str, str]) -> str:
     """All that a command writes to the terminal where it runs, to its end."""
     ours, its = pty.openpty()
-    with subprocess.Popen(command, env=environment, stdin=its, stdout=its, stderr=its):
+    with ForkedPopen(command, env=environment, stdin=its, stdout=its, stderr=its):
         os.close(its)
         written = b"".join(iter(lambda: _read(ours), b""))
     os.close(ours)

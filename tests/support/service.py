@@ -19,6 +19,7 @@ from taskservice.config import Config
 from taskservice.database.engine import dispose
 from taskservice.services import users as user_service
 from tests.support.api_client import RemoteClient
+from tests.support.fork_server import ForkedPopen, run_forked
 
 COMMAND = [sys.executable, "-m", "taskservice"]
 START_SECONDS = 30
@@ -70,7 +71,7 @@ class Service:
 
     def start(self) -> None:
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(
+            self.process = ForkedPopen(
                 self.command, env=self.environment, stdout=log, stderr=log, start_new_session=True
             )
         self.wait_until_ready()
@@ -110,13 +111,12 @@ class Service:
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run another command of the service with the same settings."""
-        return subprocess.run(
+        return run_forked(
             [*COMMAND, *arguments],
             env=self.environment,
             capture_output=True,
             text=True,
             timeout=60,
-            check=False,
         )
 
     def add_user(self, name: str = "") -> RemoteClient:
