@@ -10,7 +10,7 @@ import click
 from taskservice.cli.agent_command import the_service
 from taskservice.client import NotFound, Task
 from taskservice.client.answers import SHORT_FIELDS
-from taskservice.client.tasks import PAGE_TASKS
+from taskservice.client.client import PAGE_TASKS
 from taskservice.contract.terms import CANCELLED, FAILED, STATUSES, TIMEOUT
 from taskservice.terminal import give_up, print_json, print_line, print_log_line
 

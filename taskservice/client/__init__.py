@@ -1,5 +1,7 @@
 """The client for programs in Python: start, claim, report, list and follow tasks."""
 
+from taskservice.client.client import Client
+from taskservice.client.current_task import current
 from taskservice.client.errors import (
     Conflict,
     Forbidden,
@@ -20,7 +22,7 @@ from taskservice.client.errors import (
     Unreadable,
 )
 from taskservice.client.handler import TaskHandler
-from taskservice.client.tasks import Client, Line, Task, current
+from taskservice.client.tasks import Line, Task
 
 __all__ = [
     "Client",

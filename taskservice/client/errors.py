@@ -105,8 +105,8 @@ class Unavailable(Refused):
         self.retry_after = retry_after
 
 
-# What another attempt may mend.
-PASSING = (Unreachable, UnexpectedAnswer, Unavailable)
+# Another attempt may succeed.
+RETRYABLE = (Unreachable, UnexpectedAnswer, Unavailable)
 
 
 def _text(said: Any) -> str:

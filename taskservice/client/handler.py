@@ -1,4 +1,4 @@
-"""What a program logs, with Python's logging, becomes lines of its task."""
+"""A handler for Python's logging: each record becomes lines of a task's log."""
 
 import logging
 
@@ -9,7 +9,7 @@ from taskservice.client.tasks import Task
 class TaskHandler(logging.Handler):
     """Sends each record as lines of a task's log.
 
-    Nothing is raised where a program only logs: a cancel shows at the task's own methods.
+    Logging raises no TaskServiceError: a cancel shows when the program calls the task.
     """
 
     def __init__(self, task: Task, level: int = logging.NOTSET) -> None:
@@ -19,10 +19,10 @@ class TaskHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name.startswith(("urllib3", "requests")) and record.levelno < logging.WARNING:
-            return  # sending a line would make the next one
+            return  # sending a line would log the next one
         try:
             self._task.log(self.format(record))
         except TaskServiceError:
-            return  # the task has ended; the program hears of it from the task
+            return  # the task's own methods raise it too
         except Exception:
             self.handleError(record)

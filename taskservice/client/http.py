@@ -14,7 +14,7 @@ import requests
 from taskservice import __version__
 from taskservice.client.answers import JSON, Answer, Shape, read
 from taskservice.client.errors import (
-    PASSING,
+    RETRYABLE,
     SettingError,
     TaskServiceError,
     Unavailable,
@@ -73,7 +73,7 @@ class Connection:
         for delay in delays():
             try:
                 return self.once(method, path, shape, **options)
-            except PASSING as error:
+            except RETRYABLE as error:
                 pause = pause_after(error, delay)
                 if time.monotonic() + pause > until:
                     raise
@@ -118,7 +118,7 @@ def _as_json(value: Any) -> bytes:
     try:
         return json.dumps(value, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
-        raise TaskServiceError(f"This is no JSON: {error}") from None
+        raise TaskServiceError(f"This is not JSON: {error}") from None
 
 
 def delays() -> Any:

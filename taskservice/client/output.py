@@ -1,4 +1,4 @@
-"""What a program puts out, refused where it is set if it is no JSON."""
+"""A task's output: a value that JSON lacks is refused where the program sets it."""
 
 import json
 from collections.abc import Mapping
@@ -6,10 +6,10 @@ from typing import Any
 
 
 class Output(dict[str, Any]):
-    """A task's output. Setting a key to what is no JSON raises TypeError or ValueError."""
+    """A task's output. Setting a key to a value that JSON lacks raises TypeError or ValueError."""
 
     def __setitem__(self, key: str, value: Any) -> None:
-        check(key, value)
+        _check(key, value)
         super().__setitem__(key, value)
 
     def setdefault(self, key: str, default: Any = None) -> Any:
@@ -18,41 +18,39 @@ class Output(dict[str, Any]):
         return self[key]
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        members = checked(dict(*args, **kwargs))
-        super().update(members)
+        super().update(check_output(dict(*args, **kwargs)))
 
     def __ior__(self, other: Any) -> "Output":  # type: ignore[misc, override]
         self.update(other)
         return self
 
 
-def checked(members: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same, if all of it is JSON. Raises TypeError or ValueError."""
+def check_output(members: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same members. Raises TypeError or ValueError for a key or value that JSON lacks."""
     for key, value in members.items():
-        check(key, value)
+        _check(key, value)
     return members
 
 
-def check(key: str, value: Any) -> None:
-    """Raise TypeError or ValueError, which name the key, for what is no JSON."""
+def json_members(members: Mapping[str, Any]) -> dict[str, Any]:
+    """Only the members whose key and value JSON has."""
+    return {key: value for key, value in members.items() if _is_json(key, value)}
+
+
+def _check(key: str, value: Any) -> None:
     if not isinstance(key, str):
-        raise TypeError(f"The key {key!r} of an output must be a text")
+        raise TypeError(f"The key {key!r} of an output must be a string")
     try:
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except TypeError as error:
-        raise TypeError(f"output[{key!r}] is no JSON: {error}") from None
+        raise TypeError(f"output[{key!r}] is not JSON: {error}") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"output[{key!r}] is no JSON: {error}") from None
-
-
-def without_faults(members: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the members that are JSON."""
-    return {key: value for key, value in members.items() if _is_json(key, value)}
+        raise ValueError(f"output[{key!r}] is not JSON: {error}") from None
 
 
 def _is_json(key: str, value: Any) -> bool:
     try:
-        check(key, value)
+        _check(key, value)
     except (TypeError, ValueError):
         return False
     return True

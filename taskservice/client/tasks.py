@@ -1,59 +1,32 @@
-"""Tasks for programs in Python: started, written to, watched."""
+"""A task for Python programs: do its work, or watch it."""
 
-import atexit
 import contextlib
 import json
 import logging
-import math
-import os
-import re
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
-from urllib.parse import quote
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
-from taskservice.client import answers, text
-from taskservice.client.answers import SHORT_FIELDS
-from taskservice.client.errors import (
-    PASSING,
-    Invalid,
-    NotFound,
-    SettingError,
-    TaskServiceError,
-    Unreachable,
-)
-from taskservice.client.http import PATIENCE_SECONDS, Connection, delays, pause_after
-from taskservice.client.memory import Memory
-from taskservice.client.output import Output, checked, without_faults
-from taskservice.client.sender import (
-    CLAIMED_HEARTBEAT_SECONDS,
-    HEARTBEAT_SECONDS,
-    Sender,
-    heartbeat_for,
-)
+from taskservice.client import answers, api, at_exit, log_text
+from taskservice.client.errors import TaskServiceError, Unreachable
+from taskservice.client.http import Connection
+from taskservice.client.memory_queue import MemoryQueue
+from taskservice.client.output import Output, check_output, json_members
+from taskservice.client.sender import HEARTBEAT_SECONDS, Sender
 from taskservice.contract.terms import API_PREFIX, COMPLETE, ERROR, MAX_LINES, RUNNING
 
-PAGE_TASKS = 100
-# How long a request may wait for news; the service allows 60 s.
+# How many seconds one request may wait for something new; the service allows 60.
 WAIT_SECONDS = 30
-# Where the service cannot let us wait, we ask so often.
-_ASK_AGAIN_SECONDS = 1.0
-# How often a program that waits for its lines to be sent looks what keeps them.
-_LOOK_SECONDS = 0.2
-# How long a program that ends waits for lines that were not awaited otherwise.
-SECONDS_AT_EXIT = 5.0
-_SHORT = {"fields": SHORT_FIELDS}
-_SHORT_TASK = answers.task(SHORT_FIELDS)
-_STARTED = answers.task(SHORT_FIELDS, 201)
-_CLAIMED = answers.task(SHORT_FIELDS, 200, 204)
+# Where the service answers a waiting request at once, the next one comes after this time.
+REPEAT_SECONDS = 1.0
+# How often a program that waits for its sender looks whether to go on waiting.
+_POLL_SECONDS = 0.2
 logger = logging.getLogger(__name__)
-_NEXT = re.compile(r'<\?([^>]*)>; rel="next"')
 
 
 class Line(NamedTuple):
@@ -64,10 +37,11 @@ class Line(NamedTuple):
 
 
 class Task:
-    """A task as it was when it was read last: `data` is its JSON.
+    """A task as it was when last read: `data` is its JSON, without the log.
 
-    Made by a Client. Used with `with` by whoever does its work: that reports its end. Other
-    processes get it by a fork or by pickle, and may log too; a pickle holds the API key.
+    A Client makes it. The program that does the work uses it in a `with` block, which
+    reports the end. Other processes may get it by a fork or by pickle and log to it too; a
+    pickle contains the API key.
     """
 
     def __init__(
@@ -80,41 +54,41 @@ class Task:
         json_text: str = "",
     ) -> None:
         self.data = dict(data)
-        self.json_text = json_text  # of a claimed task: `data` as it came
+        self.json_text = json_text  # of a claimed task: `data` as the service wrote it
         self.id = str(data["id"])
         self._output = Output(data.get("output") or {})
         self._connection = connection
         self._writer = writer
-        # Whether `with` does; not where `taskservice run` does it.
+        # Whether the `with` block reports the end: inside `taskservice run` that does it.
         self._reports_end = reports_end
         self._has_ended = False
         self._heartbeat = heartbeat
-        self._origin = uuid4().hex  # the same in all processes
-        self._reset()
+        self._copy_id = uuid4().hex  # the same in every process that has this task
+        self.reset()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        _here[self._origin] = self
-        own = ("_lock", "_memory", "_sender")
+        _copies[self._copy_id] = self
+        own = ("_lock", "_queue", "_sender")
         state = {name: value for name, value in self.__dict__.items() if name not in own}
-        return _arrived, (type(self), state)
+        return _unpickle, (type(self), state)
 
-    def _reset(self) -> None:
-        """As if nothing had been logged; what waits is another process's after a fork."""
+    def reset(self) -> None:
+        """Forget lines and thread, for a new process: they belong to the process before."""
         self._lock = threading.Lock()
-        self._memory = Memory()
+        self._queue = MemoryQueue()
         self._sender: Sender | None = None
 
     @property
     def output(self) -> dict[str, Any]:
-        """What the `with` block has to say as its result; reported when it ends.
+        """The result, which the `with` block reports when it ends.
 
-        Setting a key to what is no JSON raises TypeError or ValueError.
+        Setting a key to a value that JSON lacks raises TypeError or ValueError.
         """
         return self._output
 
     @output.setter
     def output(self, members: Mapping[str, Any]) -> None:
-        self._output = Output(checked(members))
+        self._output = Output(check_output(members))
 
     @property
     def url(self) -> str:
@@ -135,7 +109,7 @@ class Task:
 
     @property
     def error(self) -> Mapping[str, Any] | None:
-        """Its type and message, where the status is `error`."""
+        """`{"type": ..., "message": ...}` if the status is `error`, else None."""
         error: Mapping[str, Any] | None = self.data["error"]
         return error
 
@@ -144,124 +118,127 @@ class Task:
         given: Mapping[str, Any] = self.data["input"]
         return given
 
-    # --- for whoever does the work -------------------------------------------------------
+    # --- doing the work ------------------------------------------------------------------
 
     def log(self, *lines: object) -> None:
-        """Add lines, each the text of what is given; a thread sends them, in order, each once.
+        """Add lines, each the text of one argument; a thread sends them in order, each once.
 
-        Waits only while 16 MiB wait already. Raises TaskCancelled when the user has
-        cancelled the task, NotFound when it is deleted: then it is time to stop. Raises
-        Unreachable when none of 16 MiB could be sent for long; they go on waiting.
+        Waits only while 16 MiB of lines are still to be sent. Raises TaskCancelled when the
+        user has cancelled the task and NotFound when it was deleted: the program should stop
+        then. Raises Unreachable when 16 MiB wait and the service has given no answer for
+        `patience` seconds; those lines are still sent later.
         """
-        sender, memory = self._started(), self._memory
+        sender, queue = self._started_sender(), self._queue
         began = time.monotonic()
-        while not memory.has_room(_LOOK_SECONDS):
-            self._look_after(sender, began)
+        while not queue.wait_for_space(_POLL_SECONDS):
+            self._raise_if_stuck(sender, began)
         self.check()
-        memory.put([line for given in lines for line in text.lines_of(str(given))])
+        queue.put([line for given in lines for line in log_text.split_lines(str(given))])
 
     def report(self, **changes: Any) -> None:
-        """Change `output`, `name`, `status` or `error` at once; with `status` after all lines.
+        """Change `output`, `name`, `status` or `error` now; with `status`, after all lines.
 
-        Raises TaskCancelled, and what else the service refuses it for; TypeError or
-        ValueError for an output that is no JSON.
+        Raises TaskCancelled and the other refusals of the service; TypeError or ValueError
+        for an output that JSON lacks.
         """
-        checked(changes.get("output") or {})
+        check_output(changes.get("output") or {})
         if "status" in changes and self._sender is not None:
             self.finish(changes)
         else:
-            self._tell("PATCH", f"/task/{self.id}", json=changes, rest=self._rest)
+            self._update("PATCH", f"/task/{self.id}", json=changes, rest=self._pause)
         self._has_ended = self._has_ended or "status" in changes
 
     def check(self) -> None:
-        """Raise TaskCancelled, or another reason to stop, once the service has told of it."""
-        if self._sender is not None and self._sender.stopped is not None:
-            raise self._sender.stopped
+        """Raise TaskCancelled, or another reason to stop, if the service has told of one."""
+        if self._sender is not None and self._sender.stop_reason is not None:
+            raise self._sender.stop_reason
 
     def complete(self, **output: Any) -> None:
-        """Report the end: `complete`, with these keys and those in `output`, after all lines."""
+        """Report `complete` after all lines, with these keys and those in `output`."""
         self.finish({"status": COMPLETE, "output": self.output | output})
 
     def fail(self, message: object) -> None:
-        """Report the end: `error`, with this message, after all lines."""
-        error = {"message": text.message(str(message))}
+        """Report `error` with this message, after all lines."""
+        error = {"message": log_text.cut_message(str(message))}
         self.finish({"status": ERROR, "error": error, "output": self.output})
 
     def finish(self, report: dict[str, Any] | None) -> None:
-        """Send all lines, then this report, if any; raises what keeps them from being sent."""
-        # Here, where the program sees what is wrong with it.
-        checked((report or {}).get("output") or {})
+        """Send all lines, then this report if there is one.
+
+        Raises the TaskServiceError that keeps them from being sent; TypeError or ValueError
+        for a report that JSON lacks.
+        """
+        # Checked here: in the sender's thread the program would not see the error.
+        check_output((report or {}).get("output") or {})
         json.dumps(report, allow_nan=False)
-        sender = self._started()
+        sender = self._started_sender()
         sender.finish(report)
         try:
             self._wait_for(sender)
         except TaskServiceError as error:
-            if lines := self._memory.count():
-                error.args = (f"{error}; {text.counted(lines)} not sent",)
-            self._forget()
+            if lines := self._queue.count():
+                error.args = (f"{error}; {log_text.line_count(lines)} not sent",)
+            self._drop_sender()
             raise
-        self._forget()
+        self._drop_sender()
         self._has_ended = self._has_ended or "status" in (report or {})
         self.refresh()
 
     def _wait_for(self, sender: Sender) -> None:
-        """Wait until the sender is done; raises what keeps it from that."""
+        """Wait until the sender has sent everything; raises what keeps it from that."""
         began = time.monotonic()
         while sender.is_alive():
-            sender.join(_LOOK_SECONDS)
+            sender.join(_POLL_SECONDS)
             if sender.is_alive():
-                self._look_after(sender, began)
-        if not sender.delivered:
-            raise sender.stopped or TaskServiceError("The end could not be sent")
+                self._raise_if_stuck(sender, began)
+        if not sender.is_delivered:
+            raise sender.stop_reason or TaskServiceError("The end could not be sent")
 
-    def _look_after(self, sender: Sender, began: float) -> None:
-        """Raise what says that it need not be waited for the sender any longer."""
-        sender.ask()
-        if sender.stopped is not None:
-            raise sender.stopped
-        if time.monotonic() - max(sender.last_answer, began) > self._connection.patience:
-            raise sender.trouble or Unreachable(f"{self._connection.url} gives no answer")
+    def _raise_if_stuck(self, sender: Sender, began: float) -> None:
+        """Raise the reason not to wait for the sender any longer, if there is one."""
+        sender.check_for_stop()
+        if sender.stop_reason is not None:
+            raise sender.stop_reason
+        if time.monotonic() - max(sender.last_answer_at, began) > self._connection.patience:
+            raise sender.outage or Unreachable(f"{self._connection.url} gives no answer")
 
-    def _rest(self, seconds: float) -> None:
-        """Wait before another attempt, unless it is time to stop by then."""
+    def _pause(self, seconds: float) -> None:
+        """Wait before the next attempt, unless there is a reason to stop meanwhile."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
-            time.sleep(min(left, _LOOK_SECONDS))
+            time.sleep(min(left, _POLL_SECONDS))
             if self._sender is not None:
-                self._sender.ask()
+                self._sender.check_for_stop()
             self.check()
 
-    def _started(self) -> Sender:
-        """The thread that sends; it starts with the first line, or with `with`."""
+    def _started_sender(self) -> Sender:
+        """The thread that sends; it starts with the first line or with `with`."""
         with self._lock:
             return self._sender or self._start_sender()
 
     def _start_sender(self) -> Sender:
-        _writing.difference_update([task for task in list(_writing) if task._is_done()])
-        _writing.add(self)
-        _drain_at_exit()
-        memory = self._memory = Memory()
+        at_exit.add(self)
+        queue = self._queue = MemoryQueue()
         self._sender = Sender(
             self._connection,
-            memory,
-            # A name that nobody else counts lines under.
+            queue,
+            # Unique, because the service counts lines by their writer.
             f"{self._writer}-{uuid4().hex[:12]}",
             lambda: self.id,
             heartbeat=self._heartbeat,
-            # Whoever waits for room need not wait any longer.
-            on_stop=lambda error: memory.discard(),
+            # Ends the wait of a thread that waits for space.
+            on_stop=lambda error: queue.discard(),
         )
         self._sender.start()
         return self._sender
 
-    def _is_done(self) -> bool:
+    def is_sent(self) -> bool:
         """Whether none of its lines is still to be sent."""
         sender = self._sender
-        return sender is not None and (sender.delivered or sender.stopped is not None)
+        return sender is not None and (sender.is_delivered or sender.stop_reason is not None)
 
     def __enter__(self) -> "Task":
-        self._started()
+        self._started_sender()
         return self
 
     def __exit__(
@@ -270,29 +247,30 @@ class Task:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # The program's own exception counts for more than one of ours.
+        quiet = contextlib.nullcontext() if error is None else _quietly()
         try:
             if self._has_ended or not self._reports_end:
-                with contextlib.nullcontext() if error is None else _quietly():
+                with quiet:
                     self._finish_lines()
             elif error is None or _is_success(error):
                 self._complete_or_fail()
             else:
-                # The program's own exception is what its caller should see.
-                with _quietly():
+                with quiet:
                     self._fail_with(error)
         finally:
-            self._forget()
+            self._drop_sender()
 
     def _finish_lines(self) -> None:
-        """Send the lines, and the output if it is new; somebody else reports the end."""
+        """Send the lines, and the output if it is new, without an end."""
         is_new = not self._has_ended and self.output != self.data["output"]
         self.finish({"output": self.output} if is_new else None)
 
     def _complete_or_fail(self) -> None:
         try:
             self.complete()
-        except (TypeError, ValueError) as error:  # its output has become no JSON
-            self.output = without_faults(self.output)
+        except (TypeError, ValueError) as error:  # a value in the output has become no JSON
+            self.output = json_members(self.output)
             self._fail_with(error)
             raise
 
@@ -300,33 +278,33 @@ class Task:
         self.log(*traceback.format_exception(error))
         self.fail(traceback.format_exception_only(error)[-1].strip())
 
-    def _forget(self) -> None:
+    def _drop_sender(self) -> None:
         with self._lock:
             if self._sender is not None:
                 self._sender.abandon()
-                self._memory.discard()
+                self._queue.discard()
                 self._sender = None
-                _writing.discard(self)
+                at_exit.remove(self)
 
-    def _drain(self, until: float) -> None:
-        """Send the lines that wait, as the program ends; at most until then."""
+    def send_rest(self, until: float) -> None:
+        """Send the lines that wait, at most until this time of the monotonic clock."""
         sender = self._sender
         if sender is None:
             return
         sender.finish(None)
         sender.join(max(until - time.monotonic(), 0))
         if sender.is_alive():
-            lines = text.counted(self._memory.count())
+            lines = log_text.line_count(self._queue.count())
             logger.warning("%s of task %s could not be sent in time", lines, self.id)
 
-    # --- for whoever watches -------------------------------------------------------------
+    # --- watching ------------------------------------------------------------------------
 
     def refresh(self) -> "Task":
         """Read it again, without its log."""
-        return self._tell("GET", f"/task/{self.id}")
+        return self._update("GET", f"/task/{self.id}")
 
     def lines(self, after: int = 0) -> Iterator[Line]:
-        """The lines that are there now, those after number `after`."""
+        """The lines that the log has now, from number `after` + 1 on."""
         query = {"limit": str(MAX_LINES)}
         while True:
             page = self._page(query | {"after": str(after)}, {})
@@ -336,23 +314,23 @@ class Task:
             after = page["next"]
 
     def follow(self, after: int = 0) -> Iterator[Line]:
-        """The lines as they come, those after number `after`, until the task ends.
+        """The lines from number `after` + 1 on, each as it arrives, until the task ends.
 
-        Goes on where it was when the connection breaks or the service restarts; each line
-        comes once. Afterwards `status`, `error` and `output` are those of the end. Raises
-        NotFound when the task is deleted.
+        Resumes after a broken connection or a restart of the service; each line comes once.
+        Afterwards `status`, `error` and `output` are those of the end. Raises NotFound when
+        the task is deleted.
         """
         query = {"limit": str(MAX_LINES)}
         headers = {"Prefer": f"wait={WAIT_SECONDS}"}
         while True:
-            asked = time.monotonic()
+            asked_at = time.monotonic()
             page = self._page(query | {"after": str(after)}, headers)
             yield from _numbered(page)
             if not page["logs"] and page["status"] != RUNNING:
                 self.refresh()
                 return
             if page["next"] <= after:
-                _rest(asked)
+                pause_before_repeat(asked_at)
             after = page["next"]
 
     def _page(self, query: dict[str, str], headers: dict[str, str]) -> dict[str, Any]:
@@ -364,243 +342,35 @@ class Task:
 
     def cancel(self) -> "Task":
         """Cancel it: it becomes an `error` of type `cancelled`, and its agent is told."""
-        return self._tell("POST", f"/task/{self.id}/cancel")
+        return self._update("POST", f"/task/{self.id}/cancel")
 
     def delete(self) -> None:
         """Delete it for good, with its log."""
-        _repeat_deletion(self._connection, f"/task/{self.id}")
+        api.delete_task(self._connection, self.id)
 
-    def _tell(self, method: str, path: str, **options: Any) -> "Task":
-        self.data |= self._connection.call(method, path, _SHORT_TASK, params=_SHORT, **options).data
+    def _update(self, method: str, path: str, **options: Any) -> "Task":
+        answer = self._connection.call(method, path, api.SHORT_TASK, params=api.SHORT, **options)
+        self.data |= answer.data
         return self
 
 
-class Client:
-    """The service, for programs.
-
-    `url` and `apikey` are TASKSERVICE_URL and TASKSERVICE_APIKEY by default. `patience` is
-    how many seconds a call is tried again while the service is away or busy.
-    """
-
-    def __init__(
-        self,
-        url: str | None = None,
-        apikey: str | None = None,
-        patience: float = PATIENCE_SECONDS,
-    ) -> None:
-        self.connection = Connection(url, apikey, patience)
-
-    def start(
-        self,
-        agent_id: str,
-        *,
-        name: str | None = None,
-        input: Mapping[str, Any] | None = None,
-        callback: str | None = None,
-        timeout: int | None = None,
-        claim: bool = True,
-    ) -> Task:
-        """Start a task; registers its agent if it is new.
-
-        With `claim` the caller does its work, best in a `with`; without, whoever claims it.
-        """
-        fields: dict[str, Any] = {"agentId": agent_id, "name": name, "input": input}
-        fields |= {"callback": callback, "timeout": timeout, "claim": claim}
-        fields = {name: value for name, value in fields.items() if value is not None}
-        data = start(self.connection, fields, uuid4().hex)
-        return Task(self.connection, data, heartbeat=heartbeat_for(timeout))
-
-    def claim(self, agent_id: str, wait: float = WAIT_SECONDS) -> Task | None:
-        """Take the oldest unclaimed task of an agent, or None when none came in `wait` seconds."""
-        until = time.monotonic() + wait
-        while True:
-            asked = time.monotonic()
-            seconds = min(max(math.ceil(until - asked), 0), WAIT_SECONDS)
-            task = claim(self.connection, agent_id, seconds, uuid4().hex)
-            if task is not None:
-                return task
-            if time.monotonic() + _ASK_AGAIN_SECONDS > until:
-                return None
-            _rest(asked)
-
-    def task(self, task_id: str) -> Task:
-        """One task. Raises NotFound."""
-        path = f"/task/{_segment(task_id)}"
-        return Task(self.connection, _read_task(self.connection, path))
-
-    def tasks(
-        self,
-        *,
-        status: str | None = None,
-        agent_id: str | None = None,
-        q: str | None = None,
-        created_after: str | None = None,
-        created_before: str | None = None,
-        finished_after: str | None = None,
-        sort: str | None = None,
-        fields: str = SHORT_FIELDS,
-        page: int | None = None,
-    ) -> Iterator[Task]:
-        """All tasks that the key may see, newest first, page after page; without their logs.
-
-        `q` is a part of the name; moments are RFC 3339; `sort` is `-createdAt`, `createdAt`
-        or `finishedAt`. `fields` are all that is read of each; `page` is how many are asked
-        for at once.
-        """
-        query = {"status": status, "agentId": agent_id, "q": q, "createdAfter": created_after}
-        query |= {"createdBefore": created_before, "finishedAfter": finished_after, "sort": sort}
-        given = {name: value for name, value in query.items() if value is not None}
-        given |= {"fields": fields, "limit": str(page or PAGE_TASKS)}
-        return self._pages(given, answers.tasks(fields))
-
-    def _pages(self, query: dict[str, str] | str, shape: answers.Shape) -> Iterator[Task]:
-        while True:
-            answer = self.connection.call("GET", "/task", shape, params=query)
-            for data in answer.data:
-                yield Task(self.connection, data)
-            link = _NEXT.search(answer.headers.get("Link", ""))
-            if link is None:
-                return
-            query = link[1]
-
-    def register(
-        self, agent_id: str, name: str | None = None, description: str | None = None
-    ) -> None:
-        """Register an agent, or change it."""
-        register(self.connection, agent_id, {"name": name, "description": description})
+# Tasks that other processes have too.
+_copies: WeakValueDictionary[str, Task] = WeakValueDictionary()
 
 
-def claim(connection: Connection, agent_id: str, seconds: int, idempotency_key: str) -> Task | None:
-    """Ask once for the oldest unclaimed task; however often this is repeated, it takes one."""
-    headers = {"Idempotency-Key": idempotency_key}
-    if seconds:
-        headers["Prefer"] = f"wait={seconds}"
-    path = f"/agent/{_segment(agent_id)}/claim"
-    data, _, json_text = connection.call("POST", path, _CLAIMED, headers=headers)
-    if data is None:
-        return None
-    return Task(connection, data, heartbeat=CLAIMED_HEARTBEAT_SECONDS, json_text=json_text)
-
-
-def current(connection: Connection | None = None) -> Task:
-    """The task of the `taskservice run` or `work` that this program was started by.
-
-    Its lines go beside those that the program prints, and are sent before the program ends,
-    also without `with`. Raises SettingError without one.
-    """
-    task_id = os.environ.get("TASKSERVICE_TASK_ID", "")
-    if not task_id:
-        raise SettingError("TASKSERVICE_TASK_ID is not set: no `taskservice run` started this")
-    connection = connection or Connection()
-    writer = os.environ.get("TASKSERVICE_WRITER", "python")
-    data = _read_task(connection, f"/task/{_segment(task_id)}")
-    # Several processes may ask; each counts its own lines.
-    return Task(connection, data, f"{writer[:40]}-{uuid4().hex[:12]}", reports_end=False)
-
-
-def _arrived(kind: type[Task], state: dict[str, Any]) -> Task:
-    """A task that comes from another process: one here, and one sender, however often it comes."""
+def _unpickle(kind: type[Task], state: dict[str, Any]) -> Task:
+    """A task from another process: one object and one sender here, however often it comes."""
     task = kind.__new__(kind)
     task.__dict__ |= state
-    task._reset()
-    return _here.setdefault(state["_origin"], task)
+    task.reset()
+    return _copies.setdefault(state["_copy_id"], task)
 
 
-def _drain_all() -> None:
-    """Send what waits, as the program ends; a service that is away is not waited for long."""
-    until = time.monotonic() + SECONDS_AT_EXIT
-    for task in list(_writing):
-        task._drain(until)
-
-
-def _reset_all() -> None:
-    """In a child after a fork: its threads are gone, and what waits is its parent's."""
-    for task in list(_writing):
-        task._reset()
-    _writing.clear()
-
-
-def _drain_at_exit() -> None:
-    """Once in a child of multiprocessing, which calls no exit handlers but its own."""
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None and os.getpid() not in _draining:
-        _draining.add(os.getpid())
-        util.Finalize(None, _drain_all, exitpriority=10)
-
-
-# Tasks with lines on their way; nobody else need keep them.
-_writing: set[Task] = set()
-_draining: set[int] = set()  # processes
-# Tasks that other processes have too.
-_here: WeakValueDictionary[str, Task] = WeakValueDictionary()
-atexit.register(_drain_all)
-os.register_at_fork(after_in_child=_reset_all)
-
-
-def _quietly() -> contextlib.AbstractContextManager[None]:
-    """For what goes wrong beside an exception of the program's own, which counts for more."""
-    return contextlib.suppress(TaskServiceError)
-
-
-def start(
-    connection: Connection, fields: Mapping[str, Any], idempotency_key: str, **options: Any
-) -> dict[str, Any]:
-    """Start a task, once however often this is repeated, and its agent if it is new."""
-    try:
-        return _start(connection, fields, idempotency_key, options)
-    except Invalid as error:
-        if "agentId" not in error.errors:
-            raise
-    register(connection, fields["agentId"], {}, **options)
-    return _start(connection, fields, idempotency_key, options)
-
-
-def _start(
-    connection: Connection, fields: Mapping[str, Any], key: str, options: Mapping[str, Any]
-) -> dict[str, Any]:
-    headers = {"Idempotency-Key": key}
-    task: dict[str, Any] = connection.call(
-        "POST", "/task", _STARTED, json=fields, headers=headers, **options
-    ).data
-    return task
-
-
-def _read_task(connection: Connection, path: str) -> dict[str, Any]:
-    task: dict[str, Any] = connection.call("GET", path, _SHORT_TASK, params=_SHORT).data
-    return task
-
-
-def register(
-    connection: Connection, agent_id: str, fields: Mapping[str, str | None], **options: Any
-) -> None:
-    """Register an agent, or change it: its `name` or `description`."""
-    given = {name: value for name, value in fields.items() if value is not None}
-    path = f"/agent/{_segment(agent_id)}"
-    connection.call("PUT", path, answers.AGENT, json=given, **options)
-
-
-def _repeat_deletion(connection: Connection, path: str) -> None:
-    """Delete what may be gone already, if an answer was lost on its way."""
-    until = time.monotonic() + connection.patience
-    is_repeated = False
-    for delay in delays():
-        try:
-            connection.once("DELETE", path, answers.task("id"), params={"fields": "id"})
-            return
-        except NotFound:
-            if is_repeated:
-                return
-            raise
-        except PASSING as error:
-            if time.monotonic() + pause_after(error, delay) > until:
-                raise
-            time.sleep(pause_after(error, delay))
-            is_repeated = True
-
-
-def _segment(text: str) -> str:
-    """An id as a part of a path; what would be another path is an id of nothing."""
-    return quote(text.replace("/", "-"), safe="") if text.strip(".") else "-"
+def pause_before_repeat(asked_at: float) -> None:
+    """Wait until a second after the last request: the service may have answered at once."""
+    pause = asked_at + REPEAT_SECONDS - time.monotonic()
+    if pause > 0:
+        time.sleep(pause)
 
 
 def _numbered(page: Mapping[str, Any]) -> Iterable[Line]:
@@ -608,11 +378,8 @@ def _numbered(page: Mapping[str, Any]) -> Iterable[Line]:
     return (Line(first + place, line) for place, line in enumerate(page["logs"]))
 
 
-def _rest(asked: float) -> None:
-    """Wait where the service did not: where it cannot, it answers at once."""
-    pause = asked + _ASK_AGAIN_SECONDS - time.monotonic()
-    if pause > 0:
-        time.sleep(pause)
+def _quietly() -> contextlib.AbstractContextManager[None]:
+    return contextlib.suppress(TaskServiceError)
 
 
 def _is_success(error: BaseException) -> bool:

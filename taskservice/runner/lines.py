@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from taskservice.client.text import SURELY_SHORT, cut
+from taskservice.client.log_text import ALWAYS_FITS, cut_line
 from taskservice.contract.terms import MAX_LINE, MAX_OBJECT
 
 _BLOCK_BYTES = 16 * 1024
@@ -53,7 +53,7 @@ class Splitter:
     def _ended(self) -> bytes:
         line, left_out = self._begun, self._left_out
         self._begun, self._left_out, self._returned = b"", 0, False
-        return cut(line, len(line) + left_out if left_out else None)
+        return cut_line(line, len(line) + left_out if left_out else None)
 
 
 def _tidy(text: bytes) -> bytes:
@@ -67,15 +67,15 @@ def _tidy(text: bytes) -> bytes:
             for line in text.split(b"\n")
         ])  # fmt: skip
     if not _are_short(text):
-        text = b"\n".join(map(cut, text.split(b"\n")))
+        text = b"\n".join(map(cut_line, text.split(b"\n")))
     return text
 
 
 def _are_short(text: bytes) -> bool:
     """Whether no line can be too long, without a look at each."""
     start = 0
-    while len(text) - start > SURELY_SHORT:
-        start = text.rfind(b"\n", start, start + SURELY_SHORT) + 1
+    while len(text) - start > ALWAYS_FITS:
+        start = text.rfind(b"\n", start, start + ALWAYS_FITS) + 1
         if not start:
             return False
     return True

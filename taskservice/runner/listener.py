@@ -15,7 +15,7 @@ import requests
 
 from taskservice.client import Client, NotFound
 from taskservice.client.answers import CALLBACK_SECRET, USER
-from taskservice.client.errors import PASSING
+from taskservice.client.errors import RETRYABLE
 from taskservice.contract import http_headers
 from taskservice.contract.terms import WEBHOOK_LINES, WEBHOOK_LOG_BYTES
 from taskservice.webhooks import signing
@@ -49,7 +49,7 @@ class Listener:
         while True:
             try:
                 self.do_round()
-            except PASSING as error:
+            except RETRYABLE as error:
                 self._tell(str(error))
             time.sleep(POLL_SECONDS)
 
@@ -132,7 +132,7 @@ class Receiver(TCPServer):
         try:
             # Read each time: it may have been rotated.
             secret = _secret(self._client)
-        except PASSING as error:
+        except RETRYABLE as error:
             self._tell(str(error))
             return HTTPStatus.SERVICE_UNAVAILABLE
         if not signing.is_signed([secret], headers, body, time.time()):

@@ -14,7 +14,7 @@ from types import NoneType
 from typing import Any
 from uuid import uuid4
 
-from taskservice.client import tasks
+from taskservice.client import api
 from taskservice.client.errors import Invalid, NotFound, TaskCancelled, TaskServiceError
 from taskservice.client.http import Connection
 from taskservice.runner.files import check_private, make_private, open_file, read_file
@@ -100,7 +100,7 @@ class Record:
         """
         while self.task_id is None:
             try:
-                self._has_task(tasks.start(connection, self.wishes, self.key, **options))
+                self._has_task(api.start_task(connection, self.wishes, self.key, **options))
             except Invalid as error:
                 refused = error.errors.keys() & self.wishes.keys() & _MAY_BE_LEFT_OUT
                 if say is None or not refused:

@@ -9,8 +9,8 @@ from typing import Any
 
 from taskservice.client.answers import USER
 from taskservice.client.http import Connection
+from taskservice.client.log_text import line_count
 from taskservice.client.sender import Sender
-from taskservice.client.text import counted
 from taskservice.runner.files import make_private
 from taskservice.runner.record import Record, left_runs, remove_drafts, state_folder
 from taskservice.runner.run import WRITER, failed, remark, wait_for
@@ -77,20 +77,20 @@ def _obstacle(
 def _resend_one(
     connection: Connection, record: Record, spool: Spool, tell: Callable[[str], None]
 ) -> bool:
-    lines = counted(spool.count())
+    lines = line_count(spool.count())
     sender = _sender(connection, record, spool)
     sender.start()
     sender.finish(record.report or failed(UNKNOWN_END))
     wait_for(sender, threading.Event())
-    is_unwanted = record.is_unwanted(sender.stopped)
-    if sender.delivered or is_unwanted:
+    is_unwanted = record.is_unwanted(sender.stop_reason)
+    if sender.is_delivered or is_unwanted:
         word = "is not wanted any more" if is_unwanted else f"got {lines} and its end"
         tell(f"{record.task_id} {word}")
         spool.discard()
         record.remove()
         return True
     sender.abandon()
-    why = sender.stopped or sender.trouble
+    why = sender.stop_reason or sender.outage
     remark(
         f"{record.task_id or 'a task'}: {why}; "
         f"it stays in {record.folder}, remove that to forget it"
@@ -108,5 +108,5 @@ def _sender(connection: Connection, record: Record, spool: Spool) -> Sender:
         return record.task_id
 
     sender = Sender(connection, spool, WRITER, task_id, log_bytes=spool.sent_bytes)
-    sender.last_answer = float("-inf")  # there was none yet
+    sender.last_answer_at = float("-inf")  # there was none yet
     return sender

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from taskservice import terminal
-from taskservice.client import tasks
 from taskservice.client.errors import (
-    PASSING,
+    RETRYABLE,
     NotTheService,
     TaskCancelled,
     TaskServiceError,
     Unreachable,
 )
 from taskservice.client.http import Connection
+from taskservice.client.log_text import cut_message, line_count, note
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, Sender, heartbeat_for
-from taskservice.client.text import counted, mark, message
+from taskservice.client.tasks import Task
 from taskservice.contract import terms
 from taskservice.contract.terms import MAX_OBJECT
 from taskservice.runner.files import read_file
@@ -75,7 +75,7 @@ class Run:
         connection: Connection,
         command: Sequence[str],
         wishes: Mapping[str, Any] | None = None,
-        task: tasks.Task | None = None,
+        task: Task | None = None,
         say: Callable[[str], None] = remark,
     ) -> None:
         self._connection, self._command, self._say = connection, command, say
@@ -132,7 +132,7 @@ class Run:
             if is_strict:
                 self._record.remove()
                 raise problem
-            if isinstance(problem, (*PASSING, NotTheService)):
+            if isinstance(problem, (*RETRYABLE, NotTheService)):
                 text = "its task is made when the service is back"
             else:
                 self._refusal = str(problem)
@@ -158,10 +158,10 @@ class Run:
         self._spool = Spool(self._record.folder, on_full=self._disk_is_full)
         sender = Sender(
             self._connection, self._spool, WRITER, self._task_id,
-            heartbeat=self._heartbeat, on_stop=self._stop, on_trouble=self._trouble,
+            heartbeat=self._heartbeat, on_stop=self._stop, on_outage=self._outage,
         )  # fmt: skip
         if self._record.task_id is None:
-            sender.last_answer = float("-inf")  # there was none yet
+            sender.last_answer_at = float("-inf")  # there was none yet
         try:
             pump = Pump(self._spool.put_text)
         except OSError:  # there are no more files to be had
@@ -241,7 +241,7 @@ class Run:
         elif str(error) != self._refusal:
             self._say(f"the service refuses: {error}; the program runs on")
 
-    def _trouble(self, error: TaskServiceError | None) -> None:
+    def _outage(self, error: TaskServiceError | None) -> None:
         if error is None:
             self._say(f"{self._connection.url} is back")
         elif self._record.task_id is not None:
@@ -269,20 +269,20 @@ class Run:
         if output is None:
             what = "no regular file with a JSON object of at most 1 MiB"
             self._say(f"what the program left as {OUTPUT} is {what}")
-            self._spool.put([mark(f"{OUTPUT} is {what}").rstrip()])
+            self._spool.put([note(f"{OUTPUT} is {what}").rstrip()])
         return output
 
     def _finish(self, sender: Sender, report: dict[str, Any]) -> None:
         is_kept = self._keep_end(report)
         sender.finish(report)
         wait_for(sender, self._is_hurried)
-        if sender.delivered or self._record.is_unwanted(sender.stopped):
+        if sender.is_delivered or self._record.is_unwanted(sender.stop_reason):
             self._spool.discard()
             self._record.remove()
             return
         sender.abandon()
         lost = self._spool.close()
-        self._say(_left(self._spool.count(), lost, is_kept))
+        self._say(_unsent_sentence(self._spool.count(), lost, is_kept))
         self._record.release()
 
     def _keep_end(self, report: dict[str, Any]) -> bool:
@@ -303,25 +303,22 @@ def wait_for(sender: Sender, is_hurried: threading.Event) -> None:
     """Let a sender finish, as long as it gets answers."""
     began = time.monotonic()
     while sender.is_alive() and not is_hurried.is_set():
-        until = max(began + LEAST_SECONDS, sender.last_answer + SILENCE_SECONDS)
+        until = max(began + LEAST_SECONDS, sender.last_answer_at + SILENCE_SECONDS)
         if time.monotonic() > until:
             return
         sender.join(0.05)
 
 
-def _left(lines: int, lost: int, is_end_kept: bool) -> str:
-    """What became of a run that could not be sent."""
+def _unsent_sentence(lines: int, lost: int, is_end_kept: bool) -> str:
+    """What became of the lines and the end of a run that could not be sent."""
     end = "the program's end"
     if not is_end_kept:
-        return f"{counted(lines + lost)} and {end} are lost: they could not be sent"
-    text = (
-        f"{counted(lines)} and {end} could not be sent yet; `taskservice run --resend` sends them"
-    )
-    return (
-        f"{text}; {counted(lost)} found no room and {'is' if lost == 1 else 'are'} lost"
-        if lost
-        else text
-    )
+        return f"{line_count(lines + lost)} and {end} are lost: they could not be sent"
+    waiting = f"{line_count(lines)} and {end} could not be sent yet"
+    text = f"{waiting}; `taskservice run --resend` sends them"
+    if not lost:
+        return text
+    return f"{text}; {line_count(lost)} found no room and {'is' if lost == 1 else 'are'} lost"
 
 
 def json_object(text: bytes) -> dict[str, Any] | None:
@@ -389,4 +386,4 @@ def _written(path: Path) -> bytes | None:
 
 
 def failed(text: str) -> dict[str, Any]:
-    return {"status": terms.ERROR, "error": {"message": message(text)}}
+    return {"status": terms.ERROR, "error": {"message": cut_message(text)}}

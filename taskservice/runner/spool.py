@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from taskservice.client.log_text import line_count, note
 from taskservice.client.sender import Batch
-from taskservice.client.text import counted, mark
 from taskservice.contract.terms import MAX_LINE, MAX_LOG
 from taskservice.runner.files import open_file, read_file
 
@@ -91,7 +91,7 @@ class Segment:
 
     def become_mark(self, dropped: int) -> None:
         """Give up its lines for one that says how many were left out, itself included."""
-        text = mark(f"{counted(dropped)} left out here: there was no room")
+        text = note(f"{line_count(dropped)} left out here: there was no room")
         try:
             self._empty()
             self.append(text, 1)

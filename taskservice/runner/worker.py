@@ -8,9 +8,10 @@ from difflib import get_close_matches
 from uuid import uuid4
 
 from taskservice.client import answers
-from taskservice.client.errors import PASSING, NotFound, NotTheService, TaskServiceError
+from taskservice.client.client import Client
+from taskservice.client.errors import RETRYABLE, NotFound, NotTheService, TaskServiceError
 from taskservice.client.http import PATIENCE_SECONDS, delays, pause_after
-from taskservice.client.tasks import Client, Task, claim
+from taskservice.client.tasks import Task
 from taskservice.runner.process import FOR_ITSELF
 from taskservice.runner.run import Run, failed, remark
 
@@ -54,10 +55,10 @@ class Worker:
             try:
                 self._register()
                 task = self._claim()
-            except (*PASSING, NotTheService) as error:
+            except (*RETRYABLE, NotTheService) as error:
                 self._slots.release()
                 # At first it is a wrong URL; later, a proxy whose service is away.
-                if not (self._has_begun or isinstance(error, PASSING)):
+                if not (self._has_begun or isinstance(error, RETRYABLE)):
                     raise
                 if not is_away:
                     remark(f"{error}; trying again until it is back")
@@ -84,7 +85,7 @@ class Worker:
 
     def _claim(self) -> Task | None:
         try:
-            task = claim(self._client.connection, self._agent_id, CLAIM_SECONDS, self._key)
+            task = self._client.claim_once(self._agent_id, CLAIM_SECONDS, self._key)
         except NotFound:  # the agent was deleted
             self._is_registered = False
             return None

@@ -102,7 +102,7 @@ def test_output_that_is_no_json_is_refused_where_it_is_set(
     with client.start("summarizer") as task:
         task.output["good"] = 1
         for value in NO_JSON:
-            with pytest.raises((TypeError, ValueError), match=r"output\['when'\] is no JSON"):
+            with pytest.raises((TypeError, ValueError), match=r"output\['when'\] is not JSON"):
                 task.output["when"] = value
             with pytest.raises((TypeError, ValueError), match="'when'"):
                 task.output.update(other=1, when=value)
@@ -131,7 +131,7 @@ def test_output_that_has_become_no_json_is_an_error_and_the_rest_is_kept(
             task.output |= {"good": 1, "rows": []}
             task.output["rows"].append(datetime.now())
 
-    with pytest.raises(TypeError, match=r"output\['rows'\] is no JSON"):
+    with pytest.raises(TypeError, match=r"output\['rows'\] is not JSON"):
         work()
     found = the_task(alice)
     assert (found["status"], found["output"]) == ("error", {"good": 1})
@@ -310,7 +310,7 @@ def test_lines_arrive_of_a_program_that_just_ends(
 
 def test_program_does_not_wait_long_for_a_service_that_is_away(machine: AgentMachine) -> None:
     program = (
-        "from taskservice.client import Client, tasks; tasks.SECONDS_AT_EXIT = 0.5\n"
+        "from taskservice.client import Client, at_exit; at_exit.EXIT_SECONDS = 0.5\n"
         "Client().start('short').log('one', 'two')"
     )
     with Receiver() as receiver:
@@ -451,7 +451,7 @@ def test_claim_waits_for_a_task(alice: RemoteClient, client: Client) -> None:
 def test_all_tasks_come_over_all_pages(
     alice: RemoteClient, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(package.tasks, "PAGE_TASKS", 2)
+    monkeypatch.setattr(package.client, "PAGE_TASKS", 2)
     started = [client.start("summarizer", name=f"n {number}").id for number in range(5)]
     client.start("other")
     assert [task.id for task in client.tasks(agent_id="summarizer")] == started[::-1]
@@ -531,7 +531,7 @@ def test_one_exception_for_each_problem(alice: RemoteClient, client: Client) -> 
         Client(alice.url, agent_key.json()["key"]).task(task.id).cancel()
     with pytest.raises(Unreachable, match="Connection refused"):
         next(Client(f"http://127.0.0.1:{unused_port()}", "key", patience=0).tasks())
-    with pytest.raises(TaskServiceError, match="no JSON"):
+    with pytest.raises(TaskServiceError, match="not JSON"):
         client.start("summarizer", input={"x": float("nan")})
 
 

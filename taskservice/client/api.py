@@ -1,0 +1,79 @@
+"""One function for each request that the client and the runner both make."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from taskservice.client import answers
+from taskservice.client.answers import SHORT_FIELDS
+from taskservice.client.errors import RETRYABLE, Invalid, NotFound
+from taskservice.client.http import Connection, delays, pause_after
+
+# A task in an answer comes without its log, which can be long.
+SHORT = {"fields": SHORT_FIELDS}
+SHORT_TASK = answers.task(SHORT_FIELDS)
+_STARTED = answers.task(SHORT_FIELDS, 201)
+
+
+def start_task(
+    connection: Connection, fields: Mapping[str, Any], idempotency_key: str, **options: Any
+) -> dict[str, Any]:
+    """Start a task, only once for one key, and register its agent if that is new."""
+    try:
+        return _start_task(connection, fields, idempotency_key, options)
+    except Invalid as error:
+        if "agentId" not in error.errors:
+            raise
+    register_agent(connection, fields["agentId"], {}, **options)
+    return _start_task(connection, fields, idempotency_key, options)
+
+
+def _start_task(
+    connection: Connection, fields: Mapping[str, Any], key: str, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    headers = {"Idempotency-Key": key}
+    task: dict[str, Any] = connection.call(
+        "POST", "/task", _STARTED, json=fields, headers=headers, **options
+    ).data
+    return task
+
+
+def read_task(connection: Connection, task_id: str) -> dict[str, Any]:
+    path = f"/task/{path_segment(task_id)}"
+    task: dict[str, Any] = connection.call("GET", path, SHORT_TASK, params=SHORT).data
+    return task
+
+
+def delete_task(connection: Connection, task_id: str) -> None:
+    """Delete a task; with 404 after a lost answer, the first request has deleted it."""
+    until = time.monotonic() + connection.patience
+    is_retry = False
+    for delay in delays():
+        try:
+            path = f"/task/{path_segment(task_id)}"
+            connection.once("DELETE", path, answers.task("id"), params={"fields": "id"})
+            return
+        except NotFound:
+            if is_retry:
+                return
+            raise
+        except RETRYABLE as error:
+            if time.monotonic() + pause_after(error, delay) > until:
+                raise
+            time.sleep(pause_after(error, delay))
+            is_retry = True
+
+
+def register_agent(
+    connection: Connection, agent_id: str, fields: Mapping[str, str | None], **options: Any
+) -> None:
+    """Register an agent, or change its `name` or `description`."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    path = f"/agent/{path_segment(agent_id)}"
+    connection.call("PUT", path, answers.AGENT, json=given, **options)
+
+
+def path_segment(text: str) -> str:
+    """An id as one segment of a path; text that would lead to another path matches no id."""
+    return quote(text.replace("/", "-"), safe="") if text.strip(".") else "-"

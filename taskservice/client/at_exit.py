@@ -1,0 +1,62 @@
+"""Sends the lines that still wait when the program ends, in child processes too."""
+
+import atexit
+import os
+import sys
+import time
+from typing import Protocol
+
+# How long a program that ends waits for its last lines to be sent.
+EXIT_SECONDS = 5.0
+
+
+class HasUnsentLines(Protocol):
+    """A task whose lines are on their way."""
+
+    def is_sent(self) -> bool:
+        """Whether none of its lines is still to be sent."""
+
+    def send_rest(self, until: float) -> None:
+        """Send its lines, at most until this time of the monotonic clock."""
+
+    def reset(self) -> None:
+        """Forget the lines and the thread: after a fork they are the parent's."""
+
+
+_tasks: set[HasUnsentLines] = set()
+_registered_processes: set[int] = set()
+
+
+def add(task: HasUnsentLines) -> None:
+    """Keep this task until its lines are sent, even if the program no longer does."""
+    _tasks.difference_update([task for task in list(_tasks) if task.is_sent()])
+    _tasks.add(task)
+    _register_in_child()
+
+
+def remove(task: HasUnsentLines) -> None:
+    _tasks.discard(task)
+
+
+def _register_in_child() -> None:
+    """Children of multiprocessing run its own exit handlers only, not those of atexit."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and os.getpid() not in _registered_processes:
+        _registered_processes.add(os.getpid())
+        util.Finalize(None, _send_all, exitpriority=10)
+
+
+def _send_all() -> None:
+    until = time.monotonic() + EXIT_SECONDS
+    for task in list(_tasks):
+        task.send_rest(until)
+
+
+def _reset_after_fork() -> None:
+    for task in list(_tasks):
+        task.reset()
+    _tasks.clear()
+
+
+atexit.register(_send_all)
+os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,0 +1,130 @@
+"""The service as a Python program sees it: start, claim, read and list tasks."""
+
+import math
+import re
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+from uuid import uuid4
+
+from taskservice.client import answers, api
+from taskservice.client.answers import SHORT_FIELDS
+from taskservice.client.http import PATIENCE_SECONDS, Connection
+from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, heartbeat_for
+from taskservice.client.tasks import REPEAT_SECONDS, WAIT_SECONDS, Task, pause_before_repeat
+
+PAGE_TASKS = 100
+_CLAIMED = answers.task(SHORT_FIELDS, 200, 204)
+_NEXT = re.compile(r'<\?([^>]*)>; rel="next"')
+
+
+class Client:
+    """The service, for programs.
+
+    `url` and `apikey` are TASKSERVICE_URL and TASKSERVICE_APIKEY by default. `patience` is
+    the number of seconds for which a call is retried while the service is away or busy.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        apikey: str | None = None,
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
+        self.connection = Connection(url, apikey, patience)
+
+    def start(
+        self,
+        agent_id: str,
+        *,
+        name: str | None = None,
+        input: Mapping[str, Any] | None = None,
+        callback: str | None = None,
+        timeout: int | None = None,
+        claim: bool = True,
+    ) -> Task:
+        """Start a task; registers its agent if that is new.
+
+        With `claim` the caller does the work, best in a `with` block; without, the task
+        waits for a worker. `timeout` is the number of seconds that it may be silent.
+        """
+        fields: dict[str, Any] = {"agentId": agent_id, "name": name, "input": input}
+        fields |= {"callback": callback, "timeout": timeout, "claim": claim}
+        fields = {name: value for name, value in fields.items() if value is not None}
+        data = api.start_task(self.connection, fields, uuid4().hex)
+        return Task(self.connection, data, heartbeat=heartbeat_for(timeout))
+
+    def claim(self, agent_id: str, wait: float = WAIT_SECONDS) -> Task | None:
+        """Take the oldest unclaimed task of an agent; None if none comes in `wait` seconds."""
+        until = time.monotonic() + wait
+        while True:
+            asked_at = time.monotonic()
+            seconds = min(max(math.ceil(until - asked_at), 0), WAIT_SECONDS)
+            task = self.claim_once(agent_id, seconds, uuid4().hex)
+            if task is not None:
+                return task
+            if time.monotonic() + REPEAT_SECONDS > until:
+                return None
+            pause_before_repeat(asked_at)
+
+    def claim_once(self, agent_id: str, seconds: int, idempotency_key: str) -> Task | None:
+        """One request for the oldest unclaimed task; repeated with the key, it takes one task.
+
+        The service may wait for one for `seconds`.
+        """
+        headers = {"Idempotency-Key": idempotency_key}
+        if seconds:
+            headers["Prefer"] = f"wait={seconds}"
+        path = f"/agent/{api.path_segment(agent_id)}/claim"
+        answer = self.connection.call("POST", path, _CLAIMED, headers=headers)
+        if answer.data is None:
+            return None
+        return Task(
+            self.connection, answer.data, heartbeat=CLAIMED_HEARTBEAT_SECONDS, json_text=answer.text
+        )
+
+    def task(self, task_id: str) -> Task:
+        """One task. Raises NotFound."""
+        return Task(self.connection, api.read_task(self.connection, task_id))
+
+    def tasks(
+        self,
+        *,
+        status: str | None = None,
+        agent_id: str | None = None,
+        q: str | None = None,
+        created_after: str | None = None,
+        created_before: str | None = None,
+        finished_after: str | None = None,
+        sort: str | None = None,
+        fields: str = SHORT_FIELDS,
+        page: int | None = None,
+    ) -> Iterator[Task]:
+        """All tasks that the key may see, newest first, without their logs, read page by page.
+
+        `q` is a part of the name; moments are RFC 3339; `sort` is `-createdAt`, `createdAt`
+        or `finishedAt`. `fields` names the fields to read, separated by commas; `page` is
+        the number of tasks on a page.
+        """
+        query = {"status": status, "agentId": agent_id, "q": q, "createdAfter": created_after}
+        query |= {"createdBefore": created_before, "finishedAfter": finished_after, "sort": sort}
+        given = {name: value for name, value in query.items() if value is not None}
+        given |= {"fields": fields, "limit": str(page or PAGE_TASKS)}
+        return self._pages(given, answers.tasks(fields))
+
+    def _pages(self, query: dict[str, str] | str, shape: answers.Shape) -> Iterator[Task]:
+        while True:
+            answer = self.connection.call("GET", "/task", shape, params=query)
+            for data in answer.data:
+                yield Task(self.connection, data)
+            link = _NEXT.search(answer.headers.get("Link", ""))
+            if link is None:
+                return
+            query = link[1]
+
+    def register(
+        self, agent_id: str, name: str | None = None, description: str | None = None
+    ) -> None:
+        """Register an agent, or change its name or description."""
+        fields = {"name": name, "description": description}
+        api.register_agent(self.connection, agent_id, fields)

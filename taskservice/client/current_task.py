@@ -1,0 +1,27 @@
+"""The task of the `taskservice run` or `work` that started this program."""
+
+import os
+from uuid import uuid4
+
+from taskservice.client import api
+from taskservice.client.errors import SettingError
+from taskservice.client.http import Connection
+from taskservice.client.tasks import Task
+
+
+def current(connection: Connection | None = None) -> Task:
+    """The task of the `taskservice run` or `work` that started this program.
+
+    Lines that the program logs to it appear beside those that it prints. They are sent
+    before the program ends, also without `with`. Raises SettingError outside of a task.
+    """
+    task_id = os.environ.get("TASKSERVICE_TASK_ID", "")
+    if not task_id:
+        raise SettingError(
+            "TASKSERVICE_TASK_ID is not set: this program was not started by `taskservice run`"
+        )
+    connection = connection or Connection()
+    writer = os.environ.get("TASKSERVICE_WRITER", "python")
+    data = api.read_task(connection, task_id)
+    # Several processes may call this; each numbers its own lines.
+    return Task(connection, data, f"{writer[:40]}-{uuid4().hex[:12]}", reports_end=False)

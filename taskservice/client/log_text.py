@@ -1,0 +1,50 @@
+"""Text as a log takes it: lines of valid UTF-8, none longer than the limit."""
+
+from taskservice.contract.terms import MAX_LINE, MAX_MESSAGE
+
+# Any line of at most this many bytes fits: a byte that is NUL or invalid UTF-8 becomes a
+# character of three bytes.
+ALWAYS_FITS = MAX_LINE // 3
+# Bytes that a cut line keeps free for the note that says so.
+_NOTE_BYTES = 100
+
+
+def note(text: str) -> bytes:
+    """A line that taskservice itself adds to a program's log, with its line feed."""
+    return f"[taskservice: {text}]\n".encode()
+
+
+def line_count(lines: int) -> str:
+    """`1 line`, `2,000 lines`."""
+    return f"{lines:,} {'line' if lines == 1 else 'lines'}"
+
+
+def split_lines(text: str) -> list[bytes]:
+    """The lines of a text, each cut to the limit; an empty text is one empty line."""
+    data = text.encode(errors="replace")
+    return [cut_line(line) for line in data.removesuffix(b"\n").split(b"\n")]
+
+
+def cut_line(line: bytes, size: int | None = None) -> bytes:
+    """The line, or, if it is too long, its beginning and a note with its size.
+
+    `size` is the line's full size in bytes where `line` is only its beginning.
+    """
+    if size is None and len(line) <= ALWAYS_FITS:
+        return line
+    text = line.decode(errors="replace").replace("\0", "\ufffd").encode()
+    if size is None and len(text) <= MAX_LINE:
+        return line
+    return _cut_utf8(text, MAX_LINE - _NOTE_BYTES) + (
+        f"… [taskservice: cut here, the line has {size or len(line):,} bytes]".encode()
+    )
+
+
+def cut_message(text: str) -> str:
+    """The text, cut to the limit for the message of an error."""
+    return _cut_utf8(text.encode(errors="replace"), MAX_MESSAGE).decode().replace("\0", "\ufffd")
+
+
+def _cut_utf8(text: bytes, max_bytes: int) -> bytes:
+    """The longest beginning of at most `max_bytes` that splits no character."""
+    return text[:max_bytes].decode(errors="ignore").encode()
