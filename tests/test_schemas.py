@@ -76,6 +76,11 @@ def test_plan_writes_what_marshmallow_writes(schema: type[RowSchema], empty: boo
     assert schema(many=True).dump([]) == []
 
 
+def test_every_field_of_a_task_names_its_column() -> None:
+    written_otherwise = {"logs", "agent", "user"}
+    assert TaskSchema().columns.keys() == TaskSchema().fields.keys() - written_otherwise
+
+
 @pytest.mark.parametrize("name", TaskSchema().fields)
 def test_plan_follows_the_choice_of_fields(name: str) -> None:
     row = sample(TaskSchema(), empty=False)

@@ -3,9 +3,10 @@
 from sqlalchemy import bindparam, or_, select
 
 from taskservice.database.models import ApiKey, User
-from taskservice.database.rows import KEY_COLUMNS, AnyRow
+from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import reading
 from taskservice.database.types import Timestamp
+from taskservice.schemas.columns import KEY_COLUMNS
 
 # Neither revoked nor expired.
 KEY_IS_VALID = (

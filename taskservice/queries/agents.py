@@ -6,8 +6,9 @@ from sqlalchemy import bindparam, func, select
 
 from taskservice.auth.caller import Caller, visible_agents
 from taskservice.database.models import Agent, Task
-from taskservice.database.rows import AGENT_COLUMNS, AnyRow
+from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import reading
+from taskservice.schemas.columns import AGENT_COLUMNS
 
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
 _AGENT = select(*AGENT_COLUMNS).where(visible_agents, Agent.id == bindparam("agent_id"))

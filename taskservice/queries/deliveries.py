@@ -10,9 +10,10 @@ from sqlalchemy import ColumnElement, and_, bindparam, literal_column, or_, sele
 from taskservice.auth.caller import Caller, visible_tasks
 from taskservice.contract.terms import PENDING
 from taskservice.database.models import Attempt, Delivery, Identifier, Task, User
-from taskservice.database.rows import ATTEMPT_COLUMNS, DELIVERY_COLUMNS, AnyRow
+from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import reading
 from taskservice.database.types import database_now
+from taskservice.schemas.columns import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
 
 # Spelled out, as the indexes of these rows have it.
 is_pending: ColumnElement[bool] = Delivery.state == literal_column(f"'{PENDING}'")

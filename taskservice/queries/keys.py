@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from sqlalchemy import bindparam, select
 
 from taskservice.database.models import ApiKey, User
-from taskservice.database.rows import KEY_COLUMNS, AnyRow
+from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import reading
+from taskservice.schemas.columns import KEY_COLUMNS
 
 _KEY_BY_ID = select(*KEY_COLUMNS).where(ApiKey.id == bindparam("key_id"))
 _KEYS_OF_USER = (

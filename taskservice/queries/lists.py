@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import eq, gt, lt
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import (
     ColumnElement,
@@ -21,10 +21,11 @@ from sqlalchemy import (
 from taskservice.auth.caller import Caller, visible_tasks
 from taskservice.contract.terms import FAILED, PENDING, RUNNING, SORTS
 from taskservice.database.models import Delivery, Identifier, Task
-from taskservice.database.rows import LARGE_COLUMNS, TASK_COLUMNS, AnyRow, TaskRow, next_limit
+from taskservice.database.rows import AnyRow, TaskRow, next_limit
 from taskservice.database.transactions import reading
 from taskservice.database.types import Timestamp
 from taskservice.queries.tasks import with_log
+from taskservice.schemas.columns import LARGE_COLUMNS, TASK_COLUMNS
 
 # How many positions of a whole list one read finds.
 POSITIONS_PER_READ = 1_000
@@ -117,7 +118,7 @@ def tasks_at(
         ids = [position.id for position in now]
         with reading() as connection:
             found = connection.execute(with_log(columns).where(Task.id.in_(ids), fits))
-            rows = {row.id: row for row in found}
+            rows = {row.id: cast(TaskRow, row) for row in found}
         page = [rows[task_id] for task_id in ids if task_id in rows]
         yield page
         limit = next_limit(len(ids), sum(_task_size(row, large) for row in page), 256)

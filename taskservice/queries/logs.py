@@ -103,7 +103,7 @@ def lines_after(row: TaskRow, after: int, most: int) -> list[str]:
     return _lines(chunks, after, until)
 
 
-def small_logs(rows: Sequence[TaskRow]) -> dict[int, list[str]]:
+def small_logs(rows: Sequence[TaskRow]) -> dict[int | None, list[str]]:
     """The lines of those of `rows` whose logs are small, by `log_id`, in one read."""
     wanted = [row for row in rows if is_small(row) and row.first_log <= row.log_count]
     if not wanted:
@@ -120,7 +120,7 @@ def small_logs(rows: Sequence[TaskRow]) -> dict[int, list[str]]:
 
 
 def is_small(row: TaskRow) -> bool:
-    return bool(row.log_bytes <= SMALL_LOG)
+    return row.log_bytes <= SMALL_LOG
 
 
 def last_lines(row: TaskRow, most_lines: int, most_bytes: int) -> list[str]:

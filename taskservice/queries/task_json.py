@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from taskservice.contract.terms import WEBHOOK_LINES, WEBHOOK_LOG_BYTES
-from taskservice.database.rows import LARGE_COLUMNS, TaskRow
+from taskservice.database.rows import TaskRow
 from taskservice.problems import not_found
 from taskservice.queries import agents as agent_queries
 from taskservice.queries import logs as log_queries
@@ -20,6 +20,7 @@ from taskservice.schemas.answers import (
     split_at_lines,
     task_schema,
 )
+from taskservice.schemas.columns import LARGE_COLUMNS
 
 # Text is handed to the server in pieces of at least so many bytes.
 PIECE_BYTES = 64 * 1024
@@ -146,7 +147,11 @@ def _expanded(rows: Sequence[TaskRow], shape: Shape) -> Sequence[TaskRow]:
     user = user_queries.get(user_id)
     agents = agent_queries.by_id(user_id, {row.agent_id for row in rows})
     # An agent without tasks may go: then these went before it, after they were read.
-    return [_Expanded(row, agents[row.agent_id], user) for row in rows if row.agent_id in agents]
+    return [
+        cast(TaskRow, _Expanded(row, agents[row.agent_id], user))
+        for row in rows
+        if row.agent_id in agents
+    ]
 
 
 def _in_pieces(texts: Iterable[bytes]) -> Iterator[bytes]:

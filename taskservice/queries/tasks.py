@@ -1,15 +1,16 @@
 """Reads of single tasks."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import bindparam, exists, literal_column, select
 
 from taskservice.auth.caller import Caller, visible_agents, visible_tasks
 from taskservice.contract.terms import RUNNING
 from taskservice.database.models import Agent, Log, Task
-from taskservice.database.rows import TASK_COLUMNS, AnySelect, TaskRow
+from taskservice.database.rows import AnySelect, TaskRow
 from taskservice.database.transactions import reading
+from taskservice.schemas.columns import TASK_COLUMNS
 
 
 def with_log(columns: Iterable[Any]) -> AnySelect:
@@ -32,7 +33,8 @@ _TASK_BY_ID = tasks_with_log.where(Task.id == bindparam("task_id"))
 
 def find(caller: Caller, task_id: str) -> TaskRow | None:
     with reading() as connection:
-        return connection.execute(_TASK, {"task_id": task_id, **caller.scope}).one_or_none()
+        row = connection.execute(_TASK, {"task_id": task_id, **caller.scope}).one_or_none()
+        return cast(TaskRow | None, row)
 
 
 def has_waiting_task(caller: Caller, agent_id: str) -> bool | None:
@@ -44,4 +46,5 @@ def has_waiting_task(caller: Caller, agent_id: str) -> bool | None:
 def find_by_id(task_id: str) -> TaskRow | None:
     """A task whoever it belongs to: for the service itself, never for a caller."""
     with reading() as connection:
-        return connection.execute(_TASK_BY_ID, {"task_id": task_id}).one_or_none()
+        row = connection.execute(_TASK_BY_ID, {"task_id": task_id}).one_or_none()
+        return cast(TaskRow | None, row)

@@ -8,9 +8,10 @@ from taskservice.database.models import CallbackSecret, User
 from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import reading
 from taskservice.database.types import Timestamp
+from taskservice.schemas.columns import USER_COLUMNS
 
-_USER = select(User.id, User.name, User.created_at).where(User.id == bindparam("user_id"))
-_USERS = select(User.id, User.name, User.created_at).order_by(User.name)
+_USER = select(*USER_COLUMNS).where(User.id == bindparam("user_id"))
+_USERS = select(*USER_COLUMNS).order_by(User.name)
 _CURRENT_SECRET = select(CallbackSecret.secret, CallbackSecret.created_at).where(
     CallbackSecret.user_id == bindparam("user_id"), CallbackSecret.replaced_at.is_(None)
 )

@@ -16,6 +16,7 @@ from taskservice.contract.terms import (
     RUNNING,
     STATUSES,
 )
+from taskservice.database.models import Agent, ApiKey, Attempt, CallbackSecret, Delivery, Task, User
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import (
     EXAMPLE_ATTEMPT,
@@ -26,6 +27,7 @@ from taskservice.schemas.fields import (
     EXAMPLE_REQUEST,
     EXAMPLE_TASK,
     EXAMPLE_USER,
+    Column,
     doc,
     id_field,
     moment_field,
@@ -82,9 +84,17 @@ class RowSchema(AnswerSchema):
             for name, field in self.dump_fields.items()
         ]
 
+    @property
+    def columns(self) -> dict[str, Column]:
+        """Field -> the column that it is written from: what a read of such rows selects."""
+        documented = {name: field.metadata for name, field in self.dump_fields.items()}
+        return {name: doc["column"] for name, doc in documented.items() if "column" in doc}
+
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
         # For the documentation: a row is always written whole.
         field_obj.required = True
+        if "column" in field_obj.metadata:
+            field_obj.attribute = field_obj.metadata["column"].key
 
     def dump(self, obj: Any, *, many: bool | None = None) -> Any:
         if self.many if many is None else many:
@@ -104,36 +114,43 @@ def _serializer(field: fields.Field[Any]) -> Callable[..., Any] | None:
 class AgentSchema(RowSchema):
     """A program that works on its own."""
 
-    id = fields.String(metadata=doc("Its id, which its user chose.", "summarizer"))
-    name = fields.String(metadata=doc("Its name.", "Nightly summarizer"))
-    description = fields.String(metadata=doc("What it does.", "Sums up the day's mail."))
-    userId = id_field("The user that it belongs to.", EXAMPLE_USER, attribute="user_id")
-    createdAt = moment_field("When it was registered.", EXAMPLE_MOMENT, "created_at")
+    id = fields.String(metadata=doc("Its id, which its user chose.", "summarizer", column=Agent.id))
+    name = fields.String(metadata=doc("Its name.", "Nightly summarizer", column=Agent.name))
+    description = fields.String(
+        metadata=doc("What it does.", "Sums up the day's mail.", column=Agent.description)
+    )
+    userId = id_field("The user that it belongs to.", EXAMPLE_USER, column=Agent.user_id)
+    createdAt = moment_field("When it was registered.", EXAMPLE_MOMENT, Agent.created_at)
 
 
 class UserSchema(RowSchema):
     """The person or team that things belong to."""
 
-    id = id_field("The user's id.", EXAMPLE_USER)
-    name = fields.String(metadata=doc("The user's name.", "alice"))
-    createdAt = moment_field("When the user was added.", EXAMPLE_MOMENT, "created_at")
+    id = id_field("The user's id.", EXAMPLE_USER, column=User.id)
+    name = fields.String(metadata=doc("The user's name.", "alice", column=User.name))
+    createdAt = moment_field("When the user was added.", EXAMPLE_MOMENT, User.created_at)
 
 
 class KeySchema(RowSchema):
     """An API key, without its text."""
 
-    id = id_field("The key's id.", EXAMPLE_KEY)
-    name = fields.String(metadata=doc("What its user calls it.", "laptop"))
-    hint = fields.String(metadata=doc("What its text begins and ends with.", "tsk_agent_…Xk2P"))
-    agentId = fields.String(
-        attribute="agent_id",
-        allow_none=True,
-        metadata=doc("The one agent that it acts for; null for a user key.", "summarizer"),
+    id = id_field("The key's id.", EXAMPLE_KEY, column=ApiKey.id)
+    name = fields.String(metadata=doc("What its user calls it.", "laptop", column=ApiKey.name))
+    hint = fields.String(
+        metadata=doc("What its text begins and ends with.", "tsk_agent_…Xk2P", column=ApiKey.hint)
     )
-    createdAt = moment_field("When it was created.", EXAMPLE_MOMENT, "created_at")
-    expiresAt = moment_field("From when on it no longer counts.", None, "expires_at")
-    lastUsedAt = moment_field("The minute in which it was last used.", None, "last_used_at")
-    revokedAt = moment_field("When it was revoked.", None, "revoked_at")
+    agentId = fields.String(
+        allow_none=True,
+        metadata=doc(
+            "The one agent that it acts for; null for a user key.",
+            "summarizer",
+            column=ApiKey.agent_id,
+        ),
+    )
+    createdAt = moment_field("When it was created.", EXAMPLE_MOMENT, ApiKey.created_at)
+    expiresAt = moment_field("From when on it no longer counts.", None, ApiKey.expires_at)
+    lastUsedAt = moment_field("The minute in which it was last used.", None, ApiKey.last_used_at)
+    revokedAt = moment_field("When it was revoked.", None, ApiKey.revoked_at)
 
 
 class NewKeySchema(KeySchema):
@@ -152,9 +169,10 @@ class CallbackSecretSchema(RowSchema):
         metadata=doc(
             "As libraries for Standard Webhooks take it.",
             "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
+            column=CallbackSecret.secret,
         )
     )
-    createdAt = moment_field("When it was made.", EXAMPLE_MOMENT, "created_at")
+    createdAt = moment_field("When it was made.", EXAMPLE_MOMENT, CallbackSecret.created_at)
 
 
 class TaskErrorSchema(AnswerSchema):
@@ -177,52 +195,55 @@ class TaskErrorSchema(AnswerSchema):
 class TaskSchema(RowSchema):
     """One execution of an agent, and what it left behind."""
 
-    id = id_field("The task's id, which sorts by creation.", EXAMPLE_TASK)
-    name = fields.String(metadata=doc("The task's name.", "nightly summary"))
+    id = id_field("The task's id, which sorts by creation.", EXAMPLE_TASK, column=Task.id)
+    name = fields.String(metadata=doc("The task's name.", "nightly summary", column=Task.name))
     agentId = fields.String(
-        attribute="agent_id", metadata=doc("The agent that does it.", "summarizer")
+        metadata=doc("The agent that does it.", "summarizer", column=Task.agent_id)
     )
-    userId = id_field("The user that it belongs to.", EXAMPLE_USER, attribute="user_id")
-    createdAt = moment_field("When it was started.", EXAMPLE_MOMENT, "created_at")
-    updatedAt = moment_field("When it was last changed.", "2026-11-24T13:36:02.456Z", "updated_at")
-    claimedAt = moment_field("When an agent took it up.", None, "claimed_at")
-    finishedAt = moment_field("When it ended.", None, "finished_at")
-    input = StoredJson(metadata=doc("What its agent is to work on.", {"mailbox": "office"}))
+    userId = id_field("The user that it belongs to.", EXAMPLE_USER, column=Task.user_id)
+    createdAt = moment_field("When it was started.", EXAMPLE_MOMENT, Task.created_at)
+    updatedAt = moment_field(
+        "When it was last changed.", "2026-11-24T13:36:02.456Z", Task.updated_at
+    )
+    claimedAt = moment_field("When an agent took it up.", None, Task.claimed_at)
+    finishedAt = moment_field("When it ended.", None, Task.finished_at)
+    input = StoredJson(
+        metadata=doc("What its agent is to work on.", {"mailbox": "office"}, column=Task.input)
+    )
     logs = Lines(
         fields.String(), metadata=doc("Its lines, in order of arrival.", ["Synopsis: Running"])
     )
     firstLog = fields.Integer(
-        attribute="first_log",
         metadata=doc(
             "The number of the first line that is still there; `logCount` + 1 when none is.",
             1,
             minimum=1,
+            column=Task.first_log,
         ),
     )
     logCount = fields.Integer(
-        attribute="log_count",
-        metadata=doc("How many lines there have ever been.", 1, minimum=0),
+        metadata=doc("How many lines there have ever been.", 1, minimum=0, column=Task.log_count),
     )
-    output = StoredJson(metadata=doc("What its agent reported.", {}))
+    output = StoredJson(metadata=doc("What its agent reported.", {}, column=Task.output))
     status = fields.String(
         validate=validate.OneOf(STATUSES),
-        metadata=doc("How it stands.", RUNNING),
+        metadata=doc("How it stands.", RUNNING, column=Task.status),
     )
     error = TaskError(
-        attribute="error_type",
         metadata=doc(
             "Why it ended as `error`; null for any other status.",
             None,
             anyOf=[{"$ref": "#/components/schemas/TaskError"}, {"type": "null"}],
+            column=Task.error_type,
         ),
     )
     callback = fields.String(
-        attribute="callback_url",
         allow_none=True,
         metadata=doc(
             "Where the webhook goes when it ends.",
             "https://myapp.example/api/v1/callback/2100aaa",
             format="uri",
+            column=Task.callback_url,
         ),
     )
     agent = fields.Nested(AgentSchema())
@@ -236,26 +257,35 @@ class ShapedTaskSchema(TaskSchema):
 class AttemptSchema(RowSchema):
     """One try of a delivery."""
 
-    at = moment_field("When it began.", EXAMPLE_MOMENT, "at")
+    at = moment_field("When it began.", EXAMPLE_MOMENT, Attempt.at)
     durationMs = fields.Integer(
-        attribute="duration_ms", metadata=doc("How many milliseconds it lasted.", minimum=0)
+        metadata=doc("How many milliseconds it lasted.", minimum=0, column=Attempt.duration_ms)
     )
     statusCode = fields.Integer(
-        attribute="status_code",
         allow_none=True,
-        metadata=doc("The receiver's HTTP status; null without an answer."),
+        metadata=doc(
+            "The receiver's HTTP status; null without an answer.", column=Attempt.status_code
+        ),
     )
-    message = fields.String(metadata=doc("What came of it, in one sentence."))
+    message = fields.String(
+        metadata=doc("What came of it, in one sentence.", column=Attempt.message)
+    )
 
 
 class DeliverySchema(RowSchema):
     """One webhook owed to one callback."""
 
-    id = id_field("The delivery's id: the `webhook-id` of all its attempts.", EXAMPLE_DELIVERY)
+    id = id_field(
+        "The delivery's id: the `webhook-id` of all its attempts.",
+        EXAMPLE_DELIVERY,
+        column=Delivery.id,
+    )
     callback = fields.String(
-        attribute="callback_url",
         metadata=doc(
-            "Where it goes.", "https://myapp.example/api/v1/callback/2100aaa", format="uri"
+            "Where it goes.",
+            "https://myapp.example/api/v1/callback/2100aaa",
+            format="uri",
+            column=Delivery.callback_url,
         ),
     )
     state = fields.String(
@@ -264,11 +294,12 @@ class DeliverySchema(RowSchema):
             "`pending`: it is still to be posted; `delivered`: the receiver answered 2xx; "
             "`failed`: it is given up, and kept; `cancelled`: a newer one has taken its place.",
             PENDING,
+            column=Delivery.state,
         ),
     )
-    createdAt = moment_field("When the task ended.", EXAMPLE_MOMENT, "created_at")
+    createdAt = moment_field("When the task ended.", EXAMPLE_MOMENT, Delivery.created_at)
     nextAttemptAt = moment_field(
-        "From when on it may be posted; null unless it is pending.", None, "next_attempt_at"
+        "From when on it may be posted; null unless it is pending.", None, Delivery.next_attempt_at
     )
     attempts = fields.List(
         fields.Nested(AttemptSchema()),

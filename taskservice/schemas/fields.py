@@ -4,13 +4,16 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 from marshmallow import ValidationError, fields, validate
+from sqlalchemy.orm import InstrumentedAttribute
 
 from taskservice.contract.terms import MAX_NAME, MAX_OBJECT
 from taskservice.database import timestamps
 from taskservice.schemas import strict_json
+
+Column: TypeAlias = InstrumentedAttribute[Any]
 
 # Python's own UUID takes many more spellings, some of them by mistake.
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -31,13 +34,20 @@ EXAMPLE_ATTEMPT = {
 }
 
 
-def doc(description: str, *examples: Any, **keywords: Any) -> dict[str, Any]:
-    """What the documentation says of a field; `keywords` are JSON Schema's own.
+def doc(
+    description: str, *examples: Any, column: Column | None = None, **keywords: Any
+) -> dict[str, Any]:
+    """What the documentation says of a field; `keywords` are those of JSON Schema.
 
-    The first example is the field's part of its schema's example.
+    The first example is the field's part of its schema's example. `column` is what a RowSchema
+    writes the field from.
     """
-    more = {"examples": list(examples)} if examples else {}
-    return {"description": description, **more, **keywords}
+    found = {"description": description, **keywords}
+    if examples:
+        found["examples"] = list(examples)
+    if column is not None:
+        found["column"] = column
+    return found
 
 
 class Flag(fields.Boolean):
@@ -149,14 +159,17 @@ def name_field(description: str, *examples: str, **options: Any) -> fields.Strin
     return fields.String(validate=validate.Length(1, MAX_NAME), metadata=metadata, **options)
 
 
-def id_field(description: str, example: str, **options: Any) -> fields.String:
-    return fields.String(metadata=doc(description, example, format="uuid"), **options)
+def id_field(
+    description: str, example: str, column: Column | None = None, **options: Any
+) -> fields.String:
+    metadata = doc(description, example, column=column, format="uuid")
+    return fields.String(metadata=metadata, **options)
 
 
-def moment_field(description: str, example: str | None, attribute: str) -> fields.String:
+def moment_field(description: str, example: str | None, column: Column) -> fields.String:
     """A moment of a row, which holds it in our spelling already."""
-    metadata = doc(description, example, format="date-time")
-    return fields.String(attribute=attribute, allow_none=example is None, metadata=metadata)
+    metadata = doc(description, example, column=column, format="date-time")
+    return fields.String(allow_none=example is None, metadata=metadata)
 
 
 def bytes_at_most(limit: int) -> Callable[[str], None]:

@@ -9,9 +9,9 @@ from taskservice.contract.error_codes import AGENT_HAS_TASKS
 from taskservice.contract.terms import AGENT_ID
 from taskservice.database import timestamps
 from taskservice.database.models import Agent, Task
-from taskservice.database.rows import AGENT_COLUMNS
 from taskservice.database.transactions import retry_on_conflict, transaction
 from taskservice.problems import Problem, invalid, not_found
+from taskservice.schemas.columns import AGENT_COLUMNS
 
 _VISIBLE = (visible_agents, Agent.id == bindparam("agent_id"))
 _CHANGE = update(Agent).where(*_VISIBLE).returning(*AGENT_COLUMNS)

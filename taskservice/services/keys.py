@@ -11,9 +11,10 @@ from taskservice.contract.error_codes import LAST_USER_KEY
 from taskservice.contract.terms import MAX_NAME
 from taskservice.database import timestamps
 from taskservice.database.models import Agent, ApiKey, Identifier, User
-from taskservice.database.rows import KEY_COLUMNS, AnyRow
+from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import transaction
 from taskservice.problems import Problem, invalid, not_found
+from taskservice.schemas.columns import KEY_COLUMNS
 from taskservice.services.callback_secrets import LOCK_USER
 
 _USER_ID = select(User.id).where(User.name == bindparam("name"))

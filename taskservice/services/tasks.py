@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from flask import current_app
 from sqlalchemy import (
@@ -31,12 +31,13 @@ from taskservice.contract.terms import (
 )
 from taskservice.database import timestamps
 from taskservice.database.models import Agent, ApiKey, Identifier, Log, Task
-from taskservice.database.rows import TaskRow
+from taskservice.database.rows import AnyRow, TaskRow
 from taskservice.database.transactions import retry_on_conflict, transaction
 from taskservice.database.types import database_now
 from taskservice.problems import Problem, invalid, invalid_key, not_found
 from taskservice.queries.tasks import tasks_with_log
 from taskservice.schemas import strict_json
+from taskservice.schemas.columns import TASK_COLUMNS
 from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
 from taskservice.webhooks.destinations import check_url
@@ -112,7 +113,7 @@ def start(
                 return replayed, True
         task = _new_task(caller, fields, agent_name, callback, idempotency)
         connection.execute(_START, task | {"own_timeout": task["timeout"]})
-    return SimpleNamespace(**task, log_id=None), False
+    return cast(TaskRow, SimpleNamespace(**task, log_id=None)), False
 
 
 def _checked_callback(url: str | None) -> str | None:
@@ -131,7 +132,7 @@ def _replayed(connection: Connection, caller: Caller, idempotency: Idempotency) 
     if row is not None and row.idempotency_digest != idempotency.digest:
         errors = {"Idempotency-Key": ["Came before with another body."]}
         raise invalid(errors, IDEMPOTENCY_KEY_REUSED)
-    return row
+    return cast(TaskRow | None, row)
 
 
 def _new_task(
@@ -145,15 +146,14 @@ def _new_task(
     # A task started by its agent is already in its hands.
     claimed = fields.get("claim") or caller.agent_id is not None
     name = fields.get("name") or agent_name
-    return {
+    nulls = dict.fromkeys(column.key for column in TASK_COLUMNS)
+    return nulls | {
         "id": timestamps.new_id(),
         "user_id": caller.user_id,
         "agent_id": fields["agentId"],
         "name": name,
         "name_folded": name.casefold(),
         "status": RUNNING,
-        "error_type": None,
-        "error_message": None,
         "input": strict_json.dumps(fields.get("input") or {}).decode(),
         "output": "{}",
         "callback_url": callback,
@@ -161,7 +161,6 @@ def _new_task(
         "created_at": now,
         "updated_at": now,
         "claimed_at": now if claimed else None,
-        "finished_at": None,
         "first_log": 1,
         "log_count": 0,
         "log_bytes": 0,
@@ -221,12 +220,12 @@ def lock(connection: Connection, caller: Caller, task_id: str) -> TaskRow:
     task = connection.execute(_TASK, here).one_or_none()
     if task is None:
         raise not_found("task")
-    return task
+    return cast(TaskRow, task)
 
 
 def is_open(task: TaskRow) -> bool:
     """Whether its agent may still add to it: it runs, or the service ended it for silence."""
-    return task.status == RUNNING or bool(task.error_type == TIMEOUT)
+    return task.status == RUNNING or task.error_type == TIMEOUT
 
 
 def finished_problem(task: TaskRow) -> Problem:
@@ -305,7 +304,8 @@ def _change(
         values |= HEARTBEAT
     if values:
         connection.execute(_CHANGE.values(values), {"of_task_id": task.id})
-    changed = SimpleNamespace(**(task._asdict() | values))
+    columns = cast(AnyRow, task)._asdict() | values
+    changed = cast(TaskRow, SimpleNamespace(**columns))
     return changed, delivery_service.enqueue(connection, changed, now) if ends else None
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TypeAlias
 
 from taskservice import resources
@@ -18,10 +19,15 @@ from taskservice.queries.logs import LogGone
 from taskservice.queries.task_json import Shape
 from taskservice.schemas import strict_json
 from taskservice.schemas.answers import TASK_FIELDS
+from taskservice.schemas.columns import TASK_COLUMNS
 
 # A comment after so many quiet seconds keeps proxies from giving the stream up.
 COMMENT_SECONDS = 15.0
 COMMENT = b":\n\n"
+
+# Columns that an append changes, or nothing: a follower gets no `task` for them.
+_UNNOTICED = {"input", "first_log", "log_count", "log_bytes", "updated_at", "version"}
+_state = attrgetter(*(it.key for it in TASK_COLUMNS if it.key not in _UNNOTICED))
 
 WITHOUT_LOGS = Shape(fields=tuple(name for name in TASK_FIELDS if name != "logs"))
 
@@ -96,10 +102,6 @@ def _present_lines(row: TaskRow, after: int) -> Iterator[list[str]]:
     except LogGone:
         # Retention, or a deletion, came between: the next look at the task tells which.
         return
-
-
-def _state(row: TaskRow) -> tuple[object, ...]:
-    return (row.name, row.status, row.output, row.error_type, row.error_message, row.claimed_at)
 
 
 def _task(row: TaskRow) -> bytes:

@@ -1,0 +1,30 @@
+"""The columns that reads select: those that answers are written from, and what code needs."""
+
+from taskservice.database.models import ApiKey, Attempt, Delivery, Task
+from taskservice.schemas.answers import (
+    AttemptSchema,
+    StoredJson,
+    agent_schema,
+    delivery_schema,
+    key_schema,
+    task_schema,
+    user_schema,
+)
+
+TASK_COLUMNS = (
+    *task_schema.columns.values(),
+    Task.error_message,
+    Task.log_bytes,
+    Task.version,
+)
+# Field -> column, for those that may hold a megabyte.
+LARGE_COLUMNS = {
+    name: column
+    for name, column in task_schema.columns.items()
+    if isinstance(task_schema.fields[name], StoredJson)
+}
+AGENT_COLUMNS = tuple(agent_schema.columns.values())
+USER_COLUMNS = tuple(user_schema.columns.values())
+KEY_COLUMNS = (*key_schema.columns.values(), ApiKey.user_id)
+DELIVERY_COLUMNS = (*delivery_schema.columns.values(), Delivery.task_id)
+ATTEMPT_COLUMNS = (*AttemptSchema().columns.values(), Attempt.delivery_id)
