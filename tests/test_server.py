@@ -43,7 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GunicornProcess
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[GunicornProcess]:
     """One that the test may end; it has all the patience of a real one."""
-    patient = {"request_seconds": 30.0, "answer_seconds": 30.0, "linger_seconds": 5.0}
+    patient = {"request_seconds": 30.0, "response_seconds": 30.0, "linger_seconds": 5.0}
     with started(tmp_path, attributes=patient) as server:
         yield server
 
@@ -207,7 +207,7 @@ def drip_from(client: socket.socket) -> None:
 
 
 def test_past_the_limit_of_slow_readers_the_longest_waiting_is_cut_off(tmp_path: Path) -> None:
-    attributes = {"slow_clients": 1, "answer_seconds": 30.0}
+    attributes = {"max_slow_clients": 1, "response_seconds": 30.0}
     request = b"GET /large?20000000 HTTP/1.1\r\nHost: x\r\n\r\n"
     with started(tmp_path, attributes=attributes) as server, server.connect(request) as first:
         usual = int(server.get("/threads"))
@@ -221,7 +221,7 @@ def test_past_the_limit_of_slow_readers_the_longest_waiting_is_cut_off(tmp_path:
 
 def test_shortage_of_threads_costs_only_those_who_read_slowly(tmp_path: Path) -> None:
     request = b"GET /large?20000000 HTTP/1.1\r\nHost: x\r\n\r\n"
-    patient = {"answer_seconds": 30.0}
+    patient = {"response_seconds": 30.0}
     with started(tmp_path, attributes=patient) as server, ExitStack() as stack:
         usual = int(server.get("/threads"))
         assert server.get(f"/stack-size?{2**47}") == b"set"
@@ -355,7 +355,7 @@ def test_answer_to_an_unread_body_arrives_and_the_connection_goes_on(
 
 
 def test_large_bodies_together_have_a_limit_and_small_ones_always_go(tmp_path: Path) -> None:
-    with started(tmp_path, attributes={"max_bodies": 2, "request_seconds": 30.0}) as server:
+    with started(tmp_path, attributes={"max_large_bodies": 2, "request_seconds": 30.0}) as server:
         with server.connect(post(bytes(2 * MIB - 10), length=2 * MIB)) as first:
             time.sleep(0.3)
             with server.connect(post(bytes(MIB))) as second:

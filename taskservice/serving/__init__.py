@@ -1,1 +1,1 @@
-"""How gunicorn serves the application: settings, and a worker that slow clients can't block."""
+"""Serves with gunicorn: its settings, and a worker that slow clients can't block."""

@@ -1,4 +1,4 @@
-"""`taskservice serve`: gunicorn run from within."""
+"""Runs gunicorn in this process, for `taskservice serve`."""
 
 import sys
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from taskservice.serving.settings import gunicorn_settings
 
 
 class Application(BaseApplication):
-    """Takes its settings from us alone: no command line, no file, no GUNICORN_CMD_ARGS."""
+    """Takes its settings from `config` alone: no command line, file or GUNICORN_CMD_ARGS."""
 
     def __init__(self, make_app: Callable[[], Any], config: Config) -> None:
         self._make_app = make_app
@@ -28,13 +28,13 @@ class Application(BaseApplication):
 
 
 def serve(make_app: Callable[[], Any], config: Config) -> NoReturn:
-    """Serves until a signal ends it, then exits: 0 after SIGTERM or Ctrl-C, 1 if it can't listen.
+    """Serve until a signal, then exit: with 0 after SIGTERM or Ctrl-C, 1 if it can't listen.
 
-    `make_app` makes the WSGI application, in each worker after the fork.
+    `make_app` creates the WSGI application, in each worker after the fork.
     """
     try:
         Application(make_app, config).run()
     except KeyboardInterrupt:
-        # Ctrl-C before gunicorn has taken over the signals.
+        # Ctrl-C before gunicorn has installed its signal handlers.
         sys.exit(130)
     sys.exit(0)

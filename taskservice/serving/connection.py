@@ -1,35 +1,38 @@
-"""One client, and what it may still do."""
+"""One client's connection and its state."""
 
 import math
 import socket
 
-from taskservice.serving.incoming import Intake, Request, Steps
+from taskservice.serving.request_parser import Request, RequestParser, Steps
 
 NEVER = math.inf
 
 
 class Connection:
-    """A client's socket with the request that comes in on it.
+    """A client's socket and the request that arrives on it.
 
-    It is `answering` while a thread has it, `lingering` when its last answer is out and the
-    client has yet to close, and else takes in a request, of which some is here if `begun`.
-    At its `deadline` (monotonic) the worker stops waiting for the client. At its `request_deadline`
-    all of the request must be here, also if it has been refused.
+    It is `in_pool` while a thread of the pool has it, and `lingering` after its last response,
+    until the client closes it. Otherwise it receives a request, whose first bytes have arrived
+    if it has `begun`. At its `deadline` (monotonic) the worker stops waiting for the client; the
+    whole request, refused or not, must arrive before the `request_deadline`.
     """
 
-    def __init__(self, sock: socket.socket, client: object, server: object, intake: Intake) -> None:
+    def __init__(
+        self, sock: socket.socket, client: object, server: object, parser: RequestParser
+    ) -> None:
         self.sock = sock
         self.client = client
         self.server = server
-        self.intake = intake
+        self.parser = parser
         self.deadline = NEVER
         self.request_deadline = NEVER
         self.watched = False
         self.lingering = False
-        self.has_stand_in = False
+        # Whether the pool started a thread in place of the one that sends to this slow client.
+        self.has_replacement = False
         self.expect_request()
 
     def expect_request(self) -> None:
-        self.steps: Steps[Request] = self.intake.request()
-        self.answering = False
+        self.steps: Steps[Request] = self.parser.request()
+        self.in_pool = False
         self.begun = False

@@ -1,4 +1,4 @@
-"""The application says by a request's head whose it is, before a large body may come."""
+"""Checks the API key of a request by its head, before a large body arrives."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from taskservice.operations import request_log
 
 
 class RefusedByApplicationError(Exception):
-    """The application answers the head of the request with `response`, whatever its body is."""
+    """The application refuses the request by its head, with `response`."""
 
     def __init__(self, response: Response) -> None:
         super().__init__(response.status)
         self.response = response
 
 
-def owner(app: Flask, environ: dict[str, Any]) -> str | None:
-    """The id of the user whose key the request has; None where the application asks for none.
+def find_owner(app: Flask, environ: dict[str, Any]) -> str | None:
+    """The id of the user whose key the request has; None for a route that needs no key.
 
     Raises RefusedByApplicationError.
     """

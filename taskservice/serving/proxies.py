@@ -1,4 +1,4 @@
-"""Behind trusted reverse proxies: who asked, and by which scheme, host and prefix."""
+"""Takes the client, scheme, host and prefix of a request from trusted reverse proxies."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,10 +9,10 @@ Application = Callable[..., Iterable[bytes]]
 
 
 def trust_proxies(application: Application, hops: int) -> Application:
-    """Let `X-Forwarded-*` of so many proxies count.
+    """Trust the `X-Forwarded-*` headers of `hops` proxies.
 
-    `-For`, `-Proto` and `-Host` grow by a value at each proxy, so the N-th from the right
-    is the outermost trusted one's. `-Prefix` is often set by the outermost alone.
+    Each proxy appends a value to `-For`, `-Proto` and `-Host`, so the one that the outermost
+    trusted proxy set is `hops` from the right. Often only the outermost sets `-Prefix`.
     """
     fixed = ProxyFix(application, x_for=hops, x_proto=hops, x_host=hops)
 
@@ -28,6 +28,6 @@ def trust_proxies(application: Application, hops: int) -> Application:
 def _prefix(header: str, hops: int) -> str | None:
     values = [value.strip() for value in header.split(",")]
     outermost = values[-hops] if len(values) >= hops else values[0]
-    # A path of this host; `//other.example` would be another one.
+    # `//other.example` would be another host.
     is_path = outermost.startswith("/") and not outermost.startswith("//")
     return outermost.rstrip("/") if is_path else None

@@ -1,4 +1,4 @@
-"""What the server itself refuses, and the problem+json that says so."""
+"""The requests that the server itself refuses, and the problem+json that says why."""
 
 from http import HTTPStatus
 from typing import NamedTuple
@@ -16,23 +16,23 @@ RETRY_SECONDS = 2
 
 
 class RefusedError(Exception):
-    """What is wrong with a request beside what gunicorn's parser finds."""
+    """A request that the server refuses, beside those that gunicorn's parser finds malformed."""
 
 
 class BodyTooLargeError(RefusedError):
-    """The body is, or would become, larger than MAX_BODY."""
+    """The body is larger than MAX_BODY, or has no owner and is larger than 64 KiB."""
 
 
 class TooManyChunksError(RefusedError):
-    """The body comes in so many chunks that they would be too large if each were of 64 bytes."""
+    """The body has more chunks than a body of MAX_BODY in chunks of 64 bytes."""
 
 
 class RequestTooSlowError(RefusedError):
-    """The request's head and body were not all here in time."""
+    """The request's head and body did not arrive in time."""
 
 
-class NoRoomError(RefusedError):
-    """The server holds as many connections, or as much of unfinished bodies, as it may."""
+class OverloadedError(RefusedError):
+    """The server has no room for another connection, or for more of a body."""
 
 
 class StoppingError(RefusedError):
@@ -40,7 +40,7 @@ class StoppingError(RefusedError):
 
 
 class Refusal(NamedTuple):
-    """An answer of the server's own; `detail` is a fixed sentence, so it can echo no secret."""
+    """A response of the server's own; `detail` is a fixed sentence, so it can echo no secret."""
 
     status: int
     detail: str
@@ -70,9 +70,9 @@ _REFUSALS: dict[type[BaseException], Refusal] = {
     errors.ExpectationFailed: Refusal(417, "No expectation but 100-continue can be met"),
     errors.LimitRequestHeaders: Refusal(431, "The headers are too many or too long"),
     errors.UnsupportedTransferCoding: Refusal(501, "No transfer coding but chunked is understood"),
-    NoRoomError: Refusal(503, "Too much is being sent at once", OVERLOADED),
+    OverloadedError: Refusal(503, "Too much is being sent at once", OVERLOADED),
     StoppingError: Refusal(503, "The service is stopping", STOPPING),
-    # Headers of a response: what the application got wrong is not the client's fault.
+    # An application's own malformed headers are not the client's fault.
     errors.InvalidResponseHeader: INTERNAL,
     errors.InvalidResponseHeaderName: INTERNAL,
     errors.ConfigurationProblem: INTERNAL,
@@ -80,7 +80,7 @@ _REFUSALS: dict[type[BaseException], Refusal] = {
 
 
 def refusal_for(error: BaseException) -> Refusal:
-    """What to tell the client of `error`; `INTERNAL` if it is none of the client's making."""
+    """What to tell the client; `INTERNAL` where `error` is not the client's fault."""
     for kind in type(error).__mro__:
         if kind in _REFUSALS:
             return _REFUSALS[kind]
@@ -88,7 +88,7 @@ def refusal_for(error: BaseException) -> Refusal:
 
 
 def as_response(refusal: Refusal, method: str | None, request_id: str) -> bytes:
-    """The whole response, after which the connection closes; for HEAD without its body."""
+    """The bytes of the response, after which the connection closes; no body for HEAD."""
     problem = Problem(refusal.status, refusal.detail, code=refusal.code)
     body = problems.body(problem, request_id)
     lines = [

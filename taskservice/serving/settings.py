@@ -1,4 +1,4 @@
-"""gunicorn's settings, the same for `taskservice serve` and for whoever runs gunicorn itself."""
+"""gunicorn's settings, for `taskservice serve` and for gunicorn run directly."""
 
 import os
 from functools import partial
@@ -16,7 +16,7 @@ from taskservice.background.upkeep import await_loops, start_loops
 from taskservice.config import Config
 from taskservice.operations import metrics
 from taskservice.operations.request_log import configure_logging
-from taskservice.serving.head_check import owner
+from taskservice.serving.head_check import find_owner
 from taskservice.serving.worker import Worker
 from taskservice.terminal import give_up
 
@@ -24,13 +24,13 @@ MEMORY_FOLDER = Path("/dev", "shm")
 
 
 def gunicorn_settings(config: Config) -> dict[str, object]:
-    """Setting -> value; what is not here is as gunicorn has it."""
+    """Setting -> value; all others keep gunicorn's defaults."""
 
     def post_fork(_arbiter: Arbiter, worker: Worker) -> None:
         worker.max_body = config.MAX_BODY
 
     def pre_fork(arbiter: Arbiter, worker: Worker) -> None:
-        # The worker inherits the slot; that of one that has died is free again.
+        # Before the fork, so that the worker inherits the slot. A dead worker's slot is free again.
         taken = {each.slot for each in arbiter.WORKERS.values()}
         worker.slot = metrics.requests.use_free_slot(taken)
 
@@ -43,19 +43,19 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         "worker_connections": 500,
         "pre_fork": pre_fork,
         "post_fork": post_fork,
-        "post_worker_init": use_own_application,
+        "post_worker_init": connect_application,
         "worker_exit": await_background,
         "on_starting": listen,
-        # Each worker makes the application after the fork: no connection of a database crosses it.
+        # Each worker creates the application after the fork: no database connection may cross it.
         "preload_app": False,
-        # Longer than nginx keeps its own (60 s), so that it never sends into a closing connection.
+        # Longer than nginx keeps idle connections (60 s), so that it sends into no closing one.
         "keepalive": 75,
-        # The loop of a worker always has time to say that it lives, whatever its threads do.
+        # Seconds without a heartbeat of the worker's loop, which never waits for its threads.
         "timeout": 30,
         "graceful_timeout": 30,
-        # The sign of life is a file; it must neither wait for a disk nor need room on one.
+        # The heartbeat is a file; in memory it neither waits for a disk nor needs space on one.
         "worker_tmp_dir": str(MEMORY_FOLDER) if os.access(MEMORY_FOLDER, os.W_OK) else None,
-        # Two services of one user would take each other's.
+        # Two services of one user would share one socket.
         "control_socket_disable": True,
         # The application logs its requests, without secrets.
         "accesslog": None,
@@ -73,20 +73,20 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
     }
 
 
-def use_own_application(worker: Worker) -> None:
-    """Where the application is ours, asks it for owners and starts its background loops."""
+def connect_application(worker: Worker) -> None:
+    """Ask our own application for the owners of requests, and start its background loops."""
     app = worker.app.wsgi()
     if isinstance(app, Flask) and resources.EXTENSION in app.extensions:
-        worker.owner_of = partial(owner, app)
-        worker.loops = start_loops(app, serves=True)
+        worker.find_owner = partial(find_owner, app)
+        worker.background_threads = start_loops(app, serves=True)
 
 
 def await_background(_arbiter: Arbiter, worker: Worker) -> None:
-    await_loops(worker.loops)
+    await_loops(worker.background_threads)
 
 
 def logger_class(config: Config) -> type[Logger]:
-    """gunicorn's logger, writing as our own log does."""
+    """gunicorn's logger, in the format of our own log."""
 
     class OwnLogger(Logger):
         def setup(self, cfg: GunicornConfig) -> None:
@@ -97,12 +97,12 @@ def logger_class(config: Config) -> type[Logger]:
 
 
 def listen(arbiter: Arbiter) -> None:
-    """Opens the listening sockets, or says in one line why not and exits with 1.
+    """Open the listening sockets, or print one line that says why not and exit with 1.
 
-    gunicorn itself tries five times, a second apart.
+    gunicorn itself would try five times, a second apart.
     """
     if arbiter.master_pid or "LISTEN_FDS" in os.environ:
-        # Handed down by the process that this one replaces, or by systemd.
+        # The process that this one replaces, or systemd, passes its sockets on.
         return
     for address in arbiter.cfg.address:
         try:

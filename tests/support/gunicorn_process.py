@@ -32,7 +32,7 @@ settle = post_fork
 
 def post_fork(arbiter, worker):
     settle(arbiter, worker)
-    worker.request_seconds = worker.answer_seconds = worker.linger_seconds = 0.7
+    worker.request_seconds = worker.response_seconds = worker.linger_seconds = 0.7
     worker.sweep_seconds = 0.1
     for name, value in {attributes}.items():
         setattr(worker, name, value)

@@ -1,0 +1,223 @@
+"""Parses a request as its bytes arrive, so that no thread waits for a slow client."""
+
+import io
+import re
+from collections.abc import Generator
+from enum import Enum
+from typing import IO, TypeVar
+
+from gunicorn import http
+from gunicorn.config import Config
+from gunicorn.http import errors
+from gunicorn.http.body import CHUNK_EXT_RE, Body, LengthReader
+from gunicorn.http.unreader import IterUnreader
+
+from taskservice.serving.refusals import BodyTooLargeError, TooManyChunksError
+from taskservice.serving.request_body import SMALL_BODY, BodyBudget, RequestBody
+
+MAX_HEAD = 64 * 1024
+MAX_CHUNK_LINE = 1024
+# A smaller chunk counts as this many bytes, since parsing it costs as much.
+MIN_CHUNK_COST = 64
+# After this many chunks, which take about 0.3 ms, other connections get their turn.
+CHUNKS_PER_TURN = 32
+# The first byte of a TLS handshake, as a browser sends it to an https:// URL.
+TLS_HANDSHAKE = b"\x16"
+
+_HOST = re.compile(r"(?:[\w.~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::\d{0,5})?", re.ASCII)
+_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
+
+Result = TypeVar("Result")
+
+
+class Need(Enum):
+    """What the parser waits for."""
+
+    MORE_BYTES = 1
+    # The client sends its body after `100 Continue`.
+    CONTINUE = 2
+    # Other connections get their turn first.
+    TURN = 3
+
+
+class Request(http.Request):
+    """gunicorn's request with a checked Host, and its body in `content` once it `is_complete`.
+
+    `length` is the length of the body in bytes, None for a chunked one.
+    """
+
+    content: IO[bytes]
+    is_complete = False
+    length: int | None
+    _expected_100_continue: bool
+
+    def set_body_reader(self) -> None:
+        super().set_body_reader()
+        assert isinstance(self.body, Body)
+        reader = self.body.reader
+        self.length = reader.length if isinstance(reader, LengthReader) else None
+        self._check_codings()
+        self._check_host()
+
+    def _check_codings(self) -> None:
+        # gunicorn accepts codings that it does not decode.
+        for name, value in self.headers:
+            codings = {coding.strip(" \t").lower() for coding in value.split(",")}
+            if name == "TRANSFER-ENCODING" and codings - {"chunked", "identity"}:
+                raise errors.UnsupportedTransferCoding(value)
+
+    def _check_host(self) -> None:
+        host = next((value for name, value in self.headers if name == "HOST"), None)
+        if host is None and self.version == (1, 0):
+            return
+        if host is None or not _HOST.fullmatch(host):
+            raise errors.InvalidHeader("HOST", req=self)
+
+    def take_expect_continue(self) -> bool:
+        """Whether the client waits for `100 Continue`; cleared, or gunicorn would send it too."""
+        waits, self._expected_100_continue = self._expected_100_continue, False
+        return waits
+
+
+# Yields what the parser needs; a yielded Request asks for the id of its owner, None for no owner.
+Steps = Generator[Need | Request, str | None, Result]
+
+
+class RequestParser:
+    """Parses the requests of one connection.
+
+    The caller appends what arrives to `received`, and resumes the generator that `request()`
+    returns after each need is met, until it returns the complete request.
+    """
+
+    def __init__(self, cfg: Config, client: object, max_body: int, budget: BodyBudget) -> None:
+        self.received = bytearray()
+        self._cfg = cfg
+        self._client = client
+        self._max_body = max_body
+        self._budget = budget
+        self._number = 0
+
+    def request(self) -> Steps[Request]:
+        """Raises gunicorn's ParseException, or a RefusedError."""
+        searched = 0
+        while not (end := self._end_of_head(searched)):
+            searched = len(self.received)
+            yield Need.MORE_BYTES
+        request = self._parse_head(self._take(end))
+        expects_continue = request.take_expect_continue()
+        if request.length != 0:
+            request.content = yield from self._body(request, expects_continue)
+        request.is_complete = True
+        return request
+
+    def _end_of_head(self, searched: int) -> int:
+        """The length of the head: 0 while incomplete, all received bytes if it is malformed.
+
+        Skips the first `searched` bytes, so that a head that arrives byte by byte costs no more
+        than any other.
+        """
+        received = self.received
+        end = received.find(b"\r\n\r\n", max(0, searched - 3))
+        if end >= 0:
+            return end + 4
+        before = max(0, searched - 1)
+        is_malformed = (
+            len(received) > MAX_HEAD
+            or received.startswith((TLS_HANDSHAKE, b"\n"))
+            or received.count(b"\n", before + 1) != received.count(b"\r\n", before)
+        )
+        return len(received) if is_malformed else 0
+
+    def _parse_head(self, head: bytes) -> Request:
+        self._number += 1
+        try:
+            request = Request(self._cfg, IterUnreader([head]), self._client, self._number)
+        except errors.NoMoreData:
+            if len(head) <= MAX_HEAD:
+                raise errors.InvalidRequestLine("") from None
+            if b"\r\n" not in head:
+                raise errors.LimitRequestLine(len(head), MAX_HEAD) from None
+            raise errors.LimitRequestHeaders("head too large") from None
+        request.content = io.BytesIO()
+        return request
+
+    def _body(self, request: Request, expects_continue: bool) -> Steps[RequestBody]:
+        owner: str | None = None
+        if request.length is None or request.length > SMALL_BODY:
+            owner = yield request
+        limit = min(SMALL_BODY, self._max_body) if owner is None else self._max_body
+        if request.length is not None and request.length > limit:
+            raise BodyTooLargeError
+        if expects_continue and not self.received:
+            yield Need.CONTINUE
+        body = RequestBody(self._budget, owner or "")
+        return (yield from self._read_body(request, body, limit))
+
+    def _read_body(self, request: Request, body: RequestBody, limit: int) -> Steps[RequestBody]:
+        try:
+            if request.length is None:
+                yield from self._read_chunks(body, limit)
+                yield from self._read_trailers(request)
+            else:
+                yield from self._read_bytes(body, request.length)
+            body.rewind()
+        except BaseException:
+            body.close()
+            raise
+        return body
+
+    def _read_bytes(self, body: RequestBody, size: int) -> Steps[None]:
+        while size:
+            while not self.received:
+                yield Need.MORE_BYTES
+            piece = self._take(size)
+            body.add(piece)
+            size -= len(piece)
+
+    def _read_chunks(self, body: RequestBody, limit: int) -> Steps[None]:
+        count = 0
+        while size := _chunk_size((yield from self._read_line())):
+            count += 1
+            if body.size + size > limit:
+                raise BodyTooLargeError
+            if count * MIN_CHUNK_COST > limit:
+                raise TooManyChunksError
+            yield from self._read_bytes(body, size)
+            while len(self.received) < 2:
+                yield Need.MORE_BYTES
+            if (end := self._take(2)) != b"\r\n":
+                raise errors.ChunkMissingTerminator(end)
+            if count % CHUNKS_PER_TURN == 0:
+                yield Need.TURN
+
+    def _read_trailers(self, request: Request) -> Steps[None]:
+        lines: list[bytes] = []
+        while line := (yield from self._read_line()):
+            lines.append(line)
+            if len(lines) > request.limit_request_fields:
+                raise errors.LimitRequestHeaders("too many trailers")
+        if lines:
+            request.trailers = request.parse_headers(b"\r\n".join(lines), from_trailer=True)
+
+    def _read_line(self) -> Steps[bytes]:
+        while (end := self.received.find(b"\n", 0, MAX_CHUNK_LINE)) < 0:
+            if len(self.received) >= MAX_CHUNK_LINE:
+                raise errors.InvalidChunkSize(b"line too long")
+            yield Need.MORE_BYTES
+        line = self._take(end + 1)
+        if not line.endswith(b"\r\n"):
+            raise errors.InvalidChunkSize(b"bare LF")
+        return line[:-2]
+
+    def _take(self, size: int) -> bytes:
+        piece = bytes(self.received[:size])
+        del self.received[:size]
+        return piece
+
+
+def _chunk_size(line: bytes) -> int:
+    digits = _CHUNK_SIZE.match(line)
+    if not digits or not CHUNK_EXT_RE.fullmatch(line, digits.end()):
+        raise errors.InvalidChunkSize(line)
+    return int(digits[0], 16)
