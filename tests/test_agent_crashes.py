@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs
-from tests.support.agent_machine import eventually, kill, machine_of, tasks, the_task
+from tests.support.agent_machine import kill, machine_of, tasks, the_task
 from tests.support.documents import ROOT
 from tests.support.receiver import Receiver
 from tests.support.service import Service
+from tests.support.waiting import until
 
 LINES = int(os.environ.get("AGENT_LINES", "20000"))
 KILLS = int(os.environ.get("AGENT_KILLS", "3"))
@@ -135,7 +136,7 @@ def test_run_that_is_killed_leaves_everything_to_resend(tmp_path: Path, is_away:
         shown = tmp_path / "shown"
         with open(shown, "w") as out:
             process = machine.spawn("run", "--agent", "a", "--", *program, stdout=out)
-            eventually(lambda: shown.stat().st_size > 1_000)
+            until(lambda: shown.stat().st_size > 1_000)
             if is_away:
                 kill(service)
             time.sleep(2)
@@ -188,7 +189,7 @@ def test_plain_installation_in_an_empty_environment_is_enough(tmp_path: Path) ->
             process.terminate()
             process.communicate(timeout=30)
         killed = machine.spawn("run", "--agent", "k", "--", "sleep", "1000", cwd=tmp_path)
-        eventually(lambda: tasks(alice, agentId="k"))
+        until(lambda: tasks(alice, agentId="k"))
         killed.kill()
         killed.communicate()
         resent = machine.run("run", "--resend", **in_the_folder)

@@ -20,9 +20,9 @@ from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import transaction
 from tests.support.api_client import ApiClient, expect, problem, problem_text
 from tests.support.concurrency import at_once, copies
-from tests.support.gunicorn_process import until
 from tests.support.internals import column, end_for_silence, moment
 from tests.support.service import Service
+from tests.support.waiting import until
 
 Task = dict[str, Any]
 

@@ -41,9 +41,9 @@ from tests.support.deliveries import (
     owe_each,
     the_delivery,
 )
-from tests.support.gunicorn_process import until
 from tests.support.internals import end_for_silence, set_clock
 from tests.support.receiver import Behaviour, Exchange, Receiver
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_second_attempt_comes_by_itself_after_five_seconds(
 ) -> None:
     receiver.answer = one_after_another(play.answer(503), play.answer(204))
     finish(alice, alice.start(callback=receiver.url))
-    first, second = receiver.wait_for(2, timeout=12)
+    first, second = receiver.wait_for(2)
     assert second.at - first.at >= SCHEDULE[0] * (1 - JITTER) - 0.1
 
 
@@ -300,7 +300,7 @@ def test_hosts_that_hang_on_all_senders_do_not_hold_up_the_others(
             enqueue_many(app, alice, hanging.url, 2 * SENDERS)
         enqueue_many(app, alice, receiver.url, 2)
         with looping(app):
-            receiver.wait_for(2, timeout=4)
+            receiver.wait_for(2)
 
 
 def test_attempts_under_way_have_an_upper_limit(alice: ApiClient, app: Flask) -> None:
@@ -354,7 +354,7 @@ def test_user_whose_callbacks_hang_on_all_senders_does_not_hold_up_the_others(
     with looping(app):
         until(lambda: hanging.connections >= MAX_SENDING)
         enqueue_many(app, bob, receiver.url, 3 * HOST_LIMIT)
-        receiver.wait_for(3 * HOST_LIMIT, timeout=20)
+        receiver.wait_for(3 * HOST_LIMIT)
     assert hanging.connections < 1_000
 
 
@@ -378,7 +378,7 @@ def test_users_with_equal_leases_share_the_senders(
     owe_each(app, alice, addresses(hanging, "alice", MAX_SENDING))
     owe_each(app, bob, addresses(hanging, "bob", MAX_SENDING))
     with looping(app):
-        posts = hanging.wait_for(MAX_SENDING, timeout=15)
+        posts = hanging.wait_for(MAX_SENDING)
     assert Counter(each.path for each in posts) == {"/alice": 32, "/bob": 32}
 
 

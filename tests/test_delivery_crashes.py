@@ -21,9 +21,9 @@ from flask import Flask
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, RemoteClient
 from tests.support.deliveries import addresses, columns, deliveries_of, enqueue_many, owe_each
-from tests.support.gunicorn_process import until
 from tests.support.receiver import Exchange, Receiver
 from tests.support.service import Service
+from tests.support.waiting import until
 from tests.test_worker import working
 
 TASKS = int(os.environ.get("CALLBACK_TASKS", "2000"))
@@ -383,5 +383,5 @@ def test_very_many_due_deliveries_of_one_user_hold_up_nobody(
             until(lambda: hanging.connections)
             began = time.monotonic()
             enqueue_many(app, bob, receiver.url, 100)
-            receiver.wait_for(100, timeout=60)
+            receiver.wait_for(100)
             print(f"\n100 deliveries of another user in {time.monotonic() - began:.1f} s")

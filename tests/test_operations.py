@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -37,6 +37,7 @@ from tests.support.api_client import ApiClient, problem
 from tests.support.internals import set_for_database
 from tests.support.receiver import Receiver, answer
 from tests.support.service import Service
+from tests.support.waiting import until
 
 ROOT = Path(__file__).parent.parent
 REQUESTS = "taskservice_requests_total"
@@ -73,15 +74,6 @@ def scrape(app: Flask) -> Scrape:
     response = app.test_client().get("/metrics")
     assert response.status_code == 200
     return Scrape(response.get_data(as_text=True))
-
-
-def until(condition: Callable[[], Any], seconds: float = 15) -> Any:
-    """What the condition gives as soon as it gives something."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "It did not come"
-        time.sleep(0.02)
-    return found
 
 
 def is_ready(app: Flask) -> bool:

@@ -27,8 +27,8 @@ from tests.support.gunicorn_process import (
     read_to_end,
     started,
     unready,
-    until,
 )
+from tests.support.waiting import until
 
 STREAM = b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n"
 

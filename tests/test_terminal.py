@@ -14,11 +14,12 @@ from taskservice.app import create_app
 from taskservice.config import Config
 from taskservice.database.engine import dispose
 from taskservice.services import keys as key_service
-from tests.support.agent_machine import AgentMachine, eventually, machine_of, objects
+from tests.support.agent_machine import AgentMachine, machine_of, objects
 from tests.support.api_client import RemoteClient
 from tests.support.pseudo_terminal import NASTY, SHOWN, obeyed, on_terminal
 from tests.support.receiver import Receiver
 from tests.support.service import COMMAND, Service, environment
+from tests.support.waiting import until
 from tests.test_readme import ROOT
 
 COLOURED = "\x1b[1;31mred\x1b[0m"
@@ -115,7 +116,7 @@ def test_json_holds_what_there_is_and_nothing_that_a_terminal_obeys(
 
 def test_log_of_the_service_is_escaped(service: Service) -> None:
     requests.get(f"{service.url}/log%1b%5b2J%c2%9b%e2%80%ae%e2%80%a8%7f", timeout=10)
-    line = eventually(lambda: re.search(r".*GET /log.*", service.log.read_text()))[0]
+    line = until(lambda: re.search(r".*GET /log.*", service.log.read_text()))[0]
     assert r"/log\u001b[2J\u009b\u202e\u2028\u007f" in line
     assert obeyed(service.log.read_text()) == []
 

@@ -20,7 +20,6 @@ from taskservice.webhooks.destinations import Destinations, check_url
 from taskservice.webhooks.interrupt import Interrupt, Interrupted
 from taskservice.webhooks.transport import send
 from tests.support.certificates import Authority
-from tests.support.gunicorn_process import until
 from tests.support.receiver import (
     Receiver,
     answer,
@@ -33,6 +32,7 @@ from tests.support.receiver import (
     sip,
     unused_port,
 )
+from tests.support.waiting import until
 
 LOOPBACK = Destinations.parse("loopback")
 EXTERNAL = Destinations.parse("external")

@@ -14,8 +14,8 @@ from taskservice.background import upkeep
 from taskservice.background.batches import CHORE_SECONDS
 from taskservice.background.upkeep import Upkeep
 from tests.support.api_client import ApiClient, expect
-from tests.support.gunicorn_process import until
 from tests.support.service import Service
+from tests.support.waiting import until
 
 
 def key_of(person: ApiClient) -> dict[str, object]:

@@ -19,10 +19,10 @@ from tests.support import receiver as play
 from tests.support.api_client import ApiClient, RemoteClient
 from tests.support.deliveries import change, columns, deliveries_of, finish, make_due, the_delivery
 from tests.support.fork_server import ForkedPopen
-from tests.support.gunicorn_process import until
 from tests.support.internals import end_for_silence
 from tests.support.receiver import Receiver
 from tests.support.service import COMMAND, Service, environment
+from tests.support.waiting import until
 from tests.test_commands import one_line, run
 
 DELIVERIES = 60
@@ -80,7 +80,7 @@ def leave_due(alice: ApiClient, app: Flask, receiver: Receiver, count: int = 1) 
 def test_worker_posts_what_is_due(alice: ApiClient, app: Flask, receiver: Receiver) -> None:
     (task,) = leave_due(alice, app, receiver)
     with working(app):
-        receiver.wait_for(1, timeout=20)
+        receiver.wait_for(1)
         until(lambda: the_delivery(alice, task)["state"] == "delivered")
 
 
@@ -97,14 +97,14 @@ def test_worker_that_is_stopped_gives_back_what_it_is_posting(
     leave_due(alice, app, receiver)
     receiver.answer = play.silence
     with working(app, CALLBACK_TIMEOUT="30") as worker:
-        receiver.wait_for(1, timeout=20)
+        receiver.wait_for(1)
         assert columns(app, "lease") != [(None,)]
         assert worker.seconds_to_end(signal.SIGTERM) < 5
     # The one attempt that counts is the first, which the request made.
     assert columns(app, "state", "lease", "attempt_count") == [("pending", None, 1)]
     receiver.answer = play.answer(204)
     with working(app):
-        receiver.wait_for(2, timeout=20)
+        receiver.wait_for(2)
 
 
 def test_worker_that_is_killed_leaves_it_to_the_next_one_when_the_lease_has_run_out(
@@ -113,7 +113,7 @@ def test_worker_that_is_killed_leaves_it_to_the_next_one_when_the_lease_has_run_
     (task,) = leave_due(alice, app, receiver)
     receiver.answer = play.silence
     with working(app):
-        receiver.wait_for(1, timeout=20)
+        receiver.wait_for(1)
     assert columns(app, "lease") != [(None,)]
     change(app, leased_until=database_now(-1))
     receiver.answer = play.answer(204)
@@ -130,7 +130,7 @@ def test_several_workers_post_each_delivery_once(
     with ExitStack() as stack:
         for _ in range(3):
             stack.enter_context(working(app))
-        receiver.wait_for(DELIVERIES, timeout=30)
+        receiver.wait_for(DELIVERIES)
         until(lambda: set(columns(app, "state")) == {("delivered",)})
     ids = [request.headers["webhook-id"] for request in receiver.requests]
     assert len(ids) == len(set(ids)) == DELIVERIES
@@ -141,7 +141,7 @@ def test_worker_processes_of_the_service_post_what_is_due(
 ) -> None:
     (task,) = leave_due(alice, app, receiver)
     with Service(tmp_path / "data", DATABASE_URL=app.config["DATABASE_URL"]) as service:
-        receiver.wait_for(1, timeout=20)
+        receiver.wait_for(1)
         until(lambda: the_delivery(alice, task)["state"] == "delivered")
         # What is asked for in this process is done at once.
         answer = requests.post(
@@ -149,7 +149,7 @@ def test_worker_processes_of_the_service_post_what_is_due(
             headers={"apikey": alice.key}, timeout=10,
         )  # fmt: skip
         assert answer.status_code == 202
-        receiver.wait_for(2, timeout=10)
+        receiver.wait_for(2)
 
 
 def test_service_that_is_stopped_gives_back_what_it_is_posting(
@@ -159,7 +159,7 @@ def test_service_that_is_stopped_gives_back_what_it_is_posting(
     receiver.answer = play.silence
     url = app.config["DATABASE_URL"]
     with Service(tmp_path / "data", DATABASE_URL=url, CALLBACK_TIMEOUT="30") as service:
-        receiver.wait_for(1, timeout=20)
+        receiver.wait_for(1)
         began = time.monotonic()
         assert service.stop() == 0
         assert time.monotonic() - began < 5
@@ -177,7 +177,7 @@ def test_service_that_is_stopped_gives_back_what_a_report_is_posting(
         with ThreadPoolExecutor(1) as pool:
             path, changes = f"/task/{task['id']}", {"status": "complete"}
             report = pool.submit(person.request, "PATCH", path, json=changes)
-            receiver.wait_for(1, timeout=20)
+            receiver.wait_for(1)
             began = time.monotonic()
             assert service.stop() == 0
             # Within a second; but a machine may be busy. The attempt would take 30 s.

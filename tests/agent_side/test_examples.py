@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.agent_machine import AgentMachine, eventually, tasks, the_task
+from tests.support.agent_machine import AgentMachine, tasks, the_task
 from tests.support.api_client import RemoteClient
 from tests.support.documents import ROOT, Terminal, blocks, install_commands
 from tests.support.receiver import Receiver
 from tests.support.service import free_port
+from tests.support.waiting import until
 
 EXAMPLES = ROOT / "examples"
 DOCUMENT = "docs/agent-side.md"
@@ -63,7 +64,7 @@ def test_worker(alice: RemoteClient, machine: AgentMachine) -> None:
     worker = machine.spawn("work", "--agent", "word-count", "--", *program)
     alice.start("word-count", input={"text": "some more words"})
     alice.start("word-count", input={})
-    eventually(lambda: all(task["finishedAt"] for task in tasks(alice)), 60)
+    until(lambda: all(task["finishedAt"] for task in tasks(alice)))
     worker.send_signal(signal.SIGTERM)
     worker.communicate(timeout=40)
     without, with_text = tasks(alice)

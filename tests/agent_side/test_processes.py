@@ -17,8 +17,9 @@ import pytest
 from taskservice.runner import process_tree
 from taskservice.runner.process import Process
 from tests.agent_side.test_run import the_log
-from tests.support.agent_machine import AgentMachine, eventually, the_task
+from tests.support.agent_machine import AgentMachine, the_task
 from tests.support.api_client import RemoteClient
+from tests.support.waiting import until
 
 IGNORES_TERM = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
 CHILD_IGNORES_TERM = "(trap '' TERM; echo ready; exec sleep 1000) & wait"
@@ -96,7 +97,7 @@ def none_left(printed: bytearray) -> Iterator[None]:
     """Afterwards none of the processes lives whose ids were printed."""
     try:
         yield
-        eventually(lambda: not _alive(printed))
+        until(lambda: not _alive(printed))
     finally:
         for process in _alive(printed):
             with contextlib.suppress(ProcessLookupError):
@@ -238,13 +239,13 @@ def test_program_at_a_terminal_gets_ctrl_c_once_and_can_read(
     )
     process, leader = at_terminal(sys.executable, "-c", program)
     os.write(leader, b"world\n")
-    eventually(lambda: "hello world" in " ".join(the_log(alice)))
+    until(lambda: "hello world" in " ".join(the_log(alice)))
     # Two in the same instant would be one to the program, so ours would come later.
     process.send_signal(signal.SIGSTOP)
     os.write(leader, b"\x03")
     time.sleep(0.5)
     process.send_signal(signal.SIGCONT)
-    eventually(lambda: process.poll() is not None)
+    until(lambda: process.poll() is not None)
     assert process.returncode == 0
     assert the_log(alice)[-1] == "interrupts: 1"
 
@@ -254,9 +255,9 @@ def test_program_may_open_the_terminal_where_its_stdin_is_elsewhere(
 ) -> None:
     script = "echo ready; read word </dev/tty; echo got $word"
     process, leader = at_terminal("sh", "-c", script, stdin=subprocess.DEVNULL)
-    eventually(lambda: the_log(alice) == ["ready"])
+    until(lambda: the_log(alice) == ["ready"])
     os.write(leader, b"this\n")
-    assert eventually(lambda: process.poll() is not None)
+    assert until(lambda: process.poll() is not None)
     assert (process.returncode, the_log(alice)) == (0, ["ready", "got this"])
 
 
@@ -264,9 +265,9 @@ def test_interrupt_that_does_not_come_from_the_terminal_reaches_the_program(
     alice: RemoteClient, at_terminal: AtTerminal
 ) -> None:
     process, _ = at_terminal("sh", "-c", "trap 'echo got it; exit 4' INT; echo ready; read word")
-    eventually(lambda: the_log(alice) == ["ready"])
+    until(lambda: the_log(alice) == ["ready"])
     process.send_signal(signal.SIGINT)
-    assert eventually(lambda: process.poll() is not None)
+    assert until(lambda: process.poll() is not None)
     assert (process.returncode, the_log(alice)) == (4, ["ready", "got it"])
 
 
@@ -274,13 +275,13 @@ def test_cancel_at_a_terminal_stops_what_the_program_has_started(
     alice: RemoteClient, at_terminal: AtTerminal
 ) -> None:
     process, _ = at_terminal("sh", "-c", "echo ready; sleep 1000; echo after")
-    eventually(lambda: the_log(alice) == ["ready"])
+    until(lambda: the_log(alice) == ["ready"])
     (shell,) = _children(process.pid)
-    (sleep,) = eventually(lambda: _children(shell))
+    (sleep,) = until(lambda: _children(shell))
     alice.request("POST", f"/task/{the_task(alice)['id']}/cancel").raise_for_status()
-    assert eventually(lambda: process.poll() is not None)
+    assert until(lambda: process.poll() is not None)
     assert process.returncode == 143
-    eventually(lambda: not Path(f"/proc/{sleep}").exists())
+    until(lambda: not Path(f"/proc/{sleep}").exists())
 
 
 def test_child_forked_during_a_signal_at_a_terminal_gets_it_too(at_terminal: AtTerminal) -> None:

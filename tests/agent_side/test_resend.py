@@ -14,16 +14,17 @@ from taskservice.runner.record import Record
 from taskservice.runner.spool import Spool
 from tests.support import receiver as play
 from tests.support import service_answers as played
-from tests.support.agent_machine import AgentMachine, eventually, machine_of, tasks, the_task
+from tests.support.agent_machine import AgentMachine, machine_of, tasks, the_task
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Receiver, unused_port
 from tests.support.service import Service
+from tests.support.waiting import until
 
 
 def killed_run(person: RemoteClient, machine: AgentMachine) -> Path:
     """The folder of a run whose task is made, and that was killed before its end."""
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
-    eventually(lambda: [task for task in tasks(person) if task["logs"] == ["ready"]])
+    until(lambda: [task for task in tasks(person) if task["logs"] == ["ready"]])
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=20)
     (folder,) = machine.left_runs()

@@ -13,10 +13,11 @@ import pytest
 
 from tests.support import receiver as play
 from tests.support import service_answers as played
-from tests.support.agent_machine import AgentMachine, eventually, kill, machine_of, tasks, the_task
+from tests.support.agent_machine import AgentMachine, kill, machine_of, tasks, the_task
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Receiver, unused_port
 from tests.support.service import Service
+from tests.support.waiting import until
 
 PRINTS = """
 import os, sys
@@ -93,7 +94,7 @@ def test_lines_are_seen_while_the_program_runs(alice: RemoteClient, machine: Age
     assert process.stdout is not None
     assert process.stdout.readline() == "first\n"
     # Within a second, and a busy machine may need some more.
-    eventually(lambda: the_task(alice)["logs"] == ["first"], 5)
+    until(lambda: the_task(alice)["logs"] == ["first"])
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
 
@@ -120,7 +121,7 @@ def test_output_that_is_read_late_is_shown_whole(
     alice: RemoteClient, machine: AgentMachine
 ) -> None:
     process = machine.spawn("run", "--agent", "a", "--", "seq", "300000")
-    eventually(lambda: alice.request("GET", "/task?status=complete&fields=id").json())
+    until(lambda: alice.request("GET", "/task?status=complete&fields=id").json())
     shown, _ = process.communicate(timeout=20)
     assert shown.splitlines() == [str(number) for number in range(1, 300_001)]
     assert process.returncode == 0
@@ -306,7 +307,7 @@ def test_signal_reaches_all_of_the_program(
     if number == signal.SIGTERM:
         assert process.returncode == 143
         assert error["message"] == "Killed by signal 15 (SIGTERM)"
-        eventually(lambda: not Path(f"/proc/{child}").exists())
+        until(lambda: not Path(f"/proc/{child}").exists())
     else:
         # A shell's background jobs ignore SIGINT.
         os.kill(child, signal.SIGKILL)
@@ -351,7 +352,7 @@ def the_log(person: RemoteClient) -> list[str]:
 
 def test_cancel_stops_the_program(alice: RemoteClient, machine: AgentMachine) -> None:
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
-    eventually(lambda: the_log(alice) == ["ready"])
+    until(lambda: the_log(alice) == ["ready"])
     alice.request("POST", f"/task/{the_task(alice)['id']}/cancel").raise_for_status()
     _, remarks = process.communicate(timeout=30)
     assert process.returncode == 143
@@ -363,7 +364,7 @@ def test_cancel_stops_the_program(alice: RemoteClient, machine: AgentMachine) ->
 def test_deletion_stops_the_program(alice: RemoteClient, machine: AgentMachine) -> None:
     script = "echo ready; while :; do echo more; sleep 0.2; done"
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
-    eventually(lambda: the_log(alice)[:1] == ["ready"])
+    until(lambda: the_log(alice)[:1] == ["ready"])
     alice.request("DELETE", f"/task/{the_task(alice)['id']}").raise_for_status()
     _, remarks = process.communicate(timeout=30)
     assert process.returncode == 143
@@ -376,7 +377,7 @@ def test_task_that_others_have_finished_lets_the_program_go_on(
 ) -> None:
     script = "echo ready; sleep 1; echo more; sleep 1; echo still here; exit 4"
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
-    eventually(lambda: the_log(alice) == ["ready"])
+    until(lambda: the_log(alice) == ["ready"])
     path = f"/task/{the_task(alice)['id']}"
     alice.request("PATCH", path, json={"status": "complete"}).raise_for_status()
     printed, _ = process.communicate(timeout=30)
@@ -450,7 +451,7 @@ def test_output_that_nobody_reads_does_not_hold_the_log(
 ) -> None:
     script = "seq 100000; echo ready; sleep 1000"
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
-    eventually(lambda: the_log(alice)[-1:] == ["ready"])
+    until(lambda: the_log(alice)[-1:] == ["ready"])
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 143
     assert process.stdout is not None
@@ -466,7 +467,7 @@ def test_signal_after_the_end_waits_no_longer_for_a_reader(
     alice: RemoteClient, machine: AgentMachine
 ) -> None:
     process = machine.spawn("run", "--agent", "a", "--", "seq", "100000")
-    eventually(lambda: tasks(alice) and the_task(alice)["status"] == "complete")
+    until(lambda: tasks(alice) and the_task(alice)["status"] == "complete")
     time.sleep(0.5)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
@@ -549,7 +550,7 @@ def test_program_runs_whatever_the_service_says(
         assert process.stderr is not None
         printed, warning = process.stdout.readline(), process.stderr.readline()
         (folder,) = machine.left_runs()
-        eventually(lambda: json.loads((folder / "run.json").read_text())["report"])
+        until(lambda: json.loads((folder / "run.json").read_text())["report"])
         process.send_signal(signal.SIGTERM)  # what is left is not waited for
         _, rest = process.communicate(timeout=20)
     assert (process.returncode, printed) == (7, "ran\n")
@@ -669,7 +670,7 @@ def test_resend_leaves_a_run_that_is_alive_alone(
     alice: RemoteClient, machine: AgentMachine
 ) -> None:
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
-    eventually(lambda: the_log(alice) == ["ready"])
+    until(lambda: the_log(alice) == ["ready"])
     resent = machine.run("run", "--resend")
     assert (resent.returncode, resent.stdout, resent.stderr) == (0, "", "")
     assert the_task(alice)["status"] == "running"
@@ -716,7 +717,7 @@ def test_revoked_key_is_said_and_keeps_the_lines(service: Service, tmp_path: Pat
     machine = machine_of(bob, tmp_path / "home")
     script = "echo first; sleep 2; echo second"
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
-    eventually(lambda: the_log(bob) == ["first"])
+    until(lambda: the_log(bob) == ["first"])
     key = bob.request("POST", "/key", json={"name": "other"}).json()["key"]
     own = bob.request("GET", "/user").json()["key"]["id"]
     bob.request("DELETE", f"/key/{own}").raise_for_status()
@@ -733,7 +734,7 @@ def test_late_word_is_accepted(tmp_path: Path) -> None:
         alice = service.add_user()
         machine = machine_of(alice, tmp_path / "home")
         process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo 1; sleep 4; echo 2")
-        eventually(lambda: the_log(alice) == ["1"])
+        until(lambda: the_log(alice) == ["1"])
         end_for_silence(service)
         process.communicate(timeout=30)
         task = the_task(alice)

@@ -10,9 +10,9 @@ import pytest
 from taskservice.client import Client, NotFound, Task, TaskCancelled
 from tests.agent_side.test_client import losing
 from tests.support import receiver as play
-from tests.support.agent_machine import eventually
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Behaviour, Exchange, Received, Receiver
+from tests.support.waiting import until
 
 # So many lines of 60,000 bytes are 16 MiB; the next one must wait.
 MOST_LINES = 280
@@ -99,8 +99,8 @@ def test_log_that_waits_for_room_raises_soon(
             logged.append(1)
 
     program = Program(log_on)
-    eventually(lambda: len(logged) == MOST_LINES)
-    eventually(is_held_up)
+    until(lambda: len(logged) == MOST_LINES)
+    until(is_held_up)
     stop(alice, task)
     # Within a second, and a busy machine may need some more.
     assert program.seconds_to_end() < 10
@@ -137,7 +137,7 @@ def test_end_that_waits_for_its_lines_raises_soon(
     task = client.start("a")
     task.log("one")
     program = Program(lambda: end(task))
-    eventually(is_held_up)
+    until(is_held_up)
     stop(alice, task)
     assert program.seconds_to_end() < 10
     assert isinstance(program.error, kind)
@@ -155,7 +155,7 @@ def test_report_that_is_to_come_again_later_raises_soon(alice: RemoteClient) -> 
         task = Client(between.url, str(alice.session.headers["apikey"]), patience=90).start("a")
         task.log("one")
         program = Program(lambda: task.report(name="new"))
-        eventually(lambda: [r for r in between.requests if r.method == "PATCH"])
+        until(lambda: [r for r in between.requests if r.method == "PATCH"])
         cancel(alice, task)
         assert program.seconds_to_end() < 10
     assert isinstance(program.error, TaskCancelled)
@@ -170,7 +170,7 @@ def test_log_raises_soon_while_lines_arrive(alice: RemoteClient) -> None:
             task.log(*[LINE] * 20)
 
     programs = [Program(log_on) for _ in range(3)]
-    eventually(lambda: alice.request("GET", f"/task/{task.id}?fields=logCount").json()["logCount"])
+    until(lambda: alice.request("GET", f"/task/{task.id}?fields=logCount").json()["logCount"])
     cancel(alice, task)
     for program in programs:
         assert program.seconds_to_end() < 10

@@ -10,9 +10,10 @@ from taskservice.client import Client, Task, TaskServiceError, Unavailable
 from tests.agent_side.test_client import in_turn, losing
 from tests.support import receiver as play
 from tests.support import service_answers as played
-from tests.support.agent_machine import AgentMachine, eventually, the_task
+from tests.support.agent_machine import AgentMachine, the_task
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Behaviour, Exchange, Receiver
+from tests.support.waiting import until
 
 HTML = {"Content-Type": "text/html"}
 LOGIN_PAGE = play.answer(200, HTML, b"<h1>Sign in</h1>")
@@ -164,7 +165,7 @@ pages = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 
 def ended(machine: AgentMachine, process: subprocess.Popen[str]) -> tuple[str, str]:
     """What a run has printed; it waits for no service any more when its program has ended."""
-    eventually(lambda: has_ended(machine))
+    until(lambda: has_ended(machine))
     process.send_signal(signal.SIGTERM)
     return process.communicate(timeout=40)
 
@@ -209,8 +210,8 @@ def test_run_that_a_page_comes_over_loses_nothing(
         process = machine.spawn(
             "run", "--agent", "a", "--", "sh", "-c", script, stdin=subprocess.PIPE
         )
-        eventually(lambda: alice.request("GET", "/task").json()[0:1])
-        eventually(lambda: the_task(alice)["logs"] == ["one"])
+        until(lambda: alice.request("GET", "/task").json()[0:1])
+        until(lambda: the_task(alice)["logs"] == ["one"])
         between.answer = page
         assert process.stdin is not None
         process.stdin.write("two\n")
@@ -237,7 +238,7 @@ def test_worker_waits_until_a_page_is_gone(
         worker = machine.spawn("work", "--agent", "worker", "--", "echo", "done")
         between.wait_for(2, 30)
         between.answer = losing(alice, lambda number: False)
-        eventually(lambda: the_task(alice)["finishedAt"], 60)
+        until(lambda: the_task(alice)["finishedAt"])
         worker.send_signal(signal.SIGTERM)
         _, remarks = worker.communicate(timeout=40)
     assert worker.returncode == 0

@@ -14,10 +14,11 @@ from taskservice.client import Client
 from taskservice.runner.worker import Worker
 from tests.support import receiver as play
 from tests.support import service_answers as played
-from tests.support.agent_machine import AgentMachine, eventually, kill, machine_of, tasks, the_task
+from tests.support.agent_machine import AgentMachine, kill, machine_of, tasks, the_task
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Receiver
 from tests.support.service import Service
+from tests.support.waiting import until
 
 
 def work(machine: AgentMachine, script: str, *options: str) -> subprocess.Popen[str]:
@@ -32,8 +33,8 @@ def stop(*workers: subprocess.Popen[str]) -> list[tuple[str, str]]:
 
 
 def all_finished(person: RemoteClient, count: int) -> list[dict[str, object]]:
-    return eventually(
-        lambda: len(found := [t for t in tasks(person) if t["finishedAt"]]) == count and found, 60
+    return until(
+        lambda: len(found := [t for t in tasks(person) if t["finishedAt"]]) == count and found
     )
 
 
@@ -44,7 +45,7 @@ def test_task_is_done_and_its_caller_is_called_back(
     with Receiver() as receiver:
         alice.start("worker", input={"n": 1}, callback=receiver.url)
         (task,) = all_finished(alice, 1)
-        eventually(lambda: receiver.requests)
+        until(lambda: receiver.requests)
     ((printed, remarks),) = stop(worker)
     assert (task["status"], task["output"]) == ("complete", {"got": {"n": 1}})
     assert task["logs"] == ["working", '{"got": {"n": 1}}']
@@ -84,7 +85,7 @@ def test_parallel_runs_so_many_at_once(alice: RemoteClient, machine: AgentMachin
     for _ in range(4):
         alice.start("worker")
     worker = work(machine, "sleep 1000", "--parallel", "3")
-    eventually(lambda: sum(task["claimedAt"] is not None for task in tasks(alice)) == 3, 60)
+    until(lambda: sum(task["claimedAt"] is not None for task in tasks(alice)) == 3)
     time.sleep(1)
     assert sum(task["claimedAt"] is not None for task in tasks(alice)) == 3
     stop(worker)
@@ -98,7 +99,7 @@ def test_cancel_stops_the_program_and_not_the_worker(
 ) -> None:
     first = alice.start("worker", input={"seconds": 1000})
     worker = work(machine, "sleep $(tr -dc 0-9)")
-    eventually(lambda: alice.request("GET", f"/task/{first['id']}").json()["claimedAt"], 60)
+    until(lambda: alice.request("GET", f"/task/{first['id']}").json()["claimedAt"])
     alice.request("POST", f"/task/{first['id']}/cancel").raise_for_status()
     alice.start("worker", input={"seconds": 0})
     newest, oldest = all_finished(alice, 2)
@@ -110,7 +111,7 @@ def test_worker_waits_for_a_service_that_is_away(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
         worker = work(machine_of(alice, tmp_path / "home"), "echo done")
-        eventually(lambda: alice.request("GET", "/agent").json(), 60)
+        until(lambda: alice.request("GET", "/agent").json())
         kill(service)
         time.sleep(1)
         service.start()
@@ -203,7 +204,7 @@ def test_claim_is_repeated_as_one_and_its_task_beats_often(machine: AgentMachine
         receiver.paths["/api/v1/task/1"] = played.task()
         machine.url = receiver.url
         worker = work(machine, "sleep 2")
-        eventually(lambda: [r for r in receiver.requests if r.method == "PATCH"])
+        until(lambda: [r for r in receiver.requests if r.method == "PATCH"])
         requests = list(receiver.requests)
         worker.kill()
         _, remarks = worker.communicate()

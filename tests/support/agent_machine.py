@@ -4,8 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +62,6 @@ def the_task(person: RemoteClient) -> dict[str, Any]:
     """The one task that there is."""
     (task,) = tasks(person)
     return task
-
-
-def eventually(what: Callable[[], Any], seconds: float = 20) -> Any:
-    """What it gives as soon as that is true."""
-    until = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < until, "It did not happen in time"
-        time.sleep(0.05)
-    return found
 
 
 def kill(service: Service) -> None:

@@ -7,12 +7,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 from tests.support.fork_server import ForkedPopen
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 ROOT = Path(__file__).parents[2]
 THREADS = 4
@@ -96,7 +97,7 @@ class GunicornProcess:
 
     def connect(self, data: bytes = b"", *, receive_buffer: int = 0) -> socket.socket:
         client = socket.socket()
-        client.settimeout(10)
+        client.settimeout(PATIENCE_SECONDS)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if receive_buffer:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -128,7 +129,7 @@ class GunicornProcess:
         """How long the process takes to end after this signal."""
         began = time.monotonic()
         self.process.send_signal(signum)
-        self.process.wait(10)
+        self.process.wait(PATIENCE_SECONDS)
         return time.monotonic() - began
 
     def kill(self) -> None:
@@ -179,15 +180,6 @@ def _surroundings(folder: Path) -> dict[str, str]:
         "TASKSERVICE_THREADS": str(THREADS),
         "TASKSERVICE_MAX_BODY": str(2 * MIB),
     }
-
-
-def until(happened: Callable[[], Result]) -> Result:
-    """What `happened` says as soon as that is true, within 10 s."""
-    deadline = time.monotonic() + 10
-    while not (result := happened()):
-        assert time.monotonic() < deadline, "It did not happen within 10 s"
-        time.sleep(0.02)
-    return result
 
 
 def read_to_end(client: socket.socket) -> bytes:

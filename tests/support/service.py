@@ -20,9 +20,10 @@ from taskservice.database.engine import dispose
 from taskservice.services import users as user_service
 from tests.support.api_client import RemoteClient
 from tests.support.fork_server import ForkedPopen, run_forked
+from tests.support.waiting import PATIENCE_SECONDS
 
 COMMAND = [sys.executable, "-m", "taskservice"]
-START_SECONDS = 30
+START_SECONDS = 100
 
 
 def environment(data: Path, **settings: str) -> dict[str, str]:
@@ -93,7 +94,7 @@ class Service:
         assert self.process is not None
         if self.process.poll() is None:
             self.process.send_signal(with_signal)
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=PATIENCE_SECONDS)
 
     def kill(self) -> None:
         """End it at once, with all its workers, if it runs."""
@@ -101,7 +102,7 @@ class Service:
             with contextlib.suppress(ProcessLookupError):
                 # The leader of a group of its own: see `start`.
                 os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(timeout=30)
+            self.process.wait(timeout=PATIENCE_SECONDS)
 
     def workers(self) -> list[int]:
         """The process ids of the workers."""
@@ -116,7 +117,7 @@ class Service:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=100,
         )
 
     def add_user(self, name: str = "") -> RemoteClient:
