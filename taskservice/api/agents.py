@@ -6,7 +6,6 @@ from flask import Blueprint, Response
 
 from taskservice.auth.authentication import caller
 from taskservice.contract.error_codes import AGENT_HAS_TASKS
-from taskservice.problems import not_found
 from taskservice.queries import agents as agent_queries
 from taskservice.schemas.answers import agent_schema, task_schema
 from taskservice.schemas.fields import EXAMPLE_MOMENT
@@ -34,10 +33,7 @@ def list_all() -> Response:
 @operation("getAgent", answers={200: agent_schema})
 def get(agent_id: str) -> Response:
     """Get an agent."""
-    agent = agent_queries.find(caller, agent_id)
-    if agent is None:
-        raise not_found("agent")
-    return responses.dump(agent_schema, agent)
+    return responses.dump(agent_schema, agent_queries.get(caller, agent_id))
 
 
 @blueprint.put("/agent/<agent_id>")
@@ -85,5 +81,5 @@ def delete(agent_id: str) -> Response:
 
     Its keys are deleted with it.
     """
-    agent = agent_service.delete_for_good(caller, agent_id)
+    agent = agent_service.delete(caller, agent_id)
     return responses.dump(agent_schema, agent)

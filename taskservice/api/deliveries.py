@@ -4,12 +4,12 @@ from flask import Blueprint, Response
 
 from taskservice.auth.authentication import caller
 from taskservice.contract.error_codes import DELIVERY_UNDER_WAY, NO_DELIVERY
-from taskservice.problems import not_found
 from taskservice.queries import deliveries as delivery_queries
+from taskservice.queries import tasks as task_queries
 from taskservice.schemas.answers import delivery_schema
 from taskservice.schemas.fields import EXAMPLE_MOMENT
 from taskservice.services import deliveries as delivery_service
-from taskservice.web import long_poll, responses
+from taskservice.web import responses
 from taskservice.web.request import operation
 
 blueprint = Blueprint("deliveries", __name__)
@@ -23,7 +23,7 @@ def list_all(task_id: str) -> Response:
     Newest first, each with all attempts to post it. The list is empty while the task runs, and
     when it has no callback. Only a late report gives a task a second delivery.
     """
-    long_poll.find_task(task_id)
+    task_queries.get(caller, task_id)
     rows = delivery_queries.list_of_task(caller, task_id)
     return responses.dump(delivery_schema, rows, many=True)
 
@@ -42,7 +42,5 @@ def redeliver(task_id: str) -> Response:
     Makes the newest delivery due now, whatever its state, and begins its retry schedule anew. It
     is posted soon after this answer, under the same `webhook-id`, with the task as it then is.
     """
-    delivery = delivery_queries.find(delivery_service.redeliver(caller, task_id))
-    if delivery is None:  # deleted in between
-        raise not_found("task")
+    delivery = delivery_queries.get(caller, delivery_service.redeliver(caller, task_id))
     return responses.dump(delivery_schema, delivery, 202)

@@ -28,7 +28,7 @@ def list_all() -> Response:
 
     All keys of the user, including those that are revoked or expired.
     """
-    return responses.dump(key_schema, key_queries.list_of_user(caller.user_id), many=True)
+    return responses.dump(key_schema, key_queries.list_of_user(caller), many=True)
 
 
 @blueprint.post("/key")

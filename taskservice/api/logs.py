@@ -10,6 +10,7 @@ from taskservice.contract.terms import DEFAULT_LINES, RUNNING
 from taskservice.openapi.operation import EVENTS, JSON, TEXT
 from taskservice.problems import invalid
 from taskservice.queries import task_json
+from taskservice.queries import tasks as task_queries
 from taskservice.schemas.answers import appended_schema, log_page_schema
 from taskservice.schemas.parameters import AppendQuerySchema, LogQuerySchema
 from taskservice.schemas.requests import AppendSchema
@@ -85,7 +86,7 @@ def read(task_id: str, query: dict[str, Any]) -> Response:
     """
     after = query.get("after", 0)
     task = long_poll.until(
-        lambda: long_poll.find_task(task_id),
+        lambda: task_queries.get(caller, task_id),
         lambda task: task.log_count > after or task.status != RUNNING,
     )
     if prefers(TEXT, JSON):
@@ -112,7 +113,7 @@ def follow(task_id: str) -> Response:
 
     A client that reconnects with `Last-Event-ID`, as browsers do by themselves, misses nothing.
     """
-    task = long_poll.find_task(task_id)
+    task = task_queries.get(caller, task_id)
     return event_stream.respond(task_events.follow(caller, task.id, _last_event_id()))
 
 

@@ -9,6 +9,7 @@ from taskservice.contract.error_codes import TASK_FINISHED
 from taskservice.contract.terms import CANCELLED, COMPLETE, ERROR, RUNNING
 from taskservice.queries import lists as list_queries
 from taskservice.queries import task_json
+from taskservice.queries import tasks as task_queries
 from taskservice.schemas.answers import shaped_task_schema, task_schema
 from taskservice.schemas.fields import EXAMPLE_MOMENT
 from taskservice.schemas.parameters import ListQuerySchema, TaskQuerySchema
@@ -91,7 +92,7 @@ def get(task_id: str, query: dict[str, Any]) -> Response:
     `expand` there is no ETag, since embedded objects have no version.
     """
     task = long_poll.until(
-        lambda: long_poll.find_task(task_id), lambda task: task.status != RUNNING
+        lambda: task_queries.get(caller, task_id), lambda task: task.status != RUNNING
     )
     return responses.conditional_task(task, list_query.shape(query))
 
@@ -155,5 +156,5 @@ def delete(task_id: str, query: dict[str, Any]) -> Response:
     Its log and its deliveries are deleted with it, and no webhook is sent. The answer is the task
     as it was.
     """
-    task = task_service.delete_for_good(caller, task_id)
+    task = task_service.delete(caller, task_id)
     return responses.task(task, list_query.shape(query))

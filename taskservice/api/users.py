@@ -20,4 +20,4 @@ def get() -> Response:
     The user that the key belongs to, and what is known of the key.
     """
     user = user_schema.dump(user_queries.get(caller.user_id))
-    return responses.json(user | {"key": key_schema.dump(key_queries.get(caller.key_id))})
+    return responses.json(user | {"key": key_schema.dump(key_queries.get(caller, caller.key_id))})

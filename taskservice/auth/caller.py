@@ -1,17 +1,17 @@
-"""The caller, and as one SQL predicate what the caller may see."""
+"""The caller, and what the caller may see: one SQL predicate for each kind of thing."""
 
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, and_, bindparam, or_
 from sqlalchemy.types import Text
 
-from taskservice.database.models import Agent, Identifier, Task
+from taskservice.database.models import Agent, ApiKey, Identifier, Task
 from taskservice.problems import Problem
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whoever holds an API key: a user, narrowed by an agent key to one agent of it."""
+    """The user whom an API key belongs to; an agent key narrows it to one agent."""
 
     user_id: str
     agent_id: str | None
@@ -19,7 +19,7 @@ class Caller:
 
     @property
     def scope(self) -> dict[str, str | None]:
-        """The values that `visible_tasks` and `visible_agents` want."""
+        """The parameters of `visible_tasks`, `visible_agents` and `visible_keys`."""
         return {"caller_user_id": self.user_id, "caller_agent_id": self.agent_id}
 
     def require_user_key(self) -> None:
@@ -36,3 +36,4 @@ visible_tasks: ColumnElement[bool] = and_(
 visible_agents: ColumnElement[bool] = and_(
     Agent.user_id == _user_id, or_(_agent_id.is_(None), Agent.id == _agent_id)
 )
+visible_keys: ColumnElement[bool] = ApiKey.user_id == _user_id

@@ -10,7 +10,7 @@ from taskservice.dashboard import formatting, sessions
 from taskservice.dashboard.pages import page, redirect_to, without_empty
 from taskservice.database import timestamps
 from taskservice.database.rows import AnyRow
-from taskservice.problems import invalid, not_found
+from taskservice.problems import invalid
 from taskservice.queries import agents as agent_queries
 from taskservice.queries import keys as key_queries
 from taskservice.queries import users as user_queries
@@ -51,12 +51,12 @@ def create() -> AnyResponse:
 
 @keys.get("/keys/<key_id>/revoke")
 def ask_to_revoke(key_id: str) -> Response:
-    return page("revoke.html", key=_key(key_id))
+    return page("revoke.html", key=key_queries.get(caller, require_id("key", key_id)))
 
 
 @keys.post("/keys/<key_id>/revoke")
 def revoke(key_id: str) -> AnyResponse:
-    key = key_service.revoke(caller, _key(key_id).id)
+    key = key_service.revoke(caller, require_id("key", key_id))
     flash(f"Revoked the key “{key.name}”.")
     return redirect_to("keys.list_all")
 
@@ -74,7 +74,7 @@ def rotate() -> AnyResponse:
 
 
 def _page(status: int = 200, new: Any = None) -> Response:
-    keys = sorted(key_queries.list_of_user(caller.user_id), key=_is_of_this_session)[::-1]
+    keys = sorted(key_queries.list_of_user(caller), key=_is_of_this_session)[::-1]
     return page(
         "keys.html",
         status,
@@ -104,11 +104,3 @@ def _fields() -> dict[str, Any]:
         "agentId": form.get("agent") or None,
         "expiresAt": timestamps.now(days * 86_400) if days else None,
     }
-
-
-def _key(key_id: str) -> AnyRow:
-    parsed = require_id("key", key_id)
-    found = [key for key in key_queries.list_of_user(caller.user_id) if key.id == parsed]
-    if not found:
-        raise not_found("key")
-    return found[0]

@@ -13,7 +13,7 @@ from taskservice.dashboard import chart, sessions
 from taskservice.dashboard.pages import page, redirect_to, without_empty
 from taskservice.database.rows import TaskRow
 from taskservice.openapi.operation import TEXT
-from taskservice.problems import Problem, invalid, not_found
+from taskservice.problems import Problem, invalid
 from taskservice.queries import agents as agent_queries
 from taskservice.queries import deliveries as delivery_queries
 from taskservice.queries import lists as list_queries
@@ -130,7 +130,7 @@ def ask_to_delete(task_id: str) -> Response:
 @tasks.post("/tasks/<task_id>/delete")
 def delete(task_id: str) -> AnyResponse:
     caller.require_user_key()
-    task = task_service.delete_for_good(caller, require_id("task", task_id))
+    task = task_service.delete(caller, require_id("task", task_id))
     flash(f"Deleted “{task.name}”.")
     return redirect_to("tasks.list_all")
 
@@ -144,10 +144,7 @@ def redeliver(task_id: str) -> AnyResponse:
 
 
 def _task(task_id: str) -> TaskRow:
-    task = task_queries.find(caller, require_id("task", task_id))
-    if task is None:
-        raise not_found("task")
-    return task
+    return task_queries.get(caller, require_id("task", task_id))
 
 
 def _cancel(task_id: str) -> str:

@@ -8,6 +8,7 @@ from taskservice.auth.caller import Caller, visible_agents
 from taskservice.database.models import Agent, Task
 from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import reading
+from taskservice.problems import not_found
 from taskservice.schemas.columns import AGENT_COLUMNS
 
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
@@ -35,9 +36,13 @@ def list_all(caller: Caller) -> Sequence[AnyRow]:
         return connection.execute(_AGENTS, caller.scope).all()
 
 
-def find(caller: Caller, agent_id: str) -> AnyRow | None:
+def get(caller: Caller, agent_id: str) -> AnyRow:
+    """An agent that the caller may see. Raises 404."""
     with reading() as connection:
-        return connection.execute(_AGENT, {"agent_id": agent_id, **caller.scope}).one_or_none()
+        agent = connection.execute(_AGENT, {"agent_id": agent_id, **caller.scope}).one_or_none()
+    if agent is None:
+        raise not_found("agent")
+    return agent
 
 
 def list_by_use(caller: Caller, start: int, count: int) -> Sequence[AnyRow]:

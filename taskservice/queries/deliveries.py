@@ -13,6 +13,7 @@ from taskservice.database.models import Attempt, Delivery, Identifier, Task, Use
 from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import reading
 from taskservice.database.types import database_now
+from taskservice.problems import not_found
 from taskservice.schemas.columns import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
 
 # Spelled out, as the indexes of these rows have it.
@@ -62,15 +63,25 @@ def list_of_task(caller: Caller, task_id: str) -> list[Any]:
     return _with_attempts(rows)
 
 
+def get(caller: Caller, delivery_id: str) -> Any:
+    """A delivery of a task that the caller may see, with its `attempts`. Raises 404."""
+    with reading() as connection:
+        wanted = {"delivery_id": delivery_id, **caller.scope}
+        rows = connection.execute(_BY_ID.where(visible_tasks), wanted).all()
+    if not rows:
+        raise not_found("delivery")
+    return _with_attempts(rows)[0]
+
+
 def find(delivery_id: str) -> Any | None:
-    """One delivery, whoever it belongs to, with its `attempts`, oldest first."""
+    """A delivery of any user, with its `attempts`, oldest first."""
     with reading() as connection:
         rows = connection.execute(_BY_ID, {"delivery_id": delivery_id}).all()
     return next(iter(_with_attempts(rows)), None)
 
 
 def list_all(state: str | None, limit: int) -> list[Any]:
-    """The newest deliveries of all users, as `delivery` has them, with their `user_name`."""
+    """The newest deliveries of all users, as `find` has them, with their `user_name`."""
     statement = _DELIVERIES.limit(limit)
     if state is not None:
         statement = statement.where(Delivery.state == state)

@@ -4,17 +4,15 @@ from collections.abc import Sequence
 
 from sqlalchemy import bindparam, select
 
+from taskservice.auth.caller import Caller, visible_keys
 from taskservice.database.models import ApiKey, User
 from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import reading
+from taskservice.problems import not_found
 from taskservice.schemas.columns import KEY_COLUMNS
 
-_KEY_BY_ID = select(*KEY_COLUMNS).where(ApiKey.id == bindparam("key_id"))
-_KEYS_OF_USER = (
-    select(*KEY_COLUMNS)
-    .where(ApiKey.user_id == bindparam("user_id"))
-    .order_by(ApiKey.created_at, ApiKey.id)
-)
+_KEY = select(*KEY_COLUMNS).where(ApiKey.id == bindparam("key_id"), visible_keys)
+_KEYS_OF_USER = select(*KEY_COLUMNS).where(visible_keys).order_by(ApiKey.created_at, ApiKey.id)
 _KEYS = (
     select(*KEY_COLUMNS, User.name.label("user_name"))
     .join(User, User.id == ApiKey.user_id)
@@ -22,9 +20,13 @@ _KEYS = (
 )
 
 
-def get(key_id: str) -> AnyRow:
+def get(caller: Caller, key_id: str) -> AnyRow:
+    """A key of the caller's user. Raises 404."""
     with reading() as connection:
-        return connection.execute(_KEY_BY_ID, {"key_id": key_id}).one()
+        key = connection.execute(_KEY, {"key_id": key_id, **caller.scope}).one_or_none()
+    if key is None:
+        raise not_found("key")
+    return key
 
 
 def list_all() -> Sequence[AnyRow]:
@@ -33,6 +35,7 @@ def list_all() -> Sequence[AnyRow]:
         return connection.execute(_KEYS).all()
 
 
-def list_of_user(user_id: str) -> Sequence[AnyRow]:
+def list_of_user(caller: Caller) -> Sequence[AnyRow]:
+    """All keys of the caller's user, also those that are revoked or expired."""
     with reading() as connection:
-        return connection.execute(_KEYS_OF_USER, {"user_id": user_id}).all()
+        return connection.execute(_KEYS_OF_USER, caller.scope).all()

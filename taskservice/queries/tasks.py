@@ -10,6 +10,7 @@ from taskservice.contract.terms import RUNNING
 from taskservice.database.models import Agent, Log, Task
 from taskservice.database.rows import AnySelect, TaskRow
 from taskservice.database.transactions import reading
+from taskservice.problems import not_found
 from taskservice.schemas.columns import TASK_COLUMNS
 
 
@@ -31,20 +32,31 @@ _AGENT_HAS_WAITING = select(_HAS_WAITING).where(visible_agents, Agent.id == bind
 _TASK_BY_ID = tasks_with_log.where(Task.id == bindparam("task_id"))
 
 
+def get(caller: Caller, task_id: str) -> TaskRow:
+    """A task that the caller may see. Raises 404."""
+    task = find(caller, task_id)
+    if task is None:
+        raise not_found("task")
+    return task
+
+
 def find(caller: Caller, task_id: str) -> TaskRow | None:
     with reading() as connection:
         row = connection.execute(_TASK, {"task_id": task_id, **caller.scope}).one_or_none()
         return cast(TaskRow | None, row)
 
 
-def has_waiting_task(caller: Caller, agent_id: str) -> bool | None:
-    """Whether there is a task that the agent could claim; None where there is no such agent."""
+def has_waiting_task(caller: Caller, agent_id: str) -> bool:
+    """Whether there is a task that the agent could claim. Raises 404 for an unknown agent."""
     with reading() as connection:
-        return connection.scalar(_AGENT_HAS_WAITING, {"agent_id": agent_id, **caller.scope})
+        has_waiting = connection.scalar(_AGENT_HAS_WAITING, {"agent_id": agent_id, **caller.scope})
+    if has_waiting is None:
+        raise not_found("agent")
+    return has_waiting
 
 
 def find_by_id(task_id: str) -> TaskRow | None:
-    """A task whoever it belongs to: for the service itself, never for a caller."""
+    """A task of any user: for the service itself, never for a caller."""
     with reading() as connection:
         row = connection.execute(_TASK_BY_ID, {"task_id": task_id}).one_or_none()
         return cast(TaskRow | None, row)

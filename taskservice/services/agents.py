@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from sqlalchemy import bindparam, delete, exists, insert, select, update
+from sqlalchemy import bindparam, exists, insert, select, update
+from sqlalchemy import delete as delete_from
 
 from taskservice.auth.caller import Caller, visible_agents
 from taskservice.contract.error_codes import AGENT_HAS_TASKS
@@ -18,7 +19,7 @@ _CHANGE = update(Agent).where(*_VISIBLE).returning(*AGENT_COLUMNS)
 _REGISTER = insert(Agent).returning(*AGENT_COLUMNS)
 _LOOK = select(*AGENT_COLUMNS).where(*_VISIBLE)
 _HAS_TASKS = exists().where(Task.user_id == Agent.user_id, Task.agent_id == Agent.id)
-_DELETE = delete(Agent).where(*_VISIBLE, ~_HAS_TASKS)
+_DELETE = delete_from(Agent).where(*_VISIBLE, ~_HAS_TASKS)
 
 
 @retry_on_conflict
@@ -48,7 +49,7 @@ def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, boo
         return connection.execute(_REGISTER, new).one(), True
 
 
-def delete_for_good(caller: Caller, agent_id: str) -> Any:
+def delete(caller: Caller, agent_id: str) -> Any:
     """Delete an agent and its keys; returns it. Raises 404, and 409 while it has tasks."""
     here = {"agent_id": agent_id, **caller.scope}
     with transaction() as connection:

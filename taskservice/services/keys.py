@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
 
 from taskservice.auth import key_text
-from taskservice.auth.caller import Caller
+from taskservice.auth.caller import Caller, visible_keys
 from taskservice.contract.error_codes import LAST_USER_KEY
 from taskservice.contract.terms import MAX_NAME
 from taskservice.database import timestamps
@@ -78,9 +78,8 @@ def revoke(caller: Caller, key_id: str) -> AnyRow:
     with transaction() as connection:
         # Two requests may not each revoke the other's last resort.
         connection.execute(LOCK_USER, {"user_id": caller.user_id})
-        key = _known_key(connection, key_id)
-        if key.user_id != caller.user_id:
-            raise not_found("key")
+        own = {"key_id": key_id, **caller.scope}
+        key = _require(connection.execute(_KEY.where(visible_keys), own).one_or_none())
         if key.agent_id is None and _other_user_keys(connection, key) == 0:
             raise Problem(
                 409, "This is the last user key; only the server can revoke it", code=LAST_USER_KEY
@@ -99,7 +98,10 @@ def record_uses(uses: dict[str, str]) -> None:
 
 
 def _known_key(connection: Connection, key_id: str) -> AnyRow:
-    key = connection.execute(_KEY, {"key_id": key_id}).one_or_none()
+    return _require(connection.execute(_KEY, {"key_id": key_id}).one_or_none())
+
+
+def _require(key: AnyRow | None) -> AnyRow:
     if key is None:
         raise not_found("key")
     return key

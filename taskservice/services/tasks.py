@@ -11,10 +11,12 @@ from sqlalchemy import (
     Float,
     Integer,
     bindparam,
-    delete,
     insert,
     select,
     update,
+)
+from sqlalchemy import (
+    delete as delete_from,
 )
 
 from taskservice.auth.caller import Caller, visible_agents, visible_tasks
@@ -85,7 +87,7 @@ _DETACH_LOG = (
     .where(Log.task_id == bindparam("of_task_id", type_=Identifier))
     .values(task_id=None, dropped_at=database_now(bindparam("seconds", type_=Float())))
 )
-_DELETE = delete(Task).where(Task.id == bindparam("of_task_id", type_=Identifier))
+_DELETE = delete_from(Task).where(Task.id == bindparam("of_task_id", type_=Identifier))
 
 
 # --- start -------------------------------------------------------------------------------
@@ -312,7 +314,7 @@ def _change(
 # --- delete ------------------------------------------------------------------------------
 
 
-def delete_for_good(caller: Caller, task_id: str) -> TaskRow:
+def delete(caller: Caller, task_id: str) -> TaskRow:
     """Delete a task with its log and deliveries; returns it as it was. Raises 404.
 
     Its lines are let go of here and can be read by whoever holds the returned row for a

@@ -14,7 +14,6 @@ from taskservice.auth.authentication import caller, require_valid_key
 from taskservice.database import watcher
 from taskservice.database.rows import TaskRow
 from taskservice.database.watcher import WaitSlots
-from taskservice.problems import not_found
 from taskservice.queries import tasks as task_queries
 from taskservice.services import claims as claim_service
 
@@ -36,24 +35,13 @@ def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
 
     def claim_if_any() -> TaskRow | None:
         # A look costs little; a claim waits for its turn to write.
-        has_waiting = task_queries.has_waiting_task(caller, agent_id)
-        if has_waiting is None:
-            raise not_found("agent")
-        if not has_waiting:
+        if not task_queries.has_waiting_task(caller, agent_id):
             return None
         return claim_service.claim(caller, agent_id, key)[0]
 
     # The first one also finds that there is no such agent.
     task, replayed = claim_service.claim(caller, agent_id, key)
     return task or until(claim_if_any, lambda task: task is not None), replayed
-
-
-def find_task(task_id: str) -> TaskRow:
-    """The task that the caller may see; raises 404."""
-    task = task_queries.find(caller, task_id)
-    if task is None:
-        raise not_found("task")
-    return task
 
 
 def _goes_on() -> bool:
