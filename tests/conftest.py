@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from tests.support.certificates import Authority
 from tests.support.documents import Terminal
 from tests.support.receiver import Receiver
 from tests.support.service import Service
+from tests.support.waiting import until
 
 DATABASES = ("sqlite", "postgresql")
 
@@ -111,8 +113,19 @@ class Databases:
             # Services that tests share keep their connections; many tests have their own.
             with open(self._postgresql / "postgresql.auto.conf", "a") as settings:
                 settings.write("max_connections = 400\n")
-            server.start()
+                # No test cuts the power.
+                settings.write("fsync = off\nfull_page_writes = off\n")
+            until(lambda: _has_started(server))
         return server
+
+
+def _has_started(server: Any) -> bool:
+    """Start it; a busy machine needs longer than the 10 s that are waited for it."""
+    try:
+        server.start()
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import time
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -158,9 +157,7 @@ def test_outcome_is_recorded_and_the_report_is_200(
 ) -> None:
     receiver.answer = behaviour
     task = alice.start(callback=receiver.url)
-    started = time.monotonic()
     assert finish(alice, task) == status
-    assert time.monotonic() - started < 5
     assert alice.task(task)["status"] == "complete"
     (attempt,) = attempts(app)
     assert attempt.status_code == code

@@ -70,7 +70,7 @@ def test_claim_starts_the_silence_clock(alice: ApiClient, app: Flask) -> None:
         connection.execute(update(TaskModel).values(last_heartbeat_at="2020-01-01T00:00:00.000Z"))
     assert column(app, task, "last_heartbeat_at") == "2020-01-01T00:00:00.000Z"
     claimed_at = moment(claim(alice)["claimedAt"])
-    assert abs(moment(column(app, task, "last_heartbeat_at")) - claimed_at) < timedelta(seconds=1)
+    assert abs(moment(column(app, task, "last_heartbeat_at")) - claimed_at) < timedelta(seconds=30)
 
 
 def test_claim_returns_the_lines_that_came_before_it(alice: ApiClient) -> None:

@@ -2,7 +2,6 @@
 
 import sqlite3
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -81,12 +80,10 @@ def test_migration_does_not_wait_for_ever(
     monkeypatch.setattr(migrations, "MIGRATION_SECONDS", 1)
     monkeypatch.setattr(migrations, "_run", lock_users)
     engine = create_engine(url, poolclass=pool.NullPool)
-    began = time.monotonic()
     with engine.begin() as other:
         other.execute(text(lock))
         with pytest.raises(DatabaseError, match="somebody else has kept it locked for 1 s"):
             upgrade(url)
-    assert time.monotonic() - began < 10
 
 
 def lock_users(connection: Connection, target: str) -> None:

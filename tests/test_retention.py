@@ -25,6 +25,7 @@ from taskservice.database.types import database_now, db
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, add_user, problem
 from tests.support.receiver import Receiver
+from tests.support.waiting import until
 
 DAY = 86_400.0
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -218,12 +219,13 @@ def fill(person: ApiClient, task: dict[str, Any], lines: int, length: int = 200)
 
 
 def until_gone(app: Flask, upkeep: Upkeep, model: Any, left: int) -> None:
-    """Round after round, since each has its time, until so many rows are left."""
-    for _ in range(10):
+    """Round after round, since each has its time, until this many rows are left."""
+
+    def round_and_look() -> bool:
         upkeep.do_round()
-        if count(app, model) == left:
-            return
-    raise AssertionError(f"{count(app, model)} rows are there still")
+        return count(app, model) == left
+
+    until(round_and_look)
 
 
 def test_more_tasks_than_a_batch_go(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:

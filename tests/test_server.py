@@ -28,8 +28,10 @@ from tests.support.gunicorn_process import (
     started,
     unready,
 )
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_SECONDS, until
 
+# Less than a slow client has; a busy machine may need some of it.
+QUICK_SECONDS = 15.0
 STREAM = b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -40,11 +42,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GunicornProcess
         yield server
 
 
+# As a real one, which closes no slow client while a test lasts.
+PATIENT = {"request_seconds": 30.0, "response_seconds": 30.0, "linger_seconds": 5.0}
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GunicornProcess]:
+    """One for all the tests whose clients are slow."""
+    with started(tmp_path_factory.mktemp("patient"), attributes=PATIENT) as server:
+        yield server
+
+
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[GunicornProcess]:
-    """One that the test may end; it has all the patience of a real one."""
-    patient = {"request_seconds": 30.0, "response_seconds": 30.0, "linger_seconds": 5.0}
-    with started(tmp_path, attributes=patient) as server:
+    """One that the test may end."""
+    with started(tmp_path, attributes=PATIENT) as server:
         yield server
 
 
@@ -95,14 +107,14 @@ def problem_in(answer: bytes, status: int) -> dict[str, object]:
     ],
 )
 def test_twice_as_many_slow_clients_as_threads_leave_others_a_quick_answer(
-    server: GunicornProcess, begin: bytes, drip: bytes
+    patient: GunicornProcess, begin: bytes, drip: bytes
 ) -> None:
     with ExitStack() as stack:
-        slow = [stack.enter_context(server.connect(begin)) for _ in range(2 * THREADS)]
+        slow = [stack.enter_context(patient.connect(begin)) for _ in range(2 * THREADS)]
         for _ in range(5):
             for client in slow if drip else []:
                 client.sendall(drip)
-            assert server.seconds_to_answer() < 1
+            assert patient.seconds_to_answer() < QUICK_SECONDS
             time.sleep(0.05)
 
 
@@ -162,11 +174,11 @@ def test_second_request_on_a_connection_has_time_of_its_own(server: GunicornProc
 
 def test_clients_past_the_limit_take_the_place_of_the_idlest(tmp_path: Path) -> None:
     with (
-        started(tmp_path, settings={"worker_connections": 6}) as server,
+        started(tmp_path, attributes=PATIENT, settings={"worker_connections": 6}) as server,
         ExitStack() as stack,
     ):
         idle = [stack.enter_context(server.connect()) for _ in range(20)]
-        assert server.seconds_to_answer() < 1
+        assert server.seconds_to_answer() < QUICK_SECONDS
         assert idle[0].recv(1) == b""
 
 
@@ -590,7 +602,7 @@ def test_open_streams_and_idle_and_slow_clients_do_not_delay_the_end(
     with ExitStack() as stack:
         clients = [stack.enter_context(fresh.connect(data)) for data in begun]
         assert clients[1].recv(1)
-        assert fresh.seconds_to_end(signum) < 5
+        assert fresh.end(signum) == 0
         assert read_to_end(clients[1]).endswith(b"3\r\nend\r\n0\r\n\r\n")
         assert read_to_end(clients[2]).endswith(b"waited")
         assert problem_in(read_to_end(clients[4]), 503)["code"] == "stopping"
@@ -599,9 +611,9 @@ def test_open_streams_and_idle_and_slow_clients_do_not_delay_the_end(
 
 
 def test_answer_under_way_at_the_end_is_completed(fresh: GunicornProcess) -> None:
-    with fresh.connect(b"GET /sleep?0.8 HTTP/1.1\r\nHost: x\r\n\r\n") as client:
-        time.sleep(0.2)
-        assert fresh.seconds_to_end(signal.SIGTERM) < 4
+    with fresh.connect(b"GET /sleep?3 HTTP/1.1\r\nHost: x\r\n\r\n") as client:
+        until(lambda: "begun" in fresh.log)
+        assert fresh.end(signal.SIGTERM) == 0
         answer = read_to_end(client)
     assert answer.endswith(b"slept")
 
@@ -619,12 +631,10 @@ def test_client_that_waits_to_be_let_in_at_the_end_is_answered(fresh: GunicornPr
 
 
 def test_second_ctrl_c_is_not_needed_for_a_request_that_hangs(fresh: GunicornProcess) -> None:
-    with fresh.connect(b"GET /sleep?30 HTTP/1.1\r\nHost: x\r\n\r\n"):
-        time.sleep(0.2)
+    with fresh.connect(b"GET /sleep?300 HTTP/1.1\r\nHost: x\r\n\r\n"):
+        until(lambda: "begun" in fresh.log)
         os.killpg(fresh.process.pid, signal.SIGINT)
-        began = time.monotonic()
-        fresh.process.wait(10)
-    assert time.monotonic() - began < 10
+        fresh.process.wait(PATIENCE_SECONDS)
     assert "Traceback" not in fresh.log
 
 
@@ -634,7 +644,7 @@ def test_worker_that_ends_is_replaced_while_others_go_on(tmp_path: Path, signum:
         workers = until(lambda: two_workers(server))
         os.kill(workers[0], signum)
         for _ in range(20):
-            assert server.seconds_to_answer() < 2
+            assert server.get("/hello") == b"hello"
         until(lambda: workers[0] not in (two_workers(server) or workers))
 
 
@@ -653,17 +663,15 @@ def test_address_that_can_not_be_had_is_one_line_and_exit_code_1(
     server: GunicornProcess, tmp_path: Path, command: list[str], free: bool
 ) -> None:
     address = "192.0.2.1:8000" if free else f"127.0.0.1:{server.port}"
-    began = time.monotonic()
     second = unready(tmp_path, command, TASKSERVICE_BIND=address)
-    assert second.process.wait(10) == 1
-    assert time.monotonic() - began < 10
+    assert second.process.wait(PATIENCE_SECONDS) == 1
     (line,) = [line for line in second.log.splitlines() if "INFO" not in line]
     assert line.startswith(f"taskservice: can't listen on {address}: ")
 
 
 def test_wrong_setting_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     wrong = unready(tmp_path, TASKSERVICE_WORKERS="many")
-    assert wrong.process.wait(10) == 2
+    assert wrong.process.wait(PATIENCE_SECONDS) == 2
     assert wrong.log.startswith("taskservice: TASKSERVICE_WORKERS: ")
     assert wrong.log.count("\n") == 1
 
@@ -672,7 +680,7 @@ def test_tls_is_refused_rather_than_left_out(tmp_path: Path) -> None:
     certificate = tmp_path / "certificate.pem"
     certificate.touch()
     wrong = unready(tmp_path, settings={"certfile": str(certificate)})
-    assert wrong.process.wait(10) == 1
+    assert wrong.process.wait(PATIENCE_SECONDS) == 1
     assert "Error: TLS is left to a reverse proxy" in wrong.log
 
 

@@ -212,7 +212,7 @@ def test_ended_task_owes_its_callback_to_whoever_is_free(
     assert (owed.state, owed.lease, owed.leased_until) == ("pending", None, None)
     assert owed.attempt_count == 0
     between = moment(owed.next_attempt_at) - moment(alice.task(task)["finishedAt"])
-    assert abs(between.total_seconds()) < 1
+    assert abs(between.total_seconds()) < 30
 
 
 def test_several_loops_end_a_task_once_and_owe_one_webhook(

@@ -40,7 +40,8 @@ HEADERS = {"Content-Type": "application/json", "webhook-id": "0193"}
 BODY = b'{"status": "complete"}'
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 SOON = 0.4  # a deadline that is meant to pass
-LATE = 5.0  # one that is not, and a bound for what should be quick
+OVERDUE_MS = 10_000  # less than any receiver here takes that keeps to no deadline
+LATE = 30.0  # one that is not, and a bound for what should be quick
 
 
 def deliver(url, allowed=LOOPBACK, deadline=LATE, body=BODY, **options):
@@ -408,7 +409,7 @@ def test_endless_body_is_left_soon(receiver):
     receiver.answer = endless(b"x" * 65536, first=head)
 
     with memory_below(megabytes=2):
-        outcome = deliver(receiver.url, deadline=30)
+        outcome = deliver(receiver.url, deadline=120)
 
     assert outcome.delivered
     assert outcome.duration_ms < LATE * 1000
@@ -428,7 +429,7 @@ def test_gzip_bomb_is_not_unpacked(receiver, status):
 def test_endless_interim_answers_are_left_soon(receiver, status):
     receiver.answer = endless(b"HTTP/1.1 " + status + b"\r\nA: b\r\n\r\n")
 
-    outcome = deliver(receiver.url, deadline=30)
+    outcome = deliver(receiver.url, deadline=120)
 
     assert outcome.message == "The receiver sent 65,536 bytes and no end of its answer."
     assert not outcome.delivered
@@ -440,7 +441,7 @@ def test_endless_interim_answers_are_left_soon(receiver, status):
 def test_endless_head_is_left_soon(receiver, first):
     receiver.answer = endless(b"x" * 1000, first=first)
 
-    outcome = deliver(receiver.url, deadline=30)
+    outcome = deliver(receiver.url, deadline=120)
 
     assert not outcome.delivered
     assert outcome.duration_ms < LATE * 1000
@@ -468,7 +469,7 @@ def memory_below(megabytes):
         drip(OK * 100),
         drip(b"A: b\r\n" * 100, first=b"HTTP/1.1 200 OK\r\n"),
         drip(b"HTTP/1.1 100 Continue\r\n\r\n" * 100),
-        drip(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100, every=0.005),
+        drip(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000, every=0.005),
     ],
     ids=["silence", "status line", "header", "100", "103"],
 )
@@ -478,7 +479,7 @@ def test_no_whole_head_by_the_deadline_is_no_answer(receiver, behaviour):
     outcome = deliver(receiver.url, deadline=SOON)
 
     assert outcome[:4] == ("No answer within 0.4 s.", False, False, None)
-    assert SOON * 1000 <= outcome.duration_ms < 2000
+    assert SOON * 1000 <= outcome.duration_ms < OVERDUE_MS
 
 
 @pytest.mark.parametrize("status", [200, 503])
@@ -493,10 +494,10 @@ def test_dripping_body_ends_at_the_deadline_and_the_status_counts(receiver, stat
 
     assert outcome.status_code == status
     assert outcome.delivered == (status == 200)
-    assert outcome.duration_ms < 2000
+    assert outcome.duration_ms < OVERDUE_MS
 
 
-@pytest.mark.parametrize("behaviour", [silence, sip()], ids=["not", "slowly"])
+@pytest.mark.parametrize("behaviour", [silence, sip(every=0.05)], ids=["not", "slowly"])
 def test_receiver_that_does_not_take_the_body_is_left_at_the_deadline(receiver, behaviour):
     receiver.reads_body = False
     receiver.answer = behaviour
@@ -504,7 +505,7 @@ def test_receiver_that_does_not_take_the_body_is_left_at_the_deadline(receiver, 
     outcome = deliver(receiver.url, deadline=SOON, body=b"x" * 30_000_000)
 
     assert outcome.message == "No answer within 0.4 s."
-    assert outcome.duration_ms < 2000
+    assert outcome.duration_ms < OVERDUE_MS
 
 
 def test_stalled_handshake_ends_at_the_deadline():
@@ -512,7 +513,7 @@ def test_stalled_handshake_ends_at_the_deadline():
         outcome = deliver(f"https://127.0.0.1:{listener.getsockname()[1]}/", deadline=SOON)
 
     assert outcome.message == "No answer within 0.4 s."
-    assert outcome.duration_ms < 2000
+    assert outcome.duration_ms < OVERDUE_MS
 
 
 def test_dripping_handshake_ends_at_the_deadline():
@@ -522,7 +523,7 @@ def test_dripping_handshake_ends_at_the_deadline():
             peer, _ = listener.accept()
             with peer:
                 for byte in b"\x16\x03\x03\x40\x00" + b"\x02" * 100:
-                    time.sleep(0.02)
+                    time.sleep(0.2)
                     try:
                         peer.sendall(bytes([byte]))
                     except OSError:
@@ -534,7 +535,7 @@ def test_dripping_handshake_ends_at_the_deadline():
         thread.join()
 
     assert not outcome.delivered
-    assert outcome.duration_ms < 2000
+    assert outcome.duration_ms < OVERDUE_MS
 
 
 @contextmanager
@@ -566,7 +567,7 @@ def test_connection_that_is_never_completed_ends_at_the_deadline():
 
     assert outcome.message == "127.0.0.2 did not accept a connection within 0.4 s."
     assert not outcome.permanent
-    assert outcome.duration_ms < 2000
+    assert outcome.duration_ms < OVERDUE_MS
 
 
 # Where it goes.
@@ -754,7 +755,7 @@ def test_slow_lookup_ends_at_the_deadline():
 
     assert outcome.message == "hooks.lan was not resolved within 0.4 s."
     assert not outcome.permanent
-    assert outcome.duration_ms < 2000
+    assert outcome.duration_ms < OVERDUE_MS
 
 
 def test_lookups_that_hang_are_bounded_and_are_over_when_they_return(receiver):
@@ -870,17 +871,17 @@ def test_dripping_answer_over_tls_ends_at_the_deadline(authority, trusted):
         outcome = deliver(receiver.url, deadline=SOON)
 
     assert outcome.message == "No answer within 0.4 s."
-    assert outcome.duration_ms < 2000
+    assert outcome.duration_ms < OVERDUE_MS
 
 
-@pytest.mark.parametrize("behaviour", [silence, sip()], ids=["not", "slowly"])
+@pytest.mark.parametrize("behaviour", [silence, sip(every=0.05)], ids=["not", "slowly"])
 def test_body_that_is_not_taken_over_tls_ends_at_the_deadline(authority, trusted, behaviour):
     context = authority.server("127.0.0.1")
     with Receiver(tls=context, reads_body=False, answer=behaviour) as receiver:
         outcome = deliver(receiver.url, deadline=SOON, body=b"x" * 30_000_000)
 
     assert outcome.message == "No answer within 0.4 s."
-    assert outcome.duration_ms < 2000
+    assert outcome.duration_ms < OVERDUE_MS
 
 
 def test_receiver_that_does_not_speak_tls_is_explained():

@@ -22,7 +22,7 @@ from tests.support.fork_server import ForkedPopen
 from tests.support.internals import end_for_silence
 from tests.support.receiver import Receiver
 from tests.support.service import COMMAND, Service, environment
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_SECONDS, until
 from tests.test_commands import one_line, run
 
 DELIVERIES = 60
@@ -45,11 +45,10 @@ class Worker:
         until(lambda: "working" in self.log.read_text() or self.process.poll() is not None)
         assert self.process.poll() is None, self.log.read_text()
 
-    def seconds_to_end(self, signum: int) -> float:
-        began = time.monotonic()
+    def end(self, signum: int) -> int:
+        """The exit status of the process, which must end after this signal."""
         self.process.send_signal(signum)
-        assert self.process.wait(20) == 0
-        return time.monotonic() - began
+        return self.process.wait(PATIENCE_SECONDS)
 
     def kill(self) -> None:
         self.process.kill()
@@ -87,8 +86,10 @@ def test_worker_posts_what_is_due(alice: ApiClient, app: Flask, receiver: Receiv
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_idle_worker_ends_at_once(app: Flask, signum: int) -> None:
     with working(app) as worker:
+        began = time.monotonic()
+        assert worker.end(signum) == 0
         # Within a second; but a machine may be busy. A round would be 20 s.
-        assert worker.seconds_to_end(signum) < 5
+        assert time.monotonic() - began < 15
 
 
 def test_worker_that_is_stopped_gives_back_what_it_is_posting(
@@ -99,7 +100,7 @@ def test_worker_that_is_stopped_gives_back_what_it_is_posting(
     with working(app, CALLBACK_TIMEOUT="30") as worker:
         receiver.wait_for(1)
         assert columns(app, "lease") != [(None,)]
-        assert worker.seconds_to_end(signal.SIGTERM) < 5
+        assert worker.end(signal.SIGTERM) == 0
     # The one attempt that counts is the first, which the request made.
     assert columns(app, "state", "lease", "attempt_count") == [("pending", None, 1)]
     receiver.answer = play.answer(204)
@@ -160,9 +161,8 @@ def test_service_that_is_stopped_gives_back_what_it_is_posting(
     url = app.config["DATABASE_URL"]
     with Service(tmp_path / "data", DATABASE_URL=url, CALLBACK_TIMEOUT="30") as service:
         receiver.wait_for(1)
-        began = time.monotonic()
         assert service.stop() == 0
-        assert time.monotonic() - began < 5
+    # An attempt that had come to its end, after 30 s, would be a second one.
     assert columns(app, "state", "lease", "attempt_count") == [("pending", None, 1)]
 
 
@@ -178,10 +178,7 @@ def test_service_that_is_stopped_gives_back_what_a_report_is_posting(
             path, changes = f"/task/{task['id']}", {"status": "complete"}
             report = pool.submit(person.request, "PATCH", path, json=changes)
             receiver.wait_for(1)
-            began = time.monotonic()
             assert service.stop() == 0
-            # Within a second; but a machine may be busy. The attempt would take 30 s.
-            assert time.monotonic() - began < 5
             # Whoever reported is told: its task has ended, whatever the receiver does.
             assert report.result().status_code == 200
             assert report.result().headers["Callback-Status"] == "pending"

@@ -19,7 +19,7 @@ from taskservice.runner.process import Process
 from tests.agent_side.test_run import the_log
 from tests.support.agent_machine import AgentMachine, the_task
 from tests.support.api_client import RemoteClient
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 IGNORES_TERM = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
 CHILD_IGNORES_TERM = "(trap '' TERM; echo ready; exec sleep 1000) & wait"
@@ -47,24 +47,22 @@ def test_whoever_ignores_a_stop_is_killed_after_the_grace(script: str, status: i
     began = time.monotonic()
     process.stop(1.0)
     assert process.wait() == status
-    assert 1.0 <= time.monotonic() - began < 30.0
+    assert time.monotonic() - began >= 1.0
     assert os.read(reader, 1) == b""  # nobody has it open any more
     os.close(reader)
 
 
 def test_whoever_ends_in_time_is_not_waited_for() -> None:
     process, reader = started("echo ready; sleep 1000")
-    began = time.monotonic()
-    process.stop(30.0)
+    process.stop(1000.0)
     assert process.wait() == -signal.SIGTERM
-    assert time.monotonic() - began < 10
     os.close(reader)
 
 
 def test_stop_reaches_who_has_a_group_of_his_own() -> None:
     own = "import os, time; os.setpgid(0, 0); print('ready', flush=True); time.sleep(1000)"
     process, reader = started(f'"{sys.executable}" -c "{own}"; exit 3')
-    process.stop(30.0)
+    process.stop(1000.0)
     process.wait()
     assert os.read(reader, 1) == b""
     os.close(reader)
@@ -109,18 +107,16 @@ def _alive(printed: bytearray) -> list[int]:
     return sorted(ids & process_tree.processes().keys())
 
 
-@pytest.mark.parametrize("grace", [30.0, 0.0], ids=["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("grace", [1000.0, 0.0], ids=["SIGTERM", "SIGKILL"])
 def test_child_forked_during_a_stop_is_stopped_too(forking: str, grace: float) -> None:
     for _ in range(3):
         process, reader = started(forking)
         printed = bytearray(os.read(reader, 100))
         with none_left(printed), open(reader, "rb", buffering=0) as rest:
-            began = time.monotonic()
             process.stop(grace)
             process.wait()
-            assert time.monotonic() - began < 20
             # Each child has the pipe open: it ends with the last of them.
-            while select.select([rest], [], [], 20) == ([rest], [], []):
+            while select.select([rest], [], [], PATIENCE_SECONDS) == ([rest], [], []):
                 block = rest.read(10_000)
                 if not block:
                     break
@@ -296,7 +292,7 @@ def test_child_forked_during_a_signal_at_a_terminal_gets_it_too(at_terminal: AtT
             with contextlib.suppress(OSError):  # the terminal's end, on Linux
                 while block := os.read(leader, 10_000):
                     printed += block
-            process.wait(20)
+            process.wait(PATIENCE_SECONDS)
 
 
 def _children(process: int) -> list[int]:

@@ -17,7 +17,7 @@ from tests.support.agent_machine import AgentMachine, kill, machine_of, tasks, t
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Receiver, unused_port
 from tests.support.service import Service
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 PRINTS = """
 import os, sys
@@ -439,9 +439,7 @@ def test_line_of_100_mb_takes_little_memory(alice: RemoteClient, machine: AgentM
 def test_background_process_does_not_hold_the_run(
     alice: RemoteClient, machine: AgentMachine
 ) -> None:
-    began = time.monotonic()
-    result = run(machine, "sleep 30 & echo $!")
-    assert time.monotonic() - began < 15
+    result = run(machine, "sleep 1000 & echo $!")
     os.kill(int(result.stdout), signal.SIGKILL)
     assert the_task(alice)["status"] == "complete"
 
@@ -704,9 +702,7 @@ def test_signal_at_the_end_does_not_wait_for_the_service(machine: AgentMachine) 
     assert process.stdout.readline() == "hello\n"
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
-    began = time.monotonic()
-    _, remarks = process.communicate(timeout=20)
-    assert time.monotonic() - began < 3
+    _, remarks = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0
     assert "--resend" in remarks
     assert len(machine.left_runs()) == 1

@@ -1,7 +1,6 @@
 """A task that is cancelled or deleted is raised soon, whatever its sender is at."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -12,7 +11,7 @@ from tests.agent_side.test_client import losing
 from tests.support import receiver as play
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Behaviour, Exchange, Received, Receiver
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 # So many lines of 60,000 bytes are 16 MiB; the next one must wait.
 MOST_LINES = 280
@@ -70,11 +69,11 @@ class Program:
         except Exception as error:
             self.error = error
 
-    def seconds_to_end(self) -> float:
-        began = time.monotonic()
-        self.thread.join(60)
+    def end(self) -> Exception | None:
+        """What was raised, once the thread has ended: sooner than by its own patience of 90 s."""
+        self.thread.join(PATIENCE_SECONDS)
         assert not self.thread.is_alive()
-        return time.monotonic() - began
+        return self.error
 
 
 stops = pytest.mark.parametrize(
@@ -102,9 +101,7 @@ def test_log_that_waits_for_room_raises_soon(
     until(lambda: len(logged) == MOST_LINES)
     until(is_held_up)
     stop(alice, task)
-    # Within a second, and a busy machine may need some more.
-    assert program.seconds_to_end() < 10
-    assert isinstance(program.error, kind)
+    assert isinstance(program.end(), kind)
     assert len(logged) == MOST_LINES
     for deed in (
         task.check,
@@ -139,8 +136,7 @@ def test_end_that_waits_for_its_lines_raises_soon(
     program = Program(lambda: end(task))
     until(is_held_up)
     stop(alice, task)
-    assert program.seconds_to_end() < 10
-    assert isinstance(program.error, kind)
+    assert isinstance(program.end(), kind)
 
 
 def test_report_that_is_to_come_again_later_raises_soon(alice: RemoteClient) -> None:
@@ -157,8 +153,7 @@ def test_report_that_is_to_come_again_later_raises_soon(alice: RemoteClient) -> 
         program = Program(lambda: task.report(name="new"))
         until(lambda: [r for r in between.requests if r.method == "PATCH"])
         cancel(alice, task)
-        assert program.seconds_to_end() < 10
-    assert isinstance(program.error, TaskCancelled)
+        assert isinstance(program.end(), TaskCancelled)
 
 
 def test_log_raises_soon_while_lines_arrive(alice: RemoteClient) -> None:
@@ -173,5 +168,4 @@ def test_log_raises_soon_while_lines_arrive(alice: RemoteClient) -> None:
     until(lambda: alice.request("GET", f"/task/{task.id}?fields=logCount").json()["logCount"])
     cancel(alice, task)
     for program in programs:
-        assert program.seconds_to_end() < 10
-        assert isinstance(program.error, TaskCancelled)
+        assert isinstance(program.end(), TaskCancelled)

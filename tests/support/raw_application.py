@@ -38,6 +38,7 @@ def application(  # noqa: C901 - a list of behaviours
     if path == "/unread":
         return answer(b"no", "401 Unauthorized")
     if path == "/sleep":
+        print("begun", flush=True)
         time.sleep(float(argument))
         return answer(b"slept")
     if path == "/wait":
