@@ -82,7 +82,7 @@ def test_migration_does_not_wait_for_ever(
     engine = create_engine(url, poolclass=pool.NullPool)
     with engine.begin() as other:
         other.execute(text(lock))
-        with pytest.raises(DatabaseError, match="somebody else has kept it locked for 1 s"):
+        with pytest.raises(DatabaseError, match="another program has kept it locked for 1 s"):
             upgrade(url)
 
 

@@ -1,1 +1,1 @@
-"""An API key becomes the caller, and what a caller may see is one SQL predicate."""
+"""Turns an API key into the caller, and says in SQL what the caller may see."""

@@ -1,4 +1,4 @@
-"""An API key becomes the caller: that in a request's headers, or that of a session."""
+"""Turns the API key of a request's headers, or of a session, into the caller."""
 
 from threading import Lock
 from typing import cast
@@ -12,30 +12,30 @@ from taskservice.database import timestamps
 from taskservice.database.rows import AnyRow
 from taskservice.problems import invalid_key
 
-# Where a request has its key: by these the answers to one URL differ.
+# The headers that carry a key, and by which answers to one URL vary.
 KEY_HEADERS = ("apikey", "Authorization")
 BEARER = "bearer"
-# A moment's text up to its minute.
+# The length of a moment's text up to the minute.
 MINUTE = len("2026-11-24T13:36")
 
-# Key id -> the minute of its last use that is not yet written down: no GET writes.
+# Key id -> the minute of its last use; upkeep stores it, so that no GET writes.
 _uses: dict[str, str] = {}
 _lock = Lock()
 
 
 def authenticate() -> None:
-    """Put the caller of this request where `caller` finds it; raises 401 for any other key."""
+    """Set `caller` from the key in the request's headers; raises 401 unless it is valid."""
     set_caller(valid_key(key_in_headers(*map(request.headers.get, KEY_HEADERS))))
 
 
 def key_in_headers(apikey: str | None, authorization: str | None) -> str:
-    """The text of the key in these two headers; empty, as no key is, unless there is exactly one.
+    """The key in these two headers; empty unless there is exactly one.
 
-    A header that was sent twice is given joined by a comma, which no key contains.
+    A header that was sent twice comes joined by a comma, which no key contains.
     """
     credentials = (authorization or "").split(",")
     if not any(map(_is_bearer, credentials)):
-        # Another scheme is for a proxy in front.
+        # Another scheme, as Basic, is meant for a proxy.
         return apikey or ""
     if apikey is not None or len(credentials) > 1:
         return ""
@@ -47,7 +47,7 @@ def _is_bearer(credentials: str) -> bool:
 
 
 def valid_key(text: str) -> AnyRow:
-    """The key with this text; raises 401, always the same, when it does not count."""
+    """The key with this text; raises 401, always the same, unless it is valid."""
     key = None
     if key_text.is_well_formed(text):
         key = valid_keys.by_digest(key_text.digest(text), timestamps.now())
@@ -57,25 +57,25 @@ def valid_key(text: str) -> AnyRow:
 
 
 def set_caller(key: AnyRow) -> None:
-    """Let this request act for whoever holds `key`, and note that it was used."""
+    """Let this request act as the caller of `key`, and record the key's use."""
     with _lock:
         _uses[key.id] = timestamps.now()[:MINUTE]
     g.caller = Caller(user_id=key.user_id, agent_id=key.agent_id, key_id=key.id)
 
 
 def is_key_valid() -> bool:
-    """Whether the key of this request is by now neither revoked nor expired."""
+    """Whether the key of this request is still neither revoked nor expired."""
     return valid_keys.by_id(caller.key_id, timestamps.now()) is not None
 
 
 def require_valid_key() -> None:
-    """Raises 401 when the key of this request has been revoked or has expired since it came."""
+    """Raises 401 if the key of this request has been revoked or has expired meanwhile."""
     if not is_key_valid():
         raise invalid_key()
 
 
 def take_last_uses() -> dict[str, str]:
-    """Key id -> the moment of its last use, to the minute, since the last call of this."""
+    """Key id -> the minute of its last use, for keys used since the last call."""
     global _uses
     with _lock:
         taken, _uses = _uses, {}

@@ -1,4 +1,4 @@
-"""The text of an API key: how one is made, checked without a look-up, and recognised."""
+"""The text of an API key: how it is made, and checked without a look-up."""
 
 import hashlib
 import re
@@ -25,18 +25,18 @@ def new(*, for_agent: bool) -> str:
 
 
 def is_well_formed(text: str) -> bool:
-    """Whether `text` has a key's shape and checksum; a mistyped key has not."""
+    """Whether `text` has the shape and the checksum of a key; a mistyped key has not."""
     shaped = _SHAPE.fullmatch(text) is not None
     return shaped and _checksum(text[:-_CHECKSUM_LENGTH]) == text[-_CHECKSUM_LENGTH:]
 
 
 def digest(text: str) -> str:
-    """SHA-256 in hexadecimal: all that is stored. So many random bits need no slow hash."""
+    """SHA-256 in hexadecimal: all that is stored. 238 random bits need no slow hash."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def hint(text: str) -> str:
-    """What a list may show of a key, so that its owner recognises it."""
+    """The beginning and end of a key, by which its owner recognises it in a list."""
     return f"{text[: text.rindex('_') + 1]}…{text[-4:]}"
 
 

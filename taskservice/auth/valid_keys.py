@@ -22,12 +22,12 @@ _KEY_OF_SESSION = (
 
 
 def by_digest(digest: str, now: str) -> AnyRow | None:
-    """The key with this digest, if it is neither revoked nor expired."""
+    """The valid key with this digest."""
     with reading() as connection:
         return connection.execute(_KEY, {"digest": digest, "now": now}).one_or_none()
 
 
 def by_id(key_id: str, now: str) -> AnyRow | None:
-    """The key with this id and its `user_name`, if it is neither revoked nor expired."""
+    """The valid key with this id, and its `user_name`."""
     with reading() as connection:
         return connection.execute(_KEY_OF_SESSION, {"key_id": key_id, "now": now}).one_or_none()

@@ -1,4 +1,4 @@
-"""The database: its engines, its types, its clock, and how a write transaction begins."""
+"""The engines that read and write, and how each connection and transaction begins."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,20 +15,20 @@ from taskservice.database.types import db
 from taskservice.database.writer_queue import WriterQueue
 
 try:
-    # The extra `sqlite`, a newer SQLite than Python came with. One process may not have both
-    # at one file: what closes the one drops the locks of the other.
+    # The extra `sqlite` is a newer SQLite than Python's own. One process must not open a file
+    # with both: closing it in one drops the locks that the other holds.
     import pysqlite3 as _sqlite3
 except ModuleNotFoundError:
     import sqlite3 as _sqlite3
 
-# The driver that every other module takes from here.
+# All other modules import the driver from here.
 sqlite3 = _sqlite3
 
-# How long a writer waits for its turn before its request is told 503.
+# A request whose write waits longer than this for its turn is answered 503.
 BUSY_SECONDS = 5.0
-# PostgreSQL: so many times as long any statement may take. Ours take far less by themselves.
+# On PostgreSQL a statement may take this many times BUSY_SECONDS; ours take far less.
 STATEMENT_FACTOR = 2
-# How long a server that has vanished from the network is believed to be there.
+# After these, a server that no longer answers is given up.
 POSTGRESQL_TIMEOUTS = {
     "connect_timeout": int(BUSY_SECONDS),
     "keepalives_idle": 15,
@@ -39,7 +39,7 @@ POSTGRESQL_TIMEOUTS = {
 
 
 class EncodingError(Exception):
-    """A database of PostgreSQL has an encoding that can't hold every text."""
+    """The encoding of a PostgreSQL database can't hold every text."""
 
     def __init__(self, encoding: str) -> None:
         super().__init__(
@@ -50,7 +50,7 @@ class EncodingError(Exception):
 
 @dataclass(frozen=True)
 class Database:
-    """What an app reads with and, on SQLite, what its writers need; `db.engine` writes."""
+    """The engine for reads and, on SQLite, the writers' queue and files; `db.engine` writes."""
 
     reader: Engine
     writer_queue: WriterQueue | None = None
@@ -62,12 +62,12 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
     address = make_url(url)
     options: dict[str, Any] = {
         **engine_arguments(address),
-        # Whatever is logged of a failed statement, it is not what was to be written.
+        # The log of a failed statement must not show what it would have written.
         "hide_parameters": True,
         "pool_size": threads + 8,
         "max_overflow": 8,
         "pool_timeout": BUSY_SECONDS,
-        # A connection may have gone with a server that was restarted; a file has not.
+        # A server may have been restarted, which ends its connections; a file can't.
         "pool_pre_ping": address.get_backend_name() != "sqlite",
     }
     app.config["SQLALCHEMY_DATABASE_URI"] = address
@@ -75,8 +75,8 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
     db.init_app(app)
     with app.app_context():
         _prepare_write_engine(db.engine)
-    # An engine of its own: AUTOCOMMIT on the write engine would still fire its
-    # begin hook, and so take the write lock for a read.
+    # A separate engine: AUTOCOMMIT on the write engine would still fire its begin hook, and a
+    # read would take the write lock.
     alone = {"isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None}
     reader = create_engine(address, **(options | alone))
     if address.get_backend_name() == "sqlite":
@@ -90,7 +90,7 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
 
 
 def _watched_files(app: Flask, address: URL, reader: Engine) -> DatabaseFiles:
-    """Has each use of a connection look whether the files are the ones that are open."""
+    """Check at each use of a connection that the files are still those that are open."""
 
     def connect() -> Any:
         connection = sqlite3.connect(address.database, check_same_thread=False)
@@ -107,35 +107,35 @@ def _watched_files(app: Flask, address: URL, reader: Engine) -> DatabaseFiles:
 
 
 def engine_arguments(address: URL) -> dict[str, Any]:
-    """What every engine of this database is made with: its driver, and how it connects."""
+    """The arguments of `create_engine` that every engine of this database shares."""
     if address.get_backend_name() == "sqlite":
         return {"module": sqlite3, "connect_args": {"timeout": BUSY_SECONDS}}
-    # No prepared statements: behind a pooler in transaction mode they do not work. The encoding
-    # comes before anything that the server says, whatever the user or the database is set to.
+    # Prepared statements do not work behind a pooler in transaction mode. The encoding is set
+    # with the connection, so that it also holds for the server's first messages.
     return {
         "connect_args": {
             "prepare_threshold": None,
             "client_encoding": "UTF8",
             **POSTGRESQL_TIMEOUTS,
         },
-        # Said with each BEGIN. As SERIALIZABLE, which a database may have for its default, most
-        # writes would fail that meet another one.
+        # Sent with each BEGIN. SERIALIZABLE, which may be the database's default, would make most
+        # concurrent writes fail.
         "isolation_level": "READ COMMITTED",
     }
 
 
 def prepare_sqlite_connection(connection: Any, _record: Any = None) -> None:
-    """The pragmas of every connection; their order matters (see the comments)."""
-    # Otherwise pysqlite begins transactions by its own rules.
+    """Set the pragmas of a connection; their order matters, as the comments say."""
+    # Otherwise pysqlite begins transactions by rules of its own.
     connection.isolation_level = None
     cursor = connection.cursor()
-    # First, so that even the switch to WAL waits for its turn.
+    # First, so that the switch to WAL also waits for a lock.
     cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
-    # Before WAL and the first table, after which it is silently ignored: but still a write.
+    # Ignored after WAL or the first table, but still a write: so only in an empty database.
     if cursor.execute("PRAGMA page_count").fetchone() == (0,):
         cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")
     cursor.execute("PRAGMA journal_mode = WAL")
-    # An answer is a promise: a commit waits for the disk.
+    # An answered write must survive a power cut, so a commit waits for the disk.
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.execute("PRAGMA journal_size_limit = 67108864")
@@ -143,13 +143,13 @@ def prepare_sqlite_connection(connection: Any, _record: Any = None) -> None:
 
 
 def prepare_postgresql_connection(connection: Any, _record: Any = None) -> None:
-    """What every session needs; raises OperationalError where the database is not in UTF-8."""
+    """Set up a session; raises OperationalError if the database's encoding is not UTF-8."""
     encoding = connection.info.parameter_status("server_encoding")
     if encoding not in ("UTF8", None):
         connection.close()
         raise OperationalError("connect", None, EncodingError(encoding))
-    # Only what poolers keep apart for each of their clients. Dates are read as ISO 8601, and
-    # east of UTC the last hours of the year 9999 are past what Python knows.
+    # A pooler keeps these settings apart for each client. Python parses dates as ISO 8601, and
+    # east of UTC the last hours of the year 9999 are out of its range.
     connection.execute("SET DateStyle = 'ISO'; SET TIME ZONE 'UTC'")
     connection.commit()
 
@@ -169,8 +169,8 @@ def _prepare_write_engine(engine: Engine) -> None:
 
 
 def _begin_immediate(connection: Connection) -> None:
-    # A transaction that starts by reading fails as busy, at once and whatever
-    # the timeout, when it comes to write after somebody else has.
+    # A transaction that reads first and then writes fails as busy, at once and whatever the
+    # timeout, if another has written in between.
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
@@ -181,13 +181,13 @@ def _prepare_postgresql(engine: Engine) -> None:
         statement_timeout.limit(connection, seconds, engine.dialect.dbapi)
         prepare_postgresql_connection(connection)
 
-    # First of all: SQLAlchemy asks the server a few things of its own.
+    # Inserted first, since SQLAlchemy runs queries of its own when it connects.
     event.listen(engine, "connect", prepare, insert=True)
     event.listen(engine, "handle_error", _forget_rows)
 
 
 def _forget_rows(context: ExceptionContext) -> None:
-    """Leave of PostgreSQL's error what it says first: its details quote whole rows."""
+    """Keep only the first message of a PostgreSQL error: its details quote whole rows."""
     diagnosis = getattr(context.original_exception, "diag", None)
     if diagnosis is None or context.sqlalchemy_exception is None:
         return
@@ -197,9 +197,8 @@ def _forget_rows(context: ExceptionContext) -> None:
 
 
 def _begin_postgresql(connection: Connection) -> None:
-    # An answer is a promise: a commit waits for the disk, also where the database's default
-    # is not to. Both hold for this transaction alone: behind a pooler the next one on this
-    # connection is another's.
+    # A commit waits for the disk, even if the database's default is not to. Both settings end
+    # with the transaction: behind a pooler, the connection's next one may be another client's.
     connection.exec_driver_sql(
         f"SELECT set_config('lock_timeout', '{int(BUSY_SECONDS * 1000)}', true), "
         "set_config('synchronous_commit', "
@@ -208,7 +207,7 @@ def _begin_postgresql(connection: Connection) -> None:
 
 
 def dispose(app: Flask) -> None:
-    """Close all connections of `app`; they may not be open when the process forks."""
+    """Close all connections of `app`; none may be open when the process forks."""
     with app.app_context():
         db.engine.dispose()
     database = resources.find(Database, app)

@@ -10,16 +10,16 @@ from sqlalchemy.exc import OperationalError
 
 
 class FileReplacedError(Exception):
-    """A file of the database is not the one that this process has open."""
+    """A file of the database was removed or replaced while this process has it open."""
 
 
 class DatabaseFiles:
-    """The database, its write-ahead log and its index of that, as this process has them open.
+    """The database, its write-ahead log and the log's index, as this process has them open.
 
-    A connection goes on with what it has open, whatever has become of the names: what it then
-    writes is gone at the next start. SQLite itself removes the log when the last connection
-    is closed, so that one is kept open from the first use on. As long as it is, the kernel gives
-    the number of an open file to no other.
+    A connection goes on writing to the files that it has open, even when their names lead to
+    others: what it writes is then lost at the next start. SQLite removes the log when the last
+    connection closes, so one is kept open from the first use on; while it is, the kernel gives
+    the inode numbers to no other file.
     """
 
     def __init__(self, path: str, connect: Callable[[], Any]) -> None:
@@ -31,17 +31,17 @@ class DatabaseFiles:
         self._is_saved = False
 
     def keep_open(self) -> None:
-        """Call it before anything else opens the database; raises as `check` does."""
+        """To be called before anything else opens the database; raises as `check` does."""
         with self._lock:
             if self._kept is None:
                 self._kept = self._connect()
-                # The first look into the database opens, or makes, the two other files.
+                # The first query opens, or makes, the two other files.
                 self._kept.execute("SELECT count(*) FROM sqlite_master").fetchone()
                 self._opened = self._named()
         self.check()
 
     def check(self) -> None:
-        """Raises OperationalError when a name no longer means the file that is open."""
+        """Raises OperationalError when a name leads to another file than the open one."""
         if self._kept is None:
             return
         named = self._named()
@@ -56,7 +56,7 @@ class DatabaseFiles:
             raise OperationalError("stat", None, error)
 
     def close(self) -> None:
-        """Call it when all other connections of this process are closed."""
+        """To be called when all other connections of this process are closed."""
         with self._lock:
             if self._kept is not None:
                 self._kept.close()
@@ -66,9 +66,9 @@ class DatabaseFiles:
         return [_identity(path) for path in self._paths]
 
     def _save(self, named: list[tuple[int, int] | None]) -> None:
-        """Move into the database what was answered and is only in a log without a name.
+        """Save answered writes that are only in a removed log, by moving them into the database.
 
-        Only while no other program can have begun a new log.
+        Only if both log files are gone: otherwise another program may have begun a new log.
         """
         with self._lock:
             if self._is_saved or named != [self._opened[0], None, None] or self._kept is None:

@@ -25,7 +25,7 @@ from taskservice.contract.terms import (
 )
 from taskservice.database.types import Base, Timestamp
 
-# SQLite gives numbers of its own only to a column of exactly this type.
+# SQLite numbers rows by itself only in a column of exactly this type.
 RowNumber = BigInteger().with_variant(Integer(), "sqlite")
 Identifier = Uuid(as_uuid=False)
 
@@ -35,7 +35,7 @@ def _one_of(column: str, *words: str) -> str:
 
 
 class User(Base):
-    """The person or team that things belong to."""
+    """A person or team, who owns agents, tasks and keys."""
 
     __tablename__ = "users"
 
@@ -57,7 +57,7 @@ class CallbackSecret(Base):
 
 
 class Agent(Base):
-    """A program that works on its own; its user chose its id."""
+    """A program that does tasks; its user chose its id."""
 
     __tablename__ = "agents"
 
@@ -69,11 +69,11 @@ class Agent(Base):
 
 
 class ApiKey(Base):
-    """The digest of a secret that lets its bearer act for a user, or for one agent of it."""
+    """The digest of an API key, which acts for a user or for one of the user's agents."""
 
     __tablename__ = "api_keys"
     __table_args__ = (
-        # With no agent named, PostgreSQL and SQLite alike check nothing here.
+        # Neither database checks this where the agent is NULL.
         ForeignKeyConstraint(
             ["user_id", "agent_id"], [Agent.user_id, Agent.id], ondelete="CASCADE"
         ),
@@ -93,7 +93,7 @@ class ApiKey(Base):
 
 
 def _json_object(column: str) -> tuple[CheckConstraint, CheckConstraint]:
-    """The column holds a JSON object, said to each database in its own words."""
+    """Check that the column holds a JSON object, in the SQL of each database."""
     sqlite = CheckConstraint(
         f"CASE WHEN json_valid({column}) THEN json_type({column}) = 'object' ELSE 0 END", column
     )
@@ -102,7 +102,7 @@ def _json_object(column: str) -> tuple[CheckConstraint, CheckConstraint]:
 
 
 _UNCLAIMED = text("status = 'running' AND claimed_at IS NULL")
-# Whose agent may fall silent: by the default of the service, or by a timeout of its own.
+# Tasks whose agent may fall silent: by the default timeout, or by a timeout of their own.
 CLAIMED = text("status = 'running' AND claimed_at IS NOT NULL AND timeout IS NULL")
 CLAIMED_WITH_TIMEOUT = text("status = 'running' AND claimed_at IS NOT NULL AND timeout > 0")
 WITH_OLD_LOG = text("finished_at IS NOT NULL AND first_log <= log_count")
@@ -138,18 +138,18 @@ class Task(Base):
         Index("tasks_by_agent", "user_id", "agent_id", "created_at", "id"),
         Index("tasks_by_status", "user_id", "status", "created_at", "id"),
         Index("tasks_by_end", "user_id", "finished_at", "id"),
-        # What a claim takes next.
+        # For claims.
         Index(
             "tasks_unclaimed", "user_id", "agent_id", "created_at", "id",
             sqlite_where=_UNCLAIMED, postgresql_where=_UNCLAIMED,
         ),
-        # Whose agent has been silent for longest, or is about to have been for too long.
+        # For timeouts: the longest silence, or the next deadline, first.
         Index("tasks_claimed", "last_heartbeat_at", sqlite_where=CLAIMED, postgresql_where=CLAIMED),
         Index(
             "tasks_claimed_with_timeout", "heartbeat_deadline",
             sqlite_where=CLAIMED_WITH_TIMEOUT, postgresql_where=CLAIMED_WITH_TIMEOUT,
         ),
-        # Whose log is the next to be too old; without a log it is no longer in here.
+        # For log retention: the task that ended first among those with lines.
         Index(
             "tasks_with_old_log", "finished_at",
             sqlite_where=WITH_OLD_LOG, postgresql_where=WITH_OLD_LOG,
@@ -160,12 +160,12 @@ class Task(Base):
     user_id: Mapped[str] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
     agent_id: Mapped[str]
     name: Mapped[str]
-    # The name without regard to case, in any script: neither database can fold all of them.
+    # The name case-folded: neither database can do that for all scripts.
     name_folded: Mapped[str]
     status: Mapped[str]
     error_type: Mapped[str | None]
     error_message: Mapped[str | None]
-    # JSON text, kept as it came, so that it goes out as it is.
+    # JSON text, answered as it was stored.
     input: Mapped[str]
     output: Mapped[str]
     callback_url: Mapped[str | None]
@@ -174,31 +174,31 @@ class Task(Base):
     updated_at: Mapped[str] = mapped_column(Timestamp)
     claimed_at: Mapped[str | None] = mapped_column(Timestamp)
     last_heartbeat_at: Mapped[str] = mapped_column(Timestamp)
-    # When it will have been silent for too long by a timeout of its own.
+    # When its agent will have been silent for too long, by the task's own timeout.
     heartbeat_deadline: Mapped[str | None] = mapped_column(Timestamp)
     finished_at: Mapped[str | None] = mapped_column(Timestamp)
-    # When the service ended it for silence; a late word changes `finished_at`, not this.
+    # When the service ended it for silence; a late report changes `finished_at`, not this.
     timed_out_at: Mapped[str | None] = mapped_column(Timestamp)
     first_log: Mapped[int] = mapped_column(BigInteger)
     log_count: Mapped[int] = mapped_column(BigInteger)
-    # Bytes of UTF-8 that have ever been appended, a line's end included.
+    # Bytes of UTF-8 ever appended, with one for each line's end.
     log_bytes: Mapped[int] = mapped_column(BigInteger)
     # Raised by every change that a reader can see.
     version: Mapped[int] = mapped_column(BigInteger)
     idempotency_key: Mapped[str | None]
     idempotency_digest: Mapped[str | None] = mapped_column(String(64))
-    # What its claim was called by whoever made it, so that a lost answer can be asked for again.
+    # The idempotency key of its claim, by which a claim whose answer was lost is repeated.
     claim_key: Mapped[str | None]
 
 
 class Log(Base):
-    """Holds a task's lines together; one whose task is gone is swept in small batches."""
+    """A task's log; the sweep deletes the lines of one without a task in small batches."""
 
     __tablename__ = "logs"
 
     id: Mapped[int] = mapped_column(RowNumber, Identity(), primary_key=True)
-    # Deleting a task of a million lines lets go of them at once, here, and
-    # leaves their removal to whoever has the time.
+    # Deleting a task sets this to NULL, which is quick even for a million lines; the sweep
+    # removes them later.
     task_id: Mapped[str | None] = mapped_column(
         Identifier, ForeignKey(Task.id, ondelete="SET NULL"), unique=True
     )
@@ -221,7 +221,7 @@ class LogChunk(Base):
 
 
 class LogWriter(Base):
-    """How many lines of a task's log one writer has sent; the unnamed writer is one too."""
+    """How many lines of a task's log one writer has sent; the default writer's name is empty."""
 
     __tablename__ = "log_writers"
 
@@ -238,7 +238,7 @@ _IN_VAIN = text("state IN ('failed', 'cancelled')")
 
 
 class Delivery(Base):
-    """One webhook owed to one callback; its id is the `webhook-id` of every attempt.
+    """One webhook for one callback; its id is the `webhook-id` of every attempt.
 
     While `leased_until` lies ahead, only the holder of `lease` may post it.
     """
@@ -252,7 +252,7 @@ class Delivery(Base):
         Index(
             "deliveries_due", "next_attempt_at", sqlite_where=_PENDING, postgresql_where=_PENDING
         ),
-        # The same of one user, since users take turns, and of one host of that user.
+        # The same for one user, since users take turns, and for one host of a user.
         Index(
             "deliveries_due_of_user", "user_id", "next_attempt_at",
             sqlite_where=_PENDING, postgresql_where=_PENDING,
@@ -269,14 +269,14 @@ class Delivery(Base):
 
     id: Mapped[str] = mapped_column(Identifier, primary_key=True)
     task_id: Mapped[str] = mapped_column(Identifier, ForeignKey(Task.id, ondelete="CASCADE"))
-    # The task's, for the index.
+    # The task's user, copied here for the index.
     user_id: Mapped[str] = mapped_column(Identifier)
     callback_url: Mapped[str]
-    # The URL's, with its port: no host may keep the others waiting.
+    # The host and port of the URL: no host may keep the others waiting.
     host: Mapped[str]
     state: Mapped[str]
     created_at: Mapped[str] = mapped_column(Timestamp)
-    # Of the present round; a redelivery starts a new one.
+    # Attempts since the last redelivery.
     attempt_count: Mapped[int] = mapped_column(Integer)
     next_attempt_at: Mapped[str | None] = mapped_column(Timestamp)
     lease: Mapped[str | None] = mapped_column(Identifier)
@@ -284,7 +284,7 @@ class Delivery(Base):
 
 
 class Attempt(Base):
-    """One try of a delivery, with its outcome as one sentence for a person."""
+    """One attempt of a delivery, with its outcome as one sentence."""
 
     __tablename__ = "attempts"
     __table_args__ = (Index(None, "delivery_id", "id"),)
@@ -300,7 +300,7 @@ class Attempt(Base):
 
 
 class ServiceHeartbeat(Base):
-    """From when until when, without a gap, agents could be heard: one row, or none yet."""
+    """The period without a gap in which a process could hear agents: one row, or none yet."""
 
     __tablename__ = "service_heartbeat"
     __table_args__ = (CheckConstraint("id = 1", "id"),)

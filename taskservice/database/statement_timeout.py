@@ -1,4 +1,4 @@
-"""Bounds how long a connection to PostgreSQL waits for its server, whatever holds that up."""
+"""Limits how long a connection to PostgreSQL waits for its server, whatever the cause."""
 
 import time
 from collections.abc import Generator
@@ -6,20 +6,20 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-# How long a server that was asked to give a statement up may take to say so.
+# The time that a server has to confirm that it cancelled a statement.
 LAST_SECONDS = 1.0
 
 
 def limit(connection: Any, seconds: float, driver: Any) -> None:
-    """Let no statement on this connection of psycopg's take longer than so many seconds.
+    """Cancel each statement on this psycopg connection that takes longer than `seconds`.
 
-    What takes longer is cancelled, and fails with the `driver`'s QueryCanceled. Where even
-    that is not answered (the server's process is stopped, or its machine gone) the connection
-    is closed, and it fails with OperationalError.
+    It then fails with the `driver`'s QueryCanceled. If the server does not answer the cancel
+    either (its process is stopped, or its machine gone), the connection is closed, and the
+    statement fails with OperationalError.
 
-    It is this side that counts: behind a pooler in transaction mode `SET statement_timeout`
-    holds for somebody else's transactions, and to begin one for each read takes half as long
-    again as the read.
+    The client measures the time: behind a pooler in transaction mode, `SET statement_timeout`
+    would apply to other clients' transactions, and a transaction for each read would make it
+    half as slow again.
     """
     connection.wait = partial(_wait, connection, seconds, driver, connection.wait)
 
@@ -31,7 +31,7 @@ def _wait(
 
 
 def _bounded(connection: Any, seconds: float, driver: Any, steps: Any) -> Generator[Any, Any, Any]:
-    """The same steps; psycopg takes one at least every tenth of a second."""
+    """Pass on psycopg's steps, which come at least every tenth of a second."""
     until = time.monotonic() + seconds
     is_cancelled = False
     try:
@@ -50,6 +50,6 @@ def _bounded(connection: Any, seconds: float, driver: Any, steps: Any) -> Genera
 
 
 def _cancel(connection: Any, driver: Any) -> None:
-    # What can't be cancelled is closed a little later.
+    # If this fails, the connection is closed LAST_SECONDS later.
     with suppress(driver.Error):
         connection.cancel_safe(timeout=LAST_SECONDS)

@@ -1,4 +1,4 @@
-"""The base of every table, the column types, and the SQL functions of our own."""
+"""The base of all tables, and our own column types and SQL functions."""
 
 from datetime import datetime
 from typing import Any
@@ -53,7 +53,7 @@ db = SQLAlchemy(model_class=Base, disable_autonaming=True)
 
 
 class database_now(FunctionElement[str]):
-    """SQL for the moment so many seconds from now, by the clock that all nodes share."""
+    """SQL for the moment `seconds` from now, by the database's clock, which all nodes share."""
 
     inherit_cache = True
     type = Timestamp()
@@ -75,7 +75,7 @@ def _postgresql_now(element: database_now, compiler: SQLCompiler, **options: Any
 
 
 class byte_length(FunctionElement[int]):
-    """SQL for the bytes of a text, where `length` counts its characters."""
+    """SQL for the length of a text in bytes, where `length` counts characters."""
 
     inherit_cache = True
     type = Integer()

@@ -1,4 +1,4 @@
-"""Notices what any process writes to the database, and wakes whoever waits for it."""
+"""Notices what any process writes to the database, and wakes the threads that wait for it."""
 
 import logging
 import threading
@@ -20,22 +20,22 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LOOK_SECONDS = 0.05
-# For loops, which would find out by themselves, if later.
+# While only background loops watch: they also look by themselves, if less often.
 SLOW_LOOK_SECONDS = 1.0
-# How long after a look that failed.
+# The wait after a look that failed.
 PAUSE_SECONDS = 5.0
-# How often those who wait look whether somebody still wants them to.
+# How often a waiting request checks that its client is still there.
 TURN_SECONDS = 1.0
 
-# What one cheap look sees: the same as before exactly if nothing has been committed since.
+# A cheap query whose answer changes exactly when something is committed.
 LOOKS = {"sqlite": "PRAGMA data_version", "postgresql": "SELECT pg_current_snapshot()::text"}
 
 
 class Watcher:
-    """Looks at the database many times a second, in one thread, while anybody is `watching`.
+    """Polls the database 20 times a second, in one thread, while any thread is `watching`.
 
-    To miss nothing: read `changes`, then the database, then `wait` for more changes.
-    While all who watch are patient, a look each second has to do.
+    To miss no change: read `changes`, then the database, then `wait`. While all that watch are
+    patient, it polls once a second.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -43,7 +43,7 @@ class Watcher:
         self._changed = threading.Condition()
         self._watching = self._patient = 0
         self._thread: threading.Thread | None = None
-        # How many looks have found something new.
+        # How many polls have found a change.
         self.changes = 0
         resources.on_stop(self.wake)
 
@@ -52,7 +52,7 @@ class Watcher:
         with self._changed:
             self._watching += 1
             self._patient += patient
-            # The watcher may be at a long pause.
+            # The thread may be in a long pause.
             self._changed.notify_all()
             self._start_thread()
         try:
@@ -63,7 +63,7 @@ class Watcher:
                 self._patient -= patient
 
     def wait(self, since: int, seconds: float) -> None:
-        """Return when `changes` is no longer `since`, the time is over, or the process stops."""
+        """Return when `changes` differs from `since`, after `seconds`, or at the process's stop."""
         with self._changed:
             self._start_thread()
             self._changed.wait_for(
@@ -73,13 +73,13 @@ class Watcher:
     def _start_thread(self) -> None:
         if self._thread is None:
             thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
-            # Without it those who wait still look each second, and try to start it again.
+            # Without the thread, those who wait still look each second, and start it later.
             with suppress(RuntimeError):
                 thread.start()
                 self._thread = thread
 
     def wake(self) -> None:
-        """Wake all who wait, as a change does: for what is not in the database, or in a hurry."""
+        """Wake all threads that wait, as a change does, but at once."""
         with self._changed:
             self.changes += 1
             self._changed.notify_all()
@@ -88,12 +88,12 @@ class Watcher:
         while self._is_wanted():
             try:
                 with self._engine.connect() as connection:
-                    # Held for long, it is none of the pool's, and closed at the end.
+                    # It is held for long, so it must not count in the pool.
                     connection.detach()
                     self._watch_by(connection)
             except SQLAlchemyError as error:
                 logger.error("Can't watch the database: %s", error)
-                # Whoever waits will find the same, and says so to its caller.
+                # The waiting threads look, meet the same error, and report it.
                 self.wake()
                 resources.stopping.wait(PAUSE_SECONDS)
 
@@ -102,7 +102,7 @@ class Watcher:
         before = None
         while self._is_wanted():
             now = connection.exec_driver_sql(look).scalar()
-            # The first look too: who waits may have read before it.
+            # After the first look too: a thread may have read the database before it.
             if now != before:
                 before = now
                 self.wake()
@@ -140,10 +140,10 @@ def wait_until(
     seconds: float,
     is_wanted: Callable[[], bool],
 ) -> T:
-    """What `look` finds, as soon as that is enough; else what it finds after so many seconds.
+    """What `look` returns, as soon as `is_enough` accepts it, or else after `seconds`.
 
-    It looks again after each change of the database. It ends early when `is_wanted` says so,
-    or when the process stops.
+    It looks again after each change of the database. It ends early when `is_wanted` returns
+    False, or when the process stops.
     """
     until = time.monotonic() + seconds
     watcher = resources.find(Watcher)
@@ -155,6 +155,6 @@ def wait_until(
             if is_enough(found) or left <= 0 or resources.stopping.is_set():
                 return found
             watcher.wait(since, min(left, TURN_SECONDS))
-            # Before the next look, which may take something for a client that has gone.
+            # Before the next look, which may claim a task: not for a client that has gone.
             if not is_wanted():
                 return found

@@ -1,4 +1,4 @@
-"""Lets the writers of one SQLite file in one at a time, in about the order they came."""
+"""Lets writers of one SQLite file take turns, roughly first come, first served."""
 
 import fcntl
 import os
@@ -16,9 +16,9 @@ TOO_LATE = "other writers took too long"
 class WriterQueue:
     """The queue of all threads and processes that want to write to one SQLite file.
 
-    SQLite itself makes a waiting writer sleep and look again, and the unlucky one
-    sleeps on while others pass (2 s were seen). Here threads wait for a lock and
-    processes for a file lock, both of which the kernel hands on at once.
+    SQLite itself lets a waiting writer sleep and try again, so that others may overtake it for
+    seconds. Here threads wait for a lock and processes for a file lock, which the kernel hands
+    on at once.
     """
 
     def __init__(self, path: str) -> None:
@@ -32,7 +32,7 @@ class WriterQueue:
 
     @contextmanager
     def turn(self, seconds: float) -> Iterator[None]:
-        """Hold the right to write; raises OperationalError when it does not come in time."""
+        """Hold the turn to write; raises OperationalError if it does not come within `seconds`."""
         until = time.monotonic() + seconds
         if not self._threads.acquire(timeout=seconds):
             raise _refused(TimeoutError(TOO_LATE))
@@ -53,11 +53,11 @@ class WriterQueue:
 
 
 class FileLock:
-    """A lock between processes, which goes to the next one also when its holder was killed.
+    """A lock between processes, which is released also when its holder is killed.
 
-    Each holder has a descriptor of its own and closes it to release the lock. On a shared one
-    a waiter that comes too late would release what another thread has taken meanwhile.
-    Within a process one thread at a time may ask for it.
+    Each holder has a descriptor of its own and closes it to release the lock: on a shared one, a
+    waiter that gave up could release the lock of another thread. Within a process only one
+    thread at a time may call `acquire`.
     """
 
     def __init__(self, path: str) -> None:
@@ -67,9 +67,9 @@ class FileLock:
         self._granted: int | None = None
 
     def acquire(self, seconds: float) -> int:
-        """The descriptor that holds the lock, at once or within this many seconds.
+        """Return the descriptor that holds the lock, within `seconds`.
 
-        Raises OSError, of which TimeoutError is one, and RuntimeError when no thread can wait.
+        Raises OSError (TimeoutError among them), and RuntimeError when no thread can be started.
         """
         file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -82,8 +82,8 @@ class FileLock:
         return file
 
     def _await(self, file: int, seconds: float) -> int:
-        # The kernel knows no limit for this wait (its holder may be stopped), so that a
-        # thread of its own does it, and goes on for the next caller.
+        # flock has no timeout, so a thread of its own waits; after a timeout it goes on waiting
+        # for the next caller.
         with self._changed:
             if self._is_awaited:
                 os.close(file)

@@ -1,4 +1,4 @@
-"""The database is brought up to date, by one process at a time, with Alembic."""
+"""Brings the database up to date with Alembic, one process at a time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ from taskservice.database.writer_queue import WriterQueue
 
 FOLDER = Path(__file__).parent
 MIGRATION_SECONDS = 60
-# PostgreSQL: two processes may not migrate at once. Any fixed number will do.
+# The advisory lock of PostgreSQL that lets one process at a time migrate; any number will do.
 _ADVISORY_LOCK = 0x7461736B
 _LOCK_NOT_AVAILABLE = "55P03"
 
@@ -37,23 +37,23 @@ class DatabaseError(Exception):
 
 
 class UnfitDatabase(DatabaseError):
-    """The settings name a database that will never do."""
+    """The settings name a database that can never be used."""
 
     exit_code = 2
 
 
 class NoDatabase(DatabaseError):
-    """There is none yet, and whoever asks may not make it."""
+    """There is no database, and this command may not make one."""
 
     def __init__(self, where: Path | str) -> None:
         super().__init__(f"There is no database at {where}; `taskservice serve` makes one")
 
 
 def upgrade(url: str | URL, target: str = "head", may_create: bool = True) -> None:
-    """Bring the database to `target`, making it where there is none, if it may.
+    """Bring the database to the revision `target`; make it if it is missing and `may_create`.
 
-    Raises DatabaseError, with the database untouched, when it cannot be opened, is no
-    database of ours, is newer than this code, or is not there and may not be made.
+    Raises DatabaseError, and changes nothing, if it cannot be opened, belongs to another
+    program, is newer than this code, or is missing and may not be made.
     """
     address = make_url(url)
     is_sqlite = address.get_backend_name() == "sqlite"
@@ -67,7 +67,7 @@ def upgrade(url: str | URL, target: str = "head", may_create: bool = True) -> No
         with _turn(address), engine.connect() as connection:
             if not is_sqlite:
                 _limit_wait(connection)
-            # Before anything is written: this file may be somebody else's.
+            # Before anything is written: the file may belong to another program.
             found = revision(connection)
             if found is None and not may_create:
                 raise NoDatabase(_where(address))
@@ -82,7 +82,7 @@ def upgrade(url: str | URL, target: str = "head", may_create: bool = True) -> No
 
 @contextmanager
 def _turn(address: URL) -> Iterator[None]:
-    """On SQLite one process at a time: the switch to WAL does not wait, but fails as locked."""
+    """On SQLite, hold the writers' turn: the switch to WAL fails at once where it is locked."""
     if address.get_backend_name() == "sqlite":
         with WriterQueue.of(address).turn(MIGRATION_SECONDS):
             yield
@@ -91,7 +91,7 @@ def _turn(address: URL) -> Iterator[None]:
 
 
 def _limit_wait(connection: Connection) -> None:
-    """Wait for no lock of PostgreSQL for ever, be it for the turn to migrate or for a table."""
+    """Limit the wait for PostgreSQL's locks: the one for migrations, and those of tables."""
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = {MIGRATION_SECONDS * 1000}")
 
 
@@ -108,7 +108,7 @@ def _is_unfit(error: Exception) -> bool:
 def _reason(error: Exception) -> str:
     cause = error.orig if isinstance(error, DBAPIError) else error
     if getattr(cause, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
-        return f"somebody else has kept it locked for {MIGRATION_SECONDS} s"
+        return f"another program has kept it locked for {MIGRATION_SECONDS} s"
     return str(cause).strip().partition("\n")[0]
 
 
@@ -141,7 +141,7 @@ def _begin_sqlite(connection: Connection) -> None:
     driver: Any = connection.connection.dbapi_connection
     prepare_sqlite_connection(driver)
     driver.execute(f"PRAGMA busy_timeout = {MIGRATION_SECONDS * 1000}")
-    # Rebuilding a table, as SQLite's migrations do, would cascade its children away.
+    # SQLite's migrations rebuild tables, which would delete the rows that refer to them.
     driver.execute("PRAGMA foreign_keys = OFF")
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
@@ -151,9 +151,9 @@ def _begin_postgresql(connection: Connection) -> None:
 
 
 def _run(connection: Connection, target: str) -> None:
-    # In the transaction that is open already: all migrations happen, or none.
+    # In the transaction that is already open: all migrations take effect, or none.
     config = AlembicConfig()
-    # In what Alembic reads a single % refers to another option.
+    # Alembic takes a single % as a reference to another option.
     config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, target)
@@ -169,12 +169,12 @@ def _scripts() -> ScriptDirectory:
 
 
 def _check_file(path: Path, may_create: bool) -> None:
-    """Look at an SQLite file before anything is written to it."""
+    """Make the SQLite file, or check that it is one, before anything is written to it."""
     try:
         if not may_create and not path.exists():
             raise NoDatabase(path)
         make_folder(path.parent)
-        # It holds secrets; SQLite's other files take their mode from it.
+        # It holds secrets; SQLite gives its other files the same mode.
         path.touch(mode=0o600)
         if path.stat().st_size == 0:
             return
