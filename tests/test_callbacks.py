@@ -179,7 +179,7 @@ def test_what_fails_in_the_service_itself_counts_as_an_attempt(
         connection.execute(update(CallbackSecret).values(secret="whsec_"))
     assert finish(alice, task) == "pending"
     (attempt,) = attempts(app)
-    assert attempt.message == "The service failed to post it; its log says more."
+    assert attempt.message == "The service failed to post it; see the service's log."
     (delivery,) = deliveries(app)
     assert (delivery.attempt_count, delivery.lease) == (1, None)
     assert receiver.requests == []

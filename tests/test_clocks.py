@@ -19,7 +19,7 @@ from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now, db
 from taskservice.queries.deliveries import LONGEST_DELAY_SECONDS
 from taskservice.services.deliveries import JITTER, SCHEDULE
-from taskservice.webhooks.transport import RETRY_AFTER_MOST
+from taskservice.webhooks.transport import MAX_RETRY_AFTER
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, problem
 from tests.support.deliveries import change, finish, looping, the_delivery
@@ -147,7 +147,7 @@ def test_gap_between_two_rounds_puts_retention_off(
     app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timeouts, "GRACE_SECONDS", 1.0)
-    monkeypatch.setattr(timeouts, "ABSENCE_SECONDS", 0.0)
+    monkeypatch.setattr(timeouts, "MAX_GAP_SECONDS", 0.0)
     task = alice.start()
     end(app, alice, task, days=31)
     rounds(Upkeep(app), 1.5)
@@ -197,7 +197,7 @@ def test_silence_counts_anew_where_its_beginning_lies_ahead(
 
 
 def test_longest_delay_is_that_of_the_schedule_and_of_retry_after() -> None:
-    assert max(SCHEDULE[-1] * (1 + JITTER), RETRY_AFTER_MOST) == LONGEST_DELAY_SECONDS
+    assert max(SCHEDULE[-1] * (1 + JITTER), MAX_RETRY_AFTER) == LONGEST_DELAY_SECONDS
 
 
 def test_delivery_scheduled_while_the_clock_was_ahead_is_sent(

@@ -422,7 +422,7 @@ def test_webhooks_that_nobody_sends_are_a_warning_and_then_an_error(
 def test_versions_of_sqlite_with_its_bug_are_known(
     version: tuple[int, int, int], state: str
 ) -> None:
-    assert database_check.library(version)[0] == state
+    assert database_check.sqlite_version(version)[0] == state
 
 
 def test_newer_sqlite_is_used_where_it_is_installed(data: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from flask import Flask
 from sqlalchemy import delete, event, text
 
 from taskservice import resources
-from taskservice.background.delivery_loop import MAX_SENDING, SENDERS, SLOW_SECONDS
+from taskservice.background.delivery_loop import MAX_RECENT, MAX_RUNNING, SLOW_SECONDS
 from taskservice.database import timestamps
 from taskservice.database.engine import Database
 from taskservice.database.models import Task
@@ -23,8 +23,8 @@ from taskservice.database.transactions import transaction
 from taskservice.database.types import database_now
 from taskservice.services import attempts
 from taskservice.services.deliveries import JITTER, SCHEDULE
-from taskservice.services.turns import HOST_LIMIT
-from taskservice.webhooks.circuit_breaker import IN_A_ROW
+from taskservice.services.fair_queue import MAX_PER_HOST
+from taskservice.webhooks.circuit_breaker import MAX_FAILURES
 from taskservice.webhooks.destinations import Destinations
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, expect, problem
@@ -280,13 +280,13 @@ def test_host_that_hangs_does_not_hold_up_the_others(
 ) -> None:
     app.config["CALLBACK_TIMEOUT"] = 30.0
     with Receiver(answer=play.silence) as hanging:
-        enqueue_many(app, alice, hanging.url, 2 * SENDERS)
+        enqueue_many(app, alice, hanging.url, 2 * MAX_RECENT)
         enqueue_many(app, alice, receiver.url, 1)
         with looping(app):
             receiver.wait_for(1)
             # And it gets no less than its share.
-            hanging.wait_for(HOST_LIMIT)
-            assert len(hanging.requests) == HOST_LIMIT
+            hanging.wait_for(MAX_PER_HOST)
+            assert len(hanging.requests) == MAX_PER_HOST
 
 
 def test_hosts_that_hang_on_all_senders_do_not_hold_up_the_others(
@@ -295,9 +295,9 @@ def test_hosts_that_hang_on_all_senders_do_not_hold_up_the_others(
     """Whoever has been out for a second leaves its place to another."""
     app.config["CALLBACK_TIMEOUT"] = 30.0
     with ExitStack() as stack:
-        for _ in range(SENDERS // HOST_LIMIT):
+        for _ in range(MAX_RECENT // MAX_PER_HOST):
             hanging = stack.enter_context(Receiver(answer=play.silence))
-            enqueue_many(app, alice, hanging.url, 2 * SENDERS)
+            enqueue_many(app, alice, hanging.url, 2 * MAX_RECENT)
         enqueue_many(app, alice, receiver.url, 2)
         with looping(app):
             receiver.wait_for(2)
@@ -305,15 +305,15 @@ def test_hosts_that_hang_on_all_senders_do_not_hold_up_the_others(
 
 def test_attempts_under_way_have_an_upper_limit(alice: ApiClient, app: Flask) -> None:
     app.config["CALLBACK_TIMEOUT"] = 30.0
-    hosts = MAX_SENDING // HOST_LIMIT + 1
+    hosts = MAX_RUNNING // MAX_PER_HOST + 1
     with ExitStack() as stack:
         hanging = [stack.enter_context(Receiver(answer=play.silence)) for _ in range(hosts)]
         for each in hanging:
-            enqueue_many(app, alice, each.url, HOST_LIMIT)
+            enqueue_many(app, alice, each.url, MAX_PER_HOST)
         with looping(app):
-            until(lambda: sum(each.connections for each in hanging) >= MAX_SENDING)
+            until(lambda: sum(each.connections for each in hanging) >= MAX_RUNNING)
             time.sleep(SLOW_SECONDS + 0.5)
-            assert sum(each.connections for each in hanging) == MAX_SENDING
+            assert sum(each.connections for each in hanging) == MAX_RUNNING
 
 
 def test_hosts_that_keep_failing_get_one_sender_each_and_half_of_them_together(
@@ -323,7 +323,7 @@ def test_hosts_that_keep_failing_get_one_sender_each_and_half_of_them_together(
     with ExitStack() as stack:
         failing = [stack.enter_context(Receiver(answer=play.answer(500))) for _ in range(10)]
         for each in failing:
-            for _ in range(IN_A_ROW):
+            for _ in range(MAX_FAILURES):
                 finish(alice, alice.start(callback=each.url))
             each.answer = play.silence
             each.requests.clear()
@@ -331,7 +331,7 @@ def test_hosts_that_keep_failing_get_one_sender_each_and_half_of_them_together(
         enqueue_many(app, alice, receiver.url, 1)
         with looping(app):
             receiver.wait_for(1)
-            until(lambda: sum(len(each.requests) for each in failing) >= SENDERS // 2)
+            until(lambda: sum(len(each.requests) for each in failing) >= MAX_RECENT // 2)
             time.sleep(SLOW_SECONDS + 0.5)
             assert sorted(len(each.requests) for each in failing) == [0] * 2 + [1] * 8
 
@@ -352,9 +352,9 @@ def test_user_whose_callbacks_hang_on_all_senders_does_not_hold_up_the_others(
     app.config["CALLBACK_TIMEOUT"] = 2.0
     owe_each(app, alice, addresses(hanging, "", 2_000))
     with looping(app):
-        until(lambda: hanging.connections >= MAX_SENDING)
-        enqueue_many(app, bob, receiver.url, 3 * HOST_LIMIT)
-        receiver.wait_for(3 * HOST_LIMIT)
+        until(lambda: hanging.connections >= MAX_RUNNING)
+        enqueue_many(app, bob, receiver.url, 3 * MAX_PER_HOST)
+        receiver.wait_for(3 * MAX_PER_HOST)
     assert hanging.connections < 1_000
 
 
@@ -362,12 +362,12 @@ def test_user_who_holds_more_leases_in_other_processes_comes_later(
     alice: ApiClient, bob: ApiClient, app: Flask, hanging: Receiver
 ) -> None:
     app.config["CALLBACK_TIMEOUT"] = 30.0
-    enqueue_many(app, alice, hanging.url, SENDERS + 1)
+    enqueue_many(app, alice, hanging.url, MAX_RECENT + 1)
     change(app, lease=timestamps.new_id(), leased_until=database_now(30))
-    owe_each(app, alice, addresses(hanging, "alice", SENDERS))
-    owe_each(app, bob, addresses(hanging, "bob", SENDERS))
+    owe_each(app, alice, addresses(hanging, "alice", MAX_RECENT))
+    owe_each(app, bob, addresses(hanging, "bob", MAX_RECENT))
     with looping(app):
-        posts = hanging.wait_for(SENDERS)[:SENDERS]
+        posts = hanging.wait_for(MAX_RECENT)[:MAX_RECENT]
     assert {each.path for each in posts} == {"/bob"}
 
 
@@ -375,10 +375,10 @@ def test_users_with_equal_leases_share_the_senders(
     alice: ApiClient, bob: ApiClient, app: Flask, hanging: Receiver
 ) -> None:
     app.config["CALLBACK_TIMEOUT"] = 30.0
-    owe_each(app, alice, addresses(hanging, "alice", MAX_SENDING))
-    owe_each(app, bob, addresses(hanging, "bob", MAX_SENDING))
+    owe_each(app, alice, addresses(hanging, "alice", MAX_RUNNING))
+    owe_each(app, bob, addresses(hanging, "bob", MAX_RUNNING))
     with looping(app):
-        posts = hanging.wait_for(MAX_SENDING)
+        posts = hanging.wait_for(MAX_RUNNING)
     assert Counter(each.path for each in posts) == {"/alice": 32, "/bob": 32}
 
 
@@ -461,7 +461,7 @@ def test_webhook_is_due_by_the_clock_of_the_database(
     """Also one that a node owes whose own clock is an hour ahead."""
     set_clock(monkeypatch, 3600)
     receiver.answer = play.answer(500)
-    for _ in range(IN_A_ROW):
+    for _ in range(MAX_FAILURES):
         finish(alice, alice.start(callback=receiver.url))
     task = alice.start(callback=receiver.url)
     assert finish(alice, task) == "pending"
@@ -624,7 +624,7 @@ def test_host_that_keeps_failing_is_left_to_the_loop_until_it_answers(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     receiver.answer = play.answer(500)
-    for _ in range(IN_A_ROW):
+    for _ in range(MAX_FAILURES):
         finish(alice, alice.start(callback=receiver.url))
     task = alice.start(callback=receiver.url)
     assert finish(alice, task) == "pending"
@@ -639,7 +639,7 @@ def test_host_that_keeps_failing_is_not_well_for_what_was_never_posted_to_it(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     receiver.answer = play.answer(500)
-    for _ in range(IN_A_ROW):
+    for _ in range(MAX_FAILURES):
         finish(alice, alice.start(callback=receiver.url))
     refused, task = (alice.start(callback=receiver.url) for _ in range(2))
     allowed = app.config["CALLBACK_ALLOWED"]
@@ -656,7 +656,7 @@ def test_host_that_keeps_failing_does_no_harm_to_others(
     alice: ApiClient, receiver: Receiver
 ) -> None:
     with Receiver(answer=play.answer(500)) as failing:
-        for _ in range(IN_A_ROW + 1):
+        for _ in range(MAX_FAILURES + 1):
             finish(alice, alice.start(callback=failing.url))
     assert finish(alice, alice.start(callback=receiver.url)) == "delivered"
 

@@ -126,7 +126,7 @@ def test_commands_on_the_page_run_as_printed(
             # What curl prints at last is the status.
             script = fitting(command, alice).replace("curl", "curl -sw '%{http_code}'", 1)
             printed = shown_by(script, os.environ | variables)
-            while printed.endswith("409") and "being posted just now" in printed:
+            while printed.endswith("409") and "being posted at this moment" in printed:
                 # On a slow machine it is time for the next attempt already.
                 time.sleep(0.2)
                 printed = shown_by(script, os.environ | variables)

@@ -29,7 +29,7 @@ from taskservice.database.engine import dispose
 from taskservice.database.models import Delivery
 from taskservice.database.transactions import transaction
 from taskservice.operations import metrics
-from taskservice.operations.health import _COUNTS, Question
+from taskservice.operations.health import _COUNTS, DatabaseProbe
 from taskservice.operations.metrics import RECORDS, SLOTS, RequestCounts
 from taskservice.serving.settings import gunicorn_settings
 from tests.conftest import Databases, needs
@@ -498,7 +498,7 @@ def test_who_asks_waits_no_longer_than_it_likes_and_shares_the_answer(app: Flask
         ready.wait(20)
         return len(calls)
 
-    question: Question[int] = Question(app, ask)
+    question: DatabaseProbe[int] = DatabaseProbe(app, ask)
     began = time.monotonic()
     for _ in range(5):
         with pytest.raises(TimeoutError):
@@ -516,7 +516,7 @@ def test_answer_that_took_long_is_kept_in_proportion(app: Flask) -> None:
         time.sleep(0.1)
         return len(calls)
 
-    question: Question[int] = Question(app, ask, rest=10)
+    question: DatabaseProbe[int] = DatabaseProbe(app, ask, rest=10)
     assert [question.answer(5) for _ in range(10)] == [1] * 10
     until(lambda: question.answer(5) == 2)
     assert calls[1] - calls[0] >= 1
@@ -530,7 +530,7 @@ def test_failed_question_is_asked_again(app: Flask) -> None:
             raise failure
         return "yes"
 
-    question: Question[str] = Question(app, ask, rest=1000)
+    question: DatabaseProbe[str] = DatabaseProbe(app, ask, rest=1000)
     with pytest.raises(ValueError, match="no"):
         question.answer(5)
     assert question.answer(5) == "yes"

@@ -16,6 +16,7 @@ from taskservice.database.engine import dispose
 from taskservice.services import keys as key_service
 from tests.support.agent_machine import AgentMachine, machine_of, objects
 from tests.support.api_client import RemoteClient
+from tests.support.documents import ROOT
 from tests.support.pseudo_terminal import NASTY, SHOWN, obeyed, on_terminal
 from tests.support.receiver import Receiver
 from tests.support.service import COMMAND, Service, environment

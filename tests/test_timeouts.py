@@ -316,8 +316,8 @@ def test_nothing_is_ended_in_the_first_five_minutes(app: Flask, alice: ApiClient
 def test_agents_are_not_blamed_for_an_absence_of_the_service(
     app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert timeouts.ABSENCE_SECONDS == 60
-    monkeypatch.setattr(timeouts, "ABSENCE_SECONDS", 0.5)
+    assert timeouts.MAX_GAP_SECONDS == 60
+    monkeypatch.setattr(timeouts, "MAX_GAP_SECONDS", 0.5)
     monkeypatch.setattr(timeouts, "HEARTBEAT_SECONDS", 0.1)
     monkeypatch.setattr(timeouts, "GRACE_SECONDS", 1.5)
     upkeep = Upkeep(app)
@@ -348,7 +348,7 @@ def test_worker_alone_ends_nothing(app: Flask, alice: ApiClient, no_grace: None)
 def test_agents_are_not_blamed_by_a_worker_while_nobody_served(
     app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timeouts, "ABSENCE_SECONDS", 0.5)
+    monkeypatch.setattr(timeouts, "MAX_GAP_SECONDS", 0.5)
     monkeypatch.setattr(timeouts, "HEARTBEAT_SECONDS", 0.1)
     monkeypatch.setattr(timeouts, "GRACE_SECONDS", 1.5)
     serve, worker = Upkeep(app), Upkeep(app, serves=False)

@@ -769,7 +769,7 @@ def test_lookups_that_hang_are_bounded_and_are_over_when_they_return(receiver):
         outcomes.append(deliver("http://hooks.lan/", deadline=SOON, resolve=hang))
 
     outcomes = []
-    threads = [threading.Thread(target=attempt) for _ in range(connection.LOOKUPS + 10)]
+    threads = [threading.Thread(target=attempt) for _ in range(connection.MAX_LOOKUPS + 10)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -777,7 +777,7 @@ def test_lookups_that_hang_are_bounded_and_are_over_when_they_return(receiver):
     hanging = sum(thread.name == "webhook-lookup" for thread in threading.enumerate())
     done.set()
 
-    assert hanging == connection.LOOKUPS
+    assert hanging == connection.MAX_LOOKUPS
     assert {outcome.message for outcome in outcomes} == {"hooks.lan was not resolved within 0.4 s."}
     url = f"http://hooks.lan:{receiver.port}/"
     assert deliver(url, resolve=finding("127.0.0.1")).delivered

@@ -256,7 +256,7 @@ def test_delivery_list_show_and_redeliver(
 def test_unknown_delivery_is_one_line(tmp_path: Path, verb: str, name: str) -> None:
     run(tmp_path, "db", "upgrade")
     line = one_line(run(tmp_path, "delivery", verb, name), 1)
-    assert line == f"taskservice: There is no delivery {name}"
+    assert line == f"taskservice: No such delivery: {name}"
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -270,6 +270,4 @@ def test_replaced_delivery_is_not_delivered_again(
     finish(alice, task)
     newer, older = deliveries_of(alice, task)
     refused = run(Path(app.config["DATA"]), "delivery", "redeliver", older["id"])
-    assert one_line(refused, 1) == (
-        f"taskservice: A newer delivery has taken its place: {newer['id']}"
-    )
+    assert one_line(refused, 1) == (f"taskservice: A newer delivery has replaced it: {newer['id']}")

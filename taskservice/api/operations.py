@@ -49,5 +49,5 @@ def show_metrics() -> Response:
     All worker processes together, in the Prometheus text format. Without an answer from the
     database, only the metrics that do not need it.
     """
-    families = [metrics.build(), *metrics.requests.metrics(), *health.measures()]
+    families = [metrics.build(), *metrics.requests.metrics(), *health.database_metrics()]
     return Response(metrics.text(families), content_type=metrics.CONTENT_TYPE)

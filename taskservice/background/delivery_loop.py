@@ -1,4 +1,4 @@
-"""The loop that posts what is due: one thread leases it, a few others send."""
+"""The loop that posts deliveries that are due: one thread leases them, others send."""
 
 import logging
 import threading
@@ -12,43 +12,42 @@ from taskservice.database.watcher import Watcher
 from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.deliveries import Leased
-from taskservice.services.turns import Room
+from taskservice.services.fair_queue import HostSlots
 from taskservice.webhooks.circuit_breaker import CircuitBreaker
 from taskservice.webhooks.interrupt import Interrupt
 
 logger = logging.getLogger(__name__)
 
-# Most of the time of an attempt is the receiver's: one that has taken so long leaves its
-# place to another, until very many are under way.
-SENDERS = 16
+# Attempts that run at once. An attempt that waits for its receiver for longer than SLOW_SECONDS
+# no longer counts towards MAX_RECENT, so that slow receivers do not hold up the others.
+MAX_RECENT = 16
+MAX_RUNNING = 64
 SLOW_SECONDS = 1.0
-MAX_SENDING = 64
-# Whatever happens, it looks after so many seconds at the latest.
+# The longest sleep between two looks for due deliveries.
 ROUND_SECONDS = 20.0
-# All that is due waits for hosts without room, or another process was faster.
-BREATH_SECONDS = 1.0
-# The database gave no answer.
+# The sleep when deliveries are due but none could be leased: their hosts have no free slot, or
+# another process was faster.
+RETRY_SECONDS = 1.0
+# The sleep after a failure of the database.
 FAILURE_SECONDS = 5.0
-# At the end, attempts under way have so long to come to theirs, and when they are then
-# interrupted so long to give themselves back.
+# At a stop, running attempts may finish within the first time, and are then interrupted and may
+# release their leases within the second.
 STOP_SECONDS = 1.0
 INTERRUPT_SECONDS = 0.3
 
 
 @dataclass(frozen=True, eq=False)
-class _Sending:
-    """An attempt under way."""
-
+class _RunningAttempt:
     leased: Leased
     interrupt: Interrupt = field(default_factory=Interrupt)
-    since: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
 
 
 class DeliveryLoop(threading.Thread):
-    """Posts webhooks that are due until it is stopped, and then gives back what it holds.
+    """Posts webhooks that are due until it is stopped, and then releases its leases.
 
-    Nothing is leased that could not be sent at once. Any number of these, in any number of
-    processes, may share a database.
+    It leases only what it can send at once. Any number of loops, in any number of processes, may
+    share a database.
     """
 
     def __init__(self, app: Flask) -> None:
@@ -56,11 +55,11 @@ class DeliveryLoop(threading.Thread):
         self._app = app
         self._watcher = resources.find(Watcher, app)
         self._stopping = threading.Event()
-        self._landed = threading.Condition()
-        self._in_flight: set[_Sending] = set()
+        self._finished = threading.Condition()
+        self._running: set[_RunningAttempt] = set()
 
     def stop(self) -> None:
-        """Have it end soon; does not wait for that."""
+        """Ask the loop to end; does not wait for it."""
         self._stopping.set()
         self._watcher.wake()
 
@@ -73,85 +72,83 @@ class DeliveryLoop(threading.Thread):
             self._end()
 
     def _round(self) -> float:
-        """Send off all that is due and finds a sender; returns how long to sleep then."""
+        """Start an attempt for each due delivery that can be leased; returns seconds to sleep."""
         try:
-            while free := self._free():
+            while count := self._free_count():
                 seconds = delivery_service.seconds_until_due()
                 if seconds is None or seconds > 0:
                     return min(seconds or ROUND_SECONDS, ROUND_SECONDS)
-                claimed = delivery_service.lease_due(free, self._room())
-                if not claimed:
-                    return BREATH_SECONDS
-                for leased in claimed:
-                    self._send_off(leased)
+                leases = delivery_service.lease_due(count, self._host_slots())
+                if not leases:
+                    return RETRY_SECONDS
+                for leased in leases:
+                    self._start_attempt(leased)
         except Exception:
-            logger.exception("Could not look for what is due")
+            logger.exception("Could not look for due deliveries")
             self._stopping.wait(FAILURE_SECONDS)
             return 0.0
-        # Whoever comes back wakes us.
+        # An attempt that finishes wakes the loop.
         return self._seconds_until_slow()
 
-    def _free(self) -> int:
-        """How many more may be sent off now."""
-        with self._landed:
-            quick = len(self._quick())
-            return max(0, min(SENDERS - quick, MAX_SENDING - len(self._in_flight)))
+    def _free_count(self) -> int:
+        """The number of attempts that may start now."""
+        with self._finished:
+            recent = len(self._recent_starts())
+            return max(0, min(MAX_RECENT - recent, MAX_RUNNING - len(self._running)))
 
-    def _quick(self) -> list[float]:
-        """Since when those are under way that have not been so for long."""
+    def _recent_starts(self) -> list[float]:
         now = time.monotonic()
-        return [each.since for each in self._in_flight if now - each.since < SLOW_SECONDS]
+        return [each.started for each in self._running if now - each.started < SLOW_SECONDS]
 
     def _seconds_until_slow(self) -> float:
-        """When the next one leaves its place to another, where there is more than the place."""
-        with self._landed:
-            quick = self._quick()
-            if not quick or len(self._in_flight) >= MAX_SENDING:
+        """Seconds until a running attempt counts as slow, so that another one may start."""
+        with self._finished:
+            recent = self._recent_starts()
+            if not recent or len(self._running) >= MAX_RUNNING:
                 return ROUND_SECONDS
-            return min(quick) + SLOW_SECONDS - time.monotonic()
+            return min(recent) + SLOW_SECONDS - time.monotonic()
 
-    def _room(self) -> Room:
-        with self._landed:
-            hosts = [flight.leased.host for flight in self._in_flight]
-        return Room(hosts, resources.find(CircuitBreaker).all())
+    def _host_slots(self) -> HostSlots:
+        with self._finished:
+            hosts = [attempt.leased.host for attempt in self._running]
+        return HostSlots(hosts, resources.find(CircuitBreaker).open_hosts())
 
-    def _send_off(self, leased: Leased) -> None:
-        flight = _Sending(leased)
-        with self._landed:
-            self._in_flight.add(flight)
+    def _start_attempt(self, leased: Leased) -> None:
+        attempt = _RunningAttempt(leased)
+        with self._finished:
+            self._running.add(attempt)
         try:
-            # A daemon: no receiver keeps the process from ending.
-            threading.Thread(target=self._send, args=(flight,), name="sender", daemon=True).start()
+            # A daemon thread, so that no receiver keeps the process from ending.
+            threading.Thread(target=self._send, args=(attempt,), name="sender", daemon=True).start()
         except RuntimeError:
-            # No more threads on this machine. The lease runs out, and it is due again.
-            self._land(flight)
+            # The machine has no more threads: the delivery is due again when its lease runs out.
+            self._finish(attempt)
             raise
 
-    def _send(self, flight: _Sending) -> None:
+    def _send(self, attempt: _RunningAttempt) -> None:
         try:
             with self._app.app_context():
-                attempts.attempt(flight.leased, flight.interrupt)
+                attempts.attempt(attempt.leased, attempt.interrupt)
         finally:
-            self._land(flight)
+            self._finish(attempt)
 
-    def _land(self, flight: _Sending) -> None:
-        with self._landed:
-            self._in_flight.remove(flight)
-            self._landed.notify_all()
+    def _finish(self, attempt: _RunningAttempt) -> None:
+        with self._finished:
+            self._running.remove(attempt)
+            self._finished.notify_all()
         self._watcher.wake()
 
     def _end(self) -> None:
-        for flight in self._left_after(STOP_SECONDS):
-            # Before somebody else may post it: never do two.
-            flight.interrupt.set()
-        left = [flight.leased for flight in self._left_after(INTERRUPT_SECONDS)]
+        for attempt in self._unfinished_after(STOP_SECONDS):
+            # Before its lease is released: otherwise two processes could post it at once.
+            attempt.interrupt.set()
+        leases = [attempt.leased for attempt in self._unfinished_after(INTERRUPT_SECONDS)]
         try:
-            delivery_service.release(left)
+            delivery_service.release(leases)
         except Exception:
-            logger.exception("%d deliveries wait for their leases to run out", len(left))
+            logger.exception("%d deliveries wait until their leases run out", len(leases))
 
-    def _left_after(self, seconds: float) -> list[_Sending]:
-        """What is still under way when it had so long to come to its end."""
-        with self._landed:
-            self._landed.wait_for(lambda: not self._in_flight, seconds)
-            return list(self._in_flight)
+    def _unfinished_after(self, seconds: float) -> list[_RunningAttempt]:
+        with self._finished:
+            self._finished.wait_for(lambda: not self._running, seconds)
+            return list(self._running)

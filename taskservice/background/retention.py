@@ -69,13 +69,13 @@ _ENDED = and_(
 # User by user, which is how the index of what has ended is sorted.
 _OLD_TASKS = and_(Task.user_id.in_(select(User.id)), _ENDED)
 _OLD_LOGS = and_(WITH_OLD_LOG, _ENDED)
-_STILL = select(Task.id).where(Task.id == bindparam("task_id", type_=Identifier), _ENDED)
+_STILL_OLD = select(Task.id).where(Task.id == bindparam("task_id", type_=Identifier), _ENDED)
 _LOCK = (
     select(Task.id)
     .where(Task.id == bindparam("task_id", type_=Identifier))
     .with_for_update(skip_locked=True)
 )
-_EMPTY = (
+_EMPTY_LOG = (
     update(Task)
     .where(Task.id == bindparam("of_task_id", type_=Identifier))
     .values(
@@ -86,7 +86,7 @@ _EMPTY = (
 )
 
 
-def due(bounds: Bounds) -> Removed:
+def count_prunable(bounds: Bounds) -> Removed:
     """What `prune_now` would remove."""
     found = Removed()
     others = _OLD_LOGS
@@ -161,7 +161,7 @@ class _Pruning:
 
     def _drop_log(self, connection: Connection, task: AnyRow) -> None:
         detach_log(connection, task.id, self._dropped_ago)
-        connection.execute(_EMPTY, {"of_task_id": task.id, "now": timestamps.now()})
+        connection.execute(_EMPTY_LOG, {"of_task_id": task.id, "now": timestamps.now()})
         self.removed.logs += 1
         self.removed.bytes += task.bytes
 
@@ -172,7 +172,7 @@ def _is_still_old(connection: Connection, task_id: str, before: str) -> bool:
     # before, and would miss a delivery that was just asked for again.
     if not has_writer_queue() and connection.scalar(_LOCK, {"task_id": task_id}) is None:
         return False
-    return connection.scalar(_STILL, {"task_id": task_id, "before": before}) is not None
+    return connection.scalar(_STILL_OLD, {"task_id": task_id, "before": before}) is not None
 
 
 def _before(now: str, days: float) -> str | None:

@@ -34,10 +34,10 @@ logger = logging.getLogger(__name__)
 
 # Nobody who could not be heard is blamed: after so many seconds without a look at the
 # tasks, or without anybody who serves, nothing is ended for so many more.
-ABSENCE_SECONDS = 60.0
+MAX_GAP_SECONDS = 60.0
 GRACE_SECONDS = 300.0
 # A clock that gains or loses more between two looks was set; less is how long a look may take.
-JUMP_SECONDS = 2.0
+MAX_DRIFT_SECONDS = 2.0
 # Of all who serve, one writes that down so often.
 HEARTBEAT_SECONDS = 10.0
 BATCH = 50
@@ -90,24 +90,24 @@ def record_heartbeat() -> None:
         if connection.scalar(fresh, {"absence": HEARTBEAT_SECONDS}) is not None:
             return
     with transaction() as connection:
-        if connection.execute(_RENEW, {"absence": ABSENCE_SECONDS}).rowcount == 0:
+        if connection.execute(_RENEW, {"absence": MAX_GAP_SECONDS}).rowcount == 0:
             connection.execute(_INSERT)
 
 
 @dataclass(frozen=True)
-class _Look:
+class _ClockReading:
     """What the clocks showed at one moment: the database's, this machine's, and one never set."""
 
     database: str
     machine: str
     monotonic: float
 
-    def follows(self, before: "_Look") -> bool:
+    def follows(self, before: "_ClockReading") -> bool:
         """Whether all clocks have gone evenly since, without a gap."""
         passed = self.monotonic - before.monotonic
-        return passed <= ABSENCE_SECONDS and max(map(abs, self.jumps(before))) <= JUMP_SECONDS
+        return passed <= MAX_GAP_SECONDS and max(map(abs, self.jumps(before))) <= MAX_DRIFT_SECONDS
 
-    def jumps(self, before: "_Look") -> tuple[float, float]:
+    def jumps(self, before: "_ClockReading") -> tuple[float, float]:
         """By how many seconds the database's clock and this machine's were set since."""
         passed = self.monotonic - before.monotonic
         return (
@@ -116,7 +116,7 @@ class _Look:
         )
 
 
-class SilenceWatch:
+class ClockMonitor:
     """Watches the clocks, and says when what is old by them may be ended or removed.
 
     Time that passes while the machine sleeps, a clock that is set forward or back, and a
@@ -128,14 +128,14 @@ class SilenceWatch:
         self.now: str | None = None
         # Whether `now` is the first such moment since the clocks were in doubt.
         self.is_first = False
-        self._last: _Look | None = None
+        self._last: _ClockReading | None = None
         self._since = 0.0
 
     def look(self) -> None:
         """Look at the clocks, once in each round, before `now` is used."""
         was_steady, self.now = self.now is not None, None
         database = database_moment()
-        look = _Look(database, timestamps.now(), time.monotonic())
+        look = _ClockReading(database, timestamps.now(), time.monotonic())
         if self._last is None or not look.follows(self._last):
             self._begin(look)
             was_steady = False
@@ -143,7 +143,7 @@ class SilenceWatch:
         if look.monotonic - self._since >= GRACE_SECONDS:
             self.now, self.is_first = database, not was_steady
 
-    def _begin(self, look: _Look) -> None:
+    def _begin(self, look: _ClockReading) -> None:
         self._since = look.monotonic
         if self._last is not None:
             jumps = look.jumps(self._last)
@@ -154,12 +154,12 @@ class SilenceWatch:
             )  # fmt: skip
 
 
-def correct_moments(now: str) -> None:
+def correct_future_moments(now: str) -> None:
     """Let begin now what lies ahead of now, since it was written while a clock was ahead.
 
     Otherwise a silent task would not be ended, and a log not swept, until then.
     """
-    ahead = timestamps.moved(now, JUMP_SECONDS)
+    ahead = timestamps.moved(now, MAX_DRIFT_SECONDS)
     with transaction() as connection:
         for claimed in (CLAIMED, CLAIMED_WITH_TIMEOUT):
             connection.execute(
@@ -169,11 +169,11 @@ def correct_moments(now: str) -> None:
         connection.execute(dropped.values(dropped_at=database_now()))
 
 
-def end_silent(now: str) -> None:
+def end_silent_tasks(now: str) -> None:
     """End the tasks that have been silent for too long at `now`, if their agents could be heard."""
     default: float = current_app.config["TASK_TIMEOUT"]
     with reading() as connection:
-        seconds = {"absence": ABSENCE_SECONDS, "grace": GRACE_SECONDS}
+        seconds = {"absence": MAX_GAP_SECONDS, "grace": GRACE_SECONDS}
         if not connection.execute(select(_WAS_SERVING), seconds).scalar_one():
             return
     moments = {"now": now, "long_ago": timestamps.moved(now, -default)}

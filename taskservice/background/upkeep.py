@@ -9,7 +9,7 @@ from flask import Flask
 
 from taskservice import resources
 from taskservice.auth import authentication
-from taskservice.background import recall, retention, sweep, timeouts, vacuum
+from taskservice.background import reschedule, retention, sweep, timeouts, vacuum
 from taskservice.background.delivery_loop import STOP_SECONDS, DeliveryLoop
 from taskservice.services import keys as key_service
 
@@ -28,7 +28,7 @@ def record_key_uses() -> None:
 
 
 CHORES: tuple[Callable[[], None], ...] = (
-    recall.recall,
+    reschedule.reschedule_far_deliveries,
     record_key_uses,
     sweep.sweep,
     vacuum.shrink,
@@ -45,7 +45,7 @@ class Upkeep(threading.Thread):
         super().__init__(name="upkeep", daemon=True)
         self._app = app
         heartbeat = [timeouts.record_heartbeat] if serves else []
-        self._watch = timeouts.SilenceWatch()
+        self._watch = timeouts.ClockMonitor()
         self._first_chores = (*heartbeat, self._watch.look, self._end_silent, self._prune)
 
     def run(self) -> None:
@@ -68,8 +68,8 @@ class Upkeep(threading.Thread):
     def _end_silent(self) -> None:
         if self._watch.now is not None:
             if self._watch.is_first:
-                timeouts.correct_moments(self._watch.now)
-            timeouts.end_silent(self._watch.now)
+                timeouts.correct_future_moments(self._watch.now)
+            timeouts.end_silent_tasks(self._watch.now)
 
     def _prune(self) -> None:
         if self._watch.now is not None:
@@ -86,7 +86,7 @@ def start_loops(app: Flask, *, serves: bool) -> list[threading.Thread]:
     return loops
 
 
-def await_loops(loops: Iterable[threading.Thread]) -> None:
+def join_loops(loops: Iterable[threading.Thread]) -> None:
     """Let the loops finish what they are at, for a few seconds at most."""
     until = time.monotonic() + STOP_SECONDS + WRITE_SECONDS
     for loop in loops:

@@ -71,4 +71,4 @@ def _known(delivery_id: str) -> str:
 
 
 def _give_up_on(delivery_id: str) -> NoReturn:
-    give_up(f"There is no delivery {delivery_id}")
+    give_up(f"No such delivery: {delivery_id}")

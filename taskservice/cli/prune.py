@@ -24,7 +24,7 @@ def command(dry_run: bool, as_json: bool) -> None:
         bounds = Bounds.of_settings(database_moment())
         if bounds == Bounds(None, None):
             remark("nothing is too old, since neither is set")
-        removed = retention.due(bounds) if dry_run else _prune(bounds)
+        removed = retention.count_prunable(bounds) if dry_run else _prune(bounds)
     if as_json:
         print_json(vars(removed))
     else:

@@ -6,7 +6,7 @@ import click
 
 from taskservice import resources
 from taskservice.app import create_app
-from taskservice.background.upkeep import await_loops, start_loops
+from taskservice.background.upkeep import join_loops, start_loops
 from taskservice.cli.server_command import load_config, one_line_failures
 from taskservice.database.engine import dispose
 from taskservice.operations.request_log import configure_logging
@@ -32,5 +32,5 @@ def command() -> None:
     remark(f"data in {config.DATA}, working")
     signal.sigwait(SIGNALS)
     resources.begin_stop()
-    await_loops(loops)
+    join_loops(loops)
     dispose(app)

@@ -67,7 +67,7 @@ def _draft(target: Path) -> Iterator[Path]:
     _remove_stale_drafts(target)
     draft = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     try:
-        descriptor = _made(draft)
+        descriptor = _create_locked(draft)
         try:
             yield draft
         finally:
@@ -76,7 +76,7 @@ def _draft(target: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def _made(draft: Path) -> int:
+def _create_locked(draft: Path) -> int:
     """Make the file; its lock, held as long as this descriptor is open, says that we live."""
     while True:
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -129,7 +129,7 @@ def _verified(draft: Path) -> str:
 
     engine = create_engine("sqlite://", module=sqlite3, creator=connect, poolclass=pool.NullPool)
     with engine.connect() as connection:
-        problems = database_check.unsound(connection)
+        problems = database_check.integrity_problems(connection)
         if problems:
             raise BackupError(f"There is no backup: {problems[0]}")
         try:

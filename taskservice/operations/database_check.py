@@ -32,20 +32,20 @@ OK, WARNING, ERROR = "ok", "warning", "error"
 
 MEGABYTE = 1024 * 1024
 # With less room than this a warning is due, with less than that the next writes may fail.
-LITTLE_ROOM = 1024 * MEGABYTE
-NO_ROOM = 16 * MEGABYTE
+LOW_DISK_BYTES = 1024 * MEGABYTE
+FULL_DISK_BYTES = 16 * MEGABYTE
 # A delivery is due for moments only, as long as some process sees to it: later than this a
 # warning is due, later than that it is an error.
 LATE_SECONDS = 300.0
 TOO_LATE_SECONDS = 3_600.0
 # Where SQLite's rare corruption of databases with several writers is mended, by release.
-MENDED = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
+FIXED_VERSIONS = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
 
 # What the promises of the service need of each connection to SQLite.
 PRAGMAS = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "auto_vacuum": 2}
 # The same of PostgreSQL: an answer is a promise, which a power cut must not break. Whether a
 # commit waits for the disk, the service itself says.
-DURABLE = ("fsync", "full_page_writes")
+DURABILITY_SETTINGS = ("fsync", "full_page_writes")
 
 _TOO_FAR = select(func.count()).select_from(Delivery).where(is_too_far)
 
@@ -69,10 +69,10 @@ def findings(config: Config) -> Iterator[Finding]:
     if config.secret_key_file.exists():
         yield Finding("secret_key", *_private(config.secret_key_file))
     if not is_sqlite:
-        yield from _looked_over(address, _POSTGRESQL_LOOKS)
+        yield from _run_checks(address, _POSTGRESQL_CHECKS)
         return
     path = Path(address.database or "")
-    yield Finding("sqlite", *library(sqlite3.sqlite_version_info[:3]))
+    yield Finding("sqlite", *sqlite_version(sqlite3.sqlite_version_info[:3]))
     for folder in sorted({file.parent for file in (config.secret_key_file, path) if file.exists()}):
         yield Finding("folder", *_private(folder))
     if not path.exists():
@@ -80,14 +80,14 @@ def findings(config: Config) -> Iterator[Finding]:
         return
     yield Finding("file", *_file(path))
     yield Finding("disk", *_disk(path))
-    yield from _looked_over(address, _SQLITE_LOOKS)
+    yield from _run_checks(address, _SQLITE_CHECKS)
 
 
-def library(version: tuple[int, int, int]) -> Verdict:
+def sqlite_version(version: tuple[int, int, int]) -> Verdict:
     """Whether this version of SQLite has its rare bug with several connections."""
     shown = f"SQLite {'.'.join(map(str, version))}"
-    mended = version >= MENDED[0] or any(
-        version[:2] == release[:2] and version >= release for release in MENDED
+    mended = version >= FIXED_VERSIONS[0] or any(
+        version[:2] == release[:2] and version >= release for release in FIXED_VERSIONS
     )
     if mended:
         return OK, shown
@@ -97,7 +97,7 @@ def library(version: tuple[int, int, int]) -> Verdict:
     )
 
 
-def unsound(connection: Connection) -> list[str]:
+def integrity_problems(connection: Connection) -> list[str]:
     """What is wrong with the pages and the references of an SQLite database; empty if nothing."""
     pages = connection.exec_driver_sql("PRAGMA integrity_check(10)").scalars().all()
     problems = [] if list(pages) == ["ok"] else [str(line) for line in pages]
@@ -105,7 +105,7 @@ def unsound(connection: Connection) -> list[str]:
     return problems + [f"row {row[1]} of {row[0]} refers to nothing in {row[2]}" for row in broken]
 
 
-def missing(connection: Connection) -> list[str]:
+def schema_differences(connection: Connection) -> list[str]:
     """What the models have and the database has not; what it has beyond them does no harm."""
     context = MigrationContext.configure(connection, opts={"compare_type": True})
     found = [
@@ -114,7 +114,7 @@ def missing(connection: Connection) -> list[str]:
     return [text for text in found if text] + _missing_constraints(connection)
 
 
-def _looked_over(
+def _run_checks(
     address: URL, looks: Mapping[str, Callable[[Connection], Verdict]]
 ) -> Iterator[Finding]:
     engine = _engine(address)
@@ -173,7 +173,7 @@ def _revision(connection: Connection) -> Verdict:
 def _schema(connection: Connection) -> Verdict:
     if migrations.revision(connection) != migrations.head():
         return WARNING, "Not compared, since the revision is not the newest"
-    problems = missing(connection)
+    problems = schema_differences(connection)
     return (ERROR, "; ".join(problems)) if problems else (OK, "As the models say")
 
 
@@ -246,9 +246,9 @@ def _file(path: Path) -> Verdict:
 def _disk(path: Path) -> Verdict:
     room = shutil.disk_usage(path.parent).free
     text = f"{room / MEGABYTE:,.0f} MB are free"
-    if room < NO_ROOM:
+    if room < FULL_DISK_BYTES:
         return ERROR, text
-    return (WARNING if room < LITTLE_ROOM else OK), text
+    return (WARNING if room < LOW_DISK_BYTES else OK), text
 
 
 def _pragmas(connection: Connection) -> Verdict:
@@ -263,16 +263,16 @@ def _pragmas(connection: Connection) -> Verdict:
     return (ERROR, f"{text}: should be {PRAGMAS}") if wrong else (OK, text)
 
 
-def _soundness(connection: Connection) -> Verdict:
-    problems = unsound(connection)
+def _integrity(connection: Connection) -> Verdict:
+    problems = integrity_problems(connection)
     if problems:
         return ERROR, "; ".join(problems[:3])
     return OK, "Every page and every reference"
 
 
-_SQLITE_LOOKS = {
+_SQLITE_CHECKS = {
     "pragmas": _pragmas,
-    "integrity": _soundness,
+    "integrity": _integrity,
     "revision": _revision,
     "schema": _schema,
     "deliveries": _deliveries,
@@ -291,7 +291,10 @@ def _server(connection: Connection) -> Verdict:
 
 
 def _durability(connection: Connection) -> Verdict:
-    found = {name: connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in DURABLE}
+    found = {
+        name: connection.exec_driver_sql(f"SHOW {name}").scalar_one()
+        for name in DURABILITY_SETTINGS
+    }
     off = [name for name, value in found.items() if value == "off"]
     if off:
         return WARNING, f"{', '.join(off)} is off: what was answered may be lost in a power cut"
@@ -305,7 +308,7 @@ def _indexes(connection: Connection) -> Verdict:
     return (ERROR, f"Invalid: {', '.join(invalid)}") if invalid else (OK, "All are valid")
 
 
-_POSTGRESQL_LOOKS = {
+_POSTGRESQL_CHECKS = {
     "server": _server,
     "durability": _durability,
     "indexes": _indexes,

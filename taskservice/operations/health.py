@@ -28,11 +28,11 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 READY_SECONDS = 1.0
-MEASURE_SECONDS = 2.0
+METRICS_SECONDS = 2.0
 # What took a second to find out is not looked up again for so many.
-REST = 20.0
+CACHE_FACTOR = 20.0
 # A disk with less room than this is full: the next writes would fail.
-ROOM_BYTES = 64 * 1024
+MIN_FREE_BYTES = 64 * 1024
 
 FAILURES = (SQLAlchemyError, OSError)
 
@@ -64,7 +64,7 @@ OLDEST_DUE = (
 _SIZE = select(func.pg_database_size(func.current_database()))
 
 
-class Question(Generic[T]):
+class DatabaseProbe(Generic[T]):
     """What the database is asked by one thread of its own at a time, for all who want to know.
 
     They wait only as long as they like, also where the database itself would never answer.
@@ -103,32 +103,32 @@ class Question(Generic[T]):
             answer.set_result(found)
 
 
-class UseQuestion(Question[None]):
+class ReadinessProbe(DatabaseProbe[None]):
     """Whether the database can be read and written."""
 
 
-class MeasureQuestion(Question[list[Metric]]):
+class MetricsProbe(DatabaseProbe[list[Metric]]):
     """What is in the database, as metrics."""
 
 
 def init_app(app: Flask) -> None:
-    resources.provide(app, UseQuestion(app, _use))
-    resources.provide(app, MeasureQuestion(app, _measure, REST))
+    resources.provide(app, ReadinessProbe(app, _check_usable))
+    resources.provide(app, MetricsProbe(app, _count_rows, CACHE_FACTOR))
 
 
 def require_usable() -> None:
     """Raises a Problem, 503, unless the database lets itself be read and written."""
     try:
-        resources.find(UseQuestion).answer(READY_SECONDS)
+        resources.find(ReadinessProbe).answer(READY_SECONDS)
     except FAILURES as error:
         logger.error("The database can't be used: %s", getattr(error, "orig", error))
         raise database_unavailable() from None
 
 
-def measures() -> list[Metric]:
+def database_metrics() -> list[Metric]:
     """What is in the database, as metrics; of one that gives no answer only that it is down."""
     try:
-        found = resources.find(MeasureQuestion).answer(MEASURE_SECONDS)
+        found = resources.find(MetricsProbe).answer(METRICS_SECONDS)
     except FAILURES as error:
         logger.error("The database can't be measured: %s", getattr(error, "orig", error))
         return [_is_up(False)]
@@ -139,7 +139,7 @@ def _is_up(up: bool) -> Metric:
     return _gauge("database_up", "Whether the database answered.", Sample({}, int(up)))
 
 
-def _use() -> None:
+def _check_usable() -> None:
     """Do what a write does, but change nothing; raises what is in the way of it."""
     file = _file()
     if file is not None:
@@ -162,10 +162,10 @@ def _check_file(file: Path) -> None:
     if not os.access(file, os.R_OK | os.W_OK):
         raise PermissionError(f"{file} is missing or read-only")
     with TemporaryFile(dir=file.parent) as room:
-        room.write(bytes(ROOM_BYTES))
+        room.write(bytes(MIN_FREE_BYTES))
 
 
-def _measure() -> list[Metric]:
+def _count_rows() -> list[Metric]:
     with reading() as connection:
         counts = connection.execute(_COUNTS).one()
         oldest = connection.execute(OLDEST_DUE).one_or_none()

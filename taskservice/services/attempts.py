@@ -1,4 +1,4 @@
-"""Attempts: one signed POST of one delivery, by the request that ended its task or by the loop."""
+"""Attempts: one signed POST of a delivery, by the request that ended its task or by the loop."""
 
 import logging
 import time
@@ -27,15 +27,15 @@ from taskservice.webhooks.transport import Outcome
 
 logger = logging.getLogger(__name__)
 
-# A secret that was replaced still signs for a day, so that receivers can change over.
+# A replaced secret also signs for a day, so that receivers can change to the new one.
 SECRET_OVERLAP_SECONDS = 86_400.0
 
 NO_DELIVERY = "none"
-UNPOSTED = "The service failed to post it; its log says more."
+INTERNAL_ERROR_MESSAGE = "The service failed to post it; see the service's log."
 
-# A stop is noticed so soon, and a receiver then has so long to answer; what is then
-# interrupted comes to its end at once, unless it waits for something else.
-TURN_SECONDS = 0.1
+# A first attempt notices within STOP_CHECK_SECONDS that the process stops. Its receiver then has
+# STOP_SECONDS to answer. An attempt that is then interrupted has INTERRUPT_SECONDS to end.
+STOP_CHECK_SECONDS = 0.1
 STOP_SECONDS = 0.5
 INTERRUPT_SECONDS = 0.2
 
@@ -50,17 +50,16 @@ def init_app(app: Flask) -> None:
 
 
 def first_attempt(leased: Leased | None) -> str:
-    """Post a webhook in the request that owes it; call it with no transaction open.
+    """Post a webhook in the request that ended its task; call it with no transaction open.
 
-    Returns what `Callback-Status` says: `delivered`, `pending`, `failed` or `none`.
-    It is left to the loop when too many threads are at this, its host just kept failing, or
-    the process stops.
-    Never raises: the task has ended whatever happens here.
+    Returns the `Callback-Status`: `delivered`, `pending`, `failed` or `none`. The delivery is
+    left to the loop when no slot is free, when the last attempts at its host failed, and when
+    the process stops. Never raises: the task has ended whatever happens here.
     """
     if leased is None:
         return NO_DELIVERY
     with resources.find(FirstAttemptSlots).acquire(leased.user_id) as is_acquired:
-        if is_acquired and leased.host not in resources.find(CircuitBreaker):
+        if is_acquired and not resources.find(CircuitBreaker).is_open(leased.host):
             state = _attempt_until_stop(leased)
             if state is not None:
                 return state
@@ -68,17 +67,17 @@ def first_attempt(leased: Leased | None) -> str:
 
 
 def attempt(leased: Leased, interrupt: Interrupt) -> str:
-    """Post a webhook once and record what came of it; returns the delivery's state.
+    """Post a webhook once and record the outcome; returns the delivery's state.
 
-    Never raises: where the database gave no answer, it is made again when its lease has
-    run out. One that was interrupted is given back, as if it had not been made. Nothing is
-    posted of what is no longer to be posted when the receiver has taken the connection.
+    Nothing is sent unless the lease still holds when the receiver has accepted the connection.
+    An attempt that is interrupted does not count: its lease is released. Never raises: when the
+    database does not answer, the attempt is repeated after the lease has run out.
     """
     try:
         started = timestamps.now()
         outcome = _outcome(leased, interrupt)
         logger.info("Delivery %s to %s: %s", leased.id, leased.host, outcome.message)
-        _note(leased, outcome)
+        _record_host_health(leased, outcome)
         return delivery_service.record(leased, started, outcome)
     except Interrupted:
         return _leave_to_loop(leased)
@@ -98,7 +97,7 @@ def post(
     interrupt: Interrupt | None = None,
     confirm: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Send one signed webhook by this service's settings; raises what `transport.send` raises."""
+    """Send one signed webhook with the service's settings; raises what `transport.send` raises."""
     signature = signing.sign(secrets, webhook_id, int(time.time()), body)
     return transport.send(
         url,
@@ -114,20 +113,20 @@ def post(
 def _attempt_until_stop(leased: Leased) -> str | None:
     """What `attempt` returns; None when the process stops before the receiver has answered.
 
-    Then nothing more is sent, so that somebody else may post it.
+    After None nothing more is sent, so that another process may post it.
     """
     state: Future[str] = Future()
     interrupt = Interrupt()
-    # A thread that waits for a receiver can't be interrupted, only left behind: so it is one
+    # A look-up or a connect cannot be interrupted, only abandoned: so the attempt has a thread
     # of its own, in the context of this request.
     work = [lambda: state.set_result(attempt(leased, interrupt))]
     thread = Thread(target=copy_context().run, args=work, name="first attempt", daemon=True)
     try:
         thread.start()
     except RuntimeError:
-        # No more threads on this machine.
+        # The machine has no more threads.
         return attempt(leased, interrupt)
-    while not resources.stopping.is_set() and not wait([state], TURN_SECONDS).done:
+    while not resources.stopping.is_set() and not wait([state], STOP_CHECK_SECONDS).done:
         pass
     if not wait([state], STOP_SECONDS).done:
         interrupt.set()
@@ -144,24 +143,24 @@ def _leave_to_loop(leased: Leased) -> str:
 
 
 def _outcome(leased: Leased, interrupt: Interrupt) -> Outcome:
-    """What came of posting it; what we did not think of counts as an attempt as well.
+    """The outcome of one POST; an unexpected error counts as a failed attempt.
 
-    Otherwise it would be made again for ever, and nobody would see it.
+    Otherwise it would be repeated for ever, without a trace among the attempts.
     """
     try:
         return _send(leased, interrupt)
     except (SQLAlchemyError, Interrupted, LeaseLost):
-        raise  # where the database is away, that says nothing of this webhook
+        raise  # these say nothing about the receiver
     except Exception:
         logger.exception("Delivery %s to %s could not be posted", leased.id, leased.host)
-        return Outcome(UNPOSTED)
+        return Outcome(INTERNAL_ERROR_MESSAGE)
 
 
-def _note(leased: Leased, outcome: Outcome) -> None:
-    """Remember whether its host is well; where nobody was asked, as at a refusal, who knows."""
+def _record_host_health(leased: Leased, outcome: Outcome) -> None:
+    """Tell the circuit breaker how its host did; a refused URL says nothing about the host."""
     is_well = outcome.status_code is not None and (outcome.delivered or outcome.permanent)
     if is_well or not outcome.permanent:
-        resources.find(CircuitBreaker).note(leased.host, has_failed=not is_well)
+        resources.find(CircuitBreaker).record(leased.host, has_failed=not is_well)
 
 
 def _send(leased: Leased, interrupt: Interrupt) -> Outcome:

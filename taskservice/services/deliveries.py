@@ -1,4 +1,4 @@
-"""Deliveries: owed in the transaction that ends a task, leased by whoever posts them, recorded."""
+"""Deliveries: enqueued in the transaction that ends a task, leased to be posted, recorded."""
 
 import random
 from collections.abc import Collection, Sequence
@@ -32,35 +32,35 @@ from taskservice.database.types import Timestamp, database_now
 from taskservice.database.watcher import Watcher
 from taskservice.problems import Problem, not_found
 from taskservice.queries.deliveries import LEASE_SECONDS, is_due, is_pending, is_unleased
-from taskservice.services import turns
-from taskservice.services.turns import Room
+from taskservice.services import fair_queue
+from taskservice.services.fair_queue import HostSlots
 from taskservice.webhooks.transport import Outcome
 
-# A failed attempt is followed by the next one after so many seconds (contract, section 5).
+# Seconds from each failed attempt to the next one; after the last of them the delivery fails.
 SCHEDULE = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
 JITTER = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Leased:
-    """A delivery that its holder alone may attempt, until the lease runs out."""
+    """A delivery that only the holder of this lease may post, until the lease runs out."""
 
     id: str
     lease: str
     task_id: str
     user_id: str
     callback_url: str
-    # With its port, as in the URL: whose receiver may be slow or gone.
+    # With its port, as in the URL.
     host: str
     attempt_count: int
 
 
 class LeaseLost(Exception):
-    """A delivery that its holder may no longer post; as text one sentence that says why."""
+    """The delivery may no longer be posted; the text is one sentence that says why."""
 
     def __init__(self, reason: str, state: str) -> None:
         super().__init__(reason)
-        # As `Callback-Status` has it.
+        # The value for `Callback-Status`.
         self.state = state
 
 
@@ -81,7 +81,7 @@ _UNLEASED = (
     .order_by(Delivery.next_attempt_at)
     .limit(1)
 )
-# Of a process that has died, a lease runs out.
+# The lease of a process that died runs out.
 _LEASED = select(func.min(Delivery.leased_until)).where(Delivery.leased_until > database_now())
 _MOMENTS = union_all(select(_UNLEASED.subquery()), _LEASED).subquery()
 _NEXT = select(func.min(_MOMENTS.c.moment).label("next"), database_now().label("now"))
@@ -99,7 +99,7 @@ _CLAIM = (
         Delivery.attempt_count,
     )
 )
-_HELD = (
+_LEASE_IS_HELD = (
     Delivery.id == bindparam("of_delivery_id", type_=Identifier),
     Delivery.lease == bindparam("held_lease", type_=Identifier),
 )
@@ -107,12 +107,11 @@ _LEASE_NOW = select(
     Delivery.state,
     and_(Delivery.lease == bindparam("held_lease", type_=Identifier), ~is_unleased).label("holds"),
 ).where(Delivery.id == bindparam("of_delivery_id", type_=Identifier))
-_RELEASE = update(Delivery).where(*_HELD).values(**_NO_LEASE)
-_RECORD = update(Delivery).where(*_HELD)
-_KEEP_ATTEMPT = insert(Attempt).from_select(
+_RELEASE = update(Delivery).where(*_LEASE_IS_HELD).values(**_NO_LEASE)
+_RECORD = update(Delivery).where(*_LEASE_IS_HELD)
+_INSERT_ATTEMPT = insert(Attempt).from_select(
     ["delivery_id", "at", "duration_ms", "status_code", "message"],
-    # A delivery that was deleted meanwhile keeps nothing; of one that is just being deleted,
-    # PostgreSQL waits to see.
+    # The attempt of a deleted delivery is not stored; PostgreSQL waits for a deletion in progress.
     select(
         Delivery.id,
         bindparam("at", type_=Timestamp()),
@@ -138,13 +137,13 @@ _REDELIVER = (
 )
 
 
-# --- owed, and leased --------------------------------------------------------------------
+# --- enqueue and lease -------------------------------------------------------------------
 
 
 def enqueue(connection: Connection, task: TaskRow, now: str) -> Leased | None:
-    """Owe the webhook of a task that ends in this transaction, leased to the caller.
+    """Enqueue the webhook of a task that ends in this transaction, leased to the caller.
 
-    It takes the place of an older one that is still pending. None without a callback.
+    It replaces an older delivery that is still pending. Returns None for a task without callback.
     """
     if task.callback_url is None:
         return None
@@ -175,9 +174,9 @@ def enqueue(connection: Connection, task: TaskRow, now: str) -> Leased | None:
 
 
 def enqueue_for_loop(connection: Connection, task: TaskRow, now: str) -> None:
-    """Owe the webhook of a task that ends in this transaction, due now and leased to nobody.
+    """Enqueue the webhook of a task that ends in this transaction, due now and without a lease.
 
-    The loop notices by itself, within a second.
+    The delivery loop notices it within a second.
     """
     leased = enqueue(connection, task, now)
     if leased is not None:
@@ -185,9 +184,9 @@ def enqueue_for_loop(connection: Connection, task: TaskRow, now: str) -> None:
 
 
 def seconds_until_due() -> float | None:
-    """How long until one is due, or a lease runs out; None if neither will be.
+    """Seconds until a delivery is due or a lease runs out; 0 or less when one is due already.
 
-    0 or less when one is due already.
+    None when no delivery is pending.
     """
     with reading() as connection:
         row = connection.execute(_NEXT).one()
@@ -197,16 +196,16 @@ def seconds_until_due() -> float | None:
     return (due - now).total_seconds()
 
 
-def lease_due(limit: int, room: Room) -> Sequence[Leased]:
-    """Lease up to `limit` deliveries that are due, of each user those that have waited longest.
+def lease_due(limit: int, slots: HostSlots) -> Sequence[Leased]:
+    """Lease at most `limit` deliveries that are due, for each user the longest due first.
 
-    Users take turns: the next one is of the user who holds the fewest leases by then, in all
-    processes together. No host gets more than it has room for. For the sake of that fewer may
-    come although more are due: whoever wants them asks again.
+    Users take turns: the next delivery is of the user who then holds the fewest leases in all
+    processes. A host gets no more than its free slots, so that fewer than `limit` may be leased
+    although more are due: call it again.
     """
     with transaction() as connection:
-        in_turn = turns.in_turn(connection, limit, room)
-        ids = list(islice((row.id for row in in_turn if room.take(row.host)), limit))
+        due = fair_queue.due_deliveries(connection, limit, slots)
+        ids = list(islice((row.id for row in due if slots.acquire(row.host)), limit))
         lease = {"new_lease": timestamps.new_id(), "seconds": LEASE_SECONDS}
         return [
             Leased(**row._asdict()) for row in connection.execute(_CLAIM, {"ids": ids, **lease})
@@ -214,7 +213,7 @@ def lease_due(limit: int, room: Room) -> Sequence[Leased]:
 
 
 def release(leased: Collection[Leased]) -> None:
-    """End leases before their time, with no attempt counted: whoever comes next may post."""
+    """End leases early, with no attempt counted, so that another process may post."""
     if leased:
         with transaction() as connection:
             held = [{"of_delivery_id": each.id, "held_lease": each.lease} for each in leased]
@@ -222,14 +221,14 @@ def release(leased: Collection[Leased]) -> None:
         resources.find(Watcher).wake()
 
 
-# --- attempted ---------------------------------------------------------------------------
+# --- attempt -----------------------------------------------------------------------------
 
 
 def require_lease(leased: Leased) -> None:
-    """Raises LeaseLost unless the holder of this lease may still post its delivery.
+    """Raises LeaseLost unless this lease still allows its holder to post the delivery.
 
-    Its task may have been deleted meanwhile, or a late report may have replaced it. And after a
-    stop of this process (a suspended machine) its lease may have passed to another.
+    Its task may have been deleted, or a late report may have replaced the delivery. While this
+    machine was suspended, the lease may have run out and passed to another process.
     """
     with reading() as connection:
         held = {"of_delivery_id": leased.id, "held_lease": leased.lease}
@@ -243,14 +242,14 @@ def require_lease(leased: Leased) -> None:
 
 
 def record(leased: Leased, started: str, outcome: Outcome) -> str:
-    """Keep an attempt, and change its delivery unless the lease has passed to somebody else.
+    """Store an attempt, and update its delivery unless the lease has passed to another holder.
 
-    Returns the delivery's state by this outcome.
+    Returns the delivery's state after this outcome.
     """
-    state, delay = _consequence(outcome, leased.attempt_count)
+    state, delay = _next_state(outcome, leased.attempt_count)
     with transaction() as connection:
         connection.execute(
-            _KEEP_ATTEMPT,
+            _INSERT_ATTEMPT,
             {
                 "delivery_id": leased.id,
                 "at": started,
@@ -273,26 +272,26 @@ def record(leased: Leased, started: str, outcome: Outcome) -> str:
     return state
 
 
-def _consequence(outcome: Outcome, attempt_count: int) -> tuple[str, float | None]:
+def _next_state(outcome: Outcome, attempt_count: int) -> tuple[str, float | None]:
     """The delivery's next state, and the seconds until its next attempt if there is one."""
     if outcome.delivered:
         return DELIVERED, None
     if outcome.permanent or attempt_count >= len(SCHEDULE):
         return FAILED, None
-    # Apart from each other, so that a receiver that was down is not run over.
+    # Spread out, so that a receiver that was down is not flooded.
     delay = SCHEDULE[attempt_count] * random.uniform(1 - JITTER, 1 + JITTER)
-    # Never before it asks for; but "in a second", said each time, may not use up all
-    # attempts within seconds.
+    # Never before `Retry-After`, but never before the schedule either: a receiver that always
+    # says "in a second" must not use up all attempts at once.
     return PENDING, max(delay, outcome.retry_after or 0)
 
 
-# --- asked for again ---------------------------------------------------------------------
+# --- redeliver ---------------------------------------------------------------------------
 
 
 def redeliver(caller: Caller, task_id: str) -> str:
-    """Make the newest delivery of a task due now, in a new round; returns its id.
+    """Make the newest delivery of a task due now, with a new retry schedule; returns its id.
 
-    Raises 404, and 409 where there is none or it is just being posted.
+    Raises 404, and 409 when there is no delivery or it is being posted at this moment.
     """
     with transaction() as connection:
         visible = _TASK.where(visible_tasks).with_for_update()
@@ -300,7 +299,7 @@ def redeliver(caller: Caller, task_id: str) -> str:
             raise not_found("task")
         newest = connection.scalar(_NEWEST, {"task_id": task_id})
         if newest is None:
-            detail = "The task has no delivery: it still runs, or has no callback"
+            detail = "The task has no delivery: it is running, or has no callback"
             raise Problem(409, detail, code=NO_DELIVERY)
         _make_due(connection, newest)
     resources.find(Watcher).wake()
@@ -308,21 +307,21 @@ def redeliver(caller: Caller, task_id: str) -> str:
 
 
 def redeliver_any(delivery_id: str) -> None:
-    """The same for a delivery of any user's, by its own id. Raises 404 and 409."""
+    """Redeliver a delivery of any user by its own id. Raises 404 and 409."""
     with transaction() as connection:
         task_id = connection.scalar(_TASK_OF, {"id": delivery_id})
         if task_id is None:
-            raise Problem(404, f"There is no delivery {delivery_id}")
-        # Whoever ends the task once more waits, or has replaced this delivery already.
+            raise Problem(404, f"No such delivery: {delivery_id}")
+        # A late report waits for this lock, or has replaced this delivery already.
         connection.execute(_TASK.with_for_update(), {"task_id": task_id})
         newest = connection.scalar(_NEWEST, {"task_id": task_id})
         if newest != delivery_id:
-            raise Problem(409, f"A newer delivery has taken its place: {newest}")
+            raise Problem(409, f"A newer delivery has replaced it: {newest}")
         _make_due(connection, delivery_id)
     resources.find(Watcher).wake()
 
 
 def _make_due(connection: Connection, delivery_id: str) -> None:
     if connection.execute(_REDELIVER, {"of_delivery_id": delivery_id}).rowcount == 0:
-        detail = "It is being posted just now; see what comes of it first"
+        detail = "The delivery is being posted at this moment; wait for the outcome"
         raise Problem(409, detail, code=DELIVERY_UNDER_WAY)

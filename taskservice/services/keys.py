@@ -69,8 +69,8 @@ def create(caller: Caller, fields: dict[str, Any]) -> Any:
 def revoke_any(key_id: str) -> AnyRow:
     """Revoke any user's key, from the next request on; again changes nothing. Raises 404."""
     with transaction() as connection:
-        _revoke(connection, _known_key(connection, key_id))
-        return _known_key(connection, key_id)
+        _revoke(connection, _get_key(connection, key_id))
+        return _get_key(connection, key_id)
 
 
 def revoke(caller: Caller, key_id: str) -> AnyRow:
@@ -85,7 +85,7 @@ def revoke(caller: Caller, key_id: str) -> AnyRow:
                 409, "This is the last user key; only the server can revoke it", code=LAST_USER_KEY
             )
         _revoke(connection, key)
-        return _known_key(connection, key_id)
+        return _get_key(connection, key_id)
 
 
 def record_uses(uses: dict[str, str]) -> None:
@@ -97,7 +97,7 @@ def record_uses(uses: dict[str, str]) -> None:
             )
 
 
-def _known_key(connection: Connection, key_id: str) -> AnyRow:
+def _get_key(connection: Connection, key_id: str) -> AnyRow:
     return _require(connection.execute(_KEY, {"key_id": key_id}).one_or_none())
 
 

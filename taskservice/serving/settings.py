@@ -12,7 +12,7 @@ from gunicorn.sock import BaseSocket, TCP6Socket, TCPSocket, UnixSocket
 from gunicorn.util import is_ipv6
 
 from taskservice import resources
-from taskservice.background.upkeep import await_loops, start_loops
+from taskservice.background.upkeep import join_loops, start_loops
 from taskservice.config import Config
 from taskservice.operations import metrics
 from taskservice.operations.request_log import configure_logging
@@ -82,7 +82,7 @@ def connect_application(worker: Worker) -> None:
 
 
 def await_background(_arbiter: Arbiter, worker: Worker) -> None:
-    await_loops(worker.background_threads)
+    join_loops(worker.background_threads)
 
 
 def logger_class(config: Config) -> type[Logger]:

@@ -1,12 +1,12 @@
-"""Which hosts are not worth a wait, since their last attempts have just failed."""
+"""Tells which hosts not to wait for, because their last attempts failed."""
 
 import time
 from threading import Lock
 from typing import NamedTuple
 
-IN_A_ROW = 3
-SECONDS = 60.0
-HOSTS = 1_000
+MAX_FAILURES = 3
+OPEN_SECONDS = 60.0
+MAX_HOSTS = 1_000
 
 
 class _Failures(NamedTuple):
@@ -15,9 +15,9 @@ class _Failures(NamedTuple):
 
 
 class CircuitBreaker:
-    """Contains a host when its last attempts failed, three in a row, the last within a minute.
+    """Is open for a host after three failures in a row, until a minute after the last one.
 
-    Remembers of the hosts that failed the thousand which did so last.
+    It remembers at most 1,000 hosts, those that failed last.
     """
 
     def __init__(self) -> None:
@@ -25,26 +25,25 @@ class CircuitBreaker:
         # In the order of their last failure.
         self._failures: dict[str, _Failures] = {}
 
-    def __contains__(self, host: str) -> bool:
-        return self._recent(host) >= IN_A_ROW
+    def is_open(self, host: str) -> bool:
+        return self._recent_failures(host) >= MAX_FAILURES
 
-    def all(self) -> set[str]:
-        """The hosts that are in here now."""
+    def open_hosts(self) -> set[str]:
         with self._lock:
-            return {host for host in self._failures if host in self}
+            return {host for host in self._failures if self.is_open(host)}
 
-    def note(self, host: str, *, has_failed: bool) -> None:
-        """Take down how an attempt ended."""
+    def record(self, host: str, *, has_failed: bool) -> None:
+        """Count how an attempt ended: a success resets the count of its host."""
         with self._lock:
-            count = self._recent(host)
+            count = self._recent_failures(host)
             self._failures.pop(host, None)
             if has_failed:
                 self._failures[host] = _Failures(count + 1, time.monotonic())
-                if len(self._failures) > HOSTS:
+                if len(self._failures) > MAX_HOSTS:
                     del self._failures[next(iter(self._failures))]
 
-    def _recent(self, host: str) -> int:
+    def _recent_failures(self, host: str) -> int:
         failures = self._failures.get(host)
-        if failures is None or time.monotonic() - failures.last > SECONDS:
+        if failures is None or time.monotonic() - failures.last > OPEN_SECONDS:
             return 0
         return failures.in_a_row

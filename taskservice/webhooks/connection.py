@@ -18,13 +18,13 @@ from taskservice.webhooks.addresses import Address, read_address
 from taskservice.webhooks.destinations import Destinations, RefusedError, Target
 from taskservice.webhooks.interrupt import Interrupt
 
-INTAKE_BYTES = 64 * 1024
-LOOKUPS = 64
+MAX_ANSWER_BYTES = 64 * 1024
+MAX_LOOKUPS = 64
 
 Resolver = Callable[[str], list[str]]
 
 # A lookup can't be interrupted, only abandoned: so many may be under way at once.
-_lookups = threading.BoundedSemaphore(LOOKUPS)
+_lookups = threading.BoundedSemaphore(MAX_LOOKUPS)
 
 
 class NoAnswerError(Exception):
@@ -206,7 +206,7 @@ class _Answer(http.client.HTTPResponse):
 
     def __init__(self, deadline: Deadline, sock: socket.socket, method: str | None = None) -> None:
         super().__init__(sock, method=method)
-        self._intake = _Intake(sock, self.fp.detach(), deadline)
+        self._intake = _LimitedStream(sock, self.fp.detach(), deadline)
         self.fp = io.BufferedReader(self._intake)
 
     def begin(self) -> None:
@@ -218,14 +218,14 @@ class _Answer(http.client.HTTPResponse):
         self._intake.in_head = False
 
 
-class _Intake(io.RawIOBase):
+class _LimitedStream(io.RawIOBase):
     """The bytes that come from a receiver."""
 
     def __init__(self, sock: socket.socket, stream: io.RawIOBase, deadline: Deadline) -> None:
         self._sock = sock
         self._stream = stream
         self._deadline = deadline
-        self._left = INTAKE_BYTES
+        self._left = MAX_ANSWER_BYTES
         self.in_head = True
 
     def readable(self) -> bool:
@@ -234,7 +234,7 @@ class _Intake(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if not self._left:
             raise NoAnswerError(
-                f"The receiver sent {INTAKE_BYTES:,} bytes and no end of its answer."
+                f"The receiver sent {MAX_ANSWER_BYTES:,} bytes and no end of its answer."
             )
         self._sock.settimeout(self._deadline.remaining())
         count = self._stream.readinto(memoryview(buffer)[: self._left]) or 0

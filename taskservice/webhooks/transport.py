@@ -12,7 +12,7 @@ from requests.structures import CaseInsensitiveDict
 
 from taskservice.contract import http_headers
 from taskservice.webhooks.connection import (
-    INTAKE_BYTES,
+    MAX_ANSWER_BYTES,
     Connection,
     Deadline,
     NoAnswerError,
@@ -23,7 +23,7 @@ from taskservice.webhooks.connection import (
 from taskservice.webhooks.destinations import Destinations, RefusedError, check_url
 from taskservice.webhooks.interrupt import Interrupt
 
-RETRY_AFTER_MOST = 86_400.0
+MAX_RETRY_AFTER = 86_400.0
 
 _HEADERS = {
     "User-Agent": "taskservice",
@@ -72,7 +72,7 @@ def send(
     except (NoAnswerError, OSError, http.client.HTTPException) as error:
         outcome = Outcome(_explain(error, deadline))
     else:
-        outcome = _answered(response)
+        outcome = _outcome_of_answer(response)
     if outcome.status_code is None:
         interrupt.check()
     return outcome._replace(duration_ms=round(clock.elapsed() * 1000))
@@ -99,7 +99,7 @@ def _post(
         response = adapter.send(request.prepare())
         # Whatever its body does (a chunk of -5 bytes is a ValueError), it has answered.
         with contextlib.suppress(Exception):
-            response.raw.read(INTAKE_BYTES)
+            response.raw.read(MAX_ANSWER_BYTES)
     return response
 
 
@@ -143,7 +143,7 @@ class _Adapter(BaseAdapter):
             raise http.client.HTTPException from error
 
 
-def _answered(response: requests.Response) -> Outcome:
+def _outcome_of_answer(response: requests.Response) -> Outcome:
     status = response.status_code
     phrase = http.client.responses.get(status, "")  # the receiver's own may be anything
     sentence = f"The receiver answered {status} {phrase}".rstrip()
@@ -161,7 +161,7 @@ def _answered(response: requests.Response) -> Outcome:
 
 def _retry_after(response: requests.Response) -> float | None:
     seconds = http_headers.seconds(response.headers.get("Retry-After", ""))
-    return min(seconds, RETRY_AFTER_MOST) if seconds else None
+    return min(seconds, MAX_RETRY_AFTER) if seconds else None
 
 
 def _explain(error: Exception, deadline: float) -> str:

@@ -1,4 +1,4 @@
-"""Whose deliveries are sent next: users take turns, and no host gets more than it has room for."""
+"""Chooses the deliveries to send next: users take turns, and each host has a few slots."""
 
 from collections import Counter
 from collections.abc import Iterable, Set
@@ -11,42 +11,41 @@ from taskservice.database.rows import AnyRow
 from taskservice.database.types import Timestamp, database_now
 from taskservice.queries.deliveries import is_due, is_pending, is_unleased
 
-# One host that answers slowly or never leaves most senders of a process to the others.
-HOST_LIMIT = 4
-# A host that has just failed several times gets one, and all such hosts get so many.
-FAILING_LIMIT = 8
-# Where those that are due first are of hosts without room, so many hosts of a user are searched.
-HOSTS_MOST = 1_000
+# Attempts at one host that run at once in a process: a slow host leaves most of them to others.
+MAX_PER_HOST = 4
+# A host whose circuit breaker is open has one slot, and all such hosts together have these.
+MAX_TO_FAILING_HOSTS = 8
+# Hosts of a user that are searched when the first due deliveries are for hosts without a slot.
+MAX_HOSTS = 1_000
 
 
-class Room:
-    """How many more attempts each host may have from this process, beside those under way."""
+class HostSlots:
+    """The attempts that may still start at each host, beside the running ones of this process."""
 
-    def __init__(self, in_flight: Iterable[str], failing: Set[str]) -> None:
-        self._taken = Counter(in_flight)
+    def __init__(self, running: Iterable[str], failing: Set[str]) -> None:
+        self._used = Counter(running)
         self._failing = failing
-        self._left_to_failing = FAILING_LIMIT - sum(self._taken[host] for host in failing)
+        self._left_to_failing = MAX_TO_FAILING_HOSTS - sum(self._used[host] for host in failing)
 
-    def full(self) -> list[str]:
-        """The hosts without room, of those that have an attempt under way or are failing."""
-        return sorted(host for host in {*self._taken, *self._failing} if not self.has(host))
+    def full_hosts(self) -> list[str]:
+        return sorted(host for host in {*self._used, *self._failing} if not self.is_free(host))
 
-    def take(self, host: str) -> bool:
-        """Take a place of this host; False where it has none."""
-        has_room = self.has(host)
-        if has_room:
-            self._taken[host] += 1
+    def acquire(self, host: str) -> bool:
+        """Use a slot of this host; False when none is free."""
+        is_free = self.is_free(host)
+        if is_free:
+            self._used[host] += 1
             self._left_to_failing -= host in self._failing
-        return has_room
+        return is_free
 
-    def has(self, host: str) -> bool:
-        """Whether one more may be sent to this host."""
+    def is_free(self, host: str) -> bool:
+        """Whether this host has a free slot."""
         if host not in self._failing:
-            return self._taken[host] < HOST_LIMIT
-        return not self._taken[host] and self._left_to_failing > 0
+            return self._used[host] < MAX_PER_HOST
+        return not self._used[host] and self._left_to_failing > 0
 
 
-# However many deliveries of however few users are due, each of these reads a few of an index.
+# Each of these statements reads a few entries of an index, however many deliveries are due.
 _LEASES = (
     select(Delivery.user_id, func.count().label("count"))
     .where(Delivery.leased_until > database_now())
@@ -72,11 +71,11 @@ _USERS = (
 _OF_USER = (Delivery.user_id == bindparam("of_user_id", type_=Identifier), is_pending)
 _DUE = select(Delivery.id, Delivery.host, Delivery.next_attempt_at).where(is_due)
 _FIRST_DUE = (
-    # PostgreSQL uses an index for a moment only if that is given.
+    # PostgreSQL uses the index only when the moment is a parameter.
     _DUE.where(*_OF_USER, Delivery.next_attempt_at <= bindparam("now", type_=Timestamp()))
     .order_by(Delivery.next_attempt_at)
     .limit(bindparam("limit", type_=Integer()))
-    # PostgreSQL: what another process is just claiming is passed over, and not waited for.
+    # PostgreSQL: skip what another process is leasing, rather than wait for it.
     .with_for_update(skip_locked=True)
 )
 
@@ -85,12 +84,12 @@ def _first_host(*wanted: ColumnElement[bool]) -> Any:
     return select(func.min(Delivery.host)).where(*_OF_USER, *wanted).scalar_subquery()
 
 
-# From each host to the next one, past however many deliveries.
+# Steps from each host to the next one, however many deliveries it has.
 _EACH_HOST = select(_first_host().label("host")).cte("each_host", recursive=True)
 _EACH_HOST = _EACH_HOST.union_all(
     select(_first_host(Delivery.host > _EACH_HOST.c.host)).where(_EACH_HOST.c.host.is_not(None))
 )
-_HOSTS = select(_EACH_HOST.c.host).limit(HOSTS_MOST).subquery()
+_HOSTS = select(_EACH_HOST.c.host).limit(MAX_HOSTS).subquery()
 _FIRST_OF_HOST = (
     select(Delivery.id)
     .where(
@@ -113,25 +112,27 @@ _FIRST_DUE_OF_HOSTS = (
 )
 
 
-def in_turn(connection: Connection, limit: int, room: Room) -> list[AnyRow]:
-    """What is due, at most `limit` of each user, in the order in which it should be sent.
+def due_deliveries(connection: Connection, limit: int, slots: HostSlots) -> list[AnyRow]:
+    """Due deliveries, at most `limit` of each user, in the order in which to send them.
 
-    First comes what has waited longest of the users who hold the fewest leases, in all processes.
+    Users with the fewest leases in all processes come first, then what has been due for longest.
     """
-    turns: list[tuple[int, str, AnyRow]] = []
+    ranked: list[tuple[int, str, AnyRow]] = []
     for user in connection.execute(_USERS).all():
-        due = _due_of_user(connection, user, limit, room)
-        turns += [(user.leases + n, row.next_attempt_at, row) for n, row in enumerate(due)]
-    return [row for *_, row in sorted(turns, key=lambda turn: turn[:2])]
+        due = _due_of_user(connection, user, limit, slots)
+        ranked += [(user.leases + n, row.next_attempt_at, row) for n, row in enumerate(due)]
+    return [row for *_, row in sorted(ranked, key=lambda entry: entry[:2])]
 
 
-def _due_of_user(connection: Connection, user: AnyRow, limit: int, room: Room) -> list[AnyRow]:
-    """What is due and has room, what has waited longest first."""
+def _due_of_user(
+    connection: Connection, user: AnyRow, limit: int, slots: HostSlots
+) -> list[AnyRow]:
+    """Due deliveries of a user to hosts with a free slot, longest due first."""
     wanted = {"of_user_id": user.id, "now": user.now, "limit": limit}
     first = connection.execute(_FIRST_DUE, wanted).all()
-    with_room = [row for row in first if room.has(row.host)]
-    if with_room or len(first) < limit:
-        return with_room
-    # All of them wait for hosts that hang or fail: what is due at the user's others?
-    hosts = {**wanted, "full_hosts": room.full()}
+    sendable = [row for row in first if slots.is_free(row.host)]
+    if sendable or len(first) < limit:
+        return sendable
+    # All of these wait for slow or failing hosts: look at the user's other hosts.
+    hosts = {**wanted, "full_hosts": slots.full_hosts()}
     return list(connection.execute(_FIRST_DUE_OF_HOSTS, hosts))

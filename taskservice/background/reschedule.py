@@ -15,26 +15,26 @@ from taskservice.database.watcher import Watcher
 from taskservice.queries.deliveries import is_pending, is_too_far
 
 # How many are made due in one transaction, after the clock was set back.
-RECALLED = 200
+BATCH = 200
 _TOO_FAR = select(Delivery.id).where(is_too_far)
-_RECALL = (
+_MAKE_DUE = (
     update(Delivery)
     .where(Delivery.id.in_(bindparam("ids", expanding=True)), is_pending)
     .values(next_attempt_at=database_now())
 )
 
 
-def recall() -> None:
+def reschedule_far_deliveries() -> None:
     """Make due what is scheduled further away than any delay, since the clock was set back."""
     with reading() as connection:
         if connection.scalar(_TOO_FAR) is None:
             return
-    in_batches(_recall_batch)
+    in_batches(_reschedule_batch)
     resources.find(Watcher).wake()
 
 
-def _recall_batch() -> bool:
+def _reschedule_batch() -> bool:
     with transaction() as connection:
-        ids = connection.scalars(_TOO_FAR.limit(RECALLED).with_for_update(skip_locked=True)).all()
-        connection.execute(_RECALL, {"ids": ids})
-    return len(ids) == RECALLED
+        ids = connection.scalars(_TOO_FAR.limit(BATCH).with_for_update(skip_locked=True)).all()
+        connection.execute(_MAKE_DUE, {"ids": ids})
+    return len(ids) == BATCH
