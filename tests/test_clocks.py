@@ -161,7 +161,7 @@ def test_failed_look_at_the_clocks_puts_off_what_depends_on_them(
     end(app, alice, task, days=31)
     upkeep = Upkeep(app)
     with app.app_context():
-        upkeep._watch.look()
+        upkeep._clock.read_clocks()
         dispose(app)
         resources.find(Database, app).reader.pool._timeout = 0.01
 
@@ -171,7 +171,7 @@ def test_failed_look_at_the_clocks_puts_off_what_depends_on_them(
     event.listen(resources.find(Database, app).reader, "before_cursor_execute", refuse)
     upkeep.do_round()
     event.remove(resources.find(Database, app).reader, "before_cursor_execute", refuse)
-    assert upkeep._watch.now is None
+    assert upkeep._clock.now is None
     assert exists(alice, task)
 
 

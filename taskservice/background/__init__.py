@@ -1,1 +1,1 @@
-"""What belongs to no request: deliveries that are due, timeouts, retention, and disk space."""
+"""Work that belongs to no request: due deliveries, timeouts, retention and disk space."""

@@ -1,23 +1,21 @@
-"""Much work in small transactions, with room for other writers between them."""
+"""Runs long work in short transactions, with pauses for other writers."""
 
 import time
 from collections.abc import Callable
 
 from taskservice import resources
 
-# A transaction that removes many rows stops after so many seconds: whoever waits to write
-# waits that long, and for the disk.
+# A transaction that removes many rows ends after this time, for which other writers wait.
 BATCH_SECONDS = 0.03
-# What one chore may take of a round, so that the others get their turn and the next round
-# comes in time: six times it is worked in batches.
+# What one chore may take of a round. There are six chores with batches, and a round has 20 s.
 CHORE_SECONDS = 2.5
 
 
 def in_batches(batch: Callable[[], bool], seconds: float = CHORE_SECONDS) -> None:
-    """Call `batch`, a short transaction, until it returns False: that nothing is left.
+    """Call `batch`, a short transaction, until it returns False because nothing is left.
 
-    After each it rests as long as that took, so that writers wait for one at most. It ends
-    early after so many seconds, or when the process is about to stop.
+    After each batch it pauses for as long as the batch took, so that writers wait for one batch
+    at most. It ends early after `seconds`, or when the process begins to stop.
     """
     until = time.monotonic() + seconds
     began = time.monotonic()

@@ -1,10 +1,6 @@
-"""Makes due the deliveries that a jump of the clock has left too far ahead."""
+"""Makes deliveries due now that a clock set back has left too far in the future."""
 
-from sqlalchemy import (
-    bindparam,
-    select,
-    update,
-)
+from sqlalchemy import bindparam, select, update
 
 from taskservice import resources
 from taskservice.background.batches import in_batches
@@ -14,7 +10,7 @@ from taskservice.database.types import database_now
 from taskservice.database.watcher import Watcher
 from taskservice.queries.deliveries import is_pending, is_too_far
 
-# How many are made due in one transaction, after the clock was set back.
+# Deliveries in one transaction.
 BATCH = 200
 _TOO_FAR = select(Delivery.id).where(is_too_far)
 _MAKE_DUE = (
@@ -25,7 +21,7 @@ _MAKE_DUE = (
 
 
 def reschedule_far_deliveries() -> None:
-    """Make due what is scheduled further away than any delay, since the clock was set back."""
+    """Make deliveries due that are scheduled further ahead than any retry can be."""
     with reading() as connection:
         if connection.scalar(_TOO_FAR) is None:
             return

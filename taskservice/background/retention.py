@@ -1,4 +1,4 @@
-"""Retention: what ended long ago is removed, logs first, in small transactions."""
+"""Retention: removes old finished tasks, and logs before that, in small transactions."""
 
 import time
 from collections.abc import Callable
@@ -36,9 +36,9 @@ DAY_SECONDS = 86_400.0
 
 @dataclass(frozen=True)
 class Bounds:
-    """Tasks that ended before `tasks` go, and of those that ended before `logs` the logs.
+    """Tasks that ended before `tasks` are removed, and logs of tasks that ended before `logs`.
 
-    None: none of them.
+    None removes none.
     """
 
     tasks: str | None
@@ -46,14 +46,14 @@ class Bounds:
 
     @classmethod
     def of_settings(cls, now: str) -> "Bounds":
-        """As the settings have it at the moment `now`."""
+        """The bounds that the settings give at the moment `now`."""
         return cls(_before(now, current_app.config["RETENTION_DAYS"]),
                    _before(now, current_app.config["LOG_RETENTION_DAYS"]))  # fmt: skip
 
 
 @dataclass
 class Removed:
-    """How many tasks went, how many logs of other tasks, and about how many bytes they had."""
+    """The number of removed tasks, of logs of other tasks, and about how many bytes they had."""
 
     tasks: int = 0
     logs: int = 0
@@ -61,12 +61,12 @@ class Removed:
 
 
 _BEFORE = bindparam("before", type_=Timestamp())
-# A task whose webhook is still owed is left alone, with all that the webhook would hold.
+# A task with a pending webhook stays, with all that the webhook will contain.
 _ENDED = and_(
     Task.finished_at < _BEFORE,
     ~exists().where(Delivery.task_id == Task.id, Delivery.state == PENDING),
 )
-# User by user, which is how the index of what has ended is sorted.
+# User by user, as the index of finished tasks is sorted.
 _OLD_TASKS = and_(Task.user_id.in_(select(User.id)), _ENDED)
 _OLD_LOGS = and_(WITH_OLD_LOG, _ENDED)
 _STILL_OLD = select(Task.id).where(Task.id == bindparam("task_id", type_=Identifier), _ENDED)
@@ -87,7 +87,7 @@ _EMPTY_LOG = (
 
 
 def count_prunable(bounds: Bounds) -> Removed:
-    """What `prune_now` would remove."""
+    """What `prune_now` would remove, without removing it."""
     found = Removed()
     others = _OLD_LOGS
     if bounds.tasks is not None:
@@ -102,15 +102,15 @@ def count_prunable(bounds: Bounds) -> Removed:
 def prune(now: str) -> None:
     """Remove what is too old at `now` by the settings, for a few seconds at most.
 
-    Who is just reading a log that goes may read on until its lines are swept.
+    A reader of a removed log can read on until its lines are swept.
     """
     _Pruning(Bounds.of_settings(now)).run(CHORE_SECONDS)
 
 
 def prune_now(bounds: Bounds) -> Removed:
-    """Remove all that is too old, however long that takes; returns what that was.
+    """Remove all that is too old, however long that takes; returns what was removed.
 
-    The lines of its logs may be swept at once, under the eyes of whoever reads them.
+    The lines of its logs may be swept at once, even while they are being read.
     """
     pruning = _Pruning(bounds, dropped_ago=sweep.SWEEP_AFTER_SECONDS, measures=True)
     pruning.run(inf)
@@ -118,7 +118,7 @@ def prune_now(bounds: Bounds) -> Removed:
 
 
 class _Pruning:
-    """One run through all that is too old."""
+    """One pass over all that is too old."""
 
     def __init__(self, bounds: Bounds, dropped_ago: float = 0.0, measures: bool = False) -> None:
         self._bounds, self._dropped_ago, self._measures = bounds, dropped_ago, measures
@@ -137,17 +137,17 @@ class _Pruning:
         return select(Task.id, bytes_.label("bytes")).where(old).limit(BATCH)
 
     def _batch(
-        self, candidates: AnySelect, before: str, deed: Callable[[Connection, AnyRow], None]
+        self, candidates: AnySelect, before: str, remove_row: Callable[[Connection, AnyRow], None]
     ) -> bool:
-        """Do `deed` to some tasks for a moment; returns whether there may be more."""
+        """Call `remove_row` with some old tasks; returns whether there may be more."""
         with reading() as connection:
-            # Without the lock: to measure large ones takes a while.
+            # Outside the write transaction, since measuring large tasks takes long.
             tasks = connection.execute(candidates, {"before": before}).all()
         until, done = time.monotonic() + BATCH_SECONDS, 0
         with transaction() as connection:
             for task in tasks:
                 if _is_still_old(connection, task.id, before):
-                    deed(connection, task)
+                    remove_row(connection, task)
                     done += 1
                 if time.monotonic() > until:
                     return True
@@ -167,9 +167,9 @@ class _Pruning:
 
 
 def _is_still_old(connection: Connection, task_id: str, before: str) -> bool:
-    """Whether a task may go, and is now locked for that."""
-    # On PostgreSQL first, and by itself: a statement that locks a row has looked at the others
-    # before, and would miss a delivery that was just asked for again.
+    """Whether a task may be removed; it is then locked."""
+    # On PostgreSQL the lock is a statement of its own: a statement that locks a row has read the
+    # other tables before, and would miss a delivery that was just redelivered.
     if not has_writer_queue() and connection.scalar(_LOCK, {"task_id": task_id}) is None:
         return False
     return connection.scalar(_STILL_OLD, {"task_id": task_id, "before": before}) is not None
@@ -180,7 +180,7 @@ def _before(now: str, days: float) -> str | None:
 
 
 def _total(size: Any, old: ColumnElement[bool], before: str) -> tuple[int, int]:
-    """How many tasks are old, and about how many bytes they have."""
+    """The number of old tasks, and about how many bytes they have."""
     with reading() as connection:
         total = select(func.count(), func.coalesce(func.sum(size), 0)).where(old)
         count, bytes_ = connection.execute(total, {"before": before}).one()

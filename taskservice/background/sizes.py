@@ -1,4 +1,4 @@
-"""About how many bytes of the disk a task takes, with all that belongs to it and its indexes."""
+"""Estimates the bytes on disk of a task, with its log, deliveries and index entries."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ from sqlalchemy import ColumnElement, case, func, select
 from taskservice.database.models import Attempt, Delivery, Log, LogChunk, LogWriter, Task
 from taskservice.database.types import byte_length
 
-# What a row takes beside its longer texts, in its table and in all indexes; measured on
-# SQLite, and about as much on PostgreSQL.
+# Bytes of a row without its longer texts, in its table and all indexes; measured on SQLite, and
+# about the same on PostgreSQL.
 TASK = 760
 DELIVERY = 260
 ATTEMPT = 120

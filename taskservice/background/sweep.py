@@ -1,4 +1,4 @@
-"""Removes, in small batches, the lines of logs whose task is gone."""
+"""Removes the lines of dropped logs, in small batches."""
 
 from sqlalchemy import delete, func, select
 
@@ -7,9 +7,9 @@ from taskservice.database.models import Log, LogChunk
 from taskservice.database.transactions import transaction
 from taskservice.database.types import database_now
 
-# What is removed at once, so that no writer notices.
+# Chunks that are removed in one transaction, few enough that no writer notices.
 SWEEP_CHUNKS = 100
-# A dropped log may still be on its way to whoever deleted its task.
+# The answer to a deletion may still be streaming the log that it dropped.
 SWEEP_AFTER_SECONDS = 60
 _SWEEPABLE = (
     select(Log.id)
@@ -20,7 +20,7 @@ _SWEEPABLE = (
 
 
 def sweep(seconds: float = CHORE_SECONDS) -> None:
-    """Remove the lines of logs that were dropped a while ago, for so many seconds at most."""
+    """Remove the lines of logs that were dropped a minute ago, for at most `seconds`."""
     in_batches(_sweep_batch, seconds)
 
 

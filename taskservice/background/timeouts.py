@@ -1,4 +1,4 @@
-"""Timeouts: claimed tasks whose agents have fallen silent are ended, and their callbacks owed."""
+"""Timeouts: ends claimed tasks whose agents are silent, and enqueues their webhooks."""
 
 import logging
 import time
@@ -32,13 +32,14 @@ from taskservice.services.tasks import HEARTBEAT
 
 logger = logging.getLogger(__name__)
 
-# Nobody who could not be heard is blamed: after so many seconds without a look at the
-# tasks, or without anybody who serves, nothing is ended for so many more.
+# An agent that could not reach the service is not timed out: after a gap of MAX_GAP_SECONDS
+# without a round of upkeep or without a serving process, no task ends for GRACE_SECONDS.
 MAX_GAP_SECONDS = 60.0
 GRACE_SECONDS = 300.0
-# A clock that gains or loses more between two looks was set; less is how long a look may take.
+# A clock that gains or loses more seconds between two readings was set; a reading itself may take
+# less than that.
 MAX_DRIFT_SECONDS = 2.0
-# Of all who serve, one writes that down so often.
+# How often one of the serving processes writes the heartbeat.
 HEARTBEAT_SECONDS = 10.0
 BATCH = 50
 
@@ -47,16 +48,16 @@ def _ago(seconds: str) -> database_now:
     return database_now(-bindparam(seconds, type_=Float()))
 
 
-# A moment ahead is none: the clock was set.
-_IS_CURRENT: ColumnElement[bool] = ServiceHeartbeat.until.between(_ago("absence"), database_now())
+# A heartbeat in the future does not count: the clock was set.
+_IS_CURRENT: ColumnElement[bool] = ServiceHeartbeat.until.between(_ago("max_gap"), database_now())
 _RENEW = update(ServiceHeartbeat).values(
     since=case((_IS_CURRENT, ServiceHeartbeat.since), else_=database_now()), until=database_now()
 )
 _INSERT = insert(ServiceHeartbeat).values(id=1, since=database_now(), until=database_now())
 _WAS_SERVING = exists().where(_IS_CURRENT, ServiceHeartbeat.since <= _ago("grace"))
 _COLUMNS = (Task.id, Task.user_id, Task.callback_url, Task.timeout)
-# One select for each index, the one that has been silent for longest first. What somebody
-# is writing to at this moment is not silent.
+# One statement for each index, the longest silent first. A task that is locked is being written
+# to, so it is not silent.
 _SILENT_BY_DEFAULT: AnySelect = (
     select(*_COLUMNS)
     .where(CLAIMED, Task.last_heartbeat_at < bindparam("long_ago", type_=Timestamp()))
@@ -84,31 +85,31 @@ _END = (
 
 @retry_on_conflict
 def record_heartbeat() -> None:
-    """Write down that agents can be heard at this moment, for all who may end their tasks."""
+    """Record that agents can reach the service now, for all processes that may end tasks."""
     with reading() as connection:
         fresh = select(ServiceHeartbeat.id).where(_IS_CURRENT)
-        if connection.scalar(fresh, {"absence": HEARTBEAT_SECONDS}) is not None:
+        if connection.scalar(fresh, {"max_gap": HEARTBEAT_SECONDS}) is not None:
             return
     with transaction() as connection:
-        if connection.execute(_RENEW, {"absence": MAX_GAP_SECONDS}).rowcount == 0:
+        if connection.execute(_RENEW, {"max_gap": MAX_GAP_SECONDS}).rowcount == 0:
             connection.execute(_INSERT)
 
 
 @dataclass(frozen=True)
 class _ClockReading:
-    """What the clocks showed at one moment: the database's, this machine's, and one never set."""
+    """The database's clock, this machine's, and the monotonic one, read at one moment."""
 
     database: str
     machine: str
     monotonic: float
 
     def follows(self, before: "_ClockReading") -> bool:
-        """Whether all clocks have gone evenly since, without a gap."""
+        """Whether no clock was set and no gap has passed since the reading `before`."""
         passed = self.monotonic - before.monotonic
         return passed <= MAX_GAP_SECONDS and max(map(abs, self.jumps(before))) <= MAX_DRIFT_SECONDS
 
     def jumps(self, before: "_ClockReading") -> tuple[float, float]:
-        """By how many seconds the database's clock and this machine's were set since."""
+        """The seconds by which the database's clock and this machine's were set since `before`."""
         passed = self.monotonic - before.monotonic
         return (
             _seconds(before.database, self.database) - passed,
@@ -117,47 +118,47 @@ class _ClockReading:
 
 
 class ClockMonitor:
-    """Watches the clocks, and says when what is old by them may be ended or removed.
+    """Tells since when the clocks have been steady, so that old tasks may be ended or removed.
 
-    Time that passes while the machine sleeps, a clock that is set forward or back, and a
-    database that was away are all noticed as a jump or a gap between two looks.
+    A suspended machine, a clock that is set, and a database that was away all show as a gap or a
+    jump between two readings.
     """
 
     def __init__(self) -> None:
-        # The moment by the database's clock, once all has been steady for long enough.
+        # The database's time at the last reading; None until the clocks were steady long enough.
         self.now: str | None = None
-        # Whether `now` is the first such moment since the clocks were in doubt.
+        # Whether `now` is the first value since the clocks were last unsteady.
         self.is_first = False
         self._last: _ClockReading | None = None
-        self._since = 0.0
+        self._steady_since = 0.0
 
-    def look(self) -> None:
-        """Look at the clocks, once in each round, before `now` is used."""
+    def read_clocks(self) -> None:
+        """Read the clocks; call it once in each round, before `now` is used."""
         was_steady, self.now = self.now is not None, None
         database = database_moment()
-        look = _ClockReading(database, timestamps.now(), time.monotonic())
-        if self._last is None or not look.follows(self._last):
-            self._begin(look)
+        current = _ClockReading(database, timestamps.now(), time.monotonic())
+        if self._last is None or not current.follows(self._last):
+            self._restart(current)
             was_steady = False
-        self._last = look
-        if look.monotonic - self._since >= GRACE_SECONDS:
+        self._last = current
+        if current.monotonic - self._steady_since >= GRACE_SECONDS:
             self.now, self.is_first = database, not was_steady
 
-    def _begin(self, look: _ClockReading) -> None:
-        self._since = look.monotonic
+    def _restart(self, current: _ClockReading) -> None:
+        self._steady_since = current.monotonic
         if self._last is not None:
-            jumps = look.jumps(self._last)
+            jumps = current.jumps(self._last)
             logger.warning(
                 "After a gap of %.0f s, in which the database's clock was set by %+.0f s and this "
                 "machine's by %+.0f s, no task is timed out or pruned for %.0f s",
-                look.monotonic - self._last.monotonic, *jumps, GRACE_SECONDS,
+                current.monotonic - self._last.monotonic, *jumps, GRACE_SECONDS,
             )  # fmt: skip
 
 
 def correct_future_moments(now: str) -> None:
-    """Let begin now what lies ahead of now, since it was written while a clock was ahead.
+    """Set heartbeats and dropped logs that lie in the future, written by a fast clock, to now.
 
-    Otherwise a silent task would not be ended, and a log not swept, until then.
+    Otherwise a silent task would not end, and a log would not be swept, until that moment.
     """
     ahead = timestamps.moved(now, MAX_DRIFT_SECONDS)
     with transaction() as connection:
@@ -170,10 +171,10 @@ def correct_future_moments(now: str) -> None:
 
 
 def end_silent_tasks(now: str) -> None:
-    """End the tasks that have been silent for too long at `now`, if their agents could be heard."""
+    """End the tasks that are silent for too long at `now`, if a process has served meanwhile."""
     default: float = current_app.config["TASK_TIMEOUT"]
     with reading() as connection:
-        seconds = {"absence": MAX_GAP_SECONDS, "grace": GRACE_SECONDS}
+        seconds = {"max_gap": MAX_GAP_SECONDS, "grace": GRACE_SECONDS}
         if not connection.execute(select(_WAS_SERVING), seconds).scalar_one():
             return
     moments = {"now": now, "long_ago": timestamps.moved(now, -default)}
@@ -183,12 +184,12 @@ def end_silent_tasks(now: str) -> None:
 
 
 def _end_batch(silent: AnySelect, moments: dict[str, str]) -> bool:
-    """End some of the tasks that are silent; returns whether there may be more."""
+    """End some of the silent tasks; returns whether there may be more."""
     default: float = current_app.config["TASK_TIMEOUT"]
     with transaction() as connection:
         locked = silent.limit(BATCH).with_for_update(skip_locked=True)
         tasks = connection.execute(locked, moments).all()
-        # Taken here, as every end is: a list by end relies on that.
+        # Read inside the transaction, as at every end of a task: `sort=finishedAt` relies on it.
         now = timestamps.now()
         for task in tasks:
             timeout = task.timeout if task.timeout is not None else default

@@ -1,4 +1,4 @@
-"""The loop of a worker process: what has to be done and belongs to no request."""
+"""The loop of a worker process that does its chores, such as timeouts and retention."""
 
 import logging
 import threading
@@ -15,15 +15,14 @@ from taskservice.services import keys as key_service
 
 logger = logging.getLogger(__name__)
 
-# From the start of a round to the next, however long its chores take: silent tasks are
-# looked for so often.
+# From the start of a round to the start of the next one, however long its chores take.
 ROUND_SECONDS = 20.0
-# At the end, for what a loop then writes down.
+# At a stop, for what the loops still write.
 WRITE_SECONDS = 3.0
 
 
 def record_key_uses() -> None:
-    """Write down which keys were used in this process, and in which minute last."""
+    """Store when each key was last used in this process, to the minute."""
     key_service.record_uses(authentication.take_last_uses())
 
 
@@ -36,17 +35,17 @@ CHORES: tuple[Callable[[], None], ...] = (
 
 
 class Upkeep(threading.Thread):
-    """Does all chores every few seconds until the process stops, and once more then.
+    """Does all chores every 20 seconds until the process stops, and then once more.
 
-    `serves`: whether agents can be heard by this process.
+    `serves`: whether agents can reach this process.
     """
 
     def __init__(self, app: Flask, *, serves: bool = True) -> None:
         super().__init__(name="upkeep", daemon=True)
         self._app = app
         heartbeat = [timeouts.record_heartbeat] if serves else []
-        self._watch = timeouts.ClockMonitor()
-        self._first_chores = (*heartbeat, self._watch.look, self._end_silent, self._prune)
+        self._clock = timeouts.ClockMonitor()
+        self._first_chores = (*heartbeat, self._clock.read_clocks, self._end_silent, self._prune)
 
     def run(self) -> None:
         took = 0.0
@@ -57,7 +56,7 @@ class Upkeep(threading.Thread):
         self.do_round()
 
     def do_round(self) -> None:
-        """Do each chore; one that fails is logged and waits for the next round."""
+        """Do each chore; one that fails is logged and tried again in the next round."""
         with self._app.app_context():
             for chore in (*self._first_chores, *CHORES):
                 try:
@@ -66,18 +65,18 @@ class Upkeep(threading.Thread):
                     logger.exception("Upkeep failed at %s", chore.__name__)
 
     def _end_silent(self) -> None:
-        if self._watch.now is not None:
-            if self._watch.is_first:
-                timeouts.correct_future_moments(self._watch.now)
-            timeouts.end_silent_tasks(self._watch.now)
+        if self._clock.now is not None:
+            if self._clock.is_first:
+                timeouts.correct_future_moments(self._clock.now)
+            timeouts.end_silent_tasks(self._clock.now)
 
     def _prune(self) -> None:
-        if self._watch.now is not None:
-            retention.prune(self._watch.now)
+        if self._clock.now is not None:
+            retention.prune(self._clock.now)
 
 
 def start_loops(app: Flask, *, serves: bool) -> list[threading.Thread]:
-    """Start what works in the background of a process, until `stopping` tells it to end."""
+    """Start the background threads of a process, which end when it begins to stop."""
     delivery_loop = DeliveryLoop(app)
     resources.on_stop(delivery_loop.stop)
     loops = [Upkeep(app, serves=serves), delivery_loop]
@@ -87,7 +86,7 @@ def start_loops(app: Flask, *, serves: bool) -> list[threading.Thread]:
 
 
 def join_loops(loops: Iterable[threading.Thread]) -> None:
-    """Let the loops finish what they are at, for a few seconds at most."""
+    """Wait a few seconds for the loops to finish their current work."""
     until = time.monotonic() + STOP_SECONDS + WRITE_SECONDS
     for loop in loops:
         loop.join(max(0.0, until - time.monotonic()))

@@ -1,4 +1,4 @@
-"""Space on the disk: what was removed from an SQLite file is given back, a little at a time."""
+"""Gives the free space of an SQLite file back to the disk, a little at a time."""
 
 from pathlib import Path
 from typing import Any
@@ -7,21 +7,18 @@ from taskservice.background.batches import CHORE_SECONDS, in_batches
 from taskservice.database.transactions import has_writer_queue, writer_turn
 from taskservice.database.types import db
 
-# Room for the next writes that is left in the file.
+# Free space that stays in the file for the next writes.
 SPARE_BYTES = 1024 * 1024
-# What is given back at once, so that no writer notices.
+# Pages that are given back in one step, few enough that no writer notices.
 STEP_PAGES = 250
-# SQLite itself empties its write-ahead log now and then, but leaves the file at its size.
+# SQLite empties its write-ahead log by itself, but does not shorten the file.
 LARGE_LOG_BYTES = 8 * 1024 * 1024
-# For how long writers are kept waiting to see the last reader off.
+# How long writers wait for the last reader of the write-ahead log.
 CHECKPOINT_MILLISECONDS = 50
 
 
 def shrink(seconds: float = CHORE_SECONDS) -> None:
-    """Shorten SQLite's files by what they no longer hold; PostgreSQL sees to its own.
-
-    For so many seconds at most.
-    """
+    """Shorten SQLite's files by their free space, for at most `seconds`; none on PostgreSQL."""
     if not has_writer_queue():
         return
     connection = db.engine.raw_connection()
@@ -31,12 +28,12 @@ def shrink(seconds: float = CHORE_SECONDS) -> None:
         if file.is_shorter or file.log_bytes() > LARGE_LOG_BYTES:
             file.empty_log()
     finally:
-        # A connection with another busy timeout is for nobody else.
+        # Its busy timeout was changed, so it must not return to the pool.
         connection.invalidate()
 
 
 class _File:
-    """SQLite's file, over a connection that is in no transaction."""
+    """The file of SQLite, through a connection that is in no transaction."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -48,7 +45,7 @@ class _File:
         if self._number("freelist_count") <= self._spare_pages + STEP_PAGES:
             return False
         with writer_turn():
-            # Only a script is run to its end; `execute` would give back a single page.
+            # `execute` would run only the first step, and give back a single page.
             self._connection.executescript(f"PRAGMA incremental_vacuum({STEP_PAGES})")
         self.is_shorter = True
         return True
@@ -58,10 +55,10 @@ class _File:
         return log.stat().st_size if log.exists() else 0
 
     def empty_log(self) -> None:
-        """Move the write-ahead log into the database, and cut it off if nobody reads from it."""
+        """Move the write-ahead log into the database, and truncate it if no reader uses it."""
         self._connection.execute(f"PRAGMA busy_timeout = {CHECKPOINT_MILLISECONDS}")
-        # In turn, although it need not be: SQLite before 3.51.3 can corrupt a database
-        # when somebody writes at the very end of a checkpoint.
+        # With the writer turn: SQLite before 3.51.3 can corrupt a database when another
+        # connection writes at the very end of a checkpoint.
         with writer_turn():
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
