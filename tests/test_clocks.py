@@ -229,6 +229,6 @@ def test_check_tells_of_deliveries_that_are_scheduled_too_far_away(
     change(app, next_attempt_at=database_now(40 * DAY))
     found = check(config.DATA, DATABASE_URL=url)["deliveries"]
     assert found["state"] == "warning"
-    assert found["message"].startswith("1 scheduled further away")
+    assert found["message"].startswith("1 scheduled further ahead")
     Upkeep(app).do_round()
     assert check(config.DATA, DATABASE_URL=url)["deliveries"]["state"] == "ok"

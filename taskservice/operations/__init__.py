@@ -1,1 +1,1 @@
-"""What an operator needs: health, metrics, the request log, the database check, backups."""
+"""For operators: health, metrics, the request log, the database check, backups."""

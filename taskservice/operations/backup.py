@@ -1,4 +1,4 @@
-"""A verified copy of the SQLite database, made while others write."""
+"""Makes a verified copy of the SQLite database while the service writes to it."""
 
 import fcntl
 import glob
@@ -19,21 +19,21 @@ from taskservice.database.files import sync
 from taskservice.database.migrations import DatabaseError
 from taskservice.operations import database_check
 
-# Between two steps the copying and the checking can be interrupted.
+# The size of the steps between which a backup can be interrupted.
 STEP_PAGES = 1_000
 STEP_INSTRUCTIONS = 100_000
 
 
 class BackupError(Exception):
-    """There is no backup; the message is one line for the operator."""
+    """The backup failed; the message is one line for the operator."""
 
 
 def backup(database: Path, target: Path, replace: bool = False) -> str:
-    """Copy an SQLite database to `target`, which nobody but its owner may read.
+    """Copy an SQLite database to `target`, readable by its owner only; returns its revision.
 
-    All that was committed before the call is in it. Nobody waits for it, and the file has
-    its name only once it is whole, found sound, and on the disk. Returns its revision.
-    Raises BackupError, with nothing changed.
+    The copy contains all that was committed before the call, and no writer waits for it. The
+    file gets its name only when it is complete, checked, and synced to the disk. Raises
+    BackupError, with nothing changed.
     """
     _check(database, target, replace)
     try:
@@ -63,7 +63,7 @@ def _check(database: Path, target: Path, replace: bool) -> None:
 
 @contextmanager
 def _draft(target: Path) -> Iterator[Path]:
-    """An empty file beside the target, which is gone at the end unless it was renamed."""
+    """An empty file beside the target, removed at the end unless it was renamed."""
     _remove_stale_drafts(target)
     draft = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     try:
@@ -77,21 +77,21 @@ def _draft(target: Path) -> Iterator[Path]:
 
 
 def _create_locked(draft: Path) -> int:
-    """Make the file; its lock, held as long as this descriptor is open, says that we live."""
+    """Create and lock the file; while its descriptor is open, the draft is not stale."""
     while True:
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with suppress(OSError):  # a file system that knows no locks
+        with suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:
             return descriptor
-        # Somebody took it for stale, before it was locked.
+        # Another backup removed it as stale before it was locked.
         os.close(descriptor)
 
 
 def _remove_stale_drafts(target: Path) -> None:
-    """What a killed backup left, which holds secrets as the database does."""
+    """Remove what killed backups left: it contains the same secrets as the database."""
     for draft in target.parent.glob(f"{glob.escape(target.name)}.{'[0-9a-f]' * 8}.part"):
-        with suppress(OSError):  # somebody is at it, or it is another's
+        with suppress(OSError):  # it is in use, or belongs to another user
             descriptor = os.open(draft, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -106,24 +106,24 @@ def _copy(database: Path, draft: Path) -> None:
         closing(sqlite3.connect(draft)) as copy,
     ):
         source.isolation_level = None
-        # One state from the first page to the last; otherwise each write by anybody would
-        # have the copying begin anew. Who writes does not wait for who reads.
+        # Copy one snapshot: otherwise each write would restart the copy. Writers do not wait for
+        # readers.
         source.execute("BEGIN")
         source.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        # Nobody knows of this file before it is whole.
+        # The file is not used before it is complete.
         copy.execute("PRAGMA journal_mode = OFF")
         copy.execute("PRAGMA synchronous = OFF")
-        # Between two steps Python looks whether a signal has come.
+        # Between two steps Python handles signals.
         source.backup(copy, pages=STEP_PAGES, progress=lambda *_: None)
 
 
 def _verified(draft: Path) -> str:
-    """The revision of a copy that is sound; raises BackupError otherwise."""
+    """Check a copy and return its revision; raises BackupError if it is not sound."""
 
     def connect() -> Any:
-        # Nobody else has it open, so nothing is made beside it.
+        # Immutable, so that SQLite creates no files beside it.
         connection = sqlite3.connect(_uri(draft, "mode=ro&immutable=1"), uri=True)
-        # So that a signal is noticed here too.
+        # Lets Python handle signals during the check.
         connection.set_progress_handler(lambda: 0, STEP_INSTRUCTIONS)
         return connection
 

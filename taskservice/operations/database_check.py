@@ -1,4 +1,4 @@
-"""Looks a database over: its software, its structure, what it holds, and its disk."""
+"""Checks a database: its software, its structure, its contents and its disk."""
 
 import os
 import platform
@@ -31,20 +31,19 @@ from taskservice.queries.deliveries import is_too_far
 OK, WARNING, ERROR = "ok", "warning", "error"
 
 MEGABYTE = 1024 * 1024
-# With less room than this a warning is due, with less than that the next writes may fail.
+# With less free space than the first there is a warning; below the second, writes may fail.
 LOW_DISK_BYTES = 1024 * MEGABYTE
 FULL_DISK_BYTES = 16 * MEGABYTE
-# A delivery is due for moments only, as long as some process sees to it: later than this a
-# warning is due, later than that it is an error.
+# A delivery is due for moments only while a process posts it: past the first there is a warning,
+# past the second an error.
 LATE_SECONDS = 300.0
 TOO_LATE_SECONDS = 3_600.0
-# Where SQLite's rare corruption of databases with several writers is mended, by release.
+# The releases of SQLite without its rare corruption of databases with several writers.
 FIXED_VERSIONS = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
 
-# What the promises of the service need of each connection to SQLite.
+# What durability needs of each connection to SQLite.
 PRAGMAS = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "auto_vacuum": 2}
-# The same of PostgreSQL: an answer is a promise, which a power cut must not break. Whether a
-# commit waits for the disk, the service itself says.
+# What durability needs of PostgreSQL. Whether a commit waits for the disk, the service itself sets.
 DURABILITY_SETTINGS = ("fsync", "full_page_writes")
 
 _TOO_FAR = select(func.count()).select_from(Delivery).where(is_too_far)
@@ -54,7 +53,7 @@ Verdict: TypeAlias = tuple[str, str]
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found: its state is `ok`, `warning` or `error`."""
+    """The result of one check; `state` is `ok`, `warning` or `error`."""
 
     check: str
     state: str
@@ -62,7 +61,7 @@ class Finding:
 
 
 def findings(config: Config) -> Iterator[Finding]:
-    """Look over the database of these settings as it is: nothing is migrated, and none is made."""
+    """Check the database of these settings as it is: it is neither migrated nor created."""
     address = make_url(config.DATABASE_URL)
     yield Finding("python", OK, f"Python {platform.python_version()}")
     is_sqlite = address.get_backend_name() == "sqlite"
@@ -84,21 +83,21 @@ def findings(config: Config) -> Iterator[Finding]:
 
 
 def sqlite_version(version: tuple[int, int, int]) -> Verdict:
-    """Whether this version of SQLite has its rare bug with several connections."""
+    """Whether this version of SQLite has the rare bug with several connections."""
     shown = f"SQLite {'.'.join(map(str, version))}"
-    mended = version >= FIXED_VERSIONS[0] or any(
+    is_fixed = version >= FIXED_VERSIONS[0] or any(
         version[:2] == release[:2] and version >= release for release in FIXED_VERSIONS
     )
-    if mended:
+    if is_fixed:
         return OK, shown
     return WARNING, (
-        f"{shown} can in rare cases corrupt a database that several programs write to; "
-        "pip install 'taskservice[sqlite]' brings a newer one"
+        f"{shown} can in rare cases corrupt a database with several writers; "
+        "pip install 'taskservice[sqlite]' installs a newer one"
     )
 
 
 def integrity_problems(connection: Connection) -> list[str]:
-    """What is wrong with the pages and the references of an SQLite database; empty if nothing."""
+    """What is wrong with the pages and references of an SQLite database; empty when sound."""
     pages = connection.exec_driver_sql("PRAGMA integrity_check(10)").scalars().all()
     problems = [] if list(pages) == ["ok"] else [str(line) for line in pages]
     broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
@@ -106,7 +105,7 @@ def integrity_problems(connection: Connection) -> list[str]:
 
 
 def schema_differences(connection: Connection) -> list[str]:
-    """What the models have and the database has not; what it has beyond them does no harm."""
+    """What the models have and the database lacks; what it has beyond them does no harm."""
     context = MigrationContext.configure(connection, opts={"compare_type": True})
     found = [
         _described(difference) for difference in _flat(compare_metadata(context, Base.metadata))
@@ -115,28 +114,28 @@ def schema_differences(connection: Connection) -> list[str]:
 
 
 def _run_checks(
-    address: URL, looks: Mapping[str, Callable[[Connection], Verdict]]
+    address: URL, checks: Mapping[str, Callable[[Connection], Verdict]]
 ) -> Iterator[Finding]:
     engine = _engine(address)
     try:
         with engine.connect() as connection:
-            for check, look in looks.items():
-                yield Finding(check, *_verdict(look, connection))
+            for name, check in checks.items():
+                yield Finding(name, *_verdict(check, connection))
     except (DBAPIError, sqlite3.Error) as error:
         yield Finding("connection", ERROR, reason(error))
 
 
-def _verdict(look: Callable[[Connection], Verdict], connection: Connection) -> Verdict:
+def _verdict(check: Callable[[Connection], Verdict], connection: Connection) -> Verdict:
     try:
-        return look(connection)
+        return check(connection)
     except (DBAPIError, sqlite3.Error, DatabaseError) as error:
-        # One that PostgreSQL refused would have all that follow refused as well.
+        # After an error PostgreSQL refuses every statement of the same transaction.
         connection.rollback()
         return ERROR, reason(error)
 
 
 def reason(error: Exception) -> str:
-    """What the database said, in one line."""
+    """The error of the database in one line."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     return str(cause).strip().partition("\n")[0]
 
@@ -150,14 +149,14 @@ def _engine(address: URL) -> Engine:
     return engine
 
 
-# --- what both databases have ------------------------------------------------------------
+# --- both databases ----------------------------------------------------------------------
 
 
 def _private(path: Path) -> Verdict:
-    """Whether only its owner may read or write a file, or enter a folder."""
+    """Whether only the owner may access a file or folder."""
     mode = path.stat().st_mode & 0o777
     if mode & 0o077:
-        return WARNING, f"{path} holds secrets, and is open to other users (mode {mode:o})"
+        return WARNING, f"{path} contains secrets and is open to other users (mode {mode:o})"
     return OK, str(path)
 
 
@@ -166,22 +165,22 @@ def _revision(connection: Connection) -> Verdict:
     if found is None:
         return ERROR, "The database is empty"
     if found != head:
-        return WARNING, f"Revision {found}; any other command brings it to {head}"
+        return WARNING, f"Revision {found}; any other command upgrades it to {head}"
     return OK, f"Revision {found}"
 
 
 def _schema(connection: Connection) -> Verdict:
     if migrations.revision(connection) != migrations.head():
-        return WARNING, "Not compared, since the revision is not the newest"
+        return WARNING, "Not compared, since the revision is not the latest"
     problems = schema_differences(connection)
-    return (ERROR, "; ".join(problems)) if problems else (OK, "As the models say")
+    return (ERROR, "; ".join(problems)) if problems else (OK, "It is as the models define it")
 
 
 def _deliveries(connection: Connection) -> Verdict:
     too_far = connection.execute(_TOO_FAR).scalar_one()
     if too_far:
         return WARNING, (
-            f"{too_far} scheduled further away than any attempt can be, since the clock was set; "
+            f"{too_far} scheduled further ahead than any retry can be: the clock was set back; "
             "`taskservice serve` or `taskservice worker` makes them due"
         )
     oldest = connection.execute(OLDEST_DUE).one_or_none()
@@ -192,11 +191,11 @@ def _deliveries(connection: Connection) -> Verdict:
     if seconds < LATE_SECONDS:
         return OK, text
     state = ERROR if seconds >= TOO_LATE_SECONDS else WARNING
-    return state, f"{text}; does `taskservice serve` or `taskservice worker` run?"
+    return state, f"{text}; is `taskservice serve` or `taskservice worker` running?"
 
 
 def _flat(differences: Any) -> Iterator[tuple[Any, ...]]:
-    """Alembic's differences, those of one column each for itself."""
+    """Alembic's differences, with the nested ones of a column flattened."""
     for difference in differences:
         if isinstance(difference, list):
             yield from _flat(difference)
@@ -205,7 +204,7 @@ def _flat(differences: Any) -> Iterator[tuple[Any, ...]]:
 
 
 def _described(difference: tuple[Any, ...]) -> str:
-    """One of Alembic's differences in words; empty for what the models do not know."""
+    """A difference of Alembic's in words; empty for what the models do not have."""
     kind = str(difference[0])
     if kind.startswith("modify_"):
         return f"column {difference[2]}.{difference[3]} differs in its {kind[len('modify_') :]}"
@@ -217,7 +216,7 @@ def _described(difference: tuple[Any, ...]) -> str:
 
 
 def _missing_constraints(connection: Connection) -> list[str]:
-    # Alembic does not compare those that check a row.
+    # Alembic does not compare check constraints.
     query = "SELECT conname FROM pg_constraint"
     if connection.dialect.name == "sqlite":
         query = "SELECT sql FROM sqlite_master WHERE type = 'table'"
@@ -244,11 +243,11 @@ def _file(path: Path) -> Verdict:
 
 
 def _disk(path: Path) -> Verdict:
-    room = shutil.disk_usage(path.parent).free
-    text = f"{room / MEGABYTE:,.0f} MB are free"
-    if room < FULL_DISK_BYTES:
+    free = shutil.disk_usage(path.parent).free
+    text = f"{free / MEGABYTE:,.0f} MB are free"
+    if free < FULL_DISK_BYTES:
         return ERROR, text
-    return (WARNING if room < LOW_DISK_BYTES else OK), text
+    return (WARNING if free < LOW_DISK_BYTES else OK), text
 
 
 def _pragmas(connection: Connection) -> Verdict:
@@ -259,7 +258,7 @@ def _pragmas(connection: Connection) -> Verdict:
     text = ", ".join(f"{name} {value}" for name, value in found.items())
     wrong = [name for name, value in PRAGMAS.items() if found[name] != value]
     if wrong == ["auto_vacuum"]:
-        return WARNING, f"{text}: no space is given back to the disk"
+        return WARNING, f"{text}: freed space is not given back to the disk"
     return (ERROR, f"{text}: should be {PRAGMAS}") if wrong else (OK, text)
 
 
@@ -267,7 +266,7 @@ def _integrity(connection: Connection) -> Verdict:
     problems = integrity_problems(connection)
     if problems:
         return ERROR, "; ".join(problems[:3])
-    return OK, "Every page and every reference"
+    return OK, "All pages and references are sound"
 
 
 _SQLITE_CHECKS = {

@@ -1,4 +1,4 @@
-"""Whether the database can be used, and how much is in it, asked without long waits."""
+"""Tells whether the database can be used, and how much it holds, within a short time."""
 
 import logging
 import os
@@ -29,17 +29,17 @@ logger = logging.getLogger(__name__)
 
 READY_SECONDS = 1.0
 METRICS_SECONDS = 2.0
-# What took a second to find out is not looked up again for so many.
+# A result that took one second is reused for this many.
 CACHE_FACTOR = 20.0
-# A disk with less room than this is full: the next writes would fail.
+# With less free space the disk counts as full, since the next writes would fail.
 MIN_FREE_BYTES = 64 * 1024
 
 FAILURES = (SQLAlchemyError, OSError)
 
 _READ_ONLY = text("SELECT current_setting('transaction_read_only') = 'on' FROM alembic_version")
 _REVISION = text("SELECT version_num FROM alembic_version")
-# Each count is of an index, and all but the two of whole tables of a small part of it: with
-# a million tasks and as many deliveries this takes 50 ms, where GROUP BY takes a second.
+# Each count reads an index, and all but two of them a small part of it: with a million tasks and
+# a million deliveries this takes 50 ms, where GROUP BY takes a second.
 _COUNTS = text("""
     SELECT (SELECT count(*) FROM tasks) AS tasks,
         (SELECT coalesce(sum((
@@ -65,42 +65,42 @@ _SIZE = select(func.pg_database_size(func.current_database()))
 
 
 class DatabaseProbe(Generic[T]):
-    """What the database is asked by one thread of its own at a time, for all who want to know.
+    """Runs `query` in a thread, one at a time, and gives its result to all callers.
 
-    They wait only as long as they like, also where the database itself would never answer.
-    An answer is given again until `rest` times as long has passed as it took.
+    Callers wait for a limited time even if the database never answers. A result is reused for
+    `cache_factor` times as long as the query took.
     """
 
-    def __init__(self, app: Flask, ask: Callable[[], T], rest: float = 0.0) -> None:
-        self._app, self._ask, self._rest = app, ask, rest
+    def __init__(self, app: Flask, query: Callable[[], T], cache_factor: float = 0.0) -> None:
+        self._app, self._query, self._cache_factor = app, query, cache_factor
         self._lock = Lock()
-        self._answer: Future[T] | None = None
-        self._good_until = 0.0
+        self._result: Future[T] | None = None
+        self._reused_until = 0.0
 
-    def answer(self, seconds: float) -> T:
-        """Raises TimeoutError when there is none in time, and whatever the asking raised."""
+    def result(self, seconds: float) -> T:
+        """Raises TimeoutError when there is no result in time, and what the query raises."""
         with self._lock:
-            answer = self._answer
-            if answer is None or (answer.done() and time.monotonic() >= self._good_until):
-                answer = Future()
-                Thread(target=self._run, args=(answer,), name="health", daemon=True).start()
-                self._answer = answer
+            result = self._result
+            if result is None or (result.done() and time.monotonic() >= self._reused_until):
+                result = Future()
+                Thread(target=self._run, args=(result,), name="health", daemon=True).start()
+                self._result = result
         try:
-            return answer.result(seconds)
+            return result.result(seconds)
         except TimeoutError:
             raise TimeoutError(f"no answer in {seconds:g} s") from None
 
-    def _run(self, answer: Future[T]) -> None:
+    def _run(self, result: Future[T]) -> None:
         began = time.monotonic()
         try:
             with self._app.app_context():
-                found = self._ask()
+                found = self._query()
         except Exception as error:
-            answer.set_exception(error)
+            result.set_exception(error)
         else:
             ended = time.monotonic()
-            self._good_until = ended + self._rest * (ended - began)
-            answer.set_result(found)
+            self._reused_until = ended + self._cache_factor * (ended - began)
+            result.set_result(found)
 
 
 class ReadinessProbe(DatabaseProbe[None]):
@@ -108,7 +108,7 @@ class ReadinessProbe(DatabaseProbe[None]):
 
 
 class MetricsProbe(DatabaseProbe[list[Metric]]):
-    """What is in the database, as metrics."""
+    """How much the database holds, as metrics."""
 
 
 def init_app(app: Flask) -> None:
@@ -117,18 +117,18 @@ def init_app(app: Flask) -> None:
 
 
 def require_usable() -> None:
-    """Raises a Problem, 503, unless the database lets itself be read and written."""
+    """Raises a Problem, 503, unless the database can be read and written."""
     try:
-        resources.find(ReadinessProbe).answer(READY_SECONDS)
+        resources.find(ReadinessProbe).result(READY_SECONDS)
     except FAILURES as error:
         logger.error("The database can't be used: %s", getattr(error, "orig", error))
         raise database_unavailable() from None
 
 
 def database_metrics() -> list[Metric]:
-    """What is in the database, as metrics; of one that gives no answer only that it is down."""
+    """How much the database holds; without an answer only the metric that it is down."""
     try:
-        found = resources.find(MetricsProbe).answer(METRICS_SECONDS)
+        found = resources.find(MetricsProbe).result(METRICS_SECONDS)
     except FAILURES as error:
         logger.error("The database can't be measured: %s", getattr(error, "orig", error))
         return [_is_up(False)]
@@ -140,7 +140,7 @@ def _is_up(up: bool) -> Metric:
 
 
 def _check_usable() -> None:
-    """Do what a write does, but change nothing; raises what is in the way of it."""
+    """Begin a write transaction that changes nothing; raises what would prevent a write."""
     file = _file()
     if file is not None:
         _check_file(file)
@@ -152,17 +152,17 @@ def _check_usable() -> None:
 
 
 def _file() -> Path | None:
-    """SQLite's file; None where the database is another."""
+    """The file of SQLite; None with PostgreSQL."""
     url = db.engine.url
     return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
 
 
 def _check_file(file: Path) -> None:
-    # A connection that is open already would not notice that its file has gone.
+    # An open connection does not notice that its file was removed.
     if not os.access(file, os.R_OK | os.W_OK):
         raise PermissionError(f"{file} is missing or read-only")
-    with TemporaryFile(dir=file.parent) as room:
-        room.write(bytes(MIN_FREE_BYTES))
+    with TemporaryFile(dir=file.parent) as file_of_zeros:
+        file_of_zeros.write(bytes(MIN_FREE_BYTES))
 
 
 def _count_rows() -> list[Metric]:
@@ -191,7 +191,7 @@ def _count_rows() -> list[Metric]:
         ),
         _gauge(
             "oldest_due_delivery_age_seconds",
-            "For how long the delivery that waits longest has been due; 0 when none is.",
+            "Seconds for which the oldest due delivery has been due; 0 when none is due.",
             Sample({}, age(oldest.next_attempt_at, oldest.now) if oldest else 0.0),
         ),
         _gauge(

@@ -1,4 +1,4 @@
-"""What the service counts, in memory that its workers share, and the text Prometheus reads."""
+"""Counts requests in memory that all workers share, and writes the Prometheus text format."""
 
 import mmap
 import sys
@@ -13,22 +13,22 @@ from taskservice import __version__
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-# The upper bounds of the histogram's buckets, in seconds; the last bucket has none.
+# Upper bounds of the histogram's buckets in seconds; the last bucket has no bound.
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-# Anybody can invent methods and paths: what is none of ours is counted together.
+# Unknown methods and paths are counted together, since clients can invent any number of them.
 OTHER = "other"
 
-# So many processes can count at once: WORKERS is at most 64, and a reload doubles them.
+# Processes that can count at once: WORKERS is at most 64, and a reload doubles them.
 SLOTS = 128
-# So many combinations of route, method and status can each of them tell apart.
+# Combinations of route, method and status that each process can count.
 RECORDS = 1024
-# A record in words of 8 bytes: its labels as text, a count for each bucket, microseconds.
+# A record, in words of 8 bytes: its labels as text, a count for each bucket, microseconds.
 _WORD = 8
 _LABELS = 16
 _BUCKETS = len(BOUNDS) + 1
 _RECORD = _LABELS + _BUCKETS + 1
-# Past the last record is one that is never read: it takes what finds no room.
+# The extra record is never read: it takes the counts that find no free record.
 _SLOT = 1 + (RECORDS + 1) * _RECORD
 
 
@@ -58,46 +58,45 @@ class Metric(NamedTuple):
 
 
 class RequestCounts:
-    """Counts requests, of all worker processes, in memory that they have from their parent.
+    """Counts the requests of all worker processes, in memory inherited from their parent.
 
-    Each writes to a slot of its own, so that none waits for another. The slot of one that
-    died, however it died, passes with its counts to a later one: none falls, none doubles.
-    A slot is the number of its records, and then the records.
+    Each process writes to its own slot, so that none waits for another. The slot of a process
+    that died passes with its counts to a later one, so that no count is lost or doubled. A slot
+    is the number of its records, followed by the records.
     """
 
     def __init__(self) -> None:
-        # Of no file: there is nothing to clean up, no disk that could be full, and what
-        # nobody has written to takes no room.
-        # Past the last slot, too, is one that is never read.
+        # Anonymous memory needs no clean-up and no disk, and unused pages take no space.
+        # The extra slot is never read: it is for processes that find no free slot.
         self._bytes = memoryview(mmap.mmap(-1, (SLOTS + 1) * _SLOT * _WORD))
         self._words = self._bytes.cast("Q")
         self._lock = Lock()
         self.use_free_slot(())
 
     def use_free_slot(self, taken: Collection[int]) -> int:
-        """Write to a slot that is none of `taken`, those of living processes; returns it."""
+        """Write to a free slot from now on; `taken` are those of living processes. Returns it."""
         slot = next(slot for slot in range(SLOTS + 1) if slot not in taken or slot == SLOTS)
         self._start = slot * _SLOT
-        self._places = dict(self._records(self._start))
+        self._offsets = dict(self._records(self._start))
         return slot
 
     def add(self, route: str | None, method: str, status: int, seconds: float) -> None:
-        """Count a request whose answer began after so many seconds."""
+        """Count a request whose answer began after `seconds`."""
         labels = Labels(route or OTHER, method if method in METHODS else OTHER, status)
         with self._lock:
-            place = self._places.get(labels) or self._new_place(labels)
-            self._words[place + bisect_left(BOUNDS, seconds)] += 1
-            self._words[place + _BUCKETS] += int(seconds * 1_000_000)
+            offset = self._offsets.get(labels) or self._add_record(labels)
+            self._words[offset + bisect_left(BOUNDS, seconds)] += 1
+            self._words[offset + _BUCKETS] += int(seconds * 1_000_000)
 
     def metrics(self) -> list[Metric]:
-        """What all processes have counted since the service started."""
+        """The counts of all processes since the service started."""
         requests: Counter[Labels] = Counter()
         durations: dict[str, list[int]] = {}
         for labels, numbers in self._counted():
             requests[labels] += sum(numbers[:_BUCKETS])
             before = durations.get(labels.route, [0] * len(numbers))
             durations[labels.route] = [a + b for a, b in zip(before, numbers, strict=True)]
-        # It says nothing how long it took to find no route.
+        # The duration of requests that match no route means nothing.
         durations.pop(OTHER, None)
         return [
             Metric(
@@ -116,36 +115,36 @@ class RequestCounts:
 
     def _counted(self) -> Iterator[tuple[Labels, list[int]]]:
         for slot in range(SLOTS):
-            for labels, place in self._records(slot * _SLOT):
-                yield labels, self._words[place : place + _BUCKETS + 1].tolist()
+            for labels, offset in self._records(slot * _SLOT):
+                yield labels, self._words[offset : offset + _BUCKETS + 1].tolist()
 
     def _records(self, start: int) -> Iterator[tuple[Labels, int]]:
-        """The labels of each record of the slot at `start`, and the place of its counts."""
+        """The labels of each record of the slot at `start`, and the offset of its counts."""
         for number in range(self._words[start]):
-            place = start + 1 + number * _RECORD
-            text = bytes(self._bytes[place * _WORD : (place + _LABELS) * _WORD])
+            offset = start + 1 + number * _RECORD
+            text = bytes(self._bytes[offset * _WORD : (offset + _LABELS) * _WORD])
             status, method, route = text.rstrip(b"\0").decode().split(" ", 2)
-            yield Labels(route, method, int(status)), place + _LABELS
+            yield Labels(route, method, int(status)), offset + _LABELS
 
-    def _new_place(self, labels: Labels) -> int:
+    def _add_record(self, labels: Labels) -> int:
         number = self._words[self._start]
-        place = self._start + 1 + number * _RECORD
+        offset = self._start + 1 + number * _RECORD
         if number < RECORDS:
             text = f"{labels.status} {labels.method} {labels.route}".encode()
             text = text[: _LABELS * _WORD].ljust(_LABELS * _WORD, b"\0")
-            self._bytes[place * _WORD : (place + _LABELS) * _WORD] = text
-            # Only now is there such a record, whenever this process may die.
+            self._bytes[offset * _WORD : (offset + _LABELS) * _WORD] = text
+            # Last, so that the record is complete whenever this process may die.
             self._words[self._start] = number + 1
-            self._places[labels] = place + _LABELS
-        return place + _LABELS
+            self._offsets[labels] = offset + _LABELS
+        return offset + _LABELS
 
 
-# Made when this is imported, which is before any worker is: they all share it.
+# Created at import, before the workers are forked, so that they share it.
 requests = RequestCounts()
 
 
 def build() -> Metric:
-    """Which version of the service this is, on which version of Python."""
+    """The versions of the service and of Python."""
     labels = {"version": __version__, "python": sys.version.partition(" ")[0]}
     help = "The version of the service, and of Python."
     return Metric("taskservice_build_info", "gauge", help, [Sample(labels, 1)])

@@ -1,4 +1,4 @@
-"""What is known of each request: its id, its place in the metrics, and its lines in the log."""
+"""Gives each request an id, a line in the log, and a count in the metrics."""
 
 import json
 import logging
@@ -17,13 +17,13 @@ logger = logging.getLogger("taskservice.request")
 
 _SECRET = re.compile(r"(tsk_(?:user|agent)_|whsec_)[0-9A-Za-z+/=_-]+")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_OWN = ("taskservice", "gunicorn.error")
+_LOGGERS = ("taskservice", "gunicorn.error")
 
 
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         more = "".join(f" {name}={value}" for name, value in _details(record).items())
-        # A path may hold a line end, which would write a line of the caller's own.
+        # A path may contain a line end, with which a caller could forge a line.
         message = escaped(f"{record.getMessage()}{more}")
         text = f"{now()} {record.levelname:7} {message}"
         if record.exc_info:
@@ -46,7 +46,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 def _details(record: logging.LogRecord) -> dict[str, Any]:
-    """What a line says beside its message: `details`, and which request it belongs to."""
+    """What a line contains beside its message: `details` and the id of its request."""
     details: dict[str, Any] = getattr(record, "details", {})
     if has_request_context() and "request_id" in g:
         return {**details, "requestId": g.request_id}
@@ -54,23 +54,23 @@ def _details(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def configure_logging(level: str, form: str) -> None:
-    """Send our own log, and gunicorn's, to stderr; `form` is `text` or `json`."""
+    """Send the log of the service and of gunicorn to stderr; `form` is `text` or `json`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if form == "json" else _TextFormatter())
-    for name in _OWN:
-        own = logging.getLogger(name)
-        own.handlers[:] = [handler]
-        own.propagate = False
-        own.setLevel(level.upper())
+    for name in _LOGGERS:
+        named = logging.getLogger(name)
+        named.handlers[:] = [handler]
+        named.propagate = False
+        named.setLevel(level.upper())
 
 
-def request_id(taken: str) -> str:
-    """The id of a request, by its `X-Request-Id`: that, or a new one where it is unfit."""
-    return taken if _REQUEST_ID.fullmatch(taken) else new_id()
+def request_id(given: str) -> str:
+    """The id of a request: its `X-Request-Id` if that is valid, else a new one."""
+    return given if _REQUEST_ID.fullmatch(given) else new_id()
 
 
 def of_request(request_id: str) -> dict[str, Any]:
-    """The `extra` of a line in the log that belongs to this request but comes after it."""
+    """The `extra` for a log line that belongs to this request but is written after it."""
     return {"details": {"requestId": request_id}}
 
 
@@ -81,7 +81,7 @@ def init_app(app: Flask) -> None:
 
 
 def begin() -> None:
-    """Note when this request began, and its id."""
+    """Store the id of this request, and when it began."""
     g.started = time.perf_counter()
     g.request_id = request_id(request.headers.get("X-Request-Id", ""))
 
@@ -92,7 +92,7 @@ def _end(response: Response) -> Response:
     route = request.url_rule.rule if request.url_rule else None
     metrics.requests.add(route, request.method, response.status_code, seconds)
     if logger.isEnabledFor(logging.INFO):
-        # The path only: a query may hold what somebody wrongly put there.
+        # The path only: a query may contain a secret that does not belong there.
         details = {"status": response.status_code, "ms": round(seconds * 1000, 1)}
         logger.info("%s %s", request.method, request.path, extra={"details": details})
     return response
