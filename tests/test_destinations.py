@@ -46,7 +46,7 @@ def test_a_word_lets_through_its_own_kind_alone(kind, text):
     address = read_address(text)
 
     for word in ("external", "private", "loopback"):
-        reason = Destinations.parse(word).judge("hooks.example", address)
+        reason = Destinations.parse(word).refusal("hooks.example", address)
         assert (reason is None) == (word == kind)
 
 
@@ -54,28 +54,28 @@ def test_a_word_lets_through_its_own_kind_alone(kind, text):
 def test_special_address_needs_a_network_or_a_host_pattern(text):
     address = read_address(text)
 
-    assert EVERY_WORD.judge("hooks.example", address)
+    assert EVERY_WORD.refusal("hooks.example", address)
     bare = text.partition("%")[0]
-    assert Destinations.parse(bare).judge("hooks.example", address) is None
-    assert Destinations.parse("0.0.0.0/0, ::/0").judge("hooks.example", address) is None
-    assert Destinations.parse("hooks.example").judge("hooks.example", address) is None
+    assert Destinations.parse(bare).refusal("hooks.example", address) is None
+    assert Destinations.parse("0.0.0.0/0, ::/0").refusal("hooks.example", address) is None
+    assert Destinations.parse("hooks.example").refusal("hooks.example", address) is None
 
 
 def test_network_lets_through_what_is_in_it_alone():
     allowed = Destinations.parse("10.1.0.0/16, fd12::/16")
 
-    assert allowed.judge("hooks.lan", ip_address("10.1.255.1")) is None
-    assert allowed.judge("hooks.lan", ip_address("fd12::1")) is None
-    assert allowed.judge("hooks.lan", ip_address("10.2.0.1"))
-    assert allowed.judge("hooks.lan", ip_address("8.8.8.8"))
+    assert allowed.refusal("hooks.lan", ip_address("10.1.255.1")) is None
+    assert allowed.refusal("hooks.lan", ip_address("fd12::1")) is None
+    assert allowed.refusal("hooks.lan", ip_address("10.2.0.1"))
+    assert allowed.refusal("hooks.lan", ip_address("8.8.8.8"))
 
 
 def test_mapped_network_is_the_ipv4_network():
     allowed = Destinations.parse("::ffff:10.0.0.0/104")
 
-    assert allowed.judge("hooks.lan", read_address("::ffff:10.9.9.9")) is None
-    assert allowed.judge("hooks.lan", read_address("10.9.9.9")) is None
-    assert allowed.judge("hooks.lan", read_address("11.0.0.1"))
+    assert allowed.refusal("hooks.lan", read_address("::ffff:10.9.9.9")) is None
+    assert allowed.refusal("hooks.lan", read_address("10.9.9.9")) is None
+    assert allowed.refusal("hooks.lan", read_address("11.0.0.1"))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_host_pattern_lets_through_its_hosts(pattern, host, passes):
     allowed = Destinations.parse(pattern)
 
     for address in ("10.0.0.5", "169.254.169.254", "8.8.8.8", "127.0.0.1"):
-        assert (allowed.judge(host, ip_address(address)) is None) == passes
+        assert (allowed.refusal(host, ip_address(address)) is None) == passes
 
 
 def test_host_pattern_never_matches_an_address_in_disguise():
@@ -114,7 +114,7 @@ def test_host_pattern_never_matches_an_address_in_disguise():
 
 def test_blank_entries_are_skipped_and_nothing_lets_nothing_through():
     assert Destinations.parse(" External ,, private,") == Destinations.parse("external,private")
-    assert Destinations.parse("").judge("hooks.example", ip_address("8.8.8.8"))
+    assert Destinations.parse("").refusal("hooks.example", ip_address("8.8.8.8"))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_refused_literal_is_explained(url, sentence):
 
 
 def test_refused_name_is_explained_as_the_contract_has_it():
-    reason = EXTERNAL.judge("hooks.lan", ip_address("10.0.0.5"))
+    reason = EXTERNAL.refusal("hooks.lan", ip_address("10.0.0.5"))
 
     assert reason == (
         "hooks.lan resolves to 10.0.0.5, a private address; add it to TASKSERVICE_CALLBACK_ALLOWED"
@@ -178,7 +178,7 @@ def test_refused_name_is_explained_as_the_contract_has_it():
 
 
 def test_external_address_is_explained_where_only_private_ones_are_allowed():
-    reason = Destinations.parse("private").judge("hooks.com", ip_address("8.8.8.8"))
+    reason = Destinations.parse("private").refusal("hooks.com", ip_address("8.8.8.8"))
 
     assert reason
     assert "8.8.8.8, an external address" in reason

@@ -375,7 +375,7 @@ def test_answer_that_breaks_off_in_its_head_is_none(receiver, data, ending):
     assert not outcome.delivered
     assert not outcome.permanent
     assert outcome.status_code is None
-    assert outcome.message == "The receiver closed the connection before it had answered."
+    assert outcome.message == "The receiver closed the connection before it answered."
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Sends signed webhooks, safely: a pure library that knows no database and no settings."""
+"""Sends signed webhooks: a library that uses neither the database nor the settings."""

@@ -1,4 +1,4 @@
-"""What kind of place an IP address is, and which address a host of a URL spells."""
+"""Tells the kind of an IP address, and which address the host of a URL spells."""
 
 import re
 import socket
@@ -11,8 +11,8 @@ from ipaddress import (
     ip_network,
 )
 
-# The tables are our own, since those of Python change from version to version and miss
-# some. Sources: the special-purpose registries of IANA for IPv4 and IPv6
+# Python's own tables differ between versions and miss some networks. Sources: the
+# special-purpose registries of IANA for IPv4 and IPv6
 # (https://www.iana.org/assignments/iana-ipv4-special-registry and -ipv6-), and the
 # documentation of the clouds for their metadata addresses.
 
@@ -24,7 +24,7 @@ def _networks(*texts: str) -> tuple[Network, ...]:
     return tuple(ip_network(text) for text in texts)
 
 
-# The first kind that matches counts: the small and dangerous come before the large.
+# The first kind that matches counts, so small and dangerous networks come first.
 _KINDS: tuple[tuple[str, tuple[Network, ...]], ...] = (
     (
         "metadata",
@@ -54,8 +54,7 @@ _KINDS: tuple[tuple[str, tuple[Network, ...]], ...] = (
         ),
     ),
     ("benchmarking", _networks("198.18.0.0/15", "2001:2::/48")),
-    # These carry an IPv4 address to somewhere, by whatever gateway there may be. Where
-    # that leads is not ours to guess.
+    # These contain an IPv4 address that some gateway translates; where that leads is unknown.
     ("NAT64", _networks("64:ff9b::/96", "64:ff9b:1::/48")),
     ("6to4", _networks("2002::/16", "192.88.99.0/24")),
     ("Teredo", _networks("2001::/32")),
@@ -72,15 +71,15 @@ _KINDS: tuple[tuple[str, tuple[Network, ...]], ...] = (
             "2620:4f:8000::/48",  # AS112
         ),
     ),
-    # Of IPv6 only 2000::/3 is given out: all else, such as ::, the IPv4-compatible
-    # ::a.b.c.d and the old site-local fec0::/10, is reserved too.
+    # Of IPv6 only 2000::/3 is allocated: all else, such as ::, the IPv4-compatible
+    # ::a.b.c.d and the old site-local fec0::/10, is reserved.
     ("external", _networks("0.0.0.0/0", "2000::/3")),
     ("reserved", _networks("::/0")),
 )
 
 
 def kind_of(address: Address) -> str:
-    """`external` (any machine of the internet), `private`, `loopback`, or what else it is."""
+    """`external` (any machine on the internet), `private`, `loopback`, or another kind."""
     return next(
         kind for kind, networks in _KINDS if any(address in network for network in networks)
     )
@@ -89,8 +88,7 @@ def kind_of(address: Address) -> str:
 def read_address(text: str) -> Address:
     """The address that `text` spells canonically; an IPv4-mapped one is the IPv4 address.
 
-    `::ffff:127.0.0.1` is 127.0.0.1 to the operating system, so that it is to us.
-    Raises ValueError.
+    The operating system connects `::ffff:127.0.0.1` to 127.0.0.1. Raises ValueError.
     """
     address = ip_address(text)
     return getattr(address, "ipv4_mapped", None) or address
@@ -102,9 +100,9 @@ _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.IGNORECASE)
 def literal_address(host: str) -> Address | None:
     """The address that a URL's host, without brackets, spells; None if it is a name.
 
-    Takes every spelling that getaddrinfo takes: `2130706433`, `0177.0.0.1`, `0x7f.1` and
-    `127.1` are 127.0.0.1. As in browsers a host that ends in a number is an address.
-    Raises ValueError if it is none then, and for an IPv6 address with a scope.
+    Accepts every spelling that getaddrinfo accepts: `2130706433`, `0177.0.0.1`, `0x7f.1` and
+    `127.1` are 127.0.0.1. As in browsers, a host that ends in a number is an address. Raises
+    ValueError if it is not a valid one, and for an IPv6 address with a scope.
     """
     if ":" in host:
         if "%" in host:

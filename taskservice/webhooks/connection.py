@@ -1,4 +1,4 @@
-"""One HTTP connection to a judged address, under one deadline whatever the other side does."""
+"""One HTTP connection to a checked address, under one deadline whatever the receiver does."""
 
 import errno
 import functools
@@ -23,16 +23,16 @@ MAX_LOOKUPS = 64
 
 Resolver = Callable[[str], list[str]]
 
-# A lookup can't be interrupted, only abandoned: so many may be under way at once.
+# A look-up cannot be interrupted, only abandoned, so this limits how many run at once.
 _lookups = threading.BoundedSemaphore(MAX_LOOKUPS)
 
 
 class NoAnswerError(Exception):
-    """The receiver gave no answer; as text one plain sentence that says why."""
+    """The receiver gave no answer; the text is one sentence that says why."""
 
 
 class Deadline:
-    """The moment at which an attempt ends, `seconds` after this object was made."""
+    """The moment at which an attempt ends, `seconds` after this object is created."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -51,7 +51,7 @@ class Deadline:
 
 
 class Connection(http.client.HTTPConnection):
-    """Plain HTTP to a target: looks it up, judges each address, connects to what it judged."""
+    """HTTP to a target: resolves its host, checks each address, connects to an allowed one."""
 
     def __init__(
         self,
@@ -71,11 +71,12 @@ class Connection(http.client.HTTPConnection):
         self._interrupt = interrupt
 
     def connect(self) -> None:
-        """Raises RefusedError if no address may be connected to, NoAnswerError if none can be.
+        """Connect to the first allowed address that accepts.
 
-        And Interrupted, before a byte is sent.
+        Raises RefusedError if no address is allowed, NoAnswerError if none accepts, and
+        Interrupted.
         """
-        addresses = self._judged(self._addresses())
+        addresses = self._allowed_of(self._addresses())
         failures = []
         for index, address in enumerate(addresses):
             self._interrupt.check()
@@ -88,7 +89,7 @@ class Connection(http.client.HTTPConnection):
                 self._interrupt.watch(self.sock)
                 self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 return
-        raise NoAnswerError(self._unreached(failures[0])) from failures[0]
+        raise NoAnswerError(self._connect_failure(failures[0])) from failures[0]
 
     def send(self, data: Any) -> None:
         """Send bytes; raises TimeoutError at the deadline, however slowly they are taken."""
@@ -111,11 +112,11 @@ class Connection(http.client.HTTPConnection):
         except OSError as error:
             raise NoAnswerError(f"{host} can't be resolved: {error.strerror}.") from error
 
-    def _judged(self, addresses: list[Address]) -> list[Address]:
-        """Those that are allowed: a name with one allowed address may be sent to, there."""
+    def _allowed_of(self, addresses: list[Address]) -> list[Address]:
+        """The allowed ones of these addresses; raises RefusedError when there are none."""
         allowed, reasons = [], []
         for address in addresses:
-            if reason := self._allowed.judge(self._target.host, address):
+            if reason := self._allowed.refusal(self._target.host, address):
                 reasons.append(reason)
             else:
                 allowed.append(address)
@@ -123,7 +124,7 @@ class Connection(http.client.HTTPConnection):
             raise RefusedError(reasons[0])
         return allowed
 
-    def _unreached(self, error: OSError) -> str:
+    def _connect_failure(self, error: OSError) -> str:
         if isinstance(error, TimeoutError):
             seconds = f"{self._deadline.seconds:g} s"
             return f"{self.host} did not accept a connection within {seconds}."
@@ -133,12 +134,12 @@ class Connection(http.client.HTTPConnection):
 
 
 class SecureConnection(Connection):
-    """The same over TLS, with the certificate verified."""
+    """HTTPS, with the certificate verified."""
 
     default_port = http.client.HTTPS_PORT
 
     def connect(self) -> None:
-        """Raises what Connection does, TimeoutError, and NoAnswerError if the handshake fails."""
+        """Raises what Connection raises, TimeoutError, and NoAnswerError if the handshake fails."""
         super().connect()
         self.sock.settimeout(self._deadline.remaining())
         try:
@@ -160,10 +161,10 @@ class SecureConnection(Connection):
 
 @functools.cache
 def tls_context() -> ssl.SSLContext:
-    """Trusts the authorities of the system and those of certifi.
+    """A context that trusts the authorities of the system and of certifi.
 
-    A private authority is added to the system's, or stands in the file that SSL_CERT_FILE
-    names, which OpenSSL reads. Made once, since reading the authorities takes 10 ms.
+    Add a private authority to the system's, or to the file that SSL_CERT_FILE names. The context
+    is cached, since reading the authorities takes 10 ms.
     """
     context = ssl.create_default_context()
     context.load_verify_locations(certifi.where())
@@ -171,13 +172,13 @@ def tls_context() -> ssl.SSLContext:
 
 
 def system_addresses(host: str) -> list[str]:
-    """The addresses of a host as the system resolves it, best first; raises OSError."""
+    """The addresses of a host by the system's resolver, best first; raises OSError."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return [str(socket_address[0]) for *_, socket_address in found]
 
 
 def look_up(resolve: Resolver, host: str, deadline: Deadline) -> list[Address]:
-    """What `resolve` finds for `host`; raises what it raises, TimeoutError at the deadline."""
+    """The addresses that `resolve` finds; raises what it raises, and TimeoutError."""
     found: Future[list[str]] = Future()
 
     def run() -> None:
@@ -194,7 +195,7 @@ def look_up(resolve: Resolver, host: str, deadline: Deadline) -> list[Address]:
         threading.Thread(target=run, name="webhook-lookup", daemon=True).start()
     except RuntimeError as error:
         _lookups.release()
-        raise OSError(errno.EAGAIN, "this machine has no thread left") from error
+        raise OSError(errno.EAGAIN, "the machine has no more threads") from error
     addresses = [read_address(text) for text in found.result(deadline.remaining())]
     if not addresses:
         raise socket.gaierror(socket.EAI_NONAME, "it has no address")
@@ -202,7 +203,7 @@ def look_up(resolve: Resolver, host: str, deadline: Deadline) -> list[Address]:
 
 
 class _Answer(http.client.HTTPResponse):
-    """An answer that is read until the deadline and up to a limit of bytes, and no further."""
+    """An answer that is read until the deadline, and up to MAX_ANSWER_BYTES."""
 
     def __init__(self, deadline: Deadline, sock: socket.socket, method: str | None = None) -> None:
         super().__init__(sock, method=method)
@@ -210,7 +211,7 @@ class _Answer(http.client.HTTPResponse):
         self.fp = io.BufferedReader(self._intake)
 
     def begin(self) -> None:
-        """Read the head, past every interim answer, where the base class passes only 100."""
+        """Read the head after all interim answers; the base class skips only status 100."""
         super().begin()
         while 101 < self.status < 200:
             self.headers = cast(http.client.HTTPMessage, None)  # as before the first head
@@ -219,7 +220,7 @@ class _Answer(http.client.HTTPResponse):
 
 
 class _LimitedStream(io.RawIOBase):
-    """The bytes that come from a receiver."""
+    """The bytes of a receiver, up to a limit and a deadline."""
 
     def __init__(self, sock: socket.socket, stream: io.RawIOBase, deadline: Deadline) -> None:
         self._sock = sock
@@ -238,7 +239,7 @@ class _LimitedStream(io.RawIOBase):
             )
         self._sock.settimeout(self._deadline.remaining())
         count = self._stream.readinto(memoryview(buffer)[: self._left]) or 0
-        if not count and self.in_head:  # the base class takes half a head for a whole one
+        if not count and self.in_head:  # the base class would accept half a head
             raise ConnectionResetError
         self._left -= count
         return count

@@ -1,4 +1,4 @@
-"""Where a webhook may go: which URLs are taken, and which addresses are connected to."""
+"""Where a webhook may go: which URLs are valid, and which addresses are allowed."""
 
 import re
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ _PORTS = {"http": 80, "https": 443}
 _AUTHORITY = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
 _LABEL = r"[a-z0-9_-]{1,63}"
 _NAME = re.compile(rf"(?=.{{1,254}}$){_LABEL}(\.{_LABEL})*\.?", re.IGNORECASE)
-# The last label has a letter: `*`, `hooks.*` and `10.0.0.*` would say more than is meant.
+# The last label has a letter: `*`, `hooks.*` and `10.0.0.*` would allow more than is meant.
 _PATTERN = re.compile(r"([a-z0-9_*-]+\.)*[0-9_*-]*[a-z][a-z0-9_*-]*")
 _MAPPED = IPv6Network("::ffff:0:0/96")
 
 
 class RefusedError(ValueError):
-    """A webhook may not go there; as text one plain sentence that says why."""
+    """A webhook may not go there; the text is one sentence that says why."""
 
 
 class Target(NamedTuple):
-    """What a checked URL points to."""
+    """Where a checked URL points."""
 
     scheme: str
     host: str  # as in the URL, lower case, IDNA encoded, without brackets
@@ -70,15 +70,15 @@ class Destinations:
                 )
         return cls(frozenset(kinds), tuple(networks), tuple(hosts))
 
-    def judge(self, host: str, address: Address) -> str | None:
-        """None if `host`, which is or resolved to `address`, may be sent to; else why not.
+    def refusal(self, host: str, address: Address) -> str | None:
+        """Why no webhook may go to `host` at `address`; None if it is allowed.
 
-        An address is let through by the word for its kind or by a network that holds it;
-        what is neither external, private nor loopback, by a network alone. A name is let
-        through by a host pattern too, whatever its address.
+        An address is allowed by the word for its kind, or by a network that contains it; other
+        kinds than external, private and loopback need a network. A host pattern allows a name
+        whatever its address.
         """
         literal = literal_address(host)
-        if literal is None and self._names(host):
+        if literal is None and self._matches(host):
             return None
         kind = kind_of(address)
         if kind in self.kinds or any(address in network for network in self.networks):
@@ -92,14 +92,14 @@ class Destinations:
             sentence = f"{host} is {address}, {what}"
         return f"{sentence}; add it to {SETTING}"
 
-    def _names(self, host: str) -> bool:
+    def _matches(self, host: str) -> bool:
         name = host.lower().removesuffix(".")
         return any(fnmatchcase(name, pattern) for pattern in self.hosts)
 
 
 def _network(entry: str) -> Network | None:
-    """The network that an entry spells, IPv4-mapped ones as IPv4, since that is judged."""
-    if "%" in entry:  # a scope would be read, and then forgotten
+    """The network that an entry spells; an IPv4-mapped one as IPv4, as addresses are read."""
+    if "%" in entry:  # Python would accept a scope and ignore it
         return None
     try:
         network = ip_network(entry)
@@ -112,33 +112,33 @@ def _network(entry: str) -> Network | None:
 
 
 def check_url(url: str, allowed: Destinations) -> Target:
-    """What `url` points to, if a webhook may be sent there; raises RefusedError.
+    """Where `url` points, if a webhook may go there; raises RefusedError.
 
-    A host that is an address is judged at once, in every spelling; a name only when it
-    is resolved, by the transport, each time anew.
+    A host that is an address, in any spelling, is checked here. The transport checks a name at
+    each attempt, when it is resolved.
     """
     target = _read_url(url)
-    if target.literal and (reason := allowed.judge(target.host, target.literal)):
+    if target.literal and (reason := allowed.refusal(target.host, target.literal)):
         raise RefusedError(reason)
     return target
 
 
 def _read_url(url: str) -> Target:
-    """Split a URL by the parser that requests uses; what could be read two ways is refused."""
+    """Split a URL with the parser of requests; refuse what others could read differently."""
     if not url.isprintable() or " " in url or "\\" in url:
-        raise RefusedError("The URL holds spaces, backslashes or characters that can't be seen.")
+        raise RefusedError("The URL contains spaces, backslashes or invisible characters.")
     if len(url.encode()) > URL_BYTES:
         raise RefusedError(f"The URL is longer than {URL_BYTES:,} bytes.")
     if not (authority := _AUTHORITY.match(url)):
-        raise RefusedError("The URL does not begin with http:// or https://.")
+        raise RefusedError("The URL does not start with http:// or https://.")
     if "@" in authority[1]:
-        raise RefusedError("The URL holds a user name or password.")
+        raise RefusedError("The URL contains a user name or password.")
     if "#" in url:
-        raise RefusedError("The URL holds a fragment (#).")
+        raise RefusedError("The URL contains a fragment (#).")
     try:
         scheme, _, host, port, *_ = parse_url(url)
     except LocationParseError as error:
-        raise RefusedError("The URL holds no valid host and port.") from error
+        raise RefusedError("The URL has no valid host and port.") from error
     if port == 0:
         raise RefusedError("The URL's port is not from 1 to 65535.")
     return _target(scheme or "", host or "", port)
@@ -150,5 +150,5 @@ def _target(scheme: str, host: str, port: int | None) -> Target:
         try:
             return Target(scheme, bare, port or _PORTS[scheme], literal_address(bare))
         except ValueError as error:
-            raise RefusedError("The URL's host is no valid address.") from error
-    raise RefusedError("The URL holds no valid host.")
+            raise RefusedError("The URL's host is not a valid address.") from error
+    raise RefusedError("The URL has no valid host.")

@@ -1,4 +1,4 @@
-"""Ends an attempt from another thread: its connection breaks, and it sends nothing more."""
+"""Ends an attempt from another thread: breaks its connection, so that nothing more is sent."""
 
 import contextlib
 import socket
@@ -6,11 +6,11 @@ import threading
 
 
 class Interrupted(Exception):
-    """The attempt was ended from outside, before the receiver had answered."""
+    """Another thread ended the attempt before the receiver had answered."""
 
 
 class Interrupt:
-    """What breaks one attempt, wherever it is: in a lookup, connecting, sending or waiting."""
+    """Ends one attempt at its next step: a look-up, a connect, a send or a wait."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -18,26 +18,26 @@ class Interrupt:
         self._socket: socket.socket | None = None
 
     def set(self) -> None:
-        """From now on the receiver gets nothing more of it; does not wait for its end."""
+        """Let nothing more be sent; does not wait for the attempt to end."""
         with self._lock:
             self._is_set = True
             if self._socket is not None:
-                with contextlib.suppress(OSError):  # its other end may have gone already
-                    # Not its own `shutdown`: over TLS that would send on in the clear.
+                with contextlib.suppress(OSError):  # the receiver may have closed it
+                    # Not SSLSocket.shutdown, after which the socket would send in the clear.
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def check(self) -> None:
-        """Raises Interrupted once it was set."""
+        """Raises Interrupted after `set`."""
         if self._is_set:
             raise Interrupted
 
     def watch(self, connection: socket.socket) -> None:
-        """Break this connection when it is set; raises Interrupted if it was."""
+        """Break this connection at `set`; raises Interrupted if it was set before."""
         with self._lock:
             self.check()
             self._socket = connection
 
     def release(self) -> None:
-        """Leave the connection alone, whose number may soon be another's."""
+        """Forget the connection, whose file descriptor may soon be reused."""
         with self._lock:
             self._socket = None

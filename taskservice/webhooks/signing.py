@@ -1,4 +1,4 @@
-"""Secrets and signatures of webhooks, as Standard Webhooks 1.0 has them."""
+"""Secrets and signatures of webhooks, by Standard Webhooks 1.0."""
 
 import base64
 import hashlib
@@ -15,23 +15,23 @@ _TIMESTAMP = re.compile(r"[0-9]{1,12}")
 
 
 def new_secret() -> str:
-    """A fresh secret as a receiver keeps it: `whsec_` and base64."""
+    """A new secret, in the form that receivers use: `whsec_` and base64."""
     return PREFIX + base64.b64encode(token_bytes(SECRET_BYTES)).decode()
 
 
 def sign(secrets: Sequence[str], webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
     """The three headers of a webhook, signed by each of `secrets`, newest first.
 
-    `timestamp` is the moment of this attempt in seconds since 1970; `webhook_id` stays
-    the same at every attempt. `body` must be sent byte for byte as it is signed here.
-    Raises ValueError without a secret, for a secret that is none, and for an id with a
-    full stop, which would let one signature fit two different messages.
+    `timestamp` is the moment of this attempt in seconds since 1970; `webhook_id` is the same at
+    every attempt. Send `body` byte for byte as it is signed here. Raises ValueError without a
+    secret, for an invalid secret, and for an id with a full stop, with which one signature would
+    fit two messages.
     Source: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
     """
     if not secrets:
-        raise ValueError("A webhook is signed by at least one secret.")
+        raise ValueError("A webhook needs at least one secret.")
     if "." in webhook_id:
-        raise ValueError("The id of a webhook holds no full stop.")
+        raise ValueError("The id of a webhook must not contain a full stop.")
     content = f"{webhook_id}.{timestamp}.".encode() + body
     return {
         "webhook-id": webhook_id,

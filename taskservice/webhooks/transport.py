@@ -1,4 +1,4 @@
-"""Sends one webhook once, and says in one plain sentence how that went."""
+"""Sends one webhook once, and describes the outcome in one sentence."""
 
 import contextlib
 import http.client
@@ -38,9 +38,9 @@ class Outcome(NamedTuple):
 
     message: str  # one sentence for a person, without secrets and without path or query
     delivered: bool = False  # the receiver answered 2xx
-    permanent: bool = False  # another attempt would change nothing: refused, or answered 410
+    permanent: bool = False  # do not try again: the URL is refused, or the answer was 410
     status_code: int | None = None  # None if there was no answer
-    retry_after: float | None = None  # seconds the receiver asks for, over 0, at most a day
+    retry_after: float | None = None  # seconds that the receiver asks for, at most a day
     duration_ms: int = 0
 
 
@@ -55,14 +55,13 @@ def send(
     interrupt: Interrupt | None = None,
     confirm: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """POST `body` to `url` in `deadline` seconds at most; raises for nothing that happens there.
+    """POST `body` to `url` within `deadline` seconds; failures of the receiver are outcomes.
 
-    The answer is its status and headers: what its body does after them, such as drip,
-    changes nothing but the duration. `headers` go before our own few, User-Agent too.
-    Raises Interrupted when `interrupt` was set before there was an answer.
+    Status and headers are the answer; a slow or broken body only adds to the duration. `headers`
+    override the default ones. Raises Interrupted when `interrupt` was set before the answer.
 
-    `confirm` is called when the connection is made, which may take long, and before any of the
-    request is sent: what it raises ends the attempt, and is raised here.
+    `confirm` is called after the connection is made, which may take long, and before anything is
+    sent. What it raises ends the attempt and is raised here.
     """
     clock, interrupt = Deadline(deadline), interrupt or Interrupt()
     try:
@@ -88,23 +87,23 @@ def _post(
     interrupt: Interrupt,
     confirm: Callable[[], None],
 ) -> requests.Response:
-    """The answer, its body read as far as we go and its connection closed."""
+    """The answer, with its body read up to a limit and its connection closed."""
     target = check_url(url, allowed)
     kind = SecureConnection if target.scheme == "https" else Connection
     request = requests.Request("POST", url, headers={**_HEADERS, **headers}, data=body)
     connection = kind(target, allowed, clock, resolve, interrupt)
     with contextlib.closing(_Adapter(connection, interrupt, confirm)) as adapter:
-        # No Session: it would follow the environment (proxies, .netrc), and read all of a
-        # redirect's body, decoded, even when told not to follow it.
+        # Not a Session, which would use proxies and .netrc, and read the whole decoded body of a
+        # redirect even without following it.
         response = adapter.send(request.prepare())
-        # Whatever its body does (a chunk of -5 bytes is a ValueError), it has answered.
+        # A broken body, such as a chunk of -5 bytes, does not change the answer.
         with contextlib.suppress(Exception):
             response.raw.read(MAX_ANSWER_BYTES)
     return response
 
 
 class _Adapter(BaseAdapter):
-    """Lets requests speak over one connection, once."""
+    """Sends one request of requests over our connection."""
 
     def __init__(
         self, connection: Connection, interrupt: Interrupt, confirm: Callable[[], None]
@@ -117,7 +116,7 @@ class _Adapter(BaseAdapter):
     def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
         self._connection.connect()
         self._confirm()
-        # A receiver may answer, and hang up, before it has read everything.
+        # A receiver may answer and close the connection before it has read everything.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._connection.request(
                 str(request.method), request.path_url, request.body, request.headers
@@ -139,13 +138,13 @@ class _Adapter(BaseAdapter):
             return self._connection.getresponse()
         except (NoAnswerError, OSError, http.client.HTTPException):
             raise
-        except Exception as error:  # the parsers' own, for what they did not think of
+        except Exception as error:  # an unexpected error of the parsers
             raise http.client.HTTPException from error
 
 
 def _outcome_of_answer(response: requests.Response) -> Outcome:
     status = response.status_code
-    phrase = http.client.responses.get(status, "")  # the receiver's own may be anything
+    phrase = http.client.responses.get(status, "")  # the receiver's own phrase is not trusted
     sentence = f"The receiver answered {status} {phrase}".rstrip()
     if 200 <= status < 300:
         return Outcome(f"{sentence}.", delivered=True, status_code=status)
@@ -170,5 +169,5 @@ def _explain(error: Exception, deadline: float) -> str:
     if isinstance(error, TimeoutError):
         return f"No answer within {deadline:g} s."
     if isinstance(error, OSError):
-        return "The receiver closed the connection before it had answered."
+        return "The receiver closed the connection before it answered."
     return "The receiver's answer is not HTTP."
