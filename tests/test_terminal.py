@@ -21,7 +21,6 @@ from tests.support.pseudo_terminal import NASTY, SHOWN, obeyed, on_terminal
 from tests.support.receiver import Receiver
 from tests.support.service import COMMAND, Service, environment
 from tests.support.waiting import until
-from tests.test_readme import ROOT
 
 COLOURED = "\x1b[1;31mred\x1b[0m"
 
