@@ -1,4 +1,4 @@
-"""The application factory: the one place that knows all the others."""
+"""The application factory."""
 
 from flask import Flask
 
@@ -11,15 +11,15 @@ from taskservice.serving.proxies import trust_proxies
 
 
 def create_app(config: Config, may_create: bool = True) -> Flask:
-    """The service by these settings, on a database that is brought up to date first.
+    """The service with these settings, after its database is upgraded.
 
-    Raises `migrations.DatabaseError` when the database cannot be used, or is not there and may
-    not be made.
+    Raises `migrations.DatabaseError` when the database cannot be used, or does not exist and
+    `may_create` is false.
     """
-    # An instance folder of our own: Flask's default can lie inside the virtual environment.
+    # Flask's default instance folder can lie inside the virtual environment.
     app = Flask(__name__, instance_path=str(config.DATA), static_folder=None)
     app.config.from_object(config)
-    # A path is what it is: otherwise `//` would be answered by a redirect, in HTML.
+    # Otherwise Flask answers `//` in a path with a redirect in HTML.
     app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = config.MAX_BODY
     migrations.upgrade(config.DATABASE_URL, may_create=may_create)

@@ -1,4 +1,4 @@
-"""Every error leaves as `application/problem+json` (RFC 9457), shaped here and nowhere else."""
+"""Makes every error an `application/problem+json` (RFC 9457); the one place that does."""
 
 import logging
 from collections.abc import Mapping
@@ -18,16 +18,16 @@ logger = logging.getLogger(__name__)
 
 
 RETRY_SECONDS = 2
-# PostgreSQL's codes for what will pass: no connection, read-only, out of room or memory, a
-# lock that did not come, an operator who intervened.
+# PostgreSQL's error codes for temporary failures: no connection, read-only, no disk or memory,
+# a lock timeout, an operator's intervention.
 BUSY_STATES = ("08", "25", "53", "55P03", "57")
 
 
 class Problem(Exception):
-    """What a request is refused for: the status and one sentence that the caller can act on.
+    """An error of a request: its status, and one sentence that the caller can act on.
 
-    `code` is one of error_codes, by default that of the status; `more` are further members of
-    the problem's JSON, `headers` further headers.
+    `code` is one of error_codes, by default the first of the status. `more` are further members
+    of the JSON, `headers` further headers.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ def not_found(thing: str) -> Problem:
 
 
 def invalid_key() -> Problem:
-    """401, in the same words whatever is wrong with the key."""
+    """401, with the same text whatever is wrong with the key."""
     return Problem(401, "API key is invalid")
 
 
@@ -69,7 +69,7 @@ def invalid(errors: Mapping[str, Any], code: str | None = None) -> Problem:
 
 
 def database_unavailable() -> Problem:
-    """503: the database gives no answer now; the caller should come again."""
+    """503: the database cannot answer now; the caller should try again."""
     return Problem(
         503,
         "The database is busy, full or out of reach",
@@ -94,7 +94,7 @@ def body(problem: Problem, request_id: str) -> bytes:
         **problem.more,
     }
     if problem.status != 401:
-        # A key that is refused gets the same bytes, whatever is wrong with it.
+        # A 401 is always the same bytes.
         members["requestId"] = request_id
     return strict_json.dumps(members)
 
@@ -104,7 +104,7 @@ def init_app(app: Flask) -> None:
 
 
 def from_exception(error: Exception) -> Problem:
-    """What a request is refused for that raised this; a bug, too, and it is logged."""
+    """The problem for an exception; unexpected ones are logged."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, ValidationError):
@@ -126,28 +126,28 @@ def _of_validation(error: ValidationError) -> Problem:
 
 
 def _named(messages: Any) -> Any:
-    """marshmallow's messages, with the places in arrays as text, as JSON wants its keys."""
+    """marshmallow's messages, with array indexes as strings, since JSON keys are strings."""
     if not isinstance(messages, dict):
         return messages
     return {str(name): _named(inner) for name, inner in messages.items()}
 
 
 def _of_http(error: HTTPException) -> Problem:
-    """What Flask and Werkzeug refuse: no such path, wrong method, too large and the like."""
+    """The problem for an error of Flask or Werkzeug, such as 404, 405 and 413."""
     status, code = error.code or 500, None
     if isinstance(error, RequestEntityTooLarge):
         detail = "The request's body is too large"
     else:
         detail = (error.description or HTTPStatus(status).phrase).partition(". ")[0].rstrip(".")
     if status == 404:
-        detail, code = f"There is no {request.path}", error_codes.NO_SUCH_PATH
+        detail, code = f"No such path: {request.path}", error_codes.NO_SUCH_PATH
     headers = dict(error.get_headers())
     del headers["Content-Type"]
     return Problem(status, detail, code=code, headers=headers)
 
 
 def _of_database(error: DBAPIError) -> Problem:
-    logger.error("The database said: %s", error.orig)
+    logger.error("The database refused a statement: %s", error.orig)
     state = str(getattr(error.orig, "sqlstate", None) or "")
     is_busy = isinstance(error, OperationalError) or state.startswith(BUSY_STATES)
     return database_unavailable() if is_busy else _failure()

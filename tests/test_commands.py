@@ -49,7 +49,7 @@ def test_user_add_prints_the_key_alone(tmp_path: Path) -> None:
     (user,) = map(json.loads, run(tmp_path, "user", "list", "--json").stdout.splitlines())
     assert user["name"] == "alice"
     assert "alice" in run(tmp_path, "user", "list").stdout
-    assert "There is a user alice" in one_line(run(tmp_path, "user", "add", "alice"), 1)
+    assert "A user alice exists already" in one_line(run(tmp_path, "user", "add", "alice"), 1)
 
 
 def test_key_add_list_and_revoke(tmp_path: Path) -> None:
@@ -72,11 +72,11 @@ def test_key_add_list_and_revoke(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["key", "add", "nobody", "--name", "x"], "There is no user nobody"),
-        (["key", "add", "alice", "--name", "x", "--agent", "none"], "There is no such agent"),
+        (["key", "add", "nobody", "--name", "x"], "No such user: nobody"),
+        (["key", "add", "alice", "--name", "x", "--agent", "none"], "No such agent"),
         (["key", "add", "alice", "--name", ""], "Must have 1 to 200"),
         (["user", "add", ""], "Must have 1 to 200"),
-        (["callback", "test", "http://127.0.0.1/", "--user", "nobody"], "There is no user nobody"),
+        (["callback", "test", "http://127.0.0.1/", "--user", "nobody"], "No such user: nobody"),
     ],
 )
 def test_refusal_is_one_line(tmp_path: Path, arguments: list[str], sentence: str) -> None:

@@ -42,5 +42,5 @@ def test(url: str, user: str | None) -> None:
 def _secrets_of(name: str) -> list[str]:
     user = next((user for user in user_queries.list_all() if user.name == name), None)
     if user is None:
-        give_up(f"There is no user {name}")
+        give_up(f"No such user: {name}")
     return list(user_queries.callback_secrets(user.id, timestamps.now()))

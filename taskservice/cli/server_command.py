@@ -37,7 +37,7 @@ def one_line_failures() -> Iterator[None]:
     except DatabaseError as error:
         give_up(str(error), error.exit_code)
     except DBAPIError as error:
-        give_up(f"The database said: {error.orig}")
+        give_up(f"The database refused a statement: {error.orig}")
     except Problem as problem:
         errors = problem.more.get("errors", {})
         messages = [str(message) for texts in errors.values() for message in texts]

@@ -1,4 +1,4 @@
-"""What a route declares: its door checks by it, and the document tells it."""
+"""What a route declares: its endpoint checks requests by it, and OpenAPI documents it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ JSON = "application/json"
 TEXT = "text/plain"
 EVENTS = "text/event-stream"
 
-# A JSON object by a schema; an array, as a list of its one schema; or text, as its media
-# type. Several in a tuple: any one of them.
+# A JSON object is given by its schema, an array by a list of one schema, text by its media type.
+# A tuple means any one of its elements.
 Body: TypeAlias = Schema | list[Schema] | str
 Content: TypeAlias = Body | tuple[Body, ...] | None
 
@@ -28,19 +28,19 @@ class Operation:
 
     name: str
     query: Schema = field(default_factory=NothingSchema)
-    # Loaded at the door and passed to the view; or else what the view reads by itself.
+    # `body` is loaded and passed to the view; `reads` is what the view reads by itself.
     body: Schema | None = None
     reads: Content = None
-    # Names of request headers that count; and of headers that good answers have.
+    # Names of request headers that are read, and of headers of successful answers.
     headers: Sequence[str] = ()
     answer_headers: Sequence[str] = ()
-    # What good answers contain, by status.
+    # The content of successful answers, by status.
     answers: Mapping[int, Content] = field(default_factory=dict)
-    # The codes of errors that come from what it does.
+    # The error codes that only some operations have.
     errors: Sequence[str] = ()
     # Whether agent keys are refused.
     user_key: bool = False
-    # What the example of its answer has instead of what the schema's example has.
+    # Members that replace those of the schema's example in the example of an answer.
     example: Mapping[str, Any] | str = field(default_factory=dict)
 
     @property
@@ -49,7 +49,7 @@ class Operation:
 
     @property
     def media_types(self) -> tuple[str, ...]:
-        """What it can answer with when all goes well."""
+        """The media types of successful answers."""
         contents = map(by_media_type, self.answers.values())
         return tuple(dict.fromkeys(kind for content in contents for kind in content))
 

@@ -1,4 +1,4 @@
-"""Agents: registered, changed and removed."""
+"""Agents: registered, changed and deleted."""
 
 from typing import Any
 
@@ -24,12 +24,12 @@ _DELETE = delete_from(Agent).where(*_VISIBLE, ~_HAS_TASKS)
 
 @retry_on_conflict
 def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, bool]:
-    """Register an agent or change what `fields` names; returns it, and whether it is new.
+    """Register an agent, or change its `fields`; returns it, and whether it is new.
 
-    Raises 422 for an id of another form, and 404 to an agent key for any agent but its own.
+    Raises 422 for an invalid id, and 404 when an agent key names another agent.
     """
     if not AGENT_ID.fullmatch(agent_id):
-        raise invalid({"agentId": [f"Must be of the form {AGENT_ID.pattern}"]})
+        raise invalid({"agentId": [f"Must match {AGENT_ID.pattern}"]})
     if caller.agent_id not in (None, agent_id):
         raise not_found("agent")
     values = {name: value for name, value in fields.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Callback secrets: made, and replaced with a day of overlap."""
+"""Callback secrets: created, and rotated with a day of overlap."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -18,11 +18,8 @@ _REPLACE_SECRET = update(CallbackSecret).where(
 )
 
 
-# --- callback secrets --------------------------------------------------------------------
-
-
 def rotate(caller: Caller) -> Any:
-    """Make a new callback secret for the caller's user; the replaced one signs for a day more."""
+    """Create a callback secret for the caller's user; the replaced one signs for 24 h more."""
     with transaction() as connection:
         connection.execute(LOCK_USER, {"user_id": caller.user_id})
         now = timestamps.now()

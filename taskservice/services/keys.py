@@ -1,4 +1,4 @@
-"""API keys: added, revoked, and when each was last used."""
+"""API keys: created and revoked; records when each was last used."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -29,37 +29,34 @@ _RECORD_USE = (
     update(ApiKey)
     .where(
         ApiKey.id == bindparam("of_key_id", type_=Identifier),
-        # Another process may have seen it later.
+        # Another process may have stored a later use.
         or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < bindparam("at")),
     )
     .values(last_used_at=bindparam("at"))
 )
 
 
-# --- keys --------------------------------------------------------------------------------
-
-
 def add(user_name: str, name: str, agent_id: str | None, expires_at: str | None) -> Any:
-    """Add a key to any user, narrowed to one agent if that is given; returned as by `add_user`.
+    """Create a key for any user; with `agent_id` it is an agent key.
 
-    Raises 404 and 422.
+    Returns the key with its `text`, which is not stored. Raises 404 and 422.
     """
     check_name(name)
     with transaction() as connection:
         user_id = connection.scalar(_USER_ID, {"name": user_name})
         if user_id is None:
-            raise Problem(404, f"There is no user {user_name}")
+            raise Problem(404, f"No such user: {user_name}")
         return _new_key(connection, user_id, name, agent_id, expires_at)
 
 
 def create(caller: Caller, fields: dict[str, Any]) -> Any:
-    """Add a key to the caller's user by what CreateKeySchema loaded; returned as by `add_user`.
+    """Create a key for the caller's user from what CreateKeySchema loaded.
 
-    Raises 422.
+    Returns the key with its `text`, which is not stored. Raises 422.
     """
     expires_at = fields.get("expiresAt")
     if expires_at is not None and expires_at <= timestamps.now():
-        raise invalid({"expiresAt": ["Must lie ahead."]})
+        raise invalid({"expiresAt": ["Must be in the future."]})
     with transaction() as connection:
         return _new_key(
             connection, caller.user_id, fields["name"], fields.get("agentId"), expires_at
@@ -67,7 +64,7 @@ def create(caller: Caller, fields: dict[str, Any]) -> Any:
 
 
 def revoke_any(key_id: str) -> AnyRow:
-    """Revoke any user's key, from the next request on; again changes nothing. Raises 404."""
+    """Revoke a key of any user; revoking it again changes nothing. Raises 404."""
     with transaction() as connection:
         _revoke(connection, _get_key(connection, key_id))
         return _get_key(connection, key_id)
@@ -76,20 +73,20 @@ def revoke_any(key_id: str) -> AnyRow:
 def revoke(caller: Caller, key_id: str) -> AnyRow:
     """Revoke a key of the caller's user. Raises 404, and 409 for the last user key."""
     with transaction() as connection:
-        # Two requests may not each revoke the other's last resort.
+        # The lock keeps two requests from revoking the last two user keys.
         connection.execute(LOCK_USER, {"user_id": caller.user_id})
         own = {"key_id": key_id, **caller.scope}
         key = _require(connection.execute(_KEY.where(visible_keys), own).one_or_none())
         if key.agent_id is None and _other_user_keys(connection, key) == 0:
             raise Problem(
-                409, "This is the last user key; only the server can revoke it", code=LAST_USER_KEY
+                409, "The last user key can only be revoked on the server", code=LAST_USER_KEY
             )
         _revoke(connection, key)
         return _get_key(connection, key_id)
 
 
 def record_uses(uses: dict[str, str]) -> None:
-    """Write down when keys were last used: key id -> moment."""
+    """Store when keys were last used: key id -> moment."""
     if uses:
         with transaction() as connection:
             connection.execute(
@@ -129,7 +126,7 @@ def _new_key(
 ) -> Any:
     agent = {"user_id": user_id, "agent_id": agent_id}
     if agent_id is not None and connection.scalar(_AGENT, agent) is None:
-        raise invalid({"agentId": ["There is no such agent; register it first."]})
+        raise invalid({"agentId": ["No such agent; register it first."]})
     return insert_key(connection, user_id, name, agent_id, expires_at)
 
 

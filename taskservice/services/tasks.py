@@ -108,7 +108,7 @@ def start(
         # First, so that an agent key is not shown what another agent started.
         agent_name = connection.scalar(_AGENT_NAME, {"agent_id": fields["agentId"], **caller.scope})
         if agent_name is None:
-            raise invalid({"agentId": ["There is no such agent; register it first."]})
+            raise invalid({"agentId": ["No such agent; register it first."]})
         if idempotency is not None:
             replayed = _replayed(connection, caller, idempotency)
             if replayed is not None:

@@ -1,4 +1,4 @@
-"""Users, their API keys and their callback secrets: made, replaced and revoked."""
+"""Users: added, with a first key and a callback secret."""
 
 from typing import Any
 
@@ -15,13 +15,10 @@ from taskservice.services.keys import check_name, insert_key
 FIRST_KEY_NAME = "first"
 
 
-# --- users -------------------------------------------------------------------------------
-
-
 def add(name: str) -> Any:
     """Add a user with a callback secret and a first user key.
 
-    Returns that key with its `text`, which is known at no other time. Raises 409 and 422.
+    Returns that key with its `text`, which is not stored. Raises 409 and 422.
     """
     check_name(name)
     now = timestamps.now()
@@ -32,4 +29,4 @@ def add(name: str) -> Any:
             insert_secret(connection, user["id"], now)
             return insert_key(connection, user["id"], FIRST_KEY_NAME, None, None)
     except IntegrityError:
-        raise Problem(409, f"There is a user {name} already") from None
+        raise Problem(409, f"A user {name} exists already") from None

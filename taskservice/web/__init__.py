@@ -1,1 +1,1 @@
-"""What the API and the dashboard share: reading requests, answering, waiting, streaming."""
+"""Shared by the API and the dashboard: request reading, responses, long polls, event streams."""

@@ -1,4 +1,4 @@
-"""Streams of events: each holds a thread for long, so that only so many are let in."""
+"""Streams of events; their number is limited, since each one holds a thread."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from taskservice.database.watcher import WaitSlots
 from taskservice.openapi.operation import EVENTS
 from taskservice.problems import Problem
 from taskservice.web import task_events
-from taskservice.web.long_poll import client_is_here
+from taskservice.web.long_poll import is_client_connected
 from taskservice.web.task_events import Event
 
 RETRY_SECONDS = 5
@@ -22,29 +22,29 @@ RETRY_SECONDS = 5
 HEADERS = {"X-Accel-Buffering": "no"}
 
 
-def respond(events: Iterator[Event], is_admitted: Callable[[], bool] = is_key_valid) -> Response:
-    """Events as they happen, for as long as `is_admitted`; 503 when too many listen already."""
+def respond(events: Iterator[Event], is_allowed: Callable[[], bool] = is_key_valid) -> Response:
+    """Events as they happen, while `is_allowed` returns true; raises 503 without a free slot."""
     if request.method == "HEAD":
-        # An iterator, since an empty text would have a length.
+        # An iterator, since an empty string would set Content-Length.
         return Response(iter(()), headers=HEADERS, content_type=EVENTS)
-    held = ExitStack()
-    if not held.enter_context(resources.find(WaitSlots).acquire()):
+    slot = ExitStack()
+    if not slot.enter_context(resources.find(WaitSlots).acquire()):
         headers = {"Retry-After": str(RETRY_SECONDS)}
-        raise Problem(503, "Too many follow already", code=OVERLOADED, headers=headers)
-    text = stream_with_context(task_events.as_text(_while_heard(events, is_admitted)))
+        raise Problem(503, "Too many streams and waits are open", code=OVERLOADED, headers=headers)
+    text = stream_with_context(task_events.as_text(_while_allowed(events, is_allowed)))
     response = Response(text, headers=HEADERS, content_type=EVENTS)
-    response.call_on_close(held.close)
+    response.call_on_close(slot.close)
     return response
 
 
-def _while_heard(events: Iterator[Event], is_admitted: Callable[[], bool]) -> Iterator[Event]:
-    asked = time.monotonic()
+def _while_allowed(events: Iterator[Event], is_allowed: Callable[[], bool]) -> Iterator[Event]:
+    checked_at = time.monotonic()
     for event in events:
-        if isinstance(event, task_events.Quiet) and not client_is_here():
+        if isinstance(event, task_events.Quiet) and not is_client_connected():
             return
-        # A stream may last for days; a key that was revoked meanwhile hears no more.
-        if time.monotonic() - asked >= watcher.TURN_SECONDS:
-            if not is_admitted():
+        # A stream may last for days, and the key may be revoked in that time.
+        if time.monotonic() - checked_at >= watcher.TURN_SECONDS:
+            if not is_allowed():
                 return
-            asked = time.monotonic()
+            checked_at = time.monotonic()
         yield event

@@ -23,7 +23,7 @@ class Page:
 
     @property
     def headers(self) -> dict[str, str]:
-        # Relative to the request's own path, so that it holds behind any proxy and prefix.
+        # Relative to the path of the request, so that it is right behind any proxy and prefix.
         return {"Link": f'<?{self.next}>; rel="next"'} if self.next else {}
 
 
@@ -47,7 +47,7 @@ def page(caller: Caller, wanted: Selection, query: dict[str, Any]) -> Page:
     """The page of `limit` tasks after `cursor`."""
     limit = query["limit"]
     after = Position(*query["cursor"][1:]) if "cursor" in query else None
-    # One more tells whether there is a next page.
+    # One more place than fits tells whether there is a next page.
     positions = list_queries.positions(caller, wanted, after, limit + 1)
     if len(positions) <= limit:
         return Page(positions, None)

@@ -1,4 +1,4 @@
-"""Answers that wait for news, as `Prefer: wait=s` (RFC 7240) asks for."""
+"""Answers that wait for a change, as `Prefer: wait=s` (RFC 7240) asks."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -23,35 +23,35 @@ MAX_SECONDS = 60
 
 
 def until(look: Callable[[], T], is_enough: Callable[[T], bool]) -> T:
-    """What `look` finds, at once or, if the caller prefers to wait, when it is enough."""
+    """What `look` returns: at once, or with `Prefer: wait` as soon as it `is_enough`."""
     with _granted_seconds() as seconds:
         if not seconds:
             return look()
-        return watcher.wait_until(look, is_enough, seconds, _goes_on)
+        return watcher.wait_until(look, is_enough, seconds, _is_active)
 
 
 def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
-    """A task that is now the caller's, and whether it was before; None when none came in time."""
+    """The task that the caller claims now, or None, and whether an earlier claim is repeated."""
 
     def claim_if_any() -> TaskRow | None:
-        # A look costs little; a claim waits for its turn to write.
+        # Reading is cheap; a claim waits for its turn to write.
         if not task_queries.has_waiting_task(caller, agent_id):
             return None
         return claim_service.claim(caller, agent_id, key)[0]
 
-    # The first one also finds that there is no such agent.
+    # The first claim also raises 404 for an unknown agent.
     task, replayed = claim_service.claim(caller, agent_id, key)
     return task or until(claim_if_any, lambda task: task is not None), replayed
 
 
-def _goes_on() -> bool:
-    """Asked before each further look; raises 401 when the key has been revoked or has expired."""
+def _is_active() -> bool:
+    """Whether to wait on; raises 401 when the key has been revoked or has expired."""
     require_valid_key()
-    return client_is_here()
+    return is_client_connected()
 
 
-def client_is_here() -> bool:
-    """Whether whoever sent this request still listens."""
+def is_client_connected() -> bool:
+    """Whether the client of this request has not closed its connection."""
     client: socket.socket | None = request.environ.get("gunicorn.socket")
     if client is None:
         return True
@@ -65,7 +65,7 @@ def client_is_here() -> bool:
 
 @contextmanager
 def _granted_seconds() -> Iterator[int]:
-    """How long to wait: as long as preferred, or not at all where too many wait already."""
+    """The seconds to wait: as preferred, or 0 when no slot is free."""
     seconds = _preferred_seconds()
     if not seconds:
         yield 0
@@ -77,9 +77,9 @@ def _granted_seconds() -> Iterator[int]:
 
 
 def _preferred_seconds() -> int:
-    """A preference that cannot be understood is none (RFC 7240, section 2)."""
+    """The seconds that `Prefer` asks for; 0 for an invalid one (RFC 7240, section 2)."""
     preferences = parse_dict_header(request.headers.get("Prefer", ""))
-    # Their names have no case.
+    # The names of preferences are case-insensitive.
     given = {name.lower(): value for name, value in preferences.items()}
     text = (given.get("wait") or "").partition(";")[0].strip()
     is_number = text.isascii() and text.isdigit()
@@ -87,9 +87,9 @@ def _preferred_seconds() -> int:
 
 
 def _applied(seconds: int) -> Callable[[Response], Response]:
-    def say(response: Response) -> Response:
+    def add_header(response: Response) -> Response:
         if response.status_code < 400:
             response.headers["Preference-Applied"] = f"wait={seconds}"
         return response
 
-    return say
+    return add_header

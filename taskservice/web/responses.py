@@ -1,4 +1,4 @@
-"""Answers: rows dumped through their schema, and tasks streamed."""
+"""Responses: rows dumped by their schema, and tasks, which may be streamed."""
 
 import zlib
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ def dump(
     *,
     many: bool = False,
 ) -> Response:
-    """A row, or many of them, through a schema."""
+    """A row, or several with `many`, dumped by a schema."""
     return json(schema.dump(row, many=many), status, headers)
 
 
@@ -49,9 +49,9 @@ def replayed_header(replayed: bool) -> dict[str, str]:
 
 
 def conditional_task(row: TaskRow, shape: Shape) -> Response:
-    """A task with its ETag, or 304 when the caller has it already; its log is then not read."""
+    """A task with its ETag, or 304 without reading its log when the caller has this version."""
     if shape.expand:
-        # What is embedded has no version of its own.
+        # Embedded objects have no version.
         return task(row, shape)
     etag = f"{row.version}-{zlib.crc32(','.join(sorted(shape.fields)).encode()):x}"
     headers = {"ETag": quote_etag(etag, weak=True)}
@@ -66,9 +66,9 @@ def stream(
     headers: Mapping[str, str] | None = None,
     media_type: str = JSON,
 ) -> Response:
-    """Text in pieces: sent at once when it is one piece, as they come when they are more.
+    """A response of one piece, or a stream of several.
 
-    A failure midway breaks the connection, so that nobody takes a part for the whole.
+    A failure midway breaks the connection, so that no client takes a part for the whole.
     """
     first, second = next(pieces), next(pieces, None)
     if second is None:

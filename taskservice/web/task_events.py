@@ -1,4 +1,4 @@
-"""What happens to one task from now on, as it happens, and as Server-Sent Events."""
+"""The changes of a task as they happen, as objects and as Server-Sent Events."""
 
 import time
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from taskservice.schemas import strict_json
 from taskservice.schemas.answers import TASK_FIELDS
 from taskservice.schemas.columns import TASK_COLUMNS
 
-# A comment after so many quiet seconds keeps proxies from giving the stream up.
+# A comment after this time without an event keeps proxies from closing the stream.
 COMMENT_SECONDS = 15.0
 COMMENT = b":\n\n"
 
@@ -34,7 +34,7 @@ WITHOUT_LOGS = Shape(fields=tuple(name for name in TASK_FIELDS if name != "logs"
 
 @dataclass(frozen=True)
 class Lines:
-    """Lines of the log, the first of which has number `first`."""
+    """Lines of the log; the first one has the number `first`."""
 
     first: int
     lines: list[str]
@@ -42,17 +42,17 @@ class Lines:
 
 @dataclass(frozen=True)
 class Quiet:
-    """Nothing has happened for a second."""
+    """Nothing has changed for a second."""
 
 
 Event: TypeAlias = TaskRow | Lines | Quiet
 
 
 def follow(caller: Caller, task_id: str, after: int) -> Iterator[Event]:
-    """The task, its lines after number `after`, and whatever comes, until it is over.
+    """Yields the task, its lines after number `after`, and each change, until the task ends.
 
-    Its row comes first, again when anything but its log has changed, and last when it has
-    ended. It is over, too, when the task is deleted or the process stops.
+    The row comes first, again whenever anything but the log has changed, and last when the task
+    has ended. The iterator also ends when the task is deleted or the process stops.
     """
     shown: tuple[object, ...] | None = None
     watch = resources.find(Watcher)
@@ -64,7 +64,7 @@ def follow(caller: Caller, task_id: str, after: int) -> Iterator[Event]:
                 return
             if shown is None:
                 yield row
-                # Past the end there is nothing yet: what comes next is news.
+                # A number past the end would hide the next lines.
                 after = min(after, row.log_count)
             begin = after = max(after, row.first_log - 1)
             for lines in _present_lines(row, after):
@@ -83,24 +83,24 @@ def follow(caller: Caller, task_id: str, after: int) -> Iterator[Event]:
 
 
 def as_text(events: Iterator[Event]) -> Iterator[bytes]:
-    """Events as `text/event-stream`, with comments while it is quiet."""
-    spoken = time.monotonic()
+    """Events as `text/event-stream`, with comments while nothing changes."""
+    sent_at = time.monotonic()
     for event in events:
         now = time.monotonic()
         if not isinstance(event, Quiet):
             yield _lines(event) if isinstance(event, Lines) else _task(event)
-        elif now - spoken >= COMMENT_SECONDS:
+        elif now - sent_at >= COMMENT_SECONDS:
             yield COMMENT
         else:
             continue
-        spoken = now
+        sent_at = now
 
 
 def _present_lines(row: TaskRow, after: int) -> Iterator[list[str]]:
     try:
         yield from log_queries.log_pages(row, after)
     except LogGone:
-        # Retention, or a deletion, came between: the next look at the task tells which.
+        # Retention or a deletion removed it: the next read of the task tells which.
         return
 
 
