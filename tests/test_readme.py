@@ -33,7 +33,7 @@ from tests.support.service import Service, free_port
 
 README = "README.md"
 # What looks like a path and is none of ours.
-NO_PATHS = ("text/", "application/", "receiver/")
+NO_PATHS = ("text/", "application/", "receiver/", ".venv/")
 
 # --- sessions ----------------------------------------------------------------------------
 
