@@ -22,17 +22,17 @@ class Code(NamedTuple):
     meaning: str
 
 
-# Of several with one status, the first is that of errors which name none.
+# Of several codes with one status, the first is the default.
 CODES = {
     "unreadable": Code(400, "The request is not valid HTTP, UTF-8 or JSON."),
-    "invalid_key": Code(401, "The API key does not count, for whatever reason."),
+    "invalid_key": Code(401, "The API key is missing, malformed, unknown, revoked or expired."),
     "user_key_required": Code(403, "An agent key may not do this."),
     NOT_FOUND: Code(404, "The key may see no such thing."),
     NO_SUCH_PATH: Code(404, "The service has no such path."),
-    "method_not_allowed": Code(405, "The path does not know this method; `Allow` lists those."),
-    "not_acceptable": Code(406, "`Accept` allows nothing that can be answered."),
+    "method_not_allowed": Code(405, "The path has no such method; `Allow` lists those it has."),
+    "not_acceptable": Code(406, "`Accept` allows no type that the answer can have."),
     "too_slow": Code(408, "Head and body did not arrive within 30 s."),
-    "conflict": Code(409, "The present state does not allow it."),
+    "conflict": Code(409, "The state of the thing does not allow it."),
     TASK_FINISHED: Code(409, "The task has ended; `task` tells how."),
     SEQ_GAP: Code(409, "Lines before these are missing; `expected` is the next `seq`."),
     AGENT_HAS_TASKS: Code(409, "An agent that has tasks can't be deleted."),
@@ -40,16 +40,16 @@ CODES = {
     NO_DELIVERY: Code(409, "The task has no delivery: it runs, or has no callback."),
     DELIVERY_UNDER_WAY: Code(409, "The delivery is being posted at this moment."),
     "too_large": Code(413, "The body is too large."),
-    LOG_FULL: Code(413, "The task's log can't take these lines."),
+    LOG_FULL: Code(413, "The task's log is full."),
     "url_too_long": Code(414, "The URL is too long."),
-    "unsupported_media_type": Code(415, "The body's type or coding is not one that is read."),
+    "unsupported_media_type": Code(415, "The service does not read bodies of this type or coding."),
     "expectation_failed": Code(417, "Only `Expect: 100-continue` is understood."),
     "invalid": Code(422, "The request is invalid; `errors` says where."),
-    IDEMPOTENCY_KEY_REUSED: Code(422, "The `Idempotency-Key` came before with another body."),
-    "too_many_requests": Code(429, "Wait for as long as `Retry-After` says."),
-    "headers_too_large": Code(431, "The headers are too many or too long."),
-    "internal": Code(500, "The service failed; its log says more."),
-    "not_implemented": Code(501, "The transfer coding is not one that is read."),
+    IDEMPOTENCY_KEY_REUSED: Code(422, "The `Idempotency-Key` was used with another body."),
+    "too_many_requests": Code(429, "Too many requests; wait the seconds in `Retry-After`."),
+    "headers_too_large": Code(431, "There are too many headers, or they are too long."),
+    "internal": Code(500, "The service failed; see its log."),
+    "not_implemented": Code(501, "The service does not read this transfer coding."),
     "unavailable": Code(503, "The database is busy, full or out of reach."),
     OVERLOADED: Code(503, "Too much is being sent or followed at once."),
     LOG_DROPPED: Code(503, "The log was dropped while it was being read."),
@@ -58,7 +58,7 @@ CODES = {
 
 
 def default(status: int) -> str:
-    """The code of an error with this status that names none."""
+    """The default code of errors with this status."""
     fallback = "unreadable" if status < 500 else "internal"
     return next((code for code in CODES if CODES[code].status == status), fallback)
 

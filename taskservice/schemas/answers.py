@@ -1,4 +1,4 @@
-"""How rows are written, and what answers hold."""
+"""The schemas of answers, and how rows are written by them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -64,17 +64,17 @@ class TaskError(fields.Field[Any]):
 
 
 class AnswerSchema(Schema):
-    """How an answer looks."""
+    """The schema of an answer."""
 
     class Meta:
-        # Whoever reads an answer must be prepared for fields that come later.
+        # Later versions may add fields, which clients must ignore.
         unknown = EXCLUDE
 
 
 class RowSchema(AnswerSchema):
-    """A schema that writes rows by a plan which it makes of its own fields once.
+    """A schema that writes rows by a plan made once from its fields, which is much faster.
 
-    The result is what marshmallow's own `dump` gives; a test compares the two.
+    The result equals that of marshmallow's own `dump`; a test compares the two.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -91,7 +91,7 @@ class RowSchema(AnswerSchema):
         return {name: doc["column"] for name, doc in documented.items() if "column" in doc}
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
-        # For the documentation: a row is always written whole.
+        # For the documentation: a row is always written with all fields.
         field_obj.required = True
         if "column" in field_obj.metadata:
             field_obj.attribute = field_obj.metadata["column"].key
@@ -107,12 +107,12 @@ class RowSchema(AnswerSchema):
 
 
 def _serializer(field: fields.Field[Any]) -> Callable[..., Any] | None:
-    """None where the row already holds what JSON is to have."""
+    """None where the row already holds the value for the JSON."""
     return None if type(field) in (fields.String, fields.Integer) else field._serialize
 
 
 class AgentSchema(RowSchema):
-    """A program that works on its own."""
+    """A program that does tasks."""
 
     id = fields.String(metadata=doc("Its id, which its user chose.", "summarizer", column=Agent.id))
     name = fields.String(metadata=doc("Its name.", "Nightly summarizer", column=Agent.name))
@@ -142,13 +142,13 @@ class KeySchema(RowSchema):
     agentId = fields.String(
         allow_none=True,
         metadata=doc(
-            "The one agent that it acts for; null for a user key.",
+            "The agent that it acts for; null for a user key.",
             "summarizer",
             column=ApiKey.agent_id,
         ),
     )
     createdAt = moment_field("When it was created.", EXAMPLE_MOMENT, ApiKey.created_at)
-    expiresAt = moment_field("From when on it no longer counts.", None, ApiKey.expires_at)
+    expiresAt = moment_field("When it expires.", None, ApiKey.expires_at)
     lastUsedAt = moment_field("The minute in which it was last used.", None, ApiKey.last_used_at)
     revokedAt = moment_field("When it was revoked.", None, ApiKey.revoked_at)
 
@@ -158,7 +158,7 @@ class NewKeySchema(KeySchema):
 
     key = fields.String(
         attribute="text",
-        metadata=doc("What goes into the header `apikey`.", EXAMPLE_KEY_TEXT),
+        metadata=doc("The value of the header `apikey`.", EXAMPLE_KEY_TEXT),
     )
 
 
@@ -205,17 +205,17 @@ class TaskSchema(RowSchema):
     updatedAt = moment_field(
         "When it was last changed.", "2026-11-24T13:36:02.456Z", Task.updated_at
     )
-    claimedAt = moment_field("When an agent took it up.", None, Task.claimed_at)
+    claimedAt = moment_field("When an agent claimed it.", None, Task.claimed_at)
     finishedAt = moment_field("When it ended.", None, Task.finished_at)
     input = StoredJson(
-        metadata=doc("What its agent is to work on.", {"mailbox": "office"}, column=Task.input)
+        metadata=doc("What its agent works on.", {"mailbox": "office"}, column=Task.input)
     )
     logs = Lines(
         fields.String(), metadata=doc("Its lines, in order of arrival.", ["Synopsis: Running"])
     )
     firstLog = fields.Integer(
         metadata=doc(
-            "The number of the first line that is still there; `logCount` + 1 when none is.",
+            "The number of the first line still there; `logCount` + 1 when none is left.",
             1,
             minimum=1,
             column=Task.first_log,
@@ -227,7 +227,7 @@ class TaskSchema(RowSchema):
     output = StoredJson(metadata=doc("What its agent reported.", {}, column=Task.output))
     status = fields.String(
         validate=validate.OneOf(STATUSES),
-        metadata=doc("How it stands.", RUNNING, column=Task.status),
+        metadata=doc("Its status.", RUNNING, column=Task.status),
     )
     error = TaskError(
         metadata=doc(
@@ -255,7 +255,7 @@ class ShapedTaskSchema(TaskSchema):
 
 
 class AttemptSchema(RowSchema):
-    """One try of a delivery."""
+    """One attempt of a delivery."""
 
     at = moment_field("When it began.", EXAMPLE_MOMENT, Attempt.at)
     durationMs = fields.Integer(
@@ -267,13 +267,11 @@ class AttemptSchema(RowSchema):
             "The receiver's HTTP status; null without an answer.", column=Attempt.status_code
         ),
     )
-    message = fields.String(
-        metadata=doc("What came of it, in one sentence.", column=Attempt.message)
-    )
+    message = fields.String(metadata=doc("Its outcome in one sentence.", column=Attempt.message))
 
 
 class DeliverySchema(RowSchema):
-    """One webhook owed to one callback."""
+    """One webhook for one callback."""
 
     id = id_field(
         "The delivery's id: the `webhook-id` of all its attempts.",
@@ -291,15 +289,15 @@ class DeliverySchema(RowSchema):
     state = fields.String(
         validate=validate.OneOf(DELIVERY_STATES),
         metadata=doc(
-            "`pending`: it is still to be posted; `delivered`: the receiver answered 2xx; "
-            "`failed`: it is given up, and kept; `cancelled`: a newer one has taken its place.",
+            "`pending`: it will be posted; `delivered`: the receiver answered 2xx; "
+            "`failed`: it was given up; `cancelled`: a newer delivery replaced it.",
             PENDING,
             column=Delivery.state,
         ),
     )
     createdAt = moment_field("When the task ended.", EXAMPLE_MOMENT, Delivery.created_at)
     nextAttemptAt = moment_field(
-        "From when on it may be posted; null unless it is pending.", None, Delivery.next_attempt_at
+        "When it is due; null unless it is pending.", None, Delivery.next_attempt_at
     )
     attempts = fields.List(
         fields.Nested(AttemptSchema()),
@@ -320,7 +318,7 @@ class AppendedSchema(AnswerSchema):
     status = fields.String(
         required=True,
         validate=validate.OneOf(STATUSES),
-        metadata=doc("How the task stands.", RUNNING),
+        metadata=doc("The task's status.", RUNNING),
     )
 
 
@@ -334,35 +332,35 @@ class LogPageSchema(AnswerSchema):
     )
     next = fields.Integer(
         required=True,
-        metadata=doc("What `after` is to be for the lines that follow.", 1, minimum=0),
+        metadata=doc("The `after` that reads the lines that follow.", 1, minimum=0),
     )
     status = fields.String(
         required=True,
         validate=validate.OneOf(STATUSES),
-        metadata=doc("How the task stands: unless it is running no more lines come.", RUNNING),
+        metadata=doc("The task's status: no more lines come unless it is running.", RUNNING),
     )
 
 
 class WhoAmISchema(UserSchema):
-    """A user, and the key that asked."""
+    """A user, and the key of the request."""
 
     key = fields.Nested(KeySchema())
 
 
 class HealthSchema(AnswerSchema):
-    """All is well."""
+    """The service is healthy."""
 
     status = fields.String(required=True, validate=validate.Equal("ok"), metadata=doc("ok.", "ok"))
 
 
 class FinishedTaskSchema(AnswerSchema):
-    """What tells an agent whether to stop: only a cancelled task does."""
+    """A finished task: an agent stops only if it was cancelled."""
 
     id = id_field("The task's id.", EXAMPLE_TASK, required=True)
     status = fields.String(
         required=True,
         validate=validate.OneOf([COMPLETE, ERROR]),
-        metadata=doc("How it ended.", COMPLETE),
+        metadata=doc("Its status.", COMPLETE),
     )
     error = fields.Nested(TaskErrorSchema(), required=True, allow_none=True)
 
@@ -380,7 +378,7 @@ class ProblemSchema(AnswerSchema):
         required=True,
         validate=validate.OneOf(CODES),
         metadata=doc(
-            "The same for programs. "
+            "The kind of error, for programs. "
             + " ".join(
                 f"`{code}` ({status}): {meaning}" for code, (status, meaning) in CODES.items()
             ),
@@ -397,7 +395,7 @@ class ProblemSchema(AnswerSchema):
     )
     task = fields.Nested(FinishedTaskSchema())
     expected = fields.Integer(
-        metadata=doc("With 409 at an append: the `seq` that the writer's next line has.")
+        metadata=doc("With 409 at an append: the `seq` of the writer's next line.")
     )
     requestId = fields.String(
         metadata=doc(
@@ -424,7 +422,7 @@ new_key_schema = NewKeySchema()
 callback_secret_schema = CallbackSecretSchema()
 delivery_schema = DeliverySchema()
 task_schema = TaskSchema(exclude=TASK_EXPANSIONS)
-# Says how such an answer looks; `documents` dumps it through a TaskSchema of just those fields.
+# For the documentation only: task_json dumps such an answer through a TaskSchema of its fields.
 shaped_task_schema = ShapedTaskSchema(partial=True)
 problem_schema = ProblemSchema()
 document_schema = DocumentSchema()

@@ -1,4 +1,4 @@
-"""What a field may hold, and the limits that the service sets."""
+"""The kinds of fields, and what each accepts."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from taskservice.schemas import strict_json
 
 Column: TypeAlias = InstrumentedAttribute[Any]
 
-# Python's own UUID takes many more spellings, some of them by mistake.
+# Python's own UUID accepts many more spellings.
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 # Of the examples in the documentation.
@@ -51,7 +51,7 @@ def doc(
 
 
 class Flag(fields.Boolean):
-    """true or false, and nothing that merely looks like it."""
+    """true or false; no other value counts as one."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(value, bool):
@@ -69,7 +69,7 @@ class WholeNumber(fields.Integer):
 
 
 class Moment(fields.Field[str]):
-    """A moment as RFC 3339 has it, with its offset; loaded in our own spelling."""
+    """A moment in RFC 3339 with an offset; loaded as UTC with milliseconds and `Z`."""
 
     _SHAPE = re.compile(
         r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
@@ -80,21 +80,21 @@ class Moment(fields.Field[str]):
     ) -> None:
         metadata = doc(description, *examples, type="string", format="date-time")
         super().__init__(metadata=metadata, **options)
-        # We count in milliseconds. Of a bound from above a part of one counts as a whole one.
+        # Times have milliseconds: an upper bound is rounded up, all else is cut.
         self._more = timedelta(microseconds=999 if round_up else 0)
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
         try:
             if not isinstance(value, str) or not self._SHAPE.fullmatch(value):
                 raise ValueError
-            # RFC 3339 allows `t` and `z`, which Python does not know.
+            # RFC 3339 allows `t` and `z`, which Python does not accept.
             return timestamps.rfc3339(self._rounded(datetime.fromisoformat(value.upper())))
         except (ValueError, OverflowError):
             example = "2026-11-24T13:36:00Z"
             raise ValidationError(f"Must be a moment as in RFC 3339, such as {example}.") from None
 
     def _rounded(self, moment: datetime) -> datetime:
-        # After the last millisecond of the year 9999 there is none.
+        # Python has no moment after the year 9999.
         latest = datetime.max.replace(tzinfo=moment.tzinfo) - self._more
         return min(moment, latest) + self._more
 
@@ -111,7 +111,7 @@ class JsonObject(fields.Dict):
 
 
 class Strings(fields.List[str]):
-    """Strings, of which there may be millions: too many to load each as a field of its own."""
+    """A list of up to millions of strings: too many to load each through a field."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(value, list):
@@ -126,7 +126,7 @@ class Names(fields.Field[Sequence[str]]):
     """Names separated by commas, each one of `known`."""
 
     def __init__(self, known: Sequence[str], description: str, **options: Any) -> None:
-        # Documented as text, not as an array: not all clients can join one by commas.
+        # Documented as text, since not all clients can join an array by commas.
         name = f"(?:{'|'.join(known)})"
         metadata = doc(description, type="string", pattern=f"^{name}(?:,{name})*$")
         super().__init__(metadata=metadata, **options)
@@ -167,7 +167,7 @@ def id_field(
 
 
 def moment_field(description: str, example: str | None, column: Column) -> fields.String:
-    """A moment of a row, which holds it in our spelling already."""
+    """A moment of a row, already in the form that the API answers."""
     metadata = doc(description, example, column=column, format="date-time")
     return fields.String(allow_none=example is None, metadata=metadata)
 
@@ -181,5 +181,5 @@ def bytes_at_most(limit: int) -> Callable[[str], None]:
 
 
 def parse_id(text: str) -> str | None:
-    """A UUID in lower case, or None where `text` is none in the usual form of 8-4-4-4-12."""
+    """The UUID in lower case, or None unless `text` has the form 8-4-4-4-12."""
     return text.lower() if _UUID.fullmatch(text) else None

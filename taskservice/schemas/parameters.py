@@ -1,4 +1,4 @@
-"""What query strings may say."""
+"""The schemas of query strings."""
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def _in_words(names: Sequence[str]) -> str:
 
 
 class TaskQuerySchema(Schema):
-    """Which parts of a task are wanted."""
+    """The parts of a task to answer."""
 
     fields_ = Names(
         TASK_FIELDS,
@@ -57,7 +57,7 @@ class CursorField(fields.Field[tuple[str, str, str]]):
             if timestamps.rfc3339(datetime.fromisoformat(moment)) != moment:
                 raise ValueError
         except (ValueError, TypeError, OverflowError):
-            raise ValidationError("Is no cursor of this list.") from None
+            raise ValidationError("Is not a cursor of this list.") from None
         return sort, moment, task_id
 
 
@@ -71,7 +71,7 @@ class ListQuerySchema(TaskQuerySchema):
 
     status = fields.String(
         validate=validate.OneOf(STATUSES),
-        metadata=doc("Only tasks that stand so."),
+        metadata=doc("Only tasks with this status."),
     )
     agentId = fields.String(
         validate=validate.Regexp(AGENT_ID.pattern + r"\Z"),
@@ -92,7 +92,7 @@ class ListQuerySchema(TaskQuerySchema):
             default=SORTS[0],
         ),
     )
-    limit = NumberText(1, MAX_LIMIT, "How many tasks a page has; without it all come, streamed.")
+    limit = NumberText(1, MAX_LIMIT, "Tasks on a page; without it all are streamed.")
     cursor = CursorField()
 
     @validates_schema
@@ -106,18 +106,18 @@ class ListQuerySchema(TaskQuerySchema):
 
 
 class LogQuerySchema(Schema):
-    """Which lines are wanted."""
+    """The lines of a log to answer."""
 
     after = NumberText(0, (1 << 63) - 1, "Only lines after this number; from the first by default.")
     limit = NumberText(
         1,
         MAX_LINES,
-        f"At most so many lines. {DEFAULT_LINES:,} by default; as `text/plain`, all of them.",
+        f"Maximum number of lines. Default: {DEFAULT_LINES:,}; as `text/plain`, all of them.",
     )
 
 
 class AppendQuerySchema(Schema):
-    """What goes into the body where that is JSON."""
+    """What a JSON body says in its own fields."""
 
     seq = NumberText(1, 1 << 53, "With `text/plain`: as `seq` in the JSON body.")
     writer = fields.String(

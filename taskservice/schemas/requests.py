@@ -1,4 +1,4 @@
-"""What the bodies of requests may say."""
+"""The schemas of request bodies."""
 
 from marshmallow import Schema, fields, validate
 
@@ -26,19 +26,20 @@ from taskservice.schemas.fields import (
 
 
 class NothingSchema(Schema):
-    """A query string or body that has nothing to say."""
+    """An empty query string or body."""
 
 
 class StartSchema(Schema):
-    """What a task is started with."""
+    """What to start a task with."""
 
     agentId = fields.String(
-        required=True, metadata=doc("The agent that is to do it; registered.", "summarizer")
+        required=True,
+        metadata=doc("The agent that does it, which must be registered.", "summarizer"),
     )
     name = name_field("Its name; the agent's by default.", "nightly summary", allow_none=True)
     input = JsonObject(
         allow_none=True,
-        metadata=doc("What its agent is to work on; at most 1 MiB.", {"mailbox": "office"}),
+        metadata=doc("What its agent works on; at most 1 MiB.", {"mailbox": "office"}),
     )
     callback = fields.String(
         allow_none=True,
@@ -55,16 +56,16 @@ class StartSchema(Schema):
         allow_none=True,
         validate=validate.Range(0, MAX_TIMEOUT),
         metadata=doc(
-            "Seconds for which a claimed task may stay silent before it ends; 0: for ever.", 3600
+            "Seconds without a report or lines after which a claimed task ends; 0: never.", 3600
         ),
     )
-    claim = Flag(allow_none=True, metadata=doc("Whether the caller takes it up right away.", False))
+    claim = Flag(allow_none=True, metadata=doc("Whether the caller claims it at once.", False))
 
 
 class FailureSchema(Schema):
     """Why a task failed. The service's own types can't be reported."""
 
-    type = fields.String(validate=validate.Equal(FAILED), metadata=doc("`failed`, if it is given."))
+    type = fields.String(validate=validate.Equal(FAILED), metadata=doc("`failed`, if given."))
     message = fields.String(
         required=True,
         validate=bytes_at_most(MAX_MESSAGE),
@@ -73,7 +74,7 @@ class FailureSchema(Schema):
 
 
 class ReportSchema(Schema):
-    """What is to change in a task."""
+    """What to change in a task."""
 
     status = fields.String(
         validate=validate.OneOf(STATUSES),
@@ -93,7 +94,7 @@ class AppendSchema(Schema):
         fields.String(),
         required=True,
         metadata=doc(
-            "Lines; a line feed in one makes several of it. At most 64 KiB each.",
+            "Lines of at most 64 KiB; a string with line feeds counts as several.",
             ["Synopsis: Running", "15 mails"],
         ),
     )
@@ -101,8 +102,8 @@ class AppendSchema(Schema):
         allow_none=True,
         validate=validate.Range(1, 1 << 53),
         metadata=doc(
-            "The number of the first line sent, counted from 1 by its writer: lines that are "
-            "stored already are skipped.",
+            "The number of the first line sent, counted from 1 by its writer: lines already "
+            "stored are skipped.",
             1,
         ),
     )
@@ -110,15 +111,15 @@ class AppendSchema(Schema):
         allow_none=True,
         validate=validate.Length(max=MAX_WRITER),
         metadata=doc(
-            f"Who counts, where several write; empty by default. A task has at most "
-            f"{MAX_WRITERS:,} of them.",
+            f"The name of the writer, if there are several; empty by default. A task has at "
+            f"most {MAX_WRITERS:,} of them.",
             "worker-1",
         ),
     )
 
 
 class PutAgentSchema(Schema):
-    """What an agent is registered with, or what is to change in it."""
+    """What to register an agent with, or what to change in it."""
 
     name = name_field("Its name; at first its id.", "Nightly summarizer", allow_none=True)
     description = fields.String(
@@ -129,15 +130,15 @@ class PutAgentSchema(Schema):
 
 
 class CreateKeySchema(Schema):
-    """What a key is created with."""
+    """What to create a key with."""
 
     name = name_field("What to call it.", "laptop", required=True)
     agentId = fields.String(
         allow_none=True,
-        metadata=doc("The one agent to which the key is narrowed; registered.", "summarizer"),
+        metadata=doc("The agent that the key is for, which must be registered.", "summarizer"),
     )
     expiresAt = Moment(
-        "From when on it no longer counts; never by default.",
+        "When it expires; never by default.",
         "2126-11-24T13:36:00Z",
         allow_none=True,
     )

@@ -1,4 +1,4 @@
-"""JSON as RFC 8259 and RFC 7493 have it, read strictly and written compactly."""
+"""JSON by RFC 8259 and RFC 7493: read strictly, written compactly."""
 
 import json
 import math
@@ -16,25 +16,25 @@ _ESCAPED_NUL = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
 
 
 class NotJson(ValueError):
-    """The text is no JSON that can be read; the message says why."""
+    """The text is not valid JSON; the message says why."""
 
 
 class UnfitNumber(ValueError):
-    """A number that hardly any reader could take in; the message says why."""
+    """A number that most programs could not read; the message says why."""
 
 
 def loads(data: bytes) -> Any:
-    """The value that the UTF-8 text `data` holds.
+    """The value of the UTF-8 text `data`.
 
-    NUL in a string becomes U+FFFD. A number that Python and most other readers
-    would round is kept as it is written, as an `orjson.Fragment`.
+    NUL in a string becomes U+FFFD. A number that Python would round is kept as it is written,
+    as an `orjson.Fragment`.
 
-    Raises NotJson for what is no JSON, and for NaN, Infinity, duplicate keys, lone
+    Raises NotJson for invalid JSON, and for NaN, Infinity, duplicate keys, lone
     surrogates, a byte order mark, or nesting over 64; UnfitNumber for a number past
     the range of a double or of more than 1,000 characters.
     """
     if rb"\u0000" in data:
-        # Only then, since it takes longer than all the rest.
+        # Only then, since it takes longer than all that follows.
         data = _ESCAPED_NUL.sub(rb"\1\\ufffd", data)
     text = _decoded(data)
     try:
@@ -56,12 +56,12 @@ def dumps(value: Any) -> bytes:
 
 
 def canonical(value: Any) -> bytes:
-    """JSON text that is the same for equal values, in whatever order their keys are."""
+    """JSON text that is equal for equal values, whatever the order of their keys."""
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
 def fragment(text: str | bytes) -> orjson.Fragment:
-    """JSON text that `dumps` is to take as it is."""
+    """JSON text that `dumps` writes as it is."""
     return orjson.Fragment(text)
 
 
