@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import needs
 from tests.support.agent_machine import kill, machine_of, tasks, the_task
 from tests.support.documents import ROOT
 from tests.support.receiver import Receiver
+from tests.support.requirements import needs
 from tests.support.service import Service
 from tests.support.waiting import until
 
@@ -165,7 +165,7 @@ def test_plain_installation_in_an_empty_environment_is_enough(tmp_path: Path) ->
     install = [folder / "bin" / "pip", "install", "--quiet", source]
     installed = subprocess.run(install, capture_output=True, text=True, check=False)
     if installed.returncode:
-        needs("a package index", installed.stderr[-500:])
+        needs("package index", installed.stderr[-500:])
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
         machine = machine_of(alice, tmp_path / "home")

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Databases
 from tests.support.api_client import API, RemoteClient
 from tests.support.concurrency import at_once, copies
+from tests.support.databases import Databases
 from tests.support.quiet_writer import QuietWriter
 from tests.support.service import Service
 

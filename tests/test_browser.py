@@ -22,13 +22,13 @@ from taskservice.app import create_app
 from taskservice.config import Config
 from taskservice.database.engine import dispose
 from taskservice.webhooks.destinations import Destinations
-from tests.conftest import needs
 from tests.support import sample_data
 from tests.support.api_client import ApiClient, RemoteClient, add_user
 from tests.support.api_client import expect as answered
 from tests.support.browser import CHROMIUM, Visitor, launched, violations
 from tests.support.nginx import NGINX, nginx
 from tests.support.receiver import Receiver, answer
+from tests.support.requirements import needs
 from tests.support.service import Service
 
 PAGES = (
@@ -59,7 +59,7 @@ class Site:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
-        needs("Chromium", "there is no chromium on the path")
+        needs("Chromium", "install the package chromium")
     with launched() as browser:
         yield browser
 
@@ -74,7 +74,7 @@ def site(
 ) -> Iterator[Site]:
     behind = request.param != "alone"
     if behind and NGINX is None:
-        needs("nginx", "there is no nginx")
+        needs("nginx", "install the package nginx")
     folder = tmp_path_factory.mktemp("site")
     with ExitStack() as stack:
         good, bad = stack.enter_context(Receiver()), stack.enter_context(Receiver())

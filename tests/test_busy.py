@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -19,6 +19,7 @@ from sqlalchemy.exc import IntegrityError
 
 from taskservice.database import engine, transactions
 from tests.support.api_client import ApiClient, expect, problem
+from tests.support.concurrency import is_free
 from tests.support.internals import set_for_database
 from tests.support.waiting import until
 
@@ -201,15 +202,6 @@ def test_process_that_is_stopped_while_it_writes_keeps_nobody_waiting_for_long(
         until(lambda: is_free(queue))
     alice.append(task, "a line")
     assert alice.task(task)["logs"] == ["a line"]
-
-
-def is_free(queue: BinaryIO) -> bool:
-    try:
-        fcntl.flock(queue, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    fcntl.flock(queue, fcntl.LOCK_UN)
-    return True
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -8,10 +8,10 @@ import pytest
 import requests
 from flask import Flask
 
-from tests.conftest import needs
 from tests.support.api_client import API, ApiClient, RemoteClient
 from tests.support.internals import PREFIX, filled, is_page
 from tests.support.nginx import CACHING, CACHING_ALL, NGINX, nginx
+from tests.support.requirements import needs
 from tests.support.service import Service
 
 # It is the same on every database.
@@ -33,7 +33,7 @@ def site(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
     if NGINX is None:
-        needs("nginx", "there is no nginx")
+        needs("nginx", "install the package nginx")
     folder = tmp_path_factory.mktemp("caching")
     with (
         Service(folder / "data", PROXY_HOPS="1") as service,

@@ -22,12 +22,11 @@ from taskservice.services.deliveries import JITTER, SCHEDULE
 from taskservice.webhooks.transport import MAX_RETRY_AFTER
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, problem
+from tests.support.commands import check
 from tests.support.deliveries import change, finish, looping, the_delivery
 from tests.support.internals import set_clock, set_for_database
 from tests.support.receiver import Receiver
-from tests.test_database_commands import check
-from tests.test_retention import end
-from tests.test_timeouts import fall_silent, rounds
+from tests.support.upkeep import end, fall_silent, rounds
 
 DAY = 86_400.0
 SHADOW = """

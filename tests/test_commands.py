@@ -15,30 +15,11 @@ import requests
 
 import taskservice
 from taskservice.database import migrations
-from tests.conftest import Databases
 from tests.support import receiver as play
-from tests.support.fork_server import run_forked
+from tests.support.commands import one_line, run
+from tests.support.databases import Databases
 from tests.support.receiver import Receiver
 from tests.support.service import COMMAND, Service, environment
-
-
-def run(data: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    return run_forked(
-        [*COMMAND, *arguments],
-        env=environment(data, **settings),
-        capture_output=True,
-        text=True,
-        errors="surrogateescape",
-        timeout=60,
-    )
-
-
-def one_line(result: subprocess.CompletedProcess[str], code: int) -> str:
-    """The one line on stderr of a command that must have failed with this exit code."""
-    assert result.returncode == code, result
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    return line
 
 
 def test_user_add_prints_the_key_alone(tmp_path: Path) -> None:

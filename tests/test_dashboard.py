@@ -30,10 +30,10 @@ from taskservice.database import timestamps
 from taskservice.database.engine import dispose
 from tests.support.api_client import ApiClient, add_user
 from tests.support.deliveries import looping
+from tests.support.html_page import Page
 from tests.support.internals import filled, is_page, rows
 from tests.support.receiver import Receiver, answer
 from tests.support.sample_data import HOSTILE, make_hostile
-from tests.test_docs import Page
 
 # What has nothing of its own to ask the database.
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

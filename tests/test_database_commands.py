@@ -22,11 +22,11 @@ from taskservice.database import migrations, timestamps
 from taskservice.database.models import Attempt, Delivery, Task
 from taskservice.database.transactions import transaction
 from taskservice.operations import database_check
-from tests.conftest import Databases
 from tests.support.api_client import ApiClient, RemoteClient
+from tests.support.commands import check, one_line, run
+from tests.support.databases import Databases
 from tests.support.deliveries import enqueue_many
 from tests.support.service import COMMAND, Service, environment
-from tests.test_commands import one_line, run
 
 # A finished task with its user and its agent, for the files that no service is at.
 A_TASK = (
@@ -245,14 +245,6 @@ def revision(database: Path) -> str:
 
 
 # --- check -------------------------------------------------------------------------------
-
-
-def check(data: Path, code: int = 0, **settings: str) -> dict[str, dict[str, str]]:
-    """What `db check` finds, by the name of each check; it must exit with this code."""
-    result = run(data, "db", "check", "--json", **settings)
-    assert result.returncode == code, result
-    assert result.stderr == ""
-    return {line["check"]: line for line in map(json.loads, result.stdout.splitlines())}
 
 
 def states(found: dict[str, dict[str, str]]) -> set[str]:

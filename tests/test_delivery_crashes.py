@@ -21,10 +21,10 @@ from flask import Flask
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, RemoteClient
 from tests.support.deliveries import addresses, columns, deliveries_of, enqueue_many, owe_each
+from tests.support.delivery_worker import working
 from tests.support.receiver import Exchange, Receiver
 from tests.support.service import Service
 from tests.support.waiting import until
-from tests.test_worker import working
 
 TASKS = int(os.environ.get("CALLBACK_TASKS", "2000"))
 KILLS = int(os.environ.get("CALLBACK_KILLS", "20"))

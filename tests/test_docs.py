@@ -6,50 +6,18 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from html.parser import HTMLParser
 from urllib.parse import urljoin
 
 import pytest
 from flask import Flask
 
 from taskservice.schemas.fields import EXAMPLE_KEY, EXAMPLE_TASK
-from tests.conftest import needs
 from tests.support.api_client import RemoteClient
+from tests.support.html_page import Page
+from tests.support.requirements import needs
 from tests.support.service import Service
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-
-VOID = {"meta", "link", "br", "hr", "img", "input"}
-
-
-class Page(HTMLParser):
-    """What is on a page: its elements, with their attributes, and the text of its `code`."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.codes: list[str] = []
-        self.open: list[str] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "code":
-            self.codes.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, self.getpos()
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "code":
-            self.codes[-1] += data
-
-    def values(self, attribute: str) -> list[str]:
-        return [attributes[attribute] or "" for _, attributes in self.elements
-                if attribute in attributes]  # fmt: skip
 
 
 @pytest.fixture
@@ -116,7 +84,7 @@ def test_commands_on_the_page_run_as_printed(
     html: str, service: Service, subtests: pytest.Subtests
 ) -> None:
     if shutil.which("curl") is None:
-        needs("curl", "the examples are written with it")
+        needs("curl", "install the package curl")
     alice = service.add_user()
     variables = {"URL": service.url, "KEY": str(alice.session.headers["apikey"])}
     commands = [code for code in Page(html).codes if code.startswith("curl ")]

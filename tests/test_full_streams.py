@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import one_line, run
 from tests.support.service import COMMAND, Service, environment
-from tests.test_commands import one_line, run
 
 
 def run_to(data: Path, redirection: str, *arguments: str) -> subprocess.CompletedProcess[str]:

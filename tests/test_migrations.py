@@ -15,8 +15,8 @@ from taskservice.database import migrations
 from taskservice.database.engine import dispose
 from taskservice.database.migrations import DatabaseError, upgrade
 from taskservice.database.types import Base
-from tests.conftest import Databases
 from tests.support.api_client import add_user
+from tests.support.databases import Databases
 
 
 @pytest.fixture(params=("sqlite", "postgresql"))

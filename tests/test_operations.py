@@ -32,10 +32,11 @@ from taskservice.operations import metrics
 from taskservice.operations.health import _COUNTS, DatabaseProbe
 from taskservice.operations.metrics import RECORDS, SLOTS, RequestCounts
 from taskservice.serving.settings import gunicorn_settings
-from tests.conftest import Databases, needs
 from tests.support.api_client import ApiClient, problem
+from tests.support.databases import Databases
 from tests.support.internals import set_for_database
 from tests.support.receiver import Receiver, answer
+from tests.support.requirements import needs
 from tests.support.service import Service
 from tests.support.waiting import until
 
@@ -425,7 +426,7 @@ def test_missing_file_makes_unready_even_while_it_is_open(app: Flask, tmp_path: 
 def mount(*arguments: str) -> None:
     done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        needs("the right to mount", done.stderr)
+        needs("right to mount", f"run the tests as root in a container that may ({done.stderr})")
 
 
 @pytest.fixture

@@ -16,11 +16,12 @@ from taskservice.config import Config
 from taskservice.database.engine import dispose
 from taskservice.database.migrations import upgrade
 from taskservice.database.transactions import transaction
-from tests.conftest import Databases, needs
 from tests.support.api_client import ApiClient, add_user, expect, problem
+from tests.support.commands import one_line, run
+from tests.support.databases import Databases
 from tests.support.pgbouncer import PGBOUNCER, pgbouncer
+from tests.support.requirements import needs
 from tests.support.service import COMMAND, environment
-from tests.test_commands import one_line, run
 
 TEXT = "☃ \\ 'one' %"
 # What a database, or a user, may be set to, and what the service must not depend on.
@@ -119,7 +120,7 @@ def test_all_works_behind_pgbouncer_and_other_clients_of_it_keep_their_settings(
     databases: Databases, tmp_path: Path
 ) -> None:
     if PGBOUNCER is None:
-        needs("PgBouncer", "there is no pgbouncer")
+        needs("PgBouncer", "install the package pgbouncer")
     url = databases.new_postgresql(**SETTINGS[0], synchronous_commit="off")
     with (
         pgbouncer(tmp_path / "pgbouncer", url, connections=3) as pooled,

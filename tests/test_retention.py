@@ -25,9 +25,9 @@ from taskservice.database.types import database_now, db
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, add_user, problem
 from tests.support.receiver import Receiver
+from tests.support.upkeep import DAY, end
 from tests.support.waiting import until
 
-DAY = 86_400.0
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
@@ -39,14 +39,6 @@ def config(config: Config) -> Config:
 @pytest.fixture
 def upkeep(app: Flask, no_grace: None) -> Upkeep:
     return Upkeep(app)
-
-
-def end(app: Flask, person: ApiClient, task: dict[str, Any], days: float) -> None:
-    """Finish a task, and set back when that was."""
-    person.report(task, status="complete", output={"sum": 15})
-    with app.app_context(), transaction() as connection:
-        of_task = update(TaskModel).where(TaskModel.id == task["id"])
-        connection.execute(of_task.values(finished_at=database_now(-days * DAY)))
 
 
 def set_back_drops(app: Flask) -> None:

@@ -93,3 +93,12 @@ def test_every_module_says_its_job_in_one_sentence() -> None:
         docstring = ast.get_docstring(ast.parse(path.read_text()))
         assert docstring, path
         assert len(docstring.splitlines()) == 1, path
+
+
+def test_tests_import_no_other_test_module() -> None:
+    modules = re.compile(r"^\s*(?:from|import) tests\.(?!support\.|support )(\S+)", re.MULTILINE)
+    found = {
+        str(path.relative_to(ROOT)): modules.findall(path.read_text())
+        for path in (ROOT / "tests").rglob("*.py")
+    }
+    assert {path: names for path, names in found.items() if names} == {}

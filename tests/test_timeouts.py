@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import event, select, update
+from sqlalchemy import event, select
 
 from taskservice.app import create_app
 from taskservice.background import timeouts
@@ -14,13 +14,13 @@ from taskservice.background.upkeep import Upkeep
 from taskservice.config import Config
 from taskservice.database.engine import dispose
 from taskservice.database.models import Delivery, ServiceHeartbeat
-from taskservice.database.models import Task as TaskModel
-from taskservice.database.transactions import reading, transaction
-from taskservice.database.types import database_now, db
+from taskservice.database.transactions import reading
+from taskservice.database.types import db
 from tests.support.api_client import ApiClient, add_user, expect, problem
 from tests.support.concurrency import at_once
 from tests.support.internals import column, moment, set_clock
 from tests.support.receiver import Receiver
+from tests.support.upkeep import fall_silent, rounds
 
 DAY = 86_400.0
 
@@ -28,17 +28,6 @@ DAY = 86_400.0
 @pytest.fixture
 def upkeep(app: Flask, no_grace: None) -> Upkeep:
     return Upkeep(app)
-
-
-def fall_silent(app: Flask, task: dict[str, Any], seconds: float) -> None:
-    """Set back when the task was last heard of."""
-    of_its_own = TaskModel.timeout.is_not(None)
-    moments = {"last_heartbeat_at": database_now(-seconds)}
-    with app.app_context(), transaction() as connection:
-        here = update(TaskModel).where(TaskModel.id == task["id"])
-        connection.execute(here.values(moments))
-        heartbeat_deadline = database_now(TaskModel.timeout - seconds)
-        connection.execute(here.where(of_its_own).values(heartbeat_deadline=heartbeat_deadline))
 
 
 def deliveries(app: Flask, task: dict[str, Any]) -> list[Any]:
@@ -295,14 +284,6 @@ def test_late_line_does_not_bring_a_task_back(app: Flask, alice: ApiClient, upke
 
 
 # --- who was away himself ----------------------------------------------------------------
-
-
-def rounds(upkeep: Upkeep, seconds: float, done: Callable[[], bool] = lambda: False) -> None:
-    """Round after round, as the loop does, until it is done or for so long."""
-    until = time.monotonic() + seconds
-    while not done() and time.monotonic() < until:
-        upkeep.do_round()
-        time.sleep(0.02)
 
 
 def test_nothing_is_ended_in_the_first_five_minutes(app: Flask, alice: ApiClient) -> None:

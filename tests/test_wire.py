@@ -19,8 +19,8 @@ from taskservice.auth import key_text
 from taskservice.contract import terms
 from taskservice.contract.error_codes import CODES
 from taskservice.contract.terms import MAX_CALLBACK, MAX_NAME, MAX_OBJECT
-from tests.conftest import Databases
 from tests.support.api_client import API, RemoteClient
+from tests.support.databases import Databases
 from tests.support.service import Service
 
 JSON = "application/json"

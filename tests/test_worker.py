@@ -3,12 +3,10 @@
 import json
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 import requests
@@ -17,51 +15,15 @@ from flask import Flask
 from taskservice.database.types import database_now
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, RemoteClient
+from tests.support.commands import one_line, run
 from tests.support.deliveries import change, columns, deliveries_of, finish, make_due, the_delivery
-from tests.support.fork_server import ForkedPopen
+from tests.support.delivery_worker import working
 from tests.support.internals import end_for_silence
 from tests.support.receiver import Receiver
-from tests.support.service import COMMAND, Service, environment
-from tests.support.waiting import PATIENCE_SECONDS, until
-from tests.test_commands import one_line, run
+from tests.support.service import Service
+from tests.support.waiting import until
 
 DELIVERIES = 60
-
-
-class Worker:
-    """`taskservice worker` on the database of an app; it has looked for work once it is made."""
-
-    def __init__(self, app: Flask, **settings: str) -> None:
-        self.environment = environment(
-            app.config["DATA"], DATABASE_URL=app.config["DATABASE_URL"],
-            CALLBACK_ALLOWED="loopback", **settings,
-        )  # fmt: skip
-        # A file of its own: nobody would empty a pipe.
-        folder = Path(app.config["DATA"])
-        folder.mkdir(exist_ok=True)
-        self.log = folder / f"worker-{uuid4().hex}.log"
-        with open(self.log, "wb") as log:
-            self.process = ForkedPopen([*COMMAND, "worker"], env=self.environment, stderr=log)
-        until(lambda: "working" in self.log.read_text() or self.process.poll() is not None)
-        assert self.process.poll() is None, self.log.read_text()
-
-    def end(self, signum: int) -> int:
-        """The exit status of the process, which must end after this signal."""
-        self.process.send_signal(signum)
-        return self.process.wait(PATIENCE_SECONDS)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
-@contextmanager
-def working(app: Flask, **settings: str) -> Iterator[Worker]:
-    worker = Worker(app, **settings)
-    try:
-        yield worker
-    finally:
-        worker.kill()
 
 
 def leave_due(alice: ApiClient, app: Flask, receiver: Receiver, count: int = 1) -> list[Any]:

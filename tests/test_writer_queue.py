@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from taskservice.database.writer_queue import WriterQueue
-from tests.test_busy import is_free
+from tests.support.concurrency import is_free
 
 # Takes turns in a few threads; some wait so briefly that they give up. While it has its turn
 # each makes a file that may not be there yet.

@@ -6,9 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from datetime import datetime
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -37,8 +35,9 @@ from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, kill, tasks, the_task
 from tests.support.api_client import RemoteClient
-from tests.support.receiver import Behaviour, Exchange, Receiver, unused_port
+from tests.support.receiver import Behaviour, Receiver, in_turn, unused_port
 from tests.support.service import Service
+from tests.support.service_answers import losing
 
 PACKAGE = Path(package.__file__).parent.parent
 
@@ -560,16 +559,6 @@ def test_url_may_be_that_of_the_api(alice: RemoteClient) -> None:
     assert list(Client(f"{alice.url}/api/v1/", key).tasks()) == []
 
 
-def in_turn(*behaviours: Behaviour) -> Behaviour:
-    """Each request is answered by the next one, and all later ones by the last."""
-    waiting = list(behaviours)
-
-    def behave(exchange: Exchange) -> None:
-        (waiting.pop(0) if len(waiting) > 1 else waiting[0])(exchange)
-
-    return behave
-
-
 GOOD = played.answer(200, [played.a_task()])
 
 
@@ -668,26 +657,6 @@ def test_answers_lost_at_appends_double_nothing(alice: RemoteClient, client: Cli
     assert found["logs"] == [f"line {number}" for number in range(8)]
     assert found["status"] == "complete"
     assert len(between.requests) > 9
-
-
-def losing(person: RemoteClient, is_lost: Callable[[int], bool]) -> Behaviour:
-    """Passes on to the service, and loses the answers whose numbers, from 1, are to be lost."""
-    numbers = count(1)
-
-    def relay(exchange: Exchange) -> None:
-        request, number = exchange.request, next(numbers)
-        answer = person.request(
-            request.method, request.path.removeprefix("/api/v1"), data=request.body,
-            headers={"Content-Type": request.headers.get("content-type", "application/json")}
-            | {name: text for name, text in request.headers.items() if name == "idempotency-key"},
-        )  # fmt: skip
-        if is_lost(number):
-            play.reset()(exchange)
-        else:
-            content = {"Content-Type": answer.headers.get("Content-Type", "")}
-            play.answer(answer.status_code, content, answer.content)(exchange)
-
-    return relay
 
 
 def test_answer_lost_at_a_claim_loses_no_task(alice: RemoteClient) -> None:

@@ -16,8 +16,7 @@ import pytest
 
 from taskservice.runner import process_tree
 from taskservice.runner.process import Process
-from tests.agent_side.test_run import the_log
-from tests.support.agent_machine import AgentMachine, the_task
+from tests.support.agent_machine import AgentMachine, the_log, the_task
 from tests.support.api_client import RemoteClient
 from tests.support.waiting import PATIENCE_SECONDS, until
 
@@ -163,7 +162,7 @@ def test_other_signals_reach_the_program(alice: RemoteClient, machine: AgentMach
     assert the_task(alice)["error"]["message"] == "Exit status 4"
 
 
-@pytest.mark.skipif(shutil.which("ps") is None, reason="There is no ps here")
+@pytest.mark.skipif(shutil.which("ps") is None, reason="no ps: install the package procps")
 def test_ps_finds_the_same_as_proc() -> None:
     own = os.getpid()
     parent, group, *_ = dict(process_tree._of_ps())[own]

@@ -166,7 +166,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         subprocess.run(mount, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"Only root may mount a small file system: {error}")
+        pytest.skip(f"no right to mount: run the tests as root ({error})")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
@@ -261,7 +261,7 @@ def _give_away(path: Path) -> None:
     try:
         os.chown(path, 54321, 54321)
     except PermissionError:
-        pytest.skip("Only root may give a folder away")
+        pytest.skip("no right to give a folder away: run the tests as root")
 
 
 @pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
@@ -337,6 +337,6 @@ def test_machine_without_a_home_has_nothing_to_resend(machine: AgentMachine) -> 
     command = ["setpriv", "--reuid", "54321", "--clear-groups", *machine.command, "run", "--resend"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if "setpriv" in result.stderr:
-        pytest.skip("Only root may become somebody without a home")
+        pytest.skip("no right to become another user: run the tests as root")
     assert result.returncode == 1
     assert result.stderr.startswith("taskservice: neither XDG_STATE_HOME nor HOME is set")

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -13,7 +12,15 @@ import pytest
 
 from tests.support import receiver as play
 from tests.support import service_answers as played
-from tests.support.agent_machine import AgentMachine, kill, machine_of, tasks, the_task
+from tests.support.agent_machine import (
+    AgentMachine,
+    end_for_silence,
+    kill,
+    machine_of,
+    tasks,
+    the_log,
+    the_task,
+)
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Receiver, unused_port
 from tests.support.service import Service
@@ -343,11 +350,6 @@ def test_program_that_takes_a_signal_and_ends_well_is_complete(
     task = the_task(alice)
     assert (process.returncode, task["status"]) == (0, "complete")
     assert task["logs"] == ["ready", "stopping"]
-
-
-def the_log(person: RemoteClient) -> list[str]:
-    found = person.request("GET", "/task").json()
-    return found[0]["logs"] if found else []
 
 
 def test_cancel_stops_the_program(alice: RemoteClient, machine: AgentMachine) -> None:
@@ -736,18 +738,6 @@ def test_late_word_is_accepted(tmp_path: Path) -> None:
         task = the_task(alice)
     assert process.returncode == 0
     assert (task["status"], task["error"], task["logs"]) == ("complete", None, ["1", "2"])
-
-
-def end_for_silence(service: Service) -> None:
-    """What the upkeep does to running tasks whose machine sleeps, without the wait for it."""
-    path = Path(service.environment["TASKSERVICE_DATA"]) / "taskservice.db"
-    connection = sqlite3.connect(path, timeout=20)
-    connection.execute(
-        "UPDATE tasks SET status = 'error', error_type = 'timeout', error_message = 'silent', "
-        "finished_at = updated_at, version = version + 1 WHERE status = 'running'"
-    )
-    connection.commit()
-    connection.close()
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from taskservice.client import Client, NotFound, Task, TaskCancelled
-from tests.agent_side.test_client import losing
 from tests.support import receiver as play
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Behaviour, Exchange, Received, Receiver
+from tests.support.service_answers import losing
 from tests.support.waiting import PATIENCE_SECONDS, until
 
 # So many lines of 60,000 bytes are 16 MiB; the next one must wait.

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 
 from taskservice.client import Client, Task, TaskServiceError, Unavailable
-from tests.agent_side.test_client import in_turn, losing
 from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, the_task
 from tests.support.api_client import RemoteClient
-from tests.support.receiver import Behaviour, Exchange, Receiver
+from tests.support.receiver import Behaviour, Exchange, Receiver, in_turn
+from tests.support.service_answers import losing
 from tests.support.waiting import until
 
 HTML = {"Content-Type": "text/html"}

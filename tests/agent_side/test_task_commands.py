@@ -4,9 +4,8 @@ import signal
 import subprocess
 import threading
 
-from tests.agent_side.test_run import end_for_silence
 from tests.support import receiver as play
-from tests.support.agent_machine import AgentMachine, objects
+from tests.support.agent_machine import AgentMachine, end_for_silence, objects
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Receiver
 from tests.support.service import Service

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -75,3 +76,20 @@ def kill(service: Service) -> None:
 def objects(text: str) -> list[Any]:
     """What a command printed with --json."""
     return [json.loads(line) for line in text.splitlines()]
+
+
+def the_log(person: RemoteClient) -> list[str]:
+    found = person.request("GET", "/task").json()
+    return found[0]["logs"] if found else []
+
+
+def end_for_silence(service: Service) -> None:
+    """What the upkeep does to running tasks whose machine sleeps, without the wait for it."""
+    path = Path(service.environment["TASKSERVICE_DATA"]) / "taskservice.db"
+    connection = sqlite3.connect(path, timeout=20)
+    connection.execute(
+        "UPDATE tasks SET status = 'error', error_type = 'timeout', error_message = 'silent', "
+        "finished_at = updated_at, version = version + 1 WHERE status = 'running'"
+    )
+    connection.commit()
+    connection.close()

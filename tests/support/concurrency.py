@@ -1,9 +1,10 @@
 """Many callers at the same instant, each in a thread and on a connection of its own."""
 
+import fcntl
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from tests.support.api_client import RemoteClient
 
@@ -29,3 +30,12 @@ def copies(person: RemoteClient, count: int) -> list[RemoteClient]:
     for one in people:
         one.request("GET", "/user").raise_for_status()
     return people
+
+
+def is_free(queue: BinaryIO) -> bool:
+    try:
+        fcntl.flock(queue, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    fcntl.flock(queue, fcntl.LOCK_UN)
+    return True

@@ -243,3 +243,13 @@ def unused_port() -> int:
 def _shut(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):  # it may be gone already
         connection.shutdown(socket.SHUT_RDWR)
+
+
+def in_turn(*behaviours: Behaviour) -> Behaviour:
+    """Each request is answered by the next one, and all later ones by the last."""
+    waiting = list(behaviours)
+
+    def behave(exchange: Exchange) -> None:
+        (waiting.pop(0) if len(waiting) > 1 else waiting[0])(exchange)
+
+    return behave

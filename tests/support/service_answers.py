@@ -1,11 +1,14 @@
 """Answers as the service gives them, for a receiver that plays it."""
 
 import json
+from collections.abc import Callable
 from http import HTTPStatus
+from itertools import count
 from typing import Any
 
 from tests.support import receiver as play
-from tests.support.receiver import Behaviour
+from tests.support.api_client import RemoteClient
+from tests.support.receiver import Behaviour, Exchange
 
 JSON = {"Content-Type": "application/json"}
 PROBLEM = {"Content-Type": "application/problem+json"}
@@ -38,3 +41,23 @@ def problem(status: int, detail: str, **more: Any) -> Behaviour:
     title = HTTPStatus(status).phrase
     text = {"type": "about:blank", "title": title, "status": status, "detail": detail} | more
     return play.answer(status, PROBLEM, json.dumps(text).encode())
+
+
+def losing(person: RemoteClient, is_lost: Callable[[int], bool]) -> Behaviour:
+    """Passes on to the service, and loses the answers whose numbers, from 1, are to be lost."""
+    numbers = count(1)
+
+    def relay(exchange: Exchange) -> None:
+        request, number = exchange.request, next(numbers)
+        answer = person.request(
+            request.method, request.path.removeprefix("/api/v1"), data=request.body,
+            headers={"Content-Type": request.headers.get("content-type", "application/json")}
+            | {name: text for name, text in request.headers.items() if name == "idempotency-key"},
+        )  # fmt: skip
+        if is_lost(number):
+            play.reset()(exchange)
+        else:
+            content = {"Content-Type": answer.headers.get("Content-Type", "")}
+            play.answer(answer.status_code, content, answer.content)(exchange)
+
+    return relay

@@ -1,0 +1,48 @@
+"""`taskservice worker` in a process of its own."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from flask import Flask
+
+from tests.support.fork_server import ForkedPopen
+from tests.support.service import COMMAND, environment
+from tests.support.waiting import PATIENCE_SECONDS, until
+
+
+class Worker:
+    """`taskservice worker` on the database of an app; it has looked for work once it is made."""
+
+    def __init__(self, app: Flask, **settings: str) -> None:
+        self.environment = environment(
+            app.config["DATA"], DATABASE_URL=app.config["DATABASE_URL"],
+            CALLBACK_ALLOWED="loopback", **settings,
+        )  # fmt: skip
+        # A file of its own: nobody would empty a pipe.
+        folder = Path(app.config["DATA"])
+        folder.mkdir(exist_ok=True)
+        self.log = folder / f"worker-{uuid4().hex}.log"
+        with open(self.log, "wb") as log:
+            self.process = ForkedPopen([*COMMAND, "worker"], env=self.environment, stderr=log)
+        until(lambda: "working" in self.log.read_text() or self.process.poll() is not None)
+        assert self.process.poll() is None, self.log.read_text()
+
+    def end(self, signum: int) -> int:
+        """The exit status of the process, which must end after this signal."""
+        self.process.send_signal(signum)
+        return self.process.wait(PATIENCE_SECONDS)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@contextmanager
+def working(app: Flask, **settings: str) -> Iterator[Worker]:
+    worker = Worker(app, **settings)
+    try:
+        yield worker
+    finally:
+        worker.kill()
