@@ -1,4 +1,4 @@
-"""Every setting: its name, its default, its check and its one line of help."""
+"""The settings: name, default, check and one line of help of each."""
 
 import os
 import secrets
@@ -15,9 +15,9 @@ from taskservice.database.files import make_folder, sync
 from taskservice.webhooks.destinations import Destinations
 
 PREFIX = "TASKSERVICE_"
-# The signature of a session is as hard to forge as its key is to guess.
+# The key signs sessions, so it must be as hard to guess as they are to forge.
 KEY_BYTES = 32
-# Read by the agent's side of the package, so they are no misspelt settings.
+# Variables of the agent's side, which are not misspelt settings.
 AGENT_SIDE = {"URL", "APIKEY", "OUTPUT", "TASK_ID", "TASK_URL", "WRITER"}
 
 
@@ -34,27 +34,17 @@ def _whole_number(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def _seconds(low: float, high: float) -> Callable[[str], float]:
+def _number(low: float, high: float, unit: str) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = float("nan")
         if not low <= value <= high:
-            raise ValueError(f"must be a number of seconds from {low:g} to {high:g}")
+            raise ValueError(f"must be a number of {unit} from {low:g} to {high:.10g}")
         return value
 
     return parse
-
-
-def _days(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 <= value <= 36_500:
-        raise ValueError("must be a number of days from 0 (never) to 36500")
-    return value
 
 
 def _choice(*words: str) -> Callable[[str], str]:
@@ -98,10 +88,6 @@ def _secret_key(text: str) -> str:
     return text
 
 
-def _destinations(text: str) -> Destinations:
-    return Destinations.parse(text)
-
-
 def _folder(text: str) -> Path:
     return Path(text).absolute()
 
@@ -112,10 +98,7 @@ def _setting(default: Any, parse: Callable[[str], Any], help: str) -> Any:
 
 @dataclass(frozen=True)
 class Config:
-    """The settings by the names that the environment gives them, without the prefix.
-
-    `from_environment` is the usual way to one; tests name what they need.
-    """
+    """The settings, under their names in the environment without the prefix."""
 
     DATA: Path = _setting(Path("instance"), _folder, "Folder for the database and the secrets.")
     DATABASE_URL: str | URL = _setting(
@@ -134,28 +117,32 @@ class Config:
     )
     CALLBACK_ALLOWED: Destinations = _setting(
         Destinations.parse("external"),
-        _destinations,
+        Destinations.parse,
         "Where callbacks may go: `external`, `private`, `loopback`, CIDRs, host globs.",
     )
     CALLBACK_TIMEOUT: float = _setting(
-        10.0, _seconds(0.1, 30), "Seconds that one attempt of a callback may last in all."
+        10.0, _number(0.1, 30, "seconds"), "Seconds that one attempt of a callback may last in all."
     )
     TASK_TIMEOUT: float = _setting(
         86_400.0,
-        _seconds(0, 31_536_000),
+        _number(0, 31_536_000, "seconds"),
         "Seconds that a claimed task may stay silent; 0: no limit.",
     )
-    RETENTION_DAYS: float = _setting(0.0, _days, "Days that a finished task is kept; 0: for good.")
+    RETENTION_DAYS: float = _setting(
+        0.0, _number(0, 36_500, "days"), "Days that a finished task is kept; 0: for ever."
+    )
     LOG_RETENTION_DAYS: float = _setting(
-        0.0, _days, "Days that a finished task's log is kept; 0: as long as the task."
+        0.0,
+        _number(0, 36_500, "days"),
+        "Days that a finished task's log is kept; 0: as long as the task.",
     )
     MAX_BODY: int = _setting(
         10 * 1024 * 1024,
         _whole_number(1024, 1024 * 1024 * 1024),
-        "Bytes that the body of a request may have.",
+        "Maximum number of bytes of a request's body.",
     )
     LOG_LEVEL: str = _setting(
-        "info", _choice("debug", "info", "warning", "error"), "What the service's own log tells."
+        "info", _choice("debug", "info", "warning", "error"), "Lowest level that the service logs."
     )
     LOG_FORMAT: str = _setting(
         "text", _choice("text", "json"), "The service's own log: `text` or `json`, a line each."
@@ -165,7 +152,7 @@ class Config:
     def from_environment(
         cls, environ: Mapping[str, str] = os.environ, may_create: bool = True
     ) -> "Config":
-        """The settings as `TASKSERVICE_...` gives them; an empty value is as unset.
+        """The settings from `TASKSERVICE_...` variables; an empty value counts as unset.
 
         Raises ConfigError for a value that cannot be used.
         """
@@ -179,9 +166,9 @@ class Config:
     def completed(self, may_create: bool = True) -> "Config":
         """These settings with the database's URL and the secret key filled in.
 
-        A key is made where there is none; without `may_create` it stays empty.
+        A missing key is created, or with `may_create` false left empty.
         """
-        # Of parts, since in the text of a URL signs such as ? and % mean something.
+        # Not from text, in which ? and % of a path would need escapes.
         file = URL.create("sqlite", database=str(self.DATA / "taskservice.db"))
         url = self.DATABASE_URL or file
         is_postgresql = isinstance(url, str) and url.startswith("postgresql")
@@ -197,12 +184,12 @@ class Config:
 
     @property
     def secret_key_file(self) -> Path:
-        """Where the secret key is kept when none is given."""
+        """Where the secret key is kept when it is not set."""
         return self.DATA / "secret_key"
 
 
 def unknown_names(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Names in the environment that have our prefix and mean nothing: most likely misspelt."""
+    """Names in the environment with our prefix that are no setting: most likely misspelt."""
     known = {PREFIX + setting.name for setting in fields(Config)}
     known |= {PREFIX + name for name in AGENT_SIDE}
     return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
@@ -231,7 +218,7 @@ def _require_driver() -> None:
     except ImportError:
         raise ConfigError(
             f"{PREFIX}DATABASE_URL: PostgreSQL needs its driver; "
-            "pip install 'taskservice[postgresql]' brings it"
+            "pip install 'taskservice[postgresql]' installs it"
         ) from None
 
 
@@ -251,8 +238,8 @@ def _kept_secret_key(path: Path, may_create: bool) -> str:
 
 
 def _create_secret_key(path: Path) -> None:
-    # Written whole under another name and linked into place: of two processes
-    # that start at once one makes the key, and neither reads half of it.
+    # Written under another name and linked into place: of two processes that start at once,
+    # one creates the key, and neither reads half of it.
     make_folder(path.parent)
     draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     try:

@@ -38,7 +38,7 @@ TAGS = {
     "agents": "The programs that do the work.",
     "users": "The person or team that things belong to.",
     "keys": "A user's own API keys, and the secret that signs the webhooks.",
-    "operations": "For whoever operates the service. No key is needed.",
+    "operations": "For operators of the service. No key is needed.",
     "docs": "This documentation. No key is needed.",
 }
 
@@ -66,28 +66,28 @@ PATH_PARAMETERS = {
 
 REQUEST_HEADERS = {
     "Idempotency-Key": Parameter(
-        "Makes the request safe to repeat: with the same key and body it starts or claims nothing "
-        "again, and answers the task as it now is; with another body it is 422. Deleting the "
-        "task frees the key.",
+        "Makes the request safe to repeat: with the same key and body, nothing is started or "
+        "claimed again, and the answer is the task as it now is; another body is 422. Deleting "
+        "the task frees the key.",
         _text(minLength=1, maxLength=MAX_IDEMPOTENCY_KEY, examples=["nightly 2026-11-24"]),
     ),
     "Prefer": Parameter(
-        "`wait=s`: how many seconds, up to 60, the answer may wait for news.",
+        "`wait=s`: the seconds, at most 60, that the answer may wait for a change.",
         _text(examples=["wait=1"]),
     ),
     "Last-Event-ID": Parameter(
-        "Goes on after the line with this number: the `id` of the last event that came.",
+        "Resumes after the line with this number: the `id` of the last event received.",
         _text(pattern="^[0-9]*$", examples=["42"]),
     ),
     "If-None-Match": Parameter(
-        "ETags that the caller has: if one still holds, the answer is 304.",
+        "ETags that the caller has: if one is current, the answer is 304.",
         _text(examples=['W/"3-0"']),
     ),
 }
 
 ANSWER_HEADERS = {
     "Location": Parameter(
-        "Where the new thing is, relative to the request.",
+        "The URL of the new task, relative to the request.",
         _text(format="uri-reference", examples=[f"task/{EXAMPLE_TASK}"]),
         always=True,
     ),
@@ -101,20 +101,20 @@ ANSWER_HEADERS = {
         _text(enum=["true"]),
     ),
     "Callback-Status": Parameter(
-        "What became of the callback: `delivered`; `pending`, it will be tried again; `failed`, "
-        "it will not; `none`, nothing was owed.",
+        "The outcome of the callback: `delivered`; `pending`, it will be tried again; `failed`, "
+        "it will not; `none`, there was none to send.",
         _text(enum=["delivered", "pending", "failed", "none"]),
         always=True,
     ),
     "Preference-Applied": Parameter(
-        "The wait that was granted, as `wait=s`; none when too many wait already.",
+        "The wait that was granted, as `wait=s`; absent when too many requests wait already.",
         _text(examples=["wait=1"]),
     ),
     "X-Accel-Buffering": Parameter(
-        "Asks nginx to pass on each event as it comes.", _text(enum=["no"]), always=True
+        "Tells nginx not to buffer events.", _text(enum=["no"]), always=True
     ),
     "Retry-After": Parameter(
-        "Seconds after which to come again.", {"type": "integer", "minimum": 0, "examples": [2]},
+        "Seconds after which to try again.", {"type": "integer", "minimum": 0, "examples": [2]},
         always=True,
     ),
     "X-Request-Id": Parameter(
@@ -126,11 +126,11 @@ ANSWER_HEADERS = {
 
 
 GOOD = {
-    200: "It went well.",
-    201: "It is made.",
-    202: "It will be done.",
-    204: "There is nothing to answer.",
-    304: "What the caller has still holds.",
+    200: "Success.",
+    201: "Created.",
+    202: "Accepted.",
+    204: "No content.",
+    304: "Not modified.",
 }
 
 
@@ -159,9 +159,7 @@ REFUSALS = {
         "The key is an agent key, and the operation wants a user key.",
         "An agent key may not do this; use a user key",
     ),
-    404: Refusal(
-        "NotFound", "There is no such thing that the key may see.", "Task's ID is not found"
-    ),
+    404: Refusal("NotFound", "The key may see no such thing.", "Task's ID is not found"),
     406: Refusal(
         "NotAcceptable",
         "`Accept` allows nothing that the operation can answer with.",
@@ -169,7 +167,7 @@ REFUSALS = {
     ),
     408: Refusal(
         "TooSlow",
-        "The request's head and body were not all here within 30 s.",
+        "Head and body of the request did not arrive within 30 s.",
         "The request did not arrive in time",
     ),
     413: Refusal("TooLarge", "The body is too large.", "The request's body is too large"),
@@ -181,7 +179,7 @@ REFUSALS = {
     ),
     422: Refusal(
         "Invalid",
-        "The request can be read but does not fit: `errors` says where.",
+        "The request is invalid: `errors` says where.",
         "The request is invalid: see `errors`",
         {"errors": {"stauts": ["Unknown field."]}},
     ),
@@ -193,7 +191,7 @@ REFUSALS = {
     500: Refusal("Failure", "The service failed.", "The service failed; its log says more"),
     503: Refusal(
         "Busy",
-        "The service can't do it now, and has done nothing; try again.",
+        "The service cannot do it now, and has changed nothing; try again.",
         "The database is busy, full or out of reach",
     ),
 }
