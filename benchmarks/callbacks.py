@@ -16,9 +16,9 @@ from taskservice.webhooks.destinations import Destinations
 from tests.support import receiver as play
 from tests.support.api_client import RemoteClient, add_user
 from tests.support.deliveries import enqueue_many
+from tests.support.delivery_worker import working
 from tests.support.receiver import Receiver
 from tests.support.service import Service
-from tests.support.delivery_worker import working
 
 DUE = int(os.environ.get("DUE", "3000"))
 HANGING = 64
