@@ -1,1 +1,1 @@
-"""Every read, by noun, as Core selects on the read engine."""
+"""All reads, by noun, as SQLAlchemy Core selects on the read engine."""

@@ -46,7 +46,7 @@ def get(caller: Caller, agent_id: str) -> AnyRow:
 
 
 def list_by_use(caller: Caller, start: int, count: int) -> Sequence[AnyRow]:
-    """Agents with the moment of their last task, `last_used_at`: newest first, unused ones last."""
+    """Agents with the start of their last task, `last_used_at`: newest first, unused ones last."""
     with reading() as connection:
         wanted = {"start": start, "count": count, **caller.scope}
         return connection.execute(_AGENTS_BY_USE, wanted).all()

@@ -16,12 +16,12 @@ from taskservice.database.types import database_now
 from taskservice.problems import not_found
 from taskservice.schemas.columns import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
 
-# Spelled out, as the indexes of these rows have it.
+# A literal, as in the indexes of these rows, so that they are used.
 is_pending: ColumnElement[bool] = Delivery.state == literal_column(f"'{PENDING}'")
-# While a lease holds, somebody is at it and nobody else posts; an attempt is much shorter.
+# While a lease lasts, only its holder may post; an attempt is much shorter.
 LEASE_SECONDS = 60.0
-# One that would hold for longer than any was given (and a moment, since PostgreSQL rounds)
-# was given before the clock was set back.
+# A lease that ends later than any given now (plus a second, since PostgreSQL rounds) was given
+# before the clock was set back.
 is_unleased: ColumnElement[bool] = or_(
     Delivery.leased_until.is_(None),
     Delivery.leased_until <= database_now(),
@@ -30,9 +30,10 @@ is_unleased: ColumnElement[bool] = or_(
 is_due: ColumnElement[bool] = and_(
     is_pending, Delivery.next_attempt_at <= database_now(), is_unleased
 )
-# The longest delay that an attempt can be followed by, its jitter included.
+# The longest delay after an attempt, with its jitter.
 LONGEST_DELAY_SECONDS = 86_400 * 1.2
-# One that lies further away (and a moment more) was scheduled before the clock was set back.
+# An attempt that is due later than that, plus a minute, was scheduled before the clock was set
+# back.
 is_too_far: ColumnElement[bool] = and_(
     is_pending, Delivery.next_attempt_at > database_now(LONGEST_DELAY_SECONDS + 60)
 )

@@ -172,14 +172,14 @@ def summaries(caller: Caller, wanted: Sequence[Position]) -> list[AnyRow]:
 
 
 def counts(
-    caller: Caller, selection: Selection, statuses: Sequence[str], most: int
+    caller: Caller, selection: Selection, statuses: Sequence[str], maximum: int
 ) -> dict[str, int]:
-    """Status -> how many tasks of the selection have it, counted up to `most`."""
+    """Status -> how many tasks of the selection have it, counted up to `maximum`."""
     counted = {
         status: select(func.count()).select_from(
             select(Task.id)
             .where(*_conditions(caller, replace(selection, status=status)))
-            .limit(most)
+            .limit(maximum)
             .subquery()
         )
         for status in statuses

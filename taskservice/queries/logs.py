@@ -1,4 +1,4 @@
-"""Reads of logs, a bounded part at a time."""
+"""Reads of logs, in parts of bounded size."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -11,12 +11,12 @@ from taskservice.database.rows import PAGE_BYTES, AnyRow, TaskRow, next_limit
 from taskservice.database.transactions import reading
 from taskservice.problems import Problem
 
-# A log of at most so many bytes is read together with those of its neighbours.
+# Logs of at most this many bytes are read together, for a page of tasks at once.
 SMALL_LOG = 64 * 1024
 
 
 class LogGone(Problem):
-    """Lines that a row promised are no longer there: they were dropped while being read."""
+    """Lines that a row counted were dropped while they were read."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -57,15 +57,15 @@ _CHUNKS_OF_SEVERAL = (
 
 
 def log_pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterator[list[str]]:
-    """The lines that `row` knows of, in pages of about a megabyte, each a read of its own.
+    """The lines of a task, in pages of about a megabyte, each a read of its own.
 
-    All that are there, or at most `count` of those after number `after`. Raises LogGone when
-    some have been dropped meanwhile.
+    Those after number `after`, and at most `count` of them; none that came after `row` was
+    read. Raises LogGone if some were dropped meanwhile.
     """
     after = max(after, row.first_log - 1)
     until = row.log_count if count is None else min(row.log_count, after + count)
     if until < row.log_count:
-        # To look for where these end would lead through all that follows.
+        # `_CHUNKS` would read on to the end of the log to find where these lines end.
         while after < until:
             yield (lines := lines_after(row, after, until - after))
             after += len(lines)
@@ -83,19 +83,19 @@ def log_pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterato
         limit = next_limit(len(chunks), sum(len(chunk.text) for chunk in chunks), 4096)
 
 
-def lines_after(row: TaskRow, after: int, most: int) -> list[str]:
-    """The lines that follow number `after`: `most` of them, or fewer past about a megabyte.
+def lines_after(row: TaskRow, after: int, maximum: int) -> list[str]:
+    """At most `maximum` lines after number `after`, and about a megabyte of them.
 
-    Raises LogGone when some have been dropped meanwhile.
+    Raises LogGone if some were dropped meanwhile.
     """
     after = max(after, row.first_log - 1)
-    until = min(after + most, row.log_count)
+    until = min(after + maximum, row.log_count)
     if after >= until:
         return []
     chunks, size = [], 0
     with reading() as connection:
-        place = {"log_id": row.log_id, "after": after, "limit": until - after}
-        for chunk in connection.execute(_NEXT_CHUNKS, place):
+        start = {"log_id": row.log_id, "after": after, "limit": until - after}
+        for chunk in connection.execute(_NEXT_CHUNKS, start):
             chunks.append(chunk)
             size += len(chunk.text)
             if chunk.last >= until or size >= PAGE_BYTES:
@@ -112,9 +112,9 @@ def small_logs(rows: Sequence[TaskRow]) -> dict[int | None, list[str]]:
         chunks = connection.execute(
             _CHUNKS_OF_SEVERAL, {"log_ids": [row.log_id for row in wanted]}
         ).all()
-    of_log = {log_id: list(some) for log_id, some in groupby(chunks, lambda chunk: chunk.log_id)}
+    by_log = {log_id: list(group) for log_id, group in groupby(chunks, lambda it: it.log_id)}
     return {
-        row.log_id: _lines(of_log.get(row.log_id, []), row.first_log - 1, row.log_count)
+        row.log_id: _lines(by_log.get(row.log_id, []), row.first_log - 1, row.log_count)
         for row in wanted
     }
 
@@ -123,11 +123,11 @@ def is_small(row: TaskRow) -> bool:
     return row.log_bytes <= SMALL_LOG
 
 
-def last_lines(row: TaskRow, most_lines: int, most_bytes: int) -> list[str]:
-    """The end of a log: at most `most_lines` lines and `most_bytes` bytes of UTF-8."""
+def last_lines(row: TaskRow, max_lines: int, max_bytes: int) -> list[str]:
+    """The end of a log: at most `max_lines` lines and `max_bytes` bytes of UTF-8."""
     lines: list[str] = []
     until, limit = row.log_count, 8
-    while until >= row.first_log and len(lines) < most_lines:
+    while until >= row.first_log and len(lines) < max_lines:
         with reading() as connection:
             chunks = connection.execute(
                 _LAST_CHUNKS, {"log_id": row.log_id, "until": until, "limit": limit}
@@ -138,18 +138,18 @@ def last_lines(row: TaskRow, most_lines: int, most_bytes: int) -> list[str]:
         lines = before + lines
         until -= len(before)
         size = sum(len(chunk.text) for chunk in chunks)
-        if size > most_bytes:
+        if size > max_bytes:
             break
-        limit = next_limit(len(chunks), size, most_lines)
-    return _cut(lines[-most_lines:], most_bytes)
+        limit = next_limit(len(chunks), size, max_lines)
+    return _cut(lines[-max_lines:], max_bytes)
 
 
-def _cut(lines: list[str], most_bytes: int) -> list[str]:
-    """The longest end of `lines` that has at most `most_bytes` bytes."""
+def _cut(lines: list[str], max_bytes: int) -> list[str]:
+    """The longest end of `lines` that has at most `max_bytes` bytes."""
     kept, size = 0, 0
     for line in reversed(lines):
         size += len(line.encode())
-        if size > most_bytes:
+        if size > max_bytes:
             break
         kept += 1
     return lines[len(lines) - kept :]

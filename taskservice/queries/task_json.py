@@ -1,4 +1,4 @@
-"""Tasks as JSON text: a row through its schema, and its lines streamed into their place."""
+"""Tasks as JSON text, with the lines of their logs streamed into it."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ from taskservice.schemas.answers import (
 )
 from taskservice.schemas.columns import LARGE_COLUMNS
 
-# Text is handed to the server in pieces of at least so many bytes.
+# Minimum number of bytes in a piece of text that is sent.
 PIECE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Which parts of a task an answer has; `fields` empty means all."""
+    """The parts of a task that an answer has; empty `fields` means all."""
 
     fields: tuple[str, ...] = ()
     expand: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ class Shape:
 
     @property
     def large(self) -> tuple[str, ...]:
-        """The columns it wants that may be large."""
+        """Those of its columns that may be large."""
         return tuple(name for name in LARGE_COLUMNS if not self.fields or name in self.fields)
 
     def schema(self) -> TaskSchema:
@@ -51,7 +51,7 @@ WHOLE = Shape()
 
 @lru_cache(maxsize=64)
 def _schema(fields: tuple[str, ...], expand: tuple[str, ...]) -> TaskSchema:
-    # Constructing a schema costs several times what dumping with it does.
+    # To construct a schema takes several times as long as to dump with it.
     if not fields and not expand:
         return task_schema
     wanted = {*(fields or TASK_FIELDS), *expand}
@@ -71,8 +71,8 @@ class _Expanded:
 def task(row: TaskRow, shape: Shape = WHOLE) -> Iterator[bytes]:
     """One task as JSON, in pieces.
 
-    Raises LogGone when its lines vanish while being read, and 404 when the task has vanished,
-    and with it the agent that is to be embedded.
+    Raises LogGone if lines are dropped while they are read, and 404 if the task was deleted and
+    then the agent to embed.
     """
     for expanded in _expanded([row], shape):
         return _in_pieces(_task_text(expanded, shape, None))
@@ -91,7 +91,7 @@ def log_page(row: TaskRow, after: int, count: int) -> Iterator[bytes]:
 
 
 def log_text(row: TaskRow, after: int, count: int | None) -> Iterator[bytes]:
-    """The same lines, or all of them, as they are: in UTF-8, each with a line feed."""
+    """The same lines, or all, as text in UTF-8, each with a line feed."""
     pages = log_queries.log_pages(row, after, count)
     return _in_pieces("".join(f"{line}\n" for line in lines).encode() for lines in pages)
 
@@ -103,7 +103,7 @@ def _log_text(row: TaskRow, after: int, count: int, more: dict[str, Any]) -> Ite
 
 
 def webhook_body(row: TaskRow) -> bytes:
-    """A finished task as its callback gets it: with the last lines of its log only."""
+    """The JSON of a finished task for its callback, with the last lines of its log only."""
     lines = log_queries.last_lines(row, WEBHOOK_LINES, WEBHOOK_LOG_BYTES)
     dumped = task_schema.dump(row) | {"firstLog": row.log_count - len(lines) + 1}
     head, tail = split_at_lines(dumped)
@@ -146,7 +146,7 @@ def _expanded(rows: Sequence[TaskRow], shape: Shape) -> Sequence[TaskRow]:
     user_id = rows[0].user_id
     user = user_queries.get(user_id)
     agents = agent_queries.by_id(user_id, {row.agent_id for row in rows})
-    # An agent without tasks may go: then these went before it, after they were read.
+    # Without an agent, its tasks were deleted after they were read, and then the agent.
     return [
         cast(TaskRow, _Expanded(row, agents[row.agent_id], user))
         for row in rows
@@ -155,7 +155,7 @@ def _expanded(rows: Sequence[TaskRow], shape: Shape) -> Sequence[TaskRow]:
 
 
 def _in_pieces(texts: Iterable[bytes]) -> Iterator[bytes]:
-    """The same text in fewer, larger pieces: each that is sent costs a system call."""
+    """The same text in fewer, larger pieces: each one sent costs a system call."""
     waiting, size = [], 0
     for text in texts:
         waiting.append(text)

@@ -24,7 +24,7 @@ _TASK = tasks_with_log.where(Task.id == bindparam("task_id"), visible_tasks)
 _HAS_WAITING = exists().where(
     Task.user_id == Agent.user_id,
     Task.agent_id == Agent.id,
-    # As the index of just these tasks has it.
+    # A literal, as in the index of these tasks, so that it is used.
     Task.status == literal_column(f"'{RUNNING}'"),
     Task.claimed_at.is_(None),
 )

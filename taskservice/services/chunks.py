@@ -1,4 +1,4 @@
-"""Lines that arrive become chunks of bounded size, without an object for each line."""
+"""Cuts lines into chunks of bounded size, without an object for each line."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from taskservice.contract.terms import MAX_LINE
 from taskservice.problems import invalid
 
-# A chunk is read whole, even for one line of it.
+# Small, since a chunk is read whole, even for one of its lines.
 CHUNK_BYTES = 64 * 1024
 CHUNK_LINES = 4_096
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """So many lines, joined by line feeds; `size` is in bytes of UTF-8, each line's end counted."""
+    """`count` lines, joined by line feeds; `size` is in bytes of UTF-8, with one for each line."""
 
     text: str
     count: int
@@ -21,25 +21,25 @@ class Chunk:
 
 
 def of_text(data: bytes) -> list[Chunk]:
-    """The lines of a text: each ends at a line feed, the last one also without.
+    """The lines of a text: each ends at a line feed, which the last one may lack.
 
-    One carriage return before the line feed is dropped; NUL, and what is no UTF-8, becomes
-    U+FFFD. Raises 422 for a line that is too long.
+    One carriage return before a line feed is dropped; NUL and invalid UTF-8 become U+FFFD.
+    Raises 422 for a line that is too long.
     """
-    # No character of several bytes has a line feed in it, whole or broken.
+    # A line feed is never part of a longer character, even in invalid UTF-8.
     texts = (piece.decode(errors="replace") for piece in _pieces(data))
     return _checked([_chunk(text.replace("\0", "\ufffd").replace("\r\n", "\n")) for text in texts])
 
 
 def of_strings(strings: Sequence[str]) -> list[Chunk]:
-    """The lines of several texts without NUL, where an empty text is an empty line."""
+    """The lines of strings without NUL; an empty string is an empty line."""
     if not strings:
         return []
     text = "\n".join(strings)
     if text.count("\n") >= len(strings):
-        # Some have line feeds of their own.
+        # Some strings contain line feeds.
         text = "\n".join(string.replace("\r\n", "\n").removesuffix("\n") for string in strings)
-    # The last one ends too, so that it counts where it is empty.
+    # The last line also gets a line feed, so that it counts if it is empty.
     return _checked([_chunk(piece.decode()) for piece in _pieces(f"{text}\n".encode())])
 
 
@@ -56,7 +56,7 @@ def without_first(chunks: Sequence[Chunk], count: int) -> list[Chunk]:
 
 
 def _pieces(data: bytes) -> Iterator[bytes]:
-    """Lines with their ends, as many together as a chunk may have; at least one."""
+    """Pieces of whole lines, as large as a chunk may be, or of one longer line."""
     start = 0
     while start < len(data):
         end = _end_of_piece(data, start)
@@ -92,7 +92,7 @@ def _checked(chunks: list[Chunk]) -> list[Chunk]:
 
 
 def _too_long(chunk: Chunk) -> list[int]:
-    """The places in this chunk of lines that are too long."""
+    """The indexes of the chunk's lines that are too long."""
     if chunk.size <= MAX_LINE:
         return []
     lines = chunk.text.split("\n")

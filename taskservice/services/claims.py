@@ -1,4 +1,4 @@
-"""Claims: a task that waits is given to one agent, once."""
+"""Gives a waiting task to one agent, once."""
 
 from typing import Any
 
@@ -47,10 +47,10 @@ def _claim_of(oldest: Any) -> Any:
     )
 
 
-# PostgreSQL: whoever claims at the same moment looks at the next one, and does not wait.
+# On PostgreSQL, claims at the same moment take the next task instead of waiting.
 _CLAIM = _claim_of(_OLDEST_UNCLAIMED.with_for_update(skip_locked=True))
-# But a task may be locked by what leaves it unclaimed: where there is no other, that is awaited.
-_CLAIM_WHAT_IS_LOCKED = _claim_of(_OLDEST_UNCLAIMED.with_for_update())
+# A task may be locked by a change that is no claim: if there is no other, wait for it.
+_CLAIM_LOCKED = _claim_of(_OLDEST_UNCLAIMED.with_for_update())
 _CLAIMED = select(Task.id).where(
     Task.user_id == bindparam("of_user_id", type_=Identifier),
     Task.agent_id == bindparam("of_agent_id"),
@@ -58,16 +58,13 @@ _CLAIMED = select(Task.id).where(
 )
 
 
-# --- claim -------------------------------------------------------------------------------
-
-
 @retry_on_conflict
 def claim(caller: Caller, agent_id: str, key: str | None = None) -> tuple[TaskRow | None, bool]:
-    """Take the oldest unclaimed running task of an agent; None when there is none.
+    """Claim the oldest unclaimed running task of an agent, or None when there is none.
 
-    No task is given twice, whoever asks at once; but the one that was claimed under this
-    idempotency key is given again, and then the second is true. Raises 404 for an unknown agent,
-    and 401 when the caller's key has been revoked or has expired since the request came.
+    No task is given twice, except to the same idempotency key: then the second value is true.
+    Raises 404 for an unknown agent, and 401 if the caller's key was revoked or has expired since
+    the request came.
     """
     wanted = {"of_user_id": caller.user_id, "of_agent_id": agent_id, "key": key}
     with transaction() as connection:
@@ -82,8 +79,8 @@ def claim(caller: Caller, agent_id: str, key: str | None = None) -> tuple[TaskRo
 
 
 def _claimed(connection: Connection, wanted: dict[str, Any]) -> str | None:
-    """The id of the task that is claimed now, if one waits."""
+    """Claim a task; returns its id, or None if none waits."""
     task_id: str | None = connection.scalar(_CLAIM, wanted)
     if task_id is None and connection.dialect.name == "postgresql":
-        task_id = connection.scalar(_CLAIM_WHAT_IS_LOCKED, wanted)
+        task_id = connection.scalar(_CLAIM_LOCKED, wanted)
     return task_id

@@ -1,4 +1,4 @@
-"""Logs: lines appended once and in order, and swept when their task is gone."""
+"""Appends lines to logs, once and in order."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +30,7 @@ _ADVANCE = (
     .values(seq=bindparam("new_seq", type_=BigInteger()))
 )
 _OF_TASK = Task.id == bindparam("of_task_id", type_=Identifier)
-_HEAR = update(Task).where(_OF_TASK).values(HEARTBEAT)
+_HEARTBEAT = update(Task).where(_OF_TASK).values(HEARTBEAT)
 _COUNT = (
     update(Task)
     .where(_OF_TASK)
@@ -48,12 +48,11 @@ _NEW_LOG = insert(Log).returning(Log.id)
 def append(
     caller: Caller, task_id: str, sent: Sequence[Chunk], seq: int | None, writer: str
 ) -> tuple[int, str]:
-    """Add lines to a task's log, each once; returns its line count and the task's status.
+    """Append lines to a task's log, each once; returns its line count and the task's status.
 
-    `seq` is the number, counted by `writer` from 1, of the first line sent: lines of it
-    that are stored already are skipped. No lines at all are a sign of life.
-    Raises 404, 409 for a gap or a finished task, 413 for a log that is full, 422 for one
-    writer too many.
+    `seq` is the number of the first line sent, counted by `writer` from 1: lines already stored
+    are skipped. No lines at all are a heartbeat. Raises 404, 409 for a gap or a finished task,
+    413 for a full log, 422 for too many writers.
     """
     with transaction() as connection:
         task = lock(connection, caller, task_id)
@@ -66,7 +65,7 @@ def append(
             _advance(connection, task, writer, stored, count)
             _store(connection, task, fresh, count)
         else:
-            connection.execute(_HEAR, {"of_task_id": task.id})
+            connection.execute(_HEARTBEAT, {"of_task_id": task.id})
     return task.log_count + count, task.status
 
 

@@ -1,4 +1,4 @@
-"""Tasks: started, reported on, cancelled and deleted."""
+"""Starts, reports on, cancels and deletes tasks."""
 
 import hashlib
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ FAILED_MESSAGE = "The agent reported an error"
 
 @dataclass(frozen=True, slots=True)
 class Idempotency:
-    """A caller's name for one start, and the digest of what was asked under it."""
+    """The key by which a request can be repeated, and the digest of its body."""
 
     key: str
     digest: str
@@ -60,8 +60,8 @@ class Idempotency:
         return cls(key, hashlib.sha256(strict_json.canonical(body)).hexdigest())
 
 
-# What a sign of life changes: with a timeout of its own a task falls silent that much later.
-# Both by the clock that silence is judged by, whatever this machine's says.
+# What a heartbeat changes. Both use the database's clock, by which timeouts are judged, since
+# this machine's may differ.
 HEARTBEAT = {"last_heartbeat_at": database_now(), "heartbeat_deadline": database_now(Task.timeout)}
 
 _START = insert(Task).values(
@@ -97,15 +97,15 @@ _DELETE = delete_from(Task).where(Task.id == bindparam("of_task_id", type_=Ident
 def start(
     caller: Caller, fields: dict[str, Any], idempotency: Idempotency | None
 ) -> tuple[TaskRow, bool]:
-    """Start a task by what StartSchema loaded; returns it, and whether it was there already.
+    """Start a task from what StartSchema loaded; returns it, and whether it was there already.
 
-    The second is true when the same user started it under the same idempotency key.
-    Raises 422 for an agent that is not registered, for a callback that may not be called,
-    and for an idempotency key that came with another body.
+    It was if the same user started it under the same idempotency key. Raises 422 for an agent
+    that is not registered, a callback that is not allowed, and an idempotency key that was used
+    with another body.
     """
     callback = _checked_callback(fields.get("callback"))
     with transaction() as connection:
-        # First, so that an agent key is not shown what another agent started.
+        # First, so that an agent key never gets a task that another agent started.
         agent_name = connection.scalar(_AGENT_NAME, {"agent_id": fields["agentId"], **caller.scope})
         if agent_name is None:
             raise invalid({"agentId": ["No such agent; register it first."]})
@@ -132,7 +132,7 @@ def _replayed(connection: Connection, caller: Caller, idempotency: Idempotency) 
         _REPLAYED, {"user_id": caller.user_id, "idempotency_key": idempotency.key}
     ).one_or_none()
     if row is not None and row.idempotency_digest != idempotency.digest:
-        errors = {"Idempotency-Key": ["Came before with another body."]}
+        errors = {"Idempotency-Key": ["Was used with another body."]}
         raise invalid(errors, IDEMPOTENCY_KEY_REUSED)
     return cast(TaskRow | None, row)
 
@@ -145,7 +145,7 @@ def _new_task(
     idempotency: Idempotency | None,
 ) -> dict[str, Any]:
     now = timestamps.now()
-    # A task started by its agent is already in its hands.
+    # An agent that starts a task has claimed it.
     claimed = fields.get("claim") or caller.agent_id is not None
     name = fields.get("name") or agent_name
     nulls = dict.fromkeys(column.key for column in TASK_COLUMNS)
@@ -173,10 +173,10 @@ def _new_task(
 
 
 def _require_key(connection: Connection, caller: Caller) -> None:
-    """Raises 401 when the caller's key has been revoked or has expired since the request came.
+    """Raises 401 if the caller's key was revoked or has expired since the request came.
 
-    A request may have waited for a minute, and for its turn to write. A revocation that comes
-    now waits until this transaction ends.
+    The request may have waited for a task, and for its turn to write. A revocation waits until
+    this transaction ends.
     """
     if connection.scalar(_KEY, {"key_id": caller.key_id, "now": timestamps.now()}) is None:
         raise invalid_key()
@@ -186,9 +186,9 @@ def _require_key(connection: Connection, caller: Caller) -> None:
 
 
 def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskRow, str]:
-    """Change a task by what ReportSchema loaded; returns it and its callback's status.
+    """Change a task by what ReportSchema loaded; returns it and its `Callback-Status`.
 
-    Raises 404, 409 for a finished task that the report would change, and 422.
+    Raises 404, 422, and 409 if the task is finished and the report would change it.
     """
     _check_report(changes)
     with transaction() as connection:
@@ -196,12 +196,12 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
         values = _reported(task, changes)
         if values.keys() - {"name"} and not _may_report(task, changes):
             raise finished_problem(task)
-        changed, owed = _change(connection, task, values)
-    return changed, attempts.first_attempt(owed)
+        changed, leased = _change(connection, task, values)
+    return changed, attempts.first_attempt(leased)
 
 
 def cancel(caller: Caller, task_id: str) -> tuple[TaskRow, str]:
-    """End a running task as cancelled; again changes nothing. Raises 404 and 409."""
+    """Cancel a running task; again changes nothing. Raises 404 and 409."""
     with transaction() as connection:
         task = lock(connection, caller, task_id)
         if task.error_type == CANCELLED:
@@ -209,15 +209,15 @@ def cancel(caller: Caller, task_id: str) -> tuple[TaskRow, str]:
         if task.status != RUNNING:
             raise finished_problem(task)
         values = {"status": ERROR, "error_type": CANCELLED, "error_message": CANCELLED_MESSAGE}
-        changed, owed = _change(connection, task, values)
-    return changed, attempts.first_attempt(owed)
+        changed, leased = _change(connection, task, values)
+    return changed, attempts.first_attempt(leased)
 
 
 def lock(connection: Connection, caller: Caller, task_id: str) -> TaskRow:
-    """The task as it is, which nobody else changes before this transaction ends; or 404."""
+    """The task, locked until this transaction ends. Raises 404."""
     here = {"task_id": task_id, **caller.scope}
     if connection.dialect.name == "postgresql":
-        # A statement that waits for a row reads the others as they were before it waited.
+        # A SELECT that waits for a lock reads joined rows as they were before: so lock first.
         connection.execute(_LOCK, here)
     task = connection.execute(_TASK, here).one_or_none()
     if task is None:
@@ -226,12 +226,12 @@ def lock(connection: Connection, caller: Caller, task_id: str) -> TaskRow:
 
 
 def is_open(task: TaskRow) -> bool:
-    """Whether its agent may still add to it: it runs, or the service ended it for silence."""
+    """Whether its agent may still add lines: it runs, or the service ended it by timeout."""
     return task.status == RUNNING or task.error_type == TIMEOUT
 
 
 def finished_problem(task: TaskRow) -> Problem:
-    """409, with what tells an agent whether to stop: only a cancelled task does."""
+    """409 with the task's end: an agent stops only if the task was cancelled."""
     error = None
     if task.error_type is not None:
         error = {"type": task.error_type, "message": task.error_message}
@@ -244,7 +244,7 @@ def finished_problem(task: TaskRow) -> Problem:
 
 
 def _may_report(task: TaskRow, changes: dict[str, Any]) -> bool:
-    # The late word: what the service ended for silence, its agent may still end itself.
+    # A late report may end a task that the service ended by timeout.
     late_report = task.error_type == TIMEOUT and changes.get("status") in (COMPLETE, ERROR)
     return task.status == RUNNING or late_report
 
@@ -255,7 +255,7 @@ def _check_report(changes: dict[str, Any]) -> None:
 
 
 def _reported(task: TaskRow, changes: dict[str, Any]) -> dict[str, Any]:
-    """The columns that a report changes, with their new values."""
+    """Column -> new value, for the columns that a report changes."""
     wanted: dict[str, Any] = {}
     if "name" in changes:
         wanted["name"] = changes["name"]
@@ -267,7 +267,7 @@ def _reported(task: TaskRow, changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merged_output(stored: str, given: dict[str, Any]) -> str:
-    """The stored object with each given key replaced whole, as JSON text."""
+    """The stored object as JSON text, with each given key replaced whole."""
     if not given:
         return stored
     before = strict_json.loads(stored.encode())
@@ -293,7 +293,7 @@ def _outcome(task: TaskRow, status: str, failure: dict[str, Any] | None) -> dict
 def _change(
     connection: Connection, task: TaskRow, values: dict[str, Any]
 ) -> tuple[TaskRow, delivery_service.Leased | None]:
-    """Write what differs and owe the callback when that ends the task."""
+    """Write the changed columns, and enqueue the webhook if they end the task."""
     now = timestamps.now()
     ends = values.keys() & {"status", "error_type"} and values.get("status") != RUNNING
     if values:
@@ -317,8 +317,8 @@ def _change(
 def delete(caller: Caller, task_id: str) -> TaskRow:
     """Delete a task with its log and deliveries; returns it as it was. Raises 404.
 
-    Its lines are let go of here and can be read by whoever holds the returned row for a
-    while yet: `logs.sweep` removes them.
+    Its log is only detached: the returned row can still be read with its lines, until the
+    sweep removes them.
     """
     with transaction() as connection:
         task = lock(connection, caller, task_id)
@@ -328,10 +328,10 @@ def delete(caller: Caller, task_id: str) -> TaskRow:
 
 
 def detach_log(connection: Connection, task_id: str, seconds: float = 0.0) -> None:
-    """Part a task from the lines of its log, as if that had been so many seconds ago."""
+    """Detach the lines of a task's log, as if that had been `seconds` ago."""
     connection.execute(_DETACH_LOG, {"of_task_id": task_id, "seconds": -seconds})
 
 
 def remove(connection: Connection, task_id: str) -> None:
-    """Delete a task that this transaction has locked and whose log was let go of."""
+    """Delete a task that this transaction has locked and whose log is detached."""
     connection.execute(_DELETE, {"of_task_id": task_id})
