@@ -575,7 +575,7 @@ def test_first_attempt_is_broken_off_before_somebody_else_may_post(
         assert [each["statusCode"] for each in until_attempts(alice, task, 1)["attempts"]] == [204]
 
 
-def test_late_word_takes_the_place_of_a_pending_delivery(
+def test_late_report_takes_the_place_of_a_pending_delivery(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     receiver.answer = one_after_another(play.answer(500), play.answer(204))

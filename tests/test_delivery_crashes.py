@@ -78,7 +78,7 @@ def failing_at_first() -> play.Behaviour:
 
 
 def wait_until_all_is_delivered(app: Flask, seconds: float = 60) -> None:
-    """And until no lease is left; a late word cancels what it replaces."""
+    """And until no lease is left; a late report cancels what it replaces."""
     end = time.monotonic() + seconds
     while set(columns(app, "state", "lease")) - {("delivered", None), ("cancelled", None)}:
         assert time.monotonic() < end, columns(app, "state", "lease", "next_attempt_at")
@@ -157,7 +157,7 @@ def cancel(client: Client) -> None:
     client.until_delivered(path)
 
 
-def have_a_late_word(client: Client) -> None:
+def send_a_late_report(client: Client) -> None:
     """The loop owes the webhook of its silence; that of its end takes its place, wherever it is."""
     path = client.start(claim=True, timeout=1)
     client.until_posted(path, 1)
@@ -177,7 +177,7 @@ Scenario = Callable[[Client], None]
 SCENARIOS = {
     finish_and_redeliver: 20,
     cancel: 14,
-    have_a_late_word: 14,
+    send_a_late_report: 14,
     finish_and_delete: 10,
 }
 
@@ -268,7 +268,7 @@ def test_killed_at_any_moment_no_webhook_is_lost_or_invented(
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
     ("scenario", "moment"),
-    [(finish_and_redeliver, 7), (have_a_late_word, 7), (finish_and_delete, 5)],
+    [(finish_and_redeliver, 7), (send_a_late_report, 7), (finish_and_delete, 5)],
 )
 def test_killed_at_a_few_moments_no_webhook_is_lost_or_invented(
     app: Flask,

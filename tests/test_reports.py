@@ -341,12 +341,12 @@ def test_unfit_comes_before_finished(alice: ApiClient) -> None:
     problem(alice.patch(path(task), json={"nonsense": 1}), 422)
 
 
-# --- the late word -----------------------------------------------------------------------
+# --- the late report -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("word", LATE_WORDS, ids=lambda word: str(word["status"]))
 @pytest.mark.parametrize("by_agent", [False, True], ids=["user-key", "agent-key"])
-def test_task_that_the_service_ended_is_finished_by_a_late_word(
+def test_task_that_the_service_ended_is_finished_by_a_late_report(
     alice: ApiClient, app: Flask, receiver: Receiver, word: Task, by_agent: bool
 ) -> None:
     task = alice.start(callback=receiver.url, claim=True)
@@ -391,7 +391,7 @@ def test_task_that_the_service_ended_may_be_appended_to(alice: ApiClient, app: F
     assert (late["status"], late["error"]["type"]) == ("error", "timeout")
 
 
-def test_late_word_must_end_the_task(alice: ApiClient, app: Flask) -> None:
+def test_late_report_must_end_the_task(alice: ApiClient, app: Flask) -> None:
     task = alice.start(claim=True)
     end_for_silence(app, task)
     silent, before = alice.task(task), rows(app)
@@ -410,7 +410,7 @@ def test_late_word_must_end_the_task(alice: ApiClient, app: Flask) -> None:
 
 
 @pytest.mark.parametrize("word", LATE_WORDS, ids=lambda word: str(word["status"]))
-def test_cancelled_task_hears_no_late_word(
+def test_cancelled_task_hears_no_late_report(
     alice: ApiClient, receiver: Receiver, word: Task
 ) -> None:
     task = alice.start(callback=receiver.url)

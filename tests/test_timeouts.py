@@ -247,10 +247,10 @@ def test_task_is_either_kept_by_its_heartbeat_or_ended(
     dispose(other)
 
 
-# --- the late word -----------------------------------------------------------------------
+# --- the late report -----------------------------------------------------------------------
 
 
-def test_late_word_replaces_the_webhook_that_is_still_owed(
+def test_late_report_replaces_the_webhook_that_is_still_owed(
     app: Flask, alice: ApiClient, upkeep: Upkeep, receiver: Receiver
 ) -> None:
     task = alice.start(claim=True, callback=receiver.url)

@@ -727,7 +727,7 @@ def test_revoked_key_is_said_and_keeps_the_lines(service: Service, tmp_path: Pat
     assert the_log(bob) == ["first", "second"]
 
 
-def test_late_word_is_accepted(tmp_path: Path) -> None:
+def test_late_report_is_accepted(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
         machine = machine_of(alice, tmp_path / "home")

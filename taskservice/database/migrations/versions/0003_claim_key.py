@@ -1,4 +1,4 @@
-"""What a claim was called by whoever made it."""
+"""The idempotency key of a claim."""
 
 import sqlalchemy as sa
 from alembic import op
