@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from taskservice.client.sender import Batch
-from taskservice.runner.lines import Splitter, Tail
+from taskservice.runner.lines import LastLine, LineSplitter
 from taskservice.runner.spool import SEGMENT_BYTES, Spool
 
 
 def split(*blocks: bytes) -> list[bytes]:
     """The lines of a stream that comes in these blocks."""
-    splitter = Splitter()
+    splitter = LineSplitter()
     texts = [splitter.feed(block) for block in blocks] + [splitter.close()]
     text = b"".join(text for text, _ in texts)
     lines = text.split(b"\n")[:-1]
@@ -63,7 +63,7 @@ def test_any_bytes_come_out_the_same_in_any_blocks() -> None:
 
 
 def test_line_without_an_end_takes_little_memory() -> None:
-    splitter = Splitter()
+    splitter = LineSplitter()
     for _ in range(200):
         splitter.feed(b"x" * 1_000_000)
     (line, count) = splitter.close()
@@ -78,18 +78,18 @@ def test_cut_line_is_whole_text() -> None:
 
 
 def test_last_line_is_found_behind_many_blocks() -> None:
-    tail = Tail()
+    last_line = LastLine()
     for number in range(100_000):
-        tail.feed(b"%d\n" % number)
-    tail.feed(b"the ")
-    tail.feed(b"end\n \n")
-    assert tail.last_line() == b"the end"
+        last_line.feed(b"%d\n" % number)
+    last_line.feed(b"the ")
+    last_line.feed(b"end\n \n")
+    assert last_line.text() == b"the end"
 
 
 def test_last_line_is_what_a_progress_bar_drew_last() -> None:
-    tail = Tail()
-    tail.feed(b"start\n10%\r50%\r{}\r\n\n")
-    assert tail.last_line() == b"{}"
+    last_line = LastLine()
+    last_line.feed(b"start\n10%\r50%\r{}\r\n\n")
+    assert last_line.text() == b"{}"
 
 
 # --- the spool ---------------------------------------------------------------------------

@@ -1,41 +1,41 @@
-"""Opens the files and folders of a run, and nothing that stands in their place."""
+"""Opens the files and folders of a run, and refuses links, devices and the like in their place."""
 
 import errno
 import os
 import stat
 from pathlib import Path
 
-# What open says of a symbolic link, and of a FIFO or a socket without another end.
-_OTHER_KINDS = (errno.ELOOP, errno.EMLINK, errno.ENXIO)
+# The errors of open for a symbolic link, and for a FIFO or socket without another end.
+_NOT_REGULAR = (errno.ELOOP, errno.EMLINK, errno.ENXIO)
 
 
 def open_file(path: Path, flags: int) -> int:
     """A descriptor of a regular file, made with mode 0600 where `flags` have O_CREAT.
 
-    Raises OSError, also for a symbolic link, a FIFO, a device or a folder; waits for none.
+    Raises OSError, also for a symbolic link, a FIFO, a device or a folder, without waiting.
     """
-    # Without O_NONBLOCK a FIFO would wait for its other end.
+    # Without O_NONBLOCK, opening a FIFO would wait for its other end.
     flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         file = os.open(path, flags, 0o600)
     except OSError as error:
-        raise _not_regular(path) if error.errno in _OTHER_KINDS else error from None
+        raise _not_regular(path) if error.errno in _NOT_REGULAR else error from None
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
         raise _not_regular(path)
     return file
 
 
-def read_file(path: Path, most: int) -> bytes:
-    """The first `most` bytes of a regular file. Raises OSError."""
+def read_file(path: Path, max_bytes: int) -> bytes:
+    """The first `max_bytes` bytes of a regular file. Raises OSError."""
     with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
-        return file.read(most)
+        return file.read(max_bytes)
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder, with those above it, or take one of this user's, that no other may enter.
+    """Make a folder with its parents, or take this user's own; no other user may enter it then.
 
-    Raises OSError where it belongs to another user, or is no folder.
+    Raises OSError if it belongs to another user or is no folder.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     opened = _open_folder(folder)
@@ -47,7 +47,7 @@ def make_private(folder: Path) -> None:
 
 
 def check_private(folder: Path) -> None:
-    """Raise OSError unless it is a folder of this user's that no other may enter."""
+    """Raise OSError unless the folder is this user's and no other user may enter it."""
     opened = _open_folder(folder)
     mode = os.fstat(opened).st_mode
     os.close(opened)
@@ -66,4 +66,4 @@ def _open_folder(folder: Path) -> int:
 
 
 def _not_regular(path: Path) -> OSError:
-    return OSError(errno.EINVAL, "It is no regular file", path)
+    return OSError(errno.EINVAL, "It is not a regular file", path)

@@ -1,4 +1,4 @@
-"""A program as a child of ours: started, signalled, waited for."""
+"""Runs a program as a child process: starts it, sends it signals, waits for it."""
 
 import errno
 import math
@@ -12,28 +12,28 @@ from typing import Any
 
 from taskservice.runner.process_tree import ProcessTree
 
-# What Ctrl-C and the like send to all of the terminal's foreground.
-_FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
-# Meant for the program itself: whoever does not expect these dies of them.
-FOR_ITSELF = (signal.SIGUSR1, signal.SIGUSR2)
-# Python ignores these, and what is ignored stays so in a child.
-_BACK_TO_DEFAULT = (signal.SIGPIPE, signal.SIGXFSZ)
-# A paused program would not see these before it goes on.
-_WITH_CONTINUE = (signal.SIGTERM, signal.SIGHUP)
-# How often it is looked whether all processes are paused: those of another user can't be, and
-# one that waits for its child to begin is not before that goes on.
-_MOST_LOOKS = 50
-_SECONDS_BETWEEN_LOOKS = 0.01
-# After SIGKILL, for the kernel to do it.
-_SECONDS_TO_DIE = 2.0
+# For Ctrl-C and the like, a terminal sends these to all of its foreground processes.
+_TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+# Sent to the program alone: they kill a process that does not handle them.
+PROGRAM_ONLY = (signal.SIGUSR1, signal.SIGUSR2)
+# Python ignores these, and a child inherits that.
+_RESET_TO_DEFAULT = (signal.SIGPIPE, signal.SIGXFSZ)
+# A paused program gets these only when it continues.
+_NEED_CONTINUE = (signal.SIGTERM, signal.SIGHUP)
+# How often to check whether all processes are paused. Some never are: those of another user,
+# and one that waits in vfork for a paused child.
+_MAX_CHECKS = 50
+_CHECK_INTERVAL = 0.01
+# How long the kernel may take to end a process after SIGKILL.
+_KILL_SECONDS = 2.0
 
 
 class Process:
     """A running program.
 
-    Started at a terminal it stays in our process group, so that it can read from the
-    terminal and Ctrl-C and Ctrl-Z reach it as ever. Elsewhere, or with a `stdin` that is
-    ours, it gets a group of its own. Signals go to all that it has started, too.
+    At a terminal it stays in our process group, so that it can read from the terminal and
+    gets Ctrl-C and Ctrl-Z as usual. Without a terminal, or with a `stdin` given here, it
+    gets a group of its own. Signals go to its descendants too.
     """
 
     def __init__(
@@ -44,145 +44,146 @@ class Process:
         stdout: int,
         stderr: int,
     ) -> None:
-        """Start it; raises OSError where it can't be run."""
+        """Start it. Raises OSError if it can't be run."""
         self.at_terminal = stdin is None and _has_terminal()
         moves = [] if stdin is None else [(os.POSIX_SPAWN_DUP2, stdin, 0)]
         moves += [(os.POSIX_SPAWN_DUP2, stdout, 1), (os.POSIX_SPAWN_DUP2, stderr, 2)]
-        options: dict[str, Any] = {"file_actions": moves, "setsigdef": _BACK_TO_DEFAULT}
-        # We wait for signals with all of them blocked.
+        options: dict[str, Any] = {"file_actions": moves, "setsigdef": _RESET_TO_DEFAULT}
+        # We block signals and wait for them; the program must not inherit that.
         options |= {"setsigmask": (), "env": dict(environment)}
         if self.at_terminal:
             options |= {"setpgroup": os.getpgrp()}
         elif stdin is None:
             options |= {"setpgroup": 0}
         else:
-            # A terminal that we have would stop it in the background, if it should ask there.
+            # In the background of our terminal it would be stopped when it reads from there.
             options |= {"setsid": True}
         self.id = _spawn(list(command), options)
         self._tree = ProcessTree(self.id, None if self.at_terminal else self.id)
-        # `send` may be called by a signal handler that interrupts `wait`.
+        # A signal handler that interrupts `wait` may call `send_signal`.
         self._lock = threading.RLock()
-        self._status: int | None = None
+        self._wait_status: int | None = None
         self._has_ended = False
         self._is_stopped = False
         self._killed_at = math.inf
 
     def wait(self) -> int:
-        """Its exit status, negative for the signal that killed it."""
+        """Wait for its end; returns the exit status, or minus the signal that killed it."""
         waiter = threading.Thread(target=self._wait_for_end, name="waiter", daemon=True)
         waiter.start()
-        join(waiter)
-        self._wait_for_rest()
+        join_thread(waiter)
+        self._wait_for_descendants()
         with self._lock:
             self._has_ended = True
-            if self._status is None:
-                _, self._status = os.waitpid(self.id, 0)
-        return os.waitstatus_to_exitcode(self._status)
+            if self._wait_status is None:
+                _, self._wait_status = os.waitpid(self.id, 0)
+        return os.waitstatus_to_exitcode(self._wait_status)
 
     def _wait_for_end(self) -> None:
-        """Wait without reaping: its id must stay its own while we may signal it."""
+        """Wait without reaping it: its id must not be reused while we may signal it."""
         if hasattr(os, "waitid"):
             os.waitid(os.P_PID, self.id, os.WEXITED | os.WNOWAIT)
             return
-        while self._status is None:  # macOS before Python 3.13
+        while self._wait_status is None:  # macOS before Python 3.13
             with self._lock:
                 ended, status = os.waitpid(self.id, os.WNOHANG)
-                self._status = status if ended else None
+                self._wait_status = status if ended else None
             time.sleep(0.02)
 
-    def _wait_for_rest(self) -> None:
-        """What it has started may still be ending, when it was stopped."""
+    def _wait_for_descendants(self) -> None:
+        """After `stop`, wait for its descendants too."""
         while self._is_stopped:
             with self._lock:
                 rest = self._tree.members()
-            if not rest or time.monotonic() > self._killed_at + _SECONDS_TO_DIE:
+            if not rest or time.monotonic() > self._killed_at + _KILL_SECONDS:
                 return
             time.sleep(0.05)
 
-    def send(self, number: int) -> None:
-        """Send it a signal, if it has not ended."""
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
         with self._lock:
             if self._has_ended:
                 return
-            if number in FOR_ITSELF:
+            if number in PROGRAM_ONLY:
                 _kill([self.id], number)
             elif self.at_terminal:
-                self._send_all(number)
+                self._signal_all(number)
             else:
                 _kill([-self.id], number)
 
     def stop(self, grace: float) -> None:
-        """Tell it, and all that it has started, to end; after so many seconds it is killed."""
+        """Send SIGTERM to it and its descendants; kill them after `grace` seconds."""
         self._is_stopped = True
-        self._send_all(signal.SIGTERM)
+        self._signal_all(signal.SIGTERM)
         timer = threading.Timer(grace, self._kill_all)
         timer.daemon = True
         timer.start()
 
     def _kill_all(self) -> None:
-        self._send_all(signal.SIGKILL)
+        self._signal_all(signal.SIGKILL)
         self._killed_at = time.monotonic()
 
-    def _send_all(self, number: int) -> None:
-        """Send a signal to each process of the program, and to none that it starts afterwards."""
+    def _signal_all(self, number: int) -> None:
+        """Send a signal to each process of the program, and to none that it starts later."""
         with self._lock:
             if self._has_ended:
                 return
             self._pause()
-            # The group at once, which no process that is just being made can miss.
+            # The group in one call, which a process that is just being made can't miss.
             groups = [] if self.at_terminal else [-self.id]
             ids = [*groups, *self._tree.outside_group()]
             _kill(ids, number)
             _kill(ids, signal.SIGCONT)
 
     def _pause(self) -> None:
-        """Stop the processes of the program where they are, until there is none that runs.
+        """Pause all processes of the program, so that none starts another meanwhile.
 
-        A process could otherwise start another and end, between the look and the signal:
-        that one would have neither the signal nor a parent by which it can be found. To be
-        paused takes a moment, in which a process that is just being made is still made.
+        Otherwise a process could start another and end between the listing and the signal:
+        the new one would miss the signal and have no parent by which it can be found. A
+        process may still finish making another before it is paused, so list again until
+        there is no new one.
         """
-        told: set[int] = set()
+        signalled: set[int] = set()
         were_paused = False
-        for _ in range(_MOST_LOOKS):
-            new = set(self._tree.members()) - told
+        for _ in range(_MAX_CHECKS):
+            new = set(self._tree.members()) - signalled
             if were_paused and not new:
                 return
             _kill(new, signal.SIGSTOP)
-            told |= new
+            signalled |= new
             were_paused = self._tree.is_paused()
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_CHECK_INTERVAL)
 
-    def heard_from_terminal(self, number: int) -> bool:
-        """Whether the terminal, which sent us this signal, has sent it the same."""
-        return self.at_terminal and number in _FROM_TERMINAL and _is_in_foreground()
+    def got_from_terminal(self, number: int) -> bool:
+        """Whether the terminal that sent us this signal has sent it to the program too."""
+        return self.at_terminal and number in _TERMINAL_SIGNALS and _is_in_foreground()
 
 
 def _spawn(command: list[str], options: dict[str, Any]) -> int:
     environment = options.pop("env")
     try:
         return os.posix_spawnp(command[0], command, environment, **options)
-    except NotImplementedError:  # a system without that: a group will do
+    except NotImplementedError:  # a system without setsid here: a process group will do
         options["setpgroup"] = 0
         del options["setsid"]
         return os.posix_spawnp(command[0], command, environment, **options)
     except OSError as error:
         if error.errno != errno.ENOEXEC:
             raise
-        # A script that does not say what runs it: as shells do.
+        # A script without a `#!` line: shells run it with sh.
         script = shutil.which(command[0]) or command[0]
         return os.posix_spawn("/bin/sh", ["sh", script, *command[1:]], environment, **options)
 
 
 def _kill(ids: Iterable[int], number: int) -> None:
     """Send a signal to processes, or to groups by their negative ids."""
-    for id in ids:
+    for process_id in ids:
         try:
-            os.kill(id, number)
-            if number in _WITH_CONTINUE:
-                os.kill(id, signal.SIGCONT)
+            os.kill(process_id, number)
+            if number in _NEED_CONTINUE:
+                os.kill(process_id, signal.SIGCONT)
         except (ProcessLookupError, PermissionError):
-            continue  # it ends at this moment, or has become another user's
+            continue  # it has just ended, or has become another user's
 
 
 def _has_terminal() -> bool:
@@ -197,7 +198,7 @@ def _is_in_foreground() -> bool:
     try:
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
-        return True  # it has just hung up
+        return True  # the terminal has just hung up
     try:
         return os.tcgetpgrp(terminal) == os.getpgrp()
     except OSError:
@@ -206,8 +207,8 @@ def _is_in_foreground() -> bool:
         os.close(terminal)
 
 
-def join(thread: threading.Thread) -> None:
-    """Wait for a thread, and let signal handlers run meanwhile.
+def join_thread(thread: threading.Thread) -> None:
+    """Wait for a thread, while signal handlers can run.
 
     A signal can come to any thread, but Python runs its handler in the main one, which
     a signal to another does not wake.
@@ -217,12 +218,12 @@ def join(thread: threading.Thread) -> None:
 
 
 def exit_code(status: int) -> int:
-    """As a shell has it: 128 and the signal's number for a program that was killed."""
+    """The exit code as shells give it: 128 + n for a program killed by signal n."""
     return status if status >= 0 else 128 - status
 
 
 def describe(status: int, received: Sequence[int]) -> str:
-    """How a program ended that did not succeed, in one sentence."""
+    """How a failed program ended, in one sentence."""
     if status < 0:
         text = f"Killed by signal {-status} ({signal_name(-status)})"
     else:

@@ -1,4 +1,4 @@
-"""Sends what runs have left on the disk: those that are over, and those that were killed."""
+"""Sends the runs that are left on the disk: unsent ones, and those that were killed."""
 
 import contextlib
 import threading
@@ -12,101 +12,102 @@ from taskservice.client.http import Connection
 from taskservice.client.log_text import line_count
 from taskservice.client.sender import Sender
 from taskservice.runner.files import make_private
-from taskservice.runner.record import Record, left_runs, remove_drafts, state_folder
-from taskservice.runner.run import WRITER, failed, remark, wait_for
+from taskservice.runner.run import WRITER, failed, wait_for
+from taskservice.runner.saved_run import SavedRun, leftover_runs, remove_incomplete, runs_folder
 from taskservice.runner.spool import Spool
+from taskservice.terminal import remark
 
 UNKNOWN_END = "How the program ended is unknown: `taskservice run` was killed while it ran"
 
 
-def resend(connection: Connection, tell: Callable[[str], None]) -> bool:
-    """Send everything that can be sent, oldest first; whether nothing is left.
+def resend(connection: Connection, print_line: Callable[[str], None]) -> bool:
+    """Send all runs that can be sent, oldest first; whether none is left.
 
-    `tell` gets a line for each run that is delivered. Raises OSError where there is no home, or
-    the folder of the runs is another user's.
+    `print_line` is called for each run that is sent. Raises OSError if the user has no home
+    or the folder of the runs belongs to another user.
     """
     is_done = True
     caller = cache(lambda: connection.call("GET", "/user", USER).data)
-    runs = state_folder()
+    runs = runs_folder()
     if not runs.exists():
         return True
     make_private(runs)
-    remove_drafts(runs)
-    for folder in left_runs(runs):
+    remove_incomplete(runs)
+    for folder in leftover_runs(runs):
         try:
-            left = _load(folder)
+            found = _open_run(folder)
         except (OSError, ValueError) as error:
             remark(f"{folder} can't be read: {error}")
             is_done = False
             continue
-        if left is not None:
-            record, spool = left
-            obstacle = _obstacle(connection, record, caller)
+        if found is not None:
+            run, spool = found
+            obstacle = _obstacle(connection, run, caller)
             if obstacle is not None:
                 remark(f"{obstacle}; it stays in {folder}")
-            is_sent = obstacle is None and _resend_one(connection, record, spool, tell)
-            is_done = is_sent and is_done
+            is_run_sent = obstacle is None and _send_run(connection, run, spool, print_line)
+            is_done = is_run_sent and is_done
             spool.close()
-            record.release()
+            run.release()
     return is_done
 
 
-def _load(folder: Path) -> tuple[Record, Spool] | None:
-    """A run that has been left, locked, and its lines. Raises OSError and ValueError."""
-    record = Record.load(folder)
-    if record is None:
+def _open_run(folder: Path) -> tuple[SavedRun, Spool] | None:
+    """A run whose process is gone, locked, and its lines. Raises OSError and ValueError."""
+    run = SavedRun.load(folder)
+    if run is None:
         return None
     try:
-        return record, Spool.load(folder)
+        return run, Spool.load(folder)
     except (OSError, ValueError):
-        record.release()
+        run.release()
         raise
 
 
 def _obstacle(
-    connection: Connection, record: Record, caller: Callable[[], dict[str, Any]]
+    connection: Connection, run: SavedRun, caller: Callable[[], dict[str, Any]]
 ) -> str | None:
-    """Why a run is not for this service and this key: asked before anything is sent."""
-    if record.url != connection.url:
-        return f"a run for {record.url} is left; TASKSERVICE_URL is {connection.url}"
-    if not record.is_seen_by(caller()):
-        return f"a run of {record.agent_id} is left; the key is another user's or agent's"
+    """Why this service or this key can't take a run; checked before anything is sent."""
+    if run.url != connection.url:
+        return f"a run for {run.url} is left; TASKSERVICE_URL is {connection.url}"
+    if not run.is_sendable_by(caller()):
+        return f"a run of agent {run.agent_id} is left; the key is another user's or agent's"
     return None
 
 
-def _resend_one(
-    connection: Connection, record: Record, spool: Spool, tell: Callable[[str], None]
+def _send_run(
+    connection: Connection, run: SavedRun, spool: Spool, print_line: Callable[[str], None]
 ) -> bool:
     lines = line_count(spool.count())
-    sender = _sender(connection, record, spool)
+    sender = _sender(connection, run, spool)
     sender.start()
-    sender.finish(record.report or failed(UNKNOWN_END))
+    sender.finish(run.report or failed(UNKNOWN_END))
     wait_for(sender, threading.Event())
-    is_unwanted = record.is_unwanted(sender.stop_reason)
+    is_unwanted = run.is_cancelled_or_deleted(sender.stop_reason)
     if sender.is_delivered or is_unwanted:
-        word = "is not wanted any more" if is_unwanted else f"got {lines} and its end"
-        tell(f"{record.task_id} {word}")
+        result = "was cancelled or deleted" if is_unwanted else f"got {lines} and its end"
+        print_line(f"{run.task_id} {result}")
         spool.discard()
-        record.remove()
+        run.remove()
         return True
     sender.abandon()
     why = sender.stop_reason or sender.outage
     remark(
-        f"{record.task_id or 'a task'}: {why}; "
-        f"it stays in {record.folder}, remove that to forget it"
+        f"{run.task_id or 'a task'}: {why}; "
+        f"it stays in {run.folder}; remove that folder to give it up"
     )
     return False
 
 
-def _sender(connection: Connection, record: Record, spool: Spool) -> Sender:
+def _sender(connection: Connection, run: SavedRun, spool: Spool) -> Sender:
     def task_id() -> str:
-        if record.task_id is None:
-            record.made_task(connection, remark, patience=0)
-            with contextlib.suppress(OSError):  # the task is made once, however often it is asked
-                record.write()
-        assert record.task_id is not None
-        return record.task_id
+        if run.task_id is not None:
+            return run.task_id
+        started = run.ensure_task(connection, remark, patience=0)
+        with contextlib.suppress(OSError):  # a repeated start makes no second task
+            run.write()
+        return started
 
     sender = Sender(connection, spool, WRITER, task_id, log_bytes=spool.sent_bytes)
-    sender.last_answer_at = float("-inf")  # there was none yet
+    sender.last_answer_at = float("-inf")  # no answer came yet
     return sender

@@ -1,4 +1,4 @@
-"""Signals that a person or a supervisor sends to us, and means for the program."""
+"""Forwards signals from a person or a supervisor to the program."""
 
 import signal
 import threading
@@ -10,13 +10,13 @@ FORWARDED = (
 
 
 def forward_signals(forward: Callable[[int, bool], None]) -> None:
-    """Call `forward` for each of them: its number, and whether it came from the terminal.
+    """Call `forward` with the number of each signal, and whether it came from the terminal.
 
-    What whoever started us ignores, as nohup does, stays so. To be called by the main
-    thread before there are others.
+    A signal that was ignored when we started stays ignored, as with nohup. Call it in the
+    main thread, before there are others.
     """
     wanted = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
-    if not hasattr(signal, "sigwaitinfo"):  # as on macOS: it may have come from there
+    if not hasattr(signal, "sigwaitinfo"):  # as on macOS: take each as the terminal's
         for number in wanted:
             signal.signal(number, lambda received, frame: forward(received, True))
         return
@@ -28,5 +28,5 @@ def forward_signals(forward: Callable[[int, bool], None]) -> None:
 def _wait_for(wanted: Sequence[int], forward: Callable[[int, bool], None]) -> None:
     while True:
         received = signal.sigwaitinfo(wanted)
-        # With Ctrl-C and the like it is the kernel that sends it.
+        # The kernel sends it for Ctrl-C and the like.
         forward(received.si_signo, received.si_code > 0)

@@ -136,7 +136,7 @@ def test_what_a_program_starts_to_clean_up_is_not_stopped() -> None:
 def test_paused_program_hears_of_a_signal() -> None:
     process, reader = started("echo ready; kill -STOP $$; sleep 1000")
     time.sleep(0.2)
-    process.send(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
     assert process.wait() == -signal.SIGTERM
     os.close(reader)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from taskservice.runner.record import Record
+from taskservice.runner.saved_run import SavedRun
 from taskservice.runner.spool import Spool
 from tests.support import receiver as play
 from tests.support import service_answers as played
@@ -33,15 +33,15 @@ def killed_run(person: RemoteClient, machine: AgentMachine) -> Path:
 
 def run_without_a_task(machine: AgentMachine, agent_id: str = "a", **fields: object) -> Path:
     """The folder of a run that ended while the service was away."""
-    record = Record(machine.url, {"agentId": agent_id, "claim": True, **fields})
-    record.report = {"status": "complete"}
-    record.keep(machine.home / "state" / "taskservice" / "runs")
-    assert record.folder is not None
-    spool = Spool(record.folder)
+    run = SavedRun(machine.url, {"agentId": agent_id, "claim": True, **fields})
+    run.report = {"status": "complete"}
+    run.create_folder(machine.home / "state" / "taskservice" / "runs")
+    assert run.folder is not None
+    spool = Spool(run.folder)
     spool.put([b"from afar"])
     spool.close()
-    record.release()
-    return record.folder
+    run.release()
+    return run.folder
 
 
 def agent_key(person: RemoteClient, agent_id: str) -> str:
@@ -83,7 +83,7 @@ def test_run_that_is_refused_says_how_to_forget_it(
     folder = run_without_a_task(machine, "A b")
     refused = machine.run("run", "--resend")
     assert refused.returncode == 1
-    assert f"it stays in {folder}, remove that to forget it" in refused.stderr
+    assert f"it stays in {folder}; remove that folder to give it up" in refused.stderr
     assert machine.left_runs() == [folder]
 
 
@@ -91,7 +91,7 @@ def test_callback_that_is_refused_is_left_out(alice: RemoteClient, machine: Agen
     run_without_a_task(machine, callback="nonsense")
     resent = machine.run("run", "--resend")
     assert resent.returncode == 0
-    assert "the task is made without callback" in resent.stderr
+    assert "the task is started without callback" in resent.stderr
     task = the_task(alice)
     assert (task["logs"], task["callback"]) == (["from afar"], None)
 
@@ -119,7 +119,7 @@ def test_deleted_task_is_not_wanted_any_more(alice: RemoteClient, machine: Agent
     task_id = the_task(alice)["id"]
     alice.request("DELETE", f"/task/{task_id}").raise_for_status()
     unwanted = machine.run("run", "--resend")
-    assert (unwanted.returncode, unwanted.stdout) == (0, f"{task_id} is not wanted any more\n")
+    assert (unwanted.returncode, unwanted.stdout) == (0, f"{task_id} was cancelled or deleted\n")
     assert machine.left_runs() == []
 
 
@@ -138,7 +138,7 @@ def test_agent_that_the_key_may_not_see_does_not_stop_the_program(
         receiver.answer = played.problem(404, "No such agent", code="not_found")
         printed, remarks = process.communicate(timeout=30)
     assert (process.returncode, printed) == (7, "done\n")
-    assert "the service refuses: No such agent; the program runs on" in remarks
+    assert "the service refuses: No such agent; the program continues" in remarks
     assert len(machine.left_runs()) == 1
 
 

@@ -226,10 +226,10 @@ def test_output_that_is_no_regular_file_is_not_read(
     finally:
         process.kill()
     assert process.returncode == 3
-    assert "TASKSERVICE_OUTPUT is no regular file" in remarks
+    assert "TASKSERVICE_OUTPUT is not a regular file" in remarks
     task = the_task(alice)
     assert (task["error"]["message"], task["output"]) == ("Exit status 3", {})
-    assert "TASKSERVICE_OUTPUT is no regular file" in task["logs"][-1]
+    assert "TASKSERVICE_OUTPUT is not a regular file" in task["logs"][-1]
     assert machine.left_runs() == []
 
 
@@ -237,7 +237,7 @@ def test_file_that_is_no_json_object_is_said(alice: RemoteClient, machine: Agent
     result = run(machine, 'echo nonsense > "$TASKSERVICE_OUTPUT"')
     task = the_task(alice)
     assert result.returncode == 0
-    assert "TASKSERVICE_OUTPUT is no regular file with a JSON object" in result.stderr
+    assert "TASKSERVICE_OUTPUT is not a regular file with a JSON object" in result.stderr
     assert "TASKSERVICE_OUTPUT" in task["logs"][-1]
     assert (task["status"], task["output"]) == ("complete", {})
 
@@ -589,7 +589,7 @@ def test_what_the_service_refuses_of_a_start_is_left_out(
     assert (result.returncode, result.stdout) == (7, "ran\n")
     (warning,) = result.stderr.splitlines()
     assert f"taskservice: {word}: " in warning
-    assert f"the task is made without {word}" in warning
+    assert f"the task is started without {word}" in warning
     task = the_task(alice)
     assert (task["logs"], task["callback"], task["name"]) == (["ran"], None, "a")
     assert task["error"]["message"] == "Exit status 7"
@@ -687,7 +687,7 @@ def test_service_that_comes_back_gets_everything_once(tmp_path: Path) -> None:
         script = "for number in 1 2 3 4 5 6; do echo line $number; sleep 1; done; exit 2"
         process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
         assert process.stderr is not None
-        assert "its task is made when the service is back" in process.stderr.readline()
+        assert "its task is started when the service is back" in process.stderr.readline()
         service.start()
         _, remarks = process.communicate(timeout=60)
         task = the_task(alice)

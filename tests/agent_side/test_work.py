@@ -133,7 +133,7 @@ def test_worker_says_for_which_agent_it_waits(alice: RemoteClient, machine: Agen
         ((_, rest),) = stop(worker)
         assert rest == ""
     assert said == [
-        "taskservice: agent word-cuont is new, it was registered just now; "
+        "taskservice: agent word-cuont is new and was registered just now; "
         "did you mean word-count?\n",
         "taskservice: waiting for tasks of agent word-cuont\n",
         "taskservice: waiting for tasks of agent word-cuont\n",

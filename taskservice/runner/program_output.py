@@ -1,0 +1,270 @@
+"""Reads what a program prints: into the log, and on to our own stdout and stderr."""
+
+import contextlib
+import fcntl
+import os
+import select
+import selectors
+import stat
+import sys
+import termios
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from taskservice.runner.lines import LastLine, LineSplitter
+from taskservice.runner.process import join_thread
+
+BLOCK_BYTES = 256 * 1024
+PIPE_BYTES = 1024 * 1024
+# Output that is read but not stored yet, so that a burst does not wait for the disk.
+MAX_BUFFER_BYTES = 16 * 1024 * 1024
+# A background process that the program leaves behind may hold its output open for ever.
+SECONDS_AFTER_END = 1.0
+
+
+class Forwarder:
+    """Writes output to our own stdout or stderr, whose reader may be slow or go away."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._is_open = True
+        self._may_block = _may_block(descriptor)
+        self._blocks: deque[bytes] = deque()
+        self._bytes = 0
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self.last_taken_at = 0.0  # when its reader last took something
+
+    def forward(self, block: bytes) -> None:
+        """Write a block in the background, or at once to a file; never waits for a reader."""
+        if not self._may_block:
+            self._write(block)
+            return
+        with self._changed:
+            self._blocks.append(block)
+            self._bytes += len(block)
+            self._changed.notify_all()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write_all, name="forwarder", daemon=True)
+            self._thread.start()
+
+    def is_full(self) -> bool:
+        """Whether so much waits for the reader that the program should wait too."""
+        return self._bytes >= MAX_BUFFER_BYTES
+
+    def is_empty(self, seconds: float) -> bool:
+        """Wait at most `seconds` until everything is written; whether it is."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._bytes, seconds)
+
+    def _write_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._blocks)
+                block = self._blocks.popleft()
+            self._write(block)
+            self.last_taken_at = time.monotonic()
+            with self._changed:
+                self._bytes -= len(block)
+                self._changed.notify_all()
+
+    def _write(self, block: bytes) -> None:
+        rest = memoryview(block)
+        while rest and self._is_open:
+            try:
+                rest = rest[os.write(self._descriptor, rest) :]
+            except BlockingIOError:
+                select.select([], [self._descriptor], [])
+            except OSError:
+                self._is_open = False
+
+
+class Stream:
+    """One of a program's outputs: the pipe that it writes to, and where its text goes on to."""
+
+    def __init__(self, out: int) -> None:
+        self.reader, self.writer = os.pipe()
+        self.lines = LineSplitter()
+        self.forwarder = Forwarder(out)
+        self.unread = 0  # bytes in the pipe when the program ended, not read yet
+        with contextlib.suppress(AttributeError, OSError):  # only Linux has it, up to a limit
+            fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+
+    def available(self) -> int:
+        """The number of bytes in the pipe."""
+        answer = fcntl.ioctl(self.reader, termios.FIONREAD, bytes(4))
+        return int.from_bytes(answer, sys.byteorder)
+
+
+class OutputReader:
+    """Reads a program's output until it ends, in bounded memory and without delay.
+
+    Where our stdout and stderr are the same file, as at a terminal, the program gets one
+    pipe for both, and the log has its lines in exactly their order. Otherwise it gets two
+    pipes, so that stdout and stderr stay apart; the log has the lines as they arrive.
+
+    One thread reads and another stores, so that the program does not wait for the disk.
+    """
+
+    def __init__(self, store: Callable[[bytes, int], None]) -> None:
+        """`store` is called with the text of whole lines, and their number."""
+        self._last_line = LastLine()
+        self._store = store
+        self._streams = _streams([1] if _are_same(1, 2) else [1, 2])
+        self._blocks: deque[tuple[Stream, bytes]] = deque()
+        self._bytes = 0
+        self._changed = threading.Condition()
+        self._is_storer_idle = False
+        self._is_all_read = False
+        self._has_ended = threading.Event()
+        self._done_at: float | None = None
+        self._reader = threading.Thread(target=self._read_all, name="reader", daemon=True)
+        self._storer = threading.Thread(target=self._store_all, name="storer", daemon=True)
+
+    @property
+    def stdout(self) -> int:
+        return self._streams[0].writer
+
+    @property
+    def stderr(self) -> int:
+        return self._streams[-1].writer
+
+    def last_line(self) -> bytes:
+        """The last line of stdout that is not blank."""
+        return self._last_line.text()
+
+    def start(self) -> None:
+        """Start to read, once the program has its ends of the pipes or could not be run."""
+        for stream in self._streams:
+            os.close(stream.writer)
+        self._reader.start()
+        self._storer.start()
+
+    def finish(self) -> None:
+        """The program has ended: wait until all its output is stored."""
+        self._has_ended.set()
+        join_thread(self._reader)
+        with self._changed:
+            self._is_all_read = True
+            self._changed.notify_all()
+        join_thread(self._storer)
+
+    def flush(self, is_interrupted: threading.Event, max_wait: float) -> None:
+        """Wait until all is forwarded, or a reader has taken nothing for `max_wait` seconds."""
+        began = time.monotonic()
+        for stream in self._streams:
+            while not is_interrupted.is_set() and not stream.forwarder.is_empty(0.1):
+                if time.monotonic() - max(began, stream.forwarder.last_taken_at) > max_wait:
+                    return
+
+    def _read_all(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            open_streams = list(self._streams)
+            while open_streams and not self._is_done():
+                self._select_streams(selector, open_streams)
+                for key, _ in selector.select(0.1):
+                    stream: Stream = key.data
+                    block = os.read(stream.reader, BLOCK_BYTES)
+                    self._accept(stream, block)
+                    if not block:
+                        selector.unregister(stream.reader)
+                        open_streams.remove(stream)
+        for stream in self._streams:
+            os.close(stream.reader)
+
+    def _select_streams(self, selector: selectors.BaseSelector, streams: list[Stream]) -> None:
+        """Read no stream whose reader is too slow: the program waits then, as with a pipe."""
+        selected = selector.get_map()
+        for stream in streams:
+            is_wanted = self._has_ended.is_set() or not stream.forwarder.is_full()
+            if is_wanted and stream.reader not in selected:
+                selector.register(stream.reader, selectors.EVENT_READ, stream)
+            elif not is_wanted and stream.reader in selected:
+                selector.unregister(stream.reader)
+
+    def _is_done(self) -> bool:
+        """Whether the program has ended, and what still comes is from another process."""
+        if not self._has_ended.is_set():
+            return False
+        if self._done_at is None:
+            self._done_at = time.monotonic() + SECONDS_AFTER_END
+            for stream in self._streams:
+                stream.unread = stream.available()
+        is_read = all(stream.unread <= 0 for stream in self._streams)
+        return is_read and time.monotonic() > self._done_at
+
+    def _accept(self, stream: Stream, block: bytes) -> None:
+        stream.unread -= len(block)
+        with self._changed:
+            # A block without a line feed stores nothing yet: to process it here is faster than
+            # to wake the other thread.
+            is_direct = self._is_storer_idle and not self._blocks and b"\n" not in block
+            if not is_direct:
+                self._changed.wait_for(lambda: self._bytes < MAX_BUFFER_BYTES)
+                self._blocks.append((stream, block))
+                self._bytes += len(block)
+                self._changed.notify_all()
+        if is_direct:
+            self._process(stream, block)
+
+    def _store_all(self) -> None:
+        while blocks := self._next_blocks():
+            for stream, block in blocks:
+                self._process(stream, block)
+                with self._changed:
+                    self._bytes -= len(block)
+                    self._changed.notify_all()
+        for stream in self._streams:
+            self._store(*stream.lines.close())
+
+    def _next_blocks(self) -> deque[tuple[Stream, bytes]]:
+        """Wait for blocks to store and take all of them; none at the end."""
+        with self._changed:
+            self._is_storer_idle = True
+            self._changed.wait_for(lambda: self._blocks or self._is_all_read)
+            self._is_storer_idle = False
+            blocks, self._blocks = self._blocks, deque()
+            return blocks
+
+    def _process(self, stream: Stream, block: bytes) -> None:
+        text, lines = stream.lines.feed(block)
+        # First into the log: then every line seen at the terminal is in it, even after a crash.
+        if lines:
+            self._store(text, lines)
+        stream.forwarder.forward(block)
+        if stream is self._streams[0]:
+            self._last_line.feed(block)
+
+
+def _streams(outs: Sequence[int]) -> list[Stream]:
+    """A stream for each descriptor. Raises OSError, and leaves no pipe open then."""
+    made: list[Stream] = []
+    try:
+        for out in outs:
+            made.append(Stream(out))
+    except OSError:
+        for stream in made:
+            os.close(stream.reader)
+            os.close(stream.writer)
+        raise
+    return made
+
+
+def _may_block(descriptor: int) -> bool:
+    """Whether a write can block: it cannot for a regular file, /dev/null or a closed one."""
+    try:
+        found = os.fstat(descriptor)
+    except OSError:
+        return False
+    return not stat.S_ISREG(found.st_mode) and found.st_rdev != os.stat(os.devnull).st_rdev
+
+
+def _are_same(first: int, second: int) -> bool:
+    """Whether two descriptors are open on the same file."""
+    try:
+        one, other = os.fstat(first), os.fstat(second)
+    except OSError:
+        return False
+    return (one.st_dev, one.st_ino, one.st_rdev) == (other.st_dev, other.st_ino, other.st_rdev)

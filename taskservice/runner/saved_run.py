@@ -1,0 +1,253 @@
+"""A run in a folder on the disk, from which its end can still be sent after its process is gone."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Any
+from uuid import uuid4
+
+from taskservice.client import api
+from taskservice.client.errors import Invalid, NotFound, TaskCancelled, TaskServiceError
+from taskservice.client.http import Connection
+from taskservice.runner.files import check_private, make_private, open_file, read_file
+
+_FILE = "run.json"
+_LOCK = "lock"
+# A folder without a run in it is a remnant after this time: to make or remove one takes less.
+_MIN_AGE = 60.0
+# Space taken from the start, so that the end can be written when the disk has become full.
+_RESERVED_BYTES = 16 * 1024
+# More than any run needs for its file: its output with every character escaped.
+_MAX_BYTES = 16 * 1024 * 1024
+# A refused one of these is left out: a task without it is better than none.
+_OPTIONAL = {"callback", "name", "timeout"}
+# The members of the file, and their types; `wishes` are the fields of the start.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "url": (str,), "wishes": (dict,), "taskId": (str, NoneType), "userId": (str, NoneType),
+    "agentId": (str,), "key": (str,), "report": (dict, NoneType),
+}  # fmt: skip
+
+
+def runs_folder() -> Path:
+    """The folder of this user's runs, by the XDG Base Directory Specification.
+
+    Raises OSError if the user has no home.
+    """
+    state = os.environ.get("XDG_STATE_HOME", "")
+    try:
+        base = Path(state) if state.startswith("/") else Path.home() / ".local" / "state"
+    except RuntimeError as error:
+        raise OSError(f"neither XDG_STATE_HOME nor HOME is set: {error}") from None
+    return base / "taskservice" / "runs"
+
+
+class SavedRun:
+    """One run: its task, or the fields to start that with, and how the program ended.
+
+    `folder` is None if nothing can be written to the disk. The folder stays locked until
+    this process ends, however it ends. The API key is not written down.
+    """
+
+    def __init__(
+        self, url: str, fields: Mapping[str, Any], task: Mapping[str, Any] | None = None
+    ) -> None:
+        """`task` is the JSON of a task that exists; without it, `fields` will start one."""
+        self.url = url
+        self.fields = dict(fields)
+        self.task_id: str | None = None
+        self.user_id: str | None = None  # the owner; known once there is a task
+        self.agent_id = str(self.fields.get("agentId", ""))
+        self.idempotency_key = uuid4().hex  # a repeated start makes one task
+        self.report: dict[str, Any] | None = None
+        self.folder: Path | None = None
+        self._lock_file = -1
+        self._write_lock = threading.Lock()
+        if task is not None:
+            self._set_task(task)
+
+    def _set_task(self, task: Mapping[str, Any]) -> None:
+        self.agent_id, self.user_id = str(task["agentId"]), str(task["userId"])
+        self.task_id = str(task["id"])
+
+    def is_sendable_by(self, user: Mapping[str, Any]) -> bool:
+        """Whether the key may send this run; `user` is the answer of GET /user."""
+        narrowed_to = user["key"]["agentId"]
+        return self.user_id in (None, user["id"]) and narrowed_to in (None, self.agent_id)
+
+    def is_cancelled_or_deleted(self, error: TaskServiceError | None) -> bool:
+        """Whether this error means that the task was cancelled or deleted.
+
+        A 404 while there is no task yet means something else: the key may not start it.
+        """
+        is_deleted = isinstance(error, NotFound) and self.task_id is not None
+        return is_deleted or isinstance(error, TaskCancelled)
+
+    def ensure_task(
+        self, connection: Connection, warn: Callable[[str], None] | None, **options: Any
+    ) -> str:
+        """Start the task unless there is one; returns its id. Raises TaskServiceError.
+
+        A callback, name or timeout that the service refuses is left out, and `warn` is
+        called with a sentence about it. If `warn` is None, the refusal is raised instead.
+        """
+        while self.task_id is None:
+            try:
+                key = self.idempotency_key
+                self._set_task(api.start_task(connection, self.fields, key, **options))
+            except Invalid as error:
+                refused = error.errors.keys() & self.fields.keys() & _OPTIONAL
+                if warn is None or not refused:
+                    raise
+                self.fields = {n: value for n, value in self.fields.items() if n not in refused}
+                warn(f"{error}; the task is started without {' and '.join(sorted(refused))}")
+        return self.task_id
+
+    def create_folder(self, runs: Path) -> None:
+        """Make a folder in `runs`, locked before another process can see it. Raises OSError."""
+        make_private(runs)
+        draft = runs / f".{self.idempotency_key}"
+        draft.mkdir(mode=0o700)
+        self.folder = draft
+        try:
+            self._lock_folder(os.O_CREAT)
+            self.write()
+            self.folder = draft.rename(runs / self.idempotency_key)
+        except OSError:
+            self.remove()
+            raise
+
+    def write(self) -> None:
+        """Write the file anew, whole or not at all. Raises OSError."""
+        if self.folder is None:
+            return
+        data = json.dumps({
+            "url": self.url, "wishes": self.fields, "taskId": self.task_id,
+            "userId": self.user_id, "agentId": self.agent_id,
+            "key": self.idempotency_key, "report": self.report,
+        })  # fmt: skip
+        with self._write_lock:
+            _replace_file(self.folder / _FILE, data.encode().ljust(_RESERVED_BYTES))
+
+    @classmethod
+    def load(cls, folder: Path) -> "SavedRun | None":
+        """Lock and read a run whose process is gone; None if it still runs or was just sent.
+
+        Raises OSError, and ValueError for a file that is not a run.
+        """
+        run = cls("", {})
+        run.folder = folder
+        try:
+            check_private(folder)
+            run._lock_folder()
+            data = _parse(read_file(folder / _FILE, _MAX_BYTES))
+        except (BlockingIOError, FileNotFoundError):
+            run.release()
+            return None
+        except (OSError, ValueError):
+            run.release()
+            raise
+        run.url, run.fields, run.task_id = data["url"], data["wishes"], data["taskId"]
+        run.user_id, run.agent_id = data["userId"], data["agentId"]
+        run.idempotency_key, run.report = data["key"], data["report"]
+        return run
+
+    def _lock_folder(self, create: int = 0) -> None:
+        assert self.folder is not None
+        self._lock_file = open_file(self.folder / _LOCK, os.O_RDWR | create)
+        # The kernel releases it when the process ends, also when it is killed.
+        fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def release(self) -> None:
+        if self._lock_file >= 0:
+            os.close(self._lock_file)
+            self._lock_file = -1
+
+    def remove(self) -> None:
+        """Remove the run from the disk."""
+        if self.folder is not None:
+            with contextlib.suppress(OSError):
+                # The file first: without it, the rest of the folder is not sent as a run.
+                (self.folder / _FILE).unlink(missing_ok=True)
+            self.release()
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.release()
+
+
+def leftover_runs(runs: Path) -> list[Path]:
+    """The folders, and links to folders, that may be runs, oldest first."""
+    with os.scandir(runs) as entries:
+        found = [
+            Path(entry)
+            for entry in entries
+            if not entry.name.startswith(".") and (entry.is_symlink() or entry.is_dir())
+        ]
+    return sorted(found, key=_modified_at)
+
+
+def remove_incomplete(runs: Path) -> None:
+    """Remove the folders of processes that were killed while making or removing a run."""
+    for folder in runs.glob("*"):
+        is_old = time.time() - _modified_at(folder) > _MIN_AGE
+        if is_old and (folder.name.startswith(".") or _has_no_file(folder)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _has_no_file(folder: Path) -> bool:
+    try:
+        (folder / _FILE).lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:  # it can't be read
+        return False
+    return False
+
+
+def _modified_at(folder: Path) -> float:
+    try:
+        return folder.lstat().st_mtime
+    except OSError:  # another process has just sent it
+        return time.time()
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    """The members of a run's file. Raises ValueError."""
+    try:
+        data = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"{_FILE}: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{_FILE} is not a JSON object")
+    for name, types in _TYPES.items():
+        if not isinstance(data.get(name, ...), types):
+            raise ValueError(f"{_FILE} has a wrong {name}")
+    return data
+
+
+def _replace_file(path: Path, text: bytes) -> None:
+    """Replace a file; on a full disk, overwrite it in its own blocks. Raises OSError."""
+    draft = path.with_suffix(".new")
+    try:
+        _write_file(draft, text)
+        draft.rename(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        if not path.exists() or len(text) > _RESERVED_BYTES:
+            raise
+        _write_file(path, text)
+
+
+def _write_file(path: Path, text: bytes) -> None:
+    file = open_file(path, os.O_WRONLY | os.O_CREAT)
+    with contextlib.closing(os.fdopen(file, "wb", buffering=0)) as out:
+        if out.write(text) != len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        out.truncate()
+        os.fsync(out.fileno())
