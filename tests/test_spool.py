@@ -159,7 +159,7 @@ def test_another_process_goes_on_where_one_was_killed(tmp_path: Path) -> None:
 
 
 def test_oldest_lines_make_room_and_a_mark_says_how_many(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, most_bytes=3 * SEGMENT_BYTES)
+    spool = Spool(tmp_path, max_bytes=3 * SEGMENT_BYTES)
     for first in range(1, 1_000_001, 1_000):
         spool.put(numbered(first, first + 999))
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 4 * SEGMENT_BYTES
@@ -171,12 +171,12 @@ def test_oldest_lines_make_room_and_a_mark_says_how_many(tmp_path: Path) -> None
 
 def left_out(mark: bytes) -> int:
     text = mark.decode()
-    assert text.endswith("left out here: there was no room]")
+    assert text.endswith("left out here: there was no space]")
     return int(text.removeprefix("[taskservice: ").split()[0].replace(",", ""))
 
 
 def test_lines_on_their_way_are_never_dropped(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, most_bytes=3 * SEGMENT_BYTES)
+    spool = Spool(tmp_path, max_bytes=3 * SEGMENT_BYTES)
     spool.put(numbered(1, 1_000))
     batch = spool.peek(1_000)
     assert batch is not None
@@ -192,7 +192,7 @@ def test_lines_on_their_way_are_never_dropped(tmp_path: Path) -> None:
 
 
 def test_resumed_spool_has_its_mark(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, most_bytes=2 * SEGMENT_BYTES)
+    spool = Spool(tmp_path, max_bytes=2 * SEGMENT_BYTES)
     for first in range(1, 300_001, 1_000):
         spool.put(numbered(first, first + 999))
     mark, *rest = drained(Spool.load(tmp_path))

@@ -310,7 +310,7 @@ def _unsent_sentence(lines: int, lost: int, is_end_saved: bool) -> str:
     text = f"{waiting}; `taskservice run --resend` sends them"
     if not lost:
         return text
-    return f"{text}; {line_count(lost)} found no room and {'is' if lost == 1 else 'are'} lost"
+    return f"{text}; {line_count(lost)} found no space and {'is' if lost == 1 else 'are'} lost"
 
 
 def _read_output_file(path: Path) -> bytes | None:

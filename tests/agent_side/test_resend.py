@@ -183,7 +183,7 @@ def test_disk_that_fills_up_is_said_and_keeps_the_end(
     result = machine.run("run", "--agent", "a", "--", "sh", "-c", script)
     assert result.returncode == 3
     assert "No space left on device" in result.stderr
-    said = re.search(r"([0-9,]+) lines found no room and are lost", result.stderr)
+    said = re.search(r"([0-9,]+) lines found no space and are lost", result.stderr)
     assert said is not None
     (tiny_disk / "filler").unlink()
     (folder,) = machine.left_runs()
