@@ -55,7 +55,7 @@ def remark(text: str) -> None:
     print_line(f"taskservice: {text}", err=True)
 
 
-def give_up(message: str, code: int = 1) -> NoReturn:
+def exit_with_error(message: str, code: int = 1) -> NoReturn:
     remark(" ".join(map(str.strip, message.split("\n"))))
     sys.exit(code)
 
@@ -125,4 +125,4 @@ def _write(line: str, *, err: bool = False) -> None:
         # The reader has had enough; click ends the command quietly.
         raise
     except OSError as error:
-        give_up(f"stdout can't be written: {error.strerror}")
+        exit_with_error(f"stdout can't be written: {error.strerror}")

@@ -559,7 +559,7 @@ def test_prune_frees_about_as_much_as_its_dry_run_says(
 def test_prune_without_a_setting_removes_nothing_and_says_why(data: Path) -> None:
     result = run(data, "prune")
     assert result.returncode == 0
-    assert "neither is set" in result.stderr
+    assert "Retention is off: set " in result.stderr
     assert result.stdout.startswith("0 tasks")
 
 

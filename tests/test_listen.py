@@ -268,4 +268,4 @@ def test_port_that_is_taken_is_one_line(machine: AgentMachine) -> None:
     assert len(result.stderr.splitlines()) == 1
     both = machine.run("listen", "--forward", "http://127.0.0.1:9/", "--port", "9001")
     assert both.returncode == 2
-    assert "--forward goes without" in both.stderr
+    assert "--forward can't be used with" in both.stderr

@@ -1,4 +1,4 @@
-"""The commands of `taskservice`; each is imported only when it is called."""
+"""The commands of `taskservice`; a command's module is imported when the command is called."""
 
 from importlib import import_module
 
@@ -6,8 +6,7 @@ import click
 
 from taskservice import __version__
 
-# On the agent's side neither Flask nor SQLAlchemy may be loaded, so no command is
-# imported for the sake of another.
+# Commands on the agent's side must not load Flask or SQLAlchemy.
 COMMANDS = {
     "serve": "taskservice.cli.serve",
     "worker": "taskservice.cli.worker",

@@ -1,15 +1,15 @@
-"""`taskservice callback`: try where callbacks go."""
+"""`taskservice callback`: test the address of a callback."""
 
 import sys
 
 import click
 
-from taskservice.cli.server_command import service
+from taskservice.cli.service_app import service_app
 from taskservice.database import timestamps
 from taskservice.queries import users as user_queries
 from taskservice.schemas import strict_json
 from taskservice.services import attempts
-from taskservice.terminal import give_up, print_line
+from taskservice.terminal import exit_with_error, print_line
 from taskservice.webhooks import signing
 
 SAMPLE = {
@@ -23,15 +23,18 @@ SAMPLE = {
 
 @click.group("callback")
 def command() -> None:
-    """Callbacks: where webhooks are sent."""
+    """Callbacks: the addresses that webhooks are sent to."""
 
 
 @command.command("test")
 @click.argument("url")
-@click.option("--user", help="Sign with this user's secret, not with a throw-away one.")
+@click.option("--user", help="Sign with this user's secret instead of a throw-away one.")
 def test(url: str, user: str | None) -> None:
-    """Send a sample webhook to URL and say in one sentence how that went."""
-    with service():
+    """Send a sample webhook to URL and print the result in one sentence.
+
+    The exit code is 0 if the receiver answered 2xx, else 1.
+    """
+    with service_app():
         secrets = [signing.new_secret()] if user is None else _secrets_of(user)
         sample = SAMPLE | {"callback": url, "finishedAt": timestamps.now()}
         outcome = attempts.post(url, secrets, timestamps.new_id(), strict_json.dumps(sample))
@@ -42,5 +45,5 @@ def test(url: str, user: str | None) -> None:
 def _secrets_of(name: str) -> list[str]:
     user = next((user for user in user_queries.list_all() if user.name == name), None)
     if user is None:
-        give_up(f"No such user: {name}")
+        exit_with_error(f"No such user: {name}")
     return list(user_queries.callback_secrets(user.id, timestamps.now()))

@@ -1,4 +1,4 @@
-"""`taskservice db`: the database."""
+"""`taskservice db`: upgrade, check and back up the database."""
 
 import signal
 import sys
@@ -7,32 +7,33 @@ from pathlib import Path
 import click
 from sqlalchemy.engine import make_url
 
-from taskservice.cli.server_command import load_config, service
+from taskservice.cli.options import json_lines
+from taskservice.cli.service_app import load_config, service_app
 from taskservice.config import Config
 from taskservice.database import migrations
 from taskservice.operations import database_check
 from taskservice.operations.backup import BackupError, backup
-from taskservice.terminal import give_up, print_json, print_line, remark
+from taskservice.terminal import exit_with_error, print_json, print_line, remark
 
 
 @click.group("db")
 def command() -> None:
-    """The database; every command but check and backup brings it up to date first."""
+    """The database: upgrade, check and back it up."""
 
 
 @command.command("upgrade")
 def upgrade() -> None:
-    """Bring the database up to date and say at which revision it is."""
-    with service(may_create=True):
+    """Migrate the database to the newest revision, and print that."""
+    with service_app(may_create=True):
         print_line(migrations.head())
 
 
 @command.command("check")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@json_lines
 def check(as_json: bool) -> None:
-    """Look the database over as it is; exits 1 when something is wrong.
+    """Check the database without changing it.
 
-    A warning is something to know about, and no reason to exit with 1.
+    The exit code is 1 if there is an error; a warning does not change it.
     """
     states = set()
     for finding in database_check.findings(load_config()):
@@ -48,17 +49,17 @@ def check(as_json: bool) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 def back_up(file: Path, force: bool) -> None:
-    """Copy the database to FILE while the service runs, and verify the copy."""
+    """Copy the SQLite database to FILE, also while the service runs, and verify the copy."""
     config = load_config()
     address = make_url(config.DATABASE_URL)
-    # As Ctrl-C does: nothing half-made stays.
+    # Like Ctrl-C: an unfinished copy is removed.
     signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
     if address.get_backend_name() != "sqlite":
-        give_up("this is for SQLite; of PostgreSQL, pg_dump makes the backup", 2)
+        exit_with_error("this is for SQLite; back up PostgreSQL with pg_dump", 2)
     try:
         revision = backup(Path(address.database or ""), file, force)
     except BackupError as error:
-        give_up(str(error))
+        exit_with_error(str(error))
     print_line(f"{file}: {file.stat().st_size} bytes, revision {revision}, verified")
     _remind(config)
 

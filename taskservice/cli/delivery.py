@@ -1,16 +1,17 @@
-"""`taskservice delivery`: the webhooks of all users, and what became of them."""
+"""`taskservice delivery`: the deliveries of all users' webhooks."""
 
 from typing import Any, NoReturn
 
 import click
 
-from taskservice.cli.server_command import service
+from taskservice.cli.options import json_lines, json_object
+from taskservice.cli.service_app import service_app
 from taskservice.contract.terms import DELIVERY_STATES
 from taskservice.queries import deliveries as delivery_queries
 from taskservice.schemas.answers import delivery_schema
 from taskservice.schemas.fields import parse_id
 from taskservice.services import deliveries as delivery_service
-from taskservice.terminal import give_up, print_json, print_line, print_rows
+from taskservice.terminal import exit_with_error, print_json, print_line, print_rows
 
 LIST_COLUMNS = ("id", "state", "user", "taskId", "callback", "createdAt", "nextAttemptAt")
 ATTEMPT_COLUMNS = ("at", "durationMs", "statusCode", "message")
@@ -22,28 +23,28 @@ def command() -> None:
 
 
 @command.command("list")
-@click.option("--state", type=click.Choice(DELIVERY_STATES), help="Only those in this state.")
+@click.option("--state", type=click.Choice(DELIVERY_STATES), help="Only deliveries in this state.")
 @click.option(
-    "--limit", type=click.IntRange(1), default=100, show_default=True, help="At most so many."
+    "--limit", type=click.IntRange(1), default=100, show_default=True, help="Maximum number."
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@json_lines
 def list_all(state: str | None, limit: int, as_json: bool) -> None:
     """List the deliveries of all users, newest first."""
-    with service():
-        rows = [_dumped(row) for row in delivery_queries.list_all(state, limit)]
+    with service_app():
+        rows = [_dump(row) for row in delivery_queries.list_all(state, limit)]
         print_rows(rows, LIST_COLUMNS, as_json)
 
 
 @command.command("show")
 @click.argument("delivery_id", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@json_object
 def show(delivery_id: str, as_json: bool) -> None:
     """Show a delivery with each attempt to post it."""
-    with service():
-        row = delivery_queries.find(_known(delivery_id))
+    with service_app():
+        row = delivery_queries.find(_parse_id(delivery_id))
         if row is None:
-            _give_up_on(delivery_id)
-        delivery = _dumped(row)
+            _exit_without(delivery_id)
+        delivery = _dump(row)
     if as_json:
         print_json(delivery)
         return
@@ -56,19 +57,19 @@ def show(delivery_id: str, as_json: bool) -> None:
 @command.command("redeliver")
 @click.argument("delivery_id", metavar="ID")
 def redeliver(delivery_id: str) -> None:
-    """Make a delivery due now: whoever serves or works posts it within 20 seconds."""
-    with service():
-        delivery_service.redeliver_any(_known(delivery_id))
+    """Make a delivery due now; `serve` or `worker` posts it within 20 seconds."""
+    with service_app():
+        delivery_service.redeliver_any(_parse_id(delivery_id))
 
 
-def _dumped(row: Any) -> dict[str, Any]:
+def _dump(row: Any) -> dict[str, Any]:
     dumped: dict[str, Any] = delivery_schema.dump(row)
     return dumped | {"taskId": row.task_id, "user": row.user_name}
 
 
-def _known(delivery_id: str) -> str:
-    return parse_id(delivery_id) or _give_up_on(delivery_id)
+def _parse_id(delivery_id: str) -> str:
+    return parse_id(delivery_id) or _exit_without(delivery_id)
 
 
-def _give_up_on(delivery_id: str) -> NoReturn:
-    give_up(f"No such delivery: {delivery_id}")
+def _exit_without(delivery_id: str) -> NoReturn:
+    exit_with_error(f"No such delivery: {delivery_id}")

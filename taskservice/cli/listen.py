@@ -1,4 +1,4 @@
-"""`taskservice listen`: webhooks for a developer, shown here or sent on to a local address."""
+"""`taskservice listen`: print webhooks, or post them to a local address."""
 
 import json
 import signal
@@ -9,20 +9,22 @@ from urllib.parse import urlsplit
 
 import click
 
-from taskservice.cli.agent_command import the_service
+from taskservice.cli.service_client import service_client
 from taskservice.client import Client
 from taskservice.runner.listener import HOST, Listener, Receiver
-from taskservice.terminal import give_up, print_line, remark
+from taskservice.terminal import exit_with_error, print_line, remark
 
 DEFAULT_PORT = 9000
 
 
 @click.command("listen")
-@click.option("--forward", metavar="URL", help="Post every task that finishes to this address.")
+@click.option(
+    "--forward", metavar="URL", help="Post the webhook of every task that finishes to this address."
+)
 @click.option(
     "--port", type=click.IntRange(1, 65535), help=f"Where to listen; {DEFAULT_PORT} by default."
 )
-@click.option("--json", "as_json", is_flag=True, help="The webhooks themselves, one a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print the webhooks' JSON, one a line.")
 def command(forward: str | None, port: int | None, as_json: bool) -> None:
     """Receive webhooks on this machine, verify their signatures and print each.
 
@@ -36,11 +38,11 @@ def command(forward: str | None, port: int | None, as_json: bool) -> None:
     webhook again, with the same webhook-id, up to six times.
     """
     if forward is not None and (port or as_json):
-        raise click.UsageError("--forward goes without --port and --json.")
+        raise click.UsageError("--forward can't be used with --port or --json.")
     if forward is not None and not _is_url(forward):
         raise click.BadParameter("must be a URL such as http://127.0.0.1:9000/", param_hint="URL")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
-    with the_service() as client:
+    with service_client() as client:
         try:
             if forward is None:
                 _receive(client, port or DEFAULT_PORT, bytes.decode if as_json else _described)
@@ -54,7 +56,9 @@ def _receive(client: Client, port: int, show: Callable[[bytes], str]) -> None:
     try:
         receiver = Receiver(client, port, remark)
     except OSError as error:
-        give_up(f"can't listen on {HOST}:{port}: {error.strerror}; --port names another port")
+        exit_with_error(
+            f"can't listen on {HOST}:{port}: {error.strerror}; --port names another port"
+        )
     with receiver:
         remark(f"webhooks to {receiver.url} are verified and shown here")
         for webhook in receiver.webhooks():

@@ -1,4 +1,4 @@
-"""`taskservice prune`: what retention does, now."""
+"""`taskservice prune`: apply retention now."""
 
 from math import inf
 
@@ -6,24 +6,28 @@ import click
 
 from taskservice.background import retention, sweep, vacuum
 from taskservice.background.retention import Bounds, Removed
-from taskservice.cli.server_command import service
+from taskservice.cli.options import json_object
+from taskservice.cli.service_app import service_app
 from taskservice.database.transactions import database_moment
 from taskservice.terminal import print_json, print_line, remark
 
 
 @click.command("prune")
-@click.option("--dry-run", is_flag=True, help="Remove nothing, only say what would go.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--dry-run", is_flag=True, help="Remove nothing; print what would be removed.")
+@json_object
 def command(dry_run: bool, as_json: bool) -> None:
-    """Remove now what is too old by TASKSERVICE_RETENTION_DAYS and _LOG_RETENTION_DAYS.
+    """Remove finished tasks and logs that are past their retention, and free disk space.
 
-    Space is given back to the disk. The service may run meanwhile. The clock is taken to be
-    right: unlike the service, this does not wait until it has been steady for five minutes.
+    TASKSERVICE_RETENTION_DAYS and TASKSERVICE_LOG_RETENTION_DAYS set the number of days.
+    The service may run meanwhile. Unlike the service, this command does not wait until the
+    clock has been steady for five minutes.
     """
-    with service():
+    with service_app():
         bounds = Bounds.of_settings(database_moment())
         if bounds == Bounds(None, None):
-            remark("nothing is too old, since neither is set")
+            remark(
+                "Retention is off: set TASKSERVICE_RETENTION_DAYS or TASKSERVICE_LOG_RETENTION_DAYS"
+            )
         removed = retention.count_prunable(bounds) if dry_run else _prune(bounds)
     if as_json:
         print_json(vars(removed))

@@ -1,4 +1,4 @@
-"""`taskservice task`: tasks, listed, shown, followed, cancelled and deleted."""
+"""`taskservice task`: list, show, follow, cancel and delete tasks."""
 
 import json
 import sys
@@ -7,39 +7,38 @@ from itertools import islice
 
 import click
 
-from taskservice.cli.agent_command import the_service
+from taskservice.cli.options import json_lines
+from taskservice.cli.service_client import service_client
 from taskservice.client import NotFound, Task
 from taskservice.client.answers import SHORT_FIELDS
 from taskservice.client.client import PAGE_TASKS
 from taskservice.contract.terms import CANCELLED, FAILED, STATUSES, TIMEOUT
-from taskservice.terminal import give_up, print_json, print_line, print_log_line
+from taskservice.terminal import exit_with_error, print_json, print_line, print_log_line
 
-# How `follow` exits, by the outcome; 2 is for what is wrong with the command itself.
+# The exit codes of `follow`, by the type of error; click uses 2 for wrong arguments.
 OUTCOMES = {FAILED: 1, CANCELLED: 3, TIMEOUT: 4}
 DELETED = 5
 INTERRUPTED = 130
-UNAVAILABLE = 69  # as sysexits.h has it
-
-as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+UNAVAILABLE = 69  # EX_UNAVAILABLE in sysexits.h
 
 
 @click.group("task")
 def command() -> None:
-    """Tasks, as the API key in TASKSERVICE_APIKEY sees them."""
+    """The tasks that the API key in TASKSERVICE_APIKEY may see."""
 
 
 @command.command("list")
 @click.option("--agent", "agent_id", metavar="ID", help="Only tasks of this agent.")
-@click.option("--status", type=click.Choice(STATUSES))
-@click.option("--q", help="Only tasks with this in their name.")
-@click.option("--limit", type=click.IntRange(1), help="At most so many; all by default.")
-@as_json
+@click.option("--status", type=click.Choice(STATUSES), help="Only tasks with this status.")
+@click.option("--q", help="Only tasks with this text in their name.")
+@click.option("--limit", type=click.IntRange(1), help="Maximum number; all by default.")
+@json_lines
 def list_all(
     agent_id: str | None, status: str | None, q: str | None, limit: int | None, as_json: bool
 ) -> None:
     """List tasks, newest first."""
-    with the_service() as client:
-        # No more than is shown: an output can be long.
+    with service_client() as client:
+        # Only the fields that are shown: an output can be long.
         fields = SHORT_FIELDS if as_json else "id,name,agentId,createdAt,logCount,status,error"
         page = min(limit or PAGE_TASKS, PAGE_TASKS)
         found = client.tasks(agent_id=agent_id, status=status, q=q, fields=fields, page=page)
@@ -49,10 +48,10 @@ def list_all(
 
 @command.command("show")
 @click.argument("task_id")
-@as_json
+@json_lines
 def show(task_id: str, as_json: bool) -> None:
-    """Show a task; its log is shown by `follow`."""
-    with the_service() as client:
+    """Show a task without its log, which `follow` prints."""
+    with service_client() as client:
         task = client.task(task_id)
         if as_json:
             print_json(task.data)
@@ -63,24 +62,24 @@ def show(task_id: str, as_json: bool) -> None:
 
 @command.command("follow")
 @click.argument("task_id")
-@as_json
+@json_lines
 def follow(task_id: str, as_json: bool) -> None:
     """Print the log as it grows, until the task ends.
 
-    The exit status tells the outcome: 0 complete, 1 failed, 3 cancelled, 4 timeout,
-    5 deleted, or not there at all; 69 when the service can't be asked.
+    The exit code tells the outcome: 0 complete, 1 failed, 3 cancelled, 4 timeout, 5 deleted
+    or unknown; 69 if the service gives no answer.
     """
-    # Longer than the service takes to start again.
-    with the_service(patience=60, failure=UNAVAILABLE) as client:
+    # The service restarts in less time.
+    with service_client(patience=60, failure=UNAVAILABLE) as client:
         try:
             task = client.task(task_id)
         except NotFound as error:
-            give_up(str(error), DELETED)
+            exit_with_error(str(error), DELETED)
         try:
             for line in task.follow():
                 print_json(line._asdict()) if as_json else print_log_line(line.text)
         except NotFound:
-            give_up("The task was deleted", DELETED)
+            exit_with_error("The task was deleted", DELETED)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
         print_json(task.data) if as_json else print_line(_outcome(task), err=True)
@@ -89,20 +88,20 @@ def follow(task_id: str, as_json: bool) -> None:
 
 @command.command("cancel")
 @click.argument("task_id")
-@as_json
+@json_lines
 def cancel(task_id: str, as_json: bool) -> None:
-    """Cancel a task; its agent is told to stop."""
-    with the_service() as client:
+    """Cancel a task; that stops its program."""
+    with service_client() as client:
         task = client.task(task_id).cancel()
         print_json(task.data) if as_json else print_line(_outcome(task))
 
 
 @command.command("delete")
 @click.argument("task_id")
-@as_json
+@json_lines
 def delete(task_id: str, as_json: bool) -> None:
     """Delete a task for good, with its log."""
-    with the_service() as client:
+    with service_client() as client:
         task = client.task(task_id)
         task.delete()
         print_json(task.data) if as_json else print_line(f"{task.id} is deleted")

@@ -2,7 +2,8 @@
 
 import click
 
-from taskservice.cli.server_command import print_key, service
+from taskservice.cli.options import json_lines
+from taskservice.cli.service_app import print_key, service_app
 from taskservice.queries import users as user_queries
 from taskservice.schemas.answers import user_schema
 from taskservice.services import users as user_service
@@ -17,15 +18,15 @@ def command() -> None:
 @command.command("add")
 @click.argument("name")
 def add(name: str) -> None:
-    """Add a user and print the first API key, which is shown this once."""
-    with service(may_create=True):
+    """Add a user and print the first API key; it can't be shown again."""
+    with service_app(may_create=True):
         print_key(lambda: user_service.add(name), name)
 
 
 @command.command("list")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@json_lines
 def list_all(as_json: bool) -> None:
     """List the users."""
-    with service():
+    with service_app():
         rows = user_schema.dump(user_queries.list_all(), many=True)
         print_rows(rows, ["name", "id", "createdAt"], as_json)

@@ -2,26 +2,33 @@
 
 import click
 
-from taskservice.cli.agent_command import the_service
+from taskservice.cli.service_client import service_client
 from taskservice.runner.signals import forward_signals
 from taskservice.runner.worker import Worker
 from taskservice.terminal import open_standard_files
 
 
 @click.command("work")
-@click.option("--agent", required=True, metavar="ID", help="Whose tasks; registered if it is new.")
-@click.option("--parallel", default=1, type=click.IntRange(1, 256), help="How many tasks at once.")
+@click.option(
+    "--agent",
+    required=True,
+    metavar="ID",
+    help="The agent whose tasks to claim; registered if new.",
+)
+@click.option(
+    "--parallel", default=1, type=click.IntRange(1, 256), help="Maximum number of tasks at once."
+)
 @click.argument("command_line", metavar="-- CMD ...", nargs=-1, required=True)
 def command(agent: str, parallel: int, command_line: tuple[str, ...]) -> None:
-    """Wait for tasks of an agent, and run CMD for each, as `run` does.
+    """Claim the tasks of an agent as they come, and run CMD for each, as `run` does.
 
-    CMD gets the task's input on its stdin, as JSON. Each task goes to one worker only,
-    however many there are, on whatever machines. A signal goes on to the programs that
-    run, and ends the worker after them.
+    CMD reads the task's input as JSON from stdin. Any number of workers may run, on any
+    machines: each task goes to only one of them. A signal is forwarded to the programs that
+    run, and the worker ends when they have ended.
     """
     open_standard_files()
-    # It waits itself, and for as long as it takes.
-    with the_service(patience=0) as client:
+    # The worker itself retries, without a limit.
+    with service_client(patience=0) as client:
         worker = Worker(client, agent, command_line, parallel)
         forward_signals(worker.stop)
         worker.work()

@@ -2,10 +2,10 @@
 
 from taskservice.config import Config, ConfigError
 from taskservice.serving.settings import gunicorn_settings
-from taskservice.terminal import give_up
+from taskservice.terminal import exit_with_error
 
 try:
     # gunicorn reads its settings from the module's globals.
     globals().update(gunicorn_settings(Config.from_environment()))
 except ConfigError as error:
-    give_up(str(error), 2)
+    exit_with_error(str(error), 2)

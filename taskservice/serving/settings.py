@@ -18,7 +18,7 @@ from taskservice.operations import metrics
 from taskservice.operations.request_log import configure_logging
 from taskservice.serving.head_check import find_owner
 from taskservice.serving.worker import Worker
-from taskservice.terminal import give_up
+from taskservice.terminal import exit_with_error
 
 MEMORY_FOLDER = Path("/dev", "shm")
 
@@ -109,7 +109,7 @@ def listen(arbiter: Arbiter) -> None:
             arbiter.LISTENERS = [*arbiter.LISTENERS, _socket(address, arbiter)]
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            give_up(f"can't listen on {_shown(address)}: {reason}")
+            exit_with_error(f"can't listen on {_shown(address)}: {reason}")
 
 
 def _socket(address: tuple[str, int] | str, arbiter: Arbiter) -> BaseSocket:

@@ -1,0 +1,33 @@
+"""What the options of several commands share: durations, and JSON for programs."""
+
+import re
+
+import click
+
+_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+class Duration(click.ParamType[int]):
+    """A number with a unit, such as 30m, 12h or 90d; converted to seconds.
+
+    With `default_unit`, a number may come without one.
+    """
+
+    name = "duration"
+
+    def __init__(self, default_unit: str = "", minimum: int = 0) -> None:
+        self._default_unit, self._minimum = default_unit, minimum
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"([0-9]{1,9})([smhd]?)", value)
+        unit = match and (match[2] or self._default_unit)
+        if match is None or not unit:
+            self.fail("must be a number with s, m, h or d, such as 90d", param, ctx)
+        seconds = int(match[1]) * _UNITS[unit]
+        if seconds < self._minimum:
+            self.fail(f"must be at least {self._minimum} s", param, ctx)
+        return seconds
+
+
+json_lines = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+json_object = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
