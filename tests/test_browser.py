@@ -225,18 +225,18 @@ def test_filters_live_in_the_url(visitor: Visitor, site: Site) -> None:
     page.get_by_role("navigation", name="Status").get_by_role("link", name="Error").click()
     assert page.url == f"{site.url}/?q=wiki&since=7d&status=error"
     expect(page.locator("#rows tr")).to_have_count(1)
-    page.get_by_label("Order").select_option("createdAt")
+    page.get_by_label("Sort").select_option("createdAt")
     page.wait_for_url(re.compile("status=error.*sort=createdAt"))
     page.reload()
     expect(page.locator("#rows")).to_contain_text("Backup of the wiki")
     page.go_back()
-    expect(page.get_by_label("Order")).to_have_value("")
+    expect(page.get_by_label("Sort")).to_have_value("")
     bar = page.locator("#chart a").filter(has=page.locator("rect.error")).first
     words = str(bar.locator("title").text_content())
     assert words.endswith("1 task")
     assert "UTC" not in words
     bar.click()
-    expect(page.locator("#narrowed")).to_contain_text("Only what was started from")
+    expect(page.locator("#selected-period")).to_contain_text("Only tasks started from")
     expect(page.locator("#rows tr")).to_have_count(1)
     page.get_by_role("link", name="Show all tasks").click()
     assert page.url == f"{site.url}/"
@@ -255,12 +255,12 @@ def test_first_agent_and_first_task_appear_by_themselves(browser: Browser, site:
     other.goto(f"{site.url}/keys")
     newcomer.register("counter")
     expect(agents.locator("#unused")).to_contain_text("counter", timeout=4_000)
-    expect(other.locator("#choice-counter")).to_be_attached(timeout=4_000)
+    expect(other.locator("#agent-choice-counter")).to_be_attached(timeout=4_000)
     task = newcomer.start("counter", name="The first one")
     expect(agents.locator("#agents")).to_contain_text("The first one", timeout=4_000)
     expect(page.locator(f"#task-{task['id']}")).to_be_visible(timeout=4_000)
     newcomer.register("second")
-    expect(page.locator("#choice-second")).to_be_attached(timeout=4_000)
+    expect(page.locator("#agent-choice-second")).to_be_attached(timeout=4_000)
     guest.check()
     guest.close()
 
@@ -272,7 +272,7 @@ def test_running_task_is_followed_live(visitor: Visitor, site: Site) -> None:
     site.alice.append(task, "first line", "\x1b[31mred\x1b[0m and \x1b]0;title\x07plain")
     expect(page.locator("#log .line").first).to_contain_text("first line", timeout=2_000)
     assert visible_lines(page) == ["first line", "red and plain"]
-    expect(page.locator("#log .ink-1")).to_have_text("red")
+    expect(page.locator("#log .fg-1")).to_have_text("red")
     site.alice.report(task, output={"sum": 15}, status="complete")
     expect(page.locator("#log-state")).to_have_text("ended", timeout=3_000)
     expect(page.locator("#summary .pill")).to_have_text("complete")
@@ -520,7 +520,7 @@ def test_task_is_cancelled_and_deleted_after_a_question(visitor: Visitor, site: 
     task = start(site, name="To be stopped")
     page = visitor.go(f"/tasks/{task['id']}")
     page.get_by_role("link", name="Cancel…").click()
-    page.get_by_role("link", name="Let it run").click()
+    page.get_by_role("link", name="Keep it running").click()
     page.get_by_role("link", name="Cancel…").click()
     page.get_by_role("button", name="Cancel the task").click()
     expect(page.locator("#notice")).to_contain_text("The task is cancelled.")
@@ -539,7 +539,7 @@ def test_webhook_is_delivered_again(visitor: Visitor, site: Site) -> None:
     expect(callback).to_contain_text("The receiver answered 503")
     site.bad.paths["/hook"] = answer(204)
     callback.get_by_role("button", name="Redeliver").click()
-    expect(page.locator("#callback .delivery")).to_have_text("delivered", timeout=8_000)
+    expect(page.locator("#callback .delivery-state")).to_have_text("delivered", timeout=8_000)
     expect(callback.locator(".attempts li")).to_have_count(2)
 
 
@@ -708,7 +708,7 @@ def test_page_without_a_place_among_the_followers_keeps_up_all_the_same(
         for _ in range(8):
             stack.enter_context(remote.request("GET", path, stream=True))
         page = visitor.go(f"/tasks/{task['id']}")
-        expect(page.locator("#log-state")).to_have_text("every second")
+        expect(page.locator("#log-state")).to_have_text("updates every second")
         site.alice.append(task, "one", "two")
         expect(page.locator("#log .line")).to_have_count(2, timeout=4_000)
     expect(page.locator("#log-state")).to_have_text("live", timeout=20_000)

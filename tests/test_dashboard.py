@@ -21,9 +21,9 @@ from taskservice.config import Config
 from taskservice.dashboard import sessions
 from taskservice.dashboard.sessions import LIFETIME
 from taskservice.dashboard.sign_in_throttle import (
-    ADDRESSES,
-    FORGOTTEN_SECONDS,
-    FREE_TRIES,
+    FREE_ATTEMPTS,
+    MAX_ADDRESSES,
+    RESET_SECONDS,
     Throttle,
 )
 from taskservice.database import timestamps
@@ -69,9 +69,11 @@ class Browser:
 
 
 def hidden(response: TestResponse) -> dict[str, str]:
-    """What the forms of a page carry unseen."""
+    """The hidden fields of the forms of a page."""
     assert response.status_code == 200, response.text
-    found = re.findall(r'name="(token|number)"(?: id="number")? value="([^"]+)"', response.text)
+    found = re.findall(
+        r'name="(token|submission_id)"(?: id="[^"]+")? value="([^"]+)"', response.text
+    )
     return dict(found)
 
 
@@ -255,8 +257,8 @@ def test_api_takes_no_session_and_the_dashboard_no_header(
 @on_sqlite
 def test_wrong_keys_slow_down_the_next_try_from_their_address(app: Flask, alice: ApiClient) -> None:
     browser = Browser(app)
-    statuses = [browser.sign_in("wrong").status_code for _ in range(FREE_TRIES + 1)]
-    assert statuses == [401] * FREE_TRIES + [429]
+    statuses = [browser.sign_in("wrong").status_code for _ in range(FREE_ATTEMPTS + 1)]
+    assert statuses == [401] * FREE_ATTEMPTS + [429]
     response = browser.sign_in("wrong")
     assert response.status_code == 429
     assert "Too many wrong keys; try again in 1 s" in response.text
@@ -270,7 +272,7 @@ def test_wrong_keys_slow_down_the_next_try_from_their_address(app: Flask, alice:
 @on_sqlite
 def test_right_key_enters_whatever_others_have_tried(app: Flask, alice: ApiClient) -> None:
     """All may share one address: behind a proxy that is not trusted, or in one household."""
-    for _ in range(FREE_TRIES + 5):
+    for _ in range(FREE_ATTEMPTS + 5):
         assert Browser(app).sign_in("wrong").status_code in (401, 429)
     assert Browser(app).sign_in(alice.key).status_code == 303
     assert Browser(app).sign_in("wrong").status_code == 429
@@ -278,13 +280,13 @@ def test_right_key_enters_whatever_others_have_tried(app: Flask, alice: ApiClien
 
 def test_throttle_keeps_few_addresses_and_knows_a_network_of_ipv6() -> None:
     slow = Throttle()
-    for number in range(ADDRESSES + 100):
-        slow.was_wrong(f"address {number}")
-    assert len(slow._wrong) == ADDRESSES
-    for host in range(FREE_TRIES):
-        assert slow.was_wrong(f"2001:db8::{host}") == 0
-    assert slow.was_wrong("2001:db8::ffff") > 0
-    assert slow.was_wrong("2001:db8:0:1::1") == 0
+    for number in range(MAX_ADDRESSES + 100):
+        slow.seconds_too_early(f"address {number}")
+    assert len(slow._wrong) == MAX_ADDRESSES
+    for host in range(FREE_ATTEMPTS):
+        assert slow.seconds_too_early(f"2001:db8::{host}") == 0
+    assert slow.seconds_too_early("2001:db8::ffff") > 0
+    assert slow.seconds_too_early("2001:db8:0:1::1") == 0
 
 
 def test_throttle_doubles_the_wait_up_to_a_minute_and_forgets_in_an_hour(
@@ -294,13 +296,15 @@ def test_throttle_doubles_the_wait_up_to_a_minute_and_forgets_in_an_hour(
     slow = Throttle()
     waits = []
     for _ in range(12):
-        assert slow.was_wrong("192.0.2.1") == 0
-        waits.append(round(slow.was_wrong("192.0.2.1")))
+        assert slow.seconds_too_early("192.0.2.1") == 0
+        waits.append(round(slow.seconds_too_early("192.0.2.1")))
         clock.now += waits[-1]
         # Without a wait the second try has counted too.
     assert waits == [0, 1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60]
-    clock.now += FORGOTTEN_SECONDS + 1
-    assert [slow.was_wrong("192.0.2.1") for _ in range(FREE_TRIES)] == [0] * FREE_TRIES
+    clock.now += RESET_SECONDS + 1
+    assert [slow.seconds_too_early("192.0.2.1") for _ in range(FREE_ATTEMPTS)] == [
+        0
+    ] * FREE_ATTEMPTS
 
 
 # --- forms -------------------------------------------------------------------------------
@@ -462,7 +466,7 @@ def test_nobody_sees_what_is_anothers(app: Flask, task: dict[str, Any], bob: Api
             data = {"token": right} if method == "POST" else None
             response = browser.client.open(path, method=method, data=data)
             assert response.status_code == 404, path
-            assert "This task is gone" in response.text
+            assert "This task was deleted" in response.text
     assert task["name"] not in browser.get("/").text
     assert "summarizer" not in browser.get("/agents").text
     assert rows(app) == before
@@ -530,7 +534,7 @@ def test_page_of_a_deleted_task_says_what_has_become_of_it(
     for path in (f"/tasks/{task['id']}", f"/tasks/{task['id']}/delete", "/tasks/nothing"):
         response = browser.get(path)
         assert response.status_code == 404
-        assert "This task is gone: it was deleted, or never was" in response.text
+        assert "This task was deleted or never existed" in response.text
         assert response.headers["Task-Gone"] == "true"
     assert "Task-Gone" not in browser.get("/keys/nothing/revoke").headers
 
@@ -614,7 +618,7 @@ def test_bar_of_the_chart_leads_to_its_tasks(browser: Browser, alice: ApiClient)
     assert len(found) == 1
     assert "q=bar" in found[0]
     page = browser.get(found[0]).text
-    assert page.count('class="chosen"') == 1
+    assert page.count('class="selected"') == 1
     assert "<b>1 task</b> started in the last hour" in page
 
 
@@ -622,7 +626,7 @@ def test_bar_of_the_chart_leads_to_its_tasks(browser: Browser, alice: ApiClient)
 def test_many_tasks_are_not_counted_to_the_end(
     browser: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(import_module("taskservice.dashboard.tasks"), "MOST_COUNTED", 2)
+    monkeypatch.setattr(import_module("taskservice.dashboard.tasks"), "MAX_COUNT", 2)
     for _ in range(3):
         alice.start()
     assert tabs(browser.get("/").text)["running"] == "2+"
@@ -651,13 +655,13 @@ def test_agents_are_sorted_by_their_last_tasks(browser: Browser, alice: ApiClien
         time.sleep(0.002)
     text = browser.get("/agents").text
     assert re.findall(r'id="of-(\w+)"', text) == ["c", "b", "a"]
-    assert "Without tasks so far: <code>unused</code>" in text
+    assert "Agents without tasks: <code>unused</code>" in text
     assert browser.get("/agents?page=x").status_code == 200
     assert "<code>" not in browser.get(f"/agents?page={'9' * 30}").text
 
 
 @on_sqlite
-def test_keys_of_this_session_come_first_and_void_ones_last(
+def test_keys_of_this_session_come_first_and_invalid_ones_last(
     browser: Browser, alice: ApiClient
 ) -> None:
     for name in ("first made", "gone"):
@@ -665,7 +669,10 @@ def test_keys_of_this_session_come_first_and_void_ones_last(
     assert key is not None
     alice.delete(f"/key/{key['id']}")
     text = browser.get("/keys").text
-    places = [text.index(word) for word in ("this session", "first made", "1 key revoked", "gone")]
+    places = [
+        text.index(word)
+        for word in ("this session", "first made", "1 revoked or expired key", "gone")
+    ]
     assert places == sorted(places)
 
 
@@ -733,7 +740,9 @@ def test_key_is_created_shown_once_used_and_revoked(app: Flask, browser: Browser
     assert key not in browser.get("/keys").text
     guest = Browser(app)
     assert guest.sign_in(key).status_code == 303
-    (path,) = re.findall(r'href="(/keys/[^"]+)">Revoke…<span class="unseen"> machine', made.text)
+    (path,) = re.findall(
+        r'href="(/keys/[^"]+)">Revoke…<span class="visually-hidden"> machine', made.text
+    )
     assert browser.send(path).location == "/keys"
     assert guest.get("/").status_code == 303
     assert "revoked <time" in browser.get("/keys").text
@@ -748,7 +757,7 @@ def test_form_that_creates_a_key_does_so_once(browser: Browser) -> None:
     again = browser.post("/keys", data)
     assert (again.status_code, again.location) == (303, "/keys")
     page = browser.get("/keys").text
-    assert "That form was used already" in page
+    assert "This form was already sent" in page
     assert page.count("<bdi>machine</bdi>") == 1
     assert browser.send("/keys", name="another").status_code == 201
 
@@ -764,7 +773,7 @@ def test_key_that_does_not_fit_says_why(browser: Browser, alice: ApiClient) -> N
 def test_nul_and_absurd_numbers_are_no_failure(browser: Browser, alice: ApiClient) -> None:
     task = alice.start()
     alice.report(task, status="complete")
-    assert "No task fits" in browser.get("/?q=a%00b").text
+    assert "No task matches the filters" in browser.get("/?q=a%00b").text
     assert "a\ufffdb" in browser.send("/keys", name="a\0b").text
     assert browser.send("/keys", name="x", agent="a\0b").status_code == 422
     assert browser.get("/agents?after=%00").status_code == 200

@@ -1,4 +1,4 @@
-"""The dashboard: pages for a person, signed in with an API key, on the same services as the API."""
+"""The dashboard: pages for people, signed in with an API key, on the same services as the API."""
 
 from flask import Flask
 

@@ -1,4 +1,4 @@
-"""The page of agents, each with its last tasks."""
+"""The page of agents, each with its most recent tasks."""
 
 from typing import Any
 
@@ -12,25 +12,25 @@ from taskservice.queries.lists import Selection
 
 agents = Blueprint("agents", __name__)
 
-PAGE = 50
-LAST_TASKS = 5
-LAST_PAGE = 1_000_000
+PAGE_SIZE = 50
+MAX_PAGE = 1_000_000
+RECENT_TASKS = 5
 
 
 @agents.get("/agents", strict_slashes=False)
 def list_all() -> Response:
-    number = min(max(request.args.get("page", 1, int), 1), LAST_PAGE)
-    found = agent_queries.list_by_use(caller, (number - 1) * PAGE, PAGE + 1)
-    shown = found[:PAGE]
+    number = min(max(request.args.get("page", 1, int), 1), MAX_PAGE)
+    found = agent_queries.list_by_use(caller, (number - 1) * PAGE_SIZE, PAGE_SIZE + 1)
+    shown = found[:PAGE_SIZE]
     return page(
         "agents.html",
-        agents=[(agent, _last_tasks(agent.id)) for agent in shown if agent.last_used_at],
+        agents=[(agent, _recent_tasks(agent.id)) for agent in shown if agent.last_used_at],
         unused=[agent for agent in shown if not agent.last_used_at],
         is_first=number == 1,
-        next=number + 1 if len(found) > PAGE else None,
+        next=number + 1 if len(found) > PAGE_SIZE else None,
     )
 
 
-def _last_tasks(agent_id: str) -> list[Any]:
-    positions = list_queries.positions(caller, Selection(agent_id=agent_id), None, LAST_TASKS)
+def _recent_tasks(agent_id: str) -> list[Any]:
+    positions = list_queries.positions(caller, Selection(agent_id=agent_id), None, RECENT_TASKS)
     return list_queries.summaries(caller, positions)

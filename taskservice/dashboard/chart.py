@@ -1,4 +1,4 @@
-"""The small chart above the list: tasks over time by status."""
+"""The chart above the list of tasks: how many were started over time, by status."""
 
 import time
 from collections import OrderedDict
@@ -16,19 +16,19 @@ from taskservice.queries.lists import Selection
 
 # From the bottom of a bar to its top.
 STATUSES = (COMPLETE, ERROR, RUNNING)
-# The height of the drawing, and the least that a single task is drawn with.
+# The height of the chart and the minimum height of a part, in pixels.
 HEIGHT = 88
-LEAST = 2.0
-# A chart that took a while to count is shown again for so many times as long.
-REST = 20.0
-KEPT = 200
+MIN_HEIGHT = 2.0
+# A chart is cached for this many times as long as it took to count.
+CACHE_FACTOR = 20.0
+CACHE_SIZE = 200
 
 
 @dataclass(frozen=True)
 class Period:
-    """A stretch of time until now, in so many bars."""
+    """A period until now; `label` completes "started in the ..."."""
 
-    words: str
+    label: str
     seconds: int
     bars: int
 
@@ -56,7 +56,7 @@ class Bar:
 
     @property
     def bounds(self) -> dict[str, str]:
-        """The filters of the list, which are exclusive, that lead to just these tasks."""
+        """The filters, exclusive like those of the API, that list exactly these tasks."""
         before = timestamps.rfc3339(datetime.fromisoformat(self.since) - timedelta(milliseconds=1))
         return {"createdAfter": before, "createdBefore": self.until}
 
@@ -64,12 +64,12 @@ class Bar:
     def total(self) -> int:
         return sum(self.counts.values())
 
-    def drawn(self, highest: int) -> Iterator[tuple[str, float, float]]:
-        """(status, top, height) of its parts, where `highest` tasks reach up to the top."""
+    def parts(self, highest: int) -> Iterator[tuple[str, float, float]]:
+        """(status, top, height) in pixels of each part, where `highest` tasks fill the chart."""
         top = float(HEIGHT)
         for status, count in self.counts.items():
             if count:
-                height = round(max(LEAST, count / highest * (HEIGHT - 3 * LEAST)), 2)
+                height = round(max(MIN_HEIGHT, count / highest * (HEIGHT - 3 * MIN_HEIGHT)), 2)
                 top = round(top - height, 2)
                 yield status, top, height
 
@@ -93,48 +93,50 @@ class Chart:
 
 
 _lock = Lock()
-_kept: OrderedDict[tuple[str, str | None, Selection, str], tuple[float, Chart]] = OrderedDict()
+_cache: OrderedDict[tuple[str, str | None, Selection, str], tuple[float, Chart]] = OrderedDict()
 
 
-def of(caller: Caller, selection: Selection, name: str) -> Chart:
-    """The chart of a list whatever its own period; `name` is a key of PERIODS.
+def count(caller: Caller, selection: Selection, name: str) -> Chart:
+    """The chart of a list in the period `name`, a key of PERIODS; the list's own period is ignored.
 
-    Counting a million tasks takes a while, and every open page asks again and again.
+    Cached, since counting a million tasks takes long and every open page asks each second.
     """
     selection = replace(selection, created_after=None, created_before=None)
-    wanted = caller.user_id, caller.agent_id, selection, name
+    cache_key = caller.user_id, caller.agent_id, selection, name
     with _lock:
-        good_until, chart = _kept.get(wanted, (0.0, None))
+        expires, chart = _cache.get(cache_key, (0.0, None))
     began = time.monotonic()
-    if chart is not None and began < good_until:
+    if chart is not None and began < expires:
         return chart
     chart = _count(caller, selection, PERIODS[name])
     ended = time.monotonic()
     with _lock:
-        _kept[wanted] = ended + REST * (ended - began), chart
-        _kept.move_to_end(wanted)
-        while len(_kept) > KEPT:
-            _kept.popitem(last=False)
+        _cache[cache_key] = ended + CACHE_FACTOR * (ended - began), chart
+        _cache.move_to_end(cache_key)
+        while len(_cache) > CACHE_SIZE:
+            _cache.popitem(last=False)
     return chart
 
 
 def _count(caller: Caller, selection: Selection, period: Period) -> Chart:
-    moments = _moments(period)
+    boundaries = _boundaries(period)
     statuses = [status for status in STATUSES if selection.status in (None, status)]
-    counts = list_queries.starts(caller, selection, moments, statuses)
+    counts = list_queries.starts(caller, selection, boundaries, statuses)
     bars = [
         Bar(since, until, dict(zip(statuses, of_bar, strict=True)))
-        for (since, until), of_bar in zip(pairwise(moments), zip(*counts, strict=True), strict=True)
+        for (since, until), of_bar in zip(
+            pairwise(boundaries), zip(*counts, strict=True), strict=True
+        )
     ]
     return Chart(period, bars)
 
 
-def _moments(period: Period) -> list[str]:
-    """Where the bars begin, and where the last one ends: at whole hours, minutes or the like."""
+def _boundaries(period: Period) -> list[str]:
+    """The start of each bar and the end of the last one, at whole multiples of a bar's length."""
     step = period.seconds // period.bars
     end = (int(time.time()) // step + 1) * step
     first = datetime.fromtimestamp(end, UTC) - timedelta(seconds=step * period.bars)
     return [
-        timestamps.rfc3339(first + timedelta(seconds=step * place))
-        for place in range(period.bars + 1)
+        timestamps.rfc3339(first + timedelta(seconds=step * index))
+        for index in range(period.bars + 1)
     ]

@@ -1,4 +1,4 @@
-"""How pages write what rows hold: JSON to read, numbers, durations."""
+"""Formats values for the pages: JSON, numbers, times, durations."""
 
 import re
 import unicodedata
@@ -11,22 +11,21 @@ from taskservice.contract.terms import ERROR, RUNNING
 from taskservice.database import timestamps
 from taskservice.schemas import strict_json
 
-# What turns the direction of writing, so that text reads as another; in JSON it can be escaped.
-_TURNS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# These change the direction of text and so can disguise it; JSON can escape them.
+_DIRECTION_MARKS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def pretty(text: str) -> str:
-    """JSON text with a line for each member; numbers stay as they were written."""
+    """Indented JSON; numbers keep their spelling."""
     value = strict_json.loads(text.encode())
     lines = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
-    return _TURNS.sub(lambda found: f"\\u{ord(found[0]):04x}", lines)
+    return _DIRECTION_MARKS.sub(lambda found: f"\\u{ord(found[0]):04x}", lines)
 
 
 def is_blank(text: str) -> bool:
-    """Whether there is nothing to see of a name."""
-    # Spaces, what has no width, control characters, and two letters that are drawn empty.
-    unseen = ("Z", "C")
-    return all(unicodedata.category(sign)[0] in unseen or sign in "\u115f\u3164" for sign in text)
+    """Whether a name has no visible character."""
+    # Separators and control characters; U+115F and U+3164 are letters without a glyph.
+    return all(unicodedata.category(c)[0] in "ZC" or c in "\u115f\u3164" for c in text)
 
 
 def number(value: int) -> str:
@@ -34,17 +33,17 @@ def number(value: int) -> str:
     return f"{value:,}"
 
 
-def plural(count: int, thing: str, things: str = "") -> str:
-    return f"{count:,} {thing if count == 1 else things or thing + 's'}"
+def plural(count: int, noun: str, plural_noun: str = "") -> str:
+    return f"{count:,} {noun if count == 1 else plural_noun or noun + 's'}"
 
 
 def moment(text: str) -> str:
-    """24 Nov 2026, 13:36:05 UTC; a script of the page makes local time of it."""
+    """24 Nov 2026, 13:36:05 UTC; page.js shows it in local time."""
     return datetime.fromisoformat(text).astimezone(UTC).strftime("%-d %b %Y, %H:%M:%S UTC")
 
 
 def duration_between(since: str, until: str) -> str:
-    """The time between two moments in its two largest units."""
+    """The time between two timestamps in its two largest units, as `3 h 20 min`."""
     seconds = (datetime.fromisoformat(until) - datetime.fromisoformat(since)).total_seconds()
     if seconds < 0.1:
         return "< 0.1 s"
@@ -66,7 +65,7 @@ def duration(seconds: int) -> str:
 
 
 def status_detail(row: Any) -> str:
-    """What there is to say of a task's status beyond the word itself."""
+    """The type of an error, or that a running task is unclaimed; else empty."""
     if row.status == ERROR:
         return str(row.error_type)
     return "unclaimed" if row.status == RUNNING and row.claimed_at is None else ""
@@ -77,7 +76,7 @@ def is_key_valid(key: Any) -> bool:
     return key.revoked_at is None and (key.expires_at is None or key.expires_at > timestamps.now())
 
 
-FUNCTIONS: dict[str, Any] = {
+TEMPLATE_FUNCTIONS: dict[str, Any] = {
     function.__name__: function
     for function in (
         pretty,

@@ -1,4 +1,4 @@
-"""Pages of a user's own keys and callback secret."""
+"""The page of a user's keys and callback secret, and its forms."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth.authentication import caller
 from taskservice.dashboard import formatting, sessions
-from taskservice.dashboard.pages import page, redirect_to, without_empty
+from taskservice.dashboard.pages import page, redirect_to, without_nul
 from taskservice.database import timestamps
 from taskservice.database.rows import AnyRow
 from taskservice.problems import invalid
@@ -23,7 +23,7 @@ keys = Blueprint("keys", __name__)
 
 create_schema = CreateKeySchema()
 
-# Words of the form -> days.
+# Choice in the form -> days.
 EXPIRIES = {"": 0, "7 days": 7, "30 days": 30, "90 days": 90, "1 year": 365}
 DEFAULT_EXPIRY = "90 days"
 
@@ -40,12 +40,12 @@ def list_all() -> Response:
 
 @keys.post("/keys")
 def create() -> AnyResponse:
-    """The answer itself has the new key, which is shown at no other time."""
-    if not sessions.is_unsent():
-        flash("That form was used already.")
+    """No redirect: only this response shows the key."""
+    if not sessions.is_first_submission():
+        flash("This form was already sent.")
         return redirect_to("keys.list_all")
     new = key_service.create(caller, create_schema.load(_fields()))
-    sessions.note_sent()
+    sessions.note_submission()
     return _page(201, new=new)
 
 
@@ -69,7 +69,7 @@ def ask_to_rotate() -> Response:
 @keys.post("/callback-secret/rotate")
 def rotate() -> AnyResponse:
     secret_service.rotate(caller)
-    flash("The callback secret is new. For a day the old one signs too.")
+    flash("The callback secret was rotated. For one day the old one signs too.")
     return redirect_to("keys.list_all", _anchor="secret")
 
 
@@ -79,7 +79,7 @@ def _page(status: int = 200, new: Any = None) -> Response:
         "keys.html",
         status,
         valid=[key for key in keys if formatting.is_key_valid(key)],
-        void=[key for key in keys if not formatting.is_key_valid(key)],
+        invalid=[key for key in keys if not formatting.is_key_valid(key)],
         agents=agent_queries.list_all(caller),
         secret=user_queries.current_callback_secret(caller.user_id),
         expiries=EXPIRIES,
@@ -93,8 +93,8 @@ def _is_of_this_session(key: AnyRow) -> bool:
 
 
 def _fields() -> dict[str, Any]:
-    """The form as the API's body would have it."""
-    form = without_empty(request.form)
+    """The form as the JSON body of the API."""
+    form = without_nul(request.form)
     expiry = form.get("expires", "")
     if expiry not in EXPIRIES:
         raise invalid({"expires": ["Must be one of the choices."]})

@@ -1,4 +1,4 @@
-"""The door of the dashboard: who is signed in, what forms must prove, and how pages leave."""
+"""What all pages share: sessions, the token of forms, security headers, templates and errors."""
 
 import ipaddress
 from typing import Any
@@ -36,7 +36,7 @@ STATIC = "dashboard.static"
 ICON = "dashboard.icon"
 SIGN_IN = "dashboard.sign_in"
 LIST = "dashboard.tasks.list_all"
-# What somebody can be looking at, and come back to.
+# The pages to which signing in may lead.
 PAGES = {
     LIST,
     "dashboard.tasks.show",
@@ -48,10 +48,8 @@ PAGES = {
     "dashboard.keys.ask_to_rotate",
 }
 
-# An open page takes no other 404 for a deletion: a proxy may have its own.
-GONE = Problem(
-    404, "This task is gone: it was deleted, or never was", headers={"Task-Gone": "true"}
-)
+# The header tells page.js a deletion from a 404 of a proxy.
+GONE = Problem(404, "This task was deleted or never existed", headers={"Task-Gone": "true"})
 
 POLICY = "; ".join(
     [
@@ -63,7 +61,7 @@ POLICY = "; ".join(
         "form-action 'self'",
         "base-uri 'none'",
         "frame-ancestors 'none'",
-        # A script can't make markup of text but by the one function that reads our own pages.
+        # Only the policy in page.js, which reads our own pages, may turn text into HTML.
         "require-trusted-types-for 'script'",
         "trusted-types own-page",
     ]
@@ -72,12 +70,12 @@ POLICY = "; ".join(
 
 @dashboard.before_request
 def require_session() -> AnyResponse | None:
-    """Let in whoever is signed in, and send all others to the page where they can be."""
+    """Send visitors who are not signed in to the sign-in page, and check the token of forms."""
     if request.endpoint in (STATIC, ICON):
         return None
     if not _is_signed_in():
-        is_at_the_door = (request.endpoint or "").startswith(f"{SIGN_IN}.")
-        return None if is_at_the_door else _to_sign_in()
+        signs_in = (request.endpoint or "").startswith(f"{SIGN_IN}.")
+        return None if signs_in else _to_sign_in()
     if request.method == "POST" and request.endpoint != f"{SIGN_IN}.enter":
         sessions.check_form()
     return None
@@ -93,12 +91,12 @@ def _is_signed_in() -> bool:
 
 @dashboard.after_request
 def set_security_headers(response: Response) -> Response:
-    """Nothing from elsewhere runs in a page, nothing else shows it, and nobody keeps it."""
+    """No page runs foreign code, appears in a foreign frame or is cached."""
     response.headers["Content-Security-Policy"] = POLICY
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "same-origin"
     if request.is_secure or _is_loopback(urlsplit(request.host_url).hostname or ""):
-        # Elsewhere browsers ignore it, and complain.
+        # Without TLS browsers ignore it, with a warning in the console.
         response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
     if request.endpoint not in (STATIC, ICON):
         response.headers["Cache-Control"] = "no-store"
@@ -108,7 +106,7 @@ def set_security_headers(response: Response) -> Response:
 
 @dashboard.errorhandler(Exception)
 def error_page(error: Exception) -> Response:
-    """What the API answers as a problem, as a page."""
+    """The page for an error that the API would answer as a problem."""
     problem = problems.from_exception(error)
     if problem.status == 404 and "task_id" in (request.view_args or {}):
         problem = GONE
@@ -118,7 +116,7 @@ def error_page(error: Exception) -> Response:
 
 
 def unknown_page(error: HTTPException) -> Response:
-    """What no route answers: a page for a person, a problem for all others."""
+    """For a URL without a route: a page for a browser, a problem for other clients."""
     wanted = request.accept_mimetypes.best_match([PROBLEM_TYPE, "text/html"])
     if wanted != "text/html" or request.path.startswith(API_PREFIX):
         return problems.respond(problems.from_exception(error))
@@ -128,23 +126,25 @@ def unknown_page(error: HTTPException) -> Response:
 
 @dashboard.get("/favicon.ico")
 def icon() -> Response:
-    """For what has no markup to name one, as a problem."""
+    """The icon of responses that are not HTML and can't name one."""
     return dashboard.send_static_file("icon.svg")
 
 
-def _names() -> dict[str, Any]:
-    """What every template may use."""
+def _template_context() -> dict[str, Any]:
+    """The names that every template can use."""
     return {
-        **formatting.FUNCTIONS,
+        **formatting.TEMPLATE_FUNCTIONS,
         "signed_in": g.get("signed_in"),
         "form_token": sessions.token,
-        "form_number": sessions.number,
+        "submission_id": sessions.submission_id,
     }
 
 
 def page(template: str, status: int = 200, **values: Any) -> Response:
-    """A page; a GET that has it already, by its ETag, gets 304."""
-    response = Response(render_template(f"dashboard/{template}", **_names(), **values), status)
+    """A page with an ETag; a GET that sends the same ETag gets 304."""
+    response = Response(
+        render_template(f"dashboard/{template}", **_template_context(), **values), status
+    )
     if request.method == "GET" and status == 200:
         response.add_etag(weak=True)
         response.make_conditional(request)
@@ -152,17 +152,17 @@ def page(template: str, status: int = 200, **values: Any) -> Response:
 
 
 def redirect_to(endpoint: str, **values: Any) -> AnyResponse:
-    """A redirect to a page of the dashboard, to be fetched by GET."""
+    """A redirect (303) to a page of the dashboard."""
     return redirect(url_for(f"dashboard.{endpoint}", **values), 303)
 
 
-def without_empty(values: MultiDict[str, str]) -> dict[str, str]:
-    """What a form or a query string says, where NUL is U+FFFD, as it is in the API."""
+def without_nul(values: MultiDict[str, str]) -> dict[str, str]:
+    """The values of a form or query string, with NUL replaced by U+FFFD as in the API."""
     return {name: text.replace("\0", "\ufffd") for name, text in values.items()}
 
 
 def is_page(path: str) -> bool:
-    """Whether `path`, without the prefix and with its query, is a page to come back to."""
+    """Whether `path`, without the prefix and with its query, is one of PAGES."""
     if not path.isprintable():
         return False
     try:
@@ -175,7 +175,7 @@ def is_page(path: str) -> bool:
 def _to_sign_in() -> AnyResponse:
     path = request.full_path.rstrip("?")
     if request.method == "POST":
-        flash("Nothing was changed, since you are signed out. Sign in, and try again.")
+        flash("Nothing was changed because you were signed out. Sign in and try again.")
         # The page that had the form.
         referrer = urlsplit(request.referrer or "")
         path = referrer.path.removeprefix(request.script_root)

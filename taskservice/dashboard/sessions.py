@@ -1,4 +1,4 @@
-"""Sessions: a signed cookie that says which key signed in, and never the key itself."""
+"""Sessions: a signed cookie with the id of the key that signed in, never the key itself."""
 
 import hmac
 import secrets
@@ -13,15 +13,15 @@ from taskservice.database import timestamps
 from taskservice.database.rows import AnyRow
 from taskservice.problems import Problem
 
-# After so long a session has ended, in a copy of its cookie too.
+# Checked in the session too: a copied cookie must not outlive it.
 LIFETIME = timedelta(days=7)
 
 
 class Sessions(SecureCookieSessionInterface):
     """Flask's sessions, in a cookie for this service alone.
 
-    Its path is the prefix under which a proxy has the service; its name tells services
-    apart that share a host, since a browser ignores ports.
+    Its path is the prefix of the service behind a proxy. Its name differs between services
+    on one host, since browsers share cookies between ports.
     """
 
     def get_cookie_name(self, app: Flask) -> str:
@@ -36,7 +36,7 @@ class Sessions(SecureCookieSessionInterface):
 
 
 class SessionEndedError(Exception):
-    """Nobody is signed in, or the key no longer counts."""
+    """There is no session, or its key is no longer valid."""
 
 
 def init_app(app: Flask) -> None:
@@ -49,19 +49,19 @@ def init_app(app: Flask) -> None:
 
 
 def begin(key: AnyRow) -> None:
-    """Let this browser act for the holder of `key`."""
+    """Sign this browser in with `key`."""
     session.clear()
     session["key"] = key.id
-    # Each change makes a fresh cookie of the session, which keeps this moment.
+    # The cookie is renewed with each change of the session; this end stays.
     session["until"] = timestamps.now(LIFETIME.total_seconds())
 
 
 def resume() -> AnyRow:
-    """Admit the caller of this request; returns the key, with its `user_name`.
+    """Set the caller of this request; returns its key, with `user_name`.
 
     Raises SessionEndedError.
     """
-    key = valid_keys.by_id(session["key"], timestamps.now()) if _is_young() else None
+    key = valid_keys.by_id(session["key"], timestamps.now()) if _is_unexpired() else None
     if key is None:
         session.pop("key", None)
         raise SessionEndedError
@@ -70,42 +70,43 @@ def resume() -> AnyRow:
 
 
 def is_active() -> bool:
-    """Whether the session that admitted this request still counts."""
-    return _is_young() and is_key_valid()
+    """Whether the session of this request is still valid."""
+    return _is_unexpired() and is_key_valid()
 
 
-def _is_young() -> bool:
+def _is_unexpired() -> bool:
     return "key" in session and timestamps.now() < session.get("until", "")
 
 
 def token() -> str:
-    """What each form of this session carries, and no other site can know."""
+    """The CSRF token in each form of this session."""
     if "token" not in session:
         session["token"] = secrets.token_urlsafe(32)
     return str(session["token"])
 
 
-def number() -> str:
-    """What a form carries that may be sent once; the same until one has been."""
-    if "number" not in session:
-        session["number"] = secrets.token_urlsafe(8)
-    return str(session["number"])
+def submission_id() -> str:
+    """The id in a form that may be sent only once; it changes after each submission."""
+    if "submission_id" not in session:
+        session["submission_id"] = secrets.token_urlsafe(8)
+    return str(session["submission_id"])
 
 
-def is_unsent() -> bool:
-    """Whether this form, with its `number`, has not been sent before."""
-    return secrets.compare_digest(request.form.get("number", "").encode(), number().encode())
+def is_first_submission() -> bool:
+    """Whether the form of this request has not been sent before."""
+    given = request.form.get("submission_id", "").encode()
+    return secrets.compare_digest(given, submission_id().encode())
 
 
-def note_sent() -> None:
-    session.pop("number", None)
+def note_submission() -> None:
+    session.pop("submission_id", None)
 
 
 def check_form() -> None:
-    """Raises 403 unless this form came from a page of this session."""
+    """Raises Problem 403 unless this form comes from a page of this session."""
     given = request.form.get("token", "").encode()
-    elsewhere = request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none")
-    if elsewhere or not secrets.compare_digest(given, token().encode()):
+    is_foreign = request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none")
+    if is_foreign or not secrets.compare_digest(given, token().encode()):
         raise Problem(
-            403, "This form is out of date, or cookies are off: go back, reload, and try again"
+            403, "This form is out of date, or cookies are disabled: go back, reload and try again"
         )

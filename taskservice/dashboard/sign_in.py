@@ -1,4 +1,4 @@
-"""Pages to sign in and out."""
+"""Signing in and out."""
 
 from math import ceil
 
@@ -40,9 +40,9 @@ def leave() -> AnyResponse:
     return redirect_to("sign_in.show")
 
 
-def _slowed(problem: Problem) -> Problem:
-    """What a wrong key gets; a right one enters whatever others at its address have tried."""
-    wait = ceil(resources.find(Throttle).was_wrong(request.remote_addr or ""))
+def _throttled(problem: Problem) -> Problem:
+    """The answer to a wrong key. The throttle never delays a valid one."""
+    wait = ceil(resources.find(Throttle).seconds_too_early(request.remote_addr or ""))
     if not wait:
         return problem
     detail = f"Too many wrong keys; try again in {wait} s"
@@ -51,9 +51,9 @@ def _slowed(problem: Problem) -> Problem:
 
 def _refused(problem: Problem) -> AnyResponse:
     if problem.status == 401:
-        problem = _slowed(problem)
+        problem = _throttled(problem)
     elif "signed_in" in g:
-        # Signed in meanwhile, in another window, it is an old form that nobody needs.
+        # The visitor has signed in in another window: this form is no longer needed.
         return redirect_to("tasks.list_all")
     response = page(
         "sign_in.html", problem.status, next=request.form.get("next", ""), problem=problem
@@ -63,7 +63,7 @@ def _refused(problem: Problem) -> AnyResponse:
 
 
 def _back(path: str) -> AnyResponse:
-    """To the page that was asked for; whatever is no page of ours is none."""
+    """Redirect to the requested page, or to the list where `path` is no page of ours."""
     if not is_page(path):
         return redirect_to("tasks.list_all")
     return redirect(f"{request.script_root}{path}", 303)

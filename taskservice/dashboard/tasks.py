@@ -1,4 +1,4 @@
-"""Pages of tasks: the list, one task with its log, and what can be done to it."""
+"""The list of tasks, the page of one task with its log, and its forms."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,7 +10,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from taskservice.auth.authentication import caller
 from taskservice.contract.terms import FAILED, PENDING, RUNNING
 from taskservice.dashboard import chart, sessions
-from taskservice.dashboard.pages import page, redirect_to, without_empty
+from taskservice.dashboard.pages import page, redirect_to, without_nul
 from taskservice.database.rows import TaskRow
 from taskservice.openapi.operation import TEXT
 from taskservice.problems import Problem, invalid
@@ -34,19 +34,19 @@ tasks = Blueprint("tasks", __name__)
 
 list_query_schema = ListQuerySchema()
 
-PAGE = 50
-# More than that is many.
-MOST_COUNTED = 1_000
-# What a browser may ask for at once of a log.
-MOST_LINES = 1_000
+PAGE_SIZE = 50
+# Above this the tabs show "1,000+".
+MAX_COUNT = 1_000
+# Maximum number of log lines in one response.
+MAX_LINES = 1_000
 # Longer lines are cut on the screen; the download has them whole.
-LINE_SHOWN = 5_000
+MAX_LINE_LENGTH = 5_000
 
 
 @tasks.get("/")
 def list_all() -> AnyResponse:
     if not all(request.args.values()):
-        # A form sends its empty fields too.
+        # A form sends its empty fields too; they make the URL longer.
         filled = {name: text for name, text in request.args.items() if text}
         return redirect(f"{url_for('dashboard.tasks.list_all')}?{urlencode(filled)}", 303)
     query, own = _list_query()
@@ -59,16 +59,16 @@ def list_all() -> AnyResponse:
         next=found.next,
         states=delivery_queries.states(rows) if caller.agent_id is None else {},
         agents=agent_queries.list_all(caller),
-        standing=list_queries.counts(caller, selection, chart.STATUSES, MOST_COUNTED),
-        most_counted=MOST_COUNTED,
-        chart=chart.of(caller, selection, own.get("since", chart.DEFAULT)),
+        status_counts=list_queries.counts(caller, selection, chart.STATUSES, MAX_COUNT),
+        max_count=MAX_COUNT,
+        chart=chart.count(caller, selection, own.get("since", chart.DEFAULT)),
         chart_height=chart.HEIGHT,
         periods=chart.PERIODS,
     )
 
 
 @tasks.get("/tasks", strict_slashes=False)
-def lead_to_the_list() -> AnyResponse:
+def redirect_to_list() -> AnyResponse:
     return redirect_to("tasks.list_all")
 
 
@@ -80,16 +80,16 @@ def show(task_id: str) -> Response:
 
 @tasks.get("/tasks/<task_id>/lines")
 def lines(task_id: str) -> Response:
-    """Lines of the log after number `after`, as many as fit of `limit`."""
+    """At most `limit` lines of the log after line number `after`, as JSON."""
     after, limit = (request.args.get(name, 0, type=int) for name in ("after", "limit"))
-    found = log_queries.lines_after(_task(task_id), max(after, 0), min(max(limit, 0), MOST_LINES))
-    return responses.json([line[: LINE_SHOWN + 1] for line in found])
+    found = log_queries.lines_after(_task(task_id), max(after, 0), min(max(limit, 0), MAX_LINES))
+    return responses.json([line[: MAX_LINE_LENGTH + 1] for line in found])
 
 
 @tasks.get("/tasks/<task_id>/events")
 def events(task_id: str) -> Response:
-    """The task and its lines after number `after` as they come: Server-Sent Events."""
-    # A browser that connects again tells where it was by itself.
+    """The task and its lines after line number `after`, live: Server-Sent Events."""
+    # A browser that reconnects sends the number of its last line.
     after = request.headers.get("Last-Event-ID", request.args.get("after", 0, int), int)
     events = task_events.follow(caller, _task(task_id).id, max(after, 0))
     return event_stream.respond(events, sessions.is_active)
@@ -139,7 +139,7 @@ def delete(task_id: str) -> AnyResponse:
 def redeliver(task_id: str) -> AnyResponse:
     caller.require_user_key()
     delivery_service.redeliver(caller, require_id("task", task_id))
-    flash("The webhook is on its way again, under the same id.")
+    flash("The webhook is being sent again, with the same id.")
     return redirect_to("tasks.show", task_id=task_id, _anchor="callback")
 
 
@@ -148,25 +148,25 @@ def _task(task_id: str) -> TaskRow:
 
 
 def _cancel(task_id: str) -> str:
-    """Cancel a task; returns what to say of it, also when it has ended meanwhile."""
+    """Cancel a task; returns the message for its page, also when it had already ended."""
     try:
         _, callback_status = task_service.cancel(caller, require_id("task", task_id))
     except Problem as problem:
         if problem.status != 409:
             raise
         return TOO_LATE
-    told = "" if callback_status == "none" else f" Its callback: {callback_status}."
-    return f"The task is cancelled.{told}"
+    suffix = "" if callback_status == "none" else f" Its callback: {callback_status}."
+    return f"The task is cancelled.{suffix}"
 
 
 def _deliveries(task: TaskRow) -> list[Any]:
-    """What a user key may see of the task's deliveries."""
+    """The deliveries of the task; an agent key sees none."""
     return delivery_queries.list_of_task(caller, task.id) if caller.agent_id is None else []
 
 
 def _list_query() -> tuple[dict[str, Any], dict[str, str]]:
-    """The filters of the API's list, and those of the dashboard's own."""
-    values = {"limit": str(PAGE), **without_empty(request.args)}
+    """The filters that the API's list has too, and those of OWN_FILTERS."""
+    values = {"limit": str(PAGE_SIZE), **without_nul(request.args)}
     own = {name: values.pop(name) for name in OWN_FILTERS if name in values}
     query: dict[str, Any] = list_query_schema.load(values)
     for name, text in own.items():
@@ -175,6 +175,6 @@ def _list_query() -> tuple[dict[str, Any], dict[str, str]]:
     if "callback" in own:
         caller.require_user_key()
     if "since" in own:
-        # A part of the period may be chosen, too.
+        # A bar of the chart selects a part of the period.
         query.setdefault("createdAfter", chart.PERIODS[own["since"]].since)
     return query, own

@@ -1,10 +1,10 @@
-// A line of a log as nodes: its colours as classes, all other escape sequences dropped.
+// Turns a line of a log into nodes: colours become classes, other escape sequences are dropped.
 
 const SEQUENCE = new RegExp(
   [
     "\\x1b\\[([0-9;:]*)m", // colours and styles
     "\\x1b\\[[0-?]*[ -/]*[@-~]?", // other control sequences
-    "\\x1b\\][^\\x07\\x1b]*(?:\\x07|\\x1b\\\\)?", // titles, links
+    "\\x1b\\][^\\x07\\x1b]*(?:\\x07|\\x1b\\\\)?", // titles, lforegrounds
     "\\x1b[PX^_][^\\x1b]*(?:\\x1b\\\\)?", // strings to a device
     "\\x1b[ -/]*[0-~]?",
     "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f]",
@@ -12,8 +12,8 @@ const SEQUENCE = new RegExp(
   "g",
 );
 
-// What turns the direction of writing, so that a line reads as another.
-const TURNS = /[\u202a-\u202e\u2066-\u2069]/g;
+// These change the direction of text and so can disguise a line.
+const DIRECTION_MARKS = /[\u202a-\u202e\u2066-\u2069]/g;
 
 const PALETTE = [
   [0, 0, 0], [205, 0, 0], [0, 205, 0], [205, 205, 0],
@@ -22,15 +22,15 @@ const PALETTE = [
   [92, 92, 255], [255, 0, 255], [0, 255, 255], [255, 255, 255],
 ];
 const STYLES = { 1: "bold", 2: "dim", 3: "italic", 4: "underline", 7: "inverse", 9: "strike" };
-const ENDS = { 22: ["bold", "dim"], 23: ["italic"], 24: ["underline"], 27: ["inverse"], 29: ["strike"] };
+const STYLE_ENDS = { 22: ["bold", "dim"], 23: ["italic"], 24: ["underline"], 27: ["inverse"], 29: ["strike"] };
 
 function nearest(red, green, blue) {
-  const far = PALETTE.map(([r, g, b]) => (r - red) ** 2 + (g - green) ** 2 + (b - blue) ** 2);
-  return far.indexOf(Math.min(...far));
+  const distances = PALETTE.map(([r, g, b]) => (r - red) ** 2 + (g - green) ** 2 + (b - blue) ** 2);
+  return distances.indexOf(Math.min(...distances));
 }
 
-// One of 256 colours as one of 16, which both themes can show so that it is read.
-function of256(number) {
+// The nearest of 16 colours, which are readable in both themes.
+function from256(number) {
   if (number < 16) return number;
   if (number > 231) {
     const grey = 8 + 10 * (number - 232);
@@ -41,48 +41,48 @@ function of256(number) {
   return nearest(level(Math.floor(cube / 36)), level(Math.floor(cube / 6) % 6), level(cube % 6));
 }
 
-// 38;5;n or 38;2;r;g;b, of which `codes` has what follows the 38; takes it from there.
-function extended(codes) {
+// The colour of 38;5;n or 38;2;r;g;b; removes from `codes` what follows the 38.
+function takeExtended(codes) {
   const kind = codes.shift();
-  if (kind === 5) return of256(codes.shift() & 255);
+  if (kind === 5) return from256(codes.shift() & 255);
   if (kind === 2) return nearest(...codes.splice(0, 3).map((value) => value & 255));
   return null;
 }
 
-function apply(state, text) {
+function applyCodes(state, text) {
   const codes = text.split(/[;:]/).map(Number);
   while (codes.length) {
     const code = codes.shift();
     if (code === 0) {
       state.styles.clear();
-      state.ink = state.ground = null;
+      state.foreground = state.background = null;
     } else if (STYLES[code]) state.styles.add(STYLES[code]);
-    else if (ENDS[code]) ENDS[code].forEach((style) => state.styles.delete(style));
-    else if (code >= 30 && code <= 37) state.ink = code - 30;
-    else if (code >= 90 && code <= 97) state.ink = code - 82;
-    else if (code >= 40 && code <= 47) state.ground = code - 40;
-    else if (code >= 100 && code <= 107) state.ground = code - 92;
-    else if (code === 38) state.ink = extended(codes);
-    else if (code === 48) state.ground = extended(codes);
-    else if (code === 39) state.ink = null;
-    else if (code === 49) state.ground = null;
+    else if (STYLE_ENDS[code]) STYLE_ENDS[code].forEach((style) => state.styles.delete(style));
+    else if (code >= 30 && code <= 37) state.foreground = code - 30;
+    else if (code >= 90 && code <= 97) state.foreground = code - 82;
+    else if (code >= 40 && code <= 47) state.background = code - 40;
+    else if (code >= 100 && code <= 107) state.background = code - 92;
+    else if (code === 38) state.foreground = takeExtended(codes);
+    else if (code === 48) state.background = takeExtended(codes);
+    else if (code === 39) state.foreground = null;
+    else if (code === 49) state.background = null;
   }
 }
 
-// The classes of a state. Who asks for a ground gets an ink that can be read on it.
-function classes({ styles, ink, ground }) {
+// The classes of a state. On a background the usual text colour is used, which is readable.
+function classes({ styles, foreground, background }) {
   const names = new Set(styles);
-  if (names.has("inverse") && (ink !== null || ground !== null)) {
+  if (names.has("inverse") && (foreground !== null || background !== null)) {
     names.delete("inverse");
-    [ink, ground] = [ground, ink];
+    [foreground, background] = [background, foreground];
   }
-  if (ground !== null) names.delete("dim"), names.add(`ground-${ground}`);
-  else if (ink !== null) names.add(`ink-${ink}`);
+  if (background !== null) names.delete("dim"), names.add(`bg-${background}`);
+  else if (foreground !== null) names.add(`fg-${foreground}`);
   return [...names].join(" ");
 }
 
-function piece(text, state) {
-  const shown = text.replace(TURNS, (sign) => `\\u${sign.codePointAt(0).toString(16)}`);
+function textNode(text, state) {
+  const shown = text.replace(DIRECTION_MARKS, (sign) => `\\u${sign.codePointAt(0).toString(16)}`);
   const names = classes(state);
   if (!names) return document.createTextNode(shown);
   const span = document.createElement("span");
@@ -91,27 +91,27 @@ function piece(text, state) {
   return span;
 }
 
-// A progress bar writes over itself; what it wrote last is what a terminal shows.
-function lastWritten(line) {
+// A progress bar overwrites itself; a terminal shows what it wrote last.
+function lastOverwrite(line) {
   const shown = line.replace(/\r+$/, "");
   return shown.slice(shown.lastIndexOf("\r") + 1);
 }
 
-// A line as text, as somebody wants to have it who copies it.
+// A line as text, to search and copy.
 export function plain(line) {
-  return lastWritten(line).replace(SEQUENCE, "");
+  return lastOverwrite(line).replace(SEQUENCE, "");
 }
 
 export function painted(line) {
-  const last = lastWritten(line);
-  const state = { styles: new Set(), ink: null, ground: null };
+  const last = lastOverwrite(line);
+  const state = { styles: new Set(), foreground: null, background: null };
   const nodes = [];
   let start = 0;
   for (const found of last.matchAll(SEQUENCE)) {
-    if (found.index > start) nodes.push(piece(last.slice(start, found.index), state));
-    if (found[1] !== undefined) apply(state, found[1]);
+    if (found.index > start) nodes.push(textNode(last.slice(start, found.index), state));
+    if (found[1] !== undefined) applyCodes(state, found[1]);
     start = found.index + found[0].length;
   }
-  if (start < last.length) nodes.push(piece(last.slice(start), state));
+  if (start < last.length) nodes.push(textNode(last.slice(start), state));
   return nodes;
 }

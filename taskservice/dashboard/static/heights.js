@@ -1,59 +1,59 @@
-// Where each line begins, in pixels: all are one row high, but for those that were found higher.
+// Where each line begins, in pixels: each is one row high unless it was measured to be higher.
 
-import { BLOCK, blockOf } from "./lines.js";
+import { BLOCK, blockOf } from "./line_cache.js";
 
-// As the style has it.
+// The line height in dashboard.css.
 export const LINE = 20;
 
-// Number of a block -> { sum, of: number of a line -> by how much it is higher than a row }.
-const higher = new Map();
+// Number of a block -> { sum, extra: number of a line -> how much higher than a row it is }.
+const tallBlocks = new Map();
 
 export function forgetHeights() {
-  higher.clear();
+  tallBlocks.clear();
 }
 
-// Whether that is news.
+// Returns whether the height has changed.
 export function noteHeight(number, height) {
   const index = blockOf(number);
-  const known = higher.get(index)?.of.get(number) ?? 0;
+  const known = tallBlocks.get(index)?.extra.get(number) ?? 0;
   const more = height - LINE;
   if (more === known) return false;
-  if (!higher.has(index)) higher.set(index, { sum: 0, of: new Map() });
-  const block = higher.get(index);
+  if (!tallBlocks.has(index)) tallBlocks.set(index, { sum: 0, extra: new Map() });
+  const block = tallBlocks.get(index);
   block.sum += more - known;
-  block.of.set(number, more);
+  block.extra.set(number, more);
   return true;
 }
 
-// The first pixel of a line, where line `first` begins at 0.
+// The first pixel of a line; line `first` begins at 0.
 export function topOf(number, first) {
   let top = (number - first) * LINE;
-  for (const [index, { sum, of }] of higher) {
+  for (const [index, { sum, extra }] of tallBlocks) {
     if (index < blockOf(number)) top += sum;
     else if (index === blockOf(number)) {
-      for (const [other, more] of of) if (other < number) top += more;
+      for (const [other, more] of extra) if (other < number) top += more;
     }
   }
   return top;
 }
 
-// The line that has a pixel.
+// The line at a pixel.
 export function lineAt(pixel, first) {
-  let gained = 0;
-  for (const index of [...higher.keys()].sort((a, b) => a - b)) {
-    const { sum, of } = higher.get(index);
+  let skipped = 0;
+  for (const index of [...tallBlocks.keys()].sort((a, b) => a - b)) {
+    const { sum, extra } = tallBlocks.get(index);
     const start = Math.max(first, index * BLOCK + 1);
     const end = (index + 1) * BLOCK;
-    if (pixel < (start - first) * LINE + gained) break;
-    if (pixel >= (end + 1 - first) * LINE + gained + sum) gained += sum;
-    else return within(pixel - gained, first, start, of);
+    if (pixel < (start - first) * LINE + skipped) break;
+    if (pixel >= (end + 1 - first) * LINE + skipped + sum) skipped += sum;
+    else return lineInBlock(pixel - skipped, first, start, extra);
   }
-  return first + Math.floor((pixel - gained) / LINE);
+  return first + Math.floor((pixel - skipped) / LINE);
 }
 
-function within(pixel, first, start, of) {
+function lineInBlock(pixel, first, start, extra) {
   let number = start;
   let bottom = (start - first) * LINE;
-  while ((bottom += LINE + (of.get(number) ?? 0)) <= pixel) number++;
+  while ((bottom += LINE + (extra.get(number) ?? 0)) <= pixel) number++;
   return number;
 }

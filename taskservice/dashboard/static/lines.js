@@ -1,14 +1,14 @@
-// The lines of a log that are here; all others are fetched when somebody looks at them.
+// The lines of a log that have been loaded; others are fetched when they come into view.
 
 export const BLOCK = 200;
-// As many as the server gives at once.
-export const MOST = 1_000;
-const KEPT_BLOCKS = 40;
-// As the server cuts them; the download has them whole.
-const LONGEST = 5_000;
+// The server's maximum for one response.
+export const MAX_LINES = 1_000;
+const MAX_BLOCKS = 40;
+// The server cuts longer lines; the download has them whole.
+const MAX_LENGTH = 5_000;
 
 const here = location.pathname;
-// Number of a block -> its lines; those that are not here yet are holes.
+// Number of a block -> its lines; missing ones are holes.
 const blocks = new Map();
 
 export function blockOf(number) {
@@ -19,50 +19,50 @@ export function line(number) {
   return blocks.get(blockOf(number))?.[(number - 1) % BLOCK];
 }
 
-export function hasNeighbours(number) {
+export function isBlockLoaded(number) {
   return blocks.has(blockOf(number));
 }
 
-export function keep(number, text) {
+export function store(number, text) {
   const index = blockOf(number);
   let block = blocks.get(index);
   if (!block) blocks.set(index, (block = new Array(BLOCK)));
-  block[(number - 1) % BLOCK] = text.length > LONGEST ? `${text.slice(0, LONGEST)} … cut here` : text;
+  block[(number - 1) % BLOCK] = text.length > MAX_LENGTH ? `${text.slice(0, MAX_LENGTH)} … cut here` : text;
 }
 
-export function forgetFar(number) {
-  if (blocks.size <= KEPT_BLOCKS) return;
+export function dropDistant(number) {
+  if (blocks.size <= MAX_BLOCKS) return;
   const middle = blockOf(number);
-  const far = [...blocks.keys()].sort((a, b) => Math.abs(b - middle) - Math.abs(a - middle));
-  for (const index of far.slice(0, blocks.size - KEPT_BLOCKS)) blocks.delete(index);
+  const byDistance = [...blocks.keys()].sort((a, b) => Math.abs(b - middle) - Math.abs(a - middle));
+  for (const index of byDistance.slice(0, blocks.size - MAX_BLOCKS)) blocks.delete(index);
 }
 
-// Lines after a number, as many as fit of `limit`; null when the service can't be reached.
-export async function ask(after, limit) {
+// At most `limit` lines after a number; null when the service can't be reached.
+export async function fetchLines(after, limit) {
   try {
     const response = await fetch(`${here}/lines?after=${after}&limit=${limit}`, {
       redirect: "manual",
     });
     return response.ok ? await response.json() : null;
   } catch {
-    // The stream notices too, and says so.
+    // The event stream reports it.
     return null;
   }
 }
 
-// Brings a line and its neighbours; whether that went well.
-export async function bring(number, first) {
-  // Whoever scrolls up wants what is above it, too.
+// Loads a line and its neighbours; returns whether that worked.
+export async function loadAround(number, first) {
+  // A reader who scrolls up needs the lines above too.
   let from = number;
   while (from > first && from > number - BLOCK && line(from - 1) === undefined) from--;
-  const lines = await ask(from - 1, number - from + BLOCK);
+  const lines = await fetchLines(from - 1, number - from + BLOCK);
   if (!lines) return false;
-  lines.forEach((text, place) => keep(from + place, text));
+  lines.forEach((text, index) => store(from + index, text));
   if (from + lines.length > number) return true;
-  // As long lines leave no room for that one; or it has been dropped.
-  const more = await ask(number - 1, BLOCK);
+  // Long lines filled the response before this one, or it has been deleted.
+  const more = await fetchLines(number - 1, BLOCK);
   if (!more) return false;
-  more.forEach((text, place) => keep(number + place, text));
-  if (!more.length) keep(number, "");
+  more.forEach((text, index) => store(number + index, text));
+  if (!more.length) store(number, "");
   return true;
 }

@@ -1,33 +1,35 @@
-// The log of a task: only the lines that can be seen are in the page, however long it grows.
+// The log of a task. Only the lines in view are in the page, however long the log grows.
 
 import { painted, plain } from "./ansi.js";
-import { find } from "./find.js";
-import { LINE, forgetHeights, lineAt, noteHeight, topOf } from "./heights.js";
-import { MOST, ask, bring, forgetFar, hasNeighbours, keep, line } from "./lines.js";
+import {
+  MAX_LINES, dropDistant, fetchLines, isBlockLoaded, line, loadAround, store,
+} from "./line_cache.js";
+import { LINE, forgetHeights, lineAt, noteHeight, topOf } from "./line_heights.js";
 import { copyText, refresh } from "./page.js";
+import { findLine } from "./search.js";
 
-// Rows above and below what is seen, so that scrolling finds them there.
-const BEYOND = 15;
-// So far away from what is seen, the rows of a selection stay all the same.
-const SELECTED_BEYOND = 1_000;
-// Browsers draw nothing much taller; a longer log moves by more than its height.
-const TALLEST = 8_000_000;
-const MOST_COPIED = 20_000;
-const PATIENCE_MS = 500;
-const LONGEST_PATIENCE_MS = 2_000;
-// When all places are taken there is no hurry: the page looks every second anyway.
-const CROWDED_PATIENCE_MS = 5_000;
-const LONGEST_CROWDED_MS = 30_000;
-// A window that somebody works beside of gives its place to others.
-const AWAY_MS = 10_000;
+// Rows that are drawn above and below the visible ones, for smooth scrolling.
+const OVERSCAN = 15;
+// Selected rows stay in the page up to this many lines from the visible ones.
+const SELECTED_OVERSCAN = 1_000;
+// Browsers limit the height of an element; scrolling is scaled for a longer log.
+const MAX_HEIGHT = 8_000_000;
+const MAX_COPIED = 20_000;
+const RECONNECT_MS = 500;
+const MAX_RECONNECT_MS = 2_000;
+// After a 503, when all streams are in use. The page updates every second meanwhile.
+const REFUSED_MS = 5_000;
+const MAX_REFUSED_MS = 30_000;
+// A window without focus gives its stream to others after this time.
+const BLUR_MS = 10_000;
 
 const get = (id) => document.getElementById(id);
 const card = get("log-card");
 const box = get("log");
-const room = get("log-room");
+const content = get("log-content");
 const list = get("log-lines");
 const state = get("log-state");
-const nothing = get("log-none");
+const emptyNote = get("log-none");
 const buttons = Object.fromEntries(
   ["follow", "start", "end", "wrap", "copy", "new"].map((name) => [name, get(`log-${name}`)]),
 );
@@ -36,9 +38,9 @@ let first = Number(box.dataset.first);
 let count = Number(box.dataset.count);
 let running = box.dataset.status === "running";
 let following = running;
-// How many lines there were when the reader stopped following.
-let known = count;
-// The lines that the address names.
+// The number of lines when the reader stopped following.
+let countAtPause = count;
+// The lines that the URL names.
 let marked = null;
 let wrapped = false;
 let lastTop = 0;
@@ -48,26 +50,26 @@ function set(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// --- what is seen ------------------------------------------------------------------------
+// --- the visible part ------------------------------------------------------------------------
 
-function whole() {
+function fullHeight() {
   return topOf(count + 1, first);
 }
 
 function height() {
-  return Math.min(whole(), TALLEST);
+  return Math.min(fullHeight(), MAX_HEIGHT);
 }
 
-// Of the whole log, as if nothing were too tall, the first pixel that is seen.
+// The first visible pixel of the log, unscaled.
 function topPixel() {
-  if (whole() <= TALLEST) return box.scrollTop;
-  const part = box.scrollTop / Math.max(1, TALLEST - box.clientHeight);
-  return Math.min(1, part) * (whole() - box.clientHeight);
+  if (fullHeight() <= MAX_HEIGHT) return box.scrollTop;
+  const part = box.scrollTop / Math.max(1, MAX_HEIGHT - box.clientHeight);
+  return Math.min(1, part) * (fullHeight() - box.clientHeight);
 }
 
 function scrollTo(pixel) {
-  const scale = (TALLEST - box.clientHeight) / Math.max(1, whole() - box.clientHeight);
-  box.scrollTop = whole() <= TALLEST ? pixel : pixel * scale;
+  const scale = (MAX_HEIGHT - box.clientHeight) / Math.max(1, fullHeight() - box.clientHeight);
+  box.scrollTop = fullHeight() <= MAX_HEIGHT ? pixel : pixel * scale;
   lastTop = box.scrollTop;
 }
 
@@ -80,21 +82,21 @@ function isAtEnd() {
   return box.scrollTop + box.clientHeight >= height() - LINE / 2;
 }
 
-// The first and the last line that are drawn, and the first that is seen.
-function seen() {
+// The first and last line to draw, and the first visible one.
+function visible() {
   const pixel = topPixel();
   const top = Math.min(count, lineAt(pixel, first));
-  let from = Math.max(first, top - BEYOND);
-  let to = Math.min(count, lineAt(pixel + box.clientHeight, first) + BEYOND);
-  const held = selected();
-  if (held) {
-    from = Math.max(first, Math.min(from, Math.max(held.from, from - SELECTED_BEYOND)));
-    to = Math.min(count, Math.max(to, Math.min(held.to, to + SELECTED_BEYOND)));
+  let from = Math.max(first, top - OVERSCAN);
+  let to = Math.min(count, lineAt(pixel + box.clientHeight, first) + OVERSCAN);
+  const selection = selected();
+  if (selection) {
+    from = Math.max(first, Math.min(from, Math.max(selection.from, from - SELECTED_OVERSCAN)));
+    to = Math.min(count, Math.max(to, Math.min(selection.to, to + SELECTED_OVERSCAN)));
   }
   return { from, to, top };
 }
 
-// The lines that are selected, also in part.
+// The lines that are selected, wholly or in part.
 function selected() {
   const selection = getSelection();
   if (selection.isCollapsed || !selection.rangeCount) return null;
@@ -132,7 +134,7 @@ function row(number) {
   const link = document.createElement("a");
   link.href = `#L${number}`;
   link.textContent = number;
-  // The log as a whole has the focus: nobody wants to press Tab for each line.
+  // The log as a whole takes the focus, not each line.
   link.tabIndex = -1;
   const content = document.createElement("span");
   if (text !== undefined) content.append(...painted(text));
@@ -140,27 +142,27 @@ function row(number) {
   return element;
 }
 
-let waiting = false;
+let isDrawQueued = false;
 
 function draw() {
-  if (waiting) return;
-  waiting = true;
+  if (isDrawQueued) return;
+  isDrawQueued = true;
   requestAnimationFrame(() => {
-    waiting = false;
+    isDrawQueued = false;
     drawNow();
   });
 }
 
 function drawNow() {
-  room.style.height = `${height()}px`;
+  content.style.height = `${height()}px`;
   list.style.setProperty("--digits", String(count).length);
   if (following) scrollToEnd();
-  const { from, to } = seen();
+  const { from, to } = visible();
   drawRows(from, to);
-  if (wrapped) settle();
+  if (wrapped) measureRows();
   else keepWidth();
   list.style.transform = `translateY(${box.scrollTop - topPixel() + topOf(from, first)}px)`;
-  tell();
+  updateControls();
   fetchMissing();
 }
 
@@ -180,55 +182,55 @@ function drawRows(from, to) {
   rows = fresh;
 }
 
-// Notes how high the rows have become, and leaves what is read where it is.
-function settle() {
+// Measures the drawn rows and keeps the reading position.
+function measureRows() {
   const wasAtEnd = isAtEnd();
   const { number, above } = anchor();
-  let isNews = false;
-  for (const [each, element] of rows) isNews = noteHeight(each, element.offsetHeight) || isNews;
-  if (!isNews) return;
-  room.style.height = `${height()}px`;
+  let hasChanged = false;
+  for (const [each, element] of rows) hasChanged = noteHeight(each, element.offsetHeight) || hasChanged;
+  if (!hasChanged) return;
+  content.style.height = `${height()}px`;
   if (wasAtEnd) scrollToEnd();
   else scrollTo(topOf(number, first) - above);
   draw();
 }
 
-// A line that is seen, if possible one that is marked, and how far below the top it begins.
+// A visible line, preferably the marked one, and how far below the top it begins.
 function anchor() {
   const pixel = topPixel();
   const top = lineAt(pixel, first);
   const wanted = marked?.from ?? top;
-  const isSeen = wanted > top && topOf(wanted, first) < pixel + box.clientHeight;
-  const number = isSeen ? wanted : top;
+  const isVisible = wanted > top && topOf(wanted, first) < pixel + box.clientHeight;
+  const number = isVisible ? wanted : top;
   return { number, above: topOf(number, first) - pixel };
 }
 
-// What can be scrolled to the side never becomes less under the reader's hands.
+// The horizontal scroll range never shrinks while the reader scrolls.
 function keepWidth() {
   widest = Math.max(widest, list.offsetWidth);
   list.style.minWidth = `${widest}px`;
 }
 
-function tell() {
+function updateControls() {
   set(get("log-count"), `${count.toLocaleString("en")} ${count === 1 ? "line" : "lines"}`);
   set(buttons.follow, following ? "Pause" : "Follow");
   card.classList.toggle("empty", count < first);
-  buttons.start.hidden = buttons.end.hidden = whole() <= box.clientHeight;
-  const fresh = running && !following ? count - known : 0;
-  buttons.new.hidden = fresh <= 0;
-  set(buttons.new, `${fresh.toLocaleString("en")} new ${fresh === 1 ? "line" : "lines"}`);
+  buttons.start.hidden = buttons.end.hidden = fullHeight() <= box.clientHeight;
+  const unseen = running && !following ? count - countAtPause : 0;
+  buttons.new.hidden = unseen <= 0;
+  set(buttons.new, `${unseen.toLocaleString("en")} new ${unseen === 1 ? "line" : "lines"}`);
   buttons.copy.hidden = !marked;
-  if (marked) set(buttons.copy, `Copy ${words(marked)}`);
+  if (marked) set(buttons.copy, `Copy ${rangeText(marked)}`);
 }
 
-function words({ from, to }) {
+function rangeText({ from, to }) {
   return from === to ? `line ${from}` : `lines ${from}–${to}`;
 }
 
 let fetching = false;
 
-// The first line that is drawn and is not here.
-function missing() {
+// The first drawn line whose text is not loaded.
+function firstMissing() {
   for (const [number, element] of rows) if (!element.isWhole) return number;
   return null;
 }
@@ -236,28 +238,28 @@ function missing() {
 async function fetchMissing() {
   if (fetching) return;
   fetching = true;
-  for (let number = missing(); number !== null; number = missing()) {
-    if (!(await bring(number, first))) {
-      setTimeout(draw, LONGEST_PATIENCE_MS);
+  for (let number = firstMissing(); number !== null; number = firstMissing()) {
+    if (!(await loadAround(number, first))) {
+      setTimeout(draw, MAX_RECONNECT_MS);
       break;
     }
-    forgetFar(seen().top);
+    dropDistant(visible().top);
     drawAgain();
   }
   fetching = false;
 }
 
 function drawAgain() {
-  const { from, to } = seen();
+  const { from, to } = visible();
   drawRows(from, to);
   draw();
 }
 
-// --- moving about ------------------------------------------------------------------------
+// --- navigation ------------------------------------------------------------------------
 
-function follow(whether) {
-  if (following && !whether) known = count;
-  following = whether;
+function follow(enabled) {
+  if (following && !enabled) countAtPause = count;
+  following = enabled;
   draw();
 }
 
@@ -265,15 +267,15 @@ function show(from, to) {
   follow(false);
   const clamp = (number) => Math.min(Math.max(number, first), count);
   marked = { from: clamp(from), to: clamp(to) };
-  if (isInSight(marked.from) || isInSight(marked.to)) return;
-  // Once more, when it is known how high the rows above it are.
-  for (let turn = 0; turn < 2; turn++) {
+  if (isInView(marked.from) || isInView(marked.to)) return;
+  // The second pass knows the heights of the rows above.
+  for (let pass = 0; pass < 2; pass++) {
     drawNow();
     scrollTo(topOf(marked.from, first) - box.clientHeight / 3);
   }
 }
 
-function isInSight(number) {
+function isInView(number) {
   if (!rows.has(number)) return false;
   const outer = box.getBoundingClientRect();
   const inner = rows.get(number).getBoundingClientRect();
@@ -298,16 +300,16 @@ function toEnd() {
 }
 
 box.addEventListener("scroll", () => {
-  // What the script itself has scrolled to says nothing about the reader.
+  // Only scrolling by the reader changes whether the log is followed.
   if (box.scrollTop > lastTop && isAtEnd() && running) following = true;
   else if (box.scrollTop < lastTop && following && !isAtEnd()) follow(false);
   lastTop = box.scrollTop;
   draw();
 });
 box.addEventListener("keydown", (event) => {
-  const deed = { Home: toStart, End: toEnd }[event.key];
-  if (!deed || event.ctrlKey || event.altKey || event.metaKey) return;
-  deed();
+  const action = { Home: toStart, End: toEnd }[event.key];
+  if (!action || event.ctrlKey || event.altKey || event.metaKey) return;
+  action();
   event.preventDefault();
 });
 buttons.follow.addEventListener("click", () => follow(!following));
@@ -336,68 +338,68 @@ list.addEventListener("click", (event) => {
 buttons.copy.addEventListener("click", async () => {
   const { from, to } = marked;
   const lines = [];
-  while (lines.length <= Math.min(to - from, MOST_COPIED - 1)) {
+  while (lines.length <= Math.min(to - from, MAX_COPIED - 1)) {
     const after = from + lines.length - 1;
-    const more = await ask(after, Math.min(MOST, to - after));
+    const more = await fetchLines(after, Math.min(MAX_LINES, to - after));
     if (!more?.length) break;
     lines.push(...more);
   }
   await copyText(lines.map(plain).join("\n"));
-  set(buttons.copy, `Copied ${words({ from, to: from + lines.length - 1 })}`);
+  set(buttons.copy, `Copied ${rangeText({ from, to: from + lines.length - 1 })}`);
 });
 
-// --- searching ---------------------------------------------------------------------------
+// --- search ---------------------------------------------------------------------------
 
 const field = get("log-find");
-let search = 0;
+let searchNumber = 0;
 
-async function look(step) {
+async function searchLog(step) {
   const text = field.value;
-  const mine = ++search;
+  const mine = ++searchNumber;
   if (!text) return;
-  const start = marked ? marked.from + step : seen().top;
-  set(get("log-found"), "Looking…");
-  const number = await find(text, step, start, first, count, () => mine === search);
-  if (mine !== search) return;
-  set(get("log-found"), number === null ? "Not found" : `In line ${number.toLocaleString("en")}`);
+  const start = marked ? marked.from + step : visible().top;
+  set(get("log-found"), "Searching…");
+  const number = await findLine(text, step, start, first, count, () => mine === searchNumber);
+  if (mine !== searchNumber) return;
+  set(get("log-found"), number === null ? "Not found" : `Line ${number.toLocaleString("en")}`);
   if (number === null) return;
   history.replaceState(null, "", `#L${number}`);
   show(number, number);
 }
 
 field.addEventListener("keydown", (event) => {
-  if (event.key === "Enter") look(event.shiftKey ? -1 : 1);
-  else if (event.key === "Escape") search++;
+  if (event.key === "Enter") searchLog(event.shiftKey ? -1 : 1);
+  else if (event.key === "Escape") searchNumber++;
 });
 field.addEventListener("input", () => {
-  search++;
+  searchNumber++;
   set(get("log-found"), "");
 });
 
 // --- long lines --------------------------------------------------------------------------
 
-function wrap(whether) {
+function wrap(enabled) {
   const { number, above } = anchor();
   const wasAtEnd = isAtEnd();
-  wrapped = whether;
+  wrapped = enabled;
   card.classList.toggle("wrapped", wrapped);
   buttons.wrap.setAttribute("aria-pressed", wrapped);
   forgetHeights();
   list.style.minWidth = "";
   widest = 0;
-  room.style.height = `${height()}px`;
+  content.style.height = `${height()}px`;
   if (wasAtEnd) scrollToEnd();
   else scrollTo(topOf(number, first) - above);
   draw();
 }
 
-// What a reader chose holds for all logs; on a narrow screen nothing else can be read.
-function wishesToWrap() {
+// The reader's choice applies to all logs. By default, long lines wrap on narrow screens only.
+function prefersWrap() {
   try {
-    const wish = localStorage.getItem("wrap");
-    if (wish) return wish === "yes";
+    const choice = localStorage.getItem("wrap");
+    if (choice) return choice === "yes";
   } catch {
-    // A browser that keeps nothing.
+    // Storage is disabled.
   }
   return matchMedia("(max-width: 48rem)").matches;
 }
@@ -407,7 +409,7 @@ buttons.wrap.addEventListener("click", () => {
   try {
     localStorage.setItem("wrap", wrapped ? "yes" : "no");
   } catch {
-    // Then it holds for this one.
+    // Storage is disabled: the choice applies to this page only.
   }
 });
 
@@ -424,40 +426,40 @@ new ResizeObserver(() => {
 // --- live --------------------------------------------------------------------------------
 
 let stream = null;
-let patience = PATIENCE_MS;
-let crowded = CROWDED_PATIENCE_MS;
-let isAway = false;
-let leaving = null;
+let reconnectDelay = RECONNECT_MS;
+let refusedDelay = REFUSED_MS;
+let isBlurred = false;
+let blurTimer = null;
 
-function say(text) {
+function showState(text) {
   set(state, text);
-  state.dataset.says = text;
+  state.dataset.state = text;
 }
 
 function connect() {
-  if (stream || !running || isAway || document.hidden) return;
+  if (stream || !running || isBlurred || document.hidden) return;
   stream = new EventSource(`${location.pathname}/events?after=${count}`);
   let hasOpened = false;
   stream.addEventListener("open", () => {
     hasOpened = true;
-    patience = PATIENCE_MS;
-    crowded = CROWDED_PATIENCE_MS;
-    say("live");
+    reconnectDelay = RECONNECT_MS;
+    refusedDelay = REFUSED_MS;
+    showState("live");
   });
-  stream.addEventListener("log", (event) => take(Number(event.lastEventId), event.data));
+  stream.addEventListener("log", (event) => addLine(Number(event.lastEventId), event.data));
   stream.addEventListener("task", (event) => {
     if (JSON.parse(event.data).status !== "running") finish();
     refresh();
   });
-  stream.addEventListener("error", () => again(hasOpened));
+  stream.addEventListener("error", () => reconnect(hasOpened));
 }
 
-function take(number, data) {
+function addLine(number, data) {
   if (number <= count) return;
   count = number;
-  // What nobody looks at is not kept: it is fetched when it is.
-  if (following || hasNeighbours(number)) keep(number, JSON.parse(data));
-  if (following) forgetFar(number);
+  // Lines out of view are not stored: they are fetched when they come into view.
+  if (following || isBlockLoaded(number)) store(number, JSON.parse(data));
+  if (following) dropDistant(number);
   draw();
 }
 
@@ -469,50 +471,50 @@ function disconnect() {
 function finish() {
   running = false;
   disconnect();
-  say("ended");
+  showState("ended");
   buttons.follow.hidden = true;
-  if (nothing) set(nothing, "It logged nothing.");
+  if (emptyNote) set(emptyNote, "The log is empty.");
   draw();
 }
 
-// Whatever broke the stream, the page itself tells: it is there, deleted, or out of reach.
-async function again(hasOpened) {
+// The stream does not say why it broke; the page does: still there, deleted or unreachable.
+async function reconnect(hasOpened) {
   disconnect();
   const found = await refresh();
   if (!running) return;
-  if (found === "away" || hasOpened) {
-    say("reconnecting…");
-    patience = Math.min(2 * patience, LONGEST_PATIENCE_MS);
-    setTimeout(connect, patience);
+  if (found === "unreachable" || hasOpened) {
+    showState("reconnecting…");
+    reconnectDelay = Math.min(2 * reconnectDelay, MAX_RECONNECT_MS);
+    setTimeout(connect, reconnectDelay);
   } else {
-    // All places are taken.
-    say("every second");
-    setTimeout(connect, crowded);
-    crowded = Math.min(2 * crowded, LONGEST_CROWDED_MS);
+    // All streams are in use.
+    showState("updates every second");
+    setTimeout(connect, refusedDelay);
+    refusedDelay = Math.min(2 * refusedDelay, MAX_REFUSED_MS);
   }
 }
 
-function leaveSoon() {
-  leaving ??= setTimeout(() => {
-    isAway = true;
+function disconnectSoon() {
+  blurTimer ??= setTimeout(() => {
+    isBlurred = true;
     disconnect();
-    if (running) say("every second");
-  }, AWAY_MS);
+    if (running) showState("updates every second");
+  }, BLUR_MS);
 }
 
-function comeBack() {
-  clearTimeout(leaving);
-  leaving = null;
-  isAway = false;
+function stayConnected() {
+  clearTimeout(blurTimer);
+  blurTimer = null;
+  isBlurred = false;
   connect();
 }
 
-addEventListener("blur", leaveSoon);
-addEventListener("focus", comeBack);
+addEventListener("blur", disconnectSoon);
+addEventListener("focus", stayConnected);
 document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
 document.addEventListener("gone", ({ detail: text }) => {
   finish();
-  say(text);
+  showState(text);
 });
 document.addEventListener("refreshed", ({ detail: page }) => {
   const now = page.getElementById("log").dataset;
@@ -525,11 +527,11 @@ document.addEventListener("refreshed", ({ detail: page }) => {
 for (const name of ["follow", "wrap"]) buttons[name].hidden = false;
 field.hidden = false;
 if (!running) finish();
-if (wishesToWrap()) wrap(true);
-// Of what failed, the last lines tell why.
+if (prefersWrap()) wrap(true);
+// The last lines of a failed task say why it failed.
 if (box.dataset.status === "error") scrollToEnd();
 drawNow();
 if (box.dataset.status === "error") scrollToEnd();
 showHash();
-if (!document.hasFocus()) leaveSoon();
+if (!document.hasFocus()) disconnectSoon();
 connect();

@@ -1,19 +1,19 @@
-// What every page does: shows moments as a person reads them, copies, and keeps itself up to date.
+// What every page does: shows local times, copies, and keeps itself up to date.
 
 const DAY = 86_400_000;
-const LOOK_MS = 1_000;
+const REFRESH_MS = 1_000;
 
-// The one way from text to markup: a page of our own, as the server made and escaped it.
-const pages = globalThis.trustedTypes
+// The only way from text to HTML: for our own pages, which the server has escaped.
+const htmlPolicy = globalThis.trustedTypes
   ? trustedTypes.createPolicy("own-page", { createHTML: (text) => text })
   : { createHTML: (text) => text };
 
-// --- moments -----------------------------------------------------------------------------
+// --- times -----------------------------------------------------------------------------
 
 const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
 const full = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 
-function spoken(seconds) {
+function durationText(seconds) {
   const parts = [
     [Math.floor(seconds / 86_400), "d"],
     [Math.floor(seconds / 3_600) % 24, "h"],
@@ -28,7 +28,7 @@ function spoken(seconds) {
 function age(moment) {
   const seconds = (Date.now() - moment) / 1000;
   if (Math.abs(seconds) < 5) return "now";
-  const text = spoken(Math.abs(seconds)).replace(/^(\d+ (?:d|h|min)) .*/, "$1");
+  const text = durationText(Math.abs(seconds)).replace(/^(\d+ (?:d|h|min)) .*/, "$1");
   return seconds < 0 ? `in ${text}` : `${text} ago`;
 }
 
@@ -37,25 +37,25 @@ function both(moment) {
   return `${whole.format(moment)} (${age(moment)})`;
 }
 
-const SHOWN = { age, both, due: (moment) => (moment < Date.now() ? "now" : age(moment)) };
+const FORMATS = { age, both, due: (moment) => (moment < Date.now() ? "now" : age(moment)) };
 
 function set(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-export function tell() {
+function showTimes() {
   for (const element of document.querySelectorAll("time[data-show]")) {
     const moment = new Date(element.dateTime);
     if (!element.title) element.title = full.format(moment);
-    set(element, SHOWN[element.dataset.show](moment));
+    set(element, FORMATS[element.dataset.show](moment));
   }
-  // Of what this page can't see any more it can't say that it goes on.
   for (const element of document.querySelectorAll("title[data-moment]")) {
     const moment = new Date(element.dataset.moment);
-    set(element, `${full.format(moment)}: ${element.dataset.words}`);
+    set(element, `${full.format(moment)}: ${element.dataset.count}`);
   }
-  for (const element of gone ? [] : document.querySelectorAll("[data-since]")) {
-    set(element, spoken(Math.max(0, (Date.now() - new Date(element.dataset.since)) / 1000)));
+  // A page whose task is deleted no longer counts its duration.
+  for (const element of isGone ? [] : document.querySelectorAll("[data-since]")) {
+    set(element, durationText(Math.max(0, (Date.now() - new Date(element.dataset.since)) / 1000)));
   }
 }
 
@@ -65,10 +65,10 @@ export async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // Without TLS a browser has no clipboard for us; but it copies what is selected.
+    // Without TLS browsers have no clipboard API, but they copy a selection.
     const before = document.activeElement;
     const field = document.createElement("textarea");
-    field.className = "unseen";
+    field.className = "visually-hidden";
     field.value = text;
     document.body.append(field);
     field.select();
@@ -109,62 +109,62 @@ addEventListener("keydown", (event) => {
 
 // --- forms -------------------------------------------------------------------------------
 
-// Whoever clicks twice wants it once.
-const sent = new Set();
+// A double click sends a form once.
+const sentForms = new Set();
 
 addEventListener("submit", (event) => {
-  if (sent.has(event.target)) event.preventDefault();
-  else if (event.target.method === "post") sent.add(event.target);
+  if (sentForms.has(event.target)) event.preventDefault();
+  else if (event.target.method === "post") sentForms.add(event.target);
 });
-addEventListener("pageshow", () => sent.clear());
+addEventListener("pageshow", () => sentForms.clear());
 
-// Filters apply at once, and leave the focus where it is.
+// Filters apply at once and keep the focus.
 const search = document.getElementById("search");
 
 search?.addEventListener("change", () => {
-  const wishes = [...new FormData(search)].filter(([, text]) => text);
-  const query = new URLSearchParams(wishes).toString();
+  const filled = [...new FormData(search)].filter(([, text]) => text);
+  const query = new URLSearchParams(filled).toString();
   history.pushState(null, "", query ? `?${query}` : location.pathname);
-  shown = location.search;
+  shownSearch = location.search;
   etag = null;
   refresh();
 });
-let shown = location.search;
+let shownSearch = location.search;
 addEventListener("popstate", () => {
-  // A link to a part of the page is one, too.
-  if (search && location.search !== shown) location.reload();
+  // Links to a part of the page fire this event too.
+  if (search && location.search !== shownSearch) location.reload();
 });
 
-// What was shown once is not asked for again, and to come back here sends no form.
+// A new key is shown once: reloading or coming back must not send the form again.
 if (document.querySelector("[data-once]")) history.replaceState(null, "", location.href);
 
-// --- up to date --------------------------------------------------------------------------
+// --- refresh --------------------------------------------------------------------------
 
-let gone = false;
+let isGone = false;
 let etag = null;
-// Part -> its markup as the server gave it, which the page has changed since.
-const given = new WeakMap();
+// Part -> its HTML as the server sent it, before the page changed it.
+const original = new WeakMap();
 
-function remember() {
+function rememberOriginals() {
   for (const part of document.querySelectorAll("[data-live], [data-live=rows] > *")) {
-    given.set(part, part.outerHTML);
+    original.set(part, part.outerHTML);
   }
 }
 
 function replace(part, fresh) {
-  if (given.get(part) === fresh.outerHTML) return part;
+  if (original.get(part) === fresh.outerHTML) return part;
   const focused = part.contains(document.activeElement) ? document.activeElement : null;
   const node = document.importNode(fresh, true);
-  given.set(node, fresh.outerHTML);
+  original.set(node, fresh.outerHTML);
   const open = [...part.querySelectorAll("details[open]")].map(({ id }) => id);
   part.replaceWith(node);
   for (const fold of node.querySelectorAll("details")) fold.open ||= open.includes(fold.id);
-  if (focused) again(node, focused)?.focus();
+  if (focused) counterpart(node, focused)?.focus();
   return node;
 }
 
-// The same link or button in the new markup.
-function again(node, focused) {
+// The same link or button in the new HTML.
+function counterpart(node, focused) {
   const same = (other) => other.textContent === focused.textContent && other.href === focused.href;
   return focused.id
     ? document.getElementById(focused.id)
@@ -179,7 +179,7 @@ function replaceRows(part, fresh) {
     let old = document.getElementById(row.id);
     if (!old) {
       old = document.importNode(row, true);
-      given.set(old, row.outerHTML);
+      original.set(old, row.outerHTML);
     }
     const place = before ? before.nextElementSibling : part.firstElementChild;
     if (place !== old) part.insertBefore(old, place);
@@ -187,10 +187,10 @@ function replaceRows(part, fresh) {
   }
 }
 
-export function notice(text, link) {
-  const place = document.getElementById("notice");
-  if (place.dataset.says === text) return;
-  place.dataset.says = text;
+function showNotice(text, link) {
+  const box = document.getElementById("notice");
+  if (box.dataset.message === text) return;
+  box.dataset.message = text;
   const line = document.createElement("p");
   line.append(text);
   if (link) {
@@ -198,46 +198,46 @@ export function notice(text, link) {
     [anchor.href, anchor.textContent] = [link.href, link.textContent];
     line.append(" ", anchor);
   }
-  place.replaceChildren(...(text ? [line] : []));
+  box.replaceChildren(...(text ? [line] : []));
 }
 
-function end(text, path) {
-  gone = true;
+function endPage(text, path) {
+  isGone = true;
   document.body.classList.add("gone");
   document.dispatchEvent(new CustomEvent("gone", { detail: text }));
   const home = document.querySelector("header .title").href;
   const here = location.pathname + location.search;
   const link = document.createElement("a");
   link.href = path === "sign-in" ? here : home;
-  link.textContent = path === "sign-in" ? "Sign in again" : "To the tasks";
-  notice(text, link);
+  link.textContent = path === "sign-in" ? "Sign in again" : "Show all tasks";
+  showNotice(text, link);
   return "gone";
 }
 
-// Looks at this page again; returns "same", "changed", "away" or "gone".
+// Fetches this page again; returns "same", "changed", "unreachable" or "gone".
 export async function refresh() {
-  if (gone) return "gone";
+  if (isGone) return "gone";
   const headers = etag ? { "If-None-Match": etag } : {};
   const address = location.href;
   let response;
   try {
     response = await fetch(address, { headers, redirect: "manual", cache: "no-store" });
   } catch {
-    notice("The service is out of reach. Trying again…");
-    return "away";
+    showNotice("The service can’t be reached. Trying again…");
+    return "unreachable";
   }
-  if (response.type === "opaqueredirect") return end("You are signed out.", "sign-in");
-  if (response.headers.has("Task-Gone")) return end("This task was deleted.");
+  if (response.type === "opaqueredirect") return endPage("You are signed out.", "sign-in");
+  if (response.headers.has("Task-Gone")) return endPage("This task was deleted.");
   if (response.status === 304 || response.ok) {
-    if (document.getElementById("notice").dataset.says) notice("");
+    if (document.getElementById("notice").dataset.message) showNotice("");
   }
   if (response.status === 304) return "same";
   if (!response.ok) {
-    notice("The service can’t answer now. Trying again…");
-    return "away";
+    showNotice("The service is not available. Trying again…");
+    return "unreachable";
   }
-  const text = pages.createHTML(await response.text());
-  // Meanwhile somebody may have wished for something else.
+  const text = htmlPolicy.createHTML(await response.text());
+  // The reader has changed the filters meanwhile.
   if (address !== location.href) return "same";
   etag = response.headers.get("ETag");
   const fresh = new DOMParser().parseFromString(text, "text/html");
@@ -249,19 +249,19 @@ export async function refresh() {
     else replace(part, other);
   }
   showCopyButtons();
-  tell();
+  showTimes();
   document.dispatchEvent(new CustomEvent("refreshed", { detail: fresh }));
   return "changed";
 }
 
-async function keepUp() {
-  const looks = document.querySelector("[data-live]") && !document.hidden;
-  const state = looks ? await refresh() : "same";
-  if (state !== "gone") setTimeout(keepUp, state === "away" ? 2 * LOOK_MS : LOOK_MS);
+async function keepFresh() {
+  const isLive = document.querySelector("[data-live]") && !document.hidden;
+  const state = isLive ? await refresh() : "same";
+  if (state !== "gone") setTimeout(keepFresh, state === "unreachable" ? 2 * REFRESH_MS : REFRESH_MS);
 }
 
-remember();
+rememberOriginals();
 showCopyButtons();
-tell();
-setInterval(tell, 1_000);
-setTimeout(keepUp, LOOK_MS);
+showTimes();
+setInterval(showTimes, 1_000);
+setTimeout(keepFresh, REFRESH_MS);
