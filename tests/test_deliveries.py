@@ -34,11 +34,11 @@ from tests.support.deliveries import (
     change,
     columns,
     deliveries_of,
+    enqueue_each,
     enqueue_many,
     finish,
     looping,
     make_due,
-    owe_each,
     the_delivery,
 )
 from tests.support.internals import end_for_silence, set_clock
@@ -350,7 +350,7 @@ def test_user_whose_callbacks_hang_on_all_senders_does_not_hold_up_the_others(
 ) -> None:
     """Each hangs on an address of its own; all of them would take more than a minute."""
     app.config["CALLBACK_TIMEOUT"] = 2.0
-    owe_each(app, alice, addresses(hanging, "", 2_000))
+    enqueue_each(app, alice, addresses(hanging, "", 2_000))
     with looping(app):
         until(lambda: hanging.connections >= MAX_RUNNING)
         enqueue_many(app, bob, receiver.url, 3 * MAX_PER_HOST)
@@ -364,8 +364,8 @@ def test_user_who_holds_more_leases_in_other_processes_comes_later(
     app.config["CALLBACK_TIMEOUT"] = 30.0
     enqueue_many(app, alice, hanging.url, MAX_RECENT + 1)
     change(app, lease=timestamps.new_id(), leased_until=database_now(30))
-    owe_each(app, alice, addresses(hanging, "alice", MAX_RECENT))
-    owe_each(app, bob, addresses(hanging, "bob", MAX_RECENT))
+    enqueue_each(app, alice, addresses(hanging, "alice", MAX_RECENT))
+    enqueue_each(app, bob, addresses(hanging, "bob", MAX_RECENT))
     with looping(app):
         posts = hanging.wait_for(MAX_RECENT)[:MAX_RECENT]
     assert {each.path for each in posts} == {"/bob"}
@@ -375,8 +375,8 @@ def test_users_with_equal_leases_share_the_senders(
     alice: ApiClient, bob: ApiClient, app: Flask, hanging: Receiver
 ) -> None:
     app.config["CALLBACK_TIMEOUT"] = 30.0
-    owe_each(app, alice, addresses(hanging, "alice", MAX_RUNNING))
-    owe_each(app, bob, addresses(hanging, "bob", MAX_RUNNING))
+    enqueue_each(app, alice, addresses(hanging, "alice", MAX_RUNNING))
+    enqueue_each(app, bob, addresses(hanging, "bob", MAX_RUNNING))
     with looping(app):
         posts = hanging.wait_for(MAX_RUNNING)
     assert Counter(each.path for each in posts) == {"/alice": 32, "/bob": 32}

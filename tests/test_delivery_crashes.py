@@ -20,7 +20,7 @@ from flask import Flask
 
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, RemoteClient
-from tests.support.deliveries import addresses, columns, deliveries_of, enqueue_many, owe_each
+from tests.support.deliveries import addresses, columns, deliveries_of, enqueue_each, enqueue_many
 from tests.support.delivery_worker import working
 from tests.support.receiver import Exchange, Receiver
 from tests.support.service import Service
@@ -378,7 +378,7 @@ def test_very_many_due_deliveries_of_one_user_hold_up_nobody(
         for first in range(0, MANY, 1_000):
             same = addresses(hanging, "", 1) * 1_000
             urls = same if has_one_host else addresses(hanging, "", 1_000, first)
-            owe_each(app, alice, urls)
+            enqueue_each(app, alice, urls)
         with working(app):
             until(lambda: hanging.connections)
             began = time.monotonic()

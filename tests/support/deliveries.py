@@ -75,10 +75,10 @@ def looping(app: Flask) -> Iterator[None]:
 
 def enqueue_many(app: Flask, person: ApiClient, url: str, count: int) -> None:
     """Give somebody so many finished tasks whose deliveries to `url` are due."""
-    owe_each(app, person, [url] * count)
+    enqueue_each(app, person, [url] * count)
 
 
-def owe_each(app: Flask, person: ApiClient, urls: Iterable[str]) -> None:
+def enqueue_each(app: Flask, person: ApiClient, urls: Iterable[str]) -> None:
     """Give somebody a finished task for each of these, whose delivery to it is due."""
     task = person.start()
     with app.app_context(), reading() as connection:
