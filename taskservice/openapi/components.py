@@ -1,4 +1,4 @@
-"""What the document says of all operations alike: headers, errors, and how to begin."""
+"""The parts of the OpenAPI document that operations share: introduction, headers, errors."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,44 +11,44 @@ Keeps the results of agents: their tasks, the logs that grow while they run, and
 callback for each task that ends.
 
 Every request below `/api/v1` carries an API key, in the header `apikey: <key>` or in
-`Authorization: Bearer <key>`; both at once are 401. A *user key* may do everything with its user's
-things; an *agent key* sees and reports on the tasks of one agent, and is refused with 403 where an
-operation wants a user key. What a key may not see does not exist: 404.
+`Authorization: Bearer <key>`; both at once are 401. A *user key* may do everything with the things
+of its user. An *agent key* sees and reports the tasks of one agent; an operation that needs a user
+key answers it with 403. What a key may not see does not exist for it: 404.
 
 Bodies are JSON in UTF-8, read strictly: no unknown fields, no duplicate keys, no NaN, nothing
-nested deeper than 64. Where an operation takes no body, none and `{}` are the same, and anything
-else is refused. An unknown query parameter is refused too, so that a misspelt filter does
+nested deeper than 64. An operation that takes no body accepts `{}` too, and refuses
+any other body. An unknown query parameter is refused, so that a misspelt filter does
 not return everything. Times are RFC 3339 in UTC with milliseconds. `Location` and `Link` are
 relative to the request's own URL.
 
-Every error is `application/problem+json` (RFC 9457); its `detail` is one sentence to act on, its
-`code` the same for programs.
-Beside those listed, a method that a path does not know is 405 with `Allow`, and what is no proper
-HTTP is refused by the server itself with 417 or 501. Every GET answers HEAD too, and every path
-OPTIONS.
+Every error is `application/problem+json` (RFC 9457); its `detail` is a sentence for a
+person, its `code` a word for a program.
+Beside the listed errors, a method that a path does not have is 405 with `Allow`, and the server
+answers an unsupported expectation with 417 and an unsupported transfer coding with 501. Every path
+with GET has HEAD too, and every path has OPTIONS.
 
-Every answer has an `X-Request-Id`: the request's own, if it sent one of up to 128 visible ASCII
-characters, else a new one. Problems and the service's log have it too.
+Every answer has an `X-Request-Id`: the one that the request sent, if it has at most 128 visible
+ASCII characters, else a new one. Problems and the log of the service contain it too.
 """
 
 TAGS = {
-    "tasks": "One execution of an agent each, and what it left behind.",
+    "tasks": "A task is one execution of an agent: its input, log, status and output.",
     "logs": "The lines of a task, which grow while it runs.",
-    "deliveries": "The webhooks of tasks that have ended, with each attempt to post them.",
+    "deliveries": "The webhooks of tasks that have ended, and each attempt to send them.",
     "agents": "The programs that do the work.",
-    "users": "The person or team that things belong to.",
-    "keys": "A user's own API keys, and the secret that signs the webhooks.",
-    "operations": "For operators of the service. No key is needed.",
+    "users": "The person or team that owns tasks, agents and keys.",
+    "keys": "The API keys of a user, and the secret that signs the webhooks.",
+    "operations": "Health and metrics, for operators. No key is needed.",
     "docs": "This documentation. No key is needed.",
 }
 
 
 class Parameter(NamedTuple):
-    """What there is to say of a parameter or a header; `schema` is JSON Schema's."""
+    """The description of a parameter or header; `schema` is a JSON Schema."""
 
     description: str
     schema: dict[str, Any]
-    # Of an answer's header: whether every good answer has it.
+    # For a header of an answer: whether every successful answer has it.
     always: bool = False
 
 
@@ -66,13 +66,13 @@ PATH_PARAMETERS = {
 
 REQUEST_HEADERS = {
     "Idempotency-Key": Parameter(
-        "Makes the request safe to repeat: with the same key and body, nothing is started or "
-        "claimed again, and the answer is the task as it now is; another body is 422. Deleting "
-        "the task frees the key.",
+        "Makes the request safe to repeat: the same key and body start or claim nothing again and "
+        "answer with the current task; the same key with another body is 422. Deleting the task "
+        "frees the key.",
         _text(minLength=1, maxLength=MAX_IDEMPOTENCY_KEY, examples=["nightly 2026-11-24"]),
     ),
     "Prefer": Parameter(
-        "`wait=s`: the seconds, at most 60, that the answer may wait for a change.",
+        "`wait=s`: the maximum number of seconds, up to 60, to wait for news.",
         _text(examples=["wait=1"]),
     ),
     "Last-Event-ID": Parameter(
@@ -80,14 +80,14 @@ REQUEST_HEADERS = {
         _text(pattern="^[0-9]*$", examples=["42"]),
     ),
     "If-None-Match": Parameter(
-        "ETags that the caller has: if one is current, the answer is 304.",
+        "ETags of earlier answers: the answer is 304 if one is still current.",
         _text(examples=['W/"3-0"']),
     ),
 }
 
 ANSWER_HEADERS = {
     "Location": Parameter(
-        "The URL of the new task, relative to the request.",
+        "The URL of what was created, relative to the request.",
         _text(format="uri-reference", examples=[f"task/{EXAMPLE_TASK}"]),
         always=True,
     ),
@@ -95,19 +95,19 @@ ANSWER_HEADERS = {
         'The next page, as `<?...>; rel="next"`, relative to the request; none on the last page.',
         _text(examples=['<?limit=50&cursor=WyI...>; rel="next"']),
     ),
-    "ETag": Parameter("The version of what is answered.", _text(examples=['W/"3-0"'])),
+    "ETag": Parameter("The version of the answer.", _text(examples=['W/"3-0"'])),
     "Idempotency-Replayed": Parameter(
-        "`true` where an earlier request with the same Idempotency-Key had started or claimed it.",
+        "`true` if an earlier request with the same Idempotency-Key started or claimed the task.",
         _text(enum=["true"]),
     ),
     "Callback-Status": Parameter(
-        "The outcome of the callback: `delivered`; `pending`, it will be tried again; `failed`, "
-        "it will not; `none`, there was none to send.",
+        "The state of the callback: `delivered`; `pending`: it will be tried again; `failed`: it "
+        "will not be tried again; `none`: there was nothing to send.",
         _text(enum=["delivered", "pending", "failed", "none"]),
         always=True,
     ),
     "Preference-Applied": Parameter(
-        "The wait that was granted, as `wait=s`; absent when too many requests wait already.",
+        "The granted wait, as `wait=s`; absent when too many requests wait already.",
         _text(examples=["wait=1"]),
     ),
     "X-Accel-Buffering": Parameter(
@@ -118,24 +118,24 @@ ANSWER_HEADERS = {
         always=True,
     ),
     "X-Request-Id": Parameter(
-        "The request's id: taken from the request, or made.",
+        "The id of the request: its own, or a new one.",
         _text(examples=[EXAMPLE_REQUEST]),
         always=True,
     ),
 }  # fmt: skip
 
 
-GOOD = {
+SUCCESSES = {
     200: "Success.",
     201: "Created.",
-    202: "Accepted.",
-    204: "No content.",
-    304: "Not modified.",
+    202: "Accepted; it will be done.",
+    204: "There is none.",
+    304: "Not changed.",
 }
 
 
 class Refusal(NamedTuple):
-    """An error that operations have in common, under the name of its component."""
+    """An error that several operations share, with the name of its component."""
 
     name: str
     description: str
@@ -156,30 +156,32 @@ REFUSALS = {
     ),
     403: Refusal(
         "NotForAgents",
-        "The key is an agent key, and the operation wants a user key.",
+        "The key is an agent key, and the operation needs a user key.",
         "An agent key may not do this; use a user key",
     ),
-    404: Refusal("NotFound", "The key may see no such thing.", "Task's ID is not found"),
+    404: Refusal(
+        "NotFound", "It does not exist, or the key may not see it.", "Task's ID is not found"
+    ),
     406: Refusal(
         "NotAcceptable",
-        "`Accept` allows nothing that the operation can answer with.",
+        "`Accept` allows none of the media types that the operation answers with.",
         "The answer can be application/json only",
     ),
     408: Refusal(
         "TooSlow",
-        "Head and body of the request did not arrive within 30 s.",
+        "The head and body of the request did not arrive within 30 s.",
         "The request did not arrive in time",
     ),
     413: Refusal("TooLarge", "The body is too large.", "The request's body is too large"),
     414: Refusal("UrlTooLong", "The URL is too long.", "The request line is too long"),
     415: Refusal(
         "WrongContentType",
-        "The body's type is not one that the operation reads.",
+        "The operation does not read bodies of this type.",
         "The body must be application/json",
     ),
     422: Refusal(
         "Invalid",
-        "The request is invalid: `errors` says where.",
+        "The request is readable but invalid: `errors` says where.",
         "The request is invalid: see `errors`",
         {"errors": {"stauts": ["Unknown field."]}},
     ),
@@ -191,12 +193,12 @@ REFUSALS = {
     500: Refusal("Failure", "The service failed.", "The service failed; its log says more"),
     503: Refusal(
         "Busy",
-        "The service cannot do it now, and has changed nothing; try again.",
+        "The service can't do it now and has changed nothing; try again.",
         "The database is busy, full or out of reach",
     ),
 }
 
-# Any request may be refused so.
+# Any request can get these.
 ALWAYS_REFUSED = (400, 406, 408, 413, 414, 422, 431, 500, 503)
 
 TEXT_EXAMPLE = "Synopsis: Running\n15 mails\n"

@@ -1,4 +1,4 @@
-"""Builds the document of an app from what its routes declare."""
+"""Builds the OpenAPI document of an app from the operations that its routes declare."""
 
 import inspect
 import re
@@ -28,7 +28,7 @@ Object: TypeAlias = dict[str, Any]
 
 
 class Converter(OpenAPIConverter):
-    """marshmallow to JSON Schema, with the description that apispec leaves out."""
+    """Converts marshmallow to JSON Schema, with the description that apispec leaves out."""
 
     def schema2jsonschema(self, schema: Any) -> Object:
         return {"description": inspect.getdoc(schema), **super().schema2jsonschema(schema)}
@@ -40,7 +40,7 @@ class Plugin(MarshmallowPlugin):
 
 @dataclass(frozen=True)
 class Route:
-    """One method of one path, the latter as OpenAPI spells it, and the view behind."""
+    """One method of one path, in OpenAPI's spelling, and its view."""
 
     path: str
     method: str
@@ -53,7 +53,7 @@ class Route:
 
     @property
     def id(self) -> str:
-        # A view that takes several methods has a name for the first of them.
+        # The name of a view with several methods belongs to the first of them.
         name = self.operation.name
         return name if self.is_first else f"{name}By{self.method.title()}"
 
@@ -85,8 +85,12 @@ def _add_components(spec: APISpec) -> None:
     key = {"type": "apiKey", "in": "header", "name": "apikey"}
     spec.components.security_scheme("apikey", key)
     spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer"})
-    for name, word in components.ANSWER_HEADERS.items():
-        header = {"description": word.description, "schema": word.schema, "required": word.always}
+    for name, parameter in components.ANSWER_HEADERS.items():
+        header = {
+            "description": parameter.description,
+            "schema": parameter.schema,
+            "required": parameter.always,
+        }
         spec.components.header(name, header)
     for status, refusal in components.REFUSALS.items():
         codes = with_status(status)
@@ -156,19 +160,19 @@ def _operation(route: Route) -> Object:
 def _parameters(route: Route) -> Iterator[Object]:
     for name in route.arguments:
         yield _parameter("path", _camel(name), components.PATH_PARAMETERS[name], required=True)
-    # The plugin makes a parameter of each field.
+    # The plugin turns each field of the schema into a parameter.
     yield {"in": "query", "schema": route.operation.query}
     for name in route.operation.headers:
         yield _parameter("header", name, components.REQUEST_HEADERS[name])
 
 
-def _parameter(place: str, name: str, word: Parameter, *, required: bool = False) -> Object:
-    described = {"description": word.description, "schema": word.schema}
+def _parameter(place: str, name: str, parameter: Parameter, *, required: bool = False) -> Object:
+    described = {"description": parameter.description, "schema": parameter.schema}
     return {"in": place, "name": name, "required": required, **described}
 
 
 def _request_body(content: Mapping[str, Any]) -> Object:
-    # A text may be empty.
+    # A text body may be empty, so it is not required.
     required = all(
         isinstance(schema, Schema) and any(field.required for field in schema.fields.values())
         for schema in content.values()
@@ -180,7 +184,7 @@ def _answers(operation: Operation) -> Object:
     names = (*operation.answer_headers, "X-Request-Id")
     return {
         str(status): {
-            "description": components.GOOD[status],
+            "description": components.SUCCESSES[status],
             "headers": {name: name for name in names},
             **_content(by_media_type(answer), operation.example),
         }
@@ -189,7 +193,7 @@ def _answers(operation: Operation) -> Object:
 
 
 def _refusals(route: Route) -> Iterator[tuple[str, Any]]:
-    """Status -> the name of a response that many operations have, or one of its own."""
+    """(status, response): the name of a shared response, or one for this operation."""
     statuses = {
         *components.ALWAYS_REFUSED,
         *([401] if route.needs_key else []),
@@ -245,7 +249,7 @@ def _media(schema: Any, example: Any) -> Object:
 
 
 def example_of(schema: Schema) -> Object:
-    """The example of a schema, made of the first example of each field that has one."""
+    """The example of a schema: the first example of each field that has one."""
     return {
         field.data_key or name: example
         for name, field in schema.fields.items()

@@ -1,4 +1,4 @@
-"""What the page of the documentation needs to show the document to a person."""
+"""Formats the OpenAPI document for the documentation page."""
 
 import json
 import re
@@ -24,14 +24,14 @@ __all__ = [
     "resolved",
 ]
 
-# A longer one tells a person nothing that the description doesn't.
-LONGEST_PATTERN = 40
+# A longer pattern says no more than the description.
+MAX_PATTERN = 40
 
 _MARK = re.compile(r"`(.+?)`|\*(.+?)\*")
 
 
 def prose(text: str) -> Markup:
-    """Paragraphs of a text whose only marks are `code` and *stress*."""
+    """Paragraphs of a text whose only markup is `code` and *emphasis*."""
     return Markup("").join(
         Markup("<p>{}</p>").format(inline(part)) for part in text.strip().split("\n\n")
     )
@@ -48,7 +48,7 @@ def inline(text: str) -> Markup:
 
 
 def kind(schema: Object) -> Markup:
-    """What a value is, in words; what has a name is linked to its description."""
+    """The type of a value in words; a named schema becomes a link."""
     if "$ref" in schema:
         return Markup('<a href="#{0}">{0}</a>').format(schema["$ref"].rpartition("/")[2])
     if "anyOf" in schema:
@@ -60,7 +60,7 @@ def kind(schema: Object) -> Markup:
 
 
 def limits(schema: Object) -> Iterator[Markup]:
-    """What else a value has to be."""
+    """The constraints of a value."""
     if "enum" in schema:
         words = [Markup("<code>{}</code>").format(_word(value)) for value in schema["enum"]]
         yield Markup(", ").join(words)
@@ -68,32 +68,32 @@ def limits(schema: Object) -> Iterator[Markup]:
         yield from limits(schema["items"])
     if "format" in schema:
         yield escape(schema["format"])
-    if len(schema.get("pattern", "")) in range(1, LONGEST_PATTERN):
+    if len(schema.get("pattern", "")) in range(1, MAX_PATTERN):
         yield Markup("<code>{}</code>").format(schema["pattern"])
-    for low, high, of_what in (
+    for low, high, unit in (
         ("minimum", "maximum", ""),
         ("minLength", "maxLength", "characters"),
     ):
         if low in schema or high in schema:
-            yield escape(_between(schema.get(low), schema.get(high), of_what))
+            yield escape(_between(schema.get(low), schema.get(high), unit))
     if "default" in schema:
-        yield Markup("by default <code>{}</code>").format(schema["default"])
+        yield Markup("default <code>{}</code>").format(schema["default"])
 
 
 def _word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _between(low: int | None, high: int | None, of_what: str) -> str:
+def _between(low: int | None, high: int | None, unit: str) -> str:
     if low is None or high is None:
-        bounds = f"at most {high:,}" if low is None else f"at least {low:,}"
+        bounds = f"maximum {high:,}" if low is None else f"minimum {low:,}"
     else:
         bounds = f"{low:,} to {high:,}"
-    return f"{bounds} {of_what}".strip()
+    return f"{bounds} {unit}".strip()
 
 
 def resolved(document: Object, node: Object) -> Object:
-    """The node itself, or what it refers to."""
+    """The node, or what its `$ref` names."""
     if "$ref" not in node:
         return node
     _, *path = node["$ref"].split("/")
@@ -103,7 +103,7 @@ def resolved(document: Object, node: Object) -> Object:
 
 
 def answer_headers(document: Object, operation: Object) -> dict[str, Object]:
-    """The headers of an operation's good answers, without the one that all answers have."""
+    """The headers of an operation's successful answers, without X-Request-Id, which all have."""
     return {
         name: resolved(document, header)
         for status, answer in operation["responses"].items()
@@ -114,7 +114,7 @@ def answer_headers(document: Object, operation: Object) -> dict[str, Object]:
 
 
 def own_errors(document: Object, operation: Object) -> Iterator[tuple[str, Object]]:
-    """The errors of an operation that not every request can get."""
+    """(status, response) of an operation's errors, without those that any request can get."""
     for status, answer in operation["responses"].items():
         if status >= "400" and int(status) not in ALWAYS_REFUSED:
             yield status, resolved(document, answer)
@@ -126,12 +126,12 @@ def common_errors(document: Object) -> Iterator[tuple[int, Object]]:
 
 
 def pretty(value: Any) -> str:
-    """An example as it reads best."""
+    """An example, as indented JSON or as text."""
     return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
 
 
 def curl(path: str, method: str, operation: Object) -> str:
-    """The command that makes an operation's example request; `$URL` and `$KEY` are to be set."""
+    """The curl command of an operation's example; it needs `$URL` and `$KEY` to be set."""
     command = "curl" if method == "get" else f"curl -X {method.upper()}"
     key = [] if "security" in operation else ['-H "apikey: $KEY"']
     contents = operation.get("requestBody", {"content": {}})["content"]
