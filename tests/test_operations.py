@@ -488,53 +488,53 @@ def test_unmigrated_database_is_unready(app: Flask) -> None:
     assert is_ready(app)
 
 
-# --- questions that may take long --------------------------------------------------------
+# --- probes of the database --------------------------------------------------------------
 
 
-def test_who_asks_waits_no_longer_than_it_likes_and_shares_the_answer(app: Flask) -> None:
+def test_caller_waits_for_a_limited_time_and_shares_the_result(app: Flask) -> None:
     calls, ready = list[int](), threading.Event()
 
-    def ask() -> int:
+    def query() -> int:
         calls.append(1)
         ready.wait(20)
         return len(calls)
 
-    question: DatabaseProbe[int] = DatabaseProbe(app, ask)
+    probe: DatabaseProbe[int] = DatabaseProbe(app, query)
     began = time.monotonic()
     for _ in range(5):
         with pytest.raises(TimeoutError):
-            question.answer(0.05)
+            probe.result(0.05)
     assert time.monotonic() - began < 5
     ready.set()
-    assert question.answer(5) == 1
+    assert probe.result(5) == 1
 
 
-def test_answer_that_took_long_is_kept_in_proportion(app: Flask) -> None:
+def test_result_that_took_long_is_reused_in_proportion(app: Flask) -> None:
     calls: list[float] = []
 
-    def ask() -> int:
+    def query() -> int:
         calls.append(time.monotonic())
         time.sleep(0.1)
         return len(calls)
 
-    question: DatabaseProbe[int] = DatabaseProbe(app, ask, rest=10)
-    assert [question.answer(5) for _ in range(10)] == [1] * 10
-    until(lambda: question.answer(5) == 2)
+    probe: DatabaseProbe[int] = DatabaseProbe(app, query, cache_factor=10)
+    assert [probe.result(5) for _ in range(10)] == [1] * 10
+    until(lambda: probe.result(5) == 2)
     assert calls[1] - calls[0] >= 1
 
 
-def test_failed_question_is_asked_again(app: Flask) -> None:
+def test_failed_probe_is_repeated(app: Flask) -> None:
     failures = iter([ValueError("no")])
 
-    def ask() -> str:
+    def query() -> str:
         for failure in failures:
             raise failure
         return "yes"
 
-    question: DatabaseProbe[str] = DatabaseProbe(app, ask, rest=1000)
+    probe: DatabaseProbe[str] = DatabaseProbe(app, query, cache_factor=1000)
     with pytest.raises(ValueError, match="no"):
-        question.answer(5)
-    assert question.answer(5) == "yes"
+        probe.result(5)
+    assert probe.result(5) == "yes"
 
 
 # --- request ids -------------------------------------------------------------------------
