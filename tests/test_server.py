@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -623,11 +624,18 @@ def test_client_that_waits_to_be_let_in_at_the_end_is_answered(fresh: GunicornPr
     os.kill(worker, signal.SIGSTOP)
     with fresh.connect(HELLO) as client:
         fresh.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
+        # The worker has its own signal, which it gets once it goes on.
+        until(lambda: has_pending(worker, signal.SIGTERM))
         os.kill(worker, signal.SIGCONT)
         answer = read_to_end(client)
     assert answer.endswith(b"hello")
     assert b"Connection: close" in answer
+
+
+def has_pending(process: int, signum: int) -> bool:
+    """Whether a process that is stopped has been sent this signal."""
+    (pending,) = re.findall(r"ShdPnd:\s*(\w+)", Path(f"/proc/{process}/status").read_text())
+    return bool(int(pending, 16) >> (signum - 1) & 1)
 
 
 def test_second_ctrl_c_is_not_needed_for_a_request_that_hangs(fresh: GunicornProcess) -> None:

@@ -14,7 +14,7 @@ from werkzeug.routing import Rule
 from taskservice.contract.terms import ERROR, TIMEOUT
 from taskservice.database import timestamps
 from taskservice.database.engine import dispose
-from taskservice.database.models import Task
+from taskservice.database.models import ApiKey, Task
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import Base
 
@@ -77,6 +77,13 @@ def end_for_silence(app: Flask, task: dict[str, Any]) -> None:
     }
     with app.app_context(), transaction() as connection:
         connection.execute(update(Task).where(Task.id == task["id"]).values(values))
+
+
+def expire(app: Flask, key: dict[str, Any]) -> None:
+    """Let a key have expired a second ago."""
+    with app.app_context(), transaction() as connection:
+        expired = update(ApiKey).where(ApiKey.id == key["id"])
+        connection.execute(expired.values(expires_at=timestamps.now(-1)))
 
 
 def moment(text: str) -> datetime:
