@@ -303,6 +303,25 @@ def test_claim_that_found_nothing_may_be_repeated(alice: ApiClient) -> None:
     assert expect(claim_by_key(alice, "k"), 200)["id"] == task["id"]
 
 
+def test_repeated_claim_that_waits_gets_what_the_first_one_was_given(
+    alice: ApiClient, app: Flask
+) -> None:
+    """The first one's client has gone without a word, so that it waits as long as the second."""
+    alice.register()
+    headers = {"Idempotency-Key": "k", "Prefer": "wait=20"}
+    with ThreadPoolExecutor(1) as pool:
+        again = pool.submit(alice.post, "/agent/summarizer/claim", headers=headers)
+        until(lambda: app.extensions["watcher"]._watching)
+        # What the first one does, in another process, before the second one looks.
+        task = alice.start(claim=True)
+        of_task = update(TaskModel).where(TaskModel.id == task["id"])
+        with app.app_context(), transaction() as connection:
+            connection.execute(of_task.values(claim_key="k"))
+        answer = again.result()
+    assert expect(answer, 200)["id"] == task["id"]
+    assert answer.headers["Idempotency-Replayed"] == "true"
+
+
 def test_key_of_a_claim_is_its_users_and_its_agents(alice: ApiClient, bob: ApiClient) -> None:
     tasks = [alice.start(), alice.start("other"), bob.start()]
     taken = [

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, cast
 
-from sqlalchemy import bindparam, exists, literal_column, select
+from sqlalchemy import bindparam, exists, literal_column, or_, select
 
 from taskservice.auth.caller import Caller, visible_agents, visible_tasks
 from taskservice.contract.terms import RUNNING
@@ -28,7 +28,14 @@ _HAS_WAITING = exists().where(
     Task.status == literal_column(f"'{RUNNING}'"),
     Task.claimed_at.is_(None),
 )
-_AGENT_HAS_WAITING = select(_HAS_WAITING).where(visible_agents, Agent.id == bindparam("agent_id"))
+_IS_CLAIMED = exists().where(
+    Task.user_id == Agent.user_id,
+    Task.agent_id == Agent.id,
+    Task.claim_key == bindparam("claim_key"),
+)
+_AGENT_HAS_TASK = select(or_(_HAS_WAITING, _IS_CLAIMED)).where(
+    visible_agents, Agent.id == bindparam("agent_id")
+)
 _TASK_BY_ID = tasks_with_log.where(Task.id == bindparam("task_id"))
 
 
@@ -46,13 +53,17 @@ def find(caller: Caller, task_id: str) -> TaskRow | None:
         return cast(TaskRow | None, row)
 
 
-def has_waiting_task(caller: Caller, agent_id: str) -> bool:
-    """Whether there is a task that the agent could claim. Raises 404 for an unknown agent."""
+def has_task_for_claim(caller: Caller, agent_id: str, key: str | None) -> bool:
+    """Whether a claim with this idempotency key would return a task, an earlier one included.
+
+    Raises 404 for an unknown agent.
+    """
+    wanted = {"agent_id": agent_id, "claim_key": key, **caller.scope}
     with reading() as connection:
-        has_waiting = connection.scalar(_AGENT_HAS_WAITING, {"agent_id": agent_id, **caller.scope})
-    if has_waiting is None:
+        has_task = connection.scalar(_AGENT_HAS_TASK, wanted)
+    if has_task is None:
         raise not_found("agent")
-    return has_waiting
+    return has_task
 
 
 def find_by_id(task_id: str) -> TaskRow | None:

@@ -33,15 +33,15 @@ def until(look: Callable[[], T], is_enough: Callable[[T], bool]) -> T:
 def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
     """The task that the caller claims now, or None, and whether an earlier claim is repeated."""
 
-    def claim_if_any() -> TaskRow | None:
-        # Reading is cheap; a claim waits for its turn to write.
-        if not task_queries.has_waiting_task(caller, agent_id):
-            return None
-        return claim_service.claim(caller, agent_id, key)[0]
+    def claim_if_any() -> tuple[TaskRow | None, bool]:
+        # Reading is cheap; a claim waits for its turn to write. An earlier claim with the same
+        # key, whose answer was lost, may still wait, and be the one that gets the task.
+        has_task = task_queries.has_task_for_claim(caller, agent_id, key)
+        return claim_service.claim(caller, agent_id, key) if has_task else (None, False)
 
     # The first claim also raises 404 for an unknown agent.
-    task, replayed = claim_service.claim(caller, agent_id, key)
-    return task or until(claim_if_any, lambda task: task is not None), replayed
+    found = claim_service.claim(caller, agent_id, key)
+    return found if found[0] else until(claim_if_any, lambda found: found[0] is not None)
 
 
 def _is_active() -> bool:
