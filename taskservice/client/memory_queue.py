@@ -1,19 +1,27 @@
 """Lines that wait in memory to be sent, written by a Python program."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 
+from taskservice.client.flag import Flag
 from taskservice.client.sender import Batch
 
 # When this much waits, the program waits too.
 MAX_BYTES = 16 * 1024 * 1024
 # The memory that a line takes besides its text.
 _OVERHEAD_BYTES = 64
+# Between two looks for space.
+_LOOK_SECONDS = 0.02
 
 
 class MemoryQueue:
-    """A LineQueue in memory; before adding lines, call `wait_for_space`."""
+    """A LineQueue in memory; before adding lines, call `wait_for_space`.
+
+    Ctrl-C may come while lines are added. It cannot come between taking this lock and entering
+    the `with`, as it can with a Condition, which would stay locked.
+    """
 
     def __init__(self) -> None:
         self._lines: deque[bytes] = deque()
@@ -21,28 +29,32 @@ class MemoryQueue:
         self._seq = 1
         self._batch: Batch | None = None
         self._is_open = True
-        self._is_woken = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._news = Flag()
 
     def wait_for_space(self, seconds: float) -> bool:
         """Wait at most `seconds` for space for more lines; false if there is none then."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._bytes < MAX_BYTES, seconds)
+        until = time.monotonic() + seconds
+        while self._bytes >= MAX_BYTES:
+            if time.monotonic() > until:
+                return False
+            time.sleep(_LOOK_SECONDS)
+        return True
 
     def count(self) -> int:
         """The number of lines that wait."""
-        with self._changed:
+        with self._lock:
             return len(self._lines)
 
     def put(self, lines: Sequence[bytes]) -> None:
-        with self._changed:
+        with self._lock:
             if self._is_open:
                 self._lines.extend(lines)
                 self._bytes += sum(map(_size, lines))
-                self._changed.notify_all()
+        self._news.set()
 
     def peek(self, max_bytes: int) -> Batch | None:
-        with self._changed:
+        with self._lock:
             if self._batch is None or len(self._batch.data) > max_bytes:
                 self._batch = self._next_batch(max_bytes)
             return self._batch
@@ -58,35 +70,30 @@ class MemoryQueue:
         return Batch(self._seq, len(taken), b"".join(taken)) if taken else None
 
     def confirm(self, batch: Batch) -> None:
-        with self._changed:
+        with self._lock:
             if not self._is_open:
                 return
             for _ in range(batch.lines):
                 self._bytes -= _size(self._lines.popleft())
             self._seq += batch.lines
             self._batch = None
-            self._changed.notify_all()
 
     def renumber(self, seq: int) -> None:
-        with self._changed:
+        with self._lock:
             self._seq, self._batch = seq, None
 
     def discard(self) -> None:
-        with self._changed:
+        with self._lock:
             self._is_open = False
             self._lines.clear()
             self._bytes, self._batch = 0, None
-            self._changed.notify_all()
 
     def wait(self, seconds: float) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._lines or self._is_woken, seconds)
-            self._is_woken = False
+        self._news.wait(seconds)
+        self._news.clear()
 
     def wake(self) -> None:
-        with self._changed:
-            self._is_woken = True
-            self._changed.notify_all()
+        self._news.set()
 
 
 def _size(line: bytes) -> int:

@@ -18,6 +18,7 @@ from taskservice.client.errors import (
     TooLarge,
     Unreadable,
 )
+from taskservice.client.flag import Flag
 from taskservice.client.http import Connection, delays, pause_after
 from taskservice.client.log_text import note
 from taskservice.contract.terms import MAX_LOG
@@ -119,8 +120,8 @@ class Sender(threading.Thread):
         self._is_finished = False
         self._checking = threading.Lock()
         self._checked_at = 0.0
-        self._closing = threading.Event()
-        self._abandoned = threading.Event()
+        self._closing = Flag()
+        self._abandoned = Flag()
 
     # --- called by other threads ---------------------------------------------------------
 

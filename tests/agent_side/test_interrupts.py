@@ -1,0 +1,67 @@
+"""Ctrl-C at any moment leaves a task whose lines and end still arrive."""
+
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from taskservice.client import Client, Task
+from tests.support.agent_machine import the_task
+from tests.support.api_client import RemoteClient
+
+# Python looks for signals when a function begins, and after a call.
+MOMENTS = ("call", "return", "c_return")
+
+
+@pytest.fixture
+def task(alice: RemoteClient) -> Iterator[Task]:
+    # A sender that waits for a lock does not wait for the service.
+    client = Client(alice.url, str(alice.session.headers["apikey"]), patience=5)
+    with client.start("agent") as task:
+        task.log("first")
+        yield task
+
+
+def interrupted_at(moment: int, deed: Callable[[], object]) -> bool:
+    """Whether the deed has that many moments; it is interrupted at this one, as by Ctrl-C."""
+    left = moment
+
+    def interrupt(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal left
+        left -= event in MOMENTS
+        if left == 0:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    try:
+        sys.setprofile(interrupt)
+        deed()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
+def test_line_may_be_interrupted_at_any_moment(alice: RemoteClient, task: Task) -> None:
+    moment = 1
+    while interrupted_at(moment, partial(task.log, moment)):
+        moment += 1
+    task.complete()
+    logs = the_task(alice)["logs"]
+    assert moment > 10
+    # An interrupted line is there or not; none comes twice, or in another place.
+    assert logs[0] == "first"
+    assert logs[-1] == str(moment)
+    numbers = list(map(int, logs[1:]))
+    assert numbers == sorted(set(numbers))
+
+
+@pytest.mark.parametrize("moment", range(1, 60, 3))
+def test_end_may_be_interrupted_at_any_moment(alice: RemoteClient, task: Task, moment: int) -> None:
+    if interrupted_at(moment, task.complete):
+        task.complete()
+    assert the_task(alice)["status"] == "complete"
