@@ -1,8 +1,11 @@
 """A handler for Python's logging: each record becomes lines of a task's log."""
 
 import logging
+from threading import current_thread
+from typing import Any
 
 from taskservice.client.errors import TaskServiceError
+from taskservice.client.sender import Sender
 from taskservice.client.tasks import Task
 
 
@@ -17,12 +20,26 @@ class TaskHandler(logging.Handler):
         self._task = task
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """As any handler does, without its lock: to wait for room must hold up no other thread."""
+        if _is_of_sending(record):
+            return False
+        kept: Any = self.filter(record)  # since Python 3.12 it may be another record
+        if kept:
+            self.emit(kept if isinstance(kept, logging.LogRecord) else record)
+        return bool(kept)
+
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name.startswith(("urllib3", "requests")) and record.levelno < logging.WARNING:
-            return  # sending a line would log the next one
         try:
             self._task.log(self.format(record))
         except TaskServiceError:
             return  # the task's own methods raise it too
         except Exception:
             self.handleError(record)
+
+
+def _is_of_sending(record: logging.LogRecord) -> bool:
+    """Whether this is logged because lines are sent: sending a line would log the next one."""
+    is_request = record.name.startswith(("urllib3", "requests"))
+    # A sender would wait for itself when there is no room.
+    return isinstance(current_thread(), Sender) or (is_request and record.levelno < logging.WARNING)

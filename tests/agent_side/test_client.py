@@ -416,6 +416,27 @@ def test_what_is_logged_becomes_lines(alice: RemoteClient, client: Client) -> No
     assert logs[-1] == "ValueError: bad"
 
 
+CHATTY = """
+import logging
+from taskservice.client import Client, TaskHandler
+
+with Client(patience=10).start("agent") as task:
+    handler = TaskHandler(task)
+    logging.basicConfig(level=logging.DEBUG, handlers=[handler])
+    for number in range(400):
+        logging.info("%s%s", number, "x" * 60_000)
+"""
+
+
+def test_more_is_logged_than_can_wait_while_the_sender_logs_too(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
+    """As where all that a program and its libraries log, at DEBUG, goes to its task."""
+    program = machine.python(CHATTY)
+    assert program.communicate(timeout=100) == ("", "")
+    assert the_task(alice)["logCount"] == 400
+
+
 def test_claim_takes_what_was_started_for_an_agent(alice: RemoteClient, client: Client) -> None:
     client.register("summarizer", description="Sums up")
     assert client.claim("summarizer", wait=0) is None
