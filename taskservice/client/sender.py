@@ -40,7 +40,7 @@ _NOTE_BYTES = 200
 
 def heartbeat_for(timeout: int | None) -> float:
     """Seconds between the heartbeats of a task with this timeout in seconds."""
-    return min(HEARTBEAT_SECONDS, timeout / 3) if timeout else HEARTBEAT_SECONDS
+    return min(HEARTBEAT_SECONDS * 3, timeout) / 3 if timeout else HEARTBEAT_SECONDS
 
 
 class Batch(NamedTuple):

@@ -14,8 +14,11 @@ from taskservice.runner.process_tree import ProcessTree
 
 # For Ctrl-C and the like, a terminal sends these to all of its foreground processes.
 _TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+# Signals whose meaning is the program's own; macOS has none.
+_FIRST_REAL_TIME = getattr(signal, "SIGRTMIN", 0)
+REAL_TIME = range(_FIRST_REAL_TIME, getattr(signal, "SIGRTMAX", -1) + 1)
 # Sent to the program alone: they kill a process that does not handle them.
-PROGRAM_ONLY = (signal.SIGUSR1, signal.SIGUSR2)
+PROGRAM_ONLY = (signal.SIGUSR1, signal.SIGUSR2, *REAL_TIME)
 # Python ignores these, and a child inherits that.
 _RESET_TO_DEFAULT = (signal.SIGPIPE, signal.SIGXFSZ)
 # A paused program gets these only when it continues.
@@ -161,6 +164,8 @@ class Process:
 
 def _spawn(command: list[str], options: dict[str, Any]) -> int:
     environment = options.pop("env")
+    if not command[0]:  # to posix_spawn, a wrong argument
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     try:
         return os.posix_spawnp(command[0], command, environment, **options)
     except NotImplementedError:  # a system without setsid here: a process group will do

@@ -122,6 +122,7 @@ class SavedRun:
             self.folder = draft.rename(runs / self.idempotency_key)
         except OSError:
             self.remove()
+            self.folder = None
             raise
 
     def write(self) -> None:

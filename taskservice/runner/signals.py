@@ -4,9 +4,15 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 
-FORWARDED = (
-    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
+from taskservice.runner.process import REAL_TIME
+
+# Each signal that by default ends a process, except those that a process raises by its own fault.
+_ENDING = (
+    "SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2",
+    "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGXCPU", "SIGIO", "SIGPWR", "SIGSTKFLT",
 )  # fmt: skip
+_NAMED = [getattr(signal, name) for name in _ENDING if hasattr(signal, name)]
+FORWARDED = (*_NAMED, *REAL_TIME)
 
 
 def forward_signals(forward: Callable[[int, bool], None]) -> None:
@@ -15,6 +21,8 @@ def forward_signals(forward: Callable[[int, bool], None]) -> None:
     A signal that was ignored when we started stays ignored, as with nohup. Call it in the
     main thread, before there are others.
     """
+    # If our parent ignores it, so do we, and then the kernel keeps no exit status for us.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     wanted = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
     if not hasattr(signal, "sigwaitinfo"):  # as on macOS: take each as the terminal's
         for number in wanted:

@@ -201,6 +201,19 @@ def test_disk_that_fills_up_is_said_and_keeps_the_end(
     assert machine.left_runs() == []
 
 
+def test_program_is_named_no_file_for_its_output_where_there_is_no_room(
+    alice: RemoteClient, machine: AgentMachine, tiny_disk: Path
+) -> None:
+    machine.home = tiny_disk
+    fill = ["dd", "if=/dev/zero", f"of={tiny_disk / 'filler'}"]
+    subprocess.run(fill, capture_output=True, check=False)
+    script = "echo '{}' > ${TASKSERVICE_OUTPUT:-/dev/null}"
+    result = machine.run("run", "--agent", "a", "--", "sh", "-c", script)
+    (said,) = result.stderr.splitlines()
+    assert "nothing can be kept on the disk" in said
+    assert (result.returncode, the_task(alice)["status"]) == (0, "complete")
+
+
 def test_several_resends_at_once_send_each_run_once(
     alice: RemoteClient, machine: AgentMachine
 ) -> None:

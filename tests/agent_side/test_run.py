@@ -89,6 +89,23 @@ def test_program_that_is_not_there_is_an_error_too(
     assert "no-such-program can't be run" in the_task(alice)["error"]["message"]
 
 
+def test_program_without_a_name_is_an_error_too(alice: RemoteClient, machine: AgentMachine) -> None:
+    result = machine.run("run", "--agent", "a", "--", "")
+    assert result.returncode == 127
+    assert result.stderr == "taskservice:  can't be run: No such file or directory\n"
+    assert the_task(alice)["status"] == "error"
+
+
+def test_exit_status_is_known_where_that_of_children_is_not_wanted(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
+    """As started by a program that ignores SIGCHLD, so that it need not wait for its children."""
+    machine.command = ["bash", "-c", "trap '' CHLD; exec \"$@\"", "bash", *machine.command]
+    result = machine.run("run", "--agent", "a", "--", "sh", "-c", "echo ran; exit 3")
+    assert (result.returncode, result.stdout, result.stderr) == (3, "ran\n", "")
+    assert the_task(alice)["error"]["message"] == "Exit status 3"
+
+
 def test_callback_is_called_before_the_run_ends(alice: RemoteClient, machine: AgentMachine) -> None:
     with Receiver() as receiver:
         run(machine, "echo done", "--callback", receiver.url)
@@ -318,6 +335,19 @@ def test_signal_reaches_all_of_the_program(
     else:
         # A shell's background jobs ignore SIGINT.
         os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGALRM, signal.SIGXCPU, signal.SIGPWR, signal.SIGRTMIN])
+def test_signal_that_would_end_a_program_ends_this_one(
+    alice: RemoteClient, machine: AgentMachine, number: int
+) -> None:
+    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; exec sleep 60")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert the_task(alice)["status"] == "error"
 
 
 def test_signals_that_come_together_reach_the_program(
@@ -580,6 +610,7 @@ def test_agent_that_can_not_be_does_not_stop_the_program(machine: AgentMachine) 
         ("--callback", "http://10.0.0.1/", "callback"),
         ("--name", "x" * 201, "name"),
         ("--timeout", "9" * 30, "timeout"),
+        ("--timeout", "9" * 400, "timeout"),
     ],
 )
 def test_what_the_service_refuses_of_a_start_is_left_out(
