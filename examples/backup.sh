@@ -3,8 +3,8 @@
 #
 #   taskservice run --agent backup -- examples/backup.sh FOLDER ARCHIVE
 #
-# It knows nothing of the service: what it prints is the log, its exit status the outcome,
-# and its last line, a JSON object, the output.
+# The script needs nothing of the service: what it prints becomes the log, its exit code the
+# outcome, and its last line, a JSON object, the output.
 set -eu
 
 echo "Packing $1"

@@ -2,7 +2,7 @@
 
     TASKSERVICE_URL=... TASKSERVICE_APIKEY=... python examples/summary.py FILE ...
 
-Whatever it raises becomes the task's error, with its traceback in the log. A cancel raises
+An exception that it raises becomes the task's error, with its traceback in the log. A cancel raises
 TaskCancelled at the next line.
 """
 

@@ -2,8 +2,8 @@
 
     TASKSERVICE_URL=... TASKSERVICE_APIKEY=... python examples/workflow.py "a topic"
 
-Each step is in the log as it happens, and in the output as soon as it is done: whoever
-watches the task sees how far it is. `Model` is a fake; put your own in its place.
+Each step appears in the log as it happens, and in the output as soon as it is done, so that
+a person who watches the task sees how far it is. `Model` is a fake; put your own in its place.
 """
 
 import logging

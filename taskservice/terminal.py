@@ -1,4 +1,4 @@
-"""What commands print, with all that a terminal would obey or hide written as JSON escapes it."""
+"""Prints text of commands; what a terminal would obey or hide is escaped as in JSON."""
 
 import json
 import os
@@ -8,30 +8,30 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
-# C0, DEL and C1; what ends a line or reorders it; what can't be encoded.
+# C0, DEL and C1; characters that end or reorder a line; lone surrogates.
 _OBEYED = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _UNSAFE = re.compile(f"[{_OBEYED}]")
 _UNSAFE_IN_LINES = re.compile(f"(?![\t\n])[{_OBEYED}]")
-# Colours and the like: of what a terminal obeys, all that changes nothing but a text's looks.
+# The escape sequences that change only the look of text, such as its colour.
 _COLOUR = re.compile(r"(\x1b\[[0-9;:]*m)")
 _PLAIN = "\x1b[0m"
 
-# Whether what is printed can come to anybody; said at the start, before /dev/null takes its place.
+# False if stdout was closed at the start, before /dev/null takes its place.
 has_stdout = sys.stdout is not None
 
 
 def escaped(text: str) -> str:
-    """A text as one line that a terminal only shows."""
+    """The text as one line, escaped so that a terminal only shows it."""
     return _UNSAFE.sub(_escape, text)
 
 
 def escaped_lines(text: str) -> str:
-    """The same for a text that may have tabs and several lines."""
+    """The same, but tabs and line feeds stay."""
     return _UNSAFE_IN_LINES.sub(_escape, text)
 
 
 def coloured(text: str) -> str:
-    """A line of a log as a terminal may get it: with its colours, which end with it."""
+    """A line of a log for a terminal: its colours stay, and end with the line."""
     *pieces, last = _COLOUR.split(text)
     shown = "".join(map(_piece, pieces)) + escaped_lines(last)
     return shown + _PLAIN if pieces and not shown.endswith(_PLAIN) else shown
@@ -51,11 +51,12 @@ def print_line(text: str = "", *, err: bool = False) -> None:
 
 
 def remark(text: str) -> None:
-    """What a command has to say of itself: a line on stderr."""
+    """Print a remark of the command itself: a line on stderr."""
     print_line(f"taskservice: {text}", err=True)
 
 
 def exit_with_error(message: str, code: int = 1) -> NoReturn:
+    """Print the message as one line on stderr, and exit."""
     remark(" ".join(map(str.strip, message.split("\n"))))
     sys.exit(code)
 
@@ -66,7 +67,7 @@ def print_log_line(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on a line of its own; what is escaped in it says the same."""
+    """Print one JSON object on one line; what is escaped in it means the same."""
     print_line(json.dumps(value, ensure_ascii=False))
 
 
@@ -84,7 +85,7 @@ def print_rows(rows: Iterable[dict[str, Any]], columns: Sequence[str], as_json: 
 
 
 def open_standard_files() -> None:
-    """Open /dev/null for what of stdin, stdout and stderr is closed, before a file takes its place.
+    """Open /dev/null in place of each of stdin, stdout and stderr that is closed.
 
     Otherwise the next file or socket gets its number, and what a program prints goes there.
     """
@@ -92,29 +93,29 @@ def open_standard_files() -> None:
         try:
             os.fstat(number)
         except OSError:
-            # The lowest free number is this one; a program that is started inherits it.
+            # It gets the lowest free number, which is this one; child processes inherit it.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    # Python has none for what was closed when it started.
+    # Python sets these to None for a descriptor that was closed when it started.
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def put_on_stdout(line: str) -> None:
-    """A line as it is; raises OSError where it can't be written."""
-    # There is none where it was closed before the start.
+    """Print a line unescaped. Raises OSError if it can't be written."""
+    # It is None if it was closed before the start.
     if sys.stdout is None:
         return
     try:
         print(line, flush=True)
     except OSError:
-        # What is left in its buffer would otherwise fail once more at the exit.
+        # Otherwise the rest of its buffer would fail once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise
 
 
 def _write(line: str, *, err: bool = False) -> None:
     if err:
-        # Where it is closed or on a full disk, a command goes on without its remarks.
+        # If it is closed or on a full disk, the command continues without its remarks.
         with suppress(OSError):
             if sys.stderr is not None:
                 print(line, file=sys.stderr, flush=True)
@@ -122,7 +123,7 @@ def _write(line: str, *, err: bool = False) -> None:
     try:
         put_on_stdout(line)
     except BrokenPipeError:
-        # The reader has had enough; click ends the command quietly.
+        # The reader has closed the pipe; click ends the command quietly.
         raise
     except OSError as error:
         exit_with_error(f"stdout can't be written: {error.strerror}")

@@ -1,4 +1,4 @@
-"""Reads answers: only what this service answers is believed, all else is trouble in a sentence."""
+"""Reads the service's answers; any other answer becomes an error with one sentence."""
 
 import base64
 import json
@@ -36,14 +36,14 @@ Check = Callable[[Any], bool]
 
 
 class Shape(NamedTuple):
-    """What an answer must be: one of these statuses, and JSON that passes the check."""
+    """What an answer must have: one of these statuses, and JSON that passes the check."""
 
     statuses: tuple[int, ...]
     is_good: Check
 
 
 class Answer(NamedTuple):
-    """An answer of the service; `data` is its JSON, None with 204, and `text` that as it came."""
+    """An answer of the service: `data` is its JSON, None for a 204, and `text` its JSON text."""
 
     data: Any
     headers: Mapping[str, str]
@@ -58,7 +58,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    # To Python, true is a number too.
+    # `type`, because a bool is an int too.
     return type(value) is int and 0 <= value < 1 << 53
 
 
@@ -133,12 +133,12 @@ CALLBACK_SECRET = Shape((200,), _object_with({"secret": _is_secret}))
 
 
 def task(fields: str, *statuses: int) -> Shape:
-    """A task that has these fields, with commas between them."""
+    """The shape of a task with these fields, which are separated by commas."""
     return Shape(statuses or (200,), _task_with(fields))
 
 
 def tasks(fields: str) -> Shape:
-    """A list of such tasks."""
+    """The shape of a list of such tasks."""
     return Shape((200,), _list_of(_task_with(fields)))
 
 
@@ -150,7 +150,7 @@ def _task_with(fields: str) -> Check:
 
 
 def read(answer: requests.Response, shape: Shape) -> Answer:
-    """The answer if it has this shape. Raises what it stands for otherwise."""
+    """The answer, if it has this shape. Raises TaskServiceError for any other."""
     status = answer.status_code
     if not 200 <= status < 300:
         raise _error(answer)
@@ -165,7 +165,7 @@ def read(answer: requests.Response, shape: Shape) -> Answer:
 
 
 def _error(answer: requests.Response) -> TaskServiceError:
-    """The error that an answer other than 2xx stands for."""
+    """The error for an answer that is not 2xx."""
     status = answer.status_code
     problem = _problem(answer)
     kind = None if problem is None else _kind(status, problem)
@@ -173,10 +173,10 @@ def _error(answer: requests.Response) -> TaskServiceError:
         retry_after = http_headers.seconds(answer.headers.get("Retry-After", ""))
         return Unavailable(status, problem or {}, retry_after)
     if status == 413:
-        # A proxy may have a limit of its own, and says so in its own words.
+        # A proxy may have a limit of its own; its answer is no problem of this service.
         return TooLarge(413, problem or {})
     if problem is None or kind is None:
-        return NotTheService(_as_no_service_would(answer))
+        return NotTheService(_foreign_sentence(answer))
     return kind(status, problem)
 
 
@@ -184,7 +184,7 @@ _IS_PROBLEM = _object_with({"title": _is_text, "status": _is_count, "detail": _i
 
 
 def _problem(answer: requests.Response) -> dict[str, Any] | None:
-    """The problem that an answer has, if it is one as this service writes it."""
+    """The problem in an answer; None if this service does not write such a one."""
     try:
         problem: dict[str, Any] = _json(answer, PROBLEM_TYPE)
     except UnexpectedAnswer:
@@ -194,12 +194,12 @@ def _problem(answer: requests.Response) -> dict[str, Any] | None:
 
 
 def _not_found(problem: Mapping[str, Any]) -> type[Refused] | None:
-    # To a run, this says that its lines are not wanted any more. For a path that the service
-    # does not have it says otherwise, as do other programs that answer with problems.
+    # A 404 stops a program, so it must be certain: for an unknown path the service answers
+    # with another sentence, and so do other programs that answer with problems.
     return NotFound if problem.get("code") == NOT_FOUND else None
 
 
-def _unfit(problem: Mapping[str, Any]) -> type[Refused] | None:
+def _invalid(problem: Mapping[str, Any]) -> type[Refused] | None:
     return Invalid if _is_object(problem.get("errors", {})) else None
 
 
@@ -223,17 +223,17 @@ _BY_STATUS: dict[int, Callable[[Mapping[str, Any]], type[Refused] | None]] = {
     403: lambda problem: Forbidden,
     404: _not_found,
     409: _conflict,
-    422: _unfit,
+    422: _invalid,
 }
 
 
 def _kind(status: int, problem: Mapping[str, Any]) -> type[Refused] | None:
-    """What a problem is; None where it has not the shape that goes with its status."""
+    """The class of the error for a problem; None if it lacks what its status requires."""
     find = _BY_STATUS.get(status)
     return Refused if find is None else find(problem)
 
 
-def _as_no_service_would(answer: requests.Response) -> str:
+def _foreign_sentence(answer: requests.Response) -> str:
     if 300 <= answer.status_code < 400 and "Location" in answer.headers:
         return f"{answer.url} redirects to {answer.headers['Location']}; use that URL"
     return _sentence(answer)
@@ -264,4 +264,4 @@ def _json(answer: requests.Response, media_type: str) -> Any:
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")

@@ -1,34 +1,34 @@
-"""What can go wrong between a program and the service: one exception class for each problem."""
+"""The errors of the client: one class for each kind."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 class TaskServiceError(Exception):
-    """Every error of this package; its text is one line for a person."""
+    """The base class of all errors here; its text is one line for a person."""
 
 
 class SettingError(TaskServiceError):
-    """TASKSERVICE_URL or TASKSERVICE_APIKEY is missing, or is nothing that can be used."""
+    """TASKSERVICE_URL or TASKSERVICE_APIKEY is missing or can't be used."""
 
 
 class Unreachable(TaskServiceError):
-    """No whole answer came."""
+    """No complete answer came."""
 
 
 class NotTheService(TaskServiceError):
-    """Something answers at that URL, but it is not this service."""
+    """Another program than this service answers at that URL."""
 
 
 class UnexpectedAnswer(NotTheService):
-    """An answer that this service does not give: a proxy's page, say, while it is away.
+    """An answer that this service does not give, such as a proxy's page while it is away.
 
-    Nothing of what was sent counts as stored.
+    What was sent does not count as stored.
     """
 
 
 class Refused(TaskServiceError):
-    """The service said no: `status` is HTTP's, `problem` the answer's JSON."""
+    """The service refused: `status` is the HTTP status, `problem` the answer's JSON."""
 
     def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
         self.status = status
@@ -37,7 +37,7 @@ class Refused(TaskServiceError):
         super().__init__(self.detail)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A pool of processes hands on what its workers raise.
+        # A pool of processes pickles the errors of its workers.
         return type(self), (self.status, self.problem), self.__dict__ | {"args": self.args}
 
 
@@ -54,11 +54,11 @@ class Forbidden(Refused):
 
 
 class NotFound(Refused):
-    """404: there is no such thing, or it was deleted, or the key may not see it."""
+    """404: it does not exist, was deleted, or the key may not see it."""
 
 
 class Conflict(Refused):
-    """409: it does not go with how things stand."""
+    """409: the present state does not allow it."""
 
 
 class TaskFinished(Conflict):
@@ -74,7 +74,7 @@ class TaskCancelled(TaskFinished):
 
 
 class LinesMissing(Conflict):
-    """409: lines before these are missing; `expected` is the number that should come next."""
+    """409: lines before these are missing; `expected` is the number of the next line."""
 
     def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
         super().__init__(status, problem)
@@ -86,7 +86,7 @@ class TooLarge(Refused):
 
 
 class Invalid(Refused):
-    """422: readable, but it does not fit; `errors` maps fields to messages."""
+    """422: the request is invalid; `errors` maps fields to messages."""
 
     def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
         super().__init__(status, problem)
@@ -96,7 +96,7 @@ class Invalid(Refused):
 
 
 class Unavailable(Refused):
-    """429 or 5xx: not now; `retry_after` are the seconds it asks to wait, or None."""
+    """429 or 5xx: try again, after `retry_after` seconds if that is not None."""
 
     def __init__(
         self, status: int, problem: Mapping[str, Any], retry_after: float | None = None

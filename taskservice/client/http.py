@@ -1,4 +1,4 @@
-"""The one way of a request to the service: its headers, deadlines, retries and errors."""
+"""Sends every request to the service: its headers, deadlines, retries and errors."""
 
 import json
 import os
@@ -23,27 +23,27 @@ from taskservice.client.errors import (
 from taskservice.contract.terms import API_PREFIX
 
 CONNECT_SECONDS = 5.0
-# More than the service ever takes for anything but a wait.
+# The service answers sooner; a request that waits asks for at most 30 s.
 READ_SECONDS = 60.0
 FIRST_DELAY = 0.25
 LONGEST_DELAY = 5.0
-# More than that is not waited, whatever the service asks for.
-MOST_SECONDS = 3600.0
-# How long a call is tried again and again before it fails, unless its caller says otherwise.
+# The longest pause, whatever `Retry-After` says.
+MAX_PAUSE = 3600.0
+# How many seconds a call is retried before it fails, by default.
 PATIENCE_SECONDS = 60.0
 
 
 class Connection:
-    """The service as one key sees it; may be used by several threads."""
+    """A connection to the service with one API key; threads may share it."""
 
     def __init__(
         self, url: str | None = None, apikey: str | None = None, patience: float = PATIENCE_SECONDS
     ) -> None:
-        """`url` and `apikey` are those of the environment by default. Raises SettingError."""
+        """`url` and `apikey` come from the environment by default. Raises SettingError."""
         self.url = _checked_url(url or os.environ.get("TASKSERVICE_URL", ""))
         self.patience = patience
         self._apikey = _checked_key(apikey or os.environ.get("TASKSERVICE_APIKEY", ""))
-        # A session of requests is for one thread.
+        # A session of `requests` must not be shared by threads.
         self._local = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -62,12 +62,11 @@ class Connection:
         rest: Callable[[float], None] = time.sleep,
         **options: Any,
     ) -> Answer:
-        """The answer, asked for again and again while it is worth it.
+        """Make a request that may be repeated, and retry it for `patience` seconds.
 
-        Only for what may be repeated. `path` is below /api/v1, `shape` what a good answer
-        looks like; `rest` waits before another attempt; `options` are those of `once`.
-        Raises TaskServiceError: Unreachable, UnexpectedAnswer and Unavailable only after
-        `patience` seconds.
+        `path` is the path below /api/v1, `shape` what the answer must have; `rest` is called
+        to wait before the next attempt; `options` are those of `once`. Raises
+        TaskServiceError: Unreachable, UnexpectedAnswer and Unavailable only after `patience`.
         """
         until = time.monotonic() + (self.patience if patience is None else patience)
         for delay in delays():
@@ -81,7 +80,7 @@ class Connection:
         raise AssertionError("delays never end")
 
     def once(self, method: str, path: str, shape: Shape, **options: Any) -> Answer:
-        """The answer to one attempt; `options` are those of requests. Raises TaskServiceError."""
+        """Make one attempt; `options` are those of `requests`. Raises TaskServiceError."""
         options.setdefault("timeout", (CONNECT_SECONDS, READ_SECONDS))
         if "json" in options:
             options["data"] = _as_json(options.pop("json"))
@@ -91,14 +90,14 @@ class Connection:
     def _answer(self, method: str, path: str, options: dict[str, Any]) -> requests.Response:
         try:
             return self._session().request(method, self.url + API_PREFIX + path, **options)
-        # The parsers below have errors of their own for what they did not think of.
+        # For a malformed answer, the libraries below raise errors of many kinds.
         except Exception as error:
             raise Unreachable(f"{self.url} is out of reach: {_reason(error)}") from None
 
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None or self._local.process != os.getpid():
-            # After a fork the old one's connections are the parent's.
+            # After a fork, the connections of the old session are the parent's.
             self._local.process = os.getpid()
             session = self._local.session = _Session()
             session.headers["apikey"] = self._apikey
@@ -107,10 +106,10 @@ class Connection:
 
 
 class _Session(requests.Session):
-    """Takes a redirect for an answer like any other."""
+    """Does not follow redirects."""
 
     def get_redirect_target(self, response: requests.Response) -> None:
-        # The key would go to whatever place it names, which need not even be a URL.
+        # The API key would go to the address in `Location`.
         return None
 
 
@@ -122,10 +121,10 @@ def _as_json(value: Any) -> bytes:
 
 
 def delays() -> Any:
-    """Seconds to wait after the first failure, the second and so on, without an end."""
+    """Seconds to wait after each failure: from 0.25 s up to 5 s, less up to half."""
     delay = FIRST_DELAY
     while True:
-        # Apart from each other, so that a service that was down is not run over.
+        # Random, so that not all clients come at once when the service is back.
         yield delay * random.uniform(0.5, 1)
         delay = min(delay * 2, LONGEST_DELAY)
 
@@ -133,14 +132,14 @@ def delays() -> Any:
 def pause_after(error: TaskServiceError, delay: float) -> float:
     """Seconds until the next attempt: `delay`, or more where the service asks for more."""
     asked = error.retry_after if isinstance(error, Unavailable) else None
-    return max(delay, min(asked or 0, MOST_SECONDS))
+    return max(delay, min(asked or 0, MAX_PAUSE))
 
 
 def _checked_url(url: str) -> str:
-    """The URL without what may follow it: a last slash, and /api/v1."""
+    """The URL without a slash or /api/v1 at its end."""
     if not url:
         raise SettingError(
-            "TASKSERVICE_URL is not set: where is the service? Such as http://127.0.0.1:8000"
+            "TASKSERVICE_URL is not set: the address of the service, such as http://127.0.0.1:8000"
         )
     url = url.rstrip("/").removesuffix(API_PREFIX)
     try:
@@ -155,14 +154,16 @@ def _checked_url(url: str) -> str:
 
 def _checked_key(key: str) -> str:
     if not key:
-        raise SettingError("TASKSERVICE_APIKEY is not set: the service wants an API key")
+        raise SettingError("TASKSERVICE_APIKEY is not set: the service requires an API key")
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise SettingError("TASKSERVICE_APIKEY: holds what no API key has, such as spaces")
+        raise SettingError(
+            "TASKSERVICE_APIKEY: contains characters that no API key has, such as spaces"
+        )
     return key
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in few words and without the URL."""
+    """What went wrong, in a few words without the URL."""
     if isinstance(error, requests.ConnectTimeout):
         return "no connection in time"
     if isinstance(error, requests.Timeout):
@@ -176,7 +177,7 @@ def _reason(error: Exception) -> str:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """The cause at the bottom of what requests and urllib3 have wrapped it in."""
+    """The original error, inside those of requests and urllib3."""
     while True:
         inner = getattr(error, "reason", None) or next(
             (argument for argument in error.args if isinstance(argument, BaseException)), None

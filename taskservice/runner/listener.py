@@ -1,4 +1,4 @@
-"""Webhooks for a developer: received and verified here, or made of what the service has."""
+"""Webhooks for a developer: received and verified here, or posted to a local address."""
 
 import json
 import sys
@@ -21,12 +21,12 @@ from taskservice.contract.terms import WEBHOOK_LINES, WEBHOOK_LOG_BYTES
 from taskservice.webhooks import signing
 
 POLL_SECONDS = 1.0
-# A task that ended earlier may become visible later than another, by a little.
+# A task that ended a little before another may become visible after it.
 OVERLAP = timedelta(seconds=60)
-# When a receiver that did not take a webhook gets it again, in seconds after each failure.
-AGAIN_AFTER = (1, 2, 5, 10, 30, 60)
+# Seconds after each failure until the same webhook is posted again.
+RETRY_DELAYS = (1, 2, 5, 10, 30, 60)
 ATTEMPT_SECONDS = 10.0
-# Where webhooks are received, and how many bytes one may have: over twice what the service sends.
+# The address that receives webhooks, and the maximum size of one in bytes.
 HOST = "127.0.0.1"
 MAX_WEBHOOK = 16 * 1024 * 1024
 _NAMES = UUID("7d6f0c4e-7b39-4d4e-9a57-0f6c2c6a8f11")
@@ -35,26 +35,26 @@ _NAMES = UUID("7d6f0c4e-7b39-4d4e-9a57-0f6c2c6a8f11")
 class Listener:
     """Posts each task that finishes after now to `url`, signed with the user's secret."""
 
-    def __init__(self, client: Client, url: str, tell: Callable[[str], None]) -> None:
-        """Raises TaskServiceError; `tell` gets a line for each attempt."""
-        self._client, self._url, self._tell = client, url, tell
+    def __init__(self, client: Client, url: str, print_line: Callable[[str], None]) -> None:
+        """Raises TaskServiceError. `print_line` is called for each attempt."""
+        self._client, self._url, self._print_line = client, url, print_line
         self._since = self._now()
         self._seen: dict[str, datetime] = {}
-        # Tasks to post: when, and how often that has failed.
+        # By webhook-id: when to post it, how often that has failed, and the task's id.
         self._due: dict[str, tuple[float, int, str]] = {}
-        _secret(client)  # a key that may not read it should fail now
+        _secret(client)  # fail now if the key may not read it
 
     def listen(self) -> None:
-        """Until it is interrupted; a service that is away for a while comes back."""
+        """Run until interrupted; retry while the service is away."""
         while True:
             try:
-                self.do_round()
+                self.poll()
             except RETRYABLE as error:
-                self._tell(str(error))
+                self._print_line(str(error))
             time.sleep(POLL_SECONDS)
 
-    def do_round(self) -> None:
-        """Look once for what has finished, and post what is due."""
+    def poll(self) -> None:
+        """Ask once for finished tasks, and post the webhooks that are due."""
         for webhook_id, task_id in self._finished():
             self._due[webhook_id] = (0.0, 0, task_id)
         now = time.monotonic()
@@ -63,13 +63,13 @@ class Listener:
                 self._post(webhook_id, task_id, failures)
 
     def _finished(self) -> Iterator[tuple[str, str]]:
-        """(webhook-id, task id) of what has finished and was not seen yet."""
+        """The webhook-id and task id of each end that was not seen before."""
         since = self._since
         for task in self._client.tasks(
             finished_after=_rfc3339(since), sort="finishedAt", fields="id,finishedAt"
         ):
             finished_at = task.data["finishedAt"]
-            # A task can finish twice: its agent may end what had ended for silence.
+            # A task can finish twice: by a timeout, and then by a late report.
             webhook_id = str(uuid5(_NAMES, f"{task.id} {finished_at}"))
             if webhook_id not in self._seen:
                 moment = datetime.fromisoformat(finished_at)
@@ -87,17 +87,17 @@ class Listener:
             del self._due[webhook_id]
             return
         headers = signing.sign([_secret(self._client)], webhook_id, int(time.time()), text)
-        said = _send(self._url, headers, text)
-        self._tell(f"{task_id} {task.name}: {said}")
+        result = _send(self._url, headers, text)
+        self._print_line(f"{task_id} {task.name}: {result}")
         del self._due[webhook_id]
-        if not said.startswith("2") and failures < len(AGAIN_AFTER):
-            again_at = time.monotonic() + AGAIN_AFTER[failures]
-            self._due[webhook_id] = (again_at, failures + 1, task_id)
+        if not result.startswith("2") and failures < len(RETRY_DELAYS):
+            retry_at = time.monotonic() + RETRY_DELAYS[failures]
+            self._due[webhook_id] = (retry_at, failures + 1, task_id)
 
     def _now(self) -> datetime:
-        """The service's own time: this machine's may differ."""
+        """The time of the service's clock, from which this machine's may differ."""
         answer = self._client.connection.call("GET", "/user", USER)
-        # Where a proxy has taken it away or spoilt it, there is no better time than ours.
+        # A proxy may have removed or damaged the header.
         return http_headers.moment(answer.headers.get("Date", "")) or datetime.now(UTC)
 
 
@@ -106,14 +106,14 @@ class Receiver(TCPServer):
 
     allow_reuse_address = True
 
-    def __init__(self, client: Client, port: int, tell: Callable[[str], None]) -> None:
+    def __init__(self, client: Client, port: int, print_line: Callable[[str], None]) -> None:
         """Raises TaskServiceError, and OSError for a port that is taken.
 
-        `tell` gets a line for each request that is refused.
+        `print_line` is called for each request that is refused.
         """
-        self._client, self._tell = client, tell
+        self._client, self._print_line = client, print_line
         self._received: list[bytes] = []
-        _secret(client)  # a key that may not read it should fail now
+        _secret(client)  # fail now if the key may not read it
         super().__init__((HOST, port), _Request)
 
     @property
@@ -130,19 +130,19 @@ class Receiver(TCPServer):
     def receive(self, headers: Mapping[str, str], body: bytes) -> HTTPStatus:
         """Keep a webhook that is signed; returns what to answer."""
         try:
-            # Read each time: it may have been rotated.
+            # Read each time, because it may have been rotated.
             secret = _secret(self._client)
         except RETRYABLE as error:
-            self._tell(str(error))
+            self._print_line(str(error))
             return HTTPStatus.SERVICE_UNAVAILABLE
         if not signing.is_signed([secret], headers, body, time.time()):
-            self._tell("refused a request that is not signed with your callback secret")
+            self._print_line("refused a request that is not signed with your callback secret")
             return HTTPStatus.BAD_REQUEST
         self._received.append(body)
         return HTTPStatus.NO_CONTENT
 
     def handle_error(self, *_: Any) -> None:
-        """A sender that went away is no error of ours; all else is."""
+        """Ignore a sender that closed the connection; raise any other error."""
         if not isinstance(sys.exception(), OSError):
             raise
 
@@ -177,7 +177,7 @@ def _secret(client: Client) -> str:
 
 
 def webhook_body(task: Mapping[str, Any], lines: Sequence[str]) -> bytes:
-    """A finished task as its webhook has it; `lines` are the last ones of its log."""
+    """The body of a finished task's webhook; `lines` are the last lines of its log."""
     kept, size = 0, 0
     for line in reversed(lines):
         size += len(line.encode())
@@ -196,7 +196,7 @@ def _send(url: str, headers: Mapping[str, str], text: bytes) -> str:
     """What the receiver answered, or why there was no answer."""
     own = {"Content-Type": "application/json", "User-Agent": "taskservice"}
     with requests.Session() as session:
-        # As the service posts: without the proxies and passwords of the environment.
+        # Like the service: without the proxies and passwords of the environment.
         session.trust_env = False
         try:
             answer = session.post(
