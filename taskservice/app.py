@@ -8,6 +8,7 @@ from taskservice.database import engine, migrations, watcher
 from taskservice.operations import health, request_log
 from taskservice.services import attempts
 from taskservice.serving.proxies import trust_proxies
+from taskservice.web import request
 
 
 def create_app(config: Config, may_create: bool = True) -> Flask:
@@ -29,6 +30,7 @@ def create_app(config: Config, may_create: bool = True) -> Flask:
     attempts.init_app(app)
     problems.init_app(app)
     request_log.init_app(app)
+    request.init_app(app)
     api.init_app(app)
     dashboard.init_app(app)
     if config.PROXY_HOPS:

@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from html import unescape
 from importlib import import_module
 from types import SimpleNamespace
@@ -398,6 +399,32 @@ def test_pages_are_not_cached_and_run_nothing_from_elsewhere(
             assert response.headers["Cache-Control"] == "no-store", rule.rule
             assert response.headers["X-Content-Type-Options"] == "nosniff"
             response.close()
+
+
+FAR = "Thu, 01 Jan 99999999999 00:00:00 GMT"
+ODD_HEADERS: list[dict[str, str]] = [
+    {"If-Modified-Since": FAR},
+    {"If-Range": FAR, "Range": "bytes=0-1"},
+    {"Referer": "http://[::1"},
+    {"Referer": "http://[::1", "Sec-Fetch-Site": "cross-site"},
+]
+
+
+@on_sqlite
+def test_odd_headers_are_never_a_failure_of_ours(
+    app: Flask, browser: Browser, task: dict[str, Any], subtests: pytest.Subtests
+) -> None:
+    """On pages, and on all else that is not below /api/v1."""
+    places = [rule for rule in app.url_map.iter_rules() if not rule.rule.startswith("/api/")]
+    for rule in places:
+        path = filled(rule.rule, task_id=task["id"], filename="page.js")
+        for headers in ODD_HEADERS:
+            for person in (browser, Browser(app)):
+                for ask in (person.get, partial(person.post, data={})):
+                    with subtests.test(f"{rule.rule} {headers}"):
+                        with ask(path, headers=headers, buffered=False) as response:
+                            assert response.status_code < 500
+                        assert response.status_code != 206
 
 
 @on_sqlite

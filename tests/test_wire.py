@@ -209,6 +209,13 @@ def test_what_is_no_proper_http_is_refused(wire: Wire, subtests: pytest.Subtests
             wire.is_well()
 
 
+@pytest.mark.parametrize("host", [b"xn--zzzzzzzzz99999", b"[.:.]", b"...", b"%zz", b"x:99999"])
+@pytest.mark.parametrize("path", [b"/sign-in", b"/", b"/nothing", b"/livez"])
+def test_host_that_names_no_machine_is_no_failure(wire: Wire, host: bytes, path: bytes) -> None:
+    status, _, body = wire.send(b"GET %b HTTP/1.1\r\nHost: %b\r\n\r\n" % (path, host))
+    assert status < 500, body
+
+
 def test_body_that_is_cut_off_stores_nothing(wire: Wire) -> None:
     for data in (
         wire.head("POST", "/task", TYPED, b"Content-Length: 200") + b'{"agentId":"summarizer"}',

@@ -2,7 +2,7 @@
 
 import ipaddress
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from flask import (
     Blueprint,
@@ -95,7 +95,7 @@ def set_security_headers(response: Response) -> Response:
     response.headers["Content-Security-Policy"] = POLICY
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "same-origin"
-    if request.is_secure or _is_loopback(urlsplit(request.host_url).hostname or ""):
+    if request.is_secure or _is_loopback(_parts(f"//{request.host}").hostname or ""):
         # Without TLS browsers ignore it, with a warning in the console.
         response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
     if request.endpoint not in (STATIC, ICON):
@@ -177,9 +177,16 @@ def _to_sign_in() -> AnyResponse:
     if request.method == "POST":
         flash("Nothing was changed because you were signed out. Sign in and try again.")
         # The page that had the form.
-        referrer = urlsplit(request.referrer or "")
-        path = referrer.path.removeprefix(request.script_root)
+        path = _parts(request.referrer or "").path.removeprefix(request.script_root)
     return redirect_to("sign_in.show", next=path if is_page(path) and path != "/" else None)
+
+
+def _parts(url: str) -> SplitResult:
+    """The parts of a URL that the client named; all are empty where it is none."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
 
 
 def _is_loopback(host: str) -> bool:

@@ -6,8 +6,9 @@ from functools import partial, update_wrapper
 from typing import Any, ParamSpec
 from urllib.parse import parse_qsl
 
-from flask import Response, g, request
+from flask import Flask, Response, g, request
 from marshmallow import Schema
+from werkzeug.http import parse_date
 
 from taskservice.auth.authentication import caller
 from taskservice.contract.error_codes import OVERLOADED
@@ -23,6 +24,23 @@ P = ParamSpec("P")
 View = Callable[..., Response]
 
 # Every path below it asks for a key.
+
+# Where a client may name a date, or instead of it an ETag, of which this is none of ours.
+DATES = ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_RANGE")
+NO_ETAG = '"-"'
+
+
+def init_app(app: Flask) -> None:
+    app.before_request(ignore_odd_dates)
+
+
+def ignore_odd_dates() -> None:
+    """A date that can't be read says nothing; of one with a huge year Werkzeug makes an error."""
+    for name in DATES:
+        try:
+            parse_date(request.environ.get(name))
+        except OverflowError:
+            request.environ[name] = NO_ETAG
 
 
 # While a body of more bytes than this is read, it may cost some dozen times as much memory.
