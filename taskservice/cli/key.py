@@ -10,6 +10,9 @@ from taskservice.schemas.answers import key_schema
 from taskservice.services import keys as key_service
 from taskservice.terminal import print_rows
 
+# A hundred years.
+MAX_EXPIRY_SECONDS = 36_500 * 86_400
+
 
 @click.group("key")
 def command() -> None:
@@ -22,7 +25,7 @@ def command() -> None:
 @click.option("--agent", help="Limit the key to the tasks of this agent.")
 @click.option(
     "--expires",
-    type=Duration(minimum=1),
+    type=Duration(minimum=1, maximum=MAX_EXPIRY_SECONDS),
     help="Time until it expires, such as 12h or 90d; never by default.",
 )
 def add(user: str, name: str, agent: str | None, expires: int | None) -> None:

@@ -10,22 +10,26 @@ _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 class Duration(click.ParamType[int]):
     """A number with a unit, such as 30m, 12h or 90d; converted to seconds.
 
-    With `default_unit`, a number may come without one.
+    With `default_unit`, a number may come without one. `maximum` is in seconds.
     """
 
     name = "duration"
 
-    def __init__(self, default_unit: str = "", minimum: int = 0) -> None:
-        self._default_unit, self._minimum = default_unit, minimum
+    def __init__(
+        self, default_unit: str = "", minimum: int = 0, maximum: int | None = None
+    ) -> None:
+        self._default_unit, self._minimum, self._maximum = default_unit, minimum, maximum
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"([0-9]{1,9})([smhd]?)", value)
+        match = re.fullmatch(r"([0-9]{1,1000})([smhd]?)", value)
         unit = match and (match[2] or self._default_unit)
         if match is None or not unit:
             self.fail("must be a number with s, m, h or d, such as 90d", param, ctx)
         seconds = int(match[1]) * _UNITS[unit]
         if seconds < self._minimum:
             self.fail(f"must be at least {self._minimum} s", param, ctx)
+        if self._maximum is not None and seconds > self._maximum:
+            self.fail(f"must be at most {self._maximum} s", param, ctx)
         return seconds
 
 
