@@ -1,6 +1,7 @@
 """Fixtures: the service on both databases, its people, and a receiver for callbacks."""
 
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,10 @@ from tests.support.documents import Terminal
 from tests.support.receiver import Receiver
 from tests.support.requirements import needs
 from tests.support.service import Service
+
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and so all programs
+# that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,12 @@ import pytest
 from flask import Flask
 from sqlalchemy import update
 
+from taskservice import resources
 from taskservice.database import timestamps
 from taskservice.database.models import ApiKey
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import transaction
+from taskservice.database.watcher import Watcher
 from tests.support.api_client import ApiClient, expect, problem, problem_text
 from tests.support.concurrency import at_once, copies
 from tests.support.internals import column, end_for_silence, moment
@@ -311,7 +313,7 @@ def test_repeated_claim_that_waits_gets_what_the_first_one_was_given(
     headers = {"Idempotency-Key": "k", "Prefer": "wait=20"}
     with ThreadPoolExecutor(1) as pool:
         again = pool.submit(alice.post, "/agent/summarizer/claim", headers=headers)
-        until(lambda: app.extensions["watcher"]._watching)
+        until(lambda: resources.find(Watcher, app)._watching)
         # What the first one does, in another process, before the second one looks.
         task = alice.start(claim=True)
         of_task = update(TaskModel).where(TaskModel.id == task["id"])
