@@ -19,7 +19,6 @@ from sqlalchemy.engine.default import DefaultDialect
 
 from taskservice.background import timeouts, upkeep
 from taskservice.cli import main
-from taskservice.queries import deliveries as delivery_queries
 from taskservice.services import deliveries as delivery_service
 from taskservice.webhooks import transport
 
@@ -47,7 +46,7 @@ def between_moments(function: Callable[..., T]) -> Callable[..., T]:
     return call
 
 
-delivery_queries.LEASE_SECONDS = float(os.environ["CRASH_LEASE"])
+delivery_service.LEASE_SECONDS = float(os.environ["CRASH_LEASE"])
 delivery_service.SCHEDULE = (0.3,) * len(delivery_service.SCHEDULE)
 timeouts.GRACE_SECONDS = 0.0
 upkeep.ROUND_SECONDS = 0.3
