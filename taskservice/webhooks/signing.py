@@ -9,7 +9,7 @@ from secrets import token_bytes
 
 PREFIX = "whsec_"
 SECRET_BYTES = 32  # the specification asks for 24 to 64
-# A webhook whose timestamp is further away may be a copy that somebody else sends.
+# A webhook whose timestamp is further away may be a replayed copy.
 TOLERANCE_SECONDS = 300
 _TIMESTAMP = re.compile(r"[0-9]{1,12}")
 
