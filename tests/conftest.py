@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from flask import Flask
 
-from taskservice.app import create_app
 from taskservice.background import timeouts
 from taskservice.config import Config
 from taskservice.database.engine import dispose
 from taskservice.webhooks import connection
 from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient, add_user
+from tests.support.apps import SharedApps, new_app
 from tests.support.certificates import Authority
 from tests.support.databases import DATABASES, Databases
 from tests.support.documents import Terminal
@@ -29,22 +29,30 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
-def databases(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Databases:
+def databases(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Databases]:
     own = tmp_path_factory.getbasetemp()
     # With several test processes the folder above is the one that they share.
-    return Databases(own, own if worker_id == "master" else own.parent)
-
-
-@pytest.fixture(params=DATABASES)
-def database_url(request: pytest.FixtureRequest, databases: Databases, tmp_path: Path) -> str:
-    return databases.make(request.param, tmp_path / "data")
+    databases = Databases(own, own if worker_id == "master" else own.parent)
+    yield databases
+    databases.close()
 
 
 @pytest.fixture
-def config(database_url: str, tmp_path: Path) -> Config:
-    """Settings for a test; loopback, where the receivers are, is allowed."""
+def data_folder(databases: Databases) -> Path:
+    """The folder of the app's data: empty, and the same for all tests of a process."""
+    return databases.empty_folder()
+
+
+@pytest.fixture(params=DATABASES)
+def database_url(request: pytest.FixtureRequest, databases: Databases, data_folder: Path) -> str:
+    return databases.make(request.param, data_folder)
+
+
+@pytest.fixture
+def standard_config(database_url: str, data_folder: Path) -> Config:
+    """Settings for most tests; loopback, where the receivers are, is allowed."""
     return Config(
-        DATA=tmp_path / "data",
+        DATA=data_folder,
         DATABASE_URL=database_url,
         SECRET_KEY="a secret key for tests, long enough",
         CALLBACK_ALLOWED=Destinations.parse("external,loopback"),
@@ -54,10 +62,25 @@ def config(database_url: str, tmp_path: Path) -> Config:
 
 
 @pytest.fixture
-def app(config: Config) -> Iterator[Flask]:
-    app = create_app(config)
-    yield app
-    dispose(app)
+def config(standard_config: Config) -> Config:
+    """The settings of the test's app; a test file may have its own."""
+    return standard_config
+
+
+@pytest.fixture(scope="session")
+def shared_apps() -> SharedApps:
+    return SharedApps()
+
+
+@pytest.fixture
+def app(config: Config, standard_config: Config, shared_apps: SharedApps) -> Iterator[Flask]:
+    if config == standard_config:
+        app = shared_apps.get(config)
+        yield app
+        dispose(app)
+        return
+    with new_app(config) as app:
+        yield app
 
 
 @pytest.fixture

@@ -17,8 +17,10 @@ import pytest
 from flask import Flask
 from sqlalchemy.exc import IntegrityError
 
+from taskservice.config import Config
 from taskservice.database import engine, transactions
 from tests.support.api_client import ApiClient, expect, problem
+from tests.support.apps import new_app
 from tests.support.concurrency import is_free
 from tests.support.internals import set_for_database
 from tests.support.waiting import until
@@ -27,18 +29,20 @@ only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indire
 
 
 @pytest.fixture
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writers give up sooner than in real life; fixtures that ask for it come first."""
+def app(config: Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
+    """The app, whose writers give up sooner than in real life."""
     monkeypatch.setattr(engine, "BUSY_SECONDS", 0.3)
+    with new_app(config) as app:
+        yield app
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_locked_database_is_503_and_nothing_is_half_written(
-    patience: None, app: Flask, alice: ApiClient, tmp_path: Path
+    app: Flask, alice: ApiClient, data_folder: Path
 ) -> None:
     task = alice.start()
     path = f"/task/{task['id']}"
-    other = sqlite3.connect(tmp_path / "data" / "taskservice.db", isolation_level=None)
+    other = sqlite3.connect(data_folder / "taskservice.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     for response in (
         alice.post("/task", json={"agentId": "summarizer"}),
@@ -59,9 +63,7 @@ def test_locked_database_is_503_and_nothing_is_half_written(
     assert alice.task(task)["logs"] == ["a line"]
 
 
-def test_lock_held_on_a_task_is_503(
-    patience: None, app: Flask, alice: ApiClient, database_url: str
-) -> None:
+def test_lock_held_on_a_task_is_503(app: Flask, alice: ApiClient, database_url: str) -> None:
     """PostgreSQL waits for the row, SQLite for its only writer."""
     task = alice.start()
     with app.app_context(), transactions.transaction() as connection:
@@ -79,7 +81,7 @@ def other_connection(url: str, name: str) -> Iterator[psycopg.Connection[Any]]:
 
 @only_postgresql
 def test_locked_table_is_503_for_readers_too_and_then_all_is_well(
-    patience: None, app: Flask, alice: ApiClient, database_url: str
+    app: Flask, alice: ApiClient, database_url: str
 ) -> None:
     task = alice.start()
     with other_connection(database_url, "locks") as other:
@@ -101,7 +103,7 @@ def test_locked_table_is_503_for_readers_too_and_then_all_is_well(
 @only_postgresql
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_server_whose_processes_are_stopped_is_503(
-    patience: None, app: Flask, alice: ApiClient, database_url: str, method: str
+    app: Flask, alice: ApiClient, database_url: str, method: str
 ) -> None:
     task = alice.start()
     stopped = backends(app, database_url)
@@ -187,10 +189,10 @@ def backends(app: Flask, url: str) -> list[int]:
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_process_that_is_stopped_while_it_writes_keeps_nobody_waiting_for_long(
-    patience: None, app: Flask, alice: ApiClient, tmp_path: Path
+    app: Flask, alice: ApiClient, data_folder: Path
 ) -> None:
     task = alice.start()
-    with open(tmp_path / "data" / "taskservice.db-writers", "rb+") as queue:
+    with open(data_folder / "taskservice.db-writers", "rb+") as queue:
         # As a process has it that got a SIGSTOP in its turn.
         fcntl.flock(queue, fcntl.LOCK_EX)
         for _ in range(3):
@@ -205,9 +207,9 @@ def test_process_that_is_stopped_while_it_writes_keeps_nobody_waiting_for_long(
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_turn_that_comes_in_time_is_taken(app: Flask, alice: ApiClient, tmp_path: Path) -> None:
+def test_turn_that_comes_in_time_is_taken(app: Flask, alice: ApiClient, data_folder: Path) -> None:
     task = alice.start()
-    with open(tmp_path / "data" / "taskservice.db-writers", "rb+") as queue:
+    with open(data_folder / "taskservice.db-writers", "rb+") as queue:
         fcntl.flock(queue, fcntl.LOCK_EX)
         threading.Timer(0.2, fcntl.flock, [queue, fcntl.LOCK_UN]).start()
         alice.append(task, "a line")
@@ -217,15 +219,15 @@ def test_turn_that_comes_in_time_is_taken(app: Flask, alice: ApiClient, tmp_path
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_unreachable_database_is_503_while_the_process_stays_live(
-    app: Flask, alice: ApiClient, tmp_path: Path
+    app: Flask, alice: ApiClient, data_folder: Path
 ) -> None:
     client = app.test_client()
     assert client.get("/readyz").status_code == 200
     engine.dispose(app)
-    data = tmp_path / "data"
-    data.rename(tmp_path / "gone")
+    gone = data_folder.with_name("gone")
+    data_folder.rename(gone)
     assert problem(alice.get("/task"), 503)
     assert client.get("/readyz").status_code == 503
     assert client.get("/livez").status_code == 200
-    (tmp_path / "gone").rename(data)
+    gone.rename(data_folder)
     assert expect(alice.get("/task"), 200) == []

@@ -221,16 +221,17 @@ def test_counts_of_a_large_database_read_indexes_only(app: Flask) -> None:
 
 @only_sqlite
 def test_metrics_without_a_database_are_those_of_the_process(
-    app: Flask, alice: ApiClient, tmp_path: Path
+    app: Flask, alice: ApiClient, data_folder: Path
 ) -> None:
     assert scrape(app).get("taskservice_database_up") == 1
     dispose(app)
-    (tmp_path / "data").rename(tmp_path / "gone")
+    gone = data_folder.with_name("gone")
+    data_folder.rename(gone)
     until(lambda: scrape(app).get("taskservice_database_up") == 0)
     down = scrape(app)
     assert down.by("status", "taskservice_tasks") == {}
     assert down.requests("/metrics") > 0
-    (tmp_path / "gone").rename(tmp_path / "data")
+    gone.rename(data_folder)
     until(lambda: scrape(app).get("taskservice_database_up") == 1)
 
 
@@ -387,9 +388,9 @@ def test_ready_means_that_the_database_can_be_written(app: Flask) -> None:
 
 @only_sqlite
 def test_writer_that_holds_the_lock_makes_unready_within_a_second(
-    app: Flask, tmp_path: Path
+    app: Flask, data_folder: Path
 ) -> None:
-    other = sqlite3.connect(tmp_path / "data" / "taskservice.db", isolation_level=None)
+    other = sqlite3.connect(data_folder / "taskservice.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     refused_as_unready(app)
     other.execute("ROLLBACK")
@@ -398,8 +399,8 @@ def test_writer_that_holds_the_lock_makes_unready_within_a_second(
 
 
 @only_sqlite
-def test_many_who_ask_while_the_lock_is_held_wait_together(app: Flask, tmp_path: Path) -> None:
-    other = sqlite3.connect(tmp_path / "data" / "taskservice.db", isolation_level=None)
+def test_many_who_ask_while_the_lock_is_held_wait_together(app: Flask, data_folder: Path) -> None:
+    other = sqlite3.connect(data_folder / "taskservice.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     before = threading.active_count()
     with ThreadPoolExecutor(10) as people:
@@ -414,8 +415,8 @@ def test_many_who_ask_while_the_lock_is_held_wait_together(app: Flask, tmp_path:
 
 
 @only_sqlite
-def test_missing_file_makes_unready_even_while_it_is_open(app: Flask, tmp_path: Path) -> None:
-    file = tmp_path / "data" / "taskservice.db"
+def test_missing_file_makes_unready_even_while_it_is_open(app: Flask, data_folder: Path) -> None:
+    file = data_folder / "taskservice.db"
     assert is_ready(app)
     file.rename(file.with_suffix(".away"))
     refused_as_unready(app)
@@ -452,8 +453,8 @@ def test_full_disk_makes_unready(app_on_small_disk: Flask, tmp_path: Path) -> No
 
 
 @only_sqlite
-def test_read_only_disk_makes_unready(app: Flask, tmp_path: Path) -> None:
-    data = str(tmp_path / "data")
+def test_read_only_disk_makes_unready(app: Flask, data_folder: Path) -> None:
+    data = str(data_folder)
     assert is_ready(app)
     dispose(app)
     mount("--bind", data, data)

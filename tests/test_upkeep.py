@@ -71,10 +71,10 @@ def test_chores_with_a_backlog_are_done_before_the_next_round() -> None:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_uses_are_written_down_when_the_service_stops(service: Service, tmp_path: Path) -> None:
+def test_uses_are_written_down_when_the_service_stops(service: Service, data_folder: Path) -> None:
     service.add_user().request("GET", "/user")
     assert service.stop() == 0
-    connection = sqlite3.connect(tmp_path / "data" / "taskservice.db")
+    connection = sqlite3.connect(data_folder / "taskservice.db")
     ((last_used_at,),) = connection.execute("SELECT last_used_at FROM api_keys").fetchall()
     connection.close()
     assert last_used_at is not None

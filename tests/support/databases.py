@@ -22,13 +22,26 @@ class Databases:
 
     def __init__(self, own: Path, shared: Path) -> None:
         self._template = own / "template.db"
+        self._folder = own / "data"
         # Not below pytest's folder, which PostgreSQL's own user may not enter.
         self._postgresql = (
             Path(tempfile.gettempdir()) / f"postgresql-{shared.parent.name}-{shared.name}"
         )
         self._shared = shared
         self._url: str | None = None
+        # Empties the database between tests.
+        self._connection: Any = None
         self._started: Any = None
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+    def empty_folder(self) -> Path:
+        """This process's own folder, which is emptied."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(mode=0o700)
+        return self._folder
 
     def make(self, kind: str, folder: Path) -> str:
         """The URL of a migrated, empty database of this kind."""
@@ -48,9 +61,10 @@ class Databases:
         if self._url is None:
             self._url = self.new_postgresql()
             migrations.upgrade(self._url)
-        names = list(Base.metadata.tables)
-        with psycopg.connect(self._url, autocommit=True) as connection:
-            connection.execute(f"TRUNCATE {', '.join(names)} CASCADE")
+            self._connection = psycopg.connect(self._url, autocommit=True)
+        # Of tables with few rows TRUNCATE costs ten times as much.
+        tables = reversed(Base.metadata.sorted_tables)
+        self._connection.execute("; ".join(f"DELETE FROM {table}" for table in tables))
         return self._url
 
     def new_postgresql(self, encoding: str = "UTF8", **settings: str) -> str:
