@@ -54,6 +54,11 @@ def not_found(thing: str) -> Problem:
     return Problem(404, detail)
 
 
+def no_such_user(name: str) -> Problem:
+    """404: the operator's command names a user that does not exist."""
+    return Problem(404, f"No such user: {name}")
+
+
 def invalid_key() -> Problem:
     """401, with the same text whatever is wrong with the key."""
     return Problem(401, "API key is invalid")

@@ -6,10 +6,11 @@ import click
 
 from taskservice.cli.service_app import service_app
 from taskservice.database import timestamps
+from taskservice.problems import no_such_user
 from taskservice.queries import users as user_queries
 from taskservice.schemas import strict_json
 from taskservice.services import attempts
-from taskservice.terminal import exit_with_error, print_line
+from taskservice.terminal import print_line
 from taskservice.webhooks import signing
 
 SAMPLE = {
@@ -45,5 +46,5 @@ def test(url: str, user: str | None) -> None:
 def _secrets_of(name: str) -> list[str]:
     user = next((user for user in user_queries.list_all() if user.name == name), None)
     if user is None:
-        exit_with_error(f"No such user: {name}")
+        raise no_such_user(name)
     return list(user_queries.callback_secrets(user.id, timestamps.now()))

@@ -13,7 +13,7 @@ from taskservice.database import timestamps
 from taskservice.database.models import Agent, ApiKey, Identifier, User
 from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import transaction
-from taskservice.problems import Problem, invalid, not_found
+from taskservice.problems import Problem, invalid, no_such_user, not_found
 from taskservice.schemas.columns import KEY_COLUMNS
 from taskservice.services.callback_secrets import LOCK_USER
 
@@ -45,7 +45,7 @@ def add(user_name: str, name: str, agent_id: str | None, expires_at: str | None)
     with transaction() as connection:
         user_id = connection.scalar(_USER_ID, {"name": user_name})
         if user_id is None:
-            raise Problem(404, f"No such user: {user_name}")
+            raise no_such_user(user_name)
         return _new_key(connection, user_id, name, agent_id, expires_at)
 
 
