@@ -1,22 +1,27 @@
 """The settings: name, default, check and one line of help of each."""
 
 import os
+import re
 import secrets
+import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, make_url
 
+from taskservice.database import address
+from taskservice.database.address import check_host, is_port
 from taskservice.database.files import make_folder, sync
 from taskservice.webhooks.destinations import Destinations
 
 PREFIX = "TASKSERVICE_"
 # The key signs sessions, so it must be as hard to guess as they are to forge.
 KEY_BYTES = 32
+# What the kernel takes as the path of a unix socket.
+MAX_SOCKET_PATH = 107
 # Variables of the agent's side, which are not misspelt settings.
 AGENT_SIDE = {"URL", "APIKEY", "OUTPUT", "TASK_ID", "TASK_URL", "WRITER"}
 
@@ -27,7 +32,7 @@ class ConfigError(Exception):
 
 def _whole_number(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+        if not re.fullmatch("[0-9]{1,15}", text) or not low <= int(text) <= high:
             raise ValueError(f"must be a whole number from {low} to {high}")
         return int(text)
 
@@ -36,13 +41,10 @@ def _whole_number(low: int, high: int) -> Callable[[str], int]:
 
 def _number(low: float, high: float, unit: str) -> Callable[[str], float]:
     def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not low <= value <= high:
+        # float() would also read 1e9, 1_000, blanks, and the digits of other scripts.
+        if not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,15})?", text) or not low <= float(text) <= high:
             raise ValueError(f"must be a number of {unit} from {low:g} to {high:.10g}")
-        return value
+        return float(text)
 
     return parse
 
@@ -57,25 +59,31 @@ def _choice(*words: str) -> Callable[[str], str]:
 
 
 def _bind(text: str) -> str:
-    host, colon, port = text.rpartition(":")
-    if text.startswith("unix:") and len(text) > len("unix:"):
-        return text
-    if not colon or not host or not port.isdigit() or not 0 <= int(port) <= 65535:
-        raise ValueError("must be HOST:PORT, [IPV6]:PORT or unix:PATH")
-    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+    if text.startswith("unix:"):
+        return _unix_socket(text)
+    host, _, port = text.rpartition(":")
+    # Port 0 means any free one.
+    if not host or not (is_port(port) or port == "0"):
+        raise ValueError("must be HOST:PORT, [IPV6]:PORT or unix:PATH, with a port up to 65535")
+    if set(host) & set("[]:") and not (host[0] + host[-1] == "[]" and _is_ipv6(host[1:-1])):
         raise ValueError("must have an IPv6 address in brackets, as in [::1]:8000")
+    check_host(host)
     return text
 
 
-def _database_url(text: str) -> str:
-    for scheme in ("postgresql://", "postgresql+psycopg://"):
-        if text.startswith(scheme):
-            return "postgresql+psycopg://" + text[len(scheme) :]
-    if text.startswith("sqlite:////"):
-        if "?" in text:
-            raise ValueError("must have %3F for a ? in its path, and nothing after the path")
-        return text
-    raise ValueError("must be postgresql://... or sqlite:////absolute/path")
+def _is_ipv6(text: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET6, text)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _unix_socket(text: str) -> str:
+    size = len(os.fsencode(text.removeprefix("unix:").removeprefix("//")))
+    if not 1 <= size <= MAX_SOCKET_PATH:
+        raise ValueError(f"must have a path of 1 to {MAX_SOCKET_PATH} bytes after unix:")
+    return text
 
 
 def _secret_key(text: str) -> str:
@@ -102,7 +110,7 @@ class Config:
 
     DATA: Path = _setting(Path("instance"), _folder, "Folder for the database and the secrets.")
     DATABASE_URL: str | URL = _setting(
-        "", _database_url, "`postgresql://...`; unset: an SQLite file in `DATA`."
+        "", address.parse, "`postgresql://...`; unset: an SQLite file in `DATA`."
     )
     SECRET_KEY: str = _setting(
         "",
@@ -171,10 +179,7 @@ class Config:
         # Not from text, in which ? and % of a path would need escapes.
         file = URL.create("sqlite", database=str(self.DATA / "taskservice.db"))
         url = self.DATABASE_URL or file
-        is_postgresql = isinstance(url, str) and url.startswith("postgresql")
-        if is_postgresql:
-            _require_driver()
-        if is_postgresql and not self.SECRET_KEY:
+        if make_url(url).get_backend_name() == "postgresql" and not self.SECRET_KEY:
             raise ConfigError(
                 f"{PREFIX}SECRET_KEY: is required with PostgreSQL, "
                 "so that every node signs with the same one"
@@ -210,16 +215,6 @@ def _parsed(name: str, parse: Callable[[str], Any], text: str) -> Any:
         return parse(text)
     except ValueError as error:
         raise ConfigError(f"{PREFIX}{name}: {error}") from None
-
-
-def _require_driver() -> None:
-    try:
-        import_module("psycopg")
-    except ImportError:
-        raise ConfigError(
-            f"{PREFIX}DATABASE_URL: PostgreSQL needs its driver; "
-            "pip install 'taskservice[postgresql]' installs it"
-        ) from None
 
 
 def _kept_secret_key(path: Path, may_create: bool) -> str:

@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from taskservice.config import Config, ConfigError, unknown_names
+from taskservice.database import address
 from tests.support.service import environment
 
 
@@ -25,45 +28,91 @@ def test_defaults_are_those_of_the_contract(
     assert (config.LOG_LEVEL, config.LOG_FORMAT) == ("info", "text")
 
 
+# For a number in decimal digits, with no sign, blank, exponent or unit.
+ODD_NUMBERS = [
+    "1e9", "1e1", "٣", "１６", "²", " 5 ", "5\n", "0x10", "1_0", "-1", "-16", "+5", "inf", "nan",
+    ".", "5.", "1.5.0", "many", "10MB", "\udcff", str(10**400), "9" * 5_000,
+]  # fmt: skip
+WHOLE_NUMBERS = ["WORKERS", "THREADS", "PROXY_HOPS", "MAX_BODY"]
+NUMBERS = ["CALLBACK_TIMEOUT", "TASK_TIMEOUT", "RETENTION_DAYS", "LOG_RETENTION_DAYS"]
+WRONG = {
+    **{name: [*ODD_NUMBERS, "1.5"] for name in WHOLE_NUMBERS},
+    **dict.fromkeys(NUMBERS, ODD_NUMBERS),
+    "BIND": [
+        "8000", "127.0.0.1:http", "::1:8000", "[]:8000", ":::", ":8000", "localhost:70000",
+        "localhost:99999", "localhost:-1", "localhost:²", "localhost:８０００", "[::1:8000",
+        "::1]:8000", "[nonsense]:8000", "a" * 64 + ":8000", "a..b:8000", ".:8000", "\udcff:8000",
+        "unix:", "unix://", "unix:/" + "a" * 107,
+    ],
+    "DATABASE_URL": [
+        "mysql://localhost/x", "sqlite:///relative.db", "sqlite:////a?b/taskservice.db",
+        "sqlite:////a%00b.db", "postgresql://host:hidden/x", "postgresql://host:0/x",
+        "postgresql://a:1,b:2:3/x", "postgresql://a,b,c/x?port=1,2", "postgresql://host/x?port=1,2",
+        "postgresql://host:70000/x", "postgresql://host:٣/x", "postgresql://[::1/x",
+        "postgresql://[]/x", "postgresql://[::1]hidden/x", "postgresql://me:hidden%00@host/x",
+        "postgresql://me:hidden%zz@host/x", "postgresql://me:hidden@hidden@host/x",
+        "postgresql://me:hidden/hidden@host/x",
+        "postgresql://host/x?hidden=1", "postgresql://host/%ff", "postgresql://host/\udcff",
+        "postgresql://a..b/x", "postgresql://" + "a" * 64 + "/x",
+    ],
+    "CALLBACK_ALLOWED": ["*", "10.0.0.0/99", "\udcff"],
+    "LOG_LEVEL": ["loud", "\udcff"],
+    "LOG_FORMAT": ["xml"],
+    "SECRET_KEY": ["short", "k" * 31, "\udcff" * 40],
+}  # fmt: skip
+TOO_SMALL_OR_LARGE = {
+    "WORKERS": ["0", "65"], "THREADS": ["3", "257"], "PROXY_HOPS": ["11"], "MAX_BODY": ["1"],
+    "CALLBACK_TIMEOUT": ["0", "60"], "TASK_TIMEOUT": ["31536001"], "RETENTION_DAYS": ["36501"],
+    "LOG_RETENTION_DAYS": ["36501"],
+}  # fmt: skip
+
+
+def test_wrong_value_is_one_line_that_names_the_setting(
+    tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    for wrong in (WRONG, TOO_SMALL_OR_LARGE):
+        for name, values in wrong.items():
+            for value in values:
+                with subtests.test(f"{name} {value[:40]!r}"):
+                    line = refusal(tmp_path, name, value)
+                    assert line.startswith(f"TASKSERVICE_{name}: ")
+                    assert "\n" not in line
+                    assert "hidden" not in line
+                    assert len(line) < 200
+
+
+def refusal(data: Path, name: str, value: str) -> str:
+    settings = {"DATA": str(data), "SECRET_KEY": "k" * 32} | {name: value}
+    with pytest.raises(ConfigError) as caught:
+        Config.from_environment({f"TASKSERVICE_{name}": text for name, text in settings.items()})
+    return str(caught.value)
+
+
+def test_every_setting_with_a_number_is_tried_with_odd_ones() -> None:
+    kinds = {setting.name: type(setting.default) for setting in fields(Config)}
+    assert {name for name, kind in kinds.items() if kind in (int, float)} == {
+        *WHOLE_NUMBERS, *NUMBERS
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("url", "shown"),
     [
-        ("WORKERS", "0"),
-        ("WORKERS", "many"),
-        ("THREADS", "3"),
-        ("THREADS", "-16"),
-        ("THREADS", "１６"),
-        ("PROXY_HOPS", "1.5"),
-        ("BIND", "8000"),
-        ("BIND", "127.0.0.1:http"),
-        ("BIND", "::1:8000"),
-        ("BIND", "localhost:70000"),
-        ("DATABASE_URL", "mysql://localhost/x"),
-        ("DATABASE_URL", "sqlite:///relative.db"),
-        ("DATABASE_URL", "sqlite:////a?b/taskservice.db"),
-        ("CALLBACK_ALLOWED", "*"),
-        ("CALLBACK_ALLOWED", "10.0.0.0/99"),
-        ("CALLBACK_TIMEOUT", "0"),
-        ("CALLBACK_TIMEOUT", "60"),
-        ("CALLBACK_TIMEOUT", "nan"),
-        ("TASK_TIMEOUT", "-1"),
-        ("RETENTION_DAYS", "a week"),
-        ("LOG_RETENTION_DAYS", "inf"),
-        ("MAX_BODY", "10MB"),
-        ("LOG_LEVEL", "loud"),
-        ("LOG_FORMAT", "xml"),
-        ("SECRET_KEY", "short"),
-        ("SECRET_KEY", "k" * 31),
-        ("SECRET_KEY", "\udcff" * 40),
+        ("postgresql://localhost/tasks", "postgresql://localhost/tasks"),
+        ("postgresql+psycopg://localhost/tasks", "postgresql://localhost/tasks"),
+        ("postgresql://me:hidden@[::1]:5433/tasks", "postgresql://me@::1:5433/tasks"),
+        (
+            "postgresql://me@a:1,b/tasks?target_session_attrs=any&password=hidden",
+            "postgresql://me@a:1,b/tasks",
+        ),
+        ("postgresql://a,b/tasks?port=5&sslpassword=hidden", "postgresql://a:5,b:5/tasks"),
+        ("postgresql:///tasks?host=/run/postgresql", "postgresql:///run/postgresql/tasks"),
+        ("sqlite:////data/a%3Fb.db", "/data/a?b.db"),
+        ("sqlite:////data/%FF.db", "/data/\udcff.db"),
     ],
 )
-def test_wrong_value_is_one_line_that_names_the_setting(
-    tmp_path: Path, name: str, value: str
-) -> None:
-    with pytest.raises(ConfigError) as caught:
-        Config.from_environment({"TASKSERVICE_DATA": str(tmp_path), f"TASKSERVICE_{name}": value})
-    assert str(caught.value).startswith(f"TASKSERVICE_{name}: ")
-    assert "\n" not in str(caught.value)
+def test_database_is_shown_without_its_secrets(url: str, shown: str) -> None:
+    assert address.shown(address.parse(url)) == shown
 
 
 def test_empty_value_is_as_unset(tmp_path: Path) -> None:
@@ -79,7 +128,7 @@ def test_postgresql_needs_a_secret_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="SECRET_KEY"):
         Config.from_environment(environ)
     config = Config.from_environment(environ | {"TASKSERVICE_SECRET_KEY": "k" * 32})
-    assert config.DATABASE_URL == "postgresql+psycopg://localhost/tasks"
+    assert address.shown(make_url(config.DATABASE_URL)) == "postgresql://localhost/tasks"
 
 
 def test_processes_that_start_at_once_make_one_secret_key_and_keep_it_private(

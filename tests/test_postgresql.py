@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -21,7 +22,7 @@ from tests.support.commands import one_line, run
 from tests.support.databases import Databases
 from tests.support.pgbouncer import PGBOUNCER, pgbouncer
 from tests.support.requirements import needs
-from tests.support.service import COMMAND, environment
+from tests.support.service import COMMAND, Service, environment
 
 TEXT = "☃ \\ 'one' %"
 # What a database, or a user, may be set to, and what the service must not depend on.
@@ -175,6 +176,33 @@ def test_service_is_not_ready_when_its_database_is_replaced_by_one_that_is_not_u
         assert app.test_client().get("/readyz").status_code == 503
         assert "its encoding is LATIN1" in caplog.text
         problem(alice.get("/task"), 503)
+
+
+def test_first_of_several_hosts_that_can_be_written_is_used_and_no_secret_is_shown(
+    databases: Databases, tmp_path: Path
+) -> None:
+    """The first host is dead, and the second has a database that is read-only at first."""
+    parts = psycopg.conninfo.conninfo_to_dict(databases.new_postgresql())
+    hosts = f"127.0.0.1:1,{quote(str(parts['host']), safe='')}"
+    url = f"postgresql://postgres@{hosts}/{parts['dbname']}?target_session_attrs=read-write"
+    url += "&password=hidden-word"
+    with psycopg.connect(databases.empty_postgresql(), autocommit=True) as connection:
+        change = f"ALTER DATABASE {parts['dbname']} SET default_transaction_read_only = %s"
+        connection.execute(change % "on")
+        refused = one_line(run(tmp_path, "user", "list", DATABASE_URL=url), 1)
+        connection.execute(change % "off")
+    assert f"postgresql://postgres@127.0.0.1:1,{parts['host']}/{parts['dbname']}" in refused
+    assert "session is read-only" in refused
+    empty = one_line(run(tmp_path, "user", "list", DATABASE_URL=url), 1)
+    assert "There is no database at postgresql://postgres@127.0.0.1:1," in empty
+    assert "hidden-word" not in refused + empty
+    assert run(tmp_path, "user", "add", "alice", DATABASE_URL=url).returncode == 0
+    checked = run(tmp_path, "db", "check", DATABASE_URL=url)
+    assert checked.returncode == 0, checked.stdout
+    with Service(tmp_path / "data", DATABASE_URL=url) as service:
+        bob = service.add_user("bob")
+        task = bob.start()
+        assert bob.request("GET", f"/task/{task['id']}").json() == task
 
 
 def test_missing_driver_is_one_line_that_names_its_extra(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """gunicorn's settings, for `taskservice serve` and for gunicorn run directly."""
 
 import os
+import socket
 from functools import partial
 from pathlib import Path
 
@@ -97,7 +98,9 @@ def logger_class(config: Config) -> type[Logger]:
 
 
 def listen(arbiter: Arbiter) -> None:
-    """Open the listening sockets, or print one line that says why not and exit with 1.
+    """Open the listening sockets, or print one line that says why not and exit.
+
+    The code is 2 for a host that has no address, else 1.
 
     gunicorn itself would try five times, a second apart.
     """
@@ -109,7 +112,8 @@ def listen(arbiter: Arbiter) -> None:
             arbiter.LISTENERS = [*arbiter.LISTENERS, _socket(address, arbiter)]
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            exit_with_error(f"can't listen on {_shown(address)}: {reason}")
+            code = 2 if isinstance(error, socket.gaierror) else 1
+            exit_with_error(f"can't listen on {_shown(address)}: {reason}", code)
 
 
 def _socket(address: tuple[str, int] | str, arbiter: Arbiter) -> BaseSocket:

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, create_engine, event, inspect, pool, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
+from taskservice.database.address import shown
 from taskservice.database.engine import (
     EncodingError,
     engine_arguments,
@@ -70,14 +71,14 @@ def upgrade(url: str | URL, target: str = "head", may_create: bool = True) -> No
             # Before anything is written: the file may belong to another program.
             found = revision(connection)
             if found is None and not may_create:
-                raise NoDatabase(_where(address))
+                raise NoDatabase(shown(address))
             if found != (head() if target == "head" else target):
                 begin(connection)
                 _run(connection, target)
                 connection.commit()
     except (DBAPIError, sqlite3.Error, OSError) as error:
         kind = UnfitDatabase if _is_unfit(error) else DatabaseError
-        raise kind(f"The database {_where(address)} cannot be used: {_reason(error)}") from None
+        raise kind(f"The database {shown(address)} cannot be used: {_reason(error)}") from None
 
 
 @contextmanager
@@ -93,12 +94,6 @@ def _turn(address: URL) -> Iterator[None]:
 def _limit_wait(connection: Connection) -> None:
     """Limit the wait for PostgreSQL's locks: the one for migrations, and those of tables."""
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = {MIGRATION_SECONDS * 1000}")
-
-
-def _where(address: URL) -> str:
-    if address.get_backend_name() == "sqlite":
-        return address.database or ""
-    return address.render_as_string(hide_password=True)
 
 
 def _is_unfit(error: Exception) -> bool:
