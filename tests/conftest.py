@@ -17,6 +17,7 @@ from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient, add_user
 from tests.support.apps import SharedApps, new_app
 from tests.support.certificates import Authority
+from tests.support.cheap_subtests import CheapSubtests
 from tests.support.databases import DATABASES, Databases
 from tests.support.documents import Terminal
 from tests.support.receiver import Receiver
@@ -81,6 +82,11 @@ def app(config: Config, standard_config: Config, shared_apps: SharedApps) -> Ite
         return
     with new_app(config) as app:
         yield app
+
+
+@pytest.fixture
+def subtests(subtests: pytest.Subtests) -> CheapSubtests:
+    return CheapSubtests(subtests)
 
 
 @pytest.fixture

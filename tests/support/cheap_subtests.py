@@ -1,0 +1,21 @@
+"""Subtests that cost nothing while they pass."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+
+class CheapSubtests:
+    """As pytest's own, but only what fails is reported, which costs more than most cases do."""
+
+    def __init__(self, subtests: pytest.Subtests) -> None:
+        self._subtests = subtests
+
+    @contextmanager
+    def test(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            with self._subtests.test(name):
+                raise
