@@ -1,5 +1,6 @@
 """Prints text of commands; what a terminal would obey or hide is escaped as in JSON."""
 
+import atexit
 import json
 import os
 import re
@@ -111,6 +112,16 @@ def put_on_stdout(line: str) -> None:
         # Otherwise the rest of its buffer would fail once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise
+
+
+@atexit.register
+def _drop_unwritten_remarks() -> None:
+    """Give up what a full disk did not take, which Python would make the exit code 120."""
+    try:
+        if sys.stderr is not None and not sys.stderr.closed:
+            sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _write(line: str, *, err: bool = False) -> None:

@@ -2,23 +2,34 @@
 
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
 from tests.support.commands import one_line, run
+from tests.support.fork_server import run_forked
 from tests.support.service import COMMAND, Service, environment
 
 
-def run_to(data: Path, redirection: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as a shell does with this redirection."""
-    return subprocess.run(
-        redirected(redirection, *arguments), env=environment(data), capture_output=True,
-        text=True, timeout=60, check=False,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def full() -> Iterator[IO[str]]:
+    """A file on a full disk."""
+    with open("/dev/full", "w") as full:
+        yield full
+
+
+def run_with(data: Path, *arguments: str, **streams: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command with these standard files; what it writes to the others is kept."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+    return run_forked(
+        [*COMMAND, *arguments], env=environment(data), text=True, timeout=60, **options
+    )
 
 
 def redirected(redirection: str, *arguments: str) -> list[str]:
+    """A command as a shell starts it with this redirection."""
     return ["sh", "-c", f'exec "$@" {redirection}', "sh", *COMMAND, *arguments]
 
 
@@ -28,44 +39,54 @@ def keys(data: Path) -> list[str]:
 
 
 def test_key_that_cannot_be_printed_is_one_line_that_says_how_to_get_another(
-    tmp_path: Path,
+    tmp_path: Path, full: IO[str]
 ) -> None:
-    line = one_line(run_to(tmp_path, ">/dev/full", "user", "add", "alice b"), 1)
+    line = one_line(run_with(tmp_path, "user", "add", "alice b", stdout=full), 1)
     assert "No space left on device" in line
     assert "`taskservice key add 'alice b' --name NAME`" in line
     assert keys(tmp_path) == ["first"]
     another = ("key", "add", "alice b", "--name", "laptop")
-    line = one_line(run_to(tmp_path, ">/dev/full", *another), 1)
+    line = one_line(run_with(tmp_path, *another, stdout=full), 1)
     revoke = line.partition("`taskservice ")[2].partition("`")[0]
     assert run(tmp_path, *revoke.split()).returncode == 0
     assert run(tmp_path, *another).stdout.startswith("tsk_user_")
 
 
 def test_nothing_is_added_where_stdout_is_closed(tmp_path: Path) -> None:
-    assert "stdout is closed" in one_line(run_to(tmp_path, ">&-", "user", "add", "alice"), 1)
+    assert "stdout is closed" in one_line(run_with(tmp_path, "user", "add", "alice", closed=[1]), 1)
     run(tmp_path, "user", "add", "alice")
-    added = run_to(tmp_path, ">&-", "key", "add", "alice", "--name", "laptop")
+    added = run_with(tmp_path, "key", "add", "alice", "--name", "laptop", closed=[1])
     assert "stdout is closed" in one_line(added, 1)
     assert keys(tmp_path) == ["first"]
 
 
-@pytest.mark.parametrize("command", ["user list", "key list --json", "db upgrade", "db check"])
-def test_result_that_cannot_be_printed_is_one_line(tmp_path: Path, command: str) -> None:
+def test_result_that_cannot_be_printed_is_one_line(
+    tmp_path: Path, full: IO[str], subtests: pytest.Subtests
+) -> None:
     run(tmp_path, "user", "add", "alice")
-    line = one_line(run_to(tmp_path, ">/dev/full", *command.split()), 1)
-    assert line == "taskservice: stdout can't be written: No space left on device"
+    for command in ("user list", "key list --json", "db upgrade", "db check"):
+        with subtests.test(command):
+            line = one_line(run_with(tmp_path, *command.split(), stdout=full), 1)
+            assert line == "taskservice: stdout can't be written: No space left on device"
 
 
-def test_exit_code_is_the_same_where_stderr_cannot_be_written(tmp_path: Path) -> None:
-    for redirection in ("2>/dev/full", "2>&-"):
-        failed = run_to(tmp_path, redirection, "key", "revoke", "x")
+def test_exit_code_is_the_same_where_stderr_cannot_be_written(
+    tmp_path: Path, full: IO[str]
+) -> None:
+    for streams in ({"stderr": full}, {"closed": [2]}):
+        failed = run_with(tmp_path, "key", "revoke", "x", **streams)
         assert (failed.returncode, failed.stdout) == (1, "")
 
 
-@pytest.mark.parametrize("redirection", ["2>/dev/full", ">/dev/full 2>&1", "<&- >&- 2>&-"])
-def test_service_runs_where_its_log_cannot_be_written(tmp_path: Path, redirection: str) -> None:
+@pytest.mark.parametrize("unwritable", ["full stderr", "full", "closed"])
+def test_service_runs_where_its_log_cannot_be_written(
+    tmp_path: Path, full: IO[str], unwritable: str
+) -> None:
     service = Service(tmp_path / "data")
-    service.command = redirected(redirection, "serve")
+    service.streams = {"stderr": full} | ({"stdout": full} if unwritable == "full" else {})
+    if unwritable == "closed":
+        # The one that starts as it does for its users.
+        service.command = redirected("<&- >&- 2>&-", "serve")
     with service:
         alice = service.add_user()
         task = alice.start()

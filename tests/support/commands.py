@@ -22,7 +22,7 @@ def run(data: Path, *arguments: str, **settings: str) -> subprocess.CompletedPro
 def one_line(result: subprocess.CompletedProcess[str], code: int) -> str:
     """The one line on stderr of a command that must have failed with this exit code."""
     assert result.returncode == code, result
-    assert result.stdout == ""
+    assert not result.stdout
     (line,) = result.stderr.splitlines()
     return line
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 from uuid import uuid4
 
 import requests
@@ -56,6 +57,8 @@ class Service:
             data,
             **{"BIND": f"127.0.0.1:{self.port}", "CALLBACK_ALLOWED": "loopback"} | settings,
         )
+        # In place of the log, as `subprocess` has them.
+        self.streams: dict[str, Any] = {}
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "Service":
@@ -73,8 +76,9 @@ class Service:
     def start(self) -> None:
         with open(self.log, "ab") as log:
             self.process = ForkedPopen(
-                self.command, env=self.environment, stdout=log, stderr=log, start_new_session=True
-            )
+                self.command, env=self.environment, start_new_session=True,
+                **{"stdout": log, "stderr": log} | self.streams,
+            )  # fmt: skip
         self.wait_until_ready()
 
     def wait_until_ready(self) -> None:
