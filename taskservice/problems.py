@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 RETRY_SECONDS = 2
+OUT_OF_MEMORY = "The service has too little memory for this at the moment"
 # PostgreSQL's error codes for temporary failures: no connection, read-only, no disk or memory,
 # a lock timeout, an operator's intervention.
 BUSY_STATES = ("08", "25", "53", "55P03", "57")
@@ -82,6 +83,12 @@ def database_unavailable() -> Problem:
     )
 
 
+def out_of_memory() -> Problem:
+    """503: the request may succeed when others have ended, or with more memory."""
+    headers = {"Retry-After": str(RETRY_SECONDS)}
+    return Problem(503, OUT_OF_MEMORY, code=error_codes.OVERLOADED, headers=headers)
+
+
 def respond(problem: Problem) -> Response:
     response = Response(body(problem, g.request_id), problem.status, mimetype=PROBLEM_TYPE)
     response.headers.update(problem.headers)
@@ -122,7 +129,7 @@ def from_exception(error: Exception) -> Problem:
         logger.error("No connection to the database in time: %s", error)
         return database_unavailable()
     logger.error("A request failed", exc_info=error)
-    return _failure()
+    return out_of_memory() if isinstance(error, MemoryError) else _failure()
 
 
 def _of_validation(error: ValidationError) -> Problem:

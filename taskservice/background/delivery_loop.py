@@ -4,10 +4,12 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
 from flask import Flask
 
 from taskservice import resources
+from taskservice.contract.threads import start_thread
 from taskservice.database.watcher import Watcher
 from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
@@ -118,8 +120,7 @@ class DeliveryLoop(threading.Thread):
         with self._finished:
             self._running.add(attempt)
         try:
-            # A daemon thread, so that no receiver keeps the process from ending.
-            threading.Thread(target=self._send, args=(attempt,), name="sender", daemon=True).start()
+            start_thread("sender", partial(self._send, attempt))
         except RuntimeError:
             # The machine has no more threads: the delivery is due again when its lease runs out.
             self._finish(attempt)

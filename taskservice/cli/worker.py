@@ -10,9 +10,10 @@ from taskservice.background.upkeep import join_loops, start_loops
 from taskservice.cli.service_app import load_config, one_line_errors
 from taskservice.database.engine import dispose
 from taskservice.operations.request_log import configure_logging
-from taskservice.terminal import remark
+from taskservice.terminal import exit_with_error, remark
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+CHECK_SECONDS = 1.0
 
 
 @click.command("worker")
@@ -30,7 +31,12 @@ def command() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     loops = start_loops(app, serves=False)
     remark(f"data in {config.DATA}, working")
-    signal.sigwait(SIGNALS)
+    has_failed = False
+    while not has_failed and signal.sigtimedwait(SIGNALS, CHECK_SECONDS) is None:
+        # A thread may die of a lack of memory.
+        has_failed = not all(loop.is_alive() for loop in loops)
     resources.begin_stop()
     join_loops(loops)
     dispose(app)
+    if has_failed:
+        exit_with_error("a thread of the background work has died; start it again")

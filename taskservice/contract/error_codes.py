@@ -51,7 +51,7 @@ CODES = {
     "internal": Code(500, "The service failed; see its log."),
     "not_implemented": Code(501, "The service does not read this transfer coding."),
     "unavailable": Code(503, "The database is busy, full or out of reach."),
-    OVERLOADED: Code(503, "Too much is being sent or followed at once."),
+    OVERLOADED: Code(503, "Too much is being sent or followed at once, or memory is short."),
     LOG_DROPPED: Code(503, "The log was dropped while it was being read."),
     STOPPING: Code(503, "The service is stopping."),
 }

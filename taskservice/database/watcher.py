@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice import resources
+from taskservice.contract.threads import start_thread
 from taskservice.database.engine import Database
 from taskservice.resources import Slots
 
@@ -71,12 +72,11 @@ class Watcher:
             )
 
     def _start_thread(self) -> None:
-        if self._thread is None:
-            thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
+        # It may have died of a lack of memory.
+        if self._thread is None or not self._thread.is_alive():
             # Without the thread, those who wait still look each second, and start it later.
             with suppress(RuntimeError):
-                thread.start()
-                self._thread = thread
+                self._thread = start_thread("watcher", self._watch)
 
     def wake(self) -> None:
         """Wake all threads that wait, as a change does, but at once."""
@@ -91,7 +91,7 @@ class Watcher:
                     # It is held for long, so it must not count in the pool.
                     connection.detach()
                     self._watch_by(connection)
-            except SQLAlchemyError as error:
+            except (SQLAlchemyError, MemoryError) as error:
                 logger.error("Can't watch the database: %s", error)
                 # The waiting threads look, meet the same error, and report it.
                 self.wake()

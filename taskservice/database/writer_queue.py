@@ -6,9 +6,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import OperationalError
+
+from taskservice.contract.threads import start_thread
 
 TOO_LATE = "other writers took too long"
 
@@ -64,6 +67,7 @@ class FileLock:
         self._path = path
         self._changed = threading.Condition()
         self._is_awaited = self._is_wanted = False
+        self._waiter: threading.Thread | None = None
         self._granted: int | None = None
 
     def acquire(self, seconds: float) -> int:
@@ -85,7 +89,8 @@ class FileLock:
         # flock has no timeout, so a thread of its own waits; after a timeout it goes on waiting
         # for the next caller.
         with self._changed:
-            if self._is_awaited:
+            # The thread may have died of a lack of memory.
+            if self._is_awaited and self._waiter is not None and self._waiter.is_alive():
                 os.close(file)
             else:
                 self._start_waiting(file)
@@ -98,7 +103,7 @@ class FileLock:
 
     def _start_waiting(self, file: int) -> None:
         try:
-            threading.Thread(target=self._wait, args=[file], daemon=True).start()
+            self._waiter = start_thread("writer turn", partial(self._wait, file))
         except RuntimeError:
             os.close(file)
             raise

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Lock, Thread
@@ -16,6 +17,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice import resources
+from taskservice.contract.threads import start_thread
 from taskservice.database.models import Delivery
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now, db
@@ -34,7 +36,8 @@ CACHE_FACTOR = 20.0
 # With less free space the disk counts as full, since the next writes would fail.
 MIN_FREE_BYTES = 64 * 1024
 
-FAILURES = (SQLAlchemyError, OSError)
+# Without memory or a thread it is unknown whether the database can be used.
+FAILURES = (SQLAlchemyError, OSError, RuntimeError, MemoryError)
 
 _READ_ONLY = text("SELECT current_setting('transaction_read_only') = 'on' FROM alembic_version")
 _REVISION = text("SELECT version_num FROM alembic_version")
@@ -75,20 +78,27 @@ class DatabaseProbe(Generic[T]):
         self._app, self._query, self._cache_factor = app, query, cache_factor
         self._lock = Lock()
         self._result: Future[T] | None = None
+        self._thread: Thread | None = None
         self._reused_until = 0.0
 
     def result(self, seconds: float) -> T:
         """Raises TimeoutError when there is no result in time, and what the query raises."""
         with self._lock:
             result = self._result
-            if result is None or (result.done() and time.monotonic() >= self._reused_until):
+            if result is None or self._is_over(result):
                 result = Future()
-                Thread(target=self._run, args=(result,), name="health", daemon=True).start()
+                self._thread = start_thread("health", partial(self._run, result))
                 self._result = result
         try:
             return result.result(seconds)
         except TimeoutError:
             raise TimeoutError(f"no answer in {seconds:g} s") from None
+
+    def _is_over(self, result: Future[T]) -> bool:
+        if result.done():
+            return time.monotonic() >= self._reused_until
+        # A thread may die without a result, for lack of memory.
+        return self._thread is None or not self._thread.is_alive()
 
     def _run(self, result: Future[T]) -> None:
         began = time.monotonic()

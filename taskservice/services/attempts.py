@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from contextvars import copy_context
 from functools import partial
-from threading import Thread
 
 from flask import Flask, current_app
 from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice import resources
 from taskservice.contract.terms import FAILED, PENDING
+from taskservice.contract.threads import start_thread
 from taskservice.database import timestamps
 from taskservice.queries import task_json
 from taskservice.queries import tasks as task_queries
@@ -119,15 +119,16 @@ def _attempt_until_stop(leased: Leased) -> str | None:
     interrupt = Interrupt()
     # A look-up or a connect cannot be interrupted, only abandoned: so the attempt has a thread
     # of its own, in the context of this request.
-    work = [lambda: state.set_result(attempt(leased, interrupt))]
-    thread = Thread(target=copy_context().run, args=work, name="first attempt", daemon=True)
+    work = partial(copy_context().run, lambda: state.set_result(attempt(leased, interrupt)))
     try:
-        thread.start()
+        thread = start_thread("first attempt", work)
     except RuntimeError:
         # The machine has no more threads.
         return attempt(leased, interrupt)
     while not resources.stopping.is_set() and not wait([state], STOP_CHECK_SECONDS).done:
-        pass
+        if not thread.is_alive():
+            # It may have died of a lack of memory.
+            break
     if not wait([state], STOP_SECONDS).done:
         interrupt.set()
         wait([state], INTERRUPT_SECONDS)

@@ -70,6 +70,7 @@ _REFUSALS: dict[type[BaseException], Refusal] = {
     errors.ExpectationFailed: Refusal(417, "No expectation but 100-continue can be met"),
     errors.LimitRequestHeaders: Refusal(431, "The headers are too many or too long"),
     errors.UnsupportedTransferCoding: Refusal(501, "No transfer coding but chunked is understood"),
+    MemoryError: Refusal(503, problems.OUT_OF_MEMORY, OVERLOADED),
     OverloadedError: Refusal(503, "Too much is being sent at once", OVERLOADED),
     StoppingError: Refusal(503, "The service is stopping", STOPPING),
     # An application's own malformed headers are not the client's fault.

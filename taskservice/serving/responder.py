@@ -99,7 +99,7 @@ class Responder:
         metrics.requests.add(None, request.method if request else "", refusal.status, 0.0)
         request_id = _request_id(request.headers if request else ())
         of_request = request_log.of_request(request_id)
-        if refusal is INTERNAL:
+        if refusal is INTERNAL or isinstance(error, MemoryError):
             name = f"{request.method} {request.path}" if request else "a request"
             self._log.error("Could not answer %s", name, exc_info=error, extra=of_request)
         else:

@@ -1,8 +1,13 @@
 """The threads that run the application."""
 
+import logging
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
-from threading import Thread
+
+from taskservice.contract.threads import start_thread
+
+logger = logging.getLogger(__name__)
 
 
 class ThreadPool:
@@ -23,8 +28,17 @@ class ThreadPool:
 
     def _start_thread(self) -> None:
         # A daemon: a request that never ends must not keep the process from ending.
-        Thread(target=self._run, daemon=True).start()
+        start_thread("pool", self._run)
 
     def _run(self) -> None:
-        while self.jobs.get()():
+        while self._is_wanted_after_job():
             pass
+
+    def _is_wanted_after_job(self) -> bool:
+        try:
+            return self.jobs.get()()
+        except BaseException:
+            # Without memory even this may fail; the pool must lose no thread to it.
+            with suppress(BaseException):
+                logger.exception("A job failed")
+            return True

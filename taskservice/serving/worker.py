@@ -134,7 +134,14 @@ class Worker(BaseWorker):
         if now >= self.next_sweep:
             self.next_sweep = now + seconds
             self.notify()
+            self.check_background()
             self.sweep(now)
+
+    def check_background(self) -> None:
+        """Make way for a new process when a background thread has died, as of lack of memory."""
+        if self.alive and not all(thread.is_alive() for thread in self.background_threads):
+            self.log.critical("A background thread has died: the worker restarts")
+            self.alive = False
 
     def resume_deferred(self) -> None:
         until = time.monotonic() + BATCH_SECONDS
@@ -341,8 +348,10 @@ class Worker(BaseWorker):
         except RefusedByApplicationError as refused:
             return self.respond(connection, request, refused.response)
         except Exception as error:
-            self.responder.refuse(connection, error, request)
-            self.calls.put(self.linger, connection)
+            try:
+                self.responder.refuse(connection, error, request)
+            finally:
+                self.calls.put(self.linger, connection)
         else:
             self.calls.put(self.resume, connection, owner)
         return True
@@ -352,15 +361,18 @@ class Worker(BaseWorker):
         self.nr += 1
         if self.nr >= self.max_requests:
             self.alive = False
-        outcome = self.responder.respond(connection, request, application)
-        request.content.close()
-        has_replacement, connection.has_replacement = connection.has_replacement, False
-        next_call = {
-            Next.KEEP_ALIVE: self.keep_alive,
-            Next.LINGER: self.linger,
-            Next.RESET: self.reset,
-        }[outcome]
-        self.calls.put(next_call, connection)
+        outcome = Next.RESET
+        try:
+            outcome = self.responder.respond(connection, request, application)
+            request.content.close()
+        finally:
+            has_replacement, connection.has_replacement = connection.has_replacement, False
+            next_call = {
+                Next.KEEP_ALIVE: self.keep_alive,
+                Next.LINGER: self.linger,
+                Next.RESET: self.reset,
+            }[outcome]
+            self.calls.put(next_call, connection)
         return not has_replacement
 
 

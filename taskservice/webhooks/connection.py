@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import certifi
 
+from taskservice.contract.threads import start_thread
 from taskservice.webhooks.addresses import Address, read_address
 from taskservice.webhooks.destinations import Destinations, RefusedError, Target
 from taskservice.webhooks.interrupt import Interrupt
@@ -192,7 +193,7 @@ def look_up(resolve: Resolver, host: str, deadline: Deadline) -> list[Address]:
     if not _lookups.acquire(timeout=deadline.remaining()):
         raise TimeoutError
     try:
-        threading.Thread(target=run, name="webhook-lookup", daemon=True).start()
+        start_thread("webhook-lookup", run)
     except RuntimeError as error:
         _lookups.release()
         raise OSError(errno.EAGAIN, "the machine has no more threads") from error

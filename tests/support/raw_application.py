@@ -60,6 +60,10 @@ def application(  # noqa: C901 - a list of behaviours
         raise ValueError("a secret")
     if path == "/exit":
         raise SystemExit(1)
+    if path == "/end-thread":
+        raise GeneratorExit
+    if path == "/no-memory":
+        raise MemoryError
     if path == "/os-error":
         Path("/nowhere/at/all").read_bytes()
     if path == "/bad-header":

@@ -1,0 +1,49 @@
+"""Starts threads so that a shortage of memory never blocks the thread that starts one."""
+
+from collections.abc import Callable
+from threading import Event, Lock, Thread
+
+# A thread that has not begun after this time is given up.
+BEGIN_SECONDS = 5.0
+
+
+def start_thread(name: str, run: Callable[[], object]) -> Thread:
+    """Call `run` in a new daemon thread; RuntimeError when the machine has none to give.
+
+    A lack of memory can also end a thread later, at any moment: see `is_alive`.
+    """
+    try:
+        thread = _BoundedStart(target=run, name=name, daemon=True)
+        thread.start()
+    except MemoryError as error:
+        raise RuntimeError("no memory for a thread") from error
+    return thread
+
+
+class _Begun(Event):
+    """What `Thread.start` waits for, here for a limited time."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return super().wait(BEGIN_SECONDS if timeout is None else timeout)
+
+
+class _BoundedStart(Thread):
+    """A thread whose `start` returns also when the thread dies before it has begun.
+
+    Python's own `start` then waits for ever.
+    """
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)  # type: ignore[arg-type]
+        self._started = _Begun()
+        # Taken by the thread when it begins, or by `start` when it gives the thread up.
+        self._turn = Lock()
+
+    def start(self) -> None:
+        super().start()
+        if not self._started.is_set() and self._turn.acquire(blocking=False):
+            raise RuntimeError("a new thread did not begin")
+
+    def run(self) -> None:
+        if self._turn.acquire(blocking=False):
+            super().run()
