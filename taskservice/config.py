@@ -5,7 +5,6 @@ import re
 import secrets
 import socket
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,13 @@ from sqlalchemy.engine import URL, make_url
 
 from taskservice.database import address
 from taskservice.database.address import check_host, is_port
-from taskservice.database.files import make_folder, sync
+from taskservice.database.files import locked, make_folder, open_regular, sync
 from taskservice.webhooks.destinations import Destinations
 
 PREFIX = "TASKSERVICE_"
 # The key signs sessions, so it must be as hard to guess as they are to forge.
 KEY_BYTES = 32
+MAX_KEY_FILE = 64 * 1024
 # What the kernel takes as the path of a unix socket.
 MAX_SOCKET_PATH = 107
 # Variables of the agent's side, which are not misspelt settings.
@@ -223,7 +223,9 @@ def _kept_secret_key(path: Path, may_create: bool) -> str:
             if not may_create:
                 return ""
             _create_secret_key(path)
-        return _secret_key(path.read_text(encoding="utf-8", errors="surrogateescape").strip())
+        with open_regular(path) as file:
+            text = file.read(MAX_KEY_FILE)
+        return _secret_key(text.decode(errors="surrogateescape").strip())
     except OSError as error:
         raise ConfigError(f"{PREFIX}DATA: {path} cannot be used: {error.strerror}") from None
     except ValueError as error:
@@ -233,17 +235,21 @@ def _kept_secret_key(path: Path, may_create: bool) -> str:
 
 
 def _create_secret_key(path: Path) -> None:
-    # Written under another name and linked into place: of two processes that start at once,
-    # one creates the key, and neither reads half of it.
+    """Create the key, unless another process does so at the same time."""
     make_folder(path.parent)
-    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w") as file:
-            file.write(secrets.token_hex(KEY_BYTES) + "\n")
-        sync(draft)
-        with suppress(FileExistsError):
-            os.link(draft, path)
-    finally:
+    with locked(path.parent):
+        if path.exists():
+            return
+        # It gets its name when it is whole and on the disk. What a killed process left under the
+        # other name is replaced.
+        draft = path.with_name(f"{path.name}.new")
         draft.unlink(missing_ok=True)
-    sync(path.parent)
+        try:
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(descriptor, "w") as file:
+                file.write(secrets.token_hex(KEY_BYTES) + "\n")
+            sync(draft)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+        sync(path.parent)

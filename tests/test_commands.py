@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -219,6 +220,46 @@ def test_path_of_a_request_cannot_write_a_line_of_its_own_into_the_log(tmp_path:
     lines = service.log.read_text().splitlines()
     assert [line for line in lines if "forged" in line]
     assert not [line for line in lines if line.startswith("2026-01-01")]
+
+
+# --- files that are none, and rights that are missing --------------------------------------
+
+
+def make_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("make", [make_fifo, make_device, Path.mkdir])
+def test_file_of_the_service_that_is_no_regular_file_is_one_line(
+    tmp_path: Path, make: Callable[[Path], None], subtests: pytest.Subtests
+) -> None:
+    make(tmp_path / "secret_key")
+    for command in (["serve"], ["db", "backup", "x"]):
+        with subtests.test(f"secret_key {command}"):
+            line = one_line(run(tmp_path, *command, SECRET_KEY=""), 2)
+            assert line.endswith("secret_key cannot be used: it is not a regular file")
+    make(tmp_path / "taskservice.db")
+    for command in (["serve"], ["user", "list"]):
+        with subtests.test(f"taskservice.db {command}"):
+            line = one_line(run(tmp_path, *command), 1)
+            assert line.endswith("taskservice.db cannot be opened: it is not a regular file")
+
+
+def test_umask_that_takes_the_rights_of_the_owner_changes_nothing(tmp_path: Path) -> None:
+    data = tmp_path / "new" / "data"
+    # What a killed process may have left.
+    data.mkdir(parents=True)
+    (data / "secret_key.new").write_text("half a k")
+    (data / "secret_key.new").chmod(0o400)
+    command = [*COMMAND, "user", "add", "alice"]
+    subprocess.run(command, env=environment(data, SECRET_KEY=""), umask=0o377, check=True)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in data.iterdir()}
+    made = ["secret_key", "taskservice.db", "taskservice.db-writers"]
+    assert modes == dict.fromkeys(made, 0o600)
 
 
 # --- paths with signs that mean something in a URL ----------------------------------------

@@ -66,5 +66,5 @@ def back_up(file: Path, force: bool) -> None:
 
 def _remind(config: Config) -> None:
     key = config.secret_key_file
-    if key.exists() and key.read_text().strip() == config.SECRET_KEY:
+    if key.is_file() and key.read_bytes().strip() == config.SECRET_KEY.encode():
         remark(f"keep {key} with it")

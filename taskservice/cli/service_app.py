@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from taskservice.app import create_app
 from taskservice.config import Config, ConfigError, unknown_names
 from taskservice.database.engine import dispose
+from taskservice.database.files import let_owner_in
 from taskservice.database.migrations import DatabaseError
 from taskservice.problems import Problem
 from taskservice.terminal import (
@@ -27,6 +28,7 @@ def load_config(may_create: bool = False) -> Config:
     Only with `may_create` is a secret key made if there is none.
     """
     open_standard_files()
+    let_owner_in()
     for name in unknown_names():
         remark(f"{name} is not a setting; is it misspelt?")
     try:

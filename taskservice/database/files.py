@@ -1,7 +1,52 @@
 """Files and folders that hold secrets, and that a power cut does not take away."""
 
+import errno
+import fcntl
 import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+LOCK_SECONDS = 10.0
+LOCK_POLL_SECONDS = 0.02
+
+
+def let_owner_in() -> None:
+    """Leave the owner's rights to what this process makes, whatever its umask."""
+    os.umask(os.umask(0) & 0o077)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read; raises OSError for a pipe, which would wait, a device and a folder."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return open(path, "rb")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a lock between processes on this folder; raises OSError if it does not come in time."""
+    until = time.monotonic() + LOCK_SECONDS
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        while not _has_locked(descriptor):
+            if time.monotonic() > until:
+                raise TimeoutError(errno.ETIMEDOUT, f"another program keeps {folder} locked")
+            time.sleep(LOCK_POLL_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _has_locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def make_folder(path: Path) -> None:

@@ -21,7 +21,7 @@ from taskservice.database.engine import (
     prepare_sqlite_connection,
     sqlite3,
 )
-from taskservice.database.files import make_folder
+from taskservice.database.files import make_folder, open_regular
 from taskservice.database.writer_queue import WriterQueue
 
 FOLDER = Path(__file__).parent
@@ -171,11 +171,9 @@ def _check_file(path: Path, may_create: bool) -> None:
         make_folder(path.parent)
         # It holds secrets; SQLite gives its other files the same mode.
         path.touch(mode=0o600)
-        if path.stat().st_size == 0:
-            return
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             magic = file.read(16)
     except OSError as error:
         raise DatabaseError(f"{path} cannot be opened: {error.strerror}") from None
-    if magic != b"SQLite format 3\0":
+    if magic and magic != b"SQLite format 3\0":
         raise DatabaseError(f"{path} is no SQLite database")
