@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event, Thread
 
@@ -701,18 +701,40 @@ def test_serve_from_within_serves_alike_and_ends_by_ctrl_c(tmp_path: Path) -> No
         assert "Traceback" not in server.log
 
 
-def test_it_can_listen_on_a_unix_socket(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-    server = unready(tmp_path, TASKSERVICE_BIND=f"unix:{path}")
+def test_unix_socket_is_taken_over_only_from_a_program_that_has_ended(tmp_path: Path) -> None:
+    path, folders = tmp_path / "socket", [tmp_path / name for name in ("one", "two", "three")]
+    for folder in folders:
+        folder.mkdir()
+    with on_unix_socket(folders[0], path) as first:
+        second = unready(folders[1], TASKSERVICE_BIND=f"unix:{path}")
+        assert second.process.wait(PATIENCE_SECONDS) == 1
+        (line,) = [line for line in second.log.splitlines() if "INFO" not in line]
+        assert line == f"taskservice: can't listen on {path}: another program listens there"
+        assert environ_by(path)["wsgi.url_scheme"] == "http"
+        os.killpg(first.process.pid, signal.SIGKILL)
+        first.process.wait()
+    assert path.is_socket()
+    with on_unix_socket(folders[2], path):
+        environ_by(path)
+
+
+@contextmanager
+def on_unix_socket(folder: Path, path: Path) -> Iterator[GunicornProcess]:
+    server = unready(folder, TASKSERVICE_BIND=f"unix:{path}")
     try:
         until(lambda: "Listening at" in server.log)
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(str(path))
-            client.sendall(b"GET /environ HTTP/1.0\r\nHost: x\r\nX-Forwarded-Proto: https\r\n\r\n")
-            environ = json.loads(read_to_end(client).partition(b"\r\n\r\n")[2])
+        yield server
     finally:
         server.kill()
-    assert environ["wsgi.url_scheme"] == "http"
+
+
+def environ_by(path: Path) -> dict[str, str]:
+    """What a request over this unix socket has in its environment."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        client.sendall(b"GET /environ HTTP/1.0\r\nHost: x\r\nX-Forwarded-Proto: https\r\n\r\n")
+        environ: dict[str, str] = json.loads(read_to_end(client).partition(b"\r\n\r\n")[2])
+        return environ
 
 
 def test_two_services_of_one_user_leave_each_other_alone(server: GunicornProcess) -> None:

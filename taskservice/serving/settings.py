@@ -1,5 +1,6 @@
 """gunicorn's settings, for `taskservice serve` and for gunicorn run directly."""
 
+import errno
 import os
 import socket
 from functools import partial
@@ -15,6 +16,7 @@ from gunicorn.util import is_ipv6
 from taskservice import resources
 from taskservice.background.upkeep import join_loops, start_loops
 from taskservice.config import Config
+from taskservice.database.files import locked
 from taskservice.operations import metrics
 from taskservice.operations.request_log import configure_logging
 from taskservice.serving.head_check import find_owner
@@ -118,9 +120,24 @@ def listen(arbiter: Arbiter) -> None:
 
 def _socket(address: tuple[str, int] | str, arbiter: Arbiter) -> BaseSocket:
     if isinstance(address, str):
-        return UnixSocket(address, arbiter.cfg, arbiter.log)
+        # gunicorn removes whatever socket it finds there.
+        with locked(Path(address).absolute().parent):
+            _require_unused(address)
+            return UnixSocket(address, arbiter.cfg, arbiter.log)
     kind = TCP6Socket if is_ipv6(address[0]) else TCPSocket
     return kind(address, arbiter.cfg, arbiter.log)
+
+
+def _require_unused(path: str) -> None:
+    """Raises OSError if another program listens on this unix socket, or if that can't be told."""
+    with socket.socket(socket.AF_UNIX) as client:
+        # If its queue is full, it does not wait.
+        client.setblocking(False)
+        failure = client.connect_ex(path)
+    if failure in (0, errno.EAGAIN):
+        raise OSError(errno.EADDRINUSE, "another program listens there")
+    if failure not in (errno.ENOENT, errno.ECONNREFUSED):
+        raise OSError(failure, os.strerror(failure))
 
 
 def _shown(address: tuple[str, int] | str) -> str:
