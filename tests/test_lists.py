@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from functools import partial
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
@@ -18,18 +18,18 @@ from uuid import uuid4
 
 import pytest
 from flask import Flask
-from sqlalchemy import event, insert, select, update
+from sqlalchemy import insert, select, update
 
-from taskservice import resources
 from taskservice.app import create_app
 from taskservice.config import Config
 from taskservice.database import timestamps
-from taskservice.database.engine import Database, dispose
+from taskservice.database.engine import dispose
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import reading, transaction
 from taskservice.queries import lists as list_queries
 from tests.support.api_client import ApiClient, RemoteClient, add_user, expect, problem
-from tests.support.internals import end_for_silence
+from tests.support.internals import before_reads, end_for_silence
+from tests.support.marks import one_database
 from tests.support.paging import ROOT, Task, in_pages, next_url, pages
 from tests.support.service import Service
 
@@ -80,7 +80,7 @@ def expected(tasks: list[Task], fields: dict[str, str | None]) -> list[Task]:
 @pytest.fixture
 def tasks(alice: ApiClient) -> list[Task]:
     """A dozen tasks of two agents in every status, in the order of their creation."""
-    started = []
+    started: list[Task] = []
     for number in range(12):
         name = f"{'Nightly' if number % 3 else 'hourly'} run {number}"
         started.append(alice.start(("summarizer", "translator")[number % 2], name=name))
@@ -93,14 +93,19 @@ def tasks(alice: ApiClient) -> list[Task]:
         alice.report(started[number], status="error", error={"message": "no"})
     expect(alice.post(f"/task/{started[0]['id']}/cancel"), 200)
     alice.append(started[5], "one", "two")
-    return [alice.task(task) for task in started]
+    # That the list has each task as it is alone is shown in test_tasks.py.
+    tasks = listed(alice, sort="createdAt")
+    assert ids(tasks) == ids(started)
+    return tasks
 
 
 # --- filters -----------------------------------------------------------------------------
 
 
+# These divide no number of choices, so that each choice comes with every other one.
+@pytest.mark.parametrize("step", [11, pytest.param(5, marks=pytest.mark.slow)])
 def test_every_filter_alone_and_with_all_others_in_every_order(
-    alice: ApiClient, bob: ApiClient, tasks: list[Task]
+    alice: ApiClient, bob: ApiClient, tasks: list[Task], step: int
 ) -> None:
     bob.start(name="Nightly run of another user")
     choices: dict[str, list[str | None]] = {
@@ -113,9 +118,7 @@ def test_every_filter_alone_and_with_all_others_in_every_order(
         "sort": [None, "createdAt", "finishedAt"],
     }
     sizes = set()
-    # Each fifth of all combinations: five divides no number of choices, so that each choice
-    # comes with every other one.
-    for values in list(product(*choices.values()))[::5]:
+    for values in list(product(*choices.values()))[::step]:
         fields = dict(zip(choices, values, strict=True))
         fitting = expected(tasks, fields)
         assert expect(alice.get(f"/task?{query(**fields)}"), 200) == fitting, fields
@@ -125,14 +128,14 @@ def test_every_filter_alone_and_with_all_others_in_every_order(
     assert {0, 1, 2, 3, 12} <= sizes
 
 
-@pytest.mark.parametrize("name", ["createdAfter", "createdBefore", "finishedAfter"])
-def test_bounds_are_exclusive(alice: ApiClient, tasks: list[Task], name: str) -> None:
+def test_bounds_are_exclusive(alice: ApiClient, tasks: list[Task]) -> None:
     task = tasks[4]
-    bound = task["finishedAt" if name == "finishedAfter" else "createdAt"]
-    step = timedelta(milliseconds=1 if name == "createdBefore" else -1)
-    beside = timestamps.rfc3339(datetime.fromisoformat(bound) + step)
-    assert task["id"] not in ids(listed(alice, **{name: bound}))
-    assert task["id"] in ids(listed(alice, **{name: beside}))
+    for name in ("createdAfter", "createdBefore", "finishedAfter"):
+        bound = task["finishedAt" if name == "finishedAfter" else "createdAt"]
+        step = timedelta(milliseconds=1 if name == "createdBefore" else -1)
+        beside = timestamps.rfc3339(datetime.fromisoformat(bound) + step)
+        assert task["id"] not in ids(listed(alice, **{name: bound}))
+        assert task["id"] in ids(listed(alice, **{name: beside}))
 
 
 def test_bounds_finer_than_a_millisecond_are_kept(alice: ApiClient, tasks: list[Task]) -> None:
@@ -229,6 +232,7 @@ def test_q_takes_wildcards_literally(alice: ApiClient) -> None:
         assert found == [name.replace("\0", "\ufffd") for name in wanted], part
 
 
+@one_database
 def test_links_keep_odd_parts_as_they_are(alice: ApiClient) -> None:
     for part in ("%", "a&b=c#d", "<>", "ü", "+", " ", '"', "\0", ">; rel=next"):
         started = [alice.start(name=f"{part} {number}") for number in range(3)]
@@ -239,36 +243,36 @@ def test_links_keep_odd_parts_as_they_are(alice: ApiClient) -> None:
 # --- shapes and whole lists --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sort", SORTS)
 def test_pages_put_together_equal_the_streamed_whole(
-    alice: ApiClient, tasks: list[Task], sort: str, monkeypatch: pytest.MonkeyPatch
+    alice: ApiClient, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So few that a short list takes several looks too.
     monkeypatch.setattr(list_queries, "POSITIONS_PER_READ", 5)
-    whole = listed(alice, sort=sort)
-    assert whole == in_order(tasks, sort)
-    for limit in (1, 4, 5, 11, 12, 13, 1000):
-        in_parts = list(pages(alice.get, query(sort=sort, limit=limit)))
-        assert [task for page in in_parts for task in page] == whole
-        assert [len(page) for page in in_parts[:-1]] == [limit] * (len(in_parts) - 1)
-        # The last page is not empty, and says that it is the last.
-        assert len(in_parts) == -(-len(whole) // limit)
+    for sort in SORTS:
+        whole = listed(alice, sort=sort)
+        assert whole == in_order(tasks, sort)
+        for limit in (1, 4, 5, 11, 12, 13, 1000):
+            in_parts = list(pages(alice.get, query(sort=sort, limit=limit)))
+            assert [task for page in in_parts for task in page] == whole
+            assert [len(page) for page in in_parts[:-1]] == [limit] * (len(in_parts) - 1)
+            # The last page is not empty, and says that it is the last.
+            assert len(in_parts) == -(-len(whole) // limit)
 
 
-@pytest.mark.parametrize("sort", SORTS)
 def test_pages_of_tasks_of_one_millisecond_hold_together(
-    alice: ApiClient, app: Flask, tasks: list[Task], sort: str
+    alice: ApiClient, app: Flask, tasks: list[Task]
 ) -> None:
     with app.app_context(), transaction() as connection:
         moment = tasks[3]["createdAt"]
         connection.execute(update(TaskModel).values(created_at=moment))
         ended = update(TaskModel).where(TaskModel.finished_at.is_not(None))
         connection.execute(ended.values(finished_at=tasks[3]["finishedAt"]))
-    whole = listed(alice, sort=sort)
-    assert whole == in_order(whole, sort)
-    assert {task["createdAt"] for task in whole} == {moment}
-    for limit in (1, 2, 5):
-        assert in_pages(alice.get, query(sort=sort, limit=limit)) == whole
+    for sort in SORTS:
+        whole = listed(alice, sort=sort)
+        assert whole == in_order(whole, sort)
+        assert {task["createdAt"] for task in whole} == {moment}
+        for limit in (1, 2, 5):
+            assert in_pages(alice.get, query(sort=sort, limit=limit)) == whole
 
 
 def test_fields_and_expand_shape_every_page(alice: ApiClient, tasks: list[Task]) -> None:
@@ -286,23 +290,16 @@ def test_fields_and_expand_shape_every_page(alice: ApiClient, tasks: list[Task])
     assert in_pages(alice.get, "fields=name&status=complete&limit=1") == names
 
 
-@pytest.mark.parametrize("limit", ["", "&limit=3"])
-def test_what_fields_leave_out_is_not_read(
-    alice: ApiClient, app: Flask, tasks: list[Task], limit: str
-) -> None:
-    statements: list[str] = []
-    event.listen(
-        resources.find(Database, app).reader,
-        "before_cursor_execute",
-        lambda *call: statements.append(call[2]),
-    )
-    for fields, columns in (
-        ("id,name,logs", []), ("id,input", ["input"]), ("output", ["output"]),
-        ("", ["input", "output"]),
+@one_database
+def test_what_fields_leave_out_is_not_read(alice: ApiClient, app: Flask, tasks: list[Task]) -> None:
+    for limit, (fields, columns) in product(
+        ("", "&limit=3"),
+        (("id,name,logs", []), ("id,input", ["input"]), ("output", ["output"]),
+         ("", ["input", "output"])),
     ):  # fmt: skip
-        statements.clear()
         fields = f"fields={fields}" if fields else "sort=createdAt"
-        assert expect(alice.get(f"/task?{fields}{limit}"), 200)
+        request = partial(alice.get, f"/task?{fields}{limit}")
+        statements = [text for text, _ in statements_on_tasks(app, request)]
         reads = [text for text in statements if "tasks.log_count" in text]
         assert reads
         for read in reads:
@@ -315,19 +312,22 @@ def test_task_that_goes_with_its_agent_while_it_is_read_is_left_out(
     kept, other = alice.start("summarizer"), ApiClient(app, alice.name, alice.key)
     going: list[Task] = []
 
-    def delete_both(*call: Any) -> None:
-        while going and "FROM agents" in call[2]:
+    def delete_both(statement: str, _: Any) -> None:
+        while going and "FROM agents" in statement:
             expect(other.delete(f"/task/{going.pop()['id']}"), 200)
             expect(other.delete("/agent/translator"), 200)
 
-    event.listen(resources.find(Database, app).reader, "before_cursor_execute", delete_both)
-    for path in ("/task?expand=agent", "/task?expand=user", "/task?limit=2&expand=agent"):
+    with before_reads(app, delete_both):
+        for path in ("/task?expand=agent", "/task?expand=user", "/task?limit=2&expand=agent"):
+            alice.register("translator")
+            going.append(alice.start("translator"))
+            assert [task["id"] for task in expect(alice.get(path), 200)] == [kept["id"]]
+        alice.register("translator")
         going.append(alice.start("translator"))
-        assert [task["id"] for task in expect(alice.get(path), 200)] == [kept["id"]]
-    going.append(alice.start("translator"))
-    problem(alice.get(f"/task/{going[0]['id']}?expand=agent"), 404)
+        problem(alice.get(f"/task/{going[0]['id']}?expand=agent"), 404)
 
 
+@one_database
 def test_head_of_a_list_is_its_get_without_the_body(alice: ApiClient, tasks: list[Task]) -> None:
     for path in ("/task", "/task?limit=2"):
         head, get = alice.request("HEAD", path), alice.get(path)
@@ -353,6 +353,7 @@ def test_agent_key_lists_its_own_agents_tasks_only(alice: ApiClient, tasks: list
 # --- links -------------------------------------------------------------------------------
 
 
+@one_database
 def test_link_is_relative_and_keeps_all_parameters(alice: ApiClient, tasks: list[Task]) -> None:
     fields = {"limit": "2", "sort": "createdAt", "q": "run", "fields": "id,name", "expand": "user"}
     link = alice.get(f"/task?{query(**fields)}").headers["Link"]
@@ -363,12 +364,14 @@ def test_link_is_relative_and_keeps_all_parameters(alice: ApiClient, tasks: list
     assert parameters == {name: [value] for name, value in fields.items()}
 
 
+@one_database
 def test_list_without_more_has_no_link(alice: ApiClient, tasks: list[Task]) -> None:
     for path in ("/task", "/task?limit=12", "/task?limit=1000", "/task?limit=1&q=nothing-has-this"):
         assert "Link" not in alice.get(path).headers
     assert "Link" in alice.get("/task?limit=11").headers
 
 
+@one_database
 def test_links_hold_under_the_prefix_of_a_proxy(config: Config) -> None:
     app = create_app(Config(**{**config.__dict__, "PROXY_HOPS": 1}))
     alice = add_user(app, "alice")
@@ -399,6 +402,7 @@ BAD_LIMITS = (
 )  # fmt: skip
 
 
+@one_database
 def test_limit_is_a_whole_number_from_1_to_1000(
     alice: ApiClient, subtests: pytest.Subtests
 ) -> None:
@@ -423,6 +427,7 @@ UNFIT = (
 )  # fmt: skip
 
 
+@one_database
 def test_unfit_or_unknown_parameter_is_422(alice: ApiClient, subtests: pytest.Subtests) -> None:
     alice.start()
     for name, value in UNFIT:
@@ -431,6 +436,7 @@ def test_unfit_or_unknown_parameter_is_422(alice: ApiClient, subtests: pytest.Su
             assert list(problem(response, 422)["errors"]) == [name]
 
 
+@one_database
 def test_repeated_parameter_is_422(alice: ApiClient) -> None:
     for name in (
         "status", "agentId", "q", "createdAfter", "createdBefore", "finishedAfter", "sort",
@@ -458,6 +464,7 @@ def refused(response: Any) -> None:
     assert list(problem(response, 422)["errors"]) == ["cursor"]
 
 
+@one_database
 def test_garbage_is_no_cursor(alice: ApiClient, subtests: pytest.Subtests) -> None:
     for cursor in (
         "", "x", "abc", "%", "====", "ü", "\0", "bnVsbA==", "W10=", "e30=", "MQ==", "WzEsMl0=",
@@ -467,6 +474,7 @@ def test_garbage_is_no_cursor(alice: ApiClient, subtests: pytest.Subtests) -> No
             refused(with_cursor(alice, cursor))
 
 
+@one_database
 def test_cursor_goes_with_a_limit_and_its_own_order(alice: ApiClient, tasks: list[Task]) -> None:
     for sort in SORTS:
         cursor = cursor_of(alice, sort)
@@ -477,6 +485,7 @@ def test_cursor_goes_with_a_limit_and_its_own_order(alice: ApiClient, tasks: lis
         assert len(expect(with_cursor(alice, cursor, sort), 200)) == 2
 
 
+@one_database
 def test_truncated_cursor_is_refused(alice: ApiClient, tasks: list[Task]) -> None:
     cursor = cursor_of(alice)
     for length in range(len(cursor.rstrip("=")) - 1):
@@ -507,21 +516,22 @@ ODD_PARTS_OF_A_CURSOR: list[Any] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("sort", SORTS)
-@pytest.mark.parametrize("place", range(3))
-def test_altered_part_of_a_cursor_is_refused(
-    alice: ApiClient, tasks: list[Task], sort: str, place: int
-) -> None:
+def as_cursor(parts: Any) -> str:
+    return urlsafe_b64encode(json.dumps(parts).encode()).decode()
+
+
+@one_database
+def test_altered_part_of_a_cursor_is_refused(alice: ApiClient, tasks: list[Task]) -> None:
     """Whoever takes a cursor apart gets no 500 for it."""
-    parts = json.loads(urlsafe_b64decode(cursor_of(alice, sort)))
-    assert len(parts) == 3
-    for odd in ODD_PARTS_OF_A_CURSOR:
-        altered = [*parts[:place], odd, *parts[place + 1 :]]
-        response = with_cursor(
-            alice, urlsafe_b64encode(json.dumps(altered).encode()).decode(), sort
-        )
-        assert response.status_code == 422, (odd, response.text)
-        refused(response)
+    for sort in SORTS:
+        parts = json.loads(urlsafe_b64decode(cursor_of(alice, sort)))
+        assert len(parts) == 3
+        for place, odd in product(range(3), ODD_PARTS_OF_A_CURSOR):
+            response = with_cursor(
+                alice, as_cursor([*parts[:place], odd, *parts[place + 1 :]]), sort
+            )
+            assert response.status_code == 422, (odd, response.text)
+            refused(response)
 
 
 def odd_value(dice: random.Random, parts: list[Any], depth: int = 0) -> Any:
@@ -535,14 +545,17 @@ def odd_value(dice: random.Random, parts: list[Any], depth: int = 0) -> Any:
     return values if kind == 3 else {str(number): value for number, value in enumerate(values)}
 
 
-def test_cursor_of_any_structure_is_taken_or_refused(alice: ApiClient, tasks: list[Task]) -> None:
+@pytest.mark.parametrize("count", [40, pytest.param(150, marks=pytest.mark.slow)])
+def test_cursor_of_any_structure_is_taken_or_refused(
+    alice: ApiClient, tasks: list[Task], count: int
+) -> None:
     dice = random.Random(3)
     for sort in SORTS:
         parts = json.loads(urlsafe_b64decode(cursor_of(alice, sort)))
-        for _ in range(150):
+        for _ in range(count):
             forged = [part if dice.random() < 0.6 else odd_value(dice, parts) for part in parts]
             altered = dice.choice([forged, forged, forged[1:], [*forged, forged[0]], forged[0]])
-            cursor = urlsafe_b64encode(json.dumps(altered).encode()).decode()
+            cursor = as_cursor(altered)
             if len(cursor) < 30_000:
                 response = with_cursor(alice, cursor, sort)
                 assert response.status_code in (200, 422), (altered, response.text)
@@ -598,7 +611,7 @@ class World:
                             self.delete])()  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sort", SORTS)
 def test_pages_neither_skip_nor_repeat_while_tasks_change(
     alice: ApiClient, sort: str, seed: int
@@ -667,8 +680,6 @@ def test_late_report_moves_its_task_to_its_new_place_in_a_list_by_end(
 
 Statement = tuple[str, Any]
 
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-
 LISTS: tuple[dict[str, str], ...] = (
     *({"sort": sort} for sort in SORTS),
     *({"sort": sort, "agentId": "translator"} for sort in SORTS),
@@ -685,25 +696,24 @@ LISTS: tuple[dict[str, str], ...] = (
 def statements_on_tasks(app: Flask, request: Callable[[], Any]) -> list[Statement]:
     """What a request reads of the table of tasks."""
     statements: list[Statement] = []
-
-    def note(*call: Any) -> None:
-        if "FROM tasks" in call[2]:
-            statements.append((call[2], call[3]))
-
-    reader = resources.find(Database, app).reader
-    event.listen(reader, "before_cursor_execute", note)
-    request()
-    event.remove(reader, "before_cursor_execute", note)
-    assert statements
-    return statements
+    with before_reads(app, lambda *statement: statements.append(statement)):
+        request()
+    on_tasks = [statement for statement in statements if "FROM tasks" in statement[0]]
+    assert on_tasks
+    return on_tasks
 
 
-@on_sqlite
+def read_pages(person: ApiClient, fields: str) -> None:
+    """The first page, and two that a cursor leads to."""
+    list(islice(pages(person.get, fields), 3))
+
+
+@one_database
 def test_list_is_read_in_the_order_of_an_index(
     alice: ApiClient, app: Flask, tasks: list[Task], subtests: pytest.Subtests
 ) -> None:
     for person, fields in product((alice, alice.agent_key("translator")), LISTS):
-        request = partial(in_pages, person.get, query(**fields, limit=1))
+        request = partial(read_pages, person, query(**fields, limit=1))
         for statement, parameters in statements_on_tasks(app, request):
             with app.app_context(), reading() as connection:
                 rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
@@ -769,7 +779,8 @@ def costs(app: Flask, person: ApiClient, fields: dict[str, str], database: Path)
     return [steps(database, statements) for statements in reads]
 
 
-@on_sqlite
+@pytest.mark.slow
+@one_database
 def test_page_costs_no_more_where_there_are_more_tasks(
     alice: ApiClient, app: Flask, tasks: list[Task], config: Config, subtests: pytest.Subtests
 ) -> None:

@@ -23,6 +23,7 @@ class ApiClient:
     def __init__(self, app: Flask, name: str, key: str) -> None:
         self.app, self.name, self.key = app, name, key
         self._client = app.test_client()
+        self._registered: set[str] = set()
 
     def request(self, method: str, path: str, **options: Any) -> TestResponse:
         headers = {"apikey": self.key, **options.pop("headers", {})}
@@ -43,15 +44,18 @@ class ApiClient:
         return self.request("PATCH", path, **options)
 
     def delete(self, path: str, **options: Any) -> TestResponse:
+        self._registered.discard(path.removeprefix("/agent/"))
         return self.request("DELETE", path, **options)
 
     def register(self, agent_id: str = "summarizer", **fields: Any) -> dict[str, Any]:
         """Register an agent, or change it; returns it."""
+        self._registered.add(agent_id)
         return expect(self.put(f"/agent/{agent_id}", json=fields), 200, 201)
 
     def start(self, agent_id: str = "summarizer", **fields: Any) -> dict[str, Any]:
         """Start a task of an agent that is registered on the way; returns it."""
-        self.register(agent_id)
+        if agent_id not in self._registered:
+            self.register(agent_id)
         return expect(self.post("/task", json={"agentId": agent_id, **fields}), 201)
 
     def append(self, task: dict[str, Any], *lines: str, **more: Any) -> dict[str, Any]:

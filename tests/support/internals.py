@@ -1,19 +1,21 @@
 """What a test must see that HTTP does not show: all routes, and all rows."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from flask import Flask
-from sqlalchemy import select, text, update
+from sqlalchemy import event, select, text, update
 from werkzeug.routing import Rule
 
+from taskservice import resources
 from taskservice.contract.terms import ERROR, TIMEOUT
 from taskservice.database import timestamps
-from taskservice.database.engine import dispose
+from taskservice.database.engine import Database, dispose
 from taskservice.database.models import ApiKey, Task
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import Base
@@ -61,6 +63,19 @@ def column(app: Flask, task: dict[str, Any], name: str) -> Any:
     """One column of a task."""
     with app.app_context(), reading() as connection:
         return connection.scalar(select(getattr(Task, name)).where(Task.id == task["id"]))
+
+
+@contextmanager
+def before_reads(app: Flask, act: Callable[[str, Any], None]) -> Iterator[None]:
+    """Call `act` with each statement that is about to read, and its parameters."""
+    reader = resources.find(Database, app).reader
+
+    def before(*call: Any) -> None:
+        act(call[2], call[3])
+
+    event.listen(reader, "before_cursor_execute", before)
+    yield
+    event.remove(reader, "before_cursor_execute", before)
 
 
 def end_for_silence(app: Flask, task: dict[str, Any]) -> None:
