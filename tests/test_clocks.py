@@ -15,16 +15,16 @@ from taskservice.config import Config
 from taskservice.database.engine import Database, dispose
 from taskservice.database.models import Delivery
 from taskservice.database.models import Task as TaskModel
-from taskservice.database.transactions import reading, transaction
+from taskservice.database.transactions import database_moment, reading, transaction
 from taskservice.database.types import database_now, db
 from taskservice.queries.deliveries import LONGEST_DELAY_SECONDS
 from taskservice.services.deliveries import JITTER, SCHEDULE
 from taskservice.webhooks.transport import MAX_RETRY_AFTER
 from tests.support import receiver as play
-from tests.support.api_client import ApiClient, problem
+from tests.support.api_client import ApiClient, expect, problem
 from tests.support.commands import check
 from tests.support.deliveries import change, finish, looping, the_delivery
-from tests.support.internals import set_clock, set_for_database
+from tests.support.internals import moment, set_clock, set_for_database
 from tests.support.receiver import Receiver
 from tests.support.upkeep import end, fall_silent, rounds
 
@@ -140,6 +140,34 @@ def test_retention_goes_by_the_clock_of_the_database(
     set_clock(monkeypatch, 40 * DAY)
     Upkeep(app).do_round()
     assert alice.task(task)["status"] == "complete"
+
+
+@pytest.mark.parametrize("days", [40, -40])
+def test_end_of_a_task_is_told_by_the_clock_that_retention_goes_by(
+    app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch, no_grace: None, days: int
+) -> None:
+    """The machine's clock has been wrong all the time, and no other process knows by how much."""
+    set_clock(monkeypatch, days * DAY)
+    reported, cancelled, silent = alice.start(), alice.start(), alice.start(claim=True, timeout=60)
+    alice.report(reported, status="complete")
+    expect(alice.post(f"/task/{cancelled['id']}/cancel"), 200)
+    fall_silent(app, silent, 61)
+    for _ in range(2):
+        Upkeep(app).do_round()
+    with app.app_context():
+        now = moment(database_moment())
+    for task in (reported, cancelled, silent):
+        assert abs(now - moment(alice.task(task)["finishedAt"])).total_seconds() < 3_600
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_check_tells_of_clocks_that_differ(config: Config, set_database_clock: SetClock) -> None:
+    found = []
+    for seconds in (0.0, -120.0):
+        set_database_clock(seconds)
+        found.append(check(config.DATA, DATABASE_URL=str(config.DATABASE_URL))["clocks"])
+    assert [finding["state"] for finding in found] == ["ok", "warning"]
+    assert "is 120 s behind this machine's" in found[1]["message"]
 
 
 def test_gap_between_two_rounds_puts_retention_off(

@@ -269,7 +269,7 @@ def test_sound_database_is_ok(data: Path) -> None:
 def test_sound_postgresql_is_ok(databases: Databases, tmp_path: Path) -> None:
     found = check(tmp_path, DATABASE_URL=databases.empty_postgresql())
     assert list(found) == [
-        "python", "server", "durability", "indexes", "revision", "schema", "deliveries",
+        "python", "server", "clocks", "durability", "indexes", "revision", "schema", "deliveries",
     ]  # fmt: skip
     # The server of the tests may well be one that does not wait for its disk.
     del found["durability"]

@@ -22,6 +22,7 @@ from taskservice.database.models import (
 from taskservice.database.rows import AnySelect
 from taskservice.database.transactions import (
     database_moment,
+    moment_by,
     reading,
     retry_on_conflict,
     transaction,
@@ -189,8 +190,7 @@ def _end_batch(silent: AnySelect, moments: dict[str, str]) -> bool:
     with transaction() as connection:
         locked = silent.limit(BATCH).with_for_update(skip_locked=True)
         tasks = connection.execute(locked, moments).all()
-        # Read inside the transaction, as at every end of a task: `sort=finishedAt` relies on it.
-        now = timestamps.now()
+        now = moment_by(connection)
         for task in tasks:
             timeout = task.timeout if task.timeout is not None else default
             values = {"of_task_id": task.id, "message": _message(timeout), "at": now}

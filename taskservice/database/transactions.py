@@ -51,7 +51,16 @@ def reading() -> Connection:
 def database_moment() -> str:
     """The present moment by the database's clock."""
     with reading() as connection:
-        return connection.execute(select(database_now())).scalar_one()
+        return moment_by(connection)
+
+
+def moment_by(connection: Connection) -> str:
+    """The present moment by the clock of this connection's database, read inside its transaction.
+
+    A task ends by this clock: so `sort=finishedAt` holds across machines, and no machine whose
+    clock is wrong can make a task look old enough to be removed.
+    """
+    return connection.execute(select(database_now())).scalar_one()
 
 
 def retry_on_conflict(function: Callable[P, T]) -> Callable[P, T]:

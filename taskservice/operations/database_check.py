@@ -15,7 +15,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
 from taskservice.config import Config
-from taskservice.database import migrations
+from taskservice.database import migrations, timestamps
 from taskservice.database.engine import (
     engine_arguments,
     prepare_postgresql_connection,
@@ -24,6 +24,7 @@ from taskservice.database.engine import (
 )
 from taskservice.database.migrations import DatabaseError
 from taskservice.database.models import Delivery
+from taskservice.database.transactions import moment_by
 from taskservice.database.types import Base
 from taskservice.operations.health import OLDEST_DUE, age
 from taskservice.queries.deliveries import is_too_far
@@ -38,6 +39,8 @@ FULL_DISK_BYTES = 16 * MEGABYTE
 # past the second an error.
 LATE_SECONDS = 300.0
 TOO_LATE_SECONDS = 3_600.0
+# Clocks that differ by more seconds are not kept in step.
+CLOCK_SECONDS = 60.0
 # The releases of SQLite without its rare corruption of databases with several writers.
 FIXED_VERSIONS = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
 
@@ -307,8 +310,20 @@ def _indexes(connection: Connection) -> Verdict:
     return (ERROR, f"Invalid: {', '.join(invalid)}") if invalid else (OK, "All are valid")
 
 
+def _clocks(connection: Connection) -> Verdict:
+    ahead = age(timestamps.now(), moment_by(connection))
+    if abs(ahead) < CLOCK_SECONDS:
+        return OK, "The database's clock and this machine's agree"
+    where = "ahead of" if ahead > 0 else "behind"
+    return WARNING, (
+        f"The database's clock is {abs(ahead):.0f} s {where} this machine's, by which keys expire; "
+        "tasks end, time out and are pruned by the database's"
+    )
+
+
 _POSTGRESQL_CHECKS = {
     "server": _server,
+    "clocks": _clocks,
     "durability": _durability,
     "indexes": _indexes,
     "revision": _revision,

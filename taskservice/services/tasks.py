@@ -34,7 +34,7 @@ from taskservice.contract.terms import (
 from taskservice.database import timestamps
 from taskservice.database.models import Agent, ApiKey, Identifier, Log, Task
 from taskservice.database.rows import AnyRow, TaskRow
-from taskservice.database.transactions import retry_on_conflict, transaction
+from taskservice.database.transactions import moment_by, retry_on_conflict, transaction
 from taskservice.database.types import database_now
 from taskservice.problems import Problem, invalid, invalid_key, not_found
 from taskservice.queries.tasks import tasks_with_log
@@ -294,8 +294,8 @@ def _change(
     connection: Connection, task: TaskRow, values: dict[str, Any]
 ) -> tuple[TaskRow, delivery_service.Leased | None]:
     """Write the changed columns, and enqueue the webhook if they end the task."""
-    now = timestamps.now()
     ends = values.keys() & {"status", "error_type"} and values.get("status") != RUNNING
+    now = moment_by(connection) if ends else timestamps.now()
     if values:
         values = {**values, "updated_at": now, "version": task.version + 1}
     if ends:
