@@ -128,9 +128,38 @@ def test_backup_replaces_nothing_unless_told_to(data: Path, tmp_path: Path) -> N
     assert target.read_text() == "precious"
     assert run(data, "db", "backup", str(target), "--force").returncode == 0
     assert target.read_bytes().startswith(b"SQLite format 3\0")
-    itself = data / "taskservice.db"
-    refused = run(data, "db", "backup", str(itself), "--force")
-    assert "is the database itself" in one_line(refused, 1)
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    assert run(data, "db", "backup", str(link), "--force").returncode == 0
+    assert link.is_symlink()
+
+
+def test_backup_replaces_no_file_of_the_service_and_nothing_that_is_no_file(
+    data: Path, tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    (data / "secret_key").write_text("k" * 32)
+    (data / "taskservice.db-writers").touch()
+    (tmp_path / "link").symlink_to(data / "taskservice.db-writers")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    own = ["secret_key", "taskservice.db", *(f"taskservice.db-{end}" for end in ENDS)]
+    targets = [*(data / name for name in own), *(tmp_path / name for name in NO_FILES)]
+    before = files(data)
+    for target in targets:
+        with subtests.test(target.name):
+            line = one_line(run(data, "db", "backup", str(target), "--force"), 1)
+            assert line.endswith(("belongs to the database itself", "is not a regular file"))
+            assert files(data) == before
+            assert not list(tmp_path.glob("**/*.part"))
+    assert (tmp_path / "pipe").is_fifo()
+
+
+ENDS = ["wal", "shm", "journal", "writers"]
+NO_FILES = ["link", "pipe", "device"]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("target", ["missing/backup.db", ".", "/proc/backup.db"])

@@ -57,7 +57,8 @@ def back_up(file: Path, force: bool) -> None:
     if address.get_backend_name() != "sqlite":
         exit_with_error("this is for SQLite; back up PostgreSQL with pg_dump", 2)
     try:
-        revision = backup(Path(address.database or ""), file, force)
+        database = Path(address.database or "")
+        revision = backup(database, config.secret_key_file, file, force)
     except BackupError as error:
         exit_with_error(str(error))
     print_line(f"{file}: {file.stat().st_size} bytes, revision {revision}, verified")

@@ -24,19 +24,25 @@ STEP_PAGES = 1_000
 STEP_INSTRUCTIONS = 100_000
 
 
+# The database, what SQLite and the writers' queue have beside it, and what SQLite had before.
+OWN_SUFFIXES = ("", "-wal", "-shm", "-journal", "-writers")
+
+
 class BackupError(Exception):
     """The backup failed; the message is one line for the operator."""
 
 
-def backup(database: Path, target: Path, replace: bool = False) -> str:
+def backup(database: Path, secret_key: Path, target: Path, replace: bool = False) -> str:
     """Copy an SQLite database to `target`, readable by its owner only; returns its revision.
 
     The copy contains all that was committed before the call, and no writer waits for it. The
     file gets its name only when it is complete, checked, and synced to the disk. Raises
     BackupError, with nothing changed.
     """
-    _check(database, target, replace)
+    # Where a symbolic link leads, the file is written, and the link stays.
+    target = Path(os.path.realpath(target))
     try:
+        _check(database, secret_key, target, replace)
         with _draft(target) as draft:
             _copy(database, draft)
             revision = _verified(draft)
@@ -48,17 +54,26 @@ def backup(database: Path, target: Path, replace: bool = False) -> str:
     return revision
 
 
-def _check(database: Path, target: Path, replace: bool) -> None:
+def _check(database: Path, secret_key: Path, target: Path, replace: bool) -> None:
     if not database.exists():
         raise BackupError(f"There is no database at {database}")
     if target.is_dir():
         raise BackupError(f"{target} is a folder; name the file")
-    if not target.exists():
-        return
-    if target.samefile(database):
-        raise BackupError(f"{target} is the database itself")
-    if not replace:
+    own = [secret_key, *(Path(f"{database}{suffix}") for suffix in OWN_SUFFIXES)]
+    if any(_is_same(target, file) for file in own):
+        raise BackupError(f"{target} belongs to the database itself")
+    for file in (database, target):
+        if file.exists() and not file.is_file():
+            raise BackupError(f"{file} is not a regular file")
+    if target.exists() and not replace:
         raise BackupError(f"{target} exists; --force replaces it")
+
+
+def _is_same(target: Path, file: Path) -> bool:
+    """Whether both are one file, also one that is not there yet."""
+    if target.exists() and file.exists():
+        return target.samefile(file)
+    return os.fspath(target) == os.path.realpath(file)
 
 
 @contextmanager
