@@ -20,6 +20,7 @@ from tests.support.agent_machine import AgentMachine, kill, machine_of
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Received, Receiver
 from tests.support.service import Service, free_port
+from tests.support.service_answers import losing
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +148,20 @@ def test_listener_survives_a_restart_of_the_service(tmp_path: Path) -> None:
             task = alice.start()
             finish(alice, task)
             assert ids(local.wait_for(1, 30)) == [task["id"]]
+
+
+def test_listener_survives_the_page_of_a_proxy(alice: RemoteClient, machine: AgentMachine) -> None:
+    with Receiver() as proxy, Receiver() as local:
+        proxy.answer = passed_on = losing(alice, lambda number: False)
+        machine.url = proxy.url
+        with listening(machine, local.url) as process:
+            proxy.answer = play.answer(404, {"Content-Type": "text/plain"}, b"404 page not found")
+            assert process.stdout is not None
+            assert "answered 404, but not as taskservice does" in process.stdout.readline()
+            proxy.answer = passed_on
+            task = alice.start()
+            finish(alice, task)
+            assert ids(local.wait_for(1)) == [task["id"]]
 
 
 def test_environment_has_no_part_in_it(alice: RemoteClient, machine: AgentMachine) -> None:

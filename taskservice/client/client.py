@@ -73,10 +73,8 @@ class Client:
         The service may wait for one for `seconds`.
         """
         headers = {"Idempotency-Key": idempotency_key}
-        if seconds:
-            headers["Prefer"] = f"wait={seconds}"
         path = f"/agent/{api.path_segment(agent_id)}/claim"
-        answer = self.connection.call("POST", path, _CLAIMED, headers=headers)
+        answer = self.connection.call("POST", path, _CLAIMED, headers=headers, wait=seconds)
         if answer.data is None:
             return None
         return Task(

@@ -15,6 +15,7 @@ from taskservice import __version__
 from taskservice.client.answers import JSON, Answer, Shape, read
 from taskservice.client.errors import (
     RETRYABLE,
+    NotTheService,
     SettingError,
     TaskServiceError,
     Unavailable,
@@ -29,6 +30,8 @@ FIRST_DELAY = 0.25
 LONGEST_DELAY = 5.0
 # The longest pause, whatever `Retry-After` says.
 MAX_PAUSE = 3600.0
+# The longest wait that the service allows.
+MAX_WAIT = 60
 # How many seconds a call is retried before it fails, by default.
 PATIENCE_SECONDS = 60.0
 
@@ -43,6 +46,8 @@ class Connection:
         self.url = _checked_url(url or os.environ.get("TASKSERVICE_URL", ""))
         self.patience = patience
         self._apikey = _checked_key(apikey or os.environ.get("TASKSERVICE_APIKEY", ""))
+        self._has_answered = False
+        self._longest_wait = MAX_WAIT
         # A session of `requests` must not be shared by threads.
         self._local = threading.local()
 
@@ -58,26 +63,55 @@ class Connection:
         path: str,
         shape: Shape,
         *,
+        wait: int = 0,
         patience: float | None = None,
         rest: Callable[[float], None] = time.sleep,
         **options: Any,
     ) -> Answer:
         """Make a request that may be repeated, and retry it for `patience` seconds.
 
-        `path` is the path below /api/v1, `shape` what the answer must have; `rest` is called
-        to wait before the next attempt; `options` are those of `once`. Raises
-        TaskServiceError: Unreachable, UnexpectedAnswer and Unavailable only after `patience`.
+        `path` is the path below /api/v1, `shape` what the answer must have; `wait` is how many
+        seconds the service may wait before it answers; `rest` is called to wait before the next
+        attempt; `options` are those of `once`. Raises TaskServiceError: one that may pass only
+        after `patience`.
         """
-        until = time.monotonic() + (self.patience if patience is None else patience)
+        patience = self.patience if patience is None else patience
+        until = time.monotonic() + patience
+        wait = min(wait, self._longest_wait)
         for delay in delays():
             try:
-                return self.once(method, path, shape, **options)
-            except RETRYABLE as error:
+                return self._once_with_wait(method, path, shape, wait, options)
+            except TaskServiceError as error:
+                if not self._may_pass(error):
+                    raise
+                if wait:
+                    # The service may be there: many proxies cut off a request that takes long.
+                    self._longest_wait = max(wait // 2, 1)
+                    until, wait = time.monotonic() + patience, 0
+                    continue
                 pause = pause_after(error, delay)
                 if time.monotonic() + pause > until:
                     raise
                 rest(pause)
         raise AssertionError("delays never end")
+
+    def _may_pass(self, error: TaskServiceError) -> bool:
+        # At first the answer of another program means a wrong URL; once the service has
+        # answered, it comes from a proxy whose service is away.
+        is_known = self._has_answered and isinstance(error, NotTheService)
+        return is_known or isinstance(error, RETRYABLE)
+
+    def _once_with_wait(
+        self, method: str, path: str, shape: Shape, wait: int, options: dict[str, Any]
+    ) -> Answer:
+        if not wait:
+            return self.once(method, path, shape, **options)
+        headers = {"Prefer": f"wait={wait}", **options.get("headers", {})}
+        began = time.monotonic()
+        answer = self.once(method, path, shape, **(options | {"headers": headers}))
+        if time.monotonic() - began >= wait:
+            self._longest_wait = min(wait * 2, MAX_WAIT)
+        return answer
 
     def once(self, method: str, path: str, shape: Shape, **options: Any) -> Answer:
         """Make one attempt; `options` are those of `requests`. Raises TaskServiceError."""
@@ -85,7 +119,9 @@ class Connection:
         if "json" in options:
             options["data"] = _as_json(options.pop("json"))
             options["headers"] = {"Content-Type": JSON, **options.get("headers", {})}
-        return read(self._answer(method, path, options), shape)
+        answer = read(self._answer(method, path, options), shape)
+        self._has_answered = True
+        return answer
 
     def _answer(self, method: str, path: str, options: dict[str, Any]) -> requests.Response:
         try:

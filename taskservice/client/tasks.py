@@ -307,7 +307,7 @@ class Task:
         """The lines that the log has now, from number `after` + 1 on."""
         query = {"limit": str(MAX_LINES)}
         while True:
-            page = self._page(query | {"after": str(after)}, {})
+            page = self._page(query | {"after": str(after)})
             yield from _numbered(page)
             if page["next"] <= after or not page["logs"]:
                 return
@@ -321,10 +321,9 @@ class Task:
         the task is deleted.
         """
         query = {"limit": str(MAX_LINES)}
-        headers = {"Prefer": f"wait={WAIT_SECONDS}"}
         while True:
             asked_at = time.monotonic()
-            page = self._page(query | {"after": str(after)}, headers)
+            page = self._page(query | {"after": str(after)}, WAIT_SECONDS)
             yield from _numbered(page)
             if not page["logs"] and page["status"] != RUNNING:
                 self.refresh()
@@ -333,10 +332,10 @@ class Task:
                 pause_before_repeat(asked_at)
             after = page["next"]
 
-    def _page(self, query: dict[str, str], headers: dict[str, str]) -> dict[str, Any]:
+    def _page(self, query: dict[str, str], wait: int = 0) -> dict[str, Any]:
         path = f"/task/{self.id}/logs"
         page: dict[str, Any] = self._connection.call(
-            "GET", path, answers.LOG_PAGE, params=query, headers=headers
+            "GET", path, answers.LOG_PAGE, params=query, wait=wait
         ).data
         return page
 

@@ -15,7 +15,7 @@ import requests
 
 from taskservice.client import Client, NotFound
 from taskservice.client.answers import CALLBACK_SECRET, USER
-from taskservice.client.errors import RETRYABLE
+from taskservice.client.errors import RETRYABLE, NotTheService
 from taskservice.contract import http_headers
 from taskservice.contract.terms import WEBHOOK_LINES, WEBHOOK_LOG_BYTES
 from taskservice.webhooks import signing
@@ -49,7 +49,7 @@ class Listener:
         while True:
             try:
                 self.poll()
-            except RETRYABLE as error:
+            except (*RETRYABLE, NotTheService) as error:
                 self._print_line(str(error))
             time.sleep(POLL_SECONDS)
 

@@ -6,7 +6,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -35,9 +38,10 @@ from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, kill, tasks, the_task
 from tests.support.api_client import RemoteClient
-from tests.support.receiver import Behaviour, Receiver, in_turn, unused_port
+from tests.support.receiver import Behaviour, Exchange, Received, Receiver, in_turn, unused_port
 from tests.support.service import Service
 from tests.support.service_answers import losing
+from tests.support.waiting import until
 
 PACKAGE = Path(package.__file__).parent.parent
 
@@ -508,6 +512,62 @@ def test_follow_goes_on_after_a_restart(tmp_path: Path) -> None:
             timer.start()
             assert next(lines) == (2, "two")
             timer.join()
+        assert list(lines) == []
+
+
+def proxy(person: RemoteClient, refuses: Callable[[Received], bool], page: Behaviour) -> Receiver:
+    """Passes on all requests, but answers some of them itself; to be used with `with`."""
+    passed_on = losing(person, lambda number: False)
+    between = Receiver()
+
+    def behave(exchange: Exchange) -> None:
+        (page if refuses(exchange.request) else passed_on)(exchange)
+
+    between.answer = behave
+    return between
+
+
+def test_follow_and_claim_go_on_where_a_proxy_cuts_off_long_requests(
+    alice: RemoteClient, client: Client
+) -> None:
+    def waits(request: Received) -> bool:
+        return "prefer" in request.headers
+
+    client.register("agent")
+    cut_off = play.answer(504, {"Connection": "close"})
+    key = str(alice.session.headers["apikey"])
+    with proxy(alice, waits, cut_off) as between, ThreadPoolExecutor() as threads:
+        assert Client(between.url, key, patience=0).claim_once("agent", 2, "as a worker") is None
+        behind = Client(between.url, key, patience=3)
+        claimed = threads.submit(behind.claim, "agent", wait=60)
+        until(lambda: sum(map(waits, between.requests)) > 3)
+        assert not claimed.done()
+        client.start("agent", claim=False)
+        task = claimed.result()
+        assert task is not None
+        followed = threads.submit(lambda: list(behind.task(task.id).follow()))
+        before = sum(map(waits, between.requests))
+        until(lambda: sum(map(waits, between.requests)) > before + 1)
+        task.log("late")
+        task.complete()
+        assert followed.result() == [(1, "late")]
+
+
+def test_follow_goes_on_after_another_programs_page(alice: RemoteClient, client: Client) -> None:
+    """As a proxy answers for a service that is being replaced."""
+    pages = count()
+
+    def is_away(request: Received) -> bool:
+        return "/logs" in request.path and 1 <= next(pages) < 4
+
+    task = client.start("agent")
+    page = play.answer(404, {"Content-Type": "text/plain"}, b"404 page not found")
+    with proxy(alice, is_away, page) as between:
+        behind = Client(between.url, str(alice.session.headers["apikey"]), patience=20)
+        lines = behind.task(task.id).follow()
+        task.log("first")
+        assert next(lines) == (1, "first")
+        task.complete()
         assert list(lines) == []
 
 
