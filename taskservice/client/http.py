@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+from urllib3.exceptions import ReadTimeoutError
 
 from taskservice import __version__
 from taskservice.client.answers import JSON, Answer, Shape, read
@@ -21,11 +22,14 @@ from taskservice.client.errors import (
     Unavailable,
     Unreachable,
 )
+from taskservice.client.slow_answers import Adapter
 from taskservice.contract.terms import API_PREFIX
 
 CONNECT_SECONDS = 5.0
-# The service answers sooner; a request that waits asks for at most 30 s.
+# The service answers sooner.
 READ_SECONDS = 60.0
+# The same for a request that waits, besides its wait.
+READ_AFTER_WAIT = 30.0
 FIRST_DELAY = 0.25
 LONGEST_DELAY = 5.0
 # The longest pause, whatever `Retry-After` says.
@@ -107,6 +111,7 @@ class Connection:
         if not wait:
             return self.once(method, path, shape, **options)
         headers = {"Prefer": f"wait={wait}", **options.get("headers", {})}
+        options = {"timeout": (CONNECT_SECONDS, wait + READ_AFTER_WAIT)} | options
         began = time.monotonic()
         answer = self.once(method, path, shape, **(options | {"headers": headers}))
         if time.monotonic() - began >= wait:
@@ -142,7 +147,12 @@ class Connection:
 
 
 class _Session(requests.Session):
-    """Does not follow redirects."""
+    """Does not follow redirects, and gives an answer that drips no more time than others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for scheme in ("http://", "https://"):
+            self.mount(scheme, Adapter())
 
     def get_redirect_target(self, response: requests.Response) -> None:
         # The API key would go to the address in `Location`.
@@ -198,18 +208,28 @@ def _checked_key(key: str) -> str:
     return key
 
 
+_BROKEN_ANSWERS = (
+    requests.exceptions.ChunkedEncodingError,
+    requests.exceptions.ContentDecodingError,
+)
+
+
 def _reason(error: Exception) -> str:
     """What went wrong, in a few words without the URL."""
     if isinstance(error, requests.ConnectTimeout):
         return "no connection in time"
-    if isinstance(error, requests.Timeout):
+    inner = _innermost(error)
+    if isinstance(error, requests.Timeout) or isinstance(inner, ReadTimeoutError):
         return "no answer in time"
     if isinstance(error, requests.exceptions.SSLError):
-        return f"TLS failed: {_innermost(error)}"
+        return f"TLS failed: {inner}"
     if isinstance(error, requests.ConnectionError):
-        text = str(_innermost(error)).rpartition("] ")[2] or "the connection broke"
+        text = str(inner).rpartition("] ")[2] or "the connection broke"
         return text if "(" in text else text.removesuffix(")")
-    return "the answer broke off"
+    if isinstance(error, _BROKEN_ANSWERS):
+        return "the answer broke off"
+    # The name of a host, the address of a proxy or a file of certificates can't be used.
+    return str(inner) or type(inner).__name__
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -30,6 +30,7 @@ from taskservice.client import (
     TooLarge,
     Unavailable,
     Unreachable,
+    answers,
 )
 from taskservice.client.answers import SHORT_FIELDS
 from taskservice.contract import error_codes
@@ -686,6 +687,41 @@ def test_service_that_asks_for_ages_ends_no_thread() -> None:
         task.log("one")
         with pytest.raises(Unavailable):
             task.complete()
+
+
+DRIPPING = {
+    "a body": play.drip(b" " * 10_000, 0.1, b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n"),
+    "a head": play.drip(b"X: y\r\n" * 10_000, 0.1, b"HTTP/1.1 200 OK\r\n"),
+}
+
+
+@pytest.mark.parametrize("drip", DRIPPING.values(), ids=DRIPPING)
+def test_answer_that_drips_has_no_more_time_than_one_that_does_not_come(drip: Behaviour) -> None:
+    with Receiver() as service, ThreadPoolExecutor() as threads:
+        service.answer = drip
+        once = Client(service.url, "key").connection.once
+        answer = threads.submit(once, "GET", "/user", answers.USER, timeout=1)
+        error = answer.exception(timeout=60)
+        assert isinstance(error, Unreachable)
+        assert "no answer in time" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("url", "environment", "reason"),
+    [
+        ("http://a..b", {}, "label"),
+        ("http://service", {"http_proxy": "http://:::"}, ":::"),
+        ("http://service", {"http_proxy": "socks5://127.0.0.1"}, "SOCKS"),
+        ("https://service", {"REQUESTS_CA_BUNDLE": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_what_keeps_a_request_from_being_made_is_said(
+    url: str, environment: dict[str, str], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in environment.items():
+        monkeypatch.setenv(name, text)
+    with pytest.raises(Unreachable, match=reason):
+        Client(url, "key", patience=0).task("x")
 
 
 def test_name_that_is_unknown_is_said_in_plain_words() -> None:

@@ -1,0 +1,84 @@
+"""Limits how long a whole answer may take; `requests` only limits the wait for each part."""
+
+import io
+import socket
+import time
+from http.client import HTTPResponse
+from typing import Any
+
+from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+# An answer that comes faster than this does not use up its time.
+MIN_BYTES_PER_SECOND = 16 * 1024
+
+
+class _Limited(io.RawIOBase):
+    """What a socket receives; its timeout is for all of it, and grows with each byte."""
+
+    def __init__(self, received: io.RawIOBase, sock: socket.socket) -> None:
+        self._received, self._socket = received, sock
+        self._seconds = sock.gettimeout() or 0.0
+        self._until = time.monotonic() + self._seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self._seconds:
+            self._socket.settimeout(self._time_left())
+        count: int | None = self._received.readinto(buffer)
+        # The next request may be sent on this connection.
+        self._socket.settimeout(self._seconds or None)
+        earned = (count or 0) / MIN_BYTES_PER_SECOND
+        self._until = min(self._until + earned, time.monotonic() + self._seconds)
+        return count
+
+    def _time_left(self) -> float:
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("The answer takes too long")
+        return left
+
+    def close(self) -> None:
+        self._received.close()
+        super().close()
+
+
+class _Response(HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp = io.BufferedReader(_Limited(self.fp.detach(), sock))
+
+
+class _Connection(HTTPConnection):
+    response_class = _Response
+
+
+class _TLSConnection(HTTPSConnection):
+    response_class = _Response
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TLSPool(HTTPSConnectionPool):
+    ConnectionCls = _TLSConnection
+
+
+class Adapter(HTTPAdapter):
+    """Gives a session of `requests` such answers, through a proxy of the environment too."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        _limit(self.poolmanager)
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        return _limit(super().proxy_manager_for(*args, **kwargs))
+
+
+def _limit(manager: Any) -> Any:
+    manager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
+    return manager
