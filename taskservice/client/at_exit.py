@@ -25,6 +25,16 @@ class HasUnsentLines(Protocol):
 
 _tasks: set[HasUnsentLines] = set()
 _registered_processes: set[int] = set()
+_is_over = False
+
+
+def is_over() -> bool:
+    """Whether the program ends, and the lines that waited were sent.
+
+    The exit handlers of others may still log lines. These must be sent at once, and without a
+    new thread, which Python 3.12 and later refuse to start then.
+    """
+    return _is_over
 
 
 def add(task: HasUnsentLines) -> None:
@@ -47,12 +57,16 @@ def _register_in_child() -> None:
 
 
 def _send_all() -> None:
+    global _is_over
+    _is_over = True
     until = time.monotonic() + EXIT_SECONDS
     for task in list(_tasks):
         task.send_rest(until)
 
 
 def _reset_after_fork() -> None:
+    global _is_over
+    _is_over = False
     for task in list(_tasks):
         task.reset()
     _tasks.clear()

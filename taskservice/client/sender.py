@@ -1,6 +1,7 @@
 """A thread that sends one task's lines and then its end to the service, each once."""
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -83,6 +84,8 @@ class LineQueue(Protocol):
 class Sender(threading.Thread):
     """Sends lines in batches, heartbeats while there are none, and at last the report.
 
+    Where it can't run as a thread, `send_here` does all of it but the heartbeats.
+
     `task_id` is called before each request and returns the task's id; it may have to start
     the task first. `on_stop` is called when nothing more can be sent: the task was cancelled
     or deleted, or the service refuses a request for good. `on_outage` is called with the
@@ -120,6 +123,7 @@ class Sender(threading.Thread):
         self._is_finished = False
         self._checking = threading.Lock()
         self._checked_at = 0.0
+        self._sending_here = threading.Lock()
         self._closing = Flag()
         self._abandoned = Flag()
 
@@ -159,9 +163,20 @@ class Sender(threading.Thread):
         finally:
             self._checking.release()
 
+    def send_here(self, report: dict[str, Any] | None, until: float) -> None:
+        """In place of the thread and `finish`: send in this thread, and retry until this time."""
+        with self._sending_here:
+            self.is_delivered = False
+            self.finish(report)
+            self._send(until)
+
     # --- the thread ----------------------------------------------------------------------
 
     def run(self) -> None:
+        self._send(math.inf)
+
+    def _send(self, until: float) -> None:
+        """Send until all is done, or until a failed attempt could be repeated only later."""
         pauses = delays()
         while not self._abandoned.is_set():
             try:
@@ -170,7 +185,10 @@ class Sender(threading.Thread):
                     return
             except (*RETRYABLE, NotTheService, LinesMissing) as error:
                 self._begin_outage(error)
-                self._abandoned.wait(pause_after(error, next(pauses)))
+                pause = pause_after(error, next(pauses))
+                if time.monotonic() + pause > until:
+                    return
+                self._abandoned.wait(pause)
                 continue
             except TaskServiceError as error:
                 if self._handle_refusal(error):
@@ -208,7 +226,7 @@ class Sender(threading.Thread):
         path = f"/task/{self._task_id()}"
         batch = self.queue.peek(self._batch_bytes)
         if batch is not None:
-            self._send(path, batch)
+            self._send_batch(path, batch)
         elif closing:
             return self._send_report(path)
         elif time.monotonic() - self._last_request_at >= self._heartbeat:
@@ -227,7 +245,7 @@ class Sender(threading.Thread):
         self._connection.once(method, path, shape, **options)
         self.last_answer_at = time.monotonic()
 
-    def _send(self, path: str, batch: Batch) -> None:
+    def _send_batch(self, path: str, batch: Batch) -> None:
         fitting = self._fit_into_log(batch)
         if fitting is None:
             self._note_full_log(path, batch.seq)

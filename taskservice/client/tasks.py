@@ -134,6 +134,8 @@ class Task:
             self._raise_if_stuck(sender, began)
         self.check()
         queue.put([line for given in lines for line in log_text.split_lines(str(given))])
+        if at_exit.is_over():
+            self.send_rest(time.monotonic() + at_exit.EXIT_SECONDS)
 
     def report(self, **changes: Any) -> None:
         """Change `output`, `name`, `status` or `error` now; with `status`, after all lines.
@@ -172,9 +174,8 @@ class Task:
         check_output((report or {}).get("output") or {})
         json.dumps(report, allow_nan=False)
         sender = self._started_sender()
-        sender.finish(report)
         try:
-            self._wait_for(sender)
+            self._send_rest(sender, report)
         except TaskServiceError as error:
             if lines := self._queue.count():
                 error.args = (f"{error}; {log_text.line_count(lines)} not sent",)
@@ -184,15 +185,20 @@ class Task:
         self._has_ended = self._has_ended or "status" in (report or {})
         self.refresh()
 
-    def _wait_for(self, sender: Sender) -> None:
-        """Wait until the sender has sent everything; raises what keeps it from that."""
+    def _send_rest(self, sender: Sender, report: dict[str, Any] | None) -> None:
+        """Let the sender send everything; raises what keeps it from that."""
         began = time.monotonic()
+        if sender.ident is None:
+            sender.send_here(report, began + at_exit.EXIT_SECONDS)
+        else:
+            sender.finish(report)
         while sender.is_alive():
             sender.join(_POLL_SECONDS)
             if sender.is_alive():
                 self._raise_if_stuck(sender, began)
         if not sender.is_delivered:
-            raise sender.stop_reason or TaskServiceError("The end could not be sent")
+            error = sender.stop_reason or sender.outage
+            raise error or TaskServiceError("The end could not be sent")
 
     def _raise_if_stuck(self, sender: Sender, began: float) -> None:
         """Raise the reason not to wait for the sender any longer, if there is one."""
@@ -212,14 +218,19 @@ class Task:
             self.check()
 
     def _started_sender(self) -> Sender:
-        """The thread that sends; it starts with the first line or with `with`."""
+        """What sends; its thread starts with the first line or with `with`.
+
+        At the end of the program it gets no thread.
+        """
         with self._lock:
-            return self._sender or self._start_sender()
+            sender = self._sender
+            has_ended = sender is not None and sender.is_delivered and sender.ident is not None
+            return self._start_sender() if sender is None or has_ended else sender
 
     def _start_sender(self) -> Sender:
         at_exit.add(self)
         queue = self._queue = MemoryQueue()
-        self._sender = Sender(
+        sender = self._sender = Sender(
             self._connection,
             queue,
             # Unique, because the service counts lines by their writer.
@@ -229,8 +240,9 @@ class Task:
             # Ends the wait of a thread that waits for space.
             on_stop=lambda error: queue.discard(),
         )
-        self._sender.start()
-        return self._sender
+        if not at_exit.is_over():
+            sender.start()
+        return sender
 
     def is_sent(self) -> bool:
         """Whether none of its lines is still to be sent."""
@@ -291,9 +303,12 @@ class Task:
         sender = self._sender
         if sender is None:
             return
-        sender.finish(None)
-        sender.join(max(until - time.monotonic(), 0))
-        if sender.is_alive():
+        if sender.ident is None:
+            sender.send_here(None, until)
+        else:
+            sender.finish(None)
+            sender.join(max(until - time.monotonic(), 0))
+        if not sender.is_delivered and sender.stop_reason is None:
             lines = log_text.line_count(self._queue.count())
             logger.warning("%s of task %s could not be sent in time", lines, self.id)
 

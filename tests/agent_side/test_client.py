@@ -312,6 +312,49 @@ def test_lines_arrive_of_a_program_that_just_ends(
     assert the_task(alice)["logs"] == ["one", "two"]
 
 
+AT_EXIT = """
+import atexit
+
+@atexit.register
+def later_than_the_handlers_of_what_is_imported_now():
+    task.log("late", "later")
+    task.log("last")
+    {deed}
+
+from taskservice.client import Client
+task = Client().start("agent")
+{begin}
+"""
+
+
+def run_at_exit(machine: AgentMachine, begin: str, deed: str) -> str:
+    """What it says on stderr; run by an interpreter that has imported nothing before."""
+    command = [sys.executable, "-c", AT_EXIT.format(begin=begin, deed=deed)]
+    done = subprocess.run(
+        command, env=machine.environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stderr
+
+
+@pytest.mark.parametrize("begin", ["", "task.log('early')"])
+@pytest.mark.parametrize("deed", ["", "task.complete(sum=3)"])
+def test_lines_and_end_arrive_of_an_exit_handler(
+    alice: RemoteClient, machine: AgentMachine, begin: str, deed: str
+) -> None:
+    assert run_at_exit(machine, begin, deed) == ""
+    task = the_task(alice)
+    assert task["logs"] == ["early"] * bool(begin) + ["late", "later", "last"]
+    assert task["output"] == ({"sum": 3} if deed else {})
+    assert task["status"] == ("complete" if deed else "running")
+
+
+def test_exit_handler_does_not_wait_for_a_service_that_is_away(
+    alice: RemoteClient, machine: AgentMachine
+) -> None:
+    away = f"task._connection.url = 'http://127.0.0.1:{unused_port()}'"
+    assert "could not be sent in time" in run_at_exit(machine, away, "")
+
+
 def test_program_does_not_wait_long_for_a_service_that_is_away(machine: AgentMachine) -> None:
     program = (
         "from taskservice.client import Client, at_exit; at_exit.EXIT_SECONDS = 0.5\n"
