@@ -113,6 +113,9 @@ class Sender(threading.Thread):
         self.outage: TaskServiceError | None = None
         self.last_answer_at = time.monotonic()
         self.is_delivered = False
+        # Set at the end of the thread. `is_alive` is no use: before Python 3.13 it is false when
+        # Ctrl-C has interrupted a `join`.
+        self.has_ended = Flag()
         self._connection, self._writer, self._task_id = connection, writer, task_id
         self._heartbeat = heartbeat
         self._log_bytes = log_bytes
@@ -173,7 +176,10 @@ class Sender(threading.Thread):
     # --- the thread ----------------------------------------------------------------------
 
     def run(self) -> None:
-        self._send(math.inf)
+        try:
+            self._send(math.inf)
+        finally:
+            self.has_ended.set()
 
     def _send(self, until: float) -> None:
         """Send until all is done, or until a failed attempt could be repeated only later."""

@@ -192,10 +192,10 @@ class Task:
             sender.send_here(report, began + at_exit.EXIT_SECONDS)
         else:
             sender.finish(report)
-        while sender.is_alive():
-            sender.join(_POLL_SECONDS)
-            if sender.is_alive():
-                self._raise_if_stuck(sender, began)
+            while not sender.has_ended.is_set():
+                sender.has_ended.wait(_POLL_SECONDS)
+                if not sender.has_ended.is_set():
+                    self._raise_if_stuck(sender, began)
         if not sender.is_delivered:
             error = sender.stop_reason or sender.outage
             raise error or TaskServiceError("The end could not be sent")
@@ -224,8 +224,8 @@ class Task:
         """
         with self._lock:
             sender = self._sender
-            has_ended = sender is not None and sender.is_delivered and sender.ident is not None
-            return self._start_sender() if sender is None or has_ended else sender
+            is_gone = sender is None or (sender.is_delivered and sender.has_ended.is_set())
+            return self._start_sender() if sender is None or is_gone else sender
 
     def _start_sender(self) -> Sender:
         at_exit.add(self)
@@ -307,7 +307,7 @@ class Task:
             sender.send_here(None, until)
         else:
             sender.finish(None)
-            sender.join(max(until - time.monotonic(), 0))
+            sender.has_ended.wait(max(until - time.monotonic(), 0))
         if not sender.is_delivered and sender.stop_reason is None:
             lines = log_text.line_count(self._queue.count())
             logger.warning("%s of task %s could not be sent in time", lines, self.id)

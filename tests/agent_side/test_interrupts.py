@@ -1,6 +1,8 @@
 """Ctrl-C at any moment leaves a task whose lines and end still arrive."""
 
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType
@@ -11,6 +13,8 @@ import pytest
 from taskservice.client import Client, Task
 from tests.support.agent_machine import the_task
 from tests.support.api_client import RemoteClient
+from tests.support.receiver import Exchange, Receiver
+from tests.support.service_answers import losing
 
 # Python looks for signals when a function begins, and after a call.
 MOMENTS = ("call", "return", "c_return")
@@ -63,5 +67,26 @@ def test_line_may_be_interrupted_at_any_moment(alice: RemoteClient, task: Task) 
 @pytest.mark.parametrize("moment", range(1, 60, 3))
 def test_end_may_be_interrupted_at_any_moment(alice: RemoteClient, task: Task, moment: int) -> None:
     if interrupted_at(moment, task.complete):
+        task.complete()
+    assert the_task(alice)["status"] == "complete"
+
+
+def test_end_may_be_interrupted_while_it_waits(alice: RemoteClient) -> None:
+    pass_on, may_answer = losing(alice, lambda number: False), threading.Event()
+    main = threading.get_ident()
+
+    def hold(exchange: Exchange) -> None:
+        if exchange.request.method == "PATCH" and not may_answer.is_set():
+            signal.pthread_kill(main, signal.SIGINT)
+            may_answer.wait()
+        pass_on(exchange)
+
+    with Receiver() as between:
+        between.answer = hold
+        task = Client(between.url, str(alice.session.headers["apikey"])).start("agent")
+        task.log("line")
+        with pytest.raises(KeyboardInterrupt):
+            task.complete()
+        may_answer.set()
         task.complete()
     assert the_task(alice)["status"] == "complete"
