@@ -33,14 +33,14 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def service(data: Path) -> Iterator[Service]:
+def sqlite_service(data: Path) -> Iterator[Service]:
     with Service(data) as service:
         yield service
 
 
 @pytest.fixture
-def alice(service: Service) -> RemoteClient:
-    return service.add_user()
+def remote_alice(sqlite_service: Service) -> RemoteClient:
+    return sqlite_service.add_user()
 
 
 def forget_peak(service: Service) -> int:
@@ -107,11 +107,11 @@ def test_full_log_is_got_listed_and_deleted_in_bounded_memory(
 
 
 def test_full_log_that_is_got_listed_and_deleted_keeps_no_writer_waiting(
-    service: Service, alice: RemoteClient
+    sqlite_service: Service, remote_alice: RemoteClient
 ) -> None:
     """For no longer than 250 ms, and what a writer waits on this machine anyway."""
-    task = fill_log(alice)
-    writer = QuietWriter(alice)
+    task = fill_log(remote_alice)
+    writer = QuietWriter(remote_alice)
     with writer:
         time.sleep(5)
     usual = writer.worst
@@ -122,7 +122,7 @@ def test_full_log_that_is_got_listed_and_deleted_keeps_no_writer_waiting(
         ("DELETE", f"/task/{task['id']}?fields=id"),
     ):
         with writer:
-            with alice.request(method, path, stream=True) as answer:
+            with remote_alice.request(method, path, stream=True) as answer:
                 assert answer.status_code == 200
                 for _ in answer.iter_content(MEGABYTE):
                     pass
@@ -143,17 +143,17 @@ def test_full_log_that_is_got_listed_and_deleted_keeps_no_writer_waiting(
     ids=["short lines", "empty lines", "empty strings", "short strings"],
 )
 def test_large_appends_at_once_cost_little_memory(
-    service: Service, alice: RemoteClient, body: bytes, content_type: str, most: int
+    sqlite_service: Service, remote_alice: RemoteClient, body: bytes, content_type: str, most: int
 ) -> None:
-    tasks = [alice.start() for _ in range(4)]
+    tasks = [remote_alice.start() for _ in range(4)]
     headers = {"Content-Type": content_type}
-    before = forget_peak(service)
+    before = forget_peak(sqlite_service)
     appends = [
         partial(one.request, "POST", f"/task/{task['id']}/logs", data=body, headers=headers)
-        for one, task in zip(copies(alice, 4), tasks, strict=True)
+        for one, task in zip(copies(remote_alice, 4), tasks, strict=True)
     ]
     statuses = [answer.status_code for answer in at_once(appends)]
-    cost = (memory(service, "VmHWM") - before) // MEGABYTE
+    cost = (memory(sqlite_service, "VmHWM") - before) // MEGABYTE
     print(f"{cost} MiB")
     assert cost < most
     assert 201 in statuses
@@ -161,26 +161,30 @@ def test_large_appends_at_once_cost_little_memory(
 
 
 def test_very_many_tasks_are_listed_in_bounded_memory(
-    service: Service, alice: RemoteClient, data: Path
+    sqlite_service: Service, remote_alice: RemoteClient, data: Path
 ) -> None:
-    task = alice.start(input={"text": "x" * 400})
+    task = remote_alice.start(input={"text": "x" * 400})
     multiply(data / "taskservice.db", task["id"], TASKS - 1)
-    size, cost = read(service, alice, "GET", "/task")
+    size, cost = read(sqlite_service, remote_alice, "GET", "/task")
     assert size > TASKS * 500
     assert cost < BOUND
-    ids = {task["id"] for task in alice.request("GET", "/task?fields=id").json()}
+    ids = {task["id"] for task in remote_alice.request("GET", "/task?fields=id").json()}
     assert len(ids) == TASKS
 
 
-def test_large_tasks_are_listed_in_bounded_memory(service: Service, alice: RemoteClient) -> None:
+def test_large_tasks_are_listed_in_bounded_memory(
+    sqlite_service: Service, remote_alice: RemoteClient
+) -> None:
     large = {"text": "x" * (MEGABYTE - 20)}
     for _ in range(40):
-        task = alice.start(input=large, claim=True)
-        alice.request("PATCH", f"/task/{task['id']}", json={"output": large}).raise_for_status()
-    size, cost = read(service, alice, "GET", "/task")
+        task = remote_alice.start(input=large, claim=True)
+        remote_alice.request(
+            "PATCH", f"/task/{task['id']}", json={"output": large}
+        ).raise_for_status()
+    size, cost = read(sqlite_service, remote_alice, "GET", "/task")
     assert size > 80 * (MEGABYTE - 20)
     assert cost < BOUND
-    size, cost = read(service, alice, "GET", "/task?limit=1000&fields=id")
+    size, cost = read(sqlite_service, remote_alice, "GET", "/task?limit=1000&fields=id")
     assert size < MEGABYTE
     assert cost < 8 * MEGABYTE
 
@@ -202,16 +206,16 @@ def multiply(path: Path, task_id: str, count: int) -> None:
 
 
 def test_slow_reader_holds_no_transaction(
-    service: Service, alice: RemoteClient, data: Path
+    sqlite_service: Service, remote_alice: RemoteClient, data: Path
 ) -> None:
-    fill_log(alice)
-    with socket.create_connection(("127.0.0.1", service.port)) as reader:
-        key = alice.session.headers["apikey"]
+    fill_log(remote_alice)
+    with socket.create_connection(("127.0.0.1", sqlite_service.port)) as reader:
+        key = remote_alice.session.headers["apikey"]
         reader.sendall(f"GET {API}/task HTTP/1.1\r\nHost: x\r\napikey: {key!s}\r\n\r\n".encode())
         for _ in range(3):
             assert reader.recv(1)
             time.sleep(0.2)
-        alice.start()
+        remote_alice.start()
         connection = sqlite3.connect(data / "taskservice.db")
         # With a reader in an old transaction the log of writes could not be emptied.
         checkpoint = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -221,10 +225,10 @@ def test_slow_reader_holds_no_transaction(
 
 
 def test_dropped_log_is_swept_from_the_database(
-    service: Service, alice: RemoteClient, data: Path
+    sqlite_service: Service, remote_alice: RemoteClient, data: Path
 ) -> None:
-    task = fill_log(alice)
-    read(service, alice, "DELETE", f"/task/{task['id']}")
+    task = fill_log(remote_alice)
+    read(sqlite_service, remote_alice, "DELETE", f"/task/{task['id']}")
     connection = sqlite3.connect(data / "taskservice.db")
     assert connection.execute("SELECT count(*) FROM log_chunks").fetchone() != (0,)
     # Older than any answer that may still be reading it.
@@ -236,4 +240,4 @@ def test_dropped_log_is_swept_from_the_database(
         time.sleep(0.5)
     assert connection.execute("SELECT count(*) FROM log_chunks").fetchone() == (0,)
     connection.close()
-    assert json.loads(alice.request("GET", "/task").text) == []
+    assert json.loads(remote_alice.request("GET", "/task").text) == []

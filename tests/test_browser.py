@@ -57,7 +57,7 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def chromium() -> Iterator[Browser]:
     if CHROMIUM is None:
         needs("Chromium", "install the package chromium")
     with launched() as browser:
@@ -97,9 +97,9 @@ def settings(data: Path) -> Config:
 
 
 @pytest.fixture
-def visitor(browser: Browser, site: Site) -> Iterator[Visitor]:
+def visitor(chromium: Browser, site: Site) -> Iterator[Visitor]:
     """Alice's window, signed in; whatever it did, it must have done quietly."""
-    visitor = window(browser, site)
+    visitor = window(chromium, site)
     yield visitor
     visitor.check()
     visitor.close()
@@ -189,8 +189,8 @@ def test_long_log_is_never_all_in_the_page(visitor: Visitor, site: Site) -> None
     assert heaps[1] - heaps[0] < 300_000
 
 
-def test_key_is_not_kept_in_the_browser(browser: Browser, site: Site) -> None:
-    guest = Visitor(browser, site.url)
+def test_key_is_not_kept_in_the_browser(chromium: Browser, site: Site) -> None:
+    guest = Visitor(chromium, site.url)
     page = guest.sign_in(site.alice.key)
     task = start(site, name="Kept")
     site.alice.append(task, "one line")
@@ -242,9 +242,9 @@ def test_filters_live_in_the_url(visitor: Visitor, site: Site) -> None:
     assert page.url == f"{site.url}/"
 
 
-def test_first_agent_and_first_task_appear_by_themselves(browser: Browser, site: Site) -> None:
+def test_first_agent_and_first_task_appear_by_themselves(chromium: Browser, site: Site) -> None:
     newcomer = add_user(site.app, f"newcomer {time.monotonic_ns()}")
-    guest = Visitor(browser, site.url)
+    guest = Visitor(chromium, site.url)
     page = guest.sign_in(newcomer.key)
     assert violations(page) == []
     expect(page.get_by_role("heading", name="No tasks yet")).to_be_visible()
@@ -353,7 +353,7 @@ def test_reader_pauses_and_goes_on_where_there_are_new_lines(visitor: Visitor, s
 
 
 def test_long_lines_wrap_and_a_phone_needs_not_ask_for_it(
-    visitor: Visitor, browser: Browser, site: Site
+    visitor: Visitor, chromium: Browser, site: Site
 ) -> None:
     task = start(site, name="Long lines")
     long = "it was the best of lines, " * 20
@@ -380,7 +380,7 @@ def test_long_lines_wrap_and_a_phone_needs_not_ask_for_it(
     page.reload()
     expect(page.get_by_role("button", name="Wrap", pressed=True)).to_be_visible()
     expect(page.locator("#log .marked")).to_be_in_viewport()
-    phone = window(browser, site, viewport={"width": 390, "height": 800})
+    phone = window(chromium, site, viewport={"width": 390, "height": 800})
     phone.go(f"/tasks/{task['id']}")
     expect(phone.page.get_by_role("button", name="Wrap", pressed=True)).to_be_visible()
     expect(phone.page.get_by_role("button", name="Pause")).to_be_visible()
@@ -476,9 +476,9 @@ def test_open_page_of_a_task_deleted_elsewhere_says_so(
     visitor.complaints[:] = [text for text in visitor.complaints if "404" not in text]
 
 
-def test_open_page_of_a_session_that_ended_says_so(browser: Browser, site: Site) -> None:
+def test_open_page_of_a_session_that_ended_says_so(chromium: Browser, site: Site) -> None:
     key = answered(site.alice.post("/key", json={"name": "guest"}), 201)
-    guest = Visitor(browser, site.url)
+    guest = Visitor(chromium, site.url)
     page = guest.sign_in(key["key"])
     site.alice.delete(f"/key/{key['id']}")
     page.get_by_role("link", name="Sign in again").click()
@@ -487,9 +487,11 @@ def test_open_page_of_a_session_that_ended_says_so(browser: Browser, site: Site)
     guest.close()
 
 
-def test_log_of_an_open_page_stops_when_its_session_has_ended(browser: Browser, site: Site) -> None:
+def test_log_of_an_open_page_stops_when_its_session_has_ended(
+    chromium: Browser, site: Site
+) -> None:
     task = start(site, name="Not for guests")
-    guest = Visitor(browser, site.url)
+    guest = Visitor(chromium, site.url)
     guest.sign_in(site.alice.key)
     page, other = guest.go(f"/tasks/{task['id']}"), guest.context.new_page()
     expect(page.locator("#log-state")).to_have_text("live")
@@ -506,8 +508,8 @@ def test_log_of_an_open_page_stops_when_its_session_has_ended(browser: Browser, 
     guest.close()
 
 
-def test_wrong_key_is_refused_in_the_words_of_the_api(browser: Browser, site: Site) -> None:
-    guest = Visitor(browser, site.url)
+def test_wrong_key_is_refused_in_the_words_of_the_api(chromium: Browser, site: Site) -> None:
+    guest = Visitor(chromium, site.url)
     page = guest.go("/tasks/whatever")
     page.get_by_label("API key").fill("tsk_user_wrong")
     page.get_by_role("button", name="Sign in").click()
@@ -544,7 +546,7 @@ def test_webhook_is_delivered_again(visitor: Visitor, site: Site) -> None:
 
 
 def test_key_is_created_copied_used_and_revoked(
-    visitor: Visitor, browser: Browser, site: Site
+    visitor: Visitor, chromium: Browser, site: Site
 ) -> None:
     page = visitor.go("/keys")
     page.get_by_label("Name").fill("from the browser")
@@ -557,7 +559,7 @@ def test_key_is_created_copied_used_and_revoked(
     page.reload()
     expect(page.get_by_role("heading", name="The new key")).to_have_count(0)
     expect(page.locator("th", has_text="from the browser")).to_have_count(1)
-    guest = Visitor(browser, site.url)
+    guest = Visitor(chromium, site.url)
     guest.sign_in(key)
     page.get_by_role("link", name="Revoke… from the browser").click()
     page.get_by_role("button", name="Revoke the key").click()
@@ -567,8 +569,8 @@ def test_key_is_created_copied_used_and_revoked(
     guest.close()
 
 
-def test_sign_out_leaves_nothing_to_go_back_to(browser: Browser, site: Site) -> None:
-    guest = Visitor(browser, site.url)
+def test_sign_out_leaves_nothing_to_go_back_to(chromium: Browser, site: Site) -> None:
+    guest = Visitor(chromium, site.url)
     page = guest.sign_in(site.alice.key)
     sign_out(page)
     expect(page.get_by_text("You are signed out.")).to_be_visible()
@@ -590,11 +592,11 @@ def test_keyboard_alone_reaches_a_task(visitor: Visitor) -> None:
     page.wait_for_url(re.compile("/tasks/"))
 
 
-def test_service_needs_no_proxy(browser: Browser, tmp_path: Path) -> None:
+def test_service_needs_no_proxy(chromium: Browser, tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user("alice")
         task = alice.start(name="Without a proxy", claim=True)
-        visitor = Visitor(browser, service.url)
+        visitor = Visitor(chromium, service.url)
         page = visitor.sign_in(str(alice.session.headers["apikey"]))
         page.get_by_role("link", name="Without a proxy").click()
         expect(page.locator("#log-state")).to_have_text("live")
@@ -649,10 +651,10 @@ def check_both_ways(page: Page, path: str) -> None:
         assert fits, f"{path} is wider than the window"
 
 
-def test_hostile_content_does_nothing(browser: Browser, site: Site) -> None:
+def test_hostile_content_does_nothing(chromium: Browser, site: Site) -> None:
     mallory = add_user(site.app, f"{time.monotonic_ns()} {sample_data.HOSTILE}")
     task = sample_data.make_hostile(mallory, f"{site.bad.url}hook")
-    visitor = Visitor(browser, site.url)
+    visitor = Visitor(chromium, site.url)
     visitor.sign_in(mallory.key)
     for path in ("/", f"/tasks/{task['id']}", f"/tasks/{task['id']}/delete", "/agents", "/keys",
                  f"/?q={sample_data.HOSTILE[:60]}"):  # fmt: skip

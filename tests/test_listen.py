@@ -24,20 +24,20 @@ from tests.support.service_answers import losing
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def shared_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One for all tests here."""
     with Service(tmp_path_factory.mktemp("listen") / "data") as service:
         yield service
 
 
 @pytest.fixture(scope="module")
-def alice(service: Service) -> RemoteClient:
-    return service.add_user()
+def remote_alice(shared_service: Service) -> RemoteClient:
+    return shared_service.add_user()
 
 
 @pytest.fixture
-def machine(alice: RemoteClient, tmp_path: Path) -> AgentMachine:
-    return machine_of(alice, tmp_path / "home")
+def machine(remote_alice: RemoteClient, tmp_path: Path) -> AgentMachine:
+    return machine_of(remote_alice, tmp_path / "home")
 
 
 @contextmanager
@@ -65,14 +65,14 @@ def ids(requests: list[Received]) -> list[str]:
 
 
 def test_finished_tasks_come_as_the_webhooks_would(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     with Receiver() as callback, Receiver() as local, listening(machine, local.url):
-        task = alice.start(name="nächtlich \u2028", callback=callback.url, input={"a": 1.5})
+        task = remote_alice.start(name="nächtlich \u2028", callback=callback.url, input={"a": 1.5})
         lines = [f"line {number}" for number in range(1_500)]
         path = f"/task/{task['id']}/logs"
-        alice.request("POST", path, json={"logs": lines}).raise_for_status()
-        finish(alice, task, output={"sum": 15})
+        remote_alice.request("POST", path, json={"logs": lines}).raise_for_status()
+        finish(remote_alice, task, output={"sum": 15})
         (ours,) = local.wait_for(1, 20)
         (theirs,) = callback.wait_for(1, 20)
     assert ours.body == theirs.body
@@ -81,17 +81,17 @@ def test_finished_tasks_come_as_the_webhooks_would(
     assert {k: v for k, v in ours.headers.items() if k not in own} == {
         k: v for k, v in theirs.headers.items() if k not in own
     }
-    Webhook(secret(alice)).verify(ours.body, ours.headers)
+    Webhook(secret(remote_alice)).verify(ours.body, ours.headers)
 
 
 def test_log_of_long_lines_is_cut_as_the_webhook_has_it(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     with Receiver() as callback, Receiver() as local, listening(machine, local.url):
-        task = alice.start(callback=callback.url)
+        task = remote_alice.start(callback=callback.url)
         lines = {"logs": ["ü" * 30_000] * 20}
-        alice.request("POST", f"/task/{task['id']}/logs", json=lines).raise_for_status()
-        finish(alice, task)
+        remote_alice.request("POST", f"/task/{task['id']}/logs", json=lines).raise_for_status()
+        finish(remote_alice, task)
         (ours,) = local.wait_for(1, 20)
         (theirs,) = callback.wait_for(1, 20)
     assert ours.body == theirs.body
@@ -99,35 +99,35 @@ def test_log_of_long_lines_is_cut_as_the_webhook_has_it(
 
 
 def test_each_task_comes_once_and_none_from_before(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
-    before = alice.start()
-    finish(alice, before)
+    before = remote_alice.start()
+    finish(remote_alice, before)
     # The service tells its time by the second.
     time.sleep(1.1)
     with Receiver() as local, listening(machine, local.url):
-        tasks = [alice.start() for _ in range(120)]
+        tasks = [remote_alice.start() for _ in range(120)]
         for task in tasks:
-            finish(alice, task)
+            finish(remote_alice, task)
         local.wait_for(120, 60)
-        last = alice.start()
-        finish(alice, last)
+        last = remote_alice.start()
+        finish(remote_alice, last)
         received = local.wait_for(121, 20)
     assert sorted(ids(received)) == sorted([*(task["id"] for task in tasks), last["id"]])
     assert len({request.headers["webhook-id"] for request in received}) == 121
 
 
 def test_receiver_that_fails_gets_the_same_webhook_again(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     with Receiver() as local, listening(machine, local.url) as process:
         local.answer = play.answer(500)
-        failing = alice.start(name="failing")
-        finish(alice, failing)
+        failing = remote_alice.start(name="failing")
+        finish(remote_alice, failing)
         local.wait_for(1, 20)
         local.answer = play.answer(204)
-        other = alice.start()
-        finish(alice, other)
+        other = remote_alice.start()
+        finish(remote_alice, other)
         requests = local.wait_for(3, 20)
         assert process.stdout is not None
         first = process.stdout.readline()
@@ -150,35 +150,39 @@ def test_listener_survives_a_restart_of_the_service(tmp_path: Path) -> None:
             assert ids(local.wait_for(1, 30)) == [task["id"]]
 
 
-def test_listener_survives_the_page_of_a_proxy(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_listener_survives_the_page_of_a_proxy(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
     with Receiver() as proxy, Receiver() as local:
-        proxy.answer = passed_on = losing(alice, lambda number: False)
+        proxy.answer = passed_on = losing(remote_alice, lambda number: False)
         machine.url = proxy.url
         with listening(machine, local.url) as process:
             proxy.answer = play.answer(404, {"Content-Type": "text/plain"}, b"404 page not found")
             assert process.stdout is not None
             assert "answered 404, but not as taskservice does" in process.stdout.readline()
             proxy.answer = passed_on
-            task = alice.start()
-            finish(alice, task)
+            task = remote_alice.start()
+            finish(remote_alice, task)
             assert ids(local.wait_for(1)) == [task["id"]]
 
 
-def test_environment_has_no_part_in_it(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_environment_has_no_part_in_it(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     (machine.home / ".netrc").write_text("machine 127.0.0.1 login a password b\n")
     with Receiver() as local, listening(machine, local.url):
-        finish(alice, alice.start())
+        finish(remote_alice, remote_alice.start())
         (request,) = local.wait_for(1, 20)
     assert "authorization" not in request.headers
 
 
-def test_wrong_use_is_one_line(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_wrong_use_is_one_line(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     for url in ("nonsense", "http://[::1", "http://x:99999/"):
         nowhere = machine.run("listen", "--forward", url)
         assert nowhere.returncode == 2
         assert "must be a URL such as" in nowhere.stderr
-    alice.request("PUT", "/agent/a").raise_for_status()
-    machine.key = alice.request("POST", "/key", json={"name": "a", "agentId": "a"}).json()["key"]
+    remote_alice.request("PUT", "/agent/a").raise_for_status()
+    machine.key = remote_alice.request("POST", "/key", json={"name": "a", "agentId": "a"}).json()[
+        "key"
+    ]
     narrow = machine.run("listen", "--forward", "http://127.0.0.1:9/")
     assert narrow.returncode == 1
     assert len(narrow.stderr.splitlines()) == 1
@@ -207,41 +211,41 @@ def printed(process: Popen[str]) -> str:
     return process.stdout.readline()
 
 
-def test_callback_is_verified_and_shown(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_callback_is_verified_and_shown(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     with receiving(machine) as (process, url):
-        task = alice.start(name="nächtlich", callback=url)
+        task = remote_alice.start(name="nächtlich", callback=url)
         changes = {"status": "complete", "output": {"sum": 15}}
-        ended = alice.request("PATCH", f"/task/{task['id']}", json=changes)
+        ended = remote_alice.request("PATCH", f"/task/{task['id']}", json=changes)
         assert ended.headers["Callback-Status"] == "delivered"
         assert printed(process) == (
             f'{task["id"]} nächtlich: complete {{"sum": 15}}, signature verified\n'
         )
-        task = alice.start(callback=url)
-        finish(alice, task, status="error", error={"message": "two\nlines"})
+        task = remote_alice.start(callback=url)
+        finish(remote_alice, task, status="error", error={"message": "two\nlines"})
         assert f"{task['id']} " in (line := printed(process))
         assert "error failed: two" in line
         assert line.endswith("lines, signature verified\n")
 
 
-def test_callback_is_shown_as_it_came(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_callback_is_shown_as_it_came(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     with receiving(machine, "--json") as (process, url):
-        task = alice.start(callback=url, input={"a": 1.5})
-        finish(alice, task)
+        task = remote_alice.start(callback=url, input={"a": 1.5})
+        finish(remote_alice, task)
         shown = json.loads(printed(process))
-    assert shown == alice.request("GET", f"/task/{task['id']}").json()
+    assert shown == remote_alice.request("GET", f"/task/{task['id']}").json()
 
 
 def test_callback_is_verified_after_the_secret_was_rotated(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     with receiving(machine) as (process, url):
-        alice.request("POST", "/callback-secret").raise_for_status()
-        finish(alice, alice.start(callback=url))
+        remote_alice.request("POST", "/callback-secret").raise_for_status()
+        finish(remote_alice, remote_alice.start(callback=url))
         assert "signature verified" in printed(process)
 
 
 def test_what_is_not_signed_is_refused_and_not_shown(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     with receiving(machine) as (process, url):
         body = json.dumps({"id": "1", "name": "x", "status": "complete", "output": {}}).encode()
@@ -254,8 +258,8 @@ def test_what_is_not_signed_is_refused_and_not_shown(
         # A sender that goes away in the middle does no harm.
         with socket.create_connection(("127.0.0.1", int(url.split(":")[2].strip("/")))) as half:
             half.sendall(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nab")
-        task = alice.start(callback=url)
-        finish(alice, task)
+        task = remote_alice.start(callback=url)
+        finish(remote_alice, task)
         assert printed(process).startswith(task["id"])
 
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.parametrize("workers", ["1", "2"])
 
 
 @pytest.fixture
-def service(tmp_path: Path, workers: str) -> Service:
+def stopped_service(tmp_path: Path, workers: str) -> Service:
     return Service(tmp_path / "data", WORKERS=workers)
 
 
@@ -80,28 +80,28 @@ def refused(person: RemoteClient, task: dict[str, str]) -> None:
     ],
 )
 def test_writes_are_refused_until_a_restart(
-    service: Service, tmp_path: Path, damage: Callable[[Path], None], named: tuple[str, ...]
+    stopped_service: Service, tmp_path: Path, damage: Callable[[Path], None], named: tuple[str, ...]
 ) -> None:
     database = tmp_path / "data" / "taskservice.db"
-    with service:
-        alice = service.add_user()
+    with stopped_service:
+        alice = stopped_service.add_user()
         task = alice.start()
         for _ in range(6):
             alice.request("POST", f"/task/{task['id']}/logs", json={"logs": ["a line"]})
         damage(database)
         for _ in range(4):
             refused(alice, task)
-        log = service.log.read_text()
+        log = stopped_service.log.read_text()
         assert all(text in log for text in named)
-        assert requests.get(f"{service.url}/livez", timeout=10).status_code == 200
+        assert requests.get(f"{stopped_service.url}/livez", timeout=10).status_code == 200
 
 
 @pytest.mark.parametrize("damage", [remove_log_and_index, remove_index])
 def test_what_was_answered_is_there_after_a_restart(
-    service: Service, tmp_path: Path, damage: Callable[[Path], None]
+    stopped_service: Service, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
-    with service:
-        alice = service.add_user()
+    with stopped_service:
+        alice = stopped_service.add_user()
         alice.request("PUT", "/agent/summarizer")
         answered = []
         for number in range(40):
@@ -112,17 +112,17 @@ def test_what_was_answered_is_there_after_a_restart(
                 answered.append(answer.json()["id"])
         assert len(answered) == 20
         # As after a power cut: no process can tidy up.
-        service.kill()
-        service.start()
+        stopped_service.kill()
+        stopped_service.start()
         listed = {task["id"] for task in alice.request("GET", "/task").json()}
         assert listed == set(answered)
-        assert service.run("db", "check").returncode == 0
+        assert stopped_service.run("db", "check").returncode == 0
 
 
-def test_file_that_is_moved_back_is_used_again(service: Service, tmp_path: Path) -> None:
+def test_file_that_is_moved_back_is_used_again(stopped_service: Service, tmp_path: Path) -> None:
     database = tmp_path / "data" / "taskservice.db"
-    with service:
-        alice = service.add_user()
+    with stopped_service:
+        alice = stopped_service.add_user()
         task = alice.start()
         database.rename(tmp_path / "away")
         refused(alice, task)

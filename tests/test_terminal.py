@@ -26,16 +26,16 @@ COLOURED = "\x1b[1;31mred\x1b[0m"
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def shared_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with Service(tmp_path_factory.mktemp("terminal") / "data") as service:
         yield service
 
 
 @pytest.fixture(scope="module")
-def nasty(service: Service) -> RemoteClient:
+def nasty(shared_service: Service) -> RemoteClient:
     """A user whose name, keys and tasks hold what terminals obey."""
-    person = service.add_user(NASTY)
-    app = create_app(Config.from_environment(service.environment))
+    person = shared_service.add_user(NASTY)
+    app = create_app(Config.from_environment(shared_service.environment))
     with app.app_context():
         key_service.add(NASTY, NASTY, None, None)
     dispose(app)
@@ -66,47 +66,47 @@ def on_server(service: Service, *arguments: str) -> str:
 # --- on the server -----------------------------------------------------------------------
 
 
-def test_users_and_keys_are_listed_escaped(service: Service, nasty: RemoteClient) -> None:
+def test_users_and_keys_are_listed_escaped(shared_service: Service, nasty: RemoteClient) -> None:
     for kind in ("user", "key"):
-        shown = on_server(service, kind, "list")
+        shown = on_server(shared_service, kind, "list")
         assert obeyed(shown) == []
         assert SHOWN in shown
         # A table stays a table.
         assert len({line.index(" 20") for line in shown.splitlines()[1:]}) == 1
 
 
-def test_deliveries_are_shown_escaped(service: Service, nasty: RemoteClient) -> None:
+def test_deliveries_are_shown_escaped(shared_service: Service, nasty: RemoteClient) -> None:
     with Receiver() as receiver:
         change(nasty, start(nasty, callback=receiver.url), status="complete")
-    shown = on_server(service, "delivery", "list")
+    shown = on_server(shared_service, "delivery", "list")
     assert obeyed(shown) == []
     assert SHOWN in shown
-    (delivery,) = objects(service.run("delivery", "list", "--json").stdout)
-    shown = on_server(service, "delivery", "show", delivery["id"])
+    (delivery,) = objects(shared_service.run("delivery", "list", "--json").stdout)
+    shown = on_server(shared_service, "delivery", "show", delivery["id"])
     assert obeyed(shown) == []
     assert SHOWN in shown
 
 
-def test_errors_that_quote_a_name_are_escaped(service: Service, nasty: RemoteClient) -> None:
+def test_errors_that_quote_a_name_are_escaped(shared_service: Service, nasty: RemoteClient) -> None:
     for arguments in (
         ["user", "add", NASTY],
         ["key", "add", f"no {NASTY}", "--name", "x"],
         ["delivery", "show", NASTY],
         ["callback", "test", "http://127.0.0.1/", "--user", f"no {NASTY}"],
     ):
-        shown = on_server(service, *arguments)
+        shown = on_server(shared_service, *arguments)
         assert obeyed(shown) == []
         assert SHOWN in shown
         assert len(shown.splitlines()) == 1
 
 
 def test_json_holds_what_there_is_and_nothing_that_a_terminal_obeys(
-    service: Service, nasty: RemoteClient, machine: AgentMachine
+    shared_service: Service, nasty: RemoteClient, machine: AgentMachine
 ) -> None:
     task_id = start(nasty, input={NASTY: NASTY})
     for command, place in (
-        ([*COMMAND, "user", "list", "--json"], service.environment),
-        ([*COMMAND, "key", "list", "--json"], service.environment),
+        ([*COMMAND, "user", "list", "--json"], shared_service.environment),
+        ([*COMMAND, "key", "list", "--json"], shared_service.environment),
         ([*COMMAND, "task", "show", task_id, "--json"], machine.environment),
     ):
         shown = on_terminal(command, place)
@@ -114,11 +114,11 @@ def test_json_holds_what_there_is_and_nothing_that_a_terminal_obeys(
         assert NASTY in {found["name"] for found in objects(shown)}
 
 
-def test_log_of_the_service_is_escaped(service: Service) -> None:
-    requests.get(f"{service.url}/log%1b%5b2J%c2%9b%e2%80%ae%e2%80%a8%7f", timeout=10)
-    line = until(lambda: re.search(r".*GET /log.*", service.log.read_text()))[0]
+def test_log_of_the_service_is_escaped(shared_service: Service) -> None:
+    requests.get(f"{shared_service.url}/log%1b%5b2J%c2%9b%e2%80%ae%e2%80%a8%7f", timeout=10)
+    line = until(lambda: re.search(r".*GET /log.*", shared_service.log.read_text()))[0]
     assert r"/log\u001b[2J\u009b\u202e\u2028\u007f" in line
-    assert obeyed(service.log.read_text()) == []
+    assert obeyed(shared_service.log.read_text()) == []
 
 
 def test_exception_in_the_log_is_escaped(tmp_path: Path) -> None:

@@ -82,12 +82,6 @@ def connected():
     watching = False
 
 
-@pytest.fixture
-def receiver():
-    with Receiver() as receiver:
-        yield receiver
-
-
 # What goes out.
 
 

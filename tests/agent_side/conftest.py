@@ -11,19 +11,19 @@ from tests.support.service import Service
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def shared_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One for all tests of a module."""
     with Service(tmp_path_factory.mktemp("agent-side") / "data") as service:
         yield service
 
 
 @pytest.fixture(scope="module")
-def owner(service: Service) -> RemoteClient:
-    return service.add_user()
+def owner(shared_service: Service) -> RemoteClient:
+    return shared_service.add_user()
 
 
 @pytest.fixture
-def alice(owner: RemoteClient) -> RemoteClient:
+def remote_alice(owner: RemoteClient) -> RemoteClient:
     """A user without any tasks."""
     for task in owner.request("GET", "/task?fields=id").json():
         owner.request("DELETE", f"/task/{task['id']}").raise_for_status()
@@ -31,5 +31,5 @@ def alice(owner: RemoteClient) -> RemoteClient:
 
 
 @pytest.fixture
-def machine(alice: RemoteClient, tmp_path: Path) -> AgentMachine:
-    return machine_of(alice, tmp_path / "home")
+def machine(remote_alice: RemoteClient, tmp_path: Path) -> AgentMachine:
+    return machine_of(remote_alice, tmp_path / "home")

@@ -48,8 +48,8 @@ PACKAGE = Path(package.__file__).parent.parent
 
 
 @pytest.fixture
-def client(alice: RemoteClient) -> Client:
-    return client_of(alice)
+def client(remote_alice: RemoteClient) -> Client:
+    return client_of(remote_alice)
 
 
 def client_of(person: RemoteClient, patience: float = 20) -> Client:
@@ -59,7 +59,7 @@ def client_of(person: RemoteClient, patience: float = 20) -> Client:
 # --- doing the work ----------------------------------------------------------------------
 
 
-def test_block_becomes_a_task(alice: RemoteClient, client: Client) -> None:
+def test_block_becomes_a_task(remote_alice: RemoteClient, client: Client) -> None:
     with (
         Receiver() as receiver,
         client.start("summarizer", name="nightly", input={"day": 1}, callback=receiver.url) as task,
@@ -67,7 +67,7 @@ def test_block_becomes_a_task(alice: RemoteClient, client: Client) -> None:
         task.log("one")
         task.log("two\nthree", "four", "")
         task.output["sum"] = 15
-    found = the_task(alice)
+    found = the_task(remote_alice)
     assert found["logs"] == ["one", "two", "three", "four", ""]
     assert (found["name"], found["input"]) == ("nightly", {"day": 1})
     assert (found["status"], found["output"]) == ("complete", {"sum": 15})
@@ -75,7 +75,9 @@ def test_block_becomes_a_task(alice: RemoteClient, client: Client) -> None:
     assert len(receiver.requests) == 1
 
 
-def test_exception_becomes_an_error_and_is_raised_on(alice: RemoteClient, client: Client) -> None:
+def test_exception_becomes_an_error_and_is_raised_on(
+    remote_alice: RemoteClient, client: Client
+) -> None:
     def work() -> None:
         with client.start("summarizer") as task:
             task.output["share"] = 1
@@ -83,25 +85,25 @@ def test_exception_becomes_an_error_and_is_raised_on(alice: RemoteClient, client
 
     with pytest.raises(ZeroDivisionError):
         work()
-    found = the_task(alice)
+    found = the_task(remote_alice)
     assert found["error"]["message"].startswith("ZeroDivisionError: ")
     assert found["logs"][0] == "Traceback (most recent call last):"
     assert found["logs"][-1] == found["error"]["message"]
     assert found["output"] == {"share": 1}
 
 
-def test_exit_of_the_program_is_told_apart(alice: RemoteClient, client: Client) -> None:
+def test_exit_of_the_program_is_told_apart(remote_alice: RemoteClient, client: Client) -> None:
     for code, status in ((0, "complete"), (None, "complete"), (3, "error")):
         with pytest.raises(SystemExit), client.start("summarizer"):
             sys.exit(code)
-        assert tasks(alice)[0]["status"] == status
+        assert tasks(remote_alice)[0]["status"] == status
 
 
 NO_JSON = (datetime.now(), float("nan"), b"x", {"a": {1}}, "\ud800")
 
 
 def test_output_that_is_no_json_is_refused_where_it_is_set(
-    alice: RemoteClient, client: Client
+    remote_alice: RemoteClient, client: Client
 ) -> None:
     with client.start("summarizer") as task:
         task.output["good"] = 1
@@ -123,12 +125,12 @@ def test_output_that_is_no_json_is_refused_where_it_is_set(
         with pytest.raises(TypeError, match="key 1"):
             task.output[1] = 1  # type: ignore[index]
         task.output.setdefault("rows", []).append(2)
-    found = the_task(alice)
+    found = the_task(remote_alice)
     assert (found["status"], found["output"]) == ("complete", {"good": 1, "rows": [2]})
 
 
 def test_output_that_has_become_no_json_is_an_error_and_the_rest_is_kept(
-    alice: RemoteClient, client: Client
+    remote_alice: RemoteClient, client: Client
 ) -> None:
     def work() -> None:
         with client.start("summarizer") as task:
@@ -137,46 +139,52 @@ def test_output_that_has_become_no_json_is_an_error_and_the_rest_is_kept(
 
     with pytest.raises(TypeError, match=r"output\['rows'\] is not JSON"):
         work()
-    found = the_task(alice)
+    found = the_task(remote_alice)
     assert (found["status"], found["output"]) == ("error", {"good": 1})
     assert "output['rows']" in found["error"]["message"]
 
 
-def test_whatever_is_logged_becomes_its_text(alice: RemoteClient, client: Client) -> None:
+def test_whatever_is_logged_becomes_its_text(remote_alice: RemoteClient, client: Client) -> None:
     task = client.start("summarizer")
     task.log({"a": 1}, 1.5, None, ValueError("bad"), b"x", Path("y"))
     task.fail(ValueError("no good"))
-    found = the_task(alice)
+    found = the_task(remote_alice)
     assert found["logs"] == ["{'a': 1}", "1.5", "None", "bad", "b'x'", "y"]
     assert found["error"]["message"] == "no good"
 
 
-def test_report_comes_at_once(alice: RemoteClient, client: Client) -> None:
+def test_report_comes_at_once(remote_alice: RemoteClient, client: Client) -> None:
     with client.start("summarizer") as task:
         task.report(output={"share": 0.5}, name="half done")
-        found = the_task(alice)
+        found = the_task(remote_alice)
         assert (found["output"], found["name"]) == ({"share": 0.5}, "half done")
-    assert the_task(alice)["output"] == {"share": 0.5}
+    assert the_task(remote_alice)["output"] == {"share": 0.5}
 
 
-def test_report_of_the_end_comes_after_the_lines(alice: RemoteClient, client: Client) -> None:
+def test_report_of_the_end_comes_after_the_lines(
+    remote_alice: RemoteClient, client: Client
+) -> None:
     task = client.start("summarizer")
     task.log("one", "two")
     task.report(status="complete", output={"sum": 15})
-    found = the_task(alice)
+    found = the_task(remote_alice)
     assert found["logs"] == ["one", "two"]
     assert (found["status"], found["output"]) == ("complete", {"sum": 15})
 
 
-def test_end_that_the_block_reports_itself_is_the_end(alice: RemoteClient, client: Client) -> None:
+def test_end_that_the_block_reports_itself_is_the_end(
+    remote_alice: RemoteClient, client: Client
+) -> None:
     with client.start("summarizer") as task:
         task.log("one")
         task.fail("no")
-    found = the_task(alice)
+    found = the_task(remote_alice)
     assert (found["logs"], found["error"]["message"]) == (["one"], "no")
 
 
-def test_first_lines_may_come_from_several_threads(alice: RemoteClient, client: Client) -> None:
+def test_first_lines_may_come_from_several_threads(
+    remote_alice: RemoteClient, client: Client
+) -> None:
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -189,7 +197,7 @@ def test_first_lines_may_come_from_several_threads(alice: RemoteClient, client: 
             for thread in threads:
                 thread.join()
             task.complete()
-            assert sorted(tasks(alice)[0]["logs"]) == names
+            assert sorted(tasks(remote_alice)[0]["logs"]) == names
     finally:
         sys.setswitchinterval(before)
 
@@ -211,11 +219,11 @@ with Client().start("forked") as task:
 """
 
 
-def test_lines_of_children_arrive_too(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_lines_of_children_arrive_too(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     process = machine.python(FORKS)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert sorted(task["logs"]) == ["after", "before", "child 0", "child 1", "child 2"]
     assert task["status"] == "complete"
 
@@ -259,7 +267,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
 def test_task_goes_to_other_processes(
-    alice: RemoteClient, machine: AgentMachine, tmp_path: Path, method: str
+    remote_alice: RemoteClient, machine: AgentMachine, tmp_path: Path, method: str
 ) -> None:
     (tmp_path / "pools.py").write_text(POOLS)
     command = [sys.executable, str(tmp_path / "pools.py"), method]
@@ -268,13 +276,13 @@ def test_task_goes_to_other_processes(
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith("complete ")
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert sorted(task["logs"]) == [f"child {number}" for number in range(7)]
     assert (task["status"], task["output"]) == ("complete", {"sum": 15})
 
 
 def test_task_that_comes_to_a_process_often_sends_from_one_thread(
-    alice: RemoteClient, client: Client
+    remote_alice: RemoteClient, client: Client
 ) -> None:
     task = client.start("summarizer")
     copies = [pickle.loads(pickle.dumps(task)) for _ in range(10)]
@@ -283,7 +291,7 @@ def test_task_that_comes_to_a_process_often_sends_from_one_thread(
         copy.log(str(number))
     assert threading.active_count() <= before + 1
     task.complete()
-    assert the_task(alice)["logs"] == [str(number) for number in range(10)]
+    assert the_task(remote_alice)["logs"] == [str(number) for number in range(10)]
 
 
 @pytest.mark.parametrize(
@@ -303,13 +311,13 @@ def test_error_goes_to_other_processes(error: TaskServiceError) -> None:
 
 
 def test_lines_arrive_of_a_program_that_just_ends(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     program = "from taskservice.client import Client; Client().start('short').log('one', 'two')"
     process = machine.python(program)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
-    assert the_task(alice)["logs"] == ["one", "two"]
+    assert the_task(remote_alice)["logs"] == ["one", "two"]
 
 
 AT_EXIT = """
@@ -339,17 +347,17 @@ def run_at_exit(machine: AgentMachine, begin: str, deed: str) -> str:
 @pytest.mark.parametrize("begin", ["", "task.log('early')"])
 @pytest.mark.parametrize("deed", ["", "task.complete(sum=3)"])
 def test_lines_and_end_arrive_of_an_exit_handler(
-    alice: RemoteClient, machine: AgentMachine, begin: str, deed: str
+    remote_alice: RemoteClient, machine: AgentMachine, begin: str, deed: str
 ) -> None:
     assert run_at_exit(machine, begin, deed) == ""
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert task["logs"] == ["early"] * bool(begin) + ["late", "later", "last"]
     assert task["output"] == ({"sum": 3} if deed else {})
     assert task["status"] == ("complete" if deed else "running")
 
 
 def test_exit_handler_does_not_wait_for_a_service_that_is_away(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     away = f"task._connection.url = 'http://127.0.0.1:{unused_port()}'"
     assert "could not be sent in time" in run_at_exit(machine, away, "")
@@ -379,10 +387,10 @@ def test_lines_that_could_not_be_sent_are_counted() -> None:
             task.complete()
 
 
-def test_cancel_is_raised_at_the_next_report(alice: RemoteClient, client: Client) -> None:
+def test_cancel_is_raised_at_the_next_report(remote_alice: RemoteClient, client: Client) -> None:
     def work() -> None:
         with client.start("summarizer") as task:
-            alice.request("POST", f"/task/{task.id}/cancel").raise_for_status()
+            remote_alice.request("POST", f"/task/{task.id}/cancel").raise_for_status()
             while True:
                 task.log("still here")
                 time.sleep(0.05)
@@ -390,42 +398,42 @@ def test_cancel_is_raised_at_the_next_report(alice: RemoteClient, client: Client
     with pytest.raises(TaskCancelled) as cancelled:
         work()
     assert cancelled.value.task["error"]["type"] == "cancelled"
-    assert the_task(alice)["error"]["type"] == "cancelled"
+    assert the_task(remote_alice)["error"]["type"] == "cancelled"
 
 
-def test_cancel_is_raised_at_the_end_too(alice: RemoteClient, client: Client) -> None:
+def test_cancel_is_raised_at_the_end_too(remote_alice: RemoteClient, client: Client) -> None:
     with pytest.raises(TaskCancelled), client.start("summarizer") as task:
-        alice.request("POST", f"/task/{task.id}/cancel").raise_for_status()
+        remote_alice.request("POST", f"/task/{task.id}/cancel").raise_for_status()
 
 
-def test_deletion_is_raised(alice: RemoteClient, client: Client) -> None:
+def test_deletion_is_raised(remote_alice: RemoteClient, client: Client) -> None:
     with pytest.raises(NotFound), client.start("summarizer") as task:
-        alice.request("DELETE", f"/task/{task.id}").raise_for_status()
-    assert alice.request("GET", "/task").json() == []
+        remote_alice.request("DELETE", f"/task/{task.id}").raise_for_status()
+    assert remote_alice.request("GET", "/task").json() == []
 
 
 def test_own_exception_is_raised_where_a_cancel_came_too(
-    alice: RemoteClient, client: Client
+    remote_alice: RemoteClient, client: Client
 ) -> None:
     def work() -> None:
         with client.start("summarizer") as task:
-            alice.request("POST", f"/task/{task.id}/cancel").raise_for_status()
+            remote_alice.request("POST", f"/task/{task.id}/cancel").raise_for_status()
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         work()
-    assert the_task(alice)["error"]["type"] == "cancelled"
+    assert the_task(remote_alice)["error"]["type"] == "cancelled"
 
 
-def test_long_and_odd_lines_are_made_to_fit(alice: RemoteClient, client: Client) -> None:
+def test_long_and_odd_lines_are_made_to_fit(remote_alice: RemoteClient, client: Client) -> None:
     with client.start("summarizer") as task:
         task.log("x" * 100_000, "a\0b", "lone \ud800 surrogate")
-    long, nul, lone = the_task(alice)["logs"]
+    long, nul, lone = the_task(remote_alice)["logs"]
     assert long.endswith("[taskservice: cut here, the line has 100,000 bytes]")
     assert (nul, lone) == ("a\ufffdb", "lone ? surrogate")
 
 
-def test_many_threads_write_to_one_task(alice: RemoteClient, client: Client) -> None:
+def test_many_threads_write_to_one_task(remote_alice: RemoteClient, client: Client) -> None:
     def write(number: int) -> None:
         for place in range(200):
             task.log(f"{number} {place}")
@@ -436,13 +444,13 @@ def test_many_threads_write_to_one_task(alice: RemoteClient, client: Client) -> 
             thread.start()
         for thread in threads:
             thread.join()
-    logs = the_task(alice)["logs"]
+    logs = the_task(remote_alice)["logs"]
     for number in range(5):
         own = [line for line in logs if line.startswith(f"{number} ")]
         assert own == [f"{number} {count}" for count in range(200)]
 
 
-def test_what_is_logged_becomes_lines(alice: RemoteClient, client: Client) -> None:
+def test_what_is_logged_becomes_lines(remote_alice: RemoteClient, client: Client) -> None:
     logger = logging.getLogger("app")
     with client.start("summarizer") as task:
         handler = TaskHandler(task)
@@ -458,7 +466,7 @@ def test_what_is_logged_becomes_lines(alice: RemoteClient, client: Client) -> No
         finally:
             logging.getLogger().removeHandler(handler)
             logging.getLogger().setLevel(logging.WARNING)
-    logs = the_task(alice)["logs"]
+    logs = the_task(remote_alice)["logs"]
     assert logs[0].endswith("WARNING app: watch out for this")
     assert logs[1].endswith("ERROR app: it failed")
     assert logs[-1] == "ValueError: bad"
@@ -477,15 +485,17 @@ with Client(patience=10).start("agent") as task:
 
 
 def test_more_is_logged_than_can_wait_while_the_sender_logs_too(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     """As where all that a program and its libraries log, at DEBUG, goes to its task."""
     program = machine.python(CHATTY)
     assert program.communicate(timeout=100) == ("", "")
-    assert the_task(alice)["logCount"] == 400
+    assert the_task(remote_alice)["logCount"] == 400
 
 
-def test_claim_takes_what_was_started_for_an_agent(alice: RemoteClient, client: Client) -> None:
+def test_claim_takes_what_was_started_for_an_agent(
+    remote_alice: RemoteClient, client: Client
+) -> None:
     client.register("summarizer", description="Sums up")
     assert client.claim("summarizer", wait=0) is None
     first = client.start("summarizer", input={"n": 1}, claim=False)
@@ -498,14 +508,14 @@ def test_claim_takes_what_was_started_for_an_agent(alice: RemoteClient, client: 
     assert client.task(first.id).data["output"] == {"n": 1}
 
 
-def test_claim_waits_no_less_than_it_was_told(alice: RemoteClient, client: Client) -> None:
+def test_claim_waits_no_less_than_it_was_told(remote_alice: RemoteClient, client: Client) -> None:
     client.register("summarizer")
     began = time.monotonic()
     assert client.claim("summarizer", wait=1) is None
     assert time.monotonic() - began >= 0.9
 
 
-def test_claim_waits_for_a_task(alice: RemoteClient, client: Client) -> None:
+def test_claim_waits_for_a_task(remote_alice: RemoteClient, client: Client) -> None:
     client.register("summarizer")
     timer = threading.Timer(0.5, lambda: client.start("summarizer", claim=False))
     timer.start()
@@ -517,7 +527,7 @@ def test_claim_waits_for_a_task(alice: RemoteClient, client: Client) -> None:
 
 
 def test_all_tasks_come_over_all_pages(
-    alice: RemoteClient, client: Client, monkeypatch: pytest.MonkeyPatch
+    remote_alice: RemoteClient, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(package.client, "PAGE_TASKS", 2)
     started = [client.start("summarizer", name=f"n {number}").id for number in range(5)]
@@ -529,7 +539,9 @@ def test_all_tasks_come_over_all_pages(
     assert "logs" not in oldest.data
 
 
-def test_follow_gives_each_line_once_until_the_end(alice: RemoteClient, client: Client) -> None:
+def test_follow_gives_each_line_once_until_the_end(
+    remote_alice: RemoteClient, client: Client
+) -> None:
     with client.start("summarizer") as task:
         task.log("one", "two")
         watched = client.task(task.id)
@@ -572,15 +584,15 @@ def proxy(person: RemoteClient, refuses: Callable[[Received], bool], page: Behav
 
 
 def test_follow_and_claim_go_on_where_a_proxy_cuts_off_long_requests(
-    alice: RemoteClient, client: Client
+    remote_alice: RemoteClient, client: Client
 ) -> None:
     def waits(request: Received) -> bool:
         return "prefer" in request.headers
 
     client.register("agent")
     cut_off = play.answer(504, {"Connection": "close"})
-    key = str(alice.session.headers["apikey"])
-    with proxy(alice, waits, cut_off) as between, ThreadPoolExecutor() as threads:
+    key = str(remote_alice.session.headers["apikey"])
+    with proxy(remote_alice, waits, cut_off) as between, ThreadPoolExecutor() as threads:
         assert Client(between.url, key, patience=0).claim_once("agent", 2, "as a worker") is None
         behind = Client(between.url, key, patience=3)
         claimed = threads.submit(behind.claim, "agent", wait=60)
@@ -597,7 +609,9 @@ def test_follow_and_claim_go_on_where_a_proxy_cuts_off_long_requests(
         assert followed.result() == [(1, "late")]
 
 
-def test_follow_goes_on_after_another_programs_page(alice: RemoteClient, client: Client) -> None:
+def test_follow_goes_on_after_another_programs_page(
+    remote_alice: RemoteClient, client: Client
+) -> None:
     """As a proxy answers for a service that is being replaced."""
     pages = count()
 
@@ -606,8 +620,8 @@ def test_follow_goes_on_after_another_programs_page(alice: RemoteClient, client:
 
     task = client.start("agent")
     page = play.answer(404, {"Content-Type": "text/plain"}, b"404 page not found")
-    with proxy(alice, is_away, page) as between:
-        behind = Client(between.url, str(alice.session.headers["apikey"]), patience=20)
+    with proxy(remote_alice, is_away, page) as between:
+        behind = Client(between.url, str(remote_alice.session.headers["apikey"]), patience=20)
         lines = behind.task(task.id).follow()
         task.log("first")
         assert next(lines) == (1, "first")
@@ -615,7 +629,7 @@ def test_follow_goes_on_after_another_programs_page(alice: RemoteClient, client:
         assert list(lines) == []
 
 
-def test_follow_of_a_deleted_task_is_raised(alice: RemoteClient, client: Client) -> None:
+def test_follow_of_a_deleted_task_is_raised(remote_alice: RemoteClient, client: Client) -> None:
     task = client.start("summarizer")
     timer = threading.Timer(0.5, task.delete)
     timer.start()
@@ -624,7 +638,7 @@ def test_follow_of_a_deleted_task_is_raised(alice: RemoteClient, client: Client)
     timer.join()
 
 
-def test_cancel_and_delete(alice: RemoteClient, client: Client) -> None:
+def test_cancel_and_delete(remote_alice: RemoteClient, client: Client) -> None:
     task = client.start("summarizer")
     assert task.cancel().error == {"type": "cancelled", "message": "Cancelled by its user"}
     task.delete()
@@ -635,7 +649,7 @@ def test_cancel_and_delete(alice: RemoteClient, client: Client) -> None:
 # --- problems ----------------------------------------------------------------------------
 
 
-def test_one_exception_for_each_problem(alice: RemoteClient, client: Client) -> None:
+def test_one_exception_for_each_problem(remote_alice: RemoteClient, client: Client) -> None:
     task = client.start("summarizer")
     task.report(status="complete")
     with pytest.raises(TaskFinished) as finished:
@@ -647,12 +661,12 @@ def test_one_exception_for_each_problem(alice: RemoteClient, client: Client) -> 
         client.start("summarizer", callback="nonsense")
     assert "callback" in unfit.value.errors
     with pytest.raises(InvalidKey):
-        list(Client(alice.url, "wrong").tasks())
+        list(Client(remote_alice.url, "wrong").tasks())
     with pytest.raises(TooLarge):
         client.start("summarizer", input={"x": "x" * 11_000_000})
-    agent_key = alice.request("POST", "/key", json={"name": "a", "agentId": "summarizer"})
+    agent_key = remote_alice.request("POST", "/key", json={"name": "a", "agentId": "summarizer"})
     with pytest.raises(Forbidden):
-        Client(alice.url, agent_key.json()["key"]).task(task.id).cancel()
+        Client(remote_alice.url, agent_key.json()["key"]).task(task.id).cancel()
     with pytest.raises(Unreachable, match="Connection refused"):
         next(Client(f"http://127.0.0.1:{unused_port()}", "key", patience=0).tasks())
     with pytest.raises(TaskServiceError, match="not JSON"):
@@ -679,9 +693,9 @@ def test_wrong_settings_say_which_and_how(
         Client(url, key)
 
 
-def test_url_may_be_that_of_the_api(alice: RemoteClient) -> None:
-    key = str(alice.session.headers["apikey"])
-    assert list(Client(f"{alice.url}/api/v1/", key).tasks()) == []
+def test_url_may_be_that_of_the_api(remote_alice: RemoteClient) -> None:
+    key = str(remote_alice.session.headers["apikey"])
+    assert list(Client(f"{remote_alice.url}/api/v1/", key).tasks()) == []
 
 
 GOOD = played.answer(200, [played.a_task()])
@@ -799,31 +813,31 @@ def test_answer_lost_at_a_deletion_is_no_failure() -> None:
     assert [request.method for request in receiver.requests] == ["GET", "DELETE", "DELETE"]
 
 
-def test_answers_lost_at_appends_double_nothing(alice: RemoteClient, client: Client) -> None:
+def test_answers_lost_at_appends_double_nothing(remote_alice: RemoteClient, client: Client) -> None:
     """Between client and service sits somebody who loses every third answer."""
     with client.start("summarizer") as task:
         pass
     path = f"/task/{task.id}"
-    assert alice.request("GET", path).json()["logs"] == []
+    assert remote_alice.request("GET", path).json()["logs"] == []
 
     with Receiver() as between:
-        between.answer = losing(alice, lambda number: number % 3 == 0)
-        key = str(alice.session.headers["apikey"])
+        between.answer = losing(remote_alice, lambda number: number % 3 == 0)
+        key = str(remote_alice.session.headers["apikey"])
         with Client(between.url, key, patience=30).start("relayed") as task:
             for number in range(8):
                 task.log(f"line {number}")
                 time.sleep(0.25)
-    (found,) = tasks(alice, agentId="relayed")
+    (found,) = tasks(remote_alice, agentId="relayed")
     assert found["logs"] == [f"line {number}" for number in range(8)]
     assert found["status"] == "complete"
     assert len(between.requests) > 9
 
 
-def test_answer_lost_at_a_claim_loses_no_task(alice: RemoteClient) -> None:
-    first, second = alice.start("lossy"), alice.start("lossy")
+def test_answer_lost_at_a_claim_loses_no_task(remote_alice: RemoteClient) -> None:
+    first, second = remote_alice.start("lossy"), remote_alice.start("lossy")
     with Receiver() as between:
-        between.answer = losing(alice, lambda number: number == 1)
-        client = Client(between.url, str(alice.session.headers["apikey"]), patience=30)
+        between.answer = losing(remote_alice, lambda number: number == 1)
+        client = Client(between.url, str(remote_alice.session.headers["apikey"]), patience=30)
         claimed = [client.claim("lossy", wait=0) for _ in range(3)]
     assert [task.id if task else None for task in claimed] == [first["id"], second["id"], None]
     assert len(between.requests) == 4

@@ -24,56 +24,58 @@ def python(machine: AgentMachine, *arguments: str) -> None:
     subprocess.run([sys.executable, *arguments], env=environment, check=True, timeout=60)
 
 
-def test_shell_script(alice: RemoteClient, machine: AgentMachine, tmp_path: Path) -> None:
+def test_shell_script(remote_alice: RemoteClient, machine: AgentMachine, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "one.txt").write_text("1")
     (folder / "two.txt").write_text("2")
     script, archive = str(EXAMPLES / "backup.sh"), str(tmp_path / "archive.tgz")
     result = machine.run("run", "--agent", "backup", "--", script, str(folder), archive)
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert result.returncode == 0, result.stderr
     assert task["output"] | {"bytes": 0} == {"archive": archive, "files": 2, "bytes": 0}
     assert f"Packing {folder}" in task["logs"]
     assert [line for line in task["logs"] if line.endswith("./one.txt")]
     failed = machine.run("run", "--agent", "backup", "--", script, "/nowhere", archive)
     assert failed.returncode != 0
-    assert tasks(alice)[0]["status"] == "error"
+    assert tasks(remote_alice)[0]["status"] == "error"
 
 
-def test_python_script(alice: RemoteClient, machine: AgentMachine, tmp_path: Path) -> None:
+def test_python_script(remote_alice: RemoteClient, machine: AgentMachine, tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("some words")
     python(machine, str(EXAMPLES / "summary.py"), str(text))
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert task["logs"] == [f"{text}: 2 words"]
     assert (task["status"], task["output"]) == ("complete", {str(text): 2})
 
 
-def test_workflow_with_a_model(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_workflow_with_a_model(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     python(machine, str(EXAMPLES / "workflow.py"), "webhooks")
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert task["name"] == "webhooks"
     assert list(task["output"]) == ["outline", "draft", "review"]
     assert [line for line in task["logs"] if "prompt: Outline: webhooks" in line]
     assert len(task["logs"]) == 6
 
 
-def test_worker(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_worker(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     program = [sys.executable, str(EXAMPLES / "word_count.py")]
     worker = machine.spawn("work", "--agent", "word-count", "--", *program)
-    alice.start("word-count", input={"text": "some more words"})
-    alice.start("word-count", input={})
-    until(lambda: all(task["finishedAt"] for task in tasks(alice)))
+    remote_alice.start("word-count", input={"text": "some more words"})
+    remote_alice.start("word-count", input={})
+    until(lambda: all(task["finishedAt"] for task in tasks(remote_alice)))
     worker.send_signal(signal.SIGTERM)
     worker.communicate(timeout=40)
-    without, with_text = tasks(alice)
+    without, with_text = tasks(remote_alice)
     assert with_text["output"] == {"words": 3}
     assert (without["status"], without["logs"]) == ("error", ["The input has no text"])
 
 
-def test_receiver_takes_only_what_is_signed(alice: RemoteClient, machine: AgentMachine) -> None:
-    secret = alice.request("GET", "/callback-secret").json()["secret"]
+def test_receiver_takes_only_what_is_signed(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    secret = remote_alice.request("GET", "/callback-secret").json()["secret"]
     port = free_port()
     command = [sys.executable, str(EXAMPLES / "receiver.py"), str(port)]
     environment = {**machine.environment, "CALLBACK_SECRET": secret}
@@ -84,9 +86,9 @@ def test_receiver_takes_only_what_is_signed(alice: RemoteClient, machine: AgentM
     while "Running on" not in (line := receiver.stderr.readline()):
         assert line, "The receiver did not start"
     url = f"http://127.0.0.1:{port}/"
-    task = alice.start("counter", callback=url)
+    task = remote_alice.start("counter", callback=url)
     change = {"status": "complete", "output": {"sum": 15}}
-    ended = alice.request("PATCH", f"/task/{task['id']}", json=change)
+    ended = remote_alice.request("PATCH", f"/task/{task['id']}", json=change)
     assert ended.headers["Callback-Status"] == "delivered"
     forged = subprocess.run(
         ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-d", "{}", url],
@@ -112,51 +114,51 @@ def agents_terminal(terminal: Terminal, machine: AgentMachine, tmp_path: Path) -
     return terminal
 
 
-def test_documented_shell_agent(alice: RemoteClient, agents_terminal: Terminal) -> None:
+def test_documented_shell_agent(remote_alice: RemoteClient, agents_terminal: Terminal) -> None:
     (block,) = blocks(DOCUMENT, "agent: shell")
     agents_terminal.run(block)
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert task["logs"] == ["line 1", "line 2", "line 3", '{"sum": 6}']
     assert (task["status"], task["output"]) == ("complete", {"sum": 6})
 
 
 def test_documented_python_agent(
-    alice: RemoteClient, agents_terminal: Terminal, tmp_path: Path
+    remote_alice: RemoteClient, agents_terminal: Terminal, tmp_path: Path
 ) -> None:
     (block,) = blocks(DOCUMENT, "agent.py")
     (tmp_path / "agent.py").write_text(block)
     agents_terminal.run("python agent.py")
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert (task["name"], task["logs"]) == ("from Python", ["line 1", "line 2", "line 3"])
     assert (task["status"], task["output"]) == ("complete", {"sum": 6})
 
 
 def test_documented_program_below_run(
-    alice: RemoteClient, agents_terminal: Terminal, tmp_path: Path
+    remote_alice: RemoteClient, agents_terminal: Terminal, tmp_path: Path
 ) -> None:
     (block,) = blocks(DOCUMENT, "program.py")
     (tmp_path / "program.py").write_text(block)
     agents_terminal.run("taskservice run --agent counter -- python program.py")
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert task["logs"] == ["a line that is not printed"]
     assert (task["status"], task["output"]) == ("complete", {"share": 0.5})
 
 
-def test_documented_curl_agent(alice: RemoteClient, agents_terminal: Terminal) -> None:
+def test_documented_curl_agent(remote_alice: RemoteClient, agents_terminal: Terminal) -> None:
     (block,) = blocks(DOCUMENT, "agent: curl")
     agents_terminal.run(block)
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert (task["name"], task["logs"]) == ("from curl", ["line 1", "line 2", "line 3"])
     assert (task["status"], task["output"]) == ("complete", {"sum": 6})
 
 
 def test_documented_worker_session(
-    alice: RemoteClient, agents_terminal: Terminal, machine: AgentMachine
+    remote_alice: RemoteClient, agents_terminal: Terminal, machine: AgentMachine
 ) -> None:
     (work,) = blocks(DOCUMENT, "worker")
     (start,) = blocks(DOCUMENT, "worker: start")
     with Receiver() as receiver:
-        alice.request("PUT", "/agent/word-count").raise_for_status()
+        remote_alice.request("PUT", "/agent/word-count").raise_for_status()
         agents_terminal.run(f"{work}\nWORKER=$!")
         agents_terminal.run(f"API={machine.url}/api/v1\nKEY={machine.key}")
         agents_terminal.run(start.replace("http://127.0.0.1:9000/", receiver.url))

@@ -21,9 +21,9 @@ MOMENTS = ("call", "return", "c_return")
 
 
 @pytest.fixture
-def task(alice: RemoteClient) -> Iterator[Task]:
+def task(remote_alice: RemoteClient) -> Iterator[Task]:
     # A sender that waits for a lock does not wait for the service.
-    client = Client(alice.url, str(alice.session.headers["apikey"]), patience=5)
+    client = Client(remote_alice.url, str(remote_alice.session.headers["apikey"]), patience=5)
     with client.start("agent") as task:
         task.log("first")
         yield task
@@ -50,12 +50,12 @@ def interrupted_at(moment: int, deed: Callable[[], object]) -> bool:
     return False
 
 
-def test_line_may_be_interrupted_at_any_moment(alice: RemoteClient, task: Task) -> None:
+def test_line_may_be_interrupted_at_any_moment(remote_alice: RemoteClient, task: Task) -> None:
     moment = 1
     while interrupted_at(moment, partial(task.log, moment)):
         moment += 1
     task.complete()
-    logs = the_task(alice)["logs"]
+    logs = the_task(remote_alice)["logs"]
     assert moment > 10
     # An interrupted line is there or not; none comes twice, or in another place.
     assert logs[0] == "first"
@@ -65,14 +65,16 @@ def test_line_may_be_interrupted_at_any_moment(alice: RemoteClient, task: Task) 
 
 
 @pytest.mark.parametrize("moment", range(1, 60, 3))
-def test_end_may_be_interrupted_at_any_moment(alice: RemoteClient, task: Task, moment: int) -> None:
+def test_end_may_be_interrupted_at_any_moment(
+    remote_alice: RemoteClient, task: Task, moment: int
+) -> None:
     if interrupted_at(moment, task.complete):
         task.complete()
-    assert the_task(alice)["status"] == "complete"
+    assert the_task(remote_alice)["status"] == "complete"
 
 
-def test_end_may_be_interrupted_while_it_waits(alice: RemoteClient) -> None:
-    pass_on, may_answer = losing(alice, lambda number: False), threading.Event()
+def test_end_may_be_interrupted_while_it_waits(remote_alice: RemoteClient) -> None:
+    pass_on, may_answer = losing(remote_alice, lambda number: False), threading.Event()
     main = threading.get_ident()
 
     def hold(exchange: Exchange) -> None:
@@ -83,10 +85,10 @@ def test_end_may_be_interrupted_while_it_waits(alice: RemoteClient) -> None:
 
     with Receiver() as between:
         between.answer = hold
-        task = Client(between.url, str(alice.session.headers["apikey"])).start("agent")
+        task = Client(between.url, str(remote_alice.session.headers["apikey"])).start("agent")
         task.log("line")
         with pytest.raises(KeyboardInterrupt):
             task.complete()
         may_answer.set()
         task.complete()
-    assert the_task(alice)["status"] == "complete"
+    assert the_task(remote_alice)["status"] == "complete"

@@ -142,7 +142,7 @@ def test_paused_program_hears_of_a_signal() -> None:
 
 
 def test_script_that_does_not_say_what_runs_it_is_run_by_the_shell(
-    alice: RemoteClient, machine: AgentMachine, tmp_path: Path
+    remote_alice: RemoteClient, machine: AgentMachine, tmp_path: Path
 ) -> None:
     script = tmp_path / "script"
     script.write_text('echo "got $1"; exit 3\n')
@@ -151,7 +151,7 @@ def test_script_that_does_not_say_what_runs_it_is_run_by_the_shell(
     assert (result.returncode, result.stdout) == (3, "got this\n")
 
 
-def test_other_signals_reach_the_program(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_other_signals_reach_the_program(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     script = "trap 'echo got it; exit 4' USR1; echo ready; while :; do sleep 0.1; done"
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
     assert process.stdout is not None
@@ -159,7 +159,7 @@ def test_other_signals_reach_the_program(alice: RemoteClient, machine: AgentMach
     process.send_signal(signal.SIGUSR1)
     printed, _ = process.communicate(timeout=20)
     assert (process.returncode, printed) == (4, "got it\n")
-    assert the_task(alice)["error"]["message"] == "Exit status 4"
+    assert the_task(remote_alice)["error"]["message"] == "Exit status 4"
 
 
 @pytest.mark.skipif(shutil.which("ps") is None, reason="no ps: install the package procps")
@@ -176,7 +176,7 @@ AS_ON_MACOS = (
 )
 
 
-def test_system_with_less_does_the_same(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_system_with_less_does_the_same(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     machine.command = [sys.executable, "-c", f"{AS_ON_MACOS}; main()"]
     assert machine.run("run", "--agent", "a", "--", "sh", "-c", "exit 3").returncode == 3
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
@@ -221,7 +221,7 @@ def at_terminal(machine: AgentMachine) -> Iterator[AtTerminal]:
 
 
 def test_program_at_a_terminal_gets_ctrl_c_once_and_can_read(
-    alice: RemoteClient, at_terminal: AtTerminal
+    remote_alice: RemoteClient, at_terminal: AtTerminal
 ) -> None:
     program = (
         "import signal, time\n"
@@ -234,7 +234,7 @@ def test_program_at_a_terminal_gets_ctrl_c_once_and_can_read(
     )
     process, leader = at_terminal(sys.executable, "-c", program)
     os.write(leader, b"world\n")
-    until(lambda: "hello world" in " ".join(the_log(alice)))
+    until(lambda: "hello world" in " ".join(the_log(remote_alice)))
     # Two in the same instant would be one to the program, so ours would come later.
     process.send_signal(signal.SIGSTOP)
     os.write(leader, b"\x03")
@@ -242,38 +242,38 @@ def test_program_at_a_terminal_gets_ctrl_c_once_and_can_read(
     process.send_signal(signal.SIGCONT)
     until(lambda: process.poll() is not None)
     assert process.returncode == 0
-    assert the_log(alice)[-1] == "interrupts: 1"
+    assert the_log(remote_alice)[-1] == "interrupts: 1"
 
 
 def test_program_may_open_the_terminal_where_its_stdin_is_elsewhere(
-    alice: RemoteClient, at_terminal: AtTerminal
+    remote_alice: RemoteClient, at_terminal: AtTerminal
 ) -> None:
     script = "echo ready; read word </dev/tty; echo got $word"
     process, leader = at_terminal("sh", "-c", script, stdin=subprocess.DEVNULL)
-    until(lambda: the_log(alice) == ["ready"])
+    until(lambda: the_log(remote_alice) == ["ready"])
     os.write(leader, b"this\n")
     assert until(lambda: process.poll() is not None)
-    assert (process.returncode, the_log(alice)) == (0, ["ready", "got this"])
+    assert (process.returncode, the_log(remote_alice)) == (0, ["ready", "got this"])
 
 
 def test_interrupt_that_does_not_come_from_the_terminal_reaches_the_program(
-    alice: RemoteClient, at_terminal: AtTerminal
+    remote_alice: RemoteClient, at_terminal: AtTerminal
 ) -> None:
     process, _ = at_terminal("sh", "-c", "trap 'echo got it; exit 4' INT; echo ready; read word")
-    until(lambda: the_log(alice) == ["ready"])
+    until(lambda: the_log(remote_alice) == ["ready"])
     process.send_signal(signal.SIGINT)
     assert until(lambda: process.poll() is not None)
-    assert (process.returncode, the_log(alice)) == (4, ["ready", "got it"])
+    assert (process.returncode, the_log(remote_alice)) == (4, ["ready", "got it"])
 
 
 def test_cancel_at_a_terminal_stops_what_the_program_has_started(
-    alice: RemoteClient, at_terminal: AtTerminal
+    remote_alice: RemoteClient, at_terminal: AtTerminal
 ) -> None:
     process, _ = at_terminal("sh", "-c", "echo ready; sleep 1000; echo after")
-    until(lambda: the_log(alice) == ["ready"])
+    until(lambda: the_log(remote_alice) == ["ready"])
     (shell,) = _children(process.pid)
     (sleep,) = until(lambda: _children(shell))
-    alice.request("POST", f"/task/{the_task(alice)['id']}/cancel").raise_for_status()
+    remote_alice.request("POST", f"/task/{the_task(remote_alice)['id']}/cancel").raise_for_status()
     assert until(lambda: process.poll() is not None)
     assert process.returncode == 143
     until(lambda: not Path(f"/proc/{sleep}").exists())

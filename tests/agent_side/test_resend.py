@@ -51,34 +51,37 @@ def agent_key(person: RemoteClient, agent_id: str) -> str:
 
 
 def test_run_of_another_user_is_kept(
-    alice: RemoteClient, machine: AgentMachine, service: Service, tmp_path: Path
+    remote_alice: RemoteClient, machine: AgentMachine, shared_service: Service, tmp_path: Path
 ) -> None:
-    folder = killed_run(alice, machine)
-    own_key, machine.key = machine.key, str(service.add_user("bob").session.headers["apikey"])
+    folder = killed_run(remote_alice, machine)
+    own_key, machine.key = (
+        machine.key,
+        str(shared_service.add_user("bob").session.headers["apikey"]),
+    )
     foreign = machine.run("run", "--resend")
     assert (foreign.returncode, foreign.stdout) == (1, "")
     assert f"the key is another user's or agent's; it stays in {folder}" in foreign.stderr
     assert machine.left_runs() == [folder]
     machine.key = own_key
     assert machine.run("run", "--resend").returncode == 0
-    assert the_task(alice)["logs"] == ["ready"]
+    assert the_task(remote_alice)["logs"] == ["ready"]
     assert machine.left_runs() == []
 
 
-def test_run_of_another_agent_is_kept(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_run_of_another_agent_is_kept(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     folder = run_without_a_task(machine)
-    machine.key = agent_key(alice, "other")
+    machine.key = agent_key(remote_alice, "other")
     foreign = machine.run("run", "--resend")
     assert (foreign.returncode, foreign.stdout) == (1, "")
     assert "the key is another user's or agent's" in foreign.stderr
     assert machine.left_runs() == [folder]
-    machine.key = agent_key(alice, "a")
+    machine.key = agent_key(remote_alice, "a")
     assert machine.run("run", "--resend").returncode == 0
-    assert the_task(alice)["logs"] == ["from afar"]
+    assert the_task(remote_alice)["logs"] == ["from afar"]
 
 
 def test_run_that_is_refused_says_how_to_forget_it(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     folder = run_without_a_task(machine, "A b")
     refused = machine.run("run", "--resend")
@@ -87,20 +90,22 @@ def test_run_that_is_refused_says_how_to_forget_it(
     assert machine.left_runs() == [folder]
 
 
-def test_callback_that_is_refused_is_left_out(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_callback_that_is_refused_is_left_out(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
     run_without_a_task(machine, callback="nonsense")
     resent = machine.run("run", "--resend")
     assert resent.returncode == 0
     assert "the task is started without callback" in resent.stderr
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert (task["logs"], task["callback"]) == (["from afar"], None)
 
 
 def test_not_found_is_no_deletion_of_a_task_that_was_never_made(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     folder = run_without_a_task(machine)
-    user = alice.request("GET", "/user").content
+    user = remote_alice.request("GET", "/user").content
     with Receiver() as receiver:
         receiver.answer = played.problem(404, "No such agent", code="not_found")
         receiver.paths["/api/v1/user"] = play.answer(
@@ -108,26 +113,28 @@ def test_not_found_is_no_deletion_of_a_task_that_was_never_made(
         )
         machine.url = receiver.url.rstrip("/")
         record = folder / "run.json"
-        record.write_text(record.read_text().replace(alice.url, machine.url))
+        record.write_text(record.read_text().replace(remote_alice.url, machine.url))
         refused = machine.run("run", "--resend")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert machine.left_runs() == [folder]
 
 
-def test_deleted_task_is_not_wanted_any_more(alice: RemoteClient, machine: AgentMachine) -> None:
-    killed_run(alice, machine)
-    task_id = the_task(alice)["id"]
-    alice.request("DELETE", f"/task/{task_id}").raise_for_status()
+def test_deleted_task_is_not_wanted_any_more(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    killed_run(remote_alice, machine)
+    task_id = the_task(remote_alice)["id"]
+    remote_alice.request("DELETE", f"/task/{task_id}").raise_for_status()
     unwanted = machine.run("run", "--resend")
     assert (unwanted.returncode, unwanted.stdout) == (0, f"{task_id} was cancelled or deleted\n")
     assert machine.left_runs() == []
 
 
 def test_agent_that_the_key_may_not_see_does_not_stop_the_program(
-    service: Service, tmp_path: Path
+    shared_service: Service, tmp_path: Path
 ) -> None:
     """The service is away at the start, and then makes no task for this key."""
-    machine = machine_of(service.add_user("carol"), tmp_path / "home")
+    machine = machine_of(shared_service.add_user("carol"), tmp_path / "home")
     with Receiver() as receiver:
         receiver.answer = play.answer(503)
         machine.url = receiver.url
@@ -143,18 +150,18 @@ def test_agent_that_the_key_may_not_see_does_not_stop_the_program(
 
 
 def test_lines_come_once_where_their_number_was_lost(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     folder = run_without_a_task(machine)
-    task = alice.start("a")
+    task = remote_alice.start("a")
     lines = {"logs": ["one", "two"], "seq": 1, "writer": "run"}
-    alice.request("POST", f"/task/{task['id']}/logs", json=lines).raise_for_status()
+    remote_alice.request("POST", f"/task/{task['id']}/logs", json=lines).raise_for_status()
     record = folder / "run.json"
     record.write_text(record.read_text().replace('"taskId": null', f'"taskId": "{task["id"]}"'))
     (folder / "place").write_bytes(b"")
     resent = machine.run("run", "--resend")
     assert (resent.returncode, resent.stderr) == (0, "")
-    assert the_task(alice)["logs"] == ["one", "two", "from afar"]
+    assert the_task(remote_alice)["logs"] == ["one", "two", "from afar"]
 
 
 @pytest.fixture
@@ -172,7 +179,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_disk_that_fills_up_is_said_and_keeps_the_end(
-    alice: RemoteClient, machine: AgentMachine, tiny_disk: Path
+    remote_alice: RemoteClient, machine: AgentMachine, tiny_disk: Path
 ) -> None:
     machine.home = tiny_disk
     script = (
@@ -188,11 +195,11 @@ def test_disk_that_fills_up_is_said_and_keeps_the_end(
     (tiny_disk / "filler").unlink()
     (folder,) = machine.left_runs()
     record = folder / "run.json"
-    record.write_text(record.read_text().replace(away, alice.url))
-    machine.url = alice.url
+    record.write_text(record.read_text().replace(away, remote_alice.url))
+    machine.url = remote_alice.url
     resent = machine.run("run", "--resend")
     assert (resent.returncode, resent.stderr) == (0, "")
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert task["error"]["message"] == "Exit status 3"
     marks = [line for line in task["logs"] if "left out here" in line]
     left_out = sum(int(mark.split()[1].replace(",", "")) for mark in marks)
@@ -202,7 +209,7 @@ def test_disk_that_fills_up_is_said_and_keeps_the_end(
 
 
 def test_program_is_named_no_file_for_its_output_where_there_is_no_room(
-    alice: RemoteClient, machine: AgentMachine, tiny_disk: Path
+    remote_alice: RemoteClient, machine: AgentMachine, tiny_disk: Path
 ) -> None:
     machine.home = tiny_disk
     fill = ["dd", "if=/dev/zero", f"of={tiny_disk / 'filler'}"]
@@ -211,11 +218,11 @@ def test_program_is_named_no_file_for_its_output_where_there_is_no_room(
     result = machine.run("run", "--agent", "a", "--", "sh", "-c", script)
     (said,) = result.stderr.splitlines()
     assert "nothing can be kept on the disk" in said
-    assert (result.returncode, the_task(alice)["status"]) == (0, "complete")
+    assert (result.returncode, the_task(remote_alice)["status"]) == (0, "complete")
 
 
 def test_several_resends_at_once_send_each_run_once(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     for _ in range(20):
         run_without_a_task(machine)
@@ -223,7 +230,7 @@ def test_several_resends_at_once_send_each_run_once(
     said = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, said
     assert sum(printed.count("got 1 line and its end") for printed, _ in said) == 20
-    assert [task["logs"] for task in tasks(alice)] == [["from afar"]] * 20
+    assert [task["logs"] for task in tasks(remote_alice)] == [["from afar"]] * 20
     assert machine.left_runs() == []
 
 
@@ -279,7 +286,7 @@ def _give_away(path: Path) -> None:
 
 @pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
 def test_bad_run_is_said_and_does_not_stop_the_newer_ones(
-    alice: RemoteClient, machine: AgentMachine, spoil: Callable[[Path, Path], object]
+    remote_alice: RemoteClient, machine: AgentMachine, spoil: Callable[[Path, Path], object]
 ) -> None:
     file = machine.home / "elsewhere"
     file.write_text("a secret line\n")
@@ -291,25 +298,27 @@ def test_bad_run_is_said_and_does_not_stop_the_newer_ones(
     assert resent.returncode == 1
     (sentence,) = resent.stderr.splitlines()[:-1]
     assert str(bad) in sentence
-    assert [task["logs"] for task in tasks(alice)] == [["from afar"]]
+    assert [task["logs"] for task in tasks(remote_alice)] == [["from afar"]]
     assert bad in machine.left_runs()
     assert newer not in machine.left_runs()
     assert file.read_text() == "a secret line\n"
 
 
-def test_link_among_the_runs_is_not_followed(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_link_among_the_runs_is_not_followed(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
     folder = run_without_a_task(machine)
     elsewhere = folder.rename(machine.home / "elsewhere")
     folder.symlink_to(elsewhere)
     resent = machine.run("run", "--resend")
     assert resent.returncode == 1
     assert str(folder) in resent.stderr
-    assert tasks(alice) == []
+    assert tasks(remote_alice) == []
     assert (elsewhere / LINES).read_text() == "from afar\n"
 
 
 def test_runs_are_kept_where_no_other_user_may_enter(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     runs = machine.home / "state" / "taskservice" / "runs"
     runs.mkdir(parents=True)
@@ -320,14 +329,16 @@ def test_runs_are_kept_where_no_other_user_may_enter(
     assert runs.stat().st_mode & 0o777 == 0o700
 
 
-def test_folder_of_another_user_keeps_no_runs(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_folder_of_another_user_keeps_no_runs(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
     runs = machine.home / "state" / "taskservice" / "runs"
     run_without_a_task(machine)
     _give_away(runs)
     result = machine.run("run", "--agent", "a", "--", "echo", "done")
     assert (result.returncode, result.stdout) == (0, "done\n")
     assert "nothing can be kept on the disk" in result.stderr
-    assert the_task(alice)["logs"] == ["done"]
+    assert the_task(remote_alice)["logs"] == ["done"]
     resent = machine.run("run", "--resend")
     assert resent.returncode == 1
     assert "It belongs to another user" in resent.stderr

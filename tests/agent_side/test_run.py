@@ -53,9 +53,9 @@ def quiet(result: subprocess.CompletedProcess[str]) -> int:
     return result.returncode
 
 
-def test_program_becomes_a_task(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_program_becomes_a_task(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     result = run(machine, "echo hello; echo oops >&2", "--name", "nightly", "--timeout", "60")
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert quiet(result) == 0
     assert (result.stdout, result.stderr) == ("hello\n", "oops\n")
     assert sorted(task["logs"]) == ["hello", "oops"]
@@ -73,95 +73,103 @@ def test_program_becomes_a_task(alice: RemoteClient, machine: AgentMachine) -> N
     ],
 )
 def test_failure_is_reported_and_passed_on(
-    alice: RemoteClient, machine: AgentMachine, script: str, code: int, message: str
+    remote_alice: RemoteClient, machine: AgentMachine, script: str, code: int, message: str
 ) -> None:
     assert quiet(run(machine, script)) == code
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert task["error"] == {"type": "failed", "message": message}
 
 
 def test_program_that_is_not_there_is_an_error_too(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     result = machine.run("run", "--agent", "a", "--", "no-such-program")
     assert result.returncode == 127
     assert "no-such-program can't be run" in result.stderr
-    assert "no-such-program can't be run" in the_task(alice)["error"]["message"]
+    assert "no-such-program can't be run" in the_task(remote_alice)["error"]["message"]
 
 
-def test_program_without_a_name_is_an_error_too(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_program_without_a_name_is_an_error_too(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
     result = machine.run("run", "--agent", "a", "--", "")
     assert result.returncode == 127
     assert result.stderr == "taskservice:  can't be run: No such file or directory\n"
-    assert the_task(alice)["status"] == "error"
+    assert the_task(remote_alice)["status"] == "error"
 
 
 def test_exit_status_is_known_where_that_of_children_is_not_wanted(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     """As started by a program that ignores SIGCHLD, so that it need not wait for its children."""
     machine.command = ["bash", "-c", "trap '' CHLD; exec \"$@\"", "bash", *machine.command]
     result = machine.run("run", "--agent", "a", "--", "sh", "-c", "echo ran; exit 3")
     assert (result.returncode, result.stdout, result.stderr) == (3, "ran\n", "")
-    assert the_task(alice)["error"]["message"] == "Exit status 3"
+    assert the_task(remote_alice)["error"]["message"] == "Exit status 3"
 
 
-def test_callback_is_called_before_the_run_ends(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_callback_is_called_before_the_run_ends(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
     with Receiver() as receiver:
         run(machine, "echo done", "--callback", receiver.url)
     (request,) = receiver.requests
     assert b'"logs":["done"]' in request.body
 
 
-def test_lines_are_seen_while_the_program_runs(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_lines_are_seen_while_the_program_runs(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo first; sleep 1000")
     assert process.stdout is not None
     assert process.stdout.readline() == "first\n"
     # Within a second, and a busy machine may need some more.
-    until(lambda: the_task(alice)["logs"] == ["first"])
+    until(lambda: the_task(remote_alice)["logs"] == ["first"])
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
 
 
 def test_order_is_exact_where_both_outputs_go_to_one_place(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     program = [sys.executable, "-c", PRINTS * 50]
     both = {"capture_output": False, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     result = machine.run("run", "--agent", "a", "--", *program, **both)
     assert result.stdout.splitlines() == ["one", "two", "three"] * 50
-    assert the_task(alice)["logs"] == ["one", "two", "three"] * 50
+    assert the_task(remote_alice)["logs"] == ["one", "two", "three"] * 50
 
 
 def test_outputs_stay_apart_where_they_go_to_two_places(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     result = machine.run("run", "--agent", "a", "--", sys.executable, "-c", PRINTS)
     assert (result.stdout, result.stderr) == ("one\nthree\n", "two\n")
-    assert sorted(the_task(alice)["logs"]) == ["one", "three", "two"]
+    assert sorted(the_task(remote_alice)["logs"]) == ["one", "three", "two"]
 
 
 def test_output_that_is_read_late_is_shown_whole(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     process = machine.spawn("run", "--agent", "a", "--", "seq", "300000")
-    until(lambda: alice.request("GET", "/task?status=complete&fields=id").json())
+    until(lambda: remote_alice.request("GET", "/task?status=complete&fields=id").json())
     shown, _ = process.communicate(timeout=20)
     assert shown.splitlines() == [str(number) for number in range(1, 300_001)]
     assert process.returncode == 0
 
 
-def test_progress_bar_is_one_line(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_progress_bar_is_one_line(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     bar = r"printf '10%%\r50%%\r'; sleep 0.3; printf '100%%\ndone\r\n\rlast'"
     run(machine, bar)
-    assert the_task(alice)["logs"] == ["100%", "done", "last"]
+    assert the_task(remote_alice)["logs"] == ["100%", "done", "last"]
 
 
-def test_long_and_binary_lines_are_made_to_fit(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_long_and_binary_lines_are_made_to_fit(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
     long = "head -c 1000000 /dev/zero | tr '\\0' x; echo"
     script = rf"{long}; printf '\377\000a\n'; {long}; echo end"
     machine.run("run", "--agent", "a", "--", "sh", "-c", script, text=False)
-    first, binary, second, last = the_task(alice)["logs"]
+    first, binary, second, last = the_task(remote_alice)["logs"]
     assert first == second
     assert first.startswith("xxx")
     assert first.endswith("[taskservice: cut here, the line has 1,000,000 bytes]")
@@ -196,11 +204,11 @@ def test_long_and_binary_lines_are_made_to_fit(alice: RemoteClient, machine: Age
     ],
 )
 def test_output_is_the_last_line_or_the_named_file(
-    alice: RemoteClient, machine: AgentMachine, script: str, output: dict[str, object]
+    remote_alice: RemoteClient, machine: AgentMachine, script: str, output: dict[str, object]
 ) -> None:
     command = ["run", "--agent", "a", "--", "sh", "-c", script]
     result = machine.run(*command, errors="replace")
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert "Traceback" not in result.stderr
     assert quiet(result) == (0 if task["status"] == "complete" else 1)
     assert task["output"] == output
@@ -208,13 +216,13 @@ def test_output_is_the_last_line_or_the_named_file(
 
 
 def test_last_line_that_is_nested_too_deep_is_a_line(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     # About as deep as Python can read.
     for depth in (930, 940, 950, 960, 970):
         deep = '{"a":' * depth + "1" + "}" * depth
         assert quiet(run(machine, f"echo '{deep}'; exit 3")) == 3
-        task = tasks(alice)[0]
+        task = tasks(remote_alice)[0]
         assert (task["output"], task["logs"]) == ({}, [deep])
         assert task["error"]["message"] == "Exit status 3"
 
@@ -232,7 +240,7 @@ def test_last_line_that_is_nested_too_deep_is_a_line(
     ids=["FIFO", "folder", "link to a device", "link to a file", "socket"],
 )
 def test_output_that_is_no_regular_file_is_not_read(
-    alice: RemoteClient, machine: AgentMachine, make: str
+    remote_alice: RemoteClient, machine: AgentMachine, make: str
 ) -> None:
     (machine.home / "elsewhere").write_text('{"secret": 1}')
     # Where the name of a socket may be no longer than 108 bytes.
@@ -244,15 +252,17 @@ def test_output_that_is_no_regular_file_is_not_read(
         process.kill()
     assert process.returncode == 3
     assert "TASKSERVICE_OUTPUT is not a regular file" in remarks
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert (task["error"]["message"], task["output"]) == ("Exit status 3", {})
     assert "TASKSERVICE_OUTPUT is not a regular file" in task["logs"][-1]
     assert machine.left_runs() == []
 
 
-def test_file_that_is_no_json_object_is_said(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_file_that_is_no_json_object_is_said(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
     result = run(machine, 'echo nonsense > "$TASKSERVICE_OUTPUT"')
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert result.returncode == 0
     assert "TASKSERVICE_OUTPUT is not a regular file with a JSON object" in result.stderr
     assert "TASKSERVICE_OUTPUT" in task["logs"][-1]
@@ -260,17 +270,19 @@ def test_file_that_is_no_json_object_is_said(alice: RemoteClient, machine: Agent
 
 
 def test_output_that_the_service_refuses_does_not_hide_the_end(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     deep = '{"a":' * 100 + "1" + "}" * 100
     quiet(run(machine, f"echo '{deep}'; exit 3"))
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert (task["error"]["message"], task["output"]) == ("Exit status 3", {})
     assert task["logs"][0] == deep
     assert "the output was refused: " in task["logs"][1]
 
 
-def test_program_can_report_more_by_itself(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_program_can_report_more_by_itself(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
     program = (
         "from taskservice.client import current\n"
         "task = current()\n"
@@ -280,13 +292,13 @@ def test_program_can_report_more_by_itself(alice: RemoteClient, machine: AgentMa
         "task.report(output={'share': 0.5}, name='half done')\n"
     )
     assert quiet(machine.run("run", "--agent", "a", "--", sys.executable, "-c", program)) == 0
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert sorted(task["logs"]) == ["printed", "sent"]
     assert (task["output"], task["name"]) == ({"share": 0.5}, "half done")
 
 
 def test_block_in_a_program_leaves_the_end_to_run(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     program = (
         "import sys\n"
@@ -298,21 +310,21 @@ def test_block_in_a_program_leaves_the_end_to_run(
         "sys.exit(4)\n"
     )
     assert quiet(machine.run("run", "--agent", "a", "--", sys.executable, "-c", program)) == 4
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert (task["logs"], task["output"]) == (["sent", "and more"], {"share": 1})
     assert task["error"]["message"] == "Exit status 4"
 
 
-def test_program_knows_its_task(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_program_knows_its_task(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     result = run(machine, "echo $TASKSERVICE_TASK_ID $TASKSERVICE_TASK_URL $TASKSERVICE_WRITER")
-    task_id = the_task(alice)["id"]
-    url = f"{alice.url}/api/v1/task/{task_id}"
+    task_id = the_task(remote_alice)["id"]
+    url = f"{remote_alice.url}/api/v1/task/{task_id}"
     assert result.stdout == f"{task_id} {url} program\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_reaches_all_of_the_program(
-    alice: RemoteClient, machine: AgentMachine, number: signal.Signals
+    remote_alice: RemoteClient, machine: AgentMachine, number: signal.Signals
 ) -> None:
     # The shell's own child, too: it would go on alone.
     script = "sleep 1000 & echo $!; wait"
@@ -325,7 +337,7 @@ def test_signal_reaches_all_of_the_program(
     child = int(process.stdout.readline())
     process.send_signal(number)
     process.communicate(timeout=20)
-    error = the_task(alice)["error"]
+    error = the_task(remote_alice)["error"]
     assert process.returncode != 0
     assert error["type"] == "failed"
     if number == signal.SIGTERM:
@@ -339,7 +351,7 @@ def test_signal_reaches_all_of_the_program(
 
 @pytest.mark.parametrize("number", [signal.SIGALRM, signal.SIGXCPU, signal.SIGPWR, signal.SIGRTMIN])
 def test_signal_that_would_end_a_program_ends_this_one(
-    alice: RemoteClient, machine: AgentMachine, number: int
+    remote_alice: RemoteClient, machine: AgentMachine, number: int
 ) -> None:
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; exec sleep 60")
     assert process.stdout is not None
@@ -347,11 +359,11 @@ def test_signal_that_would_end_a_program_ends_this_one(
     process.send_signal(number)
     process.communicate(timeout=20)
     assert process.returncode == 128 + number
-    assert the_task(alice)["status"] == "error"
+    assert the_task(remote_alice)["status"] == "error"
 
 
 def test_signals_that_come_together_reach_the_program(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 60")
     assert process.stdout is not None
@@ -364,7 +376,7 @@ def test_signals_that_come_together_reach_the_program(
 
 
 def test_program_that_takes_a_signal_and_ends_well_is_complete(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     program = (
         "import signal, sys, time\n"
@@ -377,27 +389,27 @@ def test_program_that_takes_a_signal_and_ends_well_is_complete(
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert (process.returncode, task["status"]) == (0, "complete")
     assert task["logs"] == ["ready", "stopping"]
 
 
-def test_cancel_stops_the_program(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_cancel_stops_the_program(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
-    until(lambda: the_log(alice) == ["ready"])
-    alice.request("POST", f"/task/{the_task(alice)['id']}/cancel").raise_for_status()
+    until(lambda: the_log(remote_alice) == ["ready"])
+    remote_alice.request("POST", f"/task/{the_task(remote_alice)['id']}/cancel").raise_for_status()
     _, remarks = process.communicate(timeout=30)
     assert process.returncode == 143
     assert "the task was cancelled" in remarks
-    assert the_task(alice)["error"]["type"] == "cancelled"
+    assert the_task(remote_alice)["error"]["type"] == "cancelled"
     assert machine.left_runs() == []
 
 
-def test_deletion_stops_the_program(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_deletion_stops_the_program(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     script = "echo ready; while :; do echo more; sleep 0.2; done"
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
-    until(lambda: the_log(alice)[:1] == ["ready"])
-    alice.request("DELETE", f"/task/{the_task(alice)['id']}").raise_for_status()
+    until(lambda: the_log(remote_alice)[:1] == ["ready"])
+    remote_alice.request("DELETE", f"/task/{the_task(remote_alice)['id']}").raise_for_status()
     _, remarks = process.communicate(timeout=30)
     assert process.returncode == 143
     assert "the task was deleted" in remarks
@@ -405,22 +417,22 @@ def test_deletion_stops_the_program(alice: RemoteClient, machine: AgentMachine) 
 
 
 def test_task_that_others_have_finished_lets_the_program_go_on(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     script = "echo ready; sleep 1; echo more; sleep 1; echo still here; exit 4"
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
-    until(lambda: the_log(alice) == ["ready"])
-    path = f"/task/{the_task(alice)['id']}"
-    alice.request("PATCH", path, json={"status": "complete"}).raise_for_status()
+    until(lambda: the_log(remote_alice) == ["ready"])
+    path = f"/task/{the_task(remote_alice)['id']}"
+    remote_alice.request("PATCH", path, json={"status": "complete"}).raise_for_status()
     printed, _ = process.communicate(timeout=30)
     assert printed == "ready\nmore\nstill here\n"
     assert process.returncode == 4
-    assert the_task(alice)["status"] == "complete"
+    assert the_task(remote_alice)["status"] == "complete"
     assert machine.left_runs() == []
 
 
 def test_heartbeats_come_while_the_program_is_silent(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     with Receiver() as receiver:
         receiver.answer = played.appended()
@@ -447,7 +459,9 @@ def test_lines_come_in_about_five_requests_a_second(machine: AgentMachine) -> No
     assert 2 < len(appends) < seconds * 10
 
 
-def test_line_of_100_mb_takes_little_memory(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_line_of_100_mb_takes_little_memory(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
     command = [
         *machine.command,
         "run",
@@ -464,40 +478,40 @@ def test_line_of_100_mb_takes_little_memory(alice: RemoteClient, machine: AgentM
     measured, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert int(measured) < 100_000_000
-    (line,) = the_task(alice)["logs"]
+    (line,) = the_task(remote_alice)["logs"]
     assert line.endswith("[taskservice: cut here, the line has 100,000,000 bytes]")
 
 
 def test_background_process_does_not_hold_the_run(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     result = run(machine, "sleep 1000 & echo $!")
     os.kill(int(result.stdout), signal.SIGKILL)
-    assert the_task(alice)["status"] == "complete"
+    assert the_task(remote_alice)["status"] == "complete"
 
 
 def test_output_that_nobody_reads_does_not_hold_the_log(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     script = "seq 100000; echo ready; sleep 1000"
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
-    until(lambda: the_log(alice)[-1:] == ["ready"])
+    until(lambda: the_log(remote_alice)[-1:] == ["ready"])
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 143
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()
     process.stderr.close()
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert (task["logCount"], task["error"]["type"]) == (100_001, "failed")
     assert machine.left_runs() == []
 
 
 def test_signal_after_the_end_waits_no_longer_for_a_reader(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     process = machine.spawn("run", "--agent", "a", "--", "seq", "100000")
-    until(lambda: tasks(alice) and the_task(alice)["status"] == "complete")
+    until(lambda: tasks(remote_alice) and the_task(remote_alice)["status"] == "complete")
     time.sleep(0.5)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
@@ -567,7 +581,7 @@ STARTS_REFUSED = {
 
 @pytest.mark.parametrize("refusal", STARTS_REFUSED.values(), ids=STARTS_REFUSED)
 def test_program_runs_whatever_the_service_says(
-    alice: RemoteClient, machine: AgentMachine, refusal: play.Behaviour
+    remote_alice: RemoteClient, machine: AgentMachine, refusal: play.Behaviour
 ) -> None:
     with Receiver() as receiver:
         receiver.answer = refusal
@@ -588,10 +602,10 @@ def test_program_runs_whatever_the_service_says(
     (left,) = rest.splitlines()
     assert "1 line and the program's end could not be sent yet" in left
     record = folder / "run.json"
-    record.write_text(record.read_text().replace(machine.url, alice.url))
-    machine.url = alice.url
+    record.write_text(record.read_text().replace(machine.url, remote_alice.url))
+    machine.url = remote_alice.url
     assert machine.run("run", "--resend").returncode == 0
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert (task["logs"], task["error"]["message"]) == (["ran"], "Exit status 7")
 
 
@@ -614,14 +628,14 @@ def test_agent_that_can_not_be_does_not_stop_the_program(machine: AgentMachine) 
     ],
 )
 def test_what_the_service_refuses_of_a_start_is_left_out(
-    alice: RemoteClient, machine: AgentMachine, option: str, value: str, word: str
+    remote_alice: RemoteClient, machine: AgentMachine, option: str, value: str, word: str
 ) -> None:
     result = run(machine, "echo ran; exit 7", option, value)
     assert (result.returncode, result.stdout) == (7, "ran\n")
     (warning,) = result.stderr.splitlines()
     assert f"taskservice: {word}: " in warning
     assert f"the task is started without {word}" in warning
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert (task["logs"], task["callback"], task["name"]) == (["ran"], None, "a")
     assert task["error"]["message"] == "Exit status 7"
     assert machine.left_runs() == []
@@ -647,7 +661,7 @@ def test_usage_is_explained(machine: AgentMachine) -> None:
 
 
 def test_without_the_service_the_program_runs_and_its_task_comes_later(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     away = f"http://127.0.0.1:{unused_port()}"
     machine.url = away
@@ -655,21 +669,21 @@ def test_without_the_service_the_program_runs_and_its_task_comes_later(
     assert (result.returncode, result.stdout) == (3, "hello\n")
     assert f"{away} is out of reach: Connection refused; the program runs" in result.stderr
     assert "1 line and the program's end could not be sent yet" in result.stderr
-    assert alice.request("GET", "/task").json() == []
+    assert remote_alice.request("GET", "/task").json() == []
     (folder,) = machine.left_runs()
     assert not [path for path in folder.rglob("*") if machine.key in path.read_text()]
     assert folder.stat().st_mode & 0o777 == 0o700
     other = machine.run("run", "--resend")
     assert other.returncode == 1
-    machine.url = alice.url
+    machine.url = remote_alice.url
     foreign = machine.run("run", "--resend")
     assert foreign.returncode == 1
     assert f"a run for {away} is left" in foreign.stderr
     # The same service, at another place.
     record = folder / "run.json"
-    record.write_text(record.read_text().replace(away, alice.url))
+    record.write_text(record.read_text().replace(away, remote_alice.url))
     resent = machine.run("run", "--resend")
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert (resent.returncode, resent.stderr) == (0, "")
     assert resent.stdout == f"{task['id']} got 1 line and its end\n"
     assert (task["name"], task["logs"]) == ("away", ["hello"])
@@ -699,13 +713,13 @@ def test_service_that_hangs_does_not_hold_the_program(
 
 
 def test_resend_leaves_a_run_that_is_alive_alone(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
-    until(lambda: the_log(alice) == ["ready"])
+    until(lambda: the_log(remote_alice) == ["ready"])
     resent = machine.run("run", "--resend")
     assert (resent.returncode, resent.stdout, resent.stderr) == (0, "", "")
-    assert the_task(alice)["status"] == "running"
+    assert the_task(remote_alice)["status"] == "running"
     assert len(machine.left_runs()) == 1
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
@@ -742,8 +756,8 @@ def test_signal_at_the_end_does_not_wait_for_the_service(machine: AgentMachine) 
     assert len(machine.left_runs()) == 1
 
 
-def test_revoked_key_is_said_and_keeps_the_lines(service: Service, tmp_path: Path) -> None:
-    bob = service.add_user("bob")
+def test_revoked_key_is_said_and_keeps_the_lines(shared_service: Service, tmp_path: Path) -> None:
+    bob = shared_service.add_user("bob")
     machine = machine_of(bob, tmp_path / "home")
     script = "echo first; sleep 2; echo second"
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
@@ -774,14 +788,14 @@ def test_late_report_is_accepted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_outputs_are_nowhere_and_the_log_has_the_lines(
-    alice: RemoteClient, machine: AgentMachine, closed: str
+    remote_alice: RemoteClient, machine: AgentMachine, closed: str
 ) -> None:
     command = [*machine.command, "run", "--agent", "a", "--", "sh", "-c", "echo out; echo err >&2"]
     shell = ["sh", "-c", f'"$@" {closed}', "sh", *command]
     result = subprocess.run(
         shell, env=machine.environment, capture_output=True, text=True, timeout=60, check=False
     )
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert (result.returncode, sorted(task["logs"])) == (0, ["err", "out"])
     assert result.stdout == ("" if " >&-" in f" {closed}" else "out\n")
     assert result.stderr == ("" if "2>&-" in closed else "err\n")

@@ -29,17 +29,17 @@ def has_lines(request: Received) -> bool:
 
 
 @pytest.fixture(params=STATES.values(), ids=STATES)
-def held_up(request: pytest.FixtureRequest, alice: RemoteClient) -> Iterator[HeldUp]:
+def held_up(request: pytest.FixtureRequest, remote_alice: RemoteClient) -> Iterator[HeldUp]:
     """A client whose senders get no line to the service."""
     state: Behaviour = request.param
-    passed_on = losing(alice, lambda number: False)
+    passed_on = losing(remote_alice, lambda number: False)
 
     def behave(exchange: Exchange) -> None:
         (state if has_lines(exchange.request) else passed_on)(exchange)
 
     with Receiver() as between:
         between.answer = behave
-        client = Client(between.url, str(alice.session.headers["apikey"]), patience=90)
+        client = Client(between.url, str(remote_alice.session.headers["apikey"]), patience=90)
         yield client, lambda: any(map(has_lines, between.requests))
 
 
@@ -83,7 +83,7 @@ stops = pytest.mark.parametrize(
 
 @stops
 def test_log_that_waits_for_room_raises_soon(
-    alice: RemoteClient,
+    remote_alice: RemoteClient,
     held_up: HeldUp,
     stop: Callable[[RemoteClient, Task], None],
     kind: type[Exception],
@@ -100,7 +100,7 @@ def test_log_that_waits_for_room_raises_soon(
     program = Program(log_on)
     until(lambda: len(logged) == MOST_LINES)
     until(is_held_up)
-    stop(alice, task)
+    stop(remote_alice, task)
     assert isinstance(program.end(), kind)
     assert len(logged) == MOST_LINES
     for deed in (
@@ -124,7 +124,7 @@ ENDS: dict[str, Callable[[Task], object]] = {
 @stops
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 def test_end_that_waits_for_its_lines_raises_soon(
-    alice: RemoteClient,
+    remote_alice: RemoteClient,
     held_up: HeldUp,
     end: Callable[[Task], object],
     stop: Callable[[RemoteClient, Task], None],
@@ -135,12 +135,12 @@ def test_end_that_waits_for_its_lines_raises_soon(
     task.log("one")
     program = Program(lambda: end(task))
     until(is_held_up)
-    stop(alice, task)
+    stop(remote_alice, task)
     assert isinstance(program.end(), kind)
 
 
-def test_report_that_is_to_come_again_later_raises_soon(alice: RemoteClient) -> None:
-    passed_on = losing(alice, lambda number: False)
+def test_report_that_is_to_come_again_later_raises_soon(remote_alice: RemoteClient) -> None:
+    passed_on = losing(remote_alice, lambda number: False)
 
     def behave(exchange: Exchange) -> None:
         is_report = exchange.request.method == "PATCH"
@@ -148,24 +148,28 @@ def test_report_that_is_to_come_again_later_raises_soon(alice: RemoteClient) -> 
 
     with Receiver() as between:
         between.answer = behave
-        task = Client(between.url, str(alice.session.headers["apikey"]), patience=90).start("a")
+        task = Client(between.url, str(remote_alice.session.headers["apikey"]), patience=90).start(
+            "a"
+        )
         task.log("one")
         program = Program(lambda: task.report(name="new"))
         until(lambda: [r for r in between.requests if r.method == "PATCH"])
-        cancel(alice, task)
+        cancel(remote_alice, task)
         assert isinstance(program.end(), TaskCancelled)
 
 
-def test_log_raises_soon_while_lines_arrive(alice: RemoteClient) -> None:
+def test_log_raises_soon_while_lines_arrive(remote_alice: RemoteClient) -> None:
     """The service itself, which takes lines more slowly than the program makes them."""
-    task = Client(alice.url, str(alice.session.headers["apikey"])).start("a")
+    task = Client(remote_alice.url, str(remote_alice.session.headers["apikey"])).start("a")
 
     def log_on() -> None:
         while True:
             task.log(*[LINE] * 20)
 
     programs = [Program(log_on) for _ in range(3)]
-    until(lambda: alice.request("GET", f"/task/{task.id}?fields=logCount").json()["logCount"])
-    cancel(alice, task)
+    until(
+        lambda: remote_alice.request("GET", f"/task/{task.id}?fields=logCount").json()["logCount"]
+    )
+    cancel(remote_alice, task)
     for program in programs:
         assert isinstance(program.end(), TaskCancelled)

@@ -95,9 +95,11 @@ def test_strange_answer_is_one_sentence(call: Callable[[Client], object]) -> Non
 
 
 @strange_answers
-def test_sender_goes_on_after_a_strange_answer(alice: RemoteClient, strange: Behaviour) -> None:
+def test_sender_goes_on_after_a_strange_answer(
+    remote_alice: RemoteClient, strange: Behaviour
+) -> None:
     """At the first append and at the first report, and the service does not even see them."""
-    passed_on = losing(alice, lambda number: False)
+    passed_on = losing(remote_alice, lambda number: False)
     appends, reports = in_turn(strange, passed_on), in_turn(strange, passed_on)
 
     def between_them(exchange: Exchange) -> None:
@@ -107,11 +109,11 @@ def test_sender_goes_on_after_a_strange_answer(alice: RemoteClient, strange: Beh
 
     with Receiver() as between:
         between.answer = between_them
-        key = str(alice.session.headers["apikey"])
+        key = str(remote_alice.session.headers["apikey"])
         with Client(between.url, key, patience=30).start("a") as task:
             task.log("one", "two")
             task.output["sum"] = 15
-    found = the_task(alice)
+    found = the_task(remote_alice)
     assert (found["logs"], found["output"]) == (["one", "two"], {"sum": 15})
     assert found["status"] == "complete"
 
@@ -143,18 +145,18 @@ def test_retry_after_is_read_or_left(text: str, seconds: float | None) -> None:
     assert unavailable.value.retry_after == seconds
 
 
-def test_sender_goes_on_after_a_retry_after_of_any_text(alice: RemoteClient) -> None:
+def test_sender_goes_on_after_a_retry_after_of_any_text(remote_alice: RemoteClient) -> None:
     texts = ("Fri, 31 Dec 99999999999999999999 23:59:59 GMT", "-1", "soon", "\xff", "9" * 0)
-    passed_on = losing(alice, lambda number: False)
+    passed_on = losing(remote_alice, lambda number: False)
     busy = [play.answer(503, {"Retry-After": text}) for text in texts]
     with Receiver() as between:
         between.answer = in_turn(passed_on, *busy, passed_on)
-        key = str(alice.session.headers["apikey"])
+        key = str(remote_alice.session.headers["apikey"])
         client = Client(between.url, key, patience=60)
-        alice.request("PUT", "/agent/a").raise_for_status()
+        remote_alice.request("PUT", "/agent/a").raise_for_status()
         with client.start("a") as task:
             task.log("one")
-    assert the_task(alice)["logs"] == ["one"]
+    assert the_task(remote_alice)["logs"] == ["one"]
 
 
 # --- the commands ------------------------------------------------------------------------
@@ -178,7 +180,7 @@ def has_ended(machine: AgentMachine) -> bool:
 
 @pages
 def test_run_that_starts_under_a_page_loses_nothing(
-    alice: RemoteClient, machine: AgentMachine, page: Behaviour
+    remote_alice: RemoteClient, machine: AgentMachine, page: Behaviour
 ) -> None:
     with Receiver() as between:
         between.answer = page
@@ -190,19 +192,19 @@ def test_run_that_starts_under_a_page_loses_nothing(
         assert "1 line and the program's end could not be sent yet" in remarks
         assert machine.run("run", "--resend").returncode != 0
         assert len(machine.left_runs()) == 1
-        between.answer = losing(alice, lambda number: False)
+        between.answer = losing(remote_alice, lambda number: False)
         resent = machine.run("run", "--resend")
     assert (resent.returncode, resent.stderr) == (0, "")
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert (task["logs"], task["error"]["message"]) == (["one"], "Exit status 7")
     assert machine.left_runs() == []
 
 
 @pages
 def test_run_that_a_page_comes_over_loses_nothing(
-    alice: RemoteClient, machine: AgentMachine, page: Behaviour
+    remote_alice: RemoteClient, machine: AgentMachine, page: Behaviour
 ) -> None:
-    passed_on = losing(alice, lambda number: False)
+    passed_on = losing(remote_alice, lambda number: False)
     script = "echo one; read word; echo $word; exit 7"
     with Receiver() as between:
         between.answer = passed_on
@@ -210,8 +212,8 @@ def test_run_that_a_page_comes_over_loses_nothing(
         process = machine.spawn(
             "run", "--agent", "a", "--", "sh", "-c", script, stdin=subprocess.PIPE
         )
-        until(lambda: alice.request("GET", "/task").json()[0:1])
-        until(lambda: the_task(alice)["logs"] == ["one"])
+        until(lambda: remote_alice.request("GET", "/task").json()[0:1])
+        until(lambda: the_task(remote_alice)["logs"] == ["one"])
         between.answer = page
         assert process.stdin is not None
         process.stdin.write("two\n")
@@ -222,32 +224,34 @@ def test_run_that_a_page_comes_over_loses_nothing(
         between.answer = passed_on
         resent = machine.run("run", "--resend")
     assert (resent.returncode, resent.stderr) == (0, "")
-    task = the_task(alice)
+    task = the_task(remote_alice)
     assert (task["logs"], task["error"]["message"]) == (["one", "two"], "Exit status 7")
     assert machine.left_runs() == []
 
 
 @pages
 def test_worker_waits_until_a_page_is_gone(
-    alice: RemoteClient, machine: AgentMachine, page: Behaviour
+    remote_alice: RemoteClient, machine: AgentMachine, page: Behaviour
 ) -> None:
-    alice.start("worker")
+    remote_alice.start("worker")
     with Receiver() as between:
         between.answer = page
         machine.url = between.url
         worker = machine.spawn("work", "--agent", "worker", "--", "echo", "done")
         between.wait_for(2, 30)
-        between.answer = losing(alice, lambda number: False)
-        until(lambda: the_task(alice)["finishedAt"])
+        between.answer = losing(remote_alice, lambda number: False)
+        until(lambda: the_task(remote_alice)["finishedAt"])
         worker.send_signal(signal.SIGTERM)
         _, remarks = worker.communicate(timeout=40)
     assert worker.returncode == 0
     assert "not as taskservice does; trying again until it is back" in remarks
-    assert the_task(alice)["logs"] == ["done"]
+    assert the_task(remote_alice)["logs"] == ["done"]
 
 
-def test_listener_waits_until_a_page_is_gone(alice: RemoteClient, machine: AgentMachine) -> None:
-    passed_on = losing(alice, lambda number: False)
+def test_listener_waits_until_a_page_is_gone(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    passed_on = losing(remote_alice, lambda number: False)
     with Receiver() as between, Receiver() as local:
         between.answer = passed_on
         machine.url = between.url
@@ -258,9 +262,9 @@ def test_listener_waits_until_a_page_is_gone(alice: RemoteClient, machine: Agent
             between.answer = page
             between.wait_for(len(between.requests) + 2, 60)
         between.answer = passed_on
-        task = alice.start("a", claim=True)
+        task = remote_alice.start("a", claim=True)
         path = f"/task/{task['id']}"
-        alice.request("PATCH", path, json={"status": "complete"}).raise_for_status()
+        remote_alice.request("PATCH", path, json={"status": "complete"}).raise_for_status()
         local.wait_for(1, 30)
         listener.send_signal(signal.SIGINT)
         printed, _ = listener.communicate(timeout=20)

@@ -20,10 +20,10 @@ def append(person: RemoteClient, task: dict[str, object], *lines: str) -> None:
     person.request("POST", f"/task/{task['id']}/logs", json=body).raise_for_status()
 
 
-def test_list_has_a_line_for_each_task(alice: RemoteClient, machine: AgentMachine) -> None:
-    first = alice.start("one", name="first")
-    second = alice.start("two", name="bad \x1b[2J\nname")
-    report(alice, first, status="error", error={"message": "no"})
+def test_list_has_a_line_for_each_task(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+    first = remote_alice.start("one", name="first")
+    second = remote_alice.start("two", name="bad \x1b[2J\nname")
+    report(remote_alice, first, status="error", error={"message": "no"})
     newest, oldest = machine.run("task", "list").stdout.splitlines()
     assert str(second["id"]) in newest
     assert newest.endswith(r"two  bad \u001b[2J\nname")
@@ -34,10 +34,10 @@ def test_list_has_a_line_for_each_task(alice: RemoteClient, machine: AgentMachin
     assert [task["id"] for task in objects(limited.stdout)] == [second["id"]]
 
 
-def test_show_has_everything_but_the_log(alice: RemoteClient, machine: AgentMachine) -> None:
-    task = alice.start("one", name="first", input={"day": 1})
-    append(alice, task, "one", "two")
-    report(alice, task, status="error", error={"message": "no"}, output={"sum": 15})
+def test_show_has_everything_but_the_log(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+    task = remote_alice.start("one", name="first", input={"day": 1})
+    append(remote_alice, task, "one", "two")
+    report(remote_alice, task, status="error", error={"message": "no"}, output={"sum": 15})
     shown = machine.run("task", "show", str(task["id"]))
     words = {line.split()[0]: line for line in shown.stdout.splitlines()}
     assert words["status"].split(maxsplit=1)[1] == "error: failed: no"
@@ -48,15 +48,17 @@ def test_show_has_everything_but_the_log(alice: RemoteClient, machine: AgentMach
     assert found["input"] == {"day": 1}
 
 
-def test_follow_prints_the_log_as_it_grows(alice: RemoteClient, machine: AgentMachine) -> None:
-    task = alice.start("one")
-    append(alice, task, "one")
+def test_follow_prints_the_log_as_it_grows(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    task = remote_alice.start("one")
+    append(remote_alice, task, "one")
     process = machine.spawn("task", "follow", str(task["id"]))
     assert process.stdout is not None
     assert process.stdout.readline() == "one\n"
-    append(alice, task, "two")
+    append(remote_alice, task, "two")
     assert process.stdout.readline() == "two\n"
-    report(alice, task, status="complete")
+    report(remote_alice, task, status="complete")
     printed, remarks = process.communicate(timeout=40)
     assert (printed, remarks, process.returncode) == ("", "complete\n", 0)
     as_json = machine.run("task", "follow", str(task["id"]), "--json")
@@ -65,18 +67,18 @@ def test_follow_prints_the_log_as_it_grows(alice: RemoteClient, machine: AgentMa
     assert last["status"] == "complete"
 
 
-def test_follow_keeps_colours_in_a_file(alice: RemoteClient, machine: AgentMachine) -> None:
-    task = alice.start("one")
-    append(alice, task, "\x1b[31mred\x1b[0m ü")
-    report(alice, task, status="complete")
+def test_follow_keeps_colours_in_a_file(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+    task = remote_alice.start("one")
+    append(remote_alice, task, "\x1b[31mred\x1b[0m ü")
+    report(remote_alice, task, status="complete")
     followed = machine.run("task", "follow", str(task["id"]))
     assert followed.stdout == "\x1b[31mred\x1b[0m ü\n"
 
 
 def test_terminal_that_lacks_a_character_is_no_failure(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
-    alice.start("one", name="nächtlich ☾")
+    remote_alice.start("one", name="nächtlich ☾")
     command = [*machine.command, "task", "list"]
     environment = {**machine.environment, "PYTHONIOENCODING": "latin-1"}
     listed = subprocess.run(command, env=environment, capture_output=True, check=True)
@@ -94,12 +96,12 @@ def test_short_list_asks_for_no_more_than_it_shows(machine: AgentMachine) -> Non
 
 
 def test_follow_exits_by_the_outcome(
-    alice: RemoteClient, machine: AgentMachine, service: Service
+    remote_alice: RemoteClient, machine: AgentMachine, shared_service: Service
 ) -> None:
-    failed, cancelled, silent = (alice.start("one") for _ in range(3))
-    report(alice, failed, status="error", error={"message": "no"})
-    alice.request("POST", f"/task/{cancelled['id']}/cancel").raise_for_status()
-    end_for_silence(service)
+    failed, cancelled, silent = (remote_alice.start("one") for _ in range(3))
+    report(remote_alice, failed, status="error", error={"message": "no"})
+    remote_alice.request("POST", f"/task/{cancelled['id']}/cancel").raise_for_status()
+    end_for_silence(shared_service)
     for task, code in ((failed, 1), (cancelled, 3), (silent, 4)):
         result = machine.run("task", "follow", str(task["id"]))
         assert (result.returncode, result.stdout) == (code, "")
@@ -107,20 +109,20 @@ def test_follow_exits_by_the_outcome(
 
 
 def test_follow_of_a_task_that_is_deleted_says_so(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
-    task = alice.start("one")
-    append(alice, task, "one")
+    task = remote_alice.start("one")
+    append(remote_alice, task, "one")
     process = machine.spawn("task", "follow", str(task["id"]))
     assert process.stdout is not None
     process.stdout.readline()
-    alice.request("DELETE", f"/task/{task['id']}").raise_for_status()
+    remote_alice.request("DELETE", f"/task/{task['id']}").raise_for_status()
     _, remarks = process.communicate(timeout=40)
     assert (process.returncode, remarks) == (5, "taskservice: The task was deleted\n")
 
 
 def test_follow_tells_a_failed_task_from_one_that_cannot_be_asked(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     unknown = machine.run("task", "follow", "nonsense")
     assert (unknown.returncode, unknown.stderr) == (5, "taskservice: Task's ID is not found\n")
@@ -131,9 +133,9 @@ def test_follow_tells_a_failed_task_from_one_that_cannot_be_asked(
     assert away.returncode == 69
 
 
-def test_follow_ends_at_ctrl_c(alice: RemoteClient, machine: AgentMachine) -> None:
-    task = alice.start("one")
-    append(alice, task, "one")
+def test_follow_ends_at_ctrl_c(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+    task = remote_alice.start("one")
+    append(remote_alice, task, "one")
     process = machine.spawn("task", "follow", str(task["id"]))
     assert process.stdout is not None
     process.stdout.readline()
@@ -142,8 +144,8 @@ def test_follow_ends_at_ctrl_c(alice: RemoteClient, machine: AgentMachine) -> No
     assert (process.returncode, remarks) == (130, "")
 
 
-def test_cancel_and_delete(alice: RemoteClient, machine: AgentMachine) -> None:
-    task_id = str(alice.start("one")["id"])
+def test_cancel_and_delete(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+    task_id = str(remote_alice.start("one")["id"])
     cancelled = machine.run("task", "cancel", task_id)
     assert cancelled.stdout == "error: cancelled: Cancelled by its user\n"
     deleted = machine.run("task", "delete", task_id)
@@ -152,10 +154,10 @@ def test_cancel_and_delete(alice: RemoteClient, machine: AgentMachine) -> None:
     assert (again.returncode, again.stderr) == (1, "taskservice: Task's ID is not found\n")
 
 
-def test_refusals_are_one_line(alice: RemoteClient, machine: AgentMachine) -> None:
-    alice.start("one")
-    done = alice.start("one")
-    report(alice, done, status="complete")
+def test_refusals_are_one_line(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+    remote_alice.start("one")
+    done = remote_alice.start("one")
+    report(remote_alice, done, status="complete")
     for arguments, sentence in (
         (["cancel", str(done["id"])], "The task is finished"),
         (["show", "nonsense"], "Task's ID is not found"),
@@ -168,9 +170,11 @@ def test_refusals_are_one_line(alice: RemoteClient, machine: AgentMachine) -> No
         assert sentence in line
 
 
-def test_closed_output_is_no_failure_of_ours(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_closed_output_is_no_failure_of_ours(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
     for _ in range(3):
-        alice.start("one")
+        remote_alice.start("one")
     process = machine.spawn("task", "list")
     with process:
         assert process.stdout is not None
@@ -179,9 +183,9 @@ def test_closed_output_is_no_failure_of_ours(alice: RemoteClient, machine: Agent
         assert "Traceback" not in process.stderr.read()
 
 
-def test_follow_waits_for_lines(alice: RemoteClient, machine: AgentMachine) -> None:
-    task = alice.start("one")
-    timer = threading.Timer(1, lambda: report(alice, task, status="complete"))
+def test_follow_waits_for_lines(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+    task = remote_alice.start("one")
+    timer = threading.Timer(1, lambda: report(remote_alice, task, status="complete"))
     timer.start()
     result = machine.run("task", "follow", str(task["id"]))
     timer.join()

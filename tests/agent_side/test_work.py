@@ -39,12 +39,12 @@ def all_finished(person: RemoteClient, count: int) -> list[dict[str, object]]:
 
 
 def test_task_is_done_and_its_caller_is_called_back(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     worker = work(machine, """echo working; sed 's/.*/{"got": &}/'""")
     with Receiver() as receiver:
-        alice.start("worker", input={"n": 1}, callback=receiver.url)
-        (task,) = all_finished(alice, 1)
+        remote_alice.start("worker", input={"n": 1}, callback=receiver.url)
+        (task,) = all_finished(remote_alice, 1)
         until(lambda: receiver.requests)
     ((printed, remarks),) = stop(worker)
     assert (task["status"], task["output"]) == ("complete", {"got": {"n": 1}})
@@ -55,25 +55,27 @@ def test_task_is_done_and_its_caller_is_called_back(
 
 
 def test_failure_of_one_task_does_not_end_the_worker(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
-    alice.start("worker", input={"code": 3})
-    alice.start("worker", input={"code": 0})
+    remote_alice.start("worker", input={"code": 3})
+    remote_alice.start("worker", input={"code": 0})
     worker = work(machine, "exit $(tr -dc 0-9)")
-    found = all_finished(alice, 2)
+    found = all_finished(remote_alice, 2)
     stop(worker)
     assert [task["status"] for task in found] == ["complete", "error"]
     assert found[1]["error"] == {"type": "failed", "message": "Exit status 3"}
 
 
-def test_several_workers_do_each_task_once(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_several_workers_do_each_task_once(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
     for number in range(12):
-        alice.start("worker", input={"number": number})
+        remote_alice.start("worker", input={"number": number})
     # One write each, since those that run side by side share what is shown.
     program = "printf '%s\\n' \"$(cat)\"; sleep 0.2"
     workers = [work(machine, program) for _ in range(2)]
     workers.append(work(machine, program, "--parallel", "3"))
-    found = all_finished(alice, 12)
+    found = all_finished(remote_alice, 12)
     printed = "".join(out for out, _ in stop(*workers))
     assert Counter(line for line in printed.splitlines() if line) == Counter(
         f'{{"number": {number}}}' for number in range(12)
@@ -81,28 +83,28 @@ def test_several_workers_do_each_task_once(alice: RemoteClient, machine: AgentMa
     assert all(task["status"] == "complete" for task in found)
 
 
-def test_parallel_runs_so_many_at_once(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_parallel_runs_so_many_at_once(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     for _ in range(4):
-        alice.start("worker")
+        remote_alice.start("worker")
     worker = work(machine, "sleep 1000", "--parallel", "3")
-    until(lambda: sum(task["claimedAt"] is not None for task in tasks(alice)) == 3)
+    until(lambda: sum(task["claimedAt"] is not None for task in tasks(remote_alice)) == 3)
     time.sleep(1)
-    assert sum(task["claimedAt"] is not None for task in tasks(alice)) == 3
+    assert sum(task["claimedAt"] is not None for task in tasks(remote_alice)) == 3
     stop(worker)
-    ended = [task["error"]["message"] for task in tasks(alice) if task["finishedAt"]]
+    ended = [task["error"]["message"] for task in tasks(remote_alice) if task["finishedAt"]]
     assert ended == ["Killed by signal 15 (SIGTERM)"] * 3
     assert worker.returncode == 0
 
 
 def test_cancel_stops_the_program_and_not_the_worker(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
-    first = alice.start("worker", input={"seconds": 1000})
+    first = remote_alice.start("worker", input={"seconds": 1000})
     worker = work(machine, "sleep $(tr -dc 0-9)")
-    until(lambda: alice.request("GET", f"/task/{first['id']}").json()["claimedAt"])
-    alice.request("POST", f"/task/{first['id']}/cancel").raise_for_status()
-    alice.start("worker", input={"seconds": 0})
-    newest, oldest = all_finished(alice, 2)
+    until(lambda: remote_alice.request("GET", f"/task/{first['id']}").json()["claimedAt"])
+    remote_alice.request("POST", f"/task/{first['id']}/cancel").raise_for_status()
+    remote_alice.start("worker", input={"seconds": 0})
+    newest, oldest = all_finished(remote_alice, 2)
     stop(worker)
     assert (oldest["error"]["type"], newest["status"]) == ("cancelled", "complete")
 
@@ -122,9 +124,11 @@ def test_worker_waits_for_a_service_that_is_away(tmp_path: Path) -> None:
     assert "trying again until it is back" in remarks
 
 
-def test_worker_says_for_which_agent_it_waits(alice: RemoteClient, machine: AgentMachine) -> None:
+def test_worker_says_for_which_agent_it_waits(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
     for agent_id in ("word-count", "backup"):
-        alice.request("PUT", f"/agent/{agent_id}").raise_for_status()
+        remote_alice.request("PUT", f"/agent/{agent_id}").raise_for_status()
     said = []
     for lines in (2, 1):
         worker = machine.spawn("work", "--agent", "word-cuont", "--", "true")
@@ -141,7 +145,7 @@ def test_worker_says_for_which_agent_it_waits(alice: RemoteClient, machine: Agen
 
 
 def test_worker_goes_on_after_another_programs_page(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     """A proxy answers while its service is away; at first, the URL would be wrong."""
     page = play.answer(404, {"Content-Type": "text/html"}, b"<h1>Not here</h1>")
@@ -159,15 +163,15 @@ def test_worker_goes_on_after_another_programs_page(
 
 
 def test_program_gets_each_number_as_it_was_given(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     numbers = "[0.1, 1e-400, 12345678901234567890.123, 100000000000000000000, -2.5]"
-    alice.request("PUT", "/agent/worker").raise_for_status()
+    remote_alice.request("PUT", "/agent/worker").raise_for_status()
     start = f'{{"agentId": "worker", "input": {{"numbers": {numbers}, "text": "\\\\u0000 1.5"}}}}'
     headers = {"Content-Type": "application/json"}
-    alice.request("POST", "/task", data=start, headers=headers).raise_for_status()
+    remote_alice.request("POST", "/task", data=start, headers=headers).raise_for_status()
     worker = work(machine, "cat")
-    (task,) = all_finished(alice, 1)
+    (task,) = all_finished(remote_alice, 1)
     stop(worker)
     assert task["logs"] == [f'{{"numbers": {numbers}, "text": "\\\\u0000 1.5"}}']
 
@@ -180,18 +184,18 @@ def test_worker_with_a_wrong_key_ends(machine: AgentMachine) -> None:
 
 
 def test_worker_that_is_told_to_stop_does_what_it_has_claimed(
-    alice: RemoteClient, machine: AgentMachine, monkeypatch: pytest.MonkeyPatch
+    remote_alice: RemoteClient, machine: AgentMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(machine.home))
-    alice.request("PUT", "/agent/worker").raise_for_status()
-    worker = Worker(Client(alice.url, machine.key), "worker", ["sh", "-c", "sleep 0.2"])
+    remote_alice.request("PUT", "/agent/worker").raise_for_status()
+    worker = Worker(Client(remote_alice.url, machine.key), "worker", ["sh", "-c", "sleep 0.2"])
     thread = threading.Thread(target=worker.work)
     thread.start()
     time.sleep(0.5)  # its claim waits for a task
     worker.stop(signal.SIGTERM)
-    alice.start("worker")
+    remote_alice.start("worker")
     thread.join(20)
-    assert the_task(alice)["status"] == "complete"
+    assert the_task(remote_alice)["status"] == "complete"
 
 
 def test_claim_is_repeated_as_one_and_its_task_beats_often(machine: AgentMachine) -> None:
@@ -216,12 +220,12 @@ def test_claim_is_repeated_as_one_and_its_task_beats_often(machine: AgentMachine
 
 
 def test_task_that_cannot_be_run_does_not_stay_claimed(
-    alice: RemoteClient, machine: AgentMachine
+    remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
-    alice.start("worker")
+    remote_alice.start("worker")
     few_files = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))}
     worker = machine.spawn("work", "--agent", "worker", "--", "true", **few_files)
-    (task,) = all_finished(alice, 1)
+    (task,) = all_finished(remote_alice, 1)
     stop(worker)
     assert task["error"]["message"].startswith("Its worker could not run it: [Errno 24]")
     assert machine.left_runs() == []
