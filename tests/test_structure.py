@@ -11,8 +11,8 @@ PACKAGE = ROOT / "taskservice"
 
 
 def order() -> list[str]:
-    """The rooms as docs/architecture.md has them, top to bottom."""
-    cells = [row[0] for row in table("docs/architecture.md", "## The rooms")]
+    """The packages and modules in the order of docs/architecture.md, top to bottom."""
+    cells = [row[0] for row in table("docs/architecture.md", "## Packages")]
     return [name for cell in cells for name in re.findall(r"`(\w+)(?:\.py|/)`", cell)]
 
 
@@ -61,14 +61,14 @@ def test_modules_import_only_from_those_above() -> None:
     assert wrong == []
 
 
-def test_table_of_rooms_names_every_room() -> None:
+def test_table_of_packages_is_complete() -> None:
     there = {path.stem for path in PACKAGE.iterdir()
              if path.suffix == ".py" or (path.is_dir() and path.name != "__pycache__")}  # fmt: skip
     assert set(order()) == there - {"__main__"}
 
 
-def test_modules_import_one_another_in_no_circle() -> None:
-    """Inside the packages too: there is an order in which each could be read after what it uses."""
+def test_there_are_no_circular_imports() -> None:
+    """Inside the packages either: in some order each module comes after the modules it imports."""
     files = {module_name(path): path for path in PACKAGE.rglob("*.py")}
     left = {
         name: {used for used in imports(path) if used in files} - {name}
@@ -88,7 +88,7 @@ def test_views_neither_query_nor_commit() -> None:
         assert "taskservice.database.transactions" not in modules, path
 
 
-def test_every_module_says_its_job_in_one_sentence() -> None:
+def test_every_module_docstring_is_one_line() -> None:
     for path in PACKAGE.rglob("*.py"):
         docstring = ast.get_docstring(ast.parse(path.read_text()))
         assert docstring, path
