@@ -12,16 +12,17 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import delete, event, text
+from sqlalchemy import delete, text
 
 from taskservice import resources
-from taskservice.background.delivery_loop import MAX_RECENT, MAX_RUNNING, SLOW_SECONDS
+from taskservice.background import delivery_loop
+from taskservice.background.delivery_loop import MAX_RECENT, MAX_RUNNING
 from taskservice.database import timestamps
-from taskservice.database.engine import Database
 from taskservice.database.models import Task
 from taskservice.database.transactions import transaction
 from taskservice.database.types import database_now
 from taskservice.services import attempts
+from taskservice.services import deliveries as delivery_service
 from taskservice.services.deliveries import JITTER, SCHEDULE
 from taskservice.services.fair_queue import MAX_PER_HOST
 from taskservice.webhooks.circuit_breaker import MAX_FAILURES
@@ -41,7 +42,8 @@ from tests.support.deliveries import (
     make_due,
     the_delivery,
 )
-from tests.support.internals import end_for_silence, set_clock
+from tests.support.internals import before_reads, end_for_silence, set_clock
+from tests.support.marks import one_database
 from tests.support.receiver import Behaviour, Exchange, Receiver
 from tests.support.waiting import until
 
@@ -89,18 +91,20 @@ def test_failed_attempt_is_repeated_under_the_same_id_until_it_is_delivered(
     assert all(json.loads(request.body)["id"] == task["id"] for request in receiver.requests)
 
 
-def test_second_attempt_comes_by_itself_after_five_seconds(
-    alice: ApiClient, receiver: Receiver, loop: None
+def test_second_attempt_comes_by_itself_after_the_first_pause(
+    alice: ApiClient, receiver: Receiver, loop: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(delivery_service, "SCHEDULE", (1, *SCHEDULE[1:]))
     receiver.answer = one_after_another(play.answer(503), play.answer(204))
     finish(alice, alice.start(callback=receiver.url))
     first, second = receiver.wait_for(2)
-    assert second.at - first.at >= SCHEDULE[0] * (1 - JITTER) - 0.1
+    assert second.at - first.at >= 1 - JITTER - 0.1
 
 
 def test_attempts_come_further_and_further_apart_and_then_no_more(
     alice: ApiClient, app: Flask, receiver: Receiver, loop: None
 ) -> None:
+    assert SCHEDULE[0] == 5
     receiver.answer = play.answer(500)
     task = alice.start(callback=receiver.url)
     finish(alice, task)
@@ -190,19 +194,16 @@ def test_task_that_is_deleted_between_claim_and_post_is_not_posted(
     make_due(app)
     leases: list[Any] = []
 
-    def delete_first(*call: Any) -> None:
+    def delete_first(statement: str, _: Any) -> None:
         is_sender = threading.current_thread().name == "sender"
-        if is_sender and "FROM tasks" in call[2] and not leases:
+        if is_sender and "FROM tasks" in statement and not leases:
             leases.extend(columns(app, "lease"))
             with ThreadPoolExecutor(1) as pool:
                 person = ApiClient(app, alice.name, alice.key)
                 expect(pool.submit(person.delete, f"/task/{task['id']}").result(), 200)
 
-    reader = resources.find(Database, app).reader
-    event.listen(reader, "before_cursor_execute", delete_first)
-    with looping(app):
+    with before_reads(app, delete_first), looping(app):
         until(lambda: "The task was deleted." in caplog.text)
-    event.remove(reader, "before_cursor_execute", delete_first)
     assert leases != [(None,)]
     assert len(receiver.requests) == 1
     assert [each.message for each in caplog.records if each.levelname == "ERROR"] == []
@@ -282,42 +283,51 @@ def test_host_that_hangs_does_not_hold_up_the_others(
     with Receiver(answer=play.silence) as hanging:
         enqueue_many(app, alice, hanging.url, 2 * MAX_RECENT)
         enqueue_many(app, alice, receiver.url, 1)
-        with looping(app):
+        with looping(app, stop_seconds=0):
             receiver.wait_for(1)
             # And it gets no less than its share.
             hanging.wait_for(MAX_PER_HOST)
             assert len(hanging.requests) == MAX_PER_HOST
 
 
+@pytest.fixture
+def soon_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt that has taken a fifth of a second, not a whole one, leaves its place."""
+    monkeypatch.setattr(delivery_loop, "SLOW_SECONDS", 0.2)
+    monkeypatch.setattr(delivery_loop, "RETRY_SECONDS", 0.2)
+
+
 def test_hosts_that_hang_on_all_senders_do_not_hold_up_the_others(
-    alice: ApiClient, app: Flask, receiver: Receiver
+    alice: ApiClient, app: Flask, receiver: Receiver, soon_slow: None
 ) -> None:
-    """Whoever has been out for a second leaves its place to another."""
     app.config["CALLBACK_TIMEOUT"] = 30.0
     with ExitStack() as stack:
         for _ in range(MAX_RECENT // MAX_PER_HOST):
             hanging = stack.enter_context(Receiver(answer=play.silence))
             enqueue_many(app, alice, hanging.url, 2 * MAX_RECENT)
         enqueue_many(app, alice, receiver.url, 2)
-        with looping(app):
+        with looping(app, stop_seconds=0):
             receiver.wait_for(2)
 
 
-def test_attempts_under_way_have_an_upper_limit(alice: ApiClient, app: Flask) -> None:
+@one_database
+def test_attempts_under_way_have_an_upper_limit(
+    alice: ApiClient, app: Flask, soon_slow: None
+) -> None:
     app.config["CALLBACK_TIMEOUT"] = 30.0
     hosts = MAX_RUNNING // MAX_PER_HOST + 1
     with ExitStack() as stack:
         hanging = [stack.enter_context(Receiver(answer=play.silence)) for _ in range(hosts)]
         for each in hanging:
             enqueue_many(app, alice, each.url, MAX_PER_HOST)
-        with looping(app):
+        with looping(app, stop_seconds=0):
             until(lambda: sum(each.connections for each in hanging) >= MAX_RUNNING)
-            time.sleep(SLOW_SECONDS + 0.5)
+            time.sleep(2 * delivery_loop.SLOW_SECONDS)
             assert sum(each.connections for each in hanging) == MAX_RUNNING
 
 
 def test_hosts_that_keep_failing_get_one_sender_each_and_half_of_them_together(
-    alice: ApiClient, app: Flask, receiver: Receiver
+    alice: ApiClient, app: Flask, receiver: Receiver, soon_slow: None
 ) -> None:
     app.config["CALLBACK_TIMEOUT"] = 30.0
     with ExitStack() as stack:
@@ -329,10 +339,10 @@ def test_hosts_that_keep_failing_get_one_sender_each_and_half_of_them_together(
             each.requests.clear()
         make_due(app)
         enqueue_many(app, alice, receiver.url, 1)
-        with looping(app):
+        with looping(app, stop_seconds=0):
             receiver.wait_for(1)
             until(lambda: sum(len(each.requests) for each in failing) >= MAX_RECENT // 2)
-            time.sleep(SLOW_SECONDS + 0.5)
+            time.sleep(2 * delivery_loop.SLOW_SECONDS)
             assert sorted(len(each.requests) for each in failing) == [0] * 2 + [1] * 8
 
 
@@ -346,12 +356,17 @@ def hanging() -> Iterator[Receiver]:
 
 
 def test_user_whose_callbacks_hang_on_all_senders_does_not_hold_up_the_others(
-    alice: ApiClient, bob: ApiClient, app: Flask, receiver: Receiver, hanging: Receiver
+    alice: ApiClient,
+    bob: ApiClient,
+    app: Flask,
+    receiver: Receiver,
+    hanging: Receiver,
+    soon_slow: None,
 ) -> None:
     """Each hangs on an address of its own; all of them would take more than a minute."""
     app.config["CALLBACK_TIMEOUT"] = 2.0
     enqueue_each(app, alice, addresses(hanging, "", 2_000))
-    with looping(app):
+    with looping(app, stop_seconds=0):
         until(lambda: hanging.connections >= MAX_RUNNING)
         enqueue_many(app, bob, receiver.url, 3 * MAX_PER_HOST)
         receiver.wait_for(3 * MAX_PER_HOST)
@@ -366,18 +381,18 @@ def test_user_who_holds_more_leases_in_other_processes_comes_later(
     change(app, lease=timestamps.new_id(), leased_until=database_now(30))
     enqueue_each(app, alice, addresses(hanging, "alice", MAX_RECENT))
     enqueue_each(app, bob, addresses(hanging, "bob", MAX_RECENT))
-    with looping(app):
+    with looping(app, stop_seconds=0):
         posts = hanging.wait_for(MAX_RECENT)[:MAX_RECENT]
     assert {each.path for each in posts} == {"/bob"}
 
 
 def test_users_with_equal_leases_share_the_senders(
-    alice: ApiClient, bob: ApiClient, app: Flask, hanging: Receiver
+    alice: ApiClient, bob: ApiClient, app: Flask, hanging: Receiver, soon_slow: None
 ) -> None:
     app.config["CALLBACK_TIMEOUT"] = 30.0
     enqueue_each(app, alice, addresses(hanging, "alice", MAX_RUNNING))
     enqueue_each(app, bob, addresses(hanging, "bob", MAX_RUNNING))
-    with looping(app):
+    with looping(app, stop_seconds=0):
         posts = hanging.wait_for(MAX_RUNNING)
     assert Counter(each.path for each in posts) == {"/alice": 32, "/bob": 32}
 
@@ -437,7 +452,7 @@ def test_lease_that_runs_out_wakes_the_loop(
     receiver.answer = one_after_another(play.answer(500), play.answer(204))
     task = alice.start(callback=receiver.url)
     finish(alice, task)
-    lease = {"lease": timestamps.new_id(), "leased_until": database_now(1.5)}
+    lease = {"lease": timestamps.new_id(), "leased_until": database_now(0.5)}
     change(app, next_attempt_at=database_now(-1), **lease)
     with looping(app):
         # Long before the next round, 20 s after the first.
@@ -526,7 +541,7 @@ def test_loop_that_stops_gives_back_what_it_is_posting(
     receiver.answer = one_after_another(play.answer(500), play.silence)
     finish(alice, alice.start(callback=receiver.url))
     make_due(app)
-    with looping(app):
+    with looping(app, stop_seconds=0):
         receiver.wait_for(2)
         assert columns(app, "lease") != [(None,)]
     assert columns(app, "state", "lease", "leased_until", "attempt_count") == [
@@ -544,7 +559,7 @@ def test_connection_is_broken_before_somebody_else_may_post(
     task = alice.start(callback=receiver.url)
     finish(alice, task)
     make_due(app)
-    with looping(app):
+    with looping(app, stop_seconds=0):
         receiver.wait_for(2)
     with looping(app):
         *_, third = receiver.wait_for(3)
@@ -593,6 +608,7 @@ def test_late_report_takes_the_place_of_a_pending_delivery(
 # --- first attempts that are left to the loop --------------------------------------------
 
 
+@one_database
 def test_past_their_share_of_the_threads_first_attempts_are_left_to_the_loop(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
@@ -635,6 +651,7 @@ def test_host_that_keeps_failing_is_left_to_the_loop_until_it_answers(
     assert finish(alice, alice.start(callback=receiver.url)) == "delivered"
 
 
+@one_database
 def test_host_that_keeps_failing_is_not_well_for_what_was_never_posted_to_it(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
@@ -652,6 +669,7 @@ def test_host_that_keeps_failing_is_not_well_for_what_was_never_posted_to_it(
     assert the_delivery(alice, task)["attempts"] == []
 
 
+@one_database
 def test_host_that_keeps_failing_does_no_harm_to_others(
     alice: ApiClient, receiver: Receiver
 ) -> None:
@@ -702,15 +720,15 @@ def test_redelivery_of_a_task_that_is_being_deleted_is_404(
     finish(alice, task)
     deletions = []
 
-    def delete_first(*call: Any) -> None:
-        if "FROM deliveries" in call[2] and not deletions:
+    def delete_first(statement: str, _: Any) -> None:
+        if "FROM deliveries" in statement and not deletions:
             deletions.append(True)
             with ThreadPoolExecutor(1) as pool:
                 person = ApiClient(app, alice.name, alice.key)
                 expect(pool.submit(person.delete, f"/task/{task['id']}").result(), 200)
 
-    event.listen(resources.find(Database, app).reader, "before_cursor_execute", delete_first)
-    problem(alice.post(f"/task/{task['id']}/deliveries"), 404)
+    with before_reads(app, delete_first):
+        problem(alice.post(f"/task/{task['id']}/deliveries"), 404)
     assert deletions
 
 

@@ -6,12 +6,14 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 from flask import Flask
 from sqlalchemy import insert, select, update
 
+from taskservice.background import delivery_loop
 from taskservice.background.delivery_loop import DeliveryLoop
 from taskservice.contract.terms import COMPLETE, PENDING
-from taskservice.database import timestamps
+from taskservice.database import timestamps, watcher
 from taskservice.database.models import Delivery, Task
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now
@@ -57,20 +59,31 @@ def change(app: Flask, **values: Any) -> None:
 
 
 @contextmanager
-def looping(app: Flask) -> Iterator[None]:
-    """The loop that posts what is due, in this process, as each worker process has it."""
+def looping(app: Flask, stop_seconds: float = delivery_loop.STOP_SECONDS) -> Iterator[None]:
+    """The loop that posts what is due, in this process, as each worker process has it.
+
+    It notices at once what a service notices within a second. With `stop_seconds=0` it stops
+    without a wait for receivers that hang.
+    """
     loop = DeliveryLoop(app)
-    loop.start()
-    try:
-        yield
-    finally:
-        loop.stop()
-        loop.join(10)
-        assert not loop.is_alive()
-        # Those that have been given up may still be at it, and use the database.
-        for thread in threading.enumerate():
-            if thread.name == "sender":
-                thread.join(10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watcher, "SLOW_LOOK_SECONDS", watcher.LOOK_SECONDS)
+        patch.setattr(delivery_loop, "STOP_SECONDS", stop_seconds)
+        loop.start()
+        try:
+            yield
+        finally:
+            _stop(loop)
+
+
+def _stop(loop: DeliveryLoop) -> None:
+    loop.stop()
+    loop.join(10)
+    assert not loop.is_alive()
+    # Those that have been given up may still be at it, and use the database.
+    for thread in threading.enumerate():
+        if thread.name == "sender":
+            thread.join(10)
 
 
 def enqueue_many(app: Flask, person: ApiClient, url: str, count: int) -> None:
