@@ -37,12 +37,12 @@ SPECIAL = [text for kind, text in KINDS if kind not in ("external", "private", "
 
 
 @pytest.mark.parametrize(("kind", "text"), KINDS)
-def test_every_address_has_its_kind(kind, text):
+def test_every_address_has_its_kind(kind: str, text: str) -> None:
     assert kind_of(read_address(text)) == kind
 
 
 @pytest.mark.parametrize(("kind", "text"), KINDS)
-def test_a_word_lets_through_its_own_kind_alone(kind, text):
+def test_a_word_lets_through_its_own_kind_alone(kind: str, text: str) -> None:
     address = read_address(text)
 
     for word in ("external", "private", "loopback"):
@@ -51,7 +51,7 @@ def test_a_word_lets_through_its_own_kind_alone(kind, text):
 
 
 @pytest.mark.parametrize("text", SPECIAL)
-def test_special_address_needs_a_network_or_a_host_pattern(text):
+def test_special_address_needs_a_network_or_a_host_pattern(text: str) -> None:
     address = read_address(text)
 
     assert EVERY_WORD.refusal("hooks.example", address)
@@ -61,7 +61,7 @@ def test_special_address_needs_a_network_or_a_host_pattern(text):
     assert Destinations.parse("hooks.example").refusal("hooks.example", address) is None
 
 
-def test_network_lets_through_what_is_in_it_alone():
+def test_network_lets_through_what_is_in_it_alone() -> None:
     allowed = Destinations.parse("10.1.0.0/16, fd12::/16")
 
     assert allowed.refusal("hooks.lan", ip_address("10.1.255.1")) is None
@@ -70,7 +70,7 @@ def test_network_lets_through_what_is_in_it_alone():
     assert allowed.refusal("hooks.lan", ip_address("8.8.8.8"))
 
 
-def test_mapped_network_is_the_ipv4_network():
+def test_mapped_network_is_the_ipv4_network() -> None:
     allowed = Destinations.parse("::ffff:10.0.0.0/104")
 
     assert allowed.refusal("hooks.lan", read_address("::ffff:10.9.9.9")) is None
@@ -96,14 +96,14 @@ def test_mapped_network_is_the_ipv4_network():
         ("my_service", "my_service", True),
     ],
 )
-def test_host_pattern_lets_through_its_hosts(pattern, host, passes):
+def test_host_pattern_lets_through_its_hosts(pattern: str, host: str, passes: bool) -> None:
     allowed = Destinations.parse(pattern)
 
     for address in ("10.0.0.5", "169.254.169.254", "8.8.8.8", "127.0.0.1"):
         assert (allowed.refusal(host, ip_address(address)) is None) == passes
 
 
-def test_host_pattern_never_matches_an_address_in_disguise():
+def test_host_pattern_never_matches_an_address_in_disguise() -> None:
     allowed = Destinations.parse("*x7f, 0x7f, *a")
 
     with pytest.raises(RefusedError):
@@ -112,7 +112,7 @@ def test_host_pattern_never_matches_an_address_in_disguise():
         check_url("http://127.0.0.0xa/", allowed)
 
 
-def test_blank_entries_are_skipped_and_nothing_lets_nothing_through():
+def test_blank_entries_are_skipped_and_nothing_lets_nothing_through() -> None:
     assert Destinations.parse(" External ,, private,") == Destinations.parse("external,private")
     assert Destinations.parse("").refusal("hooks.example", ip_address("8.8.8.8"))
 
@@ -141,7 +141,7 @@ def test_blank_entries_are_skipped_and_nothing_lets_nothing_through():
         "everything!",
     ],
 )
-def test_entry_that_says_nothing_clear_is_an_error(entry):
+def test_entry_that_says_nothing_clear_is_an_error(entry: str) -> None:
     with pytest.raises(ValueError, match=re.escape(entry)) as caught:
         Destinations.parse(f"external, {entry}")
 
@@ -162,14 +162,14 @@ def test_entry_that_says_nothing_clear_is_an_error(entry):
         ("http://[::1]:80/", "::1 is a loopback address; add it to TASKSERVICE_CALLBACK_ALLOWED"),
     ],
 )
-def test_refused_literal_is_explained(url, sentence):
+def test_refused_literal_is_explained(url: str, sentence: str) -> None:
     with pytest.raises(RefusedError) as caught:
         check_url(url, EXTERNAL)
 
     assert str(caught.value) == sentence
 
 
-def test_refused_name_is_explained_as_the_contract_has_it():
+def test_refused_name_is_explained_as_the_contract_has_it() -> None:
     reason = EXTERNAL.refusal("hooks.lan", ip_address("10.0.0.5"))
 
     assert reason == (
@@ -177,7 +177,7 @@ def test_refused_name_is_explained_as_the_contract_has_it():
     )
 
 
-def test_external_address_is_explained_where_only_private_ones_are_allowed():
+def test_external_address_is_explained_where_only_private_ones_are_allowed() -> None:
     reason = Destinations.parse("private").refusal("hooks.com", ip_address("8.8.8.8"))
 
     assert reason
@@ -224,7 +224,7 @@ LOOPBACK_SPELLINGS = [
 
 @pytest.mark.parametrize("host", LOOPBACK_SPELLINGS)
 @pytest.mark.parametrize("url", ["http://{}/", "https://{}:8443/hook?x=1", "HTTP://{}"])
-def test_loopback_is_refused_at_once_in_every_spelling(host, url):
+def test_loopback_is_refused_at_once_in_every_spelling(host: str, url: str) -> None:
     with pytest.raises(RefusedError, match="add it to TASKSERVICE_CALLBACK_ALLOWED"):
         check_url(url.format(host), EXTERNAL)
 
@@ -275,7 +275,7 @@ def test_loopback_is_refused_at_once_in_every_spelling(host, url):
         "a{b}",
     ],
 )
-def test_host_that_could_be_read_two_ways_is_refused(host):
+def test_host_that_could_be_read_two_ways_is_refused(host: str) -> None:
     with pytest.raises(RefusedError):
         check_url(f"http://{host}/", Destinations.parse("0.0.0.0/0,::/0"))
 
@@ -338,7 +338,7 @@ def test_host_that_could_be_read_two_ways_is_refused(host):
         "http:\\\\example.com\\",
     ],
 )
-def test_url_that_is_no_plain_one_is_refused(url):
+def test_url_that_is_no_plain_one_is_refused(url: str) -> None:
     with pytest.raises(RefusedError) as caught:
         check_url(url, Destinations.parse("0.0.0.0/0,::/0"))
 
@@ -364,13 +364,13 @@ def test_url_that_is_no_plain_one_is_refused(url):
         ("http://0xcafe.example/", "http", "0xcafe.example", 80),
     ],
 )
-def test_plain_url_is_taken(url, scheme, host, port):
+def test_plain_url_is_taken(url: str, scheme: str, host: str, port: int) -> None:
     target = check_url(url, EXTERNAL)
 
     assert (target.scheme, target.host, target.port) == (scheme, host, port)
 
 
-def test_url_has_at_most_2000_bytes_of_utf8():
+def test_url_has_at_most_2000_bytes_of_utf8() -> None:
     start = "http://example.com/"
 
     check_url(start + "x" * (2000 - len(start)), EXTERNAL)
@@ -380,10 +380,10 @@ def test_url_has_at_most_2000_bytes_of_utf8():
         check_url(start + "ü" * 1000, EXTERNAL)
 
 
-def test_name_is_not_judged_before_it_is_resolved():
+def test_name_is_not_judged_before_it_is_resolved() -> None:
     assert check_url("http://localhost/", EXTERNAL).literal is None
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1.", "0x7f.1", "::ffff:7f00:1"])
-def test_literal_is_the_address_that_will_be_connected_to(host):
+def test_literal_is_the_address_that_will_be_connected_to(host: str) -> None:
     assert literal_address(host) == ip_address("127.0.0.1")

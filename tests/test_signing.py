@@ -14,7 +14,7 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 BODY = b'{"test": 2432232314}'
 
 
-def test_signature_is_the_fixed_vector_of_the_standard_libraries():
+def test_signature_is_the_fixed_vector_of_the_standard_libraries() -> None:
     headers = sign([SECRET], "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, BODY)
 
     assert headers == {
@@ -24,7 +24,7 @@ def test_signature_is_the_fixed_vector_of_the_standard_libraries():
     }
 
 
-def test_standard_library_verifies_what_we_sign():
+def test_standard_library_verifies_what_we_sign() -> None:
     secret = new_secret()
     body = json.dumps({"name": "Zürich \u2028 🎉"}, ensure_ascii=False).encode()
 
@@ -33,7 +33,7 @@ def test_standard_library_verifies_what_we_sign():
     assert Webhook(secret).verify(body, headers) == {"name": "Zürich \u2028 🎉"}
 
 
-def test_a_changed_byte_breaks_the_signature():
+def test_a_changed_byte_breaks_the_signature() -> None:
     secret = new_secret()
     headers = sign([secret], "0193", int(time.time()), BODY)
 
@@ -41,7 +41,7 @@ def test_a_changed_byte_breaks_the_signature():
         Webhook(secret).verify(BODY.replace(b"4", b"5", 1), headers)
 
 
-def test_every_secret_signs_newest_first_and_each_receiver_verifies():
+def test_every_secret_signs_newest_first_and_each_receiver_verifies() -> None:
     new, old = new_secret(), new_secret()
     now = int(time.time())
 
@@ -53,13 +53,13 @@ def test_every_secret_signs_newest_first_and_each_receiver_verifies():
         Webhook(secret).verify(BODY, headers)
 
 
-def test_body_is_signed_as_bytes_whatever_they_are():
+def test_body_is_signed_as_bytes_whatever_they_are() -> None:
     headers = sign([SECRET], "0193", 1, b"\xff\x00")
 
     assert headers["webhook-signature"] == "v1,aQJEwDlBYchXK4Uw/krn9QwYrJx6T6Sax0/F/JSEIZQ="
 
 
-def test_new_secrets_are_long_enough_and_differ():
+def test_new_secrets_are_long_enough_and_differ() -> None:
     first, second = new_secret(), new_secret()
 
     assert first != second
@@ -68,17 +68,17 @@ def test_new_secrets_are_long_enough_and_differ():
 
 
 @pytest.mark.parametrize("secrets", [[], ["whsec_"], ["whsec_???"], [SECRET + "!"], [SECRET, ""]])
-def test_what_is_no_secret_does_not_sign(secrets):
+def test_what_is_no_secret_does_not_sign(secrets: list[str]) -> None:
     with pytest.raises(ValueError, match=r"secret|base64"):
         sign(secrets, "0193", 1, BODY)
 
 
-def test_id_with_a_full_stop_is_refused():
+def test_id_with_a_full_stop_is_refused() -> None:
     with pytest.raises(ValueError, match="full stop"):
         sign([SECRET], "0193.1", 1, BODY)
 
 
-def test_standard_library_s_signature_is_verified():
+def test_standard_library_s_signature_is_verified() -> None:
     moment = datetime.now(UTC)
     headers = {
         "webhook-id": "0193",
@@ -91,17 +91,19 @@ def test_standard_library_s_signature_is_verified():
 
 @pytest.mark.parametrize("name", ["webhook-id", "webhook-timestamp", "webhook-signature"])
 @pytest.mark.parametrize("value", [None, "", "1", "9" * 5000, "ü", "v1,AAAA"])
-def test_changed_header_is_not_verified(name, value):
+def test_changed_header_is_not_verified(name: str, value: str | None) -> None:
     headers = sign([SECRET], "0193", int(time.time()), BODY)
+    others = {key: text for key, text in headers.items() if key != name}
+    changed = others if value is None else others | {name: value}
 
     assert is_signed([SECRET], headers, BODY, time.time())
-    assert not is_signed([SECRET], headers | {name: value}, BODY, time.time())
+    assert not is_signed([SECRET], changed, BODY, time.time())
     assert not is_signed([SECRET], headers, BODY + b" ", time.time())
     assert not is_signed([new_secret()], headers, BODY, time.time())
 
 
 @pytest.mark.parametrize("seconds", [-301, 301])
-def test_old_or_early_signature_is_not_verified(seconds):
+def test_old_or_early_signature_is_not_verified(seconds: int) -> None:
     headers = sign([SECRET], "0193", 1_000_000, BODY)
 
     assert is_signed([SECRET], headers, BODY, 1_000_000 + seconds // 2)

@@ -3,24 +3,37 @@
 import gzip
 import logging
 import socket
+import ssl
 import sys
 import threading
 import time
 import tracemalloc
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from taskservice.webhooks import connection
-from taskservice.webhooks.connection import Connection, Deadline, SecureConnection
+from taskservice.webhooks.connection import (
+    Connection,
+    Deadline,
+    Resolver,
+    SecureConnection,
+    system_addresses,
+)
 from taskservice.webhooks.destinations import Destinations, check_url
 from taskservice.webhooks.interrupt import Interrupt, Interrupted
-from taskservice.webhooks.transport import send
+from taskservice.webhooks.transport import Outcome, send
 from tests.support.certificates import Authority
 from tests.support.receiver import (
+    Behaviour,
+    Exchange,
+    Received,
     Receiver,
     answer,
     drip,
@@ -44,20 +57,30 @@ OVERDUE_MS = 10_000  # less than any receiver here takes that keeps to no deadli
 LATE = 30.0  # one that is not, and a bound for what should be quick
 
 
-def deliver(url, allowed=LOOPBACK, deadline=LATE, body=BODY, **options):
-    return send(url, HEADERS, body, allowed=allowed, deadline=deadline, **options)
+def deliver(
+    url: str,
+    allowed: Destinations = LOOPBACK,
+    deadline: float = LATE,
+    body: bytes = BODY,
+    resolve: Resolver = system_addresses,
+    interrupt: Interrupt | None = None,
+) -> Outcome:
+    return send(
+        url, HEADERS, body,
+        allowed=allowed, deadline=deadline, resolve=resolve, interrupt=interrupt,
+    )  # fmt: skip
 
 
-def finding(*addresses):
+def finding(*addresses: str) -> Resolver:
     """A resolver that finds these addresses for every name."""
     return lambda host: list(addresses)
 
 
-connects = []
+connects: list[str] = []
 watching = False
 
 
-def watch(event, arguments):
+def watch(event: str, arguments: tuple[Any, ...]) -> None:
     """Notes what is connected to, and stops what would leave this machine, DNS included."""
     if not watching:
         return
@@ -73,7 +96,7 @@ sys.addaudithook(watch)
 
 
 @pytest.fixture(autouse=True)
-def connected():
+def connected() -> Iterator[list[str]]:
     """The addresses connected to in a test; those beyond this machine are never reached."""
     global watching
     connects.clear()
@@ -85,7 +108,7 @@ def connected():
 # What goes out.
 
 
-def test_webhook_arrives_as_it_was_given(receiver):
+def test_webhook_arrives_as_it_was_given(receiver: Receiver) -> None:
     outcome = deliver(receiver.url + "hook/ü?a=1&b=ü")
 
     (request,) = receiver.wait_for(1)
@@ -108,7 +131,7 @@ def test_webhook_arrives_as_it_was_given(receiver):
     assert 0 <= outcome.duration_ms < 5000
 
 
-def test_callers_headers_go_before_our_own(receiver):
+def test_callers_headers_go_before_our_own(receiver: Receiver) -> None:
     send(receiver.url, {"user-agent": "mine/1"}, b"", allowed=LOOPBACK, deadline=LATE)
 
     (request,) = receiver.wait_for(1)
@@ -117,12 +140,12 @@ def test_callers_headers_go_before_our_own(receiver):
 
 
 @pytest.mark.parametrize("path", ["", "?a", "a/../b", "/a", "%2e%2e", "?a=%zz"])
-def test_odd_paths_arrive(receiver, path):
+def test_odd_paths_arrive(receiver: Receiver, path: str) -> None:
     assert deliver(receiver.url + path).delivered
     assert receiver.wait_for(1)
 
 
-def test_host_header_is_the_name_with_its_port(receiver):
+def test_host_header_is_the_name_with_its_port(receiver: Receiver) -> None:
     deliver(f"http://Hooks.Example.:{receiver.port}/", resolve=finding("127.0.0.1"))
 
     assert receiver.wait_for(1)[0].headers["host"] == f"hooks.example:{receiver.port}"
@@ -137,7 +160,9 @@ def test_host_header_is_the_name_with_its_port(receiver):
         (SecureConnection, "https://hooks.example:80/", b"hooks.example:80"),
     ],
 )
-def test_host_header_leaves_out_the_usual_port(kind, url, host):
+def test_host_header_leaves_out_the_usual_port(
+    kind: type[Connection], url: str, host: bytes
+) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         target = check_url(url, EXTERNAL)
@@ -148,20 +173,22 @@ def test_host_header_leaves_out_the_usual_port(kind, url, host):
         assert b"\r\nHost: " + host + b"\r\n" in theirs.recv(4096)
 
 
-def test_a_large_body_arrives_whole(receiver):
+def test_a_large_body_arrives_whole(receiver: Receiver) -> None:
     body = bytes(range(256)) * 16 * 1024
 
     assert deliver(receiver.url, body=body).delivered
     assert receiver.wait_for(1)[0].body == body
 
 
-def test_ipv6_receiver_is_reached():
+def test_ipv6_receiver_is_reached() -> None:
     with Receiver(host="::1") as receiver:
         assert deliver(receiver.url).delivered
         assert receiver.wait_for(1)[0].headers["host"] == f"[::1]:{receiver.port}"
 
 
-def test_proxies_and_netrc_of_the_environment_count_for_nothing(receiver, monkeypatch, tmp_path):
+def test_proxies_and_netrc_of_the_environment_count_for_nothing(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     netrc = tmp_path / ".netrc"
     netrc.write_text("default login alice password secret\n")
     netrc.chmod(0o600)
@@ -179,7 +206,7 @@ def test_proxies_and_netrc_of_the_environment_count_for_nothing(receiver, monkey
     assert "authorization" not in receiver.wait_for(1)[0].headers
 
 
-def test_cookies_and_connections_are_not_kept(receiver):
+def test_cookies_and_connections_are_not_kept(receiver: Receiver) -> None:
     receiver.answer = answer(200, {"Set-Cookie": "session=1"})
 
     deliver(receiver.url)
@@ -189,7 +216,7 @@ def test_cookies_and_connections_are_not_kept(receiver):
     assert receiver.connections == 2
 
 
-def test_many_are_sent_at_once(receiver):
+def test_many_are_sent_at_once(receiver: Receiver) -> None:
     outcomes = []
     threads = [
         threading.Thread(target=lambda: outcomes.append(deliver(receiver.url))) for _ in range(40)
@@ -222,7 +249,9 @@ def test_many_are_sent_at_once(receiver):
         (999, False, False, "999"),
     ],
 )
-def test_only_2xx_is_success_and_only_410_is_final(receiver, status, delivered, permanent, message):
+def test_only_2xx_is_success_and_only_410_is_final(
+    receiver: Receiver, status: int, delivered: bool, permanent: bool, message: str
+) -> None:
     receiver.answer = answer(status)
 
     outcome = deliver(receiver.url)
@@ -231,7 +260,7 @@ def test_only_2xx_is_success_and_only_410_is_final(receiver, status, delivered, 
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_redirect_is_a_failure_and_is_not_followed(receiver, status):
+def test_redirect_is_a_failure_and_is_not_followed(receiver: Receiver, status: int) -> None:
     with Receiver() as elsewhere:
         receiver.answer = answer(status, {"Location": elsewhere.url})
 
@@ -245,14 +274,16 @@ def test_redirect_is_a_failure_and_is_not_followed(receiver, status):
 
 
 @pytest.mark.parametrize("location", ["http://169.254.169.254/", "http://[", "\xff\xfe", "//", ""])
-def test_location_is_not_even_looked_at(receiver, location, connected):
+def test_location_is_not_even_looked_at(
+    receiver: Receiver, location: str, connected: list[str]
+) -> None:
     receiver.answer = answer(302, {"Location": location})
 
     assert deliver(receiver.url).status_code == 302
     assert connected == ["127.0.0.1"]
 
 
-def http_date(seconds):
+def http_date(seconds: float) -> str:
     return format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
 
 
@@ -271,12 +302,16 @@ def http_date(seconds):
         ("Fri, 31 Dec 2100 23:59:59 -0000", 86_400, 86_400),
     ],
 )
-def test_retry_after_is_seconds_or_a_date_and_a_day_at_most(receiver, status, value, low, high):
+def test_retry_after_is_seconds_or_a_date_and_a_day_at_most(
+    receiver: Receiver, status: int, value: str, low: int, high: int
+) -> None:
     # Made here: a date in the name of a test would differ between the test processes.
     dates = {"in an hour": http_date(3_600), "in ten days": http_date(864_000)}
     receiver.answer = answer(status, {"Retry-After": value.format_map(dates)})
 
-    assert low <= deliver(receiver.url).retry_after <= high
+    retry_after = deliver(receiver.url).retry_after
+    assert retry_after is not None
+    assert low <= retry_after <= high
 
 
 @pytest.mark.parametrize(
@@ -307,7 +342,7 @@ def test_retry_after_is_seconds_or_a_date_and_a_day_at_most(receiver, status, va
         "Mon, 1",
     ],
 )
-def test_retry_after_that_says_nothing_usable_is_ignored(receiver, value):
+def test_retry_after_that_says_nothing_usable_is_ignored(receiver: Receiver, value: str) -> None:
     receiver.answer = answer(503, {"Retry-After": value})
 
     outcome = deliver(receiver.url)
@@ -316,14 +351,14 @@ def test_retry_after_that_says_nothing_usable_is_ignored(receiver, value):
     assert outcome.retry_after is None
 
 
-def test_interim_answers_are_passed_over(receiver):
+def test_interim_answers_are_passed_over(receiver: Receiver) -> None:
     hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
     receiver.answer = raw(b"HTTP/1.1 100 Continue\r\n\r\n" + hints + hints + OK)
 
     assert deliver(receiver.url).status_code == 200
 
 
-def test_answer_before_the_body_is_read_counts(receiver):
+def test_answer_before_the_body_is_read_counts(receiver: Receiver) -> None:
     receiver.reads_body = False
     receiver.answer = answer(413)
 
@@ -342,7 +377,7 @@ def test_answer_before_the_body_is_read_counts(receiver):
         b"no colon\r\n\r\n",
     ],
 )
-def test_body_does_not_matter_once_the_head_has_come(receiver, body):
+def test_body_does_not_matter_once_the_head_has_come(receiver: Receiver, body: bytes) -> None:
     receiver.answer = raw(b"HTTP/1.1 200 OK\r\n" + body)
 
     assert deliver(receiver.url).delivered
@@ -361,7 +396,9 @@ def test_body_does_not_matter_once_the_head_has_come(receiver, body):
     ],
 )
 @pytest.mark.parametrize("ending", [raw, reset])
-def test_answer_that_breaks_off_in_its_head_is_none(receiver, data, ending):
+def test_answer_that_breaks_off_in_its_head_is_none(
+    receiver: Receiver, data: bytes, ending: Callable[[bytes], Behaviour]
+) -> None:
     receiver.answer = ending(data)
 
     outcome = deliver(receiver.url)
@@ -387,7 +424,7 @@ def test_answer_that_breaks_off_in_its_head_is_none(receiver, data, ending):
         b"HTTP/1.1 1000 High\r\n\r\n",
     ],
 )
-def test_answer_that_is_not_http_is_none(receiver, data):
+def test_answer_that_is_not_http_is_none(receiver: Receiver, data: bytes) -> None:
     receiver.answer = raw(data + b"\r\n")
 
     outcome = deliver(receiver.url)
@@ -398,7 +435,7 @@ def test_answer_that_is_not_http_is_none(receiver, data):
 # How much is read.
 
 
-def test_endless_body_is_left_soon(receiver):
+def test_endless_body_is_left_soon(receiver: Receiver) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n"
     receiver.answer = endless(b"x" * 65536, first=head)
 
@@ -410,7 +447,7 @@ def test_endless_body_is_left_soon(receiver):
 
 
 @pytest.mark.parametrize("status", [200, 301, 500])
-def test_gzip_bomb_is_not_unpacked(receiver, status):
+def test_gzip_bomb_is_not_unpacked(receiver: Receiver, status: int) -> None:
     bomb = gzip.compress(b"\x00" * 30_000_000)
     fields = {"Content-Encoding": "gzip", "Location": receiver.url}
     receiver.answer = answer(status, fields, bomb)
@@ -420,7 +457,7 @@ def test_gzip_bomb_is_not_unpacked(receiver, status):
 
 
 @pytest.mark.parametrize("status", [b"100 Continue", b"102 Processing", b"103 Early Hints"])
-def test_endless_interim_answers_are_left_soon(receiver, status):
+def test_endless_interim_answers_are_left_soon(receiver: Receiver, status: bytes) -> None:
     receiver.answer = endless(b"HTTP/1.1 " + status + b"\r\nA: b\r\n\r\n")
 
     outcome = deliver(receiver.url, deadline=120)
@@ -432,7 +469,7 @@ def test_endless_interim_answers_are_left_soon(receiver, status):
 
 
 @pytest.mark.parametrize("first", [b"", b"HTTP/1.1 200 OK\r\nA: "])
-def test_endless_head_is_left_soon(receiver, first):
+def test_endless_head_is_left_soon(receiver: Receiver, first: bytes) -> None:
     receiver.answer = endless(b"x" * 1000, first=first)
 
     outcome = deliver(receiver.url, deadline=120)
@@ -442,7 +479,7 @@ def test_endless_head_is_left_soon(receiver, first):
 
 
 @contextmanager
-def memory_below(megabytes):
+def memory_below(megabytes: float) -> Iterator[None]:
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
@@ -467,7 +504,9 @@ def memory_below(megabytes):
     ],
     ids=["silence", "status line", "header", "100", "103"],
 )
-def test_no_whole_head_by_the_deadline_is_no_answer(receiver, behaviour):
+def test_no_whole_head_by_the_deadline_is_no_answer(
+    receiver: Receiver, behaviour: Behaviour
+) -> None:
     receiver.answer = behaviour
 
     outcome = deliver(receiver.url, deadline=SOON)
@@ -480,7 +519,9 @@ def test_no_whole_head_by_the_deadline_is_no_answer(receiver, behaviour):
 @pytest.mark.parametrize(
     "framing", [b"Content-Length: 900", b"Transfer-Encoding: chunked", b"A: b"]
 )
-def test_dripping_body_ends_at_the_deadline_and_the_status_counts(receiver, status, framing):
+def test_dripping_body_ends_at_the_deadline_and_the_status_counts(
+    receiver: Receiver, status: int, framing: bytes
+) -> None:
     head = b"HTTP/1.1 %d Whatever\r\n%b\r\n\r\n" % (status, framing)
     receiver.answer = drip(b"1\r\nx\r\n" * 150, first=head)
 
@@ -492,7 +533,9 @@ def test_dripping_body_ends_at_the_deadline_and_the_status_counts(receiver, stat
 
 
 @pytest.mark.parametrize("behaviour", [silence, sip(every=0.05)], ids=["not", "slowly"])
-def test_receiver_that_does_not_take_the_body_is_left_at_the_deadline(receiver, behaviour):
+def test_receiver_that_does_not_take_the_body_is_left_at_the_deadline(
+    receiver: Receiver, behaviour: Behaviour
+) -> None:
     receiver.reads_body = False
     receiver.answer = behaviour
 
@@ -502,7 +545,7 @@ def test_receiver_that_does_not_take_the_body_is_left_at_the_deadline(receiver, 
     assert outcome.duration_ms < OVERDUE_MS
 
 
-def test_stalled_handshake_ends_at_the_deadline():
+def test_stalled_handshake_ends_at_the_deadline() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:  # accepts, and says nothing
         outcome = deliver(f"https://127.0.0.1:{listener.getsockname()[1]}/", deadline=SOON)
 
@@ -510,10 +553,10 @@ def test_stalled_handshake_ends_at_the_deadline():
     assert outcome.duration_ms < OVERDUE_MS
 
 
-def test_dripping_handshake_ends_at_the_deadline():
+def test_dripping_handshake_ends_at_the_deadline() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def drip_a_record():
+        def drip_a_record() -> None:
             peer, _ = listener.accept()
             with peer:
                 for byte in b"\x16\x03\x03\x40\x00" + b"\x02" * 100:
@@ -533,7 +576,7 @@ def test_dripping_handshake_ends_at_the_deadline():
 
 
 @contextmanager
-def deaf(port=0):
+def deaf(port: int = 0) -> Iterator[tuple[str, int]]:
     """An address and port of this machine where a connection is never completed."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.2", port))
@@ -555,7 +598,7 @@ needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is L
 
 
 @needs_linux
-def test_connection_that_is_never_completed_ends_at_the_deadline():
+def test_connection_that_is_never_completed_ends_at_the_deadline() -> None:
     with deaf() as (host, port):
         outcome = deliver(f"http://{host}:{port}/", deadline=SOON)
 
@@ -567,7 +610,7 @@ def test_connection_that_is_never_completed_ends_at_the_deadline():
 # Where it goes.
 
 
-def test_refused_connection_is_tried_again_later():
+def test_refused_connection_is_tried_again_later() -> None:
     port = unused_port()
 
     outcome = deliver(f"http://127.0.0.1:{port}/")
@@ -591,7 +634,9 @@ LOOPBACK_SPELLINGS = [
 
 
 @pytest.mark.parametrize("host", LOOPBACK_SPELLINGS)
-def test_loopback_in_any_spelling_is_refused_before_a_byte_is_sent(receiver, host, connected):
+def test_loopback_in_any_spelling_is_refused_before_a_byte_is_sent(
+    receiver: Receiver, host: str, connected: list[str]
+) -> None:
     url = f"http://{host}:{receiver.port}/"
 
     outcome = deliver(url, allowed=Destinations.parse("external,private"))
@@ -604,7 +649,9 @@ def test_loopback_in_any_spelling_is_refused_before_a_byte_is_sent(receiver, hos
 
 @pytest.mark.parametrize("host", LOOPBACK_SPELLINGS)
 @pytest.mark.parametrize("allowed", ["loopback", "127.0.0.0/8", "127.0.0.1"])
-def test_loopback_in_any_spelling_is_let_through_by_word_or_network(receiver, host, allowed):
+def test_loopback_in_any_spelling_is_let_through_by_word_or_network(
+    receiver: Receiver, host: str, allowed: str
+) -> None:
     url = f"http://{host}:{receiver.port}/"
 
     assert deliver(url, allowed=Destinations.parse(allowed)).delivered
@@ -625,7 +672,9 @@ def test_loopback_in_any_spelling_is_let_through_by_word_or_network(receiver, ho
         " http://127.1:{}",
     ],
 )
-def test_url_that_could_be_read_two_ways_is_refused_before_a_byte_is_sent(receiver, url, connected):
+def test_url_that_could_be_read_two_ways_is_refused_before_a_byte_is_sent(
+    receiver: Receiver, url: str, connected: list[str]
+) -> None:
     outcome = deliver(url.format(receiver.port), resolve=finding("127.0.0.1"))
 
     assert (outcome.delivered, outcome.permanent) == (False, True)
@@ -655,7 +704,9 @@ def test_url_that_could_be_read_two_ways_is_refused_before_a_byte_is_sent(receiv
         ("255.255.255.255", "reserved"),
     ],
 )
-def test_name_of_a_special_address_is_refused_before_a_byte_is_sent(address, kind, connected):
+def test_name_of_a_special_address_is_refused_before_a_byte_is_sent(
+    address: str, kind: str, connected: list[str]
+) -> None:
     outcome = deliver("http://hooks.lan/", allowed=EXTERNAL, resolve=finding(address))
 
     assert (outcome.delivered, outcome.permanent) == (False, True)
@@ -664,7 +715,7 @@ def test_name_of_a_special_address_is_refused_before_a_byte_is_sent(address, kin
     assert connected == []
 
 
-def test_refusal_is_the_sentence_of_the_contract():
+def test_refusal_is_the_sentence_of_the_contract() -> None:
     outcome = deliver("http://hooks.lan/?a", allowed=EXTERNAL, resolve=finding("10.0.0.5"))
 
     assert outcome.message == (
@@ -673,7 +724,9 @@ def test_refusal_is_the_sentence_of_the_contract():
 
 
 @pytest.mark.parametrize("allowed", ["hooks.lan", "*.lan"])
-def test_host_pattern_lets_its_host_through_whatever_its_address(receiver, allowed):
+def test_host_pattern_lets_its_host_through_whatever_its_address(
+    receiver: Receiver, allowed: str
+) -> None:
     url = f"http://hooks.lan:{receiver.port}/"
 
     outcome = deliver(url, allowed=Destinations.parse(allowed), resolve=finding("127.0.0.1"))
@@ -681,11 +734,13 @@ def test_host_pattern_lets_its_host_through_whatever_its_address(receiver, allow
     assert outcome.delivered
 
 
-def test_name_is_resolved_once_and_what_was_judged_is_connected_to(receiver, connected):
+def test_name_is_resolved_once_and_what_was_judged_is_connected_to(
+    receiver: Receiver, connected: list[str]
+) -> None:
     answers = [["127.0.0.1"], ["127.0.0.2"], ["127.0.0.1"]]
     asked = []
 
-    def rebind(host):
+    def rebind(host: str) -> list[str]:
         asked.append(host)
         return answers[len(asked) - 1]
 
@@ -698,14 +753,18 @@ def test_name_is_resolved_once_and_what_was_judged_is_connected_to(receiver, con
     assert connected == ["127.0.0.1", "127.0.0.1"]
 
 
-def test_forbidden_addresses_beside_allowed_ones_are_passed_over(receiver, connected):
+def test_forbidden_addresses_beside_allowed_ones_are_passed_over(
+    receiver: Receiver, connected: list[str]
+) -> None:
     mixed = finding("10.0.0.5", "169.254.169.254", "127.0.0.1", "8.8.8.8")
 
     assert deliver(f"http://hooks.lan:{receiver.port}/", resolve=mixed).delivered
     assert connected == ["127.0.0.1"]
 
 
-def test_next_address_is_tried_when_the_first_refuses(receiver, connected):
+def test_next_address_is_tried_when_the_first_refuses(
+    receiver: Receiver, connected: list[str]
+) -> None:
     outcome = deliver(f"http://hooks.lan:{receiver.port}/", resolve=finding("::1", "127.0.0.1"))
 
     assert outcome.delivered
@@ -713,7 +772,9 @@ def test_next_address_is_tried_when_the_first_refuses(receiver, connected):
 
 
 @needs_linux
-def test_next_address_is_tried_within_the_deadline_when_the_first_is_dead(receiver, connected):
+def test_next_address_is_tried_within_the_deadline_when_the_first_is_dead(
+    receiver: Receiver, connected: list[str]
+) -> None:
     with deaf(receiver.port) as (host, port):
         both = finding(host, "127.0.0.1")
 
@@ -721,8 +782,8 @@ def test_next_address_is_tried_within_the_deadline_when_the_first_is_dead(receiv
         assert connected == [host, "127.0.0.1"]
 
 
-def test_name_that_does_not_resolve_is_tried_again_later():
-    def unknown(host):
+def test_name_that_does_not_resolve_is_tried_again_later() -> None:
+    def unknown(host: str) -> list[str]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     outcome = deliver("http://hooks.lan/", resolve=unknown)
@@ -735,16 +796,21 @@ def test_name_that_does_not_resolve_is_tried_again_later():
     )
 
 
-def test_name_without_an_address_is_tried_again_later():
+def test_name_without_an_address_is_tried_again_later() -> None:
     outcome = deliver("http://hooks.lan/", resolve=finding())
 
     assert not outcome.permanent
     assert outcome.message == "hooks.lan can't be resolved: it has no address."
 
 
-def test_slow_lookup_ends_at_the_deadline():
+def test_slow_lookup_ends_at_the_deadline() -> None:
     done = threading.Event()
-    outcome = deliver("http://hooks.lan/", deadline=SOON, resolve=lambda host: done.wait() and [])
+
+    def hang(host: str) -> list[str]:
+        done.wait()
+        return []
+
+    outcome = deliver("http://hooks.lan/", deadline=SOON, resolve=hang)
     done.set()
 
     assert outcome.message == "hooks.lan was not resolved within 0.4 s."
@@ -752,17 +818,17 @@ def test_slow_lookup_ends_at_the_deadline():
     assert outcome.duration_ms < OVERDUE_MS
 
 
-def test_lookups_that_hang_are_bounded_and_are_over_when_they_return(receiver):
+def test_lookups_that_hang_are_bounded_and_are_over_when_they_return(receiver: Receiver) -> None:
     done = threading.Event()
 
-    def hang(host):
+    def hang(host: str) -> list[str]:
         done.wait()
         return ["127.0.0.1"]
 
-    def attempt():
+    def attempt() -> None:
         outcomes.append(deliver("http://hooks.lan/", deadline=SOON, resolve=hang))
 
-    outcomes = []
+    outcomes: list[Outcome] = []
     threads = [threading.Thread(target=attempt) for _ in range(connection.MAX_LOOKUPS + 10)]
     for thread in threads:
         thread.start()
@@ -777,7 +843,7 @@ def test_lookups_that_hang_are_bounded_and_are_over_when_they_return(receiver):
     assert deliver(url, resolve=finding("127.0.0.1")).delivered
 
 
-def test_system_resolves_localhost(receiver):
+def test_system_resolves_localhost(receiver: Receiver) -> None:
     assert deliver(f"http://localhost:{receiver.port}/").delivered
     assert not deliver(f"http://localhost:{receiver.port}/", allowed=EXTERNAL).delivered
     assert receiver.connections == 1
@@ -786,14 +852,18 @@ def test_system_resolves_localhost(receiver):
 # TLS.
 
 
-def deliver_securely(context, name="hooks.example", **options):
+def deliver_securely(
+    context: ssl.SSLContext, name: str = "hooks.example"
+) -> tuple[Outcome, list[Received]]:
     with Receiver(tls=context) as receiver:
         url = f"https://{name}:{receiver.port}/hook"
-        outcome = deliver(url, resolve=finding("127.0.0.1"), **options)
+        outcome = deliver(url, resolve=finding("127.0.0.1"))
         return outcome, receiver.requests
 
 
-def test_certificate_of_a_private_authority_is_accepted(authority, trusted):
+def test_certificate_of_a_private_authority_is_accepted(
+    authority: Authority, trusted: None
+) -> None:
     outcome, requests = deliver_securely(authority.server("hooks.example"))
 
     assert outcome.delivered
@@ -801,7 +871,9 @@ def test_certificate_of_a_private_authority_is_accepted(authority, trusted):
     assert requests[0].headers["host"].startswith("hooks.example:")
 
 
-def test_certificate_for_an_address_or_a_name_with_a_final_dot_is_accepted(authority, trusted):
+def test_certificate_for_an_address_or_a_name_with_a_final_dot_is_accepted(
+    authority: Authority, trusted: None
+) -> None:
     context = authority.server("127.0.0.1", "hooks.example")
 
     assert deliver_securely(context, "127.0.0.1")[0].delivered
@@ -821,7 +893,9 @@ def test_certificate_for_an_address_or_a_name_with_a_final_dot_is_accepted(autho
     ],
     ids=["expired", "wrong name", "address alone"],
 )
-def test_bad_certificate_is_refused_before_the_request(authority, trusted, names, flaw, reason):
+def test_bad_certificate_is_refused_before_the_request(
+    authority: Authority, trusted: None, names: list[str], flaw: dict[str, bool], reason: str
+) -> None:
     outcome, requests = deliver_securely(authority.server(*names, **flaw))
 
     assert (outcome.delivered, outcome.permanent, outcome.status_code) == (False, False, None)
@@ -830,7 +904,7 @@ def test_bad_certificate_is_refused_before_the_request(authority, trusted, names
     assert requests == []
 
 
-def test_self_signed_certificate_is_refused(trusted):
+def test_self_signed_certificate_is_refused(trusted: None) -> None:
     outcome, requests = deliver_securely(Authority().server("hooks.example", self_signed=True))
 
     assert "self-signed certificate" in outcome.message.replace("self signed", "self-signed")
@@ -838,14 +912,18 @@ def test_self_signed_certificate_is_refused(trusted):
     assert requests == []
 
 
-def test_certificate_of_an_unknown_authority_is_refused(authority, trusted):
+def test_certificate_of_an_unknown_authority_is_refused(
+    authority: Authority, trusted: None
+) -> None:
     outcome, requests = deliver_securely(Authority().server("hooks.example"))
 
     assert outcome.message.startswith("The certificate of hooks.example is refused: ")
     assert requests == []
 
 
-def test_environment_of_requests_does_not_add_an_authority(authority, monkeypatch, tmp_path):
+def test_environment_of_requests_does_not_add_an_authority(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "authority.pem").write_bytes(authority.pem)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "authority.pem"))
     monkeypatch.setenv("CURL_CA_BUNDLE", str(tmp_path / "authority.pem"))
@@ -854,11 +932,11 @@ def test_environment_of_requests_does_not_add_an_authority(authority, monkeypatc
     assert not deliver_securely(authority.server("hooks.example"))[0].delivered
 
 
-def test_public_authorities_are_trusted_beside_a_private_one(trusted):
+def test_public_authorities_are_trusted_beside_a_private_one(trusted: None) -> None:
     assert len(connection.tls_context().get_ca_certs()) > 50
 
 
-def test_dripping_answer_over_tls_ends_at_the_deadline(authority, trusted):
+def test_dripping_answer_over_tls_ends_at_the_deadline(authority: Authority, trusted: None) -> None:
     with Receiver(tls=authority.server("127.0.0.1")) as receiver:
         receiver.answer = drip(OK * 100)
 
@@ -869,7 +947,9 @@ def test_dripping_answer_over_tls_ends_at_the_deadline(authority, trusted):
 
 
 @pytest.mark.parametrize("behaviour", [silence, sip(every=0.05)], ids=["not", "slowly"])
-def test_body_that_is_not_taken_over_tls_ends_at_the_deadline(authority, trusted, behaviour):
+def test_body_that_is_not_taken_over_tls_ends_at_the_deadline(
+    authority: Authority, trusted: None, behaviour: Behaviour
+) -> None:
     context = authority.server("127.0.0.1")
     with Receiver(tls=context, reads_body=False, answer=behaviour) as receiver:
         outcome = deliver(receiver.url, deadline=SOON, body=b"x" * 30_000_000)
@@ -878,11 +958,11 @@ def test_body_that_is_not_taken_over_tls_ends_at_the_deadline(authority, trusted
     assert outcome.duration_ms < OVERDUE_MS
 
 
-def test_receiver_that_does_not_speak_tls_is_explained():
+def test_receiver_that_does_not_speak_tls_is_explained() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
 
-        def answer_in_plain():
+        def answer_in_plain() -> None:
             peer, _ = listener.accept()
             with peer:
                 peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -911,7 +991,9 @@ def test_receiver_that_does_not_speak_tls_is_explained():
         answer(301, {"Location": "http://127.0.0.1/"}),
     ],
 )
-def test_path_and_query_reach_neither_log_nor_message(receiver, behaviour, caplog):
+def test_path_and_query_reach_neither_log_nor_message(
+    receiver: Receiver, behaviour: Behaviour, caplog: pytest.LogCaptureFixture
+) -> None:
     receiver.answer = behaviour
     with caplog.at_level(logging.DEBUG):
         outcome = deliver(receiver.url + "hook-hunter2?token=hunter2")
@@ -922,7 +1004,7 @@ def test_path_and_query_reach_neither_log_nor_message(receiver, behaviour, caplo
     assert "hunter2" not in outcome.message + nowhere.message
 
 
-def test_what_the_receiver_says_does_not_reach_the_message(receiver):
+def test_what_the_receiver_says_does_not_reach_the_message(receiver: Receiver) -> None:
     receiver.answer = raw(b"HTTP/1.1 500 <script>alert(1)</script>\x1b[31m\r\n\r\n")
 
     assert deliver(receiver.url).message == "The receiver answered 500 Internal Server Error."
@@ -931,11 +1013,11 @@ def test_what_the_receiver_says_does_not_reach_the_message(receiver):
 # Interrupted from outside.
 
 
-def interrupted(url, happened, **options):
+def interrupted(url: str, happened: threading.Event, resolve: Resolver = system_addresses) -> float:
     """Whether an attempt that is interrupted when `happened` raises that, and how long it took."""
     interrupt = Interrupt()
 
-    def wait():
+    def wait() -> None:
         happened.wait(LATE)
         interrupt.set()
 
@@ -943,17 +1025,20 @@ def interrupted(url, happened, **options):
     thread.start()
     began = time.monotonic()
     with pytest.raises(Interrupted):
-        deliver(url, interrupt=interrupt, **options)
+        deliver(url, resolve=resolve, interrupt=interrupt)
     thread.join()
     return time.monotonic() - began
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_interrupt_breaks_the_connection_at_once(scheme, authority, trusted):
-    closed, came = [], threading.Event()
+def test_interrupt_breaks_the_connection_at_once(
+    scheme: str, authority: Authority, trusted: None
+) -> None:
+    closed: list[float] = []
+    came = threading.Event()
     hold = held_until_closed(closed)
 
-    def behave(exchange):
+    def behave(exchange: Exchange) -> None:
         came.set()
         hold(exchange)
 
@@ -964,7 +1049,7 @@ def test_interrupt_breaks_the_connection_at_once(scheme, authority, trusted):
         until(lambda: closed)
 
 
-def test_interrupt_breaks_a_handshake():
+def test_interrupt_breaks_a_handshake() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         came = threading.Event()
         threading.Timer(0.2, came.set).start()
@@ -972,10 +1057,12 @@ def test_interrupt_breaks_a_handshake():
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_interrupted_in_its_lookup_an_attempt_sends_nothing(receiver, scheme):
+def test_interrupted_in_its_lookup_an_attempt_sends_nothing(
+    receiver: Receiver, scheme: str
+) -> None:
     came, connected = threading.Event(), receiver.connections
 
-    def resolve(host):
+    def resolve(host: str) -> list[str]:
         came.set()
         time.sleep(0.3)
         return ["127.0.0.1"]
@@ -984,7 +1071,7 @@ def test_interrupted_in_its_lookup_an_attempt_sends_nothing(receiver, scheme):
     assert (receiver.connections, receiver.requests) == (connected, [])
 
 
-def test_interrupted_before_it_began_an_attempt_sends_nothing(receiver):
+def test_interrupted_before_it_began_an_attempt_sends_nothing(receiver: Receiver) -> None:
     interrupt = Interrupt()
     interrupt.set()
     with pytest.raises(Interrupted):
@@ -992,10 +1079,10 @@ def test_interrupted_before_it_began_an_attempt_sends_nothing(receiver):
     assert receiver.connections == 0
 
 
-def test_interrupted_after_the_answer_it_counts(receiver):
+def test_interrupted_after_the_answer_it_counts(receiver: Receiver) -> None:
     interrupt = Interrupt()
 
-    def behave(exchange):
+    def behave(exchange: Exchange) -> None:
         exchange.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
         time.sleep(0.2)
         interrupt.set()
