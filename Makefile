@@ -1,17 +1,17 @@
-# `make help` lists what can be made.
+# `make help` lists the targets.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 USER_NAME ?= me
-# Many tests wait: for a moment, or for a program of their own.
+# More than processors, since many tests wait for another process.
 PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 2 ))
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-crash test-callbacks test-api test-big test-agent lint bench \
 	screenshots clean
 
-help: ## List what can be made
+help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read name text; do \
 		printf '  make %-14s %s\n' "$$name" "$$text"; done
 
@@ -44,17 +44,17 @@ test-crash: $(VENV)/installed-test ## 30 s of mixed load, and followers, while w
 	CRASH_SECONDS=$${CRASH_SECONDS:-30} $(BIN)/python -m pytest -m slow -s \
 		tests/test_crashes.py tests/test_watching.py
 
-test-api: $(VENV)/installed-test ## Made-up requests, and the whole API against a model of it
+test-api: $(VENV)/installed-test ## Generated requests, and the whole API against a model of it
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(BIN)/python -m pytest -n auto -m slow \
 		tests/test_fuzzing.py tests/test_state_machine.py tests/test_lists.py
 
 test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks
 	$(BIN)/python -m pytest -m slow tests/test_big.py tests/test_appends.py
 
-test-callbacks: $(VENV)/installed-test ## Webhooks, while the service is killed at any moment
+test-callbacks: $(VENV)/installed-test ## Webhooks, while the service is killed at critical moments
 	$(BIN)/python -m pytest -n $(PROCESSES) -m slow tests/test_delivery_crashes.py
 
-test-agent: $(VENV)/installed-test ## Lines on their way while everything is killed
+test-agent: $(VENV)/installed-test ## Log lines in transit, while service and agent are killed
 	AGENT_LINES=$${AGENT_LINES:-100000} AGENT_KILLS=$${AGENT_KILLS:-10} \
 		$(BIN)/python -m pytest -m slow tests/test_agent_crashes.py -s
 
@@ -73,5 +73,5 @@ bench: $(VENV)/installed-test ## Measure requests, webhooks, start, memory, wait
 screenshots: $(VENV)/installed-test ## Take the pictures of the dashboard in docs/
 	$(BIN)/python -m tests.screenshots docs/dashboard
 
-clean: ## Remove .venv and what the tools left; the data stays
+clean: ## Remove .venv and the caches of the tools; the data stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""The WSGI application, for people who bring their own server: `gunicorn wsgi:app`."""
+"""The WSGI application, for any WSGI server: `gunicorn wsgi:app`."""
 
 import sys
 

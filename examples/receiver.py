@@ -1,10 +1,10 @@
-"""A receiver of callbacks in Flask: takes only what the service has signed.
+"""A receiver of callbacks in Flask, which accepts only webhooks that the service has signed.
 
     pip install flask standardwebhooks
     CALLBACK_SECRET=whsec_... python examples/receiver.py 9000
 
-The secret is that of `GET /api/v1/callback-secret`. A webhook can come more than once:
-its webhook-id tells.
+`GET /api/v1/callback-secret` shows the secret. A webhook can come more than once, with the
+same webhook-id.
 """
 
 import os
@@ -21,7 +21,7 @@ seen: set[str] = set()  # a real receiver keeps it in its database
 @app.post("/")
 def receive() -> tuple[str, int]:
     try:
-        # The body byte for byte: parsed and written again, it would not be what was signed.
+        # The signature covers the exact bytes of the body; parsed and dumped JSON may differ.
         task = webhook.verify(request.get_data(), dict(request.headers))
     except WebhookVerificationError:
         abort(400)

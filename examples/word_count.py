@@ -1,4 +1,4 @@
-"""The work of a worker: the task's input comes as JSON on stdin, the output is the last line.
+"""A program for a worker: the task's input is JSON on stdin, the output is the last line.
 
     taskservice work --agent word-count -- python examples/word_count.py
 

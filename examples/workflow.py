@@ -2,8 +2,8 @@
 
     TASKSERVICE_URL=... TASKSERVICE_APIKEY=... python examples/workflow.py "a topic"
 
-Each step appears in the log as it happens, and in the output as soon as it is done, so that
-a person who watches the task sees how far it is. `Model` is a fake; put your own in its place.
+Each step appears in the log as it happens, and in the output when it is done, so that a
+person can watch the progress. `Model` is a fake: replace it with your own.
 """
 
 import logging
@@ -15,7 +15,7 @@ logger = logging.getLogger("workflow")
 
 
 class Model:
-    """Answers as a model might, without one."""
+    """Answers like a language model, from a fixed list."""
 
     def ask(self, prompt: str) -> str:
         logger.info("prompt: %s", prompt)

@@ -1,4 +1,4 @@
-"""The settings: name, default, check and one line of help of each."""
+"""The settings, each with its name, default, check and one line of help."""
 
 import os
 import re
@@ -17,12 +17,12 @@ from taskservice.database.files import locked, make_folder, open_regular, sync
 from taskservice.webhooks.destinations import Destinations
 
 PREFIX = "TASKSERVICE_"
-# The key signs sessions, so it must be as hard to guess as they are to forge.
+# The key signs sessions: a key that can be guessed lets sessions be forged.
 KEY_BYTES = 32
 MAX_KEY_FILE = 64 * 1024
-# What the kernel takes as the path of a unix socket.
+# Maximum length of a unix socket's path on Linux, in bytes.
 MAX_SOCKET_PATH = 107
-# Variables of the agent's side, which are not misspelt settings.
+# Variables of the agent's side, which the service ignores without a warning.
 AGENT_SIDE = {"URL", "APIKEY", "OUTPUT", "TASK_ID", "TASK_URL", "WRITER"}
 
 
@@ -129,12 +129,12 @@ class Config:
         "Where callbacks may go: `external`, `private`, `loopback`, CIDRs, host globs.",
     )
     CALLBACK_TIMEOUT: float = _setting(
-        10.0, _number(0.1, 30, "seconds"), "Seconds that one attempt of a callback may last in all."
+        10.0, _number(0.1, 30, "seconds"), "Maximum seconds of one attempt of a callback, in all."
     )
     TASK_TIMEOUT: float = _setting(
         86_400.0,
         _number(0, 31_536_000, "seconds"),
-        "Seconds that a claimed task may stay silent; 0: no limit.",
+        "Seconds that a claimed task may be silent; 0: no limit.",
     )
     RETENTION_DAYS: float = _setting(
         0.0, _number(0, 36_500, "days"), "Days that a finished task is kept; 0: for ever."
@@ -150,10 +150,10 @@ class Config:
         "Maximum number of bytes of a request's body.",
     )
     LOG_LEVEL: str = _setting(
-        "info", _choice("debug", "info", "warning", "error"), "Lowest level that the service logs."
+        "info", _choice("debug", "info", "warning", "error"), "Lowest level that is logged."
     )
     LOG_FORMAT: str = _setting(
-        "text", _choice("text", "json"), "The service's own log: `text` or `json`, a line each."
+        "text", _choice("text", "json"), "Format of the service's own log: `text` or `json`."
     )
 
     @classmethod
@@ -176,13 +176,13 @@ class Config:
 
         A missing key is created, or with `may_create` false left empty.
         """
-        # Not from text, in which ? and % of a path would need escapes.
+        # Built from parts: in a URL's text, ? and % of the path would need escapes.
         file = URL.create("sqlite", database=str(self.DATA / "taskservice.db"))
         url = self.DATABASE_URL or file
         if make_url(url).get_backend_name() == "postgresql" and not self.SECRET_KEY:
             raise ConfigError(
                 f"{PREFIX}SECRET_KEY: is required with PostgreSQL, "
-                "so that every node signs with the same one"
+                "so that all machines sign with the same key"
             )
         key = self.SECRET_KEY or _kept_secret_key(self.secret_key_file, may_create)
         return Config(**{**self.__dict__, "DATABASE_URL": url, "SECRET_KEY": key})
@@ -194,7 +194,7 @@ class Config:
 
 
 def unknown_names(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Names in the environment with our prefix that are no setting: most likely misspelt."""
+    """Names in the environment with our prefix that are not settings, probably misspelt."""
     known = {PREFIX + setting.name for setting in fields(Config)}
     known |= {PREFIX + name for name in AGENT_SIDE}
     return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
@@ -230,7 +230,7 @@ def _kept_secret_key(path: Path, may_create: bool) -> str:
         raise ConfigError(f"{PREFIX}DATA: {path} cannot be used: {error.strerror}") from None
     except ValueError as error:
         raise ConfigError(
-            f"{PREFIX}DATA: the key in {path} {error}; remove the file, and a new one is made"
+            f"{PREFIX}DATA: the key in {path} {error}; remove the file to get a new key"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Makes every error an `application/problem+json` (RFC 9457); the one place that does."""
+"""Turns every error into an `application/problem+json` (RFC 9457)."""
 
 import logging
 from collections.abc import Mapping
@@ -27,8 +27,8 @@ BUSY_STATES = ("08", "25", "53", "55P03", "57")
 class Problem(Exception):
     """An error of a request: its status, and one sentence that the caller can act on.
 
-    `code` is one of error_codes, by default the first of the status. `more` are further members
-    of the JSON, `headers` further headers.
+    `code` is one of error_codes, by default the first of the status. `more` has additional
+    members of the JSON, `headers` additional headers.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Problem(Exception):
 
 def not_found(thing: str) -> Problem:
     """404: the key may see no such task, agent or key."""
-    # The words for a task are those of the API's specification.
+    # The API's specification fixes the text for a task.
     detail = "Task's ID is not found" if thing == "task" else f"No such {thing}"
     return Problem(404, detail)
 
@@ -106,7 +106,7 @@ def body(problem: Problem, request_id: str) -> bytes:
         **problem.more,
     }
     if problem.status != 401:
-        # A 401 is always the same bytes.
+        # All 401s have the same bytes.
         members["requestId"] = request_id
     return strict_json.dumps(members)
 

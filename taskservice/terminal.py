@@ -1,4 +1,4 @@
-"""Prints text of commands; what a terminal would obey or hide is escaped as in JSON."""
+"""Prints the text of commands, with control characters escaped as in JSON."""
 
 import atexit
 import json
@@ -63,12 +63,12 @@ def exit_with_error(message: str, code: int = 1) -> NoReturn:
 
 
 def print_log_line(text: str) -> None:
-    """A line of a log: on a terminal with its colours, in a file or a pipe exactly as it is."""
+    """Print a line of a log: with its colours on a terminal, unchanged to a file or a pipe."""
     _write(coloured(text) if sys.stdout.isatty() else text)
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON object on one line; what is escaped in it means the same."""
+    """Print one JSON object on one line; the escapes do not change its value."""
     print_line(json.dumps(value, ensure_ascii=False))
 
 
@@ -88,7 +88,7 @@ def print_rows(rows: Iterable[dict[str, Any]], columns: Sequence[str], as_json: 
 def open_standard_files() -> None:
     """Open /dev/null in place of each of stdin, stdout and stderr that is closed.
 
-    Otherwise the next file or socket gets its number, and what a program prints goes there.
+    Otherwise the next file or socket gets its number, and the program prints into that.
     """
     for number in (0, 1, 2):
         try:

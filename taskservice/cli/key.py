@@ -48,6 +48,6 @@ def list_all(as_json: bool) -> None:
 @command.command("revoke")
 @click.argument("key_id")
 def revoke(key_id: str) -> None:
-    """Revoke a key; requests with it are refused from now on."""
+    """Revoke a key: the service refuses it from the next request."""
     with service_app():
         key_service.revoke_any(key_id)

@@ -24,17 +24,17 @@ DEFAULT_PORT = 9000
 @click.option(
     "--port", type=click.IntRange(1, 65535), help=f"Where to listen; {DEFAULT_PORT} by default."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the webhooks' JSON, one a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print each webhook as JSON on one line.")
 def command(forward: str | None, port: int | None, as_json: bool) -> None:
     """Receive webhooks on this machine, verify their signatures and print each.
 
     Start a task with the callback http://127.0.0.1:9000/ and wait for its end. The service
-    must be able to reach that address, and TASKSERVICE_CALLBACK_ALLOWED must have `loopback`,
+    must be able to reach that address, and TASKSERVICE_CALLBACK_ALLOWED must contain `loopback`,
     as it has with `make run`.
 
-    With --forward nothing needs to reach this machine: the tasks that have finished are asked
-    for, whatever their callback is, and posted to a local address as the service would post
-    them, signed with your own secret. A receiver that does not answer 2xx gets the same
+    With --forward the service need not reach this machine: the command asks for finished
+    tasks, whatever their callback is, and posts them to the address as the service would,
+    signed with your callback secret. A receiver that does not answer 2xx gets the same
     webhook again, with the same webhook-id, up to six times.
     """
     if forward is not None and (port or as_json):
@@ -72,7 +72,7 @@ def _forward(client: Client, url: str) -> None:
 
 
 def _described(webhook: bytes) -> str:
-    """A task in one line: which it is, how it ended, and that its signature is right."""
+    """A task in one line: its id and name, its outcome, and that its signature is valid."""
     task: dict[str, Any] = json.loads(webhook)
     error = task.get("error")
     result = (

@@ -10,7 +10,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 class Duration(click.ParamType[int]):
     """A number with a unit, such as 30m, 12h or 90d; converted to seconds.
 
-    With `default_unit`, a number may come without one. `maximum` is in seconds.
+    With `default_unit`, the unit is optional. `maximum` is in seconds.
     """
 
     name = "duration"
@@ -33,5 +33,5 @@ class Duration(click.ParamType[int]):
         return seconds
 
 
-json_lines = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+json_lines = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 json_object = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

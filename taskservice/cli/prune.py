@@ -19,8 +19,8 @@ def command(dry_run: bool, as_json: bool) -> None:
     """Remove finished tasks and logs that are past their retention, and free disk space.
 
     TASKSERVICE_RETENTION_DAYS and TASKSERVICE_LOG_RETENTION_DAYS set the number of days.
-    The service may run meanwhile. Unlike the service, this command does not wait until the
-    clock has been steady for five minutes.
+    The service may run meanwhile. Unlike the service, this command does not require the
+    clock to have been steady for five minutes.
     """
     with service_app():
         bounds = Bounds.of_settings(database_moment())

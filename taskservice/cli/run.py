@@ -21,8 +21,8 @@ from taskservice.terminal import exit_with_error, open_standard_files, print_lin
     "--timeout",
     type=Duration(default_unit="s"),
     metavar="S",
-    help="Seconds without a sign of life from this command until the service ends the task, "
-    "or a number with m, h or d; 0 for no limit.",
+    help="Seconds after which the service ends the task if this command is silent, or a number "
+    "with m, h or d; 0 for no limit.",
 )
 @click.option(
     "--strict", "is_strict", is_flag=True, help="Don't run CMD if the task can't be started."
@@ -46,9 +46,9 @@ def command(
     TASKSERVICE_TASK_URL and TASKSERVICE_WRITER. Its stdout is not a terminal, so many
     programs print in blocks unless told otherwise (`python -u`).
 
-    If the service is away or refuses the task, CMD runs all the same, unless --strict is
-    given, and what could not be sent stays on the disk for --resend. A callback, name or
-    timeout that the service refuses is left out.
+    If the service is away or refuses the task, CMD runs anyway, unless --strict is given,
+    and what could not be sent stays on the disk for --resend. If the service refuses the
+    callback, name or timeout, the task is started without it.
     """
     open_standard_files()
     if is_resend:

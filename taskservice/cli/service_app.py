@@ -23,9 +23,9 @@ from taskservice.terminal import (
 
 
 def load_config(may_create: bool = False) -> Config:
-    """The settings; for one that can't be used, exits with one line and the code 2.
+    """The settings; for an invalid one, prints one line and exits with the code 2.
 
-    Only with `may_create` is a secret key made if there is none.
+    With `may_create`, a missing secret key is created.
     """
     open_standard_files()
     let_owner_in()
@@ -39,7 +39,7 @@ def load_config(may_create: bool = False) -> Config:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What the database or the service refuses becomes one line and a nonzero exit code."""
+    """Turn an error of the database or the service into one line and a nonzero exit code."""
     try:
         yield
     except DatabaseError as error:

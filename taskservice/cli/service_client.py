@@ -10,7 +10,7 @@ from taskservice.terminal import exit_with_error
 
 # How long a command retries while the service is away.
 PATIENCE_SECONDS = 5.0
-# The exit code for a wrong setting, as of the commands on the server.
+# The exit code for a wrong setting, the same as of the commands on the server.
 WRONG_SETTING = 2
 
 
@@ -23,7 +23,7 @@ def service_client(patience: float = PATIENCE_SECONDS, failure: int = 1) -> Iter
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A character that the terminal lacks must not end the command.
+            # A character that the terminal cannot encode must not end the command.
             stream.reconfigure(errors="replace")
     try:
         yield Client(patience=patience)

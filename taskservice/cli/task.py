@@ -67,7 +67,7 @@ def follow(task_id: str, as_json: bool) -> None:
     """Print the log as it grows, until the task ends.
 
     The exit code tells the outcome: 0 complete, 1 failed, 3 cancelled, 4 timeout, 5 deleted
-    or unknown; 69 if the service gives no answer.
+    or unknown; 69 if the service does not answer.
     """
     # The service restarts in less time.
     with service_client(patience=60, failure=UNAVAILABLE) as client:
@@ -90,7 +90,7 @@ def follow(task_id: str, as_json: bool) -> None:
 @click.argument("task_id")
 @json_lines
 def cancel(task_id: str, as_json: bool) -> None:
-    """Cancel a task; that stops its program."""
+    """Cancel a task, which stops its program."""
     with service_client() as client:
         task = client.task(task_id).cancel()
         print_json(task.data) if as_json else print_line(_outcome(task))

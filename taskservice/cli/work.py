@@ -16,15 +16,15 @@ from taskservice.terminal import open_standard_files
     help="The agent whose tasks to claim; registered if new.",
 )
 @click.option(
-    "--parallel", default=1, type=click.IntRange(1, 256), help="Maximum number of tasks at once."
+    "--parallel", default=1, type=click.IntRange(1, 256), help="Maximum number of tasks at a time."
 )
 @click.argument("command_line", metavar="-- CMD ...", nargs=-1, required=True)
 def command(agent: str, parallel: int, command_line: tuple[str, ...]) -> None:
     """Claim the tasks of an agent as they come, and run CMD for each, as `run` does.
 
     CMD reads the task's input as JSON from stdin. Any number of workers may run, on any
-    machines: each task goes to only one of them. A signal is forwarded to the programs that
-    run, and the worker ends when they have ended.
+    machines: each task goes to only one of them. The worker forwards signals to its running
+    programs, and ends when they have ended.
     """
     open_standard_files()
     # The worker itself retries, without a limit.

@@ -1,4 +1,4 @@
-"""`taskservice worker`: the background work in a process of its own."""
+"""`taskservice worker`: the background work in a separate process."""
 
 import signal
 
@@ -21,7 +21,7 @@ def command() -> None:
     """Post due webhooks and do the upkeep, without serving, until a signal ends it.
 
     Every process of `serve` does this too; any number of both may share a database.
-    Timeouts end tasks only while a `serve` runs, which their agents can reach.
+    Tasks time out only while a `serve` runs, since their agents could not report otherwise.
     """
     config = load_config()
     configure_logging(config.LOG_LEVEL, config.LOG_FORMAT)
