@@ -7,6 +7,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from tests.support.api_client import ApiClient, RemoteClient
 from tests.support.commands import check, one_line, run
 from tests.support.databases import Databases
 from tests.support.deliveries import enqueue_many
+from tests.support.mounts import read_only
 from tests.support.service import COMMAND, Service, environment
 
 # A finished task with its user and its agent, for the files that no service is at.
@@ -244,6 +246,43 @@ def test_backup_that_is_interrupted_leaves_nothing(
     assert process.returncode != 0
     assert "Traceback" not in stderr
     assert list(tmp_path.iterdir()) == [data]
+
+
+def test_backup_and_check_read_a_database_on_a_read_only_disk(
+    data: Path, tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    change(data, "INSERT INTO users VALUES ('u', 'alice', '2026')")
+    for case, name in (("no log", "alice"), ("a log", "bob"), ("a log without its index", None)):
+        folder, target = tmp_path / case, tmp_path / f"{case}.db"
+        shutil.copytree(data, folder)
+        if case != "no log":
+            leave_log(folder / "taskservice.db")
+        if name is None:
+            (folder / "taskservice.db-shm").unlink()
+        with subtests.test(case), read_only(folder):
+            made, found = run(folder, "db", "backup", str(target)), check(folder, 1)
+            assert "cannot be written: its disk is read-only" in found["file"]["message"]
+            if name is None:
+                assert "copy both files to such a disk" in one_line(made, 1)
+                assert "copy both files to such a disk" in found["connection"]["message"]
+            else:
+                assert made.returncode == 0, made
+                assert users(target) == [name]
+                assert found["integrity"]["state"] == found["schema"]["state"] == "ok"
+
+
+def leave_log(database: Path) -> None:
+    """Rename the user to bob, only in the log, as a killed process leaves it."""
+    program = (
+        "import os, sqlite3, sys; connection = sqlite3.connect(sys.argv[1]); "
+        "connection.execute(\"UPDATE users SET name = 'bob'\"); connection.commit(); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", program, database], check=True)
+
+
+def users(database: Path) -> list[str]:
+    with closing(sqlite3.connect(database)) as connection:
+        return [name for (name,) in connection.execute("SELECT name FROM users")]
 
 
 def test_backup_of_postgresql_is_left_to_its_own_tool(databases: Databases, tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ from taskservice.serving.settings import gunicorn_settings
 from tests.support.api_client import ApiClient, problem
 from tests.support.databases import Databases
 from tests.support.internals import set_for_database
+from tests.support.mounts import mount, read_only, unmount
 from tests.support.receiver import Receiver, answer
-from tests.support.requirements import needs
 from tests.support.service import Service
 from tests.support.waiting import until
 
@@ -424,12 +424,6 @@ def test_missing_file_makes_unready_even_while_it_is_open(app: Flask, data_folde
     assert is_ready(app)
 
 
-def mount(*arguments: str) -> None:
-    done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        needs("right to mount", f"run the tests as root in a container that may ({done.stderr})")
-
-
 @pytest.fixture
 def app_on_small_disk(databases: Databases, tmp_path: Path) -> Iterator[Flask]:
     """The service with its data on a disk of two megabytes, in memory."""
@@ -439,7 +433,7 @@ def app_on_small_disk(databases: Databases, tmp_path: Path) -> Iterator[Flask]:
     app = create_app(Config(DATA=data, DATABASE_URL=databases.copy_sqlite(data)).completed())
     yield app
     dispose(app)
-    subprocess.run(["umount", "--lazy", str(data)], check=True)
+    unmount(data)
 
 
 def test_full_disk_makes_unready(app_on_small_disk: Flask, tmp_path: Path) -> None:
@@ -454,15 +448,10 @@ def test_full_disk_makes_unready(app_on_small_disk: Flask, tmp_path: Path) -> No
 
 @only_sqlite
 def test_read_only_disk_makes_unready(app: Flask, data_folder: Path) -> None:
-    data = str(data_folder)
     assert is_ready(app)
     dispose(app)
-    mount("--bind", data, data)
-    try:
-        mount("-o", "remount,bind,ro", data)
+    with read_only(data_folder):
         refused_as_unready(app)
-    finally:
-        subprocess.run(["umount", "--lazy", data], check=True)
     assert is_ready(app)
 
 

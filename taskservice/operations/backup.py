@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from sqlalchemy import create_engine, pool
 from sqlalchemy.exc import DBAPIError
 
-from taskservice.database import migrations
+from taskservice.database import migrations, read_only
 from taskservice.database.engine import sqlite3
 from taskservice.database.files import sync
 from taskservice.database.migrations import DatabaseError
@@ -43,6 +42,7 @@ def backup(database: Path, secret_key: Path, target: Path, replace: bool = False
     target = Path(os.path.realpath(target))
     try:
         _check(database, secret_key, target, replace)
+        read_only.check_readable(database)
         with _draft(target) as draft:
             _copy(database, draft)
             revision = _verified(draft)
@@ -117,7 +117,7 @@ def _remove_stale_drafts(target: Path) -> None:
 
 def _copy(database: Path, draft: Path) -> None:
     with (
-        closing(sqlite3.connect(_uri(database, "mode=rw"), uri=True)) as source,
+        closing(sqlite3.connect(read_only.uri(database), uri=True)) as source,
         closing(sqlite3.connect(draft)) as copy,
     ):
         source.isolation_level = None
@@ -137,7 +137,7 @@ def _verified(draft: Path) -> str:
 
     def connect() -> Any:
         # Immutable, so that SQLite creates no files beside it.
-        connection = sqlite3.connect(_uri(draft, "mode=ro&immutable=1"), uri=True)
+        connection = sqlite3.connect(read_only.uri(draft, read_only.IMMUTABLE), uri=True)
         # Lets Python handle signals during the check.
         connection.set_progress_handler(lambda: 0, STEP_INSTRUCTIONS)
         return connection
@@ -154,7 +154,3 @@ def _verified(draft: Path) -> str:
     if revision is None:
         raise BackupError("The database is empty")
     return revision
-
-
-def _uri(path: Path, options: str) -> str:
-    return f"file:{quote(os.fsencode(path.absolute()))}?{options}"

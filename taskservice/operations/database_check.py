@@ -5,6 +5,7 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,7 +16,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
 from taskservice.config import Config
-from taskservice.database import migrations, timestamps
+from taskservice.database import migrations, read_only, timestamps
 from taskservice.database.engine import (
     engine_arguments,
     prepare_postgresql_connection,
@@ -80,9 +81,16 @@ def findings(config: Config) -> Iterator[Finding]:
     if not path.exists():
         yield Finding("file", ERROR, f"There is no database at {path}")
         return
+    if not path.is_file():
+        yield Finding("file", ERROR, f"{path} is not a regular file")
+        return
     yield Finding("file", *_file(path))
     yield Finding("disk", *_disk(path))
-    yield from _run_checks(address, _SQLITE_CHECKS)
+    # Nothing can be written there, and SQLite tells other pragmas than it has elsewhere.
+    skipped = {"pragmas"} if read_only.is_frozen(path) else set()
+    yield from _run_checks(
+        address, {name: check for name, check in _SQLITE_CHECKS.items() if name not in skipped}
+    )
 
 
 def sqlite_version(version: tuple[int, int, int]) -> Verdict:
@@ -119,12 +127,11 @@ def schema_differences(connection: Connection) -> list[str]:
 def _run_checks(
     address: URL, checks: Mapping[str, Callable[[Connection], Verdict]]
 ) -> Iterator[Finding]:
-    engine = _engine(address)
     try:
-        with engine.connect() as connection:
+        with _engine(address).connect() as connection:
             for name, check in checks.items():
                 yield Finding(name, *_verdict(check, connection))
-    except (DBAPIError, sqlite3.Error) as error:
+    except (DBAPIError, sqlite3.Error, OSError) as error:
         yield Finding("connection", ERROR, reason(error))
 
 
@@ -144,10 +151,15 @@ def reason(error: Exception) -> str:
 
 
 def _engine(address: URL) -> Engine:
-    engine = create_engine(address, poolclass=pool.NullPool, **engine_arguments(address))
+    options = {"poolclass": pool.NullPool, **engine_arguments(address)}
     if address.get_backend_name() == "sqlite":
+        path = Path(address.database or "")
+        read_only.check_readable(path)
+        options["creator"] = partial(sqlite3.connect, read_only.uri(path), uri=True)
+        engine = create_engine(address, **options)
         event.listen(engine, "connect", prepare_sqlite_connection)
     else:
+        engine = create_engine(address, **options)
         event.listen(engine, "connect", prepare_postgresql_connection, insert=True)
     return engine
 
@@ -242,6 +254,8 @@ def _file(path: Path) -> Verdict:
     size = path.stat().st_size + (log.stat().st_size if log.exists() else 0)
     state, text = _private(path)
     text = f"{text}, {size / MEGABYTE:.1f} MB"
+    if read_only.is_on_read_only_disk(path):
+        return ERROR, f"{text}, cannot be written: its disk is read-only"
     return (state, text) if os.access(path, os.W_OK) else (ERROR, f"{text}, cannot be written")
 
 

@@ -1,0 +1,37 @@
+"""How to read an SQLite database on a read-only disk, where SQLite can't make the log beside it."""
+
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+IMMUTABLE = "mode=ro&immutable=1"
+
+
+def is_on_read_only_disk(path: Path) -> bool:
+    return bool(os.statvfs(path.parent).f_flag & os.ST_RDONLY)
+
+
+def is_frozen(path: Path) -> bool:
+    """Whether nothing can change the file, and SQLite must be told so to read it."""
+    return is_on_read_only_disk(path) and not any(map(os.path.exists, _log_files(path)))
+
+
+def check_readable(path: Path) -> None:
+    """Raises OSError if the last writes can't be read: their log needs an index beside it."""
+    log, index = _log_files(path)
+    if is_on_read_only_disk(path) and os.path.exists(log) and not os.path.exists(index):
+        raise OSError(
+            f"the disk is read-only, and {log} can be read only where it can be written; "
+            "copy both files to such a disk"
+        )
+
+
+def uri(path: Path, options: str = "mode=rw") -> str:
+    """SQLite's URI of an existing database, to read it without changing it."""
+    if is_frozen(path):
+        options = IMMUTABLE
+    return f"file:{quote(os.fsencode(path.absolute()))}?{options}"
+
+
+def _log_files(path: Path) -> tuple[str, str]:
+    return f"{path}-wal", f"{path}-shm"
