@@ -17,6 +17,9 @@ _UNSAFE_IN_LINES = re.compile(f"(?![\t\n])[{_OBEYED}]")
 _COLOUR = re.compile(r"(\x1b\[[0-9;:]*m)")
 _PLAIN = "\x1b[0m"
 
+# What stands before the host in a URL: a user's name and password.
+_USER_INFO = re.compile(r"(?<=//)[^\s/?#]*@")
+
 # False if stdout was closed at the start, before /dev/null takes its place.
 has_stdout = sys.stdout is not None
 
@@ -46,6 +49,11 @@ def _escape(character: re.Match[str]) -> str:
     return json.dumps(character[0])[1:-1]
 
 
+def without_user_info(text: str) -> str:
+    """The text, with no user's name and password in the URLs that it contains."""
+    return _USER_INFO.sub("", text)
+
+
 def print_line(text: str = "", *, err: bool = False) -> None:
     """A line on stdout or stderr."""
     _write(escaped(text), err=err)
@@ -53,7 +61,7 @@ def print_line(text: str = "", *, err: bool = False) -> None:
 
 def remark(text: str) -> None:
     """Print a remark of the command itself: a line on stderr."""
-    print_line(f"taskservice: {text}", err=True)
+    print_line(f"taskservice: {without_user_info(text)}", err=True)
 
 
 def exit_with_error(message: str, code: int = 1) -> NoReturn:

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-import requests
-
 from taskservice.client.errors import (
     Conflict,
     Forbidden,
@@ -28,11 +26,19 @@ from taskservice.client.errors import (
 )
 from taskservice.contract import http_headers
 from taskservice.contract.error_codes import NOT_FOUND
-from taskservice.contract.terms import CANCELLED, PROBLEM_TYPE, STATUSES
+from taskservice.contract.terms import CANCELLED, MAX_LOG, PROBLEM_TYPE, STATUSES
+from taskservice.terminal import without_user_info
 
 JSON = "application/json"
 
 Check = Callable[[Any], bool]
+
+
+# The largest answer that is read, in bytes. A task has two objects of 1 MiB, and no other single
+# thing is larger.
+MAX_BYTES = 16 * 1024 * 1024
+# The same for lists and logs: a page may have a whole log, and JSON makes six bytes of some.
+MAX_LIST_BYTES = 8 * MAX_LOG
 
 
 class Shape(NamedTuple):
@@ -40,6 +46,16 @@ class Shape(NamedTuple):
 
     statuses: tuple[int, ...]
     is_good: Check
+    max_bytes: int = MAX_BYTES
+
+
+class Received(NamedTuple):
+    """What came from the URL of the service, from the service or from another program."""
+
+    url: str
+    status_code: int
+    headers: Mapping[str, str]
+    content: bytes
 
 
 class Answer(NamedTuple):
@@ -122,9 +138,11 @@ _PAGE = _object_with({"logs": _list_of(_is_text), "next": _is_count, "status": _
 # --- the shapes of good answers ----------------------------------------------------------
 
 APPENDED = Shape((201,), _object_with({"logCount": _is_count, "status": _is_status}))
-LOG_PAGE = Shape((200,), lambda page: _PAGE(page) and page["next"] >= len(page["logs"]))
+LOG_PAGE = Shape(
+    (200,), lambda page: _PAGE(page) and page["next"] >= len(page["logs"]), MAX_LIST_BYTES
+)
 AGENT = Shape((200, 201), _object_with({"id": _is_text}))
-AGENTS = Shape((200,), _list_of(_object_with({"id": _is_text})))
+AGENTS = Shape((200,), _list_of(_object_with({"id": _is_text})), MAX_LIST_BYTES)
 USER = Shape(
     (200,),
     _object_with({"id": _is_text, "key": _object_with({"agentId": _null_or(_is_text)})}),
@@ -139,7 +157,7 @@ def task(fields: str, *statuses: int) -> Shape:
 
 def tasks(fields: str) -> Shape:
     """The shape of a list of such tasks."""
-    return Shape((200,), _list_of(_task_with(fields)))
+    return Shape((200,), _list_of(_task_with(fields)), MAX_LIST_BYTES)
 
 
 def _task_with(fields: str) -> Check:
@@ -149,7 +167,7 @@ def _task_with(fields: str) -> Check:
 # --- reading -----------------------------------------------------------------------------
 
 
-def read(answer: requests.Response, shape: Shape) -> Answer:
+def read(answer: Received, shape: Shape) -> Answer:
     """The answer, if it has this shape. Raises TaskServiceError for any other."""
     status = answer.status_code
     if not 200 <= status < 300:
@@ -164,7 +182,7 @@ def read(answer: requests.Response, shape: Shape) -> Answer:
     return Answer(data, answer.headers, answer.content.decode())
 
 
-def _error(answer: requests.Response) -> TaskServiceError:
+def _error(answer: Received) -> TaskServiceError:
     """The error for an answer that is not 2xx."""
     status = answer.status_code
     problem = _problem(answer)
@@ -183,7 +201,7 @@ def _error(answer: requests.Response) -> TaskServiceError:
 _IS_PROBLEM = _object_with({"title": _is_text, "status": _is_count, "detail": _is_text})
 
 
-def _problem(answer: requests.Response) -> dict[str, Any] | None:
+def _problem(answer: Received) -> dict[str, Any] | None:
     """The problem in an answer; None if this service does not write such a one."""
     try:
         problem: dict[str, Any] = _json(answer, PROBLEM_TYPE)
@@ -233,24 +251,25 @@ def _kind(status: int, problem: Mapping[str, Any]) -> type[Refused] | None:
     return Refused if find is None else find(problem)
 
 
-def _foreign_sentence(answer: requests.Response) -> str:
+def _foreign_sentence(answer: Received) -> str:
     if 300 <= answer.status_code < 400 and "Location" in answer.headers:
-        return f"{answer.url} redirects to {answer.headers['Location']}; use that URL"
+        target = without_user_info(answer.headers["Location"])
+        return f"{answer.url} redirects to {target}; use that URL"
     return _sentence(answer)
 
 
-def _unexpected(answer: requests.Response) -> UnexpectedAnswer:
+def _unexpected(answer: Received) -> UnexpectedAnswer:
     return UnexpectedAnswer(_sentence(answer))
 
 
-def _sentence(answer: requests.Response) -> str:
+def _sentence(answer: Received) -> str:
     return f"{answer.url} answered {answer.status_code}, but not as taskservice does"
 
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def _json(answer: requests.Response, media_type: str) -> Any:
+def _json(answer: Received, media_type: str) -> Any:
     """The JSON of an answer. Raises UnexpectedAnswer where it has none of this type."""
     if answer.headers.get("Content-Type", "").partition(";")[0].strip().lower() != media_type:
         raise _unexpected(answer)

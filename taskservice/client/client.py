@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from taskservice.client import answers, api
 from taskservice.client.answers import SHORT_FIELDS
+from taskservice.client.errors import UnexpectedAnswer
 from taskservice.client.http import PATIENCE_SECONDS, Connection
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, heartbeat_for
 from taskservice.client.tasks import REPEAT_SECONDS, WAIT_SECONDS, Task, pause_before_repeat
@@ -111,6 +112,7 @@ class Client:
         return self._pages(given, answers.tasks(fields))
 
     def _pages(self, query: dict[str, str] | str, shape: answers.Shape) -> Iterator[Task]:
+        links: set[str] = set()
         while True:
             answer = self.connection.call("GET", "/task", shape, params=query)
             for data in answer.data:
@@ -119,6 +121,9 @@ class Client:
             if link is None:
                 return
             query = link[1]
+            if query in links:
+                raise UnexpectedAnswer(f"{self.connection.url} lists the same pages in a circle")
+            links.add(query)
 
     def register(
         self, agent_id: str, name: str | None = None, description: str | None = None

@@ -13,17 +13,19 @@ import requests
 from urllib3.exceptions import ReadTimeoutError
 
 from taskservice import __version__
-from taskservice.client.answers import JSON, Answer, Shape, read
+from taskservice.client.answers import JSON, Answer, Received, Shape, read
 from taskservice.client.errors import (
     RETRYABLE,
     NotTheService,
     SettingError,
     TaskServiceError,
     Unavailable,
+    UnexpectedAnswer,
     Unreachable,
 )
 from taskservice.client.slow_answers import Adapter
 from taskservice.contract.terms import API_PREFIX
+from taskservice.terminal import without_user_info
 
 CONNECT_SECONDS = 5.0
 # The service answers sooner.
@@ -32,6 +34,8 @@ READ_SECONDS = 60.0
 READ_AFTER_WAIT = 30.0
 FIRST_DELAY = 0.25
 LONGEST_DELAY = 5.0
+# How much of an answer is read at once.
+_PART_BYTES = 64 * 1024
 # The longest pause, whatever `Retry-After` says.
 MAX_PAUSE = 3600.0
 # The longest wait that the service allows.
@@ -124,16 +128,22 @@ class Connection:
         if "json" in options:
             options["data"] = _as_json(options.pop("json"))
             options["headers"] = {"Content-Type": JSON, **options.get("headers", {})}
-        answer = read(self._answer(method, path, options), shape)
+        answer = read(self._answer(method, path, shape.max_bytes, options), shape)
         self._has_answered = True
         return answer
 
-    def _answer(self, method: str, path: str, options: dict[str, Any]) -> requests.Response:
+    def _answer(self, method: str, path: str, max_bytes: int, options: dict[str, Any]) -> Received:
+        url = self.url + API_PREFIX + path
         try:
-            return self._session().request(method, self.url + API_PREFIX + path, **options)
+            with self._session().request(method, url, stream=True, **options) as answer:
+                content = _content(answer, max_bytes)
+                return Received(answer.url, answer.status_code, answer.headers, content)
+        except UnexpectedAnswer:
+            raise
         # For a malformed answer, the libraries below raise errors of many kinds.
         except Exception as error:
-            raise Unreachable(f"{self.url} is out of reach: {_reason(error)}") from None
+            reason = without_user_info(_reason(error))
+            raise Unreachable(f"{self.url} is out of reach: {reason}") from None
 
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)
@@ -157,6 +167,20 @@ class _Session(requests.Session):
     def get_redirect_target(self, response: requests.Response) -> None:
         # The API key would go to the address in `Location`.
         return None
+
+
+def _content(answer: requests.Response, max_bytes: int) -> bytes:
+    """The body of an answer, decompressed. Raises UnexpectedAnswer if it is larger."""
+    parts, size = [], 0
+    for part in answer.iter_content(_PART_BYTES):
+        parts.append(part)
+        size += len(part)
+        if size > max_bytes:
+            raise UnexpectedAnswer(
+                f"{answer.url} answered more than {max_bytes // 1024**2} MiB: "
+                "that is no answer of taskservice"
+            )
+    return b"".join(parts)
 
 
 def _as_json(value: Any) -> bytes:
@@ -188,14 +212,21 @@ def _checked_url(url: str) -> str:
             "TASKSERVICE_URL is not set: the address of the service, such as http://127.0.0.1:8000"
         )
     url = url.rstrip("/").removesuffix(API_PREFIX)
+    if not _is_usable(url):
+        # What stands before an @ may be a password.
+        shown = "it, which contains an @," if "@" in url else repr(url)
+        raise SettingError(f"TASKSERVICE_URL: {shown} must be a URL such as http://127.0.0.1:8000")
+    return url
+
+
+def _is_usable(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        is_complete = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
-        usable = False
-    if not usable or parts.query or parts.fragment or parts.username or not url.isprintable():
-        raise SettingError(f"TASKSERVICE_URL: {url!r} must be a URL such as http://127.0.0.1:8000")
-    return url
+        return False
+    has_more = parts.query or parts.fragment or "@" in parts.netloc
+    return bool(is_complete) and not has_more and url.isprintable()
 
 
 def _checked_key(key: str) -> str:

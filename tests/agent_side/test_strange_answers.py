@@ -1,16 +1,19 @@
 """What is no answer of this service stores nothing, ends no thread and is said in a sentence."""
 
+import gzip
+import json
 import signal
 import subprocess
 from collections.abc import Callable
 
 import pytest
 
-from taskservice.client import Client, Task, TaskServiceError, Unavailable
+from taskservice.client import Client, Task, TaskServiceError, Unavailable, UnexpectedAnswer
 from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, the_task
 from tests.support.api_client import RemoteClient
+from tests.support.cheap_subtests import CheapSubtests
 from tests.support.receiver import Behaviour, Exchange, Receiver, in_turn
 from tests.support.service_answers import losing
 from tests.support.waiting import until
@@ -116,6 +119,47 @@ def test_sender_goes_on_after_a_strange_answer(
     found = the_task(remote_alice)
     assert (found["logs"], found["output"]) == (["one", "two"], {"sum": 15})
     assert found["status"] == "complete"
+
+
+def test_answer_of_any_size_takes_bounded_memory(subtests: CheapSubtests) -> None:
+    long = json.dumps(played.a_task(name="x" * 17 * 2**20)).encode()
+    compressed = played.JSON | {"Content-Encoding": "gzip"}
+    with Receiver() as receiver:
+        client = Client(receiver.url, "key", patience=0)
+        for name, answer in {
+            "plain": play.answer(200, played.JSON, long),
+            "compressed": play.answer(200, compressed, gzip.compress(long)),
+            "a refusal": played.problem(409, "x" * 17 * 2**20),
+        }.items():
+            with subtests.test(name):
+                receiver.answer = answer
+                with pytest.raises(UnexpectedAnswer, match="answered more than 16 MiB"):
+                    client.task("1")
+
+
+def test_large_answers_of_the_service_are_read() -> None:
+    text = "x" * 10 * 2**20
+    with Receiver() as receiver:
+        client = Client(receiver.url, "key", patience=20)
+        receiver.answer = played.task(output={"text": text})
+        task = client.task("1")
+        assert task.output == {"text": text}
+        receiver.answer = in_turn(
+            played.answer(200, {"logs": [text, text], "next": 2, "status": "running"}),
+            played.answer(200, {"logs": [], "next": 2, "status": "running"}),
+        )
+        assert [len(line.text) for line in task.lines()] == [len(text)] * 2
+
+
+def test_list_whose_pages_lead_in_a_circle_ends() -> None:
+    def page(next_page: str) -> Behaviour:
+        link = {"Link": f'<?cursor={next_page}>; rel="next"', "Connection": "close"}
+        return play.answer(200, played.JSON | link, json.dumps([played.a_task()]).encode())
+
+    with Receiver() as receiver:
+        receiver.answer = in_turn(page("a"), page("b"), page("a"), play.answer(500))
+        with pytest.raises(UnexpectedAnswer, match="lists the same pages in a circle"):
+            list(Client(receiver.url, "key", patience=0).tasks())
 
 
 # --- Retry-After -------------------------------------------------------------------------
