@@ -22,6 +22,7 @@ from tests.support.agent_machine import (
     the_task,
 )
 from tests.support.api_client import RemoteClient
+from tests.support.cheap_subtests import CheapSubtests
 from tests.support.receiver import Receiver, unused_port
 from tests.support.service import Service
 from tests.support.waiting import PATIENCE_SECONDS, until
@@ -539,6 +540,38 @@ def test_missing_and_wrong_settings_are_one_line(machine: AgentMachine, tmp_path
     assert "TASKSERVICE_APIKEY is not set" in no_key
     assert "TASKSERVICE_APIKEY: API key is invalid" in wrong_key
     assert "elsewhere" in elsewhere
+
+
+def test_password_in_an_address_is_not_printed(
+    machine: AgentMachine, subtests: CheapSubtests
+) -> None:
+    def printed(*command: str, **settings: str) -> str:
+        machine.settings = settings
+        done = machine.run(*command)
+        assert done.returncode
+        assert "secret" not in done.stdout + done.stderr
+        return done.stderr
+
+    for user in ("user:secret@", ":secret@", "secret@", "user:se/secret@"):
+        with subtests.test(user):
+            url = f"http://{user}127.0.0.1:9/"
+            assert "which contains an @" in printed("task", "list", TASKSERVICE_URL=url)
+    with subtests.test("a proxy"):
+        url, proxy = "http://service.invalid/", "http://user:secret@:::"
+        command = ["run", "--strict", "--agent", "a", "--", "true"]
+        assert ":::" in printed(*command, TASKSERVICE_URL=url, http_proxy=proxy)
+    with subtests.test("a redirect"), Receiver() as redirecting:
+        target = {"Location": "http://user:secret@service.invalid/"}
+        redirecting.answer = play.answer(302, target)
+        sentence = printed("task", "list", TASKSERVICE_URL=redirecting.url)
+        assert "redirects to http://service.invalid/" in sentence
+    with subtests.test("a receiver"):
+        machine.settings = {}
+        listener = machine.spawn("listen", "--forward", "http://user:secret@127.0.0.1:9/")
+        assert listener.stderr is not None
+        assert "finish now go to http://127.0.0.1:9/" in listener.stderr.readline()
+        listener.terminate()
+        listener.communicate()
 
 
 def test_url_that_is_no_taskservice_is_said(machine: AgentMachine) -> None:

@@ -14,11 +14,15 @@ from tests.support.service import COMMAND, Service
 
 
 class AgentMachine:
-    """Runs the agent's side of `taskservice` as a person would; `url` and `key` may be changed."""
+    """Runs the agent's side of `taskservice` as a person would.
+
+    `url`, `key` and `settings`, more variables of its environment, may be changed.
+    """
 
     def __init__(self, home: Path, url: str, key: str) -> None:
         home.mkdir(exist_ok=True)
         self.home, self.url, self.key = home, url, key
+        self.settings: dict[str, str] = {}
         self.command = COMMAND
 
     @property
@@ -26,7 +30,8 @@ class AgentMachine:
         clean = {name: text for name, text in os.environ.items() if "TASKSERVICE" not in name}
         own = {"TASKSERVICE_URL": self.url, "TASKSERVICE_APIKEY": self.key}
         given = {name: text for name, text in own.items() if text}
-        return clean | given | {"XDG_STATE_HOME": str(self.home / "state"), "HOME": str(self.home)}
+        places = {"XDG_STATE_HOME": str(self.home / "state"), "HOME": str(self.home)}
+        return clean | given | places | self.settings
 
     def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         options = {"capture_output": True, "text": True, "timeout": 100, "check": False} | options
