@@ -66,6 +66,22 @@ def test_refusal_is_one_line(tmp_path: Path, arguments: list[str], sentence: str
     assert sentence in one_line(run(tmp_path, *arguments), 1)
 
 
+def test_argument_that_is_not_utf_8_is_refused(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    run(tmp_path, "user", "add", "alice")
+    for command in (
+        "user add \udcff", "key add \udcff --name x", "key add alice --name \udcff",
+        "key add alice --name x --agent \udcff", "key revoke \udcff", "callback test http://\udcff/",
+        "callback test http://127.0.0.1:9/ --user \udcff", "delivery list --state \udcff",
+    ):  # fmt: skip
+        with subtests.test(ascii(command)):
+            result = run(tmp_path, *command.split())
+            assert (result.returncode, result.stdout) == (2, "")
+            assert result.stderr.splitlines()[-1].startswith("Error: Invalid value for ")
+    for command in ("delivery show \udcff", "delivery redeliver \udcff"):
+        with subtests.test(ascii(command)):
+            one_line(run(tmp_path, *command.split()), 1)
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from taskservice.cli.options import Text
 from taskservice.cli.service_app import service_app
 from taskservice.database import timestamps
 from taskservice.problems import no_such_user
@@ -28,8 +29,10 @@ def command() -> None:
 
 
 @command.command("test")
-@click.argument("url")
-@click.option("--user", help="Sign with this user's secret instead of a throw-away one.")
+@click.argument("url", type=Text())
+@click.option(
+    "--user", type=Text(), help="Sign with this user's secret instead of a throw-away one."
+)
 def test(url: str, user: str | None) -> None:
     """Send a sample webhook to URL and print the result in one sentence.
 

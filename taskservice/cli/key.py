@@ -2,7 +2,7 @@
 
 import click
 
-from taskservice.cli.options import Duration, json_lines
+from taskservice.cli.options import Duration, Text, json_lines
 from taskservice.cli.service_app import print_key, service_app
 from taskservice.database import timestamps
 from taskservice.queries import keys as key_queries
@@ -20,9 +20,9 @@ def command() -> None:
 
 
 @command.command("add")
-@click.argument("user")
-@click.option("--name", required=True, help="The person or program that uses the key.")
-@click.option("--agent", help="Limit the key to the tasks of this agent.")
+@click.argument("user", type=Text())
+@click.option("--name", type=Text(), required=True, help="The person or program that uses the key.")
+@click.option("--agent", type=Text(), help="Limit the key to the tasks of this agent.")
 @click.option(
     "--expires",
     type=Duration(minimum=1, maximum=MAX_EXPIRY_SECONDS),
@@ -46,7 +46,7 @@ def list_all(as_json: bool) -> None:
 
 
 @command.command("revoke")
-@click.argument("key_id")
+@click.argument("key_id", type=Text())
 def revoke(key_id: str) -> None:
     """Revoke a key: the service refuses it from the next request."""
     with service_app():

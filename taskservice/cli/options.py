@@ -1,4 +1,4 @@
-"""What the options of several commands share: durations, and JSON for programs."""
+"""What the options of several commands share: durations, text, and JSON for programs."""
 
 import re
 
@@ -31,6 +31,19 @@ class Duration(click.ParamType[int]):
         if self._maximum is not None and seconds > self._maximum:
             self.fail(f"must be at most {self._maximum} s", param, ctx)
         return seconds
+
+
+class Text(click.ParamType[str]):
+    """Text that UTF-8 can hold, as all that is stored or sent; Python takes in any bytes."""
+
+    name = "text"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            self.fail("must be text in UTF-8", param, ctx)
+        return value
 
 
 json_lines = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")

@@ -2,7 +2,7 @@
 
 import click
 
-from taskservice.cli.options import json_lines
+from taskservice.cli.options import Text, json_lines
 from taskservice.cli.service_app import print_key, service_app
 from taskservice.queries import users as user_queries
 from taskservice.schemas.answers import user_schema
@@ -16,7 +16,7 @@ def command() -> None:
 
 
 @command.command("add")
-@click.argument("name")
+@click.argument("name", type=Text())
 def add(name: str) -> None:
     """Add a user and print the first API key; it can't be shown again."""
     with service_app(may_create=True):
