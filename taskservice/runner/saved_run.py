@@ -147,7 +147,8 @@ class SavedRun:
         run.folder = folder
         try:
             check_private(folder)
-            run._lock_folder()
+            # A copy of a run may lack its lock file.
+            run._lock_folder(os.O_CREAT)
             data = _parse(read_file(folder / _FILE, _MAX_BYTES))
         except (BlockingIOError, FileNotFoundError):
             run.release()

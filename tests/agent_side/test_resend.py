@@ -68,6 +68,16 @@ def test_run_of_another_user_is_kept(
     assert machine.left_runs() == []
 
 
+def test_run_that_was_copied_without_its_lock_is_sent(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    (run_without_a_task(machine) / "lock").unlink()
+    resent = machine.run("run", "--resend")
+    assert (resent.returncode, resent.stderr) == (0, "")
+    assert the_task(remote_alice)["logs"] == ["from afar"]
+    assert machine.left_runs() == []
+
+
 def test_run_of_another_agent_is_kept(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     folder = run_without_a_task(machine)
     machine.key = agent_key(remote_alice, "other")
