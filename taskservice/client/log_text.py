@@ -35,9 +35,13 @@ def cut_line(line: bytes, size: int | None = None) -> bytes:
     text = line.decode(errors="replace").replace("\0", "\ufffd").encode()
     if size is None and len(text) <= MAX_LINE:
         return line
-    return _cut_utf8(text, MAX_LINE - _NOTE_BYTES) + (
-        f"… [taskservice: cut here, the line has {size or len(line):,} bytes]".encode()
-    )
+    return beginning(text, MAX_LINE - _NOTE_BYTES, size or len(line))
+
+
+def beginning(line: bytes, max_bytes: int, size: int) -> bytes:
+    """At most `max_bytes` bytes of a line, and a note that it has `size` bytes."""
+    text = f"… [taskservice: cut here, the line has {size:,} bytes]"
+    return _cut_utf8(line, max_bytes) + text.encode()
 
 
 def cut_message(text: str) -> str:

@@ -21,7 +21,8 @@ from taskservice.client.errors import (
 )
 from taskservice.client.flag import Flag
 from taskservice.client.http import Connection, delays, pause_after
-from taskservice.client.log_text import note
+from taskservice.client.log_text import beginning, note
+from taskservice.contract.error_codes import LOG_FULL
 from taskservice.contract.terms import MAX_LOG
 
 # At most five requests a second, and a line is still seen within a second.
@@ -262,8 +263,8 @@ class Sender(threading.Thread):
             if error.expected >= fitting.seq:
                 raise
             self.queue.renumber(error.expected)
-        except TooLarge:
-            self._reduce_batch(fitting)
+        except TooLarge as error:
+            self._reduce_batch(path, fitting, error)
         else:
             self._log_bytes += len(fitting.data)
             self.queue.confirm(fitting)
@@ -281,12 +282,26 @@ class Sender(threading.Thread):
         data = batch.data[: batch.data.rfind(b"\n", 0, max(space, 0)) + 1]
         return Batch(batch.seq, data.count(b"\n"), data) if data else None
 
-    def _reduce_batch(self, batch: Batch) -> None:
+    def _reduce_batch(self, path: str, batch: Batch, error: TooLarge) -> None:
         """After a 413: the body was too large for the service or for the rest of its log."""
         if batch.lines > 1:
             self._batch_bytes = max(len(batch.data) // 2, 1)
+        elif error.problem.get("code") == LOG_FULL:
+            self._note_full_log(path, batch.seq)
         else:
-            self.queue.discard()
+            self._send_beginning(path, batch)
+
+    def _send_beginning(self, path: str, batch: Batch) -> None:
+        """Send as much of a line as the service accepts, or nothing if it accepts nothing."""
+        line = batch.data.removesuffix(b"\n")
+        size = min(len(line), self._batch_bytes * 2)
+        while size := size // 2:
+            with contextlib.suppress(TooLarge):
+                self._append(path, batch.seq, beginning(line, size, len(line)) + b"\n")
+                break
+        # The next long line needs fewer attempts.
+        self._batch_bytes = max(size, 1)
+        self.queue.confirm(batch)
 
     def _note_full_log(self, path: str, seq: int) -> None:
         # Other writers may have taken the space for the note too.
@@ -295,15 +310,24 @@ class Sender(threading.Thread):
         self.queue.discard()
 
     def _send_report(self, path: str) -> bool:
-        """Send the report; false if it must be sent again, after one more line."""
+        """Send the report; false if it must be sent again, shortened."""
         if self._report is None:
             return True
         try:
             self._request("PATCH", path, task("id"), params={"fields": "id"}, json=self._report)
         except (Unreadable, TooLarge, Invalid) as error:
-            if not self._report.pop("output", None):
+            # The end must arrive even if its output or its long message is refused.
+            if not self._shorten(self._report, error):
                 raise
-            # The end must arrive even if its output is refused.
-            self.queue.put([note(f"the output was refused: {error}").rstrip()])
             return False
         return True
+
+    def _shorten(self, report: dict[str, Any], error: TaskServiceError) -> bool:
+        """Leave the output out, or else half of the message; false if neither is possible."""
+        if report.pop("output", None):
+            self.queue.put([note(f"the output was refused: {error}").rstrip()])
+            return True
+        message = (report.get("error") or {}).get("message", "")
+        if isinstance(error, TooLarge) and message:
+            report["error"] = {"message": message[: len(message) // 2]}
+        return isinstance(error, TooLarge) and bool(message)
