@@ -30,8 +30,9 @@ def shared_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service
         yield service
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def remote_alice(shared_service: Service) -> RemoteClient:
+    """A user without any tasks; the service tells its time by the second."""
     return shared_service.add_user()
 
 

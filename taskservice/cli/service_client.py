@@ -15,18 +15,18 @@ WRONG_SETTING = 2
 
 
 @contextmanager
-def service_client(patience: float = PATIENCE_SECONDS, failure: int = 1) -> Iterator[Client]:
+def service_client(patience: float | None = None, failure: int = 1) -> Iterator[Client]:
     """A client with the settings of the environment; its errors become one line.
 
     The exit code is 2 for a wrong setting or key, else `failure`. `patience` is the number
-    of seconds for which a call is retried.
+    of seconds for which a call is retried, by default PATIENCE_SECONDS.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A character that the terminal cannot encode must not end the command.
             stream.reconfigure(errors="replace")
     try:
-        yield Client(patience=patience)
+        yield Client(patience=PATIENCE_SECONDS if patience is None else patience)
     except SettingError as error:
         exit_with_error(str(error), WRONG_SETTING)
     except InvalidKey as error:

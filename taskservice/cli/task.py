@@ -15,6 +15,8 @@ from taskservice.client.client import PAGE_TASKS
 from taskservice.contract.terms import CANCELLED, FAILED, STATUSES, TIMEOUT
 from taskservice.terminal import exit_with_error, print_json, print_line, print_log_line
 
+# How long `follow` retries while the service is away.
+FOLLOW_PATIENCE_SECONDS = 60.0
 # The exit codes of `follow`, by the type of error; click uses 2 for wrong arguments.
 OUTCOMES = {FAILED: 1, CANCELLED: 3, TIMEOUT: 4}
 DELETED = 5
@@ -70,7 +72,7 @@ def follow(task_id: str, as_json: bool) -> None:
     or unknown; 69 if the service does not answer.
     """
     # The service restarts in less time.
-    with service_client(patience=60, failure=UNAVAILABLE) as client:
+    with service_client(FOLLOW_PATIENCE_SECONDS, failure=UNAVAILABLE) as client:
         try:
             task = client.task(task_id)
         except NotFound as error:

@@ -1,6 +1,5 @@
 """`taskservice run`: any program becomes a task."""
 
-import json
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from tests.support import service_answers as played
 from tests.support.agent_machine import (
     AgentMachine,
     end_for_silence,
+    has_ended,
     kill,
     machine_of,
     tasks,
@@ -34,6 +34,10 @@ os.write(1, b"one\\n"); os.write(2, b"two\\n"); os.write(1, b"three\\n")
 
 
 DRIPS = b"HTTP/1.1 201 Created\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+
+
+START_WITHOUT_SERVICE = "from taskservice.runner import run; run.START_SECONDS = 0.3"
+BEAT_OFTEN = "from taskservice.client import sender; sender.HEARTBEAT_SECONDS = 0.3"
 
 
 # Runs a program, and prints the most memory that it or a child of it had, in bytes.
@@ -396,6 +400,7 @@ def test_program_that_takes_a_signal_and_ends_well_is_complete(
 
 
 def test_cancel_stops_the_program(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+    machine.patch(BEAT_OFTEN)
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
     until(lambda: the_log(remote_alice) == ["ready"])
     remote_alice.request("POST", f"/task/{the_task(remote_alice)['id']}/cancel").raise_for_status()
@@ -420,12 +425,12 @@ def test_deletion_stops_the_program(remote_alice: RemoteClient, machine: AgentMa
 def test_task_that_others_have_finished_lets_the_program_go_on(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
-    script = "echo ready; sleep 1; echo more; sleep 1; echo still here; exit 4"
-    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
+    script = "echo ready; read word; echo more; sleep 0.5; echo still here; exit 4"
+    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script, stdin=subprocess.PIPE)
     until(lambda: the_log(remote_alice) == ["ready"])
     path = f"/task/{the_task(remote_alice)['id']}"
     remote_alice.request("PATCH", path, json={"status": "complete"}).raise_for_status()
-    printed, _ = process.communicate(timeout=30)
+    printed, _ = process.communicate("go on\n", timeout=30)
     assert printed == "ready\nmore\nstill here\n"
     assert process.returncode == 4
     assert the_task(remote_alice)["status"] == "complete"
@@ -440,7 +445,7 @@ def test_heartbeats_come_while_the_program_is_silent(
         receiver.paths["/api/v1/task"] = played.task(201)
         receiver.paths["/api/v1/task/1"] = played.task()
         machine.url = receiver.url
-        run(machine, "sleep 2.5", "--timeout", "3")
+        run(machine, "sleep 1", "--timeout", "1")
     beats = [request for request in receiver.requests if request.body == b'{"logs": []}']
     assert len(beats) >= 2
 
@@ -616,23 +621,18 @@ STARTS_REFUSED = {
 def test_program_runs_whatever_the_service_says(
     remote_alice: RemoteClient, machine: AgentMachine, refusal: play.Behaviour
 ) -> None:
+    machine.give_up_soon()
     with Receiver() as receiver:
         receiver.answer = refusal
         machine.url = receiver.url.rstrip("/")
         strict = run(machine, "echo ran", "--strict")
         assert (strict.returncode in (1, 2), strict.stdout) == (True, "")
         assert machine.left_runs() == []
-        process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ran; exit 7")
-        assert process.stdout is not None
-        assert process.stderr is not None
-        printed, warning = process.stdout.readline(), process.stderr.readline()
+        result = run(machine, "echo ran; exit 7")
         (folder,) = machine.left_runs()
-        until(lambda: json.loads((folder / "run.json").read_text())["report"])
-        process.send_signal(signal.SIGTERM)  # what is left is not waited for
-        _, rest = process.communicate(timeout=20)
-    assert (process.returncode, printed) == (7, "ran\n")
+    assert (result.returncode, result.stdout) == (7, "ran\n")
+    warning, left = result.stderr.splitlines()
     assert "; the program runs, " in warning
-    (left,) = rest.splitlines()
     assert "1 line and the program's end could not be sent yet" in left
     record = folder / "run.json"
     record.write_text(record.read_text().replace(machine.url, remote_alice.url))
@@ -675,6 +675,7 @@ def test_what_the_service_refuses_of_a_start_is_left_out(
 
 
 def test_strict_program_does_not_run_without_the_service(machine: AgentMachine) -> None:
+    machine.give_up_soon()
     machine.url = f"http://127.0.0.1:{unused_port()}"
     result = run(machine, "echo ran", "--strict")
     assert (result.returncode, result.stdout) == (1, "")
@@ -697,6 +698,7 @@ def test_without_the_service_the_program_runs_and_its_task_comes_later(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     away = f"http://127.0.0.1:{unused_port()}"
+    machine.give_up_soon()
     machine.url = away
     result = run(machine, "echo hello; exit 3", "--name", "away")
     assert (result.returncode, result.stdout) == (3, "hello\n")
@@ -728,6 +730,7 @@ def test_without_the_service_the_program_runs_and_its_task_comes_later(
 def test_service_that_hangs_does_not_hold_the_program(
     machine: AgentMachine, behaviour: play.Behaviour
 ) -> None:
+    machine.give_up_soon()
     with Receiver() as receiver:
         receiver.answer = behaviour
         machine.url = receiver.url
@@ -735,7 +738,7 @@ def test_service_that_hangs_does_not_hold_the_program(
         process = machine.spawn("run", "--agent", "a", "--", "echo", "hello")
         assert process.stdout is not None
         assert process.stdout.readline() == "hello\n"
-        # It waits 3 s for the service, which a hanging one would make 60 s.
+        # It waits 0.3 s for the service, which a hanging one would make 60 s.
         assert time.monotonic() - began < 30
         process.send_signal(signal.SIGTERM)
         _, remarks = process.communicate(timeout=20)
@@ -762,26 +765,30 @@ def test_service_that_comes_back_gets_everything_once(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
         machine = machine_of(alice, tmp_path / "home")
+        machine.patch(START_WITHOUT_SERVICE)
         kill(service)
-        script = "for number in 1 2 3 4 5 6; do echo line $number; sleep 1; done; exit 2"
-        process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
+        script = "seq -f 'line %g' 3; read word; seq -f 'line %g' 4 6; exit 2"
+        process = machine.spawn(
+            "run", "--agent", "a", "--", "sh", "-c", script, stdin=subprocess.PIPE
+        )
         assert process.stderr is not None
         assert "its task is started when the service is back" in process.stderr.readline()
         service.start()
-        _, remarks = process.communicate(timeout=60)
+        assert process.stderr.readline() == f"taskservice: {service.url} is back\n"
+        _, remarks = process.communicate("go on\n", timeout=60)
         task = the_task(alice)
-    assert process.returncode == 2
-    assert remarks == f"taskservice: {service.url} is back\n"
+    assert (process.returncode, remarks) == (2, "")
     assert task["logs"] == [f"line {number}" for number in range(1, 7)]
     assert task["error"]["message"] == "Exit status 2"
 
 
 def test_signal_at_the_end_does_not_wait_for_the_service(machine: AgentMachine) -> None:
+    machine.patch(START_WITHOUT_SERVICE)
     machine.url = f"http://127.0.0.1:{unused_port()}"
     process = machine.spawn("run", "--agent", "a", "--", "echo", "hello")
     assert process.stdout is not None
     assert process.stdout.readline() == "hello\n"
-    time.sleep(0.5)
+    until(lambda: has_ended(machine))
     process.send_signal(signal.SIGTERM)
     _, remarks = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0
@@ -792,13 +799,13 @@ def test_signal_at_the_end_does_not_wait_for_the_service(machine: AgentMachine) 
 def test_revoked_key_is_said_and_keeps_the_lines(shared_service: Service, tmp_path: Path) -> None:
     bob = shared_service.add_user("bob")
     machine = machine_of(bob, tmp_path / "home")
-    script = "echo first; sleep 2; echo second"
-    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
+    script = "echo first; read word; echo second"
+    process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script, stdin=subprocess.PIPE)
     until(lambda: the_log(bob) == ["first"])
     key = bob.request("POST", "/key", json={"name": "other"}).json()["key"]
     own = bob.request("GET", "/user").json()["key"]["id"]
     bob.request("DELETE", f"/key/{own}").raise_for_status()
-    _, remarks = process.communicate(timeout=30)
+    _, remarks = process.communicate("go on\n", timeout=30)
     assert process.returncode == 0
     assert "API key is invalid" in remarks
     machine.key = bob.session.headers["apikey"] = key
@@ -810,32 +817,33 @@ def test_late_report_is_accepted(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
         machine = machine_of(alice, tmp_path / "home")
-        process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo 1; sleep 4; echo 2")
+        script = "echo 1; read word; echo 2"
+        process = machine.spawn(
+            "run", "--agent", "a", "--", "sh", "-c", script, stdin=subprocess.PIPE
+        )
         until(lambda: the_log(alice) == ["1"])
         end_for_silence(service)
-        process.communicate(timeout=30)
+        process.communicate("go on\n", timeout=30)
         task = the_task(alice)
     assert process.returncode == 0
     assert (task["status"], task["error"], task["logs"]) == ("complete", None, ["1", "2"])
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1, 2]])
 def test_closed_outputs_are_nowhere_and_the_log_has_the_lines(
-    remote_alice: RemoteClient, machine: AgentMachine, closed: str
+    remote_alice: RemoteClient, machine: AgentMachine, closed: list[int]
 ) -> None:
-    command = [*machine.command, "run", "--agent", "a", "--", "sh", "-c", "echo out; echo err >&2"]
-    shell = ["sh", "-c", f'"$@" {closed}', "sh", *command]
-    result = subprocess.run(
-        shell, env=machine.environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    command = ["run", "--agent", "a", "--", "sh", "-c", "echo out; echo err >&2"]
+    result = machine.run(*command, closed=closed)
     task = the_task(remote_alice)
     assert (result.returncode, sorted(task["logs"])) == (0, ["err", "out"])
-    assert result.stdout == ("" if " >&-" in f" {closed}" else "out\n")
-    assert result.stderr == ("" if "2>&-" in closed else "err\n")
+    assert result.stdout == ("" if 1 in closed else "out\n")
+    assert result.stderr == ("" if 2 in closed else "err\n")
     assert machine.left_runs() == []
 
 
 def test_remarks_do_not_go_to_stdout_where_stderr_is_closed(machine: AgentMachine) -> None:
+    # By a real shell, once.
     command = [*machine.command, "run", "--agent", "a", "--", "no-such-program"]
     shell = ["sh", "-c", '"$@" 2>&-', "sh", *command]
     result = subprocess.run(

@@ -10,7 +10,26 @@ from typing import Any
 
 from tests.support.api_client import RemoteClient
 from tests.support.fork_server import ForkedPopen, run_forked
-from tests.support.service import COMMAND, Service
+from tests.support.service import Service
+
+# The agent's side as it is, but the pauses between its requests are short.
+COMMAND = """
+from taskservice.cli import main
+from taskservice.client import http
+from taskservice.runner import listener
+
+http.FIRST_DELAY, http.LONGEST_DELAY, listener.POLL_SECONDS = 0.05, 0.3, 0.1
+{}
+main(prog_name="taskservice")
+"""
+# For a service that stays away, or gives no answer that helps: it is soon given up.
+GIVE_UP_SOON = """
+from taskservice.cli import service_client, task
+from taskservice.runner import run
+
+service_client.PATIENCE_SECONDS = task.FOLLOW_PATIENCE_SECONDS = 0.3
+run.START_SECONDS = run.MIN_SILENCE_SECONDS = 0.3
+"""
 
 
 class AgentMachine:
@@ -23,7 +42,15 @@ class AgentMachine:
         home.mkdir(exist_ok=True)
         self.home, self.url, self.key = home, url, key
         self.settings: dict[str, str] = {}
-        self.command = COMMAND
+        self.patch("")
+
+    def patch(self, statements: str) -> None:
+        """These statements run in its commands before they begin."""
+        self.command = [sys.executable, "-c", COMMAND.format(statements)]
+
+    def give_up_soon(self) -> None:
+        """From now on its commands wait hardly at all for a service that is away."""
+        self.patch(GIVE_UP_SOON)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -50,6 +77,12 @@ class AgentMachine:
     def left_runs(self) -> list[Path]:
         """The runs that are kept on the disk, alive or left."""
         return sorted((self.home / "state").glob("taskservice/runs/*"))
+
+
+def has_ended(machine: AgentMachine) -> bool:
+    """Whether the program of the one run has ended."""
+    records = [folder / "run.json" for folder in machine.left_runs()]
+    return any('"report": null' not in record.read_text() for record in records if record.exists())
 
 
 def machine_of(person: RemoteClient, home: Path) -> AgentMachine:
