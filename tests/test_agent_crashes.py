@@ -162,7 +162,7 @@ def test_plain_installation_in_an_empty_environment_is_enough(tmp_path: Path) ->
     venv.create(folder, with_pip=True)
     # An installation builds in the folder that it is given.
     source = shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(".*"))
-    install = [folder / "bin" / "pip", "install", "--quiet", source]
+    install = [str(folder / "bin" / "pip"), "install", "--quiet", str(source)]
     installed = subprocess.run(install, capture_output=True, text=True, check=False)
     if installed.returncode:
         needs("package index", installed.stderr[-500:])
@@ -197,7 +197,7 @@ def test_plain_installation_in_an_empty_environment_is_enough(tmp_path: Path) ->
     assert (by_agent["c"]["logs"], by_agent["c"]["output"]) == (["one"], {"sum": 15})
     assert by_agent["w"]["output"] == {"n": 1}
     assert resent.returncode == 0, resent.stderr
-    strict = [sys.executable, "-m", "mypy", "--strict", "--python-executable", python[0], program]
+    strict = [sys.executable, "-m", "mypy", "--strict", "--python-executable", *python]
     checked = subprocess.run(strict, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "no issues found" in checked.stdout, checked.stdout + checked.stderr
     assert (result.returncode, result.stdout, result.stderr) == (0, "from afar\n", "")

@@ -482,7 +482,8 @@ def test_finished_task_takes_no_lines(alice: ApiClient, app: Flask, ending: str)
     else:
         ended = alice.report(task, status=ending)
     before = rows(app)
-    for body in ({"logs": ["late"]}, {"logs": []}, {"logs": ["in time"], "seq": 1}):
+    bodies: list[Task] = [{"logs": ["late"]}, {"logs": []}, {"logs": ["in time"], "seq": 1}]
+    for body in bodies:
         told = problem(alice.post(logs(task), json=body), 409)["task"]
         assert told == {name: ended[name] for name in ("id", "status", "error")}
     told = problem(alice.put(logs(task), data=b"late"), 409)["task"]

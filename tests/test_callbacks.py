@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import select, update
+from sqlalchemy import Engine, QueuePool, select, update
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from taskservice import resources
@@ -230,6 +230,12 @@ def test_receiver_sees_the_committed_task_and_may_change_its_name(
     assert alice.task(task)["name"] == "renamed meanwhile"
 
 
+def in_use(engine: Engine) -> int:
+    """How many of its connections are."""
+    assert isinstance(engine.pool, QueuePool)
+    return engine.pool.checkedout()
+
+
 def test_no_connection_is_held_while_the_receiver_answers(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
@@ -237,12 +243,7 @@ def test_no_connection_is_held_while_the_receiver_answers(
 
     def count(exchange: Exchange) -> None:
         with app.app_context():
-            held.append(
-                (
-                    db.engine.pool.checkedout(),
-                    resources.find(Database, app).reader.pool.checkedout(),
-                )
-            )
+            held.append((in_use(db.engine), in_use(resources.find(Database, app).reader)))
         play.answer(204)(exchange)
 
     receiver.answer = count

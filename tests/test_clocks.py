@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import event, update
+from sqlalchemy import QueuePool, event, update
 
 from taskservice import resources
 from taskservice.background import timeouts
@@ -190,7 +190,9 @@ def test_failed_look_at_the_clocks_puts_off_what_depends_on_them(
     with app.app_context():
         upkeep._clock.read_clocks()
         dispose(app)
-        resources.find(Database, app).reader.pool._timeout = 0.01
+        pool = resources.find(Database, app).reader.pool
+        assert isinstance(pool, QueuePool)
+        pool._timeout = 0.01
 
     def refuse(*_call: Any) -> None:
         raise sqlite3.OperationalError("as if the database were away")

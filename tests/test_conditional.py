@@ -47,7 +47,7 @@ def test_etag_is_weak_and_stays_while_nothing_changes(alice: ApiClient, task: Ta
 
 def test_etag_changes_with_every_change(alice: ApiClient, app: Flask) -> None:
     alice.start(), alice.start()
-    oldest = alice.get("/task?sort=createdAt&limit=1").json[0]
+    oldest = expect(alice.get("/task?sort=createdAt&limit=1"), 200)[0]
     path = f"/task/{oldest['id']}"
 
     def changes() -> Iterator[Any]:

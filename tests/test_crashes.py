@@ -101,7 +101,7 @@ class Client(threading.Thread):
 
 def kill_workers(service: Service, until: float) -> list[float]:
     """Kill one of the workers with -9 every few seconds; returns when that was."""
-    kills = []
+    kills: list[float] = []
     while time.monotonic() + KILL_EVERY / 2 < until:
         time.sleep(KILL_EVERY / 2 if not kills else KILL_EVERY)
         os.kill(random.choice(service.workers()), signal.SIGKILL)

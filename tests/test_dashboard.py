@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from functools import partial
 from html import unescape
@@ -53,7 +54,7 @@ class Browser:
 
     def read(self, path: str, **options: Any) -> str:
         """A stream to its end; until it is closed it holds one of few places."""
-        with self.get(path, **options) as response:
+        with closing(self.get(path, **options)) as response:
             return response.text
 
     def post(self, path: str, data: dict[str, str], **options: Any) -> TestResponse:
@@ -185,7 +186,9 @@ def test_key_is_nowhere_in_what_the_browser_keeps(app: Flask, alice: ApiClient) 
     assert set(attributes) == {"HttpOnly", "Path=/", "SameSite=Lax"}
     session = browser.client.get_cookie(cookie.partition("=")[0])
     assert session is not None
-    said = session_interface.get_signing_serializer(app).loads(session.value)
+    serializer = session_interface.get_signing_serializer(app)
+    assert serializer is not None
+    said = serializer.loads(session.value)
     assert set(said) == {"key", "until"}
     assert alice.key[9:20] not in str(said)
 
@@ -237,7 +240,7 @@ def test_session_ends_in_time_though_its_cookie_was_renewed(
     monkeypatch.setattr(sessions, "LIFETIME", timedelta(seconds=5))
     browser = Browser(app)
     browser.sign_in(alice.key)
-    with browser.get(f"/tasks/{task['id']}/events") as stream:
+    with closing(browser.get(f"/tasks/{task['id']}/events")) as stream:
         # What it did left a word for the next page, so that its cookie is a new one.
         browser.send("/callback-secret/rotate")
         assert browser.get("/keys").status_code == 200
@@ -863,7 +866,7 @@ def test_events_resume_after_the_line_that_came_last(browser: Browser, alice: Ap
     alice.append(task, "one", "two\ttab", "three")
     alice.report(task, status="complete")
     path = f"/tasks/{task['id']}/events"
-    with browser.get(path) as response:
+    with closing(browser.get(path)) as response:
         assert response.mimetype == "text/event-stream"
         assert response.headers["X-Accel-Buffering"] == "no"
         assert re.findall(r'id: (\d)\nevent: log\ndata: (".*")\n', response.text) == [

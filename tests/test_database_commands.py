@@ -575,7 +575,9 @@ def small_tasks(app: Flask, alice: ApiClient) -> None:
     enqueue_many(app, alice, "https://hooks.example/receive", 2_000)
     delivered = insert(Attempt).from_select(
         ["delivery_id", "at", "duration_ms", "message"],
-        select(Delivery.id, Delivery.created_at, 5, literal("The receiver answered 200 OK.")),
+        select(
+            Delivery.id, Delivery.created_at, literal(5), literal("The receiver answered 200 OK.")
+        ),
     )
     with app.app_context(), transaction() as connection:
         connection.execute(delivered)

@@ -718,7 +718,7 @@ def test_redelivery_of_a_task_that_is_being_deleted_is_404(
 ) -> None:
     task = alice.start(callback=receiver.url)
     finish(alice, task)
-    deletions = []
+    deletions: list[bool] = []
 
     def delete_first(statement: str, _: Any) -> None:
         if "FROM deliveries" in statement and not deletions:

@@ -19,7 +19,7 @@ import requests
 from flask import Flask
 
 from tests.support import receiver as play
-from tests.support.api_client import ApiClient, RemoteClient
+from tests.support.api_client import ApiClient, RemoteClient, expect
 from tests.support.deliveries import addresses, columns, deliveries_of, enqueue_each, enqueue_many
 from tests.support.delivery_worker import working
 from tests.support.receiver import Exchange, Receiver
@@ -87,7 +87,7 @@ def wait_until_all_is_delivered(app: Flask, seconds: float = 60) -> None:
 
 def check_that_received_is_finished(alice: ApiClient, receiver: Receiver) -> int:
     """The tasks of the webhooks are the finished ones, each under one id; returns how many."""
-    listed = alice.get("/task?fields=id,status,callback").json
+    listed = expect(alice.get("/task?fields=id,status,callback"), 200)
     finished = {task["id"] for task in listed if task["status"] != "running" and task["callback"]}
     ids: dict[str, set[str]] = {}
     for request in receiver.requests:
@@ -174,7 +174,7 @@ def finish_and_delete(client: Client) -> None:
 
 
 Scenario = Callable[[Client], None]
-SCENARIOS = {
+SCENARIOS: dict[Scenario, int] = {
     finish_and_redeliver: 20,
     cancel: 14,
     send_a_late_report: 14,

@@ -12,7 +12,7 @@ import pytest
 from flask import Flask
 
 from taskservice.schemas.fields import EXAMPLE_KEY, EXAMPLE_TASK
-from tests.support.api_client import RemoteClient
+from tests.support.api_client import RemoteClient, expect
 from tests.support.html_page import Page
 from tests.support.requirements import needs
 from tests.support.service import Service
@@ -44,7 +44,7 @@ def test_page_is_well_formed_and_its_links_lead_somewhere(app: Flask, html: str)
 
 
 def test_page_has_every_operation_and_every_schema(app: Flask, html: str) -> None:
-    document = app.test_client().get("/openapi.json").json
+    document = expect(app.test_client().get("/openapi.json"), 200)
     ids = Page(html).values("id")
     for methods in document["paths"].values():
         for operation in methods.values():

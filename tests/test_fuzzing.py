@@ -27,7 +27,7 @@ def test_made_up_requests_find_no_error_and_nothing_undocumented(
     own_key = alice.request("GET", "/user").json()["key"]["id"]
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{service.url}/openapi.json"]
     options = [
-        "--header", f"apikey: {alice.session.headers['apikey']}",
+        "--header", f"apikey: {alice.session.headers['apikey']!s}",
         "--exclude-checks", NOT_CHECKED,
         "--exclude-tag", "docs",
         # Its answer ends with the task: tests/test_watching.py is about it.

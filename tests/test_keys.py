@@ -223,7 +223,7 @@ def test_key_ends_in_the_very_second_of_its_expiry(alice: ApiClient) -> None:
     ahead = datetime.fromisoformat(timestamps.now(1.3)).replace(microsecond=0)
     expiry = timestamps.rfc3339(ahead)
     machine = bearer(alice, create(alice, expiresAt=ahead.isoformat()))
-    answers = []
+    answers: list[int] = []
     until = time.monotonic() + 10
     while time.monotonic() < until and answers.count(401) < 5:
         before = timestamps.now()

@@ -72,7 +72,7 @@ def expected(tasks: list[Task], fields: dict[str, str | None]) -> list[Task]:
     chosen = [
         task
         for task in tasks
-        if all(fits(task, fields[name]) for name, fits in FILTERS.items() if fields.get(name))
+        if all(fits(task, value) for name, fits in FILTERS.items() if (value := fields.get(name)))
     ]
     return in_order(chosen, fields.get("sort"))
 

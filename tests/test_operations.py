@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -355,6 +356,10 @@ class Watcher(threading.Thread):
         self.join()
 
 
+def has_two_others(service: Service, gone: set[int]) -> bool:
+    return len(set(service.workers()) - gone) == 2
+
+
 def test_counts_are_of_all_workers_and_outlive_them(two_workers: Service) -> None:
     service, watcher = two_workers, Watcher(two_workers)
     assert service.process is not None
@@ -369,7 +374,7 @@ def test_counts_are_of_all_workers_and_outlive_them(two_workers: Service) -> Non
         else:
             service.process.send_signal(signal.SIGHUP)
         gone = {min(before)} if end == "killed" else before
-        until(lambda gone=gone: len(set(service.workers()) - gone) == 2)
+        until(partial(has_two_others, service, gone))
         ask(service, 20)
         assert {count_by(service) for _ in range(10)} == {60 + 20 * number}
     watcher.stop()

@@ -8,7 +8,7 @@ import pytest
 from flask import Flask
 
 from taskservice.contract.error_codes import CODES
-from tests.support.api_client import ApiClient, problem
+from tests.support.api_client import ApiClient, expect, problem
 from tests.support.documents import ROOT, table
 
 # --- 422 ---------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def cancelled(alice: ApiClient) -> str:
 
 
 def last_key(alice: ApiClient) -> Any:
-    (key,) = alice.get("/key").json
+    (key,) = expect(alice.get("/key"), 200)
     return alice.delete(f"/key/{key['id']}")
 
 
@@ -120,7 +120,7 @@ def test_every_401_is_the_same_with_its_code(alice: ApiClient, app: Flask) -> No
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_document_lists_every_code(app: Flask) -> None:
-    document = app.test_client().get("/openapi.json").json
+    document = expect(app.test_client().get("/openapi.json"), 200)
     code = document["components"]["schemas"]["Problem"]["properties"]["code"]
     assert code["enum"] == list(CODES)
     for name, (status, meaning) in CODES.items():

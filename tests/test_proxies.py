@@ -4,6 +4,7 @@ import pytest
 from flask import Flask, request
 
 from taskservice.serving.proxies import trust_proxies
+from tests.support.api_client import expect
 
 HEADERS = {
     "X-Forwarded-For": "6.6.6.6, 1.1.1.1, 2.2.2.2",
@@ -13,7 +14,7 @@ HEADERS = {
 }
 
 
-def seen(hops: int, headers: dict[str, str]) -> tuple[str | None, str, str, str]:
+def seen(hops: int, headers: dict[str, str]) -> tuple[str, str, str]:
     app = Flask(__name__, static_folder=None)
 
     @app.get("/where")
@@ -21,8 +22,8 @@ def seen(hops: int, headers: dict[str, str]) -> tuple[str | None, str, str, str]
         return {"from": request.remote_addr, "base": request.url_root, "path": request.path}
 
     if hops:
-        app.wsgi_app = trust_proxies(app.wsgi_app, hops)
-    body = app.test_client().get("/where", headers=headers).json
+        app.wsgi_app = trust_proxies(app.wsgi_app, hops)  # type: ignore[method-assign]
+    body = expect(app.test_client().get("/where", headers=headers), 200)
     return body["from"], body["base"], body["path"]
 
 

@@ -160,6 +160,12 @@ def test_report_of_what_is_so_already_changes_nothing(alice: ApiClient) -> None:
 
 # --- what is unfit -----------------------------------------------------------------------
 
+UNKNOWN: Task = {
+    "id": "x", "agentId": "summarizer", "userId": "x", "createdAt": "2026-01-01T00:00:00Z",
+    "updatedAt": None, "claimedAt": None, "finishedAt": None, "input": {}, "logs": ["x"],
+    "firstLog": 1, "logCount": 0, "callback": "https://example.com/", "agent": {},
+    "user": {}, "timeout": 5, "claim": True, "nonsense": 1, "Status": "complete",
+}  # fmt: skip
 UNFIT: tuple[tuple[Task, str], ...] = (
     ({"output": None}, "output"),
     ({"output": []}, "output"),
@@ -193,15 +199,7 @@ UNFIT: tuple[tuple[Task, str], ...] = (
     ({"status": "error", "error": {"message": 5}}, "error"),
     ({"status": "error", "error": {"message": "m", "code": 5}}, "error"),
     ({"status": "error", "error": {"message": "ü" * (MAX_MESSAGE // 2) + "x"}}, "error"),
-    *(
-        ({name: value}, name)
-        for name, value in {
-            "id": "x", "agentId": "summarizer", "userId": "x", "createdAt": "2026-01-01T00:00:00Z",
-            "updatedAt": None, "claimedAt": None, "finishedAt": None, "input": {}, "logs": ["x"],
-            "firstLog": 1, "logCount": 0, "callback": "https://example.com/", "agent": {},
-            "user": {}, "timeout": 5, "claim": True, "nonsense": 1, "Status": "complete",
-        }.items()
-    ),
+    *(({name: value}, name) for name, value in UNKNOWN.items()),
 )  # fmt: skip
 
 

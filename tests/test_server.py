@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import pytest
 
@@ -61,7 +62,7 @@ def fresh(tmp_path: Path) -> Iterator[GunicornProcess]:
         yield server
 
 
-def problem_in(answer: bytes, status: int) -> dict[str, object]:
+def problem_in(answer: bytes, status: int) -> dict[str, Any]:
     """The problem in an answer of which everything is as it should be."""
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status)
@@ -70,7 +71,7 @@ def problem_in(answer: bytes, status: int) -> dict[str, object]:
     assert b"Cache-Control: no-store" in head
     assert b"Vary: apikey, Authorization" in head
     assert b"Content-Length: %d" % len(body) in head
-    problem = json.loads(body)
+    problem: dict[str, Any] = json.loads(body)
     assert problem["type"] == "about:blank"
     assert problem["status"] == status
     assert problem["title"]

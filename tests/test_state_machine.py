@@ -270,6 +270,7 @@ class Api(RuleBasedStateMachine):
         if task.idempotency_key is not None:
             key = self.caller(task.user, who, task.json["agentId"])
             if key.user is task.user:
+                assert task.body is not None
                 self.started(key, task.body, task.idempotency_key)
 
     def started(self, key: Key, body: Json, idempotency_key: str | None) -> Any:
@@ -591,9 +592,13 @@ class Api(RuleBasedStateMachine):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_api_does_what_its_model_does(app: Flask, receiver: Receiver) -> None:
+    class Here(Api):
+        def __init__(self) -> None:
+            super().__init__(app, receiver)
+
     Api.steps_in_all = 0
     run_state_machine_as_test(
-        lambda: Api(app, receiver),
+        Here,
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=STEPS,

@@ -1,6 +1,7 @@
 """Tasks through their life: start, list, get, cancel, delete."""
 
 import re
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -42,7 +43,7 @@ def test_started_task_has_all_fields(alice: ApiClient) -> None:
 
 @one_database
 def test_null_for_an_optional_field_is_as_leaving_it_out(alice: ApiClient) -> None:
-    nothing = dict.fromkeys(["name", "input", "callback", "timeout", "claim"])
+    nothing: dict[str, Any] = dict.fromkeys(["name", "input", "callback", "timeout", "claim"])
     task = alice.start(**nothing)
     assert (task["name"], task["input"], task["callback"]) == ("summarizer", {}, None)
     assert task["claimedAt"] is None
@@ -113,9 +114,8 @@ def test_numbers_are_kept_exactly(alice: ApiClient) -> None:
     numbers = b'{"big":123456789012345678901234567890,"long":3.14159265358979323846,"x":0.1}'
     body = b'{"agentId":"summarizer","input":' + numbers + b"}"
     response = alice.post("/task", data=body, content_type="application/json")
-    assert response.status_code == 201
     assert numbers in response.get_data()
-    assert numbers in alice.get(f"/task/{response.json['id']}").get_data()
+    assert numbers in alice.get(f"/task/{expect(response, 201)['id']}").get_data()
 
 
 def test_list_is_newest_first_and_equals_each_task(alice: ApiClient) -> None:

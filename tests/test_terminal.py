@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -167,7 +168,7 @@ def test_follow_shows_colours_and_nothing_else_that_a_terminal_obeys(
         "complete",
     ]
     # In a file or a pipe they are exactly what they are.
-    piped = machine.run("task", "follow", task_id, text=False).stdout
+    piped: Any = machine.run("task", "follow", task_id, text=False).stdout
     assert piped.decode() == "".join(f"{line}\n" for line in lines)
 
 

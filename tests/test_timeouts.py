@@ -335,7 +335,11 @@ def test_agents_are_not_blamed_by_a_worker_while_nobody_served(
     serve, worker = Upkeep(app), Upkeep(app, serves=False)
 
     def both(seconds: float, done: Callable[[], bool] = lambda: False) -> None:
-        rounds(worker, seconds, lambda: serve.do_round() or done())
+        def serve_too() -> bool:
+            serve.do_round()
+            return done()
+
+        rounds(worker, seconds, serve_too)
 
     early, late = alice.start(claim=True), alice.start(claim=True)
     fall_silent(app, early, 2 * DAY)

@@ -498,7 +498,7 @@ def test_stream_that_is_quiet_says_so(
     monkeypatch.setattr(task_events, "COMMENT_SECONDS", 0.5)
     path = f"{API}/task/{task['id']}/events"
     with alice.app.test_client().get(path, headers={"apikey": alice.key}) as response:
-        pieces = iter(response.response)
+        pieces = response.iter_encoded()
         assert next(pieces).startswith(b"event: task\n")
         assert next(pieces) == b":\n\n"
 

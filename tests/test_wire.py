@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -322,7 +323,7 @@ def test_bodies_without_a_key_take_no_room_and_are_401(crowded: Wire) -> None:
         clients = [stack.enter_context(connect(crowded, short)) for _ in range(30)]
         assert append_of_900_kb(crowded) == 201
         for client in clients:
-            answer = b"".join(iter(lambda client=client: client.recv(65536), b""))
+            answer = b"".join(iter(partial(client.recv, 65536), b""))
             assert answer.startswith(b"HTTP/1.1 401 ")
             assert answer.endswith(b'"detail":"API key is invalid","code":"invalid_key"}')
 

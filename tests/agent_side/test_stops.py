@@ -28,7 +28,7 @@ def has_lines(request: Received) -> bool:
     return request.headers.get("content-type") == "text/plain"
 
 
-@pytest.fixture(params=STATES.values(), ids=STATES)
+@pytest.fixture(params=list(STATES.values()), ids=list(STATES))
 def held_up(request: pytest.FixtureRequest, remote_alice: RemoteClient) -> Iterator[HeldUp]:
     """A client whose senders get no line to the service."""
     state: Behaviour = request.param

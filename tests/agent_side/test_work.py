@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def stop(*workers: subprocess.Popen[str]) -> list[tuple[str, str]]:
     return [worker.communicate(timeout=40) for worker in workers]
 
 
-def all_finished(person: RemoteClient, count: int) -> list[dict[str, object]]:
+def all_finished(person: RemoteClient, count: int) -> list[dict[str, Any]]:
     return until(
         lambda: len(found := [t for t in tasks(person) if t["finishedAt"]]) == count and found
     )

@@ -1,5 +1,6 @@
 """People and programs that talk to the service, in this process or over a socket."""
 
+import json
 from typing import Any
 
 import requests
@@ -50,24 +51,24 @@ class ApiClient:
     def register(self, agent_id: str = "summarizer", **fields: Any) -> dict[str, Any]:
         """Register an agent, or change it; returns it."""
         self._registered.add(agent_id)
-        return expect(self.put(f"/agent/{agent_id}", json=fields), 200, 201)
+        return dict(expect(self.put(f"/agent/{agent_id}", json=fields), 200, 201))
 
     def start(self, agent_id: str = "summarizer", **fields: Any) -> dict[str, Any]:
         """Start a task of an agent that is registered on the way; returns it."""
         if agent_id not in self._registered:
             self.register(agent_id)
-        return expect(self.post("/task", json={"agentId": agent_id, **fields}), 201)
+        return dict(expect(self.post("/task", json={"agentId": agent_id, **fields}), 201))
 
     def append(self, task: dict[str, Any], *lines: str, **more: Any) -> dict[str, Any]:
         path = f"/task/{task['id']}/logs"
-        return expect(self.post(path, json={"logs": list(lines), **more}), 201)
+        return dict(expect(self.post(path, json={"logs": list(lines), **more}), 201))
 
     def report(self, task: dict[str, Any], **changes: Any) -> dict[str, Any]:
-        return expect(self.patch(f"/task/{task['id']}", json=changes), 200)
+        return dict(expect(self.patch(f"/task/{task['id']}", json=changes), 200))
 
     def task(self, task: dict[str, Any]) -> dict[str, Any]:
         """A task as it is now."""
-        return expect(self.get(f"/task/{task['id']}"), 200)
+        return dict(expect(self.get(f"/task/{task['id']}"), 200))
 
     def agent_key(self, agent_id: str = "summarizer") -> "ApiClient":
         """The same user with a key that is narrowed to one agent."""
@@ -99,7 +100,7 @@ def problem(response: TestResponse, status: int) -> dict[str, Any]:
 def problem_text(response: TestResponse) -> dict[str, Any]:
     """What a problem says to whoever sent the request: all but the request's own id."""
     # To HEAD, nothing.
-    body: dict[str, Any] = response.json if response.data else {}
+    body: dict[str, Any] = json.loads(response.data or b"{}")
     return {name: value for name, value in body.items() if name != "requestId"}
 
 

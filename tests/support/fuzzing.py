@@ -19,7 +19,7 @@ def make_starts_possible(context: schemathesis.HookContext, body: Any) -> Any:
 
 
 @schemathesis.hook("map_case")
-def make_appends_possible(context: schemathesis.HookContext, case: schemathesis.Case) -> Any:
+def make_appends_possible(context: schemathesis.HookContext, case: schemathesis.Case[Any]) -> Any:
     """The parameters of an append go with text, and are refused with JSON."""
     fits = case.meta is not None and case.meta.generation.mode.is_positive
     if fits and case.path.endswith("/logs") and case.media_type == "application/json":
@@ -29,7 +29,7 @@ def make_appends_possible(context: schemathesis.HookContext, case: schemathesis.
 
 @schemathesis.hook("before_call")
 def call_back_nobody(
-    context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]
+    context: schemathesis.HookContext, case: schemathesis.Case[Any], kwargs: dict[str, Any]
 ) -> None:
     """Callbacks lead to nobody, and not to other machines; they are as long as they were."""
     if isinstance(case.body, dict):
@@ -40,7 +40,7 @@ def call_back_nobody(
 
 @schemathesis.hook("before_call")
 def wait_for_nothing(
-    context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]
+    context: schemathesis.HookContext, case: schemathesis.Case[Any], kwargs: dict[str, Any]
 ) -> None:
     """There is no time for it, and nobody who would bring news."""
     fits = case.meta is not None and case.meta.generation.mode.is_positive
@@ -49,6 +49,6 @@ def wait_for_nothing(
 
 
 @schemathesis.hook("filter_case")
-def keep_own_key(context: schemathesis.HookContext, case: schemathesis.Case) -> bool:
+def keep_own_key(context: schemathesis.HookContext, case: schemathesis.Case[Any]) -> bool:
     """The key that all of it is done with must not be revoked."""
     return case.path_parameters.get("keyId") != os.environ["OWN_KEY_ID"]

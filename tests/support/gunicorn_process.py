@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -88,12 +88,13 @@ class GunicornProcess:
         return (self.folder / "log").read_text()
 
     def wait_until_it_serves(self) -> None:
-        listening = until(lambda: re.search(r"Listening at: \S+:(\d+)", self.log) or self._over())
-        self.port = int(listening[1])
+        self.port = int(until(self._listening)[1])
         self.ask(HELLO)
 
-    def _over(self) -> None:
-        assert self.process.poll() is None, self.log
+    def _listening(self) -> re.Match[str] | None:
+        found = re.search(r"Listening at: \S+:(\d+)", self.log)
+        assert found or self.process.poll() is None, self.log
+        return found
 
     def connect(self, data: bytes = b"", *, receive_buffer: int = 0) -> socket.socket:
         client = socket.socket()
@@ -141,8 +142,8 @@ def started(
     folder: Path,
     command: list[str] = GUNICORN,
     *,
-    attributes: dict[str, object] | None = None,
-    settings: dict[str, object] | None = None,
+    attributes: Mapping[str, object] | None = None,
+    settings: Mapping[str, object] | None = None,
     **environ: str,
 ) -> Iterator[GunicornProcess]:
     """A server that serves, with these attributes of its worker and settings of gunicorn."""
@@ -158,8 +159,8 @@ def unready(
     folder: Path,
     command: list[str] = GUNICORN,
     *,
-    attributes: dict[str, object] | None = None,
-    settings: dict[str, object] | None = None,
+    attributes: Mapping[str, object] | None = None,
+    settings: Mapping[str, object] | None = None,
     **environ: str,
 ) -> GunicornProcess:
     """A server that has just been told to start, and must be waited for or killed."""
@@ -194,7 +195,8 @@ def read_bodies(client: socket.socket, count: int = 1) -> list[bytes]:
     with client.makefile("rb") as stream:
         for _ in range(count):
             head = b"".join(iter(stream.readline, b"\r\n"))
-            bodies.append(stream.read(int(re.search(rb"(?i)content-length: (\d+)", head)[1])))
+            (length,) = re.findall(rb"(?i)content-length: (\d+)", head)
+            bodies.append(stream.read(int(length)))
     return bodies
 
 

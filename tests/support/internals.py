@@ -39,7 +39,7 @@ def rules(app: Flask) -> Iterator[tuple[str, str]]:
 
 def is_page(rule: Rule) -> bool:
     """Whether a rule is the dashboard's: pages for a person, not for a program."""
-    return rule.endpoint.startswith("dashboard.")
+    return str(rule.endpoint).startswith("dashboard.")
 
 
 def filled(rule: str, **values: str) -> str:

@@ -167,7 +167,7 @@ def reported(task: Task, changes: Json) -> Json | None:
         was["error"],
     ):
         now["finishedAt"] = NOW
-    return now | {"name": stored(changes.get("name", was["name"]))}
+    return now | {"name": stored((was | changes)["name"])}
 
 
 FILTERS: dict[str, Callable[[Json, str], bool]] = {

@@ -20,14 +20,15 @@ def pages(get: Callable[[str], Any], query: str) -> Iterator[list[Task]]:
 
     `get` answers to a path below the API, as a Person's does.
     """
-    url: str | None = f"{ROOT}/task?{query}"
+    url = f"{ROOT}/task?{query}"
     for _ in range(MOST_PAGES):
         response = get(url.removeprefix(ROOT))
         assert response.status_code == 200, response.text
         yield json.loads(response.text)
-        url = next_url(url, response)
-        if url is None:
+        following = next_url(url, response)
+        if following is None:
             return
+        url = following
     raise AssertionError(f"More than {MOST_PAGES} pages, the last one {url}")
 
 

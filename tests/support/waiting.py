@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 # Only a test that fails waits this long.
 PATIENCE_SECONDS = 60.0
@@ -10,7 +10,7 @@ PATIENCE_SECONDS = 60.0
 Result = TypeVar("Result")
 
 
-def until(happened: Callable[[], Result]) -> Result:
+def until(happened: Callable[[], Result | Literal[False] | None]) -> Result:
     """What `happened` gives as soon as that is true; AssertionError after a minute."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not (result := happened()):
