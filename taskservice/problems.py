@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 2
 OUT_OF_MEMORY = "The service has too little memory for this at the moment"
-# PostgreSQL's error codes for temporary failures: no connection, read-only, no disk or memory,
-# a lock timeout, an operator's intervention.
-BUSY_STATES = ("08", "25", "53", "55P03", "57")
+# PostgreSQL's error codes for what the operator can mend: no connection, read-only, no disk or
+# memory, a lock timeout, an intervention; a missing right, column or table.
+UNAVAILABLE_STATES = ("08", "25", "53", "55P03", "57", "42501", "42703", "42P01")
 
 
 class Problem(Exception):
@@ -161,8 +161,10 @@ def _of_http(error: HTTPException) -> Problem:
 def _of_database(error: DBAPIError) -> Problem:
     logger.error("The database refused a statement: %s", error.orig)
     state = str(getattr(error.orig, "sqlstate", None) or "")
-    is_busy = isinstance(error, OperationalError) or state.startswith(BUSY_STATES)
-    return database_unavailable() if is_busy else _failure()
+    # SQLite raises OperationalError for all of these.
+    if isinstance(error, OperationalError) or state.startswith(UNAVAILABLE_STATES):
+        return database_unavailable()
+    return _failure()
 
 
 def _failure() -> Problem:

@@ -19,6 +19,7 @@ from sqlalchemy.exc import IntegrityError
 
 from taskservice.config import Config
 from taskservice.database import engine, transactions
+from taskservice.database.engine import dispose
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.apps import new_app
 from tests.support.concurrency import is_free
@@ -231,3 +232,53 @@ def test_unreachable_database_is_503_while_the_process_stays_live(
     assert client.get("/livez").status_code == 200
     gone.rename(data_folder)
     assert expect(alice.get("/task"), 200) == []
+
+
+# What an operator does by mistake, and how it is undone.
+GONE = {
+    "table": (
+        "ALTER TABLE deliveries RENAME TO away", "ALTER TABLE away RENAME TO deliveries"
+    ),
+    "column": (
+        "ALTER TABLE tasks RENAME callback_url TO away",
+        "ALTER TABLE tasks RENAME away TO callback_url",
+    ),
+    "schema": ("ALTER SCHEMA public RENAME TO away", "ALTER SCHEMA away RENAME TO public"),
+    "right": ("SET ROLE", "RESET ROLE"),
+}  # fmt: skip
+
+
+def test_table_column_schema_or_right_that_is_gone_is_503(
+    app: Flask, alice: ApiClient, database_url: str, subtests: pytest.Subtests
+) -> None:
+    task = alice.start()
+    paths = [f"/task/{task['id']}", f"/task/{task['id']}/deliveries"]
+    for name, (take, give_back) in GONE.items():
+        if name in ("schema", "right") and database_url.startswith("sqlite"):
+            continue
+        with subtests.test(name):
+            change_database(app, database_url, take)
+            answers = [alice.get(path) for path in paths]
+            is_ready = app.test_client().get("/readyz").status_code
+            change_database(app, database_url, give_back)
+            assert {200, 503} >= {answer.status_code for answer in answers}
+            for answer in answers:
+                if answer.status_code != 200:
+                    assert problem(answer, 503)["code"] == "unavailable"
+            assert 503 in {answer.status_code for answer in answers}
+            assert is_ready == 503
+            assert expect(alice.get(paths[0]), 200) == task
+            assert app.test_client().get("/readyz").status_code == 200
+
+
+def change_database(app: Flask, url: str, change: str) -> None:
+    if "ROLE" not in change:
+        with app.app_context(), transactions.transaction() as connection:
+            connection.exec_driver_sql(change)
+        return
+    # It counts for new connections.
+    dispose(app)
+    with psycopg.connect(url.replace("+psycopg", ""), options="-c role=none") as connection:
+        to = f"DATABASE {connection.info.dbname}"
+        how = "RESET role" if change.startswith("RESET") else "SET role = pg_monitor"
+        connection.execute(f"ALTER {to} {how}")

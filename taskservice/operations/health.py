@@ -13,14 +13,14 @@ from threading import Lock, Thread
 from typing import Any, Generic, TypeVar
 
 from flask import Flask
-from sqlalchemy import func, select, text
+from sqlalchemy import false, func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice import resources
 from taskservice.contract.threads import start_thread
 from taskservice.database.models import Delivery
 from taskservice.database.transactions import reading, transaction
-from taskservice.database.types import database_now, db
+from taskservice.database.types import Base, database_now, db
 from taskservice.operations.metrics import Metric, Sample
 from taskservice.problems import database_unavailable
 from taskservice.queries.deliveries import is_due
@@ -41,6 +41,8 @@ FAILURES = (SQLAlchemyError, OSError, RuntimeError, MemoryError)
 
 _READ_ONLY = text("SELECT current_setting('transaction_read_only') = 'on' FROM alembic_version")
 _REVISION = text("SELECT version_num FROM alembic_version")
+# Each fails where its table, or one of its columns, is gone or may not be read.
+_ALL_COLUMNS = [select(*table.columns).where(false()) for table in Base.metadata.sorted_tables]
 # Each count reads an index, and all but two of them a small part of it: with a million tasks and
 # a million deliveries this takes 50 ms, where GROUP BY takes a second.
 _COUNTS = text("""
@@ -159,6 +161,8 @@ def _check_usable() -> None:
             connection.execute(_REVISION).one()
         elif connection.execute(_READ_ONLY).scalar_one():
             raise PermissionError("it is read-only")
+        for columns in _ALL_COLUMNS:
+            connection.execute(columns)
 
 
 def _file() -> Path | None:
