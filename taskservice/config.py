@@ -184,7 +184,7 @@ class Config:
                 f"{PREFIX}SECRET_KEY: is required with PostgreSQL, "
                 "so that all machines sign with the same key"
             )
-        key = self.SECRET_KEY or _kept_secret_key(self.secret_key_file, may_create)
+        key = self.SECRET_KEY or _stored_secret_key(self.secret_key_file, may_create)
         return Config(**{**self.__dict__, "DATABASE_URL": url, "SECRET_KEY": key})
 
     @property
@@ -217,7 +217,7 @@ def _parsed(name: str, parse: Callable[[str], Any], text: str) -> Any:
         raise ConfigError(f"{PREFIX}{name}: {error}") from None
 
 
-def _kept_secret_key(path: Path, may_create: bool) -> str:
+def _stored_secret_key(path: Path, may_create: bool) -> str:
     try:
         if not path.exists():
             if not may_create:

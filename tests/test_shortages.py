@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 from taskservice import resources
 from taskservice.contract import threads
 from taskservice.database.engine import Database
-from taskservice.database.watcher import LOOKS, Watcher
+from taskservice.database.watcher import CHANGE_QUERIES, Watcher
 from taskservice.database.writer_queue import WriterQueue
 from taskservice.operations.health import DatabaseProbe
 from tests.support.api_client import ApiClient, expect
@@ -22,7 +22,7 @@ from tests.support.gunicorn_process import THREADS, started
 from tests.support.receiver import Receiver
 from tests.support.waiting import until
 
-deaths_are_meant = pytest.mark.filterwarnings(
+thread_exits_are_expected = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnhandledThreadExceptionWarning"
 )
 only_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -84,12 +84,12 @@ def test_thread_that_begins_too_late_does_nothing(monkeypatch: pytest.MonkeyPatc
 
 
 @only_sqlite
-@deaths_are_meant
+@thread_exits_are_expected
 def test_watcher_that_died_is_replaced(alice: ApiClient) -> None:
     ended = threading.Event()
 
     def end(_connection: object, _cursor: object, statement: str, *_more: object) -> None:
-        if statement in LOOKS.values() and not ended.is_set():
+        if statement in CHANGE_QUERIES.values() and not ended.is_set():
             ended.set()
             raise SystemExit
 
@@ -103,7 +103,7 @@ def test_watcher_that_died_is_replaced(alice: ApiClient) -> None:
 
 
 @only_sqlite
-@deaths_are_meant
+@thread_exits_are_expected
 def test_probe_whose_thread_died_asks_again(app: Flask) -> None:
     ends = iter([SystemExit()])
 

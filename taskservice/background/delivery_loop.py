@@ -67,7 +67,7 @@ class DeliveryLoop(threading.Thread):
 
     def run(self) -> None:
         with self._app.app_context():
-            with self._watcher.watching(patient=True):
+            with self._watcher.watching(slow=True):
                 while not self._stopping.is_set():
                     since = self._watcher.changes
                     self._watcher.wait(since, self._round())

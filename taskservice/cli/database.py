@@ -62,10 +62,10 @@ def back_up(file: Path, force: bool) -> None:
     except BackupError as error:
         exit_with_error(str(error))
     print_line(f"{file}: {file.stat().st_size} bytes, revision {revision}, verified")
-    _remind(config)
+    _remark_on_secret_key(config)
 
 
-def _remind(config: Config) -> None:
+def _remark_on_secret_key(config: Config) -> None:
     key = config.secret_key_file
     if key.is_file() and key.read_bytes().strip() == config.SECRET_KEY.encode():
         remark(f"keep {key} with it")

@@ -43,7 +43,7 @@ def show(delivery_id: str, as_json: bool) -> None:
     with service_app():
         row = delivery_queries.find(_parse_id(delivery_id))
         if row is None:
-            _exit_without(delivery_id)
+            _exit_not_found(delivery_id)
         delivery = _dump(row)
     if as_json:
         print_json(delivery)
@@ -68,8 +68,8 @@ def _dump(row: Any) -> dict[str, Any]:
 
 
 def _parse_id(delivery_id: str) -> str:
-    return parse_id(delivery_id) or _exit_without(delivery_id)
+    return parse_id(delivery_id) or _exit_not_found(delivery_id)
 
 
-def _exit_without(delivery_id: str) -> NoReturn:
+def _exit_not_found(delivery_id: str) -> NoReturn:
     exit_with_error(f"No such delivery: {delivery_id}")

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from taskservice.app import create_app
 from taskservice.config import Config, ConfigError, unknown_names
 from taskservice.database.engine import dispose
-from taskservice.database.files import let_owner_in
+from taskservice.database.files import keep_owner_permissions
 from taskservice.database.migrations import DatabaseError
 from taskservice.problems import Problem
 from taskservice.terminal import (
@@ -28,7 +28,7 @@ def load_config(may_create: bool = False) -> Config:
     With `may_create`, a missing secret key is created.
     """
     open_standard_files()
-    let_owner_in()
+    keep_owner_permissions()
     for name in unknown_names():
         remark(f"{name} is not a setting; is it misspelt?")
     try:

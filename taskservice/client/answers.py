@@ -194,7 +194,7 @@ def _error(answer: Received) -> TaskServiceError:
         # A proxy may have a limit of its own; its answer is no problem of this service.
         return TooLarge(413, problem or {})
     if problem is None or kind is None:
-        return NotTheService(_foreign_sentence(answer))
+        return NotTheService(_not_the_service(answer))
     return kind(status, problem)
 
 
@@ -251,7 +251,7 @@ def _kind(status: int, problem: Mapping[str, Any]) -> type[Refused] | None:
     return Refused if find is None else find(problem)
 
 
-def _foreign_sentence(answer: Received) -> str:
+def _not_the_service(answer: Received) -> str:
     if 300 <= answer.status_code < 400 and "Location" in answer.headers:
         target = without_user_info(answer.headers["Location"])
         return f"{answer.url} redirects to {target}; use that URL"

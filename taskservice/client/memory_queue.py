@@ -13,7 +13,7 @@ MAX_BYTES = 16 * 1024 * 1024
 # The memory that a line takes besides its text.
 _OVERHEAD_BYTES = 64
 # Between two looks for space.
-_LOOK_SECONDS = 0.02
+_POLL_SECONDS = 0.02
 
 
 class MemoryQueue:
@@ -38,7 +38,7 @@ class MemoryQueue:
         while self._bytes >= MAX_BYTES:
             if time.monotonic() > until:
                 return False
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
         return True
 
     def count(self) -> int:

@@ -260,7 +260,7 @@ class Task:
         trace: TracebackType | None,
     ) -> None:
         # The program's own exception counts for more than one of ours.
-        quiet = contextlib.nullcontext() if error is None else _quietly()
+        quiet = contextlib.nullcontext() if error is None else _suppress_service_errors()
         try:
             if self._has_ended or not self._reports_end:
                 with quiet:
@@ -392,7 +392,7 @@ def _numbered(page: Mapping[str, Any]) -> Iterable[Line]:
     return (Line(first + place, line) for place, line in enumerate(page["logs"]))
 
 
-def _quietly() -> contextlib.AbstractContextManager[None]:
+def _suppress_service_errors() -> contextlib.AbstractContextManager[None]:
     return contextlib.suppress(TaskServiceError)
 
 

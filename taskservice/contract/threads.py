@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from threading import Event, Lock, Thread
 
-# A thread that has not begun after this time is given up.
+# A thread that has not begun to run after this time is abandoned.
 BEGIN_SECONDS = 5.0
 
 
 def start_thread(name: str, run: Callable[[], object]) -> Thread:
-    """Call `run` in a new daemon thread; RuntimeError when the machine has none to give.
+    """Call `run` in a new daemon thread; raises RuntimeError when no thread can be started.
 
-    A lack of memory can also end a thread later, at any moment: see `is_alive`.
+    A lack of memory can also end a thread later, at any moment: check `is_alive`.
     """
     try:
         thread = _BoundedStart(target=run, name=name, daemon=True)
@@ -20,23 +20,23 @@ def start_thread(name: str, run: Callable[[], object]) -> Thread:
     return thread
 
 
-class _Begun(Event):
-    """What `Thread.start` waits for, here for a limited time."""
+class _StartedEvent(Event):
+    """The event that `Thread.start` waits for, with a time limit."""
 
     def wait(self, timeout: float | None = None) -> bool:
         return super().wait(BEGIN_SECONDS if timeout is None else timeout)
 
 
 class _BoundedStart(Thread):
-    """A thread whose `start` returns also when the thread dies before it has begun.
+    """A thread whose `start` returns even if the thread ends before it has begun.
 
-    Python's own `start` then waits for ever.
+    Python's own `start` would then wait for ever.
     """
 
     def __init__(self, **options: object) -> None:
         super().__init__(**options)  # type: ignore[arg-type]
-        self._started = _Begun()
-        # Taken by the thread when it begins, or by `start` when it gives the thread up.
+        self._started = _StartedEvent()
+        # Taken by the thread when it begins, or by `start` when it abandons the thread.
         self._turn = Lock()
 
     def start(self) -> None:

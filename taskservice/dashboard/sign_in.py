@@ -18,7 +18,7 @@ sign_in = Blueprint("sign_in", __name__)
 @sign_in.get("/sign-in")
 def show() -> AnyResponse:
     if "signed_in" in g:
-        return _back(request.args.get("next", ""))
+        return _redirect_back(request.args.get("next", ""))
     return page("sign_in.html", next=request.args.get("next", ""))
 
 
@@ -30,7 +30,7 @@ def enter() -> AnyResponse:
     except Problem as problem:
         return _refused(problem)
     sessions.begin(key)
-    return _back(request.form.get("next", ""))
+    return _redirect_back(request.form.get("next", ""))
 
 
 @sign_in.post("/sign-out")
@@ -62,7 +62,7 @@ def _refused(problem: Problem) -> AnyResponse:
     return response
 
 
-def _back(path: str) -> AnyResponse:
+def _redirect_back(path: str) -> AnyResponse:
     """Redirect to the requested page, or to the list where `path` is no page of ours."""
     if not is_page(path):
         return redirect_to("tasks.list_all")

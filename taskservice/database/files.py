@@ -1,4 +1,4 @@
-"""Files and folders that hold secrets, and that a power cut does not take away."""
+"""Makes files and folders that only their owner can read and that survive a power failure."""
 
 import errno
 import fcntl
@@ -14,13 +14,13 @@ LOCK_SECONDS = 10.0
 LOCK_POLL_SECONDS = 0.02
 
 
-def let_owner_in() -> None:
-    """Leave the owner's rights to what this process makes, whatever its umask."""
+def keep_owner_permissions() -> None:
+    """Let the owner use all files that this process makes, whatever the umask was."""
     os.umask(os.umask(0) & 0o077)
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file to read; raises OSError for a pipe, which would wait, a device and a folder."""
+    """Open a file to read; raises OSError for a device, a folder and a pipe, which could block."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is not a regular file")
     return open(path, "rb")
@@ -28,7 +28,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a lock between processes on this folder; raises OSError if it does not come in time."""
+    """Hold a lock between processes on this folder; raises OSError after LOCK_SECONDS."""
     until = time.monotonic() + LOCK_SECONDS
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -50,7 +50,7 @@ def _has_locked(descriptor: int) -> bool:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder that only its owner may enter, where there is none."""
+    """Make a folder that only its owner may enter, unless it exists."""
     if not path.is_dir():
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         sync(path.parent)

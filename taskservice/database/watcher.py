@@ -20,40 +20,43 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LOOK_SECONDS = 0.05
-# While only background loops watch: they also look by themselves, if less often.
-SLOW_LOOK_SECONDS = 1.0
-# The wait after a look that failed.
+POLL_SECONDS = 0.05
+# The interval while all watchers are slow: the background loops, which also poll by themselves.
+SLOW_POLL_SECONDS = 1.0
+# The pause after a failed poll.
 PAUSE_SECONDS = 5.0
 # How often a waiting request checks that its client is still there.
-TURN_SECONDS = 1.0
+CLIENT_CHECK_SECONDS = 1.0
 
 # A cheap query whose answer changes exactly when something is committed.
-LOOKS = {"sqlite": "PRAGMA data_version", "postgresql": "SELECT pg_current_snapshot()::text"}
+CHANGE_QUERIES = {
+    "sqlite": "PRAGMA data_version",
+    "postgresql": "SELECT pg_current_snapshot()::text",
+}
 
 
 class Watcher:
     """Polls the database 20 times a second, in one thread, while any thread is `watching`.
 
-    To miss no change: read `changes`, then the database, then `wait`. While all that watch are
-    patient, it polls once a second.
+    To miss no change: read `changes`, then the database, then `wait`. If all watching threads are
+    `slow`, it polls once a second.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._changed = threading.Condition()
-        self._watching = self._patient = 0
+        self._watching = self._slow = 0
         self._thread: threading.Thread | None = None
         # How many polls have found a change.
         self.changes = 0
         resources.on_stop(self.wake)
 
     @contextmanager
-    def watching(self, *, patient: bool = False) -> Iterator[None]:
+    def watching(self, *, slow: bool = False) -> Iterator[None]:
         with self._changed:
             self._watching += 1
-            self._patient += patient
-            # The thread may be in a long pause.
+            self._slow += slow
+            # Ends the thread's long pause.
             self._changed.notify_all()
             self._start_thread()
         try:
@@ -61,7 +64,7 @@ class Watcher:
         finally:
             with self._changed:
                 self._watching -= 1
-                self._patient -= patient
+                self._slow -= slow
 
     def wait(self, since: int, seconds: float) -> None:
         """Return when `changes` differs from `since`, after `seconds`, or at the process's stop."""
@@ -72,14 +75,14 @@ class Watcher:
             )
 
     def _start_thread(self) -> None:
-        # It may have died of a lack of memory.
+        # A lack of memory may have ended the thread.
         if self._thread is None or not self._thread.is_alive():
-            # Without the thread, those who wait still look each second, and start it later.
+            # Without it, waiting threads still poll each second, and try again to start it.
             with suppress(RuntimeError):
                 self._thread = start_thread("watcher", self._watch)
 
     def wake(self) -> None:
-        """Wake all threads that wait, as a change does, but at once."""
+        """Wake all waiting threads immediately, as a change would."""
         with self._changed:
             self.changes += 1
             self._changed.notify_all()
@@ -88,33 +91,33 @@ class Watcher:
         while self._is_wanted():
             try:
                 with self._engine.connect() as connection:
-                    # It is held for long, so it must not count in the pool.
+                    # The connection is held for long, so it must not take one of the pool's.
                     connection.detach()
-                    self._watch_by(connection)
+                    self._poll(connection)
             except (SQLAlchemyError, MemoryError) as error:
                 logger.error("Can't watch the database: %s", error)
-                # The waiting threads look, meet the same error, and report it.
+                # The waiting threads read the database, get the same error, and report it.
                 self.wake()
                 resources.stopping.wait(PAUSE_SECONDS)
 
-    def _watch_by(self, connection: Connection) -> None:
-        look = LOOKS[connection.dialect.name]
+    def _poll(self, connection: Connection) -> None:
+        query = CHANGE_QUERIES[connection.dialect.name]
         before = None
         while self._is_wanted():
-            now = connection.exec_driver_sql(look).scalar()
-            # After the first look too: a thread may have read the database before it.
+            now = connection.exec_driver_sql(query).scalar()
+            # The first poll counts as a change: a thread may have read the database before it.
             if now != before:
                 before = now
                 self.wake()
             self._pause()
 
     def _pause(self) -> None:
-        if not resources.stopping.wait(LOOK_SECONDS):
+        if not resources.stopping.wait(POLL_SECONDS):
             with self._changed:
-                self._changed.wait_for(self._is_urgent, SLOW_LOOK_SECONDS - LOOK_SECONDS)
+                self._changed.wait_for(self._is_urgent, SLOW_POLL_SECONDS - POLL_SECONDS)
 
     def _is_urgent(self) -> bool:
-        return self._watching > self._patient or resources.stopping.is_set()
+        return self._watching > self._slow or resources.stopping.is_set()
 
     def _is_wanted(self) -> bool:
         with self._changed:
@@ -125,7 +128,7 @@ class Watcher:
 
 
 class WaitSlots(Slots):
-    """Limits the threads that followers and waits hold, so that ordinary requests stay fast."""
+    """Limits the threads that streams and waits hold, so that ordinary requests stay fast."""
 
 
 def init_app(app: Flask, threads: int) -> None:
@@ -135,14 +138,14 @@ def init_app(app: Flask, threads: int) -> None:
 
 
 def wait_until(
-    look: Callable[[], T],
+    read: Callable[[], T],
     is_enough: Callable[[T], bool],
     seconds: float,
     is_wanted: Callable[[], bool],
 ) -> T:
-    """What `look` returns, as soon as `is_enough` accepts it, or else after `seconds`.
+    """What `read` returns, as soon as `is_enough` accepts it, or else after `seconds`.
 
-    It looks again after each change of the database. It ends early when `is_wanted` returns
+    Calls `read` again after each change of the database. Ends early when `is_wanted` returns
     False, or when the process stops.
     """
     until = time.monotonic() + seconds
@@ -150,11 +153,11 @@ def wait_until(
     with watcher.watching():
         while True:
             since = watcher.changes
-            found = look()
+            found = read()
             left = until - time.monotonic()
             if is_enough(found) or left <= 0 or resources.stopping.is_set():
                 return found
-            watcher.wait(since, min(left, TURN_SECONDS))
-            # Before the next look, which may claim a task: not for a client that has gone.
+            watcher.wait(since, min(left, CLIENT_CHECK_SECONDS))
+            # The next `read` may claim a task, so check that the client is still connected.
             if not is_wanted():
                 return found

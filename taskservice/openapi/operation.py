@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from marshmallow import Schema
 
-from taskservice.schemas.requests import NothingSchema
+from taskservice.schemas.requests import EmptySchema
 
 JSON = "application/json"
 TEXT = "text/plain"
@@ -27,7 +27,7 @@ class Operation:
     """
 
     name: str
-    query: Schema = field(default_factory=NothingSchema)
+    query: Schema = field(default_factory=EmptySchema)
     # `body` is loaded and passed to the view; `reads` is what the view reads by itself.
     body: Schema | None = None
     reads: Content = None

@@ -55,10 +55,10 @@ class ProcessTree:
 
 def processes() -> dict[int, FoundProcess]:
     """All processes of this machine except zombies, by id."""
-    return dict(_of_proc() if Path("/proc/self/stat").exists() else _of_ps())
+    return dict(_from_proc() if Path("/proc/self/stat").exists() else _from_ps())
 
 
-def _of_proc() -> Iterator[tuple[int, FoundProcess]]:
+def _from_proc() -> Iterator[tuple[int, FoundProcess]]:
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
@@ -72,7 +72,7 @@ def _of_proc() -> Iterator[tuple[int, FoundProcess]]:
             yield int(name), FoundProcess(int(parent), int(group), rest[16], state in "Tt")
 
 
-def _of_ps() -> Iterator[tuple[int, FoundProcess]]:
+def _from_ps() -> Iterator[tuple[int, FoundProcess]]:
     command = ["ps", "-A", "-o", "pid=,ppid=,pgid=,stat=,lstart="]
     listed = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     for line in listed.stdout.splitlines():

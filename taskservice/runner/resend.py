@@ -42,7 +42,7 @@ def resend(connection: Connection, print_line: Callable[[str], None]) -> bool:
             continue
         if found is not None:
             run, spool = found
-            obstacle = _obstacle(connection, run, caller)
+            obstacle = _reason_not_to_send(connection, run, caller)
             if obstacle is not None:
                 remark(f"{obstacle}; it stays in {folder}")
             is_run_sent = obstacle is None and _send_run(connection, run, spool, print_line)
@@ -64,7 +64,7 @@ def _open_run(folder: Path) -> tuple[SavedRun, Spool] | None:
         raise
 
 
-def _obstacle(
+def _reason_not_to_send(
     connection: Connection, run: SavedRun, caller: Callable[[], dict[str, Any]]
 ) -> str | None:
     """Why this service or this key can't take a run; checked before anything is sent."""

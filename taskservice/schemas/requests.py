@@ -25,7 +25,7 @@ from taskservice.schemas.fields import (
 )
 
 
-class NothingSchema(Schema):
+class EmptySchema(Schema):
     """An empty query string or body."""
 
 

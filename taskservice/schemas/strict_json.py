@@ -19,7 +19,7 @@ class NotJson(ValueError):
     """The text is not valid JSON; the message says why."""
 
 
-class UnfitNumber(ValueError):
+class UnsupportedNumber(ValueError):
     """A number that most programs could not read; the message says why."""
 
 
@@ -30,7 +30,7 @@ def loads(data: bytes) -> Any:
     as an `orjson.Fragment`.
 
     Raises NotJson for invalid JSON, and for NaN, Infinity, duplicate keys, lone
-    surrogates, a byte order mark, or nesting over 64; UnfitNumber for a number past
+    surrogates, a byte order mark, or nesting over 64; UnsupportedNumber for a number past
     the range of a double or of more than 1,000 characters.
     """
     if rb"\u0000" in data:
@@ -116,31 +116,31 @@ def _integer(text: str) -> Any:
     return _kept(text)
 
 
-def _real(text: str) -> Any:
+def _float(text: str) -> Any:
     value = float(text)
     if math.isinf(value):
-        raise UnfitNumber("a number is too large for a double")
+        raise UnsupportedNumber("a number is too large for a double")
     # 15 significant digits always survive a double; more may or may not.
-    return value if len(text) <= 16 and "e" not in text.lower() else _real_or_kept(text, value)
+    return value if len(text) <= 16 and "e" not in text.lower() else _float_or_fragment(text, value)
 
 
-def _real_or_kept(text: str, value: float) -> Any:
+def _float_or_fragment(text: str, value: float) -> Any:
     try:
         exact = len(text) <= MAX_NUMBER and Decimal(text) == Decimal(repr(value))
     except InvalidOperation:
-        raise UnfitNumber("a number's exponent is out of range") from None
+        raise UnsupportedNumber("a number's exponent is out of range") from None
     return value if exact else _kept(text)
 
 
 def _kept(text: str) -> orjson.Fragment:
     if len(text) > MAX_NUMBER:
-        raise UnfitNumber(f"a number has more than {MAX_NUMBER} characters")
+        raise UnsupportedNumber(f"a number has more than {MAX_NUMBER} characters")
     return fragment(text)
 
 
 _decoder = json.JSONDecoder(
     object_pairs_hook=_unique,
     parse_int=_integer,
-    parse_float=_real,
+    parse_float=_float,
     parse_constant=_no_constant,
 )

@@ -59,7 +59,7 @@ def append(
         if not is_open(task):
             raise finished_problem(task)
         stored = connection.scalar(_SEQ, {"task_id": task.id, "writer": writer})
-        fresh = _fresh(sent, seq, stored or 0)
+        fresh = _new_lines(sent, seq, stored or 0)
         count = sum(chunk.count for chunk in fresh)
         if fresh:
             _advance(connection, task, writer, stored, count)
@@ -69,7 +69,7 @@ def append(
     return task.log_count + count, task.status
 
 
-def _fresh(sent: Sequence[Chunk], seq: int | None, stored: int) -> Sequence[Chunk]:
+def _new_lines(sent: Sequence[Chunk], seq: int | None, stored: int) -> Sequence[Chunk]:
     if seq is None:
         return sent
     if seq > stored + 1:

@@ -1,11 +1,11 @@
 """The settings for `gunicorn -c python:taskservice.serving.gunicorn_config wsgi:app`."""
 
 from taskservice.config import Config, ConfigError
-from taskservice.database.files import let_owner_in
+from taskservice.database.files import keep_owner_permissions
 from taskservice.serving.settings import gunicorn_settings
 from taskservice.terminal import exit_with_error
 
-let_owner_in()
+keep_owner_permissions()
 try:
     # gunicorn reads its settings from the module's globals.
     globals().update(gunicorn_settings(Config.from_environment()))

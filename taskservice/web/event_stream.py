@@ -43,7 +43,7 @@ def _while_allowed(events: Iterator[Event], is_allowed: Callable[[], bool]) -> I
         if isinstance(event, task_events.Quiet) and not is_client_connected():
             return
         # A stream may last for days, and the key may be revoked in that time.
-        if time.monotonic() - checked_at >= watcher.TURN_SECONDS:
+        if time.monotonic() - checked_at >= watcher.CLIENT_CHECK_SECONDS:
             if not is_allowed():
                 return
             checked_at = time.monotonic()

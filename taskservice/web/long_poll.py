@@ -22,12 +22,12 @@ T = TypeVar("T")
 MAX_SECONDS = 60
 
 
-def until(look: Callable[[], T], is_enough: Callable[[T], bool]) -> T:
-    """What `look` returns: at once, or with `Prefer: wait` as soon as it `is_enough`."""
+def until(read: Callable[[], T], is_enough: Callable[[T], bool]) -> T:
+    """What `read` returns: immediately, or with `Prefer: wait` as soon as it `is_enough`."""
     with _granted_seconds() as seconds:
         if not seconds:
-            return look()
-        return watcher.wait_until(look, is_enough, seconds, _is_active)
+            return read()
+        return watcher.wait_until(read, is_enough, seconds, _is_active)
 
 
 def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:

@@ -18,24 +18,24 @@ from taskservice.problems import Problem, invalid, not_found
 from taskservice.resources import Slots
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import parse_id
-from taskservice.schemas.requests import NothingSchema
+from taskservice.schemas.requests import EmptySchema
 
 P = ParamSpec("P")
 View = Callable[..., Response]
 
 # Every path below it asks for a key.
 
-# Where a client may name a date, or instead of it an ETag, of which this is none of ours.
+# Headers that have a date or an ETag. NO_ETAG is an ETag that matches none of ours.
 DATES = ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_RANGE")
 NO_ETAG = '"-"'
 
 
 def init_app(app: Flask) -> None:
-    app.before_request(ignore_odd_dates)
+    app.before_request(replace_unreadable_dates)
 
 
-def ignore_odd_dates() -> None:
-    """A date that can't be read says nothing; of one with a huge year Werkzeug makes an error."""
+def replace_unreadable_dates() -> None:
+    """Replace dates for which Werkzeug raises an error, such as one with a huge year."""
     for name in DATES:
         try:
             parse_date(request.environ.get(name))
@@ -43,13 +43,13 @@ def ignore_odd_dates() -> None:
             request.environ[name] = NO_ETAG
 
 
-# While a body of more bytes than this is read, it may cost some dozen times as much memory.
+# A body of more bytes than this is large: parsing it may take some dozen times its size in memory.
 LARGE_BODY = 1024 * 1024
-# Large bodies that one process reads at a time; another one waits this long for its turn.
+# The number of large bodies that one process parses at a time, and how long another one waits.
 large_body_slots = Slots(2)
 LARGE_BODY_SECONDS = 3.0
 
-empty_schema = NothingSchema()
+empty_schema = EmptySchema()
 
 
 class Endpoint:
@@ -63,7 +63,7 @@ class Endpoint:
         self.operation = operation
         self._media_types = operation.media_types
         self._reads_body = bool(operation.request_content)
-        self._has_query = not isinstance(operation.query, NothingSchema)
+        self._has_query = not isinstance(operation.query, EmptySchema)
         self._view = view
         update_wrapper(self, view)
 
@@ -172,7 +172,7 @@ def _parsed(data: bytes) -> Any:
         return strict_json.loads(data)
     except strict_json.NotJson as error:
         raise Problem(400, f"The body cannot be read as JSON: {error}") from None
-    except strict_json.UnfitNumber as error:
+    except strict_json.UnsupportedNumber as error:
         raise invalid({"_schema": [str(error)]}) from None
 
 

@@ -79,7 +79,7 @@ def follow(caller: Caller, task_id: str, after: int) -> Iterator[Event]:
                 return
             if watch.changes == since:
                 yield Quiet()
-                watch.wait(since, watcher.TURN_SECONDS)
+                watch.wait(since, watcher.CLIENT_CHECK_SECONDS)
 
 
 def as_text(events: Iterator[Event]) -> Iterator[bytes]:

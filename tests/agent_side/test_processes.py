@@ -165,9 +165,9 @@ def test_other_signals_reach_the_program(remote_alice: RemoteClient, machine: Ag
 @pytest.mark.skipif(shutil.which("ps") is None, reason="no ps: install the package procps")
 def test_ps_finds_the_same_as_proc() -> None:
     own = os.getpid()
-    parent, group, *_ = dict(process_tree._of_ps())[own]
+    parent, group, *_ = dict(process_tree._from_ps())[own]
     assert (parent, group) == (os.getppid(), os.getpgrp())
-    assert dict(process_tree._of_proc())[own][:2] == (parent, group)
+    assert dict(process_tree._from_proc())[own][:2] == (parent, group)
 
 
 # What Python lacks on macOS, in whole or in part.

@@ -67,7 +67,7 @@ def looping(app: Flask, stop_seconds: float = delivery_loop.STOP_SECONDS) -> Ite
     """
     loop = DeliveryLoop(app)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watcher, "SLOW_LOOK_SECONDS", watcher.LOOK_SECONDS)
+        patch.setattr(watcher, "SLOW_POLL_SECONDS", watcher.POLL_SECONDS)
         patch.setattr(delivery_loop, "STOP_SECONDS", stop_seconds)
         loop.start()
         try:

@@ -37,7 +37,7 @@ class DatabaseError(Exception):
     exit_code = 1
 
 
-class UnfitDatabase(DatabaseError):
+class UnusableDatabase(DatabaseError):
     """The settings name a database that can never be used."""
 
     exit_code = 2
@@ -77,7 +77,7 @@ def upgrade(url: str | URL, target: str = "head", may_create: bool = True) -> No
                 _run(connection, target)
                 connection.commit()
     except (DBAPIError, sqlite3.Error, OSError) as error:
-        kind = UnfitDatabase if _is_unfit(error) else DatabaseError
+        kind = UnusableDatabase if _is_unusable(error) else DatabaseError
         raise kind(f"The database {shown(address)} cannot be used: {_reason(error)}") from None
 
 
@@ -96,7 +96,7 @@ def _limit_wait(connection: Connection) -> None:
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = {MIGRATION_SECONDS * 1000}")
 
 
-def _is_unfit(error: Exception) -> bool:
+def _is_unusable(error: Exception) -> bool:
     return isinstance(error, DBAPIError) and isinstance(error.orig, EncodingError)
 
 
