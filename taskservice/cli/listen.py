@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from taskservice.cli.options import Text
 from taskservice.cli.service_client import service_client
 from taskservice.client import Client
 from taskservice.runner.listener import HOST, Listener, Receiver
@@ -19,7 +20,10 @@ DEFAULT_PORT = 9000
 
 @click.command("listen")
 @click.option(
-    "--forward", metavar="URL", help="Post the webhook of every task that finishes to this address."
+    "--forward",
+    type=Text(),
+    metavar="URL",
+    help="Post the webhook of every task that finishes to this address.",
 )
 @click.option(
     "--port", type=click.IntRange(1, 65535), help=f"Where to listen; {DEFAULT_PORT} by default."

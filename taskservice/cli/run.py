@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from taskservice.cli.options import Duration
+from taskservice.cli.options import Duration, Text
 from taskservice.cli.service_client import service_client
 from taskservice.runner.resend import resend
 from taskservice.runner.run import Run
@@ -14,9 +14,13 @@ from taskservice.terminal import exit_with_error, open_standard_files, print_lin
 
 
 @click.command("run", context_settings={"ignore_unknown_options": False})
-@click.option("--agent", metavar="ID", help="The agent of the task; registered if new.")
-@click.option("--name", help="The task's name; the agent's by default.")
-@click.option("--callback", metavar="URL", help="Address of the webhook that is sent at the end.")
+@click.option(
+    "--agent", type=Text(), metavar="ID", help="The agent of the task; registered if new."
+)
+@click.option("--name", type=Text(), help="The task's name; the agent's by default.")
+@click.option(
+    "--callback", type=Text(), metavar="URL", help="Address of the webhook that is sent at the end."
+)
 @click.option(
     "--timeout",
     type=Duration(default_unit="s"),

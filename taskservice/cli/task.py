@@ -7,7 +7,7 @@ from itertools import islice
 
 import click
 
-from taskservice.cli.options import json_lines
+from taskservice.cli.options import Text, json_lines
 from taskservice.cli.service_client import service_client
 from taskservice.client import NotFound, Task
 from taskservice.client.answers import SHORT_FIELDS
@@ -30,9 +30,9 @@ def command() -> None:
 
 
 @command.command("list")
-@click.option("--agent", "agent_id", metavar="ID", help="Only tasks of this agent.")
+@click.option("--agent", "agent_id", type=Text(), metavar="ID", help="Only tasks of this agent.")
 @click.option("--status", type=click.Choice(STATUSES), help="Only tasks with this status.")
-@click.option("--q", help="Only tasks with this text in their name.")
+@click.option("--q", type=Text(), help="Only tasks with this text in their name.")
 @click.option("--limit", type=click.IntRange(1), help="Maximum number; all by default.")
 @json_lines
 def list_all(
@@ -49,7 +49,7 @@ def list_all(
 
 
 @command.command("show")
-@click.argument("task_id")
+@click.argument("task_id", type=Text())
 @json_lines
 def show(task_id: str, as_json: bool) -> None:
     """Show a task without its log, which `follow` prints."""
@@ -63,7 +63,7 @@ def show(task_id: str, as_json: bool) -> None:
 
 
 @command.command("follow")
-@click.argument("task_id")
+@click.argument("task_id", type=Text())
 @json_lines
 def follow(task_id: str, as_json: bool) -> None:
     """Print the log as it grows, until the task ends.
@@ -89,7 +89,7 @@ def follow(task_id: str, as_json: bool) -> None:
 
 
 @command.command("cancel")
-@click.argument("task_id")
+@click.argument("task_id", type=Text())
 @json_lines
 def cancel(task_id: str, as_json: bool) -> None:
     """Cancel a task, which stops its program."""
@@ -99,7 +99,7 @@ def cancel(task_id: str, as_json: bool) -> None:
 
 
 @command.command("delete")
-@click.argument("task_id")
+@click.argument("task_id", type=Text())
 @json_lines
 def delete(task_id: str, as_json: bool) -> None:
     """Delete a task for good, with its log."""

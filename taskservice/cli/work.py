@@ -2,6 +2,7 @@
 
 import click
 
+from taskservice.cli.options import Text
 from taskservice.cli.service_client import service_client
 from taskservice.runner.signals import forward_signals
 from taskservice.runner.worker import Worker
@@ -12,13 +13,16 @@ from taskservice.terminal import open_standard_files
 @click.option(
     "--agent",
     required=True,
+    type=Text(),
     metavar="ID",
     help="The agent whose tasks to claim; registered if new.",
 )
 @click.option(
     "--parallel", default=1, type=click.IntRange(1, 256), help="Maximum number of tasks at a time."
 )
-@click.argument("command_line", metavar="-- CMD ...", nargs=-1, required=True)
+@click.argument(
+    "command_line", metavar="-- CMD ...", nargs=-1, required=True, type=click.UNPROCESSED
+)
 def command(agent: str, parallel: int, command_line: tuple[str, ...]) -> None:
     """Claim the tasks of an agent as they come, and run CMD for each, as `run` does.
 

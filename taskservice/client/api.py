@@ -76,4 +76,4 @@ def register_agent(
 
 def path_segment(text: str) -> str:
     """An id as one segment of a path; text that would lead to another path matches no id."""
-    return quote(text.replace("/", "-"), safe="") if text.strip(".") else "-"
+    return quote(text.replace("/", "-"), safe="", errors="replace") if text.strip(".") else "-"

@@ -21,7 +21,7 @@ def current(connection: Connection | None = None) -> Task:
             "TASKSERVICE_TASK_ID is not set: this program was not started by `taskservice run`"
         )
     connection = connection or Connection()
-    writer = os.environ.get("TASKSERVICE_WRITER", "python")
+    writer = os.environ.get("TASKSERVICE_WRITER", "python").encode(errors="replace").decode()
     data = api.read_task(connection, task_id)
     # Several processes may call this; each numbers its own lines.
     return Task(connection, data, f"{writer[:40]}-{uuid4().hex[:12]}", reports_end=False)

@@ -1,0 +1,71 @@
+"""Arguments and variables with bytes that are not UTF-8, which Python reads as lone surrogates."""
+
+from importlib import import_module
+
+import click
+
+from taskservice.cli import COMMANDS
+from tests.support.agent_machine import AgentMachine, the_task
+from tests.support.api_client import RemoteClient
+from tests.support.cheap_subtests import CheapSubtests
+
+REFUSED = (
+    "run --agent \udcff -- true", "run --agent a --name \udcff -- true",
+    "run --agent a --callback http://\udcff/ -- true", "work --agent \udcff -- true",
+    "task show \udcff", "task follow \udcff", "task cancel \udcff", "task delete \udcff",
+    "task list --agent \udcff", "task list --q \udcff", "listen --forward http://127.0.0.1/\udcff",
+)  # fmt: skip
+LOGS_TO_CURRENT = "from taskservice.client import current\nwith current() as task: task.log('own')"
+
+
+def test_argument_that_is_no_text_is_refused_before_anything_starts(
+    machine: AgentMachine, subtests: CheapSubtests
+) -> None:
+    for command in REFUSED:
+        with subtests.test(ascii(command)):
+            done = machine.run(*command.split())
+            assert (done.returncode, done.stdout) == (2, "")
+            assert done.stderr.splitlines()[-1].endswith(": must be text in UTF-8")
+    assert machine.left_runs() == []
+
+
+def test_each_text_of_a_command_is_checked() -> None:
+    for name in ("run", "work", "task", "listen"):
+        command = import_module(COMMANDS[name]).command
+        for part in getattr(command, "commands", {name: command}).values():
+            unchecked = [found.name for found in part.params if found.type is click.STRING]
+            assert unchecked == [], part.name
+
+
+def test_program_may_get_any_bytes(
+    remote_alice: RemoteClient, machine: AgentMachine, subtests: CheapSubtests
+) -> None:
+    show = 'printf "$1" | od -An -tx1'
+    with subtests.test("arguments"):
+        done = machine.run("run", "--agent", "a", "--", "sh", "-c", show, "sh", "\udcff")
+        assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["ff"], "")
+        assert the_task(remote_alice)["logs"] == [" ff"]
+    with subtests.test("a name of no program"):
+        done = machine.run("run", "--agent", "b", "--", "./\udcff")
+        assert (done.returncode, len(done.stderr.splitlines())) == (127, 1)
+        newest = remote_alice.request("GET", "/task").json()[0]
+        assert newest["error"]["message"] == "./? can't be run: No such file or directory"
+
+
+def test_variable_that_is_no_text_is_one_sentence(
+    remote_alice: RemoteClient, machine: AgentMachine, subtests: CheapSubtests
+) -> None:
+    for name in ("URL", "APIKEY"):
+        with subtests.test(name):
+            machine.settings = {f"TASKSERVICE_{name}": "http://\udcff"}
+            done = machine.run("task", "list")
+            assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    task = remote_alice.start()
+    with subtests.test("TASK_ID"):
+        machine.settings = {"TASKSERVICE_TASK_ID": "\udcff"}
+        _, errors = machine.python(LOGS_TO_CURRENT).communicate(timeout=60)
+        assert errors.splitlines()[-1].endswith("NotFound: Task's ID is not found")
+    with subtests.test("WRITER"):
+        machine.settings = {"TASKSERVICE_TASK_ID": task["id"], "TASKSERVICE_WRITER": "\udcff"}
+        assert machine.python(LOGS_TO_CURRENT).communicate(timeout=60) == ("", "")
+        assert remote_alice.request("GET", f"/task/{task['id']}").json()["logs"] == ["own"]
