@@ -19,6 +19,7 @@ from taskservice.database import migrations
 from tests.support import receiver as play
 from tests.support.commands import one_line, run
 from tests.support.databases import Databases
+from tests.support.fork_server import ForkedPopen, run_forked
 from tests.support.receiver import Receiver
 from tests.support.service import COMMAND, Service, environment
 
@@ -203,7 +204,7 @@ def test_gunicorn_alone_serves_the_same(tmp_path: Path) -> None:
     ]
     root = Path(__file__).parent.parent
     with open(service.log, "wb") as log:
-        process = subprocess.Popen(
+        process = ForkedPopen(
             command, env=service.environment, cwd=root, stderr=log, start_new_session=True
         )
     service.process = process
@@ -272,7 +273,8 @@ def test_umask_that_takes_the_rights_of_the_owner_changes_nothing(tmp_path: Path
     (data / "secret_key.new").write_text("half a k")
     (data / "secret_key.new").chmod(0o400)
     command = [*COMMAND, "user", "add", "alice"]
-    subprocess.run(command, env=environment(data, SECRET_KEY=""), umask=0o377, check=True)
+    environ = environment(data, SECRET_KEY="")
+    run_forked(command, env=environ, umask=0o377, timeout=60, check=True)
     modes = {path.name: path.stat().st_mode & 0o777 for path in data.iterdir()}
     made = ["secret_key", "taskservice.db", "taskservice.db-writers"]
     assert modes == dict.fromkeys(made, 0o600)

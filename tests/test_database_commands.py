@@ -27,8 +27,10 @@ from tests.support.api_client import ApiClient, RemoteClient
 from tests.support.commands import check, one_line, run
 from tests.support.databases import Databases
 from tests.support.deliveries import enqueue_many
+from tests.support.fork_server import ForkedPopen, run_forked
 from tests.support.mounts import read_only
 from tests.support.service import COMMAND, Service, environment
+from tests.support.waiting import until
 
 # A finished task with its user and its agent, for the files that no service is at.
 A_TASK = (
@@ -196,19 +198,36 @@ def test_backup_of_a_broken_database_is_none(data: Path, tmp_path: Path, fault: 
     assert list(tmp_path.iterdir()) == [data]
 
 
+# As on a slow disk: it waits where there is more to copy.
+SLOW_BACKUP = """
+import time
+from taskservice.cli import main
+from taskservice.operations import backup
+
+backup._after_step = lambda status, remaining, total: time.sleep(60 if remaining else 0)
+main(prog_name="taskservice")
+"""
+
+
+def copying(data: Path, target: Path) -> ForkedPopen:
+    """A backup that has copied a part of the database."""
+    grow(data / "taskservice.db", megabytes=10)
+    process = ForkedPopen(
+        [sys.executable, "-c", SLOW_BACKUP, "db", "backup", str(target)],
+        env=environment(data), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until(lambda: [p for p in target.parent.glob("*.part") if p.stat().st_size > 1_000_000])
+    assert process.poll() is None
+    return process
+
+
 def test_backup_that_is_killed_leaves_no_file_of_that_name(data: Path, tmp_path: Path) -> None:
-    database, target = data / "taskservice.db", tmp_path / "backup.db"
-    grow(database, megabytes=200)
-    process = subprocess.Popen(
-        [*COMMAND, "db", "backup", str(target)], env=environment(data), stdout=subprocess.DEVNULL
-    )
-    until = time.monotonic() + 30
-    while not [part for part in tmp_path.glob("*.part") if part.stat().st_size > 1_000_000]:
-        assert time.monotonic() < until
-        time.sleep(0.001)
+    target = tmp_path / "backup.db"
+    process = copying(data, target)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert not target.exists()
+    assert list(tmp_path.glob("*.part"))
     assert check(data)["integrity"]["state"] == "ok"
     assert run(data, "db", "backup", str(target)).returncode == 0
     # What it left, which holds secrets, is gone too.
@@ -233,14 +252,7 @@ def test_backup_leaves_alone_what_others_are_writing(data: Path, tmp_path: Path)
 def test_backup_that_is_interrupted_leaves_nothing(
     data: Path, tmp_path: Path, signum: signal.Signals
 ) -> None:
-    grow(data / "taskservice.db", megabytes=200)
-    process = subprocess.Popen(
-        [*COMMAND, "db", "backup", str(tmp_path / "backup.db")],
-        env=environment(data), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    while not list(tmp_path.glob("*.part")):
-        assert process.poll() is None
-        time.sleep(0.001)
+    process = copying(data, tmp_path / "backup.db")
     process.send_signal(signum)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode != 0
@@ -277,7 +289,7 @@ def leave_log(database: Path) -> None:
         "import os, sqlite3, sys; connection = sqlite3.connect(sys.argv[1]); "
         "connection.execute(\"UPDATE users SET name = 'bob'\"); connection.commit(); os._exit(0)"
     )
-    subprocess.run([sys.executable, "-c", program, database], check=True)
+    run_forked([sys.executable, "-c", program, str(database)], timeout=60, check=True)
 
 
 def users(database: Path) -> list[str]:
@@ -538,7 +550,7 @@ def old_tasks(service: Service, url: str) -> RemoteClient:
 
 def pruned(service: Service, *arguments: str, **settings: str) -> dict[str, Any]:
     names = {f"TASKSERVICE_{name}": value for name, value in settings.items()}
-    result = subprocess.run(
+    result = run_forked(
         [*COMMAND, "prune", "--json", *arguments], env=service.environment | names,
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip

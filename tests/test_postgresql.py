@@ -1,6 +1,6 @@
 """PostgreSQL as others have set it up: settings of its own, a pooler, an encoding, no driver."""
 
-import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,9 +20,10 @@ from taskservice.database.transactions import transaction
 from tests.support.api_client import ApiClient, add_user, expect, problem
 from tests.support.commands import one_line, run
 from tests.support.databases import Databases
+from tests.support.fork_server import run_forked
 from tests.support.pgbouncer import PGBOUNCER, pgbouncer
 from tests.support.requirements import needs
-from tests.support.service import COMMAND, Service, environment
+from tests.support.service import Service, environment
 
 TEXT = "☃ \\ 'one' %"
 # What a database, or a user, may be set to, and what the service must not depend on.
@@ -205,13 +206,22 @@ def test_first_of_several_hosts_that_can_be_written_is_used_and_no_secret_is_sho
         assert bob.request("GET", f"/task/{task['id']}").json() == task
 
 
+WITHOUT_DRIVER = """
+import sys
+from taskservice.cli import main
+
+# Importing one of these fails now.
+for name in [name for name in sys.modules if name.partition(".")[0] == "psycopg"]:
+    sys.modules[name] = None
+main(prog_name="taskservice")
+"""
+
+
 def test_missing_driver_is_one_line_that_names_its_extra(tmp_path: Path) -> None:
-    """By a stand-in for the package, which fails as a missing one does."""
-    (tmp_path / "psycopg.py").write_text("raise ModuleNotFoundError('No module named psycopg')")
     settings = environment(tmp_path / "data", DATABASE_URL="postgresql://localhost/tasks")
     for command in (["serve"], ["db", "check"]):
-        result = subprocess.run(
-            [*COMMAND, *command], env=settings | {"PYTHONPATH": str(tmp_path)},
-            capture_output=True, text=True, timeout=60, check=False,
+        result = run_forked(
+            [sys.executable, "-c", WITHOUT_DRIVER, *command], env=settings, capture_output=True,
+            text=True, timeout=60,
         )  # fmt: skip
         assert "'taskservice[postgresql]'" in one_line(result, 2)

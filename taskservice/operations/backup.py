@@ -128,8 +128,11 @@ def _copy(database: Path, draft: Path) -> None:
         # The file is not used before it is complete.
         copy.execute("PRAGMA journal_mode = OFF")
         copy.execute("PRAGMA synchronous = OFF")
-        # Between two steps Python handles signals.
-        source.backup(copy, pages=STEP_PAGES, progress=lambda *_: None)
+        source.backup(copy, pages=STEP_PAGES, progress=_after_step)
+
+
+def _after_step(status: int, remaining: int, total: int) -> None:
+    """Called between two steps, because Python handles signals then."""
 
 
 def _verified(draft: Path) -> str:

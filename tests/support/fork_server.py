@@ -110,8 +110,9 @@ class ForkedPopen(subprocess.Popen[Any]):
     ) -> None:  # fmt: skip
         environ = dict(os.environ if env is None else env)
         folder = str(cwd or os.getcwd())
-        job = json.dumps([args, folder, environ, start_new_session, self._closed]).encode()
-        others = (executable, preexec_fn, pass_fds, shell, gid, gids, uid, umask != -1)
+        options = [start_new_session, umask, self._closed]
+        job = json.dumps([args, folder, environ, *options]).encode()
+        others = (executable, preexec_fn, pass_fds, shell, gid, gids, uid)
         if any(others) or process_group != -1 or not _can_fork(args, environ, job):
             assert not self._closed
             super()._execute_child(  # type: ignore[misc]
@@ -186,11 +187,13 @@ def _wait_for_job(server: socket.socket) -> list[str]:
 
 
 def _settle(
-    args: list[str], cwd: str, environ: dict[str, str], own_session: bool, closed: list[int],
-    *, files: list[int],
+    args: list[str], cwd: str, environ: dict[str, str], own_session: bool, umask: int,
+    closed: list[int], *, files: list[int],
 ) -> list[str]:  # fmt: skip
     if own_session:
         os.setsid()
+    if umask != -1:
+        os.umask(umask)
     for number, file in enumerate(files):
         os.dup2(file, number)
     for file in [*files, *closed]:
