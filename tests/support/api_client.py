@@ -50,8 +50,9 @@ class ApiClient:
 
     def register(self, agent_id: str = "summarizer", **fields: Any) -> dict[str, Any]:
         """Register an agent, or change it; returns it."""
+        agent = dict(expect(self.put(f"/agent/{agent_id}", json=fields), 200, 201))
         self._registered.add(agent_id)
-        return dict(expect(self.put(f"/agent/{agent_id}", json=fields), 200, 201))
+        return agent
 
     def start(self, agent_id: str = "summarizer", **fields: Any) -> dict[str, Any]:
         """Start a task of an agent that is registered on the way; returns it."""
