@@ -304,7 +304,8 @@ def test_agent_that_is_deleted_ends_the_claims_that_wait_for_it(alice: ApiClient
 
 
 @pytest.mark.parametrize(
-    "prefer", ["wait", "wait=", "wait=soon", "wait=-1", "wait=0", "respond-async"]
+    "prefer",
+    ["wait", "wait=", "wait=soon", "wait=-1", "wait=0", "respond-async", "wait=soon, wait=1"],
 )
 def test_preference_that_says_nothing_is_ignored(
     alice: ApiClient, task: dict[str, Any], prefer: str
@@ -314,8 +315,11 @@ def test_preference_that_says_nothing_is_ignored(
     assert "Preference-Applied" not in response.headers
 
 
-@pytest.mark.parametrize("prefer", ["Wait=1", "WAIT=1", "respond-async, wAiT=1"])
-def test_preference_is_understood_in_any_case(
+@pytest.mark.parametrize(
+    "prefer",
+    ["WAIT=1", "respond-async, wAiT=1", "wait=1, wait=50", 'wait="1"', f"wait={'1':0>25}"],
+)
+def test_preference_is_understood_as_it_may_be_written(
     alice: ApiClient, task: dict[str, Any], prefer: str
 ) -> None:
     response = alice.get(f"/task/{task['id']}/logs", headers={"Prefer": prefer})

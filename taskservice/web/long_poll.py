@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from flask import after_this_request, request
 from flask.wrappers import Response
-from werkzeug.http import parse_dict_header
+from werkzeug.http import parse_list_header
 
 from taskservice import resources
 from taskservice.auth.authentication import caller, require_valid_key
@@ -78,12 +78,14 @@ def _granted_seconds() -> Iterator[int]:
 
 def _preferred_seconds() -> int:
     """The seconds that `Prefer` asks for; 0 for an invalid one (RFC 7240, section 2)."""
-    preferences = parse_dict_header(request.headers.get("Prefer", ""))
-    # The names of preferences are case-insensitive.
-    given = {name.lower(): value for name, value in preferences.items()}
-    text = (given.get("wait") or "").partition(";")[0].strip()
+    preferences = parse_list_header(request.headers.get("Prefer", ""))
+    pairs = [each.partition(";")[0].partition("=") for each in preferences]
+    # The names are case-insensitive, and of several preferences with one name the first counts.
+    given = (value.strip(' \t"') for name, _, value in pairs if name.strip().lower() == "wait")
+    text = next(given, "")
     is_number = text.isascii() and text.isdigit()
-    return min(int(text[:9]), MAX_SECONDS) if is_number else 0
+    # Python refuses to read a number of thousands of digits.
+    return min(int(text.lstrip("0")[:9] or 0), MAX_SECONDS) if is_number else 0
 
 
 def _applied(seconds: int) -> Callable[[Response], Response]:
