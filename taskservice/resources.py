@@ -1,4 +1,4 @@
-"""What the threads of a process share: its objects by their class, slots, and its stop."""
+"""What the threads of a process share: objects by their class, slots, and the signal to stop."""
 
 import threading
 from collections import Counter
@@ -26,7 +26,7 @@ def find(kind: type[T], app: Flask | None = None) -> T:
 
 
 class Slots:
-    """Limits how many threads do something at once."""
+    """Limits how many threads do something at a time."""
 
     def __init__(self, count: int) -> None:
         self._free = BoundedSemaphore(count)
@@ -43,7 +43,7 @@ class Slots:
 
 
 class SharedSlots:
-    """Limits how many threads do something at once; the last slot is for a user without one."""
+    """Limits how many threads do something at a time; the last slot is for a user without one."""
 
     def __init__(self, count: int) -> None:
         self._lock = Lock()

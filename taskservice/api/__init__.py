@@ -14,14 +14,14 @@ for module in (tasks, logs, deliveries, agents, users, keys):
 
 @api.before_app_request
 def require_key() -> None:
-    """Check the key before anything else, also where no route matches: 404 and 405 need one too."""
+    """Check the key before anything else, even if no route matches: 404 and 405 need one too."""
     if _is_below_prefix():
         authenticate()
 
 
 @api.after_app_request
 def prevent_caching(response: Response) -> Response:
-    """Let no cache keep an answer that does not allow it, or give it to another caller."""
+    """Keep caches from storing an answer, unless it allows that, and from sharing it."""
     if _is_below_prefix():
         response.vary.update(KEY_HEADERS)
     policy = "private, no-cache" if "ETag" in response.headers else "no-store"

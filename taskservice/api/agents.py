@@ -41,7 +41,7 @@ def get(agent_id: str) -> Response:
 def put(agent_id: str, body: dict[str, Any]) -> Response:
     """Register or change an agent.
 
-    The answer is 201 when the agent is new. Its name is its id until it is given another.
+    The answer is 201 when the agent is new. By default its name is its id.
     """
     agent, is_new = agent_service.put(caller, agent_id, body)
     return responses.dump(agent_schema, agent, 201 if is_new else 200)

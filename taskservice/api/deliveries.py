@@ -21,7 +21,7 @@ def list_all(task_id: str) -> Response:
     """List a task's deliveries.
 
     Newest first, each with all attempts to post it. The list is empty while the task runs, and
-    when it has no callback. Only a late report gives a task a second delivery.
+    if it has no callback. Only a late report gives a task a second delivery.
     """
     task_queries.get(caller, task_id)
     rows = delivery_queries.list_of_task(caller, task_id)
@@ -40,7 +40,7 @@ def redeliver(task_id: str) -> Response:
     """Deliver again.
 
     Makes the newest delivery due now, whatever its state, and begins its retry schedule anew. It
-    is posted soon after this answer, under the same `webhook-id`, with the task as it then is.
+    is posted soon after this answer, with the same `webhook-id` and the task as it is then.
     """
     delivery = delivery_queries.get(caller, delivery_service.redeliver(caller, task_id))
     return responses.dump(delivery_schema, delivery, 202)

@@ -37,7 +37,7 @@ report_schema = ReportSchema()
 def list_all(query: dict[str, Any]) -> Response:
     """List tasks.
 
-    All tasks that the key may see and the filters let through, newest first. The bounds of
+    All tasks that the key may see and that match the filters, newest first. The bounds of
     filters are exclusive. Without `limit`, all tasks are streamed, and a failure midway breaks
     the connection. With `limit`, the answer is one page, and `Link` leads to the next one; a task
     that existed at the first page is neither left out nor repeated.
@@ -63,8 +63,8 @@ def list_all(query: dict[str, Any]) -> Response:
 def start() -> Response:
     """Start a task.
 
-    The task waits until an agent claims it, and never ends for waiting. With `claim`, or with an
-    agent key, the caller claims it at once and does the work.
+    The task waits until an agent claims it, without a time limit. With `claim`, or with an
+    agent key, the caller claims it at the start and does the work.
     """
     body = json_body()
     fields = start_schema.load(body)
@@ -112,7 +112,7 @@ def report(task_id: str, query: dict[str, Any], body: dict[str, Any]) -> Respons
 
     Changes its status, output, error or name. Every report is a heartbeat, even one that changes
     nothing. `complete` and `error` end the task, and its callback gets a signed webhook before
-    the answer. The answer is 200 whatever the receiver does; `Callback-Status` tells the outcome.
+    the answer. The answer is 200 whatever the receiver does; `Callback-Status` is the outcome.
 
     A finished task keeps its result: a report that changes more than its name is 409, and one
     that changes nothing is 200 and sends no webhook. The exception is the late report: an agent

@@ -17,7 +17,7 @@ blueprint = Blueprint("users", __name__)
 def get() -> Response:
     """Who am I.
 
-    The user that the key belongs to, and what is known of the key.
+    The user that the key belongs to, and the key without its text.
     """
     user = user_schema.dump(user_queries.get(caller.user_id))
     return responses.json(user | {"key": key_schema.dump(key_queries.get(caller, caller.key_id))})

@@ -12,7 +12,7 @@ from taskservice.database import timestamps
 from taskservice.database.rows import AnyRow
 from taskservice.problems import invalid_key
 
-# The headers that carry a key, and by which answers to one URL vary.
+# The headers that carry a key, which are also the value of `Vary`.
 KEY_HEADERS = ("apikey", "Authorization")
 BEARER = "bearer"
 # The length of a moment's text up to the minute.
@@ -31,11 +31,11 @@ def authenticate() -> None:
 def key_in_headers(apikey: str | None, authorization: str | None) -> str:
     """The key in these two headers; empty unless there is exactly one.
 
-    A header that was sent twice comes joined by a comma, which no key contains.
+    gunicorn joins a header that was sent twice with a comma, which no key contains.
     """
     credentials = (authorization or "").split(",")
     if not any(map(_is_bearer, credentials)):
-        # Another scheme, as Basic, is meant for a proxy.
+        # Another scheme, such as Basic, is meant for a proxy.
         return apikey or ""
     if apikey is not None or len(credentials) > 1:
         return ""

@@ -1,1 +1,1 @@
-"""Work that belongs to no request: due deliveries, timeouts, retention and disk space."""
+"""Work outside of requests: due deliveries, timeouts, retention and disk space."""

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from taskservice import resources
 
-# A transaction that removes many rows ends after this time, for which other writers wait.
+# The length of a transaction that removes many rows. Other writers wait for it.
 BATCH_SECONDS = 0.03
-# What one chore may take of a round. There are six chores with batches, and a round has 20 s.
+# The time of one chore in a round. There are six chores with batches, and a round has 20 s.
 CHORE_SECONDS = 2.5
 
 

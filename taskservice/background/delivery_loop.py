@@ -20,12 +20,12 @@ from taskservice.webhooks.interrupt import Interrupt
 
 logger = logging.getLogger(__name__)
 
-# Attempts that run at once. An attempt that waits for its receiver for longer than SLOW_SECONDS
-# no longer counts towards MAX_RECENT, so that slow receivers do not hold up the others.
+# The numbers of attempts at a time. An attempt that waits for its receiver for longer than
+# SLOW_SECONDS does not count towards MAX_RECENT, so that slow receivers do not delay the others.
 MAX_RECENT = 16
 MAX_RUNNING = 64
 SLOW_SECONDS = 1.0
-# The longest sleep between two looks for due deliveries.
+# The longest sleep between two polls for due deliveries.
 ROUND_SECONDS = 20.0
 # The sleep when deliveries are due but none could be leased: their hosts have no free slot, or
 # another process was faster.
@@ -48,8 +48,8 @@ class _RunningAttempt:
 class DeliveryLoop(threading.Thread):
     """Posts webhooks that are due until it is stopped, and then releases its leases.
 
-    It leases only what it can send at once. Any number of loops, in any number of processes, may
-    share a database.
+    It leases only what it can send immediately. Any number of loops, in any number of processes,
+    may share a database.
     """
 
     def __init__(self, app: Flask) -> None:
@@ -122,7 +122,7 @@ class DeliveryLoop(threading.Thread):
         try:
             start_thread("sender", partial(self._send, attempt))
         except RuntimeError:
-            # The machine has no more threads: the delivery is due again when its lease runs out.
+            # No thread can be started: the delivery is due again when its lease runs out.
             self._finish(attempt)
             raise
 

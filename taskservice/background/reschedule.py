@@ -1,4 +1,4 @@
-"""Makes deliveries due now that a clock set back has left too far in the future."""
+"""Makes deliveries due now that are too far in the future because the clock was set back."""
 
 from sqlalchemy import bindparam, select, update
 

@@ -110,7 +110,7 @@ def prune(now: str) -> None:
 def prune_now(bounds: Bounds) -> Removed:
     """Remove all that is too old, however long that takes; returns what was removed.
 
-    The lines of its logs may be swept at once, even while they are being read.
+    The lines of its logs may be swept immediately, even while they are being read.
     """
     pruning = _Pruning(bounds, dropped_ago=sweep.SWEEP_AFTER_SECONDS, measures=True)
     pruning.run(inf)

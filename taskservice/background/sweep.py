@@ -7,7 +7,7 @@ from taskservice.database.models import Log, LogChunk
 from taskservice.database.transactions import transaction
 from taskservice.database.types import database_now
 
-# Chunks that are removed in one transaction, few enough that no writer notices.
+# Chunks that are removed in one transaction, few enough not to delay writers noticeably.
 SWEEP_CHUNKS = 100
 # The answer to a deletion may still be streaming the log that it dropped.
 SWEEP_AFTER_SECONDS = 60

@@ -37,8 +37,7 @@ logger = logging.getLogger(__name__)
 # without a round of upkeep or without a serving process, no task ends for GRACE_SECONDS.
 MAX_GAP_SECONDS = 60.0
 GRACE_SECONDS = 300.0
-# A clock that gains or loses more seconds between two readings was set; a reading itself may take
-# less than that.
+# A clock that gains or loses more seconds between two readings was set. A reading takes less time.
 MAX_DRIFT_SECONDS = 2.0
 # How often one of the serving processes writes the heartbeat.
 HEARTBEAT_SECONDS = 10.0
@@ -119,10 +118,10 @@ class _ClockReading:
 
 
 class ClockMonitor:
-    """Tells since when the clocks have been steady, so that old tasks may be ended or removed.
+    """Measures how long the clocks have been steady, so that old tasks may be ended or removed.
 
-    A suspended machine, a clock that is set, and a database that was away all show as a gap or a
-    jump between two readings.
+    A suspended machine, a clock that was set, and a database that was away show as a gap or a jump
+    between two readings.
     """
 
     def __init__(self) -> None:
@@ -157,7 +156,7 @@ class ClockMonitor:
 
 
 def correct_future_moments(now: str) -> None:
-    """Set heartbeats and dropped logs that lie in the future, written by a fast clock, to now.
+    """Set the moments of heartbeats and dropped logs in the future, from a fast clock, to now.
 
     Otherwise a silent task would not end, and a log would not be swept, until that moment.
     """

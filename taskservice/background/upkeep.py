@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 # From the start of a round to the start of the next one, however long its chores take.
 ROUND_SECONDS = 20.0
-# At a stop, for what the loops still write.
+# At a stop, the time in which the loops may finish their writes.
 WRITE_SECONDS = 3.0
 
 

@@ -9,7 +9,7 @@ from taskservice.database.types import db
 
 # Free space that stays in the file for the next writes.
 SPARE_BYTES = 1024 * 1024
-# Pages that are given back in one step, few enough that no writer notices.
+# Pages that are given back in one step, few enough not to delay writers noticeably.
 STEP_PAGES = 250
 # SQLite empties its write-ahead log by itself, but does not shorten the file.
 LARGE_LOG_BYTES = 8 * 1024 * 1024

@@ -37,7 +37,7 @@ class _CommandsOnDemand(click.Group):
 @click.group(cls=_CommandsOnDemand)
 @click.version_option(__version__, prog_name="taskservice")
 def main() -> None:
-    """Keeps the results of agents: tasks, their logs, and signed callbacks.
+    """Keep the tasks of agents with their logs, and send signed callbacks.
 
     Settings come from the environment, as TASKSERVICE_...; docs/operations.md lists them.
     """

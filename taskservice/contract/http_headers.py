@@ -1,4 +1,4 @@
-"""Reads the HTTP headers of others, which may hold anything."""
+"""Reads HTTP headers from other programs, which may contain anything."""
 
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -16,8 +16,8 @@ def moment(text: str) -> datetime | None:
 def seconds(retry_after: str) -> float | None:
     """The seconds that a Retry-After header asks for, as a number or a date, from 0 on.
 
-    None if it says nothing usable. There is no upper bound: a number of very many digits is
-    infinite.
+    None if the header is invalid. There is no upper bound: a number with too many digits for a
+    float is infinite.
     """
     text = retry_after.strip()
     if text.isascii() and text.isdigit():

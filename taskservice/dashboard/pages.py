@@ -91,7 +91,7 @@ def _is_signed_in() -> bool:
 
 @dashboard.after_request
 def set_security_headers(response: Response) -> Response:
-    """No page runs foreign code, appears in a foreign frame or is cached."""
+    """Keep pages from being cached, and from running or being framed by foreign code."""
     response.headers["Content-Security-Policy"] = POLICY
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "same-origin"
@@ -126,7 +126,7 @@ def unknown_page(error: HTTPException) -> Response:
 
 @dashboard.get("/favicon.ico")
 def icon() -> Response:
-    """The icon of responses that are not HTML and can't name one."""
+    """The icon that browsers request for responses that are not HTML."""
     return dashboard.send_static_file("icon.svg")
 
 
@@ -182,7 +182,7 @@ def _to_sign_in() -> AnyResponse:
 
 
 def _parts(url: str) -> SplitResult:
-    """The parts of a URL that the client named; all are empty where it is none."""
+    """The parts of a URL from the client; all are empty if it is not a valid URL."""
     try:
         return urlsplit(url)
     except ValueError:

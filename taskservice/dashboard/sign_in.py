@@ -63,7 +63,7 @@ def _refused(problem: Problem) -> AnyResponse:
 
 
 def _redirect_back(path: str) -> AnyResponse:
-    """Redirect to the requested page, or to the list where `path` is no page of ours."""
+    """Redirect to the requested page, or to the list if `path` is not one of our pages."""
     if not is_page(path):
         return redirect_to("tasks.list_all")
     return redirect(f"{request.script_root}{path}", 303)

@@ -9,7 +9,7 @@ FREE_ATTEMPTS = 3
 MAX_WAIT_SECONDS = 60.0
 # After this time without a wrong key the count of an address starts again.
 RESET_SECONDS = 3_600.0
-# The oldest are forgotten: with this many addresses no throttle per address helps.
+# The oldest are dropped: a throttle per address is useless against this many addresses.
 MAX_ADDRESSES = 10_000
 
 
@@ -48,7 +48,7 @@ def _wait(count: int) -> float:
 
 
 def _network(address: str) -> str:
-    """What belongs to one household or machine: an IPv4 address, or an IPv6 /64."""
+    """The network of one household or machine: an IPv4 address, or an IPv6 /64."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:

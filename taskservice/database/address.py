@@ -1,4 +1,4 @@
-"""Where the database is: read from a setting, and shown without its secrets."""
+"""The address of the database: read from a setting, and shown without its secrets."""
 
 import os
 import re
@@ -18,7 +18,7 @@ def is_port(text: str) -> bool:
 
 
 def parse(text: str) -> URL:
-    """The address that a URL names; raises ValueError with what it must be."""
+    """The address that a URL names; raises ValueError with the expected form."""
     for scheme in _SCHEMES:
         if text.startswith(scheme):
             return _postgresql("postgresql://" + text[len(scheme) :])
@@ -41,7 +41,7 @@ def _sqlite(path: str) -> URL:
     name = os.fsdecode(unquote_to_bytes(os.fsencode(path)))
     if "\0" in name:
         raise ValueError("must have no %00 in its path")
-    # Not from text, in which ? and % of a path would need escapes.
+    # Built from parts: in a URL's text, ? and % of the path would need escapes.
     return URL.create("sqlite", database=name)
 
 
@@ -80,7 +80,7 @@ def _read_by_libpq(text: str) -> dict[str, str]:
     except UnicodeError:
         raise ValueError("must be text in UTF-8") from None
     except errors.Error as error:
-        # What libpq quotes is the URL or a part of it, maybe of its password.
+        # libpq's message quotes the URL or a part of it, which may contain the password.
         reason = str(error).partition(': "')[0].strip()
         raise ValueError(f"can't be read: {reason}") from None
 
@@ -93,7 +93,7 @@ def _check_hosts(hosts: list[str]) -> None:
 
 
 def check_host(name: str) -> None:
-    """Raises ValueError for a name that can't be looked up: it may be no text, or too long."""
+    """Raises ValueError for a host name that can't be resolved: not encodable, or too long."""
     try:
         name.encode("idna")
     except UnicodeError:

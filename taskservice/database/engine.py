@@ -26,9 +26,9 @@ sqlite3 = _sqlite3
 
 # A request whose write waits longer than this for its turn is answered 503.
 BUSY_SECONDS = 5.0
-# On PostgreSQL a statement may take this many times BUSY_SECONDS; ours take far less.
+# The limit of a statement on PostgreSQL, as a multiple of BUSY_SECONDS; ours take far less.
 STATEMENT_FACTOR = 2
-# After these, a server that no longer answers is given up.
+# The connection to a server that does not answer is closed after this time.
 POSTGRESQL_TIMEOUTS = {
     "connect_timeout": int(BUSY_SECONDS),
     "keepalives_idle": 15,
@@ -67,7 +67,7 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
         "pool_size": threads + 8,
         "max_overflow": 8,
         "pool_timeout": BUSY_SECONDS,
-        # A server may have been restarted, which ends its connections; a file can't.
+        # A restart of PostgreSQL ends its connections; those to a file stay valid.
         "pool_pre_ping": address.get_backend_name() != "sqlite",
     }
     app.config["SQLALCHEMY_DATABASE_URI"] = address
@@ -90,7 +90,7 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
 
 
 def _watched_files(app: Flask, address: URL, reader: Engine) -> DatabaseFiles:
-    """Check at each use of a connection that the files are still those that are open."""
+    """Check at each use of a connection that the files were not replaced since they were opened."""
 
     def connect() -> Any:
         connection = sqlite3.connect(address.database, check_same_thread=False)
@@ -126,7 +126,7 @@ def engine_arguments(address: URL) -> dict[str, Any]:
 
 def prepare_sqlite_connection(connection: Any, _record: Any = None) -> None:
     """Set the pragmas of a connection; their order matters, as the comments say."""
-    # Otherwise pysqlite begins transactions by rules of its own.
+    # Keeps pysqlite from beginning transactions itself.
     connection.isolation_level = None
     cursor = connection.cursor()
     # First, so that the switch to WAL also waits for a lock.
@@ -135,7 +135,7 @@ def prepare_sqlite_connection(connection: Any, _record: Any = None) -> None:
     if cursor.execute("PRAGMA page_count").fetchone() == (0,):
         cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")
     cursor.execute("PRAGMA journal_mode = WAL")
-    # An answered write must survive a power cut, so a commit waits for the disk.
+    # An answered write must survive a power failure, so a commit waits for the disk.
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.execute("PRAGMA journal_size_limit = 67108864")

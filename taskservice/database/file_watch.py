@@ -16,8 +16,8 @@ class FileReplacedError(Exception):
 class DatabaseFiles:
     """The database, its write-ahead log and the log's index, as this process has them open.
 
-    A connection goes on writing to the files that it has open, even when their names lead to
-    others: what it writes is then lost at the next start. SQLite removes the log when the last
+    A connection keeps writing to the files that it has open, even when their names now belong to
+    others: its writes are then lost at the next start. SQLite removes the log when the last
     connection closes, so one is kept open from the first use on; while it is, the kernel gives
     the inode numbers to no other file.
     """
@@ -41,7 +41,7 @@ class DatabaseFiles:
         self.check()
 
     def check(self) -> None:
-        """Raises OperationalError when a name leads to another file than the open one."""
+        """Raises OperationalError when a name no longer belongs to the open file."""
         if self._kept is None:
             return
         named = self._named()

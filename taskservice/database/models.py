@@ -69,7 +69,7 @@ class Agent(Base):
 
 
 class ApiKey(Base):
-    """The digest of an API key, which acts for a user or for one of the user's agents."""
+    """The digest of an API key, which belongs to a user or to one of the user's agents."""
 
     __tablename__ = "api_keys"
     __table_args__ = (
@@ -174,20 +174,20 @@ class Task(Base):
     updated_at: Mapped[str] = mapped_column(Timestamp)
     claimed_at: Mapped[str | None] = mapped_column(Timestamp)
     last_heartbeat_at: Mapped[str] = mapped_column(Timestamp)
-    # When its agent will have been silent for too long, by the task's own timeout.
+    # When the task times out unless its agent reports, by the task's own timeout.
     heartbeat_deadline: Mapped[str | None] = mapped_column(Timestamp)
     finished_at: Mapped[str | None] = mapped_column(Timestamp)
     # When the service ended it for silence; a late report changes `finished_at`, not this.
     timed_out_at: Mapped[str | None] = mapped_column(Timestamp)
     first_log: Mapped[int] = mapped_column(BigInteger)
     log_count: Mapped[int] = mapped_column(BigInteger)
-    # Bytes of UTF-8 ever appended, with one for each line's end.
+    # Bytes of UTF-8 ever appended, including one for each line's end.
     log_bytes: Mapped[int] = mapped_column(BigInteger)
     # Raised by every change that a reader can see.
     version: Mapped[int] = mapped_column(BigInteger)
     idempotency_key: Mapped[str | None]
     idempotency_digest: Mapped[str | None] = mapped_column(String(64))
-    # The idempotency key of its claim, by which a claim whose answer was lost is repeated.
+    # The idempotency key of its claim: a repeated claim with it gets this task again.
     claim_key: Mapped[str | None]
 
 
@@ -206,7 +206,7 @@ class Log(Base):
 
 
 class LogChunk(Base):
-    """Lines of a log that came together: `count` of them, ending with number `last`.
+    """Lines of a log that arrived together: `count` of them, ending with number `last`.
 
     `text` joins them with line feeds, which no line contains.
     """
@@ -272,7 +272,7 @@ class Delivery(Base):
     # The task's user, copied here for the index.
     user_id: Mapped[str] = mapped_column(Identifier)
     callback_url: Mapped[str]
-    # The host and port of the URL: no host may keep the others waiting.
+    # The host and port of the URL, so that no host delays the others.
     host: Mapped[str]
     state: Mapped[str]
     created_at: Mapped[str] = mapped_column(Timestamp)
@@ -300,7 +300,7 @@ class Attempt(Base):
 
 
 class ServiceHeartbeat(Base):
-    """The period without a gap in which a process could hear agents: one row, or none yet."""
+    """The latest period without a gap in which agents could reach a process: at most one row."""
 
     __tablename__ = "service_heartbeat"
     __table_args__ = (CheckConstraint("id = 1", "id"),)

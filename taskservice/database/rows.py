@@ -33,7 +33,7 @@ class TaskRow(Protocol):
     log_bytes: int
 
 
-# About how many bytes of the database one read takes into memory.
+# The approximate number of bytes that one read takes into memory.
 PAGE_BYTES = 1024 * 1024
 
 

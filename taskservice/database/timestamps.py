@@ -15,7 +15,7 @@ def now(offset: float = 0.0) -> str:
 
 
 def moved(moment: str, seconds: float) -> str:
-    """The moment this many seconds after another one, both as text."""
+    """`moment` plus `seconds`, as text."""
     return rfc3339(datetime.fromisoformat(moment) + timedelta(seconds=seconds))
 
 

@@ -14,7 +14,7 @@ from taskservice.database.types import database_now, db
 
 P = ParamSpec("P")
 T = TypeVar("T")
-# How often a transaction is run again after a conflict with another.
+# Maximum number of repetitions of a transaction that conflicts with another.
 MAX_RETRIES = 10
 
 
@@ -57,8 +57,8 @@ def database_moment() -> str:
 def moment_by(connection: Connection) -> str:
     """The present moment by the clock of this connection's database, read inside its transaction.
 
-    A task ends by this clock: so `sort=finishedAt` holds across machines, and no machine whose
-    clock is wrong can make a task look old enough to be removed.
+    The end of a task is stored by this clock. So `sort=finishedAt` is correct across machines, and
+    a machine with a wrong clock cannot make a task appear old enough to be removed.
     """
     return connection.execute(select(database_now())).scalar_one()
 

@@ -19,9 +19,9 @@ TOO_LATE = "other writers took too long"
 class WriterQueue:
     """The queue of all threads and processes that want to write to one SQLite file.
 
-    SQLite itself lets a waiting writer sleep and try again, so that others may overtake it for
-    seconds. Here threads wait for a lock and processes for a file lock, which the kernel hands
-    on at once.
+    With SQLite's own waiting, a writer sleeps and tries again, and others may overtake it for
+    seconds. Here threads wait for a lock and processes for a file lock, which the kernel passes
+    on immediately.
     """
 
     def __init__(self, path: str) -> None:
@@ -56,10 +56,10 @@ class WriterQueue:
 
 
 class FileLock:
-    """A lock between processes, which is released also when its holder is killed.
+    """A lock between processes, which the kernel releases when its holder is killed.
 
-    Each holder has a descriptor of its own and closes it to release the lock: on a shared one, a
-    waiter that gave up could release the lock of another thread. Within a process only one
+    Each holder opens a new descriptor and closes it to release the lock: with a shared one, a
+    waiter that timed out could release the lock of another thread. Within a process only one
     thread at a time may call `acquire`.
     """
 
@@ -86,10 +86,10 @@ class FileLock:
         return file
 
     def _await(self, file: int, seconds: float) -> int:
-        # flock has no timeout, so a thread of its own waits; after a timeout it goes on waiting
-        # for the next caller.
+        # flock has no timeout, so a separate thread waits; after a timeout it keeps waiting, for
+        # the next caller.
         with self._changed:
-            # The thread may have died of a lack of memory.
+            # A lack of memory may have ended the thread.
             if self._is_awaited and self._waiter is not None and self._waiter.is_alive():
                 os.close(file)
             else:

@@ -1,1 +1,1 @@
-"""The OpenAPI document, made of what the routes declare and of the schemas that they use."""
+"""The OpenAPI document, made from what the routes declare and the schemas that they use."""

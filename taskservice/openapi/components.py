@@ -7,11 +7,11 @@ from taskservice.contract.terms import AGENT_ID, MAX_IDEMPOTENCY_KEY
 from taskservice.schemas.fields import EXAMPLE_KEY, EXAMPLE_REQUEST, EXAMPLE_TASK
 
 DESCRIPTION = """\
-Keeps the results of agents: their tasks, the logs that grow while they run, and a signed
-callback for each task that ends.
+taskservice keeps the tasks of agents, with logs that grow while they run, and sends a signed
+callback when a task ends.
 
 Every request below `/api/v1` carries an API key, in the header `apikey: <key>` or in
-`Authorization: Bearer <key>`; both at once are 401. A *user key* may do everything with the things
+`Authorization: Bearer <key>`; both together are 401. A *user key* may do everything with the things
 of its user. An *agent key* sees and reports the tasks of one agent; an operation that needs a user
 key answers it with 403. What a key may not see does not exist for it: 404.
 

@@ -20,10 +20,9 @@ Content: TypeAlias = Body | tuple[Body, ...] | None
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation of the API, under the name that generated clients know it by.
+    """One operation of the API; `name` is its name in generated clients.
 
-    What every operation has in common, or what follows from the rest, is not said here:
-    see `taskservice.openapi.components`.
+    `taskservice.openapi.components` has what all operations have in common.
     """
 
     name: str

@@ -36,18 +36,19 @@ MEGABYTE = 1024 * 1024
 # With less free space than the first there is a warning; below the second, writes may fail.
 LOW_DISK_BYTES = 1024 * MEGABYTE
 FULL_DISK_BYTES = 16 * MEGABYTE
-# A delivery is due for moments only while a process posts it: past the first there is a warning,
-# past the second an error.
+# Normally a process posts a due delivery within moments: after the first time there is a warning,
+# after the second an error.
 LATE_SECONDS = 300.0
 TOO_LATE_SECONDS = 3_600.0
-# Clocks that differ by more seconds are not kept in step.
+# Clocks that differ by more seconds than this are reported.
 CLOCK_SECONDS = 60.0
 # The releases of SQLite without its rare corruption of databases with several writers.
 FIXED_VERSIONS = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
 
-# What durability needs of each connection to SQLite.
+# The settings of each connection to SQLite that durability needs.
 PRAGMAS = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "auto_vacuum": 2}
-# What durability needs of PostgreSQL. Whether a commit waits for the disk, the service itself sets.
+# The settings of PostgreSQL that durability needs. The service itself makes a commit wait for the
+# disk.
 DURABILITY_SETTINGS = ("fsync", "full_page_writes")
 
 _TOO_FAR = select(func.count()).select_from(Delivery).where(is_too_far)
@@ -65,7 +66,7 @@ class Finding:
 
 
 def findings(config: Config) -> Iterator[Finding]:
-    """Check the database of these settings as it is: it is neither migrated nor created."""
+    """Check the database of these settings without migrating or creating it."""
     address = make_url(config.DATABASE_URL)
     yield Finding("python", OK, f"Python {platform.python_version()}")
     is_sqlite = address.get_backend_name() == "sqlite"
@@ -86,7 +87,7 @@ def findings(config: Config) -> Iterator[Finding]:
         return
     yield Finding("file", *_file(path))
     yield Finding("disk", *_disk(path))
-    # Nothing can be written there, and SQLite tells other pragmas than it has elsewhere.
+    # Nothing can be written there, and SQLite reports other pragmas than usual.
     skipped = {"pragmas"} if read_only.is_frozen(path) else set()
     yield from _run_checks(
         address, {name: check for name, check in _SQLITE_CHECKS.items() if name not in skipped}
@@ -116,7 +117,7 @@ def integrity_problems(connection: Connection) -> list[str]:
 
 
 def schema_differences(connection: Connection) -> list[str]:
-    """What the models have and the database lacks; what it has beyond them does no harm."""
+    """What the models have and the database lacks; anything else in it is harmless."""
     context = MigrationContext.configure(connection, opts={"compare_type": True})
     found = [
         _described(difference) for difference in _flat(compare_metadata(context, Base.metadata))

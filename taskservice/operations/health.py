@@ -1,4 +1,4 @@
-"""Tells whether the database can be used, and how much it holds, within a short time."""
+"""Checks whether the database can be used, and how much it contains, within a short time."""
 
 import logging
 import os
@@ -120,7 +120,7 @@ class ReadinessProbe(DatabaseProbe[None]):
 
 
 class MetricsProbe(DatabaseProbe[list[Metric]]):
-    """How much the database holds, as metrics."""
+    """The contents of the database, as metrics."""
 
 
 def init_app(app: Flask) -> None:
@@ -138,7 +138,7 @@ def require_usable() -> None:
 
 
 def database_metrics() -> list[Metric]:
-    """How much the database holds; without an answer only the metric that it is down."""
+    """Metrics of the database's contents; without an answer, only the metric that it is down."""
     try:
         found = resources.find(MetricsProbe).result(METRICS_SECONDS)
     except FAILURES as error:

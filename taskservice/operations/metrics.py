@@ -28,7 +28,7 @@ _WORD = 8
 _LABELS = 16
 _BUCKETS = len(BOUNDS) + 1
 _RECORD = _LABELS + _BUCKETS + 1
-# The extra record is never read: it takes the counts that find no free record.
+# The extra record is never read: it takes the counts when no record is free.
 _SLOT = 1 + (RECORDS + 1) * _RECORD
 
 
@@ -60,9 +60,9 @@ class Metric(NamedTuple):
 class RequestCounts:
     """Counts the requests of all worker processes, in memory inherited from their parent.
 
-    Each process writes to its own slot, so that none waits for another. The slot of a process
-    that died passes with its counts to a later one, so that no count is lost or doubled. A slot
-    is the number of its records, followed by the records.
+    Each process writes to its own slot, so that none waits for another. A later process takes over
+    the slot of a process that died, with its counts, so that no count is lost or doubled. A slot is
+    the number of its records, followed by the records.
     """
 
     def __init__(self) -> None:

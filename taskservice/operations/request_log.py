@@ -23,7 +23,7 @@ _LOGGERS = ("taskservice", "gunicorn.error")
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         more = "".join(f" {name}={value}" for name, value in _details(record).items())
-        # A path may contain a line end, with which a caller could forge a line.
+        # A path may contain a line end, with which a caller could forge a log line.
         message = escaped(f"{record.getMessage()}{more}")
         text = f"{now()} {record.levelname:7} {message}"
         if record.exc_info:
@@ -75,7 +75,7 @@ def of_request(request_id: str) -> dict[str, Any]:
 
 
 def init_app(app: Flask) -> None:
-    """Give each request an id, a line in the log, and a place in the metrics."""
+    """Give each request an id, a line in the log, and a count in the metrics."""
     app.before_request(begin)
     app.after_request(_end)
 

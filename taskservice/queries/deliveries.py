@@ -20,7 +20,7 @@ from taskservice.schemas.columns import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
 is_pending: ColumnElement[bool] = Delivery.state == literal_column(f"'{PENDING}'")
 # While a lease lasts, only its holder may post; an attempt is much shorter.
 LEASE_SECONDS = 60.0
-# A lease that ends later than any given now (plus a second, since PostgreSQL rounds) was given
+# A lease that ends later than a new one would (plus a second, since PostgreSQL rounds) was taken
 # before the clock was set back.
 is_unleased: ColumnElement[bool] = or_(
     Delivery.leased_until.is_(None),

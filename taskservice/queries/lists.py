@@ -65,7 +65,7 @@ class Selection:
 
 
 class Position(NamedTuple):
-    """Where one task stands in a list: a cursor is the position of a page's last task."""
+    """The position of one task in a list; a cursor is the position of a page's last task."""
 
     # Its `created_at` or, by end, its `finished_at`.
     moment: str
@@ -80,7 +80,7 @@ def positions(
     column: Any = Task.created_at
     if selection.sort == BY_END:
         if selection.status == RUNNING:
-            # To look for one would read all that have ended.
+            # A search for the next one would read all finished tasks.
             return []
         column = Task.finished_at
         conditions = [Task.user_id == caller.user_id, _unindexed(conditions)]
@@ -157,7 +157,7 @@ def _conditions(caller: Caller, selection: Selection) -> list[ColumnElement[bool
 def _unindexed(conditions: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]:
     """All of `conditions`, in a form for which SQLite uses no index.
 
-    Without statistics it would prefer their index to the one that has the list's order.
+    Without statistics SQLite would prefer their index to the one in the list's order.
     """
     return and_(*conditions).is_(true())
 

@@ -51,7 +51,7 @@ WHOLE = Shape()
 
 @lru_cache(maxsize=64)
 def _schema(fields: tuple[str, ...], expand: tuple[str, ...]) -> TaskSchema:
-    # To construct a schema takes several times as long as to dump with it.
+    # Constructing a schema takes several times as long as dumping with it.
     if not fields and not expand:
         return task_schema
     wanted = {*(fields or TASK_FIELDS), *expand}

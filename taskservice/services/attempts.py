@@ -54,7 +54,7 @@ def first_attempt(leased: Leased | None) -> str:
 
     Returns the `Callback-Status`: `delivered`, `pending`, `failed` or `none`. The delivery is
     left to the loop when no slot is free, when the last attempts at its host failed, and when
-    the process stops. Never raises: the task has ended whatever happens here.
+    the process stops. Never raises: nothing here can undo the end of the task.
     """
     if leased is None:
         return NO_DELIVERY
@@ -123,7 +123,7 @@ def _attempt_until_stop(leased: Leased) -> str | None:
     try:
         thread = start_thread("first attempt", work)
     except RuntimeError:
-        # The machine has no more threads.
+        # The machine can start no more threads.
         return attempt(leased, interrupt)
     while not resources.stopping.is_set() and not wait([state], STOP_CHECK_SECONDS).done:
         if not thread.is_alive():
@@ -151,7 +151,7 @@ def _outcome(leased: Leased, interrupt: Interrupt) -> Outcome:
     try:
         return _send(leased, interrupt)
     except (SQLAlchemyError, Interrupted, LeaseLost):
-        raise  # these say nothing about the receiver
+        raise  # these errors say nothing about the receiver
     except Exception:
         logger.exception("Delivery %s to %s could not be posted", leased.id, leased.host)
         return Outcome(INTERNAL_ERROR_MESSAGE)

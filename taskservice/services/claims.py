@@ -49,7 +49,7 @@ def _claim_of(oldest: Any) -> Any:
 
 # On PostgreSQL, claims at the same moment take the next task instead of waiting.
 _CLAIM = _claim_of(_OLDEST_UNCLAIMED.with_for_update(skip_locked=True))
-# A task may be locked by a change that is no claim: if there is no other, wait for it.
+# Another change than a claim may lock a task: if no other task is left, wait for the lock.
 _CLAIM_LOCKED = _claim_of(_OLDEST_UNCLAIMED.with_for_update())
 _CLAIMED = select(Task.id).where(
     Task.user_id == bindparam("of_user_id", type_=Identifier),
@@ -62,7 +62,7 @@ _CLAIMED = select(Task.id).where(
 def claim(caller: Caller, agent_id: str, key: str | None = None) -> tuple[TaskRow | None, bool]:
     """Claim the oldest unclaimed running task of an agent, or None when there is none.
 
-    No task is given twice, except to the same idempotency key: then the second value is true.
+    No task is given twice, except for the same idempotency key: then the second value is true.
     Raises 404 for an unknown agent, and 401 if the caller's key was revoked or has expired since
     the request came.
     """

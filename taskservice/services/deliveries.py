@@ -56,7 +56,7 @@ class Leased:
 
 
 class LeaseLost(Exception):
-    """The delivery may no longer be posted; the text is one sentence that says why."""
+    """The delivery must no longer be posted; the text is one sentence with the reason."""
 
     def __init__(self, reason: str, state: str) -> None:
         super().__init__(reason)
@@ -280,8 +280,8 @@ def _next_state(outcome: Outcome, attempt_count: int) -> tuple[str, float | None
         return FAILED, None
     # Spread out, so that a receiver that was down is not flooded.
     delay = SCHEDULE[attempt_count] * random.uniform(1 - JITTER, 1 + JITTER)
-    # Never before `Retry-After`, but never before the schedule either: a receiver that always
-    # says "in a second" must not use up all attempts at once.
+    # Neither before `Retry-After` nor before the schedule: a receiver that always says "in a
+    # second" must not use up all attempts within seconds.
     return PENDING, max(delay, outcome.retry_after or 0)
 
 

@@ -11,7 +11,7 @@ from taskservice.database.rows import AnyRow
 from taskservice.database.types import Timestamp, database_now
 from taskservice.queries.deliveries import is_due, is_pending, is_unleased
 
-# Attempts at one host that run at once in a process: a slow host leaves most of them to others.
+# Maximum attempts at one host at a time in a process, so that a slow host leaves most to others.
 MAX_PER_HOST = 4
 # A host whose circuit breaker is open has one slot, and all such hosts together have these.
 MAX_TO_FAILING_HOSTS = 8
@@ -115,7 +115,7 @@ _FIRST_DUE_OF_HOSTS = (
 def due_deliveries(connection: Connection, limit: int, slots: HostSlots) -> list[AnyRow]:
     """Due deliveries, at most `limit` of each user, in the order in which to send them.
 
-    Users with the fewest leases in all processes come first, then what has been due for longest.
+    Users with the fewest leases in all processes come first, then the longest due deliveries.
     """
     ranked: list[tuple[int, str, AnyRow]] = []
     for user in connection.execute(_USERS).all():

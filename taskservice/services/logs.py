@@ -51,8 +51,8 @@ def append(
     """Append lines to a task's log, each once; returns its line count and the task's status.
 
     `seq` is the number of the first line sent, counted by `writer` from 1: lines already stored
-    are skipped. No lines at all are a heartbeat. Raises 404, 409 for a gap or a finished task,
-    413 for a full log, 422 for too many writers.
+    are skipped. An append without lines is a heartbeat. Raises 404, 409 for a gap or a finished
+    task, 413 for a full log, 422 for too many writers.
     """
     with transaction() as connection:
         task = lock(connection, caller, task_id)

@@ -60,8 +60,8 @@ class Idempotency:
         return cls(key, hashlib.sha256(strict_json.canonical(body)).hexdigest())
 
 
-# What a heartbeat changes. Both use the database's clock, by which timeouts are judged, since
-# this machine's may differ.
+# The columns that a heartbeat changes. Both use the database's clock, as timeouts do, since this
+# machine's clock may differ.
 HEARTBEAT = {"last_heartbeat_at": database_now(), "heartbeat_deadline": database_now(Task.timeout)}
 
 _START = insert(Task).values(
@@ -97,9 +97,9 @@ _DELETE = delete_from(Task).where(Task.id == bindparam("of_task_id", type_=Ident
 def start(
     caller: Caller, fields: dict[str, Any], idempotency: Idempotency | None
 ) -> tuple[TaskRow, bool]:
-    """Start a task from what StartSchema loaded; returns it, and whether it was there already.
+    """Start a task from what StartSchema loaded; returns it, and whether it existed already.
 
-    It was if the same user started it under the same idempotency key. Raises 422 for an agent
+    It does if the same user started it with the same idempotency key. Raises 422 for an agent
     that is not registered, a callback that is not allowed, and an idempotency key that was used
     with another body.
     """
@@ -226,7 +226,7 @@ def lock(connection: Connection, caller: Caller, task_id: str) -> TaskRow:
 
 
 def is_open(task: TaskRow) -> bool:
-    """Whether its agent may still add lines: it runs, or the service ended it by timeout."""
+    """Whether its agent may still append: it is running, or the service ended it by timeout."""
     return task.status == RUNNING or task.error_type == TIMEOUT
 
 

@@ -1,4 +1,4 @@
-"""What the query string of a list asks for: which tasks, in which shape, and which page."""
+"""Reads the query string of a list: which tasks, in which shape, and which page."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ class Page:
 
     @property
     def headers(self) -> dict[str, str]:
-        # Relative to the path of the request, so that it is right behind any proxy and prefix.
+        # Relative to the path of the request, so that it works behind any proxy and prefix.
         return {"Link": f'<?{self.next}>; rel="next"'} if self.next else {}
 
 
@@ -47,7 +47,7 @@ def page(caller: Caller, wanted: Selection, query: dict[str, Any]) -> Page:
     """The page of `limit` tasks after `cursor`."""
     limit = query["limit"]
     after = Position(*query["cursor"][1:]) if "cursor" in query else None
-    # One more place than fits tells whether there is a next page.
+    # One position more than fits shows whether there is a next page.
     positions = list_queries.positions(caller, wanted, after, limit + 1)
     if len(positions) <= limit:
         return Page(positions, None)

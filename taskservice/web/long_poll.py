@@ -45,7 +45,7 @@ def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
 
 
 def _is_active() -> bool:
-    """Whether to wait on; raises 401 when the key has been revoked or has expired."""
+    """Whether to keep waiting; raises 401 when the key has been revoked or has expired."""
     require_valid_key()
     return is_client_connected()
 

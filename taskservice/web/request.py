@@ -23,7 +23,7 @@ from taskservice.schemas.requests import EmptySchema
 P = ParamSpec("P")
 View = Callable[..., Response]
 
-# Every path below it asks for a key.
+# Every path below it requires a key.
 
 # Headers that have a date or an ETag. NO_ETAG is an ETag that matches none of ours.
 DATES = ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_RANGE")
@@ -98,7 +98,7 @@ operation = _decorator(Operation)
 
 
 def require_id(thing: str, text: str) -> str:
-    """The id of a thing in its canonical spelling; raises 404 for text that is no UUID."""
+    """The id in its canonical spelling; raises 404 for text that is not a UUID."""
     parsed = parse_id(text)
     if parsed is None:
         raise not_found(thing)
@@ -177,7 +177,7 @@ def _parsed(data: bytes) -> Any:
 
 
 def body_bytes() -> bytes:
-    """The body as it came; raises 413, and 415 where it is compressed or not in UTF-8."""
+    """The body as received; raises 413, and 415 if it is compressed or not in UTF-8."""
     if request.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity"):
         raise Problem(415, "The body must be sent without a Content-Encoding")
     charset = request.mimetype_params.get("charset", "utf-8").lower()

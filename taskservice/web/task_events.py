@@ -100,7 +100,7 @@ def _present_lines(row: TaskRow, after: int) -> Iterator[list[str]]:
     try:
         yield from log_queries.log_pages(row, after)
     except LogGone:
-        # Retention or a deletion removed it: the next read of the task tells which.
+        # Retention or a deletion removed it: the next read of the task shows which.
         return
 
 

@@ -1,4 +1,4 @@
-"""Tells the kind of an IP address, and which address the host of a URL spells."""
+"""Classifies IP addresses, and reads the address that the host of a URL spells."""
 
 import re
 import socket
@@ -31,7 +31,7 @@ _KINDS: tuple[tuple[str, tuple[Network, ...]], ...] = (
         _networks(
             "100.100.100.200",  # Alibaba Cloud
             "168.63.129.16",  # Azure
-            "169.254.169.254",  # nearly everyone
+            "169.254.169.254",  # used by most clouds
             "192.0.0.192",  # Oracle Cloud
             "fd00:ec2::/32",  # AWS
             "fd00:c1::a9fe:a9fe",  # Oracle Cloud

@@ -1,4 +1,4 @@
-"""Tells which hosts not to wait for, because their last attempts failed."""
+"""Remembers hosts whose last attempts failed, so that no request waits for them."""
 
 import time
 from threading import Lock
@@ -17,7 +17,7 @@ class _Failures(NamedTuple):
 class CircuitBreaker:
     """Is open for a host after three failures in a row, until a minute after the last one.
 
-    It remembers at most 1,000 hosts, those that failed last.
+    It remembers the 1,000 hosts that failed last.
     """
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ _lookups = threading.BoundedSemaphore(MAX_LOOKUPS)
 
 
 class NoAnswerError(Exception):
-    """The receiver gave no answer; the text is one sentence that says why."""
+    """The receiver did not answer; the text is one sentence with the reason."""
 
 
 class Deadline:
@@ -93,7 +93,7 @@ class Connection(http.client.HTTPConnection):
         raise NoAnswerError(self._connect_failure(failures[0])) from failures[0]
 
     def send(self, data: Any) -> None:
-        """Send bytes; raises TimeoutError at the deadline, however slowly they are taken."""
+        """Send bytes; raises TimeoutError at the deadline, however slowly the receiver reads."""
         if self.sock is None:
             self.connect()
         view = memoryview(data)

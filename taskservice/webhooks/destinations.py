@@ -25,7 +25,7 @@ _MAPPED = IPv6Network("::ffff:0:0/96")
 
 
 class RefusedError(ValueError):
-    """A webhook may not go there; the text is one sentence that says why."""
+    """The destination is not allowed; the text is one sentence with the reason."""
 
 
 class Target(NamedTuple):
@@ -39,7 +39,7 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class Destinations:
-    """The places that webhooks may go to."""
+    """The allowed destinations of webhooks."""
 
     kinds: frozenset[str]
     networks: tuple[Network, ...]

@@ -44,17 +44,17 @@ class UnusableDatabase(DatabaseError):
 
 
 class NoDatabase(DatabaseError):
-    """There is no database, and this command may not make one."""
+    """There is no database, and this command must not create one."""
 
     def __init__(self, where: Path | str) -> None:
         super().__init__(f"There is no database at {where}; `taskservice serve` makes one")
 
 
 def upgrade(url: str | URL, target: str = "head", may_create: bool = True) -> None:
-    """Bring the database to the revision `target`; make it if it is missing and `may_create`.
+    """Migrate the database to the revision `target`; with `may_create`, create a missing one.
 
     Raises DatabaseError, and changes nothing, if it cannot be opened, belongs to another
-    program, is newer than this code, or is missing and may not be made.
+    program, is newer than this code, or is missing and must not be created.
     """
     address = make_url(url)
     is_sqlite = address.get_backend_name() == "sqlite"
@@ -83,7 +83,7 @@ def upgrade(url: str | URL, target: str = "head", may_create: bool = True) -> No
 
 @contextmanager
 def _turn(address: URL) -> Iterator[None]:
-    """On SQLite, hold the writers' turn: the switch to WAL fails at once where it is locked."""
+    """On SQLite, hold the writers' turn: the switch to WAL fails immediately on a locked file."""
     if address.get_backend_name() == "sqlite":
         with WriterQueue.of(address).turn(MIGRATION_SECONDS):
             yield

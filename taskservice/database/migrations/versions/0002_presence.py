@@ -1,4 +1,4 @@
-"""Since when agents could be heard, and until when."""
+"""The period in which agents could reach the service."""
 
 import sqlalchemy as sa
 from alembic import op

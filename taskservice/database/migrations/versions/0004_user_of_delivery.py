@@ -1,4 +1,4 @@
-"""Whose a delivery is, so that users can take turns."""
+"""The user of a delivery, so that users can take turns."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -9,7 +9,7 @@ branch_labels = None
 depends_on = None
 
 PENDING = sa.text("state = 'pending'")
-# SQLite's table is made anew, and Alembic reads everything of the old one but these.
+# SQLite's table is rebuilt, and Alembic reads everything of the old one except these.
 CHECKS = (
     sa.CheckConstraint(
         "(state = 'pending') = (next_attempt_at IS NOT NULL)",

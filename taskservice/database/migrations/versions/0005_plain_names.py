@@ -14,7 +14,7 @@ depends_on = None
 def upgrade() -> None:
     op.alter_column("tasks", "heard_at", new_column_name="last_heartbeat_at")
     op.alter_column("tasks", "silent_at", new_column_name="heartbeat_deadline")
-    # Its one row tells since when agents can be heard: the next heartbeat writes it again.
+    # The table has one row, which the next heartbeat writes again.
     op.drop_table("presence")
     op.create_table(
         "service_heartbeat",
