@@ -94,6 +94,10 @@ def test_writes_are_refused_until_a_restart(
         log = stopped_service.log.read_text()
         assert all(text in log for text in named)
         assert requests.get(f"{stopped_service.url}/livez", timeout=10).status_code == 200
+        stopped_service.stop()
+        log = stopped_service.log.read_text()
+        assert "ERROR   Upkeep failed at " in log
+        assert "Traceback" not in log
 
 
 @pytest.mark.parametrize("damage", [remove_log_and_index, remove_index])

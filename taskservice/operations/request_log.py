@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from flask import Flask, Response, g, has_request_context, request
+from sqlalchemy.exc import OperationalError, TimeoutError
 
 from taskservice.database.timestamps import new_id, now
 from taskservice.operations import metrics
@@ -23,10 +24,11 @@ _LOGGERS = ("taskservice", "gunicorn.error")
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         more = "".join(f" {name}={value}" for name, value in _details(record).items())
+        reason = _database_failure(record)
         # A path may contain a line end, with which a caller could forge a log line.
-        message = escaped(f"{record.getMessage()}{more}")
+        message = escaped(f"{record.getMessage()}{f': {reason}' if reason else ''}{more}")
         text = f"{now()} {record.levelname:7} {message}"
-        if record.exc_info:
+        if record.exc_info and not reason:
             text += "\n" + escaped_lines(self.formatException(record.exc_info))
         return _SECRET.sub(r"\1…", text)
 
@@ -41,8 +43,17 @@ class _JsonFormatter(logging.Formatter):
             **_details(record),
         }
         if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
+            reason = _database_failure(record)
+            entry["exception"] = reason or self.formatException(record.exc_info)
         return _SECRET.sub(r"\1…", json.dumps(entry))
+
+
+def _database_failure(record: logging.LogRecord) -> str:
+    """Why the database gave no answer, if that is what is logged: no traceback tells more."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, OperationalError | TimeoutError):
+        return str(getattr(error, "orig", error))
+    return ""
 
 
 def _details(record: logging.LogRecord) -> dict[str, Any]:
