@@ -97,7 +97,10 @@ def _secret_key(text: str) -> str:
 
 
 def _folder(text: str) -> Path:
-    return Path(text).absolute()
+    try:
+        return Path(text).absolute()
+    except FileNotFoundError:
+        raise ValueError("must be an absolute path, since the current folder is gone") from None
 
 
 def _setting(default: Any, parse: Callable[[str], Any], help: str) -> Any:
@@ -164,9 +167,11 @@ class Config:
 
         Raises ConfigError for a value that cannot be used.
         """
-        values: dict[str, Any] = {"DATA": Path("instance").absolute()}
+        values: dict[str, Any] = {}
         for setting in fields(cls):
             text = environ.get(PREFIX + setting.name, "")
+            if setting.name == "DATA":
+                text = text or str(setting.default)
             if text:
                 values[setting.name] = _parsed(setting.name, setting.metadata["parse"], text)
         return cls(**values).completed(may_create)

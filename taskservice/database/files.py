@@ -51,6 +51,8 @@ def _has_locked(descriptor: int) -> bool:
 
 def make_folder(path: Path) -> None:
     """Make a folder that only its owner may enter, unless it exists."""
+    if os.path.lexists(path) and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{path} is not a folder")
     if not path.is_dir():
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         sync(path.parent)
