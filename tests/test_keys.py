@@ -468,6 +468,21 @@ def test_replaced_secret_signs_for_a_day(alice: ApiClient, app: Flask, receiver:
     assert signers(alice, receiver, secrets) == [False, False, True]
 
 
+def test_tenth_rotation_in_a_day_is_refused_until_the_first_secret_is_a_day_old(
+    alice: ApiClient, bob: ApiClient, app: Flask, receiver: Receiver
+) -> None:
+    secrets = [secret(alice), *(rotate(alice) for _ in range(9))]
+    response = alice.post("/callback-secret")
+    assert "9 replaced secrets still sign" in problem(response, 429)["detail"]
+    assert 86_300 < int(response.headers["Retry-After"]) <= 86_400
+    assert secret(alice) == secrets[-1]
+    assert signers(alice, receiver, secrets) == [True] * 10
+    rotate(bob)
+    age(app, secrets[0], 86_400 + 1)
+    rotate(alice)
+    problem(alice.post("/callback-secret"), 429)
+
+
 def test_rotations_at_once_leave_one_current_secret(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from itertools import count
 from typing import Any
 from unittest.mock import ANY
@@ -24,6 +25,7 @@ from hypothesis.stateful import (
 )
 from standardwebhooks import Webhook
 
+from taskservice.services.callback_secrets import MAX_SIGNING
 from tests.support.api_client import ApiClient, add_user, expect, problem
 from tests.support.internals import end_for_silence
 from tests.support.model import (
@@ -130,6 +132,7 @@ class Api(RuleBasedStateMachine):
         self.users: list[User] = []
         self.posted = len(receiver.requests)
         self.secrets: set[str] = set()
+        self.rotations: Counter[int] = Counter()
 
     # --- users, and who calls
 
@@ -568,6 +571,10 @@ class Api(RuleBasedStateMachine):
         response = key.person.post("/callback-secret")
         if key.agent_id is not None:
             problem(response, 403)
+            return
+        self.rotations[user] += 1
+        if self.rotations[user] >= MAX_SIGNING:
+            problem(response, 429)
             return
         made = expect(response, 201)
         assert expect(key.person.get("/callback-secret"), 200) == made

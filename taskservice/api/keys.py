@@ -5,7 +5,7 @@ from typing import Any
 from flask import Blueprint, Response
 
 from taskservice.auth.authentication import caller
-from taskservice.contract.error_codes import LAST_USER_KEY
+from taskservice.contract.error_codes import LAST_USER_KEY, TOO_MANY_REQUESTS
 from taskservice.queries import keys as key_queries
 from taskservice.queries import users as user_queries
 from taskservice.schemas.answers import callback_secret_schema, key_schema, new_key_schema
@@ -70,10 +70,15 @@ def show_secret() -> Response:
 
 
 @blueprint.post("/callback-secret")
-@operation("rotateCallbackSecret", user_key=True, answers={201: callback_secret_schema})
+@operation(
+    "rotateCallbackSecret",
+    user_key=True,
+    answers={201: callback_secret_schema},
+    errors=[TOO_MANY_REQUESTS],
+)
 def rotate_secret() -> Response:
     """Rotate the callback secret.
 
-    The replaced secret also signs for 24 hours more.
+    The replaced secret also signs for 24 hours more. At most 10 secrets sign at once.
     """
     return responses.dump(callback_secret_schema, secret_service.rotate(caller), 201)

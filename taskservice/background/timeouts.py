@@ -3,7 +3,6 @@
 import logging
 import time
 from dataclasses import dataclass
-from datetime import datetime
 
 from flask import current_app
 from sqlalchemy import ColumnElement, Float, bindparam, case, exists, insert, select, update
@@ -112,8 +111,8 @@ class _ClockReading:
         """The seconds by which the database's clock and this machine's were set since `before`."""
         passed = self.monotonic - before.monotonic
         return (
-            _seconds(before.database, self.database) - passed,
-            _seconds(before.machine, self.machine) - passed,
+            timestamps.seconds_between(before.database, self.database) - passed,
+            timestamps.seconds_between(before.machine, self.machine) - passed,
         )
 
 
@@ -203,7 +202,3 @@ def _message(timeout: float) -> str:
     size, unit = next(each for each in units if timeout % each[0] == 0 or each[0] == 1)
     plural = "" if timeout == size else "s"
     return f"Nothing was heard from its agent for {timeout / size:g} {unit}{plural}"
-
-
-def _seconds(since: str, until: str) -> float:
-    return (datetime.fromisoformat(until) - datetime.fromisoformat(since)).total_seconds()

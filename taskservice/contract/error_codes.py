@@ -15,6 +15,7 @@ IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"
 OVERLOADED = "overloaded"
 LOG_DROPPED = "log_dropped"
 STOPPING = "stopping"
+TOO_MANY_REQUESTS = "too_many_requests"
 
 
 class Code(NamedTuple):
@@ -46,7 +47,7 @@ CODES = {
     "expectation_failed": Code(417, "The only supported expectation is `100-continue`."),
     "invalid": Code(422, "The request is invalid; `errors` says where."),
     IDEMPOTENCY_KEY_REUSED: Code(422, "The `Idempotency-Key` was used with another body."),
-    "too_many_requests": Code(429, "Too many requests; wait the seconds in `Retry-After`."),
+    TOO_MANY_REQUESTS: Code(429, "Too many requests; wait the seconds in `Retry-After`."),
     "headers_too_large": Code(431, "There are too many headers, or they are too long."),
     "internal": Code(500, "The service failed; see its log."),
     "not_implemented": Code(501, "The service does not support this transfer coding."),

@@ -19,6 +19,10 @@ def moved(moment: str, seconds: float) -> str:
     return rfc3339(datetime.fromisoformat(moment) + timedelta(seconds=seconds))
 
 
+def seconds_between(since: str, until: str) -> float:
+    return (datetime.fromisoformat(until) - datetime.fromisoformat(since)).total_seconds()
+
+
 def rfc3339(moment: datetime) -> str:
     """An aware datetime as RFC 3339 in UTC, cut to milliseconds."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"

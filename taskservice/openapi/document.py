@@ -226,7 +226,7 @@ def _problem(
         "code": code,
         **(more or {}),
     }
-    headers = ["X-Request-Id", *(["Retry-After"] if status == 503 else [])]
+    headers = ["X-Request-Id", *(["Retry-After"] if status in (429, 503) else [])]
     return {
         "description": description,
         "headers": {name: name for name in headers},

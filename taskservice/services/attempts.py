@@ -19,6 +19,7 @@ from taskservice.queries import tasks as task_queries
 from taskservice.queries import users as user_queries
 from taskservice.resources import SharedSlots
 from taskservice.services import deliveries as delivery_service
+from taskservice.services.callback_secrets import OVERLAP_SECONDS
 from taskservice.services.deliveries import Leased, LeaseLost
 from taskservice.webhooks import signing, transport
 from taskservice.webhooks.circuit_breaker import CircuitBreaker
@@ -26,9 +27,6 @@ from taskservice.webhooks.interrupt import Interrupt, Interrupted
 from taskservice.webhooks.transport import Outcome
 
 logger = logging.getLogger(__name__)
-
-# A replaced secret also signs for a day, so that receivers can change to the new one.
-SECRET_OVERLAP_SECONDS = 86_400.0
 
 NO_DELIVERY = "none"
 INTERNAL_ERROR_MESSAGE = "The service failed to post it; see the service's log."
@@ -168,7 +166,7 @@ def _send(leased: Leased, interrupt: Interrupt) -> Outcome:
     task = task_queries.find_by_id(leased.task_id)
     if task is None:
         raise LeaseLost("The task was deleted.", FAILED)
-    since = timestamps.now(-SECRET_OVERLAP_SECONDS)
+    since = timestamps.now(-OVERLAP_SECONDS)
     secrets = user_queries.callback_secrets(task.user_id, since)
     body = task_json.webhook_body(task)
     confirm = partial(delivery_service.require_lease, leased)
