@@ -48,8 +48,8 @@ test-api: $(VENV)/installed-test ## Generated requests, and the whole API agains
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(BIN)/python -m pytest -n auto -m slow \
 		tests/test_fuzzing.py tests/test_state_machine.py tests/test_lists.py
 
-test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks
-	$(BIN)/python -m pytest -m slow tests/test_big.py tests/test_appends.py
+test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks, much that is removed
+	$(BIN)/python -m pytest -m slow tests/test_big.py tests/test_appends.py tests/test_retention.py
 
 test-callbacks: $(VENV)/installed-test ## Webhooks, while the service is killed at critical moments
 	$(BIN)/python -m pytest -n $(PROCESSES) -m slow tests/test_delivery_crashes.py

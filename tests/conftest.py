@@ -18,6 +18,7 @@ from tests.support.api_client import ApiClient, add_user
 from tests.support.apps import SharedApps, new_app
 from tests.support.certificates import Authority
 from tests.support.cheap_subtests import CheapSubtests
+from tests.support.clocks import Clocks
 from tests.support.databases import DATABASES, Databases
 from tests.support.documents import Terminal
 from tests.support.receiver import Receiver
@@ -93,6 +94,14 @@ def subtests(subtests: pytest.Subtests) -> CheapSubtests:
 def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the service had been there for five minutes already, with steady clocks."""
     monkeypatch.setattr(timeouts, "GRACE_SECONDS", 0.0)
+
+
+@pytest.fixture
+def clocks(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clocks]:
+    """The clocks of the app and of its database, which the test sets."""
+    clocks = Clocks(app, monkeypatch)
+    with clocks.shown_by_database():
+        yield clocks
 
 
 @pytest.fixture

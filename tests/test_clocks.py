@@ -1,134 +1,81 @@
 """Clocks that are set while the service runs: nothing is lost, ended or put off by that."""
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import QueuePool, event, update
+from sqlalchemy import update
 
-from taskservice import resources
-from taskservice.background import timeouts
 from taskservice.background.upkeep import Upkeep
 from taskservice.config import Config
-from taskservice.database.engine import Database, dispose
 from taskservice.database.models import Delivery
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import database_moment, reading, transaction
-from taskservice.database.types import database_now, db
+from taskservice.database.types import database_now
 from taskservice.queries.deliveries import LONGEST_DELAY_SECONDS
 from taskservice.services.deliveries import JITTER, SCHEDULE
 from taskservice.webhooks.transport import MAX_RETRY_AFTER
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, expect, problem
+from tests.support.clocks import Clocks
 from tests.support.commands import check
 from tests.support.deliveries import change, finish, looping, the_delivery
-from tests.support.internals import moment, set_clock, set_for_database
+from tests.support.internals import before_reads, moment, set_clock
 from tests.support.receiver import Receiver
 from tests.support.upkeep import end, fall_silent, rounds
 
 DAY = 86_400.0
-SHADOW = """
-CREATE SCHEMA IF NOT EXISTS shifted;
-CREATE TABLE shifted.clock (seconds float);
-INSERT INTO shifted.clock VALUES (0);
-CREATE FUNCTION shifted.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS
-    'SELECT pg_catalog.clock_timestamp() + make_interval(secs => seconds) FROM shifted.clock';
-"""
-
-SetClock = Callable[[float], None]
 
 
 @pytest.fixture
-def config(config: Config) -> Config:
-    return Config(**{**config.__dict__, "RETENTION_DAYS": 30.0, "LOG_RETENTION_DAYS": 7.0})
-
-
-@pytest.fixture
-def set_database_clock(app: Flask) -> Iterator[SetClock]:
-    """Sets the clock that the database shows this many seconds ahead of the real one."""
-    with app.app_context():
-        is_sqlite = db.engine.dialect.name == "sqlite"
-    if is_sqlite:
-        yield _shadow_sqlite(app)
-        return
-    with app.app_context(), transaction() as connection:
-        connection.exec_driver_sql(SHADOW)
-    set_for_database(app, "search_path", "shifted, pg_catalog, public")
-    yield lambda seconds: _set_postgresql(app, seconds)
-    set_for_database(app, "search_path", "public")
-    with app.app_context(), transaction() as connection:
-        connection.exec_driver_sql("DROP SCHEMA shifted CASCADE")
-
-
-def _set_postgresql(app: Flask, seconds: float) -> None:
-    with app.app_context(), transaction() as connection:
-        connection.exec_driver_sql("UPDATE shifted.clock SET seconds = %s", (seconds,))
-
-
-def _shadow_sqlite(app: Flask) -> SetClock:
-    """SQLite asks the machine, so its function is replaced on each connection."""
-    ahead = {"seconds": 0.0}
-    real = sqlite3.connect(":memory:", check_same_thread=False)
-
-    def strftime(form: str, moment: str, *more: str) -> str:
-        shifted = (f"{ahead['seconds']} seconds",) if moment == "now" else ()
-        marks = ", ".join("?" * (2 + len(shifted) + len(more)))
-        row = real.execute(f"SELECT strftime({marks})", (form, moment, *shifted, *more)).fetchone()
-        return str(row[0])
-
-    def prepare(connection: Any, _record: Any) -> None:
-        connection.create_function("strftime", -1, strftime)
-
-    dispose(app)
-    with app.app_context():
-        engines = (db.engine, resources.find(Database, app).reader)
-    for engine in engines:
-        event.listen(engine, "connect", prepare)
-    return lambda seconds: ahead.update(seconds=seconds)
+def app(app: Flask) -> Flask:
+    app.config |= {"RETENTION_DAYS": 30.0, "LOG_RETENTION_DAYS": 7.0}
+    return app
 
 
 def exists(person: ApiClient, task: dict[str, Any]) -> bool:
     return person.get(f"/task/{task['id']}").status_code == 200
 
 
-@pytest.mark.parametrize("days", [40, -40])
-@pytest.mark.parametrize("whose", ["machine", "database", "both"])
 def test_clock_that_jumps_removes_and_ends_nothing(
-    app: Flask,
-    alice: ApiClient,
-    monkeypatch: pytest.MonkeyPatch,
-    set_database_clock: SetClock,
-    whose: str,
-    days: int,
+    app: Flask, alice: ApiClient, clocks: Clocks, subtests: pytest.Subtests
 ) -> None:
-    monkeypatch.setattr(timeouts, "GRACE_SECONDS", 1.0)
-    upkeep = Upkeep(app)
-    old, young, claimed = alice.start(), alice.start(), alice.start(claim=True)
-    alice.append(young, "one")
-    end(app, alice, old, days=31)
-    end(app, alice, young, days=1)
-    # Here it is the steady clock that has the old one removed.
-    rounds(upkeep, 60, lambda: not exists(alice, old))
-    problem(alice.get(f"/task/{old['id']}"), 404)
-    before = alice.task(young), alice.task(claimed)
-    for ahead in (days * DAY, 0.0):
-        if whose != "database":
-            set_clock(monkeypatch, ahead)
-        if whose != "machine":
-            set_database_clock(ahead)
-        upkeep.do_round()
-    assert (alice.task(young), alice.task(claimed)) == before
+    for whose, days in product(("machine", "database", "both"), (40, -40)):
+        with subtests.test(f"{whose} by {days} days"):
+            upkeep = Upkeep(app)
+            old, young, claimed = alice.start(), alice.start(), alice.start(claim=True)
+            alice.append(young, "one")
+            end(app, alice, old, days=31)
+            end(app, alice, young, days=1)
+            # Here it is the steady clock that has the old one removed.
+            upkeep.do_round()
+            clocks.go_on_with(upkeep, seconds=310)
+            problem(alice.get(f"/task/{old['id']}"), 404)
+            before = alice.task(young), alice.task(claimed)
+            for ahead in (days * DAY, 0.0):
+                if whose != "database":
+                    clocks.set_machine(ahead)
+                if whose != "machine":
+                    clocks.set_database(ahead)
+                upkeep.do_round()
+            assert (alice.task(young), alice.task(claimed)) == before
 
 
-def test_nothing_is_removed_in_the_first_five_minutes(app: Flask, alice: ApiClient) -> None:
+def test_nothing_is_removed_in_the_first_five_minutes(
+    app: Flask, alice: ApiClient, clocks: Clocks
+) -> None:
     task = alice.start()
     alice.append(task, "one")
     end(app, alice, task, days=1000)
     before = alice.task(task)
-    rounds(Upkeep(app), 0.2)
+    upkeep = Upkeep(app)
+    upkeep.do_round()
+    clocks.go_on_with(upkeep, seconds=290)
     assert alice.task(task) == before
+    clocks.go_on_with(upkeep, seconds=20)
+    assert not exists(alice, task)
 
 
 def test_retention_goes_by_the_clock_of_the_database(
@@ -161,23 +108,26 @@ def test_end_of_a_task_is_told_by_the_clock_that_retention_goes_by(
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_check_tells_of_clocks_that_differ(config: Config, set_database_clock: SetClock) -> None:
+def test_check_tells_of_clocks_that_differ(config: Config, clocks: Clocks) -> None:
     found = []
     for seconds in (0.0, -120.0):
-        set_database_clock(seconds)
+        clocks.set_database(seconds)
         found.append(check(config.DATA, DATABASE_URL=str(config.DATABASE_URL))["clocks"])
     assert [finding["state"] for finding in found] == ["ok", "warning"]
     assert "is 120 s behind this machine's" in found[1]["message"]
 
 
 def test_gap_between_two_rounds_puts_retention_off(
-    app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
+    app: Flask, alice: ApiClient, clocks: Clocks
 ) -> None:
-    monkeypatch.setattr(timeouts, "GRACE_SECONDS", 1.0)
-    monkeypatch.setattr(timeouts, "MAX_GAP_SECONDS", 0.0)
     task = alice.start()
     end(app, alice, task, days=31)
-    rounds(Upkeep(app), 1.5)
+    upkeep = Upkeep(app)
+    upkeep.do_round()
+    clocks.go_on_with(upkeep, seconds=290)
+    clocks.go_on(61)
+    upkeep.do_round()
+    clocks.go_on_with(upkeep, seconds=290)
     assert exists(alice, task)
 
 
@@ -189,17 +139,12 @@ def test_failed_look_at_the_clocks_puts_off_what_depends_on_them(
     upkeep = Upkeep(app)
     with app.app_context():
         upkeep._clock.read_clocks()
-        dispose(app)
-        pool = resources.find(Database, app).reader.pool
-        assert isinstance(pool, QueuePool)
-        pool._timeout = 0.01
 
     def refuse(*_call: Any) -> None:
         raise sqlite3.OperationalError("as if the database were away")
 
-    event.listen(resources.find(Database, app).reader, "before_cursor_execute", refuse)
-    upkeep.do_round()
-    event.remove(resources.find(Database, app).reader, "before_cursor_execute", refuse)
+    with before_reads(app, refuse):
+        upkeep.do_round()
     assert upkeep._clock.now is None
     assert exists(alice, task)
 

@@ -28,7 +28,7 @@ from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import reading, transaction
 from taskservice.queries import lists as list_queries
 from tests.support.api_client import ApiClient, RemoteClient, add_user, expect, problem
-from tests.support.internals import before_reads, end_for_silence
+from tests.support.internals import Statement, before_reads, end_for_silence, reads
 from tests.support.marks import one_database
 from tests.support.paging import ROOT, Task, in_pages, next_url, pages
 from tests.support.service import Service
@@ -300,9 +300,9 @@ def test_what_fields_leave_out_is_not_read(alice: ApiClient, app: Flask, tasks: 
         fields = f"fields={fields}" if fields else "sort=createdAt"
         request = partial(alice.get, f"/task?{fields}{limit}")
         statements = [text for text, _ in statements_on_tasks(app, request)]
-        reads = [text for text in statements if "tasks.log_count" in text]
-        assert reads
-        for read in reads:
+        with_fields = [text for text in statements if "tasks.log_count" in text]
+        assert with_fields
+        for read in with_fields:
             assert [name for name in ("input", "output") if f"tasks.{name}" in read] == columns
 
 
@@ -678,8 +678,6 @@ def test_late_report_moves_its_task_to_its_new_place_in_a_list_by_end(
 
 # --- the indexes -------------------------------------------------------------------------
 
-Statement = tuple[str, Any]
-
 LISTS: tuple[dict[str, str], ...] = (
     *({"sort": sort} for sort in SORTS),
     *({"sort": sort, "agentId": "translator"} for sort in SORTS),
@@ -695,10 +693,7 @@ LISTS: tuple[dict[str, str], ...] = (
 
 def statements_on_tasks(app: Flask, request: Callable[[], Any]) -> list[Statement]:
     """What a request reads of the table of tasks."""
-    statements: list[Statement] = []
-    with before_reads(app, lambda *statement: statements.append(statement)):
-        request()
-    on_tasks = [statement for statement in statements if "FROM tasks" in statement[0]]
+    on_tasks = [statement for statement in reads(app, request) if "FROM tasks" in statement[0]]
     assert on_tasks
     return on_tasks
 
@@ -775,8 +770,8 @@ def costs(app: Flask, person: ApiClient, fields: dict[str, str], database: Path)
     url = next_url(ROOT + first, person.get(first))
     if url is not None:
         paths.append(url.removeprefix(ROOT))
-    reads = [statements_on_tasks(app, partial(person.get, path)) for path in paths]
-    return [steps(database, statements) for statements in reads]
+    of_pages = [statements_on_tasks(app, partial(person.get, path)) for path in paths]
+    return [steps(database, statements) for statements in of_pages]
 
 
 @pytest.mark.slow

@@ -9,20 +9,21 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import event, func, insert, select, update
+from sqlalchemy import func, select, update
 
-from taskservice import resources
 from taskservice.app import create_app
 from taskservice.background import vacuum
+from taskservice.background.retention import BATCH
 from taskservice.background.upkeep import Upkeep
 from taskservice.config import Config
-from taskservice.database.engine import Database, dispose
+from taskservice.database.engine import dispose
 from taskservice.database.models import Attempt, Delivery, Log, LogChunk, LogWriter
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now, db
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, add_user, problem
+from tests.support.internals import before_writes, copy_task, reads
 from tests.support.receiver import Receiver
 from tests.support.upkeep import DAY, end
 from tests.support.waiting import until
@@ -31,8 +32,9 @@ on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
-def config(config: Config) -> Config:
-    return Config(**{**config.__dict__, "RETENTION_DAYS": 30.0, "LOG_RETENTION_DAYS": 7.0})
+def app(app: Flask) -> Flask:
+    app.config |= {"RETENTION_DAYS": 30.0, "LOG_RETENTION_DAYS": 7.0}
+    return app
 
 
 @pytest.fixture
@@ -143,16 +145,15 @@ def test_task_is_locked_before_it_is_asked_whether_its_webhook_is_owed(
     lock = select(TaskModel.id).with_for_update(skip_locked=True)
     free: list[Any] = []
 
-    def note(*call: Any) -> None:
-        if "EXISTS" in call[2] and "FROM deliveries" in call[2]:
+    def note(statement: str, _: Any) -> None:
+        if "EXISTS" in statement and "FROM deliveries" in statement:
             with db.engine.connect() as other:
                 free.extend(other.execute(lock).all())
-            questions.append(call[2])
+            questions.append(statement)
 
     questions: list[str] = []
-    with app.app_context():
-        event.listen(db.engine, "before_cursor_execute", note)
-    upkeep.do_round()
+    with before_writes(app, note):
+        upkeep.do_round()
     assert (len(questions), free) == (1, [])
     problem(alice.get(f"/task/{task['id']}"), 404)
 
@@ -191,17 +192,6 @@ def test_name_of_a_start_is_free_again(app: Flask, alice: ApiClient, upkeep: Upk
 # --- at any size -------------------------------------------------------------------------
 
 
-def grow(app: Flask, task: dict[str, Any], count: int) -> None:
-    """So many copies of a task without its log."""
-    from taskservice.database import timestamps
-
-    with app.app_context(), transaction() as connection:
-        of_task = select(TaskModel.__table__).where(TaskModel.id == task["id"])
-        row = dict(connection.execute(of_task).mappings().one())
-        rows = [row | {"id": timestamps.new_id()} for _ in range(count)]
-        connection.execute(insert(TaskModel), rows)
-
-
 def fill(person: ApiClient, task: dict[str, Any], lines: int, length: int = 200) -> None:
     body = ("x" * length + "\n") * 5_000
     for _ in range(lines // 5_000):
@@ -222,7 +212,7 @@ def until_gone(app: Flask, upkeep: Upkeep, model: Any, left: int) -> None:
 def test_more_tasks_than_a_batch_go(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
     task = alice.start()
     end(app, alice, task, days=31)
-    grow(app, task, 999)
+    copy_task(app, task, 2 * BATCH + 10)
     until_gone(app, upkeep, TaskModel, 0)
 
 
@@ -240,26 +230,31 @@ class Writer(threading.Thread):
             self._person.append(self._task, "a line")
             self.written += 1
 
-    def stop(self) -> None:
+    def __enter__(self) -> "Writer":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._done.set()
         self.join()
 
 
+@pytest.mark.parametrize(
+    ("tasks", "lines"), [(300, 10_000), pytest.param(2_000, 50_000, marks=pytest.mark.slow)]
+)
 def test_no_writer_is_refused_while_much_is_removed(
-    app: Flask, alice: ApiClient, upkeep: Upkeep
+    app: Flask, alice: ApiClient, upkeep: Upkeep, tasks: int, lines: int
 ) -> None:
     logged, done = alice.start(), alice.start()
-    fill(alice, logged, 50_000)
+    fill(alice, logged, lines)
     end(app, alice, logged, days=31)
     end(app, alice, done, days=31)
-    grow(app, done, 2_000)
-    writer = Writer(alice)
-    writer.start()
-    until(lambda: writer.written)
-    until_gone(app, upkeep, TaskModel, 1)
-    set_back_drops(app)
-    until_gone(app, upkeep, Log, 1)
-    writer.stop()
+    copy_task(app, done, tasks)
+    with Writer(alice) as writer:
+        until(lambda: writer.written)
+        until_gone(app, upkeep, TaskModel, 1)
+        set_back_drops(app)
+        until_gone(app, upkeep, Log, 1)
     assert writer.written > 5
 
 
@@ -313,20 +308,12 @@ def reader(config: Config) -> Iterator[None]:
 
 @on_sqlite
 def test_what_is_too_old_is_found_by_index(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
-    statements = []
-
-    def note(*call: Any) -> None:
-        if "FROM tasks" in call[2]:
-            statements.append((call[2], call[3]))
-
-    reader = resources.find(Database, app).reader
-    event.listen(reader, "before_cursor_execute", note)
-    upkeep.do_round()
-    event.remove(reader, "before_cursor_execute", note)
+    statements = reads(app, upkeep.do_round)
     with app.app_context(), reading() as connection:
         plans = [
             connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values).scalars(3).all()
             for text, values in statements
+            if "FROM tasks" in text
         ]
     assert [plan[0] for plan in plans] == [
         "SEARCH tasks USING COVERING INDEX tasks_by_end (user_id=? AND finished_at<?)",

@@ -1,24 +1,22 @@
 """Timeouts: a claimed task whose agent falls silent is ended, once, and nobody is blamed."""
 
-import time
-from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import event, select
+from sqlalchemy import select
 
 from taskservice.app import create_app
-from taskservice.background import timeouts
 from taskservice.background.upkeep import Upkeep
 from taskservice.config import Config
 from taskservice.database.engine import dispose
 from taskservice.database.models import Delivery, ServiceHeartbeat
 from taskservice.database.transactions import reading
-from taskservice.database.types import db
 from tests.support.api_client import ApiClient, add_user, expect, problem
+from tests.support.clocks import Clocks
 from tests.support.concurrency import at_once
-from tests.support.internals import column, moment, set_clock
+from tests.support.internals import Statement, before_writes, column, copy_task, moment, set_clock
 from tests.support.receiver import Receiver
 from tests.support.upkeep import fall_silent, rounds
 
@@ -137,23 +135,26 @@ SIGNS_OF_LIFE: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("timeout", [None, 60])
-@pytest.mark.parametrize("sign", SIGNS_OF_LIFE)
-def test_sign_of_life_keeps_a_task(
-    app: Flask, alice: ApiClient, upkeep: Upkeep, sign: str, timeout: int | None
-) -> None:
-    task = alice.start(claim=True, timeout=timeout)
-    fall_silent(app, task, 2 * DAY)
+def show_life(alice: ApiClient, task: dict[str, Any], sign: str) -> None:
     fields = SIGNS_OF_LIFE[sign]
     path = f"/task/{task['id']}{fields['path']}"
     assert alice.request(fields["method"], path, json=fields["json"]).status_code < 300
+
+
+def test_sign_of_life_keeps_a_task(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
+    tasks = {}
+    for sign, timeout in product(SIGNS_OF_LIFE, (None, 60)):
+        task = tasks[sign, timeout] = alice.start(claim=True, timeout=timeout)
+        fall_silent(app, task, 2 * DAY)
+        show_life(alice, task, sign)
     upkeep.do_round()
-    assert alice.task(task)["status"] == "running"
+    assert {each: alice.task(task)["status"] for each, task in tasks.items()} == dict.fromkeys(
+        tasks, "running"
+    )
 
 
-@pytest.mark.parametrize("sign", SIGNS_OF_LIFE)
 def test_silence_is_judged_by_one_clock_wherever_the_sign_of_life_was_taken(
-    app: Flask, alice: ApiClient, upkeep: Upkeep, sign: str, monkeypatch: pytest.MonkeyPatch
+    app: Flask, alice: ApiClient, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A node whose own clock is two days behind the database's takes it."""
     set_clock(monkeypatch, -2 * DAY)
@@ -161,11 +162,11 @@ def test_silence_is_judged_by_one_clock_wherever_the_sign_of_life_was_taken(
     assert expect(alice.post("/agent/summarizer/claim"), 200)["id"] == task["id"]
     upkeep.do_round()
     assert [alice.task(each)["status"] for each in (started, task)] == ["running"] * 2
-    fall_silent(app, task, 2 * DAY)
-    fields = SIGNS_OF_LIFE[sign]
-    alice.request(fields["method"], f"/task/{task['id']}{fields['path']}", json=fields["json"])
-    upkeep.do_round()
-    assert alice.task(task)["status"] == "running"
+    for sign in SIGNS_OF_LIFE:
+        fall_silent(app, task, 2 * DAY)
+        show_life(alice, task, sign)
+        upkeep.do_round()
+        assert alice.task(task)["status"] == "running", sign
 
 
 def test_finished_task_keeps_its_end(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
@@ -179,13 +180,13 @@ def test_finished_task_keeps_its_end(app: Flask, alice: ApiClient, upkeep: Upkee
 def test_very_many_silent_tasks_are_all_ended_in_one_round(
     app: Flask, alice: ApiClient, upkeep: Upkeep
 ) -> None:
-    tasks = [alice.start(claim=True, timeout=(None, 60)[number % 2]) for number in range(130)]
-    for task in tasks:
+    for timeout in (None, 60):
+        task = alice.start(claim=True, timeout=timeout)
         fall_silent(app, task, 2 * DAY)
+        copy_task(app, task, 64)
     upkeep.do_round()
-    listed = alice.get("/task?fields=error").json
-    assert listed is not None
-    assert [task["error"]["type"] for task in listed] == ["timeout"] * len(tasks)
+    listed = expect(alice.get("/task?fields=error"), 200)
+    assert [task["error"]["type"] for task in listed] == ["timeout"] * 130
 
 
 # --- the callback ------------------------------------------------------------------------
@@ -286,32 +287,35 @@ def test_late_line_does_not_bring_a_task_back(app: Flask, alice: ApiClient, upke
 # --- who was away himself ----------------------------------------------------------------
 
 
-def test_nothing_is_ended_in_the_first_five_minutes(app: Flask, alice: ApiClient) -> None:
-    assert timeouts.GRACE_SECONDS == 300
+def test_nothing_is_ended_in_the_first_five_minutes(
+    app: Flask, alice: ApiClient, clocks: Clocks
+) -> None:
     task = alice.start(claim=True)
     fall_silent(app, task, 1000 * DAY)
-    rounds(Upkeep(app), 0.2)
+    upkeep = Upkeep(app)
+    upkeep.do_round()
+    clocks.go_on_with(upkeep, seconds=290)
     assert alice.task(task)["status"] == "running"
+    clocks.go_on_with(upkeep, seconds=20)
+    assert alice.task(task)["error"]["type"] == "timeout"
 
 
 def test_agents_are_not_blamed_for_an_absence_of_the_service(
-    app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
+    app: Flask, alice: ApiClient, clocks: Clocks
 ) -> None:
-    assert timeouts.MAX_GAP_SECONDS == 60
-    monkeypatch.setattr(timeouts, "MAX_GAP_SECONDS", 0.5)
-    monkeypatch.setattr(timeouts, "HEARTBEAT_SECONDS", 0.1)
-    monkeypatch.setattr(timeouts, "GRACE_SECONDS", 1.5)
     upkeep = Upkeep(app)
     early, late = alice.start(claim=True), alice.start(claim=True)
     fall_silent(app, early, 2 * DAY)
-    rounds(upkeep, 30, lambda: alice.task(early)["status"] == "error")
+    upkeep.do_round()
+    clocks.go_on_with(upkeep, seconds=310)
     assert alice.task(early)["error"]["type"] == "timeout"
     # The machine sleeps.
-    time.sleep(0.6)
+    clocks.go_on(61)
     fall_silent(app, late, 2 * DAY)
-    rounds(upkeep, 0.5)
+    upkeep.do_round()
+    clocks.go_on_with(upkeep, seconds=290)
     assert alice.task(late)["status"] == "running"
-    rounds(upkeep, 30, lambda: alice.task(late)["status"] == "error")
+    clocks.go_on_with(upkeep, seconds=20)
     assert alice.task(late)["error"]["type"] == "timeout"
 
 
@@ -327,30 +331,23 @@ def test_worker_alone_ends_nothing(app: Flask, alice: ApiClient, no_grace: None)
 
 
 def test_agents_are_not_blamed_by_a_worker_while_nobody_served(
-    app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
+    app: Flask, alice: ApiClient, clocks: Clocks
 ) -> None:
-    monkeypatch.setattr(timeouts, "MAX_GAP_SECONDS", 0.5)
-    monkeypatch.setattr(timeouts, "HEARTBEAT_SECONDS", 0.1)
-    monkeypatch.setattr(timeouts, "GRACE_SECONDS", 1.5)
     serve, worker = Upkeep(app), Upkeep(app, serves=False)
-
-    def both(seconds: float, done: Callable[[], bool] = lambda: False) -> None:
-        def serve_too() -> bool:
-            serve.do_round()
-            return done()
-
-        rounds(worker, seconds, serve_too)
-
     early, late = alice.start(claim=True), alice.start(claim=True)
     fall_silent(app, early, 2 * DAY)
-    both(30, lambda: alice.task(early)["status"] == "error")
-    # The worker goes on, and whoever served comes back after a while.
-    rounds(worker, 0.7)
+    for loop in (serve, worker):
+        loop.do_round()
+    clocks.go_on_with(serve, worker, seconds=310)
+    assert alice.task(early)["error"]["type"] == "timeout"
+    # The worker goes on, and a serving process is back after more than a minute.
+    clocks.go_on_with(worker, seconds=70)
     fall_silent(app, late, 2 * DAY)
     serve = Upkeep(app)
-    both(0.7)
+    serve.do_round()
+    clocks.go_on_with(serve, worker, seconds=290)
     assert alice.task(late)["status"] == "running"
-    both(30, lambda: alice.task(late)["status"] == "error")
+    clocks.go_on_with(serve, worker, seconds=20)
     assert alice.task(late)["error"]["type"] == "timeout"
 
 
@@ -371,21 +368,15 @@ def test_heartbeat_is_written_by_one_of_many(app: Flask, alice: ApiClient) -> No
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_silent_tasks_are_found_by_index(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
     """However many are claimed: only those that are silent are looked at."""
-    statements = []
-
-    def note(*call: Any) -> None:
-        if "FROM tasks" in call[2] and "claimed_at IS NOT NULL" in call[2]:
-            statements.append((call[2], call[3]))
-
-    with app.app_context():
-        event.listen(db.engine, "before_cursor_execute", note)
+    statements: list[Statement] = []
+    with before_writes(app, lambda *statement: statements.append(statement)):
         upkeep.do_round()
-        event.remove(db.engine, "before_cursor_execute", note)
-        with reading() as connection:
-            plans = [
-                connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values).scalars(3).all()
-                for text, values in statements
-            ]
+    with app.app_context(), reading() as connection:
+        plans = [
+            connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values).scalars(3).all()
+            for text, values in statements
+            if "FROM tasks" in text and "claimed_at IS NOT NULL" in text
+        ]
     assert [list(plan) for plan in plans] == [
         ["SEARCH tasks USING INDEX tasks_claimed_with_timeout (heartbeat_deadline<?)"],
         ["SEARCH tasks USING INDEX tasks_claimed (last_heartbeat_at<?)"],

@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from flask import Flask
-from sqlalchemy import event, select, text, update
+from sqlalchemy import Engine, event, insert, select, text, update
 from werkzeug.routing import Rule
 
 from taskservice import resources
@@ -18,7 +18,7 @@ from taskservice.database import timestamps
 from taskservice.database.engine import Database, dispose
 from taskservice.database.models import ApiKey, Task
 from taskservice.database.transactions import reading, transaction
-from taskservice.database.types import Base
+from taskservice.database.types import Base, db
 
 PREFIX = "/api/v1"
 
@@ -65,17 +65,48 @@ def column(app: Flask, task: dict[str, Any], name: str) -> Any:
         return connection.scalar(select(getattr(Task, name)).where(Task.id == task["id"]))
 
 
-@contextmanager
-def before_reads(app: Flask, act: Callable[[str, Any], None]) -> Iterator[None]:
-    """Call `act` with each statement that is about to read, and its parameters."""
-    reader = resources.find(Database, app).reader
+Statement = tuple[str, Any]
 
+
+def before_reads(app: Flask, act: Callable[[str, Any], None]) -> AbstractContextManager[None]:
+    """Call `act` with each statement that is about to read, and its parameters."""
+    return _before_statements(resources.find(Database, app).reader, act)
+
+
+def before_writes(app: Flask, act: Callable[[str, Any], None]) -> AbstractContextManager[None]:
+    """Call `act` with each statement of a transaction that may write, and its parameters."""
+    with app.app_context():
+        return _before_statements(db.engine, act)
+
+
+@contextmanager
+def _before_statements(engine: Engine, act: Callable[[str, Any], None]) -> Iterator[None]:
     def before(*call: Any) -> None:
         act(call[2], call[3])
 
-    event.listen(reader, "before_cursor_execute", before)
-    yield
-    event.remove(reader, "before_cursor_execute", before)
+    event.listen(engine, "before_cursor_execute", before)
+    try:
+        yield
+    finally:
+        event.remove(engine, "before_cursor_execute", before)
+
+
+def reads(app: Flask, deed: Callable[[], Any]) -> list[Statement]:
+    """What a deed reads with: the statements, and their parameters."""
+    statements: list[Statement] = []
+    with before_reads(app, lambda *statement: statements.append(statement)):
+        deed()
+    return statements
+
+
+def copy_task(app: Flask, task: dict[str, Any], count: int) -> list[str]:
+    """Add copies of a task without its log; returns their ids, oldest first."""
+    ids = [timestamps.new_id() for _ in range(count)]
+    with app.app_context(), transaction() as connection:
+        of_task = select(Task.__table__).where(Task.id == task["id"])
+        row = dict(connection.execute(of_task).mappings().one())
+        connection.execute(insert(Task), [row | {"id": task_id} for task_id in ids])
+    return ids
 
 
 def end_for_silence(app: Flask, task: dict[str, Any]) -> None:
