@@ -8,8 +8,9 @@ import pytest
 from flask import Flask
 
 from taskservice.contract.error_codes import CODES
-from tests.support.api_client import ApiClient, expect, problem
+from tests.support.api_client import ApiClient, add_user, expect, problem
 from tests.support.documents import ROOT, table
+from tests.support.marks import one_database
 
 # --- 422 ---------------------------------------------------------------------------------
 
@@ -19,6 +20,7 @@ def start(alice: ApiClient, key: str, **more: Any) -> Any:
     return alice.post("/task", json=body, headers={"Idempotency-Key": key})
 
 
+@one_database
 def test_unfit_idempotency_key_is_named_in_errors(alice: ApiClient) -> None:
     alice.register()
     claim = "/agent/summarizer/claim"
@@ -37,6 +39,7 @@ def test_idempotency_key_that_came_with_another_body_is_named_in_errors(alice: A
     assert list(body["errors"]) == ["Idempotency-Key"]
 
 
+@one_database
 def test_unfit_last_event_id_is_named_in_errors(alice: ApiClient) -> None:
     path = f"/task/{alice.start()['id']}/events"
     for text in ("x", "-1", "1.5", "9" * 19):
@@ -101,12 +104,13 @@ REFUSED: dict[str, tuple[int, Callable[[ApiClient], Any]]] = {
 }
 
 
-@pytest.mark.parametrize("code", REFUSED)
-def test_problem_has_its_code(alice: ApiClient, code: str) -> None:
-    status, refused = REFUSED[code]
-    assert problem(refused(alice), status)["code"] == code
+def test_problem_has_its_code(app: Flask, subtests: pytest.Subtests) -> None:
+    for code, (status, refused) in REFUSED.items():
+        with subtests.test(code):
+            assert problem(refused(add_user(app, code)), status)["code"] == code
 
 
+@one_database
 def test_every_401_is_the_same_with_its_code(alice: ApiClient, app: Flask) -> None:
     bodies = {
         app.test_client().open(f"/api/v1{path}", method=method, headers=headers).data
@@ -118,7 +122,7 @@ def test_every_401_is_the_same_with_its_code(alice: ApiClient, app: Flask) -> No
     assert b'"code":"invalid_key"' in body
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@one_database
 def test_document_lists_every_code(app: Flask) -> None:
     document = expect(app.test_client().get("/openapi.json"), 200)
     code = document["components"]["schemas"]["Problem"]["properties"]["code"]

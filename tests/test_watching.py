@@ -16,12 +16,16 @@ from typing import Any
 import pytest
 import requests
 
+from taskservice import resources
+from taskservice.database.watcher import Watcher
 from taskservice.web import task_events
 from tests.support import conformance
 from tests.support.api_client import API, ApiClient, RemoteClient, expect, problem
 from tests.support.concurrency import at_once
 from tests.support.followers import Event, Follower, events, open_stream
+from tests.support.marks import one_database
 from tests.support.service import Service
+from tests.support.waiting import until
 
 # How long news may take at most on a machine that is busy with other tests.
 SOON = 25.0
@@ -91,33 +95,36 @@ def test_text_is_the_whole_log_unless_told(alice: ApiClient, task: dict[str, Any
     assert some.text == "line 11\nline 12\n"
 
 
-@pytest.mark.parametrize(
-    "accept",
-    ["text/plain", "text/plain;charset=utf-8", "text/plain; charset=UTF-8", "text/*",
-     "application/json;q=0.1, text/plain;charset=utf-8;q=0.5", "Text/Plain"],
-)  # fmt: skip
+@one_database
 def test_log_is_text_where_text_is_rather_wanted(
-    alice: ApiClient, task: dict[str, Any], accept: str
+    alice: ApiClient, task: dict[str, Any], subtests: pytest.Subtests
 ) -> None:
     alice.append(task, "one")
-    response = alice.get(f"/task/{task['id']}/logs", headers={"Accept": accept})
-    assert (response.mimetype, response.text) == ("text/plain", "one\n")
+    for accept in (
+        "text/plain", "text/plain;charset=utf-8", "text/plain; charset=UTF-8", "text/*",
+        "application/json;q=0.1, text/plain;charset=utf-8;q=0.5", "Text/Plain",
+    ):  # fmt: skip
+        with subtests.test(accept):
+            response = alice.get(f"/task/{task['id']}/logs", headers={"Accept": accept})
+            assert (response.mimetype, response.text) == ("text/plain", "one\n")
 
 
-@pytest.mark.parametrize("accept", ["*/*", "application/json, text/plain", "text/*;q=0.5, */*"])
-def test_log_is_json_unless_text_is_rather_wanted(
-    alice: ApiClient, task: dict[str, Any], accept: str
+@one_database
+def test_log_is_json_unless_text_is_rather_wanted(alice: ApiClient, task: dict[str, Any]) -> None:
+    for accept in ("*/*", "application/json, text/plain", "text/*;q=0.5, */*"):
+        assert logs(alice, task, headers={"Accept": accept})["logs"] == []
+
+
+@one_database
+def test_wrong_page_is_422(
+    alice: ApiClient, task: dict[str, Any], subtests: pytest.Subtests
 ) -> None:
-    assert logs(alice, task, headers={"Accept": accept})["logs"] == []
-
-
-@pytest.mark.parametrize(
-    "query",
-    ["after=-1", "after=x", "after=1.0", f"after={10**24}", "limit=0", "limit=-1", "limit=10001",
-     f"limit={10**24}", "limit=abc", "after=1&after=2", "from=1", "after="],
-)  # fmt: skip
-def test_wrong_page_is_422(alice: ApiClient, task: dict[str, Any], query: str) -> None:
-    problem(alice.get(f"/task/{task['id']}/logs?{query}"), 422)
+    for query in (
+        "after=-1", "after=x", "after=1.0", f"after={10**24}", "limit=0", "limit=-1", "limit=10001",
+        f"limit={10**24}", "limit=abc", "after=1&after=2", "from=1", "after=",
+    ):  # fmt: skip
+        with subtests.test(query):
+            problem(alice.get(f"/task/{task['id']}/logs?{query}"), 422)
 
 
 def test_log_of_another_user_is_not_found(
@@ -132,8 +139,13 @@ def test_log_of_another_user_is_not_found(
 
 
 def waiting(person: ApiClient, path: str, seconds: int = 20, method: str = "GET") -> Any:
-    """Ask, and prefer to wait, from a thread of its own; returns how to get the answer."""
+    """Ask, and prefer to wait, from a thread of its own; returns how to get the answer.
+
+    It is asked when this returns: it waits, or its answer has come.
+    """
     answers: list[Any] = []
+    watcher = resources.find(Watcher, person.app)
+    others = watcher._watching
     asker = ApiClient(person.app, person.name, person.key)
 
     def ask() -> None:
@@ -141,8 +153,7 @@ def waiting(person: ApiClient, path: str, seconds: int = 20, method: str = "GET"
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    # Long enough for it to look and find nothing, in nearly all runs.
-    time.sleep(0.2)
+    until(lambda: watcher._watching > others or answers)
 
     def answer() -> Any:
         thread.join(SOON)
@@ -178,6 +189,7 @@ def test_wait_is_over_after_its_time(alice: ApiClient, task: dict[str, Any]) -> 
     assert response.json == {"logs": [], "next": 0, "status": "running"}
 
 
+@one_database
 def test_wait_goes_on_in_a_shortage_of_threads_and_is_quick_after_it(
     alice: ApiClient, task: dict[str, Any]
 ) -> None:
@@ -282,7 +294,7 @@ def test_key_that_is_revoked_ends_its_waits(alice: ApiClient, task: dict[str, An
 
 def test_key_that_expires_ends_its_waits(alice: ApiClient, task: dict[str, Any]) -> None:
     alice.register("idle")
-    ahead = datetime.now(UTC) + timedelta(seconds=3)
+    ahead = datetime.now(UTC) + timedelta(seconds=1)
     guest, _ = guest_of(alice, expiresAt=ahead.isoformat())
     waits = [
         waiting(guest, f"/task/{task['id']}/logs"),
@@ -303,29 +315,29 @@ def test_agent_that_is_deleted_ends_the_claims_that_wait_for_it(alice: ApiClient
     problem(waits[1](), 401)
 
 
-@pytest.mark.parametrize(
-    "prefer",
-    ["wait", "wait=", "wait=soon", "wait=-1", "wait=0", "respond-async", "wait=soon, wait=1"],
-)
-def test_preference_that_says_nothing_is_ignored(
-    alice: ApiClient, task: dict[str, Any], prefer: str
-) -> None:
-    response = alice.get(f"/task/{task['id']}/logs", headers={"Prefer": prefer})
-    assert response.status_code == 200
-    assert "Preference-Applied" not in response.headers
+@one_database
+def test_preference_that_says_nothing_is_ignored(alice: ApiClient, task: dict[str, Any]) -> None:
+    for prefer in (
+        "wait", "wait=", "wait=soon", "wait=-1", "wait=0", "respond-async", "wait=soon, wait=1",
+    ):  # fmt: skip
+        response = alice.get(f"/task/{task['id']}/logs", headers={"Prefer": prefer})
+        assert response.status_code == 200
+        assert "Preference-Applied" not in response.headers, prefer
 
 
-@pytest.mark.parametrize(
-    "prefer",
-    ["WAIT=1", "respond-async, wAiT=1", "wait=1, wait=50", 'wait="1"', f"wait={'1':0>25}"],
-)
+@one_database
 def test_preference_is_understood_as_it_may_be_written(
-    alice: ApiClient, task: dict[str, Any], prefer: str
+    alice: ApiClient, task: dict[str, Any]
 ) -> None:
-    response = alice.get(f"/task/{task['id']}/logs", headers={"Prefer": prefer})
-    assert response.headers["Preference-Applied"] == "wait=1"
+    alice.append(task, "one")
+    for prefer in (
+        "WAIT=1", "respond-async, wAiT=1", "wait=1, wait=50", 'wait="1"', f"wait={'1':0>25}",
+    ):  # fmt: skip
+        response = alice.get(f"/task/{task['id']}/logs", headers={"Prefer": prefer})
+        assert response.headers["Preference-Applied"] == "wait=1", prefer
 
 
+@one_database
 def test_wait_has_its_limit(alice: ApiClient, task: dict[str, Any]) -> None:
     alice.append(task, "one")
     headers = {"Prefer": "respond-async, wait=3600; why=not"}
@@ -482,20 +494,21 @@ def test_stop_of_the_service_ends_streams_and_waits(service: Service) -> None:
     assert answers[0].json() == {"logs": [], "next": 0, "status": "running"}
 
 
-@pytest.mark.parametrize("cursor", ["x", "-1", "1.5", "٣", "9" * 30])
-def test_cursor_that_is_no_number_is_422(
-    alice: ApiClient, task: dict[str, Any], cursor: str
-) -> None:
-    headers = {"Last-Event-ID": cursor.encode().decode("latin-1")}
-    problem(alice.get(f"/task/{task['id']}/events", headers=headers), 422)
+@one_database
+def test_cursor_that_is_no_number_is_422(alice: ApiClient, task: dict[str, Any]) -> None:
+    for cursor in ("x", "-1", "1.5", "٣", "9" * 30):
+        headers = {"Last-Event-ID": cursor.encode().decode("latin-1")}
+        problem(alice.get(f"/task/{task['id']}/events", headers=headers), 422)
 
 
+@one_database
 def test_head_of_a_stream_takes_no_place(alice: ApiClient, task: dict[str, Any]) -> None:
     for _ in range(5):
         response = alice.request("HEAD", f"/task/{task['id']}/events")
         assert (response.status_code, response.data) == (200, b"")
 
 
+@one_database
 def test_stream_that_is_quiet_says_so(
     alice: ApiClient, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -516,12 +529,12 @@ def test_place_of_a_follower_who_left_is_free_again(database_url: str, tmp_path:
             assert (first.status_code, second.status_code) == (200, 200)
             with open_stream(person, task) as refused:
                 assert refused.status_code == 503
-        until = time.monotonic() + SOON
+        deadline = time.monotonic() + SOON
         while True:
             with open_stream(person, task) as response:
                 if response.status_code == 200:
                     break
-            assert time.monotonic() < until
+            assert time.monotonic() < deadline
             time.sleep(0.2)
 
 
@@ -566,9 +579,9 @@ def test_follower_has_every_line_once_though_the_service_is_restarted(service: S
     follower.start()
     for first in (1, 11, 21):
         append_surely(person, task, first, numbered(first, first + 9))
-        until = time.monotonic() + SOON
+        deadline = time.monotonic() + SOON
         while len(follower.lines) < first + 9:
-            assert time.monotonic() < until
+            assert time.monotonic() < deadline
             time.sleep(0.02)
         if first == 1:
             os.kill(service.workers()[0], signal.SIGKILL)
@@ -616,11 +629,11 @@ def append_surely(person: RemoteClient, task: dict[str, Any], seq: int, lines: l
 
 
 def until_answered(ask: Callable[[], requests.Response]) -> None:
-    until = time.monotonic() + 3 * SOON
+    deadline = time.monotonic() + 3 * SOON
     while True:
         try:
             ask().raise_for_status()
             return
         except requests.ConnectionError:
-            assert time.monotonic() < until
+            assert time.monotonic() < deadline
             time.sleep(0.05)
