@@ -127,7 +127,8 @@ class Sender(threading.Thread):
         self._is_finished = False
         self._checking = threading.Lock()
         self._checked_at = 0.0
-        self._sending_here = threading.Lock()
+        self._lock_here = threading.RLock()
+        self._is_sending_here = False
         self._closing = Flag()
         self._abandoned = Flag()
 
@@ -169,10 +170,15 @@ class Sender(threading.Thread):
 
     def send_here(self, report: dict[str, Any] | None, until: float) -> None:
         """In place of the thread and `finish`: send in this thread, and retry until this time."""
-        with self._sending_here:
-            self.is_delivered = False
+        with self._lock_here:
+            if self._is_sending_here:
+                return  # to send a line has logged another one
+            self._is_sending_here, self.is_delivered = True, False
             self.finish(report)
-            self._send(until)
+            try:
+                self._send(until)
+            finally:
+                self._is_sending_here = False
 
     # --- the thread ----------------------------------------------------------------------
 

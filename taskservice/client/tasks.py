@@ -18,6 +18,7 @@ from taskservice.client.http import Connection
 from taskservice.client.memory_queue import MemoryQueue
 from taskservice.client.output import Output, check_output, json_members
 from taskservice.client.sender import HEARTBEAT_SECONDS, Sender
+from taskservice.client.threads import try_start
 from taskservice.contract.terms import API_PREFIX, COMPLETE, ERROR, MAX_LINES, RUNNING
 
 # How many seconds one request may wait for something new; the service allows 60.
@@ -136,6 +137,9 @@ class Task:
         queue.put([line for given in lines for line in log_text.split_lines(str(given))])
         if at_exit.is_over():
             self.send_rest(time.monotonic() + at_exit.EXIT_SECONDS)
+        elif sender.ident is None:
+            # If the service is away, the line waits for the next one.
+            sender.send_here(None, until=0.0)
 
     def report(self, **changes: Any) -> None:
         """Change `output`, `name`, `status` or `error` now; with `status`, after all lines.
@@ -189,7 +193,8 @@ class Task:
         """Let the sender send everything; raises what keeps it from that."""
         began = time.monotonic()
         if sender.ident is None:
-            sender.send_here(report, began + at_exit.EXIT_SECONDS)
+            patience = at_exit.EXIT_SECONDS if at_exit.is_over() else self._connection.patience
+            sender.send_here(report, began + patience)
         else:
             sender.finish(report)
             while not sender.has_ended.is_set():
@@ -220,7 +225,7 @@ class Task:
     def _started_sender(self) -> Sender:
         """What sends; its thread starts with the first line or with `with`.
 
-        At the end of the program it gets no thread.
+        At the end of the program, or where no thread can be started, the program's own sends.
         """
         with self._lock:
             sender = self._sender
@@ -241,7 +246,7 @@ class Task:
             on_stop=lambda error: queue.discard(),
         )
         if not at_exit.is_over():
-            sender.start()
+            try_start(sender)
         return sender
 
     def is_sent(self) -> bool:

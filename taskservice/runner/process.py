@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from taskservice.client.threads import try_start
 from taskservice.runner.process_tree import ProcessTree
 
 # For Ctrl-C and the like, a terminal sends these to all of its foreground processes.
@@ -27,6 +28,10 @@ _NEED_CONTINUE = (signal.SIGTERM, signal.SIGHUP)
 # and one that waits in vfork for a paused child.
 _MAX_CHECKS = 50
 _CHECK_INTERVAL = 0.01
+# How often signal handlers can run while a thread is waited for.
+JOIN_SECONDS = 0.2
+# How often to look for the program's end, where no thread can wait for it.
+_POLL_SECONDS = 0.02
 # How long the kernel may take to end a process after SIGKILL.
 _KILL_SECONDS = 2.0
 
@@ -68,13 +73,17 @@ class Process:
         self._wait_status: int | None = None
         self._has_ended = False
         self._is_stopped = False
-        self._killed_at = math.inf
+        self._kill_at = self._killed_at = math.inf
 
     def wait(self) -> int:
         """Wait for its end; returns the exit status, or minus the signal that killed it."""
         waiter = threading.Thread(target=self._wait_for_end, name="waiter", daemon=True)
-        waiter.start()
-        join_thread(waiter)
+        if try_start(waiter):
+            while waiter.is_alive():
+                waiter.join(JOIN_SECONDS)
+                self._kill_if_due()
+        while not self.has_exited():
+            time.sleep(_POLL_SECONDS)
         self._wait_for_descendants()
         with self._lock:
             self._has_ended = True
@@ -86,16 +95,25 @@ class Process:
         """Wait without reaping it: its id must not be reused while we may signal it."""
         if hasattr(os, "waitid"):
             os.waitid(os.P_PID, self.id, os.WEXITED | os.WNOWAIT)
-            return
-        while self._wait_status is None:  # macOS before Python 3.13
-            with self._lock:
+        while not self.has_exited():
+            time.sleep(_POLL_SECONDS)
+
+    def has_exited(self) -> bool:
+        """Whether it has ended; kills it if that is due."""
+        self._kill_if_due()
+        if hasattr(os, "waitid"):
+            no_wait = os.WEXITED | os.WNOWAIT | os.WNOHANG
+            return os.waitid(os.P_PID, self.id, no_wait) is not None
+        with self._lock:  # macOS before Python 3.13
+            if self._wait_status is None:
                 ended, status = os.waitpid(self.id, os.WNOHANG)
                 self._wait_status = status if ended else None
-            time.sleep(0.02)
+            return self._wait_status is not None
 
     def _wait_for_descendants(self) -> None:
         """After `stop`, wait for its descendants too."""
         while self._is_stopped:
+            self._kill_if_due()
             with self._lock:
                 rest = self._tree.members()
             if not rest or time.monotonic() > self._killed_at + _KILL_SECONDS:
@@ -117,14 +135,14 @@ class Process:
     def stop(self, grace: float) -> None:
         """Send SIGTERM to it and its descendants; kill them after `grace` seconds."""
         self._is_stopped = True
+        self._kill_at = time.monotonic() + grace
         self._signal_all(signal.SIGTERM)
-        timer = threading.Timer(grace, self._kill_all)
-        timer.daemon = True
-        timer.start()
 
-    def _kill_all(self) -> None:
-        self._signal_all(signal.SIGKILL)
-        self._killed_at = time.monotonic()
+    def _kill_if_due(self) -> None:
+        if time.monotonic() >= self._kill_at:
+            self._kill_at = math.inf
+            self._signal_all(signal.SIGKILL)
+            self._killed_at = time.monotonic()
 
     def _signal_all(self, number: int) -> None:
         """Send a signal to each process of the program, and to none that it starts later."""
@@ -219,7 +237,7 @@ def join_thread(thread: threading.Thread) -> None:
     a signal to another does not wake.
     """
     while thread.is_alive():
-        thread.join(0.2)
+        thread.join(JOIN_SECONDS)
 
 
 def exit_code(status: int) -> int:

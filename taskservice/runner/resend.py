@@ -11,8 +11,9 @@ from taskservice.client.answers import USER
 from taskservice.client.http import Connection
 from taskservice.client.log_text import line_count
 from taskservice.client.sender import Sender
+from taskservice.client.threads import try_start
 from taskservice.runner.files import make_private
-from taskservice.runner.run import WRITER, failed, wait_for
+from taskservice.runner.run import WRITER, deliver, failed
 from taskservice.runner.saved_run import SavedRun, leftover_runs, remove_incomplete, runs_folder
 from taskservice.runner.spool import Spool
 from taskservice.terminal import remark
@@ -80,9 +81,8 @@ def _send_run(
 ) -> bool:
     lines = line_count(spool.count())
     sender = _sender(connection, run, spool)
-    sender.start()
-    sender.finish(run.report or failed(UNKNOWN_END))
-    wait_for(sender, threading.Event())
+    try_start(sender)
+    deliver(sender, run.report or failed(UNKNOWN_END), threading.Event())
     is_unwanted = run.is_cancelled_or_deleted(sender.stop_reason)
     if sender.is_delivered or is_unwanted:
         result = "was cancelled or deleted" if is_unwanted else f"got {lines} and its end"

@@ -21,6 +21,7 @@ from taskservice.client.http import Connection
 from taskservice.client.log_text import cut_message, line_count, note
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, Sender, heartbeat_for
 from taskservice.client.tasks import Task
+from taskservice.client.threads import try_start
 from taskservice.contract import terms
 from taskservice.contract.terms import MAX_OBJECT
 from taskservice.runner.exact_json import parse_object, task_input
@@ -126,16 +127,16 @@ class Run:
         """
         errors: list[TaskServiceError] = []
 
-        def try_start() -> None:
+        def start_task() -> None:
             try:
                 self._start_task(warn, patience=START_SECONDS, timeout=START_TIMEOUTS)
             except TaskServiceError as error:
                 errors.append(error)
 
-        starter = threading.Thread(target=try_start, name="starter", daemon=True)
-        starter.start()
-        starter.join(START_SECONDS + 0.5)
-        if starter.is_alive():
+        starter = threading.Thread(target=start_task, name="starter", daemon=True)
+        if not try_start(starter):
+            start_task()
+        elif not _has_ended(starter, START_SECONDS + 0.5):
             return Unreachable(f"{self._connection.url} gives no answer")
         return errors[0] if errors else None
 
@@ -172,7 +173,7 @@ class Run:
         except OSError as error:
             reader.start()
             reader.finish()
-            sender.start()
+            self._start_sender(sender)
             text = f"{self._command[0]} can't be run: {error.strerror}"
             remark(text)
             code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
@@ -180,10 +181,15 @@ class Run:
         for number in self._received:
             self._process.send_signal(number)
         reader.start()
-        sender.start()
+        self._start_sender(sender)
+        reader.read_here(self._process.has_exited)
         status = self._process.wait()
         reader.finish()
         return exit_code(status), self._report(status, reader)
+
+    def _start_sender(self, sender: Sender) -> None:
+        if not try_start(sender):
+            remark("no more threads can be started; the lines are sent when the program has ended")
 
     def _spawn(self, reader: OutputReader) -> Process:
         with contextlib.ExitStack() as files:
@@ -266,8 +272,7 @@ class Run:
 
     def _finish(self, sender: Sender, report: dict[str, Any]) -> None:
         is_saved = self._save_report(report)
-        sender.finish(report)
-        wait_for(sender, self._stop_waiting)
+        deliver(sender, report, self._stop_waiting)
         if sender.is_delivered or self._saved.is_cancelled_or_deleted(sender.stop_reason):
             self._spool.discard()
             self._saved.remove()
@@ -291,14 +296,26 @@ class Run:
         return False
 
 
-def wait_for(sender: Sender, stop_waiting: threading.Event) -> None:
-    """Wait for a sender while it gets answers; `stop_waiting` ends the wait."""
+def deliver(sender: Sender, report: dict[str, Any], stop_waiting: threading.Event) -> None:
+    """Let a sender send the rest and the report, while it gets answers.
+
+    `stop_waiting` ends the wait for its thread; if it has none, this thread sends.
+    """
     began = time.monotonic()
+    if sender.ident is None:
+        sender.send_here(report, began + MIN_SILENCE_SECONDS)
+        return
+    sender.finish(report)
     while sender.is_alive() and not stop_waiting.is_set():
         until = max(began + MIN_SILENCE_SECONDS, sender.last_answer_at + SILENCE_SECONDS)
         if time.monotonic() > until:
             return
         sender.join(0.05)
+
+
+def _has_ended(thread: threading.Thread, seconds: float) -> bool:
+    thread.join(seconds)
+    return not thread.is_alive()
 
 
 def _unsent_sentence(lines: int, lost: int, is_end_saved: bool) -> str:

@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 
+from taskservice.client.threads import try_start
 from taskservice.runner.process import REAL_TIME
 
 # Each signal that by default ends a process, except those that a process raises by its own fault.
@@ -24,13 +25,14 @@ def forward_signals(forward: Callable[[int, bool], None]) -> None:
     # If our parent ignores it, so do we, and then the kernel keeps no exit status for us.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     wanted = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
-    if not hasattr(signal, "sigwaitinfo"):  # as on macOS: take each as the terminal's
-        for number in wanted:
-            signal.signal(number, lambda received, frame: forward(received, True))
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
-    waiter = threading.Thread(target=_wait_for, args=[wanted, forward], name="signals", daemon=True)
-    waiter.start()
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+        if try_start(threading.Thread(target=_wait_for, args=[wanted, forward], daemon=True)):
+            return
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
+    # On macOS, or without a thread: take each as the terminal's.
+    for number in wanted:
+        signal.signal(number, lambda received, frame: forward(received, True))
 
 
 def _wait_for(wanted: Sequence[int], forward: Callable[[int, bool], None]) -> None:

@@ -12,6 +12,7 @@ from taskservice.client.client import Client
 from taskservice.client.errors import RETRYABLE, NotFound, NotTheService, TaskServiceError
 from taskservice.client.http import PATIENCE_SECONDS, delays, pause_after
 from taskservice.client.tasks import Task
+from taskservice.client.threads import try_start
 from taskservice.runner.process import PROGRAM_ONLY
 from taskservice.runner.run import Run, failed
 from taskservice.terminal import remark
@@ -114,11 +115,9 @@ class Worker:
             time.sleep(0.1)
 
     def _start_thread(self, task: Task) -> None:
-        try:
-            threading.Thread(target=self._run_task, args=[task], name=task.id).start()
-        except RuntimeError as error:  # no more threads can be started
-            self._fail(task, error)
-            self._slots.release()
+        thread = threading.Thread(target=self._run_task, args=[task], name=task.id)
+        if not try_start(thread):
+            self._run_task(task)
 
     def _run_task(self, task: Task) -> None:
         try:
