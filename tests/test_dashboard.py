@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+import requests
 from flask import Flask
 from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
@@ -31,11 +32,13 @@ from taskservice.dashboard.sign_in_throttle import (
 from taskservice.database import timestamps
 from taskservice.database.engine import dispose
 from tests.support.api_client import ApiClient, add_user, expect
+from tests.support.concurrency import at_once
 from tests.support.deliveries import looping
 from tests.support.html_page import Page
 from tests.support.internals import expire, filled, is_page, rows
 from tests.support.receiver import Receiver, answer
 from tests.support.sample_data import HOSTILE, make_hostile
+from tests.support.service import Service
 from tests.support.waiting import until
 
 # What has nothing of its own to ask the database.
@@ -74,9 +77,11 @@ class Browser:
 def hidden(response: TestResponse) -> dict[str, str]:
     """The hidden fields of the forms of a page."""
     assert response.status_code == 200, response.text
-    found = re.findall(
-        r'name="(token|submission_id)"(?: id="[^"]+")? value="([^"]+)"', response.text
-    )
+    return hidden_text(response.text)
+
+
+def hidden_text(page: str) -> dict[str, str]:
+    found = re.findall(r'name="(token|submission_id)"(?: id="[^"]+")? value="([^"]+)"', page)
     return dict(found)
 
 
@@ -775,6 +780,21 @@ def test_key_is_created_shown_once_used_and_revoked(app: Flask, browser: Browser
     assert browser.send(path).location == "/keys"
     assert guest.get("/").status_code == 303
     assert "revoked <time" in browser.get("/keys").text
+
+
+def test_form_that_is_sent_twice_at_once_creates_one_key(two_workers: Service) -> None:
+    alice, url = two_workers.add_user(), f"{two_workers.url}/keys"
+    browser = requests.Session()
+    form = hidden_text(browser.get(f"{two_workers.url}/sign-in", timeout=30).text)
+    form["key"] = str(alice.session.headers["apikey"])
+    browser.post(f"{two_workers.url}/sign-in", form, timeout=30).raise_for_status()
+    form = hidden_text(browser.get(url, timeout=30).text) | {"name": "machine"}
+    cookies = browser.cookies.get_dict()
+    post = partial(requests.post, url, form, cookies=cookies, allow_redirects=False, timeout=30)
+    answers = at_once([post] * 6)
+    assert sorted(answer.status_code for answer in answers) == [201, *[303] * 5]
+    keys = alice.request("GET", "/key").json()
+    assert [key["name"] for key in keys].count("machine") == 1
 
 
 @on_sqlite

@@ -41,10 +41,12 @@ def list_all() -> Response:
 @keys.post("/keys")
 def create() -> AnyResponse:
     """No redirect: only this response shows the key."""
-    if not sessions.is_first_submission():
+    new = None
+    if sessions.is_first_submission():
+        new = key_service.create(caller, create_schema.load(_fields()), sessions.submission_id())
+    if new is None:
         flash("This form was already sent.")
         return redirect_to("keys.list_all")
-    new = key_service.create(caller, create_schema.load(_fields()))
     sessions.note_submission()
     return _page(201, new=new)
 

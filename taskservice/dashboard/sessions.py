@@ -86,9 +86,13 @@ def token() -> str:
 
 
 def submission_id() -> str:
-    """The id in a form that may be sent only once; it changes after each submission."""
+    """The id in a form that may be sent only once; it changes after each submission.
+
+    What the form creates gets this id, so the database lets only one of two submissions that
+    arrive at once create it.
+    """
     if "submission_id" not in session:
-        session["submission_id"] = secrets.token_urlsafe(8)
+        session["submission_id"] = timestamps.new_id()
     return str(session["submission_id"])
 
 

@@ -12,7 +12,7 @@ from taskservice.contract.terms import MAX_NAME
 from taskservice.database import timestamps
 from taskservice.database.models import Agent, ApiKey, Identifier, User
 from taskservice.database.rows import AnyRow
-from taskservice.database.transactions import transaction
+from taskservice.database.transactions import retry_on_conflict, transaction
 from taskservice.problems import Problem, invalid, no_such_user, not_found
 from taskservice.schemas.columns import KEY_COLUMNS
 from taskservice.services.callback_secrets import LOCK_USER
@@ -49,17 +49,21 @@ def add(user_name: str, name: str, agent_id: str | None, expires_at: str | None)
         return _new_key(connection, user_id, name, agent_id, expires_at)
 
 
-def create(caller: Caller, fields: dict[str, Any]) -> Any:
+@retry_on_conflict
+def create(caller: Caller, fields: dict[str, Any], key_id: str | None = None) -> Any:
     """Create a key for the caller's user from what CreateKeySchema loaded.
 
-    Returns the key with its `text`, which is not stored. Raises 422.
+    Returns the key with its `text`, which is not stored; None if there is a key with the id
+    `key_id`. Raises 422.
     """
     expires_at = fields.get("expiresAt")
     if expires_at is not None and expires_at <= timestamps.now():
         raise invalid({"expiresAt": ["Must be in the future."]})
     with transaction() as connection:
+        if key_id and connection.execute(_KEY, {"key_id": key_id}).one_or_none():
+            return None
         return _new_key(
-            connection, caller.user_id, fields["name"], fields.get("agentId"), expires_at
+            connection, caller.user_id, fields["name"], fields.get("agentId"), expires_at, key_id
         )
 
 
@@ -122,20 +126,30 @@ def _revoke(connection: Connection, key: AnyRow) -> None:
 
 
 def _new_key(
-    connection: Connection, user_id: str, name: str, agent_id: str | None, expires_at: str | None
+    connection: Connection,
+    user_id: str,
+    name: str,
+    agent_id: str | None,
+    expires_at: str | None,
+    key_id: str | None = None,
 ) -> Any:
     agent = {"user_id": user_id, "agent_id": agent_id}
     if agent_id is not None and connection.scalar(_AGENT, agent) is None:
         raise invalid({"agentId": ["No such agent; register it first."]})
-    return insert_key(connection, user_id, name, agent_id, expires_at)
+    return insert_key(connection, user_id, name, agent_id, expires_at, key_id)
 
 
 def insert_key(
-    connection: Connection, user_id: str, name: str, agent_id: str | None, expires_at: str | None
+    connection: Connection,
+    user_id: str,
+    name: str,
+    agent_id: str | None,
+    expires_at: str | None,
+    key_id: str | None = None,
 ) -> Any:
     text = key_text.new(for_agent=agent_id is not None)
     key = {
-        "id": timestamps.new_id(),
+        "id": key_id or timestamps.new_id(),
         "user_id": user_id,
         "agent_id": agent_id,
         "name": name,
