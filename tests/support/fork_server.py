@@ -21,6 +21,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
+from inspect import signature
 from threading import Lock
 from typing import Any
 
@@ -98,9 +99,15 @@ class ForkedPopen(subprocess.Popen[Any]):
         self, args: Sequence[str], *, closed: Collection[int] = (), **options: Any
     ) -> None:
         self._closed = [*closed]
+        if closed:
+            options["preexec_fn"] = self._close  # a fork does it by itself
         super().__init__(args, **options)
 
-    # subprocess has no public place for this: its parameters are those of Python 3.11 to 3.14.
+    def _close(self) -> None:
+        for file in self._closed:
+            os.close(file)
+
+    # subprocess has no public place for this.
     def _execute_child(
         self, args: Any, executable: Any, preexec_fn: Any, close_fds: Any, pass_fds: Any,
         cwd: Any, env: Any, startupinfo: Any, creationflags: Any, shell: Any,
@@ -112,9 +119,9 @@ class ForkedPopen(subprocess.Popen[Any]):
         folder = str(cwd or os.getcwd())
         options = [start_new_session, umask, self._closed]
         job = json.dumps([args, folder, environ, *options]).encode()
-        others = (executable, preexec_fn, pass_fds, shell, gid, gids, uid)
+        own_start = preexec_fn and not self._closed
+        others = (executable, own_start, pass_fds, shell, gid, gids, uid)
         if any(others) or process_group != -1 or not _can_fork(args, environ, job):
-            assert not self._closed
             super()._execute_child(  # type: ignore[misc]
                 args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo,
                 creationflags, shell, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite,
@@ -127,6 +134,15 @@ class ForkedPopen(subprocess.Popen[Any]):
         self._close_pipe_fds(  # type: ignore[attr-defined]
             p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite
         )
+
+
+def _parameters(kind: Any) -> list[str]:
+    return list(signature(kind._execute_child).parameters)
+
+
+# A Python with other parameters than 3.11 to 3.13: each program is a new process there.
+if _parameters(ForkedPopen) != _parameters(subprocess.Popen):
+    del ForkedPopen._execute_child
 
 
 def _can_fork(args: Any, environ: dict[str, str], job: bytes) -> bool:
