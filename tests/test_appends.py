@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from threading import Barrier
 from typing import Any
 
@@ -18,6 +19,7 @@ from taskservice.services.chunks import CHUNK_BYTES, CHUNK_LINES
 from taskservice.web import request
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.internals import column, rows
+from tests.support.marks import one_database
 
 Task = dict[str, Any]
 
@@ -55,25 +57,30 @@ def test_lines_are_kept_in_the_order_in_which_they_came(alice: ApiClient) -> Non
     assert expect(alice.get("/task"), 200) == [now]
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT"])
-@pytest.mark.parametrize(
-    "content_type",
-    ["text/plain", "text/plain; charset=utf-8", "Text/Plain; charset=UTF-8", "application/json"],
-)
-def test_post_and_put_take_json_and_text(alice: ApiClient, method: str, content_type: str) -> None:
-    task = alice.start()
-    data = b'{"logs":["one","tw\xc3\xb6"]}' if "json" in content_type else b"one\ntw\xc3\xb6\n"
-    response = alice.request(method, logs(task), data=data, content_type=content_type)
-    assert expect(response, 201) == {"logCount": 2, "status": "running"}
-    assert lines(alice, task) == ["one", "twö"]
+FIT_TYPES = (
+    "text/plain", "text/plain; charset=utf-8", "Text/Plain; charset=UTF-8", "application/json",
+)  # fmt: skip
 
 
+@one_database
+def test_post_and_put_take_json_and_text(alice: ApiClient, subtests: pytest.Subtests) -> None:
+    for method, content_type in product(("POST", "PUT"), FIT_TYPES):
+        with subtests.test(f"{method} {content_type}"):
+            task, is_json = alice.start(), "json" in content_type
+            data = b'{"logs":["one","tw\xc3\xb6"]}' if is_json else b"one\ntw\xc3\xb6\n"
+            response = alice.request(method, logs(task), data=data, content_type=content_type)
+            assert expect(response, 201) == {"logCount": 2, "status": "running"}
+            assert lines(alice, task) == ["one", "twö"]
+
+
+@one_database
 def test_put_without_a_content_type_is_text(alice: ApiClient) -> None:
     task = alice.start()
     expect(alice.put(logs(task), data=b'{"logs":["not JSON"]}\nsecond'), 201)
     assert lines(alice, task) == ['{"logs":["not JSON"]}', "second"]
 
 
+@one_database
 def test_post_without_a_content_type_is_415(alice: ApiClient) -> None:
     task = alice.start()
     problem(alice.post(logs(task), data=b'{"logs":["x"]}'), 415)
@@ -87,6 +94,7 @@ OTHER_TYPES = (
 )  # fmt: skip
 
 
+@one_database
 def test_other_content_types_are_415(alice: ApiClient, subtests: pytest.Subtests) -> None:
     task = alice.start()
     for content_type in OTHER_TYPES:
@@ -136,16 +144,19 @@ CORNERS: tuple[tuple[str, list[str], list[str]], ...] = (
 def test_lines_end_at_line_feeds_only(
     alice: ApiClient, subtests: pytest.Subtests, form: str
 ) -> None:
-    task = alice.start()
+    task, after = alice.start(), 0
     for text, as_text, as_json in CORNERS:
         with subtests.test(repr(text)):
-            before = len(lines(alice, task))
             if form == "text":
-                expect(append_text(alice, task, text.encode()), 201)
+                answer = expect(append_text(alice, task, text.encode()), 201)
             else:
-                alice.append(task, text)
+                answer = alice.append(task, text)
             wanted = as_text if form == "text" else as_json
-            assert lines(alice, task)[before:] == wanted
+            new = expect(alice.get(f"{logs(task)}?after={after}"), 200)["logs"]
+            assert new == wanted
+            after += len(wanted)
+            assert answer["logCount"] == after
+    assert len(lines(alice, task)) == after
 
 
 def test_strings_with_line_feeds_are_several_lines(alice: ApiClient) -> None:
@@ -168,6 +179,7 @@ def test_invalid_utf8_is_replaced_in_text(alice: ApiClient) -> None:
     ]  # fmt: skip
 
 
+@one_database
 def test_what_is_no_text_is_400_in_json(alice: ApiClient, subtests: pytest.Subtests) -> None:
     task = alice.start()
     for line in (b"\xff", b"\xc3", b"\xed\xa0\x80", b"\\ud800", b"\\udc00x", b"\0"):
@@ -176,6 +188,7 @@ def test_what_is_no_text_is_400_in_json(alice: ApiClient, subtests: pytest.Subte
     assert lines(alice, task) == []
 
 
+@one_database
 def test_escapes_in_json_are_what_they_stand_for(alice: ApiClient) -> None:
     task = alice.start()
     body = rb'{"logs":["\u00fc\ud83d\ude00\u0000\\u0000\"\/\ta\nb"]}'
@@ -207,15 +220,15 @@ def test_of_an_overlap_only_the_new_lines_are_added(alice: ApiClient) -> None:
     assert lines(alice, task) == list("1234567")
 
 
-@pytest.mark.parametrize(("stored", "seq"), [(0, 2), (2, 4), (2, 1 << 53)])
-def test_gap_is_409_and_tells_what_is_expected(alice: ApiClient, stored: int, seq: int) -> None:
-    task = alice.start()
-    alice.append(task, *["x"] * stored)
-    before = alice.task(task)
-    response = alice.post(logs(task), json={"logs": ["y"], "seq": seq})
-    assert problem(response, 409)["expected"] == stored + 1
-    assert alice.task(task) == before
-    assert alice.append(task, "y", seq=stored + 1)["logCount"] == stored + 1
+def test_gap_is_409_and_tells_what_is_expected(alice: ApiClient) -> None:
+    for stored, seq in ((0, 2), (2, 4), (2, 1 << 53)):
+        task = alice.start()
+        alice.append(task, *["x"] * stored)
+        before = alice.task(task)
+        response = alice.post(logs(task), json={"logs": ["y"], "seq": seq})
+        assert problem(response, 409)["expected"] == stored + 1
+        assert alice.task(task) == before
+        assert alice.append(task, "y", seq=stored + 1)["logCount"] == stored + 1
 
 
 def test_gap_of_a_writer_nobody_has_heard_of_leaves_no_trace(alice: ApiClient, app: Flask) -> None:
@@ -335,6 +348,7 @@ UNFIT_QUERIES = (
 )  # fmt: skip
 
 
+@one_database
 def test_unfit_append_is_422_names_its_field_and_stores_nothing(
     alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
@@ -346,6 +360,7 @@ def test_unfit_append_is_422_names_its_field_and_stores_nothing(
             assert rows(app) == before
 
 
+@one_database
 def test_unfit_query_is_422_names_its_parameter_and_stores_nothing(
     alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
@@ -358,6 +373,7 @@ def test_unfit_query_is_422_names_its_parameter_and_stores_nothing(
             assert rows(app) == before
 
 
+@one_database
 def test_seq_and_writer_of_json_do_not_go_into_the_query(alice: ApiClient) -> None:
     task = alice.start()
     for name in ("seq", "writer"):
@@ -566,6 +582,7 @@ def test_long_log_reads_the_same_alone_in_a_list_and_when_deleted(alice: ApiClie
     assert expect(alice.get("/task"), 200) == []
 
 
+@one_database
 def test_answer_to_a_delete_can_be_closed(alice: ApiClient) -> None:
     """As a server does when it has sent the answer, outside of the request."""
     task = alice.start()
@@ -586,6 +603,7 @@ def test_resend_into_the_middle_of_a_chunk_adds_what_is_new(alice: ApiClient) ->
     assert lines(alice, task) == sent
 
 
+@one_database
 def test_only_some_large_bodies_are_in_work_at_once(
     alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
