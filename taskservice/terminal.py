@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 _OBEYED = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _UNSAFE = re.compile(f"[{_OBEYED}]")
 _UNSAFE_IN_LINES = re.compile(f"(?![\t\n])[{_OBEYED}]")
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 # The escape sequences that change only the look of text, such as its colour.
 _COLOUR = re.compile(r"(\x1b\[[0-9;:]*m)")
 _PLAIN = "\x1b[0m"
@@ -115,7 +116,7 @@ def put_on_stdout(line: str) -> None:
     if sys.stdout is None:
         return
     try:
-        print(line, flush=True)
+        _print_encoded(line)
     except OSError:
         # Otherwise the rest of its buffer would fail once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -130,6 +131,14 @@ def _drop_unwritten_remarks() -> None:
             sys.stderr.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def _print_encoded(line: str) -> None:
+    try:
+        print(line, flush=True)
+    except UnicodeEncodeError:
+        # The encoding of the locale lacks some of the characters.
+        print(_NOT_ASCII.sub(_escape, line), flush=True)
 
 
 def _write(line: str, *, err: bool = False) -> None:

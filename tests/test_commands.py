@@ -53,6 +53,18 @@ def test_key_add_list_and_revoke(tmp_path: Path) -> None:
     assert "machine" in table
 
 
+def test_name_that_the_encoding_of_stdout_lacks_is_printed_as_json_escapes_it(
+    tmp_path: Path,
+) -> None:
+    run(tmp_path, "user", "add", "jürgen 漢")
+    listed = subprocess.run(
+        [*COMMAND, "user", "list", "--json"],
+        env=environment(tmp_path) | {"PYTHONIOENCODING": "latin-1"},
+        capture_output=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert json.loads(listed.stdout)["name"] == "jürgen 漢"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
