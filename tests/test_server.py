@@ -623,6 +623,8 @@ def test_answer_under_way_at_the_end_is_completed(fresh: GunicornProcess) -> Non
 def test_client_that_waits_to_be_let_in_at_the_end_is_answered(fresh: GunicornProcess) -> None:
     worker = fresh.worker()
     os.kill(worker, signal.SIGSTOP)
+    # Of two signals that a process has not noticed yet, it takes SIGTERM first.
+    until(lambda: re.search(r"State:\s*T", status_of(worker)))
     with fresh.connect(HELLO) as client:
         fresh.process.send_signal(signal.SIGTERM)
         # The worker has its own signal, which it gets once it goes on.
@@ -635,8 +637,13 @@ def test_client_that_waits_to_be_let_in_at_the_end_is_answered(fresh: GunicornPr
 
 def has_pending(process: int, signum: int) -> bool:
     """Whether a process that is stopped has been sent this signal."""
-    (pending,) = re.findall(r"ShdPnd:\s*(\w+)", Path(f"/proc/{process}/status").read_text())
+    (pending,) = re.findall(r"ShdPnd:\s*(\w+)", status_of(process))
     return bool(int(pending, 16) >> (signum - 1) & 1)
+
+
+def status_of(process: int) -> str:
+    """What the kernel says of a process."""
+    return Path(f"/proc/{process}/status").read_text()
 
 
 def test_second_ctrl_c_is_not_needed_for_a_request_that_hangs(fresh: GunicornProcess) -> None:
