@@ -154,7 +154,7 @@ def test_service_that_is_stopped_gives_back_what_a_report_is_posting(
 
 def test_receivers_that_hang_hold_up_neither_readers_nor_other_reports(tmp_path: Path) -> None:
     """Of 16 threads 4 may be held, by 64 reports at once."""
-    settings = {"THREADS": "16", "CALLBACK_TIMEOUT": "4"}
+    settings = {"THREADS": "16", "CALLBACK_TIMEOUT": "2"}
     with (
         Receiver(answer=play.silence) as hanging,
         Service(tmp_path / "data", **settings) as service,

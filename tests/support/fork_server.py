@@ -41,8 +41,9 @@ STARTUP_VARIABLES = (
     "PYTHON", "LANG", "LC_", "TZ", "LD_", "MALLOC_",
     "FORWARDED_ALLOW_IPS", "PORT", "SENDFILE", "WEB_CONCURRENCY",
 )  # fmt: skip
-# A module that patches others may have to do so before they are imported.
-FORKED_MODULES = (["-m", "taskservice"], ["-m", "gunicorn"])
+# A module that patches others may have to do so before they are imported; the last of these
+# patches only what is looked up at each call.
+FORKED_MODULES = (["-m", "taskservice"], ["-m", "gunicorn"], ["-m", "tests.support.crash_points"])
 MAX_MESSAGE = 64 * 1024
 SET_CHILD_SUBREAPER = 36
 
