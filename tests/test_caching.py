@@ -29,7 +29,7 @@ class Site(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=[CACHING, CACHING_ALL], ids=["obedient", "greedy"])
-def site(
+def cached_site(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
     if NGINX is None:
@@ -55,24 +55,24 @@ def key_of(person: RemoteClient) -> str:
 
 
 def test_no_proxy_gives_an_answer_to_another_user_or_to_nobody(
-    site: Site, subtests: pytest.Subtests
+    cached_site: Site, subtests: pytest.Subtests
 ) -> None:
-    one = f"/task/{site.task['id']}"
+    one = f"/task/{cached_site.task['id']}"
     for path in (
         "/callback-secret", "/key", "/user", "/task", "/agent", "/agent/summarizer",
         one, f"{one}/logs", f"{one}/deliveries", "/nothing",
     ):  # fmt: skip
         with subtests.test(path):
             # What nobody got first must not come to alice either.
-            assert ask(site, path).status_code == 401
-            hers = ask(site, path, apikey=key_of(site.alice))
+            assert ask(cached_site, path).status_code == 401
+            hers = ask(cached_site, path, apikey=key_of(cached_site.alice))
             assert hers.status_code in (200, 404)
-            his = ask(site, path, apikey=key_of(site.bob))
+            his = ask(cached_site, path, apikey=key_of(cached_site.bob))
             assert comparable(his) != comparable(hers) or path == "/nothing"
-            assert comparable(ask(site, path, Authorization=f"Bearer {key_of(site.bob)}")) == (
-                comparable(his)
-            )
-            assert ask(site, path).status_code == 401
+            assert comparable(
+                ask(cached_site, path, Authorization=f"Bearer {key_of(cached_site.bob)}")
+            ) == (comparable(his))
+            assert ask(cached_site, path).status_code == 401
 
 
 def comparable(answer: requests.Response) -> tuple[int, str]:
@@ -80,15 +80,15 @@ def comparable(answer: requests.Response) -> tuple[int, str]:
     return answer.status_code, re.sub('"requestId":".*?"', "", answer.text)
 
 
-def test_no_proxy_gives_an_answer_that_has_changed(site: Site) -> None:
-    path = f"/task/{site.task['id']}"
+def test_no_proxy_gives_an_answer_that_has_changed(cached_site: Site) -> None:
+    path = f"/task/{cached_site.task['id']}"
     for query in ("", "/logs", "?expand=agent"):
-        before = site.alice.session.get(site.url + API + path + query)
-        appended = site.alice.request("POST", f"{path}/logs", json={"logs": ["one more"]})
+        before = cached_site.alice.session.get(cached_site.url + API + path + query)
+        appended = cached_site.alice.request("POST", f"{path}/logs", json={"logs": ["one more"]})
         assert appended.status_code == 201
         headers = {"If-None-Match": before.headers.get("ETag", "none")}
-        after = site.alice.session.get(site.url + API + path + query, headers=headers)
-        if site.obeys:
+        after = cached_site.alice.session.get(cached_site.url + API + path + query, headers=headers)
+        if cached_site.obeys:
             assert (after.status_code, after.text != before.text) == (200, True)
         else:
             # So it does cache, for one user.
@@ -105,14 +105,14 @@ def sign_in(site: Site, person: RemoteClient) -> requests.Session:
     return browser
 
 
-def test_no_proxy_gives_a_page_to_another_user_or_to_nobody(site: Site) -> None:
-    hers, his = sign_in(site, site.alice), sign_in(site, site.bob)
+def test_no_proxy_gives_a_page_to_another_user_or_to_nobody(cached_site: Site) -> None:
+    hers, his = sign_in(cached_site, cached_site.alice), sign_in(cached_site, cached_site.bob)
     for path in ("/", "/keys"):
-        assert ">alice<" in hers.get(site.url + path).text
-        page = his.get(site.url + path).text
+        assert ">alice<" in hers.get(cached_site.url + path).text
+        page = his.get(cached_site.url + path).text
         assert ">bob<" in page
         assert "alice" not in page
-        assert "No key yet?" in requests.get(site.url + path).text
+        assert "No key yet?" in requests.get(cached_site.url + path).text
 
 
 # --- what each answer says ---------------------------------------------------------------

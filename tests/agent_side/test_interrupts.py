@@ -21,7 +21,7 @@ MOMENTS = ("call", "return", "c_return")
 
 
 @pytest.fixture
-def task(remote_alice: RemoteClient) -> Iterator[Task]:
+def client_task(remote_alice: RemoteClient) -> Iterator[Task]:
     # A sender that waits for a lock does not wait for the service.
     client = Client(remote_alice.url, str(remote_alice.session.headers["apikey"]), patience=5)
     with client.start("agent") as task:
@@ -50,11 +50,13 @@ def interrupted_at(moment: int, deed: Callable[[], object]) -> bool:
     return False
 
 
-def test_line_may_be_interrupted_at_any_moment(remote_alice: RemoteClient, task: Task) -> None:
+def test_line_may_be_interrupted_at_any_moment(
+    remote_alice: RemoteClient, client_task: Task
+) -> None:
     moment = 1
-    while interrupted_at(moment, partial(task.log, moment)):
+    while interrupted_at(moment, partial(client_task.log, moment)):
         moment += 1
-    task.complete()
+    client_task.complete()
     logs = the_task(remote_alice)["logs"]
     assert moment > 10
     # An interrupted line is there or not; none comes twice, or in another place.
@@ -66,10 +68,10 @@ def test_line_may_be_interrupted_at_any_moment(remote_alice: RemoteClient, task:
 
 @pytest.mark.parametrize("moment", range(1, 60, 3))
 def test_end_may_be_interrupted_at_any_moment(
-    remote_alice: RemoteClient, task: Task, moment: int
+    remote_alice: RemoteClient, client_task: Task, moment: int
 ) -> None:
-    if interrupted_at(moment, task.complete):
-        task.complete()
+    if interrupted_at(moment, client_task.complete):
+        client_task.complete()
     assert the_task(remote_alice)["status"] == "complete"
 
 
