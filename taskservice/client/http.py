@@ -13,6 +13,7 @@ import requests
 from urllib3.exceptions import ReadTimeoutError
 
 from taskservice import __version__
+from taskservice.client.answer_bounds import Adapter, AnswerTooLarge, set_max_bytes
 from taskservice.client.answers import JSON, Answer, Received, Shape, read
 from taskservice.client.errors import (
     RETRYABLE,
@@ -23,7 +24,6 @@ from taskservice.client.errors import (
     UnexpectedAnswer,
     Unreachable,
 )
-from taskservice.client.slow_answers import Adapter
 from taskservice.contract.terms import API_PREFIX
 from taskservice.terminal import without_user_info
 
@@ -134,12 +134,16 @@ class Connection:
 
     def _answer(self, method: str, path: str, max_bytes: int, options: dict[str, Any]) -> Received:
         url = self.url + API_PREFIX + path
+        set_max_bytes(max_bytes)
         try:
             with self._session().request(method, url, stream=True, **options) as answer:
                 content = _content(answer, max_bytes)
                 return Received(answer.url, answer.status_code, answer.headers, content)
-        except UnexpectedAnswer:
-            raise
+        except AnswerTooLarge:
+            size = f"{max_bytes // 1024**2} MiB"
+            raise UnexpectedAnswer(
+                f"{self.url} answered more than {size}: that is no answer of taskservice"
+            ) from None
         # For a malformed answer, the libraries below raise errors of many kinds.
         except Exception as error:
             reason = without_user_info(_reason(error))
@@ -170,16 +174,13 @@ class _Session(requests.Session):
 
 
 def _content(answer: requests.Response, max_bytes: int) -> bytes:
-    """The body of an answer, decompressed. Raises UnexpectedAnswer if it is larger."""
+    """The body of an answer, decompressed. Raises AnswerTooLarge."""
     parts, size = [], 0
     for part in answer.iter_content(_PART_BYTES):
         parts.append(part)
         size += len(part)
         if size > max_bytes:
-            raise UnexpectedAnswer(
-                f"{answer.url} answered more than {max_bytes // 1024**2} MiB: "
-                "that is no answer of taskservice"
-            )
+            raise AnswerTooLarge
     return b"".join(parts)
 
 

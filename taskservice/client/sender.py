@@ -173,9 +173,9 @@ class Sender(threading.Thread):
         with self._lock_here:
             if self._is_sending_here:
                 return  # to send a line has logged another one
-            self._is_sending_here, self.is_delivered = True, False
-            self.finish(report)
             try:
+                self._is_sending_here, self.is_delivered = True, False
+                self.finish(report)
                 self._send(until)
             finally:
                 self._is_sending_here = False
@@ -298,13 +298,17 @@ class Sender(threading.Thread):
             self._send_beginning(path, batch)
 
     def _send_beginning(self, path: str, batch: Batch) -> None:
-        """Send as much of a line as the service accepts, or nothing if it accepts nothing."""
+        """Send as much of a line as the service accepts. Raises TooLarge if that is nothing."""
         line = batch.data.removesuffix(b"\n")
         size = min(len(line), self._batch_bytes * 2)
-        while size := size // 2:
-            with contextlib.suppress(TooLarge):
+        while True:
+            size //= 2
+            try:
                 self._append(path, batch.seq, beginning(line, size, len(line)) + b"\n")
                 break
+            except TooLarge:
+                if not size:
+                    raise  # not even the note that it was cut
         # The next long line needs fewer attempts.
         self._batch_bytes = max(size, 1)
         self.queue.confirm(batch)

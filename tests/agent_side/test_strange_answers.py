@@ -20,6 +20,7 @@ from tests.support.waiting import until
 
 HTML = {"Content-Type": "text/html"}
 LOGIN_PAGE = play.answer(200, HTML, b"<h1>Sign in</h1>")
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 APPENDED = b'{"logCount": 1, "status": "running"}'
 STRANGE = {
     "a login page": LOGIN_PAGE,
@@ -130,6 +131,8 @@ def test_answer_of_any_size_takes_bounded_memory(subtests: CheapSubtests) -> Non
             "plain": play.answer(200, played.JSON, long),
             "compressed": play.answer(200, compressed, gzip.compress(long)),
             "a refusal": played.problem(409, "x" * 17 * 2**20),
+            "heads": play.endless(b"HTTP/1.1 100 Continue\r\nX: " + b"x" * 60_000 + b"\r\n\r\n"),
+            "trailers": play.endless(b"X: " + b"x" * 60_000 + b"\r\n", CHUNKED + b"0\r\n"),
         }.items():
             with subtests.test(name):
                 receiver.answer = answer
@@ -237,6 +240,25 @@ def test_run_that_starts_under_a_page_loses_nothing(
     task = the_task(remote_alice)
     assert (task["logs"], task["error"]["message"]) == (["one"], "Exit status 7")
     assert machine.left_runs() == []
+
+
+def test_run_behind_a_proxy_that_refuses_each_body_loses_nothing(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    pass_on, refuse = losing(remote_alice, lambda number: False), play.answer(413)
+
+    def between_them(exchange: Exchange) -> None:
+        (refuse if "/logs" in exchange.request.path else pass_on)(exchange)
+
+    with Receiver() as between:
+        between.answer = between_them
+        machine.url = between.url
+        ended = machine.run("run", "--agent", "a", "--", "sh", "-c", "echo one; exit 7")
+        assert (ended.returncode, ended.stdout) == (7, "one\n")
+        assert "1 line and the program's end could not be sent yet" in ended.stderr
+        between.answer = pass_on
+        assert machine.run("run", "--resend").returncode == 0
+    assert the_task(remote_alice)["logs"] == ["one"]
 
 
 @pages

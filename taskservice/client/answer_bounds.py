@@ -1,7 +1,9 @@
-"""Limits how long a whole answer may take; `requests` only limits the wait for each part."""
+"""Bounds the time and size of a whole answer; `requests` only bounds the wait for each part."""
 
 import io
+import math
 import socket
+import threading
 import time
 from http.client import HTTPResponse
 from typing import Any
@@ -12,6 +14,18 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 # An answer that comes faster than this does not use up its time.
 MIN_BYTES_PER_SECOND = 16 * 1024
+# More than the framing of an answer in small chunks takes.
+_MAX_FRAMING = 2
+_thread = threading.local()
+
+
+class AnswerTooLarge(Exception):
+    """An answer, with its head and its framing, has more bytes than any good one."""
+
+
+def set_max_bytes(max_bytes: int) -> None:
+    """Set the largest body that the next answers in this thread may have."""
+    _thread.max_bytes = max_bytes * _MAX_FRAMING
 
 
 class _Limited(io.RawIOBase):
@@ -21,6 +35,7 @@ class _Limited(io.RawIOBase):
         self._received, self._socket = received, sock
         self._seconds = sock.gettimeout() or 0.0
         self._until = time.monotonic() + self._seconds
+        self._bytes_left = getattr(_thread, "max_bytes", math.inf)
 
     def readable(self) -> bool:
         return True
@@ -31,6 +46,9 @@ class _Limited(io.RawIOBase):
         count: int | None = self._received.readinto(buffer)
         # The next request may be sent on this connection.
         self._socket.settimeout(self._seconds or None)
+        self._bytes_left -= count or 0
+        if self._bytes_left < 0:
+            raise AnswerTooLarge
         earned = (count or 0) / MIN_BYTES_PER_SECOND
         self._until = min(self._until + earned, time.monotonic() + self._seconds)
         return count
