@@ -81,13 +81,14 @@ def test_every_field_of_a_task_names_its_column() -> None:
     assert TaskSchema().columns.keys() == TaskSchema().fields.keys() - written_otherwise
 
 
-@pytest.mark.parametrize("name", TaskSchema().fields)
-def test_plan_follows_the_choice_of_fields(name: str) -> None:
-    row = sample(TaskSchema(), empty=False)
-    for schema in (TaskSchema(only=[name]), TaskSchema(exclude=[name])):
-        assert strict_json.dumps(schema.dump(row)) == marshmallows_own(schema, row)
-    assert list(TaskSchema(only=[name]).dump(row)) == [name]
-    assert name not in TaskSchema(exclude=[name]).dump(row)
+def test_plan_follows_the_choice_of_fields(subtests: pytest.Subtests) -> None:
+    for name in TaskSchema().fields:
+        with subtests.test(name):
+            row = sample(TaskSchema(), empty=False)
+            for schema in (TaskSchema(only=[name]), TaskSchema(exclude=[name])):
+                assert strict_json.dumps(schema.dump(row)) == marshmallows_own(schema, row)
+            assert list(TaskSchema(only=[name]).dump(row)) == [name]
+            assert name not in TaskSchema(exclude=[name]).dump(row)
 
 
 class WithLogs:
@@ -138,32 +139,33 @@ def test_lines_take_the_place_that_was_kept_for_them(lines: list[str]) -> None:
     assert (json.loads(head), tail) == ({"id": 'ü "\n'}, b"")
 
 
-@pytest.mark.parametrize(
-    ("text", "parsed"),
-    [
-        ("01a20e91-17f5-7dd4-9f26-d78f1b1c7336", "01a20e91-17f5-7dd4-9f26-d78f1b1c7336"),
-        ("01A20E91-17F5-7DD4-9F26-D78F1B1C7336", "01a20e91-17f5-7dd4-9f26-d78f1b1c7336"),
-        ("01a20e9117f57dd49f26d78f1b1c7336", None),
-        ("01a20e9117f57dd49f26d78f1b1c7336----", None),
-        ("----01a20e9117f57dd49f26d78f1b1c7336", None),
-        ("01a2-0e91-17f5-7dd4-9f26d78f1b1c7336", None),
-        ("{01a20e91-17f5-7dd4-9f26-d78f1b1c7336}", None),
-        ("{01a20e9117f57dd49f26d78f1b1c7336}--", None),
-        ("urn:01a20e9117f57dd49f26d78f1b1c7336", None),
-        ("uuid:01a20e9117f57dd49f26d78f1b1c733", None),
-        ("+1a20e91-17f5-7dd4-9f26-d78f1b1c7336", None),
-        ("01a20e91-17f5-7dd4-9f26-d78f1b1c733\n", None),
-        ("０1a20e91-17f5-7dd4-9f26-d78f1b1c7336", None),
-        ("urn:uuid:01a20e91-17f5-7dd4-9f26-d78f1b1c7336", None),
-        ("01a20e91-17f5-7dd4-9f26-d78f1b1c733", None),
-        ("01a20e91-17f5-7dd4-9f26-d78f1b1c733g", None),
-        ("", None),
-        ("x" * 36, None),
-        ("\0" * 36, None),
-    ],
+SPELLINGS = (
+    ("01a20e91-17f5-7dd4-9f26-d78f1b1c7336", "01a20e91-17f5-7dd4-9f26-d78f1b1c7336"),
+    ("01A20E91-17F5-7DD4-9F26-D78F1B1C7336", "01a20e91-17f5-7dd4-9f26-d78f1b1c7336"),
+    ("01a20e9117f57dd49f26d78f1b1c7336", None),
+    ("01a20e9117f57dd49f26d78f1b1c7336----", None),
+    ("----01a20e9117f57dd49f26d78f1b1c7336", None),
+    ("01a2-0e91-17f5-7dd4-9f26d78f1b1c7336", None),
+    ("{01a20e91-17f5-7dd4-9f26-d78f1b1c7336}", None),
+    ("{01a20e9117f57dd49f26d78f1b1c7336}--", None),
+    ("urn:01a20e9117f57dd49f26d78f1b1c7336", None),
+    ("uuid:01a20e9117f57dd49f26d78f1b1c733", None),
+    ("+1a20e91-17f5-7dd4-9f26-d78f1b1c7336", None),
+    ("01a20e91-17f5-7dd4-9f26-d78f1b1c733\n", None),
+    ("０1a20e91-17f5-7dd4-9f26-d78f1b1c7336", None),
+    ("urn:uuid:01a20e91-17f5-7dd4-9f26-d78f1b1c7336", None),
+    ("01a20e91-17f5-7dd4-9f26-d78f1b1c733", None),
+    ("01a20e91-17f5-7dd4-9f26-d78f1b1c733g", None),
+    ("", None),
+    ("x" * 36, None),
+    ("\0" * 36, None),
 )
-def test_ids_have_one_spelling(text: str, parsed: str | None) -> None:
-    assert fields.parse_id(text) == parsed
+
+
+def test_ids_have_one_spelling(subtests: pytest.Subtests) -> None:
+    for text, parsed in SPELLINGS:
+        with subtests.test(repr(text)):
+            assert fields.parse_id(text) == parsed
 
 
 @steady
@@ -349,21 +351,22 @@ def test_whatever_is_read_it_is_taken_or_refused_and_never_crashes(data: bytes) 
     assert exact(strict_json.dumps(value)) == exact(data.replace(b"\\u0000", b"\\ufffd"))
 
 
-@pytest.mark.parametrize(
-    ("text", "kept"),
-    [
-        (rb'"\u0000"', '"\ufffd"'),
-        (rb'"a\u0000\u0000b"', '"a\ufffd\ufffdb"'),
-        (rb'"\\u0000"', r'"\\u0000"'),
-        (rb'"\\\u0000"', '"\\\\\ufffd"'),
-        (rb'"\\\\u0000"', r'"\\\\u0000"'),
-        (rb'"\ud83d\ude00"', '"😀"'),
-        (rb'"\uFFFF\uffff"', '"\uffff\uffff"'),
-        (rb'"\\ud800"', r'"\\ud800"'),
-    ],
+ESCAPES = (
+    (rb'"\u0000"', '"\ufffd"'),
+    (rb'"a\u0000\u0000b"', '"a\ufffd\ufffdb"'),
+    (rb'"\\u0000"', r'"\\u0000"'),
+    (rb'"\\\u0000"', '"\\\\\ufffd"'),
+    (rb'"\\\\u0000"', r'"\\\\u0000"'),
+    (rb'"\ud83d\ude00"', '"😀"'),
+    (rb'"\uFFFF\uffff"', '"\uffff\uffff"'),
+    (rb'"\\ud800"', r'"\\ud800"'),
 )
-def test_escapes_are_what_they_stand_for(text: bytes, kept: str) -> None:
-    assert strict_json.dumps(strict_json.loads(text)).decode() == kept
+
+
+def test_escapes_are_what_they_stand_for(subtests: pytest.Subtests) -> None:
+    for text, kept in ESCAPES:
+        with subtests.test(repr(text)):
+            assert strict_json.dumps(strict_json.loads(text)).decode() == kept
 
 
 @pytest.mark.parametrize("opening", ["[", '{"a":', '[0,"x",', '{"b":0,"a":'])

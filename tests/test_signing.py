@@ -4,6 +4,7 @@ import base64
 import json
 import time
 from datetime import UTC, datetime
+from itertools import product
 
 import pytest
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
@@ -89,17 +90,20 @@ def test_standard_library_s_signature_is_verified() -> None:
     assert is_signed([new_secret(), SECRET], headers, BODY, time.time())
 
 
-@pytest.mark.parametrize("name", ["webhook-id", "webhook-timestamp", "webhook-signature"])
-@pytest.mark.parametrize("value", [None, "", "1", "9" * 5000, "ü", "v1,AAAA"])
-def test_changed_header_is_not_verified(name: str, value: str | None) -> None:
-    headers = sign([SECRET], "0193", int(time.time()), BODY)
-    others = {key: text for key, text in headers.items() if key != name}
-    changed = others if value is None else others | {name: value}
+def test_changed_header_is_not_verified(subtests: pytest.Subtests) -> None:
+    for name, value in product(
+        ("webhook-id", "webhook-timestamp", "webhook-signature"),
+        (None, "", "1", "9" * 5000, "ü", "v1,AAAA"),
+    ):
+        with subtests.test(f"{name} {value!r:.20}"):
+            headers = sign([SECRET], "0193", int(time.time()), BODY)
+            others = {key: text for key, text in headers.items() if key != name}
+            changed = others if value is None else others | {name: value}
 
-    assert is_signed([SECRET], headers, BODY, time.time())
-    assert not is_signed([SECRET], changed, BODY, time.time())
-    assert not is_signed([SECRET], headers, BODY + b" ", time.time())
-    assert not is_signed([new_secret()], headers, BODY, time.time())
+            assert is_signed([SECRET], headers, BODY, time.time())
+            assert not is_signed([SECRET], changed, BODY, time.time())
+            assert not is_signed([SECRET], headers, BODY + b" ", time.time())
+            assert not is_signed([new_secret()], headers, BODY, time.time())
 
 
 @pytest.mark.parametrize("seconds", [-301, 301])

@@ -16,6 +16,7 @@ class CheapSubtests:
     def test(self, name: str) -> Iterator[None]:
         try:
             yield
-        except Exception:
+        # What `pytest.fail` and `pytest.raises` raise is no Exception.
+        except (Exception, pytest.fail.Exception):
             with self._subtests.test(name):
                 raise
