@@ -268,6 +268,7 @@ def test_callback_waits_while_the_listener_cannot_ask_for_the_secret(tmp_path: P
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
         machine = machine_of(alice, tmp_path / "home")
+        machine.give_up_soon()
         with receiving(machine) as (process, url):
             service.stop()
             answer = requests.post(url, data=b"{}", timeout=30)

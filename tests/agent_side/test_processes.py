@@ -267,8 +267,9 @@ def test_interrupt_that_does_not_come_from_the_terminal_reaches_the_program(
 
 
 def test_cancel_at_a_terminal_stops_what_the_program_has_started(
-    remote_alice: RemoteClient, at_terminal: AtTerminal
+    remote_alice: RemoteClient, machine: AgentMachine, at_terminal: AtTerminal
 ) -> None:
+    machine.beat_often()
     process, _ = at_terminal("sh", "-c", "echo ready; sleep 1000; echo after")
     until(lambda: the_log(remote_alice) == ["ready"])
     (shell,) = _children(process.pid)

@@ -148,12 +148,15 @@ def test_agent_that_the_key_may_not_see_does_not_stop_the_program(
     with Receiver() as receiver:
         receiver.answer = play.answer(503)
         machine.url = receiver.url
-        script = "echo ready; sleep 2; echo done; exit 7"
-        process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
+        machine.give_up_soon()
+        script = "echo ready; read word; sleep 0.5; echo done; exit 7"
+        process = machine.spawn(
+            "run", "--agent", "a", "--", "sh", "-c", script, stdin=subprocess.PIPE
+        )
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         receiver.answer = played.problem(404, "No such agent", code="not_found")
-        printed, remarks = process.communicate(timeout=30)
+        printed, remarks = process.communicate("go on\n", timeout=30)
     assert (process.returncode, printed) == (7, "done\n")
     assert "the service refuses: No such agent; the program continues" in remarks
     assert len(machine.left_runs()) == 1
@@ -197,6 +200,7 @@ def test_disk_that_fills_up_is_said_and_keeps_the_end(
         "seq 2 100000; exit 3"
     )
     away = machine.url = f"http://127.0.0.1:{unused_port()}"
+    machine.give_up_soon()
     result = machine.run("run", "--agent", "a", "--", "sh", "-c", script)
     assert result.returncode == 3
     assert "No space left on device" in result.stderr

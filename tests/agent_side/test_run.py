@@ -37,7 +37,6 @@ DRIPS = b"HTTP/1.1 201 Created\r\nContent-Type: application/json\r\nContent-Leng
 
 
 START_WITHOUT_SERVICE = "from taskservice.runner import run; run.START_SECONDS = 0.3"
-BEAT_OFTEN = "from taskservice.client import sender; sender.HEARTBEAT_SECONDS = 0.3"
 
 
 # Runs a program, and prints the most memory that it or a child of it had, in bytes.
@@ -400,7 +399,7 @@ def test_program_that_takes_a_signal_and_ends_well_is_complete(
 
 
 def test_cancel_stops_the_program(remote_alice: RemoteClient, machine: AgentMachine) -> None:
-    machine.patch(BEAT_OFTEN)
+    machine.beat_often()
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
     until(lambda: the_log(remote_alice) == ["ready"])
     remote_alice.request("POST", f"/task/{the_task(remote_alice)['id']}/cancel").raise_for_status()

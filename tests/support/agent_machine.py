@@ -48,6 +48,10 @@ class AgentMachine:
         """These statements run in its commands before they begin."""
         self.command = [sys.executable, "-c", COMMAND.format(statements)]
 
+    def beat_often(self) -> None:
+        """From now on its commands hear sooner of a cancel."""
+        self.patch("from taskservice.client import sender; sender.HEARTBEAT_SECONDS = 0.3")
+
     def give_up_soon(self) -> None:
         """From now on its commands wait hardly at all for a service that is away."""
         self.patch(GIVE_UP_SOON)
