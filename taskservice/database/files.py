@@ -3,13 +3,16 @@
 import errno
 import fcntl
 import os
+import shutil
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+# SQLite makes an index of this size beside a database.
+FULL_DISK_BYTES = 32 * 1024
 LOCK_SECONDS = 10.0
 LOCK_POLL_SECONDS = 0.02
 
@@ -56,6 +59,14 @@ def make_folder(path: Path) -> None:
     if not path.is_dir():
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         sync(path.parent)
+
+
+def full_disk(path: Path) -> str:
+    """What to add to an error of SQLite, which calls a full disk an I/O error; else empty."""
+    with suppress(OSError):
+        if shutil.disk_usage(path.parent).free < FULL_DISK_BYTES:
+            return "; its disk is full"
+    return ""
 
 
 def sync(path: Path) -> None:

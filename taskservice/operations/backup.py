@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from taskservice.database import migrations, read_only
 from taskservice.database.engine import sqlite3
-from taskservice.database.files import sync
+from taskservice.database.files import full_disk, sync
 from taskservice.database.migrations import DatabaseError
 from taskservice.operations import database_check
 
@@ -50,7 +50,8 @@ def backup(database: Path, secret_key: Path, target: Path, replace: bool = False
             draft.replace(target)
             sync(target.parent)
     except (OSError, sqlite3.Error, DBAPIError) as error:
-        raise BackupError(f"There is no backup: {database_check.reason(error)}") from None
+        reason = database_check.reason(error) + full_disk(database)
+        raise BackupError(f"There is no backup: {reason}") from None
     return revision
 
 

@@ -21,7 +21,7 @@ from taskservice.database.engine import (
     prepare_sqlite_connection,
     sqlite3,
 )
-from taskservice.database.files import make_folder, open_regular
+from taskservice.database.files import full_disk, make_folder, open_regular
 from taskservice.database.writer_queue import WriterQueue
 
 FOLDER = Path(__file__).parent
@@ -78,7 +78,9 @@ def upgrade(url: str | URL, target: str = "head", may_create: bool = True) -> No
                 connection.commit()
     except (DBAPIError, sqlite3.Error, OSError) as error:
         kind = UnusableDatabase if _is_unusable(error) else DatabaseError
-        raise kind(f"The database {shown(address)} cannot be used: {_reason(error)}") from None
+        raise kind(
+            f"The database {shown(address)} cannot be used: {_reason(error, address)}"
+        ) from None
 
 
 @contextmanager
@@ -100,11 +102,13 @@ def _is_unusable(error: Exception) -> bool:
     return isinstance(error, DBAPIError) and isinstance(error.orig, EncodingError)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, address: URL) -> str:
     cause = error.orig if isinstance(error, DBAPIError) else error
     if getattr(cause, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
         return f"another program has kept it locked for {MIGRATION_SECONDS} s"
-    return str(cause).strip().partition("\n")[0]
+    text = str(cause).strip().partition("\n")[0]
+    is_sqlite = address.get_backend_name() == "sqlite"
+    return text + full_disk(Path(address.database or "")) if is_sqlite else text
 
 
 def head() -> str:
