@@ -33,7 +33,7 @@ def test_user_add_prints_the_key_alone(tmp_path: Path) -> None:
     (user,) = map(json.loads, run(tmp_path, "user", "list", "--json").stdout.splitlines())
     assert user["name"] == "alice"
     assert "alice" in run(tmp_path, "user", "list").stdout
-    assert "A user alice exists already" in one_line(run(tmp_path, "user", "add", "alice"), 1)
+    assert "A user alice already exists" in one_line(run(tmp_path, "user", "add", "alice"), 1)
 
 
 def test_key_add_list_and_revoke(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_unknown_setting_is_a_warning(tmp_path: Path) -> None:
 
 def test_serve_on_a_broken_database_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "taskservice.db").write_text("not a database")
-    assert "is no SQLite database" in one_line(run(tmp_path, "serve"), 1)
+    assert "is not an SQLite database" in one_line(run(tmp_path, "serve"), 1)
     assert (tmp_path / "taskservice.db").read_text() == "not a database"
 
 

@@ -194,7 +194,7 @@ def test_backup_of_a_broken_database_is_none(data: Path, tmp_path: Path, fault: 
     else:
         change(data, "INSERT INTO callback_secrets VALUES ('1', 'nobody', 's', '2026', NULL)")
     result = run(data, "db", "backup", str(tmp_path / "backup.db"))
-    assert "There is no backup: " in one_line(result, 1)
+    assert "The backup failed: " in one_line(result, 1)
     assert list(tmp_path.iterdir()) == [data]
 
 
@@ -396,7 +396,7 @@ def test_corrupted_page_is_found(data: Path) -> None:
 def test_reference_to_nothing_is_found(data: Path) -> None:
     change(data, "INSERT INTO callback_secrets VALUES ('1', 'nobody', 's', '2026', NULL)")
     message = check(data, 1)["integrity"]["message"]
-    assert message == "row 1 of callback_secrets refers to nothing in users"
+    assert message == "row 1 of callback_secrets refers to a missing row of users"
 
 
 @pytest.mark.parametrize(

@@ -358,7 +358,7 @@ def test_body_in_too_many_chunks_is_413(server: GunicornProcess) -> None:
     assert server.ask(chunked() + tiny * 32_767 + b"0\r\n\r\n").endswith(b"x" * 32_767)
     with server.connect(chunked() + tiny * 32_769) as client:
         problem = problem_in(read_to_end(client), 413)
-    assert problem["detail"] == "The request's body comes in too many chunks"
+    assert problem["detail"] == "The request's body has too many chunks"
 
 
 def test_answer_to_an_unread_body_arrives_and_the_connection_goes_on(
@@ -699,7 +699,7 @@ def test_tls_is_refused_rather_than_left_out(tmp_path: Path) -> None:
     certificate.touch()
     wrong = unready(tmp_path, settings={"certfile": str(certificate)})
     assert wrong.process.wait(PATIENCE_SECONDS) == 1
-    assert "Error: TLS is left to a reverse proxy" in wrong.log
+    assert "Error: remove certfile and keyfile" in wrong.log
 
 
 def test_serve_from_within_serves_alike_and_ends_by_ctrl_c(tmp_path: Path) -> None:

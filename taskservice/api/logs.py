@@ -135,6 +135,6 @@ def _text_append(query: dict[str, Any]) -> dict[str, Any]:
 
 def _json_append(query: dict[str, Any]) -> dict[str, Any]:
     if query:
-        raise invalid({name: ["Goes into the JSON body."] for name in query})
+        raise invalid({name: ["Belongs in the JSON body."] for name in query})
     body = load_body(append_schema)
     return body | {"chunks": chunks.of_strings(body["logs"])}

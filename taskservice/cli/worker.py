@@ -39,4 +39,4 @@ def command() -> None:
     join_loops(loops)
     dispose(app)
     if has_failed:
-        exit_with_error("a thread of the background work has died; start it again")
+        exit_with_error("a background thread has died; restart this command")

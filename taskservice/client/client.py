@@ -122,7 +122,9 @@ class Client:
                 return
             query = link[1]
             if query in links:
-                raise UnexpectedAnswer(f"{self.connection.url} lists the same pages in a circle")
+                raise UnexpectedAnswer(
+                    f"{self.connection.url} repeats the pages of the list in a loop"
+                )
             links.add(query)
 
     def register(

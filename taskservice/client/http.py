@@ -142,7 +142,7 @@ class Connection:
         except AnswerTooLarge:
             size = f"{max_bytes // 1024**2} MiB"
             raise UnexpectedAnswer(
-                f"{self.url} answered more than {size}: that is no answer of taskservice"
+                f"{self.url} answered more than {size}: taskservice sends no such answer"
             ) from None
         # For a malformed answer, the libraries below raise errors of many kinds.
         except Exception as error:

@@ -316,7 +316,7 @@ class Sender(threading.Thread):
     def _note_full_log(self, path: str, seq: int) -> None:
         # Other writers may have taken the space for the note too.
         with contextlib.suppress(TooLarge, LinesMissing):
-            self._append(path, seq, note("the log is full, what follows is left out"))
+            self._append(path, seq, note("the log is full; the lines after this one are dropped"))
         self.queue.discard()
 
     def _send_report(self, path: str) -> bool:

@@ -203,7 +203,7 @@ class Task:
                     self._raise_if_stuck(sender, began)
         if not sender.is_delivered:
             error = sender.stop_reason or sender.outage
-            raise error or TaskServiceError("The end could not be sent")
+            raise error or TaskServiceError("The end of the task could not be sent")
 
     def _raise_if_stuck(self, sender: Sender, began: float) -> None:
         """Raise the reason not to wait for the sender any longer, if there is one."""
@@ -211,7 +211,7 @@ class Task:
         if sender.stop_reason is not None:
             raise sender.stop_reason
         if time.monotonic() - max(sender.last_answer_at, began) > self._connection.patience:
-            raise sender.outage or Unreachable(f"{self._connection.url} gives no answer")
+            raise sender.outage or Unreachable(f"{self._connection.url} does not answer")
 
     def _pause(self, seconds: float) -> None:
         """Wait before the next attempt, unless there is a reason to stop meanwhile."""

@@ -97,7 +97,7 @@ def check_host(name: str) -> None:
     try:
         name.encode("idna")
     except UnicodeError:
-        raise ValueError("must have a host name that can be looked up") from None
+        raise ValueError("must have a valid host name") from None
 
 
 def _check_ports(ports: list[str]) -> None:

@@ -39,11 +39,11 @@ POSTGRESQL_TIMEOUTS = {
 
 
 class EncodingError(Exception):
-    """The encoding of a PostgreSQL database can't hold every text."""
+    """The encoding of a PostgreSQL database can't store every text."""
 
     def __init__(self, encoding: str) -> None:
         super().__init__(
-            f"its encoding is {encoding}, and only UTF8 holds every text; make another with "
+            f"its encoding is {encoding}, but only UTF8 stores every text; create another with "
             "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
         )
 

@@ -41,7 +41,7 @@ def _bounded(connection: Any, seconds: float, driver: Any, steps: Any) -> Genera
             if time.monotonic() >= until:
                 if is_cancelled:
                     connection.close()
-                    raise driver.OperationalError("the server gives no answer")
+                    raise driver.OperationalError("the server does not answer")
                 _cancel(connection, driver)
                 is_cancelled, until = True, time.monotonic() + LAST_SECONDS
             step = steps.send(ready)

@@ -51,7 +51,7 @@ def backup(database: Path, secret_key: Path, target: Path, replace: bool = False
             sync(target.parent)
     except (OSError, sqlite3.Error, DBAPIError) as error:
         reason = database_check.reason(error) + full_disk(database)
-        raise BackupError(f"There is no backup: {reason}") from None
+        raise BackupError(f"The backup failed: {reason}") from None
     return revision
 
 
@@ -59,7 +59,7 @@ def _check(database: Path, secret_key: Path, target: Path, replace: bool) -> Non
     if not database.exists():
         raise BackupError(f"There is no database at {database}")
     if target.is_dir():
-        raise BackupError(f"{target} is a folder; name the file")
+        raise BackupError(f"{target} is a folder; give the path of a file")
     own = [secret_key, *(Path(f"{database}{suffix}") for suffix in OWN_SUFFIXES)]
     if any(_is_same(target, file) for file in own):
         raise BackupError(f"{target} belongs to the database itself")
@@ -150,7 +150,7 @@ def _verified(draft: Path) -> str:
     with engine.connect() as connection:
         problems = database_check.integrity_problems(connection)
         if problems:
-            raise BackupError(f"There is no backup: {problems[0]}")
+            raise BackupError(f"The backup failed: {problems[0]}")
         try:
             revision = migrations.revision(connection)
         except DatabaseError as error:

@@ -113,7 +113,9 @@ def integrity_problems(connection: Connection) -> list[str]:
     pages = connection.exec_driver_sql("PRAGMA integrity_check(10)").scalars().all()
     problems = [] if list(pages) == ["ok"] else [str(line) for line in pages]
     broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
-    return problems + [f"row {row[1]} of {row[0]} refers to nothing in {row[2]}" for row in broken]
+    return problems + [
+        f"row {row[1]} of {row[0]} refers to a missing row of {row[2]}" for row in broken
+    ]
 
 
 def schema_differences(connection: Connection) -> list[str]:
@@ -189,7 +191,7 @@ def _schema(connection: Connection) -> Verdict:
     if migrations.revision(connection) != migrations.head():
         return WARNING, "Not compared, since the revision is not the latest"
     problems = schema_differences(connection)
-    return (ERROR, "; ".join(problems)) if problems else (OK, "It is as the models define it")
+    return (ERROR, "; ".join(problems)) if problems else (OK, "It matches the models")
 
 
 def _deliveries(connection: Connection) -> Verdict:
@@ -276,7 +278,7 @@ def _pragmas(connection: Connection) -> Verdict:
     text = ", ".join(f"{name} {value}" for name, value in found.items())
     wrong = [name for name, value in PRAGMAS.items() if found[name] != value]
     if wrong == ["auto_vacuum"]:
-        return WARNING, f"{text}: freed space is not given back to the disk"
+        return WARNING, f"{text}: free space is not returned to the disk"
     return (ERROR, f"{text}: should be {PRAGMAS}") if wrong else (OK, text)
 
 
@@ -284,7 +286,7 @@ def _integrity(connection: Connection) -> Verdict:
     problems = integrity_problems(connection)
     if problems:
         return ERROR, "; ".join(problems[:3])
-    return OK, "All pages and references are sound"
+    return OK, "All pages and references are intact"
 
 
 _SQLITE_CHECKS = {
@@ -314,7 +316,7 @@ def _durability(connection: Connection) -> Verdict:
     }
     off = [name for name, value in found.items() if value == "off"]
     if off:
-        return WARNING, f"{', '.join(off)} is off: what was answered may be lost in a power cut"
+        return WARNING, f"{', '.join(off)} is off: answered writes may be lost in a power failure"
     return OK, "An answered write is on the disk"
 
 
@@ -331,8 +333,8 @@ def _clocks(connection: Connection) -> Verdict:
         return OK, "The database's clock and this machine's agree"
     where = "ahead of" if ahead > 0 else "behind"
     return WARNING, (
-        f"The database's clock is {abs(ahead):.0f} s {where} this machine's, by which keys expire; "
-        "tasks end, time out and are pruned by the database's"
+        f"The database's clock is {abs(ahead):.0f} s {where} this machine's: keys expire by this "
+        "machine's clock, tasks end, time out and are pruned by the database's"
     )
 
 

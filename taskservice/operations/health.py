@@ -142,7 +142,7 @@ def database_metrics() -> list[Metric]:
     try:
         found = resources.find(MetricsProbe).result(METRICS_SECONDS)
     except FAILURES as error:
-        logger.error("The database can't be measured: %s", getattr(error, "orig", error))
+        logger.error("The metrics of the database can't be read: %s", getattr(error, "orig", error))
         return [_is_up(False)]
     return [_is_up(True), *found]
 
@@ -205,7 +205,7 @@ def _count_rows() -> list[Metric]:
         ),
         _gauge(
             "oldest_due_delivery_age_seconds",
-            "Seconds for which the oldest due delivery has been due; 0 when none is due.",
+            "Age of the oldest due delivery in seconds; 0 when none is due.",
             Sample({}, age(oldest.next_attempt_at, oldest.now) if oldest else 0.0),
         ),
         _gauge(

@@ -102,13 +102,13 @@ class RequestCounts:
             Metric(
                 "taskservice_requests_total",
                 "counter",
-                "Requests by the route that they matched, their method and their status.",
+                "Requests by route, method and status.",
                 [Sample(labels._asdict(), count) for labels, count in sorted(requests.items())],
             ),
             Metric(
                 "taskservice_request_duration_seconds",
                 "histogram",
-                "Time until the answer to a request began, by the route that it matched.",
+                "Seconds until the first byte of the answer, by route.",
                 [each for item in sorted(durations.items()) for each in _histogram(*item)],
             ),
         ]

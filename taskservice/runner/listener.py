@@ -164,7 +164,7 @@ class _Request(BaseHTTPRequestHandler):
     def _body(self, length: int) -> bytes:
         body = self.rfile.read(length)
         if len(body) < length:
-            raise ConnectionError("The sender went away")
+            raise ConnectionError("The sender closed the connection")
         return body
 
     def log_message(self, *_: Any) -> None:

@@ -72,7 +72,7 @@ def _reason_not_to_send(
     if run.url != connection.url:
         return f"a run for {run.url} is left; TASKSERVICE_URL is {connection.url}"
     if not run.is_sendable_by(caller()):
-        return f"a run of agent {run.agent_id} is left; the key is another user's or agent's"
+        return f"a run of agent {run.agent_id} is left; the key belongs to another user or agent"
     return None
 
 
@@ -94,7 +94,7 @@ def _send_run(
     why = sender.stop_reason or sender.outage
     remark(
         f"{run.task_id or 'a task'}: {why}; "
-        f"it stays in {run.folder}; remove that folder to give it up"
+        f"it stays in {run.folder}; remove that folder to discard it"
     )
     return False
 

@@ -137,14 +137,14 @@ class Run:
         if not try_start(starter):
             start_task()
         elif not _has_ended(starter, START_SECONDS + 0.5):
-            return Unreachable(f"{self._connection.url} gives no answer")
+            return Unreachable(f"{self._connection.url} does not answer")
         return errors[0] if errors else None
 
     def _create_folder(self) -> None:
         try:
             self._saved.create_folder(runs_folder())
         except (OSError, RuntimeError) as error:
-            remark(f"nothing can be kept on the disk, lines wait in memory: {error}")
+            remark(f"can't write to the disk, lines wait in memory: {error}")
 
     def execute(self) -> int:
         """Run the program and report its end; returns the exit code."""
@@ -248,7 +248,7 @@ class Run:
     def _on_full_disk(self, error: OSError) -> None:
         if not self._has_warned_full:
             self._has_warned_full = True
-            remark(f"the lines can't be kept on the disk: {error.strerror or error}")
+            remark(f"the lines can't be written to the disk: {error.strerror or error}")
 
     # --- the end -------------------------------------------------------------------------
 

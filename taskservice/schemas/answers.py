@@ -1,4 +1,4 @@
-"""The schemas of answers, and how rows are written by them."""
+"""The schemas of answers, and how they serialize rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -35,21 +35,21 @@ from taskservice.schemas.fields import (
 
 
 class StoredJson(fields.Dict):
-    """A JSON object that is stored as text and goes out as that text."""
+    """A JSON object that is stored as text and answered as that text."""
 
     def _serialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         return strict_json.fragment(value)
 
 
-# Takes the place of a log's lines in a dumped task. NUL can stand nowhere else in JSON.
+# The placeholder of a log's lines in a dumped task. JSON contains NUL nowhere else.
 _SLOT = b"\0"
 LINES = strict_json.fragment(_SLOT)
 
 
 class Lines(fields.List[str]):
-    """The lines of a log. A row does not carry them: they are written into their place.
+    """The lines of a log. A row does not contain them: they replace `LINES`.
 
-    See `LINES` and `split_at_lines`.
+    See `split_at_lines`.
     """
 
     def _serialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -72,7 +72,7 @@ class AnswerSchema(Schema):
 
 
 class RowSchema(AnswerSchema):
-    """A schema that writes rows by a plan made once from its fields, which is much faster.
+    """A schema that serializes rows with functions built once from its fields, which is faster.
 
     The result equals that of marshmallow's own `dump`; a test compares the two.
     """
@@ -86,12 +86,12 @@ class RowSchema(AnswerSchema):
 
     @property
     def columns(self) -> dict[str, Column]:
-        """Field -> the column that it is written from: what a read of such rows selects."""
+        """Field -> its column: what a read of such rows selects."""
         documented = {name: field.metadata for name, field in self.dump_fields.items()}
         return {name: doc["column"] for name, doc in documented.items() if "column" in doc}
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
-        # For the documentation: a row is always written with all fields.
+        # For the documentation: a dumped row always has all fields.
         field_obj.required = True
         if "column" in field_obj.metadata:
             field_obj.attribute = field_obj.metadata["column"].key
@@ -107,14 +107,16 @@ class RowSchema(AnswerSchema):
 
 
 def _serializer(field: fields.Field[Any]) -> Callable[..., Any] | None:
-    """None where the row already holds the value for the JSON."""
+    """None if the row already contains the value for the JSON."""
     return None if type(field) in (fields.String, fields.Integer) else field._serialize
 
 
 class AgentSchema(RowSchema):
-    """A program that does tasks."""
+    """A program that works on tasks."""
 
-    id = fields.String(metadata=doc("Its id, which its user chose.", "summarizer", column=Agent.id))
+    id = fields.String(
+        metadata=doc("The agent's id, chosen by its user.", "summarizer", column=Agent.id)
+    )
     name = fields.String(metadata=doc("Its name.", "Nightly summarizer", column=Agent.name))
     description = fields.String(
         metadata=doc("What it does.", "Sums up the day's mail.", column=Agent.description)
@@ -124,7 +126,7 @@ class AgentSchema(RowSchema):
 
 
 class UserSchema(RowSchema):
-    """The person or team that things belong to."""
+    """The person or team that owns tasks, agents and keys."""
 
     id = id_field("The user's id.", EXAMPLE_USER, column=User.id)
     name = fields.String(metadata=doc("The user's name.", "alice", column=User.name))
@@ -135,14 +137,16 @@ class KeySchema(RowSchema):
     """An API key, without its text."""
 
     id = id_field("The key's id.", EXAMPLE_KEY, column=ApiKey.id)
-    name = fields.String(metadata=doc("What its user calls it.", "laptop", column=ApiKey.name))
+    name = fields.String(metadata=doc("The key's name.", "laptop", column=ApiKey.name))
     hint = fields.String(
-        metadata=doc("What its text begins and ends with.", "tsk_agent_…Xk2P", column=ApiKey.hint)
+        metadata=doc(
+            "The first and last characters of its text.", "tsk_agent_…Xk2P", column=ApiKey.hint
+        )
     )
     agentId = fields.String(
         allow_none=True,
         metadata=doc(
-            "The agent that it acts for; null for a user key.",
+            "The agent that it is limited to; null for a user key.",
             "summarizer",
             column=ApiKey.agent_id,
         ),
@@ -154,11 +158,11 @@ class KeySchema(RowSchema):
 
 
 class NewKeySchema(KeySchema):
-    """A key as its creation answers: the only answer with its text."""
+    """A new key, with its text: no other answer has the text."""
 
     key = fields.String(
         attribute="text",
-        metadata=doc("The value of the header `apikey`.", EXAMPLE_KEY_TEXT),
+        metadata=doc("The text of the key, for the header `apikey`.", EXAMPLE_KEY_TEXT),
     )
 
 
@@ -167,12 +171,12 @@ class CallbackSecretSchema(RowSchema):
 
     secret = fields.String(
         metadata=doc(
-            "As libraries for Standard Webhooks take it.",
+            "The secret, in the format of Standard Webhooks.",
             "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
             column=CallbackSecret.secret,
         )
     )
-    createdAt = moment_field("When it was made.", EXAMPLE_MOMENT, CallbackSecret.created_at)
+    createdAt = moment_field("When it was created.", EXAMPLE_MOMENT, CallbackSecret.created_at)
 
 
 class TaskErrorSchema(AnswerSchema):
@@ -182,8 +186,8 @@ class TaskErrorSchema(AnswerSchema):
         required=True,
         validate=validate.OneOf(ERROR_TYPES),
         metadata=doc(
-            "`failed`: its agent said so; `cancelled`: its user did; `timeout`: its agent "
-            "fell silent.",
+            "`failed`: its agent reported it; `cancelled`: its user cancelled it; `timeout`: its "
+            "agent was silent for too long.",
             FAILED,
         ),
     )
@@ -193,12 +197,12 @@ class TaskErrorSchema(AnswerSchema):
 
 
 class TaskSchema(RowSchema):
-    """One execution of an agent, and what it left behind."""
+    """One execution of an agent: its input, log, output and status."""
 
     id = id_field("The task's id, which sorts by creation.", EXAMPLE_TASK, column=Task.id)
     name = fields.String(metadata=doc("The task's name.", "nightly summary", column=Task.name))
     agentId = fields.String(
-        metadata=doc("The agent that does it.", "summarizer", column=Task.agent_id)
+        metadata=doc("The agent that works on it.", "summarizer", column=Task.agent_id)
     )
     userId = id_field("The user that it belongs to.", EXAMPLE_USER, column=Task.user_id)
     createdAt = moment_field("When it was started.", EXAMPLE_MOMENT, Task.created_at)
@@ -215,14 +219,16 @@ class TaskSchema(RowSchema):
     )
     firstLog = fields.Integer(
         metadata=doc(
-            "The number of the first line still there; `logCount` + 1 when none is left.",
+            "The number of the first stored line; `logCount` + 1 when none is left.",
             1,
             minimum=1,
             column=Task.first_log,
         ),
     )
     logCount = fields.Integer(
-        metadata=doc("How many lines there have ever been.", 1, minimum=0, column=Task.log_count),
+        metadata=doc(
+            "The number of lines that were ever appended.", 1, minimum=0, column=Task.log_count
+        ),
     )
     output = StoredJson(metadata=doc("What its agent reported.", {}, column=Task.output))
     status = fields.String(
@@ -240,7 +246,7 @@ class TaskSchema(RowSchema):
     callback = fields.String(
         allow_none=True,
         metadata=doc(
-            "Where the webhook goes when it ends.",
+            "The URL that gets a webhook when it ends.",
             "https://myapp.example/api/v1/callback/2100aaa",
             format="uri",
             column=Task.callback_url,
@@ -251,7 +257,7 @@ class TaskSchema(RowSchema):
 
 
 class ShapedTaskSchema(TaskSchema):
-    """A task with the fields that `fields` asks for, or all, and with what `expand` embeds."""
+    """A task with the fields that `fields` names, by default all, and what `expand` embeds."""
 
 
 class AttemptSchema(RowSchema):
@@ -259,7 +265,7 @@ class AttemptSchema(RowSchema):
 
     at = moment_field("When it began.", EXAMPLE_MOMENT, Attempt.at)
     durationMs = fields.Integer(
-        metadata=doc("How many milliseconds it lasted.", minimum=0, column=Attempt.duration_ms)
+        metadata=doc("Its duration in milliseconds.", minimum=0, column=Attempt.duration_ms)
     )
     statusCode = fields.Integer(
         allow_none=True,
@@ -280,7 +286,7 @@ class DeliverySchema(RowSchema):
     )
     callback = fields.String(
         metadata=doc(
-            "Where it goes.",
+            "The URL that it is posted to.",
             "https://myapp.example/api/v1/callback/2100aaa",
             format="uri",
             column=Delivery.callback_url,
@@ -290,7 +296,7 @@ class DeliverySchema(RowSchema):
         validate=validate.OneOf(DELIVERY_STATES),
         metadata=doc(
             "`pending`: it will be posted; `delivered`: the receiver answered 2xx; "
-            "`failed`: it was given up; `cancelled`: a newer delivery replaced it.",
+            "`failed`: it will not be posted again; `cancelled`: a newer delivery replaced it.",
             PENDING,
             column=Delivery.state,
         ),
@@ -313,7 +319,7 @@ class AppendedSchema(AnswerSchema):
     """A task's log after an append."""
 
     logCount = fields.Integer(
-        required=True, metadata=doc("How many lines there have ever been.", 3, minimum=0)
+        required=True, metadata=doc("The number of lines that were ever appended.", 3, minimum=0)
     )
     status = fields.String(
         required=True,
@@ -323,7 +329,7 @@ class AppendedSchema(AnswerSchema):
 
 
 class LogPageSchema(AnswerSchema):
-    """Lines of a log, and where the next ones begin."""
+    """Lines of a log, and the cursor of the next ones."""
 
     logs = fields.List(
         fields.String(),
@@ -332,12 +338,12 @@ class LogPageSchema(AnswerSchema):
     )
     next = fields.Integer(
         required=True,
-        metadata=doc("The `after` that reads the lines that follow.", 1, minimum=0),
+        metadata=doc("The value of `after` for the next page.", 1, minimum=0),
     )
     status = fields.String(
         required=True,
         validate=validate.OneOf(STATUSES),
-        metadata=doc("The task's status: no more lines come unless it is running.", RUNNING),
+        metadata=doc("The task's status; only a running task gets more lines.", RUNNING),
     )
 
 
@@ -366,9 +372,9 @@ class FinishedTaskSchema(AnswerSchema):
 
 
 class ProblemSchema(AnswerSchema):
-    """An error, as RFC 9457 has it."""
+    """An error, in the format of RFC 9457."""
 
-    type = fields.String(required=True, metadata=doc("What kind of problem.", "about:blank"))
+    type = fields.String(required=True, metadata=doc("The type of problem, a URI.", "about:blank"))
     title = fields.String(required=True, metadata=doc("The status in words.", "Not Found"))
     status = fields.Integer(required=True, metadata=doc("The HTTP status.", 404))
     detail = fields.String(
@@ -387,7 +393,7 @@ class ProblemSchema(AnswerSchema):
     )
     errors = fields.Dict(
         metadata=doc(
-            "With 422: field, parameter or header -> messages, nested as the request is.",
+            "With 422: field, parameter or header -> messages, nested like the request.",
             additionalProperties={
                 "anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "object"}]
             },
@@ -433,7 +439,7 @@ health_schema = HealthSchema()
 
 
 def split_at_lines(dumped: Mapping[str, Any]) -> tuple[bytes, bytes]:
-    """A dumped task as JSON in two parts, between which the lines of its log belong.
+    """A dumped task as JSON in two parts; the lines of its log belong between them.
 
     Without `logs` among its fields the second part is empty.
     """

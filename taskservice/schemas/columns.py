@@ -1,4 +1,4 @@
-"""The columns that reads select: those that answers are written from, and what code needs."""
+"""The columns that reads select: those of the answers, and those that code needs."""
 
 from taskservice.database.models import ApiKey, Attempt, Delivery, Task
 from taskservice.schemas.answers import (
@@ -17,7 +17,7 @@ TASK_COLUMNS = (
     Task.log_bytes,
     Task.version,
 )
-# Field -> column, for those that may hold a megabyte.
+# Field -> column, for those that may contain a megabyte.
 LARGE_COLUMNS = {
     name: column
     for name, column in task_schema.columns.items()

@@ -1,4 +1,4 @@
-"""The kinds of fields, and what each accepts."""
+"""The field types, and what each accepts."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -37,10 +37,10 @@ EXAMPLE_ATTEMPT = {
 def doc(
     description: str, *examples: Any, column: Column | None = None, **keywords: Any
 ) -> dict[str, Any]:
-    """What the documentation says of a field; `keywords` are those of JSON Schema.
+    """The documentation of a field; `keywords` are those of JSON Schema.
 
-    The first example is the field's part of its schema's example. `column` is what a RowSchema
-    writes the field from.
+    The first example becomes part of the schema's example. A RowSchema reads the field from
+    `column`.
     """
     found = {"description": description, **keywords}
     if examples:
@@ -91,7 +91,7 @@ class Moment(fields.Field[str]):
             return timestamps.rfc3339(self._rounded(datetime.fromisoformat(value.upper())))
         except (ValueError, OverflowError):
             example = "2026-11-24T13:36:00Z"
-            raise ValidationError(f"Must be a moment as in RFC 3339, such as {example}.") from None
+            raise ValidationError(f"Must be a time in RFC 3339, such as {example}.") from None
 
     def _rounded(self, moment: datetime) -> datetime:
         # Python has no moment after the year 9999.
@@ -126,7 +126,7 @@ class Names(fields.Field[Sequence[str]]):
     """Names separated by commas, each one of `known`."""
 
     def __init__(self, known: Sequence[str], description: str, **options: Any) -> None:
-        # Documented as text, since not all clients can join an array by commas.
+        # Documented as text, since some clients can't join an array with commas.
         name = f"(?:{'|'.join(known)})"
         metadata = doc(description, type="string", pattern=f"^{name}(?:,{name})*$")
         super().__init__(metadata=metadata, **options)
@@ -167,7 +167,7 @@ def id_field(
 
 
 def moment_field(description: str, example: str | None, column: Column) -> fields.String:
-    """A moment of a row, already in the form that the API answers."""
+    """A moment of a row, which is stored in the form of the API."""
     metadata = doc(description, example, column=column, format="date-time")
     return fields.String(allow_none=example is None, metadata=metadata)
 

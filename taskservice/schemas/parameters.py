@@ -28,7 +28,7 @@ def _in_words(names: Sequence[str]) -> str:
 
 
 class TaskQuerySchema(Schema):
-    """The parts of a task to answer."""
+    """The parts of a task in the answer."""
 
     fields_ = Names(
         TASK_FIELDS,
@@ -42,7 +42,7 @@ class TaskQuerySchema(Schema):
 
 
 class CursorField(fields.Field[tuple[str, str, str]]):
-    """Where a page of a list ended, opaque to callers: the sort, and a moment and a task's id."""
+    """The end of a page, opaque to callers: the sort, a moment and a task's id."""
 
     def __init__(self) -> None:
         description = "Where the page before ended: it is in that page's `Link`. Goes with `limit`."
@@ -67,7 +67,7 @@ def dump_cursor(sort: str, moment: str, task_id: str) -> str:
 
 
 class ListQuerySchema(TaskQuerySchema):
-    """Which tasks a list has, and in which order."""
+    """The tasks in a list, and their order."""
 
     status = fields.String(
         validate=validate.OneOf(STATUSES),
@@ -79,7 +79,7 @@ class ListQuerySchema(TaskQuerySchema):
     )
     q = fields.String(
         validate=validate.Length(1, MAX_NAME),
-        metadata=doc("Only tasks with this in their name, in any case."),
+        metadata=doc("Only tasks with this text in their name, in upper or lower case."),
     )
     createdAfter = Moment("Only tasks started after this moment.")
     createdBefore = Moment("Only tasks started before this moment.", round_up=True)
@@ -100,13 +100,13 @@ class ListQuerySchema(TaskQuerySchema):
         if "cursor" not in data:
             return
         if "limit" not in data:
-            raise ValidationError("Goes with limit.", "cursor")
+            raise ValidationError("Only allowed with limit.", "cursor")
         if data["cursor"][0] != data.get("sort", SORTS[0]):
             raise ValidationError("Belongs to a list in another order.", "cursor")
 
 
 class LogQuerySchema(Schema):
-    """The lines of a log to answer."""
+    """The lines of a log in the answer."""
 
     after = NumberText(0, (1 << 63) - 1, "Only lines after this number; from the first by default.")
     limit = NumberText(
@@ -117,7 +117,7 @@ class LogQuerySchema(Schema):
 
 
 class AppendQuerySchema(Schema):
-    """What a JSON body says in its own fields."""
+    """The fields of a JSON body, for a text body."""
 
     seq = NumberText(1, 1 << 53, "With `text/plain`: as `seq` in the JSON body.")
     writer = fields.String(

@@ -30,11 +30,11 @@ class EmptySchema(Schema):
 
 
 class StartSchema(Schema):
-    """What to start a task with."""
+    """A task to start."""
 
     agentId = fields.String(
         required=True,
-        metadata=doc("The agent that does it, which must be registered.", "summarizer"),
+        metadata=doc("The agent that works on it; it must be registered.", "summarizer"),
     )
     name = name_field("Its name; the agent's by default.", "nightly summary", allow_none=True)
     input = JsonObject(
@@ -45,8 +45,8 @@ class StartSchema(Schema):
         allow_none=True,
         validate=bytes_at_most(MAX_CALLBACK),
         metadata=doc(
-            "Where a signed webhook goes when the task ends: http or https, a host, neither "
-            "user info nor fragment.",
+            "The URL that gets a signed webhook when the task ends: http or https, a host, no "
+            "user info and no fragment.",
             "https://myapp.example/api/v1/callback/2100aaa",
             format="uri",
             maxLength=MAX_CALLBACK,
@@ -56,10 +56,10 @@ class StartSchema(Schema):
         allow_none=True,
         validate=validate.Range(0, MAX_TIMEOUT),
         metadata=doc(
-            "Seconds without a report or lines after which a claimed task ends; 0: never.", 3600
+            "Seconds that a claimed task may be silent before it times out; 0: no limit.", 3600
         ),
     )
-    claim = Flag(allow_none=True, metadata=doc("Whether the caller claims it at once.", False))
+    claim = Flag(allow_none=True, metadata=doc("Whether the caller claims it at the start.", False))
 
 
 class FailureSchema(Schema):
@@ -74,7 +74,7 @@ class FailureSchema(Schema):
 
 
 class ReportSchema(Schema):
-    """What to change in a task."""
+    """Changes to a task."""
 
     status = fields.String(
         validate=validate.OneOf(STATUSES),
@@ -119,7 +119,7 @@ class AppendSchema(Schema):
 
 
 class PutAgentSchema(Schema):
-    """What to register an agent with, or what to change in it."""
+    """An agent to register, or changes to it."""
 
     name = name_field("Its name; at first its id.", "Nightly summarizer", allow_none=True)
     description = fields.String(
@@ -130,9 +130,9 @@ class PutAgentSchema(Schema):
 
 
 class CreateKeySchema(Schema):
-    """What to create a key with."""
+    """A key to create."""
 
-    name = name_field("What to call it.", "laptop", required=True)
+    name = name_field("Its name.", "laptop", required=True)
     agentId = fields.String(
         allow_none=True,
         metadata=doc("The agent that the key is for, which must be registered.", "summarizer"),

@@ -20,7 +20,7 @@ class NotJson(ValueError):
 
 
 class UnsupportedNumber(ValueError):
-    """A number that most programs could not read; the message says why."""
+    """A number that many programs can't read exactly; the message says why."""
 
 
 def loads(data: bytes) -> Any:
@@ -34,7 +34,7 @@ def loads(data: bytes) -> Any:
     the range of a double or of more than 1,000 characters.
     """
     if rb"\u0000" in data:
-        # Only then, since it takes longer than all that follows.
+        # Only in this case, since it takes longer than everything below.
         data = _ESCAPED_NUL.sub(rb"\1\\ufffd", data)
     text = _decoded(data)
     try:
@@ -96,7 +96,7 @@ def _check_surrogates(value: Any) -> None:
     try:
         dumps(value)
     except TypeError:
-        raise NotJson("a lone surrogate is no character") from None
+        raise NotJson("a lone surrogate is not a character") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _float(text: str) -> Any:
     value = float(text)
     if math.isinf(value):
         raise UnsupportedNumber("a number is too large for a double")
-    # 15 significant digits always survive a double; more may or may not.
+    # A double keeps 15 significant digits; with more, the number may change.
     return value if len(text) <= 16 and "e" not in text.lower() else _float_or_fragment(text, value)
 
 

@@ -104,7 +104,7 @@ def _check_writers(connection: Connection, task: TaskRow) -> None:
 def _store(connection: Connection, task: TaskRow, chunks: Sequence[Chunk], count: int) -> None:
     size = sum(chunk.size for chunk in chunks)
     if task.log_bytes + size > MAX_LOG:
-        detail = f"The task's log is full: it may have {MAX_LOG} bytes"
+        detail = f"The task's log is full: the limit is {MAX_LOG} bytes"
         raise Problem(413, detail, code=LOG_FULL)
     connection.execute(
         _COUNT, {"of_task_id": task.id, "lines": count, "bytes": size, "now": timestamps.now()}

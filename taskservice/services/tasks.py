@@ -251,7 +251,7 @@ def _may_report(task: TaskRow, changes: dict[str, Any]) -> bool:
 
 def _check_report(changes: dict[str, Any]) -> None:
     if changes.get("error") is not None and changes.get("status") != ERROR:
-        raise invalid({"error": ["Goes with status error only."]})
+        raise invalid({"error": ["Only allowed with the status error."]})
 
 
 def _reported(task: TaskRow, changes: dict[str, Any]) -> dict[str, Any]:

@@ -29,4 +29,4 @@ def add(name: str) -> Any:
             insert_secret(connection, user["id"], now)
             return insert_key(connection, user["id"], FIRST_KEY_NAME, None, None)
     except IntegrityError:
-        raise Problem(409, f"A user {name} exists already") from None
+        raise Problem(409, f"A user {name} already exists") from None

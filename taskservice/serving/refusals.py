@@ -49,14 +49,14 @@ class Refusal(NamedTuple):
 
 INTERNAL = Refusal(500, "The service failed; its log says more")
 _UNREADABLE = Refusal(400, "The request is not valid HTTP")
-_BAD_HEADER = Refusal(400, "A header is malformed, missing, doubled or contradictory")
+_BAD_HEADER = Refusal(400, "A header is malformed, missing, duplicated or contradictory")
 _BAD_CHUNK = Refusal(400, "The chunks of the request's body are malformed")
 
 _REFUSALS: dict[type[BaseException], Refusal] = {
     errors.ParseException: _UNREADABLE,
     errors.InvalidRequestLine: Refusal(400, "The request line is malformed"),
     errors.InvalidRequestMethod: Refusal(400, "The method is malformed"),
-    errors.InvalidHTTPVersion: Refusal(400, "Only HTTP/1.1 and HTTP/1.0 are understood"),
+    errors.InvalidHTTPVersion: Refusal(400, "Only HTTP/1.1 and HTTP/1.0 are supported"),
     errors.InvalidHeader: _BAD_HEADER,
     errors.InvalidHeaderName: _BAD_HEADER,
     errors.ObsoleteFolding: _BAD_HEADER,
@@ -65,11 +65,11 @@ _REFUSALS: dict[type[BaseException], Refusal] = {
     errors.ChunkMissingTerminator: _BAD_CHUNK,
     RequestTooSlowError: Refusal(408, "The request did not arrive in time"),
     BodyTooLargeError: Refusal(413, "The request's body is too large"),
-    TooManyChunksError: Refusal(413, "The request's body comes in too many chunks"),
+    TooManyChunksError: Refusal(413, "The request's body has too many chunks"),
     errors.LimitRequestLine: Refusal(414, "The request line is too long"),
-    errors.ExpectationFailed: Refusal(417, "No expectation but 100-continue can be met"),
+    errors.ExpectationFailed: Refusal(417, "The only supported expectation is 100-continue"),
     errors.LimitRequestHeaders: Refusal(431, "The headers are too many or too long"),
-    errors.UnsupportedTransferCoding: Refusal(501, "No transfer coding but chunked is understood"),
+    errors.UnsupportedTransferCoding: Refusal(501, "The only supported transfer coding is chunked"),
     MemoryError: Refusal(503, problems.OUT_OF_MEMORY, OVERLOADED),
     OverloadedError: Refusal(503, "Too much is being sent at once", OVERLOADED),
     StoppingError: Refusal(503, "The service is stopping", STOPPING),

@@ -49,7 +49,7 @@ class Responder:
             response, environ = self.prepare(connection, request)
             self._run(application, response, environ)
         except ClientGoneError as error:
-            self._log.debug("A client did not read its whole response: %s", error)
+            self._log.debug("A client did not read its response to the end: %s", error)
             return Next.RESET
         except (Exception, SystemExit) as error:
             if response is None or not response.has_begun:
@@ -57,7 +57,7 @@ class Responder:
                 return Next.LINGER
             self._log_failure("Failed in %s %s", response, error)
         if not response.is_complete:
-            self._log_failure("Broke off the response to %s %s", response)
+            self._log_failure("Aborted the response to %s %s", response)
             return Next.RESET
         return Next.LINGER if response.should_close() else Next.KEEP_ALIVE
 

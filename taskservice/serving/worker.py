@@ -78,7 +78,7 @@ class Worker(BaseWorker):
     @classmethod
     def check_config(cls, cfg: Config, _log: object) -> None:
         if cfg.is_ssl:
-            raise RuntimeError("TLS is left to a reverse proxy: drop certfile and keyfile")
+            raise RuntimeError("remove certfile and keyfile: a reverse proxy does TLS")
 
     def init_process(self) -> None:
         self.connections: set[Connection] = set()

@@ -60,7 +60,7 @@ def test_run_of_another_user_is_kept(
     )
     foreign = machine.run("run", "--resend")
     assert (foreign.returncode, foreign.stdout) == (1, "")
-    assert f"the key is another user's or agent's; it stays in {folder}" in foreign.stderr
+    assert f"the key belongs to another user or agent; it stays in {folder}" in foreign.stderr
     assert machine.left_runs() == [folder]
     machine.key = own_key
     assert machine.run("run", "--resend").returncode == 0
@@ -83,7 +83,7 @@ def test_run_of_another_agent_is_kept(remote_alice: RemoteClient, machine: Agent
     machine.key = agent_key(remote_alice, "other")
     foreign = machine.run("run", "--resend")
     assert (foreign.returncode, foreign.stdout) == (1, "")
-    assert "the key is another user's or agent's" in foreign.stderr
+    assert "the key belongs to another user or agent" in foreign.stderr
     assert machine.left_runs() == [folder]
     machine.key = agent_key(remote_alice, "a")
     assert machine.run("run", "--resend").returncode == 0
@@ -96,7 +96,7 @@ def test_run_that_is_refused_says_how_to_forget_it(
     folder = run_without_a_task(machine, "A b")
     refused = machine.run("run", "--resend")
     assert refused.returncode == 1
-    assert f"it stays in {folder}; remove that folder to give it up" in refused.stderr
+    assert f"it stays in {folder}; remove that folder to discard it" in refused.stderr
     assert machine.left_runs() == [folder]
 
 
@@ -231,7 +231,7 @@ def test_program_is_named_no_file_for_its_output_where_there_is_no_room(
     script = "echo '{}' > ${TASKSERVICE_OUTPUT:-/dev/null}"
     result = machine.run("run", "--agent", "a", "--", "sh", "-c", script)
     (said,) = result.stderr.splitlines()
-    assert "nothing can be kept on the disk" in said
+    assert "can't write to the disk" in said
     assert (result.returncode, the_task(remote_alice)["status"]) == (0, "complete")
 
 
@@ -351,7 +351,7 @@ def test_folder_of_another_user_keeps_no_runs(
     _give_away(runs)
     result = machine.run("run", "--agent", "a", "--", "echo", "done")
     assert (result.returncode, result.stdout) == (0, "done\n")
-    assert "nothing can be kept on the disk" in result.stderr
+    assert "can't write to the disk" in result.stderr
     assert the_task(remote_alice)["logs"] == ["done"]
     resent = machine.run("run", "--resend")
     assert resent.returncode == 1

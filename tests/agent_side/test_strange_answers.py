@@ -161,7 +161,7 @@ def test_list_whose_pages_lead_in_a_circle_ends() -> None:
 
     with Receiver() as receiver:
         receiver.answer = in_turn(page("a"), page("b"), page("a"), play.answer(500))
-        with pytest.raises(UnexpectedAnswer, match="lists the same pages in a circle"):
+        with pytest.raises(UnexpectedAnswer, match="repeats the pages of the list in a loop"):
             list(Client(receiver.url, "key", patience=0).tasks())
 
 

@@ -180,4 +180,4 @@ def _check_file(path: Path, may_create: bool) -> None:
     except OSError as error:
         raise DatabaseError(f"{path} cannot be opened: {error.strerror}") from None
     if magic and magic != b"SQLite format 3\0":
-        raise DatabaseError(f"{path} is no SQLite database")
+        raise DatabaseError(f"{path} is not an SQLite database")
