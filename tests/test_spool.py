@@ -271,3 +271,16 @@ def test_folder_that_is_gone_leaves_the_memory(tmp_path: Path) -> None:
     mark, *rest = drained(spool)
     assert rest == numbered(left_out(mark) + 1, 1_000_000)
     assert failures
+
+
+def test_disk_that_can_not_be_written_any_more_costs_no_line_on_it(tmp_path: Path) -> None:
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    spool = Spool(folder)
+    for first in range(1, 150_001, 1_000):
+        spool.put(numbered(first, first + 999))
+    # The next file can't be made.
+    shutil.rmtree(folder)
+    for first in range(150_001, 250_001, 1_000):
+        spool.put(numbered(first, first + 999))
+    assert drained(spool) == numbered(1, 250_000)

@@ -20,6 +20,9 @@ MAX_BYTES = MAX_LOG
 # What may wait in memory, where nothing can be written to the disk.
 MAX_MEMORY_BYTES = 4 * 1024 * 1024
 _SUFFIX = ".lines"
+# The errors after which dropping lines makes space. After others, such as of a disk that has become
+# read-only, the lines on it can still be read and sent.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _POSITION_BYTES = 1024
 # For an unknown position: the service refuses this number and answers with the right one.
 _UNKNOWN_SEQ = 1 << 52
@@ -237,7 +240,8 @@ class Spool:
             except OSError as error:
                 self._on_full(error)
                 self._seal()
-            if not self._drop_oldest(on_disk=True):
+                is_full = error.errno in _FULL
+            if not is_full or not self._drop_oldest(on_disk=True):
                 break
         while self._memory_bytes() > MAX_MEMORY_BYTES and self._drop_oldest(on_disk=False):
             pass
