@@ -300,6 +300,19 @@ def test_folder_that_cannot_be_used_is_one_line(
         assert "the current folder is gone" in str(error.value)
 
 
+def test_serve_leaves_gunicorn_no_settings_of_its_own(tmp_path: Path) -> None:
+    """It comes to the point of listening."""
+    served = subprocess.run(
+        [*COMMAND, "serve"],
+        env=environment(tmp_path, BIND="nowhere.invalid:8000")
+        | {"WEB_CONCURRENCY": "", "FORWARDED_ALLOW_IPS": "proxy", "GUNICORN_CMD_ARGS": "--none"},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert served.returncode == 2
+    assert "can't listen on nowhere.invalid:8000" in served.stderr.splitlines()[-1]
+    assert "Traceback" not in served.stderr
+
+
 def test_umask_that_takes_the_rights_of_the_owner_changes_nothing(tmp_path: Path) -> None:
     data = tmp_path / "new" / "data"
     # What a killed process may have left.

@@ -1,12 +1,17 @@
 """`taskservice serve`: migrate the database, then serve."""
 
+import os
+from importlib import import_module
+
 import click
 
 from taskservice.app import create_app
 from taskservice.cli.service_app import load_config, one_line_errors
 from taskservice.database.migrations import upgrade
-from taskservice.serving.application import serve
-from taskservice.terminal import remark
+from taskservice.terminal import exit_with_error, remark
+
+# gunicorn reads these as it is imported, and fails there if it can't use one.
+GUNICORN_VARIABLES = ("WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT", "SENDFILE")
 
 
 @click.command("serve")
@@ -15,5 +20,16 @@ def command() -> None:
     config = load_config(may_create=True)
     with one_line_errors():
         upgrade(config.DATABASE_URL)
+    _prepare_for_gunicorn()
     remark(f"data in {config.DATA}, listening on {config.BIND}")
-    serve(lambda: create_app(config), config)
+    import_module("taskservice.serving.application").serve(lambda: create_app(config), config)
+
+
+def _prepare_for_gunicorn() -> None:
+    """Leave gunicorn no settings but ours, and a current folder, which it asks for."""
+    for name in GUNICORN_VARIABLES:
+        os.environ.pop(name, None)
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        exit_with_error("The current folder is gone", 2)

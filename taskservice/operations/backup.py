@@ -38,9 +38,9 @@ def backup(database: Path, secret_key: Path, target: Path, replace: bool = False
     file gets its name only when it is complete, checked, and synced to the disk. Raises
     BackupError, with nothing changed.
     """
-    # Where a symbolic link leads, the file is written, and the link stays.
-    target = Path(os.path.realpath(target))
     try:
+        # Where a symbolic link leads, the file is written, and the link stays.
+        target = Path(os.path.realpath(target))
         _check(database, secret_key, target, replace)
         read_only.check_readable(database)
         with _draft(target) as draft:
