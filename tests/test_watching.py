@@ -7,6 +7,8 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
@@ -15,9 +17,10 @@ from typing import Any
 
 import pytest
 import requests
+from flask import Flask
 
 from taskservice import resources
-from taskservice.database.watcher import Watcher
+from taskservice.database.watcher import WaitSlots, Watcher
 from taskservice.web import task_events
 from tests.support import conformance
 from tests.support.api_client import API, ApiClient, RemoteClient, expect, problem
@@ -358,6 +361,52 @@ def test_half_of_the_threads_may_wait_and_no_more(alice: ApiClient, task: dict[s
     assert [answer().json["logs"] for answer in answers] == [["one"], ["one"]]
     # Their places are free again.
     assert "Preference-Applied" in alice.get(path, headers={"Prefer": "wait=1"}).headers
+
+
+def places(app: Flask) -> list[str]:
+    """The users who hold a place now, in the order in which they came."""
+    return [slot.user_id for slot in resources.find(WaitSlots, app)._held]
+
+
+def test_user_who_holds_all_places_leaves_one_to_another(
+    app: Flask, alice: ApiClient, bob: ApiClient, task: dict[str, Any]
+) -> None:
+    """The app of the tests has two places."""
+    path, his = f"/task/{task['id']}/logs", bob.start()
+    first, second = waiting(alice, path), waiting(alice, path)
+    with ThreadPoolExecutor(1) as pool:
+        prefer = {"Prefer": "wait=20"}
+        bobs = pool.submit(bob.get, f"/task/{his['id']}/logs", headers=prefer)
+        until(lambda: places(app) == [task["userId"], his["userId"]])
+        assert first().json == {"logs": [], "next": 0, "status": "running"}
+        # Neither takes the other's only place.
+        assert "Preference-Applied" not in alice.get(path, headers=prefer).headers
+        alice.append(task, "hers")
+        bob.append(his, "his")
+        assert second().json["logs"] == ["hers"]
+        assert expect(bobs.result(), 200)["logs"] == ["his"]
+    for answer in (first(), second(), bobs.result()):
+        assert answer.headers["Preference-Applied"] == "wait=20"
+
+
+def test_oldest_stream_of_a_user_who_holds_all_places_ends_for_another(tmp_path: Path) -> None:
+    with Service(tmp_path / "data", THREADS="4") as service, ExitStack() as stack:
+        alice, bob = service.add_user("alice"), service.add_user("bob")
+        task, his = alice.start(), bob.start()
+        people = [(RemoteClient(service.url, key_of(alice)), task) for _ in range(2)]
+        streams = [
+            events(stack.enter_context(open_stream(*each))) for each in [*people, (bob, his)]
+        ]
+        next(streams[0])
+        assert list(streams[0]) == []
+        append(alice, task, "one")
+        append(bob, his, "one")
+        for stream in streams[1:]:
+            assert [event.kind for event in islice(stream, 2)] == ["task", "log"]
+
+
+def key_of(person: RemoteClient) -> str:
+    return str(person.session.headers["apikey"])
 
 
 # --- following ---------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TypeVar
 
 from flask import Flask
@@ -14,7 +16,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from taskservice import resources
 from taskservice.contract.threads import start_thread
 from taskservice.database.engine import Database
-from taskservice.resources import Slots
 
 logger = logging.getLogger(__name__)
 
@@ -127,14 +128,65 @@ class Watcher:
             return False
 
 
-class WaitSlots(Slots):
-    """Limits the threads that streams and waits hold, so that ordinary requests stay fast."""
+@dataclass(eq=False)
+class WaitSlot:
+    """What a stream or a wait of a user holds; when `is_over`, another user has it."""
+
+    user_id: str
+    is_over: bool = False
+
+
+class WaitSlots:
+    """Limits the threads that streams and waits hold, so that ordinary requests stay fast.
+
+    One user may hold all slots while no other wants one. When none is free, a user with fewer
+    slots gets the one that the user with the most has held longest. That wait ends: `wake` lets
+    it notice.
+    """
+
+    def __init__(self, count: int, wake: Callable[[], None]) -> None:
+        self._count, self._wake = count, wake
+        self._lock = threading.Lock()
+        # In the order in which they were acquired.
+        self._held: list[WaitSlot] = []
+
+    @contextmanager
+    def acquire(self, user_id: str) -> Iterator[WaitSlot | None]:
+        """Hold a slot for this user during the block; None when there is none."""
+        slot = self._acquire(user_id)
+        try:
+            yield slot
+        finally:
+            with self._lock:
+                if slot in self._held:
+                    self._held.remove(slot)
+
+    def _acquire(self, user_id: str) -> WaitSlot | None:
+        with self._lock:
+            if len(self._held) >= self._count and not self._take_from_another(user_id):
+                return None
+            slot = WaitSlot(user_id)
+            self._held.append(slot)
+            return slot
+
+    def _take_from_another(self, user_id: str) -> bool:
+        counts = Counter(slot.user_id for slot in self._held)
+        most = max(counts.values(), default=0)
+        # Otherwise two users would take the last slot from each other again and again.
+        if most <= counts[user_id] + 1:
+            return False
+        oldest = next(slot for slot in self._held if counts[slot.user_id] == most)
+        self._held.remove(oldest)
+        oldest.is_over = True
+        self._wake()
+        return True
 
 
 def init_app(app: Flask, threads: int) -> None:
     """Provide the watcher of `app`, and wait slots for half of its `threads`."""
-    resources.provide(app, Watcher(resources.find(Database, app).reader))
-    resources.provide(app, WaitSlots(threads // 2))
+    watcher = Watcher(resources.find(Database, app).reader)
+    resources.provide(app, watcher)
+    resources.provide(app, WaitSlots(threads // 2, watcher.wake))
 
 
 def wait_until(

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import takewhile
 
 from flask import Response, request, stream_with_context
 
 from taskservice import resources
-from taskservice.auth.authentication import is_key_valid
+from taskservice.auth.authentication import caller, is_key_valid
 from taskservice.contract.error_codes import OVERLOADED
 from taskservice.database import watcher
 from taskservice.database.watcher import WaitSlots
@@ -27,13 +28,15 @@ def respond(events: Iterator[Event], is_allowed: Callable[[], bool] = is_key_val
     if request.method == "HEAD":
         # An iterator, since an empty string would set Content-Length.
         return Response(iter(()), headers=HEADERS, content_type=EVENTS)
-    slot = ExitStack()
-    if not slot.enter_context(resources.find(WaitSlots).acquire()):
+    held = ExitStack()
+    slot = held.enter_context(resources.find(WaitSlots).acquire(caller.user_id))
+    if slot is None:
         headers = {"Retry-After": str(RETRY_SECONDS)}
         raise Problem(503, "Too many streams and waits are open", code=OVERLOADED, headers=headers)
-    text = stream_with_context(task_events.as_text(_while_allowed(events, is_allowed)))
+    own = takewhile(lambda _event: not slot.is_over, _while_allowed(events, is_allowed))
+    text = stream_with_context(task_events.as_text(own))
     response = Response(text, headers=HEADERS, content_type=EVENTS)
-    response.call_on_close(slot.close)
+    response.call_on_close(held.close)
     return response
 
 

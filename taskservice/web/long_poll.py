@@ -1,8 +1,7 @@
 """Answers that wait for a change, as `Prefer: wait=s` (RFC 7240) asks."""
 
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TypeVar
 
 from flask import after_this_request, request
@@ -24,10 +23,16 @@ MAX_SECONDS = 60
 
 def until(read: Callable[[], T], is_enough: Callable[[T], bool]) -> T:
     """What `read` returns: immediately, or with `Prefer: wait` as soon as it `is_enough`."""
-    with _granted_seconds() as seconds:
-        if not seconds:
+    seconds = _preferred_seconds()
+    if not seconds:
+        return read()
+    with resources.find(WaitSlots).acquire(caller.user_id) as slot:
+        if slot is None:
             return read()
-        return watcher.wait_until(read, is_enough, seconds, _is_active)
+        after_this_request(_applied(seconds))
+        return watcher.wait_until(
+            read, is_enough, seconds, lambda: not slot.is_over and _is_active()
+        )
 
 
 def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
@@ -61,19 +66,6 @@ def is_client_connected() -> bool:
         return True
     except OSError:
         return False
-
-
-@contextmanager
-def _granted_seconds() -> Iterator[int]:
-    """The seconds to wait: as preferred, or 0 when no slot is free."""
-    seconds = _preferred_seconds()
-    if not seconds:
-        yield 0
-        return
-    with resources.find(WaitSlots).acquire() as is_acquired:
-        if is_acquired:
-            after_this_request(_applied(seconds))
-        yield seconds if is_acquired else 0
 
 
 def _preferred_seconds() -> int:
