@@ -228,7 +228,7 @@ def test_no_other_spelling_of_a_path_gets_past_the_key(alice: ApiClient, app: Fl
 
 
 @one_database
-def test_whatever_else_is_wrong_the_key_comes_first(app: Flask) -> None:
+def test_key_is_checked_before_anything_else(app: Flask) -> None:
     for options in (
         {"data": b"{", "content_type": "application/json"},
         {"data": b"x", "content_type": "text/html"},
@@ -342,7 +342,7 @@ def test_agent_key_does_the_work_of_its_agent(alice: ApiClient) -> None:
     assert (me["name"], me["key"]["agentId"]) == ("alice", "summarizer")
 
 
-def test_agent_key_works_on_its_agents_tasks_whoever_started_them(alice: ApiClient) -> None:
+def test_agent_key_works_on_all_tasks_of_its_agent(alice: ApiClient) -> None:
     task = alice.start("summarizer")
     agent = alice.agent_key("summarizer")
     agent.append(task, "one")

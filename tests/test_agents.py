@@ -35,7 +35,7 @@ def test_put_of_a_registered_agent_changes_it(alice: ApiClient) -> None:
     assert expect(alice.get("/agent/summarizer"), 200) == changed
 
 
-def test_what_is_not_given_stays(alice: ApiClient) -> None:
+def test_omitted_fields_stay(alice: ApiClient) -> None:
     agent = alice.register(name="a name", description="a description")
     assert expect(alice.put("/agent/summarizer"), 200) == agent
     nothing = {"name": None, "description": None}
@@ -96,7 +96,9 @@ UNFIT_WISHES: tuple[tuple[dict[str, object], str], ...] = (
 
 
 @one_database
-def test_unfit_wish_is_422_and_changes_nothing(alice: ApiClient, subtests: pytest.Subtests) -> None:
+def test_invalid_report_is_422_and_changes_nothing(
+    alice: ApiClient, subtests: pytest.Subtests
+) -> None:
     for fields, field in UNFIT_WISHES:
         with subtests.test(str(fields)[:60]):
             refused = alice.put("/agent/summarizer", json=fields)

@@ -180,7 +180,7 @@ def test_invalid_utf8_is_replaced_in_text(alice: ApiClient) -> None:
 
 
 @one_database
-def test_what_is_no_text_is_400_in_json(alice: ApiClient, subtests: pytest.Subtests) -> None:
+def test_invalid_text_is_400_in_json(alice: ApiClient, subtests: pytest.Subtests) -> None:
     task = alice.start()
     for line in (b"\xff", b"\xc3", b"\xed\xa0\x80", b"\\ud800", b"\\udc00x", b"\0"):
         with subtests.test(repr(line)):
@@ -231,7 +231,7 @@ def test_gap_is_409_and_tells_what_is_expected(alice: ApiClient) -> None:
         assert alice.append(task, "y", seq=stored + 1)["logCount"] == stored + 1
 
 
-def test_gap_of_a_writer_nobody_has_heard_of_leaves_no_trace(alice: ApiClient, app: Flask) -> None:
+def test_gap_of_an_unknown_writer_stores_nothing(alice: ApiClient, app: Flask) -> None:
     task = alice.start()
     before = rows(app)
     problem(alice.post(logs(task), json={"logs": ["y"], "seq": 2, "writer": "new"}), 409)
@@ -404,7 +404,7 @@ def test_line_of_64_kib_is_fit_and_one_byte_more_is_not(alice: ApiClient, app: F
     assert rows(app) == before
 
 
-def test_task_has_so_many_writers_and_not_one_more(alice: ApiClient, app: Flask) -> None:
+def test_number_of_writers_of_a_task_is_limited(alice: ApiClient, app: Flask) -> None:
     task = alice.start()
     alice.append(task, "1", writer="first")
     more = [
@@ -604,7 +604,7 @@ def test_resend_into_the_middle_of_a_chunk_adds_what_is_new(alice: ApiClient) ->
 
 
 @one_database
-def test_only_some_large_bodies_are_in_work_at_once(
+def test_number_of_large_bodies_parsed_concurrently_is_limited(
     alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(request, "LARGE_BODY_SECONDS", 0.1)
@@ -636,7 +636,7 @@ def at_once(work: Callable[[int], object]) -> None:
         list(pool.map(begin, range(THREADS)))
 
 
-def test_writers_at_once_lose_and_double_nothing(alice: ApiClient, app: Flask) -> None:
+def test_concurrent_writers_lose_and_duplicate_nothing(alice: ApiClient, app: Flask) -> None:
     task = alice.start()
     rounds = 10
 
@@ -656,7 +656,7 @@ def test_writers_at_once_lose_and_double_nothing(alice: ApiClient, app: Flask) -
         assert own == [f"{number}:{step}" for step in range(3 * rounds)]
 
 
-def test_one_unnamed_writer_at_once_loses_nothing(alice: ApiClient, app: Flask) -> None:
+def test_concurrent_appends_without_a_writer_lose_nothing(alice: ApiClient, app: Flask) -> None:
     task = alice.start()
 
     def write(number: int) -> None:
@@ -673,16 +673,14 @@ def test_one_unnamed_writer_at_once_loses_nothing(alice: ApiClient, app: Flask) 
     assert alice.append(task, "next", seq=len(stored) + 1)["logCount"] == len(stored) + 1
 
 
-def test_same_lines_sent_at_once_are_stored_once(alice: ApiClient, app: Flask) -> None:
+def test_same_lines_sent_concurrently_are_stored_once(alice: ApiClient, app: Flask) -> None:
     task = alice.start()
     sent = [f"line {number}" for number in range(50)]
     at_once(lambda _: ApiClient(app, "alice", alice.key).append(task, *sent, seq=1))
     assert lines(alice, task) == sent
 
 
-def test_of_an_end_and_appends_at_once_nothing_comes_after_the_end(
-    alice: ApiClient, app: Flask
-) -> None:
+def test_concurrent_appends_add_no_line_after_the_end(alice: ApiClient, app: Flask) -> None:
     task = alice.start()
     taken: list[str] = []
 

@@ -142,7 +142,7 @@ def test_full_log_that_is_got_listed_and_deleted_keeps_no_writer_waiting(
     ],
     ids=["short lines", "empty lines", "empty strings", "short strings"],
 )
-def test_large_appends_at_once_cost_little_memory(
+def test_concurrent_large_appends_cost_little_memory(
     sqlite_service: Service, remote_alice: RemoteClient, body: bytes, content_type: str, most: int
 ) -> None:
     tasks = [remote_alice.start() for _ in range(4)]

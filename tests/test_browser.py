@@ -307,7 +307,7 @@ def test_fast_log_keeps_few_lines_in_the_page_and_all_in_order(
     site.alice.post(f"/task/{task['id']}/cancel")
 
 
-def test_reader_pauses_and_goes_on_where_there_are_new_lines(visitor: Visitor, site: Site) -> None:
+def test_reader_pauses_and_resumes_at_new_lines(visitor: Visitor, site: Site) -> None:
     task = start(site, name="Read slowly")
     site.alice.append(task, *[f"line {n}" for n in range(1, 301)])
     page = visitor.go(f"/tasks/{task['id']}")

@@ -149,7 +149,7 @@ def test_server_that_is_read_only_is_503_for_writers_alone(app: Flask, alice: Ap
 
 
 @only_postgresql
-def test_what_was_to_be_written_is_in_no_log_when_it_fails(
+def test_values_of_a_failed_write_are_in_no_log(
     app: Flask, alice: ApiClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     """PostgreSQL tells of a row that it refuses all that is in it."""
@@ -190,7 +190,7 @@ def backends(app: Flask, url: str) -> list[int]:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_process_that_is_stopped_while_it_writes_keeps_nobody_waiting_for_long(
+def test_process_suspended_in_a_write_delays_others_only_briefly(
     app: Flask, alice: ApiClient, data_folder: Path
 ) -> None:
     task = alice.start()

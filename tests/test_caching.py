@@ -54,7 +54,7 @@ def key_of(person: RemoteClient) -> str:
     return str(person.session.headers["apikey"])
 
 
-def test_no_proxy_gives_an_answer_to_another_user_or_to_nobody(
+def test_no_proxy_gives_an_answer_to_another_user_or_without_a_key(
     cached_site: Site, subtests: pytest.Subtests
 ) -> None:
     one = f"/task/{cached_site.task['id']}"
@@ -105,7 +105,7 @@ def sign_in(site: Site, person: RemoteClient) -> requests.Session:
     return browser
 
 
-def test_no_proxy_gives_a_page_to_another_user_or_to_nobody(cached_site: Site) -> None:
+def test_no_proxy_gives_a_page_to_another_user_or_without_a_session(cached_site: Site) -> None:
     hers, his = sign_in(cached_site, cached_site.alice), sign_in(cached_site, cached_site.bob)
     for path in ("/", "/keys"):
         assert ">alice<" in hers.get(cached_site.url + path).text

@@ -166,7 +166,7 @@ def test_outcome_is_recorded_and_the_report_is_200(
     assert len(attempts(app)) == len(deliveries(app)) == len(OUTCOMES) + len(HANGING)
 
 
-def test_what_fails_in_the_service_itself_counts_as_an_attempt(
+def test_failure_in_the_service_itself_counts_as_an_attempt(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     """Or it would be tried again for ever, each time as if for the first time."""

@@ -146,7 +146,7 @@ def test_claim_for_an_agent_that_is_not_there_is_404(alice: ApiClient) -> None:
         problem(alice.post(f"/agent/{agent_id}/claim"), 404)
 
 
-def test_claim_for_the_agent_of_somebody_else_is_404(alice: ApiClient, bob: ApiClient) -> None:
+def test_claim_for_an_agent_of_another_user_is_404(alice: ApiClient, bob: ApiClient) -> None:
     task = alice.start("translator")
     agent = alice.agent_key("summarizer")
     unknown = bob.post("/agent/nobody/claim")
@@ -177,7 +177,7 @@ def test_claims_in_one_process_share_nothing(alice: ApiClient, app: Flask) -> No
     assert sorted(expect(answer, 200)["id"] for answer in answers if answer.data) == sorted(started)
 
 
-def test_claim_and_cancel_at_once_agree(alice: ApiClient, app: Flask) -> None:
+def test_concurrent_claim_and_cancel_agree(alice: ApiClient, app: Flask) -> None:
     """Whichever comes first: what was claimed says so, and is cancelled all the same."""
     agent, user = (ApiClient(app, alice.name, alice.key) for _ in range(2))
     for _ in range(10):
@@ -195,7 +195,7 @@ def test_claim_and_cancel_at_once_agree(alice: ApiClient, app: Flask) -> None:
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_task_that_somebody_changes_at_the_moment_is_awaited(
+def test_claim_waits_for_a_task_that_is_being_changed(
     alice: ApiClient, app: Flask, database_url: str
 ) -> None:
     tasks = [alice.start(), alice.start()]

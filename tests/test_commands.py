@@ -244,7 +244,7 @@ def test_no_secret_reaches_the_log(tmp_path: Path) -> None:
     assert not [word for word in (key, secret, "hidden") if word in log]
 
 
-def test_path_of_a_request_cannot_write_a_line_of_its_own_into_the_log(tmp_path: Path) -> None:
+def test_path_of_a_request_cannot_forge_a_line_in_the_log(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         requests.get(f"{service.url}/x%0A2026-01-01T00:00:00.000Z%20ERROR%20forged", timeout=10)
     lines = service.log.read_text().splitlines()

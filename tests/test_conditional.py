@@ -81,7 +81,7 @@ def test_etag_changes_with_cancel_and_with_the_end_for_silence(
     assert etag(alice, silent) != after[1]
 
 
-def test_what_changes_nothing_keeps_the_etag(alice: ApiClient, task: Task) -> None:
+def test_unchanged_task_keeps_its_etag(alice: ApiClient, task: Task) -> None:
     path = f"/task/{task['id']}"
     alice.append(task, "sent twice", seq=1, writer="w")
     alice.report(task, output={"a": 1}, name="its name")

@@ -88,7 +88,7 @@ def refusal(data: Path, name: str, value: str) -> str:
     return str(caught.value)
 
 
-def test_every_setting_with_a_number_is_tried_with_odd_ones() -> None:
+def test_settings_refuse_unusual_numbers() -> None:
     kinds = {setting.name: type(setting.default) for setting in fields(Config)}
     assert {name for name, kind in kinds.items() if kind in (int, float)} == {
         *WHOLE_NUMBERS, *NUMBERS
@@ -131,7 +131,7 @@ def test_postgresql_needs_a_secret_key(tmp_path: Path) -> None:
     assert address.shown(make_url(config.DATABASE_URL)) == "postgresql://localhost/tasks"
 
 
-def test_processes_that_start_at_once_make_one_secret_key_and_keep_it_private(
+def test_processes_that_start_concurrently_make_one_private_secret_key(
     tmp_path: Path,
 ) -> None:
     program = "from taskservice.config import Config; print(Config.from_environment().SECRET_KEY)"

@@ -122,7 +122,7 @@ def task(alice: ApiClient) -> dict[str, Any]:
 
 
 @on_sqlite
-def test_every_page_sends_whoever_is_not_signed_in_to_the_sign_in(
+def test_every_page_redirects_to_the_sign_in_without_a_session(
     app: Flask, task: dict[str, Any]
 ) -> None:
     before = rows(app)
@@ -278,7 +278,7 @@ def test_wrong_keys_slow_down_the_next_try_from_their_address(app: Flask, alice:
 
 
 @on_sqlite
-def test_right_key_enters_whatever_others_have_tried(app: Flask, alice: ApiClient) -> None:
+def test_correct_key_signs_in_despite_wrong_attempts(app: Flask, alice: ApiClient) -> None:
     """All may share one address: behind a proxy that is not trusted, or in one household."""
     for _ in range(FREE_ATTEMPTS + 5):
         assert Browser(app).sign_in("wrong").status_code in (401, 429)
@@ -467,7 +467,7 @@ def test_pages_have_no_inline_code_and_ids_once(
 
 
 @on_sqlite
-def test_whatever_is_stored_is_shown_as_text(
+def test_stored_markup_is_shown_as_text(
     app: Flask, browser: Browser, alice: ApiClient, receiver: Receiver
 ) -> None:
     task = make_hostile(alice, f"{receiver.url}hook")
@@ -488,7 +488,9 @@ def test_whatever_is_stored_is_shown_as_text(
     assert download.headers["Content-Disposition"].startswith("attachment")
 
 
-def test_nobody_sees_what_is_anothers(app: Flask, task: dict[str, Any], bob: ApiClient) -> None:
+def test_no_user_sees_things_of_another_user(
+    app: Flask, task: dict[str, Any], bob: ApiClient
+) -> None:
     browser = Browser(app)
     browser.sign_in(bob.key)
     before = rows(app)
@@ -561,7 +563,7 @@ def test_strays_get_pages_where_a_browser_asks(
 
 
 @on_sqlite
-def test_page_of_a_deleted_task_says_what_has_become_of_it(
+def test_page_of_a_deleted_task_says_that_it_was_deleted(
     browser: Browser, alice: ApiClient, task: dict[str, Any]
 ) -> None:
     alice.delete(f"/task/{task['id']}")
@@ -782,7 +784,7 @@ def test_key_is_created_shown_once_used_and_revoked(app: Flask, browser: Browser
     assert "revoked <time" in browser.get("/keys").text
 
 
-def test_form_that_is_sent_twice_at_once_creates_one_key(two_workers: Service) -> None:
+def test_form_that_is_sent_twice_concurrently_creates_one_key(two_workers: Service) -> None:
     alice, url = two_workers.add_user(), f"{two_workers.url}/keys"
     browser = requests.Session()
     form = hidden_text(browser.get(f"{two_workers.url}/sign-in", timeout=30).text)

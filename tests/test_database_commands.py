@@ -234,7 +234,7 @@ def test_backup_that_is_killed_leaves_no_file_of_that_name(data: Path, tmp_path:
     assert {path.name for path in tmp_path.iterdir()} == {"data", "backup.db"}
 
 
-def test_backup_leaves_alone_what_others_are_writing(data: Path, tmp_path: Path) -> None:
+def test_backup_leaves_files_of_other_backups_alone(data: Path, tmp_path: Path) -> None:
     others = [
         tmp_path / "backup.db.0123abcd.part",
         tmp_path / "other.db.0123abcd.part",
@@ -311,7 +311,9 @@ def users(database: Path) -> list[str]:
         return [name for (name,) in connection.execute("SELECT name FROM users")]
 
 
-def test_backup_of_postgresql_is_left_to_its_own_tool(databases: Databases, tmp_path: Path) -> None:
+def test_backup_of_postgresql_is_refused_and_names_pg_dump(
+    databases: Databases, tmp_path: Path
+) -> None:
     url = databases.empty_postgresql()
     result = run(tmp_path, "db", "backup", str(tmp_path / "backup.db"), DATABASE_URL=url)
     assert "pg_dump" in one_line(result, 2)
@@ -407,7 +409,7 @@ def test_reference_to_nothing_is_found(data: Path) -> None:
         ("DROP TABLE attempts", "table attempts is missing"),
     ],
 )
-def test_what_is_missing_is_found(
+def test_missing_schema_objects_are_found(
     data: Path, databases: Databases, statement: str, message: str
 ) -> None:
     change(data, statement)
@@ -481,7 +483,7 @@ def test_unreachable_server_is_an_error_without_its_password(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("seconds", "state", "code"), [(10, "ok", 0), (600, "warning", 0), (7_200, "error", 1)]
 )
-def test_webhooks_that_nobody_sends_are_a_warning_and_then_an_error(
+def test_unsent_webhooks_are_a_warning_and_then_an_error(
     data: Path, seconds: int, state: str, code: int
 ) -> None:
     change(
@@ -659,7 +661,7 @@ def test_prune_without_a_setting_removes_nothing_and_says_why(data: Path) -> Non
     assert result.stdout.startswith("0 tasks")
 
 
-def test_prune_gives_the_space_back_at_once(data: Path) -> None:
+def test_prune_returns_the_space_immediately(data: Path) -> None:
     database = data / "taskservice.db"
     grow(database, megabytes=30)
     change(

@@ -238,7 +238,7 @@ def let_the_lease_run_out(alice: ApiClient, task: dict[str, Any]) -> None:
         (let_the_lease_run_out, "pending", ["error"]),
     ],
 )
-def test_what_is_no_longer_to_be_posted_when_the_handshake_is_done_is_not_posted(
+def test_delivery_that_is_no_longer_due_after_the_handshake_is_not_posted(
     alice: ApiClient,
     app: Flask,
     slow_receiver: Receiver,
@@ -373,7 +373,7 @@ def test_user_whose_callbacks_hang_on_all_senders_does_not_hold_up_the_others(
     assert hanging.connections < 1_000
 
 
-def test_user_who_holds_more_leases_in_other_processes_comes_later(
+def test_user_with_more_leases_in_other_processes_comes_later(
     alice: ApiClient, bob: ApiClient, app: Flask, hanging: Receiver
 ) -> None:
     app.config["CALLBACK_TIMEOUT"] = 30.0
@@ -535,7 +535,7 @@ def test_task_that_is_deleted_while_its_attempt_is_recorded_is_no_error(
     problem(alice.get(f"/task/{task['id']}"), 404)
 
 
-def test_loop_that_stops_gives_back_what_it_is_posting(
+def test_stopping_loop_releases_its_leases(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     receiver.answer = one_after_another(play.answer(500), play.silence)
@@ -549,7 +549,7 @@ def test_loop_that_stops_gives_back_what_it_is_posting(
     ]
 
 
-def test_connection_is_broken_before_somebody_else_may_post(
+def test_connection_is_broken_before_another_process_may_post(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     app.config["CALLBACK_TIMEOUT"] = 30.0
@@ -569,7 +569,7 @@ def test_connection_is_broken_before_somebody_else_may_post(
     assert [attempt["statusCode"] for attempt in delivery["attempts"]] == [500, 204]
 
 
-def test_first_attempt_is_broken_off_before_somebody_else_may_post(
+def test_first_attempt_is_interrupted_before_another_process_may_post(
     alice: ApiClient, app: Flask, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app.config["CALLBACK_TIMEOUT"] = 30.0

@@ -370,7 +370,7 @@ def test_each_of_many_due_deliveries_is_posted_by_one_of_three_workers(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("has_one_host", [True, False])
-def test_very_many_due_deliveries_of_one_user_hold_up_nobody(
+def test_very_many_due_deliveries_of_one_user_delay_no_other_user(
     app: Flask, alice: ApiClient, bob: ApiClient, receiver: Receiver, has_one_host: bool
 ) -> None:
     """They hang, all on one address or each on one of its own."""

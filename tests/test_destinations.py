@@ -43,7 +43,7 @@ def test_every_address_has_its_kind(subtests: pytest.Subtests) -> None:
             assert kind_of(read_address(text)) == kind
 
 
-def test_a_word_lets_through_its_own_kind_alone(subtests: pytest.Subtests) -> None:
+def test_each_word_allows_only_its_kind_of_address(subtests: pytest.Subtests) -> None:
     for kind, text in KINDS:
         with subtests.test(text):
             address = read_address(text)
@@ -228,7 +228,7 @@ LOOPBACK_SPELLINGS = [
 ]
 
 
-def test_loopback_is_refused_at_once_in_every_spelling(subtests: pytest.Subtests) -> None:
+def test_loopback_is_refused_at_the_start_in_every_spelling(subtests: pytest.Subtests) -> None:
     advice = "add it to TASKSERVICE_CALLBACK_ALLOWED"
     for host, form in product(
         LOOPBACK_SPELLINGS, ("http://{}/", "https://{}:8443/hook?x=1", "HTTP://{}")

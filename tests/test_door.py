@@ -141,7 +141,7 @@ UNFIT: dict[str, bytes] = {
 
 
 @one_database
-def test_what_is_no_json_is_400(alice: ApiClient, app: Flask, subtests: pytest.Subtests) -> None:
+def test_invalid_json_is_400(alice: ApiClient, app: Flask, subtests: pytest.Subtests) -> None:
     ways, before = doors(alice), rows(app)
     for name, data in UNREADABLE.items():
         with subtests.test(name):

@@ -315,7 +315,7 @@ def test_server_can_revoke_the_last_user_key(alice: ApiClient, app: Flask) -> No
     problem(alice.get("/user"), 401)
 
 
-def test_two_keys_that_revoke_each_other_at_once_leave_one(alice: ApiClient) -> None:
+def test_two_keys_that_revoke_each_other_concurrently_leave_one(alice: ApiClient) -> None:
     people = [alice, bearer(alice, create(alice))]
     for _ in range(8):
         keys = [own_key(person) for person in people]
@@ -328,7 +328,7 @@ def test_two_keys_that_revoke_each_other_at_once_leave_one(alice: ApiClient) -> 
         people = [left, bearer(left, create(left))]
 
 
-def test_of_many_keys_that_revoke_themselves_at_once_one_is_left(alice: ApiClient) -> None:
+def test_one_key_is_left_when_many_revoke_themselves_concurrently(alice: ApiClient) -> None:
     people = [alice, *(bearer(alice, create(alice)) for _ in range(7))]
     deeds = [partial(revoke, person, own_key(person)) for person in people]
     statuses = [answer.status_code for answer in at_once(deeds)]
@@ -483,7 +483,7 @@ def test_tenth_rotation_in_a_day_is_refused_until_the_first_secret_is_a_day_old(
     problem(alice.post("/callback-secret"), 429)
 
 
-def test_rotations_at_once_leave_one_current_secret(
+def test_concurrent_rotations_leave_one_current_secret(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     first = secret(alice)

@@ -245,7 +245,7 @@ def test_callback_is_verified_after_the_secret_was_rotated(
         assert "signature verified" in printed(process)
 
 
-def test_what_is_not_signed_is_refused_and_not_shown(
+def test_unsigned_request_is_refused_and_not_shown(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     with receiving(machine) as (process, url):

@@ -164,7 +164,7 @@ def test_bounds_may_be_written_with_any_offset(alice: ApiClient, tasks: list[Tas
         assert ids(listed(alice, createdAfter=shifted, sort="createdAt")) == ids(tasks[5:])
 
 
-def test_agent_of_nobody_has_no_tasks(alice: ApiClient, tasks: list[Task]) -> None:
+def test_unknown_agent_has_no_tasks(alice: ApiClient, tasks: list[Task]) -> None:
     assert listed(alice, agentId="nobody") == []
 
 

@@ -51,7 +51,7 @@ def test_every_constraint_of_the_models_is_in_the_database(empty_url: str) -> No
             assert str(constraint.name) in ddl
 
 
-def test_processes_that_start_at_once_migrate_once(empty_url: str) -> None:
+def test_processes_that_start_concurrently_migrate_once(empty_url: str) -> None:
     failures = []
 
     def migrate() -> None:

@@ -172,7 +172,7 @@ def set_state(app: Flask, state: str, count: int) -> None:
             )
 
 
-def test_oldest_due_delivery_has_an_age_unless_somebody_is_at_it(
+def test_oldest_due_delivery_has_an_age_unless_it_is_leased(
     app: Flask, alice: ApiClient, receiver: Receiver
 ) -> None:
     receiver.answer = answer(500)
@@ -236,7 +236,7 @@ def test_metrics_without_a_database_are_those_of_the_process(
     until(lambda: scrape(app).get("taskservice_database_up") == 1)
 
 
-def test_what_finds_no_room_to_be_counted_harms_nothing() -> None:
+def test_counts_without_a_free_record_are_harmless() -> None:
     counts = RequestCounts()
     for status in range(RECORDS + 50):
         counts.add("/", "GET", status, 0.1)

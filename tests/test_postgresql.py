@@ -98,7 +98,7 @@ def test_settings_of_the_database_spoil_no_request(
     assert checked.returncode == 0, checked.stdout
 
 
-def test_processes_that_start_at_once_migrate_once_where_all_is_serializable(
+def test_processes_that_start_concurrently_migrate_once_if_serializable(
     databases: Databases,
 ) -> None:
     url = databases.new_postgresql(default_transaction_isolation="serializable")

@@ -101,7 +101,7 @@ def test_writes_are_refused_until_a_restart(
 
 
 @pytest.mark.parametrize("damage", [remove_log_and_index, remove_index])
-def test_what_was_answered_is_there_after_a_restart(
+def test_answered_writes_survive_a_restart(
     stopped_service: Service, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     with stopped_service:

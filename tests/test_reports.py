@@ -154,7 +154,7 @@ def test_report_without_any_body_is_a_heartbeat(alice: ApiClient) -> None:
     assert expect(alice.patch(path(task)), 200) == task
 
 
-def test_report_of_what_is_so_already_changes_nothing(alice: ApiClient) -> None:
+def test_report_of_the_present_values_changes_nothing(alice: ApiClient) -> None:
     task = alice.start(name="a name")
     changed = alice.report(task, output={"a": 1}, name="other")
     time.sleep(0.002)
@@ -298,7 +298,7 @@ def test_equal_report_is_equal_in_whatever_order_its_keys_are(alice: ApiClient) 
 
 
 @pytest.mark.parametrize("outcome", [*OUTCOMES, "cancelled"])
-def test_whatever_would_change_a_finished_task_is_409(
+def test_any_change_of_a_finished_task_is_409(
     alice: ApiClient, app: Flask, receiver: Receiver, outcome: str, subtests: pytest.Subtests
 ) -> None:
     task = alice.start(callback=receiver.url)

@@ -286,7 +286,7 @@ def test_space_comes_back_to_the_disk(
 
 
 @on_sqlite
-def test_large_write_ahead_log_is_emptied_once_nobody_reads_from_it(
+def test_large_write_ahead_log_is_emptied_after_its_last_reader(
     app: Flask, alice: ApiClient, upkeep: Upkeep, config: Config
 ) -> None:
     log = config.DATA / "taskservice.db-wal"
@@ -309,7 +309,7 @@ def reader(config: Config) -> Iterator[None]:
 
 
 @on_sqlite
-def test_what_is_too_old_is_found_by_index(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
+def test_old_tasks_are_found_by_index(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
     statements = reads(app, upkeep.do_round)
     with app.app_context(), reading() as connection:
         plans = [

@@ -307,7 +307,7 @@ def test_client_that_asks_before_it_sends_is_told_to_go_on(server: GunicornProce
         assert read_bodies(client) == [b"body"]
 
 
-def test_client_that_asks_to_send_too_much_is_told_so_at_once(server: GunicornProcess) -> None:
+def test_client_that_asks_to_send_too_much_is_refused_immediately(server: GunicornProcess) -> None:
     with server.connect(post(b"", "Expect: 100-continue", length=3 * MIB)) as client:
         problem_in(read_to_end(client), 413)
 
@@ -361,7 +361,7 @@ def test_body_in_too_many_chunks_is_413(server: GunicornProcess) -> None:
     assert problem["detail"] == "The request's body has too many chunks"
 
 
-def test_answer_to_an_unread_body_arrives_and_the_connection_goes_on(
+def test_answer_to_an_unread_body_arrives_and_the_connection_stays_open(
     server: GunicornProcess,
 ) -> None:
     with server.connect(post(bytes(2 * MIB), path="/unread") + HELLO) as client:
@@ -458,7 +458,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("request_", "status"), REFUSED.values(), ids=REFUSED)
-def test_unreadable_request_is_refused_at_once_as_a_problem(
+def test_unreadable_request_is_refused_immediately_as_a_problem(
     server: GunicornProcess, request_: bytes, status: int
 ) -> None:
     with server.connect(request_) as client:
@@ -561,7 +561,7 @@ def test_server_does_not_tell_its_version(server: GunicornProcess) -> None:
 # What the application sees of a request.
 
 
-def test_method_that_nobody_knows_is_left_to_the_application(server: GunicornProcess) -> None:
+def test_unknown_method_reaches_the_application(server: GunicornProcess) -> None:
     assert server.ask(b"BREW / HTTP/1.1\r\nHost: x\r\n\r\n").endswith(b"BREW")
 
 

@@ -69,7 +69,7 @@ def test_new_secrets_are_long_enough_and_differ() -> None:
 
 
 @pytest.mark.parametrize("secrets", [[], ["whsec_"], ["whsec_???"], [SECRET + "!"], [SECRET, ""]])
-def test_what_is_no_secret_does_not_sign(secrets: list[str]) -> None:
+def test_invalid_secret_does_not_sign(secrets: list[str]) -> None:
     with pytest.raises(ValueError, match=r"secret|base64"):
         sign(secrets, "0193", 1, BODY)
 

@@ -136,7 +136,7 @@ def test_part_of_a_batch_can_be_confirmed(tmp_path: Path) -> None:
     assert (rest.seq, rest.lines) == (2, 9)
 
 
-def test_another_process_goes_on_where_one_was_killed(tmp_path: Path) -> None:
+def test_another_process_continues_after_one_was_killed(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     spool.put(numbered(1, 50_000))
     sent = []

@@ -96,7 +96,9 @@ UNFIT_WISHES: tuple[tuple[dict[str, object], str], ...] = (
 
 
 @one_database
-def test_unfit_wish_is_422_and_names_its_field(alice: ApiClient, subtests: pytest.Subtests) -> None:
+def test_invalid_start_is_422_and_names_its_field(
+    alice: ApiClient, subtests: pytest.Subtests
+) -> None:
     alice.register()
     for wish, field in UNFIT_WISHES:
         with subtests.test(str(wish)[:60]):
@@ -164,7 +166,7 @@ def test_fields_narrow_what_is_returned(alice: ApiClient) -> None:
     assert with_agent.keys() == {"id", "agent"}
 
 
-def test_whoever_reports_need_not_read_the_log(alice: ApiClient) -> None:
+def test_report_need_not_return_the_log(alice: ApiClient) -> None:
     task = alice.start()
     alice.append(task, "a line")
     path, narrow = f"/task/{task['id']}", "fields=id,status"

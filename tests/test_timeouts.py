@@ -192,7 +192,7 @@ def test_very_many_silent_tasks_are_all_ended_in_one_round(
 # --- the callback ------------------------------------------------------------------------
 
 
-def test_ended_task_owes_its_callback_to_whoever_is_free(
+def test_webhook_of_a_timeout_is_posted_by_any_free_process(
     app: Flask, alice: ApiClient, upkeep: Upkeep, receiver: Receiver
 ) -> None:
     task = alice.start(claim=True, callback=receiver.url)
@@ -330,7 +330,7 @@ def test_worker_alone_ends_nothing(app: Flask, alice: ApiClient, no_grace: None)
     assert alice.task(task)["status"] == "error"
 
 
-def test_agents_are_not_blamed_by_a_worker_while_nobody_served(
+def test_worker_ends_no_task_while_no_process_serves(
     app: Flask, alice: ApiClient, clocks: Clocks
 ) -> None:
     serve, worker = Upkeep(app), Upkeep(app, serves=False)

@@ -216,7 +216,7 @@ def test_cookies_and_connections_are_not_kept(receiver: Receiver) -> None:
     assert receiver.connections == 2
 
 
-def test_many_are_sent_at_once(receiver: Receiver) -> None:
+def test_many_are_sent_concurrently(receiver: Receiver) -> None:
     outcomes = []
     threads = [
         threading.Thread(target=lambda: outcomes.append(deliver(receiver.url))) for _ in range(40)
@@ -1004,7 +1004,7 @@ def test_path_and_query_reach_neither_log_nor_message(
     assert "hunter2" not in outcome.message + nowhere.message
 
 
-def test_what_the_receiver_says_does_not_reach_the_message(receiver: Receiver) -> None:
+def test_text_of_the_receiver_does_not_reach_the_message(receiver: Receiver) -> None:
     receiver.answer = raw(b"HTTP/1.1 500 <script>alert(1)</script>\x1b[31m\r\n\r\n")
 
     assert deliver(receiver.url).message == "The receiver answered 500 Internal Server Error."
@@ -1031,7 +1031,7 @@ def interrupted(url: str, happened: threading.Event, resolve: Resolver = system_
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_interrupt_breaks_the_connection_at_once(
+def test_interrupt_breaks_the_connection_immediately(
     scheme: str, authority: Authority, trusted: None
 ) -> None:
     closed: list[float] = []

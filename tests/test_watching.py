@@ -193,7 +193,7 @@ def test_wait_is_over_after_its_time(alice: ApiClient, task: dict[str, Any]) -> 
 
 
 @one_database
-def test_wait_goes_on_in_a_shortage_of_threads_and_is_quick_after_it(
+def test_wait_survives_a_shortage_of_threads_and_is_quick_after_it(
     alice: ApiClient, task: dict[str, Any]
 ) -> None:
     # A stack larger than all of the address space: the machine refuses each new thread.
@@ -239,7 +239,7 @@ def test_claim_waits_for_a_task(alice: ApiClient) -> None:
     assert answer().json["claimedAt"]
 
 
-def test_two_who_wait_get_two_tasks(alice: ApiClient) -> None:
+def test_two_waiting_claims_get_two_tasks(alice: ApiClient) -> None:
     alice.register()
     ask = partial(waiting, alice, "/agent/summarizer/claim", method="POST")
     answers = [ask(), ask()]
@@ -247,7 +247,7 @@ def test_two_who_wait_get_two_tasks(alice: ApiClient) -> None:
     assert {answer().json["id"] for answer in answers} == started
 
 
-def test_task_is_not_given_to_who_has_left_while_waiting(service: Service) -> None:
+def test_task_is_not_given_to_a_client_that_disconnected_while_waiting(service: Service) -> None:
     alice = service.add_user()
     alice.request("PUT", "/agent/summarizer").raise_for_status()
     key = str(alice.session.headers["apikey"])
@@ -460,7 +460,7 @@ def test_follower_of_a_finished_task_gets_all_and_then_its_end(two_workers: Serv
         assert [event.kind for event in events(response)] == ["task"]
 
 
-def test_follower_goes_on_where_it_was(two_workers: Service) -> None:
+def test_follower_resumes_at_its_last_line(two_workers: Service) -> None:
     person = two_workers.add_user()
     task = person.start()
     append(person, task, *numbered(1, 10))
@@ -569,7 +569,7 @@ def test_stream_that_is_quiet_says_so(
         assert next(pieces) == b":\n\n"
 
 
-def test_place_of_a_follower_who_left_is_free_again(database_url: str, tmp_path: Path) -> None:
+def test_slot_of_a_disconnected_follower_is_free_again(database_url: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
     with Service(data, DATABASE_URL=database_url, THREADS="4") as service:
         person = service.add_user()

@@ -217,7 +217,7 @@ def requests_that_are_no_http(wire: Wire) -> dict[str, tuple[bytes, int]]:
     }  # fmt: skip
 
 
-def test_what_is_no_proper_http_is_refused(wire: Wire, subtests: pytest.Subtests) -> None:
+def test_malformed_http_is_refused(wire: Wire, subtests: pytest.Subtests) -> None:
     for name, (data, status) in requests_that_are_no_http(wire).items():
         with subtests.test(name):
             wire.is_refused(data, status)

@@ -46,7 +46,7 @@ def test_worker_posts_what_is_due(alice: ApiClient, app: Flask, receiver: Receiv
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_idle_worker_ends_at_once(app: Flask, signum: int) -> None:
+def test_idle_worker_ends_immediately(app: Flask, signum: int) -> None:
     with working(app) as worker:
         began = time.monotonic()
         assert worker.end(signum) == 0
@@ -54,7 +54,7 @@ def test_idle_worker_ends_at_once(app: Flask, signum: int) -> None:
         assert time.monotonic() - began < 15
 
 
-def test_worker_that_is_stopped_gives_back_what_it_is_posting(
+def test_stopping_worker_releases_its_leases(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     leave_due(alice, app, receiver)
@@ -115,7 +115,7 @@ def test_worker_processes_of_the_service_post_what_is_due(
         receiver.wait_for(2)
 
 
-def test_service_that_is_stopped_gives_back_what_it_is_posting(
+def test_stopping_service_releases_its_leases(
     alice: ApiClient, app: Flask, receiver: Receiver, tmp_path: Path
 ) -> None:
     leave_due(alice, app, receiver)
@@ -128,7 +128,7 @@ def test_service_that_is_stopped_gives_back_what_it_is_posting(
     assert columns(app, "state", "lease", "attempt_count") == [("pending", None, 1)]
 
 
-def test_service_that_is_stopped_gives_back_what_a_report_is_posting(
+def test_stopping_service_releases_the_webhook_of_a_report(
     alice: ApiClient, app: Flask, receiver: Receiver, tmp_path: Path
 ) -> None:
     task = alice.start(callback=receiver.url)

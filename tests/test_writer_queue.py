@@ -72,7 +72,7 @@ def test_threads_and_processes_that_give_up_leave_each_turn_to_one(tmp_path: Pat
     assert all(int(turns) > 0 for turns in said)
 
 
-def test_those_who_gave_up_leave_neither_threads_nor_files(tmp_path: Path) -> None:
+def test_waiters_that_time_out_leave_neither_threads_nor_files(tmp_path: Path) -> None:
     path = tmp_path / "queue"
     queue = WriterQueue(str(path))
     path.touch()

@@ -146,7 +146,7 @@ def test_output_that_has_become_no_json_is_an_error_and_the_rest_is_kept(
     assert "output['rows']" in found["error"]["message"]
 
 
-def test_whatever_is_logged_becomes_its_text(remote_alice: RemoteClient, client: Client) -> None:
+def test_any_logged_value_becomes_its_text(remote_alice: RemoteClient, client: Client) -> None:
     task = client.start("summarizer")
     task.log({"a": 1}, 1.5, None, ValueError("bad"), b"x", Path("y"))
     task.fail(ValueError("no good"))
@@ -155,7 +155,7 @@ def test_whatever_is_logged_becomes_its_text(remote_alice: RemoteClient, client:
     assert found["error"]["message"] == "no good"
 
 
-def test_report_comes_at_once(remote_alice: RemoteClient, client: Client) -> None:
+def test_report_is_sent_immediately(remote_alice: RemoteClient, client: Client) -> None:
     with client.start("summarizer") as task:
         task.report(output={"share": 0.5}, name="half done")
         found = the_task(remote_alice)
@@ -452,7 +452,7 @@ def test_many_threads_write_to_one_task(remote_alice: RemoteClient, client: Clie
         assert own == [f"{number} {count}" for count in range(200)]
 
 
-def test_what_is_logged_becomes_lines(remote_alice: RemoteClient, client: Client) -> None:
+def test_log_arguments_become_lines(remote_alice: RemoteClient, client: Client) -> None:
     logger = logging.getLogger("app")
     with client.start("summarizer") as task:
         handler = TaskHandler(task)
@@ -557,7 +557,7 @@ def test_follow_gives_each_line_once_until_the_end(
     assert list(watched.lines(after=1)) == [(2, "two"), (3, "three")]
 
 
-def test_follow_goes_on_after_a_restart(tmp_path: Path) -> None:
+def test_follow_continues_after_a_restart(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         client = client_of(service.add_user(), patience=60)
         with client.start("summarizer") as task:
@@ -611,7 +611,7 @@ def test_follow_and_claim_go_on_where_a_proxy_cuts_off_long_requests(
         assert followed.result() == [(1, "late")]
 
 
-def test_follow_goes_on_after_another_programs_page(
+def test_follow_continues_after_another_programs_page(
     remote_alice: RemoteClient, client: Client
 ) -> None:
     """As a proxy answers for a service that is being replaced."""
@@ -799,7 +799,7 @@ def test_answer_that_drips_has_no_more_time_than_one_that_does_not_come(drip: Be
         ("https://service", {"REQUESTS_CA_BUNDLE": "/nowhere"}, "/nowhere"),
     ],
 )
-def test_what_keeps_a_request_from_being_made_is_said(
+def test_error_says_why_a_request_cannot_be_made(
     url: str, environment: dict[str, str], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, text in environment.items():
@@ -814,7 +814,7 @@ def test_name_that_is_unknown_is_said_in_plain_words() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 422])
-def test_what_another_attempt_would_not_mend_is_not_tried_again(status: int) -> None:
+def test_permanent_errors_are_not_retried(status: int) -> None:
     with Receiver() as receiver:
         code = error_codes.default(status)
         receiver.answer = played.problem(status, "Task's ID is not found", code=code)

@@ -41,7 +41,7 @@ def started(script: str) -> tuple[Process, int]:
     [(IGNORES_TERM, -signal.SIGKILL), (CHILD_IGNORES_TERM, -signal.SIGTERM)],
     ids=["itself", "its-child"],
 )
-def test_whoever_ignores_a_stop_is_killed_after_the_grace(script: str, status: int) -> None:
+def test_process_that_ignores_a_stop_is_killed_after_the_grace(script: str, status: int) -> None:
     process, reader = started(script)
     began = time.monotonic()
     process.stop(1.0)
@@ -51,14 +51,14 @@ def test_whoever_ignores_a_stop_is_killed_after_the_grace(script: str, status: i
     os.close(reader)
 
 
-def test_whoever_ends_in_time_is_not_waited_for() -> None:
+def test_stop_does_not_wait_for_processes_that_have_ended() -> None:
     process, reader = started("echo ready; sleep 1000")
     process.stop(1000.0)
     assert process.wait() == -signal.SIGTERM
     os.close(reader)
 
 
-def test_stop_reaches_who_has_a_group_of_his_own() -> None:
+def test_stop_reaches_a_child_in_another_process_group() -> None:
     own = "import os, time; os.setpgid(0, 0); print('ready', flush=True); time.sleep(1000)"
     process, reader = started(f'"{sys.executable}" -c "{own}"; exit 3')
     process.stop(1000.0)
@@ -124,7 +124,7 @@ def test_child_forked_during_a_stop_is_stopped_too(forking: str, grace: float) -
                 pytest.fail("A child lives")
 
 
-def test_what_a_program_starts_to_clean_up_is_not_stopped() -> None:
+def test_cleanup_processes_of_a_stopped_program_are_not_stopped() -> None:
     clean_up = "trap 'sleep 0.2; echo clean; exit 5' TERM"
     process, reader = started(f"{clean_up}; echo ready; while :; do sleep 0.1; done")
     process.stop(30.0)

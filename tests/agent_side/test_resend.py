@@ -235,7 +235,7 @@ def test_program_is_named_no_file_for_its_output_where_there_is_no_room(
     assert (result.returncode, the_task(remote_alice)["status"]) == (0, "complete")
 
 
-def test_several_resends_at_once_send_each_run_once(
+def test_concurrent_resends_send_each_run_once(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     for _ in range(20):
@@ -359,7 +359,7 @@ def test_folder_of_another_user_keeps_no_runs(
     assert len(machine.left_runs()) == 1
 
 
-def test_what_was_killed_before_it_was_a_run_is_removed(machine: AgentMachine) -> None:
+def test_folder_of_a_killed_incomplete_run_is_removed(machine: AgentMachine) -> None:
     runs = machine.home / "state" / "taskservice" / "runs"
     for name in (".draft", "half-removed", ".new"):
         (runs / name).mkdir(parents=True)

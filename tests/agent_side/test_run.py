@@ -495,7 +495,7 @@ def test_background_process_does_not_hold_the_run(
     assert the_task(remote_alice)["status"] == "complete"
 
 
-def test_output_that_nobody_reads_does_not_hold_the_log(
+def test_output_without_a_reader_does_not_hold_up_the_log(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     script = "seq 100000; echo ready; sleep 1000"
@@ -659,7 +659,7 @@ def test_agent_that_can_not_be_does_not_stop_the_program(machine: AgentMachine) 
         ("--timeout", "9" * 400, "timeout"),
     ],
 )
-def test_what_the_service_refuses_of_a_start_is_left_out(
+def test_refused_fields_of_a_start_are_left_out(
     remote_alice: RemoteClient, machine: AgentMachine, option: str, value: str, word: str
 ) -> None:
     result = run(machine, "echo ran; exit 7", option, value)

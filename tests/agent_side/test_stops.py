@@ -139,7 +139,7 @@ def test_end_that_waits_for_its_lines_raises_soon(
     assert isinstance(program.end(), kind)
 
 
-def test_report_that_is_to_come_again_later_raises_soon(remote_alice: RemoteClient) -> None:
+def test_report_with_a_later_retry_raises_soon(remote_alice: RemoteClient) -> None:
     passed_on = losing(remote_alice, lambda number: False)
 
     def behave(exchange: Exchange) -> None:

@@ -99,7 +99,7 @@ def test_strange_answer_is_one_sentence(call: Callable[[Client], object]) -> Non
 
 
 @strange_answers
-def test_sender_goes_on_after_a_strange_answer(
+def test_sender_continues_after_a_strange_answer(
     remote_alice: RemoteClient, strange: Behaviour
 ) -> None:
     """At the first append and at the first report, and the service does not even see them."""
@@ -192,7 +192,7 @@ def test_retry_after_is_read_or_left(text: str, seconds: float | None) -> None:
     assert unavailable.value.retry_after == seconds
 
 
-def test_sender_goes_on_after_a_retry_after_of_any_text(remote_alice: RemoteClient) -> None:
+def test_sender_continues_after_any_text_in_retry_after(remote_alice: RemoteClient) -> None:
     texts = ("Fri, 31 Dec 99999999999999999999 23:59:59 GMT", "-1", "soon", "\xff", "9" * 0)
     passed_on = losing(remote_alice, lambda number: False)
     busy = [play.answer(503, {"Retry-After": text}) for text in texts]

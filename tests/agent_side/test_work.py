@@ -84,7 +84,9 @@ def test_several_workers_do_each_task_once(
     assert all(task["status"] == "complete" for task in found)
 
 
-def test_parallel_runs_so_many_at_once(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+def test_parallel_limits_concurrent_programs(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
     for _ in range(4):
         remote_alice.start("worker")
     worker = work(machine, "sleep 1000", "--parallel", "3")
@@ -145,7 +147,7 @@ def test_worker_says_for_which_agent_it_waits(
     ]
 
 
-def test_worker_goes_on_after_another_programs_page(
+def test_worker_continues_after_another_programs_page(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     """A proxy answers while its service is away; at first, the URL would be wrong."""
@@ -184,7 +186,7 @@ def test_worker_with_a_wrong_key_ends(machine: AgentMachine) -> None:
     assert "TASKSERVICE_APIKEY: API key is invalid" in result.stderr
 
 
-def test_worker_that_is_told_to_stop_does_what_it_has_claimed(
+def test_stopping_worker_finishes_its_claimed_tasks(
     remote_alice: RemoteClient, machine: AgentMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(machine.home))
