@@ -71,8 +71,8 @@ WRONG_KEYS: dict[str, Callable[[str], list[str]]] = {
 }
 
 
-def answer_to_nobody(app: Flask, **options: Any) -> Any:
-    """The answer to somebody without a key."""
+def answer_without_key(app: Flask, **options: Any) -> Any:
+    """The answer to a request without the key of a fixture."""
     return app.test_client().open(**options)
 
 
@@ -83,12 +83,12 @@ def answer_to_nobody(app: Flask, **options: Any) -> Any:
 def test_every_wrong_key_gets_the_same_401(
     alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
-    first = answer_to_nobody(app, path=f"{PREFIX}/task")
+    first = answer_without_key(app, path=f"{PREFIX}/task")
     assert problem(first, 401)["detail"] == "API key is invalid"
     for name, wrong in WRONG_KEYS.items():
         with subtests.test(name):
             headers = [("apikey", text) for text in wrong(alice.key)]
-            response = answer_to_nobody(app, path=f"{PREFIX}/task", headers=headers)
+            response = answer_without_key(app, path=f"{PREFIX}/task", headers=headers)
             problem(response, 401)
             assert response.data == first.data
     expect(alice.get("/task"), 200)
@@ -97,7 +97,7 @@ def test_every_wrong_key_gets_the_same_401(
 @one_database
 def test_key_in_the_query_does_not_count(alice: ApiClient, app: Flask) -> None:
     for name in ("apikey", "api_key", "key"):
-        problem(answer_to_nobody(app, path=f"{PREFIX}/task", query_string={name: alice.key}), 401)
+        problem(answer_without_key(app, path=f"{PREFIX}/task", query_string={name: alice.key}), 401)
     body = problem(alice.get("/task", query_string={"apikey": alice.key}), 422)
     assert list(body["errors"]) == ["apikey"]
 
@@ -109,20 +109,20 @@ def test_key_in_another_header_or_a_cookie_does_not_count(alice: ApiClient, app:
         {"Proxy-Authorization": f"Bearer {alice.key}"},
         {"Cookie": f"apikey={alice.key}"},
     ):
-        problem(answer_to_nobody(app, path=f"{PREFIX}/task", headers=headers), 401)
+        problem(answer_without_key(app, path=f"{PREFIX}/task", headers=headers), 401)
 
 
 @one_database
 def test_name_of_the_header_has_no_case(alice: ApiClient, app: Flask) -> None:
     for name in ("apikey", "ApiKey", "APIKEY"):
-        expect(answer_to_nobody(app, path=f"{PREFIX}/task", headers={name: alice.key}), 200)
+        expect(answer_without_key(app, path=f"{PREFIX}/task", headers={name: alice.key}), 200)
 
 
 @one_database
 def test_bearer_key_is_the_same_as_that_in_the_header_apikey(alice: ApiClient, app: Flask) -> None:
     for text in (f"Bearer {alice.key}", f"bearer {alice.key}", f"BEARER   {alice.key} "):
         headers = [("Authorization", text)]
-        response = answer_to_nobody(app, path=f"{PREFIX}/user", headers=headers)
+        response = answer_without_key(app, path=f"{PREFIX}/user", headers=headers)
         assert expect(response, 200)["key"] == expect(alice.get("/user"), 200)["key"]
 
 
@@ -161,11 +161,11 @@ WRONG_HEADERS: dict[str, Callable[[str], list[tuple[str, str]]]] = {
 def test_every_other_way_to_send_a_bearer_gets_the_same_401(
     alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
-    first = answer_to_nobody(app, path=f"{PREFIX}/task")
+    first = answer_without_key(app, path=f"{PREFIX}/task")
     for name, wrong in WRONG_HEADERS.items():
         with subtests.test(name):
             headers = wrong(alice.key)
-            response = answer_to_nobody(app, path=f"{PREFIX}/task", headers=headers)
+            response = answer_without_key(app, path=f"{PREFIX}/task", headers=headers)
             problem(response, 401)
             assert response.data == first.data
 
@@ -181,7 +181,7 @@ def test_expired_key_is_401_and_one_that_expires_later_is_not(alice: ApiClient, 
     with app.app_context():
         expired = key_service.add("alice", "old", None, timestamps.now(-1)).text
         valid = key_service.add("alice", "new", None, timestamps.now(3600)).text
-    first = answer_to_nobody(app, path=f"{PREFIX}/user")
+    first = answer_without_key(app, path=f"{PREFIX}/user")
     response = ApiClient(app, "alice", expired).get("/user")
     problem(response, 401)
     assert problem_text(response) == problem_text(first)
@@ -195,7 +195,7 @@ def test_revocation_counts_from_the_next_request(alice: ApiClient, app: Flask) -
     expect(machine.get("/user"), 200)
     with app.app_context():
         key_service.revoke_any(key.id)
-    first = answer_to_nobody(app, path=f"{PREFIX}/user")
+    first = answer_without_key(app, path=f"{PREFIX}/user")
     for _ in range(2):
         response = machine.get("/user")
         problem(response, 401)
@@ -209,7 +209,7 @@ def test_nothing_below_the_api_answers_without_a_key(app: Flask, subtests: pytes
     for path in sorted(paths):
         with subtests.test(path[:40]):
             for method in METHODS:
-                response = answer_to_nobody(app, path=PREFIX + path, method=method)
+                response = answer_without_key(app, path=PREFIX + path, method=method)
                 assert (method, response.status_code) == (method, 401)
                 assert response.content_type == "application/problem+json"
 
@@ -236,14 +236,14 @@ def test_key_is_checked_before_anything_else(app: Flask) -> None:
         {"query_string": {"nonsense": "1"}},
         {"environ_overrides": {"CONTENT_LENGTH": str(1 << 40)}},
     ):
-        problem(answer_to_nobody(app, path=f"{PREFIX}/task", method="POST", **options), 401)
+        problem(answer_without_key(app, path=f"{PREFIX}/task", method="POST", **options), 401)
 
 
 @one_database
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
 def test_operators_routes_need_no_key(app: Flask, path: str) -> None:
-    expect(answer_to_nobody(app, path=path), 200)
-    expect(answer_to_nobody(app, path=path, headers={"apikey": "wrong"}), 200)
+    expect(answer_without_key(app, path=path), 200)
+    expect(answer_without_key(app, path=path, headers={"apikey": "wrong"}), 200)
 
 
 # --- another user ------------------------------------------------------------------------
@@ -498,7 +498,7 @@ def test_no_get_writes(
         watcher.close()
 
 
-def test_agent_key_is_not_shown_what_another_agent_started(alice: ApiClient) -> None:
+def test_agent_key_does_not_see_tasks_that_another_agent_started(alice: ApiClient) -> None:
     """Not even by the same Idempotency-Key and body, which would replay it to its user."""
     alice.register("summarizer")
     fields, headers = {"agentId": "summarizer", "input": {"of": "alice"}}, {"Idempotency-Key": "k"}

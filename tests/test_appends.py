@@ -220,7 +220,7 @@ def test_of_an_overlap_only_the_new_lines_are_added(alice: ApiClient) -> None:
     assert lines(alice, task) == list("1234567")
 
 
-def test_gap_is_409_and_tells_what_is_expected(alice: ApiClient) -> None:
+def test_gap_is_409_and_tells_the_expected_number(alice: ApiClient) -> None:
     for stored, seq in ((0, 2), (2, 4), (2, 1 << 53)):
         task = alice.start()
         alice.append(task, *["x"] * stored)
@@ -463,7 +463,7 @@ def test_log_of_100_mib_is_fit_and_one_byte_more_is_not(alice: ApiClient, app: F
     ],
     ids=["bare", "with-seq", "text", "put", "resend"],
 )
-def test_heartbeat_is_heard_and_changes_nothing_visible(
+def test_heartbeat_is_recorded_and_changes_nothing_visible(
     alice: ApiClient, app: Flask, beat: Callable[[ApiClient, Task], TestResponse]
 ) -> None:
     task = alice.start(claim=True)
@@ -477,7 +477,7 @@ def test_heartbeat_is_heard_and_changes_nothing_visible(
     assert column(app, task, "last_heartbeat_at") > heard
 
 
-def test_append_is_heard_too_and_raises_the_version(alice: ApiClient, app: Flask) -> None:
+def test_append_is_a_heartbeat_and_raises_the_version(alice: ApiClient, app: Flask) -> None:
     task = alice.start(claim=True)
     heard, version = column(app, task, "last_heartbeat_at"), column(app, task, "version")
     time.sleep(0.002)
@@ -592,7 +592,7 @@ def test_answer_to_a_delete_can_be_closed(alice: ApiClient) -> None:
     response.close()
 
 
-def test_resend_into_the_middle_of_a_chunk_adds_what_is_new(alice: ApiClient) -> None:
+def test_resend_into_the_middle_of_a_chunk_adds_the_new_lines(alice: ApiClient) -> None:
     task = alice.start()
     sent = [f"{number}" for number in range(3 * CHUNK_LINES)]
     text = "\n".join(sent)

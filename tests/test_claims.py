@@ -76,9 +76,9 @@ def test_claim_starts_the_silence_clock(alice: ApiClient, app: Flask) -> None:
 
 
 def test_claim_returns_the_lines_that_came_before_it(alice: ApiClient) -> None:
-    alice.append(alice.start(), "from whoever started it", "two")
+    alice.append(alice.start(), "from the caller who started it", "two")
     taken = claim(alice)
-    assert (taken["logs"], taken["logCount"]) == (["from whoever started it", "two"], 2)
+    assert (taken["logs"], taken["logCount"]) == (["from the caller who started it", "two"], 2)
 
 
 def test_claimed_task_is_not_given_again(alice: ApiClient) -> None:
@@ -305,9 +305,7 @@ def test_claim_that_found_nothing_may_be_repeated(alice: ApiClient) -> None:
     assert expect(claim_by_key(alice, "k"), 200)["id"] == task["id"]
 
 
-def test_repeated_claim_that_waits_gets_what_the_first_one_was_given(
-    alice: ApiClient, app: Flask
-) -> None:
+def test_repeated_claim_that_waits_gets_the_same_task(alice: ApiClient, app: Flask) -> None:
     """The first one's client has gone without a word, so that it waits as long as the second."""
     alice.register()
     headers = {"Idempotency-Key": "k", "Prefer": "wait=20"}

@@ -131,7 +131,7 @@ def test_gap_between_two_rounds_puts_retention_off(
     assert exists(alice, task)
 
 
-def test_failed_look_at_the_clocks_puts_off_what_depends_on_them(
+def test_failed_clock_reading_postpones_the_chores_that_need_it(
     app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch, no_grace: None
 ) -> None:
     task = alice.start()

@@ -189,7 +189,7 @@ def test_304_is_found_before_the_log_is_read(alice: ApiClient, app: Flask, task:
     assert "log_chunks" in ask('"other"', 200)
 
 
-def test_304_is_only_for_those_who_may_see_the_task(
+def test_304_is_only_for_keys_that_may_see_the_task(
     alice: ApiClient, bob: ApiClient, app: Flask, task: Task
 ) -> None:
     other_agent = alice.agent_key("translator")
@@ -224,7 +224,7 @@ def test_head_of_a_known_task_is_304(alice: ApiClient, task: Task) -> None:
     assert head.headers["ETag"] == known
 
 
-def test_head_of_what_is_not_there_is_404_without_a_body(alice: ApiClient, bob: ApiClient) -> None:
+def test_head_of_a_missing_thing_is_404_without_a_body(alice: ApiClient, bob: ApiClient) -> None:
     task = alice.start()
     for response in (
         bob.request("HEAD", f"/task/{task['id']}"),

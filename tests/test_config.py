@@ -88,7 +88,7 @@ def refusal(data: Path, name: str, value: str) -> str:
     return str(caught.value)
 
 
-def test_settings_refuse_unusual_numbers() -> None:
+def test_every_setting_with_a_number_is_in_these_tests() -> None:
     kinds = {setting.name: type(setting.default) for setting in fields(Config)}
     assert {name for name, kind in kinds.items() if kind in (int, float)} == {
         *WHOLE_NUMBERS, *NUMBERS

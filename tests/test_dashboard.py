@@ -419,7 +419,7 @@ ODD_HEADERS: list[dict[str, str]] = [
 
 
 @on_sqlite
-def test_odd_headers_are_never_a_failure_of_ours(
+def test_unusual_headers_never_cause_a_500(
     app: Flask, browser: Browser, task: dict[str, Any], subtests: pytest.Subtests
 ) -> None:
     """On pages, and on all else that is not below /api/v1."""
@@ -630,7 +630,7 @@ def test_page_that_has_not_changed_is_304(browser: Browser, alice: ApiClient) ->
     assert browser.get("/", headers=headers).status_code == 200
 
 
-def test_chart_and_tabs_count_what_the_filters_leave(browser: Browser, alice: ApiClient) -> None:
+def test_chart_and_tabs_count_the_filtered_tasks(browser: Browser, alice: ApiClient) -> None:
     for number in range(4):
         task = alice.start(name=f"Morning {number}" if number else "Evening")
         if number > 1:

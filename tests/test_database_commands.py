@@ -117,7 +117,7 @@ def test_backup_made_while_others_write_serves_all_that_was_acknowledged(
         assert restored.run("db", "check").returncode == 0
 
 
-def test_backup_tells_what_else_belongs_to_it(data: Path, tmp_path: Path) -> None:
+def test_backup_names_the_secret_key(data: Path, tmp_path: Path) -> None:
     run(data, "db", "upgrade", SECRET_KEY="")
     kept = run(data, "db", "backup", str(tmp_path / "one.db"), SECRET_KEY="")
     assert str(data / "secret_key") in kept.stderr

@@ -652,7 +652,7 @@ def test_host_that_keeps_failing_is_left_to_the_loop_until_it_answers(
 
 
 @one_database
-def test_host_that_keeps_failing_is_not_well_for_what_was_never_posted_to_it(
+def test_unsent_attempt_does_not_reset_the_circuit_breaker(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
     receiver.answer = play.answer(500)

@@ -233,7 +233,7 @@ def test_q_takes_wildcards_literally(alice: ApiClient) -> None:
 
 
 @one_database
-def test_links_keep_odd_parts_as_they_are(alice: ApiClient) -> None:
+def test_links_keep_unusual_parts_as_they_are(alice: ApiClient) -> None:
     for part in ("%", "a&b=c#d", "<>", "ü", "+", " ", '"', "\0", ">; rel=next"):
         started = [alice.start(name=f"{part} {number}") for number in range(3)]
         found = in_pages(alice.get, query(q=part, limit=1, sort="createdAt"))

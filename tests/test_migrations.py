@@ -91,7 +91,7 @@ def lock_users(connection: Connection, target: str) -> None:
     connection.execute(text("LOCK TABLE users"))
 
 
-def test_migrating_again_keeps_what_is_there(empty_url: str, tmp_path: Path) -> None:
+def test_migrating_again_keeps_the_data(empty_url: str, tmp_path: Path) -> None:
     app = create_app(
         Config(
             DATA=tmp_path, DATABASE_URL=empty_url, SECRET_KEY="a secret key for tests, long enough"
@@ -108,9 +108,7 @@ def test_migrating_again_keeps_what_is_there(empty_url: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "older", sorted(path.name[:4] for path in (migrations.FOLDER / "versions").glob("*.py"))
 )
-def test_every_older_database_is_brought_up_to_date_with_what_it_holds(
-    empty_url: str, older: str
-) -> None:
+def test_every_older_database_is_migrated_with_its_data(empty_url: str, older: str) -> None:
     upgrade(empty_url, older)
     engine = create_engine(empty_url, poolclass=pool.NullPool)
     user = "INSERT INTO users VALUES ('01a20e6392c47f10b3a59e1d6c2f4b80', 'alice', '2026-01-01')"

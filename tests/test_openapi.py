@@ -109,7 +109,7 @@ def test_every_operation_has_its_errors(document: Object) -> None:
                 assert list(answer["content"]) == ["application/problem+json"], told
 
 
-def test_only_what_needs_no_key_says_so(document: Object) -> None:
+def test_only_operations_without_a_key_say_so(document: Object) -> None:
     assert document["security"] == [{"apikey": []}, {"bearer": []}]
     bearer = document["components"]["securitySchemes"]["bearer"]
     assert bearer == {"type": "http", "scheme": "bearer"}

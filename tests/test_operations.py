@@ -404,7 +404,7 @@ def test_writer_that_holds_the_lock_makes_unready_within_a_second(
 
 
 @only_sqlite
-def test_many_who_ask_while_the_lock_is_held_wait_together(app: Flask, data_folder: Path) -> None:
+def test_many_callers_wait_together_while_the_lock_is_held(app: Flask, data_folder: Path) -> None:
     other = sqlite3.connect(data_folder / "taskservice.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     before = threading.active_count()

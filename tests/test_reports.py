@@ -106,7 +106,7 @@ def test_keys_stay_in_the_order_in_which_they_came(alice: ApiClient) -> None:
     assert b'"output":{"z":5,"a":{"y":2,"b":3},"m":4}' in alice.get(path(task)).data
 
 
-def test_keys_that_look_odd_are_keys(alice: ApiClient) -> None:
+def test_keys_with_unusual_characters_are_keys(alice: ApiClient) -> None:
     odd = {"": 1, "status": 2, "a.b": 3, "ü𝛂": 4, " ": 5, "a\nb": 6, "__proto__": 7, "\ufffd": 8}
     task = alice.start()
     assert alice.report(task, output=odd)["output"] == odd

@@ -300,7 +300,7 @@ def test_large_write_ahead_log_is_emptied_after_its_last_reader(
 
 @contextmanager
 def reader(config: Config) -> Iterator[None]:
-    """Somebody who reads the database as it is now, and takes his time."""
+    """A reader that keeps its snapshot of the database during the block."""
     connection = sqlite3.connect(config.DATA / "taskservice.db", isolation_level=None)
     connection.execute("BEGIN")
     connection.execute("SELECT count(*) FROM tasks").fetchone()

@@ -233,7 +233,7 @@ def test_past_the_limit_of_slow_readers_the_longest_waiting_is_cut_off(tmp_path:
             assert second.recv(10).startswith(b"HTTP/1.1 2")
 
 
-def test_shortage_of_threads_costs_only_those_who_read_slowly(tmp_path: Path) -> None:
+def test_shortage_of_threads_costs_only_slow_readers(tmp_path: Path) -> None:
     request = b"GET /large?20000000 HTTP/1.1\r\nHost: x\r\n\r\n"
     patient = {"response_seconds": 30.0}
     with started(tmp_path, attributes=patient) as server, ExitStack() as stack:

@@ -86,7 +86,7 @@ def test_last_line_is_found_behind_many_blocks() -> None:
     assert last_line.text() == b"the end"
 
 
-def test_last_line_is_what_a_progress_bar_drew_last() -> None:
+def test_last_line_is_the_last_text_of_a_progress_bar() -> None:
     last_line = LastLine()
     last_line.feed(b"start\n10%\r50%\r{}\r\n\n")
     assert last_line.text() == b"{}"

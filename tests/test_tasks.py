@@ -155,7 +155,7 @@ def test_expand_embeds_agent_and_user(alice: ApiClient) -> None:
     assert expect(alice.delete(path), 200) == expanded
 
 
-def test_fields_narrow_what_is_returned(alice: ApiClient) -> None:
+def test_fields_limit_the_answer(alice: ApiClient) -> None:
     task = alice.start()
     alice.append(task, "a line")
     narrowed = {"id": task["id"], "status": "running"}

@@ -101,7 +101,7 @@ def test_errors_that_quote_a_name_are_escaped(shared_service: Service, nasty: Re
         assert len(shown.splitlines()) == 1
 
 
-def test_json_holds_what_there_is_and_nothing_that_a_terminal_obeys(
+def test_json_is_complete_and_has_no_control_characters(
     shared_service: Service, nasty: RemoteClient, machine: AgentMachine
 ) -> None:
     task_id = start(nasty, input={NASTY: NASTY})

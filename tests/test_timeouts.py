@@ -192,7 +192,7 @@ def test_very_many_silent_tasks_are_all_ended_in_one_round(
 # --- the callback ------------------------------------------------------------------------
 
 
-def test_webhook_of_a_timeout_is_posted_by_any_free_process(
+def test_webhook_of_a_timeout_is_due_without_a_lease(
     app: Flask, alice: ApiClient, upkeep: Upkeep, receiver: Receiver
 ) -> None:
     task = alice.start(claim=True, callback=receiver.url)
@@ -205,7 +205,7 @@ def test_webhook_of_a_timeout_is_posted_by_any_free_process(
     assert abs(between.total_seconds()) < 30
 
 
-def test_several_loops_end_a_task_once_and_owe_one_webhook(
+def test_several_loops_end_a_task_once_and_enqueue_one_webhook(
     app: Flask, config: Config, alice: ApiClient, no_grace: None, receiver: Receiver
 ) -> None:
     tasks = [alice.start(claim=True, callback=receiver.url) for _ in range(20)]

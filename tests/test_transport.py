@@ -140,7 +140,7 @@ def test_callers_headers_go_before_our_own(receiver: Receiver) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "?a", "a/../b", "/a", "%2e%2e", "?a=%zz"])
-def test_odd_paths_arrive(receiver: Receiver, path: str) -> None:
+def test_unusual_paths_arrive(receiver: Receiver, path: str) -> None:
     assert deliver(receiver.url + path).delivered
     assert receiver.wait_for(1)
 

@@ -168,7 +168,7 @@ ODD_KEYS: dict[str, tuple[bytes, int]] = {
 }
 
 
-def test_odd_key_is_refused(wire: Wire, subtests: pytest.Subtests) -> None:
+def test_unusual_key_is_refused(wire: Wire, subtests: pytest.Subtests) -> None:
     for name, (key, status) in ODD_KEYS.items():
         with subtests.test(name):
             wire.is_refused(wire.head("GET", "/user", key=key), status)

@@ -427,7 +427,7 @@ def test_own_exception_is_raised_where_a_cancel_came_too(
     assert the_task(remote_alice)["error"]["type"] == "cancelled"
 
 
-def test_long_and_odd_lines_are_made_to_fit(remote_alice: RemoteClient, client: Client) -> None:
+def test_long_and_invalid_lines_are_made_to_fit(remote_alice: RemoteClient, client: Client) -> None:
     with client.start("summarizer") as task:
         task.log("x" * 100_000, "a\0b", "lone \ud800 surrogate")
     long, nul, lone = the_task(remote_alice)["logs"]
@@ -808,7 +808,7 @@ def test_error_says_why_a_request_cannot_be_made(
         Client(url, "key", patience=0).task("x")
 
 
-def test_name_that_is_unknown_is_said_in_plain_words() -> None:
+def test_unknown_host_name_is_a_plain_sentence() -> None:
     with pytest.raises(Unreachable, match=r"out of reach: [^()]*$"):
         Client("http://no-such-name.invalid", "key", patience=0).task("1")
 

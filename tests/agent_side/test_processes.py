@@ -51,7 +51,7 @@ def test_process_that_ignores_a_stop_is_killed_after_the_grace(script: str, stat
     os.close(reader)
 
 
-def test_stop_does_not_wait_for_processes_that_have_ended() -> None:
+def test_stop_ends_when_the_program_ends_within_the_grace() -> None:
     process, reader = started("echo ready; sleep 1000")
     process.stop(1000.0)
     assert process.wait() == -signal.SIGTERM
@@ -133,7 +133,7 @@ def test_cleanup_processes_of_a_stopped_program_are_not_stopped() -> None:
     os.close(reader)
 
 
-def test_paused_program_hears_of_a_signal() -> None:
+def test_paused_program_gets_a_signal() -> None:
     process, reader = started("echo ready; kill -STOP $$; sleep 1000")
     time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
