@@ -178,6 +178,8 @@ class SavedRun:
             with contextlib.suppress(OSError):
                 # The file first: without it, the rest of the folder is not sent as a run.
                 (self.folder / _FILE).unlink(missing_ok=True)
+                # Hidden, because a process that looks for runs would make its lock file again.
+                self.folder = self.folder.rename(self.folder.with_name(f".{self.folder.name}"))
             self.release()
             shutil.rmtree(self.folder, ignore_errors=True)
         self.release()

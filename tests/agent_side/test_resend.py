@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -246,6 +247,23 @@ def test_concurrent_resends_send_each_run_once(
     assert sum(printed.count("got 1 line and its end") for printed, _ in said) == 20
     assert [task["logs"] for task in tasks(remote_alice)] == [["from afar"]] * 20
     assert machine.left_runs() == []
+
+
+def test_run_that_is_removed_is_not_made_again_by_a_look_at_it(machine: AgentMachine) -> None:
+    folders = [run_without_a_task(machine) for _ in range(30)]
+    with ThreadPoolExecutor(4) as pool:
+        for folder in folders:
+            run = SavedRun.load(folder)
+            assert run is not None
+            looks = [pool.submit(look_often, folder) for _ in range(3)]
+            run.remove()
+            assert [look.result() for look in looks] == [None] * 3
+    assert machine.left_runs() == []
+
+
+def look_often(folder: Path) -> SavedRun | None:
+    looks = (SavedRun.load(folder) for _ in range(50))
+    return next(filter(None, looks), None)
 
 
 def _replace_with_fifo(path: Path) -> None:
