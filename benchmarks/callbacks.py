@@ -1,4 +1,4 @@
-"""How fast due webhooks go out, and what receivers that hang cost those who ask for tasks."""
+"""How fast due webhooks are posted, and how much hanging receivers slow down GET requests."""
 
 import os
 import statistics
@@ -26,7 +26,7 @@ GETS = 500
 
 
 def seconds_to_post(folder: Path, workers: int) -> float:
-    """How long so many worker processes take for DUE deliveries to one fast receiver."""
+    """How long this many worker processes take for DUE deliveries to one fast receiver."""
     config = Config(DATA=folder, CALLBACK_ALLOWED=Destinations.parse("loopback"))
     app = create_app(config.completed())
     with Receiver() as receiver, ExitStack() as stack:

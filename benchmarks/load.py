@@ -45,7 +45,7 @@ def _received(connection: socket.socket) -> bytes:
 
 
 def requests_per_second(port: int, data: bytes, connections: int, seconds: float) -> float:
-    """How many of this request are answered in a second, over so many connections."""
+    """How many of these requests are answered per second, over this many connections."""
     counts = [0] * connections
     began = time.perf_counter()
     until = began + seconds
@@ -66,6 +66,6 @@ def requests_per_second(port: int, data: bytes, connections: int, seconds: float
 
 
 if __name__ == "__main__":
-    # Run as a process of its own, so that it can be given a processor of its own.
+    # Run as a separate process, so that it can be pinned to another processor.
     port, connections, seconds = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     print(requests_per_second(port, sys.stdin.buffer.read(), connections, seconds))

@@ -68,7 +68,7 @@ def measure(visitor: Visitor, alice: RemoteClient, count: int) -> None:
     page.evaluate(f"location.hash = 'L{count // 2}'")
     page.evaluate(DRAWN, f"line {count // 2} of {count}")
     jumped = time.perf_counter() - began
-    # Through all of it, as somebody does who drags the scroll bar.
+    # Through all of it, as a person does who drags the scroll bar.
     for part in range(100):
         page.evaluate(
             "(part) => { const log = document.getElementById('log');"

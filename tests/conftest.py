@@ -112,7 +112,7 @@ def alice(app: Flask) -> ApiClient:
 
 @pytest.fixture
 def bob(app: Flask) -> ApiClient:
-    """A stranger, with things of his own."""
+    """Another user, with other tasks and agents."""
     return add_user(app, "bob")
 
 
@@ -133,7 +133,7 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
 
 @pytest.fixture
 def service(database_url: str, tmp_path: Path) -> Iterator[Service]:
-    """The service as `taskservice serve` runs it, in a process of its own; for this test alone."""
+    """The service as `taskservice serve` runs it, in a separate process for this test alone."""
     with Service(tmp_path / "data", DATABASE_URL=database_url) as service:
         yield service
 

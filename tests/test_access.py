@@ -1,4 +1,4 @@
-"""Who gets in, and what a key may see and do."""
+"""Access: which keys are valid, and what a key may see and do."""
 
 import hashlib
 import math
@@ -172,7 +172,7 @@ def test_every_other_way_to_send_a_bearer_gets_the_same_401(
 
 @one_database
 def test_another_scheme_is_ignored_beside_the_header_apikey(alice: ApiClient) -> None:
-    """A proxy that asks for a password of its own passes it on."""
+    """A proxy that requires a password passes it on."""
     for text in ("Basic YTpi", 'Digest username="a, b", realm="c"', "Negotiate YTpi", ""):
         expect(alice.get("/user", headers={"Authorization": text}), 200)
 
@@ -491,7 +491,7 @@ def test_no_get_writes(
                 alice.request(method, path).get_data()
                 assert rows(app) == before
     if watcher:
-        # It rises with every commit of anybody else, whatever was written.
+        # It rises with every commit of another connection, whatever was written.
         assert watcher.execute("PRAGMA data_version").fetchone() == version
         alice.start()
         assert watcher.execute("PRAGMA data_version").fetchone() != version

@@ -1,4 +1,4 @@
-"""The agent's side while the service, or the agent itself, is killed: every line is there once."""
+"""Kills the service and the agent's side: every line is stored exactly once."""
 
 import os
 import random
@@ -29,7 +29,7 @@ SECONDS = KILLS * (LONGEST_ABSENCE + LONGEST_PRESENCE) * 0.7
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS * 3 + 240)]
 
-# Prints so many lines in so many seconds.
+# Prints this many lines in this many seconds.
 NUMBERED = """
 import sys, time
 lines, seconds = int(sys.argv[1]), float(sys.argv[2])

@@ -1,4 +1,4 @@
-"""Big things: a full log and very many tasks, got, listed and deleted in bounded memory."""
+"""Large data: a full log and very many tasks, read, listed and deleted in bounded memory."""
 
 import json
 import socket
@@ -137,7 +137,7 @@ def test_full_log_that_is_got_listed_and_deleted_keeps_no_writer_waiting(
         (b"ab\n" * (3 * MEGABYTE), "text/plain", 100),
         (b"\n" * (9 * MEGABYTE), "text/plain", 100),
         (b'{"logs":[' + b'"",' * (3 * MEGABYTE) + b'""]}', JSON, 250),
-        # Here each line is an object of its own for a while.
+        # Here each line is a separate object for a while.
         (b'{"logs":[' + b'"ab",' * MEGABYTE + b'""]}', JSON, 500),
     ],
     ids=["short lines", "empty lines", "empty strings", "short strings"],

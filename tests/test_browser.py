@@ -136,7 +136,7 @@ def test_list_follows_within_two_seconds(visitor: Visitor, site: Site) -> None:
     link.focus()
     site.alice.report(task, status="complete")
     expect(row).to_contain_text("complete", timeout=3_000)
-    # Whoever is about to follow the link is not thrown off it.
+    # A link that has the focus keeps it.
     expect(link).to_be_focused()
     site.alice.delete(f"/task/{task['id']}")
     expect(row).to_have_count(0, timeout=3_000)
@@ -205,7 +205,7 @@ def test_key_is_not_kept_in_the_browser(chromium: Browser, site: Site) -> None:
 
 
 def payload(cookie: str) -> str:
-    """What a signed cookie says, which anybody can read."""
+    """The content of a signed cookie, which is readable without the key."""
     text = cookie.lstrip(".").partition(".")[0]
     data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     return (zlib.decompress(data) if cookie.startswith(".") else data).decode()
@@ -330,7 +330,7 @@ def test_reader_pauses_and_resumes_at_new_lines(visitor: Visitor, site: Site) ->
     page.get_by_role("button", name="37 new lines").click()
     expect(last).to_have_text("338line 338")
     expect(page.locator("#log-new")).to_be_hidden()
-    # Whoever selects wants it to stay, also when its lines are out of sight.
+    # A selection stays, even when its lines are out of view.
     lines = page.locator("#log .line > span")
     lines.nth(20).click(click_count=3)
     expect(page.get_by_role("button", name="Follow")).to_be_visible()
@@ -447,7 +447,7 @@ def test_restart_under_an_open_page_loses_and_doubles_no_line(visitor: Visitor, 
     expect(page.locator("#log-count")).to_have_text("5 lines", timeout=5_000)
     assert visible_lines(page) == ["one", "two", "three", "four", "five"]
     expect(page.locator("#notice")).to_be_empty()
-    # Nor when nobody had the time to say farewell.
+    # Nor when the client closed the connection without notice.
     os.kill(site.service.workers()[0], signal.SIGKILL)
     expect(page.locator("#log-state")).to_have_text("reconnecting…")
     site.alice.append(task, "six")

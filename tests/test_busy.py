@@ -1,4 +1,4 @@
-"""A database that gives no answer: an honest 503, nothing half-written, and then all is well."""
+"""A database that does not answer: 503, no partial writes, and recovery afterwards."""
 
 import fcntl
 import os
@@ -96,7 +96,7 @@ def test_locked_table_is_503_for_readers_too_and_then_all_is_well(
             problem(alice.get("/user"), 503) if table != "tasks" else None
             other.rollback()
             assert expect(alice.get("/task"), 200) == [task]
-    # No statement waits on in the server when nobody waits for it any more.
+    # No statement keeps waiting in the server after its client has stopped waiting.
     with other_connection(database_url, "looks") as other:
         left = other.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()
     assert left == (0,)
@@ -202,7 +202,7 @@ def test_process_suspended_in_a_write_delays_others_only_briefly(
         # Who only reads is not kept waiting.
         assert alice.task(task)["logCount"] == 0
         fcntl.flock(queue, fcntl.LOCK_UN)
-        # Whoever waited too long has not kept the turn that came at last.
+        # A writer that timed out does not keep the turn that it gets later.
         until(lambda: is_free(queue))
     alice.append(task, "a line")
     assert alice.task(task)["logs"] == ["a line"]

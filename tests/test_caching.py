@@ -1,4 +1,4 @@
-"""Caches on the way: none gives one user's answer to another, and none keeps what it must not."""
+"""Shared caches: none gives one user's answer to another or stores a private answer."""
 
 import re
 from collections.abc import Iterator
@@ -63,7 +63,7 @@ def test_no_proxy_gives_an_answer_to_another_user_or_without_a_key(
         one, f"{one}/logs", f"{one}/deliveries", "/nothing",
     ):  # fmt: skip
         with subtests.test(path):
-            # What nobody got first must not come to alice either.
+            # An answer without a key must not reach alice either.
             assert ask(cached_site, path).status_code == 401
             hers = ask(cached_site, path, apikey=key_of(cached_site.alice))
             assert hers.status_code in (200, 404)

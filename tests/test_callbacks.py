@@ -1,4 +1,4 @@
-"""The callback of a task that ends: when it is sent, what it says, and what it may not do."""
+"""The callback of a finished task: when it is sent, its content, and that it fails no report."""
 
 import gzip
 import json
@@ -214,7 +214,7 @@ def test_receiver_sees_the_committed_task_and_may_change_its_name(
 
     def call_back(exchange: Exchange) -> None:
         task_id = json.loads(exchange.request.body)["id"]
-        # A person of its own: this is another thread.
+        # A separate client, since this is another thread.
         caller = ApiClient(app, alice.name, alice.key)
         seen.append(expect(caller.get(f"/task/{task_id}"), 200))
         seen.append(caller.report(seen[0], name="renamed meanwhile"))

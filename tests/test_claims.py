@@ -1,4 +1,4 @@
-"""Claims: an agent takes the oldest task that waits for it, and no task is given twice."""
+"""Claims: an agent gets its oldest unclaimed task, and no task is given twice."""
 
 import os
 import threading

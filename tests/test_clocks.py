@@ -1,4 +1,4 @@
-"""Clocks that are set while the service runs: nothing is lost, ended or put off by that."""
+"""Clocks that are set while the service runs: nothing is lost, ended or delayed."""
 
 import sqlite3
 from itertools import product

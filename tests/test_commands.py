@@ -1,4 +1,4 @@
-"""The commands on the server, run as a person runs them."""
+"""The commands on the server, run as processes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Asking again for what one has: weak ETags, 304, and what HEAD and OPTIONS say."""
+"""Conditional requests: weak ETags and 304; also HEAD and OPTIONS."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Settings: defaults, checks, and what is said about a wrong one."""
+"""Settings: defaults, checks and error messages."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Mixed load on two workers while one of them is killed again and again: nothing is lost."""
+"""Mixed load on two workers while one of them is killed repeatedly: nothing is lost."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""The dashboard over HTTP: who gets in, what forms must prove, and how pages leave."""
+"""The dashboard over HTTP: sessions, form tokens, pages and their headers."""
 
 import re
 import time
@@ -41,7 +41,7 @@ from tests.support.sample_data import HOSTILE, make_hostile
 from tests.support.service import Service
 from tests.support.waiting import until
 
-# What has nothing of its own to ask the database.
+# Pages that do not read the database.
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 

@@ -1,4 +1,4 @@
-"""`db backup`, `db check` and `prune`, run as a person runs them, while others write."""
+"""`db backup`, `db check` and `prune`, run as processes while others write."""
 
 import fcntl
 import json

@@ -66,7 +66,7 @@ def redeliver(person: ApiClient, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def until_attempts(person: ApiClient, task: dict[str, Any], count: int) -> dict[str, Any]:
-    """The only delivery of a task, as soon as it has so many attempts."""
+    """The only delivery of a task, as soon as it has this many attempts."""
     until(lambda: len(the_delivery(person, task)["attempts"]) >= count)
     return the_delivery(person, task)
 
@@ -363,7 +363,7 @@ def test_user_whose_callbacks_hang_on_all_senders_does_not_hold_up_the_others(
     hanging: Receiver,
     soon_slow: None,
 ) -> None:
-    """Each hangs on an address of its own; all of them would take more than a minute."""
+    """Each hangs on a different address; all of them would take more than a minute."""
     app.config["CALLBACK_TIMEOUT"] = 2.0
     enqueue_each(app, alice, addresses(hanging, "", 2_000))
     with looping(app, stop_seconds=0):

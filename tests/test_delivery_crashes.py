@@ -1,4 +1,4 @@
-"""Killed at any moment and again and again, the service loses no webhook and invents none."""
+"""Kills the service repeatedly, at any moment: no webhook is lost or invented."""
 
 import json
 import os
@@ -373,7 +373,7 @@ def test_each_of_many_due_deliveries_is_posted_by_one_of_three_workers(
 def test_very_many_due_deliveries_of_one_user_delay_no_other_user(
     app: Flask, alice: ApiClient, bob: ApiClient, receiver: Receiver, has_one_host: bool
 ) -> None:
-    """They hang, all on one address or each on one of its own."""
+    """They hang, all on one address or each on a different one."""
     with Receiver(host="0.0.0.0", answer=play.silence) as hanging:
         for first in range(0, MANY, 1_000):
             same = addresses(hanging, "", 1) * 1_000

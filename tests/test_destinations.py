@@ -1,4 +1,4 @@
-"""Which URLs are taken, and which addresses a webhook may be sent to."""
+"""Destinations: the URLs that are accepted, and the addresses that are allowed."""
 
 import re
 from ipaddress import ip_address

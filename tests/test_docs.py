@@ -1,4 +1,4 @@
-"""The page of the documentation: whole, readable without a script, and loading nothing else."""
+"""The documentation page: complete, readable without scripts, and loading nothing else."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The door: what is read strictly, what is refused, and that every refusal is a problem."""
+"""Requests are read strictly, and every refusal is a problem."""
 
 import gzip
 import json
@@ -308,7 +308,7 @@ def test_body_without_a_content_type_is_415_and_none_at_all_is_an_empty_object(
 
 
 class Untouchable:
-    """A body that nobody may begin to read."""
+    """A body that must not be read."""
 
     def read(self, size: int = -1) -> bytes:
         raise AssertionError("the body was read")

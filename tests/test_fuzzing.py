@@ -1,4 +1,4 @@
-"""schemathesis, which makes requests of the OpenAPI document, against the live service."""
+"""Runs schemathesis, which generates requests from the OpenAPI document, on the real service."""
 
 import os
 import subprocess

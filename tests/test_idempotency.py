@@ -1,4 +1,4 @@
-"""Exactly once: what is sent again, even at the same instant to another process, counts once."""
+"""Idempotency: a repeated request counts once, even concurrently in another process."""
 
 import threading
 from collections import Counter

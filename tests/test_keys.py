@@ -411,7 +411,7 @@ def signers(alice: ApiClient, receiver: Receiver, secrets: list[dict[str, str]])
 
 
 def age(app: Flask, old: dict[str, str], seconds: float) -> None:
-    """Let a secret have been replaced so long ago."""
+    """Make a secret look as if it was replaced this long ago."""
     with app.app_context(), transaction() as connection:
         replaced = update(CallbackSecret).where(
             CallbackSecret.secret == old["secret"], CallbackSecret.replaced_at.is_not(None)
@@ -488,7 +488,7 @@ def test_concurrent_rotations_leave_one_current_secret(
 ) -> None:
     first = secret(alice)
     people = [ApiClient(app, alice.name, alice.key) for _ in range(12)]
-    # Whoever looks meanwhile finds one too.
+    # A concurrent read finds one too.
     deeds = [partial(rotate if number % 3 else secret, one) for number, one in enumerate(people)]
     answers = at_once(deeds)
     made = [answer for number, answer in enumerate(answers) if number % 3]

@@ -522,7 +522,7 @@ def as_cursor(parts: Any) -> str:
 
 @one_database
 def test_altered_part_of_a_cursor_is_refused(alice: ApiClient, tasks: list[Task]) -> None:
-    """Whoever takes a cursor apart gets no 500 for it."""
+    """A forged cursor causes no 500."""
     for sort in SORTS:
         parts = json.loads(urlsafe_b64decode(cursor_of(alice, sort)))
         assert len(parts) == 3
@@ -722,7 +722,7 @@ def test_list_is_read_in_the_order_of_an_index(
 
 
 class Crowd:
-    """So many tasks that whoever looks at all of them is noticed."""
+    """Enough tasks that a query that reads all of them is slow."""
 
     def __init__(self, app: Flask, tasks: list[Task]) -> None:
         self.app = app

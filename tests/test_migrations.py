@@ -1,4 +1,4 @@
-"""Migrations: from nothing, twice at once, with children present, and refused when unsafe."""
+"""Migrations: of an empty database, concurrent, with child rows, and refused when unsafe."""
 
 import sqlite3
 import threading
@@ -74,7 +74,7 @@ def test_processes_that_start_concurrently_migrate_once(empty_url: str) -> None:
 def test_migration_does_not_wait_for_ever(
     databases: Databases, monkeypatch: pytest.MonkeyPatch, lock: str
 ) -> None:
-    """For whoever migrates too, or for what somebody left locked."""
+    """For another migration, or for a lock that another program holds."""
     url = "postgresql+psycopg" + databases.new_postgresql().removeprefix("postgresql")
     upgrade(url, "0001")
     monkeypatch.setattr(migrations, "MIGRATION_SECONDS", 1)

@@ -1,4 +1,4 @@
-"""The OpenAPI document: complete, valid, true, and enough to make a client from."""
+"""The OpenAPI document: complete, valid, correct, and enough to generate a client."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""What an operator sees: livez, readyz, metrics of all workers, and ids of requests."""
+"""For operators: livez, readyz, metrics of all workers, and request ids."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""PostgreSQL as others have set it up: settings of its own, a pooler, an encoding, no driver."""
+"""PostgreSQL with other settings: defaults, a pooler, an encoding, no driver."""
 
 import sys
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Problems: each has a code for programs, and a 422 says what does not fit."""
+"""Problems: each has a code for programs, and a 422 names the invalid fields."""
 
 import re
 from collections.abc import Callable

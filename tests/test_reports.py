@@ -1,4 +1,4 @@
-"""Reports: what changes a task's status, output, error and name, and what may not."""
+"""Reports: changes of a task's status, output, error and name, valid and invalid."""
 
 import json
 import time

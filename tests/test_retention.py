@@ -1,4 +1,4 @@
-"""Retention: what ended long ago goes, logs first, and its space comes back to the disk."""
+"""Retention removes old tasks, logs first, and returns the space to the disk."""
 
 import sqlite3
 import threading
@@ -42,7 +42,7 @@ def upkeep(app: Flask, no_grace: None) -> Upkeep:
 
 
 def set_back_drops(app: Flask) -> None:
-    """As if what was dropped had been dropped before anybody began to read."""
+    """Make dropped logs look as if they were dropped before all present reads."""
     with app.app_context(), transaction() as connection:
         dropped = update(Log).where(Log.dropped_at.is_not(None))
         connection.execute(dropped.values(dropped_at=database_now(-3600)))

@@ -1,4 +1,4 @@
-"""The pure parts: rows written by plan, ids and moments, key texts, and strict JSON."""
+"""Pure functions: dumped rows, ids and moments, key texts, and strict JSON."""
 
 import json
 import string

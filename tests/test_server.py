@@ -1,4 +1,4 @@
-"""What the server promises by itself, shown on a real gunicorn with a tiny application."""
+"""The gunicorn worker, in a real gunicorn with a tiny application."""
 
 import json
 import os
@@ -80,7 +80,7 @@ def problem_in(answer: bytes, status: int) -> dict[str, Any]:
     return problem
 
 
-# A slow client holds up nobody but itself.
+# A slow client delays only itself.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A short lack of memory or threads costs requests, but never the service for good."""
+"""The service recovers from a short lack of memory or threads."""
 
 import fcntl
 import threading

@@ -1,4 +1,4 @@
-"""Lines on their way: split as they are printed, and kept on the disk until they are sent."""
+"""The spool: lines are split as printed, and stay on the disk until they are sent."""
 
 import errno
 import random

@@ -1,4 +1,4 @@
-"""The whole API, called in any order whatever, does what a plain Python model of it does."""
+"""The whole API, called in any order, behaves like a plain Python model of it."""
 
 import json
 import os
@@ -67,7 +67,7 @@ values = st.recursive(
 objects = st.dictionaries(st.sampled_from(["a", "b"]), values, max_size=2)
 # Which of the two users.
 either = st.sampled_from([0, 1])
-# Who calls about a task or an agent; most often somebody who may.
+# The caller of a request; most often one that is allowed to make it.
 callers = st.sampled_from(
     ["user", "user", "user", "its agent", "its agent", "other agent", "stranger"]
 )

@@ -1,4 +1,4 @@
-"""Tasks through their life: start, list, get, cancel, delete."""
+"""Tasks: start, list, get, cancel, delete."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""What others have written reaches a terminal escaped, whichever command shows it."""
+"""Commands print text from other people escaped on a terminal."""
 
 import re
 import signal

@@ -1,4 +1,4 @@
-"""Timeouts: a claimed task whose agent falls silent is ended, once, and nobody is blamed."""
+"""Timeouts: a claimed task with a silent agent ends once, unless the service was away."""
 
 from itertools import product
 from typing import Any
@@ -320,7 +320,7 @@ def test_agents_are_not_blamed_for_an_absence_of_the_service(
 
 
 def test_worker_alone_ends_nothing(app: Flask, alice: ApiClient, no_grace: None) -> None:
-    """Where nobody serves, no agent can be heard."""
+    """While no process serves, agents cannot report."""
     task = alice.start(claim=True)
     fall_silent(app, task, 1000 * DAY)
     worker = Upkeep(app, serves=False)

@@ -1,4 +1,4 @@
-"""What happens to one attempt, whatever the receiver and the network do."""
+"""One attempt, with every fault of the receiver and the network."""
 
 import gzip
 import logging

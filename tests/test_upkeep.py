@@ -1,4 +1,4 @@
-"""Upkeep: what the loop of a worker does between the requests."""
+"""Upkeep: the chores of the background loop."""
 
 import sqlite3
 import threading

@@ -1,4 +1,4 @@
-"""Reading a log, waiting for news, and following a task live."""
+"""Reads a log, long-polls, and follows a task live."""
 
 import os
 import signal
@@ -666,7 +666,7 @@ def test_ten_followers_have_every_line_once_though_a_worker_is_killed(two_worker
         follower.join(3 * SOON)
         assert follower.lines == expected
         assert follower.states[-1]["status"] == "complete"
-    # Else nobody was cut off, and the test has shown nothing.
+    # Otherwise no client was cut off, and the test proves nothing.
     assert sum(follower.connections for follower in followers) > len(followers)
 
 

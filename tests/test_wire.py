@@ -1,4 +1,4 @@
-"""The real service over a real socket: whatever is sent, it is refused as a problem, and well."""
+"""The real service over a real socket: invalid requests get a problem."""
 
 import json
 import os
@@ -78,7 +78,7 @@ def wire(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Wire]:
     data = tmp_path_factory.mktemp("wire") / "data"
-    # A database of its own, since the others are emptied for each test.
+    # A separate database, since the others are emptied for each test.
     is_sqlite = request.param == "sqlite"
     url = databases.copy_sqlite(data) if is_sqlite else databases.new_postgresql()
     with Service(data, DATABASE_URL=url) as service:
@@ -240,7 +240,7 @@ def test_body_that_is_cut_off_stores_nothing(wire: Wire) -> None:
         with socket.create_connection(("127.0.0.1", wire.service.port), timeout=20) as client:
             client.sendall(data)
             client.shutdown(socket.SHUT_WR)
-            # There is nobody who could be answered.
+            # The client is gone, so there is no answer.
             assert client.recv(1000) == b""
         wire.is_well()
 
@@ -254,7 +254,7 @@ def callback(size: int) -> str:
 
 
 def filling(size: int) -> dict[str, Any]:
-    """An object that has so many bytes when it is written compactly."""
+    """An object with this many bytes as compact JSON."""
     return {"x": "y" * (size - len('{"x":""}'))}
 
 

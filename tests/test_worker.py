@@ -1,4 +1,4 @@
-"""`taskservice worker` and `delivery`: the same, in processes of their own and by hand."""
+"""`taskservice worker` and `delivery`: deliveries in separate processes and by hand."""
 
 import json
 import signal
@@ -141,7 +141,7 @@ def test_stopping_service_releases_the_webhook_of_a_report(
             report = pool.submit(person.request, "PATCH", path, json=changes)
             receiver.wait_for(1)
             assert service.stop() == 0
-            # Whoever reported is told: its task has ended, whatever the receiver does.
+            # The report is answered: the task has ended, whatever the receiver does.
             assert report.result().status_code == 200
             assert report.result().headers["Callback-Status"] == "pending"
     assert columns(app, "state", "lease", "attempt_count") == [("pending", None, 0)]

@@ -1,4 +1,4 @@
-"""The queue of writers: one at a time, in all threads and processes, whoever gave up before."""
+"""The writer queue: one writer at a time in all threads and processes, also after time-outs."""
 
 import fcntl
 import subprocess

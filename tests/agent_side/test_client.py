@@ -841,7 +841,7 @@ def test_answer_lost_at_a_deletion_is_no_failure() -> None:
 
 
 def test_answers_lost_at_appends_double_nothing(remote_alice: RemoteClient, client: Client) -> None:
-    """Between client and service sits somebody who loses every third answer."""
+    """A proxy between client and service loses every third answer."""
     with client.start("summarizer") as task:
         pass
     path = f"/task/{task.id}"

@@ -1,4 +1,4 @@
-"""Programs as children of `taskservice run`: at a terminal, signalled, stopped with their own."""
+"""Programs as children of `taskservice run`: terminals, signals, and stopping descendants."""
 
 import contextlib
 import os
@@ -47,7 +47,7 @@ def test_process_that_ignores_a_stop_is_killed_after_the_grace(script: str, stat
     process.stop(1.0)
     assert process.wait() == status
     assert time.monotonic() - began >= 1.0
-    assert os.read(reader, 1) == b""  # nobody has it open any more
+    assert os.read(reader, 1) == b""  # no process has it open any more
     os.close(reader)
 
 
@@ -194,7 +194,7 @@ AtTerminal = Callable[..., tuple[subprocess.Popen[bytes], int]]
 
 @pytest.fixture
 def at_terminal(machine: AgentMachine) -> Iterator[AtTerminal]:
-    """Runs a program as a task at a terminal of its own; gives that terminal's other end."""
+    """Runs a program as a task on a new terminal; returns the terminal's other end."""
     take = (
         "import fcntl, os, sys, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0); "
         "os.execv(sys.argv[1], sys.argv[1:])"

@@ -1,4 +1,4 @@
-"""`taskservice run --resend`: what runs have left on the disk, sent by whom it may be sent."""
+"""`taskservice run --resend` sends the runs that are left on the disk."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A task that is cancelled or deleted is raised soon, whatever its sender is at."""
+"""A cancelled or deleted task raises soon, whatever its sender is doing."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -53,7 +53,7 @@ def delete(person: RemoteClient, task: Task) -> None:
 
 @dataclass
 class Program:
-    """Does one thing with a task in a thread of its own; `error` is what was raised."""
+    """Calls something with a task in a separate thread; `error` is what it raised."""
 
     deed: Callable[[], object]
     error: Exception | None = None

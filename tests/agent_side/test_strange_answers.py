@@ -1,4 +1,4 @@
-"""What is no answer of this service stores nothing, ends no thread and is said in a sentence."""
+"""Answers that are not from this service: nothing is lost, and the error is one sentence."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""A machine on the agent's side: the commands with a key, and a home of its own."""
+"""A machine on the agent's side: runs the commands with a key and a separate home."""
 
 import json
 import os

@@ -16,7 +16,7 @@ API = "/api/v1"
 
 
 class ApiClient:
-    """Somebody with an API key, who calls an app in this process.
+    """A client with an API key that calls an app in this process.
 
     Paths are below `/api/v1`; `json` and the other keywords are Werkzeug's.
     """
@@ -99,7 +99,7 @@ def problem(response: TestResponse, status: int) -> dict[str, Any]:
 
 
 def problem_text(response: TestResponse) -> dict[str, Any]:
-    """What a problem says to whoever sent the request: all but the request's own id."""
+    """The members of a problem, without the request id."""
     # To HEAD, nothing.
     body: dict[str, Any] = json.loads(response.data or b"{}")
     return {name: value for name, value in body.items() if name != "requestId"}
@@ -111,7 +111,7 @@ def add_user(app: Flask, name: str) -> ApiClient:
 
 
 class RemoteClient:
-    """Somebody with an API key, who calls a service over a socket, with `requests`."""
+    """A client with an API key that calls a service over a socket, with `requests`."""
 
     def __init__(self, url: str, key: str) -> None:
         self.url = url

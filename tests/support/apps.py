@@ -1,4 +1,4 @@
-"""Apps for tests: one of their own, or one that the tests of a process take turns to use."""
+"""Apps for tests: a new one, or one that the tests of a process share."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""A real browser for the tests, and what must hold of every page that it shows."""
+"""A real browser for the tests, with checks of every page that it shows."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ def launched() -> Iterator[Browser]:
 
 
 class Visitor:
-    """Somebody with a browser window of their own, and what went wrong in it."""
+    """A browser window with a separate session, and the errors in it."""
 
     def __init__(self, browser: Browser, url: str, **options: Any) -> None:
         self.url = url

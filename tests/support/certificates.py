@@ -28,7 +28,7 @@ _SIGNS = x509.KeyUsage(
 
 
 class Authority:
-    """A certificate authority that nobody knows until its `pem` is trusted."""
+    """A certificate authority that is unknown until its `pem` is trusted."""
 
     def __init__(self) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())

@@ -1,4 +1,4 @@
-"""Clocks that a test sets, or lets go on: this machine's, the monotonic one, the database's."""
+"""Clocks that a test sets or advances: this machine's, the monotonic one, the database's."""
 
 import sqlite3
 import time
@@ -39,12 +39,12 @@ class Clocks:
         monkeypatch.setattr(timeouts, "time", shifted)
 
     def set_machine(self, seconds: float) -> None:
-        """Set the clock of this process so many seconds ahead of the real one."""
+        """Set the clock of this process this many seconds ahead of the real one."""
         self._machine = seconds
         set_clock(self._monkeypatch, seconds)
 
     def set_database(self, seconds: float) -> None:
-        """Set the clock that the database shows so many seconds ahead of the real one."""
+        """Set the database's clock this many seconds ahead of the real one."""
         self._database = seconds
         with self._app.app_context():
             is_postgresql = db.engine.dialect.name == "postgresql"

@@ -1,4 +1,4 @@
-"""Many callers at the same instant, each in a thread and on a connection of its own."""
+"""Many callers at the same instant, each with a separate thread and connection."""
 
 import fcntl
 import threading
@@ -24,7 +24,7 @@ def at_once(deeds: Sequence[Callable[[], T]]) -> list[T]:
 
 
 def copies(person: RemoteClient, count: int) -> list[RemoteClient]:
-    """The same person so many times, each with a connection that is open already."""
+    """This many clients of one user, each with an open connection."""
     key = str(person.session.headers["apikey"])
     people = [RemoteClient(person.url, key) for _ in range(count)]
     for one in people:

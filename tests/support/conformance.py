@@ -1,4 +1,4 @@
-"""Every answer that a test gets must be as the OpenAPI document says."""
+"""Checks each answer that a test gets against the OpenAPI document."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""What tests do to deliveries from the inside, where a user would have to wait for hours."""
+"""Changes deliveries in the database, so that tests need not wait for hours."""
 
 import threading
 from collections.abc import Iterable, Iterator
@@ -87,12 +87,12 @@ def _stop(loop: DeliveryLoop) -> None:
 
 
 def enqueue_many(app: Flask, person: ApiClient, url: str, count: int) -> None:
-    """Give somebody so many finished tasks whose deliveries to `url` are due."""
+    """Make this many finished tasks whose deliveries to `url` are due."""
     enqueue_each(app, person, [url] * count)
 
 
 def enqueue_each(app: Flask, person: ApiClient, urls: Iterable[str]) -> None:
-    """Give somebody a finished task for each of these, whose delivery to it is due."""
+    """Make a finished task for each of these URLs, whose delivery to it is due."""
     task = person.start()
     with app.app_context(), reading() as connection:
         row = connection.execute(select(Task.__table__).where(Task.id == task["id"])).one()
@@ -112,7 +112,7 @@ def enqueue_each(app: Flask, person: ApiClient, urls: Iterable[str]) -> None:
 
 
 def addresses(receiver: Receiver, path: str, count: int, first: int = 0) -> list[str]:
-    """So many URLs of one receiver on 0.0.0.0, each with an address of its own."""
+    """This many URLs of one receiver on 0.0.0.0, each with a different address."""
     return [
         f"http://127.{n // 62_500 + 1}.{n // 250 % 250}.{n % 250 + 1}:{receiver.port}/{path}"
         for n in range(first, first + count)

@@ -1,4 +1,4 @@
-"""`taskservice worker` in a process of its own."""
+"""`taskservice worker` in a separate process."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ class Worker:
             app.config["DATA"], DATABASE_URL=app.config["DATABASE_URL"],
             CALLBACK_ALLOWED="loopback", **settings,
         )  # fmt: skip
-        # A file of its own: nobody would empty a pipe.
+        # A file, since a pipe without a reader would fill up.
         folder = Path(app.config["DATA"])
         folder.mkdir(exist_ok=True)
         self.log = folder / f"worker-{uuid4().hex}.log"

@@ -1,4 +1,4 @@
-"""README.md and docs/ as tests read them: their blocks, tables and links, and a terminal."""
+"""Reads README.md and docs/: blocks, tables and links; and a terminal for sessions."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Somebody who follows a task's events over a socket, and comes again when they break off."""
+"""A client that follows a task's events over a socket, and reconnects."""
 
 import json
 import threading

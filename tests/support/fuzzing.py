@@ -1,4 +1,4 @@
-"""What schemathesis has to know: how to get further, and what to leave alone."""
+"""Hooks for schemathesis: valid ids for requests, and routes to skip."""
 
 import os
 from typing import Any

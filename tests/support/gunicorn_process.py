@@ -1,4 +1,4 @@
-"""A real gunicorn in its own process, on a port of its own, for tests that speak raw HTTP to it."""
+"""A real gunicorn in a separate process, for tests that speak raw HTTP to it."""
 
 import os
 import re
@@ -67,7 +67,7 @@ Result = TypeVar("Result")
 
 
 class GunicornProcess:
-    """A server in a process group of its own; it serves once `wait_until_it_serves` is back."""
+    """A server in a separate process group; it serves when `wait_until_it_serves` returns."""
 
     def __init__(self, command: list[str], folder: Path, environ: dict[str, str]) -> None:
         self.folder = folder
@@ -113,7 +113,7 @@ class GunicornProcess:
             return read_to_end(client)
 
     def get(self, path: str, *headers: str) -> bytes:
-        """The body of the answer to an ordinary request on a connection of its own."""
+        """The body of the answer to an ordinary request on a new connection."""
         lines = [f"GET {path} HTTP/1.1", "Host: x", *headers, "", ""]
         return self.ask("\r\n".join(lines).encode("latin-1")).partition(b"\r\n\r\n")[2]
 

@@ -1,4 +1,4 @@
-"""What a test must see that HTTP does not show: all routes, and all rows."""
+"""What HTTP does not show: all routes, and all rows."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ from taskservice.database.types import Base, db
 
 PREFIX = "/api/v1"
 
-# Where a request without a body would be refused before anybody looks for its task.
+# Routes that refuse a request without a body before they look for the task.
 FITTING_BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/task/<task_id>/logs"): {"logs": ["a line"]},
     ("PUT", "/task/<task_id>/logs"): {"logs": ["a line"]},
@@ -137,7 +137,7 @@ def moment(text: str) -> datetime:
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Put the clock of this process, not the database's, so many seconds ahead."""
+    """Set the clock of this process, not the database's, this many seconds ahead."""
     offset = timedelta(seconds=seconds)
 
     class Shifted(datetime):

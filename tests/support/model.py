@@ -1,4 +1,4 @@
-"""What the service has to do, as plain Python: what the state machine compares it with."""
+"""A plain Python model of the service, for the state machine."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -48,7 +48,7 @@ class User:
 
 @dataclass(eq=False)
 class Key:
-    """An API key, in the hands of somebody who calls the service with it."""
+    """A caller with an API key."""
 
     id: str
     user: User

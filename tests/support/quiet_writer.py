@@ -1,4 +1,4 @@
-"""A writer that writes little, in a process of its own, and tells how long it had to wait."""
+"""A writer in a separate process, which writes little and measures how long it waits."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Sample data as a service in use has it: agents, tasks in every state, logs, deliveries, keys."""
+"""Realistic sample data: agents, tasks in every state, logs, deliveries, keys."""
 
 import random
 from collections.abc import Iterator
@@ -118,7 +118,7 @@ def _special(app: Flask, person: ApiClient, good_url: str, bad_url: str) -> None
 
 
 def _shift(app: Flask, task: dict[str, Any], seconds: float, lasted: float | None = None) -> None:
-    """Let a task have been started so many seconds ago, and have lasted for so many."""
+    """Make a task look as if it started `seconds` ago and lasted for `lasted` seconds."""
     start = datetime.now(UTC) - timedelta(seconds=seconds)
     values: dict[str, Any] = {"created_at": rfc3339(start), "claimed_at": rfc3339(start)}
     if lasted is not None:

@@ -1,4 +1,4 @@
-"""The real service in a process of its own, as its users run it."""
+"""The real service in a separate process, as users run it."""
 
 import contextlib
 import os
@@ -104,7 +104,7 @@ class Service:
         """End it at once, with all its workers, if it runs."""
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
-                # The leader of a group of its own: see `start`.
+                # The leader of a separate process group: see `start`.
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(timeout=PATIENCE_SECONDS)
 

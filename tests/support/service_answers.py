@@ -1,4 +1,4 @@
-"""Answers as the service gives them, for a receiver that plays it."""
+"""Answers of the service, for a receiver that imitates it."""
 
 import json
 from collections.abc import Callable

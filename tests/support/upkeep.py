@@ -1,4 +1,4 @@
-"""Tasks as they are long after, and rounds of the upkeep."""
+"""Makes tasks old, and runs rounds of the upkeep."""
 
 import time
 from collections.abc import Callable
