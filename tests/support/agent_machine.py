@@ -85,8 +85,15 @@ class AgentMachine:
 
 def has_ended(machine: AgentMachine) -> bool:
     """Whether the program of the one run has ended."""
-    records = [folder / "run.json" for folder in machine.left_runs()]
-    return any('"report": null' not in record.read_text() for record in records if record.exists())
+    return any(_has_report(folder / "run.json") for folder in machine.left_runs())
+
+
+def _has_report(record: Path) -> bool:
+    try:
+        return '"report": null' not in record.read_text()
+    except FileNotFoundError:
+        # Its folder got its final name, or was removed.
+        return False
 
 
 def machine_of(person: RemoteClient, home: Path) -> AgentMachine:
