@@ -1,5 +1,6 @@
 """Turns the API key of a request's headers, or of a session, into the caller."""
 
+from collections.abc import Mapping
 from threading import Lock
 from typing import cast
 
@@ -80,6 +81,13 @@ def take_last_uses() -> dict[str, str]:
     with _lock:
         taken, _uses = _uses, {}
     return {key_id: f"{minute}:00.000Z" for key_id, minute in taken.items()}
+
+
+def return_last_uses(taken: Mapping[str, str]) -> None:
+    """Keep what `take_last_uses` gave for its next call, unless the key was used since."""
+    with _lock:
+        for key_id, moment in taken.items():
+            _uses.setdefault(key_id, moment[:MINUTE])
 
 
 def _caller() -> Caller:

@@ -23,7 +23,12 @@ WRITE_SECONDS = 3.0
 
 def record_key_uses() -> None:
     """Store when each key was last used in this process, to the minute."""
-    key_service.record_uses(authentication.take_last_uses())
+    uses = authentication.take_last_uses()
+    try:
+        key_service.record_uses(uses)
+    except Exception:
+        authentication.return_last_uses(uses)
+        raise
 
 
 CHORES: tuple[Callable[[], None], ...] = (
