@@ -65,19 +65,17 @@ def test_name_that_the_encoding_of_stdout_lacks_is_printed_as_json_escapes_it(
     assert json.loads(listed.stdout)["name"] == "jürgen 漢"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
+def test_refusal_is_one_line(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    run(tmp_path, "user", "add", "alice")
+    for arguments, sentence in (
         (["key", "add", "nobody", "--name", "x"], "No such user: nobody"),
         (["key", "add", "alice", "--name", "x", "--agent", "none"], "No such agent"),
         (["key", "add", "alice", "--name", ""], "Must have 1 to 200"),
         (["user", "add", ""], "Must have 1 to 200"),
         (["callback", "test", "http://127.0.0.1/", "--user", "nobody"], "No such user: nobody"),
-    ],
-)
-def test_refusal_is_one_line(tmp_path: Path, arguments: list[str], sentence: str) -> None:
-    run(tmp_path, "user", "add", "alice")
-    assert sentence in one_line(run(tmp_path, *arguments), 1)
+    ):
+        with subtests.test(" ".join(arguments)):
+            assert sentence in one_line(run(tmp_path, *arguments), 1)
 
 
 def test_argument_that_is_not_utf_8_is_refused(tmp_path: Path, subtests: pytest.Subtests) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy.engine import make_url
 
 from taskservice.config import Config, ConfigError, unknown_names
 from taskservice.database import address
+from tests.support.fork_server import ForkedPopen
 from tests.support.service import environment
 
 
@@ -134,14 +135,21 @@ def test_postgresql_needs_a_secret_key(tmp_path: Path) -> None:
 def test_processes_that_start_concurrently_make_one_private_secret_key(
     tmp_path: Path,
 ) -> None:
-    program = "from taskservice.config import Config; print(Config.from_environment().SECRET_KEY)"
+    program = (
+        "import sys; from taskservice.config import Config; sys.stdin.read(); "
+        "print(Config.from_environment().SECRET_KEY)"
+    )
+    begin, held = os.pipe()
     processes = [
-        subprocess.Popen(
+        ForkedPopen(
             [sys.executable, "-c", program], env=environment(tmp_path / "new", SECRET_KEY=""),
-            stdout=subprocess.PIPE, text=True,
+            stdin=begin, stdout=subprocess.PIPE, text=True,
         )
         for _ in range(6)
     ]  # fmt: skip
+    os.close(begin)
+    # All of them go on now.
+    os.close(held)
     keys = {process.communicate(timeout=60)[0].strip() for process in processes}
     assert len(keys) == 1
     assert len(keys.pop()) >= 32

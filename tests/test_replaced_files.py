@@ -9,13 +9,15 @@ import pytest
 import requests
 
 from tests.support.api_client import RemoteClient
+from tests.support.databases import Databases
 from tests.support.service import Service
 
 pytestmark = pytest.mark.parametrize("workers", ["1", "2"])
 
 
 @pytest.fixture
-def stopped_service(tmp_path: Path, workers: str) -> Service:
+def stopped_service(tmp_path: Path, workers: str, databases: Databases) -> Service:
+    databases.copy_sqlite(tmp_path / "data")
     return Service(tmp_path / "data", WORKERS=workers)
 
 

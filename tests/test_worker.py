@@ -213,12 +213,13 @@ def test_delivery_list_show_and_redeliver(
     assert the_delivery(alice, failed)["state"] == "pending"
 
 
-@pytest.mark.parametrize("verb", ["show", "redeliver"])
-@pytest.mark.parametrize("name", ["nonsense", "01a20e63-92c4-7f10-b3a5-9e1d6c2f4b80"])
-def test_unknown_delivery_is_one_line(tmp_path: Path, verb: str, name: str) -> None:
+def test_unknown_delivery_is_one_line(tmp_path: Path, subtests: pytest.Subtests) -> None:
     run(tmp_path, "db", "upgrade")
-    line = one_line(run(tmp_path, "delivery", verb, name), 1)
-    assert line == f"taskservice: No such delivery: {name}"
+    for verb in ("show", "redeliver"):
+        for name in ("nonsense", "01a20e63-92c4-7f10-b3a5-9e1d6c2f4b80"):
+            with subtests.test(f"{verb} {name}"):
+                line = one_line(run(tmp_path, "delivery", verb, name), 1)
+                assert line == f"taskservice: No such delivery: {name}"
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

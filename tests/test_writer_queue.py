@@ -12,6 +12,7 @@ from sqlalchemy.exc import OperationalError
 
 from taskservice.database.writer_queue import WriterQueue
 from tests.support.concurrency import is_free
+from tests.support.fork_server import ForkedPopen
 
 # Takes turns in a few threads; some wait so briefly that they give up. While it has its turn
 # each makes a file that may not be there yet.
@@ -66,7 +67,7 @@ def test_turn_after_a_wait_in_vain_is_exclusive(tmp_path: Path) -> None:
 
 def test_threads_and_processes_that_give_up_leave_each_turn_to_one(tmp_path: Path) -> None:
     command = [sys.executable, "-c", CROWD, str(tmp_path / "queue"), str(tmp_path / "witness"), "2"]
-    crowds = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    crowds = [ForkedPopen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     said = [crowd.communicate(timeout=60)[0] for crowd in crowds]
     assert [crowd.returncode for crowd in crowds] == [0, 0, 0]
     assert all(int(turns) > 0 for turns in said)
