@@ -19,7 +19,7 @@ _STARTED = answers.task(SHORT_FIELDS, 201)
 def start_task(
     connection: Connection, fields: Mapping[str, Any], idempotency_key: str, **options: Any
 ) -> dict[str, Any]:
-    """Start a task, only once for one key, and register its agent if that is new."""
+    """Start a task, once for each idempotency key; register its agent if that is new."""
     try:
         return _start_task(connection, fields, idempotency_key, options)
     except Invalid as error:

@@ -1,4 +1,4 @@
-"""Sends the lines that still wait when the program ends, in child processes too."""
+"""Sends the remaining lines when the program ends, in child processes too."""
 
 import atexit
 import os
@@ -11,7 +11,7 @@ EXIT_SECONDS = 5.0
 
 
 class HasUnsentLines(Protocol):
-    """A task whose lines are on their way."""
+    """A task that may have unsent lines."""
 
     def is_sent(self) -> bool:
         """Whether none of its lines is still to be sent."""

@@ -1,4 +1,4 @@
-"""The service as a Python program sees it: start, claim, read and list tasks."""
+"""The client: starts, claims, reads and lists tasks."""
 
 import math
 import re

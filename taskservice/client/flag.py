@@ -5,10 +5,10 @@ from queue import Empty, SimpleQueue
 
 
 class Flag:
-    """As threading.Event, which takes its lock in Python code.
+    """Like threading.Event, but safe with Ctrl-C.
 
-    There a KeyboardInterrupt can come between two steps and leave the lock held: whatever waits
-    for it then waits for ever. A SimpleQueue is put into and read in one step.
+    Event takes its lock in Python code, where a KeyboardInterrupt can leave the lock held, so that
+    waiting threads wait for ever. `put` and `get` of a SimpleQueue can't be interrupted halfway.
     """
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ class TaskHandler(logging.Handler):
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """As any handler does, without its lock: to wait for room must hold up no other thread."""
+        """Like Handler.handle, without the lock: waiting for space must block no other thread."""
         if _is_of_sending(record):
             return False
         kept: Any = self.filter(record)  # since Python 3.12 it may be another record
@@ -41,5 +41,5 @@ class TaskHandler(logging.Handler):
 def _is_of_sending(record: logging.LogRecord) -> bool:
     """Whether this is logged because lines are sent: sending a line would log the next one."""
     is_request = record.name.startswith(("urllib3", "requests"))
-    # A sender would wait for itself when there is no room.
+    # A sender would wait for itself when there is no space.
     return isinstance(current_thread(), Sender) or (is_request and record.levelno < logging.WARNING)

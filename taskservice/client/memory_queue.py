@@ -12,7 +12,7 @@ from taskservice.client.sender import Batch
 MAX_BYTES = 16 * 1024 * 1024
 # The memory that a line takes besides its text.
 _OVERHEAD_BYTES = 64
-# Between two looks for space.
+# Between two checks for space.
 _POLL_SECONDS = 0.02
 
 

@@ -54,7 +54,7 @@ class Batch(NamedTuple):
 
 
 class LineQueue(Protocol):
-    """Where lines wait to be sent."""
+    """A queue of lines to send."""
 
     def put(self, lines: Sequence[bytes]) -> None:
         """Add lines, without their line feeds."""
@@ -85,7 +85,7 @@ class LineQueue(Protocol):
 class Sender(threading.Thread):
     """Sends lines in batches, heartbeats while there are none, and at last the report.
 
-    Where it can't run as a thread, `send_here` does all of it but the heartbeats.
+    If no thread can be started, `send_here` does everything except the heartbeats.
 
     `task_id` is called before each request and returns the task's id; it may have to start
     the task first. `on_stop` is called when nothing more can be sent: the task was cancelled

@@ -23,9 +23,9 @@ from taskservice.contract.terms import API_PREFIX, COMPLETE, ERROR, MAX_LINES, R
 
 # How many seconds one request may wait for something new; the service allows 60.
 WAIT_SECONDS = 30
-# Where the service answers a waiting request at once, the next one comes after this time.
+# If the service answers a waiting request immediately, the next one is sent after this time.
 REPEAT_SECONDS = 1.0
-# How often a program that waits for its sender looks whether to go on waiting.
+# How often a program that waits for its sender checks whether to keep waiting.
 _POLL_SECONDS = 0.2
 logger = logging.getLogger(__name__)
 

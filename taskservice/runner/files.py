@@ -1,4 +1,4 @@
-"""Opens the files and folders of a run, and refuses links, devices and the like in their place."""
+"""Opens the files and folders of a run; refuses links, devices and other special files."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Webhooks for a developer: received and verified here, or posted to a local address."""
+"""Webhooks for local development: received and verified, or posted to a local address."""
 
 import json
 import sys
@@ -102,7 +102,7 @@ class Listener:
 
 
 class Receiver(TCPServer):
-    """Takes webhooks on this machine, one after another, and keeps those that are signed."""
+    """Receives webhooks on this machine, one at a time, and keeps the signed ones."""
 
     allow_reuse_address = True
 

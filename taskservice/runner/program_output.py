@@ -1,4 +1,4 @@
-"""Reads what a program prints: into the log, and on to our own stdout and stderr."""
+"""Reads what a program prints, stores it in the log, and forwards it to our stdout and stderr."""
 
 import contextlib
 import fcntl
@@ -26,7 +26,7 @@ SECONDS_AFTER_END = 1.0
 
 
 class Forwarder:
-    """Writes output to our own stdout or stderr, whose reader may be slow or go away."""
+    """Writes output to our stdout or stderr, whose reader may be slow or close it."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor

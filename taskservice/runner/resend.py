@@ -1,4 +1,4 @@
-"""Sends the runs that are left on the disk: unsent ones, and those that were killed."""
+"""Sends the runs that are left on the disk, unsent or killed."""
 
 import contextlib
 import threading

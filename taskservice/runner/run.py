@@ -98,7 +98,7 @@ class Run:
     # --- the run -------------------------------------------------------------------------
 
     def start(self, is_strict: bool = False) -> None:
-        """Start the task; if that fails, say so on stderr: the program runs all the same.
+        """Start the task; if that fails, say so on stderr: the program runs anyway.
 
         With `is_strict`, raises TaskServiceError instead, also for a callback, name or
         timeout that would otherwise be left out.

@@ -1,4 +1,4 @@
-"""A run in a folder on the disk, from which its end can still be sent after its process is gone."""
+"""A run in a folder on the disk, so that its end can be sent after its process has ended."""
 
 import contextlib
 import errno
@@ -27,7 +27,7 @@ _MIN_AGE = 60.0
 _RESERVED_BYTES = 16 * 1024
 # More than any run needs for its file: its output with every character escaped.
 _MAX_BYTES = 16 * 1024 * 1024
-# A refused one of these is left out: a task without it is better than none.
+# A refused value of these is left out: a task without it is better than no task.
 _OPTIONAL = {"callback", "name", "timeout"}
 # The members of the file, and their types; `wishes` are the fields of the start.
 _TYPES: dict[str, tuple[type, ...]] = {

@@ -1,4 +1,4 @@
-"""Lines that wait on the disk to be sent, where they outlive the process that wrote them."""
+"""Lines that wait on the disk to be sent, so that they survive the process that wrote them."""
 
 import contextlib
 import errno
@@ -17,7 +17,7 @@ from taskservice.runner.files import open_file, read_file
 SEGMENT_BYTES = 1024 * 1024
 # A log holds no more than this.
 MAX_BYTES = MAX_LOG
-# What may wait in memory, where nothing can be written to the disk.
+# The limit of lines in memory, if nothing can be written to the disk.
 MAX_MEMORY_BYTES = 4 * 1024 * 1024
 _SUFFIX = ".lines"
 # The errors after which dropping lines makes space. After others, such as of a disk that has become

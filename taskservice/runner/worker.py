@@ -95,7 +95,7 @@ class Worker:
         return task
 
     def _register(self) -> None:
-        """Say for which agent it waits; register a new one, and name those with similar ids."""
+        """Print the agent that it waits for; register a new one and name similar ones."""
         if self._is_registered:
             return
         connection = self._client.connection

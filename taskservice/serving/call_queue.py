@@ -8,7 +8,7 @@ from queue import Empty, SimpleQueue
 
 
 class CallQueue:
-    """Calls for the loop to run; as a file it becomes readable when there are any."""
+    """Calls for the loop to run; its file descriptor is readable while there are any."""
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[Callable[[], object]] = SimpleQueue()

@@ -12,9 +12,9 @@ class Connection:
     """A client's socket and the request that arrives on it.
 
     It is `in_pool` while a thread of the pool has it, and `lingering` after its last response,
-    until the client closes it. Otherwise it receives a request, whose first bytes have arrived
-    if it has `begun`. At its `deadline` (monotonic) the worker stops waiting for the client; the
-    whole request, refused or not, must arrive before the `request_deadline`.
+    until the client closes it. Otherwise it receives a request; `begun` means that the first bytes
+    have arrived. At its `deadline` (monotonic) the worker stops waiting for the client; the whole
+    request, refused or not, must arrive before the `request_deadline`.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ RETRY_SECONDS = 2
 
 
 class RefusedError(Exception):
-    """A request that the server refuses, beside those that gunicorn's parser finds malformed."""
+    """A request that the server refuses, in addition to those that gunicorn's parser refuses."""
 
 
 class BodyTooLargeError(RefusedError):
@@ -32,7 +32,7 @@ class RequestTooSlowError(RefusedError):
 
 
 class OverloadedError(RefusedError):
-    """The server has no room for another connection, or for more of a body."""
+    """The server has no space for another connection, or for more of a body."""
 
 
 class StoppingError(RefusedError):
@@ -40,7 +40,7 @@ class StoppingError(RefusedError):
 
 
 class Refusal(NamedTuple):
-    """A response of the server's own; `detail` is a fixed sentence, so it can echo no secret."""
+    """A response of the server itself; `detail` is a fixed sentence, so it can't echo a secret."""
 
     status: int
     detail: str

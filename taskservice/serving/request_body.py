@@ -14,7 +14,7 @@ SMALL_BODY = 64 * 1024
 class BodyBudget:
     """Limits the bytes that the large bodies of all requests use together.
 
-    No owner may use more than it leaves free: one alone gets half, two get a third each.
+    No owner may use more than what is left free: one alone gets half, two get a third each.
     """
 
     def __init__(self, size: int) -> None:

@@ -21,7 +21,7 @@ from taskservice.serving.sender import ClientGoneError, Sender
 
 
 class Next(Enum):
-    """What becomes of a connection after a response."""
+    """What to do with a connection after a response."""
 
     KEEP_ALIVE = 1
     LINGER = 2
@@ -95,7 +95,7 @@ class Responder:
     ) -> None:
         """Send what `error` says to the client, or a plain 500, without the application."""
         refusal = refusal_for(error)
-        # The application counts all other requests; it did not see or did not answer this one.
+        # The application counts all other requests; this one it did not see or did not answer.
         metrics.requests.add(None, request.method if request else "", refusal.status, 0.0)
         request_id = _request_id(request.headers if request else ())
         of_request = request_log.of_request(request_id)
@@ -118,11 +118,11 @@ class Responder:
 
 
 def _request_id(headers: Iterable[tuple[str, str]]) -> str:
-    """The id that the headers of a request or response name, or a new one."""
+    """The request id in the headers of a request or response, or a new one."""
     named = (value for name, value in headers if name.lower() == "x-request-id")
     return request_log.request_id(next(named, ""))
 
 
 def _host(client: Any) -> str:
-    """The address of a client; of a local socket's there is none."""
+    """The address of a client; that of a unix socket has none."""
     return str(client[0]) if client else "a local socket"

@@ -1,4 +1,4 @@
-"""A response whose pieces a function of ours sends."""
+"""A response that is sent by our own function instead of gunicorn's."""
 
 import socket
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Response(wsgi.Response):
 
     @property
     def has_begun(self) -> bool:
-        """Whether some of it was sent, so that no other response can take its place."""
+        """Whether some of it was sent, so that no other response can replace it."""
         return self.headers_sent and not self._head
 
     @property

@@ -81,7 +81,7 @@ class Sender:
     def _shut_down(self, connection: Connection) -> None:
         del self._slow[connection]
         with suppress(OSError):
-            # Wakes the thread that waits: its next send fails.
+            # Wakes the waiting thread, whose next send fails.
             connection.sock.shutdown(socket.SHUT_RDWR)
 
 

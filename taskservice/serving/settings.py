@@ -51,7 +51,7 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         "on_starting": listen,
         # Each worker creates the application after the fork: no database connection may cross it.
         "preload_app": False,
-        # Longer than nginx keeps idle connections (60 s), so that it sends into no closing one.
+        # Longer than nginx keeps idle connections (60 s), so that it never uses a closing one.
         "keepalive": 75,
         # Seconds without a heartbeat of the worker's loop, which never waits for its threads.
         "timeout": 30,
@@ -77,7 +77,7 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
 
 
 def connect_application(worker: Worker) -> None:
-    """Ask our own application for the owners of requests, and start its background loops."""
+    """Let the worker ask our application for the owners of requests; start the background loops."""
     app = worker.app.wsgi()
     if isinstance(app, Flask) and resources.EXTENSION in app.extensions:
         worker.find_owner = partial(find_owner, app)

@@ -19,7 +19,7 @@ class ThreadPool:
             self._start_thread()
 
     def add_thread(self) -> bool:
-        """Start one more thread; False when the machine refuses it, which may be temporary."""
+        """Start one more thread; False when no thread can be started, which may be temporary."""
         try:
             self._start_thread()
         except RuntimeError:

@@ -37,11 +37,11 @@ from taskservice.serving.sender import Sender
 from taskservice.serving.thread_pool import ThreadPool
 
 RECEIVE_SIZE = 64 * 1024
-# How often a stopping loop looks whether all connections are done, in seconds.
+# How often a stopping loop checks whether all connections are done, in seconds.
 STOPPING_SECONDS = 0.05
-# How long the loop works on deferred or expired connections before it looks for new events.
+# How long the loop works on deferred or expired connections before it polls for new events.
 BATCH_SECONDS = 0.005
-# How many clients are accepted before the loop looks at those that it has.
+# How many clients are accepted before the loop serves those that it has.
 ACCEPTS_PER_EVENT = 16
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # Each connection may use a second one, for a large body.
@@ -118,7 +118,7 @@ class Worker(BaseWorker):
     def set_user_timeout(self, listener: socket.socket) -> None:
         """Let the kernel break a connection whose client acknowledges nothing any more.
 
-        Otherwise a stream to a machine that has vanished goes on for a quarter of an hour.
+        Otherwise a stream to a machine that has vanished continues for a quarter of an hour.
         """
         if listener.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
             milliseconds = int(self.response_seconds * 1000)
@@ -138,7 +138,7 @@ class Worker(BaseWorker):
             self.sweep(now)
 
     def check_background(self) -> None:
-        """Make way for a new process when a background thread has died, as of lack of memory."""
+        """End this process when a background thread has died, so that gunicorn starts a new one."""
         if self.alive and not all(thread.is_alive() for thread in self.background_threads):
             self.log.critical("A background thread has died: the worker restarts")
             self.alive = False
@@ -261,7 +261,7 @@ class Worker(BaseWorker):
             self.close(connection)
 
     def extend_linger(self, connection: Connection) -> None:
-        """Wait on while the client still sends a request that was refused."""
+        """Keep waiting while the client still sends a request that was refused."""
         if self.alive:
             until = min(connection.request_deadline, time.monotonic() + self.linger_seconds)
             connection.deadline = max(connection.deadline, until)
@@ -377,7 +377,7 @@ class Worker(BaseWorker):
 
 
 def raise_file_limit() -> None:
-    """Raise this process's limit of open files to what it needs at worst, if allowed."""
+    """Raise this process's limit of open files to the number that it may need, if allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = FILE_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(FILE_DESCRIPTORS, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
