@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 USER_NAME ?= me
+# Kept bytecode saves seconds in each process of the tests.
+unexport PYTHONDONTWRITEBYTECODE
 # More than processors, since many tests wait for another process.
 PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 2 ))
 
@@ -46,7 +48,8 @@ test-crash: $(VENV)/installed-test ## 30 s of mixed load, and followers, while w
 
 test-api: $(VENV)/installed-test ## Generated requests, and the whole API against a model of it
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(BIN)/python -m pytest -n auto -m slow \
-		tests/test_fuzzing.py tests/test_state_machine.py tests/test_lists.py
+		tests/test_fuzzing.py tests/test_state_machine.py tests/test_lists.py \
+		tests/test_idempotency.py
 
 test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks, much that is removed
 	$(BIN)/python -m pytest -m slow tests/test_big.py tests/test_appends.py tests/test_retention.py
