@@ -36,13 +36,11 @@ from tests.support.concurrency import at_once
 from tests.support.deliveries import looping
 from tests.support.html_page import Page
 from tests.support.internals import expire, filled, is_page, rows
+from tests.support.marks import one_database
 from tests.support.receiver import Receiver, answer
 from tests.support.sample_data import HOSTILE, make_hostile
 from tests.support.service import Service
 from tests.support.waiting import until
-
-# Pages that do not read the database.
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 class Browser:
@@ -121,7 +119,7 @@ def task(alice: ApiClient) -> dict[str, Any]:
 # --- signing in --------------------------------------------------------------------------
 
 
-@on_sqlite
+@one_database
 def test_every_page_redirects_to_the_sign_in_without_a_session(
     app: Flask, task: dict[str, Any]
 ) -> None:
@@ -143,7 +141,7 @@ def test_every_page_redirects_to_the_sign_in_without_a_session(
     assert rows(app) == before
 
 
-@on_sqlite
+@one_database
 def test_wrong_key_gets_the_sentence_of_the_api(app: Flask, alice: ApiClient) -> None:
     for key in ("", "nonsense", alice.key[:-1] + "x", alice.key.replace("user", "agent")):
         resources.provide(app, Throttle())
@@ -154,7 +152,7 @@ def test_wrong_key_gets_the_sentence_of_the_api(app: Flask, alice: ApiClient) ->
         assert browser.get("/").status_code == 303
 
 
-@on_sqlite
+@one_database
 def test_sign_in_leads_back_to_the_page_that_was_asked_for(
     app: Flask, alice: ApiClient, task: dict[str, Any]
 ) -> None:
@@ -173,7 +171,7 @@ def test_sign_in_leads_back_to_the_page_that_was_asked_for(
      "javascript:1", "/api/v1/task", "/sign-out", "tasks", "/nowhere", "\r\nX: y", "/?x=\ny",
      "/sign-in", "/static/page.js", "/tasks/x/events", "/tasks/x/log.txt", "/livez", "/docs"],
 )  # fmt: skip
-@on_sqlite
+@one_database
 def test_sign_in_leads_nowhere_else(app: Flask, alice: ApiClient, path: str) -> None:
     assert Browser(app).sign_in(alice.key, next=path).location == "/"
 
@@ -181,7 +179,7 @@ def test_sign_in_leads_nowhere_else(app: Flask, alice: ApiClient, path: str) -> 
 session_interface = sessions.Sessions()
 
 
-@on_sqlite
+@one_database
 def test_key_is_nowhere_in_what_the_browser_keeps(app: Flask, alice: ApiClient) -> None:
     browser = Browser(app)
     response = browser.sign_in(alice.key)
@@ -198,7 +196,7 @@ def test_key_is_nowhere_in_what_the_browser_keeps(app: Flask, alice: ApiClient) 
     assert alice.key[9:20] not in str(said)
 
 
-@on_sqlite
+@one_database
 def test_cookie_is_secure_behind_tls(app: Flask) -> None:
     (cookie,) = Browser(app, base_url="https://tasks.example").cookies()
     assert "; Secure" in cookie
@@ -218,14 +216,14 @@ def test_revoked_and_expired_keys_end_their_sessions(app: Flask, alice: ApiClien
         assert browser.get("/").location == "/sign-in"
 
 
-@on_sqlite
+@one_database
 def test_signing_out_ends_the_session(browser: Browser) -> None:
     assert browser.send("/", "/sign-out").location == "/sign-in"
     assert "You are signed out" in browser.get("/sign-in").text
     assert browser.get("/").status_code == 303
 
 
-@on_sqlite
+@one_database
 def test_cookie_of_another_service_or_of_last_month_is_none(
     app: Flask, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,23 +236,25 @@ def test_cookie_of_another_service_or_of_last_month_is_none(
     assert browser.get("/").status_code == 303
 
 
-@on_sqlite
+@one_database
 def test_session_ends_in_time_though_its_cookie_was_renewed(
     app: Flask, alice: ApiClient, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions, "LIFETIME", timedelta(seconds=5))
+    monkeypatch.setattr(sessions, "LIFETIME", timedelta(seconds=3))
     browser = Browser(app)
     browser.sign_in(alice.key)
     with closing(browser.get(f"/tasks/{task['id']}/events")) as stream:
         # What it did left a word for the next page, so that its cookie is a new one.
         browser.send("/callback-secret/rotate")
         assert browser.get("/keys").status_code == 200
-        until(lambda: browser.get("/").location == "/sign-in")
+        # This page costs less than the list.
+        until(lambda: browser.get("/keys").status_code == 303)
+        assert browser.get("/").location == "/sign-in"
         # An open stream of it ends too.
         assert stream.text.startswith("event: task")
 
 
-@on_sqlite
+@one_database
 def test_api_takes_no_session_and_the_dashboard_no_header(
     browser: Browser, alice: ApiClient
 ) -> None:
@@ -262,7 +262,7 @@ def test_api_takes_no_session_and_the_dashboard_no_header(
     assert Browser(alice.app).get("/", headers={"apikey": alice.key}).status_code == 303
 
 
-@on_sqlite
+@one_database
 def test_wrong_keys_slow_down_the_next_try_from_their_address(app: Flask, alice: ApiClient) -> None:
     browser = Browser(app)
     statuses = [browser.sign_in("wrong").status_code for _ in range(FREE_ATTEMPTS + 1)]
@@ -277,7 +277,7 @@ def test_wrong_keys_slow_down_the_next_try_from_their_address(app: Flask, alice:
     assert browser.sign_in("wrong").status_code == 401
 
 
-@on_sqlite
+@one_database
 def test_correct_key_signs_in_despite_wrong_attempts(app: Flask, alice: ApiClient) -> None:
     """All may share one address: behind a proxy that is not trusted, or in one household."""
     for _ in range(FREE_ATTEMPTS + 5):
@@ -334,7 +334,7 @@ def forms(app: Flask, task: dict[str, Any]) -> Iterator[str]:
             yield filled(rule.rule, task_id=task["id"])
 
 
-@on_sqlite
+@one_database
 def test_no_form_is_taken_without_the_token_of_its_session(
     app: Flask, browser: Browser, task: dict[str, Any], bob: ApiClient
 ) -> None:
@@ -350,7 +350,7 @@ def test_no_form_is_taken_without_the_token_of_its_session(
     assert "<bdi>alice</bdi>" in browser.get("/").text
 
 
-@on_sqlite
+@one_database
 def test_no_form_is_taken_from_another_site(
     app: Flask, browser: Browser, task: dict[str, Any]
 ) -> None:
@@ -361,7 +361,7 @@ def test_no_form_is_taken_from_another_site(
             assert (response.status_code, response.location) == refusal(path), path
 
 
-@on_sqlite
+@one_database
 def test_form_of_a_session_that_has_ended_leads_to_the_sign_in_and_back(
     app: Flask, alice: ApiClient, task: dict[str, Any]
 ) -> None:
@@ -380,7 +380,7 @@ def test_form_of_a_session_that_has_ended_leads_to_the_sign_in_and_back(
     assert alice.task(task)["status"] == "running"
 
 
-@on_sqlite
+@one_database
 def test_old_sign_in_form_is_no_dead_end(app: Flask, browser: Browser, alice: ApiClient) -> None:
     assert browser.get("/sign-in").location == "/"
     assert browser.get("/sign-in?next=/agents").location == "/agents"
@@ -394,7 +394,7 @@ def test_old_sign_in_form_is_no_dead_end(app: Flask, browser: Browser, alice: Ap
 # --- pages -------------------------------------------------------------------------------
 
 
-@on_sqlite
+@one_database
 def test_pages_are_not_cached_and_run_nothing_from_elsewhere(
     app: Flask, browser: Browser, task: dict[str, Any]
 ) -> None:
@@ -418,7 +418,7 @@ ODD_HEADERS: list[dict[str, str]] = [
 ]
 
 
-@on_sqlite
+@one_database
 def test_unusual_headers_never_cause_a_500(
     app: Flask, browser: Browser, task: dict[str, Any], subtests: pytest.Subtests
 ) -> None:
@@ -435,7 +435,7 @@ def test_unusual_headers_never_cause_a_500(
                         assert response.status_code != 206
 
 
-@on_sqlite
+@one_database
 def test_browsers_get_no_header_that_they_would_complain_of(app: Flask) -> None:
     for url, wanted in {
         "http://localhost:8000": "same-origin",
@@ -449,7 +449,7 @@ def test_browsers_get_no_header_that_they_would_complain_of(app: Flask) -> None:
         assert headers.get("Cross-Origin-Opener-Policy") == wanted, url
 
 
-@on_sqlite
+@one_database
 def test_pages_have_no_inline_code_and_ids_once(
     browser: Browser, alice: ApiClient, task: dict[str, Any]
 ) -> None:
@@ -466,7 +466,7 @@ def test_pages_have_no_inline_code_and_ids_once(
         assert len(set(page.values("id"))) == len(page.values("id"))
 
 
-@on_sqlite
+@one_database
 def test_stored_markup_is_shown_as_text(
     app: Flask, browser: Browser, alice: ApiClient, receiver: Receiver
 ) -> None:
@@ -530,7 +530,7 @@ def test_agent_key_sees_its_tasks_and_no_forbidden_buttons(
     assert rows(app) == before
 
 
-@on_sqlite
+@one_database
 def test_errors_of_pages_are_pages_and_of_the_api_are_problems(browser: Browser) -> None:
     wrong = ("/?status=unknown", "/?stauts=error", "/?since=1y", "/?cursor=x")
     for path, status in [("/tasks/nothing", 404), *((path, 422) for path in wrong)]:
@@ -541,7 +541,7 @@ def test_errors_of_pages_are_pages_and_of_the_api_are_problems(browser: Browser)
         assert browser.get(path).content_type == "application/problem+json"
 
 
-@on_sqlite
+@one_database
 def test_strays_get_pages_where_a_browser_asks(
     app: Flask, browser: Browser, alice: ApiClient
 ) -> None:
@@ -562,7 +562,7 @@ def test_strays_get_pages_where_a_browser_asks(
         assert browser.get(path).status_code == 200
 
 
-@on_sqlite
+@one_database
 def test_page_of_a_deleted_task_says_that_it_was_deleted(
     browser: Browser, alice: ApiClient, task: dict[str, Any]
 ) -> None:
@@ -575,7 +575,7 @@ def test_page_of_a_deleted_task_says_that_it_was_deleted(
     assert "Task-Gone" not in browser.get("/keys/nothing/revoke").headers
 
 
-@on_sqlite
+@one_database
 def test_cancel_that_comes_too_late_says_so(
     browser: Browser, alice: ApiClient, task: dict[str, Any]
 ) -> None:
@@ -588,7 +588,7 @@ def test_cancel_that_comes_too_late_says_so(
     assert alice.task(task)["status"] == "complete"
 
 
-@on_sqlite
+@one_database
 @pytest.mark.parametrize("name", [" ", "\u200b", "\u2003\ufeff", "\u3164"])
 def test_name_of_nothing_visible_is_still_a_link(
     browser: Browser, alice: ApiClient, name: str
@@ -620,7 +620,7 @@ def test_filters_and_pages_are_those_of_the_api(browser: Browser, alice: ApiClie
     assert browser.get("/?status=error&q=&agentId=").location == "/?status=error"
 
 
-@on_sqlite
+@one_database
 def test_page_that_has_not_changed_is_304(browser: Browser, alice: ApiClient) -> None:
     alice.start()
     response = browser.get("/")
@@ -658,7 +658,7 @@ def test_bar_of_the_chart_leads_to_its_tasks(browser: Browser, alice: ApiClient)
     assert "<b>1 task</b> started in the last hour" in page
 
 
-@on_sqlite
+@one_database
 def test_many_tasks_are_not_counted_to_the_end(
     browser: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -696,7 +696,7 @@ def test_agents_are_sorted_by_their_last_tasks(browser: Browser, alice: ApiClien
     assert "<code>" not in browser.get(f"/agents?page={'9' * 30}").text
 
 
-@on_sqlite
+@one_database
 def test_keys_of_this_session_come_first_and_invalid_ones_last(
     browser: Browser, alice: ApiClient
 ) -> None:
@@ -712,7 +712,7 @@ def test_keys_of_this_session_come_first_and_invalid_ones_last(
     assert places == sorted(places)
 
 
-@on_sqlite
+@one_database
 def test_every_page_has_an_emblem_and_a_way_back(app: Flask, browser: Browser) -> None:
     with Browser(app).get("/favicon.ico") as icon:
         assert (icon.status_code, icon.mimetype) == (200, "image/svg+xml")
@@ -799,7 +799,7 @@ def test_form_that_is_sent_twice_concurrently_creates_one_key(two_workers: Servi
     assert [key["name"] for key in keys].count("machine") == 1
 
 
-@on_sqlite
+@one_database
 def test_form_that_creates_a_key_does_so_once(browser: Browser) -> None:
     data = {**hidden(browser.get("/keys")), "name": "machine"}
     # What does not fit may be put right in the same form.
@@ -813,7 +813,7 @@ def test_form_that_creates_a_key_does_so_once(browser: Browser) -> None:
     assert browser.send("/keys", name="another").status_code == 201
 
 
-@on_sqlite
+@one_database
 def test_key_that_does_not_fit_says_why(browser: Browser, alice: ApiClient) -> None:
     for data in ({"name": ""}, {"name": "x", "agent": "nobody"}, {"name": "x", "expires": "soon"}):
         response = browser.send("/keys", **data)
@@ -837,7 +837,7 @@ def test_nul_and_absurd_numbers_are_no_failure(browser: Browser, alice: ApiClien
     assert resumed.startswith("event: task")
 
 
-@on_sqlite
+@one_database
 def test_last_user_key_stays(browser: Browser) -> None:
     (path,) = re.findall(r'href="(/keys/[^"]+/revoke)"', browser.get("/keys").text)
     response = browser.send(path)
@@ -845,7 +845,7 @@ def test_last_user_key_stays(browser: Browser) -> None:
     assert "last user key" in response.text
 
 
-@on_sqlite
+@one_database
 def test_callback_secret_is_shown_and_rotated(browser: Browser, alice: ApiClient) -> None:
     before = alice.get("/callback-secret").json
     assert before is not None
@@ -872,7 +872,7 @@ def test_lines_come_by_range(browser: Browser, alice: ApiClient) -> None:
     assert browser.get(f"{path}?after=-5&limit=x").json == []
 
 
-@on_sqlite
+@one_database
 def test_long_lines_come_few_at_a_time_and_cut(browser: Browser, alice: ApiClient) -> None:
     task = alice.start(claim=True)
     for _ in range(30):
@@ -902,7 +902,7 @@ def test_events_resume_after_the_line_that_came_last(browser: Browser, alice: Ap
 # --- behind a proxy ----------------------------------------------------------------------
 
 
-@on_sqlite
+@one_database
 def test_everything_stays_below_a_prefix(config: Config) -> None:
     app = create_app(Config(**{**config.__dict__, "PROXY_HOPS": 1}))
     alice = add_user(app, "alice")
@@ -929,7 +929,7 @@ def test_everything_stays_below_a_prefix(config: Config) -> None:
     dispose(app)
 
 
-@on_sqlite
+@one_database
 def test_services_on_one_host_have_cookies_of_their_own(config: Config) -> None:
     names = []
     for secret in ("the secret of the first one", "the secret of the other"):

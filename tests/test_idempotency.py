@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
+import pytest
 from flask import Flask
 
 from tests.support import receiver as play
@@ -159,7 +160,10 @@ def test_two_bodies_under_one_key_at_the_same_instant_start_one_task(
         assert [is_replay(answer) for answer in started].count(False) == 1
 
 
-def test_deletion_meanwhile_frees_the_key_and_fails_no_request(two_workers: Service) -> None:
+@pytest.mark.parametrize("times", [12, pytest.param(50, marks=pytest.mark.slow)])
+def test_deletion_meanwhile_frees_the_key_and_fails_no_request(
+    two_workers: Service, times: int
+) -> None:
     """Each task that was ever started was answered to exactly one caller as new."""
     alice = two_workers.add_user()
     alice.request("PUT", "/agent/summarizer")
@@ -168,7 +172,7 @@ def test_deletion_meanwhile_frees_the_key_and_fails_no_request(two_workers: Serv
     finished = threading.Event()
 
     def start_often(person: RemoteClient) -> None:
-        for _ in range(50):
+        for _ in range(times):
             answers.append(start_remotely(person, "the one key"))
 
     def delete_always(person: RemoteClient) -> None:
@@ -184,7 +188,7 @@ def test_deletion_meanwhile_frees_the_key_and_fails_no_request(two_workers: Serv
     finished.set()
     for thread in threads:
         thread.join()
-    assert Counter(answer.status_code for answer in answers) == {201: 12 * 50}
+    assert Counter(answer.status_code for answer in answers) == {201: 12 * times}
     new = [answer.json()["id"] for answer in answers if not is_replay(answer)]
     replayed = {answer.json()["id"] for answer in answers if is_replay(answer)}
     assert len(new) == len(set(new))
