@@ -9,13 +9,19 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 import pytest
+from gunicorn.config import Config
 
 from taskservice.contract.error_codes import CODES
+from taskservice.serving.connection import Connection
+from taskservice.serving.request_body import BodyBudget
+from taskservice.serving.request_parser import RequestParser
+from taskservice.serving.sender import ClientGoneError, Sender
 from tests.support.gunicorn_process import (
     EMBEDDED,
     GUNICORN,
@@ -241,13 +247,29 @@ def test_shortage_of_threads_costs_only_slow_readers(tmp_path: Path) -> None:
         assert server.get(f"/stack-size?{2**47}") == b"set"
         slow = [stack.enter_context(server.connect(request)) for _ in range(2 * THREADS)]
         # Only one at a time may wait without a replacement; the others give their threads back.
-        until(lambda: sum(map(is_reset, slow)) >= len(slow) - 1)
+        until(lambda: sum(map(is_reset, slow)) == len(slow) - 1)
         assert server.get("/stack-size?0") == b"set"
         assert int(server.get("/threads")) == usual
         # After the shortage a slow reader has a stand-in again.
         stack.enter_context(server.connect(request))
         until(lambda: int(server.get("/threads")) > usual)
         assert "Traceback" not in server.log
+
+
+def test_client_that_was_cut_off_does_not_cut_off_the_next_one() -> None:
+    """As when its thread notices that it is slow just before it notices its end."""
+    parser = RequestParser(Config(), "", MIB, BodyBudget(MIB))
+    sender = Sender(add_thread=lambda: False, limit=8, seconds=30.0, stop_seconds=30.0)
+    with ExitStack() as stack:
+        pairs = [socket.socketpair() for _ in range(2)]
+        for sock in chain(*pairs):
+            stack.enter_context(sock)
+        first, second = (Connection(sock, "", "", parser) for sock, _ in pairs)
+        sender._note_slow(first)
+        sender._note_slow(second)
+        with pytest.raises(ClientGoneError):
+            sender._note_slow(first)
+        assert [is_reset(client) for _, client in pairs] == [True, False]
 
 
 def is_reset(client: socket.socket) -> bool:

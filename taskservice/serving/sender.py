@@ -35,6 +35,8 @@ class Sender:
         self._seconds = seconds
         self._stop_seconds = stop_seconds
         self._slow: dict[Connection, None] = {}
+        # Those that were shut down, until their threads notice it.
+        self._cut_off: set[Connection] = set()
         self._lock = Lock()
 
     def send(self, connection: Connection, data: bytes) -> None:
@@ -59,12 +61,15 @@ class Sender:
         finally:
             with self._lock:
                 self._slow.pop(connection, None)
+                self._cut_off.discard(connection)
 
     def _timeout(self) -> float:
         return self._stop_seconds if resources.stopping.is_set() else self._seconds
 
     def _note_slow(self, connection: Connection) -> None:
         with self._lock:
+            if connection in self._cut_off:
+                raise ClientGoneError("others wait too")
             if connection not in self._slow and len(self._slow) >= self._limit:
                 self._shut_down(next(iter(self._slow)))
             self._slow[connection] = None
@@ -80,6 +85,7 @@ class Sender:
 
     def _shut_down(self, connection: Connection) -> None:
         del self._slow[connection]
+        self._cut_off.add(connection)
         with suppress(OSError):
             # Wakes the waiting thread, whose next send fails.
             connection.sock.shutdown(socket.SHUT_RDWR)
