@@ -12,7 +12,7 @@ from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-# An answer that comes faster than this does not use up its time.
+# An answer that arrives faster than this never times out.
 MIN_BYTES_PER_SECOND = 16 * 1024
 # More than the framing of an answer in small chunks takes.
 _MAX_FRAMING = 2
@@ -20,7 +20,7 @@ _thread = threading.local()
 
 
 class AnswerTooLarge(Exception):
-    """An answer, with its head and its framing, has more bytes than any good one."""
+    """The answer, with its head and framing, is larger than any valid one."""
 
 
 def set_max_bytes(max_bytes: int) -> None:
@@ -29,7 +29,7 @@ def set_max_bytes(max_bytes: int) -> None:
 
 
 class _Limited(io.RawIOBase):
-    """What a socket receives; its timeout is for all of it, and grows with each byte."""
+    """Limits what a socket receives; the timeout is for all of it, and grows with each byte."""
 
     def __init__(self, received: io.RawIOBase, sock: socket.socket) -> None:
         self._received, self._socket = received, sock
@@ -87,7 +87,7 @@ class _TLSPool(HTTPSConnectionPool):
 
 
 class Adapter(HTTPAdapter):
-    """Gives a session of `requests` such answers, through a proxy of the environment too."""
+    """Limits the answers of a session of `requests`, through a proxy of the environment too."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)

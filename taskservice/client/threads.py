@@ -1,4 +1,4 @@
-"""Starts a thread where the system may have no more of them."""
+"""Starts a thread, unless the system can start no more."""
 
 import threading
 

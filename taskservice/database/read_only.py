@@ -1,4 +1,4 @@
-"""How to read an SQLite database on a read-only disk, where SQLite can't make the log beside it."""
+"""Reads an SQLite database on a read-only disk, where SQLite can't create its log file."""
 
 import os
 from pathlib import Path
@@ -12,12 +12,12 @@ def is_on_read_only_disk(path: Path) -> bool:
 
 
 def is_frozen(path: Path) -> bool:
-    """Whether nothing can change the file, and SQLite must be told so to read it."""
+    """Whether the file can't change, so that SQLite must open it as immutable."""
     return is_on_read_only_disk(path) and not any(map(os.path.exists, _log_files(path)))
 
 
 def check_readable(path: Path) -> None:
-    """Raises OSError if the last writes can't be read: their log needs an index beside it."""
+    """Raises OSError if the last writes can't be read: their log needs an index file."""
     log, index = _log_files(path)
     if is_on_read_only_disk(path) and os.path.exists(log) and not os.path.exists(index):
         raise OSError(

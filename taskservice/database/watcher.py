@@ -130,7 +130,7 @@ class Watcher:
 
 @dataclass(eq=False)
 class WaitSlot:
-    """What a stream or a wait of a user holds; when `is_over`, another user has it."""
+    """A slot that a stream or wait of a user holds; when `is_over`, another user has it."""
 
     user_id: str
     is_over: bool = False
@@ -172,7 +172,7 @@ class WaitSlots:
     def _take_from_another(self, user_id: str) -> bool:
         counts = Counter(slot.user_id for slot in self._held)
         most = max(counts.values(), default=0)
-        # Otherwise two users would take the last slot from each other again and again.
+        # Otherwise two users would take the last slot from each other repeatedly.
         if most <= counts[user_id] + 1:
             return False
         oldest = next(slot for slot in self._held if counts[slot.user_id] == most)

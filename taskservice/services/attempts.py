@@ -125,7 +125,7 @@ def _attempt_until_stop(leased: Leased) -> str | None:
         return attempt(leased, interrupt)
     while not resources.stopping.is_set() and not wait([state], STOP_CHECK_SECONDS).done:
         if not thread.is_alive():
-            # It may have died of a lack of memory.
+            # A lack of memory may have ended the thread.
             break
     if not wait([state], STOP_SECONDS).done:
         interrupt.set()
