@@ -71,7 +71,7 @@ either = st.sampled_from([0, 1])
 callers = st.sampled_from(
     ["user", "user", "user", "its agent", "its agent", "other agent", "stranger"]
 )
-more_wishes = st.fixed_dictionaries(
+more_fields = st.fixed_dictionaries(
     {}, optional={"name": names, "input": objects, "claim": st.booleans()}
 )
 # How far the first line is from the one that comes next; None: it has no number at all.
@@ -248,7 +248,7 @@ class Api(RuleBasedStateMachine):
         user=either,
         who=callers,
         agent_id=agent_ids,
-        more=more_wishes,
+        more=more_fields,
         called_back=st.booleans(),
         idempotency_key=idempotency_keys,
     )
