@@ -6,12 +6,12 @@ import click
 
 from taskservice.cli.options import Text
 from taskservice.cli.service_app import service_app
+from taskservice.contract.terminal import print_line
 from taskservice.database import timestamps
 from taskservice.problems import no_such_user
 from taskservice.queries import users as user_queries
 from taskservice.schemas import strict_json
 from taskservice.services import attempts
-from taskservice.terminal import print_line
 from taskservice.webhooks import signing
 
 SAMPLE = {

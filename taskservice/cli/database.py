@@ -10,10 +10,10 @@ from sqlalchemy.engine import make_url
 from taskservice.cli.options import json_lines
 from taskservice.cli.service_app import load_config, service_app
 from taskservice.config import Config
+from taskservice.contract.terminal import exit_with_error, print_json, print_line, remark
 from taskservice.database import migrations
 from taskservice.operations import database_check
 from taskservice.operations.backup import BackupError, backup
-from taskservice.terminal import exit_with_error, print_json, print_line, remark
 
 
 @click.group("db")

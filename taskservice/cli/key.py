@@ -4,11 +4,11 @@ import click
 
 from taskservice.cli.options import Duration, Text, json_lines
 from taskservice.cli.service_app import print_key, service_app
+from taskservice.contract.terminal import print_rows
 from taskservice.database import timestamps
 from taskservice.queries import keys as key_queries
 from taskservice.schemas.answers import key_schema
 from taskservice.services import keys as key_service
-from taskservice.terminal import print_rows
 
 # A hundred years.
 MAX_EXPIRY_SECONDS = 36_500 * 86_400

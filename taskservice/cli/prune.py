@@ -8,8 +8,8 @@ from taskservice.background import retention, sweep, vacuum
 from taskservice.background.retention import Bounds, Removed
 from taskservice.cli.options import json_object
 from taskservice.cli.service_app import service_app
+from taskservice.contract.terminal import print_json, print_line, remark
 from taskservice.database.transactions import database_moment
-from taskservice.terminal import print_json, print_line, remark
 
 
 @click.command("prune")

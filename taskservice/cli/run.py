@@ -7,10 +7,10 @@ import click
 
 from taskservice.cli.options import Duration, Text
 from taskservice.cli.service_client import service_client
+from taskservice.contract.terminal import exit_with_error, open_standard_files, print_line
 from taskservice.runner.resend import resend
 from taskservice.runner.run import Run
 from taskservice.runner.signals import forward_signals
-from taskservice.terminal import exit_with_error, open_standard_files, print_line
 
 
 @click.command("run", context_settings={"ignore_unknown_options": False})

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from taskservice.client import Client, InvalidKey, NotTheService, SettingError, TaskServiceError
-from taskservice.terminal import exit_with_error
+from taskservice.contract.terminal import exit_with_error
 
 # How long a command retries while the service is away.
 PATIENCE_SECONDS = 5.0

@@ -12,8 +12,8 @@ from taskservice.cli.service_client import service_client
 from taskservice.client import NotFound, Task
 from taskservice.client.answers import SHORT_FIELDS
 from taskservice.client.client import PAGE_TASKS
+from taskservice.contract.terminal import exit_with_error, print_json, print_line, print_log_line
 from taskservice.contract.terms import CANCELLED, FAILED, STATUSES, TIMEOUT
-from taskservice.terminal import exit_with_error, print_json, print_line, print_log_line
 
 # How long `follow` retries while the service is away.
 FOLLOW_PATIENCE_SECONDS = 60.0

@@ -4,10 +4,10 @@ import click
 
 from taskservice.cli.options import Text, json_lines
 from taskservice.cli.service_app import print_key, service_app
+from taskservice.contract.terminal import print_rows
 from taskservice.queries import users as user_queries
 from taskservice.schemas.answers import user_schema
 from taskservice.services import users as user_service
-from taskservice.terminal import print_rows
 
 
 @click.group("user")

@@ -26,8 +26,8 @@ from taskservice.client.errors import (
 )
 from taskservice.contract import http_headers
 from taskservice.contract.error_codes import NOT_FOUND
+from taskservice.contract.terminal import without_user_info
 from taskservice.contract.terms import CANCELLED, MAX_LOG, PROBLEM_TYPE, STATUSES
-from taskservice.terminal import without_user_info
 
 JSON = "application/json"
 

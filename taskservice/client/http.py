@@ -24,8 +24,8 @@ from taskservice.client.errors import (
     UnexpectedAnswer,
     Unreachable,
 )
+from taskservice.contract.terminal import without_user_info
 from taskservice.contract.terms import API_PREFIX
-from taskservice.terminal import without_user_info
 
 CONNECT_SECONDS = 5.0
 # The service answers sooner.

@@ -1,1 +1,1 @@
-"""What the service and the agent side both know: terms, limits, error codes, headers."""
+"""What the service and the agent side share: terms, limits, error codes, headers, output."""

@@ -10,9 +10,9 @@ from typing import Any
 from flask import Flask, Response, g, has_request_context, request
 from sqlalchemy.exc import OperationalError, TimeoutError
 
+from taskservice.contract.terminal import escaped, escaped_lines
 from taskservice.database.timestamps import new_id, now
 from taskservice.operations import metrics
-from taskservice.terminal import escaped, escaped_lines
 
 logger = logging.getLogger("taskservice.request")
 

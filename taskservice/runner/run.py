@@ -23,6 +23,7 @@ from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, Sender, heartbe
 from taskservice.client.tasks import Task
 from taskservice.client.threads import try_start
 from taskservice.contract import terms
+from taskservice.contract.terminal import remark
 from taskservice.contract.terms import MAX_OBJECT
 from taskservice.runner.exact_json import parse_object, task_input
 from taskservice.runner.files import read_file
@@ -30,7 +31,6 @@ from taskservice.runner.process import PROGRAM_ONLY, Process, describe, exit_cod
 from taskservice.runner.program_output import OutputReader
 from taskservice.runner.saved_run import SavedRun, runs_folder
 from taskservice.runner.spool import Spool
-from taskservice.terminal import remark
 
 # The service counts lines by writer: one for this process, one for the program itself.
 WRITER = "run"

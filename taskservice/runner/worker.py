@@ -13,9 +13,9 @@ from taskservice.client.errors import RETRYABLE, NotFound, NotTheService, TaskSe
 from taskservice.client.http import PATIENCE_SECONDS, delays, pause_after
 from taskservice.client.tasks import Task
 from taskservice.client.threads import try_start
+from taskservice.contract.terminal import remark
 from taskservice.runner.process import PROGRAM_ONLY
 from taskservice.runner.run import Run, failed
-from taskservice.terminal import remark
 
 # How long the service may hold a claim. A signal does not interrupt that, and a task that it
 # then answers with still runs.
