@@ -21,7 +21,7 @@ from taskservice.database.engine import dispose
 from taskservice.services import users as user_service
 from tests.support.api_client import RemoteClient
 from tests.support.fork_server import ForkedPopen, run_forked
-from tests.support.waiting import PATIENCE_SECONDS
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 COMMAND = [sys.executable, "-m", "taskservice"]
 START_SECONDS = 100
@@ -74,6 +74,8 @@ class Service:
         self.kill()
 
     def start(self) -> None:
+        # Killed workers, for which no one here can wait, hold the port until they are gone.
+        until(self._is_port_free)
         with open(self.log, "ab") as log:
             self.process = ForkedPopen(
                 self.command, env=self.environment, start_new_session=True,
@@ -81,9 +83,13 @@ class Service:
             )  # fmt: skip
         self.wait_until_ready()
 
+    def _is_port_free(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) != 0
+
     def wait_until_ready(self) -> None:
-        until = time.monotonic() + START_SECONDS
-        while time.monotonic() < until:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
             assert self.process is not None
             assert self.process.poll() is None, self.log.read_text()
             try:
