@@ -21,6 +21,7 @@ from tests.support.cheap_subtests import CheapSubtests
 from tests.support.clocks import Clocks
 from tests.support.databases import DATABASES, Databases
 from tests.support.documents import Terminal
+from tests.support.fork_server import close_fork_server
 from tests.support.receiver import Receiver
 from tests.support.requirements import needs
 from tests.support.service import Service
@@ -179,6 +180,10 @@ def trusted(
     connection.tls_context.cache_clear()
     yield
     connection.tls_context.cache_clear()
+
+
+def pytest_sessionfinish() -> None:
+    close_fork_server()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -49,7 +49,7 @@ SET_CHILD_SUBREAPER = 36
 
 
 class ForkServer:
-    """The process that forks; it ends with this one."""
+    """The process that forks; it ends with this one at the latest."""
 
     def __init__(self) -> None:
         self.variables = startup_variables(os.environ)
@@ -61,6 +61,10 @@ class ForkServer:
                 cwd=os.path.dirname(sys.modules["tests"].__file__ or "") + "/..",
                 pass_fds=[theirs.fileno()],
             )
+
+    def close(self) -> None:
+        self._socket.close()
+        self._process.wait()
 
     def fork(self, job: bytes, files: Sequence[int]) -> int:
         """The id of a new child of this process, which does the job with these three files."""
@@ -80,6 +84,12 @@ class ForkServer:
 @cache
 def fork_server() -> ForkServer:
     return ForkServer()
+
+
+def close_fork_server() -> None:
+    if fork_server.cache_info().currsize:
+        fork_server().close()
+        fork_server.cache_clear()
 
 
 def _be_subreaper(value: bool) -> None:
