@@ -212,6 +212,7 @@ def test_disk_that_fills_up_is_said_and_keeps_the_end(
     record = folder / "run.json"
     record.write_text(record.read_text().replace(away, remote_alice.url))
     machine.url = remote_alice.url
+    machine.wait_as_usual()
     resent = machine.run("run", "--resend")
     assert (resent.returncode, resent.stderr) == (0, "")
     task = the_task(remote_alice)

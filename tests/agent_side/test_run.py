@@ -636,6 +636,7 @@ def test_program_runs_whatever_the_service_says(
     record = folder / "run.json"
     record.write_text(record.read_text().replace(machine.url, remote_alice.url))
     machine.url = remote_alice.url
+    machine.wait_as_usual()
     assert machine.run("run", "--resend").returncode == 0
     task = the_task(remote_alice)
     assert (task["logs"], task["error"]["message"]) == (["ran"], "Exit status 7")
@@ -710,6 +711,7 @@ def test_without_the_service_the_program_runs_and_its_task_comes_later(
     other = machine.run("run", "--resend")
     assert other.returncode == 1
     machine.url = remote_alice.url
+    machine.wait_as_usual()
     foreign = machine.run("run", "--resend")
     assert foreign.returncode == 1
     assert f"a run for {away} is left" in foreign.stderr

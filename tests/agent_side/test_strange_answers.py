@@ -235,6 +235,7 @@ def test_run_that_starts_under_a_page_loses_nothing(
         assert machine.run("run", "--resend").returncode != 0
         assert len(machine.left_runs()) == 1
         between.answer = losing(remote_alice, lambda number: False)
+        machine.wait_as_usual()
         resent = machine.run("run", "--resend")
     assert (resent.returncode, resent.stderr) == (0, "")
     task = the_task(remote_alice)

@@ -56,6 +56,10 @@ class AgentMachine:
         """From now on its commands wait hardly at all for a service that is away."""
         self.patch(GIVE_UP_SOON)
 
+    def wait_as_usual(self) -> None:
+        """From now on its commands wait for a busy service again."""
+        self.patch("")
+
     @property
     def environment(self) -> dict[str, str]:
         clean = {name: text for name, text in os.environ.items() if "TASKSERVICE" not in name}
