@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
+from sqlalchemy.engine import make_url
 
 from taskservice.background import timeouts
 from taskservice.config import Config
@@ -80,7 +81,9 @@ def app(config: Config, standard_config: Config, shared_apps: SharedApps) -> Ite
     if config == standard_config:
         app = shared_apps.get(config)
         yield app
-        dispose(app)
+        # The next test has another file of SQLite.
+        if make_url(config.DATABASE_URL).get_backend_name() == "sqlite":
+            dispose(app)
         return
     with new_app(config) as app:
         yield app

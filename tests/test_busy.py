@@ -283,3 +283,18 @@ def change_database(app: Flask, url: str, change: str) -> None:
         to = f"DATABASE {connection.info.dbname}"
         how = "RESET role" if change.startswith("RESET") else "SET role = pg_monitor"
         connection.execute(f"ALTER {to} {how}")
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_file_that_is_away_at_the_first_use_is_not_created(
+    app: Flask, alice: ApiClient, data_folder: Path
+) -> None:
+    task = alice.start()
+    # As in a worker process that has not used it yet.
+    engine.dispose(app)
+    file, away = data_folder / "taskservice.db", data_folder / "away"
+    file.rename(away)
+    assert problem(alice.get(f"/task/{task['id']}"), 503)
+    assert not file.exists()
+    away.rename(file)
+    assert alice.task(task) == task

@@ -1,6 +1,7 @@
 """The engines that read and write, and how each connection and transaction begins."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flask import Flask
@@ -11,6 +12,7 @@ from sqlalchemy.exc import OperationalError
 from taskservice import resources
 from taskservice.database import statement_timeout
 from taskservice.database.file_watch import DatabaseFiles
+from taskservice.database.files import sqlite_uri
 from taskservice.database.types import db
 from taskservice.database.writer_queue import WriterQueue
 
@@ -93,7 +95,9 @@ def _watched_files(app: Flask, address: URL, reader: Engine) -> DatabaseFiles:
     """Check at each use of a connection that the files were not replaced since they were opened."""
 
     def connect() -> Any:
-        connection = sqlite3.connect(address.database, check_same_thread=False)
+        # Where the file is gone, nothing may take its place before it is back.
+        uri = sqlite_uri(Path(address.database or ""))
+        connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
         prepare_sqlite_connection(connection)
         return connection
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import quote
 
 # SQLite makes an index of this size beside a database.
 FULL_DISK_BYTES = 32 * 1024
@@ -76,3 +77,8 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sqlite_uri(path: Path, options: str = "mode=rw") -> str:
+    """SQLite's URI of a database; by default it must exist, while a plain path creates it."""
+    return f"file:{quote(os.fsencode(path.absolute()))}?{options}"

@@ -2,7 +2,8 @@
 
 import os
 from pathlib import Path
-from urllib.parse import quote
+
+from taskservice.database.files import sqlite_uri
 
 IMMUTABLE = "mode=ro&immutable=1"
 
@@ -28,9 +29,7 @@ def check_readable(path: Path) -> None:
 
 def uri(path: Path, options: str = "mode=rw") -> str:
     """SQLite's URI of an existing database, to read it without changing it."""
-    if is_frozen(path):
-        options = IMMUTABLE
-    return f"file:{quote(os.fsencode(path.absolute()))}?{options}"
+    return sqlite_uri(path, IMMUTABLE if is_frozen(path) else options)
 
 
 def _log_files(path: Path) -> tuple[str, str]:
