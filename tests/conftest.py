@@ -72,8 +72,10 @@ def config(standard_config: Config) -> Config:
 
 
 @pytest.fixture(scope="session")
-def shared_apps() -> SharedApps:
-    return SharedApps()
+def shared_apps() -> Iterator[SharedApps]:
+    shared_apps = SharedApps()
+    yield shared_apps
+    shared_apps.dispose()
 
 
 @pytest.fixture

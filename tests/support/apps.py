@@ -41,6 +41,10 @@ class SharedApps:
         self._apps.append((config, app, dict(app.config)))
         return app
 
+    def dispose(self) -> None:
+        for _, app, _ in self._apps:
+            dispose(app)
+
 
 def _forget(app: Flask) -> None:
     watcher.init_app(app, app.config["THREADS"])
