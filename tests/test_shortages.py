@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
-from sqlalchemy import event
+from sqlalchemy import Connection, event
 from sqlalchemy.exc import OperationalError
 
 from taskservice import resources
@@ -88,9 +88,11 @@ def test_thread_that_begins_too_late_does_nothing(monkeypatch: pytest.MonkeyPatc
 def test_watcher_that_died_is_replaced(alice: ApiClient) -> None:
     ended = threading.Event()
 
-    def end(_connection: object, _cursor: object, statement: str, *_more: object) -> None:
+    def end(connection: Connection, _cursor: object, statement: str, *_more: object) -> None:
         if statement in CHANGE_QUERIES.values() and not ended.is_set():
             ended.set()
+            # SQLAlchemy drops it without closing it when the thread ends.
+            connection.connection.driver_connection.close()  # type: ignore[union-attr]
             raise SystemExit
 
     event.listen(resources.find(Database, alice.app).reader, "before_cursor_execute", end)
