@@ -17,7 +17,9 @@ from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, machine_of, tasks, the_task
 from tests.support.api_client import RemoteClient
+from tests.support.mounts import mount, unmount
 from tests.support.receiver import Receiver, unused_port
+from tests.support.requirements import needs
 from tests.support.service import Service
 from tests.support.waiting import until
 
@@ -183,13 +185,9 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
     folder = tmp_path / "tiny"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no right to mount: run the tests as root ({error})")
+    mount("-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder))
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    unmount(folder)
 
 
 def test_disk_that_fills_up_is_said_and_keeps_the_end(
@@ -314,7 +312,7 @@ def _give_away(path: Path) -> None:
     try:
         os.chown(path, 54321, 54321)
     except PermissionError:
-        pytest.skip("no right to give a folder away: run the tests as root")
+        needs("right to give a folder away", "run the tests as root")
 
 
 @pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
@@ -394,6 +392,6 @@ def test_machine_without_a_home_has_nothing_to_resend(machine: AgentMachine) -> 
     command = ["setpriv", "--reuid", "54321", "--clear-groups", *machine.command, "run", "--resend"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if "setpriv" in result.stderr:
-        pytest.skip("no right to become another user: run the tests as root")
+        needs("right to become another user", "run the tests as root")
     assert result.returncode == 1
     assert result.stderr.startswith("taskservice: neither XDG_STATE_HOME nor HOME is set")
