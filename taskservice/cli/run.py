@@ -47,8 +47,8 @@ def command(
     The JSON object that CMD writes to the file $TASKSERVICE_OUTPUT becomes the task's
     output; without one, CMD's last line does, if it is a JSON object. The exit code is that
     of CMD, or 128 + n if signal n killed it. The environment of CMD has TASKSERVICE_TASK_ID,
-    TASKSERVICE_TASK_URL and TASKSERVICE_WRITER. Its stdout is not a terminal, so many
-    programs print in blocks unless told otherwise (`python -u`).
+    TASKSERVICE_TASK_URL and TASKSERVICE_WRITER. Its stdout is a pipe,
+    and many programs print to a pipe in blocks; `python -u` prints line by line.
 
     If the service is away or refuses the task, CMD runs anyway, unless --strict is given,
     and what could not be sent stays on the disk for --resend. If the service refuses the

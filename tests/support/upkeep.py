@@ -36,7 +36,7 @@ def fall_silent(app: Flask, task: dict[str, Any], seconds: float) -> None:
 
 
 def rounds(upkeep: Upkeep, seconds: float, done: Callable[[], bool] = lambda: False) -> None:
-    """Round after round, as the loop does, until it is done or for so long."""
+    """Do rounds until `done` returns true, or for at most `seconds`."""
     until = time.monotonic() + seconds
     while not done() and time.monotonic() < until:
         upkeep.do_round()
