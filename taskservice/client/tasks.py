@@ -18,8 +18,8 @@ from taskservice.client.http import Connection
 from taskservice.client.memory_queue import MemoryQueue
 from taskservice.client.output import Output, check_output, json_members
 from taskservice.client.sender import HEARTBEAT_SECONDS, Sender
-from taskservice.client.threads import try_start
 from taskservice.contract.terms import API_PREFIX, COMPLETE, ERROR, MAX_LINES, RUNNING
+from taskservice.contract.threads import try_start
 
 # How many seconds one request may wait for something new; the service allows 60.
 WAIT_SECONDS = 30

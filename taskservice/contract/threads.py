@@ -1,4 +1,4 @@
-"""Starts threads so that a shortage of memory never blocks the thread that starts one."""
+"""Starts threads where the system may have no more threads, or too little memory."""
 
 from collections.abc import Callable
 from threading import Event, Lock, Thread
@@ -18,6 +18,15 @@ def start_thread(name: str, run: Callable[[], object]) -> Thread:
     except MemoryError as error:
         raise RuntimeError("no memory for a thread") from error
     return thread
+
+
+def try_start(thread: Thread) -> bool:
+    """Start a thread; false if no more threads can be started."""
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    return True
 
 
 class _StartedEvent(Event):

@@ -27,7 +27,7 @@ from taskservice.database.migrations import DatabaseError
 from taskservice.database.models import Delivery
 from taskservice.database.transactions import moment_by
 from taskservice.database.types import Base
-from taskservice.operations.health import OLDEST_DUE, age
+from taskservice.operations.health import OLDEST_DUE
 from taskservice.queries.deliveries import is_too_far
 
 OK, WARNING, ERROR = "ok", "warning", "error"
@@ -204,7 +204,7 @@ def _deliveries(connection: Connection) -> Verdict:
     oldest = connection.execute(OLDEST_DUE).one_or_none()
     if oldest is None:
         return OK, "None is due"
-    seconds = age(oldest.next_attempt_at, oldest.now)
+    seconds = timestamps.seconds_between(oldest.next_attempt_at, oldest.now)
     text = f"The oldest has been due for {seconds:.0f} s"
     if seconds < LATE_SECONDS:
         return OK, text
@@ -328,7 +328,7 @@ def _indexes(connection: Connection) -> Verdict:
 
 
 def _clocks(connection: Connection) -> Verdict:
-    ahead = age(timestamps.now(), moment_by(connection))
+    ahead = timestamps.seconds_between(timestamps.now(), moment_by(connection))
     if abs(ahead) < CLOCK_SECONDS:
         return OK, "The database's clock and this machine's agree"
     where = "ahead of" if ahead > 0 else "behind"

@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -19,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from taskservice import resources
 from taskservice.contract.threads import start_thread
 from taskservice.database.models import Delivery
+from taskservice.database.timestamps import seconds_between
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import Base, database_now, db
 from taskservice.operations.metrics import Metric, Sample
@@ -206,7 +206,10 @@ def _count_rows() -> list[Metric]:
         _gauge(
             "oldest_due_delivery_age_seconds",
             "Age of the oldest due delivery in seconds; 0 when none is due.",
-            Sample({}, age(oldest.next_attempt_at, oldest.now) if oldest else 0.0),
+            Sample(
+                {},
+                seconds_between(oldest.next_attempt_at, oldest.now) if oldest else 0.0,
+            ),
         ),
         _gauge(
             "database_size_bytes",
@@ -223,8 +226,3 @@ def _gauge(name: str, help: str, *samples: Sample) -> Metric:
 def _sizes(file: Path) -> dict[str, Any]:
     log = Path(f"{file}-wal")
     return {"database": file.stat().st_size, "wal": log.stat().st_size if log.exists() else 0}
-
-
-def age(since: str, now: str) -> float:
-    """The seconds between two moments."""
-    return (datetime.fromisoformat(now) - datetime.fromisoformat(since)).total_seconds()

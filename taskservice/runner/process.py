@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from taskservice.client.threads import try_start
+from taskservice.contract.threads import try_start
 from taskservice.runner.process_tree import ProcessTree
 
 # For Ctrl-C and the like, a terminal sends these to all of its foreground processes.

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from taskservice.client.threads import try_start
+from taskservice.contract.threads import try_start
 from taskservice.runner.lines import LastLine, LineSplitter
 from taskservice.runner.process import join_thread
 

@@ -21,10 +21,10 @@ from taskservice.client.http import Connection
 from taskservice.client.log_text import cut_message, line_count, note
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, Sender, heartbeat_for
 from taskservice.client.tasks import Task
-from taskservice.client.threads import try_start
 from taskservice.contract import terms
 from taskservice.contract.terminal import remark
 from taskservice.contract.terms import MAX_OBJECT
+from taskservice.contract.threads import try_start
 from taskservice.runner.exact_json import parse_object, task_input
 from taskservice.runner.files import read_file
 from taskservice.runner.process import PROGRAM_ONLY, Process, describe, exit_code

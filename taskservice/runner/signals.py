@@ -4,7 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 
-from taskservice.client.threads import try_start
+from taskservice.contract.threads import try_start
 from taskservice.runner.process import REAL_TIME
 
 # Each signal that by default ends a process, except those that a process raises by its own fault.

@@ -12,8 +12,8 @@ from taskservice.client.client import Client
 from taskservice.client.errors import RETRYABLE, NotFound, NotTheService, TaskServiceError
 from taskservice.client.http import PATIENCE_SECONDS, delays, pause_after
 from taskservice.client.tasks import Task
-from taskservice.client.threads import try_start
 from taskservice.contract.terminal import remark
+from taskservice.contract.threads import try_start
 from taskservice.runner.process import PROGRAM_ONLY
 from taskservice.runner.run import Run, failed
 
