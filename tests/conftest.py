@@ -12,7 +12,6 @@ from sqlalchemy.engine import make_url
 
 from taskservice.background import timeouts
 from taskservice.config import Config
-from taskservice.database.engine import dispose
 from taskservice.webhooks import connection
 from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient, add_user
@@ -42,9 +41,15 @@ def databases(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Itera
 
 
 @pytest.fixture
-def data_folder(databases: Databases) -> Path:
-    """The folder of the app's data: empty, and the same for all tests of a process."""
-    return databases.empty_folder()
+def data_folder(tmp_path: Path) -> Path:
+    """The folder of the app's data.
+
+    It is another one for each test: the last connection to a database removes the logs of that
+    name when it is closed, and a thread of an earlier test may close one late.
+    """
+    folder = tmp_path / "data"
+    folder.mkdir(mode=0o700)
+    return folder
 
 
 @pytest.fixture(params=DATABASES)
@@ -80,12 +85,8 @@ def shared_apps() -> Iterator[SharedApps]:
 
 @pytest.fixture
 def app(config: Config, standard_config: Config, shared_apps: SharedApps) -> Iterator[Flask]:
-    if config == standard_config:
-        app = shared_apps.get(config)
-        yield app
-        # The next test has another file of SQLite.
-        if make_url(config.DATABASE_URL).get_backend_name() == "sqlite":
-            dispose(app)
+    if config == standard_config and make_url(config.DATABASE_URL).get_backend_name() != "sqlite":
+        yield shared_apps.get(config)
         return
     with new_app(config) as app:
         yield app

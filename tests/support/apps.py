@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from flask import Flask
@@ -32,9 +33,9 @@ class SharedApps:
     def get(self, config: Config) -> Flask:
         """The app with these settings, which has forgotten the tests before."""
         for settings, app, values in self._apps:
-            if settings == config:
+            if replace(settings, DATA=config.DATA) == config:
                 app.config.clear()
-                app.config.update(values)
+                app.config.update(values, DATA=config.DATA)
                 _forget(app)
                 return app
         app = create_app(config)

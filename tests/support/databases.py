@@ -22,7 +22,6 @@ class Databases:
 
     def __init__(self, own: Path, shared: Path) -> None:
         self._template = own / "template.db"
-        self._folder = own / "data"
         # Not below pytest's folder, which PostgreSQL's own user may not enter.
         self._postgresql = (
             Path(tempfile.gettempdir()) / f"postgresql-{shared.parent.name}-{shared.name}"
@@ -36,12 +35,6 @@ class Databases:
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
-
-    def empty_folder(self) -> Path:
-        """This process's own folder, which is emptied."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(mode=0o700)
-        return self._folder
 
     def make(self, kind: str, folder: Path) -> str:
         """The URL of a migrated, empty database of this kind."""
