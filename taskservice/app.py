@@ -1,5 +1,8 @@
 """The application factory."""
 
+from collections.abc import Callable
+from typing import Any
+
 from flask import Flask
 
 from taskservice import api, dashboard, problems
@@ -11,6 +14,14 @@ from taskservice.serving.proxies import trust_proxies
 from taskservice.web import request
 
 
+class Service(Flask):
+    """A Flask application without coroutines."""
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        # Flask would inspect each function of a request at each call.
+        return func
+
+
 def create_app(config: Config, may_create: bool = True) -> Flask:
     """The service with these settings, after its database is upgraded.
 
@@ -18,7 +29,7 @@ def create_app(config: Config, may_create: bool = True) -> Flask:
     `may_create` is false.
     """
     # Flask's default instance folder can lie inside the virtual environment.
-    app = Flask(__name__, instance_path=str(config.DATA), static_folder=None)
+    app = Service(__name__, instance_path=str(config.DATA), static_folder=None)
     app.config.from_object(config)
     # Otherwise Flask answers `//` in a path with a redirect in HTML.
     app.url_map.merge_slashes = False

@@ -177,9 +177,6 @@ def test_sign_in_leads_nowhere_else(app: Flask, alice: ApiClient, path: str) -> 
     assert Browser(app).sign_in(alice.key, next=path).location == "/"
 
 
-session_interface = sessions.Sessions()
-
-
 @one_database
 def test_key_is_nowhere_in_what_the_browser_keeps(app: Flask, alice: ApiClient) -> None:
     browser = Browser(app)
@@ -190,7 +187,7 @@ def test_key_is_nowhere_in_what_the_browser_keeps(app: Flask, alice: ApiClient) 
     assert set(attributes) == {"HttpOnly", "Path=/", "SameSite=Lax"}
     session = browser.client.get_cookie(cookie.partition("=")[0])
     assert session is not None
-    serializer = session_interface.get_signing_serializer(app)
+    serializer = sessions.Sessions("of the name only").get_signing_serializer(app)
     assert serializer is not None
     said = serializer.loads(session.value)
     assert set(said) == {"key", "until"}

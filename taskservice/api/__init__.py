@@ -7,6 +7,8 @@ from taskservice.api import agents, deliveries, docs, keys, logs, operations, ta
 from taskservice.auth.authentication import KEY_HEADERS, authenticate
 from taskservice.contract.terms import API_PREFIX
 
+VARY = ", ".join(KEY_HEADERS)
+
 api = Blueprint("api", __name__, url_prefix=API_PREFIX)
 for module in (tasks, logs, deliveries, agents, users, keys):
     api.register_blueprint(module.blueprint)
@@ -23,7 +25,7 @@ def require_key() -> None:
 def prevent_caching(response: Response) -> Response:
     """Keep caches from storing an answer, unless it allows that, and from sharing it."""
     if _is_below_prefix():
-        response.vary.update(KEY_HEADERS)
+        response.headers["Vary"] = VARY
     policy = "private, no-cache" if "ETag" in response.headers else "no-store"
     response.headers.setdefault("Cache-Control", policy)
     return response

@@ -4,11 +4,12 @@ import hmac
 import secrets
 from datetime import timedelta
 
-from flask import Flask, request, session
-from flask.sessions import SecureCookieSessionInterface
+from flask import Flask, Request, request, session
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 
 from taskservice.auth import valid_keys
 from taskservice.auth.authentication import is_key_valid, set_caller
+from taskservice.contract.terms import API_PREFIX
 from taskservice.database import timestamps
 from taskservice.database.rows import AnyRow
 from taskservice.problems import Problem
@@ -24,9 +25,17 @@ class Sessions(SecureCookieSessionInterface):
     on one host, since browsers share cookies between ports.
     """
 
+    def __init__(self, secret_key: str) -> None:
+        digest = hmac.digest(secret_key.encode(), b"cookie name", "sha256")
+        self._cookie_name = f"taskservice-{digest.hex()[:8]}"
+
+    def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
+        # A request to the API has no session, and should not pay for one.
+        is_api = request.path.startswith(f"{API_PREFIX}/")
+        return None if is_api else super().open_session(app, request)
+
     def get_cookie_name(self, app: Flask) -> str:
-        key = str(app.config["SECRET_KEY"]).encode()
-        return f"taskservice-{hmac.digest(key, b'cookie name', 'sha256').hex()[:8]}"
+        return self._cookie_name
 
     def get_cookie_path(self, app: Flask) -> str:
         return f"{request.script_root}/"
@@ -45,7 +54,7 @@ def init_app(app: Flask) -> None:
         SESSION_COOKIE_SAMESITE="Lax",
         PERMANENT_SESSION_LIFETIME=LIFETIME,
     )
-    app.session_interface = Sessions()
+    app.session_interface = Sessions(str(app.config["SECRET_KEY"]))
 
 
 def begin(key: AnyRow) -> None:

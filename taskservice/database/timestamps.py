@@ -11,7 +11,7 @@ _last_id = 0
 
 def now(offset: float = 0.0) -> str:
     """The moment `offset` seconds from now: RFC 3339, UTC, milliseconds, `Z`."""
-    return rfc3339(datetime.now(UTC) + timedelta(seconds=offset))
+    return _text(datetime.now(UTC) + timedelta(seconds=offset))
 
 
 def moved(moment: str, seconds: float) -> str:
@@ -25,7 +25,11 @@ def seconds_between(since: str, until: str) -> float:
 
 def rfc3339(moment: datetime) -> str:
     """An aware datetime as RFC 3339 in UTC, cut to milliseconds."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+    return _text(moment.astimezone(UTC))
+
+
+def _text(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds")[: -len("+00:00")] + "Z"
 
 
 def new_id() -> str:

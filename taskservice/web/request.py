@@ -36,11 +36,13 @@ def init_app(app: Flask) -> None:
 
 def replace_unreadable_dates() -> None:
     """Replace dates for which Werkzeug raises an error, such as one with a huge year."""
+    headers = request.environ
     for name in DATES:
-        try:
-            parse_date(request.environ.get(name))
-        except OverflowError:
-            request.environ[name] = NO_ETAG
+        if name in headers:
+            try:
+                parse_date(headers[name])
+            except OverflowError:
+                headers[name] = NO_ETAG
 
 
 # A body of more bytes than this is large: parsing it may take some dozen times its size in memory.
