@@ -11,7 +11,7 @@ PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 2 ))
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-crash test-callbacks test-api test-big test-agent lint bench \
-	screenshots clean
+	bench-peers bench-more screenshots clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read name text; do \
@@ -51,8 +51,9 @@ test-api: $(VENV)/installed-test ## Generated requests, and the whole API agains
 		tests/test_fuzzing.py tests/test_state_machine.py tests/test_lists.py \
 		tests/test_idempotency.py
 
-test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks, much that is removed
-	$(BIN)/python -m pytest -m slow tests/test_big.py tests/test_appends.py tests/test_retention.py
+test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks, much that is removed, `bench`
+	$(BIN)/python -m pytest -m slow tests/test_big.py tests/test_appends.py tests/test_retention.py \
+		tests/test_benchmarks.py
 
 test-callbacks: $(VENV)/installed-test ## Webhooks, while the service is killed at critical moments
 	$(BIN)/python -m pytest -n $(PROCESSES) -m slow tests/test_delivery_crashes.py
@@ -66,8 +67,13 @@ lint: $(VENV)/installed-test ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/installed-test ## Measure requests, webhooks, start, memory, waits for upkeep, `run`
-	$(BIN)/python -m benchmarks.requests_per_second
+bench: $(VENV)/installed-test ## Measure beside what could be written instead, in ten minutes
+	$(BIN)/python -m benchmarks $(BENCH)
+
+bench-peers: $(VENV)/installed-test ## The same beside other programs, which it installs
+	$(BIN)/python -m benchmarks.peers $(BENCH)
+
+bench-more: $(VENV)/installed-test ## Measure webhooks, waits for upkeep, long logs in a browser, `run`
 	$(BIN)/python -m benchmarks.callbacks
 	$(BIN)/python -m benchmarks.writer_waits
 	$(BIN)/python -m benchmarks.long_log

@@ -1,0 +1,152 @@
+"""What the servers hold: users with keys and tasks, made over HTTP or copied in the database."""
+
+import hashlib
+import sqlite3
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from benchmarks.load import request
+from benchmarks.servers import Server
+
+LINES = [f"line {number} of a task that is measured" for number in range(1, 6)]
+DAYS = 50
+
+
+@dataclass
+class Person:
+    """A user of a running service, who has an agent `bench`."""
+
+    server: Server
+    key: str
+    session: requests.Session = field(default_factory=requests.Session)
+
+    def __post_init__(self) -> None:
+        self.session.headers["apikey"] = self.key
+        self.call("PUT", "/agent/bench")
+
+    def call(self, method: str, path: str, **options: Any) -> requests.Response:
+        url = f"{self.server.url}/api/v1{path}"
+        response = self.session.request(method, url, timeout=60, **options)
+        response.raise_for_status()
+        return response
+
+    def start(self, lines: list[str], **fields: Any) -> dict[str, Any]:
+        """A claimed task with these lines."""
+        body = {"agentId": "bench", "claim": True, "callback": None, **fields}
+        path = f"/task/{self.call('POST', '/task', json=body).json()['id']}"
+        if lines:
+            self.call("POST", f"{path}/logs", json={"logs": lines})
+        task: dict[str, Any] = self.call("GET", path).json()
+        return task
+
+    def request(self, method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
+        """The bytes of a request with the key of this user."""
+        return request(method, f"/api/v1{path}", self.key, body, **headers)
+
+
+def add_person(server: Server, name: str) -> Person:
+    command = [sys.executable, "-m", "taskservice", "user", "add", name]
+    added = subprocess.run(
+        command, env=server.environment, capture_output=True, text=True, check=True
+    )
+    return Person(server, added.stdout.strip())
+
+
+@dataclass
+class Contents:
+    """A reader with 50 tasks of 5 lines, and a writer with 16 tasks that grow."""
+
+    reader: Person
+    writer: Person
+    tasks: list[dict[str, Any]]
+    growing: list[dict[str, Any]]
+
+    def keys(self) -> dict[str, str]:
+        """The digest of each key, and the id of its user."""
+        people = ((self.reader, self.tasks), (self.writer, self.growing))
+        return {
+            hashlib.sha256(person.key.encode()).hexdigest(): tasks[0]["userId"]
+            for person, tasks in people
+        }
+
+    def gets(self) -> list[bytes]:
+        return [self.reader.request("GET", f"/task/{task['id']}") for task in self.tasks]
+
+    def conditional_gets(self) -> list[bytes]:
+        paths = [f"/task/{task['id']}" for task in self.tasks]
+        tags = [self.reader.call("GET", path).headers["ETag"] for path in paths]
+        return [
+            self.reader.request("GET", path, If_None_Match=tag)
+            for path, tag in zip(paths, tags, strict=True)
+        ]
+
+    def pages(self) -> list[bytes]:
+        return [self.reader.request("GET", "/task?limit=50")]
+
+    def appends(self) -> list[bytes]:
+        body = b'{"logs":["a line of a task that grows"]}'
+        return [
+            self.writer.request("POST", f"/task/{task['id']}/logs", body) for task in self.growing
+        ]
+
+    def starts(self) -> list[bytes]:
+        return [self.writer.request("POST", "/task", b'{"agentId":"bench"}')]
+
+
+def fill(server: Server) -> Contents:
+    """Make the users and tasks of a running service of ours."""
+    reader, writer = add_person(server, "reader"), add_person(server, "writer")
+    tasks = [reader.start(LINES) for _ in range(50)]
+    growing = [writer.start([]) for _ in range(16)]
+    return Contents(reader, writer, tasks, growing)
+
+
+COPIES = """
+CREATE TEMP TABLE copies AS
+WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :rounds)
+SELECT
+    tasks.id AS old,
+    substr(tasks.id, 1, length(tasks.id) - 12) || printf('%012x', row_number() OVER ()) AS new,
+    logs.id AS old_log,
+    (SELECT max(id) FROM logs) + row_number() OVER () AS new_log,
+    strftime('%Y-%m-%dT%H:%M:%fZ', created_at, -(i * :seconds / :rounds) || ' seconds') AS moment
+FROM n CROSS JOIN tasks LEFT JOIN logs ON logs.task_id = tasks.id
+"""
+
+
+def multiply(database: Path, count: int) -> None:
+    """Copy the tasks of this SQLite file, with their lines, until there are `count`.
+
+    The copies were started at any time of the last DAYS days. Over HTTP this would take minutes.
+    The service must not run.
+    """
+    connection = sqlite3.connect(database)
+    # Nothing is lost if this breaks off; the service sets what it needs when it starts.
+    connection.executescript(
+        "PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF; PRAGMA cache_size = -500000"
+    )
+    (there,) = connection.execute("SELECT count(*) FROM tasks").fetchone()
+    rounds = max(count // there - 1, 1)
+    connection.execute(COPIES, {"rounds": rounds, "seconds": DAYS * 86_400.0})
+    # A task that has ended did so when it started.
+    ended = "CASE WHEN finished_at IS NOT NULL THEN moment END"
+    _copy(connection, "tasks", "tasks.id = old", id="new", created_at="moment", finished_at=ended)
+    _copy(connection, "logs", "logs.id = old_log", id="new_log", task_id="new")
+    _copy(connection, "log_chunks", "log_chunks.log_id = old_log", log_id="new_log")
+    connection.commit()
+    connection.close()
+
+
+def _copy(connection: sqlite3.Connection, table: str, condition: str, **changed: str) -> None:
+    """Copy the rows of a table for each row of `copies`, with these columns changed."""
+    names = [column[0] for column in connection.execute(f"SELECT * FROM {table}").description]
+    values = [changed.get(name, f"{table}.{name}") for name in names]
+    connection.execute(
+        f"INSERT INTO {table} ({', '.join(names)}) SELECT {', '.join(values)} "
+        f"FROM copies JOIN {table} ON {condition} ORDER BY copies.rowid"
+    )

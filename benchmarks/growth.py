@@ -1,0 +1,235 @@
+"""How long one client waits, from 1,000 to 1,000,000 tasks, and lines of one log."""
+
+import re
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from urllib.parse import quote
+from uuid import UUID
+
+import requests
+
+from benchmarks.contents import DAYS, LINES, Person, add_person, multiply
+from benchmarks.load import Load, load, request
+from benchmarks.plot import Plot
+from benchmarks.servers import Server, exchange, ours
+from benchmarks.table import OUR_WORKER, Goal, Row, Run, interleaved, row
+
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
+AGENTS = 20
+TABS = 20
+# The dashboard reloads its pages this often.
+TAB_SECONDS = 1.0
+SAMPLE = 200
+
+GET = "GET one task"
+PAGE = "page of 50 tasks"
+FINISHED = "page of 50, finishedAfter"
+SEARCH = "page of 50, q without a match"
+LIST_PAGE = "dashboard: list"
+SEARCH_PAGE = "dashboard: search without a match"
+AGENTS_PAGE = "dashboard: agents"
+APPEND = "append a line to a long log"
+TAIL = "last 100 lines of a long log"
+OF_TASKS = (GET, PAGE, FINISHED, SEARCH, LIST_PAGE, SEARCH_PAGE, AGENTS_PAGE)
+OF_LINES = (APPEND, TAIL)
+
+
+def _at_most(path: str, at_least: float, stretch: float | None) -> Goal:
+    return Goal(f"1,000,000: {path}", "at 1,000", "ms", at_least, stretch, True)
+
+
+def _within(path: str, milliseconds: float) -> Goal:
+    return Goal(f"1,000,000: {path}", "at 1,000", "ms", milliseconds, None, True, True)
+
+
+GROWTH = (
+    *(_at_most(path, 1.15, 1.05) for path in (GET, PAGE)),
+    *(_within(path, 50) for path in (FINISHED, LIST_PAGE, AGENTS_PAGE, APPEND, TAIL)),
+    *(_within(path, 100) for path in (SEARCH, SEARCH_PAGE)),
+    *(
+        Goal(f"1,000,000: GET, p95, {TABS} tabs: {tab}", "without tabs", "ms", 2, None, True)
+        for tab in (LIST_PAGE, SEARCH_PAGE, AGENTS_PAGE)
+    ),
+)
+
+
+@dataclass
+class Grown:
+    """A running service with so many tasks of one user, and a task with as many lines."""
+
+    server: Server
+    requests: dict[str, list[bytes]]
+
+    def load(self, path: str, seconds: float) -> Load:
+        return load(self.server.port, self.requests[path], seconds, connections=1)
+
+    def p50(self, path: str, seconds: float) -> float:
+        return self.load(path, seconds).p50
+
+    def p95(self, path: str, seconds: float) -> float:
+        return self.load(path, seconds).p95
+
+
+def growth(run: Run) -> list[Row]:
+    folder = run.subfolder("growth")
+    sizes = [max(int(size * run.scale), AGENTS * 2) for size in SIZES]
+    with ExitStack() as stack:
+        grown = [
+            stack.enter_context(_grown(folder / str(number), size))
+            for number, size in enumerate(sizes)
+        ]
+        figures = _waits(run, grown)
+        rows = []
+        for goal in GROWTH:
+            path = goal.path.removeprefix("1,000,000: ")
+            if path in figures:
+                smallest, largest = figures[path][0], figures[path][-1]
+                rows.append(row(goal, largest, {OUR_WORKER: smallest}))
+            else:
+                rows.append(_beside_tabs(run, goal, grown[-1], path.partition(" tabs: ")[2]))
+    rows[0].plots = _plots(sizes, figures)
+    return rows
+
+
+def _waits(run: Run, grown: Sequence[Grown]) -> dict[str, list[list[float]]]:
+    """Path -> for each size the milliseconds of each round."""
+    # Long enough for hundreds of answers, but for those that are too slow anyway.
+    seconds = run.seconds / 4
+    figures = interleaved(
+        run.rounds,
+        {
+            f"{path} {number}": partial(each.p50, path, seconds)
+            for path in (*OF_TASKS, *OF_LINES)
+            for number, each in enumerate(grown)
+        },
+    )
+    return {
+        path: [figures[f"{path} {number}"] for number in range(len(grown))]
+        for path in (*OF_TASKS, *OF_LINES)
+    }
+
+
+def _plots(sizes: Sequence[int], figures: Mapping[str, list[list[float]]]) -> dict[str, str]:
+    def of(title: str, unit: str, paths: Sequence[str]) -> str:
+        return Plot(title, unit, sizes, {path: figures[path] for path in paths}).svg()
+
+    return {
+        "tasks.svg": of("Median wait of one client, by tasks of a user", "tasks", OF_TASKS),
+        "lines.svg": of("Median wait of one client, by lines of a log", "lines", OF_LINES),
+    }
+
+
+def _beside_tabs(run: Run, goal: Goal, grown: Grown, tab: str) -> Row:
+    alone, beside = [], []
+    for _ in range(run.rounds):
+        alone.append(grown.p95(GET, run.seconds))
+        with _tabs(grown, tab):
+            beside.append(grown.p95(GET, run.seconds))
+    return row(goal, beside, {OUR_WORKER: alone})
+
+
+@contextmanager
+def _tabs(grown: Grown, path: str) -> Iterator[None]:
+    """As if this page were open in TABS tabs, which reload it."""
+    closed = threading.Event()
+
+    def keep_open(number: int) -> None:
+        if closed.wait(number / TABS * TAB_SECONDS):
+            return
+        while not closed.is_set():
+            with suppress(OSError):
+                exchange(grown.server.port, grown.requests[path][0])
+            closed.wait(TAB_SECONDS)
+
+    threads = [threading.Thread(target=keep_open, args=(number,)) for number in range(TABS)]
+    for thread in threads:
+        thread.start()
+    try:
+        # Until all have loaded it once.
+        closed.wait(TAB_SECONDS)
+        yield
+    finally:
+        closed.set()
+        for thread in threads:
+            thread.join()
+
+
+@contextmanager
+def _grown(folder: Path, size: int) -> Iterator[Grown]:
+    server = ours(folder)
+    with server:
+        person = add_person(server, "reader")
+        _start_tasks(person)
+    database = folder / "taskservice.db"
+    multiply(database, size)
+    with server:
+        # Of another user, so that no page of tasks has it.
+        log = _long_log(add_person(server, "writer"), size)
+        yield Grown(server, _requests(person, database, size, log))
+
+
+def _start_tasks(person: Person) -> None:
+    """Two tasks of each agent, of which some have ended."""
+    for number in range(AGENTS):
+        agent = f"agent-{number}"
+        person.call("PUT", f"/agent/{agent}")
+        person.start(LINES, agentId=agent, name=f"nightly summary {number}")
+        ended = person.start(LINES, agentId=agent, name=f"synopsis {number}")
+        report = {"status": "complete", "output": {"pages": number}}
+        person.call("PATCH", f"/task/{ended['id']}", json=report)
+
+
+def _long_log(person: Person, size: int) -> tuple[Person, str]:
+    """A user, and the path of the log of a task with so many lines."""
+    path = f"/task/{person.start([])['id']}/logs"
+    for first in range(1, size + 1, 100_000):
+        last = min(first + 100_000, size + 1)
+        body = "".join(f"line {number} of {size}\n" for number in range(first, last))
+        person.call("PUT", path, data=body.encode())
+    return person, path
+
+
+def _requests(
+    person: Person, database: Path, size: int, log: tuple[Person, str]
+) -> dict[str, list[bytes]]:
+    back = datetime.now(UTC) - timedelta(days=DAYS)
+    after = f"{back:%Y-%m-%dT%H:%M:%S.000Z}"
+    one, (writer, log_path) = person.request, log
+    cookie = _sign_in(person)
+    return {
+        GET: [one("GET", f"/task/{task_id}") for task_id in _some_ids(database, size)],
+        PAGE: [one("GET", "/task?limit=50")],
+        FINISHED: [one("GET", f"/task?limit=50&finishedAfter={quote(after)}")],
+        SEARCH: [one("GET", "/task?limit=50&q=absent")],
+        LIST_PAGE: [request("GET", "/", Cookie=cookie)],
+        SEARCH_PAGE: [request("GET", "/?q=absent", Cookie=cookie)],
+        AGENTS_PAGE: [request("GET", "/agents", Cookie=cookie)],
+        APPEND: [writer.request("POST", log_path, b'{"logs":["a line more"]}')],
+        TAIL: [writer.request("GET", f"{log_path}?after={max(size - 100, 0)}&limit=100")],
+    }
+
+
+def _some_ids(database: Path, size: int) -> list[str]:
+    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
+    step = max(size // SAMPLE, 1)
+    query = f"SELECT id FROM tasks WHERE rowid % {step} = 0 LIMIT {SAMPLE}"
+    ids = [str(UUID(task_id)) for (task_id,) in connection.execute(query)]
+    connection.close()
+    return ids
+
+
+def _sign_in(person: Person) -> str:
+    """The cookie of a browser that has signed in."""
+    url = f"{person.server.url}/sign-in"
+    with requests.Session() as browser:
+        form = re.search(r'name="token" value="([^"]+)"', browser.get(url, timeout=30).text)
+        assert form
+        data = {"token": form[1], "key": person.key}
+        browser.post(url, data=data, timeout=60).raise_for_status()
+        return "; ".join(f"{cookie.name}={cookie.value}" for cookie in browser.cookies)

@@ -1,0 +1,314 @@
+"""What `make bench` measures, each section on servers of its own, ours and others in turn."""
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import psycopg
+
+from benchmarks.contents import LINES, Contents, add_person, fill, multiply
+from benchmarks.growth import GROWTH, growth
+from benchmarks.load import load, request
+from benchmarks.servers import Server, on_both, ours, running
+from benchmarks.table import GTHREAD, Goal, Row, Run, interleaved, row
+from benchmarks.yardsticks import naive, raw_postgresql, raw_sqlite
+from tests.support.databases import Databases
+
+WARM_UP_SECONDS = 0.3
+SYNC_SECONDS = 0.002
+MANY_TASKS = 100_000
+
+
+@dataclass(frozen=True)
+class Section:
+    """Measures together what has these goals, in their order."""
+
+    goals: tuple[Goal, ...]
+    measure: Callable[[Run], list[Row]]
+
+
+def rates(
+    run: Run, measurements: Mapping[str, tuple[Server, Sequence[bytes]]]
+) -> dict[str, list[float]]:
+    """Requests a second of each of these requests to a server, in turn."""
+    for server, requests in measurements.values():
+        load(server.port, requests, min(WARM_UP_SECONDS, run.seconds))
+    return interleaved(
+        run.rounds,
+        {
+            name: partial(_rate, server, requests, run.seconds)
+            for name, (server, requests) in measurements.items()
+        },
+    )
+
+
+def _rate(server: Server, requests: Sequence[bytes], seconds: float) -> float:
+    return load(server.port, requests, seconds).rate
+
+
+def compare(
+    run: Run, goals: Sequence[Goal], servers: Mapping[str, Server], requests: Sequence[list[bytes]]
+) -> list[Row]:
+    """A row for each goal: the same requests to all servers, of which one is called `ours`."""
+    rows = []
+    for goal, sent in zip(goals, requests, strict=True):
+        figures = rates(run, {name: (server, sent) for name, server in servers.items()})
+        rows.append(row(goal, figures.pop("ours"), figures))
+    return rows
+
+
+# --- reads --------------------------------------------------------------------------------
+
+REQUESTS = "requests/s"
+BARE = "bare Flask view"
+NAIVE = "ORM, marshmallow"
+RAW = "raw sqlite3"
+
+READS = (
+    Goal("GET one task", BARE, REQUESTS, 0.60, 0.80),
+    Goal("GET one task, 304", BARE, REQUESTS, 0.62, 0.85),
+    Goal("GET one task", NAIVE, REQUESTS, None, None),
+    Goal("page of 50 tasks", NAIVE, REQUESTS, 3, 6),
+)
+
+
+def reads(run: Run) -> list[Row]:
+    folder = run.subfolder("reads")
+    with ours(folder / "ours") as service:
+        contents = fill(service)
+        get = contents.gets()[0]
+        body = contents.reader.call("GET", f"/task/{contents.tasks[0]['id']}").text
+        database = str(folder / "naive.db")
+        naive.store(database, contents.keys(), contents.tasks)
+        bare = on_both("bare", get, YARDSTICK_BODY=body)
+        orm = on_both("naive", get, YARDSTICK_DATABASE=database)
+        with running(*bare.values(), *orm.values()):
+            return _read(run, contents, bare, orm)
+
+
+def _read(
+    run: Run, contents: Contents, bare: Mapping[str, Server], orm: Mapping[str, Server]
+) -> list[Row]:
+    service = contents.reader.server
+    gets, pages = contents.gets(), contents.pages()
+    measurements = {
+        "get": (service, gets),
+        "304": (service, contents.conditional_gets()),
+        "page": (service, pages),
+    }
+    for name in bare:
+        measurements |= {
+            f"bare {name}": (bare[name], gets),
+            f"naive get {name}": (orm[name], gets),
+            f"naive page {name}": (orm[name], pages),
+        }
+    figures = rates(run, measurements)
+    pairs = (("get", "bare"), ("304", "bare"), ("get", "naive get"), ("page", "naive page"))
+    return [
+        row(goal, figures[own], {name: figures[f"{beside} {name}"] for name in bare})
+        for goal, (own, beside) in zip(READS, pairs, strict=True)
+    ]
+
+
+# --- writes -------------------------------------------------------------------------------
+
+WRITES = (
+    Goal("append a line, 1 process", RAW, REQUESTS, 0.68, 0.95),
+    Goal("start a task, 1 process", RAW, REQUESTS, 0.58, 0.85),
+)
+WRITES_OF_FOUR = (Goal("append a line, 4 processes", RAW, REQUESTS, 0.68, 0.95),)
+WRITES_TO_SLOW_DISK = (
+    Goal("append a line, syncs of 2 ms", "one commit a request", REQUESTS, 3, 8),
+)
+
+
+@contextmanager
+def writing(
+    folder: Path, workers: int, **variables: str
+) -> Iterator[tuple[Contents, dict[str, Server]]]:
+    """Ours and raw sqlite3 with the same users and tasks."""
+    service = ours(folder / "ours", WORKERS=str(workers))
+    service.environment |= variables
+    with service:
+        contents = fill(service)
+        database = str(folder / "raw.db")
+        raw_sqlite.store(database, contents.keys(), contents.growing)
+        first = contents.appends()[0]
+        beside = on_both("raw_sqlite", first, workers, YARDSTICK_DATABASE=database, **variables)
+        with running(*beside.values()):
+            yield contents, {"ours": service} | beside
+
+
+def writes(run: Run) -> list[Row]:
+    with writing(run.subfolder("writes"), workers=1) as (contents, servers):
+        return compare(run, WRITES, servers, [contents.appends(), contents.starts()])
+
+
+def writes_of_four(run: Run) -> list[Row]:
+    with writing(run.subfolder("four"), workers=4) as (contents, servers):
+        return compare(run, WRITES_OF_FOUR, servers, [contents.appends()])
+
+
+def writes_to_slow_disk(run: Run) -> list[Row]:
+    folder = run.subfolder("slow-disk")
+    with writing(folder, workers=1, LD_PRELOAD=str(slow_sync(folder))) as (contents, servers):
+        rows = compare(run, WRITES_TO_SLOW_DISK, servers, [contents.appends()])
+    if rows[0].beside[GTHREAD] > 1 / SYNC_SECONDS:
+        raise RuntimeError("The syncs were not slowed down")
+    return rows
+
+
+def slow_sync(folder: Path) -> Path:
+    """The library that makes each sync take 2 ms; compiled here."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        raise RuntimeError("no C compiler (cc) to build what slows the syncs down")
+    library = folder / "slow_sync.so"
+    source = Path(__file__).with_name("slow_sync.c")
+    command = [compiler, "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"]
+    subprocess.run(command, check=True, capture_output=True)
+    return library
+
+
+# --- the whole list -----------------------------------------------------------------------
+
+LISTS = (
+    Goal("list 100,000 tasks", f"{NAIVE} (times as fast)", "s", 8, 12),
+    Goal("list 100,000 tasks, first byte", NAIVE, "ms", 20, 10, True, True),
+    Goal("list 100,000 tasks, memory over idle", NAIVE, "MB", 16, 8, True, True),
+)
+
+
+def whole_list(run: Run) -> list[Row]:
+    folder, count = run.subfolder("list"), int(run.scale * MANY_TASKS)
+    with ours(folder / "ours") as service:
+        reader = add_person(service, "reader")
+        tasks = [reader.start(LINES) for _ in range(50)]
+    multiply(folder / "ours" / "taskservice.db", count)
+    contents = Contents(reader, reader, tasks, tasks)
+    database = str(folder / "naive.db")
+    naive.store(database, contents.keys(), tasks, count // len(tasks))
+    get = service.first = contents.gets()[0]
+    servers = {"ours": service} | on_both("naive", get, YARDSTICK_DATABASE=database)
+    whole = reader.request("GET", "/task", Connection="close")
+    lists: dict[str, list[tuple[float, float, float]]] = {name: [] for name in servers}
+    for _ in range(run.rounds):
+        for name, server in servers.items():
+            lists[name].append(listed(server, whole))
+    rows = []
+    for place, goal in enumerate(LISTS):
+        figures = {name: [figure[place] for figure in lists[name]] for name in lists}
+        own = figures.pop("ours")
+        rows.append(row(goal, own, figures, inverted=goal.path == LISTS[0].path))
+    return rows
+
+
+def listed(server: Server, data: bytes) -> tuple[float, float, float]:
+    """Seconds until the end, milliseconds until the first byte, megabytes over idle at most."""
+    # What an earlier list left in memory would hide what this one needs.
+    with server:
+        idle = server.forget_peak()
+        total, first = streamed(server.port, data)
+        return total, first * 1000, max(server.peak() - idle, 0.1)
+
+
+def streamed(port: int, data: bytes) -> tuple[float, float]:
+    """Seconds until the last byte of an answer, and until the first of its body."""
+    first, answer, end = 0.0, b"", b""
+    with socket.create_connection(("127.0.0.1", port), timeout=300) as connection:
+        began = time.perf_counter()
+        connection.sendall(data)
+        while part := connection.recv(1_048_576):
+            if not first:
+                answer += part
+                if answer.partition(b"\r\n\r\n")[2]:
+                    first = time.perf_counter() - began
+            end = (end + part)[-20:]
+        total = time.perf_counter() - began
+    if not answer.startswith(b"HTTP/1.1 200") or b"]" not in end:
+        raise RuntimeError(f"The list was broken off: {answer[:100]!r}")
+    return total, first
+
+
+# --- start and memory ---------------------------------------------------------------------
+
+START = (
+    Goal("cold start of serve", "bare Flask", "s", 2.2, 1.5, True, server=GTHREAD),
+    Goal("idle memory (PSS), one worker", "bare Flask", "MB", 2.0, 1.5, True, server=GTHREAD),
+)
+
+
+def start(run: Run) -> list[Row]:
+    service = ours(run.subfolder("start") / "ours")
+    with service:
+        service.first = fill(service).gets()[0]
+    servers = {"ours": service} | on_both("bare", request("GET", "/api/v1/task/x"))
+    memory: dict[str, list[float]] = {name: [] for name in servers}
+
+    def started(name: str) -> float:
+        seconds = servers[name].start()
+        time.sleep(min(1.0, run.seconds))
+        memory[name].append(servers[name].megabytes())
+        servers[name].stop()
+        return seconds
+
+    seconds = interleaved(run.rounds * 2, {name: partial(started, name) for name in servers})
+    rows = []
+    for goal, figures in zip(START, (seconds, memory), strict=True):
+        rows.append(row(goal, figures.pop("ours"), figures))
+    return rows
+
+
+# --- PostgreSQL ---------------------------------------------------------------------------
+
+POSTGRESQL = (
+    Goal("PostgreSQL: GET one task", "raw psycopg", REQUESTS, 0.55, 0.75),
+    Goal("PostgreSQL: append a line", "raw psycopg", REQUESTS, 0.65, 0.9),
+)
+
+
+def postgresql(run: Run) -> list[Row]:
+    """The server of the tests, with its syncs; on the processor of the load."""
+    folder = run.subfolder("postgresql")
+    databases = Databases(folder, folder)
+    url, raw_url = databases.new_postgresql(), databases.new_postgresql()
+    with psycopg.connect(url, autocommit=True) as connection:
+        for setting in ("fsync", "full_page_writes"):
+            connection.execute(f"ALTER SYSTEM SET {setting} = on")
+        connection.execute("SELECT pg_reload_conf()")
+    with ours(folder / "ours", DATABASE_URL=url) as service:
+        contents = fill(service)
+        raw_postgresql.store(raw_url, contents.keys(), contents.tasks + contents.growing)
+        get = contents.gets()[0]
+        beside = on_both("raw_postgresql", get, YARDSTICK_DATABASE=raw_url)
+        with running(*beside.values()):
+            servers = {"ours": service} | beside
+            return compare(run, POSTGRESQL, servers, [contents.gets(), contents.appends()])
+
+
+SECTIONS: dict[str, Section] = {
+    "reads": Section(READS, reads),
+    "writes": Section(WRITES, writes),
+    "four": Section(WRITES_OF_FOUR, writes_of_four),
+    "slow-disk": Section(WRITES_TO_SLOW_DISK, writes_to_slow_disk),
+    "list": Section(LISTS, whole_list),
+    "growth": Section(GROWTH, growth),
+    "start": Section(START, start),
+    "postgresql": Section(POSTGRESQL, postgresql),
+}
+
+
+def measured(name: str, run: Run) -> list[Row]:
+    """The rows of a section; where it can't be measured, they say why."""
+    section = SECTIONS[name]
+    try:
+        return section.measure(run)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return [Row(goal, left_out=reason[:160]) for goal in section.goals]

@@ -1,0 +1,183 @@
+"""Servers under test: pinned to one processor, timed until their first answer, and measured."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from benchmarks.load import is_complete, request
+from tests.support.service import environment, free_port
+
+START_SECONDS = 60
+THREADS = 16
+IS_PINNED = (os.cpu_count() or 1) > 1
+# In place of gunicorn's own command: the same application on our worker class.
+ON_OUR_WORKER = (
+    "import sys; from importlib import import_module; "
+    "from taskservice.config import Config; from taskservice.serving.application import serve; "
+    "make_app = import_module(sys.argv[1]).create_app; "
+    "serve(make_app, Config.from_environment())"
+)
+
+
+def pin_load() -> None:
+    """Keep this process, which makes the load, off the processor of the servers."""
+    if IS_PINNED:
+        os.sched_setaffinity(0, {1})
+
+
+def _pin_server() -> None:
+    if IS_PINNED:
+        os.sched_setaffinity(0, {0})
+
+
+class Server:
+    """A server, started by `with` and stopped at its end."""
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], port: int, first: bytes
+    ) -> None:
+        self.port, self.environment = port, dict(environment)
+        self.url = f"http://127.0.0.1:{port}"
+        # What it must answer before it counts as started.
+        self.first = first
+        self._command = command
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - for as long as the server is used
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "Server":
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> float:
+        """Start it; returns the seconds until its first answer."""
+        began = time.perf_counter()
+        self.process = subprocess.Popen(
+            self._command, env=self.environment, stdout=self._log, stderr=self._log,
+            start_new_session=True, preexec_fn=_pin_server,
+        )  # fmt: skip
+        while not self._answers():
+            self._require_running(began)
+            time.sleep(0.002)
+        return time.perf_counter() - began
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError):
+            return exchange(self.port, self.first)[9:10] in (b"2", b"3")
+        return False
+
+    def _require_running(self, began: float) -> None:
+        assert self.process is not None
+        if self.process.poll() is not None or time.perf_counter() - began > START_SECONDS:
+            self._log.seek(0)
+            printed = self._log.read().decode(errors="replace").strip()
+            raise RuntimeError(f"{' '.join(self._command[:4])} did not start: {printed[-2000:]}")
+
+    def stop(self) -> None:
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def pids(self) -> list[int]:
+        """All of its processes."""
+        assert self.process is not None
+        found = [self.process.pid]
+        for pid in found:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+            found += [int(child) for child in children.split()]
+        return found
+
+    def megabytes(self) -> float:
+        """Memory of all its processes, what they share counted once (PSS)."""
+        return sum(_kilobytes(pid, "smaps_rollup", "Pss:") for pid in self.pids()) / 1024
+
+    def forget_peak(self) -> float:
+        """Let the kernel note the most memory from now on; returns the megabytes in use now."""
+        worker = self.pids()[-1]
+        Path(f"/proc/{worker}/clear_refs").write_text("5")
+        return _kilobytes(worker, "status", "VmRSS:") / 1024
+
+    def peak(self) -> float:
+        """The most megabytes of its last process since `forget_peak`."""
+        return _kilobytes(self.pids()[-1], "status", "VmHWM:") / 1024
+
+
+def _kilobytes(pid: int, file: str, name: str) -> int:
+    lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+def exchange(port: int, data: bytes) -> bytes:
+    """Send one request; returns its whole answer."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(data)
+        answer = b""
+        while not is_complete(answer) and (part := connection.recv(65_536)):
+            answer += part
+        return answer
+
+
+def ours(data: Path, **settings: str) -> Server:
+    """`taskservice serve`, with its data in this folder."""
+    port = free_port()
+    variables = environment(data, BIND=f"127.0.0.1:{port}", LOG_LEVEL="warning", **settings)
+    command = [sys.executable, "-m", "taskservice", "serve"]
+    return Server(command, variables, port, request("GET", "/livez"))
+
+
+def on_our_worker(module: str, first: bytes, workers: int = 1, **variables: str) -> Server:
+    """An application of `benchmarks.yardsticks` on our worker class."""
+    port = free_port()
+    own = environment(
+        Path(tempfile.gettempdir(), f"yardstick-{port}"),
+        BIND=f"127.0.0.1:{port}", LOG_LEVEL="warning", WORKERS=str(workers), THREADS=str(THREADS),
+    )  # fmt: skip
+    command = [sys.executable, "-c", ON_OUR_WORKER, f"benchmarks.yardsticks.{module}"]
+    return Server(command, own | variables, port, first)
+
+
+def on_gthread(module: str, first: bytes, workers: int = 1, **variables: str) -> Server:
+    """An application of `benchmarks.yardsticks` on gunicorn's gthread."""
+    port = free_port()
+    command = [
+        sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--no-control-socket",
+        "--worker-class", "gthread", "--threads", str(THREADS), "--workers", str(workers),
+        "--log-level", "warning", f"benchmarks.yardsticks.{module}:create_app()",
+    ]  # fmt: skip
+    return Server(command, os.environ | variables, port, first)
+
+
+def on_both(module: str, first: bytes, workers: int = 1, **variables: str) -> dict[str, Server]:
+    """An application on gthread and on our worker class, by the names of the columns."""
+    return {
+        "gthread": on_gthread(module, first, workers, **variables),
+        "our worker": on_our_worker(module, first, workers, **variables),
+    }
+
+
+@contextlib.contextmanager
+def running(*servers: Server) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for server in servers:
+            stack.enter_context(server)
+        yield

@@ -1,0 +1,159 @@
+"""The table: each path of ours beside a yardstick, and whether it is as fast as it should be."""
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+GTHREAD, OUR_WORKER = "gthread", "our worker"
+Samples = Sequence[float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """How long and how often to measure, and in which folder."""
+
+    folder: Path
+    seconds: float
+    rounds: int
+    # Of the numbers of tasks and lines; less than 1 for a quick try.
+    scale: float
+
+    def subfolder(self, name: str) -> Path:
+        folder = self.folder / name
+        folder.mkdir()
+        return folder
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A path, what it is measured beside, and the ratio that it should reach.
+
+    Where `is_absolute`, `at_least` and `stretch` are figures of ours in `unit`, not ratios.
+    `server` is the column whose ratio counts.
+    """
+
+    path: str
+    beside: str
+    unit: str
+    at_least: float | None
+    stretch: float | None
+    is_less_better: bool = False
+    is_absolute: bool = False
+    server: str = OUR_WORKER
+
+    def is_reached(self, figure: float, bound: float | None) -> bool | None:
+        if bound is None or math.isnan(figure):
+            return None
+        return figure <= bound if self.is_less_better else figure >= bound
+
+
+@dataclass
+class Row:
+    """A line of the table: medians, and medians of the ratios of each round."""
+
+    goal: Goal
+    ours: float = math.nan
+    beside: dict[str, float] = field(default_factory=dict)
+    ratios: dict[str, float] = field(default_factory=dict)
+    left_out: str = ""
+    rounds: dict[str, list[float]] = field(default_factory=dict)
+    # Name of a file -> its SVG.
+    plots: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def judged(self) -> float:
+        return self.ours if self.goal.is_absolute else self.ratios.get(self.goal.server, math.nan)
+
+    @property
+    def verdict(self) -> str:
+        goal = self.goal
+        if goal.is_reached(self.judged, goal.at_least) is None:
+            return ""
+        if goal.is_reached(self.judged, goal.stretch):
+            return "stretch"
+        return "yes" if goal.is_reached(self.judged, goal.at_least) else "NO"
+
+    def as_json(self) -> dict[str, Any]:
+        figures = asdict(self) | {"verdict": self.verdict}
+        del figures["plots"]
+        return figures
+
+
+def row(goal: Goal, ours: Samples, beside: Mapping[str, Samples], *, inverted: bool = False) -> Row:
+    """The row of figures that were measured in turn; `inverted` for how many times as fast."""
+    ratios = {
+        name: statistics.median(
+            (theirs / own) if inverted else (own / theirs)
+            for own, theirs in zip(ours, figures, strict=True)
+        )
+        for name, figures in beside.items()
+    }
+    medians = {name: statistics.median(figures) for name, figures in beside.items()}
+    rounds = {"ours": list(ours)} | {name: list(figures) for name, figures in beside.items()}
+    return Row(goal, statistics.median(ours), medians, ratios, rounds=rounds)
+
+
+def interleaved(
+    rounds: int, measurements: Mapping[str, Callable[[], float]]
+) -> dict[str, list[float]]:
+    """The figures of each measurement, all of them taken in turn in each round."""
+    figures: dict[str, list[float]] = {name: [] for name in measurements}
+    for _ in range(rounds):
+        for name, measure in measurements.items():
+            figures[name].append(measure())
+    return figures
+
+
+HEAD = ("path", "ours", "beside, gthread", "ratio", "beside, our worker", "ratio",
+        "at least", "stretch", "reached")  # fmt: skip
+
+
+def cells(row: Row) -> list[str]:
+    goal = row.goal
+    own = [f"{goal.path} / {goal.beside}", _figure(row.ours, goal.unit)]
+    if row.left_out:
+        own[1] = f"left out: {row.left_out}"
+    columns = []
+    for server in (GTHREAD, OUR_WORKER):
+        columns.append(_figure(row.beside.get(server), goal.unit))
+        columns.append(_number(row.ratios.get(server)))
+    sign = "≤ " if goal.is_less_better else ""
+    unit = goal.unit if goal.is_absolute else ""
+    goals = [
+        sign + _figure(bound, unit) if bound is not None else ""
+        for bound in (goal.at_least, goal.stretch)
+    ]
+    return [*own, *columns, *goals, row.verdict]
+
+
+def _figure(value: float | None, unit: str) -> str:
+    return f"{_number(value)} {unit}".strip() if value is not None else ""
+
+
+def _number(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 20 else f"{value:.2f}"
+
+
+def text(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal."""
+    all_lines = [head, *lines]
+    # What was left out says why in a cell that may be wider than its column.
+    widths = [max(len(line[column]) for line in all_lines if "left out" not in line[column])
+              for column in range(len(head))]  # fmt: skip
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in all_lines
+    )
+
+
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *lines])
