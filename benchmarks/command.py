@@ -39,6 +39,11 @@ def measuring(options: argparse.Namespace) -> Iterator[Run]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def reason(error: BaseException) -> str:
+    """Why something could not be measured, in part of a line."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
 def show(
     options: argparse.Namespace, began: float, head: Sequence[str], lines: Sequence[Sequence[str]]
 ) -> None:

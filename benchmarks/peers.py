@@ -6,19 +6,21 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import requests
 
-from benchmarks.command import measuring, parser, show
+from benchmarks.command import measuring, parser, reason, show
 from benchmarks.contents import LINES, fill
 from benchmarks.load import load, request
 from benchmarks.servers import Server, ours
 from benchmarks.table import Run
 from tests.support.service import free_port
+from tests.support.waiting import PATIENCE_SECONDS
 
 IDLE_SECONDS = 2.0
 HEAD = ("program", "version", "GET one", "create one", "idle memory (PSS)", "cold start")
@@ -44,12 +46,14 @@ class Peer:
         cold_start = self.server.start()
         try:
             time.sleep(min(IDLE_SECONDS, run.seconds))
+            memory = self.server.megabytes()
+            get = load(self.server.port, [self.get], run.seconds)
+            # Some refuse writes that come at the same time.
+            create = load(self.server.port, [self.create], run.seconds, tolerated=1)
             taken = {
-                "memory": self.server.megabytes(),
-                "cold start": cold_start,
-                "get": load(self.server.port, [self.get], run.seconds).rate,
-                "create": load(self.server.port, [self.create], run.seconds).rate,
-            }
+                "memory": memory, "cold start": cold_start,
+                "get": get.rate, "create": create.rate, "failed": create.failed,
+            }  # fmt: skip
         finally:
             self.server.stop()
         for name, figure in taken.items():
@@ -57,8 +61,10 @@ class Peer:
 
     def cells(self) -> list[str]:
         middle = {name: statistics.median(figures) for name, figures in self.figures.items()}
+        failed = middle["failed"]
         return [
-            self.version, f"{middle['get']:,.0f}/s", f"{middle['create']:,.0f}/s",
+            self.version, f"{middle['get']:,.0f}/s",
+            f"{middle['create']:,.0f}/s" + (f" ({failed:.0%} refused)" if failed > 0.01 else ""),
             f"{middle['memory']:.0f} MB", f"{middle['cold start']:.2f} s",
         ]  # fmt: skip
 
@@ -95,10 +101,14 @@ def served(
 
 
 def created(server: Server, path: str, body: Any, **headers: str) -> Any:
-    """What a server answers to a POST."""
-    answer = requests.post(server.url + path, json=body, headers=headers, timeout=30)
-    answer.raise_for_status()
-    return answer.json()
+    """What a server answers to a POST; for some time a server that just started may be busy."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        answer = requests.post(server.url + path, json=body, headers=headers, timeout=60)
+        if answer.status_code != 503 or time.monotonic() > deadline:
+            answer.raise_for_status()
+            return answer.json()
+        time.sleep(0.5)
 
 
 def post(path: str, body: Any, key: str = "", **headers: str) -> bytes:
@@ -200,22 +210,23 @@ PEERS: dict[str, Callable[[Path], Peer]] = {
 
 def main() -> None:
     options = parser("benchmarks.peers", __doc__, PEERS).parse_args()
+    names = options.only or list(PEERS)
     installed: dict[str, Peer] = {}
     left_out: dict[str, str] = {}
     with measuring(options) as run:
-        for name in options.only or PEERS:
+        for number, name in enumerate(names):
             print(f"installing {name}", file=sys.stderr, flush=True)
-            attempt(lambda: installed.update({name: PEERS[name](run.subfolder(name))}),  # noqa: B023
-                    name, left_out)  # fmt: skip
+            with noting(name, left_out):
+                installed[name] = PEERS[name](run.subfolder(f"peer-{number}"))
         began = time.monotonic()
         for _ in range(run.rounds):
-            for name, peer in installed.items():
-                if name not in left_out:
-                    attempt(lambda: peer.measure(run), name, left_out)  # noqa: B023
+            for name in installed.keys() - left_out.keys():
+                with noting(name, left_out):
+                    installed[name].measure(run)
     lines = [
         [name, f"left out: {left_out[name]}", "", "", "", ""] if name in left_out
         else [name, *installed[name].cells()]
-        for name in options.only or PEERS
+        for name in names
     ]  # fmt: skip
     show(options, began, HEAD, lines)
     if options.json:
@@ -223,12 +234,13 @@ def main() -> None:
         options.json.write_text(json.dumps(figures, indent=1))
 
 
-def attempt(step: Callable[[], None], name: str, left_out: dict[str, str]) -> None:
-    """Do a step; if it fails, note why this program is left out."""
+@contextmanager
+def noting(name: str, left_out: dict[str, str]) -> Iterator[None]:
+    """Note why this program is left out if it can't be installed or measured."""
     try:
-        step()
+        yield
     except Exception as error:
-        left_out[name] = " ".join(str(error).split())[:160] or type(error).__name__
+        left_out[name] = reason(error)
 
 
 if __name__ == "__main__":

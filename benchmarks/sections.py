@@ -11,7 +11,9 @@ from functools import partial
 from pathlib import Path
 
 import psycopg
+import pytest
 
+from benchmarks.command import reason
 from benchmarks.contents import LINES, Contents, add_person, fill, multiply
 from benchmarks.growth import GROWTH, growth
 from benchmarks.load import load, request
@@ -304,11 +306,14 @@ SECTIONS: dict[str, Section] = {
 }
 
 
+# A helper of the tests skips or fails where PostgreSQL can't be started.
+OUTCOMES = (pytest.skip.Exception, pytest.fail.Exception)
+
+
 def measured(name: str, run: Run) -> list[Row]:
     """The rows of a section; where it can't be measured, they say why."""
     section = SECTIONS[name]
     try:
         return section.measure(run)
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return [Row(goal, left_out=reason[:160]) for goal in section.goals]
+    except (Exception, *OUTCOMES) as error:
+        return [Row(goal, left_out=reason(error)) for goal in section.goals]
