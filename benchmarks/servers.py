@@ -1,6 +1,7 @@
 """Servers under test: pinned to one processor, timed until their first answer, and measured."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -18,6 +19,8 @@ from tests.support.service import environment, free_port
 START_SECONDS = 120
 THREADS = 16
 IS_PINNED = (os.cpu_count() or 1) > 1
+PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
 # In place of gunicorn's own command: the same application on our worker class.
 ON_OUR_WORKER = (
     "import sys; from importlib import import_module; "
@@ -33,7 +36,9 @@ def pin_load() -> None:
         os.sched_setaffinity(0, {1})
 
 
-def _pin_server() -> None:
+def _prepare_server() -> None:
+    # It ends with this process, however that ends.
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if IS_PINNED:
         os.sched_setaffinity(0, {0})
 
@@ -69,7 +74,7 @@ class Server:
         began = time.perf_counter()
         self.process = subprocess.Popen(
             self._command, env=self.environment, stdout=self._log, stderr=self._log,
-            start_new_session=True, preexec_fn=_pin_server,
+            start_new_session=True, preexec_fn=_prepare_server,
         )  # fmt: skip
         while not self._answers():
             self._require_running(began)
