@@ -7,7 +7,7 @@ from flask import Flask
 
 from taskservice import api, dashboard, problems
 from taskservice.config import Config
-from taskservice.database import engine, migrations, watcher
+from taskservice.database import engine, migrations, transactions, watcher
 from taskservice.operations import health, request_log
 from taskservice.services import attempts
 from taskservice.serving.proxies import trust_proxies
@@ -36,6 +36,7 @@ def create_app(config: Config, may_create: bool = True) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = config.MAX_BODY
     migrations.upgrade(config.DATABASE_URL, may_create=may_create)
     engine.init_app(app, config.DATABASE_URL, config.THREADS)
+    transactions.init_app(app)
     watcher.init_app(app, config.THREADS)
     health.init_app(app)
     attempts.init_app(app)

@@ -132,7 +132,7 @@ def test_lines_take_the_place_that_was_kept_for_them(lines: list[str]) -> None:
     row = sample(TaskSchema(), empty=False)
     for schema in (answers.task_schema, TaskSchema(only=["logs"]), TaskSchema(exclude=["input"])):
         head, tail = answers.split_at_lines(schema.dump(row))
-        whole = json.loads(head + answers.dump_lines(lines) + tail)
+        whole = json.loads(head + answers.dump_items(lines) + tail)
         assert whole["logs"] == lines
         assert list(whole) == list(schema.dump_fields)
     head, tail = answers.split_at_lines(TaskSchema(only=["id"]).dump(row))

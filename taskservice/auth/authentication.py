@@ -11,6 +11,7 @@ from taskservice.auth import key_text, valid_keys
 from taskservice.auth.caller import Caller
 from taskservice.database import timestamps
 from taskservice.database.rows import AnyRow
+from taskservice.database.transactions import share_reading
 from taskservice.problems import invalid_key
 
 # The headers that carry a key, which are also the value of `Vary`.
@@ -26,6 +27,7 @@ _lock = Lock()
 
 def authenticate() -> None:
     """Set `caller` from the key in the request's headers; raises 401 unless it is valid."""
+    share_reading()
     set_caller(valid_key(key_in_headers(*map(request.headers.get, KEY_HEADERS))))
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, and_, bindparam, or_
 from sqlalchemy.types import Text
 
-from taskservice.database.models import Agent, ApiKey, Identifier, Task
+from taskservice.database.models import Agent, ApiKey, Task
+from taskservice.database.types import Identifier
 from taskservice.problems import Problem
 
 

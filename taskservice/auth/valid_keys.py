@@ -4,6 +4,7 @@ from sqlalchemy import bindparam, or_, select
 
 from taskservice.database.models import ApiKey, User
 from taskservice.database.rows import AnyRow
+from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
 from taskservice.database.types import Timestamp
 from taskservice.schemas.columns import KEY_COLUMNS
@@ -13,8 +14,10 @@ KEY_IS_VALID = (
     ApiKey.revoked_at.is_(None),
     or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > bindparam("now", type_=Timestamp())),
 )
-_KEY = select(*KEY_COLUMNS).where(ApiKey.digest == bindparam("digest"), *KEY_IS_VALID)
-_KEY_OF_SESSION = (
+_KEY = Statement[AnyRow](
+    select(*KEY_COLUMNS).where(ApiKey.digest == bindparam("digest"), *KEY_IS_VALID)
+)
+_KEY_OF_SESSION = Statement[AnyRow](
     select(*KEY_COLUMNS, User.name.label("user_name"))
     .join(User, User.id == ApiKey.user_id)
     .where(ApiKey.id == bindparam("key_id"), *KEY_IS_VALID)
@@ -24,10 +27,10 @@ _KEY_OF_SESSION = (
 def by_digest(digest: str, now: str) -> AnyRow | None:
     """The valid key with this digest."""
     with reading() as connection:
-        return connection.execute(_KEY, {"digest": digest, "now": now}).one_or_none()
+        return _KEY.one_or_none(connection, digest=digest, now=now)
 
 
 def by_id(key_id: str, now: str) -> AnyRow | None:
     """The valid key with this id, and its `user_name`."""
     with reading() as connection:
-        return connection.execute(_KEY_OF_SESSION, {"key_id": key_id, "now": now}).one_or_none()
+        return _KEY_OF_SESSION.one_or_none(connection, key_id=key_id, now=now)

@@ -24,10 +24,10 @@ from taskservice.background import sizes, sweep
 from taskservice.background.batches import BATCH_SECONDS, CHORE_SECONDS, in_batches
 from taskservice.contract.terms import PENDING
 from taskservice.database import timestamps
-from taskservice.database.models import WITH_OLD_LOG, Delivery, Identifier, Task, User
+from taskservice.database.models import WITH_OLD_LOG, Delivery, Task, User
 from taskservice.database.rows import AnyRow, AnySelect
 from taskservice.database.transactions import has_writer_queue, reading, transaction
-from taskservice.database.types import Timestamp
+from taskservice.database.types import Identifier, Timestamp
 from taskservice.services.tasks import detach_log, remove
 
 BATCH = 200

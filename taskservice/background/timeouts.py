@@ -10,14 +10,7 @@ from sqlalchemy import ColumnElement, Float, bindparam, case, exists, insert, se
 from taskservice.background.batches import in_batches
 from taskservice.contract.terms import ERROR, TIMEOUT
 from taskservice.database import timestamps
-from taskservice.database.models import (
-    CLAIMED,
-    CLAIMED_WITH_TIMEOUT,
-    Identifier,
-    Log,
-    ServiceHeartbeat,
-    Task,
-)
+from taskservice.database.models import CLAIMED, CLAIMED_WITH_TIMEOUT, Log, ServiceHeartbeat, Task
 from taskservice.database.rows import AnySelect
 from taskservice.database.transactions import (
     database_moment,
@@ -26,7 +19,7 @@ from taskservice.database.transactions import (
     retry_on_conflict,
     transaction,
 )
-from taskservice.database.types import Timestamp, database_now
+from taskservice.database.types import Identifier, Timestamp, database_now
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.tasks import HEARTBEAT
 

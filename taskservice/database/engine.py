@@ -10,7 +10,7 @@ from sqlalchemy.engine import URL, ExceptionContext, make_url
 from sqlalchemy.exc import OperationalError
 
 from taskservice import resources
-from taskservice.database import statement_timeout
+from taskservice.database import postgresql_text, statement_timeout, statements
 from taskservice.database.file_watch import DatabaseFiles
 from taskservice.database.files import sqlite_uri
 from taskservice.database.types import db
@@ -152,10 +152,10 @@ def prepare_postgresql_connection(connection: Any, _record: Any = None) -> None:
     if encoding not in ("UTF8", None):
         connection.close()
         raise OperationalError("connect", None, EncodingError(encoding))
-    # A pooler keeps these settings apart for each client. Python parses dates as ISO 8601, and
-    # east of UTC the last hours of the year 9999 are out of its range.
+    # A pooler keeps these settings apart for each client. Moments are read as text in this form.
     connection.execute("SET DateStyle = 'ISO'; SET TIME ZONE 'UTC'")
     connection.commit()
+    postgresql_text.read_as_text(connection)
 
 
 def _prepare_sqlite_reader(connection: Any, record: Any) -> None:
@@ -175,7 +175,7 @@ def _prepare_write_engine(engine: Engine) -> None:
 def _begin_immediate(connection: Connection) -> None:
     # A transaction that reads first and then writes fails as busy, at once and whatever the
     # timeout, if another has written in between.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    statements.execute(connection, "BEGIN IMMEDIATE")
 
 
 def _prepare_postgresql(engine: Engine) -> None:
@@ -191,23 +191,19 @@ def _prepare_postgresql(engine: Engine) -> None:
 
 
 def _forget_rows(context: ExceptionContext) -> None:
-    """Keep only the first message of a PostgreSQL error: its details quote whole rows."""
-    diagnosis = getattr(context.original_exception, "diag", None)
-    if diagnosis is None or context.sqlalchemy_exception is None:
-        return
-    if diagnosis.message_primary:
-        text = f"{diagnosis.sqlstate} {diagnosis.message_primary}"
-        context.original_exception.args = context.sqlalchemy_exception.args = (text,)
+    if context.sqlalchemy_exception is not None:
+        statements.forget_rows(context.original_exception, context.sqlalchemy_exception)
 
 
 def _begin_postgresql(connection: Connection) -> None:
     # A commit waits for the disk, even if the database's default is not to. Both settings end
     # with the transaction: behind a pooler, the connection's next one may be another client's.
-    connection.exec_driver_sql(
+    statements.execute(
+        connection,
         f"SELECT set_config('lock_timeout', '{int(BUSY_SECONDS * 1000)}', true), "
         "set_config('synchronous_commit', "
-        "replace(current_setting('synchronous_commit'), 'off', 'on'), true)"
-    ).close()
+        "replace(current_setting('synchronous_commit'), 'off', 'on'), true)",
+    )
 
 
 def dispose(app: Flask) -> None:

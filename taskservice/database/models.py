@@ -10,7 +10,6 @@ from sqlalchemy import (
     Integer,
     String,
     Text,
-    Uuid,
     text,
 )
 from sqlalchemy.orm import Mapped, mapped_column
@@ -23,11 +22,10 @@ from taskservice.contract.terms import (
     PENDING,
     STATUSES,
 )
-from taskservice.database.types import Base, Timestamp
+from taskservice.database.types import Base, Identifier, Timestamp
 
 # SQLite numbers rows by itself only in a column of exactly this type.
 RowNumber = BigInteger().with_variant(Integer(), "sqlite")
-Identifier = Uuid(as_uuid=False)
 
 
 def _one_of(column: str, *words: str) -> str:

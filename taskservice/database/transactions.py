@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
+from flask import Flask, g
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
@@ -21,6 +22,7 @@ MAX_RETRIES = 10
 @contextmanager
 def transaction() -> Iterator[Connection]:
     """A connection in a write transaction, committed at the end or rolled back on an error."""
+    end_shared_reading()
     with writer_turn(), db.engine.begin() as connection:
         yield connection
     # If the files were replaced meanwhile, the next start would not find what was committed.
@@ -43,9 +45,43 @@ def writer_turn() -> AbstractContextManager[None]:
     return queue.turn(BUSY_SECONDS) if queue else nullcontext()
 
 
-def reading() -> Connection:
-    """A connection for reads, without a transaction; use it in a `with`."""
+@contextmanager
+def reading() -> Iterator[Connection]:
+    """A connection for reads, without a transaction.
+
+    All reads of a request share one, from `share_reading` to `end_shared_reading`, at the latest
+    until its answer is sent.
+    """
+    if "reading" not in g:
+        with _connect() as connection:
+            yield connection
+        return
+    if g.reading is None:
+        g.reading = _connect()
+    yield g.reading
+
+
+def share_reading() -> None:
+    """Let the reads of this request share a connection, which the first one takes."""
+    g.reading = None
+
+
+def end_shared_reading(_error: BaseException | None = None) -> None:
+    """Give back the shared connection, before anything that may take long.
+
+    Each later read of this request takes a connection of its own.
+    """
+    connection = g.pop("reading", None)
+    if connection is not None:
+        connection.close()
+
+
+def _connect() -> Connection:
     return resources.find(Database).reader.connect()
+
+
+def init_app(app: Flask) -> None:
+    app.teardown_request(end_shared_reading)
 
 
 def database_moment() -> str:

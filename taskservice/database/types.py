@@ -1,11 +1,12 @@
 """The base of all tables, and our own column types and SQL functions."""
 
-from datetime import datetime
+import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import Integer, MetaData, String
-from sqlalchemy.dialects.postgresql import TIMESTAMP
+from sqlalchemy import Boolean, Integer, MetaData, String, Text, Uuid
+from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase
@@ -13,14 +14,12 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from taskservice.database.timestamps import rfc3339
-
 
 class Timestamp(TypeDecorator[str]):
     """A moment as RFC 3339 text in UTC with milliseconds, which sorts as it reads.
 
     SQLite stores the text itself, so that nothing is converted between the disk
-    and the answer; PostgreSQL stores a `timestamptz(3)`.
+    and the answer; PostgreSQL stores a `timestamptz(3)`, which its connections read as this text.
     """
 
     impl = String(24)
@@ -31,8 +30,71 @@ class Timestamp(TypeDecorator[str]):
             return dialect.type_descriptor(TIMESTAMP(timezone=True, precision=3))
         return dialect.type_descriptor(String(24))
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
-        return rfc3339(value) if isinstance(value, datetime) else value
+
+class _Identifier(Uuid[str]):
+    """A UUID as text. SQLite stores its digits; PostgreSQL a `uuid`, which is read as text."""
+
+    def __init__(self) -> None:
+        super().__init__(as_uuid=False)
+
+    def result_processor(self, dialect: Dialect, coltype: Any) -> Callable[[Any], Any] | None:
+        return None if dialect.supports_native_uuid else _with_hyphens
+
+
+def _with_hyphens(digits: str | None) -> str | None:
+    if digits is None:
+        return None
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+Identifier = _Identifier()
+
+
+class Several(TypeDecorator[Sequence[Any]]):
+    """A list of values of one type as one parameter, so that its length does not change the SQL."""
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, item: TypeEngine[Any]) -> None:
+        super().__init__()
+        self.item = item
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        of_dialect = ARRAY(self.item) if dialect.name == "postgresql" else Text()
+        return dialect.type_descriptor(of_dialect)
+
+    def process_bind_param(self, value: Sequence[Any] | None, dialect: Dialect) -> Any:
+        if value is None or dialect.name == "postgresql":
+            return value
+        convert = self.item.dialect_impl(dialect).bind_processor(dialect)
+        return json.dumps([convert(each) for each in value] if convert else list(value))
+
+
+class is_among(FunctionElement[bool]):
+    """SQL for whether a column's value is among those of a parameter of the type `Several`."""
+
+    inherit_cache = True
+    type = Boolean()
+
+    def __init__(self, column: Any, values: Any) -> None:
+        super().__init__(column, values)
+
+    def self_group(self, against: Any = None) -> "is_among":
+        # Otherwise it would be compared to 1 on SQLite, which then uses no index.
+        return self
+
+
+@compiles(is_among, "sqlite")
+def _sqlite_is_among(element: is_among, compiler: SQLCompiler, **options: Any) -> str:
+    column, values = (compiler.process(each, **options) for each in element.clauses)
+    return f"{column} IN (SELECT value FROM json_each({values}))"  # noqa: S608
+
+
+@compiles(is_among, "postgresql")
+def _postgresql_is_among(element: is_among, compiler: SQLCompiler, **options: Any) -> str:
+    column, values = (compiler.process(each, **options) for each in element.clauses)
+    return f"{column} = ANY ({values})"
 
 
 class Base(DeclarativeBase):

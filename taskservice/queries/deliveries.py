@@ -9,10 +9,10 @@ from sqlalchemy import ColumnElement, and_, bindparam, literal_column, or_, sele
 
 from taskservice.auth.caller import Caller, visible_tasks
 from taskservice.contract.terms import PENDING
-from taskservice.database.models import Attempt, Delivery, Identifier, Task, User
+from taskservice.database.models import Attempt, Delivery, Task, User
 from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import reading
-from taskservice.database.types import database_now
+from taskservice.database.types import Identifier, database_now
 from taskservice.problems import not_found
 from taskservice.schemas.columns import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
 

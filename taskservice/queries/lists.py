@@ -1,17 +1,17 @@
 """Reads of many tasks: which, in what order, and page by page."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
-from operator import eq, gt, lt
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias
 
 from sqlalchemy import (
     ColumnElement,
     and_,
     bindparam,
     func,
-    literal,
     select,
     text,
     true,
@@ -20,10 +20,11 @@ from sqlalchemy import (
 
 from taskservice.auth.caller import Caller, visible_tasks
 from taskservice.contract.terms import FAILED, PENDING, RUNNING, SORTS
-from taskservice.database.models import Delivery, Identifier, Task
+from taskservice.database.models import Delivery, Task
 from taskservice.database.rows import AnyRow, TaskRow, next_limit
+from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
-from taskservice.database.types import Timestamp
+from taskservice.database.types import Identifier, Several, Timestamp, is_among
 from taskservice.queries.tasks import with_log
 from taskservice.schemas.columns import LARGE_COLUMNS, TASK_COLUMNS
 
@@ -36,6 +37,23 @@ _DELIVERY_STATES = {
 }
 NEWEST_FIRST, OLDEST_FIRST, BY_END = SORTS
 EARLIEST = "0001-01-01T00:00:00.000Z"
+# The number of different statements that are kept of each kind.
+STATEMENTS = 256
+# The signs that mean something in a pattern of LIKE.
+_LIKE_SIGNS = re.compile("[%_/]")
+_OF_USER: ColumnElement[bool] = Task.user_id == bindparam("user_id", type_=Identifier)
+# Filter, under the name of its parameter -> its condition; the bounds are exclusive.
+_CONDITIONS: dict[str, ColumnElement[bool]] = {
+    "own_agent_id": Task.agent_id == bindparam("own_agent_id"),
+    "agent_id": Task.agent_id == bindparam("agent_id"),
+    "status": Task.status == bindparam("status"),
+    "created_after": Task.created_at > bindparam("created_after", type_=Timestamp()),
+    "created_before": Task.created_at < bindparam("created_before", type_=Timestamp()),
+    "finished_after": Task.finished_at > bindparam("finished_after", type_=Timestamp()),
+    "name_part": Task.name_folded.contains(bindparam("name_part"), escape="/"),
+}
+# The names of the filters that are given: with them a statement is compiled once.
+Filters: TypeAlias = frozenset[str]
 _SUMMARIES = select(
     Task.id,
     Task.name,
@@ -76,25 +94,38 @@ def positions(
     caller: Caller, selection: Selection, after: Position | None, count: int
 ) -> list[Position]:
     """The next `count` positions of the list, or fewer at its end."""
-    conditions = _conditions(caller, selection)
-    column: Any = Task.created_at
-    if selection.sort == BY_END:
-        if selection.status == RUNNING:
-            # A search for the next one would read all finished tasks.
-            return []
-        column = Task.finished_at
-        conditions = [Task.user_id == caller.user_id, _unindexed(conditions)]
-        if after is None:
-            conditions.append(column > (selection.finished_after or EARLIEST))
-    newest_first = selection.sort == NEWEST_FIRST
+    if selection.sort == BY_END and selection.status == RUNNING:
+        # A search for the next one would read all finished tasks.
+        return []
+    filters = _filters(caller, selection)
     if after is not None:
-        key = tuple_(column, Task.id)
-        last = tuple_(literal(after.moment, Timestamp()), literal(after.id, Identifier))
-        conditions.append(key < last if newest_first else key > last)
-    order = (column.desc(), Task.id.desc()) if newest_first else (column, Task.id)
-    statement = select(column, Task.id).where(*conditions).order_by(*order).limit(count)
+        filters |= {"after_moment": after.moment, "after_id": after.id}
+    elif selection.sort == BY_END:
+        filters["finished_after"] = selection.finished_after or EARLIEST
+    statement = _positions(frozenset(filters), selection.delivery, selection.sort)
     with reading() as connection:
-        return [Position(*row) for row in connection.execute(statement)]
+        found = statement.all(connection, **filters, user_id=caller.user_id, count=count)
+    return [Position(*row) for row in found]
+
+
+@lru_cache(maxsize=STATEMENTS)
+def _positions(filters: Filters, delivery: str | None, sort: str) -> Statement[AnyRow]:
+    conditions = _conditions(filters, delivery)
+    column: Any = Task.created_at
+    if sort == BY_END:
+        column = Task.finished_at
+        conditions = [_OF_USER, _unindexed(conditions)]
+        if "after_id" not in filters:
+            conditions.append(column > bindparam("finished_after", type_=Timestamp()))
+    if "after_id" in filters:
+        key = tuple_(column, Task.id)
+        last = tuple_(
+            bindparam("after_moment", type_=Timestamp()), bindparam("after_id", type_=Identifier)
+        )
+        conditions.append(key < last if sort == NEWEST_FIRST else key > last)
+    order = (column.desc(), Task.id.desc()) if sort == NEWEST_FIRST else (column, Task.id)
+    found = select(column, Task.id).where(*conditions).order_by(*order)
+    return Statement(found.limit(bindparam("count")))
 
 
 def tasks_at(
@@ -110,18 +141,26 @@ def tasks_at(
     A task that was deleted meanwhile, or that the selection no longer has, is left out.
     """
     limit = 4 if large else 32
-    left_out = [column for name, column in LARGE_COLUMNS.items() if name not in large]
-    columns = [column for column in TASK_COLUMNS if column not in left_out]
-    fits = _unindexed(_conditions(caller, selection))
+    filters = _filters(caller, selection)
+    statement = _tasks(frozenset(filters), selection.delivery, tuple(large))
     while wanted:
         now, wanted = wanted[:limit], wanted[limit:]
         ids = [position.id for position in now]
         with reading() as connection:
-            found = connection.execute(with_log(columns).where(Task.id.in_(ids), fits))
-            rows = {row.id: cast(TaskRow, row) for row in found}
+            found = statement.all(connection, **filters, user_id=caller.user_id, task_ids=ids)
+        rows = {row.id: row for row in found}
         page = [rows[task_id] for task_id in ids if task_id in rows]
         yield page
         limit = next_limit(len(ids), sum(_task_size(row, large) for row in page), 256)
+
+
+@lru_cache(maxsize=STATEMENTS)
+def _tasks(filters: Filters, delivery: str | None, large: tuple[str, ...]) -> Statement[TaskRow]:
+    left_out = [column for name, column in LARGE_COLUMNS.items() if name not in large]
+    columns = [column for column in TASK_COLUMNS if column not in left_out]
+    is_wanted = is_among(Task.id, bindparam("task_ids", type_=Several(Identifier)))
+    fits = _unindexed(_conditions(filters, delivery))
+    return Statement(with_log(columns).where(is_wanted, fits))
 
 
 def all_tasks(
@@ -134,22 +173,24 @@ def all_tasks(
         after = wanted[-1]
 
 
-def _conditions(caller: Caller, selection: Selection) -> list[ColumnElement[bool]]:
-    bounds: list[tuple[Any, Any, str | None]] = [
-        (Task.agent_id, eq, caller.agent_id),
-        (Task.agent_id, eq, selection.agent_id),
-        (Task.status, eq, selection.status),
-        (Task.created_at, gt, selection.created_after),
-        (Task.created_at, lt, selection.created_before),
-        (Task.finished_at, gt, selection.finished_after),
-    ]
-    conditions: list[ColumnElement[bool]] = [Task.user_id == caller.user_id]
-    conditions += [compare(column, value) for column, compare, value in bounds if value]
-    if selection.name_part is not None:
-        part = selection.name_part.casefold()
-        conditions.append(Task.name_folded.contains(part, autoescape=True))
-    if selection.delivery is not None:
-        fitting = select(Delivery.task_id).where(_DELIVERY_STATES[selection.delivery])
+def _filters(caller: Caller, selection: Selection) -> dict[str, Any]:
+    """The values of the filters that are given, under the names of their parameters."""
+    values = {
+        "own_agent_id": caller.agent_id,
+        "agent_id": selection.agent_id,
+        "status": selection.status,
+        "created_after": selection.created_after,
+        "created_before": selection.created_before,
+        "finished_after": selection.finished_after,
+        "name_part": _LIKE_SIGNS.sub(r"/\g<0>", (selection.name_part or "").casefold()),
+    }
+    return {name: value for name, value in values.items() if value}
+
+
+def _conditions(filters: Filters, delivery: str | None) -> list[ColumnElement[bool]]:
+    conditions = [_OF_USER, *(_CONDITIONS[name] for name in _CONDITIONS if name in filters)]
+    if delivery is not None:
+        fitting = select(Delivery.task_id).where(_DELIVERY_STATES[delivery])
         conditions.append(Task.id.in_(fitting))
     return conditions
 
@@ -175,17 +216,17 @@ def counts(
     caller: Caller, selection: Selection, statuses: Sequence[str], maximum: int
 ) -> dict[str, int]:
     """Status -> how many tasks of the selection have it, counted up to `maximum`."""
+    filters = _filters(caller, replace(selection, status=None))
+    fits = _conditions(frozenset(filters), selection.delivery)
     counted = {
         status: select(func.count()).select_from(
-            select(Task.id)
-            .where(*_conditions(caller, replace(selection, status=status)))
-            .limit(maximum)
-            .subquery()
+            select(Task.id).where(*fits, Task.status == status).limit(maximum).subquery()
         )
         for status in statuses
     }
+    statement = select(*(one.scalar_subquery() for one in counted.values()))
     with reading() as connection:
-        row = connection.execute(select(*(one.scalar_subquery() for one in counted.values())))
+        row = connection.execute(statement, filters | {"user_id": caller.user_id})
         return dict(zip(statuses, row.one(), strict=True))
 
 
@@ -193,7 +234,8 @@ def starts(
     caller: Caller, selection: Selection, moments: Sequence[str], statuses: Sequence[str]
 ) -> list[list[int]]:
     """For each of `statuses`: how many tasks were started between each two moments in a row."""
-    fits = _conditions(caller, selection)
+    filters = _filters(caller, selection)
+    fits = _conditions(frozenset(filters), selection.delivery)
     # Each count reads a part of one index.
     counts = [
         select(func.count())
@@ -204,7 +246,7 @@ def starts(
         for since, until in pairwise(moments)
     ]
     with reading() as connection:
-        row = connection.execute(select(*counts)).one()
+        row = connection.execute(select(*counts), filters | {"user_id": caller.user_id}).one()
     intervals = len(moments) - 1
     return [list(row[start : start + intervals]) for start in range(0, len(row), intervals)]
 

@@ -8,7 +8,9 @@ from sqlalchemy import BigInteger, bindparam, select
 from taskservice.contract.error_codes import LOG_DROPPED
 from taskservice.database.models import LogChunk
 from taskservice.database.rows import PAGE_BYTES, AnyRow, TaskRow, next_limit
+from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
+from taskservice.database.types import Several, is_among
 from taskservice.problems import Problem
 
 # Logs of at most this many bytes are read together, for a page of tasks at once.
@@ -27,7 +29,7 @@ class LogGone(Problem):
         )
 
 
-_CHUNKS = (
+_CHUNKS = Statement[AnyRow](
     select(LogChunk.last, LogChunk.count, LogChunk.text)
     .where(
         LogChunk.log_id == bindparam("log_id"),
@@ -37,7 +39,7 @@ _CHUNKS = (
     .order_by(LogChunk.last)
     .limit(bindparam("limit"))
 )
-_LAST_CHUNKS = (
+_LAST_CHUNKS = Statement[AnyRow](
     select(LogChunk.last, LogChunk.count, LogChunk.text)
     .where(LogChunk.log_id == bindparam("log_id"), LogChunk.last <= bindparam("until"))
     .order_by(LogChunk.last.desc())
@@ -49,9 +51,9 @@ _NEXT_CHUNKS = (
     .order_by(LogChunk.last)
     .limit(bindparam("limit"))
 )
-_CHUNKS_OF_SEVERAL = (
+_CHUNKS_OF_SEVERAL = Statement[AnyRow](
     select(LogChunk.log_id, LogChunk.last, LogChunk.count, LogChunk.text)
-    .where(LogChunk.log_id.in_(bindparam("log_ids", expanding=True)))
+    .where(is_among(LogChunk.log_id, bindparam("log_ids", type_=Several(BigInteger()))))
     .order_by(LogChunk.log_id, LogChunk.last)
 )
 
@@ -73,10 +75,9 @@ def log_pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterato
     limit = 4096 if row.log_bytes <= PAGE_BYTES else 16
     while after < until:
         with reading() as connection:
-            chunks = connection.execute(
-                _CHUNKS,
-                {"log_id": row.log_id, "after": after, "until": until, "limit": limit},
-            ).all()
+            chunks = _CHUNKS.all(
+                connection, log_id=row.log_id, after=after, until=until, limit=limit
+            )
         lines = _lines(chunks, after, until)
         yield lines
         after += len(lines)
@@ -103,20 +104,19 @@ def lines_after(row: TaskRow, after: int, maximum: int) -> list[str]:
     return _lines(chunks, after, until)
 
 
-def small_logs(rows: Sequence[TaskRow]) -> dict[int | None, list[str]]:
-    """The lines of those of `rows` whose logs are small, by `log_id`, in one read."""
-    wanted = [row for row in rows if is_small(row) and row.first_log <= row.log_count]
-    if not wanted:
-        return {}
+def small_logs(rows: Sequence[TaskRow]) -> list[list[str]]:
+    """The lines of each of `rows`, whose logs are small, in one read."""
+    log_ids = [row.log_id for row in rows if row.first_log <= row.log_count]
+    if not log_ids:
+        return [[] for _ in rows]
     with reading() as connection:
-        chunks = connection.execute(
-            _CHUNKS_OF_SEVERAL, {"log_ids": [row.log_id for row in wanted]}
-        ).all()
+        chunks = _CHUNKS_OF_SEVERAL.all(connection, log_ids=log_ids)
     by_log = {log_id: list(group) for log_id, group in groupby(chunks, lambda it: it.log_id)}
-    return {
-        row.log_id: _lines(by_log.get(row.log_id, []), row.first_log - 1, row.log_count)
-        for row in wanted
-    }
+    return [
+        _lines(by_log.get(row.log_id, ()), row.first_log - 1, row.log_count)
+        if row.first_log <= row.log_count else []
+        for row in rows
+    ]  # fmt: skip
 
 
 def is_small(row: TaskRow) -> bool:
@@ -129,9 +129,7 @@ def last_lines(row: TaskRow, max_lines: int, max_bytes: int) -> list[str]:
     until, limit = row.log_count, 8
     while until >= row.first_log and len(lines) < max_lines:
         with reading() as connection:
-            chunks = connection.execute(
-                _LAST_CHUNKS, {"log_id": row.log_id, "until": until, "limit": limit}
-            ).all()
+            chunks = _LAST_CHUNKS.all(connection, log_id=row.log_id, until=until, limit=limit)
         if not chunks:
             raise LogGone()
         before = [line for chunk in reversed(chunks) for line in chunk.text.split("\n")]

@@ -16,7 +16,7 @@ from taskservice.schemas.answers import (
     TASK_EXPANSIONS,
     TASK_FIELDS,
     TaskSchema,
-    dump_lines,
+    dump_items,
     split_at_lines,
     task_schema,
 )
@@ -24,6 +24,8 @@ from taskservice.schemas.columns import LARGE_COLUMNS
 
 # Minimum number of bytes in a piece of text that is sent.
 PIECE_BYTES = 64 * 1024
+# How many tasks with small logs become JSON at once.
+ROWS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,10 @@ def task(row: TaskRow, shape: Shape = WHOLE) -> Iterator[bytes]:
     Raises LogGone if lines are dropped while they are read, and 404 if the task was deleted and
     then the agent to embed.
     """
-    for expanded in _expanded([row], shape):
-        return _in_pieces(_task_text(expanded, shape, None))
-    raise not_found("task")
+    expanded = _expanded([row], shape)
+    if not expanded:
+        raise not_found("task")
+    return _in_pieces(_tasks_text(expanded, shape))
 
 
 def tasks(pages: Iterable[Sequence[TaskRow]], shape: Shape = WHOLE) -> Iterator[bytes]:
@@ -107,28 +110,37 @@ def webhook_body(row: TaskRow) -> bytes:
     lines = log_queries.last_lines(row, WEBHOOK_LINES, WEBHOOK_LOG_BYTES)
     dumped = task_schema.dump(row) | {"firstLog": row.log_count - len(lines) + 1}
     head, tail = split_at_lines(dumped)
-    return head + dump_lines(lines) + tail
+    return head + dump_items(lines) + tail
 
 
 def _array_text(pages: Iterable[Sequence[TaskRow]], shape: Shape) -> Iterator[bytes]:
     comma = b"["
     for page in pages:
-        logs = log_queries.small_logs(page) if shape.has_logs else {}
-        for row in _expanded(page, shape):
+        rows = _expanded(page, shape)
+        for start in range(0, len(rows), ROWS_AT_ONCE):
             yield comma
-            yield from _task_text(row, shape, logs.get(row.log_id))
+            yield from _tasks_text(rows[start : start + ROWS_AT_ONCE], shape)
             comma = b","
     yield b"[]" if comma == b"[" else b"]"
 
 
-def _task_text(row: TaskRow, shape: Shape, lines: list[str] | None) -> Iterator[bytes]:
-    head, tail = split_at_lines(shape.schema().dump(row))
-    yield head
-    if shape.has_logs and lines is not None:
-        yield dump_lines(lines)
-    elif shape.has_logs:
-        yield from _joined(log_queries.log_pages(row))
-    yield tail
+def _tasks_text(rows: Sequence[TaskRow], shape: Shape) -> Iterator[bytes]:
+    """Tasks with commas between them: in one piece unless a log is large."""
+    if not shape.has_logs:
+        yield dump_items(shape.schema().dump(rows, many=True))
+    elif all(map(log_queries.is_small, rows)):
+        tasks = shape.schema().dump(rows, many=True)
+        for task, lines in zip(tasks, log_queries.small_logs(rows), strict=True):
+            task["logs"] = lines
+        yield dump_items(tasks)
+    else:
+        comma = b""
+        for row in rows:
+            head, tail = split_at_lines(shape.schema().dump(row))
+            yield comma + head
+            yield from _joined(log_queries.log_pages(row))
+            yield tail
+            comma = b","
 
 
 def _joined(pages: Iterable[list[str]]) -> Iterator[bytes]:
@@ -136,7 +148,7 @@ def _joined(pages: Iterable[list[str]]) -> Iterator[bytes]:
     comma = b""
     for lines in pages:
         yield comma
-        yield dump_lines(lines)
+        yield dump_items(lines)
         comma = b","
 
 

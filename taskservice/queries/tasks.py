@@ -1,7 +1,7 @@
 """Reads of single tasks."""
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import bindparam, exists, literal_column, or_, select
 
@@ -9,6 +9,7 @@ from taskservice.auth.caller import Caller, visible_agents, visible_tasks
 from taskservice.contract.terms import RUNNING
 from taskservice.database.models import Agent, Log, Task
 from taskservice.database.rows import AnySelect, TaskRow
+from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
 from taskservice.problems import not_found
 from taskservice.schemas.columns import TASK_COLUMNS
@@ -20,7 +21,7 @@ def with_log(columns: Iterable[Any]) -> AnySelect:
 
 
 tasks_with_log = with_log(TASK_COLUMNS)
-_TASK = tasks_with_log.where(Task.id == bindparam("task_id"), visible_tasks)
+_TASK = Statement[TaskRow](tasks_with_log.where(Task.id == bindparam("task_id"), visible_tasks))
 _HAS_WAITING = exists().where(
     Task.user_id == Agent.user_id,
     Task.agent_id == Agent.id,
@@ -36,7 +37,7 @@ _IS_CLAIMED = exists().where(
 _AGENT_HAS_TASK = select(or_(_HAS_WAITING, _IS_CLAIMED)).where(
     visible_agents, Agent.id == bindparam("agent_id")
 )
-_TASK_BY_ID = tasks_with_log.where(Task.id == bindparam("task_id"))
+_TASK_BY_ID = Statement[TaskRow](tasks_with_log.where(Task.id == bindparam("task_id")))
 
 
 def get(caller: Caller, task_id: str) -> TaskRow:
@@ -49,8 +50,7 @@ def get(caller: Caller, task_id: str) -> TaskRow:
 
 def find(caller: Caller, task_id: str) -> TaskRow | None:
     with reading() as connection:
-        row = connection.execute(_TASK, {"task_id": task_id, **caller.scope}).one_or_none()
-        return cast(TaskRow | None, row)
+        return _TASK.one_or_none(connection, task_id=task_id, **caller.scope)
 
 
 def has_task_for_claim(caller: Caller, agent_id: str, key: str | None) -> bool:
@@ -69,5 +69,4 @@ def has_task_for_claim(caller: Caller, agent_id: str, key: str | None) -> bool:
 def find_by_id(task_id: str) -> TaskRow | None:
     """A task of any user: for the service itself, never for a caller."""
     with reading() as connection:
-        row = connection.execute(_TASK_BY_ID, {"task_id": task_id}).one_or_none()
-        return cast(TaskRow | None, row)
+        return _TASK_BY_ID.one_or_none(connection, task_id=task_id)

@@ -1,6 +1,7 @@
 """The schemas of answers, and how they serialize rows."""
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from marshmallow import EXCLUDE, INCLUDE, Schema, fields, validate
@@ -79,9 +80,17 @@ class RowSchema(AnswerSchema):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._plan = [
-            (field.data_key or name, field.attribute or name, _serializer(field))
-            for name, field in self.dump_fields.items()
+        named = {field.data_key or name: field for name, field in self.dump_fields.items()}
+        read = {key: field for key, field in named.items() if not isinstance(field, Lines)}
+        attributes = {key: str(field.attribute or field.name) for key, field in read.items()}
+        self._keys = tuple(named)
+        self._keys_of_row = tuple(read)
+        self._values = _getter(tuple(attributes.values()))
+        self._serialized = [
+            (key, attributes[key], field._serialize)
+            for key, field in read.items()
+            # Of other fields the row contains the value for the JSON.
+            if type(field) not in (fields.String, fields.Integer)
         ]
 
     @property
@@ -99,16 +108,19 @@ class RowSchema(AnswerSchema):
     def dump(self, obj: Any, *, many: bool | None = None) -> Any:
         if self.many if many is None else many:
             return [self.dump(row, many=False) for row in obj]
-        return {
-            key: getattr(obj, attribute) if serialize is None
-            else serialize(getattr(obj, attribute, None), attribute, obj)
-            for key, attribute, serialize in self._plan
-        }  # fmt: skip
+        # A row contains everything but the lines.
+        dumped: dict[str, Any] = dict.fromkeys(self._keys, LINES)
+        dumped.update(zip(self._keys_of_row, self._values(obj), strict=True))
+        for key, attribute, serialize in self._serialized:
+            dumped[key] = serialize(dumped[key], attribute, obj)
+        return dumped
 
 
-def _serializer(field: fields.Field[Any]) -> Callable[..., Any] | None:
-    """None if the row already contains the value for the JSON."""
-    return None if type(field) in (fields.String, fields.Integer) else field._serialize
+def _getter(attributes: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
+    """What reads all these attributes of a row at once."""
+    if len(attributes) > 1:
+        return attrgetter(*attributes)
+    return lambda row: tuple(getattr(row, name) for name in attributes)
 
 
 class AgentSchema(RowSchema):
@@ -447,6 +459,6 @@ def split_at_lines(dumped: Mapping[str, Any]) -> tuple[bytes, bytes]:
     return (head + b"[", b"]" + tail) if tail else (head, b"")
 
 
-def dump_lines(lines: Sequence[str]) -> bytes:
-    """Lines as JSON strings with commas between them, without the brackets."""
-    return strict_json.dumps(lines)[1:-1]
+def dump_items(items: Sequence[Any]) -> bytes:
+    """Items of an array as JSON with commas between them, without the brackets."""
+    return strict_json.dumps(items)[1:-1]

@@ -8,9 +8,9 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 
 from taskservice.auth.caller import Caller
 from taskservice.database import timestamps
-from taskservice.database.models import CallbackSecret, Identifier, User
+from taskservice.database.models import CallbackSecret, User
 from taskservice.database.transactions import transaction
-from taskservice.database.types import Timestamp
+from taskservice.database.types import Identifier, Timestamp
 from taskservice.problems import Problem
 from taskservice.webhooks import signing
 

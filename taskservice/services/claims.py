@@ -13,9 +13,10 @@ from sqlalchemy import (
 from taskservice.auth.caller import Caller
 from taskservice.contract.terms import RUNNING
 from taskservice.database import timestamps
-from taskservice.database.models import Identifier, Task
+from taskservice.database.models import Task
 from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import retry_on_conflict, transaction
+from taskservice.database.types import Identifier
 from taskservice.problems import not_found
 from taskservice.services.tasks import _AGENT_NAME, HEARTBEAT, _require_key, lock
 

@@ -25,10 +25,10 @@ from taskservice.auth.caller import Caller, visible_tasks
 from taskservice.contract.error_codes import DELIVERY_UNDER_WAY, NO_DELIVERY
 from taskservice.contract.terms import CANCELLED, DELIVERED, FAILED, PENDING
 from taskservice.database import timestamps
-from taskservice.database.models import Attempt, Delivery, Identifier, Task
+from taskservice.database.models import Attempt, Delivery, Task
 from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import reading, transaction
-from taskservice.database.types import Timestamp, database_now
+from taskservice.database.types import Identifier, Timestamp, database_now
 from taskservice.database.watcher import Watcher
 from taskservice.problems import Problem, not_found
 from taskservice.queries.deliveries import LEASE_SECONDS, is_due, is_pending, is_unleased

@@ -6,9 +6,9 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Integer, bindparam, func, select
 
-from taskservice.database.models import Delivery, Identifier, User
+from taskservice.database.models import Delivery, User
 from taskservice.database.rows import AnyRow
-from taskservice.database.types import Timestamp, database_now
+from taskservice.database.types import Identifier, Timestamp, database_now
 from taskservice.queries.deliveries import is_due, is_pending, is_unleased
 
 # Maximum attempts at one host at a time in a process, so that a slow host leaves most to others.

@@ -10,9 +10,10 @@ from taskservice.auth.caller import Caller, visible_keys
 from taskservice.contract.error_codes import LAST_USER_KEY
 from taskservice.contract.terms import MAX_NAME
 from taskservice.database import timestamps
-from taskservice.database.models import Agent, ApiKey, Identifier, User
+from taskservice.database.models import Agent, ApiKey, User
 from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import retry_on_conflict, transaction
+from taskservice.database.types import Identifier
 from taskservice.problems import Problem, invalid, no_such_user, not_found
 from taskservice.schemas.columns import KEY_COLUMNS
 from taskservice.services.callback_secrets import LOCK_USER

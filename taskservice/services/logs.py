@@ -9,9 +9,10 @@ from taskservice.auth.caller import Caller
 from taskservice.contract.error_codes import LOG_FULL, SEQ_GAP
 from taskservice.contract.terms import MAX_LOG, MAX_WRITERS
 from taskservice.database import timestamps
-from taskservice.database.models import Identifier, Log, LogChunk, LogWriter, Task
+from taskservice.database.models import Log, LogChunk, LogWriter, Task
 from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import transaction
+from taskservice.database.types import Identifier
 from taskservice.problems import Problem, invalid
 from taskservice.services.chunks import Chunk, without_first
 from taskservice.services.tasks import HEARTBEAT, finished_problem, is_open, lock

@@ -32,10 +32,10 @@ from taskservice.contract.terms import (
     TIMEOUT,
 )
 from taskservice.database import timestamps
-from taskservice.database.models import Agent, ApiKey, Identifier, Log, Task
+from taskservice.database.models import Agent, ApiKey, Log, Task
 from taskservice.database.rows import AnyRow, TaskRow
 from taskservice.database.transactions import moment_by, retry_on_conflict, transaction
-from taskservice.database.types import database_now
+from taskservice.database.types import Identifier, database_now
 from taskservice.problems import Problem, invalid, invalid_key, not_found
 from taskservice.queries.tasks import tasks_with_log
 from taskservice.schemas import strict_json

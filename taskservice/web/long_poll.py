@@ -12,6 +12,7 @@ from taskservice import resources
 from taskservice.auth.authentication import caller, require_valid_key
 from taskservice.database import watcher
 from taskservice.database.rows import TaskRow
+from taskservice.database.transactions import end_shared_reading
 from taskservice.database.watcher import WaitSlots
 from taskservice.queries import tasks as task_queries
 from taskservice.services import claims as claim_service
@@ -26,6 +27,7 @@ def until(read: Callable[[], T], is_enough: Callable[[T], bool]) -> T:
     seconds = _preferred_seconds()
     if not seconds:
         return read()
+    end_shared_reading()
     with resources.find(WaitSlots).acquire(caller.user_id) as slot:
         if slot is None:
             return read()

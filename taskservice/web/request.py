@@ -13,6 +13,7 @@ from werkzeug.http import parse_date
 from taskservice.auth.authentication import caller
 from taskservice.contract.error_codes import OVERLOADED
 from taskservice.contract.terms import MAX_IDEMPOTENCY_KEY
+from taskservice.database.transactions import end_shared_reading
 from taskservice.openapi.operation import JSON, Operation
 from taskservice.problems import Problem, invalid, not_found
 from taskservice.resources import Slots
@@ -201,6 +202,7 @@ def _acquire_slot(size: int) -> None:
     """Acquire a slot for a large body, and hold it until the view has answered; raises 503."""
     if size <= LARGE_BODY:
         return
+    end_shared_reading()
     if not g.until_answered.enter_context(large_body_slots.acquire(LARGE_BODY_SECONDS)):
         headers = {"Retry-After": "2"}
         raise Problem(503, "Too many large bodies at once", code=OVERLOADED, headers=headers)
