@@ -23,12 +23,16 @@ MAX_RETRIES = 10
 def transaction() -> Iterator[Connection]:
     """A connection in a write transaction, committed at the end or rolled back on an error."""
     end_shared_reading()
-    with writer_turn(), db.engine.begin() as connection:
-        yield connection
+    database = resources.find(Database)
+    if database.writer_queue is None:
+        with db.engine.begin() as connection:
+            yield connection
+        return
+    queue, files = database.writer_queue, database.files
     # If the files were replaced meanwhile, the next start would not find what was committed.
-    files = resources.find(Database).files
-    if files:
-        files.check()
+    check = files.check if files else lambda: None
+    with queue.transaction(db.engine.connect, check, BUSY_SECONDS) as connection:
+        yield connection
 
 
 def has_writer_queue() -> bool:

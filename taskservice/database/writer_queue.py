@@ -1,19 +1,21 @@
-"""Lets writers of one SQLite file take turns, roughly first come, first served."""
+"""Lets writers of one SQLite file take turns, and those that waited share one commit."""
 
-import fcntl
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from typing import Any
 
+from sqlalchemy import Connection
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import OperationalError
 
-from taskservice.contract.threads import start_thread
+from taskservice.database.file_lock import TOO_LATE, FileLock
 
-TOO_LATE = "other writers took too long"
+# The first writers of a group are answered when the last one has written.
+MAX_GROUP = 32
+MAX_GROUP_SECONDS = 0.02
 
 
 class WriterQueue:
@@ -22,11 +24,19 @@ class WriterQueue:
     With SQLite's own waiting, a writer sleeps and tries again, and others may overtake it for
     seconds. Here threads wait for a lock and processes for a file lock, which the kernel passes
     on immediately.
+
+    Most of a write's time is spent in its commit, which waits for the disk. So a writer leaves
+    its transaction open for one that waits already; the last one commits for all of them. Each
+    learns the outcome of this commit, and a writer that waits for no other has its own.
     """
 
     def __init__(self, path: str) -> None:
         self._threads = threading.Lock()
         self._processes = FileLock(path)
+        # Guards the two below.
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._left_open: _Group | None = None
 
     @classmethod
     def of(cls, address: URL) -> "WriterQueue":
@@ -37,10 +47,11 @@ class WriterQueue:
     def turn(self, seconds: float) -> Iterator[None]:
         """Hold the turn to write; raises OperationalError if it does not come within `seconds`."""
         until = time.monotonic() + seconds
-        if not self._threads.acquire(timeout=seconds):
-            raise _refused(TimeoutError(TOO_LATE))
+        group = self._acquire(seconds)
         try:
-            held = self._hold(until - time.monotonic())
+            if group:
+                group.end()
+            held = self._hold(until)
             try:
                 yield
             finally:
@@ -48,80 +59,138 @@ class WriterQueue:
         finally:
             self._threads.release()
 
-    def _hold(self, seconds: float) -> int:
+    @contextmanager
+    def transaction(
+        self, connect: Callable[[], Connection], check: Callable[[], None], seconds: float
+    ) -> Iterator[Connection]:
+        """A connection in a write transaction, committed at the end or rolled back on an error.
+
+        `check` is called after the commit. Raises OperationalError if the turn does not come
+        within `seconds`, or the commit fails.
+        """
+        until = time.monotonic() + seconds
+        group = self._acquire(seconds)
         try:
-            return self._processes.acquire(seconds)
+            group = group or _Group(connect, check, self._hold(until))
+        except BaseException:
+            self._threads.release()
+            raise
+        try:
+            with group.part() as connection:
+                yield connection
+        finally:
+            self._leave(group)
+            group.wait()
+
+    def _acquire(self, seconds: float) -> "_Group | None":
+        """Wait for the turn of this thread; returns what the one before has left open."""
+        with self._lock:
+            self._waiting += 1
+        has_turn = self._threads.acquire(timeout=seconds)
+        with self._lock:
+            self._waiting -= 1
+            # The group may have been left open for this very thread.
+            if not has_turn and not self._threads.acquire(blocking=False):
+                raise _refused(TimeoutError(TOO_LATE))
+            group, self._left_open = self._left_open, None
+            return group
+
+    def _leave(self, group: "_Group") -> None:
+        with self._lock:
+            if self._waiting and group.has_room():
+                self._left_open = group
+                self._threads.release()
+                return
+        group.end()
+        self._threads.release()
+
+    def _hold(self, until: float) -> int:
+        try:
+            return self._processes.acquire(until - time.monotonic())
         except (OSError, RuntimeError) as error:
             raise _refused(error) from None
 
 
-class FileLock:
-    """A lock between processes, which the kernel releases when its holder is killed.
+class _Group:
+    """A transaction of several writers, one after the other, and the turn of this process."""
 
-    Each holder opens a new descriptor and closes it to release the lock: with a shared one, a
-    waiter that timed out could release the lock of another thread. Within a process only one
-    thread at a time may call `acquire`.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._changed = threading.Condition()
-        self._is_awaited = self._is_wanted = False
-        self._waiter: threading.Thread | None = None
-        self._granted: int | None = None
-
-    def acquire(self, seconds: float) -> int:
-        """Return the descriptor that holds the lock, within `seconds`.
-
-        Raises OSError (TimeoutError among them), and RuntimeError when no thread can be started.
-        """
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def __init__(
+        self, connect: Callable[[], Connection], check: Callable[[], None], held: int
+    ) -> None:
+        self._check, self._held = check, held
+        self._ended = threading.Event()
+        self._error: BaseException | None = None
+        self._is_sound = True
+        self._parts = 0
+        self._until = time.monotonic() + MAX_GROUP_SECONDS
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return self._await(file, seconds)
-        except OSError:
-            os.close(file)
+            self._connection = connect()
+            try:
+                self._connection.begin()
+            except BaseException:
+                self._connection.close()
+                raise
+        except BaseException:
+            os.close(held)
             raise
-        return file
 
-    def _await(self, file: int, seconds: float) -> int:
-        # flock has no timeout, so a separate thread waits; after a timeout it keeps waiting, for
-        # the next caller.
-        with self._changed:
-            # A lack of memory may have ended the thread.
-            if self._is_awaited and self._waiter is not None and self._waiter.is_alive():
-                os.close(file)
-            else:
-                self._start_waiting(file)
-            self._is_wanted = True
-            self._changed.wait_for(lambda: self._granted is not None, seconds)
-            self._is_wanted, granted, self._granted = False, self._granted, None
-        if granted is None:
-            raise TimeoutError(TOO_LATE)
-        return granted
+    def has_room(self) -> bool:
+        """Whether another writer may join."""
+        has_time = self._parts < MAX_GROUP and time.monotonic() < self._until
+        return has_time and self._is_sound and self._is_in_transaction()
 
-    def _start_waiting(self, file: int) -> None:
+    @contextmanager
+    def part(self) -> Iterator[Connection]:
+        """The connection for one writer, whose error undoes what it wrote and nothing else."""
+        self._parts += 1
+        if self._parts > 1:
+            with self._connection.begin_nested():
+                yield self._connection
+            return
         try:
-            self._waiter = start_thread("writer turn", partial(self._wait, file))
-        except RuntimeError:
-            os.close(file)
+            yield self._connection
+        except BaseException:
+            self._is_sound = False
             raise
-        self._is_awaited = True
 
-    def _wait(self, file: int) -> None:
-        is_held = False
+    def end(self) -> None:
+        """Commit, and let all writers know."""
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            is_held = True
+            with self._connection as connection:
+                if self._is_sound:
+                    self._commit(connection)
+            self._check()
+        except BaseException as error:
+            self._error = error
         finally:
-            with self._changed:
-                self._is_awaited = False
-                if is_held and self._is_wanted:
-                    self._granted = file
-                    self._changed.notify_all()
-                else:
-                    os.close(file)
+            os.close(self._held)
+            self._ended.set()
+
+    def _commit(self, connection: Connection) -> None:
+        # SQLite ends a transaction by itself when, for example, the disk is full.
+        if not self._is_in_transaction():
+            raise OperationalError("COMMIT", None, RuntimeError("SQLite has rolled back"))
+        try:
+            connection.commit()
+        except BaseException:
+            # It may still be in the transaction.
+            connection.invalidate()
+            raise
+
+    def _is_in_transaction(self) -> bool:
+        driver_connection: Any = self._connection.connection.driver_connection
+        return bool(driver_connection.in_transaction)
+
+    def wait(self) -> None:
+        """Return when all is committed; raises OperationalError when it was not."""
+        self._ended.wait()
+        if self._error is not None:
+            # Each writer gets an error of its own: several threads raise it.
+            raise OperationalError("COMMIT", None, _cause(self._error)) from self._error
+
+
+def _cause(error: BaseException) -> BaseException:
+    return getattr(error, "orig", None) or error
 
 
 def _refused(error: Exception) -> OperationalError:
