@@ -4,6 +4,7 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -39,10 +40,10 @@ def commits(app: Flask) -> list[Connection]:
     return seen
 
 
-def waiting_writers(app: Flask) -> int:
+def has_waiting(app: Flask, count: int) -> bool:
     queue = resources.find(Database, app).writer_queue
     assert queue is not None
-    return queue._waiting
+    return queue._waiting == count
 
 
 def write_together(
@@ -56,7 +57,7 @@ def write_together(
             with app.app_context(), transaction() as connection:
                 for number, write in enumerate(writers, 1):
                     futures.append(pool.submit(write))
-                    until(lambda number=number: waiting_writers(app) == number)
+                    until(partial(has_waiting, app, number))
                 first(connection)
         except OperationalError as raised:
             error = raised
@@ -173,7 +174,9 @@ def test_writers_that_give_up_at_any_moment_leave_nothing_half_done(
     queue, lock = database.writer_queue, threading.Lock()
     assert queue is not None
     assert database.files is not None
-    check, stored, refused = database.files.check, [], []
+    check = database.files.check
+    stored: list[str] = []
+    refused: list[str] = []
 
     def write(writer: int) -> None:
         chance = random.Random(writer)
