@@ -78,14 +78,38 @@ while True:
     os.write(1, b"%d\\n" % child.pid)
 """
 
+# Popen blocks all signals while it starts a child; here that lasts long enough to be met.
+FORKS_BLOCKING = """
+import os, signal, time
 
-@pytest.fixture(params=[FORKS, FORKS_LEAVERS], ids=["group", "leavers"])
+def spin(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+os.write(1, b"ready\\n")
+while True:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    spin(0.002)
+    child = os.fork()
+    if not child:
+        os.setsid()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        os.execvp("sleep", ["sleep", "1000"])
+    os.write(1, b"%d\\n" % child)
+    spin(0.002)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    spin(0.001)
+"""
+
+
+@pytest.fixture(params=[FORKS, FORKS_LEAVERS, FORKS_BLOCKING], ids=["group", "leavers", "blocking"])
 def forking(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A script of the shell that forks without an end."""
     if request.param == FORKS:
         return FORKS
     program = tmp_path / "forks.py"
-    program.write_text(FORKS_LEAVERS)
+    program.write_text(request.param)
     return f"exec {sys.executable} {program}"
 
 
