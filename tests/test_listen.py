@@ -264,19 +264,25 @@ def test_unsigned_request_is_refused_and_not_shown(
         assert printed(process).startswith(task["id"])
 
 
-def test_callback_waits_while_the_listener_cannot_ask_for_the_secret(tmp_path: Path) -> None:
-    with Service(tmp_path / "data") as service:
-        alice = service.add_user()
-        machine = machine_of(alice, tmp_path / "home")
-        machine.give_up_soon()
+def test_callback_waits_while_the_listener_cannot_ask_for_the_secret(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    machine.give_up_soon()
+    with Receiver() as proxy:
+        proxy.answer = passed_on = losing(remote_alice, lambda number: False)
+        machine.url = proxy.url
         with receiving(machine) as (process, url):
-            service.stop()
-            answer = requests.post(url, data=b"{}", timeout=30)
-            assert answer.status_code == 503
             assert process.stderr is not None
-            assert "is out of reach" in process.stderr.readline()
-            service.start()
-            finish(alice, alice.start(callback=url))
+            for failure, message in (
+                (play.reset(), "is out of reach"),
+                (play.answer(503), "answered 503"),
+                (play.answer(404, {"Content-Type": "text/plain"}, b"page"), "answered 404"),
+            ):
+                proxy.answer = failure
+                assert requests.post(url, data=b"{}", timeout=60).status_code == 503
+                assert message in process.stderr.readline()
+            proxy.answer = passed_on
+            finish(remote_alice, remote_alice.start(callback=url))
             assert "signature verified" in printed(process)
 
 
