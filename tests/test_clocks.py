@@ -14,9 +14,7 @@ from taskservice.database.models import Delivery
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import database_moment, reading, transaction
 from taskservice.database.types import database_now
-from taskservice.queries.deliveries import LONGEST_DELAY_SECONDS
-from taskservice.services.deliveries import JITTER, SCHEDULE
-from taskservice.webhooks.transport import MAX_RETRY_AFTER
+from taskservice.webhooks.schedule import LONGEST_DELAY_SECONDS
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.clocks import Clocks
@@ -168,10 +166,6 @@ def test_silence_counts_anew_where_its_beginning_lies_ahead(
 
 
 # --- deliveries --------------------------------------------------------------------------
-
-
-def test_longest_delay_is_that_of_the_schedule_and_of_retry_after() -> None:
-    assert max(SCHEDULE[-1] * (1 + JITTER), MAX_RETRY_AFTER) == LONGEST_DELAY_SECONDS
 
 
 def test_delivery_scheduled_while_the_clock_was_ahead_is_sent(

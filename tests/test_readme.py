@@ -13,7 +13,7 @@ import pytest
 from flask import Flask
 
 from taskservice import cli, config
-from taskservice.services.deliveries import JITTER, SCHEDULE
+from taskservice.webhooks.schedule import JITTER, SCHEDULE
 from tests.support.api_client import RemoteClient
 from tests.support.documents import (
     DOCUMENTS,
