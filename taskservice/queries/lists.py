@@ -144,7 +144,7 @@ def _conditions(caller: Caller, selection: Selection) -> list[ColumnElement[bool
         (Task.finished_at, gt, selection.finished_after),
     ]
     conditions: list[ColumnElement[bool]] = [Task.user_id == caller.user_id]
-    conditions += [compare(column, value) for column, compare, value in bounds if value]
+    conditions += [compare(column, value) for column, compare, value in bounds if value is not None]
     if selection.name_part is not None:
         part = selection.name_part.casefold()
         conditions.append(Task.name_folded.contains(part, autoescape=True))
