@@ -40,6 +40,7 @@ from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, kill, tasks, the_task
 from tests.support.api_client import RemoteClient
+from tests.support.documents import agent_commands
 from tests.support.fork_server import run_forked
 from tests.support.receiver import Behaviour, Exchange, Received, Receiver, in_turn, unused_port
 from tests.support.service import Service
@@ -886,7 +887,7 @@ def test_service_that_stays_away_is_raised_and_does_not_hang(tmp_path: Path) -> 
 # --- the package -------------------------------------------------------------------------
 
 
-# What `pip install taskservice[server]` adds to the plain package.
+# What only the server uses.
 SERVER_PACKAGES = (
     "flask", "flask_sqlalchemy", "sqlalchemy", "alembic", "marshmallow", "orjson", "apispec",
     "gunicorn",
@@ -902,7 +903,7 @@ for module in modules:
 AGENT_MODULES = [
     "taskservice.client",
     *(f"taskservice.runner.{path.stem}" for path in (PACKAGE / "runner").glob("*.py")),
-    *(f"taskservice.cli.{name}" for name in ("run", "work", "task", "listen")),
+    *(f"taskservice.cli.{name}" for name in agent_commands()),
 ]
 
 

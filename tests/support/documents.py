@@ -47,6 +47,11 @@ def table(name: str, heading: str) -> list[list[str]]:
     return rows
 
 
+def agent_commands() -> list[str]:
+    """The commands on the agent's side, without those of their groups."""
+    return sorted({row[0].strip("`").split()[1] for row in table("docs/agent-side.md", "## Commands")})
+
+
 def prose(name: str) -> str:
     """A document without its code blocks."""
     return _FENCE.sub("", DOCUMENTS[name])
