@@ -49,7 +49,8 @@ def table(name: str, heading: str) -> list[list[str]]:
 
 def agent_commands() -> list[str]:
     """The commands on the agent's side, without those of their groups."""
-    return sorted({row[0].strip("`").split()[1] for row in table("docs/agent-side.md", "## Commands")})
+    rows = table("docs/agent-side.md", "## Commands")
+    return sorted({row[0].strip("`").split()[1] for row in rows})
 
 
 def prose(name: str) -> str:
