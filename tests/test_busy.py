@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tests.support.api_client import ApiClient, expect, problem
 from tests.support.apps import new_app
 from tests.support.concurrency import is_free
 from tests.support.internals import set_for_database
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
@@ -209,12 +210,20 @@ def test_process_suspended_in_a_write_delays_others_only_briefly(
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_turn_that_comes_in_time_is_taken(app: Flask, alice: ApiClient, data_folder: Path) -> None:
+def test_turn_that_comes_in_time_is_taken(
+    app: Flask, alice: ApiClient, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transactions, "BUSY_SECONDS", PATIENCE_SECONDS)
     task = alice.start()
-    with open(data_folder / "taskservice.db-writers", "rb+") as queue:
+    with (
+        open(data_folder / "taskservice.db-writers", "rb+") as queue,
+        ThreadPoolExecutor(1) as pool,
+    ):
         fcntl.flock(queue, fcntl.LOCK_EX)
-        threading.Timer(0.2, fcntl.flock, [queue, fcntl.LOCK_UN]).start()
-        alice.append(task, "a line")
+        append = pool.submit(alice.append, task, "a line")
+        until(lambda: "writer turn" in {thread.name for thread in threading.enumerate()})
+        fcntl.flock(queue, fcntl.LOCK_UN)
+        append.result()
         assert is_free(queue)
     assert alice.task(task)["logs"] == ["a line"]
 

@@ -45,7 +45,7 @@ from tests.support.deliveries import (
 from tests.support.internals import before_reads, end_for_silence, set_clock
 from tests.support.marks import one_database
 from tests.support.receiver import Behaviour, Exchange, Receiver
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 
 @pytest.fixture
@@ -369,7 +369,8 @@ def test_user_whose_callbacks_hang_on_all_senders_does_not_hold_up_the_others(
         until(lambda: hanging.connections >= MAX_RUNNING)
         enqueue_many(app, bob, receiver.url, 3 * MAX_PER_HOST)
         receiver.wait_for(3 * MAX_PER_HOST)
-    assert hanging.connections < 1_000
+    # Many of hers are still to come.
+    assert hanging.connections < 2_000
 
 
 def test_user_with_more_leases_in_other_processes_comes_later(
@@ -408,7 +409,7 @@ def test_last_place_for_a_first_attempt_is_for_another_user(
     answering = threading.Event()
 
     def wait(exchange: Exchange) -> None:
-        answering.wait(10)
+        answering.wait(PATIENCE_SECONDS)
         play.answer(204)(exchange)
 
     hanging.answer = wait
@@ -516,13 +517,13 @@ def test_task_that_is_deleted_while_its_attempt_is_recorded_is_no_error(
         with app.app_context(), transaction() as connection:
             connection.execute(delete(Task).where(Task.id == task["id"]))
             is_deleting.set()
-            may_commit.wait(5)
-            # Whoever records it has come to where it waits.
+            may_commit.wait(PATIENCE_SECONDS)
+            # In nearly all runs the recording of the attempt now waits for this transaction.
             time.sleep(0.3)
 
     def answer(exchange: Exchange) -> None:
         deletion = pool.submit(delete_slowly)
-        is_deleting.wait(5)
+        is_deleting.wait(PATIENCE_SECONDS)
         play.answer(204)(exchange)
         may_commit.set()
         deletion.result()
@@ -615,7 +616,7 @@ def test_past_their_share_of_the_threads_first_attempts_are_left_to_the_loop(
     answering = threading.Event()
 
     def wait(exchange: Exchange) -> None:
-        answering.wait(5)
+        answering.wait(PATIENCE_SECONDS)
         play.answer(204)(exchange)
 
     receiver.paths["/slow"] = wait
@@ -626,7 +627,7 @@ def test_past_their_share_of_the_threads_first_attempts_are_left_to_the_loop(
         receiver.wait_for(1)
         assert finish(alice, task) == "pending"
         answering.set()
-        assert held.result(10) == "delivered"
+        assert held.result(PATIENCE_SECONDS) == "delivered"
     assert the_delivery(alice, task)["attempts"] == []
     assert columns(app, "lease", "attempt_count") == [(None, 1), (None, 0)]
     with looping(app):
@@ -693,7 +694,7 @@ def test_delivery_is_shown_with_its_attempts(alice: ApiClient, receiver: Receive
     assert delivery["createdAt"] == alice.task(task)["finishedAt"]
     assert attempt["statusCode"] == 503
     assert attempt["message"] == "The receiver answered 503 Service Unavailable."
-    assert attempt["durationMs"] < 2_000
+    assert attempt["durationMs"] < 10_000
     assert delivery["createdAt"] <= attempt["at"] < delivery["nextAttemptAt"]
 
 

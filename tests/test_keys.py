@@ -219,13 +219,15 @@ def test_expiry_in_the_past_is_422(alice: ApiClient) -> None:
 
 
 def test_key_ends_in_the_very_second_of_its_expiry(alice: ApiClient) -> None:
-    # A whole second that lies 0.3 s to 1.3 s ahead.
-    ahead = datetime.fromisoformat(timestamps.now(1.3)).replace(microsecond=0)
+    # A slow machine may need longer for the first request than the first key lives.
+    for life in (1.3, 5, 30):
+        ahead = datetime.fromisoformat(timestamps.now(life)).replace(microsecond=0)
+        machine = bearer(alice, create(alice, expiresAt=ahead.isoformat()))
+        answers = [machine.get("/user").status_code]
+        if answers == [200]:
+            break
     expiry = timestamps.rfc3339(ahead)
-    machine = bearer(alice, create(alice, expiresAt=ahead.isoformat()))
-    answers: list[int] = []
-    until = time.monotonic() + 10
-    while time.monotonic() < until and answers.count(401) < 5:
+    while answers.count(401) < 5:
         before = timestamps.now()
         status = machine.get("/user").status_code
         after = timestamps.now()

@@ -1013,9 +1013,14 @@ def test_text_of_the_receiver_does_not_reach_the_message(receiver: Receiver) -> 
 # Interrupted from outside.
 
 
-def interrupted(url: str, happened: threading.Event, resolve: Resolver = system_addresses) -> float:
-    """Whether an attempt that is interrupted when `happened` raises that, and how long it took."""
-    interrupt = Interrupt()
+def interrupted(
+    url: str,
+    happened: threading.Event,
+    resolve: Resolver = system_addresses,
+    interrupt: Interrupt | None = None,
+) -> float:
+    """How many seconds an attempt took that is interrupted when `happened`."""
+    interrupt = interrupt or Interrupt()
 
     def wait() -> None:
         happened.wait(LATE)
@@ -1056,18 +1061,26 @@ def test_interrupt_breaks_a_handshake() -> None:
         assert interrupted(f"https://127.0.0.1:{listener.getsockname()[1]}/", came) < LATE / 2
 
 
+def is_set(interrupt: Interrupt) -> bool:
+    try:
+        interrupt.check()
+    except Interrupted:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_interrupted_in_its_lookup_an_attempt_sends_nothing(
     receiver: Receiver, scheme: str
 ) -> None:
-    came, connected = threading.Event(), receiver.connections
+    came, connected, interrupt = threading.Event(), receiver.connections, Interrupt()
 
     def resolve(host: str) -> list[str]:
         came.set()
-        time.sleep(0.3)
+        until(lambda: is_set(interrupt))
         return ["127.0.0.1"]
 
-    interrupted(f"{scheme}://localhost:{receiver.port}/", came, resolve=resolve)
+    interrupted(f"{scheme}://localhost:{receiver.port}/", came, resolve, interrupt)
     assert (receiver.connections, receiver.requests) == (connected, [])
 
 

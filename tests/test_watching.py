@@ -605,7 +605,7 @@ def test_followers_in_two_processes_see_the_same(two_workers: Service) -> None:
 
 
 def test_line_is_soon_with_its_follower(two_workers: Service) -> None:
-    """It should be there within 300 ms; a machine that is busy with other tests has twice that."""
+    """Within 300 ms; a slow machine has three times that."""
     person = two_workers.add_user()
     task = person.start()
     with open_stream(person, task) as response:
@@ -617,7 +617,7 @@ def test_line_is_soon_with_its_follower(two_workers: Service) -> None:
             append(person, task, f"line {number}")
             next(stream)
             delays.append(time.monotonic() - began)
-    assert statistics.median(delays) < 0.6
+    assert statistics.median(delays) < 0.9
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
