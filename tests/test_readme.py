@@ -215,6 +215,22 @@ def test_every_file_that_is_named_is_there(name: str) -> None:
             assert (ROOT / path).exists() or (ROOT / "taskservice" / path).exists(), path
 
 
+def test_every_name_in_a_recipe_is_in_its_file() -> None:
+    """A name belongs to the file before it in its step, or to the one that follows with `in`."""
+    recipes = DOCUMENTS["CONTRIBUTING.md"]
+    pairs = re.findall(r"`(\w+)` in\s+`(\w+/[\w/.]+)`", recipes)
+    for step in re.findall(r"^\d\. .*(?:\n   .*)*", recipes, re.MULTILINE):
+        path = ""
+        for code in re.findall(r"`([^`]+)`", step):
+            if "/" in code:
+                path = code if "." in code and "NAME" not in code else ""
+            elif path and code.isidentifier():
+                pairs.append((code, path))
+    assert len(pairs) > 15
+    for name, path in pairs:
+        assert re.search(rf"\b{name}\b", (ROOT / path).read_text()), f"{name} in {path}"
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_command_that_is_named_is_there(name: str) -> None:
     for words in command_lines(name):
