@@ -149,7 +149,7 @@ def test_open_page_looks_again_well_within_two_seconds(visitor: Visitor) -> None
         with page.expect_request(lambda request: request.resource_type == "fetch"):
             pass
         looks.append(time.monotonic())
-    # On a busy machine one may be late; not all of them.
+    # On a busy machine one request may be late, but not all of them.
     assert min(after - before for before, after in pairwise(looks)) < 1.75
 
 
@@ -352,7 +352,7 @@ def test_reader_pauses_and_resumes_at_new_lines(visitor: Visitor, site: Site) ->
     site.alice.post(f"/task/{task['id']}/cancel")
 
 
-def test_long_lines_wrap_and_a_phone_needs_not_ask_for_it(
+def test_long_lines_can_be_wrapped_and_are_wrapped_on_a_phone(
     visitor: Visitor, chromium: Browser, site: Site
 ) -> None:
     task = start(site, name="Long lines")
@@ -447,7 +447,7 @@ def test_restart_under_an_open_page_loses_and_doubles_no_line(visitor: Visitor, 
     expect(page.locator("#log-count")).to_have_text("5 lines")
     assert visible_lines(page) == ["one", "two", "three", "four", "five"]
     expect(page.locator("#notice")).to_be_empty()
-    # Nor when the client closed the connection without notice.
+    # The same when the client closed the connection without notice.
     os.kill(site.service.workers()[0], signal.SIGKILL)
     expect(page.locator("#log-state")).to_have_text("reconnecting…")
     site.alice.append(task, "six")
@@ -611,7 +611,7 @@ def test_service_needs_no_proxy(chromium: Browser, tmp_path: Path) -> None:
         visitor.close()
 
 
-def test_no_page_breaks_a_rule_of_accessibility(visitor: Visitor, site: Site) -> None:
+def test_every_page_keeps_the_rules_of_accessibility(visitor: Visitor, site: Site) -> None:
     names = ("Invoices of November", "Morning synopsis", "Release notes 4.2 to French",
              "Backup of the wiki")  # fmt: skip
     page = visitor.go()
@@ -667,7 +667,7 @@ def test_hostile_content_does_nothing(chromium: Browser, site: Site) -> None:
         expect(page.locator("#menu summary")).to_contain_text("<script>")
     page = visitor.go(f"/tasks/{task['id']}")
     expect(page.locator("#log .line")).to_have_count(3)
-    # What turns the direction of writing is shown by its number.
+    # A character that changes the direction of writing is shown as its escape.
     harmless = sample_data.HOSTILE.replace("\u202e", "\\u202e")
     assert visible_lines(page) == [harmless, harmless, "link"]
     visitor.check()

@@ -58,7 +58,7 @@ def test_locked_database_is_503_and_nothing_is_half_written(
         assert int(response.headers["Retry-After"]) > 0
         assert body["code"] == "unavailable"
         assert "locked" not in body["detail"]
-    # Who only reads is not kept waiting.
+    # Readers do not wait.
     assert expect(alice.get("/task"), 200) == [task]
     other.execute("ROLLBACK")
     other.close()
@@ -167,7 +167,7 @@ def test_values_of_a_failed_write_are_in_no_log(
     assert "23514" in caplog.text
     assert "of_a_test" in caplog.text
     assert "hunter2" not in caplog.text
-    # Nor where it is logged with its traceback, as the loops do.
+    # The loops log a traceback, which must not have the values either.
     row = (uuid4(), "hunter2")
     with (
         app.app_context(),
@@ -196,11 +196,11 @@ def test_process_suspended_in_a_write_delays_others_only_briefly(
 ) -> None:
     task = alice.start()
     with open(data_folder / "taskservice.db-writers", "rb+") as queue:
-        # As a process has it that got a SIGSTOP in its turn.
+        # As if a process got a SIGSTOP during its turn.
         fcntl.flock(queue, fcntl.LOCK_EX)
         for _ in range(3):
             problem(alice.post(f"/task/{task['id']}/logs", json={"logs": ["a line"]}), 503)
-        # Who only reads is not kept waiting.
+        # Readers do not wait.
         assert alice.task(task)["logCount"] == 0
         fcntl.flock(queue, fcntl.LOCK_UN)
         # A writer that timed out does not keep the turn that it gets later.
@@ -286,7 +286,7 @@ def change_database(app: Flask, url: str, change: str) -> None:
         with app.app_context(), transactions.transaction() as connection:
             connection.exec_driver_sql(change)
         return
-    # It counts for new connections.
+    # The setting is for new connections.
     dispose(app)
     with psycopg.connect(url.replace("+psycopg", ""), options="-c role=none") as connection:
         to = f"DATABASE {connection.info.dbname}"

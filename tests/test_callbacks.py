@@ -96,7 +96,7 @@ def test_report_that_does_not_end_the_task_sends_nothing(
     assert receiver.requests == []
 
 
-def test_task_without_callback_owes_nothing(alice: ApiClient, app: Flask) -> None:
+def test_task_without_callback_has_no_delivery(alice: ApiClient, app: Flask) -> None:
     assert finish(alice, alice.start()) == "none"
     assert deliveries(app) == []
 

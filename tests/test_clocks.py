@@ -47,7 +47,7 @@ def test_clock_that_jumps_removes_and_ends_nothing(
             alice.append(young, "one")
             end(app, alice, old, days=31)
             end(app, alice, young, days=1)
-            # Here it is the steady clock that has the old one removed.
+            # The retention of the old one goes by the monotonic clock.
             upkeep.do_round()
             clocks.go_on_with(upkeep, seconds=310)
             problem(alice.get(f"/task/{old['id']}"), 404)
@@ -115,7 +115,7 @@ def test_check_tells_of_clocks_that_differ(config: Config, clocks: Clocks) -> No
     assert "is 120 s behind this machine's" in found[1]["message"]
 
 
-def test_gap_between_two_rounds_puts_retention_off(
+def test_gap_between_two_rounds_postpones_retention(
     app: Flask, alice: ApiClient, clocks: Clocks
 ) -> None:
     task = alice.start()

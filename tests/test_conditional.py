@@ -248,7 +248,7 @@ def test_options_name_the_methods_of_every_route(
             assert response.status_code in (200, 204)
             assert set(re.split(r",\s*", response.headers["Allow"])) == allowed
             assert response.data == b""
-    # Asking what one could do does nothing.
+    # OPTIONS changes nothing.
     assert alice.task(task) == task
 
 

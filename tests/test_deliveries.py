@@ -119,7 +119,7 @@ def test_attempts_come_further_and_further_apart_and_then_no_more(
     assert columns(app, "lease", "leased_until") == [(None, None)]
 
 
-def test_retry_after_puts_the_next_attempt_off(
+def test_retry_after_postpones_the_next_attempt(
     alice: ApiClient, app: Flask, receiver: Receiver, loop: None
 ) -> None:
     receiver.answer = one_after_another(play.answer(500), play.answer(429, {"Retry-After": "7200"}))
@@ -284,7 +284,7 @@ def test_host_that_hangs_does_not_hold_up_the_others(
         enqueue_many(app, alice, receiver.url, 1)
         with looping(app, stop_seconds=0):
             receiver.wait_for(1)
-            # And it gets no less than its share.
+            # The hanging host still gets its share.
             hanging.wait_for(MAX_PER_HOST)
             assert len(hanging.requests) == MAX_PER_HOST
 
@@ -369,7 +369,7 @@ def test_user_whose_callbacks_hang_on_all_senders_does_not_hold_up_the_others(
         until(lambda: hanging.connections >= MAX_RUNNING)
         enqueue_many(app, bob, receiver.url, 3 * MAX_PER_HOST)
         receiver.wait_for(3 * MAX_PER_HOST)
-    # Many of hers are still to come.
+    # Many of alice's deliveries are still due.
     assert hanging.connections < 2_000
 
 
@@ -437,7 +437,7 @@ def test_lease_of_another_holds_until_it_has_run_out(
     finish(alice, task)
     lease = {"lease": timestamps.new_id(), "leased_until": database_now(60)}
     change(app, next_attempt_at=database_now(-1), **lease)
-    # The loop has looked by the time it has sent another.
+    # When the loop has sent the other one, it has also looked at the leased one.
     finish(alice, other)
     redeliver(alice, other)
     until_attempts(alice, other, 2)
@@ -455,7 +455,7 @@ def test_lease_that_runs_out_wakes_the_loop(
     lease = {"lease": timestamps.new_id(), "leased_until": database_now(0.5)}
     change(app, next_attempt_at=database_now(-1), **lease)
     with looping(app):
-        # Long before the next round, 20 s after the first.
+        # The next round would begin 20 s after the first.
         assert until_attempts(alice, task, 2)["state"] == "delivered"
 
 
@@ -564,7 +564,7 @@ def test_connection_is_broken_before_another_process_may_post(
     with looping(app):
         *_, third = receiver.wait_for(3)
         assert closed[0] < third.at
-        # Who was interrupted has made no attempt.
+        # An interrupted attempt is not recorded.
         delivery = until_attempts(alice, task, 2)
     assert [attempt["statusCode"] for attempt in delivery["attempts"]] == [500, 204]
 

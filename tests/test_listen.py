@@ -167,7 +167,9 @@ def test_listener_survives_the_page_of_a_proxy(
             assert ids(local.wait_for(1)) == [task["id"]]
 
 
-def test_environment_has_no_part_in_it(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+def test_netrc_of_the_home_folder_is_not_used(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
     (machine.home / ".netrc").write_text("machine 127.0.0.1 login a password b\n")
     with Receiver() as local, listening(machine, local.url):
         finish(remote_alice, remote_alice.start())
@@ -256,7 +258,7 @@ def test_unsigned_request_is_refused_and_not_shown(
         assert requests.get(url, timeout=10).status_code == 501
         assert process.stderr is not None
         assert "refused a request that is not signed" in process.stderr.readline()
-        # A sender that goes away in the middle does no harm.
+        # A sender may close the connection in the middle of its body.
         with socket.create_connection(("127.0.0.1", int(url.split(":")[2].strip("/")))) as half:
             half.sendall(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nab")
         task = remote_alice.start(callback=url)

@@ -202,7 +202,9 @@ def test_oldest_due_delivery_has_an_age_unless_it_is_leased(
     assert 100 <= until(age) < 200
 
 
-def test_size_of_the_database_is_told(app: Flask, alice: ApiClient, database_url: str) -> None:
+def test_metrics_have_the_size_of_the_database(
+    app: Flask, alice: ApiClient, database_url: str
+) -> None:
     sizes = scrape(app).by("part", "taskservice_database_size_bytes")
     assert set(sizes) == ({"database", "wal"} if "sqlite" in database_url else {"database"})
     assert min(sizes.values()) > 0
@@ -216,7 +218,7 @@ def test_counts_of_a_large_database_read_indexes_only(app: Flask) -> None:
     scans = [step for step in steps if step.startswith("SCAN") and "CONSTANT ROW" not in step]
     assert scans
     assert all("INDEX" in step for step in scans), steps
-    # Whole indexes are read only for what has no condition, and those of few rows.
+    # Only counts without a condition read a whole index, and these indexes have few rows.
     assert not [step for step in scans if "tasks_by" in step], steps
 
 
@@ -364,7 +366,7 @@ def test_counts_are_of_all_workers_and_outlive_them(two_workers: Service) -> Non
     service, watcher = two_workers, Watcher(two_workers)
     assert service.process is not None
     ask(service, 60)
-    # Whichever worker says it.
+    # Each worker gives the counts of all.
     assert {count_by(service) for _ in range(20)} == {60}
     watcher.start()
     for number, end in enumerate(("killed", "killed", "reloaded"), start=1):
@@ -543,7 +545,7 @@ def test_problem_has_the_id_of_its_request(app: Flask, alice: ApiClient) -> None
     response = app.test_client().post("/livez")
     assert response.json is not None
     assert response.json["requestId"] == response.headers["X-Request-Id"]
-    # Always the same body: only the header tells these from each other.
+    # All 401s have the same body; only the header has the id.
     refused = app.test_client().get("/api/v1/task")
     assert "requestId" not in problem(refused, 401)
     assert refused.headers["X-Request-Id"] != ""

@@ -110,7 +110,7 @@ def test_processes_that_start_concurrently_migrate_once_if_serializable(
 @pytest.mark.parametrize(
     ("chosen", "kept"), [("off", "on"), ("on", "on"), ("local", "local"), ("remote_apply",) * 2]
 )
-def test_commit_waits_for_the_disk_and_for_what_the_operator_chose_beyond_it(
+def test_stricter_commit_setting_of_the_operator_is_kept(
     databases: Databases, tmp_path: Path, chosen: str, kept: str
 ) -> None:
     url = databases.new_postgresql(synchronous_commit=chosen)
@@ -131,7 +131,7 @@ def test_all_works_behind_pgbouncer_and_other_clients_of_it_keep_their_settings(
     ):
         before = settings_of(other)
         work_at_once(add_user(app, "alice"), threads=8)
-        # The next statement comes to the next of the connections that the service had.
+        # PgBouncer passes the statements in turn to the connections that the service has used.
         assert [settings_of(other) for _ in range(6)] == [before] * 6
     assert before["default_transaction_isolation"] == "serializable"
     assert before["DateStyle"] == "German, DMY"

@@ -64,7 +64,7 @@ def test_stopping_worker_releases_its_leases(
         receiver.wait_for(1)
         assert columns(app, "lease") != [(None,)]
         assert worker.end(signal.SIGTERM) == 0
-    # The one attempt that counts is the first, which the request made.
+    # Only the request's own attempt was recorded.
     assert columns(app, "state", "lease", "attempt_count") == [("pending", None, 1)]
     receiver.answer = play.answer(204)
     with working(app):
@@ -107,7 +107,7 @@ def test_worker_processes_of_the_service_post_what_is_due(
     with Service(tmp_path / "data", DATABASE_URL=app.config["DATABASE_URL"]) as service:
         receiver.wait_for(1)
         until(lambda: the_delivery(alice, task)["state"] == "delivered")
-        # What is asked for in this process is done at once.
+        # A redelivery is made at once by the process that got the request.
         answer = requests.post(
             f"{service.url}/api/v1/task/{task['id']}/deliveries",
             headers={"apikey": alice.key}, timeout=10,
@@ -125,7 +125,7 @@ def test_stopping_service_releases_its_leases(
     with Service(tmp_path / "data", DATABASE_URL=url, CALLBACK_TIMEOUT="30") as service:
         receiver.wait_for(1)
         assert service.stop() == 0
-    # An attempt that had come to its end, after 30 s, would be a second one.
+    # An attempt that ran until its timeout of 30 s would be recorded as a second one.
     assert columns(app, "state", "lease", "attempt_count") == [("pending", None, 1)]
 
 

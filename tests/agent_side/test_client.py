@@ -765,7 +765,7 @@ def test_retry_after_is_honoured() -> None:
     assert unavailable.value.retry_after == 1_000
 
 
-def test_service_that_asks_for_ages_ends_no_thread() -> None:
+def test_enormous_retry_after_ends_no_thread() -> None:
     with Receiver() as receiver:
         receiver.paths["/api/v1/task"] = played.task(201)
         receiver.answer = play.answer(503, {"Retry-After": "9" * 400})

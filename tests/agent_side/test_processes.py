@@ -200,7 +200,9 @@ AS_ON_MACOS = (
 )
 
 
-def test_system_with_less_does_the_same(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+def test_run_works_without_the_calls_that_macos_lacks(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
     machine.command = [sys.executable, "-c", f"{AS_ON_MACOS}; main()"]
     assert machine.run("run", "--agent", "a", "--", "sh", "-c", "exit 3").returncode == 3
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
@@ -259,7 +261,7 @@ def test_program_at_a_terminal_gets_ctrl_c_once_and_can_read(
     process, leader = at_terminal(sys.executable, "-c", program)
     os.write(leader, b"world\n")
     until(lambda: "hello world" in " ".join(the_log(remote_alice)))
-    # Two in the same instant would be one to the program, so ours would come later.
+    # The pause separates a second signal from the first, or the program would see only one.
     process.send_signal(signal.SIGSTOP)
     os.write(leader, b"\x03")
     time.sleep(0.5)
@@ -306,7 +308,7 @@ def test_cancel_at_a_terminal_stops_what_the_program_has_started(
 
 def test_child_forked_during_a_signal_at_a_terminal_gets_it_too(at_terminal: AtTerminal) -> None:
     for _ in range(3):
-        # Otherwise the terminal, which hangs up at the end, would end what is left.
+        # The program ignores SIGHUP, or the end of the terminal would stop the children.
         process, leader = at_terminal("sh", "-c", f"trap '' HUP; {FORKS}")
         printed = bytearray()
         while printed.count(b"\n") < 5:

@@ -73,7 +73,7 @@ def test_several_workers_do_each_task_once(
 ) -> None:
     for number in range(12):
         remote_alice.start("worker", input={"number": number})
-    # One write each, since those that run side by side share what is shown.
+    # Each program makes one write, because programs that run in parallel share the output.
     program = "printf '%s\\n' \"$(cat)\"; sleep 0.2"
     workers = [work(machine, program) for _ in range(2)]
     workers.append(work(machine, program, "--parallel", "3"))
