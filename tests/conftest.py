@@ -192,12 +192,6 @@ def pytest_sessionfinish() -> None:
     close_fork_server()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The browser's tests first: what a test process begins with is not taken over by others,
-    each of which would start a browser too."""
-    items.sort(key=lambda item: item.path.name != "test_browser.py")
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """One line: how many tests were skipped, and what would let them run."""
     skipped = terminalreporter.stats.get("skipped", [])
