@@ -7,7 +7,7 @@ USER_NAME ?= me
 # Kept bytecode saves seconds in each process of the tests.
 unexport PYTHONDONTWRITEBYTECODE
 # More than processors, since many tests wait for another process.
-PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 2 ))
+PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 3 ))
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-agent test-browser test-crash test-api test-big test-callbacks \
@@ -41,7 +41,7 @@ $(VENV)/installed-test: $(VENV)/installed
 
 test: $(VENV)/installed-test ## Install what the tests need, and test the service
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow' \
-		--ignore tests/agent_side --ignore tests/test_browser.py
+		--ignore tests/agent_side --ignore tests/test_browser.py --ignore tests/test_fuzzing.py
 
 test-agent: $(VENV)/installed-test ## Test the agent's side, also while programs and service are killed
 	AGENT_LINES=$${AGENT_LINES:-100000} AGENT_KILLS=$${AGENT_KILLS:-10} \

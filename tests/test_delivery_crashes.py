@@ -265,28 +265,6 @@ def test_killed_at_any_moment_no_webhook_is_lost_or_invented(
     print(f"\n{scenario.__name__}: {moment - 1} crashes, {len(receiver.requests)} posts")
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-@pytest.mark.parametrize(
-    ("scenario", "moment"),
-    [(finish_and_redeliver, 7), (send_a_late_report, 7), (finish_and_delete, 5)],
-)
-def test_killed_at_a_few_moments_no_webhook_is_lost_or_invented(
-    app: Flask,
-    alice: ApiClient,
-    receiver: Receiver,
-    tmp_path: Path,
-    scenario: Scenario,
-    moment: int,
-) -> None:
-    """A taste of the proof above."""
-    alice.register("worker")
-    receiver.answer = failing_at_first()
-    service = CrashingService(app, tmp_path, lease=1.0)
-    assert not crash_at(moment, scenario, service, alice, receiver)
-    assert crash_at(0, scenario, service, alice, receiver)
-    check_that_nothing_is_lost_or_invented(alice, receiver)
-
-
 # --- again and again ---------------------------------------------------------------------
 
 
