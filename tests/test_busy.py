@@ -32,7 +32,7 @@ only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indire
 
 @pytest.fixture
 def app(config: Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
-    """The app, whose writers give up sooner than in real life."""
+    """The app; its writers time out after 0.3 s."""
     for module in (engine, transactions):
         monkeypatch.setattr(module, "BUSY_SECONDS", 0.3)
     with new_app(config) as app:

@@ -169,7 +169,7 @@ def test_outcome_is_recorded_and_the_report_is_200(
 def test_failure_in_the_service_itself_counts_as_an_attempt(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
-    """Or it would be tried again for ever, each time as if for the first time."""
+    """Uncounted, it would be repeated for ever."""
     task = alice.start(callback=receiver.url)
     expect(alice.get("/callback-secret"), 200)
     with app.app_context(), transaction() as connection:

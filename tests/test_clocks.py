@@ -150,7 +150,7 @@ def test_failed_clock_reading_postpones_the_chores_that_need_it(
 def test_silence_counts_anew_where_its_beginning_lies_ahead(
     app: Flask, alice: ApiClient, no_grace: None
 ) -> None:
-    """Heard while the clock was ahead, an agent would else be waited for until then."""
+    """A heartbeat received while the clock was ahead must not extend the wait."""
     tasks = [alice.start(claim=True), alice.start(claim=True, timeout=60)]
     for task in tasks:
         fall_silent(app, task, -40 * DAY)

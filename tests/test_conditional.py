@@ -108,7 +108,7 @@ def test_etag_differs_by_fields_whatever_their_order(alice: ApiClient, task: Tas
 
 
 def test_there_is_no_etag_with_expand(alice: ApiClient, task: Task) -> None:
-    """What is embedded has no version: a renamed agent would go unnoticed."""
+    """Embedded objects have no version, so an ETag would miss a renamed agent."""
     for query in ("?expand=agent", "?expand=agent,user", "?fields=id&expand=user"):
         response = alice.get(f"/task/{task['id']}{query}")
         assert "ETag" not in response.headers

@@ -323,12 +323,12 @@ def test_throttle_doubles_the_wait_up_to_a_minute_and_forgets_in_an_hour(
 
 
 def refusal(path: str) -> tuple[int, str | None]:
-    """What a form at this path gets that may not be taken: who is signed in needs no sign-in."""
+    """The status and Location of a refused form; the sign-in form of a session redirects to `/`."""
     return (303, "/") if path == "/sign-in" else (403, None)
 
 
 def is_open(rule: Rule) -> bool:
-    """Whether a rule is of what everybody may see."""
+    """Whether a rule needs no session."""
     return rule.endpoint in ("dashboard.static", "dashboard.icon")
 
 

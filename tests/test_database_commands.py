@@ -178,7 +178,7 @@ def test_backup_of_no_database_makes_none(tmp_path: Path) -> None:
 
 
 def test_backup_does_not_migrate(data: Path, tmp_path: Path) -> None:
-    """Who is about to upgrade makes a backup first, maybe with the new version."""
+    """Before an upgrade an operator makes a backup, perhaps with the new version."""
     shutil.rmtree(data)
     migrations.upgrade(f"sqlite:///{data / 'taskservice.db'}", "0001")
     made = run(data, "db", "backup", str(tmp_path / "backup.db"))

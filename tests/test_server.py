@@ -255,7 +255,7 @@ def test_shortage_of_threads_costs_only_slow_readers(tmp_path: Path) -> None:
 
 
 def test_client_that_was_cut_off_does_not_cut_off_the_next_one() -> None:
-    """As when its thread notices that it is slow just before it notices its end."""
+    """A thread may notice that its client is slow just before the answer ends."""
     parser = RequestParser(Config(), "", MIB, BodyBudget(MIB))
     sender = Sender(add_thread=lambda: False, limit=8, seconds=30.0, stop_seconds=30.0)
     with ExitStack() as stack:

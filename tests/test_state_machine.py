@@ -557,7 +557,7 @@ class Api(RuleBasedStateMachine):
                 self.deliver_again(key, task, path)
 
     def deliver_again(self, key: Key, task: Task, path: str) -> None:
-        """Nobody posts it here: the loops do not run."""
+        """The loops do not run here, so nothing posts it."""
         response = key.person.post(path)
         if not task.deliveries:
             problem(response, 409)
