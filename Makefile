@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 3 ))
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-agent test-browser test-crash test-api test-big test-callbacks \
+.PHONY: help install run test test-server test-agent test-browser test-crash test-api test-big test-callbacks \
 	lint bench screenshots clean
 
 help: ## List the targets
@@ -41,7 +41,11 @@ $(VENV)/installed-test: $(VENV)/installed
 
 test: $(VENV)/installed-test ## Install what the tests need, and test the service
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow' \
-		--ignore tests/agent_side --ignore tests/test_browser.py --ignore tests/test_fuzzing.py
+		--ignore tests/server --ignore tests/agent_side --ignore tests/test_browser.py \
+		--ignore tests/test_fuzzing.py
+
+test-server: $(VENV)/installed-test ## Test the processes: gunicorn and its worker, `taskservice worker`
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow' tests/server
 
 test-agent: $(VENV)/installed-test ## Test the agent's side, also while programs and service are killed
 	AGENT_LINES=$${AGENT_LINES:-100000} AGENT_KILLS=$${AGENT_KILLS:-10} \
