@@ -8,7 +8,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,7 +16,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from flask import Flask
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from taskservice.config import Config
 from taskservice.database import engine, transactions
@@ -99,8 +99,8 @@ def test_locked_table_is_503_for_readers_too_and_then_all_is_well(
             assert expect(alice.get("/task"), 200) == [task]
     # No statement keeps waiting in the server after its client has stopped waiting.
     with other_connection(database_url, "looks") as other:
-        left = other.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()
-    assert left == (0,)
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+        until(lambda: other.execute(waiting).fetchone() == (0,))
 
 
 @only_postgresql
@@ -233,7 +233,7 @@ def test_unreachable_database_is_503_while_the_process_stays_live(
     app: Flask, alice: ApiClient, data_folder: Path
 ) -> None:
     client = app.test_client()
-    assert client.get("/readyz").status_code == 200
+    until(lambda: client.get("/readyz").status_code == 200)
     engine.dispose(app)
     gone = data_folder.with_name("gone")
     data_folder.rename(gone)
@@ -278,13 +278,21 @@ def test_table_column_schema_or_right_that_is_gone_is_503(
             assert 503 in {answer.status_code for answer in answers}
             assert is_ready == 503
             assert expect(alice.get(paths[0]), 200) == task
-            assert app.test_client().get("/readyz").status_code == 200
+            until(lambda: app.test_client().get("/readyz").status_code == 200)
+
+
+def altered(app: Flask, change: str) -> bool:
+    """Whether this succeeded; it has no more patience than the writers of these tests."""
+    with suppress(OperationalError), app.app_context():
+        with transactions.transaction() as connection:
+            connection.exec_driver_sql(change)
+        return True
+    return False
 
 
 def change_database(app: Flask, url: str, change: str) -> None:
     if "ROLE" not in change:
-        with app.app_context(), transactions.transaction() as connection:
-            connection.exec_driver_sql(change)
+        until(lambda: altered(app, change))
         return
     # The setting is for new connections.
     dispose(app)

@@ -24,6 +24,7 @@ from tests.support.fork_server import run_forked
 from tests.support.pgbouncer import PGBOUNCER, pgbouncer
 from tests.support.requirements import needs
 from tests.support.service import Service, environment
+from tests.support.waiting import until
 
 TEXT = "☃ \\ 'one' %"
 # What a database, or a user, may be set to, and what the service must not depend on.
@@ -93,7 +94,7 @@ def test_settings_of_the_database_spoil_no_request(
     url = databases.new_postgresql(**settings)
     with app_at(url, tmp_path) as app:
         work_at_once(add_user(app, "alice"))
-        assert app.test_client().get("/readyz").status_code == 200
+        until(lambda: app.test_client().get("/readyz").status_code == 200)
     checked = run(tmp_path, "db", "check", DATABASE_URL=url)
     assert checked.returncode == 0, checked.stdout
 

@@ -60,7 +60,7 @@ def test_threads_that_die_at_birth_block_nothing_and_leave_nothing_behind(
         reported = alice.patch(f"/task/{task['id']}", json={"status": "complete"})
         assert reported.headers["Callback-Status"] == "delivered"
         assert watchers() == []
-    assert operator.get("/readyz").status_code == 200
+    until(lambda: operator.get("/readyz").status_code == 200)
     assert "taskservice_database_up 1" in operator.get("/metrics").text
 
 
