@@ -7,11 +7,11 @@ USER_NAME ?= me
 # Kept bytecode saves seconds in each process of the tests.
 unexport PYTHONDONTWRITEBYTECODE
 # More than processors, since many tests wait for another process.
-PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 2 ))
+PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 3 ))
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-crash test-callbacks test-api test-big test-agent lint bench \
-	bench-peers bench-more screenshots clean
+.PHONY: help install run test test-server test-agent test-browser test-crash test-api test-big \
+	test-callbacks lint bench bench-peers bench-more screenshots clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read name text; do \
@@ -39,8 +39,20 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
 	@touch $@
 
-test: $(VENV)/installed-test ## Install what the tests need, and run them
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow'
+test: $(VENV)/installed-test ## Install what the tests need, and test the service
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow' \
+		--ignore tests/server --ignore tests/agent_side --ignore tests/test_browser.py \
+		--ignore tests/test_fuzzing.py
+
+test-server: $(VENV)/installed-test ## Test the processes: gunicorn and its worker, `taskservice worker`
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow' tests/server
+
+test-agent: $(VENV)/installed-test ## Test the agent's side, also while programs and service are killed
+	AGENT_LINES=$${AGENT_LINES:-100000} AGENT_KILLS=$${AGENT_KILLS:-10} \
+		$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/agent_side
+
+test-browser: $(VENV)/installed-test ## Test the dashboard in a real browser
+	$(BIN)/python -m pytest -n auto --dist worksteal tests/test_browser.py
 
 test-crash: $(VENV)/installed-test ## 30 s of mixed load, and followers, while workers are killed
 	CRASH_SECONDS=$${CRASH_SECONDS:-30} $(BIN)/python -m pytest -m slow -s \
@@ -57,10 +69,6 @@ test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks, m
 
 test-callbacks: $(VENV)/installed-test ## Webhooks, while the service is killed at critical moments
 	$(BIN)/python -m pytest -n $(PROCESSES) -m slow tests/test_delivery_crashes.py
-
-test-agent: $(VENV)/installed-test ## Log lines in transit, while service and agent are killed
-	AGENT_LINES=$${AGENT_LINES:-100000} AGENT_KILLS=$${AGENT_KILLS:-10} \
-		$(BIN)/python -m pytest -m slow tests/test_agent_crashes.py -s
 
 lint: $(VENV)/installed-test ## Check style and types
 	$(BIN)/ruff check .

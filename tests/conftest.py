@@ -12,10 +12,11 @@ from sqlalchemy.engine import make_url
 
 from taskservice.background import timeouts
 from taskservice.config import Config
+from taskservice.database.engine import dispose
 from taskservice.webhooks import connection
 from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient, add_user
-from tests.support.apps import SharedApps, new_app
+from tests.support.apps import Apps
 from tests.support.certificates import Authority
 from tests.support.cheap_subtests import CheapSubtests
 from tests.support.clocks import Clocks
@@ -77,19 +78,20 @@ def config(standard_config: Config) -> Config:
 
 
 @pytest.fixture(scope="session")
-def shared_apps() -> Iterator[SharedApps]:
-    shared_apps = SharedApps()
-    yield shared_apps
-    shared_apps.dispose()
+def apps() -> Iterator[Apps]:
+    apps = Apps()
+    yield apps
+    apps.dispose()
 
 
 @pytest.fixture
-def app(config: Config, standard_config: Config, shared_apps: SharedApps) -> Iterator[Flask]:
+def app(config: Config, standard_config: Config, apps: Apps) -> Iterator[Flask]:
     if config == standard_config and make_url(config.DATABASE_URL).get_backend_name() != "sqlite":
-        yield shared_apps.get(config)
+        yield apps.shared(config)
         return
-    with new_app(config) as app:
-        yield app
+    app = apps.new(config)
+    yield app
+    dispose(app)
 
 
 @pytest.fixture
@@ -190,12 +192,6 @@ def trusted(
 
 def pytest_sessionfinish() -> None:
     close_fork_server()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The browser's tests first: what a test process begins with is not taken over by others,
-    each of which would start a browser too."""
-    items.sort(key=lambda item: item.path.name != "test_browser.py")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -449,7 +449,7 @@ def test_keys_are_stored_as_digests_only(
         )
     for key in keys:
         assert hashlib.sha256(key.encode()).hexdigest() in stored
-        # A hint may show the end of a key, which alone opens nothing.
+        # A hint may show the last characters of a key, but no more.
         assert key[-10:] not in stored
         assert key.removeprefix("tsk_user_")[:12] not in stored
 

@@ -169,7 +169,7 @@ def test_ids_are_unique_per_user_only(alice: ApiClient, bob: ApiClient) -> None:
     task = alice.start()
     assert expect(alice.get("/agent/summarizer"), 200) == hers
     assert expect(bob.get("/agent"), 200) == [his]
-    # Her task does not hold his agent.
+    # Alice's task does not keep bob's agent.
     assert expect(bob.delete("/agent/summarizer"), 200) == his
     assert expect(alice.get("/agent/summarizer"), 200) == hers
     assert alice.task(task) == task

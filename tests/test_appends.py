@@ -390,7 +390,7 @@ def test_line_of_64_kib_is_fit_and_one_byte_more_is_not(alice: ApiClient, app: F
     task = alice.start()
     longest = ["x" * MAX_LINE, "ü" * (MAX_LINE // 2), "𝛂" * (MAX_LINE // 4)]
     alice.append(task, *longest)
-    # The end of a line is none of its bytes.
+    # The line break does not count.
     expect(append_text(alice, task, "\r\n".join(longest).encode()), 201)
     assert lines(alice, task) == longest * 2
     before = rows(app)
@@ -398,7 +398,7 @@ def test_line_of_64_kib_is_fit_and_one_byte_more_is_not(alice: ApiClient, app: F
         problem(alice.post(logs(task), json={"logs": ["fit", line + "x", "fit"]}), 422)
         problem(append_text(alice, task, f"fit\n{line}x\nfit".encode()), 422)
         problem(append_text(alice, task, f"fit\n{line}\r".encode()), 422)
-    # It is what is stored that counts.
+    # The limit is for the stored text.
     problem(append_text(alice, task, b"\xff" * (MAX_LINE // 3 + 1)), 422)
     problem(append_text(alice, task, b"\0" * (MAX_LINE // 3 + 1)), 422)
     assert rows(app) == before
@@ -419,7 +419,7 @@ def test_number_of_writers_of_a_task_is_limited(alice: ApiClient, app: Flask) ->
     assert list(problem(refused, 422)["errors"]) == ["writer"]
     problem(append_text(alice, task, b"3", "?writer=another"), 422)
     assert rows(app) == before
-    # A sign of life has no writer, and those that are known go on.
+    # A heartbeat needs no writer, and the known writers can still append.
     alice.append(task, writer="one more")
     alice.append(task, "1", "3", seq=1, writer="first")
     assert lines(alice, task) == ["1", "2", "3"]

@@ -109,7 +109,7 @@ def test_full_log_is_got_listed_and_deleted_in_bounded_memory(
 def test_full_log_that_is_got_listed_and_deleted_keeps_no_writer_waiting(
     sqlite_service: Service, remote_alice: RemoteClient
 ) -> None:
-    """For no longer than 250 ms, and what a writer waits on this machine anyway."""
+    """A writer waits at most 250 ms more than it does without these requests."""
     task = fill_log(remote_alice)
     writer = QuietWriter(remote_alice)
     with writer:

@@ -157,7 +157,7 @@ def test_claim_for_an_agent_of_another_user_is_404(alice: ApiClient, bob: ApiCli
     assert alice.task(task) == task
 
 
-def test_claim_has_nothing_to_say(alice: ApiClient) -> None:
+def test_claim_takes_no_parameters(alice: ApiClient) -> None:
     task = alice.start()
     problem(alice.post("/agent/summarizer/claim?wait=1"), 422)
     problem(alice.get("/agent/summarizer/claim"), 405)
@@ -200,9 +200,9 @@ def test_claim_waits_for_a_task_that_is_being_changed(
 ) -> None:
     tasks = [alice.start(), alice.start()]
     with psycopg.connect(database_url) as other:
-        # As a report has it that is about to change the name.
+        # A report that changes the name holds the same lock.
         other.execute("SELECT 1 FROM tasks WHERE id = %s FOR UPDATE", [tasks[0]["id"]])
-        # The next one does not wait for it.
+        # A claim takes the next task and does not wait.
         assert claim(alice)["id"] == tasks[1]["id"]
         timer = threading.Timer(0.3, other.rollback)
         timer.start()
@@ -256,7 +256,7 @@ def test_key_that_is_revoked_while_its_claim_waits_to_write_gets_no_task(
                 .values(revoked_at=timestamps.now())
             )
             claimed = pool.submit(agent.post, "/agent/summarizer/claim")
-            # Long enough for it to pass the look at its key, in nearly all runs.
+            # In nearly all runs the claim has checked its key by now and waits to write.
             time.sleep(0.3)
         problem(claimed.result(), 401)
     assert alice.task(task) == task
@@ -312,7 +312,7 @@ def test_repeated_claim_that_waits_gets_the_same_task(alice: ApiClient, app: Fla
     with ThreadPoolExecutor(1) as pool:
         again = pool.submit(alice.post, "/agent/summarizer/claim", headers=headers)
         until(lambda: resources.find(Watcher, app)._watching)
-        # What the first one does, in another process, before the second one looks.
+        # The first claim, in another process, takes the task before the second one looks.
         task = alice.start(claim=True)
         of_task = update(TaskModel).where(TaskModel.id == task["id"])
         with app.app_context(), transaction() as connection:
@@ -328,7 +328,7 @@ def test_key_of_a_claim_is_its_users_and_its_agents(alice: ApiClient, bob: ApiCl
         claim_by_key(alice, "k"), claim_by_key(alice, "k", "other"), claim_by_key(bob, "k"),
     ]  # fmt: skip
     assert [expect(answer, 200)["id"] for answer in taken] == [task["id"] for task in tasks]
-    # Nor is it the key of a start.
+    # A start may use the same key too.
     headers = {"Idempotency-Key": "k"}
     started = alice.post("/task", json={"agentId": "summarizer"}, headers=headers)
     assert "Idempotency-Replayed" not in started.headers

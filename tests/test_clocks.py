@@ -14,9 +14,7 @@ from taskservice.database.models import Delivery
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import database_moment, reading, transaction
 from taskservice.database.types import database_now
-from taskservice.queries.deliveries import LONGEST_DELAY_SECONDS
-from taskservice.services.deliveries import JITTER, SCHEDULE
-from taskservice.webhooks.transport import MAX_RETRY_AFTER
+from taskservice.webhooks.schedule import LONGEST_DELAY_SECONDS
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.clocks import Clocks
@@ -49,7 +47,7 @@ def test_clock_that_jumps_removes_and_ends_nothing(
             alice.append(young, "one")
             end(app, alice, old, days=31)
             end(app, alice, young, days=1)
-            # Here it is the steady clock that has the old one removed.
+            # The retention of the old one goes by the monotonic clock.
             upkeep.do_round()
             clocks.go_on_with(upkeep, seconds=310)
             problem(alice.get(f"/task/{old['id']}"), 404)
@@ -117,7 +115,7 @@ def test_check_tells_of_clocks_that_differ(config: Config, clocks: Clocks) -> No
     assert "is 120 s behind this machine's" in found[1]["message"]
 
 
-def test_gap_between_two_rounds_puts_retention_off(
+def test_gap_between_two_rounds_postpones_retention(
     app: Flask, alice: ApiClient, clocks: Clocks
 ) -> None:
     task = alice.start()
@@ -152,7 +150,7 @@ def test_failed_clock_reading_postpones_the_chores_that_need_it(
 def test_silence_counts_anew_where_its_beginning_lies_ahead(
     app: Flask, alice: ApiClient, no_grace: None
 ) -> None:
-    """Heard while the clock was ahead, an agent would else be waited for until then."""
+    """A heartbeat received while the clock was ahead must not extend the wait."""
     tasks = [alice.start(claim=True), alice.start(claim=True, timeout=60)]
     for task in tasks:
         fall_silent(app, task, -40 * DAY)
@@ -168,10 +166,6 @@ def test_silence_counts_anew_where_its_beginning_lies_ahead(
 
 
 # --- deliveries --------------------------------------------------------------------------
-
-
-def test_longest_delay_is_that_of_the_schedule_and_of_retry_after() -> None:
-    assert max(SCHEDULE[-1] * (1 + JITTER), MAX_RETRY_AFTER) == LONGEST_DELAY_SECONDS
 
 
 def test_delivery_scheduled_while_the_clock_was_ahead_is_sent(

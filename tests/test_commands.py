@@ -118,7 +118,7 @@ def test_command_makes_no_tables_where_there_are_none(databases: Databases, tmp_
         line = one_line(run(tmp_path, "user", "list", **settings), 1)
         assert "There is no database at " in line
     assert (tmp_path / "taskservice.db").read_bytes() == b""
-    # Nor does one that only looks keep one that may from making them.
+    # After a command that only reads, another one can still create the tables.
     assert run(tmp_path, "db", "upgrade", DATABASE_URL=url).returncode == 0
     assert run(tmp_path, "user", "list", DATABASE_URL=url).returncode == 0
 

@@ -108,7 +108,7 @@ def test_etag_differs_by_fields_whatever_their_order(alice: ApiClient, task: Tas
 
 
 def test_there_is_no_etag_with_expand(alice: ApiClient, task: Task) -> None:
-    """What is embedded has no version: a renamed agent would go unnoticed."""
+    """Embedded objects have no version, so an ETag would miss a renamed agent."""
     for query in ("?expand=agent", "?expand=agent,user", "?fields=id&expand=user"):
         response = alice.get(f"/task/{task['id']}{query}")
         assert "ETag" not in response.headers
@@ -248,7 +248,7 @@ def test_options_name_the_methods_of_every_route(
             assert response.status_code in (200, 204)
             assert set(re.split(r",\s*", response.headers["Allow"])) == allowed
             assert response.data == b""
-    # Asking what one could do does nothing.
+    # OPTIONS changes nothing.
     assert alice.task(task) == task
 
 

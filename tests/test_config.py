@@ -148,7 +148,7 @@ def test_processes_that_start_concurrently_make_one_private_secret_key(
         for _ in range(6)
     ]  # fmt: skip
     os.close(begin)
-    # All of them go on now.
+    # Now all processes continue.
     os.close(held)
     keys = {process.communicate(timeout=60)[0].strip() for process in processes}
     assert len(keys) == 1

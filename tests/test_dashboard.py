@@ -173,7 +173,7 @@ def test_sign_in_leads_back_to_the_page_that_was_asked_for(
      "/sign-in", "/static/page.js", "/tasks/x/events", "/tasks/x/log.txt", "/livez", "/docs"],
 )  # fmt: skip
 @one_database
-def test_sign_in_leads_nowhere_else(app: Flask, alice: ApiClient, path: str) -> None:
+def test_sign_in_leads_to_no_other_site(app: Flask, alice: ApiClient, path: str) -> None:
     assert Browser(app).sign_in(alice.key, next=path).location == "/"
 
 
@@ -222,7 +222,7 @@ def test_signing_out_ends_the_session(browser: Browser) -> None:
 
 
 @one_database
-def test_cookie_of_another_service_or_of_last_month_is_none(
+def test_cookie_of_another_service_or_of_last_month_opens_no_session(
     app: Flask, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert browser.get("/").status_code == 200
@@ -242,13 +242,13 @@ def test_session_ends_in_time_though_its_cookie_was_renewed(
     browser = Browser(app)
     browser.sign_in(alice.key)
     with closing(browser.get(f"/tasks/{task['id']}/events")) as stream:
-        # What it did left a word for the next page, so that its cookie is a new one.
+        # The form leaves a message for the next page, which renews the cookie.
         browser.send("/callback-secret/rotate")
         assert browser.get("/keys").status_code == 200
-        # This page costs less than the list.
+        # The page of the keys costs less than the list.
         until(lambda: browser.get("/keys").status_code == 303)
         assert browser.get("/").location == "/sign-in"
-        # An open stream of it ends too.
+        # An open stream of the session ends too.
         assert stream.text.startswith("event: task")
 
 
@@ -261,7 +261,10 @@ def test_api_takes_no_session_and_the_dashboard_no_header(
 
 
 @one_database
-def test_wrong_keys_slow_down_the_next_try_from_their_address(app: Flask, alice: ApiClient) -> None:
+def test_wrong_keys_slow_down_the_next_try_from_their_address(
+    app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
     browser = Browser(app)
     statuses = [browser.sign_in("wrong").status_code for _ in range(FREE_ATTEMPTS + 1)]
     assert statuses == [401] * FREE_ATTEMPTS + [429]
@@ -271,7 +274,7 @@ def test_wrong_keys_slow_down_the_next_try_from_their_address(app: Flask, alice:
     assert response.headers["Retry-After"] == "1"
     elsewhere = Browser(app, environ_base={"REMOTE_ADDR": "192.0.2.9"})
     assert elsewhere.sign_in("wrong").status_code == 401
-    time.sleep(1.1)
+    clock.now += 1
     assert browser.sign_in("wrong").status_code == 401
 
 
@@ -305,7 +308,7 @@ def test_throttle_doubles_the_wait_up_to_a_minute_and_forgets_in_an_hour(
         assert slow.seconds_too_early("192.0.2.1") == 0
         waits.append(round(slow.seconds_too_early("192.0.2.1")))
         clock.now += waits[-1]
-        # Without a wait the second try has counted too.
+        # The second try came too early, but it was counted too.
     assert waits == [0, 1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60]
     clock.now += RESET_SECONDS + 1
     assert [slow.seconds_too_early("192.0.2.1") for _ in range(FREE_ATTEMPTS)] == [
@@ -317,12 +320,12 @@ def test_throttle_doubles_the_wait_up_to_a_minute_and_forgets_in_an_hour(
 
 
 def refusal(path: str) -> tuple[int, str | None]:
-    """What a form at this path gets that may not be taken: who is signed in needs no sign-in."""
+    """The status and Location of a refused form; the sign-in form of a session redirects to `/`."""
     return (303, "/") if path == "/sign-in" else (403, None)
 
 
 def is_open(rule: Rule) -> bool:
-    """Whether a rule is of what everybody may see."""
+    """Whether a rule needs no session."""
     return rule.endpoint in ("dashboard.static", "dashboard.icon")
 
 
@@ -474,7 +477,7 @@ def test_stored_markup_is_shown_as_text(
         text = browser.get(path).text
         assert "<img src=x" not in text
         assert "<script>" not in text
-        # What a template that took it for code would make of it; chance does not.
+        # The product appears only if a template runs the text as code.
         assert str(31337 * 31337) not in text, path
     page = unescape(browser.get(f"/tasks/{task['id']}").text)
     assert HOSTILE in page
@@ -540,7 +543,7 @@ def test_errors_of_pages_are_pages_and_of_the_api_are_problems(browser: Browser)
 
 
 @one_database
-def test_strays_get_pages_where_a_browser_asks(
+def test_unknown_paths_are_pages_for_a_browser(
     app: Flask, browser: Browser, alice: ApiClient
 ) -> None:
     headers = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
@@ -574,7 +577,7 @@ def test_page_of_a_deleted_task_says_that_it_was_deleted(
 
 
 @one_database
-def test_cancel_that_comes_too_late_says_so(
+def test_cancel_of_a_finished_task_says_so(
     browser: Browser, alice: ApiClient, task: dict[str, Any]
 ) -> None:
     path = f"/tasks/{task['id']}"
@@ -588,9 +591,7 @@ def test_cancel_that_comes_too_late_says_so(
 
 @one_database
 @pytest.mark.parametrize("name", [" ", "\u200b", "\u2003\ufeff", "\u3164"])
-def test_name_of_nothing_visible_is_still_a_link(
-    browser: Browser, alice: ApiClient, name: str
-) -> None:
+def test_invisible_name_is_still_a_link(browser: Browser, alice: ApiClient, name: str) -> None:
     task = alice.start("blank", name=name)
     alice.register("blank", name=name)
     alice.post("/key", json={"name": name})
@@ -800,7 +801,7 @@ def test_form_that_is_sent_twice_concurrently_creates_one_key(two_workers: Servi
 @one_database
 def test_form_that_creates_a_key_does_so_once(browser: Browser) -> None:
     data = {**hidden(browser.get("/keys")), "name": "machine"}
-    # What does not fit may be put right in the same form.
+    # An invalid value can be corrected in the same form.
     assert browser.post("/keys", data | {"name": ""}).status_code == 422
     assert browser.post("/keys", data).status_code == 201
     again = browser.post("/keys", data)

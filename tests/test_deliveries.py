@@ -23,10 +23,10 @@ from taskservice.database.transactions import transaction
 from taskservice.database.types import database_now
 from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
-from taskservice.services.deliveries import JITTER, SCHEDULE
 from taskservice.services.fair_queue import MAX_PER_HOST
 from taskservice.webhooks.circuit_breaker import MAX_FAILURES
 from taskservice.webhooks.destinations import Destinations
+from taskservice.webhooks.schedule import JITTER, SCHEDULE
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.certificates import Authority
@@ -45,7 +45,7 @@ from tests.support.deliveries import (
 from tests.support.internals import before_reads, end_for_silence, set_clock
 from tests.support.marks import one_database
 from tests.support.receiver import Behaviour, Exchange, Receiver
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 
 @pytest.fixture
@@ -104,7 +104,6 @@ def test_second_attempt_comes_by_itself_after_the_first_pause(
 def test_attempts_come_further_and_further_apart_and_then_no_more(
     alice: ApiClient, app: Flask, receiver: Receiver, loop: None
 ) -> None:
-    assert SCHEDULE[0] == 5
     receiver.answer = play.answer(500)
     task = alice.start(callback=receiver.url)
     finish(alice, task)
@@ -120,7 +119,7 @@ def test_attempts_come_further_and_further_apart_and_then_no_more(
     assert columns(app, "lease", "leased_until") == [(None, None)]
 
 
-def test_retry_after_puts_the_next_attempt_off(
+def test_retry_after_postpones_the_next_attempt(
     alice: ApiClient, app: Flask, receiver: Receiver, loop: None
 ) -> None:
     receiver.answer = one_after_another(play.answer(500), play.answer(429, {"Retry-After": "7200"}))
@@ -285,7 +284,7 @@ def test_host_that_hangs_does_not_hold_up_the_others(
         enqueue_many(app, alice, receiver.url, 1)
         with looping(app, stop_seconds=0):
             receiver.wait_for(1)
-            # And it gets no less than its share.
+            # The hanging host still gets its share.
             hanging.wait_for(MAX_PER_HOST)
             assert len(hanging.requests) == MAX_PER_HOST
 
@@ -370,13 +369,20 @@ def test_user_whose_callbacks_hang_on_all_senders_does_not_hold_up_the_others(
         until(lambda: hanging.connections >= MAX_RUNNING)
         enqueue_many(app, bob, receiver.url, 3 * MAX_PER_HOST)
         receiver.wait_for(3 * MAX_PER_HOST)
-    assert hanging.connections < 1_000
+    # Many of alice's deliveries are still due.
+    assert hanging.connections < 2_000
 
 
 def test_user_with_more_leases_in_other_processes_comes_later(
-    alice: ApiClient, bob: ApiClient, app: Flask, hanging: Receiver
+    alice: ApiClient,
+    bob: ApiClient,
+    app: Flask,
+    hanging: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     app.config["CALLBACK_TIMEOUT"] = 30.0
+    # On a busy machine an attempt may take a second to arrive, and must not leave its place.
+    monkeypatch.setattr(delivery_loop, "SLOW_SECONDS", 30.0)
     enqueue_many(app, alice, hanging.url, MAX_RECENT + 1)
     change(app, lease=timestamps.new_id(), leased_until=database_now(30))
     enqueue_each(app, alice, addresses(hanging, "alice", MAX_RECENT))
@@ -409,7 +415,7 @@ def test_last_place_for_a_first_attempt_is_for_another_user(
     answering = threading.Event()
 
     def wait(exchange: Exchange) -> None:
-        answering.wait(10)
+        answering.wait(PATIENCE_SECONDS)
         play.answer(204)(exchange)
 
     hanging.answer = wait
@@ -437,7 +443,7 @@ def test_lease_of_another_holds_until_it_has_run_out(
     finish(alice, task)
     lease = {"lease": timestamps.new_id(), "leased_until": database_now(60)}
     change(app, next_attempt_at=database_now(-1), **lease)
-    # The loop has looked by the time it has sent another.
+    # When the loop has sent the other one, it has also looked at the leased one.
     finish(alice, other)
     redeliver(alice, other)
     until_attempts(alice, other, 2)
@@ -455,7 +461,7 @@ def test_lease_that_runs_out_wakes_the_loop(
     lease = {"lease": timestamps.new_id(), "leased_until": database_now(0.5)}
     change(app, next_attempt_at=database_now(-1), **lease)
     with looping(app):
-        # Long before the next round, 20 s after the first.
+        # The next round would begin 20 s after the first.
         assert until_attempts(alice, task, 2)["state"] == "delivered"
 
 
@@ -517,13 +523,13 @@ def test_task_that_is_deleted_while_its_attempt_is_recorded_is_no_error(
         with app.app_context(), transaction() as connection:
             connection.execute(delete(Task).where(Task.id == task["id"]))
             is_deleting.set()
-            may_commit.wait(5)
-            # Whoever records it has come to where it waits.
+            may_commit.wait(PATIENCE_SECONDS)
+            # In nearly all runs the recording of the attempt now waits for this transaction.
             time.sleep(0.3)
 
     def answer(exchange: Exchange) -> None:
         deletion = pool.submit(delete_slowly)
-        is_deleting.wait(5)
+        is_deleting.wait(PATIENCE_SECONDS)
         play.answer(204)(exchange)
         may_commit.set()
         deletion.result()
@@ -564,7 +570,7 @@ def test_connection_is_broken_before_another_process_may_post(
     with looping(app):
         *_, third = receiver.wait_for(3)
         assert closed[0] < third.at
-        # Who was interrupted has made no attempt.
+        # An interrupted attempt is not recorded.
         delivery = until_attempts(alice, task, 2)
     assert [attempt["statusCode"] for attempt in delivery["attempts"]] == [500, 204]
 
@@ -616,7 +622,7 @@ def test_past_their_share_of_the_threads_first_attempts_are_left_to_the_loop(
     answering = threading.Event()
 
     def wait(exchange: Exchange) -> None:
-        answering.wait(5)
+        answering.wait(PATIENCE_SECONDS)
         play.answer(204)(exchange)
 
     receiver.paths["/slow"] = wait
@@ -627,7 +633,7 @@ def test_past_their_share_of_the_threads_first_attempts_are_left_to_the_loop(
         receiver.wait_for(1)
         assert finish(alice, task) == "pending"
         answering.set()
-        assert held.result(10) == "delivered"
+        assert held.result(PATIENCE_SECONDS) == "delivered"
     assert the_delivery(alice, task)["attempts"] == []
     assert columns(app, "lease", "attempt_count") == [(None, 1), (None, 0)]
     with looping(app):
@@ -694,7 +700,7 @@ def test_delivery_is_shown_with_its_attempts(alice: ApiClient, receiver: Receive
     assert delivery["createdAt"] == alice.task(task)["finishedAt"]
     assert attempt["statusCode"] == 503
     assert attempt["message"] == "The receiver answered 503 Service Unavailable."
-    assert attempt["durationMs"] < 2_000
+    assert attempt["durationMs"] < 10_000
     assert delivery["createdAt"] <= attempt["at"] < delivery["nextAttemptAt"]
 
 

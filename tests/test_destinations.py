@@ -117,7 +117,7 @@ def test_host_pattern_never_matches_an_address_in_disguise() -> None:
         check_url("http://127.0.0.0xa/", allowed)
 
 
-def test_blank_entries_are_skipped_and_nothing_lets_nothing_through() -> None:
+def test_blank_entries_are_skipped_and_an_empty_list_allows_nothing() -> None:
     assert Destinations.parse(" External ,, private,") == Destinations.parse("external,private")
     assert Destinations.parse("").refusal("hooks.example", ip_address("8.8.8.8"))
 
@@ -145,7 +145,7 @@ UNCLEAR = (
 )
 
 
-def test_entry_that_says_nothing_clear_is_an_error(subtests: pytest.Subtests) -> None:
+def test_unclear_entry_is_an_error(subtests: pytest.Subtests) -> None:
     for entry in UNCLEAR:
         with subtests.test(entry[:40]):
             with pytest.raises(ValueError, match=re.escape(entry)) as caught:

@@ -91,11 +91,11 @@ def test_commands_on_the_page_run_as_printed(
     assert len(commands) > 20
     for command in commands:
         with subtests.test(command):
-            # What curl prints at last is the status.
+            # curl prints the status last.
             script = fitting(command, alice).replace("curl", "curl -sw '%{http_code}'", 1)
             printed = shown_by(script, os.environ | variables)
             while printed.endswith("409") and "being posted at this moment" in printed:
-                # On a slow machine it is time for the next attempt already.
+                # On a slow machine the next attempt may be under way.
                 time.sleep(0.2)
                 printed = shown_by(script, os.environ | variables)
             assert re.search(r"2\d\d$", printed), printed
@@ -115,7 +115,7 @@ def fitting(command: str, person: RemoteClient) -> str:
     if EXAMPLE_TASK in command:
         task = person.start(callback=f"{person.url}/livez")
         if "/events" in command or "/deliveries" in command:
-            # Its stream ends with it, and only then is a webhook owed.
+            # The stream ends with the task, and a finished task has a delivery.
             person.request("POST", f"/task/{task['id']}/cancel").raise_for_status()
         return command.replace(EXAMPLE_TASK, task["id"])
     if EXAMPLE_KEY in command:

@@ -19,7 +19,7 @@ NOT_CHECKED = "positive_data_acceptance"
 
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 120)
-def test_made_up_requests_find_no_error_and_nothing_undocumented(
+def test_generated_requests_find_no_error_and_nothing_undocumented(
     service: Service, tmp_path: Path
 ) -> None:
     alice = service.add_user()
@@ -30,7 +30,7 @@ def test_made_up_requests_find_no_error_and_nothing_undocumented(
         "--header", f"apikey: {alice.session.headers['apikey']!s}",
         "--exclude-checks", NOT_CHECKED,
         "--exclude-tag", "docs",
-        # Its answer ends with the task: tests/test_watching.py is about it.
+        # A stream ends with its task; tests/test_watching.py covers it.
         "--exclude-operation-id", "followTask",
         "--max-time", str(SECONDS),
         "--continue-on-failure", "--no-color",

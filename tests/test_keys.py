@@ -210,7 +210,7 @@ def test_expiry_in_the_past_is_422(alice: ApiClient) -> None:
         "2020-01-01T00:00:00Z",
         "0001-01-01T00:00:00Z",
         timestamps.now(-0.001),
-        # Later in the day than it is here, and yet past.
+        # In its own time zone the hour is later than here, but the moment is past.
         (now - timedelta(minutes=1)).isoformat(),
     ):
         response = alice.post("/key", json={"name": "k", "expiresAt": past})
@@ -219,13 +219,15 @@ def test_expiry_in_the_past_is_422(alice: ApiClient) -> None:
 
 
 def test_key_ends_in_the_very_second_of_its_expiry(alice: ApiClient) -> None:
-    # A whole second that lies 0.3 s to 1.3 s ahead.
-    ahead = datetime.fromisoformat(timestamps.now(1.3)).replace(microsecond=0)
+    # A slow machine may need longer for the first request than the first key lives.
+    for life in (1.3, 5, 30):
+        ahead = datetime.fromisoformat(timestamps.now(life)).replace(microsecond=0)
+        machine = bearer(alice, create(alice, expiresAt=ahead.isoformat()))
+        answers = [machine.get("/user").status_code]
+        if answers == [200]:
+            break
     expiry = timestamps.rfc3339(ahead)
-    machine = bearer(alice, create(alice, expiresAt=ahead.isoformat()))
-    answers: list[int] = []
-    until = time.monotonic() + 10
-    while time.monotonic() < until and answers.count(401) < 5:
+    while answers.count(401) < 5:
         before = timestamps.now()
         status = machine.get("/user").status_code
         after = timestamps.now()
@@ -254,7 +256,7 @@ def test_revoked_key_is_401_from_the_next_request_on(alice: ApiClient) -> None:
         assert revoked in listed(alice)
         for _ in range(2):
             problem(holder.get("/user"), 401)
-        # Not even to learn that it is revoked already.
+        # A revoked key does not learn that it is revoked.
         problem(revoke(holder, key), 401)
 
 
@@ -305,7 +307,7 @@ def test_expired_key_does_not_stand_in_for_the_last_one(alice: ApiClient, app: F
         expired = update(ApiKey).where(ApiKey.id == other["id"])
         connection.execute(expired.values(expires_at=timestamps.now()))
     is_the_last(alice, own)
-    # What has expired may be revoked all the same.
+    # An expired key can be revoked too.
     assert expect(revoke(alice, other), 200)["revokedAt"]
 
 
@@ -321,7 +323,7 @@ def test_two_keys_that_revoke_each_other_concurrently_leave_one(alice: ApiClient
         keys = [own_key(person) for person in people]
         deeds = [partial(revoke, people[0], keys[1]), partial(revoke, people[1], keys[0])]
         statuses = [answer.status_code for answer in at_once(deeds)]
-        # The later one finds itself the last, or is not let in any more.
+        # The later request is for the last key (409), or its own key is revoked (401).
         assert sorted(statuses) in ([200, 401], [200, 409])
         left = people[statuses.index(200)]
         is_the_last(left, own_key(left))

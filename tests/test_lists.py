@@ -93,7 +93,7 @@ def tasks(alice: ApiClient) -> list[Task]:
         alice.report(started[number], status="error", error={"message": "no"})
     expect(alice.post(f"/task/{started[0]['id']}/cancel"), 200)
     alice.append(started[5], "one", "two")
-    # That the list has each task as it is alone is shown in test_tasks.py.
+    # test_tasks.py compares the tasks of the list with each task read alone.
     tasks = listed(alice, sort="createdAt")
     assert ids(tasks) == ids(started)
     return tasks
@@ -124,7 +124,7 @@ def test_every_filter_alone_and_with_all_others_in_every_order(
         assert expect(alice.get(f"/task?{query(**fields)}"), 200) == fitting, fields
         assert in_pages(alice.get, query(**fields, limit=3)) == fitting, fields
         sizes.add(len(fitting))
-    # Neither everything nor nothing was all that was ever compared.
+    # The filters have found none, some and all of the tasks.
     assert {0, 1, 2, 3, 12} <= sizes
 
 
@@ -246,7 +246,7 @@ def test_links_keep_unusual_parts_as_they_are(alice: ApiClient) -> None:
 def test_pages_put_together_equal_the_streamed_whole(
     alice: ApiClient, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # So few that a short list takes several looks too.
+    # With 5 positions per read, even a short list takes several reads.
     monkeypatch.setattr(list_queries, "POSITIONS_PER_READ", 5)
     for sort in SORTS:
         whole = listed(alice, sort=sort)
@@ -291,7 +291,9 @@ def test_fields_and_expand_shape_every_page(alice: ApiClient, tasks: list[Task])
 
 
 @one_database
-def test_what_fields_leave_out_is_not_read(alice: ApiClient, app: Flask, tasks: list[Task]) -> None:
+def test_columns_that_fields_leave_out_are_not_read(
+    alice: ApiClient, app: Flask, tasks: list[Task]
+) -> None:
     for limit, (fields, columns) in product(
         ("", "&limit=3"),
         (("id,name,logs", []), ("id,input", ["input"]), ("output", ["output"]),
@@ -306,7 +308,7 @@ def test_what_fields_leave_out_is_not_read(alice: ApiClient, app: Flask, tasks: 
             assert [name for name in ("input", "output") if f"tasks.{name}" in read] == columns
 
 
-def test_task_that_goes_with_its_agent_while_it_is_read_is_left_out(
+def test_task_deleted_with_its_agent_during_a_read_is_left_out(
     alice: ApiClient, app: Flask
 ) -> None:
     kept, other = alice.start("summarizer"), ApiClient(app, alice.name, alice.key)
@@ -475,7 +477,7 @@ def test_garbage_is_no_cursor(alice: ApiClient, subtests: pytest.Subtests) -> No
 
 
 @one_database
-def test_cursor_goes_with_a_limit_and_its_own_order(alice: ApiClient, tasks: list[Task]) -> None:
+def test_cursor_allows_a_limit_and_no_other_order(alice: ApiClient, tasks: list[Task]) -> None:
     for sort in SORTS:
         cursor = cursor_of(alice, sort)
         refused(alice.get("/task", query_string={"cursor": cursor, "sort": sort}))
@@ -787,7 +789,7 @@ def test_page_costs_no_more_where_there_are_more_tasks(
     after = [costs(app, *one, database) for one in lists]
     for (_, fields), sooner, later in zip(lists, before, after, strict=True):
         with subtests.test(query(**fields)):
-            # A page of twenty takes some thousand steps, a look at all tasks many more.
+            # A page of twenty takes some thousand steps; a scan of all tasks takes many more.
             assert all(now <= 2 * then + 5 for then, now in zip(sooner, later, strict=True))
 
 

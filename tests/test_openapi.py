@@ -129,12 +129,12 @@ def test_where_unknown_fields_are_refused_the_schema_says_so(document: Object) -
 def test_server_is_right_under_any_prefix(document: Object) -> None:
     (server,) = document["servers"]
     for base in ("http://localhost:8000", "https://example.com/some/prefix"):
-        # As tools do: the path is put behind the server's URL without its last slash.
+        # Tools append the path to the server's URL without its last slash.
         found = urljoin(f"{base}/openapi.json", server["url"]).rstrip("/")
         assert found == base
 
 
-def test_document_is_small_to_ask_for_again(app: Flask) -> None:
+def test_unchanged_document_is_304(app: Flask) -> None:
     client = app.test_client()
     first = client.get("/openapi.json")
     again = client.get("/openapi.json", headers={"If-None-Match": first.headers["ETag"]})

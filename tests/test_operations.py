@@ -202,7 +202,9 @@ def test_oldest_due_delivery_has_an_age_unless_it_is_leased(
     assert 100 <= until(age) < 200
 
 
-def test_size_of_the_database_is_told(app: Flask, alice: ApiClient, database_url: str) -> None:
+def test_metrics_have_the_size_of_the_database(
+    app: Flask, alice: ApiClient, database_url: str
+) -> None:
     sizes = scrape(app).by("part", "taskservice_database_size_bytes")
     assert set(sizes) == ({"database", "wal"} if "sqlite" in database_url else {"database"})
     assert min(sizes.values()) > 0
@@ -216,7 +218,7 @@ def test_counts_of_a_large_database_read_indexes_only(app: Flask) -> None:
     scans = [step for step in steps if step.startswith("SCAN") and "CONSTANT ROW" not in step]
     assert scans
     assert all("INDEX" in step for step in scans), steps
-    # Whole indexes are read only for what has no condition, and those of few rows.
+    # Only counts without a condition read a whole index, and these indexes have few rows.
     assert not [step for step in scans if "tasks_by" in step], steps
 
 
@@ -364,7 +366,7 @@ def test_counts_are_of_all_workers_and_outlive_them(two_workers: Service) -> Non
     service, watcher = two_workers, Watcher(two_workers)
     assert service.process is not None
     ask(service, 60)
-    # Whichever worker says it.
+    # Each worker gives the counts of all.
     assert {count_by(service) for _ in range(20)} == {60}
     watcher.start()
     for number, end in enumerate(("killed", "killed", "reloaded"), start=1):
@@ -386,9 +388,10 @@ def test_counts_are_of_all_workers_and_outlive_them(two_workers: Service) -> Non
 
 
 def test_ready_means_that_the_database_can_be_written(app: Flask) -> None:
-    for _ in range(3):
-        response = app.test_client().get("/readyz")
-        assert (response.status_code, response.json) == (200, {"status": "ok"})
+    until(lambda: is_ready(app))
+    # From here on the answer of a moment ago counts.
+    response = app.test_client().get("/readyz")
+    assert (response.status_code, response.json) == (200, {"status": "ok"})
 
 
 @only_sqlite
@@ -422,11 +425,11 @@ def test_many_callers_wait_together_while_the_lock_is_held(app: Flask, data_fold
 @only_sqlite
 def test_missing_file_makes_unready_even_while_it_is_open(app: Flask, data_folder: Path) -> None:
     file = data_folder / "taskservice.db"
-    assert is_ready(app)
+    until(lambda: is_ready(app))
     file.rename(file.with_suffix(".away"))
     refused_as_unready(app)
     file.with_suffix(".away").rename(file)
-    assert is_ready(app)
+    until(lambda: is_ready(app))
 
 
 @pytest.fixture
@@ -442,34 +445,34 @@ def app_on_small_disk(databases: Databases, tmp_path: Path) -> Iterator[Flask]:
 
 
 def test_full_disk_makes_unready(app_on_small_disk: Flask, tmp_path: Path) -> None:
-    assert is_ready(app_on_small_disk)
+    until(lambda: is_ready(app_on_small_disk))
     filler = tmp_path / "data" / "filler"
     with pytest.raises(OSError, match="No space left"):
         filler.write_bytes(bytes(4_000_000))
     refused_as_unready(app_on_small_disk)
     filler.unlink()
-    assert is_ready(app_on_small_disk)
+    until(lambda: is_ready(app_on_small_disk))
 
 
 @only_sqlite
 def test_read_only_disk_makes_unready(app: Flask, data_folder: Path) -> None:
-    assert is_ready(app)
+    until(lambda: is_ready(app))
     dispose(app)
     with read_only(data_folder):
         refused_as_unready(app)
-    assert is_ready(app)
+    until(lambda: is_ready(app))
 
 
 @only_postgresql
 def test_read_only_server_makes_unready(app: Flask) -> None:
     """As after a failover, or where the provider's disk is full."""
-    assert is_ready(app)
+    until(lambda: is_ready(app))
     set_for_database(app, "default_transaction_read_only", "on")
     try:
         refused_as_unready(app)
     finally:
         set_for_database(app, "default_transaction_read_only", "off")
-    assert is_ready(app)
+    until(lambda: is_ready(app))
 
 
 def test_unmigrated_database_is_unready(app: Flask) -> None:
@@ -480,7 +483,7 @@ def test_unmigrated_database_is_unready(app: Flask) -> None:
     finally:
         with app.app_context(), transaction() as connection:
             connection.execute(text("ALTER TABLE elsewhere RENAME TO alembic_version"))
-    assert is_ready(app)
+    until(lambda: is_ready(app))
 
 
 # --- probes of the database --------------------------------------------------------------
@@ -501,7 +504,7 @@ def test_caller_waits_for_a_limited_time_and_shares_the_result(app: Flask) -> No
             probe.result(0.05)
     assert time.monotonic() - began < 5
     ready.set()
-    assert probe.result(5) == 1
+    assert probe.result(60) == 1
 
 
 def test_result_that_took_long_is_reused_in_proportion(app: Flask) -> None:
@@ -543,7 +546,7 @@ def test_problem_has_the_id_of_its_request(app: Flask, alice: ApiClient) -> None
     response = app.test_client().post("/livez")
     assert response.json is not None
     assert response.json["requestId"] == response.headers["X-Request-Id"]
-    # Always the same body: only the header tells these from each other.
+    # All 401s have the same body; only the header has the id.
     refused = app.test_client().get("/api/v1/task")
     assert "requestId" not in problem(refused, 401)
     assert refused.headers["X-Request-Id"] != ""

@@ -24,6 +24,7 @@ from tests.support.fork_server import run_forked
 from tests.support.pgbouncer import PGBOUNCER, pgbouncer
 from tests.support.requirements import needs
 from tests.support.service import Service, environment
+from tests.support.waiting import until
 
 TEXT = "☃ \\ 'one' %"
 # What a database, or a user, may be set to, and what the service must not depend on.
@@ -93,7 +94,7 @@ def test_settings_of_the_database_spoil_no_request(
     url = databases.new_postgresql(**settings)
     with app_at(url, tmp_path) as app:
         work_at_once(add_user(app, "alice"))
-        assert app.test_client().get("/readyz").status_code == 200
+        until(lambda: app.test_client().get("/readyz").status_code == 200)
     checked = run(tmp_path, "db", "check", DATABASE_URL=url)
     assert checked.returncode == 0, checked.stdout
 
@@ -110,7 +111,7 @@ def test_processes_that_start_concurrently_migrate_once_if_serializable(
 @pytest.mark.parametrize(
     ("chosen", "kept"), [("off", "on"), ("on", "on"), ("local", "local"), ("remote_apply",) * 2]
 )
-def test_commit_waits_for_the_disk_and_for_what_the_operator_chose_beyond_it(
+def test_stricter_commit_setting_of_the_operator_is_kept(
     databases: Databases, tmp_path: Path, chosen: str, kept: str
 ) -> None:
     url = databases.new_postgresql(synchronous_commit=chosen)
@@ -131,7 +132,7 @@ def test_all_works_behind_pgbouncer_and_other_clients_of_it_keep_their_settings(
     ):
         before = settings_of(other)
         work_at_once(add_user(app, "alice"), threads=8)
-        # The next statement comes to the next of the connections that the service had.
+        # PgBouncer passes the statements in turn to the connections that the service has used.
         assert [settings_of(other) for _ in range(6)] == [before] * 6
     assert before["default_transaction_isolation"] == "serializable"
     assert before["DateStyle"] == "German, DMY"

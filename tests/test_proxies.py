@@ -35,7 +35,7 @@ def test_with_two_proxies_the_second_value_from_the_right_counts() -> None:
     assert seen(2, HEADERS) == ("1.1.1.1", "https://public.example/tasks/", "/where")
 
 
-def test_fewer_values_than_proxies_are_not_believed() -> None:
+def test_forwarded_header_with_too_few_values_is_ignored() -> None:
     assert seen(2, {"X-Forwarded-For": "6.6.6.6"})[0] == "127.0.0.1"
 
 

@@ -245,7 +245,7 @@ def test_output_is_measured_after_merging(alice: ApiClient) -> None:
     body = problem(alice.patch(path(task), json=too_large), 422)
     assert list(body["errors"]) == ["output"]
     assert alice.task(task) == first
-    # What replaces a key frees the room that the key took.
+    # Replacing a key frees the space of its old value.
     assert alice.report(task, output={"a": half[:-1], "b": "y" * (room + 1)})["status"] == "running"
 
 
@@ -373,7 +373,7 @@ def test_task_that_the_service_ended_is_finished_by_a_late_report(
     assert alice.task(task) == ended
     (webhook,) = receiver.requests
     assert json.loads(webhook.body) == ended
-    # It was the last word.
+    # After that the task accepts nothing.
     problem(alice.patch(path(task), json={"output": {"later": 1}}), 409)
     problem(alice.post(f"{path(task)}/logs", json={"logs": ["later"]}), 409)
 

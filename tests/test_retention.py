@@ -67,7 +67,7 @@ def test_old_finished_task_goes_with_all_that_belongs_to_it(
         assert count(app, model) == 0
 
 
-def test_it_counts_from_the_end_and_only_what_is_finished_goes(
+def test_retention_counts_from_the_end_and_keeps_running_tasks(
     app: Flask, alice: ApiClient, bob: ApiClient, upkeep: Upkeep
 ) -> None:
     young, old, running = alice.start(), alice.start(), alice.start()

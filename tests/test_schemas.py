@@ -170,7 +170,7 @@ def test_ids_have_one_spelling(subtests: pytest.Subtests) -> None:
 
 @steady
 @given(some.text(min_size=36, max_size=36, alphabet="0123456789abcdefABCDEF-{}_ \n٣"))
-def test_what_is_taken_for_an_id_is_one(text: str) -> None:
+def test_accepted_id_is_a_lower_case_uuid(text: str) -> None:
     parsed = fields.parse_id(text)
     assert parsed is None or str(UUID(parsed)) == parsed == text.lower()
 
@@ -266,13 +266,13 @@ def test_two_letters_in_the_wrong_order_are_noticed() -> None:
 @given(some.text(KEY_LETTERS + "_-tskuer agn,٠é\n", max_size=70))
 @example("tsk_user_" + "0" * 46)
 @example("tsk_user_" + "٠" * 46)
-def test_hardly_any_text_is_a_key(text: str) -> None:
+def test_random_text_is_not_a_key(text: str) -> None:
     assert not key_text.is_well_formed(text)
     for prefix in (key_text.USER_PREFIX, key_text.AGENT_PREFIX):
         assert not key_text.is_well_formed(prefix + text)
 
 
-def test_more_or_less_than_a_key_is_none() -> None:
+def test_longer_or_shorter_text_is_not_a_key() -> None:
     key = key_text.new(for_agent=False)
     for text in (key[:-1], key + "0", key + "\n", " " + key, key + " ", key * 2, f"{key},{key}"):
         assert not key_text.is_well_formed(text)
@@ -305,7 +305,7 @@ values = some.recursive(
 @given(values, some.booleans(), some.sampled_from([None, 2]))
 @example({"\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16"): 1}, True, None)
 @example({"": {"": []}, "\\ud800": "\\\\u0000"}, True, 2)
-def test_what_is_read_is_written_the_same(value: Any, ascii_only: bool, indent: int | None) -> None:
+def test_json_is_written_as_it_was_read(value: Any, ascii_only: bool, indent: int | None) -> None:
     text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
     written = strict_json.dumps(strict_json.loads(text.encode()))
     assert exact(written) == exact(text)
@@ -347,7 +347,7 @@ def test_any_bytes_are_accepted_or_refused_without_a_crash(data: bytes) -> None:
         value = strict_json.loads(data)
     except (strict_json.NotJson, strict_json.UnsupportedNumber):
         return
-    # What is taken is JSON to others too.
+    # Python's own json reads accepted text the same.
     assert exact(strict_json.dumps(value)) == exact(data.replace(b"\\u0000", b"\\ufffd"))
 
 

@@ -83,7 +83,7 @@ reports = st.one_of(
     st.fixed_dictionaries({"status": statuses}, optional={"output": objects, "name": names}),
     st.fixed_dictionaries({"status": st.just("error"), "error": st.none() | messages}),
     st.fixed_dictionaries({"output": objects}, optional={"name": names}),
-    # Whatever goes together or does not.
+    # Any combination, valid or not.
     st.fixed_dictionaries({}, optional={"status": statuses, "error": messages, "name": names}),
 )
 filters = st.fixed_dictionaries(
@@ -428,7 +428,7 @@ class Api(RuleBasedStateMachine):
         if owed:
             assert json.loads(self.receiver.requests[-1].body) == task.json
             self.is_signed_by_the_newest(task)
-            # One that is owed takes the place of one that still was.
+            # A new delivery replaces the pending one.
             replaced = ["cancelled" if one == "pending" else one for one in task.deliveries]
             task.deliveries = [*replaced, "delivered"]
 
@@ -557,7 +557,7 @@ class Api(RuleBasedStateMachine):
                 self.deliver_again(key, task, path)
 
     def deliver_again(self, key: Key, task: Task, path: str) -> None:
-        """Nobody posts it here: the loops do not run."""
+        """The loops do not run here, so nothing posts it."""
         response = key.person.post(path)
         if not task.deliveries:
             problem(response, 409)

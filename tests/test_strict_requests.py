@@ -487,7 +487,7 @@ def test_unusual_query_is_refused_whatever_its_bytes(
     for query in ODD_QUERIES:
         with subtests.test(query[:40]):
             response = alice.get("/task", query_string=query)
-            # What is no UTF-8 can't be read; what can is no parameter that we know.
+            # Invalid UTF-8 is unreadable (400); the rest are unknown parameters (422).
             problem(response, 400 if "%ff" in query.lower() else 422)
 
 
@@ -505,7 +505,7 @@ def test_query_that_is_no_utf8_is_refused(alice: ApiClient, subtests: pytest.Sub
 
 
 @one_database
-def test_empty_query_says_nothing(alice: ApiClient) -> None:
+def test_empty_query_is_no_filter(alice: ApiClient) -> None:
     for query in ("&", "&&", ""):
         assert expect(alice.get(f"/task?{query}"), 200) == []
 
@@ -569,7 +569,9 @@ NO_BODY: tuple[dict[str, Any], ...] = (
 
 
 @one_database
-def test_no_body_may_be_said_in_several_ways(alice: ApiClient, subtests: pytest.Subtests) -> None:
+def test_request_without_a_body_may_take_several_forms(
+    alice: ApiClient, subtests: pytest.Subtests
+) -> None:
     for options in NO_BODY:
         with subtests.test(str(options)):
             task = alice.start()
@@ -601,7 +603,7 @@ def odd_spellings(real: str) -> Iterator[str]:
     yield from ("-".join([digits[:4], digits[4:8], digits[8:12], digits[12:16], digits[16:]]),)
 
 
-def test_id_has_the_case_that_it_likes_and_no_other_spelling(
+def test_id_may_be_in_upper_case_and_has_no_other_spelling(
     alice: ApiClient, subtests: pytest.Subtests
 ) -> None:
     things = ids(alice)

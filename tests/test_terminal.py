@@ -151,7 +151,7 @@ def test_tasks_are_listed_and_shown_escaped(nasty: RemoteClient, machine: AgentM
     assert f'"{SHOWN}": [' in on_terminal([*COMMAND, "task", "show", task_id], machine.environment)
 
 
-def test_follow_shows_colours_and_nothing_else_that_a_terminal_obeys(
+def test_follow_prints_colours_and_no_other_control_characters(
     nasty: RemoteClient, machine: AgentMachine
 ) -> None:
     task_id = start(nasty)
@@ -167,7 +167,7 @@ def test_follow_shows_colours_and_nothing_else_that_a_terminal_obeys(
         r"\u001b[31;5Hmoved",
         "complete",
     ]
-    # In a file or a pipe they are exactly what they are.
+    # A file or a pipe gets the lines unchanged.
     piped: Any = machine.run("task", "follow", task_id, text=False).stdout
     assert piped.decode() == "".join(f"{line}\n" for line in lines)
 

@@ -267,7 +267,7 @@ def test_late_report_replaces_the_webhook_that_is_still_owed(
     done = alice.task(task)
     assert (done["status"], done["error"]) == ("complete", None)
     assert done["logs"] == ["I was only slow"]
-    # Said once: it is as finished as any other.
+    # A second late report is refused.
     problem(alice.patch(f"/task/{task['id']}", json={"status": "error"}), 409)
     upkeep.do_round()
     assert alice.task(task) == done
@@ -284,7 +284,7 @@ def test_late_line_does_not_bring_a_task_back(app: Flask, alice: ApiClient, upke
     assert alice.task(task)["finishedAt"] == ended["finishedAt"]
 
 
-# --- who was away himself ----------------------------------------------------------------
+# --- the service itself was away ---------------------------------------------------------
 
 
 def test_nothing_is_ended_in_the_first_five_minutes(
@@ -300,7 +300,7 @@ def test_nothing_is_ended_in_the_first_five_minutes(
     assert alice.task(task)["error"]["type"] == "timeout"
 
 
-def test_agents_are_not_blamed_for_an_absence_of_the_service(
+def test_absence_of_the_service_is_not_silence_of_a_task(
     app: Flask, alice: ApiClient, clocks: Clocks
 ) -> None:
     upkeep = Upkeep(app)

@@ -63,7 +63,7 @@ def test_log_is_read_in_pages_by_one_cursor(alice: ApiClient, task: dict[str, An
     assert after == 25
 
 
-def test_page_says_how_the_task_stands(alice: ApiClient, task: dict[str, Any]) -> None:
+def test_page_has_the_status_of_the_task(alice: ApiClient, task: dict[str, Any]) -> None:
     assert logs(alice, task) == {"logs": [], "next": 0, "status": "running"}
     alice.append(task, "one")
     alice.report(task, status="complete")
@@ -319,7 +319,7 @@ def test_agent_that_is_deleted_ends_the_claims_that_wait_for_it(alice: ApiClient
 
 
 @one_database
-def test_preference_that_says_nothing_is_ignored(alice: ApiClient, task: dict[str, Any]) -> None:
+def test_meaningless_preference_is_ignored(alice: ApiClient, task: dict[str, Any]) -> None:
     for prefer in (
         "wait", "wait=", "wait=soon", "wait=-1", "wait=0", "respond-async", "wait=soon, wait=1",
     ):  # fmt: skip
@@ -341,7 +341,7 @@ def test_preference_is_understood_as_it_may_be_written(
 
 
 @one_database
-def test_wait_has_its_limit(alice: ApiClient, task: dict[str, Any]) -> None:
+def test_wait_has_an_upper_limit(alice: ApiClient, task: dict[str, Any]) -> None:
     alice.append(task, "one")
     headers = {"Prefer": "respond-async, wait=3600; why=not"}
     response = alice.get(f"/task/{task['id']}/logs", headers=headers)
@@ -605,7 +605,7 @@ def test_followers_in_two_processes_see_the_same(two_workers: Service) -> None:
 
 
 def test_line_is_soon_with_its_follower(two_workers: Service) -> None:
-    """It should be there within 300 ms; a machine that is busy with other tests has twice that."""
+    """Within 300 ms; a slow machine has three times that."""
     person = two_workers.add_user()
     task = person.start()
     with open_stream(person, task) as response:
@@ -617,7 +617,7 @@ def test_line_is_soon_with_its_follower(two_workers: Service) -> None:
             append(person, task, f"line {number}")
             next(stream)
             delays.append(time.monotonic() - began)
-    assert statistics.median(delays) < 0.6
+    assert statistics.median(delays) < 0.9
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

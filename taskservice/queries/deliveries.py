@@ -15,6 +15,7 @@ from taskservice.database.transactions import reading
 from taskservice.database.types import Identifier, database_now
 from taskservice.problems import not_found
 from taskservice.schemas.columns import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
+from taskservice.webhooks.schedule import LONGEST_DELAY_SECONDS
 
 # A literal, as in the indexes of these rows, so that they are used.
 is_pending: ColumnElement[bool] = Delivery.state == literal_column(f"'{PENDING}'")
@@ -30,10 +31,8 @@ is_unleased: ColumnElement[bool] = or_(
 is_due: ColumnElement[bool] = and_(
     is_pending, Delivery.next_attempt_at <= database_now(), is_unleased
 )
-# The longest delay after an attempt, with its jitter.
-LONGEST_DELAY_SECONDS = 86_400 * 1.2
-# An attempt that is due later than that, plus a minute, was scheduled before the clock was set
-# back.
+# An attempt that is due later than any delay, plus a minute, was scheduled before the clock was
+# set back.
 is_too_far: ColumnElement[bool] = and_(
     is_pending, Delivery.next_attempt_at > database_now(LONGEST_DELAY_SECONDS + 60)
 )

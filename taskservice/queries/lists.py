@@ -182,9 +182,13 @@ def _filters(caller: Caller, selection: Selection) -> dict[str, Any]:
         "created_after": selection.created_after,
         "created_before": selection.created_before,
         "finished_after": selection.finished_after,
-        "name_part": _LIKE_SIGNS.sub(r"/\g<0>", (selection.name_part or "").casefold()),
+        "name_part": _escaped(selection.name_part),
     }
-    return {name: value for name, value in values.items() if value}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _escaped(part: str | None) -> str | None:
+    return None if part is None else _LIKE_SIGNS.sub(r"/\g<0>", part.casefold())
 
 
 def _conditions(filters: Filters, delivery: str | None) -> list[ColumnElement[bool]]:

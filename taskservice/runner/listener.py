@@ -29,6 +29,8 @@ ATTEMPT_SECONDS = 10.0
 # The address that receives webhooks, and the maximum size of one in bytes.
 HOST = "127.0.0.1"
 MAX_WEBHOOK = 16 * 1024 * 1024
+# The page of another program comes from a proxy: at its start the listener reached the service.
+_SERVICE_IS_AWAY = (*RETRYABLE, NotTheService)
 _NAMES = UUID("7d6f0c4e-7b39-4d4e-9a57-0f6c2c6a8f11")
 
 
@@ -49,7 +51,7 @@ class Listener:
         while True:
             try:
                 self.poll()
-            except (*RETRYABLE, NotTheService) as error:
+            except _SERVICE_IS_AWAY as error:
                 self._print_line(str(error))
             time.sleep(POLL_SECONDS)
 
@@ -132,7 +134,7 @@ class Receiver(TCPServer):
         try:
             # Read each time, because it may have been rotated.
             secret = _secret(self._client)
-        except RETRYABLE as error:
+        except _SERVICE_IS_AWAY as error:
             self._print_line(str(error))
             return HTTPStatus.SERVICE_UNAVAILABLE
         if not signing.is_signed([secret], headers, body, time.time()):

@@ -28,6 +28,9 @@ _NEED_CONTINUE = (signal.SIGTERM, signal.SIGHUP)
 # and one that waits in vfork for a paused child.
 _MAX_CHECKS = 50
 _CHECK_INTERVAL = 0.01
+# How long a process that blocks a signal goes on at a time, and how often.
+_RELEASE_SECONDS = 0.005
+_MAX_RELEASES = 30
 # How often signal handlers can run while a thread is waited for.
 JOIN_SECONDS = 0.2
 # How often to look for the program's end, where no thread can wait for it.
@@ -116,6 +119,7 @@ class Process:
             self._kill_if_due()
             with self._lock:
                 rest = self._tree.members()
+                self._tree.reap()
             if not rest or time.monotonic() > self._killed_at + _KILL_SECONDS:
                 return
             time.sleep(0.05)
@@ -131,6 +135,8 @@ class Process:
                 self._signal_all(number)
             else:
                 _kill([-self.id], number)
+                if number in _NEED_CONTINUE:
+                    _kill([-self.id], signal.SIGCONT)
 
     def stop(self, grace: float) -> None:
         """Send SIGTERM to it and its descendants; kill them after `grace` seconds."""
@@ -152,9 +158,10 @@ class Process:
             self._pause()
             # The group in one call, which a process that is just being made can't miss.
             groups = [] if self.at_terminal else [-self.id]
-            ids = [*groups, *self._tree.outside_group()]
-            _kill(ids, number)
-            _kill(ids, signal.SIGCONT)
+            with self._tree.adopting():
+                _kill([*groups, *self._tree.outside_group()], number)
+                self._release_blocking(number)
+            _kill([*groups, *self._tree.outside_group()], signal.SIGCONT)
 
     def _pause(self) -> None:
         """Pause all processes of the program, so that none starts another meanwhile.
@@ -174,6 +181,24 @@ class Process:
             signalled |= new
             were_paused = self._tree.is_paused()
             time.sleep(_CHECK_INTERVAL)
+
+    def _release_blocking(self, number: int) -> None:
+        """Let processes that block the signal go on step by step, until it has reached them.
+
+        Most programs block all signals for the moment in which they start another: the new
+        process must get the signal too.
+        """
+        known = set(self._tree.members())
+        for _ in range(_MAX_RELEASES):
+            blocking = self._tree.holding_back(number)
+            if not blocking:
+                return
+            _kill(blocking, signal.SIGCONT)
+            time.sleep(_RELEASE_SECONDS)
+            _kill(blocking, signal.SIGSTOP)
+            new = set(self._tree.members()) - known
+            _kill(new, number)
+            known |= new
 
     def got_from_terminal(self, number: int) -> bool:
         """Whether the terminal that sent us this signal has sent it to the program too."""
@@ -203,8 +228,6 @@ def _kill(ids: Iterable[int], number: int) -> None:
     for process_id in ids:
         try:
             os.kill(process_id, number)
-            if number in _NEED_CONTINUE:
-                os.kill(process_id, signal.SIGCONT)
         except (ProcessLookupError, PermissionError):
             continue  # it has just ended, or has become another user's
 

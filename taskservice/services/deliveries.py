@@ -34,11 +34,8 @@ from taskservice.problems import Problem, not_found
 from taskservice.queries.deliveries import LEASE_SECONDS, is_due, is_pending, is_unleased
 from taskservice.services import fair_queue
 from taskservice.services.fair_queue import HostSlots
+from taskservice.webhooks.schedule import JITTER, SCHEDULE
 from taskservice.webhooks.transport import Outcome
-
-# Seconds from each failed attempt to the next one; after the last of them the delivery fails.
-SCHEDULE = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
-JITTER = 0.2
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ def add(user_name: str, name: str, agent_id: str | None, expires_at: str | None)
         user_id = connection.scalar(_USER_ID, {"name": user_name})
         if user_id is None:
             raise no_such_user(user_name)
-        return _new_key(connection, user_id, name, agent_id, expires_at)
+        return insert_key(connection, user_id, name, agent_id, expires_at)
 
 
 @retry_on_conflict
@@ -63,7 +63,7 @@ def create(caller: Caller, fields: dict[str, Any], key_id: str | None = None) ->
     with transaction() as connection:
         if key_id and connection.execute(_KEY, {"key_id": key_id}).one_or_none():
             return None
-        return _new_key(
+        return insert_key(
             connection, caller.user_id, fields["name"], fields.get("agentId"), expires_at, key_id
         )
 
@@ -126,20 +126,6 @@ def _revoke(connection: Connection, key: AnyRow) -> None:
     connection.execute(_REVOKE.values(revoked_at=timestamps.now()), {"of_key_id": key.id})
 
 
-def _new_key(
-    connection: Connection,
-    user_id: str,
-    name: str,
-    agent_id: str | None,
-    expires_at: str | None,
-    key_id: str | None = None,
-) -> Any:
-    agent = {"user_id": user_id, "agent_id": agent_id}
-    if agent_id is not None and connection.scalar(_AGENT, agent) is None:
-        raise invalid({"agentId": ["No such agent; register it first."]})
-    return insert_key(connection, user_id, name, agent_id, expires_at, key_id)
-
-
 def insert_key(
     connection: Connection,
     user_id: str,
@@ -148,6 +134,9 @@ def insert_key(
     expires_at: str | None,
     key_id: str | None = None,
 ) -> Any:
+    """Insert a key; returns it with its `text`. Raises 422 for an unknown agent."""
+    if agent_id is not None:
+        _require_agent(connection, user_id, agent_id)
     text = key_text.new(for_agent=agent_id is not None)
     key = {
         "id": key_id or timestamps.new_id(),
@@ -163,6 +152,12 @@ def insert_key(
     }
     connection.execute(insert(ApiKey), key)
     return SimpleNamespace(**key, text=text)
+
+
+def _require_agent(connection: Connection, user_id: str, agent_id: str) -> None:
+    agent = {"user_id": user_id, "agent_id": agent_id}
+    if connection.scalar(_AGENT, agent) is None:
+        raise invalid({"agentId": ["No such agent; register it first."]})
 
 
 def check_name(name: str) -> None:

@@ -8,6 +8,7 @@ from taskservice.cli import COMMANDS
 from tests.support.agent_machine import AgentMachine, the_task
 from tests.support.api_client import RemoteClient
 from tests.support.cheap_subtests import CheapSubtests
+from tests.support.documents import agent_commands
 
 REFUSED = (
     "run --agent \udcff -- true", "run --agent a --name \udcff -- true",
@@ -30,7 +31,7 @@ def test_argument_that_is_no_text_is_refused_before_anything_starts(
 
 
 def test_each_text_of_a_command_is_checked() -> None:
-    for name in ("run", "work", "task", "listen"):
+    for name in agent_commands():
         command = import_module(COMMANDS[name]).command
         for part in getattr(command, "commands", {name: command}).values():
             unchecked = [found.name for found in part.params if found.type is click.STRING]

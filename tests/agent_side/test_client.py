@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -40,6 +41,7 @@ from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, kill, tasks, the_task
 from tests.support.api_client import RemoteClient
+from tests.support.documents import agent_commands
 from tests.support.fork_server import run_forked
 from tests.support.receiver import Behaviour, Exchange, Received, Receiver, in_turn, unused_port
 from tests.support.service import Service
@@ -763,7 +765,7 @@ def test_retry_after_is_honoured() -> None:
     assert unavailable.value.retry_after == 1_000
 
 
-def test_service_that_asks_for_ages_ends_no_thread() -> None:
+def test_enormous_retry_after_ends_no_thread() -> None:
     with Receiver() as receiver:
         receiver.paths["/api/v1/task"] = played.task(201)
         receiver.answer = play.answer(503, {"Retry-After": "9" * 400})
@@ -840,6 +842,11 @@ def test_answer_lost_at_a_deletion_is_no_failure() -> None:
     assert [request.method for request in receiver.requests] == ["GET", "DELETE", "DELETE"]
 
 
+def has_line(person: RemoteClient, task: package.Task, number: int) -> bool:
+    found = person.request("GET", f"/task/{task.id}?fields=logCount").json()
+    return bool(found["logCount"] >= number)
+
+
 def test_answers_lost_at_appends_double_nothing(remote_alice: RemoteClient, client: Client) -> None:
     """A proxy between client and service loses every third answer."""
     with client.start("summarizer") as task:
@@ -853,7 +860,8 @@ def test_answers_lost_at_appends_double_nothing(remote_alice: RemoteClient, clie
         with Client(between.url, key, patience=30).start("relayed") as task:
             for number in range(8):
                 task.log(f"line {number}")
-                time.sleep(0.25)
+                # Each line is sent in a separate request.
+                until(partial(has_line, remote_alice, task, number + 1))
     (found,) = tasks(remote_alice, agentId="relayed")
     assert found["logs"] == [f"line {number}" for number in range(8)]
     assert found["status"] == "complete"
@@ -886,7 +894,7 @@ def test_service_that_stays_away_is_raised_and_does_not_hang(tmp_path: Path) -> 
 # --- the package -------------------------------------------------------------------------
 
 
-# What `pip install taskservice[server]` adds to the plain package.
+# What only the server uses.
 SERVER_PACKAGES = (
     "flask", "flask_sqlalchemy", "sqlalchemy", "alembic", "marshmallow", "orjson", "apispec",
     "gunicorn",
@@ -902,7 +910,7 @@ for module in modules:
 AGENT_MODULES = [
     "taskservice.client",
     *(f"taskservice.runner.{path.stem}" for path in (PACKAGE / "runner").glob("*.py")),
-    *(f"taskservice.cli.{name}" for name in ("run", "work", "task", "listen")),
+    *(f"taskservice.cli.{name}" for name in agent_commands()),
 ]
 
 

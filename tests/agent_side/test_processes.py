@@ -78,14 +78,38 @@ while True:
     os.write(1, b"%d\\n" % child.pid)
 """
 
+# Popen blocks all signals while it starts a child; here that lasts long enough to be met.
+FORKS_BLOCKING = """
+import os, signal, time
 
-@pytest.fixture(params=[FORKS, FORKS_LEAVERS], ids=["group", "leavers"])
+def spin(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+os.write(1, b"ready\\n")
+while True:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    spin(0.002)
+    child = os.fork()
+    if not child:
+        os.setsid()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        os.execvp("sleep", ["sleep", "1000"])
+    os.write(1, b"%d\\n" % child)
+    spin(0.002)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    spin(0.001)
+"""
+
+
+@pytest.fixture(params=[FORKS, FORKS_LEAVERS, FORKS_BLOCKING], ids=["group", "leavers", "blocking"])
 def forking(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A script of the shell that forks without an end."""
     if request.param == FORKS:
         return FORKS
     program = tmp_path / "forks.py"
-    program.write_text(FORKS_LEAVERS)
+    program.write_text(request.param)
     return f"exec {sys.executable} {program}"
 
 
@@ -176,7 +200,9 @@ AS_ON_MACOS = (
 )
 
 
-def test_system_with_less_does_the_same(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+def test_run_works_without_the_calls_that_macos_lacks(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
     machine.command = [sys.executable, "-c", f"{AS_ON_MACOS}; main()"]
     assert machine.run("run", "--agent", "a", "--", "sh", "-c", "exit 3").returncode == 3
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
@@ -235,7 +261,7 @@ def test_program_at_a_terminal_gets_ctrl_c_once_and_can_read(
     process, leader = at_terminal(sys.executable, "-c", program)
     os.write(leader, b"world\n")
     until(lambda: "hello world" in " ".join(the_log(remote_alice)))
-    # Two in the same instant would be one to the program, so ours would come later.
+    # The pause separates a second signal from the first, or the program would see only one.
     process.send_signal(signal.SIGSTOP)
     os.write(leader, b"\x03")
     time.sleep(0.5)
@@ -282,7 +308,7 @@ def test_cancel_at_a_terminal_stops_what_the_program_has_started(
 
 def test_child_forked_during_a_signal_at_a_terminal_gets_it_too(at_terminal: AtTerminal) -> None:
     for _ in range(3):
-        # Otherwise the terminal, which hangs up at the end, would end what is left.
+        # The program ignores SIGHUP, or the end of the terminal would stop the children.
         process, leader = at_terminal("sh", "-c", f"trap '' HUP; {FORKS}")
         printed = bytearray()
         while printed.count(b"\n") < 5:

@@ -132,9 +132,7 @@ def test_not_found_is_no_deletion_of_a_task_that_was_never_made(
     assert machine.left_runs() == [folder]
 
 
-def test_deleted_task_is_not_wanted_any_more(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
+def test_resend_gives_up_a_deleted_task(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     killed_run(remote_alice, machine)
     task_id = the_task(remote_alice)["id"]
     remote_alice.request("DELETE", f"/task/{task_id}").raise_for_status()
@@ -190,7 +188,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     unmount(folder)
 
 
-def test_disk_that_fills_up_is_said_and_keeps_the_end(
+def test_disk_that_fills_up_is_reported_and_keeps_the_end(
     remote_alice: RemoteClient, machine: AgentMachine, tiny_disk: Path
 ) -> None:
     machine.home = tiny_disk
@@ -222,7 +220,7 @@ def test_disk_that_fills_up_is_said_and_keeps_the_end(
     assert machine.left_runs() == []
 
 
-def test_program_is_named_no_file_for_its_output_where_there_is_no_room(
+def test_program_gets_no_output_file_on_a_full_disk(
     remote_alice: RemoteClient, machine: AgentMachine, tiny_disk: Path
 ) -> None:
     machine.home = tiny_disk
@@ -248,7 +246,7 @@ def test_concurrent_resends_send_each_run_once(
     assert machine.left_runs() == []
 
 
-def test_run_that_is_removed_is_not_made_again_by_a_look_at_it(machine: AgentMachine) -> None:
+def test_reading_a_removed_run_does_not_recreate_it(machine: AgentMachine) -> None:
     folders = [run_without_a_task(machine) for _ in range(30)]
     with ThreadPoolExecutor(4) as pool:
         for folder in folders:
@@ -316,7 +314,7 @@ def _give_away(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
-def test_bad_run_is_said_and_does_not_stop_the_newer_ones(
+def test_damaged_run_is_reported_and_does_not_stop_newer_runs(
     remote_alice: RemoteClient, machine: AgentMachine, spoil: Callable[[Path, Path], object]
 ) -> None:
     file = machine.home / "elsewhere"

@@ -336,14 +336,14 @@ def test_listener_waits_until_a_page_is_gone(
     assert listener.returncode == 0
 
 
-def test_command_says_a_strange_answer_in_one_line(
+def test_command_reports_a_strange_answer_in_one_line(
     machine: AgentMachine, subtests: pytest.Subtests
 ) -> None:
     machine.give_up_soon()
     with Receiver() as receiver:
         machine.url = receiver.url
         receiver.answer = STRANGE["wrong members"]
-        # So that there is a run to send.
+        # This leaves a run for --resend.
         ended(machine, machine.spawn("run", "--agent", "a", "--", "true"))
         for command in (
             "task show 1", "task list", "task follow 1", "task cancel 1", "task delete 1",

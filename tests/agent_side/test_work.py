@@ -17,9 +17,10 @@ from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, kill, machine_of, tasks, the_task
 from tests.support.api_client import RemoteClient
-from tests.support.receiver import Receiver
+from tests.support.receiver import Exchange, Receiver
 from tests.support.service import Service
-from tests.support.waiting import until
+from tests.support.service_answers import losing
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 
 def work(machine: AgentMachine, script: str, *options: str) -> subprocess.Popen[str]:
@@ -72,7 +73,7 @@ def test_several_workers_do_each_task_once(
 ) -> None:
     for number in range(12):
         remote_alice.start("worker", input={"number": number})
-    # One write each, since those that run side by side share what is shown.
+    # Each program makes one write, because programs that run in parallel share the output.
     program = "printf '%s\\n' \"$(cat)\"; sleep 0.2"
     workers = [work(machine, program) for _ in range(2)]
     workers.append(work(machine, program, "--parallel", "3"))
@@ -191,13 +192,22 @@ def test_stopping_worker_finishes_its_claimed_tasks(
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(machine.home))
     remote_alice.request("PUT", "/agent/worker").raise_for_status()
-    worker = Worker(Client(remote_alice.url, machine.key), "worker", ["sh", "-c", "sleep 0.2"])
-    thread = threading.Thread(target=worker.work)
-    thread.start()
-    time.sleep(0.5)  # its claim waits for a task
-    worker.stop(signal.SIGTERM)
-    remote_alice.start("worker")
-    thread.join(20)
+    passed_on, started = losing(remote_alice, lambda number: False), threading.Event()
+
+    def wait_for_a_task(exchange: Exchange) -> None:
+        started.wait(PATIENCE_SECONDS)
+        passed_on(exchange)
+
+    with Receiver(answer=passed_on) as between:
+        between.paths["/api/v1/agent/worker/claim"] = wait_for_a_task
+        worker = Worker(Client(between.url, machine.key), "worker", ["sh", "-c", "sleep 0.2"])
+        thread = threading.Thread(target=worker.work)
+        thread.start()
+        until(lambda: [r for r in between.requests if r.path.endswith("/claim")])
+        worker.stop(signal.SIGTERM)
+        remote_alice.start("worker")
+        started.set()
+        thread.join(PATIENCE_SECONDS)
     assert the_task(remote_alice)["status"] == "complete"
 
 

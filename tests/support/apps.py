@@ -1,9 +1,9 @@
-"""Apps for tests: a new one, or one that the tests of a process share."""
+"""Apps for tests: a new one, a cheap copy of one, or one that the tests of a process share."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 from flask import Flask
 
@@ -11,8 +11,7 @@ from taskservice import resources
 from taskservice.app import create_app
 from taskservice.config import Config
 from taskservice.dashboard.sign_in_throttle import Throttle
-from taskservice.database import watcher
-from taskservice.database.engine import dispose
+from taskservice.database import engine, migrations, watcher
 from taskservice.operations import health
 from taskservice.services import attempts
 
@@ -21,30 +20,68 @@ from taskservice.services import attempts
 def new_app(config: Config) -> Iterator[Flask]:
     app = create_app(config)
     yield app
-    dispose(app)
+    engine.dispose(app)
 
 
-class SharedApps:
-    """An app by its settings; to make one costs more than most tests."""
+@contextmanager
+def without_routes(config: Config) -> Iterator[None]:
+    """The context of an app that can only use its database."""
+    app = Flask(__name__)
+    app.config.from_object(config)
+    migrations.upgrade(config.DATABASE_URL)
+    engine.init_app(app, config.DATABASE_URL, config.THREADS)
+    with app.app_context():
+        try:
+            yield
+        finally:
+            engine.dispose(app)
+
+
+class Apps:
+    """Apps as `create_app` makes them: to register all routes again costs more than most tests."""
 
     def __init__(self) -> None:
-        self._apps: list[tuple[Config, Flask, dict[str, Any]]] = []
+        self._models: list[tuple[Config, Flask]] = []
+        self._shared: dict[str, Flask] = {}
 
-    def get(self, config: Config) -> Flask:
+    def new(self, config: Config) -> Flask:
+        """An app of its own, which the caller disposes of; the database is migrated already."""
+        model = self._model(config)
+        app = copy.copy(model)
+        app.instance_path = str(config.DATA)
+        app.config = copy.copy(model.config)
+        app.config.from_object(config)
+        app.extensions = {resources.EXTENSION: dict(model.extensions[resources.EXTENSION])}
+        app.teardown_appcontext_funcs = []
+        engine.init_app(app, config.DATABASE_URL, config.THREADS)
+        _forget(app)
+        return app
+
+    def shared(self, config: Config) -> Flask:
         """The app with these settings, which has forgotten the tests before."""
-        for settings, app, values in self._apps:
-            if replace(settings, DATA=config.DATA) == config:
-                app.config.clear()
-                app.config.update(values, DATA=config.DATA)
-                _forget(app)
-                return app
-        app = create_app(config)
-        self._apps.append((config, app, dict(app.config)))
+        model = self._model(config)
+        url = str(config.DATABASE_URL)
+        app = self._shared.get(url) or self.new(config)
+        self._shared[url] = app
+        app.config.clear()
+        app.config.update(model.config)
+        app.config.from_object(config)
+        _forget(app)
         return app
 
     def dispose(self) -> None:
-        for _, app, _ in self._apps:
-            dispose(app)
+        for app in self._shared.values():
+            engine.dispose(app)
+
+    def _model(self, config: Config) -> Flask:
+        """An app with these settings, but another folder or database; it is never used."""
+        for settings, app in self._models:
+            if replace(settings, DATA=config.DATA, DATABASE_URL=config.DATABASE_URL) == config:
+                return app
+        app = create_app(config)
+        engine.dispose(app)
+        self._models.append((config, app))
+        return app
 
 
 def _forget(app: Flask) -> None:

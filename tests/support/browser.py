@@ -8,7 +8,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    Page,
+    Request,
+    expect,
+    sync_playwright,
+)
 
 # The first, which has no window to draw, takes half of the CPU time.
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser")
@@ -23,7 +30,9 @@ OPTIONS = [
     "--disable-sync",
 ]
 
-SECONDS = 10_000.0  # in milliseconds, as Playwright counts
+# Only a test that fails waits this long.
+TIMEOUT_MS = 30_000.0
+expect.set_options(timeout=TIMEOUT_MS)
 
 
 @contextmanager
@@ -45,7 +54,7 @@ class Visitor:
         self.context: BrowserContext = browser.new_context(
             permissions=["clipboard-read", "clipboard-write"], **options
         )
-        self.context.set_default_timeout(SECONDS)
+        self.context.set_default_timeout(TIMEOUT_MS)
         self.context.on("request", lambda request: self.requests.append(request))
         self.context.on("console", lambda message: self._complain(message.type, message.text))
         self.context.on("weberror", lambda error: self._complain("error", str(error.error)))

@@ -21,6 +21,7 @@ from taskservice.background import timeouts, upkeep
 from taskservice.cli import main
 from taskservice.services import deliveries as delivery_service
 from taskservice.webhooks import transport
+from taskservice.webhooks.schedule import SCHEDULE
 
 ARMED = Path(os.environ["CRASH_ARMED"])
 AT = int(os.environ["CRASH_AT"])
@@ -48,7 +49,7 @@ def between_moments(function: Callable[..., T]) -> Callable[..., T]:
 
 for place, name, value in (
     (delivery_service, "LEASE_SECONDS", float(os.environ["CRASH_LEASE"])),
-    (delivery_service, "SCHEDULE", (0.3,) * len(delivery_service.SCHEDULE)),
+    (delivery_service, "SCHEDULE", (0.3,) * len(SCHEDULE)),
     (timeouts, "GRACE_SECONDS", 0.0),
     (upkeep, "ROUND_SECONDS", 0.3),
     (DefaultDialect, "do_commit", between_moments(DefaultDialect.do_commit)),

@@ -47,6 +47,12 @@ def table(name: str, heading: str) -> list[list[str]]:
     return rows
 
 
+def agent_commands() -> list[str]:
+    """The commands on the agent's side, without those of their groups."""
+    rows = table("docs/agent-side.md", "## Commands")
+    return sorted({row[0].strip("`").split()[1] for row in rows})
+
+
 def prose(name: str) -> str:
     """A document without its code blocks."""
     return _FENCE.sub("", DOCUMENTS[name])

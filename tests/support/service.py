@@ -15,11 +15,10 @@ from uuid import uuid4
 
 import requests
 
-from taskservice.app import create_app
 from taskservice.config import Config
-from taskservice.database.engine import dispose
 from taskservice.services import users as user_service
 from tests.support.api_client import RemoteClient
+from tests.support.apps import without_routes
 from tests.support.fork_server import ForkedPopen, run_forked
 from tests.support.waiting import PATIENCE_SECONDS, until
 
@@ -132,10 +131,6 @@ class Service:
 
     def add_user(self, name: str = "") -> RemoteClient:
         """A new user with a first key; made in this process, which is soon done."""
-        app = create_app(Config.from_environment(self.environment))
-        try:
-            with app.app_context():
-                key = user_service.add(name or f"alice {uuid4()}").text
-        finally:
-            dispose(app)
+        with without_routes(Config.from_environment(self.environment)):
+            key = user_service.add(name or f"alice {uuid4()}").text
         return RemoteClient(self.url, key)

@@ -6,6 +6,8 @@ from http import HTTPStatus
 from itertools import count
 from typing import Any
 
+from taskservice.client.answers import SHORT_FIELDS
+from taskservice.schemas.answers import task_schema
 from tests.support import receiver as play
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Behaviour, Exchange
@@ -15,14 +17,16 @@ PROBLEM = {"Content-Type": "application/problem+json"}
 MOMENT = "2026-11-24T13:36:00.123Z"
 
 
+# As in the documentation, with every field but the log.
+_EXAMPLE = {
+    name: task_schema.fields[name].metadata["examples"][0] for name in SHORT_FIELDS.split(",")
+}
+
+
 def a_task(**changes: Any) -> dict[str, Any]:
     """A task that runs, as the service has it in its lists."""
-    return {
-        "id": "1", "name": "n", "agentId": "a", "userId": "u",
-        "createdAt": MOMENT, "updatedAt": MOMENT, "claimedAt": MOMENT, "finishedAt": None,
-        "input": {}, "firstLog": 1, "logCount": 0, "output": {},
-        "status": "running", "error": None, "callback": None,
-    } | changes  # fmt: skip
+    claimed = {"id": "1", "agentId": "a", "claimedAt": MOMENT, "callback": None}
+    return _EXAMPLE | claimed | changes
 
 
 def answer(status: int, value: Any) -> Behaviour:

@@ -71,7 +71,7 @@ def test_line_without_an_end_takes_little_memory() -> None:
     assert line.endswith(b"[taskservice: cut here, the line has 200,000,000 bytes]\n")
 
 
-def test_cut_line_is_whole_text() -> None:
+def test_cut_line_ends_between_characters() -> None:
     (line,) = split("ü".encode() * 100_000)
     assert "ü… [taskservice: cut here" in line.decode()
     assert len(line) <= 65_536
@@ -175,7 +175,7 @@ def left_out(mark: bytes) -> int:
     return int(text.removeprefix("[taskservice: ").split()[0].replace(",", ""))
 
 
-def test_lines_on_their_way_are_never_dropped(tmp_path: Path) -> None:
+def test_lines_being_sent_are_never_dropped(tmp_path: Path) -> None:
     spool = Spool(tmp_path, max_bytes=3 * SEGMENT_BYTES)
     spool.put(numbered(1, 1_000))
     batch = spool.peek(1_000)
@@ -254,7 +254,7 @@ def test_place_that_cannot_be_read_loses_no_line(tmp_path: Path) -> None:
     (tmp_path / "place").write_bytes(b"")
     batch = Spool.load(tmp_path).peek(1_000)
     assert batch is not None
-    # More than the service can have: it answers with the number that it expects.
+    # The number is higher than any that the service has, so it answers with the one it expects.
     assert batch.seq > 1 << 50
 
 

@@ -91,7 +91,7 @@ def test_no_proxy_gives_an_answer_that_has_changed(cached_site: Site) -> None:
         if cached_site.obeys:
             assert (after.status_code, after.text != before.text) == (200, True)
         else:
-            # So it does cache, for one user.
+            # The proxy caches for one user.
             assert after.headers["X-Cache-Status"] == "HIT"
 
 
@@ -148,7 +148,7 @@ def test_every_answer_of_the_api_is_for_its_caller_alone(
 
 
 @on_sqlite
-def test_answer_that_may_be_asked_for_again_is_private(alice: ApiClient) -> None:
+def test_answer_with_an_etag_is_private(alice: ApiClient) -> None:
     path = f"/task/{alice.start()['id']}"
     first = alice.get(path)
     again = alice.get(path, headers={"If-None-Match": first.headers["ETag"]})
@@ -173,7 +173,7 @@ def test_refusals_are_not_kept_either(app: Flask, alice: ApiClient) -> None:
 
 
 @on_sqlite
-def test_page_is_for_its_browser_alone_and_a_static_file_is_asked_for_again(app: Flask) -> None:
+def test_page_is_private_and_a_static_file_is_revalidated(app: Flask) -> None:
     client = app.test_client()
     for rule in app.url_map.iter_rules():
         if is_page(rule) and "GET" in (rule.methods or ()):

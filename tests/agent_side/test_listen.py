@@ -167,7 +167,9 @@ def test_listener_survives_the_page_of_a_proxy(
             assert ids(local.wait_for(1)) == [task["id"]]
 
 
-def test_environment_has_no_part_in_it(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+def test_netrc_of_the_home_folder_is_not_used(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
     (machine.home / ".netrc").write_text("machine 127.0.0.1 login a password b\n")
     with Receiver() as local, listening(machine, local.url):
         finish(remote_alice, remote_alice.start())
@@ -256,7 +258,7 @@ def test_unsigned_request_is_refused_and_not_shown(
         assert requests.get(url, timeout=10).status_code == 501
         assert process.stderr is not None
         assert "refused a request that is not signed" in process.stderr.readline()
-        # A sender that goes away in the middle does no harm.
+        # A sender may close the connection in the middle of its body.
         with socket.create_connection(("127.0.0.1", int(url.split(":")[2].strip("/")))) as half:
             half.sendall(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nab")
         task = remote_alice.start(callback=url)
@@ -264,19 +266,25 @@ def test_unsigned_request_is_refused_and_not_shown(
         assert printed(process).startswith(task["id"])
 
 
-def test_callback_waits_while_the_listener_cannot_ask_for_the_secret(tmp_path: Path) -> None:
-    with Service(tmp_path / "data") as service:
-        alice = service.add_user()
-        machine = machine_of(alice, tmp_path / "home")
-        machine.give_up_soon()
+def test_callback_waits_while_the_listener_cannot_ask_for_the_secret(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    machine.give_up_soon()
+    with Receiver() as proxy:
+        proxy.answer = passed_on = losing(remote_alice, lambda number: False)
+        machine.url = proxy.url
         with receiving(machine) as (process, url):
-            service.stop()
-            answer = requests.post(url, data=b"{}", timeout=30)
-            assert answer.status_code == 503
             assert process.stderr is not None
-            assert "is out of reach" in process.stderr.readline()
-            service.start()
-            finish(alice, alice.start(callback=url))
+            for failure, message in (
+                (play.reset(), "is out of reach"),
+                (play.answer(503), "answered 503"),
+                (play.answer(404, {"Content-Type": "text/plain"}, b"page"), "answered 404"),
+            ):
+                proxy.answer = failure
+                assert requests.post(url, data=b"{}", timeout=60).status_code == 503
+                assert message in process.stderr.readline()
+            proxy.answer = passed_on
+            finish(remote_alice, remote_alice.start(callback=url))
             assert "signature verified" in printed(process)
 
 

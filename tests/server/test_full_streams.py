@@ -85,7 +85,7 @@ def test_service_runs_where_its_log_cannot_be_written(
     service = Service(tmp_path / "data")
     service.streams = {"stderr": full} | ({"stdout": full} if unwritable == "full" else {})
     if unwritable == "closed":
-        # The one that starts as it does for its users.
+        # This service starts as users start it.
         service.command = redirected("<&- >&- 2>&-", "serve")
     with service:
         alice = service.add_user()

@@ -60,8 +60,8 @@ def test_threads_that_die_at_birth_block_nothing_and_leave_nothing_behind(
         reported = alice.patch(f"/task/{task['id']}", json={"status": "complete"})
         assert reported.headers["Callback-Status"] == "delivered"
         assert watchers() == []
-    assert operator.get("/readyz").status_code == 200
-    assert "taskservice_database_up 1" in operator.get("/metrics").text
+    until(lambda: operator.get("/readyz").status_code == 200)
+    until(lambda: "taskservice_database_up 1" in operator.get("/metrics").text)
 
 
 def test_thread_that_begins_too_late_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
