@@ -13,6 +13,7 @@ from sqlalchemy.engine import make_url
 from taskservice.background import timeouts
 from taskservice.config import Config
 from taskservice.database.engine import dispose
+from taskservice.operations import health
 from taskservice.webhooks import connection
 from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient, add_user
@@ -26,6 +27,7 @@ from tests.support.fork_server import close_fork_server
 from tests.support.receiver import Receiver
 from tests.support.requirements import needs
 from tests.support.service import Service
+from tests.support.waiting import PATIENCE_SECONDS
 
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and so all programs
 # that they start.
@@ -103,6 +105,12 @@ def subtests(subtests: pytest.Subtests) -> CheapSubtests:
 def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the service had been there for five minutes already, with steady clocks."""
     monkeypatch.setattr(timeouts, "GRACE_SECONDS", 0.0)
+
+
+@pytest.fixture
+def patient_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`/readyz` waits for the database as long as a busy machine needs."""
+    monkeypatch.setattr(health, "READY_SECONDS", PATIENCE_SECONDS)
 
 
 @pytest.fixture

@@ -240,6 +240,7 @@ def test_key_is_checked_before_anything_else(app: Flask) -> None:
 
 
 @one_database
+@pytest.mark.usefixtures("patient_probe")
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
 def test_operators_routes_need_no_key(app: Flask, path: str) -> None:
     expect(answer_without_key(app, path=path), 200)

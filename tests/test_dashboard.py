@@ -420,6 +420,7 @@ ODD_HEADERS: list[dict[str, str]] = [
 
 
 @one_database
+@pytest.mark.usefixtures("patient_probe")
 def test_unusual_headers_never_cause_a_500(
     app: Flask, browser: Browser, task: dict[str, Any], subtests: pytest.Subtests
 ) -> None:
