@@ -1,6 +1,7 @@
 """How long one client waits, from 1,000 to 1,000,000 tasks, and lines of one log."""
 
 import re
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,9 +80,10 @@ class Grown:
 def growth(run: Run) -> list[Row]:
     folder = run.subfolder("growth")
     sizes = [max(int(size * run.scale), AGENTS * 2) for size in SIZES]
+    keys = _make_small(folder / "small")
     with ExitStack() as stack:
         grown = [
-            stack.enter_context(_grown(folder / str(number), size))
+            stack.enter_context(_grown(folder / "small", keys, folder / str(number), size))
             for number, size in enumerate(sizes)
         ]
         figures = _waits(run, grown)
@@ -160,18 +162,24 @@ def _tabs(grown: Grown, path: str) -> Iterator[None]:
             thread.join()
 
 
+def _make_small(folder: Path) -> tuple[str, str]:
+    """Make the data of a service with few tasks; returns the keys of its two users."""
+    with ours(folder) as server:
+        reader, writer = add_person(server, "reader"), add_person(server, "writer")
+        _start_tasks(reader)
+        return reader.key, writer.key
+
+
 @contextmanager
-def _grown(folder: Path, size: int) -> Iterator[Grown]:
-    server = ours(folder)
-    with server:
-        person = add_person(server, "reader")
-        _start_tasks(person)
+def _grown(small: Path, keys: tuple[str, str], folder: Path, size: int) -> Iterator[Grown]:
+    shutil.copytree(small, folder)
     database = folder / "taskservice.db"
     multiply(database, size)
-    with server:
+    with ours(folder) as server:
+        reader, writer = (Person(server, key) for key in keys)
         # Of another user, so that no page of tasks has it.
-        log = _long_log(add_person(server, "writer"), size)
-        yield Grown(server, _requests(person, database, size, log))
+        log = _long_log(writer, size)
+        yield Grown(server, _requests(reader, writer, database, size, log))
 
 
 def _start_tasks(person: Person) -> None:
@@ -185,23 +193,23 @@ def _start_tasks(person: Person) -> None:
         person.call("PATCH", f"/task/{ended['id']}", json=report)
 
 
-def _long_log(person: Person, size: int) -> tuple[Person, str]:
-    """A user, and the path of the log of a task with so many lines."""
+def _long_log(person: Person, size: int) -> str:
+    """The path of the log of a task with so many lines."""
     path = f"/task/{person.start([])['id']}/logs"
     for first in range(1, size + 1, 100_000):
         last = min(first + 100_000, size + 1)
         body = "".join(f"line {number} of {size}\n" for number in range(first, last))
         person.call("PUT", path, data=body.encode())
-    return person, path
+    return path
 
 
 def _requests(
-    person: Person, database: Path, size: int, log: tuple[Person, str]
+    reader: Person, writer: Person, database: Path, size: int, log: str
 ) -> dict[str, list[bytes]]:
     back = datetime.now(UTC) - timedelta(days=DAYS)
     after = f"{back:%Y-%m-%dT%H:%M:%S.000Z}"
-    one, (writer, log_path) = person.request, log
-    cookie = _sign_in(person)
+    one = reader.request
+    cookie = _sign_in(reader)
     return {
         GET: [one("GET", f"/task/{task_id}") for task_id in _some_ids(database, size)],
         PAGE: [one("GET", "/task?limit=50")],
@@ -210,8 +218,8 @@ def _requests(
         LIST_PAGE: [request("GET", "/", Cookie=cookie)],
         SEARCH_PAGE: [request("GET", "/?q=absent", Cookie=cookie)],
         AGENTS_PAGE: [request("GET", "/agents", Cookie=cookie)],
-        APPEND: [writer.request("POST", log_path, b'{"logs":["a line more"]}')],
-        TAIL: [writer.request("GET", f"{log_path}?after={max(size - 100, 0)}&limit=100")],
+        APPEND: [writer.request("POST", log, b'{"logs":["a line more"]}')],
+        TAIL: [writer.request("GET", f"{log}?after={max(size - 100, 0)}&limit=100")],
     }
 
 
