@@ -125,6 +125,25 @@ def test_server_whose_processes_are_stopped_is_503(
 
 
 @only_postgresql
+def test_connections_that_the_server_has_ended_are_replaced(
+    app: Flask, alice: ApiClient, database_url: str
+) -> None:
+    """As a restart of the server ends them, while nothing uses them."""
+    task = alice.start()
+    for _ in range(2):
+        # One that reads, and one that writes.
+        with app.app_context(), transactions.reading() as reader:
+            ended = [reader.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()]
+        with app.app_context(), transactions.transaction() as writer:
+            ended.append(writer.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
+        with other_connection(database_url, "looks") as other:
+            other.execute("SELECT pg_terminate_backend(unnest(%s::int[]))", (ended,))
+        until(lambda: not set(ended) & set(backends(app, database_url)))  # noqa: B023
+        alice.append(task, "a line")
+        assert alice.task(task)["logs"][-1] == "a line"
+
+
+@only_postgresql
 def test_server_that_is_read_only_is_503_for_writers_alone(app: Flask, alice: ApiClient) -> None:
     """As after a failover, or where the provider's disk is full."""
     task = alice.start()

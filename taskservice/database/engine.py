@@ -1,5 +1,6 @@
 """The engines that read and write, and how each connection and transaction begins."""
 
+import select
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from flask import Flask
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, ExceptionContext, make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DisconnectionError, OperationalError
 
 from taskservice import resources
 from taskservice.database import postgresql_text, statement_timeout, statements
@@ -69,8 +70,6 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
         "pool_size": threads + 8,
         "max_overflow": 8,
         "pool_timeout": BUSY_SECONDS,
-        # A restart of PostgreSQL ends its connections; those to a file stay valid.
-        "pool_pre_ping": address.get_backend_name() != "sqlite",
     }
     app.config["SQLALCHEMY_DATABASE_URI"] = address
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options
@@ -175,7 +174,7 @@ def _prepare_write_engine(engine: Engine) -> None:
 def _begin_immediate(connection: Connection) -> None:
     # A transaction that reads first and then writes fails as busy, at once and whatever the
     # timeout, if another has written in between.
-    statements.execute(connection, "BEGIN IMMEDIATE")
+    statements.execute(connection, "BEGIN IMMEDIATE", has_rows=False)
 
 
 def _prepare_postgresql(engine: Engine) -> None:
@@ -187,7 +186,22 @@ def _prepare_postgresql(engine: Engine) -> None:
 
     # Inserted first, since SQLAlchemy runs queries of its own when it connects.
     event.listen(engine, "connect", prepare, insert=True)
+    event.listen(engine, "checkout", _check_open)
     event.listen(engine, "handle_error", _forget_rows)
+
+
+def _check_open(connection: Any, _record: Any, _proxy: Any) -> None:
+    """Let the pool replace a connection that its server has ended, as it does when it restarts.
+
+    Asking the server, as `pool_pre_ping` does, would take as long as a read. An idle connection
+    has something to read only when the server has ended it, or its keepalive probes have failed.
+    """
+    if not connection.closed:
+        waiting = select.poll()
+        waiting.register(connection.fileno(), select.POLLIN)
+        if not waiting.poll(0):
+            return
+    raise DisconnectionError
 
 
 def _forget_rows(context: ExceptionContext) -> None:

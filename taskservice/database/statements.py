@@ -1,7 +1,7 @@
 """Statements that are compiled once, and run without SQLAlchemy's work at each execution."""
 
 from collections import namedtuple
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection
@@ -20,10 +20,13 @@ class Statement(Generic[R]):
     `Connection.execute` takes 25 us more: it looks up the compiled statement by a key that it
     makes anew, and makes a context, a result and its rows. Here rows are named tuples. Errors are
     those of SQLAlchemy, and listeners of its event `before_cursor_execute` are called.
+
+    An INSERT sets `columns`, with parameters of the same names, beside those of its clause.
     """
 
-    def __init__(self, clause: Any) -> None:
+    def __init__(self, clause: Any, columns: Iterable[str] | None = None) -> None:
         self._clause = clause
+        self._columns = None if columns is None else list(columns)
         self._plans: dict[str, _Plan] = {}
 
     def all(self, connection: Connection, **values: Any) -> list[R]:
@@ -41,22 +44,23 @@ class Statement(Generic[R]):
         return None if found is None else found[0]
 
     def run(self, connection: Connection, **values: Any) -> None:
+        """Execute it without reading rows."""
         plan = self._plan(connection)
-        execute(connection, plan.sql, plan.arguments(values))
+        execute(connection, plan.sql, plan.arguments(values), has_rows=False)
 
     def _plan(self, connection: Connection) -> "_Plan":
         dialect = connection.dialect
         plan = self._plans.get(dialect.name)
         if plan is None:
-            plan = self._plans[dialect.name] = _Plan(self._clause, dialect)
+            plan = self._plans[dialect.name] = _Plan(self._clause, self._columns, dialect)
         return plan
 
 
 class _Plan:
     """How one kind of database runs a statement: its SQL, what it binds, and its rows."""
 
-    def __init__(self, clause: Any, dialect: Dialect) -> None:
-        compiled: SQLCompiler = clause.compile(dialect=dialect)
+    def __init__(self, clause: Any, inserted: list[str] | None, dialect: Dialect) -> None:
+        compiled: SQLCompiler = clause.compile(dialect=dialect, column_keys=inserted)
         self.sql = str(compiled)
         self._names = compiled.positiontup if compiled.positional else None
         binds = compiled.binds.items()
@@ -95,14 +99,16 @@ def _converters(found: Any) -> list[tuple[Any, Converter]]:
     return [(where, convert) for where, convert in found if convert is not None]
 
 
-def execute(connection: Connection, sql: str, arguments: Any = ()) -> list[tuple[Any, ...]]:
-    """Execute SQL as the driver understands it; returns all rows, if it has any."""
+def execute(
+    connection: Connection, sql: str, arguments: Any = (), *, has_rows: bool = True
+) -> list[tuple[Any, ...]]:
+    """Execute SQL as the driver understands it; returns all rows."""
     cursor: Any = connection.connection.cursor()
     for listener in connection.dispatch.before_cursor_execute:
         listener(connection, cursor, sql, arguments, None, False)
     try:
         cursor.execute(sql, arguments)
-        return cursor.fetchall() if cursor.description else []
+        return cursor.fetchall() if has_rows else []
     except connection.dialect.loaded_dbapi.Error as error:
         raise _failure(connection, sql, error) from error
     finally:

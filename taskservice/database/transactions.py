@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -49,6 +50,11 @@ def writer_turn() -> AbstractContextManager[None]:
     return queue.turn(BUSY_SECONDS) if queue else nullcontext()
 
 
+@dataclass
+class _Shared:
+    connection: Connection | None = None
+
+
 @contextmanager
 def reading() -> Iterator[Connection]:
     """A connection for reads, without a transaction.
@@ -56,18 +62,19 @@ def reading() -> Iterator[Connection]:
     All reads of a request share one, from `share_reading` to `end_shared_reading`, at the latest
     until its answer is sent.
     """
-    if "reading" not in g:
+    shared: _Shared | None = g.get("reading")
+    if shared is None:
         with _connect() as connection:
             yield connection
-        return
-    if g.reading is None:
-        g.reading = _connect()
-    yield g.reading
+    else:
+        if shared.connection is None:
+            shared.connection = _connect()
+        yield shared.connection
 
 
 def share_reading() -> None:
     """Let the reads of this request share a connection, which the first one takes."""
-    g.reading = None
+    g.reading = _Shared()
 
 
 def end_shared_reading(_error: BaseException | None = None) -> None:
@@ -75,9 +82,9 @@ def end_shared_reading(_error: BaseException | None = None) -> None:
 
     Each later read of this request takes a connection of its own.
     """
-    connection = g.pop("reading", None)
-    if connection is not None:
-        connection.close()
+    shared: _Shared | None = g.pop("reading", None)
+    if shared is not None and shared.connection is not None:
+        shared.connection.close()
 
 
 def _connect() -> Connection:

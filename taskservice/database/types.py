@@ -1,9 +1,9 @@
 """The base of all tables, and our own column types and SQL functions."""
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import orjson
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import Boolean, Integer, MetaData, String, Text, Uuid
 from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP
@@ -68,7 +68,7 @@ class Several(TypeDecorator[Sequence[Any]]):
         if value is None or dialect.name == "postgresql":
             return value
         convert = self.item.dialect_impl(dialect).bind_processor(dialect)
-        return json.dumps([convert(each) for each in value] if convert else list(value))
+        return orjson.dumps([convert(each) for each in value] if convert else value).decode()
 
 
 class is_among(FunctionElement[bool]):

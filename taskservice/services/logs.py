@@ -1,9 +1,9 @@
 """Appends lines to logs, once and in order."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, cast
 
-from sqlalchemy import BigInteger, Connection, bindparam, func, insert, select, update
+from sqlalchemy import BigInteger, Connection, and_, bindparam, func, insert, select, update
 
 from taskservice.auth.caller import Caller
 from taskservice.contract.error_codes import LOG_FULL, SEQ_GAP
@@ -11,18 +11,30 @@ from taskservice.contract.terms import MAX_LOG, MAX_WRITERS
 from taskservice.database import timestamps
 from taskservice.database.models import Log, LogChunk, LogWriter, Task
 from taskservice.database.rows import TaskRow
+from taskservice.database.statements import Statement
 from taskservice.database.transactions import transaction
 from taskservice.database.types import Identifier
 from taskservice.problems import Problem, invalid
 from taskservice.services.chunks import Chunk, without_first
-from taskservice.services.tasks import HEARTBEAT, finished_problem, is_open, lock
+from taskservice.services.tasks import HEARTBEAT, TASK, finished_problem, is_open, lock
 
-_SEQ = select(LogWriter.seq).where(
-    LogWriter.task_id == bindparam("task_id", type_=Identifier),
-    LogWriter.writer == bindparam("writer"),
+
+class _TaskAndSeq(TaskRow, Protocol):
+    """A task, and how many lines the writer of this request has sent; None before the first."""
+
+    seq: int | None
+
+
+_TASK_AND_SEQ = Statement[_TaskAndSeq](
+    TASK.add_columns(LogWriter.seq).outerjoin(
+        LogWriter, and_(LogWriter.task_id == Task.id, LogWriter.writer == bindparam("writer"))
+    )
 )
-_WRITERS = select(func.count()).where(LogWriter.task_id == bindparam("task_id", type_=Identifier))
-_ADVANCE = (
+_WRITERS = Statement[Any](
+    select(func.count()).where(LogWriter.task_id == bindparam("task_id", type_=Identifier))
+)
+_NEW_WRITER = Statement[None](insert(LogWriter), ("task_id", "writer", "seq"))
+_ADVANCE = Statement[None](
     update(LogWriter)
     .where(
         LogWriter.task_id == bindparam("of_task_id", type_=Identifier),
@@ -31,8 +43,8 @@ _ADVANCE = (
     .values(seq=bindparam("new_seq", type_=BigInteger()))
 )
 _OF_TASK = Task.id == bindparam("of_task_id", type_=Identifier)
-_HEARTBEAT = update(Task).where(_OF_TASK).values(HEARTBEAT)
-_COUNT = (
+_HEARTBEAT = Statement[None](update(Task).where(_OF_TASK).values(HEARTBEAT))
+_COUNT = Statement[None](
     update(Task)
     .where(_OF_TASK)
     .values(
@@ -43,7 +55,8 @@ _COUNT = (
         **HEARTBEAT,
     )
 )
-_NEW_LOG = insert(Log).returning(Log.id)
+_NEW_LOG = Statement[Any](insert(Log).returning(Log.id), ("task_id",))
+_NEW_CHUNK = Statement[None](insert(LogChunk), ("log_id", "last", "count", "text"))
 
 
 def append(
@@ -56,17 +69,17 @@ def append(
     task, 413 for a full log, 422 for too many writers.
     """
     with transaction() as connection:
-        task = lock(connection, caller, task_id)
+        found = lock(connection, caller, task_id, _TASK_AND_SEQ, writer=writer)
+        task = cast(_TaskAndSeq, found)
         if not is_open(task):
             raise finished_problem(task)
-        stored = connection.scalar(_SEQ, {"task_id": task.id, "writer": writer})
-        fresh = _new_lines(sent, seq, stored or 0)
+        fresh = _new_lines(sent, seq, task.seq or 0)
         count = sum(chunk.count for chunk in fresh)
         if fresh:
-            _advance(connection, task, writer, stored, count)
+            _advance(connection, task, writer, task.seq, count)
             _store(connection, task, fresh, count)
         else:
-            connection.execute(_HEARTBEAT, {"of_task_id": task.id})
+            _HEARTBEAT.run(connection, of_task_id=task.id)
     return task.log_count + count, task.status
 
 
@@ -88,17 +101,13 @@ def _advance(
 ) -> None:
     if stored is None:
         _check_writers(connection, task)
-        values = {"task_id": task.id, "writer": writer, "seq": count}
-        connection.execute(insert(LogWriter), values)
+        _NEW_WRITER.run(connection, task_id=task.id, writer=writer, seq=count)
     else:
-        connection.execute(
-            _ADVANCE,
-            {"of_task_id": task.id, "of_writer": writer, "new_seq": stored + count},
-        )
+        _ADVANCE.run(connection, of_task_id=task.id, of_writer=writer, new_seq=stored + count)
 
 
 def _check_writers(connection: Connection, task: TaskRow) -> None:
-    if (connection.scalar(_WRITERS, {"task_id": task.id}) or 0) >= MAX_WRITERS:
+    if _WRITERS.scalar(connection, task_id=task.id) >= MAX_WRITERS:
         raise invalid({"writer": [f"The task has {MAX_WRITERS:,} writers already."]})
 
 
@@ -107,13 +116,9 @@ def _store(connection: Connection, task: TaskRow, chunks: Sequence[Chunk], count
     if task.log_bytes + size > MAX_LOG:
         detail = f"The task's log is full: the limit is {MAX_LOG} bytes"
         raise Problem(413, detail, code=LOG_FULL)
-    connection.execute(
-        _COUNT, {"of_task_id": task.id, "lines": count, "bytes": size, "now": timestamps.now()}
-    )
-    log_id = task.log_id or connection.scalar(_NEW_LOG, {"task_id": task.id})
+    _COUNT.run(connection, of_task_id=task.id, lines=count, bytes=size, now=timestamps.now())
+    log_id = task.log_id or _NEW_LOG.scalar(connection, task_id=task.id)
     last = task.log_count
-    rows: list[dict[str, Any]] = []
     for chunk in chunks:
         last += chunk.count
-        rows.append({"log_id": log_id, "last": last, "count": chunk.count, "text": chunk.text})
-    connection.execute(insert(LogChunk), rows)
+        _NEW_CHUNK.run(connection, log_id=log_id, last=last, count=chunk.count, text=chunk.text)

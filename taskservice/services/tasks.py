@@ -34,6 +34,7 @@ from taskservice.contract.terms import (
 from taskservice.database import timestamps
 from taskservice.database.models import Agent, ApiKey, Log, Task
 from taskservice.database.rows import AnyRow, TaskRow
+from taskservice.database.statements import Statement
 from taskservice.database.transactions import moment_by, retry_on_conflict, transaction
 from taskservice.database.types import Identifier, database_now
 from taskservice.problems import Problem, invalid, invalid_key, not_found
@@ -64,18 +65,25 @@ class Idempotency:
 # machine's clock may differ.
 HEARTBEAT = {"last_heartbeat_at": database_now(), "heartbeat_deadline": database_now(Task.timeout)}
 
-_START = insert(Task).values(
-    last_heartbeat_at=database_now(),
-    heartbeat_deadline=database_now(bindparam("own_timeout", type_=Integer())),
+_START = Statement[None](
+    insert(Task).values(
+        last_heartbeat_at=database_now(),
+        heartbeat_deadline=database_now(bindparam("own_timeout", type_=Integer())),
+    ),
+    {column.key for column in TASK_COLUMNS}
+    | {"name_folded", "timeout", "idempotency_key", "idempotency_digest"},
 )
-_AGENT_NAME = select(Agent.name).where(visible_agents, Agent.id == bindparam("agent_id"))
+_AGENT_NAME = Statement[Any](
+    select(Agent.name).where(visible_agents, Agent.id == bindparam("agent_id"))
+)
 _REPLAYED = tasks_with_log.add_columns(Task.idempotency_digest).where(
     Task.user_id == bindparam("user_id", type_=Identifier),
     Task.idempotency_key == bindparam("idempotency_key"),
 )
 _VISIBLE = (Task.id == bindparam("task_id", type_=Identifier), visible_tasks)
-_LOCK = select(Task.id).where(*_VISIBLE).with_for_update()
-_TASK = tasks_with_log.where(*_VISIBLE)
+_LOCK = Statement[Any](select(Task.id).where(*_VISIBLE).with_for_update())
+TASK = tasks_with_log.where(*_VISIBLE)
+_TASK = Statement[TaskRow](TASK)
 _KEY = (
     select(ApiKey.id)
     .where(ApiKey.id == bindparam("key_id", type_=Identifier), *KEY_IS_VALID)
@@ -106,7 +114,7 @@ def start(
     callback = _checked_callback(fields.get("callback"))
     with transaction() as connection:
         # First, so that an agent key never gets a task that another agent started.
-        agent_name = connection.scalar(_AGENT_NAME, {"agent_id": fields["agentId"], **caller.scope})
+        agent_name = agent_name_of(connection, caller, fields["agentId"])
         if agent_name is None:
             raise invalid({"agentId": ["No such agent; register it first."]})
         if idempotency is not None:
@@ -114,8 +122,14 @@ def start(
             if replayed is not None:
                 return replayed, True
         task = _new_task(caller, fields, agent_name, callback, idempotency)
-        connection.execute(_START, task | {"own_timeout": task["timeout"]})
+        _START.run(connection, **task, own_timeout=task["timeout"])
     return cast(TaskRow, SimpleNamespace(**task, log_id=None)), False
+
+
+def agent_name_of(connection: Connection, caller: Caller, agent_id: str) -> str | None:
+    """The name of an agent that the caller may use; None if there is no such agent."""
+    name: str | None = _AGENT_NAME.scalar(connection, agent_id=agent_id, **caller.scope)
+    return name
 
 
 def _checked_callback(url: str | None) -> str | None:
@@ -213,16 +227,22 @@ def cancel(caller: Caller, task_id: str) -> tuple[TaskRow, str]:
     return changed, attempts.first_attempt(leased)
 
 
-def lock(connection: Connection, caller: Caller, task_id: str) -> TaskRow:
-    """The task, locked until this transaction ends. Raises 404."""
+def lock(
+    connection: Connection,
+    caller: Caller,
+    task_id: str,
+    statement: Statement[Any] = _TASK,
+    **values: Any,
+) -> TaskRow:
+    """The task, locked until this transaction ends, as `statement` reads it. Raises 404."""
     here = {"task_id": task_id, **caller.scope}
     if connection.dialect.name == "postgresql":
         # A SELECT that waits for a lock reads joined rows as they were before: so lock first.
-        connection.execute(_LOCK, here)
-    task = connection.execute(_TASK, here).one_or_none()
+        _LOCK.run(connection, **here)
+    task: TaskRow | None = statement.one_or_none(connection, **here, **values)
     if task is None:
         raise not_found("task")
-    return cast(TaskRow, task)
+    return task
 
 
 def is_open(task: TaskRow) -> bool:

@@ -72,11 +72,14 @@ def is_client_connected() -> bool:
 
 def _preferred_seconds() -> int:
     """The seconds that `Prefer` asks for; 0 for an invalid one (RFC 7240, section 2)."""
-    preferences = parse_list_header(request.headers.get("Prefer", ""))
+    given = request.headers.get("Prefer")
+    if given is None:
+        return 0
+    preferences = parse_list_header(given)
     pairs = [each.partition(";")[0].partition("=") for each in preferences]
     # The names are case-insensitive, and of several preferences with one name the first counts.
-    given = (value.strip(' \t"') for name, _, value in pairs if name.strip().lower() == "wait")
-    text = next(given, "")
+    waits = (value.strip(' \t"') for name, _, value in pairs if name.strip().lower() == "wait")
+    text = next(waits, "")
     is_number = text.isascii() and text.isdigit()
     # Python refuses to read a number of thousands of digits.
     return min(int(text.lstrip("0")[:9] or 0), MAX_SECONDS) if is_number else 0
