@@ -62,7 +62,7 @@ GROWTH = (
 
 @dataclass
 class Grown:
-    """A running service with so many tasks of one user, and a task with as many lines."""
+    """A running service, and the requests for its many tasks and its long log."""
 
     server: Server
     requests: dict[str, list[bytes]]
@@ -194,7 +194,7 @@ def _start_tasks(person: Person) -> None:
 
 
 def _long_log(person: Person, size: int) -> str:
-    """The path of the log of a task with so many lines."""
+    """The path of the log of a task with `size` lines."""
     path = f"/task/{person.start([])['id']}/logs"
     for first in range(1, size + 1, 100_000):
         last = min(first + 100_000, size + 1)

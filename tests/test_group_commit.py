@@ -167,6 +167,16 @@ def test_rollback_by_sqlite_itself_is_told_to_all(app: Flask, alice: ApiClient) 
     assert expect(answers[2], 200)["name"] == alice.task(task)["name"] == "other"
 
 
+def test_lost_connection_is_told_and_the_others_write(app: Flask, alice: ApiClient) -> None:
+    task = alice.start()
+    writers = [appending(alice, task, "a line")] * 3
+    error, answers = write_together(app, writers, lambda connection: connection.invalidate())
+    assert error is not None
+    for answer in answers:
+        expect(answer, 201)
+    assert alice.task(task)["logs"] == ["a line"] * 3
+
+
 def test_writers_that_give_up_at_any_moment_leave_nothing_half_done(
     app: Flask, alice: ApiClient
 ) -> None:

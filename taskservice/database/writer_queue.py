@@ -101,8 +101,10 @@ class WriterQueue:
                 self._left_open = group
                 self._threads.release()
                 return
-        group.end()
-        self._threads.release()
+        try:
+            group.end()
+        finally:
+            self._threads.release()
 
     def _hold(self, until: float) -> int:
         try:
@@ -178,6 +180,8 @@ class _Group:
             raise
 
     def _is_in_transaction(self) -> bool:
+        if self._connection.invalidated:
+            return False
         driver_connection: Any = self._connection.connection.driver_connection
         return bool(driver_connection.in_transaction)
 
