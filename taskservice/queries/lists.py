@@ -54,17 +54,6 @@ _CONDITIONS: dict[str, ColumnElement[bool]] = {
 }
 # The names of the filters that are given: with them a statement is compiled once.
 Filters: TypeAlias = frozenset[str]
-_SUMMARIES = select(
-    Task.id,
-    Task.name,
-    Task.agent_id,
-    Task.status,
-    Task.error_type,
-    Task.created_at,
-    Task.claimed_at,
-    Task.finished_at,
-    Task.log_count,
-).where(Task.id.in_(bindparam("task_ids", expanding=True)), visible_tasks)
 
 
 @dataclass(frozen=True)
@@ -207,12 +196,31 @@ def _unindexed(conditions: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]
     return and_(*conditions).is_(true())
 
 
+_SUMMARIES = Statement[AnyRow](
+    select(
+        Task.id,
+        Task.name,
+        Task.agent_id,
+        Task.status,
+        Task.error_type,
+        Task.created_at,
+        Task.claimed_at,
+        Task.finished_at,
+        Task.log_count,
+    ).where(
+        is_among(Task.id, bindparam("task_ids", type_=Several(Identifier))),
+        _unindexed([visible_tasks]),
+    )
+)
+
+
 def summaries(caller: Caller, wanted: Sequence[Position]) -> list[AnyRow]:
     """The tasks at these positions, in their order, with the columns that a table shows."""
     ids = [position.id for position in wanted]
+    if not ids:
+        return []
     with reading() as connection:
-        found = connection.execute(_SUMMARIES, {"task_ids": ids, **caller.scope})
-        rows = {row.id: row for row in found}
+        rows = {row.id: row for row in _SUMMARIES.all(connection, task_ids=ids, **caller.scope)}
     return [rows[task_id] for task_id in ids if task_id in rows]
 
 
