@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, pool, text
 
 from taskservice.app import create_app
@@ -212,4 +213,5 @@ def test_database_that_cannot_be_opened_is_one_line_without_its_password(url: st
 def test_migrations_are_numbered_in_a_row() -> None:
     files = sorted(path.name for path in (migrations.FOLDER / "versions").glob("*.py"))
     assert [name[:4] for name in files] == [f"{number:04}" for number in range(1, len(files) + 1)]
-    assert migrations.head() == files[-1][:4]
+    # The service reads the files' names, since it loads Alembic only to migrate.
+    assert migrations.head() == ScriptDirectory(str(migrations.FOLDER)).get_current_head()

@@ -34,7 +34,8 @@ from taskservice.operations import metrics
 IMPORTED = [
     *COMMANDS.values(), "alembic.ddl.postgresql", "gunicorn.app.wsgiapp",
     "psycopg", "sqlalchemy.dialects.postgresql.psycopg", "sqlalchemy.dialects.sqlite.pysqlite",
-    "taskservice.client.handler", "taskservice.openapi.document", "taskservice.serving.worker",
+    "taskservice.client.handler", "taskservice.database.migrations.alembic_upgrade",
+    "taskservice.openapi.document", "taskservice.serving.worker",
 ]  # fmt: skip
 # Read once, by the interpreter and the C library as they start, and by gunicorn's import.
 STARTUP_VARIABLES = (
