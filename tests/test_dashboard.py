@@ -31,6 +31,7 @@ from taskservice.dashboard.sign_in_throttle import (
 )
 from taskservice.database import timestamps
 from taskservice.database.engine import dispose
+from taskservice.queries import candidates, counts, lists
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.concurrency import at_once
 from tests.support.deliveries import looping
@@ -666,6 +667,25 @@ def test_many_tasks_are_not_counted_to_the_end(
     for _ in range(3):
         alice.start()
     assert tabs(browser.get("/").text)["running"] == "2+"
+
+
+def test_search_among_many_tasks_says_how_far_it_came(
+    browser: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lists, "FIRST_LOOK", 1)
+    monkeypatch.setattr(lists, "LOOK", 1)
+    monkeypatch.setattr(candidates, "MAX_CANDIDATES", 0)
+    monkeypatch.setattr(counts, "LOOK", 2)
+    for name in ("Oldest", "Second", "Third", "Last"):
+        alice.start(name=name)
+    text = browser.get("/?q=oldest").text
+    assert "No task of this page matches the filters." in text
+    assert "Searched until" in text
+    assert "At least <b>0 tasks</b> started" in text
+    assert tabs(text) == {"all": "0+", "running": "0+", "complete": "0+", "error": "0+"}
+    (further,) = re.findall(r'href="\?([^"]+)" rel="next">Search further', text)
+    text = browser.get(f"/?{unescape(further)}").text
+    assert "<bdi>Oldest</bdi>" in text
 
 
 def test_list_is_narrowed_to_callbacks_that_did_not_arrive(

@@ -7,7 +7,7 @@ import threading
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -27,6 +27,7 @@ from taskservice.database import timestamps
 from taskservice.database.engine import dispose
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import reading, transaction
+from taskservice.queries import candidates
 from taskservice.queries import lists as list_queries
 from tests.support.api_client import ApiClient, RemoteClient, add_user, expect, problem
 from tests.support.internals import Statement, before_reads, end_for_silence, reads
@@ -68,7 +69,7 @@ FILTERS: dict[str, Callable[[Task, str], bool]] = {
 }
 
 
-def expected(tasks: list[Task], fields: dict[str, str | None]) -> list[Task]:
+def expected(tasks: list[Task], fields: Mapping[str, str | None]) -> list[Task]:
     """Those of `tasks` that the list has to have, in its order."""
     chosen = [
         task
@@ -127,6 +128,35 @@ def test_every_filter_alone_and_with_all_others_in_every_order(
         sizes.add(len(fitting))
     # The filters have found none, some and all of the tasks.
     assert {0, 1, 2, 3, 12} <= sizes
+
+
+@pytest.mark.parametrize("few", [0, 4, 100])
+def test_search_that_stops_early_goes_on_with_the_next_page(
+    alice: ApiClient, tasks: list[Task], monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    """As among very many tasks: a page may have fewer tasks than its limit, even none."""
+    monkeypatch.setattr(list_queries, "FIRST_LOOK", 1)
+    monkeypatch.setattr(list_queries, "LOOK", 2)
+    monkeypatch.setattr(candidates, "MAX_CANDIDATES", few)
+    agent = alice.agent_key("translator")
+    of_agent = [task for task in tasks if task["agentId"] == "translator"]
+    cut: list[list[Task]] = []
+    for fields in SEARCHES:
+        for person, own in ((alice, tasks), (agent, of_agent)):
+            fitting = expected(own, fields)
+            assert expect(person.get(f"/task?{query(**fields)}"), 200) == fitting, fields
+            in_parts = list(pages(person.get, query(**fields, limit=3)))
+            assert [task for page in in_parts for task in page] == fitting, fields
+            cut += [page for page in in_parts[:-1] if len(page) < 3]
+    assert cut
+
+
+SEARCHES: tuple[dict[str, str], ...] = (
+    *({"q": part, "sort": sort} for part in ("run 1", "hourly", "absent") for sort in SORTS),
+    *({"status": "error", "agentId": "translator", "sort": sort} for sort in SORTS),
+    *({"finishedAfter": "2020-01-01T00:00:00Z", "sort": sort} for sort in SORTS),
+    {"q": "run 0", "status": "error", "createdAfter": "2020-01-01T00:00:00Z"},
+)
 
 
 def test_bounds_are_exclusive(alice: ApiClient, tasks: list[Task]) -> None:
@@ -693,6 +723,7 @@ LISTS: tuple[dict[str, str], ...] = (
     {"createdAfter": "2020-01-01T00:00:00Z"},
     {"createdBefore": "2120-01-01T00:00:00Z", "sort": "createdAt"},
     {"finishedAfter": "2020-01-01T00:00:00Z", "sort": "finishedAt"},
+    {"finishedAfter": "2020-01-01T00:00:00Z"},
 )  # fmt: skip
 
 

@@ -40,7 +40,8 @@ def list_all(query: dict[str, Any]) -> Response:
     All tasks that the key may see and that match the filters, newest first. The bounds of
     filters are exclusive. Without `limit`, all tasks are streamed, and a failure midway breaks
     the connection. With `limit`, the answer is one page, and `Link` leads to the next one; a task
-    that existed at the first page is neither left out nor repeated.
+    that existed at the first page is neither left out nor repeated. Where filters leave out very
+    many tasks in a row, a page with a `Link` has fewer tasks than `limit`, or none.
     """
     selection, shape = list_query.selection(query), list_query.shape(query)
     if "limit" not in query:

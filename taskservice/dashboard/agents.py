@@ -8,7 +8,7 @@ from taskservice.auth.authentication import caller
 from taskservice.dashboard.pages import page
 from taskservice.queries import agents as agent_queries
 from taskservice.queries import lists as list_queries
-from taskservice.queries.lists import Selection
+from taskservice.queries.selections import Selection
 
 agents = Blueprint("agents", __name__)
 
@@ -32,5 +32,5 @@ def list_all() -> Response:
 
 
 def _recent_tasks(agent_id: str) -> list[Any]:
-    positions = list_queries.positions(caller, Selection(agent_id=agent_id), None, RECENT_TASKS)
-    return list_queries.summaries(caller, positions)
+    found = list_queries.positions(caller, Selection(agent_id=agent_id), None, RECENT_TASKS)
+    return list_queries.summaries(caller, found.positions)

@@ -11,8 +11,8 @@ from threading import Lock
 from taskservice.auth.caller import Caller
 from taskservice.contract.terms import COMPLETE, ERROR, RUNNING
 from taskservice.database import timestamps
-from taskservice.queries import lists as list_queries
-from taskservice.queries.lists import Selection
+from taskservice.queries import counts
+from taskservice.queries.selections import Selection
 
 # From the bottom of a bar to its top.
 STATUSES = (COMPLETE, ERROR, RUNNING)
@@ -80,6 +80,7 @@ class Chart:
 
     period: Period
     bars: list[Bar]
+    is_complete: bool
 
     @property
     def highest(self) -> int:
@@ -120,15 +121,15 @@ def count(caller: Caller, selection: Selection, name: str) -> Chart:
 
 def _count(caller: Caller, selection: Selection, period: Period) -> Chart:
     boundaries = _boundaries(period)
-    statuses = [status for status in STATUSES if selection.status in (None, status)]
-    counts = list_queries.starts(caller, selection, boundaries, statuses)
+    statuses = tuple(status for status in STATUSES if selection.status in (None, status))
+    counted = counts.by_start(caller, selection, boundaries, statuses)
     bars = [
         Bar(since, until, dict(zip(statuses, of_bar, strict=True)))
         for (since, until), of_bar in zip(
-            pairwise(boundaries), zip(*counts, strict=True), strict=True
+            pairwise(boundaries), zip(*counted.counts, strict=True), strict=True
         )
     ]
-    return Chart(period, bars)
+    return Chart(period, bars, counted.are_complete)
 
 
 def _boundaries(period: Period) -> list[str]:

@@ -15,10 +15,10 @@ from taskservice.database.rows import TaskRow
 from taskservice.openapi.operation import TEXT
 from taskservice.problems import Problem, invalid
 from taskservice.queries import agents as agent_queries
+from taskservice.queries import counts, task_json
 from taskservice.queries import deliveries as delivery_queries
 from taskservice.queries import lists as list_queries
 from taskservice.queries import logs as log_queries
-from taskservice.queries import task_json
 from taskservice.queries import tasks as task_queries
 from taskservice.schemas.parameters import ListQuerySchema
 from taskservice.services import deliveries as delivery_service
@@ -56,10 +56,10 @@ def list_all() -> AnyResponse:
     return page(
         "tasks.html",
         rows=rows,
-        next=found.next,
+        found=found,
         states=delivery_queries.states(rows) if caller.agent_id is None else {},
         agents=agent_queries.list_all(caller),
-        status_counts=list_queries.counts(caller, selection, chart.STATUSES, MAX_COUNT),
+        status_counts=counts.by_status(caller, selection, chart.STATUSES, MAX_COUNT),
         max_count=MAX_COUNT,
         chart=chart.count(caller, selection, own.get("since", chart.DEFAULT)),
         chart_height=chart.HEIGHT,

@@ -1,74 +1,31 @@
-"""Reads of many tasks: which, in what order, and page by page."""
+"""Reads of many tasks: in which order, and page by page."""
 
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from itertools import pairwise
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-from sqlalchemy import (
-    ColumnElement,
-    and_,
-    bindparam,
-    func,
-    select,
-    text,
-    true,
-    tuple_,
-)
+from sqlalchemy import ColumnElement, Connection, bindparam, select, tuple_
 
 from taskservice.auth.caller import Caller, visible_tasks
-from taskservice.contract.terms import FAILED, PENDING, RUNNING, SORTS
-from taskservice.database.models import Delivery, Task
+from taskservice.contract.terms import RUNNING
+from taskservice.database.models import Task
 from taskservice.database.rows import AnyRow, TaskRow, next_limit
 from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
 from taskservice.database.types import Identifier, Several, Timestamp, is_among
+from taskservice.queries import candidates, selections
+from taskservice.queries.selections import BY_END, NEWEST_FIRST, Filters, Selection, unindexed
 from taskservice.queries.tasks import with_log
 from taskservice.schemas.columns import LARGE_COLUMNS, TASK_COLUMNS
 
 # How many positions of a whole list one read finds.
 POSITIONS_PER_READ = 1_000
-# Written as in the indexes of these rows, so that they are used.
-_DELIVERY_STATES = {
-    PENDING: text("deliveries.state = 'pending'"),
-    FAILED: text("deliveries.state IN ('failed', 'cancelled') AND deliveries.state = 'failed'"),
-}
-NEWEST_FIRST, OLDEST_FIRST, BY_END = SORTS
-EARLIEST = "0001-01-01T00:00:00.000Z"
+# How many tasks are searched for those that fit: a few first, which is enough where many fit.
+# Where even LOOK are not enough, the page ends, and the next one goes on.
+FIRST_LOOK = 500
+LOOK = 20_000
 # The number of different statements that are kept of each kind.
 STATEMENTS = 256
-# The signs that mean something in a pattern of LIKE.
-_LIKE_SIGNS = re.compile("[%_/]")
-_OF_USER: ColumnElement[bool] = Task.user_id == bindparam("user_id", type_=Identifier)
-# Filter, under the name of its parameter -> its condition; the bounds are exclusive.
-_CONDITIONS: dict[str, ColumnElement[bool]] = {
-    "own_agent_id": Task.agent_id == bindparam("own_agent_id"),
-    "agent_id": Task.agent_id == bindparam("agent_id"),
-    "status": Task.status == bindparam("status"),
-    "created_after": Task.created_at > bindparam("created_after", type_=Timestamp()),
-    "created_before": Task.created_at < bindparam("created_before", type_=Timestamp()),
-    "finished_after": Task.finished_at > bindparam("finished_after", type_=Timestamp()),
-    "name_part": Task.name_folded.contains(bindparam("name_part"), escape="/"),
-}
-# The names of the filters that are given: with them a statement is compiled once.
-Filters: TypeAlias = frozenset[str]
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which tasks a list has, and in which order; the bounds are exclusive."""
-
-    status: str | None = None
-    agent_id: str | None = None
-    name_part: str | None = None
-    created_after: str | None = None
-    created_before: str | None = None
-    finished_after: str | None = None
-    # Only tasks with a delivery in this state.
-    delivery: str | None = None
-    sort: str = NEWEST_FIRST
 
 
 class Position(NamedTuple):
@@ -79,42 +36,140 @@ class Position(NamedTuple):
     id: str
 
 
-def positions(
-    caller: Caller, selection: Selection, after: Position | None, count: int
-) -> list[Position]:
-    """The next `count` positions of the list, or fewer at its end."""
+class Found(NamedTuple):
+    """Positions in a list; `reached` is where a search stopped before the end of the list."""
+
+    positions: list[Position]
+    reached: Position | None = None
+
+
+def positions(caller: Caller, selection: Selection, after: Position | None, count: int) -> Found:
+    """The next `count` positions of the list; fewer at its end, or where the search stopped."""
     if selection.sort == BY_END and selection.status == RUNNING:
         # A search for the next one would read all finished tasks.
-        return []
-    filters = _filters(caller, selection)
-    if after is not None:
-        filters |= {"after_moment": after.moment, "after_id": after.id}
-    elif selection.sort == BY_END:
-        filters["finished_after"] = selection.finished_after or EARLIEST
-    statement = _positions(frozenset(filters), selection.delivery, selection.sort)
+        return Found([])
     with reading() as connection:
-        found = statement.all(connection, **filters, user_id=caller.user_id, count=count)
-    return [Position(*row) for row in found]
+        tasks = OrderedTasks(connection, caller, selection)
+        if tasks.are_indexed:
+            return Found(tasks.read(after, None, count))
+        return tasks.search(after, count)
+
+
+class OrderedTasks:
+    """The tasks of a selection in its order, read on one connection."""
+
+    def __init__(self, connection: Connection, caller: Caller, selection: Selection) -> None:
+        self._connection, self._sort = connection, selection.sort
+        self._values = selections.values(caller, selection)
+        self._filters = frozenset(self._values) - {"user_id"}
+        # Whether the index of the order has all filters, and no task is read in vain.
+        self.are_indexed = self._filters == selections.indexed(self._filters, self._sort)
+
+    def search(self, after: Position | None, count: int) -> Found:
+        """The next `count` positions; looks at a limited number of tasks."""
+        found: list[Position] = []
+        for number in (FIRST_LOOK, LOOK):
+            end = self.position(after, number)
+            found += self.read(after, end, count - len(found))
+            if end is None or len(found) == count:
+                return Found(found)
+            after = end
+            few = self.few() if number == FIRST_LOOK else None
+            if few is not None:
+                return Found(found + self.read(after, None, count - len(found), few))
+        return Found(found, after)
+
+    def position(self, after: Position | None, number: int) -> Position | None:
+        """The position that comes `number` tasks later in the index of the order, if there is one.
+
+        A search finds where it will stop before it starts: if a task were deleted in between, it
+        would otherwise stop too late, and leave one out.
+        """
+        bounds = _bounds(after, None)
+        statement = _position(self._filters, frozenset(bounds), self._sort)
+        values = {**self._values, **bounds, "skipped": number - 1}
+        row = statement.one_or_none(self._connection, **values)
+        return Position(*row) if row else None
+
+    def read(
+        self, after: Position | None, end: Position | None, count: int, few: str | None = None
+    ) -> list[Position]:
+        """The first `count` positions from `after`, exclusive, to `end`; among `few` candidates."""
+        rows = self.run(_positions, after, end, few, count=count)
+        return [Position(*row) for row in rows]
+
+    def run(
+        self,
+        statement: Callable[[Filters, Filters, str, str | None], Statement[AnyRow]],
+        after: Position | None = None,
+        end: Position | None = None,
+        few: str | None = None,
+        **values: Any,
+    ) -> list[AnyRow]:
+        """The rows of the statement that is made for these filters and bounds."""
+        bounds = _bounds(after, end)
+        made = statement(self._filters, frozenset(bounds), self._sort, few)
+        return made.all(self._connection, **self._values, **bounds, **values)
+
+    def few(self) -> str | None:
+        """The name of the smallest set of candidates, if there is one of few tasks."""
+        return candidates.fewest(self._connection, self._values)
+
+
+def _bounds(after: Position | None, end: Position | None) -> dict[str, str]:
+    bounds: dict[str, str] = {}
+    if after is not None:
+        bounds |= {"after_moment": after.moment, "after_id": after.id}
+    if end is not None:
+        bounds |= {"end_moment": end.moment, "end_id": end.id}
+    return bounds
 
 
 @lru_cache(maxsize=STATEMENTS)
-def _positions(filters: Filters, delivery: str | None, sort: str) -> Statement[AnyRow]:
-    conditions = _conditions(filters, delivery)
-    column: Any = Task.created_at
-    if sort == BY_END:
-        column = Task.finished_at
-        conditions = [_OF_USER, _unindexed(conditions)]
-        if "after_id" not in filters:
-            conditions.append(column > bindparam("finished_after", type_=Timestamp()))
-    if "after_id" in filters:
-        key = tuple_(column, Task.id)
-        last = tuple_(
-            bindparam("after_moment", type_=Timestamp()), bindparam("after_id", type_=Identifier)
-        )
-        conditions.append(key < last if sort == NEWEST_FIRST else key > last)
+def _positions(filters: Filters, bounds: Filters, sort: str, few: str | None) -> Statement[AnyRow]:
+    conditions = conditions_of(filters, bounds, sort, few)
+    return Statement(_in_order(conditions, sort).limit(bindparam("count")))
+
+
+def conditions_of(
+    filters: Filters, bounds: Filters, sort: str, few: str | None
+) -> list[ColumnElement[bool]]:
+    """The conditions of a list, written so that SQLite reads its index, or the `few` candidates."""
+    if few is None:
+        indexed = selections.indexed(filters, sort)
+        return [*selections.conditions(filters, indexed), *_between(bounds, sort)]
+    fitting = [*selections.conditions(filters), *_between(bounds, sort)]
+    return [candidates.are_among(few, filters), unindexed(fitting)]
+
+
+@lru_cache(maxsize=STATEMENTS)
+def _position(filters: Filters, bounds: Filters, sort: str) -> Statement[AnyRow]:
+    indexed = selections.indexed(filters, sort)
+    conditions = [*selections.conditions(indexed, indexed), *_between(bounds, sort)]
+    return Statement(_in_order(conditions, sort).offset(bindparam("skipped")).limit(1))
+
+
+def _in_order(conditions: Sequence[ColumnElement[bool]], sort: str) -> Any:
+    column = _moment(sort)
     order = (column.desc(), Task.id.desc()) if sort == NEWEST_FIRST else (column, Task.id)
-    found = select(column, Task.id).where(*conditions).order_by(*order)
-    return Statement(found.limit(bindparam("count")))
+    return select(column, Task.id).where(*conditions).order_by(*order)
+
+
+def _moment(sort: str) -> Any:
+    return Task.finished_at if sort == BY_END else Task.created_at
+
+
+def _between(bounds: Filters, sort: str) -> Iterator[ColumnElement[bool]]:
+    key = tuple_(_moment(sort), Task.id)
+    for name in ("after", "end"):
+        if f"{name}_id" in bounds:
+            moment = bindparam(f"{name}_moment", type_=Timestamp())
+            bound = tuple_(moment, bindparam(f"{name}_id", type_=Identifier))
+            is_newest_first = sort == NEWEST_FIRST
+            if name == "after":
+                yield key < bound if is_newest_first else key > bound
+            else:
+                yield key >= bound if is_newest_first else key <= bound
 
 
 def tasks_at(
@@ -130,13 +185,13 @@ def tasks_at(
     A task that was deleted meanwhile, or that the selection no longer has, is left out.
     """
     limit = 4 if large else 32
-    filters = _filters(caller, selection)
-    statement = _tasks(frozenset(filters), selection.delivery, tuple(large))
+    values = selections.values(caller, selection)
+    statement = _tasks(frozenset(values) - {"user_id"}, tuple(large))
     while wanted:
         now, wanted = wanted[:limit], wanted[limit:]
         ids = [position.id for position in now]
         with reading() as connection:
-            found = statement.all(connection, **filters, user_id=caller.user_id, task_ids=ids)
+            found = statement.all(connection, **values, task_ids=ids)
         rows = {row.id: row for row in found}
         page = [rows[task_id] for task_id in ids if task_id in rows]
         yield page
@@ -144,12 +199,11 @@ def tasks_at(
 
 
 @lru_cache(maxsize=STATEMENTS)
-def _tasks(filters: Filters, delivery: str | None, large: tuple[str, ...]) -> Statement[TaskRow]:
+def _tasks(filters: Filters, large: tuple[str, ...]) -> Statement[TaskRow]:
     left_out = [column for name, column in LARGE_COLUMNS.items() if name not in large]
     columns = [column for column in TASK_COLUMNS if column not in left_out]
-    is_wanted = is_among(Task.id, bindparam("task_ids", type_=Several(Identifier)))
-    fits = _unindexed(_conditions(filters, delivery))
-    return Statement(with_log(columns).where(is_wanted, fits))
+    fits = unindexed(selections.conditions(filters))
+    return Statement(with_log(columns).where(_IS_WANTED, fits))
 
 
 def all_tasks(
@@ -157,45 +211,15 @@ def all_tasks(
 ) -> Iterator[list[TaskRow]]:
     """The whole list, in pages as `tasks_at` yields them."""
     after: Position | None = None
-    while wanted := positions(caller, selection, after, POSITIONS_PER_READ):
+    while True:
+        wanted, reached = positions(caller, selection, after, POSITIONS_PER_READ)
         yield from tasks_at(caller, selection, wanted, large)
-        after = wanted[-1]
+        after = reached or (wanted[-1] if wanted else None)
+        if after is None:
+            return
 
 
-def _filters(caller: Caller, selection: Selection) -> dict[str, Any]:
-    """The values of the filters that are given, under the names of their parameters."""
-    values = {
-        "own_agent_id": caller.agent_id,
-        "agent_id": selection.agent_id,
-        "status": selection.status,
-        "created_after": selection.created_after,
-        "created_before": selection.created_before,
-        "finished_after": selection.finished_after,
-        "name_part": _escaped(selection.name_part),
-    }
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _escaped(part: str | None) -> str | None:
-    return None if part is None else _LIKE_SIGNS.sub(r"/\g<0>", part.casefold())
-
-
-def _conditions(filters: Filters, delivery: str | None) -> list[ColumnElement[bool]]:
-    conditions = [_OF_USER, *(_CONDITIONS[name] for name in _CONDITIONS if name in filters)]
-    if delivery is not None:
-        fitting = select(Delivery.task_id).where(_DELIVERY_STATES[delivery])
-        conditions.append(Task.id.in_(fitting))
-    return conditions
-
-
-def _unindexed(conditions: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]:
-    """All of `conditions`, in a form for which SQLite uses no index.
-
-    Without statistics SQLite would prefer their index to the one in the list's order.
-    """
-    return and_(*conditions).is_(true())
-
-
+_IS_WANTED: Any = is_among(Task.id, bindparam("task_ids", type_=Several(Identifier)))
 _SUMMARIES = Statement[AnyRow](
     select(
         Task.id,
@@ -207,10 +231,7 @@ _SUMMARIES = Statement[AnyRow](
         Task.claimed_at,
         Task.finished_at,
         Task.log_count,
-    ).where(
-        is_among(Task.id, bindparam("task_ids", type_=Several(Identifier))),
-        _unindexed([visible_tasks]),
-    )
+    ).where(_IS_WANTED, unindexed([visible_tasks]))
 )
 
 
@@ -222,45 +243,6 @@ def summaries(caller: Caller, wanted: Sequence[Position]) -> list[AnyRow]:
     with reading() as connection:
         rows = {row.id: row for row in _SUMMARIES.all(connection, task_ids=ids, **caller.scope)}
     return [rows[task_id] for task_id in ids if task_id in rows]
-
-
-def counts(
-    caller: Caller, selection: Selection, statuses: Sequence[str], maximum: int
-) -> dict[str, int]:
-    """Status -> how many tasks of the selection have it, counted up to `maximum`."""
-    filters = _filters(caller, replace(selection, status=None))
-    fits = _conditions(frozenset(filters), selection.delivery)
-    counted = {
-        status: select(func.count()).select_from(
-            select(Task.id).where(*fits, Task.status == status).limit(maximum).subquery()
-        )
-        for status in statuses
-    }
-    statement = select(*(one.scalar_subquery() for one in counted.values()))
-    with reading() as connection:
-        row = connection.execute(statement, filters | {"user_id": caller.user_id})
-        return dict(zip(statuses, row.one(), strict=True))
-
-
-def starts(
-    caller: Caller, selection: Selection, moments: Sequence[str], statuses: Sequence[str]
-) -> list[list[int]]:
-    """For each of `statuses`: how many tasks were started between each two moments in a row."""
-    filters = _filters(caller, selection)
-    fits = _conditions(frozenset(filters), selection.delivery)
-    # Each count reads a part of one index.
-    counts = [
-        select(func.count())
-        .where(*fits, Task.status == status)
-        .where(Task.created_at >= since, Task.created_at < until)
-        .scalar_subquery()
-        for status in statuses
-        for since, until in pairwise(moments)
-    ]
-    with reading() as connection:
-        row = connection.execute(select(*counts), filters | {"user_id": caller.user_id}).one()
-    intervals = len(moments) - 1
-    return [list(row[start : start + intervals]) for start in range(0, len(row), intervals)]
 
 
 def _task_size(row: TaskRow, large: Sequence[str]) -> int:

@@ -9,17 +9,22 @@ from flask import request
 from taskservice.auth.caller import Caller
 from taskservice.contract.terms import SORTS
 from taskservice.queries import lists as list_queries
-from taskservice.queries.lists import Position, Selection
+from taskservice.queries.lists import Position
+from taskservice.queries.selections import Selection
 from taskservice.queries.task_json import Shape
 from taskservice.schemas.parameters import dump_cursor
 
 
 @dataclass(frozen=True)
 class Page:
-    """The positions of a page, and the query string of the next one, if there is one."""
+    """The positions of a page, and the query string of the next one, if there is one.
+
+    A page that the search did not fill says where it stopped.
+    """
 
     positions: list[Position]
     next: str | None
+    stopped: Position | None = None
 
     @property
     def headers(self) -> dict[str, str]:
@@ -48,8 +53,14 @@ def page(caller: Caller, wanted: Selection, query: dict[str, Any]) -> Page:
     limit = query["limit"]
     after = Position(*query["cursor"][1:]) if "cursor" in query else None
     # One position more than fits shows whether there is a next page.
-    positions = list_queries.positions(caller, wanted, after, limit + 1)
-    if len(positions) <= limit:
+    positions, reached = list_queries.positions(caller, wanted, after, limit + 1)
+    if len(positions) > limit:
+        positions.pop()
+        reached = positions[-1]
+    if reached is None:
         return Page(positions, None)
-    cursor = dump_cursor(wanted.sort, *positions[limit - 1])
-    return Page(positions[:limit], urlencode({**request.args, "cursor": cursor}))
+    cursor = dump_cursor(wanted.sort, *reached)
+    is_cut = len(positions) < limit
+    return Page(
+        positions, urlencode({**request.args, "cursor": cursor}), reached if is_cut else None
+    )

@@ -1,0 +1,63 @@
+"""The tasks that one filter leaves, where they are so few that a list can be made of them."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, bindparam, func, select, text
+
+from taskservice.contract.terms import FAILED, PENDING
+from taskservice.database.models import Delivery, Task
+from taskservice.database.rows import AnyRow, AnySelect
+from taskservice.database.statements import Statement
+from taskservice.database.types import Identifier
+from taskservice.queries.selections import CONDITIONS, Filters, of_user
+
+# The maximum number of tasks that are read by their ids, and sorted, for one page.
+MAX_CANDIDATES = 10_000
+# Written as in the indexes of these rows, so that they are used.
+_DELIVERY_STATES = {
+    PENDING: text("deliveries.state = 'pending'"),
+    FAILED: text("deliveries.state = 'failed'"),
+}
+# A set of candidates -> the filters of one index, any of which select it.
+_SETS = {
+    "agent": frozenset({"agent_id"}),
+    "own agent": frozenset({"own_agent_id"}),
+    "status": frozenset({"status"}),
+    "creation": frozenset({"created_after", "created_before"}),
+    "end": frozenset({"finished_after"}),
+}
+
+
+def fewest(connection: Connection, filters: Mapping[str, Any]) -> str | None:
+    """The name of the smallest set of candidates for these filters; None if all are too large."""
+    names = tuple(name for name, needed in _SETS.items() if needed & filters.keys())
+    if "delivery" in filters:
+        names += (filters["delivery"],)
+    if not names:
+        return None
+    statement = _sizes(names, frozenset(filters) - {"user_id"})
+    sizes = statement.all(connection, **filters, maximum=MAX_CANDIDATES + 1)[0]
+    size, name = min(zip(sizes, names, strict=True))
+    return name if size <= MAX_CANDIDATES else None
+
+
+@lru_cache(maxsize=256)
+def _sizes(names: tuple[str, ...], filters: Filters) -> Statement[AnyRow]:
+    """The size of each set, counted up to the parameter `maximum`."""
+    limited = [_ids(name, filters).limit(bindparam("maximum")).subquery() for name in names]
+    sizes = [select(func.count()).select_from(each).scalar_subquery() for each in limited]
+    return Statement(select(*(size.label(f"size{i}") for i, size in enumerate(sizes))))
+
+
+def are_among(name: str, filters: Filters) -> ColumnElement[bool]:
+    """The condition that a task is one of these candidates."""
+    return Task.id.in_(_ids(name, filters))
+
+
+def _ids(name: str, filters: Filters) -> AnySelect:
+    if name in _DELIVERY_STATES:
+        of_same_user = Delivery.user_id == bindparam("user_id", type_=Identifier)
+        return select(Delivery.task_id).where(of_same_user, _DELIVERY_STATES[name])
+    return select(Task.id).where(of_user, *(CONDITIONS[each] for each in _SETS[name] & filters))

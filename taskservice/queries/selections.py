@@ -1,0 +1,98 @@
+"""Which tasks a list has, as SQL, and which of its filters an index in its order has."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from sqlalchemy import ColumnElement, and_, bindparam, exists, select, true
+
+from taskservice.auth.caller import Caller
+from taskservice.contract.terms import SORTS
+from taskservice.database.models import Delivery, Task
+from taskservice.database.types import Identifier, Timestamp
+
+NEWEST_FIRST, OLDEST_FIRST, BY_END = SORTS
+EARLIEST = "0001-01-01T00:00:00.000Z"
+# The signs that mean something in a pattern of LIKE.
+_LIKE_SIGNS = re.compile("[%_/]")
+of_user: ColumnElement[bool] = Task.user_id == bindparam("user_id", type_=Identifier)
+# Filter, under the name of its parameter -> its condition; the bounds are exclusive.
+CONDITIONS: dict[str, ColumnElement[bool]] = {
+    "own_agent_id": Task.agent_id == bindparam("own_agent_id"),
+    "agent_id": Task.agent_id == bindparam("agent_id"),
+    "status": Task.status == bindparam("status"),
+    "created_after": Task.created_at > bindparam("created_after", type_=Timestamp()),
+    "created_before": Task.created_at < bindparam("created_before", type_=Timestamp()),
+    "finished_after": Task.finished_at > bindparam("finished_after", type_=Timestamp()),
+    "name_part": Task.name_folded.contains(bindparam("name_part"), escape="/"),
+    "delivery": exists(
+        select(1).where(Delivery.task_id == Task.id, Delivery.state == bindparam("delivery"))
+    ),
+}
+# The names of the filters that are given: with them a statement is compiled once.
+Filters: TypeAlias = frozenset[str]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which tasks a list has, and in which order; the bounds are exclusive."""
+
+    status: str | None = None
+    agent_id: str | None = None
+    name_part: str | None = None
+    created_after: str | None = None
+    created_before: str | None = None
+    finished_after: str | None = None
+    # Only tasks with a delivery in this state.
+    delivery: str | None = None
+    sort: str = NEWEST_FIRST
+
+
+def values(caller: Caller, selection: Selection) -> dict[str, Any]:
+    """The values of the user and of the filters that are given, under their parameters' names."""
+    finished_after = selection.finished_after
+    if selection.sort == BY_END and finished_after is None:
+        # Such a list has finished tasks only.
+        finished_after = EARLIEST
+    values = {
+        "user_id": caller.user_id,
+        "own_agent_id": caller.agent_id,
+        "agent_id": selection.agent_id,
+        "status": selection.status,
+        "created_after": selection.created_after,
+        "created_before": selection.created_before,
+        "finished_after": finished_after,
+        "name_part": _escaped(selection.name_part),
+        "delivery": selection.delivery,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _escaped(part: str | None) -> str | None:
+    return None if part is None else _LIKE_SIGNS.sub(r"/\g<0>", part.casefold())
+
+
+def indexed(filters: Filters, sort: str) -> Filters:
+    """Those filters that an index in this order has, so that it skips what they leave out."""
+    if sort == BY_END:
+        return filters & {"finished_after"}
+    # There is an index for each of these alone.
+    first = next((name for name in ("own_agent_id", "agent_id", "status") if name in filters), "")
+    return filters & {first, "created_after", "created_before"}
+
+
+def conditions(filters: Filters, indexed: Filters | None = None) -> list[ColumnElement[bool]]:
+    """The conditions of these filters; SQLite may use an index only for those in `indexed`.
+
+    Without statistics it would prefer some other index to the one in the list's order.
+    """
+    indexed = filters if indexed is None else indexed
+    conditions = [of_user, *(CONDITIONS[name] for name in CONDITIONS if name in indexed)]
+    others = [CONDITIONS[name] for name in CONDITIONS if name in filters - indexed]
+    return [*conditions, unindexed(others)] if others else conditions
+
+
+def unindexed(conditions: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]:
+    """All of `conditions`, in a form for which SQLite uses no index."""
+    return and_(*conditions).is_(true())
