@@ -29,7 +29,8 @@ from taskservice.webhooks.connection import (
 )
 from taskservice.webhooks.destinations import Destinations, check_url
 from taskservice.webhooks.interrupt import Interrupt, Interrupted
-from taskservice.webhooks.transport import Outcome, send
+from taskservice.webhooks.outcome import Outcome
+from taskservice.webhooks.transport import send
 from tests.support.certificates import Authority
 from tests.support.receiver import (
     Behaviour,

@@ -34,8 +34,8 @@ from taskservice.problems import Problem, not_found
 from taskservice.queries.deliveries import LEASE_SECONDS, is_due, is_pending, is_unleased
 from taskservice.services import fair_queue
 from taskservice.services.fair_queue import HostSlots
+from taskservice.webhooks.outcome import Outcome
 from taskservice.webhooks.schedule import JITTER, SCHEDULE
-from taskservice.webhooks.transport import Outcome
 
 
 @dataclass(frozen=True, slots=True)

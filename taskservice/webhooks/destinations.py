@@ -6,9 +6,6 @@ from fnmatch import fnmatchcase
 from ipaddress import IPv6Network, ip_network
 from typing import NamedTuple
 
-from urllib3.exceptions import LocationParseError
-from urllib3.util import parse_url
-
 from taskservice.webhooks.addresses import Address, Network, kind_of, literal_address
 
 SETTING = "TASKSERVICE_CALLBACK_ALLOWED"
@@ -125,6 +122,10 @@ def check_url(url: str, allowed: Destinations) -> Target:
 
 def _read_url(url: str) -> Target:
     """Split a URL with the parser of requests; refuse what others could read differently."""
+    # The settings need this module, but only tasks with a callback need urllib3.
+    from urllib3.exceptions import LocationParseError
+    from urllib3.util import parse_url
+
     if not url.isprintable() or " " in url or "\\" in url:
         raise RefusedError("The URL contains spaces, backslashes or invisible characters.")
     if len(url.encode()) > URL_BYTES:

@@ -4,7 +4,7 @@ import contextlib
 import http.client
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any
 
 import requests
 from requests.adapters import BaseAdapter
@@ -22,8 +22,8 @@ from taskservice.webhooks.connection import (
 )
 from taskservice.webhooks.destinations import Destinations, RefusedError, check_url
 from taskservice.webhooks.interrupt import Interrupt
-
-MAX_RETRY_AFTER = 86_400.0
+from taskservice.webhooks.outcome import Outcome
+from taskservice.webhooks.schedule import MAX_RETRY_AFTER
 
 _HEADERS = {
     "User-Agent": "taskservice",
@@ -31,17 +31,6 @@ _HEADERS = {
     "Accept-Encoding": "identity",
     "Connection": "close",
 }
-
-
-class Outcome(NamedTuple):
-    """How one attempt ended."""
-
-    message: str  # one sentence for a person, without secrets and without path or query
-    delivered: bool = False  # the receiver answered 2xx
-    permanent: bool = False  # do not try again: the URL is refused, or the answer was 410
-    status_code: int | None = None  # None if there was no answer
-    retry_after: float | None = None  # seconds that the receiver asks for, at most a day
-    duration_ms: int = 0
 
 
 def send(

@@ -36,6 +36,7 @@ IMPORTED = [
     "psycopg", "sqlalchemy.dialects.postgresql.psycopg", "sqlalchemy.dialects.sqlite.pysqlite",
     "taskservice.client.handler", "taskservice.database.migrations.alembic_upgrade",
     "taskservice.openapi.document", "taskservice.serving.worker",
+    "taskservice.webhooks.transport",
 ]  # fmt: skip
 # Read once, by the interpreter and the C library as they start, and by gunicorn's import.
 STARTUP_VARIABLES = (
