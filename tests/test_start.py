@@ -8,7 +8,7 @@ import pytest
 from tests.support.service import Service
 
 # Each takes a considerable part of the time of a start to load.
-LOADED_LATER = {"alembic", "requests", "sqlalchemy.dialects.postgresql", "urllib3"}
+LOADED_LATER = {"alembic", "apispec", "requests", "sqlalchemy.dialects.postgresql", "urllib3"}
 
 
 class TracedService(Service):

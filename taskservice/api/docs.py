@@ -10,7 +10,7 @@ from werkzeug.http import generate_etag
 from taskservice import resources
 from taskservice.contract.terms import API_PREFIX
 from taskservice.openapi import page
-from taskservice.openapi.document import Object, document
+from taskservice.openapi.components import Object
 from taskservice.openapi.operation import JSON
 from taskservice.schemas import strict_json
 from taskservice.schemas.answers import document_schema
@@ -81,6 +81,9 @@ def show_style() -> Response:
 
 
 def _document() -> Object:
+    # It loads apispec, which only this document needs.
+    from taskservice.openapi.document import document
+
     return document(current_app, secured=API_PREFIX)
 
 

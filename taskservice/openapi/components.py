@@ -1,10 +1,12 @@
 """The parts of the OpenAPI document that operations share: introduction, headers, errors."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from taskservice.contract.terms import AGENT_ID, MAX_IDEMPOTENCY_KEY
 from taskservice.schemas.fields import EXAMPLE_KEY, EXAMPLE_REQUEST, EXAMPLE_TASK
+
+Object: TypeAlias = dict[str, Any]
 
 DESCRIPTION = """\
 taskservice keeps the tasks of agents, with logs that grow while they run, and sends a signed

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, TypeAlias
+from typing import Any
 
 from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
@@ -17,14 +17,11 @@ from taskservice import __version__
 from taskservice.contract.error_codes import CODES, with_status
 from taskservice.contract.terms import PROBLEM_TYPE
 from taskservice.openapi import components
-from taskservice.openapi.components import Parameter
+from taskservice.openapi.components import Object, Parameter
 from taskservice.openapi.operation import Operation, by_media_type
 from taskservice.schemas.answers import problem_schema
 
 OPENAPI = "3.1.0"
-
-
-Object: TypeAlias = dict[str, Any]
 
 
 class Converter(OpenAPIConverter):

@@ -8,8 +8,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from taskservice.openapi.components import ALWAYS_REFUSED, REFUSALS
-from taskservice.openapi.document import Object
+from taskservice.openapi.components import ALWAYS_REFUSED, REFUSALS, Object
 
 __all__ = [
     "answer_headers",
