@@ -7,17 +7,16 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import Engine, QueuePool, select, update
+from sqlalchemy import QueuePool, select, update
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from taskservice import resources
-from taskservice.database.engine import Database
 from taskservice.database.models import Attempt, CallbackSecret, Delivery
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import db
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, expect
 from tests.support.deliveries import finish
+from tests.support.internals import reads_in_progress
 from tests.support.receiver import Exchange, Receiver
 
 GZIP_BOMB = gzip.compress(bytes(30_000_000))
@@ -227,12 +226,6 @@ def test_receiver_sees_the_committed_task_and_may_change_its_name(
     assert alice.task(task)["name"] == "renamed meanwhile"
 
 
-def in_use(engine: Engine) -> int:
-    """How many of its connections are."""
-    assert isinstance(engine.pool, QueuePool)
-    return engine.pool.checkedout()
-
-
 def test_no_connection_is_held_while_the_receiver_answers(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
@@ -240,7 +233,8 @@ def test_no_connection_is_held_while_the_receiver_answers(
 
     def count(exchange: Exchange) -> None:
         with app.app_context():
-            held.append((in_use(db.engine), in_use(resources.find(Database, app).reader)))
+            assert isinstance(db.engine.pool, QueuePool)
+            held.append((db.engine.pool.checkedout(), reads_in_progress(app)))
         play.answer(204)(exchange)
 
     receiver.answer = count

@@ -14,6 +14,7 @@ from taskservice import resources
 from taskservice.database import postgresql_text, statement_timeout, statements
 from taskservice.database.file_watch import DatabaseFiles
 from taskservice.database.files import sqlite_uri
+from taskservice.database.read_connections import ReadConnections
 from taskservice.database.types import db
 from taskservice.database.writer_queue import WriterQueue
 
@@ -53,9 +54,9 @@ class EncodingError(Exception):
 
 @dataclass(frozen=True)
 class Database:
-    """The engine for reads and, on SQLite, the writers' queue and files; `db.engine` writes."""
+    """Connections for reads and, on SQLite, the writers' queue and files; `db.engine` writes."""
 
-    reader: Engine
+    reads: ReadConnections
     writer_queue: WriterQueue | None = None
     files: DatabaseFiles | None = None
 
@@ -83,10 +84,11 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
     if address.get_backend_name() == "sqlite":
         event.listen(reader, "connect", _prepare_sqlite_reader)
         files = _watched_files(app, address, reader)
-        database = Database(reader, WriterQueue.of(address), files)
+        reads = ReadConnections(reader, lambda _: files.has_been_checked(), threads)
+        database = Database(reads, WriterQueue.of(address), files)
     else:
         _prepare_postgresql(reader)
-        database = Database(reader)
+        database = Database(ReadConnections(reader, _is_open, threads))
     resources.provide(app, database)
 
 
@@ -191,17 +193,26 @@ def _prepare_postgresql(engine: Engine) -> None:
 
 
 def _check_open(connection: Any, _record: Any, _proxy: Any) -> None:
-    """Let the pool replace a connection that its server has ended, as it does when it restarts.
+    """Let the pool replace a connection that its server has ended."""
+    if not _has_server(connection):
+        raise DisconnectionError
+
+
+def _is_open(connection: Connection) -> bool:
+    return _has_server(connection.connection.driver_connection)
+
+
+def _has_server(connection: Any) -> bool:
+    """Whether the server has not ended this idle connection, as it does when it restarts.
 
     Asking the server, as `pool_pre_ping` does, would take as long as a read. An idle connection
     has something to read only when the server has ended it, or its keepalive probes have failed.
     """
-    if not connection.closed:
-        waiting = select.poll()
-        waiting.register(connection.fileno(), select.POLLIN)
-        if not waiting.poll(0):
-            return
-    raise DisconnectionError
+    if connection.closed:
+        return False
+    waiting = select.poll()
+    waiting.register(connection.fileno(), select.POLLIN)
+    return not waiting.poll(0)
 
 
 def _forget_rows(context: ExceptionContext) -> None:
@@ -225,6 +236,6 @@ def dispose(app: Flask) -> None:
     with app.app_context():
         db.engine.dispose()
     database = resources.find(Database, app)
-    database.reader.dispose()
+    database.reads.close()
     if database.files:
         database.files.close()

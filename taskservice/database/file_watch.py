@@ -2,11 +2,15 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from sqlalchemy.exc import OperationalError
+
+# A read that begins within this time after a check needs none of its own.
+CHECKED_SECONDS = 0.1
 
 
 class FileReplacedError(Exception):
@@ -29,6 +33,7 @@ class DatabaseFiles:
         self._kept: Any = None
         self._opened: list[tuple[int, int] | None] = []
         self._is_saved = False
+        self._checked = 0.0
 
     def keep_open(self) -> None:
         """To be called before anything else opens the database; raises as `check` does."""
@@ -45,7 +50,10 @@ class DatabaseFiles:
         if self._kept is None:
             return
         named = self._named()
-        if named != self._opened:
+        if named == self._opened:
+            self._checked = time.monotonic()
+        else:
+            self._checked = 0.0
             self._save(named)
             wrong = [
                 f"{path} was {'replaced' if now else 'removed'}"
@@ -54,6 +62,12 @@ class DatabaseFiles:
             ]
             error = FileReplacedError(f"{', '.join(wrong)}; restart the service")
             raise OperationalError("stat", None, error)
+
+    def has_been_checked(self) -> bool:
+        """True after a check that may be a moment old: enough for a read."""
+        if time.monotonic() - self._checked > CHECKED_SECONDS:
+            self.check()
+        return True
 
     def close(self) -> None:
         """To be called when all other connections of this process are closed."""

@@ -104,7 +104,7 @@ def execute(
 ) -> list[tuple[Any, ...]]:
     """Execute SQL as the driver understands it; returns all rows."""
     cursor: Any = connection.connection.cursor()
-    for listener in connection.dispatch.before_cursor_execute:
+    for listener in connection.engine.dispatch.before_cursor_execute:
         listener(connection, cursor, sql, arguments, None, False)
     try:
         cursor.execute(sql, arguments)

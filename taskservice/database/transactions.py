@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -50,45 +49,60 @@ def writer_turn() -> AbstractContextManager[None]:
     return queue.turn(BUSY_SECONDS) if queue else nullcontext()
 
 
-@dataclass
-class _Shared:
-    connection: Connection | None = None
+class _Reading:
+    """A connection for the reads of a block, taken by the first one that needs it."""
+
+    def __init__(self, connection: Connection | None = None) -> None:
+        self.connection = connection
+
+    def __enter__(self) -> Connection:
+        if self.connection is None:
+            self.connection = resources.find(Database).reads.take()
+        return self.connection
+
+    def __exit__(self, error: type[BaseException] | None, *_more: object) -> None:
+        self.end(error)
+
+    def end(self, error: object = None) -> None:
+        """Give the connection back; after an error it may be in no state to be used again."""
+        if self.connection is None:
+            return
+        if error is None:
+            resources.find(Database).reads.give_back(self.connection)
+        else:
+            self.connection.close()
+        self.connection = None
 
 
-@contextmanager
-def reading() -> Iterator[Connection]:
+class _SharedReading(_Reading):
+    """The same for all blocks of a request."""
+
+    def __exit__(self, *_error: object) -> None:
+        """The connection is kept for the next block."""
+
+
+def reading() -> AbstractContextManager[Connection]:
     """A connection for reads, without a transaction.
 
     All reads of a request share one, from `share_reading` to `end_shared_reading`, at the latest
     until its answer is sent.
     """
-    shared: _Shared | None = g.get("reading")
-    if shared is None:
-        with _connect() as connection:
-            yield connection
-    else:
-        if shared.connection is None:
-            shared.connection = _connect()
-        yield shared.connection
+    return g.get("reading") or _Reading()
 
 
 def share_reading() -> None:
     """Let the reads of this request share a connection, which the first one takes."""
-    g.reading = _Shared()
+    g.reading = _SharedReading()
 
 
-def end_shared_reading(_error: BaseException | None = None) -> None:
+def end_shared_reading(error: BaseException | None = None) -> None:
     """Give back the shared connection, before anything that may take long.
 
     Each later read of this request takes a connection of its own.
     """
-    shared: _Shared | None = g.pop("reading", None)
-    if shared is not None and shared.connection is not None:
-        shared.connection.close()
-
-
-def _connect() -> Connection:
-    return resources.find(Database).reader.connect()
+    shared: _SharedReading | None = g.pop("reading", None)
+    if shared is not None:
+        shared.end(error)
 
 
 def init_app(app: Flask) -> None:

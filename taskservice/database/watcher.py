@@ -184,7 +184,7 @@ class WaitSlots:
 
 def init_app(app: Flask, threads: int) -> None:
     """Provide the watcher of `app`, and wait slots for half of its `threads`."""
-    watcher = Watcher(resources.find(Database, app).reader)
+    watcher = Watcher(resources.find(Database, app).reads.engine)
     resources.provide(app, watcher)
     resources.provide(app, WaitSlots(threads // 2, watcher.wake))
 

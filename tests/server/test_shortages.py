@@ -95,7 +95,7 @@ def test_watcher_that_died_is_replaced(alice: ApiClient) -> None:
             connection.connection.driver_connection.close()  # type: ignore[union-attr]
             raise SystemExit
 
-    event.listen(resources.find(Database, alice.app).reader, "before_cursor_execute", end)
+    event.listen(resources.find(Database, alice.app).reads.engine, "before_cursor_execute", end)
     with resources.find(Watcher, alice.app).watching():
         assert ended.wait(30)
         until(lambda: not watchers())

@@ -99,7 +99,7 @@ class Clocks:
             connection.create_function("strftime", -1, strftime)
 
         with self._app.app_context():
-            engines = (db.engine, resources.find(Database, self._app).reader)
+            engines = (db.engine, resources.find(Database, self._app).reads.engine)
         dispose(self._app)
         for engine in engines:
             event.listen(engine, "connect", prepare)

@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 from flask import Flask
 from sqlalchemy import Engine, event, insert, select, text, update
+from sqlalchemy.pool import QueuePool
 from werkzeug.routing import Rule
 
 from taskservice import resources
@@ -65,12 +66,19 @@ def column(app: Flask, task: dict[str, Any], name: str) -> Any:
         return connection.scalar(select(getattr(Task, name)).where(Task.id == task["id"]))
 
 
+def reads_in_progress(app: Flask) -> int:
+    """How many connections for reads are in use."""
+    reads = resources.find(Database, app).reads
+    assert isinstance(reads.engine.pool, QueuePool)
+    return reads.engine.pool.checkedout() - len(reads._kept)
+
+
 Statement = tuple[str, Any]
 
 
 def before_reads(app: Flask, act: Callable[[str, Any], None]) -> AbstractContextManager[None]:
     """Call `act` with each statement that is about to read, and its parameters."""
-    return _before_statements(resources.find(Database, app).reader, act)
+    return _before_statements(resources.find(Database, app).reads.engine, act)
 
 
 def before_writes(app: Flask, act: Callable[[str, Any], None]) -> AbstractContextManager[None]:
