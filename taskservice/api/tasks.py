@@ -7,7 +7,9 @@ from flask import Blueprint, Response
 from taskservice.auth.authentication import caller
 from taskservice.contract.error_codes import TASK_FINISHED
 from taskservice.contract.terms import CANCELLED, COMPLETE, ERROR, RUNNING
+from taskservice.database.rows import TaskRow
 from taskservice.queries import lists as list_queries
+from taskservice.queries import logs as log_queries
 from taskservice.queries import task_json
 from taskservice.queries import tasks as task_queries
 from taskservice.schemas.answers import shaped_task_schema, task_schema
@@ -92,10 +94,17 @@ def get(task_id: str, query: dict[str, Any]) -> Response:
     With `If-None-Match`, the answer is 304 without a body when the task has not changed. With
     `expand` there is no ETag, since embedded objects have no version.
     """
-    task = long_poll.until(
-        lambda: task_queries.get(caller, task_id), lambda task: task.status != RUNNING
-    )
-    return responses.conditional_task(task, list_query.shape(query))
+    shape = list_query.shape(query)
+    if not shape.has_logs or responses.is_conditional():
+        # Its lines may not be needed.
+        task = long_poll.until(lambda: task_queries.get(caller, task_id), has_ended)
+        return responses.conditional_task(task, shape)
+    read = long_poll.until(lambda: task_queries.get_with_lines(caller, task_id), has_ended)
+    return responses.conditional_task(read, shape, log_queries.lines_in(read))
+
+
+def has_ended(task: TaskRow) -> bool:
+    return task.status != RUNNING
 
 
 @blueprint.patch("/task/<task_id>")

@@ -33,6 +33,12 @@ class TaskRow(Protocol):
     log_bytes: int
 
 
+class TaskAndLines(TaskRow, Protocol):
+    """A task's row with its `lines`, joined by line feeds; None for a large log, or none."""
+
+    lines: str | None
+
+
 # The approximate number of bytes that one read takes into memory.
 PAGE_BYTES = 1024 * 1024
 

@@ -154,3 +154,20 @@ def _sqlite_byte_length(element: byte_length, compiler: SQLCompiler, **options: 
 @compiles(byte_length, "postgresql")
 def _postgresql_byte_length(element: byte_length, compiler: SQLCompiler, **options: Any) -> str:
     return f"octet_length({compiler.process(element.clauses, **options)})"
+
+
+class joined_by_line_feed(FunctionElement[str]):
+    """SQL for the texts of several rows in one, with line feeds between them, in their order."""
+
+    inherit_cache = True
+    type = Text()
+
+
+@compiles(joined_by_line_feed, "sqlite")
+def _sqlite_joined(element: joined_by_line_feed, compiler: SQLCompiler, **options: Any) -> str:
+    return f"group_concat({compiler.process(element.clauses, **options)}, char(10))"
+
+
+@compiles(joined_by_line_feed, "postgresql")
+def _postgresql_joined(element: joined_by_line_feed, compiler: SQLCompiler, **options: Any) -> str:
+    return f"string_agg({compiler.process(element.clauses, **options)}, chr(10))"

@@ -3,18 +3,33 @@
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from sqlalchemy import BigInteger, bindparam, select
+from sqlalchemy import BigInteger, bindparam, case, literal_column, select
 
 from taskservice.contract.error_codes import LOG_DROPPED
-from taskservice.database.models import LogChunk
-from taskservice.database.rows import PAGE_BYTES, AnyRow, TaskRow, next_limit
+from taskservice.database.models import Log, LogChunk, Task
+from taskservice.database.rows import PAGE_BYTES, AnyRow, TaskAndLines, TaskRow, next_limit
 from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
-from taskservice.database.types import Several, is_among
+from taskservice.database.types import Several, is_among, joined_by_line_feed
 from taskservice.problems import Problem
 
 # Logs of at most this many bytes are read together, for a page of tasks at once.
 SMALL_LOG = 64 * 1024
+
+_CHUNKS_OF_TASK = (
+    select(LogChunk.text)
+    .where(LogChunk.log_id == Log.id)
+    .correlate(Log)
+    .order_by(LogChunk.last)
+    .subquery()
+)
+# The lines of a task's log, joined by line feeds, where the log is small.
+small_log_text = case(
+    (
+        Task.log_bytes <= literal_column(str(SMALL_LOG)),
+        select(joined_by_line_feed(_CHUNKS_OF_TASK.c.text)).scalar_subquery(),
+    )
+)
 
 
 class LogGone(Problem):
@@ -117,6 +132,15 @@ def small_logs(rows: Sequence[TaskRow]) -> list[list[str]]:
         if row.first_log <= row.log_count else []
         for row in rows
     ]  # fmt: skip
+
+
+def lines_in(row: TaskAndLines) -> list[str] | None:
+    """The lines that were read with a task; None if its log must be read apart."""
+    count = row.log_count - row.first_log + 1
+    if not count:
+        return []
+    # The first chunk may begin with lines that were dropped.
+    return None if row.lines is None else row.lines.split("\n")[-count:]
 
 
 def is_small(row: TaskRow) -> bool:

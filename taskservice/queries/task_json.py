@@ -1,8 +1,9 @@
 """Tasks as JSON text, with the lines of their logs streamed into it."""
 
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, cast
 
 from taskservice.contract.terms import WEBHOOK_LINES, WEBHOOK_LOG_BYTES
@@ -44,6 +45,11 @@ class Shape:
         """Those of its columns that may be large."""
         return tuple(name for name in LARGE_COLUMNS if not self.fields or name in self.fields)
 
+    @cached_property
+    def version(self) -> str:
+        """What tells it from others in an ETag."""
+        return f"{zlib.crc32(','.join(sorted(self.fields)).encode()):x}"
+
     def schema(self) -> TaskSchema:
         return _schema(self.fields, self.expand)
 
@@ -80,6 +86,11 @@ def task(row: TaskRow, shape: Shape = WHOLE) -> Iterator[bytes]:
     if not expanded:
         raise not_found("task")
     return _in_pieces(_tasks_text(expanded, shape))
+
+
+def with_lines(row: TaskRow, shape: Shape, lines: list[str]) -> bytes:
+    """One task as JSON, with the lines of its log."""
+    return strict_json.dumps(shape.schema().dump(row) | {"logs": lines})
 
 
 def tasks(pages: Iterable[Sequence[TaskRow]], shape: Shape = WHOLE) -> Iterator[bytes]:

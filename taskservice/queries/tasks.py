@@ -8,10 +8,11 @@ from sqlalchemy import bindparam, exists, literal_column, or_, select
 from taskservice.auth.caller import Caller, visible_agents, visible_tasks
 from taskservice.contract.terms import RUNNING
 from taskservice.database.models import Agent, Log, Task
-from taskservice.database.rows import AnySelect, TaskRow
+from taskservice.database.rows import AnySelect, TaskAndLines, TaskRow
 from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
 from taskservice.problems import not_found
+from taskservice.queries import logs as log_queries
 from taskservice.schemas.columns import TASK_COLUMNS
 
 
@@ -21,7 +22,11 @@ def with_log(columns: Iterable[Any]) -> AnySelect:
 
 
 tasks_with_log = with_log(TASK_COLUMNS)
-_TASK = Statement[TaskRow](tasks_with_log.where(Task.id == bindparam("task_id"), visible_tasks))
+_ONE = (Task.id == bindparam("task_id"), visible_tasks)
+_TASK = Statement[TaskRow](tasks_with_log.where(*_ONE))
+_TASK_AND_LINES = Statement[TaskAndLines](
+    with_log((*TASK_COLUMNS, log_queries.small_log_text.label("lines"))).where(*_ONE)
+)
 _HAS_WAITING = exists().where(
     Task.user_id == Agent.user_id,
     Task.agent_id == Agent.id,
@@ -51,6 +56,15 @@ def get(caller: Caller, task_id: str) -> TaskRow:
 def find(caller: Caller, task_id: str) -> TaskRow | None:
     with reading() as connection:
         return _TASK.one_or_none(connection, task_id=task_id, **caller.scope)
+
+
+def get_with_lines(caller: Caller, task_id: str) -> TaskAndLines:
+    """The same, with the lines of a small log."""
+    with reading() as connection:
+        task = _TASK_AND_LINES.one_or_none(connection, task_id=task_id, **caller.scope)
+    if task is None:
+        raise not_found("task")
+    return task
 
 
 def has_task_for_claim(caller: Caller, agent_id: str, key: str | None) -> bool:

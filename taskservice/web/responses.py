@@ -1,6 +1,5 @@
 """Responses: rows dumped by their schema, and tasks, which may be streamed."""
 
-import zlib
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
@@ -48,16 +47,27 @@ def replayed_header(replayed: bool) -> dict[str, str]:
     return {"Idempotency-Replayed": "true"} if replayed else {}
 
 
-def conditional_task(row: TaskRow, shape: Shape) -> Response:
-    """A task with its ETag, or 304 without reading its log when the caller has this version."""
+def is_conditional() -> bool:
+    """Whether the caller has a version of what it asks for."""
+    return "HTTP_IF_NONE_MATCH" in request.environ
+
+
+def conditional_task(row: TaskRow, shape: Shape, lines: list[str] | None = None) -> Response:
+    """A task with its ETag, or 304 when the caller has this version.
+
+    Reads the lines of its log unless they are given.
+    """
     if shape.expand:
         # Embedded objects have no version.
         return task(row, shape)
-    etag = f"{row.version}-{zlib.crc32(','.join(sorted(shape.fields)).encode()):x}"
+    etag = f"{row.version}-{shape.version}"
     headers = {"ETag": quote_etag(etag, weak=True)}
-    if request.if_none_match.contains_weak(etag):
+    known = request.environ.get("HTTP_IF_NONE_MATCH")
+    if known and (known == headers["ETag"] or request.if_none_match.contains_weak(etag)):
         return Response(status=304, headers=headers)
-    return task(row, shape, headers=headers)
+    if lines is None:
+        return task(row, shape, headers=headers)
+    return Response(task_json.with_lines(row, shape, lines), 200, headers, content_type=JSON)
 
 
 def stream(
