@@ -7,8 +7,6 @@ from taskservice.api import agents, deliveries, docs, keys, logs, operations, ta
 from taskservice.auth.authentication import KEY_HEADERS, authenticate
 from taskservice.contract.terms import API_PREFIX
 
-VARY = ", ".join(KEY_HEADERS)
-
 api = Blueprint("api", __name__, url_prefix=API_PREFIX)
 for module in (tasks, logs, deliveries, agents, users, keys):
     api.register_blueprint(module.blueprint)
@@ -17,22 +15,22 @@ for module in (tasks, logs, deliveries, agents, users, keys):
 @api.before_app_request
 def require_key() -> None:
     """Check the key before anything else, even if no route matches: 404 and 405 need one too."""
-    if _is_below_prefix():
+    if _is_below_prefix(request.path):
         authenticate()
 
 
 @api.after_app_request
 def prevent_caching(response: Response) -> Response:
     """Keep caches from storing an answer, unless it allows that, and from sharing it."""
-    if _is_below_prefix():
-        response.headers["Vary"] = VARY
-    policy = "private, no-cache" if "ETag" in response.headers else "no-store"
-    response.headers.setdefault("Cache-Control", policy)
+    headers = response.headers
+    if _is_below_prefix(request.path):
+        headers["Vary"] = KEY_HEADERS
+    headers.setdefault("Cache-Control", "private, no-cache" if "ETag" in headers else "no-store")
     return response
 
 
-def _is_below_prefix() -> bool:
-    return request.path == API_PREFIX or request.path.startswith(f"{API_PREFIX}/")
+def _is_below_prefix(path: str) -> bool:
+    return path.startswith(f"{API_PREFIX}/") or path == API_PREFIX
 
 
 @api.after_app_request

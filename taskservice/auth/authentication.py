@@ -14,8 +14,8 @@ from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import share_reading
 from taskservice.problems import invalid_key
 
-# The headers that carry a key, which are also the value of `Vary`.
-KEY_HEADERS = ("apikey", "Authorization")
+# The headers that carry a key; the value of `Vary`.
+KEY_HEADERS = "apikey, Authorization"
 BEARER = "bearer"
 # The length of a moment's text up to the minute.
 MINUTE = len("2026-11-24T13:36")
@@ -28,7 +28,10 @@ _lock = Lock()
 def authenticate() -> None:
     """Set `caller` from the key in the request's headers; raises 401 unless it is valid."""
     share_reading()
-    set_caller(valid_key(key_in_headers(*map(request.headers.get, KEY_HEADERS))))
+    headers = request.environ
+    text = key_in_headers(headers.get("HTTP_APIKEY"), headers.get("HTTP_AUTHORIZATION"))
+    now = timestamps.now()
+    set_caller(valid_key(text, now), now)
 
 
 def key_in_headers(apikey: str | None, authorization: str | None) -> str:
@@ -36,7 +39,9 @@ def key_in_headers(apikey: str | None, authorization: str | None) -> str:
 
     gunicorn joins a header that was sent twice with a comma, which no key contains.
     """
-    credentials = (authorization or "").split(",")
+    if authorization is None:
+        return apikey or ""
+    credentials = authorization.split(",")
     if not any(map(_is_bearer, credentials)):
         # Another scheme, such as Basic, is meant for a proxy.
         return apikey or ""
@@ -49,20 +54,20 @@ def _is_bearer(credentials: str) -> bool:
     return credentials.lower().split()[:1] == [BEARER]
 
 
-def valid_key(text: str) -> AnyRow:
-    """The key with this text; raises 401, always the same, unless it is valid."""
+def valid_key(text: str, now: str) -> AnyRow:
+    """The key with this text; raises 401, always the same, unless it is valid now."""
     key = None
     if key_text.is_well_formed(text):
-        key = valid_keys.by_digest(key_text.digest(text), timestamps.now())
+        key = valid_keys.by_digest(key_text.digest(text), now)
     if key is None:
         raise invalid_key()
     return key
 
 
-def set_caller(key: AnyRow) -> None:
+def set_caller(key: AnyRow, now: str) -> None:
     """Let this request act as the caller of `key`, and record the key's use."""
     with _lock:
-        _uses[key.id] = timestamps.now()[:MINUTE]
+        _uses[key.id] = now[:MINUTE]
     g.caller = Caller(user_id=key.user_id, agent_id=key.agent_id, key_id=key.id)
 
 

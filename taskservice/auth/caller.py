@@ -1,6 +1,6 @@
 """The caller, and what the caller may see: one SQL predicate for each kind of thing."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, and_, bindparam, or_
 from sqlalchemy.types import Text
@@ -10,8 +10,7 @@ from taskservice.database.types import Identifier
 from taskservice.problems import Problem
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """The user whom an API key belongs to; an agent key narrows it to one agent."""
 
     user_id: str

@@ -15,7 +15,9 @@ KEY_IS_VALID = (
     or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > bindparam("now", type_=Timestamp())),
 )
 _KEY = Statement[AnyRow](
-    select(*KEY_COLUMNS).where(ApiKey.digest == bindparam("digest"), *KEY_IS_VALID)
+    select(ApiKey.id, ApiKey.user_id, ApiKey.agent_id).where(
+        ApiKey.digest == bindparam("digest"), *KEY_IS_VALID
+    )
 )
 _KEY_OF_SESSION = Statement[AnyRow](
     select(*KEY_COLUMNS, User.name.label("user_name"))
@@ -25,7 +27,7 @@ _KEY_OF_SESSION = Statement[AnyRow](
 
 
 def by_digest(digest: str, now: str) -> AnyRow | None:
-    """The valid key with this digest."""
+    """Of the valid key with this digest, its id and those of its user and its agent."""
     with reading() as connection:
         return _KEY.one_or_none(connection, digest=digest, now=now)
 

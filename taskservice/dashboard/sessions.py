@@ -70,11 +70,12 @@ def resume() -> AnyRow:
 
     Raises SessionEndedError.
     """
-    key = valid_keys.by_id(session["key"], timestamps.now()) if _is_unexpired() else None
+    now = timestamps.now()
+    key = valid_keys.by_id(session["key"], now) if _is_unexpired() else None
     if key is None:
         session.pop("key", None)
         raise SessionEndedError
-    set_caller(key)
+    set_caller(key, now)
     return key
 
 

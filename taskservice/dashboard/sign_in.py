@@ -10,6 +10,7 @@ from taskservice.auth.authentication import valid_key
 from taskservice.dashboard import sessions
 from taskservice.dashboard.pages import is_page, page, redirect_to
 from taskservice.dashboard.sign_in_throttle import Throttle
+from taskservice.database import timestamps
 from taskservice.problems import Problem
 
 sign_in = Blueprint("sign_in", __name__)
@@ -26,7 +27,7 @@ def show() -> AnyResponse:
 def enter() -> AnyResponse:
     try:
         sessions.check_form()
-        key = valid_key(request.form.get("key", "").strip())
+        key = valid_key(request.form.get("key", "").strip(), timestamps.now())
     except Problem as problem:
         return _refused(problem)
     sessions.begin(key)

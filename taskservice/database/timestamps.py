@@ -11,7 +11,8 @@ _last_id = 0
 
 def now(offset: float = 0.0) -> str:
     """The moment `offset` seconds from now: RFC 3339, UTC, milliseconds, `Z`."""
-    return _text(datetime.now(UTC) + timedelta(seconds=offset))
+    moment = datetime.now(UTC)
+    return _text(moment + timedelta(seconds=offset) if offset else moment)
 
 
 def moved(moment: str, seconds: float) -> str:

@@ -97,7 +97,7 @@ def as_response(refusal: Refusal, method: str | None, request_id: str) -> bytes:
         f"Date: {http_date()}",
         "Connection: close",
         "Cache-Control: no-store",
-        f"Vary: {', '.join(KEY_HEADERS)}",
+        f"Vary: {KEY_HEADERS}",
         f"Content-Type: {PROBLEM_TYPE}",
         f"Content-Length: {len(body)}",
         f"X-Request-Id: {request_id}",

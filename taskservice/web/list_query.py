@@ -11,7 +11,7 @@ from taskservice.contract.terms import SORTS
 from taskservice.queries import lists as list_queries
 from taskservice.queries.lists import Position
 from taskservice.queries.selections import Selection
-from taskservice.queries.task_json import Shape
+from taskservice.queries.task_json import WHOLE, Shape
 from taskservice.schemas.parameters import dump_cursor
 
 
@@ -33,6 +33,8 @@ class Page:
 
 
 def shape(query: dict[str, Any]) -> Shape:
+    if not query:
+        return WHOLE
     return Shape(fields=query.get("fields", ()), expand=query.get("expand", ()))
 
 

@@ -72,7 +72,7 @@ def is_client_connected() -> bool:
 
 def _preferred_seconds() -> int:
     """The seconds that `Prefer` asks for; 0 for an invalid one (RFC 7240, section 2)."""
-    given = request.headers.get("Prefer")
+    given = request.environ.get("HTTP_PREFER")
     if given is None:
         return 0
     preferences = parse_list_header(given)

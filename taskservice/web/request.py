@@ -71,6 +71,8 @@ class Endpoint:
         update_wrapper(self, view)
 
     def __call__(self, **path: str) -> Response:
+        if request.method in ("GET", "HEAD"):
+            return self._view(**self._arguments(path))
         with ExitStack() as g.until_answered:
             return self._view(**self._arguments(path))
 
@@ -86,7 +88,9 @@ class Endpoint:
             arguments["body"] = load_body(self.operation.body)
         elif not self._reads_body and request.method not in ("GET", "HEAD"):
             _check_no_body()
-        return arguments | {name: _path_id(name, text) for name, text in path.items()}
+        for name, text in path.items():
+            arguments[name] = _path_id(name, text)
+        return arguments
 
 
 def _decorator(declare: Callable[P, Operation]) -> Callable[P, Callable[[View], Endpoint]]:
@@ -214,7 +218,7 @@ def prefers(wanted: str, other: str) -> bool:
 
 
 def _check_accept(media_types: tuple[str, ...]) -> None:
-    if (request.headers.get("Accept") or "*/*") in ("*/*", *media_types):
+    if (request.environ.get("HTTP_ACCEPT") or "*/*") in ("*/*", *media_types):
         return
     if not any(map(_quality, media_types)):
         raise Problem(406, f"The answer can be {' or '.join(media_types)} only")
