@@ -1,10 +1,13 @@
 """What `taskservice serve` loads at its start, and what only its rarer uses load."""
 
+import gc
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
+from taskservice.cli import main
 from tests.support.service import Service
 
 # Each takes a considerable part of the time of a start to load.
@@ -40,3 +43,9 @@ def test_start_migrates_a_new_database(service: TracedService) -> None:
     with service:
         assert "alembic" in service.loaded()
         assert service.add_user().start()["status"] == "running"
+
+
+def test_garbage_is_collected_again_when_a_command_is_loaded() -> None:
+    main.get_command(click.Context(main), "serve")
+    assert gc.isenabled()
+    gc.unfreeze()

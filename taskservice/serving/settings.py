@@ -1,6 +1,7 @@
 """gunicorn's settings, for `taskservice serve` and for gunicorn run directly."""
 
 import errno
+import gc
 import os
 import socket
 from functools import partial
@@ -33,6 +34,8 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         worker.max_body = config.MAX_BODY
 
     def pre_fork(arbiter: Arbiter, worker: Worker) -> None:
+        # Otherwise looking for garbage would write to the memory that the processes share.
+        gc.freeze()
         # Before the fork, so that the worker inherits the slot. A dead worker's slot is free again.
         taken = {each.slot for each in arbiter.WORKERS.values()}
         worker.slot = metrics.requests.use_free_slot(taken)
