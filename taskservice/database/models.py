@@ -13,7 +13,7 @@ from sqlalchemy import (
     TextClause,
     text,
 )
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, configure_mappers, mapped_column
 
 from taskservice.contract.terms import (
     CANCELLED,
@@ -299,3 +299,7 @@ class ServiceHeartbeat(Base):
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     since: Mapped[str] = mapped_column(Timestamp)
     until: Mapped[str] = mapped_column(Timestamp)
+
+
+# Here, so that worker processes share the result.
+configure_mappers()
