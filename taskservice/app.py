@@ -1,9 +1,11 @@
 """The application factory."""
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 from flask import Flask
+from werkzeug.routing import Rule
 
 from taskservice import api, dashboard, problems
 from taskservice.config import Config
@@ -14,8 +16,20 @@ from taskservice.serving.proxies import trust_proxies
 from taskservice.web import request
 
 
+class UrlRule(Rule):
+    """A rule that compiles the code that builds its URLs when it builds the first one."""
+
+    # Werkzeug does so when a route is registered, and most routes never build a URL. It has no
+    # public place for this.
+    def _compile_builder(self, append_unknown: bool = True) -> Callable[..., tuple[str, str]]:
+        compiled = cache(partial(super()._compile_builder, append_unknown))
+        return lambda self, **values: compiled()(self, **values)
+
+
 class Service(Flask):
     """A Flask application without coroutines."""
+
+    url_rule_class = UrlRule
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         # Flask would inspect each function of a request at each call.
