@@ -1,8 +1,10 @@
 """The dashboard over HTTP: sessions, form tokens, pages and their headers."""
 
 import re
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
 from functools import partial
@@ -21,7 +23,7 @@ from werkzeug.test import TestResponse
 from taskservice import resources
 from taskservice.app import create_app
 from taskservice.config import Config
-from taskservice.dashboard import sessions
+from taskservice.dashboard import sessions, shared_pages
 from taskservice.dashboard.sessions import LIFETIME
 from taskservice.dashboard.sign_in_throttle import (
     FREE_ATTEMPTS,
@@ -36,7 +38,7 @@ from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.concurrency import at_once
 from tests.support.deliveries import looping
 from tests.support.html_page import Page
-from tests.support.internals import expire, filled, is_page, rows
+from tests.support.internals import before_reads, expire, filled, is_page, reads, rows
 from tests.support.marks import one_database
 from tests.support.receiver import Receiver, answer
 from tests.support.sample_data import HOSTILE, make_hostile
@@ -68,6 +70,14 @@ class Browser:
 
     def sign_in(self, key: str, **data: str) -> TestResponse:
         return self.send("/sign-in", key=key, **data)
+
+    def tab(self, app: Flask) -> "Browser":
+        """Another tab, which has the session too and can be used at the same time."""
+        cookie = self.client.get_cookie(app.session_interface.get_cookie_name(app))
+        assert cookie
+        tab = Browser(app, headers={"Cookie": f"{cookie.key}={cookie.value}"})
+        tab.client = app.test_client(use_cookies=False)
+        return tab
 
     def cookies(self) -> list[str]:
         return list(self.get("/sign-in").headers.getlist("Set-Cookie"))
@@ -629,6 +639,61 @@ def test_page_that_has_not_changed_is_304(browser: Browser, alice: ApiClient) ->
     assert browser.get("/", headers=headers).status_code == 304
     alice.start()
     assert browser.get("/", headers=headers).status_code == 200
+
+
+def test_tabs_share_a_page_until_something_changes(
+    app: Flask, browser: Browser, alice: ApiClient
+) -> None:
+    task = alice.start(name="Before")
+    for path in ("/", f"/tasks/{task['id']}", "/agents"):
+        first = browser.get(path)
+        same: list[str] = []
+        # Of the key, and on PostgreSQL whether anything has changed.
+        assert len(reads(app, lambda: same.append(browser.get(path).text))) <= 2  # noqa: B023
+        assert same == [first.text]
+        alice.report(task, name=f"After {path}")
+        assert f"After {path}" in browser.get(path).text
+
+
+def test_page_is_late_only_if_very_many_tabs_show_it(
+    browser: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_pages, "COST_FACTOR", 1e9)
+    monkeypatch.setattr(shared_pages, "OFTEN", 3)
+    monkeypatch.setattr(shared_pages, "MAX_AGE", 60)
+    browser.get("/?q=task")
+    alice.start(name="A new task")
+    assert "A new task" in browser.get("/?q=task").text
+    alice.start(name="One more task")
+    late = browser.get("/?q=task").text
+    until(lambda: "One more task" in browser.get("/?q=task").text)
+    assert "One more task" not in late
+
+
+def test_page_that_another_request_makes_is_waited_for(
+    app: Flask, browser: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a while its tabs get what was shown before, or 503 if it was not shown yet."""
+    monkeypatch.setattr(shared_pages, "LATE_SECONDS", 0.01)
+    monkeypatch.setattr(shared_pages, "FIRST_SECONDS", 0.01)
+    browser.get("/?q=shown")
+    alice.start(name="shown")
+    for path, status in (("/?q=shown", 200), ("/?q=not+yet", 503)):
+        is_reading, may_go_on = threading.Event(), threading.Event()
+
+        def hold(sql: str, _: Any) -> None:
+            if "name_folded" in sql:
+                is_reading.set()  # noqa: B023
+                assert may_go_on.wait(30)  # noqa: B023
+
+        with before_reads(app, hold), ThreadPoolExecutor(1) as threads:
+            making = threads.submit(browser.get, path)
+            assert is_reading.wait(30)
+            response = browser.tab(app).get(path)
+            may_go_on.set()
+            assert response.status_code == status
+            assert "<bdi>shown</bdi>" not in response.text
+            assert making.result().status_code == 200
 
 
 def test_chart_and_tabs_count_the_filtered_tasks(browser: Browser, alice: ApiClient) -> None:

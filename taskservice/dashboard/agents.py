@@ -6,6 +6,7 @@ from flask import Blueprint, Response, request
 
 from taskservice.auth.authentication import caller
 from taskservice.dashboard.pages import page
+from taskservice.dashboard.shared_pages import shared
 from taskservice.queries import agents as agent_queries
 from taskservice.queries import lists as list_queries
 from taskservice.queries.selections import Selection
@@ -18,6 +19,7 @@ RECENT_TASKS = 5
 
 
 @agents.get("/agents", strict_slashes=False)
+@shared
 def list_all() -> Response:
     number = min(max(request.args.get("page", 1, int), 1), MAX_PAGE)
     found = agent_queries.list_by_use(caller, (number - 1) * PAGE_SIZE, PAGE_SIZE + 1)

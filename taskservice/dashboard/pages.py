@@ -142,9 +142,12 @@ def _template_context() -> dict[str, Any]:
 
 def page(template: str, status: int = 200, **values: Any) -> Response:
     """A page with an ETag; a GET that sends the same ETag gets 304."""
-    response = Response(
-        render_template(f"dashboard/{template}", **_template_context(), **values), status
-    )
+    html = render_template(f"dashboard/{template}", **_template_context(), **values)
+    return answer_with(html, status)
+
+
+def answer_with(html: str | bytes, status: int = 200) -> Response:
+    response = Response(html, status)
     if request.method == "GET" and status == 200:
         response.add_etag(weak=True)
         response.make_conditional(request)

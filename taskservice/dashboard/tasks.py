@@ -11,6 +11,7 @@ from taskservice.auth.authentication import caller
 from taskservice.contract.terms import FAILED, PENDING, RUNNING
 from taskservice.dashboard import chart, sessions
 from taskservice.dashboard.pages import page, redirect_to, without_nul
+from taskservice.dashboard.shared_pages import shared
 from taskservice.database.rows import TaskRow
 from taskservice.openapi.operation import TEXT
 from taskservice.problems import Problem, invalid
@@ -44,6 +45,7 @@ MAX_LINE_LENGTH = 5_000
 
 
 @tasks.get("/")
+@shared
 def list_all() -> AnyResponse:
     if not all(request.args.values()):
         # A form sends its empty fields too; they make the URL longer.
@@ -73,6 +75,7 @@ def redirect_to_list() -> AnyResponse:
 
 
 @tasks.get("/tasks/<task_id>")
+@shared
 def show(task_id: str) -> Response:
     task = _task(task_id)
     return page("task.html", task=task, deliveries=_deliveries(task))

@@ -69,6 +69,12 @@ class DatabaseFiles:
             self.check()
         return True
 
+    def data_version(self) -> int:
+        """A number that is another one after each commit, of any connection and process."""
+        with self._lock:
+            version: int = self._kept.execute("PRAGMA data_version").fetchone()[0]
+            return version
+
     def close(self) -> None:
         """To be called when all other connections of this process are closed."""
         with self._lock:

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from taskservice import resources
 from taskservice.contract.threads import start_thread
 from taskservice.database.engine import Database
+from taskservice.database.transactions import reading
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,15 @@ CHANGE_QUERIES = {
     "sqlite": "PRAGMA data_version",
     "postgresql": "SELECT pg_current_snapshot()::text",
 }
+
+
+def change_marker() -> Hashable:
+    """A value that is another one after each commit, of any process."""
+    database = resources.find(Database)
+    if database.files is not None:
+        return database.files.data_version()
+    with reading() as connection:
+        return str(connection.exec_driver_sql(CHANGE_QUERIES["postgresql"]).scalar_one())
 
 
 class Watcher:
