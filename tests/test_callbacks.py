@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import QueuePool, select, update
+from sqlalchemy import select, update
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from taskservice import resources
+from taskservice.database.engine import Database
 from taskservice.database.models import Attempt, CallbackSecret, Delivery
 from taskservice.database.transactions import reading, transaction
-from taskservice.database.types import db
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, expect
 from tests.support.deliveries import finish
-from tests.support.internals import reads_in_progress
+from tests.support.internals import in_use
 from tests.support.receiver import Exchange, Receiver
 
 GZIP_BOMB = gzip.compress(bytes(30_000_000))
@@ -232,9 +233,8 @@ def test_no_connection_is_held_while_the_receiver_answers(
     held = []
 
     def count(exchange: Exchange) -> None:
-        with app.app_context():
-            assert isinstance(db.engine.pool, QueuePool)
-            held.append((db.engine.pool.checkedout(), reads_in_progress(app)))
+        database = resources.find(Database, app)
+        held.append((in_use(database.writes), in_use(database.reads)))
         play.answer(204)(exchange)
 
     receiver.answer = count

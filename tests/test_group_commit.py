@@ -185,7 +185,7 @@ def test_writers_that_give_up_at_any_moment_leave_nothing_half_done(
                 name = f"{writer}-{number}"
                 try:
                     seconds = chance.uniform(0, 0.01)
-                    with queue.transaction(db.engine.connect, check, seconds) as connection:
+                    with queue.transaction(database.writes, check, seconds) as connection:
                         connection.exec_driver_sql(
                             "INSERT INTO users VALUES (?, ?, '2026')", (name, name)
                         )

@@ -14,7 +14,7 @@ from taskservice import resources
 from taskservice.database import postgresql_text, statement_timeout, statements
 from taskservice.database.file_watch import DatabaseFiles
 from taskservice.database.files import sqlite_uri
-from taskservice.database.read_connections import ReadConnections
+from taskservice.database.kept_connections import KeptConnections
 from taskservice.database.types import db
 from taskservice.database.writer_queue import WriterQueue
 
@@ -54,9 +54,10 @@ class EncodingError(Exception):
 
 @dataclass(frozen=True)
 class Database:
-    """Connections for reads and, on SQLite, the writers' queue and files; `db.engine` writes."""
+    """Connections for reads, and for writes, and on SQLite the writers' queue and files."""
 
-    reads: ReadConnections
+    reads: KeptConnections
+    writes: KeptConnections
     writer_queue: WriterQueue | None = None
     files: DatabaseFiles | None = None
 
@@ -73,10 +74,11 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
         "pool_timeout": BUSY_SECONDS,
     }
     app.config["SQLALCHEMY_DATABASE_URI"] = address
-    app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options
+    app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options | _write_options(address)
     db.init_app(app)
     with app.app_context():
-        _prepare_write_engine(db.engine)
+        writer = db.engine
+    _prepare_write_engine(writer)
     # A separate engine: AUTOCOMMIT on the write engine would still fire its begin hook, and a
     # read would take the write lock.
     alone = {"isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None}
@@ -84,12 +86,26 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
     if address.get_backend_name() == "sqlite":
         event.listen(reader, "connect", _prepare_sqlite_reader)
         files = _watched_files(app, address, reader)
-        reads = ReadConnections(reader, lambda _: files.has_been_checked(), threads)
-        database = Database(reads, WriterQueue.of(address), files)
+        database = Database(
+            reads=KeptConnections(reader, lambda _: files.has_been_checked(), threads),
+            writes=KeptConnections(writer, lambda _: files.is_checked(), 1),
+            writer_queue=WriterQueue.of(address),
+            files=files,
+        )
     else:
         _prepare_postgresql(reader)
-        database = Database(ReadConnections(reader, _is_open, threads))
+        database = Database(
+            reads=KeptConnections(reader, _is_open, threads),
+            writes=KeptConnections(writer, _is_open, threads),
+        )
     resources.provide(app, database)
+
+
+def _write_options(address: URL) -> dict[str, Any]:
+    # `_begin_postgresql` begins a transaction with its settings in one round trip; psycopg would
+    # need one more for its own BEGIN.
+    is_sqlite = address.get_backend_name() == "sqlite"
+    return {} if is_sqlite else {"isolation_level": "AUTOCOMMIT"}
 
 
 def _watched_files(app: Flask, address: URL, reader: Engine) -> DatabaseFiles:
@@ -221,21 +237,24 @@ def _forget_rows(context: ExceptionContext) -> None:
 
 
 def _begin_postgresql(connection: Connection) -> None:
-    # A commit waits for the disk, even if the database's default is not to. Both settings end
+    # SERIALIZABLE, which may be the database's default, would make most concurrent writes fail.
+    # A commit waits for the disk, even if the database's default is not to. All settings end
     # with the transaction: behind a pooler, the connection's next one may be another client's.
     statements.execute(
         connection,
+        "BEGIN ISOLATION LEVEL READ COMMITTED; "
         f"SELECT set_config('lock_timeout', '{int(BUSY_SECONDS * 1000)}', true), "
         "set_config('synchronous_commit', "
         "replace(current_setting('synchronous_commit'), 'off', 'on'), true)",
+        None,
+        has_rows=False,
     )
 
 
 def dispose(app: Flask) -> None:
     """Close all connections of `app`; none may be open when the process forks."""
-    with app.app_context():
-        db.engine.dispose()
     database = resources.find(Database, app)
+    database.writes.close()
     database.reads.close()
     if database.files:
         database.files.close()

@@ -63,11 +63,14 @@ class DatabaseFiles:
             error = FileReplacedError(f"{', '.join(wrong)}; restart the service")
             raise OperationalError("stat", None, error)
 
+    def is_checked(self) -> bool:
+        """True after a check."""
+        self.check()
+        return True
+
     def has_been_checked(self) -> bool:
         """True after a check that may be a moment old: enough for a read."""
-        if time.monotonic() - self._checked > CHECKED_SECONDS:
-            self.check()
-        return True
+        return time.monotonic() - self._checked <= CHECKED_SECONDS or self.is_checked()
 
     def data_version(self) -> int:
         """A number that is another one after each commit, of any connection and process."""

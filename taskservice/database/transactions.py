@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from taskservice import resources
 from taskservice.database.engine import BUSY_SECONDS, Database
-from taskservice.database.types import database_now, db
+from taskservice.database.types import database_now
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,13 +25,13 @@ def transaction() -> Iterator[Connection]:
     end_shared_reading()
     database = resources.find(Database)
     if database.writer_queue is None:
-        with db.engine.begin() as connection:
+        with database.writes.use() as connection, connection.begin():
             yield connection
         return
     queue, files = database.writer_queue, database.files
     # If the files were replaced meanwhile, the next start would not find what was committed.
     check = files.check if files else lambda: None
-    with queue.transaction(db.engine.connect, check, BUSY_SECONDS) as connection:
+    with queue.transaction(database.writes, check, BUSY_SECONDS) as connection:
         yield connection
 
 

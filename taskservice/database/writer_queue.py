@@ -12,6 +12,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import OperationalError
 
 from taskservice.database.file_lock import TOO_LATE, FileLock
+from taskservice.database.kept_connections import KeptConnections
 
 # The first writers of a group are answered when the last one has written.
 MAX_GROUP = 32
@@ -61,7 +62,7 @@ class WriterQueue:
 
     @contextmanager
     def transaction(
-        self, connect: Callable[[], Connection], check: Callable[[], None], seconds: float
+        self, connections: KeptConnections, check: Callable[[], None], seconds: float
     ) -> Iterator[Connection]:
         """A connection in a write transaction, committed at the end or rolled back on an error.
 
@@ -71,7 +72,7 @@ class WriterQueue:
         until = time.monotonic() + seconds
         group = self._acquire(seconds)
         try:
-            group = group or _Group(connect, check, self._hold(until))
+            group = group or _Group(connections, check, self._hold(until))
         except BaseException:
             self._threads.release()
             raise
@@ -116,17 +117,15 @@ class WriterQueue:
 class _Group:
     """A transaction of several writers, one after the other, and the turn of this process."""
 
-    def __init__(
-        self, connect: Callable[[], Connection], check: Callable[[], None], held: int
-    ) -> None:
-        self._check, self._held = check, held
+    def __init__(self, connections: KeptConnections, check: Callable[[], None], held: int) -> None:
+        self._connections, self._check, self._held = connections, check, held
         self._ended = threading.Event()
         self._error: BaseException | None = None
         self._is_sound = True
         self._parts = 0
         self._until = time.monotonic() + MAX_GROUP_SECONDS
         try:
-            self._connection = connect()
+            self._connection = connections.take()
             try:
                 self._connection.begin()
             except BaseException:
@@ -158,9 +157,11 @@ class _Group:
     def end(self) -> None:
         """Commit, and let all writers know."""
         try:
-            with self._connection as connection:
+            try:
                 if self._is_sound:
-                    self._commit(connection)
+                    self._commit(self._connection)
+            finally:
+                self._connections.give_back(self._connection)
             self._check()
         except BaseException as error:
             self._error = error

@@ -17,6 +17,7 @@ from taskservice import resources
 from taskservice.contract.terms import ERROR, TIMEOUT
 from taskservice.database import timestamps
 from taskservice.database.engine import Database, dispose
+from taskservice.database.kept_connections import KeptConnections
 from taskservice.database.models import ApiKey, Task
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import Base, db
@@ -66,11 +67,10 @@ def column(app: Flask, task: dict[str, Any], name: str) -> Any:
         return connection.scalar(select(getattr(Task, name)).where(Task.id == task["id"]))
 
 
-def reads_in_progress(app: Flask) -> int:
-    """How many connections for reads are in use."""
-    reads = resources.find(Database, app).reads
-    assert isinstance(reads.engine.pool, QueuePool)
-    return reads.engine.pool.checkedout() - len(reads._kept)
+def in_use(connections: KeptConnections) -> int:
+    """How many of them are used at this moment."""
+    assert isinstance(connections.engine.pool, QueuePool)
+    return connections.engine.pool.checkedout() - len(connections._kept)
 
 
 Statement = tuple[str, Any]

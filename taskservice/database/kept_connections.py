@@ -1,13 +1,14 @@
-"""Connections for reads, which stay open between requests."""
+"""Connections that stay open, and checked out of their pool, between two uses."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from sqlalchemy import Connection, Engine
 
 
-class ReadConnections:
-    """Connections in autocommit mode; some are kept for the next reads.
+class KeptConnections:
+    """Connections of an engine; some are kept for the next uses.
 
     The engine's pool takes 40 us to check a connection out and in, more than a read of a task.
     `is_usable` is asked before a kept one is used again; `take` raises what it raises.
@@ -21,6 +22,17 @@ class ReadConnections:
         self._max_kept = max_kept
         # The connection that was used last is used next.
         self._kept: deque[Connection] = deque()
+
+    @contextmanager
+    def use(self) -> Iterator[Connection]:
+        """A connection for a block; after an error it is not kept."""
+        connection = self.take()
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        self.give_back(connection)
 
     def take(self) -> Connection:
         """A connection for one thread; raises OperationalError and TimeoutError."""
@@ -40,9 +52,8 @@ class ReadConnections:
                 return connection
 
     def give_back(self, connection: Connection) -> None:
-        """Keep a connection for the next read, or close it if it is broken or not needed."""
+        """Keep a connection for the next use, or close it if it is broken or not needed."""
         if connection.in_transaction():
-            # SQLAlchemy's own, which tells the database nothing.
             connection.rollback()
         if connection.invalidated or len(self._kept) >= self._max_kept:
             connection.close()
