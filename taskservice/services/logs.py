@@ -3,7 +3,17 @@
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
-from sqlalchemy import BigInteger, Connection, and_, bindparam, func, insert, select, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    and_,
+    bindparam,
+    func,
+    insert,
+    literal_column,
+    select,
+    update,
+)
 
 from taskservice.auth.caller import Caller
 from taskservice.contract.error_codes import LOG_FULL, SEQ_GAP
@@ -16,7 +26,15 @@ from taskservice.database.transactions import transaction
 from taskservice.database.types import Identifier
 from taskservice.problems import Problem, invalid
 from taskservice.services.chunks import Chunk, without_first
-from taskservice.services.tasks import HEARTBEAT, TASK, finished_problem, is_open, lock
+from taskservice.services.tasks import (
+    HEARTBEAT,
+    IS_OPEN,
+    TASK,
+    VISIBLE,
+    finished_problem,
+    is_open,
+    lock,
+)
 
 
 class _TaskAndSeq(TaskRow, Protocol):
@@ -25,28 +43,31 @@ class _TaskAndSeq(TaskRow, Protocol):
     seq: int | None
 
 
+class _Counted(Protocol):
+    """A task after its lines were counted; `log_id` is None if it had no log before."""
+
+    id: str
+    status: str
+    log_count: int
+    log_id: int | None
+
+
 _TASK_AND_SEQ = Statement[_TaskAndSeq](
     TASK.add_columns(LogWriter.seq).outerjoin(
         LogWriter, and_(LogWriter.task_id == Task.id, LogWriter.writer == bindparam("writer"))
     )
 )
-_WRITERS = Statement[Any](
-    select(func.count()).where(LogWriter.task_id == bindparam("task_id", type_=Identifier))
+# SQLAlchemy leaves out the names of tables here, and `id` alone would be the log's.
+_LOG_ID = (
+    select(Log.id)
+    .where(Log.task_id == literal_column("tasks.id"))
+    .scalar_subquery()
+    .label("log_id")
 )
-_NEW_WRITER = Statement[None](insert(LogWriter), ("task_id", "writer", "seq"))
-_ADVANCE = Statement[None](
-    update(LogWriter)
-    .where(
-        LogWriter.task_id == bindparam("of_task_id", type_=Identifier),
-        LogWriter.writer == bindparam("of_writer"),
-    )
-    .values(seq=bindparam("new_seq", type_=BigInteger()))
-)
-_OF_TASK = Task.id == bindparam("of_task_id", type_=Identifier)
-_HEARTBEAT = Statement[None](update(Task).where(_OF_TASK).values(HEARTBEAT))
-_COUNT = Statement[None](
-    update(Task)
-    .where(_OF_TASK)
+_IF_OPEN = update(Task).where(*VISIBLE, IS_OPEN).returning(Task.id, Task.status, Task.log_count)
+_HEARTBEAT = Statement[_Counted](_IF_OPEN.values(HEARTBEAT))
+_COUNT = Statement[_Counted](
+    _IF_OPEN.where(Task.log_bytes <= MAX_LOG - bindparam("bytes", type_=BigInteger()))
     .values(
         log_count=Task.log_count + bindparam("lines", type_=BigInteger()),
         log_bytes=Task.log_bytes + bindparam("bytes", type_=BigInteger()),
@@ -54,7 +75,23 @@ _COUNT = Statement[None](
         updated_at=bindparam("now"),
         **HEARTBEAT,
     )
+    .returning(_LOG_ID)
 )
+_OF_WRITER = (
+    LogWriter.task_id == bindparam("of_task_id", type_=Identifier),
+    LogWriter.writer == bindparam("of_writer"),
+)
+_ADVANCE = Statement[Any](
+    update(LogWriter)
+    .where(*_OF_WRITER)
+    .values(seq=LogWriter.seq + bindparam("lines", type_=BigInteger()))
+    .returning(LogWriter.seq)
+)
+_WRITERS = Statement[Any](
+    select(func.count()).where(LogWriter.task_id == bindparam("task_id", type_=Identifier))
+)
+_NEW_WRITER = Statement[None](insert(LogWriter), ("task_id", "writer", "seq"))
+_LOG = Statement[Any](select(Log.id).where(Log.task_id == bindparam("task_id", type_=Identifier)))
 _NEW_LOG = Statement[Any](insert(Log).returning(Log.id), ("task_id",))
 _NEW_CHUNK = Statement[None](insert(LogChunk), ("log_id", "last", "count", "text"))
 
@@ -69,23 +106,29 @@ def append(
     task, 413 for a full log, 422 for too many writers.
     """
     with transaction() as connection:
-        found = lock(connection, caller, task_id, _TASK_AND_SEQ, writer=writer)
-        task = cast(_TaskAndSeq, found)
-        if not is_open(task):
-            raise finished_problem(task)
-        fresh = _new_lines(sent, seq, task.seq or 0)
-        count = sum(chunk.count for chunk in fresh)
-        if fresh:
-            _advance(connection, task, writer, task.seq, count)
-            _store(connection, task, fresh, count)
-        else:
-            _HEARTBEAT.run(connection, of_task_id=task.id)
-    return task.log_count + count, task.status
+        if seq is not None:
+            sent = _not_stored(connection, caller, task_id, sent, seq, writer)
+        task = _count(connection, caller, task_id, sent)
+        if sent:
+            _advance(connection, task, writer, _line_count(sent))
+            _store(connection, task, sent)
+    return task.log_count, task.status
 
 
-def _new_lines(sent: Sequence[Chunk], seq: int | None, stored: int) -> Sequence[Chunk]:
-    if seq is None:
-        return sent
+def _not_stored(
+    connection: Connection,
+    caller: Caller,
+    task_id: str,
+    sent: Sequence[Chunk],
+    seq: int,
+    writer: str,
+) -> Sequence[Chunk]:
+    """What `writer` has not sent before."""
+    found = lock(connection, caller, task_id, _TASK_AND_SEQ, writer=writer)
+    task = cast(_TaskAndSeq, found)
+    if not is_open(task):
+        raise finished_problem(task)
+    stored = task.seq or 0
     if seq > stored + 1:
         raise Problem(
             409,
@@ -96,29 +139,45 @@ def _new_lines(sent: Sequence[Chunk], seq: int | None, stored: int) -> Sequence[
     return without_first(sent, stored + 1 - seq)
 
 
-def _advance(
-    connection: Connection, task: TaskRow, writer: str, stored: int | None, count: int
-) -> None:
-    if stored is None:
-        _check_writers(connection, task)
-        _NEW_WRITER.run(connection, task_id=task.id, writer=writer, seq=count)
+def _count(connection: Connection, caller: Caller, task_id: str, sent: Sequence[Chunk]) -> _Counted:
+    """Count these lines, which is a heartbeat too, if the task takes them; this locks it."""
+    here = {"task_id": task_id, **caller.scope}
+    if sent:
+        size = sum(chunk.size for chunk in sent)
+        new = {"lines": _line_count(sent), "bytes": size, "now": timestamps.now()}
+        counted = _COUNT.one_or_none(connection, **here, **new)
     else:
-        _ADVANCE.run(connection, of_task_id=task.id, of_writer=writer, new_seq=stored + count)
-
-
-def _check_writers(connection: Connection, task: TaskRow) -> None:
-    if _WRITERS.scalar(connection, task_id=task.id) >= MAX_WRITERS:
-        raise invalid({"writer": [f"The task has {MAX_WRITERS:,} writers already."]})
-
-
-def _store(connection: Connection, task: TaskRow, chunks: Sequence[Chunk], count: int) -> None:
-    size = sum(chunk.size for chunk in chunks)
-    if task.log_bytes + size > MAX_LOG:
+        counted = _HEARTBEAT.one_or_none(connection, **here)
+    if counted is None:
+        task = lock(connection, caller, task_id)
+        if not is_open(task):
+            raise finished_problem(task)
         detail = f"The task's log is full: the limit is {MAX_LOG} bytes"
         raise Problem(413, detail, code=LOG_FULL)
-    _COUNT.run(connection, of_task_id=task.id, lines=count, bytes=size, now=timestamps.now())
-    log_id = task.log_id or _NEW_LOG.scalar(connection, task_id=task.id)
-    last = task.log_count
+    return counted
+
+
+def _line_count(chunks: Sequence[Chunk]) -> int:
+    return sum(chunk.count for chunk in chunks)
+
+
+def _advance(connection: Connection, task: _Counted, writer: str, lines: int) -> None:
+    """Count these lines as sent by `writer`."""
+    of_writer = {"of_task_id": task.id, "of_writer": writer}
+    if _ADVANCE.one_or_none(connection, lines=lines, **of_writer) is None:
+        if _WRITERS.scalar(connection, task_id=task.id) >= MAX_WRITERS:
+            raise invalid({"writer": [f"The task has {MAX_WRITERS:,} writers already."]})
+        _NEW_WRITER.run(connection, task_id=task.id, writer=writer, seq=lines)
+
+
+def _store(connection: Connection, task: _Counted, chunks: Sequence[Chunk]) -> None:
+    # On PostgreSQL another request may have made the log while this one waited for the task.
+    log_id = (
+        task.log_id
+        or _LOG.scalar(connection, task_id=task.id)
+        or _NEW_LOG.scalar(connection, task_id=task.id)
+    )
+    last = task.log_count - _line_count(chunks)
     for chunk in chunks:
         last += chunk.count
         _NEW_CHUNK.run(connection, log_id=log_id, last=last, count=chunk.count, text=chunk.text)

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Integer,
     bindparam,
     insert,
+    or_,
     select,
     update,
 )
@@ -80,9 +81,11 @@ _REPLAYED = tasks_with_log.add_columns(Task.idempotency_digest).where(
     Task.user_id == bindparam("user_id", type_=Identifier),
     Task.idempotency_key == bindparam("idempotency_key"),
 )
-_VISIBLE = (Task.id == bindparam("task_id", type_=Identifier), visible_tasks)
-_LOCK = Statement[Any](select(Task.id).where(*_VISIBLE).with_for_update())
-TASK = tasks_with_log.where(*_VISIBLE)
+VISIBLE = (Task.id == bindparam("task_id", type_=Identifier), visible_tasks)
+# Whether its agent may still append: it is running, or the service ended it by timeout.
+IS_OPEN = or_(Task.status == RUNNING, Task.error_type == TIMEOUT)
+_LOCK = Statement[Any](select(Task.id).where(*VISIBLE).with_for_update())
+TASK = tasks_with_log.where(*VISIBLE)
 _TASK = Statement[TaskRow](TASK)
 _KEY = (
     select(ApiKey.id)
@@ -246,7 +249,7 @@ def lock(
 
 
 def is_open(task: TaskRow) -> bool:
-    """Whether its agent may still append: it is running, or the service ended it by timeout."""
+    """The same as IS_OPEN."""
     return task.status == RUNNING or task.error_type == TIMEOUT
 
 
