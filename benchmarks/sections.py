@@ -240,17 +240,29 @@ def streamed(port: int, data: bytes) -> tuple[float, float]:
 
 # --- start and memory ---------------------------------------------------------------------
 
+MEMORY = "idle memory (PSS), one worker"
+# What the libraries take shows beside the ORM and marshmallow.
 START = (
     Goal("cold start of serve", "bare Flask", "s", 2.2, 1.5, True, server=GTHREAD),
-    Goal("idle memory (PSS), one worker", "bare Flask", "MB", 2.0, 1.5, True, server=GTHREAD),
+    Goal("cold start of serve", NAIVE, "s", None, None, True, server=GTHREAD),
+    Goal(MEMORY, "bare Flask", "MB", 2.0, 1.5, True, server=GTHREAD),
+    Goal(MEMORY, NAIVE, "MB", None, None, True, server=GTHREAD),
 )
 
 
 def start(run: Run) -> list[Row]:
-    service = ours(run.subfolder("start") / "ours")
+    folder = run.subfolder("start")
+    service = ours(folder / "ours")
     with service:
-        service.first = fill(service).gets()[0]
-    servers = {"ours": service} | on_both("bare", request("GET", "/api/v1/task/x"))
+        contents = fill(service)
+    service.first = contents.gets()[0]
+    database = str(folder / "naive.db")
+    naive.store(database, contents.keys(), contents.tasks)
+    bare = on_both("bare", request("GET", "/api/v1/task/x"))
+    orm = on_both("naive", service.first, YARDSTICK_DATABASE=database)
+    servers = {"ours": service}
+    for name in bare:
+        servers |= {f"bare {name}": bare[name], f"naive {name}": orm[name]}
     memory: dict[str, list[float]] = {name: [] for name in servers}
 
     def started(name: str) -> float:
@@ -261,10 +273,11 @@ def start(run: Run) -> list[Row]:
         return seconds
 
     seconds = interleaved(run.rounds * 2, {name: partial(started, name) for name in servers})
-    rows = []
-    for goal, figures in zip(START, (seconds, memory), strict=True):
-        rows.append(row(goal, figures.pop("ours"), figures))
-    return rows
+    measured = ((seconds, "bare"), (seconds, "naive"), (memory, "bare"), (memory, "naive"))
+    return [
+        row(goal, figures["ours"], {name: figures[f"{beside} {name}"] for name in bare})
+        for goal, (figures, beside) in zip(START, measured, strict=True)
+    ]
 
 
 # --- PostgreSQL ---------------------------------------------------------------------------
