@@ -30,8 +30,9 @@ MEMORY_FOLDER = Path("/dev", "shm")
 def gunicorn_settings(config: Config) -> dict[str, object]:
     """Setting -> value; all others keep gunicorn's defaults."""
 
-    def post_fork(_arbiter: Arbiter, worker: Worker) -> None:
+    def post_fork(arbiter: Arbiter, worker: Worker) -> None:
         worker.max_body = config.MAX_BODY
+        worker.early_signals = arbiter.SIG_QUEUE
 
     def pre_fork(arbiter: Arbiter, worker: Worker) -> None:
         # Otherwise looking for garbage would write to the memory that the processes share.

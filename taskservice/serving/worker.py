@@ -3,6 +3,7 @@
 import errno
 import resource
 import selectors
+import signal
 import socket
 import struct
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from os import getppid
+from queue import SimpleQueue
 from threading import Thread
 from types import FrameType
 from typing import Any
@@ -43,6 +45,7 @@ STOPPING_SECONDS = 0.05
 BATCH_SECONDS = 0.005
 # How many clients are accepted before the loop serves those that it has.
 ACCEPTS_PER_EVENT = 16
+STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # Each connection may use a second one, for a large body.
 FILE_DESCRIPTORS = 4096
@@ -58,6 +61,9 @@ class Worker(BaseWorker):
     """
 
     max_body = 10 * 1024 * 1024
+    # Those that arrive before this process has its own handlers: the handlers of its parent, which
+    # it inherits, leave them here for the parent's loop.
+    early_signals: SimpleQueue[int] = SimpleQueue()
     # Where the metrics of this process are stored; no two living workers share one.
     slot = 0
     background_threads: Sequence[Thread] = ()
@@ -96,6 +102,12 @@ class Worker(BaseWorker):
         self.responder = Responder(self.cfg, self.log, sender, lambda: not self.alive)
         raise_file_limit()
         super().init_process()
+
+    def init_signals(self) -> None:
+        super().init_signals()
+        while not self.early_signals.empty():
+            if self.early_signals.get() in STOP_SIGNALS:
+                self.alive = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.alive = False

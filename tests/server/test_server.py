@@ -6,6 +6,7 @@ import re
 import select
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -737,6 +738,34 @@ def test_serve_from_within_serves_alike_and_ends_by_ctrl_c(tmp_path: Path) -> No
         os.killpg(server.process.pid, signal.SIGINT)
         assert server.process.wait(5) == 0
         assert "Traceback" not in server.log
+
+
+STOPPED_AT_ITS_START = """
+import os, runpy, signal, time
+
+fork = os.fork
+
+def fork_and_stop():
+    pid = fork()
+    if pid == 0:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        os.kill(os.getppid(), signal.SIGTERM)
+        while signal.SIGTERM not in signal.sigpending():
+            time.sleep(0.01)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    return pid
+
+os.fork = fork_and_stop
+runpy.run_path("serve.py", run_name="__main__")
+"""
+
+
+def test_worker_that_is_told_to_stop_before_it_has_its_signal_handlers_does(tmp_path: Path) -> None:
+    (tmp_path / "stopped.py").write_text(STOPPED_AT_ITS_START)
+    server = unready(tmp_path, [sys.executable, "stopped.py"])
+    assert server.process.wait(PATIENCE_SECONDS) == 0
+    # Otherwise its parent kills it after 30 seconds.
+    assert "Worker exiting" in server.log
 
 
 def test_unix_socket_is_taken_over_only_from_a_program_that_has_ended(tmp_path: Path) -> None:
