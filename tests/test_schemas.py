@@ -112,7 +112,7 @@ def test_plan_writes_what_marshmallow_writes_of_real_rows(alice: ApiClient, app:
     alice.agent_key()
     pairs: tuple[tuple[RowSchema, type[Base]], ...] = (
         (answers.task_schema, Task),
-        (Shape(fields=("id", "error")).schema(), Task),
+        (Shape(fields=("id", "error")).schema, Task),
         (answers.agent_schema, Agent),
         (answers.user_schema, User),
         (answers.key_schema, ApiKey),

@@ -47,11 +47,11 @@ def list_all(query: dict[str, Any]) -> Response:
     """
     selection, shape = list_query.selection(query), list_query.shape(query)
     if "limit" not in query:
-        pages = list_queries.all_tasks(caller, selection, shape.large)
-        return responses.stream(task_json.tasks(pages, shape))
+        tasks = list_queries.all_tasks(caller, selection, shape)
+        return responses.stream(task_json.tasks(tasks, shape))
     page = list_query.page(caller, selection, query)
-    rows = list_queries.tasks_at(caller, selection, page.positions, shape.large)
-    return responses.stream(task_json.tasks(rows, shape), headers=page.headers)
+    tasks = list_queries.tasks_at(caller, selection, page.positions, shape)
+    return responses.stream(task_json.tasks(tasks, shape), headers=page.headers)
 
 
 @blueprint.post("/task")

@@ -39,6 +39,12 @@ class TaskAndLines(TaskRow, Protocol):
     lines: str | None
 
 
+class ListedTask(TaskRow, Protocol):
+    """A task of a list: its `json` as the database has written it; of a large one, its row."""
+
+    json: str | None
+
+
 # The approximate number of bytes that one read takes into memory.
 PAGE_BYTES = 1024 * 1024
 

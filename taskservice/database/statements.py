@@ -84,11 +84,11 @@ class _Plan:
         return values if self._names is None else tuple([values[name] for name in self._names])
 
     def rows(self, found: list[tuple[Any, ...]]) -> list[Any]:
+        if not self._from_database:
+            return list(map(self._make, found))
         return [self._make(self._converted(row)) for row in found]
 
     def _converted(self, row: tuple[Any, ...]) -> Sequence[Any]:
-        if not self._from_database:
-            return row
         values = list(row)
         for place, convert in self._from_database:
             values[place] = convert(values[place])

@@ -50,6 +50,8 @@ def _with_hyphens(digits: str | None) -> str | None:
 
 
 Identifier = _Identifier()
+# Where the parts of its digits begin, and how long they are.
+_PARTS = ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))
 
 
 class Several(TypeDecorator[Sequence[Any]]):
@@ -171,3 +173,44 @@ def _sqlite_joined(element: joined_by_line_feed, compiler: SQLCompiler, **option
 @compiles(joined_by_line_feed, "postgresql")
 def _postgresql_joined(element: joined_by_line_feed, compiler: SQLCompiler, **options: Any) -> str:
     return f"string_agg({compiler.process(element.clauses, **options)}, chr(10))"
+
+
+class formatted(FunctionElement[str]):
+    """SQL for a text in which each `%s` is replaced by the next value."""
+
+    inherit_cache = True
+    type = Text()
+
+
+@compiles(formatted, "sqlite")
+def _sqlite_formatted(element: formatted, compiler: SQLCompiler, **options: Any) -> str:
+    return f"printf({compiler.process(element.clauses, **options)})"
+
+
+@compiles(formatted, "postgresql")
+def _postgresql_formatted(element: formatted, compiler: SQLCompiler, **options: Any) -> str:
+    return f"format({compiler.process(element.clauses, **options)})"
+
+
+class json_string(FunctionElement[str]):
+    """SQL for a text, an id or a moment as a JSON string, or `null`, as orjson writes it."""
+
+    inherit_cache = True
+    type = Text()
+
+
+@compiles(json_string, "sqlite")
+def _sqlite_json_string(element: json_string, compiler: SQLCompiler, **options: Any) -> str:
+    value = compiler.process(element.clauses, **options)
+    if isinstance(element.clauses.clauses[0].type, _Identifier):
+        parts = [f"substr({value}, {start}, {length})" for start, length in _PARTS]
+        return f"""printf('"%s-%s-%s-%s-%s"', {", ".join(parts)})"""
+    return f"json_quote({value})"
+
+
+@compiles(json_string, "postgresql")
+def _postgresql_json_string(element: json_string, compiler: SQLCompiler, **options: Any) -> str:
+    value = compiler.process(element.clauses, **options)
+    if isinstance(element.clauses.clauses[0].type, Timestamp):
+        value = f"""to_char({value}, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
+    return f"coalesce(to_json({value})::text, 'null')"

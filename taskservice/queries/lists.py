@@ -1,25 +1,38 @@
 """Reads of many tasks: in which order, and page by page."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, bindparam, select, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Text,
+    bindparam,
+    cast,
+    null,
+    select,
+    tuple_,
+    type_coerce,
+)
 
 from taskservice.auth.caller import Caller, visible_tasks
 from taskservice.contract.terms import RUNNING
 from taskservice.database.models import Task
-from taskservice.database.rows import AnyRow, TaskRow, next_limit
+from taskservice.database.rows import AnyRow, ListedTask
 from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
 from taskservice.database.types import Identifier, Several, Timestamp, is_among
-from taskservice.queries import candidates, selections
+from taskservice.queries import candidates, selections, sql_json
 from taskservice.queries.selections import BY_END, NEWEST_FIRST, Filters, Selection, unindexed
+from taskservice.queries.task_json import Shape
 from taskservice.queries.tasks import with_log
 from taskservice.schemas.columns import LARGE_COLUMNS, TASK_COLUMNS
 
-# How many positions of a whole list one read finds.
+# How many positions of a whole list one search finds.
 POSITIONS_PER_READ = 1_000
+# How many tasks one read finds.
+TASKS_PER_READ = 200
 # How many tasks are searched for those that fit: a few first, which is enough where many fit.
 # Where even LOOK are not enough, the page ends, and the next one goes on.
 FIRST_LOOK = 500
@@ -111,6 +124,10 @@ class OrderedTasks:
         made = statement(self._filters, frozenset(bounds), self._sort, few)
         return made.all(self._connection, **self._values, **bounds, **values)
 
+    def listed(self, after: Position | None, shape: Shape) -> list[Any]:
+        """The next tasks in the order of the index, with what a list shows, and their positions."""
+        return self.run(partial(_listed_in_order, shape), after, count=TASKS_PER_READ)
+
     def few(self) -> str | None:
         """The name of the smallest set of candidates, if there is one of few tasks."""
         return candidates.fewest(self._connection, self._values)
@@ -129,6 +146,17 @@ def _bounds(after: Position | None, end: Position | None) -> dict[str, str]:
 def _positions(filters: Filters, bounds: Filters, sort: str, few: str | None) -> Statement[AnyRow]:
     conditions = conditions_of(filters, bounds, sort, few)
     return Statement(_in_order(conditions, sort).limit(bindparam("count")))
+
+
+@lru_cache(maxsize=STATEMENTS)
+def _listed_in_order(
+    shape: Shape, filters: Filters, bounds: Filters, sort: str, few: str | None
+) -> Statement[AnyRow]:
+    found = _in_order(conditions_of(filters, bounds, sort, few), sort)
+    # Only the position of the last task is used: converting all would take longer than the rest.
+    moment = cast(_moment(sort), Text).label("moment")
+    found = found.with_only_columns(moment, type_coerce(Task.id, Text), *_listed(shape))
+    return Statement(found.limit(bindparam("count")))
 
 
 def conditions_of(
@@ -173,48 +201,78 @@ def _between(bounds: Filters, sort: str) -> Iterator[ColumnElement[bool]]:
 
 
 def tasks_at(
-    caller: Caller,
-    selection: Selection,
-    wanted: Sequence[Position],
-    large: Sequence[str] = tuple(LARGE_COLUMNS),
-) -> Iterator[list[TaskRow]]:
-    """The tasks at these positions, in their order, in pages of bounded size.
+    caller: Caller, selection: Selection, wanted: Sequence[Position], shape: Shape
+) -> Iterator[Sequence[ListedTask]]:
+    """The tasks at these positions, in their order, in parts of bounded size.
 
-    Of the columns that may be large, their rows have only those in `large`.
-    Each page is a read of its own, so that a slow reader holds no transaction.
+    Each part is a read of its own, so that a slow reader holds no transaction.
     A task that was deleted meanwhile, or that the selection no longer has, is left out.
     """
-    limit = 4 if large else 32
     values = selections.values(caller, selection)
-    statement = _tasks(frozenset(values) - {"user_id"}, tuple(large))
-    while wanted:
-        now, wanted = wanted[:limit], wanted[limit:]
-        ids = [position.id for position in now]
+    statement = _tasks(frozenset(values) - {"user_id"}, shape)
+    for start in range(0, len(wanted), TASKS_PER_READ):
+        ids = [position.id for position in wanted[start : start + TASKS_PER_READ]]
         with reading() as connection:
             found = statement.all(connection, **values, task_ids=ids)
         rows = {row.id: row for row in found}
-        page = [rows[task_id] for task_id in ids if task_id in rows]
-        yield page
-        limit = next_limit(len(ids), sum(_task_size(row, large) for row in page), 256)
+        in_order = [rows[task_id] for task_id in ids if task_id in rows]
+        yield from _parts(caller, selection, in_order, shape)
 
 
 @lru_cache(maxsize=STATEMENTS)
-def _tasks(filters: Filters, large: tuple[str, ...]) -> Statement[TaskRow]:
-    left_out = [column for name, column in LARGE_COLUMNS.items() if name not in large]
-    columns = [column for column in TASK_COLUMNS if column not in left_out]
+def _tasks(filters: Filters, shape: Shape) -> Statement[ListedTask]:
     fits = unindexed(selections.conditions(filters))
-    return Statement(with_log(columns).where(_IS_WANTED, fits))
+    return Statement(select(Task.id, *_listed(shape)).where(_IS_WANTED, fits))
 
 
-def all_tasks(
-    caller: Caller, selection: Selection, large: Sequence[str] = tuple(LARGE_COLUMNS)
-) -> Iterator[list[TaskRow]]:
-    """The whole list, in pages as `tasks_at` yields them."""
+def _listed(shape: Shape) -> list[Any]:
+    """The columns of a listed task."""
+    text = sql_json.task_json(shape.schema).label("json")
+    return [Task.user_id, Task.agent_id, text] if shape.expand else [text]
+
+
+def _parts(
+    caller: Caller, selection: Selection, rows: Sequence[ListedTask], shape: Shape
+) -> Iterator[Sequence[ListedTask]]:
+    """The same tasks; each large one is read again, alone."""
+    if all(row.json for row in rows):
+        yield rows
+        return
+    for row in rows:
+        yield [row] if row.json else _large_task(caller, selection, row.id, shape)
+
+
+def _large_task(
+    caller: Caller, selection: Selection, task_id: str, shape: Shape
+) -> Sequence[ListedTask]:
+    values = selections.values(caller, selection)
+    statement = _row(frozenset(values) - {"user_id"}, shape)
+    with reading() as connection:
+        return statement.all(connection, **values, task_ids=[task_id])
+
+
+@lru_cache(maxsize=STATEMENTS)
+def _row(filters: Filters, shape: Shape) -> Statement[ListedTask]:
+    left_out = LARGE_COLUMNS.keys() - shape.schema.columns.keys()
+    columns = [column for column in TASK_COLUMNS if column.key not in left_out]
+    fits = unindexed(selections.conditions(filters))
+    return Statement(with_log([*columns, null().label("json")]).where(_IS_WANTED, fits))
+
+
+def all_tasks(caller: Caller, selection: Selection, shape: Shape) -> Iterator[Sequence[ListedTask]]:
+    """The whole list, in parts as `tasks_at` yields them."""
     after: Position | None = None
     while True:
-        wanted, reached = positions(caller, selection, after, POSITIONS_PER_READ)
-        yield from tasks_at(caller, selection, wanted, large)
-        after = reached or (wanted[-1] if wanted else None)
+        with reading() as connection:
+            tasks = OrderedTasks(connection, caller, selection)
+            rows = tasks.listed(after, shape) if tasks.are_indexed else None
+        if rows is None:
+            wanted, reached = positions(caller, selection, after, POSITIONS_PER_READ)
+            yield from tasks_at(caller, selection, wanted, shape)
+            after = reached or (wanted[-1] if wanted else None)
+        else:
+            yield from _parts(caller, selection, rows, shape)
+            after = Position(rows[-1].moment, rows[-1].id) if rows else None
         if after is None:
             return
 
@@ -243,7 +301,3 @@ def summaries(caller: Caller, wanted: Sequence[Position]) -> list[AnyRow]:
     with reading() as connection:
         rows = {row.id: row for row in _SUMMARIES.all(connection, task_ids=ids, **caller.scope)}
     return [rows[task_id] for task_id in ids if task_id in rows]
-
-
-def _task_size(row: TaskRow, large: Sequence[str]) -> int:
-    return sum(len(getattr(row, name)) for name in large) + 500

@@ -1,7 +1,6 @@
 """Reads of logs, in parts of bounded size."""
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 
 from sqlalchemy import BigInteger, bindparam, case, literal_column, select
 
@@ -10,10 +9,10 @@ from taskservice.database.models import Log, LogChunk, Task
 from taskservice.database.rows import PAGE_BYTES, AnyRow, TaskAndLines, TaskRow, next_limit
 from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
-from taskservice.database.types import Several, is_among, joined_by_line_feed
+from taskservice.database.types import joined_by_line_feed
 from taskservice.problems import Problem
 
-# Logs of at most this many bytes are read together, for a page of tasks at once.
+# Logs of at most this many bytes are read together with their tasks.
 SMALL_LOG = 64 * 1024
 
 _CHUNKS_OF_TASK = (
@@ -66,11 +65,6 @@ _NEXT_CHUNKS = (
     .order_by(LogChunk.last)
     .limit(bindparam("limit"))
 )
-_CHUNKS_OF_SEVERAL = Statement[AnyRow](
-    select(LogChunk.log_id, LogChunk.last, LogChunk.count, LogChunk.text)
-    .where(is_among(LogChunk.log_id, bindparam("log_ids", type_=Several(BigInteger()))))
-    .order_by(LogChunk.log_id, LogChunk.last)
-)
 
 
 def log_pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterator[list[str]]:
@@ -119,21 +113,6 @@ def lines_after(row: TaskRow, after: int, maximum: int) -> list[str]:
     return _lines(chunks, after, until)
 
 
-def small_logs(rows: Sequence[TaskRow]) -> list[list[str]]:
-    """The lines of each of `rows`, whose logs are small, in one read."""
-    log_ids = [row.log_id for row in rows if row.first_log <= row.log_count]
-    if not log_ids:
-        return [[] for _ in rows]
-    with reading() as connection:
-        chunks = _CHUNKS_OF_SEVERAL.all(connection, log_ids=log_ids)
-    by_log = {log_id: list(group) for log_id, group in groupby(chunks, lambda it: it.log_id)}
-    return [
-        _lines(by_log.get(row.log_id, ()), row.first_log - 1, row.log_count)
-        if row.first_log <= row.log_count else []
-        for row in rows
-    ]  # fmt: skip
-
-
 def lines_in(row: TaskAndLines) -> list[str] | None:
     """The lines that were read with a task; None if its log must be read apart."""
     count = row.log_count - row.first_log + 1
@@ -141,10 +120,6 @@ def lines_in(row: TaskAndLines) -> list[str] | None:
         return []
     # The first chunk may begin with lines that were dropped.
     return None if row.lines is None else row.lines.split("\n")[-count:]
-
-
-def is_small(row: TaskRow) -> bool:
-    return row.log_bytes <= SMALL_LOG
 
 
 def last_lines(row: TaskRow, max_lines: int, max_bytes: int) -> list[str]:

@@ -1,13 +1,13 @@
 """Tasks as JSON text, with the lines of their logs streamed into it."""
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, cast
+from typing import Any
 
 from taskservice.contract.terms import WEBHOOK_LINES, WEBHOOK_LOG_BYTES
-from taskservice.database.rows import TaskRow
+from taskservice.database.rows import ListedTask, TaskRow
 from taskservice.problems import not_found
 from taskservice.queries import agents as agent_queries
 from taskservice.queries import logs as log_queries
@@ -17,16 +17,15 @@ from taskservice.schemas.answers import (
     TASK_EXPANSIONS,
     TASK_FIELDS,
     TaskSchema,
+    agent_schema,
     dump_items,
     split_at_lines,
     task_schema,
+    user_schema,
 )
-from taskservice.schemas.columns import LARGE_COLUMNS
 
 # Minimum number of bytes in a piece of text that is sent.
 PIECE_BYTES = 64 * 1024
-# How many tasks with small logs become JSON at once.
-ROWS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -40,40 +39,26 @@ class Shape:
     def has_logs(self) -> bool:
         return not self.fields or "logs" in self.fields
 
-    @property
-    def large(self) -> tuple[str, ...]:
-        """Those of its columns that may be large."""
-        return tuple(name for name in LARGE_COLUMNS if not self.fields or name in self.fields)
-
     @cached_property
     def version(self) -> str:
         """What tells it from others in an ETag."""
         return f"{zlib.crc32(','.join(sorted(self.fields)).encode()):x}"
 
+    @cached_property
     def schema(self) -> TaskSchema:
-        return _schema(self.fields, self.expand)
+        """The schema of its fields."""
+        return _schema(self.fields)
 
 
 WHOLE = Shape()
 
 
 @lru_cache(maxsize=64)
-def _schema(fields: tuple[str, ...], expand: tuple[str, ...]) -> TaskSchema:
+def _schema(fields: tuple[str, ...]) -> TaskSchema:
     # Constructing a schema takes several times as long as dumping with it.
-    if not fields and not expand:
+    if not fields:
         return task_schema
-    wanted = {*(fields or TASK_FIELDS), *expand}
-    return TaskSchema(exclude={*TASK_FIELDS, *TASK_EXPANSIONS} - wanted)
-
-
-class _Expanded:
-    """A task's row together with the rows of its agent and its user."""
-
-    def __init__(self, row: TaskRow, agent: Any, user: Any) -> None:
-        self._row, self.agent, self.user = row, agent, user
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._row, name)
+    return TaskSchema(exclude={*TASK_FIELDS, *TASK_EXPANSIONS} - {*fields})
 
 
 def task(row: TaskRow, shape: Shape = WHOLE) -> Iterator[bytes]:
@@ -82,20 +67,20 @@ def task(row: TaskRow, shape: Shape = WHOLE) -> Iterator[bytes]:
     Raises LogGone if lines are dropped while they are read, and 404 if the task was deleted and
     then the agent to embed.
     """
-    expanded = _expanded([row], shape)
-    if not expanded:
+    embedded = _embedded([row], shape)
+    if row.agent_id not in embedded:
         raise not_found("task")
-    return _in_pieces(_tasks_text(expanded, shape))
+    return _in_pieces(_task_text(row, shape, embedded[row.agent_id]))
 
 
 def with_lines(row: TaskRow, shape: Shape, lines: list[str]) -> bytes:
     """One task as JSON, with the lines of its log."""
-    return strict_json.dumps(shape.schema().dump(row) | {"logs": lines})
+    return strict_json.dumps(shape.schema.dump(row) | {"logs": lines})
 
 
-def tasks(pages: Iterable[Sequence[TaskRow]], shape: Shape = WHOLE) -> Iterator[bytes]:
-    """Pages of tasks as one JSON array, in pieces."""
-    return _in_pieces(_array_text(pages, shape))
+def tasks(parts: Iterable[Sequence[ListedTask]], shape: Shape) -> Iterator[bytes]:
+    """The tasks of a list as one JSON array, in pieces."""
+    return _in_pieces(_array_text(parts, shape))
 
 
 def log_page(row: TaskRow, after: int, count: int) -> Iterator[bytes]:
@@ -124,34 +109,40 @@ def webhook_body(row: TaskRow) -> bytes:
     return head + dump_items(lines) + tail
 
 
-def _array_text(pages: Iterable[Sequence[TaskRow]], shape: Shape) -> Iterator[bytes]:
+def _array_text(parts: Iterable[Sequence[ListedTask]], shape: Shape) -> Iterator[bytes]:
     comma = b"["
-    for page in pages:
-        rows = _expanded(page, shape)
-        for start in range(0, len(rows), ROWS_AT_ONCE):
+    for rows in filter(None, parts):
+        for texts in _texts(rows, shape):
             yield comma
-            yield from _tasks_text(rows[start : start + ROWS_AT_ONCE], shape)
+            yield from texts
             comma = b","
     yield b"[]" if comma == b"[" else b"]"
 
 
-def _tasks_text(rows: Sequence[TaskRow], shape: Shape) -> Iterator[bytes]:
-    """Tasks with commas between them: in one piece unless a log is large."""
-    if not shape.has_logs:
-        yield dump_items(shape.schema().dump(rows, many=True))
-    elif all(map(log_queries.is_small, rows)):
-        tasks = shape.schema().dump(rows, many=True)
-        for task, lines in zip(tasks, log_queries.small_logs(rows), strict=True):
-            task["logs"] = lines
-        yield dump_items(tasks)
-    else:
-        comma = b""
-        for row in rows:
-            head, tail = split_at_lines(shape.schema().dump(row))
-            yield comma + head
-            yield from _joined(log_queries.log_pages(row))
-            yield tail
-            comma = b","
+def _texts(rows: Sequence[ListedTask], shape: Shape) -> Iterator[Iterable[bytes]]:
+    """All tasks at once with commas between them, or each alone."""
+    texts = [row.json for row in rows if row.json]
+    if len(texts) == len(rows) and not shape.expand:
+        yield [",".join(texts).encode()]
+        return
+    embedded = _embedded(rows, shape)
+    for row in rows:
+        if row.agent_id in embedded:
+            more = embedded[row.agent_id]
+            yield [_merged(row.json, more)] if row.json else _task_text(row, shape, more)
+
+
+def _merged(text: str, more: Mapping[str, Any]) -> bytes:
+    """A JSON object with more fields."""
+    return text[:-1].encode() + b"," + strict_json.dumps(more)[1:]
+
+
+def _task_text(row: TaskRow, shape: Shape, more: Mapping[str, Any]) -> Iterator[bytes]:
+    head, tail = split_at_lines(shape.schema.dump(row) | more)
+    yield head
+    if shape.has_logs:
+        yield from _joined(log_queries.log_pages(row))
+        yield tail
 
 
 def _joined(pages: Iterable[list[str]]) -> Iterator[bytes]:
@@ -163,18 +154,21 @@ def _joined(pages: Iterable[list[str]]) -> Iterator[bytes]:
         comma = b","
 
 
-def _expanded(rows: Sequence[TaskRow], shape: Shape) -> Sequence[TaskRow]:
-    if not shape.expand or not rows:
-        return rows
+def _embedded(rows: Sequence[TaskRow], shape: Shape) -> dict[str, dict[str, Any]]:
+    """Agent -> what `shape` embeds in its tasks; without agents that were deleted meanwhile."""
+    agent_ids = {row.agent_id for row in rows}
+    if not shape.expand:
+        return {key: {} for key in agent_ids}
     user_id = rows[0].user_id
-    user = user_queries.get(user_id)
-    agents = agent_queries.by_id(user_id, {row.agent_id for row in rows})
-    # Without an agent, its tasks were deleted after they were read, and then the agent.
-    return [
-        cast(TaskRow, _Expanded(row, agents[row.agent_id], user))
-        for row in rows
-        if row.agent_id in agents
-    ]
+    user = user_schema.dump(user_queries.get(user_id))
+    agents = agent_queries.by_id(user_id, agent_ids)
+    embedded = {
+        key: {"agent": agent_schema.dump(agent), "user": user} for key, agent in agents.items()
+    }
+    return {
+        key: {name: each[name] for name in TASK_EXPANSIONS if name in shape.expand}
+        for key, each in embedded.items()
+    }
 
 
 def _in_pieces(texts: Iterable[bytes]) -> Iterator[bytes]:
