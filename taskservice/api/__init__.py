@@ -22,10 +22,9 @@ def require_key() -> None:
 @api.after_app_request
 def prevent_caching(response: Response) -> Response:
     """Keep caches from storing an answer, unless it allows that, and from sharing it."""
-    headers = response.headers
     if _is_below_prefix(request.path):
-        headers["Vary"] = KEY_HEADERS
-    headers.setdefault("Cache-Control", "private, no-cache" if "ETag" in headers else "no-store")
+        response.headers["Vary"] = KEY_HEADERS
+    response.headers.setdefault("Cache-Control", "no-store")
     return response
 
 

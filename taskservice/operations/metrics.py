@@ -77,14 +77,14 @@ class RequestCounts:
         """Write to a free slot from now on; `taken` are those of living processes. Returns it."""
         slot = next(slot for slot in range(SLOTS + 1) if slot not in taken or slot == SLOTS)
         self._start = slot * _SLOT
-        self._offsets = dict(self._records(self._start))
+        self._offsets: dict[tuple[str, str, int], int] = dict(self._records(self._start))
         return slot
 
     def add(self, route: str | None, method: str, status: int, seconds: float) -> None:
         """Count a request whose answer began after `seconds`."""
-        labels = Labels(route or OTHER, method if method in METHODS else OTHER, status)
+        labels = (route or OTHER, method if method in METHODS else OTHER, status)
         with self._lock:
-            offset = self._offsets.get(labels) or self._add_record(labels)
+            offset = self._offsets.get(labels) or self._add_record(Labels(*labels))
             self._words[offset + bisect_left(BOUNDS, seconds)] += 1
             self._words[offset + _BUCKETS] += int(seconds * 1_000_000)
 

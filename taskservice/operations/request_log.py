@@ -103,8 +103,8 @@ def begin() -> None:
 def _end(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.request_id
     seconds = time.perf_counter() - g.started
-    route = request.url_rule.rule if request.url_rule else None
-    metrics.requests.add(route, request.method, response.status_code, seconds)
+    rule = request.url_rule
+    metrics.requests.add(rule.rule if rule else None, request.method, response.status_code, seconds)
     if logger.isEnabledFor(logging.INFO):
         # The path only: a query may contain a secret that does not belong there.
         details = {"status": response.status_code, "ms": round(seconds * 1000, 1)}

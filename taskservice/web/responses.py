@@ -61,7 +61,7 @@ def conditional_task(row: TaskRow, shape: Shape, lines: list[str] | None = None)
         # Embedded objects have no version.
         return task(row, shape)
     etag = f"{row.version}-{shape.version}"
-    headers = {"ETag": quote_etag(etag, weak=True)}
+    headers = {"ETag": quote_etag(etag, weak=True), "Cache-Control": "private, no-cache"}
     known = request.environ.get("HTTP_IF_NONE_MATCH")
     if known and (known == headers["ETag"] or request.if_none_match.contains_weak(etag)):
         return Response(status=304, headers=headers)
