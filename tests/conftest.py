@@ -68,7 +68,7 @@ def standard_config(database_url: str, data_folder: Path) -> Config:
         DATABASE_URL=database_url,
         SECRET_KEY="a secret key for tests, long enough",
         CALLBACK_ALLOWED=Destinations.parse("external,loopback"),
-        CALLBACK_TIMEOUT=2.0,
+        CALLBACK_TIMEOUT=30.0,
         THREADS=4,
     ).completed()
 
