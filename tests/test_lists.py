@@ -148,7 +148,7 @@ def test_search_that_stops_early_goes_on_with_the_next_page(
             in_parts = list(pages(person.get, query(**fields, limit=3)))
             assert [task for page in in_parts for task in page] == fitting, fields
             cut += [page for page in in_parts[:-1] if len(page) < 3]
-    assert cut
+    assert cut or few
 
 
 SEARCHES: tuple[dict[str, str], ...] = (

@@ -15,9 +15,12 @@ from taskservice.config import Config
 from taskservice.database import migrations
 from taskservice.database.engine import dispose
 from taskservice.database.migrations import DatabaseError, upgrade
+from taskservice.database.name_index import include_name
 from taskservice.database.types import Base
 from tests.support.api_client import add_user
 from tests.support.databases import Databases
+
+OPTIONS = {"compare_type": True, "include_name": include_name}
 
 
 @pytest.fixture(params=("sqlite", "postgresql"))
@@ -32,7 +35,9 @@ def test_migrated_database_is_what_the_models_say(empty_url: str) -> None:
     upgrade(empty_url)
     engine = create_engine(empty_url, poolclass=pool.NullPool)
     with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "include_name": include_name}
+        )
         assert compare_metadata(context, Base.metadata) == []
 
 
@@ -150,7 +155,9 @@ def test_every_older_database_is_migrated_with_its_data(empty_url: str, older: s
     with engine.connect() as connection:
         assert migrations.revision(connection) == migrations.head()
         assert connection.scalar(text("SELECT count(*) FROM agents")) == 1
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "include_name": include_name}
+        )
         assert compare_metadata(context, Base.metadata) == []
 
 

@@ -315,7 +315,7 @@ def test_old_tasks_are_found_by_index(app: Flask, alice: ApiClient, upkeep: Upke
         plans = [
             connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values).scalars(3).all()
             for text, values in statements
-            if "FROM tasks" in text
+            if "FROM tasks" in text and "task_names" not in text
         ]
     assert [plan[0] for plan in plans] == [
         "SEARCH tasks USING COVERING INDEX tasks_by_end (user_id=? AND finished_at<?)",

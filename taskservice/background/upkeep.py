@@ -9,7 +9,7 @@ from flask import Flask
 
 from taskservice import resources
 from taskservice.auth import authentication
-from taskservice.background import reschedule, retention, sweep, timeouts, vacuum
+from taskservice.background import names, reschedule, retention, sweep, timeouts, vacuum
 from taskservice.background.delivery_loop import STOP_SECONDS, DeliveryLoop
 from taskservice.services import keys as key_service
 
@@ -34,6 +34,7 @@ def record_key_uses() -> None:
 CHORES: tuple[Callable[[], None], ...] = (
     reschedule.reschedule_far_deliveries,
     record_key_uses,
+    names.index_names,
     sweep.sweep,
     vacuum.shrink,
 )

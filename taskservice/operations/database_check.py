@@ -25,6 +25,7 @@ from taskservice.database.engine import (
 )
 from taskservice.database.migrations import DatabaseError
 from taskservice.database.models import Delivery
+from taskservice.database.name_index import include_name
 from taskservice.database.transactions import moment_by
 from taskservice.database.types import Base
 from taskservice.operations.health import OLDEST_DUE
@@ -120,7 +121,8 @@ def integrity_problems(connection: Connection) -> list[str]:
 
 def schema_differences(connection: Connection) -> list[str]:
     """What the models have and the database lacks; anything else in it is harmless."""
-    context = MigrationContext.configure(connection, opts={"compare_type": True})
+    opts = {"compare_type": True, "include_name": include_name}
+    context = MigrationContext.configure(connection, opts=opts)
     found = [
         _described(difference) for difference in _flat(compare_metadata(context, Base.metadata))
     ]

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, func, select, text
+from sqlalchemy import ColumnElement, Connection, bindparam, func, literal_column, select, text
 
 from taskservice.contract.terms import FAILED, PENDING
+from taskservice.database import name_index
 from taskservice.database.models import Delivery, Task
 from taskservice.database.rows import AnyRow, AnySelect
 from taskservice.database.statements import Statement
@@ -20,6 +21,7 @@ _DELIVERY_STATES = {
     PENDING: text("deliveries.state = 'pending'"),
     FAILED: text("deliveries.state = 'failed'"),
 }
+NAME = "name"
 # A set of candidates -> the filters of one index, any of which select it.
 _SETS = {
     "agent": frozenset({"agent_id"}),
@@ -30,15 +32,17 @@ _SETS = {
 }
 
 
-def fewest(connection: Connection, filters: Mapping[str, Any]) -> str | None:
+def fewest(connection: Connection, filters: Filters, values: Mapping[str, Any]) -> str | None:
     """The name of the smallest set of candidates for these filters; None if all are too large."""
-    names = tuple(name for name, needed in _SETS.items() if needed & filters.keys())
+    names = tuple(name for name, needed in _SETS.items() if needed & filters)
     if "delivery" in filters:
-        names += (filters["delivery"],)
+        names += (values["delivery"],)
+    if "letters" in values and name_index.is_usable(connection):
+        names += (NAME,)
     if not names:
         return None
-    statement = _sizes(names, frozenset(filters) - {"user_id"})
-    sizes = statement.all(connection, **filters, maximum=MAX_CANDIDATES + 1)[0]
+    statement = _sizes(names, filters)
+    sizes = statement.all(connection, **values, maximum=MAX_CANDIDATES + 1)[0]
     size, name = min(zip(sizes, names, strict=True))
     return name if size <= MAX_CANDIDATES else None
 
@@ -53,10 +57,13 @@ def _sizes(names: tuple[str, ...], filters: Filters) -> Statement[AnyRow]:
 
 def are_among(name: str, filters: Filters) -> ColumnElement[bool]:
     """The condition that a task is one of these candidates."""
-    return Task.id.in_(_ids(name, filters))
+    column = literal_column("tasks.rowid") if name == NAME else Task.id
+    return column.in_(_ids(name, filters))
 
 
 def _ids(name: str, filters: Filters) -> AnySelect:
+    if name == NAME:
+        return select(name_index.CANDIDATES.subquery().c.id)
     if name in _DELIVERY_STATES:
         of_same_user = Delivery.user_id == bindparam("user_id", type_=Identifier)
         return select(Delivery.task_id).where(of_same_user, _DELIVERY_STATES[name])

@@ -18,6 +18,7 @@ from sqlalchemy import (
 
 from taskservice.auth.caller import Caller, visible_tasks
 from taskservice.contract.terms import RUNNING
+from taskservice.database import name_index
 from taskservice.database.models import Task
 from taskservice.database.rows import AnyRow, ListedTask
 from taskservice.database.statements import Statement
@@ -75,6 +76,9 @@ class OrderedTasks:
         self._connection, self._sort = connection, selection.sort
         self._values = selections.values(caller, selection)
         self._filters = frozenset(self._values) - {"user_id"}
+        letters = name_index.letters((selection.name_part or "").casefold())
+        if letters is not None:
+            self._values["letters"] = letters
         # Whether the index of the order has all filters, and no task is read in vain.
         self.are_indexed = self._filters == selections.indexed(self._filters, self._sort)
 
@@ -130,7 +134,7 @@ class OrderedTasks:
 
     def few(self) -> str | None:
         """The name of the smallest set of candidates, if there is one of few tasks."""
-        return candidates.fewest(self._connection, self._values)
+        return candidates.fewest(self._connection, self._filters, self._values)
 
 
 def _bounds(after: Position | None, end: Position | None) -> dict[str, str]:
@@ -164,7 +168,7 @@ def conditions_of(
 ) -> list[ColumnElement[bool]]:
     """The conditions of a list, written so that SQLite reads its index, or the `few` candidates."""
     if few is None:
-        indexed = selections.indexed(filters, sort)
+        indexed = selections.indexed(filters, sort) - _superseded(bounds, sort)
         return [*selections.conditions(filters, indexed), *_between(bounds, sort)]
     fitting = [*selections.conditions(filters), *_between(bounds, sort)]
     return [candidates.are_among(few, filters), unindexed(fitting)]
@@ -172,9 +176,16 @@ def conditions_of(
 
 @lru_cache(maxsize=STATEMENTS)
 def _position(filters: Filters, bounds: Filters, sort: str) -> Statement[AnyRow]:
-    indexed = selections.indexed(filters, sort)
-    conditions = [*selections.conditions(indexed, indexed), *_between(bounds, sort)]
+    conditions = conditions_of(selections.indexed(filters, sort), bounds, sort, None)
     return Statement(_in_order(conditions, sort).offset(bindparam("skipped")).limit(1))
+
+
+def _superseded(bounds: Filters, sort: str) -> set[str]:
+    """The filters for which SQLite would use the index, in place of the narrower `bounds`."""
+    first, last = ("created_before", "created_after")[:: 1 if sort == NEWEST_FIRST else -1]
+    if sort == BY_END:
+        first = "finished_after"
+    return {name for name, bound in ((first, "after_id"), (last, "end_id")) if bound in bounds}
 
 
 def _in_order(conditions: Sequence[ColumnElement[bool]], sort: str) -> Any:

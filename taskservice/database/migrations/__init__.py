@@ -10,6 +10,7 @@ from sqlalchemy import Connection, create_engine, event, inspect, pool, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
+from taskservice.database import name_index
 from taskservice.database.address import shown
 from taskservice.database.engine import (
     EncodingError,
@@ -150,6 +151,8 @@ def _run(connection: Connection, target: str) -> None:
     # In the transaction that is already open: all migrations take effect, or none.
     alembic_upgrade(connection, target)
     if connection.dialect.name == "sqlite":
+        if target == "head":
+            name_index.ensure(connection)
         broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
         if broken:
             raise DatabaseError(f"A migration broke references of table {broken[0][0]}")

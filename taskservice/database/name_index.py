@@ -1,0 +1,113 @@
+"""An index for parts of tasks' names on SQLite: which tasks have which three letters in a row."""
+
+# Upkeep fills it in batches, since adding one name costs a third of a start, and in a batch a
+# hundredth of that. It has the tasks up to the row number in `task_names_indexed`. Those after
+# that, and those in `task_names_outdated`, are always candidates. A search checks all candidates:
+# there may be too many, but not too few.
+
+# ruff: noqa: S608 - all parts of these statements are constants
+
+from sqlalchemy import Connection, Integer, text
+from sqlalchemy.exc import OperationalError
+
+# How many letters in a row the index has.
+LETTERS = 3
+# How many of them a search looks for, of a longer part.
+MAX_SEARCHED = 32
+# How many names one transaction adds or removes; this takes about 5 ms.
+BATCH = 2_000
+_OUTDATE = """
+    INSERT OR IGNORE INTO task_names_outdated
+    SELECT old.rowid, old.name_folded WHERE old.rowid <= (SELECT last FROM task_names_indexed);
+"""
+_LAST = "(SELECT coalesce(max(rowid), 0) FROM tasks)"
+_DEFINITIONS = (
+    # Without the names themselves, and without the places of the letters in them.
+    "CREATE VIRTUAL TABLE task_names USING fts5(name, content='', columnsize=0, detail=none, "
+    "tokenize='trigram case_sensitive 1')",
+    "CREATE TABLE task_names_indexed (last INTEGER NOT NULL)",
+    "INSERT INTO task_names_indexed VALUES (0)",
+    "CREATE TABLE task_names_outdated (id INTEGER PRIMARY KEY, name VARCHAR NOT NULL)",
+    "CREATE TRIGGER task_names_rename AFTER UPDATE OF name_folded ON tasks "
+    f"WHEN old.name_folded <> new.name_folded BEGIN {_OUTDATE} END",
+    # SQLite gives the number of a deleted row again if it was the last one.
+    f"CREATE TRIGGER task_names_delete AFTER DELETE ON tasks BEGIN {_OUTDATE} "
+    f"UPDATE task_names_indexed SET last = {_LAST} WHERE last > {_LAST}; END",
+)
+_EXISTS = text(
+    "SELECT count(*) = 2 FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'tasks' "
+    "AND name IN ('task_names_rename', 'task_names_delete')"
+)
+_HAS_MODULE = text("SELECT count(*) FROM pragma_module_list WHERE name = 'fts5'")
+# The row numbers of all tasks whose names may have the part.
+CANDIDATES = text(
+    "SELECT rowid AS id FROM task_names WHERE task_names MATCH :letters "
+    "UNION ALL SELECT id FROM task_names_outdated "
+    "UNION ALL SELECT rowid FROM tasks WHERE rowid > (SELECT last FROM task_names_indexed)"
+).columns(id=Integer)
+_IS_BEHIND = text(
+    f"SELECT (SELECT last FROM task_names_indexed) < {_LAST} "
+    "OR EXISTS (SELECT 1 FROM task_names_outdated)"
+)
+_OLD = "(SELECT * FROM task_names_outdated ORDER BY id LIMIT :batch)"
+_UPDATE = (
+    f"INSERT INTO task_names (task_names, rowid, name) SELECT 'delete', id, name FROM {_OLD}",
+    "INSERT INTO task_names (rowid, name) SELECT old.id, name_folded "
+    f"FROM {_OLD} AS old CROSS JOIN tasks ON tasks.rowid = old.id "
+    "WHERE old.id <= (SELECT last FROM task_names_indexed)",
+    f"DELETE FROM task_names_outdated WHERE id IN (SELECT id FROM {_OLD})",
+    "INSERT INTO task_names (rowid, name) SELECT rowid, name_folded FROM tasks "
+    "WHERE rowid > (SELECT last FROM task_names_indexed) ORDER BY rowid LIMIT :batch",
+    "UPDATE task_names_indexed SET last = (SELECT max(rowid) FROM (SELECT rowid FROM tasks "
+    "WHERE rowid > last ORDER BY rowid LIMIT :batch)) "
+    f"WHERE last < {_LAST}",
+)
+
+
+def is_usable(connection: Connection) -> bool:
+    """Whether this database has the index, and this process's SQLite can read it."""
+    if connection.dialect.name != "sqlite":
+        return False
+    return bool(connection.scalar(_EXISTS)) and bool(connection.scalar(_HAS_MODULE))
+
+
+def ensure(connection: Connection) -> None:
+    """Make an empty index where there is none, or where `tasks` was made anew without it.
+
+    Without FTS5 there is none, and parts of names are searched for in all tasks.
+    """
+    if connection.scalar(_EXISTS):
+        return
+    try:
+        for name in ("task_names_rename", "task_names_delete"):
+            connection.exec_driver_sql(f"DROP TRIGGER IF EXISTS {name}")
+        for name in ("task_names", "task_names_indexed", "task_names_outdated"):
+            connection.exec_driver_sql(f"DROP TABLE IF EXISTS {name}")
+        for definition in _DEFINITIONS:
+            connection.exec_driver_sql(definition)
+    except OperationalError as error:
+        if "no such module" not in str(error.orig):
+            raise
+
+
+def is_behind(connection: Connection) -> bool:
+    return is_usable(connection) and bool(connection.scalar(_IS_BEHIND))
+
+
+def update(connection: Connection) -> None:
+    """Add and remove a batch of names, in a transaction."""
+    for statement in _UPDATE:
+        connection.execute(text(statement), {"batch": BATCH})
+
+
+def letters(part: str) -> str | None:
+    """The query for the names that have all letters of a part; None if it has too few."""
+    starts = range(len(part) - LETTERS + 1)
+    found = list(dict.fromkeys(part[start : start + LETTERS] for start in starts))[:MAX_SEARCHED]
+    quoted = [letters.replace('"', '""') for letters in found]
+    return " AND ".join(f'"{letters}"' for letters in quoted) or None
+
+
+def include_name(name: str | None, kind: str, _parents: object) -> bool:
+    """For Alembic: whether the models have a table."""
+    return kind != "table" or not (name or "").startswith("task_names")
