@@ -119,11 +119,20 @@ FROM n CROSS JOIN tasks LEFT JOIN logs ON logs.task_id = tasks.id
 """
 
 
-def multiply(database: Path, count: int) -> None:
+DELIVERIES = """
+INSERT INTO deliveries (id, task_id, user_id, callback_url, host, state, created_at, attempt_count)
+SELECT id, id, user_id, 'http://127.0.0.1:9/', '127.0.0.1:9',
+    iif(row_number() OVER () % 10 = 0, 'failed', 'delivered'), finished_at, 1
+FROM tasks WHERE finished_at IS NOT NULL AND rowid % 10 = 0
+"""
+
+
+def multiply(database: Path, count: int, numbered: bool = False) -> None:
     """Copy the tasks of this SQLite file, with their lines, until there are `count`.
 
     The copies were started at any time of the last DAYS days. Over HTTP this would take minutes.
-    The service must not run.
+    The service must not run. If they are `numbered`, each has a name of its own, and some have
+    deliveries.
     """
     connection = sqlite3.connect(database)
     # Nothing is lost if this breaks off; the service sets what it needs when it starts.
@@ -135,9 +144,14 @@ def multiply(database: Path, count: int) -> None:
     connection.execute(COPIES, {"rounds": rounds, "seconds": DAYS * 86_400.0})
     # A task that has ended did so when it started.
     ended = "CASE WHEN finished_at IS NOT NULL THEN moment END"
-    _copy(connection, "tasks", "tasks.id = old", id="new", created_at="moment", finished_at=ended)
+    changed = {"id": "new", "created_at": "moment", "finished_at": ended}
+    if numbered:
+        changed |= {name: f"{name} || ' ' || copies.rowid" for name in ("name", "name_folded")}
+    _copy(connection, "tasks", "tasks.id = old", **changed)
     _copy(connection, "logs", "logs.id = old_log", id="new_log", task_id="new")
     _copy(connection, "log_chunks", "log_chunks.log_id = old_log", log_id="new_log")
+    if numbered:
+        connection.execute(DELIVERIES)
     connection.commit()
     connection.close()
 
