@@ -192,8 +192,36 @@ def _postgresql_formatted(element: formatted, compiler: SQLCompiler, **options: 
     return f"format({compiler.process(element.clauses, **options)})"
 
 
+class api_text(FunctionElement[str]):
+    """SQL for an id or a moment as the API writes it."""
+
+    inherit_cache = True
+    type = Text()
+
+    def __init__(self, column: Any) -> None:
+        super().__init__(column)
+        self.of_type = column.type
+
+
+@compiles(api_text, "sqlite")
+def _sqlite_api_text(element: api_text, compiler: SQLCompiler, **options: Any) -> str:
+    value = compiler.process(element.clauses, **options)
+    if not isinstance(element.of_type, _Identifier):
+        return value
+    parts = [f"substr({value}, {start}, {length})" for start, length in _PARTS]
+    return f"printf('%s-%s-%s-%s-%s', {', '.join(parts)})"
+
+
+@compiles(api_text, "postgresql")
+def _postgresql_api_text(element: api_text, compiler: SQLCompiler, **options: Any) -> str:
+    value = compiler.process(element.clauses, **options)
+    if not isinstance(element.of_type, Timestamp):
+        return value
+    return f"""to_char({value}, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
+
+
 class json_string(FunctionElement[str]):
-    """SQL for a text, an id or a moment as a JSON string, or `null`, as orjson writes it."""
+    """SQL for a text as a JSON string, as orjson writes it, or `null`."""
 
     inherit_cache = True
     type = Text()
@@ -201,16 +229,9 @@ class json_string(FunctionElement[str]):
 
 @compiles(json_string, "sqlite")
 def _sqlite_json_string(element: json_string, compiler: SQLCompiler, **options: Any) -> str:
-    value = compiler.process(element.clauses, **options)
-    if isinstance(element.clauses.clauses[0].type, _Identifier):
-        parts = [f"substr({value}, {start}, {length})" for start, length in _PARTS]
-        return f"""printf('"%s-%s-%s-%s-%s"', {", ".join(parts)})"""
-    return f"json_quote({value})"
+    return f"json_quote({compiler.process(element.clauses, **options)})"
 
 
 @compiles(json_string, "postgresql")
 def _postgresql_json_string(element: json_string, compiler: SQLCompiler, **options: Any) -> str:
-    value = compiler.process(element.clauses, **options)
-    if isinstance(element.clauses.clauses[0].type, Timestamp):
-        value = f"""to_char({value}, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
-    return f"coalesce(to_json({value})::text, 'null')"
+    return f"coalesce(to_json({compiler.process(element.clauses, **options)})::text, 'null')"

@@ -3,10 +3,17 @@
 from typing import Any
 
 from marshmallow import fields
-from sqlalchemy import ColumnElement, and_, bindparam, case, func, select, true
+from sqlalchemy import ColumnElement, Uuid, and_, bindparam, case, func, select, true
 
 from taskservice.database.models import Log, LogChunk, Task
-from taskservice.database.types import Identifier, formatted, joined_by_line_feed, json_string
+from taskservice.database.types import (
+    Identifier,
+    Timestamp,
+    api_text,
+    formatted,
+    joined_by_line_feed,
+    json_string,
+)
 from taskservice.schemas.answers import Lines, StoredJson, TaskError, TaskSchema
 
 # What is larger is not read together with other tasks: a log, in bytes; input and output, in
@@ -17,8 +24,8 @@ SMALL_JSON = 8 * 1024
 
 def task_json(schema: TaskSchema) -> ColumnElement[str | None]:
     """SQL for the text that `schema` has of a task; NULL if one of its fields is large."""
-    values = [_value(name, field, schema) for name, field in schema.dump_fields.items()]
-    return case((_is_small(schema), _object(list(schema.dump_fields), values)))
+    values = {name: _value(name, field, schema) for name, field in schema.dump_fields.items()}
+    return case((_is_small(schema), _object(values)))
 
 
 def _is_small(schema: TaskSchema) -> ColumnElement[bool]:
@@ -31,25 +38,34 @@ def _is_small(schema: TaskSchema) -> ColumnElement[bool]:
     return and_(*small)
 
 
-def _object(names: list[str], values: list[Any]) -> ColumnElement[str]:
-    template = ",".join(f'"{name}":%s' for name in names)
-    return formatted("{" + template + "}", *values)
+def _object(values: dict[str, tuple[str, Any]]) -> ColumnElement[str]:
+    """A JSON object of these fields: for each, its JSON with `%s`, and what replaces that."""
+    template = ",".join(f'"{name}":{text}' for name, (text, _) in values.items())
+    return formatted("{" + template + "}", *(value for _, value in values.values()))
 
 
-def _value(name: str, field: fields.Field[Any], schema: TaskSchema) -> Any:
+def _value(name: str, field: fields.Field[Any], schema: TaskSchema) -> tuple[str, Any]:
     if isinstance(field, Lines):
-        return case((Task.first_log > Task.log_count, "[]"), else_=_LINES)
+        return "[%s]", case((Task.first_log <= Task.log_count, _LINES))
     if isinstance(field, TaskError):
-        return case((Task.error_type.is_(None), "null"), else_=_ERROR)
+        return "%s", case((Task.error_type.is_(None), "null"), else_=_ERROR)
     column: Any = schema.columns[name]
-    if column is Task.user_id:
-        # The same for all tasks of a list: computed once.
-        column = bindparam("user_id", type_=Identifier)
-    return column if isinstance(field, fields.Integer | StoredJson) else json_string(column)
+    if isinstance(field, fields.Integer | StoredJson):
+        return "%s", column
+    if not isinstance(column.type, Uuid | Timestamp):
+        return "%s", json_string(column)
+    # That of the user is the same for all tasks of a list: computed once.
+    is_user = column is Task.user_id
+    text = api_text(bindparam("user_id", type_=Identifier) if is_user else column)
+    # It has no characters that JSON escapes.
+    return ("%s", json_string(text)) if column.nullable else ('"%s"', text)
 
 
 _ERROR = _object(
-    ["type", "message"], [json_string(Task.error_type), json_string(Task.error_message)]
+    {
+        "type": ("%s", json_string(Task.error_type)),
+        "message": ("%s", json_string(Task.error_message)),
+    }
 )
 _CHUNKS = (
     select(LogChunk.text)
@@ -63,4 +79,4 @@ _CHUNKS = (
 # each escaped backslash is a control character, which JSON does not contain.
 _STRING = json_string(joined_by_line_feed(_CHUNKS.c.text))
 _STRINGS = func.replace(func.replace(func.replace(_STRING, r"\\", "\1"), r"\n", '","'), "\1", r"\\")
-_LINES = formatted("[%s]", select(_STRINGS).scalar_subquery())
+_LINES = select(_STRINGS).scalar_subquery()
