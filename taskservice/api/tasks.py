@@ -49,9 +49,10 @@ def list_all(query: dict[str, Any]) -> Response:
     if "limit" not in query:
         tasks = list_queries.all_tasks(caller, selection, shape)
         return responses.stream(task_json.tasks(tasks, shape))
-    page = list_query.page(caller, selection, query)
-    tasks = list_queries.tasks_at(caller, selection, page.positions, shape)
-    return responses.stream(task_json.tasks(tasks, shape), headers=page.headers)
+    after, limit = list_query.after(query), query["limit"]
+    tasks, end = list_queries.page(caller, selection, after, limit, shape)
+    headers = list_query.link(selection, end)
+    return responses.stream(task_json.tasks(tasks, shape), headers=headers)
 
 
 @blueprint.post("/task")

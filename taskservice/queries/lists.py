@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     Text,
     bindparam,
-    cast,
     null,
     select,
     tuple_,
@@ -23,7 +23,7 @@ from taskservice.database.models import Task
 from taskservice.database.rows import AnyRow, ListedTask
 from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
-from taskservice.database.types import Identifier, Several, Timestamp, is_among
+from taskservice.database.types import Identifier, Several, Timestamp, api_text, is_among
 from taskservice.queries import candidates, selections, sql_json
 from taskservice.queries.selections import BY_END, NEWEST_FIRST, Filters, Selection, unindexed
 from taskservice.queries.task_json import Shape
@@ -128,9 +128,9 @@ class OrderedTasks:
         made = statement(self._filters, frozenset(bounds), self._sort, few)
         return made.all(self._connection, **self._values, **bounds, **values)
 
-    def listed(self, after: Position | None, shape: Shape) -> list[Any]:
-        """The next tasks in the order of the index, with what a list shows, and their positions."""
-        return self.run(partial(_listed_in_order, shape), after, count=TASKS_PER_READ)
+    def listed(self, after: Position | None, count: int, shape: Shape) -> list[Any]:
+        """The next tasks in the order of the index, with what a list shows."""
+        return self.run(partial(_listed_in_order, shape), after, count=count)
 
     def few(self) -> str | None:
         """The name of the smallest set of candidates, if there is one of few tasks."""
@@ -157,8 +157,8 @@ def _listed_in_order(
     shape: Shape, filters: Filters, bounds: Filters, sort: str, few: str | None
 ) -> Statement[AnyRow]:
     found = _in_order(conditions_of(filters, bounds, sort, few), sort)
-    # Only the position of the last task is used: converting all would take longer than the rest.
-    moment = cast(_moment(sort), Text).label("moment")
+    # The id is as the database stores it: only that of the last task is used, in its position.
+    moment = api_text(_moment(sort)).label("moment")
     found = found.with_only_columns(moment, type_coerce(Task.id, Text), *_listed(shape))
     return Statement(found.limit(bindparam("count")))
 
@@ -274,18 +274,56 @@ def all_tasks(caller: Caller, selection: Selection, shape: Shape) -> Iterator[Se
     """The whole list, in parts as `tasks_at` yields them."""
     after: Position | None = None
     while True:
-        with reading() as connection:
-            tasks = OrderedTasks(connection, caller, selection)
-            rows = tasks.listed(after, shape) if tasks.are_indexed else None
+        rows = _next_tasks(caller, selection, after, TASKS_PER_READ, shape)
         if rows is None:
             wanted, reached = positions(caller, selection, after, POSITIONS_PER_READ)
             yield from tasks_at(caller, selection, wanted, shape)
             after = reached or (wanted[-1] if wanted else None)
         else:
             yield from _parts(caller, selection, rows, shape)
-            after = Position(rows[-1].moment, rows[-1].id) if rows else None
+            after = _position_of(rows[-1]) if rows else None
         if after is None:
             return
+
+
+def page(
+    caller: Caller, selection: Selection, after: Position | None, limit: int, shape: Shape
+) -> tuple[Iterator[Sequence[ListedTask]], Position | None]:
+    """The next `limit` tasks, in parts as `tasks_at` yields them; and the end of the page.
+
+    The end is None if there is no next page.
+    """
+    # One task more than fits shows whether there is a next page.
+    count = limit + 1
+    rows = _next_tasks(caller, selection, after, count, shape) if count <= TASKS_PER_READ else None
+    if rows is None:
+        wanted, end = page_positions(caller, selection, after, limit)
+        return tasks_at(caller, selection, wanted, shape), end
+    end = _position_of(rows[limit - 1]) if len(rows) > limit else None
+    return _parts(caller, selection, rows[:limit], shape), end
+
+
+def page_positions(
+    caller: Caller, selection: Selection, after: Position | None, limit: int
+) -> Found:
+    """The next `limit` positions; `reached` is the end of the page, if there is a next one."""
+    wanted, reached = positions(caller, selection, after, limit + 1)
+    return (
+        Found(wanted[:limit], wanted[limit - 1]) if len(wanted) > limit else Found(wanted, reached)
+    )
+
+
+def _next_tasks(
+    caller: Caller, selection: Selection, after: Position | None, count: int, shape: Shape
+) -> list[Any] | None:
+    """The next `count` tasks; None if they must be searched for."""
+    with reading() as connection:
+        tasks = OrderedTasks(connection, caller, selection)
+        return tasks.listed(after, count, shape) if tasks.are_indexed else None
+
+
+def _position_of(row: Any) -> Position:
+    return Position(row.moment, str(UUID(row.id)))
 
 
 _IS_WANTED: Any = is_among(Task.id, bindparam("task_ids", type_=Several(Identifier)))

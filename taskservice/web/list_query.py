@@ -26,11 +26,6 @@ class Page:
     next: str | None
     stopped: Position | None = None
 
-    @property
-    def headers(self) -> dict[str, str]:
-        # Relative to the path of the request, so that it works behind any proxy and prefix.
-        return {"Link": f'<?{self.next}>; rel="next"'} if self.next else {}
-
 
 def shape(query: dict[str, Any]) -> Shape:
     if not query:
@@ -51,18 +46,24 @@ def selection(query: dict[str, Any]) -> Selection:
 
 
 def page(caller: Caller, wanted: Selection, query: dict[str, Any]) -> Page:
-    """The page of `limit` tasks after `cursor`."""
+    """The positions of the page of `limit` tasks after `cursor`."""
     limit = query["limit"]
-    after = Position(*query["cursor"][1:]) if "cursor" in query else None
-    # One position more than fits shows whether there is a next page.
-    positions, reached = list_queries.positions(caller, wanted, after, limit + 1)
-    if len(positions) > limit:
-        positions.pop()
-        reached = positions[-1]
+    positions, reached = list_queries.page_positions(caller, wanted, after(query), limit)
     if reached is None:
         return Page(positions, None)
-    cursor = dump_cursor(wanted.sort, *reached)
     is_cut = len(positions) < limit
-    return Page(
-        positions, urlencode({**request.args, "cursor": cursor}), reached if is_cut else None
-    )
+    return Page(positions, _next(wanted, reached), reached if is_cut else None)
+
+
+def after(query: dict[str, Any]) -> Position | None:
+    return Position(*query["cursor"][1:]) if "cursor" in query else None
+
+
+def link(wanted: Selection, end: Position | None) -> dict[str, str]:
+    """The header that leads to the next page, which begins after `end`."""
+    # Relative to the path of the request, so that it works behind any proxy and prefix.
+    return {"Link": f'<?{_next(wanted, end)}>; rel="next"'} if end else {}
+
+
+def _next(wanted: Selection, end: Position) -> str:
+    return urlencode({**request.args, "cursor": dump_cursor(wanted.sort, *end)})
