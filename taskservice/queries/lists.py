@@ -25,7 +25,15 @@ from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
 from taskservice.database.types import Identifier, Several, Timestamp, api_text, is_among
 from taskservice.queries import candidates, selections, sql_json
-from taskservice.queries.selections import BY_END, NEWEST_FIRST, Filters, Selection, unindexed
+from taskservice.queries.selections import (
+    BY_END,
+    EARLIEST,
+    NEWEST_FIRST,
+    OLDEST_FIRST,
+    Filters,
+    Selection,
+    unindexed,
+)
 from taskservice.queries.task_json import Shape
 from taskservice.queries.tasks import with_log
 from taskservice.schemas.columns import LARGE_COLUMNS, TASK_COLUMNS
@@ -48,6 +56,12 @@ class Position(NamedTuple):
     # Its `created_at` or, by end, its `finished_at`.
     moment: str
     id: str
+
+
+# Before the first task of each order.
+_FIRST = Position(EARLIEST, "00000000-0000-0000-0000-000000000000")
+_LAST = Position("9999-12-31T23:59:59.999Z", "ffffffff-ffff-ffff-ffff-ffffffffffff")
+_START = {NEWEST_FIRST: _LAST, OLDEST_FIRST: _FIRST, BY_END: _FIRST}
 
 
 class Found(NamedTuple):
@@ -130,6 +144,8 @@ class OrderedTasks:
 
     def listed(self, after: Position | None, count: int, shape: Shape) -> list[Any]:
         """The next tasks in the order of the index, with what a list shows."""
+        # The first part needs no statement of its own, which would have to be compiled too.
+        after = after or _START[self._sort]
         return self.run(partial(_listed_in_order, shape), after, count=count)
 
     def few(self) -> str | None:
