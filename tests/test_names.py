@@ -2,17 +2,22 @@
 
 import random
 import sqlite3
+from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask
 
+from taskservice.app import create_app
 from taskservice.background import names
 from taskservice.config import Config
 from taskservice.database import name_index
+from taskservice.database.engine import dispose
+from taskservice.database.migrations import upgrade
 from taskservice.database.transactions import transaction
 from taskservice.queries import lists
-from tests.support.api_client import ApiClient, expect
+from tests.support.api_client import ApiClient, add_user, expect
+from tests.support.databases import Databases
 from tests.support.internals import reads
 from tests.support.marks import one_database
 
@@ -97,6 +102,28 @@ def test_index_finds_what_a_search_of_all_names_finds(
             index_names(app)
         hers.check()
         his.check()
+
+
+def test_index_of_postgresql_follows_the_names(
+    databases: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another kind of index, since pg_trgm is not on every server."""
+    made = [text.replace("USING gin (name_folded gin_trgm_ops) WITH (gin_pending_list_limit = 256)",
+                         "(name_folded)") for text in name_index._POSTGRESQL]  # fmt: skip
+    monkeypatch.setattr(name_index, "_POSTGRESQL", made[1:])
+    url = "postgresql+psycopg" + databases.new_postgresql().removeprefix("postgresql")
+    upgrade(url, "0005")
+    app = create_app(Config(DATA=tmp_path, DATABASE_URL=url, SECRET_KEY="x" * 40).completed())
+    tasks, others = Tasks(add_user(app, "alice"), 6), Tasks(add_user(app, "bob"), 7)
+    for _ in range(5):
+        for _ in range(8):
+            tasks.change()
+            others.change()
+        tasks.check()
+        others.check()
+    statements = [text for text, _ in reads(app, lambda: found(tasks.person, "nightly sum"))]
+    assert any("FROM task_names" in text for text in statements)
+    dispose(app)
 
 
 @one_database

@@ -233,6 +233,7 @@ class LogWriter(Base):
 
 _PENDING = text("state = 'pending'")
 _LEASED = text("leased_until IS NOT NULL")
+_IN_VAIN = text("state IN ('failed', 'cancelled')")
 _FAILED = text("state = 'failed'")
 
 
@@ -255,6 +256,7 @@ class Delivery(Base):
             "deliveries_due_of_host", "user_id", "host", "next_attempt_at", where=_PENDING
         ),
         partial_index("deliveries_leased", "leased_until", where=_LEASED),
+        partial_index("deliveries_in_vain", "state", where=_IN_VAIN),
         # For the list of tasks whose callback has failed.
         partial_index("deliveries_failed", "user_id", "task_id", where=_FAILED),
     )

@@ -1,14 +1,19 @@
-"""An index for parts of tasks' names on SQLite: which tasks have which three letters in a row."""
+"""An index for parts of tasks' names: which tasks have which three letters in a row."""
 
-# Upkeep fills it in batches, since adding one name costs a third of a start, and in a batch a
-# hundredth of that. It has the tasks up to the row number in `task_names_indexed`. Those after
-# that, and those in `task_names_outdated`, are always candidates. A search checks all candidates:
-# there may be too many, but not too few.
+# On PostgreSQL it needs the extension pg_trgm. Its table is one of its own: in an index of `tasks`
+# each append would add all letters of the name again, as it writes a new version of the row.
+#
+# On SQLite upkeep fills it in batches, since adding one name costs a third of a start, and in a
+# batch a hundredth of that. It has the tasks up to the row number in `task_names_indexed`. Those
+# after that, and those in `task_names_outdated`, are always candidates. A search checks all
+# candidates: there may be too many, but not too few.
 
 # ruff: noqa: S608 - all parts of these statements are constants
 
 from sqlalchemy import Connection, Integer, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import NotSupportedError, OperationalError, ProgrammingError
+
+from taskservice.database.types import Identifier
 
 # How many letters in a row the index has.
 LETTERS = 3
@@ -34,6 +39,22 @@ _DEFINITIONS = (
     f"CREATE TRIGGER task_names_delete AFTER DELETE ON tasks BEGIN {_OUTDATE} "
     f"UPDATE task_names_indexed SET last = {_LAST} WHERE last > {_LAST}; END",
 )
+_POSTGRESQL = (
+    "CREATE EXTENSION IF NOT EXISTS pg_trgm",
+    "CREATE TABLE task_names (task_id uuid PRIMARY KEY, name_folded varchar NOT NULL)",
+    "INSERT INTO task_names SELECT id, name_folded FROM tasks",
+    # A short list of what is not sorted in yet, so that no start has to sort in much of it.
+    "CREATE INDEX task_names_parts ON task_names USING gin (name_folded gin_trgm_ops) "
+    "WITH (gin_pending_list_limit = 256)",
+    "CREATE FUNCTION task_names_follow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+    "IF TG_OP <> 'INSERT' THEN DELETE FROM {schema}.task_names WHERE task_id = old.id; END IF; "
+    "IF TG_OP <> 'DELETE' THEN "
+    "INSERT INTO {schema}.task_names VALUES (new.id, new.name_folded); END IF; "
+    "RETURN NULL; END $$",
+    "CREATE TRIGGER task_names_follow AFTER INSERT OR DELETE OR UPDATE OF name_folded ON tasks "
+    "FOR EACH ROW EXECUTE FUNCTION task_names_follow()",
+    "ANALYZE task_names",
+)
 _EXISTS = text(
     "SELECT count(*) = 2 FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'tasks' "
     "AND name IN ('task_names_rename', 'task_names_delete')"
@@ -45,6 +66,14 @@ CANDIDATES = text(
     "UNION ALL SELECT id FROM task_names_outdated "
     "UNION ALL SELECT rowid FROM tasks WHERE rowid > (SELECT last FROM task_names_indexed)"
 ).columns(id=Integer)
+POSTGRESQL_CANDIDATES = text(
+    "SELECT task_id AS id FROM task_names "
+    "WHERE name_folded LIKE '%' || :name_part || '%' ESCAPE '/'"
+).columns(id=Identifier)
+# pg_trgm leaves out what is neither a letter nor a digit by the locale of the database.
+_SERVES = text(
+    "SELECT to_regclass('task_names') IS NOT NULL AND CAST(:part AS text) ~ '[[:alnum:]]{3}'"
+)
 _IS_BEHIND = text(
     f"SELECT (SELECT last FROM task_names_indexed) < {_LAST} "
     "OR EXISTS (SELECT 1 FROM task_names_outdated)"
@@ -64,18 +93,38 @@ _UPDATE = (
 )
 
 
-def is_usable(connection: Connection) -> bool:
-    """Whether this database has the index, and this process's SQLite can read it."""
-    if connection.dialect.name != "sqlite":
-        return False
+def is_usable(connection: Connection, part: str = "any") -> bool:
+    """Whether there is an index that serves this part of a name of three or more letters."""
+    if connection.dialect.name == "postgresql":
+        return bool(connection.scalar(_SERVES, {"part": part}))
     return bool(connection.scalar(_EXISTS)) and bool(connection.scalar(_HAS_MODULE))
 
 
 def ensure(connection: Connection) -> None:
-    """Make an empty index where there is none, or where `tasks` was made anew without it.
+    """Make the index where there is none, or where `tasks` was made anew without it.
 
-    Without FTS5 there is none, and parts of names are searched for in all tasks.
+    Without FTS5 or pg_trgm there is none, and parts of names are searched for in all tasks.
     """
+    if connection.dialect.name == "postgresql":
+        _ensure_on_postgresql(connection)
+    else:
+        _ensure_on_sqlite(connection)
+
+
+def _ensure_on_postgresql(connection: Connection) -> None:
+    if is_usable(connection):
+        return
+    schema = connection.scalar(text("SELECT quote_ident(current_schema())"))
+    try:
+        with connection.begin_nested():
+            for definition in _POSTGRESQL:
+                connection.exec_driver_sql(definition.format(schema=schema))
+    except (ProgrammingError, NotSupportedError):
+        # The server has no such extension, or the user may not create it.
+        return
+
+
+def _ensure_on_sqlite(connection: Connection) -> None:
     if connection.scalar(_EXISTS):
         return
     try:
@@ -91,7 +140,12 @@ def ensure(connection: Connection) -> None:
 
 
 def is_behind(connection: Connection) -> bool:
-    return is_usable(connection) and bool(connection.scalar(_IS_BEHIND))
+    """Whether `update` has anything to do."""
+    return (
+        connection.dialect.name == "sqlite"
+        and is_usable(connection)
+        and bool(connection.scalar(_IS_BEHIND))
+    )
 
 
 def update(connection: Connection) -> None:

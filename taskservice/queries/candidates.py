@@ -21,7 +21,8 @@ _DELIVERY_STATES = {
     PENDING: text("deliveries.state = 'pending'"),
     FAILED: text("deliveries.state = 'failed'"),
 }
-NAME = "name"
+# Of SQLite, which has row numbers, and of PostgreSQL.
+ROWS_BY_NAME, BY_NAME = "rows by name", "name"
 # A set of candidates -> the filters of one index, any of which select it.
 _SETS = {
     "agent": frozenset({"agent_id"}),
@@ -37,8 +38,8 @@ def fewest(connection: Connection, filters: Filters, values: Mapping[str, Any]) 
     names = tuple(name for name, needed in _SETS.items() if needed & filters)
     if "delivery" in filters:
         names += (values["delivery"],)
-    if "letters" in values and name_index.is_usable(connection):
-        names += (NAME,)
+    if "letters" in values and name_index.is_usable(connection, values["name_part"]):
+        names += (ROWS_BY_NAME if connection.dialect.name == "sqlite" else BY_NAME,)
     if not names:
         return None
     statement = _sizes(names, filters)
@@ -57,13 +58,15 @@ def _sizes(names: tuple[str, ...], filters: Filters) -> Statement[AnyRow]:
 
 def are_among(name: str, filters: Filters) -> ColumnElement[bool]:
     """The condition that a task is one of these candidates."""
-    column = literal_column("tasks.rowid") if name == NAME else Task.id
+    column = literal_column("tasks.rowid") if name == ROWS_BY_NAME else Task.id
     return column.in_(_ids(name, filters))
 
 
 def _ids(name: str, filters: Filters) -> AnySelect:
-    if name == NAME:
+    if name == ROWS_BY_NAME:
         return select(name_index.CANDIDATES.subquery().c.id)
+    if name == BY_NAME:
+        return select(name_index.POSTGRESQL_CANDIDATES.subquery().c.id)
     if name in _DELIVERY_STATES:
         of_same_user = Delivery.user_id == bindparam("user_id", type_=Identifier)
         return select(Delivery.task_id).where(of_same_user, _DELIVERY_STATES[name])

@@ -150,9 +150,9 @@ def _run(connection: Connection, target: str) -> None:
 
     # In the transaction that is already open: all migrations take effect, or none.
     alembic_upgrade(connection, target)
+    if target == "head":
+        name_index.ensure(connection)
     if connection.dialect.name == "sqlite":
-        if target == "head":
-            name_index.ensure(connection)
         broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
         if broken:
             raise DatabaseError(f"A migration broke references of table {broken[0][0]}")

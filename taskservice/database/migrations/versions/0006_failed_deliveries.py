@@ -12,7 +12,6 @@ FAILED = sa.text("state = 'failed'")
 
 
 def upgrade() -> None:
-    op.drop_index("deliveries_in_vain", "deliveries")
     op.create_index(
         "deliveries_failed",
         "deliveries",
