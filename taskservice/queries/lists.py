@@ -20,7 +20,7 @@ from taskservice.auth.caller import Caller, visible_tasks
 from taskservice.contract.terms import RUNNING
 from taskservice.database import name_index
 from taskservice.database.models import Task
-from taskservice.database.rows import AnyRow, ListedTask
+from taskservice.database.rows import AnyRow, ListedTask, next_limit
 from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
 from taskservice.database.types import Identifier, Several, Timestamp, api_text, is_among
@@ -40,8 +40,9 @@ from taskservice.schemas.columns import LARGE_COLUMNS, TASK_COLUMNS
 
 # How many positions of a whole list one search finds.
 POSITIONS_PER_READ = 1_000
-# How many tasks one read finds.
+# How many tasks one read finds at most, and the first one of a whole list.
 TASKS_PER_READ = 200
+TASKS_OF_FIRST_READ = 50
 # How many tasks are searched for those that fit: a few first, which is enough where many fit.
 # Where even LOOK are not enough, the page ends, and the next one goes on.
 FIRST_LOOK = 500
@@ -289,8 +290,9 @@ def _row(filters: Filters, shape: Shape) -> Statement[ListedTask]:
 def all_tasks(caller: Caller, selection: Selection, shape: Shape) -> Iterator[Sequence[ListedTask]]:
     """The whole list, in parts as `tasks_at` yields them."""
     after: Position | None = None
+    count = min(TASKS_OF_FIRST_READ, TASKS_PER_READ)
     while True:
-        rows = _next_tasks(caller, selection, after, TASKS_PER_READ, shape)
+        rows = _next_tasks(caller, selection, after, count, shape)
         if rows is None:
             wanted, reached = positions(caller, selection, after, POSITIONS_PER_READ)
             yield from tasks_at(caller, selection, wanted, shape)
@@ -298,6 +300,8 @@ def all_tasks(caller: Caller, selection: Selection, shape: Shape) -> Iterator[Se
         else:
             yield from _parts(caller, selection, rows, shape)
             after = _position_of(rows[-1]) if rows else None
+            size = sum([len(row.json or "") for row in rows])
+            count = next_limit(count, size, TASKS_PER_READ)
         if after is None:
             return
 

@@ -26,6 +26,8 @@ from taskservice.schemas.answers import (
 
 # Minimum number of bytes in a piece of text that is sent.
 PIECE_BYTES = 64 * 1024
+# How many tasks of a list become one text at once.
+TASKS_AT_ONCE = 50
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,11 @@ def _array_text(parts: Iterable[Sequence[ListedTask]], shape: Shape) -> Iterator
 
 
 def _texts(rows: Sequence[ListedTask], shape: Shape) -> Iterator[Iterable[bytes]]:
-    """All tasks at once with commas between them, or each alone."""
+    """Several tasks at once with commas between them, or each alone."""
     texts = [row.json for row in rows if row.json]
     if len(texts) == len(rows) and not shape.expand:
-        yield [",".join(texts).encode()]
+        for start in range(0, len(texts), TASKS_AT_ONCE):
+            yield [",".join(texts[start : start + TASKS_AT_ONCE]).encode()]
         return
     embedded = _embedded(rows, shape)
     for row in rows:
