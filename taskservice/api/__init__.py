@@ -22,9 +22,11 @@ def require_key() -> None:
 @api.after_app_request
 def prevent_caching(response: Response) -> Response:
     """Keep caches from storing an answer, unless it allows that, and from sharing it."""
+    headers = response.headers
     if _is_below_prefix(request.path):
-        response.headers["Vary"] = KEY_HEADERS
-    response.headers.setdefault("Cache-Control", "no-store")
+        headers.add("Vary", KEY_HEADERS)
+    if "Cache-Control" not in headers:
+        headers.add("Cache-Control", "no-store")
     return response
 
 

@@ -35,7 +35,8 @@ class Statement(Generic[R]):
 
     def one_or_none(self, connection: Connection, **values: Any) -> R | None:
         """The row, or None; for a statement that finds at most one."""
-        found = self.all(connection, **values)
+        plan = self._plan(connection)
+        found = plan.rows(execute(connection, plan.sql, plan.arguments(values)))
         return found[0] if found else None
 
     def scalar(self, connection: Connection, **values: Any) -> Any:
@@ -103,16 +104,14 @@ def execute(
     connection: Connection, sql: str, arguments: Any = (), *, has_rows: bool = True
 ) -> list[tuple[Any, ...]]:
     """Execute SQL as the driver understands it; returns all rows."""
-    cursor: Any = connection.connection.cursor()
+    driver_connection: Any = connection.connection.dbapi_connection
     for listener in connection.engine.dispatch.before_cursor_execute:
-        listener(connection, cursor, sql, arguments, None, False)
+        listener(connection, None, sql, arguments, None, False)
     try:
-        cursor.execute(sql, arguments)
+        cursor = driver_connection.execute(sql, arguments)
         return cursor.fetchall() if has_rows else []
     except connection.dialect.loaded_dbapi.Error as error:
         raise _failure(connection, sql, error) from error
-    finally:
-        cursor.close()
 
 
 def _failure(connection: Connection, sql: str, error: Any) -> BaseException:

@@ -101,7 +101,7 @@ def begin() -> None:
 
 
 def _end(response: Response) -> Response:
-    response.headers["X-Request-Id"] = g.request_id
+    response.headers.add("X-Request-Id", g.request_id)
     seconds = time.perf_counter() - g.started
     rule = request.url_rule
     metrics.requests.add(rule.rule if rule else None, request.method, response.status_code, seconds)

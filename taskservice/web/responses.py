@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import Response, request, stream_with_context
 from marshmallow import Schema
+from werkzeug.datastructures import Headers
 from werkzeug.http import quote_etag
 
 from taskservice.database.rows import TaskRow
@@ -13,7 +14,20 @@ from taskservice.queries import task_json
 from taskservice.queries.task_json import WHOLE, Shape
 from taskservice.schemas import strict_json
 
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
 JSON = "application/json"
+
+
+class Answer(Response):
+    """A response whose headers are sent as they are, when they have its length."""
+
+    def get_wsgi_headers(self, environ: "WSGIEnvironment") -> Headers:
+        # Werkzeug copies them to change those of other statuses, and a `Location`.
+        if self.status_code == 200 and "Content-Length" in self.headers:
+            return self.headers
+        return super().get_wsgi_headers(environ)
 
 
 def dump(
@@ -29,7 +43,7 @@ def dump(
 
 
 def json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(strict_json.dumps(value), status, headers, mimetype=JSON)
+    return Answer(strict_json.dumps(value), status, headers, content_type=JSON)
 
 
 def task(
@@ -67,7 +81,7 @@ def conditional_task(row: TaskRow, shape: Shape, lines: list[str] | None = None)
         return Response(status=304, headers=headers)
     if lines is None:
         return task(row, shape, headers=headers)
-    return Response(task_json.with_lines(row, shape, lines), 200, headers, content_type=JSON)
+    return Answer(task_json.with_lines(row, shape, lines), 200, headers, content_type=JSON)
 
 
 def stream(
@@ -82,6 +96,6 @@ def stream(
     """
     first, second = next(pieces), next(pieces, None)
     if second is None:
-        return Response(first, status, headers, mimetype=media_type)
+        return Answer(first, status, headers, mimetype=media_type)
     rest = stream_with_context(chain((first, second), pieces))
     return Response(rest, status, headers, mimetype=media_type)
