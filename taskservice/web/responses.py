@@ -21,11 +21,18 @@ JSON = "application/json"
 
 
 class Answer(Response):
-    """A response whose headers are sent as they are, when they have its length."""
+    """A response whose headers are sent as they are where they are complete.
+
+    Werkzeug copies them, to complete those of other statuses, and a `Location`.
+    """
+
+    # Without a body there is no type.
+    default_mimetype = None
 
     def get_wsgi_headers(self, environ: "WSGIEnvironment") -> Headers:
-        # Werkzeug copies them to change those of other statuses, and a `Location`.
-        if self.status_code == 200 and "Content-Length" in self.headers:
+        if self.status_code == 304 or (
+            self.status_code == 200 and "Content-Length" in self.headers
+        ):
             return self.headers
         return super().get_wsgi_headers(environ)
 
@@ -78,7 +85,7 @@ def conditional_task(row: TaskRow, shape: Shape, lines: list[str] | None = None)
     headers = {"ETag": quote_etag(etag, weak=True), "Cache-Control": "private, no-cache"}
     known = request.environ.get("HTTP_IF_NONE_MATCH")
     if known and (known == headers["ETag"] or request.if_none_match.contains_weak(etag)):
-        return Response(status=304, headers=headers)
+        return Answer(status=304, headers=headers)
     if lines is None:
         return task(row, shape, headers=headers)
     return Answer(task_json.with_lines(row, shape, lines), 200, headers, content_type=JSON)
