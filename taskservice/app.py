@@ -14,6 +14,7 @@ from taskservice.operations import health, request_log
 from taskservice.services import attempts
 from taskservice.serving.proxies import trust_proxies
 from taskservice.web import request
+from taskservice.web.responses import Answer
 
 
 class UrlRule(Rule):
@@ -30,6 +31,7 @@ class Service(Flask):
     """A Flask application without coroutines."""
 
     url_rule_class = UrlRule
+    response_class = Answer
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         # Flask would inspect each function of a request at each call.

@@ -7,6 +7,8 @@ from taskservice.api import agents, deliveries, docs, keys, logs, operations, ta
 from taskservice.auth.authentication import KEY_HEADERS, authenticate
 from taskservice.contract.terms import API_PREFIX
 
+BELOW_PREFIX = f"{API_PREFIX}/"
+
 api = Blueprint("api", __name__, url_prefix=API_PREFIX)
 for module in (tasks, logs, deliveries, agents, users, keys):
     api.register_blueprint(module.blueprint)
@@ -31,15 +33,7 @@ def prevent_caching(response: Response) -> Response:
 
 
 def _is_below_prefix(path: str) -> bool:
-    return path.startswith(f"{API_PREFIX}/") or path == API_PREFIX
-
-
-@api.after_app_request
-def remove_type_without_body(response: Response) -> Response:
-    """Remove the content type of an answer that has no body; Flask would say HTML."""
-    if response.status_code == 204 or (request.method == "OPTIONS" and response.status_code == 200):
-        response.headers.pop("Content-Type", None)
-    return response
+    return path.startswith(BELOW_PREFIX) or path == API_PREFIX
 
 
 def init_app(app: Flask) -> None:

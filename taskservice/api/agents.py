@@ -65,7 +65,7 @@ def claim(agent_id: str) -> Response:
     """
     task, replayed = long_poll.for_claim(agent_id, idempotency_key())
     if task is None:
-        return Response(status=204)
+        return responses.Answer(status=204)
     return responses.task(task, headers=responses.replayed_header(replayed))
 
 
