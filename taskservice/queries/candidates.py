@@ -4,18 +4,29 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, func, literal_column, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Text,
+    TextualSelect,
+    bindparam,
+    cast,
+    func,
+    literal_column,
+    select,
+    text,
+)
 
 from taskservice.contract.terms import FAILED, PENDING
 from taskservice.database import name_index
 from taskservice.database.models import Delivery, Task
 from taskservice.database.rows import AnyRow, AnySelect
 from taskservice.database.statements import Statement
-from taskservice.database.types import Identifier
+from taskservice.database.types import Identifier, Several, is_among
 from taskservice.queries.selections import CONDITIONS, Filters, of_user
 
 # The maximum number of tasks that are read by their ids, and sorted, for one page.
-MAX_CANDIDATES = 10_000
+MAX_CANDIDATES = 5_000
 # Written as in the indexes of these rows, so that they are used.
 _DELIVERY_STATES = {
     PENDING: text("deliveries.state = 'pending'"),
@@ -33,40 +44,62 @@ _SETS = {
 }
 
 
-def fewest(connection: Connection, filters: Filters, values: Mapping[str, Any]) -> str | None:
-    """The name of the smallest set of candidates for these filters; None if all are too large."""
+def fewest(connection: Connection, filters: Filters, values: dict[str, Any]) -> str | None:
+    """The name of the smallest set of candidates for these filters; None if all are too large.
+
+    Those of the index of names are put into `values`, since a search of it takes long.
+    """
+    sizes = _sizes(connection, filters, values)
+    if "letters" in values and name_index.is_usable(connection, values["name_part"]):
+        name = ROWS_BY_NAME if connection.dialect.name == "sqlite" else BY_NAME
+        row: Any = _BY_NAME[name].all(connection, **values, maximum=MAX_CANDIDATES + 1)[0]
+        sizes[name], values["candidates"] = row.size, row.ids or []
+    smallest = min(sizes, key=sizes.__getitem__, default=None)
+    return smallest if smallest is not None and sizes[smallest] <= MAX_CANDIDATES else None
+
+
+def _sizes(connection: Connection, filters: Filters, values: Mapping[str, Any]) -> dict[str, int]:
+    """The size of each set that an index of tasks or deliveries has, counted up to a limit."""
     names = tuple(name for name, needed in _SETS.items() if needed & filters)
     if "delivery" in filters:
         names += (values["delivery"],)
-    if "letters" in values and name_index.is_usable(connection, values["name_part"]):
-        names += (ROWS_BY_NAME if connection.dialect.name == "sqlite" else BY_NAME,)
     if not names:
-        return None
-    statement = _sizes(names, filters)
-    sizes = statement.all(connection, **values, maximum=MAX_CANDIDATES + 1)[0]
-    size, name = min(zip(sizes, names, strict=True))
-    return name if size <= MAX_CANDIDATES else None
+        return {}
+    statement = _counts(names, filters)
+    sizes: Any = statement.all(connection, **values, maximum=MAX_CANDIDATES + 1)[0]
+    return dict(zip(names, sizes, strict=True))
 
 
 @lru_cache(maxsize=256)
-def _sizes(names: tuple[str, ...], filters: Filters) -> Statement[AnyRow]:
-    """The size of each set, counted up to the parameter `maximum`."""
+def _counts(names: tuple[str, ...], filters: Filters) -> Statement[AnyRow]:
     limited = [_ids(name, filters).limit(bindparam("maximum")).subquery() for name in names]
     sizes = [select(func.count()).select_from(each).scalar_subquery() for each in limited]
     return Statement(select(*(size.label(f"size{i}") for i, size in enumerate(sizes))))
 
 
+def _found(candidates: TextualSelect, aggregate: Any) -> Statement[AnyRow]:
+    ids = select(candidates.subquery().c.id).limit(bindparam("maximum")).subquery().c.id
+    return Statement(select(func.count().label("size"), aggregate(ids).label("ids")))
+
+
+_BY_NAME = {
+    ROWS_BY_NAME: _found(name_index.CANDIDATES, func.json_group_array),
+    BY_NAME: _found(
+        name_index.POSTGRESQL_CANDIDATES, lambda ids: func.array_agg(cast(ids, Text()))
+    ),
+}
+
+
 def are_among(name: str, filters: Filters) -> ColumnElement[bool]:
     """The condition that a task is one of these candidates."""
-    column = literal_column("tasks.rowid") if name == ROWS_BY_NAME else Task.id
-    return column.in_(_ids(name, filters))
+    if name == ROWS_BY_NAME:
+        return is_among(literal_column("tasks.rowid"), bindparam("candidates", type_=Text()))
+    if name == BY_NAME:
+        return is_among(Task.id, bindparam("candidates", type_=Several(Identifier)))
+    return Task.id.in_(_ids(name, filters))
 
 
 def _ids(name: str, filters: Filters) -> AnySelect:
-    if name == ROWS_BY_NAME:
-        return select(name_index.CANDIDATES.subquery().c.id)
-    if name == BY_NAME:
-        return select(name_index.POSTGRESQL_CANDIDATES.subquery().c.id)
     if name in _DELIVERY_STATES:
         of_same_user = Delivery.user_id == bindparam("user_id", type_=Identifier)
         return select(Delivery.task_id).where(of_same_user, _DELIVERY_STATES[name])

@@ -22,7 +22,7 @@ from taskservice.queries.selections import NEWEST_FIRST, Filters, Selection, of_
 
 T = TypeVar("T")
 # How many of the newest tasks are searched for those that fit.
-LOOK = 20_000
+LOOK = 10_000
 # The filters that the index by status has too.
 CREATION = frozenset({"created_after", "created_before"})
 MILLISECOND = 0.001
