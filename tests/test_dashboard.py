@@ -742,6 +742,7 @@ def test_search_among_many_tasks_says_how_far_it_came(
     monkeypatch.setattr(lists, "LOOK", 1)
     monkeypatch.setattr(candidates, "MAX_CANDIDATES", 0)
     monkeypatch.setattr(counts, "LOOK", 2)
+    monkeypatch.setattr(counts, "CHART_LOOK", 2)
     for name in ("Oldest", "Second", "Third", "Last"):
         alice.start(name=name)
     text = browser.get("/?q=oldest").text
