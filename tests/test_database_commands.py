@@ -411,7 +411,7 @@ def test_reference_to_nothing_is_found(data: Path) -> None:
     ("statement", "message"),
     [
         ("DROP INDEX tasks_by_end", "index tasks_by_end is missing"),
-        ("ALTER TABLE tasks DROP COLUMN timed_out_at", "column tasks.timed_out_at is missing"),
+        ("ALTER TABLE tasks DROP COLUMN callback_url", "column tasks.callback_url is missing"),
         ("DROP TABLE attempts", "table attempts is missing"),
     ],
 )

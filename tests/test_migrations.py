@@ -190,6 +190,34 @@ def test_deliveries_of_an_older_database_learn_their_users_and_keep_their_attemp
         assert connection.scalar(text("SELECT message FROM attempts")) == "It failed."
 
 
+def test_lines_that_were_sent_without_a_writer_stay_counted(empty_url: str) -> None:
+    upgrade(empty_url, "0006")
+    engine = create_engine(empty_url, poolclass=pool.NullPool)
+    ids = [f"01a20e6392c47f10b3a59e1d6c2f4b8{number}" for number in range(2)]
+    statements = (
+        f"INSERT INTO users VALUES ('{ids[0]}', 'alice', '2026-01-01')",
+        "INSERT INTO agents SELECT id, 'summarizer', 'it', '', created_at FROM users",
+        *(
+            "INSERT INTO tasks (id, user_id, agent_id, name, name_folded, status, input, output, "
+            "created_at, updated_at, last_heartbeat_at, first_log, log_count, log_bytes, version) "
+            f"SELECT '{task_id}', id, 'summarizer', '', '', 'running', '{{}}', '{{}}', "
+            "created_at, created_at, created_at, 1, 5, 10, 1 FROM users"
+            for task_id in ids
+        ),
+        f"INSERT INTO log_writers VALUES ('{ids[0]}', '', 3), ('{ids[0]}', 'a', 2)",
+        f"INSERT INTO log_writers VALUES ('{ids[1]}', 'b', 5)",
+    )
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+    upgrade(empty_url)
+    with engine.connect() as connection:
+        counts = connection.scalars(text("SELECT default_writer_seq FROM tasks ORDER BY id"))
+        assert counts.all() == [3, 0]
+        writers = connection.execute(text("SELECT writer, seq FROM log_writers ORDER BY writer"))
+        assert writers.all() == [("a", 2), ("b", 5)]
+
+
 def test_sqlite_file_has_the_pragmas_that_the_promises_need(tmp_path: Path) -> None:
     path = tmp_path / "taskservice.db"
     upgrade(f"sqlite:///{path}")

@@ -69,7 +69,6 @@ _END = (
         error_message=bindparam("message"),
         updated_at=bindparam("at", type_=Timestamp()),
         finished_at=bindparam("at", type_=Timestamp()),
-        timed_out_at=bindparam("at", type_=Timestamp()),
         version=Task.version + 1,
     )
 )

@@ -176,12 +176,12 @@ class Task(Base):
     # When the task times out unless its agent reports, by the task's own timeout.
     heartbeat_deadline: Mapped[str | None] = mapped_column(Timestamp)
     finished_at: Mapped[str | None] = mapped_column(Timestamp)
-    # When the service ended it for silence; a late report changes `finished_at`, not this.
-    timed_out_at: Mapped[str | None] = mapped_column(Timestamp)
     first_log: Mapped[int] = mapped_column(BigInteger)
     log_count: Mapped[int] = mapped_column(BigInteger)
     # Bytes of UTF-8 ever appended, including one for each line's end.
     log_bytes: Mapped[int] = mapped_column(BigInteger)
+    # How many lines the writer without a name has sent; LogWriter counts those of others.
+    default_writer_seq: Mapped[int] = mapped_column(BigInteger, server_default="0")
     # Raised by every change that a reader can see.
     version: Mapped[int] = mapped_column(BigInteger)
     idempotency_key: Mapped[str | None]
@@ -220,7 +220,7 @@ class LogChunk(Base):
 
 
 class LogWriter(Base):
-    """How many lines of a task's log one writer has sent; the default writer's name is empty."""
+    """How many lines of a task's log one writer with a name has sent."""
 
     __tablename__ = "log_writers"
 

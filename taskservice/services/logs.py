@@ -38,8 +38,9 @@ from taskservice.services.tasks import (
 
 
 class _TaskAndSeq(TaskRow, Protocol):
-    """A task, and how many lines the writer of this request has sent; None before the first."""
+    """A task, and how many lines its writers have sent: the one without a name, and the other."""
 
+    default_writer_seq: int
     seq: int | None
 
 
@@ -53,7 +54,7 @@ class _Counted(Protocol):
 
 
 _TASK_AND_SEQ = Statement[_TaskAndSeq](
-    TASK.add_columns(LogWriter.seq).outerjoin(
+    TASK.add_columns(Task.default_writer_seq, LogWriter.seq).outerjoin(
         LogWriter, and_(LogWriter.task_id == Task.id, LogWriter.writer == bindparam("writer"))
     )
 )
@@ -71,6 +72,7 @@ _COUNT = Statement[_Counted](
     .values(
         log_count=Task.log_count + bindparam("lines", type_=BigInteger()),
         log_bytes=Task.log_bytes + bindparam("bytes", type_=BigInteger()),
+        default_writer_seq=Task.default_writer_seq + bindparam("unnamed", type_=BigInteger()),
         version=Task.version + 1,
         updated_at=bindparam("now"),
         **HEARTBEAT,
@@ -108,9 +110,10 @@ def append(
     with transaction() as connection:
         if seq is not None:
             sent = _not_stored(connection, caller, task_id, sent, seq, writer)
-        task = _count(connection, caller, task_id, sent)
-        if sent:
+        task = _count(connection, caller, task_id, sent, writer)
+        if sent and writer:
             _advance(connection, task, writer, _line_count(sent))
+        if sent:
             _store(connection, task, sent)
     return task.log_count, task.status
 
@@ -128,7 +131,7 @@ def _not_stored(
     task = cast(_TaskAndSeq, found)
     if not is_open(task):
         raise finished_problem(task)
-    stored = task.seq or 0
+    stored = task.seq or 0 if writer else task.default_writer_seq
     if seq > stored + 1:
         raise Problem(
             409,
@@ -139,12 +142,19 @@ def _not_stored(
     return without_first(sent, stored + 1 - seq)
 
 
-def _count(connection: Connection, caller: Caller, task_id: str, sent: Sequence[Chunk]) -> _Counted:
+def _count(
+    connection: Connection, caller: Caller, task_id: str, sent: Sequence[Chunk], writer: str
+) -> _Counted:
     """Count these lines, which is a heartbeat too, if the task takes them; this locks it."""
     here = {"task_id": task_id, **caller.scope}
     if sent:
-        size = sum(chunk.size for chunk in sent)
-        new = {"lines": _line_count(sent), "bytes": size, "now": timestamps.now()}
+        lines = _line_count(sent)
+        new = {
+            "lines": lines,
+            "unnamed": 0 if writer else lines,
+            "bytes": sum(chunk.size for chunk in sent),
+            "now": timestamps.now(),
+        }
         counted = _COUNT.one_or_none(connection, **here, **new)
     else:
         counted = _HEARTBEAT.one_or_none(connection, **here)
@@ -162,7 +172,7 @@ def _line_count(chunks: Sequence[Chunk]) -> int:
 
 
 def _advance(connection: Connection, task: _Counted, writer: str, lines: int) -> None:
-    """Count these lines as sent by `writer`."""
+    """Count these lines as sent by a writer with a name."""
     of_writer = {"of_task_id": task.id, "of_writer": writer}
     if _ADVANCE.one_or_none(connection, lines=lines, **of_writer) is None:
         if _WRITERS.scalar(connection, task_id=task.id) >= MAX_WRITERS:

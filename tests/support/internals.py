@@ -125,7 +125,6 @@ def end_for_silence(app: Flask, task: dict[str, Any]) -> None:
         "error_type": TIMEOUT,
         "error_message": "Its agent fell silent",
         "finished_at": now,
-        "timed_out_at": now,
         "updated_at": now,
         "version": Task.version + 1,
     }
