@@ -263,7 +263,7 @@ def _parts(
     caller: Caller, selection: Selection, rows: Sequence[ListedTask], shape: Shape
 ) -> Iterator[Sequence[ListedTask]]:
     """The same tasks; each large one is read again, alone."""
-    if all(row.json for row in rows):
+    if None not in [row.json for row in rows]:
         yield rows
         return
     for row in rows:
