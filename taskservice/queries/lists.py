@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
+from itertools import groupby
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -263,11 +264,11 @@ def _parts(
     caller: Caller, selection: Selection, rows: Sequence[ListedTask], shape: Shape
 ) -> Iterator[Sequence[ListedTask]]:
     """The same tasks; each large one is read again, alone."""
-    if None not in [row.json for row in rows]:
-        yield rows
-        return
-    for row in rows:
-        yield [row] if row.json else _large_task(caller, selection, row.id, shape)
+    for is_small, group in groupby(rows, lambda row: row.json is not None):
+        if is_small:
+            yield list(group)
+        else:
+            yield from (_large_task(caller, selection, row.id, shape) for row in group)
 
 
 def _large_task(
