@@ -22,7 +22,7 @@ MAX_AGE = 2.0
 # A page that is asked for more often than this in a second is made anew after each change only
 # once in COST_FACTOR times as long as that takes, in a second at most.
 OFTEN = 8
-COST_FACTOR = 20.0
+COST_FACTOR = 30.0
 CACHE_SIZE = 50
 # How long a tab waits while another one's request makes the page: after that it gets the page
 # before, or 503 if there is none, so that a slow page does not hold all threads.

@@ -11,7 +11,7 @@
 # ruff: noqa: S608 - all parts of these statements are constants
 
 from sqlalchemy import Connection, Integer, text
-from sqlalchemy.exc import NotSupportedError, OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from taskservice.database.types import Identifier
 
@@ -55,6 +55,9 @@ _POSTGRESQL = (
     "FOR EACH ROW EXECUTE FUNCTION task_names_follow()",
     "ANALYZE task_names",
 )
+# What PostgreSQL answers without the extension: no such file, not supported, not allowed, and no
+# such class of operators in the schemas that are searched.
+_NOT_AVAILABLE = ("58P01", "0A000", "42501", "42704")
 _EXISTS = text(
     "SELECT count(*) = 2 FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'tasks' "
     "AND name IN ('task_names_rename', 'task_names_delete')"
@@ -119,9 +122,9 @@ def _ensure_on_postgresql(connection: Connection) -> None:
         with connection.begin_nested():
             for definition in _POSTGRESQL:
                 connection.exec_driver_sql(definition.format(schema=schema))
-    except (ProgrammingError, NotSupportedError):
-        # The server has no such extension, or the user may not create it.
-        return
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) not in _NOT_AVAILABLE:
+            raise
 
 
 def _ensure_on_sqlite(connection: Connection) -> None:
