@@ -178,7 +178,7 @@ def test_tasks_that_are_just_read_together_are_listed_in_bounded_memory(
     object_ = {"text": "ü" * 8_000}
     task = remote_alice.start(input=object_, claim=True)
     path = f"/task/{task['id']}"
-    remote_alice.request("POST", f"{path}/logs", json={"logs": ["\x01" * 1_000] * 32})
+    remote_alice.request("POST", f"{path}/logs", json={"logs": ["\x01" * 1_000] * 16})
     remote_alice.request("PATCH", path, json={"output": object_}).raise_for_status()
     multiply(data / "taskservice.db", task["id"], 3_000)
     size, cost = read(sqlite_service, remote_alice, "GET", "/task")

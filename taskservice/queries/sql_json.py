@@ -18,7 +18,7 @@ from taskservice.schemas.answers import Lines, StoredJson, TaskError, TaskSchema
 
 # What is larger is not read together with other tasks: a log, in bytes; input and output, in
 # characters.
-SMALL_LOG = 32 * 1024
+SMALL_LOG = 16 * 1024
 SMALL_JSON = 8 * 1024
 
 
