@@ -159,10 +159,11 @@ def load_body(schema: Schema) -> dict[str, Any]:
 
 def json_body() -> Any:
     """The body as strict JSON; raises 400, 415 and 422."""
-    data = body_bytes()
-    if not data and not request.content_type:
+    data, content_type = body_bytes(), request.content_type
+    if not data and not content_type:
         return {}
-    if request.mimetype != JSON and not request.mimetype.endswith("+json"):
+    is_json = content_type == JSON or request.mimetype == JSON
+    if not is_json and not request.mimetype.endswith("+json"):
         raise Problem(415, "The body must be application/json")
     return _parsed(data)
 
@@ -185,11 +186,13 @@ def _parsed(data: bytes) -> Any:
 
 def body_bytes() -> bytes:
     """The body as received; raises 413, and 415 if it is compressed or not in UTF-8."""
-    if request.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity"):
+    encoding = request.environ.get("HTTP_CONTENT_ENCODING", "")
+    if encoding.strip().lower() not in ("", "identity"):
         raise Problem(415, "The body must be sent without a Content-Encoding")
-    charset = request.mimetype_params.get("charset", "utf-8").lower()
-    if charset not in ("utf-8", "utf8", "us-ascii"):
-        raise Problem(415, "The body must be UTF-8")
+    if request.content_type not in (JSON, None):
+        charset = request.mimetype_params.get("charset", "utf-8").lower()
+        if charset not in ("utf-8", "utf8", "us-ascii"):
+            raise Problem(415, "The body must be UTF-8")
     return _received()
 
 

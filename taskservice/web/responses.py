@@ -23,16 +23,15 @@ JSON = "application/json"
 class Answer(Response):
     """A response whose headers are sent as they are where they are complete.
 
-    Werkzeug copies them, to complete those of other statuses, and a `Location`.
+    Werkzeug copies them, to add a length, to remove that of a 304, and to quote a `Location`.
     """
 
     # Without a body there is no type.
     default_mimetype = None
 
     def get_wsgi_headers(self, environ: "WSGIEnvironment") -> Headers:
-        if self.status_code == 304 or (
-            self.status_code == 200 and "Content-Length" in self.headers
-        ):
+        is_complete = "Content-Length" in self.headers and "Location" not in self.headers
+        if is_complete or self.status_code == 304:
             return self.headers
         return super().get_wsgi_headers(environ)
 
