@@ -52,12 +52,12 @@ def writer_turn() -> AbstractContextManager[None]:
 class _Reading:
     """A connection for the reads of a block, taken by the first one that needs it."""
 
-    def __init__(self, connection: Connection | None = None) -> None:
-        self.connection = connection
+    connection: Connection | None = None
 
     def __enter__(self) -> Connection:
         if self.connection is None:
-            self.connection = resources.find(Database).reads.take()
+            self._connections = resources.find(Database).reads
+            self.connection = self._connections.take()
         return self.connection
 
     def __exit__(self, error: type[BaseException] | None, *_more: object) -> None:
@@ -68,7 +68,7 @@ class _Reading:
         if self.connection is None:
             return
         if error is None:
-            resources.find(Database).reads.give_back(self.connection)
+            self._connections.give_back(self.connection)
         else:
             self.connection.close()
         self.connection = None

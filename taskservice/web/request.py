@@ -77,16 +77,17 @@ class Endpoint:
             return self._view(**self._arguments(path))
 
     def _arguments(self, path: Mapping[str, str]) -> dict[str, Any]:
+        environ = request.environ
         if self.operation.user_key:
             caller.require_user_key()
-        _check_accept(self._media_types)
+        _check_accept(environ.get("HTTP_ACCEPT"), self._media_types)
         arguments: dict[str, Any] = {}
         query = load_query(self.operation.query)
         if self._has_query:
             arguments["query"] = query
         if self.operation.body is not None:
             arguments["body"] = load_body(self.operation.body)
-        elif not self._reads_body and request.method not in ("GET", "HEAD"):
+        elif not self._reads_body and environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             _check_no_body()
         for name, text in path.items():
             arguments[name] = _path_id(name, text)
@@ -220,8 +221,8 @@ def prefers(wanted: str, other: str) -> bool:
     return _quality(wanted) > _quality(other)
 
 
-def _check_accept(media_types: tuple[str, ...]) -> None:
-    if (request.environ.get("HTTP_ACCEPT") or "*/*") in ("*/*", *media_types):
+def _check_accept(accepted: str | None, media_types: tuple[str, ...]) -> None:
+    if not accepted or accepted == "*/*" or accepted in media_types:
         return
     if not any(map(_quality, media_types)):
         raise Problem(406, f"The answer can be {' or '.join(media_types)} only")
