@@ -41,9 +41,10 @@ from taskservice.schemas.columns import LARGE_COLUMNS, TASK_COLUMNS
 
 # How many positions of a whole list one search finds.
 POSITIONS_PER_READ = 1_000
-# How many tasks one read finds at most, and the first one of a whole list.
+# How many tasks one read finds at most; and the first one of a whole list, which is enough for the
+# two pieces that are made before the first is sent.
 TASKS_PER_READ = 400
-TASKS_OF_FIRST_READ = 50
+TASKS_OF_FIRST_READ = 300
 # How many tasks are searched for those that fit: a few first, which is enough where many fit.
 # Where even LOOK are not enough, the page ends, and the next one goes on.
 FIRST_LOOK = 500
