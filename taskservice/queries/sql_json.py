@@ -16,8 +16,8 @@ from taskservice.database.types import (
 )
 from taskservice.schemas.answers import Lines, StoredJson, TaskError, TaskSchema
 
-# What is larger is not read together with other tasks: a log, in bytes; input and output, in
-# characters.
+# What is larger is not read together with other tasks: a log, in bytes; input, output and the
+# message of an error, in characters.
 SMALL_LOG = 16 * 1024
 SMALL_JSON = 8 * 1024
 
@@ -35,6 +35,8 @@ def _is_small(schema: TaskSchema) -> ColumnElement[bool]:
             small.append(func.length(schema.columns[name]) <= SMALL_JSON)
         elif isinstance(field, Lines):
             small.append(Task.log_bytes <= SMALL_LOG)
+        elif isinstance(field, TaskError):
+            small.append(func.coalesce(func.length(Task.error_message), 0) <= SMALL_JSON)
     return and_(*small)
 
 
