@@ -90,6 +90,11 @@ _BY_NAME = {
 }
 
 
+def implied(name: str) -> Filters:
+    """The filters that all of these candidates fit, so that they need not be checked."""
+    return frozenset({"delivery"}) if name in _DELIVERY_STATES else _SETS.get(name, frozenset())
+
+
 def are_among(name: str, filters: Filters) -> ColumnElement[bool]:
     """The condition that a task is one of these candidates."""
     if name == ROWS_BY_NAME:

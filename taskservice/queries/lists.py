@@ -189,7 +189,8 @@ def conditions_of(
     if few is None:
         indexed = selections.indexed(filters, sort) - _superseded(bounds, sort)
         return [*selections.conditions(filters, indexed), *_between(bounds, sort)]
-    fitting = [*selections.conditions(filters), *_between(bounds, sort)]
+    others = filters - candidates.implied(few)
+    fitting = [*selections.conditions(others), *_between(bounds, sort)]
     return [candidates.are_among(few, filters), unindexed(fitting)]
 
 
