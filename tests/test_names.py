@@ -18,6 +18,7 @@ from taskservice.database.transactions import transaction
 from taskservice.queries import lists
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.databases import Databases
+from tests.support.documents import blocks
 from tests.support.internals import reads
 from tests.support.marks import one_database
 
@@ -146,6 +147,28 @@ def test_vacuum_keeps_the_index_correct(app: Flask, alice: ApiClient, config: Co
     with sqlite3.connect(config.DATA / "taskservice.db") as connection:
         connection.execute("VACUUM")
     connection.close()
+    tasks.check()
+
+
+@one_database
+def test_index_of_a_file_with_other_row_numbers_is_made_anew_as_documented(
+    app: Flask, alice: ApiClient, config: Config
+) -> None:
+    tasks, gone = Tasks(alice, 5), alice.start()
+    for _ in range(20):
+        tasks.start()
+    expect(alice.delete(f"/task/{gone['id']}"), 200)
+    index_names(app)
+    with sqlite3.connect(config.DATA / "taskservice.db") as connection:
+        # As in a file that was made from the text of `.dump`.
+        connection.execute("UPDATE tasks SET rowid = rowid - 1")
+    with pytest.raises(AssertionError):
+        tasks.check()
+    (statements,) = blocks("docs/operations.md", "names anew")
+    connection.executescript(statements)
+    connection.close()
+    tasks.check()
+    index_names(app)
     tasks.check()
 
 
