@@ -3,10 +3,12 @@
 import sqlite3
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from flask import Flask
 from sqlalchemy import func, select, update
@@ -15,14 +17,16 @@ from taskservice.app import create_app
 from taskservice.background import retention, vacuum
 from taskservice.background.upkeep import Upkeep
 from taskservice.config import Config
+from taskservice.database import timestamps
 from taskservice.database.engine import dispose
 from taskservice.database.models import Attempt, Delivery, Log, LogChunk, LogWriter
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now, db
+from taskservice.services.tasks import detach_log
 from tests.support import receiver as play
-from tests.support.api_client import ApiClient, add_user, problem
-from tests.support.internals import before_writes, copy_task, reads
+from tests.support.api_client import ApiClient, add_user, expect, problem
+from tests.support.internals import before_writes, copy_task, end_for_silence, reads
 from tests.support.receiver import Receiver
 from tests.support.upkeep import DAY, end
 from tests.support.waiting import until
@@ -81,6 +85,29 @@ def test_retention_counts_from_the_end_and_keeps_running_tasks(
     assert listed is not None
     assert {task["id"] for task in listed} == {young["id"], running["id"]}
     assert bob.get("/task").json == []
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_late_line_that_waits_while_its_log_is_dropped_begins_a_new_log(
+    app: Flask, alice: ApiClient, database_url: str
+) -> None:
+    task = alice.start()
+    alice.append(task, "one", "two")
+    end_for_silence(app, task)
+    is_waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with ThreadPoolExecutor(1) as pool:
+        with app.app_context(), transaction() as connection:
+            connection.execute(
+                retention._EMPTY_LOG, {"of_task_id": task["id"], "now": timestamps.now()}
+            )
+            late = pool.submit(alice.append, task, "late")
+            with psycopg.connect(database_url, autocommit=True) as observer:
+                until(lambda: observer.execute(is_waiting).fetchone())
+            detach_log(connection, task["id"])
+        assert late.result()["logCount"] == 3
+    after = alice.task(task)
+    assert (after["logs"], after["firstLog"]) == (["late"], 3)
+    assert expect(alice.get("/task"), 200) == [after]
 
 
 def test_log_goes_first_and_the_result_stays(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:

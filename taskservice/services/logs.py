@@ -45,11 +45,12 @@ class _TaskAndSeq(TaskRow, Protocol):
 
 
 class _Counted(Protocol):
-    """A task after its lines were counted; `log_id` is None if it had no log before."""
+    """A task after its lines were counted; `log_id` is None if it had no log."""
 
     id: str
     status: str
     log_count: int
+    first_log: int
     log_id: int | None
 
 
@@ -65,7 +66,11 @@ _LOG_ID = (
     .scalar_subquery()
     .label("log_id")
 )
-_IF_OPEN = update(Task).where(*VISIBLE, IS_OPEN).returning(Task.id, Task.status, Task.log_count)
+_IF_OPEN = (
+    update(Task)
+    .where(*VISIBLE, IS_OPEN)
+    .returning(Task.id, Task.status, Task.log_count, Task.first_log)
+)
 _HEARTBEAT = Statement[_Counted](_IF_OPEN.values(HEARTBEAT))
 _COUNT = Statement[_Counted](
     _IF_OPEN.where(Task.log_bytes <= MAX_LOG - bindparam("bytes", type_=BigInteger()))
@@ -181,13 +186,14 @@ def _advance(connection: Connection, task: _Counted, writer: str, lines: int) ->
 
 
 def _store(connection: Connection, task: _Counted, chunks: Sequence[Chunk]) -> None:
-    # On PostgreSQL another request may have made the log while this one waited for the task.
+    last = task.log_count - _line_count(chunks)
+    # On PostgreSQL RETURNING reads the other tables as they were before it waited for the task:
+    # meanwhile retention may have dropped the log, or another request made the first.
     log_id = (
-        task.log_id
+        (task.log_id if task.first_log <= last else None)
         or _LOG.scalar(connection, task_id=task.id)
         or _NEW_LOG.scalar(connection, task_id=task.id)
     )
-    last = task.log_count - _line_count(chunks)
     for chunk in chunks:
         last += chunk.count
         _NEW_CHUNK.run(connection, log_id=log_id, last=last, count=chunk.count, text=chunk.text)
