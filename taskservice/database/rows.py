@@ -42,7 +42,7 @@ class TaskAndLines(TaskRow, Protocol):
 class ListedTask(TaskRow, Protocol):
     """A task of a list: its `json` as the database has written it; of a large one, its row."""
 
-    json: str | None
+    json: bytes | None
 
 
 # The approximate number of bytes that one read takes into memory.

@@ -41,10 +41,9 @@ from taskservice.schemas.columns import LARGE_COLUMNS, TASK_COLUMNS
 
 # How many positions of a whole list one search finds.
 POSITIONS_PER_READ = 1_000
-# How many tasks one read finds at most; and the first one of a whole list, which is enough for the
-# two pieces that are made before the first is sent.
+# How many tasks one read finds at most, where those before were small; and the first read.
 TASKS_PER_READ = 400
-TASKS_OF_FIRST_READ = 300
+TASKS_OF_FIRST_READ = 100
 # How many tasks are searched for those that fit: a few first, which is enough where many fit.
 # Where even LOOK are not enough, the page ends, and the next one goes on.
 FIRST_LOOK = 500
@@ -241,13 +240,20 @@ def tasks_at(
     """
     values = selections.values(caller, selection)
     statement = _tasks(frozenset(values) - {"user_id"}, shape)
-    for start in range(0, len(wanted), TASKS_PER_READ):
-        ids = [position.id for position in wanted[start : start + TASKS_PER_READ]]
+    start, count = 0, min(TASKS_OF_FIRST_READ, TASKS_PER_READ)
+    while start < len(wanted):
+        ids = [position.id for position in wanted[start : start + count]]
         with reading() as connection:
             found = statement.all(connection, **values, task_ids=ids)
         rows = {row.id: row for row in found}
         in_order = [rows[task_id] for task_id in ids if task_id in rows]
         yield from _parts(caller, selection, in_order, shape)
+        start += len(ids)
+        count = next_limit(len(ids), _size(found), TASKS_PER_READ)
+
+
+def _size(rows: Sequence[ListedTask]) -> int:
+    return sum([len(row.json or b"") for row in rows])
 
 
 @lru_cache(maxsize=STATEMENTS)
@@ -303,8 +309,7 @@ def all_tasks(caller: Caller, selection: Selection, shape: Shape) -> Iterator[Se
         else:
             yield from _parts(caller, selection, rows, shape)
             after = _position_of(rows[-1]) if rows else None
-            size = sum([len(row.json or "") for row in rows])
-            count = next_limit(count, size, TASKS_PER_READ)
+            count = next_limit(count, _size(rows), TASKS_PER_READ)
         if after is None:
             return
 
@@ -318,7 +323,8 @@ def page(
     """
     # One task more than fits shows whether there is a next page.
     count = limit + 1
-    rows = _next_tasks(caller, selection, after, count, shape) if count <= TASKS_PER_READ else None
+    is_small = count <= TASKS_OF_FIRST_READ + 1
+    rows = _next_tasks(caller, selection, after, count, shape) if is_small else None
     if rows is None:
         wanted, end = page_positions(caller, selection, after, limit)
         return tasks_at(caller, selection, wanted, shape), end

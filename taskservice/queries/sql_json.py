@@ -13,19 +13,20 @@ from taskservice.database.types import (
     formatted,
     joined_by_line_feed,
     json_string,
+    utf8,
 )
 from taskservice.schemas.answers import Lines, StoredJson, TaskError, TaskSchema
 
 # What is larger is not read together with other tasks: a log, in bytes; input, output and the
 # message of an error, in characters.
-SMALL_LOG = 16 * 1024
-SMALL_JSON = 8 * 1024
+SMALL_LOG = 8 * 1024
+SMALL_JSON = 4 * 1024
 
 
-def task_json(schema: TaskSchema) -> ColumnElement[str | None]:
-    """SQL for the text that `schema` has of a task; NULL if one of its fields is large."""
+def task_json(schema: TaskSchema) -> ColumnElement[bytes | None]:
+    """SQL for the JSON that `schema` has of a task; NULL if one of its fields is large."""
     values = {name: _value(name, field, schema) for name, field in schema.dump_fields.items()}
-    return case((_is_small(schema), _object(values)))
+    return case((_is_small(schema), utf8(_object(values))))
 
 
 def _is_small(schema: TaskSchema) -> ColumnElement[bool]:

@@ -126,7 +126,7 @@ def _texts(rows: Sequence[ListedTask], shape: Shape) -> Iterator[Iterable[bytes]
     texts = [row.json for row in rows if row.json]
     if len(texts) == len(rows) and not shape.expand:
         for start in range(0, len(texts), TASKS_AT_ONCE):
-            yield [",".join(texts[start : start + TASKS_AT_ONCE]).encode()]
+            yield [b",".join(texts[start : start + TASKS_AT_ONCE])]
         return
     embedded = _embedded(rows, shape)
     for row in rows:
@@ -135,9 +135,9 @@ def _texts(rows: Sequence[ListedTask], shape: Shape) -> Iterator[Iterable[bytes]
             yield [_merged(row.json, more)] if row.json else _task_text(row, shape, more)
 
 
-def _merged(text: str, more: Mapping[str, Any]) -> bytes:
+def _merged(text: bytes, more: Mapping[str, Any]) -> bytes:
     """A JSON object with more fields."""
-    return text[:-1].encode() + b"," + strict_json.dumps(more)[1:]
+    return text[:-1] + b"," + strict_json.dumps(more)[1:]
 
 
 def _task_text(row: TaskRow, shape: Shape, more: Mapping[str, Any]) -> Iterator[bytes]:
