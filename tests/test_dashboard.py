@@ -674,12 +674,17 @@ def test_page_is_late_only_if_very_many_tabs_show_it(
 def test_page_that_another_request_makes_is_waited_for(
     app: Flask, browser: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a while its tabs get what was shown before, or 503 if it was not shown yet."""
+    """After a while its tabs get what was shown just before, or else 503."""
     monkeypatch.setattr(shared_pages, "LATE_SECONDS", 0.01)
     monkeypatch.setattr(shared_pages, "FIRST_SECONDS", 0.01)
     browser.get("/?q=shown")
-    alice.start(name="shown")
-    for path, status in (("/?q=shown", 200), ("/?q=not+yet", 503)):
+    for path, recent, status in (
+        ("/?q=shown", 10.0, 200),
+        ("/?q=shown", -1.0, 503),
+        ("/?q=not+yet", 10.0, 503),
+    ):
+        alice.start(name="shown")
+        monkeypatch.setattr(shared_pages, "RECENT_SECONDS", recent)
         is_reading, may_go_on = threading.Event(), threading.Event()
 
         def hold(sql: str, _: Any) -> None:

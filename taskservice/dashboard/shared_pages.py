@@ -24,10 +24,11 @@ MAX_AGE = 2.0
 OFTEN = 8
 COST_FACTOR = 30.0
 CACHE_SIZE = 50
-# How long a tab waits while another one's request makes the page: after that it gets the page
-# before, or 503 if there is none, so that a slow page does not hold all threads.
+# How long a tab waits while another one's request makes the page. After that it gets the page
+# before, if that is recent, or else 503, so that a slow page does not hold all threads.
 LATE_SECONDS = 0.1
 FIRST_SECONDS = 2.0
+RECENT_SECONDS = 10.0
 RETRY = {"Retry-After": "2"}
 
 View = Callable[..., AnyResponse]
@@ -46,6 +47,10 @@ class _Page:
     def keep(self, html: bytes, marker: Any, began: float) -> None:
         self.html, self.marker, self.began = html, marker, began
         self.seconds = time.monotonic() - began
+
+    def is_recent(self) -> bool:
+        """Whether it may be shown while another request makes it anew."""
+        return self.html is not None and time.monotonic() - self.began < RECENT_SECONDS
 
     def is_current(self, marker: Any) -> bool:
         """Whether it may be shown, where `marker` is that of the database now."""
@@ -77,7 +82,7 @@ def shared(view: View) -> View:
         page = _page((request.script_root, request.full_path, session["key"], sessions.token()))
         # Before the page is read: what is committed meanwhile must not be missed.
         marker = change_marker()
-        is_mine = page.lock.acquire(timeout=LATE_SECONDS if page.html else FIRST_SECONDS)
+        is_mine = page.lock.acquire(timeout=LATE_SECONDS if page.is_recent() else FIRST_SECONDS)
         try:
             if is_mine and not page.is_current(marker):
                 began = time.monotonic()
@@ -88,7 +93,7 @@ def shared(view: View) -> View:
         finally:
             if is_mine:
                 page.lock.release()
-        if page.html is None:
+        if page.html is None or not (is_mine or page.is_recent()):
             raise Problem(503, "The page takes too long", code=OVERLOADED, headers=RETRY)
         return answer_with(page.html)
 
