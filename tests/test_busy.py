@@ -18,9 +18,10 @@ import pytest
 from flask import Flask
 from sqlalchemy.exc import IntegrityError, OperationalError
 
+from taskservice import resources
 from taskservice.config import Config
 from taskservice.database import engine, transactions
-from taskservice.database.engine import dispose
+from taskservice.database.engine import Database, dispose
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.apps import new_app
 from tests.support.concurrency import is_free
@@ -141,6 +142,21 @@ def test_connections_that_the_server_has_ended_are_replaced(
         until(lambda: not set(ended) & set(backends(app, database_url)))  # noqa: B023
         alice.append(task, "a line")
         assert alice.task(task)["logs"][-1] == "a line"
+
+
+@only_postgresql
+def test_after_a_lost_connection_no_kept_one_is_used(
+    app: Flask, alice: ApiClient, database_url: str
+) -> None:
+    """Each might be lost too, and a request would wait for it."""
+    reads = resources.find(Database, app).reads
+    first, second = reads.take(), reads.take()
+    kept = second.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+    reads.give_back(second)
+    first.invalidate()
+    reads.give_back(first)
+    until(lambda: kept not in backends(app, database_url))
+    expect(alice.get("/user"), 200)
 
 
 @only_postgresql

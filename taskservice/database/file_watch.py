@@ -75,7 +75,10 @@ class DatabaseFiles:
     def data_version(self) -> int:
         """A number that is another one after each commit, of any connection and process."""
         with self._lock:
-            version: int = self._kept.execute("PRAGMA data_version").fetchone()[0]
+            try:
+                version: int = self._kept.execute("PRAGMA data_version").fetchone()[0]
+            except self._kept.Error as error:
+                raise OperationalError("PRAGMA data_version", None, error) from error
             return version
 
     def close(self) -> None:

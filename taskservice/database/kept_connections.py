@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from sqlalchemy import Connection, Engine
 
@@ -30,7 +30,7 @@ class KeptConnections:
         try:
             yield connection
         except BaseException:
-            connection.close()
+            self.discard(connection)
             raise
         self.give_back(connection)
 
@@ -56,12 +56,25 @@ class KeptConnections:
         if connection.in_transaction():
             connection.rollback()
         if connection.invalidated or len(self._kept) >= self._max_kept:
-            connection.close()
+            self.discard(connection)
         else:
             self._kept.append(connection)
 
+    def discard(self, connection: Connection) -> None:
+        """Close a connection; if it was lost, so were probably all that are kept."""
+        if connection.invalidated:
+            for kept in self._all_kept():
+                kept.invalidate()
+                kept.close()
+        connection.close()
+
     def close(self) -> None:
         """Close all; none may be in use."""
-        while self._kept:
-            self._kept.pop().close()
+        for kept in self._all_kept():
+            kept.close()
         self.engine.dispose()
+
+    def _all_kept(self) -> Iterator[Connection]:
+        with suppress(IndexError):
+            while True:
+                yield self._kept.pop()

@@ -70,7 +70,7 @@ class _Reading:
         if error is None:
             self._connections.give_back(self.connection)
         else:
-            self.connection.close()
+            self._connections.discard(self.connection)
         self.connection = None
 
 

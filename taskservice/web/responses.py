@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Response, request, stream_with_context
 from marshmallow import Schema
 from werkzeug.datastructures import Headers
-from werkzeug.http import quote_etag
+from werkzeug.http import quote_etag, remove_entity_headers
 
 from taskservice.database.rows import TaskRow
 from taskservice.queries import task_json
@@ -30,8 +30,10 @@ class Answer(Response):
     default_mimetype = None
 
     def get_wsgi_headers(self, environ: "WSGIEnvironment") -> Headers:
-        is_complete = "Content-Length" in self.headers and "Location" not in self.headers
-        if is_complete or self.status_code == 304:
+        if self.status_code == 304:
+            remove_entity_headers(self.headers)
+            return self.headers
+        if "Content-Length" in self.headers and "Location" not in self.headers:
             return self.headers
         return super().get_wsgi_headers(environ)
 
