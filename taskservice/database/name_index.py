@@ -1,12 +1,12 @@
-"""An index for parts of tasks' names: which tasks have which three letters in a row."""
+"""A trigram index for parts of tasks' names: which tasks have which three letters in a row."""
 
-# On PostgreSQL it needs the extension pg_trgm. Its table is one of its own: in an index of `tasks`
-# each append would add all letters of the name again, as it writes a new version of the row.
+# On PostgreSQL it needs the extension pg_trgm, and names have a table of their own: in an index of
+# `tasks`, each append would add all trigrams of the name again, as it writes a new row version.
 #
-# On SQLite upkeep fills it in batches, since adding one name costs a third of a start, and in a
-# batch a hundredth of that. It has the tasks up to the row number in `task_names_indexed`. Those
-# after that, and those in `task_names_outdated`, are always candidates. A search checks all
-# candidates: there may be too many, but not too few.
+# On SQLite upkeep fills it in batches: adding one name alone takes a third of the time of a request
+# that starts a task, and in a batch a hundredth of that. It has the tasks up to the row number in
+# `task_names_indexed`. Those after that, and those in `task_names_outdated`, are always candidates.
+# A list checks all candidates: there may be too many, but not too few.
 
 # ruff: noqa: S608 - all parts of these statements are constants
 
@@ -15,10 +15,9 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from taskservice.database.types import Identifier
 
-# How many letters in a row the index has.
-LETTERS = 3
-# How many of them a search looks for, of a longer part.
-MAX_SEARCHED = 32
+TRIGRAM_LENGTH = 3
+# How many trigrams of a longer part are searched for.
+MAX_TRIGRAMS = 32
 # How many names one transaction adds or removes; this takes about 5 ms.
 BATCH = 2_000
 _OUTDATE = """
@@ -27,7 +26,7 @@ _OUTDATE = """
 """
 _LAST = "(SELECT coalesce(max(rowid), 0) FROM tasks)"
 _DEFINITIONS = (
-    # Without the names themselves, and without the places of the letters in them.
+    # Without the names themselves, and without the places of the trigrams in them.
     "CREATE VIRTUAL TABLE task_names USING fts5(name, content='', columnsize=0, detail=none, "
     "tokenize='trigram case_sensitive 1')",
     "CREATE TABLE task_names_indexed (last INTEGER NOT NULL)",
@@ -43,7 +42,7 @@ _POSTGRESQL = (
     "CREATE EXTENSION IF NOT EXISTS pg_trgm",
     "CREATE TABLE task_names (task_id uuid PRIMARY KEY, name_folded varchar NOT NULL)",
     "INSERT INTO task_names SELECT id, name_folded FROM tasks",
-    # A short list of what is not sorted in yet, so that no start has to sort in much of it.
+    # New entries wait in a list. It is short, in KiB, since the task that fills it sorts them in.
     "CREATE INDEX task_names_parts ON task_names USING gin (name_folded gin_trgm_ops) "
     "WITH (gin_pending_list_limit = 256)",
     "CREATE FUNCTION task_names_follow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
@@ -55,17 +54,17 @@ _POSTGRESQL = (
     "FOR EACH ROW EXECUTE FUNCTION task_names_follow()",
     "ANALYZE task_names",
 )
-# What PostgreSQL answers without the extension: no such file, not supported, not allowed, and no
-# such class of operators in the schemas that are searched.
+# The SQLSTATEs without the extension: no such file, not supported, not allowed, and no such class
+# of operators in the schemas that are searched.
 _NOT_AVAILABLE = ("58P01", "0A000", "42501", "42704")
 _EXISTS = text(
     "SELECT count(*) = 2 FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'tasks' "
     "AND name IN ('task_names_rename', 'task_names_delete')"
 )
-_HAS_MODULE = text("SELECT count(*) FROM pragma_module_list WHERE name = 'fts5'")
+_HAS_FTS5 = text("SELECT count(*) FROM pragma_module_list WHERE name = 'fts5'")
 # The row numbers of all tasks whose names may have the part.
 CANDIDATES = text(
-    "SELECT rowid AS id FROM task_names WHERE task_names MATCH :letters "
+    "SELECT rowid AS id FROM task_names WHERE task_names MATCH :trigrams "
     "UNION ALL SELECT id FROM task_names_outdated "
     "UNION ALL SELECT rowid FROM tasks WHERE rowid > (SELECT last FROM task_names_indexed)"
 ).columns(id=Integer)
@@ -81,13 +80,13 @@ _IS_BEHIND = text(
     f"SELECT (SELECT last FROM task_names_indexed) < {_LAST} "
     "OR EXISTS (SELECT 1 FROM task_names_outdated)"
 )
-_OLD = "(SELECT * FROM task_names_outdated ORDER BY id LIMIT :batch)"
+_OUTDATED = "(SELECT * FROM task_names_outdated ORDER BY id LIMIT :batch)"
 _UPDATE = (
-    f"INSERT INTO task_names (task_names, rowid, name) SELECT 'delete', id, name FROM {_OLD}",
+    f"INSERT INTO task_names (task_names, rowid, name) SELECT 'delete', id, name FROM {_OUTDATED}",
     "INSERT INTO task_names (rowid, name) SELECT old.id, name_folded "
-    f"FROM {_OLD} AS old CROSS JOIN tasks ON tasks.rowid = old.id "
+    f"FROM {_OUTDATED} AS old CROSS JOIN tasks ON tasks.rowid = old.id "
     "WHERE old.id <= (SELECT last FROM task_names_indexed)",
-    f"DELETE FROM task_names_outdated WHERE id IN (SELECT id FROM {_OLD})",
+    f"DELETE FROM task_names_outdated WHERE id IN (SELECT id FROM {_OUTDATED})",
     "INSERT INTO task_names (rowid, name) SELECT rowid, name_folded FROM tasks "
     "WHERE rowid > (SELECT last FROM task_names_indexed) ORDER BY rowid LIMIT :batch",
     "UPDATE task_names_indexed SET last = (SELECT max(rowid) FROM (SELECT rowid FROM tasks "
@@ -97,16 +96,19 @@ _UPDATE = (
 
 
 def is_usable(connection: Connection, part: str = "any") -> bool:
-    """Whether there is an index that serves this part of a name of three or more letters."""
+    """Whether the index exists and serves `part`, which has three or more letters.
+
+    The default is such a part.
+    """
     if connection.dialect.name == "postgresql":
         return bool(connection.scalar(_SERVES, {"part": part}))
-    return bool(connection.scalar(_EXISTS)) and bool(connection.scalar(_HAS_MODULE))
+    return bool(connection.scalar(_EXISTS)) and bool(connection.scalar(_HAS_FTS5))
 
 
 def ensure(connection: Connection) -> None:
-    """Make the index where there is none, or where `tasks` was made anew without it.
+    """Create the index if it is missing, or if a migration rebuilt `tasks` without its triggers.
 
-    Without FTS5 or pg_trgm there is none, and parts of names are searched for in all tasks.
+    Without FTS5 or pg_trgm there is none, and each search for a part of a name reads tasks.
     """
     if connection.dialect.name == "postgresql":
         _ensure_on_postgresql(connection)
@@ -152,19 +154,19 @@ def is_behind(connection: Connection) -> bool:
 
 
 def update(connection: Connection) -> None:
-    """Add and remove a batch of names, in a transaction."""
+    """Remove a batch of outdated names from the index, and add a batch of new ones; on SQLite."""
     for statement in _UPDATE:
         connection.execute(text(statement), {"batch": BATCH})
 
 
-def letters(part: str) -> str | None:
-    """The query for the names that have all letters of a part; None if it has too few."""
-    starts = range(len(part) - LETTERS + 1)
-    found = list(dict.fromkeys(part[start : start + LETTERS] for start in starts))[:MAX_SEARCHED]
-    quoted = [letters.replace('"', '""') for letters in found]
-    return " AND ".join(f'"{letters}"' for letters in quoted) or None
+def trigram_query(part: str) -> str | None:
+    """The query of FTS5 for names with all trigrams of a case-folded part; None if it has none."""
+    starts = range(len(part) - TRIGRAM_LENGTH + 1)
+    trigrams = dict.fromkeys(part[start : start + TRIGRAM_LENGTH] for start in starts)
+    quoted = [trigram.replace('"', '""') for trigram in list(trigrams)[:MAX_TRIGRAMS]]
+    return " AND ".join(f'"{trigram}"' for trigram in quoted) or None
 
 
 def include_name(name: str | None, kind: str, _parents: object) -> bool:
-    """For Alembic: whether the models have a table."""
+    """For Alembic: whether to compare this object; the tables of the index have no models."""
     return kind != "table" or not (name or "").startswith("task_names")

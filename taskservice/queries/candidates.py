@@ -50,7 +50,7 @@ def fewest(connection: Connection, filters: Filters, values: dict[str, Any]) -> 
     Those of the index of names are put into `values`, since a search of it takes long.
     """
     sizes = _sizes(connection, filters, values)
-    if "letters" in values and name_index.is_usable(connection, values["name_part"]):
+    if "trigrams" in values and name_index.is_usable(connection, values["name_part"]):
         name = ROWS_BY_NAME if connection.dialect.name == "sqlite" else BY_NAME
         row: Any = _BY_NAME[name].all(connection, **values, maximum=MAX_CANDIDATES + 1)[0]
         sizes[name], values["candidates"] = row.size, row.ids or []

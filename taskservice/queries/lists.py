@@ -92,9 +92,9 @@ class OrderedTasks:
         self._connection, self._sort = connection, selection.sort
         self._values = selections.values(caller, selection)
         self._filters = frozenset(self._values) - {"user_id"}
-        letters = name_index.letters((selection.name_part or "").casefold())
-        if letters is not None:
-            self._values["letters"] = letters
+        trigrams = name_index.trigram_query((selection.name_part or "").casefold())
+        if trigrams is not None:
+            self._values["trigrams"] = trigrams
         # Whether the index of the order has all filters, and no task is read in vain.
         self.are_indexed = self._filters == selections.indexed(self._filters, self._sort)
 
