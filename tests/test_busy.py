@@ -150,11 +150,11 @@ def test_after_a_lost_connection_no_kept_one_is_used(
 ) -> None:
     """Each might be lost too, and a request would wait for it."""
     reads = resources.find(Database, app).reads
-    first, second = reads.take(), reads.take()
+    first, second = reads.acquire(), reads.acquire()
     kept = second.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
-    reads.give_back(second)
+    reads.release(second)
     first.invalidate()
-    reads.give_back(first)
+    reads.release(first)
     until(lambda: kept not in backends(app, database_url))
     expect(alice.get("/user"), 200)
 

@@ -24,12 +24,12 @@ def used(app: Flask, deed: Callable[[], Any]) -> tuple[int, int, int]:
     writes: list[str] = []
     connections = resources.find(Database, app).reads
     with (
-        patch.object(connections, "take", wraps=connections.take) as take,
+        patch.object(connections, "acquire", wraps=connections.acquire) as acquire,
         before_reads(app, lambda sql, _: reads.append(sql)),
         before_writes(app, lambda sql, _: writes.append(sql)),
     ):
         deed()
-    return take.call_count, len(reads), len(writes)
+    return acquire.call_count, len(reads), len(writes)
 
 
 def test_hot_paths_use_few_statements_and_one_connection(

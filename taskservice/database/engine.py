@@ -87,8 +87,8 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
         event.listen(reader, "connect", _prepare_sqlite_reader)
         files = _watched_files(app, address, reader)
         database = Database(
-            reads=KeptConnections(reader, lambda _: files.has_been_checked(), threads),
-            writes=KeptConnections(writer, lambda _: files.is_checked(), 1),
+            reads=KeptConnections(reader, lambda _: files.passes_recent_check(), threads),
+            writes=KeptConnections(writer, lambda _: files.passes_check(), 1),
             writer_queue=WriterQueue.of(address),
             files=files,
         )
@@ -102,14 +102,14 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
 
 
 def _write_options(address: URL) -> dict[str, Any]:
-    # `_begin_postgresql` begins a transaction with its settings in one round trip; psycopg would
-    # need one more for its own BEGIN.
+    # On PostgreSQL `_begin_postgresql` begins a transaction with its settings in one round trip;
+    # psycopg would need one more for its own BEGIN.
     is_sqlite = address.get_backend_name() == "sqlite"
     return {} if is_sqlite else {"isolation_level": "AUTOCOMMIT"}
 
 
 def _watched_files(app: Flask, address: URL, reader: Engine) -> DatabaseFiles:
-    """Check at each use of a connection that the files were not replaced since they were opened."""
+    """Check at each checkout from a pool that the open files were not replaced."""
 
     def connect() -> Any:
         # Where the file is gone, nothing may take its place before it is back.
@@ -139,8 +139,8 @@ def engine_arguments(address: URL) -> dict[str, Any]:
             "client_encoding": "UTF8",
             **POSTGRESQL_TIMEOUTS,
         },
-        # Sent with each BEGIN. SERIALIZABLE, which may be the database's default, would make most
-        # concurrent writes fail.
+        # Sent with each BEGIN, except by the engines of an app, which begin in their own way.
+        # SERIALIZABLE, which may be the database's default, would make most concurrent writes fail.
         "isolation_level": "READ COMMITTED",
     }
 

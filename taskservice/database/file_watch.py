@@ -33,7 +33,7 @@ class DatabaseFiles:
         self._kept: Any = None
         self._opened: list[tuple[int, int] | None] = []
         self._is_saved = False
-        self._checked = 0.0
+        self._checked_at = 0.0
 
     def keep_open(self) -> None:
         """To be called before anything else opens the database; raises as `check` does."""
@@ -51,9 +51,9 @@ class DatabaseFiles:
             return
         named = self._named()
         if named == self._opened:
-            self._checked = time.monotonic()
+            self._checked_at = time.monotonic()
         else:
-            self._checked = 0.0
+            self._checked_at = 0.0
             self._save(named)
             wrong = [
                 f"{path} was {'replaced' if now else 'removed'}"
@@ -63,17 +63,17 @@ class DatabaseFiles:
             error = FileReplacedError(f"{', '.join(wrong)}; restart the service")
             raise OperationalError("stat", None, error)
 
-    def is_checked(self) -> bool:
-        """True after a check."""
+    def passes_check(self) -> bool:
+        """True; raises as `check` does."""
         self.check()
         return True
 
-    def has_been_checked(self) -> bool:
-        """True after a check that may be a moment old: enough for a read."""
-        return time.monotonic() - self._checked <= CHECKED_SECONDS or self.is_checked()
+    def passes_recent_check(self) -> bool:
+        """The same, but the check may be CHECKED_SECONDS old: enough for a read."""
+        return time.monotonic() - self._checked_at <= CHECKED_SECONDS or self.passes_check()
 
     def data_version(self) -> int:
-        """A number that is another one after each commit, of any connection and process."""
+        """A number that changes with each commit, of any connection and process."""
         with self._lock:
             try:
                 version: int = self._kept.execute("PRAGMA data_version").fetchone()[0]

@@ -50,25 +50,25 @@ def writer_turn() -> AbstractContextManager[None]:
 
 
 class _Reading:
-    """A connection for the reads of a block, taken by the first one that needs it."""
+    """A connection for the reads of a block, acquired at the first one."""
 
     connection: Connection | None = None
 
     def __enter__(self) -> Connection:
         if self.connection is None:
             self._connections = resources.find(Database).reads
-            self.connection = self._connections.take()
+            self.connection = self._connections.acquire()
         return self.connection
 
     def __exit__(self, error: type[BaseException] | None, *_more: object) -> None:
         self.end(error)
 
     def end(self, error: object = None) -> None:
-        """Give the connection back; after an error it may be in no state to be used again."""
+        """Release the connection; after an error close it, since it may not be usable."""
         if self.connection is None:
             return
         if error is None:
-            self._connections.give_back(self.connection)
+            self._connections.release(self.connection)
         else:
             self._connections.discard(self.connection)
         self.connection = None
@@ -91,14 +91,14 @@ def reading() -> AbstractContextManager[Connection]:
 
 
 def share_reading() -> None:
-    """Let the reads of this request share a connection, which the first one takes."""
+    """Let the reads of this request share a connection, which the first one acquires."""
     g.reading = _SharedReading()
 
 
 def end_shared_reading(error: BaseException | None = None) -> None:
-    """Give back the shared connection, before anything that may take long.
+    """Release the shared connection, before anything that may take long.
 
-    Each later read of this request takes a connection of its own.
+    Each later read of this request acquires a connection of its own.
     """
     shared: _SharedReading | None = g.pop("reading", None)
     if shared is not None:

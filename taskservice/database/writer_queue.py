@@ -125,7 +125,7 @@ class _Group:
         self._parts = 0
         self._until = time.monotonic() + MAX_GROUP_SECONDS
         try:
-            self._connection = connections.take()
+            self._connection = connections.acquire()
             try:
                 self._connection.begin()
             except BaseException:
@@ -161,7 +161,7 @@ class _Group:
                 if self._is_sound:
                     self._commit(self._connection)
             finally:
-                self._connections.give_back(self._connection)
+                self._connections.release(self._connection)
             self._check()
         except BaseException as error:
             self._error = error
