@@ -33,7 +33,7 @@ from taskservice.dashboard.sign_in_throttle import (
 )
 from taskservice.database import timestamps
 from taskservice.database.engine import dispose
-from taskservice.queries import candidates, counts, lists
+from taskservice.queries import candidates, counts, ordered_tasks
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.concurrency import at_once
 from tests.support.deliveries import looping
@@ -743,11 +743,11 @@ def test_many_tasks_are_not_counted_to_the_end(
 def test_search_among_many_tasks_says_how_far_it_came(
     browser: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lists, "FIRST_LOOK", 1)
-    monkeypatch.setattr(lists, "LOOK", 1)
+    monkeypatch.setattr(ordered_tasks, "FIRST_SEARCHED", 1)
+    monkeypatch.setattr(ordered_tasks, "MAX_SEARCHED", 1)
     monkeypatch.setattr(candidates, "MAX_CANDIDATES", 0)
-    monkeypatch.setattr(counts, "LOOK", 2)
-    monkeypatch.setattr(counts, "CHART_LOOK", 2)
+    monkeypatch.setattr(counts, "MAX_SEARCHED", 2)
+    monkeypatch.setattr(counts, "MAX_SEARCHED_FOR_CHART", 2)
     for name in ("Oldest", "Second", "Third", "Last"):
         alice.start(name=name)
     text = browser.get("/?q=oldest").text

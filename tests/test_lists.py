@@ -27,7 +27,7 @@ from taskservice.database import timestamps
 from taskservice.database.engine import dispose
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import reading, transaction
-from taskservice.queries import candidates
+from taskservice.queries import candidates, ordered_tasks
 from taskservice.queries import lists as list_queries
 from tests.support.api_client import ApiClient, RemoteClient, add_user, expect, problem
 from tests.support.internals import Statement, before_reads, end_for_silence, reads
@@ -135,8 +135,8 @@ def test_search_that_stops_early_goes_on_with_the_next_page(
     alice: ApiClient, tasks: list[Task], monkeypatch: pytest.MonkeyPatch, few: int
 ) -> None:
     """As among very many tasks: a page may have fewer tasks than its limit, even none."""
-    monkeypatch.setattr(list_queries, "FIRST_LOOK", 1)
-    monkeypatch.setattr(list_queries, "LOOK", 2)
+    monkeypatch.setattr(ordered_tasks, "FIRST_SEARCHED", 1)
+    monkeypatch.setattr(ordered_tasks, "MAX_SEARCHED", 2)
     monkeypatch.setattr(candidates, "MAX_CANDIDATES", few)
     agent = alice.agent_key("translator")
     of_agent = [task for task in tasks if task["agentId"] == "translator"]

@@ -1,4 +1,4 @@
-"""The tasks that one filter leaves, where they are so few that a list can be made of them."""
+"""Candidates: the tasks that one filter leaves, if they are few enough to be read and sorted."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -32,9 +32,9 @@ _DELIVERY_STATES = {
     PENDING: text("deliveries.state = 'pending'"),
     FAILED: text("deliveries.state = 'failed'"),
 }
-# Of SQLite, which has row numbers, and of PostgreSQL.
+# The sets that the index of names finds: on SQLite, by row numbers, and on PostgreSQL, by ids.
 ROWS_BY_NAME, BY_NAME = "rows by name", "name"
-# A set of candidates -> the filters of one index, any of which select it.
+# A set of candidates -> the filters that its index has. One of them is enough to select it.
 _SETS = {
     "agent": frozenset({"agent_id"}),
     "own agent": frozenset({"own_agent_id"}),
@@ -44,10 +44,10 @@ _SETS = {
 }
 
 
-def fewest(connection: Connection, filters: Filters, values: dict[str, Any]) -> str | None:
+def smallest_set(connection: Connection, filters: Filters, values: dict[str, Any]) -> str | None:
     """The name of the smallest set of candidates for these filters; None if all are too large.
 
-    Those of the index of names are put into `values`, since a search of it takes long.
+    Puts what the index of names has found into `values`, since searching it again would take long.
     """
     sizes = _sizes(connection, filters, values)
     if "trigrams" in values and name_index.is_usable(connection, values["name_part"]):
@@ -60,43 +60,44 @@ def fewest(connection: Connection, filters: Filters, values: dict[str, Any]) -> 
 
 def _sizes(connection: Connection, filters: Filters, values: Mapping[str, Any]) -> dict[str, int]:
     """The size of each set that an index of tasks or deliveries has, counted up to a limit."""
-    names = tuple(name for name, needed in _SETS.items() if needed & filters)
+    names = tuple(name for name, of_index in _SETS.items() if of_index & filters)
     if "delivery" in filters:
         names += (values["delivery"],)
     if not names:
         return {}
-    statement = _counts(names, filters)
+    statement = _sizes_statement(names, filters)
     sizes: Any = statement.all(connection, **values, maximum=MAX_CANDIDATES + 1)[0]
     return dict(zip(names, sizes, strict=True))
 
 
 @lru_cache(maxsize=256)
-def _counts(names: tuple[str, ...], filters: Filters) -> Statement[AnyRow]:
+def _sizes_statement(names: tuple[str, ...], filters: Filters) -> Statement[AnyRow]:
     limited = [_ids(name, filters).limit(bindparam("maximum")).subquery() for name in names]
     sizes = [select(func.count()).select_from(each).scalar_subquery() for each in limited]
     return Statement(select(*(size.label(f"size{i}") for i, size in enumerate(sizes))))
 
 
-def _found(candidates: TextualSelect, aggregate: Any) -> Statement[AnyRow]:
+def _by_name_statement(candidates: TextualSelect, aggregate: Any) -> Statement[AnyRow]:
+    """The `size` of a set, counted up to a limit, and its `ids`, as one value."""
     ids = select(candidates.subquery().c.id).limit(bindparam("maximum")).subquery().c.id
     return Statement(select(func.count().label("size"), aggregate(ids).label("ids")))
 
 
 _BY_NAME = {
-    ROWS_BY_NAME: _found(name_index.CANDIDATES, func.json_group_array),
-    BY_NAME: _found(
+    ROWS_BY_NAME: _by_name_statement(name_index.CANDIDATES, func.json_group_array),
+    BY_NAME: _by_name_statement(
         name_index.POSTGRESQL_CANDIDATES, lambda ids: func.array_agg(cast(ids, Text()))
     ),
 }
 
 
 def implied(name: str) -> Filters:
-    """The filters that all of these candidates fit, so that they need not be checked."""
+    """The filters that all candidates of this set fit: they need not be checked again."""
     return frozenset({"delivery"}) if name in _DELIVERY_STATES else _SETS.get(name, frozenset())
 
 
 def are_among(name: str, filters: Filters) -> ColumnElement[bool]:
-    """The condition that a task is one of these candidates."""
+    """The condition that a task is one of the candidates of this set."""
     if name == ROWS_BY_NAME:
         return is_among(literal_column("tasks.rowid"), bindparam("candidates", type_=Text()))
     if name == BY_NAME:

@@ -1,4 +1,4 @@
-"""Which tasks a list has, as SQL, and which of its filters an index in its order has."""
+"""Which tasks a list has, as SQL, and which of its filters an index in its order serves."""
 
 import re
 from collections.abc import Sequence
@@ -14,8 +14,10 @@ from taskservice.database.types import Identifier, Timestamp
 
 NEWEST_FIRST, OLDEST_FIRST, BY_END = SORTS
 EARLIEST = "0001-01-01T00:00:00.000Z"
-# The signs that mean something in a pattern of LIKE.
-_LIKE_SIGNS = re.compile("[%_/]")
+# The characters with a meaning in a pattern of LIKE.
+_LIKE_SPECIALS = re.compile("[%_/]")
+# Together with `own_agent_id` the same as `visible_tasks`, whose OR would keep SQLite from using
+# the index of an agent.
 of_user: ColumnElement[bool] = Task.user_id == bindparam("user_id", type_=Identifier)
 # Filter, under the name of its parameter -> its condition; the bounds are exclusive.
 CONDITIONS: dict[str, ColumnElement[bool]] = {
@@ -30,7 +32,7 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
         select(1).where(Delivery.task_id == Task.id, Delivery.state == bindparam("delivery"))
     ),
 }
-# The names of the filters that are given: with them a statement is compiled once.
+# The names of the filters that are given; a statement is compiled once for each set of them.
 Filters: TypeAlias = frozenset[str]
 
 
@@ -70,11 +72,11 @@ def values(caller: Caller, selection: Selection) -> dict[str, Any]:
 
 
 def _escaped(part: str | None) -> str | None:
-    return None if part is None else _LIKE_SIGNS.sub(r"/\g<0>", part.casefold())
+    return None if part is None else _LIKE_SPECIALS.sub(r"/\g<0>", part.casefold())
 
 
 def indexed(filters: Filters, sort: str) -> Filters:
-    """Those filters that an index in this order has, so that it skips what they leave out."""
+    """The filters that one index in this order serves: it skips the tasks that they leave out."""
     if sort == BY_END:
         return filters & {"finished_after"}
     # There is an index for each of these alone.
@@ -82,15 +84,16 @@ def indexed(filters: Filters, sort: str) -> Filters:
     return filters & {first, "created_after", "created_before"}
 
 
-def conditions(filters: Filters, indexed: Filters | None = None) -> list[ColumnElement[bool]]:
-    """The conditions of these filters; SQLite may use an index only for those in `indexed`.
+def conditions(filters: Filters, by_index: Filters | None = None) -> list[ColumnElement[bool]]:
+    """The conditions of these filters; SQLite may use an index only for those in `by_index`.
 
-    Without statistics it would prefer some other index to the one in the list's order.
+    By default that is all. Without statistics, SQLite would often prefer another index to the one
+    in the list's order.
     """
-    indexed = filters if indexed is None else indexed
-    conditions = [of_user, *(CONDITIONS[name] for name in CONDITIONS if name in indexed)]
-    others = [CONDITIONS[name] for name in CONDITIONS if name in filters - indexed]
-    return [*conditions, unindexed(others)] if others else conditions
+    by_index = filters if by_index is None else by_index
+    searched = [CONDITIONS[name] for name in CONDITIONS if name in by_index]
+    checked = [CONDITIONS[name] for name in CONDITIONS if name in filters - by_index]
+    return [of_user, *searched, *([unindexed(checked)] if checked else [])]
 
 
 def unindexed(conditions: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]:

@@ -17,14 +17,14 @@ from taskservice.database.types import (
 )
 from taskservice.schemas.answers import Lines, StoredJson, TaskError, TaskSchema
 
-# What is larger is not read together with other tasks: a log, in bytes; input, output and the
-# message of an error, in characters.
-SMALL_LOG = 8 * 1024
-SMALL_JSON = 4 * 1024
+# A task that exceeds one of these is not read together with others: the size of its log in bytes;
+# the length of its input, its output and the message of its error in characters.
+MAX_LOG_BYTES = 8 * 1024
+MAX_TEXT_LENGTH = 4 * 1024
 
 
-def task_json(schema: TaskSchema) -> ColumnElement[bytes | None]:
-    """SQL for the JSON that `schema` has of a task; NULL if one of its fields is large."""
+def of_task(schema: TaskSchema) -> ColumnElement[bytes | None]:
+    """SQL for the JSON that `schema` would dump of a task; NULL if one of its fields is large."""
     values = {name: _value(name, field, schema) for name, field in schema.dump_fields.items()}
     return case((_is_small(schema), utf8(_object(values))))
 
@@ -33,21 +33,22 @@ def _is_small(schema: TaskSchema) -> ColumnElement[bool]:
     small: list[ColumnElement[bool]] = [true()]
     for name, field in schema.dump_fields.items():
         if isinstance(field, StoredJson):
-            small.append(func.length(schema.columns[name]) <= SMALL_JSON)
+            small.append(func.length(schema.columns[name]) <= MAX_TEXT_LENGTH)
         elif isinstance(field, Lines):
-            small.append(Task.log_bytes <= SMALL_LOG)
+            small.append(Task.log_bytes <= MAX_LOG_BYTES)
         elif isinstance(field, TaskError):
-            small.append(func.coalesce(func.length(Task.error_message), 0) <= SMALL_JSON)
+            small.append(func.coalesce(func.length(Task.error_message), 0) <= MAX_TEXT_LENGTH)
     return and_(*small)
 
 
 def _object(values: dict[str, tuple[str, Any]]) -> ColumnElement[str]:
-    """A JSON object of these fields: for each, its JSON with `%s`, and what replaces that."""
+    """SQL for a JSON object. Field -> its JSON, with one `%s`, and the SQL that replaces this."""
     template = ",".join(f'"{name}":{text}' for name, (text, _) in values.items())
     return formatted("{" + template + "}", *(value for _, value in values.values()))
 
 
 def _value(name: str, field: fields.Field[Any], schema: TaskSchema) -> tuple[str, Any]:
+    """The JSON of a field, with one `%s`, and the SQL that replaces this."""
     if isinstance(field, Lines):
         return "[%s]", case((Task.first_log <= Task.log_count, _LINES))
     if isinstance(field, TaskError):
@@ -57,10 +58,10 @@ def _value(name: str, field: fields.Field[Any], schema: TaskSchema) -> tuple[str
         return "%s", column
     if not isinstance(column.type, Uuid | Timestamp):
         return "%s", json_string(column)
-    # That of the user is the same for all tasks of a list: computed once.
+    # All tasks of a list have the same user, so this id is formatted once, as a constant.
     is_user = column is Task.user_id
     text = api_text(bindparam("user_id", type_=Identifier) if is_user else column)
-    # It has no characters that JSON escapes.
+    # An id or a moment has no characters that JSON escapes.
     return ("%s", json_string(text)) if column.nullable else ('"%s"', text)
 
 
@@ -78,8 +79,8 @@ _CHUNKS = (
     .correlate(Task)
     .subquery()
 )
-# All lines as one JSON string, and then its line feeds become the borders of strings. Meanwhile
-# each escaped backslash is a control character, which JSON does not contain.
+# All lines become one JSON string, and then each `\n` in it the border between two strings. In the
+# meantime `\1`, which JSON does not contain, stands for `\\`: in `\\n` there is no line feed.
 _STRING = json_string(joined_by_line_feed(_CHUNKS.c.text))
 _STRINGS = func.replace(func.replace(func.replace(_STRING, r"\\", "\1"), r"\n", '","'), "\1", r"\\")
 _LINES = select(_STRINGS).scalar_subquery()

@@ -9,7 +9,7 @@ from flask import request
 from taskservice.auth.caller import Caller
 from taskservice.contract.terms import SORTS
 from taskservice.queries import lists as list_queries
-from taskservice.queries.lists import Position
+from taskservice.queries.ordered_tasks import Position
 from taskservice.queries.selections import Selection
 from taskservice.queries.task_json import WHOLE, Shape
 from taskservice.schemas.parameters import dump_cursor
@@ -19,7 +19,7 @@ from taskservice.schemas.parameters import dump_cursor
 class Page:
     """The positions of a page, and the query string of the next one, if there is one.
 
-    A page that the search did not fill says where it stopped.
+    `stopped` is where the search stopped before the page was full.
     """
 
     positions: list[Position]
@@ -56,11 +56,12 @@ def page(caller: Caller, wanted: Selection, query: dict[str, Any]) -> Page:
 
 
 def after(query: dict[str, Any]) -> Position | None:
+    """The position that the cursor names; None for the first page."""
     return Position(*query["cursor"][1:]) if "cursor" in query else None
 
 
 def link(wanted: Selection, end: Position | None) -> dict[str, str]:
-    """The header that leads to the next page, which begins after `end`."""
+    """The `Link` header to the next page, which begins after `end`; none if that is None."""
     # Relative to the path of the request, so that it works behind any proxy and prefix.
     return {"Link": f'<?{_next(wanted, end)}>; rel="next"'} if end else {}
 
