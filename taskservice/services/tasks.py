@@ -249,7 +249,7 @@ def lock(
 
 
 def is_open(task: TaskRow) -> bool:
-    """The same as IS_OPEN."""
+    """Whether IS_OPEN holds for this task."""
     return task.status == RUNNING or task.error_type == TIMEOUT
 
 
