@@ -18,17 +18,17 @@ from taskservice.web.responses import Answer
 
 
 class UrlRule(Rule):
-    """A rule that compiles the code that builds its URLs when it builds the first one."""
+    """A route that compiles its URL builder when it builds its first URL."""
 
-    # Werkzeug does so when a route is registered, and most routes never build a URL. It has no
-    # public place for this.
+    # Werkzeug compiles it when a route is registered, which slows the start, and most routes never
+    # build a URL. It has no public hook for this.
     def _compile_builder(self, append_unknown: bool = True) -> Callable[..., tuple[str, str]]:
         compiled = cache(partial(super()._compile_builder, append_unknown))
         return lambda self, **values: compiled()(self, **values)
 
 
 class Service(Flask):
-    """A Flask application without coroutines."""
+    """A Flask application without coroutines, with our routes and responses."""
 
     url_rule_class = UrlRule
     response_class = Answer

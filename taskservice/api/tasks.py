@@ -97,14 +97,14 @@ def get(task_id: str, query: dict[str, Any]) -> Response:
     """
     shape = list_query.shape(query)
     if not shape.has_logs or responses.is_conditional():
-        # Its lines may not be needed.
-        task = long_poll.until(lambda: task_queries.get(caller, task_id), has_ended)
+        # The answer may have no lines, so they are not read with the task.
+        task = long_poll.until(lambda: task_queries.get(caller, task_id), _has_ended)
         return responses.conditional_task(task, shape)
-    read = long_poll.until(lambda: task_queries.get_with_lines(caller, task_id), has_ended)
-    return responses.conditional_task(read, shape, log_queries.lines_in(read))
+    found = long_poll.until(lambda: task_queries.get_with_lines(caller, task_id), _has_ended)
+    return responses.conditional_task(found, shape, log_queries.lines_in(found))
 
 
-def has_ended(task: TaskRow) -> bool:
+def _has_ended(task: TaskRow) -> bool:
     return task.status != RUNNING
 
 

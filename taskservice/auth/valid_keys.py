@@ -9,7 +9,6 @@ from taskservice.database.transactions import reading
 from taskservice.database.types import Timestamp
 from taskservice.schemas.columns import KEY_COLUMNS
 
-# Neither revoked nor expired.
 KEY_IS_VALID = (
     ApiKey.revoked_at.is_(None),
     or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > bindparam("now", type_=Timestamp())),
@@ -27,12 +26,12 @@ _KEY_OF_SESSION = Statement[AnyRow](
 
 
 def by_digest(digest: str, now: str) -> AnyRow | None:
-    """Of the valid key with this digest, its id and those of its user and its agent."""
+    """The `id`, `user_id` and `agent_id` of the valid key with this digest; None without one."""
     with reading() as connection:
         return _KEY.one_or_none(connection, digest=digest, now=now)
 
 
 def by_id(key_id: str, now: str) -> AnyRow | None:
-    """The valid key with this id, and its `user_name`."""
+    """The valid key with this id, with all its columns and its `user_name`; None without one."""
     with reading() as connection:
         return _KEY_OF_SESSION.one_or_none(connection, key_id=key_id, now=now)

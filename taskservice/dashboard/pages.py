@@ -147,6 +147,7 @@ def page(template: str, status: int = 200, **values: Any) -> Response:
 
 
 def answer_with(html: str | bytes, status: int = 200) -> Response:
+    """HTML as `page` answers it."""
     response = Response(html, status)
     if request.method == "GET" and status == 200:
         response.add_etag(weak=True)

@@ -17,15 +17,17 @@ from taskservice.dashboard.pages import answer_with
 from taskservice.database.watcher import change_marker
 from taskservice.problems import Problem
 
-# What a page shows of the time, such as the bars of the chart, is this old at most, in seconds.
+# The maximum age of a page in seconds, since some of it, such as the bars of the chart, depends on
+# the time.
 MAX_AGE = 2.0
-# A page that is asked for more often than this in a second is made anew after each change only
-# once in COST_FACTOR times as long as that takes, in a second at most.
+# A page with OFTEN requests within a second is not made again after each change, but only when it
+# is COST_FACTOR times as old as the time that making it took, or a second old.
 OFTEN = 8
 COST_FACTOR = 30.0
 CACHE_SIZE = 50
-# How long a tab waits while another one's request makes the page. After that it gets the page
-# before, if that is recent, or else 503, so that a slow page does not hold all threads.
+# How long a request waits while another one makes the page, so that a slow page does not hold all
+# threads. After LATE_SECONDS it gets the page as it was before, if that is younger than
+# RECENT_SECONDS; otherwise it waits for FIRST_SECONDS and then gets 503.
 LATE_SECONDS = 0.1
 FIRST_SECONDS = 2.0
 RECENT_SECONDS = 10.0
@@ -36,10 +38,13 @@ View = Callable[..., AnyResponse]
 
 @dataclass
 class _Page:
+    """A page, and how it was made; the lock is held by the one request that makes it."""
+
     lock: Lock = field(default_factory=Lock)
-    # When it was asked for, the last times.
+    # The moments of the last requests that had the lock.
     asked: deque[float] = field(default_factory=lambda: deque(maxlen=OFTEN))
     html: bytes | None = None
+    # The `change_marker` from before it was made, when that began, and how long it took.
     marker: Any = None
     began: float = 0.0
     seconds: float = 0.0
@@ -49,11 +54,11 @@ class _Page:
         self.seconds = time.monotonic() - began
 
     def is_recent(self) -> bool:
-        """Whether it may be shown while another request makes it anew."""
+        """Whether the page may answer a request while another one makes it again."""
         return self.html is not None and time.monotonic() - self.began < RECENT_SECONDS
 
     def is_current(self, marker: Any) -> bool:
-        """Whether it may be shown, where `marker` is that of the database now."""
+        """Record a request; returns whether the page may answer it. `marker` is the present one."""
         now = time.monotonic()
         self.asked.append(now)
         age = now - self.began
@@ -69,15 +74,15 @@ _cache: OrderedDict[Hashable, _Page] = OrderedDict()
 
 
 def shared(view: View) -> View:
-    """Make the page of a view once for all tabs of a session that show it.
+    """Let the view make its page once for all tabs of a session that show it.
 
-    It is made again when anything was committed to the database since.
+    It makes the page again when anything was committed to the database meanwhile. Raises 503.
     """
 
     @wraps(view)
     def answer(**values: Any) -> AnyResponse:
         if "_flashes" in session:
-            # A message is shown once.
+            # This page shows a message, which must appear once.
             return view(**values)
         page = _page((request.script_root, request.full_path, session["key"], sessions.token()))
         # Before the page is read: what is committed meanwhile must not be missed.

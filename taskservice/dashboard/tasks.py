@@ -36,7 +36,7 @@ tasks = Blueprint("tasks", __name__)
 list_query_schema = ListQuerySchema()
 
 PAGE_SIZE = 50
-# Above this the tabs show "1,000+".
+# From this number on the tabs show "1,000+".
 MAX_COUNT = 1_000
 # Maximum number of log lines in one response.
 MAX_LINES = 1_000

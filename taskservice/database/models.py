@@ -30,9 +30,9 @@ RowNumber = BigInteger().with_variant(Integer(), "sqlite")
 
 
 def partial_index(name: str, *columns: str, where: TextClause, unique: bool = False) -> Index:
-    """An index of the rows `where`, on both databases."""
+    """An index of the rows `where`; the migrations, which create it, limit it on PostgreSQL too."""
     # `postgresql_where` would load PostgreSQL's dialect on SQLite too, a tenth of the time of a
-    # start; the migrations create the indexes.
+    # start.
     return Index(name, *columns, unique=unique, sqlite_where=where)
 
 

@@ -25,8 +25,8 @@ class TaskRow(Protocol):
     error_type: str | None
     error_message: str | None
     version: int
-    # Of its log: where its lines are, None before the first; the first and the last number, and
-    # the bytes ever appended.
+    # Of its log: its id, None before the first line; the numbers of the first and the last line;
+    # and the bytes that were ever appended.
     log_id: int | None
     first_log: int
     log_count: int
@@ -34,13 +34,13 @@ class TaskRow(Protocol):
 
 
 class TaskAndLines(TaskRow, Protocol):
-    """A task's row with its `lines`, joined by line feeds; None for a large log, or none."""
+    """A task's row with its `lines`, joined by line feeds; None if the log is large or has none."""
 
     lines: str | None
 
 
 class ListedTask(TaskRow, Protocol):
-    """A task of a list: its `json` as the database has written it; of a large one, its row."""
+    """A task of a list: its `json` as the database has written it, or else None and its row."""
 
     json: bytes | None
 
@@ -50,5 +50,8 @@ PAGE_BYTES = 1024 * 1024
 
 
 def next_limit(count: int, size: int, maximum: int) -> int:
-    """How many rows to read next, where the last `count` rows came to `size` bytes."""
+    """How many rows to read next, so that they have about PAGE_BYTES; `count` rows had `size`.
+
+    At least 1, and at most `maximum` and four times `count`.
+    """
     return max(1, min(maximum, 4 * count, count * PAGE_BYTES // max(size, 1)))

@@ -17,8 +17,8 @@ from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 class Timestamp(TypeDecorator[str]):
     """A moment as RFC 3339 text in UTC with milliseconds, which sorts as it reads.
 
-    SQLite stores the text itself, so that nothing is converted between the disk
-    and the answer; PostgreSQL stores a `timestamptz(3)`, which its connections read as this text.
+    SQLite stores the text itself, so that nothing is converted between the disk and the answer.
+    PostgreSQL stores a `timestamptz(3)`, which its connections read as this text.
     """
 
     impl = String(24)
@@ -26,7 +26,7 @@ class Timestamp(TypeDecorator[str]):
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         if dialect.name == "postgresql":
-            # It is loaded by then; SQLite does without it.
+            # Here, since SQLite does not need this dialect, and it slows a start to load it.
             from sqlalchemy.dialects.postgresql import TIMESTAMP
 
             return dialect.type_descriptor(TIMESTAMP(timezone=True, precision=3))
@@ -50,8 +50,8 @@ def _with_hyphens(digits: str | None) -> str | None:
 
 
 Identifier = _Identifier()
-# Where the parts of its digits begin, and how long they are.
-_PARTS = ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))
+# The parts of a UUID between its hyphens: the place of the first digit, and the number of digits.
+_UUID_PARTS = ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))
 
 
 class Several(TypeDecorator[Sequence[Any]]):
@@ -208,7 +208,7 @@ def _sqlite_api_text(element: api_text, compiler: SQLCompiler, **options: Any) -
     value = compiler.process(element.clauses, **options)
     if not isinstance(element.of_type, _Identifier):
         return value
-    parts = [f"substr({value}, {start}, {length})" for start, length in _PARTS]
+    parts = [f"substr({value}, {start}, {length})" for start, length in _UUID_PARTS]
     return f"printf('%s-%s-%s-%s-%s', {', '.join(parts)})"
 
 

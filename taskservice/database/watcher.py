@@ -38,7 +38,7 @@ CHANGE_QUERIES = {
 
 
 def change_marker() -> Hashable:
-    """A value that is another one after each commit, of any process."""
+    """A value that changes with each commit, of any process."""
     database = resources.find(Database)
     if database.files is not None:
         return database.files.data_version()

@@ -12,7 +12,7 @@ from taskservice.database.transactions import reading
 from taskservice.database.types import joined_by_line_feed
 from taskservice.problems import Problem
 
-# Logs of at most this many bytes are read together with their tasks.
+# A log of at most this many bytes is read together with its task, by a GET of this task.
 SMALL_LOG = 64 * 1024
 
 _CHUNKS_OF_TASK = (
@@ -114,7 +114,7 @@ def lines_after(row: TaskRow, after: int, maximum: int) -> list[str]:
 
 
 def lines_in(row: TaskAndLines) -> list[str] | None:
-    """The lines that were read with a task; None if its log must be read apart."""
+    """The lines that were read with a task; None if its log is large and must be read apart."""
     count = row.log_count - row.first_log + 1
     if not count:
         return []

@@ -26,7 +26,7 @@ from taskservice.schemas.answers import (
 
 # Minimum number of bytes in a piece of text that is sent.
 PIECE_BYTES = 64 * 1024
-# How many tasks of a list become one text at once.
+# How many tasks of a list, as the database has written them, are joined at once.
 TASKS_AT_ONCE = 50
 
 
@@ -43,7 +43,7 @@ class Shape:
 
     @cached_property
     def version(self) -> str:
-        """What tells it from others in an ETag."""
+        """The part of an ETag that differs between shapes."""
         return f"{zlib.crc32(','.join(sorted(self.fields)).encode()):x}"
 
     @cached_property
@@ -88,16 +88,16 @@ def tasks(parts: Iterable[Sequence[ListedTask]], shape: Shape) -> Iterator[bytes
 def log_page(row: TaskRow, after: int, count: int) -> Iterator[bytes]:
     """At most `count` lines after number `after` as JSON, in pieces, with the next `after`."""
     last = max(after, row.first_log - 1, min(row.log_count, after + count))
-    return _in_pieces(_log_text(row, after, count, {"next": last, "status": row.status}))
+    return _in_pieces(_log_page_text(row, after, count, {"next": last, "status": row.status}))
 
 
 def log_text(row: TaskRow, after: int, count: int | None) -> Iterator[bytes]:
-    """The same lines, or all, as text in UTF-8, each with a line feed."""
+    """Lines after number `after`, at most `count` or all, as UTF-8 text, each with a line feed."""
     pages = log_queries.log_pages(row, after, count)
     return _in_pieces("".join(f"{line}\n" for line in lines).encode() for lines in pages)
 
 
-def _log_text(row: TaskRow, after: int, count: int, more: dict[str, Any]) -> Iterator[bytes]:
+def _log_page_text(row: TaskRow, after: int, count: int, more: dict[str, Any]) -> Iterator[bytes]:
     yield b'{"logs":['
     yield from _joined(log_queries.log_pages(row, after, count))
     yield b"]," + strict_json.dumps(more)[1:]
@@ -122,7 +122,7 @@ def _array_text(parts: Iterable[Sequence[ListedTask]], shape: Shape) -> Iterator
 
 
 def _texts(rows: Sequence[ListedTask], shape: Shape) -> Iterator[Iterable[bytes]]:
-    """Several tasks at once with commas between them, or each alone."""
+    """The tasks as JSON: several at once, with commas between them, or each in pieces."""
     texts = [row.json for row in rows if row.json]
     if len(texts) == len(rows) and not shape.expand:
         for start in range(0, len(texts), TASKS_AT_ONCE):
@@ -136,7 +136,7 @@ def _texts(rows: Sequence[ListedTask], shape: Shape) -> Iterator[Iterable[bytes]
 
 
 def _merged(text: bytes, more: Mapping[str, Any]) -> bytes:
-    """A JSON object with more fields."""
+    """The text of a JSON object with more fields."""
     return text[:-1] + b"," + strict_json.dumps(more)[1:]
 
 

@@ -54,12 +54,13 @@ def get(caller: Caller, task_id: str) -> TaskRow:
 
 
 def find(caller: Caller, task_id: str) -> TaskRow | None:
+    """A task that the caller may see, or None."""
     with reading() as connection:
         return _TASK.one_or_none(connection, task_id=task_id, **caller.scope)
 
 
 def get_with_lines(caller: Caller, task_id: str) -> TaskAndLines:
-    """The same, with the lines of a small log."""
+    """A task that the caller may see, with the lines of a small log. Raises 404."""
     with reading() as connection:
         task = _TASK_AND_LINES.one_or_none(connection, task_id=task_id, **caller.scope)
     if task is None:

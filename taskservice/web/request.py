@@ -24,8 +24,6 @@ from taskservice.schemas.requests import EmptySchema
 P = ParamSpec("P")
 View = Callable[..., Response]
 
-# Every path below it requires a key.
-
 # Headers that have a date or an ETag. NO_ETAG is an ETag that matches none of ours.
 DATES = ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_RANGE")
 NO_ETAG = '"-"'

@@ -21,12 +21,13 @@ JSON = "application/json"
 
 
 class Answer(Response):
-    """A response whose headers are sent as they are where they are complete.
+    """A response whose headers are sent unchanged if they are complete.
 
-    Werkzeug copies them, to add a length, to remove that of a 304, and to quote a `Location`.
+    Werkzeug would copy them to add a length, to remove the length of a 304, and to quote a
+    `Location`.
     """
 
-    # Without a body there is no type.
+    # A response without a body has no type.
     default_mimetype = None
 
     def get_wsgi_headers(self, environ: "WSGIEnvironment") -> Headers:
@@ -70,14 +71,14 @@ def replayed_header(replayed: bool) -> dict[str, str]:
 
 
 def is_conditional() -> bool:
-    """Whether the caller has a version of what it asks for."""
+    """Whether the request has an `If-None-Match`: the caller has some version already."""
     return "HTTP_IF_NONE_MATCH" in request.environ
 
 
 def conditional_task(row: TaskRow, shape: Shape, lines: list[str] | None = None) -> Response:
     """A task with its ETag, or 304 when the caller has this version.
 
-    Reads the lines of its log unless they are given.
+    Reads the lines of the log, if `shape` has them, unless they are given.
     """
     if shape.expand:
         # Embedded objects have no version.
