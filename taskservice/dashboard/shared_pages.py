@@ -94,6 +94,7 @@ def shared(view: View) -> View:
                 response = view(**values)
                 if response.status_code not in (200, 304):
                     return response
+                # A 304 has the page too; it is left out when the response is sent.
                 page.keep(response.get_data(), marker, began)
         finally:
             if is_mine:

@@ -221,7 +221,7 @@ def _postgresql_api_text(element: api_text, compiler: SQLCompiler, **options: An
 
 
 class _Utf8(UserDefinedType[bytes]):
-    """What `utf8` makes: bytes."""
+    """The bytes that `utf8` returns."""
 
     cache_ok = True
 

@@ -21,10 +21,10 @@ JSON = "application/json"
 
 
 class Answer(Response):
-    """A response whose headers are sent unchanged if they are complete.
+    """A response whose headers are not copied if they are complete, or if it is a 304.
 
-    Werkzeug would copy them to add a length, to remove the length of a 304, and to quote a
-    `Location`.
+    Werkzeug would copy them to add a length, to remove what describes a body from a 304, and to
+    quote a `Location`.
     """
 
     # A response without a body has no type.
