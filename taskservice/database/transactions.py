@@ -84,8 +84,8 @@ class _SharedReading(_Reading):
 def reading() -> AbstractContextManager[Connection]:
     """A connection for reads, without a transaction.
 
-    All reads of a request share one, from `share_reading` to `end_shared_reading`, at the latest
-    until its answer is sent.
+    All reads of a request to the API share one, from `share_reading` to `end_shared_reading`, at
+    the latest until its answer is sent. Each read for a page has its own.
     """
     return g.get("reading") or _Reading()
 
