@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable
+from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -45,18 +46,35 @@ def command(forward: str | None, port: int | None, as_json: bool) -> None:
         raise click.UsageError("--forward can't be used with --port or --json.")
     if forward is not None and not _is_url(forward):
         raise click.BadParameter("must be a URL such as http://127.0.0.1:9000/", param_hint="URL")
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
-    with service_client() as client:
-        try:
+    stopped = _stopped_by_signals()
+    try:
+        with service_client() as client:
             if forward is None:
-                _receive(client, port or DEFAULT_PORT, bytes.decode if as_json else _described)
+                show = bytes.decode if as_json else _described
+                _receive(client, port or DEFAULT_PORT, show, stopped)
             else:
-                _forward(client, forward)
-        except KeyboardInterrupt:
-            sys.exit(0)
+                _forward(client, forward, stopped)
+    except KeyboardInterrupt:
+        sys.exit(0)
 
 
-def _receive(client: Client, port: int, show: Callable[[bytes], str]) -> None:
+def _stopped_by_signals() -> Event:
+    """Set by SIGINT and SIGTERM, which also raise KeyboardInterrupt.
+
+    If a signal comes while Python runs a finalizer, that swallows the exception.
+    """
+    stopped = Event()
+
+    def stop(_number: int, _frame: object) -> None:
+        stopped.set()
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    return stopped
+
+
+def _receive(client: Client, port: int, show: Callable[[bytes], str], stopped: Event) -> None:
     try:
         receiver = Receiver(client, port, remark)
     except OSError as error:
@@ -65,14 +83,14 @@ def _receive(client: Client, port: int, show: Callable[[bytes], str]) -> None:
         )
     with receiver:
         remark(f"webhooks to {receiver.url} are verified and shown here")
-        for webhook in receiver.webhooks():
+        for webhook in receiver.webhooks(stopped):
             print_line(show(webhook))
 
 
-def _forward(client: Client, url: str) -> None:
+def _forward(client: Client, url: str, stopped: Event) -> None:
     listener = Listener(client, url, print_line)
     remark(f"tasks that finish now go to {url}")
-    listener.listen()
+    listener.listen(stopped)
 
 
 def _described(webhook: bytes) -> str:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import TCPServer
+from threading import Event
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -46,14 +47,14 @@ class Listener:
         self._due: dict[str, tuple[float, int, str]] = {}
         _secret(client)  # fail now if the key may not read it
 
-    def listen(self) -> None:
-        """Run until interrupted; retry while the service is away."""
-        while True:
+    def listen(self, stopped: Event) -> None:
+        """Run until `stopped`; retry while the service is away."""
+        while not stopped.is_set():
             try:
                 self.poll()
             except _SERVICE_IS_AWAY as error:
                 self._print_line(str(error))
-            time.sleep(POLL_SECONDS)
+            stopped.wait(POLL_SECONDS)
 
     def poll(self) -> None:
         """Ask once for finished tasks, and post the webhooks that are due."""
@@ -107,6 +108,8 @@ class Receiver(TCPServer):
     """Receives webhooks on this machine, one at a time, and keeps the signed ones."""
 
     allow_reuse_address = True
+    # How long `handle_request` waits.
+    timeout = POLL_SECONDS
 
     def __init__(self, client: Client, port: int, print_line: Callable[[str], None]) -> None:
         """Raises TaskServiceError, and OSError for a port that is taken.
@@ -122,9 +125,9 @@ class Receiver(TCPServer):
     def url(self) -> str:
         return f"http://{HOST}:{self.server_address[1]}/"
 
-    def webhooks(self) -> Iterator[bytes]:
-        """The body of each webhook that is signed with the user's secret, as it comes."""
-        while True:
+    def webhooks(self, stopped: Event) -> Iterator[bytes]:
+        """The body of each webhook that is signed with the user's secret, until `stopped`."""
+        while not stopped.is_set():
             self.handle_request()
             while self._received:
                 yield self._received.pop(0)
