@@ -87,7 +87,7 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
         event.listen(reader, "connect", _prepare_sqlite_reader)
         files = _watched_files(app, address, reader)
         database = Database(
-            reads=KeptConnections(reader, lambda _: files.passes_recent_check(), threads),
+            reads=KeptConnections(reader, lambda _: files.passes_check(), threads),
             writes=KeptConnections(writer, lambda _: files.passes_check(), 1),
             writer_queue=WriterQueue.of(address),
             files=files,
@@ -114,8 +114,12 @@ def _watched_files(app: Flask, address: URL, reader: Engine) -> DatabaseFiles:
     def connect() -> Any:
         # Where the file is gone, nothing may take its place before it is back.
         uri = sqlite_uri(Path(address.database or ""))
-        connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
-        prepare_sqlite_connection(connection)
+        try:
+            connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+            prepare_sqlite_connection(connection)
+        except sqlite3.Error as error:
+            # As SQLAlchemy raises it for a connection of its own.
+            raise OperationalError("connect", None, error) from error
         return connection
 
     files = DatabaseFiles(address.database or "", connect)

@@ -2,15 +2,11 @@
 
 import os
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from sqlalchemy.exc import OperationalError
-
-# A read that begins within this time after a check needs none of its own.
-CHECKED_SECONDS = 0.1
 
 
 class FileReplacedError(Exception):
@@ -33,7 +29,6 @@ class DatabaseFiles:
         self._kept: Any = None
         self._opened: list[tuple[int, int] | None] = []
         self._is_saved = False
-        self._checked_at = 0.0
 
     def keep_open(self) -> None:
         """To be called before anything else opens the database; raises as `check` does."""
@@ -50,10 +45,7 @@ class DatabaseFiles:
         if self._kept is None:
             return
         named = self._named()
-        if named == self._opened:
-            self._checked_at = time.monotonic()
-        else:
-            self._checked_at = 0.0
+        if named != self._opened:
             self._save(named)
             wrong = [
                 f"{path} was {'replaced' if now else 'removed'}"
@@ -67,10 +59,6 @@ class DatabaseFiles:
         """True; raises as `check` does."""
         self.check()
         return True
-
-    def passes_recent_check(self) -> bool:
-        """The same, but the check may be CHECKED_SECONDS old: enough for a read."""
-        return time.monotonic() - self._checked_at <= CHECKED_SECONDS or self.passes_check()
 
     def data_version(self) -> int:
         """A number that changes with each commit, of any connection and process."""
