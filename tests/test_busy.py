@@ -22,10 +22,12 @@ from taskservice import resources
 from taskservice.config import Config
 from taskservice.database import engine, transactions
 from taskservice.database.engine import Database, dispose
+from taskservice.database.types import db
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.apps import new_app
 from tests.support.concurrency import is_free
 from tests.support.internals import set_for_database
+from tests.support.marks import one_database
 from tests.support.waiting import PATIENCE_SECONDS, until
 
 only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -142,6 +144,16 @@ def test_connections_that_the_server_has_ended_are_replaced(
         until(lambda: not set(ended) & set(backends(app, database_url)))  # noqa: B023
         alice.append(task, "a line")
         assert alice.task(task)["logs"][-1] == "a line"
+
+
+@one_database
+def test_file_that_was_removed_before_its_first_use_is_named_as_other_failures(
+    app: Flask, config: Config
+) -> None:
+    """Also for the driver's own connections: otherwise upkeep would log a traceback."""
+    (config.DATA / "taskservice.db").unlink()
+    with app.app_context(), pytest.raises(OperationalError):
+        db.engine.raw_connection()
 
 
 @only_postgresql
