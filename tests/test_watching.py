@@ -21,6 +21,7 @@ from flask import Flask
 
 from taskservice import resources
 from taskservice.database.watcher import WaitSlots, Watcher
+from taskservice.queries import tasks as task_queries
 from taskservice.web import task_events
 from tests.support import conformance
 from tests.support.api_client import API, ApiClient, RemoteClient, expect, problem
@@ -316,6 +317,22 @@ def test_agent_that_is_deleted_ends_the_claims_that_wait_for_it(alice: ApiClient
     expect(alice.delete("/agent/summarizer"), 200)
     problem(waits[0](), 404)
     problem(waits[1](), 401)
+
+
+def test_claim_says_that_its_key_went_with_its_agent(
+    alice: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice.register()
+    look = task_queries.has_task_for_claim
+
+    def look_after_deletion(*arguments: Any) -> bool:
+        with ThreadPoolExecutor(1) as another:
+            expect(another.submit(alice.delete, "/agent/summarizer").result(), 200)
+        return look(*arguments)
+
+    agent = alice.agent_key()
+    monkeypatch.setattr(task_queries, "has_task_for_claim", look_after_deletion)
+    problem(agent.post("/agent/summarizer/claim", headers={"Prefer": "wait=20"}), 401)
 
 
 @one_database

@@ -14,6 +14,7 @@ from taskservice.database import watcher
 from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import end_shared_reading
 from taskservice.database.watcher import WaitSlots
+from taskservice.problems import Problem
 from taskservice.queries import tasks as task_queries
 from taskservice.services import claims as claim_service
 
@@ -33,8 +34,20 @@ def until(read: Callable[[], T], is_enough: Callable[[T], bool]) -> T:
             return read()
         after_this_request(_applied(seconds))
         return watcher.wait_until(
-            read, is_enough, seconds, lambda: not slot.is_over and _is_active()
+            lambda: _read_with_valid_key(read),
+            is_enough,
+            seconds,
+            lambda: not slot.is_over and _is_active(),
         )
+
+
+def _read_with_valid_key(read: Callable[[], T]) -> T:
+    """What `read` returns or raises; an agent that is gone may have taken the key with it: 401."""
+    try:
+        return read()
+    except Problem:
+        require_valid_key()
+        raise
 
 
 def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
