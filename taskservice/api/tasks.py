@@ -7,9 +7,8 @@ from flask import Blueprint, Response
 from taskservice.auth.authentication import caller
 from taskservice.contract.error_codes import TASK_FINISHED
 from taskservice.contract.terms import CANCELLED, COMPLETE, ERROR, RUNNING
-from taskservice.database.rows import TaskRow
+from taskservice.database.rows import TaskRow, TaskVersion
 from taskservice.queries import lists as list_queries
-from taskservice.queries import logs as log_queries
 from taskservice.queries import task_json
 from taskservice.queries import tasks as task_queries
 from taskservice.schemas.answers import shaped_task_schema, task_schema
@@ -96,15 +95,16 @@ def get(task_id: str, query: dict[str, Any]) -> Response:
     `expand` there is no ETag, since embedded objects have no version.
     """
     shape = list_query.shape(query)
-    if not shape.has_logs or responses.is_conditional():
-        # The answer may have no lines, so they are not read with the task.
-        task = long_poll.until(lambda: task_queries.get(caller, task_id), _has_ended)
-        return responses.conditional_task(task, shape)
-    found = long_poll.until(lambda: task_queries.get_with_lines(caller, task_id), _has_ended)
-    return responses.conditional_task(found, shape, log_queries.lines_in(found))
+    read = task_queries.get_with_lines if shape.has_logs else task_queries.get
+    if not responses.is_conditional(shape):
+        task = long_poll.until(lambda: read(caller, task_id), _has_ended)
+        return responses.versioned_task(task, shape)
+    seen = long_poll.until(lambda: task_queries.get_version(caller, task_id), _has_ended)
+    unchanged = responses.not_modified(seen.version, shape)
+    return unchanged or responses.versioned_task(read(caller, task_id), shape)
 
 
-def _has_ended(task: TaskRow) -> bool:
+def _has_ended(task: TaskRow | TaskVersion) -> bool:
     return task.status != RUNNING
 
 

@@ -2,11 +2,15 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from sqlalchemy.exc import OperationalError
+
+# A folder's time of change is at least as exact as this on every file system, in nanoseconds.
+EXACT_NS = 3_000_000_000
 
 
 class FileReplacedError(Exception):
@@ -24,6 +28,9 @@ class DatabaseFiles:
 
     def __init__(self, path: str, connect: Callable[[], Any]) -> None:
         self._paths = (path, f"{path}-wal", f"{path}-shm")
+        # The names of a database behind a symbolic link are those of several folders.
+        self._folder = None if os.path.islink(path) else os.path.dirname(os.path.abspath(path))
+        self._checked_folder: tuple[int, ...] | None = None
         self._connect = connect
         self._lock = threading.Lock()
         self._kept: Any = None
@@ -44,8 +51,14 @@ class DatabaseFiles:
         """Raises OperationalError when a name no longer belongs to the open file."""
         if self._kept is None:
             return
+        # A name that is given to another file changes its folder, so one look at this is enough.
+        folder = self._state_of_folder()
+        if folder is not None and folder == self._checked_folder:
+            return
         named = self._named()
-        if named != self._opened:
+        if named == self._opened:
+            self._checked_folder = folder
+        else:
             self._save(named)
             wrong = [
                 f"{path} was {'replaced' if now else 'removed'}"
@@ -75,6 +88,18 @@ class DatabaseFiles:
             if self._kept is not None:
                 self._kept.close()
                 self._kept = None
+
+    def _state_of_folder(self) -> tuple[int, ...] | None:
+        """What changes with the names in the folder; None if the next change might not show."""
+        if self._folder is None:
+            return None
+        try:
+            found = os.stat(self._folder)
+        except OSError:
+            return None
+        # A change right after another one may leave the time as it was.
+        is_settled = time.time_ns() - found.st_mtime_ns > EXACT_NS
+        return (found.st_dev, found.st_ino, found.st_mtime_ns) if is_settled else None
 
     def _named(self) -> list[tuple[int, int] | None]:
         return [_identity(path) for path in self._paths]

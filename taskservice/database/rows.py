@@ -33,6 +33,13 @@ class TaskRow(Protocol):
     log_bytes: int
 
 
+class TaskVersion(Protocol):
+    """What tells whether a task has changed, or ended."""
+
+    version: int
+    status: str
+
+
 class TaskAndLines(TaskRow, Protocol):
     """A task's row with its `lines`, joined by line feeds; None if the log is large or has none."""
 

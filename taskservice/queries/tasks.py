@@ -1,19 +1,21 @@
 """Reads of single tasks."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import bindparam, exists, literal_column, or_, select
 
 from taskservice.auth.caller import Caller, visible_agents, visible_tasks
 from taskservice.contract.terms import RUNNING
 from taskservice.database.models import Agent, Log, Task
-from taskservice.database.rows import AnySelect, TaskAndLines, TaskRow
+from taskservice.database.rows import AnySelect, TaskAndLines, TaskRow, TaskVersion
 from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
 from taskservice.problems import not_found
 from taskservice.queries import logs as log_queries
 from taskservice.schemas.columns import TASK_COLUMNS
+
+R = TypeVar("R")
 
 
 def with_log(columns: Iterable[Any]) -> AnySelect:
@@ -24,6 +26,7 @@ def with_log(columns: Iterable[Any]) -> AnySelect:
 tasks_with_log = with_log(TASK_COLUMNS)
 _ONE = (Task.id == bindparam("task_id"), visible_tasks)
 _TASK = Statement[TaskRow](tasks_with_log.where(*_ONE))
+_VERSION = Statement[TaskVersion](select(Task.version, Task.status).where(*_ONE))
 _TASK_AND_LINES = Statement[TaskAndLines](
     with_log((*TASK_COLUMNS, log_queries.small_log_text.label("lines"))).where(*_ONE)
 )
@@ -47,10 +50,13 @@ _TASK_BY_ID = Statement[TaskRow](tasks_with_log.where(Task.id == bindparam("task
 
 def get(caller: Caller, task_id: str) -> TaskRow:
     """A task that the caller may see. Raises 404."""
-    task = find(caller, task_id)
-    if task is None:
+    return _found(find(caller, task_id))
+
+
+def _found(row: R | None) -> R:
+    if row is None:
         raise not_found("task")
-    return task
+    return row
 
 
 def find(caller: Caller, task_id: str) -> TaskRow | None:
@@ -59,13 +65,16 @@ def find(caller: Caller, task_id: str) -> TaskRow | None:
         return _TASK.one_or_none(connection, task_id=task_id, **caller.scope)
 
 
+def get_version(caller: Caller, task_id: str) -> TaskVersion:
+    """The version of a task that the caller may see. Raises 404."""
+    with reading() as connection:
+        return _found(_VERSION.one_or_none(connection, task_id=task_id, **caller.scope))
+
+
 def get_with_lines(caller: Caller, task_id: str) -> TaskAndLines:
     """A task that the caller may see, with the lines of a small log. Raises 404."""
     with reading() as connection:
-        task = _TASK_AND_LINES.one_or_none(connection, task_id=task_id, **caller.scope)
-    if task is None:
-        raise not_found("task")
-    return task
+        return _found(_TASK_AND_LINES.one_or_none(connection, task_id=task_id, **caller.scope))
 
 
 def has_task_for_claim(caller: Caller, agent_id: str, key: str | None) -> bool:

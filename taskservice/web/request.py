@@ -132,7 +132,7 @@ def _without_nul(text: str) -> str:
 
 def load_query(schema: Schema) -> dict[str, Any]:
     """The query string, loaded by `schema`; raises 422 for an unknown or repeated parameter."""
-    if not request.query_string:
+    if not request.environ.get("QUERY_STRING"):
         return {}
     values: dict[str, str] = {}
     for name, text in _pairs(request.query_string):

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from flask import Response, request, stream_with_context
 from marshmallow import Schema
 from werkzeug.datastructures import Headers
 from werkzeug.http import quote_etag, remove_entity_headers
 
-from taskservice.database.rows import TaskRow
+from taskservice.database.rows import TaskAndLines, TaskRow
+from taskservice.queries import logs as log_queries
 from taskservice.queries import task_json
 from taskservice.queries.task_json import WHOLE, Shape
 from taskservice.schemas import strict_json
@@ -70,27 +71,39 @@ def replayed_header(replayed: bool) -> dict[str, str]:
     return {"Idempotency-Replayed": "true"} if replayed else {}
 
 
-def is_conditional() -> bool:
-    """Whether the request has an `If-None-Match`: the caller has some version already."""
-    return "HTTP_IF_NONE_MATCH" in request.environ
+def is_conditional(shape: Shape) -> bool:
+    """Whether the caller has some version already, which `If-None-Match` names."""
+    # Embedded objects have no version.
+    return "HTTP_IF_NONE_MATCH" in request.environ and not shape.expand
 
 
-def conditional_task(row: TaskRow, shape: Shape, lines: list[str] | None = None) -> Response:
-    """A task with its ETag, or 304 when the caller has this version.
-
-    Reads the lines of the log, if `shape` has them, unless they are given.
-    """
-    if shape.expand:
-        # Embedded objects have no version.
-        return task(row, shape)
-    etag = f"{row.version}-{shape.version}"
-    headers = {"ETag": quote_etag(etag, weak=True), "Cache-Control": "private, no-cache"}
-    known = request.environ.get("HTTP_IF_NONE_MATCH")
-    if known and (known == headers["ETag"] or request.if_none_match.contains_weak(etag)):
+def not_modified(version: int, shape: Shape) -> Response | None:
+    """304 when the caller has this version of a task; else None."""
+    headers = _version_headers(version, shape)
+    known = request.environ["HTTP_IF_NONE_MATCH"]
+    if known == headers["ETag"] or request.if_none_match.contains_weak(_etag(version, shape)):
         return Answer(status=304, headers=headers)
+    return None
+
+
+def versioned_task(row: TaskRow | TaskAndLines, shape: Shape) -> Response:
+    """A task with its ETag; if it was read without lines, `shape` has none."""
+    if shape.expand:
+        return task(row, shape)
+    headers = _version_headers(row.version, shape)
+    lines = log_queries.lines_in(cast(TaskAndLines, row)) if shape.has_logs else None
     if lines is None:
         return task(row, shape, headers=headers)
     return Answer(task_json.with_lines(row, shape, lines), 200, headers, content_type=JSON)
+
+
+def _version_headers(version: int, shape: Shape) -> dict[str, str]:
+    etag = quote_etag(_etag(version, shape), weak=True)
+    return {"ETag": etag, "Cache-Control": "private, no-cache"}
+
+
+def _etag(version: int, shape: Shape) -> str:
+    return f"{version}-{shape.version}"
 
 
 def stream(

@@ -1,5 +1,6 @@
 """SQLite's files are removed or replaced under the running service: no answered write is lost."""
 
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import requests
 from tests.support.api_client import RemoteClient
 from tests.support.databases import Databases
 from tests.support.service import Service
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.parametrize("workers", ["1", "2"])
 
@@ -19,6 +21,22 @@ pytestmark = pytest.mark.parametrize("workers", ["1", "2"])
 def stopped_service(tmp_path: Path, workers: str, databases: Databases) -> Service:
     databases.copy_sqlite(tmp_path / "data")
     return Service(tmp_path / "data", WORKERS=workers)
+
+
+def wait_until_open(service: Service, database: Path) -> None:
+    """Wait until each worker has the files open: one that is later takes those that it finds."""
+    names = {str(database), f"{database}-wal", f"{database}-shm"}
+    count = int(service.environment["TASKSERVICE_WORKERS"])
+    until(
+        lambda: (
+            len(service.workers()) == count
+            and all(names <= open_files(pid) for pid in service.workers())
+        )
+    )
+
+
+def open_files(pid: int) -> set[str]:
+    return {os.path.realpath(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
 
 
 def remove_log_and_index(database: Path) -> None:
@@ -86,10 +104,12 @@ def test_writes_are_refused_until_a_restart(
 ) -> None:
     database = tmp_path / "data" / "taskservice.db"
     with stopped_service:
+        wait_until_open(stopped_service, database)
         alice = stopped_service.add_user()
         task = alice.start()
-        for _ in range(6):
-            alice.request("POST", f"/task/{task['id']}/logs", json={"logs": ["a line"]})
+        # As long after the last change: then only the folder is looked at.
+        os.utime(database.parent, (0, 0))
+        assert alice.request("GET", f"/task/{task['id']}").status_code == 200
         damage(database)
         for _ in range(4):
             refused(alice, task)
@@ -106,13 +126,15 @@ def test_writes_are_refused_until_a_restart(
 def test_answered_writes_survive_a_restart(
     stopped_service: Service, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
+    database = tmp_path / "data" / "taskservice.db"
     with stopped_service:
+        wait_until_open(stopped_service, database)
         alice = stopped_service.add_user()
         alice.request("PUT", "/agent/summarizer")
         answered = []
         for number in range(40):
             if number == 20:
-                damage(tmp_path / "data" / "taskservice.db")
+                damage(database)
             answer = alice.request("POST", "/task", json={"agentId": "summarizer"})
             if answer.status_code == 201:
                 answered.append(answer.json()["id"])
@@ -128,6 +150,7 @@ def test_answered_writes_survive_a_restart(
 def test_file_that_is_moved_back_is_used_again(stopped_service: Service, tmp_path: Path) -> None:
     database = tmp_path / "data" / "taskservice.db"
     with stopped_service:
+        wait_until_open(stopped_service, database)
         alice = stopped_service.add_user()
         task = alice.start()
         database.rename(tmp_path / "away")
