@@ -31,6 +31,7 @@ MAY_DO = {
     ("GET", "/task/<task_id>"), ("PATCH", "/task/<task_id>"),
     ("POST", "/task/<task_id>/logs"), ("PUT", "/task/<task_id>/logs"),
     ("GET", "/task/<task_id>/logs"), ("GET", "/task/<task_id>/events"),
+    ("POST", "/task/<task_id>/rerun"),
     ("GET", "/agent"), ("GET", "/agent/<agent_id>"), ("PUT", "/agent/<agent_id>"),
     ("POST", "/agent/<agent_id>/claim"),
     ("GET", "/user"),

@@ -66,6 +66,10 @@ FILTERS: dict[str, Callable[[Task, str], bool]] = {
     "createdAfter": lambda task, value: task["createdAt"] > value,
     "createdBefore": lambda task, value: task["createdAt"] < value,
     "finishedAfter": lambda task, value: (task["finishedAt"] or "") > value,
+    "errorType": lambda task, value: (task["error"] or {}).get("type") == value,
+    "claimed": lambda task, value: (task["claimedAt"] is not None) == (value == "true"),
+    "parentId": lambda task, value: task["parentId"] == value,
+    "label": lambda task, value: value in map(":".join, task["labels"].items()),
 }
 
 
@@ -85,7 +89,10 @@ def tasks(alice: ApiClient) -> list[Task]:
     started: list[Task] = []
     for number in range(12):
         name = f"{'Nightly' if number % 3 else 'hourly'} run {number}"
-        started.append(alice.start(("summarizer", "translator")[number % 2], name=name))
+        more: dict[str, Any] = {"claim": True} if number % 4 == 1 else {}
+        if number % 5:
+            more |= {"parentId": started[0]["id"], "labels": {"env": "prod", "n": str(number % 2)}}
+        started.append(alice.start(("summarizer", "translator")[number % 2], name=name, **more))
         # Apart by a millisecond, so that bounds lie between tasks.
         time.sleep(0.002)
     for number in (7, 1, 4, 10):
@@ -117,6 +124,10 @@ def test_every_filter_alone_and_with_all_others_in_every_order(
         "createdAfter": [None, tasks[2]["createdAt"]],
         "createdBefore": [None, tasks[9]["createdAt"]],
         "finishedAfter": [None, tasks[1]["finishedAt"]],
+        "errorType": [None, None, None, "failed"],
+        "claimed": [None, None, None, "true", "false"],
+        "parentId": [None, None, None, tasks[0]["id"]],
+        "label": [None, None, None, "env:prod", "n:1"],
         "sort": [None, "createdAt", "finishedAt"],
     }
     sizes = set()
@@ -522,6 +533,9 @@ UNFIT = (
     ("status", "done"), ("status", ""), ("status", "Running"), ("status", "running,error"),
     ("agentId", ""), ("agentId", "No Agent"), ("agentId", "x" * 65), ("agentId", "a\n"),
     ("q", ""), ("q", "x" * 201),
+    ("errorType", "error"), ("errorType", ""), ("claimed", "yes"), ("claimed", "True"),
+    ("parentId", ""), ("parentId", "no-uuid"), ("label", "env"), ("label", ":prod"),
+    ("label", "env:"), ("label", "Env:prod"), ("label", f"env:{'x' * 257}"),
     ("sort", "name"), ("sort", ""), ("sort", "-finishedAt"), ("sort", "createdat"),
     ("createdAfter", ""), ("createdAfter", "yesterday"), ("createdAfter", "2026-11-24"),
     ("createdBefore", "2026-11-24T13:36:00"), ("createdBefore", "2026-13-01T00:00:00Z"),

@@ -53,7 +53,7 @@ def test_complete_ends_the_task(alice: ApiClient) -> None:
     ended = expect(response, 200)
     assert response.headers["Callback-Status"] == "none"
     assert ended["updatedAt"] == ended["finishedAt"] > task["updatedAt"]
-    changes = {name: ended[name] for name in ("updatedAt", "finishedAt")}
+    changes = {name: ended[name] for name in ("updatedAt", "finishedAt", "endedBy")}
     assert ended == task | {"status": "complete", "output": {"answer": 42}} | changes
     assert alice.task(task) == ended
 

@@ -62,6 +62,10 @@ def sample_value(field: Any, empty: bool) -> Any:
         return "{}" if empty else '{"a":[1,2.50,"ü"]}'
     if isinstance(field, marshmallow.fields.Integer):
         return 0 if empty else 1 << 40
+    if isinstance(field, answers.StoredNumber):
+        return None if empty else "0.25"
+    if isinstance(field, marshmallow.fields.Float):
+        return None if empty else 0.5
     return None if empty else 'ü "\n'
 
 

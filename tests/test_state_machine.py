@@ -72,7 +72,13 @@ callers = st.sampled_from(
     ["user", "user", "user", "its agent", "its agent", "other agent", "stranger"]
 )
 more_fields = st.fixed_dictionaries(
-    {}, optional={"name": names, "input": objects, "claim": st.booleans()}
+    {},
+    optional={
+        "name": names,
+        "input": objects,
+        "claim": st.booleans(),
+        "labels": st.dictionaries(st.sampled_from("ab"), st.sampled_from("xy"), max_size=2),
+    },
 )
 # How far the first line is from the one that comes next; None: it has no number at all.
 distances = st.sampled_from([None, None, 0, 0, 0, -1, -2, -5, 1])
@@ -85,6 +91,15 @@ reports = st.one_of(
     st.fixed_dictionaries({"output": objects}, optional={"name": names}),
     # Any combination, valid or not.
     st.fixed_dictionaries({}, optional={"status": statuses, "error": messages, "name": names}),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "status": statuses,
+            "progress": st.sampled_from([None, 0, 0.5, 1]),
+            "note": st.sampled_from([None, "", "ü"]),
+            "labels": st.dictionaries(st.sampled_from("ab"), st.sampled_from([None, "x", "y"])),
+        },
+    ),
 )
 filters = st.fixed_dictionaries(
     {},
@@ -313,6 +328,12 @@ class Api(RuleBasedStateMachine):
             "output": {},
             "status": "running",
             "error": None,
+            "endedBy": None,
+            "progress": None,
+            "note": None,
+            "labels": body.get("labels", {}),
+            "parentId": None,
+            "rerunOf": None,
             "callback": body.get("callback"),
         }
 
@@ -406,7 +427,7 @@ class Api(RuleBasedStateMachine):
             problem(response, 404)
         elif task.running:
             error = {"type": "cancelled", "message": ANY}
-            ended = {"status": "error", "error": error, "finishedAt": NOW}
+            ended = {"status": "error", "error": error, "finishedAt": NOW, "endedBy": ANY}
             task.changed_to(expect(response, 200), task.json | ended)
             self.is_called_back(response, task, True)
         elif task.error_type == "cancelled":
@@ -443,9 +464,28 @@ class Api(RuleBasedStateMachine):
         if task.running:
             end_for_silence(self.app, task.json)
             error = {"type": "timeout", "message": ANY}
-            ended = {"status": "error", "error": error, "finishedAt": NOW}
+            ended = {"status": "error", "error": error, "finishedAt": NOW, "endedBy": "service"}
             seen = self.caller(task.user).person.task(task.json)
             task.changed_to(seen, task.json | ended)
+
+    @rule(target=tasks, task=tasks, who=callers)
+    def run_again(self, task: Task, who: str) -> Any:
+        key = self.caller(task.user, who, task.json["agentId"])
+        response = key.person.post(f"/task/{task.json['id']}/rerun")
+        if not key.sees(task):
+            problem(response, 404)
+            return multiple()
+        seen = expect(response, 201)
+        same_fields = ("name", "input", "labels", "callback")
+        expected = self.new_task(key, {"agentId": task.json["agentId"]}, seen) | {
+            **{name: task.json[name] for name in same_fields},
+            "claimedAt": None,
+            "rerunOf": task.json["id"],
+        }
+        assert seen == expected
+        again = Task(key.user, seen)
+        key.user.tasks.append(again)
+        return again
 
     @rule(task=consumes(tasks))
     def delete(self, task: Task) -> None:
@@ -456,6 +496,10 @@ class Api(RuleBasedStateMachine):
                 problem(key.person.delete(path), status)
         assert expect(self.caller(task.user).person.delete(path), 200) == task.json
         task.user.tasks.remove(task)
+        for other in task.user.tasks:
+            if other.json["rerunOf"] == task.json["id"]:
+                seen = self.caller(task.user).person.task(other.json)
+                other.changed_to(seen, other.json | {"rerunOf": None})
         self.is_gone(self.caller(task.user).person, path)
 
     def is_gone(self, person: ApiClient, path: str) -> None:

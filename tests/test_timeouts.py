@@ -47,8 +47,8 @@ def test_silent_task_is_ended_with_a_plain_message(
     message = "Nothing was heard from its agent for 24 hours"
     assert ended["error"] == {"type": "timeout", "message": message}
     assert ended["finishedAt"] == ended["updatedAt"] > before["updatedAt"]
-    changes = {name: ended[name] for name in ("status", "error", "updatedAt", "finishedAt")}
-    assert ended == before | changes | {"status": "error"}
+    changes = {name: ended[name] for name in ("error", "updatedAt", "finishedAt")}
+    assert ended == before | changes | {"status": "error", "endedBy": "service"}
     assert column(app, task, "version") == 3
 
 

@@ -1,14 +1,17 @@
 """Routes of agents: list, get, put, claim a task, delete."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from flask import Blueprint, Response
 
 from taskservice.auth.authentication import caller
 from taskservice.contract.error_codes import AGENT_HAS_TASKS
+from taskservice.database.rows import AnyRow
 from taskservice.queries import agents as agent_queries
-from taskservice.schemas.answers import agent_schema, task_schema
+from taskservice.schemas.answers import agent_schema, expanded_agent_schema, task_schema
 from taskservice.schemas.fields import EXAMPLE_MOMENT
+from taskservice.schemas.parameters import AgentQuerySchema
 from taskservice.schemas.requests import PutAgentSchema
 from taskservice.services import agents as agent_service
 from taskservice.web import long_poll, responses
@@ -16,24 +19,34 @@ from taskservice.web.request import idempotency_key, operation
 
 blueprint = Blueprint("agents", __name__)
 
+agent_query = AgentQuerySchema()
 put_schema = PutAgentSchema()
 
 
 @blueprint.get("/agent")
-@operation("listAgents", answers={200: [agent_schema]})
-def list_all() -> Response:
+@operation("listAgents", query=agent_query, answers={200: [expanded_agent_schema]})
+def list_all(query: dict[str, Any]) -> Response:
     """List agents.
 
     All agents that the key may see; an agent key sees only its own agent.
     """
-    return responses.dump(agent_schema, agent_queries.list_all(caller), many=True)
+    return responses.json(_expanded(agent_queries.list_all(caller), query))
 
 
 @blueprint.get("/agent/<agent_id>")
-@operation("getAgent", answers={200: agent_schema})
-def get(agent_id: str) -> Response:
+@operation("getAgent", query=agent_query, answers={200: expanded_agent_schema})
+def get(agent_id: str, query: dict[str, Any]) -> Response:
     """Get an agent."""
-    return responses.dump(agent_schema, agent_queries.get(caller, agent_id))
+    return responses.json(_expanded([agent_queries.get(caller, agent_id)], query)[0])
+
+
+def _expanded(agents: Sequence[AnyRow], query: dict[str, Any]) -> list[dict[str, Any]]:
+    """The agents, with what `expand` asks for."""
+    dumped: list[dict[str, Any]] = agent_schema.dump(agents, many=True)
+    if "expand" not in query:
+        return dumped
+    health = agent_queries.health(agents)
+    return [agent | {"health": health[agent["id"]]} for agent in dumped]
 
 
 @blueprint.put("/agent/<agent_id>")

@@ -12,7 +12,7 @@ from taskservice.problems import invalid
 from taskservice.queries import task_json
 from taskservice.queries import tasks as task_queries
 from taskservice.schemas.answers import appended_schema, log_page_schema
-from taskservice.schemas.parameters import AppendQuerySchema, LogQuerySchema
+from taskservice.schemas.parameters import AppendQuerySchema, FollowQuerySchema, LogQuerySchema
 from taskservice.schemas.requests import AppendSchema
 from taskservice.services import chunks
 from taskservice.services import logs as log_service
@@ -24,6 +24,7 @@ blueprint = Blueprint("logs", __name__)
 append_query = AppendQuerySchema()
 append_schema = AppendSchema()
 log_query = LogQuerySchema()
+follow_query = FollowQuerySchema()
 
 EVENTS_EXAMPLE = """\
 event: task
@@ -49,6 +50,9 @@ def append(task_id: str, query: dict[str, Any]) -> Response:
     The body is JSON or plain text; a PUT without a content type is plain text. A line ends at a
     line feed, one carriage return before it is dropped, and NUL becomes U+FFFD. Every append is
     a heartbeat, even one without lines.
+
+    With `at`, the lines have the time at which their agent printed them, but none before the start
+    of the task, and none after now.
 
     With `seq`, an append is safe to repeat: `seq` is the number of the first line sent, counted
     by `writer` from 1. Lines that are stored already are skipped. A gap is 409, and `expected` is
@@ -79,7 +83,9 @@ def read(task_id: str, query: dict[str, Any]) -> Response:
 
     As JSON, one page of the lines after number `after`; `next` is the `after` of the next page.
     Lines that retention has dropped are left out. As `text/plain`, the lines as they are, all of
-    them unless there is a `limit`: the download.
+    them unless there is a `limit`: the download. With `times`, the page has the time of each line;
+    as text, each line has its time and a blank before it. A line from before there were times has
+    null, as text `-`.
 
     With `Prefer: wait`, an answer without lines waits until there are some or the task ends. See
     also the events of a task.
@@ -89,32 +95,37 @@ def read(task_id: str, query: dict[str, Any]) -> Response:
         lambda: task_queries.get(caller, task_id),
         lambda task: task.log_count > after or task.status != RUNNING,
     )
+    has_times = query.get("times", False)
     if prefers(TEXT, JSON):
-        text = task_json.log_text(task, after, query.get("limit"))
+        text = task_json.log_text(task, after, query.get("limit"), has_times=has_times)
         return responses.stream(text, media_type=TEXT)
-    return responses.stream(task_json.log_page(task, after, query.get("limit", DEFAULT_LINES)))
+    limit = query.get("limit", DEFAULT_LINES)
+    return responses.stream(task_json.log_page(task, after, limit, has_times=has_times))
 
 
 @blueprint.get("/task/<task_id>/events")
 @operation(
     "followTask",
+    query=follow_query,
     headers=["Last-Event-ID"],
     answers={200: EVENTS},
     answer_headers=["X-Accel-Buffering"],
     example=EVENTS_EXAMPLE,
 )
-def follow(task_id: str) -> Response:
+def follow(task_id: str, query: dict[str, Any]) -> Response:
     """Follow a task.
 
     Server-Sent Events. The first event is `task`: the task without its log. Each line is an event
     `log`, a JSON string whose `id` is the line's number: first the lines that are stored, then new
-    ones as they arrive. Each other change of the task is another `task`. The stream ends after the
-    last line and a last `task` when the task has ended, and when it is deleted.
+    ones as they arrive. With `times` it is an object with `at` and `line`. Each other change of the
+    task is another `task`. The stream ends after the last line and a last `task` when the task has
+    ended, and when it is deleted.
 
     A client that reconnects with `Last-Event-ID`, as browsers do by themselves, misses nothing.
     """
     task = task_queries.get(caller, task_id)
-    return event_stream.respond(task_events.follow(caller, task.id, _last_event_id()))
+    events = task_events.follow(caller, task.id, _last_event_id())
+    return event_stream.respond(events, has_times=query.get("times", False))
 
 
 def _last_event_id() -> int:
@@ -130,11 +141,17 @@ def _is_text() -> bool:
 
 
 def _text_append(query: dict[str, Any]) -> dict[str, Any]:
-    return query | {"chunks": chunks.of_text(body_bytes())}
+    sent = chunks.of_text(body_bytes())
+    return query | {"chunks": chunks.at_one_time(sent, query["at"]) if "at" in query else sent}
 
 
 def _json_append(query: dict[str, Any]) -> dict[str, Any]:
     if query:
         raise invalid({name: ["Belongs in the JSON body."] for name in query})
     body = load_body(append_schema)
-    return body | {"chunks": chunks.of_strings(body["logs"])}
+    sent, at = chunks.of_strings(body["logs"]), body.get("at")
+    if isinstance(at, list):
+        sent = chunks.with_times(sent, body["logs"], at)
+    elif at is not None:
+        sent = chunks.at_one_time(sent, at)
+    return body | {"chunks": sent}

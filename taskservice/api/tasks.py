@@ -12,9 +12,9 @@ from taskservice.queries import lists as list_queries
 from taskservice.queries import task_json
 from taskservice.queries import tasks as task_queries
 from taskservice.schemas.answers import shaped_task_schema, task_schema
-from taskservice.schemas.fields import EXAMPLE_MOMENT
+from taskservice.schemas.fields import EXAMPLE_MOMENT, EXAMPLE_TASK
 from taskservice.schemas.parameters import ListQuerySchema, TaskQuerySchema
-from taskservice.schemas.requests import ReportSchema, StartSchema
+from taskservice.schemas.requests import ReportSchema, RerunSchema, StartSchema
 from taskservice.services import tasks as task_service
 from taskservice.services.tasks import Idempotency
 from taskservice.web import list_query, long_poll, responses
@@ -25,6 +25,7 @@ blueprint = Blueprint("tasks", __name__)
 list_query_schema = ListQuerySchema()
 task_query = TaskQuerySchema()
 start_schema = StartSchema()
+rerun_schema = RerunSchema()
 report_schema = ReportSchema()
 
 
@@ -121,13 +122,14 @@ def _has_ended(task: TaskRow | TaskVersion) -> bool:
 def report(task_id: str, query: dict[str, Any], body: dict[str, Any]) -> Response:
     """Report on a task.
 
-    Changes its status, output, error or name. Every report is a heartbeat, even one that changes
-    nothing. `complete` and `error` end the task, and its callback gets a signed webhook before
-    the answer. The answer is 200 whatever the receiver does; `Callback-Status` is the outcome.
+    Changes its status, output, error, name, progress, note or labels. Every report is a heartbeat,
+    even one that changes nothing. `complete` and `error` end the task, and its callback gets a
+    signed webhook before the answer. The answer is 200 whatever the receiver does;
+    `Callback-Status` is the outcome.
 
-    A finished task keeps its result: a report that changes more than its name is 409, and one
-    that changes nothing is 200 and sends no webhook. The exception is the late report: an agent
-    may still finish a task that ended by `timeout`.
+    A finished task keeps its result: a report that changes more than its name and labels is 409,
+    and one that changes nothing is 200 and sends no webhook. The exception is the late report: an
+    agent may still finish a task that ended by `timeout`.
     """
     task, callback_status = task_service.report(caller, task_id, body)
     headers = {"Callback-Status": callback_status}
@@ -157,6 +159,31 @@ def cancel(task_id: str, query: dict[str, Any]) -> Response:
     task, callback_status = task_service.cancel(caller, task_id)
     headers = {"Callback-Status": callback_status}
     return responses.task(task, list_query.shape(query), headers=headers)
+
+
+@blueprint.post("/task/<task_id>/rerun")
+@operation(
+    "rerunTask",
+    reads=rerun_schema,
+    headers=["Idempotency-Key"],
+    answers={201: task_schema},
+    answer_headers=["Location", "Idempotency-Replayed"],
+    example={"logs": [], "logCount": 0, "rerunOf": EXAMPLE_TASK},
+)
+def rerun(task_id: str) -> Response:
+    """Run a task again.
+
+    Starts a new task with the same agent, name, callback, timeout and labels, and with the same
+    input unless another one is given. It waits for an agent to claim it, whoever asks.
+    """
+    body = json_body()
+    fields = rerun_schema.load({} if body is None else body)
+    key = idempotency_key()
+    idempotency = None if key is None else Idempotency.of(key, body, rerun_of=task_id)
+    task, replayed = task_service.rerun(caller, task_id, fields, idempotency)
+    # Relative to the path of the request.
+    headers = {"Location": f"../{task.id}", **responses.replayed_header(replayed)}
+    return responses.task(task, status=201, headers=headers)
 
 
 @blueprint.delete("/task/<task_id>")

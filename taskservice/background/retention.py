@@ -154,10 +154,10 @@ class _Pruning:
         return done > 0 and len(tasks) == BATCH
 
     def _remove_task(self, connection: Connection, task: AnyRow) -> None:
-        detach_log(connection, task.id, self._dropped_ago)
-        remove(connection, task.id)
-        self.removed.tasks += 1
-        self.removed.bytes += task.bytes
+        # If it must wait for another transaction, a later batch finds it again.
+        if remove(connection, task.id, self._dropped_ago):
+            self.removed.tasks += 1
+            self.removed.bytes += task.bytes
 
     def _drop_log(self, connection: Connection, task: AnyRow) -> None:
         detach_log(connection, task.id, self._dropped_ago)

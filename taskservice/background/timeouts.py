@@ -8,7 +8,7 @@ from flask import current_app
 from sqlalchemy import ColumnElement, Float, bindparam, case, exists, insert, select, update
 
 from taskservice.background.batches import in_batches
-from taskservice.contract.terms import ERROR, TIMEOUT
+from taskservice.contract.terms import ERROR, SERVICE, TIMEOUT
 from taskservice.database import timestamps
 from taskservice.database.models import CLAIMED, CLAIMED_WITH_TIMEOUT, Log, ServiceHeartbeat, Task
 from taskservice.database.rows import AnySelect
@@ -67,6 +67,7 @@ _END = (
         status=ERROR,
         error_type=TIMEOUT,
         error_message=bindparam("message"),
+        ended_by=SERVICE,
         updated_at=bindparam("at", type_=Timestamp()),
         finished_at=bindparam("at", type_=Timestamp()),
         version=Task.version + 1,

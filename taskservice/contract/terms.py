@@ -25,12 +25,18 @@ DELIVERY_STATES = (PENDING, DELIVERED, FAILED, CANCELLED)
 # The orders of a list of tasks, the default first.
 SORTS = ("-createdAt", "createdAt", "finishedAt")
 
+# The name that `endedBy` has for the service itself.
+SERVICE = "service"
+
+LABEL_KEY = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 AGENT_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 # Maximum lengths in characters.
 MAX_NAME = 200
 MAX_DESCRIPTION = 2_000
 MAX_WRITER = 64
+MAX_NOTE = 200
+MAX_LABEL_VALUE = 256
 MAX_IDEMPOTENCY_KEY = 255
 
 # Maximum lengths in bytes, of UTF-8 text or of compact JSON.
@@ -42,6 +48,8 @@ MAX_OBJECT = 1024 * 1024
 
 # Maximum number of writers of one task: one transaction deletes the rows of all of them.
 MAX_WRITERS = 1_000
+# Maximum number of labels of a task.
+MAX_LABELS = 16
 # Maximum timeout of a task, in seconds.
 MAX_TIMEOUT = 366 * 86_400
 # Maximum number of tasks on one page of the list.

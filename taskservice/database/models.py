@@ -112,6 +112,10 @@ _UNCLAIMED = text("status = 'running' AND claimed_at IS NULL")
 CLAIMED = text("status = 'running' AND claimed_at IS NOT NULL AND timeout IS NULL")
 CLAIMED_WITH_TIMEOUT = text("status = 'running' AND claimed_at IS NOT NULL AND timeout > 0")
 WITH_OLD_LOG = text("finished_at IS NOT NULL AND first_log <= log_count")
+_FINISHED = text("finished_at IS NOT NULL")
+_IN_ERROR = text("error_type IS NOT NULL")
+_CHILD = text("parent_id IS NOT NULL")
+_RERUN = text("rerun_of IS NOT NULL")
 _KEYED = text("idempotency_key IS NOT NULL")
 _CLAIM_KEYED = text("claim_key IS NOT NULL")
 
@@ -129,6 +133,7 @@ class Task(Base):
         CheckConstraint("(status = 'running') = (finished_at IS NULL)", "finished"),
         *_json_object("input"),
         *_json_object("output"),
+        *_json_object("labels"),
         CheckConstraint("first_log BETWEEN 1 AND log_count + 1", "first_log"),
         CheckConstraint("(idempotency_key IS NULL) = (idempotency_digest IS NULL)", "idempotency"),
         partial_index(
@@ -142,6 +147,14 @@ class Task(Base):
         Index("tasks_by_agent", "user_id", "agent_id", "created_at", "id"),
         Index("tasks_by_status", "user_id", "status", "created_at", "id"),
         Index("tasks_by_end", "user_id", "finished_at", "id"),
+        partial_index(
+            "tasks_by_error", "user_id", "error_type", "created_at", "id", where=_IN_ERROR
+        ),
+        # For the list of a task's children, and for its deletion; the same of its reruns.
+        partial_index("tasks_by_parent", "parent_id", "created_at", "id", where=_CHILD),
+        partial_index("tasks_by_rerun", "rerun_of", where=_RERUN),
+        # For the health of an agent.
+        partial_index("tasks_by_agent_end", "user_id", "agent_id", "finished_at", where=_FINISHED),
         # For claims.
         partial_index(
             "tasks_unclaimed", "user_id", "agent_id", "created_at", "id", where=_UNCLAIMED
@@ -164,9 +177,19 @@ class Task(Base):
     status: Mapped[str]
     error_type: Mapped[str | None]
     error_message: Mapped[str | None]
+    # The name of the key that ended it.
+    ended_by: Mapped[str | None]
     # JSON text, answered as it was stored.
     input: Mapped[str]
     output: Mapped[str]
+    labels: Mapped[str] = mapped_column(server_default="{}")
+    # A JSON number as text, so that both databases answer it as it was sent.
+    progress: Mapped[str | None]
+    note: Mapped[str | None]
+    # No foreign keys: SQLite adds none to a table without rebuilding it. The deletion of a task
+    # sets them to null where they name it.
+    parent_id: Mapped[str | None] = mapped_column(Identifier)
+    rerun_of: Mapped[str | None] = mapped_column(Identifier)
     callback_url: Mapped[str | None]
     timeout: Mapped[int | None]
     created_at: Mapped[str] = mapped_column(Timestamp)
@@ -190,6 +213,20 @@ class Task(Base):
     claim_key: Mapped[str | None]
 
 
+class TaskLabel(Base):
+    """One label of a task as `key:value`, for the lists of the tasks that have it."""
+
+    __tablename__ = "task_labels"
+    __table_args__ = (Index("task_labels_by_label", "user_id", "label", "task_id"),)
+
+    task_id: Mapped[str] = mapped_column(
+        Identifier, ForeignKey(Task.id, ondelete="CASCADE"), primary_key=True
+    )
+    label: Mapped[str] = mapped_column(primary_key=True)
+    # The task's user, copied here for the index.
+    user_id: Mapped[str] = mapped_column(Identifier)
+
+
 class Log(Base):
     """A task's log; the sweep deletes the lines of one without a task in small batches."""
 
@@ -207,7 +244,9 @@ class Log(Base):
 class LogChunk(Base):
     """Lines of a log that arrived together: `count` of them, ending with number `last`.
 
-    `text` joins them with line feeds, which no line contains.
+    `text` joins them with line feeds, which no line contains. `at` is the time of the first line
+    in milliseconds since 1970, and `times` has the later ones, as `line_times` writes them; a line
+    from before there were times has none.
     """
 
     __tablename__ = "log_chunks"
@@ -217,6 +256,8 @@ class LogChunk(Base):
     last: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     count: Mapped[int] = mapped_column(Integer)
     text: Mapped[str] = mapped_column(Text)
+    at: Mapped[int | None] = mapped_column(BigInteger)
+    times: Mapped[str | None] = mapped_column(Text)
 
 
 class LogWriter(Base):
@@ -291,6 +332,8 @@ class Attempt(Base):
     duration_ms: Mapped[int] = mapped_column(Integer)
     status_code: Mapped[int | None] = mapped_column(Integer)
     message: Mapped[str]
+    # The beginning of what the receiver answered.
+    answer: Mapped[str | None]
 
 
 class ServiceHeartbeat(Base):

@@ -19,7 +19,9 @@ class TaskRow(Protocol):
     agent_id: str
     user_id: str
     claimed_at: str | None
+    input: str
     output: str
+    labels: str
     callback_url: str | None
     status: str
     error_type: str | None

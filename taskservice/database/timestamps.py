@@ -20,6 +20,17 @@ def moved(moment: str, seconds: float) -> str:
     return rfc3339(datetime.fromisoformat(moment) + timedelta(seconds=seconds))
 
 
+def milliseconds(moment: str) -> int:
+    """The milliseconds from 1970 to `moment`."""
+    return round(datetime.fromisoformat(moment).timestamp() * 1000)
+
+
+def of_milliseconds(since_1970: int) -> str:
+    """The moment that `milliseconds` was called with."""
+    seconds, rest = divmod(since_1970, 1000)
+    return _text(datetime.fromtimestamp(seconds, UTC) + timedelta(milliseconds=rest))
+
+
 def seconds_between(since: str, until: str) -> float:
     return (datetime.fromisoformat(until) - datetime.fromisoformat(since)).total_seconds()
 

@@ -1,13 +1,19 @@
 """Reads of agents."""
 
 from collections.abc import Collection, Sequence
+from statistics import median
+from typing import Any
 
 from sqlalchemy import bindparam, func, select
 
 from taskservice.auth.caller import Caller, visible_agents
+from taskservice.contract.terms import CANCELLED, COMPLETE
+from taskservice.database import timestamps
 from taskservice.database.models import Agent, Task
 from taskservice.database.rows import AnyRow
+from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
+from taskservice.database.types import Identifier
 from taskservice.problems import not_found
 from taskservice.schemas.columns import AGENT_COLUMNS
 
@@ -29,6 +35,18 @@ _AGENTS_BY_USE = (
 _AGENTS_OF = select(*AGENT_COLUMNS).where(
     Agent.user_id == bindparam("user_id"), Agent.id.in_(bindparam("agent_ids", expanding=True))
 )
+# How many finished tasks tell the health of an agent.
+RECENT = 30
+_RECENT = Statement[AnyRow](
+    select(Task.id, Task.status, Task.error_type, Task.claimed_at, Task.finished_at)
+    .where(
+        Task.user_id == bindparam("user_id", type_=Identifier),
+        Task.agent_id == bindparam("agent_id"),
+        Task.finished_at.is_not(None),
+    )
+    .order_by(Task.finished_at.desc())
+    .limit(RECENT)
+)
 
 
 def list_all(caller: Caller) -> Sequence[AnyRow]:
@@ -43,6 +61,44 @@ def get(caller: Caller, agent_id: str) -> AnyRow:
     if agent is None:
         raise not_found("agent")
     return agent
+
+
+def health(agents: Sequence[AnyRow]) -> dict[str, dict[str, Any]]:
+    """Agent -> its health as HealthOfAgentSchema describes it; the agents are of one user."""
+    with reading() as connection:
+        return {
+            agent.id: _health(
+                _RECENT.all(connection, user_id=agent.user_id, agent_id=agent.id)[::-1]
+            )
+            for agent in agents
+        }
+
+
+def _health(recent: Sequence[AnyRow]) -> dict[str, Any]:
+    counted = [task for task in recent if task.error_type != CANCELLED]
+    complete = [task for task in counted if task.status == COMPLETE]
+    durations = [seconds for task in counted if (seconds := _seconds(task)) is not None]
+    return {
+        "recent": [
+            {
+                "id": task.id,
+                "status": task.status,
+                "finishedAt": task.finished_at,
+                "seconds": _seconds(task),
+            }
+            for task in recent
+        ],
+        "successRate": len(complete) / len(counted) if counted else None,
+        "lastSuccessAt": complete[-1].finished_at if complete else None,
+        "medianSeconds": round(median(durations), 3) if durations else None,
+    }
+
+
+def _seconds(task: AnyRow) -> float | None:
+    """The duration of a finished task; None if no agent claimed it."""
+    if task.claimed_at is None:
+        return None
+    return max(0.0, timestamps.seconds_between(task.claimed_at, task.finished_at))
 
 
 def list_by_use(caller: Caller, start: int, count: int) -> Sequence[AnyRow]:

@@ -17,13 +17,13 @@ from sqlalchemy import (
     text,
 )
 
-from taskservice.contract.terms import FAILED, PENDING
+from taskservice.contract.terms import FAILED, PENDING, RUNNING
 from taskservice.database import name_index
-from taskservice.database.models import Delivery, Task
+from taskservice.database.models import Delivery, Task, TaskLabel
 from taskservice.database.rows import AnyRow, AnySelect
 from taskservice.database.statements import Statement
 from taskservice.database.types import Identifier, Several, is_among
-from taskservice.queries.selections import CONDITIONS, Filters, of_user
+from taskservice.queries.selections import CONDITIONS, LABELS, Filters, of_user
 
 # The maximum number of tasks that are read by their ids, and sorted, for one page.
 MAX_CANDIDATES = 5_000
@@ -39,9 +39,16 @@ _SETS = {
     "agent": frozenset({"agent_id"}),
     "own agent": frozenset({"own_agent_id"}),
     "status": frozenset({"status"}),
+    "error type": frozenset({"error_type"}),
+    "children": frozenset({"parent_id"}),
     "creation": frozenset({"created_after", "created_before"}),
     "end": frozenset({"finished_after"}),
 }
+
+
+# Those that wait for an agent. Written as in their index, so that it is used.
+WAITING = "waiting"
+_IS_WAITING = text("tasks.status = 'running' AND tasks.claimed_at IS NULL")
 
 
 def smallest_set(connection: Connection, filters: Filters, values: dict[str, Any]) -> str | None:
@@ -61,8 +68,11 @@ def smallest_set(connection: Connection, filters: Filters, values: dict[str, Any
 def _sizes(connection: Connection, filters: Filters, values: Mapping[str, Any]) -> dict[str, int]:
     """The size of each set that an index of tasks or deliveries has, counted up to a limit."""
     names = tuple(name for name, of_index in _SETS.items() if of_index & filters)
+    names += tuple(name for name in LABELS if name in filters)
     if "delivery" in filters:
         names += (values["delivery"],)
+    if "unclaimed" in filters and values.get("status") == RUNNING:
+        names += (WAITING,)
     if not names:
         return {}
     statement = _sizes_statement(names, filters)
@@ -93,7 +103,11 @@ _BY_NAME = {
 
 def implied(name: str) -> Filters:
     """The filters that all candidates of this set fit: they need not be checked again."""
-    return frozenset({"delivery"}) if name in _DELIVERY_STATES else _SETS.get(name, frozenset())
+    if name in _DELIVERY_STATES:
+        return frozenset({"delivery"})
+    if name == WAITING:
+        return frozenset({"status", "unclaimed"})
+    return frozenset({name}) if name in LABELS else _SETS.get(name, frozenset())
 
 
 def are_among(name: str, filters: Filters) -> ColumnElement[bool]:
@@ -109,4 +123,9 @@ def _ids(name: str, filters: Filters) -> AnySelect:
     if name in _DELIVERY_STATES:
         of_same_user = Delivery.user_id == bindparam("user_id", type_=Identifier)
         return select(Delivery.task_id).where(of_same_user, _DELIVERY_STATES[name])
+    if name in LABELS:
+        of_same_user = TaskLabel.user_id == bindparam("user_id", type_=Identifier)
+        return select(TaskLabel.task_id).where(of_same_user, TaskLabel.label == bindparam(name))
+    if name == WAITING:
+        return select(Task.id).where(of_user, _IS_WAITING)
     return select(Task.id).where(of_user, *(CONDITIONS[each] for each in _SETS[name] & filters))

@@ -1,17 +1,21 @@
 """Reads of logs, in parts of bounded size."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import BigInteger, bindparam, case, literal_column, select
 
 from taskservice.contract.error_codes import LOG_DROPPED
+from taskservice.database import line_times, timestamps
 from taskservice.database.models import Log, LogChunk, Task
-from taskservice.database.rows import PAGE_BYTES, AnyRow, TaskAndLines, TaskRow, next_limit
+from taskservice.database.rows import PAGE_BYTES, TaskAndLines, TaskRow, next_limit
 from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
 from taskservice.database.types import joined_by_line_feed
 from taskservice.problems import Problem
 
+T = TypeVar("T")
 # A log of at most this many bytes is read together with its task, by a GET of this task.
 SMALL_LOG = 64 * 1024
 
@@ -31,6 +35,23 @@ small_log_text = case(
 )
 
 
+class _Chunk(Protocol):
+    """What reads select of a LogChunk."""
+
+    last: int
+    count: int
+    text: str
+    at: int | None
+    times: str | None
+
+
+class TimedLine(NamedTuple):
+    """A line, and when its agent printed it; None for one from before there were times."""
+
+    text: str
+    at: str | None
+
+
 class LogGone(Problem):
     """Lines that a row counted were dropped while they were read."""
 
@@ -43,8 +64,9 @@ class LogGone(Problem):
         )
 
 
-_CHUNKS = Statement[AnyRow](
-    select(LogChunk.last, LogChunk.count, LogChunk.text)
+_CHUNK_COLUMNS = (LogChunk.last, LogChunk.count, LogChunk.text, LogChunk.at, LogChunk.times)
+_CHUNKS = Statement[_Chunk](
+    select(*_CHUNK_COLUMNS)
     .where(
         LogChunk.log_id == bindparam("log_id"),
         LogChunk.last > bindparam("after"),
@@ -53,14 +75,14 @@ _CHUNKS = Statement[AnyRow](
     .order_by(LogChunk.last)
     .limit(bindparam("limit"))
 )
-_LAST_CHUNKS = Statement[AnyRow](
-    select(LogChunk.last, LogChunk.count, LogChunk.text)
+_LAST_CHUNKS = Statement[_Chunk](
+    select(*_CHUNK_COLUMNS)
     .where(LogChunk.log_id == bindparam("log_id"), LogChunk.last <= bindparam("until"))
     .order_by(LogChunk.last.desc())
     .limit(bindparam("limit"))
 )
 _NEXT_CHUNKS = (
-    select(LogChunk.last, LogChunk.count, LogChunk.text)
+    select(*_CHUNK_COLUMNS)
     .where(LogChunk.log_id == bindparam("log_id"), LogChunk.last > bindparam("after"))
     .order_by(LogChunk.last)
     .limit(bindparam("limit"))
@@ -73,24 +95,14 @@ def log_pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterato
     Those after number `after`, and at most `count` of them; none that came after `row` was
     read. Raises LogGone if some were dropped meanwhile.
     """
-    after = max(after, row.first_log - 1)
-    until = row.log_count if count is None else min(row.log_count, after + count)
-    if until < row.log_count:
-        # `_CHUNKS` would read on to the end of the log to find where these lines end.
-        while after < until:
-            yield (lines := lines_after(row, after, until - after))
-            after += len(lines)
-        return
-    limit = 4096 if row.log_bytes <= PAGE_BYTES else 16
-    while after < until:
-        with reading() as connection:
-            chunks = _CHUNKS.all(
-                connection, log_id=row.log_id, after=after, until=until, limit=limit
-            )
-        lines = _lines(chunks, after, until)
-        yield lines
-        after += len(lines)
-        limit = next_limit(len(chunks), sum(len(chunk.text) for chunk in chunks), 4096)
+    return (page.lines() for page in _pages(row, after, count))
+
+
+def timed_pages(
+    row: TaskRow, after: int = 0, count: int | None = None
+) -> Iterator[list[TimedLine]]:
+    """As `log_pages`, with the time of each line."""
+    return (page.timed_lines() for page in _pages(row, after, count))
 
 
 def lines_after(row: TaskRow, after: int, maximum: int) -> list[str]:
@@ -98,19 +110,93 @@ def lines_after(row: TaskRow, after: int, maximum: int) -> list[str]:
 
     Raises LogGone if some were dropped meanwhile.
     """
+    page = _page_after(row, after, maximum)
+    return page.lines() if page else []
+
+
+class _Page(NamedTuple):
+    """Lines `after + 1` to at most `until` out of consecutive chunks."""
+
+    chunks: Sequence[_Chunk]
+    after: int
+    until: int
+
+    @property
+    def end(self) -> int:
+        """The number of the last line."""
+        return min(self.until, self.chunks[-1].last)
+
+    def lines(self) -> list[str]:
+        return self._cut([line for chunk in self.chunks for line in chunk.text.split("\n")])
+
+    def timed_lines(self) -> list[TimedLine]:
+        times = self._cut(list(chain.from_iterable(map(_times, self.chunks))))
+        return list(map(TimedLine, self.lines(), times))
+
+    def _cut(self, of_lines: list[T]) -> list[T]:
+        first = self.chunks[0].last - self.chunks[0].count + 1
+        return of_lines[self.after + 1 - first : self.until + 1 - first]
+
+
+def _times(chunk: _Chunk) -> list[str | None]:
+    if chunk.at is None or chunk.times is None:
+        time = None if chunk.at is None else timestamps.of_milliseconds(chunk.at)
+        return [time for _ in range(chunk.count)]
+    return [
+        timestamps.of_milliseconds(time)
+        for time in line_times.decode(chunk.at, chunk.times, chunk.count)
+    ]
+
+
+def _checked(chunks: Sequence[_Chunk], after: int, until: int) -> _Page:
+    """Raises LogGone if a line between the chunks, or before them, is missing."""
+    before = chunks[0].last - chunks[0].count if chunks else until
+    if before > after or not chunks:
+        raise LogGone()
+    for chunk in chunks:
+        if chunk.last - chunk.count != before:
+            raise LogGone()
+        before = chunk.last
+    return _Page(chunks, after, until)
+
+
+def _pages(row: TaskRow, after: int, count: int | None) -> Iterator[_Page]:
+    after = max(after, row.first_log - 1)
+    until = row.log_count if count is None else min(row.log_count, after + count)
+    if until < row.log_count:
+        # `_CHUNKS` would read on to the end of the log to find where these lines end.
+        while page := _page_after(row, after, until - after):
+            yield page
+            after = page.end
+        return
+    limit = 4096 if row.log_bytes <= PAGE_BYTES else 16
+    while after < until:
+        with reading() as connection:
+            chunks = _CHUNKS.all(
+                connection, log_id=row.log_id, after=after, until=until, limit=limit
+            )
+        page = _checked(chunks, after, until)
+        yield page
+        after = page.end
+        limit = next_limit(len(chunks), sum(len(chunk.text) for chunk in chunks), 4096)
+
+
+def _page_after(row: TaskRow, after: int, maximum: int) -> _Page | None:
+    """At most `maximum` lines after number `after`, about a megabyte of them; None without any."""
     after = max(after, row.first_log - 1)
     until = min(after + maximum, row.log_count)
     if after >= until:
-        return []
-    chunks, size = [], 0
+        return None
+    chunks, size = list[_Chunk](), 0
     with reading() as connection:
         start = {"log_id": row.log_id, "after": after, "limit": until - after}
-        for chunk in connection.execute(_NEXT_CHUNKS, start):
+        found: Any = connection.execute(_NEXT_CHUNKS, start)
+        for chunk in found:
             chunks.append(chunk)
             size += len(chunk.text)
             if chunk.last >= until or size >= PAGE_BYTES:
                 break
-    return _lines(chunks, after, until)
+    return _checked(chunks, after, until)
 
 
 def lines_in(row: TaskAndLines) -> list[str] | None:
@@ -150,14 +236,3 @@ def _cut(lines: list[str], max_bytes: int) -> list[str]:
             break
         kept += 1
     return lines[len(lines) - kept :]
-
-
-def _lines(chunks: Sequence[AnyRow], after: int, until: int) -> list[str]:
-    """Lines `after + 1` to at most `until` out of consecutive chunks."""
-    if not chunks or chunks[0].last - chunks[0].count > after:
-        raise LogGone()
-    lines = [line for chunk in chunks for line in chunk.text.split("\n")]
-    first = chunks[0].last - chunks[0].count + 1
-    if first + len(lines) - 1 != chunks[-1].last:
-        raise LogGone()
-    return lines[after + 1 - first : until + 1 - first]

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 from sqlalchemy import ColumnElement, and_, bindparam, exists, select, true
 
 from taskservice.auth.caller import Caller
-from taskservice.contract.terms import SORTS
-from taskservice.database.models import Delivery, Task
+from taskservice.contract.terms import MAX_LABELS, SORTS
+from taskservice.database.models import Delivery, Task, TaskLabel
 from taskservice.database.types import Identifier, Timestamp
 
 NEWEST_FIRST, OLDEST_FIRST, BY_END = SORTS
@@ -19,21 +19,34 @@ _LIKE_SPECIALS = re.compile("[%_/]")
 # Together with `own_agent_id` the same as `visible_tasks`, whose OR would keep SQLite from using
 # the index of an agent.
 of_user: ColumnElement[bool] = Task.user_id == bindparam("user_id", type_=Identifier)
+# Each label of a selection is a filter of its own, and all must fit.
+LABELS = tuple(f"label{number}" for number in range(MAX_LABELS))
 # Filter, under the name of its parameter -> its condition; the bounds are exclusive.
 CONDITIONS: dict[str, ColumnElement[bool]] = {
     "own_agent_id": Task.agent_id == bindparam("own_agent_id"),
     "agent_id": Task.agent_id == bindparam("agent_id"),
+    "error_type": Task.error_type == bindparam("error_type"),
     "status": Task.status == bindparam("status"),
     "created_after": Task.created_at > bindparam("created_after", type_=Timestamp()),
     "created_before": Task.created_at < bindparam("created_before", type_=Timestamp()),
     "finished_after": Task.finished_at > bindparam("finished_after", type_=Timestamp()),
+    "claimed": Task.claimed_at.is_not(None),
+    "unclaimed": Task.claimed_at.is_(None),
+    "parent_id": Task.parent_id == bindparam("parent_id", type_=Identifier),
     "name_part": Task.name_folded.contains(bindparam("name_part"), escape="/"),
     "delivery": exists(
         select(1).where(Delivery.task_id == Task.id, Delivery.state == bindparam("delivery"))
     ),
+} | {
+    name: exists(select(1).where(TaskLabel.task_id == Task.id, TaskLabel.label == bindparam(name)))
+    for name in LABELS
 }
 # The names of the filters that are given; a statement is compiled once for each set of them.
 Filters: TypeAlias = frozenset[str]
+
+
+# The filters that have an index in the order of creation, each alone; the most selective first.
+_IN_AN_INDEX = ("own_agent_id", "agent_id", "error_type", "status")
 
 
 @dataclass(frozen=True)
@@ -41,7 +54,12 @@ class Selection:
     """Which tasks a list has, and in which order; the bounds are exclusive."""
 
     status: str | None = None
+    error_type: str | None = None
+    is_claimed: bool | None = None
     agent_id: str | None = None
+    parent_id: str | None = None
+    # Each as `key:value`.
+    labels: tuple[str, ...] = ()
     name_part: str | None = None
     created_after: str | None = None
     created_before: str | None = None
@@ -62,6 +80,11 @@ def values(caller: Caller, selection: Selection) -> dict[str, Any]:
         "own_agent_id": caller.agent_id,
         "agent_id": selection.agent_id,
         "status": selection.status,
+        "error_type": selection.error_type,
+        "claimed": selection.is_claimed or None,
+        "unclaimed": True if selection.is_claimed is False else None,
+        "parent_id": selection.parent_id,
+        **dict(zip(LABELS, dict.fromkeys(selection.labels), strict=False)),
         "created_after": selection.created_after,
         "created_before": selection.created_before,
         "finished_after": finished_after,
@@ -80,7 +103,7 @@ def indexed(filters: Filters, sort: str) -> Filters:
     if sort == BY_END:
         return filters & {"finished_after"}
     # There is an index for each of these alone.
-    first = next((name for name in ("own_agent_id", "agent_id", "status") if name in filters), "")
+    first = next((name for name in _IN_AN_INDEX if name in filters), "")
     return filters & {first, "created_after", "created_before"}
 
 

@@ -15,7 +15,7 @@ from taskservice.database.types import (
     json_string,
     utf8,
 )
-from taskservice.schemas.answers import Lines, StoredJson, TaskError, TaskSchema
+from taskservice.schemas.answers import Lines, StoredJson, StoredNumber, TaskError, TaskSchema
 
 # A task that exceeds one of these is not read together with others: the size of its log in bytes;
 # the length of its input, its output and the message of its error in characters.
@@ -56,13 +56,17 @@ def _value(name: str, field: fields.Field[Any], schema: TaskSchema) -> tuple[str
     column: Any = schema.columns[name]
     if isinstance(field, fields.Integer | StoredJson):
         return "%s", column
+    if isinstance(field, StoredNumber):
+        return "%s", func.coalesce(column, "null")
     if not isinstance(column.type, Uuid | Timestamp):
         return "%s", json_string(column)
     # All tasks of a list have the same user, so this id is formatted once, as a constant.
     is_user = column is Task.user_id
     text = api_text(bindparam("user_id", type_=Identifier) if is_user else column)
     # An id or a moment has no characters that JSON escapes.
-    return ("%s", json_string(text)) if column.nullable else ('"%s"', text)
+    if not column.nullable:
+        return '"%s"', text
+    return "%s", case((column.is_(None), "null"), else_=json_string(text))
 
 
 _ERROR = _object(

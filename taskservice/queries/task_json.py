@@ -12,6 +12,7 @@ from taskservice.problems import not_found
 from taskservice.queries import agents as agent_queries
 from taskservice.queries import logs as log_queries
 from taskservice.queries import users as user_queries
+from taskservice.queries.logs import TimedLine
 from taskservice.schemas import strict_json
 from taskservice.schemas.answers import (
     TASK_EXPANSIONS,
@@ -85,22 +86,50 @@ def tasks(parts: Iterable[Sequence[ListedTask]], shape: Shape) -> Iterator[bytes
     return _in_pieces(_array_text(parts, shape))
 
 
-def log_page(row: TaskRow, after: int, count: int) -> Iterator[bytes]:
+def log_page(row: TaskRow, after: int, count: int, *, has_times: bool = False) -> Iterator[bytes]:
     """At most `count` lines after number `after` as JSON, in pieces, with the next `after`."""
     last = max(after, row.first_log - 1, min(row.log_count, after + count))
-    return _in_pieces(_log_page_text(row, after, count, {"next": last, "status": row.status}))
+    more = {"next": last, "status": row.status}
+    return _in_pieces(_log_page_text(row, after, count, more, has_times=has_times))
 
 
-def log_text(row: TaskRow, after: int, count: int | None) -> Iterator[bytes]:
-    """Lines after number `after`, at most `count` or all, as UTF-8 text, each with a line feed."""
+def log_text(
+    row: TaskRow, after: int, count: int | None, *, has_times: bool = False
+) -> Iterator[bytes]:
+    """Lines after number `after`, at most `count` or all, as UTF-8 text, each with a line feed.
+
+    With times, each line has its time and a blank before it.
+    """
+    if has_times:
+        timed = log_queries.timed_pages(row, after, count)
+        return _in_pieces(
+            "".join(f"{line.at or '-'} {line.text}\n" for line in lines).encode() for lines in timed
+        )
     pages = log_queries.log_pages(row, after, count)
     return _in_pieces("".join(f"{line}\n" for line in lines).encode() for lines in pages)
 
 
-def _log_page_text(row: TaskRow, after: int, count: int, more: dict[str, Any]) -> Iterator[bytes]:
+def _log_page_text(
+    row: TaskRow, after: int, count: int, more: dict[str, Any], *, has_times: bool
+) -> Iterator[bytes]:
     yield b'{"logs":['
-    yield from _joined(log_queries.log_pages(row, after, count))
+    if has_times:
+        times: list[str | None] = []
+        yield from _joined(_without_times(log_queries.timed_pages(row, after, count), times))
+        yield b'],"times":['
+        yield dump_items(times)
+    else:
+        yield from _joined(log_queries.log_pages(row, after, count))
     yield b"]," + strict_json.dumps(more)[1:]
+
+
+def _without_times(
+    pages: Iterable[list[TimedLine]], times: list[str | None]
+) -> Iterator[list[str]]:
+    """The texts of the lines; their times are added to `times`, which a page keeps small."""
+    for lines in pages:
+        times += [line.at for line in lines]
+        yield [line.text for line in lines]
 
 
 def webhook_body(row: TaskRow) -> bytes:

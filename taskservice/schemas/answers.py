@@ -13,8 +13,10 @@ from taskservice.contract.terms import (
     ERROR,
     ERROR_TYPES,
     FAILED,
+    MAX_NOTE,
     PENDING,
     RUNNING,
+    SERVICE,
     STATUSES,
 )
 from taskservice.database.models import Agent, ApiKey, Attempt, CallbackSecret, Delivery, Task, User
@@ -34,12 +36,21 @@ from taskservice.schemas.fields import (
     moment_field,
 )
 
+AGENT_EXPANSIONS = ("health",)
+
 
 class StoredJson(fields.Dict):
     """A JSON object that is stored as text and answered as that text."""
 
     def _serialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         return strict_json.fragment(value)
+
+
+class StoredNumber(fields.Float):
+    """A number that is stored as text and answered as that text, or null."""
+
+    def _serialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return None if value is None else strict_json.fragment(value)
 
 
 # The placeholder of a log's lines in a dumped task. JSON contains NUL nowhere else.
@@ -123,6 +134,55 @@ def _getter(attributes: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
     return lambda row: tuple(getattr(row, name) for name in attributes)
 
 
+class RecentTaskSchema(AnswerSchema):
+    """A finished task in the health of its agent."""
+
+    id = id_field("The task's id.", EXAMPLE_TASK, required=True)
+    status = fields.String(
+        required=True,
+        validate=validate.OneOf([COMPLETE, ERROR]),
+        metadata=doc("Its status.", COMPLETE),
+    )
+    finishedAt = fields.String(
+        required=True, metadata=doc("When it ended.", EXAMPLE_MOMENT, format="date-time")
+    )
+    seconds = fields.Float(
+        required=True,
+        allow_none=True,
+        metadata=doc("Its duration since it was claimed; null if it never was.", 12.5, minimum=0),
+    )
+
+
+class HealthOfAgentSchema(AnswerSchema):
+    """How an agent has done lately, over its last 30 finished tasks."""
+
+    recent = fields.List(
+        fields.Nested(RecentTaskSchema()),
+        required=True,
+        metadata=doc("Those tasks, the first to end first."),
+    )
+    successRate = fields.Float(
+        required=True,
+        allow_none=True,
+        metadata=doc(
+            "The share of them that are complete, cancelled ones left out.",
+            0.97,
+            minimum=0,
+            maximum=1,
+        ),
+    )
+    lastSuccessAt = fields.String(
+        required=True,
+        allow_none=True,
+        metadata=doc("When the last complete one ended.", EXAMPLE_MOMENT, format="date-time"),
+    )
+    medianSeconds = fields.Float(
+        required=True,
+        allow_none=True,
+        metadata=doc("Their median duration in seconds, cancelled ones left out.", 12.5, minimum=0),
+    )
+
+
 class AgentSchema(RowSchema):
     """A program that works on tasks."""
 
@@ -135,6 +195,16 @@ class AgentSchema(RowSchema):
     )
     userId = id_field("The user that it belongs to.", EXAMPLE_USER, column=Agent.user_id)
     createdAt = moment_field("When it was registered.", EXAMPLE_MOMENT, Agent.created_at)
+
+
+class ExpandedAgentSchema(AgentSchema):
+    """An agent, with what `expand` embeds."""
+
+    health = fields.Nested(HealthOfAgentSchema())
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        super().on_bind_field(field_name, field_obj)
+        field_obj.required = field_name not in AGENT_EXPANSIONS
 
 
 class UserSchema(RowSchema):
@@ -255,6 +325,34 @@ class TaskSchema(RowSchema):
             column=Task.error_type,
         ),
     )
+    endedBy = fields.String(
+        allow_none=True,
+        metadata=doc(
+            f"The name of the key that ended it; `{SERVICE}` for a timeout, null while it runs.",
+            None,
+            column=Task.ended_by,
+        ),
+    )
+    progress = StoredNumber(
+        allow_none=True,
+        metadata=doc(
+            "How far it is, as its agent reported.", 0.5, minimum=0, maximum=1, column=Task.progress
+        ),
+    )
+    note = fields.String(
+        allow_none=True,
+        metadata=doc("The same in words.", "34 of 68 pages", column=Task.note, maxLength=MAX_NOTE),
+    )
+    labels = StoredJson(
+        metadata=doc(
+            "Pairs by which it is found.",
+            {"env": "prod"},
+            additionalProperties={"type": "string"},
+            column=Task.labels,
+        )
+    )
+    parentId = id_field("The task that started it, if there is one.", None, column=Task.parent_id)
+    rerunOf = id_field("The task that it runs again.", None, column=Task.rerun_of)
     callback = fields.String(
         allow_none=True,
         metadata=doc(
@@ -348,6 +446,14 @@ class LogPageSchema(AnswerSchema):
         required=True,
         metadata=doc("Lines, in order of arrival.", ["Synopsis: Running"]),
     )
+    times = fields.List(
+        fields.String(allow_none=True, metadata={"format": "date-time"}),
+        metadata=doc(
+            "With the parameter `times`: when each line was printed; null for one from before "
+            "there were times.",
+            [EXAMPLE_MOMENT],
+        ),
+    )
     next = fields.Integer(
         required=True,
         metadata=doc("The value of `after` for the next page.", 1, minimum=0),
@@ -434,6 +540,7 @@ class DocumentSchema(Schema):
 
 
 agent_schema = AgentSchema()
+expanded_agent_schema = ExpandedAgentSchema()
 user_schema = UserSchema()
 key_schema = KeySchema()
 new_key_schema = NewKeySchema()

@@ -9,7 +9,13 @@ from typing import Any, TypeAlias
 from marshmallow import ValidationError, fields, validate
 from sqlalchemy.orm import InstrumentedAttribute
 
-from taskservice.contract.terms import MAX_NAME, MAX_OBJECT
+from taskservice.contract.terms import (
+    LABEL_KEY,
+    MAX_LABEL_VALUE,
+    MAX_LABELS,
+    MAX_NAME,
+    MAX_OBJECT,
+)
 from taskservice.database import timestamps
 from taskservice.schemas import strict_json
 
@@ -68,6 +74,65 @@ class WholeNumber(fields.Integer):
         return value
 
 
+class Share(fields.Float):
+    """A JSON number from 0 to 1; neither a string nor a boolean."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.make_error("invalid", input=value)
+        if not 0 <= value <= 1:
+            raise ValidationError("Must be from 0 to 1.")
+        return value
+
+
+class Labels(fields.Dict):
+    """An object of up to 16 labels; with `may_remove`, null stands for no label of that key."""
+
+    def __init__(self, description: str, *, may_remove: bool = False) -> None:
+        value = {"type": "string", "minLength": 1, "maxLength": MAX_LABEL_VALUE}
+        super().__init__(
+            allow_none=not may_remove,
+            metadata=doc(
+                description,
+                {"env": "prod"},
+                maxProperties=MAX_LABELS,
+                propertyNames={"pattern": f"^{LABEL_KEY.pattern}$"},
+                additionalProperties={**value, "type": ["string", "null"]} if may_remove else value,
+            ),
+        )
+        self._may_remove = may_remove
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(value, dict):
+            raise self.make_error("invalid")
+        wrong = {key: [error] for key, each in value.items() if (error := self._error(key, each))}
+        if wrong:
+            raise ValidationError(wrong)
+        if len(value) > MAX_LABELS:
+            raise ValidationError(f"More than {MAX_LABELS} labels.")
+        return value
+
+    def _error(self, key: str, value: Any) -> str | None:
+        if not LABEL_KEY.fullmatch(key):
+            return f"The key must match {LABEL_KEY.pattern}."
+        if value is None and self._may_remove:
+            return None
+        if not isinstance(value, str) or not 1 <= len(value) <= MAX_LABEL_VALUE:
+            return f"Must be a string of 1 to {MAX_LABEL_VALUE} characters."
+        return None
+
+
+class Id(fields.String):
+    """A UUID, loaded in lower case."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
+        text: str = super()._deserialize(value, *args, **kwargs)
+        parsed = parse_id(text)
+        if parsed is None:
+            raise ValidationError("Not a valid UUID.")
+        return parsed
+
+
 class Moment(fields.Field[str]):
     """A moment in RFC 3339 with an offset; loaded as UTC with milliseconds and `Z`."""
 
@@ -97,6 +162,57 @@ class Moment(fields.Field[str]):
         # Python has no moment after the year 9999.
         latest = datetime.max.replace(tzinfo=moment.tzinfo) - self._more
         return min(moment, latest) + self._more
+
+
+class LabelTexts(fields.List[str]):
+    """Labels as `key:value`, from a parameter that may be given several times."""
+
+    def __init__(self, description: str) -> None:
+        metadata = doc(description, items={"type": "string", "pattern": f"^{LABEL_KEY.pattern}:."})
+        super().__init__(fields.String(), metadata=metadata)
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        for text in value:
+            key, _, label = text.partition(":")
+            if not LABEL_KEY.fullmatch(key) or not 1 <= len(label) <= MAX_LABEL_VALUE:
+                raise ValidationError("Must be key:value.")
+        if len(value) > MAX_LABELS:
+            raise ValidationError(f"More than {MAX_LABELS} labels.")
+        return tuple(value)
+
+
+class FlagText(fields.Field[bool]):
+    """`true` or `false`."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(metadata=doc(description, type="boolean"))
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> bool:
+        if value not in ("true", "false"):
+            raise ValidationError("Must be true or false.")
+        return bool(value == "true")
+
+
+class Times(fields.Field[Any]):
+    """A moment, or a list of ascending ones; loaded as milliseconds since 1970."""
+
+    def __init__(self, description: str, *examples: str, **options: Any) -> None:
+        one = {"type": "string", "format": "date-time"}
+        either = [one, {"type": "array", "items": one}]
+        super().__init__(metadata=doc(description, *examples, anyOf=either), **options)
+        self._moment = Moment("")
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(value, list):
+            return self._milliseconds(value)
+        times = list(map(self._milliseconds, value))
+        if times != sorted(times):
+            raise ValidationError("Must be ascending.")
+        return times
+
+    def _milliseconds(self, value: Any) -> int:
+        moment: str = self._moment.deserialize(value)
+        return timestamps.milliseconds(moment)
 
 
 class JsonObject(fields.Dict):
@@ -160,10 +276,10 @@ def name_field(description: str, *examples: str, **options: Any) -> fields.Strin
 
 
 def id_field(
-    description: str, example: str, column: Column | None = None, **options: Any
+    description: str, example: str | None, column: Column | None = None, **options: Any
 ) -> fields.String:
     metadata = doc(description, example, column=column, format="uuid")
-    return fields.String(metadata=metadata, **options)
+    return fields.String(allow_none=example is None, metadata=metadata, **options)
 
 
 def moment_field(description: str, example: str | None, column: Column) -> fields.String:

@@ -11,6 +11,7 @@ from marshmallow import Schema, ValidationError, fields, validate, validates_sch
 from taskservice.contract.terms import (
     AGENT_ID,
     DEFAULT_LINES,
+    ERROR_TYPES,
     MAX_LIMIT,
     MAX_LINES,
     MAX_NAME,
@@ -19,8 +20,19 @@ from taskservice.contract.terms import (
     STATUSES,
 )
 from taskservice.database import timestamps
-from taskservice.schemas.answers import TASK_EXPANSIONS, TASK_FIELDS
-from taskservice.schemas.fields import Moment, Names, NumberText, doc, parse_id
+from taskservice.schemas.answers import AGENT_EXPANSIONS, TASK_EXPANSIONS, TASK_FIELDS
+from taskservice.schemas.fields import (
+    EXAMPLE_MOMENT,
+    FlagText,
+    Id,
+    LabelTexts,
+    Moment,
+    Names,
+    NumberText,
+    Times,
+    doc,
+    parse_id,
+)
 
 
 def _in_words(names: Sequence[str]) -> str:
@@ -73,10 +85,17 @@ class ListQuerySchema(TaskQuerySchema):
         validate=validate.OneOf(STATUSES),
         metadata=doc("Only tasks with this status."),
     )
+    errorType = fields.String(
+        validate=validate.OneOf(ERROR_TYPES),
+        metadata=doc("Only tasks that ended as `error` of this type."),
+    )
+    claimed = FlagText("Only tasks that an agent has claimed, or that none has.")
     agentId = fields.String(
         validate=validate.Regexp(AGENT_ID.pattern + r"\Z"),
         metadata=doc("Only tasks of this agent.", pattern=f"^{AGENT_ID.pattern}$"),
     )
+    parentId = Id(metadata=doc("Only tasks that this one started.", format="uuid"))
+    label = LabelTexts("Only tasks with this label, `key:value`; several must all fit.")
     q = fields.String(
         validate=validate.Length(1, MAX_NAME),
         metadata=doc("Only tasks with this text in their name, in upper or lower case."),
@@ -114,6 +133,19 @@ class LogQuerySchema(Schema):
         MAX_LINES,
         f"Maximum number of lines. Default: {DEFAULT_LINES:,}; as `text/plain`, all of them.",
     )
+    times = FlagText("Whether the answer has the time of each line.")
+
+
+class FollowQuerySchema(Schema):
+    """The form of the events."""
+
+    times = FlagText("Whether each line comes with its time.")
+
+
+class AgentQuerySchema(Schema):
+    """The parts of an agent in the answer."""
+
+    expand = Names(AGENT_EXPANSIONS, f"What to embed: {_in_words(AGENT_EXPANSIONS)}.")
 
 
 class AppendQuerySchema(Schema):
@@ -124,3 +156,4 @@ class AppendQuerySchema(Schema):
         validate=validate.Length(max=MAX_WRITER),
         metadata=doc("With `text/plain`: as `writer` in the JSON body."),
     )
+    at = Times("With `text/plain`: as `at` in the JSON body.", EXAMPLE_MOMENT)

@@ -8,16 +8,22 @@ from taskservice.contract.terms import (
     MAX_CALLBACK,
     MAX_DESCRIPTION,
     MAX_MESSAGE,
+    MAX_NOTE,
     MAX_TIMEOUT,
     MAX_WRITER,
     MAX_WRITERS,
     STATUSES,
 )
 from taskservice.schemas.fields import (
+    EXAMPLE_MOMENT,
     Flag,
+    Id,
     JsonObject,
+    Labels,
     Moment,
+    Share,
     Strings,
+    Times,
     WholeNumber,
     bytes_at_most,
     doc,
@@ -60,6 +66,23 @@ class StartSchema(Schema):
         ),
     )
     claim = Flag(allow_none=True, metadata=doc("Whether the caller claims it at the start.", False))
+    labels = Labels("Pairs by which it is found.")
+    parentId = Id(
+        allow_none=True,
+        metadata=doc("The task that starts it; the key must see it.", None, format="uuid"),
+    )
+
+
+class RerunSchema(Schema):
+    """A task to run again."""
+
+    input = JsonObject(
+        allow_none=True,
+        metadata=doc(
+            "What its agent works on, if not the same as before; at most 1 MiB.",
+            {"mailbox": "office"},
+        ),
+    )
 
 
 class FailureSchema(Schema):
@@ -85,6 +108,13 @@ class ReportSchema(Schema):
     )
     error = fields.Nested(FailureSchema(), allow_none=True)
     name = name_field("Another name.")
+    progress = Share(allow_none=True, metadata=doc("How far it is.", 0.5, minimum=0, maximum=1))
+    note = fields.String(
+        allow_none=True,
+        validate=validate.Length(max=MAX_NOTE),
+        metadata=doc("The same in words.", "34 of 68 pages"),
+    )
+    labels = Labels("Labels to set; null removes one.", may_remove=True)
 
 
 class AppendSchema(Schema):
@@ -115,6 +145,12 @@ class AppendSchema(Schema):
             f"most {MAX_WRITERS:,} of them.",
             "worker-1",
         ),
+    )
+    at = Times(
+        "When its agent printed the lines: one time for all, or one for each string, ascending. "
+        "Now by default.",
+        EXAMPLE_MOMENT,
+        allow_none=True,
     )
 
 

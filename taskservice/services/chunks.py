@@ -1,7 +1,8 @@
 """Cuts lines into chunks of bounded size, without an object for each line."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, repeat
 
 from taskservice.contract.terms import MAX_LINE
 from taskservice.problems import invalid
@@ -13,11 +14,15 @@ CHUNK_LINES = 4_096
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`count` lines, joined by line feeds; `size` is in bytes of UTF-8, with one for each line."""
+    """`count` lines, joined by line feeds; `size` is in bytes of UTF-8, with one for each line.
+
+    `times` has the time of each line in milliseconds since 1970; empty means now.
+    """
 
     text: str
     count: int
     size: int
+    times: Sequence[int] = ()
 
 
 def of_text(data: bytes) -> list[Chunk]:
@@ -43,6 +48,28 @@ def of_strings(strings: Sequence[str]) -> list[Chunk]:
     return _checked([_chunk(piece.decode()) for piece in _pieces(f"{text}\n".encode())])
 
 
+def with_times(
+    chunks: Sequence[Chunk], strings: Sequence[str], times: Sequence[int]
+) -> list[Chunk]:
+    """The chunks of `strings`, of which each has its time. Raises 422 for another number of times.
+
+    The lines of one string have one time.
+    """
+    if len(times) != len(strings):
+        raise invalid({"at": ["Must have one time for each string of logs."]})
+    counts = (string.removesuffix("\n").count("\n") + 1 for string in strings)
+    of_lines = list(chain.from_iterable(map(repeat, times, counts)))
+    timed, first = [], 0
+    for chunk in chunks:
+        timed.append(replace(chunk, times=of_lines[first : first + chunk.count]))
+        first += chunk.count
+    return timed
+
+
+def at_one_time(chunks: Sequence[Chunk], time: int) -> list[Chunk]:
+    return [replace(chunk, times=[time] * chunk.count) for chunk in chunks]
+
+
 def without_first(chunks: Sequence[Chunk], count: int) -> list[Chunk]:
     """These chunks without their first `count` lines."""
     whole = 0
@@ -51,7 +78,8 @@ def without_first(chunks: Sequence[Chunk], count: int) -> list[Chunk]:
         whole += 1
     rest = list(chunks[whole:])
     if rest and count:
-        rest[0] = _chunk(rest[0].text.split("\n", count)[count] + "\n")
+        left = _chunk(rest[0].text.split("\n", count)[count] + "\n")
+        rest[0] = replace(left, times=rest[0].times[count:])
     return rest
 
 

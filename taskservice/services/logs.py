@@ -18,7 +18,7 @@ from sqlalchemy import (
 from taskservice.auth.caller import Caller
 from taskservice.contract.error_codes import LOG_FULL, SEQ_GAP
 from taskservice.contract.terms import MAX_LOG, MAX_WRITERS
-from taskservice.database import timestamps
+from taskservice.database import line_times, timestamps
 from taskservice.database.models import Log, LogChunk, LogWriter, Task
 from taskservice.database.rows import TaskRow
 from taskservice.database.statements import Statement
@@ -52,6 +52,7 @@ class _UpdatedTask(Protocol):
 
     id: str
     status: str
+    created_at: str
     log_count: int
     first_log: int
     log_id: int | None
@@ -72,7 +73,7 @@ _LOG_ID = (
 _UPDATE = (
     update(Task)
     .where(*VISIBLE, IS_OPEN)
-    .returning(Task.id, Task.status, Task.log_count, Task.first_log)
+    .returning(Task.id, Task.status, Task.created_at, Task.log_count, Task.first_log)
 )
 _HEARTBEAT = Statement[_UpdatedTask](_UPDATE.values(HEARTBEAT))
 _ADD_LINES = Statement[_UpdatedTask](
@@ -104,7 +105,7 @@ _WRITER_COUNT = Statement[Any](
 _NEW_WRITER = Statement[None](insert(LogWriter), ("task_id", "writer", "seq"))
 _LOG = Statement[Any](select(Log.id).where(Log.task_id == bindparam("task_id", type_=Identifier)))
 _NEW_LOG = Statement[Any](insert(Log).returning(Log.id), ("task_id",))
-_NEW_CHUNK = Statement[None](insert(LogChunk), ("log_id", "last", "count", "text"))
+_NEW_CHUNK = Statement[None](insert(LogChunk), ("log_id", "last", "count", "text", "at", "times"))
 
 
 def append(
@@ -204,4 +205,15 @@ def _store(connection: Connection, task: _UpdatedTask, chunks: Sequence[Chunk]) 
     )
     for chunk in chunks:
         last += chunk.count
-        _NEW_CHUNK.run(connection, log_id=log_id, last=last, count=chunk.count, text=chunk.text)
+        at, times = _times(task, chunk)
+        new = {"count": chunk.count, "text": chunk.text, "at": at, "times": times}
+        _NEW_CHUNK.run(connection, log_id=log_id, last=last, **new)
+
+
+def _times(task: _UpdatedTask, chunk: Chunk) -> line_times.Columns:
+    """The times of a chunk's lines: not before the task's start, and not after now."""
+    latest = timestamps.milliseconds(timestamps.now())
+    if not chunk.times:
+        return line_times.Columns(latest, None)
+    earliest = timestamps.milliseconds(task.created_at)
+    return line_times.encode([max(earliest, min(time, latest)) for time in chunk.times])

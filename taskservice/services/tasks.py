@@ -28,12 +28,13 @@ from taskservice.contract.terms import (
     COMPLETE,
     ERROR,
     FAILED,
+    MAX_LABELS,
     MAX_OBJECT,
     RUNNING,
     TIMEOUT,
 )
 from taskservice.database import timestamps
-from taskservice.database.models import Agent, ApiKey, Log, Task
+from taskservice.database.models import Agent, ApiKey, Log, Task, TaskLabel
 from taskservice.database.rows import AnyRow, TaskRow
 from taskservice.database.statements import Statement
 from taskservice.database.transactions import moment_by, retry_on_conflict, transaction
@@ -46,20 +47,28 @@ from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
 from taskservice.webhooks.destinations import check_url
 
+# The columns of a finished task that a report may change.
+EDITABLE = {"name", "labels"}
 CANCELLED_MESSAGE = "Cancelled by its user"
 FAILED_MESSAGE = "The agent reported an error"
 
 
+# How many tasks lose their parent, or what they run again, in one transaction.
+REFERENCES = 500
+
+
 @dataclass(frozen=True, slots=True)
 class Idempotency:
-    """The key by which a request can be repeated, and the digest of its body."""
+    """The key by which a request can be repeated, and the digest of what was asked."""
 
     key: str
     digest: str
 
     @classmethod
-    def of(cls, key: str, body: Any) -> "Idempotency":
-        return cls(key, hashlib.sha256(strict_json.canonical(body)).hexdigest())
+    def of(cls, key: str, body: Any, rerun_of: str | None = None) -> "Idempotency":
+        """Of a start, or of a rerun: the same key for both is another request."""
+        asked = body if rerun_of is None else {"rerunOf": rerun_of, "body": body}
+        return cls(key, hashlib.sha256(strict_json.canonical(asked)).hexdigest())
 
 
 # The columns that a heartbeat changes. Both use the database's clock, as timeouts do, since this
@@ -77,6 +86,13 @@ _START = Statement[None](
 _AGENT_NAME = Statement[Any](
     select(Agent.name).where(visible_agents, Agent.id == bindparam("agent_id"))
 )
+_NEW_LABEL = Statement[None](insert(TaskLabel), ("task_id", "label", "user_id"))
+_DELETE_LABELS = delete_from(TaskLabel).where(
+    TaskLabel.task_id == bindparam("of_task_id", type_=Identifier)
+)
+_KEY_NAME = Statement[Any](
+    select(ApiKey.name).where(ApiKey.id == bindparam("key_id", type_=Identifier))
+)
 _REPLAYED = tasks_with_log.add_columns(Task.idempotency_digest).where(
     Task.user_id == bindparam("user_id", type_=Identifier),
     Task.idempotency_key == bindparam("idempotency_key"),
@@ -84,6 +100,7 @@ _REPLAYED = tasks_with_log.add_columns(Task.idempotency_digest).where(
 VISIBLE = (Task.id == bindparam("task_id", type_=Identifier), visible_tasks)
 # Whether its agent may still append: it is running, or the service ended it by timeout.
 IS_OPEN = or_(Task.status == RUNNING, Task.error_type == TIMEOUT)
+_PARENT = Statement[Any](select(Task.id).where(*VISIBLE).with_for_update(read=True, key_share=True))
 _LOCK = Statement[Any](select(Task.id).where(*VISIBLE).with_for_update())
 TASK = tasks_with_log.where(*VISIBLE)
 _TASK = Statement[TaskRow](TASK)
@@ -97,6 +114,20 @@ _DETACH_LOG = (
     update(Log)
     .where(Log.task_id == bindparam("of_task_id", type_=Identifier))
     .values(task_id=None, dropped_at=database_now(bindparam("seconds", type_=Float())))
+)
+_TASK_TO_RERUN = Statement[Any](TASK.add_columns(Task.timeout))
+# Two statements, so that each uses its index.
+_FORGET_REFERENCES = tuple(
+    update(Task)
+    .where(
+        Task.id.in_(
+            select(Task.id)
+            .where(column == bindparam("of_task_id", type_=Identifier))
+            .limit(bindparam("references"))
+        )
+    )
+    .values({column: None, Task.version: Task.version + 1, Task.updated_at: bindparam("now")})
+    for column in (Task.parent_id, Task.rerun_of)
 )
 _DELETE = delete_from(Task).where(Task.id == bindparam("of_task_id", type_=Identifier))
 
@@ -114,7 +145,7 @@ def start(
     that is not registered, a callback that is not allowed, and an idempotency key that was used
     with another body.
     """
-    callback = _checked_callback(fields.get("callback"))
+    _check_callback(fields.get("callback"))
     with transaction() as connection:
         # First, so that an agent key never gets a task that another agent started.
         agent_name = agent_name_of(connection, caller, fields["agentId"])
@@ -124,9 +155,50 @@ def start(
             replayed = _replayed(connection, caller, idempotency)
             if replayed is not None:
                 return replayed, True
-        task = _new_task(caller, fields, agent_name, callback, idempotency)
-        _START.run(connection, **task, own_timeout=task["timeout"])
-    return cast(TaskRow, SimpleNamespace(**task, log_id=None)), False
+        parent_id = fields.get("parentId")
+        if parent_id is not None and not _lock_parent(connection, caller, parent_id):
+            raise invalid({"parentId": ["No such task."]})
+        # An agent that starts a task has claimed it.
+        is_claimed = fields.get("claim") or caller.agent_id is not None
+        started = {
+            "agent_id": fields["agentId"],
+            "name": fields.get("name") or agent_name,
+            "input": strict_json.dumps(fields.get("input") or {}).decode(),
+            "callback_url": fields.get("callback"),
+            "timeout": fields.get("timeout"),
+            "labels": strict_json.dumps(fields.get("labels") or {}).decode(),
+            "parent_id": parent_id,
+        }
+        return _insert(connection, caller, started, idempotency, is_claimed=is_claimed), False
+
+
+@retry_on_conflict
+def rerun(
+    caller: Caller, task_id: str, fields: dict[str, Any], idempotency: Idempotency | None
+) -> tuple[TaskRow, bool]:
+    """Start a task again, unclaimed, from what RerunSchema loaded; returns as `start` does.
+
+    Raises 404, and 422 for a callback that is no longer allowed, and for an idempotency key that
+    was used with another request.
+    """
+    with transaction() as connection:
+        before = lock(connection, caller, task_id, _TASK_TO_RERUN)
+        if idempotency is not None:
+            replayed = _replayed(connection, caller, idempotency)
+            if replayed is not None:
+                return replayed, True
+        _check_callback(before.callback_url)
+        given = fields.get("input")
+        started = {
+            "agent_id": before.agent_id,
+            "name": before.name,
+            "input": before.input if given is None else strict_json.dumps(given).decode(),
+            "callback_url": before.callback_url,
+            "timeout": cast(Any, before).timeout,
+            "labels": before.labels,
+            "rerun_of": before.id,
+        }
+        return _insert(connection, caller, started, idempotency, is_claimed=False), False
 
 
 def agent_name_of(connection: Connection, caller: Caller, agent_id: str) -> str | None:
@@ -135,13 +207,18 @@ def agent_name_of(connection: Connection, caller: Caller, agent_id: str) -> str 
     return name
 
 
-def _checked_callback(url: str | None) -> str | None:
+def _check_callback(url: str | None) -> None:
     if url is not None:
         try:
             check_url(url, current_app.config["CALLBACK_ALLOWED"])
         except ValueError as error:
             raise invalid({"callback": [str(error)]}) from None
-    return url
+
+
+def _lock_parent(connection: Connection, caller: Caller, task_id: str) -> bool:
+    """Whether the caller may see the task, which is then not deleted before this transaction."""
+    here = {"task_id": task_id, **caller.scope}
+    return _PARENT.one_or_none(connection, **here) is not None
 
 
 def _replayed(connection: Connection, caller: Caller, idempotency: Idempotency) -> TaskRow | None:
@@ -154,32 +231,27 @@ def _replayed(connection: Connection, caller: Caller, idempotency: Idempotency) 
     return cast(TaskRow | None, row)
 
 
-def _new_task(
+def _insert(
+    connection: Connection,
     caller: Caller,
-    fields: dict[str, Any],
-    agent_name: str,
-    callback: str | None,
+    started: dict[str, Any],
     idempotency: Idempotency | None,
-) -> dict[str, Any]:
+    *,
+    is_claimed: bool,
+) -> TaskRow:
+    """Insert a running task with the columns `started`."""
     now = timestamps.now()
-    # An agent that starts a task has claimed it.
-    claimed = fields.get("claim") or caller.agent_id is not None
-    name = fields.get("name") or agent_name
     nulls = dict.fromkeys(column.key for column in TASK_COLUMNS)
-    return nulls | {
+    task = nulls | {
+        **started,
         "id": timestamps.new_id(),
         "user_id": caller.user_id,
-        "agent_id": fields["agentId"],
-        "name": name,
-        "name_folded": name.casefold(),
+        "name_folded": started["name"].casefold(),
         "status": RUNNING,
-        "input": strict_json.dumps(fields.get("input") or {}).decode(),
         "output": "{}",
-        "callback_url": callback,
-        "timeout": fields.get("timeout"),
         "created_at": now,
         "updated_at": now,
-        "claimed_at": now if claimed else None,
+        "claimed_at": now if is_claimed else None,
         "first_log": 1,
         "log_count": 0,
         "log_bytes": 0,
@@ -187,6 +259,17 @@ def _new_task(
         "idempotency_key": idempotency.key if idempotency else None,
         "idempotency_digest": idempotency.digest if idempotency else None,
     }
+    _START.run(connection, **task, own_timeout=task["timeout"])
+    inserted = cast(TaskRow, SimpleNamespace(**task, log_id=None))
+    _insert_labels(connection, inserted)
+    return inserted
+
+
+def _insert_labels(connection: Connection, task: TaskRow) -> None:
+    if task.labels != "{}":
+        for key, value in strict_json.loads(task.labels.encode()).items():
+            label = {"label": f"{key}:{value}", "user_id": task.user_id}
+            _NEW_LABEL.run(connection, task_id=task.id, **label)
 
 
 def _require_key(connection: Connection, caller: Caller) -> None:
@@ -211,9 +294,9 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
     with transaction() as connection:
         task = lock(connection, caller, task_id)
         values = _reported(task, changes)
-        if values.keys() - {"name"} and not _may_report(task, changes):
+        if values.keys() - EDITABLE and not _may_report(task, changes):
             raise finished_problem(task)
-        changed, leased = _change(connection, task, values)
+        changed, leased = _change(connection, caller, task, values)
     return changed, attempts.first_attempt(leased)
 
 
@@ -226,7 +309,7 @@ def cancel(caller: Caller, task_id: str) -> tuple[TaskRow, str]:
         if task.status != RUNNING:
             raise finished_problem(task)
         values = {"status": ERROR, "error_type": CANCELLED, "error_message": CANCELLED_MESSAGE}
-        changed, leased = _change(connection, task, values)
+        changed, leased = _change(connection, caller, task, values)
     return changed, attempts.first_attempt(leased)
 
 
@@ -282,6 +365,13 @@ def _reported(task: TaskRow, changes: dict[str, Any]) -> dict[str, Any]:
     wanted: dict[str, Any] = {}
     if "name" in changes:
         wanted["name"] = changes["name"]
+    if "progress" in changes:
+        progress = changes["progress"]
+        wanted["progress"] = None if progress is None else strict_json.dumps(progress).decode()
+    if "note" in changes:
+        wanted["note"] = changes["note"]
+    if "labels" in changes:
+        wanted["labels"] = _merged_labels(task.labels, changes["labels"])
     if "output" in changes:
         wanted["output"] = _merged_output(task.output, changes["output"])
     if "status" in changes:
@@ -303,6 +393,15 @@ def _merged_output(stored: str, given: dict[str, Any]) -> str:
     return text.decode()
 
 
+def _merged_labels(stored: str, given: dict[str, str | None]) -> str:
+    """The stored labels as JSON text, with each given key replaced, or removed by null."""
+    merged = strict_json.loads(stored.encode()) | given
+    labels = {key: value for key, value in merged.items() if value is not None}
+    if len(labels) > MAX_LABELS:
+        raise invalid({"labels": [f"More than {MAX_LABELS} labels."]})
+    return strict_json.dumps(labels).decode()
+
+
 def _outcome(task: TaskRow, status: str, failure: dict[str, Any] | None) -> dict[str, Any]:
     if status != ERROR:
         return {"status": status, "error_type": None, "error_message": None}
@@ -314,7 +413,7 @@ def _outcome(task: TaskRow, status: str, failure: dict[str, Any] | None) -> dict
 
 
 def _change(
-    connection: Connection, task: TaskRow, values: dict[str, Any]
+    connection: Connection, caller: Caller, task: TaskRow, values: dict[str, Any]
 ) -> tuple[TaskRow, delivery_service.Leased | None]:
     """Write the changed columns, and enqueue the webhook if they end the task."""
     ends = values.keys() & {"status", "error_type"} and values.get("status") != RUNNING
@@ -323,6 +422,7 @@ def _change(
         values = {**values, "updated_at": now, "version": task.version + 1}
     if ends:
         values["finished_at"] = now
+        values["ended_by"] = _KEY_NAME.scalar(connection, key_id=caller.key_id)
     if "name" in values:
         values["name_folded"] = values["name"].casefold()
     if task.status == RUNNING:
@@ -331,6 +431,9 @@ def _change(
         connection.execute(_CHANGE.values(values), {"of_task_id": task.id})
     columns = cast(AnyRow, task)._asdict() | values
     changed = cast(TaskRow, SimpleNamespace(**columns))
+    if "labels" in values:
+        connection.execute(_DELETE_LABELS, {"of_task_id": task.id})
+        _insert_labels(connection, changed)
     return changed, delivery_service.enqueue(connection, changed, now) if ends else None
 
 
@@ -343,11 +446,11 @@ def delete(caller: Caller, task_id: str) -> TaskRow:
     Its log is only detached: the returned row can still be read with its lines, until the
     sweep removes them.
     """
-    with transaction() as connection:
-        task = lock(connection, caller, task_id)
-        detach_log(connection, task.id)
-        remove(connection, task.id)
-    return task
+    while True:
+        with transaction() as connection:
+            task = lock(connection, caller, task_id)
+            if remove(connection, task.id):
+                return task
 
 
 def detach_log(connection: Connection, task_id: str, seconds: float = 0.0) -> None:
@@ -355,6 +458,15 @@ def detach_log(connection: Connection, task_id: str, seconds: float = 0.0) -> No
     connection.execute(_DETACH_LOG, {"of_task_id": task_id, "seconds": -seconds})
 
 
-def remove(connection: Connection, task_id: str) -> None:
-    """Delete a task that this transaction has locked and whose log is detached."""
+def remove(connection: Connection, task_id: str, log_dropped_ago: float = 0.0) -> bool:
+    """Delete a task that this transaction has locked; its log is dropped `log_dropped_ago` seconds.
+
+    False if it is still there: so many tasks refer to it that this takes another transaction.
+    """
+    for statement in _FORGET_REFERENCES:
+        here = {"of_task_id": task_id, "now": timestamps.now(), "references": REFERENCES}
+        if connection.execute(statement, here).rowcount == REFERENCES:
+            return False
+    detach_log(connection, task_id, log_dropped_ago)
     connection.execute(_DELETE, {"of_task_id": task_id})
+    return True

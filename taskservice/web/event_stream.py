@@ -23,7 +23,12 @@ RETRY_SECONDS = 5
 HEADERS = {"X-Accel-Buffering": "no"}
 
 
-def respond(events: Iterator[Event], is_allowed: Callable[[], bool] = is_key_valid) -> Response:
+def respond(
+    events: Iterator[Event],
+    is_allowed: Callable[[], bool] = is_key_valid,
+    *,
+    has_times: bool = False,
+) -> Response:
     """Events as they happen, while `is_allowed` returns true; raises 503 without a free slot."""
     if request.method == "HEAD":
         # An iterator, since an empty string would set Content-Length.
@@ -34,7 +39,7 @@ def respond(events: Iterator[Event], is_allowed: Callable[[], bool] = is_key_val
         headers = {"Retry-After": str(RETRY_SECONDS)}
         raise Problem(503, "Too many streams and waits are open", code=OVERLOADED, headers=headers)
     own = takewhile(lambda _event: not slot.is_over, _while_allowed(events, is_allowed))
-    text = stream_with_context(task_events.as_text(own))
+    text = stream_with_context(task_events.as_text(own, has_times=has_times))
     response = Response(text, headers=HEADERS, content_type=EVENTS)
     response.call_on_close(held.close)
     return response

@@ -36,7 +36,11 @@ def shape(query: dict[str, Any]) -> Shape:
 def selection(query: dict[str, Any]) -> Selection:
     return Selection(
         status=query.get("status"),
+        error_type=query.get("errorType"),
+        is_claimed=query.get("claimed"),
         agent_id=query.get("agentId"),
+        parent_id=query.get("parentId"),
+        labels=query.get("label", ()),
         name_part=query.get("q"),
         created_after=query.get("createdAfter"),
         created_before=query.get("createdBefore"),
@@ -67,4 +71,5 @@ def link(wanted: Selection, end: Position | None) -> dict[str, str]:
 
 
 def _next(wanted: Selection, end: Position) -> str:
-    return urlencode({**request.args, "cursor": dump_cursor(wanted.sort, *end)})
+    given = [pair for pair in request.args.items(multi=True) if pair[0] != "cursor"]
+    return urlencode([*given, ("cursor", dump_cursor(wanted.sort, *end))])

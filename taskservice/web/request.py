@@ -7,7 +7,7 @@ from typing import Any, ParamSpec
 from urllib.parse import parse_qsl
 
 from flask import Flask, Response, g, request
-from marshmallow import Schema
+from marshmallow import Schema, fields
 from werkzeug.http import parse_date
 
 from taskservice.auth.authentication import caller
@@ -134,11 +134,14 @@ def load_query(schema: Schema) -> dict[str, Any]:
     """The query string, loaded by `schema`; raises 422 for an unknown or repeated parameter."""
     if not request.environ.get("QUERY_STRING"):
         return {}
-    values: dict[str, str] = {}
+    values: dict[str, Any] = {}
     for name, text in _pairs(request.query_string):
-        if name in values:
+        if isinstance(schema.load_fields.get(name), fields.List):
+            values.setdefault(name, []).append(_without_nul(text))
+        elif name in values:
             raise invalid({name: ["Given more than once."]})
-        values[name] = _without_nul(text)
+        else:
+            values[name] = _without_nul(text)
     loaded: dict[str, Any] = schema.load(values)
     return loaded
 

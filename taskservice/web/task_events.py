@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from taskservice import resources
 from taskservice.auth.caller import Caller
@@ -15,7 +15,7 @@ from taskservice.database.watcher import Watcher
 from taskservice.queries import logs as log_queries
 from taskservice.queries import task_json
 from taskservice.queries import tasks as task_queries
-from taskservice.queries.logs import LogGone
+from taskservice.queries.logs import LogGone, TimedLine
 from taskservice.queries.task_json import Shape
 from taskservice.schemas import strict_json
 from taskservice.schemas.answers import TASK_FIELDS
@@ -37,7 +37,7 @@ class Lines:
     """Lines of the log; the first one has the number `first`."""
 
     first: int
-    lines: list[str]
+    lines: list[TimedLine]
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ def follow(caller: Caller, task_id: str, after: int) -> Iterator[Event]:
                 watch.wait(since, watcher.CLIENT_CHECK_SECONDS)
 
 
-def as_text(events: Iterator[Event]) -> Iterator[bytes]:
+def as_text(events: Iterator[Event], *, has_times: bool = False) -> Iterator[bytes]:
     """Events as `text/event-stream`, with comments while nothing changes."""
     sent_at = time.monotonic()
     for event in events:
         now = time.monotonic()
         if not isinstance(event, Quiet):
-            yield _lines(event) if isinstance(event, Lines) else _task(event)
+            yield _lines(event, has_times) if isinstance(event, Lines) else _task(event)
         elif now - sent_at >= COMMENT_SECONDS:
             yield COMMENT
         else:
@@ -96,9 +96,9 @@ def as_text(events: Iterator[Event]) -> Iterator[bytes]:
         sent_at = now
 
 
-def _present_lines(row: TaskRow, after: int) -> Iterator[list[str]]:
+def _present_lines(row: TaskRow, after: int) -> Iterator[list[TimedLine]]:
     try:
-        yield from log_queries.log_pages(row, after)
+        yield from log_queries.timed_pages(row, after)
     except LogGone:
         # Retention or a deletion removed it: the next read of the task shows which.
         return
@@ -108,9 +108,12 @@ def _task(row: TaskRow) -> bytes:
     return b"event: task\ndata: " + b"".join(task_json.task(row, WITHOUT_LOGS)) + b"\n\n"
 
 
-def _lines(event: Lines) -> bytes:
-    numbered = enumerate(event.lines, event.first)
+def _lines(event: Lines, has_times: bool) -> bytes:
     return b"".join(
-        b"id: %d\nevent: log\ndata: %b\n\n" % (number, strict_json.dumps(line))
-        for number, line in numbered
+        b"id: %d\nevent: log\ndata: %b\n\n" % (number, strict_json.dumps(_data(line, has_times)))
+        for number, line in enumerate(event.lines, event.first)
     )
+
+
+def _data(line: TimedLine, has_time: bool) -> Any:
+    return {"at": line.at, "line": line.text} if has_time else line.text

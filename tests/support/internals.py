@@ -14,7 +14,7 @@ from sqlalchemy.pool import QueuePool
 from werkzeug.routing import Rule
 
 from taskservice import resources
-from taskservice.contract.terms import ERROR, TIMEOUT
+from taskservice.contract.terms import ERROR, SERVICE, TIMEOUT
 from taskservice.database import timestamps
 from taskservice.database.engine import Database, dispose
 from taskservice.database.kept_connections import KeptConnections
@@ -76,6 +76,11 @@ def in_use(connections: KeptConnections) -> int:
 Statement = tuple[str, Any]
 
 
+def run_sql(app: Flask, statement: str) -> None:
+    with app.app_context(), transaction() as connection:
+        connection.exec_driver_sql(statement)
+
+
 def before_reads(app: Flask, act: Callable[[str, Any], None]) -> AbstractContextManager[None]:
     """Call `act` with each statement that is about to read, and its parameters."""
     return _before_statements(resources.find(Database, app).reads.engine, act)
@@ -124,6 +129,7 @@ def end_for_silence(app: Flask, task: dict[str, Any]) -> None:
         "status": ERROR,
         "error_type": TIMEOUT,
         "error_message": "Its agent fell silent",
+        "ended_by": SERVICE,
         "finished_at": now,
         "updated_at": now,
         "version": Task.version + 1,

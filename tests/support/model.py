@@ -159,6 +159,11 @@ def reported(task: Task, changes: Json) -> Json | None:
     changed = now["error"] != was["error"] or not all(
         same(now[name], was[name]) for name in ("output", "status")
     )
+    if "labels" in changes:
+        labels = was["labels"] | changes["labels"]
+        now["labels"] = {key: value for key, value in labels.items() if value is not None}
+    now |= {name: changes[name] for name in ("progress", "note") if name in changes}
+    changed = changed or any(now[name] != was[name] for name in ("progress", "note"))
     late_report = task.error_type == "timeout" and status in ("complete", "error")
     if changed and not (task.running or late_report):
         return None
@@ -166,7 +171,7 @@ def reported(task: Task, changes: Json) -> Json | None:
         was["status"],
         was["error"],
     ):
-        now["finishedAt"] = NOW
+        now |= {"finishedAt": NOW, "endedBy": ANY}
     return now | {"name": stored((was | changes)["name"])}
 
 

@@ -1,0 +1,39 @@
+"""The times of a chunk's lines as two columns: a few bytes for each append, not for each line."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Columns(NamedTuple):
+    """The time of the first line in milliseconds since 1970, and how the others differ from it.
+
+    `times` has `line:milliseconds` for each line whose time differs from that of the line before:
+    its index, and the difference to the first line. It is None if all have one time.
+    """
+
+    at: int
+    times: str | None
+
+
+def encode(milliseconds: Sequence[int]) -> Columns:
+    """The columns of lines with these times, of which there is at least one."""
+    first = before = milliseconds[0]
+    changes = []
+    for line, time in enumerate(milliseconds):
+        if time != before:
+            changes.append(f"{line}:{time - first}")
+            before = time
+    return Columns(first, ",".join(changes) or None)
+
+
+def decode(at: int, times: str | None, count: int) -> list[int]:
+    """The times of `count` lines that `encode` wrote."""
+    if times is None:
+        return [at] * count
+    decoded: list[int] = []
+    time = at
+    for change in times.split(","):
+        line, _, difference = change.partition(":")
+        decoded += [time] * (int(line) - len(decoded))
+        time = at + int(difference)
+    return decoded + [time] * (count - len(decoded))

@@ -1,0 +1,78 @@
+"""The health of an agent: how its last finished tasks have done."""
+
+from datetime import datetime
+from typing import Any
+
+from flask import Flask
+
+from tests.support.api_client import ApiClient, expect, problem
+from tests.support.internals import end_for_silence
+from tests.support.marks import one_database
+
+NOTHING: dict[str, Any] = {
+    "recent": [],
+    "successRate": None,
+    "lastSuccessAt": None,
+    "medianSeconds": None,
+}
+
+
+def health(alice: ApiClient, agent_id: str = "summarizer") -> dict[str, Any]:
+    agent = expect(alice.get(f"/agent/{agent_id}?expand=health"), 200)
+    assert agent in expect(alice.get("/agent?expand=health"), 200)
+    return dict(agent["health"])
+
+
+def test_agent_without_history_has_an_empty_health(alice: ApiClient) -> None:
+    alice.register()
+    assert health(alice) == NOTHING
+    alice.start()
+    assert health(alice) == NOTHING
+    assert "health" not in expect(alice.get("/agent/summarizer"), 200)
+
+
+def test_health_is_over_finished_tasks_the_first_to_end_first(alice: ApiClient, app: Flask) -> None:
+    complete, failed, silent, cancelled, unclaimed = (
+        alice.start(claim=number < 4) for number in range(5)
+    )
+    alice.start(claim=True)
+    alice.start("translator", claim=True)
+    alice.report(complete, status="complete")
+    alice.report(failed, status="error")
+    end_for_silence(app, silent)
+    for task in (cancelled, unclaimed):
+        expect(alice.post(f"/task/{task['id']}/cancel"), 200)
+    found = health(alice)
+    ended = [alice.task(each) for each in (complete, failed, silent, cancelled, unclaimed)]
+    assert [each["id"] for each in found["recent"]] == [each["id"] for each in ended]
+    assert [each["status"] for each in found["recent"]] == ["complete"] + ["error"] * 4
+    assert [each["finishedAt"] for each in found["recent"]] == [
+        each["finishedAt"] for each in ended
+    ]
+    seconds = [each["seconds"] for each in found["recent"]]
+    assert seconds[4] is None
+    assert seconds[0] == duration(ended[0])
+    assert found["successRate"] == 1 / 3
+    assert found["lastSuccessAt"] == ended[0]["finishedAt"]
+    assert found["medianSeconds"] == sorted(seconds[:3])[1]
+
+
+def duration(task: dict[str, Any]) -> float:
+    first, last = (datetime.fromisoformat(task[name]) for name in ("claimedAt", "finishedAt"))
+    return (last - first).total_seconds()
+
+
+def test_health_has_the_last_30(alice: ApiClient) -> None:
+    tasks = [alice.start(claim=True) for _ in range(32)]
+    for task in tasks:
+        alice.report(task, status="complete")
+    found = health(alice)
+    assert [each["id"] for each in found["recent"]] == [task["id"] for task in tasks[2:]]
+    assert found["successRate"] == 1
+
+
+@one_database
+def test_only_health_can_be_embedded(alice: ApiClient) -> None:
+    alice.register()
+    for path in ("/agent", "/agent/summarizer"):
+        assert list(problem(alice.get(f"{path}?expand=user"), 422)["errors"]) == ["expand"]

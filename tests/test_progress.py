@@ -1,0 +1,98 @@
+"""Progress and note: how a running task stands, and who ended it."""
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+import pytest
+from flask import Flask
+
+from tests.support.api_client import ApiClient, expect, problem
+from tests.support.internals import end_for_silence
+from tests.support.marks import one_database
+
+
+@pytest.fixture
+def task(alice: ApiClient) -> dict[str, Any]:
+    return alice.start()
+
+
+def test_new_task_has_neither_progress_nor_note(task: dict[str, Any]) -> None:
+    assert (task["progress"], task["note"], task["endedBy"]) == (None, None, None)
+
+
+@pytest.mark.parametrize("progress", [0, 1, 0.5, 1 / 3, 0.1 + 0.2, 5e-324, 1e-7, None])
+def test_progress_is_answered_as_it_was_sent(
+    alice: ApiClient, task: dict[str, Any], progress: float | None
+) -> None:
+    assert alice.report(task, progress=progress)["progress"] == progress
+    assert alice.task(task)["progress"] == progress
+    assert expect(alice.get("/task"), 200)[0]["progress"] == progress
+
+
+def test_progress_and_note_raise_the_version_and_stay_at_the_end(
+    alice: ApiClient, task: dict[str, Any]
+) -> None:
+    before = alice.get(f"/task/{task['id']}").headers["ETag"]
+    alice.report(task, progress=0.5, note="34 of 68 pages")
+    assert alice.get(f"/task/{task['id']}").headers["ETag"] != before
+    ended = alice.report(task, status="error", error={"message": "no paper"})
+    assert (ended["progress"], ended["note"]) == (0.5, "34 of 68 pages")
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"progress": -0.1}, "progress"),
+        ({"progress": 1.01}, "progress"),
+        ({"progress": "0.5"}, "progress"),
+        ({"progress": True}, "progress"),
+        ({"note": "x" * 201}, "note"),
+        ({"note": 5}, "note"),
+    ],
+)
+@one_database
+def test_unfit_progress_or_note_is_422(
+    alice: ApiClient, task: dict[str, Any], change: dict[str, Any], field: str
+) -> None:
+    answer = problem(alice.patch(f"/task/{task['id']}", json=change), 422)
+    assert list(answer["errors"]) == [field]
+    assert alice.task(task) == task
+
+
+def test_finished_task_takes_no_progress(alice: ApiClient, task: dict[str, Any]) -> None:
+    alice.report(task, progress=0.5, status="complete")
+    for change in ({"progress": 0.6}, {"note": "late"}, {"progress": None}):
+        problem(alice.patch(f"/task/{task['id']}", json=change), 409)
+    # What changes nothing is no report.
+    assert alice.report(task, progress=0.5)["progress"] == 0.5
+
+
+def test_progress_is_an_event(alice: ApiClient, task: dict[str, Any]) -> None:
+    stream = alice.get(f"/task/{task['id']}/events")
+    pieces = cast(Iterable[bytes], stream.response)
+    assert b'"progress":null' in next(iter(pieces))
+    alice.report(task, progress=0.25, note="a quarter")
+    alice.report(task, status="complete")
+    text = b"".join(pieces)
+    assert b'"status":"complete"' in text
+    assert b'"progress":0.25' in text
+
+
+def test_ended_by_is_the_name_of_the_key(alice: ApiClient, task: dict[str, Any]) -> None:
+    name = expect(alice.get("/user"), 200)["key"]["name"]
+    assert alice.report(task, status="complete")["endedBy"] == name
+    assert alice.task(task)["endedBy"] == name
+    cancelled = alice.start()
+    expect(alice.post(f"/task/{cancelled['id']}/cancel"), 200)
+    assert alice.task(cancelled)["endedBy"] == name
+    by_agent = alice.agent_key()
+    own = by_agent.start()
+    assert by_agent.report(own, status="error")["endedBy"] == "agent"
+
+
+def test_late_report_ends_it_anew(alice: ApiClient, app: Flask) -> None:
+    task = alice.start(claim=True)
+    end_for_silence(app, task)
+    assert alice.task(task)["endedBy"] == "service"
+    name = expect(alice.get("/user"), 200)["key"]["name"]
+    assert alice.report(task, status="complete")["endedBy"] == name
