@@ -7,16 +7,19 @@ from taskservice.dashboard import sessions
 from taskservice.dashboard.agents import agents
 from taskservice.dashboard.keys import keys
 from taskservice.dashboard.pages import dashboard, unknown_page
+from taskservice.dashboard.reruns import reruns
 from taskservice.dashboard.sign_in import sign_in
 from taskservice.dashboard.sign_in_throttle import Throttle
 from taskservice.dashboard.tasks import tasks
 
-for blueprint in (sign_in, tasks, agents, keys):
+for blueprint in (sign_in, tasks, reruns, agents, keys):
     dashboard.register_blueprint(blueprint)
 
 
 def init_app(app: Flask) -> None:
     sessions.init_app(app)
+    # A form may contain the input of a task, which is longer than Flask's limit.
+    app.config["MAX_FORM_MEMORY_SIZE"] = app.config["MAX_CONTENT_LENGTH"]
     resources.provide(app, Throttle())
     app.register_blueprint(dashboard)
     for status in (404, 405):

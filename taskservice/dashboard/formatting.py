@@ -28,6 +28,19 @@ def is_blank(text: str) -> bool:
     return all(unicodedata.category(c)[0] in "ZC" or c in "\u115f\u3164" for c in text)
 
 
+def error_reason(message: str) -> str:
+    """The line of an error's message that says most: its first, or the last of a traceback."""
+    lines = [line.strip() for line in message.split("\n") if line.strip()]
+    if not lines:
+        return ""
+    return lines[-1] if lines[0].startswith("Traceback (most recent call last)") else lines[0]
+
+
+def percent(share: str) -> str:
+    """A number from 0 to 1 as text, as `50 %`: never 100 before the end."""
+    return f"{int(float(share) * 100)} %"
+
+
 def number(value: int) -> str:
     """12,345."""
     return f"{value:,}"
@@ -81,6 +94,8 @@ TEMPLATE_FUNCTIONS: dict[str, Any] = {
     for function in (
         pretty,
         is_blank,
+        error_reason,
+        percent,
         number,
         plural,
         moment,

@@ -42,6 +42,7 @@ PAGES = {
     "dashboard.tasks.show",
     "dashboard.tasks.ask_to_cancel",
     "dashboard.tasks.ask_to_delete",
+    "dashboard.reruns.ask",
     "dashboard.agents.list_all",
     "dashboard.keys.list_all",
     "dashboard.keys.ask_to_revoke",

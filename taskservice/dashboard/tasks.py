@@ -9,7 +9,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth.authentication import caller
 from taskservice.contract.terms import FAILED, PENDING, RUNNING
-from taskservice.dashboard import chart, sessions
+from taskservice.dashboard import chart, sessions, task_page
 from taskservice.dashboard.pages import page, redirect_to, without_nul
 from taskservice.dashboard.shared_pages import shared
 from taskservice.database.rows import TaskRow
@@ -78,7 +78,8 @@ def redirect_to_list() -> AnyResponse:
 @shared
 def show(task_id: str) -> Response:
     task = _task(task_id)
-    return page("task.html", task=task, deliveries=_deliveries(task))
+    deliveries = _deliveries(task)
+    return page("task.html", task=task, deliveries=deliveries, **task_page.values(caller, task))
 
 
 @tasks.get("/tasks/<task_id>/lines")

@@ -26,6 +26,10 @@ class TaskRow(Protocol):
     status: str
     error_type: str | None
     error_message: str | None
+    progress: str | None
+    parent_id: str | None
+    rerun_of: str | None
+    updated_at: str
     version: int
     # Of its log: its id, None before the first line; the numbers of the first and the last line;
     # and the bytes that were ever appended.

@@ -8,9 +8,10 @@ from sqlalchemy import bindparam, exists, literal_column, or_, select
 from taskservice.auth.caller import Caller, visible_agents, visible_tasks
 from taskservice.contract.terms import RUNNING
 from taskservice.database.models import Agent, Log, Task
-from taskservice.database.rows import AnySelect, TaskAndLines, TaskRow, TaskVersion
+from taskservice.database.rows import AnyRow, AnySelect, TaskAndLines, TaskRow, TaskVersion
 from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
+from taskservice.database.types import Identifier
 from taskservice.problems import not_found
 from taskservice.queries import logs as log_queries
 from taskservice.schemas.columns import TASK_COLUMNS
@@ -45,6 +46,22 @@ _IS_CLAIMED = exists().where(
 _AGENT_HAS_TASK = select(or_(_HAS_WAITING, _IS_CLAIMED)).where(
     visible_agents, Agent.id == bindparam("agent_id")
 )
+# The columns of children, by the index of their parent.
+_CHILDREN = Statement[AnyRow](
+    select(
+        Task.id,
+        Task.name,
+        Task.agent_id,
+        Task.status,
+        Task.error_type,
+        Task.created_at,
+        Task.claimed_at,
+        Task.finished_at,
+    )
+    .where(Task.parent_id == bindparam("parent_id", type_=Identifier), visible_tasks)
+    .order_by(Task.created_at, Task.id)
+    .limit(bindparam("count"))
+)
 _TASK_BY_ID = Statement[TaskRow](tasks_with_log.where(Task.id == bindparam("task_id")))
 
 
@@ -63,6 +80,13 @@ def find(caller: Caller, task_id: str) -> TaskRow | None:
     """A task that the caller may see, or None."""
     with reading() as connection:
         return _TASK.one_or_none(connection, task_id=task_id, **caller.scope)
+
+
+def children(caller: Caller, task_id: str, count: int) -> list[AnyRow]:
+    """At most `count` of the tasks that a task has started, the oldest first."""
+    wanted = {"parent_id": task_id, "count": count, **caller.scope}
+    with reading() as connection:
+        return list(_CHILDREN.all(connection, **wanted))
 
 
 def get_version(caller: Caller, task_id: str) -> TaskVersion:

@@ -37,7 +37,13 @@ function both(moment) {
   return `${whole.format(moment)} (${age(moment)})`;
 }
 
-const FORMATS = { age, both, due: (moment) => (moment < Date.now() ? "now" : age(moment)) };
+// When something should end, as time that is left.
+function left(moment) {
+  const seconds = Math.round((moment - Date.now()) / 1000);
+  return seconds > 0 ? `about ${durationText(seconds)} left` : "longer than expected";
+}
+
+const FORMATS = { age, both, left, due: (moment) => (moment < Date.now() ? "now" : age(moment)) };
 
 function set(element, text) {
   if (element.textContent !== text) element.textContent = text;

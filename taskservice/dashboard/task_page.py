@@ -1,0 +1,90 @@
+"""What the page of a task shows beside it: its relatives, and when it should end."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from taskservice.auth.caller import Caller
+from taskservice.contract.terms import RUNNING
+from taskservice.database import timestamps
+from taskservice.database.rows import AnyRow, TaskRow
+from taskservice.queries import agents as agent_queries
+from taskservice.queries import tasks as task_queries
+from taskservice.schemas import strict_json
+
+MAX_CHILDREN = 50
+# The width of the waterfall, in units of its own.
+WIDTH = 1_000
+# A running bar grows in steps, so that the page of a long task seldom changes.
+STEP_SECONDS = 10
+# What would take longer than this many seconds has no expected end: a year.
+LONGEST = 366 * 86_400
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A child, and where its bar begins and how long it is."""
+
+    task: AnyRow
+    x: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Waterfall:
+    """The first children of a task over time."""
+
+    bars: list[Bar]
+    has_more: bool
+
+
+def values(caller: Caller, task: TaskRow) -> dict[str, Any]:
+    """The values of the page's template."""
+    return {
+        "labels": [(f"{key}:{value}", value, key) for key, value in _labels(task)],
+        "parent": task_queries.find(caller, task.parent_id) if task.parent_id else None,
+        "original": task_queries.find(caller, task.rerun_of) if task.rerun_of else None,
+        "children": _waterfall(task_queries.children(caller, task.id, MAX_CHILDREN + 1)),
+        "expected": _expected_end(caller, task),
+    }
+
+
+def _labels(task: TaskRow) -> list[tuple[str, str]]:
+    return list(strict_json.loads(task.labels.encode()).items())
+
+
+def _expected_end(caller: Caller, task: TaskRow) -> str | None:
+    """When a running task should end: by its progress, or as its agent's tasks usually do."""
+    if task.status != RUNNING or task.claimed_at is None:
+        return None
+    progress = float(task.progress or 0)
+    if progress > 0:
+        spent = timestamps.seconds_between(task.claimed_at, task.updated_at)
+        seconds = max(0.0, spent) / progress
+        return timestamps.moved(task.claimed_at, seconds) if seconds < LONGEST else None
+    agent = agent_queries.get(caller, task.agent_id)
+    usual = agent_queries.health([agent])[agent.id]["medianSeconds"]
+    return None if usual is None else timestamps.moved(task.claimed_at, usual)
+
+
+def _waterfall(children: list[AnyRow]) -> Waterfall | None:
+    if not children:
+        return None
+    shown = children[:MAX_CHILDREN]
+    start = min(child.created_at for child in shown)
+    ends = [_seconds(start, child.finished_at or timestamps.now()) for child in shown]
+    if any(child.finished_at is None for child in shown):
+        ends.append(max(ends) // STEP_SECONDS * STEP_SECONDS + STEP_SECONDS)
+    scale = WIDTH / max(*ends, 0.001)
+    return Waterfall([_bar(child, start, scale) for child in shown], len(children) > len(shown))
+
+
+def _bar(child: AnyRow, start: str, scale: float) -> Bar:
+    x = round(_seconds(start, child.claimed_at or child.created_at) * scale)
+    # What runs reaches to the right end, which is now.
+    end = WIDTH if child.finished_at is None else round(_seconds(start, child.finished_at) * scale)
+    # A short one can be seen too.
+    return Bar(child, min(x, WIDTH - 4), max(4, end - x))
+
+
+def _seconds(since: str, until: str) -> float:
+    return max(0.0, timestamps.seconds_between(since, until))

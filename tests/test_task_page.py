@@ -1,0 +1,222 @@
+"""The page of one task over HTTP: its relatives, its progress, and running it again."""
+
+import json
+import re
+from html import unescape
+from typing import Any
+from urllib.parse import unquote_plus
+
+import pytest
+from flask import Flask
+
+from taskservice.webhooks.destinations import Destinations
+from tests.support.api_client import ApiClient
+from tests.support.marks import one_database
+from tests.support.plain_browser import Browser
+
+
+@pytest.fixture
+def browser(app: Flask, alice: ApiClient) -> Browser:
+    """Alice's, signed in."""
+    browser = Browser(app)
+    browser.sign_in(alice.key)
+    return browser
+
+
+def text_of(browser: Browser, task: dict[str, Any]) -> str:
+    return unescape(browser.get(f"/tasks/{task['id']}").text)
+
+
+def reruns(alice: ApiClient, task: dict[str, Any]) -> list[dict[str, Any]]:
+    return [each for each in alice.get("/task").json or [] if each["rerunOf"] == task["id"]]
+
+
+# --- running it again --------------------------------------------------------------------
+
+
+def test_task_is_run_again_with_the_same_input(browser: Browser, alice: ApiClient) -> None:
+    task = alice.start(name="nightly", input={"n": 12345678901234567890.5, "s": "a\r\nb"})
+    path = f"/tasks/{task['id']}/rerun"
+    form = unescape(re.findall(r"<textarea.*?>\n(.*)</textarea>", browser.get(path).text, re.S)[0])
+    # As a browser sends it.
+    response = browser.send(path, input=form.replace("\n", "\r\n"))
+    (again,) = reruns(alice, task)
+    assert response.location == f"/tasks/{again['id']}"
+    assert again["input"] == task["input"]
+    assert "This is the new task" in browser.get(response.location).text
+
+
+def test_task_is_run_again_with_another_input(browser: Browser, alice: ApiClient) -> None:
+    task = alice.start(input={"a": 1})
+    browser.send(f"/tasks/{task['id']}/rerun", input='{"a": 2, "text": "' + "é" * 300_000 + '"}')
+    (again,) = reruns(alice, task)
+    assert again["input"] == {"a": 2, "text": "é" * 300_000}
+
+
+@one_database
+def test_form_that_is_sent_twice_starts_one_task(browser: Browser, alice: ApiClient) -> None:
+    task = alice.start(input={"a": 1})
+    path = f"/tasks/{task['id']}/rerun"
+    found = re.findall(r'name="(token|submission_id)" value="([^"]+)"', browser.get(path).text)
+    form = {**dict(found), "input": '{"a": 3}'}
+    locations = {browser.post(path, form).location for _ in range(2)}
+    assert len(locations) == len(reruns(alice, task)) == 1
+
+
+@one_database
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('{"a": 1', "The input is not valid JSON"),
+        ("[1]", "input: Not a valid mapping type."),
+        ('{"a": NaN}', "The input is not valid JSON"),
+        ("", "The input is not valid JSON"),
+        ('{"a": "' + "x" * 1_100_000 + '"}', "input: Longer than"),
+        ("[" * 200, "The input is not valid JSON"),
+    ],
+)
+def test_unfit_input_is_a_sentence_in_the_form_and_starts_nothing(
+    browser: Browser, alice: ApiClient, text: str, sentence: str
+) -> None:
+    task = alice.start(input={"a": 1})
+    response = browser.send(f"/tasks/{task['id']}/rerun", input=text)
+    assert response.status_code == 422
+    assert sentence in response.text
+    assert text in unescape(response.text)
+    assert reruns(alice, task) == []
+
+
+@one_database
+def test_callback_that_is_no_longer_allowed_is_a_sentence_in_the_form(
+    app: Flask, browser: Browser, alice: ApiClient
+) -> None:
+    app.config["CALLBACK_ALLOWED"] = Destinations.parse("loopback")
+    task = alice.start(callback="http://127.0.0.1:9/hook")
+    app.config["CALLBACK_ALLOWED"] = Destinations.parse("external")
+    response = browser.send(f"/tasks/{task['id']}/rerun", input="{}")
+    assert response.status_code == 422
+    assert "Nothing was started. callback: " in response.text
+    assert "loopback" in response.text
+    assert reruns(alice, task) == []
+
+
+@one_database
+def test_agent_key_runs_its_own_tasks_again_and_no_others(app: Flask, alice: ApiClient) -> None:
+    agent = alice.agent_key()
+    own, other = agent.start(), alice.start("translator")
+    browser = Browser(app)
+    browser.sign_in(agent.key)
+    browser.send(f"/tasks/{own['id']}/rerun", input="{}")
+    assert len(reruns(alice, own)) == 1
+    assert browser.get(f"/tasks/{other['id']}/rerun").status_code == 404
+
+
+# --- what the page shows -----------------------------------------------------------------
+
+
+def test_relatives_are_links(browser: Browser, alice: ApiClient) -> None:
+    parent = alice.start(name="the whole night", claim=True)
+    child = alice.start(name="one part", parentId=parent["id"], claim=True)
+    alice.report(child, status="complete")
+    alice.start(name="another part", parentId=parent["id"])
+    assert "Part of" not in text_of(browser, parent)
+    page = text_of(browser, parent)
+    assert page.index("one part") < page.index("another part")
+    assert page.count("<rect") == 2
+    assert f'Part of <a href="/tasks/{parent["id"]}"><bdi>the whole night' in text_of(
+        browser, child
+    )
+    browser.send(f"/tasks/{child['id']}/rerun", input="{}")
+    (again,) = reruns(alice, child)
+    assert f'href="/tasks/{child["id"]}"' in text_of(browser, again)
+
+
+@one_database
+def test_agent_key_sees_no_relatives_of_other_agents(app: Flask, alice: ApiClient) -> None:
+    parent = alice.start("translator", name="secret parent")
+    child = alice.start(name="own", parentId=parent["id"])
+    alice.start("translator", name="secret child", parentId=child["id"])
+    browser = Browser(app)
+    browser.sign_in(alice.agent_key().key)
+    assert "secret" not in text_of(browser, child)
+
+
+@one_database
+def test_many_children_are_cut_with_a_link_to_all(browser: Browser, alice: ApiClient) -> None:
+    parent = alice.start(name="parent")
+    for number in range(51):
+        alice.start(name=f"child {number}", parentId=parent["id"])
+    page = text_of(browser, parent)
+    assert page.count("<rect") == 50
+    (path,) = re.findall(r'href="(/\?parentId=[^"]+)"', page)
+    assert "child 50" in browser.get(path).text
+
+
+@one_database
+def test_labels_lead_to_the_list_with_that_label(browser: Browser, alice: ApiClient) -> None:
+    labels = {"env": "a=b:c&d <b>", "run": "🎉" * 100}
+    task = alice.start(name="labelled", labels=labels)
+    page = browser.get(f"/tasks/{task['id']}").text
+    links = [unescape(link) for link in re.findall(r'href="/\?label=([^"]+)"', page)]
+    assert list(map(unquote_plus, links)) == [f"{key}:{text}" for key, text in labels.items()]
+
+
+@one_database
+def test_waiting_task_says_how_to_start_a_worker(browser: Browser, alice: ApiClient) -> None:
+    task = alice.start("translator")
+    assert "taskservice work --agent translator -- CMD" in text_of(browser, task)
+    alice.post("/agent/translator/claim")
+    assert "No worker yet" not in text_of(browser, task)
+
+
+@one_database
+def test_running_task_shows_its_progress_and_the_time_left(
+    browser: Browser, alice: ApiClient
+) -> None:
+    task = alice.start(claim=True)
+    assert 'class="progress"' not in text_of(browser, task)
+    alice.report(task, progress=0.299, note="3 of 10 <pages>")
+    page = text_of(browser, task)
+    assert '<progress value="0.299"' in page
+    assert "29 %" in page
+    assert "3 of 10 <pages>" in page
+    assert 'data-show="left"' in page
+    alice.report(task, progress=1e-300)
+    assert 'data-show="left"' not in text_of(browser, task)
+    alice.report(task, status="complete")
+    assert 'class="progress"' not in text_of(browser, task)
+
+
+@one_database
+def test_without_progress_the_usual_duration_tells_the_time_left(
+    browser: Browser, alice: ApiClient
+) -> None:
+    alice.report(alice.start(claim=True), status="complete")
+    page = text_of(browser, alice.start(claim=True))
+    assert "by the usual duration" in page
+
+
+@one_database
+def test_reason_of_a_failure_stands_above_its_message(browser: Browser, alice: ApiClient) -> None:
+    task = alice.start(claim=True)
+    message = "Traceback (most recent call last):\n  File x\nValueError: <b>no</b>\n"
+    alice.report(task, status="error", error={"message": message})
+    page = text_of(browser, task)
+    assert '<p class="reason"><bdi>ValueError: <b>no</b></bdi>' in page
+    assert page.index('id="log"') > page.index("Traceback")
+    assert "<dt>Ended by</dt><dd><bdi>first" in page
+
+
+@one_database
+def test_complete_task_has_its_output_before_its_log(browser: Browser, alice: ApiClient) -> None:
+    task = alice.start(claim=True)
+    alice.report(task, output={"sum": 15})
+    page = text_of(browser, task)
+    assert page.index('id="log"') < page.index('id="output"')
+    alice.report(task, status="complete")
+    page = text_of(browser, task)
+    assert page.index('id="output"') < page.index('id="log"')
+    assert page.count('id="output"') == 1
+    assert json.loads(re.findall(r'<pre id="output-json".*?>(.*?)</pre>', page, re.S)[0]) == {
+        "sum": 15
+    }
