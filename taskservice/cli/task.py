@@ -13,7 +13,7 @@ from taskservice.client import NotFound, Task
 from taskservice.client.answers import SHORT_FIELDS
 from taskservice.client.client import PAGE_TASKS
 from taskservice.contract.terminal import exit_with_error, print_json, print_line, print_log_line
-from taskservice.contract.terms import CANCELLED, FAILED, STATUSES, TIMEOUT
+from taskservice.contract.terms import CANCELLED, FAILED, STATUSES, TIMEOUT, Status
 
 # How long `follow` retries while the service is away.
 FOLLOW_PATIENCE_SECONDS = 60.0
@@ -36,7 +36,7 @@ def command() -> None:
 @click.option("--limit", type=click.IntRange(1), help="Maximum number; all by default.")
 @json_lines
 def list_all(
-    agent_id: str | None, status: str | None, q: str | None, limit: int | None, as_json: bool
+    agent_id: str | None, status: Status | None, q: str | None, limit: int | None, as_json: bool
 ) -> None:
     """List tasks, newest first."""
     with service_client() as client:
@@ -78,7 +78,7 @@ def follow(task_id: str, as_json: bool) -> None:
         except NotFound as error:
             exit_with_error(str(error), DELETED)
         try:
-            for line in task.follow():
+            for line in task.follow(times=as_json):
                 print_json(line._asdict()) if as_json else print_log_line(line.text)
         except NotFound:
             exit_with_error("The task was deleted", DELETED)

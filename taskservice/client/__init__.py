@@ -1,5 +1,6 @@
 """The client for programs in Python: start, claim, report, list and follow tasks."""
 
+from taskservice.client.agents import Agent, Health
 from taskservice.client.client import Client
 from taskservice.client.current_task import current
 from taskservice.client.errors import (
@@ -22,12 +23,17 @@ from taskservice.client.errors import (
     Unreadable,
 )
 from taskservice.client.handler import TaskHandler
-from taskservice.client.tasks import Line, Task
+from taskservice.client.tasks import Failure, Line, Task
+from taskservice.contract.terms import ErrorType, Status
 
 __all__ = [
+    "Agent",
     "Client",
     "Conflict",
+    "ErrorType",
+    "Failure",
     "Forbidden",
+    "Health",
     "Invalid",
     "InvalidKey",
     "Line",
@@ -36,6 +42,7 @@ __all__ = [
     "NotTheService",
     "Refused",
     "SettingError",
+    "Status",
     "Task",
     "TaskCancelled",
     "TaskFinished",

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -78,6 +79,14 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 53
 
 
+def _is_share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+def _is_duration(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
 def _is_json(value: Any) -> bool:
     return True
 
@@ -117,6 +126,11 @@ def _object_with(members: Mapping[str, Check]) -> Check:
     )
 
 
+def _map_of(check: Check) -> Check:
+    """An object whose values all pass the check."""
+    return lambda value: isinstance(value, dict) and all(map(check, value.values()))
+
+
 _is_object = _object_with({})
 _is_status = _one_of(*STATUSES)
 _ERROR = _null_or(_object_with({"type": _is_text, "message": _is_text}))
@@ -129,11 +143,30 @@ _TASK: dict[str, Check] = {
     "logs": _list_of(_is_text),
     "status": _is_status,
     "error": _ERROR,
-    "callback": _null_or(_is_text),
+    "progress": _null_or(_is_share),
+    "labels": _map_of(_is_text),
+    **dict.fromkeys(("endedBy", "note", "parentId", "rerunOf", "callback"), _null_or(_is_text)),
 }
 # All fields but the log, which can be long.
 SHORT_FIELDS = ",".join(name for name in _TASK if name != "logs")
 _PAGE = _object_with({"logs": _list_of(_is_text), "next": _is_count, "status": _is_status})
+_PAGE_TIMES = _object_with({"times": _list_of(_null_or(_is_moment))})
+_AGENT: dict[str, Check] = {
+    **dict.fromkeys(("id", "name", "description", "userId"), _is_text),
+    "createdAt": _is_moment,
+}
+_FINISHED: dict[str, Check] = {
+    "id": _is_text,
+    "status": _is_status,
+    "finishedAt": _is_moment,
+    "seconds": _null_or(_is_duration),
+}
+_HEALTH: dict[str, Check] = {
+    "recent": _list_of(_object_with(_FINISHED)),
+    "successRate": _null_or(_is_share),
+    "lastSuccessAt": _null_or(_is_moment),
+    "medianSeconds": _null_or(_is_duration),
+}
 
 # --- the shapes of good answers ----------------------------------------------------------
 
@@ -141,8 +174,15 @@ APPENDED = Shape((201,), _object_with({"logCount": _is_count, "status": _is_stat
 LOG_PAGE = Shape(
     (200,), lambda page: _PAGE(page) and page["next"] >= len(page["logs"]), MAX_LIST_BYTES
 )
+LOG_PAGE_WITH_TIMES = Shape(
+    (200,), lambda page: LOG_PAGE.is_good(page) and _has_times(page), MAX_LIST_BYTES
+)
 AGENT = Shape((200, 201), _object_with({"id": _is_text}))
 AGENTS = Shape((200,), _list_of(_object_with({"id": _is_text})), MAX_LIST_BYTES)
+FULL_AGENTS = Shape((200,), _list_of(_object_with(_AGENT)), MAX_LIST_BYTES)
+AGENTS_WITH_HEALTH = Shape(
+    (200,), _list_of(_object_with(_AGENT | {"health": _object_with(_HEALTH)})), MAX_LIST_BYTES
+)
 USER = Shape(
     (200,),
     _object_with({"id": _is_text, "key": _object_with({"agentId": _null_or(_is_text)})}),
@@ -158,6 +198,10 @@ def task(fields: str, *statuses: int) -> Shape:
 def tasks(fields: str) -> Shape:
     """The shape of a list of such tasks."""
     return Shape((200,), _list_of(_task_with(fields)), MAX_LIST_BYTES)
+
+
+def _has_times(page: Any) -> bool:
+    return _PAGE_TIMES(page) and len(page["times"]) == len(page["logs"])
 
 
 def _task_with(fields: str) -> Check:

@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 from taskservice.client import answers
+from taskservice.client.agents import Agent
 from taskservice.client.answers import SHORT_FIELDS
 from taskservice.client.errors import RETRYABLE, Invalid, NotFound
 from taskservice.client.http import Connection, delays, pause_after
@@ -14,6 +15,7 @@ from taskservice.client.http import Connection, delays, pause_after
 SHORT = {"fields": SHORT_FIELDS}
 SHORT_TASK = answers.task(SHORT_FIELDS)
 _STARTED = answers.task(SHORT_FIELDS, 201)
+_HEALTH = {"expand": "health"}
 
 
 def start_task(
@@ -39,6 +41,20 @@ def _start_task(
     return task
 
 
+def rerun_task(
+    connection: Connection, task_id: str, input: Mapping[str, Any] | None, idempotency_key: str
+) -> dict[str, Any]:
+    """Run a task again, once for each idempotency key; `input` is None for the same input."""
+    task: dict[str, Any] = connection.call(
+        "POST",
+        f"/task/{path_segment(task_id)}/rerun",
+        _STARTED,
+        json={} if input is None else {"input": input},
+        headers={"Idempotency-Key": idempotency_key},
+    ).data
+    return task
+
+
 def read_task(connection: Connection, task_id: str) -> dict[str, Any]:
     path = f"/task/{path_segment(task_id)}"
     task: dict[str, Any] = connection.call("GET", path, SHORT_TASK, params=SHORT).data
@@ -46,13 +62,21 @@ def read_task(connection: Connection, task_id: str) -> dict[str, Any]:
 
 
 def delete_task(connection: Connection, task_id: str) -> None:
-    """Delete a task; with 404 after a lost answer, the first request has deleted it."""
+    path = f"/task/{path_segment(task_id)}"
+    _delete(connection, path, answers.task("id"), params={"fields": "id"})
+
+
+def delete_agent(connection: Connection, agent_id: str) -> None:
+    _delete(connection, f"/agent/{path_segment(agent_id)}", answers.AGENT)
+
+
+def _delete(connection: Connection, path: str, shape: answers.Shape, **options: Any) -> None:
+    """Delete something; with 404 after a lost answer, the first request has deleted it."""
     until = time.monotonic() + connection.patience
     is_retry = False
     for delay in delays():
         try:
-            path = f"/task/{path_segment(task_id)}"
-            connection.once("DELETE", path, answers.task("id"), params={"fields": "id"})
+            connection.once("DELETE", path, shape, **options)
             return
         except NotFound:
             if is_retry:
@@ -63,6 +87,14 @@ def delete_task(connection: Connection, task_id: str) -> None:
                 raise
             time.sleep(pause_after(error, delay))
             is_retry = True
+
+
+def list_agents(connection: Connection, has_health: bool) -> list[Agent]:
+    """All agents that the key may see, by their ids."""
+    shape = answers.AGENTS_WITH_HEALTH if has_health else answers.FULL_AGENTS
+    query = _HEALTH if has_health else {}
+    agents: list[Agent] = connection.call("GET", "/agent", shape, params=query).data
+    return agents
 
 
 def register_agent(

@@ -1,5 +1,6 @@
 """The client: starts, claims, reads and lists tasks."""
 
+import logging
 import math
 import re
 import time
@@ -8,14 +9,18 @@ from typing import Any
 from uuid import uuid4
 
 from taskservice.client import answers, api
+from taskservice.client.agents import Agent
 from taskservice.client.answers import SHORT_FIELDS
-from taskservice.client.errors import UnexpectedAnswer
+from taskservice.client.current_task import own_task_id
+from taskservice.client.errors import Invalid, UnexpectedAnswer
 from taskservice.client.http import PATIENCE_SECONDS, Connection
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, heartbeat_for
 from taskservice.client.tasks import REPEAT_SECONDS, WAIT_SECONDS, Task, pause_before_repeat
+from taskservice.contract.terms import ErrorType, Sort, Status
 
 PAGE_TASKS = 100
 _CLAIMED = answers.task(SHORT_FIELDS, 200, 204)
+logger = logging.getLogger(__name__)
 _NEXT = re.compile(r'<\?([^>]*)>; rel="next"')
 
 
@@ -34,6 +39,9 @@ class Client:
     ) -> None:
         self.connection = Connection(url, apikey, patience)
 
+    def __repr__(self) -> str:
+        return f"<Client of {self.connection.url}>"
+
     def start(
         self,
         agent_id: str,
@@ -43,17 +51,33 @@ class Client:
         callback: str | None = None,
         timeout: int | None = None,
         claim: bool = True,
+        labels: Mapping[str, str] | None = None,
+        parent_id: str | None = None,
     ) -> Task:
         """Start a task; registers its agent if that is new.
 
         With `claim` the caller does the work, best in a `with` block; without, the task
         waits for a worker. `timeout` is the number of seconds that it may be silent.
+        `parent_id` is the task that starts it: by default the one that this program was
+        started for, if there is one and the key may see it; "" stands for none.
         """
         fields: dict[str, Any] = {"agentId": agent_id, "name": name, "input": input}
-        fields |= {"callback": callback, "timeout": timeout, "claim": claim}
+        fields |= {"callback": callback, "timeout": timeout, "claim": claim, "labels": labels}
         fields = {name: value for name, value in fields.items() if value is not None}
-        data = api.start_task(self.connection, fields, uuid4().hex)
+        parent = own_task_id() if parent_id is None else parent_id
+        data = self._start(fields, parent, is_own=parent_id is None)
         return Task(self.connection, data, heartbeat=heartbeat_for(timeout))
+
+    def _start(self, fields: dict[str, Any], parent: str, is_own: bool) -> dict[str, Any]:
+        if not parent:
+            return api.start_task(self.connection, fields, uuid4().hex)
+        try:
+            return api.start_task(self.connection, fields | {"parentId": parent}, uuid4().hex)
+        except Invalid as error:
+            if not is_own or "parentId" not in error.errors:
+                raise
+            logger.warning("Started without a parent, since this key may not see task %s", parent)
+            return api.start_task(self.connection, fields, uuid4().hex)
 
     def claim(self, agent_id: str, wait: float = WAIT_SECONDS) -> Task | None:
         """Take the oldest unclaimed task of an agent; None if none comes in `wait` seconds."""
@@ -89,29 +113,37 @@ class Client:
     def tasks(
         self,
         *,
-        status: str | None = None,
+        status: Status | None = None,
+        error_type: ErrorType | None = None,
+        claimed: bool | None = None,
         agent_id: str | None = None,
+        parent_id: str | None = None,
+        labels: Mapping[str, str] | None = None,
         q: str | None = None,
         created_after: str | None = None,
         created_before: str | None = None,
         finished_after: str | None = None,
-        sort: str | None = None,
+        sort: Sort | None = None,
         fields: str = SHORT_FIELDS,
         page: int | None = None,
     ) -> Iterator[Task]:
         """All tasks that the key may see, newest first, without their logs, read page by page.
 
-        `q` is a part of the name; moments are RFC 3339; `sort` is `-createdAt`, `createdAt`
-        or `finishedAt`. `fields` names the fields to read, separated by commas; `page` is
-        the number of tasks on a page.
+        `claimed` is whether an agent has claimed it; `labels` must all fit; `q` is a part of
+        the name; moments are RFC 3339; `sort` is `-createdAt`, `createdAt` or `finishedAt`.
+        `fields` names the fields to read, separated by commas; `page` is the number of tasks
+        on a page.
         """
-        query = {"status": status, "agentId": agent_id, "q": q, "createdAfter": created_after}
-        query |= {"createdBefore": created_before, "finishedAfter": finished_after, "sort": sort}
+        query: dict[str, Any] = {"status": status, "errorType": error_type, "q": q, "sort": sort}
+        query |= {"agentId": agent_id, "parentId": parent_id, "createdAfter": created_after}
+        query |= {"createdBefore": created_before, "finishedAfter": finished_after}
+        query["claimed"] = None if claimed is None else str(claimed).lower()
+        query["label"] = [f"{key}:{value}" for key, value in (labels or {}).items()]
         given = {name: value for name, value in query.items() if value is not None}
         given |= {"fields": fields, "limit": str(page or PAGE_TASKS)}
         return self._pages(given, answers.tasks(fields))
 
-    def _pages(self, query: dict[str, str] | str, shape: answers.Shape) -> Iterator[Task]:
+    def _pages(self, query: dict[str, Any] | str, shape: answers.Shape) -> Iterator[Task]:
         links: set[str] = set()
         while True:
             answer = self.connection.call("GET", "/task", shape, params=query)
@@ -127,9 +159,17 @@ class Client:
                 )
             links.add(query)
 
+    def agents(self, health: bool = False) -> list[Agent]:
+        """All agents that the key may see, by their ids; with `health` how their tasks went."""
+        return api.list_agents(self.connection, health)
+
     def register(
         self, agent_id: str, name: str | None = None, description: str | None = None
     ) -> None:
         """Register an agent, or change its name or description."""
         fields = {"name": name, "description": description}
         api.register_agent(self.connection, agent_id, fields)
+
+    def delete_agent(self, agent_id: str) -> None:
+        """Delete an agent and its keys. Raises Conflict while it has tasks."""
+        api.delete_agent(self.connection, agent_id)

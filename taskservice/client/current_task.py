@@ -9,13 +9,18 @@ from taskservice.client.http import Connection
 from taskservice.client.tasks import Task
 
 
+def own_task_id() -> str:
+    """The id of the task that this program was started for; empty outside of a task."""
+    return os.environ.get("TASKSERVICE_TASK_ID", "")
+
+
 def current(connection: Connection | None = None) -> Task:
     """The task of the `taskservice run` or `work` that started this program.
 
     Lines that the program logs to it appear beside those that it prints. They are sent
     before the program ends, also without `with`. Raises SettingError outside of a task.
     """
-    task_id = os.environ.get("TASKSERVICE_TASK_ID", "")
+    task_id = own_task_id()
     if not task_id:
         raise SettingError(
             "TASKSERVICE_TASK_ID is not set: this program was not started by `taskservice run`"

@@ -1,6 +1,6 @@
 """Text as a log takes it: lines of valid UTF-8, none longer than the limit."""
 
-from taskservice.contract.terms import MAX_LINE, MAX_MESSAGE
+from taskservice.contract.terms import MAX_LINE, MAX_MESSAGE, MAX_NOTE
 
 # Any line of at most this many bytes fits: a byte that is NUL or invalid UTF-8 becomes a
 # character of three bytes.
@@ -47,6 +47,20 @@ def beginning(line: bytes, max_bytes: int, size: int) -> bytes:
 def cut_message(text: str) -> str:
     """The text, cut to the limit for the message of an error."""
     return _cut_utf8(text.encode(errors="replace"), MAX_MESSAGE).decode().replace("\0", "\ufffd")
+
+
+def cut_note(text: str) -> str:
+    """The text, cut to the limit for the note of a task."""
+    return text.encode(errors="replace").decode().replace("\0", "\ufffd")[:MAX_NOTE]
+
+
+def duration(seconds: float) -> str:
+    """`0.21 s`, `34.1 s`, `2 min 5 s`, `1 h 2 min`."""
+    if seconds < 60:
+        return f"{seconds:.{2 if seconds < 10 else 1}f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def _cut_utf8(text: bytes, max_bytes: int) -> bytes:

@@ -7,8 +7,9 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, count, repeat
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
@@ -17,8 +18,18 @@ from taskservice.client.errors import TaskServiceError, Unreachable
 from taskservice.client.http import Connection
 from taskservice.client.memory_queue import MemoryQueue
 from taskservice.client.output import Output, check_output, json_members
-from taskservice.client.sender import HEARTBEAT_SECONDS, Sender
-from taskservice.contract.terms import API_PREFIX, COMPLETE, ERROR, MAX_LINES, RUNNING
+from taskservice.client.progress import ProgressSender
+from taskservice.client.progress import changes as changes_of_progress
+from taskservice.client.sender import CHECK_TIMEOUT, HEARTBEAT_SECONDS, Sender
+from taskservice.contract.terms import (
+    API_PREFIX,
+    COMPLETE,
+    ERROR,
+    MAX_LINES,
+    RUNNING,
+    ErrorType,
+    Status,
+)
 from taskservice.contract.threads import try_start
 
 # How many seconds one request may wait for something new; the service allows 60.
@@ -31,10 +42,21 @@ logger = logging.getLogger(__name__)
 
 
 class Line(NamedTuple):
-    """A line of a log, and its number, counted from 1."""
+    """A line of a log, and its number, counted from 1.
+
+    `at` is when its agent printed it, where times were asked for; None if that is unknown.
+    """
 
     number: int
     text: str
+    at: str | None = None
+
+
+class Failure(TypedDict):
+    """Why a task ended as `error`."""
+
+    type: ErrorType
+    message: str
 
 
 class Task:
@@ -69,7 +91,7 @@ class Task:
 
     def __reduce__(self) -> tuple[Any, ...]:
         _copies[self._copy_id] = self
-        own = ("_lock", "_queue", "_sender")
+        own = ("_lock", "_queue", "_sender", "_progress")
         state = {name: value for name, value in self.__dict__.items() if name not in own}
         return _unpickle, (type(self), state)
 
@@ -78,6 +100,15 @@ class Task:
         self._lock = threading.Lock()
         self._queue = MemoryQueue()
         self._sender: Sender | None = None
+        self._progress = ProgressSender(self._send_progress)
+
+    def __repr__(self) -> str:
+        data = {"name": "?", "agentId": "?", "status": "?"} | self.data
+        progress = data.get("progress")
+        share = "" if progress is None or data["status"] != RUNNING else f" {progress:.0%}"
+        error = f" ({data['error']['type']})" if data.get("error") else ""
+        name, agent = data["name"], data["agentId"]
+        return f"<Task {self.id} {name!r} of {agent}: {data['status']}{share}{error}>"
 
     @property
     def output(self) -> dict[str, Any]:
@@ -96,6 +127,11 @@ class Task:
         return f"{self._connection.url}{API_PREFIX}/task/{self.id}"
 
     @property
+    def page_url(self) -> str:
+        """The address of its page in the dashboard."""
+        return f"{self._connection.url}/tasks/{self.id}"
+
+    @property
     def name(self) -> str:
         return str(self.data["name"])
 
@@ -104,15 +140,22 @@ class Task:
         return str(self.data["agentId"])
 
     @property
-    def status(self) -> str:
+    def status(self) -> Status:
         """`running`, `complete` or `error`."""
-        return str(self.data["status"])
+        status: Status = self.data["status"]
+        return status
 
     @property
-    def error(self) -> Mapping[str, Any] | None:
+    def error(self) -> Failure | None:
         """`{"type": ..., "message": ...}` if the status is `error`, else None."""
-        error: Mapping[str, Any] | None = self.data["error"]
+        error: Failure | None = self.data["error"]
         return error
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """The pairs by which it is found; `report(labels=...)` changes them."""
+        labels: Mapping[str, str] = self.data["labels"]
+        return labels
 
     @property
     def input(self) -> Mapping[str, Any]:
@@ -142,17 +185,53 @@ class Task:
             sender.send_here(None, until=0.0)
 
     def report(self, **changes: Any) -> None:
-        """Change `output`, `name`, `status` or `error` now; with `status`, after all lines.
+        """Change it now; with `status`, after all lines.
 
-        Raises TaskCancelled and the other refusals of the service; TypeError or ValueError
-        for an output that JSON lacks.
+        `changes` are those of a report: `output`, `name`, `labels`, `progress`, `note`,
+        `status`, `error`. Raises TaskCancelled and the other refusals of the service; TypeError
+        or ValueError for an output that JSON lacks.
         """
         check_output(changes.get("output") or {})
         if "status" in changes and self._sender is not None:
             self.finish(changes)
         else:
+            changes = self._progress.take() | changes
             self._update("PATCH", f"/task/{self.id}", json=changes, rest=self._pause)
         self._has_ended = self._has_ended or "status" in changes
+
+    def progress(
+        self, done: float, total: float = 1, unit: str = "", *, note: str | None = None
+    ) -> None:
+        """Tell how far it is: `progress(34, 68, "pages")` is 0.5 and "34 of 68 pages".
+
+        The newest state is sent at most once a second, by a thread, so that a loop may call
+        this each time around. Raises what `log` raises when the program should stop.
+        """
+        progress = changes_of_progress(done, total, unit, note)
+        self._started_sender()
+        self.check()
+        self._progress.put(progress)
+
+    def _send_progress(self, progress: Mapping[str, Any]) -> None:
+        self._connection.once(
+            "PATCH", f"/task/{self.id}", answers.task("id"),
+            params={"fields": "id"}, json=progress, timeout=CHECK_TIMEOUT,
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """A step of the work: a line says at its end how long it took, or that it failed."""
+        began = time.monotonic()
+        try:
+            yield
+        except BaseException as error:
+            if not _is_success(error):
+                with _suppress_service_errors():
+                    self.log(f"{name} failed after {_since(began)}: {_message(error)}")
+                raise
+            self.log(f"{name} took {_since(began)}")
+            raise
+        self.log(f"{name} took {_since(began)}")
 
     def check(self) -> None:
         """Raise TaskCancelled, or another reason to stop, if the service has told of one."""
@@ -177,6 +256,7 @@ class Task:
         # Checked here: in the sender's thread the program would not see the error.
         check_output((report or {}).get("output") or {})
         json.dumps(report, allow_nan=False)
+        report = (self._progress.take() | (report or {})) or None
         sender = self._started_sender()
         try:
             self._send_rest(sender, report)
@@ -293,7 +373,7 @@ class Task:
 
     def _fail_with(self, error: BaseException) -> None:
         self.log(*traceback.format_exception(error))
-        self.fail(traceback.format_exception_only(error)[-1].strip())
+        self.fail(_message(error))
 
     def _drop_sender(self) -> None:
         with self._lock:
@@ -308,10 +388,11 @@ class Task:
         sender = self._sender
         if sender is None:
             return
+        progress = self._progress.take() or None
         if sender.ident is None:
-            sender.send_here(None, until)
+            sender.send_here(progress, until)
         else:
-            sender.finish(None)
+            sender.finish(progress)
             sender.has_ended.wait(max(until - time.monotonic(), 0))
         if not sender.is_delivered and sender.stop_reason is None:
             lines = log_text.line_count(self._queue.count())
@@ -323,9 +404,9 @@ class Task:
         """Read it again, without its log."""
         return self._update("GET", f"/task/{self.id}")
 
-    def lines(self, after: int = 0) -> Iterator[Line]:
-        """The lines that the log has now, from number `after` + 1 on."""
-        query = {"limit": str(MAX_LINES)}
+    def lines(self, after: int = 0, times: bool = False) -> Iterator[Line]:
+        """The lines that the log has now, from number `after` + 1 on, with their `times`."""
+        query = _query_of_lines(times)
         while True:
             page = self._page(query | {"after": str(after)})
             yield from _numbered(page)
@@ -333,14 +414,14 @@ class Task:
                 return
             after = page["next"]
 
-    def follow(self, after: int = 0) -> Iterator[Line]:
+    def follow(self, after: int = 0, times: bool = False) -> Iterator[Line]:
         """The lines from number `after` + 1 on, each as it arrives, until the task ends.
 
         Resumes after a broken connection or a restart of the service; each line comes once.
         Afterwards `status`, `error` and `output` are those of the end. Raises NotFound when
         the task is deleted.
         """
-        query = {"limit": str(MAX_LINES)}
+        query = _query_of_lines(times)
         while True:
             asked_at = time.monotonic()
             page = self._page(query | {"after": str(after)}, WAIT_SECONDS)
@@ -353,15 +434,20 @@ class Task:
             after = page["next"]
 
     def _page(self, query: dict[str, str], wait: int = 0) -> dict[str, Any]:
-        path = f"/task/{self.id}/logs"
+        shape = answers.LOG_PAGE_WITH_TIMES if "times" in query else answers.LOG_PAGE
         page: dict[str, Any] = self._connection.call(
-            "GET", path, answers.LOG_PAGE, params=query, wait=wait
+            "GET", f"/task/{self.id}/logs", shape, params=query, wait=wait
         ).data
         return page
 
     def cancel(self) -> "Task":
         """Cancel it: it becomes an `error` of type `cancelled`, and its agent is told."""
         return self._update("POST", f"/task/{self.id}/cancel")
+
+    def rerun(self, input: Mapping[str, Any] | None = None) -> "Task":
+        """Start it again, for a worker to claim: with the same input, or with this one."""
+        data = api.rerun_task(self._connection, self.id, input, uuid4().hex)
+        return Task(self._connection, data)
 
     def delete(self) -> None:
         """Delete it for good, with its log."""
@@ -392,13 +478,25 @@ def pause_before_repeat(asked_at: float) -> None:
         time.sleep(pause)
 
 
+def _query_of_lines(times: bool) -> dict[str, str]:
+    return {"limit": str(MAX_LINES)} | ({"times": "true"} if times else {})
+
+
 def _numbered(page: Mapping[str, Any]) -> Iterable[Line]:
-    first = page["next"] - len(page["logs"]) + 1
-    return (Line(first + place, line) for place, line in enumerate(page["logs"]))
+    first, times = page["next"] - len(page["logs"]) + 1, page.get("times", ())
+    return map(Line, count(first), page["logs"], chain(times, repeat(None)))
 
 
 def _suppress_service_errors() -> contextlib.AbstractContextManager[None]:
     return contextlib.suppress(TaskServiceError)
+
+
+def _message(error: BaseException) -> str:
+    return traceback.format_exception_only(error)[-1].strip()
+
+
+def _since(began: float) -> str:
+    return log_text.duration(time.monotonic() - began)
 
 
 def _is_success(error: BaseException) -> bool:

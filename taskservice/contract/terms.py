@@ -1,21 +1,24 @@
 """The names and limits of the API that the service and its clients share."""
 
 import re
+from typing import Final, Literal, get_args
 
 API_PREFIX = "/api/v1"
 PROBLEM_TYPE = "application/problem+json"
 
 # A task's status.
-RUNNING = "running"
-COMPLETE = "complete"
-ERROR = "error"
-STATUSES = (RUNNING, COMPLETE, ERROR)
+Status = Literal["running", "complete", "error"]
+RUNNING: Final = "running"
+COMPLETE: Final = "complete"
+ERROR: Final = "error"
+STATUSES: tuple[Status, ...] = (RUNNING, COMPLETE, ERROR)
 
 # The type of a task's error.
-FAILED = "failed"
-CANCELLED = "cancelled"
-TIMEOUT = "timeout"
-ERROR_TYPES = (FAILED, CANCELLED, TIMEOUT)
+ErrorType = Literal["failed", "cancelled", "timeout"]
+FAILED: Final = "failed"
+CANCELLED: Final = "cancelled"
+TIMEOUT: Final = "timeout"
+ERROR_TYPES: tuple[ErrorType, ...] = (FAILED, CANCELLED, TIMEOUT)
 
 # A delivery's state; FAILED and CANCELLED are states too.
 PENDING = "pending"
@@ -23,7 +26,8 @@ DELIVERED = "delivered"
 DELIVERY_STATES = (PENDING, DELIVERED, FAILED, CANCELLED)
 
 # The orders of a list of tasks, the default first.
-SORTS = ("-createdAt", "createdAt", "finishedAt")
+Sort = Literal["-createdAt", "createdAt", "finishedAt"]
+SORTS: tuple[str, ...] = get_args(Sort)
 
 # The name that `endedBy` has for the service itself.
 SERVICE = "service"

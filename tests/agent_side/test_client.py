@@ -22,6 +22,7 @@ from taskservice.client import (
     Forbidden,
     Invalid,
     InvalidKey,
+    Line,
     NotFound,
     NotTheService,
     SettingError,
@@ -550,13 +551,13 @@ def test_follow_gives_each_line_once_until_the_end(
         task.log("one", "two")
         watched = client.task(task.id)
         lines = watched.follow()
-        assert next(lines) == (1, "one")
+        assert next(lines) == Line(1, "one")
         task.log("three")
         task.output["sum"] = 15
-    assert list(lines) == [(2, "two"), (3, "three")]
+    assert list(lines) == [Line(2, "two"), Line(3, "three")]
     assert (watched.status, watched.data["output"]) == ("complete", {"sum": 15})
-    assert list(watched.follow(after=2)) == [(3, "three")]
-    assert list(watched.lines(after=1)) == [(2, "two"), (3, "three")]
+    assert list(watched.follow(after=2)) == [Line(3, "three")]
+    assert list(watched.lines(after=1)) == [Line(2, "two"), Line(3, "three")]
 
 
 def test_follow_continues_after_a_restart(tmp_path: Path) -> None:
@@ -565,12 +566,12 @@ def test_follow_continues_after_a_restart(tmp_path: Path) -> None:
         with client.start("summarizer") as task:
             lines = client.task(task.id).follow()
             task.log("one")
-            assert next(lines) == (1, "one")
+            assert next(lines) == Line(1, "one")
             kill(service)
             task.log("two")
             timer = threading.Timer(1, service.start)
             timer.start()
-            assert next(lines) == (2, "two")
+            assert next(lines) == Line(2, "two")
             timer.join()
         assert list(lines) == []
 
@@ -610,7 +611,7 @@ def test_follow_and_claim_go_on_where_a_proxy_cuts_off_long_requests(
         until(lambda: sum(map(waits, between.requests)) > before + 1)
         task.log("late")
         task.complete()
-        assert followed.result() == [(1, "late")]
+        assert followed.result() == [Line(1, "late")]
 
 
 def test_follow_continues_after_another_programs_page(
@@ -628,7 +629,7 @@ def test_follow_continues_after_another_programs_page(
         behind = Client(between.url, str(remote_alice.session.headers["apikey"]), patience=20)
         lines = behind.task(task.id).follow()
         task.log("first")
-        assert next(lines) == (1, "first")
+        assert next(lines) == Line(1, "first")
         task.complete()
         assert list(lines) == []
 

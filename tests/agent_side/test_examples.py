@@ -1,6 +1,7 @@
 """The examples run, and so do the blocks of docs/agent-side.md, as printed."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -131,6 +132,19 @@ def test_documented_python_agent(
     task = the_task(remote_alice)
     assert (task["name"], task["logs"]) == ("from Python", ["line 1", "line 2", "line 3"])
     assert (task["status"], task["output"]) == ("complete", {"sum": 6})
+
+
+def test_documented_steps_in_python(
+    remote_alice: RemoteClient, agents_terminal: Terminal, tmp_path: Path
+) -> None:
+    (block,) = blocks(DOCUMENT, "steps.py")
+    (tmp_path / "steps.py").write_text(block)
+    shown = agents_terminal.run("python steps.py")
+    task = the_task(remote_alice)
+    assert shown == f"{remote_alice.url}/tasks/{task['id']}"
+    assert (task["progress"], task["note"]) == (1, "68 of 68 pages")
+    assert (task["status"], task["labels"]) == ("complete", {"env": "prod"})
+    assert re.fullmatch(r"read the pages took 0\.\d\d s", *task["logs"])
 
 
 def test_documented_program_below_run(

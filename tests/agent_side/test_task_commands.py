@@ -63,7 +63,11 @@ def test_follow_prints_the_log_as_it_grows(
     assert (printed, remarks, process.returncode) == ("", "complete\n", 0)
     as_json = machine.run("task", "follow", str(task["id"]), "--json")
     first, second, last = objects(as_json.stdout)
-    assert [first, second] == [{"number": 1, "text": "one"}, {"number": 2, "text": "two"}]
+    assert [line | {"at": None} for line in (first, second)] == [
+        {"number": 1, "text": "one", "at": None},
+        {"number": 2, "text": "two", "at": None},
+    ]
+    assert str(task["createdAt"]) <= first["at"] <= second["at"]
     assert last["status"] == "complete"
 
 

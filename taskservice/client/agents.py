@@ -1,0 +1,34 @@
+"""An agent as `Client.agents` reads it."""
+
+from typing import NotRequired, TypedDict
+
+from taskservice.contract.terms import Status
+
+
+class FinishedTask(TypedDict):
+    """One of an agent's last tasks; `seconds` is null if no agent claimed it."""
+
+    id: str
+    status: Status
+    finishedAt: str
+    seconds: float | None
+
+
+class Health(TypedDict):
+    """How an agent's last 30 tasks went, the oldest first; cancelled ones count for no rate."""
+
+    recent: list[FinishedTask]
+    successRate: float | None
+    lastSuccessAt: str | None
+    medianSeconds: float | None
+
+
+class Agent(TypedDict):
+    """An agent's JSON; `health` is there where it was asked for."""
+
+    id: str
+    name: str
+    description: str
+    userId: str
+    createdAt: str
+    health: NotRequired[Health]

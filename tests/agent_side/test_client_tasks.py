@@ -1,0 +1,304 @@
+"""`taskservice.client`: labels, parents, progress, steps, reruns and agents."""
+
+import asyncio
+import json
+import logging
+import pickle
+import re
+from typing import Any
+
+import pytest
+
+from taskservice.client import Client, Conflict, Invalid, Line, NotFound, UnexpectedAnswer, progress
+from taskservice.client.log_text import duration
+from tests.support import receiver as play
+from tests.support import service_answers as played
+from tests.support.agent_machine import AgentMachine, tasks, the_task
+from tests.support.api_client import RemoteClient
+from tests.support.receiver import Behaviour, Exchange, Receiver, in_turn
+from tests.support.waiting import until
+
+
+@pytest.fixture
+def client(remote_alice: RemoteClient) -> Client:
+    return Client(remote_alice.url, str(remote_alice.session.headers["apikey"]), 20)
+
+
+def reports(receiver: Receiver) -> list[Any]:
+    """The bodies of the reports that came, without those that only ask."""
+    sent = [json.loads(each.body) for each in receiver.requests if each.method == "PATCH"]
+    return [body for body in sent if body]
+
+
+def answering(report: Behaviour) -> Behaviour:
+    """Answers reports so, and all else as the service does."""
+
+    def behave(exchange: Exchange) -> None:
+        is_report = exchange.request.method == "PATCH" and exchange.request.body != b"{}"
+        is_append = "/logs" in exchange.request.path
+        (report if is_report else played.appended() if is_append else played.task())(exchange)
+
+    return behave
+
+
+# --- labels and parents ------------------------------------------------------------------
+
+
+def test_labels_are_kept_and_found_by(client: Client) -> None:
+    emoji = {"env": "prod", "odd": "a=b:c 🌍"}
+    first = client.start("one", labels=emoji)
+    client.start("one", labels={"env": "test"})
+    assert first.labels == emoji
+    assert [task.id for task in client.tasks(labels=emoji)] == [first.id]
+    assert list(client.tasks(labels={"env": "prod", "odd": "other"})) == []
+    first.report(labels={"odd": None, "team": "mail"})
+    assert first.labels == {"env": "prod", "team": "mail"}
+
+
+def test_parent_is_the_one_that_is_given(client: Client) -> None:
+    parent = client.start("one")
+    child = client.start("two", parent_id=parent.id)
+    assert child.data["parentId"] == parent.id
+    assert [task.id for task in client.tasks(parent_id=parent.id)] == [child.id]
+    with pytest.raises(Invalid, match="parentId"):
+        client.start("two", parent_id="00000000-0000-7000-8000-000000000000")
+
+
+def test_parent_is_the_task_of_the_program(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = client.start("one")
+    monkeypatch.setenv("TASKSERVICE_TASK_ID", parent.id)
+    assert client.start("two").data["parentId"] == parent.id
+    assert client.start("two", parent_id="").data["parentId"] is None
+
+
+@pytest.mark.parametrize("unseen", ["nonsense", "00000000-0000-7000-8000-000000000000"])
+def test_task_of_the_program_that_the_key_may_not_see_is_no_parent(
+    client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    unseen: str,
+) -> None:
+    monkeypatch.setenv("TASKSERVICE_TASK_ID", unseen)
+    with caplog.at_level(logging.WARNING):
+        assert client.start("new agent".replace(" ", "-")).data["parentId"] is None
+    assert f"may not see task {unseen}" in caplog.text
+
+
+def test_filters_find_what_they_name(client: Client) -> None:
+    waiting = client.start("one", claim=False)
+    failed, cancelled = client.start("one"), client.start("one").cancel()
+    failed.fail("no")
+    found = client.tasks
+    assert [task.id for task in found(error_type="failed")] == [failed.id]
+    assert [task.id for task in found(status="error", claimed=True)] == [cancelled.id, failed.id]
+    assert [task.id for task in found(claimed=False)] == [waiting.id]
+
+
+# --- progress and steps ------------------------------------------------------------------
+
+
+def test_progress_is_seen_while_the_task_runs(remote_alice: RemoteClient, client: Client) -> None:
+    with client.start("one") as task:
+        task.progress(34, 68, "pages")
+        until(lambda: the_task(remote_alice)["progress"] == 0.5)
+        assert the_task(remote_alice)["note"] == "34 of 68 pages"
+
+
+def test_last_progress_is_there_at_the_end(remote_alice: RemoteClient, client: Client) -> None:
+    with client.start("one") as task:
+        for page in range(1, 1001):
+            task.progress(page, 1000, "pages")
+    assert (task.data["progress"], task.data["note"]) == (1, "1,000 of 1,000 pages")
+    assert the_task(remote_alice)["status"] == "complete"
+
+
+def test_loop_sends_progress_at_most_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "INTERVAL", 1000)
+    with Receiver() as receiver:
+        receiver.answer = answering(played.task())
+        task = Client(receiver.url, "key").task("1")
+        task.progress(0, 100)
+        until(lambda: reports(receiver))
+        for page in range(1, 100):
+            task.progress(page, 100)
+        task.report(name="new")
+    first, last = reports(receiver)
+    assert first == {"progress": 0, "note": "0 of 100"}
+    assert last == {"progress": 0.99, "note": "99 of 100", "name": "new"}
+
+
+def test_progress_that_could_not_be_sent_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "INTERVAL", 0.05)
+    with Receiver() as receiver:
+        receiver.answer = answering(in_turn(play.reset(), play.answer(502), played.task()))
+        task = Client(receiver.url, "key").task("1")
+        task.progress(0.25, note="a quarter")
+        until(lambda: len(reports(receiver)) == 3)
+    assert reports(receiver) == [{"progress": 0.25, "note": "a quarter"}] * 3
+
+
+def test_progress_of_a_program_that_just_ends_is_sent(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    program = (
+        "from taskservice.client import Client, progress\n"
+        "progress.INTERVAL = 1000\n"
+        "task = Client().start('one')\n"
+        "for page in range(1, 4): task.progress(page, 4)\n"
+    )
+    process = machine.python(program)
+    _, remarks = process.communicate(timeout=60)
+    assert (process.returncode, remarks) == (0, "")
+    assert the_task(remote_alice)["progress"] == 0.75
+
+
+def test_note_is_made_to_fit(client: Client) -> None:
+    with client.start("one") as task:
+        task.progress(1, note="x\0\ud800" + "y" * 300)
+    assert task.data["note"] == "x\ufffd?" + "y" * 197
+
+
+def test_progress_that_is_none_is_refused_where_it_is_told(client: Client) -> None:
+    task = client.start("one")
+    nan = float("nan")
+    for done, total in ((2, 1), (-1, 1), (0, 0), (nan, 1), (1, nan), (1, float("inf"))):
+        with pytest.raises(ValueError, match="from 0 to its total"):
+            task.progress(done, total)
+
+
+def test_step_says_how_long_it_took(remote_alice: RemoteClient, client: Client) -> None:
+    with client.start("one") as task, task.step("read the mail"):
+        task.log("inside")
+    inside, line = the_task(remote_alice)["logs"]
+    assert inside == "inside"
+    assert re.fullmatch(r"read the mail took 0\.\d\d s", line)
+
+
+def test_step_that_fails_says_so(remote_alice: RemoteClient, client: Client) -> None:
+    with client.start("one") as task:
+        with pytest.raises(KeyError), task.step("read the mail"):
+            raise KeyError("subject")
+        with pytest.raises(SystemExit), task.step("stop"):
+            raise SystemExit(0)
+    failed, stopped = the_task(remote_alice)["logs"]
+    assert re.fullmatch(r"read the mail failed after 0\.\d\d s: KeyError: 'subject'", failed)
+    assert re.fullmatch(r"stop took 0\.\d\d s", stopped)
+
+
+def test_step_of_a_cancelled_task_raises_the_programs_own_error(client: Client) -> None:
+    task = client.start("one")
+    task.log("one")
+    client.task(task.id).cancel()
+
+    def work() -> None:
+        with task.step("read"):
+            raise KeyError("subject")
+
+    with pytest.raises(KeyError):
+        work()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2149, "0.21 s"), (34.12, "34.1 s"), (125, "2 min 5 s"), (3720, "1 h 2 min")],
+)
+def test_duration_is_short(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_coroutines_work_on_tasks_side_by_side(remote_alice: RemoteClient, client: Client) -> None:
+    async def work(number: int) -> None:
+        task = await asyncio.to_thread(client.start, "one", name=str(number))
+        with task.step("sleep"):
+            await asyncio.sleep(0.01)
+        task.progress(1, 2)
+        await asyncio.to_thread(task.complete, number=number)
+
+    async def work_on_all() -> None:
+        await asyncio.gather(*map(work, range(8)))
+
+    asyncio.run(work_on_all())
+    done = tasks(remote_alice)
+    assert {task["name"] for task in done} == set(map(str, range(8)))
+    for task in done:
+        assert (task["status"], task["progress"]) == ("complete", 0.5)
+        assert task["output"] == {"number": int(task["name"])}
+        assert re.fullmatch(r"sleep took 0\.\d\d s", *task["logs"])
+
+
+# --- reruns, times, agents ---------------------------------------------------------------
+
+
+def test_rerun_has_the_same_input_or_another(client: Client) -> None:
+    task = client.start("one", name="first", input={"day": 1}, labels={"env": "prod"})
+    task.fail("no")
+    again = task.rerun()
+    assert (again.data["rerunOf"], again.data["claimedAt"]) == (task.id, None)
+    assert (again.name, again.input, again.labels) == ("first", {"day": 1}, {"env": "prod"})
+    assert task.rerun({"day": 2}).input == {"day": 2}
+    assert task.rerun({}).input == {}
+
+
+def test_lines_come_with_their_times(remote_alice: RemoteClient, client: Client) -> None:
+    task = client.start("one")
+    body = {"logs": ["one"], "at": "2000-01-01T00:00:00Z"}
+    remote_alice.request("POST", f"/task/{task.id}/logs", json=body).raise_for_status()
+    at = task.data["createdAt"]
+    assert list(task.lines(times=True)) == [Line(1, "one", at)]
+    assert list(task.lines()) == [Line(1, "one", None)]
+    task.cancel()
+    assert list(task.follow(times=True)) == [Line(1, "one", at)]
+
+
+def test_agents_are_listed_with_their_health_and_deleted(client: Client) -> None:
+    client.start("healthy").complete()
+    client.register("idle-agent", "Idle", "Does nothing.")
+    agents = {agent["id"]: agent for agent in client.agents(health=True)}
+    assert agents["healthy"]["health"]["successRate"] == 1
+    assert agents["healthy"]["health"]["recent"][-1]["status"] == "complete"
+    assert agents["idle-agent"]["health"]["recent"] == []
+    client.delete_agent("idle-agent")
+    assert "idle-agent" not in {agent["id"] for agent in client.agents()}
+    with pytest.raises(NotFound):
+        client.delete_agent("idle-agent")
+    with pytest.raises(Conflict):
+        client.delete_agent("healthy")
+
+
+@pytest.mark.parametrize(
+    "health",
+    [
+        None,
+        {"recent": [{}], "successRate": None, "lastSuccessAt": None, "medianSeconds": None},
+        {"recent": [], "successRate": 2, "lastSuccessAt": None, "medianSeconds": None},
+        {"recent": [], "successRate": None, "lastSuccessAt": "now", "medianSeconds": None},
+    ],
+)
+def test_health_that_is_none_is_not_the_services(health: object) -> None:
+    agent = {"id": "a", "name": "a", "description": "", "userId": "u", "createdAt": played.MOMENT}
+    with Receiver() as receiver:
+        receiver.answer = played.answer(200, [agent | {"health": health}])
+        assert Client(receiver.url, "key").agents()[0]["id"] == "a"
+        with pytest.raises(UnexpectedAnswer):
+            Client(receiver.url, "key", patience=0).agents(health=True)
+
+
+# --- what a person sees ------------------------------------------------------------------
+
+
+def test_objects_show_what_they_are_and_no_key(client: Client) -> None:
+    task = client.start("one", name="nightly")
+    assert repr(task) == f"<Task {task.id} 'nightly' of one: running>"
+    task.report(progress=0.5)
+    assert repr(task).endswith(": running 50%>")
+    task.fail("no")
+    assert repr(task) == f"<Task {task.id} 'nightly' of one: error (failed)>"
+    (narrow,) = client.tasks(fields="id")
+    assert repr(narrow) == f"<Task {task.id} '?' of ?: ?>"
+    assert repr(client) == f"<Client of {client.connection.url}>"
+    assert repr(pickle.loads(pickle.dumps(task))) == repr(task)
+
+
+def test_page_url_is_that_of_the_dashboard(remote_alice: RemoteClient, client: Client) -> None:
+    task = client.start("one")
+    assert task.page_url == f"{remote_alice.url}/tasks/{task.id}"
