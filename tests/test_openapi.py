@@ -25,7 +25,7 @@ from tests.support import conformance
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.conformance import validator
 from tests.support.internals import is_page
-from tests.support.receiver import unused_port
+from tests.support.receiver import Received, Receiver, unused_port
 from tests.support.service import Service
 
 Object = dict[str, Any]
@@ -212,6 +212,7 @@ def task(alice: ApiClient) -> Object:
 def test_answer_as_documented_is_fit(task: Object) -> None:
     part = answer(200, {"id": task["id"]})
     conformance.check("GET", f"{API_PREFIX}/task/{task['id']}?fields=id", part)
+    conformance.check("GET", f"{API_PREFIX}/task?fields=id", answer(200, [{"id": task["id"]}]))
     conformance.check("GET", f"{API_PREFIX}/task", answer(200, [task]))
     conformance.check("POST", f"{API_PREFIX}/task", answer(201, task, Location="task/7"))
 
@@ -244,6 +245,80 @@ def test_undocumented_body_is_found(task: Object, change: Object) -> None:
     del task["output"]
     with pytest.raises(jsonschema_rs.ValidationError):
         conformance.check("POST", f"{API_PREFIX}/task", answer(201, task, Location="x"))
+
+
+@pytest.mark.parametrize(
+    ("query", "members"),
+    [
+        pytest.param("", ["id", "status"], id="narrowed without being asked"),
+        pytest.param("?fields=id,status", ["id"], id="a field too few"),
+        pytest.param("?fields=id", ["id", "status"], id="a field too many"),
+        pytest.param("?fields=id&expand=user", ["id"], id="not expanded"),
+    ],
+)
+def test_answer_that_is_narrowed_wrongly_is_found(
+    task: Object, query: str, members: list[str]
+) -> None:
+    part = {name: task[name] for name in members}
+    for path, body in ((f"/task/{task['id']}", part), ("/task", [part])):
+        with pytest.raises(jsonschema_rs.ValidationError):
+            conformance.check("GET", API_PREFIX + path + query, answer(200, body))
+
+
+def test_answer_that_is_expanded_without_being_asked_is_found(alice: ApiClient) -> None:
+    for path, embedded in (("/task", "user"), ("/agent", "health")):
+        alice.start()
+        (item,) = expect(alice.get(f"{path}?expand={embedded}"), 200)[:1]
+        conformance.check("GET", f"{API_PREFIX}{path}?expand={embedded}", answer(200, [item]))
+        with pytest.raises(jsonschema_rs.ValidationError):
+            conformance.check("GET", API_PREFIX + path, answer(200, [item]))
+
+
+# --- its webhooks ------------------------------------------------------------------------
+
+
+def test_webhooks_are_sent_as_documented(
+    alice: ApiClient, document: Object, receiver: Receiver
+) -> None:
+    for number, end in enumerate(("complete", "error", "cancel"), 1):
+        task = alice.start(callback=receiver.url, claim=True, labels={"env": "prod"})
+        alice.append(task, "a line")
+        if end == "cancel":
+            expect(alice.post(f"/task/{task['id']}/cancel"), 200)
+        else:
+            alice.report(task, status=end)
+        check_webhook(document, receiver.wait_for(number)[-1])
+
+
+def check_webhook(document: Object, received: Received) -> None:
+    operation = document["webhooks"]["taskEnded"]["post"]
+    for parameter in operation["parameters"]:
+        assert parameter["required"]
+        text, schema = received.headers[parameter["name"]], parameter["schema"]
+        value = int(text) if schema["type"] == "integer" else text
+        validator(json.dumps(schema)).validate(value)
+    (content,) = operation["requestBody"]["content"].items()
+    assert received.headers["content-type"] == content[0]
+    schema = conformance.of_request(content[1]["schema"], "")
+    validator(json.dumps(schema)).validate(json.loads(received.body))
+
+
+def test_documented_webhook_is_complete(document: Object) -> None:
+    operation = document["webhooks"]["taskEnded"]["post"]
+    assert operation["summary"]
+    assert operation["description"]
+    # It is signed, and has no API key.
+    assert operation["security"] == []
+    names = {operation["operationId"] for _, _, operation in operations(document)}
+    assert operation["operationId"] not in names
+    assert set(operation["responses"]) == {"2XX", "410", "default"}
+    assert "Retry-After" in operation["responses"]["default"]["headers"]
+    (body,) = operation["requestBody"]["content"].values()
+    schema = conformance.of_request(body["schema"], "")
+    validator(json.dumps(schema)).validate(body["example"])
+    for parameter in operation["parameters"]:
+        for example in parameter["schema"]["examples"]:
+            validator(json.dumps(parameter["schema"])).validate(example)
 
 
 # --- a client made from it ---------------------------------------------------------------
@@ -305,10 +380,15 @@ def test_generated_client_does_a_tasks_whole_life(service: Service, client_packa
         report = models.Report(status=models.ReportStatus.COMPLETE, output=output)
         reported = call("tasks.report_task", task.id, body=report)
         assert reported.headers["Callback-Status"] == "none"
-        got = call("tasks.get_task", task.id, fields="status,output,logs", expand="agent")
-        assert got.parsed.status == "complete"
-        assert (got.parsed.output["sum"], got.parsed.logs) == (15, ["one", "two"])
-        assert got.parsed.agent.name == "The counter"
+        got = call("tasks.get_task", task.id, expand="agent").parsed
+        assert (got.status, got.output["sum"], got.logs) == ("complete", 15, ["one", "two"])
+        assert got.agent.name == "The counter"
+        # What is narrowed has a type of its own.
+        url = f"{API_PREFIX}/task/{task.id}"
+        part = client.get_httpx_client().get(url, params={"fields": "status"}).json()
+        assert models.PartialTask.from_dict(part).status == "complete"
+        (agent,) = call("agents.list_agents", expand="health").parsed
+        assert agent.health.recent[0].id == task.id
         etag = call("tasks.get_task", task.id).headers["ETag"]
         assert call("tasks.get_task", task.id, if_none_match=etag).status_code == 304
         listed = call("tasks.list_tasks", status=models.ListTasksStatus.COMPLETE, limit=1)

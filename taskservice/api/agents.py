@@ -9,7 +9,7 @@ from taskservice.auth.authentication import caller
 from taskservice.contract.error_codes import AGENT_HAS_TASKS
 from taskservice.database.rows import AnyRow
 from taskservice.queries import agents as agent_queries
-from taskservice.schemas.answers import agent_schema, expanded_agent_schema, task_schema
+from taskservice.schemas.answers import agent_schema, expanded_agent_schema, expanded_task_schema
 from taskservice.schemas.fields import EXAMPLE_MOMENT
 from taskservice.schemas.parameters import AgentQuerySchema
 from taskservice.schemas.requests import PutAgentSchema
@@ -50,7 +50,9 @@ def _expanded(agents: Sequence[AnyRow], query: dict[str, Any]) -> list[dict[str,
 
 
 @blueprint.put("/agent/<agent_id>")
-@operation("putAgent", body=put_schema, answers={200: agent_schema, 201: agent_schema})
+@operation(
+    "putAgent", body=put_schema, answers={200: expanded_agent_schema, 201: expanded_agent_schema}
+)
 def put(agent_id: str, body: dict[str, Any]) -> Response:
     """Register or change an agent.
 
@@ -64,7 +66,7 @@ def put(agent_id: str, body: dict[str, Any]) -> Response:
 @operation(
     "claimTask",
     headers=["Prefer", "Idempotency-Key"],
-    answers={200: task_schema, 204: None},
+    answers={200: expanded_task_schema, 204: None},
     answer_headers=["Preference-Applied", "Idempotency-Replayed"],
     example={"claimedAt": EXAMPLE_MOMENT},
 )
@@ -86,7 +88,7 @@ def claim(agent_id: str) -> Response:
 @operation(
     "deleteAgent",
     user_key=True,
-    answers={200: agent_schema},
+    answers={200: expanded_agent_schema},
     errors=[AGENT_HAS_TASKS],
 )
 def delete(agent_id: str) -> Response:

@@ -11,8 +11,8 @@ from taskservice.database.rows import TaskRow, TaskVersion
 from taskservice.queries import lists as list_queries
 from taskservice.queries import task_json
 from taskservice.queries import tasks as task_queries
-from taskservice.schemas.answers import shaped_task_schema, task_schema
-from taskservice.schemas.fields import EXAMPLE_MOMENT, EXAMPLE_TASK
+from taskservice.schemas.answers import expanded_task_schema
+from taskservice.schemas.fields import EXAMPLE_LATER, EXAMPLE_TASK
 from taskservice.schemas.parameters import ListQuerySchema, TaskQuerySchema
 from taskservice.schemas.requests import ReportSchema, RerunSchema, StartSchema
 from taskservice.services import tasks as task_service
@@ -33,7 +33,7 @@ report_schema = ReportSchema()
 @operation(
     "listTasks",
     query=list_query_schema,
-    answers={200: [shaped_task_schema]},
+    answers={200: [expanded_task_schema]},
     answer_headers=["Link"],
 )
 def list_all(query: dict[str, Any]) -> Response:
@@ -60,7 +60,7 @@ def list_all(query: dict[str, Any]) -> Response:
     "startTask",
     reads=start_schema,
     headers=["Idempotency-Key"],
-    answers={201: task_schema},
+    answers={201: expanded_task_schema},
     answer_headers=["Location", "Idempotency-Replayed"],
     example={"logs": [], "logCount": 0},
 )
@@ -84,7 +84,7 @@ def start() -> Response:
     "getTask",
     query=task_query,
     headers=["If-None-Match", "Prefer"],
-    answers={200: shaped_task_schema, 304: None},
+    answers={200: expanded_task_schema, 304: None},
     answer_headers=["ETag", "Preference-Applied"],
 )
 def get(task_id: str, query: dict[str, Any]) -> Response:
@@ -114,10 +114,15 @@ def _has_ended(task: TaskRow | TaskVersion) -> bool:
     "reportTask",
     query=task_query,
     body=report_schema,
-    answers={200: shaped_task_schema},
+    answers={200: expanded_task_schema},
     answer_headers=["Callback-Status"],
     errors=[TASK_FINISHED],
-    example={"status": COMPLETE, "output": {"sum": 15}, "finishedAt": EXAMPLE_MOMENT},
+    example={
+        "status": COMPLETE,
+        "output": {"sum": 15},
+        "finishedAt": EXAMPLE_LATER,
+        "endedBy": "laptop",
+    },
 )
 def report(task_id: str, query: dict[str, Any], body: dict[str, Any]) -> Response:
     """Report on a task.
@@ -141,13 +146,14 @@ def report(task_id: str, query: dict[str, Any], body: dict[str, Any]) -> Respons
     "cancelTask",
     user_key=True,
     query=task_query,
-    answers={200: shaped_task_schema},
+    answers={200: expanded_task_schema},
     answer_headers=["Callback-Status"],
     errors=[TASK_FINISHED],
     example={
         "status": ERROR,
         "error": {"type": CANCELLED, "message": task_service.CANCELLED_MESSAGE},
-        "finishedAt": EXAMPLE_MOMENT,
+        "finishedAt": EXAMPLE_LATER,
+        "endedBy": "laptop",
     },
 )
 def cancel(task_id: str, query: dict[str, Any]) -> Response:
@@ -166,7 +172,7 @@ def cancel(task_id: str, query: dict[str, Any]) -> Response:
     "rerunTask",
     reads=rerun_schema,
     headers=["Idempotency-Key"],
-    answers={201: task_schema},
+    answers={201: expanded_task_schema},
     answer_headers=["Location", "Idempotency-Replayed"],
     example={"logs": [], "logCount": 0, "rerunOf": EXAMPLE_TASK},
 )
@@ -187,7 +193,7 @@ def rerun(task_id: str) -> Response:
 
 
 @blueprint.delete("/task/<task_id>")
-@operation("deleteTask", user_key=True, query=task_query, answers={200: shaped_task_schema})
+@operation("deleteTask", user_key=True, query=task_query, answers={200: expanded_task_schema})
 def delete(task_id: str, query: dict[str, Any]) -> Response:
     """Delete a task for good.
 

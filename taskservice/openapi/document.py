@@ -19,7 +19,8 @@ from taskservice.contract.terms import PROBLEM_TYPE
 from taskservice.openapi import components
 from taskservice.openapi.components import Object, Parameter
 from taskservice.openapi.operation import Operation, by_media_type
-from taskservice.schemas.answers import problem_schema
+from taskservice.openapi.webhooks import webhooks
+from taskservice.schemas.answers import partial_task_schema, problem_schema, task_schema
 
 OPENAPI = "3.1.0"
 
@@ -71,6 +72,7 @@ def document(app: Flask, secured: str) -> Object:
         # Either of them.
         security=[{"apikey": []}, {"bearer": []}],
         tags=[{"name": name, "description": text} for name, text in components.TAGS.items()],
+        webhooks=webhooks(example_of(task_schema)),
     )
     _add_components(spec)
     for route in _routes(app, secured):
@@ -79,6 +81,8 @@ def document(app: Flask, secured: str) -> Object:
 
 
 def _add_components(spec: APISpec) -> None:
+    # No operation refers to it: what `fields` does to an answer cannot be said of an operation.
+    spec.components.schema("PartialTask", schema=partial_task_schema)
     key = {"type": "apiKey", "in": "header", "name": "apikey"}
     spec.components.security_scheme("apikey", key)
     spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer"})

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, ClassVar
 
 from marshmallow import EXCLUDE, INCLUDE, Schema, fields, validate
 
@@ -26,6 +26,7 @@ from taskservice.schemas.fields import (
     EXAMPLE_DELIVERY,
     EXAMPLE_KEY,
     EXAMPLE_KEY_TEXT,
+    EXAMPLE_LATER,
     EXAMPLE_MOMENT,
     EXAMPLE_REQUEST,
     EXAMPLE_TASK,
@@ -37,6 +38,7 @@ from taskservice.schemas.fields import (
 )
 
 AGENT_EXPANSIONS = ("health",)
+TASK_EXPANSIONS = ("agent", "user")
 
 
 class StoredJson(fields.Dict):
@@ -89,6 +91,9 @@ class RowSchema(AnswerSchema):
     The result equals that of marshmallow's own `dump`; a test compares the two.
     """
 
+    # Fields that an answer has only if `expand` asks for them.
+    expansions: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         named = {field.data_key or name: field for name, field in self.dump_fields.items()}
@@ -111,8 +116,8 @@ class RowSchema(AnswerSchema):
         return {name: doc["column"] for name, doc in documented.items() if "column" in doc}
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
-        # For the documentation: a dumped row always has all fields.
-        field_obj.required = True
+        # For the documentation: a dumped row always has all other fields.
+        field_obj.required = field_name not in self.expansions
         if "column" in field_obj.metadata:
             field_obj.attribute = field_obj.metadata["column"].key
 
@@ -184,7 +189,9 @@ class HealthOfAgentSchema(AnswerSchema):
 
 
 class AgentSchema(RowSchema):
-    """A program that works on tasks."""
+    """A program that works on tasks; `health` only if `expand` asks for it."""
+
+    expansions = AGENT_EXPANSIONS
 
     id = fields.String(
         metadata=doc("The agent's id, chosen by its user.", "summarizer", column=Agent.id)
@@ -195,16 +202,7 @@ class AgentSchema(RowSchema):
     )
     userId = id_field("The user that it belongs to.", EXAMPLE_USER, column=Agent.user_id)
     createdAt = moment_field("When it was registered.", EXAMPLE_MOMENT, Agent.created_at)
-
-
-class ExpandedAgentSchema(AgentSchema):
-    """An agent, with what `expand` embeds."""
-
     health = fields.Nested(HealthOfAgentSchema())
-
-    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
-        super().on_bind_field(field_name, field_obj)
-        field_obj.required = field_name not in AGENT_EXPANSIONS
 
 
 class UserSchema(RowSchema):
@@ -279,7 +277,12 @@ class TaskErrorSchema(AnswerSchema):
 
 
 class TaskSchema(RowSchema):
-    """One execution of an agent: its input, log, output and status."""
+    """One execution of an agent: its input, log, output and status.
+
+    `agent` and `user` only if `expand` asks for them.
+    """
+
+    expansions = TASK_EXPANSIONS
 
     id = id_field("The task's id, which sorts by creation.", EXAMPLE_TASK, column=Task.id)
     name = fields.String(metadata=doc("The task's name.", "nightly summary", column=Task.name))
@@ -288,9 +291,7 @@ class TaskSchema(RowSchema):
     )
     userId = id_field("The user that it belongs to.", EXAMPLE_USER, column=Task.user_id)
     createdAt = moment_field("When it was started.", EXAMPLE_MOMENT, Task.created_at)
-    updatedAt = moment_field(
-        "When it was last changed.", "2026-11-24T13:36:02.456Z", Task.updated_at
-    )
+    updatedAt = moment_field("When it was last changed.", EXAMPLE_LATER, Task.updated_at)
     claimedAt = moment_field("When an agent claimed it.", None, Task.claimed_at)
     finishedAt = moment_field("When it ended.", None, Task.finished_at)
     input = StoredJson(
@@ -366,8 +367,8 @@ class TaskSchema(RowSchema):
     user = fields.Nested(UserSchema())
 
 
-class ShapedTaskSchema(TaskSchema):
-    """A task with the fields that `fields` names, by default all, and what `expand` embeds."""
+class PartialTaskSchema(TaskSchema):
+    """A task as it is answered to a request with `fields`: it has only the fields named there."""
 
 
 class AttemptSchema(RowSchema):
@@ -421,7 +422,6 @@ class DeliverySchema(RowSchema):
     )
 
 
-TASK_EXPANSIONS = ("agent", "user")
 TASK_FIELDS = tuple(name for name in TaskSchema().fields if name not in TASK_EXPANSIONS)
 
 
@@ -539,16 +539,17 @@ class DocumentSchema(Schema):
     paths = fields.Dict(required=True, metadata=doc("The operations.", {}))
 
 
-agent_schema = AgentSchema()
-expanded_agent_schema = ExpandedAgentSchema()
+agent_schema = AgentSchema(exclude=AGENT_EXPANSIONS)
 user_schema = UserSchema()
 key_schema = KeySchema()
 new_key_schema = NewKeySchema()
 callback_secret_schema = CallbackSecretSchema()
 delivery_schema = DeliverySchema()
 task_schema = TaskSchema(exclude=TASK_EXPANSIONS)
-# For the documentation only: task_json dumps such an answer through a TaskSchema of its fields.
-shaped_task_schema = ShapedTaskSchema(partial=True)
+# For the documentation only.
+expanded_agent_schema = AgentSchema()
+expanded_task_schema = TaskSchema()
+partial_task_schema = PartialTaskSchema(partial=True)
 problem_schema = ProblemSchema()
 document_schema = DocumentSchema()
 appended_schema = AppendedSchema()

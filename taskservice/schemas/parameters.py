@@ -44,7 +44,8 @@ class TaskQuerySchema(Schema):
 
     fields_ = Names(
         TASK_FIELDS,
-        f"The fields to return, separated by commas: {_in_words(TASK_FIELDS)}. All by default.",
+        f"The fields to return, separated by commas: {_in_words(TASK_FIELDS)}. All by "
+        "default. The answer is then a `PartialTask`.",
         data_key="fields",
         attribute="fields",
     )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from functools import cache
 from typing import Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import parse_qs, unquote_to_bytes
 
 import jsonschema_rs
 import requests
@@ -31,6 +31,9 @@ UNTOLD = {
 }  # fmt: skip
 # What may be answered where the document has no operation.
 NOWHERE = {200, 401, 404, 405, *ALWAYS_REFUSED}
+# What `expand` adds to, and what a task is with `fields`.
+EXPANDABLE = {"#/components/schemas/Task", "#/components/schemas/Agent"}
+PARTIAL_TASK = "#/components/schemas/PartialTask"
 # Of a longer body only status and headers are checked.
 LONGEST = 4 * 1024 * 1024
 
@@ -38,7 +41,8 @@ LONGEST = 4 * 1024 * 1024
 def check(method: str, path: str, response: TestResponse | requests.Response) -> None:
     """Raise AssertionError, or jsonschema_rs.ValidationError, for an answer unlike the document.
 
-    `path` is below the service's URL. A body that is still to come is checked when it has.
+    `path` is below the service's URL, with its query string. A body that is still to come is
+    checked when it has.
     """
     content = check_head(method, path, response.status_code, response.headers)
     media_type = response.headers.get("Content-Type", "").partition(";")[0]
@@ -48,7 +52,8 @@ def check(method: str, path: str, response: TestResponse | requests.Response) ->
 
     def check_body(body: bytes) -> None:
         if media_type.endswith("json") and len(body) <= LONGEST:
-            validator(json.dumps(content[media_type]["schema"])).validate(json.loads(body))
+            schema = of_request(content[media_type]["schema"], path)
+            validator(json.dumps(schema)).validate(json.loads(body))
 
     if isinstance(response, requests.Response):
         check_body(response.content)
@@ -74,6 +79,21 @@ def check_head(method: str, path: str, status: int, headers: AnyHeaders) -> dict
     check_headers(told, answer.get("headers", {}), headers)
     content: dict[str, Any] = answer.get("content", {})
     return content
+
+
+def of_request(schema: dict[str, Any], path: str) -> dict[str, Any]:
+    """The schema of an answer to this request: with the fields that it asks for and no others."""
+    if "items" in schema:
+        return {**schema, "items": of_request(schema["items"], path)}
+    if schema.get("$ref") not in EXPANDABLE:
+        return schema
+    query = parse_qs(path.partition("?")[2])
+    asked = {name: ",".join(query.get(name, [])).split(",") for name in ("fields", "expand")}
+    whole = resolved(strict_document(), schema)["required"]
+    fields = asked["fields"] if "fields" in query else whole
+    members = sorted({*fields, *(asked["expand"] if "expand" in query else ())})
+    narrowed = PARTIAL_TASK if "fields" in query else schema["$ref"]
+    return {"$ref": narrowed, "required": members, "maxProperties": len(members)}
 
 
 def check_headers(told: str, documented: dict[str, Any], headers: AnyHeaders) -> None:

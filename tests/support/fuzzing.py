@@ -5,6 +5,8 @@ from typing import Any
 
 import schemathesis
 
+from taskservice.schemas.answers import TASK_FIELDS
+
 # Registered beforehand; of made-up agents nothing could be started.
 AGENT = "summarizer"
 NOBODY = "http://127.0.0.1:9/"
@@ -36,6 +38,19 @@ def call_back_nobody(
         callback = case.body.get("callback")
         if isinstance(callback, str) and callback.lower().startswith("http"):
             case.body = {**case.body, "callback": NOBODY.ljust(len(callback), "x")}
+
+
+@schemathesis.hook("before_call")
+def want_all_fields(
+    context: schemathesis.HookContext, case: schemathesis.Case[Any], kwargs: dict[str, Any]
+) -> None:
+    """The document describes the answers to requests without `fields`."""
+    if case.query and is_accepted(case.query.get("fields")):
+        case.query = {name: value for name, value in case.query.items() if name != "fields"}
+
+
+def is_accepted(fields: object) -> bool:
+    return isinstance(fields, str) and set(fields.split(",")) <= set(TASK_FIELDS)
 
 
 @schemathesis.hook("before_call")
