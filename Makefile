@@ -58,10 +58,10 @@ test-crash: $(VENV)/installed-test ## 30 s of mixed load, and followers, while w
 	CRASH_SECONDS=$${CRASH_SECONDS:-30} $(BIN)/python -m pytest -m slow -s \
 		tests/test_crashes.py tests/test_watching.py
 
-test-api: $(VENV)/installed-test ## Generated requests, and the whole API against a model of it
+test-api: $(VENV)/installed-test ## Generated requests and types, and the whole API against a model of it
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(BIN)/python -m pytest -n auto -m slow \
 		tests/test_fuzzing.py tests/test_state_machine.py tests/test_lists.py \
-		tests/test_idempotency.py
+		tests/test_idempotency.py tests/test_typescript.py
 
 test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks, much that is removed, `bench`
 	$(BIN)/python -m pytest -m slow tests/test_big.py tests/test_appends.py tests/test_retention.py \
