@@ -31,7 +31,7 @@ class TaskHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._task.log(self.format(record))
+            self._task.log_at(int(record.created * 1000), self.format(record))
         except TaskServiceError:
             return  # the task's own methods raise it too
         except Exception:

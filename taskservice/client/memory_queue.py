@@ -5,13 +5,14 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
+from taskservice.client import clock
 from taskservice.client.flag import Flag
-from taskservice.client.sender import Batch
+from taskservice.client.sender import Batch, Times
 
 # When this much waits, the program waits too.
 MAX_BYTES = 16 * 1024 * 1024
 # The memory that a line takes besides its text.
-_OVERHEAD_BYTES = 64
+_OVERHEAD_BYTES = 128
 # Between two checks for space.
 _POLL_SECONDS = 0.02
 
@@ -24,7 +25,7 @@ class MemoryQueue:
     """
 
     def __init__(self) -> None:
-        self._lines: deque[bytes] = deque()
+        self._lines: deque[tuple[bytes, int]] = deque()  # each with its time
         self._bytes = 0
         self._seq = 1
         self._batch: Batch | None = None
@@ -46,10 +47,11 @@ class MemoryQueue:
         with self._lock:
             return len(self._lines)
 
-    def put(self, lines: Sequence[bytes]) -> None:
+    def put(self, lines: Sequence[bytes], at: int | None = None) -> None:
+        at = clock.now() if at is None else at
         with self._lock:
             if self._is_open:
-                self._lines.extend(lines)
+                self._lines.extend((line, at) for line in lines)
                 self._bytes += sum(map(_size, lines))
         self._news.set()
 
@@ -60,21 +62,24 @@ class MemoryQueue:
             return self._batch
 
     def _next_batch(self, max_bytes: int) -> Batch | None:
-        taken: list[bytes] = []
+        taken, times = list[bytes](), Times()
         size = 0
-        for line in self._lines:
-            size += len(line) + 1
-            if taken and size > max_bytes:
+        for line, at in self._lines:
+            if taken and size + len(line) + 1 > max_bytes:
                 break
+            if not times or at != times[-1][1]:
+                times.append((size, at))
+            size += len(line) + 1
             taken.append(line + b"\n")
-        return Batch(self._seq, len(taken), b"".join(taken)) if taken else None
+        return Batch(self._seq, len(taken), b"".join(taken), times) if taken else None
 
     def confirm(self, batch: Batch) -> None:
         with self._lock:
             if not self._is_open:
                 return
             for _ in range(batch.lines):
-                self._bytes -= _size(self._lines.popleft())
+                line, _ = self._lines.popleft()
+                self._bytes -= _size(line)
             self._seq += batch.lines
             self._batch = None
 

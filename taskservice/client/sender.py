@@ -1,13 +1,16 @@
 """A thread that sends one task's lines and then its end to the service, each once."""
 
 import contextlib
+import json
 import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from itertools import accumulate
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from taskservice.client.answers import APPENDED, Shape, task
+from taskservice.client import clock
+from taskservice.client.answers import APPENDED, JSON, Shape, task
 from taskservice.client.errors import (
     RETRYABLE,
     Invalid,
@@ -45,19 +48,39 @@ def heartbeat_for(timeout: int | None) -> float:
     return min(HEARTBEAT_SECONDS * 3, timeout) / 3 if timeout else HEARTBEAT_SECONDS
 
 
+# Where lines of one time begin in a text, and this time in milliseconds since 1970.
+Times: TypeAlias = list[tuple[int, int]]
+
+
 class Batch(NamedTuple):
     """Lines to send in one request: `data` is text in which each ends with a line feed."""
 
     seq: int  # the number of the first line, counted by its writer from 1
     lines: int
     data: bytes
+    times: Times
+
+    @classmethod
+    def of(cls, seq: int, data: bytes, times: Times) -> "Batch":
+        """A batch of these lines; `times` may go on after them."""
+        own = [(start, at) for start, at in times if start < len(data)]
+        return cls(seq, data.count(b"\n"), data, own)
+
+    def json(self) -> dict[str, Any]:
+        """Its part of the body of an append: lines of one time are one string."""
+        ends = [start for start, _ in self.times[1:]] + [len(self.data)]
+        texts = [self.data[start:end] for (start, _), end in zip(self.times, ends, strict=True)]
+        # A clock that was set back must not make the times descend.
+        times = accumulate((min(at, clock.now()) for _, at in self.times), max)
+        logs = [text.decode(errors="replace") for text in texts]
+        return {"seq": self.seq, "logs": logs, "at": list(map(clock.rfc3339, times))}
 
 
 class LineQueue(Protocol):
     """A queue of lines to send."""
 
-    def put(self, lines: Sequence[bytes]) -> None:
-        """Add lines, without their line feeds."""
+    def put(self, lines: Sequence[bytes], at: int | None = None) -> None:
+        """Add lines, without their line feeds, of one time: milliseconds since 1970, or now."""
 
     def peek(self, max_bytes: int) -> Batch | None:
         """The next lines: at most `max_bytes` of them, but at least one line.
@@ -264,7 +287,7 @@ class Sender(threading.Thread):
             self._note_full_log(path, batch.seq)
             return
         try:
-            self._append(path, fitting.seq, fitting.data)
+            self._append(path, fitting)
         except LinesMissing as error:
             if error.expected >= fitting.seq:
                 raise
@@ -275,10 +298,10 @@ class Sender(threading.Thread):
             self._log_bytes += len(fitting.data)
             self.queue.confirm(fitting)
 
-    def _append(self, path: str, seq: int, data: bytes) -> None:
-        query = {"seq": str(seq), "writer": self._writer}
-        headers = {"Content-Type": "text/plain"}
-        self._request("POST", f"{path}/logs", APPENDED, params=query, headers=headers, data=data)
+    def _append(self, path: str, batch: Batch) -> None:
+        body = json.dumps(batch.json() | {"writer": self._writer}, ensure_ascii=False).encode()
+        headers = {"Content-Type": JSON}
+        self._request("POST", f"{path}/logs", APPENDED, headers=headers, data=body)
 
     def _fit_into_log(self, batch: Batch) -> Batch | None:
         """As many lines of the batch as the log has space for; None if not even one."""
@@ -286,7 +309,7 @@ class Sender(threading.Thread):
         if len(batch.data) <= space:
             return batch
         data = batch.data[: batch.data.rfind(b"\n", 0, max(space, 0)) + 1]
-        return Batch(batch.seq, data.count(b"\n"), data) if data else None
+        return Batch.of(batch.seq, data, batch.times) if data else None
 
     def _reduce_batch(self, path: str, batch: Batch, error: TooLarge) -> None:
         """After a 413: the body was too large for the service or for the rest of its log."""
@@ -304,7 +327,8 @@ class Sender(threading.Thread):
         while True:
             size //= 2
             try:
-                self._append(path, batch.seq, beginning(line, size, len(line)) + b"\n")
+                text = beginning(line, size, len(line)) + b"\n"
+                self._append(path, Batch.of(batch.seq, text, batch.times))
                 break
             except TooLarge:
                 if not size:
@@ -314,9 +338,10 @@ class Sender(threading.Thread):
         self.queue.confirm(batch)
 
     def _note_full_log(self, path: str, seq: int) -> None:
+        text = note("the log is full; the lines after this one are dropped")
         # Other writers may have taken the space for the note too.
         with contextlib.suppress(TooLarge, LinesMissing):
-            self._append(path, seq, note("the log is full; the lines after this one are dropped"))
+            self._append(path, Batch.of(seq, text, [(0, clock.now())]))
         self.queue.discard()
 
     def _send_report(self, path: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypedDict
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
-from taskservice.client import answers, api, at_exit, log_text
+from taskservice.client import answers, api, at_exit, clock, log_text
 from taskservice.client.errors import TaskServiceError, Unreachable
 from taskservice.client.http import Connection
 from taskservice.client.memory_queue import MemoryQueue
@@ -172,12 +172,17 @@ class Task:
         then. Raises Unreachable when 16 MiB wait and the service has given no answer for
         `patience` seconds; those lines are still sent later.
         """
+        self.log_at(clock.now(), *lines)
+
+    def log_at(self, milliseconds: int, *lines: object) -> None:
+        """Add lines like `log`, with this time in milliseconds since 1970."""
         sender, queue = self._started_sender(), self._queue
         began = time.monotonic()
         while not queue.wait_for_space(_POLL_SECONDS):
             self._raise_if_stuck(sender, began)
         self.check()
-        queue.put([line for given in lines for line in log_text.split_lines(str(given))])
+        texts = [line for given in lines for line in log_text.split_lines(str(given))]
+        queue.put(texts, milliseconds)
         if at_exit.is_over():
             self.send_rest(time.monotonic() + at_exit.EXIT_SECONDS)
         elif sender.ident is None:

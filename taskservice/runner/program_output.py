@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from taskservice.client import clock
 from taskservice.contract.threads import try_start
 from taskservice.runner.lines import LastLine, LineSplitter
 from taskservice.runner.process import join_thread
@@ -90,6 +91,7 @@ class Stream:
         self.reader, self.writer = os.pipe()
         self.lines = LineSplitter()
         self.forwarder = Forwarder(out)
+        self.read_at = 0  # when its last block was read
         self.unread = 0  # bytes in the pipe when the program ended, not read yet
         with contextlib.suppress(AttributeError, OSError):  # only Linux has it, up to a limit
             fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
@@ -110,12 +112,12 @@ class OutputReader:
     One thread reads and another stores, so that the program does not wait for the disk.
     """
 
-    def __init__(self, store: Callable[[bytes, int], None]) -> None:
-        """`store` is called with the text of whole lines, and their number."""
+    def __init__(self, store: Callable[[bytes, int, int], None]) -> None:
+        """`store` is called with the text of whole lines, their number, and when they were read."""
         self._last_line = LastLine()
         self._store = store
         self._streams = _streams([1] if _are_same(1, 2) else [1, 2])
-        self._blocks: deque[tuple[Stream, bytes]] = deque()
+        self._blocks: deque[tuple[Stream, bytes, int]] = deque()
         self._bytes = 0
         self._changed = threading.Condition()
         self._is_storer_idle = False
@@ -212,6 +214,7 @@ class OutputReader:
         return is_read and time.monotonic() > self._done_at
 
     def _accept(self, stream: Stream, block: bytes) -> None:
+        read_at = clock.now()
         stream.unread -= len(block)
         with self._changed:
             # A block without a line feed stores nothing yet: to process it here is faster than
@@ -220,23 +223,23 @@ class OutputReader:
             is_direct = is_idle or not self._has_storer
             if not is_direct:
                 self._changed.wait_for(lambda: self._bytes < MAX_BUFFER_BYTES)
-                self._blocks.append((stream, block))
+                self._blocks.append((stream, block, read_at))
                 self._bytes += len(block)
                 self._changed.notify_all()
         if is_direct:
-            self._process(stream, block)
+            self._process(stream, block, read_at)
 
     def _store_all(self) -> None:
         while blocks := self._next_blocks():
-            for stream, block in blocks:
-                self._process(stream, block)
+            for stream, block, read_at in blocks:
+                self._process(stream, block, read_at)
                 with self._changed:
                     self._bytes -= len(block)
                     self._changed.notify_all()
         for stream in self._streams:
-            self._store(*stream.lines.close())
+            self._store(*stream.lines.close(), stream.read_at)
 
-    def _next_blocks(self) -> deque[tuple[Stream, bytes]]:
+    def _next_blocks(self) -> deque[tuple[Stream, bytes, int]]:
         """Wait for blocks to store and take all of them; none at the end."""
         with self._changed:
             self._is_storer_idle = True
@@ -245,11 +248,13 @@ class OutputReader:
             blocks, self._blocks = self._blocks, deque()
             return blocks
 
-    def _process(self, stream: Stream, block: bytes) -> None:
+    def _process(self, stream: Stream, block: bytes, read_at: int) -> None:
+        if block:
+            stream.read_at = read_at
         text, lines = stream.lines.feed(block)
         # First into the log: then every line seen at the terminal is in it, even after a crash.
         if lines:
-            self._store(text, lines)
+            self._store(text, lines, read_at)
         stream.forwarder.forward(block)
         if stream is self._streams[0]:
             self._last_line.feed(block)

@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from taskservice.client import clock
 from taskservice.client.log_text import line_count, note
-from taskservice.client.sender import Batch
+from taskservice.client.sender import Batch, Times
 from taskservice.contract.terms import MAX_LINE, MAX_LOG
 from taskservice.runner.files import open_file, read_file
+from taskservice.runner.line_times import LineTimes
 
 SEGMENT_BYTES = 1024 * 1024
 # A log holds no more than this.
@@ -20,6 +22,7 @@ MAX_BYTES = MAX_LOG
 # The limit of lines in memory, if nothing can be written to the disk.
 MAX_MEMORY_BYTES = 4 * 1024 * 1024
 _SUFFIX = ".lines"
+_TIMES_SUFFIX = ".times"
 # The errors after which dropping lines makes space. After others, such as of a disk that has become
 # read-only, the lines on it can still be read and sent.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -65,9 +68,16 @@ class Segment:
         self._file = -1
         if path is not None:
             self._file = open_file(path, os.O_RDWR | os.O_CREAT)
+        self._times = LineTimes(path and path.with_suffix(_TIMES_SUFFIX))
 
-    def append(self, text: bytes, lines: int) -> None:
-        """Add whole lines. Raises OSError, and adds none of them then."""
+    @property
+    def total_bytes(self) -> int:
+        """The bytes of its lines and of their times."""
+        return self.size + self._times.size
+
+    def append(self, text: bytes, lines: int, at: int) -> None:
+        """Add whole lines of one time. Raises OSError, and adds none of them then."""
+        self._times.add(self.size, at)
         if self.path is None:
             self._memory += text
         elif os.pwrite(self._file, text, self.size) != len(text):
@@ -81,48 +91,62 @@ class Segment:
             return bytes(self._memory[start : start + max_bytes])
         return os.pread(self._file, min(max_bytes, self.size - start), start)
 
+    def times(self, text: bytes, start: int) -> Times:
+        """The times of the lines in `text`, which was read from `start`."""
+        return self._times.of(text, start)
+
     def save(self, path: Path) -> None:
         """Move it from memory to the disk. Raises OSError, and stays in memory then."""
-        saved = Segment(self.number, path)
+        saved, text = Segment(self.number, path), bytes(self._memory)
+        (_, first), *others = self.times(text, 0)
         try:
-            saved.append(bytes(self._memory), self.lines)
+            saved.append(text, self.lines, first)
         except OSError:
             saved.remove()
             raise
-        self.path, self._file = path, saved._file
+        for start, at in others:
+            saved._times.add(start, at)
+        self.path, self._file, self._times = path, saved._file, saved._times
         self._memory.clear()
 
     def replace_with_note(self, dropped: int) -> None:
         """Drop its lines, and put in their place a note with the number of lines left out."""
         text = note(f"{line_count(dropped)} left out here: there was no space")
+        at = self._times.last
         try:
             self._empty()
-            self.append(text, 1)
+            self.append(text, 1, at)
         except OSError:
             self.remove()
             self.path = None
             self._memory.clear()
-            self.append(text, 1)
+            self._times = LineTimes(None)
+            self.append(text, 1, at)
         self.dropped = dropped
 
     def _empty(self) -> None:
         self.size = self.lines = 0
         self._memory.clear()
+        self._times.remove()
         if self.path is not None:
             os.ftruncate(self._file, 0)
 
     def recover(self) -> None:
         """Read what a process that is gone left in the file; an unfinished line is dropped."""
-        size = os.fstat(self._file).st_size
+        found = os.fstat(self._file)
+        size = found.st_size
         if size > MAX_BYTES:
             raise OSError(errno.EFBIG, "It holds more than a log can", self.path)
         text = os.pread(self._file, size, 0)
         self.size = text.rfind(b"\n") + 1
         self.lines = text.count(b"\n")
+        # Spools of an earlier version have no times.
+        self._times.recover(found.st_mtime_ns // 1_000_000)
 
     def sync(self) -> None:
         if self.path is not None:
             os.fsync(self._file)
+            self._times.sync()
 
     def close(self) -> None:
         if self._file >= 0:
@@ -134,6 +158,7 @@ class Segment:
         if self.path is not None:
             with contextlib.suppress(OSError):  # the next `load` removes it
                 self.path.unlink()
+        self._times.remove()
 
 
 class Spool:
@@ -198,7 +223,7 @@ class Spool:
                 continue
             self._segments.append(segment)
             segment.recover()
-            self._bytes += segment.size
+            self._bytes += segment.total_bytes
             self._newest_number = segment.number
 
     def _resume_at(self, position: Position) -> None:
@@ -218,25 +243,25 @@ class Spool:
 
     # --- in ------------------------------------------------------------------------------
 
-    def put(self, lines: Sequence[bytes]) -> None:
-        self.put_text(b"".join([line + b"\n" for line in lines]), len(lines))
+    def put(self, lines: Sequence[bytes], at: int | None = None) -> None:
+        text = b"".join([line + b"\n" for line in lines])
+        self.put_text(text, len(lines), clock.now() if at is None else at)
 
-    def put_text(self, text: bytes, lines: int) -> None:
-        """Add lines, each with its line feed, without waiting for the service."""
+    def put_text(self, text: bytes, lines: int, at: int) -> None:
+        """Add lines of one time, each with its line feed, without waiting for the service."""
         with self._changed:
             if not self._is_open or not lines:
                 return
             while self._bytes + len(text) > self._max_bytes and self._drop_oldest():
                 pass
-            self._store(text, lines)
+            self._store(text, lines, at)
             self._changed.notify_all()
 
-    def _store(self, text: bytes, lines: int) -> None:
+    def _store(self, text: bytes, lines: int, at: int) -> None:
         while self._folder is not None:
             try:
-                return self._append(
-                    text, lines, self._folder / f"{self._newest_number + 1:08}{_SUFFIX}"
-                )
+                path = self._folder / f"{self._newest_number + 1:08}{_SUFFIX}"
+                return self._append(text, lines, at, path)
             except OSError as error:
                 self._on_full(error)
                 self._seal()
@@ -245,7 +270,7 @@ class Spool:
                 break
         while self._memory_bytes() > MAX_MEMORY_BYTES and self._drop_oldest(on_disk=False):
             pass
-        return self._append(text, lines, None)
+        return self._append(text, lines, at, None)
 
     def _seal(self) -> None:
         self._is_sealed = True
@@ -253,21 +278,22 @@ class Spool:
             self._segments.pop().remove()
 
     def _memory_bytes(self) -> int:
-        return sum(segment.size for segment in self._segments if segment.path is None)
+        return sum(segment.total_bytes for segment in self._segments if segment.path is None)
 
-    def _append(self, text: bytes, lines: int, path: Path | None) -> None:
+    def _append(self, text: bytes, lines: int, at: int, path: Path | None) -> None:
         newest = self._segments[-1] if self._segments and not self._is_sealed else None
         if (
             newest is None
-            or newest.size >= SEGMENT_BYTES
+            or newest.total_bytes >= SEGMENT_BYTES
             or (newest.path is None) != (path is None)
         ):
             newest = Segment(self._newest_number + 1, path)
             self._newest_number += 1
             self._segments.append(newest)
             self._is_sealed = False
-        newest.append(text, lines)
-        self._bytes += len(text)
+        before = newest.total_bytes
+        newest.append(text, lines, at)
+        self._bytes += newest.total_bytes - before
 
     def _drop_oldest(self, on_disk: bool | None = None) -> bool:
         """Drop the lines of the oldest segment that may go; false if there is none."""
@@ -284,7 +310,7 @@ class Spool:
         dropped = segment.lines - (self._confirmed_lines if index == 0 else 0)
         if index > in_batch and self._segments[index - 1].dropped:
             del self._segments[index]
-            self._bytes -= segment.size
+            self._bytes -= segment.total_bytes
             segment.remove()
             index -= 1
             dropped += self._segments[index].dropped
@@ -292,9 +318,9 @@ class Spool:
         return True
 
     def _replace_with_note(self, segment: Segment, dropped: int, is_oldest: bool) -> None:
-        self._bytes -= segment.size
+        self._bytes -= segment.total_bytes
         segment.replace_with_note(dropped)
-        self._bytes += segment.size
+        self._bytes += segment.total_bytes
         if is_oldest:
             self._confirmed_bytes = self._confirmed_lines = 0
             self._write_position()
@@ -319,16 +345,17 @@ class Spool:
             return self._batch
 
     def _next_batch(self, max_bytes: int) -> Batch | None:
-        parts: list[bytes] = []
+        text, times = b"", Times()
         start, wanted = self._confirmed_bytes, max(max_bytes, MAX_LINE) + 1
         for segment in self._segments:
-            part = segment.read(start, wanted)
-            parts.append(part)
-            start, wanted = 0, wanted - len(part)
-            if wanted <= 0:
+            part = segment.read(start, wanted - len(text))
+            times += [(len(text) + place, at) for place, at in segment.times(part, start)]
+            text += part
+            start = 0
+            if len(text) >= wanted:
                 break
-        data = _whole_lines(b"".join(parts), max_bytes)
-        return Batch(self._seq, data.count(b"\n"), data) if data else None
+        data = _whole_lines(text, max_bytes)
+        return Batch.of(self._seq, data, times) if data else None
 
     def confirm(self, batch: Batch) -> None:
         with self._changed:
@@ -350,7 +377,7 @@ class Spool:
             segment = self._segments.popleft()
             self._confirmed_bytes -= segment.size
             self._confirmed_lines -= segment.lines
-            self._bytes -= segment.size
+            self._bytes -= segment.total_bytes
             done.append(segment)
         if not self._segments:
             self._is_sealed = True

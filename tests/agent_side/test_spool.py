@@ -130,7 +130,7 @@ def test_part_of_a_batch_can_be_confirmed(tmp_path: Path) -> None:
     batch = spool.peek(1_000)
     assert batch is not None
     first = batch.data.split(b"\n")[0] + b"\n"
-    spool.confirm(Batch(batch.seq, 1, first))
+    spool.confirm(Batch.of(batch.seq, first, batch.times))
     rest = spool.peek(1_000)
     assert rest is not None
     assert (rest.seq, rest.lines) == (2, 9)

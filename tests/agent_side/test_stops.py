@@ -25,7 +25,7 @@ HeldUp = tuple[Client, Callable[[], bool]]
 
 
 def has_lines(request: Received) -> bool:
-    return request.headers.get("content-type") == "text/plain"
+    return b'"seq"' in request.body
 
 
 @pytest.fixture(params=list(STATES.values()), ids=list(STATES))
