@@ -46,5 +46,19 @@ class Text(click.ParamType[str]):
         return value
 
 
+class Label(click.ParamType[tuple[str, str]]):
+    """A label as KEY=VALUE; converted to both. The service checks them."""
+
+    name = "label"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        key, equals, text = Text().convert(value, param, ctx).partition("=")
+        if not key or not equals:
+            self.fail("must be KEY=VALUE", param, ctx)
+        return key, text
+
+
 json_lines = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 json_object = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

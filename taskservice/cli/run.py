@@ -5,8 +5,9 @@ from typing import Any
 
 import click
 
-from taskservice.cli.options import Duration, Text
+from taskservice.cli.options import Duration, Label, Text
 from taskservice.cli.service_client import service_client
+from taskservice.client.current_task import own_task_id
 from taskservice.contract.terminal import exit_with_error, open_standard_files, print_line
 from taskservice.runner.resend import resend
 from taskservice.runner.run import Run
@@ -18,6 +19,14 @@ from taskservice.runner.signals import forward_signals
     "--agent", type=Text(), metavar="ID", help="The agent of the task; registered if new."
 )
 @click.option("--name", type=Text(), help="The task's name; the agent's by default.")
+@click.option(
+    "--label",
+    "labels",
+    type=Label(),
+    metavar="K=V",
+    multiple=True,
+    help="A label of the task; may be given several times.",
+)
 @click.option(
     "--callback", type=Text(), metavar="URL", help="Address of the webhook that is sent at the end."
 )
@@ -39,6 +48,7 @@ def command(
     agent: str | None,
     is_strict: bool,
     is_resend: bool,
+    labels: tuple[tuple[str, str], ...],
     command_line: tuple[str, ...],
     **fields: Any,
 ) -> None:
@@ -52,7 +62,8 @@ def command(
 
     If the service is away or refuses the task, CMD runs anyway, unless --strict is given,
     and what could not be sent stays on the disk for --resend. If the service refuses the
-    callback, name or timeout, the task is started without it.
+    callback, label, name or timeout, the task is started without it. Inside another task, that
+    is the parent of this one.
     """
     open_standard_files()
     if is_resend:
@@ -61,6 +72,7 @@ def command(
         raise click.UsageError("Missing option '--agent'.")
     if not command_line:
         raise click.UsageError("Missing the program: taskservice run --agent ID -- CMD ...")
+    fields |= {"labels": dict(labels) or None, "parentId": own_task_id() or None}
     fields = {name: value for name, value in fields.items() if value is not None}
     with service_client() as client:
         run = Run(client.connection, command_line, {"agentId": agent, **fields, "claim": True})

@@ -110,4 +110,6 @@ RETRYABLE = (Unreachable, UnexpectedAnswer, Unavailable)
 
 
 def _text(said: Any) -> str:
+    if isinstance(said, dict):  # of a field with members
+        return ", ".join(f"{name}: {_text(each)}" for name, each in said.items())
     return " ".join(map(str, said)) if isinstance(said, list) else str(said)

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -100,8 +101,8 @@ class Run:
     def start(self, is_strict: bool = False) -> None:
         """Start the task; if that fails, say so on stderr: the program runs anyway.
 
-        With `is_strict`, raises TaskServiceError instead, also for a callback, name or
-        timeout that would otherwise be left out.
+        With `is_strict`, raises TaskServiceError instead, also for a callback, label, name,
+        parent or timeout that would otherwise be left out.
         """
         self._create_folder()
         if self._saved.task_id is not None:
@@ -220,6 +221,8 @@ class Run:
     def _start_task(self, warn: Callable[[str], None] | None, **options: Any) -> str:
         task_id = self._saved.ensure_task(self._connection, warn, **options)
         self._save()
+        if sys.stderr is not None and sys.stderr.isatty():
+            remark(f"{self._connection.url}/tasks/{task_id}")
         return task_id
 
     def _save(self) -> None:

@@ -28,7 +28,7 @@ _RESERVED_BYTES = 16 * 1024
 # More than any run needs for its file: its output with every character escaped.
 _MAX_BYTES = 16 * 1024 * 1024
 # A refused value of these is left out: a task without it is better than no task.
-_OPTIONAL = {"callback", "name", "timeout"}
+_OPTIONAL = {"callback", "labels", "name", "parentId", "timeout"}
 # The members of the file, and their types; `wishes` are the fields of the start.
 _TYPES: dict[str, tuple[type, ...]] = {
     "url": (str,), "wishes": (dict,), "taskId": (str, NoneType), "userId": (str, NoneType),
@@ -95,8 +95,8 @@ class SavedRun:
     ) -> str:
         """Start the task unless there is one; returns its id. Raises TaskServiceError.
 
-        A callback, name or timeout that the service refuses is left out, and `warn` is
-        called with a sentence about it. If `warn` is None, the refusal is raised instead.
+        What the service refuses of _OPTIONAL is left out, and `warn` is called with a sentence
+        about it. If `warn` is None, the refusal is raised instead.
         """
         while self.task_id is None:
             try:
