@@ -19,6 +19,7 @@ COMMANDS = {
     "prune": "taskservice.cli.prune",
     "run": "taskservice.cli.run",
     "work": "taskservice.cli.work",
+    "progress": "taskservice.cli.progress",
     "task": "taskservice.cli.task",
     "listen": "taskservice.cli.listen",
 }
