@@ -4,6 +4,7 @@ from collections import deque
 
 from taskservice.client.log_text import ALWAYS_FITS, cut_line
 from taskservice.contract.terms import MAX_LINE, MAX_OBJECT
+from taskservice.runner.masking import Masker
 
 _MIN_BLOCK_BYTES = 16 * 1024
 
@@ -11,7 +12,8 @@ _MIN_BLOCK_BYTES = 16 * 1024
 class LineSplitter:
     """Splits one stream; its memory is bounded, however long a line is."""
 
-    def __init__(self) -> None:
+    def __init__(self, masker: Masker) -> None:
+        self._masker = masker
         self._partial = b""  # the line that has not ended yet, or its first bytes
         self._excess_bytes = 0  # how many bytes of it were dropped
         self._ends_in_return = False  # whether the last byte was a carriage return
@@ -28,7 +30,7 @@ class LineSplitter:
             first = block.find(b"\n") + 1
             self._extend(block[: first - 1])
             text = self._end_line() + b"\n"
-        text += _clean(block[first:end])
+        text += _clean(block[first:end], self._masker)
         self._extend(block[end:])
         return text, block.count(b"\n")
 
@@ -53,10 +55,12 @@ class LineSplitter:
     def _end_line(self) -> bytes:
         line, excess = self._partial, self._excess_bytes
         self._partial, self._excess_bytes, self._ends_in_return = b"", 0, False
-        return cut_line(line, len(line) + excess if excess else None)
+        if excess:
+            return cut_line(self._masker.mask_beginning(line), len(line) + excess)
+        return cut_line(self._masker.mask(line))
 
 
-def _clean(text: bytes) -> bytes:
+def _clean(text: bytes, masker: Masker) -> bytes:
     """Whole lines as the log takes them; for most text nothing needs to change."""
     if text.endswith(b"\r\n"):
         text = text.replace(b"\r\n", b"\n")  # a fast way where all lines end so
@@ -66,6 +70,8 @@ def _clean(text: bytes) -> bytes:
             line.rpartition(b"\r")[2] or line.rstrip(b"\r").rpartition(b"\r")[2]
             for line in text.split(b"\n")
         ])  # fmt: skip
+    # Before a cut, which could leave the beginning of a secret.
+    text = masker.mask(text)
     if not _are_short(text):
         text = b"\n".join(map(cut_line, text.split(b"\n")))
     return text

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from taskservice.client import clock
 from taskservice.contract.threads import try_start
 from taskservice.runner.lines import LastLine, LineSplitter
+from taskservice.runner.masking import Masker
 from taskservice.runner.process import join_thread
 
 BLOCK_BYTES = 256 * 1024
@@ -87,9 +88,9 @@ class Forwarder:
 class Stream:
     """One of a program's outputs: the pipe that it writes to, and where its text goes on to."""
 
-    def __init__(self, out: int) -> None:
+    def __init__(self, out: int, masker: Masker) -> None:
         self.reader, self.writer = os.pipe()
-        self.lines = LineSplitter()
+        self.lines = LineSplitter(masker)
         self.forwarder = Forwarder(out)
         self.read_at = 0  # when its last block was read
         self.unread = 0  # bytes in the pipe when the program ended, not read yet
@@ -112,11 +113,11 @@ class OutputReader:
     One thread reads and another stores, so that the program does not wait for the disk.
     """
 
-    def __init__(self, store: Callable[[bytes, int, int], None]) -> None:
+    def __init__(self, store: Callable[[bytes, int, int], None], masker: Masker) -> None:
         """`store` is called with the text of whole lines, their number, and when they were read."""
         self._last_line = LastLine()
         self._store = store
-        self._streams = _streams([1] if _are_same(1, 2) else [1, 2])
+        self._streams = _streams([1] if _are_same(1, 2) else [1, 2], masker)
         self._blocks: deque[tuple[Stream, bytes, int]] = deque()
         self._bytes = 0
         self._changed = threading.Condition()
@@ -260,12 +261,12 @@ class OutputReader:
             self._last_line.feed(block)
 
 
-def _streams(outs: Sequence[int]) -> list[Stream]:
+def _streams(outs: Sequence[int], masker: Masker) -> list[Stream]:
     """A stream for each descriptor. Raises OSError, and leaves no pipe open then."""
     made: list[Stream] = []
     try:
         for out in outs:
-            made.append(Stream(out))
+            made.append(Stream(out, masker))
     except OSError:
         for stream in made:
             os.close(stream.reader)

@@ -28,6 +28,7 @@ from taskservice.contract.terms import MAX_OBJECT
 from taskservice.contract.threads import try_start
 from taskservice.runner.exact_json import parse_object, task_input
 from taskservice.runner.files import read_file
+from taskservice.runner.masking import Masker
 from taskservice.runner.process import PROGRAM_ONLY, Process, describe, exit_code
 from taskservice.runner.program_output import OutputReader
 from taskservice.runner.saved_run import SavedRun, runs_folder
@@ -76,6 +77,7 @@ class Run:
             self._heartbeat = CLAIMED_HEARTBEAT_SECONDS
         self._stdin_text = None if task is None else task_input(task.json_text)
         self._process: Process | None = None
+        self._masker = Masker(os.environ)
         self._received: list[int] = []
         self._stop_waiting = threading.Event()
         self._has_warned_full = False
@@ -157,7 +159,7 @@ class Run:
         if self._saved.task_id is None:
             sender.last_answer_at = float("-inf")  # no answer came yet
         try:
-            reader = OutputReader(self._spool.put_text)
+            reader = OutputReader(self._spool.put_text, self._masker)
         except OSError:  # this process has too many open files
             self._saved.remove()
             raise
@@ -178,7 +180,7 @@ class Run:
             text = f"{self._command[0]} can't be run: {error.strerror}"
             remark(text)
             code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
-            return code, failed(text)
+            return code, failed(self._masker.mask_text(text))
         for number in self._received:
             self._process.send_signal(number)
         reader.start()
@@ -258,7 +260,7 @@ class Run:
     def _report(self, status: int, reader: OutputReader) -> dict[str, Any]:
         report = failed(describe(status, self._received)) if status else {"status": terms.COMPLETE}
         output = self._output(reader)
-        return report | {"output": output} if output else report
+        return report | {"output": self._masker.mask_json(output)} if output else report
 
     def _output(self, reader: OutputReader) -> dict[str, Any] | None:
         """The program's output: the JSON object in its output file, or else its last line."""

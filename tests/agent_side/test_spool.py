@@ -12,12 +12,13 @@ import pytest
 
 from taskservice.client.sender import Batch
 from taskservice.runner.lines import LastLine, LineSplitter
+from taskservice.runner.masking import Masker
 from taskservice.runner.spool import SEGMENT_BYTES, Spool
 
 
 def split(*blocks: bytes) -> list[bytes]:
     """The lines of a stream that comes in these blocks."""
-    splitter = LineSplitter()
+    splitter = LineSplitter(Masker({}))
     texts = [splitter.feed(block) for block in blocks] + [splitter.close()]
     text = b"".join(text for text, _ in texts)
     lines = text.split(b"\n")[:-1]
@@ -63,7 +64,7 @@ def test_any_bytes_come_out_the_same_in_any_blocks() -> None:
 
 
 def test_line_without_an_end_takes_little_memory() -> None:
-    splitter = LineSplitter()
+    splitter = LineSplitter(Masker({}))
     for _ in range(200):
         splitter.feed(b"x" * 1_000_000)
     (line, count) = splitter.close()

@@ -1,0 +1,197 @@
+"""Secrets of the environment: hidden in what is stored and sent, and shown on the terminal."""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+from taskservice.runner.lines import LineSplitter
+from taskservice.runner.masking import Masker
+from tests.support.agent_machine import AgentMachine, the_task
+from tests.support.api_client import RemoteClient
+from tests.support.receiver import unused_port
+
+SECRET = "hunter2-hunter2"
+PEM = "-----BEGIN KEY-----\nMIIEvQIBADANBgkq\nhkiG9w0B\n==\n--------\n-----END KEY-----\n"
+
+# Prints each argument at once, byte by byte.
+BYTE_BY_BYTE = """
+import os, sys, time
+for text in sys.argv[1:]:
+    for byte in text.encode():
+        os.write(1, bytes([byte]))
+        time.sleep(0.005)
+"""
+
+
+def masked(text: str, **environment: str) -> str:
+    return Masker(environment).mask(text.encode()).decode()
+
+
+def split(blocks: list[bytes], **environment: str) -> list[bytes]:
+    splitter = LineSplitter(Masker(environment))
+    texts = [splitter.feed(block) for block in blocks] + [splitter.close()]
+    lines = b"".join(text for text, _ in texts).split(b"\n")[:-1]
+    assert len(lines) == sum(count for _, count in texts)
+    return lines
+
+
+# --- what is hidden ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["API_KEY", "apikey", "GitHub_Token", "CLIENT_SECRET_2", "db_password", "TASKSERVICE_APIKEY"],
+)
+def test_variable_that_looks_secret_is_hidden(name: str) -> None:
+    assert masked(f"a {SECRET} b", **{name: SECRET}) == "a *** b"
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"USER": SECRET},
+        {"A_KEY": SECRET[:7]},
+        {"A_KEY": ""},
+        {"A_KEY": " " * 8},
+        {"A_KEY": "äöüäöüä"},
+    ],
+)
+def test_other_values_are_left(environment: dict[str, str]) -> None:
+    text = f"{SECRET} äöüäöüä {' ' * 20}"
+    assert masked(text, **environment) == text
+
+
+def test_value_of_8_characters_is_hidden() -> None:
+    assert masked("<äöüäöüäö>", PASSWORD="äöüäöüäö") == "<***>"
+
+
+def test_secrets_that_overlap_leave_nothing_of_either() -> None:
+    keys = {"A_KEY": "abcdefgh1234", "B_KEY": "1234ijklmnop", "C_KEY": "efgh1234"}
+    assert masked("<abcdefgh1234ijklmnop>", **keys) == "<***>"
+    assert masked("<xefgh1234x>", **keys) == "<x***x>"
+    assert masked("<ababababababa>", A_KEY="ababababa") == "<***>"
+    assert masked(f"{SECRET}{SECRET}", A_KEY=SECRET) == "******"
+
+
+def test_value_of_several_lines_is_hidden_line_by_line_where_it_is_safe() -> None:
+    shown = "-----BEGIN KEY-----\nkey: MIIEvQIBADANBgkq\nhkiG9w0B\n==\n--------\n"
+    assert masked(shown, TLS_KEY=PEM) == "***\nkey: ***\n***\n==\n--------\n"
+    assert masked(f"<{SECRET}>", A_KEY=f"{SECRET}\r\n") == "<***>"
+
+
+def test_lines_keep_their_number_and_order() -> None:
+    chance = random.Random(5)
+    for _ in range(200):
+        pieces = chance.choices(["a", "\n", SECRET, SECRET[:5], "hkiG9w0B", PEM, "\r"], k=30)
+        text = "".join(pieces).encode()
+        keys = {"A_KEY": SECRET, "B_KEY": PEM}
+        assert len(split([text], **keys)) == len(split([text]))
+        cuts = sorted(chance.choices(range(len(text)), k=5))
+        bounds = zip([0, *cuts], [*cuts, len(text)], strict=True)
+        blocks = [text[start:end] for start, end in bounds]
+        assert split(blocks, **keys) == split([text], **keys)
+        assert SECRET.encode() not in b"\n".join(split(blocks, **keys))
+
+
+# --- where a secret is divided -----------------------------------------------------------
+
+
+def test_secret_is_found_wherever_it_is_divided() -> None:
+    text = f"a {SECRET} b\n{SECRET}".encode()
+    for cut in range(len(text)):
+        assert split([text[:cut], text[cut:]], A_KEY=SECRET) == [b"a *** b", b"***"]
+    assert split([bytes([byte]) for byte in text], A_KEY=SECRET) == [b"a *** b", b"***"]
+
+
+@pytest.mark.parametrize("size", [8, 15, 300])
+@pytest.mark.parametrize("is_in_blocks", [True, False])
+def test_line_that_is_cut_shows_no_part_of_a_secret(size: int, is_in_blocks: bool) -> None:
+    """However much of the secret is before the cut."""
+    secret = "".join(chr(ord("A") + number % 26) for number in range(size))
+    for before in (65_436 - size // 2, 65_536 - size // 2, 65_435, 65_535):
+        line = b"x" * before + secret.encode() + b"y" * 100_000 + b"\n"
+        blocks = [line[at : at + 10_000] for at in range(0, len(line), 10_000)]
+        (kept,) = split(blocks if is_in_blocks else [line], A_KEY=secret)
+        assert kept.startswith(b"x" * 60_000)
+        assert secret[:1].encode() not in kept.replace(b"cut here, the line has", b"")
+
+
+def test_secret_that_two_writes_print_is_found(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    machine.settings["DB_PASSWORD"] = SECRET
+    program = [sys.executable, "-c", BYTE_BY_BYTE, f"log in with {SECRET}\n", f"{SECRET}"]
+    done = machine.run("run", "--agent", "a", "--", *program)
+    assert done.stdout == f"log in with {SECRET}\n{SECRET}"
+    assert the_task(remote_alice)["logs"] == ["log in with ***", "***"]
+
+
+# --- the commands ------------------------------------------------------------------------
+
+
+def test_secret_is_shown_and_neither_stored_nor_sent(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    """While the service is away its lines and output are on the disk."""
+    machine.settings["DB_PASSWORD"] = SECRET
+    url, machine.url = machine.url, f"http://127.0.0.1:{unused_port()}"
+    machine.give_up_soon()
+    script = """
+    echo "one $DB_PASSWORD"; echo "two $DB_PASSWORD" >&2; echo three
+    echo "{\\"password\\": \\"$DB_PASSWORD\\", \\"a\\": [1.5, true, null]}"; exit 7
+    """
+    done = machine.run("run", "--agent", "a", "--", "sh", "-c", script)
+    assert done.returncode == 7
+    assert done.stdout.splitlines()[:2] == [f"one {SECRET}", "three"]
+    assert f"two {SECRET}" in done.stderr
+    (folder,) = machine.left_runs()
+    assert files_with(SECRET, folder) == []
+    assert files_with("***", folder) != []
+    record = folder / "run.json"
+    record.write_text(record.read_text().replace(machine.url, url))
+    machine.url = url
+    assert machine.run("run", "--resend").returncode == 0
+    task = the_task(remote_alice)
+    assert SECRET not in json.dumps(task)
+    assert sorted(task["logs"])[:3] == ["one ***", "three", "two ***"]
+    assert task["output"] == {"password": "***", "a": [1.5, True, None]}
+    assert task["error"]["message"] == "Exit status 7"
+
+
+def files_with(text: str, folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if text.encode() in path.read_bytes()]
+
+
+def test_secret_in_the_file_of_the_output_is_not_sent(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    machine.settings["PIN_TOKEN"] = "12345678"
+    output = '{"12345678": [{"x": "a 12345678 b"}], "pin": 12345678, "more": 123}'
+    script = f"""echo '{output}' > "$TASKSERVICE_OUTPUT" """
+    machine.run("run", "--agent", "a", "--", "sh", "-c", script)
+    hidden = {"***": [{"x": "a *** b"}], "pin": "***", "more": 123}
+    assert the_task(remote_alice)["output"] == hidden
+
+
+def test_secret_in_the_name_of_a_program_that_is_not_there_is_not_sent(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    machine.settings["A_SECRET"] = SECRET
+    done = machine.run("run", "--agent", "a", "--", f"./{SECRET}")
+    assert done.returncode == 127
+    message = "./*** can't be run: No such file or directory"
+    assert the_task(remote_alice)["error"]["message"] == message
+
+
+def test_worker_hides_secrets_too(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+    task = remote_alice.start("a", claim=False)
+    machine.settings["A_SECRET"] = SECRET
+    worker = machine.spawn("work", "--agent", "a", "--", "sh", "-c", "echo $A_SECRET")
+    path = f"/task/{task['id']}?fields=status"
+    assert remote_alice.request("GET", path, headers={"Prefer": "wait=50"}).json()
+    worker.terminate()
+    worker.communicate(timeout=60)
+    assert the_task(remote_alice)["logs"] == ["***"]
