@@ -38,7 +38,15 @@ from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.concurrency import at_once
 from tests.support.deliveries import looping
 from tests.support.html_page import Page
-from tests.support.internals import before_reads, expire, filled, is_page, reads, rows
+from tests.support.internals import (
+    before_reads,
+    end_for_silence,
+    expire,
+    filled,
+    is_page,
+    reads,
+    rows,
+)
 from tests.support.marks import one_database
 from tests.support.plain_browser import Browser, hidden, hidden_text
 from tests.support.receiver import Receiver, answer
@@ -663,7 +671,9 @@ def test_chart_and_tabs_count_the_filtered_tasks(browser: Browser, alice: ApiCli
     text = browser.get("/?q=morning").text
     assert "<b>3 tasks</b> started in the last 24 hours" in text
     assert "2 error 1 running." in text
-    assert tabs(text) == {"all": "3", "running": "1", "complete": "0", "error": "2"}
+    by_status = {"all": "3", "running": "1", "complete": "0", "error": "2"}
+    by_state = {"waiting": "1", "failed": "2", "cancelled": "0", "timeout": "0"}
+    assert tabs(text) == by_status | by_state
     text = browser.get("/?q=morning&status=error").text
     assert "<b>2 tasks</b> started" in text
     assert "running." not in text
@@ -707,10 +717,103 @@ def test_search_among_many_tasks_says_how_far_it_came(
     assert "No task of this page matches the filters." in text
     assert "Searched until" in text
     assert "At least <b>0 tasks</b> started" in text
-    assert tabs(text) == {"all": "0+", "running": "0+", "complete": "0+", "error": "0+"}
+    assert set(tabs(text).values()) == {"0+"}
     (further,) = re.findall(r'href="\?([^"]+)" rel="next">Search further', text)
     text = browser.get(f"/?{unescape(further)}").text
     assert "<bdi>Oldest</bdi>" in text
+
+
+def test_list_says_why_a_task_failed_and_what_one_that_runs_does(
+    browser: Browser, alice: ApiClient
+) -> None:
+    for message, shown in (
+        ("disk is full\nsecond line", "disk is full"),
+        ("\n\n  indented\n", "indented"),
+        ("Traceback (most recent call last):\n  File x\nKeyError: 'a'\n", "KeyError: 'a'"),
+        ("x" * 60_000, "x" * 300),
+        (HOSTILE, HOSTILE),
+    ):
+        task = alice.start(name="Failed", claim=True)
+        alice.report(task, status="error", error={"message": message})
+        text = browser.get("/").text
+        reasons = re.findall('<p class="reason failed"><bdi>(.*?)</bdi>', text)
+        assert unescape(reasons[0]) == shown
+        assert "second line" not in text
+    alice.report(alice.start(claim=True), progress=0.5, note="34 of 68 pages")
+    text = browser.get("/").text
+    assert "<bdi>34 of 68 pages</bdi>" in text
+    assert '<progress value="0.5" aria' in text
+    assert "<progress" not in browser.get("/?status=error").text
+
+
+def test_task_without_an_agent_is_waiting(browser: Browser, alice: ApiClient) -> None:
+    task = alice.start(name="Not claimed")
+    assert '<span class="pill waiting">waiting</span>' in browser.get("/").text
+    alice.post(f"/agent/{task['agentId']}/claim")
+    assert '<span class="pill running">running</span>' in browser.get("/").text
+
+
+def test_tabs_filter_by_state_and_keep_the_other_filters(
+    app: Flask, browser: Browser, alice: ApiClient
+) -> None:
+    names = ("waiting", "running", "complete", "failed", "cancelled", "timeout")
+    label = {"env": "a=b"}
+    tasks = {
+        name: alice.start(name=f"Task {name}", claim=name != "waiting", labels=label)
+        for name in names
+    }
+    alice.report(tasks["complete"], status="complete")
+    alice.report(tasks["failed"], status="error")
+    alice.post(f"/task/{tasks['cancelled']['id']}/cancel")
+    end_for_silence(app, tasks["timeout"])
+    alice.start(name="Task of others")
+    errors = ["timeout", "cancelled", "failed"]
+    expected = {name: [name] for name in names} | {
+        "running": ["running", "waiting"],
+        "error": errors,
+        "all": [*errors, "complete", "running", "waiting"],
+    }
+    filtered = "/?label=env:a%3Db&q=task"
+    for start in (
+        filtered,
+        f"{filtered}&status=running&claimed=false",
+        f"{filtered}&errorType=failed",
+    ):
+        text = browser.get(start).text
+        assert tabs(text) == {name: str(len(shown)) for name, shown in expected.items()}
+        for name, shown in expected.items():
+            (link,) = re.findall(f'id="tab-{name}" href="([^"]+)"', text)
+            page = browser.get(unescape(link)).text
+            assert re.findall(r"<bdi>Task (\w+)</bdi>", page) == shown
+            assert re.findall('id="tab-([a-z]+)"[^>]* aria-current', page) == [name]
+    assert tabs(browser.get("/").text)["waiting"] == "2"
+    assert tabs(browser.get("/?since=1h").text)["failed"] == "1"
+    assert "<b>1 task</b> started" in browser.get("/?errorType=failed").text
+
+
+def test_labels_are_chips_that_filter_and_can_be_removed(
+    browser: Browser, alice: ApiClient
+) -> None:
+    unusual = {"a": "=", "b": "x:y", "c": "🙂" * 256, "d": "&#%+ ", "e": "1", "f": "2"}
+    alice.start(name="Wanted", labels=unusual)
+    alice.start(name="Other", labels={"e": "1"})
+    text = browser.get("/").text
+    chips = re.findall('<a class="chip" href="([^"]+)"', text)
+    assert len(chips) == 5
+    assert ">+2</span>" in text
+    for link in chips[1:]:
+        page = browser.get(unescape(link)).text
+        assert re.findall("<bdi>(Wanted|Other)</bdi>", page) == ["Wanted"]
+    both = browser.get("/?label=e:1&label=a:%3D&status=running")
+    assert re.findall("<bdi>(Wanted|Other)</bdi>", both.text) == ["Wanted"]
+    removals = re.findall('<a href="([^"]+)" aria-label="Remove the label', both.text)
+    assert [unescape(link) for link in removals] == [
+        "/?label=a:%3D&status=running", "/?label=e:1&status=running",
+    ]  # fmt: skip
+    kept = re.findall('<input type="hidden" name="(label|status)" value="([^"]+)">', both.text)
+    assert kept == [("label", "e:1"), ("label", "a:="), ("status", "running")]
+    assert browser.get("/?label=e:1&label=&q=").location == "/?label=e%3A1"
+    assert browser.get("/?label=nothing").status_code == 422
 
 
 def test_list_is_narrowed_to_callbacks_that_did_not_arrive(

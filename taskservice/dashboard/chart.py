@@ -121,7 +121,8 @@ def count(caller: Caller, selection: Selection, name: str) -> Chart:
 
 def _count(caller: Caller, selection: Selection, period: Period) -> Chart:
     boundaries = _boundaries(period)
-    statuses = tuple(status for status in STATUSES if selection.status in (None, status))
+    only = ERROR if selection.error_type else selection.status
+    statuses = tuple(status for status in STATUSES if only in (None, status))
     counted = counts.by_start(caller, selection, boundaries, statuses)
     bars = [
         Bar(since, until, dict(zip(statuses, of_bar, strict=True)))

@@ -7,12 +7,16 @@ from typing import Any
 
 import orjson
 
-from taskservice.contract.terms import ERROR, RUNNING
+from taskservice.contract.terms import RUNNING
 from taskservice.database import timestamps
+from taskservice.queries.candidates import WAITING
 from taskservice.schemas import strict_json
 
 # These change the direction of text and so can disguise it; JSON can escape them.
 _DIRECTION_MARKS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+# The maximum number of characters of a line in a table.
+MAX_LINE = 300
 
 
 def pretty(text: str) -> str:
@@ -77,11 +81,22 @@ def duration(seconds: int) -> str:
     return " ".join(f"{count} {unit}" for count, unit in parts[:2] if count or unit == "s")
 
 
-def status_detail(row: Any) -> str:
-    """The type of an error, or that a running task is unclaimed; else empty."""
-    if row.status == ERROR:
-        return str(row.error_type)
-    return "unclaimed" if row.status == RUNNING and row.claimed_at is None else ""
+def state_of(row: Any) -> str:
+    """The status of a task, or "waiting" while no agent has claimed it."""
+    is_waiting = row.status == RUNNING and row.claimed_at is None
+    return WAITING if is_waiting else str(row.status)
+
+
+def reason(row: Any) -> str:
+    """One line for a table: why a task failed, or the note of one that runs; else empty."""
+    if row.status == RUNNING:
+        return row.note or ""
+    return error_reason(row.error_message or "")[:MAX_LINE]
+
+
+def label_texts(row: Any) -> list[str]:
+    """The labels of a task, each as `key:value`."""
+    return [f"{key}:{value}" for key, value in orjson.loads(row.labels).items()]
 
 
 def is_key_valid(key: Any) -> bool:
@@ -100,7 +115,9 @@ TEMPLATE_FUNCTIONS: dict[str, Any] = {
         plural,
         moment,
         duration_between,
-        status_detail,
+        state_of,
+        reason,
+        label_texts,
         is_key_valid,
     )
 }

@@ -1,6 +1,5 @@
 """The list of tasks, the page of one task with its log, and its forms."""
 
-from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -8,34 +7,28 @@ from flask import Blueprint, Response, flash, redirect, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth.authentication import caller
-from taskservice.contract.terms import FAILED, PENDING, RUNNING
-from taskservice.dashboard import chart, sessions, task_page
-from taskservice.dashboard.pages import page, redirect_to, without_nul
+from taskservice.contract.terms import RUNNING
+from taskservice.dashboard import chart, filters, sessions, task_page
+from taskservice.dashboard.pages import page, redirect_to
 from taskservice.dashboard.shared_pages import shared
 from taskservice.database.rows import TaskRow
 from taskservice.openapi.operation import TEXT
-from taskservice.problems import Problem, invalid
+from taskservice.problems import Problem
 from taskservice.queries import agents as agent_queries
 from taskservice.queries import counts, task_json
 from taskservice.queries import deliveries as delivery_queries
 from taskservice.queries import lists as list_queries
 from taskservice.queries import logs as log_queries
 from taskservice.queries import tasks as task_queries
-from taskservice.schemas.parameters import ListQuerySchema
 from taskservice.services import deliveries as delivery_service
 from taskservice.services import tasks as task_service
 from taskservice.web import event_stream, list_query, responses, task_events
 from taskservice.web.request import require_id
 
-OWN_FILTERS = {"since": tuple(chart.PERIODS), "callback": (PENDING, FAILED)}
-
 TOO_LATE = "The task had already ended."
 
 tasks = Blueprint("tasks", __name__)
 
-list_query_schema = ListQuerySchema()
-
-PAGE_SIZE = 50
 # From this number on the tabs show "1,000+".
 MAX_COUNT = 1_000
 # Maximum number of log lines in one response.
@@ -47,12 +40,11 @@ MAX_LINE_LENGTH = 5_000
 @tasks.get("/")
 @shared
 def list_all() -> AnyResponse:
-    if not all(request.args.values()):
+    if not all(text for _, text in request.args.items(multi=True)):
         # A form sends its empty fields too; they make the URL longer.
-        filled = {name: text for name, text in request.args.items() if text}
+        filled = [pair for pair in request.args.items(multi=True) if pair[1]]
         return redirect(f"{url_for('dashboard.tasks.list_all')}?{urlencode(filled)}", 303)
-    query, own = _list_query()
-    selection = replace(list_query.selection(query), delivery=own.get("callback"))
+    query, own, selection = filters.load()
     found = list_query.page(caller, selection, query)
     rows = list_queries.summaries(caller, found.positions)
     return page(
@@ -61,11 +53,13 @@ def list_all() -> AnyResponse:
         found=found,
         states=delivery_queries.states(rows) if caller.agent_id is None else {},
         agents=agent_queries.list_all(caller),
-        status_counts=counts.by_status(caller, selection, chart.STATUSES, MAX_COUNT),
+        tabs=filters.TABS,
+        counts=counts.by_state(caller, selection, MAX_COUNT),
         max_count=MAX_COUNT,
         chart=chart.count(caller, selection, own.get("since", chart.DEFAULT)),
         chart_height=chart.HEIGHT,
         periods=chart.PERIODS,
+        **filters.TEMPLATE_FUNCTIONS,
     )
 
 
@@ -166,19 +160,3 @@ def _cancel(task_id: str) -> str:
 def _deliveries(task: TaskRow) -> list[Any]:
     """The deliveries of the task; an agent key sees none."""
     return delivery_queries.list_of_task(caller, task.id) if caller.agent_id is None else []
-
-
-def _list_query() -> tuple[dict[str, Any], dict[str, str]]:
-    """The filters that the API's list has too, and those of OWN_FILTERS."""
-    values = {"limit": str(PAGE_SIZE), **without_nul(request.args)}
-    own = {name: values.pop(name) for name in OWN_FILTERS if name in values}
-    query: dict[str, Any] = list_query_schema.load(values)
-    for name, text in own.items():
-        if text not in OWN_FILTERS[name]:
-            raise invalid({name: ["Must be one of: " + ", ".join(OWN_FILTERS[name]) + "."]})
-    if "callback" in own:
-        caller.require_user_key()
-    if "since" in own:
-        # A bar of the chart selects a part of the period.
-        query.setdefault("createdAfter", chart.PERIODS[own["since"]].since)
-    return query, own

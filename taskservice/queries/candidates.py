@@ -48,7 +48,7 @@ _SETS = {
 
 # Those that wait for an agent. Written as in their index, so that it is used.
 WAITING = "waiting"
-_IS_WAITING = text("tasks.status = 'running' AND tasks.claimed_at IS NULL")
+IS_WAITING: Any = text("tasks.status = 'running' AND tasks.claimed_at IS NULL")
 
 
 def smallest_set(connection: Connection, filters: Filters, values: dict[str, Any]) -> str | None:
@@ -127,5 +127,5 @@ def _ids(name: str, filters: Filters) -> AnySelect:
         of_same_user = TaskLabel.user_id == bindparam("user_id", type_=Identifier)
         return select(TaskLabel.task_id).where(of_same_user, TaskLabel.label == bindparam(name))
     if name == WAITING:
-        return select(Task.id).where(of_user, _IS_WAITING)
+        return select(Task.id).where(of_user, IS_WAITING)
     return select(Task.id).where(of_user, *(CONDITIONS[each] for each in _SETS[name] & filters))

@@ -3,13 +3,14 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import ColumnElement, bindparam, func, select
 
 from taskservice.auth.caller import Caller
+from taskservice.contract.terms import ERROR_TYPES, STATUSES
 from taskservice.database import timestamps
 from taskservice.database.models import Task
 from taskservice.database.rows import AnyRow
@@ -17,6 +18,7 @@ from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
 from taskservice.database.types import Timestamp
 from taskservice.queries import selections
+from taskservice.queries.candidates import IS_WAITING, WAITING
 from taskservice.queries.ordered_tasks import OrderedTasks, Scan, conditions_of
 from taskservice.queries.selections import NEWEST_FIRST, Filters, Selection, of_user
 
@@ -28,6 +30,12 @@ MAX_SEARCHED_FOR_CHART = 10_000
 # The filters that the index by status has too.
 CREATION = frozenset({"created_after", "created_before"})
 MILLISECOND = 0.001
+# A status, an error's type, or that no agent has claimed the task -> its condition.
+STATES: dict[str, ColumnElement[bool]] = {
+    **{status: Task.status == status for status in STATUSES},
+    WAITING: IS_WAITING,
+    **{error_type: Task.error_type == error_type for error_type in ERROR_TYPES},
+}
 
 
 class Counted(NamedTuple, Generic[T]):
@@ -37,41 +45,43 @@ class Counted(NamedTuple, Generic[T]):
     are_complete: bool = True
 
 
-def by_status(
-    caller: Caller, selection: Selection, statuses: tuple[str, ...], maximum: int
-) -> Counted[dict[str, int]]:
-    """Status -> how many tasks of the selection have it; its own status is ignored.
+def by_state(caller: Caller, selection: Selection, maximum: int) -> Counted[dict[str, int]]:
+    """State -> how many tasks of the selection are in it; its own state is ignored.
 
-    A count stops at `maximum` where an index has all tasks of one status that fit. Other filters
+    A count stops at `maximum` where an index has all tasks of one state that fit. Other filters
     are applied to the newest MAX_SEARCHED tasks, or to a set of candidates.
     """
-    selection = replace(selection, status=None, sort=NEWEST_FIRST)
+    selection = replace(selection, status=None, error_type=None, is_claimed=None, sort=NEWEST_FIRST)
     values = selections.values(caller, selection)
     with reading() as connection:
         filters = frozenset(values) - {"user_id"}
         if filters <= CREATION:
-            statement = _limited_counts_statement(statuses, filters)
+            statement = _limited_counts_statement(filters)
             row: Any = statement.all(connection, **values, maximum=maximum)[0]
-            return Counted(dict(zip(statuses, row, strict=True)))
+            return Counted(dict(zip(STATES, row, strict=True)))
         tasks = OrderedTasks(connection, caller, selection)
         candidate_set = tasks.smallest_set()
         end = None if candidate_set else tasks.position(None, MAX_SEARCHED)
-        row = tasks.run(partial(_count_statement, statuses), None, end, candidate_set)[0]
-        return Counted(dict(zip(statuses, row, strict=True)), end is None)
+        row = tasks.run(_count_statement, None, end, candidate_set)[0]
+        return Counted(dict(zip(STATES, row, strict=True)), end is None)
 
 
 @lru_cache
-def _limited_counts_statement(statuses: tuple[str, ...], filters: Filters) -> Statement[AnyRow]:
-    of_status = [[*selections.conditions(filters), Task.status == status] for status in statuses]
-    limited = [select(Task.id).where(*fits).limit(bindparam("maximum")) for fits in of_status]
-    counts = [select(func.count()).select_from(each.subquery()) for each in limited]
-    return Statement(select(*(each.scalar_subquery() for each in counts)))
+def _limited_counts_statement(filters: Filters) -> Statement[AnyRow]:
+    counts = []
+    for state, is_in_state in STATES.items():
+        # The index of those that wait has no order by creation over all agents.
+        by_index = frozenset() if state == WAITING else filters
+        fits = [*selections.conditions(filters, by_index), is_in_state]
+        limited = select(Task.id).where(*fits).limit(bindparam("maximum")).subquery()
+        counts.append(select(func.count()).select_from(limited).scalar_subquery())
+    return Statement(select(*counts))
 
 
 @lru_cache(maxsize=256)
-def _count_statement(statuses: tuple[str, ...], scan: Scan) -> Statement[AnyRow]:
+def _count_statement(scan: Scan) -> Statement[AnyRow]:
     # With GROUP BY, SQLite would read all tasks of the user in the order of their status.
-    counts = [func.count().filter(Task.status == status) for status in statuses]
+    counts = [func.count().filter(is_in_state) for is_in_state in STATES.values()]
     return Statement(select(*counts).where(*conditions_of(scan)))
 
 

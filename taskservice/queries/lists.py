@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Text, bindparam, null, select, type_coerce
+from sqlalchemy import Text, bindparam, func, null, select, type_coerce
 
 from taskservice.auth.caller import Caller, visible_tasks
 from taskservice.contract.terms import RUNNING
@@ -37,6 +37,8 @@ POSITIONS_PER_READ = 1_000
 # How many tasks one read finds at most, where those before were small; and the first read.
 TASKS_PER_READ = 400
 TASKS_OF_FIRST_READ = 100
+# How many characters of an error's message a table gets.
+MAX_REASON = 4_000
 
 
 def all_tasks(caller: Caller, selection: Selection, shape: Shape) -> Iterator[Sequence[ListedTask]]:
@@ -199,6 +201,10 @@ _SUMMARIES = Statement[AnyRow](
         Task.agent_id,
         Task.status,
         Task.error_type,
+        func.substr(Task.error_message, 1, MAX_REASON).label("error_message"),
+        Task.progress,
+        Task.note,
+        Task.labels,
         Task.created_at,
         Task.claimed_at,
         Task.finished_at,
