@@ -1,5 +1,6 @@
 """The dashboard over HTTP: sessions, form tokens, pages and their headers."""
 
+import json
 import re
 import threading
 import time
@@ -62,6 +63,9 @@ def tabs(text: str) -> dict[str, str]:
 
 def token(response: TestResponse) -> str:
     return hidden(response)["token"]
+
+
+NO_LINES: dict[str, Any] = {"lines": [], "times": []}
 
 
 class Clock:
@@ -456,7 +460,7 @@ def test_stored_markup_is_shown_as_text(
     assert HOSTILE in page
     lines = browser.get(f"/tasks/{task['id']}/lines?after=0&limit=10").json
     assert lines is not None
-    assert lines[0] == HOSTILE
+    assert lines["lines"][0] == HOSTILE
     download = browser.get(f"/tasks/{task['id']}/log.txt")
     assert download.content_type == "text/plain; charset=utf-8"
     assert download.headers["Content-Disposition"].startswith("attachment")
@@ -979,7 +983,7 @@ def test_nul_and_absurd_numbers_are_no_failure(browser: Browser, alice: ApiClien
     assert browser.get("/tasks/%00").status_code == 404
     path = f"/tasks/{task['id']}"
     for number in ("9" * 30, "9" * 5_000, "-1", "x", "٣"):
-        assert browser.get(f"{path}/lines?limit=5&after={number}").json == []
+        assert browser.get(f"{path}/lines?limit=5&after={number}").json == NO_LINES
         assert browser.read(f"{path}/events?after={number}").startswith("event: task")
     resumed = browser.read(f"{path}/events", headers={"Last-Event-ID": "x"})
     assert resumed.startswith("event: task")
@@ -1015,9 +1019,12 @@ def test_lines_come_by_range(browser: Browser, alice: ApiClient) -> None:
     path = f"/tasks/{task['id']}/lines"
     for after, limit in ((0, 1), (0, 10), (5, 100), (6, 1), (7, 7), (290, 100), (301, 5), (999, 5)):
         expected = [f"line {number}" for number in range(1, 302)][after : after + limit]
-        assert browser.get(f"{path}?after={after}&limit={limit}").json == expected
-    assert browser.get(path).json == []
-    assert browser.get(f"{path}?after=-5&limit=x").json == []
+        found = browser.get(f"{path}?after={after}&limit={limit}").json
+        assert found is not None
+        assert found["lines"] == expected
+        assert len(found["times"]) == len(expected)
+    assert browser.get(path).json == NO_LINES
+    assert browser.get(f"{path}?after=-5&limit=x").json == NO_LINES
 
 
 @one_database
@@ -1025,8 +1032,9 @@ def test_long_lines_come_few_at_a_time_and_cut(browser: Browser, alice: ApiClien
     task = alice.start(claim=True)
     for _ in range(30):
         alice.append(task, "x" * 64_000)
-    lines = browser.get(f"/tasks/{task['id']}/lines?after=0&limit=1000").json
-    assert lines is not None
+    found = browser.get(f"/tasks/{task['id']}/lines?after=0&limit=1000").json
+    assert found is not None
+    lines = found["lines"]
     assert 10 < len(lines) < 25
     assert {len(line) for line in lines} == {5_001}
 
@@ -1039,9 +1047,13 @@ def test_events_resume_after_the_line_that_came_last(browser: Browser, alice: Ap
     with closing(browser.get(path)) as response:
         assert response.mimetype == "text/event-stream"
         assert response.headers["X-Accel-Buffering"] == "no"
-        assert re.findall(r'id: (\d)\nevent: log\ndata: (".*")\n', response.text) == [
-            ("1", '"one"'), ("2", '"two\\ttab"'), ("3", '"three"'),
-        ]  # fmt: skip
+        found = re.findall(r"id: (\d)\nevent: log\ndata: (.*)\n", response.text)
+    lines = alice.get(f"/task/{task['id']}/logs?times=true").json
+    assert lines is not None
+    assert [(number, json.loads(data)) for number, data in found] == [
+        (str(number), {"at": at, "line": line})
+        for number, at, line in zip((1, 2, 3), lines["times"], lines["logs"], strict=True)
+    ]
     resumed = browser.read(path, headers={"Last-Event-ID": "2"})
     assert re.findall(r"id: (\d)\n", resumed) == ["3"]
     assert re.findall(r"id: (\d)\n", browser.read(f"{path}?after=1")) == ["2", "3"]

@@ -78,10 +78,11 @@ def show(task_id: str) -> Response:
 
 @tasks.get("/tasks/<task_id>/lines")
 def lines(task_id: str) -> Response:
-    """At most `limit` lines of the log after line number `after`, as JSON."""
+    """At most `limit` lines of the log after line number `after`, with their times, as JSON."""
     after, limit = (request.args.get(name, 0, type=int) for name in ("after", "limit"))
     found = log_queries.lines_after(_task(task_id), max(after, 0), min(max(limit, 0), MAX_LINES))
-    return responses.json([line[: MAX_LINE_LENGTH + 1] for line in found])
+    texts = [line.text[: MAX_LINE_LENGTH + 1] for line in found]
+    return responses.json({"lines": texts, "times": [line.at for line in found]})
 
 
 @tasks.get("/tasks/<task_id>/events")
@@ -90,7 +91,7 @@ def events(task_id: str) -> Response:
     # A browser that reconnects sends the number of its last line.
     after = request.headers.get("Last-Event-ID", request.args.get("after", 0, int), int)
     events = task_events.follow(caller, _task(task_id).id, max(after, 0))
-    return event_stream.respond(events, sessions.is_active)
+    return event_stream.respond(events, sessions.is_active, has_times=True)
 
 
 @tasks.get("/tasks/<task_id>/log.txt")

@@ -105,13 +105,13 @@ def timed_pages(
     return (page.timed_lines() for page in _pages(row, after, count))
 
 
-def lines_after(row: TaskRow, after: int, maximum: int) -> list[str]:
+def lines_after(row: TaskRow, after: int, maximum: int) -> list[TimedLine]:
     """At most `maximum` lines after number `after`, and about a megabyte of them.
 
     Raises LogGone if some were dropped meanwhile.
     """
     page = _page_after(row, after, maximum)
-    return page.lines() if page else []
+    return page.timed_lines() if page else []
 
 
 class _Page(NamedTuple):

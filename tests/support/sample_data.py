@@ -85,7 +85,7 @@ def make(app: Flask, name: str, good_url: str, bad_url: str, count: int = 110) -
         fails = dice.random() < 0.14
         person.report(task, status="error" if fails else "complete", output={"sum": number})
         seconds = dice.random() ** 2 * 86_000 + 400
-        _shift(app, task, seconds, min(dice.expovariate(1 / 90) + 0.4, seconds - 60))
+        shift(app, task, seconds, min(dice.expovariate(1 / 90) + 0.4, seconds - 60))
     _special(app, person, good_url, bad_url)
     person.post("/key", json={"name": "nightly jobs"})
     person.post("/key", json={"name": "link checker", "agentId": "link-checker"})
@@ -98,33 +98,39 @@ def _special(app: Flask, person: ApiClient, good_url: str, bad_url: str) -> None
     silent = person.start("backup", name="Backup of the wiki", claim=True, callback=bad_url)
     person.append(silent, "Waiting for the lock of /srv/wiki …")
     end_for_silence(app, silent)
-    _shift(app, silent, 1_300, 900)
+    shift(app, silent, 1_300, 900)
     failed = person.start(name="Synopsis of the support mailbox", claim=True, callback=bad_url)
     person.append(failed, *lines(12))
     person.report(failed, status="error", error={"message": FAILURE})
-    _shift(app, failed, 340, 21)
+    shift(app, failed, 340, 21)
     stopped = person.start("translator", name="Release notes 4.2 to French", claim=True)
     person.post(f"/task/{stopped['id']}/cancel")
-    _shift(app, stopped, 250, 47)
+    shift(app, stopped, 250, 47)
     done = person.start(name="Morning synopsis", input=INPUT, claim=True, callback=good_url)
     person.append(done, *lines(1_482))
     person.report(done, status="complete", output=OUTPUT)
-    _shift(app, done, 190, 74)
+    shift(app, done, 190, 74)
     person.start("translator", name="Release notes 4.3 to Greek", callback=good_url)
     running = person.start("invoice-reader", name="Invoices of November", input={"folder": "inbox"},
                            claim=True, callback=good_url)  # fmt: skip
     person.append(running, *lines(318))
-    _shift(app, running, 95)
+    shift(app, running, 95)
 
 
-def _shift(app: Flask, task: dict[str, Any], seconds: float, lasted: float | None = None) -> None:
-    """Make a task look as if it started `seconds` ago and lasted for `lasted` seconds."""
+def shift(
+    app: Flask, task: dict[str, Any], seconds: float, lasted: float | None = None
+) -> datetime:
+    """Make a task look as if it started `seconds` ago and lasted for `lasted` seconds.
+
+    Returns its start.
+    """
     start = datetime.now(UTC) - timedelta(seconds=seconds)
     values: dict[str, Any] = {"created_at": rfc3339(start), "claimed_at": rfc3339(start)}
     if lasted is not None:
         values["finished_at"] = rfc3339(start + timedelta(seconds=lasted))
     with app.app_context(), transaction() as connection:
         connection.execute(update(Task).where(Task.id == task["id"]).values(values))
+    return start
 
 
 def make_hostile(person: ApiClient, callback: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ const MAX_BLOCKS = 40;
 const MAX_LENGTH = 5_000;
 
 const here = location.pathname;
-// Number of a block -> its lines; missing ones are holes.
+// Number of a block -> its lines, each with its time; missing ones are holes.
 const blocks = new Map();
 
 export function blockOf(number) {
@@ -16,6 +16,15 @@ export function blockOf(number) {
 }
 
 export function line(number) {
+  return entry(number)?.text;
+}
+
+// When its agent printed a line, in milliseconds; null if nobody knows, undefined if not loaded.
+export function timeOf(number) {
+  return entry(number)?.at;
+}
+
+function entry(number) {
   return blocks.get(blockOf(number))?.[(number - 1) % BLOCK];
 }
 
@@ -23,11 +32,13 @@ export function isBlockLoaded(number) {
   return blocks.has(blockOf(number));
 }
 
-export function store(number, text) {
+// `time` is as the server sends it: text, or null.
+export function store(number, text, time) {
   const index = blockOf(number);
   let block = blocks.get(index);
   if (!block) blocks.set(index, (block = new Array(BLOCK)));
-  block[(number - 1) % BLOCK] = text.length > MAX_LENGTH ? `${text.slice(0, MAX_LENGTH)} … cut here` : text;
+  const shown = text.length > MAX_LENGTH ? `${text.slice(0, MAX_LENGTH)} … cut here` : text;
+  block[(number - 1) % BLOCK] = { text: shown, at: time ? Date.parse(time) : null };
 }
 
 export function dropDistant(number) {
@@ -39,6 +50,10 @@ export function dropDistant(number) {
 
 // At most `limit` lines after a number; null when the service can't be reached.
 export async function fetchLines(after, limit) {
+  return (await fetchTimed(after, limit))?.lines;
+}
+
+async function fetchTimed(after, limit) {
   try {
     const response = await fetch(`${here}/lines?after=${after}&limit=${limit}`, {
       redirect: "manual",
@@ -55,14 +70,18 @@ export async function loadAround(number, first) {
   // A reader who scrolls up needs the lines above too.
   let from = number;
   while (from > first && from > number - BLOCK && line(from - 1) === undefined) from--;
-  const lines = await fetchLines(from - 1, number - from + BLOCK);
-  if (!lines) return false;
-  lines.forEach((text, index) => store(from + index, text));
-  if (from + lines.length > number) return true;
+  const found = await fetchTimed(from - 1, number - from + BLOCK);
+  if (!found) return false;
+  storeAll(from, found);
+  if (from + found.lines.length > number) return true;
   // Long lines filled the response before this one, or it has been deleted.
-  const more = await fetchLines(number - 1, BLOCK);
+  const more = await fetchTimed(number - 1, BLOCK);
   if (!more) return false;
-  more.forEach((text, index) => store(number + index, text));
-  if (!more.length) store(number, "");
+  storeAll(number, more);
+  if (!more.lines.length) store(number, "", null);
   return true;
+}
+
+function storeAll(first, { lines, times }) {
+  lines.forEach((text, index) => store(first + index, text, times[index]));
 }

@@ -5,8 +5,9 @@ import {
   MAX_LINES, dropDistant, fetchLines, isBlockLoaded, line, loadAround, store,
 } from "./line_cache.js";
 import { LINE, forgetHeights, lineAt, noteHeight, topOf } from "./line_heights.js";
+import { pauseText, timeText } from "./line_times.js";
+import { grow, highlight, init as initSearch, lowerBound, showAllLevels } from "./log_search.js";
 import { copyText, refresh } from "./page.js";
-import { findLine } from "./search.js";
 
 // Rows that are drawn above and below the visible ones, for smooth scrolling.
 const OVERSCAN = 15;
@@ -45,6 +46,8 @@ let marked = null;
 let wrapped = false;
 let lastTop = 0;
 let widest = 0;
+// The numbers of the lines that are shown, ascending; null for all of them.
+let filtered = null;
 
 function set(element, text) {
   if (element.textContent !== text) element.textContent = text;
@@ -52,8 +55,22 @@ function set(element, text) {
 
 // --- the visible part ------------------------------------------------------------------------
 
+// A line has a number, and a place among the lines that are shown.
+const firstPlace = () => (filtered ? 1 : first);
+const lastPlace = () => (filtered ? filtered.length : count);
+const numberAt = (place) => (filtered ? filtered[place - 1] : place);
+const placeOf = (number) => (filtered ? lowerBound(filtered, number) + 1 : number);
+
+function topOfPlace(place) {
+  return topOf(place, firstPlace());
+}
+
+function placeAt(pixel) {
+  return Math.min(lastPlace(), lineAt(pixel, firstPlace()));
+}
+
 function fullHeight() {
-  return topOf(count + 1, first);
+  return topOfPlace(lastPlace() + 1);
 }
 
 function height() {
@@ -82,34 +99,34 @@ function isAtEnd() {
   return box.scrollTop + box.clientHeight >= height() - LINE / 2;
 }
 
-// The first and last line to draw, and the first visible one.
+// The first and last place to draw, and the first visible one.
 function visible() {
   const pixel = topPixel();
-  const top = Math.min(count, lineAt(pixel, first));
-  let from = Math.max(first, top - OVERSCAN);
-  let to = Math.min(count, lineAt(pixel + box.clientHeight, first) + OVERSCAN);
+  const top = placeAt(pixel);
+  let from = Math.max(firstPlace(), top - OVERSCAN);
+  let to = Math.min(lastPlace(), placeAt(pixel + box.clientHeight) + OVERSCAN);
   const selection = selected();
   if (selection) {
-    from = Math.max(first, Math.min(from, Math.max(selection.from, from - SELECTED_OVERSCAN)));
-    to = Math.min(count, Math.max(to, Math.min(selection.to, to + SELECTED_OVERSCAN)));
+    from = Math.max(firstPlace(), Math.min(from, Math.max(selection.from, from - SELECTED_OVERSCAN)));
+    to = Math.min(lastPlace(), Math.max(to, Math.min(selection.to, to + SELECTED_OVERSCAN)));
   }
   return { from, to, top };
 }
 
-// The lines that are selected, wholly or in part.
+// The places of the lines that are selected, wholly or in part.
 function selected() {
   const selection = getSelection();
   if (selection.isCollapsed || !selection.rangeCount) return null;
   const range = selection.getRangeAt(0);
   if (!list.contains(range.commonAncestorContainer)) return null;
-  const from = numberOf(range.startContainer, range.startOffset);
-  return { from, to: numberOf(range.endContainer, range.endOffset) };
+  const from = placeOfNode(range.startContainer, range.startOffset);
+  return { from, to: placeOfNode(range.endContainer, range.endOffset) };
 }
 
-function numberOf(node, offset) {
+function placeOfNode(node, offset) {
   const inner = node === list ? list.children[Math.min(offset, list.children.length - 1)] : node;
   const element = inner.nodeType === Node.ELEMENT_NODE ? inner : inner.parentElement;
-  return element.closest(".line").number;
+  return element.closest(".line").place;
 }
 
 function isMarked(number) {
@@ -136,10 +153,20 @@ function row(number) {
   link.textContent = number;
   // The log as a whole takes the focus, not each line.
   link.tabIndex = -1;
+  const time = document.createElement("time");
   const content = document.createElement("span");
   if (text !== undefined) content.append(...painted(text));
-  element.append(link, content);
+  element.append(link, time, content);
   return element;
+}
+
+// The line before may have come later than the row.
+function showTime(element) {
+  set(element.children[1], timeText(times.value, element.number, start));
+  const pause = pauseText(element.number);
+  if (element.dataset.pause === pause || (!pause && !element.dataset.pause)) return;
+  element.dataset.pause = pause;
+  element.title = pause ? `Nothing came for ${pause} before this line` : "";
 }
 
 let isDrawQueued = false;
@@ -161,14 +188,18 @@ function drawNow() {
   drawRows(from, to);
   if (wrapped) measureRows();
   else keepWidth();
-  list.style.transform = `translateY(${box.scrollTop - topPixel() + topOf(from, first)}px)`;
+  list.style.transform = `translateY(${box.scrollTop - topPixel() + topOfPlace(from)}px)`;
   updateControls();
   fetchMissing();
 }
 
 function drawRows(from, to) {
   const fresh = new Map();
-  for (let number = from; number <= to; number++) fresh.set(number, row(number));
+  for (let place = from; place <= to; place++) {
+    const number = numberAt(place);
+    fresh.set(number, row(number));
+    fresh.get(number).place = place;
+  }
   const isFocused = list.contains(document.activeElement);
   for (const [number, element] of rows) if (fresh.get(number) !== element) element.remove();
   if (isFocused && !list.contains(document.activeElement)) box.focus({ preventScroll: true });
@@ -177,32 +208,34 @@ function drawRows(from, to) {
     const place = before ? before.nextSibling : list.firstChild;
     if (place !== element) list.insertBefore(element, place);
     element.classList.toggle("marked", isMarked(number));
+    showTime(element);
     before = element;
   }
   rows = fresh;
+  highlight(rows.values());
 }
 
 // Measures the drawn rows and keeps the reading position.
 function measureRows() {
   const wasAtEnd = isAtEnd();
-  const { number, above } = anchor();
+  const { place, above } = anchor();
   let hasChanged = false;
-  for (const [each, element] of rows) hasChanged = noteHeight(each, element.offsetHeight) || hasChanged;
+  for (const row of rows.values()) hasChanged = noteHeight(row.place, row.offsetHeight) || hasChanged;
   if (!hasChanged) return;
   content.style.height = `${height()}px`;
   if (wasAtEnd) scrollToEnd();
-  else scrollTo(topOf(number, first) - above);
+  else scrollTo(topOfPlace(place) - above);
   draw();
 }
 
-// A visible line, preferably the marked one, and how far below the top it begins.
+// The place of a visible line, preferably the marked one, and how far below the top it begins.
 function anchor() {
   const pixel = topPixel();
-  const top = lineAt(pixel, first);
-  const wanted = marked?.from ?? top;
-  const isVisible = wanted > top && topOf(wanted, first) < pixel + box.clientHeight;
-  const number = isVisible ? wanted : top;
-  return { number, above: topOf(number, first) - pixel };
+  const top = placeAt(pixel);
+  const wanted = marked ? placeOf(marked.from) : top;
+  const isVisible = wanted > top && topOfPlace(wanted) < pixel + box.clientHeight;
+  const place = isVisible ? wanted : top;
+  return { place, above: topOfPlace(place) - pixel };
 }
 
 // The horizontal scroll range never shrinks while the reader scrolls.
@@ -212,7 +245,8 @@ function keepWidth() {
 }
 
 function updateControls() {
-  set(get("log-count"), `${count.toLocaleString("en")} ${count === 1 ? "line" : "lines"}`);
+  set(get("log-count"), countText());
+  grow();
   set(buttons.follow, following ? "Pause" : "Follow");
   card.classList.toggle("empty", count < first);
   buttons.start.hidden = buttons.end.hidden = fullHeight() <= box.clientHeight;
@@ -221,6 +255,11 @@ function updateControls() {
   set(buttons.new, `${unseen.toLocaleString("en")} new ${unseen === 1 ? "line" : "lines"}`);
   buttons.copy.hidden = !marked;
   if (marked) set(buttons.copy, `Copy ${rangeText(marked)}`);
+}
+
+function countText() {
+  const all = `${count.toLocaleString("en")} ${count === 1 ? "line" : "lines"}`;
+  return filtered ? `${filtered.length.toLocaleString("en")} of ${all}` : all;
 }
 
 function rangeText({ from, to }) {
@@ -243,7 +282,7 @@ async function fetchMissing() {
       setTimeout(draw, MAX_RECONNECT_MS);
       break;
     }
-    dropDistant(visible().top);
+    dropDistant(numberAt(visible().top) ?? first);
     drawAgain();
   }
   fetching = false;
@@ -267,11 +306,12 @@ function show(from, to) {
   follow(false);
   const clamp = (number) => Math.min(Math.max(number, first), count);
   marked = { from: clamp(from), to: clamp(to) };
+  if (filtered && numberAt(placeOf(marked.from)) !== marked.from) showAllLevels();
   if (isInView(marked.from) || isInView(marked.to)) return;
   // The second pass knows the heights of the rows above.
   for (let pass = 0; pass < 2; pass++) {
     drawNow();
-    scrollTo(topOf(marked.from, first) - box.clientHeight / 3);
+    scrollTo(topOfPlace(placeOf(marked.from)) - box.clientHeight / 3);
   }
 }
 
@@ -348,38 +388,64 @@ buttons.copy.addEventListener("click", async () => {
   set(buttons.copy, `Copied ${rangeText({ from, to: from + lines.length - 1 })}`);
 });
 
-// --- search ---------------------------------------------------------------------------
+// --- filter ------------------------------------------------------------------------------
 
-const field = get("log-find");
-let searchNumber = 0;
-
-async function searchLog(step) {
-  const text = field.value;
-  const mine = ++searchNumber;
-  if (!text) return;
-  const start = marked ? marked.from + step : visible().top;
-  set(get("log-found"), "Searching…");
-  const number = await findLine(text, step, start, first, count, () => mine === searchNumber);
-  if (mine !== searchNumber) return;
-  set(get("log-found"), number === null ? "Not found" : `Line ${number.toLocaleString("en")}`);
-  if (number === null) return;
-  history.replaceState(null, "", `#L${number}`);
-  show(number, number);
+// Shows these lines only, or all of them; the first visible line stays where it is.
+function filter(numbers) {
+  if (!numbers && !filtered) return;
+  const top = numberAt(visible().top) ?? first;
+  const isSame = numbers && filtered === numbers;
+  filtered = numbers;
+  if (!isSame) {
+    forgetHeights();
+    widest = 0;
+    list.style.minWidth = "";
+    content.style.height = `${height()}px`;
+    scrollTo(topOfPlace(placeOf(top)));
+  }
+  draw();
 }
 
-field.addEventListener("keydown", (event) => {
-  if (event.key === "Enter") searchLog(event.shiftKey ? -1 : 1);
-  else if (event.key === "Escape") searchNumber++;
+// --- times -------------------------------------------------------------------------------
+
+const times = get("log-times");
+const start = Date.parse(box.dataset.start);
+
+function showTimes() {
+  card.classList.toggle("timed", times.value !== "");
+  forgetHeights();
+  draw();
+}
+
+times.value = stored("times") ?? "";
+times.addEventListener("change", () => {
+  keep("times", times.value);
+  showTimes();
 });
-field.addEventListener("input", () => {
-  searchNumber++;
-  set(get("log-found"), "");
-});
+
+// --- choices -----------------------------------------------------------------------------
+
+function stored(name) {
+  try {
+    return localStorage.getItem(name);
+  } catch {
+    // Storage is disabled.
+    return null;
+  }
+}
+
+function keep(name, choice) {
+  try {
+    localStorage.setItem(name, choice);
+  } catch {
+    // Storage is disabled: the choice applies to this page only.
+  }
+}
 
 // --- long lines --------------------------------------------------------------------------
 
 function wrap(enabled) {
-  const { number, above } = anchor();
+  const { place, above } = anchor();
   const wasAtEnd = isAtEnd();
   wrapped = enabled;
   card.classList.toggle("wrapped", wrapped);
@@ -389,29 +455,30 @@ function wrap(enabled) {
   widest = 0;
   content.style.height = `${height()}px`;
   if (wasAtEnd) scrollToEnd();
-  else scrollTo(topOf(number, first) - above);
+  else scrollTo(topOfPlace(place) - above);
   draw();
 }
 
 // The reader's choice applies to all logs. By default, long lines wrap on narrow screens only.
 function prefersWrap() {
-  try {
-    const choice = localStorage.getItem("wrap");
-    if (choice) return choice === "yes";
-  } catch {
-    // Storage is disabled.
-  }
+  const choice = stored("wrap");
+  if (choice) return choice === "yes";
   return matchMedia("(max-width: 48rem)").matches;
 }
 
 buttons.wrap.addEventListener("click", () => {
   wrap(!wrapped);
-  try {
-    localStorage.setItem("wrap", wrapped ? "yes" : "no");
-  } catch {
-    // Storage is disabled: the choice applies to this page only.
-  }
+  keep("wrap", wrapped ? "yes" : "no");
 });
+
+// The log ends at the end of the window, unless the output of a complete task stands above it.
+function fit() {
+  const above = box.getBoundingClientRect().top + scrollY;
+  const isFirst = box.dataset.status !== "complete";
+  box.style.maxHeight = isFirst ? `max(12rem, calc(100vh - ${above + 12}px))` : "";
+}
+
+addEventListener("resize", fit);
 
 let width = box.clientWidth;
 
@@ -446,7 +513,9 @@ function connect() {
     refusedDelay = REFUSED_MS;
     showState("live");
   });
-  stream.addEventListener("log", (event) => addLine(Number(event.lastEventId), event.data));
+  stream.addEventListener("log", (event) => {
+    addLine(Number(event.lastEventId), JSON.parse(event.data));
+  });
   stream.addEventListener("task", (event) => {
     if (JSON.parse(event.data).status !== "running") finish();
     refresh();
@@ -454,11 +523,11 @@ function connect() {
   stream.addEventListener("error", () => reconnect(hasOpened));
 }
 
-function addLine(number, data) {
+function addLine(number, { line: text, at }) {
   if (number <= count) return;
   count = number;
   // Lines out of view are not stored: they are fetched when they come into view.
-  if (following || isBlockLoaded(number)) store(number, JSON.parse(data));
+  if (following || isBlockLoaded(number)) store(number, text, at);
   if (following) dropDistant(number);
   draw();
 }
@@ -521,15 +590,30 @@ document.addEventListener("refreshed", ({ detail: page }) => {
   first = Math.max(first, Number(now.first));
   count = Math.max(count, Number(now.count));
   if (now.status !== "running" && running) finish();
+  box.dataset.status = now.status;
+  fit();
   draw();
 });
 
 for (const name of ["follow", "wrap"]) buttons[name].hidden = false;
-field.hidden = false;
+initSearch({
+  range: () => ({ first, count }),
+  top: () => numberAt(visible().top) ?? first,
+  marked: () => marked && marked.from,
+  show: (number) => {
+    history.replaceState(null, "", `#L${number}`);
+    show(number, number);
+    draw();
+  },
+  filter,
+  redraw: draw,
+});
 if (!running) finish();
+fit();
 if (prefersWrap()) wrap(true);
 // The last lines of a failed task say why it failed.
 if (box.dataset.status === "error") scrollToEnd();
+showTimes();
 drawNow();
 if (box.dataset.status === "error") scrollToEnd();
 showHash();

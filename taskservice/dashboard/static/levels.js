@@ -1,0 +1,60 @@
+// The level of a line of a log, by the words that programs print.
+
+export const LEVELS = ["error", "warning", "info", "debug"];
+
+// Longer lines are judged by their beginning.
+const MAX_LENGTH = 500;
+const WORDS = {
+  error: "error|err|fatal|critical|crit|panic|severe|emerg(?:ency)?|alert",
+  warning: "warning|warn",
+  info: "info|notice",
+  debug: "debug|trace|verbose",
+};
+// At the beginning, perhaps after a time, brackets and the name of the program.
+const PREFIX = "^[\\s\\d\\-:.,/+TZ\\[\\](){}<>|*#=]*(?:[\\w.\\-/]{1,40}[:\\]]\\s*)?";
+const PATTERNS = LEVELS.map((level) => {
+  const word = WORDS[level];
+  const atStart = `${PREFIX}[\\[(<]?(?:${word})\\b(?!\\s*[=(]|\\w|['’.-]\\w)`;
+  const named = `\\b(?:level|lvl|severity|levelname)"?\\s*[=:]\\s*"?(?:${word})\\b`;
+  return [level, new RegExp(`${atStart}|${named}`, "i"), new RegExp(`\\b(?:${word.toUpperCase()})\\b`)];
+});
+const TRACEBACK = /^\s*Traceback \(most recent call last\)/;
+const FAULT = new RegExp(
+  [
+    "^\\s*(?:[\\w$]+[.:]{1,2})*[A-Z][\\w$]*(?:Error|Exception|Failure|Panic|Fault)\\b(?::|$| )",
+    "^(?:panic|fatal|goroutine \\d+ \\[running\\])[:\\s]",
+    "^thread '.*' (?:\\(\\d+\\) )?panicked",
+    "^Exception in thread",
+    "^(?:Uncaught|Unhandled|Caused by:)\\b",
+    "\\bnpm ERR!",
+    "\\berror(?:\\[[A-Z]?\\d+\\])?: ",
+    "^Segmentation fault",
+    "\\bcore dumped\\b",
+  ].join("|"),
+);
+
+// A line without escape sequences -> one of LEVELS, or null.
+export function levelOf(line) {
+  const text = line.slice(0, MAX_LENGTH);
+  if (TRACEBACK.test(text)) return "error";
+  for (const [level, anyCase, upperCase] of PATTERNS) {
+    if (upperCase.test(text) || anyCase.test(text)) return level;
+  }
+  return FAULT.test(text) ? "error" : null;
+}
+
+// Reads lines in their order: what follows the head of a traceback is part of the error.
+export function levelReader() {
+  let inTraceback = false;
+  return (line) => {
+    const level = levelOf(line);
+    if (TRACEBACK.test(line)) {
+      inTraceback = true;
+      return level;
+    }
+    if (!inTraceback) return level;
+    // The first line that is not indented is the exception, the last of the traceback.
+    inTraceback = /^\s/.test(line) || line === "";
+    return line === "" ? level : "error";
+  };
+}

@@ -1,0 +1,56 @@
+// The time of a line, as the reader wants to see it; and a mark where nothing came for a while.
+
+import { timeOf } from "./line_cache.js";
+
+// A pause of this length is marked.
+const PAUSE_MS = 30_000;
+const MINUTE = 60_000;
+
+const clock = new Intl.DateTimeFormat("en-GB", {
+  hour: "2-digit", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3, hourCycle: "h23",
+});
+
+function two(number) {
+  return String(number).padStart(2, "0");
+}
+
+// 75,250 ms -> 1:15.250
+function span(milliseconds) {
+  const sign = milliseconds < 0 ? "−" : "";
+  const rest = Math.abs(milliseconds);
+  const hours = Math.floor(rest / (60 * MINUTE));
+  const minutes = Math.floor(rest / MINUTE) % 60;
+  const seconds = `${two(Math.floor(rest / 1_000) % 60)}.${String(rest % 1_000).padStart(3, "0")}`;
+  return sign + (hours ? `${hours}:${two(minutes)}:${seconds}` : `${minutes}:${seconds}`);
+}
+
+// 75,250 ms -> 1 min 15 s
+function spanText(milliseconds) {
+  const seconds = Math.floor(milliseconds / 1_000);
+  const [hours, minutes] = [Math.floor(seconds / 3_600), Math.floor(seconds / 60) % 60];
+  if (hours) return `${hours} h ${minutes} min`;
+  return minutes ? `${minutes} min ${seconds % 60} s` : `${seconds} s`;
+}
+
+// The kinds of times; each makes text of a line's number and time.
+const FORMATS = {
+  clock: (number, at) => clock.format(at),
+  start: (number, at, start) => span(at - start),
+  before: (number, at) => {
+    const before = timeOf(number - 1);
+    return typeof before === "number" ? `+${span(at - before)}` : "";
+  },
+};
+
+// The text for a line, empty where it has no time.
+export function timeText(kind, number, start) {
+  const at = timeOf(number);
+  return typeof at === "number" && FORMATS[kind] ? FORMATS[kind](number, at, start) : "";
+}
+
+// How long nothing came before a line, if that is worth a mark; else empty.
+export function pauseText(number) {
+  const [at, before] = [timeOf(number), timeOf(number - 1)];
+  if (typeof at !== "number" || typeof before !== "number" || at - before < PAUSE_MS) return "";
+  return spanText(at - before);
+}
