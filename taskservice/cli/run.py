@@ -1,5 +1,6 @@
 """`taskservice run`: any program becomes a task."""
 
+import signal
 import sys
 from typing import Any
 
@@ -38,6 +39,12 @@ from taskservice.runner.signals import forward_signals
     "with m, h or d; 0 for no limit.",
 )
 @click.option(
+    "--tty",
+    "is_tty",
+    is_flag=True,
+    help="CMD prints to a terminal: line by line, and in colour.",
+)
+@click.option(
     "--strict", "is_strict", is_flag=True, help="Don't run CMD if the task can't be started."
 )
 @click.option(
@@ -46,6 +53,7 @@ from taskservice.runner.signals import forward_signals
 @click.argument("command_line", metavar="-- CMD ...", nargs=-1, type=click.UNPROCESSED)
 def command(
     agent: str | None,
+    is_tty: bool,
     is_strict: bool,
     is_resend: bool,
     labels: tuple[tuple[str, str], ...],
@@ -58,7 +66,7 @@ def command(
     output; without one, CMD's last line does, if it is a JSON object. The exit code is that
     of CMD, or 128 + n if signal n killed it. The environment of CMD has TASKSERVICE_TASK_ID,
     TASKSERVICE_TASK_URL and TASKSERVICE_WRITER. Its stdout is a pipe,
-    and many programs print to a pipe in blocks; `python -u` prints line by line.
+    and many programs print to a pipe in blocks; with --tty it is a terminal.
 
     If the service is away or refuses the task, CMD runs anyway, unless --strict is given,
     and what could not be sent stays on the disk for --resend. If the service refuses the
@@ -75,8 +83,11 @@ def command(
     fields |= {"labels": dict(labels) or None, "parentId": own_task_id() or None}
     fields = {name: value for name, value in fields.items() if value is not None}
     with service_client() as client:
-        run = Run(client.connection, command_line, {"agentId": agent, **fields, "claim": True})
+        fields = {"agentId": agent, **fields, "claim": True}
+        run = Run(client.connection, command_line, fields, is_tty=is_tty)
         forward_signals(run.forward)
+        if is_tty:
+            signal.signal(signal.SIGWINCH, lambda number, frame: run.resize())
         run.start(is_strict)
         sys.exit(run.execute())
 

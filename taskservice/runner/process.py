@@ -138,6 +138,12 @@ class Process:
                 if number in _NEED_CONTINUE:
                     _kill([-self.id], signal.SIGCONT)
 
+    def resize(self) -> None:
+        """Tell its processes that the size of their terminal has changed."""
+        with self._lock:
+            if not self._has_ended:
+                _kill(self._tree.members(), signal.SIGWINCH)
+
     def stop(self, grace: float) -> None:
         """Send SIGTERM to it and its descendants; kill them after `grace` seconds."""
         self._is_stopped = True

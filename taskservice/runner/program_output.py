@@ -1,6 +1,7 @@
 """Reads what a program prints, stores it in the log, and forwards it to our stdout and stderr."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -18,6 +19,7 @@ from taskservice.contract.threads import try_start
 from taskservice.runner.lines import LastLine, LineSplitter
 from taskservice.runner.masking import Masker
 from taskservice.runner.process import join_thread
+from taskservice.runner.pseudo_terminal import copy_size, open_terminal
 
 BLOCK_BYTES = 256 * 1024
 PIPE_BYTES = 1024 * 1024
@@ -86,16 +88,28 @@ class Forwarder:
 
 
 class Stream:
-    """One of a program's outputs: the pipe that it writes to, and where its text goes on to."""
+    """One of a program's outputs: the pipe that it writes to, and where its text goes on to.
 
-    def __init__(self, out: int, masker: Masker) -> None:
-        self.reader, self.writer = os.pipe()
+    With `is_tty`, a pseudo-terminal is in place of the pipe.
+    """
+
+    def __init__(self, out: int, masker: Masker, is_tty: bool) -> None:
+        self.reader, self.writer = open_terminal() if is_tty else os.pipe()
         self.lines = LineSplitter(masker)
         self.forwarder = Forwarder(out)
         self.read_at = 0  # when its last block was read
         self.unread = 0  # bytes in the pipe when the program ended, not read yet
         with contextlib.suppress(AttributeError, OSError):  # only Linux has it, up to a limit
             fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+
+    def read(self) -> bytes:
+        """The next bytes; none at the end."""
+        try:
+            return os.read(self.reader, BLOCK_BYTES)
+        except OSError as error:
+            if error.errno == errno.EIO:  # the end of a terminal on Linux
+                return b""
+            raise
 
     def available(self) -> int:
         """The number of bytes in the pipe."""
@@ -113,11 +127,13 @@ class OutputReader:
     One thread reads and another stores, so that the program does not wait for the disk.
     """
 
-    def __init__(self, store: Callable[[bytes, int, int], None], masker: Masker) -> None:
+    def __init__(
+        self, store: Callable[[bytes, int, int], None], masker: Masker, is_tty: bool
+    ) -> None:
         """`store` is called with the text of whole lines, their number, and when they were read."""
         self._last_line = LastLine()
         self._store = store
-        self._streams = _streams([1] if _are_same(1, 2) else [1, 2], masker)
+        self._streams = _streams([1] if _are_same(1, 2) else [1, 2], masker, is_tty)
         self._blocks: deque[tuple[Stream, bytes, int]] = deque()
         self._bytes = 0
         self._changed = threading.Condition()
@@ -137,6 +153,11 @@ class OutputReader:
     @property
     def stderr(self) -> int:
         return self._streams[-1].writer
+
+    def resize(self) -> None:
+        """Give the program's terminals the size of ours."""
+        for stream in self._streams:
+            copy_size(stream.reader)
 
     def last_line(self) -> bytes:
         """The last line of stdout that is not blank."""
@@ -185,7 +206,7 @@ class OutputReader:
                 self._select_streams(selector, open_streams)
                 for key, _ in selector.select(0.1):
                     stream: Stream = key.data
-                    block = os.read(stream.reader, BLOCK_BYTES)
+                    block = stream.read()
                     self._accept(stream, block)
                     if not block:
                         selector.unregister(stream.reader)
@@ -261,12 +282,12 @@ class OutputReader:
             self._last_line.feed(block)
 
 
-def _streams(outs: Sequence[int], masker: Masker) -> list[Stream]:
+def _streams(outs: Sequence[int], masker: Masker, is_tty: bool) -> list[Stream]:
     """A stream for each descriptor. Raises OSError, and leaves no pipe open then."""
     made: list[Stream] = []
     try:
         for out in outs:
-            made.append(Stream(out, masker))
+            made.append(Stream(out, masker, is_tty))
     except OSError:
         for stream in made:
             os.close(stream.reader)

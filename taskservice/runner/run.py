@@ -55,12 +55,15 @@ NOT_EXECUTABLE = 126
 
 OUTPUT = "TASKSERVICE_OUTPUT"
 _OUTPUT_FILE = "output.json"
+# What nearly every terminal is, and programs take for one with colours.
+_TERMINAL_TYPE = "xterm-256color"
 
 
 class Run:
     """A program that runs as a task: call `start`, then `execute`, in any thread.
 
-    Give either `fields`, which start the task, or `task`, which is already claimed.
+    Give either `fields`, which start the task, or `task`, which is already claimed. With
+    `is_tty`, the program prints to a pseudo-terminal.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Run:
         command: Sequence[str],
         fields: Mapping[str, Any] | None = None,
         task: Task | None = None,
+        is_tty: bool = False,
     ) -> None:
         self._connection, self._command = connection, command
         self._saved = SavedRun(connection.url, fields or {}, task.data if task else None)
@@ -78,6 +82,8 @@ class Run:
         self._stdin_text = None if task is None else task_input(task.json_text)
         self._process: Process | None = None
         self._masker = Masker(os.environ)
+        self._is_tty = is_tty
+        self._reader: OutputReader | None = None
         self._received: list[int] = []
         self._stop_waiting = threading.Event()
         self._has_warned_full = False
@@ -97,6 +103,12 @@ class Run:
                 self._stop_waiting.set()
         elif not (is_from_terminal and self._process.got_from_terminal(number)):
             self._process.send_signal(number)
+
+    def resize(self) -> None:
+        """Our terminal has another size: give it to that of the program."""
+        if self._reader is not None and self._process is not None and not self._has_program_ended:
+            self._reader.resize()
+            self._process.resize()
 
     # --- the run -------------------------------------------------------------------------
 
@@ -159,10 +171,11 @@ class Run:
         if self._saved.task_id is None:
             sender.last_answer_at = float("-inf")  # no answer came yet
         try:
-            reader = OutputReader(self._spool.put_text, self._masker)
+            reader = OutputReader(self._spool.put_text, self._masker, self._is_tty)
         except OSError:  # this process has too many open files
             self._saved.remove()
             raise
+        self._reader = reader
         code, report = self._run_program(reader, sender)
         self._has_program_ended = True
         self._finish(sender, report)
@@ -207,6 +220,8 @@ class Run:
 
     def _environment(self) -> dict[str, str]:
         own = {"TASKSERVICE_WRITER": PROGRAMS_WRITER}
+        if self._is_tty and "TERM" not in os.environ:
+            own["TERM"] = _TERMINAL_TYPE
         if self._saved.folder is not None:
             own[OUTPUT] = str(self._saved.folder / _OUTPUT_FILE)
         if self._saved.task_id is not None:
