@@ -12,7 +12,8 @@ from taskservice.runner.files import open_file, read_file
 
 # Where in the segment the lines begin, and their time in milliseconds since 1970.
 _RECORD = struct.Struct("<IQ")
-_MAX_BYTES = 64 * 1024 * 1024
+# More than the times of a segment take.
+_MAX_BYTES = 4 * 1024 * 1024
 
 
 class LineTimes:

@@ -280,7 +280,7 @@ class Run:
     def _output(self, reader: OutputReader) -> dict[str, Any] | None:
         """The program's output: the JSON object in its output file, or else its last line."""
         folder = self._saved.folder
-        text = None if folder is None else _read_output_file(folder / _OUTPUT_FILE)
+        text = None if folder is None else _take_output_file(folder / _OUTPUT_FILE)
         if text is None:
             return parse_object(reader.last_line())
         output = parse_object(text)
@@ -350,8 +350,8 @@ def _unsent_sentence(lines: int, lost: int, is_end_saved: bool) -> str:
     return f"{text}; {line_count(lost)} found no space and {'is' if lost == 1 else 'are'} lost"
 
 
-def _read_output_file(path: Path) -> bytes | None:
-    """The file's text, or its first MiB and a byte; None if there is none.
+def _take_output_file(path: Path) -> bytes | None:
+    """Remove the file, which may have secrets; its text, or its first MiB and a byte, or None.
 
     Empty if it is not a regular file: to read a FIFO could take for ever.
     """
@@ -361,6 +361,8 @@ def _read_output_file(path: Path) -> bytes | None:
         return None
     except OSError:
         return b""
+    with contextlib.suppress(OSError):
+        path.unlink()
     return text if text.strip() else None
 
 

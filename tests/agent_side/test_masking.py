@@ -141,7 +141,8 @@ def test_secret_is_shown_and_neither_stored_nor_sent(
     machine.give_up_soon()
     script = """
     echo "one $DB_PASSWORD"; echo "two $DB_PASSWORD" >&2; echo three
-    echo "{\\"password\\": \\"$DB_PASSWORD\\", \\"a\\": [1.5, true, null]}"; exit 7
+    echo "{\\"password\\": \\"$DB_PASSWORD\\", \\"a\\": [1.5, true, null]}" > "$TASKSERVICE_OUTPUT"
+    exit 7
     """
     done = machine.run("run", "--agent", "a", "--", "sh", "-c", script)
     assert done.returncode == 7
