@@ -65,13 +65,14 @@ def command(
     The JSON object that CMD writes to the file $TASKSERVICE_OUTPUT becomes the task's
     output; without one, CMD's last line does, if it is a JSON object. The exit code is that
     of CMD, or 128 + n if signal n killed it. The environment of CMD has TASKSERVICE_TASK_ID,
-    TASKSERVICE_TASK_URL and TASKSERVICE_WRITER. Its stdout is a pipe,
-    and many programs print to a pipe in blocks; with --tty it is a terminal.
+    TASKSERVICE_TASK_URL and TASKSERVICE_WRITER. Its stdout is a pipe, and many programs print
+    to a pipe in blocks; with --tty it is a terminal. The values of variables that look secret,
+    such as $API_KEY, are stored and sent as ***.
 
     If the service is away or refuses the task, CMD runs anyway, unless --strict is given,
     and what could not be sent stays on the disk for --resend. If the service refuses the
-    callback, label, name or timeout, the task is started without it. Inside another task, that
-    is the parent of this one.
+    callback, label, name or timeout, the task is started without it. A task that is started
+    inside another one has that as its parent.
     """
     open_standard_files()
     if is_resend:

@@ -129,6 +129,13 @@ def test_parent_that_is_no_id_is_left_out(
     assert [task["parentId"] for task in tasks(remote_alice)] == [None] * 3
 
 
+def test_strict_run_needs_the_parent(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+    machine.settings["TASKSERVICE_TASK_ID"] = NO_TASK
+    done = machine.run("run", "--strict", "--agent", "a", "--", "echo", "ran")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert tasks(remote_alice) == []
+
+
 # --- progress ----------------------------------------------------------------------------
 
 
