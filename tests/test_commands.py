@@ -154,7 +154,7 @@ def test_db_upgrade_says_the_revision(tmp_path: Path) -> None:
 
 def test_version_and_help_need_no_database(tmp_path: Path) -> None:
     assert run(tmp_path / "none", "--version").stdout.startswith("taskservice, version ")
-    assert "Commands:" in run(tmp_path / "none", "--help").stdout
+    assert "On the server:" in run(tmp_path / "none", "--help").stdout
     assert not (tmp_path / "none").exists()
 
 

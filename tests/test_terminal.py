@@ -144,8 +144,9 @@ except ValueError:
 def test_tasks_are_listed_and_shown_escaped(nasty: RemoteClient, machine: AgentMachine) -> None:
     task_id = start(nasty, input={NASTY: [NASTY]})
     change(nasty, task_id, status="error", output={"a": NASTY}, error={"message": NASTY})
+    wide = machine.environment | {"COLUMNS": "400"}
     for arguments in (["list"], ["show", task_id], ["follow", task_id]):
-        shown = on_terminal([*COMMAND, "task", *arguments], machine.environment)
+        shown = on_terminal([*COMMAND, "task", *arguments], wide)
         assert obeyed(shown) == []
         assert SHOWN in shown
     assert f'"{SHOWN}": [' in on_terminal([*COMMAND, "task", "show", task_id], machine.environment)
@@ -167,6 +168,8 @@ def test_follow_prints_colours_and_no_other_control_characters(
         r"\u001b[31;5Hmoved",
         "complete",
     ]
+    logs = on_terminal([*COMMAND, "task", "logs", task_id], machine.environment)
+    assert logs.splitlines() == shown[:-1]
     # A file or a pipe gets the lines unchanged.
     piped: Any = machine.run("task", "follow", task_id, text=False).stdout
     assert piped.decode() == "".join(f"{line}\n" for line in lines)

@@ -8,7 +8,15 @@ import click
 from taskservice import __version__
 
 # Commands on the agent's side must not load Flask or SQLAlchemy.
-COMMANDS = {
+ON_THE_AGENTS_SIDE = {
+    "run": "taskservice.cli.run",
+    "work": "taskservice.cli.work",
+    "progress": "taskservice.cli.progress",
+    "task": "taskservice.cli.task",
+    "agent": "taskservice.cli.agent",
+    "listen": "taskservice.cli.listen",
+}
+ON_THE_SERVER = {
     "serve": "taskservice.cli.serve",
     "worker": "taskservice.cli.worker",
     "user": "taskservice.cli.user",
@@ -17,12 +25,12 @@ COMMANDS = {
     "delivery": "taskservice.cli.delivery",
     "db": "taskservice.cli.database",
     "prune": "taskservice.cli.prune",
-    "run": "taskservice.cli.run",
-    "work": "taskservice.cli.work",
-    "progress": "taskservice.cli.progress",
-    "task": "taskservice.cli.task",
-    "listen": "taskservice.cli.listen",
 }
+GROUPS = {
+    "On the agent's side (TASKSERVICE_URL, TASKSERVICE_APIKEY)": ON_THE_AGENTS_SIDE,
+    "On the server": ON_THE_SERVER,
+}
+COMMANDS = ON_THE_AGENTS_SIDE | ON_THE_SERVER
 
 
 class _CommandsOnDemand(click.Group):
@@ -39,6 +47,14 @@ class _CommandsOnDemand(click.Group):
         gc.enable()
         return command
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for heading, names in GROUPS.items():
+            commands = [(name, self.get_command(ctx, name)) for name in names]
+            with formatter.section(heading):
+                formatter.write_dl(
+                    [(name, each.get_short_help_str(60)) for name, each in commands if each]
+                )
+
 
 @click.group(cls=_CommandsOnDemand)
 @click.version_option(__version__, prog_name="taskservice")
@@ -46,4 +62,5 @@ def main() -> None:
     """Keep the tasks of agents with their logs, and send signed callbacks.
 
     Settings come from the environment, as TASKSERVICE_...; docs/operations.md lists them.
+    `taskservice COMMAND --help` has examples.
     """

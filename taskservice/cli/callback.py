@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from taskservice.cli.options import Text
+from taskservice.cli.options import Text, examples
 from taskservice.cli.service_app import service_app
 from taskservice.contract.terminal import print_line
 from taskservice.database import timestamps
@@ -28,7 +28,13 @@ def command() -> None:
     """Callbacks: the addresses that webhooks are sent to."""
 
 
-@command.command("test")
+@command.command(
+    "test",
+    epilog=examples(
+        "taskservice callback test https://hooks.example.org/tasks",
+        "taskservice callback test https://hooks.example.org/tasks --user alice",
+    ),
+)
 @click.argument("url", type=Text())
 @click.option(
     "--user", type=Text(), help="Sign with this user's secret instead of a throw-away one."

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from sqlalchemy.engine import make_url
 
-from taskservice.cli.options import json_lines
+from taskservice.cli.options import examples, json_lines
 from taskservice.cli.service_app import load_config, service_app
 from taskservice.config import Config
 from taskservice.contract.terminal import exit_with_error, print_json, print_line, remark
@@ -21,14 +21,14 @@ def command() -> None:
     """The database: upgrade, check and back it up."""
 
 
-@command.command("upgrade")
+@command.command("upgrade", epilog=examples("taskservice db upgrade"))
 def upgrade() -> None:
     """Migrate the database to the newest revision, and print that."""
     with service_app(may_create=True):
         print_line(migrations.head())
 
 
-@command.command("check")
+@command.command("check", epilog=examples("taskservice db check"))
 @json_lines
 def check(as_json: bool) -> None:
     """Check the database without changing it.
@@ -45,7 +45,7 @@ def check(as_json: bool) -> None:
     sys.exit(1 if database_check.ERROR in states else 0)
 
 
-@command.command("backup")
+@command.command("backup", epilog=examples("taskservice db backup /backup/taskservice.db"))
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 def back_up(file: Path, force: bool) -> None:

@@ -4,7 +4,7 @@ from typing import Any, NoReturn
 
 import click
 
-from taskservice.cli.options import json_lines, json_object
+from taskservice.cli.options import examples, json_lines, json_object
 from taskservice.cli.service_app import service_app
 from taskservice.contract.terminal import exit_with_error, print_json, print_line, print_rows
 from taskservice.contract.terms import DELIVERY_STATES
@@ -22,7 +22,7 @@ def command() -> None:
     """Deliveries: the webhooks of finished tasks."""
 
 
-@command.command("list")
+@command.command("list", epilog=examples("taskservice delivery list --state failed"))
 @click.option("--state", type=click.Choice(DELIVERY_STATES), help="Only deliveries in this state.")
 @click.option(
     "--limit", type=click.IntRange(1), default=100, show_default=True, help="Maximum number."
@@ -35,7 +35,9 @@ def list_all(state: str | None, limit: int, as_json: bool) -> None:
         print_rows(rows, LIST_COLUMNS, as_json)
 
 
-@command.command("show")
+@command.command(
+    "show", epilog=examples("taskservice delivery show 01a20e63-92c4-7f10-b3a5-9e1d6c2f4b80")
+)
 @click.argument("delivery_id", metavar="ID")
 @json_object
 def show(delivery_id: str, as_json: bool) -> None:
@@ -54,7 +56,10 @@ def show(delivery_id: str, as_json: bool) -> None:
     print_rows(delivery["attempts"], ATTEMPT_COLUMNS, as_json=False)
 
 
-@command.command("redeliver")
+@command.command(
+    "redeliver",
+    epilog=examples("taskservice delivery redeliver 01a20e63-92c4-7f10-b3a5-9e1d6c2f4b80"),
+)
 @click.argument("delivery_id", metavar="ID")
 def redeliver(delivery_id: str) -> None:
     """Make a delivery due now; `serve` or `worker` posts it within 20 seconds."""

@@ -2,7 +2,7 @@
 
 import click
 
-from taskservice.cli.options import Duration, Text, json_lines
+from taskservice.cli.options import Duration, Text, examples, json_lines
 from taskservice.cli.service_app import print_key, service_app
 from taskservice.contract.terminal import print_rows
 from taskservice.database import timestamps
@@ -19,7 +19,13 @@ def command() -> None:
     """API keys, which requests send in the `apikey` header."""
 
 
-@command.command("add")
+@command.command(
+    "add",
+    epilog=examples(
+        "taskservice key add alice --name laptop --expires 90d",
+        "taskservice key add alice --name machine --agent summarizer",
+    ),
+)
 @click.argument("user", type=Text())
 @click.option("--name", type=Text(), required=True, help="The person or program that uses the key.")
 @click.option("--agent", type=Text(), help="Limit the key to the tasks of this agent.")
@@ -35,7 +41,7 @@ def add(user: str, name: str, agent: str | None, expires: int | None) -> None:
         print_key(lambda: key_service.add(user, name, agent, expires_at), user)
 
 
-@command.command("list")
+@command.command("list", epilog=examples("taskservice key list"))
 @json_lines
 def list_all(as_json: bool) -> None:
     """List the keys of all users, without their secrets."""
@@ -45,7 +51,9 @@ def list_all(as_json: bool) -> None:
         print_rows(rows, [*columns, "lastUsedAt", "revokedAt"], as_json)
 
 
-@command.command("revoke")
+@command.command(
+    "revoke", epilog=examples("taskservice key revoke 01a20e63-921a-7c04-8f6e-52a1d0b7c3e9")
+)
 @click.argument("key_id", type=Text())
 def revoke(key_id: str) -> None:
     """Revoke a key: the service refuses it from the next request."""

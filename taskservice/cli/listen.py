@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from taskservice.cli.options import Text
+from taskservice.cli.options import Text, examples
 from taskservice.cli.service_client import service_client
 from taskservice.client import Client
 from taskservice.contract.terminal import exit_with_error, print_line, remark
@@ -19,7 +19,12 @@ from taskservice.runner.listener import HOST, Listener, Receiver
 DEFAULT_PORT = 9000
 
 
-@click.command("listen")
+@click.command(
+    "listen",
+    epilog=examples(
+        "taskservice listen", "taskservice listen --forward http://127.0.0.1:3000/webhook"
+    ),
+)
 @click.option(
     "--forward",
     type=Text(),

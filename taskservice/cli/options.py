@@ -4,33 +4,51 @@ import re
 
 import click
 
-_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+_NUMBER = r"[0-9]{1,15}"
+_DURATION = re.compile("".join(f"(?:({_NUMBER}){unit})?" for unit in _UNITS))
 
 
 class Duration(click.ParamType[int]):
-    """A number with a unit, such as 30m, 12h or 90d; converted to seconds.
-
-    With `default_unit`, the unit is optional. `maximum` is in seconds.
-    """
+    """A number of seconds, or numbers with units, such as 90d or 1h30m; converted to seconds."""
 
     name = "duration"
 
-    def __init__(
-        self, default_unit: str = "", minimum: int = 0, maximum: int | None = None
-    ) -> None:
-        self._default_unit, self._minimum, self._maximum = default_unit, minimum, maximum
+    def __init__(self, minimum: int = 0, maximum: int | None = None) -> None:
+        """Both are in seconds."""
+        self._minimum, self._maximum = minimum, maximum
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"([0-9]{1,1000})([smhd]?)", value)
-        unit = match and (match[2] or self._default_unit)
-        if match is None or not unit:
-            self.fail("must be a number with s, m, h or d, such as 90d", param, ctx)
-        seconds = int(match[1]) * _UNITS[unit]
+        seconds = _seconds(value)
+        if seconds is None:
+            self.fail(
+                f"{value!r} must be a number of seconds, or numbers with d, h, m and s in this "
+                "order, such as 90d, 5m or 1h30m",
+                param,
+                ctx,
+            )
         if seconds < self._minimum:
-            self.fail(f"must be at least {self._minimum} s", param, ctx)
+            self.fail(f"must be at least {_spelled(self._minimum)}", param, ctx)
         if self._maximum is not None and seconds > self._maximum:
-            self.fail(f"must be at most {self._maximum} s", param, ctx)
+            self.fail(f"must be at most {_spelled(self._maximum)}", param, ctx)
         return seconds
+
+
+def _seconds(text: str) -> int | None:
+    """The seconds of a duration; None for any other text."""
+    if re.fullmatch(_NUMBER, text):
+        return int(text)
+    match = _DURATION.fullmatch(text)
+    if not text or match is None:
+        return None
+    numbers = zip(match.groups("0"), _UNITS.values(), strict=True)
+    return sum(int(number) * size for number, size in numbers)
+
+
+def _spelled(seconds: int) -> str:
+    """The duration with the largest unit that fits."""
+    unit = next((unit for unit, size in _UNITS.items() if seconds and seconds % size == 0), "s")
+    return f"{seconds // _UNITS[unit]}{unit}"
 
 
 class Text(click.ParamType[str]):
@@ -58,6 +76,12 @@ class Label(click.ParamType[tuple[str, str]]):
         if not key or not equals:
             self.fail("must be KEY=VALUE", param, ctx)
         return key, text
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help: how it is called, a line each."""
+    heading = "Examples:" if len(lines) > 1 else "Example:"
+    return "\n".join(["\b", heading, *(f"  {line}" for line in lines)])
 
 
 json_lines = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")

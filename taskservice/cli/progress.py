@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from taskservice.cli.options import Text
+from taskservice.cli.options import Text, examples
 from taskservice.cli.service_client import service_client
 from taskservice.client import answers, current_task
 from taskservice.client.api import path_segment
@@ -31,7 +31,13 @@ class Share(click.ParamType[float]):
         return float(match[1]) / whole
 
 
-@click.command("progress")
+@click.command(
+    "progress",
+    epilog=examples(
+        'taskservice progress 34/68 "34 of 68 pages"',
+        "taskservice progress 50%",
+    ),
+)
 @click.argument("share", metavar="DONE", type=Share())
 @click.argument("note", type=Text(), required=False)
 def command(share: float, note: str | None) -> None:

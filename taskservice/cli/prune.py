@@ -6,13 +6,19 @@ import click
 
 from taskservice.background import retention, sweep, vacuum
 from taskservice.background.retention import Bounds, Removed
-from taskservice.cli.options import json_object
+from taskservice.cli.options import examples, json_object
 from taskservice.cli.service_app import service_app
 from taskservice.contract.terminal import print_json, print_line, remark
 from taskservice.database.transactions import database_moment
 
 
-@click.command("prune")
+@click.command(
+    "prune",
+    epilog=examples(
+        "TASKSERVICE_RETENTION_DAYS=30 taskservice prune --dry-run",
+        "TASKSERVICE_RETENTION_DAYS=30 taskservice prune",
+    ),
+)
 @click.option("--dry-run", is_flag=True, help="Remove nothing; print what would be removed.")
 @json_object
 def command(dry_run: bool, as_json: bool) -> None:

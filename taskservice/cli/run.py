@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from taskservice.cli.options import Duration, Label, Text
+from taskservice.cli.options import Duration, Label, Text, examples
 from taskservice.cli.service_client import service_client
 from taskservice.client.current_task import own_task_id
 from taskservice.contract.terminal import exit_with_error, open_standard_files, print_line
@@ -15,7 +15,14 @@ from taskservice.runner.run import Run
 from taskservice.runner.signals import forward_signals
 
 
-@click.command("run", context_settings={"ignore_unknown_options": False})
+@click.command(
+    "run",
+    context_settings={"ignore_unknown_options": False},
+    epilog=examples(
+        "taskservice run --agent backup -- ./backup.sh --all",
+        "taskservice run --agent reader --label env=prod --timeout 1h30m -- python -u read.py",
+    ),
+)
 @click.option(
     "--agent", type=Text(), metavar="ID", help="The agent of the task; registered if new."
 )
@@ -33,7 +40,7 @@ from taskservice.runner.signals import forward_signals
 )
 @click.option(
     "--timeout",
-    type=Duration(default_unit="s"),
+    type=Duration(),
     metavar="S",
     help="Seconds after which the service ends the task if this command is silent, or a number "
     "with m, h or d; 0 for no limit.",

@@ -6,6 +6,7 @@ from importlib import import_module
 import click
 
 from taskservice.app import create_app
+from taskservice.cli.options import examples
 from taskservice.cli.service_app import load_config, one_line_errors
 from taskservice.contract.terminal import exit_with_error, remark
 from taskservice.database.migrations import upgrade
@@ -14,7 +15,13 @@ from taskservice.database.migrations import upgrade
 GUNICORN_VARIABLES = ("WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT", "SENDFILE")
 
 
-@click.command("serve")
+@click.command(
+    "serve",
+    epilog=examples(
+        "taskservice serve",
+        "TASKSERVICE_BIND=0.0.0.0:8000 TASKSERVICE_DATA=/var/lib/taskservice taskservice serve",
+    ),
+)
 def command() -> None:
     """Serve the API and the dashboard until a signal ends it."""
     config = load_config(may_create=True)

@@ -1,20 +1,35 @@
-"""`taskservice task`: list, show, follow, cancel and delete tasks."""
+"""`taskservice task`: start, list, show, follow, rerun, cancel and delete tasks."""
 
-import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
 from itertools import islice
+from typing import Any, NoReturn
 
 import click
 
-from taskservice.cli.options import Text, json_lines
+from taskservice.cli import task_text
+from taskservice.cli.json_input import json_input
+from taskservice.cli.options import Duration, Label, Text, examples, json_lines, json_object
 from taskservice.cli.service_client import service_client
-from taskservice.client import NotFound, Task
+from taskservice.cli.task_ids import agent_ids, find_agent_id, find_task_id
+from taskservice.client import Client, NotFound, Task
 from taskservice.client.answers import SHORT_FIELDS
 from taskservice.client.client import PAGE_TASKS
-from taskservice.contract.terminal import exit_with_error, print_json, print_line, print_log_line
-from taskservice.contract.terms import CANCELLED, FAILED, STATUSES, TIMEOUT, Status
+from taskservice.client.tasks import Line
+from taskservice.contract.terminal import (
+    exit_with_error,
+    print_json,
+    print_line,
+    print_log_line,
+    print_table,
+    remark,
+)
+from taskservice.contract.terms import CANCELLED, FAILED, MAX_TIMEOUT, RUNNING, STATUSES, TIMEOUT
 
+# How many tasks the table of `list` has, if not told otherwise.
+ROWS = 20
 # How long `follow` retries while the service is away.
 FOLLOW_PATIENCE_SECONDS = 60.0
 # The exit codes of `follow`, by the type of error; click uses 2 for wrong arguments.
@@ -22,115 +37,277 @@ OUTCOMES = {FAILED: 1, CANCELLED: 3, TIMEOUT: 4}
 DELETED = 5
 INTERRUPTED = 130
 UNAVAILABLE = 69  # EX_UNAVAILABLE in sysexits.h
+# The filters of `list` that have an option of their own.
+STATES: dict[str, dict[str, Any]] = {
+    "waiting": {"status": RUNNING, "claimed": False},
+    FAILED: {"error_type": FAILED},
+    CANCELLED: {"error_type": CANCELLED},
+    TIMEOUT: {"error_type": TIMEOUT},
+}
+
+task_argument = click.argument("task_id", type=Text())
+times_option = click.option("--times", is_flag=True, help="Print the time of each line before it.")
+follow_option = click.option(
+    "--follow", "is_followed", is_flag=True, help="Print its log until it ends, as `follow` does."
+)
 
 
 @click.group("task")
 def command() -> None:
-    """The tasks that the API key in TASKSERVICE_APIKEY may see."""
+    """The tasks that the API key in TASKSERVICE_APIKEY may see.
+
+    TASK_ID may be the beginning of a task's id, if no other task begins so.
+    """
 
 
-@command.command("list")
-@click.option("--agent", "agent_id", type=Text(), metavar="ID", help="Only tasks of this agent.")
+@command.command(
+    "start",
+    epilog=examples(
+        'taskservice task start --agent summarizer --input \'{"mailbox": "office"}\'',
+        "taskservice task start --agent summarizer --input @input.json --label env=prod --follow",
+    ),
+)
+@click.option("--agent", required=True, type=Text(), metavar="ID", help="Whose workers do it.")
+@click.option("--name", type=Text(), help="The task's name; the agent's by default.")
+@json_input
+@click.option(
+    "--label", "labels", type=Label(), metavar="K=V", multiple=True, help="May be repeated."
+)
+@click.option("--callback", type=Text(), metavar="URL", help="Where its webhook is posted.")
+@click.option(
+    "--timeout",
+    type=Duration(maximum=MAX_TIMEOUT),
+    metavar="TIME",
+    help="How long a worker may be silent, such as 90 (seconds), 5m or 1h30m; 0 for no limit.",
+)
+@follow_option
+@json_object
+def start(
+    agent: str,
+    given: dict[str, Any] | None,
+    labels: Sequence[tuple[str, str]],
+    is_followed: bool,
+    as_json: bool,
+    **fields: Any,
+) -> None:
+    """Start a task, which waits for a worker of its agent, and print its id.
+
+    The agent is registered if it is new.
+    """
+    with service_client() as client:
+        known = agent_ids(client)
+        agent_id = find_agent_id(known, agent)
+        task = client.start(
+            agent_id, input=given, labels=dict(labels) or None, claim=False, **fields
+        )
+        if agent_id not in known:
+            similar = get_close_matches(agent_id, known)
+            question = f"; did you mean {' or '.join(similar)}?" if similar else ""
+            remark(f"agent {agent_id} is new and was registered just now{question}")
+        _announce(task, is_followed, as_json)
+
+
+@command.command(
+    "list",
+    epilog=examples(
+        "taskservice task list --failed --since 12h",
+        "taskservice task list --agent summarizer --label env=prod --json",
+    ),
+)
+@click.option("--agent", type=Text(), metavar="ID", help="Only tasks of this agent.")
 @click.option("--status", type=click.Choice(STATUSES), help="Only tasks with this status.")
+@click.option("--waiting", is_flag=True, help="Only tasks that no worker has claimed.")
+@click.option("--failed", is_flag=True, help="Only tasks that failed.")
+@click.option("--cancelled", is_flag=True, help="Only tasks that were cancelled.")
+@click.option("--timeout", is_flag=True, help="Only tasks whose agent fell silent.")
+@click.option(
+    "--label",
+    "labels",
+    type=Label(),
+    metavar="K=V",
+    multiple=True,
+    help="Only tasks with this label; several must all fit.",
+)
+@click.option("--parent", type=Text(), metavar="TASK_ID", help="Only tasks that this one started.")
 @click.option("--q", type=Text(), help="Only tasks with this text in their name.")
-@click.option("--limit", type=click.IntRange(1), help="Maximum number; all by default.")
+@click.option(
+    "--since", type=Duration(), metavar="TIME", help="Only tasks started in this time, such as 12h."
+)
+@click.option(
+    "--limit", type=click.IntRange(1), help=f"Maximum number; {ROWS} by default, with --json all."
+)
 @json_lines
 def list_all(
-    agent_id: str | None, status: Status | None, q: str | None, limit: int | None, as_json: bool
+    agent: str | None,
+    parent: str | None,
+    labels: Sequence[tuple[str, str]],
+    since: int | None,
+    limit: int | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """List tasks, newest first."""
+    filters = _filters(options) | {"labels": dict(labels), "created_after": _moment_before(since)}
     with service_client() as client:
-        # Only the fields that are shown: an output can be long.
-        fields = SHORT_FIELDS if as_json else "id,name,agentId,createdAt,logCount,status,error"
-        page = min(limit or PAGE_TASKS, PAGE_TASKS)
-        found = client.tasks(agent_id=agent_id, status=status, q=q, fields=fields, page=page)
-        for task in islice(found, limit):
-            print_json(task.data) if as_json else print_line(_row(task))
+        if agent is not None:
+            filters["agent_id"] = find_agent_id(agent_ids(client), agent)
+        if parent is not None:
+            filters["parent_id"] = find_task_id(client, parent)
+        if as_json:
+            page = min(limit or PAGE_TASKS, PAGE_TASKS)
+            for task in islice(client.tasks(**filters, fields=SHORT_FIELDS, page=page), limit):
+                print_json(task.data)
+        else:
+            _print_table(client, filters, limit or ROWS)
 
 
-@command.command("show")
-@click.argument("task_id", type=Text())
-@json_lines
+def _filters(options: dict[str, Any]) -> dict[str, Any]:
+    """The filters that options stand for, of which those in STATES exclude each other."""
+    states = [state for state in STATES if options.pop(state)]
+    if len(states) > 1 or (states and options["status"]):
+        raise click.UsageError(f"--{states[0]} can't be used with another status.")
+    return options | (STATES[states[0]] if states else {})
+
+
+def _moment_before(seconds: int | None) -> str | None:
+    if seconds is None:
+        return None
+    try:
+        return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
+    except OverflowError:
+        return None
+
+
+def _print_table(client: Client, filters: dict[str, Any], limit: int) -> None:
+    # One more, to know whether there are more.
+    page = min(limit + 1, PAGE_TASKS)
+    found = client.tasks(**filters, fields=task_text.ROW_FIELDS, page=page)
+    tasks = list(islice(found, limit + 1))
+    print_table(task_text.table(tasks[:limit]), is_cut=True)
+    if len(tasks) > limit:
+        remark(f"there are more than these {limit}; --limit N lists more, --json all")
+
+
+@command.command("show", epilog=examples("taskservice task show 01a20e63-9249-713c"))
+@task_argument
+@json_object
 def show(task_id: str, as_json: bool) -> None:
-    """Show a task without its log, which `follow` prints."""
+    """Show a task without its log, which `logs` and `follow` print."""
     with service_client() as client:
-        task = client.task(task_id)
+        task = client.task(find_task_id(client, task_id))
         if as_json:
             print_json(task.data)
         else:
-            for line in _details(task):
+            for line in task_text.details(task):
                 print_line(line)
 
 
-@command.command("follow")
-@click.argument("task_id", type=Text())
+@command.command(
+    "logs",
+    epilog=examples(
+        "taskservice task logs 01a20e63-9249-713c --times",
+        "taskservice task logs 01a20e63-9249-713c | tail -20",
+    ),
+)
+@task_argument
+@times_option
 @json_lines
-def follow(task_id: str, as_json: bool) -> None:
+def logs(task_id: str, times: bool, as_json: bool) -> None:
+    """Print the log as it is now."""
+    with service_client() as client:
+        task = client.task(find_task_id(client, task_id))
+        for line in task.lines(times=times or as_json):
+            _print_log_line(line, times, as_json)
+
+
+@command.command(
+    "follow",
+    epilog=examples("taskservice task follow 01a20e63-9249-713c && echo complete"),
+)
+@task_argument
+@times_option
+@json_lines
+def follow(task_id: str, times: bool, as_json: bool) -> None:
     """Print the log as it grows, until the task ends.
 
     The exit code tells the outcome: 0 complete, 1 failed, 3 cancelled, 4 timeout, 5 deleted
     or unknown; 69 if the service does not answer.
     """
-    # The service restarts in less time.
-    with service_client(FOLLOW_PATIENCE_SECONDS, failure=UNAVAILABLE) as client:
-        try:
-            task = client.task(task_id)
-        except NotFound as error:
-            exit_with_error(str(error), DELETED)
-        try:
-            for line in task.follow(times=as_json):
-                print_json(line._asdict()) if as_json else print_log_line(line.text)
-        except NotFound:
-            exit_with_error("The task was deleted", DELETED)
-        except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
-        print_json(task.data) if as_json else print_line(_outcome(task), err=True)
-        sys.exit(OUTCOMES.get(task.error["type"], 1) if task.error else 0)
+    _follow(task_id, times, as_json)
 
 
-@command.command("cancel")
-@click.argument("task_id", type=Text())
-@json_lines
+@command.command(
+    "rerun",
+    epilog=examples(
+        "taskservice task rerun 01a20e63-9249-713c --follow",
+        'taskservice task rerun 01a20e63-9249-713c --input \'{"mailbox": "sales"}\'',
+    ),
+)
+@task_argument
+@json_input
+@follow_option
+@json_object
+def rerun(task_id: str, given: dict[str, Any] | None, is_followed: bool, as_json: bool) -> None:
+    """Start a task again, with the same input or another, and print the new task's id.
+
+    It has the same agent, name, callback, timeout and labels, and waits for a worker.
+    """
+    with service_client() as client:
+        task = client.task(find_task_id(client, task_id)).rerun(given)
+        _announce(task, is_followed, as_json)
+
+
+@command.command("cancel", epilog=examples("taskservice task cancel 01a20e63-9249-713c"))
+@task_argument
+@json_object
 def cancel(task_id: str, as_json: bool) -> None:
     """Cancel a task, which stops its program."""
     with service_client() as client:
-        task = client.task(task_id).cancel()
-        print_json(task.data) if as_json else print_line(_outcome(task))
+        task = client.task(find_task_id(client, task_id)).cancel()
+        print_json(task.data) if as_json else print_line(task_text.outcome(task))
 
 
-@command.command("delete")
-@click.argument("task_id", type=Text())
-@json_lines
+@command.command("delete", epilog=examples("taskservice task delete 01a20e63-9249-713c"))
+@task_argument
+@json_object
 def delete(task_id: str, as_json: bool) -> None:
     """Delete a task for good, with its log."""
     with service_client() as client:
-        task = client.task(task_id)
+        task = client.task(find_task_id(client, task_id))
         task.delete()
         print_json(task.data) if as_json else print_line(f"{task.id} is deleted")
 
 
-def _row(task: Task) -> str:
-    word = task.error["type"] if task.error else task.status
-    created = task.data["createdAt"][:19].replace("T", " ")
-    lines = f"{task.data['logCount']:>8}"
-    return f"{task.id}  {word:9}  {created}  {lines}  {task.agent_id}  {task.name}"
+def _announce(task: Task, is_followed: bool, as_json: bool) -> None:
+    """Print the id of a task that was started, or follow it."""
+    if is_followed:
+        remark(f"task {task.id}: {task.page_url}")
+        _follow(task.id, False, as_json)
+    data = {name: task.data[name] for name in SHORT_FIELDS.split(",")}
+    print_json(data) if as_json else print_line(task.id)
+    remark(f"it waits for a worker of agent {task.agent_id}: {task.page_url}")
 
 
-def _details(task: Task) -> Iterator[str]:
-    yield f"{'name':10}  {task.name}"
-    yield f"{'status':10}  {_outcome(task)}"
-    moments = {"created": "createdAt", "claimed": "claimedAt", "finished": "finishedAt"}
-    fields = {"id": "id", "agent": "agentId", **moments, "callback": "callback"}
-    for word, field in fields.items():
-        yield f"{word:10}  {task.data[field] or '-'}"
-    yield f"{'lines':10}  {task.data['logCount']}"
-    for word in ("input", "output"):
-        first, *others = json.dumps(task.data[word], indent=2, ensure_ascii=False).split("\n")
-        yield f"{word:10}  {first}"
-        yield from (f"{'':12}{line}" for line in others)
+def _follow(task_id: str, times: bool, as_json: bool) -> NoReturn:
+    # The service restarts in less time.
+    with service_client(FOLLOW_PATIENCE_SECONDS, failure=UNAVAILABLE) as client:
+        try:
+            task = client.task(find_task_id(client, task_id, DELETED))
+        except NotFound as error:
+            exit_with_error(str(error), DELETED)
+        try:
+            for line in task.follow(times=times or as_json):
+                _print_log_line(line, times, as_json)
+        except NotFound:
+            exit_with_error("The task was deleted", DELETED)
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+    print_json(task.data) if as_json else print_line(task_text.outcome(task), err=True)
+    sys.exit(OUTCOMES.get(task.error["type"], 1) if task.error else 0)
 
 
-def _outcome(task: Task) -> str:
-    if not task.error:
-        return task.status
-    return f"{task.status}: {task.error['type']}: {task.error['message']}"
+def _print_log_line(line: Line, times: bool, as_json: bool) -> None:
+    if as_json:
+        print_json(line._asdict())
+    else:
+        print_log_line(f"{task_text.time_of_line(line.at)} {line.text}" if times else line.text)

@@ -2,7 +2,7 @@
 
 import click
 
-from taskservice.cli.options import Text, json_lines
+from taskservice.cli.options import Text, examples, json_lines
 from taskservice.cli.service_app import print_key, service_app
 from taskservice.contract.terminal import print_rows
 from taskservice.queries import users as user_queries
@@ -15,7 +15,7 @@ def command() -> None:
     """Users: the people or teams that tasks belong to."""
 
 
-@command.command("add")
+@command.command("add", epilog=examples("taskservice user add alice"))
 @click.argument("name", type=Text())
 def add(name: str) -> None:
     """Add a user and print the first API key; it can't be shown again."""
@@ -23,7 +23,7 @@ def add(name: str) -> None:
         print_key(lambda: user_service.add(name), name)
 
 
-@command.command("list")
+@command.command("list", epilog=examples("taskservice user list --json"))
 @json_lines
 def list_all(as_json: bool) -> None:
     """List the users."""

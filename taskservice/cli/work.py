@@ -2,14 +2,20 @@
 
 import click
 
-from taskservice.cli.options import Text
+from taskservice.cli.options import Text, examples
 from taskservice.cli.service_client import service_client
 from taskservice.contract.terminal import open_standard_files
 from taskservice.runner.signals import forward_signals
 from taskservice.runner.worker import Worker
 
 
-@click.command("work")
+@click.command(
+    "work",
+    epilog=examples(
+        "taskservice work --agent summarizer -- python -u summarize.py",
+        "taskservice work --agent summarizer --parallel 4 -- ./summarize.sh",
+    ),
+)
 @click.option(
     "--agent",
     required=True,

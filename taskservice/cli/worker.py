@@ -7,6 +7,7 @@ import click
 from taskservice import resources
 from taskservice.app import create_app
 from taskservice.background.upkeep import join_loops, start_loops
+from taskservice.cli.options import examples
 from taskservice.cli.service_app import load_config, one_line_errors
 from taskservice.contract.terminal import exit_with_error, remark
 from taskservice.database.engine import dispose
@@ -16,7 +17,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 CHECK_SECONDS = 1.0
 
 
-@click.command("worker")
+@click.command("worker", epilog=examples("taskservice worker"))
 def command() -> None:
     """Post due webhooks and do the upkeep, without serving, until a signal ends it.
 

@@ -4,6 +4,7 @@ import atexit
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -87,11 +88,22 @@ def print_rows(rows: Iterable[dict[str, Any]], columns: Sequence[str], as_json: 
         for row in rows:
             print_json(row)
         return
-    table = [list(columns)] + [[escaped(str(row[name] or "-")) for name in columns] for row in rows]
+    print_table([list(columns), *([str(row[name] or "-") for name in columns] for row in rows)])
+
+
+def print_table(rows: Sequence[Sequence[str]], *, is_cut: bool = False) -> None:
+    """Rows with aligned columns; with `is_cut`, a terminal shows as much of each as fits."""
+    table = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        print_line("  ".join(padded).rstrip())
+    for row in table:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        line = "  ".join(padded).rstrip()
+        print_line(_cut_to_terminal(line) if is_cut and sys.stdout.isatty() else line)
+
+
+def _cut_to_terminal(line: str) -> str:
+    columns = shutil.get_terminal_size().columns
+    return line if len(line) <= columns else f"{line[: columns - 1]}…"
 
 
 def open_standard_files() -> None:

@@ -1,12 +1,17 @@
-"""`taskservice task`: tasks listed, shown, followed, cancelled and deleted."""
+"""`taskservice task`: tasks started, listed, shown, followed, rerun, cancelled and deleted."""
 
 import signal
 import subprocess
 import threading
+from datetime import datetime, timedelta
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+from zoneinfo import ZoneInfo
 
 from tests.support import receiver as play
-from tests.support.agent_machine import AgentMachine, end_for_silence, objects
+from tests.support.agent_machine import AgentMachine, end_for_silence, objects, the_task
 from tests.support.api_client import RemoteClient
+from tests.support.pseudo_terminal import on_terminal
 from tests.support.receiver import Receiver
 from tests.support.service import Service
 
@@ -24,12 +29,14 @@ def test_list_has_a_line_for_each_task(remote_alice: RemoteClient, machine: Agen
     first = remote_alice.start("one", name="first")
     second = remote_alice.start("two", name="bad \x1b[2J\nname")
     report(remote_alice, first, status="error", error={"message": "no"})
-    newest, oldest = machine.run("task", "list").stdout.splitlines()
-    assert str(second["id"]) in newest
-    assert newest.endswith(r"two  bad \u001b[2J\nname")
-    assert oldest.split()[:2] == [first["id"], "failed"]
+    header, newest, oldest = machine.run("task", "list").stdout.splitlines()
+    assert header.split() == ["ID", "STATUS", "STARTED", "AGENT", "LINES", "NAME", "NOTE"]
+    assert newest.startswith(str(second["id"])[:18])
+    assert newest.endswith(r"two        0  bad \u001b[2J\nname")
+    assert oldest.split()[:2] == [str(first["id"])[:18], "failed"]
+    assert oldest.endswith("one        0  first                no")
     only = machine.run("task", "list", "--agent", "one", "--status", "error", "--q", "FIRST")
-    assert only.stdout == oldest + "\n"
+    assert [line.split()[0] for line in only.stdout.splitlines()] == ["ID", oldest.split()[0]]
     limited = machine.run("task", "list", "--limit", "1", "--json")
     assert [task["id"] for task in objects(limited.stdout)] == [second["id"]]
 
@@ -42,6 +49,7 @@ def test_show_has_everything_but_the_log(remote_alice: RemoteClient, machine: Ag
     words = {line.split()[0]: line for line in shown.stdout.splitlines()}
     assert words["status"].split(maxsplit=1)[1] == "error: failed: no"
     assert words["lines"].split()[1] == "2"
+    assert words["page"].split()[1] == f"{remote_alice.url}/tasks/{task['id']}"
     assert words['"sum":'].strip() == '"sum": 15'
     as_json = machine.run("task", "show", str(task["id"]), "--json")
     (found,) = objects(as_json.stdout)
@@ -95,7 +103,7 @@ def test_short_list_asks_for_no_more_than_it_shows(machine: AgentMachine) -> Non
         machine.url = receiver.url
         assert machine.run("task", "list", "--limit", "1").returncode == 0
     (request,) = receiver.requests
-    assert "limit=1" in request.path
+    assert "limit=2" in request.path
     assert "output" not in request.path
 
 
@@ -167,6 +175,10 @@ def test_refusals_are_one_line(remote_alice: RemoteClient, machine: AgentMachine
         (["show", "nonsense"], "Task's ID is not found"),
         (["show", "../user"], "Task's ID is not found"),
         (["list", "--agent", "B@D"], "agentId: "),
+        (["start", "--agent", "B@D"], "agentId: "),
+        (["start", "--agent", "one", "--label", "B@D=1"], "labels: "),
+        (["rerun", "nonsense"], "Task's ID is not found"),
+        (["logs", "nonsense"], "Task's ID is not found"),
     ):
         result = machine.run("task", *arguments)
         assert (result.returncode, result.stdout) == (1, "")
@@ -194,3 +206,270 @@ def test_follow_waits_for_lines(remote_alice: RemoteClient, machine: AgentMachin
     result = machine.run("task", "follow", str(task["id"]))
     timer.join()
     assert result.returncode == 0
+
+
+# --- starting ----------------------------------------------------------------------------
+
+
+def test_start_prints_the_id_of_a_task_that_waits(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    remote_alice.request("PUT", "/agent/one").raise_for_status()
+    started = machine.run(
+        "task", "start", "--agent", "one", "--name", "by hand", "--input", '{"day": 1}',
+        "--label", "env=prod", "--label", "odd=a=b:c", "--timeout", "1h30m",
+    )  # fmt: skip
+    task = the_task(remote_alice)
+    assert started.stdout == f"{task['id']}\n"
+    assert started.stderr == (
+        f"taskservice: it waits for a worker of agent one: {remote_alice.url}/tasks/{task['id']}\n"
+    )
+    assert (task["name"], task["input"], task["claimedAt"]) == ("by hand", {"day": 1}, None)
+    assert task["labels"] == {"env": "prod", "odd": "a=b:c"}
+
+
+def test_start_takes_its_input_from_a_file_or_stdin(
+    remote_alice: RemoteClient, machine: AgentMachine, tmp_path: Path
+) -> None:
+    (tmp_path / "input.json").write_text('{"from": "a file", "exact": 12345678901234567890}')
+    with open(tmp_path / "input.json") as file:
+        options: tuple[tuple[str, dict[str, object]], ...] = (
+            (f"@{tmp_path / 'input.json'}", {}),
+            ("@-", {"stdin": file}),
+        )
+        for text, more in options:
+            started = machine.run(
+                "task", "start", "--agent", "one", "--input", text, "--json", **more
+            )
+            (task,) = objects(started.stdout)
+            assert task["input"] == {"from": "a file", "exact": 12345678901234567890}
+            assert (task["status"], task["claimedAt"]) == ("running", None)
+
+
+def test_input_that_is_none_says_why_and_starts_nothing(
+    remote_alice: RemoteClient, machine: AgentMachine, tmp_path: Path
+) -> None:
+    task = remote_alice.start("one")
+    for text, reason in (
+        ("{", "is not JSON"),
+        ("\udcff", "is not JSON"),
+        ("[1]", "must be a JSON object"),
+        ('{"a": 1, "a": 2}', "a key twice"),
+        ('{"a": 0.12345678901234567890}', "can't be kept exactly"),
+        (f"@{tmp_path / 'none'}", "No such file or directory"),
+        (f"@{tmp_path}", "Is a directory"),
+        ("@/dev/zero", "more than 1 MiB"),
+    ):
+        for command in (["start", "--agent", "one"], ["rerun", str(task["id"])]):
+            refused = machine.run("task", *command, "--input", text)
+            assert (refused.returncode, refused.stdout) == (2, "")
+            assert reason in " ".join(refused.stderr.split()), text
+    assert the_task(remote_alice)["id"] == task["id"]
+
+
+def test_start_says_that_an_agent_is_new(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+    remote_alice.request("PUT", "/agent/word-count").raise_for_status()
+    started = machine.run("task", "start", "--agent", "word-cuont")
+    first, _ = started.stderr.splitlines()
+    assert "agent word-cuont is new and was registered just now; did you mean word-count" in first
+    assert the_task(remote_alice)["agentId"] == "word-cuont"
+
+
+def test_started_task_is_followed_until_a_worker_has_done_it(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    remote_alice.request("PUT", "/agent/followed").raise_for_status()
+    process = machine.spawn("task", "start", "--agent", "followed", "--follow")
+    claim = remote_alice.request("POST", "/agent/followed/claim", headers={"Prefer": "wait=50"})
+    append(remote_alice, claim.json(), "one")
+    report(remote_alice, claim.json(), status="error", error={"message": "no"})
+    printed, remarks = process.communicate(timeout=40)
+    task_id = claim.json()["id"]
+    assert (printed, process.returncode) == ("one\n", 1)
+    assert remarks.splitlines() == [
+        f"taskservice: task {task_id}: {remote_alice.url}/tasks/{task_id}",
+        "error: failed: no",
+    ]
+
+
+def test_rerun_prints_the_id_of_the_new_task(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    task = remote_alice.start("one", name="first", input={"day": 1}, labels={"env": "prod"})
+    report(remote_alice, task, status="error", error={"message": "no"})
+    again = machine.run("task", "rerun", str(task["id"])).stdout.strip()
+    found = remote_alice.request("GET", f"/task/{again}").json()
+    assert (found["rerunOf"], found["input"]) == (task["id"], {"day": 1})
+    (other,) = objects(
+        machine.run("task", "rerun", again, "--input", '{"day": 2}', "--json").stdout
+    )
+    assert (other["rerunOf"], other["input"], other["labels"]) == (
+        again, {"day": 2}, {"env": "prod"},
+    )  # fmt: skip
+
+
+# --- lists -------------------------------------------------------------------------------
+
+
+def shown_ids(machine: AgentMachine, *filters: str) -> list[str]:
+    listed = machine.run("task", "list", "--json", *filters)
+    assert listed.returncode == 0, listed.stderr
+    return [task["id"] for task in objects(listed.stdout)]
+
+
+def test_list_has_filters_for_what_a_person_looks_for(
+    remote_alice: RemoteClient, machine: AgentMachine, shared_service: Service
+) -> None:
+    silent = str(remote_alice.start("one", claim=True)["id"])
+    end_for_silence(shared_service)
+    failed, cancelled = (remote_alice.start("one", labels={"env": "prod"}) for _ in range(2))
+    report(remote_alice, failed, status="error", error={"message": "no"})
+    remote_alice.request("POST", f"/task/{cancelled['id']}/cancel").raise_for_status()
+    waiting = remote_alice.start("one", labels={"env": "prod", "team": "a=b"})
+    child = str(remote_alice.start("two", parentId=waiting["id"], claim=True)["id"])
+    assert shown_ids(machine, "--failed") == [failed["id"]]
+    assert shown_ids(machine, "--cancelled") == [cancelled["id"]]
+    assert shown_ids(machine, "--timeout") == [silent]
+    assert shown_ids(machine, "--waiting") == [waiting["id"]]
+    assert shown_ids(machine, "--label", "env=prod", "--label", "team=a=b") == [waiting["id"]]
+    assert shown_ids(machine, "--label", "env=prod", "--failed") == [failed["id"]]
+    assert shown_ids(machine, "--parent", str(waiting["id"])) == [child]
+    assert len(shown_ids(machine, "--since", "1h")) == 5
+    assert shown_ids(machine, "--since", "0") == []
+    for arguments in (["--failed", "--waiting"], ["--failed", "--status", "running"]):
+        refused = machine.run("task", "list", *arguments)
+        assert refused.returncode == 2
+        assert "can't be used with another status" in refused.stderr
+
+
+def test_list_shows_labels_and_how_far_a_task_is(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    waiting = remote_alice.start("one", name="waiting")
+    running = remote_alice.start("one", name="running", claim=True, labels={"env": "prod"})
+    report(remote_alice, running, progress=0.5, note="34 of 68 pages")
+    failed = remote_alice.start("one", name="x" * 200)
+    report(remote_alice, failed, status="error", error={"message": "first line\nsecond line"})
+    machine.settings["TZ"] = "Asia/Kolkata"
+    header, *rows = machine.run("task", "list").stdout.splitlines()
+    columns = header.split()
+    assert columns == ["ID", "STATUS", "STARTED", "AGENT", "LINES", "LABELS", "NAME", "NOTE"]
+    words = {line.split()[1]: line for line in rows}
+    assert words.keys() == {"failed", "running", "waiting"}
+    assert "x" * 59 + "…  first line" in words["failed"]
+    assert "second" not in words["failed"]
+    assert words["running"].endswith("50 % 34 of 68 pages")
+    assert "env=prod" in words["running"]
+    started = datetime.fromisoformat(str(waiting["createdAt"])).astimezone(ZoneInfo("Asia/Kolkata"))
+    assert started.strftime("%Y-%m-%d %H:%M:%S") in words["waiting"]
+    # Each column begins at the same place.
+    assert {line.index("one") for line in rows} == {header.index("AGENT")}
+
+
+def test_list_says_that_there_are_more(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+    for number in range(21):
+        remote_alice.start("one", name=f"number {number}")
+    listed = machine.run("task", "list")
+    assert len(listed.stdout.splitlines()) == 21
+    assert "there are more than these 20" in listed.stderr
+    assert len(shown_ids(machine)) == 21
+    all_of_them = machine.run("task", "list", "--limit", "21")
+    assert (len(all_of_them.stdout.splitlines()), all_of_them.stderr) == (22, "")
+
+
+def test_terminal_shows_as_much_of_a_row_as_fits(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    remote_alice.start("one", name="x" * 50)
+    environment = machine.environment | {"COLUMNS": "80"}
+    header, row = on_terminal([*machine.command, "task", "list"], environment).splitlines()
+    assert header.startswith("ID ")
+    assert len(row) == 80
+    assert row.endswith("x…")
+
+
+def test_show_has_the_fields_that_tell_where_a_task_comes_from(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    parent = remote_alice.start("one")
+    task = remote_alice.start("one", labels={"env": "prod"}, parentId=parent["id"])
+    report(remote_alice, task, progress=0.25, note="a quarter")
+    again = remote_alice.request("POST", f"/task/{task['id']}/rerun").json()
+    report(remote_alice, task, status="complete")
+    lines = machine.run("task", "show", str(task["id"])).stdout.splitlines()
+    words = {line[:10].strip(): line[12:] for line in lines}
+    assert words["progress"] == "25 % a quarter"
+    assert words["labels"] == "env=prod"
+    assert words["parent"] == parent["id"]
+    assert words["ended by"] == "first"
+    shown = machine.run("task", "show", again["id"]).stdout
+    assert f"rerun of    {task['id']}\n" in shown
+    assert "status      waiting\n" in shown
+
+
+# --- logs --------------------------------------------------------------------------------
+
+
+def test_logs_prints_the_lines_with_their_times(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    task = remote_alice.start("one")
+    append(remote_alice, task, "\x1b[31mred\x1b[0m", "two")
+    assert machine.run("task", "logs", str(task["id"])).stdout == "\x1b[31mred\x1b[0m\ntwo\n"
+    machine.settings["TZ"] = "Asia/Kolkata"
+    first, second = objects(machine.run("task", "logs", str(task["id"]), "--json").stdout)
+    assert (second["number"], second["text"]) == (2, "two")
+    local = datetime.fromisoformat(first["at"]).astimezone(ZoneInfo("Asia/Kolkata"))
+    time = local.replace(tzinfo=None).isoformat(" ", timespec="milliseconds")
+    timed = machine.run("task", "logs", str(task["id"]), "--times").stdout.splitlines()
+    assert timed == [f"{time} \x1b[31mred\x1b[0m", f"{time} two"]
+    report(remote_alice, task, status="complete")
+    followed = machine.run("task", "follow", str(task["id"]), "--times")
+    assert followed.stdout.splitlines() == timed
+
+
+# --- beginnings of ids -------------------------------------------------------------------
+
+
+def test_beginning_of_an_id_will_do(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+    task = remote_alice.start("one")
+    append(remote_alice, task, "one")
+    report(remote_alice, task, status="complete")
+    task_id = str(task["id"])
+    for beginning in (task_id[:18], task_id[:4], task_id[:-1], task_id.upper(), task_id[:13]):
+        (found,) = objects(machine.run("task", "show", beginning, "--json").stdout)
+        assert found["id"] == task_id
+    assert machine.run("task", "logs", task_id[:18]).stdout == "one\n"
+    assert machine.run("task", "follow", task_id[:18]).stdout == "one\n"
+    again = machine.run("task", "rerun", task_id[:18]).stdout.strip()
+    assert machine.run("task", "cancel", again[:23]).returncode == 0
+    assert machine.run("task", "delete", again[:23]).stdout == f"{again} is deleted\n"
+
+
+def test_beginning_that_fits_several_tasks_or_none_says_so(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    ids = [str(remote_alice.start("one")["id"]) for _ in range(3)]
+    for command in ("show", "logs", "follow", "rerun", "cancel", "delete"):
+        several = machine.run("task", command, ids[0][:6])
+        assert (several.returncode, several.stdout) == (2, "")
+        assert several.stderr == (
+            f"taskservice: Several tasks begin with {ids[0][:6]}: {ids[2]}, {ids[1]}, ...\n"
+        )
+        none = machine.run("task", command, "ffff")
+        assert (none.returncode, none.stdout) == (5 if command == "follow" else 1, "")
+        assert none.stderr == "taskservice: No task's id begins with ffff\n"
+    assert len(shown_ids(machine)) == 3
+
+
+def test_beginning_is_looked_for_among_the_tasks_of_its_time(machine: AgentMachine) -> None:
+    with Receiver() as receiver:
+        receiver.answer = play.answer(200, {"Content-Type": "application/json"}, b"[]")
+        machine.url = receiver.url
+        for beginning in ("01a20e63", "0", "f", "01a20e63-9249-7"):
+            assert machine.run("task", "show", beginning).returncode == 1
+    asked = [parse_qs(urlsplit(request.path).query) for request in receiver.requests]
+    (first,), (last,) = asked[0]["createdAfter"], asked[0]["createdBefore"]
+    spread = datetime.fromisoformat(last) - datetime.fromisoformat(first)
+    assert timedelta(minutes=2) < spread < timedelta(minutes=4)
+    assert {query["fields"][0] for query in asked} == {"id"}

@@ -1,0 +1,76 @@
+"""`taskservice agent`: list, register and delete agents."""
+
+from typing import Any
+
+import click
+
+from taskservice.cli.options import Text, examples, json_lines
+from taskservice.cli.service_client import service_client
+from taskservice.cli.task_ids import agent_ids, find_agent_id
+from taskservice.cli.task_text import local_time
+from taskservice.client.agents import Agent
+from taskservice.client.log_text import duration
+from taskservice.contract.terminal import print_json, print_line, print_table
+
+HEADER = ("ID", "NAME", "SUCCESS", "OF", "LAST SUCCESS", "USUALLY")
+
+
+@click.group("agent")
+def command() -> None:
+    """The agents: the programs that work on tasks.
+
+    AGENT_ID may be the beginning of an agent's id, if no other agent begins so.
+    """
+
+
+@command.command("list", epilog=examples("taskservice agent list"))
+@json_lines
+def list_all(as_json: bool) -> None:
+    """List agents, with the success rate and the usual duration of their last 30 tasks."""
+    with service_client() as client:
+        agents = client.agents(health=True)
+    if as_json:
+        for agent in agents:
+            print_json(agent)
+    else:
+        print_table([HEADER, *map(_row, agents)])
+
+
+@command.command(
+    "add",
+    epilog=examples(
+        "taskservice agent add summarizer",
+        'taskservice agent add summarizer --name Summarizer --description "Sums up the mail."',
+    ),
+)
+@click.argument("agent_id", metavar="ID", type=Text())
+@click.option("--name", type=Text(), help="Its name; its id by default.")
+@click.option("--description", type=Text(), help="What it does.")
+def add(agent_id: str, **fields: Any) -> None:
+    """Register an agent, or change the name or description of one."""
+    with service_client() as client:
+        client.register(agent_id, **fields)
+    print_line(f"{agent_id} is registered")
+
+
+@command.command("delete", epilog=examples("taskservice agent delete summarizer"))
+@click.argument("agent_id", type=Text())
+def delete(agent_id: str) -> None:
+    """Delete an agent that has no tasks, and its keys."""
+    with service_client() as client:
+        found = find_agent_id(agent_ids(client), agent_id)
+        client.delete_agent(found)
+    print_line(f"{found} is deleted")
+
+
+def _row(agent: Agent) -> tuple[str, ...]:
+    health = agent["health"]
+    rate, last, usual = health["successRate"], health["lastSuccessAt"], health["medianSeconds"]
+    return (
+        agent["id"],
+        agent["name"],
+        "-" if rate is None else f"{rate * 100:.0f} %",
+        str(len(health["recent"])),
+        "-" if last is None else local_time(last),
+        "-" if usual is None else duration(usual),
+    )

@@ -1,0 +1,60 @@
+"""The option that takes the input of a task: JSON, or a file with JSON."""
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from taskservice.contract.terms import MAX_OBJECT
+from taskservice.runner.exact_json import parse_object
+
+
+class JsonInput(click.ParamType[dict[str, Any]]):
+    """A JSON object, or @FILE that has one; @- reads stdin. Its numbers stay exact."""
+
+    name = "json"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, Any]:
+        try:
+            text = _read(value[1:]) if value.startswith("@") else value.encode(errors="replace")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            self.fail(f"{value[1:]} can't be read: {reason}", param, ctx)
+        given = parse_object(text)
+        if given is None:
+            self.fail(_reason(text), param, ctx)
+        return given
+
+
+def _read(path: str) -> bytes:
+    """What a file has, but no more than tells that it is too long."""
+    if path == "-":
+        return sys.stdin.buffer.read(MAX_OBJECT + 1)
+    with open(path, "rb") as file:
+        return file.read(MAX_OBJECT + 1)
+
+
+def _reason(text: bytes) -> str:
+    if len(text) > MAX_OBJECT:
+        return "has more than 1 MiB"
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        return "is nested too deep"
+    except ValueError as error:
+        return f"is not JSON: {error}; an example is '{{\"day\": 1}}', or @FILE"
+    if not isinstance(value, dict):
+        return 'must be a JSON object, such as {"day": 1}'
+    return "has a key twice, a number that can't be kept exactly, or too many levels"
+
+
+json_input = click.option(
+    "--input",
+    "given",
+    type=JsonInput(),
+    metavar="JSON",
+    help="Its input: a JSON object, or @FILE with one; @- reads stdin.",
+)

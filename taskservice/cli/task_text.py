@@ -1,0 +1,110 @@
+"""Tasks as text for a person, with times of this machine's time zone."""
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+
+from taskservice.client import Task
+from taskservice.contract.terms import RUNNING
+
+# The fields that a table needs: an output can be long.
+ROW_FIELDS = "id,name,agentId,createdAt,claimedAt,logCount,status,error,progress,note,labels"
+HEADER = ("ID", "STATUS", "STARTED", "AGENT", "LINES", "LABELS", "NAME", "NOTE")
+# These are left out where no task has any.
+OPTIONAL = ("LABELS", "NOTE")
+# The beginning of an id that is shown: its time and 12 random bits.
+ID_LENGTH = 18
+MAX_CELL = 60
+
+
+def table(tasks: Sequence[Task]) -> list[list[str]]:
+    """A header, and a row for each task."""
+    rows = [dict(zip(HEADER, _row(task), strict=True)) for task in tasks]
+    columns = [name for name in HEADER if name not in OPTIONAL or any(row[name] for row in rows)]
+    return [columns, *([_cut(row[name]) for name in columns] for row in rows)]
+
+
+def _row(task: Task) -> tuple[str, ...]:
+    data = task.data
+    note = _first_line(task.error["message"]) if task.error else _progress(task)
+    lines = f"{data['logCount']:>{len('LINES')}}"
+    started = local_time(data["createdAt"])
+    labels = labels_text(task)
+    shown_id = task.id[:ID_LENGTH]
+    return (shown_id, state(task), started, task.agent_id, lines, labels, task.name, note)
+
+
+def _cut(cell: str) -> str:
+    return cell if len(cell) <= MAX_CELL else f"{cell[: MAX_CELL - 1]}…"
+
+
+def details(task: Task) -> Iterator[str]:
+    """All of a task but its log, a field or a part of one on each line."""
+    data = task.data
+    for word, value in (
+        ("name", task.name),
+        ("status", outcome(task)),
+        ("progress", _progress(task)),
+        ("id", task.id),
+        ("agent", task.agent_id),
+        ("labels", labels_text(task)),
+        ("created", _moment(data["createdAt"])),
+        ("claimed", _moment(data["claimedAt"])),
+        ("finished", _moment(data["finishedAt"])),
+        ("ended by", data["endedBy"]),
+        ("parent", data["parentId"]),
+        ("rerun of", data["rerunOf"]),
+        ("callback", data["callback"]),
+        ("lines", str(data["logCount"])),
+        ("page", task.page_url),
+    ):
+        yield f"{word:10}  {value or '-'}"
+    for word in ("input", "output"):
+        first, *others = json.dumps(data[word], indent=2, ensure_ascii=False).split("\n")
+        yield f"{word:10}  {first}"
+        yield from (f"{'':12}{line}" for line in others)
+
+
+def outcome(task: Task) -> str:
+    if not task.error:
+        return state(task)
+    return f"{task.status}: {task.error['type']}: {task.error['message']}"
+
+
+def state(task: Task) -> str:
+    """Its status in one word: `waiting` for a worker, and the type of an error."""
+    if task.status == RUNNING and task.data["claimedAt"] is None:
+        return "waiting"
+    return task.error["type"] if task.error else task.status
+
+
+def labels_text(task: Task) -> str:
+    return " ".join(f"{key}={value}" for key, value in task.labels.items())
+
+
+def _progress(task: Task) -> str:
+    """How far it is, such as `50 % 34 of 68 pages`; empty where its agent has not said."""
+    share, note = task.data["progress"], task.data["note"]
+    return " ".join(([] if share is None else [f"{share * 100:.0f} %"]) + ([note] if note else []))
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
+
+
+def local_time(moment: str) -> str:
+    return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def time_of_line(moment: str | None) -> str:
+    """With milliseconds; `-` for a line from before there were times."""
+    if moment is None:
+        return "-"
+    local = datetime.fromisoformat(moment).astimezone().replace(tzinfo=None)
+    return local.isoformat(" ", timespec="milliseconds")
+
+
+def _moment(moment: str | None) -> str | None:
+    if moment is None:
+        return None
+    return datetime.fromisoformat(moment).astimezone().isoformat(" ", timespec="seconds")

@@ -1,0 +1,72 @@
+"""`taskservice agent`: agents listed, registered and deleted."""
+
+from tests.support.agent_machine import AgentMachine, objects
+from tests.support.api_client import RemoteClient
+from tests.support.pseudo_terminal import NASTY, SHOWN, obeyed, on_terminal
+
+
+def test_add_registers_and_changes(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+    added = machine.run("agent", "add", "added-agent")
+    assert (added.stdout, added.stderr) == ("added-agent is registered\n", "")
+    assert remote_alice.request("GET", "/agent/added-agent").json()["name"] == "added-agent"
+    machine.run("agent", "add", "added-agent", "--name", "Other", "--description", "Does it.")
+    changed = remote_alice.request("GET", "/agent/added-agent").json()
+    assert (changed["name"], changed["description"]) == ("Other", "Does it.")
+    refused = machine.run("agent", "add", "B@D")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_list_says_how_the_last_tasks_went(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    for status in ("complete", "error"):
+        task = remote_alice.start("listed-agent", claim=True)
+        end = {"status": status} | ({"error": {"message": "no"}} if status == "error" else {})
+        remote_alice.request("PATCH", f"/task/{task['id']}", json=end).raise_for_status()
+    remote_alice.request("PUT", "/agent/unused-agent", json={"name": NASTY}).raise_for_status()
+    header, *rows = machine.run("agent", "list").stdout.splitlines()
+    assert header.split("  ")[0] == "ID"
+    shown = {row.split()[0]: row for row in rows}
+    assert shown["listed-agent"].split()[2:5] == ["50", "%", "2"]
+    assert shown["listed-agent"].endswith(" s")
+    assert shown["unused-agent"].split()[-4:] == ["-", "0", "-", "-"]
+    found = objects(machine.run("agent", "list", "--json").stdout)
+    agents = {agent["id"]: agent for agent in found}
+    assert agents["listed-agent"]["health"]["successRate"] == 0.5
+    terminal = on_terminal([*machine.command, "agent", "list"], machine.environment)
+    assert obeyed(terminal) == []
+    assert SHOWN in terminal
+
+
+def test_delete_takes_the_beginning_of_an_id(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    for agent_id in ("twin", "twin-one", "twin-two", "busy"):
+        remote_alice.request("PUT", f"/agent/{agent_id}").raise_for_status()
+    several = machine.run("agent", "delete", "twin-")
+    assert (several.returncode, several.stdout) == (2, "")
+    assert several.stderr == "taskservice: Several agents begin with twin-: twin-one, twin-two\n"
+    assert machine.run("agent", "delete", "twin").stdout == "twin is deleted\n"
+    assert machine.run("agent", "delete", "twin-o").stdout == "twin-one is deleted\n"
+    unknown = machine.run("agent", "delete", "nobody")
+    assert (unknown.returncode, unknown.stderr) == (1, "taskservice: No such agent\n")
+    remote_alice.start("busy")
+    busy = machine.run("agent", "delete", "busy")
+    assert busy.returncode == 1
+    assert "tasks" in busy.stderr
+
+
+def test_tasks_are_started_and_listed_by_the_beginning_of_an_agents_id(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    for agent_id in ("mail-reader", "mail-sorter"):
+        remote_alice.request("PUT", f"/agent/{agent_id}").raise_for_status()
+    (task,) = objects(machine.run("task", "start", "--agent", "mail-r", "--json").stdout)
+    assert task["agentId"] == "mail-reader"
+    several = machine.run("task", "start", "--agent", "mail")
+    assert several.returncode == 2
+    assert "Several agents begin with mail: mail-reader, mail-sorter" in several.stderr
+    listed = objects(machine.run("task", "list", "--agent", "mail-r", "--json").stdout)
+    assert [found["id"] for found in listed] == [task["id"]]
+    assert objects(machine.run("task", "list", "--agent", "mail-s", "--json").stdout) == []

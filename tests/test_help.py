@@ -1,0 +1,143 @@
+"""`--help` of every command, durations, and the completion of a shell."""
+
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from taskservice import cli
+from taskservice.cli.options import Duration
+from tests.support.commands import run
+from tests.support.documents import blocks, install_commands, table
+from tests.support.requirements import needs
+from tests.support.service import COMMAND
+
+
+def commands() -> dict[str, click.Command]:
+    """Every command but the groups, by its words."""
+
+    def below(command: click.Command, words: str) -> Iterator[tuple[str, click.Command]]:
+        if not isinstance(command, click.Group):
+            yield words, command
+            return
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from below(inner, f"{words} {name}".strip())
+
+    return dict(below(cli.main, ""))
+
+
+def test_help_has_two_groups_as_the_documents_have(tmp_path: Path) -> None:
+    shown = run(tmp_path, "--help").stdout
+    _, agents_side, server = re.split(r"On the (?:agent's side|server).*:\n", shown)
+    for text, document in ((agents_side, "agent-side"), (server, "operations")):
+        names = re.findall(r"^  (\w+) ", text, re.MULTILINE)
+        documented = [
+            row[0].strip("`").split()[1] for row in table(f"docs/{document}.md", "## Commands")
+        ]
+        assert set(names) == set(documented)
+        assert len(names) == len(set(names))
+
+
+# The words of a shell before a command.
+SETTING = re.compile(r"[A-Z_]+=\S*$")
+
+
+@pytest.mark.parametrize("words", commands())
+def test_help_has_examples_that_the_command_takes(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("input.json").write_text("{}")
+    command = commands()[words]
+    context = click.Context(command, info_name=f"taskservice {words}")
+    _, _, examples = command.get_help(context).partition("Example")
+    lines = examples.splitlines()[1:]
+    assert lines, "it has no example"
+    for line in lines:
+        first, *_ = re.split(r" (?:\||&&) ", line.strip())
+        given = shlex.split(first, comments=True)
+        while SETTING.match(given[0]):
+            del given[0]
+        assert given[: 1 + len(words.split())] == ["taskservice", *words.split()]
+        command.make_context(words, given[1 + len(words.split()) :])
+
+
+# --- durations ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0", 0), ("90", 90), ("90s", 90), ("5m", 300), ("1h30m", 5_400), ("90d", 7_776_000),
+        ("1d2h3m4s", 93_784), ("0h5m", 300),
+    ],
+)  # fmt: skip
+def test_duration_is_seconds_or_numbers_with_units(text: str, seconds: int) -> None:
+    assert Duration().convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "soon", "1.5h", "-1", "30m1h", "1h1h", "5 m", "1h30", "5M", "٣", "1" * 5000]
+)
+def test_other_durations_are_refused_with_what_is_right(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="such as 90d, 5m or 1h30m"):
+        Duration().convert(text, None, None)
+
+
+def test_duration_out_of_bounds_says_the_bound() -> None:
+    duration = Duration(minimum=1, maximum=366 * 86_400)
+    with pytest.raises(click.BadParameter, match="must be at least 1s"):
+        duration.convert("0", None, None)
+    with pytest.raises(click.BadParameter, match="must be at most 366d"):
+        duration.convert("367d", None, None)
+
+
+def test_key_expires_after_a_duration(tmp_path: Path) -> None:
+    run(tmp_path, "user", "add", "alice")
+    for text in ("90d", "1h30m", "3600"):
+        added = run(tmp_path, "key", "add", "alice", "--name", text, "--expires", text)
+        assert added.returncode == 0
+    refused = run(tmp_path, "key", "add", "alice", "--name", "x", "--expires", "tomorrow")
+    assert refused.returncode == 2
+    assert "'tomorrow' must be a number of seconds" in refused.stderr
+
+
+# --- completion --------------------------------------------------------------------------
+
+
+def test_documented_completion_completes(tmp_path: Path) -> None:
+    bash = "/bin/bash"
+    if not Path(bash).exists():
+        needs("bash", "install the package bash")
+    folder = install_commands(tmp_path / "bin")
+    completed = (
+        'COMP_WORDS=(taskservice task {}) COMP_CWORD=2 COMPREPLY=(); {}; echo "${{COMPREPLY[@]}}"'
+    )
+    (documented,) = blocks("docs/agent-side.md", "completion: bash")
+    script = f"PATH={folder}:$PATH\n{documented}\n" + "\n".join(
+        completed.format(begun, "_taskservice_completion taskservice") for begun in ("re", "li")
+    )
+    shown = subprocess.run(
+        [bash, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert (shown.stdout, shown.stderr) == ("rerun\nlist\n", "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_there_for_each_shell(shell: str, tmp_path: Path) -> None:
+    shown = subprocess.run(
+        COMMAND,
+        env={"_TASKSERVICE_COMPLETE": f"{shell}_source", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "_taskservice_completion" in shown.stdout
