@@ -1,21 +1,42 @@
-"""The page of agents, each with its most recent tasks."""
+"""The page of all agents, the page of one, and its forms."""
 
+from collections import Counter
 from typing import Any
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response, flash, request
+from marshmallow import ValidationError
+from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth.authentication import caller
-from taskservice.dashboard.pages import page
+from taskservice.dashboard import forms, plot
+from taskservice.dashboard.pages import page, redirect_to, without_nul
 from taskservice.dashboard.shared_pages import shared
+from taskservice.database import timestamps
+from taskservice.database.rows import AnyRow, TaskRow
+from taskservice.problems import Problem, invalid
 from taskservice.queries import agents as agent_queries
 from taskservice.queries import lists as list_queries
 from taskservice.queries.selections import Selection
+from taskservice.schemas import strict_json
+from taskservice.schemas.fields import parse_id
+from taskservice.schemas.requests import PutAgentSchema, StartSchema
+from taskservice.services import agents as agent_service
+from taskservice.services import tasks as task_service
+from taskservice.services.tasks import Idempotency
 
 agents = Blueprint("agents", __name__)
 
+put_schema = PutAgentSchema()
+start_schema = StartSchema()
+
 PAGE_SIZE = 50
 MAX_PAGE = 1_000_000
-RECENT_TASKS = 5
+RECENT_TASKS = 3
+# On the page of one agent: how many tasks it lists, and how many runs its plot has.
+LISTED_TASKS = 10
+PLOTTED_RUNS = 200
+# From this number on a page shows "1,000+" waiting tasks.
+MAX_WAITING = 1_000
 
 
 @agents.get("/agents", strict_slashes=False)
@@ -24,15 +45,127 @@ def list_all() -> Response:
     number = min(max(request.args.get("page", 1, int), 1), MAX_PAGE)
     found = agent_queries.list_by_use(caller, (number - 1) * PAGE_SIZE, PAGE_SIZE + 1)
     shown = found[:PAGE_SIZE]
+    used = [agent for agent in shown if agent.last_used_at]
     return page(
         "agents.html",
-        agents=[(agent, _recent_tasks(agent.id)) for agent in shown if agent.last_used_at],
+        agents=[
+            {**_facts(agent, runs), "recent_tasks": _last_tasks(agent.id, RECENT_TASKS)}
+            for agent, runs in agent_queries.runs(used, agent_queries.RECENT)
+        ],
+        loads=agent_queries.loads(used, MAX_WAITING),
+        max_waiting=MAX_WAITING,
         unused=[agent for agent in shown if not agent.last_used_at],
         is_first=number == 1,
         next=number + 1 if len(found) > PAGE_SIZE else None,
     )
 
 
-def _recent_tasks(agent_id: str) -> list[Any]:
-    found = list_queries.positions(caller, Selection(agent_id=agent_id), None, RECENT_TASKS)
+@agents.get("/agents/<agent_id>")
+@shared
+def show(agent_id: str) -> Response:
+    agent = agent_queries.get(caller, agent_id)
+    ((_, runs),) = agent_queries.runs([agent], PLOTTED_RUNS)
+    return page(
+        "agent.html",
+        **_facts(agent, runs[-agent_queries.RECENT :]),
+        loads=agent_queries.loads([agent], MAX_WAITING),
+        max_waiting=MAX_WAITING,
+        last_tasks=_last_tasks(agent.id, LISTED_TASKS),
+        plot=plot.of(runs),
+        plot_size=(plot.WIDTH, plot.HEIGHT),
+    )
+
+
+@agents.get("/agents/<agent_id>/edit")
+def ask_to_change(agent_id: str) -> Response:
+    caller.require_user_key()
+    agent = agent_queries.get(caller, agent_id)
+    return _edit_page(agent, {"name": agent.name, "description": agent.description})
+
+
+@agents.post("/agents/<agent_id>/edit")
+def change(agent_id: str) -> AnyResponse:
+    caller.require_user_key()
+    agent = agent_queries.get(caller, agent_id)
+    form = _form("name", "description")
+    try:
+        agent_service.put(caller, agent.id, put_schema.load(form))
+    except (Problem, ValidationError) as error:
+        return _edit_page(agent, form, f"Nothing was changed. {forms.sentence(error)}")
+    flash("Saved.")
+    return redirect_to("agents.show", agent_id=agent.id)
+
+
+@agents.get("/agents/<agent_id>/run")
+def ask_to_run(agent_id: str) -> Response:
+    caller.require_user_key()
+    agent = agent_queries.get(caller, agent_id)
+    return _run_page(agent, {"name": "", "input": "{}", "labels": ""})
+
+
+@agents.post("/agents/<agent_id>/run")
+def run(agent_id: str) -> AnyResponse:
+    """What the fields lack is said in the form, which keeps its text."""
+    caller.require_user_key()
+    agent = agent_queries.get(caller, agent_id)
+    form = _form("name", "input", "labels")
+    try:
+        task = _start(agent, form)
+    except ValueError as error:
+        return _run_page(agent, form, f"Nothing was started. The input is not valid JSON: {error}.")
+    except (Problem, ValidationError) as error:
+        return _run_page(agent, form, f"Nothing was started. {forms.sentence(error)}")
+    flash(f"Started “{task.name}”. It waits until an agent claims it.")
+    return redirect_to("tasks.show", task_id=task.id)
+
+
+def _start(agent: AnyRow, form: dict[str, str]) -> TaskRow:
+    """Start a task; a form that is sent twice starts one. Raises 422 and ValueError."""
+    body = {
+        "agentId": agent.id,
+        "name": form["name"] or None,
+        "input": strict_json.loads(form["input"].encode()) if form["input"].strip() else {},
+        "labels": _labels(form["labels"]),
+    }
+    key = parse_id(request.form.get("submission_id", "")) or timestamps.new_id()
+    task, _ = task_service.start(caller, start_schema.load(body), Idempotency.of(key, body))
+    return task
+
+
+def _labels(text: str) -> dict[str, str]:
+    """The labels of a form: one `key=value` a line. Raises 422."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if wrong := [line for line in lines if "=" not in line]:
+        raise invalid({"labels": [f"“{wrong[0][:80]}” is not of the form key=value."]})
+    pairs = [line.partition("=") for line in lines]
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _form(*names: str) -> dict[str, str]:
+    form = without_nul(request.form)
+    return {name: form.get(name, "").replace("\r\n", "\n") for name in names}
+
+
+def _run_page(agent: AnyRow, form: dict[str, str], fault: str = "") -> Response:
+    new_id = timestamps.new_id()
+    status = 422 if fault else 200
+    return page("run.html", status, agent=agent, form=form, fault=fault, new_id=new_id)
+
+
+def _edit_page(agent: AnyRow, form: dict[str, str], fault: str = "") -> Response:
+    return page("edit_agent.html", 422 if fault else 200, agent=agent, form=form, fault=fault)
+
+
+def _facts(agent: AnyRow, recent: list[AnyRow]) -> dict[str, Any]:
+    """What a page says of an agent, by its last runs."""
+    return {
+        "agent": agent,
+        "health": agent_queries.health_of(recent),
+        "strip": [(task, plot.outcome(task)) for task in recent],
+        "outcomes": Counter(plot.outcome(task) for task in recent),
+    }
+
+
+def _last_tasks(agent_id: str, count: int) -> list[Any]:
+    found = list_queries.positions(caller, Selection(agent_id=agent_id), None, count)
     return list_queries.summaries(caller, found.positions)

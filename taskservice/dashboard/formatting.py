@@ -40,8 +40,8 @@ def error_reason(message: str) -> str:
     return lines[-1] if lines[0].startswith("Traceback (most recent call last)") else lines[0]
 
 
-def percent(share: str) -> str:
-    """A number from 0 to 1 as text, as `50 %`: never 100 before the end."""
+def percent(share: str | float) -> str:
+    """A number from 0 to 1, or its text, as `50 %`: never 100 before the end."""
     return f"{int(float(share) * 100)} %"
 
 
@@ -62,6 +62,11 @@ def moment(text: str) -> str:
 def duration_between(since: str, until: str) -> str:
     """The time between two timestamps in its two largest units, as `3 h 20 min`."""
     seconds = (datetime.fromisoformat(until) - datetime.fromisoformat(since)).total_seconds()
+    return seconds_text(seconds)
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration in its two largest units, as `3 h 20 min`."""
     if seconds < 0.1:
         return "< 0.1 s"
     if seconds < 10:
@@ -115,6 +120,7 @@ TEMPLATE_FUNCTIONS: dict[str, Any] = {
         plural,
         moment,
         duration_between,
+        seconds_text,
         state_of,
         reason,
         label_texts,

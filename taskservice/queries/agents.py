@@ -1,13 +1,14 @@
 """Reads of agents."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, func, select
 
 from taskservice.auth.caller import Caller, visible_agents
-from taskservice.contract.terms import CANCELLED, COMPLETE
+from taskservice.contract.terms import CANCELLED, COMPLETE, RUNNING
 from taskservice.database import timestamps
 from taskservice.database.models import Agent, Task
 from taskservice.database.rows import AnyRow
@@ -15,6 +16,8 @@ from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
 from taskservice.database.types import Identifier
 from taskservice.problems import not_found
+from taskservice.queries.candidates import IS_WAITING
+from taskservice.queries.selections import of_user
 from taskservice.schemas.columns import AGENT_COLUMNS
 
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
@@ -37,7 +40,9 @@ _AGENTS_OF = select(*AGENT_COLUMNS).where(
 )
 # How many finished tasks tell the health of an agent.
 RECENT = 30
-_RECENT = Statement[AnyRow](
+# How many running tasks of a user are counted by agent.
+MAX_RUNNING = 2_000
+_RUNS = Statement[AnyRow](
     select(Task.id, Task.status, Task.error_type, Task.claimed_at, Task.finished_at)
     .where(
         Task.user_id == bindparam("user_id", type_=Identifier),
@@ -45,8 +50,34 @@ _RECENT = Statement[AnyRow](
         Task.finished_at.is_not(None),
     )
     .order_by(Task.finished_at.desc())
-    .limit(RECENT)
+    .limit(bindparam("count"))
 )
+_WAITING = Statement[AnyRow](
+    select(func.count()).select_from(
+        select(Task.id)
+        .where(of_user, Task.agent_id == bindparam("agent_id"), IS_WAITING)
+        .limit(bindparam("maximum"))
+        .subquery()
+    )
+)
+# The oldest, since claims take the oldest first.
+_RUNNING = Statement[AnyRow](
+    select(Task.agent_id, Task.claimed_at)
+    .where(of_user, Task.status == RUNNING)
+    .order_by(Task.created_at, Task.id)
+    .limit(MAX_RUNNING + 1)
+)
+
+
+class Load(NamedTuple):
+    """How many tasks of an agent wait, at most as many as were asked for, and how many run.
+
+    Unless `is_complete`, more may run.
+    """
+
+    waiting: int
+    running: int
+    is_complete: bool
 
 
 def list_all(caller: Caller) -> Sequence[AnyRow]:
@@ -65,26 +96,51 @@ def get(caller: Caller, agent_id: str) -> AnyRow:
 
 def health(agents: Sequence[AnyRow]) -> dict[str, dict[str, Any]]:
     """Agent -> its health as HealthOfAgentSchema describes it; the agents are of one user."""
+    return {agent.id: health_of(found) for agent, found in runs(agents, RECENT)}
+
+
+def runs(agents: Sequence[AnyRow], count: int) -> list[tuple[AnyRow, list[AnyRow]]]:
+    """Each agent with its last finished tasks, oldest first."""
     with reading() as connection:
+        return [
+            (
+                agent,
+                _RUNS.all(connection, user_id=agent.user_id, agent_id=agent.id, count=count)[::-1],
+            )
+            for agent in agents
+        ]
+
+
+def loads(agents: Sequence[AnyRow], maximum: int) -> dict[str, Load]:
+    """Agent -> its load; the agents are of one user."""
+    if not agents:
+        return {}
+    user_id = agents[0].user_id
+    with reading() as connection:
+        found = _RUNNING.all(connection, user_id=user_id)
+        running = Counter(task.agent_id for task in found if task.claimed_at)
         return {
-            agent.id: _health(
-                _RECENT.all(connection, user_id=agent.user_id, agent_id=agent.id)[::-1]
+            agent.id: Load(
+                _WAITING.scalar(connection, user_id=user_id, agent_id=agent.id, maximum=maximum),
+                running[agent.id],
+                len(found) <= MAX_RUNNING,
             )
             for agent in agents
         }
 
 
-def _health(recent: Sequence[AnyRow]) -> dict[str, Any]:
+def health_of(recent: Sequence[AnyRow]) -> dict[str, Any]:
+    """The health that these tasks of one agent tell, oldest first."""
     counted = [task for task in recent if task.error_type != CANCELLED]
     complete = [task for task in counted if task.status == COMPLETE]
-    durations = [seconds for task in counted if (seconds := _seconds(task)) is not None]
+    durations = [lasted for task in counted if (lasted := seconds(task)) is not None]
     return {
         "recent": [
             {
                 "id": task.id,
                 "status": task.status,
                 "finishedAt": task.finished_at,
-                "seconds": _seconds(task),
+                "seconds": seconds(task),
             }
             for task in recent
         ],
@@ -94,7 +150,7 @@ def _health(recent: Sequence[AnyRow]) -> dict[str, Any]:
     }
 
 
-def _seconds(task: AnyRow) -> float | None:
+def seconds(task: AnyRow) -> float | None:
     """The duration of a finished task; None if no agent claimed it."""
     if task.claimed_at is None:
         return None

@@ -1,0 +1,21 @@
+"""What the forms that start tasks share."""
+
+from typing import Any
+
+from marshmallow import ValidationError
+
+from taskservice.problems import Problem
+
+
+def sentence(error: Problem | ValidationError) -> str:
+    """What is wrong, for a person. Raises an error that is not about the form's fields."""
+    errors: Any = error.messages if isinstance(error, ValidationError) else error.more.get("errors")
+    if not errors:
+        raise error
+    return " ".join(f"{field}: {_text(messages)}" for field, messages in errors.items())
+
+
+def _text(messages: Any) -> str:
+    if isinstance(messages, dict):
+        return " ".join(f"{key}: {_text(inner)}" for key, inner in messages.items())
+    return messages if isinstance(messages, str) else " ".join(messages)

@@ -1,0 +1,216 @@
+"""The dashboard's pages of agents: their health and runs, and the forms that run and edit them."""
+
+import re
+from html import unescape
+from typing import Any
+
+import pytest
+from flask import Flask
+from werkzeug.test import TestResponse
+
+from taskservice.database.transactions import reading
+from tests.support.api_client import ApiClient, expect
+from tests.support.internals import copy_task, end_for_silence, reads
+from tests.support.marks import one_database
+from tests.support.sample_data import HOSTILE
+
+
+class Window:
+    """A browser window without scripts, signed in."""
+
+    def __init__(self, app: Flask, key: str) -> None:
+        self.client = app.test_client()
+        assert self.send("/sign-in", key=key).status_code == 303
+
+    def get(self, path: str) -> TestResponse:
+        return self.client.get(path)
+
+    def text(self, path: str) -> str:
+        response = self.get(path)
+        assert response.status_code == 200, response.text
+        return response.text
+
+    def send(self, page: str, **fields: str) -> TestResponse:
+        """Send the form of a page."""
+        found = re.findall(r'name="(token|submission_id)"[^>]* value="([^"]+)"', self.text(page))
+        return self.client.post(page, data={**dict(found), **fields})
+
+
+@pytest.fixture
+def window(app: Flask, alice: ApiClient) -> Window:
+    return Window(app, alice.key)
+
+
+def facts(text: str) -> dict[str, str]:
+    """What a page says of the health of its first agent."""
+    pairs = re.findall("<div><dt>(.+?)</dt><dd>(.+?)</dd></div>", text)
+    return {name: re.sub("<.+?>", "", value).strip() for name, value in reversed(pairs)}
+
+
+@pytest.fixture
+def used(app: Flask, alice: ApiClient) -> dict[str, Any]:
+    """An agent with tasks in every state, by that."""
+    tasks = {state: alice.start("backup", name=state, claim=True)
+             for state in ("complete", "failed", "cancelled", "timeout", "running")}  # fmt: skip
+    tasks["waiting"] = alice.start("backup", name="waiting")
+    alice.report(tasks["complete"], status="complete")
+    alice.report(tasks["failed"], status="error")
+    alice.post(f"/task/{tasks['cancelled']['id']}/cancel")
+    end_for_silence(app, tasks["timeout"])
+    return tasks
+
+
+def test_agent_shows_its_health_in_the_list_and_on_its_page(
+    window: Window, used: dict[str, Any]
+) -> None:
+    for path in ("/agents", "/agents/backup"):
+        text = window.text(path)
+        said = facts(text)
+        assert said["Success"] == "33 % of 3"
+        assert said["Usual duration"].endswith(" s")
+        assert (said["Waiting"], said["Running"]) == ("1", "1")
+        assert "The last 4 runs: " in text
+        for outcome in ("complete", "failed", "cancelled", "timeout"):
+            assert f"1 {outcome}" in text
+            assert f'<rect class="{outcome}"' in text
+        # The numbers lead to the tasks that they count.
+        links = [unescape(link) for link in re.findall('<dd><a href="([^"]+)"', text)]
+        for link, name in zip(links, ("waiting", "running"), strict=True):
+            rows = window.text(link).partition('<tbody id="rows"')[2]
+            assert re.findall("<bdi>(.+?)</bdi>", rows) == [name]
+
+
+def test_plot_has_a_point_and_a_row_of_its_table_for_each_run(
+    window: Window, used: dict[str, Any]
+) -> None:
+    text = window.text("/agents/backup")
+    table = text[text.index('id="durations-table"') :].partition("</table>")[0]
+    for outcome in ("complete", "failed", "cancelled", "timeout"):
+        assert len(re.findall(f'class="point {outcome}"', text)) == 1
+        assert f"<td>{outcome}</td>" in table
+        assert used[outcome]["id"] in table
+    assert used["running"]["id"] not in table
+
+
+def test_agent_without_runs_has_a_page(window: Window, alice: ApiClient) -> None:
+    alice.register("new")
+    text = window.text("/agents/new")
+    assert "No finished run yet." in text
+    assert facts(text)["Success"] == "–"
+    assert "/agents/new" in window.text("/agents")
+    assert window.get("/agents/nothing").status_code == 404
+
+
+def test_form_starts_a_task(window: Window, alice: ApiClient) -> None:
+    alice.register("backup", name="The backup")
+    response = window.send(
+        "/agents/backup/run",
+        name="By hand",
+        input='{"path": "/srv", "n": 1.50}',
+        labels="env=prod\r\n\r\n who = a=b \r\n",
+    )
+    assert response.status_code == 303
+    task = expect(alice.get("/task"), 200)[0]
+    assert response.location == f"/tasks/{task['id']}"
+    assert (task["name"], task["agentId"]) == ("By hand", "backup")
+    assert task["input"] == {"path": "/srv", "n": 1.5}
+    assert task["labels"] == {"env": "prod", "who": "a=b"}
+    assert task["claimedAt"] is None
+    assert "Started “By hand”." in window.text(response.location)
+    window.send("/agents/backup/run")
+    assert expect(alice.get("/task"), 200)[0]["name"] == "The backup"
+
+
+def test_form_that_is_sent_twice_starts_one_task(window: Window, alice: ApiClient) -> None:
+    alice.register("backup")
+    found = re.findall(
+        r'name="(token|submission_id)"[^>]* value="([^"]+)"', window.text("/agents/backup/run")
+    )
+    fields = {**dict(found), "name": "Once"}
+    first, second = (window.client.post("/agents/backup/run", data=fields) for _ in range(2))
+    assert first.location == second.location
+    assert len(expect(alice.get("/task"), 200)) == 1
+
+
+@one_database
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"input": "{"}, "The input is not valid JSON"),
+        ({"input": "[1]"}, "input: "),
+        ({"input": '{"a": 1e999}'}, "The input is not valid JSON"),
+        ({"labels": "no sign"}, "“no sign” is not of the form key=value."),
+        ({"labels": "Upper=1"}, "labels: Upper: "),
+        ({"name": "n" * 201}, "name: "),
+    ],
+)
+def test_form_that_does_not_fit_says_why_and_keeps_its_text(
+    window: Window, alice: ApiClient, fields: dict[str, str], sentence: str
+) -> None:
+    alice.register("backup")
+    sent = {"name": "Kept", "input": '{"kept": 1}', "labels": "kept=yes", **fields}
+    response = window.send("/agents/backup/run", **sent)
+    assert response.status_code == 422
+    text = unescape(response.text)
+    assert "Nothing was started." in text
+    assert sentence in text
+    for value in sent.values():
+        assert value in text
+    assert expect(alice.get("/task"), 200) == []
+
+
+def test_name_and_description_are_edited(window: Window, alice: ApiClient) -> None:
+    alice.register("backup", name="Old", description="Old too")
+    response = window.send("/agents/backup/edit", name=HOSTILE[:200], description=HOSTILE)
+    assert response.location == "/agents/backup"
+    agent = expect(alice.get("/agent/backup"), 200)
+    assert (agent["name"], agent["description"]) == (HOSTILE[:200], HOSTILE)
+    for path in ("/agents", "/agents/backup", "/agents/backup/edit", "/agents/backup/run"):
+        assert "<script>" not in window.text(path)
+    response = window.send("/agents/backup/edit", name="n" * 201, description="Kept")
+    assert response.status_code == 422
+    assert "Nothing was changed. name:" in response.text
+    assert "Kept" in response.text
+    assert window.get("/agents/nothing/edit").status_code == 404
+
+
+def test_agent_key_sees_its_agent_without_forms(
+    app: Flask, alice: ApiClient, used: dict[str, Any]
+) -> None:
+    alice.register("other")
+    window = Window(app, alice.agent_key("backup").key)
+    text = window.text("/agents/backup")
+    assert "Run…" not in text
+    assert "Edit…" not in text
+    assert window.get("/agents/backup/run").status_code == 403
+    assert window.get("/agents/other").status_code == 404
+
+
+def test_agents_of_others_do_not_exist(window: Window, bob: ApiClient) -> None:
+    bob.start("secret")
+    for path in ("/agents/secret", "/agents/secret/run", "/agents/secret/edit"):
+        assert window.get(path).status_code == 404
+
+
+@one_database
+def test_page_of_agents_searches_the_tasks_by_indexes(
+    app: Flask, window: Window, alice: ApiClient, used: dict[str, Any]
+) -> None:
+    """Only the running tasks of a user are read in their order, up to a limit."""
+    for state in ("complete", "waiting", "running"):
+        copy_task(app, alice.task(used[state]), 50)
+    for path in ("/agents", "/agents/backup"):
+        statements = reads(app, lambda: window.text(path))  # noqa: B023
+        on_tasks = [
+            found for found in statements
+            if "FROM tasks" in found[0] and "FROM agents" not in found[0]
+        ]  # fmt: skip
+        assert len(on_tasks) >= 3
+        with app.app_context():
+            for sql, parameters in on_tasks:
+                with reading() as connection:
+                    plan = [row.detail for row in connection.exec_driver_sql(
+                        f"EXPLAIN QUERY PLAN {sql}", parameters)]  # fmt: skip
+                looks = [step for step in plan if " tasks" in step]
+                assert all("USING" in step and "SCAN" not in step for step in looks), plan
+                assert "TEMP B-TREE" not in " ".join(plan), plan
