@@ -164,9 +164,10 @@ def test_many_lines_of_one_append_keep_their_times(alice: ApiClient, task: Task)
 
 @given(st.lists(st.integers(0, 10**14), min_size=1, max_size=50).map(sorted))
 def test_times_are_decoded_as_they_were_encoded(milliseconds: list[int]) -> None:
-    at, times = line_times.encode(milliseconds)
+    at, times = line_times.encode(list(enumerate(milliseconds)))
     assert line_times.decode(at, times, len(milliseconds)) == milliseconds
 
 
 def test_lines_of_one_moment_take_no_room_each() -> None:
-    assert line_times.encode([1_795_000_000_000] * 4_096).times is None
+    same = [(line, 1_795_000_000_000) for line in range(4_096)]
+    assert line_times.encode(same).times is None

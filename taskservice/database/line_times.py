@@ -1,7 +1,10 @@
 """The times of a chunk's lines as two columns: a few bytes for each append, not for each line."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
+
+# The index of a line, and the time in milliseconds since 1970 that lines from there on have.
+Times: TypeAlias = Sequence[tuple[int, int]]
 
 
 class Columns(NamedTuple):
@@ -15,11 +18,11 @@ class Columns(NamedTuple):
     times: str | None
 
 
-def encode(milliseconds: Sequence[int]) -> Columns:
-    """The columns of lines with these times, of which there is at least one."""
-    first = before = milliseconds[0]
+def encode(of_lines: Times) -> Columns:
+    """The columns of lines with these times, of which the first is that of line 0."""
+    first = before = of_lines[0][1]
     changes = []
-    for line, time in enumerate(milliseconds):
+    for line, time in of_lines:
         if time != before:
             changes.append(f"{line}:{time - first}")
             before = time

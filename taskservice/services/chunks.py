@@ -1,10 +1,13 @@
 """Cuts lines into chunks of bounded size, without an object for each line."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, repeat
+from itertools import accumulate
+from operator import itemgetter
 
 from taskservice.contract.terms import MAX_LINE
+from taskservice.database.line_times import Times
 from taskservice.problems import invalid
 
 # Small, since a chunk is read whole, even for one of its lines.
@@ -16,13 +19,13 @@ CHUNK_LINES = 4_096
 class Chunk:
     """`count` lines, joined by line feeds; `size` is in bytes of UTF-8, with one for each line.
 
-    `times` has the time of each line in milliseconds since 1970; empty means now.
+    Without `times`, their time is now.
     """
 
     text: str
     count: int
     size: int
-    times: Sequence[int] = ()
+    times: Times = ()
 
 
 def of_text(data: bytes) -> list[Chunk]:
@@ -57,17 +60,24 @@ def with_times(
     """
     if len(times) != len(strings):
         raise invalid({"at": ["Must have one time for each string of logs."]})
-    counts = (string.removesuffix("\n").count("\n") + 1 for string in strings)
-    of_lines = list(chain.from_iterable(map(repeat, times, counts)))
+    counts = [string.removesuffix("\n").count("\n") + 1 for string in strings]
+    of_lines = list(zip(accumulate(counts, initial=0), times, strict=False))
     timed, first = [], 0
     for chunk in chunks:
-        timed.append(replace(chunk, times=of_lines[first : first + chunk.count]))
+        timed.append(replace(chunk, times=_part(of_lines, first, chunk.count)))
         first += chunk.count
     return timed
 
 
 def at_one_time(chunks: Sequence[Chunk], time: int) -> list[Chunk]:
-    return [replace(chunk, times=[time] * chunk.count) for chunk in chunks]
+    return [replace(chunk, times=[(0, time)]) for chunk in chunks]
+
+
+def _part(times: Times, first: int, count: int) -> Times:
+    """The times of `count` lines from line `first` on, which becomes line 0."""
+    start = bisect_right(times, first, key=itemgetter(0)) - 1
+    end = bisect_left(times, first + count, key=itemgetter(0))
+    return [(max(line - first, 0), time) for line, time in times[start:end]]
 
 
 def without_first(chunks: Sequence[Chunk], count: int) -> list[Chunk]:
@@ -79,7 +89,7 @@ def without_first(chunks: Sequence[Chunk], count: int) -> list[Chunk]:
     rest = list(chunks[whole:])
     if rest and count:
         left = _chunk(rest[0].text.split("\n", count)[count] + "\n")
-        rest[0] = replace(left, times=rest[0].times[count:])
+        rest[0] = replace(left, times=_part(rest[0].times, count, left.count))
     return rest
 
 

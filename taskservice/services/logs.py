@@ -216,4 +216,5 @@ def _times(task: _UpdatedTask, chunk: Chunk) -> line_times.Columns:
     if not chunk.times:
         return line_times.Columns(latest, None)
     earliest = timestamps.milliseconds(task.created_at)
-    return line_times.encode([max(earliest, min(time, latest)) for time in chunk.times])
+    times = [(line, max(earliest, min(time, latest))) for line, time in chunk.times]
+    return line_times.encode(times)
