@@ -28,7 +28,9 @@ def find_task_id(client: Client, text: str, not_found: int = 1) -> str:
     if not found:
         exit_with_error(f"No task's id begins with {text}", not_found)
     if len(found) > 1:
-        exit_with_error(f"Several tasks begin with {text}: {', '.join(found)}, ...", AMBIGUOUS)
+        exit_with_error(
+            f"Several tasks begin with {text}, such as {' and '.join(found)}", AMBIGUOUS
+        )
     return found[0]
 
 

@@ -9,29 +9,32 @@ from taskservice.contract.terms import RUNNING
 
 # The fields that a table needs: an output can be long.
 ROW_FIELDS = "id,name,agentId,createdAt,claimedAt,logCount,status,error,progress,note,labels"
-HEADER = ("ID", "STATUS", "STARTED", "AGENT", "LINES", "LABELS", "NAME", "NOTE")
+# A narrow terminal cuts off the last ones.
+HEADER = ("ID", "STATUS", "STARTED", "AGENT", "NAME", "NOTE", "LABELS", "LINES")
 # These are left out where no task has any.
-OPTIONAL = ("LABELS", "NOTE")
-# The beginning of an id that is shown: its time and 12 random bits.
-ID_LENGTH = 18
+OPTIONAL = ("NOTE", "LABELS")
+# The beginnings of ids that are shown: the milliseconds; these and 12 random bits.
+SHORT_ID, LONGER_ID = 13, 18
 MAX_CELL = 60
 
 
 def table(tasks: Sequence[Task]) -> list[list[str]]:
     """A header, and a row for each task."""
-    rows = [dict(zip(HEADER, _row(task), strict=True)) for task in tasks]
+    is_short_unique = len({task.id[:SHORT_ID] for task in tasks}) == len(tasks)
+    length = SHORT_ID if is_short_unique else LONGER_ID
+    rows = [dict(zip(HEADER, _row(task, length), strict=True)) for task in tasks]
     columns = [name for name in HEADER if name not in OPTIONAL or any(row[name] for row in rows)]
     return [columns, *([_cut(row[name]) for name in columns] for row in rows)]
 
 
-def _row(task: Task) -> tuple[str, ...]:
+def _row(task: Task, length: int) -> tuple[str, ...]:
     data = task.data
     note = _first_line(task.error["message"]) if task.error else _progress(task)
     lines = f"{data['logCount']:>{len('LINES')}}"
     started = local_time(data["createdAt"])
     labels = labels_text(task)
-    shown_id = task.id[:ID_LENGTH]
-    return (shown_id, state(task), started, task.agent_id, lines, labels, task.name, note)
+    shown_id = task.id[:length]
+    return (shown_id, state(task), started, task.agent_id, task.name, note, labels, lines)
 
 
 def _cut(cell: str) -> str:
@@ -93,7 +96,7 @@ def _first_line(text: str) -> str:
 
 
 def local_time(moment: str) -> str:
-    return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def time_of_line(moment: str | None) -> str:

@@ -11,6 +11,8 @@ from taskservice.contract.threads import try_start
 
 INTERVAL = 1.0
 
+Send = Callable[[Mapping[str, Any]], None]
+
 
 def changes(done: float, total: float, unit: str, note: str | None) -> dict[str, Any]:
     """What a report says of it. Raises ValueError for numbers that are no part of a whole."""
@@ -25,8 +27,7 @@ def changes(done: float, total: float, unit: str, note: str | None) -> dict[str,
 class ProgressSender:
     """Sends the progress of one task; the program never waits for it."""
 
-    def __init__(self, send: Callable[[Mapping[str, Any]], None]) -> None:
-        self._send = send
+    def __init__(self) -> None:
         self._unsent: dict[str, Any] = {}
         self._timer: Timer | None = None
         self._sent_at = -INTERVAL
@@ -34,13 +35,13 @@ class ProgressSender:
         # Held while something is sent, so that nothing older arrives later.
         self._sending = Lock()
 
-    def put(self, progress: Mapping[str, Any]) -> None:
+    def put(self, progress: Mapping[str, Any], send: Send) -> None:
         """Send this soon, unless something newer comes."""
         with self._lock:
             self._unsent |= progress
             if self._timer is None:
                 pause = max(self._sent_at + INTERVAL - time.monotonic(), 0)
-                timer = Timer(pause, self._send_unsent)
+                timer = Timer(pause, self._send_unsent, [send])
                 timer.daemon = True
                 # If no thread can be started, it is sent with the end of the task.
                 self._timer = timer if try_start(timer) else None
@@ -51,20 +52,20 @@ class ProgressSender:
             taken, self._unsent = self._unsent, {}
             return taken
 
-    def _send_unsent(self) -> None:
+    def _send_unsent(self, send: Send) -> None:
         with self._sending:
             with self._lock:
                 taken, self._unsent = self._unsent, {}
                 self._timer, self._sent_at = None, time.monotonic()
             if taken:
-                self._try_to_send(taken)
+                self._try_to_send(taken, send)
 
-    def _try_to_send(self, taken: dict[str, Any]) -> None:
+    def _try_to_send(self, taken: dict[str, Any], send: Send) -> None:
         try:
-            self._send(taken)
+            send(taken)
         except RETRYABLE:
             with self._lock:
                 self._unsent = taken | self._unsent
-            self.put({})
+            self.put({}, send)
         except TaskServiceError:
             return  # the task's own methods raise it too

@@ -100,7 +100,7 @@ class Task:
         self._lock = threading.Lock()
         self._queue = MemoryQueue()
         self._sender: Sender | None = None
-        self._progress = ProgressSender(self._send_progress)
+        self._progress = ProgressSender()
 
     def __repr__(self) -> str:
         data = {"name": "?", "agentId": "?", "status": "?"} | self.data
@@ -215,7 +215,7 @@ class Task:
         progress = changes_of_progress(done, total, unit, note)
         self._started_sender()
         self.check()
-        self._progress.put(progress)
+        self._progress.put(progress, self._send_progress)
 
     def _send_progress(self, progress: Mapping[str, Any]) -> None:
         self._connection.once(

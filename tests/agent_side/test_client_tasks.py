@@ -5,6 +5,7 @@ import json
 import logging
 import pickle
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -150,6 +151,22 @@ def test_progress_of_a_program_that_just_ends_is_sent(
     _, remarks = process.communicate(timeout=60)
     assert (process.returncode, remarks) == (0, "")
     assert the_task(remote_alice)["progress"] == 0.75
+
+
+@pytest.mark.parametrize("block", ["", "with task: "])
+def test_program_below_run_tells_its_progress(
+    remote_alice: RemoteClient, machine: AgentMachine, block: str
+) -> None:
+    program = (
+        "from taskservice.client import current, progress\n"
+        "progress.INTERVAL = 1000\n"
+        "task = current()\n"
+        f"{block}[task.progress(page, 4, 'pages') for page in range(1, 4)]\n"
+    )
+    ended = machine.run("run", "--agent", "one", "--", sys.executable, "-c", program)
+    assert ended.returncode == 0, ended.stderr
+    task = the_task(remote_alice)
+    assert (task["status"], task["progress"], task["note"]) == ("complete", 0.75, "3 of 4 pages")
 
 
 def test_note_is_made_to_fit(client: Client) -> None:
