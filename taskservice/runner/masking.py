@@ -57,7 +57,13 @@ def _parts(value: str) -> list[str]:
     lines = [line for line in _LINE_END.split(value) if line.strip()]
     if len(lines) > 1:
         lines = [line.strip() for line in lines if any(map(str.isalnum, line))]
-    return [line for line in lines if len(line) >= _MIN_CHARACTERS]
+    return [_core(line) for line in lines if len(line) >= _MIN_CHARACTERS]
+
+
+def _core(secret: str) -> str:
+    """The secret without the blanks around it, which programs often cut off, if enough is left."""
+    core = secret.strip()
+    return core if len(core) >= _MIN_CHARACTERS else secret
 
 
 def _spans(text: bytes, secret: bytes) -> Iterator[Span]:

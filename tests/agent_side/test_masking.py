@@ -68,6 +68,11 @@ def test_value_of_8_characters_is_hidden() -> None:
     assert masked("<äöüäöüäö>", PASSWORD="äöüäöüäö") == "<***>"
 
 
+def test_blanks_around_a_value_need_not_be_printed() -> None:
+    assert masked(f"<{SECRET}> <  {SECRET} >", A_KEY=f"  {SECRET} ") == "<***> <  *** >"
+    assert masked("<secret> <  secret>", A_KEY="  secret") == "<secret> <***>"
+
+
 def test_secrets_that_overlap_leave_nothing_of_either() -> None:
     keys = {"A_KEY": "abcdefgh1234", "B_KEY": "1234ijklmnop", "C_KEY": "efgh1234"}
     assert masked("<abcdefgh1234ijklmnop>", **keys) == "<***>"
