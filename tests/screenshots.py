@@ -51,12 +51,15 @@ def pages(visitor: Visitor, key: str) -> list[tuple[str, str]]:
         return str(link.get_attribute("href"))
 
     running, done = path_of("Invoices of November"), path_of("Morning synopsis")
-    failed = path_of("Synopsis of the support mailbox")
+    failed, parent = path_of("Synopsis of the support mailbox"), path_of("Check of all our sites")
     return [
         ("tasks", "/"),
         ("running", running),
         ("complete", done),
         ("error", failed),
+        ("waiting", path_of("Release notes 4.3 to Greek")),
+        ("parent", parent),
+        ("rerun", f"{failed}/rerun"),
         ("cancel", f"{running}/cancel"),
         ("delete", f"{done}/delete"),
         ("agents", "/agents"),

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 from typing import Any
 
 from flask import Flask
@@ -29,22 +30,43 @@ NAMES = {
     "backup": ["Nightly backup", "Backup of the wiki"],
 }
 INPUT = {"mailbox": "support@example.org", "since": "2026-11-23", "languages": ["en", "de", "el"]}
+SYNOPSIS = """\
+## Monday, 23 November
+
+14 mails, **3 of them urgent**: two refunds and a broken sign-up.
+
+1. Refund for order 20418: *promised for Friday*, still open.
+2. The sign-up answers `500` since 06:12, see [the incident](https://status.example.org/214).
+   - first seen by ops
+   - 41 people were turned away
+
+> Jon asks for the second time.
+
+```
+POST /sign-up 500 in 30012 ms
+```
+"""
 OUTPUT = {
-    "synopsis": "14 mails, 3 of them urgent: two refunds and a broken sign-up.",
+    "synopsis": SYNOPSIS,
     "mails": 14,
     "urgent": [
-        {"from": "mara@example.org", "subject": "Refund for order 20418"},
-        {"from": "jon@example.org", "subject": "Refund, second try"},
-        {"from": "ops@example.org", "subject": "Sign-up answers 500"},
+        {"from": "mara@example.org", "subject": "Refund for order 20418", "hours": 26, "sum": 149.9,
+         "thread": "https://mail.example.org/t/20418"},
+        {"from": "jon@example.org", "subject": "Refund, second try", "hours": 51, "sum": 89,
+         "thread": "https://mail.example.org/t/20377"},
+        {"from": "ops@example.org", "subject": "Sign-up answers 500", "hours": 2, "sum": None,
+         "thread": "https://mail.example.org/t/20431"},
     ],
-    "cost": 0.0142,
-}
-FAILURE = (
-    "Traceback (most recent call last):\n"
-    '  File "agent.py", line 88, in read\n'
-    "    return mailbox.fetch(batch)\n"
-    "MailboxLocked: support@example.org is locked by another session"
+    "languages": ["en", "de", "el"],
+    "cost": {"currency": "EUR", "total": 0.0142, "tokens": {"input": 18_204, "output": 611}},
+}  # fmt: skip
+TRACEBACK = (
+    "Traceback (most recent call last):",
+    '  File "agent.py", line 88, in read',
+    "    return mailbox.fetch(batch)",
+    "MailboxLocked: support@example.org is locked by another session",
 )
+FAILURE = "\n".join(TRACEBACK)
 # What must do nothing anywhere.
 HOSTILE = (
     "<img src=x onerror=\"document.title='owned'\">"
@@ -99,22 +121,57 @@ def _special(app: Flask, person: ApiClient, good_url: str, bad_url: str) -> None
     person.append(silent, "Waiting for the lock of /srv/wiki …")
     end_for_silence(app, silent)
     shift(app, silent, 1_300, 900)
-    failed = person.start(name="Synopsis of the support mailbox", claim=True, callback=bad_url)
-    person.append(failed, *lines(12))
+    failed = person.start(
+        name="Synopsis of the support mailbox", claim=True, callback=bad_url, input=INPUT,
+        labels={"env": "prod", "mailbox": "support@example.org"},
+    )  # fmt: skip
+    start = shift(app, failed, 340)
+    # It hangs before it fails.
+    append_over(person, failed, [*lines(214), *TRACEBACK], start, [0.2] * 214 + [100.0] + [0.0] * 3)
     person.report(failed, status="error", error={"message": FAILURE})
-    shift(app, failed, 340, 21)
+    shift(app, failed, 340, 143)
     stopped = person.start("translator", name="Release notes 4.2 to French", claim=True)
     person.post(f"/task/{stopped['id']}/cancel")
     shift(app, stopped, 250, 47)
-    done = person.start(name="Morning synopsis", input=INPUT, claim=True, callback=good_url)
-    person.append(done, *lines(1_482))
+    done = person.start(
+        name="Morning synopsis", input=INPUT, claim=True, callback=good_url, labels={"env": "prod"}
+    )
+    append_over(person, done, list(lines(1_482)), shift(app, done, 190), [0.05] * 1_482)
     person.report(done, status="complete", output=OUTPUT)
     shift(app, done, 190, 74)
+    _family(app, person)
     person.start("translator", name="Release notes 4.3 to Greek", callback=good_url)
     running = person.start("invoice-reader", name="Invoices of November", input={"folder": "inbox"},
                            claim=True, callback=good_url)  # fmt: skip
-    person.append(running, *lines(318))
-    shift(app, running, 95)
+    append_over(person, running, list(lines(318)), shift(app, running, 95), [0.25] * 318)
+    person.report(running, progress=0.62, note="318 of 512 mails")
+
+
+def _family(app: Flask, person: ApiClient) -> None:
+    """A task that started others, one after another."""
+    parent = person.start("link-checker", name="Check of all our sites", claim=True)
+    for number, (site, seconds) in enumerate([("docs", 40), ("shop", 75), ("blog", 22)]):
+        child = person.start(
+            "link-checker", name=f"Check of the {site}", claim=True, parentId=parent["id"]
+        )
+        status = "error" if site == "shop" else "complete"
+        person.report(child, status=status, output={"broken": number})
+        shift(app, child, 700 - 45 * number, seconds)
+    person.append(parent, "3 sites, one of them failed")
+    person.report(parent, status="complete", output={"sites": 3, "failed": ["shop"]})
+    shift(app, parent, 710, 140)
+
+
+def append_over(
+    person: ApiClient,
+    task: dict[str, Any],
+    texts: list[str],
+    start: datetime,
+    pauses: list[float],
+) -> None:
+    """Append lines as if each came so many seconds after the one before."""
+    at = [rfc3339(start + timedelta(seconds=seconds)) for seconds in accumulate(pauses)]
+    person.append(task, *texts, at=at)
 
 
 def shift(

@@ -164,9 +164,8 @@ function row(number) {
 function showTime(element) {
   set(element.children[1], timeText(times.value, element.number, start));
   const pause = pauseText(element.number);
-  if (element.dataset.pause === pause || (!pause && !element.dataset.pause)) return;
-  element.dataset.pause = pause;
-  element.title = pause ? `Nothing came for ${pause} before this line` : "";
+  const { dataset } = element.lastElementChild;
+  if ((dataset.pause ?? "") !== pause) dataset.pause = pause;
 }
 
 let isDrawQueued = false;

@@ -1,0 +1,48 @@
+// Text from elsewhere as nodes: text stays text, and only http and https links become links.
+
+const LINK = /\bhttps?:\/\/[^\s<>"'`\\^{|}\u0000-\u001f\u202a-\u202e\u2066-\u2069]{1,2000}/g;
+// The end of a sentence is not part of the link in it.
+const END = /[.,:;!?)\]*_~]+$/;
+// These change the direction of text and so can disguise it.
+const DIRECTION_MARKS = /[\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+
+export function shown(text) {
+  return text.replace(DIRECTION_MARKS, (mark) => `\\u${mark.codePointAt(0).toString(16)}`);
+}
+
+// A link to another place, or its text where that is not http or https.
+export function link(address, label = document.createTextNode(shown(address))) {
+  let url;
+  try {
+    url = new URL(address);
+  } catch {
+    return label;
+  }
+  if (!["http:", "https:"].includes(url.protocol)) return label;
+  const anchor = document.createElement("a");
+  anchor.href = url.href;
+  anchor.rel = "noopener noreferrer";
+  anchor.target = "_blank";
+  anchor.title = url.href;
+  anchor.append(label);
+  return anchor;
+}
+
+// Text with the links in it.
+export function linked(text) {
+  const nodes = [];
+  let start = 0;
+  for (const found of text.matchAll(LINK)) {
+    const address = withoutEnd(found[0]);
+    nodes.push(document.createTextNode(shown(text.slice(start, found.index))), link(address));
+    start = found.index + address.length;
+  }
+  nodes.push(document.createTextNode(shown(text.slice(start))));
+  return nodes;
+}
+
+function withoutEnd(address) {
+  const cut = address.replace(END, "");
+  // As in https://en.wikipedia.org/wiki/Flask_(disambiguation)
+  return address[cut.length] === ")" && cut.includes("(") ? `${cut})` : cut;
+}
