@@ -86,5 +86,8 @@ def _replace(text: bytes, spans: Iterable[Span]) -> bytes:
 
 def _overlap(text: bytes, secret: bytes) -> int:
     """How many bytes at the end of the text may be the beginning of the secret."""
-    longest = min(len(secret) - 1, len(text))
-    return next((size for size in range(longest, 0, -1) if text.endswith(secret[:size])), 0)
+    tail, first = text[1 - len(secret) :], secret[:1]
+    start = tail.find(first)
+    while start >= 0 and not secret.startswith(tail[start:]):
+        start = tail.find(first, start + 1)
+    return len(tail) - start if start >= 0 else 0
