@@ -42,7 +42,7 @@ $(VENV)/installed-test: $(VENV)/installed
 test: $(VENV)/installed-test ## Install what the tests need, and test the service
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow' \
 		--ignore tests/server --ignore tests/agent_side --ignore tests/test_browser.py \
-		--ignore tests/test_browser_task.py \
+		--ignore tests/test_browser_task.py --ignore tests/test_browser_lists.py \
 		--ignore tests/test_fuzzing.py
 
 test-server: $(VENV)/installed-test ## Test the processes: gunicorn and its worker, `taskservice worker`
@@ -53,7 +53,8 @@ test-agent: $(VENV)/installed-test ## Test the agent's side, also while programs
 		$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/agent_side
 
 test-browser: $(VENV)/installed-test ## Test the dashboard in a real browser
-	$(BIN)/python -m pytest -n auto --dist worksteal tests/test_browser.py tests/test_browser_task.py
+	$(BIN)/python -m pytest -n auto --dist worksteal tests/test_browser.py tests/test_browser_task.py \
+		tests/test_browser_lists.py
 
 test-crash: $(VENV)/installed-test ## 30 s of mixed load, and followers, while workers are killed
 	CRASH_SECONDS=$${CRASH_SECONDS:-30} $(BIN)/python -m pytest -m slow -s \

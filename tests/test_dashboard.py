@@ -47,6 +47,7 @@ from tests.support.internals import (
     is_page,
     reads,
     rows,
+    set_columns,
 )
 from tests.support.marks import one_database
 from tests.support.plain_browser import Browser, hidden, hidden_text
@@ -575,7 +576,7 @@ def test_invisible_name_is_still_a_link(browser: Browser, alice: ApiClient, name
     link = f'<a href="/tasks/{task["id"]}"><span class="faint">unnamed</span></a>'
     assert link in browser.get("/").text
     assert link in browser.get("/agents").text
-    assert "<title>unnamed" in browser.get(f"/tasks/{task['id']}").text
+    assert "<title>waiting · unnamed" in browser.get(f"/tasks/{task['id']}").text
     assert "unnamed" in browser.get("/keys").text
 
 
@@ -881,6 +882,24 @@ def test_chart_counts_what_was_started(browser: Browser, alice: ApiClient) -> No
     assert "<b>2 tasks</b> started in the last hour" in text
     assert "1 complete 1 running." in text
     assert "<b>2 tasks</b> started in the last 30 days" in browser.get("/?since=30d").text
+
+
+@one_database
+def test_spike_does_not_flatten_the_chart_which_says_so(
+    app: Flask, browser: Browser, alice: ApiClient
+) -> None:
+    for task in [alice.start() for _ in range(3)]:
+        set_columns(app, task, created_at=timestamps.now(-7_200))
+    for _ in range(18):
+        alice.start()
+    assert "Bars are cut" not in browser.get("/?q=summarizer").text
+    for _ in range(32):
+        alice.start()
+    text = browser.get("/").text
+    assert "Bars are cut at 9; the highest has 50 tasks." in text
+    assert text.count('class="cut"') == 1
+    low, high = map(float, re.findall(r'<rect class="running"[^>]* height="([\d.]+)"', text))
+    assert low == pytest.approx(high / 3, rel=0.01)
 
 
 # --- what can be done --------------------------------------------------------------------

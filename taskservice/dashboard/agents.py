@@ -9,6 +9,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth.authentication import caller
 from taskservice.dashboard import forms, plot
+from taskservice.dashboard.formatting import outcome_of
 from taskservice.dashboard.pages import page, redirect_to, without_nul
 from taskservice.dashboard.shared_pages import shared
 from taskservice.database import timestamps
@@ -161,8 +162,8 @@ def _facts(agent: AnyRow, recent: list[AnyRow]) -> dict[str, Any]:
     return {
         "agent": agent,
         "health": agent_queries.health_of(recent),
-        "strip": [(task, plot.outcome(task)) for task in recent],
-        "outcomes": Counter(plot.outcome(task) for task in recent),
+        "strip": [(task, outcome_of(task)) for task in recent],
+        "outcomes": Counter(outcome_of(task) for task in recent),
     }
 
 

@@ -19,6 +19,8 @@ STATUSES = (COMPLETE, ERROR, RUNNING)
 # The height of the chart and the minimum height of a part, in pixels.
 HEIGHT = 88
 MIN_HEIGHT = 2.0
+# A bar is a spike if it is this many times as high as that of which USUAL_SHARE are lower.
+SPIKE, USUAL_SHARE = 6, 0.8
 # A chart is cached for this many times as long as it took to count.
 CACHE_FACTOR = 20.0
 CACHE_SIZE = 200
@@ -65,8 +67,11 @@ class Bar:
         return sum(self.counts.values())
 
     def parts(self, highest: int) -> Iterator[tuple[str, float, float]]:
-        """(status, top, height) in pixels of each part, where `highest` tasks fill the chart."""
-        top = float(HEIGHT)
+        """(status, top, height) in pixels of each part, where `highest` tasks fill the chart.
+
+        A bar with more is as high as the chart.
+        """
+        top, highest = float(HEIGHT), max(highest, self.total)
         for status, count in self.counts.items():
             if count:
                 height = round(max(MIN_HEIGHT, count / highest * (HEIGHT - 3 * MIN_HEIGHT)), 2)
@@ -85,6 +90,16 @@ class Chart:
     @property
     def highest(self) -> int:
         return max(bar.total for bar in self.bars)
+
+    @property
+    def top(self) -> int:
+        """The number of tasks that fills the chart; bars with more are cut.
+
+        A few bars that are many times as high as the others would leave nothing to see of them.
+        """
+        heights = sorted(bar.total for bar in self.bars if bar.total) or [0]
+        usual = heights[int((len(heights) - 1) * USUAL_SHARE)]
+        return SPIKE // 2 * usual if self.highest > SPIKE * usual else self.highest
 
     @property
     def totals(self) -> dict[str, int]:

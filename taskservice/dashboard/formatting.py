@@ -92,6 +92,11 @@ def state_of(row: Any) -> str:
     return WAITING if is_waiting else str(row.status)
 
 
+def outcome_of(row: Any) -> str:
+    """The state of a task in one word: for one that ended in an error, its type."""
+    return str(row.error_type or state_of(row))
+
+
 def reason(row: Any) -> str:
     """One line for a table: why a task failed, or the note of one that runs; else empty."""
     if row.status == RUNNING:
@@ -122,6 +127,7 @@ TEMPLATE_FUNCTIONS: dict[str, Any] = {
         duration_between,
         seconds_text,
         state_of,
+        outcome_of,
         reason,
         label_texts,
         is_key_valid,

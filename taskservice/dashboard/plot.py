@@ -32,11 +32,6 @@ class Plot(NamedTuple):
     ticks: list[tuple[str, float]]
 
 
-def outcome(task: AnyRow) -> str:
-    """How a task ended: complete, failed, cancelled or timeout."""
-    return str(task.error_type or task.status)
-
-
 def of(runs: Sequence[AnyRow]) -> Plot | None:
     """The plot of finished tasks, oldest first; None if no agent claimed any of them."""
     lasted = [(task, found) for task in runs if (found := seconds(task)) is not None]
@@ -46,7 +41,7 @@ def of(runs: Sequence[AnyRow]) -> Plot | None:
     moments = [datetime.fromisoformat(task.finished_at).timestamp() for task, _ in lasted]
     points = [
         Point(task, _share(moment, moments[0], moments[-1]) * WIDTH, _y(found, low, high),
-              outcome(task), found)
+              formatting.outcome_of(task), found)
         for (task, found), moment in zip(lasted, moments, strict=True)
     ]  # fmt: skip
     ticks = [(_words(tick), _y(tick, low, high)) for tick in TICKS if low <= tick <= high]

@@ -67,6 +67,12 @@ def column(app: Flask, task: dict[str, Any], name: str) -> Any:
         return connection.scalar(select(getattr(Task, name)).where(Task.id == task["id"]))
 
 
+def set_columns(app: Flask, task: dict[str, Any], **values: Any) -> None:
+    """Change what no request can, such as when a task was started."""
+    with app.app_context(), transaction() as connection:
+        connection.execute(update(Task).where(Task.id == task["id"]).values(values))
+
+
 def in_use(connections: KeptConnections) -> int:
     """How many of them are used at this moment."""
     assert isinstance(connections.engine.pool, QueuePool)

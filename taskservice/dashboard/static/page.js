@@ -2,6 +2,8 @@
 
 const DAY = 86_400_000;
 const REFRESH_MS = 1_000;
+// Of a page in the background, whose title shows the state all the same.
+const HIDDEN_MS = 10_000;
 
 // The only way from text to HTML: for our own pages, which the server has escaped.
 const htmlPolicy = globalThis.trustedTypes
@@ -254,20 +256,39 @@ export async function refresh() {
     if (part.dataset.live === "rows") replaceRows(part, other);
     else replace(part, other);
   }
+  showState(fresh);
   showCopyButtons();
   showTimes();
   document.dispatchEvent(new CustomEvent("refreshed", { detail: fresh }));
   return "changed";
 }
 
-async function keepFresh() {
-  const isLive = document.querySelector("[data-live]") && !document.hidden;
-  const state = isLive ? await refresh() : "same";
-  if (state !== "gone") setTimeout(keepFresh, state === "unreachable" ? 2 * REFRESH_MS : REFRESH_MS);
+// The title and the icon of the tab.
+function showState(fresh) {
+  if (document.title !== fresh.title) document.title = fresh.title;
+  const [icon, other] = [document, fresh].map((page) => page.getElementById("icon"));
+  if (icon.dataset.state === other.dataset.state) return;
+  icon.dataset.state = other.dataset.state;
+  icon.href = other.href;
 }
+
+let nextRefresh = null;
+
+async function keepFresh() {
+  const state = document.querySelector("[data-live]") ? await refresh() : "same";
+  const pause = document.hidden ? HIDDEN_MS : REFRESH_MS;
+  clearTimeout(nextRefresh);
+  if (state !== "gone") nextRefresh = setTimeout(keepFresh, state === "unreachable" ? 2 * pause : pause);
+}
+
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) return;
+  clearTimeout(nextRefresh);
+  keepFresh();
+});
 
 rememberOriginals();
 showCopyButtons();
 showTimes();
 setInterval(showTimes, 1_000);
-setTimeout(keepFresh, REFRESH_MS);
+nextRefresh = setTimeout(keepFresh, REFRESH_MS);

@@ -1,0 +1,236 @@
+"""The list of tasks, the pages of agents and of the API, in a real browser."""
+
+import re
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+from playwright.sync_api import Browser, Page, Response, expect
+
+from tests.support.api_client import RemoteClient
+from tests.support.browser import CHROMIUM, Visitor, launched, violations
+from tests.support.requirements import needs
+from tests.support.sample_data import HOSTILE
+from tests.support.service import Service
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        needs("Chromium", "install the package chromium")
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with Service(tmp_path_factory.mktemp("lists") / "data") as service:
+        yield service
+
+
+@pytest.fixture
+def alice(service: Service) -> RemoteClient:
+    """A new user in each test, so that each list has its own tasks."""
+    return service.add_user(f"alice {time.monotonic_ns()}")
+
+
+@pytest.fixture
+def visitor(chromium: Browser, service: Service, alice: RemoteClient) -> Iterator[Visitor]:
+    """Alice's window, signed in; whatever it did, it must have done quietly."""
+    visitor = Visitor(chromium, service.url)
+    visitor.sign_in(str(alice.session.headers["apikey"]))
+    yield visitor
+    visitor.check()
+    visitor.close()
+
+
+def report(alice: RemoteClient, task: dict[str, str], **changes: object) -> None:
+    alice.request("PATCH", f"/task/{task['id']}", json=changes).raise_for_status()
+
+
+def check_both_ways(page: Page) -> None:
+    """A page has no fault in light and wide, nor in dark and narrow."""
+    for scheme, width in (("light", 1440), ("dark", 390)):
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(100)
+        assert violations(page) == [], page.url
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), page.url
+
+
+def test_row_says_what_its_task_does_and_then_why_it_failed(
+    visitor: Visitor, alice: RemoteClient
+) -> None:
+    task = alice.start(name="Invoices")
+    page = visitor.go()
+    row = page.locator(f"#task-{task['id']}")
+    expect(row.locator(".pill")).to_have_text("waiting")
+    alice.request("POST", "/agent/summarizer/claim")
+    expect(row.locator(".pill")).to_have_text("running")
+    report(alice, task, progress=0.5, note="34 of 68 pages")
+    expect(row).to_contain_text("34 of 68 pages")
+    expect(page.get_by_role("progressbar", name="Progress of Invoices")).to_have_attribute(
+        "value", "0.5"
+    )
+    report(alice, task, status="error", error={"message": f"{HOSTILE}\nsecond line"})
+    expect(row.locator(".reason")).to_have_text(HOSTILE)
+    expect(row.get_by_role("progressbar")).to_have_count(0)
+    check_both_ways(page)
+
+
+def test_labels_and_tabs_filter_and_the_form_keeps_them(
+    visitor: Visitor, alice: RemoteClient
+) -> None:
+    alice.start(name="First", labels={"env": "prod", "team": "a:b=c&d"})
+    alice.start(name="Second", labels={"env": "prod"})
+    page = visitor.go()
+    page.get_by_role("link", name="team:a:b=c&d").click()
+    expect(page.locator("#rows tr")).to_have_count(1)
+    page.locator("#rows").get_by_role("link", name="env:prod").click()
+    page.get_by_role("navigation", name="Status").get_by_role("link", name="Waiting").click()
+    page.get_by_label("Name").fill("fir")
+    page.get_by_label("Name").press("Enter")
+    page.wait_for_url(re.compile("q=fir"))
+    page.reload()
+    expect(page.locator("#rows tr")).to_have_count(1)
+    expect(page.locator("#tabs [aria-current]")).to_contain_text("Waiting")
+    check_both_ways(page)
+    page.get_by_role("link", name="Remove the label team:a:b=c&d").click()
+    expect(page.locator(".chip.selected")).to_have_count(1)
+    assert "q=fir" in page.url
+    assert "claimed=false" in page.url
+
+
+def test_keys_move_search_and_help_but_not_in_a_field(
+    visitor: Visitor, alice: RemoteClient
+) -> None:
+    for name in ("Oldest", "Middle", "Newest"):
+        alice.start(name=name)
+    page = visitor.go()
+    links = {name: page.get_by_role("link", name=name, exact=True)
+             for name in ("Oldest", "Middle", "Newest")}  # fmt: skip
+    for key, name in (("j", "Newest"), ("j", "Middle"), ("j", "Oldest"), ("j", "Oldest"),
+                      ("k", "Middle")):  # fmt: skip
+        page.keyboard.press(key)
+        expect(links[name]).to_be_focused()
+    page.keyboard.press("/")
+    field = page.get_by_label("Name")
+    expect(field).to_be_focused()
+    page.keyboard.type("j?/k")
+    expect(field).to_have_value("j?/k")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    field.fill("")
+    page.locator("h1").click()
+    page.keyboard.press("?")
+    dialog = page.get_by_role("dialog", name="Keyboard shortcuts")
+    expect(dialog).to_be_visible()
+    assert violations(page) == []
+    page.keyboard.press("j")
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    page.get_by_role("button", name="Keyboard shortcuts").click()
+    dialog.get_by_role("button", name="Close").click()
+    expect(dialog).to_be_hidden()
+    page.keyboard.press("j")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("/tasks/"))
+
+
+def test_title_and_icon_of_an_open_page_have_the_state(
+    visitor: Visitor, alice: RemoteClient
+) -> None:
+    task = alice.start(name="Watched")
+    page, other = visitor.go(f"/tasks/{task['id']}"), visitor.context.new_page()
+    other.goto(visitor.url)
+    icon = page.locator("#icon")
+    expect(page).to_have_title("waiting · Watched · taskservice")
+    expect(other).to_have_title("1 running · Tasks · taskservice")
+    expect(icon).to_have_attribute("href", re.compile("icon-waiting.svg"))
+    alice.request("POST", "/agent/summarizer/claim")
+    expect(page).to_have_title("running · Watched · taskservice")
+    expect(other.locator("#icon")).to_have_attribute("href", re.compile("icon-running.svg"))
+    report(alice, task, status="error")
+    expect(page).to_have_title("failed · Watched · taskservice")
+    expect(icon).to_have_attribute("href", re.compile("icon-failed.svg"))
+    expect(other).to_have_title("Tasks · taskservice")
+    expect(other.locator("#icon")).to_have_attribute("href", re.compile("icon.svg"))
+
+
+def test_browser_notifies_of_the_end_of_a_task_if_asked_to(
+    visitor: Visitor, alice: RemoteClient
+) -> None:
+    # Headless browsers show none: this one writes down what it would show.
+    visitor.context.add_init_script(
+        "window.shown = []; window.Notification = class extends EventTarget {"
+        " static requestPermission() { return Promise.resolve(window.permission ?? 'granted'); }"
+        " constructor(title) { super(); shown.push(title); } };"
+    )
+    first, second = (alice.start(name=name, claim=True) for name in ("Asked", "Not asked"))
+    page = visitor.go(f"/tasks/{first['id']}")
+    button = page.locator("#watch")
+    page.evaluate("window.permission = 'denied'")
+    button.click()
+    expect(button).to_have_text("Blocked by the browser")
+    page.evaluate("window.permission = 'granted'")
+    button.click()
+    expect(button).to_have_attribute("aria-pressed", "true")
+    assert violations(page) == []
+    report(alice, first, status="complete")
+    expect(button).to_be_hidden()
+    assert page.evaluate("shown") == ["complete: Asked"]
+    page = visitor.go(f"/tasks/{second['id']}")
+    expect(button).to_have_text("Notify me")
+    report(alice, second, status="complete")
+    expect(button).to_be_hidden()
+    assert page.evaluate("shown") == []
+
+
+def test_open_list_asks_less_than_once_a_second_and_gets_304(
+    visitor: Visitor, alice: RemoteClient
+) -> None:
+    alice.start(name="Unchanged")
+    page = visitor.go()
+    moments: list[float] = []
+    statuses: list[int] = []
+
+    def note(response: Response) -> None:
+        if response.request.resource_type == "fetch":
+            moments.append(response.request.timing["startTime"])
+            statuses.append(response.status)
+
+    page.on("response", note)
+    for _ in range(5):
+        with page.expect_response(lambda response: response.request.resource_type == "fetch"):
+            pass
+    assert min(after - before for before, after in pairwise(moments)) >= 1_000
+    # The first has no ETag yet.
+    assert statuses[1:] == [304] * len(statuses[1:])
+
+
+def test_agent_is_run_and_edited(visitor: Visitor, alice: RemoteClient) -> None:
+    task = alice.start("backup", name="First", claim=True)
+    report(alice, task, status="complete")
+    page = visitor.go("/agents")
+    check_both_ways(page)
+    page.get_by_role("link", name="backup", exact=True).first.click()
+    expect(page.locator(".plot .point")).to_have_count(1)
+    page.locator("#durations summary").click()
+    expect(page.locator("#durations-table td", has_text="complete")).to_be_visible()
+    check_both_ways(page)
+    page.get_by_role("link", name="Edit…").click()
+    check_both_ways(page)
+    page.get_by_label("Name").fill("The backup")
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("heading", name="The backup")).to_be_visible()
+    page.get_by_role("link", name="Run…").click()
+    page.get_by_label("Input, a JSON object").fill("{")
+    page.get_by_role("button", name="Run").click()
+    expect(page.get_by_role("alert")).to_contain_text("Nothing was started.")
+    check_both_ways(page)
+    page.get_by_label("Input, a JSON object").fill('{"path": "/srv"}')
+    page.get_by_label("Labels").fill("env=prod")
+    page.get_by_role("button", name="Run").click()
+    expect(page.locator("#notice")).to_contain_text("Started “The backup”.")
+    # The browser logs the page that said what was wrong.
+    visitor.complaints[:] = [text for text in visitor.complaints if "422" not in text]
