@@ -30,7 +30,7 @@ class ApiClient:
     def request(self, method: str, path: str, **options: Any) -> TestResponse:
         headers = {"apikey": self.key, **options.pop("headers", {})}
         response = self._client.open(API + path, method=method, headers=headers, **options)
-        query = response.request.query_string.decode()
+        query = response.request.query_string.decode(errors="replace")
         conformance.check(method, f"{API}{path.partition('?')[0]}?{query}", response)
         return response
 
