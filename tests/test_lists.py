@@ -342,34 +342,37 @@ ODD_TEXTS = (
 
 
 def test_list_has_the_same_bytes_as_each_task_alone(
-    alice: ApiClient, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
+    alice: ApiClient, app: Flask, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
 ) -> None:
     """The database writes the JSON of a list, and the schema that of one task."""
     monkeypatch.setattr(list_queries, "TASKS_PER_READ", 7)
-    started = odd_tasks(alice) + large_tasks(alice)
+    odd_tasks(alice)
+    large_tasks(alice)
+    related_tasks(alice)
+    end_for_silence(app, alice.start(claim=True))
+    started = listed(alice, sort="createdAt")
     shapes = [f"fields={name}" for name in started[0]]
     shapes += ["", "expand=user,agent", "fields=logs,callback&expand=agent"]
     for shape in shapes:
         with subtests.test(shape):
             alone = [alice.get(f"/task/{task['id']}?{shape}").data for task in started]
             for limit in ("", "&limit=100"):
-                listed = alice.get(f"/task?sort=createdAt&{shape}{limit}").data
-                assert listed == b"[" + b",".join(alone) + b"]"
+                together = alice.get(f"/task?sort=createdAt&{shape}{limit}").data
+                assert together == b"[" + b",".join(alone) + b"]"
 
 
-def odd_tasks(person: ApiClient) -> list[Task]:
+def odd_tasks(person: ApiClient) -> None:
     """Tasks in every status whose texts are odd."""
-    started = [person.start(input={"a": [1.50, 10**30]}, callback="https://example.com/?a='")]
-    person.append(started[0], "", *ODD_TEXTS, "")
+    task = person.start(input={"a": [1.50, 10**30]}, callback="https://example.com/?a='")
+    person.append(task, "", *ODD_TEXTS, "")
     for number, text in enumerate(ODD_TEXTS):
-        task = person.start(name=text, input={text: text})
+        task = person.start(name=text, input={text: text}, labels={"odd": text, "k.e_y-0": "v"})
         person.append(task, *[text] * (number % 3))
+        person.report(task, note=text)
         if number % 3 == 1:
             person.report(task, status="error", error={"message": text})
         elif number % 3 == 2:
             person.report(task, status="complete", output={text: text})
-        started.append(task)
-    return started
 
 
 def large_tasks(person: ApiClient) -> list[Task]:
@@ -381,6 +384,25 @@ def large_tasks(person: ApiClient) -> list[Task]:
     person.report(with_output, status="complete", output={"text": '"' * 9_000})
     person.report(with_error, status="error", error={"message": "ü" * 9_000})
     return [with_log, small, with_input, with_output, with_error]
+
+
+# Each number as it is sent.
+PROGRESS = (0, 1, 0.0, 1.0, -0.0, 0.1, 0.30000000000000004, 1e-7, 5e-324, 1 - 2**-53)
+
+
+def related_tasks(person: ApiClient) -> None:
+    """Tasks that others started or run again, with progress; some ended by a key of an odd name."""
+    parent = person.start(labels={f"l{number}": "🙂" * 256 for number in range(16)})
+    for progress in PROGRESS:
+        child = person.start(parentId=parent["id"])
+        person.report(child, progress=progress, note="ü" * 200)
+    person.with_key("\"'\\ <b>\u2028\x7f").report(child, status="complete")
+    again = expect(person.post(f"/task/{parent['id']}/rerun"), 201)
+    person.report(again, labels={"l0": None, "l1": "1"})
+    gone = person.start()
+    person.start(parentId=gone["id"])
+    expect(person.post(f"/task/{gone['id']}/rerun"), 201)
+    expect(person.delete(f"/task/{gone['id']}"), 200)
 
 
 def test_large_task_deleted_during_a_read_of_its_list_is_left_out(
@@ -804,11 +826,38 @@ LISTS: tuple[dict[str, str], ...] = (
       for sort in SORTS for status in ("running", "complete", "error")
       if (sort, status) != ("finishedAt", "running")),
     *({"sort": sort, "status": "complete", "agentId": "translator"} for sort in SORTS),
+    *({"sort": sort, "errorType": kind} for sort in SORTS for kind in ("failed", "cancelled")),
+    *({"sort": sort, "errorType": "failed", "agentId": "translator"} for sort in SORTS),
     {"createdAfter": "2020-01-01T00:00:00Z"},
     {"createdBefore": "2120-01-01T00:00:00Z", "sort": "createdAt"},
     {"finishedAfter": "2020-01-01T00:00:00Z", "sort": "finishedAt"},
     {"finishedAfter": "2020-01-01T00:00:00Z"},
 )  # fmt: skip
+
+
+# Filters that may leave few of very many tasks -> the index that has their candidates.
+SELECTIVE: dict[str, dict[str, str]] = {
+    "tasks_by_parent": {"parentId": "the first"},
+    "task_labels_by_label": {"label": "n:1"},
+    "tasks_unclaimed": {"status": "running", "claimed": "false"},
+    "tasks_by_error": {"errorType": "cancelled"},
+}
+
+
+def selective(tasks: list[Task]) -> dict[str, dict[str, str]]:
+    """SELECTIVE with the id of the first task, which has children."""
+    first = tasks[0]["id"]
+    return {
+        index: {name: first if name == "parentId" else value for name, value in fields.items()}
+        for index, fields in SELECTIVE.items()
+    }
+
+
+def plan_of(app: Flask, statement: str, parameters: Any) -> list[str]:
+    """How SQLite would run a statement, step by step."""
+    with app.app_context(), reading() as connection:
+        rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+        return [row.detail for row in rows]
 
 
 def statements_on_tasks(app: Flask, request: Callable[[], Any]) -> list[Statement]:
@@ -830,15 +879,31 @@ def test_list_is_read_in_the_order_of_an_index(
     for person, fields in product((alice, alice.agent_key("translator")), LISTS):
         request = partial(read_pages, person, query(**fields, limit=1))
         for statement, parameters in statements_on_tasks(app, request):
-            with app.app_context(), reading() as connection:
-                rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
-                plan = [row.detail for row in rows]
+            plan = plan_of(app, statement, parameters)
             with subtests.test(query(**fields)):
                 looks = [step for step in plan if "tasks" in step]
                 assert looks
                 assert all(step.startswith("SEARCH tasks USING") for step in looks), plan
                 assert "TEMP B-TREE" not in " ".join(plan), plan
                 assert "ORDER BY tasks" in statement or "(id=?)" in looks[0], plan
+
+
+@one_database
+def test_filter_that_leaves_few_finds_them_in_an_index(
+    alice: ApiClient,
+    app: Flask,
+    tasks: list[Task],
+    monkeypatch: pytest.MonkeyPatch,
+    subtests: pytest.Subtests,
+) -> None:
+    monkeypatch.setattr(ordered_tasks, "FIRST_SEARCHED", 1)
+    for sort, (index, fields) in product(SORTS[:2], selective(tasks).items()):
+        with subtests.test(query(sort=sort, **fields)):
+            request = partial(alice.get, f"/task?{query(sort=sort, **fields, limit=9)}")
+            plans = [plan_of(app, *statement) for statement in statements_on_tasks(app, request)]
+            looks = [step for plan in plans for step in plan if "task" in step]
+            assert all(step.startswith("SEARCH") for step in looks), plans
+            assert any(f" {index} " in step for step in looks), plans
 
 
 class Crowd:
@@ -860,7 +925,7 @@ class Crowd:
             rows.append(
                 self.templates["error" if number % 3 else "complete"]
                 | {"id": timestamps.new_id(), "agent_id": ("summarizer", "translator")[number % 2]}
-                | {"created_at": moment, "finished_at": moment}
+                | {"created_at": moment, "finished_at": moment, "parent_id": None}
             )
         with self.app.app_context(), transaction() as connection:
             connection.execute(insert(TaskModel), rows)
@@ -899,7 +964,9 @@ def costs(app: Flask, person: ApiClient, fields: dict[str, str], database: Path)
 def test_page_costs_no_more_where_there_are_more_tasks(
     alice: ApiClient, app: Flask, tasks: list[Task], config: Config, subtests: pytest.Subtests
 ) -> None:
-    lists = list(product((alice, alice.agent_key("translator")), LISTS))
+    lists = list(
+        product((alice, alice.agent_key("translator")), (*LISTS, *selective(tasks).values()))
+    )
     crowd, database = Crowd(app, tasks), config.DATA / "taskservice.db"
     crowd.grow(1_000)
     before = [costs(app, *one, database) for one in lists]

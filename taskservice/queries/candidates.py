@@ -46,9 +46,12 @@ _SETS = {
 }
 
 
-# Those that wait for an agent. Written as in their index, so that it is used.
+# Those that wait for an agent. Written as in their index, so that it is used: by the last
+# condition, which holds for every task, SQLite prefers it to the index of the status.
 WAITING = "waiting"
-IS_WAITING: Any = text("tasks.status = 'running' AND tasks.claimed_at IS NULL")
+IS_WAITING: Any = text(
+    "tasks.status = 'running' AND tasks.claimed_at IS NULL AND tasks.agent_id > ''"
+)
 
 
 def smallest_set(connection: Connection, filters: Filters, values: dict[str, Any]) -> str | None:

@@ -73,6 +73,11 @@ class ApiClient:
         """A task as it is now."""
         return dict(expect(self.get(f"/task/{task['id']}"), 200))
 
+    def with_key(self, name: str) -> "ApiClient":
+        """The same user with another user key."""
+        key = expect(self.post("/key", json={"name": name}), 201)
+        return ApiClient(self.app, self.name, key["key"])
+
     def agent_key(self, agent_id: str = "summarizer") -> "ApiClient":
         """The same user with a key that is narrowed to one agent."""
         self.register(agent_id)
