@@ -5,7 +5,7 @@ import re
 import click
 
 _UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
-_NUMBER = r"[0-9]{1,15}"
+_NUMBER = r"[0-9]{1,1000}"
 _DURATION = re.compile("".join(f"(?:({_NUMBER}){unit})?" for unit in _UNITS))
 
 

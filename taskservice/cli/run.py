@@ -41,9 +41,9 @@ from taskservice.runner.signals import forward_signals
 @click.option(
     "--timeout",
     type=Duration(),
-    metavar="S",
-    help="Seconds after which the service ends the task if this command is silent, or a number "
-    "with m, h or d; 0 for no limit.",
+    metavar="TIME",
+    help="How long this command may be silent before the service ends the task, such as 90 "
+    "(seconds), 5m or 1h30m; 0 for no limit.",
 )
 @click.option(
     "--tty",

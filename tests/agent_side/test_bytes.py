@@ -14,7 +14,10 @@ REFUSED = (
     "run --agent \udcff -- true", "run --agent a --name \udcff -- true",
     "run --agent a --callback http://\udcff/ -- true", "work --agent \udcff -- true",
     "task show \udcff", "task follow \udcff", "task cancel \udcff", "task delete \udcff",
-    "task list --agent \udcff", "task list --q \udcff", "listen --forward http://127.0.0.1/\udcff",
+    "task list --agent \udcff", "task list --q \udcff",
+    "task list --label a=\udcff", "task start --agent \udcff", "task start --agent a --name \udcff",
+    "task logs \udcff", "task rerun \udcff", "agent add \udcff", "agent delete \udcff",
+    "listen --forward http://127.0.0.1/\udcff",
 )  # fmt: skip
 LOGS_TO_CURRENT = "from taskservice.client import current\nwith current() as task: task.log('own')"
 

@@ -84,6 +84,10 @@ CALLS: dict[str, Callable[[Client], object]] = {
     "cancel": lambda client: a_task(client).cancel(),
     "delete": lambda client: a_task(client).delete(),
     "register": lambda client: client.register("a"),
+    "rerun": lambda client: a_task(client).rerun(),
+    "lines with times": lambda client: list(a_task(client).lines(times=True)),
+    "agents": lambda client: client.agents(health=True),
+    "delete an agent": lambda client: client.delete_agent("a"),
 }
 
 
@@ -347,7 +351,8 @@ def test_command_reports_a_strange_answer_in_one_line(
         ended(machine, machine.spawn("run", "--agent", "a", "--", "true"))
         for command in (
             "task show 1", "task list", "task follow 1", "task cancel 1", "task delete 1",
-            "listen --forward http://127.0.0.1:9/", "run --resend",
+            "task start --agent a", "task logs 1", "task rerun x", "agent list", "agent add a",
+            "agent delete a", "listen --forward http://127.0.0.1:9/", "run --resend",
         ):  # fmt: skip
             with subtests.test(command):
                 result = machine.run(*command.split())
