@@ -2,17 +2,23 @@
 
 import json
 import re
+import shutil
+import subprocess
 from html import unescape
 from typing import Any
-from urllib.parse import unquote_plus
+from urllib.parse import unquote, unquote_plus
 
 import pytest
 from flask import Flask
+from standardwebhooks import Webhook
 
 from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient
+from tests.support.internals import rows
 from tests.support.marks import one_database
 from tests.support.plain_browser import Browser
+from tests.support.receiver import Receiver, answer, raw
+from tests.support.requirements import needs
 
 
 @pytest.fixture
@@ -220,3 +226,75 @@ def test_complete_task_has_its_output_before_its_log(browser: Browser, alice: Ap
     assert json.loads(re.findall(r'<pre id="output-json".*?>(.*?)</pre>', page, re.S)[0]) == {
         "sum": 15
     }
+
+
+# --- the callback ------------------------------------------------------------------------
+
+
+def end_with_callback(alice: ApiClient, receiver: Receiver, name: str = "done") -> dict[str, Any]:
+    task = alice.start(claim=True, name=name, callback=f"{receiver.url}hook?a=[1]&b='")
+    return alice.report(task, status="complete", output={"it's": "done"})
+
+
+@one_database
+def test_answer_of_the_receiver_is_shown_to_user_keys_only(
+    app: Flask, browser: Browser, alice: ApiClient, receiver: Receiver
+) -> None:
+    receiver.answer = answer(503, body=b"<b>no</b> \0\xff \xe2\x80\xaetxt " + b"x" * 2_000)
+    task = end_with_callback(alice, receiver)
+    page = text_of(browser, task)
+    assert "<b>no</b> \ufffd\ufffd \\u202etxt xxx" in page
+    assert "<b>no</b>" not in browser.get(f"/tasks/{task['id']}").text
+    (stored,) = rows(app)["attempts"]
+    assert len(stored[-1].encode()) == 1024
+    own = Browser(app)
+    own.sign_in(alice.agent_key().key)
+    assert "xxx" not in text_of(own, task)
+    assert own.get(f"/tasks/{task['id']}/webhook.sh").status_code == 403
+
+
+@one_database
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [
+        (b"", None),
+        ("é".encode() * 600, "é" * 512),
+        (("x" + "🎉" * 600).encode(), "x" + "🎉" * 255),
+        (b"\xff" * 2_000, "\ufffd" * 341),
+    ],
+)
+def test_answer_is_kept_in_whole_characters(
+    app: Flask, alice: ApiClient, receiver: Receiver, body: bytes, kept: str | None
+) -> None:
+    receiver.answer = answer(200, body=body)
+    end_with_callback(alice, receiver)
+    assert [row[-1] for row in rows(app)["attempts"]] == [kept]
+
+
+@one_database
+def test_answer_that_breaks_off_is_kept_as_far_as_it_came(
+    app: Flask, alice: ApiClient, receiver: Receiver
+) -> None:
+    chunked = b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nsome\r\n-5\r\n"
+    for behaviour in (answer(500, {"Content-Length": "99"}, b"some"), raw(chunked)):
+        receiver.answer = behaviour
+        end_with_callback(alice, receiver)
+    assert [row[-1] for row in rows(app)["attempts"]] == ["some", "some"]
+
+
+@one_database
+def test_webhook_as_a_command_sends_the_same_once_more(
+    browser: Browser, alice: ApiClient, receiver: Receiver
+) -> None:
+    task = end_with_callback(alice, receiver, "it's $HOME `id` \\n %s 🎉")
+    response = browser.get(f"/tasks/{task['id']}/webhook.sh")
+    assert response.content_type == "text/plain; charset=utf-8"
+    if not shutil.which("curl"):
+        needs("curl", "install the package curl")
+    subprocess.run(["sh", "-c", response.text], check=True, capture_output=True, timeout=60)
+    first, second = receiver.wait_for(2)
+    assert (unquote(second.path), second.body) == (unquote(first.path), first.body)
+    assert second.headers["webhook-id"] == first.headers["webhook-id"]
+    secret = (alice.get("/callback-secret").json or {})["secret"]
+    Webhook(secret).verify(second.body, second.headers)
+    assert browser.get(f"/tasks/{alice.start()['id']}/webhook.sh").status_code == 409

@@ -23,7 +23,12 @@ def pretty(text: str) -> str:
     """Indented JSON; numbers keep their spelling."""
     value = strict_json.loads(text.encode())
     lines = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
-    return _DIRECTION_MARKS.sub(lambda found: f"\\u{ord(found[0]):04x}", lines)
+    return visible(lines)
+
+
+def visible(text: str) -> str:
+    """Text whose marks of direction are shown as escapes."""
+    return _DIRECTION_MARKS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def is_blank(text: str) -> bool:
@@ -118,6 +123,7 @@ TEMPLATE_FUNCTIONS: dict[str, Any] = {
     function.__name__: function
     for function in (
         pretty,
+        visible,
         is_blank,
         error_reason,
         percent,

@@ -8,7 +8,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth.authentication import caller
 from taskservice.contract.terms import RUNNING
-from taskservice.dashboard import chart, filters, sessions, task_page
+from taskservice.dashboard import chart, filters, sessions, task_page, webhook_command
 from taskservice.dashboard.pages import page, redirect_to
 from taskservice.dashboard.shared_pages import shared
 from taskservice.database.rows import TaskRow
@@ -140,6 +140,12 @@ def redeliver(task_id: str) -> AnyResponse:
     delivery_service.redeliver(caller, require_id("task", task_id))
     flash("The webhook is being sent again, with the same id.")
     return redirect_to("tasks.show", task_id=task_id, _anchor="callback")
+
+
+@tasks.get("/tasks/<task_id>/webhook.sh")
+def webhook(task_id: str) -> Response:
+    caller.require_user_key()
+    return Response(webhook_command.curl(caller, _task(task_id)), mimetype=TEXT)
 
 
 def _task(task_id: str) -> TaskRow:

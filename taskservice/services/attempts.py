@@ -14,6 +14,7 @@ from taskservice import resources
 from taskservice.contract.terms import FAILED, PENDING
 from taskservice.contract.threads import start_thread
 from taskservice.database import timestamps
+from taskservice.database.rows import TaskRow
 from taskservice.queries import task_json
 from taskservice.queries import tasks as task_queries
 from taskservice.queries import users as user_queries
@@ -99,16 +100,29 @@ def post(
     # It loads requests, which takes a tenth of the time of a start, and only webhooks need it.
     from taskservice.webhooks import transport
 
-    signature = signing.sign(secrets, webhook_id, int(time.time()), body)
     return transport.send(
         url,
-        {"content-type": "application/json", **signature},
+        signed_headers(secrets, webhook_id, body),
         body,
         allowed=current_app.config["CALLBACK_ALLOWED"],
         deadline=current_app.config["CALLBACK_TIMEOUT"],
         interrupt=interrupt,
         confirm=confirm,
     )
+
+
+def signed_headers(secrets: Sequence[str], webhook_id: str, body: bytes) -> dict[str, str]:
+    """The headers of a webhook that is sent now."""
+    signature = signing.sign(secrets, webhook_id, int(time.time()), body)
+    return {"content-type": "application/json", **signature}
+
+
+def webhook_of(task: TaskRow, webhook_id: str) -> tuple[dict[str, str], bytes]:
+    """The headers and the body of a finished task's webhook, signed now."""
+    since = timestamps.now(-OVERLAP_SECONDS)
+    secrets = user_queries.callback_secrets(task.user_id, since)
+    body = task_json.webhook_body(task)
+    return signed_headers(secrets, webhook_id, body), body
 
 
 def _attempt_until_stop(leased: Leased) -> str | None:

@@ -107,7 +107,7 @@ _LEASE_NOW = select(
 _RELEASE = update(Delivery).where(*_LEASE_IS_HELD).values(**_NO_LEASE)
 _RECORD = update(Delivery).where(*_LEASE_IS_HELD)
 _INSERT_ATTEMPT = insert(Attempt).from_select(
-    ["delivery_id", "at", "duration_ms", "status_code", "message"],
+    ["delivery_id", "at", "duration_ms", "status_code", "message", "answer"],
     # The attempt of a deleted delivery is not stored; PostgreSQL waits for a deletion in progress.
     select(
         Delivery.id,
@@ -115,6 +115,7 @@ _INSERT_ATTEMPT = insert(Attempt).from_select(
         bindparam("duration_ms", type_=Integer()),
         bindparam("status_code", type_=Integer()),
         bindparam("message", type_=Text()),
+        bindparam("answer", type_=Text()),
     )
     .where(Delivery.id == bindparam("delivery_id", type_=Identifier))
     .with_for_update(),
@@ -253,6 +254,7 @@ def record(leased: Leased, started: str, outcome: Outcome) -> str:
                 "duration_ms": outcome.duration_ms,
                 "status_code": outcome.status_code,
                 "message": outcome.message,
+                "answer": outcome.answer,
             },
         )
         connection.execute(

@@ -12,3 +12,4 @@ class Outcome(NamedTuple):
     status_code: int | None = None  # None if there was no answer
     retry_after: float | None = None  # seconds that the receiver asks for, at most a day
     duration_ms: int = 0
+    answer: str | None = None  # the beginning of the receiver's answer, of at most 1 KiB

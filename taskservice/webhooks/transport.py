@@ -25,6 +25,10 @@ from taskservice.webhooks.interrupt import Interrupt
 from taskservice.webhooks.outcome import Outcome
 from taskservice.webhooks.schedule import MAX_RETRY_AFTER
 
+# How much of an answer is kept, and the bytes that its last character may have in all.
+KEPT_BYTES = 1024
+LONGEST_CHARACTER = 4
+
 _HEADERS = {
     "User-Agent": "taskservice",
     "Accept": "*/*",
@@ -54,13 +58,13 @@ def send(
     """
     clock, interrupt = Deadline(deadline), interrupt or Interrupt()
     try:
-        response = _post(url, headers, body, allowed, clock, resolve, interrupt, confirm)
+        response, beginning = _post(url, headers, body, allowed, clock, resolve, interrupt, confirm)
     except RefusedError as refusal:
         outcome = Outcome(str(refusal), permanent=True)
     except (NoAnswerError, OSError, http.client.HTTPException) as error:
         outcome = Outcome(_explain(error, deadline))
     else:
-        outcome = _outcome_of_answer(response)
+        outcome = _outcome_of_answer(response)._replace(answer=_text(beginning))
     if outcome.status_code is None:
         interrupt.check()
     return outcome._replace(duration_ms=round(clock.elapsed() * 1000))
@@ -75,8 +79,8 @@ def _post(
     resolve: Resolver,
     interrupt: Interrupt,
     confirm: Callable[[], None],
-) -> requests.Response:
-    """The answer, with its body read up to a limit and its connection closed."""
+) -> tuple[requests.Response, bytes]:
+    """The answer and the beginning of its body, which is read up to a limit."""
     target = check_url(url, allowed)
     kind = SecureConnection if target.scheme == "https" else Connection
     request = requests.Request("POST", url, headers={**_HEADERS, **headers}, data=body)
@@ -85,10 +89,24 @@ def _post(
         # Not a Session, which would use proxies and .netrc, and read the whole decoded body of a
         # redirect even without following it.
         response = adapter.send(request.prepare())
-        # A broken body, such as a chunk of -5 bytes, does not change the answer.
-        with contextlib.suppress(Exception):
-            response.raw.read(MAX_ANSWER_BYTES)
-    return response
+        return response, _read(response.raw)
+
+
+def _read(answer: Any) -> bytes:
+    """Read a body up to the limit of its connection; returns its beginning."""
+    beginning = b""
+    # A broken body, such as a chunk of -5 bytes, does not change the answer.
+    with contextlib.suppress(Exception):
+        while part := answer.read1(MAX_ANSWER_BYTES):
+            beginning += part[: KEPT_BYTES + LONGEST_CHARACTER - len(beginning)]
+    return beginning
+
+
+def _text(beginning: bytes) -> str | None:
+    """At most KEPT_BYTES of UTF-8, with no half of a character at the end; None for nothing."""
+    # NUL too, which PostgreSQL cannot store.
+    text = beginning.decode(errors="replace").replace("\0", "\ufffd")
+    return text.encode()[:KEPT_BYTES].decode(errors="ignore") or None
 
 
 class _Adapter(BaseAdapter):

@@ -86,11 +86,18 @@ export async function copyText(text) {
   }
 }
 
+// Copies the text of an element, or what another address answers.
 async function copy(button) {
-  await copyText(document.querySelector(button.dataset.copy).textContent);
+  const source = button.dataset.copy;
+  await copyText(source.startsWith("#") ? document.querySelector(source).textContent : await textOf(source));
   const label = button.firstChild;
   label.data = "Copied";
   setTimeout(() => (label.data = "Copy"), 1_500);
+}
+
+async function textOf(address) {
+  const response = await fetch(address, { redirect: "manual" });
+  return response.ok ? response.text() : "";
 }
 
 addEventListener("click", (event) => {
