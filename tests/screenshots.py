@@ -81,7 +81,7 @@ def take(page: Page, path: Path, printer: Page) -> None:
 def main(folder: Path, kind: str = "webp") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as data, Receiver() as good, Receiver() as bad:
-        bad.answer = answer(503)
+        bad.answer = answer(503, body=b'{"error": "The queue is full", "retry": "in 5 minutes"}')
         keys = prepare(Path(data) / "data", good, bad)
         with Service(Path(data) / "data") as service, launched() as browser:
             for scheme in ("light", "dark"):

@@ -19,7 +19,7 @@ from taskservice.webhooks.destinations import Destinations
 from tests.support import sample_data
 from tests.support.api_client import ApiClient, add_user
 from tests.support.browser import CHROMIUM, Visitor, launched, violations
-from tests.support.receiver import Receiver
+from tests.support.receiver import Receiver, answer
 from tests.support.requirements import needs
 from tests.support.service import Service
 
@@ -265,6 +265,27 @@ def test_output_is_shown_as_it_is_read(visitor: Visitor, site: Site) -> None:
     page.get_by_role("button", name="Raw").click()
     expect(view).to_be_visible()
     check_accessible(page)
+
+
+def test_tables_answers_and_code_keep_the_rules_of_accessibility(
+    visitor: Visitor, site: Site
+) -> None:
+    site.receiver.answer = answer(503, body=b"The queue is full\n" * 50)
+    task = start(site, name="Answered", callback=site.receiver.url)
+    rows = [{"name": f"row {n}", "text": "long " * 20} for n in range(3)]
+    tables = "| a | b |\n|---|---|\n| 1 | 2 |\n"
+    text = f"### Third\n\n{tables}\n# First\n\n{tables}\n```\n{'code ' * 99}\n```\n\n#### Fourth"
+    output = {"one": rows, "other": rows, "text": text}
+    site.alice.report(task, status="complete", output=output)
+    expect(open_task(visitor, task).locator(".attempts pre")).to_have_count(1)
+    site.alice.post(f"/task/{task['id']}/deliveries")
+    site.receiver.wait_for(2)
+    page = visitor.page
+    expect(page.locator(".attempts pre")).to_have_count(2)
+    check_accessible(page)
+    page.get_by_role("button", name="Copy as curl").click()
+    expect(page.get_by_role("button", name="Copied as curl")).to_be_visible()
+    assert "webhook-signature: v1," in page.evaluate("navigator.clipboard.readText()")
 
 
 def test_table_of_an_output_sorts_by_its_columns(visitor: Visitor, site: Site) -> None:

@@ -133,6 +133,8 @@ function table(lines, at) {
     .map((line) => element("tr", ...cells(line).map((nodes) => element("td", ...nodes))));
   const box = element("div", element("table", element("thead", head), element("tbody", ...rows)));
   box.className = "table-box";
+  box.setAttribute("role", "group");
+  box.setAttribute("aria-label", "Table");
   box.tabIndex = 0;
   return [box, end];
 }

@@ -185,7 +185,7 @@ function table(rows, depth) {
   const made = element("table", "", element("thead", "", element("tr", "", ...heads)), body);
   const box = element("div", "table-box", made);
   box.tabIndex = 0;
-  box.setAttribute("role", "region");
+  box.setAttribute("role", "group");
   box.setAttribute("aria-label", `Table of ${plural(rows.length, "row")}`);
   const outer = element("div", "");
   const fill = (order) => {
