@@ -25,7 +25,8 @@ $(VENV)/installed: requirements.txt setup.cfg pyproject.toml
 	@touch $@
 
 run: install ## Install, make a first user, and serve on 127.0.0.1:8000
-	@$(BIN)/taskservice user list --json 2>/dev/null | grep -q . || { \
+	@$(BIN)/taskservice user list --json 2>/dev/null | grep -q . && \
+		echo "The dashboard is at http://127.0.0.1:8000" || { \
 		key=$$($(BIN)/taskservice user add $(USER_NAME)) && \
 		echo "Open http://127.0.0.1:8000 and sign in with this key, which is shown this once:" && \
 		echo "  $$key" && \

@@ -1,6 +1,8 @@
 """The list of tasks, the pages of agents and of the API, in a real browser."""
 
+import os
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -234,3 +236,37 @@ def test_agent_is_run_and_edited(visitor: Visitor, alice: RemoteClient) -> None:
     expect(page.locator("#notice")).to_contain_text("Started “The backup”.")
     # The browser logs the page that said what was wrong.
     visitor.complaints[:] = [text for text in visitor.complaints if "422" not in text]
+
+
+def test_page_of_the_api_has_the_header_copies_and_folds_on_a_phone(visitor: Visitor) -> None:
+    page = visitor.go("/docs")
+    expect(page.get_by_role("link", name="post Cancel a task")).to_be_visible()
+    page.get_by_role("button", name="Copy: request of getUser", exact=True).click()
+    expect(page.get_by_text("Copied")).to_be_visible()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied == page.locator("#getUser figure pre").first.text_content()
+    check_both_ways(page)
+    # Narrow by now.
+    link = page.get_by_role("link", name="post Cancel a task").first
+    expect(link).to_be_hidden()
+    page.get_by_text("Contents", exact=True).click()
+    link.click()
+    expect(page.locator("#cancelTask")).to_be_in_viewport()
+    expect(link).to_be_hidden()
+    page.get_by_role("navigation", name="Pages").get_by_role("link", name="Agents").click()
+    page.wait_for_url(f"{visitor.url}/agents")
+
+
+def test_curl_commands_of_the_start_page_end_their_task(
+    visitor: Visitor, alice: RemoteClient, service: Service
+) -> None:
+    page = visitor.go()
+    expect(page.locator("#start-install")).to_have_text("python3 -m pip install taskservice")
+    check_both_ways(page)
+    key = str(alice.session.headers["apikey"])
+    environment = {"TASKSERVICE_URL": service.url, "TASKSERVICE_APIKEY": key}
+    commands = str(page.locator("#start-curl").text_content())
+    subprocess.run(["sh", "-ec", commands], env=os.environ | environment, check=True, timeout=60)
+    expect(page.locator("#rows .pill")).to_have_text("complete")
+    (task,) = alice.request("GET", "/task").json()
+    assert (task["logs"], task["output"]) == (["one", "two"], {"count": 2})

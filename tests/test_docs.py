@@ -37,8 +37,8 @@ def test_page_is_well_formed_and_its_links_lead_somewhere(app: Flask, html: str)
         if link.startswith("#"):
             assert link[1:] in ids
         else:
-            response = app.test_client().get(urljoin("/docs", link), follow_redirects=True)
-            assert response.status_code == 200
+            with app.test_client().get(urljoin("/docs", link), follow_redirects=True) as response:
+                assert response.status_code == 200
     for labels in page.values("aria-labelledby"):
         assert labels in ids
 
@@ -59,17 +59,22 @@ def test_page_holds_under_a_prefix(html: str) -> None:
         )
 
 
-def test_page_loads_its_own_style_and_nothing_else(app: Flask, html: str) -> None:
+def test_page_loads_its_own_style_and_script_and_nothing_else(app: Flask, html: str) -> None:
     page = Page(html)
-    assert not {tag for tag, _ in page.elements} & {"script", "style", "img", "iframe", "form"}
-    assert page.values("style") == page.values("src") == []
+    assert not {tag for tag, _ in page.elements} & {"style", "iframe", "form"}
+    assert page.values("style") == []
+    assert sorted(page.values("src")) == ["docs.js", "favicon.ico"]
     assert not [name for _, attributes in page.elements for name in attributes if name[:2] == "on"]
     assert [attributes["href"] for tag, attributes in page.elements if tag == "link"] == [
-        "docs.css"
+        "favicon.ico",
+        "docs.css",
     ]
     style = app.test_client().get("/docs.css")
     assert style.content_type == "text/css; charset=utf-8"
     assert not re.search(r"url\(|@import", style.text)
+    script = app.test_client().get("/docs.js")
+    assert script.content_type == "text/javascript; charset=utf-8"
+    assert not re.search(r"\bimport\b|fetch\(", script.text)
     policy = app.test_client().get("/docs").headers["Content-Security-Policy"]
     assert {"default-src 'none'", "style-src 'self'"} <= set(policy.split("; "))
 

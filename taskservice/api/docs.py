@@ -20,13 +20,14 @@ blueprint = Blueprint("docs", __name__, template_folder="templates")
 
 HTML = "text/html"
 CSS = "text/css"
+SCRIPT = "text/javascript"
 
-STYLE = Path(__file__).with_name("static") / "docs.css"
+STATIC = Path(__file__).with_name("static")
 
-# The page loads its own style and nothing else.
+# The page loads its own style, script and icon, and nothing else.
 POLICY = (
-    "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
+    "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
 )
 
 
@@ -60,7 +61,7 @@ def show_document() -> Response:
 def show_page() -> Response:
     """This document as a web page.
 
-    It uses no script and loads nothing from other hosts.
+    It loads nothing from other hosts, and needs no script but for its copy buttons.
     """
     response = _cached("docs", HTML, _page)
     response.headers["Content-Security-Policy"] = POLICY
@@ -77,7 +78,20 @@ def show_page() -> Response:
 )
 def show_style() -> Response:
     """The style sheet of that page."""
-    return _cached("docs.css", CSS, STYLE.read_bytes)
+    return _cached("docs.css", CSS, (STATIC / "docs.css").read_bytes)
+
+
+@blueprint.get("/docs.js")
+@operation(
+    "getDocsScript",
+    headers=["If-None-Match"],
+    answers={200: SCRIPT, 304: None},
+    answer_headers=["ETag"],
+    example="// Copy buttons",
+)
+def show_script() -> Response:
+    """The script of that page."""
+    return _cached("docs.js", SCRIPT, (STATIC / "docs.js").read_bytes)
 
 
 def _document() -> Object:
