@@ -4,8 +4,7 @@
 
 Start tasks for it from anywhere:
 
-    curl -H "apikey: $KEY" -H "Content-Type: application/json" $API/task \\
-        -d '{"agentId": "word-count", "input": {"text": "some words"}}'
+    taskservice task start --agent word-count --input '{"text": "some words"}' --follow
 """
 
 import json

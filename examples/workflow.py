@@ -11,6 +11,7 @@ import sys
 
 from taskservice.client import Client, TaskHandler
 
+STEPS = ("Outline", "Draft", "Review")
 logger = logging.getLogger("workflow")
 
 
@@ -35,10 +36,12 @@ def main(topic: str) -> None:
         logging.getLogger().addHandler(TaskHandler(task))
         logging.getLogger().setLevel(logging.INFO)
         text = topic
-        for step in ("Outline", "Draft", "Review"):
-            text = model.ask(f"{step}: {text}")
+        for number, step in enumerate(STEPS, 1):
+            with task.step(step):
+                text = model.ask(f"{step}: {text}")
             task.output[step.lower()] = text
             task.report(output={step.lower(): text})
+            task.progress(number, len(STEPS), "steps")
 
 
 if __name__ == "__main__":

@@ -90,9 +90,9 @@ def start(
     as_json: bool,
     **fields: Any,
 ) -> None:
-    """Start a task, which waits for a worker of its agent, and print its id.
+    """Start a task for a worker, and print its id.
 
-    The agent is registered if it is new.
+    It waits until a worker of its agent claims it. The agent is registered if it is new.
     """
     with service_client() as client:
         known = agent_ids(client)
@@ -192,7 +192,7 @@ def _print_table(client: Client, filters: dict[str, Any], limit: int) -> None:
 @task_argument
 @json_object
 def show(task_id: str, as_json: bool) -> None:
-    """Show a task without its log, which `logs` and `follow` print."""
+    """Show a task without its log."""
     with service_client() as client:
         task = client.task(find_task_id(client, task_id))
         if as_json:
@@ -248,9 +248,10 @@ def follow(task_id: str, times: bool, as_json: bool) -> None:
 @follow_option
 @json_object
 def rerun(task_id: str, given: dict[str, Any] | None, is_followed: bool, as_json: bool) -> None:
-    """Start a task again, with the same input or another, and print the new task's id.
+    """Start a task again, and print the new task's id.
 
-    It has the same agent, name, callback, timeout and labels, and waits for a worker.
+    It has the same agent, name, callback, timeout and labels, and the same input unless another
+    is given. It waits for a worker.
     """
     with service_client() as client:
         task = client.task(find_task_id(client, task_id)).rerun(given)

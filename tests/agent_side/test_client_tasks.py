@@ -17,6 +17,7 @@ from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, tasks, the_task
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Behaviour, Exchange, Receiver, in_turn
+from tests.support.service_answers import losing
 from tests.support.waiting import until
 
 
@@ -254,6 +255,20 @@ def test_rerun_has_the_same_input_or_another(client: Client) -> None:
     assert (again.name, again.input, again.labels) == ("first", {"day": 1}, {"env": "prod"})
     assert task.rerun({"day": 2}).input == {"day": 2}
     assert task.rerun({}).input == {}
+
+
+def test_lost_answers_start_one_task_and_delete_one_agent(remote_alice: RemoteClient) -> None:
+    key = str(remote_alice.session.headers["apikey"])
+    with Receiver() as between:
+        between.answer = losing(remote_alice, lambda number: number in (2, 4))
+        client = Client(between.url, key, patience=20)
+        task = client.task(str(remote_alice.start("one")["id"]))
+        again = task.rerun()
+        assert len(between.requests) == 3
+        remote_alice.request("PUT", "/agent/soon-gone").raise_for_status()
+        client.delete_agent("soon-gone")
+        assert len(between.requests) == 5
+    assert {found["id"] for found in tasks(remote_alice)} == {task.id, again.id}
 
 
 def test_lines_come_with_their_times(remote_alice: RemoteClient, client: Client) -> None:

@@ -57,7 +57,10 @@ def test_workflow_with_a_model(remote_alice: RemoteClient, machine: AgentMachine
     assert task["name"] == "webhooks"
     assert list(task["output"]) == ["outline", "draft", "review"]
     assert [line for line in task["logs"] if "prompt: Outline: webhooks" in line]
-    assert len(task["logs"]) == 6
+    steps = [line.split()[0] for line in task["logs"] if " took " in line]
+    assert steps == ["Outline", "Draft", "Review"]
+    assert len(task["logs"]) == 9
+    assert (task["progress"], task["note"]) == (1, "3 of 3 steps")
 
 
 def test_worker(remote_alice: RemoteClient, machine: AgentMachine) -> None:
