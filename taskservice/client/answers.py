@@ -96,7 +96,8 @@ def _is_moment(value: Any) -> bool:
         moment = datetime.fromisoformat(value)
     except (TypeError, ValueError):
         return False
-    return moment.tzinfo is not None and moment.year >= 1970
+    # In the last hours of the year 9999 it may have no local time.
+    return moment.tzinfo is not None and 1970 <= moment.year < 9999
 
 
 def _is_secret(value: Any) -> bool:

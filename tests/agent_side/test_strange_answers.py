@@ -102,6 +102,21 @@ def test_strange_answer_is_one_sentence(call: Callable[[Client], object]) -> Non
             assert len(str(error.value).splitlines()) == 1, name
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"labels": {"env": 1}}, {"labels": None}, {"progress": 1.5}, {"progress": True},
+        {"note": 1}, {"endedBy": 1}, {"parentId": 1}, {"rerunOf": []},
+        {"createdAt": "9999-12-31T23:59:59Z"},  # it may have no local time
+    ],
+)  # fmt: skip
+def test_field_that_the_service_does_not_write_is_noticed(field: dict[str, object]) -> None:
+    with Receiver() as receiver:
+        receiver.answer = played.task(200, **field)
+        with pytest.raises(UnexpectedAnswer):
+            Client(receiver.url, "key", patience=0).task("1")
+
+
 @strange_answers
 def test_sender_continues_after_a_strange_answer(
     remote_alice: RemoteClient, strange: Behaviour
