@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 
-from taskservice.client import Client, Conflict, Invalid, Line, NotFound, UnexpectedAnswer, progress
+from taskservice.client import (
+    Client,
+    Conflict,
+    Invalid,
+    Line,
+    NotFound,
+    TaskCancelled,
+    UnexpectedAnswer,
+    progress,
+)
 from taskservice.client.log_text import duration
 from tests.support import receiver as play
 from tests.support import service_answers as played
@@ -214,6 +223,8 @@ def test_step_of_a_cancelled_task_raises_the_programs_own_error(client: Client) 
 
     with pytest.raises(KeyError):
         work()
+    with pytest.raises(TaskCancelled):
+        task.finish(None)
 
 
 @pytest.mark.parametrize(
