@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from taskservice.database import line_times
@@ -162,6 +162,7 @@ def test_many_lines_of_one_append_keep_their_times(alice: ApiClient, task: Task)
     assert [time for page in pages for time in page["times"]] == at
 
 
+@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.integers(0, 10**14), min_size=1, max_size=50).map(sorted))
 def test_times_are_decoded_as_they_were_encoded(milliseconds: list[int]) -> None:
     at, times = line_times.encode(list(enumerate(milliseconds)))
