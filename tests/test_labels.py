@@ -1,5 +1,6 @@
 """Labels: set at the start, merged by reports, and found by a filter."""
 
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -7,9 +8,11 @@ import pytest
 from flask import Flask
 
 from tests.support.api_client import ApiClient, expect, problem
+from tests.support.concurrency import at_once, copies
 from tests.support.internals import rows
 from tests.support.marks import one_database
 from tests.support.paging import in_pages
+from tests.support.service import Service
 
 UNUSUAL = {"a": "=", "b": ":", "c": "k:v=w", "d": "🙂" * 256, "0._-z": " ", "e": "a&b#%\x7f"}
 
@@ -118,6 +121,28 @@ def test_merged_labels_are_at_most_16(alice: ApiClient) -> None:
     assert list(problem(answer, 422)["errors"]) == ["labels"]
     changed = alice.report(task, labels={"one": "more", "l0": None})
     assert len(changed["labels"]) == 16
+
+
+def test_labels_that_are_set_at_the_same_instant_are_all_kept(two_workers: Service) -> None:
+    alice = two_workers.add_user()
+    task = alice.start(labels={f"l{number}": "old" for number in range(8)})
+    path = f"/task/{task['id']}"
+    # Each replaces one label and removes another.
+    changes = [{f"l{number}": "new", f"l{number + 4}": None} for number in range(4)]
+    changes += [{f"m{number}": "new"} for number in range(4)]
+    answers = at_once(
+        [
+            partial(person.request, "PATCH", path, json={"labels": change})
+            for person, change in zip(copies(alice, 8), changes, strict=True)
+        ]
+    )
+    assert {answer.status_code for answer in answers} == {200}
+    expected = {f"{name}{number}": "new" for name in "lm" for number in range(4)}
+    assert alice.request("GET", path).json()["labels"] == expected
+    for key in expected:
+        (found,) = alice.request("GET", f"/task?label={key}:new").json()
+        assert found["id"] == task["id"]
+    assert alice.request("GET", "/task?label=l4:old").json() == []
 
 
 @one_database

@@ -23,10 +23,16 @@ from taskservice.database.models import Attempt, Delivery, Log, LogChunk, LogWri
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now, db
+from taskservice.services import tasks as task_service
 from taskservice.services.tasks import detach_log
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, add_user, expect, problem
-from tests.support.internals import before_writes, copy_task, end_for_silence, reads
+from tests.support.internals import (
+    before_writes,
+    copy_task,
+    end_for_silence,
+    reads,
+)
 from tests.support.receiver import Receiver
 from tests.support.upkeep import DAY, end
 from tests.support.waiting import until
@@ -333,6 +339,24 @@ def reader(config: Config) -> Iterator[None]:
     connection.execute("SELECT count(*) FROM tasks").fetchone()
     yield
     connection.close()
+
+
+def prune_now(app: Flask) -> int:
+    """What `taskservice prune` does; returns the number of removed tasks."""
+    with app.app_context():
+        return retention.prune_now(retention.Bounds.of_settings(timestamps.now())).tasks
+
+
+def test_old_parent_of_very_many_goes_in_one_run(
+    app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_service, "REFERENCES", 1)
+    parent = alice.start()
+    children = [alice.start(parentId=parent["id"]) for _ in range(3)]
+    end(app, alice, parent, days=30.1)
+    assert prune_now(app) == 1
+    problem(alice.get(f"/task/{parent['id']}"), 404)
+    assert [alice.task(child)["parentId"] for child in children] == [None] * 3
 
 
 @on_sqlite

@@ -137,33 +137,38 @@ class _Pruning:
         return select(Task.id, bytes_.label("bytes")).where(old).limit(BATCH)
 
     def _batch(
-        self, candidates: AnySelect, before: str, remove_row: Callable[[Connection, AnyRow], None]
+        self, candidates: AnySelect, before: str, remove_row: Callable[[Connection, AnyRow], bool]
     ) -> bool:
-        """Call `remove_row` with some old tasks; returns whether there may be more."""
+        """Call `remove_row` with some old tasks; returns whether there may be more.
+
+        `remove_row` returns whether it is done with the task.
+        """
         with reading() as connection:
             # Outside the write transaction, since measuring large tasks takes long.
             tasks = connection.execute(candidates, {"before": before}).all()
-        until, done = time.monotonic() + BATCH_SECONDS, 0
+        until, done, is_complete = time.monotonic() + BATCH_SECONDS, 0, True
         with transaction() as connection:
             for task in tasks:
                 if _is_still_old(connection, task.id, before):
-                    remove_row(connection, task)
+                    is_complete &= remove_row(connection, task)
                     done += 1
                 if time.monotonic() > until:
                     return True
-        return done > 0 and len(tasks) == BATCH
+        return not is_complete or (done > 0 and len(tasks) == BATCH)
 
-    def _remove_task(self, connection: Connection, task: AnyRow) -> None:
-        # If it must wait for another transaction, a later batch finds it again.
-        if remove(connection, task.id, self._dropped_ago):
-            self.removed.tasks += 1
-            self.removed.bytes += task.bytes
+    def _remove_task(self, connection: Connection, task: AnyRow) -> bool:
+        if not remove(connection, task.id, self._dropped_ago):
+            return False
+        self.removed.tasks += 1
+        self.removed.bytes += task.bytes
+        return True
 
-    def _drop_log(self, connection: Connection, task: AnyRow) -> None:
+    def _drop_log(self, connection: Connection, task: AnyRow) -> bool:
         detach_log(connection, task.id, self._dropped_ago)
         connection.execute(_EMPTY_LOG, {"of_task_id": task.id, "now": timestamps.now()})
         self.removed.logs += 1
         self.removed.bytes += task.bytes
+        return True
 
 
 def _is_still_old(connection: Connection, task_id: str, before: str) -> bool:

@@ -116,17 +116,17 @@ _DETACH_LOG = (
     .values(task_id=None, dropped_at=database_now(bindparam("seconds", type_=Float())))
 )
 _TASK_TO_RERUN = Statement[Any](TASK.add_columns(Task.timeout))
-# Two statements, so that each uses its index.
-_FORGET_REFERENCES = tuple(
-    update(Task)
-    .where(
-        Task.id.in_(
-            select(Task.id)
-            .where(column == bindparam("of_task_id", type_=Identifier))
-            .limit(bindparam("references"))
-        )
+# For each column that refers to tasks: some tasks that refer to one, and how they forget it. Two
+# statements, since a task may be deleted in between: how many were changed says nothing.
+_REFERENCES = tuple(
+    (
+        select(Task.id)
+        .where(column == bindparam("of_task_id", type_=Identifier))
+        .limit(bindparam("references")),
+        update(Task)
+        .where(Task.id.in_(bindparam("ids", expanding=True)))
+        .values({column: None, Task.version: Task.version + 1, Task.updated_at: bindparam("now")}),
     )
-    .values({column: None, Task.version: Task.version + 1, Task.updated_at: bindparam("now")})
     for column in (Task.parent_id, Task.rerun_of)
 )
 _DELETE = delete_from(Task).where(Task.id == bindparam("of_task_id", type_=Identifier))
@@ -463,10 +463,13 @@ def remove(connection: Connection, task_id: str, log_dropped_ago: float = 0.0) -
 
     False if it is still there: so many tasks refer to it that this takes another transaction.
     """
-    for statement in _FORGET_REFERENCES:
-        here = {"of_task_id": task_id, "now": timestamps.now(), "references": REFERENCES}
-        if connection.execute(statement, here).rowcount == REFERENCES:
+    here = {"of_task_id": task_id}
+    for referring, forget in _REFERENCES:
+        ids = connection.scalars(referring, {**here, "references": REFERENCES}).all()
+        if ids:
+            connection.execute(forget, {"ids": ids, "now": timestamps.now()})
+        if len(ids) == REFERENCES:
             return False
     detach_log(connection, task_id, log_dropped_ago)
-    connection.execute(_DELETE, {"of_task_id": task_id})
+    connection.execute(_DELETE, here)
     return True

@@ -92,6 +92,16 @@ def before_reads(app: Flask, act: Callable[[str, Any], None]) -> AbstractContext
     return _before_statements(resources.find(Database, app).reads.engine, act)
 
 
+def is_waiting_for_a_lock(app: Flask) -> bool:
+    """Whether a transaction of this PostgreSQL database waits for another one."""
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    with app.app_context(), reading() as connection:
+        return bool(connection.exec_driver_sql(waiting).scalar_one())
+
+
 def before_writes(app: Flask, act: Callable[[str, Any], None]) -> AbstractContextManager[None]:
     """Call `act` with each statement of a transaction that may write, and its parameters."""
     with app.app_context():
