@@ -17,7 +17,8 @@ from taskservice.database.engine import dispose
 from taskservice.database.migrations import DatabaseError, upgrade
 from taskservice.database.name_index import include_name
 from taskservice.database.types import Base
-from tests.support.api_client import add_user
+from taskservice.services import keys as key_service
+from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.databases import Databases
 
 OPTIONS = {"compare_type": True, "include_name": include_name}
@@ -135,8 +136,66 @@ def test_migrating_again_keeps_the_data(empty_url: str, tmp_path: Path) -> None:
     alice = add_user(app, "alice")
     task = alice.start(callback="https://myapp.example/")
     alice.append(task, "one", "two", writer="w")
+    child = alice.start(parentId=task["id"], labels={"env": "prod"})
+    again = expect(alice.post(f"/task/{task['id']}/rerun"), 201)
+    times = alice.get(f"/task/{task['id']}/logs?times=true").data
     upgrade(empty_url)
     assert alice.task(task)["logs"] == ["one", "two"]
+    assert [alice.task(child), alice.task(again)] == [child, again]
+    assert expect(alice.get("/task?label=env:prod"), 200) == [child]
+    assert alice.get(f"/task/{task['id']}/logs?times=true").data == times
+    dispose(app)
+
+
+def test_tasks_from_before_labels_and_times_are_read_and_changed(
+    empty_url: str, tmp_path: Path
+) -> None:
+    upgrade(empty_url, "0007")
+    engine = create_engine(empty_url, poolclass=pool.NullPool)
+    one_id = "01a20e6392c47f10b3a59e1d6c2f4b80"
+    statements = (
+        f"INSERT INTO users VALUES ('{one_id}', 'alice', '2026-01-01')",
+        "INSERT INTO agents SELECT id, 'summarizer', 'it', '', created_at FROM users",
+        "INSERT INTO tasks (id, user_id, agent_id, name, name_folded, status, input, output, "
+        "created_at, updated_at, last_heartbeat_at, finished_at, first_log, log_count, log_bytes, "
+        "version) SELECT id, id, 'summarizer', 'it', 'it', 'complete', '{}', '{}', "
+        "'2026-01-01', '2026-01-01', '2026-01-01', '2026-01-01', 1, 2, 8, 1 FROM users",
+        "INSERT INTO logs (id, task_id) SELECT 1, id FROM tasks",
+        "INSERT INTO log_chunks (log_id, last, count, text) VALUES (1, 2, 2, 'one\ntwo')",
+        "INSERT INTO log_writers VALUES ('{one_id}', 'w', 2)".replace("{one_id}", one_id),
+        "INSERT INTO deliveries (id, task_id, user_id, callback_url, host, state, created_at, "
+        "attempt_count) SELECT id, id, id, 'http://x/', 'x', 'delivered', created_at, 1 FROM users",
+        "INSERT INTO attempts (delivery_id, at, duration_ms, message) "
+        "SELECT id, created_at, 1, 'It went well.' FROM users",
+    )
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+    app = create_app(
+        Config(
+            DATA=tmp_path, DATABASE_URL=empty_url, SECRET_KEY="a secret key for tests, long enough"
+        ).completed()
+    )
+    with app.app_context():
+        alice = ApiClient(app, "alice", key_service.add("alice", "key", None, None).text)
+    (task,) = expect(alice.get("/task"), 200)
+    assert task["logs"] == ["one", "two"]
+    new = ("labels", "progress", "note", "endedBy", "parentId", "rerunOf")
+    assert [task[name] for name in new] == [{}, None, None, None, None, None]
+    page = expect(alice.get(f"/task/{task['id']}/logs?times=true"), 200)
+    assert page["times"] == [None, None]
+    (delivery,) = expect(alice.get(f"/task/{task['id']}/deliveries"), 200)
+    assert delivery["attempts"][0]["message"] == "It went well."
+    (agent,) = expect(alice.get("/agent?expand=health"), 200)
+    assert [each["seconds"] for each in agent["health"]["recent"]] == [None]
+    # It can have all that is new.
+    assert alice.report(task, labels={"env": "prod"})["labels"] == {"env": "prod"}
+    assert len(expect(alice.get("/task?label=env:prod"), 200)) == 1
+    child = alice.start(parentId=task["id"])
+    again = expect(alice.post(f"/task/{task['id']}/rerun"), 201)
+    assert again["labels"] == {"env": "prod"}
+    expect(alice.delete(f"/task/{task['id']}"), 200)
+    assert alice.task(child)["parentId"] is None
     dispose(app)
 
 

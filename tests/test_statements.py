@@ -43,6 +43,8 @@ def test_hot_paths_use_few_statements_and_one_connection(
     same = {"If-None-Match": alice.get(path).headers["ETag"]}
     append = partial(alice.post, f"{path}/logs", json={"logs": ["a line"]})
     start = partial(alice.post, "/task", json={"agentId": "summarizer"})
+    child = {"agentId": "summarizer", "parentId": task["id"], "labels": {"a": "1", "b": "2"}}
+    alice.register("translator")
     # The first read of each request is that of the key.
     for name, request, status, wanted in (
         ("one task", partial(alice.get, path), 200, (1, 2, 0)),
@@ -51,6 +53,13 @@ def test_hot_paths_use_few_statements_and_one_connection(
         ("page", partial(alice.get, "/task?limit=9"), 200, (1, 2, 0)),
         ("append", append, 201, (1, 1, 3)),
         ("start", start, 201, (1, 1, 3)),
+        # One for the parent, and one for each label.
+        ("child with labels", partial(alice.post, "/task", json=child), 201, (1, 1, 6)),
+        ("page by label", partial(alice.get, "/task?limit=9&label=a:1"), 200, (1, 4, 0)),
+        ("agents", partial(alice.get, "/agent"), 200, (1, 2, 0)),
+        # One for each agent.
+        ("agents' health", partial(alice.get, "/agent?expand=health"), 200, (1, 4, 0)),
+        ("health", partial(alice.get, "/agent/translator?expand=health"), 200, (1, 3, 0)),
     ):
         with subtests.test(name):
             answers: list[TestResponse] = []
