@@ -101,9 +101,12 @@ def test_duration_out_of_bounds_says_the_bound() -> None:
 
 def test_key_expires_after_a_duration(tmp_path: Path) -> None:
     run(tmp_path, "user", "add", "alice")
-    for text in ("90d", "1h30m", "3600"):
+    for text in ("90d", "1h30m", "3600s"):
         added = run(tmp_path, "key", "add", "alice", "--name", text, "--expires", text)
         assert added.returncode == 0
+    # Days may be meant.
+    bare = run(tmp_path, "key", "add", "alice", "--name", "x", "--expires", "90")
+    assert (bare.returncode, "needs a unit, such as 90d" in bare.stderr) == (2, True)
     refused = run(tmp_path, "key", "add", "alice", "--name", "x", "--expires", "tomorrow")
     assert refused.returncode == 2
     assert "'tomorrow' must be a number of seconds" in refused.stderr

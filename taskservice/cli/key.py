@@ -31,7 +31,7 @@ def command() -> None:
 @click.option("--agent", type=Text(), help="Limit the key to the tasks of this agent.")
 @click.option(
     "--expires",
-    type=Duration(minimum=1, maximum=MAX_EXPIRY_SECONDS),
+    type=Duration(minimum=1, maximum=MAX_EXPIRY_SECONDS, needs_unit=True),
     help="Time until it expires, such as 12h or 90d; never by default.",
 )
 def add(user: str, name: str, agent: str | None, expires: int | None) -> None:

@@ -14,12 +14,16 @@ class Duration(click.ParamType[int]):
 
     name = "duration"
 
-    def __init__(self, minimum: int = 0, maximum: int | None = None) -> None:
-        """Both are in seconds."""
-        self._minimum, self._maximum = minimum, maximum
+    def __init__(
+        self, minimum: int = 0, maximum: int | None = None, *, needs_unit: bool = False
+    ) -> None:
+        """Both are in seconds. `needs_unit`: where a bare number might be meant as days."""
+        self._minimum, self._maximum, self._needs_unit = minimum, maximum, needs_unit
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
         seconds = _seconds(value)
+        if self._needs_unit and value.isdigit():
+            self.fail(f"{value!r} needs a unit, such as {value}d", param, ctx)
         if seconds is None:
             self.fail(
                 f"{value!r} must be a number of seconds, or numbers with d, h, m and s in this "
