@@ -63,6 +63,7 @@ def pages(visitor: Visitor, key: str) -> list[tuple[str, str]]:
         ("cancel", f"{running}/cancel"),
         ("delete", f"{done}/delete"),
         ("agents", "/agents"),
+        ("agent", "/agents/invoice-reader"),
         ("keys", "/keys"),
         ("missing", "/tasks/nothing"),
     ]

@@ -6,39 +6,31 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from werkzeug.test import TestResponse
 
 from taskservice.database.transactions import reading
 from tests.support.api_client import ApiClient, expect
 from tests.support.internals import end_for_silence, reads
 from tests.support.marks import one_database
+from tests.support.plain_browser import Browser, hidden
 from tests.support.sample_data import HOSTILE
 
 
-class Window:
-    """A browser window without scripts, signed in."""
-
-    def __init__(self, app: Flask, key: str) -> None:
-        self.client = app.test_client()
-        assert self.send("/sign-in", key=key).status_code == 303
-
-    def get(self, path: str) -> TestResponse:
-        return self.client.get(path)
-
-    def text(self, path: str) -> str:
-        response = self.get(path)
-        assert response.status_code == 200, response.text
-        return response.text
-
-    def send(self, page: str, **fields: str) -> TestResponse:
-        """Send the form of a page."""
-        found = re.findall(r'name="(token|submission_id)"[^>]* value="([^"]+)"', self.text(page))
-        return self.client.post(page, data={**dict(found), **fields})
-
-
 @pytest.fixture
-def window(app: Flask, alice: ApiClient) -> Window:
-    return Window(app, alice.key)
+def window(app: Flask, alice: ApiClient) -> Browser:
+    """Alice's, signed in."""
+    return signed_in(app, alice.key)
+
+
+def signed_in(app: Flask, key: str) -> Browser:
+    window = Browser(app)
+    assert window.sign_in(key).status_code == 303
+    return window
+
+
+def text_of(window: Browser, path: str) -> str:
+    response = window.get(path)
+    assert response.status_code == 200, response.text
+    return response.text
 
 
 def facts(text: str) -> dict[str, str]:
@@ -61,10 +53,10 @@ def used(app: Flask, alice: ApiClient) -> dict[str, Any]:
 
 
 def test_agent_shows_its_health_in_the_list_and_on_its_page(
-    window: Window, used: dict[str, Any]
+    window: Browser, used: dict[str, Any]
 ) -> None:
     for path in ("/agents", "/agents/backup"):
-        text = window.text(path)
+        text = text_of(window, path)
         said = facts(text)
         assert said["Success"] == "33 % of 3"
         assert said["Usual duration"].endswith(" s")
@@ -76,14 +68,14 @@ def test_agent_shows_its_health_in_the_list_and_on_its_page(
         # The numbers lead to the tasks that they count.
         links = [unescape(link) for link in re.findall('<dd><a href="([^"]+)"', text)]
         for link, name in zip(links, ("waiting", "running"), strict=True):
-            rows = window.text(link).partition('<tbody id="rows"')[2]
+            rows = text_of(window, link).partition('<tbody id="rows"')[2]
             assert re.findall("<bdi>(.+?)</bdi>", rows) == [name]
 
 
 def test_plot_has_a_point_and_a_row_of_its_table_for_each_run(
-    window: Window, used: dict[str, Any]
+    window: Browser, used: dict[str, Any]
 ) -> None:
-    text = window.text("/agents/backup")
+    text = text_of(window, "/agents/backup")
     table = text[text.index('id="durations-table"') :].partition("</table>")[0]
     for outcome in ("complete", "failed", "cancelled", "timeout"):
         assert len(re.findall(f'class="point {outcome}"', text)) == 1
@@ -92,16 +84,16 @@ def test_plot_has_a_point_and_a_row_of_its_table_for_each_run(
     assert used["running"]["id"] not in table
 
 
-def test_agent_without_runs_has_a_page(window: Window, alice: ApiClient) -> None:
+def test_agent_without_runs_has_a_page(window: Browser, alice: ApiClient) -> None:
     alice.register("new")
-    text = window.text("/agents/new")
+    text = text_of(window, "/agents/new")
     assert "No finished run yet." in text
     assert facts(text)["Success"] == "–"
-    assert "/agents/new" in window.text("/agents")
+    assert "/agents/new" in text_of(window, "/agents")
     assert window.get("/agents/nothing").status_code == 404
 
 
-def test_form_starts_a_task(window: Window, alice: ApiClient) -> None:
+def test_form_starts_a_task(window: Browser, alice: ApiClient) -> None:
     alice.register("backup", name="The backup")
     response = window.send(
         "/agents/backup/run",
@@ -116,18 +108,15 @@ def test_form_starts_a_task(window: Window, alice: ApiClient) -> None:
     assert task["input"] == {"path": "/srv", "n": 1.5}
     assert task["labels"] == {"env": "prod", "who": "a=b"}
     assert task["claimedAt"] is None
-    assert "Started “By hand”." in window.text(response.location)
+    assert "Started “By hand”." in text_of(window, response.location)
     window.send("/agents/backup/run")
     assert expect(alice.get("/task"), 200)[0]["name"] == "The backup"
 
 
-def test_form_that_is_sent_twice_starts_one_task(window: Window, alice: ApiClient) -> None:
+def test_form_that_is_sent_twice_starts_one_task(window: Browser, alice: ApiClient) -> None:
     alice.register("backup")
-    found = re.findall(
-        r'name="(token|submission_id)"[^>]* value="([^"]+)"', window.text("/agents/backup/run")
-    )
-    fields = {**dict(found), "name": "Once"}
-    first, second = (window.client.post("/agents/backup/run", data=fields) for _ in range(2))
+    fields = {**hidden(window.get("/agents/backup/run")), "name": "Once"}
+    first, second = (window.post("/agents/backup/run", fields) for _ in range(2))
     assert first.location == second.location
     assert len(expect(alice.get("/task"), 200)) == 1
 
@@ -145,7 +134,7 @@ def test_form_that_is_sent_twice_starts_one_task(window: Window, alice: ApiClien
     ],
 )
 def test_form_that_does_not_fit_says_why_and_keeps_its_text(
-    window: Window, alice: ApiClient, fields: dict[str, str], sentence: str
+    window: Browser, alice: ApiClient, fields: dict[str, str], sentence: str
 ) -> None:
     alice.register("backup")
     sent = {"name": "Kept", "input": '{"kept": 1}', "labels": "kept=yes", **fields}
@@ -159,14 +148,14 @@ def test_form_that_does_not_fit_says_why_and_keeps_its_text(
     assert expect(alice.get("/task"), 200) == []
 
 
-def test_name_and_description_are_edited(window: Window, alice: ApiClient) -> None:
+def test_name_and_description_are_edited(window: Browser, alice: ApiClient) -> None:
     alice.register("backup", name="Old", description="Old too")
     response = window.send("/agents/backup/edit", name=HOSTILE[:200], description=HOSTILE)
     assert response.location == "/agents/backup"
     agent = expect(alice.get("/agent/backup"), 200)
     assert (agent["name"], agent["description"]) == (HOSTILE[:200], HOSTILE)
     for path in ("/agents", "/agents/backup", "/agents/backup/edit", "/agents/backup/run"):
-        assert "<script>" not in window.text(path)
+        assert "<script>" not in text_of(window, path)
     response = window.send("/agents/backup/edit", name="n" * 201, description="Kept")
     assert response.status_code == 422
     assert "Nothing was changed. name:" in response.text
@@ -178,15 +167,15 @@ def test_agent_key_sees_its_agent_without_forms(
     app: Flask, alice: ApiClient, used: dict[str, Any]
 ) -> None:
     alice.register("other")
-    window = Window(app, alice.agent_key("backup").key)
-    text = window.text("/agents/backup")
+    window = signed_in(app, alice.agent_key("backup").key)
+    text = text_of(window, "/agents/backup")
     assert "Run…" not in text
     assert "Edit…" not in text
     assert window.get("/agents/backup/run").status_code == 403
     assert window.get("/agents/other").status_code == 404
 
 
-def test_agents_of_others_do_not_exist(window: Window, bob: ApiClient) -> None:
+def test_agents_of_others_do_not_exist(window: Browser, bob: ApiClient) -> None:
     bob.start("secret")
     for path in ("/agents/secret", "/agents/secret/run", "/agents/secret/edit"):
         assert window.get(path).status_code == 404
@@ -194,11 +183,11 @@ def test_agents_of_others_do_not_exist(window: Window, bob: ApiClient) -> None:
 
 @one_database
 def test_pages_of_agents_read_few_tasks_by_their_indexes(
-    app: Flask, window: Window, alice: ApiClient, used: dict[str, Any]
+    app: Flask, window: Browser, alice: ApiClient, used: dict[str, Any]
 ) -> None:
     for path in ("/agents", "/agents/backup"):
         searched = set()
-        for sql, parameters in reads(app, lambda: window.text(path)):  # noqa: B023
+        for sql, parameters in reads(app, lambda: text_of(window, path)):  # noqa: B023
             with app.app_context(), reading() as connection:
                 rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", parameters)
                 plan = [row.detail for row in rows]
