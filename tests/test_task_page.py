@@ -67,6 +67,9 @@ def test_form_that_is_sent_twice_starts_one_task(browser: Browser, alice: ApiCli
     form = {**dict(found), "input": '{"a": 3}'}
     locations = {browser.post(path, form).location for _ in range(2)}
     assert len(locations) == len(reruns(alice, task)) == 1
+    # A reader who went back to the form, and changed the text in it.
+    assert browser.post(path, {**form, "input": '{"a": 4}'}).status_code == 303
+    assert len(reruns(alice, task)) == 2
 
 
 @one_database

@@ -1,5 +1,6 @@
 """The page that runs a task again, with the same input or another one."""
 
+import hashlib
 from typing import Any
 
 from flask import Blueprint, Response, flash, request
@@ -47,11 +48,12 @@ def rerun(task_id: str) -> AnyResponse:
 
 
 def _rerun(task: TaskRow, text: str, submission_id: str) -> TaskRow:
-    """Start it; a form that is sent twice starts one task. Raises 422."""
+    """Start it; a form that is sent twice with the same text starts one task. Raises 422."""
     is_same = text == pretty(task.input)
     body = {} if is_same else {"input": strict_json.loads(text.encode())}
     fields = rerun_schema.load(body)
-    key = timestamps.new_id() if len(submission_id) != len(task.id) else submission_id
+    submission = f"{submission_id or timestamps.new_id()} {text}"
+    key = hashlib.sha256(submission.encode()).hexdigest()
     again, _ = task_service.rerun(caller, task.id, fields, Idempotency.of(key, body, task.id))
     return again
 
