@@ -169,8 +169,8 @@ class LabelTexts(fields.List[str]):
     """Labels as `key:value`, from a parameter that may be given several times."""
 
     def __init__(self, description: str) -> None:
-        metadata = doc(description, items={"type": "string", "pattern": f"^{LABEL_KEY.pattern}:."})
-        super().__init__(fields.String(), metadata=metadata)
+        label = fields.String(metadata={"pattern": f"^{LABEL_KEY.pattern}:."})
+        super().__init__(label, metadata=doc(description, maxItems=MAX_LABELS))
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         for text in value:
