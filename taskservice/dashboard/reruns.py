@@ -1,7 +1,6 @@
 """The page that runs a task again, with the same input or another one."""
 
 import hashlib
-from typing import Any
 
 from flask import Blueprint, Response, flash, request
 from marshmallow import ValidationError
@@ -9,6 +8,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth.authentication import caller
 from taskservice.dashboard.formatting import pretty
+from taskservice.dashboard.forms import sentence
 from taskservice.dashboard.pages import page, redirect_to, without_nul
 from taskservice.database import timestamps
 from taskservice.database.rows import TaskRow
@@ -42,7 +42,7 @@ def rerun(task_id: str) -> AnyResponse:
     except ValueError as error:
         return _page(task, text, f"The input is not valid JSON: {error}.")
     except (Problem, ValidationError) as error:
-        return _page(task, text, _sentence(error))
+        return _page(task, text, f"Nothing was started. {sentence(error)}")
     flash(f"Runs again: “{again.name}”. This is the new task.")
     return redirect_to("tasks.show", task_id=again.id)
 
@@ -56,15 +56,6 @@ def _rerun(task: TaskRow, text: str, submission_id: str) -> TaskRow:
     key = hashlib.sha256(submission.encode()).hexdigest()
     again, _ = task_service.rerun(caller, task.id, fields, Idempotency.of(key, body, task.id))
     return again
-
-
-def _sentence(error: Problem | ValidationError) -> str:
-    """What is wrong, for a person. Raises an error that is not about the form's fields."""
-    errors: Any = error.messages if isinstance(error, ValidationError) else error.more.get("errors")
-    if not errors:
-        raise error
-    parts = [f"{field}: {' '.join(texts)}" for field, texts in errors.items()]
-    return f"Nothing was started. {' '.join(parts)}"
 
 
 def _page(task: TaskRow, text: str, fault: str = "") -> Response:
