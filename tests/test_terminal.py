@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -206,3 +207,15 @@ def test_commands_write_by_the_one_module_that_escapes() -> None:
     for path in (ROOT / "taskservice").rglob("*.py"):
         if path.name != "terminal.py":
             assert not re.search(r"\becho\(|(?<![.\w])print\(", path.read_text()), path
+
+
+def test_remark_is_one_write(tmp_path: Path) -> None:
+    """A program that `run` has started writes to the same stderr: no line of it cuts a remark."""
+    # Each write arrives as a packet of its own.
+    ours, stderr = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, stderr:
+        command = [*COMMAND, "progress", "1/2"]
+        subprocess.run(command, env=environment(tmp_path), stderr=stderr, timeout=60, check=False)
+        stderr.close()
+        packets = list(iter(lambda: ours.recv(65_536), b""))
+    assert [packet.endswith(b"\n") for packet in packets] == [True]

@@ -158,7 +158,9 @@ def _write(line: str, *, err: bool = False) -> None:
         # If it is closed or on a full disk, the command continues without its remarks.
         with suppress(OSError):
             if sys.stderr is not None:
-                print(line, file=sys.stderr, flush=True)
+                # In one write, unlike `print`: a program that runs may write to it too.
+                sys.stderr.write(f"{line}\n")
+                sys.stderr.flush()
         return
     try:
         put_on_stdout(line)
