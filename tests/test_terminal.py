@@ -215,7 +215,9 @@ def test_remark_is_one_write(tmp_path: Path) -> None:
     ours, stderr = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, stderr:
         command = [*COMMAND, "progress", "1/2"]
-        subprocess.run(command, env=environment(tmp_path), stderr=stderr, timeout=60, check=False)
+        subprocess.run(
+            command, env=environment(tmp_path), stderr=stderr.fileno(), timeout=60, check=False
+        )
         stderr.close()
         packets = list(iter(lambda: ours.recv(65_536), b""))
     assert [packet.endswith(b"\n") for packet in packets] == [True]
