@@ -8,6 +8,7 @@ import pytest
 from flask import Flask
 
 from taskservice.database.transactions import reading
+from taskservice.schemas import strict_json
 from tests.support.api_client import ApiClient, expect
 from tests.support.internals import end_for_silence, reads
 from tests.support.marks import one_database
@@ -113,6 +114,23 @@ def test_form_starts_a_task(window: Browser, alice: ApiClient) -> None:
     assert expect(alice.get("/task"), 200)[0]["name"] == "The backup"
 
 
+def test_form_has_the_input_of_the_newest_task(window: Browser, alice: ApiClient) -> None:
+    alice.start("backup", input={"path": "/old"})
+    newest = alice.start("backup", name=HOSTILE[:200], input={"path": f"/srv/{HOSTILE}"})
+    alice.start("other", input={"path": "/other"})
+    text = text_of(window, "/agents/backup/run")
+    field = unescape(text[text.index('id="run-input"') :].partition("</textarea>")[0])
+    assert strict_json.loads(field.partition(">\n")[2].encode()) == newest["input"]
+    assert "The input of its newest task" in text
+    assert f'href="/tasks/{newest["id"]}"' in text
+    # One that is long or empty says little of what the agent expects.
+    for unfit in ({"path": "p" * 8_000}, {}):
+        alice.start("backup", input=unfit)
+        text = text_of(window, "/agents/backup/run")
+        assert re.search(r'id="run-input"[^>]*>\n{}</textarea>', text)
+        assert "newest task" not in text
+
+
 def test_form_that_is_sent_twice_starts_one_task(window: Browser, alice: ApiClient) -> None:
     alice.register("backup")
     fields = {**hidden(window.get("/agents/backup/run")), "name": "Once"}
@@ -185,7 +203,7 @@ def test_agents_of_others_do_not_exist(window: Browser, bob: ApiClient) -> None:
 def test_pages_of_agents_read_few_tasks_by_their_indexes(
     app: Flask, window: Browser, alice: ApiClient, used: dict[str, Any]
 ) -> None:
-    for path in ("/agents", "/agents/backup"):
+    for path in ("/agents", "/agents/backup", "/agents/backup/run"):
         searched = set()
         for sql, parameters in reads(app, lambda: text_of(window, path)):  # noqa: B023
             with app.app_context(), reading() as connection:
@@ -196,7 +214,11 @@ def test_pages_of_agents_read_few_tasks_by_their_indexes(
             # The agents themselves are sorted by their last task.
             assert "FROM agents" in sql or not looks or "TEMP B-TREE" not in " ".join(plan), plan
             searched |= looks
-        # Those that run are counted for all agents at once, up to a limit.
-        assert any("tasks_by_status (user_id=? AND status=?)" in step for step in searched)
-        for index in ("tasks_unclaimed", "tasks_by_agent_end", "tasks_by_agent"):
+        if path.endswith("/run"):
+            assert len(searched) == 1
+        else:
+            # Those that run are counted for all agents at once, up to a limit.
+            assert any("tasks_by_status (user_id=? AND status=?)" in step for step in searched)
+        indexes = ("tasks_unclaimed", "tasks_by_agent_end", "tasks_by_agent")
+        for index in indexes[2 if path.endswith("/run") else 0 :]:
             assert any(f"{index} (user_id=? AND agent_id=?" in step for step in searched), index

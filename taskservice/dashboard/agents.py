@@ -9,7 +9,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth.authentication import caller
 from taskservice.dashboard import forms, plot
-from taskservice.dashboard.formatting import outcome_of
+from taskservice.dashboard.formatting import outcome_of, pretty
 from taskservice.dashboard.pages import page, redirect_to, without_nul
 from taskservice.dashboard.shared_pages import shared
 from taskservice.database import timestamps
@@ -36,6 +36,8 @@ RECENT_TASKS = 3
 # On the page of one agent: how many tasks it lists, and how many runs its plot has.
 LISTED_TASKS = 10
 PLOTTED_RUNS = 200
+# The form that runs an agent has the input of its newest task up to this number of characters.
+MAX_EXAMPLE = 8_000
 # From this number on a page shows "1,000+" waiting tasks.
 MAX_WAITING = 1_000
 
@@ -101,7 +103,10 @@ def change(agent_id: str) -> AnyResponse:
 def ask_to_run(agent_id: str) -> Response:
     caller.require_user_key()
     agent = agent_queries.get(caller, agent_id)
-    return _run_page(agent, {"name": "", "input": "{}", "labels": ""})
+    newest = agent_queries.newest_task(agent, MAX_EXAMPLE)
+    source = newest if newest and newest.input not in (None, "{}") else None
+    text = pretty(source.input) if source else "{}"
+    return _run_page(agent, {"name": "", "input": text, "labels": ""}, source=source)
 
 
 @agents.post("/agents/<agent_id>/run")
@@ -147,10 +152,12 @@ def _form(*names: str) -> dict[str, str]:
     return {name: form.get(name, "").replace("\r\n", "\n") for name in names}
 
 
-def _run_page(agent: AnyRow, form: dict[str, str], fault: str = "") -> Response:
-    new_id = timestamps.new_id()
-    status = 422 if fault else 200
-    return page("run.html", status, agent=agent, form=form, fault=fault, new_id=new_id)
+def _run_page(
+    agent: AnyRow, form: dict[str, str], fault: str = "", source: AnyRow | None = None
+) -> Response:
+    """The form; `source` is the task whose input it shows."""
+    values = {"agent": agent, "form": form, "fault": fault, "source": source}
+    return page("run.html", 422 if fault else 200, **values, new_id=timestamps.new_id())
 
 
 def _edit_page(agent: AnyRow, form: dict[str, str], fault: str = "") -> Response:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, func, literal_column, select
+from sqlalchemy import bindparam, case, func, literal_column, select
 
 from taskservice.auth.caller import Caller, visible_agents
 from taskservice.contract.terms import CANCELLED, COMPLETE, RUNNING
@@ -50,6 +50,17 @@ _RUNS = Statement[AnyRow](
     )
     .order_by(Task.finished_at.desc())
     .limit(bindparam("count"))
+)
+_NEWEST_TASK = Statement[AnyRow](
+    select(
+        Task.id,
+        Task.name,
+        Task.created_at,
+        case((func.length(Task.input) <= bindparam("max_input"), Task.input)).label("input"),
+    )
+    .where(of_user, Task.agent_id == bindparam("agent_id"))
+    .order_by(Task.created_at.desc(), Task.id.desc())
+    .limit(1)
 )
 _WAITING = Statement[AnyRow](
     select(func.count()).select_from(
@@ -115,6 +126,13 @@ def runs(agents: Sequence[AnyRow], count: int) -> list[tuple[AnyRow, list[AnyRow
             )
             for agent in agents
         ]
+
+
+def newest_task(agent: AnyRow, max_input: int) -> AnyRow | None:
+    """The task of the agent that was started last; its `input` is None if it is longer."""
+    values = {"user_id": agent.user_id, "agent_id": agent.id, "max_input": max_input}
+    with reading() as connection:
+        return _NEWEST_TASK.one_or_none(connection, **values)
 
 
 def loads(agents: Sequence[AnyRow], maximum: int) -> dict[str, Load]:
