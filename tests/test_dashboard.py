@@ -680,14 +680,17 @@ def test_chart_and_tabs_count_the_filtered_tasks(browser: Browser, alice: ApiCli
             alice.report(task, status="error")
     text = browser.get("/?q=morning").text
     assert "<b>3 tasks</b> started in the last 24 hours" in text
-    assert "2 error 1 running." in text
-    by_status = {"all": "3", "running": "1", "complete": "0", "error": "2"}
+    assert "2 error 1 running or waiting." in text
+    by_status = {"all": "3", "running": "0", "complete": "0", "error": "2"}
     by_state = {"waiting": "1", "failed": "2", "cancelled": "0", "timeout": "0"}
     assert tabs(text) == by_status | by_state
     text = browser.get("/?q=morning&status=error").text
     assert "<b>2 tasks</b> started" in text
-    assert "running." not in text
-    assert tabs(text)["running"] == "1"
+    assert "running or waiting." not in text
+    assert tabs(text)["waiting"] == "1"
+    text = browser.get("/?q=morning&status=running&claimed=false").text
+    assert "1 waiting." in text
+    assert ">1 waiting<" in text
     assert "<b>0 tasks</b>" in browser.get("/?agentId=other").text
 
 
@@ -709,8 +712,10 @@ def test_many_tasks_are_not_counted_to_the_end(
 ) -> None:
     monkeypatch.setattr(import_module("taskservice.dashboard.tasks"), "MAX_COUNT", 2)
     for _ in range(3):
-        alice.start()
-    assert tabs(browser.get("/").text)["running"] == "2+"
+        alice.start(claim=True)
+    text = browser.get("/").text
+    assert tabs(text)["running"] == "2+"
+    assert "<title>2+ running · Tasks" in text
 
 
 def test_search_among_many_tasks_says_how_far_it_came(
@@ -779,7 +784,6 @@ def test_tabs_filter_by_state_and_keep_the_other_filters(
     alice.start(name="Task of others")
     errors = ["timeout", "cancelled", "failed"]
     expected = {name: [name] for name in names} | {
-        "running": ["running", "waiting"],
         "error": errors,
         "all": [*errors, "complete", "running", "waiting"],
     }
@@ -885,7 +889,7 @@ def test_chart_counts_what_was_started(browser: Browser, alice: ApiClient) -> No
     alice.start()
     text = browser.get("/?since=1h").text
     assert "<b>2 tasks</b> started in the last hour" in text
-    assert "1 complete 1 running." in text
+    assert "1 complete 1 running or waiting." in text
     assert "<b>2 tasks</b> started in the last 30 days" in browser.get("/?since=30d").text
 
 

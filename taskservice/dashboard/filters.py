@@ -29,10 +29,10 @@ PAGE_SIZE = 50
 # Tab -> the filters that it sets; it removes those of the other tabs.
 TABS: dict[str, dict[str, str]] = {
     "all": {},
-    RUNNING: {"status": RUNNING},
+    RUNNING: {"status": RUNNING, "claimed": "true"},
+    WAITING: {"status": RUNNING, "claimed": "false"},
     COMPLETE: {"status": COMPLETE},
     ERROR: {"status": ERROR},
-    WAITING: {"status": RUNNING, "claimed": "false"},
     FAILED: {"errorType": FAILED},
     CANCELLED: {"errorType": CANCELLED},
     TIMEOUT: {"errorType": TIMEOUT},

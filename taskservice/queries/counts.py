@@ -7,10 +7,10 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from sqlalchemy import ColumnElement, bindparam, func, select
+from sqlalchemy import ColumnElement, and_, bindparam, func, select
 
 from taskservice.auth.caller import Caller
-from taskservice.contract.terms import ERROR_TYPES, STATUSES
+from taskservice.contract.terms import ERROR_TYPES, RUNNING, STATUSES
 from taskservice.database import timestamps
 from taskservice.database.models import Task
 from taskservice.database.rows import AnyRow
@@ -30,10 +30,12 @@ MAX_SEARCHED_FOR_CHART = 10_000
 # The filters that the index by status has too.
 CREATION = frozenset({"created_after", "created_before"})
 MILLISECOND = 0.001
-# A status, an error's type, or that no agent has claimed the task -> its condition.
+CLAIMED = "claimed"
+# A status, an error's type, or whether an agent has claimed a running task -> its condition.
 STATES: dict[str, ColumnElement[bool]] = {
     **{status: Task.status == status for status in STATUSES},
     WAITING: IS_WAITING,
+    CLAIMED: and_(Task.status == RUNNING, Task.claimed_at.is_not(None)),
     **{error_type: Task.error_type == error_type for error_type in ERROR_TYPES},
 }
 
@@ -48,7 +50,8 @@ class Counted(NamedTuple, Generic[T]):
 def by_state(caller: Caller, selection: Selection, maximum: int) -> Counted[dict[str, int]]:
     """State -> how many tasks of the selection are in it; its own state is ignored.
 
-    A count stops at `maximum` where an index has all tasks of one state that fit. Other filters
+    A count stops at `maximum` where an index has all tasks of one state that fit, and that of
+    CLAIMED among so many that run. Other filters
     are applied to the newest MAX_SEARCHED tasks, or to a set of candidates.
     """
     selection = replace(selection, status=None, error_type=None, is_claimed=None, sort=NEWEST_FIRST)
@@ -72,9 +75,13 @@ def _limited_counts_statement(filters: Filters) -> Statement[AnyRow]:
     for state, is_in_state in STATES.items():
         # The index of those that wait has no order by creation over all agents.
         by_index = frozenset() if state == WAITING else filters
-        fits = [*selections.conditions(filters, by_index), is_in_state]
-        limited = select(Task.id).where(*fits).limit(bindparam("maximum")).subquery()
-        counts.append(select(func.count()).select_from(limited).scalar_subquery())
+        # Nor has an index those that are claimed: they are counted among those that run.
+        counted, is_found = (
+            (Task.claimed_at, STATES[RUNNING]) if state == CLAIMED else (Task.id, is_in_state)
+        )
+        fits = [*selections.conditions(filters, by_index), is_found]
+        limited = select(counted).where(*fits).limit(bindparam("maximum")).subquery()
+        counts.append(select(func.count(limited.c[0])).scalar_subquery())
     return Statement(select(*counts))
 
 
