@@ -449,6 +449,27 @@ def test_failed_task_is_run_again_with_another_input(visitor: Visitor, site: Sit
     check_accessible(page)
     page.get_by_role("link", name="Try again").click()
     expect(page.locator(".failure")).to_contain_text("n must be 2")
+    expect(page.locator(".again")).to_contain_text("waiting")
+    check_accessible(page)
+
+
+def test_open_pages_of_a_task_learn_that_it_was_run_again(visitor: Visitor, site: Site) -> None:
+    task = start(site, name="Fails")
+    site.alice.report(task, status="error")
+    form = visitor.context.new_page()
+    form.goto(f"{visitor.page.url}tasks/{task['id']}/rerun")
+    form.get_by_label("Input, a JSON object").fill("{...")
+    page = open_task(visitor, task)
+    expect(page.locator(".button.main")).to_have_text("Run again…")
+    again = site.alice.post(f"/task/{task['id']}/rerun").json or {}
+    for each in (page, form):
+        expect(each.locator(".again")).to_have_text("Run again just now: waiting")
+        expect(each.locator(".main", has_text="Run again")).to_have_count(0)
+    expect(form.get_by_label("Input, a JSON object")).to_have_value("{...")
+    sample_data.shift(site.app, again, 150)
+    expect(page.locator(".again")).to_have_text("Run again 2 min ago: running")
+    page.get_by_role("link", name="Run again 2 min ago").click()
+    expect(page).to_have_url(f"{site.url}/tasks/{again['id']}")
 
 
 def test_progress_and_output_come_live(visitor: Visitor, site: Site) -> None:

@@ -12,9 +12,10 @@ import pytest
 from flask import Flask
 from standardwebhooks import Webhook
 
+from taskservice.database.transactions import reading
 from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient
-from tests.support.internals import rows
+from tests.support.internals import Statement, before_reads, rows
 from tests.support.marks import one_database
 from tests.support.plain_browser import Browser
 from tests.support.receiver import Receiver, answer, raw
@@ -31,6 +32,18 @@ def browser(app: Flask, alice: ApiClient) -> Browser:
 
 def text_of(browser: Browser, task: dict[str, Any]) -> str:
     return unescape(browser.get(f"/tasks/{task['id']}").text)
+
+
+def plan_of(app: Flask, browser: Browser, path: str, condition: str) -> list[str]:
+    """How SQLite finds the tasks of the page's statement that has this condition."""
+    statements: list[Statement] = []
+    with before_reads(app, lambda *statement: statements.append(statement)):
+        assert browser.get(path).status_code == 200
+    (statement,) = [each for each in statements if condition in each[0]]
+    sql, parameters = statement
+    with app.app_context(), reading() as connection:
+        rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", parameters)
+        return [row.detail for row in rows]
 
 
 def reruns(alice: ApiClient, task: dict[str, Any]) -> list[dict[str, Any]]:
@@ -118,6 +131,33 @@ def test_agent_key_runs_its_own_tasks_again_and_no_others(app: Flask, alice: Api
     browser.send(f"/tasks/{own['id']}/rerun", input="{}")
     assert len(reruns(alice, own)) == 1
     assert browser.get(f"/tasks/{other['id']}/rerun").status_code == 404
+
+
+@one_database
+def test_page_and_form_of_a_task_say_that_it_was_run_again(
+    app: Flask, browser: Browser, alice: ApiClient
+) -> None:
+    task = alice.start(name="nightly", claim=True)
+    alice.report(task, status="error")
+    paths = (f"/tasks/{task['id']}", f"/tasks/{task['id']}/rerun")
+    main_button = re.compile('main"[^>]*>Run again')
+    pages = [browser.get(path).text for path in paths]
+    assert not [page for page in pages if "Run again <time" in page]
+    assert all(main_button.search(page) for page in pages)
+    browser.send(paths[1], input="{}")
+    first = reruns(alice, task)[0]
+    browser.send(paths[1], input='{"a": 1}')
+    (newest,) = [each for each in reruns(alice, task) if each["id"] != first["id"]]
+    pages = [browser.get(path).text for path in paths]
+    for page in pages:
+        assert f'<a href="/tasks/{newest["id"]}">Run again <time' in page
+        assert '<span class="pill waiting">waiting' in page
+        assert first["id"] not in page
+        assert not main_button.search(page)
+    alice.start()
+    assert plan_of(app, browser, paths[0], "tasks.rerun_of = ") == [
+        "SEARCH tasks USING INDEX tasks_by_rerun (rerun_of=?)"
+    ]
 
 
 # --- what the page shows -----------------------------------------------------------------

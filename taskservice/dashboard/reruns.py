@@ -10,6 +10,7 @@ from taskservice.auth.authentication import caller
 from taskservice.dashboard.formatting import pretty
 from taskservice.dashboard.forms import sentence
 from taskservice.dashboard.pages import page, redirect_to, without_nul
+from taskservice.dashboard.shared_pages import shared
 from taskservice.database import timestamps
 from taskservice.database.rows import TaskRow
 from taskservice.problems import Problem
@@ -26,6 +27,7 @@ rerun_schema = RerunSchema()
 
 
 @reruns.get("/tasks/<task_id>/rerun")
+@shared
 def ask(task_id: str) -> Response:
     task = _task(task_id)
     return _page(task, pretty(task.input))
@@ -61,7 +63,9 @@ def _rerun(task: TaskRow, text: str, submission_id: str) -> TaskRow:
 def _page(task: TaskRow, text: str, fault: str = "") -> Response:
     new_id = timestamps.new_id()
     status = 422 if fault else 200
-    return page("rerun.html", status, task=task, text=text, fault=fault, new_id=new_id)
+    again = task_queries.newest_rerun(caller, task.id)
+    values = {"task": task, "text": text, "fault": fault, "new_id": new_id, "again": again}
+    return page("rerun.html", status, **values)
 
 
 def _task(task_id: str) -> TaskRow:

@@ -43,6 +43,7 @@ def values(caller: Caller, task: TaskRow) -> dict[str, Any]:
         "labels": [(f"{key}:{value}", value, key) for key, value in _labels(task)],
         "parent": task_queries.find(caller, task.parent_id) if task.parent_id else None,
         "original": task_queries.find(caller, task.rerun_of) if task.rerun_of else None,
+        "again": task_queries.newest_rerun(caller, task.id),
         "children": _waterfall(task_queries.children(caller, task.id, MAX_CHILDREN + 1)),
         "expected": _expected_end(caller, task),
     }

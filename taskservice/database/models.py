@@ -150,9 +150,9 @@ class Task(Base):
         partial_index(
             "tasks_by_error", "user_id", "error_type", "created_at", "id", where=_IN_ERROR
         ),
-        # For the list of a task's children, and for its deletion; the same of its reruns.
+        # For the list of a task's children, its newest rerun, and its deletion.
         partial_index("tasks_by_parent", "parent_id", "created_at", "id", where=_CHILD),
-        partial_index("tasks_by_rerun", "rerun_of", where=_RERUN),
+        partial_index("tasks_by_rerun", "rerun_of", "created_at", "id", where=_RERUN),
         # For the health of an agent.
         partial_index("tasks_by_agent_end", "user_id", "agent_id", "finished_at", where=_FINISHED),
         # For claims.

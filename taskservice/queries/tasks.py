@@ -46,21 +46,25 @@ _IS_CLAIMED = exists().where(
 _AGENT_HAS_TASK = select(or_(_HAS_WAITING, _IS_CLAIMED)).where(
     visible_agents, Agent.id == bindparam("agent_id")
 )
-# The columns of children, by the index of their parent.
+_relatives = select(
+    Task.id,
+    Task.name,
+    Task.agent_id,
+    Task.status,
+    Task.error_type,
+    Task.created_at,
+    Task.claimed_at,
+    Task.finished_at,
+)
 _CHILDREN = Statement[AnyRow](
-    select(
-        Task.id,
-        Task.name,
-        Task.agent_id,
-        Task.status,
-        Task.error_type,
-        Task.created_at,
-        Task.claimed_at,
-        Task.finished_at,
-    )
-    .where(Task.parent_id == bindparam("parent_id", type_=Identifier), visible_tasks)
+    _relatives.where(Task.parent_id == bindparam("parent_id", type_=Identifier), visible_tasks)
     .order_by(Task.created_at, Task.id)
     .limit(bindparam("count"))
+)
+_NEWEST_RERUN = Statement[AnyRow](
+    _relatives.where(Task.rerun_of == bindparam("rerun_of", type_=Identifier), visible_tasks)
+    .order_by(Task.created_at.desc(), Task.id.desc())
+    .limit(1)
 )
 _TASK_BY_ID = Statement[TaskRow](tasks_with_log.where(Task.id == bindparam("task_id")))
 
@@ -87,6 +91,11 @@ def children(caller: Caller, task_id: str, count: int) -> list[AnyRow]:
     wanted = {"parent_id": task_id, "count": count, **caller.scope}
     with reading() as connection:
         return list(_CHILDREN.all(connection, **wanted))
+
+
+def newest_rerun(caller: Caller, task_id: str) -> AnyRow | None:
+    with reading() as connection:
+        return _NEWEST_RERUN.one_or_none(connection, rerun_of=task_id, **caller.scope)
 
 
 def get_version(caller: Caller, task_id: str) -> TaskVersion:

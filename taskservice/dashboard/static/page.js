@@ -45,7 +45,11 @@ function left(moment) {
   return seconds > 0 ? `about ${durationText(seconds)} left` : "longer than expected";
 }
 
-const FORMATS = { age, both, left, due: (moment) => (moment < Date.now() ? "now" : age(moment)) };
+function ago(moment) {
+  return age(moment).replace(/^now$/, "just now");
+}
+
+const FORMATS = { age, ago, both, left, due: (moment) => (moment < Date.now() ? "now" : age(moment)) };
 
 function set(element, text) {
   if (element.textContent !== text) element.textContent = text;

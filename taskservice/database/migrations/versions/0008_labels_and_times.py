@@ -14,7 +14,7 @@ depends_on = None
 INDEXES = {
     "tasks_by_error": (["user_id", "error_type", "created_at", "id"], "error_type IS NOT NULL"),
     "tasks_by_parent": (["parent_id", "created_at", "id"], "parent_id IS NOT NULL"),
-    "tasks_by_rerun": (["rerun_of"], "rerun_of IS NOT NULL"),
+    "tasks_by_rerun": (["rerun_of", "created_at", "id"], "rerun_of IS NOT NULL"),
     "tasks_by_agent_end": (["user_id", "agent_id", "finished_at"], "finished_at IS NOT NULL"),
 }
 
