@@ -35,6 +35,7 @@ from taskservice.dashboard.sign_in_throttle import (
 )
 from taskservice.database import timestamps
 from taskservice.database.engine import dispose
+from taskservice.database.transactions import reading
 from taskservice.queries import candidates, counts, ordered_tasks
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.concurrency import at_once
@@ -759,6 +760,48 @@ def test_list_says_why_a_task_failed_and_what_one_that_runs_does(
     assert "<bdi>34 of 68 pages</bdi>" in text
     assert '<progress value="0.5" aria' in text
     assert "<progress" not in browser.get("/?status=error").text
+
+
+def test_generic_message_is_followed_by_the_last_line_of_the_log(
+    app: Flask, browser: Browser, alice: ApiClient
+) -> None:
+    def fail(message: str | None, *lines: str) -> None:
+        task = alice.start(claim=True)
+        alice.append(task, *lines)
+        error = {"error": {"message": message}} if message else {}
+        alice.report(task, status="error", **error)
+
+    generic = ("Exit status 7", "exit status 255", "Killed by signal 9 (SIGKILL)", None, "failed")
+    for message in generic:
+        fail(message, "earlier", f"\x1b[31m10 %\rwhy {HOSTILE}\x1b[0m", " ")
+    fail("Exit status 1", "long " * 13_000)
+    fail("Exit status 2")
+    fail("Exit status of the disk: full", "not shown")
+    fail("error in the plan", "not shown")
+    end = '<span class="last-line">· <bdi>(.*?)</bdi>'
+    found = [unescape(line) for line in re.findall(end, browser.get("/").text)]
+    *others, long = reversed(found)
+    assert others == [f"why {HOSTILE}"] * len(generic)
+    assert len(long) <= 300
+    assert "long long" in long
+
+
+@one_database
+def test_ends_of_logs_are_read_by_one_statement_and_by_keys(
+    app: Flask, browser: Browser, alice: ApiClient
+) -> None:
+    for _ in range(3):
+        task = alice.start(claim=True)
+        alice.append(task, "why")
+        alice.report(task, status="error")
+    found = reads(app, lambda: browser.get("/"))
+    ((sql, parameters),) = (read for read in found if "log_chunks" in read[0])
+    with app.app_context(), reading() as connection:
+        rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", parameters)
+        plan = [row.detail for row in rows if "json_each" not in row.detail]
+    steps = [step for step in plan if re.search(" (tasks|logs|log_chunks)", step)]
+    assert len(steps) == 3, plan
+    assert all(step.startswith("SEARCH") for step in steps), plan
 
 
 def test_task_without_an_agent_is_waiting(browser: Browser, alice: ApiClient) -> None:

@@ -7,13 +7,22 @@ from typing import Any
 
 import orjson
 
-from taskservice.contract.terms import RUNNING
+from taskservice.contract.terms import FAILED, RUNNING
 from taskservice.database import timestamps
 from taskservice.queries.candidates import WAITING
 from taskservice.schemas import strict_json
 
 # These change the direction of text and so can disguise it; JSON can escape them.
 _DIRECTION_MARKS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+# Escape sequences of terminals, such as those of colours.
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[^\[\]])")
+# Messages that do not say why.
+_GENERIC = re.compile(
+    r"(?:the agent reported an error|killed by signal .*|(?:failed|error)?:?\s*"
+    r"(?:exit|exited|exited with)?\s*(?:status|code)?:?\s*\d*)\.?",
+    re.IGNORECASE,
+)
 
 # The maximum number of characters of a line in a table.
 MAX_LINE = 300
@@ -43,6 +52,18 @@ def error_reason(message: str) -> str:
     if not lines:
         return ""
     return lines[-1] if lines[0].startswith("Traceback (most recent call last)") else lines[0]
+
+
+def is_generic(row: Any) -> bool:
+    """Whether a task failed with a message that does not say why."""
+    is_short = row.error_type == FAILED and len(row.error_message) < 100
+    return is_short and bool(_GENERIC.fullmatch(error_reason(row.error_message)))
+
+
+def last_line(text: str) -> str:
+    """The last line that is not blank, as a terminal without colours would leave it."""
+    lines = [line.split("\r")[-1].strip() for line in _ESCAPES.sub("", text).split("\n")]
+    return next((line[:MAX_LINE] for line in reversed(lines) if line), "")
 
 
 def percent(share: str | float) -> str:
@@ -126,6 +147,7 @@ TEMPLATE_FUNCTIONS: dict[str, Any] = {
         visible,
         is_blank,
         error_reason,
+        last_line,
         percent,
         number,
         plural,

@@ -1,18 +1,18 @@
 """Reads of logs, in parts of bounded size."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from sqlalchemy import BigInteger, bindparam, case, literal_column, select
+from sqlalchemy import BigInteger, bindparam, case, func, literal_column, select
 
 from taskservice.contract.error_codes import LOG_DROPPED
 from taskservice.database import line_times, timestamps
 from taskservice.database.models import Log, LogChunk, Task
-from taskservice.database.rows import PAGE_BYTES, TaskAndLines, TaskRow, next_limit
+from taskservice.database.rows import PAGE_BYTES, AnyRow, TaskAndLines, TaskRow, next_limit
 from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
-from taskservice.database.types import joined_by_line_feed
+from taskservice.database.types import Identifier, Several, is_among, joined_by_line_feed
 from taskservice.problems import Problem
 
 T = TypeVar("T")
@@ -86,6 +86,21 @@ _NEXT_CHUNKS = (
     .where(LogChunk.log_id == bindparam("log_id"), LogChunk.last > bindparam("after"))
     .order_by(LogChunk.last)
     .limit(bindparam("limit"))
+)
+# How many characters of a log `ends` reads.
+MAX_END = 2_000
+_LENGTH = func.length(LogChunk.text)
+_ENDS = Statement[AnyRow](
+    select(
+        Task.id,
+        case(
+            (_LENGTH > MAX_END, func.substr(LogChunk.text, _LENGTH - MAX_END + 1)),
+            else_=LogChunk.text,
+        ).label("text"),
+    )
+    .join(Log, Log.task_id == Task.id)
+    .join(LogChunk, (LogChunk.log_id == Log.id) & (LogChunk.last == Task.log_count))
+    .where(is_among(Task.id, bindparam("task_ids", type_=Several(Identifier))))
 )
 
 
@@ -225,6 +240,14 @@ def last_lines(row: TaskRow, max_lines: int, max_bytes: int) -> list[str]:
             break
         limit = next_limit(len(chunks), size, max_lines)
     return _cut(lines[-max_lines:], max_bytes)
+
+
+def ends(task_ids: Collection[str]) -> dict[str, str]:
+    """Task -> the end of what was last appended to its log; tasks without lines are left out."""
+    if not task_ids:
+        return {}
+    with reading() as connection:
+        return {row.id: row.text for row in _ENDS.all(connection, task_ids=list(task_ids))}
 
 
 def _cut(lines: list[str], max_bytes: int) -> list[str]:
