@@ -273,3 +273,38 @@ def test_curl_commands_of_the_start_page_end_their_task(
     expect(page.locator("#rows .pill")).to_have_text("complete")
     (task,) = alice.request("GET", "/task").json()
     assert (task["logs"], task["output"]) == (["one", "two"], {"count": 2})
+
+
+def test_phone_has_buttons_for_fingers_and_room_for_the_user(
+    chromium: Browser, service: Service
+) -> None:
+    alice = service.add_user("newcomer")
+    task = alice.start(name="Without lines", claim=True)
+    phone = {"has_touch": True, "is_mobile": True, "viewport": {"width": 390, "height": 844}}
+    visitor = Visitor(chromium, service.url, **phone)
+    page = visitor.sign_in(str(alice.session.headers["apikey"]))
+    summary = page.locator("#menu summary bdi")
+    assert summary.evaluate("node => node.scrollWidth <= node.clientWidth")
+    visitor.go(f"/tasks/{task['id']}")
+    expect(page.locator("#log-none")).to_be_visible()
+    expect(page.locator("#log-find")).to_be_hidden()
+    expect(page.get_by_role("button", name="Wrap")).to_be_hidden()
+    for button in page.locator(".actions .button").all():
+        box = button.bounding_box()
+        assert box
+        assert box["height"] >= 36
+    assert violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    visitor.check()
+    visitor.close()
+
+
+@pytest.mark.parametrize("path", ["/", "/agents"])
+def test_menu_stays_where_it_is_on_each_page(visitor: Visitor, path: str) -> None:
+    page = visitor.go(path)
+    place = "links => links.map((link) => link.getBoundingClientRect().x)"
+    page.get_by_role("link", name="Agents", exact=True).wait_for()
+    before = page.get_by_role("navigation", name="Pages").get_by_role("link").evaluate_all(place)
+    visitor.go("/keys")
+    after = page.get_by_role("navigation", name="Pages").get_by_role("link").evaluate_all(place)
+    assert before == after

@@ -848,6 +848,16 @@ def test_tabs_filter_by_state_and_keep_the_other_filters(
     assert "<b>1 task</b> started" in browser.get("/?errorType=failed").text
 
 
+@one_database
+def test_wrong_filter_is_said_in_a_sentence(browser: Browser) -> None:
+    for path in ("/?status=done", "/?errorType=x", "/?unknown=1"):
+        response = browser.get(path)
+        assert response.status_code == 422
+        assert "does not fit</h1>" in response.text
+        assert "see `errors`" not in response.text
+    assert "<b>status</b>: Must be one of: " in browser.get("/?status=done").text
+
+
 def test_labels_are_chips_that_filter_and_can_be_removed(
     browser: Browser, alice: ApiClient
 ) -> None:
