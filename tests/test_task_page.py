@@ -12,10 +12,11 @@ import pytest
 from flask import Flask
 from standardwebhooks import Webhook
 
+from taskservice.database import timestamps
 from taskservice.database.transactions import reading
 from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient
-from tests.support.internals import Statement, before_reads, rows
+from tests.support.internals import Statement, before_reads, end_for_silence, rows, set_columns
 from tests.support.marks import one_database
 from tests.support.plain_browser import Browser
 from tests.support.receiver import Receiver, answer, raw
@@ -43,7 +44,7 @@ def plan_of(app: Flask, browser: Browser, path: str, condition: str) -> list[str
     sql, parameters = statement
     with app.app_context(), reading() as connection:
         rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", parameters)
-        return [row.detail for row in rows]
+        return [row.detail for row in rows if " tasks " in row.detail]
 
 
 def reruns(alice: ApiClient, task: dict[str, Any]) -> list[dict[str, Any]]:
@@ -211,11 +212,32 @@ def test_labels_lead_to_the_list_with_that_label(browser: Browser, alice: ApiCli
 
 
 @one_database
-def test_waiting_task_says_how_to_start_a_worker(browser: Browser, alice: ApiClient) -> None:
-    task = alice.start("translator")
-    assert "taskservice work --agent translator -- CMD" in text_of(browser, task)
-    alice.post("/agent/translator/claim")
-    assert "No worker yet" not in text_of(browser, task)
+def test_waiting_task_says_when_a_worker_last_came_and_how_to_start_one(
+    app: Flask, browser: Browser, alice: ApiClient
+) -> None:
+    command = "taskservice work --agent translator -- CMD"
+    first = alice.start("translator")
+    page = text_of(browser, first)
+    assert "Waiting for a worker of translator (no claim yet)" in page
+    assert command in page
+    claimed_at = (alice.post("/agent/translator/claim").json or {})["claimedAt"]
+    assert "Waiting for" not in text_of(browser, first)
+    tasks = [alice.start("translator") for _ in range(40)]
+    for task in (tasks[0], tasks[-1]):
+        page = text_of(browser, task)
+        assert f'(last claim <time datetime="{claimed_at}"' in page
+        assert command not in page
+    set_columns(app, first, created_at=timestamps.now(-60))
+    set_columns(app, tasks[-1], created_at=timestamps.now(-31))
+    page = text_of(browser, tasks[-1])
+    assert f'(last claim <time datetime="{claimed_at}"' in page
+    assert command in page
+    assert '<dt>Ended</dt><dd><span class="faint">–' in page
+    alice.start()
+    assert plan_of(app, browser, f"/tasks/{tasks[0]['id']}", "max(") == [
+        "SEARCH tasks USING INDEX tasks_by_agent (user_id=? AND agent_id=? AND created_at<?)",
+        "SEARCH tasks USING INDEX tasks_unclaimed (user_id=? AND agent_id=?)",
+    ]
 
 
 @one_database
@@ -253,7 +275,22 @@ def test_reason_of_a_failure_stands_above_its_message(browser: Browser, alice: A
     page = text_of(browser, task)
     assert '<p class="reason"><bdi>ValueError: <b>no</b></bdi>' in page
     assert page.index('id="log"') > page.index("Traceback")
-    assert "<dt>Ended by</dt><dd><bdi>first" in page
+    assert "<dt>Ended by</dt><dd>key “<bdi>first</bdi>”" in page
+    assert '<section class="failure failed"' in page
+
+
+@one_database
+def test_error_has_one_colour_on_the_whole_page(
+    app: Flask, browser: Browser, alice: ApiClient
+) -> None:
+    parent = alice.start(claim=True)
+    silent = alice.start(claim=True, parentId=parent["id"])
+    end_for_silence(app, silent)
+    page = text_of(browser, silent)
+    assert '<span class="pill error timeout">' in page
+    assert '<section class="failure timeout"' in page
+    assert "<dt>Ended by</dt><dd>the service</dd>" in page
+    assert '<rect class="timeout"' in text_of(browser, parent)
 
 
 @one_database

@@ -16,6 +16,8 @@ MAX_CHILDREN = 50
 WIDTH = 1_000
 # A running bar grows in steps, so that the page of a long task seldom changes.
 STEP_SECONDS = 10
+# After this time without a worker the page says how to start one.
+PATIENCE_SECONDS = 30
 # What would take longer than this many seconds has no expected end: a year.
 LONGEST = 366 * 86_400
 
@@ -37,6 +39,14 @@ class Waterfall:
     has_more: bool
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """When the agent of a waiting task claimed the last one, and whether it needs a worker."""
+
+    last_claim: str | None
+    needs_worker: bool
+
+
 def values(caller: Caller, task: TaskRow) -> dict[str, Any]:
     """The values of the page's template."""
     return {
@@ -45,12 +55,21 @@ def values(caller: Caller, task: TaskRow) -> dict[str, Any]:
         "original": task_queries.find(caller, task.rerun_of) if task.rerun_of else None,
         "again": task_queries.newest_rerun(caller, task.id),
         "children": _waterfall(task_queries.children(caller, task.id, MAX_CHILDREN + 1)),
+        "waiting": _waiting(task),
         "expected": _expected_end(caller, task),
     }
 
 
 def _labels(task: TaskRow) -> list[tuple[str, str]]:
     return list(strict_json.loads(task.labels.encode()).items())
+
+
+def _waiting(task: TaskRow) -> Waiting | None:
+    if task.status != RUNNING or task.claimed_at is not None:
+        return None
+    last_claim = agent_queries.last_claim(task.user_id, task.agent_id)
+    is_long = _seconds(task.created_at, timestamps.now()) >= PATIENCE_SECONDS
+    return Waiting(last_claim, needs_worker=is_long or last_claim is None)
 
 
 def _expected_end(caller: Caller, task: TaskRow) -> str | None:

@@ -18,6 +18,7 @@ class TaskRow(Protocol):
     name: str
     agent_id: str
     user_id: str
+    created_at: str
     claimed_at: str | None
     input: str
     output: str
