@@ -139,6 +139,34 @@ def test_keys_move_search_and_help_but_not_in_a_field(
     page.wait_for_url(re.compile("/tasks/"))
 
 
+def test_keys_go_on_where_the_reader_was(visitor: Visitor, alice: RemoteClient) -> None:
+    tasks = {name: alice.start(name=name) for name in ("Oldest", "Middle", "Newest", "Other")}
+    page = visitor.go("/?q=e&sort=createdAt")
+    page.get_by_role("link", name="Middle", exact=True).click()
+    expect(page.get_by_role("heading", name="Middle")).to_be_visible()
+    page.keyboard.press("?")
+    dialog = page.get_by_role("dialog", name="Keyboard shortcuts")
+    assert dialog.locator("kbd").all_text_contents() == ["u", "r", "/", "?"]
+    assert violations(page) == []
+    page.keyboard.press("Escape")
+    for back in (page.go_back, lambda: page.keyboard.press("u")):
+        back()
+        page.wait_for_url(re.compile(r"/\?q=e&sort=createdAt"))
+        # Neither moves the focus before a key.
+        page.locator("h1").click()
+        page.keyboard.press("r")
+        page.keyboard.press("j")
+        expect(page.get_by_role("link", name="Newest", exact=True)).to_be_focused()
+        page.keyboard.press("k")
+        page.keyboard.press("Enter")
+        page.wait_for_url(re.compile(f"/tasks/{tasks['Middle']['id']}"))
+    page.keyboard.press("r")
+    expect(page.get_by_role("button", name="Run again")).to_be_visible()
+    expect(page.locator("nav [aria-current]")).to_have_text("Tasks")
+    page.keyboard.press("?")
+    assert dialog.locator("kbd").all_text_contents() == ["?"]
+
+
 def test_title_and_icon_of_an_open_page_have_the_state(
     visitor: Visitor, alice: RemoteClient
 ) -> None:

@@ -1,13 +1,17 @@
-// Keys instead of the mouse: j and k move between rows, / searches, ? shows this help.
+// Keys instead of the mouse; ? shows those of the page.
 
 const ROWS = "#rows th > a:first-child, .agents h2 a";
+// In this tab: the list as it was last shown, and the task or agent that was opened from it.
+const LIST = "list";
+const OPENED = "opened";
 const help = document.getElementById("shortcuts");
 const button = document.getElementById("help");
 
 function move(step) {
   const links = [...document.querySelectorAll(ROWS)];
   const row = document.activeElement.closest("#rows tr, .agents section");
-  const current = links.findIndex((link) => row?.contains(link));
+  let current = links.findIndex((link) => row?.contains(link));
+  if (current < 0) current = links.findIndex((link) => link.href === sessionStorage.getItem(OPENED));
   links[current < 0 ? 0 : current + step]?.focus();
 }
 
@@ -19,9 +23,21 @@ function search() {
   field?.select();
 }
 
+// The help lists the keys that work on this page.
+function actionOf(key) {
+  const isListed = [...help.querySelectorAll("kbd")].some((shown) => shown.textContent === key);
+  return isListed && Object.hasOwn(ACTIONS, key) ? ACTIONS[key] : null;
+}
+
+function toList() {
+  location.href = sessionStorage.getItem(LIST) ?? document.querySelector("header .title").href;
+}
+
 const ACTIONS = {
   j: () => move(1),
   k: () => move(-1),
+  r: () => document.querySelector(".actions a[href$='/rerun']")?.click(),
+  u: toList,
   "/": search,
   "?": () => help.showModal(),
 };
@@ -29,9 +45,18 @@ const ACTIONS = {
 addEventListener("keydown", (event) => {
   const isTyping = event.target.closest?.("input, select, textarea, [contenteditable]");
   const isOther = event.ctrlKey || event.metaKey || event.altKey || event.isComposing;
-  if (isTyping || isOther || help.open || !Object.hasOwn(ACTIONS, event.key)) return;
+  const action = isTyping || isOther || help.open ? null : actionOf(event.key);
+  if (!action) return;
   event.preventDefault();
-  ACTIONS[event.key]();
+  action();
+});
+
+addEventListener("click", (event) => {
+  const link = event.target.closest?.(ROWS);
+  if (link) sessionStorage.setItem(OPENED, link.href);
+});
+addEventListener("pagehide", () => {
+  if (document.getElementById("rows")) sessionStorage.setItem(LIST, location.href);
 });
 
 button.hidden = false;
