@@ -1,6 +1,7 @@
 """The page of one task in a real browser: its log, its output, and running it again."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from taskservice.webhooks.destinations import Destinations
 from tests.support import sample_data
 from tests.support.api_client import ApiClient, add_user
 from tests.support.browser import CHROMIUM, Visitor, launched, violations
-from tests.support.internals import set_columns
+from tests.support.internals import end_for_silence, set_columns
 from tests.support.receiver import Receiver, answer
 from tests.support.requirements import needs
 from tests.support.service import Service
@@ -160,6 +161,12 @@ LEVELS = {
         "ValueError: x", "  java.lang.NullPointerException: x", "Caused by: x", "npm ERR! x",
         "src/a.c:3:1: error: x", "error[E0308]: x", "Segmentation fault (core dumped)",
         "Uncaught TypeError: x",
+        "Connection timed out", "ssh: connect to host db port 22: Connection refused",
+        "git@example.org: Permission denied (publickey).", "cannot open /srv/x",
+        "python: can't open file 'x.py'", "fatal: not a git repository", "Aborted (core dumped)",
+        "cp: cannot stat 'x': No such file or directory", "A fatal error has occurred",
+        "exit status 255", "process exited with code 1", "sh: 1: rsnc: command not found",
+        "subprocess returned non-zero exit status 2", "Host db: exit code: 3", "abort!",
     ],
     "warning": ["WARN x", "warning: x", "2026-01-01T00:00:00Z warn x"],
     "info": ["INFO x", "2026-01-01T00:00:00Z info x", "info line 3, no error"],
@@ -167,7 +174,10 @@ LEVELS = {
     None: [
         "0 errors", "no error", "error_count = 0", "errors: none", "error = 0", "error-free run",
         "finished without errors", "The Error is human", "infomail", "ERROR_LOG=/tmp/x", "",
-        "information about", "[" * 10_000, "a.b-c/" * 2_000,
+        "information about", "0 requests timed out", "no connection refused", "refused: 0",
+        "exit status 0", "exited with code 0", "a non-fatal error", "denied_hosts = 3",
+        "what you cannot see", "the deployment was not aborted", "timeout=30", "abortive",
+"[" * 10_000, "a.b-c/" * 2_000,
     ],
 }  # fmt: skip
 
@@ -274,6 +284,62 @@ def test_times_of_lines_are_shown_as_the_reader_likes(visitor: Visitor, site: Si
     assert page.evaluate("localStorage.times") == "clock"
     check_accessible(page)
     site.alice.report(task, status="complete")
+
+
+def test_silence_before_the_end_of_a_task_is_marked(visitor: Visitor, site: Site) -> None:
+    task = start(site, name="Hangs")
+    begin = sample_data.shift(site.app, task, 300)
+    lines = [*(f"line {n}" for n in range(100)), "connecting"]
+    site.alice.append(task, *lines, at=rfc3339(begin + timedelta(seconds=170.5)))
+    page = open_task(visitor, task)
+    mark = page.locator("#log-silence")
+    expect(mark).to_have_text(re.compile(r"nothing for 2 min \d+ s"))
+    expect(mark).to_be_in_viewport(ratio=0.9)
+    site.alice.append(task, "connected")
+    expect(mark).to_be_hidden()
+    site.alice.report(task, status="error", error={"message": "exit status 255"})
+    expect(page.locator(".failure")).to_be_visible()
+    expect(mark).to_be_hidden()
+    task = start(site, name="Hangs again")
+    begin = sample_data.shift(site.app, task, 300)
+    site.alice.append(task, *lines, at=rfc3339(begin + timedelta(seconds=10)))
+    end_for_silence(site.app, task)
+    sample_data.shift(site.app, task, 300, 50.5)
+    for width, height in ((1440, 900), (390, 844)):
+        visitor.page.set_viewport_size({"width": width, "height": height})
+        page = open_task(visitor, task)
+        expect(mark).to_have_text("nothing more for 40 s, then timed out")
+        expect(mark).to_be_in_viewport(ratio=0.9)
+    check_accessible(page)
+
+
+def test_log_without_lines_of_a_level_says_so(visitor: Visitor, site: Site) -> None:
+    task = start(site, name="Harmless")
+    site.alice.append(task, "info one", "info two", "warning three")
+    site.alice.report(task, status="error", error={"message": "exit status 255"})
+    page = open_task(visitor, task)
+    rows, copy = page.locator("#log .line"), page.get_by_role("button", name="Copy line 2")
+    expect(page.locator(".more time").first).to_have_text(re.compile(r"^\d\d:\d\d:\d\d \("))
+    # A failed task shows when each line came, in the same form.
+    expect(page.get_by_label("Times of the lines")).to_have_value("clock")
+    expect(rows.locator("time").first).to_have_text(re.compile(r"\d\d:\d\d:\d\d\.\d{3}"))
+    rows.nth(1).get_by_role("link").click()
+    expect(copy).to_be_visible()
+    page.get_by_role("button", name="Errors").click()
+    expect(page.locator("#log-no-lines")).to_contain_text("No error lines")
+    expect(copy).to_be_hidden()
+    check_accessible(page)
+    page.get_by_role("button", name="Warnings").click()
+    expect(rows).to_have_count(1)
+    expect(page.locator("#log-no-lines")).to_be_hidden()
+    page.get_by_role("button", name="Warnings").click()
+    page.get_by_role("button", name="Show all").click()
+    expect(rows).to_have_count(3)
+    expect(copy).to_be_visible()
+    expect(page.get_by_role("button", name="Errors")).to_have_attribute("aria-pressed", "false")
+    page.get_by_label("Times of the lines").select_option("No times")
+    page.reload()
+    expect(page.get_by_label("Times of the lines")).to_have_value("")
 
 
 # --- the output --------------------------------------------------------------------------

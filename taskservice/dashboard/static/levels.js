@@ -33,6 +33,22 @@ const FAULT = new RegExp(
     "\\bcore dumped\\b",
   ].join("|"),
 );
+// What programs print without a word for the level.
+const REASON = new RegExp(
+  [
+    "\\b(?:timed[ -]out|refused|denied|aborted|aborting|fatal (?:error|exception|signal))\\b",
+    "\\b(?:no such file or directory|command not found|no space left on device)\\b",
+    "(?:^|[:\\])>] *)(?:cannot|can['’]t|could not|couldn['’]t|unable to|failed to|abort)\\b",
+    "\\b(?:non-?zero )?exit(?:ed|s)?\\b[^:=\\n]{0,20}?\\b(?:status|code)\\b[ :=]*-?[1-9]\\d*\\b",
+  ].map((words) => `${words}(?!\\s*[=:]\\s*(?:0|no|none|false)\\b)`).join("|"),
+  "gi",
+);
+// Before such words: it did not happen, as in "0 requests timed out".
+const NEGATION = /\b(?:0|zero|no|not|non|never|nothing|none|without)[\s-]+(?:\w+\s+)?$/i;
+
+function hasReason(text) {
+  return [...text.matchAll(REASON)].some(({ index }) => !NEGATION.test(text.slice(0, index)));
+}
 
 // A line without escape sequences -> one of LEVELS, or null.
 export function levelOf(line) {
@@ -41,7 +57,7 @@ export function levelOf(line) {
   for (const [level, anyCase, upperCase] of PATTERNS) {
     if (upperCase.test(text) || anyCase.test(text)) return level;
   }
-  return FAULT.test(text) ? "error" : null;
+  return FAULT.test(text) || hasReason(text) ? "error" : null;
 }
 
 // Reads lines in their order: what follows the head of a traceback is part of the error.

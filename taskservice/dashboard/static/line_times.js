@@ -48,9 +48,13 @@ export function timeText(kind, number, start) {
   return typeof at === "number" && FORMATS[kind] ? FORMATS[kind](number, at, start) : "";
 }
 
-// How long nothing came before a line, if that is worth a mark; else empty.
-export function pauseText(number) {
-  const [at, before] = [timeOf(number), timeOf(number - 1)];
+// The time between two moments, if it is worth a mark; else empty.
+export function pauseBetween(before, at) {
   if (typeof at !== "number" || typeof before !== "number" || at - before < PAUSE_MS) return "";
   return spanText(at - before);
+}
+
+// How long nothing came before a line.
+export function pauseText(number) {
+  return pauseBetween(timeOf(number - 1), timeOf(number));
 }

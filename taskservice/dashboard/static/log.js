@@ -2,10 +2,10 @@
 
 import { painted, plain } from "./ansi.js";
 import {
-  MAX_LINES, dropDistant, fetchLines, isBlockLoaded, line, loadAround, store,
+  MAX_LINES, dropDistant, fetchLines, isBlockLoaded, line, loadAround, store, timeOf,
 } from "./line_cache.js";
 import { LINE, forgetHeights, lineAt, noteHeight, topOf } from "./line_heights.js";
-import { pauseText, timeText } from "./line_times.js";
+import { pauseBetween, pauseText, timeText } from "./line_times.js";
 import { grow, highlight, init as initSearch, lowerBound, showAllLevels } from "./log_search.js";
 import { copyText, refresh } from "./page.js";
 
@@ -189,6 +189,7 @@ function drawNow() {
   else keepWidth();
   list.style.transform = `translateY(${box.scrollTop - topPixel() + topOfPlace(from)}px)`;
   updateControls();
+  showSilence();
   fetchMissing();
 }
 
@@ -252,13 +253,18 @@ function updateControls() {
   const unseen = running && !following ? count - countAtPause : 0;
   buttons.new.hidden = unseen <= 0;
   set(buttons.new, `${unseen.toLocaleString("en")} new ${unseen === 1 ? "line" : "lines"}`);
-  buttons.copy.hidden = !marked;
+  buttons.copy.hidden = !marked || !isShown(marked);
   if (marked) set(buttons.copy, `Copy ${rangeText(marked)}`);
 }
 
 function countText() {
   const all = `${count.toLocaleString("en")} ${count === 1 ? "line" : "lines"}`;
   return filtered ? `${filtered.length.toLocaleString("en")} of ${all}` : all;
+}
+
+// Whether the filter shows any of these lines.
+function isShown({ from, to }) {
+  return !filtered || lowerBound(filtered, from) < lowerBound(filtered, to + 1);
 }
 
 function rangeText({ from, to }) {
@@ -416,11 +422,36 @@ function showTimes() {
   draw();
 }
 
-times.value = stored("times") ?? "";
+// Of a failed task the reader wants to know when.
+times.value = stored("times") ?? (box.dataset.status === "error" ? "clock" : "");
 times.addEventListener("change", () => {
   keep("times", times.value);
   showTimes();
 });
+
+// --- silence -----------------------------------------------------------------------------
+
+const silence = get("log-silence");
+const ENDS = { failed: "failed", timeout: "timed out", cancelled: "cancelled", complete: "complete" };
+
+// After the last line: how long nothing more came. Its time is known when it is in view.
+function showSilence() {
+  const text = count < first ? "" : silenceText(timeOf(count));
+  if (silence.textContent === text) return;
+  const wasAtEnd = isAtEnd();
+  silence.textContent = text;
+  silence.hidden = !text;
+  if (wasAtEnd) scrollToEnd();
+}
+
+function silenceText(last) {
+  const { end, outcome } = box.dataset;
+  const pause = pauseBetween(last, end ? Date.parse(end) : Date.now());
+  if (!pause || !(end || running)) return "";
+  return end ? `nothing more for ${pause}, then ${ENDS[outcome]}` : `nothing for ${pause}`;
+}
+
+setInterval(showSilence, 1_000);
 
 // --- choices -----------------------------------------------------------------------------
 
@@ -589,7 +620,7 @@ document.addEventListener("refreshed", ({ detail: page }) => {
   first = Math.max(first, Number(now.first));
   count = Math.max(count, Number(now.count));
   if (now.status !== "running" && running) finish();
-  box.dataset.status = now.status;
+  Object.assign(box.dataset, { status: now.status, outcome: now.outcome, end: now.end });
   fit();
   draw();
 });

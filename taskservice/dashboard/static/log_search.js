@@ -10,6 +10,7 @@ const get = (id) => document.getElementById(id);
 const field = get("log-find");
 const found = get("log-found");
 const chips = [...document.querySelectorAll("[data-level]")];
+const noLines = get("log-no-lines");
 const steps = { [-1]: get("log-previous"), 1: get("log-next") };
 const ends = { 1: get("log-first-error"), [-1]: get("log-last-error") };
 
@@ -53,6 +54,7 @@ function restart() {
   [matches, shown, current, pending, isScanning] = [[], [], null, null, false];
   scannedTo = log.range().first - 1;
   readLevel = levelReader();
+  noLines.hidden = true;
   if (!levels.size) log.filter(null);
   scan();
 }
@@ -97,6 +99,9 @@ export function grow() {
 
 function showState() {
   for (const button of Object.values(steps)) button.hidden = !needle;
+  noLines.hidden = !levels.size || shown.length > 0 || (isScanning && noLines.hidden);
+  const [level] = levels;
+  set(noLines.firstElementChild, levels.size === 1 ? `No ${level} lines` : "No such lines");
   set(found, stateText());
 }
 
@@ -271,6 +276,10 @@ export function init(given) {
     ends[direction].addEventListener("click", () => showError(direction));
   }
   for (const chip of chips) chip.addEventListener("click", () => toggle(chip));
+  get("log-all-lines").addEventListener("click", () => {
+    showAllLevels();
+    get("log").focus({ preventScroll: true });
+  });
   field.hidden = false;
   get("log-bar").hidden = false;
 }

@@ -12,8 +12,11 @@ const htmlPolicy = globalThis.trustedTypes
 
 // --- times -----------------------------------------------------------------------------
 
-const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
-const full = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+// With 24 hours, as the times of log lines have.
+const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "medium", hourCycle: "h23" });
+const full = new Intl.DateTimeFormat(undefined, {
+  dateStyle: "medium", timeStyle: "medium", hourCycle: "h23",
+});
 
 function durationText(seconds) {
   const parts = [
