@@ -88,6 +88,14 @@ def open_task(visitor: Visitor, task: dict[str, Any]) -> Page:
     return visitor.go(f"/tasks/{task['id']}")
 
 
+# Whether the match to which the reader has gone is in the window.
+IS_IN_VIEW = """() => {
+  const [range] = CSS.highlights.get("current-in-output");
+  const { top, bottom } = range.getBoundingClientRect();
+  return top >= 0 && bottom <= innerHeight;
+}"""
+
+
 def highlighted(page: Page, name: str) -> list[str]:
     """The texts that a search has marked."""
     return list(page.evaluate("name => [...(CSS.highlights.get(name) ?? [])].map(String)", name))
@@ -397,9 +405,13 @@ def test_tables_answers_and_code_keep_the_rules_of_accessibility(
 def test_table_of_an_output_sorts_by_its_columns(visitor: Visitor, site: Site) -> None:
     rows = [{"name": f"row {n}", "size": (n * 7_919) % 10_007} for n in range(10_000)]
     rows[3]["size"], rows[4] = 12345678901234567890, {"name": "row 4"}
+    rows[5]["size"] = None
     page = open_task(visitor, complete(site, {"rows": rows}))
     cells = page.locator("#output-view tbody tr")
     expect(cells).to_have_count(50)
+    # A column of numbers is aligned at its end, with its head and where it has none.
+    expect(page.locator("th.end")).to_have_text(["size"])
+    expect(cells.nth(5).locator("td.end")).to_have_text("null")
     page.get_by_role("button", name="Show 50 more of 10,000 rows").click()
     expect(cells).to_have_count(100)
     page.get_by_role("button", name="size").click()
@@ -418,14 +430,34 @@ def test_output_is_searched(visitor: Visitor, site: Site) -> None:
     page = open_task(visitor, complete(site, {"rows": rows, "text": text, "other": "hay"}))
     field = page.get_by_label("Find in the output")
     field.fill("VALUE 77")
-    expect(page.locator("#output-found")).to_have_text("11 found")
+    expect(page.locator("#output-found")).to_have_text("11 found, the rest hidden")
     expect(page.locator("#output-view tbody tr")).to_have_count(11)
     expect(page.locator("#output-view")).to_contain_text("value 770")
     expect(page.locator("#output-view")).not_to_contain_text("hay")
     until(lambda: "value 77" in highlighted(page, "found-in-output"))
     field.fill("needle")
-    expect(page.locator("#output-found")).to_have_text("1 found")
+    expect(page.locator("#output-found")).to_have_text("1 found, the rest hidden")
     expect(page.locator("#output-view")).to_contain_text("x Needle y")
+    page.get_by_role("button", name="Raw").click()
+    field.fill("row 99")
+    expect(page.locator("#output-found")).to_have_text("11 found")
+    expect(page.locator("#output-json")).to_contain_text("hay")
+    expect(page.locator("#output-json")).to_be_visible()
+    field.press("Enter")
+    expect(page.locator("#output-found")).to_have_text("1 of 11")
+    field.press("Shift+Enter")
+    expect(page.locator("#output-found")).to_have_text("11 of 11")
+    assert highlighted(page, "current-in-output") == ["row 99"]
+    assert page.evaluate(IS_IN_VIEW)
+    field.fill("value 77")
+    field.press("Enter")
+    field.press("Enter")
+    expect(page.locator("#output-found")).to_have_text("2 of 11")
+    page.get_by_role("button", name="Raw").click()
+    expect(page.locator("#output-found")).to_have_text("11 found, the rest hidden")
+    field.press("Enter")
+    expect(page.locator("#output-found")).to_have_text("1 of 11, the rest hidden")
+    assert page.evaluate(IS_IN_VIEW)
     field.fill("nowhere")
     expect(page.locator("#output-found")).to_have_text("Not found")
     field.fill("")

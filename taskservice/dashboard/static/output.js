@@ -44,6 +44,7 @@ function parse(text) {
 
 const isArray = Array.isArray;
 const isObject = (value) => typeof value === "object" && value !== null && !isArray(value) && !(value instanceof Exact);
+const isNumber = (value) => typeof value === "number" || value instanceof Exact;
 const isNested = (value) => isArray(value) || isObject(value);
 
 function element(name, className, ...children) {
@@ -181,7 +182,8 @@ function table(rows, depth) {
   const columns = [...new Set(rows.slice(0, 1_000).flatMap(Object.keys))];
   const left = columns.splice(MAX_COLUMNS).length;
   const body = element("tbody");
-  const heads = columns.map((column) => head(column));
+  const numeric = new Set(columns.filter((column) => isNumeric(rows, column)));
+  const heads = columns.map((column) => head(column, numeric));
   const made = element("table", "", element("thead", "", element("tr", "", ...heads)), body);
   const box = element("div", "table-box", made);
   box.tabIndex = 0;
@@ -192,7 +194,7 @@ function table(rows, depth) {
     body.replaceChildren();
     outer.replaceChildren(box);
     growing(outer, order.length, ROWS, "row", (from, to) => {
-      body.append(...order.slice(from, to).map((row) => tableRow(row, columns, depth)));
+      body.append(...order.slice(from, to).map((row) => tableRow(row, columns, numeric, depth)));
     });
     if (left) outer.append(element("p", "faint", `${plural(left, "more column")} in the raw output`));
   };
@@ -203,8 +205,14 @@ function table(rows, depth) {
   return outer;
 }
 
-function head(column) {
-  const cell = element("th", "", button(shown(column)));
+// Whether the first rows have numbers in a column, and nothing else.
+function isNumeric(rows, column) {
+  const values = rows.slice(0, 1_000).map((row) => row[column] ?? null).filter((value) => value !== null);
+  return values.length > 0 && values.every(isNumber);
+}
+
+function head(column, numeric) {
+  const cell = element("th", numeric.has(column) ? "end" : "", button(shown(column)));
   cell.scope = "col";
   return cell;
 }
@@ -226,16 +234,16 @@ function compare(one, other) {
   return collator.compare(isNested(a) ? JSON.stringify(a) : String(a), isNested(b) ? JSON.stringify(b) : String(b));
 }
 
-function tableRow(row, columns, depth) {
-  return element("tr", "", ...columns.map((column) => tableCell(row, column, depth)));
+function tableRow(row, columns, numeric, depth) {
+  return element("tr", "", ...columns.map((column) => tableCell(row, column, numeric.has(column), depth)));
 }
 
-function tableCell(row, column, depth) {
+function tableCell(row, column, isEnd, depth) {
   if (!Object.hasOwn(row, column)) return element("td");
   const value = row[column];
-  const isNumber = typeof value === "number" || value instanceof Exact;
   if (typeof value === "string") return element("td", "", textView(value, CELL_PART));
-  return element("td", isNumber ? "end" : "", view(value, Math.max(depth, OPEN_DEPTH)));
+  const className = isNumber(value) || (isEnd && value === null) ? "end" : "";
+  return element("td", className, view(value, Math.max(depth, OPEN_DEPTH)));
 }
 
 // --- search ------------------------------------------------------------------------------
@@ -305,9 +313,12 @@ function matchingFields(value, isRow) {
   return count ? { part, count } : undefined;
 }
 
-function highlight(box) {
-  if (!globalThis.CSS?.highlights) return;
-  const ranges = [];
+// The matches that are drawn, and the one to which the reader has gone.
+let ranges = [];
+let current = -1;
+
+function findRanges(box) {
+  [ranges, current] = [[], -1];
   const walker = document.createTreeWalker(box, NodeFilter.SHOW_TEXT);
   for (let node = walker.nextNode(); needle && node && ranges.length < MAX_HIGHLIGHTS; node = walker.nextNode()) {
     const text = node.data.toLowerCase();
@@ -319,7 +330,30 @@ function highlight(box) {
       ranges.push(range);
     }
   }
+  highlight();
+}
+
+function highlight() {
+  if (!globalThis.CSS?.highlights) return;
   CSS.highlights.set("found-in-output", new Highlight(...ranges));
+  const marked = new Highlight(...(current < 0 ? [] : [ranges[current]]));
+  marked.priority = 1;
+  CSS.highlights.set("current-in-output", marked);
+}
+
+// Goes to the next match, or to the one before; after the last comes the first.
+function step(direction) {
+  if (!ranges.length) return;
+  const from = current < 0 && direction < 0 ? 0 : current;
+  current = (from + direction + ranges.length) % ranges.length;
+  highlight();
+  const range = ranges[current];
+  range.startContainer.parentElement.scrollIntoView({ block: "nearest", inline: "nearest" });
+  // A long text is one element.
+  const box = range.startContainer.parentElement.closest("pre");
+  box?.scrollBy(0, range.getBoundingClientRect().top - box.getBoundingClientRect().top - box.clientHeight / 2);
+  const { top, bottom } = range.getBoundingClientRect();
+  if (top < 0 || bottom > innerHeight) scrollBy(0, top - innerHeight / 2);
 }
 
 // --- the card ----------------------------------------------------------------------------
@@ -334,11 +368,18 @@ function show() {
   box.id = "output-view";
   raw.before(box);
   const [field, rawButton, found] = ["find", "raw", "found"].map((name) => document.getElementById(`output-${name}`));
+  let count = 0;
   const draw = () => {
     const kept = isSearching() ? matching(value) : { part: value, count: 0 };
     box.replaceChildren(...(kept ? [nested(kept.part, 0)] : []));
-    found.textContent = !isSearching() ? "" : kept ? `${numbers.format(kept.count)} found` : "Not found";
-    highlight(box);
+    count = isSearching() && isRaw ? countIn(raw.textContent) : (kept?.count ?? 0);
+    findRanges(isRaw ? raw : box);
+    showFound();
+  };
+  const showFound = () => {
+    const place = current < 0 ? `${numbers.format(count)} found` : `${numbers.format(current + 1)} of ${numbers.format(count)}`;
+    const text = count ? `${place}${isRaw ? "" : ", the rest hidden"}` : "Not found";
+    found.textContent = isSearching() ? text : "";
   };
   const update = () => {
     raw.hidden = !isRaw;
@@ -348,16 +389,25 @@ function show() {
   rawButton.addEventListener("click", () => {
     isRaw = !isRaw;
     update();
+    if (isSearching()) draw();
   });
   let timer = null;
+  const read = () => {
+    clearTimeout(timer);
+    const text = field.value.toLowerCase();
+    if (text === needle) return;
+    needle = text;
+    draw();
+  };
   field.addEventListener("input", () => {
     clearTimeout(timer);
-    timer = setTimeout(() => {
-      needle = field.value.toLowerCase();
-      isRaw = false;
-      update();
-      draw();
-    }, SEARCH_MS);
+    timer = setTimeout(read, SEARCH_MS);
+  });
+  field.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter") return;
+    read();
+    step(event.shiftKey ? -1 : 1);
+    showFound();
   });
   field.value = needle;
   field.hidden = rawButton.hidden = false;
