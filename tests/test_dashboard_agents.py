@@ -73,6 +73,24 @@ def test_agent_shows_its_health_in_the_list_and_on_its_page(
             assert re.findall("<bdi>(.+?)</bdi>", rows) == [name]
 
 
+def test_agent_that_fails_often_is_marked_in_words(window: Browser, alice: ApiClient) -> None:
+    def run(agent_id: str, status: str, count: int) -> None:
+        for _ in range(count):
+            alice.report(alice.start(agent_id, claim=True), status=status)
+
+    run("bad", "complete", 3)
+    run("bad", "error", 2)
+    run("good", "complete", 4)
+    run("good", "error", 1)
+    run("new", "error", 4)
+    text = text_of(window, "/agents")
+    cards = re.findall(r'<section class="card" id="of-(\w+)"(.+?)</section>', text, re.DOTALL)
+    assert [name for name, card in cards if "fails often" in card] == ["bad"]
+    assert "fails often" in text_of(window, "/agents/bad")
+    assert "fails often" not in text_of(window, "/agents/good")
+    assert "the newest at the right" in text
+
+
 def test_plot_has_a_point_and_a_row_of_its_table_for_each_run(
     window: Browser, used: dict[str, Any]
 ) -> None:
@@ -81,8 +99,9 @@ def test_plot_has_a_point_and_a_row_of_its_table_for_each_run(
     for outcome in ("complete", "failed", "cancelled", "timeout"):
         assert len(re.findall(f'class="point {outcome}"', text)) == 1
         assert f"<td>{outcome}</td>" in table
-        assert used[outcome]["id"] in table
+        assert f'href="/tasks/{used[outcome]["id"]}"><bdi>{outcome}</bdi>' in table
     assert used["running"]["id"] not in table
+    assert f"usual: {facts(text)['Usual duration']}".replace("<", "&lt;") in text
 
 
 def test_agent_without_runs_has_a_page(window: Browser, alice: ApiClient) -> None:

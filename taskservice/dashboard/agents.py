@@ -8,6 +8,7 @@ from marshmallow import ValidationError
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth.authentication import caller
+from taskservice.contract.terms import CANCELLED
 from taskservice.dashboard import forms, plot
 from taskservice.dashboard.formatting import outcome_of, pretty
 from taskservice.dashboard.pages import page, redirect_to, without_nul
@@ -38,6 +39,8 @@ LISTED_TASKS = 10
 PLOTTED_RUNS = 200
 # The form that runs an agent has the input of its newest task up to this number of characters.
 MAX_EXAMPLE = 8_000
+# An agent fails often if its success rate is below LOW_SUCCESS, counted over ENOUGH_RUNS or more.
+LOW_SUCCESS, ENOUGH_RUNS = 0.8, 5
 # From this number on a page shows "1,000+" waiting tasks.
 MAX_WAITING = 1_000
 
@@ -68,14 +71,15 @@ def list_all() -> Response:
 def show(agent_id: str) -> Response:
     agent = agent_queries.get(caller, agent_id)
     ((_, runs),) = agent_queries.runs([agent], PLOTTED_RUNS)
+    facts = _facts(agent, runs[-agent_queries.RECENT :])
     return page(
         "agent.html",
-        **_facts(agent, runs[-agent_queries.RECENT :]),
+        **facts,
         loads=agent_queries.loads([agent], MAX_WAITING),
         max_waiting=MAX_WAITING,
         last_tasks=_last_tasks(agent.id, LISTED_TASKS),
-        plot=plot.of(runs),
-        plot_size=(plot.WIDTH, plot.HEIGHT),
+        plot=plot.of(runs, facts["health"]["medianSeconds"]),
+        plot_height=plot.HEIGHT,
     )
 
 
@@ -166,11 +170,16 @@ def _edit_page(agent: AnyRow, form: dict[str, str], fault: str = "") -> Response
 
 def _facts(agent: AnyRow, recent: list[AnyRow]) -> dict[str, Any]:
     """What a page says of an agent, by its last runs."""
+    health = agent_queries.health_of(recent)
+    outcomes = Counter(outcome_of(task) for task in recent)
+    counted = outcomes.total() - outcomes[CANCELLED]
     return {
         "agent": agent,
-        "health": agent_queries.health_of(recent),
+        "health": health,
         "strip": [(task, outcome_of(task)) for task in recent],
-        "outcomes": Counter(outcome_of(task) for task in recent),
+        "outcomes": outcomes,
+        "counted": counted,
+        "fails_often": counted >= ENOUGH_RUNS and health["successRate"] < LOW_SUCCESS,
     }
 
 

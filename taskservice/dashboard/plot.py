@@ -9,14 +9,14 @@ from taskservice.dashboard import formatting
 from taskservice.database.rows import AnyRow
 from taskservice.queries.agents import seconds
 
-# In units of the SVG, which is stretched to the width of the page.
-WIDTH, HEIGHT = 1_000, 200
+# In pixels.
+HEIGHT = 200
 # The lines of the scale, in seconds; it is logarithmic, since durations differ by magnitudes.
 TICKS = (0.01, 0.1, 1, 10, 60, 600, 3_600, 36_000, 86_400, 864_000, 8_640_000, 86_400_000)
 
 
 class Point(NamedTuple):
-    """One finished task at its place in the plot, with its outcome."""
+    """One finished task with its outcome, at `x` percent of the width and `y` pixels."""
 
     task: AnyRow
     x: float
@@ -26,13 +26,14 @@ class Point(NamedTuple):
 
 
 class Plot(NamedTuple):
-    """The points, and the lines of the scale as (text, y)."""
+    """The points, the lines of the scale as (text, y), and the y of the usual duration."""
 
     points: list[Point]
     ticks: list[tuple[str, float]]
+    usual: float | None
 
 
-def of(runs: Sequence[AnyRow]) -> Plot | None:
+def of(runs: Sequence[AnyRow], usual: float | None) -> Plot | None:
     """The plot of finished tasks, oldest first; None if no agent claimed any of them."""
     lasted = [(task, found) for task in runs if (found := seconds(task)) is not None]
     if not lasted:
@@ -40,12 +41,12 @@ def of(runs: Sequence[AnyRow]) -> Plot | None:
     low, high = _bounds([found for _, found in lasted])
     moments = [datetime.fromisoformat(task.finished_at).timestamp() for task, _ in lasted]
     points = [
-        Point(task, _share(moment, moments[0], moments[-1]) * WIDTH, _y(found, low, high),
+        Point(task, _share(moment, moments[0], moments[-1]) * 100, _y(found, low, high),
               formatting.outcome_of(task), found)
         for (task, found), moment in zip(lasted, moments, strict=True)
     ]  # fmt: skip
     ticks = [(_words(tick), _y(tick, low, high)) for tick in TICKS if low <= tick <= high]
-    return Plot(points, ticks)
+    return Plot(points, ticks, None if usual is None else _y(usual, low, high))
 
 
 def _bounds(durations: Sequence[float]) -> tuple[float, float]:

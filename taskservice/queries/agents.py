@@ -42,7 +42,7 @@ RECENT = 30
 # How many running tasks of a user are counted by agent.
 MAX_RUNNING = 2_000
 _RUNS = Statement[AnyRow](
-    select(Task.id, Task.status, Task.error_type, Task.claimed_at, Task.finished_at)
+    select(Task.id, Task.name, Task.status, Task.error_type, Task.claimed_at, Task.finished_at)
     .where(
         Task.user_id == bindparam("user_id", type_=Identifier),
         Task.agent_id == bindparam("agent_id"),
