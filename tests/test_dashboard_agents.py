@@ -162,12 +162,15 @@ def test_form_that_is_sent_twice_starts_one_task(window: Browser, alice: ApiClie
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"input": "{"}, "The input is not valid JSON"),
-        ({"input": "[1]"}, "input: "),
-        ({"input": '{"a": 1e999}'}, "The input is not valid JSON"),
-        ({"labels": "no sign"}, "“no sign” is not of the form key=value."),
-        ({"labels": "Upper=1"}, "labels: Upper: "),
-        ({"name": "n" * 201}, "name: "),
+        ({"input": "{"}, "Input: It is not valid JSON: "),
+        ({"input": "[1]"}, "Input: "),
+        ({"input": '{"a": 1e999}'}, "Input: It is not valid JSON: "),
+        ({"labels": "no sign"}, "Labels: “no sign” is not of the form key=value."),
+        ({"labels": "Upper=1"}, "Labels: Upper: "),
+        ({"name": "n" * 201}, "Name: "),
+        ({"name": "n" * 201, "input": "{", "labels": "no sign"}, "is not of the form key=value."),
+        ({"name": "n" * 201, "input": "{", "labels": "no sign"}, "Name: "),
+        ({"name": "n" * 201, "input": "{", "labels": "no sign"}, "Input: It is not valid JSON"),
     ],
 )
 def test_form_that_does_not_fit_says_why_and_keeps_its_text(
@@ -195,7 +198,7 @@ def test_name_and_description_are_edited(window: Browser, alice: ApiClient) -> N
         assert "<script>" not in text_of(window, path)
     response = window.send("/agents/backup/edit", name="n" * 201, description="Kept")
     assert response.status_code == 422
-    assert "Nothing was changed. name:" in response.text
+    assert "Nothing was changed. Name:" in response.text
     assert "Kept" in response.text
     assert window.get("/agents/nothing/edit").status_code == 404
 

@@ -91,10 +91,10 @@ def test_form_that_is_sent_twice_starts_one_task(browser: Browser, alice: ApiCli
     ("text", "sentence"),
     [
         ('{"a": 1', "The input is not valid JSON"),
-        ("[1]", "input: Not a valid mapping type."),
+        ("[1]", "Input: Not a valid mapping type."),
         ('{"a": NaN}', "The input is not valid JSON"),
         ("", "The input is not valid JSON"),
-        ('{"a": "' + "x" * 1_100_000 + '"}', "input: Longer than"),
+        ('{"a": "' + "x" * 1_100_000 + '"}', "Input: Longer than"),
         ("[" * 200, "The input is not valid JSON"),
     ],
 )
@@ -118,7 +118,7 @@ def test_callback_that_is_no_longer_allowed_is_a_sentence_in_the_form(
     app.config["CALLBACK_ALLOWED"] = Destinations.parse("external")
     response = browser.send(f"/tasks/{task['id']}/rerun", input="{}")
     assert response.status_code == 422
-    assert "Nothing was started. callback: " in response.text
+    assert "Nothing was started. Callback: " in response.text
     assert "loopback" in response.text
     assert reruns(alice, task) == []
 

@@ -15,7 +15,7 @@ from taskservice.dashboard.pages import page, redirect_to, without_nul
 from taskservice.dashboard.shared_pages import shared
 from taskservice.database import timestamps
 from taskservice.database.rows import AnyRow, TaskRow
-from taskservice.problems import Problem, invalid
+from taskservice.problems import Problem
 from taskservice.queries import agents as agent_queries
 from taskservice.queries import lists as list_queries
 from taskservice.queries.selections import Selection
@@ -121,8 +121,6 @@ def run(agent_id: str) -> AnyResponse:
     form = _form("name", "input", "labels")
     try:
         task = _start(agent, form)
-    except ValueError as error:
-        return _run_page(agent, form, f"Nothing was started. The input is not valid JSON: {error}.")
     except (Problem, ValidationError) as error:
         return _run_page(agent, form, f"Nothing was started. {forms.sentence(error)}")
     flash(f"Started “{task.name}”. It waits until an agent claims it.")
@@ -130,23 +128,39 @@ def run(agent_id: str) -> AnyResponse:
 
 
 def _start(agent: AnyRow, form: dict[str, str]) -> TaskRow:
-    """Start a task; a form that is sent twice starts one. Raises 422 and ValueError."""
-    body = {
-        "agentId": agent.id,
-        "name": form["name"] or None,
-        "input": strict_json.loads(form["input"].encode()) if form["input"].strip() else {},
-        "labels": _labels(form["labels"]),
-    }
+    """Start a task; a form that is sent twice starts one.
+
+    Raises 422 and ValidationError, with what is wrong in all fields.
+    """
+    body: dict[str, Any] = {"agentId": agent.id, "name": form["name"] or None}
+    errors: dict[str, Any] = {}
+    for field, parse in (("input", _input), ("labels", _labels)):
+        try:
+            body[field] = parse(form[field])
+        except ValidationError as error:
+            errors[field] = error.messages
+    if errors := start_schema.validate(body) | errors:
+        raise ValidationError(errors)
     key = parse_id(request.form.get("submission_id", "")) or timestamps.new_id()
     task, _ = task_service.start(caller, start_schema.load(body), Idempotency.of(key, body))
     return task
 
 
+def _input(text: str) -> Any:
+    """The input of a form: JSON, or nothing. Raises ValidationError."""
+    try:
+        return strict_json.loads(text.encode()) if text.strip() else {}
+    except ValueError as error:
+        raise ValidationError(f"It is not valid JSON: {error}.") from error
+
+
 def _labels(text: str) -> dict[str, str]:
-    """The labels of a form: one `key=value` a line. Raises 422."""
+    """The labels of a form: one `key=value` a line. Raises ValidationError."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if wrong := [line for line in lines if "=" not in line]:
-        raise invalid({"labels": [f"“{wrong[0][:80]}” is not of the form key=value."]})
+        raise ValidationError(
+            [f"“{line[:80]}” is not of the form key=value." for line in wrong[:3]]
+        )
     pairs = [line.partition("=") for line in lines]
     return {key.strip(): value.strip() for key, _, value in pairs}
 

@@ -12,7 +12,9 @@ def sentence(error: Problem | ValidationError) -> str:
     errors: Any = error.messages if isinstance(error, ValidationError) else error.more.get("errors")
     if not errors:
         raise error
-    return " ".join(f"{field}: {_text(messages)}" for field, messages in errors.items())
+    return " ".join(
+        f"{field[:1].upper()}{field[1:]}: {_text(messages)}" for field, messages in errors.items()
+    )
 
 
 def _text(messages: Any) -> str:
