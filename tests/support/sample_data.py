@@ -13,7 +13,7 @@ from taskservice.database.models import Task
 from taskservice.database.timestamps import rfc3339
 from taskservice.database.transactions import transaction
 from tests.support.api_client import ApiClient, add_user, expect
-from tests.support.internals import end_for_silence
+from tests.support.internals import end_for_silence, set_columns
 
 AGENTS = {
     "summarizer": ("Summarizer", "Reads the day's mail and writes a synopsis of it."),
@@ -67,6 +67,17 @@ TRACEBACK = (
     "MailboxLocked: support@example.org is locked by another session",
 )
 FAILURE = "\n".join(TRACEBACK)
+FAILURES = (
+    "PermissionError: [Errno 13] Permission denied: '/srv/inbox/0412.pdf'",
+    "HTTPError: 502 Server Error: Bad Gateway for url: https://api.example.org/v2/read",
+    "cannot open /srv/inbox: No such file or directory",
+)
+# Of a program that says no more than its exit status.
+UNREACHABLE = [
+    "backup of 3 folders to nas.example.org",
+    "connecting to nas.example.org",
+    "ssh: connect to host nas.example.org port 22: Connection timed out",
+]
 # What must do nothing anywhere.
 HOSTILE = (
     "<img src=x onerror=\"document.title='owned'\">"
@@ -103,11 +114,12 @@ def make(app: Flask, name: str, good_url: str, bad_url: str, count: int = 110) -
             agent_id, name=dice.choice(NAMES[agent_id]), claim=True,
             callback=good_url if number % 3 == 0 else None,
         )  # fmt: skip
-        person.append(task, *lines(dice.randrange(3, 60)))
+        texts = list(lines(dice.randrange(3, 60)))
         fails = dice.random() < 0.14
-        person.report(task, status="error" if fails else "complete", output={"sum": number})
         seconds = dice.random() ** 2 * 86_000 + 400
-        shift(app, task, seconds, min(dice.expovariate(1 / 90) + 0.4, seconds - 60))
+        lasted = min(dice.expovariate(1 / 90) + 0.4, seconds - 60)
+        failure = FAILURES[number % len(FAILURES)] if fails else None
+        _run(app, person, task, texts, number, seconds, lasted, failure)
     _special(app, person, good_url, bad_url)
     person.post("/key", json={"name": "nightly jobs"})
     person.post("/key", json={"name": "link checker", "agentId": "link-checker"})
@@ -116,11 +128,38 @@ def make(app: Flask, name: str, good_url: str, bad_url: str, count: int = 110) -
     return person
 
 
+def _run(
+    app: Flask,
+    person: ApiClient,
+    task: dict[str, Any],
+    texts: list[str],
+    number: int,
+    seconds: float,
+    lasted: float,
+    failure: str | None,
+) -> None:
+    """Let a task print its lines evenly from `seconds` ago on, and end."""
+    start = shift(app, task, seconds)
+    texts += [failure] if failure else []
+    append_over(person, task, texts, start, [0.99 * lasted / len(texts)] * len(texts))
+    if failure:
+        person.report(task, status="error", error={"message": failure}, output={"read": number})
+    else:
+        person.report(task, status="complete", output={"sum": number})
+    end(app, task, start + timedelta(seconds=lasted))
+
+
 def _special(app: Flask, person: ApiClient, good_url: str, bad_url: str) -> None:
     silent = person.start("backup", name="Backup of the wiki", claim=True, callback=bad_url)
-    person.append(silent, "Waiting for the lock of /srv/wiki …")
+    start = shift(app, silent, 1_300)
+    append_over(person, silent, ["Waiting for the lock of /srv/wiki …"], start, [0.3])
     end_for_silence(app, silent)
-    shift(app, silent, 1_300, 900)
+    end(app, silent, start + timedelta(seconds=900))
+    lost = person.start("backup", name="Nightly backup", claim=True)
+    start = shift(app, lost, 2_100)
+    append_over(person, lost, UNREACHABLE, start, [0.1, 0.8, 40.0])
+    person.report(lost, status="error", error={"message": "exit status 255"}, output={"files": 0})
+    end(app, lost, start + timedelta(seconds=41))
     failed = person.start(
         name="Synopsis of the support mailbox", claim=True, callback=bad_url, input=INPUT,
         labels={"env": "prod", "mailbox": "support@example.org"},
@@ -128,17 +167,18 @@ def _special(app: Flask, person: ApiClient, good_url: str, bad_url: str) -> None
     start = shift(app, failed, 340)
     # It hangs before it fails.
     append_over(person, failed, [*lines(214), *TRACEBACK], start, [0.2] * 214 + [100.0] + [0.0] * 3)
-    person.report(failed, status="error", error={"message": FAILURE})
-    shift(app, failed, 340, 143)
+    person.report(failed, status="error", error={"message": FAILURE}, output={"read": 214})
+    end(app, failed, start + timedelta(seconds=143))
     stopped = person.start("translator", name="Release notes 4.2 to French", claim=True)
     person.post(f"/task/{stopped['id']}/cancel")
     shift(app, stopped, 250, 47)
     done = person.start(
         name="Morning synopsis", input=INPUT, claim=True, callback=good_url, labels={"env": "prod"}
     )
-    append_over(person, done, list(lines(1_482)), shift(app, done, 190), [0.05] * 1_482)
+    start = shift(app, done, 190)
+    append_over(person, done, list(lines(1_482)), start, [0.05] * 1_482)
     person.report(done, status="complete", output=OUTPUT)
-    shift(app, done, 190, 74)
+    end(app, done, start + timedelta(seconds=75))
     _family(app, person)
     person.start("translator", name="Release notes 4.3 to Greek", callback=good_url)
     running = person.start("invoice-reader", name="Invoices of November", input={"folder": "inbox"},
@@ -154,12 +194,21 @@ def _family(app: Flask, person: ApiClient) -> None:
         child = person.start(
             "link-checker", name=f"Check of the {site}", claim=True, parentId=parent["id"]
         )
-        status = "error" if site == "shop" else "complete"
-        person.report(child, status=status, output={"broken": number})
-        shift(app, child, 700 - 45 * number, seconds)
-    person.append(parent, "3 sites, one of them failed")
+        failure = "shop.example.org: Connection refused" if site == "shop" else None
+        _run(
+            app,
+            person,
+            child,
+            [f"checking the {site}"],
+            number,
+            700 - 45 * number,
+            seconds,
+            failure,
+        )
+    start = shift(app, parent, 710)
+    append_over(person, parent, ["3 sites, one of them failed"], start, [139.0])
     person.report(parent, status="complete", output={"sites": 3, "failed": ["shop"]})
-    shift(app, parent, 710, 140)
+    end(app, parent, start + timedelta(seconds=140))
 
 
 def append_over(
@@ -188,6 +237,11 @@ def shift(
     with app.app_context(), transaction() as connection:
         connection.execute(update(Task).where(Task.id == task["id"]).values(values))
     return start
+
+
+def end(app: Flask, task: dict[str, Any], moment: datetime) -> None:
+    """Make a task that has ended look as if that was at this moment."""
+    set_columns(app, task, finished_at=rfc3339(moment))
 
 
 def make_hostile(person: ApiClient, callback: str) -> dict[str, Any]:
