@@ -5,6 +5,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -336,3 +337,48 @@ def test_menu_stays_where_it_is_on_each_page(visitor: Visitor, path: str) -> Non
     visitor.go("/keys")
     after = page.get_by_role("navigation", name="Pages").get_by_role("link").evaluate_all(place)
     assert before == after
+
+
+def test_many_open_tabs_each_ask_less_than_once_a_second_and_get_304(
+    visitor: Visitor, alice: RemoteClient
+) -> None:
+    alice.start(name="Unchanged")
+    page = visitor.go()
+    expect(page.locator("#chart")).to_contain_text("1 task started")
+    tabs = [visitor.context.new_page() for _ in range(5)]
+    answers: dict[Page, list[tuple[float, int]]] = {tab: [] for tab in tabs}
+
+    def note(tab: Page, response: Response) -> None:
+        if response.request.resource_type == "fetch":
+            answers[tab].append((response.request.timing["startTime"], response.status))
+
+    for tab in tabs:
+        tab.on("response", partial(note, tab))
+        tab.goto(visitor.url)
+    while min(map(len, answers.values())) < 4:
+        with tabs[0].expect_response(lambda response: response.request.resource_type == "fetch"):
+            pass
+    for found in answers.values():
+        assert min(after - before for (before, _), (after, _) in pairwise(found)) >= 1_000
+        # The first has no ETag yet.
+        assert {status for _, status in found[1:]} == {304}
+
+
+def test_tab_in_the_background_asks_every_ten_seconds(
+    visitor: Visitor, alice: RemoteClient
+) -> None:
+    alice.start(name="Unchanged")
+    # Headless browsers have no tab in the background. This one writes down how long it waits.
+    visitor.context.add_init_script(
+        "window.isHidden = true;"
+        "Object.defineProperty(document, 'hidden', { get: () => isHidden });"
+        "const wait = setTimeout, times = [];"
+        "window.setTimeout = (done, time) => {"
+        " times.push(time); document.documentElement.dataset.waits = times; wait(done, time); };"
+    )
+    page = visitor.go()
+    expect(page.locator("html")).to_have_attribute("data-waits", "1000,10000")
+    # It asks at once when it is shown.
+    with page.expect_response(lambda response: response.request.resource_type == "fetch"):
+        page.evaluate("isHidden = false; document.dispatchEvent(new Event('visibilitychange'))")
+    expect(page.locator("html")).to_have_attribute("data-waits", "1000,10000,1000")
