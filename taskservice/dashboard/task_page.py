@@ -17,7 +17,7 @@ WIDTH = 1_000
 # A running bar grows in steps, so that the page of a long task seldom changes.
 STEP_SECONDS = 10
 # After this time without a worker the page says how to start one.
-PATIENCE_SECONDS = 30
+LONG_WAIT_SECONDS = 30
 # What would take longer than this many seconds has no expected end: a year.
 LONGEST = 366 * 86_400
 
@@ -68,7 +68,7 @@ def _waiting(task: TaskRow) -> Waiting | None:
     if task.status != RUNNING or task.claimed_at is not None:
         return None
     last_claim = agent_queries.last_claim(task.user_id, task.agent_id)
-    is_long = _seconds(task.created_at, timestamps.now()) >= PATIENCE_SECONDS
+    is_long = _seconds(task.created_at, timestamps.now()) >= LONG_WAIT_SECONDS
     return Waiting(last_claim, needs_worker=is_long or last_claim is None)
 
 

@@ -377,8 +377,9 @@ function show() {
     showFound();
   };
   const showFound = () => {
-    const place = current < 0 ? `${numbers.format(count)} found` : `${numbers.format(current + 1)} of ${numbers.format(count)}`;
-    const text = count ? `${place}${isRaw ? "" : ", the rest hidden"}` : "Not found";
+    const total = numbers.format(count);
+    const all = !count ? "Not found" : isRaw ? `${total} found` : `${total} found, the rest hidden`;
+    const text = current < 0 ? all : `${numbers.format(current + 1)} of ${total}`;
     found.textContent = isSearching() ? text : "";
   };
   const update = () => {
