@@ -146,6 +146,12 @@ def test_unchanged_document_is_304(app: Flask) -> None:
         assert client.head(path).data == b""
 
 
+# What the example of an answer answers.
+QUESTION = {
+    "message": "Deploy to production?",
+    "schema": {"type": "object", "properties": {"deploy": {"type": "boolean"}}},
+}
+
 # --- its examples ------------------------------------------------------------------------
 
 
@@ -182,8 +188,11 @@ def path_for(person: ApiClient, path: str) -> str:
     person.register("summarizer")
     values = {"agentId": "summarizer"}
     if "{taskId}" in path:
-        task = person.start(callback=f"http://127.0.0.1:{unused_port()}/")
+        task = person.start(claim=True, callback=f"http://127.0.0.1:{unused_port()}/")
         values["taskId"] = task["id"]
+        if "{questionId}" in path:
+            asked = person.post(f"/task/{task['id']}/question", json=QUESTION)
+            values["questionId"] = expect(asked, 201)["id"]
         if path.endswith("/deliveries"):
             person.report(task, status="complete")
     if "{keyId}" in path:

@@ -334,6 +334,7 @@ class Api(RuleBasedStateMachine):
             "labels": body.get("labels", {}),
             "parentId": None,
             "rerunOf": None,
+            "questions": [],
             "callback": body.get("callback"),
         }
 

@@ -28,7 +28,14 @@ def nested(depth: int, opening: bytes = b"[", closing: bytes = b"]") -> bytes:
 def ids(alice: ApiClient) -> dict[str, str]:
     """Things that exist, as the routes name their parts."""
     key = expect(alice.post("/key", json={"name": "another"}), 201)
-    return {"task_id": alice.start()["id"], "agent_id": "summarizer", "key_id": key["id"]}
+    task = alice.start(claim=True)
+    question = expect(alice.post(f"/task/{task['id']}/question", json={"message": "?"}), 201)
+    return {
+        "task_id": task["id"],
+        "question_id": question["id"],
+        "agent_id": "summarizer",
+        "key_id": key["id"],
+    }
 
 
 def doors(alice: ApiClient) -> list[tuple[str, str]]:
@@ -545,7 +552,7 @@ def test_body_where_none_is_taken_is_refused(
     alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
     things, routes = ids(alice), routes_without_a_body(app)
-    assert len(routes) == 7
+    assert len(routes) == 8
     before = rows(app)
     for method, rule in routes:
         path = filled(rule, **things)

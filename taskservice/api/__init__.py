@@ -3,14 +3,24 @@
 from flask import Blueprint, Flask, Response, request
 
 from taskservice import resources
-from taskservice.api import agents, deliveries, docs, keys, logs, operations, tasks, users
+from taskservice.api import (
+    agents,
+    deliveries,
+    docs,
+    keys,
+    logs,
+    operations,
+    questions,
+    tasks,
+    users,
+)
 from taskservice.auth.authentication import KEY_HEADERS, authenticate
 from taskservice.contract.terms import API_PREFIX
 
 BELOW_PREFIX = f"{API_PREFIX}/"
 
 api = Blueprint("api", __name__, url_prefix=API_PREFIX)
-for module in (tasks, logs, deliveries, agents, users, keys):
+for module in (tasks, questions, logs, deliveries, agents, users, keys):
     api.register_blueprint(module.blueprint)
 
 

@@ -101,7 +101,7 @@ def get(task_id: str, query: dict[str, Any]) -> Response:
         task = long_poll.until(lambda: read(caller, task_id), _has_ended)
         return responses.versioned_task(task, shape)
     seen = long_poll.until(lambda: task_queries.get_version(caller, task_id), _has_ended)
-    unchanged = responses.not_modified(seen.version, shape)
+    unchanged = responses.not_modified(seen, shape)
     return unchanged or responses.versioned_task(read(caller, task_id), shape)
 
 

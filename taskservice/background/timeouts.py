@@ -20,6 +20,7 @@ from taskservice.database.transactions import (
     transaction,
 )
 from taskservice.database.types import Identifier, Timestamp, database_now
+from taskservice.schemas.answers import NO_QUESTIONS
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.tasks import HEARTBEAT
 
@@ -47,17 +48,25 @@ _RENEW = update(ServiceHeartbeat).values(
 )
 _INSERT = insert(ServiceHeartbeat).values(id=1, since=database_now(), until=database_now())
 _WAS_SERVING = exists().where(_IS_CURRENT, ServiceHeartbeat.since <= _ago("grace"))
+# An agent that waits for a person is not silent.
+_ASKS_NOTHING = Task.questions == NO_QUESTIONS
 _COLUMNS = (Task.id, Task.user_id, Task.callback_url, Task.timeout)
 # One statement for each index, the longest silent first. A task that is locked is being written
 # to, so it is not silent.
 _SILENT_BY_DEFAULT: AnySelect = (
     select(*_COLUMNS)
-    .where(CLAIMED, Task.last_heartbeat_at < bindparam("long_ago", type_=Timestamp()))
+    .where(
+        CLAIMED, _ASKS_NOTHING, Task.last_heartbeat_at < bindparam("long_ago", type_=Timestamp())
+    )
     .order_by(Task.last_heartbeat_at)
 )
 _SILENT_BY_TIMEOUT: AnySelect = (
     select(*_COLUMNS)
-    .where(CLAIMED_WITH_TIMEOUT, Task.heartbeat_deadline < bindparam("now", type_=Timestamp()))
+    .where(
+        CLAIMED_WITH_TIMEOUT,
+        _ASKS_NOTHING,
+        Task.heartbeat_deadline < bindparam("now", type_=Timestamp()),
+    )
     .order_by(Task.heartbeat_deadline)
 )
 _END = (

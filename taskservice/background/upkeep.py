@@ -10,8 +10,10 @@ from flask import Flask
 from taskservice import resources
 from taskservice.auth import authentication
 from taskservice.background import names, reschedule, retention, sweep, timeouts, vacuum
+from taskservice.background.batches import in_batches
 from taskservice.background.delivery_loop import STOP_SECONDS, DeliveryLoop
 from taskservice.services import keys as key_service
+from taskservice.services import questions as question_service
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,10 @@ def record_key_uses() -> None:
     except Exception:
         authentication.return_last_uses(uses)
         raise
+
+
+def expire_questions() -> None:
+    in_batches(question_service.expire)
 
 
 CHORES: tuple[Callable[[], None], ...] = (
@@ -51,7 +57,14 @@ class Upkeep(threading.Thread):
         self._app = app
         heartbeat = [timeouts.record_heartbeat] if serves else []
         self._clock = timeouts.ClockMonitor()
-        self._first_chores = (*heartbeat, self._clock.read_clocks, self._end_silent, self._prune)
+        # Before the timeouts: a question that has expired no longer holds them up.
+        self._first_chores = (
+            *heartbeat,
+            expire_questions,
+            self._clock.read_clocks,
+            self._end_silent,
+            self._prune,
+        )
 
     def run(self) -> None:
         took = 0.0

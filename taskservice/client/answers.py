@@ -135,6 +135,13 @@ def _map_of(check: Check) -> Check:
 _is_object = _object_with({})
 _is_status = _one_of(*STATUSES)
 _ERROR = _null_or(_object_with({"type": _is_text, "message": _is_text}))
+_QUESTION: dict[str, Check] = {
+    **dict.fromkeys(("id", "message", "state"), _is_text),
+    "schema": _is_object,
+    "askedAt": _is_moment,
+    "expiresAt": _null_or(_is_moment),
+    "answer": _null_or(_is_object),
+}
 _TASK: dict[str, Check] = {
     **dict.fromkeys(("id", "name", "agentId", "userId"), _is_text),
     **dict.fromkeys(("createdAt", "updatedAt"), _is_moment),
@@ -146,6 +153,7 @@ _TASK: dict[str, Check] = {
     "error": _ERROR,
     "progress": _null_or(_is_share),
     "labels": _map_of(_is_text),
+    "questions": _list_of(_object_with(_QUESTION)),
     **dict.fromkeys(("endedBy", "note", "parentId", "rerunOf", "callback"), _null_or(_is_text)),
 }
 # All fields but the log, which can be long.

@@ -9,6 +9,9 @@ SEQ_GAP = "seq_gap"
 AGENT_HAS_TASKS = "agent_has_tasks"
 LAST_USER_KEY = "last_user_key"
 NO_DELIVERY = "no_delivery"
+NOT_CLAIMED = "not_claimed"
+TOO_MANY_QUESTIONS = "too_many_questions"
+QUESTION_CLOSED = "question_closed"
 DELIVERY_UNDER_WAY = "delivery_under_way"
 LOG_FULL = "log_full"
 IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"
@@ -40,6 +43,9 @@ CODES = {
     LAST_USER_KEY: Code(409, "The last user key can only be revoked on the server."),
     NO_DELIVERY: Code(409, "The task has no delivery: it is running, or has no callback."),
     DELIVERY_UNDER_WAY: Code(409, "The delivery is being posted at this moment."),
+    NOT_CLAIMED: Code(409, "No agent has claimed the task, so none can ask."),
+    TOO_MANY_QUESTIONS: Code(409, "The task has too many open questions."),
+    QUESTION_CLOSED: Code(409, "The question is no longer open; `question` tells how it ended."),
     "too_large": Code(413, "The body is too large."),
     LOG_FULL: Code(413, "The task's log is full."),
     "url_too_long": Code(414, "The URL is too long."),

@@ -25,6 +25,17 @@ PENDING = "pending"
 DELIVERED = "delivered"
 DELIVERY_STATES = (PENDING, DELIVERED, FAILED, CANCELLED)
 
+# A question's state; only an open one can be answered.
+OPEN = "open"
+ANSWERED = "answered"
+DECLINED = "declined"
+EXPIRED = "expired"
+WITHDRAWN = "withdrawn"
+QUESTION_STATES = (OPEN, ANSWERED, DECLINED, EXPIRED, WITHDRAWN)
+# What a person does with a question.
+ACCEPT = "accept"
+DECLINE = "decline"
+
 # The orders of a list of tasks, the default first.
 Sort = Literal["-createdAt", "createdAt", "finishedAt"]
 SORTS: tuple[str, ...] = get_args(Sort)
@@ -39,6 +50,7 @@ AGENT_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 MAX_NAME = 200
 MAX_DESCRIPTION = 2_000
 MAX_WRITER = 64
+MAX_QUESTION = 4_000
 MAX_NOTE = 200
 MAX_LABEL_VALUE = 256
 MAX_IDEMPOTENCY_KEY = 255
@@ -52,10 +64,13 @@ MAX_OBJECT = 1024 * 1024
 
 # Maximum number of writers of one task: one transaction deletes the rows of all of them.
 MAX_WRITERS = 1_000
+# Maximum number of open questions of a task.
+MAX_OPEN_QUESTIONS = 8
 # Maximum number of labels of a task.
 MAX_LABELS = 16
-# Maximum timeout of a task, in seconds.
+# Maximum timeout of a task and of a question, and the default one of a question, in seconds.
 MAX_TIMEOUT = 366 * 86_400
+QUESTION_TIMEOUT = 86_400
 # Maximum number of tasks on one page of the list.
 MAX_LIMIT = 1_000
 # Maximum and default number of lines on one page of a log.

@@ -21,6 +21,7 @@ from taskservice.contract.terms import (
     ERROR_TYPES,
     FAILED,
     PENDING,
+    QUESTION_STATES,
     STATUSES,
 )
 from taskservice.database.types import Base, Identifier, Timestamp
@@ -186,6 +187,8 @@ class Task(Base):
     # A JSON number as text, so that both databases answer it as it was sent.
     progress: Mapped[str | None]
     note: Mapped[str | None]
+    # Its open questions as a JSON array, oldest first, so that a read needs no other table.
+    questions: Mapped[str] = mapped_column(server_default="[]")
     # No foreign keys: SQLite adds none to a table without rebuilding it. The deletion of a task
     # sets them to null where they name it.
     parent_id: Mapped[str | None] = mapped_column(Identifier)
@@ -225,6 +228,41 @@ class TaskLabel(Base):
     label: Mapped[str] = mapped_column(primary_key=True)
     # The task's user, copied here for the index.
     user_id: Mapped[str] = mapped_column(Identifier)
+
+
+_KEYED_QUESTION = text("idempotency_key IS NOT NULL")
+_EXPIRING = text("state = 'open' AND expires_at IS NOT NULL")
+
+
+class Question(Base):
+    """What an agent asks a person before it goes on; `Task.questions` has the open ones too."""
+
+    __tablename__ = "questions"
+    __table_args__ = (
+        CheckConstraint(_one_of("state", *QUESTION_STATES), "state"),
+        CheckConstraint("(state = 'answered') = (answer IS NOT NULL)", "answer"),
+        Index(None, "task_id", "asked_at", "id"),
+        partial_index("questions_expiring", "expires_at", where=_EXPIRING),
+        partial_index(
+            "questions_idempotency_key",
+            "task_id",
+            "idempotency_key",
+            unique=True,
+            where=_KEYED_QUESTION,
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(Identifier, primary_key=True)
+    task_id: Mapped[str] = mapped_column(Identifier, ForeignKey(Task.id, ondelete="CASCADE"))
+    message: Mapped[str]
+    # JSON text, answered as it was stored, and so is the answer.
+    schema: Mapped[str]
+    answer: Mapped[str | None]
+    state: Mapped[str]
+    asked_at: Mapped[str] = mapped_column(Timestamp)
+    expires_at: Mapped[str | None] = mapped_column(Timestamp)
+    idempotency_key: Mapped[str | None]
+    idempotency_digest: Mapped[str | None] = mapped_column(String(64))
 
 
 class Log(Base):

@@ -23,6 +23,8 @@ class TaskRow(Protocol):
     input: str
     output: str
     labels: str
+    # The open ones as JSON; see `schemas.answers.open_questions`.
+    questions: str
     callback_url: str | None
     status: str
     error_type: str | None
@@ -45,6 +47,7 @@ class TaskVersion(Protocol):
 
     version: int
     status: str
+    questions: str
 
 
 class TaskAndLines(TaskRow, Protocol):

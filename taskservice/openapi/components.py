@@ -4,7 +4,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from taskservice.contract.terms import AGENT_ID, MAX_IDEMPOTENCY_KEY
-from taskservice.schemas.fields import EXAMPLE_KEY, EXAMPLE_REQUEST, EXAMPLE_TASK
+from taskservice.schemas.fields import (
+    EXAMPLE_KEY,
+    EXAMPLE_QUESTION,
+    EXAMPLE_REQUEST,
+    EXAMPLE_TASK,
+)
 
 Object: TypeAlias = dict[str, Any]
 
@@ -36,6 +41,7 @@ ASCII characters, else a new one. Problems and the log of the service contain it
 TAGS = {
     "tasks": "A task is one execution of an agent: its input, log, status and output.",
     "logs": "The lines of a task, which grow while it runs.",
+    "questions": "What agents ask people before they go on.",
     "deliveries": "The webhooks of tasks that have ended, and each attempt to send them.",
     "agents": "The programs that do the work.",
     "users": "The person or team that owns tasks, agents and keys.",
@@ -62,6 +68,9 @@ PATH_PARAMETERS = {
     "task_id": Parameter("The task's id.", _text(format="uuid", examples=[EXAMPLE_TASK])),
     "agent_id": Parameter(
         "The agent's id.", _text(pattern=f"^{AGENT_ID.pattern}$", examples=["summarizer"])
+    ),
+    "question_id": Parameter(
+        "The question's id.", _text(format="uuid", examples=[EXAMPLE_QUESTION])
     ),
     "key_id": Parameter("The key's id.", _text(format="uuid", examples=[EXAMPLE_KEY])),
 }

@@ -15,7 +15,15 @@ from taskservice.database.types import (
     json_string,
     utf8,
 )
-from taskservice.schemas.answers import Lines, StoredJson, StoredNumber, TaskError, TaskSchema
+from taskservice.schemas.answers import (
+    NO_QUESTIONS,
+    Lines,
+    OpenQuestions,
+    StoredJson,
+    StoredNumber,
+    TaskError,
+    TaskSchema,
+)
 
 # A task that exceeds one of these is not read together with others: the size of its log in bytes;
 # the length of its input, its output and the message of its error in characters.
@@ -34,6 +42,9 @@ def _is_small(schema: TaskSchema) -> ColumnElement[bool]:
     for name, field in schema.dump_fields.items():
         if isinstance(field, StoredJson):
             small.append(func.length(schema.columns[name]) <= MAX_TEXT_LENGTH)
+        elif isinstance(field, OpenQuestions):
+            # Whether they are still open is said in Python.
+            small.append(Task.questions == NO_QUESTIONS)
         elif isinstance(field, Lines):
             small.append(Task.log_bytes <= MAX_LOG_BYTES)
         elif isinstance(field, TaskError):
@@ -54,7 +65,7 @@ def _value(name: str, field: fields.Field[Any], schema: TaskSchema) -> tuple[str
     if isinstance(field, TaskError):
         return "%s", case((Task.error_type.is_(None), "null"), else_=_ERROR)
     column: Any = schema.columns[name]
-    if isinstance(field, fields.Integer | StoredJson):
+    if isinstance(field, fields.Integer | StoredJson | OpenQuestions):
         return "%s", column
     if isinstance(field, StoredNumber):
         return "%s", func.coalesce(column, "null")

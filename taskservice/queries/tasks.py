@@ -27,7 +27,7 @@ def with_log(columns: Iterable[Any]) -> AnySelect:
 tasks_with_log = with_log(TASK_COLUMNS)
 _ONE = (Task.id == bindparam("task_id"), visible_tasks)
 _TASK = Statement[TaskRow](tasks_with_log.where(*_ONE))
-_VERSION = Statement[TaskVersion](select(Task.version, Task.status).where(*_ONE))
+_VERSION = Statement[TaskVersion](select(Task.version, Task.status, Task.questions).where(*_ONE))
 _TASK_AND_LINES = Statement[TaskAndLines](
     with_log((*TASK_COLUMNS, log_queries.small_log_text.label("lines"))).where(*_ONE)
 )

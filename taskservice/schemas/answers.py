@@ -14,13 +14,25 @@ from taskservice.contract.terms import (
     ERROR_TYPES,
     FAILED,
     MAX_NOTE,
+    OPEN,
     PENDING,
+    QUESTION_STATES,
     RUNNING,
     SERVICE,
     STATUSES,
 )
-from taskservice.database.models import Agent, ApiKey, Attempt, CallbackSecret, Delivery, Task, User
-from taskservice.schemas import strict_json
+from taskservice.database import timestamps
+from taskservice.database.models import (
+    Agent,
+    ApiKey,
+    Attempt,
+    CallbackSecret,
+    Delivery,
+    Question,
+    Task,
+    User,
+)
+from taskservice.schemas import elicitation, strict_json
 from taskservice.schemas.fields import (
     EXAMPLE_ATTEMPT,
     EXAMPLE_DELIVERY,
@@ -28,6 +40,7 @@ from taskservice.schemas.fields import (
     EXAMPLE_KEY_TEXT,
     EXAMPLE_LATER,
     EXAMPLE_MOMENT,
+    EXAMPLE_QUESTION,
     EXAMPLE_REQUEST,
     EXAMPLE_TASK,
     EXAMPLE_USER,
@@ -42,10 +55,10 @@ TASK_EXPANSIONS = ("agent", "user")
 
 
 class StoredJson(fields.Dict):
-    """A JSON object that is stored as text and answered as that text."""
+    """A JSON object that is stored as text and answered as that text, or null."""
 
     def _serialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
-        return strict_json.fragment(value)
+        return None if value is None else strict_json.fragment(value)
 
 
 class StoredNumber(fields.Float):
@@ -55,6 +68,8 @@ class StoredNumber(fields.Float):
         return None if value is None else strict_json.fragment(value)
 
 
+# What `Task.questions` is without an open one.
+NO_QUESTIONS = "[]"
 # The placeholder of a log's lines in a dumped task. JSON contains NUL nowhere else.
 _SLOT = b"\0"
 LINES = strict_json.fragment(_SLOT)
@@ -68,6 +83,20 @@ class Lines(fields.List[str]):
 
     def _serialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         return LINES
+
+
+class OpenQuestions(fields.List[Any]):
+    """The open questions of a task, which are stored as JSON, without those that have expired."""
+
+    def _serialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return strict_json.fragment(value) if value == NO_QUESTIONS else open_questions(value)
+
+
+def open_questions(stored: str) -> list[dict[str, Any]]:
+    """The questions that are open now, of those that `Task.questions` has."""
+    now = timestamps.now()
+    questions: list[dict[str, Any]] = strict_json.loads(stored.encode())
+    return [each for each in questions if each["expiresAt"] is None or each["expiresAt"] > now]
 
 
 class TaskError(fields.Field[Any]):
@@ -276,6 +305,30 @@ class TaskErrorSchema(AnswerSchema):
     )
 
 
+class QuestionSchema(RowSchema):
+    """What an agent asks a person before it goes on."""
+
+    id = id_field("The question's id.", EXAMPLE_QUESTION, column=Question.id)
+    message = fields.String(
+        metadata=doc(
+            "What the agent wants to know.", "Deploy to production?", column=Question.message
+        )
+    )
+    schema = StoredJson(
+        metadata=doc("The JSON Schema of the answer.", elicitation.DEFAULT, column=Question.schema)
+    )
+    state = fields.String(
+        validate=validate.OneOf(QUESTION_STATES),
+        metadata=doc("Only an open one can be answered.", OPEN, column=Question.state),
+    )
+    askedAt = moment_field("When it was asked.", EXAMPLE_MOMENT, Question.asked_at)
+    expiresAt = moment_field("When it expires; null: never.", None, Question.expires_at)
+    answer = StoredJson(
+        allow_none=True,
+        metadata=doc("The answer; null unless there is one.", None, column=Question.answer),
+    )
+
+
 class TaskSchema(RowSchema):
     """One execution of an agent: its input, log, output and status.
 
@@ -354,6 +407,10 @@ class TaskSchema(RowSchema):
     )
     parentId = id_field("The task that started it, if there is one.", None, column=Task.parent_id)
     rerunOf = id_field("The task that it runs again.", None, column=Task.rerun_of)
+    questions = OpenQuestions(
+        fields.Nested(QuestionSchema()),
+        metadata=doc("Its open questions, oldest first.", [], column=Task.questions),
+    )
     callback = fields.String(
         allow_none=True,
         metadata=doc(
@@ -518,6 +575,7 @@ class ProblemSchema(AnswerSchema):
         )
     )
     task = fields.Nested(FinishedTaskSchema())
+    question = fields.Nested(QuestionSchema())
     expected = fields.Integer(
         metadata=doc("With 409 at an append: the `seq` of the writer's next line.")
     )
@@ -545,6 +603,7 @@ key_schema = KeySchema()
 new_key_schema = NewKeySchema()
 callback_secret_schema = CallbackSecretSchema()
 delivery_schema = DeliverySchema()
+question_schema = QuestionSchema()
 task_schema = TaskSchema(exclude=TASK_EXPANSIONS)
 # For the documentation only.
 expanded_agent_schema = AgentSchema()

@@ -1,12 +1,13 @@
 """The columns that reads select: those of the answers, and those that code needs."""
 
-from taskservice.database.models import ApiKey, Attempt, Delivery, Task
+from taskservice.database.models import ApiKey, Attempt, Delivery, Question, Task
 from taskservice.schemas.answers import (
     AttemptSchema,
     StoredJson,
     agent_schema,
     delivery_schema,
     key_schema,
+    question_schema,
     task_schema,
     user_schema,
 )
@@ -27,4 +28,5 @@ AGENT_COLUMNS = tuple(agent_schema.columns.values())
 USER_COLUMNS = tuple(user_schema.columns.values())
 KEY_COLUMNS = (*key_schema.columns.values(), ApiKey.user_id)
 DELIVERY_COLUMNS = (*delivery_schema.columns.values(), Delivery.task_id)
+QUESTION_COLUMNS = (*question_schema.columns.values(), Question.task_id)
 ATTEMPT_COLUMNS = (*AttemptSchema().columns.values(), Attempt.delivery_id, Attempt.answer)

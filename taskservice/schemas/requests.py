@@ -1,19 +1,25 @@
 """The schemas of request bodies."""
 
-from marshmallow import Schema, fields, validate
+from typing import Any
+
+from marshmallow import Schema, ValidationError, fields, validate, validates, validates_schema
 
 from taskservice.contract.terms import (
+    ACCEPT,
     COMPLETE,
+    DECLINE,
     FAILED,
     MAX_CALLBACK,
     MAX_DESCRIPTION,
     MAX_MESSAGE,
     MAX_NOTE,
+    MAX_QUESTION,
     MAX_TIMEOUT,
     MAX_WRITER,
     MAX_WRITERS,
     STATUSES,
 )
+from taskservice.schemas import elicitation
 from taskservice.schemas.fields import (
     EXAMPLE_MOMENT,
     Flag,
@@ -115,6 +121,58 @@ class ReportSchema(Schema):
         metadata=doc("The same in words.", "34 of 68 pages"),
     )
     labels = Labels("Labels to set; null removes one.", may_remove=True)
+
+
+class AskSchema(Schema):
+    """A question to ask."""
+
+    message = fields.String(
+        required=True,
+        validate=validate.Length(1, MAX_QUESTION),
+        metadata=doc("What the agent wants to know.", "Deploy to production?"),
+    )
+    schema = fields.Dict(
+        allow_none=True,
+        metadata=doc(
+            "A flat JSON Schema of the answer, as MCP's elicitation has it; by default one "
+            "required string `answer`.",
+            {
+                "type": "object",
+                "properties": {"deploy": {"type": "boolean"}},
+                "required": ["deploy"],
+            },
+        ),
+    )
+    timeout = WholeNumber(
+        allow_none=True,
+        validate=validate.Range(0, MAX_TIMEOUT),
+        metadata=doc("Seconds until it expires; a day by default, 0: never.", 3600),
+    )
+
+    @validates("schema")
+    def check_schema(self, value: Any, **kwargs: Any) -> None:
+        problem = None if value is None else elicitation.problem(value)
+        if problem:
+            raise ValidationError(problem)
+
+
+class AnswerQuestionSchema(Schema):
+    """What a person answers."""
+
+    action = fields.String(
+        required=True,
+        validate=validate.OneOf([ACCEPT, DECLINE]),
+        metadata=doc("Whether the question is answered or declined.", ACCEPT),
+    )
+    content = JsonObject(
+        allow_none=True,
+        metadata=doc("The answer, which fits the question's schema.", {"deploy": True}),
+    )
+
+    @validates_schema
+    def check_content(self, data: dict[str, Any], **kwargs: Any) -> None:
+        if data.get("action") == DECLINE and data.get("content") is not None:
+            raise ValidationError("Only allowed with the action accept.", "content")
 
 
 class AppendSchema(Schema):

@@ -30,11 +30,13 @@ from taskservice.contract.terms import (
     FAILED,
     MAX_LABELS,
     MAX_OBJECT,
+    OPEN,
     RUNNING,
     TIMEOUT,
+    WITHDRAWN,
 )
 from taskservice.database import timestamps
-from taskservice.database.models import Agent, ApiKey, Log, Task, TaskLabel
+from taskservice.database.models import Agent, ApiKey, Log, Question, Task, TaskLabel
 from taskservice.database.rows import AnyRow, TaskRow
 from taskservice.database.statements import Statement
 from taskservice.database.transactions import moment_by, retry_on_conflict, transaction
@@ -42,6 +44,7 @@ from taskservice.database.types import Identifier, database_now
 from taskservice.problems import Problem, invalid, invalid_key, not_found
 from taskservice.queries.tasks import tasks_with_log
 from taskservice.schemas import strict_json
+from taskservice.schemas.answers import NO_QUESTIONS
 from taskservice.schemas.columns import TASK_COLUMNS
 from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
@@ -89,6 +92,11 @@ _AGENT_NAME = Statement[Any](
 _NEW_LABEL = Statement[None](insert(TaskLabel), ("task_id", "label", "user_id"))
 _DELETE_LABELS = delete_from(TaskLabel).where(
     TaskLabel.task_id == bindparam("of_task_id", type_=Identifier)
+)
+_WITHDRAW_QUESTIONS = (
+    update(Question)
+    .where(Question.task_id == bindparam("of_task_id", type_=Identifier), Question.state == OPEN)
+    .values(state=WITHDRAWN)
 )
 _KEY_NAME = Statement[Any](
     select(ApiKey.name).where(ApiKey.id == bindparam("key_id", type_=Identifier))
@@ -249,6 +257,7 @@ def _insert(
         "name_folded": started["name"].casefold(),
         "status": RUNNING,
         "output": "{}",
+        "questions": NO_QUESTIONS,
         "created_at": now,
         "updated_at": now,
         "claimed_at": now if is_claimed else None,
@@ -422,6 +431,7 @@ def _change(
         values = {**values, "updated_at": now, "version": task.version + 1}
     if ends:
         values["finished_at"] = now
+        values["questions"] = NO_QUESTIONS
         values["ended_by"] = _KEY_NAME.scalar(connection, key_id=caller.key_id)
     if "name" in values:
         values["name_folded"] = values["name"].casefold()
@@ -431,6 +441,8 @@ def _change(
         connection.execute(_CHANGE.values(values), {"of_task_id": task.id})
     columns = cast(AnyRow, task)._asdict() | values
     changed = cast(TaskRow, SimpleNamespace(**columns))
+    if ends and task.questions != NO_QUESTIONS:
+        connection.execute(_WITHDRAW_QUESTIONS, {"of_task_id": task.id})
     if "labels" in values:
         connection.execute(_DELETE_LABELS, {"of_task_id": task.id})
         _insert_labels(connection, changed)

@@ -9,11 +9,12 @@ from marshmallow import Schema
 from werkzeug.datastructures import Headers
 from werkzeug.http import quote_etag, remove_entity_headers
 
-from taskservice.database.rows import TaskAndLines, TaskRow
+from taskservice.database.rows import TaskAndLines, TaskRow, TaskVersion
 from taskservice.queries import logs as log_queries
 from taskservice.queries import task_json
 from taskservice.queries.task_json import WHOLE, Shape
 from taskservice.schemas import strict_json
+from taskservice.schemas.answers import NO_QUESTIONS, open_questions
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -77,11 +78,11 @@ def is_conditional(shape: Shape) -> bool:
     return "HTTP_IF_NONE_MATCH" in request.environ and not shape.expand
 
 
-def not_modified(version: int, shape: Shape) -> Response | None:
+def not_modified(seen: TaskVersion, shape: Shape) -> Response | None:
     """304 when the caller has this version of a task; else None."""
-    headers = _version_headers(version, shape)
+    headers = _version_headers(seen, shape)
     known = request.environ["HTTP_IF_NONE_MATCH"]
-    if known == headers["ETag"] or request.if_none_match.contains_weak(_etag(version, shape)):
+    if known == headers["ETag"] or request.if_none_match.contains_weak(_etag(seen, shape)):
         return Answer(status=304, headers=headers)
     return None
 
@@ -90,20 +91,23 @@ def versioned_task(row: TaskRow | TaskAndLines, shape: Shape) -> Response:
     """A task with its ETag; if it was read without lines, `shape` has none."""
     if shape.expand:
         return task(row, shape)
-    headers = _version_headers(row.version, shape)
+    headers = _version_headers(row, shape)
     lines = log_queries.lines_in(cast(TaskAndLines, row)) if shape.has_logs else None
     if lines is None:
         return task(row, shape, headers=headers)
     return Answer(task_json.with_lines(row, shape, lines), 200, headers, content_type=JSON)
 
 
-def _version_headers(version: int, shape: Shape) -> dict[str, str]:
-    etag = quote_etag(_etag(version, shape), weak=True)
+def _version_headers(seen: TaskVersion, shape: Shape) -> dict[str, str]:
+    etag = quote_etag(_etag(seen, shape), weak=True)
     return {"ETag": etag, "Cache-Control": "private, no-cache"}
 
 
-def _etag(version: int, shape: Shape) -> str:
-    return f"{version}-{shape.version}"
+def _etag(seen: TaskVersion, shape: Shape) -> str:
+    if seen.questions == NO_QUESTIONS:
+        return f"{seen.version}-{shape.version}"
+    # A question expires without a new version.
+    return f"{seen.version}-{shape.version}-{len(open_questions(seen.questions))}"
 
 
 def stream(

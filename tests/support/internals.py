@@ -28,6 +28,8 @@ PREFIX = "/api/v1"
 FITTING_BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/task/<task_id>/logs"): {"logs": ["a line"]},
     ("PUT", "/task/<task_id>/logs"): {"logs": ["a line"]},
+    ("POST", "/task/<task_id>/question"): {"message": "May I?"},
+    ("POST", "/task/<task_id>/question/<question_id>/answer"): {"action": "decline"},
 }
 
 

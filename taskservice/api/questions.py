@@ -1,0 +1,114 @@
+"""Routes of a task's questions: ask, list, get, answer, withdraw."""
+
+from typing import Any
+
+from flask import Blueprint, Response
+
+from taskservice.auth.authentication import caller
+from taskservice.contract.error_codes import (
+    NOT_CLAIMED,
+    QUESTION_CLOSED,
+    TASK_FINISHED,
+    TOO_MANY_QUESTIONS,
+)
+from taskservice.contract.terms import ANSWERED, OPEN
+from taskservice.queries import questions as question_queries
+from taskservice.schemas.answers import question_schema
+from taskservice.schemas.requests import AnswerQuestionSchema, AskSchema
+from taskservice.services import questions as question_service
+from taskservice.services.tasks import Idempotency
+from taskservice.web import long_poll, responses
+from taskservice.web.request import idempotency_key, json_body, operation
+
+blueprint = Blueprint("questions", __name__)
+
+ask_schema = AskSchema()
+answer_schema = AnswerQuestionSchema()
+
+
+@blueprint.get("/task/<task_id>/question")
+@operation("listQuestions", answers={200: [question_schema]})
+def list_all(task_id: str) -> Response:
+    """List a task's questions.
+
+    All of them, oldest first. The open ones are also in the task.
+    """
+    rows = question_queries.list_of_task(caller, task_id)
+    return responses.dump(question_schema, rows, many=True)
+
+
+@blueprint.post("/task/<task_id>/question")
+@operation(
+    "askQuestion",
+    reads=ask_schema,
+    headers=["Idempotency-Key", "Prefer"],
+    answers={201: question_schema},
+    answer_headers=["Preference-Applied", "Idempotency-Replayed"],
+    errors=[TASK_FINISHED, NOT_CLAIMED, TOO_MANY_QUESTIONS],
+)
+def ask(task_id: str) -> Response:
+    """Ask a question.
+
+    A running task that an agent has claimed may ask a person. While a question is open, the task
+    does not time out. With `Prefer: wait`, the answer comes when the question is no longer open.
+    """
+    body = json_body()
+    fields = ask_schema.load(body)
+    key = idempotency_key()
+    idempotency = None if key is None else Idempotency.of(key, body)
+    question, replayed = question_service.ask(caller, task_id, fields, idempotency)
+    ended = long_poll.until(lambda: question_queries.get(caller, task_id, question.id), _has_ended)
+    return responses.dump(question_schema, ended, 201, responses.replayed_header(replayed))
+
+
+@blueprint.get("/task/<task_id>/question/<question_id>")
+@operation(
+    "getQuestion",
+    headers=["Prefer"],
+    answers={200: question_schema},
+    answer_headers=["Preference-Applied"],
+)
+def get(task_id: str, question_id: str) -> Response:
+    """Get a question.
+
+    With `Prefer: wait`, the answer comes when it is no longer open.
+    """
+    question = long_poll.until(
+        lambda: question_queries.get(caller, task_id, question_id), _has_ended
+    )
+    return responses.dump(question_schema, question)
+
+
+def _has_ended(question: Any) -> bool:
+    return bool(question.state != OPEN)
+
+
+@blueprint.post("/task/<task_id>/question/<question_id>/answer")
+@operation(
+    "answerQuestion",
+    user_key=True,
+    body=answer_schema,
+    answers={200: question_schema},
+    errors=[QUESTION_CLOSED],
+    example={"state": ANSWERED, "answer": {"deploy": True}},
+)
+def answer(task_id: str, question_id: str, body: dict[str, Any]) -> Response:
+    """Answer a question.
+
+    The first answer counts; the same again changes nothing.
+    """
+    question = question_service.answer(
+        caller, task_id, question_id, body["action"], body.get("content")
+    )
+    return responses.dump(question_schema, question)
+
+
+@blueprint.delete("/task/<task_id>/question/<question_id>")
+@operation("withdrawQuestion", answers={200: question_schema}, errors=[QUESTION_CLOSED])
+def withdraw(task_id: str, question_id: str) -> Response:
+    """Withdraw a question.
+
+    Its agent no longer wants an answer.
+    """
+    question = question_service.withdraw(caller, task_id, question_id)
+    return responses.dump(question_schema, question)

@@ -1,0 +1,212 @@
+"""Questions: asked by agents, answered by people, withdrawn, and expired by upkeep."""
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, insert, select, update
+
+from taskservice.auth.caller import Caller
+from taskservice.contract.error_codes import (
+    IDEMPOTENCY_KEY_REUSED,
+    NOT_CLAIMED,
+    QUESTION_CLOSED,
+    TOO_MANY_QUESTIONS,
+)
+from taskservice.contract.terms import (
+    ANSWERED,
+    DECLINE,
+    DECLINED,
+    EXPIRED,
+    MAX_OPEN_QUESTIONS,
+    OPEN,
+    QUESTION_TIMEOUT,
+    RUNNING,
+    WITHDRAWN,
+)
+from taskservice.database import timestamps
+from taskservice.database.models import Question, Task
+from taskservice.database.rows import AnyRow, TaskRow
+from taskservice.database.transactions import moment_by, reading, retry_on_conflict, transaction
+from taskservice.database.types import Identifier
+from taskservice.problems import Problem, invalid, not_found
+from taskservice.queries.questions import COLUMNS, OF_TASK, ONE, has_expired
+from taskservice.schemas import elicitation, strict_json
+from taskservice.schemas.answers import question_schema
+from taskservice.services.tasks import HEARTBEAT, Idempotency, finished_problem, lock
+
+# How many questions one transaction of upkeep ends.
+BATCH = 50
+
+_ASK = insert(Question)
+_REPLAYED = select(*COLUMNS, Question.idempotency_digest).where(
+    Question.task_id == bindparam("task_id", type_=Identifier),
+    Question.idempotency_key == bindparam("idempotency_key"),
+)
+_CLOSE = update(Question).where(
+    Question.id == bindparam("of_question_id", type_=Identifier), Question.state == OPEN
+)
+_CHANGE_TASK = update(Task).where(Task.id == bindparam("of_task_id", type_=Identifier))
+_EXPIRED = select(Question.id, Question.task_id).where(has_expired).order_by(Question.expires_at)
+_LOCK_TASK = (
+    select(Task.id)
+    .where(Task.id == bindparam("task_id", type_=Identifier))
+    .with_for_update(skip_locked=True)
+)
+
+
+@retry_on_conflict
+def ask(
+    caller: Caller, task_id: str, fields: dict[str, Any], idempotency: Idempotency | None
+) -> tuple[AnyRow, bool]:
+    """Ask what AskSchema loaded; returns the question, and whether it existed already.
+
+    Raises 404, 409 unless the task runs and is claimed, or with too many open questions, and 422
+    for an idempotency key that was used with another body.
+    """
+    with transaction() as connection:
+        task = lock(connection, caller, task_id)
+        if idempotency is not None:
+            replayed = _replayed(connection, task, idempotency)
+            if replayed is not None:
+                return replayed, True
+        _check_may_ask(connection, task)
+        now = moment_by(connection)
+        seconds = fields.get("timeout")
+        timeout = QUESTION_TIMEOUT if seconds is None else seconds
+        question = {
+            "id": timestamps.new_id(),
+            "task_id": task.id,
+            "message": fields["message"],
+            "schema": strict_json.dumps(fields.get("schema") or elicitation.DEFAULT).decode(),
+            "state": OPEN,
+            "asked_at": now,
+            "expires_at": timestamps.moved(now, timeout) if timeout else None,
+            "idempotency_key": idempotency.key if idempotency else None,
+            "idempotency_digest": idempotency.digest if idempotency else None,
+        }
+        connection.execute(_ASK, question)
+        _store_open(connection, task.id)
+        return _get(connection, task.id, question["id"]), False
+
+
+def _check_may_ask(connection: Connection, task: TaskRow) -> None:
+    if task.status != RUNNING:
+        raise finished_problem(task)
+    if task.claimed_at is None:
+        raise Problem(409, "No agent has claimed the task", code=NOT_CLAIMED)
+    if len(_open(connection, task.id)) >= MAX_OPEN_QUESTIONS:
+        detail = f"The task has {MAX_OPEN_QUESTIONS} open questions already"
+        raise Problem(409, detail, code=TOO_MANY_QUESTIONS)
+
+
+def _replayed(connection: Connection, task: TaskRow, idempotency: Idempotency) -> AnyRow | None:
+    row = connection.execute(
+        _REPLAYED, {"task_id": task.id, "idempotency_key": idempotency.key}
+    ).one_or_none()
+    if row is not None and row.idempotency_digest != idempotency.digest:
+        errors = {"Idempotency-Key": ["Was used with another body."]}
+        raise invalid(errors, IDEMPOTENCY_KEY_REUSED)
+    return row
+
+
+def answer(
+    caller: Caller, task_id: str, question_id: str, action: str, content: dict[str, Any] | None
+) -> AnyRow:
+    """Answer or decline a question; the same again changes nothing.
+
+    Raises 404, 409 if it is no longer open, and 422 for an answer that does not fit its schema.
+    """
+    with transaction() as connection:
+        lock(connection, caller, task_id)
+        question = _get(connection, task_id, question_id)
+        if action == DECLINE:
+            return _close(connection, question, DECLINED, lambda: question.state == DECLINED)
+        given = content or {}
+
+        def is_same() -> bool:
+            return question.state == ANSWERED and _is_same(question.answer, given)
+
+        if question.state == OPEN:
+            schema = strict_json.loads(question.schema.encode())
+            errors = elicitation.problems_of_answer(schema, given)
+            if errors:
+                raise invalid(errors)
+        text = strict_json.dumps(given).decode()
+        return _close(connection, question, ANSWERED, is_same, answer=text)
+
+
+def withdraw(caller: Caller, task_id: str, question_id: str) -> AnyRow:
+    """Withdraw an open question; again changes nothing. Raises 404, and 409 if it has ended."""
+    with transaction() as connection:
+        lock(connection, caller, task_id)
+        question = _get(connection, task_id, question_id)
+        return _close(connection, question, WITHDRAWN, lambda: question.state == WITHDRAWN)
+
+
+def _close(
+    connection: Connection,
+    question: AnyRow,
+    state: str,
+    is_same: Callable[[], bool],
+    **values: Any,
+) -> AnyRow:
+    """End an open question of a task that this transaction has locked."""
+    if is_same():
+        return question
+    if question.state != OPEN:
+        raise Problem(
+            409,
+            f"The question is {question.state}",
+            code=QUESTION_CLOSED,
+            more={"question": question_schema.dump(question)},
+        )
+    connection.execute(_CLOSE.values(state=state, **values), {"of_question_id": question.id})
+    _store_open(connection, question.task_id)
+    return _get(connection, question.task_id, question.id)
+
+
+def _is_same(stored: str, given: dict[str, Any]) -> bool:
+    before = strict_json.loads(stored.encode())
+    return strict_json.canonical(before) == strict_json.canonical(given)
+
+
+def _get(connection: Connection, task_id: str, question_id: str) -> AnyRow:
+    here = {"task_id": task_id, "question_id": question_id}
+    question = connection.execute(ONE, here).one_or_none()
+    if question is None:
+        raise not_found("question")
+    return question
+
+
+def _open(connection: Connection, task_id: str) -> list[AnyRow]:
+    rows = connection.execute(OF_TASK, {"task_id": task_id})
+    return [row for row in rows if row.state == OPEN]
+
+
+def _store_open(connection: Connection, task_id: str) -> None:
+    """Write the open questions into the task, and begin its silence clock anew."""
+    questions = question_schema.dump(_open(connection, task_id), many=True)
+    values = {
+        "questions": strict_json.dumps(questions).decode(),
+        "updated_at": timestamps.now(),
+        "version": Task.version + 1,
+        **HEARTBEAT,
+    }
+    connection.execute(_CHANGE_TASK.values(values), {"of_task_id": task_id})
+
+
+def expire() -> bool:
+    """End some questions whose time has come; returns whether there may be more."""
+    with reading() as connection:
+        due = connection.execute(_EXPIRED.limit(BATCH)).all()
+    if not due:
+        return False
+    with transaction() as connection:
+        for question in due:
+            here = {"task_id": question.task_id}
+            # A task that is locked is being changed: the next round finds its question again.
+            if connection.execute(_LOCK_TASK, here).one_or_none() is not None:
+                closed = _CLOSE.values(state=EXPIRED)
+                connection.execute(closed, {"of_question_id": question.id})
+                _store_open(connection, question.task_id)
+    return len(due) == BATCH

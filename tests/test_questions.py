@@ -1,0 +1,316 @@
+"""Questions: an agent asks, a person answers, and the task goes on."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from taskservice.background.upkeep import Upkeep
+from tests.support.api_client import ApiClient, expect, problem
+from tests.support.concurrency import at_once
+from tests.support.internals import column, rows
+from tests.support.marks import one_database
+from tests.support.upkeep import fall_silent
+from tests.support.waiting import until
+
+Json = dict[str, Any]
+DEPLOY = {
+    "type": "object",
+    "properties": {
+        "deploy": {"type": "boolean", "title": "Deploy?"},
+        "when": {"type": "string", "format": "date-time"},
+        "where": {"type": "array", "items": {"type": "string", "enum": ["a", "b"]}},
+        "size": {"type": "string", "oneOf": [{"const": "s", "title": "Small"}]},
+    },
+    "required": ["deploy"],
+}
+
+
+@pytest.fixture
+def task(alice: ApiClient) -> Json:
+    return alice.start(claim=True)
+
+
+@pytest.fixture
+def upkeep(app: Flask, no_grace: None) -> Upkeep:
+    return Upkeep(app)
+
+
+def path(task: Json, question: Json | None = None) -> str:
+    return f"/task/{task['id']}/question" + (f"/{question['id']}" if question else "")
+
+
+def ask(person: ApiClient, task: Json, message: str = "Deploy?", **fields: Any) -> Json:
+    return dict(expect(person.post(path(task), json={"message": message, **fields}), 201))
+
+
+def answer(person: ApiClient, task: Json, question: Json, **content: Any) -> Any:
+    body = {"action": "accept", "content": content}
+    return person.post(f"{path(task, question)}/answer", json=body)
+
+
+def decline(person: ApiClient, task: Json, question: Json) -> Any:
+    return person.post(f"{path(task, question)}/answer", json={"action": "decline"})
+
+
+# --- asked -------------------------------------------------------------------------------
+
+
+def test_question_is_in_its_task_while_it_is_open(alice: ApiClient, task: Json) -> None:
+    question = ask(alice, task, schema=DEPLOY, timeout=60)
+    assert question["message"] == "Deploy?"
+    assert question["schema"] == DEPLOY
+    assert (question["state"], question["answer"]) == ("open", None)
+    asked, expires = (datetime.fromisoformat(question[each]) for each in ("askedAt", "expiresAt"))
+    assert expires - asked == timedelta(seconds=60)
+    assert alice.task(task)["questions"] == [question]
+    assert expect(alice.get("/task"), 200) == [alice.task(task)]
+    assert expect(alice.get(path(task)), 200) == [question]
+    assert expect(alice.get(path(task, question)), 200) == question
+    other = ask(alice, task, "And now?")
+    assert alice.task(task)["questions"] == [question, other]
+
+
+def test_question_wants_one_text_and_lasts_a_day_by_default(alice: ApiClient, task: Json) -> None:
+    question = ask(alice, task, schema=None, timeout=None)
+    assert question["schema"]["required"] == ["answer"]
+    asked, expires = (datetime.fromisoformat(question[each]) for each in ("askedAt", "expiresAt"))
+    assert expires - asked == timedelta(days=1)
+    assert ask(alice, task, timeout=0)["expiresAt"] is None
+
+
+def test_each_change_raises_the_version(alice: ApiClient, task: Json) -> None:
+    def etag() -> str:
+        return str(alice.get(f"/task/{task['id']}").headers["ETag"])
+
+    seen = [etag()]
+    question = ask(alice, task)
+    seen.append(etag())
+    expect(answer(alice, task, question, answer="yes"), 200)
+    seen.append(etag())
+    expect(alice.delete(path(task, ask(alice, task))), 200)
+    seen.append(etag())
+    assert len(set(seen)) == 4
+
+
+def test_only_a_running_task_that_is_claimed_may_ask(alice: ApiClient, task: Json) -> None:
+    waiting = alice.start()
+    refused = problem(alice.post(path(waiting), json={"message": "x"}), 409)
+    assert refused["code"] == "not_claimed"
+    alice.report(task, status="complete")
+    refused = problem(alice.post(path(task), json={"message": "x"}), 409)
+    assert refused["code"] == "task_finished"
+
+
+def test_task_has_at_most_eight_open_questions(alice: ApiClient, task: Json) -> None:
+    questions = [ask(alice, task) for _ in range(8)]
+    refused = problem(alice.post(path(task), json={"message": "x"}), 409)
+    assert refused["code"] == "too_many_questions"
+    expect(decline(alice, task, questions[0]), 200)
+    ask(alice, task)
+
+
+def test_asking_is_idempotent(alice: ApiClient, task: Json) -> None:
+    headers = {"Idempotency-Key": "k"}
+    first = alice.post(path(task), json={"message": "x"}, headers=headers)
+    again = alice.post(path(task), json={"message": "x"}, headers=headers)
+    assert expect(again, 201) == expect(first, 201)
+    assert again.headers["Idempotency-Replayed"] == "true"
+    other = alice.post(path(task), json={"message": "y"}, headers=headers)
+    assert problem(other, 422)["code"] == "idempotency_key_reused"
+    expect(answer(alice, task, first.json or {}, answer="yes"), 200)
+    replayed = alice.post(path(task), json={"message": "x"}, headers=headers)
+    assert expect(replayed, 201)["state"] == "answered"
+    assert len(expect(alice.get(path(task)), 200)) == 1
+
+
+UNFIT: list[tuple[Json, str]] = [
+    ({}, "message"), ({"message": ""}, "message"), ({"message": "x" * 4001}, "message"),
+    ({"timeout": -1}, "timeout"), ({"timeout": "1"}, "timeout"),
+    ({"schema": {}}, "schema"), ({"schema": []}, "schema"),
+    ({"schema": {"type": "object", "properties": {"a": {"type": "object"}}}}, "schema"),
+    ({"schema": {"type": "object", "properties": {"a": {"type": "string", "pattern": "a"}}}},
+     "schema"),
+    ({"schema": {"type": "object", "properties": {}, "additionalProperties": {}}}, "schema"),
+    ({"schema": {"type": "object", "properties": {"a": {"$ref": "#"}}}}, "schema"),
+    ({"schema": {"type": "object", "properties": {"a": {"type": "array"}}}}, "schema"),
+    ({"schema": {"type": "object", "properties": {}, "required": ["a"]}}, "schema"),
+    ({"schema": {"type": "object", "properties": {"a": {"type": "string", "maxLength": "x"}}}},
+     "schema"),
+    ({"schema": {"type": "object", "properties": {"a": {"type": "string", "format": "ipv4"}}}},
+     "schema"),
+]  # fmt: skip
+
+
+@one_database
+def test_unfit_question_is_422(alice: ApiClient, task: Json, subtests: pytest.Subtests) -> None:
+    for fields, name in UNFIT:
+        with subtests.test(str(fields)[:80]):
+            body = {"message": "x", **fields} if name != "message" else fields
+            assert list(problem(alice.post(path(task), json=body), 422)["errors"]) == [name]
+    assert alice.task(task)["questions"] == []
+
+
+# --- answered, declined, withdrawn -------------------------------------------------------
+
+
+def test_answer_is_kept_as_it_was_given(alice: ApiClient, task: Json) -> None:
+    question = ask(alice, task, schema=DEPLOY)
+    content = {"deploy": True, "where": ["b", "a"], "size": "s", "when": "2026-11-24T13:36:00Z"}
+    answered = expect(answer(alice, task, question, **content), 200)
+    assert answered == question | {"state": "answered", "answer": content}
+    assert expect(alice.get(path(task, question)), 200) == answered
+    assert alice.task(task)["questions"] == []
+
+
+def test_same_answer_again_is_200_and_another_one_is_409(alice: ApiClient, task: Json) -> None:
+    question = ask(alice, task)
+    first = expect(answer(alice, task, question, answer="yes"), 200)
+    assert expect(answer(alice, task, question, answer="yes"), 200) == first
+    refused = problem(answer(alice, task, question, answer="no"), 409)
+    assert refused["code"] == "question_closed"
+    problem(decline(alice, task, question), 409)
+    problem(alice.delete(path(task, question)), 409)
+
+
+def test_declined_and_withdrawn_questions_stay_so(alice: ApiClient, task: Json) -> None:
+    declined, withdrawn = ask(alice, task), ask(alice, task)
+    for _ in range(2):
+        assert expect(decline(alice, task, declined), 200)["state"] == "declined"
+        assert expect(alice.delete(path(task, withdrawn)), 200)["state"] == "withdrawn"
+    problem(answer(alice, task, declined, answer="yes"), 409)
+    problem(answer(alice, task, withdrawn, answer="yes"), 409)
+
+
+def test_answer_that_does_not_fit_names_its_fields(alice: ApiClient, task: Json) -> None:
+    question = ask(alice, task, schema=DEPLOY)
+    for content, name in (
+        ({"deploy": "yes"}, "content.deploy"), ({}, "content"),
+        ({"deploy": True, "x": 1}, "content"),
+        ({"deploy": True, "where": ["c"]}, "content.where.0"),
+        ({"deploy": True, "when": "soon"}, "content.when"),
+        ({"deploy": True, "size": "m"}, "content.size"),
+    ):  # fmt: skip
+        assert list(problem(answer(alice, task, question, **content), 422)["errors"]) == [name]
+    body = {"action": "decline", "content": {"deploy": True}}
+    problem(alice.post(f"{path(task, question)}/answer", json=body), 422)
+    problem(alice.post(f"{path(task, question)}/answer", json={"action": "maybe"}), 422)
+    assert alice.task(task)["questions"] == [question]
+
+
+def test_agent_asks_and_a_person_answers(alice: ApiClient) -> None:
+    agent = alice.agent_key()
+    task = agent.start()
+    question = ask(agent, task)
+    problem(answer(agent, task, question, answer="yes"), 403)
+    expect(answer(alice, task, question, answer="yes"), 200)
+    assert expect(agent.get(path(task, question)), 200)["answer"] == {"answer": "yes"}
+
+
+def test_question_of_another_user_does_not_exist(
+    alice: ApiClient, bob: ApiClient, task: Json
+) -> None:
+    question, other = ask(alice, task), alice.start(claim=True)
+    problem(bob.get(path(task)), 404)
+    for method, end in (("GET", ""), ("DELETE", ""), ("POST", "/answer")):
+        body = {"action": "decline"} if end else None
+        problem(bob.request(method, path(task, question) + end, json=body), 404)
+        problem(alice.request(method, path(other, question) + end, json=body), 404)
+    problem(alice.get(f"{path(task)}/no-uuid"), 404)
+
+
+def test_one_of_many_answers_at_once_counts(alice: ApiClient, task: Json) -> None:
+    question = ask(alice, task)
+    clients = [ApiClient(alice.app, alice.name, alice.key) for _ in range(6)]
+    answers = at_once(
+        [
+            partial(answer, client, task, question, answer=str(number))
+            for number, client in enumerate(clients)
+        ]
+    )
+    statuses = sorted(each.status_code for each in answers)
+    assert statuses == [200] + [409] * 5
+    winner = next(each.json for each in answers if each.status_code == 200)
+    assert expect(alice.get(path(task, question)), 200) == winner
+
+
+# --- waiting, expiry and the end ---------------------------------------------------------
+
+
+def test_asking_waits_for_the_answer(alice: ApiClient, task: Json) -> None:
+    asker = ApiClient(alice.app, alice.name, alice.key)
+    wait = {"Prefer": "wait=30"}
+    with ThreadPoolExecutor(2) as threads:
+        asked = threads.submit(asker.post, path(task), json={"message": "x"}, headers=wait)
+        question = until(lambda: alice.task(task)["questions"])[0]
+        reader = ApiClient(alice.app, alice.name, alice.key)
+        read = threads.submit(reader.get, path(task, question), headers=wait)
+        expect(answer(alice, task, question, answer="yes"), 200)
+        assert expect(asked.result(), 201)["answer"] == {"answer": "yes"}
+        assert expect(read.result(), 200)["answer"] == {"answer": "yes"}
+
+
+def test_question_is_an_event(alice: ApiClient, task: Json) -> None:
+    question = ask(alice, task)
+    alice.report(task, status="complete")
+    text = alice.get(f"/task/{task['id']}/events").text
+    assert question["id"] not in text
+    assert '"questions":[]' in text
+
+
+def test_end_of_the_task_withdraws_its_questions(alice: ApiClient, task: Json) -> None:
+    kept, left = ask(alice, task), ask(alice, task)
+    expect(answer(alice, task, kept, answer="yes"), 200)
+    assert alice.report(task, status="complete")["questions"] == []
+    states = [each["state"] for each in expect(alice.get(path(task)), 200)]
+    assert states == ["answered", "withdrawn"]
+    problem(answer(alice, task, left, answer="late"), 409)
+
+
+def test_deleted_task_has_no_questions(alice: ApiClient, task: Json, app: Flask) -> None:
+    ask(alice, task)
+    expect(alice.delete(f"/task/{task['id']}"), 200)
+    assert rows(app)["questions"] == []
+
+
+def test_question_expires_in_every_read_at_once(
+    alice: ApiClient, task: Json, app: Flask, upkeep: Upkeep
+) -> None:
+    question = ask(alice, task, timeout=1)
+    etag = alice.get(f"/task/{task['id']}").headers["ETag"]
+
+    def has_expired() -> bool:
+        seen = expect(alice.get(path(task, question)), 200)
+        return bool(seen == question | {"state": "expired"})
+
+    until(has_expired)
+    assert until(lambda: alice.task(task)["questions"] == [])
+    assert expect(alice.get("/task"), 200) == [alice.task(task)]
+    headers = {"If-None-Match": etag}
+    expect(alice.get(f"/task/{task['id']}", headers=headers), 200)
+    problem(answer(alice, task, question, answer="late"), 409)
+    version = column(app, task, "version")
+    upkeep.do_round()
+    assert column(app, task, "version") == version + 1
+    assert column(app, task, "questions") == "[]"
+
+
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_task_does_not_time_out_while_its_question_is_open(
+    alice: ApiClient, app: Flask, upkeep: Upkeep, timeout: int | None
+) -> None:
+    task = alice.start(claim=True, timeout=timeout)
+    question = ask(alice, task)
+    fall_silent(app, task, 10 * 86_400)
+    upkeep.do_round()
+    assert alice.task(task)["status"] == "running"
+    # Afterwards the silence is counted anew.
+    expect(answer(alice, task, question, answer="yes"), 200)
+    upkeep.do_round()
+    assert alice.task(task)["status"] == "running"
+    fall_silent(app, task, 10 * 86_400)
+    upkeep.do_round()
+    assert alice.task(task)["status"] == "error"
