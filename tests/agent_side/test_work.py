@@ -161,9 +161,11 @@ def test_worker_continues_after_another_programs_page(
         worker = work(machine, "true")
         assert worker.stderr is not None
         assert "waiting for tasks" in worker.stderr.readline()
-        assert "not as taskservice does; trying again" in worker.stderr.readline()
-        ((_, rest),) = stop(worker)
-    assert (worker.returncode, rest) == (0, "")
+        # On a busy machine a connection may break first.
+        while "not as taskservice does; trying again" not in (line := worker.stderr.readline()):
+            assert "trying again" in line
+        stop(worker)
+    assert worker.returncode == 0
 
 
 def test_program_gets_each_number_as_it_was_given(
