@@ -180,7 +180,7 @@ def rerun(task_id: str) -> Response:
     """Run a task again.
 
     Starts a new task with the same agent, name, callback, timeout and labels, and with the same
-    input unless another one is given. It waits for an agent to claim it, whoever asks.
+    input unless another one is given. It waits to be claimed, also if an agent asks.
     """
     body = json_body()
     fields = rerun_schema.load({} if body is None else body)

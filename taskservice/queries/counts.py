@@ -50,9 +50,9 @@ class Counted(NamedTuple, Generic[T]):
 def by_state(caller: Caller, selection: Selection, maximum: int) -> Counted[dict[str, int]]:
     """State -> how many tasks of the selection are in it; its own state is ignored.
 
-    A count stops at `maximum` where an index has all tasks of one state that fit, and that of
-    CLAIMED among so many that run. Other filters
-    are applied to the newest MAX_SEARCHED tasks, or to a set of candidates.
+    A count stops at `maximum` where an index has all tasks of one state that fit; that of CLAIMED
+    looks at `maximum` running tasks. Other filters are applied to the newest MAX_SEARCHED tasks, or
+    to a set of candidates.
     """
     selection = replace(selection, status=None, error_type=None, is_claimed=None, sort=NEWEST_FIRST)
     values = selections.values(caller, selection)

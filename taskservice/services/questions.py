@@ -7,7 +7,6 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 
 from taskservice.auth.caller import Caller
 from taskservice.contract.error_codes import (
-    IDEMPOTENCY_KEY_REUSED,
     NOT_CLAIMED,
     QUESTION_CLOSED,
     TOO_MANY_QUESTIONS,
@@ -103,9 +102,8 @@ def _replayed(connection: Connection, task: TaskRow, idempotency: Idempotency) -
     row = connection.execute(
         _REPLAYED, {"task_id": task.id, "idempotency_key": idempotency.key}
     ).one_or_none()
-    if row is not None and row.idempotency_digest != idempotency.digest:
-        errors = {"Idempotency-Key": ["Was used with another body."]}
-        raise invalid(errors, IDEMPOTENCY_KEY_REUSED)
+    if row is not None:
+        idempotency.check(row.idempotency_digest)
     return row
 
 

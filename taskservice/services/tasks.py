@@ -73,6 +73,12 @@ class Idempotency:
         asked = body if rerun_of is None else {"rerunOf": rerun_of, "body": body}
         return cls(key, hashlib.sha256(strict_json.canonical(asked)).hexdigest())
 
+    def check(self, digest: str) -> None:
+        """Raises 422 if the key was used for a request with another digest."""
+        if digest != self.digest:
+            errors = {"Idempotency-Key": ["Was used with another body."]}
+            raise invalid(errors, IDEMPOTENCY_KEY_REUSED)
+
 
 # The columns that a heartbeat changes. Both use the database's clock, as timeouts do, since this
 # machine's clock may differ.
@@ -233,9 +239,8 @@ def _replayed(connection: Connection, caller: Caller, idempotency: Idempotency) 
     row = connection.execute(
         _REPLAYED, {"user_id": caller.user_id, "idempotency_key": idempotency.key}
     ).one_or_none()
-    if row is not None and row.idempotency_digest != idempotency.digest:
-        errors = {"Idempotency-Key": ["Was used with another body."]}
-        raise invalid(errors, IDEMPOTENCY_KEY_REUSED)
+    if row is not None:
+        idempotency.check(row.idempotency_digest)
     return cast(TaskRow | None, row)
 
 
@@ -473,7 +478,7 @@ def detach_log(connection: Connection, task_id: str, seconds: float = 0.0) -> No
 def remove(connection: Connection, task_id: str, log_dropped_ago: float = 0.0) -> bool:
     """Delete a task that this transaction has locked; its log is dropped `log_dropped_ago` seconds.
 
-    False if it is still there: so many tasks refer to it that this takes another transaction.
+    False if it is still there: REFERENCES tasks or more refer to it, so call it again.
     """
     here = {"of_task_id": task_id}
     for referring, forget in _REFERENCES:

@@ -218,7 +218,7 @@ def append_over(
     start: datetime,
     pauses: list[float],
 ) -> None:
-    """Append lines as if each came so many seconds after the one before."""
+    """Append lines; `pauses` has the seconds between each and the one before."""
     at = [rfc3339(start + timedelta(seconds=seconds)) for seconds in accumulate(pauses)]
     person.append(task, *texts, at=at)
 

@@ -19,7 +19,7 @@ export function line(number) {
   return entry(number)?.text;
 }
 
-// When its agent printed a line, in milliseconds; null if nobody knows, undefined if not loaded.
+// When its agent printed a line, in milliseconds; null if it has no time, undefined if it is not loaded.
 export function timeOf(number) {
   return entry(number)?.at;
 }

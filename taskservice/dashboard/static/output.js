@@ -15,7 +15,7 @@ const OPEN_DEPTH = 2;
 // The beginning by which a text is judged.
 const SAMPLE = 20_000;
 const SEARCH_MS = 250;
-// Of a long text a search shows these many characters around each match, of at most so many.
+// In a long text, a search shows AROUND characters on both sides of the first MAX_PASSAGES matches.
 const AROUND = 200;
 const MAX_PASSAGES = 100;
 const MAX_HIGHLIGHTS = 1_000;
