@@ -1,4 +1,4 @@
-"""`taskservice db`: upgrade, check and back up the database."""
+"""`taskservice db`: upgrade, check, back up and restore the database."""
 
 import signal
 import sys
@@ -14,11 +14,12 @@ from taskservice.contract.terminal import exit_with_error, print_json, print_lin
 from taskservice.database import migrations
 from taskservice.operations import database_check
 from taskservice.operations.backup import BackupError, backup
+from taskservice.operations.restore import RestoreError, restore
 
 
 @click.group("db")
 def command() -> None:
-    """The database: upgrade, check and back it up."""
+    """The database: upgrade, check, back up and restore it."""
 
 
 @command.command("upgrade", epilog=examples("taskservice db upgrade"))
@@ -52,8 +53,7 @@ def back_up(file: Path, force: bool) -> None:
     """Copy the SQLite database to FILE, also while the service runs, and verify the copy."""
     config = load_config()
     address = make_url(config.DATABASE_URL)
-    # Like Ctrl-C: an unfinished copy is removed.
-    signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
+    _stop_at_sigterm()
     if address.get_backend_name() != "sqlite":
         exit_with_error("this is for SQLite; back up PostgreSQL with pg_dump", 2)
     try:
@@ -63,6 +63,41 @@ def back_up(file: Path, force: bool) -> None:
         exit_with_error(str(error))
     print_line(f"{file}: {file.stat().st_size} bytes, revision {revision}, verified")
     _remark_on_secret_key(config)
+
+
+@command.command("restore", epilog=examples("taskservice db restore /backup/taskservice.db"))
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace the database, and keep the old one aside.")
+def restore_(file: Path, force: bool) -> None:
+    """Put the backup FILE in the place of the SQLite database, while nothing uses it.
+
+    FILE is verified first, and migrated to the newest revision afterwards.
+    """
+    config = load_config()
+    address = make_url(config.DATABASE_URL)
+    _stop_at_sigterm()
+    if address.get_backend_name() != "sqlite":
+        exit_with_error("this is for SQLite; restore PostgreSQL with pg_restore", 2)
+    try:
+        restored = restore(address, file, force)
+    except RestoreError as error:
+        exit_with_error(str(error))
+    size, contents = Path(address.database or "").stat().st_size, restored.contents
+    print_line(
+        f"{address.database}: {size} bytes, revision {contents.revision}, {contents.tasks} tasks"
+    )
+    if restored.replaced:
+        remark(f"the database before is {restored.replaced}")
+    if not config.SECRET_KEY:
+        remark(
+            f"put the secret_key that was kept with the backup at {config.secret_key_file}; "
+            "with a new key, everyone signs in to the dashboard again"
+        )
+
+
+def _stop_at_sigterm() -> None:
+    """As Ctrl-C does: an unfinished copy is removed."""
+    signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
 
 
 def _remark_on_secret_key(config: Config) -> None:
