@@ -201,6 +201,18 @@ def test_answer_that_does_not_fit_names_its_fields(alice: ApiClient, task: Json)
     assert alice.task(task)["questions"] == [question]
 
 
+def test_numbers_are_kept_exactly(alice: ApiClient, task: Json) -> None:
+    number = {"type": "number", "minimum": 12345678901234567890}
+    wanted = {"type": "object", "properties": {"number": number}}
+    question = ask(alice, task, schema=wanted)
+    assert question["schema"] == wanted
+    problem(answer(alice, task, question, number=12345678901234567889), 422)
+    text = '{"action": "accept", "content": {"number": 22345678901234567890.123456789}}'
+    headers = {"Content-Type": "application/json"}
+    response = alice.post(f"{path(task, question)}/answer", data=text, headers=headers)
+    assert '"answer":{"number":22345678901234567890.123456789}' in response.text
+
+
 def test_agent_asks_and_a_person_answers(alice: ApiClient) -> None:
     agent = alice.agent_key()
     task = agent.start()

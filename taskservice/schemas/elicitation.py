@@ -1,5 +1,6 @@
 """The schema of a question: what MCP's elicitation allows, and whether an answer fits it."""
 
+import json
 from typing import Any
 
 from taskservice.schemas import strict_json
@@ -78,7 +79,7 @@ def _problem_of_values(schema: dict[str, Any]) -> str | None:
     import jsonschema_rs
 
     try:
-        jsonschema_rs.Draft202012Validator(schema)
+        jsonschema_rs.Draft202012Validator(_plain(schema))
     except ValueError as error:
         return f"Not a JSON Schema: {error.args[0]}"
     return None
@@ -88,10 +89,15 @@ def problems_of_answer(schema: dict[str, Any], content: dict[str, Any]) -> dict[
     """`content.<name>` -> why this value does not fit; empty if the answer does."""
     import jsonschema_rs
 
-    closed = {**schema, "additionalProperties": False}
+    closed = _plain({**schema, "additionalProperties": False})
     validator = jsonschema_rs.Draft202012Validator(closed, validate_formats=True)
     found: dict[str, list[str]] = {}
-    for error in validator.iter_errors(content):
+    for error in validator.iter_errors(_plain(content)):
         name = ".".join(map(str, ["content", *error.instance_path]))
         found.setdefault(name, []).append(error.message)
     return found
+
+
+def _plain(value: Any) -> Any:
+    """The value with numbers of Python, where `strict_json` keeps a long one as its text."""
+    return json.loads(strict_json.dumps(value))
