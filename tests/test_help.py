@@ -54,7 +54,8 @@ def test_help_has_examples_that_the_command_takes(
     words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("input.json").write_text("{}")
+    for name in ("input.json", "schema.json"):
+        Path(name).write_text("{}")
     command = commands()[words]
     context = click.Context(command, info_name=f"taskservice {words}")
     _, _, examples = command.get_help(context).partition("Example")

@@ -12,6 +12,7 @@ ON_THE_AGENTS_SIDE = {
     "run": "taskservice.cli.run",
     "work": "taskservice.cli.work",
     "progress": "taskservice.cli.progress",
+    "ask": "taskservice.cli.ask",
     "task": "taskservice.cli.task",
     "agent": "taskservice.cli.agent",
     "listen": "taskservice.cli.listen",

@@ -29,6 +29,17 @@ class JsonInput(click.ParamType[dict[str, Any]]):
         return given
 
 
+class JsonFile(JsonInput):
+    """A file that has a JSON object; - reads stdin."""
+
+    name = "file"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, Any]:
+        return super().convert(f"@{value}", param, ctx)
+
+
 def _read(path: str) -> bytes:
     """What a file has, but no more than tells that it is too long."""
     if path == "-":

@@ -4,17 +4,18 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
+from functools import partial
 from itertools import islice
 from typing import Any, NoReturn
 
 import click
 
-from taskservice.cli import task_text
+from taskservice.cli import answer, question_text, task_text
 from taskservice.cli.json_input import json_input
 from taskservice.cli.options import Duration, Label, Text, examples, json_lines, json_object
 from taskservice.cli.service_client import service_client
 from taskservice.cli.task_ids import agent_ids, find_agent_id, find_task_id
-from taskservice.client import Client, NotFound, Task
+from taskservice.client import Client, NotFound, Question, Task
 from taskservice.client.answers import SHORT_FIELDS
 from taskservice.client.client import PAGE_TASKS
 from taskservice.client.tasks import Line
@@ -58,6 +59,9 @@ def command() -> None:
 
     TASK_ID may be the beginning of a task's id, if no other task begins so.
     """
+
+
+command.add_command(answer.command)
 
 
 @command.command(
@@ -198,7 +202,7 @@ def show(task_id: str, as_json: bool) -> None:
         if as_json:
             print_json(task.data)
         else:
-            for line in task_text.details(task):
+            for line in (*task_text.details(task), *question_text.open_questions(task)):
                 print_line(line)
 
 
@@ -230,8 +234,9 @@ def logs(task_id: str, times: bool, as_json: bool) -> None:
 def follow(task_id: str, times: bool, as_json: bool) -> None:
     """Print the log as it grows, until the task ends.
 
-    The exit code tells the outcome: 0 complete, 1 failed, 3 cancelled, 4 timeout, 5 deleted
-    or unknown; 69 if the service does not answer.
+    What its agent asks is printed too, on stderr, with the command that answers. The exit code
+    tells the outcome: 0 complete, 1 failed, 3 cancelled, 4 timeout, 5 deleted or unknown; 69 if
+    the service does not answer.
     """
     _follow(task_id, times, as_json)
 
@@ -297,7 +302,8 @@ def _follow(task_id: str, times: bool, as_json: bool) -> NoReturn:
         except NotFound as error:
             exit_with_error(str(error), DELETED)
         try:
-            for line in task.follow(times=times or as_json):
+            lines = task.follow(times=times or as_json, on_question=partial(_print_question, task))
+            for line in lines:
                 _print_log_line(line, times, as_json)
         except NotFound:
             exit_with_error("The task was deleted", DELETED)
@@ -305,6 +311,11 @@ def _follow(task_id: str, times: bool, as_json: bool) -> NoReturn:
             sys.exit(INTERRUPTED)
     print_json(task.data) if as_json else print_line(task_text.outcome(task), err=True)
     sys.exit(OUTCOMES.get(task.error["type"], 1) if task.error else 0)
+
+
+def _print_question(task: Task, question: Question) -> None:
+    for line in question_text.question(task, question):
+        print_line(line, err=True)
 
 
 def _print_log_line(line: Line, times: bool, as_json: bool) -> None:

@@ -4,11 +4,13 @@ import json
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from taskservice.client import Task
+from taskservice.client import Question, Task
 from taskservice.contract.terms import RUNNING
 
 # The fields that a table needs: an output can be long.
-ROW_FIELDS = "id,name,agentId,createdAt,claimedAt,logCount,status,error,progress,note,labels"
+ROW_FIELDS = (
+    "id,name,agentId,createdAt,claimedAt,logCount,status,error,progress,note,labels,questions"
+)
 # A narrow terminal cuts off the last ones.
 HEADER = ("ID", "STATUS", "STARTED", "AGENT", "NAME", "NOTE", "LABELS", "LINES")
 # These are left out where no task has any.
@@ -29,7 +31,7 @@ def table(tasks: Sequence[Task]) -> list[list[str]]:
 
 def _row(task: Task, length: int) -> tuple[str, ...]:
     data = task.data
-    note = _first_line(task.error["message"]) if task.error else _progress(task)
+    note = _first_line(task.error["message"]) if task.error else _note(task)
     lines = f"{data['logCount']:>{len('LINES')}}"
     started = local_time(data["createdAt"])
     labels = labels_text(task)
@@ -83,6 +85,16 @@ def state(task: Task) -> str:
 
 def labels_text(task: Task) -> str:
     return " ".join(f"{key}={value}" for key, value in task.labels.items())
+
+
+def _note(task: Task) -> str:
+    """What its agent asks, else how far it is."""
+    return asks(task.questions[0]) if task.questions else _progress(task)
+
+
+def asks(question: Question) -> str:
+    """A question on one line."""
+    return f"asks: {' '.join(question['message'].split())}"
 
 
 def _progress(task: Task) -> str:

@@ -9,8 +9,12 @@ from taskservice.client.errors import (
     Invalid,
     InvalidKey,
     LinesMissing,
+    NoAnswer,
     NotFound,
     NotTheService,
+    QuestionDeclined,
+    QuestionExpired,
+    QuestionWithdrawn,
     Refused,
     SettingError,
     TaskCancelled,
@@ -23,6 +27,7 @@ from taskservice.client.errors import (
     Unreadable,
 )
 from taskservice.client.handler import TaskHandler
+from taskservice.client.questions import Question
 from taskservice.client.tasks import Failure, Line, Task
 from taskservice.contract.terms import ErrorType, Status
 
@@ -38,8 +43,13 @@ __all__ = [
     "InvalidKey",
     "Line",
     "LinesMissing",
+    "NoAnswer",
     "NotFound",
     "NotTheService",
+    "Question",
+    "QuestionDeclined",
+    "QuestionExpired",
+    "QuestionWithdrawn",
     "Refused",
     "SettingError",
     "Status",

@@ -28,7 +28,14 @@ from taskservice.client.errors import (
 from taskservice.contract import http_headers
 from taskservice.contract.error_codes import NOT_FOUND
 from taskservice.contract.terminal import without_user_info
-from taskservice.contract.terms import CANCELLED, MAX_LOG, PROBLEM_TYPE, STATUSES
+from taskservice.contract.terms import (
+    ANSWERED,
+    CANCELLED,
+    MAX_LOG,
+    PROBLEM_TYPE,
+    QUESTION_STATES,
+    STATUSES,
+)
 
 JSON = "application/json"
 
@@ -119,11 +126,15 @@ def _list_of(check: Check) -> Check:
     return lambda value: isinstance(value, list) and all(map(check, value))
 
 
-def _object_with(members: Mapping[str, Check]) -> Check:
-    """An object that has at least these members."""
+def _object_with(
+    members: Mapping[str, Check], optional: Mapping[str, Check] | None = None
+) -> Check:
+    """An object that has at least these members; what it has of `optional` fits too."""
+    more = optional or {}
     return lambda value: (
         isinstance(value, dict)
         and all(name in value and check(value[name]) for name, check in members.items())
+        and all(check(value[name]) for name, check in more.items() if name in value)
     )
 
 
@@ -135,13 +146,34 @@ def _map_of(check: Check) -> Check:
 _is_object = _object_with({})
 _is_status = _one_of(*STATUSES)
 _ERROR = _null_or(_object_with({"type": _is_text, "message": _is_text}))
-_QUESTION: dict[str, Check] = {
-    **dict.fromkeys(("id", "message", "state"), _is_text),
-    "schema": _is_object,
-    "askedAt": _is_moment,
-    "expiresAt": _null_or(_is_moment),
-    "answer": _null_or(_is_object),
+_CHOICES: dict[str, Check] = {
+    "enum": _list_of(_is_json),
+    **dict.fromkeys(("oneOf", "anyOf"), _list_of(_object_with({"const": _is_json}))),
 }
+_PROPERTY = _object_with(
+    {"type": _is_text},
+    _CHOICES
+    | {"items": _object_with({}, _CHOICES)}
+    | dict.fromkeys(("title", "description"), _is_text),
+)
+_QUESTION = _object_with(
+    {
+        **dict.fromkeys(("id", "message"), _is_text),
+        "state": _one_of(*QUESTION_STATES),
+        "schema": _object_with(
+            {"properties": _map_of(_PROPERTY)}, {"required": _list_of(_is_text)}
+        ),
+        "askedAt": _is_moment,
+        "expiresAt": _null_or(_is_moment),
+        "answer": _null_or(_is_object),
+    }
+)
+
+
+def _is_question(value: Any) -> bool:
+    return _QUESTION(value) and (value["state"] == ANSWERED) == (value["answer"] is not None)
+
+
 _TASK: dict[str, Check] = {
     **dict.fromkeys(("id", "name", "agentId", "userId"), _is_text),
     **dict.fromkeys(("createdAt", "updatedAt"), _is_moment),
@@ -153,7 +185,7 @@ _TASK: dict[str, Check] = {
     "error": _ERROR,
     "progress": _null_or(_is_share),
     "labels": _map_of(_is_text),
-    "questions": _list_of(_object_with(_QUESTION)),
+    "questions": _list_of(_is_question),
     **dict.fromkeys(("endedBy", "note", "parentId", "rerunOf", "callback"), _null_or(_is_text)),
 }
 # All fields but the log, which can be long.
@@ -186,6 +218,8 @@ LOG_PAGE = Shape(
 LOG_PAGE_WITH_TIMES = Shape(
     (200,), lambda page: LOG_PAGE.is_good(page) and _has_times(page), MAX_LIST_BYTES
 )
+QUESTION = Shape((200, 201), _is_question)
+QUESTIONS = Shape((200,), _list_of(_is_question), MAX_LIST_BYTES)
 AGENT = Shape((200, 201), _object_with({"id": _is_text}))
 AGENTS = Shape((200,), _list_of(_object_with({"id": _is_text})), MAX_LIST_BYTES)
 FULL_AGENTS = Shape((200,), _list_of(_object_with(_AGENT)), MAX_LIST_BYTES)

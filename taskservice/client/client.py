@@ -13,9 +13,15 @@ from taskservice.client.agents import Agent
 from taskservice.client.answers import SHORT_FIELDS
 from taskservice.client.current_task import own_task_id
 from taskservice.client.errors import Invalid, UnexpectedAnswer
-from taskservice.client.http import PATIENCE_SECONDS, Connection
+from taskservice.client.http import (
+    PATIENCE_SECONDS,
+    REPEAT_SECONDS,
+    WAIT_SECONDS,
+    Connection,
+    pause_before_repeat,
+)
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, heartbeat_for
-from taskservice.client.tasks import REPEAT_SECONDS, WAIT_SECONDS, Task, pause_before_repeat
+from taskservice.client.tasks import Task
 from taskservice.contract.terms import ErrorType, Sort, Status
 
 PAGE_TASKS = 100

@@ -105,6 +105,37 @@ class Unavailable(Refused):
         self.retry_after = retry_after
 
 
+class NoAnswer(TaskServiceError):
+    """A question that will get no answer; `question` is its JSON."""
+
+    sentence = "The question got no answer"
+
+    def __init__(self, question: Mapping[str, Any]) -> None:
+        super().__init__(question)
+        self.question = question
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+class QuestionDeclined(NoAnswer):
+    """A person has declined the question."""
+
+    sentence = "The question was declined"
+
+
+class QuestionExpired(NoAnswer):
+    """Nobody has answered the question within its timeout."""
+
+    sentence = "Nobody has answered the question in time"
+
+
+class QuestionWithdrawn(NoAnswer):
+    """The question was withdrawn by another program; the task runs on."""
+
+    sentence = "The question was withdrawn"
+
+
 # Another attempt may succeed.
 RETRYABLE = (Unreachable, UnexpectedAnswer, Unavailable)
 

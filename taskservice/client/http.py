@@ -38,8 +38,11 @@ LONGEST_DELAY = 5.0
 _PART_BYTES = 64 * 1024
 # The longest pause, whatever `Retry-After` says.
 MAX_PAUSE = 3600.0
-# The longest wait that the service allows.
+# The longest wait that the service allows, and the usual one.
 MAX_WAIT = 60
+WAIT_SECONDS = 30
+# If the service answers a waiting request immediately, the next one is sent after this time.
+REPEAT_SECONDS = 1.0
 # How many seconds a call is retried before it fails, by default.
 PATIENCE_SECONDS = 60.0
 
@@ -204,6 +207,13 @@ def pause_after(error: TaskServiceError, delay: float) -> float:
     """Seconds until the next attempt: `delay`, or more where the service asks for more."""
     asked = error.retry_after if isinstance(error, Unavailable) else None
     return max(delay, min(asked or 0, MAX_PAUSE))
+
+
+def pause_before_repeat(asked_at: float) -> None:
+    """Wait until a second after the last request: the service may have answered at once."""
+    pause = asked_at + REPEAT_SECONDS - time.monotonic()
+    if pause > 0:
+        time.sleep(pause)
 
 
 def _checked_url(url: str) -> str:

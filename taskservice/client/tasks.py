@@ -6,20 +6,21 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count, repeat
 from types import TracebackType
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, overload
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
-from taskservice.client import answers, api, at_exit, clock, log_text
+from taskservice.client import answers, api, at_exit, clock, log_text, questions
 from taskservice.client.errors import TaskServiceError, Unreachable
-from taskservice.client.http import Connection
+from taskservice.client.http import WAIT_SECONDS, Connection, pause_before_repeat
 from taskservice.client.memory_queue import MemoryQueue
 from taskservice.client.output import Output, check_output, json_members
 from taskservice.client.progress import ProgressSender
 from taskservice.client.progress import changes as changes_of_progress
+from taskservice.client.questions import LOOK_SECONDS, Question, QuestionNews
 from taskservice.client.sender import CHECK_TIMEOUT, HEARTBEAT_SECONDS, Sender
 from taskservice.contract.terms import (
     API_PREFIX,
@@ -32,10 +33,6 @@ from taskservice.contract.terms import (
 )
 from taskservice.contract.threads import try_start
 
-# How many seconds one request may wait for something new; the service allows 60.
-WAIT_SECONDS = 30
-# If the service answers a waiting request immediately, the next one is sent after this time.
-REPEAT_SECONDS = 1.0
 # How often a program that waits for its sender checks whether to keep waiting.
 _POLL_SECONDS = 0.2
 logger = logging.getLogger(__name__)
@@ -158,6 +155,12 @@ class Task:
         return labels
 
     @property
+    def questions(self) -> list[Question]:
+        """The questions of its agent that are open, oldest first."""
+        found: list[Question] = self.data["questions"]
+        return found
+
+    @property
     def input(self) -> Mapping[str, Any]:
         given: Mapping[str, Any] = self.data["input"]
         return given
@@ -222,6 +225,38 @@ class Task:
             "PATCH", f"/task/{self.id}", answers.task("id"),
             params={"fields": "id"}, json=progress, timeout=CHECK_TIMEOUT,
         )  # fmt: skip
+
+    @overload
+    def ask(
+        self, message: str, *, timeout: int | None = None, choices: Sequence[str] | None = None
+    ) -> str: ...
+
+    @overload
+    def ask(
+        self, message: str, schema: Mapping[str, Any], timeout: int | None = None
+    ) -> dict[str, Any]: ...
+
+    def ask(
+        self,
+        message: str,
+        schema: Mapping[str, Any] | None = None,
+        timeout: int | None = None,
+        *,
+        choices: Sequence[str] | None = None,
+    ) -> str | dict[str, Any]:
+        """Ask a person, and wait for the answer: a text, with `choices` one of them.
+
+        With a `schema`, a JSON Schema object with a few simple properties, it is an object that
+        fits it. The wait goes on while the service is away. `timeout` is in seconds: a day by
+        default, 0 for no limit. Raises QuestionDeclined or QuestionExpired, and what `log` raises
+        when the program should stop; what interrupts the wait withdraws the question.
+        """
+        if schema is not None and choices is not None:
+            raise ValueError("a question has either a schema or choices")
+        wanted = questions.schema_of_choices(choices) if choices is not None else schema
+        asked = questions.ask(self._connection, self.id, message, wanted, timeout, self._pause)
+        answer = asked["answer"] or {}
+        return answer if schema is not None else str(answer["answer"])
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -419,18 +454,27 @@ class Task:
                 return
             after = page["next"]
 
-    def follow(self, after: int = 0, times: bool = False) -> Iterator[Line]:
+    def follow(
+        self,
+        after: int = 0,
+        times: bool = False,
+        on_question: Callable[[Question], None] | None = None,
+    ) -> Iterator[Line]:
         """The lines from number `after` + 1 on, each as it arrives, until the task ends.
 
         Resumes after a broken connection or a restart of the service; each line comes once.
-        Afterwards `status`, `error` and `output` are those of the end. Raises NotFound when
-        the task is deleted.
+        `on_question` is called with each question that opens. Afterwards `status`, `error` and
+        `output` are those of the end. Raises NotFound when the task is deleted.
         """
         query = _query_of_lines(times)
+        news = None if on_question is None else QuestionNews(on_question)
+        wait = WAIT_SECONDS if news is None else LOOK_SECONDS
         while True:
             asked_at = time.monotonic()
-            page = self._page(query | {"after": str(after)}, WAIT_SECONDS)
+            page = self._page(query | {"after": str(after)}, wait)
             yield from _numbered(page)
+            if news is not None and page["status"] == RUNNING:
+                news.look(lambda: self.refresh().questions)
             if not page["logs"] and page["status"] != RUNNING:
                 self.refresh()
                 return
@@ -444,6 +488,18 @@ class Task:
             "GET", f"/task/{self.id}/logs", shape, params=query, wait=wait
         ).data
         return page
+
+    def answer(self, question_id: str, content: Mapping[str, Any]) -> Question:
+        """Answer an open question of its agent, with an object that fits its schema.
+
+        The first answer counts: raises Conflict after another one. Raises Invalid for one that
+        does not fit.
+        """
+        return questions.answer(self._connection, self.id, question_id, content)
+
+    def decline(self, question_id: str) -> Question:
+        """Decline an open question of its agent. Raises Conflict if it is no longer open."""
+        return questions.answer(self._connection, self.id, question_id, None)
 
     def cancel(self) -> "Task":
         """Cancel it: it becomes an `error` of type `cancelled`, and its agent is told."""
@@ -474,13 +530,6 @@ def _unpickle(kind: type[Task], state: dict[str, Any]) -> Task:
     task.__dict__ |= state
     task.reset()
     return _copies.setdefault(state["_copy_id"], task)
-
-
-def pause_before_repeat(asked_at: float) -> None:
-    """Wait until a second after the last request: the service may have answered at once."""
-    pause = asked_at + REPEAT_SECONDS - time.monotonic()
-    if pause > 0:
-        time.sleep(pause)
 
 
 def _query_of_lines(times: bool) -> dict[str, str]:

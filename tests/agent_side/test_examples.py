@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,20 @@ def test_documented_shell_agent(remote_alice: RemoteClient, agents_terminal: Ter
     task = the_task(remote_alice)
     assert task["logs"] == ["line 1", "line 2", "line 3", '{"sum": 6}']
     assert (task["status"], task["output"]) == ("complete", {"sum": 6})
+
+
+def test_documented_question(
+    remote_alice: RemoteClient, agents_terminal: Terminal, machine: AgentMachine
+) -> None:
+    (block,) = blocks(DOCUMENT, "ask: shell")
+    agents_terminal.run(f"cat > deploy.sh <<'END'\n{block}\nEND")
+    with ThreadPoolExecutor(1) as threads:
+        command = "taskservice run --agent deployer -- sh deploy.sh"
+        ended = threads.submit(agents_terminal.run, command)
+        task = until(lambda: [each for each in tasks(remote_alice) if each["questions"]])[0]
+        assert machine.run("task", "answer", task["id"], "yes").returncode == 0
+        ended.result()
+    assert the_task(remote_alice)["logs"][-1] == "deploying"
 
 
 def test_documented_python_agent(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from taskservice.client import Client, Task, TaskServiceError, Unavailable, UnexpectedAnswer
+from taskservice.client.questions import ask, list_questions
 from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, has_ended, the_task
@@ -61,6 +62,12 @@ STRANGE = {
 strange_answers = pytest.mark.parametrize("strange", STRANGE.values(), ids=STRANGE)
 
 
+EXAMPLE: dict[str, object] = {
+    "id": "1", "message": "x", "schema": {"properties": {}}, "state": "open",
+    "askedAt": played.MOMENT, "expiresAt": None, "answer": None,
+}  # fmt: skip
+
+
 def a_task(client: Client) -> Task:
     return Task(client.connection, played.a_task())
 
@@ -86,6 +93,9 @@ CALLS: dict[str, Callable[[Client], object]] = {
     "register": lambda client: client.register("a"),
     "rerun": lambda client: a_task(client).rerun(),
     "lines with times": lambda client: list(a_task(client).lines(times=True)),
+    "ask": lambda client: ask(client.connection, "1", "x", timeout=1),
+    "answer": lambda client: a_task(client).answer("1", {"answer": "x"}),
+    "questions": lambda client: list_questions(client.connection, "1"),
     "agents": lambda client: client.agents(health=True),
     "delete an agent": lambda client: client.delete_agent("a"),
 }
@@ -107,6 +117,13 @@ def test_strange_answer_is_one_sentence(call: Callable[[Client], object]) -> Non
     [
         {"labels": {"env": 1}}, {"labels": None}, {"progress": 1.5}, {"progress": True},
         {"note": 1}, {"endedBy": 1}, {"parentId": 1}, {"rerunOf": []},
+        {"questions": None}, {"questions": [{}]},
+        *({"questions": [EXAMPLE | {name: wrong}]} for name, wrong in (
+            ("state", "maybe"), ("state", "answered"), ("answer", {}), ("schema", {}),
+            ("schema", {"properties": {"a": {}}}), ("message", None),
+            ("schema", {"properties": {"a": {"type": "string", "enum": 1}}}),
+            ("schema", {"properties": {"a": {"type": "array", "items": {"anyOf": [1]}}}}),
+        )),
         {"createdAt": "9999-12-31T23:59:59Z"},  # it may have no local time
     ],
 )  # fmt: skip
@@ -367,7 +384,8 @@ def test_command_reports_a_strange_answer_in_one_line(
         for command in (
             "task show 1", "task list", "task follow 1", "task cancel 1", "task delete 1",
             "task start --agent a", "task logs 1", "task rerun x", "agent list", "agent add a",
-            "agent delete a", "listen --forward http://127.0.0.1:9/", "run --resend",
+            "agent delete a", "task answer 1 x", "run --resend",
+            "listen --forward http://127.0.0.1:9/",
         ):  # fmt: skip
             with subtests.test(command):
                 result = machine.run(*command.split())

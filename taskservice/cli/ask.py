@@ -1,0 +1,116 @@
+"""`taskservice ask`: a program asks a person, and waits for the answer."""
+
+import json
+import signal
+import sys
+import time
+from typing import Any
+
+import click
+
+from taskservice.cli.json_input import JsonFile
+from taskservice.cli.options import Duration, Text, examples
+from taskservice.cli.service_client import WRONG_SETTING, service_client
+from taskservice.client import (
+    Client,
+    Invalid,
+    NoAnswer,
+    NotFound,
+    QuestionDeclined,
+    QuestionExpired,
+    TaskFinished,
+    current_task,
+    questions,
+)
+from taskservice.contract.terminal import exit_with_error, print_json, print_log_line, remark
+from taskservice.contract.terms import MAX_TIMEOUT, QUESTION_TIMEOUT
+
+# The exit codes; click uses 2 for wrong arguments.
+NO_ANSWER_CODES = {QuestionDeclined: 1, QuestionExpired: 3}
+TASK_ENDED = 4
+UNAVAILABLE = 69  # EX_UNAVAILABLE in sysexits.h
+INTERRUPTED = 128 + signal.SIGINT
+
+
+@click.command(
+    "ask",
+    epilog=examples(
+        'taskservice ask "Which branch?"',
+        'taskservice ask "Deploy?" --choice yes --choice no --timeout 1h',
+        'taskservice ask "Delete 34 files?" --schema schema.json',
+    ),
+)
+@click.argument("message", type=Text())
+@click.option(
+    "--choice", "choices", type=Text(), metavar="TEXT", multiple=True, help="An answer; repeatable."
+)
+@click.option(
+    "--schema",
+    type=JsonFile(),
+    metavar="FILE",
+    help="A JSON Schema object that the answer must fit; - reads stdin.",
+)
+@click.option(
+    "--timeout",
+    type=Duration(maximum=MAX_TIMEOUT),
+    metavar="TIME",
+    help=f"How long to wait, by default {QUESTION_TIMEOUT // 3600}h; 0 for no limit.",
+)
+def command(
+    message: str, choices: tuple[str, ...], schema: dict[str, Any] | None, timeout: int | None
+) -> None:
+    """Ask a person, in a program that `run` or `work` started, and print the answer.
+
+    An answer with one field is printed as it is, another one as JSON. The exit code tells the
+    outcome: 0 answered, 1 declined, 3 no answer in time, 4 the task has ended or the question was
+    withdrawn; 69 if the service does not answer. The command waits while the service is away. A
+    signal withdraws the question.
+    """
+    if choices and schema is not None:
+        raise click.UsageError("--choice can't be used with --schema.")
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    wanted = questions.schema_of_choices(choices) if choices else schema
+    with service_client(questions.seconds_open(timeout), failure=UNAVAILABLE) as client:
+        question = _answered(client, message, wanted, timeout)
+    _print_answer(question["schema"]["properties"], question["answer"] or {})
+
+
+def _answered(
+    client: Client, message: str, schema: dict[str, Any] | None, timeout: int | None
+) -> questions.Question:
+    """The answered question; without an answer the command exits."""
+    task_id = current_task.require_task_id()
+    remark(f"asks: {message}: {client.connection.url}/tasks/{task_id}")
+    try:
+        return questions.ask(client.connection, task_id, message, schema, timeout, _Rest().rest)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except NoAnswer as error:
+        exit_with_error(str(error), NO_ANSWER_CODES.get(type(error), TASK_ENDED))
+    except (TaskFinished, NotFound) as error:
+        exit_with_error(str(error), TASK_ENDED)
+    except Invalid as error:
+        exit_with_error(str(error), WRONG_SETTING)
+
+
+class _Rest:
+    """Waits between attempts, and says once that the service is away."""
+
+    def __init__(self) -> None:
+        self._is_told = False
+
+    def rest(self, seconds: float) -> None:
+        if not self._is_told:
+            remark("the service does not answer; trying again until it is back")
+        self._is_told = True
+        time.sleep(seconds)
+
+
+def _print_answer(properties: dict[str, Any], answer: dict[str, Any]) -> None:
+    if len(properties) != 1:
+        print_json(answer)
+        return
+    value = next(iter(answer.values()), "")
+    # To a program, a text is printed unchanged.
+    print_log_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

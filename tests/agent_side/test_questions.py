@@ -1,0 +1,522 @@
+"""`taskservice ask` and `task answer`, and questions in the client."""
+
+import json
+import pickle
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskservice.client import (
+    Client,
+    Conflict,
+    Invalid,
+    NotFound,
+    QuestionDeclined,
+    QuestionExpired,
+    QuestionWithdrawn,
+    Task,
+    TaskCancelled,
+    TaskFinished,
+)
+from taskservice.client import questions as questions_module
+from tests.support import receiver as play
+from tests.support.agent_machine import AgentMachine, kill, machine_of, objects, the_task
+from tests.support.api_client import RemoteClient
+from tests.support.cheap_subtests import CheapSubtests
+from tests.support.receiver import Receiver, in_turn
+from tests.support.service import Service
+from tests.support.service_answers import losing
+from tests.support.waiting import until
+
+Json = dict[str, Any]
+CHOICE = {"type": "string", "enum": ["yes", "no"]}
+
+
+def schema(*required: str, **fields: Json) -> Json:
+    return {"type": "object", "properties": fields, "required": list(required)}
+
+
+DEPLOY = schema(
+    "deploy", "where",
+    deploy={"type": "boolean", "title": "Deploy?"},
+    where={"type": "array", "items": {"type": "string", "enum": ["eu", "us"]}},
+    size={"type": "string", "oneOf": [{"const": "s", "title": "Small"}]},
+    count={"type": "integer"},
+    share={"type": "number", "description": "Of all."},
+    when={"type": "string", "format": "date"},
+)  # fmt: skip
+
+
+@pytest.fixture
+def task(remote_alice: RemoteClient, machine: AgentMachine) -> Json:
+    """A task whose program runs on the machine."""
+    task = remote_alice.start("one", claim=True)
+    machine.settings["TASKSERVICE_TASK_ID"] = task["id"]
+    return task
+
+
+@pytest.fixture
+def client(remote_alice: RemoteClient) -> Client:
+    return Client(remote_alice.url, str(remote_alice.session.headers["apikey"]), 20)
+
+
+def questions(person: RemoteClient, task: Json) -> list[Json]:
+    return list(person.request("GET", f"/task/{task['id']}/question").json())
+
+
+def asked(person: RemoteClient, task: Json) -> Json:
+    """The open question, as soon as there is one."""
+
+    def find() -> list[Json]:
+        return [each for each in questions(person, task) if each["state"] == "open"]
+
+    return until(find)[0]
+
+
+def ask(person: RemoteClient, task: Json, message: str = "Deploy?", **fields: Any) -> Json:
+    body = {"message": message, **fields}
+    answer = person.request("POST", f"/task/{task['id']}/question", json=body)
+    answer.raise_for_status()
+    return dict(answer.json())
+
+
+def end(person: RemoteClient, task: Json, question: Json, **content: Any) -> None:
+    """Answer a question, or decline it without content."""
+    body = {"action": "accept", "content": content} if content else {"action": "decline"}
+    path = f"/task/{task['id']}/question/{question['id']}"
+    person.request("POST", f"{path}/answer", json=body).raise_for_status()
+
+
+# --- taskservice ask ---------------------------------------------------------------------
+
+
+def test_program_asks_and_gets_the_answer(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    script = 'echo "answer: $("$@" ask "Deploy  it?" --choice yes --choice no --choice no)"'
+    command = ("sh", "-c", script, "sh", *machine.command)
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(machine.run, "run", "--agent", "one", "--", *command)
+        task = until(lambda: remote_alice.request("GET", "/task").json())[0]
+        question = asked(remote_alice, task)
+        assert question["message"] == "Deploy  it?"
+        assert question["schema"] == schema("answer", answer=CHOICE)
+        answered = machine.run("task", "answer", task["id"][:18], "no")
+        assert (answered.returncode, answered.stdout) == (0, "answered\n")
+        done = running.result()
+    page = f"{remote_alice.url}/tasks/{task['id']}"
+    remark = f"taskservice: asks: Deploy  it?: {page}"
+    assert (done.returncode, done.stdout, done.stderr) == (0, "answer: no\n", f"{remark}\n")
+    assert sorted(the_task(remote_alice)["logs"]) == ["answer: no", remark]
+
+
+@pytest.mark.parametrize(
+    ("fields", "content", "printed"),
+    [
+        ({"text": {"type": "string"}}, {"text": "two\nlines ü"}, "two\nlines ü\n"),
+        ({"sure": {"type": "boolean"}}, {"sure": True}, "true\n"),
+        ({"share": {"type": "number"}}, {"share": 0.5}, "0.5\n"),
+        ({"where": DEPLOY["properties"]["where"]}, {"where": ["us", "eu"]}, '["us", "eu"]\n'),
+        ({"a": CHOICE, "b": CHOICE}, {"b": "yes"}, '{"b": "yes"}\n'),
+    ],
+)
+def test_one_value_is_printed_bare_and_others_as_json(
+    remote_alice: RemoteClient,
+    machine: AgentMachine,
+    task: Json,
+    tmp_path: Path,
+    fields: Json,
+    content: Json,
+    printed: str,
+) -> None:
+    (tmp_path / "schema.json").write_text(json.dumps(schema(**fields)))
+    process = machine.spawn("ask", "What?", "--schema", str(tmp_path / "schema.json"))
+    end(remote_alice, task, asked(remote_alice, task), **content)
+    shown, _ = process.communicate(timeout=40)
+    assert (process.returncode, shown) == (0, printed)
+
+
+def test_ask_exits_by_the_outcome(remote_alice: RemoteClient, machine: AgentMachine) -> None:
+    def outcome(*options: str, method: str = "", end: str = "", **body: Any) -> tuple[int, str]:
+        """The exit code and the remark of an `ask` that is ended by a request."""
+        task = remote_alice.start("one", claim=True)
+        machine.settings["TASKSERVICE_TASK_ID"] = task["id"]
+        process = machine.spawn("ask", "Deploy?", *options)
+        if method:
+            question = asked(remote_alice, task)["id"]
+            path = f"/task/{task['id']}{end.format(question)}"
+            remote_alice.request(method, path, json=body or None).raise_for_status()
+        printed, remarks = process.communicate(timeout=60)
+        assert printed == ""
+        _, remark = remarks.splitlines()
+        return process.returncode, remark.removeprefix("taskservice: ")
+
+    declined = outcome(method="POST", end="/question/{}/answer", action="decline")
+    assert declined == (1, "The question was declined")
+    assert outcome("--timeout", "1s") == (3, "Nobody has answered the question in time")
+    finished = (4, "The task is finished")
+    assert outcome(method="PATCH", status="complete") == finished
+    assert outcome(method="POST", end="/cancel") == finished
+    assert outcome(method="DELETE") == (4, "Task's ID is not found")
+    assert outcome(method="DELETE", end="/question/{}") == (4, "The question was withdrawn")
+
+
+def test_task_that_has_ended_asks_nothing(
+    remote_alice: RemoteClient, machine: AgentMachine, task: Json
+) -> None:
+    remote_alice.request("POST", f"/task/{task['id']}/cancel").raise_for_status()
+    assert machine.run("ask", "Deploy?").returncode == 4
+    remote_alice.request("DELETE", f"/task/{task['id']}").raise_for_status()
+    assert machine.run("ask", "Deploy?").returncode == 4
+
+
+def test_question_that_cannot_be_asked_is_refused(
+    remote_alice: RemoteClient, machine: AgentMachine, task: Json, tmp_path: Path
+) -> None:
+    wrong, right = tmp_path / "wrong.json", tmp_path / "right.json"
+    wrong.write_text('{"type": "object", "properties": {"a": {"type": "object"}}}')
+    right.write_text(json.dumps(DEPLOY))
+    for arguments, sentence in (
+        (["x", "--choice", "yes", "--schema", str(right)], "--choice can't be used with --schema"),
+        (["x", "--schema", str(wrong)], "schema: a: the type must be one of"),
+        (["x", "--schema", str(tmp_path / "none.json")], "none.json can't be read"),
+        ([""], "message: "),
+        (["x", "--timeout", "soon"], "'soon' must be a number of seconds"),
+    ):
+        refused = machine.run("ask", *arguments)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert sentence in refused.stderr
+    assert questions(remote_alice, task) == []
+    for _ in range(8):
+        ask(remote_alice, task)
+    assert machine.run("ask", "x").returncode == 69
+
+
+def test_ask_outside_of_a_task_is_one_line(machine: AgentMachine) -> None:
+    done = machine.run("ask", "Deploy?")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert "this program was not started by `taskservice run`" in done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_withdraws_the_question(
+    remote_alice: RemoteClient, machine: AgentMachine, task: Json, number: int, code: int
+) -> None:
+    process = machine.spawn("ask", "Deploy?")
+    asked(remote_alice, task)
+    process.send_signal(number)
+    printed, remarks = process.communicate(timeout=40)
+    assert (process.returncode, printed, len(remarks.splitlines())) == (code, "", 1)
+    assert [each["state"] for each in questions(remote_alice, task)] == ["withdrawn"]
+
+
+def test_signal_before_the_service_has_answered_withdraws_the_question(
+    remote_alice: RemoteClient, machine: AgentMachine, task: Json
+) -> None:
+    passed_on = losing(remote_alice, lambda number: number == 1)
+    with Receiver() as between:
+        between.answer = in_turn(passed_on, play.silence)
+        machine.url = between.url
+        process = machine.spawn("ask", "Deploy?")
+        between.wait_for(2, 40)
+        between.answer = passed_on
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=40)
+    assert process.returncode == 143
+    assert [each["state"] for each in questions(remote_alice, task)] == ["withdrawn"]
+
+
+def test_ask_is_one_question_though_answers_are_lost(
+    remote_alice: RemoteClient, machine: AgentMachine, task: Json
+) -> None:
+    relay = losing(remote_alice, lambda number: number in (1, 2, 4, 5))
+    busy = play.answer(503, {"Retry-After": "0"})
+    with Receiver() as between:
+        between.answer = in_turn(play.answer(502), relay, busy, relay, relay, relay)
+        machine.url = between.url
+        process = machine.spawn("ask", "Deploy?")
+        end(remote_alice, task, asked(remote_alice, task), answer="yes")
+        printed, remarks = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (0, "yes\n")
+    assert "the service does not answer; trying again until it is back" in remarks
+    assert len(questions(remote_alice, task)) == 1
+
+
+def test_ask_waits_through_restarts_of_the_service(tmp_path: Path) -> None:
+    with Service(tmp_path / "data") as service:
+        alice = service.add_user()
+        machine = machine_of(alice, tmp_path / "home")
+        task = alice.start("one", claim=True)
+        machine.settings["TASKSERVICE_TASK_ID"] = task["id"]
+        process = machine.spawn("ask", "Deploy?")
+        asked(alice, task)
+        kill(service)
+        assert process.stderr is not None
+        process.stderr.readline()
+        assert "the service does not answer" in process.stderr.readline()
+        service.start()
+        question = asked(alice, task)
+        service.stop()
+        service.start()
+        end(alice, task, question, answer="yes")
+        printed, _ = process.communicate(timeout=60)
+        assert (process.returncode, printed) == (0, "yes\n")
+        assert len(questions(alice, task)) == 1
+
+
+# --- taskservice task answer -------------------------------------------------------------
+
+
+def test_values_are_converted_by_the_schema(
+    remote_alice: RemoteClient, machine: AgentMachine, task: Json
+) -> None:
+    ask(remote_alice, task, schema=DEPLOY)
+    answered = machine.run(
+        "task", "answer", task["id"], "deploy=Yes", "where=us", "where=eu", "size=s",
+        "count=12345678901234567890", "share=-0.5", "when=2026-11-26", "--json",
+    )  # fmt: skip
+    assert answered.stderr == ""
+    (question,) = questions(remote_alice, task)
+    assert question["answer"] == {
+        "deploy": True, "where": ["us", "eu"], "size": "s",
+        "count": 12345678901234567890, "share": -0.5, "when": "2026-11-26",
+    }  # fmt: skip
+    assert objects(answered.stdout) == [question]
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "answer"),
+    [
+        ({"type": "string"}, ["some words"], "some words"),
+        ({"type": "string"}, ["only=a=b"], "a=b"),
+        ({"type": "string"}, ["only="], ""),
+        ({"type": "string"}, ["true"], "true"),
+        ({"type": "integer"}, ["--", "-5"], -5),
+        ({"type": "boolean"}, ["false"], False),
+        (DEPLOY["properties"]["where"], ["eu", "only=us"], ["eu", "us"]),
+    ],
+)
+def test_value_of_a_single_field_needs_no_key(
+    remote_alice: RemoteClient,
+    machine: AgentMachine,
+    task: Json,
+    field: Json,
+    values: list[str],
+    answer: Any,
+) -> None:
+    ask(remote_alice, task, schema=schema(only=field))
+    assert machine.run("task", "answer", task["id"], *values).returncode == 0
+    assert questions(remote_alice, task)[0]["answer"] == {"only": answer}
+
+
+def test_answer_that_does_not_fit_says_why(
+    remote_alice: RemoteClient, machine: AgentMachine, task: Json, subtests: CheapSubtests
+) -> None:
+    question = ask(remote_alice, task, schema=DEPLOY)
+    for values, code, sentence in (
+        (["yes"], 2, "yes: must be KEY=VALUE; keys: deploy, where, size"),
+        (["Deploy=yes"], 2, "Deploy=yes: must be KEY=VALUE"),
+        (["deploy=maybe"], 2, "deploy: must be true or false"),
+        (["size=s", "size=s"], 2, "size: was given more than once"),
+        (["share=half"], 2, "share: must be a number"),
+        (["share=nan"], 2, "share: must be a number"),
+        (["share=0.12345678901234567890"], 2, "can't be kept exactly"),
+        (["deploy=true"], 1, "where"),
+        (["deploy=true", "where=asia"], 1, "content.where.0: "),
+        (["deploy=true", "--decline"], 2, "Give values, --accept or --decline"),
+        (["--accept", "--decline"], 2, "Give values, --accept or --decline"),
+    ):
+        with subtests.test(str(values)):
+            refused = machine.run("task", "answer", task["id"], *values)
+            assert (refused.returncode, refused.stdout) == (code, "")
+            assert sentence in refused.stderr
+    assert questions(remote_alice, task) == [question]
+
+
+def test_question_is_declined_or_accepted_without_values(
+    remote_alice: RemoteClient, machine: AgentMachine, task: Json
+) -> None:
+    ask(remote_alice, task)
+    declined = machine.run("task", "answer", task["id"], "--decline")
+    assert (declined.returncode, declined.stdout) == (0, "declined\n")
+    ask(remote_alice, task, "Delete all?", schema=schema())
+    shown = machine.run("task", "answer", task["id"])
+    assert "--accept" in shown.stdout
+    accepted = machine.run("task", "answer", task["id"], "--accept")
+    assert (accepted.returncode, accepted.stdout) == (0, "answered\n")
+    states = [(each["state"], each["answer"]) for each in questions(remote_alice, task)]
+    assert states == [("declined", None), ("answered", {})]
+
+
+def test_answer_without_values_shows_the_question(
+    remote_alice: RemoteClient, machine: AgentMachine, task: Json
+) -> None:
+    begin = f"taskservice task answer {task['id'][:18]}"
+    question = ask(remote_alice, task, "Deploy?\nNow \x1b[2J?", schema=DEPLOY)
+    shown = machine.run("task", "answer", task["id"])
+    assert (shown.returncode, shown.stderr) == (2, "")
+    assert shown.stdout.splitlines() == [
+        "Deploy?",
+        r"Now \u001b[2J?",
+        "  deploy      true or false: Deploy?",
+        "  where       any of eu, us",
+        "  size        s (Small), optional",
+        "  count       whole number, optional",
+        "  share       number: Of all., optional",
+        "  when        date, optional",
+        f"to answer:   {begin} deploy=true|false where=eu|us [size=s] [count=NUMBER] "
+        "[share=NUMBER] [when=TEXT]",
+        f"to decline:  {begin} --decline",
+    ]
+    assert questions(remote_alice, task) == [question]
+
+
+def test_one_of_several_questions_is_chosen_by_its_id(
+    remote_alice: RemoteClient, machine: AgentMachine, task: Json
+) -> None:
+    first, second = ask(remote_alice, task, "One?"), ask(remote_alice, task, "Two?")
+    several = machine.run("task", "answer", task["id"], "yes")
+    assert (several.returncode, several.stdout) == (2, "")
+    assert several.stderr.splitlines() == [
+        f"{first['id']}  asks: One?",
+        f"{second['id']}  asks: Two?",
+        "taskservice: --question ID says which one",
+    ]
+    shown = machine.run("task", "answer", task["id"], "--question", second["id"].upper())
+    assert f"--question {second['id']} TEXT" in shown.stdout
+    chosen = machine.run("task", "answer", task["id"], "--question", second["id"], "yes")
+    assert chosen.returncode == 0
+    assert [each["state"] for each in questions(remote_alice, task)] == ["open", "answered"]
+    again = machine.run("task", "answer", task["id"], "--question", second["id"], "no")
+    assert (again.returncode, again.stderr) == (1, "taskservice: The question is answered\n")
+    unknown = machine.run("task", "answer", task["id"], "--question", "fff", "no")
+    assert (unknown.returncode, unknown.stderr) == (
+        1, "taskservice: No question's id begins with fff\n",
+    )  # fmt: skip
+
+
+def test_task_that_asks_nothing_cannot_be_answered(
+    remote_alice: RemoteClient, machine: AgentMachine, task: Json
+) -> None:
+    for task_id, sentence in (
+        (task["id"], "The task has no open question"),
+        ("ffff", "No task's id begins with ffff"),
+        ("nonsense", "Task's ID is not found"),
+    ):
+        refused = machine.run("task", "answer", task_id, "yes")
+        assert (refused.returncode, refused.stderr) == (1, f"taskservice: {sentence}\n")
+
+
+# --- show, list, follow ------------------------------------------------------------------
+
+
+def test_show_and_list_have_open_questions(
+    remote_alice: RemoteClient, machine: AgentMachine, task: Json
+) -> None:
+    ask(remote_alice, task, "Deploy\nit?", schema=schema("answer", answer=CHOICE))
+    shown = machine.run("task", "show", task["id"]).stdout.splitlines()
+    command = f"taskservice task answer {task['id'][:18]} yes|no"
+    assert shown[-2:] == ["asks: Deploy it?", f"answer: {command}"]
+    (found,) = objects(machine.run("task", "list", "--json").stdout)
+    assert found["questions"] == questions(remote_alice, task)
+    assert "asks: Deploy it?" in machine.run("task", "list").stdout
+    machine.run("task", "answer", task["id"], "yes")
+    assert "asks:" not in machine.run("task", "list").stdout
+    assert "asks:" not in machine.run("task", "show", task["id"]).stdout
+
+
+def test_follow_prints_each_question_once(
+    remote_alice: RemoteClient, machine: AgentMachine, task: Json
+) -> None:
+    process = machine.spawn("task", "follow", task["id"])
+    assert process.stderr is not None
+    begin = f"answer: taskservice task answer {task['id'][:18]}"
+    first = ask(remote_alice, task)
+    assert [process.stderr.readline() for _ in range(2)] == ["asks: Deploy?\n", f"{begin} TEXT\n"]
+    second = ask(remote_alice, task, "And now?")
+    assert [process.stderr.readline() for _ in range(2)] == [
+        "asks: And now?\n", f"{begin} --question {second['id']} TEXT\n",
+    ]  # fmt: skip
+    end(remote_alice, task, first, answer="yes")
+    remote_alice.request("POST", f"/task/{task['id']}/logs", json={"logs": ["one"]})
+    remote_alice.request("PATCH", f"/task/{task['id']}", json={"status": "complete"})
+    printed, remarks = process.communicate(timeout=40)
+    assert (process.returncode, printed, remarks) == (0, "one\n", "complete\n")
+
+
+# --- the client --------------------------------------------------------------------------
+
+
+def test_client_asks_for_a_text_a_choice_or_an_object(
+    remote_alice: RemoteClient, client: Client
+) -> None:
+    task = client.start("one")
+    with ThreadPoolExecutor(1) as threads:
+        text = threads.submit(task.ask, "Which?")
+        end(remote_alice, task.data, asked(remote_alice, task.data), answer="this")
+        assert text.result(40) == "this"
+        choice = threads.submit(task.ask, "Sure?", choices=["yes", "no"], timeout=0)
+        question = asked(remote_alice, task.data)
+        assert (question["schema"], question["expiresAt"]) == (
+            schema("answer", answer=CHOICE),
+            None,
+        )
+        end(remote_alice, task.data, question, answer="no")
+        assert choice.result(40) == "no"
+        wanted = threads.submit(task.ask, "What?", DEPLOY)
+        question = asked(remote_alice, task.data)
+        assert task.refresh().questions == [question]
+        with pytest.raises(Invalid, match="where"):
+            task.answer(question["id"], {"deploy": True})
+        content = {"deploy": True, "where": ["eu"]}
+        assert task.answer(question["id"], content)["answer"] == content
+        assert wanted.result(40) == content
+    with pytest.raises(Conflict):
+        task.decline(question["id"])
+    with pytest.raises(ValueError, match="either a schema or choices"):
+        task.ask("What?", DEPLOY, choices=["yes"])  # type: ignore[call-overload]
+
+
+def test_client_tells_why_there_is_no_answer(remote_alice: RemoteClient, client: Client) -> None:
+    def error(end: Callable[[Task, str], object]) -> object:
+        """The class of what an `ask` raises whose question is ended so."""
+        task = client.start("one")
+        with ThreadPoolExecutor(1) as threads:
+            asking = threads.submit(task.ask, "Which?", timeout=60)
+            question = asked(remote_alice, task.data)
+            end(task, question["id"])
+            return type(asking.exception(40))
+
+    assert error(lambda task, question_id: task.decline(question_id)) is QuestionDeclined
+    assert error(
+        lambda task, question_id: questions_module.withdraw(client.connection, task.id, question_id)
+    ) is QuestionWithdrawn  # fmt: skip
+    assert error(lambda task, question_id: task.cancel()) is TaskCancelled
+    assert error(lambda task, question_id: task.delete()) is NotFound
+    assert error(lambda task, question_id: client.task(task.id).complete()) is TaskFinished
+    with pytest.raises(QuestionExpired) as expired:
+        client.start("one").ask("Which?", timeout=1)
+    again = pickle.loads(pickle.dumps(expired.value))
+    assert (str(again), again.question) == (str(expired.value), expired.value.question)
+    assert again.question["state"] == "expired"
+
+
+def test_interrupted_program_withdraws_its_question(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    program = (
+        "from taskservice.client import Client\n"
+        "with Client().start('one') as task:\n"
+        "    task.ask('Which?')\n"
+    )
+    process = machine.python(program)
+    task = until(lambda: remote_alice.request("GET", "/task").json())[0]
+    asked(remote_alice, task)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=40)
+    assert [each["state"] for each in questions(remote_alice, task)] == ["withdrawn"]
+    assert the_task(remote_alice)["error"]["message"] == "KeyboardInterrupt"
