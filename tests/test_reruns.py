@@ -11,7 +11,7 @@ from sqlalchemy import delete
 
 from taskservice.database.models import Task
 from taskservice.database.transactions import transaction
-from taskservice.services import tasks as task_service
+from taskservice.services import removal
 from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.concurrency import at_once, copies
@@ -187,7 +187,7 @@ def test_child_that_is_deleted_meanwhile_leaves_no_other_with_its_parent(
     alice: ApiClient, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On PostgreSQL a row may go between its selection and its update."""
-    monkeypatch.setattr(task_service, "REFERENCES", 2)
+    monkeypatch.setattr(removal, "REFERENCES", 2)
     parent = alice.start()
     children = [alice.start(parentId=parent["id"]) for _ in range(4)]
     other = ApiClient(app, alice.name, alice.key)
@@ -203,7 +203,7 @@ def test_child_that_is_deleted_meanwhile_leaves_no_other_with_its_parent(
 def test_parent_of_very_many_is_deleted_in_several_transactions(
     alice: ApiClient, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(task_service, "REFERENCES", 1)
+    monkeypatch.setattr(removal, "REFERENCES", 1)
     parent = alice.start()
     children = [alice.start(parentId=parent["id"]) for _ in range(3)]
     expect(alice.delete(f"/task/{parent['id']}"), 200)

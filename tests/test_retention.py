@@ -14,7 +14,8 @@ from flask import Flask
 from sqlalchemy import func, select, update
 
 from taskservice.app import create_app
-from taskservice.background import retention, vacuum
+from taskservice.background import retention, sweep, vacuum
+from taskservice.background.batches import BATCH_SECONDS, BatchSize
 from taskservice.background.upkeep import Upkeep
 from taskservice.config import Config
 from taskservice.database import timestamps
@@ -23,8 +24,7 @@ from taskservice.database.models import Attempt, Delivery, Log, LogChunk, LogWri
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now, db
-from taskservice.services import tasks as task_service
-from taskservice.services.tasks import detach_log
+from taskservice.services import removal
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, add_user, expect, problem
 from tests.support.internals import (
@@ -103,13 +103,12 @@ def test_late_line_that_waits_while_its_log_is_dropped_begins_a_new_log(
     is_waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
     with ThreadPoolExecutor(1) as pool:
         with app.app_context(), transaction() as connection:
-            connection.execute(
-                retention._EMPTY_LOG, {"of_task_id": task["id"], "now": timestamps.now()}
-            )
+            here = {"task_ids": [task["id"]], "now": timestamps.now()}
+            connection.execute(retention._EMPTY_LOG, here)
             late = pool.submit(alice.append, task, "late")
             with psycopg.connect(database_url, autocommit=True) as observer:
                 until(lambda: observer.execute(is_waiting).fetchone())
-            detach_log(connection, task["id"])
+            removal.detach_logs(connection, [task["id"]])
         assert late.result()["logCount"] == 3
     after = alice.task(task)
     assert (after["logs"], after["firstLog"]) == (["late"], 3)
@@ -244,11 +243,46 @@ def until_gone(app: Flask, upkeep: Upkeep, model: Any, left: int) -> None:
 def test_more_tasks_than_a_batch_go(
     app: Flask, alice: ApiClient, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "BATCH", 20)
+    monkeypatch.setattr(retention, "CANDIDATES", 20)
     task = alice.start()
     end(app, alice, task, days=31)
     copy_task(app, task, 50)
     until_gone(app, upkeep, TaskModel, 0)
+
+
+def test_short_and_long_logs_go_together(
+    app: Flask, alice: ApiClient, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "LOGS", 3)
+    monkeypatch.setattr(sweep, "MAX_CHUNKS", 10)
+    kept = alice.start()
+    alice.append(kept, "kept")
+    for chunks in (1, 0, 35, 2, 10, 11, 1, 30):
+        task = alice.start()
+        for number in range(chunks):
+            alice.append(task, f"line {number}")
+        expect(alice.delete(f"/task/{task['id']}"), 200)
+    set_back_drops(app)
+    until_gone(app, upkeep, Log, 1)
+    with app.app_context(), reading() as connection:
+        assert connection.scalar(select(func.count()).select_from(LogChunk)) == 1
+    assert alice.task(kept)["logs"] == ["kept"]
+
+
+def test_batches_adapt_to_the_time_that_they_take() -> None:
+    size = BatchSize(most=100)
+    size.adapt(size.rows, 0.001)
+    assert size.rows == 40
+    # The last batch of some rows says nothing about larger ones.
+    size.adapt(3, 0.001)
+    assert size.rows == 40
+    size.adapt(40, 0.001)
+    size.adapt(80, 0.001)
+    assert size.rows == 100
+    size.adapt(100, 10 * BATCH_SECONDS)
+    assert size.rows == 10
+    size.adapt(10, 100 * BATCH_SECONDS)
+    assert size.rows == 1
 
 
 class Writer(threading.Thread):
@@ -350,7 +384,7 @@ def prune_now(app: Flask) -> int:
 def test_old_parent_of_very_many_goes_in_one_run(
     app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(task_service, "REFERENCES", 1)
+    monkeypatch.setattr(removal, "REFERENCES", 1)
     parent = alice.start()
     children = [alice.start(parentId=parent["id"]) for _ in range(3)]
     end(app, alice, parent, days=30.1)

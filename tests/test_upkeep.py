@@ -83,6 +83,30 @@ def test_next_round_comes_in_time_however_long_the_chores_take(
     assert sum(gaps) / len(gaps) < 0.7
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_chore_with_more_to_do_goes_on_immediately(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, begun = threading.Event(), []
+
+    def chore() -> bool:
+        # The round after the last of these would come in an hour.
+        monkeypatch.setattr(upkeep, "ROUND_SECONDS", 3_600.0)
+        begun.append(time.monotonic())
+        return len(begun) < 5
+
+    monkeypatch.setattr(resources, "stopping", stop)
+    monkeypatch.setattr(upkeep, "CHORES", (chore,))
+    monkeypatch.setattr(upkeep, "ROUND_SECONDS", 0.0)
+    loop = Upkeep(app)
+    loop.start()
+    until(lambda: len(begun) == 5)
+    stop.set()
+    loop.join()
+    # At the stop, each chore is done once more.
+    assert len(begun) == 6
+
+
 def test_chores_with_a_backlog_are_done_before_the_next_round() -> None:
     """All calls of `in_batches` in a round."""
     assert 8 * CHORE_SECONDS < 0.8 * upkeep.ROUND_SECONDS

@@ -11,15 +11,35 @@ BATCH_SECONDS = 0.03
 CHORE_SECONDS = 1.9
 
 
-def in_batches(batch: Callable[[], bool], seconds: float = CHORE_SECONDS) -> None:
+class BatchSize:
+    """How many rows a batch takes so that it lasts about BATCH_SECONDS, learnt from the last one.
+
+    A row of a large database on a slow disk takes a hundred times as long as of a small one.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.rows = 20
+        self._most = most
+
+    def adapt(self, rows: int, seconds: float) -> None:
+        """Learn from a batch of so many rows, which took so long with its commit."""
+        if seconds > BATCH_SECONDS:
+            self.rows = max(1, int(rows * BATCH_SECONDS / seconds))
+        elif rows == self.rows and seconds < BATCH_SECONDS / 2:
+            self.rows = min(2 * rows, self._most)
+
+
+def in_batches(batch: Callable[[], bool], seconds: float = CHORE_SECONDS) -> bool:
     """Call `batch`, a short transaction, until it returns False because nothing is left.
 
     After each batch it pauses for as long as the batch took, so that writers wait for one batch
-    at most. It ends early after `seconds`, or when the process begins to stop.
+    at most. It ends early after `seconds`, or when the process begins to stop; returns whether it
+    did, so that more may be left.
     """
     until = time.monotonic() + seconds
     began = time.monotonic()
-    while batch() and time.monotonic() < until:
-        if resources.stopping.wait(time.monotonic() - began):
-            break
+    while batch():
+        if time.monotonic() > until or resources.stopping.wait(time.monotonic() - began):
+            return True
         began = time.monotonic()
+    return False

@@ -5,9 +5,12 @@ from taskservice.database import name_index
 from taskservice.database.transactions import reading, transaction
 
 
-def index_names() -> None:
-    """Add the names of new tasks, and remove those of deleted ones, for a few seconds at most."""
-    in_batches(_index_batch)
+def index_names() -> bool:
+    """Add the names of new tasks, and remove those of deleted ones, for a few seconds at most.
+
+    Returns whether more may be left.
+    """
+    return in_batches(_index_batch)
 
 
 def _index_batch() -> bool:

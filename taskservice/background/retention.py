@@ -1,14 +1,14 @@
 """Retention: removes old finished tasks, and logs before that, in small transactions."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import inf
 from typing import Any
 
 from flask import current_app
 from sqlalchemy import (
+    BindParameter,
     ColumnElement,
     Connection,
     and_,
@@ -21,16 +21,17 @@ from sqlalchemy import (
 )
 
 from taskservice.background import sizes, sweep
-from taskservice.background.batches import BATCH_SECONDS, CHORE_SECONDS, in_batches
+from taskservice.background.batches import CHORE_SECONDS, BatchSize, in_batches
 from taskservice.contract.terms import PENDING
 from taskservice.database import timestamps
 from taskservice.database.models import WITH_OLD_LOG, Delivery, Task, User
 from taskservice.database.rows import AnyRow, AnySelect
 from taskservice.database.transactions import has_writer_queue, reading, transaction
-from taskservice.database.types import Identifier, Timestamp
-from taskservice.services.tasks import detach_log, remove
+from taskservice.database.types import Timestamp
+from taskservice.services.removal import detach_logs, remove
 
-BATCH = 200
+# How many old tasks are found at once, for several batches.
+CANDIDATES = 2_000
 DAY_SECONDS = 86_400.0
 
 
@@ -69,15 +70,12 @@ _ENDED = and_(
 # User by user, as the index of finished tasks is sorted.
 _OLD_TASKS = and_(Task.user_id.in_(select(User.id)), _ENDED)
 _OLD_LOGS = and_(WITH_OLD_LOG, _ENDED)
-_STILL_OLD = select(Task.id).where(Task.id == bindparam("task_id", type_=Identifier), _ENDED)
-_LOCK = (
-    select(Task.id)
-    .where(Task.id == bindparam("task_id", type_=Identifier))
-    .with_for_update(skip_locked=True)
-)
+_IDS: BindParameter[Any] = bindparam("task_ids", expanding=True)
+_STILL_OLD = select(Task.id).where(Task.id.in_(_IDS), _ENDED)
+_LOCK = select(Task.id).where(Task.id.in_(_IDS)).with_for_update(skip_locked=True)
 _EMPTY_LOG = (
     update(Task)
-    .where(Task.id == bindparam("of_task_id", type_=Identifier))
+    .where(Task.id.in_(_IDS))
     .values(
         first_log=Task.log_count + 1,
         version=Task.version + 1,
@@ -99,12 +97,13 @@ def count_prunable(bounds: Bounds) -> Removed:
     return found
 
 
-def prune(now: str) -> None:
+def prune(now: str) -> bool:
     """Remove what is too old at `now` by the settings, for a few seconds at most.
 
-    A reader of a removed log can read on until its lines are swept.
+    Returns whether more may be left. A reader of a removed log can read on until its lines are
+    swept.
     """
-    _Pruning(Bounds.of_settings(now)).run(CHORE_SECONDS)
+    return _Pruning(Bounds.of_settings(now)).run(CHORE_SECONDS)
 
 
 def prune_now(bounds: Bounds) -> Removed:
@@ -124,60 +123,88 @@ class _Pruning:
         self._bounds, self._dropped_ago, self._measures = bounds, dropped_ago, measures
         self.removed = Removed()
 
-    def run(self, seconds: float) -> None:
+    def run(self, seconds: float) -> bool:
+        """Remove tasks, then logs, for at most `seconds` each; returns whether more may be left."""
+        has_more = False
         if self._bounds.tasks is not None:
             of_tasks = self._candidates(sizes.OF_TASK, _OLD_TASKS), self._bounds.tasks
-            in_batches(partial(self._batch, *of_tasks, self._remove_task), seconds)
+            has_more |= in_batches(_Batches(*of_tasks, self._remove_tasks).next, seconds)
         if self._bounds.logs is not None:
             of_logs = self._candidates(sizes.OF_LOG, _OLD_LOGS), self._bounds.logs
-            in_batches(partial(self._batch, *of_logs, self._drop_log), seconds)
+            has_more |= in_batches(_Batches(*of_logs, self._drop_logs).next, seconds)
+        return has_more
 
     def _candidates(self, size: Any, old: ColumnElement[bool]) -> AnySelect:
         bytes_ = size if self._measures else literal(0)
-        return select(Task.id, bytes_.label("bytes")).where(old).limit(BATCH)
+        return select(Task.id, bytes_.label("bytes")).where(old).limit(CANDIDATES)
 
-    def _batch(
-        self, candidates: AnySelect, before: str, remove_row: Callable[[Connection, AnyRow], bool]
-    ) -> bool:
-        """Call `remove_row` with some old tasks; returns whether there may be more.
-
-        `remove_row` returns whether it is done with the task.
-        """
-        with reading() as connection:
-            # Outside the write transaction, since measuring large tasks takes long.
-            tasks = connection.execute(candidates, {"before": before}).all()
-        until, done, is_complete = time.monotonic() + BATCH_SECONDS, 0, True
-        with transaction() as connection:
-            for task in tasks:
-                if _is_still_old(connection, task.id, before):
-                    is_complete &= remove_row(connection, task)
-                    done += 1
-                if time.monotonic() > until:
-                    return True
-        return not is_complete or (done > 0 and len(tasks) == BATCH)
-
-    def _remove_task(self, connection: Connection, task: AnyRow) -> bool:
-        if not remove(connection, task.id, self._dropped_ago):
+    def _remove_tasks(self, connection: Connection, tasks: Sequence[AnyRow]) -> bool:
+        if not remove(connection, [task.id for task in tasks], self._dropped_ago):
             return False
-        self.removed.tasks += 1
-        self.removed.bytes += task.bytes
+        self.removed.tasks += len(tasks)
+        self.removed.bytes += sum(task.bytes for task in tasks)
         return True
 
-    def _drop_log(self, connection: Connection, task: AnyRow) -> bool:
-        detach_log(connection, task.id, self._dropped_ago)
-        connection.execute(_EMPTY_LOG, {"of_task_id": task.id, "now": timestamps.now()})
-        self.removed.logs += 1
-        self.removed.bytes += task.bytes
+    def _drop_logs(self, connection: Connection, tasks: Sequence[AnyRow]) -> bool:
+        ids = [task.id for task in tasks]
+        detach_logs(connection, ids, self._dropped_ago)
+        connection.execute(_EMPTY_LOG, {"task_ids": ids, "now": timestamps.now()})
+        self.removed.logs += len(tasks)
+        self.removed.bytes += sum(task.bytes for task in tasks)
         return True
 
 
-def _is_still_old(connection: Connection, task_id: str, before: str) -> bool:
-    """Whether a task may be removed; it is then locked."""
+class _Batches:
+    """Calls `remove_rows` with some old tasks at a time, in one transaction each.
+
+    `remove_rows` returns whether it is done with these.
+    """
+
+    def __init__(
+        self,
+        candidates: AnySelect,
+        before: str,
+        remove_rows: Callable[[Connection, Sequence[AnyRow]], bool],
+    ) -> None:
+        self._candidates, self._before, self._remove_rows = candidates, before, remove_rows
+        self._tasks: Sequence[AnyRow] = ()
+        self._size = BatchSize(most=CANDIDATES)
+        self._has_done = True
+
+    def next(self) -> bool:
+        """Do a batch; returns whether there may be more."""
+        if not self._tasks:
+            # Tasks that are locked now are left for another call.
+            self._tasks = self._read() if self._has_done else ()
+            self._has_done = False
+        if not self._tasks:
+            return False
+        batch = self._tasks[: self._size.rows]
+        with transaction() as connection:
+            began = time.monotonic()
+            old = _still_old(connection, batch, self._before)
+            is_done = not old or self._remove_rows(connection, old)
+        self._size.adapt(len(batch), time.monotonic() - began)
+        self._has_done |= bool(old)
+        if is_done:
+            self._tasks = self._tasks[len(batch) :]
+        return True
+
+    def _read(self) -> Sequence[AnyRow]:
+        # Outside the write transaction, since measuring large tasks takes long.
+        with reading() as connection:
+            return connection.execute(self._candidates, {"before": self._before}).all()
+
+
+def _still_old(connection: Connection, tasks: Sequence[AnyRow], before: str) -> list[AnyRow]:
+    """Those of the tasks that may be removed; they are then locked."""
+    ids: Sequence[str] = [task.id for task in tasks]
     # On PostgreSQL the lock is a statement of its own: a statement that locks a row has read the
     # other tables before, and would miss a delivery that was just redelivered.
-    if not has_writer_queue() and connection.scalar(_LOCK, {"task_id": task_id}) is None:
-        return False
-    return connection.scalar(_STILL_OLD, {"task_id": task_id, "before": before}) is not None
+    if not has_writer_queue():
+        ids = connection.scalars(_LOCK, {"task_ids": ids}).all()
+    old = set(connection.scalars(_STILL_OLD, {"task_ids": ids, "before": before}))
+    return [task for task in tasks if task.id in old]
 
 
 def _before(now: str, days: float) -> str | None:

@@ -17,7 +17,8 @@ from taskservice.services import questions as question_service
 
 logger = logging.getLogger(__name__)
 
-# From the start of a round to the start of the next one, however long its chores take.
+# From the start of a round to the start of the next one, however long its chores take. A round
+# whose chores have more to do is followed by the next one immediately.
 ROUND_SECONDS = 20.0
 # At a stop, the time in which the loops may finish their writes.
 WRITE_SECONDS = 3.0
@@ -37,7 +38,8 @@ def expire_questions() -> None:
     in_batches(question_service.expire)
 
 
-CHORES: tuple[Callable[[], None], ...] = (
+# A chore that returns true has more to do than it had time for.
+CHORES: tuple[Callable[[], bool | None], ...] = (
     reschedule.reschedule_far_deliveries,
     record_key_uses,
     names.index_names,
@@ -47,7 +49,7 @@ CHORES: tuple[Callable[[], None], ...] = (
 
 
 class Upkeep(threading.Thread):
-    """Does all chores every 20 seconds until the process stops, and then once more.
+    """Does all chores at least every 20 seconds until the process stops, and then once more.
 
     `serves`: whether agents can reach this process.
     """
@@ -67,21 +69,26 @@ class Upkeep(threading.Thread):
         )
 
     def run(self) -> None:
-        took = 0.0
-        while not resources.stopping.wait(ROUND_SECONDS - took):
+        pause = ROUND_SECONDS
+        while not resources.stopping.wait(pause):
             began = time.monotonic()
-            self.do_round()
-            took = time.monotonic() - began
+            has_more = self.do_round()
+            pause = 0.0 if has_more else ROUND_SECONDS - (time.monotonic() - began)
         self.do_round()
 
-    def do_round(self) -> None:
-        """Do each chore; one that fails is logged and tried again in the next round."""
+    def do_round(self) -> bool:
+        """Do each chore; returns whether one has more to do than it had time for.
+
+        A chore that fails is logged and tried again in the next round.
+        """
+        has_more = False
         with self._app.app_context():
             for chore in (*self._first_chores, *CHORES):
                 try:
-                    chore()
+                    has_more |= bool(chore())
                 except Exception:
                     logger.exception("Upkeep failed at %s", chore.__name__)
+        return has_more
 
     def _end_silent(self) -> None:
         if self._clock.now is not None:
@@ -89,9 +96,8 @@ class Upkeep(threading.Thread):
                 timeouts.correct_future_moments(self._clock.now)
             timeouts.end_silent_tasks(self._clock.now)
 
-    def _prune(self) -> None:
-        if self._clock.now is not None:
-            retention.prune(self._clock.now)
+    def _prune(self) -> bool:
+        return self._clock.now is not None and retention.prune(self._clock.now)
 
 
 def start_loops(app: Flask, *, serves: bool) -> list[threading.Thread]:

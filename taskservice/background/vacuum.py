@@ -17,19 +17,23 @@ LARGE_LOG_BYTES = 8 * 1024 * 1024
 CHECKPOINT_MILLISECONDS = 50
 
 
-def shrink(seconds: float = CHORE_SECONDS) -> None:
-    """Shorten SQLite's files by their free space, for at most `seconds`; none on PostgreSQL."""
+def shrink(seconds: float = CHORE_SECONDS) -> bool:
+    """Shorten SQLite's files by their free space, for at most `seconds`; none on PostgreSQL.
+
+    Returns whether more may be left.
+    """
     if not has_writer_queue():
-        return
+        return False
     connection = db.engine.raw_connection()
     try:
         file = _File(connection.driver_connection)
-        in_batches(file.shorten, seconds)
+        has_more = in_batches(file.shorten, seconds)
         if file.is_shorter or file.log_bytes() > LARGE_LOG_BYTES:
             file.empty_log()
     finally:
         # Its busy timeout was changed, so it must not return to the pool.
         connection.invalidate()
+    return has_more
 
 
 class _File:

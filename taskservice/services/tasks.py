@@ -8,7 +8,6 @@ from typing import Any, cast
 from flask import current_app
 from sqlalchemy import (
     Connection,
-    Float,
     Integer,
     bindparam,
     insert,
@@ -36,7 +35,7 @@ from taskservice.contract.terms import (
     WITHDRAWN,
 )
 from taskservice.database import timestamps
-from taskservice.database.models import Agent, ApiKey, Log, Question, Task, TaskLabel
+from taskservice.database.models import Agent, ApiKey, Question, Task, TaskLabel
 from taskservice.database.rows import AnyRow, TaskRow
 from taskservice.database.statements import Statement
 from taskservice.database.transactions import moment_by, retry_on_conflict, transaction
@@ -46,7 +45,7 @@ from taskservice.queries.tasks import tasks_with_log
 from taskservice.schemas import strict_json
 from taskservice.schemas.answers import NO_QUESTIONS
 from taskservice.schemas.columns import TASK_COLUMNS
-from taskservice.services import attempts
+from taskservice.services import attempts, removal
 from taskservice.services import deliveries as delivery_service
 from taskservice.webhooks.destinations import check_url
 
@@ -54,10 +53,6 @@ from taskservice.webhooks.destinations import check_url
 EDITABLE = {"name", "labels"}
 CANCELLED_MESSAGE = "Cancelled by its user"
 FAILED_MESSAGE = "The agent reported an error"
-
-
-# How many tasks lose their parent, or what they run again, in one transaction.
-REFERENCES = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,26 +119,7 @@ _KEY = (
     .with_for_update(read=True)
 )
 _CHANGE = update(Task).where(Task.id == bindparam("of_task_id", type_=Identifier))
-_DETACH_LOG = (
-    update(Log)
-    .where(Log.task_id == bindparam("of_task_id", type_=Identifier))
-    .values(task_id=None, dropped_at=database_now(bindparam("seconds", type_=Float())))
-)
 _TASK_TO_RERUN = Statement[Any](TASK.add_columns(Task.timeout))
-# For each column that refers to tasks: some tasks that refer to one, and how they forget it. Two
-# statements, since a task may be deleted in between: how many were changed says nothing.
-_REFERENCES = tuple(
-    (
-        select(Task.id)
-        .where(column == bindparam("of_task_id", type_=Identifier))
-        .limit(bindparam("references")),
-        update(Task)
-        .where(Task.id.in_(bindparam("ids", expanding=True)))
-        .values({column: None, Task.version: Task.version + 1, Task.updated_at: bindparam("now")}),
-    )
-    for column in (Task.parent_id, Task.rerun_of)
-)
-_DELETE = delete_from(Task).where(Task.id == bindparam("of_task_id", type_=Identifier))
 
 
 # --- start -------------------------------------------------------------------------------
@@ -466,27 +442,5 @@ def delete(caller: Caller, task_id: str) -> TaskRow:
     while True:
         with transaction() as connection:
             task = lock(connection, caller, task_id)
-            if remove(connection, task.id):
+            if removal.remove(connection, [task.id]):
                 return task
-
-
-def detach_log(connection: Connection, task_id: str, seconds: float = 0.0) -> None:
-    """Detach the lines of a task's log, as if that had been `seconds` ago."""
-    connection.execute(_DETACH_LOG, {"of_task_id": task_id, "seconds": -seconds})
-
-
-def remove(connection: Connection, task_id: str, log_dropped_ago: float = 0.0) -> bool:
-    """Delete a task that this transaction has locked; its log is dropped `log_dropped_ago` seconds.
-
-    False if it is still there: REFERENCES tasks or more refer to it, so call it again.
-    """
-    here = {"of_task_id": task_id}
-    for referring, forget in _REFERENCES:
-        ids = connection.scalars(referring, {**here, "references": REFERENCES}).all()
-        if ids:
-            connection.execute(forget, {"ids": ids, "now": timestamps.now()})
-        if len(ids) == REFERENCES:
-            return False
-    detach_log(connection, task_id, log_dropped_ago)
-    connection.execute(_DELETE, here)
-    return True
