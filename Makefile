@@ -57,7 +57,7 @@ test-browser: $(VENV)/installed-test ## Test the dashboard in a real browser
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/test_browser.py tests/test_browser_task.py \
 		tests/test_browser_lists.py
 
-test-crash: $(VENV)/installed-test ## 30 s of mixed load, and followers, while workers are killed
+test-crash: $(VENV)/installed-test ## 30 s of load on each database, and followers, while workers are killed
 	CRASH_SECONDS=$${CRASH_SECONDS:-30} $(BIN)/python -m pytest -m slow -s \
 		tests/test_crashes.py tests/test_watching.py
 
