@@ -7,7 +7,7 @@ from typing import Any
 from flask import Flask
 from werkzeug.routing import Rule
 
-from taskservice import api, dashboard, problems
+from taskservice import api, dashboard, mcp, problems
 from taskservice.config import Config
 from taskservice.database import engine, migrations, transactions, watcher
 from taskservice.operations import health, request_log
@@ -60,6 +60,7 @@ def create_app(config: Config, may_create: bool = True) -> Flask:
     request_log.init_app(app)
     request.init_app(app)
     api.init_app(app)
+    mcp.init_app(app)
     dashboard.init_app(app)
     if config.PROXY_HOPS:
         app.wsgi_app = trust_proxies(app.wsgi_app, config.PROXY_HOPS)  # type: ignore[method-assign]

@@ -86,6 +86,16 @@ def _unix_socket(text: str) -> str:
     return text
 
 
+def _origins(text: str) -> tuple[str, ...]:
+    origins = tuple(origin.strip().lower() for origin in text.split(","))
+    if not all(
+        re.fullmatch(r"https?://(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]+)?", each)
+        for each in origins
+    ):
+        raise ValueError("must be origins such as https://app.example, separated by commas")
+    return origins
+
+
 def _secret_key(text: str) -> str:
     try:
         size = len(text.encode())
@@ -152,6 +162,9 @@ class Config:
         _whole_number(1024, 1024 * 1024 * 1024),
         "Maximum number of bytes of a request's body.",
     )
+    MCP_ORIGINS: tuple[str, ...] = _setting(
+        (), _origins, "Origins whose pages may call `/mcp`, separated by commas."
+    )
     LOG_LEVEL: str = _setting(
         "info", _choice("debug", "info", "warning", "error"), "Lowest level that is logged."
     )
@@ -210,6 +223,7 @@ def documented() -> list[tuple[str, str, str]]:
     rows = []
     for setting in fields(Config):
         default = "" if setting.default is MISSING else setting.default
+        default = ",".join(default) if isinstance(default, tuple) else default
         shown = f"{default:g}" if isinstance(default, float) else str(default)
         rows.append((PREFIX + setting.name, shown, setting.metadata["help"]))
     return rows

@@ -193,3 +193,22 @@ def test_kept_secret_key_that_cannot_protect_is_one_line(tmp_path: Path, content
 def test_misspelt_names_are_noticed() -> None:
     environ = {"TASKSERVICE_BINDD": "x", "TASKSERVICE_APIKEY": "x", "TASKSERVICE_DATA": "x"}
     assert unknown_names({**environ, "PATH": "x"}) == ["TASKSERVICE_BINDD"]
+
+
+def test_setting_of_origins_is_checked() -> None:
+    def origins(text: str) -> tuple[str, ...]:
+        environment = {"TASKSERVICE_MCP_ORIGINS": text, "TASKSERVICE_DATA": "/nothing"}
+        return Config.from_environment(environment, may_create=False).MCP_ORIGINS
+
+    assert origins("") == ()
+    assert origins("https://A.example, http://[::1]:80") == ("https://a.example", "http://[::1]:80")
+    for wrong in (
+        "*",
+        "app.example",
+        "https://app.example/",
+        "https://a, b",
+        "https://u@a",
+        "null",
+    ):
+        with pytest.raises(ConfigError, match="TASKSERVICE_MCP_ORIGINS: must be origins"):
+            origins(wrong)

@@ -34,7 +34,14 @@ from tests.support.waiting import until
 
 README = "README.md"
 # What looks like a path and is none of ours.
-NO_PATHS = ("text/", "application/", "receiver/", ".venv/")
+# Names of MCP look like paths too.
+NAMES_OF_MCP = (
+    "tasks/",
+    "notifications/",
+    "io.modelcontextprotocol/",
+    "taskservice/idempotencyKey",
+)
+NO_PATHS = ("text/", "application/", "receiver/", ".venv/", *NAMES_OF_MCP)
 
 # --- sessions ----------------------------------------------------------------------------
 

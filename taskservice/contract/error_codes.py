@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+FOREIGN_ORIGIN = "foreign_origin"
 NOT_FOUND = "not_found"
 NO_SUCH_PATH = "no_such_path"
 TASK_FINISHED = "task_finished"
@@ -31,6 +32,7 @@ CODES = {
     "unreadable": Code(400, "The request is not valid HTTP, UTF-8 or JSON."),
     "invalid_key": Code(401, "The API key is missing, malformed, unknown, revoked or expired."),
     "user_key_required": Code(403, "An agent key may not do this."),
+    FOREIGN_ORIGIN: Code(403, "Pages from this `Host` or `Origin` may not call `/mcp`."),
     NOT_FOUND: Code(404, "It does not exist, or the key may not see it."),
     NO_SUCH_PATH: Code(404, "The service has no such path."),
     "method_not_allowed": Code(405, "The path lacks this method; `Allow` lists those it has."),

@@ -1,8 +1,6 @@
 """What all pages share: sessions, the token of forms, security headers, templates and errors."""
 
-import ipaddress
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
 
 from flask import (
     Blueprint,
@@ -23,6 +21,7 @@ from taskservice import problems
 from taskservice.contract.terms import API_PREFIX, PROBLEM_TYPE
 from taskservice.dashboard import formatting, sessions
 from taskservice.problems import Problem
+from taskservice.web.hosts import is_loopback, url_parts
 
 dashboard = Blueprint(
     "dashboard",
@@ -99,7 +98,7 @@ def set_security_headers(response: Response) -> Response:
     response.headers["Content-Security-Policy"] = POLICY
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "same-origin"
-    if request.is_secure or _is_loopback(_parts(f"//{request.host}").hostname or ""):
+    if request.is_secure or is_loopback(url_parts(f"//{request.host}").hostname):
         # Without TLS browsers ignore it, with a warning in the console.
         response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
     if request.endpoint not in (STATIC, ICON):
@@ -185,20 +184,5 @@ def _to_sign_in() -> AnyResponse:
     if request.method == "POST":
         flash("Nothing was changed because you were signed out. Sign in and try again.")
         # The page that had the form.
-        path = _parts(request.referrer or "").path.removeprefix(request.script_root)
+        path = url_parts(request.referrer or "").path.removeprefix(request.script_root)
     return redirect_to("sign_in.show", next=path if is_page(path) and path != "/" else None)
-
-
-def _parts(url: str) -> SplitResult:
-    """The parts of a URL from the client; all are empty if it is not a valid URL."""
-    try:
-        return urlsplit(url)
-    except ValueError:
-        return urlsplit("")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")

@@ -20,6 +20,7 @@ class TaskRow(Protocol):
     user_id: str
     created_at: str
     claimed_at: str | None
+    finished_at: str | None
     input: str
     output: str
     labels: str
@@ -30,6 +31,7 @@ class TaskRow(Protocol):
     error_type: str | None
     error_message: str | None
     progress: str | None
+    note: str | None
     parent_id: str | None
     rerun_of: str | None
     updated_at: str

@@ -6,6 +6,7 @@ from flask import Flask, Response, g
 
 from taskservice.api import require_key
 from taskservice.auth.authentication import caller
+from taskservice.mcp.access import require_access
 from taskservice.operations import request_log
 
 
@@ -26,6 +27,7 @@ def find_owner(app: Flask, environ: dict[str, Any]) -> str | None:
         request_log.begin()
         try:
             require_key()
+            require_access()
         except Exception as error:
             answer = app.handle_user_exception(error)
             raise RefusedByApplicationError(app.finalize_request(answer)) from error

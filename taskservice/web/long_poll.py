@@ -26,19 +26,31 @@ MAX_SECONDS = 60
 def until(read: Callable[[], T], is_enough: Callable[[T], bool]) -> T:
     """What `read` returns: immediately, or with `Prefer: wait` as soon as it `is_enough`."""
     seconds = _preferred_seconds()
+    found, has_waited = within(seconds, read, is_enough)
+    if has_waited:
+        after_this_request(_applied(seconds))
+    return found
+
+
+def within(seconds: float, read: Callable[[], T], is_enough: Callable[[T], bool]) -> tuple[T, bool]:
+    """What `read` returns as soon as it `is_enough`, or else after `seconds`; whether it waited.
+
+    It does not if the threads of this process that may wait all do. It waits no longer when the
+    client has gone, and raises 401 when the key is no longer valid. It holds no connection.
+    """
     if not seconds:
-        return read()
+        return read(), False
     end_shared_reading()
     with resources.find(WaitSlots).acquire(caller.user_id) as slot:
         if slot is None:
-            return read()
-        after_this_request(_applied(seconds))
-        return watcher.wait_until(
+            return read(), False
+        found = watcher.wait_until(
             lambda: _read_with_valid_key(read),
             is_enough,
             seconds,
             lambda: not slot.is_over and _is_active(),
         )
+        return found, True
 
 
 def _read_with_valid_key(read: Callable[[], T]) -> T:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial, update_wrapper
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import parse_qsl
 
 from flask import Flask, Response, g, request
@@ -22,6 +22,7 @@ from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import EmptySchema
 
 P = ParamSpec("P")
+T = TypeVar("T")
 View = Callable[..., Response]
 
 # Headers that have a date or an ETag. NO_ETAG is an ETag that matches none of ours.
@@ -120,7 +121,12 @@ def _path_id(name: str, text: str) -> str:
 def idempotency_key() -> str | None:
     """The `Idempotency-Key`, under which the request can be repeated; raises 422."""
     key = request.headers.get("Idempotency-Key")
-    if key is not None and not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY:
+    return None if key is None else checked_idempotency_key(key)
+
+
+def checked_idempotency_key(key: str) -> str:
+    """The key itself; raises 422 unless its length is allowed."""
+    if not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY:
         raise invalid({"Idempotency-Key": [f"Must have 1 to {MAX_IDEMPOTENCY_KEY} characters."]})
     return key
 
@@ -164,10 +170,25 @@ def json_body() -> Any:
     data, content_type = body_bytes(), request.content_type
     if not data and not content_type:
         return {}
-    is_json = content_type == JSON or request.mimetype == JSON
+    _require_json()
+    return _parsed(data)
+
+
+def with_body(parse: Callable[[bytes], T], max_size: int) -> T:
+    """What `parse` makes of the JSON body of a view without an operation.
+
+    A large body holds its slot only meanwhile, so the view may wait. Raises 413, 415 and 503.
+    """
+    request.max_content_length = min(request.max_content_length or max_size, max_size)
+    _require_json()
+    with ExitStack() as g.until_answered:
+        return parse(body_bytes())
+
+
+def _require_json() -> None:
+    is_json = request.content_type == JSON or request.mimetype == JSON
     if not is_json and not request.mimetype.endswith("+json"):
         raise Problem(415, "The body must be application/json")
-    return _parsed(data)
 
 
 def _check_no_body() -> None:

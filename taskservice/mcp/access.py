@@ -1,0 +1,45 @@
+"""Who may call `/mcp`: the host and the origin of a request, and its key."""
+
+from flask import current_app, request
+
+from taskservice.auth.authentication import authenticate, caller
+from taskservice.contract.error_codes import FOREIGN_ORIGIN
+from taskservice.problems import Problem
+from taskservice.web.hosts import is_loopback, url_parts
+
+PATH = "/mcp"
+
+
+def require_access() -> None:
+    """Check a request to `/mcp` before its route and body are. Raises 401 and 403."""
+    if request.path == PATH:
+        _check_host()
+        _check_origin()
+        authenticate()
+        caller.require_user_key()
+
+
+def _check_host() -> None:
+    """A page of the web whose name leads to this machine (DNS rebinding) has another host."""
+    host = request.environ.get("HTTP_HOST", "")
+    if _is_local() and not is_loopback(url_parts(f"//{host}").hostname):
+        detail = (
+            "The service listens on loopback only, so the Host must be too; behind a reverse "
+            "proxy set TASKSERVICE_PROXY_HOPS"
+        )
+        raise Problem(403, detail, code=FOREIGN_ORIGIN)
+
+
+def _check_origin() -> None:
+    origin = request.environ.get("HTTP_ORIGIN")
+    if origin is None or origin in current_app.config["MCP_ORIGINS"]:
+        return
+    if not (_is_local() and is_loopback(url_parts(origin).hostname)):
+        detail = "Pages of this Origin may not call; add it to TASKSERVICE_MCP_ORIGINS"
+        raise Problem(403, detail, code=FOREIGN_ORIGIN)
+
+
+def _is_local() -> bool:
+    """Whether programs on this machine alone can connect, without a proxy in front."""
+    config = current_app.config
+    return not config["PROXY_HOPS"] and is_loopback(url_parts(f"//{config['BIND']}").hostname)

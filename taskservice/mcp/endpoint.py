@@ -1,0 +1,112 @@
+"""`POST /mcp`: one JSON-RPC message in, one answer out, without a stream or a session."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flask import Blueprint, Flask, Response, request
+
+from taskservice import __version__
+from taskservice.auth.authentication import KEY_HEADERS
+from taskservice.mcp import access, calls, messages, tasks, tool_calls, tools
+from taskservice.mcp.calls import LEGACY, TASKS, VERSIONS, Call
+from taskservice.mcp.messages import RpcError
+from taskservice.web import responses
+from taskservice.web.request import with_body
+from taskservice.web.responses import Answer
+
+MAX_BODY = 2 * 1024 * 1024
+CACHE = {"ttlMs": 60_000, "cacheScope": "private"}
+SERVER = {"name": "taskservice", "title": "taskservice", "version": __version__}
+INSTRUCTIONS = (
+    "Each tool that is named after an agent starts a task, which a worker somewhere runs. The "
+    "task goes on whatever happens to this conversation. If a result says that it is running, "
+    "call wait_task with its taskId until it has ended; read_log shows what it printed. If it "
+    "has questions, ask your user, and call answer_task. Before you call a tool again because "
+    "its answer was lost, look at list_tasks: the task may be running already."
+)
+
+blueprint = Blueprint("mcp", __name__)
+
+
+def initialize(call: Call) -> dict[str, Any]:
+    """Open what was a session once: nothing is remembered of it."""
+    wanted = call.params.get("protocolVersion")
+    return {
+        "protocolVersion": wanted if wanted in LEGACY else LEGACY[0],
+        "capabilities": {"tools": {}},
+        "serverInfo": SERVER,
+        "instructions": INSTRUCTIONS,
+    }
+
+
+def discover(call: Call) -> dict[str, Any]:
+    """What the service speaks and can do."""
+    return {
+        "supportedVersions": VERSIONS,
+        "capabilities": {"tools": {}, "extensions": {TASKS: {}}},
+        "instructions": INSTRUCTIONS,
+        **CACHE,
+    }
+
+
+def list_tools(call: Call) -> dict[str, Any]:
+    """All tools, on one page."""
+    return {"tools": tools.definitions(), **(CACHE if call.is_modern else {})}
+
+
+def ping(call: Call) -> dict[str, Any]:
+    """Nothing but an answer."""
+    return {}
+
+
+Method = Callable[[Call], dict[str, Any]]
+_BOTH: dict[str, Method] = {"tools/list": list_tools, "tools/call": tool_calls.run}
+# Whether the era is the modern one -> its methods.
+METHODS: dict[bool, dict[str, Method]] = {
+    True: {**_BOTH, "server/discover": discover, **dict.fromkeys(tasks.METHODS, tasks.run)},
+    False: {**_BOTH, "initialize": initialize, "ping": ping},
+}
+
+
+@blueprint.post(access.PATH, provide_automatic_options=False)
+def answer() -> Response:
+    """Answer a message."""
+    message_id = None
+    try:
+        message = with_body(messages.read, MAX_BODY)
+        if message.is_notification:
+            # Not even `notifications/cancelled` ends a task: clients send it for answered calls.
+            return Answer(status=202)
+        message_id = message.id
+        call = calls.read(message, request.headers, METHODS)
+        return responses.json(messages.result(message_id, _result(call)))
+    except RpcError as error:
+        return responses.json(messages.error(message_id, error), error.status)
+
+
+def _result(call: Call) -> dict[str, Any]:
+    result = METHODS[call.is_modern][call.method](call)
+    if not call.is_modern:
+        return result
+    return {"resultType": "complete", **result, "_meta": {calls.SERVER_KEY: SERVER}}
+
+
+@blueprint.before_app_request
+def require_access() -> None:
+    """Check who calls, even if no route matches, as for GET."""
+    access.require_access()
+
+
+@blueprint.after_app_request
+def add_headers(response: Response) -> Response:
+    """Say which keys are meant, and that an answer is for its caller alone."""
+    if request.path == access.PATH:
+        response.headers.add("Vary", KEY_HEADERS)
+        if response.status_code == 401:
+            # No `resource_metadata`: with it, clients ignore the header that they are given.
+            response.headers["WWW-Authenticate"] = 'Bearer realm="taskservice"'
+    return response
+
+
+def init_app(app: Flask) -> None:
+    app.register_blueprint(blueprint)

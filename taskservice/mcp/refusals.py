@@ -1,0 +1,27 @@
+"""Tells a model in plain words why a call was refused, where it can correct that."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from taskservice import problems
+
+# What is not there, not possible at present, or invalid.
+CORRECTABLE = (404, 409, 422)
+
+
+def reason(error: Exception) -> str:
+    """Why it was refused. Raises the error itself if another call would not help."""
+    problem = problems.from_exception(error)
+    if problem.status not in CORRECTABLE:
+        raise error
+    errors = problem.more.get("errors")
+    return " ".join(_sentences(errors)) if errors else f"{problem.detail}."
+
+
+def _sentences(errors: dict[str, Any], path: str = "") -> Iterator[str]:
+    for name, inner in errors.items():
+        place = f"{path}{name}"
+        if isinstance(inner, dict):
+            yield from _sentences(inner, f"{place}.")
+        else:
+            yield f"{place}: {' '.join(map(str, inner))}"

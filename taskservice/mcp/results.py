@@ -1,0 +1,221 @@
+"""A task as the result of a tool, and as a task of MCP."""
+
+from itertools import accumulate
+from typing import Any
+
+from flask import current_app
+
+from taskservice.contract.terminal import escaped
+from taskservice.contract.terms import API_PREFIX, CANCELLED, COMPLETE, ERROR, MAX_LINE, RUNNING
+from taskservice.database import timestamps
+from taskservice.database.rows import AnyRow, TaskRow
+from taskservice.mcp import questions
+from taskservice.mcp.calls import Call
+from taskservice.queries import logs as log_queries
+from taskservice.schemas import strict_json
+
+# In bytes: of an output, and of a page of a log.
+MAX_TEXT = 32 * 1024
+# In characters: of a line and of an error in a result, and of a message of a status.
+MAX_SHOWN_LINE = 1_000
+MAX_SHOWN_ERROR = 8_000
+MAX_STATUS_MESSAGE = 200
+LINES_WHILE_RUNNING = 5
+LINES_OF_ERROR = 20
+
+POLL_MS, SLOW_POLL_MS = 2_000, 10_000
+# The age from which a task is polled less often.
+SLOW_POLL_AFTER_SECONDS = 600.0
+DAY_SECONDS = 86_400.0
+
+WAIT_NEXT = "Call wait_task with this taskId."
+ASK_NEXT = (
+    "Ask your user, then call answer_task with this taskId and the questionId. To wait for "
+    "another's answer, call wait_task."
+)
+
+
+def tool_result(
+    structured: dict[str, Any], text: str | None = None, *, is_error: bool = False
+) -> dict[str, Any]:
+    """The result of a tool; some clients show only the text, some only the structured content."""
+    shown = strict_json.dumps(structured).decode() if text is None else text
+    result = {"content": [{"type": "text", "text": shown}], "structuredContent": structured}
+    return {**result, "isError": True} if is_error else result
+
+
+def refusal(reason: str) -> dict[str, Any]:
+    return tool_result({"error": reason}, reason, is_error=True)
+
+
+# --- a task as the result of a tool ------------------------------------------------------
+
+
+def of_task(task: TaskRow) -> dict[str, Any]:
+    """The result of the tool that started a task, or that waited for it."""
+    return _RESULTS[task.status](task)
+
+
+def about(task: TaskRow | AnyRow) -> dict[str, Any]:
+    return {"taskId": task.id, "agentId": task.agent_id, "status": task.status}
+
+
+def _of_running(task: TaskRow) -> dict[str, Any]:
+    structured = {**about(task), "log": _last_lines(task, LINES_WHILE_RUNNING)}
+    asked = questions.open_of(task)
+    if asked:
+        structured["questions"] = questions.listed(asked)
+    return tool_result({**structured, "next": ASK_NEXT if asked else WAIT_NEXT})
+
+
+def _of_complete(task: TaskRow) -> dict[str, Any]:
+    size = len(task.output.encode())
+    if size > MAX_TEXT:
+        path = f"{API_PREFIX}/task/{task.id}?fields=output"
+        more = {
+            "outputStart": cut(task.output, MAX_TEXT),
+            "outputBytes": size,
+            "next": f"The output is too long for one answer; GET {path} has all of it.",
+        }
+        return tool_result({**about(task), **more})
+    output = strict_json.fragment(task.output)
+    return tool_result({**about(task), "output": output}, _text_of(task.output))
+
+
+def _text_of(output: str) -> str:
+    """An output as JSON, or its text if that is all."""
+    value = strict_json.loads(output.encode())
+    is_text = value.keys() == {"text"} and isinstance(value["text"], str)
+    return value["text"] if is_text else output
+
+
+def _of_error(task: TaskRow) -> dict[str, Any]:
+    lines = _last_lines(task, LINES_OF_ERROR)
+    return tool_result({**about(task), "error": error_of(task), "log": lines}, is_error=True)
+
+
+def error_of(task: TaskRow | AnyRow) -> dict[str, Any] | None:
+    if task.error_type is None:
+        return None
+    message = shortened(task.error_message or "", MAX_SHOWN_ERROR)
+    return {"type": task.error_type, "message": message}
+
+
+_RESULTS = {RUNNING: _of_running, COMPLETE: _of_complete, ERROR: _of_error}
+
+
+def input_required(task: TaskRow, asked: list[dict[str, Any]]) -> dict[str, Any]:
+    """What lets a client show forms, and call again with the answers and the state."""
+    return {
+        "resultType": "input_required",
+        "inputRequests": questions.as_forms(asked),
+        "requestState": task.id,
+    }
+
+
+def summary(task: AnyRow) -> dict[str, Any]:
+    """A task in a list."""
+    more = {"name": task.name, "createdAt": task.created_at, "finishedAt": task.finished_at}
+    optional = {"note": task.note, "error": error_of(task)}
+    return {**about(task), **more, **{name: each for name, each in optional.items() if each}}
+
+
+# --- a task of MCP -----------------------------------------------------------------------
+
+
+def created(task: TaskRow) -> dict[str, Any]:
+    """What a call returns whose task goes on in the background."""
+    message = _status_message(task)
+    return {"resultType": "task", "status": "working", **_polling(task), "statusMessage": message}
+
+
+def detailed(call: Call, task: TaskRow) -> dict[str, Any]:
+    """What `tasks/get` returns."""
+    return {**_polling(task), **_state(call, task)}
+
+
+def _state(call: Call, task: TaskRow) -> dict[str, Any]:
+    if task.error_type == CANCELLED:
+        return {"status": "cancelled", "statusMessage": task.error_message}
+    if task.status != RUNNING:
+        # Also one that failed: `failed` would mean that the call could not be served.
+        return {"status": "completed", "result": {"resultType": "complete", **of_task(task)}}
+    message = {"statusMessage": _status_message(task)}
+    asked = questions.open_of(task)
+    if asked and call.takes_forms:
+        return {"status": "input_required", **message, "inputRequests": questions.as_forms(asked)}
+    return {"status": "working", **message}
+
+
+def _polling(task: TaskRow) -> dict[str, Any]:
+    age = timestamps.seconds_between(task.created_at, timestamps.now())
+    return {
+        "taskId": task.id,
+        "createdAt": task.created_at,
+        "lastUpdatedAt": task.updated_at,
+        "ttlMs": _ttl(task),
+        "pollIntervalMs": POLL_MS if age < SLOW_POLL_AFTER_SECONDS else SLOW_POLL_MS,
+    }
+
+
+def _ttl(task: TaskRow) -> int | None:
+    """The milliseconds from the task's creation until retention removes it."""
+    days: float = current_app.config["RETENTION_DAYS"]
+    if not days or task.finished_at is None:
+        return None
+    lasted = timestamps.seconds_between(task.created_at, task.finished_at)
+    return round((lasted + days * DAY_SECONDS) * 1000)
+
+
+def _status_message(task: TaskRow) -> str:
+    """How a running task stands, in words."""
+    asked = questions.open_of(task)
+    if asked:
+        message = f"asks: {asked[0]['message']}"
+    else:
+        waiting = "is running" if task.claimed_at else "waits for a worker"
+        message = task.note or _last_line(task) or waiting
+    return shortened(escaped(message), MAX_STATUS_MESSAGE)
+
+
+def _last_line(task: TaskRow) -> str:
+    return log_queries.ends([task.id]).get(task.id, "").rstrip().rpartition("\n")[2].strip()
+
+
+# --- lines -------------------------------------------------------------------------------
+
+
+def _last_lines(task: TaskRow, count: int) -> list[str]:
+    lines = log_queries.last_lines(task, count, count * MAX_LINE)
+    return [shortened(line, MAX_SHOWN_LINE) for line in lines]
+
+
+def last_page(task: TaskRow, count: int) -> tuple[list[str], int]:
+    """The end of a log, at most 32 KiB of it, and the number of its last line."""
+    lines = log_queries.last_lines(task, count, MAX_TEXT)
+    # The last line alone may be longer.
+    lines = lines or _fitting(log_queries.last_lines(task, 1, MAX_LINE))
+    return lines, task.log_count
+
+
+def page_after(task: TaskRow, after: int, count: int) -> tuple[list[str], int]:
+    """Lines after number `after`, at most 32 KiB of them, and the number of the last one."""
+    found = [line.text for line in log_queries.lines_after(task, after, count)]
+    lines = _fitting(found)
+    return lines, max(after, task.first_log - 1) + len(lines)
+
+
+def _fitting(lines: list[str]) -> list[str]:
+    """The first lines that fit on a page; one that does not fit alone is cut."""
+    sizes = accumulate(len(line.encode()) + 1 for line in lines)
+    count = sum(size <= MAX_TEXT for size in sizes)
+    return lines[:count] or [cut(line, MAX_TEXT) for line in lines[:1]]
+
+
+def cut(text: str, size: int) -> str:
+    """The beginning of a text, at most `size` bytes of it."""
+    return text.encode()[:size].decode(errors="ignore")
+
+
+def shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"

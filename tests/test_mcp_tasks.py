@@ -1,0 +1,195 @@
+"""Calls that start tasks, and the extension by which clients follow them."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from taskservice.config import Config
+from tests.support.api_client import ApiClient, expect
+from tests.support.internals import end_for_silence, set_columns
+from tests.support.marks import one_database
+from tests.support.mcp import FORMS, TASKS, Json, McpClient, structured
+from tests.support.waiting import until
+
+
+@pytest.fixture
+def mcp(alice: ApiClient) -> McpClient:
+    """A client that follows tasks and shows forms."""
+    alice.register()
+    return McpClient(alice, TASKS, FORMS)
+
+
+@pytest.fixture
+def plain(alice: ApiClient) -> McpClient:
+    """A client that does neither."""
+    alice.register()
+    return McpClient(alice)
+
+
+def claimed(person: ApiClient, agent_id: str = "summarizer") -> Json:
+    """The next task of an agent, as soon as there is one."""
+
+    def claim() -> Any:
+        return person.post(f"/agent/{agent_id}/claim").json
+
+    return dict(until(claim))
+
+
+# --- a call that becomes a task ----------------------------------------------------------
+
+
+def test_call_becomes_a_task_that_a_worker_can_claim(mcp: McpClient, alice: ApiClient) -> None:
+    result = mcp.call("summarizer", {"mailbox": "office"})
+    assert result["resultType"] == "task"
+    task = claimed(alice)
+    assert result["taskId"] == task["id"]
+    assert (task["input"], task["labels"]) == ({"mailbox": "office"}, {"via": "mcp"})
+    assert (task["callback"], task["name"]) == (None, "summarizer")
+    assert {name: result[name] for name in ("status", "createdAt", "lastUpdatedAt", "ttlMs")} == {
+        "status": "working",
+        "createdAt": task["createdAt"],
+        "lastUpdatedAt": task["createdAt"],
+        "ttlMs": None,
+    }
+    assert result["pollIntervalMs"] == 2_000
+    assert result["statusMessage"] == "waits for a worker"
+    assert not {"result", "task", "requestState", "inputRequests"} & result.keys()
+
+
+def test_task_that_ends_at_once_is_a_result(mcp: McpClient, alice: ApiClient) -> None:
+    with mcp.calling("summarizer") as call:
+        alice.report(claimed(alice), status="complete", output={"sum": 15})
+        result = call.result()
+    if result["resultType"] == "task":
+        # The machine was too slow for half a second.
+        result = mcp.state(result["taskId"])["result"]
+    assert structured(result)["output"] == {"sum": 15}
+
+
+def test_client_without_the_extension_never_gets_a_task(plain: McpClient, alice: ApiClient) -> None:
+    with plain.calling("summarizer") as call:
+        alice.report(claimed(alice), status="complete", output={"sum": 15})
+        result = call.result()
+    assert result["resultType"] == "complete"
+    assert "taskId" not in result
+    assert structured(result)["output"] == {"sum": 15}
+
+
+def test_legacy_call_waits_for_the_end_of_its_task(plain: McpClient, alice: ApiClient) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(plain.legacy, "tools/call", {"name": "summarizer"})
+        alice.report(claimed(alice), status="complete", output={"text": "Done: ü"})
+        result = call.result().result
+    assert result["content"] == [{"type": "text", "text": "Done: ü"}]
+    assert result.keys() == {"content", "structuredContent"}
+
+
+# --- tasks/get ---------------------------------------------------------------------------
+
+
+def test_running_task_is_working_with_its_note_or_its_last_line(
+    mcp: McpClient, alice: ApiClient
+) -> None:
+    task_id = mcp.call("summarizer")["taskId"]
+    assert mcp.state(task_id)["statusMessage"] == "waits for a worker"
+    task = claimed(alice)
+    assert mcp.state(task_id)["statusMessage"] == "is running"
+    alice.append(task, "first", "second " + "x" * 300, "", " ")
+    state = mcp.state(task_id)
+    assert state["statusMessage"] == "second " + "x" * 192 + "…"
+    alice.report(task, note="34 of 68 pages")
+    state = mcp.state(task_id)
+    assert state["statusMessage"] == "34 of 68 pages"
+    assert state["status"] == "working"
+    assert state["lastUpdatedAt"] == alice.task(task)["updatedAt"]
+    assert state["resultType"] == "complete"
+    assert not {"result", "error", "inputRequests"} & state.keys()
+
+
+def test_message_of_a_status_has_no_control_characters(mcp: McpClient, alice: ApiClient) -> None:
+    task_id = mcp.call("summarizer")["taskId"]
+    alice.append(claimed(alice), "\x1b]0;title\x07red\u202egnp.exe")
+    assert mcp.state(task_id)["statusMessage"].isprintable()
+
+
+def test_complete_task_is_completed_with_its_result(mcp: McpClient, alice: ApiClient) -> None:
+    task_id = mcp.call("summarizer")["taskId"]
+    alice.report(claimed(alice), status="complete", output={"sum": 15})
+    state = mcp.state(task_id)
+    assert state["status"] == "completed"
+    assert structured(state["result"]) == {
+        "taskId": task_id,
+        "agentId": "summarizer",
+        "status": "complete",
+        "output": {"sum": 15},
+    }
+    assert state["result"]["content"] == [{"type": "text", "text": '{"sum":15}'}]
+    assert "isError" not in state["result"]
+    assert state["ttlMs"] is None
+
+
+def test_failed_task_is_completed_with_an_error(mcp: McpClient, alice: ApiClient) -> None:
+    task_id = mcp.call("summarizer")["taskId"]
+    task = claimed(alice)
+    alice.append(task, *(f"line {number}" for number in range(30)))
+    alice.report(task, status="error", error={"message": "The mailbox is locked"})
+    state = mcp.state(task_id)
+    assert state["status"] == "completed"
+    assert state["result"]["isError"] is True
+    content = structured(state["result"])
+    assert content["error"] == {"type": "failed", "message": "The mailbox is locked"}
+    assert content["log"] == [f"line {number}" for number in range(10, 30)]
+    assert "The mailbox is locked" in state["result"]["content"][0]["text"]
+    assert "line 29" in state["result"]["content"][0]["text"]
+
+
+def test_task_that_timed_out_is_completed_with_an_error(
+    app: Flask, mcp: McpClient, alice: ApiClient
+) -> None:
+    task_id = mcp.call("summarizer")["taskId"]
+    end_for_silence(app, {"id": task_id})
+    state = mcp.state(task_id)
+    assert state["status"] == "completed"
+    assert structured(state["result"])["error"] == {
+        "type": "timeout",
+        "message": "Its agent fell silent",
+    }
+
+
+def test_cancelled_task_is_cancelled(mcp: McpClient, alice: ApiClient) -> None:
+    task_id = mcp.call("summarizer")["taskId"]
+    for _ in range(2):
+        answer = mcp.modern("tasks/cancel", {"taskId": task_id}).result
+        assert answer.keys() == {"resultType", "_meta"}
+    assert mcp.state(task_id)["status"] == "cancelled"
+    assert expect(alice.get(f"/task/{task_id}"), 200)["error"]["type"] == "cancelled"
+
+
+def test_cancelling_a_finished_task_changes_nothing(mcp: McpClient, alice: ApiClient) -> None:
+    task_id = mcp.call("summarizer")["taskId"]
+    alice.report(claimed(alice), status="complete")
+    assert mcp.modern("tasks/cancel", {"taskId": task_id}).result["resultType"] == "complete"
+    assert mcp.state(task_id)["status"] == "completed"
+
+
+@one_database
+def test_old_task_is_polled_less_often(app: Flask, mcp: McpClient) -> None:
+    task_id = mcp.call("summarizer")["taskId"]
+    assert mcp.state(task_id)["pollIntervalMs"] == 2_000
+    set_columns(app, {"id": task_id}, created_at="2026-01-01T00:00:00.000Z")
+    assert mcp.state(task_id)["pollIntervalMs"] == 10_000
+
+
+@one_database
+def test_finished_task_tells_how_long_it_is_kept(
+    app: Flask, config: Config, mcp: McpClient, alice: ApiClient
+) -> None:
+    app.config["RETENTION_DAYS"] = 2.0
+    task_id = mcp.call("summarizer")["taskId"]
+    assert mcp.state(task_id)["ttlMs"] is None
+    alice.report(claimed(alice), status="complete")
+    moments = {"created_at": "2026-01-01T00:00:00.000Z", "finished_at": "2026-01-01T00:01:00.500Z"}
+    set_columns(app, {"id": task_id}, **moments)
+    assert mcp.state(task_id)["ttlMs"] == 2 * 86_400_000 + 60_500
