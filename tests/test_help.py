@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
+from itertools import dropwhile, takewhile
 from pathlib import Path
 
 import click
@@ -12,7 +13,13 @@ import pytest
 from taskservice import cli
 from taskservice.cli.options import Duration
 from tests.support.commands import run
-from tests.support.documents import blocks, install_commands, table
+from tests.support.documents import (
+    DOCUMENTS,
+    blocks,
+    code_lines,
+    install_commands,
+    table,
+)
 from tests.support.requirements import needs
 from tests.support.service import COMMAND
 
@@ -45,6 +52,7 @@ def test_help_has_two_groups_as_the_documents_have(tmp_path: Path) -> None:
         assert len(names) == len(set(names))
 
 
+SKILL = "examples/SKILL.md"
 # The words of a shell before a command.
 SETTING = re.compile(r"[A-Z_]+=\S*$")
 
@@ -68,6 +76,33 @@ def test_help_has_examples_that_the_command_takes(
             del given[0]
         assert given[: 1 + len(words.split())] == ["taskservice", *words.split()]
         command.make_context(words, given[1 + len(words.split()) :])
+
+
+def test_skill_has_commands_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = list(filter(None, map(words_of_command, code_lines(SKILL))))
+    taught = set()
+    for words in found:
+        name = " ".join(words[: 1 if words[0] in commands() else 2])
+        commands()[name].make_context(name, words[len(name.split()) :])
+        taught.add(name)
+    assert {"run", "progress", "ask", "task follow", "task answer"} <= taught
+
+
+def words_of_command(line: str) -> list[str]:
+    """What follows `taskservice` in a line of a shell, up to the next operator."""
+    tokens = shlex.shlex(line, posix=True, punctuation_chars=True)
+    tokens.whitespace_split = True
+    after = dropwhile(lambda word: word != "taskservice", tokens)
+    return list(takewhile(lambda word: not set(word) <= set("();<>|&"), after))[1:]
+
+
+def test_skill_begins_as_coding_agents_read_it() -> None:
+    front, _, _ = DOCUMENTS[SKILL].removeprefix("---\n").partition("\n---\n")
+    fields = dict(line.split(": ", 1) for line in front.splitlines())
+    assert fields.keys() == {"name", "description"}
+    assert re.fullmatch(r"[a-z0-9-]{1,64}", fields["name"])
+    assert len(fields["description"]) <= 1024
 
 
 # --- durations ---------------------------------------------------------------------------

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent.parent
 # Every document of the repository, by its path.
 DOCUMENTS = {
     str(path.relative_to(ROOT)): path.read_text()
-    for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+    for folder in (ROOT, ROOT / "docs", ROOT / "examples")
+    for path in sorted(folder.glob("*.md"))
 }
 
 _FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
@@ -51,6 +52,12 @@ def agent_commands() -> list[str]:
     """The commands on the agent's side, without those of their groups."""
     rows = table("docs/agent-side.md", "## Commands")
     return sorted({row[0].strip("`").split()[1] for row in rows})
+
+
+def code_lines(name: str) -> list[str]:
+    """The lines of all code blocks of a document."""
+    found = _FENCE.findall(DOCUMENTS[name])
+    return [line for block in found for line in block.splitlines()[1:-1]]
 
 
 def prose(name: str) -> str:
