@@ -74,7 +74,9 @@ def ask(
     QuestionDeclined, QuestionExpired or QuestionWithdrawn; TaskFinished, TaskCancelled or
     NotFound when the task has ended.
     """
-    fields = {"message": message, "schema": schema, "timeout": timeout}
+    # The name of a file may contain what no UTF-8 has.
+    text = message.encode(errors="replace").decode()
+    fields = {"message": text, "schema": schema, "timeout": timeout}
     post = partial(
         connection.call, "POST", _path(task_id), answers.QUESTION,
         json={name: value for name, value in fields.items() if value is not None},

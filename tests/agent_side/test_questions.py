@@ -456,8 +456,10 @@ def test_client_asks_for_a_text_a_choice_or_an_object(
 ) -> None:
     task = client.start("one")
     with ThreadPoolExecutor(1) as threads:
-        text = threads.submit(task.ask, "Which?")
-        end(remote_alice, task.data, asked(remote_alice, task.data), answer="this")
+        text = threads.submit(task.ask, "Which \udcff?")
+        question = asked(remote_alice, task.data)
+        assert question["message"] == "Which ??"
+        end(remote_alice, task.data, question, answer="this")
         assert text.result(40) == "this"
         choice = threads.submit(task.ask, "Sure?", choices=["yes", "no"], timeout=0)
         question = asked(remote_alice, task.data)
