@@ -4,6 +4,7 @@ import secrets
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 _lock = threading.Lock()
 _last_id = 0
@@ -11,8 +12,7 @@ _last_id = 0
 
 def now(offset: float = 0.0) -> str:
     """The moment `offset` seconds from now: RFC 3339, UTC, milliseconds, `Z`."""
-    moment = datetime.now(UTC)
-    return _text(moment + timedelta(seconds=offset) if offset else moment)
+    return of_milliseconds(time.time_ns() // 1_000_000 + round(offset * 1000))
 
 
 def moved(moment: str, seconds: float) -> str:
@@ -28,7 +28,12 @@ def milliseconds(moment: str) -> int:
 def of_milliseconds(since_1970: int) -> str:
     """The moment that `milliseconds` was called with."""
     seconds, rest = divmod(since_1970, 1000)
-    return _text(datetime.fromtimestamp(seconds, UTC) + timedelta(milliseconds=rest))
+    return f"{_second(seconds)}.{rest:03}Z"
+
+
+@lru_cache(maxsize=16)
+def _second(since_1970: int) -> str:
+    return datetime.fromtimestamp(since_1970, UTC).isoformat()[: -len("+00:00")]
 
 
 def seconds_between(since: str, until: str) -> float:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -31,6 +31,9 @@ FITTING_BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/task/<task_id>/question"): {"message": "May I?"},
     ("POST", "/task/<task_id>/question/<question_id>/answer"): {"action": "decline"},
 }
+
+# Before `set_clock` replaces it.
+true_now = timestamps.now
 
 
 def rules(app: Flask) -> Iterator[tuple[str, str]]:
@@ -169,14 +172,7 @@ def moment(text: str) -> datetime:
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Set the clock of this process, not the database's, this many seconds ahead."""
-    offset = timedelta(seconds=seconds)
-
-    class Shifted(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> Any:
-            return datetime.now(tz) + offset
-
-    monkeypatch.setattr(timestamps, "datetime", Shifted)
+    monkeypatch.setattr(timestamps, "now", lambda offset=0.0: true_now(seconds + offset))
 
 
 def set_for_database(app: Flask, setting: str, value: str) -> None:
