@@ -55,9 +55,11 @@ class DatabaseFiles:
         folder = self._state_of_folder()
         if folder is not None and folder == self._checked_folder:
             return
+        is_settled = folder is not None and time.time_ns() - folder[-1] > EXACT_NS
         named = self._named()
         if named == self._opened:
-            self._checked_folder = folder
+            # A change right after another one may leave the folder's time as it was.
+            self._checked_folder = folder if is_settled else None
         else:
             self._save(named)
             wrong = [
@@ -68,7 +70,7 @@ class DatabaseFiles:
             error = FileReplacedError(f"{', '.join(wrong)}; restart the service")
             raise OperationalError("stat", None, error)
 
-    def passes_check(self) -> bool:
+    def passes_check(self, _connection: object) -> bool:
         """True; raises as `check` does."""
         self.check()
         return True
@@ -90,16 +92,14 @@ class DatabaseFiles:
                 self._kept = None
 
     def _state_of_folder(self) -> tuple[int, ...] | None:
-        """What changes with the names in the folder; None if the next change might not show."""
+        """What changes with the names in the folder; None if that can't be told."""
         if self._folder is None:
             return None
         try:
             found = os.stat(self._folder)
         except OSError:
             return None
-        # A change right after another one may leave the time as it was.
-        is_settled = time.time_ns() - found.st_mtime_ns > EXACT_NS
-        return (found.st_dev, found.st_ino, found.st_mtime_ns) if is_settled else None
+        return found.st_dev, found.st_ino, found.st_mtime_ns
 
     def _named(self) -> list[tuple[int, int] | None]:
         return [_identity(path) for path in self._paths]

@@ -36,7 +36,7 @@ class Answer(Response):
         if self.status_code == 304:
             remove_entity_headers(self.headers)
             return self.headers
-        if "Content-Length" in self.headers and "Location" not in self.headers:
+        if self.status_code == 200 and "Content-Length" in self.headers:
             return self.headers
         return super().get_wsgi_headers(environ)
 
