@@ -44,6 +44,7 @@ test: $(VENV)/installed-test ## Install what the tests need, and test the servic
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow' \
 		--ignore tests/server --ignore tests/agent_side --ignore tests/test_browser.py \
 		--ignore tests/test_browser_task.py --ignore tests/test_browser_lists.py \
+		--ignore tests/test_browser_questions.py \
 		--ignore tests/test_fuzzing.py
 
 test-server: $(VENV)/installed-test ## Test the processes: gunicorn and its worker, `taskservice worker`
@@ -55,7 +56,7 @@ test-agent: $(VENV)/installed-test ## Test the agent's side, also while programs
 
 test-browser: $(VENV)/installed-test ## Test the dashboard in a real browser
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/test_browser.py tests/test_browser_task.py \
-		tests/test_browser_lists.py
+		tests/test_browser_lists.py tests/test_browser_questions.py
 
 test-crash: $(VENV)/installed-test ## 30 s of load on each database, and followers, while workers are killed
 	CRASH_SECONDS=$${CRASH_SECONDS:-30} $(BIN)/python -m pytest -m slow -s \

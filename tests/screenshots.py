@@ -28,8 +28,8 @@ TO_WEBP = """async (png) => {
 }"""
 
 
-def prepare(data: Path, good: Receiver, bad: Receiver) -> tuple[str, str]:
-    """Fill a database; returns the key to look at it with, and one of who has nothing yet."""
+def prepare(data: Path, good: Receiver, bad: Receiver) -> tuple[str, str, str]:
+    """Fill a database; returns the keys of who has much, who is asked, and who has nothing yet."""
     config = Config(
         DATA=data,
         SECRET_KEY="a secret key for tests, long enough",
@@ -37,9 +37,10 @@ def prepare(data: Path, good: Receiver, bad: Receiver) -> tuple[str, str]:
     ).completed()
     app = create_app(config)
     alice = sample_data.make(app, "alice", f"{good.url}hooks/mail", f"{bad.url}hooks/wiki")
+    carol = sample_data.make_asking(app, "carol")
     newcomer = add_user(app, "newcomer")
     dispose(app)
-    return alice.key, newcomer.key
+    return alice.key, carol.key, newcomer.key
 
 
 def pages(visitor: Visitor, key: str) -> list[tuple[str, str]]:
@@ -95,7 +96,7 @@ def main(folder: Path, kind: str = "webp") -> None:
 def take_all(
     browser: Browser,
     url: str,
-    keys: tuple[str, str],
+    keys: tuple[str, str, str],
     folder: Path,
     ending: str,
     options: dict[str, object],
@@ -105,7 +106,12 @@ def take_all(
     for name, path in pages(visitor, keys[0]):
         take(visitor.go(path), folder / f"{name}-{ending}", printer)
     visitor.context.clear_cookies()
-    take(visitor.sign_in(keys[1]), folder / f"start-{ending}", printer)
+    page = visitor.sign_in(keys[1])
+    take(page, folder / f"questions-{ending}", printer)
+    page.get_by_role("link", name="Tidy up of old backups").first.click()
+    take(page, folder / f"asking-{ending}", printer)
+    visitor.context.clear_cookies()
+    take(visitor.sign_in(keys[2]), folder / f"start-{ending}", printer)
     printer.close()
     visitor.close()
 

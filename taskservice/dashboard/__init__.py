@@ -7,12 +7,13 @@ from taskservice.dashboard import sessions
 from taskservice.dashboard.agents import agents
 from taskservice.dashboard.keys import keys
 from taskservice.dashboard.pages import dashboard, unknown_page
+from taskservice.dashboard.questions import questions
 from taskservice.dashboard.reruns import reruns
 from taskservice.dashboard.sign_in import sign_in
 from taskservice.dashboard.sign_in_throttle import Throttle
 from taskservice.dashboard.tasks import tasks
 
-for blueprint in (sign_in, tasks, reruns, agents, keys):
+for blueprint in (sign_in, tasks, questions, reruns, agents, keys):
     dashboard.register_blueprint(blueprint)
 
 

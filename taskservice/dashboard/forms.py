@@ -1,10 +1,19 @@
-"""What the forms that start tasks share."""
+"""What forms share: their texts, and what is wrong with them in words."""
 
 from typing import Any
 
 from marshmallow import ValidationError
+from werkzeug.datastructures import MultiDict
 
 from taskservice.problems import Problem
+
+
+def texts(form: MultiDict[str, str]) -> dict[str, list[str]]:
+    """The texts of each field, as the API would have them: without NUL, lines ending at LF."""
+    return {
+        name: [text.replace("\0", "\ufffd").replace("\r\n", "\n") for text in values]
+        for name, values in form.lists()
+    }
 
 
 def sentence(error: Problem | ValidationError) -> str:

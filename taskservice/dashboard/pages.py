@@ -41,6 +41,7 @@ PAGES = {
     "dashboard.tasks.show",
     "dashboard.tasks.ask_to_cancel",
     "dashboard.tasks.ask_to_delete",
+    "dashboard.questions.show",
     "dashboard.reruns.ask",
     "dashboard.agents.list_all",
     "dashboard.agents.show",

@@ -1,10 +1,11 @@
-"""What the page of a task shows beside it: its relatives, and when it should end."""
+"""What the page of a task shows beside it: questions, relatives, and when it should end."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from taskservice.auth.caller import Caller
 from taskservice.contract.terms import RUNNING
+from taskservice.dashboard import question_forms
 from taskservice.database import timestamps
 from taskservice.database.rows import AnyRow, TaskRow
 from taskservice.queries import agents as agent_queries
@@ -55,6 +56,8 @@ def values(caller: Caller, task: TaskRow) -> dict[str, Any]:
         "original": task_queries.find(caller, task.rerun_of) if task.rerun_of else None,
         "again": task_queries.newest_rerun(caller, task.id),
         "children": _waterfall(task_queries.children(caller, task.id, MAX_CHILDREN + 1)),
+        "questions": question_forms.of_task(task),
+        "ended_questions": question_forms.ended(task.id),
         "waiting": _waiting(task),
         "expected": _expected_end(caller, task),
     }

@@ -8,7 +8,15 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth.authentication import caller
 from taskservice.contract.terms import RUNNING
-from taskservice.dashboard import chart, filters, formatting, sessions, task_page, webhook_command
+from taskservice.dashboard import (
+    chart,
+    filters,
+    formatting,
+    question_forms,
+    sessions,
+    task_page,
+    webhook_command,
+)
 from taskservice.dashboard.pages import page, redirect_to
 from taskservice.dashboard.shared_pages import shared
 from taskservice.database.rows import TaskRow
@@ -50,6 +58,7 @@ def list_all() -> AnyResponse:
     return page(
         "tasks.html",
         rows=rows,
+        asking=question_forms.asking(caller),
         found=found,
         states=delivery_queries.states(rows) if caller.agent_id is None else {},
         log_ends=log_queries.ends([row.id for row in rows if formatting.is_generic(row)]),

@@ -119,6 +119,7 @@ _CHILD = text("parent_id IS NOT NULL")
 _RERUN = text("rerun_of IS NOT NULL")
 _KEYED = text("idempotency_key IS NOT NULL")
 _CLAIM_KEYED = text("claim_key IS NOT NULL")
+IS_ASKING = text("questions <> '[]'")
 
 
 class Task(Base):

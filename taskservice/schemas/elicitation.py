@@ -90,7 +90,7 @@ def problems_of_answer(schema: dict[str, Any], content: dict[str, Any]) -> dict[
     import jsonschema_rs
 
     closed = _plain({**schema, "additionalProperties": False})
-    validator = jsonschema_rs.Draft202012Validator(closed, validate_formats=True)
+    validator = jsonschema_rs.Draft202012Validator(closed, validate_formats=True, mask="The value")
     found: dict[str, list[str]] = {}
     for error in validator.iter_errors(_plain(content)):
         name = ".".join(map(str, ["content", *error.instance_path]))

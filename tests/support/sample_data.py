@@ -12,6 +12,7 @@ from sqlalchemy import update
 from taskservice.database.models import Task
 from taskservice.database.timestamps import rfc3339
 from taskservice.database.transactions import transaction
+from taskservice.schemas import strict_json
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.internals import end_for_silence, set_columns
 
@@ -78,6 +79,43 @@ UNREACHABLE = [
     "connecting to nas.example.org",
     "ssh: connect to host nas.example.org port 22: Connection timed out",
 ]
+TIDY = [
+    "/srv/backups: 91 % of 2.0 TB",
+    "1,204 backups, the oldest of 3 March",
+    "41 of them are older than 30 days",
+    "waiting for an answer before anything is deleted",
+]
+DAYS = {
+    "type": "object",
+    "properties": {"days": {"type": "integer", "title": "Days", "minimum": 7, "default": 30}},
+    "required": ["days"],
+}
+DELETE = {
+    "type": "object",
+    "properties": {"delete": {"type": "boolean"}},
+    "required": ["delete"],
+}
+TERM: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "term": {
+            "type": "string",
+            "title": "French term",
+            "description": "It is used in all notes from now on.",
+            "maxLength": 80,
+        },
+        "gender": {
+            "type": "string",
+            "title": "Gender",
+            "oneOf": [
+                {"const": "f", "title": "feminine"},
+                {"const": "m", "title": "masculine"},
+            ],
+        },
+        "note": {"type": "string", "title": "Note to the translator", "maxLength": 1_000},
+    },
+    "required": ["term", "gender"],
+}
 # What must do nothing anywhere.
 HOSTILE = (
     "<img src=x onerror=\"document.title='owned'\">"
@@ -209,6 +247,38 @@ def _family(app: Flask, person: ApiClient) -> None:
     append_over(person, parent, ["3 sites, one of them failed"], start, [139.0])
     person.report(parent, status="complete", output={"sites": 3, "failed": ["shop"]})
     end(app, parent, start + timedelta(seconds=140))
+
+
+def make_asking(app: Flask, name: str) -> ApiClient:
+    """A user with two tasks that ask something, and one that has been answered before."""
+    person = add_user(app, name)
+    for agent_id in ("backup", "translator"):
+        person.register(agent_id, name=AGENTS[agent_id][0], description=AGENTS[agent_id][1])
+    tidy = person.start("backup", name="Tidy up of old backups", claim=True)
+    start = shift(app, tidy, 400)
+    append_over(person, tidy, TIDY, start, [1.0, 8.0, 20.0, 4.0])
+    first = _ask(person, tidy, "The disk is 91 % full. How many days should be kept?", DAYS)
+    body = {"action": "accept", "content": {"days": 30}}
+    person.post(f"/task/{tidy['id']}/question/{first['id']}/answer", json=body)
+    _ask(person, tidy, "Delete 41 backups from before 27 October, 312 GB?", DELETE)
+    notes = person.start("translator", name="Release notes 4.3 to French", claim=True)
+    shift(app, notes, 130)
+    _ask(person, notes, "The notes name “Sammelrechnung” for the first time.", TERM)
+    done = person.start("translator", name="Release notes 4.3 to German", claim=True)
+    start = shift(app, done, 900)
+    append_over(person, done, ["reading 4.3.md", "42 paragraphs"], start, [1.0, 70.0])
+    person.report(done, status="complete", output={"paragraphs": 42})
+    end(app, done, start + timedelta(seconds=95))
+    return person
+
+
+def _ask(
+    person: ApiClient, task: dict[str, Any], message: str, schema: dict[str, Any]
+) -> dict[str, Any]:
+    # `json=` of Flask's client would sort the properties.
+    body = strict_json.dumps({"message": message, "schema": schema, "timeout": 3 * 3600})
+    path = f"/task/{task['id']}/question"
+    return dict(expect(person.post(path, data=body, content_type="application/json"), 201))
 
 
 def append_over(

@@ -1,7 +1,8 @@
-// A notification of the browser when the task of this page ends, for a reader who asked for it.
+// A notification of the browser when the task of this page asks something, and when it ends, for
+// a reader who asked for it.
 
 const button = document.getElementById("watch");
-const RUNNING = ["running", "waiting"];
+let shown = document.getElementById("icon").dataset.state;
 
 function show(isWatched, text) {
   button.setAttribute("aria-pressed", isWatched);
@@ -12,7 +13,7 @@ async function toggle() {
   if (button.getAttribute("aria-pressed") === "true") {
     show(false, "Notify me");
   } else if ((await Notification.requestPermission()) === "granted") {
-    show(true, "Notifies at the end");
+    show(true, "Notifies");
   } else {
     show(false, "Blocked by the browser");
   }
@@ -20,14 +21,20 @@ async function toggle() {
 
 document.addEventListener("refreshed", ({ detail: page }) => {
   const state = page.getElementById("icon").dataset.state;
-  if (!button || button.hidden || RUNNING.includes(state)) return;
-  if (button.getAttribute("aria-pressed") === "true") {
-    const name = page.querySelector("h1").textContent;
-    const notification = new Notification(`${state}: ${name}`, { tag: location.pathname });
-    notification.addEventListener("click", () => window.focus());
-  }
-  button.hidden = true;
+  const isNew = state !== shown;
+  shown = state;
+  if (!button || button.hidden || !isNew || ["running", "waiting"].includes(state)) return;
+  if (button.getAttribute("aria-pressed") === "true") notify(state, page);
+  button.hidden = state !== "asking";
 });
+
+function notify(state, page) {
+  const name = page.querySelector("h1").textContent;
+  const text = state === "asking" ? `${name} asks` : `${state}: ${name}`;
+  const body = page.querySelector("#questions .message")?.textContent;
+  const notification = new Notification(text, { tag: location.pathname, body });
+  notification.addEventListener("click", () => window.focus());
+}
 
 // Browsers have no notifications without TLS, but on localhost.
 if (button && globalThis.Notification && isSecureContext) {

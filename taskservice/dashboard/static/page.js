@@ -173,8 +173,12 @@ function rememberOriginals() {
   }
 }
 
+// Whether somebody is filling in a form of this part, which must not be taken away.
+const isInUse = (part) =>
+  part.querySelector("form.answer:is([data-typed], :focus-within)") !== null;
+
 function replace(part, fresh) {
-  if (original.get(part) === fresh.outerHTML) return part;
+  if (original.get(part) === fresh.outerHTML || isInUse(part)) return part;
   const focused = part.contains(document.activeElement) ? document.activeElement : null;
   const node = document.importNode(fresh, true);
   original.set(node, fresh.outerHTML);
@@ -195,7 +199,7 @@ function counterpart(node, focused) {
 
 function replaceRows(part, fresh) {
   const ids = new Set(Array.from(fresh.children, (row) => row.id));
-  for (const row of [...part.children]) if (!ids.has(row.id)) row.remove();
+  for (const row of [...part.children]) if (!ids.has(row.id) && !isInUse(row)) row.remove();
   let before = null;
   for (const row of fresh.children) {
     let old = document.getElementById(row.id);
@@ -203,7 +207,9 @@ function replaceRows(part, fresh) {
       old = document.importNode(row, true);
       original.set(old, row.outerHTML);
     }
-    const place = before ? before.nextElementSibling : part.firstElementChild;
+    let place = before ? before.nextElementSibling : part.firstElementChild;
+    // A row that is moved loses the focus: one that is left from before stays where it is.
+    while (place && !ids.has(place.id)) place = place.nextElementSibling;
     if (place !== old) part.insertBefore(old, place);
     before = replace(old, row);
   }

@@ -1,0 +1,151 @@
+"""Questions as pages show them: a form while one is open, and then how it ended."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from taskservice.auth.caller import Caller
+from taskservice.contract.terms import ANSWERED
+from taskservice.dashboard import schema_form
+from taskservice.dashboard.schema_form import CHOICE, Choice, Errors, Field, Json, Texts
+from taskservice.database.rows import AnyRow
+from taskservice.queries import questions as question_queries
+from taskservice.schemas import strict_json
+from taskservice.schemas.answers import open_questions, question_schema
+
+# The list of tasks has forms of the oldest SHOWN_TASKS that ask, and counts up to MAX_TASKS.
+SHOWN_TASKS = 10
+MAX_TASKS = 100
+# The page of a task has this many questions that are no longer open.
+SHOWN_ENDED = 20
+# A question with one choice of so few and so short options is answered by a click.
+MAX_BUTTONS, MAX_BUTTON_LABEL = 4, 40
+MAX_ANSWER = 200
+
+
+@dataclass(frozen=True)
+class QuestionForm:
+    """An open question, and its fields."""
+
+    id: str
+    task_id: str
+    message: str
+    asked_at: str
+    expires_at: str | None
+    fields: list[Field]
+
+    @property
+    def buttons(self) -> list[Choice]:
+        """The options of its only field, if they are few and short."""
+        if len(self.fields) != 1 or self.fields[0].kind != CHOICE:
+            return []
+        choices = self.fields[0].choices
+        is_short = all(len(choice.label) <= MAX_BUTTON_LABEL for choice in choices)
+        fits = is_short and len(choices) <= MAX_BUTTONS and self.fields[0].is_required
+        return choices if fits else []
+
+
+@dataclass(frozen=True)
+class EndedQuestion:
+    """A question that is no longer open, and its answer: (label, text) of each value."""
+
+    id: str
+    message: str
+    asked_at: str
+    state: str
+    answer: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class AskingTask:
+    """A task that asks something."""
+
+    id: str
+    name: str
+    questions: list[QuestionForm]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """The tasks that ask something: the first ones, and how many there are."""
+
+    tasks: list[AskingTask]
+    count: int
+
+    @property
+    def is_more(self) -> bool:
+        return self.count >= MAX_TASKS
+
+
+def loaded(row: AnyRow) -> Json:
+    """A question as the API answers it."""
+    question: Json = strict_json.loads(strict_json.dumps(question_schema.dump(row)))
+    return question
+
+
+def form(
+    question: Json, task_id: str, typed: Texts | None = None, errors: Errors | None = None
+) -> QuestionForm:
+    """The form of an open question, by default with the defaults of its schema."""
+    schema = question["schema"]
+    if typed is None:
+        typed = schema_form.texts_of(schema, schema_form.defaults(schema))
+    return QuestionForm(
+        id=question["id"],
+        task_id=task_id,
+        message=question["message"],
+        asked_at=question["askedAt"],
+        expires_at=question["expiresAt"],
+        fields=schema_form.fields(schema, typed, errors or {}),
+    )
+
+
+def of_task(task: Any) -> list[QuestionForm]:
+    """The open questions of a task, oldest first."""
+    return [form(question, task.id) for question in open_questions(task.questions)]
+
+
+def ended(task_id: str) -> list[EndedQuestion]:
+    """The last questions of a task that are no longer open, newest first."""
+    rows = question_queries.ended(task_id, SHOWN_ENDED)
+    return [_ended(loaded(row)) for row in rows]
+
+
+def _ended(question: Json) -> EndedQuestion:
+    return EndedQuestion(
+        id=question["id"],
+        message=question["message"],
+        asked_at=question["askedAt"],
+        state=question["state"],
+        answer=schema_form.shown(question["schema"], question["answer"] or {}),
+    )
+
+
+def asking(caller: Caller) -> Asking:
+    """The caller's tasks that ask something; an agent key may not answer, and sees none."""
+    if caller.agent_id is not None:
+        return Asking([], 0)
+    rows = question_queries.asking_tasks(caller, SHOWN_TASKS + 1)
+    tasks = [AskingTask(row.id, row.name, of_task(row)) for row in rows]
+    # Upkeep has not yet seen that the questions of the others have expired.
+    tasks = [task for task in tasks if task.questions]
+    if len(rows) <= SHOWN_TASKS:
+        return Asking(tasks, len(tasks))
+    return Asking(tasks[:SHOWN_TASKS], question_queries.count_asking_tasks(caller, MAX_TASKS))
+
+
+def closed_sentence(question: Json) -> str:
+    """Why a question takes no answer any more, with the one that it has."""
+    if question["state"] != ANSWERED:
+        return f"Nothing was sent. The question is {question['state']}."
+    answer = answer_text(question["schema"], question["answer"])
+    return f"Nothing was sent. The question is already answered: {answer}"
+
+
+def answer_text(schema: Json, content: Json) -> str:
+    """An answer in one line."""
+    pairs: Sequence[tuple[str, str]] = schema_form.shown(schema, content)
+    only_one = len(schema["properties"]) == 1
+    text = "; ".join(value if only_one else f"{label}: {value}" for label, value in pairs)
+    line = " ".join(text.split()) or "accepted"
+    return line if len(line) <= MAX_ANSWER else f"{line[:MAX_ANSWER]}…"

@@ -1,0 +1,91 @@
+"""The page of one question, and its form, which the pages of tasks have too."""
+
+from flask import Blueprint, Response, flash, redirect, request
+from werkzeug.wrappers import Response as AnyResponse
+
+from taskservice.auth.authentication import caller
+from taskservice.contract.error_codes import QUESTION_CLOSED
+from taskservice.contract.terms import ACCEPT, DECLINE, OPEN
+from taskservice.dashboard import question_forms, schema_form
+from taskservice.dashboard.forms import texts
+from taskservice.dashboard.pages import is_page, page, redirect_to
+from taskservice.dashboard.schema_form import Errors, Json, Texts
+from taskservice.problems import Problem
+from taskservice.queries import questions as question_queries
+from taskservice.queries import tasks as task_queries
+from taskservice.schemas import elicitation
+from taskservice.services import questions as question_service
+from taskservice.web.request import require_id
+
+questions = Blueprint("questions", __name__)
+
+
+@questions.get("/tasks/<task_id>/questions/<question_id>")
+def show(task_id: str, question_id: str) -> AnyResponse:
+    caller.require_user_key()
+    question = _question(task_id, question_id)
+    if question["state"] != OPEN:
+        return redirect_to("tasks.show", task_id=task_id, _anchor="ended")
+    return _page(task_id, question)
+
+
+@questions.post("/tasks/<task_id>/questions/<question_id>")
+def answer(task_id: str, question_id: str) -> AnyResponse:
+    """What does not fit is said beside its field, which keeps its text."""
+    caller.require_user_key()
+    question = _question(task_id, question_id)
+    typed = texts(request.form)
+    content, errors = schema_form.content_of(question["schema"], typed)
+    declines = request.form.get("action") == DECLINE
+    if not declines and question["state"] == OPEN:
+        errors = _misfits(question["schema"], content) | errors
+        if errors:
+            return _page(task_id, question, typed, errors)
+    flash(_answer(task_id, question, None if declines else content))
+    return _redirect_back(task_id, request.form.get("back", ""))
+
+
+def _answer(task_id: str, question: Json, content: Json | None) -> str:
+    """Answer, or decline with None; returns the message for the next page."""
+    action = DECLINE if content is None else ACCEPT
+    try:
+        question_service.answer(caller, task_id, question["id"], action, content)
+    except Problem as problem:
+        if problem.code != QUESTION_CLOSED:
+            raise
+        return question_forms.closed_sentence(_question(task_id, question["id"]))
+    if content is None:
+        return "Declined."
+    return f"Answered: {question_forms.answer_text(question['schema'], content)}"
+
+
+def _misfits(schema: Json, content: Json) -> Errors:
+    """What does not fit the schema, beside what is missing."""
+    errors = elicitation.problems_of_answer(schema, content)
+    found = schema_form.by_property(schema, errors, "content")
+    return {name: messages for name, messages in found.items() if name}
+
+
+def _question(task_id: str, question_id: str) -> Json:
+    """The question as the API answers it. Raises 404."""
+    task_id, question_id = require_id("task", task_id), require_id("question", question_id)
+    return question_forms.loaded(question_queries.get(caller, task_id, question_id))
+
+
+def _page(
+    task_id: str, question: Json, typed: Texts | None = None, errors: Errors | None = None
+) -> Response:
+    return page(
+        "question.html",
+        422 if errors else 200,
+        task=task_queries.get(caller, task_id),
+        question=question_forms.form(question, task_id, typed, errors),
+        back=request.form.get("back", ""),
+    )
+
+
+def _redirect_back(task_id: str, path: str) -> AnyResponse:
+    """Redirect to the page that had the form: the list, or by default that of the task."""
+    if is_page(path):
+        return redirect(f"{request.script_root}{path}", 303)
+    return redirect_to("tasks.show", task_id=task_id)

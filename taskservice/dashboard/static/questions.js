@@ -1,0 +1,25 @@
+// Forms that answer questions: what somebody types is kept, and a question that has ended meanwhile
+// says so in its form.
+
+addEventListener("input", ({ target }) => {
+  const form = target.closest?.("form.answer");
+  if (form) form.dataset.typed = "";
+});
+
+document.addEventListener("refreshed", ({ detail: page }) => {
+  for (const question of document.querySelectorAll(".question")) {
+    const isOpen = page.getElementById(question.id) !== null;
+    const text = isOpen ? "" : endText(page.getElementById(question.id.replace("question", "ended")));
+    const status = question.querySelector(".ended");
+    if (status.textContent !== text) status.textContent = text;
+    for (const button of question.querySelectorAll("button")) button.disabled = !isOpen;
+  }
+});
+
+// What the page says of the question now; the list of tasks says nothing.
+function endText(ended) {
+  if (!ended) return "This question is no longer open.";
+  const answers = [...ended.querySelectorAll("dd")].map(({ textContent }) => textContent);
+  const state = ended.querySelector(".state").textContent;
+  return `This question is no longer open: ${[state, ...answers].join(", ")}.`;
+}

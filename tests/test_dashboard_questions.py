@@ -1,0 +1,456 @@
+"""Questions in the dashboard: their forms, what is said beside a field, and their history."""
+
+import json
+import re
+from html import unescape
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from flask import Flask
+
+from taskservice.background.upkeep import Upkeep
+from taskservice.dashboard import question_forms
+from tests.support.api_client import ApiClient, expect
+from tests.support.clocks import Clocks
+from tests.support.marks import one_database
+from tests.support.plain_browser import Browser
+from tests.support.sample_data import HOSTILE
+
+Json = dict[str, Any]
+ALL_KINDS: Json = {
+    "type": "object",
+    "properties": {
+        "branch": {"type": "string", "title": "Branch", "description": "Where it goes",
+                   "minLength": 3, "maxLength": 40, "default": "main"},
+        "mail": {"type": "string", "format": "email"},
+        "page": {"type": "string", "format": "uri"},
+        "day": {"type": "string", "format": "date"},
+        "when": {"type": "string", "format": "date-time"},
+        "reason": {"type": "string", "maxLength": 2000},
+        "share": {"type": "number", "minimum": 0, "maximum": 1},
+        "copies": {"type": "integer", "minimum": 1, "maximum": 9},
+        "force": {"type": "boolean", "title": "By force?"},
+        "size": {"type": "string", "oneOf": [{"const": "s", "title": "Small"},
+                                             {"const": "l", "title": "Large"}]},
+        "colour": {"type": "string", "enum": ["r", "g", "b", "c", "m", "y"],
+                   "enumNames": ["Red", "Green", "Blue", "Cyan", "Magenta", "Yellow"]},
+        "hosts": {"type": "array", "items": {"type": "string", "enum": ["a", "b", "c"]},
+                  "maxItems": 2, "default": ["b"]},
+    },
+    "required": ["branch", "force"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def window(app: Flask, alice: ApiClient) -> Browser:
+    """Alice's, signed in."""
+    return signed_in(app, alice.key)
+
+
+@pytest.fixture
+def task(alice: ApiClient) -> Json:
+    return alice.start(name="Release", claim=True)
+
+
+def signed_in(app: Flask, key: str) -> Browser:
+    window = Browser(app)
+    assert window.sign_in(key).status_code == 303
+    return window
+
+
+def ask(person: ApiClient, task: Json, message: str = "Deploy?", **fields: Any) -> Json:
+    path = f"/task/{task['id']}/question"
+    # `json=` of Flask's client would sort the properties.
+    body = json.dumps({"message": message, **fields})
+    return dict(expect(person.post(path, data=body, content_type="application/json"), 201))
+
+
+def choice(*options: str, **more: Any) -> Json:
+    """A schema with one property that wants one of these."""
+    return {
+        "type": "object",
+        "properties": {"choice": {"type": "string", "enum": [*options], **more}},
+        "required": ["choice"],
+    }
+
+
+def path_of(task: Json, question: Json) -> str:
+    return f"/tasks/{task['id']}/questions/{question['id']}"
+
+
+def now(person: ApiClient, task: Json, question: Json) -> Json:
+    return dict(expect(person.get(f"/task/{task['id']}/question/{question['id']}"), 200))
+
+
+def answer(window: Browser, task: Json, question: Json, **content: str) -> Any:
+    data = {f"field.{name}": text for name, text in content.items()}
+    return window.send(path_of(task, question), **data)
+
+
+def text_of(window: Browser, path: str) -> str:
+    response = window.get(path)
+    assert response.status_code == 200, response.text
+    return response.text
+
+
+def title_of(text: str) -> str:
+    return unescape(re.findall("<title>(.+?)</title>", text)[0])
+
+
+def fields(text: str) -> dict[str, Json]:
+    """The attributes of the fields of a page's form, by name; of radio buttons, the last one."""
+    found = re.findall(r'<(?:input|select|textarea)\b[^>]*\bname="field\.[^>]+>', text)
+    each = [dict(re.findall(r'(\S+?)="(.*?)"', tag)) for tag in found]
+    return {attributes["name"].removeprefix("field."): attributes for attributes in each}
+
+
+# --- the form ----------------------------------------------------------------------------
+
+
+def test_form_has_the_right_control_for_each_kind_of_value(
+    window: Browser, alice: ApiClient, task: Json
+) -> None:
+    question = ask(alice, task, schema=ALL_KINDS)
+    text = text_of(window, f"/tasks/{task['id']}")
+    found = fields(text)
+    assert list(found) == list(ALL_KINDS["properties"])
+    kinds = {name: found[name].get("type") for name in found}
+    assert kinds == {
+        "branch": "text", "mail": "email", "page": "url", "day": "date", "when": "datetime-local",
+        "reason": None, "share": "number", "copies": "number", "force": "radio", "size": "radio",
+        "colour": None, "hosts": "checkbox",
+    }  # fmt: skip
+    branch = found["branch"]
+    assert (branch["minlength"], branch["maxlength"], branch["value"]) == ("3", "40", "main")
+    assert branch["required"] == "required"
+    assert "required" not in found["mail"]
+    assert {name: found["copies"][name] for name in ("min", "max", "step")} == {
+        "min": "1", "max": "9", "step": "1",
+    }  # fmt: skip
+    assert found["share"]["step"] == "any"
+    hint = re.findall(f'id="{re.escape(branch["aria-describedby"])}"><bdi>(.+?)</bdi>', text)
+    assert hint == ["Where it goes"]
+    assert f'<label for="{branch["id"]}"><bdi>Branch</bdi></label>' in text
+    assert "<bdi>mail</bdi> <small>(optional)</small>" in text
+    # The default is chosen, and nothing else.
+    checked = re.findall(r'name="(field\.\w+)" value="([^"]*)" checked', text)
+    assert checked == [("field.size", ""), ("field.hosts", "&#34;b&#34;")]
+    # It is on the list and on its own page, too.
+    for path in ("/", path_of(task, question)):
+        assert fields(text_of(window, path)) == found
+
+
+def test_answer_of_every_kind_arrives_as_its_agent_wants_it(
+    window: Browser, alice: ApiClient, task: Json
+) -> None:
+    question = ask(alice, task, schema=ALL_KINDS)
+    response = answer(
+        window, task, question,
+        branch="größe/日本", mail="a@example.org", page="https://example.org/", day="2026-11-24",
+        when="2026-11-24T13:36", reason="one\r\ntwo", share=".5", copies="07", force="true",
+        size='"l"', colour='"m"',
+    )  # fmt: skip
+    assert response.status_code == 303
+    assert now(alice, task, question)["answer"] == {
+        "branch": "größe/日本", "mail": "a@example.org", "page": "https://example.org/",
+        "day": "2026-11-24", "when": "2026-11-24T13:36:00Z", "reason": "one\ntwo", "share": 0.5,
+        "copies": 7, "force": True, "size": "l", "colour": "m",
+    }  # fmt: skip
+
+
+def test_what_is_left_empty_is_left_out(window: Browser, alice: ApiClient, task: Json) -> None:
+    question = ask(alice, task, schema=ALL_KINDS)
+    empty = dict.fromkeys(ALL_KINDS["properties"], "") | {"branch": "main", "force": "false"}
+    assert answer(window, task, question, **empty).status_code == 303
+    assert now(alice, task, question)["answer"] == {"branch": "main", "force": False}
+
+
+def test_several_options_can_be_chosen(window: Browser, alice: ApiClient, task: Json) -> None:
+    schema: Json = {"type": "object", "properties": {"hosts": ALL_KINDS["properties"]["hosts"]}}
+    for chosen in (["a", "c"], []):
+        question = ask(alice, task, schema=schema | {"required": ["hosts"]})
+        data: Any = {"field.hosts": [f'"{each}"' for each in chosen]}
+        assert window.send(path_of(task, question), **data).status_code == 303
+        assert now(alice, task, question)["answer"] == {"hosts": chosen}
+
+
+def test_what_does_not_fit_is_said_beside_its_field_which_keeps_its_text(
+    window: Browser, alice: ApiClient, task: Json
+) -> None:
+    question = ask(alice, task, schema=ALL_KINDS)
+    typed = {"branch": "x", "mail": "<b>no mail</b>", "share": "1.5", "copies": "many",
+             "size": '"other"', "reason": "kept\r\nlines"}  # fmt: skip
+    response = answer(window, task, question, **typed)
+    assert response.status_code == 422
+    errors = {
+        name: unescape(message)
+        for name, message in re.findall(
+            r'id="[0-9a-f-]+-field\.(\w+)-error"><bdi>(.+?)</bdi>', response.text
+        )
+    }
+    assert errors == {
+        "branch": "The value is shorter than 3 characters",
+        "mail": 'The value is not a "email"',
+        "share": "The value is greater than the maximum of 1",
+        "copies": "Not a number.",
+        "force": "Choose one.",
+        "size": "Choose from the list.",
+    }
+    found = fields(response.text)
+    assert unescape(found["mail"]["value"]) == typed["mail"]
+    assert found["copies"]["value"] == "many"
+    assert ">\nkept\nlines</textarea>" in response.text
+    for name in ("branch", "mail", "copies"):
+        assert found[name]["aria-invalid"] == "true"
+        assert found[name]["aria-describedby"].endswith(f"field.{name}-error")
+    assert now(alice, task, question)["state"] == "open"
+
+
+def test_few_short_options_answer_with_one_click(
+    window: Browser, alice: ApiClient, task: Json, subtests: pytest.Subtests
+) -> None:
+    boolean: Json = {
+        "type": "object", "properties": {"deploy": {"type": "boolean", "default": True}},
+        "required": ["deploy"],
+    }  # fmt: skip
+    for name, schema, labels in (
+        ("boolean", boolean, ["Yes", "No"]),
+        ("options", choice("s", "m", enumNames=["Small", "Medium"]), ["Small", "Medium"]),
+        ("too many", choice(*"abcde"), ["Answer"]),
+        ("too long", choice("short", "x" * 41), ["Answer"]),
+        ("optional", {**boolean, "required": []}, ["Answer"]),
+        ("nothing to fill in", {"type": "object", "properties": {}}, ["Accept"]),
+    ):
+        with subtests.test(name):
+            question = ask(alice, task, schema=schema)
+            text = text_of(window, path_of(task, question))
+            form = text.partition('<form class="answer"')[2].partition("</form>")[0]
+            found = re.findall(r"<button[^>]*>(?:<bdi>)?(.+?)(?:</bdi>)?</button>", form)
+            assert found == [*labels, "Decline"]
+            window.send(path_of(task, question), action="decline")
+    question = ask(alice, task, schema=boolean)
+    assert 'class="option main"><bdi>Yes</bdi>' in text_of(window, "/")
+    assert answer(window, task, question, deploy="false").status_code == 303
+    assert now(alice, task, question)["answer"] == {"deploy": False}
+
+
+def test_question_without_fields_is_accepted(window: Browser, alice: ApiClient, task: Json) -> None:
+    question = ask(alice, task, schema={"type": "object", "properties": {}})
+    window.send(path_of(task, question), action="accept")
+    assert now(alice, task, question)["answer"] == {}
+    assert "Answered: accepted" in text_of(window, f"/tasks/{task['id']}")
+
+
+def test_question_is_declined_whatever_its_form_has(
+    window: Browser, alice: ApiClient, task: Json
+) -> None:
+    question = ask(alice, task, schema=ALL_KINDS)
+    response = window.send(path_of(task, question), action="decline", **{"field.copies": "many"})
+    assert response.status_code == 303
+    assert now(alice, task, question)["state"] == "declined"
+    assert "Declined." in text_of(window, response.headers["Location"])
+
+
+@one_database
+def test_form_needs_the_token_of_its_session(window: Browser, alice: ApiClient, task: Json) -> None:
+    question = ask(alice, task)
+    response = window.post(path_of(task, question), {"field.answer": "yes", "token": "x"})
+    assert response.status_code == 403
+    assert now(alice, task, question)["state"] == "open"
+
+
+def test_hostile_names_and_texts_are_shown_as_text(
+    window: Browser, alice: ApiClient, task: Json
+) -> None:
+    names = [HOSTILE, "a.b", "a", "b c&d=e+f", "नाम", "שם", "\u202eexe", "x" * 300]
+    schema: Json = {
+        "type": "object",
+        "properties": {
+            name: {"type": "string", "title": HOSTILE, "description": HOSTILE, "default": HOSTILE,
+                   "enum": [HOSTILE, "𝕏" * 100, "two\r\nlines"], "enumNames": [HOSTILE]}
+            for name in names
+        },
+        "required": names,
+    }  # fmt: skip
+    question = ask(alice, task, f"{HOSTILE}\n{'W' * 3_000}", schema=schema)
+    pages = [text_of(window, path) for path in ("/", f"/tasks/{task['id']}")]
+    for text in (*pages, text_of(window, path_of(task, question))):
+        assert "<img" not in text.partition("<main")[2]
+        assert "<script>" not in text
+        assert "961500" not in text
+    data = {f"field.{quote(name, safe='')}": '"two\\r\\nlines"' for name in names}
+    assert window.send(path_of(task, question), **data).status_code == 303
+    assert now(alice, task, question)["answer"] == dict.fromkeys(names, "two\r\nlines")
+    shown = text_of(window, f"/tasks/{task['id']}").partition("<main")[2]
+    assert "<img" not in shown
+    assert unescape(shown).count("two\r\nlines") == len(names)
+
+
+# --- on the list --------------------------------------------------------------------------
+
+
+def test_list_says_which_tasks_ask_and_its_title_counts_them(
+    window: Browser, alice: ApiClient, task: Json
+) -> None:
+    assert "ask something" not in text_of(window, "/")
+    question = ask(alice, task, timeout=3600)
+    text = text_of(window, "/")
+    assert title_of(text) == "(1) Tasks · taskservice"
+    assert "1 task asks something" in text
+    assert f'<a href="/tasks/{task["id"]}"><bdi>Release</bdi></a> · asked <time' in text
+    assert f'expires <time datetime="{question["expiresAt"]}"' in text
+    assert 'data-state="asking"' in text
+    ask(alice, alice.start(name="Other", claim=True), "Really?", timeout=0)
+    text = text_of(window, "/?status=complete")
+    assert title_of(text) == "(2) Tasks · taskservice"
+    assert "2 tasks ask something" in text
+    assert text.count("expires <time") == 1
+
+
+def test_answer_on_the_list_leads_back_to_it(window: Browser, alice: ApiClient, task: Json) -> None:
+    question = ask(alice, task)
+    where = "/?status=running&q=rel"
+    back = unescape(re.findall('name="back" value="([^"]+)"', text_of(window, where))[0])
+    assert back == where
+    data = {"back": back, "field.answer": ""}
+    refused = window.send(path_of(task, question), **data)
+    assert refused.status_code == 422
+    # The form that it shows leads back too.
+    assert 'name="back" value="/?status=running&amp;q=rel"' in refused.text
+    sent = window.send(path_of(task, question), **data | {"field.answer": "yes"})
+    assert sent.headers["Location"] == where
+    assert "Answered: yes" in text_of(window, where)
+    other = ask(alice, task)
+    outside = {"back": "https://example.org/", "field.answer": "yes"}
+    sent = window.send(path_of(task, other), **outside)
+    assert sent.headers["Location"] == f"/tasks/{task['id']}"
+
+
+def test_list_has_the_forms_of_some_tasks_and_the_number_of_all(
+    window: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(question_forms, "SHOWN_TASKS", 2)
+    monkeypatch.setattr(question_forms, "MAX_TASKS", 4)
+    for number in range(1, 6):
+        ask(alice, alice.start(claim=True), f"Question {number}?")
+        text = text_of(window, "/")
+        count = "4+" if number >= 4 else str(number)
+        assert title_of(text) == f"({count}) Tasks · taskservice"
+        assert text.count('<article class="question"') == min(number, 2)
+        assert ("The others appear here" in text) == (number > 2)
+        assert "Question 1?" in text
+
+
+def test_list_shows_only_questions_of_the_user_to_whoever_may_answer(
+    app: Flask, alice: ApiClient, bob: ApiClient, task: Json
+) -> None:
+    question = ask(alice, task, "A secret?")
+    for person in (bob, alice.agent_key()):
+        window = signed_in(app, person.key)
+        assert "A secret?" not in text_of(window, "/")
+        assert title_of(text_of(window, "/")) in ("Tasks · taskservice",
+                                                  "1 running · Tasks · taskservice")  # fmt: skip
+        denied = {bob: 404}.get(person, 403)
+        assert window.get(path_of(task, question)).status_code == denied
+        window.get("/keys")
+        data = {"token": re.findall('name="token" value="(.+?)"', window.get("/").text)[0]}
+        assert window.post(path_of(task, question), data).status_code == denied
+    # It sees what its task asks, without a form.
+    text = text_of(window, f"/tasks/{task['id']}")
+    assert "A secret?" in text
+    assert "A user’s key can answer." in text
+    assert "Decline" not in text
+
+
+# --- how it ended --------------------------------------------------------------------------
+
+
+def test_page_of_a_task_shows_how_its_questions_ended(
+    window: Browser, alice: ApiClient, task: Json, app: Flask
+) -> None:
+    path = f"/tasks/{task['id']}"
+    answered = ask(alice, task, "Which size?", schema=ALL_KINDS)
+    content = {"branch": "main", "force": True, "size": "l", "hosts": ["a", "c"]}
+    body = {"action": "accept", "content": content}
+    expect(alice.post(f"/task/{task['id']}/question/{answered['id']}/answer", json=body), 200)
+    declined = ask(alice, task, "Delete it?")
+    window.send(path_of(task, declined), action="decline")
+    withdrawn = ask(alice, task, "Never mind?")
+    expect(alice.delete(f"/task/{task['id']}/question/{withdrawn['id']}"), 200)
+    ask(alice, task, "Still open?")
+    text = text_of(window, path)
+    assert title_of(text) == "(1) running · Release · taskservice"
+    history = text.partition('id="ended"')[2]
+    found = re.findall(r'<p class="message">(.+?)</p>\n<p class="outcome"><b[^>]*>(\w+)', history)
+    assert found == [("Never mind?", "withdrawn"), ("Delete it?", "declined"),
+                     ("Which size?", "answered")]  # fmt: skip
+    pairs = re.findall("<div><dt>([^<]+)</dt><dd>(.+?)</dd></div>", history)
+    assert pairs == [("Branch", "main"), ("By force?", "Yes"), ("size", "Large"),
+                     ("hosts", "a, c")]  # fmt: skip
+    alice.report(task, status="complete")
+    text = text_of(window, path)
+    assert "Still open?" in text.partition('id="ended"')[2]
+    assert 'class="question"' not in text
+    assert title_of(text) == "complete · Release · taskservice"
+
+
+def test_history_has_the_newest_questions(
+    window: Browser, alice: ApiClient, task: Json, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(question_forms, "SHOWN_ENDED", 2)
+    for number in range(4):
+        window.send(path_of(task, ask(alice, task, f"Question {number}?")), action="decline")
+    text = text_of(window, f"/tasks/{task['id']}")
+    assert re.findall(r"Question (\d)\?", text) == ["3", "2"]
+
+
+def test_expired_question_has_no_form_before_upkeep_either(
+    app: Flask, window: Browser, alice: ApiClient, task: Json, clocks: Clocks
+) -> None:
+    question = ask(alice, task, timeout=60)
+    clocks.go_on(61)
+    assert "1 task asks" not in text_of(window, "/")
+    assert title_of(text_of(window, "/")) == "1 running · Tasks · taskservice"
+    text = text_of(window, f"/tasks/{task['id']}")
+    assert 'class="state expired"' in text
+    assert 'class="question"' not in text
+    assert window.get(path_of(task, question)).status_code == 303
+    Upkeep(app).do_round()
+    assert 'class="state expired"' in text_of(window, f"/tasks/{task['id']}")
+
+
+def test_question_that_somebody_else_has_answered_is_told_with_the_answer(
+    app: Flask, window: Browser, alice: ApiClient, task: Json, subtests: pytest.Subtests
+) -> None:
+    other = signed_in(app, alice.with_key("a colleague").key)
+    schema = choice("s", "m", enumNames=["Small", "Medium"])
+    question = ask(alice, task, schema=schema)
+    assert answer(other, task, question, choice='"m"').status_code == 303
+    token = re.findall('name="token" value="(.+?)"', text_of(window, "/keys"))[0]
+
+    def late(**data: str) -> str:
+        response = window.post(path_of(task, question), {"token": token, **data})
+        assert response.headers["Location"] == f"/tasks/{task['id']}"
+        return text_of(window, f"/tasks/{task['id']}")
+
+    told = "Nothing was sent. The question is already answered: Medium"
+    for data in ({"field.choice": '"s"'}, {"field.choice": '"wrong"'}, {"action": "decline"}):
+        with subtests.test(str(data)):
+            assert told in late(**data)
+    # The same answer changes nothing.
+    assert "Answered: Medium" in late(**{"field.choice": '"m"'})
+    assert now(alice, task, question)["answer"] == {"choice": "m"}
+    question = ask(alice, task, schema=schema)
+    answer(other, task, question)
+    other.send(path_of(task, question), action="decline")
+    assert "Nothing was sent. The question is declined." in late(**{"field.choice": '"s"'})
+
+
+def test_question_of_a_deleted_task_is_gone(window: Browser, alice: ApiClient, task: Json) -> None:
+    question = ask(alice, task)
+    token = re.findall('name="token" value="(.+?)"', text_of(window, "/"))[0]
+    alice.delete(f"/task/{task['id']}")
+    response = window.post(path_of(task, question), {"token": token, "field.answer": "yes"})
+    assert response.status_code == 404
+    assert "This task was deleted" in response.text
