@@ -13,7 +13,8 @@ def test_put_registers_an_agent(alice: ApiClient) -> None:
     fields = {"name": "The summarizer", "description": "Sums up what it is given."}
     response = alice.put("/agent/summarizer", json=fields)
     agent = expect(response, 201)
-    assert agent.keys() == {"id", "name", "description", "userId", "createdAt"}
+    described = {"id", "name", "description", "userId", "createdAt"}
+    assert agent.keys() == described | {"inputSchema", "annotations", "tool"}
     assert (agent["id"], agent["name"]) == ("summarizer", "The summarizer")
     assert agent["description"] == "Sums up what it is given."
     assert agent["userId"] == expect(alice.get("/user"), 200)["id"]
@@ -38,12 +39,33 @@ def test_put_of_a_registered_agent_changes_it(alice: ApiClient) -> None:
 def test_omitted_fields_stay(alice: ApiClient) -> None:
     agent = alice.register(name="a name", description="a description")
     assert expect(alice.put("/agent/summarizer"), 200) == agent
-    nothing = {"name": None, "description": None}
+    names = ("name", "description", "inputSchema", "annotations", "tool")
+    nothing = dict.fromkeys(names)
     assert expect(alice.put("/agent/summarizer", json=nothing), 200) == agent
     renamed = expect(alice.put("/agent/summarizer", json={"name": "new"}), 200)
     assert renamed == agent | {"name": "new"}
     described = expect(alice.put("/agent/summarizer", json={"description": "new"}), 200)
     assert described == renamed | {"description": "new"}
+    hidden = expect(alice.put("/agent/summarizer", json={"tool": False}), 200)
+    assert hidden == described | {"tool": False}
+    assert expect(alice.put("/agent/summarizer", json=nothing), 200) == hidden
+
+
+DEFAULT_HINTS = {"readOnlyHint": False, "destructiveHint": True, "openWorldHint": True}
+
+
+def test_agent_is_a_tool_that_may_destroy_until_it_says_otherwise(alice: ApiClient) -> None:
+    agent = alice.register()
+    assert (agent["inputSchema"], agent["tool"]) == ({"type": "object"}, True)
+    assert agent["annotations"] == DEFAULT_HINTS
+    hints = {"title": "Sum up", "readOnlyHint": True, "idempotentHint": True}
+    changed = alice.register(annotations=hints)
+    assert changed == agent | {"annotations": DEFAULT_HINTS | hints}
+    # Hints are replaced together: what is left out has its default again.
+    fewer = alice.register(annotations={"destructiveHint": False})
+    assert fewer["annotations"] == DEFAULT_HINTS | {"destructiveHint": False}
+    assert alice.register(annotations={})["annotations"] == DEFAULT_HINTS
+    assert expect(alice.get("/agent"), 200) == [expect(alice.get("/agent/summarizer"), 200)]
 
 
 def test_tasks_keep_the_name_they_were_started_with(alice: ApiClient) -> None:
@@ -51,7 +73,9 @@ def test_tasks_keep_the_name_they_were_started_with(alice: ApiClient) -> None:
     task = alice.start()
     alice.register(name="new")
     assert alice.task(task)["name"] == "old"
-    assert expect(alice.get("/task?expand=agent"), 200)[0]["agent"]["name"] == "new"
+    embedded = expect(alice.get("/task?expand=agent"), 200)[0]["agent"]
+    assert embedded["name"] == "new"
+    assert embedded.keys() == {"id", "name", "description", "userId", "createdAt"}
 
 
 FIT_IDS = ("a", "7", "summarizer", "a.b-c_d", "0..", "a-", "x" * 64)
@@ -88,6 +112,14 @@ UNFIT_WISHES: tuple[tuple[dict[str, object], str], ...] = (
     ({"name": ["x"]}, "name"),
     ({"description": "ü" * (MAX_DESCRIPTION + 1)}, "description"),
     ({"description": {}}, "description"),
+    ({"annotations": {"readOnlyHint": "yes"}}, "annotations"),
+    ({"annotations": {"readOnlyHint": None}}, "annotations"),
+    ({"annotations": {"nonsense": True}}, "annotations"),
+    ({"annotations": {"title": 5}}, "annotations"),
+    ({"annotations": True}, "annotations"),
+    ({"tool": "yes"}, "tool"),
+    ({"inputSchema": []}, "inputSchema"),
+    ({"inputSchema": {}}, "inputSchema"),
     ({"id": "other"}, "id"),
     ({"userId": "other"}, "userId"),
     ({"createdAt": None}, "createdAt"),

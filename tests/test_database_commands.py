@@ -35,7 +35,8 @@ from tests.support.waiting import until
 # A finished task with its user and its agent, for the files that no service is at.
 A_TASK = (
     "INSERT INTO users VALUES ('u', 'alice', '2026')",
-    "INSERT INTO agents VALUES ('u', 'a', 'a', '', '2026')",
+    "INSERT INTO agents (user_id, id, name, description, created_at) "
+    "VALUES ('u', 'a', 'a', '', '2026')",
     "INSERT INTO tasks (id, user_id, agent_id, name, name_folded, status, input, output, "
     "created_at, updated_at, last_heartbeat_at, finished_at, first_log, log_count, log_bytes, "
     "version) "

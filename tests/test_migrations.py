@@ -18,9 +18,14 @@ from taskservice.database.migrations import DatabaseError, upgrade
 from taskservice.database.name_index import include_name
 from taskservice.database.types import Base
 from taskservice.services import keys as key_service
-from tests.support.api_client import ApiClient, add_user, expect
+from tests.support.api_client import ApiClient, add_user, expect, problem
 from tests.support.databases import Databases
 
+# An agent of each user, in any version.
+ADD_AGENT = (
+    "INSERT INTO agents (user_id, id, name, description, created_at) "
+    "SELECT id, 'summarizer', 'it', '', created_at FROM users"
+)
 OPTIONS = {"compare_type": True, "include_name": include_name}
 
 
@@ -155,7 +160,7 @@ def test_tasks_from_before_labels_and_times_are_read_and_changed(
     one_id = "01a20e6392c47f10b3a59e1d6c2f4b80"
     statements = (
         f"INSERT INTO users VALUES ('{one_id}', 'alice', '2026-01-01')",
-        "INSERT INTO agents SELECT id, 'summarizer', 'it', '', created_at FROM users",
+        ADD_AGENT,
         "INSERT INTO tasks (id, user_id, agent_id, name, name_folded, status, input, output, "
         "created_at, updated_at, last_heartbeat_at, finished_at, first_log, log_count, log_bytes, "
         "version) SELECT id, id, 'summarizer', 'it', 'it', 'complete', '{}', '{}', "
@@ -188,12 +193,16 @@ def test_tasks_from_before_labels_and_times_are_read_and_changed(
     assert delivery["attempts"][0]["message"] == "It went well."
     (agent,) = expect(alice.get("/agent?expand=health"), 200)
     assert [each["seconds"] for each in agent["health"]["recent"]] == [None]
+    assert (agent["inputSchema"], agent["tool"]) == ({"type": "object"}, True)
+    assert agent["annotations"]["destructiveHint"]
     # It can have all that is new.
     assert alice.report(task, labels={"env": "prod"})["labels"] == {"env": "prod"}
     assert len(expect(alice.get("/task?label=env:prod"), 200)) == 1
     child = alice.start(parentId=task["id"])
     again = expect(alice.post(f"/task/{task['id']}/rerun"), 201)
     assert again["labels"] == {"env": "prod"}
+    alice.register(inputSchema={"type": "object", "required": ["day"]})
+    problem(alice.post(f"/task/{task['id']}/rerun"), 422)
     expect(alice.delete(f"/task/{task['id']}"), 200)
     assert alice.task(child)["parentId"] is None
     dispose(app)
@@ -206,10 +215,9 @@ def test_every_older_database_is_migrated_with_its_data(empty_url: str, older: s
     upgrade(empty_url, older)
     engine = create_engine(empty_url, poolclass=pool.NullPool)
     user = "INSERT INTO users VALUES ('01a20e6392c47f10b3a59e1d6c2f4b80', 'alice', '2026-01-01')"
-    agent = "INSERT INTO agents SELECT id, 'summarizer', 'it', '', created_at FROM users"
     with engine.begin() as connection:
         connection.execute(text(user))
-        connection.execute(text(agent))
+        connection.execute(text(ADD_AGENT))
     upgrade(empty_url)
     with engine.connect() as connection:
         assert migrations.revision(connection) == migrations.head()
@@ -228,7 +236,7 @@ def test_deliveries_of_an_older_database_learn_their_users_and_keep_their_attemp
     one_id = "01a20e6392c47f10b3a59e1d6c2f4b80"
     statements = (
         f"INSERT INTO users VALUES ('{one_id}', 'alice', '2026-01-01')",
-        "INSERT INTO agents SELECT id, 'summarizer', 'it', '', created_at FROM users",
+        ADD_AGENT,
         "INSERT INTO tasks (id, user_id, agent_id, name, name_folded, status, input, output, "
         "created_at, updated_at, heard_at, finished_at, first_log, log_count, log_bytes, version) "
         "SELECT id, id, 'summarizer', '', '', 'complete', '{}', '{}', "
@@ -255,7 +263,7 @@ def test_lines_that_were_sent_without_a_writer_stay_counted(empty_url: str) -> N
     ids = [f"01a20e6392c47f10b3a59e1d6c2f4b8{number}" for number in range(2)]
     statements = (
         f"INSERT INTO users VALUES ('{ids[0]}', 'alice', '2026-01-01')",
-        "INSERT INTO agents SELECT id, 'summarizer', 'it', '', created_at FROM users",
+        ADD_AGENT,
         *(
             "INSERT INTO tasks (id, user_id, agent_id, name, name_folded, status, input, output, "
             "created_at, updated_at, last_heartbeat_at, first_log, log_count, log_bytes, version) "

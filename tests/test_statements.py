@@ -1,11 +1,9 @@
 """How many SQL statements and connections the hot paths use; neither number may grow."""
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 from flask import Flask
@@ -14,22 +12,9 @@ from werkzeug.test import TestResponse
 from taskservice import resources
 from taskservice.database.engine import Database
 from tests.support.api_client import ApiClient, expect
-from tests.support.internals import before_reads, before_writes, in_use
+from tests.support.internals import before_reads, in_use
+from tests.support.statements import used
 from tests.support.waiting import until
-
-
-def used(app: Flask, deed: Callable[[], Any]) -> tuple[int, int, int]:
-    """How many connections for reads a deed uses, and how many statements that read and write."""
-    reads: list[str] = []
-    writes: list[str] = []
-    connections = resources.find(Database, app).reads
-    with (
-        patch.object(connections, "acquire", wraps=connections.acquire) as acquire,
-        before_reads(app, lambda sql, _: reads.append(sql)),
-        before_writes(app, lambda sql, _: writes.append(sql)),
-    ):
-        deed()
-    return acquire.call_count, len(reads), len(writes)
 
 
 def test_hot_paths_use_few_statements_and_one_connection(

@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from taskservice.cli.json_input import JsonInput
 from taskservice.cli.options import Text, examples, json_lines
 from taskservice.cli.service_client import service_client
 from taskservice.cli.task_ids import agent_ids, find_agent_id
@@ -41,13 +42,24 @@ def list_all(as_json: bool) -> None:
     epilog=examples(
         "taskservice agent add summarizer",
         'taskservice agent add summarizer --name Summarizer --description "Sums up the mail."',
+        "taskservice agent add summarizer --input-schema @input.json",
     ),
 )
 @click.argument("agent_id", metavar="ID", type=Text())
 @click.option("--name", type=Text(), help="Its name; its id by default.")
 @click.option("--description", type=Text(), help="What it does.")
+@click.option(
+    "--input-schema",
+    type=JsonInput(),
+    metavar="JSON",
+    help="The JSON Schema of its tasks' input: an object, or @FILE with one; @- reads stdin.",
+)
 def add(agent_id: str, **fields: Any) -> None:
-    """Register an agent, or change the name or description of one."""
+    """Register an agent, or change what is given of one.
+
+    By the schema of its input the service checks each task that is started, and the dashboard and
+    MCP clients know what to ask for.
+    """
     with service_client() as client:
         client.register(agent_id, **fields)
     print_line(f"{agent_id} is registered")

@@ -1,6 +1,6 @@
 """An agent as `Client.agents` reads it."""
 
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from taskservice.contract.terms import Status
 
@@ -23,6 +23,16 @@ class Health(TypedDict):
     medianSeconds: float | None
 
 
+class Annotations(TypedDict, total=False):
+    """What an agent does, in the words of MCP's tools."""
+
+    title: str
+    readOnlyHint: bool
+    destructiveHint: bool
+    idempotentHint: bool
+    openWorldHint: bool
+
+
 class Agent(TypedDict):
     """An agent's JSON; `health` is there where it was asked for."""
 
@@ -31,4 +41,7 @@ class Agent(TypedDict):
     description: str
     userId: str
     createdAt: str
+    inputSchema: dict[str, Any]
+    annotations: Annotations
+    tool: bool
     health: NotRequired[Health]

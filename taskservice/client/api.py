@@ -98,9 +98,9 @@ def list_agents(connection: Connection, has_health: bool) -> list[Agent]:
 
 
 def register_agent(
-    connection: Connection, agent_id: str, fields: Mapping[str, str | None], **options: Any
+    connection: Connection, agent_id: str, fields: Mapping[str, Any], **options: Any
 ) -> None:
-    """Register an agent, or change its `name` or `description`."""
+    """Register an agent, or change those `fields` of it that are not None."""
     given = {name: value for name, value in fields.items() if value is not None}
     path = f"/agent/{path_segment(agent_id)}"
     connection.call("PUT", path, answers.AGENT, json=given, **options)

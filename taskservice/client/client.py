@@ -9,7 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from taskservice.client import answers, api
-from taskservice.client.agents import Agent
+from taskservice.client.agents import Agent, Annotations
 from taskservice.client.answers import SHORT_FIELDS
 from taskservice.client.current_task import own_task_id
 from taskservice.client.errors import Invalid, UnexpectedAnswer
@@ -170,10 +170,25 @@ class Client:
         return api.list_agents(self.connection, health)
 
     def register(
-        self, agent_id: str, name: str | None = None, description: str | None = None
+        self,
+        agent_id: str,
+        name: str | None = None,
+        description: str | None = None,
+        input_schema: dict[str, Any] | None = None,
+        annotations: Annotations | None = None,
+        tool: bool | None = None,
     ) -> None:
-        """Register an agent, or change its name or description."""
-        fields = {"name": name, "description": description}
+        """Register an agent, or change what is not None.
+
+        `input_schema` is the JSON Schema of its tasks' input; the service checks each start by it.
+        """
+        fields = {
+            "name": name,
+            "description": description,
+            "inputSchema": input_schema,
+            "annotations": annotations,
+            "tool": tool,
+        }
         api.register_agent(self.connection, agent_id, fields)
 
     def delete_agent(self, agent_id: str) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Text,
     TextClause,
     text,
+    true,
 )
 from sqlalchemy.orm import Mapped, configure_mappers, mapped_column
 
@@ -25,6 +26,10 @@ from taskservice.contract.terms import (
     STATUSES,
 )
 from taskservice.database.types import Base, Identifier, Timestamp
+
+# An agent's schema of its input and what its tool does, unless it says something else.
+INPUT_SCHEMA = '{"type":"object"}'
+ANNOTATIONS = '{"readOnlyHint":false,"destructiveHint":true,"openWorldHint":true}'
 
 # SQLite numbers rows by itself only in a column of exactly this type.
 RowNumber = BigInteger().with_variant(Integer(), "sqlite")
@@ -73,6 +78,11 @@ class Agent(Base):
     name: Mapped[str]
     description: Mapped[str]
     created_at: Mapped[str] = mapped_column(Timestamp)
+    # JSON text, answered as it was stored.
+    input_schema: Mapped[str] = mapped_column(server_default=INPUT_SCHEMA)
+    annotations: Mapped[str] = mapped_column(server_default=ANNOTATIONS)
+    # Whether MCP clients see it as a tool of its own.
+    tool: Mapped[bool] = mapped_column(server_default=true())
 
 
 class ApiKey(Base):

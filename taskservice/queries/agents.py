@@ -17,7 +17,7 @@ from taskservice.database.transactions import reading
 from taskservice.database.types import Identifier
 from taskservice.problems import not_found
 from taskservice.queries.selections import of_user
-from taskservice.schemas.columns import AGENT_COLUMNS
+from taskservice.schemas.columns import AGENT_COLUMNS, AGENT_OF_TASK_COLUMNS
 
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
 _AGENT = select(*AGENT_COLUMNS).where(visible_agents, Agent.id == bindparam("agent_id"))
@@ -34,7 +34,7 @@ _AGENTS_BY_USE = (
     .offset(bindparam("start"))
     .limit(bindparam("count"))
 )
-_AGENTS_OF = select(*AGENT_COLUMNS).where(
+_AGENTS_OF = select(*AGENT_OF_TASK_COLUMNS).where(
     Agent.user_id == bindparam("user_id"), Agent.id.in_(bindparam("agent_ids", expanding=True))
 )
 # How many finished tasks tell the health of an agent.

@@ -18,7 +18,7 @@ from taskservice.schemas.answers import (
     TASK_EXPANSIONS,
     TASK_FIELDS,
     TaskSchema,
-    agent_schema,
+    agent_of_task_schema,
     dump_items,
     split_at_lines,
     task_schema,
@@ -195,7 +195,8 @@ def _embedded(rows: Sequence[TaskRow], shape: Shape) -> dict[str, dict[str, Any]
     user = user_schema.dump(user_queries.get(user_id))
     agents = agent_queries.by_id(user_id, agent_ids)
     embedded = {
-        key: {"agent": agent_schema.dump(agent), "user": user} for key, agent in agents.items()
+        key: {"agent": agent_of_task_schema.dump(agent), "user": user}
+        for key, agent in agents.items()
     }
     return {
         key: {name: each[name] for name in TASK_EXPANSIONS if name in shape.expand}

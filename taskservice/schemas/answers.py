@@ -36,6 +36,7 @@ from taskservice.schemas import elicitation, strict_json
 from taskservice.schemas.fields import (
     EXAMPLE_ATTEMPT,
     EXAMPLE_DELIVERY,
+    EXAMPLE_INPUT_SCHEMA,
     EXAMPLE_KEY,
     EXAMPLE_KEY_TEXT,
     EXAMPLE_LATER,
@@ -217,10 +218,8 @@ class HealthOfAgentSchema(AnswerSchema):
     )
 
 
-class AgentSchema(RowSchema):
-    """A program that works on tasks; `health` only if `expand` asks for it."""
-
-    expansions = AGENT_EXPANSIONS
+class AgentOfTaskSchema(RowSchema):
+    """The agent of a task."""
 
     id = fields.String(
         metadata=doc("The agent's id, chosen by its user.", "summarizer", column=Agent.id)
@@ -231,6 +230,30 @@ class AgentSchema(RowSchema):
     )
     userId = id_field("The user that it belongs to.", EXAMPLE_USER, column=Agent.user_id)
     createdAt = moment_field("When it was registered.", EXAMPLE_MOMENT, Agent.created_at)
+
+
+class AgentSchema(AgentOfTaskSchema):
+    """A program that works on tasks; `health` only if `expand` asks for it."""
+
+    expansions = AGENT_EXPANSIONS
+
+    inputSchema = StoredJson(
+        metadata=doc(
+            "The JSON Schema of its input, by which each start is checked.",
+            EXAMPLE_INPUT_SCHEMA,
+            column=Agent.input_schema,
+        )
+    )
+    annotations = StoredJson(
+        metadata=doc(
+            "What it does, in the words of MCP's tools.",
+            {"readOnlyHint": False, "destructiveHint": True, "openWorldHint": True},
+            column=Agent.annotations,
+        )
+    )
+    tool = fields.Boolean(
+        metadata=doc("Whether MCP clients see it as a tool of its own.", True, column=Agent.tool)
+    )
     health = fields.Nested(HealthOfAgentSchema())
 
 
@@ -420,7 +443,7 @@ class TaskSchema(RowSchema):
             column=Task.callback_url,
         ),
     )
-    agent = fields.Nested(AgentSchema())
+    agent = fields.Nested(AgentOfTaskSchema())
     user = fields.Nested(UserSchema())
 
 
@@ -598,6 +621,7 @@ class DocumentSchema(Schema):
 
 
 agent_schema = AgentSchema(exclude=AGENT_EXPANSIONS)
+agent_of_task_schema = AgentOfTaskSchema()
 user_schema = UserSchema()
 key_schema = KeySchema()
 new_key_schema = NewKeySchema()

@@ -4,6 +4,7 @@ from taskservice.database.models import ApiKey, Attempt, Delivery, Question, Tas
 from taskservice.schemas.answers import (
     AttemptSchema,
     StoredJson,
+    agent_of_task_schema,
     agent_schema,
     delivery_schema,
     key_schema,
@@ -25,6 +26,7 @@ LARGE_COLUMNS = {
     if isinstance(task_schema.fields[name], StoredJson)
 }
 AGENT_COLUMNS = tuple(agent_schema.columns.values())
+AGENT_OF_TASK_COLUMNS = tuple(agent_of_task_schema.columns.values())
 USER_COLUMNS = tuple(user_schema.columns.values())
 KEY_COLUMNS = (*key_schema.columns.values(), ApiKey.user_id)
 DELIVERY_COLUMNS = (*delivery_schema.columns.values(), Delivery.task_id)

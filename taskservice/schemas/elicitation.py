@@ -79,7 +79,7 @@ def _problem_of_values(schema: dict[str, Any]) -> str | None:
     import jsonschema_rs
 
     try:
-        jsonschema_rs.Draft202012Validator(_plain(schema))
+        jsonschema_rs.Draft202012Validator(_plain(schema), offline=True)
     except ValueError as error:
         return f"Not a JSON Schema: {error.args[0]}"
     return None
@@ -90,7 +90,9 @@ def problems_of_answer(schema: dict[str, Any], content: dict[str, Any]) -> dict[
     import jsonschema_rs
 
     closed = _plain({**schema, "additionalProperties": False})
-    validator = jsonschema_rs.Draft202012Validator(closed, validate_formats=True, mask="The value")
+    validator = jsonschema_rs.Draft202012Validator(
+        closed, validate_formats=True, mask="The value", offline=True
+    )
     found: dict[str, list[str]] = {}
     for error in validator.iter_errors(_plain(content)):
         name = ".".join(map(str, ["content", *error.instance_path]))

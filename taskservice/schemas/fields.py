@@ -34,6 +34,11 @@ EXAMPLE_REQUEST = "5d0f9a1c7be34e62b1a40c6f5e2d8a77"
 EXAMPLE_KEY_TEXT = "tsk_agent_..."
 EXAMPLE_MOMENT = "2026-11-24T13:36:00.123Z"
 EXAMPLE_LATER = "2026-11-24T13:36:02.456Z"
+EXAMPLE_INPUT_SCHEMA = {
+    "type": "object",
+    "properties": {"mailbox": {"type": "string"}},
+    "required": ["mailbox"],
+}
 EXAMPLE_ATTEMPT = {
     "at": EXAMPLE_MOMENT,
     "durationMs": 10_002,

@@ -19,8 +19,9 @@ from taskservice.contract.terms import (
     MAX_WRITERS,
     STATUSES,
 )
-from taskservice.schemas import elicitation
+from taskservice.schemas import elicitation, input_schema
 from taskservice.schemas.fields import (
+    EXAMPLE_INPUT_SCHEMA,
     EXAMPLE_MOMENT,
     Flag,
     Id,
@@ -212,6 +213,16 @@ class AppendSchema(Schema):
     )
 
 
+class AnnotationsSchema(Schema):
+    """What an agent does, in the words of MCP's tools; clients only hint at it to people."""
+
+    title = name_field("Its name in a list of tools.", "Sum up the mail")
+    readOnlyHint = Flag(metadata=doc("Whether it changes nothing.", False))
+    destructiveHint = Flag(metadata=doc("Whether it may delete or overwrite.", True))
+    idempotentHint = Flag(metadata=doc("Whether the same input again changes nothing more.", False))
+    openWorldHint = Flag(metadata=doc("Whether it deals with things outside.", True))
+
+
 class PutAgentSchema(Schema):
     """An agent to register, or changes to it."""
 
@@ -221,6 +232,25 @@ class PutAgentSchema(Schema):
         validate=validate.Length(max=MAX_DESCRIPTION),
         metadata=doc("What it does.", "Sums up the day's mail."),
     )
+    inputSchema = fields.Dict(
+        allow_none=True,
+        metadata=doc(
+            "A JSON Schema (draft 2020-12) of its input, by which each start is checked: at most "
+            "16 KiB and 16 levels; at the top the type is object, without oneOf, anyOf, allOf, "
+            "not, if, enum and $ref; each $ref begins with #/ and does not lead back to itself.",
+            EXAMPLE_INPUT_SCHEMA,
+        ),
+    )
+    annotations = fields.Nested(AnnotationsSchema(), allow_none=True)
+    tool = Flag(
+        allow_none=True, metadata=doc("Whether MCP clients see it as a tool of its own.", True)
+    )
+
+    @validates("inputSchema")
+    def check_input_schema(self, value: Any, **kwargs: Any) -> None:
+        problem = None if value is None else input_schema.problem(value)
+        if problem:
+            raise ValidationError(problem)
 
 
 class CreateKeySchema(Schema):

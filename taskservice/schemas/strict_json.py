@@ -75,13 +75,19 @@ def _decoded(data: bytes) -> str:
     return text
 
 
-def _check_depth(value: Any) -> None:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [child for parent in level for child in _children(parent)]
+def depth(value: Any) -> int:
+    """How many objects and arrays contain each other, up to one more than MAX_DEPTH."""
+    level = _children([value])
+    for found in range(MAX_DEPTH + 1):
         if not level:
-            return
-    raise NotJson(f"nested deeper than {MAX_DEPTH} levels")
+            return found
+        level = [child for parent in level for child in _children(parent)]
+    return MAX_DEPTH + 1
+
+
+def _check_depth(value: Any) -> None:
+    if depth(value) > MAX_DEPTH:
+        raise NotJson(f"nested deeper than {MAX_DEPTH} levels")
 
 
 def _children(value: Any) -> list[Any]:

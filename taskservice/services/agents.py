@@ -9,9 +9,10 @@ from taskservice.auth.caller import Caller, visible_agents
 from taskservice.contract.error_codes import AGENT_HAS_TASKS
 from taskservice.contract.terms import AGENT_ID
 from taskservice.database import timestamps
-from taskservice.database.models import Agent, Task
+from taskservice.database.models import ANNOTATIONS, Agent, Task
 from taskservice.database.transactions import retry_on_conflict, transaction
 from taskservice.problems import Problem, invalid, not_found
+from taskservice.schemas import strict_json
 from taskservice.schemas.columns import AGENT_COLUMNS
 
 _VISIBLE = (visible_agents, Agent.id == bindparam("agent_id"))
@@ -32,7 +33,7 @@ def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, boo
         raise invalid({"agentId": [f"Must match {AGENT_ID.pattern}"]})
     if caller.agent_id not in (None, agent_id):
         raise not_found("agent")
-    values = {name: value for name, value in fields.items() if value is not None}
+    values = _values(fields)
     here = {"agent_id": agent_id, **caller.scope}
     with transaction() as connection:
         statement = _CHANGE.values(values) if values else _LOOK
@@ -40,13 +41,26 @@ def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, boo
         if changed is not None:
             return changed, False
         new = {
+            "name": agent_id,
+            "description": "",
+            **values,
             "user_id": caller.user_id,
             "id": agent_id,
-            "name": values.get("name", agent_id),
-            "description": values.get("description", ""),
             "created_at": timestamps.now(),
         }
         return connection.execute(_REGISTER, new).one(), True
+
+
+def _values(fields: dict[str, Any]) -> dict[str, Any]:
+    """The columns that PutAgentSchema's fields set; null leaves one as it is."""
+    values = {name: value for name, value in fields.items() if value is not None}
+    if "inputSchema" in values:
+        values["input_schema"] = strict_json.dumps(values.pop("inputSchema")).decode()
+    if "annotations" in values:
+        # Hints that are left out have their defaults, whatever the agent had before.
+        hints = strict_json.loads(ANNOTATIONS.encode()) | values["annotations"]
+        values["annotations"] = strict_json.dumps(hints).decode()
+    return values
 
 
 def delete(caller: Caller, agent_id: str) -> Any:

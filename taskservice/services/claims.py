@@ -18,7 +18,7 @@ from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import retry_on_conflict, transaction
 from taskservice.database.types import Identifier
 from taskservice.problems import not_found
-from taskservice.services.tasks import HEARTBEAT, _require_key, agent_name_of, lock
+from taskservice.services.tasks import HEARTBEAT, _require_key, find_agent, lock
 
 _OLDEST_UNCLAIMED = (
     select(Task.id)
@@ -69,7 +69,7 @@ def claim(caller: Caller, agent_id: str, key: str | None = None) -> tuple[TaskRo
     """
     wanted = {"of_user_id": caller.user_id, "of_agent_id": agent_id, "key": key}
     with transaction() as connection:
-        if agent_name_of(connection, caller, agent_id) is None:
+        if find_agent(connection, caller, agent_id) is None:
             raise not_found("agent")
         known_id = None if key is None else connection.scalar(_CLAIMED, wanted)
         task_id = known_id or _claimed(connection, wanted | {"now": timestamps.now()})

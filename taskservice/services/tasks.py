@@ -45,6 +45,7 @@ from taskservice.queries.tasks import tasks_with_log
 from taskservice.schemas import strict_json
 from taskservice.schemas.answers import NO_QUESTIONS
 from taskservice.schemas.columns import TASK_COLUMNS
+from taskservice.schemas.input_schema import Input
 from taskservice.services import attempts, removal
 from taskservice.services import deliveries as delivery_service
 from taskservice.webhooks.destinations import check_url
@@ -87,8 +88,8 @@ _START = Statement[None](
     {column.key for column in TASK_COLUMNS}
     | {"name_folded", "timeout", "idempotency_key", "idempotency_digest"},
 )
-_AGENT_NAME = Statement[Any](
-    select(Agent.name).where(visible_agents, Agent.id == bindparam("agent_id"))
+_AGENT = Statement[Any](
+    select(Agent.name, Agent.input_schema).where(visible_agents, Agent.id == bindparam("agent_id"))
 )
 _NEW_LABEL = Statement[None](insert(TaskLabel), ("task_id", "label", "user_id"))
 _DELETE_LABELS = delete_from(TaskLabel).where(
@@ -119,7 +120,13 @@ _KEY = (
     .with_for_update(read=True)
 )
 _CHANGE = update(Task).where(Task.id == bindparam("of_task_id", type_=Identifier))
-_TASK_TO_RERUN = Statement[Any](TASK.add_columns(Task.timeout))
+_INPUT_SCHEMA = (
+    select(Agent.input_schema)
+    .where(Agent.user_id == Task.user_id, Agent.id == Task.agent_id)
+    .scalar_subquery()
+    .label("input_schema")
+)
+_TASK_TO_RERUN = Statement[Any](TASK.add_columns(Task.timeout, _INPUT_SCHEMA))
 
 
 # --- start -------------------------------------------------------------------------------
@@ -132,34 +139,50 @@ def start(
     """Start a task from what StartSchema loaded; returns it, and whether it existed already.
 
     It does if the same user started it with the same idempotency key. Raises 422 for an agent
-    that is not registered, a callback that is not allowed, and an idempotency key that was used
-    with another body.
+    that is not registered, an input that does not fit its schema, a callback that is not allowed,
+    and an idempotency key that was used with another body.
     """
     _check_callback(fields.get("callback"))
-    with transaction() as connection:
-        # First, so that an agent key never gets a task that another agent started.
-        agent_name = agent_name_of(connection, caller, fields["agentId"])
-        if agent_name is None:
-            raise invalid({"agentId": ["No such agent; register it first."]})
-        if idempotency is not None:
-            replayed = _replayed(connection, caller, idempotency)
-            if replayed is not None:
-                return replayed, True
-        parent_id = fields.get("parentId")
-        if parent_id is not None and not _lock_parent(connection, caller, parent_id):
-            raise invalid({"parentId": ["No such task."]})
-        # An agent that starts a task has claimed it.
-        is_claimed = fields.get("claim") or caller.agent_id is not None
-        started = {
-            "agent_id": fields["agentId"],
-            "name": fields.get("name") or agent_name,
-            "input": strict_json.dumps(fields.get("input") or {}).decode(),
-            "callback_url": fields.get("callback"),
-            "timeout": fields.get("timeout"),
-            "labels": strict_json.dumps(fields.get("labels") or {}).decode(),
-            "parent_id": parent_id,
-        }
-        return _insert(connection, caller, started, idempotency, is_claimed=is_claimed), False
+    given = Input(strict_json.dumps(fields.get("input") or {}).decode())
+    while True:
+        with transaction() as connection:
+            # First, so that an agent key never gets a task that another agent started.
+            agent = find_agent(connection, caller, fields["agentId"])
+            if agent is None:
+                raise invalid({"agentId": ["No such agent; register it first."]})
+            if idempotency is not None:
+                replayed = _replayed(connection, caller, idempotency)
+                if replayed is not None:
+                    return replayed, True
+            parent_id = fields.get("parentId")
+            if parent_id is not None and not _lock_parent(connection, caller, parent_id):
+                raise invalid({"parentId": ["No such task."]})
+            if given.fits(agent.input_schema):
+                # An agent that starts a task has claimed it.
+                is_claimed = fields.get("claim") or caller.agent_id is not None
+                started = _started(fields, agent.name, given.text)
+                task = _insert(connection, caller, started, idempotency, is_claimed=is_claimed)
+                return task, False
+        _check_input(given, agent.input_schema)
+
+
+def _started(fields: dict[str, Any], agent_name: str, input_text: str) -> dict[str, Any]:
+    return {
+        "agent_id": fields["agentId"],
+        "name": fields.get("name") or agent_name,
+        "input": input_text,
+        "callback_url": fields.get("callback"),
+        "timeout": fields.get("timeout"),
+        "labels": strict_json.dumps(fields.get("labels") or {}).decode(),
+        "parent_id": fields.get("parentId"),
+    }
+
+
+def _check_input(given: Input, schema: str) -> None:
+    """Raises 422 if the input does not fit the schema of its agent, which may take long to see."""
+    errors = given.check(schema)
+    if errors:
+        raise invalid(errors)
 
 
 @retry_on_conflict
@@ -168,33 +191,37 @@ def rerun(
 ) -> tuple[TaskRow, bool]:
     """Start a task again, unclaimed, from what RerunSchema loaded; returns as `start` does.
 
-    Raises 404, and 422 for a callback that is no longer allowed, and for an idempotency key that
-    was used with another request.
+    Raises 404, and 422 for an input that does not fit the agent's schema, for a callback that is
+    no longer allowed, and for an idempotency key that was used with another request.
     """
-    with transaction() as connection:
-        before = lock(connection, caller, task_id, _TASK_TO_RERUN)
-        if idempotency is not None:
-            replayed = _replayed(connection, caller, idempotency)
-            if replayed is not None:
-                return replayed, True
-        _check_callback(before.callback_url)
-        given = fields.get("input")
-        started = {
-            "agent_id": before.agent_id,
-            "name": before.name,
-            "input": before.input if given is None else strict_json.dumps(given).decode(),
-            "callback_url": before.callback_url,
-            "timeout": cast(Any, before).timeout,
-            "labels": before.labels,
-            "rerun_of": before.id,
-        }
-        return _insert(connection, caller, started, idempotency, is_claimed=False), False
+    new_input = fields.get("input")
+    given = None if new_input is None else Input(strict_json.dumps(new_input).decode())
+    while True:
+        with transaction() as connection:
+            before: Any = lock(connection, caller, task_id, _TASK_TO_RERUN)
+            if idempotency is not None:
+                replayed = _replayed(connection, caller, idempotency)
+                if replayed is not None:
+                    return replayed, True
+            _check_callback(before.callback_url)
+            given = given or Input(before.input)
+            if given.fits(before.input_schema):
+                started = {
+                    "agent_id": before.agent_id,
+                    "name": before.name,
+                    "input": given.text,
+                    "callback_url": before.callback_url,
+                    "timeout": before.timeout,
+                    "labels": before.labels,
+                    "rerun_of": before.id,
+                }
+                return _insert(connection, caller, started, idempotency, is_claimed=False), False
+        _check_input(given, before.input_schema)
 
 
-def agent_name_of(connection: Connection, caller: Caller, agent_id: str) -> str | None:
-    """The name of an agent that the caller may use; None if there is no such agent."""
-    name: str | None = _AGENT_NAME.scalar(connection, agent_id=agent_id, **caller.scope)
-    return name
+def find_agent(connection: Connection, caller: Caller, agent_id: str) -> Any:
+    """The name and input schema of an agent that the caller may use; None if there is none."""
+    return _AGENT.one_or_none(connection, agent_id=agent_id, **caller.scope)
 
 
 def _check_callback(url: str | None) -> None:
