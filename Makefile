@@ -58,9 +58,9 @@ test-browser: $(VENV)/installed-test ## Test the dashboard in a real browser
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/test_browser.py tests/test_browser_task.py \
 		tests/test_browser_lists.py tests/test_browser_questions.py
 
-test-crash: $(VENV)/installed-test ## 30 s of load on each database, and followers, while workers are killed
+test-crash: $(VENV)/installed-test ## 30 s of load on each database, followers, copies, while processes are killed
 	CRASH_SECONDS=$${CRASH_SECONDS:-30} $(BIN)/python -m pytest -m slow -s \
-		tests/test_crashes.py tests/test_watching.py
+		tests/test_crashes.py tests/test_watching.py tests/test_database_copy.py
 
 test-api: $(VENV)/installed-test ## Generated requests and types, and the whole API against a model of it
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(BIN)/python -m pytest -n auto -m slow \

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.databases import Databases
 from tests.support.documents import Terminal, blocks, install_commands
 from tests.support.service import environment
 
@@ -18,15 +19,35 @@ def shell(terminal: Terminal, tmp_path: Path) -> Terminal:
     return terminal
 
 
-def typed(shell: Terminal, folder: Path, mark: str) -> str:
-    """Run a block of the manual, with its folder for backups in the test's."""
+def typed(shell: Terminal, mark: str, **names: str) -> str:
+    """Run a block of the manual, with the test's names in place of those in it."""
     (block,) = blocks("docs/operations.md", mark)
-    return shell.run(block.replace("/backup/", f"{folder}/").replace("$(date +%F)", "2026-11-24"))
+    for old, new in names.items():
+        assert EXAMPLES[old] in block
+        block = block.replace(EXAMPLES[old], new)
+    return shell.run(block)
+
+
+EXAMPLES = {
+    "backup": "/backup/",
+    "today": "$(date +%F)",
+    "database": "instance/taskservice.db",
+    "postgresql": "postgresql://tasks@db.example.org/tasks",
+}
 
 
 def test_backup_and_restore_work_as_printed(shell: Terminal, tmp_path: Path) -> None:
-    assert ", verified" in typed(shell, tmp_path, "backup")
+    assert ", verified" in typed(shell, "backup", backup=f"{tmp_path}/", today="2026-11-24")
     shell.run("taskservice user add bob")
-    assert "ok       integrity" in typed(shell, tmp_path, "restore")
+    assert "ok       integrity" in typed(shell, "restore", backup=f"{tmp_path}/")
     assert shell.run("taskservice user list --json").count("name") == 1
-    assert "alice" in typed(shell, tmp_path, "look into a backup")
+    assert "alice" in typed(shell, "look into a backup", backup=f"{tmp_path}/")
+
+
+def test_move_works_as_printed(shell: Terminal, databases: Databases, tmp_path: Path) -> None:
+    url = databases.new_postgresql()
+    database = str(tmp_path / "data" / "taskservice.db")
+    printed = typed(shell, "move", database=database, postgresql=f"'{url}'")
+    assert "users 1 rows, sha256 " in printed
+    shell.run(f"export TASKSERVICE_DATABASE_URL='{url}'")
+    assert "alice" in shell.run("taskservice user list")

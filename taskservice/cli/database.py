@@ -1,25 +1,48 @@
-"""`taskservice db`: upgrade, check, back up and restore the database."""
+"""`taskservice db`: upgrade, check, back up, restore and copy the database."""
 
 import signal
 import sys
 from pathlib import Path
 
 import click
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 
 from taskservice.cli.options import examples, json_lines
-from taskservice.cli.service_app import load_config, service_app
+from taskservice.cli.service_app import load_config, one_line_errors, service_app
 from taskservice.config import Config
-from taskservice.contract.terminal import exit_with_error, print_json, print_line, remark
+from taskservice.contract.terminal import (
+    exit_with_error,
+    open_standard_files,
+    print_json,
+    print_line,
+    remark,
+)
 from taskservice.database import migrations
+from taskservice.database.address import parse
+from taskservice.database.files import keep_owner_permissions
 from taskservice.operations import database_check
 from taskservice.operations.backup import BackupError, backup
+from taskservice.operations.database_copy import CopyError, copy
 from taskservice.operations.restore import RestoreError, restore
+
+
+class DatabaseAddress(click.ParamType[URL]):
+    """A database's URL, or the path of an SQLite file."""
+
+    name = "database"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> URL:
+        if "://" not in value:
+            return URL.create("sqlite", database=str(Path(value).absolute()))
+        try:
+            return parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 @click.group("db")
 def command() -> None:
-    """The database: upgrade, check, back up and restore it."""
+    """The database: upgrade, check, back up, restore and copy it."""
 
 
 @command.command("upgrade", epilog=examples("taskservice db upgrade"))
@@ -93,6 +116,45 @@ def restore_(file: Path, force: bool) -> None:
             f"put the secret_key that was kept with the backup at {config.secret_key_file}; "
             "with a new key, everyone signs in to the dashboard again"
         )
+
+
+@command.command(
+    "copy",
+    epilog=examples(
+        "taskservice db copy instance/taskservice.db postgresql://tasks@db.example.org/tasks",
+        "taskservice db copy postgresql://tasks@db.example.org/tasks instance/taskservice.db",
+    ),
+)
+@click.argument("source", metavar="FROM", type=DatabaseAddress())
+@click.argument("target", metavar="TO", type=DatabaseAddress())
+@json_lines
+def copy_(source: URL, target: URL, as_json: bool) -> None:
+    """Copy all of the database FROM into the empty database TO, and compare both.
+
+    Each is an SQLite file or a postgresql:// URL. Nothing may use either meanwhile. If the copy
+    is broken off, the same command goes on.
+    """
+    open_standard_files()
+    keep_owner_permissions()
+    with one_line_errors():
+        try:
+            copied = copy(source, target, remark)
+        except CopyError as error:
+            exit_with_error(str(error))
+    for each in copied:
+        if as_json:
+            print_json(vars(each))
+        else:
+            print_line(f"{each.table} {each.rows:,} rows, sha256 {each.sha256}")
+    _remark_on_next_steps(target)
+
+
+def _remark_on_next_steps(target: URL) -> None:
+    where = "postgresql://..." if target.get_backend_name() == "postgresql" else "sqlite:///..."
+    remark(
+        f"to serve it, set TASKSERVICE_DATABASE_URL={where}, and TASKSERVICE_SECRET_KEY to the "
+        "same key as before, or everyone signs in to the dashboard again"
+    )
 
 
 def _stop_at_sigterm() -> None:

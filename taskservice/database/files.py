@@ -16,6 +16,8 @@ from urllib.parse import quote
 FULL_DISK_BYTES = 32 * 1024
 LOCK_SECONDS = 10.0
 LOCK_POLL_SECONDS = 0.02
+# The bytes that each connection to a database in WAL mode keeps locked, by SQLite's file format.
+_SHARED_FIRST, _SHARED_SIZE = 0x40000002, 510
 
 
 def keep_owner_permissions() -> None:
@@ -68,6 +70,21 @@ def full_disk(path: Path) -> str:
         if shutil.disk_usage(path.parent).free < FULL_DISK_BYTES:
             return "; its disk is full"
     return ""
+
+
+def is_open_elsewhere(database: Path) -> bool:
+    """Whether another process uses this SQLite database; also tells of a damaged one.
+
+    This process must not have it open: closing the file drops its locks.
+    """
+    descriptor = os.open(database, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, _SHARED_SIZE, _SHARED_FIRST)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def sync(path: Path) -> None:

@@ -1,6 +1,5 @@
 """Puts a verified backup in the place of the SQLite database, while nothing uses it."""
 
-import fcntl
 import glob
 import os
 import shutil
@@ -14,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from taskservice.database import migrations, timestamps
 from taskservice.database.engine import BUSY_SECONDS, sqlite3
-from taskservice.database.files import full_disk, make_folder, open_regular, sync
+from taskservice.database.files import full_disk, is_open_elsewhere, make_folder, open_regular, sync
 from taskservice.database.migrations import DatabaseError
 from taskservice.database.writer_queue import WriterQueue
 from taskservice.operations import database_check
@@ -23,8 +22,6 @@ from taskservice.operations.verified_file import Contents, draft_of, verified
 # What SQLite may need beside a database to read it, unlike its index of the log.
 _LOGS = ("-wal", "-journal")
 _IN_USE = "is open in another process; stop the service and every other command first"
-# The bytes that each connection to a database in WAL mode keeps locked, by SQLite's file format.
-_SHARED_FIRST, _SHARED_SIZE = 0x40000002, 510
 
 
 class RestoreError(Exception):
@@ -103,22 +100,13 @@ def _closed(database: Path) -> Iterator[None]:
     if not database.exists():
         yield
         return
-    _check_unused(database)
+    # Also of a damaged file, which SQLite cannot lock.
+    if is_open_elsewhere(database):
+        raise RestoreError(f"{database} {_IN_USE}")
     with closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection:
         connection.isolation_level = None
         _fold_log(connection, database)
         yield
-
-
-def _check_unused(database: Path) -> None:
-    """Also of a damaged file, which SQLite cannot lock."""
-    descriptor = os.open(database, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, _SHARED_SIZE, _SHARED_FIRST)
-    except BlockingIOError:
-        raise RestoreError(f"{database} {_IN_USE}") from None
-    finally:
-        os.close(descriptor)
 
 
 def _fold_log(connection: sqlite3.Connection, database: Path) -> None:

@@ -27,6 +27,8 @@ MIGRATION_SECONDS = 60
 # The advisory lock of PostgreSQL that lets one process at a time migrate; any number will do.
 _ADVISORY_LOCK = 0x7461736B
 _LOCK_NOT_AVAILABLE = "55P03"
+# The table that a database has until `db copy` has filled it.
+COPY_PROGRESS = "copy_progress"
 
 
 class DatabaseError(Exception):
@@ -39,6 +41,16 @@ class UnusableDatabase(DatabaseError):
     """The settings name a database that can never be used."""
 
     exit_code = 2
+
+
+class UnfinishedCopy(DatabaseError):
+    """`db copy` was broken off, so that rows are missing."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The database is an unfinished copy: run the same `taskservice db copy` again, or "
+            "remove it"
+        )
 
 
 class NoDatabase(DatabaseError):
@@ -119,6 +131,8 @@ def revision(connection: Connection) -> str | None:
     tables = inspect(connection).get_table_names()
     if not tables:
         return None
+    if COPY_PROGRESS in tables:
+        raise UnfinishedCopy
     if "alembic_version" not in tables:
         raise DatabaseError("The database holds the tables of another program")
     revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
