@@ -57,7 +57,7 @@ def answer_forms(task_id: str, responses: Any) -> set[str]:
         elif response is not None:
             try:
                 _answer(task_id, question.id, response)
-            except Exception as error:
+            except refusals.REFUSED as error:
                 place = f"question {question.id} of task {task_id}"
                 refused[place] = [refusals.reason(error)]
     if refused:

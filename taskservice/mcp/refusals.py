@@ -3,10 +3,14 @@
 from collections.abc import Iterator
 from typing import Any
 
+from marshmallow import ValidationError
+
 from taskservice import problems
+from taskservice.problems import Problem
 
 # What is not there, not possible at present, or invalid.
 CORRECTABLE = (404, 409, 422)
+REFUSED = (Problem, ValidationError)
 
 
 def reason(error: Exception) -> str:

@@ -45,7 +45,7 @@ def run(call: Call) -> dict[str, Any]:
         raise RpcError(MISSING_CAPABILITY, f"The request must declare {TASKS}", data)
     try:
         return METHODS[call.method](call)
-    except Exception as error:
+    except refusals.REFUSED as error:
         raise RpcError(INVALID_PARAMS, refusals.reason(error)) from None
 
 

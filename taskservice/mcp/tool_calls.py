@@ -43,9 +43,7 @@ def run(call: Call) -> Result:
         raise RpcError(INVALID_PARAMS, "A call has a name, and arguments that are an object")
     try:
         return _run(call, name, arguments)
-    except RpcError:
-        raise
-    except Exception as error:
+    except refusals.REFUSED as error:
         return results.refusal(refusals.reason(error))
 
 

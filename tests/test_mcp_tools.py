@@ -1,0 +1,391 @@
+"""Agents as tools, the tools that every user has, and what their results contain."""
+
+import hashlib
+import json
+import re
+from typing import Any
+
+import pytest
+
+from tests.support.api_client import ApiClient, expect
+from tests.support.marks import one_database
+from tests.support.mcp import TASKS, Json, McpClient, structured
+
+FIXED = ["start_task", "wait_task", "read_log", "list_tasks", "answer_task", "cancel_task"]
+# What every client takes as a name.
+NAME = re.compile("[a-z0-9_]{1,40}")
+
+
+@pytest.fixture
+def mcp(alice: ApiClient) -> McpClient:
+    return McpClient(alice)
+
+
+def hashed(agent_id: str, beginning: str) -> str:
+    return f"{beginning}_{hashlib.sha256(agent_id.encode()).hexdigest()[:6]}"
+
+
+# --- the list ----------------------------------------------------------------------------
+
+
+def test_agents_are_tools_before_the_fixed_ones(alice: ApiClient, mcp: McpClient) -> None:
+    alice.register("backup", name="Nightly backup ü", description="Saves everything.\n名前")
+    alice.register("a-2.b")
+    tools = mcp.tools()
+    assert list(tools) == ["a_2_b", "backup", *FIXED]
+    assert tools["backup"] == {
+        "name": "backup",
+        "title": "Nightly backup ü",
+        "description": "Saves everything.\n名前",
+        "inputSchema": {"type": "object"},
+        "annotations": {"readOnlyHint": False, "destructiveHint": True, "openWorldHint": True},
+    }
+
+
+@one_database
+def test_fixed_tools_say_what_they_do_and_take(mcp: McpClient) -> None:
+    tools = mcp.tools()
+    assert list(tools) == FIXED
+    for tool in tools.values():
+        assert tool["title"]
+        assert tool["description"]
+        assert tool["inputSchema"]["type"] == "object"
+        assert "outputSchema" not in tool
+        for field in tool["inputSchema"]["properties"].values():
+            assert field["description"]
+    reads = [name for name, tool in tools.items() if tool["annotations"]["readOnlyHint"]]
+    assert reads == ["wait_task", "read_log", "list_tasks"]
+
+
+def test_agent_of_another_user_is_no_tool(alice: ApiClient, bob: ApiClient, mcp: McpClient) -> None:
+    bob.register("secret")
+    assert "secret" not in mcp.tools()
+    assert mcp.modern("tools/call", {"name": "secret"}).refused == (200, -32602)
+
+
+def test_name_that_is_too_long_taken_or_fixed_ends_with_a_digest(
+    alice: ApiClient, mcp: McpClient
+) -> None:
+    long, other = "a" * 40 + "1", "a" * 40 + "2"
+    for agent_id in ("b-c", "b.c", "b_c", "start-task", "wait_task", long, other, "a" * 40):
+        alice.register(agent_id)
+    assert {name: tool["title"] for name, tool in mcp.tools().items() if name not in FIXED} == {
+        "a" * 40: "a" * 40,
+        hashed(long, "a" * 33): long,
+        hashed(other, "a" * 33): other,
+        "b_c": "b-c",
+        hashed("b.c", "b_c"): "b.c",
+        hashed("b_c", "b_c"): "b_c",
+        hashed("start-task", "start_task"): "start-task",
+        hashed("wait_task", "wait_task"): "wait_task",
+    }
+    for name in mcp.tools():
+        assert NAME.fullmatch(name)
+
+
+def test_each_tool_runs_its_own_agent(alice: ApiClient, mcp: McpClient) -> None:
+    for agent_id in ("b-c", "b.c", "wait_task", "a" * 64):
+        alice.register(agent_id)
+    follower = McpClient(alice, TASKS)
+    for name, tool in mcp.tools().items():
+        if name not in FIXED:
+            task_id = follower.call(name)["taskId"]
+            assert expect(alice.get(f"/task/{task_id}"), 200)["agentId"] == tool["title"]
+
+
+@one_database
+def test_first_64_agents_are_tools_and_the_others_are_started_by_id(
+    alice: ApiClient, mcp: McpClient
+) -> None:
+    for number in range(70):
+        alice.register(f"agent-{number:02}")
+    names = list(mcp.tools())
+    assert names == [f"agent_{number:02}" for number in range(64)] + FIXED
+    assert mcp.modern("tools/call", {"name": "agent_64"}).refused == (200, -32602)
+    started = structured(mcp.call("start_task", {"agentId": "agent-64"}))
+    assert started["agentId"] == "agent-64"
+
+
+TEXTS = [
+    "名前 🎉",
+    "עברית",
+    "العربية",
+    "\u202egnp.exe",
+    "<script>alert(1)</script>",
+    "e\u0301",
+    "'\"\\",
+]
+
+
+def test_names_in_every_script_are_told_as_they_are(alice: ApiClient, mcp: McpClient) -> None:
+    for number, text in enumerate(TEXTS):
+        alice.register(f"agent{number}", name=text, description=text)
+    tools = mcp.tools()
+    for number, text in enumerate(TEXTS):
+        tool = tools[f"agent{number}"]
+        assert (tool["title"], tool["description"]) == (text, text)
+    started = structured(mcp.call("start_task", {"agentId": "agent0", "input": {"名": TEXTS}}))
+    task = expect(alice.get(f"/task/{started['taskId']}"), 200)
+    assert (task["name"], task["input"]) == (TEXTS[0], {"名": TEXTS})
+    alice.append(task, *TEXTS)
+    read = structured(mcp.call("read_log", {"taskId": task["id"]}))
+    assert read["lines"] == TEXTS
+
+
+def test_numbers_are_kept_exactly(alice: ApiClient, mcp: McpClient) -> None:
+    alice.register()
+    text = '{"n":12345678901234567890123,"x":0.1000000000000000000001}'
+    arguments = f'{{"agentId":"summarizer","input":{text}}}'
+    call = f'{{"name":"start_task","arguments":{arguments}}}'
+    body = f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{call}}}'.encode()
+    task_id = mcp.post(body).result["structuredContent"]["taskId"]
+    assert f'"input":{text}' in alice.get(f"/task/{task_id}").text
+    alice.patch(f"/task/{task_id}", data=b'{"status":"complete","output":' + text.encode() + b"}",
+                content_type="application/json")  # fmt: skip
+    result = mcp.call("wait_task", {"taskId": task_id})
+    assert result["content"][0]["text"] == text
+
+
+# --- results -----------------------------------------------------------------------------
+
+
+def result_of(mcp: McpClient, task: Json) -> Json:
+    return mcp.call("wait_task", {"taskId": task["id"], "seconds": 0})
+
+
+def test_running_task_has_its_last_lines_and_what_to_do_next(
+    alice: ApiClient, mcp: McpClient
+) -> None:
+    task = alice.start()
+    alice.append(task, *(f"line {number}" for number in range(10)))
+    result = result_of(mcp, task)
+    assert structured(result) == {
+        "taskId": task["id"],
+        "agentId": "summarizer",
+        "status": "running",
+        "log": [f"line {number}" for number in range(5, 10)],
+        "next": "Call wait_task with this taskId.",
+    }
+    assert json.loads(result["content"][0]["text"]) == structured(result)
+    assert "isError" not in result
+
+
+OUTPUTS: list[tuple[Json, str]] = [
+    ({}, "{}"),
+    ({"text": "All of it:\n名前"}, "All of it:\n名前"),
+    ({"text": ""}, ""),
+    ({"text": 5}, '{"text":5}'),
+    ({"sum": 1, "text": "a"}, '{"sum":1,"text":"a"}'),
+    ({"ü": ["\u202e"]}, '{"ü":["\u202e"]}'),
+]
+
+
+@pytest.mark.parametrize(("output", "text"), OUTPUTS)
+@one_database
+def test_complete_task_has_its_output_twice(
+    alice: ApiClient, mcp: McpClient, output: Json, text: str
+) -> None:
+    task = alice.start()
+    alice.report(task, status="complete", output=output)
+    result = result_of(mcp, task)
+    assert result["content"] == [{"type": "text", "text": text}]
+    assert structured(result)["output"] == output
+    assert structured(result)["status"] == "complete"
+
+
+def test_output_of_a_megabyte_is_told_by_its_start(alice: ApiClient, mcp: McpClient) -> None:
+    task = alice.start()
+    output = {"text": "ü" * 524_000}
+    alice.report(task, status="complete", output=output)
+    text = json.dumps(output, ensure_ascii=False, separators=(",", ":"))
+    content = structured(result_of(mcp, task))
+    assert content["outputBytes"] == len(text.encode())
+    assert text.startswith(content["outputStart"])
+    assert 32_000 < len(content["outputStart"].encode()) <= 32 * 1024
+    assert "output" not in content
+    path = re.findall(r"GET (\S+)", content["next"])[0]
+    assert expect(alice.get(path.removeprefix("/api/v1")), 200) == {"output": output}
+
+
+def test_failed_task_is_an_error_with_its_log(alice: ApiClient, mcp: McpClient) -> None:
+    task = alice.start()
+    alice.append(task, *(f"line {number}" for number in range(30)), "x" * 60_000)
+    alice.report(task, status="error", error={"message": "m" * 60_000})
+    result = result_of(mcp, task)
+    assert result["isError"] is True
+    content = structured(result)
+    assert (content["status"], content["error"]["type"]) == ("error", "failed")
+    assert content["error"]["message"] == "m" * 7_999 + "…"
+    assert content["log"] == [f"line {number}" for number in range(11, 30)] + ["x" * 999 + "…"]
+    assert json.loads(result["content"][0]["text"]) == content
+
+
+def test_cancelled_task_is_an_error_to_the_call_that_waits(
+    alice: ApiClient, mcp: McpClient
+) -> None:
+    task = alice.start()
+    with mcp.calling("wait_task", {"taskId": task["id"]}) as call:
+        expect(alice.post(f"/task/{task['id']}/cancel"), 200)
+        result = call.result()
+    assert result["isError"] is True
+    assert structured(result)["error"]["type"] == "cancelled"
+
+
+def test_task_that_is_deleted_ends_the_call_that_waits(alice: ApiClient, mcp: McpClient) -> None:
+    task = alice.start()
+    with mcp.calling("wait_task", {"taskId": task["id"]}) as call:
+        expect(alice.delete(f"/task/{task['id']}"), 200)
+        result = call.result()
+    assert result["isError"] is True
+    assert "not found" in result["content"][0]["text"]
+
+
+# --- the fixed tools ---------------------------------------------------------------------
+
+
+def test_start_task_returns_at_once(alice: ApiClient, mcp: McpClient) -> None:
+    alice.register()
+    content = structured(mcp.call("start_task", {"agentId": "summarizer", "input": {"a": 1}}))
+    assert (content["status"], content["log"]) == ("running", [])
+    task = expect(alice.get(f"/task/{content['taskId']}"), 200)
+    assert (task["input"], task["labels"], task["claimedAt"]) == ({"a": 1}, {"via": "mcp"}, None)
+
+
+def test_wait_task_returns_when_the_task_ends(alice: ApiClient, mcp: McpClient) -> None:
+    task = alice.start()
+    with mcp.calling("wait_task", {"taskId": task["id"].upper(), "seconds": 45}) as call:
+        alice.report(task, status="complete", output={"sum": 15})
+        assert structured(call.result())["output"] == {"sum": 15}
+
+
+def test_wait_task_ends_after_its_seconds(alice: ApiClient, mcp: McpClient) -> None:
+    task = alice.start()
+    for seconds in (0, 0.05, 1):
+        result = mcp.call("wait_task", {"taskId": task["id"], "seconds": seconds})
+        assert structured(result)["status"] == "running"
+
+
+def test_task_of_another_user_is_not_found_by_any_tool(bob: ApiClient, mcp: McpClient) -> None:
+    task = bob.start(claim=True)
+    question = expect(bob.post(f"/task/{task['id']}/question", json={"message": "May I?"}), 201)
+    calls: dict[str, Json] = {
+        "wait_task": {},
+        "read_log": {},
+        "cancel_task": {},
+        "answer_task": {"questionId": question["id"], "decline": True},
+    }
+    for name, more in calls.items():
+        result = mcp.call(name, {"taskId": task["id"], **more})
+        assert result["isError"] is True
+        assert "not found" in result["content"][0]["text"]
+    assert bob.task(task)["questions"] == [question]
+    assert structured(mcp.call("list_tasks")) == {"tasks": []}
+
+
+def read(mcp: McpClient, task: Json, **more: Any) -> Json:
+    return structured(mcp.call("read_log", {"taskId": task["id"], **more}))
+
+
+def test_read_log_has_the_last_hundred_lines_or_those_after_one(
+    alice: ApiClient, mcp: McpClient
+) -> None:
+    task = alice.start()
+    assert read(mcp, task) == {"taskId": task["id"], "status": "running", "lines": [], "next": 0}
+    lines = [f"line {number}" for number in range(1, 251)]
+    alice.append(task, *lines)
+    last = read(mcp, task)
+    assert (last["lines"], last["next"]) == (lines[150:], 250)
+    assert read(mcp, task, limit=3)["lines"] == lines[247:]
+    assert read(mcp, task, after=250)["lines"] == []
+    assert read(mcp, task, after=1_000) == {**last, "lines": [], "next": 1_000}
+    seen, after = list[str](), 0
+    while (page := read(mcp, task, after=after, limit=60))["lines"]:
+        seen += page["lines"]
+        after = page["next"]
+    assert seen == lines
+
+
+def test_page_of_a_log_has_at_most_32_kib(alice: ApiClient, mcp: McpClient) -> None:
+    task = alice.start()
+    lines = ["ü" * 5_000, "x" * 60_000, *["y" * 1_000] * 100, "名" * 20_000]
+    alice.append(task, *lines)
+    first = read(mcp, task, after=0, limit=1_000)
+    assert (first["lines"], first["next"]) == (lines[:1], 1)
+    second = read(mcp, task, after=1, limit=1_000)
+    assert (second["lines"], second["next"]) == (["x" * 32 * 1024], 2)
+    third = read(mcp, task, after=2, limit=1_000)
+    assert (third["lines"], third["next"]) == (lines[2:34], 34)
+    last = read(mcp, task)
+    assert (last["lines"], last["next"]) == (["名" * (32 * 1024 // 3)], 103)
+
+
+@one_database
+def test_log_of_a_million_lines_is_read_at_both_ends(alice: ApiClient, mcp: McpClient) -> None:
+    task = alice.start()
+    for first in range(0, 1_000_000, 250_000):
+        text = "".join(f"{number}\n" for number in range(first + 1, first + 250_001))
+        path = f"/task/{task['id']}/logs"
+        expect(alice.post(path, data=text, content_type="text/plain"), 201)
+    last = read(mcp, task)
+    assert (last["lines"][0], last["lines"][-1], last["next"]) == ("999901", "1000000", 1_000_000)
+    middle = read(mcp, task, after=499_999, limit=2)
+    assert (middle["lines"], middle["next"]) == (["500000", "500001"], 500_001)
+    assert structured(result_of(mcp, task))["log"][-1] == "1000000"
+    state = McpClient(alice, TASKS).state(task["id"])
+    assert state["statusMessage"] == "1000000"
+
+
+def test_list_tasks_has_the_newest_first(alice: ApiClient, mcp: McpClient) -> None:
+    first = alice.start(name="first")
+    second = alice.start("other", name="second")
+    alice.report(first, status="error", error={"message": "locked"})
+    alice.report(second, note="half")
+    assert structured(mcp.call("list_tasks"))["tasks"] == [
+        {
+            "taskId": second["id"],
+            "agentId": "other",
+            "status": "running",
+            "name": "second",
+            "createdAt": second["createdAt"],
+            "finishedAt": None,
+            "note": "half",
+        },
+        {
+            "taskId": first["id"],
+            "agentId": "summarizer",
+            "status": "error",
+            "name": "first",
+            "createdAt": first["createdAt"],
+            "finishedAt": alice.task(first)["finishedAt"],
+            "error": {"type": "failed", "message": "locked"},
+        },
+    ]
+
+
+def test_list_tasks_is_filtered_and_limited(alice: ApiClient, mcp: McpClient) -> None:
+    tasks = [alice.start() for _ in range(25)] + [alice.start("other")]
+    alice.report(tasks[3], status="complete")
+
+    def listed(**arguments: Any) -> list[str]:
+        found = structured(mcp.call("list_tasks", arguments))["tasks"]
+        return [task["taskId"] for task in found]
+
+    newest = [task["id"] for task in reversed(tasks)]
+    assert listed() == newest[:20]
+    assert listed(limit=50) == newest
+    assert listed(agentId="other") == newest[:1]
+    assert listed(status="complete") == [tasks[3]["id"]]
+    assert listed(agentId="other", status="complete") == listed(agentId="Nobody\0") == []
+
+
+def test_cancel_task_ends_a_running_task_alone(alice: ApiClient, mcp: McpClient) -> None:
+    running, finished = alice.start(), alice.start()
+    alice.report(finished, status="complete")
+    for _ in range(2):
+        result = mcp.call("cancel_task", {"taskId": running["id"]})
+        assert structured(result)["error"]["type"] == "cancelled"
+        assert "isError" not in result
+    assert alice.task(running)["endedBy"] == alice.task(finished)["endedBy"]
+    refused = mcp.call("cancel_task", {"taskId": finished["id"]})
+    assert refused["isError"] is True
+    assert "finished" in refused["content"][0]["text"]
