@@ -4,8 +4,8 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
-from flask import Flask
-from werkzeug.routing import Rule
+from flask import Flask, Request
+from werkzeug.routing import MapAdapter, Rule
 
 from taskservice import api, dashboard, mcp, problems
 from taskservice.config import Config
@@ -13,7 +13,6 @@ from taskservice.database import engine, migrations, transactions, watcher
 from taskservice.operations import health, request_log
 from taskservice.services import attempts
 from taskservice.serving.proxies import trust_proxies
-from taskservice.web import request
 from taskservice.web.responses import Answer
 
 
@@ -32,6 +31,21 @@ class Service(Flask):
 
     url_rule_class = UrlRule
     response_class = Answer
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        if request is None:
+            return None
+        # Flask would also look for a subdomain and a websocket, which no route of ours has.
+        return MapAdapter(
+            self.url_map,
+            request.host,
+            request.root_path,
+            "",
+            request.scheme,
+            request.path,
+            request.method,
+            request.environ.get("QUERY_STRING"),
+        )
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         # Flask would inspect each function of a request at each call.
@@ -58,7 +72,6 @@ def create_app(config: Config, may_create: bool = True) -> Flask:
     attempts.init_app(app)
     problems.init_app(app)
     request_log.init_app(app)
-    request.init_app(app)
     api.init_app(app)
     mcp.init_app(app)
     dashboard.init_app(app)

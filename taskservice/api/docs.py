@@ -14,9 +14,11 @@ from taskservice.openapi.components import Object
 from taskservice.openapi.operation import JSON
 from taskservice.schemas import strict_json
 from taskservice.schemas.answers import document_schema
-from taskservice.web.request import operation
+from taskservice.web.request import operation, replace_unreadable_dates
 
 blueprint = Blueprint("docs", __name__, template_folder="templates")
+
+blueprint.before_request(replace_unreadable_dates)
 
 HTML = "text/html"
 CSS = "text/css"

@@ -22,6 +22,7 @@ from taskservice.contract.terms import API_PREFIX, PROBLEM_TYPE
 from taskservice.dashboard import formatting, sessions
 from taskservice.problems import Problem
 from taskservice.web.hosts import is_loopback, url_parts
+from taskservice.web.request import replace_unreadable_dates
 
 dashboard = Blueprint(
     "dashboard",
@@ -70,6 +71,9 @@ POLICY = "; ".join(
         "trusted-types own-page",
     ]
 )
+
+
+dashboard.before_request(replace_unreadable_dates)
 
 
 @dashboard.before_request

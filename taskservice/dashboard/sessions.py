@@ -5,7 +5,7 @@ import secrets
 from datetime import timedelta
 
 from flask import Flask, Request, request, session
-from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
+from flask.sessions import NullSession, SecureCookieSession, SecureCookieSessionInterface
 
 from taskservice.auth import valid_keys
 from taskservice.auth.authentication import is_key_valid, set_caller
@@ -16,6 +16,7 @@ from taskservice.problems import Problem
 
 # Checked in the session too: a copied cookie must not outlive it.
 LIFETIME = timedelta(days=7)
+_NO_SESSION = NullSession()
 
 
 class Sessions(SecureCookieSessionInterface):
@@ -32,7 +33,7 @@ class Sessions(SecureCookieSessionInterface):
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
         # A request to the API has no session, and should not pay for one.
         is_api = request.path.startswith(f"{API_PREFIX}/")
-        return None if is_api else super().open_session(app, request)
+        return _NO_SESSION if is_api else super().open_session(app, request)
 
     def get_cookie_name(self, app: Flask) -> str:
         return self._cookie_name

@@ -6,7 +6,7 @@ from functools import partial, update_wrapper
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import parse_qsl
 
-from flask import Flask, Response, g, request
+from flask import Response, g, request
 from marshmallow import Schema, fields
 from werkzeug.http import parse_date
 
@@ -28,10 +28,6 @@ View = Callable[..., Response]
 # Headers that have a date or an ETag. NO_ETAG is an ETag that matches none of ours.
 DATES = ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_RANGE")
 NO_ETAG = '"-"'
-
-
-def init_app(app: Flask) -> None:
-    app.before_request(replace_unreadable_dates)
 
 
 def replace_unreadable_dates() -> None:
@@ -70,18 +66,18 @@ class Endpoint:
         update_wrapper(self, view)
 
     def __call__(self, **path: str) -> Response:
-        if request.method in ("GET", "HEAD"):
-            return self._view(**self._arguments(path))
-        with ExitStack() as g.until_answered:
-            return self._view(**self._arguments(path))
-
-    def _arguments(self, path: Mapping[str, str]) -> dict[str, Any]:
         environ = request.environ
+        if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+            return self._view(**self._arguments(environ, path))
+        with ExitStack() as g.until_answered:
+            return self._view(**self._arguments(environ, path))
+
+    def _arguments(self, environ: Mapping[str, Any], path: Mapping[str, str]) -> dict[str, Any]:
         if self.operation.user_key:
             caller.require_user_key()
         _check_accept(environ.get("HTTP_ACCEPT"), self._media_types)
         arguments: dict[str, Any] = {}
-        query = load_query(self.operation.query)
+        query = load_query(self.operation.query) if environ.get("QUERY_STRING") else {}
         if self._has_query:
             arguments["query"] = query
         if self.operation.body is not None:
@@ -138,8 +134,6 @@ def _without_nul(text: str) -> str:
 
 def load_query(schema: Schema) -> dict[str, Any]:
     """The query string, loaded by `schema`; raises 422 for an unknown or repeated parameter."""
-    if not request.environ.get("QUERY_STRING"):
-        return {}
     values: dict[str, Any] = {}
     for name, text in _pairs(request.query_string):
         if isinstance(schema.load_fields.get(name), fields.List):
