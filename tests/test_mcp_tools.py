@@ -42,6 +42,36 @@ def test_agents_are_tools_before_the_fixed_ones(alice: ApiClient, mcp: McpClient
     }
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "days": {"type": "integer", "maximum": 7}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+
+
+def test_tool_has_the_schema_and_the_hints_of_its_agent(alice: ApiClient, mcp: McpClient) -> None:
+    alice.register("weather", inputSchema=SCHEMA, annotations={"readOnlyHint": True})
+    tool = mcp.tools()["weather"]
+    assert tool["inputSchema"] == SCHEMA
+    assert tool["annotations"]["readOnlyHint"] is True
+    unfit: Json = {"days": 8, "more": 1}
+    started: Json = {"agentId": "weather", "input": unfit}
+    for name, arguments in (("weather", unfit), ("start_task", started)):
+        refused = mcp.call(name, arguments)
+        assert refused["isError"] is True
+        for place in ("city", "days", "more"):
+            assert f"input.{place}: " in refused["content"][0]["text"]
+    assert expect(alice.get("/task"), 200) == []
+
+
+def test_agent_that_is_no_tool_is_started_by_id_alone(alice: ApiClient, mcp: McpClient) -> None:
+    alice.register("hidden", tool=False)
+    assert list(mcp.tools()) == FIXED
+    assert mcp.modern("tools/call", {"name": "hidden"}).refused == (200, -32602)
+    assert structured(mcp.call("start_task", {"agentId": "hidden"}))["agentId"] == "hidden"
+
+
 @one_database
 def test_fixed_tools_say_what_they_do_and_take(mcp: McpClient) -> None:
     tools = mcp.tools()

@@ -1,10 +1,13 @@
 """The definitions of the tools that every user has, for tasks of all agents."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from taskservice.contract.terms import STATUSES
 from taskservice.problems import invalid
+from taskservice.schemas import strict_json
+from taskservice.schemas.input_schema import Input
 
 MAX_SECONDS = 45
 LAST_LINES = 100
@@ -27,7 +30,7 @@ class FixedTool:
     required: tuple[str, ...]
     annotations: dict[str, bool]
 
-    @property
+    @cached_property
     def schema(self) -> dict[str, Any]:
         return {
             "type": "object",
@@ -38,14 +41,10 @@ class FixedTool:
 
     def check(self, arguments: dict[str, Any]) -> None:
         """Raises 422 unless the arguments fit."""
-        import jsonschema_rs
-
-        errors: dict[str, list[str]] = {}
-        for error in jsonschema_rs.Draft202012Validator(self.schema).iter_errors(arguments):
-            name = ".".join(map(str, error.instance_path)) or "arguments"
-            errors.setdefault(name, []).append(error.message)
+        text, schema = (strict_json.dumps(each).decode() for each in (arguments, self.schema))
+        errors = Input(text).check(schema)
         if errors:
-            raise invalid(errors)
+            raise invalid({name.removeprefix("input."): said for name, said in errors.items()})
 
     @property
     def definition(self) -> dict[str, Any]:

@@ -2,30 +2,23 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from taskservice.auth.authentication import caller
 from taskservice.database.rows import AnyRow
 from taskservice.mcp.fixed_tools import FIXED
 from taskservice.queries import agents as agent_queries
+from taskservice.schemas import strict_json
 
 # Clients send all tools to their model with each request; the other agents are for `start_task`.
 MAX_AGENTS = 64
 MAX_NAME = 40
-ANY_INPUT = {"type": "object"}
-UNKNOWN_EFFECTS = {"readOnlyHint": False, "destructiveHint": True, "openWorldHint": True}
 
 
 def agents_by_name() -> dict[str, AnyRow]:
     """Name of a tool -> its agent, in the order of their ids."""
-    agents = agent_queries.list_all(caller)
-    return named(agents[:MAX_AGENTS])
-
-
-def named(agents: Iterable[AnyRow]) -> dict[str, AnyRow]:
     found: dict[str, AnyRow] = {}
-    for agent in agents:
+    for agent in agent_queries.list_tools(caller, MAX_AGENTS):
         name = re.sub("[^a-z0-9_]", "_", agent.id)
         if len(name) > MAX_NAME or name in FIXED or name in found:
             digest = hashlib.sha256(agent.id.encode()).hexdigest()
@@ -45,6 +38,6 @@ def _definition(name: str, agent: AnyRow) -> dict[str, Any]:
         "name": name,
         "title": agent.name,
         "description": agent.description,
-        "inputSchema": ANY_INPUT,
-        "annotations": UNKNOWN_EFFECTS,
+        "inputSchema": strict_json.fragment(agent.input_schema),
+        "annotations": strict_json.fragment(agent.annotations),
     }

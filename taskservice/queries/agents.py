@@ -20,6 +20,7 @@ from taskservice.queries.selections import of_user
 from taskservice.schemas.columns import AGENT_COLUMNS, AGENT_OF_TASK_COLUMNS
 
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
+_TOOLS = _AGENTS.where(Agent.tool).limit(bindparam("count"))
 _AGENT = select(*AGENT_COLUMNS).where(visible_agents, Agent.id == bindparam("agent_id"))
 _LAST_USED_AT = (
     select(func.max(Task.created_at))
@@ -114,6 +115,12 @@ class Load(NamedTuple):
 def list_all(caller: Caller) -> Sequence[AnyRow]:
     with reading() as connection:
         return connection.execute(_AGENTS, caller.scope).all()
+
+
+def list_tools(caller: Caller, count: int) -> Sequence[AnyRow]:
+    """At most `count` of the agents that are tools of MCP, ordered by id."""
+    with reading() as connection:
+        return connection.execute(_TOOLS, {"count": count, **caller.scope}).all()
 
 
 def get(caller: Caller, agent_id: str) -> AnyRow:
