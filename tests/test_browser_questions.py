@@ -97,7 +97,7 @@ def check_in_all_ways(page: Page) -> None:
     """A page has no fault, in light and dark, wide and narrow."""
     for scheme in ("light", "dark"):
         for width in (1440, 390):
-            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            page.emulate_media(color_scheme=scheme)
             page.set_viewport_size({"width": width, "height": 900})
             page.wait_for_timeout(100)
             assert violations(page) == [], page.url

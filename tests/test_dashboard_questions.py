@@ -11,8 +11,10 @@ from flask import Flask
 
 from taskservice.background.upkeep import Upkeep
 from taskservice.dashboard import question_forms
+from taskservice.database.transactions import reading
 from tests.support.api_client import ApiClient, expect
 from tests.support.clocks import Clocks
+from tests.support.internals import reads
 from tests.support.marks import one_database
 from tests.support.plain_browser import Browser
 from tests.support.sample_data import HOSTILE
@@ -361,6 +363,31 @@ def test_list_shows_only_questions_of_the_user_to_whoever_may_answer(
     assert "A secret?" in text
     assert "A user’s key can answer." in text
     assert "Decline" not in text
+
+
+@one_database
+def test_tasks_that_ask_are_found_by_their_index(
+    app: Flask, window: Browser, alice: ApiClient, task: Json, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(question_forms, "SHOWN_TASKS", 1)
+    for each in (task, alice.start(claim=True)):
+        ask(alice, each)
+    statements = reads(app, lambda: text_of(window, "/"))
+    found = [each for each in statements if "questions <> '[]'" in each[0]]
+    assert len(found) == 2
+    with app.app_context():
+        for sql, parameters in found:
+            plan = plan_of(sql, parameters)
+            looks = [step for step in plan if " tasks" in step]
+            assert looks, plan
+            assert all("INDEX tasks_asking (user_id=?" in step for step in looks), plan
+            assert "TEMP B-TREE" not in " ".join(plan), plan
+
+
+def plan_of(sql: str, parameters: Any) -> list[str]:
+    with reading() as connection:
+        rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", parameters)
+        return [row.detail for row in rows]
 
 
 # --- how it ended --------------------------------------------------------------------------

@@ -171,6 +171,8 @@ class Task(Base):
         partial_index(
             "tasks_unclaimed", "user_id", "agent_id", "created_at", "id", where=_UNCLAIMED
         ),
+        # For the dashboard: the tasks that ask something.
+        partial_index("tasks_asking", "user_id", "created_at", "id", where=IS_ASKING),
         # For timeouts: the longest silence, or the next deadline, first.
         partial_index("tasks_claimed", "last_heartbeat_at", where=CLAIMED),
         partial_index(
