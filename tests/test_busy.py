@@ -28,6 +28,7 @@ from tests.support.apps import new_app
 from tests.support.concurrency import is_free
 from tests.support.internals import set_for_database
 from tests.support.marks import one_database
+from tests.support.mcp import TASKS, McpClient
 from tests.support.waiting import PATIENCE_SECONDS, until
 
 only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -67,6 +68,24 @@ def test_locked_database_is_503_and_nothing_is_half_written(
     other.close()
     alice.append(task, "a line")
     assert alice.task(task)["logs"] == ["a line"]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_call_of_a_tool_is_503_while_the_database_is_locked(
+    app: Flask, alice: ApiClient, data_folder: Path
+) -> None:
+    alice.register()
+    mcp = McpClient(alice, TASKS)
+    with sqlite3.connect(data_folder / "taskservice.db", isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        answer = mcp.modern("tools/call", {"name": "summarizer"})
+        assert (answer.status, answer.json["code"]) == (503, "unavailable")
+        assert int(answer.headers["Retry-After"]) > 0
+        assert "sqlite" not in str(answer.json).lower()
+        other.execute("ROLLBACK")
+    other.close()
+    assert mcp.call("summarizer")["resultType"] == "task"
+    assert len(expect(alice.get("/task"), 200)) == 1
 
 
 def test_lock_held_on_a_task_is_503(app: Flask, alice: ApiClient, database_url: str) -> None:

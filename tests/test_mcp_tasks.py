@@ -1,14 +1,18 @@
 """Calls that start tasks, and the extension by which clients follow them."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from flask import Flask
 
+from taskservice import resources
 from taskservice.config import Config
+from taskservice.database.engine import Database
+from taskservice.database.watcher import WaitSlots
 from tests.support.api_client import ApiClient, expect
-from tests.support.internals import end_for_silence, set_columns
+from tests.support.internals import end_for_silence, in_use, set_columns
 from tests.support.marks import one_database
 from tests.support.mcp import FORMS, TASKS, Json, McpClient, structured
 from tests.support.waiting import until
@@ -193,3 +197,95 @@ def test_finished_task_tells_how_long_it_is_kept(
     moments = {"created_at": "2026-01-01T00:00:00.000Z", "finished_at": "2026-01-01T00:01:00.500Z"}
     set_columns(app, {"id": task_id}, **moments)
     assert mcp.state(task_id)["ttlMs"] == 2 * 86_400_000 + 60_500
+
+
+# --- waits -------------------------------------------------------------------------------
+
+
+def test_at_most_half_of_the_threads_wait_and_the_others_answer_at_once(
+    app: Flask, plain: McpClient, alice: ApiClient
+) -> None:
+    """The app of the tests has four threads."""
+    task = alice.start()
+    with ExitStack() as stack:
+        waiting = {"taskId": task["id"]}
+        calls = [stack.enter_context(plain.calling("wait_task", waiting)) for _ in range(2)]
+        until(lambda: len(resources.find(WaitSlots, app)._held) == 2)
+        assert structured(plain.call("summarizer"))["status"] == "running"
+        alice.report(task, status="complete")
+        assert {structured(call.result())["status"] for call in calls} == {"complete"}
+
+
+def test_call_that_waits_holds_no_connection(
+    app: Flask, plain: McpClient, alice: ApiClient
+) -> None:
+    task = alice.start()
+    with plain.calling("wait_task", {"taskId": task["id"]}) as call:
+        until(lambda: len(resources.find(WaitSlots, app)._held) == 1)
+        with app.app_context():
+            reads = resources.find(Database).reads
+            # Between two looks at the database, that of the watcher aside.
+            until(lambda: in_use(reads) == 0)
+        alice.report(task, status="complete")
+        assert structured(call.result())["status"] == "complete"
+
+
+def test_revoked_key_ends_the_call_that_waits(plain: McpClient, alice: ApiClient) -> None:
+    task = alice.start()
+    guest = alice.with_key("guest")
+    key = next(key for key in expect(alice.get("/key"), 200) if key["name"] == "guest")
+    params = {"name": "wait_task", "arguments": {"taskId": task["id"]}}
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(McpClient(guest).modern, "tools/call", params)
+        expect(alice.delete(f"/key/{key['id']}"), 200)
+        answer = call.result()
+    assert answer.status == 401
+    assert answer.headers["WWW-Authenticate"] == 'Bearer realm="taskservice"'
+
+
+# --- idempotency -------------------------------------------------------------------------
+
+KEY = "taskservice/idempotencyKey"
+
+
+@pytest.mark.parametrize("is_header", [True, False])
+def test_same_key_starts_once(mcp: McpClient, alice: ApiClient, is_header: bool) -> None:
+    def call(arguments: Json) -> Json:
+        params: Json = {"name": "summarizer", "arguments": arguments}
+        if not is_header:
+            params["_meta"] = {KEY: "k"}
+        headers = {"Idempotency_Key": "k"} if is_header else {}
+        return mcp.modern("tools/call", params, **headers).result
+
+    first, again = call({"a": 1, "b": [2]}), call({"b": [2], "a": 1})
+    assert first["taskId"] == again["taskId"]
+    other = call({"a": 2})
+    assert other["isError"] is True
+    assert "Was used with another body" in other["content"][0]["text"]
+    assert len(expect(alice.get("/task"), 200)) == 1
+
+
+@one_database
+def test_same_id_of_json_rpc_starts_twice(mcp: McpClient, alice: ApiClient) -> None:
+    for _ in range(2):
+        body = {"name": "start_task", "arguments": {"agentId": "summarizer"}}
+        request = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": body}
+        assert mcp.post(request).status == 200
+    assert len(expect(alice.get("/task"), 200)) == 2
+
+
+@one_database
+def test_key_that_is_too_long_is_refused(mcp: McpClient, alice: ApiClient) -> None:
+    for key in ("", "k" * 256):
+        params = {"name": "summarizer", "_meta": {KEY: key}}
+        assert mcp.modern("tools/call", params).result["isError"] is True
+    assert expect(alice.get("/task"), 200) == []
+
+
+def test_same_key_goes_on_with_the_same_task(plain: McpClient, alice: ApiClient) -> None:
+    for _ in range(2):
+        with plain.calling("summarizer", {}, _meta={KEY: "k"}) as call:
+            if not expect(alice.get("/task?status=complete"), 200):
+                alice.report(claimed(alice), status="complete", output={"sum": 15})
+            assert structured(call.result())["output"] == {"sum": 15}
+    assert len(expect(alice.get("/task"), 200)) == 1

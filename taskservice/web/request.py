@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl
 
 from flask import Response, g, request
 from marshmallow import Schema, fields
+from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.http import parse_date
 
 from taskservice.auth.authentication import caller
@@ -173,10 +174,15 @@ def with_body(parse: Callable[[bytes], T], max_size: int) -> T:
 
     A large body holds its slot only meanwhile, so the view may wait. Raises 413, 415 and 503.
     """
-    request.max_content_length = min(request.max_content_length or max_size, max_size)
+    limit = min(request.max_content_length or max_size, max_size)
+    # Of a body in chunks Werkzeug would silently read as many bytes as it may have.
+    request.max_content_length = limit + 1
     _require_json()
     with ExitStack() as g.until_answered:
-        return parse(body_bytes())
+        data = body_bytes()
+        if len(data) > limit:
+            raise RequestEntityTooLarge
+        return parse(data)
 
 
 def _require_json() -> None:
