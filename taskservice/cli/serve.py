@@ -9,7 +9,6 @@ from taskservice.app import create_app
 from taskservice.cli.options import examples
 from taskservice.cli.service_app import load_config, one_line_errors
 from taskservice.contract.terminal import exit_with_error, remark
-from taskservice.database.migrations import upgrade
 
 # gunicorn reads these as it is imported, and fails there if it can't use one.
 GUNICORN_VARIABLES = ("WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT", "SENDFILE")
@@ -26,10 +25,11 @@ def command() -> None:
     """Serve the API and the dashboard until a signal ends it."""
     config = load_config(may_create=True)
     with one_line_errors():
-        upgrade(config.DATABASE_URL)
+        # It has no connection open, so that the workers can inherit it.
+        app = create_app(config)
     _prepare_for_gunicorn()
     remark(f"data in {config.DATA}, listening on {config.BIND}")
-    import_module("taskservice.serving.application").serve(lambda: create_app(config), config)
+    import_module("taskservice.serving.application").serve(lambda: app, config)
 
 
 def _prepare_for_gunicorn() -> None:

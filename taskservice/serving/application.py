@@ -30,7 +30,7 @@ class Application(BaseApplication):
 def serve(make_app: Callable[[], Any], config: Config) -> NoReturn:
     """Serve until a signal, then exit: with 0 after SIGTERM or Ctrl-C, 1 if it can't listen.
 
-    `make_app` creates the WSGI application, in each worker after the fork.
+    `make_app` is called in each worker, after the fork, for the WSGI application.
     """
     try:
         Application(make_app, config).run()

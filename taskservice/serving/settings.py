@@ -53,7 +53,8 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         "post_worker_init": connect_application,
         "worker_exit": await_background,
         "on_starting": listen,
-        # Each worker creates the application after the fork: no database connection may cross it.
+        # `serve` makes the application before, and its workers inherit it. Under gunicorn itself
+        # each worker makes its own, so that it can be loaded anew by a reload.
         "preload_app": False,
         # Longer than nginx keeps idle connections (60 s), so that it never uses a closing one.
         "keepalive": 75,
