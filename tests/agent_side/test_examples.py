@@ -1,18 +1,21 @@
 """The examples run, and so do the blocks of docs/agent-side.md, as printed."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.agent_machine import AgentMachine, tasks, the_task
 from tests.support.api_client import RemoteClient
 from tests.support.documents import ROOT, Terminal, blocks, install_commands
+from tests.support.mcp import FORMS, TASKS, McpClient
 from tests.support.receiver import Receiver
 from tests.support.service import free_port
 from tests.support.waiting import until
@@ -75,6 +78,60 @@ def test_worker(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     without, with_text = tasks(remote_alice)
     assert with_text["output"] == {"words": 3}
     assert (without["status"], without["logs"]) == ("error", ["The input has no text"])
+
+
+def test_worker_that_asks_before_it_deletes(
+    remote_alice: RemoteClient, machine: AgentMachine, tmp_path: Path
+) -> None:
+    schema = EXAMPLES / "clean_up.json"
+    added = machine.run("agent", "add", "clean-up", "--input-schema", f"@{schema}")
+    assert added.returncode == 0, added.stderr
+    given = {"folder": str(tmp_path / "folder"), "days": 10}
+    refused = machine.run("task", "start", "--agent", "clean-up", "--input", '{"folder": 1}')
+    assert (refused.returncode, refused.stdout) == (1, "")
+    old, kept = ["one.txt", "two.txt"], ["folder", "link", "new.txt"]
+    folder = tmp_path / "folder"
+    (folder / "folder").mkdir(parents=True)
+    (folder / "link").symlink_to(tmp_path)
+    for name in (*old, "new.txt"):
+        (folder / name).write_text(name)
+    for name in old:
+        os.utime(folder / name, (0, 0))
+    program = [sys.executable, str(EXAMPLES / "clean_up.py")]
+    worker = machine.spawn("work", "--agent", "clean-up", "--", *program)
+
+    def run(*answer: str) -> tuple[Any, list[str]]:
+        """The output of a task whose question is answered so, and what is in the folder."""
+        task = remote_alice.start("clean-up", input=given)
+        (question,) = until(lambda: tasks(remote_alice)[0]["questions"])
+        assert question["message"].splitlines() == [f"Delete 2 files of {folder}?", *old]
+        assert machine.run("task", "answer", task["id"], *answer).returncode == 0
+        until(lambda: tasks(remote_alice)[0]["finishedAt"])
+        assert tasks(remote_alice)[0]["status"] == "complete"
+        return tasks(remote_alice)[0]["output"], contents(folder)
+
+    everything = sorted([*old, *kept])
+    assert run("keep") == ({"deleted": 0}, everything)
+    assert run("--decline") == ({"deleted": 0}, everything)
+    # In a chat, whose client shows the question as a form.
+    chat = McpClient(remote_alice, TASKS, FORMS)
+    assert chat.tools()["clean_up"]["inputSchema"] == json.loads(schema.read_text())
+    task_id = chat.call("clean_up", given)["taskId"]
+    until(lambda: chat.state(task_id)["status"] == "input_required")
+    ((question_id, form),) = chat.state(task_id)["inputRequests"].items()
+    assert form["params"]["requestedSchema"]["properties"]["answer"]["enum"] == ["delete", "keep"]
+    responses = {question_id: {"action": "accept", "content": {"answer": "delete"}}}
+    chat.modern("tasks/update", {"taskId": task_id, "inputResponses": responses})
+    until(lambda: chat.state(task_id)["status"] == "completed")
+    result = chat.state(task_id)["result"]["structuredContent"]
+    assert (result["output"], contents(folder)) == ({"deleted": 2}, kept)
+    assert tasks(remote_alice)[0]["note"] == "2 of 2 files"
+    worker.send_signal(signal.SIGTERM)
+    worker.communicate(timeout=40)
+
+
+def contents(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_receiver_takes_only_what_is_signed(
