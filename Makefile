@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 3 ))
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-server test-agent test-browser test-crash test-api test-big \
+.PHONY: help install run test test-server test-agent test-browser test-mcp test-crash test-api test-big \
 	test-callbacks lint bench bench-peers bench-more screenshots clean
 
 help: ## List the targets
@@ -42,7 +42,8 @@ $(VENV)/installed-test: $(VENV)/installed
 
 test: $(VENV)/installed-test ## Install what the tests need, and test the service
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow' \
-		--ignore tests/server --ignore tests/agent_side --ignore tests/test_browser.py \
+		--ignore tests/server --ignore tests/agent_side --ignore tests/mcp_clients \
+		--ignore tests/test_browser.py \
 		--ignore tests/test_browser_task.py --ignore tests/test_browser_lists.py \
 		--ignore tests/test_browser_questions.py \
 		--ignore tests/test_fuzzing.py
@@ -57,6 +58,9 @@ test-agent: $(VENV)/installed-test ## Test the agent's side, also while programs
 test-browser: $(VENV)/installed-test ## Test the dashboard in a real browser
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/test_browser.py tests/test_browser_task.py \
 		tests/test_browser_lists.py tests/test_browser_questions.py
+
+test-mcp: $(VENV)/installed-test ## MCP clients from their packages, and the conformance suite of MCP
+	$(BIN)/python -m pytest -n 4 --dist worksteal tests/mcp_clients
 
 test-crash: $(VENV)/installed-test ## 30 s of load on each database, followers, copies, while processes are killed
 	CRASH_SECONDS=$${CRASH_SECONDS:-30} $(BIN)/python -m pytest -m slow -s \

@@ -1,0 +1,134 @@
+"""The Inspector's command lines: `--cli` for single calls, `mcpdo` with a connection it keeps."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from secrets import token_urlsafe
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from tests.support.api_client import RemoteClient
+from tests.support.mcp_clients.agents import TOOLS, newest_task, task_of
+from tests.support.waiting import until
+
+COMMAND_SECONDS = 100
+
+
+class Inspector:
+    """A machine with its commands, and with the endpoint in its configuration."""
+
+    def __init__(self, node: Path, home: Path, owner: RemoteClient) -> None:
+        self._bin = node / ".bin"
+        self._config = home / "mcp.json"
+        key = str(owner.session.headers["apikey"])
+        self._server = {
+            "type": "streamable-http",
+            "url": f"{owner.url}/mcp",
+            "headers": {"Authorization": f"Bearer {key}"},
+        }
+        self._config.write_text(json.dumps({"mcpServers": {"taskservice": self._server}}))
+        self._environment = {
+            "PATH": f"{self._bin}:{os.environ['PATH']}",
+            "HOME": str(home),
+            "MCP_INSPECTOR_DAEMON_DIR": str(home),
+            "MCP_INSPECTOR_DAEMON_TOKEN": token_urlsafe(),
+            "MCP_INSPECTOR_SECRET_STORE": "file",
+        }
+
+    def spawn(self, program: str, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [self._bin / "node", self._bin / program, *arguments], env=self._environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def call(self, tool: str, /, *, era: str = "legacy", **arguments: Any) -> Any:
+        """What `--cli` shows of the call of a tool."""
+        options = ["--tool-name", tool, "--tool-args-json", json.dumps(arguments)]
+        return self.cli("tools/call", *options, era=era)
+
+    def cli(self, method: str, *options: str, era: str = "legacy") -> Any:
+        given = ["--config", str(self._config), "--server", "taskservice", "--protocol-era", era]
+        command = self.spawn("mcp-inspector", "--cli", *given, "--method", method, *options)
+        return json.loads(_output(command))
+
+    def mcpdo(self, *arguments: str) -> str:
+        """What a command shows to a person."""
+        return _output(self.spawn("mcpdo", *arguments))
+
+    def connect(self, name: str) -> None:
+        server = ["--config", str(self._config), "--server", "taskservice", "--era", "modern"]
+        self.mcpdo("--connection", name, "connect", *server)
+
+
+def _output(command: subprocess.Popen[str]) -> str:
+    output, errors = command.communicate(timeout=COMMAND_SECONDS)
+    assert command.returncode == 0, output + errors
+    print(output)
+    return output
+
+
+@pytest.fixture
+def inspector(node: Path, owner: RemoteClient) -> Iterator[Inspector]:
+    # The path of a socket must be short.
+    with TemporaryDirectory() as home:
+        inspector = Inspector(node, Path(home), owner)
+        yield inspector
+        inspector.mcpdo("daemon", "stop")
+
+
+def test_cli_starts_watches_answers_and_cancels(inspector: Inspector, owner: RemoteClient) -> None:
+    assert {tool["name"] for tool in inspector.cli("tools/list")["tools"]} == TOOLS
+    greeted = inspector.call("greet", era="modern", name="World")
+    assert greeted["content"] == [{"type": "text", "text": "Hello, World!"}]
+    # It follows the task until that has ended.
+    slow = inspector.call("slow_compute", era="modern", seconds=2, label="short")
+    assert slow["structuredContent"]["output"] == {"label": "short", "seconds": 2}
+
+    asked = inspector.call("confirm_delete", filename="old.txt")["structuredContent"]
+    (question,) = asked["questions"]
+    assert question["message"] == "Delete old.txt?"
+    task = {"taskId": asked["taskId"]}
+    answer = {"questionId": question["questionId"], "content": {"confirm": True}}
+    assert inspector.call("answer_task", **task, **answer)["structuredContent"]["state"]
+    deleted = inspector.call("wait_task", **task)
+    assert deleted["structuredContent"]["output"] == {"filename": "old.txt", "deleted": True}
+
+    long = {"seconds": 600, "label": "long"}
+    started = inspector.call("start_task", agentId="slow_compute", input=long)
+    task = {"taskId": started["structuredContent"]["taskId"]}
+    until(lambda: task_of(owner, task["taskId"])["logs"])
+    watched = inspector.call("wait_task", **task, seconds=0)["structuredContent"]
+    assert watched["log"][0].startswith("computing long")
+    inspector.call("cancel_task", **task)
+    assert task_of(owner, task["taskId"])["error"]["type"] == "cancelled"
+
+
+def test_mcpdo_starts_watches_answers_and_cancels(
+    inspector: Inspector, owner: RemoteClient
+) -> None:
+    inspector.connect("main")
+    assert "confirm_delete(filename:str)" in inspector.mcpdo("@main", "tools/list")
+
+    call = ["tools/call", "confirm_delete", "filename:=old.txt", "--format", "json"]
+    pending = json.loads(inspector.mcpdo("@main", *call))["elicitationPending"]
+    assert pending["message"] == "Delete old.txt?"
+    answer = ["elicitation/respond", pending["elicitationId"], "confirm:=true"]
+    assert '{"filename":"old.txt","deleted":true}' in inspector.mcpdo(*answer)
+    assert newest_task(owner, "confirm_delete")["output"]["deleted"] is True
+
+    # A connection serves one command at a time.
+    inspector.connect("other")
+    call = ["tools/call", "slow_compute", "seconds:=600", "label:=long"]
+    running = inspector.spawn("mcpdo", "@main", *call)
+    until(lambda: owner.request("GET", "/task?agentId=slow_compute&status=running").json())
+    task_id = newest_task(owner, "slow_compute")["id"]
+    until(lambda: task_of(owner, task_id)["logs"])
+    watched = inspector.mcpdo("@other", "tasks/get", task_id)
+    assert "computing long" in watched
+    inspector.mcpdo("@other", "tasks/cancel", task_id)
+    assert 'Tool call \\"slow_compute\\" was cancelled.' in running.communicate()[1]
+    assert task_of(owner, task_id)["error"]["type"] == "cancelled"

@@ -1,0 +1,75 @@
+"""The clients' packages, installed once in the versions that `versions.json` names."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.requirements import needs
+
+TESTS = Path(__file__).parents[2] / "mcp_clients"
+VERSIONS = json.loads((TESTS / "versions.json").read_text())
+# Inside the virtual environment: `make clean` removes them, and no checkout shows them.
+CACHE = Path(sys.prefix) / "mcp-clients"
+INSTALL_SECONDS = 280
+NPM_INSTALL = ("npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--no-save")
+
+
+def node_packages() -> Path:
+    """The folder `node_modules` with the clients for Node.js, and Node.js itself."""
+    if not shutil.which("npm"):
+        needs("npm", "install the packages nodejs and npm")
+    versions: dict[str, str] = VERSIONS["npm"]
+    with _folder("npm", versions) as (folder, is_installed):
+        if not is_installed:
+            (folder / "package.json").write_text('{"private": true}')
+            _install("npm registry", folder, *NPM_INSTALL, *_pinned(versions, "@"))
+    return folder / "node_modules"
+
+
+def python_environment(name: str) -> Path:
+    """The Python of an environment with the packages of one client."""
+    versions: dict[str, str] = VERSIONS["pypi"][name]
+    with _folder(name, versions) as (folder, is_installed):
+        python = folder / "bin" / "python"
+        if not is_installed:
+            _install("venv", folder, sys.executable, "-m", "venv", str(folder))
+            pip = [str(python), "-m", "pip", "install", "--quiet", *_pinned(versions, "==")]
+            _install("PyPI", folder, *pip)
+    return python
+
+
+def _pinned(versions: Mapping[str, str], separator: str) -> list[str]:
+    return [f"{name}{separator}{version}" for name, version in versions.items()]
+
+
+@contextmanager
+def _folder(name: str, versions: Mapping[str, str]) -> Iterator[tuple[Path, bool]]:
+    """The folder of these versions, and whether they are installed; for one process at a time."""
+    digest = hashlib.sha256(json.dumps(versions).encode()).hexdigest()[:8]
+    folder = CACHE / f"{name}-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder, (folder / "installed").exists()
+        (folder / "installed").touch()
+
+
+def _install(source: str, folder: Path, *command: str) -> None:
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=os.environ | {"PYTHONNOUSERSITE": "1"}, capture_output=True,
+            text=True, timeout=INSTALL_SECONDS, check=False,
+        )  # fmt: skip
+        problem = "" if done.returncode == 0 else (done.stderr + done.stdout)[-300:]
+    except subprocess.TimeoutExpired:
+        problem = f"{command[0]} took over {INSTALL_SECONDS} s"
+    if problem:
+        shutil.rmtree(folder)
+        needs(source, problem)
