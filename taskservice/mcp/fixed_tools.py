@@ -1,5 +1,7 @@
 """The definitions of the tools that every user has, for tasks of all agents."""
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +18,7 @@ TASKS = 20
 MAX_TASKS = 50
 
 _TASK_ID = {"type": "string", "description": "The id of the task."}
+_NUMBERS: dict[str, Callable[[float], float]] = {"integer": int, "number": float}
 _READS = {"readOnlyHint": True, "openWorldHint": False}
 
 
@@ -39,12 +42,18 @@ class FixedTool:
             "additionalProperties": False,
         }
 
-    def check(self, arguments: dict[str, Any]) -> None:
-        """Raises 422 unless the arguments fit."""
+    def checked(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments, with numbers that Python can use; raises 422 unless they fit."""
         text, schema = (strict_json.dumps(each).decode() for each in (arguments, self.schema))
         errors = Input(text).check(schema)
         if errors:
             raise invalid({name.removeprefix("input."): said for name, said in errors.items()})
+        return {name: self._plain(name, value) for name, value in arguments.items()}
+
+    def _plain(self, name: str, value: Any) -> Any:
+        number = _NUMBERS.get(self.properties[name]["type"])
+        # Until then, one that Python would round is its text, and an integer may be 5.0.
+        return number(json.loads(strict_json.dumps(value))) if number else value
 
     @property
     def definition(self) -> dict[str, Any]:

@@ -49,8 +49,7 @@ def run(call: Call) -> Result:
 
 def _run(call: Call, name: str, arguments: Arguments) -> Result:
     if name in _FUNCTIONS:
-        FIXED[name].check(arguments)
-        return _FUNCTIONS[name](call, arguments)
+        return _FUNCTIONS[name](call, FIXED[name].checked(arguments))
     agent = agents_by_name().get(name)
     if agent is None:
         raise RpcError(INVALID_PARAMS, f"Unknown tool: {name}")
