@@ -108,6 +108,23 @@ def test_accept_is_not_enforced(mcp: McpClient) -> None:
         assert mcp.post(REQUEST, Accept=accepted).result == {}
 
 
+def test_log_names_the_method_and_the_tool(
+    mcp: McpClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "taskservice.request")
+    mcp.call("list_tasks")
+    mcp.modern("tools/list")
+    mcp.modern("tools/call", {"name": "x" * 9_000})
+    logged: Any = [record for record in caplog.records if record.name == "taskservice.request"]
+    assert [record.getMessage() for record in logged] == ["POST /mcp"] * 3
+    named = [(each.details["method"], each.details.get("tool")) for each in logged]
+    assert named == [
+        ("tools/call", "list_tasks"),
+        ("tools/list", None),
+        ("tools/call", "x" * 64),
+    ]
+
+
 # --- errors of the message ---------------------------------------------------------------
 
 UNREADABLE = {

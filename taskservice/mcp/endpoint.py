@@ -9,12 +9,14 @@ from taskservice import __version__
 from taskservice.auth.authentication import KEY_HEADERS
 from taskservice.mcp import access, calls, messages, tasks, tool_calls, tools
 from taskservice.mcp.calls import LEGACY, TASKS, VERSIONS, Call
-from taskservice.mcp.messages import RpcError
+from taskservice.mcp.messages import Message, RpcError
+from taskservice.operations import request_log
 from taskservice.web import responses
 from taskservice.web.request import with_body
 from taskservice.web.responses import Answer
 
 MAX_BODY = 2 * 1024 * 1024
+MAX_LOGGED = 64
 CACHE = {"ttlMs": 60_000, "cacheScope": "private"}
 SERVER = {"name": "taskservice", "title": "taskservice", "version": __version__}
 INSTRUCTIONS = (
@@ -78,10 +80,18 @@ def answer() -> Response:
             # Not even `notifications/cancelled` ends a task: clients send it for answered calls.
             return Answer(status=202)
         message_id = message.id
+        _log(message)
         call = calls.read(message, request.headers, METHODS)
         return responses.json(messages.result(message_id, _result(call)))
     except RpcError as error:
         return responses.json(messages.error(message_id, error), error.status)
+
+
+def _log(message: Message) -> None:
+    """Name the method and the tool in the log: all requests have the same path."""
+    name = message.params.get("name")
+    tool = {"tool": name[:MAX_LOGGED]} if isinstance(name, str) else {}
+    request_log.add_details(method=message.method[:MAX_LOGGED], **tool)
 
 
 def _result(call: Call) -> dict[str, Any]:

@@ -100,6 +100,11 @@ def begin() -> None:
     g.request_id = request_id(request.environ.get("HTTP_X_REQUEST_ID", ""))
 
 
+def add_details(**details: str) -> None:
+    """Write these too into the line of this request."""
+    g.more_details = details
+
+
 def _end(response: Response) -> Response:
     response.headers.add("X-Request-Id", g.request_id)
     seconds = time.perf_counter() - g.started
@@ -107,6 +112,7 @@ def _end(response: Response) -> Response:
     metrics.requests.add(rule.rule if rule else None, request.method, response.status_code, seconds)
     if logger.isEnabledFor(logging.INFO):
         # The path only: a query may contain a secret that does not belong there.
-        details = {"status": response.status_code, "ms": round(seconds * 1000, 1)}
+        details: dict[str, Any] = {"status": response.status_code, "ms": round(seconds * 1000, 1)}
+        details |= g.get("more_details", {})
         logger.info("%s %s", request.method, request.path, extra={"details": details})
     return response
