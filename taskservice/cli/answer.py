@@ -76,7 +76,7 @@ def _question(client: Client, task_id: str, beginning: str | None) -> Question:
         exit_with_error(none)
     if len(found) > 1:
         for each in found:
-            print_line(f"{each['id']}  {asks(each)}", err=True)
+            print_line(f"{each['id']}  {asks(each['message'])}", err=True)
         exit_with_error("--question ID says which one", AMBIGUOUS)
     return found[0]
 

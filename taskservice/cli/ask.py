@@ -11,6 +11,7 @@ import click
 from taskservice.cli.json_input import JsonFile
 from taskservice.cli.options import Duration, Text, examples
 from taskservice.cli.service_client import WRONG_SETTING, service_client
+from taskservice.cli.task_text import asks
 from taskservice.client import (
     Client,
     Invalid,
@@ -81,7 +82,7 @@ def _answered(
 ) -> questions.Question:
     """The answered question; without an answer the command exits."""
     task_id = current_task.require_task_id()
-    remark(f"asks: {message}: {client.connection.url}/tasks/{task_id}")
+    remark(f"{asks(message)}: {client.connection.url}/tasks/{task_id}")
     try:
         return questions.ask(client.connection, task_id, message, schema, timeout, _Rest().rest)
     except KeyboardInterrupt:

@@ -20,7 +20,7 @@ def command(task_id: str, question: Question, is_only: bool = True) -> str:
 def question(task: Task, asked: Question) -> list[str]:
     """What it asks and the command that answers it, each on a line."""
     begin = command(task.id, asked, is_only=len(task.questions) == 1)
-    return [asks(asked), f"answer: {begin} {values(asked['schema'])}"]
+    return [asks(asked["message"]), f"answer: {begin} {values(asked['schema'])}"]
 
 
 def open_questions(task: Task) -> Iterator[str]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from taskservice.client import Question, Task
+from taskservice.client import Task
 from taskservice.contract.terms import RUNNING
 
 # The fields that a table needs: an output can be long.
@@ -89,12 +89,12 @@ def labels_text(task: Task) -> str:
 
 def _note(task: Task) -> str:
     """What its agent asks, else how far it is."""
-    return asks(task.questions[0]) if task.questions else _progress(task)
+    return asks(task.questions[0]["message"]) if task.questions else _progress(task)
 
 
-def asks(question: Question) -> str:
-    """A question on one line."""
-    return f"asks: {' '.join(question['message'].split())}"
+def asks(message: str) -> str:
+    """The message of a question on one line."""
+    return f"asks: {' '.join(message.split())}"
 
 
 def _progress(task: Task) -> str:

@@ -109,7 +109,7 @@ def test_program_asks_and_gets_the_answer(
         assert (answered.returncode, answered.stdout) == (0, "answered\n")
         done = running.result()
     page = f"{remote_alice.url}/tasks/{task['id']}"
-    remark = f"taskservice: asks: Deploy  it?: {page}"
+    remark = f"taskservice: asks: Deploy it?: {page}"
     assert (done.returncode, done.stdout, done.stderr) == (0, "answer: no\n", f"{remark}\n")
     assert sorted(the_task(remote_alice)["logs"]) == ["answer: no", remark]
 
