@@ -89,7 +89,7 @@ def _unix_socket(text: str) -> str:
 def _origins(text: str) -> tuple[str, ...]:
     origins = tuple(origin.strip().lower() for origin in text.split(","))
     if not all(
-        re.fullmatch(r"https?://(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]+)?", each)
+        re.fullmatch(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]+)?", each)
         for each in origins
     ):
         raise ValueError("must be origins such as https://app.example, separated by commas")

@@ -201,6 +201,7 @@ def test_setting_of_origins_is_checked() -> None:
         return Config.from_environment(environment, may_create=False).MCP_ORIGINS
 
     assert origins("") == ()
+    assert origins("vscode-webview://abc") == ("vscode-webview://abc",)
     assert origins("https://A.example, http://[::1]:80") == ("https://a.example", "http://[::1]:80")
     for wrong in (
         "*",

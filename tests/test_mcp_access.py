@@ -98,6 +98,41 @@ def test_listed_origin_may_call(app: Flask, mcp: McpClient) -> None:
         check_problem(mcp.post(PING, Origin=origin), 403, "foreign_origin")
 
 
+def preflight(app: Flask, origin: str, **headers: str) -> Any:
+    """What a browser asks before a page of this origin may call."""
+    asked = {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type,mcp-method",
+    }
+    return app.test_client().options("/mcp", headers=asked | headers)
+
+
+def test_browser_lets_pages_of_allowed_origins_call_and_read(app: Flask, mcp: McpClient) -> None:
+    app.config["MCP_ORIGINS"] = ("https://app.example",)
+    for origin in ("https://app.example", "http://localhost:6274"):
+        asked = preflight(app, origin)
+        assert (asked.status_code, asked.data) == (204, b"")
+        assert asked.headers["Access-Control-Allow-Methods"] == "POST"
+        allowed = asked.headers["Access-Control-Allow-Headers"]
+        assert allowed == "authorization,content-type,mcp-method"
+        for answer in (asked, mcp.post(PING, Origin=origin), mcp.post(b"", Origin=origin)):
+            assert answer.headers["Access-Control-Allow-Origin"] == origin
+            assert "Origin" in answer.headers["Vary"]
+            assert "Access-Control-Allow-Credentials" not in answer.headers
+        wrong = mcp.post(PING, Origin=origin, Authorization="Bearer wrong")
+        assert wrong.headers["Access-Control-Allow-Origin"] == origin
+        assert "WWW-Authenticate" in wrong.headers["Access-Control-Expose-Headers"]
+
+
+def test_browser_does_not_let_other_pages_call(app: Flask, mcp: McpClient) -> None:
+    for answer in (preflight(app, "https://evil.example"), preflight(app, "null")):
+        assert answer.status_code == 403
+        assert "Access-Control-Allow-Origin" not in answer.headers
+    assert preflight(app, "http://localhost", Host="evil.example").status_code == 403
+    assert "Access-Control-Allow-Origin" not in mcp.post(PING).headers
+
+
 @pytest.mark.parametrize(
     "settings", [{"BIND": "0.0.0.0:8000"}, {"BIND": "unix:/run/x"}, {"PROXY_HOPS": 1}]
 )

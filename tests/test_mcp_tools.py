@@ -33,6 +33,7 @@ def test_agents_are_tools_before_the_fixed_ones(alice: ApiClient, mcp: McpClient
     alice.register("a-2.b")
     tools = mcp.tools()
     assert list(tools) == ["a_2_b", "backup", *FIXED]
+    assert tools["a_2_b"]["description"] == "Starts a task of the agent a-2.b."
     assert tools["backup"] == {
         "name": "backup",
         "title": "Nightly backup ü",
@@ -129,7 +130,10 @@ def test_first_64_agents_are_tools_and_the_others_are_started_by_id(
 ) -> None:
     for number in range(70):
         alice.register(f"agent-{number:02}")
-    names = list(mcp.tools())
+    tools = mcp.tools()
+    others = ", ".join(f"agent-{number}" for number in range(64, 70))
+    assert tools["start_task"]["description"].endswith(f"of their own: {others}.")
+    names = list(tools)
     assert names == [f"agent_{number:02}" for number in range(64)] + FIXED
     assert mcp.modern("tools/call", {"name": "agent_64"}).refused == (200, -32602)
     started = structured(mcp.call("start_task", {"agentId": "agent-64"}))

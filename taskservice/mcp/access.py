@@ -8,6 +8,7 @@ from taskservice.problems import Problem
 from taskservice.web.hosts import is_loopback, url_parts
 
 PATH = "/mcp"
+EXPOSED = "Retry-After, WWW-Authenticate, X-Request-Id"
 
 
 def require_access() -> None:
@@ -15,8 +16,33 @@ def require_access() -> None:
     if request.path == PATH:
         _check_host()
         _check_origin()
-        authenticate()
-        caller.require_user_key()
+        if not is_preflight():
+            authenticate()
+            caller.require_user_key()
+
+
+def is_preflight() -> bool:
+    """Whether a browser asks if a page may send a request (CORS), which it does without a key."""
+    headers = request.headers
+    is_asked = "Origin" in headers and "Access-Control-Request-Method" in headers
+    return request.path == PATH and request.method == "OPTIONS" and is_asked
+
+
+def headers_for_browsers() -> dict[str, str]:
+    """The headers with which a browser lets a page of an allowed origin read the answer."""
+    origin = request.environ.get("HTTP_ORIGIN")
+    if origin is None or not _may_call(origin):
+        return {}
+    allowed = {"Access-Control-Allow-Origin": origin}
+    if not is_preflight():
+        return {**allowed, "Access-Control-Expose-Headers": EXPOSED}
+    wanted = request.headers.get("Access-Control-Request-Headers", "")
+    return {
+        **allowed,
+        "Access-Control-Allow-Methods": "POST",
+        "Access-Control-Allow-Headers": wanted,
+        "Access-Control-Max-Age": "7200",
+    }
 
 
 def _check_host() -> None:
@@ -32,11 +58,14 @@ def _check_host() -> None:
 
 def _check_origin() -> None:
     origin = request.environ.get("HTTP_ORIGIN")
-    if origin is None or origin in current_app.config["MCP_ORIGINS"]:
-        return
-    if not (_is_local() and is_loopback(url_parts(origin).hostname)):
+    if origin is not None and not _may_call(origin):
         detail = "Pages of this Origin may not call; add it to TASKSERVICE_MCP_ORIGINS"
         raise Problem(403, detail, code=FOREIGN_ORIGIN)
+
+
+def _may_call(origin: str) -> bool:
+    is_own = _is_local() and is_loopback(url_parts(origin).hostname)
+    return is_own or origin in current_app.config["MCP_ORIGINS"]
 
 
 def _is_local() -> bool:

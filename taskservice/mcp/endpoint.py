@@ -102,16 +102,18 @@ def _result(call: Call) -> dict[str, Any]:
 
 
 @blueprint.before_app_request
-def require_access() -> None:
-    """Check who calls, even if no route matches, as for GET."""
+def require_access() -> Response | None:
+    """Check who calls, even if no route matches, as for GET; answer what browsers ask before."""
     access.require_access()
+    return Answer(status=204) if access.is_preflight() else None
 
 
 @blueprint.after_app_request
 def add_headers(response: Response) -> Response:
     """Say which keys are meant, and that an answer is for its caller alone."""
     if request.path == access.PATH:
-        response.headers.add("Vary", KEY_HEADERS)
+        response.headers.add("Vary", f"{KEY_HEADERS}, Origin")
+        response.headers.update(access.headers_for_browsers())
         if response.status_code == 401:
             # No `resource_metadata`: with it, clients ignore the header that they are given.
             response.headers["WWW-Authenticate"] = 'Bearer realm="taskservice"'

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from taskservice.auth.authentication import caller
@@ -12,13 +13,19 @@ from taskservice.schemas import strict_json
 
 # Clients send all tools to their model with each request; the other agents are for `start_task`.
 MAX_AGENTS = 64
+# How many of them are told by their ids.
+MAX_OTHERS = 64
 MAX_NAME = 40
 
 
 def agents_by_name() -> dict[str, AnyRow]:
     """Name of a tool -> its agent, in the order of their ids."""
+    return _named(agent_queries.list_tools(caller, MAX_AGENTS))
+
+
+def _named(agents: Iterable[AnyRow]) -> dict[str, AnyRow]:
     found: dict[str, AnyRow] = {}
-    for agent in agent_queries.list_tools(caller, MAX_AGENTS):
+    for agent in agents:
         name = re.sub("[^a-z0-9_]", "_", agent.id)
         if len(name) > MAX_NAME or name in FIXED or name in found:
             digest = hashlib.sha256(agent.id.encode()).hexdigest()
@@ -29,15 +36,20 @@ def agents_by_name() -> dict[str, AnyRow]:
 
 def definitions() -> list[dict[str, Any]]:
     """What `tools/list` has of each tool."""
-    agents = [_definition(name, agent) for name, agent in agents_by_name().items()]
-    return [*agents, *(tool.definition for tool in FIXED.values())]
+    agents = agent_queries.list_tools(caller, MAX_AGENTS + MAX_OTHERS)
+    named = _named(agents[:MAX_AGENTS])
+    fixed = {name: tool.definition for name, tool in FIXED.items()}
+    if others := ", ".join(agent.id for agent in agents[MAX_AGENTS:]):
+        fixed["start_task"]["description"] += f" These agents have no tool of their own: {others}."
+    return [*map(_definition, named, named.values()), *fixed.values()]
 
 
 def _definition(name: str, agent: AnyRow) -> dict[str, Any]:
     return {
         "name": name,
         "title": agent.name,
-        "description": agent.description,
+        # Some models refuse a tool without one.
+        "description": agent.description or f"Starts a task of the agent {agent.id}.",
         "inputSchema": strict_json.fragment(agent.input_schema),
         "annotations": strict_json.fragment(agent.annotations),
     }
