@@ -29,7 +29,7 @@ from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import reading, transaction
 from taskservice.queries import candidates, ordered_tasks
 from taskservice.queries import lists as list_queries
-from tests.support.api_client import ApiClient, RemoteClient, add_user, expect, problem
+from tests.support.api_client import ApiClient, RemoteClient, add_user, expect, of_task, problem
 from tests.support.internals import Statement, before_reads, end_for_silence, reads
 from tests.support.marks import one_database
 from tests.support.paging import ROOT, Task, in_pages, next_url, pages
@@ -323,7 +323,8 @@ def test_fields_and_expand_shape_every_page(alice: ApiClient, tasks: list[Task])
     user = expect(alice.get("/user"), 200)
     del user["key"]
     shaped = [
-        {"id": task["id"], "logs": task["logs"], "agent": agents[task["agentId"]], "user": user}
+        {"id": task["id"], "logs": task["logs"], "agent": of_task(agents[task["agentId"]])}
+        | {"user": user}
         for task in reversed(tasks)
     ]
     fields = query(fields="logs,id", expand="user,agent")

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 from standardwebhooks import Webhook
 
 from taskservice.services.callback_secrets import MAX_SIGNING
-from tests.support.api_client import ApiClient, add_user, expect, problem
+from tests.support.api_client import ApiClient, add_user, expect, of_task, problem
 from tests.support.internals import end_for_silence
 from tests.support.model import (
     NOW,
@@ -54,6 +54,9 @@ AGENTS = ("summarizer", "translator")
 
 # Few of each, so that they meet.
 agent_ids = st.sampled_from([*AGENTS, *AGENTS, "0.a_b-c"])
+input_schemas = st.sampled_from(
+    [None, None, {"type": "object"}, {"type": "object", "maxProperties": 0}]
+)
 names = st.sampled_from(["Nightly", "nightly run", "Straße", "100%", "a\0b", "x"])
 writers = st.sampled_from(["", "", "w"])
 idempotency_keys = st.sampled_from([None, None, "k", "K"])
@@ -216,12 +219,25 @@ class Api(RuleBasedStateMachine):
 
     # --- agents
 
-    @rule(user=either, who=callers, agent_id=agent_ids, name=names, description=st.none() | names)
+    @rule(
+        user=either,
+        who=callers,
+        agent_id=agent_ids,
+        name=names,
+        description=st.none() | names,
+        schema=input_schemas,
+    )
     def put_agent(
-        self, user: int, who: str, agent_id: str, name: str, description: str | None
+        self,
+        user: int,
+        who: str,
+        agent_id: str,
+        name: str,
+        description: str | None,
+        schema: Json | None,
     ) -> None:
         key = self.caller(self.users[user], who, agent_id)
-        fields = {"name": name, "description": description}
+        fields = {"name": name, "description": description, "inputSchema": schema}
         response = key.person.put(f"/agent/{agent_id}", json=fields)
         if key.agent_id not in (None, agent_id):
             problem(response, 404)
@@ -233,8 +249,17 @@ class Api(RuleBasedStateMachine):
             "description": "",
             "userId": key.user.id,
             "createdAt": agent["createdAt"],
+            "inputSchema": {"type": "object"},
+            "annotations": ANY,
+            "tool": True,
         }
-        given = {field: stored(text) for field, text in fields.items() if text is not None}
+        given: Json = {
+            field: stored(text)
+            for field, text in (("name", name), ("description", description))
+            if text is not None
+        }
+        if schema is not None:
+            given["inputSchema"] = schema
         assert agent == before | given
         key.user.agents[agent_id] = agent
         own = [key.user.agents[one] for one in sorted(key.user.agents) if key.sees_agent(one)]
@@ -299,6 +324,9 @@ class Api(RuleBasedStateMachine):
         if not key.sees_agent(body["agentId"]) or another_body:
             problem(response, 422)
             return multiple()
+        if known is None and not self.fits(key, body["agentId"], body.get("input")):
+            assert list(problem(response, 422)["errors"]) == ["input"]
+            return multiple()
         seen = expect(response, 201)
         assert ("Idempotency-Replayed" in response.headers) == (known is not None)
         if known is not None:
@@ -308,6 +336,11 @@ class Api(RuleBasedStateMachine):
         task = Task(key.user, seen, idempotency_key, body)
         key.user.tasks.append(task)
         return task
+
+    def fits(self, key: Key, agent_id: str, given: Json | None) -> bool:
+        """Whether an input fits the schema of its agent, which is one of `input_schemas`."""
+        schema: Json = key.user.agents[agent_id]["inputSchema"]
+        return len(given or {}) <= schema.get("maxProperties", len(given or {}))
 
     def new_task(self, key: Key, body: Json, seen: Json) -> Json:
         moment = seen["createdAt"]
@@ -476,6 +509,9 @@ class Api(RuleBasedStateMachine):
         if not key.sees(task):
             problem(response, 404)
             return multiple()
+        if not self.fits(key, task.json["agentId"], task.json["input"]):
+            assert list(problem(response, 422)["errors"]) == ["input"]
+            return multiple()
         seen = expect(response, 201)
         same_fields = ("name", "input", "labels", "callback")
         expected = self.new_task(key, {"agentId": task.json["agentId"]}, seen) | {
@@ -576,7 +612,7 @@ class Api(RuleBasedStateMachine):
         user = key.user
         created = expect(key.person.get("/user"), 200)["createdAt"]
         embedded = {
-            "agent": user.agents[task["agentId"]],
+            "agent": of_task(user.agents[task["agentId"]]),
             "user": {"id": user.id, "name": user.name, "createdAt": created},
         }
         shown = {name: value for name, value in task.items() if not names or name in names}

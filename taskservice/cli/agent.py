@@ -54,6 +54,17 @@ def list_all(as_json: bool) -> None:
     metavar="JSON",
     help="The JSON Schema of its tasks' input: an object, or @FILE with one; @- reads stdin.",
 )
+@click.option(
+    "--annotations",
+    type=JsonInput(),
+    metavar="JSON",
+    help='What it does, for MCP clients, such as {"readOnlyHint": true}, or @FILE.',
+)
+@click.option(
+    "--tool/--no-tool",
+    default=None,
+    help="Whether MCP clients see it as a tool of its own; they do by default.",
+)
 def add(agent_id: str, **fields: Any) -> None:
     """Register an agent, or change what is given of one.
 

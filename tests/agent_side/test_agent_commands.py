@@ -1,5 +1,7 @@
 """`taskservice agent`: agents listed, registered and deleted."""
 
+import json
+
 from tests.support.agent_machine import AgentMachine, objects
 from tests.support.api_client import RemoteClient
 from tests.support.pseudo_terminal import NASTY, SHOWN, obeyed, on_terminal
@@ -15,6 +17,31 @@ def test_add_registers_and_changes(remote_alice: RemoteClient, machine: AgentMac
     refused = machine.run("agent", "add", "B@D")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert len(refused.stderr.splitlines()) == 1
+
+
+def test_add_takes_the_schema_of_the_input_and_the_hints_of_a_tool(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    schema = {"type": "object", "properties": {"day": {"type": "string"}}, "required": ["day"]}
+    (machine.home / "input.json").write_text(json.dumps(schema))
+    file = f"@{machine.home / 'input.json'}"
+    machine.run("agent", "add", "checked", "--input-schema", file, "--no-tool")
+    machine.run("agent", "add", "checked", "--annotations", '{"readOnlyHint": true}')
+    (agent,) = (
+        each
+        for each in objects(machine.run("agent", "list", "--json").stdout)
+        if each["id"] == "checked"
+    )
+    assert (agent["inputSchema"], agent["tool"]) == (schema, False)
+    assert agent["annotations"]["readOnlyHint"]
+    machine.run("agent", "add", "checked", "--tool")
+    assert remote_alice.request("GET", "/agent/checked").json()["tool"]
+    refused = machine.run("task", "start", "--agent", "checked", "--input", '{"day": 1}')
+    assert refused.returncode == 1
+    assert "input.day: Must be a string." in refused.stderr
+    refused = machine.run("agent", "add", "checked", "--input-schema", '{"type": "array"}')
+    assert refused.returncode == 1
+    assert 'Must have "type": "object".' in refused.stderr
 
 
 def test_list_says_how_the_last_tasks_went(

@@ -92,6 +92,11 @@ def expect(response: TestResponse, *statuses: int) -> Any:
     return response.json
 
 
+def of_task(agent: dict[str, Any]) -> dict[str, Any]:
+    """What a task with `expand=agent` has of its agent."""
+    return {name: agent[name] for name in ("id", "name", "description", "userId", "createdAt")}
+
+
 def problem(response: TestResponse, status: int) -> dict[str, Any]:
     """The problem of an answer that must be an error with this status."""
     body = expect(response, status)
