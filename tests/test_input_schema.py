@@ -133,6 +133,7 @@ UNFIT: tuple[tuple[Json, str], ...] = (
     (has(x={"anyOf": [{"$anchor": "a"}]}), "properties.x.anyOf.0: not allowed: $anchor."),
     (has(x={"$dynamicRef": "#a"}), "properties.x: not allowed: $dynamicRef."),
     (has(x={"$schema": "http://x.example/"}), "properties.x: not allowed: $schema."),
+    (has(x={"x-mcp-header": "Region"}), "properties.x: not allowed: x-mcp-header."),
     ({"type": "object", "$schema": "http://x.example/"}, "$schema, if given, must be https://json"),
     (doubled(30), "More than 1,000 schemas, with each $ref followed."),
     (

@@ -55,7 +55,7 @@ def test_tool_has_the_schema_and_the_hints_of_its_agent(alice: ApiClient, mcp: M
     alice.register("weather", inputSchema=SCHEMA, annotations={"readOnlyHint": True})
     tool = mcp.tools()["weather"]
     assert tool["inputSchema"] == SCHEMA
-    assert tool["annotations"]["readOnlyHint"] is True
+    assert tool["annotations"] == {"readOnlyHint": True, "openWorldHint": True}
     unfit: Json = {"days": 8, "more": 1}
     started: Json = {"agentId": "weather", "input": unfit}
     for name, arguments in (("weather", unfit), ("start_task", started)):

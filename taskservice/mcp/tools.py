@@ -51,5 +51,13 @@ def _definition(name: str, agent: AnyRow) -> dict[str, Any]:
         # Some models refuse a tool without one.
         "description": agent.description or f"Starts a task of the agent {agent.id}.",
         "inputSchema": strict_json.fragment(agent.input_schema),
-        "annotations": strict_json.fragment(agent.annotations),
+        "annotations": _annotations(agent),
     }
+
+
+def _annotations(agent: AnyRow) -> dict[str, Any]:
+    hints: dict[str, Any] = strict_json.loads(agent.annotations.encode())
+    if hints.get("readOnlyHint"):
+        # Its default is meant for tools that change something.
+        hints.pop("destructiveHint", None)
+    return hints

@@ -37,7 +37,8 @@ _PATTERN_BYTES = 16 * 1024
 
 # A client of MCP drops a tool that has one of these at the root.
 _NOT_AT_ROOT = ("oneOf", "anyOf", "allOf", "not", "if", "enum", "$ref")
-# They would change what a `$ref` refers to, or are of other drafts.
+# They would change what a `$ref` refers to, are of other drafts, or let a client of MCP repeat a
+# value in a header, which the service would have to compare.
 _NOWHERE = {
     "$id",
     "$anchor",
@@ -48,6 +49,7 @@ _NOWHERE = {
     "$schema",
     "$vocabulary",
     "dependencies",
+    "x-mcp-header",
 }
 # Keywords that have one schema, a list of them, or an object of them; all others have data.
 _ONE = (
