@@ -1,4 +1,4 @@
-"""Questions in a real browser: answered by keyboard, by two people, and while pages refresh."""
+"""Forms made from a schema in a real browser: those of questions, and those that run an agent."""
 
 import re
 import time
@@ -347,3 +347,40 @@ def test_notification_tells_of_a_question_and_of_the_end(
         assert page.evaluate("told") == [["Notes asks", "Which branch?"], ["complete: Notes", None]]
         expect(page.locator("#watch")).to_be_hidden()
         visitor.check()
+
+
+def test_agent_is_run_by_keyboard_and_as_json(visitor: Visitor, alice: RemoteClient) -> None:
+    alice.request("PUT", "/agent/backup", json={"inputSchema": MANY}).raise_for_status()
+    page = visitor.go("/agents/backup/run")
+    check_in_all_ways(page)
+    page.get_by_label("mail").focus()
+    page.keyboard.type("a@example.org")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    expect(page.get_by_role("group", name="force").get_by_label("Yes")).to_be_checked()
+    # The first button of the form runs it, not the one that shows JSON.
+    page.get_by_label("mail").press("Enter")
+    page.wait_for_url(re.compile("/tasks/"))
+    started = {HOSTILE: HOSTILE, "mail": "a@example.org", "copies": 2, "force": True}
+    assert task_of(alice, page)["input"] == started
+    page.get_by_role("link", name="Run again").click()
+    page.get_by_label("copies").fill("9")
+    check_in_all_ways(page)
+    page.get_by_role("button", name="As JSON").click()
+    field = page.get_by_label("Input, a JSON object")
+    expect(field).to_have_value(re.compile('"copies": 9'))
+    check_in_all_ways(page)
+    field.fill(field.input_value().replace("9", "4"))
+    page.get_by_role("button", name="As a form").click()
+    expect(page.get_by_label("copies")).to_have_value("4")
+    page.get_by_role("button", name="Run again").click()
+    page.wait_for_url(re.compile("/tasks/[^/]+$"))
+    assert task_of(alice, page)["input"] == started | {"copies": 4}
+    page.goto(f"{visitor.url}/agents/backup")
+    expect(page.get_by_role("row", name="copies")).to_contain_text("whole number, from 1, up to 9")
+    check_in_all_ways(page)
+
+
+def task_of(alice: RemoteClient, page: Page) -> Json:
+    """The task whose page is shown."""
+    return dict(alice.request("GET", f"/task/{page.url.rpartition('/')[2]}").json())

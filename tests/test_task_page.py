@@ -91,12 +91,12 @@ def test_form_that_is_sent_twice_starts_one_task(browser: Browser, alice: ApiCli
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ('{"a": 1', "The input is not valid JSON"),
+        ('{"a": 1', "Input: It is not valid JSON"),
         ("[1]", "Input: Not a valid mapping type."),
-        ('{"a": NaN}', "The input is not valid JSON"),
-        ("", "The input is not valid JSON"),
+        ('{"a": NaN}', "Input: It is not valid JSON"),
+        ("", "Input: It is not valid JSON"),
         ('{"a": "' + "x" * 1_100_000 + '"}', "Input: Longer than"),
-        ("[" * 200, "The input is not valid JSON"),
+        ("[" * 200, "Input: It is not valid JSON"),
     ],
 )
 def test_unfit_input_is_a_sentence_in_the_form_and_starts_nothing(

@@ -9,8 +9,9 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth.authentication import caller
 from taskservice.contract.terms import CANCELLED
-from taskservice.dashboard import forms, plot
-from taskservice.dashboard.formatting import outcome_of, pretty
+from taskservice.dashboard import forms, input_form, plot
+from taskservice.dashboard.formatting import outcome_of
+from taskservice.dashboard.input_form import InputForm
 from taskservice.dashboard.pages import page, redirect_to, without_nul
 from taskservice.dashboard.shared_pages import shared
 from taskservice.database import timestamps
@@ -19,7 +20,6 @@ from taskservice.problems import Problem
 from taskservice.queries import agents as agent_queries
 from taskservice.queries import lists as list_queries
 from taskservice.queries.selections import Selection
-from taskservice.schemas import strict_json
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import PutAgentSchema, StartSchema
 from taskservice.services import agents as agent_service
@@ -75,6 +75,7 @@ def show(agent_id: str) -> Response:
     return page(
         "agent.html",
         **facts,
+        inputs=input_form.with_defaults(agent.input_schema).fields,
         loads=agent_queries.loads([agent], MAX_WAITING),
         max_waiting=MAX_WAITING,
         last_tasks=_last_tasks(agent.id, LISTED_TASKS),
@@ -107,10 +108,13 @@ def change(agent_id: str) -> AnyResponse:
 def ask_to_run(agent_id: str) -> Response:
     caller.require_user_key()
     agent = agent_queries.get(caller, agent_id)
-    newest = agent_queries.newest_task(agent, MAX_EXAMPLE)
-    source = newest if newest and newest.input not in (None, "{}") else None
-    text = pretty(source.input) if source else "{}"
-    return _run_page(agent, {"name": "", "input": text, "labels": ""}, source=source)
+    given, source = input_form.with_defaults(agent.input_schema), None
+    if not given.can_have_fields:
+        newest = agent_queries.newest_task(agent, MAX_EXAMPLE)
+        if newest and newest.input not in (None, "{}"):
+            source = newest
+            given = input_form.with_input(agent.input_schema, newest.input)
+    return _run_page(agent, {"name": "", "labels": ""}, given, source=source)
 
 
 @agents.post("/agents/<agent_id>/run")
@@ -118,27 +122,31 @@ def run(agent_id: str) -> AnyResponse:
     """What the fields lack is said in the form, which keeps its text."""
     caller.require_user_key()
     agent = agent_queries.get(caller, agent_id)
-    form = _form("name", "input", "labels")
+    form = _form("name", "labels")
+    given = input_form.of_request(agent.input_schema, forms.texts(request.form), "{}")
+    if "show" in request.form:
+        return _run_page(agent, form, *given.switched())
     try:
-        task = _start(agent, form)
+        task = _start(agent, form, given)
     except (Problem, ValidationError) as error:
-        return _run_page(agent, form, f"Nothing was started. {forms.sentence(error)}")
+        given, fault = given.refused(forms.errors_of(error))
+        return _run_page(agent, form, given, f"Nothing was started. {fault}", 422)
     flash(f"Started “{task.name}”. It waits until an agent claims it.")
     return redirect_to("tasks.show", task_id=task.id)
 
 
-def _start(agent: AnyRow, form: dict[str, str]) -> TaskRow:
+def _start(agent: AnyRow, form: dict[str, str], given: InputForm) -> TaskRow:
     """Start a task; a form that is sent twice starts one.
 
     Raises 422 and ValidationError, with what is wrong in all fields.
     """
     body: dict[str, Any] = {"agentId": agent.id, "name": form["name"] or None}
     errors: dict[str, Any] = {}
-    for field, parse in (("input", _input), ("labels", _labels)):
+    for field, parse in (("input", given.value), ("labels", lambda: _labels(form["labels"]))):
         try:
-            body[field] = parse(form[field])
+            body[field] = parse()
         except ValidationError as error:
-            errors[field] = error.messages
+            errors |= error.messages_dict
     if errors := start_schema.validate(body) | errors:
         raise ValidationError(errors)
     key = parse_id(request.form.get("submission_id", "")) or timestamps.new_id()
@@ -146,21 +154,12 @@ def _start(agent: AnyRow, form: dict[str, str]) -> TaskRow:
     return task
 
 
-def _input(text: str) -> Any:
-    """The input of a form: JSON, or nothing. Raises ValidationError."""
-    try:
-        return strict_json.loads(text.encode()) if text.strip() else {}
-    except ValueError as error:
-        raise ValidationError(f"It is not valid JSON: {error}.") from error
-
-
 def _labels(text: str) -> dict[str, str]:
     """The labels of a form: one `key=value` a line. Raises ValidationError."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if wrong := [line for line in lines if "=" not in line]:
-        raise ValidationError(
-            [f"“{line[:80]}” is not of the form key=value." for line in wrong[:3]]
-        )
+        said = [f"“{line[:80]}” is not of the form key=value." for line in wrong[:3]]
+        raise ValidationError({"labels": said})
     pairs = [line.partition("=") for line in lines]
     return {key.strip(): value.strip() for key, _, value in pairs}
 
@@ -171,11 +170,16 @@ def _form(*names: str) -> dict[str, str]:
 
 
 def _run_page(
-    agent: AnyRow, form: dict[str, str], fault: str = "", source: AnyRow | None = None
+    agent: AnyRow,
+    form: dict[str, str],
+    given: InputForm,
+    fault: str = "",
+    status: int = 200,
+    source: AnyRow | None = None,
 ) -> Response:
     """The form; `source` is the task whose input it shows."""
-    values = {"agent": agent, "form": form, "fault": fault, "source": source}
-    return page("run.html", 422 if fault else 200, **values, new_id=timestamps.new_id())
+    values = {"agent": agent, "form": form, "given": given, "fault": fault, "source": source}
+    return page("run.html", status, **values, new_id=timestamps.new_id())
 
 
 def _edit_page(agent: AnyRow, form: dict[str, str], fault: str = "") -> Response:

@@ -88,8 +88,7 @@ def form(
 ) -> QuestionForm:
     """The form of an open question, by default with the defaults of its schema."""
     schema = question["schema"]
-    if typed is None:
-        typed = schema_form.texts_of(schema, schema_form.defaults(schema))
+    typed = schema_form.defaults(schema) if typed is None else typed
     return QuestionForm(
         id=question["id"],
         task_id=task_id,

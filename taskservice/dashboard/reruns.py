@@ -7,13 +7,14 @@ from marshmallow import ValidationError
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth.authentication import caller
-from taskservice.dashboard.formatting import pretty
-from taskservice.dashboard.forms import sentence
-from taskservice.dashboard.pages import page, redirect_to, without_nul
+from taskservice.dashboard import forms, input_form
+from taskservice.dashboard.input_form import InputForm
+from taskservice.dashboard.pages import page, redirect_to
 from taskservice.dashboard.shared_pages import shared
 from taskservice.database import timestamps
 from taskservice.database.rows import TaskRow
 from taskservice.problems import Problem
+from taskservice.queries import agents as agent_queries
 from taskservice.queries import tasks as task_queries
 from taskservice.schemas import strict_json
 from taskservice.schemas.requests import RerunSchema
@@ -30,42 +31,47 @@ rerun_schema = RerunSchema()
 @shared
 def ask(task_id: str) -> Response:
     task = _task(task_id)
-    return _page(task, pretty(task.input))
+    return _page(task, input_form.with_input(_schema(task), task.input))
 
 
 @reruns.post("/tasks/<task_id>/rerun")
 def rerun(task_id: str) -> AnyResponse:
     """What the input lacks is said in the form, which keeps the text."""
     task = _task(task_id)
-    form = without_nul(request.form)
-    text = form.get("input", "").replace("\r\n", "\n")
+    given = input_form.of_request(_schema(task), forms.texts(request.form))
+    if "show" in request.form:
+        return _page(task, *given.switched())
     try:
-        again = _rerun(task, text, form.get("submission_id", ""))
-    except ValueError as error:
-        return _page(task, text, f"The input is not valid JSON: {error}.")
+        again = _rerun(task, given, request.form.get("submission_id", ""))
     except (Problem, ValidationError) as error:
-        return _page(task, text, f"Nothing was started. {sentence(error)}")
+        given, fault = given.refused(forms.errors_of(error))
+        return _page(task, given, f"Nothing was started. {fault}", 422)
     flash(f"Runs again: “{again.name}”. This is the new task.")
     return redirect_to("tasks.show", task_id=again.id)
 
 
-def _rerun(task: TaskRow, text: str, submission_id: str) -> TaskRow:
-    """Start it; a form that is sent twice with the same text starts one task. Raises 422."""
-    is_same = text == pretty(task.input)
-    body = {} if is_same else {"input": strict_json.loads(text.encode())}
+def _rerun(task: TaskRow, given: InputForm, submission_id: str) -> TaskRow:
+    """Start it; a form that is sent twice with the same input starts one task. Raises 422."""
+    value, before = given.value(), strict_json.loads(task.input.encode())
+    is_same = strict_json.canonical(value) == strict_json.canonical(before)
+    body = {} if is_same else {"input": value}
     fields = rerun_schema.load(body)
-    submission = f"{submission_id or timestamps.new_id()} {text}"
-    key = hashlib.sha256(submission.encode()).hexdigest()
+    submission = (submission_id or timestamps.new_id()).encode() + strict_json.dumps(value)
+    key = hashlib.sha256(submission).hexdigest()
     again, _ = task_service.rerun(caller, task.id, fields, Idempotency.of(key, body, task.id))
     return again
 
 
-def _page(task: TaskRow, text: str, fault: str = "") -> Response:
+def _page(task: TaskRow, given: InputForm, fault: str = "", status: int = 200) -> Response:
     new_id = timestamps.new_id()
-    status = 422 if fault else 200
     again = task_queries.newest_rerun(caller, task.id)
-    values = {"task": task, "text": text, "fault": fault, "new_id": new_id, "again": again}
+    values = {"task": task, "given": given, "fault": fault, "new_id": new_id, "again": again}
     return page("rerun.html", status, **values)
+
+
+def _schema(task: TaskRow) -> str:
+    """The schema of its agent's input, as it is stored."""
+    return str(agent_queries.get(caller, task.agent_id).input_schema)
 
 
 def _task(task_id: str) -> TaskRow:

@@ -51,6 +51,8 @@ class Choice:
 class Field:
     """A field as the form shows it."""
 
+    # Of the property.
+    name: str
     # In the form; an id of HTML, too.
     key: str
     label: str
@@ -135,6 +137,7 @@ class _Property:
         if self.schema.get("format") == "date-time" and self.kind == TEXT:
             hint = f"{hint} In UTC.".strip()
         return Field(
+            name=self.name,
             key=self.key,
             label=self.label,
             hint=hint,
@@ -189,37 +192,64 @@ def texts_of(schema: Json, content: Json) -> dict[str, list[str]]:
     }
 
 
-def defaults(schema: Json) -> Json:
+def defaults(schema: Json) -> dict[str, list[str]]:
+    """What the form has before anything is typed."""
     return {
-        each.name: each.schema["default"]
+        each.key: each.texts(each.schema["default"])
         for each in _properties(schema)
         if "default" in each.schema
     }
 
 
-def content_of(schema: Json, texts: Texts) -> tuple[Json, Errors]:
-    """The content of a form, and what is wrong with it; what is left empty is left out."""
+def content_of(schema: Json, texts: Texts, needs_all: bool = True) -> tuple[Json, Errors]:
+    """The content of a form, and what is wrong with it; what is left empty is left out.
+
+    With `needs_all`, what is required must not be left empty.
+    """
     content: Json = {}
     errors: Errors = {}
     for each in _properties(schema):
-        given = [text for text in texts.get(each.key, ()) if text]
         try:
-            if given:
-                content[each.name] = each.value(given)
-            elif each.is_required:
-                content[each.name] = _empty(each)
+            for value in _typed(each, texts.get(each.key, ()), needs_all):
+                content[each.name] = value
         except ValueError as error:
             errors[each.name] = [str(error)]
     return content, errors
 
 
-def _empty(each: _Property) -> Any:
-    """The value of a required field that is left empty. Raises ValueError."""
-    if each.kind == CHOICES:
+def _typed(each: _Property, texts: Sequence[str], needs_all: bool) -> list[Any]:
+    """The value of a field, if it has one. Raises ValueError."""
+    given = [text for text in texts if text]
+    if given:
+        return [each.value(given)]
+    if not (each.is_required and needs_all):
         return []
+    if each.kind == CHOICES:
+        return [[]]
     if each.is_nullable:
-        return None
+        return [None]
     raise ValueError("Choose one." if each.kind == CHOICE else "Fill this in.")
+
+
+def can_show(schema: Json, content: Any) -> bool:
+    """Whether the form has all of `content`, and answers it unchanged."""
+    own = {each.name: each for each in _properties(schema)}
+    return isinstance(content, dict) and all(
+        name in own and _keeps(own[name], value) for name, value in content.items()
+    )
+
+
+def _keeps(each: _Property, value: Any) -> bool:
+    texts = each.texts(value)
+    # Browsers send each line end as CR LF, and a field of one line has none.
+    lost = "\r\n" if each.kind == TEXT else "\r"
+    if any(character in text for text in texts for character in lost):
+        return False
+    try:
+        again = _typed(each, texts, needs_all=True)
+    except ValueError:
+        return False
+    return strict_json.canonical(again) == strict_json.canonical([value])
 
 
 def by_property(schema: Json, errors: Mapping[str, list[str]], prefix: str) -> Errors:

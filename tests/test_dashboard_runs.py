@@ -1,0 +1,274 @@
+"""The forms that run an agent: made from the schema of its input, or one JSON text."""
+
+import json
+import re
+from html import unescape
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from tests.support.api_client import ApiClient, expect
+from tests.support.marks import one_database
+from tests.support.plain_browser import Browser
+from tests.support.sample_data import HOSTILE
+
+Json = dict[str, Any]
+SCHEMA: Json = {
+    "type": "object",
+    "properties": {
+        "note": {"type": ["string", "null"], "maxLength": 20, "default": None},
+        "level": {"anyOf": [{"$ref": "#/$defs/Level"}, {"type": "null"}], "title": "How much"},
+        "folder": {"type": "string", "title": "Folder", "pattern": "^/", "default": "/srv"},
+        "days": {"type": "integer", "minimum": 1, "default": 30},
+        "dry": {"type": "boolean", "default": True},
+        "options": {"type": "object", "properties": {"deep": {"type": "boolean"}}},
+        "hosts": {"type": "array", "items": {"type": "string", "enum": ["a", "b"]}},
+    },
+    "required": ["folder", "hosts"],
+    "$defs": {"Level": {"type": "string", "enum": ["low", "high"]}},
+}
+
+
+@pytest.fixture
+def window(app: Flask, alice: ApiClient) -> Browser:
+    """Alice's, signed in."""
+    window = Browser(app)
+    assert window.sign_in(alice.key).status_code == 303
+    return window
+
+
+def register(person: ApiClient, schema: Json = SCHEMA, agent_id: str = "backup") -> None:
+    # `json=` of Flask's client would sort the properties.
+    body = json.dumps({"inputSchema": schema})
+    path = f"/agent/{agent_id}"
+    expect(person.put(path, data=body, content_type="application/json"), 200, 201)
+
+
+def tasks(person: ApiClient) -> list[Json]:
+    return list(expect(person.get("/task"), 200))
+
+
+def send(window: Browser, path: str = "/agents/backup/run", **fields: Any) -> Any:
+    """Send the form with these fields; others are as the page has them only if they are given."""
+    data = {f"field.{name}": text for name, text in fields.items()}
+    return window.send(path, **{"as": "fields", **data})
+
+
+def labels(text: str) -> list[str]:
+    found = re.findall(r"<(?:label for|legend).*?><bdi>(.+?)</bdi>", text)
+    return [unescape(label) for label in found]
+
+
+def json_text(text: str) -> Any:
+    """What the form has as JSON; raises IndexError while it has fields."""
+    return json.loads(unescape(re.findall(r'name="input"[^>]*>\n(.*?)</textarea>', text, re.S)[0]))
+
+
+def errors(text: str) -> dict[str, str]:
+    found = re.findall(r'field\.(\w+)-error"><bdi>(.+?)</bdi>', text)
+    return {name: unescape(message) for name, message in found if f'id="run-input-field.{name}'}
+
+
+def test_form_has_the_fields_of_the_schema_with_those_first_that_are_required(
+    window: Browser, alice: ApiClient
+) -> None:
+    register(alice)
+    alice.start("backup", input={"folder": "/other", "hosts": []})
+    text = window.get("/agents/backup/run").text
+    assert labels(text) == ["Folder", "hosts", "note", "How much", "days", "dry", "options"]
+    values = dict(re.findall(r'name="field\.(\w+)" value="(.*?)"', text))
+    assert (values["folder"], values["days"]) == ("/srv", "30")
+    assert re.findall(r'name="field\.(\w+)" value="(\S*?)" checked', text) == [
+        ("level", ""), ("dry", "true")
+    ]  # fmt: skip
+    assert "newest task" not in text
+
+
+def test_form_starts_a_task_with_what_is_filled_in(window: Browser, alice: ApiClient) -> None:
+    register(alice)
+    response = send(
+        window, folder="/srv/größe", hosts=['"a"', '"b"'], note="", level='"high"', days="7",
+        dry="", options='{"deep": true, "n": 1.50}',
+    )  # fmt: skip
+    assert response.status_code == 303
+    assert tasks(alice)[0]["input"] == {
+        "folder": "/srv/größe", "hosts": ["a", "b"], "level": "high", "days": 7,
+        "options": {"deep": True, "n": 1.5},
+    }  # fmt: skip
+
+
+def test_what_does_not_fit_is_said_beside_its_field_and_starts_nothing(
+    window: Browser, alice: ApiClient
+) -> None:
+    register(alice)
+    response = send(window, folder="srv", days="0", options="{", note="n" * 21)
+    assert response.status_code == 422
+    assert errors(response.text) == {
+        "folder": "Must match ^/",
+        "days": "The value is less than the minimum of 1.",
+        "options": "Not valid JSON: Expecting property name enclosed in double quotes"
+        " at line 1, column 2.",
+        "note": "The value is longer than 20 characters.",
+    }
+    assert "Nothing was started. See below." in response.text
+    assert 'value="srv"' in response.text
+    response = send(window, folder="", days="7", options="[1]")
+    assert errors(response.text) == {"folder": "Fill this in.", "options": "Must be an object."}
+    data = {"as": "fields", "name": "n" * 201, "labels": "no sign", "field.folder": "srv"}
+    text = unescape(window.send("/agents/backup/run", **data).text)
+    for said in ("Name: ", "is not of the form key=value.", "Must match ^/"):
+        assert said in text
+    assert tasks(alice) == []
+
+
+def test_error_of_no_field_is_said_above_the_form(window: Browser, alice: ApiClient) -> None:
+    register(alice, SCHEMA | {"required": [], "minProperties": 1})
+    response = send(window, days="")
+    assert response.status_code == 422
+    assert "Nothing was started. Input: " in response.text
+    register(alice, {"type": "object", "properties": {"a": {}}, "required": ["b"]})
+    response = send(window, a="1")
+    assert response.status_code == 422
+    assert "Nothing was started. Input: Missing." in response.text
+    assert tasks(alice) == []
+
+
+def test_form_becomes_json_and_fields_again_without_a_loss(
+    window: Browser, alice: ApiClient
+) -> None:
+    register(alice)
+    path = "/agents/backup/run"
+    typed = {
+        "as": "fields",
+        "field.folder": "/a",
+        "field.options": '{"deep": true}',
+        "name": "Kept",
+    }
+    text = window.send(path, show="json", **typed).text
+    assert json_text(text) == {"folder": "/a", "options": {"deep": True}}
+    assert 'value="Kept"' in text
+    # Nothing is started, nor complained about.
+    assert tasks(alice) == []
+    assert 'role="alert"' not in text
+    given = {"folder": "/b", "days": 3, "hosts": ["b"]}
+    text = window.send(path, show="fields", input=json.dumps(given)).text
+    values = dict(re.findall(r'name="field\.(\w+)" value="(.*?)"', text))
+    assert (values["folder"], values["days"]) == ("/b", "3")
+    for unfit, said in (
+        ('{"folder": "/b", "other": 1}', "The form cannot show all of it."),
+        ("[1]", "The form cannot show all of it."), ("{", "It is not valid JSON"),
+    ):  # fmt: skip
+        text = unescape(window.send(path, show="fields", input=unfit).text)
+        assert said in text
+        assert unfit in text
+    text = window.send(path, show="json", **{"as": "fields", "field.days": "many"}).text
+    assert errors(text) == {"days": "Not a number."}
+    assert 'value="many"' in text
+    response = window.send(path, input=json.dumps(given))
+    assert response.status_code == 303
+    assert tasks(alice)[0]["input"] == given
+
+
+def test_json_that_does_not_fit_the_schema_is_said_above_it(
+    window: Browser, alice: ApiClient
+) -> None:
+    register(alice)
+    response = window.send("/agents/backup/run", input='{"folder": "srv", "days": 0}')
+    assert response.status_code == 422
+    text = unescape(response.text)
+    for said in ("Input.folder: Must match ^/", "Input.days: ", "Input.hosts: Missing."):
+        assert said in text
+    assert json_text(response.text) == {"folder": "srv", "days": 0}
+    assert tasks(alice) == []
+
+
+def test_task_is_run_again_with_the_form_of_its_old_input(
+    window: Browser, alice: ApiClient
+) -> None:
+    register(alice)
+    old = {"folder": "/old", "hosts": ["b"], "dry": False, "options": {"n": 1}}
+    task = alice.start("backup", input=old)
+    path = f"/tasks/{task['id']}/rerun"
+    text = window.get(path).text
+    assert 'name="field.folder" value="/old"' in text
+    assert re.findall(r'name="field\.(\w+)" value="(\S*?)" checked', text) == [
+        ("hosts", "&#34;b&#34;"), ("level", ""), ("dry", "false")
+    ]  # fmt: skip
+    typed = {"folder": "/old", "hosts": '"b"', "dry": "false", "options": '{"n": 1}'}
+    assert send(window, path, **typed).status_code == 303
+    assert tasks(alice)[0]["input"] == old
+    assert send(window, path, **typed, days="2").status_code == 303
+    assert tasks(alice)[0]["input"] == {**old, "days": 2}
+    refused = send(window, path, folder="old")
+    assert refused.status_code == 422
+    assert "Must match ^/" in refused.text
+    assert json_text(
+        window.send(path, show="json", **{"as": "fields", "field.days": "2"}).text
+    ) == {"days": 2}
+    assert len(tasks(alice)) == 3
+
+
+def test_old_input_that_the_form_cannot_show_is_shown_as_json(
+    window: Browser, alice: ApiClient, subtests: pytest.Subtests
+) -> None:
+    alice.register("backup")
+    for old in (
+        {"folder": "/a", "other": 1}, {"folder": 5}, {"folder": ""}, {"folder": "two\nlines"},
+        {"days": "3"}, {"hosts": ["c"]}, {"hosts": "a"}, {"level": "none"}, {"note": "a\r"},
+    ):  # fmt: skip
+        with subtests.test(str(old)):
+            alice.register("backup", inputSchema={"type": "object"})
+            task = alice.start("backup", input=old)
+            register(alice)
+            assert json_text(window.get(f"/tasks/{task['id']}/rerun").text) == old
+
+
+def test_hostile_schema_is_shown_as_text(window: Browser, alice: ApiClient) -> None:
+    name = HOSTILE
+    register(alice, {
+        "type": "object", "title": HOSTILE,
+        "properties": {
+            name: {"type": "string", "title": HOSTILE, "description": HOSTILE, "default": HOSTILE},
+            "choice": {"enum": [HOSTILE, None, 1, {"a": HOSTILE}], "default": {"a": HOSTILE}},
+            "json": {"default": {HOSTILE: HOSTILE}},
+            "": {"type": "string"}, "bad": True,
+            "names": {"type": "string", "enumNames": 5, "minLength": 10**30},
+        },
+    })  # fmt: skip
+    text = window.get("/agents/backup/run").text
+    assert "<img" not in text.partition("<main")[2]
+    assert "<script>" not in text
+    assert window.send("/agents/backup/run", show="json", **{"as": "fields"}).status_code == 200
+    response = send(window, choice='{"a":' + json.dumps(HOSTILE, ensure_ascii=False) + "}")
+    assert response.status_code == 303
+    assert tasks(alice)[0]["input"] == {"choice": {"a": HOSTILE}}
+
+
+@one_database
+def test_form_without_a_useful_schema_is_one_json_text(
+    window: Browser, alice: ApiClient, subtests: pytest.Subtests
+) -> None:
+    for schema in ({"type": "object"}, {"type": "object", "properties": {}}):
+        with subtests.test(str(schema)):
+            register(alice, schema)
+            text = window.get("/agents/backup/run").text
+            assert json_text(text) == {}
+            assert "As a form" not in text
+
+
+def test_agent_says_what_it_takes(window: Browser, alice: ApiClient) -> None:
+    register(alice)
+    alice.register("plain", tool=False)
+    text = unescape(window.get("/agents/backup").text)
+    inputs = text.partition('id="inputs"')[2].partition("</section>")[0]
+    assert re.findall("<th scope=\"row\"><bdi>(.+?)</bdi>", inputs) == [
+        "folder", "hosts", "note", "level", "days", "dry", "options"
+    ]  # fmt: skip
+    assert inputs.count("required") == 2
+    cells = re.findall('<td class="text">(.*?)</td>', inputs)
+    assert cells[3:6] == ["some of: a, b", "", "<bdi></bdi>"]
+    assert cells[12:14] == ["whole number, from 1", "30"]
+    text = window.get("/agents/plain").text
+    assert 'id="inputs"' not in text
+    assert "not a tool" in text
