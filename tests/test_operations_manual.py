@@ -1,11 +1,13 @@
 """The commands of docs/operations.md for backups and moves, run as printed."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from taskservice.schemas.exported import LINES
 from tests.support.databases import Databases
-from tests.support.documents import Terminal, blocks, install_commands
+from tests.support.documents import Terminal, blocks, install_commands, table
 from tests.support.service import environment
 
 
@@ -29,6 +31,7 @@ def typed(shell: Terminal, mark: str, **names: str) -> str:
 
 
 EXAMPLES = {
+    "other": "/srv/other",
     "backup": "/backup/",
     "today": "$(date +%F)",
     "database": "instance/taskservice.db",
@@ -51,3 +54,21 @@ def test_move_works_as_printed(shell: Terminal, databases: Databases, tmp_path: 
     assert "users 1 rows, sha256 " in printed
     shell.run(f"export TASKSERVICE_DATABASE_URL='{url}'")
     assert "alice" in shell.run("taskservice user list")
+
+
+def test_export_and_import_work_as_printed(shell: Terminal, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shell.run(f"TASKSERVICE_DATA={other} taskservice db upgrade")
+    printed = typed(shell, "export", other=str(other))
+    assert "0 tasks imported, 0 existed already; 1 users and 0 agents added" in printed
+    assert "user alice has no key yet" in printed
+
+
+def test_lines_of_an_export_are_documented() -> None:
+    documented = {
+        row[0].strip("`"): re.findall(r"`(\w+)`", re.sub(r" \([^)]*\)", "", row[1]))
+        for row in table("docs/operations.md", "## Export")
+    }
+    assert {kind: set(names) for kind, names in documented.items()} == {
+        kind: set(line.fields) - {"type"} for kind, line in LINES.items()
+    }

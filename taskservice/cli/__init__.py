@@ -26,6 +26,8 @@ ON_THE_SERVER = {
     "delivery": "taskservice.cli.delivery",
     "db": "taskservice.cli.database",
     "prune": "taskservice.cli.prune",
+    "export": "taskservice.cli.export",
+    "import": "taskservice.cli.import_command",
 }
 GROUPS = {
     "On the agent's side (TASKSERVICE_URL, TASKSERVICE_APIKEY)": ON_THE_AGENTS_SIDE,

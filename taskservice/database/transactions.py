@@ -49,6 +49,16 @@ def writer_turn() -> AbstractContextManager[None]:
     return queue.turn(BUSY_SECONDS) if queue else nullcontext()
 
 
+@contextmanager
+def reading_one_state() -> Iterator[Connection]:
+    """A connection for several short reads that all see the same state of the database."""
+    with reading() as connection:
+        level = "ISOLATION LEVEL REPEATABLE READ" if connection.dialect.name == "postgresql" else ""
+        connection.exec_driver_sql(f"BEGIN {level}")
+        yield connection
+        connection.exec_driver_sql("COMMIT")
+
+
 class _Reading:
     """A connection for the reads of a block, acquired at the first one."""
 

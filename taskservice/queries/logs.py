@@ -120,6 +120,14 @@ def timed_pages(
     return (page.timed_lines() for page in _pages(row, after, count))
 
 
+def timed_chunks(row: TaskRow) -> Iterator[tuple[int, list[TimedLine]]]:
+    """All lines of a task as they arrived together, with the number of the first one of each."""
+    for page in _pages(row, 0, None):
+        for chunk in page.chunks:
+            one = _Page([chunk], max(page.after, chunk.last - chunk.count), page.until)
+            yield one.after + 1, one.timed_lines()
+
+
 def lines_after(row: TaskRow, after: int, maximum: int) -> list[TimedLine]:
     """At most `maximum` lines after number `after`, and about a megabyte of them.
 

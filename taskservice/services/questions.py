@@ -183,14 +183,19 @@ def _open(connection: Connection, task_id: str) -> list[AnyRow]:
 
 def _store_open(connection: Connection, task_id: str) -> None:
     """Write the open questions into the task, and begin its silence clock anew."""
-    questions = question_schema.dump(_open(connection, task_id), many=True)
     values = {
-        "questions": strict_json.dumps(questions).decode(),
+        "questions": open_json(connection, task_id),
         "updated_at": timestamps.now(),
         "version": Task.version + 1,
         **HEARTBEAT,
     }
     connection.execute(_CHANGE_TASK.values(values), {"of_task_id": task_id})
+
+
+def open_json(connection: Connection, task_id: str) -> str:
+    """The open questions of a task as `Task.questions` has them."""
+    questions = question_schema.dump(_open(connection, task_id), many=True)
+    return strict_json.dumps(questions).decode()
 
 
 def expire() -> bool:

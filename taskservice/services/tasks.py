@@ -278,11 +278,11 @@ def _insert(
     }
     _START.run(connection, **task, own_timeout=task["timeout"])
     inserted = cast(TaskRow, SimpleNamespace(**task, log_id=None))
-    _insert_labels(connection, inserted)
+    insert_labels(connection, inserted)
     return inserted
 
 
-def _insert_labels(connection: Connection, task: TaskRow) -> None:
+def insert_labels(connection: Connection, task: TaskRow) -> None:
     if task.labels != "{}":
         for key, value in strict_json.loads(task.labels.encode()).items():
             label = {"label": f"{key}:{value}", "user_id": task.user_id}
@@ -453,7 +453,7 @@ def _change(
         connection.execute(_WITHDRAW_QUESTIONS, {"of_task_id": task.id})
     if "labels" in values:
         connection.execute(_DELETE_LABELS, {"of_task_id": task.id})
-        _insert_labels(connection, changed)
+        insert_labels(connection, changed)
     return changed, delivery_service.enqueue(connection, changed, now) if ends else None
 
 

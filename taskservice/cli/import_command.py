@@ -1,0 +1,61 @@
+"""`taskservice import`: adds the tasks of an export."""
+
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import BinaryIO
+
+import click
+
+from taskservice.cli.options import examples, json_object
+from taskservice.cli.service_app import service_app
+from taskservice.contract.terminal import exit_with_error, print_json, print_line, remark
+from taskservice.services.import_lines import InvalidExport
+from taskservice.services.imports import Imported, import_from
+
+
+@click.command("import", epilog=examples("taskservice import < tasks.jsonl"))
+@json_object
+def command(as_json: bool) -> None:
+    """Add the tasks of an export on stdin, all of them or none.
+
+    They keep their ids; tasks that exist are left as they are. No webhook is sent.
+    """
+    with service_app(), _read_twice(sys.stdin.buffer) as file:
+        try:
+            imported = import_from(file)
+        except InvalidExport as error:
+            exit_with_error(f"Nothing was imported: {error}")
+    if as_json:
+        print_json(asdict(imported))
+    else:
+        print_line(_sentence(imported))
+    for name in imported.users:
+        remark(f"user {name} has no key yet; `taskservice key add` adds one")
+
+
+@contextmanager
+def _read_twice(file: BinaryIO) -> Iterator[BinaryIO]:
+    """The file itself, or a copy of what comes from a pipe."""
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        yield file
+        return
+    with tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(file, copy)
+        copy.seek(0)
+        yield copy
+
+
+def _sentence(imported: Imported) -> str:
+    text = (
+        f"{imported.tasks:,} tasks imported, {imported.existing_tasks:,} existed already; "
+        f"{len(imported.users):,} users and {imported.agents:,} agents added"
+    )
+    if imported.dropped_keys:
+        text += f"; {imported.dropped_keys:,} idempotency keys are those of other tasks here"
+    return text

@@ -1,0 +1,373 @@
+"""`export` and `import`: tasks as lines of JSON that come back as they were, or not at all."""
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import delete, select, update
+
+from taskservice.config import Config
+from taskservice.database import migrations
+from taskservice.database.address import parse
+from taskservice.database.engine import dispose
+from taskservice.database.models import Log, LogChunk, Task
+from taskservice.database.transactions import transaction
+from taskservice.queries import export
+from taskservice.services import keys as key_service
+from tests.support.all_tables import ODD_TEXTS, fill
+from tests.support.api_client import ApiClient, add_user, expect
+from tests.support.apps import Apps
+from tests.support.databases import Databases
+from tests.support.deliveries import the_delivery
+from tests.support.fork_server import run_forked
+from tests.support.internals import before_reads, rows, set_columns
+from tests.support.receiver import Receiver, answer
+from tests.support.service import COMMAND, environment
+
+Json = dict[str, Any]
+
+
+@dataclass
+class Place:
+    """A database, and the app and the commands on it."""
+
+    folder: Path
+    url: str
+    app: Flask
+
+    def run(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        return run_forked(
+            [*COMMAND, *arguments], env=environment(self.folder, DATABASE_URL=self.url),
+            capture_output=True, timeout=100, input=stdin,
+        )  # fmt: skip
+
+    def export(self, *arguments: str) -> bytes:
+        done = self.run("export", *arguments)
+        assert (done.returncode, done.stderr) == (0, b""), done
+        return bytes(done.stdout)
+
+    def add(self, lines: bytes) -> Json:
+        done = self.run("import", "--json", stdin=lines)
+        assert done.returncode == 0, done
+        return dict(json.loads(done.stdout))
+
+    def refuse(self, lines: bytes) -> str:
+        """The reason for which an import was refused; nothing has changed."""
+        before = rows(self.app)
+        done = self.run("import", stdin=lines)
+        assert (done.returncode, done.stdout) == (1, b""), done
+        (line,) = done.stderr.decode().splitlines()
+        assert rows(self.app) == before
+        return str(line)
+
+    def person(self, name: str) -> ApiClient:
+        """A user of an import, with a new key."""
+        with self.app.app_context():
+            return ApiClient(self.app, name, key_service.add(name, "new", None, None).text)
+
+
+@pytest.fixture
+def here(app: Flask, config: Config, tmp_path: Path) -> Place:
+    return Place(tmp_path, str(config.DATABASE_URL), app)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def there(
+    request: pytest.FixtureRequest,
+    standard_config: Config,
+    databases: Databases,
+    apps: Apps,
+    tmp_path: Path,
+) -> Iterator[Place]:
+    """Another database, which is empty."""
+    with new_place(request.param, standard_config, databases, apps, tmp_path / "there") as place:
+        yield place
+
+
+@contextmanager
+def new_place(
+    kind: str, config: Config, databases: Databases, apps: Apps, folder: Path
+) -> Iterator[Place]:
+    folder.mkdir()
+    url = databases.new_postgresql() if kind == "postgresql" else databases.copy_sqlite(folder)
+    migrations.upgrade(parse(url))
+    app = apps.new(replace(config, DATA=folder, DATABASE_URL=parse(url)))
+    yield Place(folder, url, app)
+    dispose(app)
+
+
+def parsed(lines: bytes) -> list[Json]:
+    return [json.loads(line) for line in lines.splitlines()]
+
+
+def with_line(lines: bytes, change: Callable[[Json], Any], kind: str) -> bytes:
+    """The export with a change of its first line of a kind."""
+    found = parsed(lines)
+    change(next(line for line in found if line["type"] == kind))
+    return b"".join(json.dumps(line).encode() + b"\n" for line in found)
+
+
+# --- and back ----------------------------------------------------------------------------
+
+
+def test_export_comes_back_as_it_was(here: Place, there: Place, receiver: Receiver) -> None:
+    people = fill(here.app, receiver)
+    exported = here.export()
+    imported = there.add(exported)
+    assert imported["tasks"] == len(rows(here.app)["tasks"])
+    assert imported["existing_tasks"] == imported["dropped_keys"] == 0
+    assert sorted(imported["users"]) == ["alice", "bob"]
+    again = there.export()
+    changed = [(a, b) for a, b in zip(parsed(exported), parsed(again), strict=True) if a != b]
+    # Only a pending delivery differs: it is cancelled.
+    assert {(a["type"], a["state"], b["state"]) for a, b in changed} == {
+        ("delivery", "pending", "cancelled")
+    }
+    for person in people:
+        assert answers(there.person(person.name)) == answers(person)
+
+
+def answers(person: ApiClient) -> Any:
+    """What the API says of tasks."""
+    tasks = expect(person.get("/task?expand=agent,user"), 200)
+    found = [tasks, expect(person.get("/agent?expand=health"), 200)]
+    for task in tasks:
+        path = f"/task/{task['id']}"
+        found.append(person.get(path).headers["ETag"])
+        found.append(expect(person.get(f"{path}/question"), 200))
+        found.append(expect(person.get(f"{path}/logs?times=true&limit=10000"), 200))
+        deliveries = expect(person.get(f"{path}/deliveries"), 200)
+        for delivery in deliveries:
+            is_pending = delivery["state"] == "pending"
+            delivery |= {"state": "cancelled", "nextAttemptAt": None} if is_pending else {}
+        found.append(deliveries)
+    for query in ("label=env:prod", "q=%C4%B0", "sort=finishedAt"):
+        found.append(expect(person.get(f"/task?{query}"), 200))
+    return found
+
+
+def test_export_of_an_import_has_the_same_bytes(
+    here: Place, there: Place, receiver: Receiver, standard_config: Config, databases: Databases,
+    apps: Apps, tmp_path: Path,
+) -> None:  # fmt: skip
+    fill(here.app, receiver)
+    there.add(here.export())
+    once = there.export()
+    with new_place("sqlite", standard_config, databases, apps, tmp_path / "third") as third:
+        third.add(once)
+        assert third.export() == once
+
+
+def test_import_again_changes_nothing(here: Place, there: Place, receiver: Receiver) -> None:
+    fill(here.app, receiver, ("alice",))
+    exported = here.export()
+    first = there.add(exported)
+    before = rows(there.app)
+    second = there.add(exported)
+    assert second == {
+        "tasks": 0, "existing_tasks": first["tasks"], "users": [], "agents": 0, "dropped_keys": 0,
+    }  # fmt: skip
+    assert rows(there.app) == before
+    shown = there.run("import", stdin=exported).stdout.decode()
+    assert f"0 tasks imported, {first['tasks']} existed already; 0 users and 0 agents" in shown
+
+
+def test_import_into_other_data_adds_what_is_missing_and_changes_nothing_else(
+    here: Place, there: Place, receiver: Receiver
+) -> None:
+    fill(here.app, receiver, ("alice",))
+    alice = add_user(there.app, "alice")
+    alice.register("summarizer", name="Mine")
+    headers = {"Idempotency-Key": "once"}
+    own = expect(alice.post("/task", json={"agentId": "summarizer"}, headers=headers), 201)
+    own = alice.report(own, name="mine too")
+    before = rows(there.app)
+    imported = there.add(here.export())
+    assert imported["users"] == []
+    # The agent `idle` is new.
+    assert (imported["agents"], imported["dropped_keys"]) == (1, 1)
+    after = rows(there.app)
+    assert all(set(before[name]) <= set(after[name]) for name in before)
+    assert alice.task(own) == own
+    assert expect(alice.get("/agent/summarizer"), 200)["name"] == "Mine"
+    again = expect(alice.post("/task", json={"agentId": "summarizer"}, headers=headers), 201)
+    assert again["id"] == own["id"]
+    listed = expect(alice.get("/task"), 200)
+    assert {task["userId"] for task in listed} == {own["userId"]}
+    assert len(listed) == imported["tasks"] + 1
+
+
+def test_requests_can_be_repeated_after_an_import(here: Place, there: Place) -> None:
+    alice = add_user(here.app, "alice")
+    alice.register("summarizer")
+    body, headers = {"agentId": "summarizer", "input": {"a": 1}}, {"Idempotency-Key": "once"}
+    task = expect(alice.post("/task", json=body, headers=headers), 201)
+    expect(alice.post("/agent/summarizer/claim", headers={"Idempotency-Key": "claim"}), 200)
+    alice.append(task, "one", "two", writer="w", seq=1)
+    there.add(here.export())
+    moved = there.person("alice")
+    again = moved.post("/task", json=body, headers=headers)
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert expect(again, 201)["id"] == task["id"]
+    claimed = moved.post("/agent/summarizer/claim", headers={"Idempotency-Key": "claim"})
+    assert expect(claimed, 200)["id"] == task["id"]
+    assert moved.append(task, "two", "three", writer="w", seq=2)["logCount"] == 3
+    assert moved.report(task, status="complete")["logs"] == ["one", "two", "three"]
+
+
+def test_pending_delivery_keeps_its_attempts_and_sends_nothing(
+    here: Place, there: Place, receiver: Receiver
+) -> None:
+    receiver.answer = answer(503)
+    alice = add_user(here.app, "alice")
+    task = alice.start(claim=True, callback=receiver.url)
+    alice.report(task, status="complete")
+    pending = the_delivery(alice, task)
+    there.add(here.export())
+    moved = there.person("alice")
+    delivery = the_delivery(moved, task)
+    assert delivery == pending | {"state": "cancelled", "nextAttemptAt": None}
+    assert len(receiver.requests) == 1
+    # It can be sent again by hand, signed with a new secret.
+    receiver.answer = answer(200)
+    expect(moved.post(f"/task/{task['id']}/deliveries"), 202)
+
+
+def test_keys_and_secrets_are_not_exported(here: Place, receiver: Receiver) -> None:
+    (alice,) = fill(here.app, receiver, ("alice",))
+    exported = here.export().decode()
+    secret = expect(alice.get("/callback-secret"), 200)["secret"]
+    digests = [str(row[4]) for row in rows(here.app)["api_keys"]]
+    assert not [each for each in (alice.key, secret, *digests) if each in exported]
+    assert '"name":"expired"' not in exported
+
+
+# --- which tasks -------------------------------------------------------------------------
+
+
+def test_export_of_one_user_and_since_a_time(here: Place, there: Place) -> None:
+    alice, bob = add_user(here.app, "alice"), add_user(here.app, "bob")
+    old, new = alice.start(name="old"), alice.start(name="new")
+    child = alice.start(name="child", parentId=old["id"])
+    bob.start()
+    set_columns(here.app, old, updated_at="2026-01-01T00:00:00.000Z")
+    lines = parsed(here.export("--user", "alice", "--since", "2026-01-01T01:00:00.001+01:00"))
+    assert [line["name"] for line in lines if line["type"] == "user"] == ["alice"]
+    assert [line["id"] for line in lines if line["type"] == "task"] == [new["id"], child["id"]]
+    assert lines[-1] == {"type": "end", "tasks": 2}
+    everything = parsed(here.export("--since", "2026-01-01T00:00:00Z"))
+    assert len([line for line in everything if line["type"] == "task"]) == 4
+    # Its parent is not there.
+    there.add(here.export("--since", "2026-02-01T00:00:00Z"))
+    assert there.person("alice").task(child)["parentId"] is None
+
+
+def test_unknown_user_and_wrong_time_are_refused(here: Place) -> None:
+    done = here.run("export", "--user", "nobody")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"There is no user nobody" in done.stderr
+    done = here.run("export", "--since", "yesterday")
+    assert done.returncode == 2
+    assert b"Must be a time in RFC 3339" in done.stderr
+
+
+def test_export_of_an_empty_database_is_imported(here: Place, there: Place) -> None:
+    assert there.add(here.export())["tasks"] == 0
+
+
+# --- refused -----------------------------------------------------------------------------
+
+WRONG: dict[str, tuple[str, Callable[[Json], Any], str]] = {
+    "unknown field": ("task", lambda line: line.update(colour="red"), "colour: Unknown field."),
+    "missing field": ("task", lambda line: line.pop("output"), "output: Is missing."),
+    "wrong status": ("task", lambda line: line.update(status="done"), "status: Must be one of"),
+    "wrong id": ("task", lambda line: line.update(id="x"), "id: Not a valid UUID."),
+    "no such agent": ("task", lambda line: line.update(agentId="x"), "agentId: there is no such"),
+    "no such user": ("agent", lambda line: line.update(userId=line["userId"][::-1]), "userId: "),
+    "wrong label": ("task", lambda line: line["labels"].update({"A": "b"}), "labels.A: The key"),
+    "ended twice": ("task", lambda line: line.update(status="complete"), "finishedAt: Only a task"),
+    "other format": ("export", lambda line: line.update(format=2), "format: Must be 1, not 2."),
+    "other type": ("agent", lambda line: line.update(type="x"), "its type must be one of"),
+    "line feed": ("log", lambda line: line["lines"].append("a\nb"), "lines: A line has a line"),
+    "lost lines": ("log", lambda line: line["lines"].pop(), "at: Must have one time"),
+    "gap": ("log", lambda line: line.update(first=2), "first: must be 1"),
+    "wrong task": ("log", lambda line: line.update(taskId="0" * 36), "taskId: Not a valid UUID."),
+    "wrong count": ("end", lambda line: line.update(tasks=1), "tasks: there are"),
+    "wrong url": ("delivery", lambda line: line.update(callback="javascript:x"), "callback: Not"),
+    "unanswered": ("question", lambda line: line.update(answer=None), "answer: Only an answered"),
+}
+
+
+@pytest.mark.parametrize("there", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_wrong_line_is_named_and_nothing_is_imported(
+    here: Place, there: Place, receiver: Receiver, subtests: pytest.Subtests
+) -> None:
+    fill(here.app, receiver, ("alice",))
+    exported = here.export()
+    for name, (kind, change, reason) in WRONG.items():
+        with subtests.test(name):
+            line = there.refuse(with_line(exported, change, kind))
+            assert f": {reason}" in line
+            number = next(n for n, each in enumerate(parsed(exported), 1) if each["type"] == kind)
+            assert f"Nothing was imported: line {number}: " in line
+
+
+def test_file_that_is_cut_off_is_refused(here: Place, there: Place, receiver: Receiver) -> None:
+    fill(here.app, receiver, ("alice",))
+    exported = here.export()
+    lines = exported.splitlines(keepends=True)
+    cut = {
+        "the end": lines[:-1], "half a line": [*lines[:-1], lines[-1][:9]], "all": [],
+        "the beginning": lines[1:], "the middle": [*lines[:9], *lines[10:]], "text": [b"task\n"],
+        "more": [*lines, lines[-1]],
+    }  # fmt: skip
+    for what, rest in cut.items():
+        assert "Nothing was imported: line " in there.refuse(b"".join(rest)), what
+    # What the database itself refuses: an id that another user has.
+    other = with_line(exported, lambda line: line.update(name="other"), "user")
+    there.add(exported)
+    assert "does not fit the database: " in there.refuse(other)
+
+
+@pytest.mark.parametrize("there", ["sqlite"], indirect=True)
+def test_task_whose_log_goes_while_it_is_exported_is_exported_as_it_is_then(
+    here: Place, there: Place
+) -> None:
+    alice = add_user(here.app, "alice")
+    tasks = [alice.start(name=name, claim=True) for name in ("stays", "goes", "loses its log")]
+    for task in tasks:
+        alice.append(task, "one", *ODD_TEXTS)
+    seen: list[str] = []
+
+    def act(statement: str, _parameters: Any) -> None:
+        if "log_chunks" in statement and not seen:
+            seen.append(statement)
+            drop_log(here.app, tasks[1])
+            expect(alice.delete(f"/task/{tasks[1]['id']}"), 200)
+            drop_log(here.app, tasks[2])
+
+    with here.app.app_context(), before_reads(here.app, act):
+        exported = b"".join(export.lines())
+    assert [line["type"] for line in parsed(exported)].count("void") == 2
+    assert there.add(exported)["tasks"] == 2
+    moved = there.person("alice")
+    assert [task["name"] for task in expect(moved.get("/task"), 200)] == ["loses its log", "stays"]
+    assert moved.task(tasks[2])["logs"] == []
+    assert there.export() == here.export()
+
+
+def drop_log(app: Flask, task: Json) -> None:
+    """As retention and the sweep after it do."""
+    with app.app_context(), transaction() as connection:
+        log_id = connection.scalar(select(Log.id).where(Log.task_id == task["id"]))
+        connection.execute(delete(LogChunk).where(LogChunk.log_id == log_id))
+        connection.execute(delete(Log).where(Log.id == log_id))
+        of_task = update(Task).where(Task.id == task["id"])
+        connection.execute(of_task.values(first_log=Task.log_count + 1, version=Task.version + 1))
