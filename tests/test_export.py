@@ -2,6 +2,8 @@
 
 import json
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,7 +28,7 @@ from tests.support.apps import Apps
 from tests.support.databases import Databases
 from tests.support.deliveries import the_delivery
 from tests.support.fork_server import run_forked
-from tests.support.internals import before_reads, rows, set_columns
+from tests.support.internals import before_reads, copy_task, rows, set_columns
 from tests.support.receiver import Receiver, answer
 from tests.support.service import COMMAND, environment
 
@@ -371,3 +373,63 @@ def drop_log(app: Flask, task: Json) -> None:
         connection.execute(delete(Log).where(Log.id == log_id))
         of_task = update(Task).where(Task.id == task["id"])
         connection.execute(of_task.values(first_log=Task.log_count + 1, version=Task.version + 1))
+
+
+# --- much of it --------------------------------------------------------------------------
+
+MEGABYTE = 1024 * 1024
+# Writes how much memory the command took at most, more than at its start, to a file.
+MEASURED = """
+import sys
+from pathlib import Path
+from taskservice.cli import main
+
+
+def memory(which):
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith(which)).split()[1])
+
+Path("/proc/self/clear_refs").write_text("5")
+before, path = memory("VmRSS"), Path(sys.argv.pop(1))
+try:
+    main(prog_name="taskservice")
+finally:
+    path.write_text(str(memory("VmHWM") - before))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("there", ["sqlite", "postgresql"], indirect=True)
+def test_many_tasks_and_a_full_log_are_exported_and_imported_in_bounded_memory(
+    here: Place, there: Place, tmp_path: Path
+) -> None:
+    alice = add_user(here.app, "alice")
+    task = alice.start(input={"text": "x" * 400}, labels={"env": "prod"})
+    copy_task(here.app, task, 10_000)
+    for _ in range(10):
+        alice.append(task, *["x" * 99] * 100_000)
+    large = {"text": "x" * (MEGABYTE - 20)}
+    for _ in range(30):
+        alice.report(alice.start(input=large, claim=True), output=large)
+    exported = tmp_path / "tasks.jsonl"
+    with open(exported, "wb") as out:
+        cost = measured(here, tmp_path, "export", stdout=out)
+    print(f"export {cost} MiB")
+    assert exported.stat().st_size > 150 * MEGABYTE
+    began = time.monotonic()
+    with open(exported, "rb") as given:
+        more = measured(there, tmp_path, "import", stdin=given)
+    print(f"import {more} MiB, {time.monotonic() - began:.0f} s")
+    assert there.export() == exported.read_bytes()
+    assert cost < 100
+    assert more < 150
+
+
+def measured(place: Place, folder: Path, command: str, **files: Any) -> int:
+    """The memory in MiB that a command has taken at most, more than at its start."""
+    peak = folder / f"{command} peak"
+    run_forked(
+        [sys.executable, "-c", MEASURED, str(peak), command],
+        env=environment(place.folder, DATABASE_URL=place.url), timeout=280, check=True, **files,
+    )  # fmt: skip
+    return int(peak.read_text()) // 1024

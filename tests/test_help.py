@@ -70,7 +70,7 @@ def test_help_has_examples_that_the_command_takes(
     lines = examples.splitlines()[1:]
     assert lines, "it has no example"
     for line in lines:
-        first, *_ = re.split(r" (?:\||&&) ", line.strip())
+        first, *_ = re.split(r" (?:\||&&|<|>) ", line.strip())
         given = shlex.split(first, comments=True)
         while SETTING.match(given[0]):
             del given[0]
