@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from taskservice.queries import candidates, ordered_tasks
 from tests.support.api_client import ApiClient, expect
 from tests.support.marks import one_database
 from tests.support.mcp import TASKS, Json, McpClient, structured
@@ -410,6 +411,21 @@ def test_list_tasks_is_filtered_and_limited(alice: ApiClient, mcp: McpClient) ->
     assert listed(agentId="other") == newest[:1]
     assert listed(status="complete") == [tasks[3]["id"]]
     assert listed(agentId="other", status="complete") == listed(agentId="Nobody\0") == []
+
+
+def test_list_tasks_goes_on_where_a_search_stops(
+    alice: ApiClient, mcp: McpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ordered_tasks, "FIRST_SEARCHED", 1)
+    monkeypatch.setattr(ordered_tasks, "MAX_SEARCHED", 2)
+    monkeypatch.setattr(candidates, "MAX_CANDIDATES", 0)
+    tasks = [alice.start() for _ in range(12)]
+    for task in (tasks[0], tasks[1], tasks[7]):
+        alice.report(task, status="complete")
+    for limit, wanted in ((1, [7]), (2, [7, 1]), (50, [7, 1, 0])):
+        arguments = {"agentId": "summarizer", "status": "complete", "limit": limit}
+        found = structured(mcp.call("list_tasks", arguments))["tasks"]
+        assert [task["taskId"] for task in found] == [tasks[number]["id"] for number in wanted]
 
 
 def test_cancel_task_ends_a_running_task_alone(alice: ApiClient, mcp: McpClient) -> None:

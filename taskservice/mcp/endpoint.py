@@ -76,11 +76,11 @@ def answer() -> Response:
     message_id = None
     try:
         message = with_body(messages.read, MAX_BODY)
+        _log(message)
         if message.is_notification:
             # Not even `notifications/cancelled` ends a task: clients send it for answered calls.
             return Answer(status=202)
         message_id = message.id
-        _log(message)
         call = calls.read(message, request.headers, METHODS)
         return responses.json(messages.result(message_id, _result(call)))
     except RpcError as error:

@@ -10,9 +10,10 @@ from taskservice.mcp import questions, refusals, results
 from taskservice.mcp.calls import Call
 from taskservice.mcp.fixed_tools import FIXED, LAST_LINES, MAX_SECONDS, TASKS
 from taskservice.mcp.messages import INVALID_PARAMS, RpcError
-from taskservice.mcp.tools import agents_by_name
+from taskservice.mcp.tools import agent_of
 from taskservice.queries import lists as list_queries
 from taskservice.queries import tasks as task_queries
+from taskservice.queries.ordered_tasks import Position
 from taskservice.queries.selections import Selection
 from taskservice.schemas.answers import NO_QUESTIONS, open_questions
 from taskservice.schemas.fields import parse_id
@@ -28,6 +29,8 @@ Result = dict[str, Any]
 
 # How long a client that can follow a task waits for one that ends at once.
 SHORT_SECONDS = 0.5
+# Each reads a bounded number of tasks.
+MAX_SEARCHES = 20
 LABELS = {"via": "mcp"}
 IDEMPOTENCY_KEY = "taskservice/idempotencyKey"
 
@@ -50,10 +53,10 @@ def run(call: Call) -> Result:
 def _run(call: Call, name: str, arguments: Arguments) -> Result:
     if name in _FUNCTIONS:
         return _FUNCTIONS[name](call, FIXED[name].checked(arguments))
-    agent = agents_by_name().get(name)
-    if agent is None:
+    agent_id = agent_of(name)
+    if agent_id is None:
         raise RpcError(INVALID_PARAMS, f"Unknown tool: {name}")
-    return _run_agent(call, agent.id, arguments)
+    return _run_agent(call, agent_id, arguments)
 
 
 # --- agents ------------------------------------------------------------------------------
@@ -67,8 +70,8 @@ def _run_agent(call: Call, agent_id: str, arguments: Arguments) -> Result:
             raise _wrong_state()
     else:
         task_id = _start(call, agent_id, arguments)
-        # They may be a megabyte, and the wait long.
-        arguments.clear()
+    # They may be a megabyte, and the wait long.
+    arguments.clear()
     closed = _answered(call, task_id)
     if call.declares_tasks:
         return _in_background(task_id)
@@ -163,10 +166,20 @@ def _read_log(call: Call, arguments: Arguments) -> Result:
 
 def _list_tasks(call: Call, arguments: Arguments) -> Result:
     selection = Selection(agent_id=arguments.get("agentId"), status=arguments.get("status"))
-    limit = arguments.get("limit", TASKS)
-    positions, _ = list_queries.page_positions(caller, selection, None, limit)
+    positions = _newest(selection, arguments.get("limit", TASKS))
     tasks = map(results.summary, list_queries.summaries(caller, positions))
     return results.tool_result({"tasks": list(tasks)})
+
+
+def _newest(selection: Selection, limit: int) -> list[Position]:
+    """The first positions of a list; a search may stop before there are as many as it has."""
+    found, reached = list_queries.page_positions(caller, selection, None, limit)
+    for _ in range(MAX_SEARCHES):
+        if reached is None or len(found) == limit:
+            break
+        more, reached = list_queries.page_positions(caller, selection, reached, limit - len(found))
+        found += more
+    return found
 
 
 def _answer_task(call: Call, arguments: Arguments) -> Result:

@@ -18,30 +18,31 @@ MAX_OTHERS = 64
 MAX_NAME = 40
 
 
-def agents_by_name() -> dict[str, AnyRow]:
-    """Name of a tool -> its agent, in the order of their ids."""
-    return _named(agent_queries.list_tools(caller, MAX_AGENTS))
+def agent_of(name: str) -> str | None:
+    """The id of the agent that a tool runs; None if there is no such tool."""
+    return _by_name(agent_queries.tool_ids(caller, MAX_AGENTS)).get(name)
 
 
-def _named(agents: Iterable[AnyRow]) -> dict[str, AnyRow]:
-    found: dict[str, AnyRow] = {}
-    for agent in agents:
-        name = re.sub("[^a-z0-9_]", "_", agent.id)
+def _by_name(agent_ids: Iterable[str]) -> dict[str, str]:
+    """Name of a tool -> the id of its agent; the ids ascend."""
+    found: dict[str, str] = {}
+    for agent_id in agent_ids:
+        name = re.sub("[^a-z0-9_]", "_", agent_id)
         if len(name) > MAX_NAME or name in FIXED or name in found:
-            digest = hashlib.sha256(agent.id.encode()).hexdigest()
+            digest = hashlib.sha256(agent_id.encode()).hexdigest()
             name = f"{name[: MAX_NAME - 7]}_{digest[:6]}"
-        found[name] = agent
+        found[name] = agent_id
     return found
 
 
 def definitions() -> list[dict[str, Any]]:
     """What `tools/list` has of each tool."""
     agents = agent_queries.list_tools(caller, MAX_AGENTS + MAX_OTHERS)
-    named = _named(agents[:MAX_AGENTS])
+    names = _by_name(agent.id for agent in agents[:MAX_AGENTS])
     fixed = {name: tool.definition for name, tool in FIXED.items()}
     if others := ", ".join(agent.id for agent in agents[MAX_AGENTS:]):
         fixed["start_task"]["description"] += f" These agents have no tool of their own: {others}."
-    return [*map(_definition, named, named.values()), *fixed.values()]
+    return [*map(_definition, names, agents), *fixed.values()]
 
 
 def _definition(name: str, agent: AnyRow) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from taskservice.schemas.columns import AGENT_COLUMNS, AGENT_OF_TASK_COLUMNS
 
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
 _TOOLS = _AGENTS.where(Agent.tool).limit(bindparam("count"))
+_TOOL_IDS = _TOOLS.with_only_columns(Agent.id)
 _AGENT = select(*AGENT_COLUMNS).where(visible_agents, Agent.id == bindparam("agent_id"))
 _LAST_USED_AT = (
     select(func.max(Task.created_at))
@@ -121,6 +122,12 @@ def list_tools(caller: Caller, count: int) -> Sequence[AnyRow]:
     """At most `count` of the agents that are tools of MCP, ordered by id."""
     with reading() as connection:
         return connection.execute(_TOOLS, {"count": count, **caller.scope}).all()
+
+
+def tool_ids(caller: Caller, count: int) -> Sequence[str]:
+    """The ids of the agents that `list_tools` returns."""
+    with reading() as connection:
+        return connection.scalars(_TOOL_IDS, {"count": count, **caller.scope}).all()
 
 
 def get(caller: Caller, agent_id: str) -> AnyRow:
