@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,6 @@ from werkzeug.datastructures import Headers
 from taskservice.mcp.messages import (
     HEADER_MISMATCH,
     INVALID_PARAMS,
-    METHOD_NOT_FOUND,
     UNSUPPORTED_VERSION,
     Message,
     RpcError,
@@ -61,23 +60,17 @@ class Call:
         return isinstance(modes, dict) and (not modes or "form" in modes)
 
 
-def read(message: Message, headers: Headers, known: Mapping[bool, Collection[str]]) -> Call:
-    """The call of a message; `known` has the methods of the modern era, and of the legacy one.
-
-    Raises RpcError.
-    """
+def read(message: Message, headers: Headers) -> Call:
+    """The call of a message, if its headers fit. Raises RpcError."""
     meta = _object(message.params.get("_meta"))
     version = _header(headers, "MCP-Protocol-Version")
     is_modern = VERSION_KEY in meta or version not in (None, *LEGACY)
-    if is_modern:
-        _check_version(meta, version)
-        _check_capabilities(meta)
-        _check_routing(message, headers, known[True])
-    if message.method not in known[is_modern]:
-        status = 404 if is_modern else 200
-        raise RpcError(METHOD_NOT_FOUND, f"No such method: {message.method}", status=status)
-    capabilities = meta[CAPABILITIES_KEY] if is_modern else {}
-    return Call(message.method, message.params, is_modern, capabilities)
+    if not is_modern:
+        return Call(message.method, message.params, is_modern, {})
+    _check_version(meta, version)
+    _check_capabilities(meta)
+    _check_routing(message, headers)
+    return Call(message.method, message.params, is_modern, meta[CAPABILITIES_KEY])
 
 
 def _check_version(meta: Mapping[str, Any], header: str | None) -> None:
@@ -97,16 +90,16 @@ def _check_capabilities(meta: Mapping[str, Any]) -> None:
         raise RpcError(INVALID_PARAMS, f"{CAPABILITIES_KEY} must be an object", status=400)
 
 
-def _check_routing(message: Message, headers: Headers, known: Collection[str]) -> None:
+def _check_routing(message: Message, headers: Headers) -> None:
     """Raises -32020 unless the headers by which proxies route are those of the body."""
     if _header(headers, "Mcp-Method") != message.method:
         raise RpcError(HEADER_MISMATCH, "Mcp-Method differs from the method")
-    if message.method in NAMED_BY and message.method in known:
-        name = NAMED_BY[message.method]
-        given = _header(headers, "Mcp-Name")
-        is_optional = message.method != "tools/call"
-        if not (given is None and is_optional) and _decoded(given) != message.params.get(name):
-            raise RpcError(HEADER_MISMATCH, f"Mcp-Name differs from {name}")
+    if message.method in NAMED_BY:
+        parameter, given = NAMED_BY[message.method], _header(headers, "Mcp-Name")
+        # Some clients leave it out for tasks.
+        is_needed = message.method == "tools/call" or given is not None
+        if is_needed and _decoded(given) != message.params.get(parameter):
+            raise RpcError(HEADER_MISMATCH, f"Mcp-Name differs from {parameter}")
 
 
 def _header(headers: Headers, name: str) -> str | None:

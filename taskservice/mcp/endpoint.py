@@ -9,7 +9,7 @@ from taskservice import __version__
 from taskservice.auth.authentication import KEY_HEADERS
 from taskservice.mcp import access, calls, messages, tasks, tool_calls, tools
 from taskservice.mcp.calls import LEGACY, TASKS, VERSIONS, Call
-from taskservice.mcp.messages import Message, RpcError
+from taskservice.mcp.messages import METHOD_NOT_FOUND, Message, RpcError
 from taskservice.operations import request_log
 from taskservice.web import responses
 from taskservice.web.request import with_body
@@ -63,11 +63,9 @@ def ping(call: Call) -> dict[str, Any]:
 
 Method = Callable[[Call], dict[str, Any]]
 _BOTH: dict[str, Method] = {"tools/list": list_tools, "tools/call": tool_calls.run}
-# Whether the era is the modern one -> its methods.
-METHODS: dict[bool, dict[str, Method]] = {
-    True: {**_BOTH, "server/discover": discover, **dict.fromkeys(tasks.METHODS, tasks.run)},
-    False: {**_BOTH, "initialize": initialize, "ping": ping},
-}
+_TASKS: dict[str, Method] = dict.fromkeys(tasks.METHODS, tasks.run)
+MODERN_METHODS = {**_BOTH, "server/discover": discover, **_TASKS}
+LEGACY_METHODS = {**_BOTH, "initialize": initialize, "ping": ping}
 
 
 @blueprint.post(access.PATH, provide_automatic_options=False)
@@ -81,7 +79,7 @@ def answer() -> Response:
             # Not even `notifications/cancelled` ends a task: clients send it for answered calls.
             return Answer(status=202)
         message_id = message.id
-        call = calls.read(message, request.headers, METHODS)
+        call = calls.read(message, request.headers)
         return responses.json(messages.result(message_id, _result(call)))
     except RpcError as error:
         return responses.json(messages.error(message_id, error), error.status)
@@ -95,7 +93,11 @@ def _log(message: Message) -> None:
 
 
 def _result(call: Call) -> dict[str, Any]:
-    result = METHODS[call.is_modern][call.method](call)
+    methods = MODERN_METHODS if call.is_modern else LEGACY_METHODS
+    if call.method not in methods:
+        status = 404 if call.is_modern else 200
+        raise RpcError(METHOD_NOT_FOUND, f"No such method: {call.method}", status=status)
+    result = methods[call.method](call)
     if not call.is_modern:
         return result
     return {"resultType": "complete", **result, "_meta": {calls.SERVER_KEY: SERVER}}

@@ -123,6 +123,16 @@ def test_call_that_waits_is_answered_when_the_service_stops(tmp_path: Path) -> N
             assert structured(call.result())["status"] == "running"
 
 
+def test_host_of_a_large_request_is_checked_too_but_not_behind_a_proxy(tmp_path: Path) -> None:
+    headers = {"Content-Type": "application/json", "Host": "tasks.example"}
+    for hops, status in (("0", 403), ("1", 200)):
+        with Service(tmp_path / f"data{hops}", PROXY_HOPS=hops) as service:
+            alice, url = service.add_user("alice"), f"{service.url}/mcp"
+            for size in (10, 100_000):
+                answer = alice.session.post(url, data=sized(size), headers=headers, timeout=30)
+                assert answer.status_code == status
+
+
 def sized(size: int) -> bytes:
     body: Any = {"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"a": "x" * size}}
     return json.dumps(body).encode()
