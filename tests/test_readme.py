@@ -36,6 +36,7 @@ README = "README.md"
 # What looks like a path and is none of ours.
 # Names of MCP look like paths too.
 NAMES_OF_MCP = (
+    "tools/",
     "tasks/",
     "notifications/",
     "io.modelcontextprotocol/",
