@@ -149,7 +149,8 @@ def test_enter_in_a_text_answers(visitor: Visitor, alice: RemoteClient) -> None:
     question = ask(alice, task, "Which branch?")
     page = visitor.go(f"/tasks/{task['id']}")
     expect(page).to_have_title("(1) running · Notes · taskservice")
-    form_of(page, question).get_by_role("textbox").fill("main")
+    # The message names the field.
+    page.get_by_role("textbox", name="Which branch?").fill("main")
     page.keyboard.press("Enter")
     expect(page.locator("#ended")).to_contain_text("main")
     expect(page).to_have_title("running · Notes · taskservice")

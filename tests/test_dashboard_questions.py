@@ -14,6 +14,7 @@ from taskservice.dashboard import question_forms
 from taskservice.database.transactions import reading
 from tests.support.api_client import ApiClient, expect
 from tests.support.clocks import Clocks
+from tests.support.html_page import Page
 from tests.support.internals import reads
 from tests.support.marks import one_database
 from tests.support.plain_browser import Browser
@@ -107,6 +108,16 @@ def fields(text: str) -> dict[str, Json]:
     return {attributes["name"].removeprefix("field."): attributes for attributes in each}
 
 
+def check_form(text: str) -> None:
+    """The page is well-formed, and what its fields refer to is there, once."""
+    page = Page(text)
+    assert page.open == []
+    ids = page.values("id")
+    assert len(set(ids)) == len(ids)
+    for attribute in ("for", "aria-describedby", "aria-labelledby"):
+        assert set(" ".join(page.values(attribute)).split()) <= set(ids)
+
+
 # --- the form ----------------------------------------------------------------------------
 
 
@@ -141,6 +152,7 @@ def test_form_has_the_right_control_for_each_kind_of_value(
     # It is on the list and on its own page, too.
     for path in ("/", path_of(task, question)):
         assert fields(text_of(window, path)) == found
+        check_form(text_of(window, path))
 
 
 def test_answer_of_every_kind_arrives_as_its_agent_wants_it(
@@ -199,6 +211,7 @@ def test_what_does_not_fit_is_said_beside_its_field_which_keeps_its_text(
         "force": "Choose one.",
         "size": "Choose from the list.",
     }
+    check_form(response.text)
     found = fields(response.text)
     assert unescape(found["mail"]["value"]) == typed["mail"]
     assert found["copies"]["value"] == "many"
@@ -281,6 +294,7 @@ def test_hostile_names_and_texts_are_shown_as_text(
         assert "<img" not in text.partition("<main")[2]
         assert "<script>" not in text
         assert "961500" not in text
+        check_form(text)
     data = {f"field.{quote(name, safe='')}": '"two\\r\\nlines"' for name in names}
     assert window.send(path_of(task, question), **data).status_code == 303
     assert now(alice, task, question)["answer"] == dict.fromkeys(names, "two\r\nlines")
