@@ -21,7 +21,7 @@ install: $(VENV)/installed ## Make .venv with taskservice and what running it ne
 
 $(VENV)/installed: requirements.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable .
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable '.[server]'
 	@touch $@
 
 run: install ## Install, make a first user, and serve on 127.0.0.1:8000

@@ -4,7 +4,6 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from configparser import ConfigParser
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from tests.support.documents import (
     table,
 )
 from tests.support.internals import is_page
+from tests.support.packages import EXTRAS, dependencies
 from tests.support.service import Service, free_port
 from tests.support.waiting import until
 
@@ -176,10 +176,7 @@ def test_tables_of_commands_are_the_commands() -> None:
 
 
 def test_every_dependency_has_its_reason() -> None:
-    setup = ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    lists = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
-    named = {re.split(r"[\[ ]", line)[0] for text in lists for line in text.split("\n") if line}
+    named = {name for extra in (None, *EXTRAS) for name in dependencies(extra)}
     cells = [row[0] for row in table("docs/decisions.md", "## Dependencies")]
     assert named <= set(re.findall(r"[\w-]+", " ".join(cells)))
 

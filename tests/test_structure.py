@@ -2,10 +2,13 @@
 
 import ast
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from taskservice.cli import ON_THE_AGENTS_SIDE
 from tests.support.documents import ROOT, table
+from tests.support.packages import dependencies
 
 PACKAGE = ROOT / "taskservice"
 
@@ -78,6 +81,21 @@ def test_there_are_no_circular_imports() -> None:
         for name in ready:
             del left[name]
     assert left == {}
+
+
+def test_agents_side_reaches_only_its_own_dependencies() -> None:
+    """Also by imports inside of functions."""
+    files = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+    waiting = ["taskservice.cli", "taskservice.client", *ON_THE_AGENTS_SIDE.values()]
+    reached: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in files and name not in reached:
+            # Its packages are imported with it.
+            waiting += [*imports(files[name]), name.rpartition(".")[0]]
+        reached.add(name)
+    packages = {name.split(".")[0] for name in reached - {""}} - {"taskservice"}
+    assert packages - sys.stdlib_module_names == set(dependencies())
 
 
 def test_views_neither_query_nor_commit() -> None:

@@ -6,6 +6,7 @@ from importlib import import_module
 import click
 
 from taskservice import __version__
+from taskservice.contract.terminal import exit_with_error
 
 # Commands on the agent's side must not load Flask or SQLAlchemy.
 ON_THE_AGENTS_SIDE = {
@@ -45,7 +46,7 @@ class _CommandsOnDemand(click.Group):
             return None
         # What modules create is no garbage; looking for it takes a tenth of the time.
         gc.disable()
-        command: click.Command = import_module(COMMANDS[cmd_name]).command
+        command = _load(cmd_name)
         gc.freeze()
         gc.enable()
         return command
@@ -57,6 +58,31 @@ class _CommandsOnDemand(click.Group):
                 formatter.write_dl(
                     [(name, each.get_short_help_str(60)) for name, each in commands if each]
                 )
+
+
+def _load(name: str) -> click.Command:
+    try:
+        command: click.Command = import_module(COMMANDS[name]).command
+    except ModuleNotFoundError as error:
+        if name in ON_THE_AGENTS_SIDE or str(error.name).startswith("taskservice"):
+            raise
+        return _command_without_server(name)
+    return command
+
+
+def _command_without_server(name: str) -> click.Command:
+    """The command on the server, where only the agent's side is installed."""
+
+    @click.command(
+        name,
+        short_help="needs taskservice[server]",
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+    def command() -> None:
+        exit_with_error(f"{name} needs taskservice[server]: pip install 'taskservice[server]'", 2)
+
+    return command
 
 
 @click.group(cls=_CommandsOnDemand)

@@ -73,7 +73,7 @@ def _read_by_libpq(text: str) -> dict[str, str]:
         conninfo, errors = import_module("psycopg.conninfo"), import_module("psycopg.errors")
     except ImportError:
         raise ValueError(
-            "PostgreSQL needs its driver; pip install 'taskservice[postgresql]' installs it"
+            "needs taskservice[postgresql]: pip install 'taskservice[postgresql]'"
         ) from None
     try:
         return dict(conninfo.conninfo_to_dict(text))

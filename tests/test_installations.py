@@ -1,0 +1,164 @@
+"""Installations: the agent's side alone, what its commands say, and the pinned versions."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from taskservice.cli import ON_THE_AGENTS_SIDE, ON_THE_SERVER
+from tests.support.documents import ROOT
+from tests.support.packages import dependencies, normalized, with_their_own
+from tests.support.requirements import needs
+from tests.support.service import Service, environment
+
+SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+WITHOUT = """
+import sys
+packages, *sys.argv[1:] = sys.argv[1:]
+sys.modules |= dict.fromkeys(packages.split(","))  # importing one of these fails now
+from taskservice.cli import main
+main(prog_name="taskservice")
+"""
+
+
+def run_without(packages: str, data: Path, *arguments: str, **settings: str) -> tuple[int, str]:
+    """The exit code and the stderr of a command where these packages are not installed."""
+    command = [sys.executable, "-c", WITHOUT, packages, *arguments]
+    result = subprocess.run(
+        command, env=environment(data, **settings), capture_output=True, text=True, timeout=60
+    )
+    assert result.stdout == ""
+    return result.returncode, result.stderr
+
+
+def test_command_on_the_server_says_which_extra_it_lacks(
+    tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    cases = [[name] for name in ON_THE_SERVER]
+    cases += [["user", "add", "alice"], ["serve", "--help"], ["db", "backup", "--force", "file"]]
+    for arguments in cases:
+        with subtests.test(" ".join(arguments)):
+            line = (
+                f"taskservice: {arguments[0]} needs taskservice[server]: "
+                "pip install 'taskservice[server]'\n"
+            )
+            assert run_without("flask,sqlalchemy", tmp_path, *arguments) == (2, line)
+
+
+def test_one_missing_package_of_the_server_is_as_all_of_them(
+    tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    for package in ("flask", "flask_sqlalchemy", "sqlalchemy", "marshmallow", "orjson"):
+        with subtests.test(package):
+            code, printed = run_without(package, tmp_path / package, "serve")
+            assert (code, len(printed.splitlines())) == (2, 1)
+            assert "serve needs taskservice[server]" in printed
+
+
+def test_postgresql_without_its_driver_says_which_extra_it_lacks(
+    tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    for arguments in (["serve"], ["user", "list"], ["db", "check"]):
+        with subtests.test(" ".join(arguments)):
+            code, printed = run_without(
+                "psycopg", tmp_path, *arguments, DATABASE_URL="postgresql://localhost/tasks"
+            )
+            assert (code, printed) == (
+                2,
+                "taskservice: TASKSERVICE_DATABASE_URL: needs taskservice[postgresql]: "
+                "pip install 'taskservice[postgresql]'\n",
+            )
+
+
+def test_error_in_a_module_of_our_own_is_no_missing_extra(tmp_path: Path) -> None:
+    code, printed = run_without("taskservice.cli.serve", tmp_path, "serve")
+    assert code == 1
+    assert "ModuleNotFoundError" in printed
+
+
+# --- from the wheel ----------------------------------------------------------------------
+
+
+def pip(python: Path | str, *arguments: str) -> str:
+    command = [str(python), "-m", "pip", "--disable-pip-version-check", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    if result.returncode and "No matching distribution" in result.stderr:
+        needs("PyPI", result.stderr.splitlines()[-1])
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def wheel(folder: Path) -> Path:
+    """The wheel of the package, built in a copy of its sources."""
+    sources = folder / "sources"
+    shutil.copytree(
+        ROOT / "taskservice", sources / "taskservice", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for name in SOURCES:
+        shutil.copy(ROOT / name, sources)
+    pip(sys.executable, "wheel", "--no-deps", "--wheel-dir", str(folder), str(sources))
+    (built,) = folder.glob("taskservice-*.whl")
+    return built
+
+
+def test_package_alone_is_the_whole_agents_side(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    folder = tmp_path / "venv" / "bin"
+    pip(folder / "python", "install", str(wheel(tmp_path)))
+    listed = pip(folder / "python", "list", "--format", "freeze").split()
+    installed = {normalized(line.partition("==")[0]) for line in listed}
+    assert installed - {"pip", "setuptools"} == with_their_own(dependencies()) | {"taskservice"}
+
+    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        clean = {name: text for name, text in os.environ.items() if not name.startswith("PYTHON")}
+        return subprocess.run(
+            [folder / arguments[0], *arguments[1:]], cwd=tmp_path, env=clean | variables,
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+
+    imported = run("python", "-c", "import taskservice.client; print(taskservice.client.__file__)")
+    assert str(folder.parent) in imported.stdout
+    shown = run("taskservice", "--help").stdout
+    assert all(f"\n  {name} " in shown for name in ON_THE_AGENTS_SIDE | ON_THE_SERVER)
+    assert shown.count("needs taskservice[server]") == len(ON_THE_SERVER)
+    for name in ON_THE_AGENTS_SIDE:
+        assert "Usage: taskservice" in run("taskservice", name, "--help").stdout
+    refused = run("taskservice", "serve")
+    assert (refused.returncode, "pip install 'taskservice[server]'" in refused.stderr) == (2, True)
+    completed = run(
+        "taskservice",
+        _TASKSERVICE_COMPLETE="bash_complete", COMP_WORDS="taskservice task re", COMP_CWORD="2",
+    )  # fmt: skip
+    assert completed.stdout == "plain,rerun\n"
+
+    with Service(tmp_path / "data") as service:
+        alice = service.add_user()
+        settings = {
+            "TASKSERVICE_URL": service.url,
+            "TASKSERVICE_APIKEY": str(alice.session.headers["apikey"]),
+            "XDG_STATE_HOME": str(tmp_path / "state"),
+        }
+        assert run("taskservice", "agent", "add", "count", **settings).returncode == 0
+        counted = run("taskservice", "run", "--agent", "count", "--", "seq", "3", **settings)
+        assert (counted.stdout, counted.returncode) == ("1\n2\n3\n", 0)
+        (task,) = alice.request("GET", "/task?fields=status,logs").json()
+        assert task["logs"] == ["1", "2", "3"]
+
+
+# --- requirements.txt --------------------------------------------------------------------
+
+
+def test_requirements_are_what_the_server_needs() -> None:
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    direct = dependencies() | dependencies("server")
+    assert {normalized(pin.name) for pin in pins} == with_their_own(direct)
+    for pin in pins:
+        (pinned,) = pin.specifier
+        assert pinned.operator == "=="
+        if needed := direct.get(normalized(pin.name)):
+            assert pinned.version in needed.specifier
