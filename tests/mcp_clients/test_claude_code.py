@@ -34,10 +34,10 @@ def see_the_task(terminal: ClaudeTerminal) -> None:
 def test_task_runs_in_the_background_of_a_terminal_until_it_is_stopped(
     node: Path, owner: RemoteClient, tmp_path: Path
 ) -> None:
-    turns = [tool("greet", name="World"), tool("slow_compute", **LONG), "It computes."]
+    turns = [tool("slow_compute", **LONG), "It computes."]
     with StubModel(turns) as model:
         claude = machine(node, tmp_path, model, owner)
-        with claude.terminal("Greet the world and compute.") as terminal:
+        with claude.terminal("Compute.") as terminal:
             terminal.until_it_shows("claude: It computes.")
             see_the_task(terminal)
             # The agent's last line, while it runs.
@@ -48,8 +48,7 @@ def test_task_runs_in_the_background_of_a_terminal_until_it_is_stopped(
             terminal.press("x", "No tasks currently running")
             until(lambda: task_of(owner, task["id"])["status"] == "error")
         assert task_of(owner, task["id"])["error"]["type"] == "cancelled"
-        assert "Hello, World!" in model.results[0]
-        assert task["id"] in model.results[1]
+        assert task["id"] in model.results[0]
 
 
 def test_form_on_the_terminal_answers_the_question_of_a_task(

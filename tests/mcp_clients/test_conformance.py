@@ -14,7 +14,10 @@ SUITE = "@modelcontextprotocol/conformance/dist/index.js"
 SCENARIOS = {
     "2026-07-28": [
         "server-stateless", "caching", "tools-list", "dns-rebinding-protection",
-        "http-header-validation", "input-required-result-unsupported-methods",
+        "http-header-validation", "tools-call-simple-text", "tools-call-error",
+        "input-required-result-request-state", "input-required-result-result-type",
+        "input-required-result-missing-input-response", "input-required-result-validate-input",
+        "input-required-result-unsupported-methods",
     ],
     # The extension has no versions.
     "tasks": [
@@ -22,8 +25,13 @@ SCENARIOS = {
         "tasks-request-state-removal", "tasks-mrtr-input", "tasks-request-headers",
         "tasks-dispatch-and-envelope",
     ],
-    "2025-11-25": ["server-initialize", "ping", "tools-list"],
-    "2025-06-18": ["server-initialize", "ping", "tools-list"],
+    "2025-11-25": [
+        "server-initialize", "ping", "tools-list", "dns-rebinding-protection",
+        "tools-call-simple-text", "tools-call-error", "json-schema-2020-12",
+    ],
+    "2025-06-18": [
+        "server-initialize", "ping", "tools-list", "tools-call-simple-text", "tools-call-error",
+    ],
 }  # fmt: skip
 # Version -> scenario -> check -> why it does not pass.
 EXCUSED = json.loads((Path(__file__).parent / "excused_checks.json").read_text())
