@@ -44,7 +44,7 @@ def test_help_has_two_groups_as_the_documents_have(tmp_path: Path) -> None:
     shown = run(tmp_path, "--help").stdout
     _, agents_side, server = re.split(r"On the (?:agent's side|server).*:\n", shown)
     for text, document in ((agents_side, "agent-side"), (server, "operations")):
-        names = re.findall(r"^  (\w+) ", text, re.MULTILINE)
+        names = re.findall(r"^  ([\w-]+) ", text, re.MULTILINE)
         documented = [
             row[0].strip("`").split()[1] for row in table(f"docs/{document}.md", "## Commands")
         ]

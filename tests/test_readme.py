@@ -42,7 +42,7 @@ NAMES_OF_MCP = (
     "io.modelcontextprotocol/",
     "taskservice/idempotencyKey",
 )
-NO_PATHS = ("text/", "application/", "receiver/", ".venv/", *NAMES_OF_MCP)
+NO_PATHS = ("text/", "application/", "receiver/", ".venv/", ".vscode/", *NAMES_OF_MCP)
 
 # --- sessions ----------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ ON_THE_AGENTS_SIDE = {
     "task": "taskservice.cli.task",
     "agent": "taskservice.cli.agent",
     "listen": "taskservice.cli.listen",
+    "mcp-config": "taskservice.cli.mcp_config",
 }
 ON_THE_SERVER = {
     "serve": "taskservice.cli.serve",

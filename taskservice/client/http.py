@@ -54,7 +54,7 @@ class Connection:
         self, url: str | None = None, apikey: str | None = None, patience: float = PATIENCE_SECONDS
     ) -> None:
         """`url` and `apikey` come from the environment by default. Raises SettingError."""
-        self.url = _checked_url(url or os.environ.get("TASKSERVICE_URL", ""))
+        self.url = checked_url(url or os.environ.get("TASKSERVICE_URL", ""))
         self.patience = patience
         self._apikey = _checked_key(apikey or os.environ.get("TASKSERVICE_APIKEY", ""))
         self._has_answered = False
@@ -216,7 +216,7 @@ def pause_before_repeat(asked_at: float) -> None:
         time.sleep(pause)
 
 
-def _checked_url(url: str) -> str:
+def checked_url(url: str) -> str:
     """The URL without a slash or /api/v1 at its end."""
     if not url:
         raise SettingError(

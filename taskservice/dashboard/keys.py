@@ -6,6 +6,7 @@ from flask import Blueprint, Response, flash, request
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth.authentication import caller
+from taskservice.contract.mcp_clients import CLIENTS, KEY_VARIABLE
 from taskservice.dashboard import formatting, sessions
 from taskservice.dashboard.pages import page, redirect_to, without_nul
 from taskservice.database import timestamps
@@ -87,6 +88,8 @@ def _page(status: int = 200, new: Any = None) -> Response:
         expiries=EXPIRIES,
         default_expiry=DEFAULT_EXPIRY,
         new=new,
+        mcp_clients=CLIENTS.values(),
+        mcp_key_variable=KEY_VARIABLE,
     )
 
 

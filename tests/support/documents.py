@@ -19,6 +19,7 @@ DOCUMENTS = {
 
 _FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_WORDS = r"[a-z]+(?:[ -][a-z]+)*"
 _HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 
 
@@ -68,8 +69,8 @@ def prose(name: str) -> str:
 def command_lines(name: str) -> list[str]:
     """The words of each `taskservice ...` in a document, up to its arguments."""
     code = "".join(_FENCE.findall(DOCUMENTS[name]))
-    shown = re.findall(r"^taskservice ([a-z][a-z ]*)", code, re.MULTILINE)
-    return shown + re.findall(r"`taskservice ([a-z][a-z ]*)", prose(name))
+    shown = re.findall(rf"^taskservice ({_WORDS})", code, re.MULTILINE)
+    return shown + re.findall(rf"`taskservice ({_WORDS})", prose(name))
 
 
 def links(name: str) -> list[str]:
