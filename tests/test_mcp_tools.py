@@ -192,13 +192,18 @@ def test_running_task_has_its_last_lines_and_what_to_do_next(
     alice: ApiClient, mcp: McpClient
 ) -> None:
     task = alice.start()
+    assert structured(result_of(mcp, task))["note"] == "waits for a worker"
+    expect(alice.post("/agent/summarizer/claim"), 200)
+    assert "note" not in structured(result_of(mcp, task))
     alice.append(task, *(f"line {number}" for number in range(10)))
+    alice.report(task, note="10 of 20 lines")
     result = result_of(mcp, task)
     assert structured(result) == {
         "taskId": task["id"],
         "agentId": "summarizer",
         "status": "running",
         "log": [f"line {number}" for number in range(5, 10)],
+        "note": "10 of 20 lines",
         "next": "Call wait_task with this taskId.",
     }
     assert json.loads(result["content"][0]["text"]) == structured(result)

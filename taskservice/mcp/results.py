@@ -28,6 +28,7 @@ POLL_MS, SLOW_POLL_MS = 2_000, 10_000
 SLOW_POLL_AFTER_SECONDS = 600.0
 DAY_SECONDS = 86_400.0
 
+WAITING = "waits for a worker"
 WAIT_NEXT = "Call wait_task with this taskId."
 ASK_NEXT = (
     "Ask your user, then call answer_task with this taskId and the questionId. To wait for "
@@ -62,6 +63,9 @@ def about(task: TaskRow | AnyRow) -> dict[str, Any]:
 
 def _of_running(task: TaskRow) -> dict[str, Any]:
     structured = {**about(task), "log": _last_lines(task, LINES_WHILE_RUNNING)}
+    note = task.note or (None if task.claimed_at or task.log_count else WAITING)
+    if note:
+        structured["note"] = note
     asked = questions.open_of(task)
     if asked:
         structured["questions"] = questions.listed(asked)
@@ -173,8 +177,7 @@ def _status_message(task: TaskRow) -> str:
     if asked:
         message = f"asks: {asked[0]['message']}"
     else:
-        waiting = "is running" if task.claimed_at else "waits for a worker"
-        message = task.note or _last_line(task) or waiting
+        message = task.note or _last_line(task) or ("is running" if task.claimed_at else WAITING)
     return shortened(escaped(message), MAX_STATUS_MESSAGE)
 
 
