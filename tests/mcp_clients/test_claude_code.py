@@ -8,6 +8,7 @@ from tests.support.api_client import RemoteClient
 from tests.support.mcp_clients.agents import newest_task, task_of
 from tests.support.mcp_clients.claude_code import ClaudeCode, ClaudeTerminal
 from tests.support.mcp_clients.stub_model import StubModel, Turn
+from tests.support.service import Service
 from tests.support.waiting import until
 
 DOWN, ENTER, SPACE, ESCAPE = "\x1b[B", "\r", " ", "\x1b"
@@ -29,6 +30,13 @@ def see_the_task(terminal: ClaudeTerminal) -> None:
     terminal.until_it_shows("↓ to manage")
     terminal.press(DOWN, "enter to view tasks")
     terminal.press(ENTER, "MCP task\n")
+
+
+def accept(terminal: ClaudeTerminal) -> None:
+    """Tick the one field of the form, and send it."""
+    terminal.press(SPACE, "☒")
+    terminal.press(ENTER, "❯  Accept")
+    terminal.press(ENTER, "(taskservice/confirm_delete) completed")
 
 
 def test_task_runs_in_the_background_of_a_terminal_until_it_is_stopped(
@@ -69,23 +77,23 @@ def test_form_on_the_terminal_answers_the_question_of_a_task(
             terminal.until_it_shows("Status: input required · asks: Delete old.txt?")
             terminal.until_it_shows("Enter to answer")
             terminal.press(ENTER, "Esc to answer later")
-            terminal.press(SPACE, "☒")
-            terminal.press(ENTER, "❯  Accept")
-            terminal.press(ENTER, "(taskservice/confirm_delete) completed")
+            accept(terminal)
             terminal.until_it_shows("claude: It is gone.")
         told = str(model.requests[-1]["messages"])
     assert task_of(owner, task["id"])["output"] == {"filename": "old.txt", "deleted": True}
     assert '"output":{"filename":"old.txt","deleted":true}' in told
 
 
-def test_session_that_is_resumed_shows_the_end_of_its_task(
-    node: Path, owner: RemoteClient, tmp_path: Path
+def test_task_outlives_its_session_and_a_restart_of_the_service(
+    node: Path, owner: RemoteClient, mcp_service: Service, tmp_path: Path
 ) -> None:
     turns = [tool("confirm_delete", filename="old.txt"), "It will ask.", "It is gone."]
     with StubModel(turns) as model:
         claude = machine(node, tmp_path, model, owner)
         with claude.terminal("Delete old.txt.") as terminal:
             terminal.until_it_shows("requests your input")
+        mcp_service.stop()
+        mcp_service.start()
         task = newest_task(owner, "confirm_delete")
         (question,) = task["questions"]
         path = f"/task/{task['id']}/question/{question['id']}/answer"
@@ -94,6 +102,21 @@ def test_session_that_is_resumed_shows_the_end_of_its_task(
         with claude.terminal("--continue") as terminal:
             terminal.until_it_shows("(taskservice/confirm_delete) completed")
             terminal.until_it_shows("claude: It is gone.")
+    assert task_of(owner, task["id"])["output"] == {"filename": "old.txt", "deleted": True}
+
+
+def test_form_stays_open_while_the_service_restarts(
+    node: Path, owner: RemoteClient, mcp_service: Service, tmp_path: Path
+) -> None:
+    turns = [tool("confirm_delete", filename="old.txt"), "It will ask.", "It is gone."]
+    with StubModel(turns) as model:
+        claude = machine(node, tmp_path, model, owner)
+        with claude.terminal("Delete old.txt.") as terminal:
+            terminal.until_it_shows("Esc to answer later")
+            mcp_service.stop()
+            mcp_service.start()
+            accept(terminal)
+    assert newest_task(owner, "confirm_delete")["output"]["deleted"] is True
 
 
 def test_print_mode_starts_watches_answers_and_cancels_with_plain_tools(

@@ -18,7 +18,10 @@ VERSIONS = json.loads((TESTS / "versions.json").read_text())
 # Inside the virtual environment: `make clean` removes them, and no checkout shows them.
 CACHE = Path(sys.prefix) / "mcp-clients"
 INSTALL_SECONDS = 280
-NPM_INSTALL = ("npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--no-save")
+NPM_INSTALL = (
+    "npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--no-save",
+    "--fetch-retry-mintimeout=1000",
+)  # fmt: skip
 
 
 def node_packages() -> Path:
