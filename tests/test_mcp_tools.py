@@ -378,7 +378,7 @@ def test_log_of_a_million_lines_is_read_at_both_ends(alice: ApiClient, mcp: McpC
 def test_list_tasks_has_the_newest_first(alice: ApiClient, mcp: McpClient) -> None:
     first = alice.start(name="first")
     second = alice.start("other", name="second")
-    alice.report(first, status="error", error={"message": "locked"})
+    alice.report(first, status="error", error={"message": "locked" + "!" * 2_000})
     alice.report(second, note="half")
     assert structured(mcp.call("list_tasks"))["tasks"] == [
         {
@@ -397,7 +397,7 @@ def test_list_tasks_has_the_newest_first(alice: ApiClient, mcp: McpClient) -> No
             "name": "first",
             "createdAt": first["createdAt"],
             "finishedAt": alice.task(first)["finishedAt"],
-            "error": {"type": "failed", "message": "locked"},
+            "error": {"type": "failed", "message": "locked" + "!" * 993 + "…"},
         },
     ]
 

@@ -98,10 +98,10 @@ def _of_error(task: TaskRow) -> dict[str, Any]:
     return tool_result({**about(task), "error": error_of(task), "log": lines}, is_error=True)
 
 
-def error_of(task: TaskRow | AnyRow) -> dict[str, Any] | None:
+def error_of(task: TaskRow | AnyRow, length: int = MAX_SHOWN_ERROR) -> dict[str, Any] | None:
     if task.error_type is None:
         return None
-    message = shortened(task.error_message or "", MAX_SHOWN_ERROR)
+    message = shortened(task.error_message or "", length)
     return {"type": task.error_type, "message": message}
 
 
@@ -120,7 +120,7 @@ def input_required(task: TaskRow, asked: list[dict[str, Any]]) -> dict[str, Any]
 def summary(task: AnyRow) -> dict[str, Any]:
     """A task in a list."""
     more = {"name": task.name, "createdAt": task.created_at, "finishedAt": task.finished_at}
-    optional = {"note": task.note, "error": error_of(task)}
+    optional = {"note": task.note, "error": error_of(task, MAX_SHOWN_LINE)}
     return {**about(task), **more, **{name: each for name, each in optional.items() if each}}
 
 
