@@ -316,6 +316,11 @@ LONG: tuple[tuple[Json, Json, str | None], ...] = (
     (has(x={"pattern": "^(a+)+$"}), {"x": "a" * 1_000_000}, None),
     # More steps than a check may take.
     (
+        has(x={"items": {"dependentRequired": {f"{n}": ["z"] for n in range(900)}}}),
+        {"x": [{"a": 1}] * 120_000},
+        "Too long to be checked by the agent's inputSchema.",
+    ),
+    (
         has(x={"items": {"allOf": [{"type": "integer"}] * 700}}),
         {"x": [1] * 300_000},
         "Too long to be checked by the agent's inputSchema.",

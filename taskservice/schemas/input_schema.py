@@ -154,10 +154,12 @@ class _Sizes:
     def _measured(self, pointer: str) -> Size:
         schema = self._schemas[pointer]
         parts = [self.of(each) for each in self._parts(pointer, schema)]
-        by_name = schema.get("patternProperties")
-        patterns = ("pattern" in schema) + (len(by_name) if isinstance(by_name, dict) else 0)
+        # Each name of these is looked up in each value.
+        schemas = 1 + _count(schema, "dependentRequired")
+        patterns = ("pattern" in schema) + _count(schema, "patternProperties")
         size = Size(
-            1 + sum(part.schemas for part in parts), patterns + sum(part.patterns for part in parts)
+            schemas + sum(part.schemas for part in parts),
+            patterns + sum(part.patterns for part in parts),
         )
         if size.schemas > MAX_SCHEMAS:
             raise Unfit(f"More than {MAX_SCHEMAS:,} schemas, with each $ref followed.")
@@ -171,6 +173,11 @@ class _Sizes:
             if target not in self._schemas:
                 raise Unfit(f'{_name(pointer)}: $ref must be "#/..." and refer to a schema.')
             yield target
+
+
+def _count(schema: dict[str, Any], keyword: str) -> int:
+    value = schema.get(keyword)
+    return len(value) if isinstance(value, dict) else 0
 
 
 def _inside(pointer: str, schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
