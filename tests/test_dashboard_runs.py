@@ -23,10 +23,13 @@ SCHEMA: Json = {
         "days": {"type": "integer", "minimum": 1, "default": 30},
         "dry": {"type": "boolean", "default": True},
         "options": {"type": "object", "properties": {"deep": {"type": "boolean"}}},
-        "hosts": {"type": "array", "items": {"type": "string", "enum": ["a", "b"]}},
+        "hosts": {"type": "array", "items": {"$ref": "#/$defs/Host"}},
     },
     "required": ["folder", "hosts"],
-    "$defs": {"Level": {"type": "string", "enum": ["low", "high"]}},
+    "$defs": {
+        "Level": {"type": "string", "enum": ["low", "high"]},
+        "Host": {"type": "string", "enum": ["a", "b"]},
+    },
 }
 
 
@@ -243,6 +246,24 @@ def test_hostile_schema_is_shown_as_text(window: Browser, alice: ApiClient) -> N
     response = send(window, choice='{"a":' + json.dumps(HOSTILE, ensure_ascii=False) + "}")
     assert response.status_code == 303
     assert tasks(alice)[0]["input"] == {"choice": {"a": HOSTILE}}
+
+
+def test_choice_may_be_of_any_values(window: Browser, alice: ApiClient) -> None:
+    values: list[Any] = [1, 1.5, None, True, "1", [1], {"a": 1}]
+    register(alice, {
+        "type": "object",
+        "properties": {
+            "only": {"const": "backup"}, "any": {"enum": values},
+            "pair": {"type": "array", "enum": [[1, 2], [3, 4]]},
+        },
+    })  # fmt: skip
+    for value in values:
+        sent = send(window, only='"backup"', any=json.dumps(value, separators=(",", ":")))
+        assert sent.status_code == 303
+        assert tasks(alice)[0]["input"] == {"only": "backup", "any": value}
+    assert send(window, pair="[3, 4]").status_code == 303
+    assert tasks(alice)[0]["input"] == {"pair": [3, 4]}
+    assert send(window, any='"2"').status_code == 422
 
 
 @one_database

@@ -91,8 +91,7 @@ class _Property:
         kind = self.schema.get("type")
         if kind == "boolean":
             return _BOOLEAN
-        items = self.schema.get("items")
-        return _options(items if kind == "array" and isinstance(items, dict) else self.schema)
+        return _options(self.schema.get("items", {}) if kind == "array" else self.schema)
 
     @property
     def kind(self) -> str:
@@ -290,6 +289,8 @@ def _properties(schema: Json) -> Iterator[_Property]:
     required = schema.get("required", ())
     for name, each in schema.get("properties", {}).items():
         own, is_nullable = _without_null(_resolved(each, schema), schema)
+        if "items" in own:
+            own = {**own, "items": _resolved(own["items"], schema)}
         yield _Property(name, own, name in required, is_nullable)
 
 
@@ -329,7 +330,7 @@ def _without_null(schema: Json, root: Json) -> tuple[Json, bool]:
 
 
 def _options(schema: Json) -> list[tuple[Any, str]]:
-    values = schema.get("enum")
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
     if isinstance(values, list):
         names = schema.get("enumNames")
         names = names if isinstance(names, list) else []
