@@ -309,11 +309,14 @@ def test_hostile_names_and_texts_are_shown_as_text(
 def test_list_says_which_tasks_ask_and_its_title_counts_them(
     window: Browser, alice: ApiClient, task: Json
 ) -> None:
-    assert "ask something" not in text_of(window, "/")
+    text = text_of(window, "/")
+    assert "ask something" not in text
+    assert ">asks<" not in text
     question = ask(alice, task, timeout=3600)
     text = text_of(window, "/")
     assert title_of(text) == "(1) Tasks · taskservice"
     assert "1 task asks something" in text
+    assert '</span> <small class="status-detail">asks</small></td>' in text
     assert f'<a href="/tasks/{task["id"]}"><bdi>Release</bdi></a> · asked <time' in text
     assert f'expires <time datetime="{question["expiresAt"]}"' in text
     assert 'data-state="asking"' in text

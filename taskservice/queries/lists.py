@@ -30,6 +30,7 @@ from taskservice.queries.ordered_tasks import (
 from taskservice.queries.selections import BY_END, Filters, Selection, unindexed
 from taskservice.queries.task_json import Shape
 from taskservice.queries.tasks import with_log
+from taskservice.schemas.answers import NO_QUESTIONS
 from taskservice.schemas.columns import LARGE_COLUMNS, TASK_COLUMNS
 
 # How many positions of a whole list one search finds.
@@ -205,6 +206,7 @@ _SUMMARIES = Statement[AnyRow](
         Task.progress,
         Task.note,
         Task.labels,
+        (Task.questions != NO_QUESTIONS).label("asks"),
         Task.created_at,
         Task.claimed_at,
         Task.finished_at,
