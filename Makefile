@@ -10,8 +10,8 @@ unexport PYTHONDONTWRITEBYTECODE
 PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 3 ))
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-server test-agent test-browser test-mcp test-crash test-api test-big \
-	test-callbacks lint bench bench-peers bench-more screenshots clean
+.PHONY: help install run test test-server test-agent test-browser test-mcp test-deploy test-crash test-api \
+	test-big test-callbacks lint bench bench-peers bench-more screenshots clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read name text; do \
@@ -42,7 +42,7 @@ $(VENV)/installed-test: $(VENV)/installed
 
 test: $(VENV)/installed-test ## Install what the tests need, and test the service
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow' \
-		--ignore tests/server --ignore tests/agent_side --ignore tests/mcp_clients \
+		--ignore tests/server --ignore tests/agent_side --ignore tests/deploy --ignore tests/mcp_clients \
 		--ignore tests/test_browser.py \
 		--ignore tests/test_browser_task.py --ignore tests/test_browser_lists.py \
 		--ignore tests/test_browser_questions.py \
@@ -61,6 +61,9 @@ test-browser: $(VENV)/installed-test ## Test the dashboard in a real browser
 
 test-mcp: $(VENV)/installed-test ## MCP clients from their packages, and the conformance suite of MCP
 	$(BIN)/python -m pytest -n 4 --dist worksteal tests/mcp_clients
+
+test-deploy: $(VENV)/installed-test ## Use each file of deploy/ with the program that it is for
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/deploy
 
 test-crash: $(VENV)/installed-test ## 30 s of load on each database, followers, copies, while processes are killed
 	CRASH_SECONDS=$${CRASH_SECONDS:-30} $(BIN)/python -m pytest -m slow -s \

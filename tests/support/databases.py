@@ -74,6 +74,11 @@ class Databases:
         uri: str = server.get_uri(name)
         return uri
 
+    @property
+    def programs(self) -> Path:
+        """The folder with `pg_dump` and the other programs of PostgreSQL."""
+        return Path(self._server().bin_path)
+
     def _server(self) -> Any:
         """The server, which all test processes share; the last one to end removes it."""
         if self._started is None:

@@ -1,0 +1,204 @@
+"""The units of systemd: checked by systemd, and their commands run with their environment."""
+
+import ctypes
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.support.commands import run
+from tests.support.databases import Databases
+from tests.support.documents import ROOT, install_commands
+from tests.support.requirements import needs
+from tests.support.service import free_port
+from tests.support.waiting import until
+
+DEPLOY = ROOT / "deploy"
+UNITS = ("taskservice.service", "taskservice-backup.service", "taskservice-backup.timer")
+MAX_EXPOSURE = 4.0
+# Of Linux 6.3 and newer: memory that was writable never becomes executable.
+PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 65, 1
+
+
+class Machine:
+    """A folder in the place of `/`, where the units are installed as the manual says."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder
+        commands = install_commands(folder / "opt/taskservice/bin")
+        shutil.copy(DEPLOY / "taskservice-backup", commands)
+        for name in ("etc", "var/lib/taskservice", "var/lib/taskservice-backups", "units"):
+            (folder / name).mkdir(parents=True)
+        for name in UNITS:
+            text = (DEPLOY / name).read_text()
+            (folder / "units" / name).write_text(self.here(text))
+
+    def here(self, text: str) -> str:
+        return re.sub(r"/(?=opt/|var/lib/|etc/)", f"{self.root}/", text)
+
+    def values(self, unit: str, name: str) -> list[str]:
+        text = (self.root / "units" / unit).read_text()
+        return re.findall(rf"^{name}=(.*)$", text, re.MULTILINE)
+
+    def environment(self, unit: str, **more: str) -> dict[str, str]:
+        """What systemd gives the unit's command, with what the tests' interpreter needs."""
+        lines = [word for line in self.values(unit, "Environment") for word in shlex.split(line)]
+        (file,) = self.values(unit, "EnvironmentFile")
+        assert file.startswith("-")
+        if Path(file[1:]).exists():
+            lines += re.findall(r"^(?!#).+=.*$", Path(file[1:]).read_text(), re.MULTILINE)
+        settings = dict(line.split("=", 1) for line in lines)
+        return {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)} | settings | more
+
+    def run(self, unit: str, **more: str) -> subprocess.CompletedProcess[str]:
+        (command,) = self.values(unit, "ExecStart")
+        return subprocess.run(
+            shlex.split(command), cwd="/", env=self.environment(unit, **more),
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def systemd_analyze(*arguments: str) -> str:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        needs("systemd-analyze", "install the package systemd")
+    result = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result
+    return result.stdout + result.stderr
+
+
+def test_systemd_finds_nothing_wrong_in_the_units(machine: Machine) -> None:
+    paths = [str(machine.root / "units" / name) for name in UNITS]
+    assert systemd_analyze("verify", "--man=no", *paths) == ""
+
+
+@pytest.mark.parametrize("name", [name for name in UNITS if name.endswith(".service")])
+def test_service_has_few_rights(name: str, machine: Machine) -> None:
+    report = systemd_analyze("security", "--offline=true", str(machine.root / "units" / name))
+    (exposure,) = re.findall(r"Overall exposure level for \S+: ([\d.]+)", report)
+    assert float(exposure) < MAX_EXPOSURE
+
+
+def refuse_executable_memory() -> None:
+    """As `MemoryDenyWriteExecute=yes` does; an older kernel knows no such thing."""
+    ctypes.CDLL(None).prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0)
+
+
+def test_service_says_when_it_is_ready_and_ends_in_time(machine: Machine) -> None:
+    unit, port = "taskservice.service", free_port()
+    shutil.copy(DEPLOY / "taskservice.env", machine.root / "etc/taskservice.env")
+    notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    notices.settimeout(60)
+    notices.bind(str(machine.root / "notify"))
+    settings = {
+        "NOTIFY_SOCKET": str(machine.root / "notify"),
+        "TASKSERVICE_BIND": f"127.0.0.1:{port}",
+    }
+    (command,) = machine.values(unit, "ExecStart")
+    (seconds,) = machine.values(unit, "TimeoutStopSec")
+    assert machine.values(unit, "Type") == ["notify"]
+    with notices, open(machine.root / "log", "wb") as log:
+        process = subprocess.Popen(
+            shlex.split(command), cwd="/", env=machine.environment(unit, **settings),
+            stdout=log, stderr=log, preexec_fn=refuse_executable_memory,
+        )  # fmt: skip
+        try:
+            assert b"READY=1" in notices.recv(1000)
+            url = f"http://127.0.0.1:{port}"
+            until(partial(is_ready, url))
+            headers = {"apikey": add_user(machine, unit)}
+            assert requests.get(f"{url}/api/v1/user", headers=headers, timeout=60).ok
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) == 0
+            assert time.monotonic() - began < float(seconds)
+        finally:
+            process.kill()
+            process.wait()
+    assert (machine.root / "var/lib/taskservice/taskservice.db").exists()
+    assert "is not a setting" not in (machine.root / "log").read_text()
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return requests.get(f"{url}/readyz", timeout=60).ok
+    except requests.ConnectionError:
+        return False
+
+
+def add_user(machine: Machine, unit: str) -> str:
+    command = [machine.root / "opt/taskservice/bin/taskservice", "user", "add", "alice"]
+    environment = machine.environment(unit)
+    return subprocess.check_output(command, env=environment, text=True, timeout=60).strip()
+
+
+def test_wrong_setting_is_no_reason_to_start_again(machine: Machine) -> None:
+    (code,) = machine.values("taskservice.service", "RestartPreventExitStatus")
+    (machine.root / "etc/taskservice.env").write_text("TASKSERVICE_THREADS=none\n")
+    result = machine.run("taskservice.service")
+    assert result.returncode == int(code)
+    assert "TASKSERVICE_THREADS" in result.stderr
+
+
+def test_backup_has_a_dated_name_and_the_oldest_are_removed(machine: Machine) -> None:
+    unit = "taskservice-backup.service"
+    add_user(machine, unit)
+    (machine.root / "etc/taskservice.env").write_text("BACKUP_KEEP=2\n")
+    folder = machine.root / "var/lib/taskservice-backups"
+    for day in ("2026-01-01", "2026-01-03", "2026-01-02"):
+        (folder / f"taskservice-{day}T000000Z.db").touch()
+    (folder / "notes.db").touch()
+    result = machine.run(unit)
+    assert result.returncode == 0, result
+    *others, oldest, newest = sorted(os.listdir(folder))
+    assert others == ["notes.db", "secret_key"]
+    assert oldest == "taskservice-2026-01-03T000000Z.db"
+    assert re.fullmatch(r"taskservice-\d{4}-\d\d-\d\dT\d{6}Z\.db", newest)
+    restored = machine.root / "restored"
+    assert run(restored, "db", "restore", str(folder / newest)).returncode == 0
+    assert "alice" in run(restored, "user", "list").stdout
+
+
+def test_failed_backup_fails_the_unit_and_removes_none(machine: Machine) -> None:
+    old = machine.root / "var/lib/taskservice-backups/taskservice-2026-01-01T000000Z.db"
+    old.touch()
+    (machine.root / "etc/taskservice.env").write_text("BACKUP_KEEP=0\n")
+    result = machine.run("taskservice-backup.service")
+    assert result.returncode != 0
+    assert "no database" in result.stderr
+    assert old.exists()
+
+
+def test_postgresql_is_backed_up_by_pg_dump(machine: Machine, databases: Databases) -> None:
+    url = databases.new_postgresql()
+    unit, folder = "taskservice-backup.service", machine.root / "var/lib/taskservice-backups"
+    settings = {"TASKSERVICE_DATABASE_URL": url, "TASKSERVICE_SECRET_KEY": "a" * 40}
+    command = [machine.root / "opt/taskservice/bin/taskservice", "user", "add", "alice"]
+    environment = machine.environment(unit, **settings)
+    subprocess.run(command, env=environment, check=True, timeout=60)
+    programs = f"{databases.programs}:/usr/bin:/bin"
+    result = machine.run(unit, **settings, PATH=programs)
+    assert result.returncode == 0, result
+    (dump,) = folder.iterdir()
+    assert dump.suffix == ".dump"
+    listed = subprocess.check_output(
+        ["pg_restore", "--list", dump], env={"PATH": programs}, text=True, timeout=60
+    )
+    assert "TABLE DATA public tasks" in listed
+    refused = machine.run(unit, **settings, PATH=programs, PGOPTIONS="-c nonsense=1")
+    assert refused.returncode != 0
+    assert [path.name for path in folder.iterdir()] == [dump.name]
