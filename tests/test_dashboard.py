@@ -453,7 +453,8 @@ def test_stored_markup_is_shown_as_text(
 ) -> None:
     task = make_hostile(alice, f"{receiver.url}hook")
     for path in ("/", "/?q=<script>", f"/tasks/{task['id']}", f"/tasks/{task['id']}/delete",
-                 f"/tasks/{task['id']}/cancel", "/agents", "/keys"):  # fmt: skip
+                 f"/tasks/{task['id']}/cancel", f"/tasks/{task['id']}/rerun", "/agents",
+                 "/agents/hostile", "/agents/hostile/run", "/keys"):  # fmt: skip
         text = browser.get(path).text
         assert "<img src=x" not in text
         assert "<script>" not in text
@@ -1149,7 +1150,8 @@ def test_events_resume_after_the_line_that_came_last(browser: Browser, alice: Ap
 def test_everything_stays_below_a_prefix(config: Config) -> None:
     app = create_app(Config(**{**config.__dict__, "PROXY_HOPS": 1}))
     alice = add_user(app, "alice")
-    task = alice.start()
+    task = alice.start(claim=True)
+    asked = expect(alice.post(f"/task/{task['id']}/question", json={"message": "Go on?"}), 201)
     headers = {"X-Forwarded-Prefix": "/agents/one", "X-Forwarded-Proto": "https"}
     browser = Browser(app, headers=headers, base_url="https://localhost")
     first = browser.get(f"/tasks/{task['id']}")
@@ -1169,6 +1171,13 @@ def test_everything_stays_below_a_prefix(config: Config) -> None:
         for name in ("href", "src", "action"):
             for link in found.values(name):
                 assert link.startswith(("/agents/one/", "#", "?")), link
+    path = f"/tasks/{task['id']}/questions/{asked['id']}"
+    page = entered.get(path, headers=headers | {"Cookie": jar})
+    # The token of its form is in the session.
+    jar = page.headers["Set-Cookie"].partition(";")[0]
+    data = {"token": token(page), "field.answer": "yes", "back": "/?status=running"}
+    done = entered.post(path, data=data, headers=headers | {"Cookie": jar})
+    assert done.location == "/agents/one/?status=running"
     dispose(app)
 
 

@@ -316,10 +316,15 @@ def end(app: Flask, task: dict[str, Any], moment: datetime) -> None:
 
 def make_hostile(person: ApiClient, callback: str) -> dict[str, Any]:
     """A task, its agent and a key that hold what must do nothing, wherever it is shown."""
-    person.register("hostile", name=HOSTILE, description=HOSTILE)
+    value = {"type": "string", "title": HOSTILE, "description": HOSTILE, "default": HOSTILE}
+    schema = {"type": "object", "properties": {HOSTILE: value}}
+    person.register("hostile", name=HOSTILE, description=HOSTILE, inputSchema=schema)
     task = person.start("hostile", name=HOSTILE, input={HOSTILE: HOSTILE}, claim=True,
                         callback=f"{callback}?{'<script>'}")  # fmt: skip
     person.append(task, HOSTILE, f"\x1b[31m{HOSTILE}\x1b[0m", "\x1b]8;;javascript:alert(1)\x07link")
+    asked = _ask(person, task, HOSTILE, schema)
+    body = {"action": "accept", "content": {HOSTILE: HOSTILE}}
+    person.post(f"/task/{task['id']}/question/{asked['id']}/answer", json=body)
     person.report(task, output={HOSTILE: [HOSTILE]}, status="error", error={"message": HOSTILE})
     person.post("/key", json={"name": HOSTILE})
     return task
