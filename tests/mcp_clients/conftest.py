@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.api_client import RemoteClient
 from tests.support.mcp_clients import agents
-from tests.support.mcp_clients.packages import node_packages
+from tests.support.mcp_clients.packages import node_packages, python_environment
 from tests.support.service import Service
 
 
@@ -31,3 +31,15 @@ def owner(mcp_service: Service, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def node() -> Path:
     """The folder `node_modules` with the clients for Node.js."""
     return node_packages()
+
+
+@pytest.fixture(scope="session")
+def official_python() -> Path:
+    """Python with the official client."""
+    return python_environment("mcp")
+
+
+@pytest.fixture(scope="session")
+def fastmcp_python() -> Path:
+    """Python with fastmcp and its tasks."""
+    return python_environment("fastmcp")

@@ -9,17 +9,16 @@ import pytest
 
 from tests.support.api_client import RemoteClient
 from tests.support.mcp_clients.agents import TOOLS, task_of
-from tests.support.mcp_clients.packages import python_environment
 
 PROGRAMS = Path(__file__).parent / "client_programs"
 CLIENT_SECONDS = 120
 
 
-def steps_of(owner: RemoteClient, environment: str, program: str, *modes: str) -> dict[str, Any]:
+def steps_of(owner: RemoteClient, python: Path, program: str, *modes: str) -> dict[str, Any]:
     """Step -> what the client showed its user."""
     key = str(owner.session.headers["apikey"])
     run = subprocess.run(
-        [python_environment(environment), PROGRAMS / program, f"{owner.url}/mcp", key, *modes],
+        [python, PROGRAMS / program, f"{owner.url}/mcp", key, *modes],
         capture_output=True, text=True, timeout=CLIENT_SECONDS, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
@@ -30,9 +29,9 @@ def steps_of(owner: RemoteClient, environment: str, program: str, *modes: str) -
 
 @pytest.mark.parametrize(("mode", "version"), [("auto", "2026-07-28"), ("legacy", "2025-11-25")])
 def test_official_client_starts_watches_answers_and_cancels(
-    owner: RemoteClient, mode: str, version: str
+    official_python: Path, owner: RemoteClient, mode: str, version: str
 ) -> None:
-    steps = steps_of(owner, "mcp", "official.py", mode)
+    steps = steps_of(owner, official_python, "official.py", mode)
     assert (steps["version"], steps["server"]) == (version, "taskservice")
     assert set(steps["tools"]) == TOOLS
     assert "list_tasks" in steps["instructions"]
@@ -65,8 +64,10 @@ def test_official_client_starts_watches_answers_and_cancels(
     assert (task["error"]["type"], task["labels"]) == ("cancelled", {"via": "mcp"})
 
 
-def test_fastmcp_runs_tasks_in_the_background_answers_and_cancels(owner: RemoteClient) -> None:
-    steps = steps_of(owner, "fastmcp", "fastmcp_tasks_client.py")
+def test_fastmcp_runs_tasks_in_the_background_answers_and_cancels(
+    fastmcp_python: Path, owner: RemoteClient
+) -> None:
+    steps = steps_of(owner, fastmcp_python, "fastmcp_tasks_client.py")
     assert set(steps["tools"]) == TOOLS
     assert steps["greet"] == "Hello, World!"
     assert "the disk is gone" in steps["fails"]

@@ -70,7 +70,7 @@ def _install(source: str, folder: Path, *command: str) -> None:
             command, cwd=folder, env=os.environ | {"PYTHONNOUSERSITE": "1"}, capture_output=True,
             text=True, timeout=INSTALL_SECONDS, check=False,
         )  # fmt: skip
-        problem = "" if done.returncode == 0 else (done.stderr + done.stdout)[-300:]
+        problem = "" if done.returncode == 0 else " ".join(done.stderr.split())[:200]
     except subprocess.TimeoutExpired:
         problem = f"{command[0]} took over {INSTALL_SECONDS} s"
     if problem:
