@@ -141,7 +141,7 @@ def is_ready(url: str) -> bool:
 
 
 def add_user(machine: Machine, unit: str) -> str:
-    command = [machine.root / "opt/taskservice/bin/taskservice", "user", "add", "alice"]
+    command = [str(machine.root / "opt/taskservice/bin/taskservice"), "user", "add", "alice"]
     environment = machine.environment(unit)
     return subprocess.check_output(command, env=environment, text=True, timeout=60).strip()
 
@@ -187,7 +187,7 @@ def test_postgresql_is_backed_up_by_pg_dump(machine: Machine, databases: Databas
     url = databases.new_postgresql()
     unit, folder = "taskservice-backup.service", machine.root / "var/lib/taskservice-backups"
     settings = {"TASKSERVICE_DATABASE_URL": url, "TASKSERVICE_SECRET_KEY": "a" * 40}
-    command = [machine.root / "opt/taskservice/bin/taskservice", "user", "add", "alice"]
+    command = [str(machine.root / "opt/taskservice/bin/taskservice"), "user", "add", "alice"]
     environment = machine.environment(unit, **settings)
     subprocess.run(command, env=environment, check=True, timeout=60)
     programs = f"{databases.programs}:/usr/bin:/bin"

@@ -49,17 +49,21 @@ class Authority:
 
         One that is self-signed has the authority's own name and key, but not its rights.
         """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        with TemporaryDirectory() as folder:
+            path = Path(folder, "server.pem")
+            path.write_bytes(self.server_pem(*hosts, expired=expired, self_signed=self_signed))
+            context.load_cert_chain(path)
+        return context
+
+    def server_pem(self, *hosts: str, expired: bool = False, self_signed: bool = False) -> bytes:
+        """The private key and the certificate of such a server."""
         key = self._key if self_signed else ec.generate_private_key(ec.SECP256R1())
         name = "Test authority" if self_signed else "Test server"
         names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
         certificate = self._sign(name, key, [(names, False)], expired)
         secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        with TemporaryDirectory() as folder:
-            path = Path(folder, "server.pem")
-            path.write_bytes(secret + certificate.public_bytes(Encoding.PEM))
-            context.load_cert_chain(path)
-        return context
+        return secret + certificate.public_bytes(Encoding.PEM)
 
     def _sign(
         self,

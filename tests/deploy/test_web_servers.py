@@ -1,0 +1,230 @@
+"""deploy/nginx.conf and deploy/Caddyfile, in the real programs; only addresses are replaced."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.support.api_client import RemoteClient
+from tests.support.certificates import Authority
+from tests.support.documents import ROOT
+from tests.support.followers import events, open_stream
+from tests.support.mcp import McpClient, structured
+from tests.support.nginx import NGINX
+from tests.support.requirements import needs
+from tests.support.service import Service, free_port
+from tests.support.waiting import until
+
+DEPLOY = ROOT / "deploy"
+HOST = "localhost"
+PREFIX = "/tasks"
+MAX_BODY = 10 * 1024 * 1024
+# What a file for conf.d is included by.
+AROUND_NGINX = """
+{user}
+daemon off;
+pid {folder}/pid;
+worker_processes 1;
+events {{ }}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/body;
+  proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi;
+  scgi_temp_path {folder}/scgi;
+  include {folder}/taskservice.conf;
+}}
+"""
+# A test has neither the ports of a machine's own Caddy, nor may it change what the machine trusts.
+AROUND_CADDY = """
+{
+	admin off
+	auto_https disable_redirects
+	skip_install_trust
+	grace_period 1s
+	servers {
+		protocols h1 h2
+	}
+}
+"""
+
+
+def replaced(text: str, values: dict[str, str]) -> str:
+    for old, new in values.items():
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+def without_prefix(text: str) -> str:
+    """Changed as the first lines of the file say."""
+    text = re.sub(r".*header_up X-Forwarded-Prefix.*\n", "", text)
+    return re.sub('/tasks(?=[/"])', "", text.replace("handle_path /tasks/*", "handle"))
+
+
+@contextmanager
+def running(command: list[str], folder: Path, url: str, authority: Path) -> Iterator[str]:
+    """The program, until the block ends; it answers at the URL."""
+    own = {"HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
+    with open(folder / "log", "wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | own)
+    try:
+        until(partial(answers, process, folder / "log", url, authority))
+        yield url
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def answers(process: "subprocess.Popen[bytes]", log: Path, url: str, authority: Path) -> bool:
+    assert process.poll() is None, log.read_text()
+    try:
+        requests.get(url, verify=str(authority), timeout=60)
+        return True
+    except (requests.ConnectionError, OSError):
+        return False
+
+
+@contextmanager
+def nginx(folder: Path, text: str, behind: int) -> Iterator[tuple[str, Path]]:
+    if NGINX is None:
+        needs("nginx", "install the package nginx-light")
+    authority, port = Authority(), free_port()
+    (folder / "authority.pem").write_bytes(authority.pem)
+    (folder / "server.pem").write_bytes(authority.server_pem(HOST))
+    values = {
+        "127.0.0.1:8000": f"127.0.0.1:{behind}",
+        "listen 443": f"listen 127.0.0.1:{port}",
+        "tasks.example.org;": f"{HOST};",
+        "/etc/ssl/certs/tasks.example.org.pem": str(folder / "server.pem"),
+        "/etc/ssl/private/tasks.example.org.key": str(folder / "server.pem"),
+    }
+    (folder / "taskservice.conf").write_text(replaced(text, values))
+    user = "user root;" if os.geteuid() == 0 else ""
+    (folder / "nginx.conf").write_text(AROUND_NGINX.format(user=user, folder=folder))
+    command = [NGINX, "-c", f"{folder}/nginx.conf", "-e", f"{folder}/log", "-p", str(folder)]
+    checked = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=60)
+    assert "[warn]" not in checked.stderr
+    assert checked.returncode == 0, checked.stderr
+    with running(command, folder, f"https://{HOST}:{port}", folder / "authority.pem") as url:
+        yield url, folder / "authority.pem"
+
+
+@contextmanager
+def caddy(folder: Path, text: str, behind: int) -> Iterator[tuple[str, Path]]:
+    program = shutil.which("caddy")
+    if program is None:
+        needs("Caddy", "install the package caddy")
+    url = f"https://{HOST}:{free_port()}"
+    values = {"127.0.0.1:8000": f"127.0.0.1:{behind}", "\ntasks.example.org {": f"\n{url} {{"}
+    path = folder / "Caddyfile"
+    path.write_text(AROUND_CADDY + replaced(text, values))
+    command = [program, "run", "--adapter", "caddyfile", "--config", str(path)]
+    authority = folder / "caddy/pki/authorities/local/root.crt"
+    with running(command, folder, url, authority) as url:
+        yield url, authority
+
+
+PROGRAMS = {"nginx": ("nginx.conf", nginx), "caddy": ("Caddyfile", caddy)}
+
+
+@contextmanager
+def service_behind(program: str, folder: Path, prefix: str) -> Iterator[RemoteClient]:
+    """A user of the service, through the program."""
+    name, run = PROGRAMS[program]
+    text = (DEPLOY / name).read_text()
+    with (
+        Service(folder / "data", PROXY_HOPS="1") as service,
+        run(folder, text if prefix else without_prefix(text), service.port) as (url, authority),
+    ):
+        person = service.add_user("alice")
+        person.url, person.session.verify = f"{url}{prefix}", str(authority)
+        yield person
+
+
+@pytest.fixture(scope="module", params=PROGRAMS)
+def alice(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RemoteClient]:
+    with service_behind(request.param, tmp_path_factory.mktemp("web"), PREFIX) as person:
+        yield person
+
+
+def test_page_has_the_prefix_in_its_links(alice: RemoteClient) -> None:
+    with requests.Session() as browser:
+        browser.verify, browser.trust_env = alice.session.verify, False
+        page = browser.get(f"{alice.url}/", timeout=60)
+        (token,) = re.findall(r'name="token" value="([^"]*)"', page.text)
+        assert f'action="{PREFIX}/sign-in"' in page.text
+        form = {"token": token, "next": "", "key": str(alice.session.headers["apikey"])}
+        signed_in = browser.post(f"{alice.url}/sign-in", data=form, timeout=60)
+        assert signed_in.status_code == 200, signed_in.text
+        assert signed_in.url.startswith(f"{alice.url}/")
+        cookie = signed_in.history[0].headers["Set-Cookie"]
+        assert {f"Path={PREFIX}/", "Secure"} <= set(cookie.split("; "))
+        links = re.findall(r'(?:href|src)="(/[^"]*)"', signed_in.text)
+        assert links
+        assert [link for link in links if not link.startswith(f"{PREFIX}/")] == []
+
+
+def test_events_arrive_line_by_line(alice: RemoteClient) -> None:
+    task = alice.start(claim=True)
+    with open_stream(alice, task) as response:
+        received = events(response)
+        assert next(received).kind == "task"
+        for number in range(1, 6):
+            # Were they held back, the next one would not come.
+            line = {"logs": [f"line {number}"]}
+            alice.request("POST", f"/task/{task['id']}/logs", json=line).raise_for_status()
+            event = next(event for event in received if event.kind == "log")
+            assert (event.id, event.data) == (str(number), f"line {number}")
+
+
+def test_largest_body_passes(alice: RemoteClient) -> None:
+    task = alice.start(claim=True)
+    response = alice.session.post(
+        f"{alice.url}/api/v1/task/{task['id']}/logs",
+        data=(b"x" * 1023 + b"\n") * (MAX_BODY // 1024),
+        headers={"Content-Type": "text/plain"},
+        timeout=60,
+    )
+    assert response.status_code == 201, response.text
+    assert response.json()["logCount"] == MAX_BODY // 1024
+
+
+def test_request_that_waits_is_not_cut_off(alice: RemoteClient) -> None:
+    task = alice.start(claim=True)
+    waited = alice.request("GET", f"/task/{task['id']}", headers={"Prefer": "wait=2"}, timeout=60)
+    assert waited.headers["Preference-Applied"] == "wait=2"
+
+
+def test_tools_are_called_through_it(alice: RemoteClient) -> None:
+    result = McpClient(alice).call("list_tasks")
+    assert "tasks" in structured(result)
+
+
+def test_what_needs_no_key_is_not_passed_on(alice: RemoteClient) -> None:
+    for name in ("livez", "readyz", "metrics"):
+        answer = alice.session.get(f"{alice.url}/{name}", timeout=60)
+        assert answer.status_code == 404
+        assert "taskservice" not in answer.text
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_without_a_prefix_it_is_at_the_root(program: str, tmp_path: Path) -> None:
+    with service_behind(program, tmp_path, "") as alice:
+        assert alice.request("GET", "/user").json()["name"] == "alice"
+        created = alice.request("PUT", "/agent/reader")
+        assert created.status_code == 201
+        assert alice.session.get(f"{alice.url}/metrics", timeout=60).status_code == 404
+        page = alice.session.get(f"{alice.url}/", timeout=60)
+        assert page.status_code == 200
+        assert "/tasks/tasks" not in page.text
