@@ -76,8 +76,8 @@ def test_every_acknowledged_write_survives_killed_workers(
     assert ledger.wrong == []
     assert [at for at in ledger.breaks if not any(0 <= at - k < BREAK_SECONDS for k in kills)] == []
     check_tasks(ledger, stored)
-    check_questions(ledger, questions)
     check_tools(ledger, stored)
+    check_questions(ledger, questions)
     if database_url.startswith("sqlite"):
         check_file(data_folder / "taskservice.db")
 

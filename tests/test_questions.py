@@ -397,6 +397,17 @@ def test_question_expires_in_every_read_at_once(
     assert column(app, task, "questions") == "[]"
 
 
+def test_question_that_has_expired_stays_so_at_the_end_of_its_task(
+    alice: ApiClient, task: Json
+) -> None:
+    expired, left = ask(alice, task, timeout=1), ask(alice, task)
+    until(lambda: expect(alice.get(path(task, expired)), 200)["state"] == "expired")
+    alice.report(task, status="complete")
+    states = [each["state"] for each in expect(alice.get(path(task)), 200)]
+    assert states == ["expired", "withdrawn"]
+    assert expect(alice.delete(path(task, left)), 200)["state"] == "withdrawn"
+
+
 @pytest.mark.parametrize("timeout", [None, 60])
 def test_task_does_not_time_out_while_its_question_is_open(
     alice: ApiClient, app: Flask, upkeep: Upkeep, timeout: int | None

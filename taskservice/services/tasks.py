@@ -10,6 +10,7 @@ from sqlalchemy import (
     Connection,
     Integer,
     bindparam,
+    case,
     insert,
     or_,
     select,
@@ -26,6 +27,7 @@ from taskservice.contract.terms import (
     CANCELLED,
     COMPLETE,
     ERROR,
+    EXPIRED,
     FAILED,
     MAX_LABELS,
     MAX_OBJECT,
@@ -41,6 +43,7 @@ from taskservice.database.statements import Statement
 from taskservice.database.transactions import moment_by, retry_on_conflict, transaction
 from taskservice.database.types import Identifier, database_now
 from taskservice.problems import Problem, invalid, invalid_key, not_found
+from taskservice.queries.questions import has_expired
 from taskservice.queries.tasks import tasks_with_log
 from taskservice.schemas import strict_json
 from taskservice.schemas.answers import NO_QUESTIONS
@@ -95,10 +98,11 @@ _NEW_LABEL = Statement[None](insert(TaskLabel), ("task_id", "label", "user_id"))
 _DELETE_LABELS = delete_from(TaskLabel).where(
     TaskLabel.task_id == bindparam("of_task_id", type_=Identifier)
 )
+# One that has expired was read so already, though upkeep has not stored it yet.
 _WITHDRAW_QUESTIONS = (
     update(Question)
     .where(Question.task_id == bindparam("of_task_id", type_=Identifier), Question.state == OPEN)
-    .values(state=WITHDRAWN)
+    .values(state=case((has_expired, EXPIRED), else_=WITHDRAWN))
 )
 _KEY_NAME = Statement[Any](
     select(ApiKey.name).where(ApiKey.id == bindparam("key_id", type_=Identifier))
