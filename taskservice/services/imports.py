@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from types import SimpleNamespace
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
@@ -24,8 +25,9 @@ from taskservice.database.models import (
     User,
 )
 from taskservice.database.rows import TaskRow
+from taskservice.database.statements import Statement
 from taskservice.database.transactions import transaction
-from taskservice.database.types import Base, database_now
+from taskservice.database.types import Base, Identifier, database_now
 from taskservice.schemas import strict_json
 from taskservice.schemas.answers import (
     NO_QUESTIONS,
@@ -37,6 +39,7 @@ from taskservice.schemas.answers import (
     question_schema,
     task_schema,
 )
+from taskservice.schemas.columns import TASK_COLUMNS
 from taskservice.schemas.exported import OF_TASK
 from taskservice.services.callback_secrets import insert_secret
 from taskservice.services.import_lines import InvalidExport, Line, read, voided
@@ -73,11 +76,17 @@ def import_from(file: BinaryIO) -> Imported:
 
 
 # An import begins the silence clock of a running task anew.
-_NEW_TASK = insert(Task).values(
-    last_heartbeat_at=database_now(),
-    heartbeat_deadline=database_now(bindparam("own_timeout", type_=Integer())),
+_NEW_TASK = Statement[None](
+    insert(Task).values(
+        last_heartbeat_at=database_now(),
+        heartbeat_deadline=database_now(bindparam("own_timeout", type_=Integer())),
+    ),
+    {column.key for column in TASK_COLUMNS}
+    | {"name_folded", "timeout", "default_writer_seq"}
+    | {"idempotency_key", "idempotency_digest", "claim_key"},
 )
-_NEW_LOG = insert(Log).returning(Log.id)
+_TASK_ID = Statement[Any](select(Task.id).where(Task.id == bindparam("task_id", type_=Identifier)))
+_NEW_LOG = Statement[Any](insert(Log).returning(Log.id), ("task_id",))
 _parent = aliased(Task)
 # For each column that refers to tasks: forget those that are not here.
 _FORGET_MISSING = tuple(
@@ -150,11 +159,11 @@ class _Importer:
         if line.number in self._not_counted:
             return
         fields = line.fields
-        if self._connection.scalar(select(exists().where(Task.id == fields["id"]))):
+        if _TASK_ID.scalar(self._connection, task_id=fields["id"]):
             self._counts["existing"] += 1
             return
         values = self._task_values(fields)
-        self._connection.execute(_NEW_TASK, values | {"own_timeout": values["timeout"]})
+        _NEW_TASK.run(self._connection, **values, own_timeout=values["timeout"])
         insert_labels(self._connection, cast(TaskRow, SimpleNamespace(**values)))
         for writer, seq in fields["writers"].items():
             if writer:
@@ -229,7 +238,7 @@ class _Importer:
     def _add_log(self, line: Line) -> None:
         fields = line.fields
         if self._log_id is None:
-            self._log_id = self._connection.scalar(_NEW_LOG, {"task_id": fields["taskId"]})
+            self._log_id = _NEW_LOG.scalar(self._connection, task_id=fields["taskId"])
         count, at, times = len(fields["lines"]), fields["at"], None
         if isinstance(at, list):
             at, times = line_times.encode(list(enumerate(at)))
@@ -244,7 +253,12 @@ class _Importer:
         )
 
     def _insert(self, model: type[Base], **values: Any) -> None:
-        self._connection.execute(insert(model), values)
+        _insertion(model, tuple(values)).run(self._connection, **values)
+
+
+@cache
+def _insertion(model: type[Base], columns: tuple[str, ...]) -> Statement[None]:
+    return Statement(insert(model), columns)
 
 
 def _columns(schema: RowSchema, fields: dict[str, Any]) -> dict[str, Any]:
