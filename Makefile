@@ -76,6 +76,7 @@ test-api: $(VENV)/installed-test ## Generated requests and types, and the whole 
 
 test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks, much that is removed, `bench`
 	$(BIN)/python -m pytest -m slow tests/test_big.py tests/test_appends.py tests/test_retention.py \
+		tests/test_export.py \
 		tests/test_benchmarks.py
 
 test-callbacks: $(VENV)/installed-test ## Webhooks, while the service is killed at critical moments

