@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 USER_NAME ?= me
+BIND = $(or $(TASKSERVICE_BIND),127.0.0.1:8000)
 # Kept bytecode saves seconds in each process of the tests.
 unexport PYTHONDONTWRITEBYTECODE
 # More than processors, since many tests wait for another process.
@@ -24,15 +25,15 @@ $(VENV)/installed: requirements.txt setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable '.[server]'
 	@touch $@
 
-run: install ## Install, make a first user, and serve on 127.0.0.1:8000
+run: install ## Install, make a first user, and serve on 127.0.0.1:8000 or TASKSERVICE_BIND
 	@$(BIN)/taskservice user list --json 2>/dev/null | grep -q . && \
-		echo "The dashboard is at http://127.0.0.1:8000" || { \
+		echo "The dashboard is at http://$(BIND)" || { \
 		key=$$($(BIN)/taskservice user add $(USER_NAME)) && \
-		echo "Open http://127.0.0.1:8000 and sign in with this key, which is shown this once:" && \
+		echo "Open http://$(BIND) and sign in with this key, which is shown this once:" && \
 		echo "  $$key" && \
 		echo "Or try, while this runs:" && \
-		echo "  curl -H 'apikey: $$key' http://127.0.0.1:8000/api/v1/user"; }
-	@TASKSERVICE_BIND=127.0.0.1:8000 \
+		echo "  curl -H 'apikey: $$key' http://$(BIND)/api/v1/user"; }
+	@TASKSERVICE_BIND=$(BIND) \
 		TASKSERVICE_CALLBACK_ALLOWED=$${TASKSERVICE_CALLBACK_ALLOWED:-external,loopback} \
 		$(BIN)/taskservice serve
 
