@@ -296,7 +296,7 @@ def test_refused_answer_is_shown_with_its_reasons(visitor: Visitor, alice: Remot
     page.get_by_role("alert").wait_for()
     copies = page.get_by_label("copies")
     expect(copies).to_have_value("99")
-    expect(copies).to_have_accessible_description("The value is greater than the maximum of 9")
+    expect(copies).to_have_accessible_description("The value is greater than the maximum of 9.")
     expect(page.get_by_role("group", name="force")).to_have_accessible_description("Choose one.")
     check_in_all_ways(page)
     copies.fill("3")

@@ -204,9 +204,9 @@ def test_what_does_not_fit_is_said_beside_its_field_which_keeps_its_text(
         )
     }
     assert errors == {
-        "branch": "The value is shorter than 3 characters",
-        "mail": 'The value is not a "email"',
-        "share": "The value is greater than the maximum of 1",
+        "branch": "The value is shorter than 3 characters.",
+        "mail": "Must have the format email.",
+        "share": "The value is greater than the maximum of 1.",
         "copies": "Not a number.",
         "force": "Choose one.",
         "size": "Choose from the list.",

@@ -197,8 +197,8 @@ def test_declined_and_withdrawn_questions_stay_so(alice: ApiClient, task: Json) 
 def test_answer_that_does_not_fit_names_its_fields(alice: ApiClient, task: Json) -> None:
     question = ask(alice, task, schema=DEPLOY)
     for content, name in (
-        ({"deploy": "yes"}, "content.deploy"), ({}, "content"),
-        ({"deploy": True, "x": 1}, "content"),
+        ({"deploy": "yes"}, "content.deploy"), ({}, "content.deploy"),
+        ({"deploy": True, "x": 1}, "content.x"),
         ({"deploy": True, "where": ["c"]}, "content.where.0"),
         ({"deploy": True, "when": "soon"}, "content.when"),
         ({"deploy": True, "size": "m"}, "content.size"),

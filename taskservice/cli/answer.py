@@ -12,7 +12,7 @@ from taskservice.cli.options import Text, examples, json_object
 from taskservice.cli.service_client import service_client
 from taskservice.cli.task_ids import AMBIGUOUS, find_task_id
 from taskservice.cli.task_text import asks
-from taskservice.client import Client, Question, questions
+from taskservice.client import Client, Conflict, Invalid, Question, questions
 from taskservice.contract.terminal import exit_with_error, print_json, print_line
 from taskservice.contract.terms import OPEN
 from taskservice.runner.exact_json import parse_object
@@ -59,16 +59,25 @@ def command(
         if not (values or accept or decline):
             _print_question(found, question, question_id is None)
         content = None if decline else _content(question["schema"], values)
-        ended = questions.answer(client.connection, found, question["id"], content)
+        try:
+            ended = questions.answer(client.connection, found, question["id"], content)
+        except Invalid as error:
+            # A person has typed the fields, and has seen no object that contains them.
+            exit_with_error(str(error).replace("content.", ""))
+        except Conflict:
+            exit_with_error(question_text.outcome(_question(client, found, question["id"])))
         print_json(ended) if as_json else print_line(ended["state"])
 
 
 def _question(client: Client, task_id: str, beginning: str | None) -> Question:
-    """The only open question, or the one whose id begins so; else the command exits."""
+    """The only open question, or the one whose id begins so; else the command exits.
+
+    Without an open one it is the last one, whose answer the service tells.
+    """
     asked = questions.list_questions(client.connection, task_id)
     if beginning is None:
-        found = [each for each in asked if each["state"] == OPEN]
-        none = "The task has no open question"
+        found = [each for each in asked if each["state"] == OPEN] or asked[-1:]
+        none = "The task has asked nothing"
     else:
         found = [each for each in asked if each["id"].startswith(beginning.lower())]
         none = f"No question's id begins with {beginning}"
@@ -84,9 +93,11 @@ def _question(client: Client, task_id: str, beginning: str | None) -> Question:
 def _print_question(task_id: str, question: Question, is_only: bool) -> NoReturn:
     for line in question_text.details(question):
         print_line(line)
-    begin = question_text.command(task_id, question, is_only)
-    print_line(f"to answer:   {begin} {question_text.values(question['schema'])}")
-    print_line(f"to decline:  {begin} --decline")
+    if question["state"] != OPEN:
+        exit_with_error(question_text.outcome(question))
+    for command in question_text.commands(task_id, question, is_only):
+        print_line(f"to answer:   {command}")
+    print_line(f"to decline:  {question_text.command(task_id, question, is_only)} --decline")
     sys.exit(NOTHING_TYPED)
 
 

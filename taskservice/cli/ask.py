@@ -82,7 +82,7 @@ def _answered(
 ) -> questions.Question:
     """The answered question; without an answer the command exits."""
     task_id = current_task.require_task_id()
-    remark(f"{asks(message)}: {client.connection.url}/tasks/{task_id}")
+    remark(f"{asks(message)} (answer at {client.connection.url}/tasks/{task_id})")
     try:
         return questions.ask(client.connection, task_id, message, schema, timeout, _Rest().rest)
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """Questions as text for a person: what an answer may be, and the command that answers."""
 
+import json
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -7,8 +8,16 @@ from typing import Any
 from taskservice.cli.task_text import LONGER_ID, asks
 from taskservice.client import Question, Task
 
-# What is typed for a value of each type.
-WORDS = {"string": "TEXT", "number": "NUMBER", "integer": "NUMBER", "boolean": "true|false"}
+# What stands for a value that is to be typed. A shell runs none of them as it stands.
+PLACEHOLDERS = {
+    "string": "<text>",
+    "number": "<number>",
+    "integer": "<number>",
+    "boolean": "<true or false>",
+    "array": "<choice>",
+}
+# Up to this number of choices, the command of each is shown.
+MAX_CHOICES = 4
 
 
 def command(task_id: str, question: Question, is_only: bool = True) -> str:
@@ -17,15 +26,28 @@ def command(task_id: str, question: Question, is_only: bool = True) -> str:
     return f"taskservice task answer {task_id[:LONGER_ID]}{which}"
 
 
+def commands(task_id: str, question: Question, is_only: bool = True) -> list[str]:
+    """The commands that answer it; what still has to be typed is in angle brackets."""
+    begin = command(task_id, question, is_only)
+    return [f"{begin} {values}" for values in _values(question["schema"])]
+
+
 def question(task: Task, asked: Question) -> list[str]:
-    """What it asks and the command that answers it, each on a line."""
-    begin = command(task.id, asked, is_only=len(task.questions) == 1)
-    return [asks(asked["message"]), f"answer: {begin} {values(asked['schema'])}"]
+    """What it asks and the commands that answer it, each on a line."""
+    found = commands(task.id, asked, is_only=len(task.questions) == 1)
+    return [asks(asked["message"]), *(f"answer: {each}" for each in found)]
 
 
 def open_questions(task: Task) -> Iterator[str]:
     for each in task.questions:
         yield from question(task, each)
+
+
+def outcome(question: Question) -> str:
+    """What became of a question that is no longer open."""
+    answer = question["answer"]
+    given = "" if answer is None else f": {json.dumps(answer, ensure_ascii=False)}"
+    return f"The question is {question['state']}{given}"
 
 
 def details(question: Question) -> Iterator[str]:
@@ -41,23 +63,28 @@ def details(question: Question) -> Iterator[str]:
         yield f"  {name:10}  {': '.join(said)}{optional}"
 
 
-def values(schema: Mapping[str, Any]) -> str:
-    """What is typed for all fields: of a single one the value will do."""
+def _values(schema: Mapping[str, Any]) -> list[str]:
+    """What can be typed for the fields: of a single one the value will do."""
     fields = schema["properties"]
     if not fields:
-        return "--accept"
+        return ["--accept"]
     if len(fields) == 1:
-        return " ".join(map(_typed, fields.values()))
-    required = schema.get("required", ())
-    pairs = {name: f"{shlex.quote(name)}={_typed(field)}" for name, field in fields.items()}
-    return " ".join(pair if name in required else f"[{pair}]" for name, pair in pairs.items())
+        ((name, field),) = fields.items()
+        choices = ["true", "false"] if field["type"] == "boolean" else list(_choices(field))
+        if 0 < len(choices) <= MAX_CHOICES:
+            return [_choice(name, text) for text in choices]
+        return [_placeholder(field)]
+    needed = schema.get("required") or fields
+    return [" ".join(f"{shlex.quote(name)}={_placeholder(fields[name])}" for name in needed)]
 
 
-def _typed(field: Mapping[str, Any]) -> str:
-    found = _choices(field)
-    if not found:
-        return WORDS.get(field["type"], "TEXT")
-    return "|".join(shlex.quote(text) for text in found)
+def _choice(name: str, text: str) -> str:
+    """A choice as it is typed: with its field, if it looks like an option or like another pair."""
+    return shlex.quote(f"{name}={text}" if text.startswith("-") or "=" in text else text)
+
+
+def _placeholder(field: Mapping[str, Any]) -> str:
+    return "<choice>" if _choices(field) else PLACEHOLDERS[field["type"]]
 
 
 def _choices(field: Mapping[str, Any]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from taskservice.schemas import strict_json
+from taskservice.schemas import strict_json, validation_errors
 
 # Without a schema, a question wants one text.
 DEFAULT: dict[str, Any] = {
@@ -93,11 +93,8 @@ def problems_of_answer(schema: dict[str, Any], content: dict[str, Any]) -> dict[
     validator = jsonschema_rs.Draft202012Validator(
         closed, validate_formats=True, mask="The value", offline=True
     )
-    found: dict[str, list[str]] = {}
-    for error in validator.iter_errors(_plain(content)):
-        name = ".".join(map(str, ["content", *error.instance_path]))
-        found.setdefault(name, []).append(error.message)
-    return found
+    plain = _plain(content)
+    return validation_errors.named("content", plain, validator.iter_errors(plain))
 
 
 def _plain(value: Any) -> Any:

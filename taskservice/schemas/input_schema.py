@@ -3,17 +3,15 @@
 import json
 from collections.abc import Iterator
 from decimal import Decimal
-from functools import lru_cache, reduce
-from itertools import islice
-from operator import getitem
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 
 from taskservice.database.models import INPUT_SCHEMA
-from taskservice.schemas import strict_json
+from taskservice.schemas import strict_json, validation_errors
 
 if TYPE_CHECKING:
-    from jsonschema_rs import Draft202012Validator, ValidationError
+    from jsonschema_rs import Draft202012Validator
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MAX_SCHEMA = 16 * 1024
@@ -21,8 +19,6 @@ MAX_DEPTH = 16
 # With each `$ref` replaced by what it refers to: maximum numbers of schemas, and of their levels.
 MAX_SCHEMAS = 1_000
 MAX_LEVELS = 100
-# Maximum number of errors that an answer names.
-MAX_ERRORS = 10
 
 # How long the check of an input takes is estimated in steps of some nanoseconds: one for each value
 # and each schema, and PATTERN_STEPS for each byte and each pattern.
@@ -69,16 +65,6 @@ _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _OBJECTS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 # What they have is only used where a `$ref` refers to it.
 _DEFINITIONS = ("$defs", "definitions")
-
-_TYPES = {
-    "object": "an object",
-    "array": "an array",
-    "string": "a string",
-    "number": "a number",
-    "integer": "a whole number",
-    "boolean": "true or false",
-    "null": "null",
-}
 
 
 class Size(NamedTuple):
@@ -215,14 +201,14 @@ def _not_a_schema(error: ValueError) -> str:
     path: list[str | int] = getattr(error, "instance_path", [])
     place = ".".join(map(str, path))
     if path and path[-1] == "type":
-        return f"{place}: must be one or several of {', '.join(_TYPES)}."
+        return f"{place}: must be one or several of {', '.join(validation_errors.TYPES)}."
     kind: Any = getattr(error, "kind", None)
     if path and kind.name == "format" and kind.value == "regex":
         return (
             f"{place}: not a pattern that is checked in linear time, which has no look-around and "
             "no backreference, and repeats little."
         )
-    said = _sentence(error) if place else f"Not a JSON Schema: {error.args[0]}"  # type: ignore[arg-type]
+    said = validation_errors.sentence(error) if place else f"Not a JSON Schema: {error.args[0]}"  # type: ignore[arg-type]
     return f"{place}: {said}" if place else said
 
 
@@ -256,7 +242,7 @@ class Input:
         if _values(self.text) * compiled.size.schemas > MAX_NAMED:
             return {"input": ["Does not fit the agent's inputSchema."]}
         instance = _loads(self.text)
-        return _named(instance, compiled.validator.iter_errors(instance))
+        return validation_errors.named("input", instance, compiled.validator.iter_errors(instance))
 
     def _is_valid(self, schema: str) -> bool:
         is_valid = _compiled(schema).validator.is_valid(_loads(self.text))
@@ -303,58 +289,3 @@ def _loads(text: str | bytes) -> Any:
 def _values(text: str) -> int:
     """At least how many values and names JSON text has."""
     return text.count(",") + text.count(":") + 1
-
-
-def _named(instance: Any, errors: "Iterator[ValidationError]") -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for error in islice(errors, MAX_ERRORS):
-        for name, said in islice(_faults(instance, error), MAX_ERRORS):
-            place = ".".join(map(str, ["input", *error.instance_path, *name]))
-            messages = found.setdefault(place, [])
-            if said not in messages:
-                messages.append(said)
-    return found
-
-
-def _faults(instance: Any, error: "ValidationError") -> Iterator[tuple[list[str], str]]:
-    """(the name of a property, or nothing for the value itself; what is wrong)."""
-    kind: Any = error.kind
-    unknown = kind.value if kind.name in ("additionalProperties", "unevaluatedProperties") else ()
-    if kind.name == "falseSchema" and error.schema_path[-1] == "additionalProperties":
-        # So the validator says it of an object that may have no property at all.
-        unknown = reduce(getitem, error.instance_path, instance)
-    if kind.name == "required":
-        yield [kind.value], "Missing."
-    elif unknown:
-        for name in unknown:
-            yield [name], "Unknown field."
-    else:
-        yield [], _sentence(error)
-
-
-def _sentence(error: "ValidationError") -> str:
-    kind: Any = error.kind
-    match kind.name:
-        case "type":
-            return f"Must be {' or '.join(_TYPES[each] for each in kind.value)}."
-        case "enum":
-            return f"Must be one of {_listed(kind.value)}."
-        case "const":
-            return f"Must be {_listed([kind.value])}."
-        case "format":
-            return f"Must have the format {kind.value}."
-        case "pattern":
-            return f"Must match {kind.value}"
-        case "anyOf" | "oneOf":
-            return "Must fit " + ("one" if kind.name == "anyOf" else "exactly one") + " of several."
-        case "not" | "falseSchema":
-            return "Not allowed."
-        case "contains":
-            return "Lacks an item that it must contain."
-        case "propertyNames":
-            return "Has a name that is not allowed."
-    return f"{error.message}."
-
-
-def _listed(values: list[Any]) -> str:
-    return ", ".join(json.dumps(value, ensure_ascii=False, default=str) for value in values)

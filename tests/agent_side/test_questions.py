@@ -2,7 +2,9 @@
 
 import json
 import pickle
+import shlex
 import signal
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -109,7 +111,7 @@ def test_program_asks_and_gets_the_answer(
         assert (answered.returncode, answered.stdout) == (0, "answered\n")
         done = running.result()
     page = f"{remote_alice.url}/tasks/{task['id']}"
-    remark = f"taskservice: asks: Deploy it?: {page}"
+    remark = f"taskservice: asks: Deploy it? (answer at {page})"
     assert (done.returncode, done.stdout, done.stderr) == (0, "answer: no\n", f"{remark}\n")
     assert sorted(the_task(remote_alice)["logs"]) == ["answer: no", remark]
 
@@ -326,7 +328,7 @@ def test_answer_that_does_not_fit_says_why(
         (["share=nan"], 2, "share: must be a number"),
         (["share=0.12345678901234567890"], 2, "can't be kept exactly"),
         (["deploy=true"], 1, "where"),
-        (["deploy=true", "where=asia"], 1, "content.where.0: "),
+        (["deploy=true", "where=asia"], 1, "where.0: "),
         (["deploy=true", "--decline"], 2, "Give values, --accept or --decline"),
         (["--accept", "--decline"], 2, "Give values, --accept or --decline"),
     ):
@@ -368,8 +370,7 @@ def test_answer_without_values_shows_the_question(
         "  count       whole number, optional",
         "  share       number: Of all., optional",
         "  when        date, optional",
-        f"to answer:   {begin} deploy=true|false where=eu|us [size=s] [count=NUMBER] "
-        "[share=NUMBER] [when=TEXT]",
+        f"to answer:   {begin} deploy=<true or false> where=<choice>",
         f"to decline:  {begin} --decline",
     ]
     assert questions(remote_alice, task) == [question]
@@ -387,12 +388,13 @@ def test_one_of_several_questions_is_chosen_by_its_id(
         "taskservice: --question ID says which one",
     ]
     shown = machine.run("task", "answer", task["id"], "--question", second["id"].upper())
-    assert f"--question {second['id']} TEXT" in shown.stdout
+    assert f"--question {second['id']} <text>" in shown.stdout
     chosen = machine.run("task", "answer", task["id"], "--question", second["id"], "yes")
     assert chosen.returncode == 0
     assert [each["state"] for each in questions(remote_alice, task)] == ["open", "answered"]
     again = machine.run("task", "answer", task["id"], "--question", second["id"], "no")
-    assert (again.returncode, again.stderr) == (1, "taskservice: The question is answered\n")
+    was_yes = 'The question is answered: {"answer": "yes"}'
+    assert (again.returncode, again.stderr) == (1, f"taskservice: {was_yes}\n")
     unknown = machine.run("task", "answer", task["id"], "--question", "fff", "no")
     assert (unknown.returncode, unknown.stderr) == (
         1, "taskservice: No question's id begins with fff\n",
@@ -403,12 +405,47 @@ def test_task_that_asks_nothing_cannot_be_answered(
     remote_alice: RemoteClient, machine: AgentMachine, task: Json
 ) -> None:
     for task_id, sentence in (
-        (task["id"], "The task has no open question"),
+        (task["id"], "The task has asked nothing"),
         ("ffff", "No task's id begins with ffff"),
         ("nonsense", "Task's ID is not found"),
     ):
         refused = machine.run("task", "answer", task_id, "yes")
         assert (refused.returncode, refused.stderr) == (1, f"taskservice: {sentence}\n")
+
+
+def test_answer_says_what_became_of_a_question(
+    remote_alice: RemoteClient, machine: AgentMachine, task: Json
+) -> None:
+    ask(remote_alice, task)
+    for code, sentence in ((0, ""), (0, "")):
+        answered = machine.run("task", "answer", task["id"], "yes")
+        assert (answered.returncode, answered.stdout, answered.stderr) == (
+            code, "answered\n", sentence,
+        )  # fmt: skip
+    was_yes = 'taskservice: The question is answered: {"answer": "yes"}\n'
+    for values in (["no"], ["--decline"], []):
+        refused = machine.run("task", "answer", task["id"], *values)
+        assert (refused.returncode, refused.stderr) == (1, was_yes)
+
+
+def test_shown_commands_are_safe_to_paste_into_a_shell(
+    remote_alice: RemoteClient, machine: AgentMachine, task: Json
+) -> None:
+    """A command gives the choice that stands in it, or is a syntax error."""
+
+    def commands() -> list[str]:
+        shown = machine.run("task", "answer", task["id"]).stdout.splitlines()
+        return [line.split(None, 2)[2] for line in shown if line.startswith("to answer:")]
+
+    choices = ["yes", "no; touch x", "--decline", "answer=no"]
+    ask(remote_alice, task, schema=schema("answer", answer={"type": "string", "enum": choices}))
+    values = [shlex.split(command)[4:] for command in commands()]
+    assert values == [["yes"], ["no; touch x"], ["answer=--decline"], ["answer=answer=no"]]
+    assert machine.run("task", "answer", task["id"], *values[2]).returncode == 0
+    assert questions(remote_alice, task)[0]["answer"] == {"answer": "--decline"}
+    ask(remote_alice, task, schema=DEPLOY)
+    (command,) = commands()
+    assert subprocess.run(["bash", "-n", "-c", command], capture_output=True).returncode != 0
 
 
 # --- show, list, follow ------------------------------------------------------------------
@@ -419,8 +456,8 @@ def test_show_and_list_have_open_questions(
 ) -> None:
     ask(remote_alice, task, "Deploy\nit?", schema=schema("answer", answer=CHOICE))
     shown = machine.run("task", "show", task["id"]).stdout.splitlines()
-    command = f"taskservice task answer {task['id'][:18]} yes|no"
-    assert shown[-2:] == ["asks: Deploy it?", f"answer: {command}"]
+    command = f"answer: taskservice task answer {task['id'][:18]}"
+    assert shown[-3:] == ["asks: Deploy it?", f"{command} yes", f"{command} no"]
     (found,) = objects(machine.run("task", "list", "--json").stdout)
     assert found["questions"] == questions(remote_alice, task)
     assert "asks: Deploy it?" in machine.run("task", "list").stdout
@@ -436,10 +473,10 @@ def test_follow_prints_each_question_once(
     assert process.stderr is not None
     begin = f"answer: taskservice task answer {task['id'][:18]}"
     first = ask(remote_alice, task)
-    assert [process.stderr.readline() for _ in range(2)] == ["asks: Deploy?\n", f"{begin} TEXT\n"]
+    assert [process.stderr.readline() for _ in range(2)] == ["asks: Deploy?\n", f"{begin} <text>\n"]
     second = ask(remote_alice, task, "And now?")
     assert [process.stderr.readline() for _ in range(2)] == [
-        "asks: And now?\n", f"{begin} --question {second['id']} TEXT\n",
+        "asks: And now?\n", f"{begin} --question {second['id']} <text>\n",
     ]  # fmt: skip
     end(remote_alice, task, first, answer="yes")
     remote_alice.request("POST", f"/task/{task['id']}/logs", json={"logs": ["one"]})
