@@ -1,7 +1,6 @@
 """Installations: the agent's side alone, what its commands say, and the pinned versions."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +10,9 @@ from packaging.requirements import Requirement
 
 from taskservice.cli import ON_THE_AGENTS_SIDE, ON_THE_SERVER
 from tests.support.documents import ROOT
-from tests.support.packages import dependencies, normalized, with_their_own
-from tests.support.requirements import needs
+from tests.support.packages import dependencies, normalized, pip, wheel, with_their_own
 from tests.support.service import Service, environment
 
-SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
 WITHOUT = """
 import sys
 packages, *sys.argv[1:] = sys.argv[1:]
@@ -81,28 +78,6 @@ def test_error_in_a_module_of_our_own_is_no_missing_extra(tmp_path: Path) -> Non
 
 
 # --- from the wheel ----------------------------------------------------------------------
-
-
-def pip(python: Path | str, *arguments: str) -> str:
-    command = [str(python), "-m", "pip", "--disable-pip-version-check", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=250)
-    if result.returncode and "No matching distribution" in result.stderr:
-        needs("PyPI", result.stderr.splitlines()[-1])
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-def wheel(folder: Path) -> Path:
-    """The wheel of the package, built in a copy of its sources."""
-    sources = folder / "sources"
-    shutil.copytree(
-        ROOT / "taskservice", sources / "taskservice", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    for name in SOURCES:
-        shutil.copy(ROOT / name, sources)
-    pip(sys.executable, "wheel", "--no-deps", "--wheel-dir", str(folder), str(sources))
-    (built,) = folder.glob("taskservice-*.whl")
-    return built
 
 
 def test_package_alone_is_the_whole_agents_side(tmp_path: Path) -> None:

@@ -1,14 +1,20 @@
-"""The dependencies that setup.cfg names, and all that these need in turn."""
+"""The package: its wheel, the dependencies that setup.cfg names, and what these need in turn."""
 
 import re
-from collections.abc import Iterator
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 from configparser import ConfigParser
 from importlib.metadata import requires
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
 from tests.support.documents import ROOT
+from tests.support.requirements import needs
 
+SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
 _SETUP = ConfigParser()
 _SETUP.read(ROOT / "setup.cfg")
 EXTRAS = list(_SETUP["options.extras_require"])
@@ -45,3 +51,29 @@ def _needed_by(requirement: Requirement) -> Iterator[Requirement]:
         extras = requirement.extras or {""}
         if each.marker is None or any(each.marker.evaluate({"extra": name}) for name in extras):
             yield each
+
+
+def pip(python: Path | str, *arguments: str) -> str:
+    return run_pip([str(python), "-m", "pip", "--disable-pip-version-check", *arguments])
+
+
+def run_pip(command: list[str], env: Mapping[str, str] | None = None) -> str:
+    """The stdout of a command that installs packages; the test is skipped where PyPI is away."""
+    result = subprocess.run(command, capture_output=True, text=True, timeout=280, env=env)
+    if "No matching distribution" in result.stderr:
+        needs("PyPI", result.stderr.splitlines()[-1])
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def wheel(folder: Path) -> Path:
+    """The wheel of the package, built in a copy of its sources."""
+    sources = folder / "sources"
+    shutil.copytree(
+        ROOT / "taskservice", sources / "taskservice", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for name in SOURCES:
+        shutil.copy(ROOT / name, sources)
+    pip(sys.executable, "wheel", "--no-deps", "--wheel-dir", str(folder), str(sources))
+    (built,) = folder.glob("taskservice-*.whl")
+    return built
