@@ -3,7 +3,6 @@
 import ctypes
 import os
 import re
-import shlex
 import shutil
 import signal
 import socket
@@ -20,6 +19,7 @@ from tests.support.databases import Databases
 from tests.support.documents import ROOT, install_commands
 from tests.support.requirements import needs
 from tests.support.service import free_port
+from tests.support.systemd import Machine
 from tests.support.waiting import until
 
 DEPLOY = ROOT / "deploy"
@@ -29,47 +29,28 @@ MAX_EXPOSURE = 4.0
 PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 65, 1
 
 
-class Machine:
-    """A folder in the place of `/`, where the units are installed as the manual says."""
-
-    def __init__(self, folder: Path) -> None:
-        self.root = folder
-        commands = install_commands(folder / "opt/taskservice/bin")
-        shutil.copy(DEPLOY / "taskservice-backup", commands)
-        for name in ("etc", "var/lib/taskservice", "var/lib/taskservice-backups", "units"):
-            (folder / name).mkdir(parents=True)
-        for name in UNITS:
-            text = (DEPLOY / name).read_text()
-            (folder / "units" / name).write_text(self.here(text))
-
-    def here(self, text: str) -> str:
-        return re.sub(r"/(?=opt/|var/lib/|etc/)", f"{self.root}/", text)
-
-    def values(self, unit: str, name: str) -> list[str]:
-        text = (self.root / "units" / unit).read_text()
-        return re.findall(rf"^{name}=(.*)$", text, re.MULTILINE)
-
-    def environment(self, unit: str, **more: str) -> dict[str, str]:
-        """What systemd gives the unit's command, with what the tests' interpreter needs."""
-        lines = [word for line in self.values(unit, "Environment") for word in shlex.split(line)]
-        (file,) = self.values(unit, "EnvironmentFile")
-        assert file.startswith("-")
-        if Path(file[1:]).exists():
-            lines += re.findall(r"^(?!#).+=.*$", Path(file[1:]).read_text(), re.MULTILINE)
-        settings = dict(line.split("=", 1) for line in lines)
-        return {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)} | settings | more
-
-    def run(self, unit: str, **more: str) -> subprocess.CompletedProcess[str]:
-        (command,) = self.values(unit, "ExecStart")
-        return subprocess.run(
-            shlex.split(command), cwd="/", env=self.environment(unit, **more),
-            capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    """A machine where the units are installed as the manual says."""
+    machine = Machine(tmp_path)
+    commands = install_commands(tmp_path / "opt/taskservice/bin")
+    shutil.copy(DEPLOY / "taskservice-backup", commands)
+    machine.units.mkdir(parents=True)
+    for name in ("taskservice", "taskservice-backups"):
+        (tmp_path / "var/lib" / name).mkdir(parents=True)
+    for name in UNITS:
+        shutil.copy(DEPLOY / name, machine.units)
+    return machine
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    return Machine(tmp_path)
+def units(machine: Machine, tmp_path: Path) -> list[str]:
+    """The paths of the units, whose programs are there."""
+    (tmp_path / "units").mkdir()
+    paths = [tmp_path / "units" / name for name in UNITS]
+    for path in paths:
+        path.write_text(machine.here((DEPLOY / path.name).read_text()))
+    return [str(path) for path in paths]
 
 
 def systemd_analyze(*arguments: str) -> str:
@@ -81,16 +62,16 @@ def systemd_analyze(*arguments: str) -> str:
     return result.stdout + result.stderr
 
 
-def test_systemd_finds_nothing_wrong_in_the_units(machine: Machine) -> None:
-    paths = [str(machine.root / "units" / name) for name in UNITS]
-    assert systemd_analyze("verify", "--man=no", *paths) == ""
+def test_systemd_finds_nothing_wrong_in_the_units(units: list[str]) -> None:
+    assert systemd_analyze("verify", "--man=no", *units) == ""
 
 
-@pytest.mark.parametrize("name", [name for name in UNITS if name.endswith(".service")])
-def test_service_has_few_rights(name: str, machine: Machine) -> None:
-    report = systemd_analyze("security", "--offline=true", str(machine.root / "units" / name))
-    (exposure,) = re.findall(r"Overall exposure level for \S+: ([\d.]+)", report)
-    assert float(exposure) < MAX_EXPOSURE
+def test_services_have_few_rights(units: list[str], subtests: pytest.Subtests) -> None:
+    for path in (path for path in units if path.endswith(".service")):
+        with subtests.test(path):
+            report = systemd_analyze("security", "--offline=true", path)
+            (exposure,) = re.findall(r"Overall exposure level for \S+: ([\d.]+)", report)
+            assert float(exposure) < MAX_EXPOSURE
 
 
 def refuse_executable_memory() -> None:
@@ -108,12 +89,11 @@ def test_service_says_when_it_is_ready_and_ends_in_time(machine: Machine) -> Non
         "NOTIFY_SOCKET": str(machine.root / "notify"),
         "TASKSERVICE_BIND": f"127.0.0.1:{port}",
     }
-    (command,) = machine.values(unit, "ExecStart")
     (seconds,) = machine.values(unit, "TimeoutStopSec")
     assert machine.values(unit, "Type") == ["notify"]
     with notices, open(machine.root / "log", "wb") as log:
         process = subprocess.Popen(
-            shlex.split(command), cwd="/", env=machine.environment(unit, **settings),
+            machine.command(unit), cwd="/", env=machine.environment(unit, **settings),
             stdout=log, stderr=log, preexec_fn=refuse_executable_memory,
         )  # fmt: skip
         try:
