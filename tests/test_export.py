@@ -27,7 +27,7 @@ from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.apps import Apps
 from tests.support.databases import Databases
 from tests.support.deliveries import the_delivery
-from tests.support.fork_server import run_forked
+from tests.support.fork_server import ForkedPopen, run_forked
 from tests.support.internals import before_reads, copy_task, rows, set_columns
 from tests.support.receiver import Receiver, answer
 from tests.support.service import COMMAND, environment
@@ -336,6 +336,25 @@ def test_file_that_is_cut_off_is_refused(here: Place, there: Place, receiver: Re
     other = with_line(exported, lambda line: line.update(name="other"), "user")
     there.add(exported)
     assert "does not fit the database: " in there.refuse(other)
+
+
+def test_export_ends_quietly_with_its_reader_and_import_needs_its_input(here: Place) -> None:
+    alice = add_user(here.app, "alice")
+    copy_task(here.app, alice.start(input={"text": "x" * 1_000}), 500)
+    settings = environment(here.folder, DATABASE_URL=here.url)
+    command = [*COMMAND, "export"]
+    with ForkedPopen(command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert run.stdout
+        assert run.stderr
+        assert b'"type":"export"' in run.stdout.readline()
+        run.stdout.close()
+        assert run.stderr.read() == b""
+    closed = ForkedPopen(
+        [*COMMAND, "import"], env=settings, closed=[0], stderr=subprocess.PIPE, text=True
+    )
+    _, errors = closed.communicate(timeout=60)
+    assert (closed.returncode, len(errors.splitlines())) == (1, 1)
+    assert "the export was cut off" in errors
 
 
 @pytest.mark.parametrize("there", ["sqlite"], indirect=True)

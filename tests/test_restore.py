@@ -63,6 +63,7 @@ def leave_log(database: Path, name: str) -> None:
 
 
 def replaced(folder: Path) -> Path:
+    # With or without its log.
     (found,) = folder.glob("taskservice.db.replaced-*Z")
     return found
 
@@ -115,6 +116,17 @@ def test_restore_is_refused_while_the_service_runs(
         assert service.run("db", "restore", str(backup), "--force").returncode == 0
     assert users(data / "taskservice.db") == ["alice"]
     assert users(replaced(data)) == ["bob", "carol"]
+
+
+def test_database_with_damaged_pages_is_replaced(data: Path, backup: Path) -> None:
+    leave_log(data / "taskservice.db", "carol")
+    content = bytearray((data / "taskservice.db").read_bytes())
+    content[100:40_000] = bytes(39_900)
+    (data / "taskservice.db").write_bytes(content)
+    restored = run(data, "db", "restore", str(backup), "--force")
+    assert restored.returncode == 0, restored
+    assert users(data / "taskservice.db") == ["alice"]
+    assert replaced(data).stat().st_size >= len(content)
 
 
 def test_damaged_database_is_replaced_and_kept_with_its_log(data: Path, backup: Path) -> None:

@@ -3,7 +3,6 @@
 import os
 import shutil
 import stat
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,10 +25,12 @@ def command(as_json: bool) -> None:
 
     They keep their ids; tasks that exist are left as they are. No webhook is sent.
     """
-    with service_app(), _read_twice(sys.stdin.buffer) as file:
+    with service_app():
         try:
-            imported = import_from(file)
-        except InvalidExport as error:
+            # Not `sys.stdin`, which is None if it was closed at the start.
+            with open(0, "rb", closefd=False) as stdin, _read_twice(stdin) as file:
+                imported = import_from(file)
+        except (InvalidExport, OSError) as error:
             exit_with_error(f"Nothing was imported: {error}")
     if as_json:
         print_json(asdict(imported))

@@ -229,9 +229,10 @@ def _wait_for_heartbeat(
 ) -> None:
     """Raises CopyError if a process serves this database."""
     first = _heartbeat(connection)
-    if first is not None and _age(connection, first) < HEARTBEAT_SECONDS:
-        remark(f"{shown(address)} was served a moment ago; waiting up to {HEARTBEAT_SECONDS:.0f} s")
-    while first is not None and 0 <= _age(connection, first) < HEARTBEAT_SECONDS:
+    if first is None or not _is_fresh(connection, first):
+        return
+    remark(f"{shown(address)} was served a moment ago; waiting up to {HEARTBEAT_SECONDS:.0f} s")
+    while _is_fresh(connection, first):
         time.sleep(POLL_SECONDS)
         if _heartbeat(connection) != first:
             raise CopyError(f"{shown(address)} {_RUNNING}")
@@ -243,8 +244,9 @@ def _heartbeat(connection: Connection) -> str | None:
     return connection.scalar(select(ServiceHeartbeat.until))
 
 
-def _age(connection: Connection, moment: str) -> float:
-    return timestamps.seconds_between(moment, moment_by(connection))
+def _is_fresh(connection: Connection, moment: str) -> bool:
+    # One in the future does not count: the clock was set.
+    return 0 <= timestamps.seconds_between(moment, moment_by(connection)) < HEARTBEAT_SECONDS
 
 
 def _lock_tables(connection: Connection) -> None:
