@@ -208,26 +208,6 @@ def test_tasks_from_before_labels_and_times_are_read_and_changed(
     dispose(app)
 
 
-@pytest.mark.parametrize(
-    "older", sorted(path.name[:4] for path in (migrations.FOLDER / "versions").glob("*.py"))
-)
-def test_every_older_database_is_migrated_with_its_data(empty_url: str, older: str) -> None:
-    upgrade(empty_url, older)
-    engine = create_engine(empty_url, poolclass=pool.NullPool)
-    user = "INSERT INTO users VALUES ('01a20e6392c47f10b3a59e1d6c2f4b80', 'alice', '2026-01-01')"
-    with engine.begin() as connection:
-        connection.execute(text(user))
-        connection.execute(text(ADD_AGENT))
-    upgrade(empty_url)
-    with engine.connect() as connection:
-        assert migrations.revision(connection) == migrations.head()
-        assert connection.scalar(text("SELECT count(*) FROM agents")) == 1
-        context = MigrationContext.configure(
-            connection, opts={"compare_type": True, "include_name": include_name}
-        )
-        assert compare_metadata(context, Base.metadata) == []
-
-
 def test_deliveries_of_an_older_database_learn_their_users_and_keep_their_attempts(
     empty_url: str,
 ) -> None:

@@ -27,7 +27,10 @@ def fill(app: Flask, receiver: Receiver, names: Sequence[str] = PEOPLE) -> list[
 
 def _fill_for(app: Flask, person: ApiClient, receiver: Receiver) -> None:
     person.register("summarizer", name=ODD_TEXTS[0], description=ODD_TEXTS[1])
-    person.register("idle")
+    person.register(
+        "idle", tool=False, inputSchema={"type": "object", "maxProperties": 0},
+        annotations={"readOnlyHint": True},
+    )  # fmt: skip
     started = {
         "agentId": "summarizer", "claim": True, "timeout": 60,
         "labels": {"env": "prod", "odd": ODD_TEXTS[2]},

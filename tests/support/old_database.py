@@ -1,0 +1,99 @@
+"""Databases as older versions left them: rows of today in the tables of an older revision."""
+
+from typing import Any
+
+from sqlalchemy import Connection, column, create_engine, func, inspect, pool, select, table, text
+
+from taskservice.database import migrations
+from taskservice.database.models import ANNOTATIONS, INPUT_SCHEMA
+from taskservice.database.types import Base
+
+Rows = dict[str, list[dict[str, Any]]]
+
+REVISIONS = sorted(path.name[:4] for path in (migrations.FOLDER / "versions").glob("*.py"))
+# What versions before a revision could not keep, and what stands there after an upgrade.
+NOT_KEPT_BEFORE = {
+    "0003": ["UPDATE tasks SET claim_key = NULL"],
+    # It drops the only row, which the service writes again every few seconds.
+    "0005": ["DELETE FROM service_heartbeat"],
+    "0008": [
+        "UPDATE tasks SET labels = '{}', progress = NULL, note = NULL, ended_by = NULL, "
+        "parent_id = NULL, rerun_of = NULL",
+        "UPDATE log_chunks SET at = NULL, times = NULL",
+        "UPDATE attempts SET answer = NULL",
+        "DELETE FROM task_labels",
+    ],
+    "0009": ["UPDATE tasks SET questions = '[]'", "DELETE FROM questions"],
+    "0010": [
+        f"UPDATE agents SET input_schema = '{INPUT_SCHEMA}', annotations = '{ANNOTATIONS}', "
+        "tool = true"
+    ],
+}
+TABLES_BEFORE = {"0005": {"service_heartbeat": "presence"}}
+COLUMNS_BEFORE = {"0005": {"last_heartbeat_at": "heard_at", "heartbeat_deadline": "silent_at"}}
+
+
+def not_kept_before(revision: str) -> list[str]:
+    """The statements that leave of a database of today what a database of this revision had."""
+    later = (statements for name, statements in NOT_KEPT_BEFORE.items() if revision < name)
+    return [statement for statements in later for statement in statements]
+
+
+def names_before(revision: str, changes: dict[str, dict[str, str]]) -> dict[str, str]:
+    """The names at this revision of what later ones have renamed."""
+    return {
+        new: old
+        for name, renamed in changes.items()
+        if revision < name
+        for new, old in renamed.items()
+    }
+
+
+def make_old_database(url: str, revision: str, rows: Rows) -> None:
+    """Make an empty database of this revision, and add these rows of today to it."""
+    # The index of names comes with the newest.
+    migrations.upgrade(url, "head" if revision == REVISIONS[-1] else revision)
+    engine = create_engine(url, poolclass=pool.NullPool)
+    with engine.begin() as connection:
+        tables = names_before(revision, TABLES_BEFORE)
+        for new in Base.metadata.sorted_tables:
+            old = tables.get(new.name, new.name)
+            if inspect(connection).has_table(old):
+                _add(connection, revision, old, new.name, rows[new.name])
+        if revision < "0007":
+            _count_lines_as_before(connection, rows["tasks"])
+
+
+def _add(
+    connection: Connection, revision: str, old: str, new: str, rows: list[dict[str, Any]]
+) -> None:
+    existing = {each["name"] for each in inspect(connection).get_columns(old)}
+    names = names_before(revision, COLUMNS_BEFORE)
+    kept = {
+        names.get(each.name, each.name): each
+        for each in Base.metadata.tables[new].columns
+        if names.get(each.name, each.name) in existing
+    }
+    target = table(old, *(column(name, each.type) for name, each in kept.items()))
+    added = [{name: row[each.name] for name, each in kept.items()} for row in rows]
+    connection.execute(target.insert(), added)
+    if connection.dialect.name == "postgresql":
+        for each in kept.values():
+            if each.identity is not None:
+                sequence = func.pg_get_serial_sequence(old, each.name)
+                highest = max(row[each.name] for row in added)
+                connection.execute(select(func.setval(sequence, highest)))
+
+
+def _count_lines_as_before(connection: Connection, tasks: list[dict[str, Any]]) -> None:
+    """The writer without a name had a row as the others have, and timeouts a time of their own."""
+    types = Base.metadata.tables["log_writers"].columns
+    writers = table("log_writers", *(column(each.name, each.type) for each in types))
+    counts = [
+        {"task_id": task["id"], "writer": "", "seq": task["default_writer_seq"]}
+        for task in tasks
+        if task["default_writer_seq"]
+    ]
+    connection.execute(writers.insert(), counts)
+    timed_out = "UPDATE tasks SET timed_out_at = finished_at WHERE error_type = 'timeout'"
+    connection.execute(text(timed_out))
