@@ -25,7 +25,7 @@ from sqlalchemy import text, update
 
 from taskservice.app import create_app
 from taskservice.config import Config
-from taskservice.database import timestamps, transactions
+from taskservice.database import migrations, timestamps, transactions
 from taskservice.database.engine import dispose
 from taskservice.database.models import Delivery
 from taskservice.database.transactions import transaction
@@ -35,7 +35,7 @@ from taskservice.operations.metrics import RECORDS, SLOTS, RequestCounts
 from taskservice.serving.settings import gunicorn_settings
 from tests.support.api_client import ApiClient, problem
 from tests.support.databases import Databases
-from tests.support.internals import set_for_database
+from tests.support.internals import run_sql, set_for_database
 from tests.support.mounts import mount, read_only, unmount
 from tests.support.receiver import Receiver, answer
 from tests.support.service import Service
@@ -419,6 +419,19 @@ def test_many_callers_wait_together_while_the_lock_is_held(app: Flask, data_fold
             one.result()
     other.execute("ROLLBACK")
     other.close()
+    until(lambda: is_ready(app))
+
+
+def test_database_that_another_version_has_migrated_makes_unready(
+    app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    until(lambda: is_ready(app))
+    try:
+        run_sql(app, "UPDATE alembic_version SET version_num = '9999'")
+        refused_as_unready(app)
+    finally:
+        run_sql(app, f"UPDATE alembic_version SET version_num = '{migrations.head()}'")
+    assert "it is at revision 9999, but this process works with" in caplog.text
     until(lambda: is_ready(app))
 
 

@@ -1,28 +1,39 @@
 """Upgrades of databases that older versions have filled, also when they are killed midway."""
 
+import itertools
+import os
 import shutil
+import signal
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import click
 import pytest
 from flask import Flask
-from sqlalchemy import create_engine, pool, text
+from sqlalchemy import create_engine, inspect, make_url, pool, text
 
+from taskservice.cli import ON_THE_SERVER, main
 from taskservice.config import Config
 from taskservice.database import migrations
+from taskservice.database.address import parse
 from taskservice.database.engine import dispose
 from taskservice.database.types import Base
 from taskservice.webhooks.destinations import Destinations
 from tests.support.all_tables import as_before, fill, seen
 from tests.support.api_client import ApiClient, expect
 from tests.support.apps import Apps
+from tests.support.commands import one_line, run
 from tests.support.databases import DATABASES, Databases
+from tests.support.fork_server import run_forked
 from tests.support.internals import rows, run_sql
 from tests.support.old_database import REVISIONS, Rows, make_old_database, not_kept_before
 from tests.support.receiver import Receiver
+from tests.support.service import environment
 
 
 @contextmanager
@@ -155,3 +166,143 @@ def schema(url: str) -> set[Any]:
 
 def _in_order(ddl: str) -> str:
     return "\n".join(sorted(line.strip().rstrip(",") for line in ddl.splitlines()))
+
+
+# --- killed ------------------------------------------------------------------------------
+
+KILLED = -signal.SIGKILL
+# The moments from one kill to the next.
+STEP = int(os.environ.get("UPGRADE_STEP", "1"))
+
+
+def kill_upgrades(url: str, folder: Path, step: int) -> int:
+    """Kill upgrades at later and later moments, until one is not killed; returns the kills.
+
+    After each the database is whole, and as it was before.
+    """
+    before = everything(url)
+    settings = environment(folder, DATABASE_URL=url.replace("+psycopg", ""))
+    for kills, moment in enumerate(itertools.count(1, step)):
+        done = run_forked(
+            [sys.executable, "-m", "tests.support.killed_upgrade", "db", "upgrade"],
+            env=settings | {"KILL_AT": str(moment)}, capture_output=True, timeout=60,
+        )  # fmt: skip
+        if done.returncode == 0:
+            return kills
+        assert done.returncode == KILLED, done
+        found = everything(url)
+        if found != before:
+            # Killed after the commit: the next upgrade finds nothing to do.
+            assert found.revision == REVISIONS[-1]
+    raise AssertionError
+
+
+class Everything(NamedTuple):
+    """All of a database of any revision: its schema, and how many of each row it has."""
+
+    revision: str | None
+    schema: set[Any]
+    rows: dict[str, Counter[Any]]
+
+
+def everything(url: str) -> Everything:
+    engine = create_engine(url, poolclass=pool.NullPool)
+    with engine.connect() as connection:
+        found = {
+            name: Counter(map(tuple, connection.execute(text(f'SELECT * FROM "{name}"'))))
+            for name in inspect(connection).get_table_names()
+            # The index's own, which is made by the statements that make its rows.
+            if not name.startswith("task_names")
+        }
+        if engine.dialect.name == "sqlite":
+            assert connection.exec_driver_sql("PRAGMA integrity_check").all() == [("ok",)]
+        return Everything(migrations.revision(connection), schema(url), found)
+
+
+def check_killed_upgrades(
+    url: str, older: str, filled: Filled, rows_of_today: Rows, apps: Apps, folder: Path, step: int
+) -> None:
+    make_old_database(url, older, rows_of_today)
+    expected = filled.at(older, folder)
+    kills = kill_upgrades(url, folder, step)
+    print(f"\n{kills} kills")
+    assert kills >= 100 // step
+    with new_app(apps, replace(filled.config, DATABASE_URL=url)) as app:
+        assert contents(app, filled.people) == expected
+
+
+def test_upgrade_that_is_killed_changes_nothing_and_works_again(
+    url: str, filled: Filled, rows_of_today: Rows, apps: Apps, tmp_path: Path
+) -> None:
+    check_killed_upgrades(url, "0001", filled, rows_of_today, apps, tmp_path, step=61)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_800)
+def test_upgrade_killed_at_every_moment_changes_nothing_and_works_again(
+    url: str, filled: Filled, rows_of_today: Rows, apps: Apps, tmp_path: Path
+) -> None:
+    check_killed_upgrades(url, "0001", filled, rows_of_today, apps, tmp_path, STEP)
+
+
+@pytest.mark.parametrize("step", [61, pytest.param(STEP, marks=pytest.mark.slow)])
+@pytest.mark.timeout(1_800)
+def test_first_start_that_is_killed_works_again(
+    url: str, step: int, databases: Databases, tmp_path: Path
+) -> None:
+    if url.startswith("sqlite"):
+        Path(make_url(url).database or "").parent.mkdir()
+    kills = kill_upgrades(url, tmp_path, step)
+    print(f"\n{kills} kills")
+    assert kills >= 100 // step
+    new = new_url(url.partition(":")[0].partition("+")[0], databases, tmp_path / "new")
+    migrations.upgrade(new)
+    assert schema(url) ^ schema(new) == set()
+    if url.startswith("sqlite"):
+        pragmas = ("auto_vacuum", "journal_mode")
+        with create_engine(url).connect() as connection:
+            found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in pragmas]
+        assert found == [2, "wal"]
+
+
+# --- newer than the code -----------------------------------------------------------------
+
+UNKNOWN = "01a216a7-c830-724c-bcad-01ab0fc06783"
+# Each command on the server, with arguments; those of `db` that need a file come in the test.
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "serve": (), "worker": (), "user add": ("carol",), "user list": (),
+    "key add": ("alice", "--name", "n"), "key list": (), "key revoke": (UNKNOWN,), "callback test": ("http://127.0.0.1:1/",),
+    "delivery list": (), "delivery show": (UNKNOWN,), "delivery redeliver": (UNKNOWN,),
+    "db upgrade": (), "prune": (), "export": (), "import": (),
+}  # fmt: skip
+WITH_FILES = {"db copy", "db backup", "db restore"}
+
+
+def commands_on_the_server() -> Iterator[str]:
+    for name in ON_THE_SERVER:
+        command = main.get_command(click.Context(main), name)
+        if isinstance(command, click.Group):
+            yield from (f"{name} {each}" for each in command.commands)
+        else:
+            yield name
+
+
+def test_no_command_uses_a_database_of_a_newer_version(
+    database_url: str, data_folder: Path, tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    # `db check` says it too, among other findings.
+    assert set(commands_on_the_server()) == COMMANDS.keys() | WITH_FILES | {"db check"}
+    engine = create_engine(parse(database_url), poolclass=pool.NullPool)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    commands = COMMANDS | {"db copy": (database_url, str(tmp_path / "to.db"))}
+    if database_url.startswith("sqlite"):
+        newer = shutil.copy(data_folder / "taskservice.db", tmp_path / "newer.db")
+        commands |= {"db backup": (f"{tmp_path}/backup.db",), "db restore": (str(newer), "--force")}
+    for name, arguments in commands.items():
+        with subtests.test(name):
+            done = run(data_folder, *name.split(), *arguments, DATABASE_URL=database_url)
+            line = one_line(done, 1)
+            assert "9999, which this version of taskservice does not know" in line
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM users")) == 0

@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice import resources
 from taskservice.contract.threads import start_thread
+from taskservice.database import migrations
 from taskservice.database.models import Delivery
 from taskservice.database.timestamps import seconds_between
 from taskservice.database.transactions import reading, transaction
@@ -39,7 +40,7 @@ MIN_FREE_BYTES = 64 * 1024
 # Without memory or a thread it is unknown whether the database can be used.
 FAILURES = (SQLAlchemyError, OSError, RuntimeError, MemoryError)
 
-_READ_ONLY = text("SELECT current_setting('transaction_read_only') = 'on' FROM alembic_version")
+_READ_ONLY = text("SELECT current_setting('transaction_read_only') = 'on'")
 _REVISION = text("SELECT version_num FROM alembic_version")
 # Each fails where its table, or one of its columns, is gone or may not be read.
 _ALL_COLUMNS = [select(*table.columns).where(false()) for table in Base.metadata.sorted_tables]
@@ -157,10 +158,14 @@ def _check_usable() -> None:
     if file is not None:
         _check_file(file)
     with transaction() as connection:
-        if file is not None:
-            connection.execute(_REVISION).one()
-        elif connection.execute(_READ_ONLY).scalar_one():
+        if file is None and connection.execute(_READ_ONLY).scalar_one():
             raise PermissionError("it is read-only")
+        revision = connection.execute(_REVISION).scalar_one()
+        if revision != migrations.head():
+            raise RuntimeError(
+                f"it is at revision {revision}, but this process works with {migrations.head()}: "
+                "restart it, with the newest version"
+            )
         for columns in _ALL_COLUMNS:
             connection.execute(columns)
 

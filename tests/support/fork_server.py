@@ -43,9 +43,12 @@ STARTUP_VARIABLES = (
     "PYTHON", "LANG", "LC_", "TZ", "LD_", "MALLOC_",
     "FORWARDED_ALLOW_IPS", "PORT", "SENDFILE", "WEB_CONCURRENCY",
 )  # fmt: skip
-# A module that patches others may have to do so before they are imported; the last of these
-# patches only what is looked up at each call.
-FORKED_MODULES = (["-m", "taskservice"], ["-m", "gunicorn"], ["-m", "tests.support.crash_points"])
+# A module that patches others may have to do so before they are imported; the last two of these
+# patch only what is looked up at each call.
+FORKED_MODULES = (
+    ["-m", "taskservice"], ["-m", "gunicorn"], ["-m", "tests.support.crash_points"],
+    ["-m", "tests.support.killed_upgrade"],
+)  # fmt: skip
 MAX_MESSAGE = 64 * 1024
 SET_CHILD_SUBREAPER = 36
 
