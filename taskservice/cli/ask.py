@@ -35,6 +35,7 @@ INTERRUPTED = 128 + signal.SIGINT
 
 @click.command(
     "ask",
+    short_help="Ask a person, and wait for the answer.",
     epilog=examples(
         'taskservice ask "Which branch?"',
         'taskservice ask "Deploy?" --choice yes --choice no --timeout 1h',

@@ -18,7 +18,7 @@ from taskservice.contract.terminal import (
     remark,
 )
 from taskservice.database import migrations
-from taskservice.database.address import parse
+from taskservice.database.address import parse, shown
 from taskservice.database.files import keep_owner_permissions
 from taskservice.operations import database_check
 from taskservice.operations.backup import BackupError, backup
@@ -150,9 +150,10 @@ def copy_(source: URL, target: URL, as_json: bool) -> None:
 
 
 def _remark_on_next_steps(target: URL) -> None:
-    where = "postgresql://..." if target.get_backend_name() == "postgresql" else "sqlite:///..."
+    is_file = target.get_backend_name() == "sqlite"
+    url = f"sqlite:///{Path(target.database or '').resolve()}" if is_file else shown(target)
     remark(
-        f"to serve it, set TASKSERVICE_DATABASE_URL={where}, and TASKSERVICE_SECRET_KEY to the "
+        f"to serve it, set TASKSERVICE_DATABASE_URL={url}, and TASKSERVICE_SECRET_KEY to the "
         "same key as before, or everyone signs in to the dashboard again"
     )
 

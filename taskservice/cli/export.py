@@ -27,6 +27,7 @@ class MomentText(click.ParamType[str]):
 
 @click.command(
     "export",
+    short_help="Print tasks with all that belongs to them as JSON.",
     epilog=examples(
         "taskservice export > tasks.jsonl",
         "taskservice export --user alice --since 2026-11-24T00:00:00Z > tasks.jsonl",

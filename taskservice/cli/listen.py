@@ -21,6 +21,7 @@ DEFAULT_PORT = 9000
 
 @click.command(
     "listen",
+    short_help="Receive webhooks on this machine.",
     epilog=examples(
         "taskservice listen", "taskservice listen --forward http://127.0.0.1:3000/webhook"
     ),

@@ -18,6 +18,7 @@ INTRODUCTION = f"""\
 
 @click.command(
     "mcp-config",
+    short_help="Print what connects a client of MCP.",
     epilog=examples(
         "taskservice mcp-config",
         "taskservice mcp-config --client claude-code | sh",

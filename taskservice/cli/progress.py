@@ -33,6 +33,7 @@ class Share(click.ParamType[float]):
 
 @click.command(
     "progress",
+    short_help="Say how far the task of this program is.",
     epilog=examples(
         'taskservice progress 34/68 "34 of 68 pages"',
         "taskservice progress 50%",

@@ -14,6 +14,7 @@ from taskservice.database.transactions import database_moment
 
 @click.command(
     "prune",
+    short_help="Remove what is past its retention.",
     epilog=examples(
         "TASKSERVICE_RETENTION_DAYS=30 taskservice prune --dry-run",
         "TASKSERVICE_RETENTION_DAYS=30 taskservice prune",

@@ -17,6 +17,7 @@ from taskservice.runner.signals import forward_signals
 
 @click.command(
     "run",
+    short_help="Run any program as a task.",
     context_settings={"ignore_unknown_options": False},
     epilog=examples(
         "taskservice run --agent backup -- ./backup.sh --all",

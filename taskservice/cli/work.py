@@ -11,6 +11,7 @@ from taskservice.runner.worker import Worker
 
 @click.command(
     "work",
+    short_help="Claim tasks of an agent, and run a program for each.",
     epilog=examples(
         "taskservice work --agent summarizer -- python -u summarize.py",
         "taskservice work --agent summarizer --parallel 4 -- ./summarize.sh",

@@ -17,7 +17,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 CHECK_SECONDS = 1.0
 
 
-@click.command("worker", epilog=examples("taskservice worker"))
+@click.command(
+    "worker",
+    short_help="Post due webhooks and do the upkeep, without serving.",
+    epilog=examples("taskservice worker"),
+)
 def command() -> None:
     """Post due webhooks and do the upkeep, without serving, until a signal ends it.
 

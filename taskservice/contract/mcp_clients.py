@@ -25,7 +25,7 @@ class McpClient:
 
     @property
     def where(self) -> str:
-        return "run this once" if self.file is None else f"in {self.file}"
+        return "run this" if self.file is None else f"in {self.file}"
 
     def text(self, service_url: str) -> str:
         """What to run, or the file's content, for the service at this address."""

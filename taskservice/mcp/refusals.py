@@ -7,6 +7,7 @@ from marshmallow import ValidationError
 
 from taskservice import problems
 from taskservice.problems import Problem
+from taskservice.schemas import strict_json
 
 # What is not there, not possible at present, or invalid.
 CORRECTABLE = (404, 409, 422)
@@ -19,7 +20,11 @@ def reason(error: Exception) -> str:
     if problem.status not in CORRECTABLE:
         raise error
     errors = problem.more.get("errors")
-    return " ".join(_sentences(errors)) if errors else f"{problem.detail}."
+    if errors:
+        return " ".join(_sentences(errors))
+    answer = problem.more.get("question", {}).get("answer")
+    given = "" if answer is None else f": {strict_json.dumps(answer).decode()}"
+    return f"{problem.detail}{given}."
 
 
 def _sentences(errors: dict[str, Any], path: str = "") -> Iterator[str]:
