@@ -7,7 +7,7 @@ from typing import Any
 
 from flask import Flask
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import URL, ExceptionContext, make_url
+from sqlalchemy.engine import URL, Dialect, ExceptionContext, make_url
 from sqlalchemy.exc import DisconnectionError, OperationalError
 
 from taskservice import resources
@@ -191,8 +191,18 @@ def _prepare_write_engine(engine: Engine) -> None:
         event.listen(engine, "connect", prepare_sqlite_connection)
         event.listen(engine, "begin", _begin_immediate)
     else:
+        event.listen(engine, "do_connect", _connect_batching)
         event.listen(engine, "begin", _begin_postgresql)
         _prepare_postgresql(engine)
+
+
+def _connect_batching(
+    _dialect: Dialect, _record: object, arguments: list[Any], options: dict[str, Any]
+) -> Any:
+    # psycopg is an extra.
+    from taskservice.database.postgresql_batch import BatchingConnection
+
+    return BatchingConnection.connect(*arguments, **options)
 
 
 def _begin_immediate(connection: Connection) -> None:

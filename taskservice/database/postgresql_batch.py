@@ -1,0 +1,54 @@
+"""Sends several statements to PostgreSQL at once, since each round trip takes time."""
+
+from typing import Any
+
+from psycopg import ClientCursor, Connection
+
+
+class BatchingConnection(Connection[Any]):
+    """A connection with `execute_later`, for statements whose rows nobody reads.
+
+    They are sent in front of the next statement, or of the commit, which fails as they would.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._waiting: list[str] = []
+
+    def execute_later(self, query: str, values: Any = None) -> None:
+        self._waiting.append(self._text(query, values))
+
+    def execute(self, query: Any, values: Any = None, **options: Any) -> Any:  # type: ignore[override]
+        if not self._waiting:
+            return super().execute(query, values, **options)
+        return self._send(self._text(query, values))
+
+    def cursor(self, *arguments: Any, **options: Any) -> Any:
+        # What is executed on it comes after what waits.
+        if self._waiting:
+            self._send()
+        return super().cursor(*arguments, **options)
+
+    def commit(self) -> None:
+        if self._waiting:
+            self._send("COMMIT")
+        else:
+            super().commit()
+
+    def rollback(self) -> None:
+        self._waiting.clear()
+        super().rollback()
+
+    def _text(self, query: str, values: Any) -> str:
+        """The statement with its values in it: PostgreSQL takes several only as one text."""
+        return ClientCursor(self).mogrify(query, values) if values is not None else query
+
+    def _send(self, *last: str) -> ClientCursor[Any]:
+        """Send what waits and `last`; the cursor has the rows of the last one."""
+        together = "; ".join([*self._waiting, *last])
+        self._waiting.clear()
+        cursor = ClientCursor(self)
+        cursor.execute(together)
+        while cursor.nextset():
+            pass
+        return cursor
