@@ -123,11 +123,11 @@ class Terminal:
             assert time.monotonic() < until, self.screen
             time.sleep(0.05)
 
-    def run(self, text: str) -> str:
+    def run(self, text: str, seconds: float = 90) -> str:
         """Type a block, wait until it is done, and return what it printed."""
         before, mark = len(self.screen), f"done {time.monotonic_ns()}"
         self.type(f"{text}\necho\necho {mark!r}")
-        self.wait_for(mark)
+        self.wait_for(mark, seconds)
         return self.screen[before:].replace(mark, "").strip()
 
 

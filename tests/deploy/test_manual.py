@@ -1,0 +1,105 @@
+"""The life of an installation, by the commands of docs/operations.md as they are printed."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.support.api_client import RemoteClient
+from tests.support.databases import Databases
+from tests.support.documents import ROOT, Terminal, blocks
+from tests.support.packages import wheel
+from tests.support.service import free_port
+from tests.support.systemd import Machine
+
+SERVICE = "taskservice.service"
+# What only root may do, or systemd does, in a folder.
+PROGRAMS = {
+    "useradd": "exit 0",
+    "runuser": 'test "$1 $2 $3" = "-u taskservice --" && shift 3 && exec "$@"',
+    "systemctl": f'PYTHONPATH={ROOT} exec {sys.executable} -m tests.support.systemd "$ROOT" "$@"',
+}
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    machine = Machine(tmp_path)
+    for folder in ("opt", "var/lib", "etc/systemd/system", "bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name, script in PROGRAMS.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    yield machine
+    machine.stop(SERVICE)
+
+
+class RootShell:
+    """The shell of the manual's reader; each line of a block must succeed."""
+
+    def __init__(self, machine: Machine, terminal: Terminal) -> None:
+        self.machine, self.terminal = machine, terminal
+        package = wheel(machine.root)
+        self.replaced = {"'taskservice[": f"'{package}["}
+        # Python's own variables would lead the virtual environment back to the tests.
+        self.terminal.run(
+            f"unset PYTHONPATH PYTHONHOME; export ROOT={machine.root}; "
+            f"PATH={machine.root}/bin:{Path(sys.executable).parent}:$PATH; cd {ROOT}"
+        )
+
+    def types(self, mark: str, **replaced: str) -> str:
+        """Type a block, with a test's names in place of those in it; returns what it printed."""
+        (block,) = blocks("docs/operations.md", mark)
+        for old, new in self.replaced.items():
+            block = block.replace(old, new)
+        for name, new in replaced.items():
+            assert EXAMPLES[name] in block
+            block = block.replace(EXAMPLES[name], new)
+        lines = self.machine.here(block).splitlines()
+        # pip may have much to download.
+        return self.terminal.run("\n".join(f"{line} || echo FAILED" for line in lines), 250)
+
+
+EXAMPLES = {"port": "8000", "database": "postgresql://taskservice@db.example.org/taskservice"}
+
+
+@pytest.mark.timeout(900)
+def test_installation_lives_as_the_manual_says(
+    machine: Machine, terminal: Terminal, databases: Databases
+) -> None:
+    root, port = RootShell(machine, terminal), free_port()
+    assert "FAILED" not in root.types("install")
+    settings = machine.root / "etc/taskservice.env"
+    with open(settings, "a") as file:
+        file.write(f"TASKSERVICE_BIND=127.0.0.1:{port}\n")
+    assert "FAILED" not in root.types("start")
+    key = root.types("first user").split()[-1]
+    alice = RemoteClient(f"http://127.0.0.1:{port}", key)
+    task = alice.start(claim=True)
+    line = {"logs": ["before"]}
+    alice.request("POST", f"/task/{task['id']}/logs", json=line).raise_for_status()
+    watched = root.types("watch", port=str(port))
+    assert "FAILED" not in watched
+    assert "ok       integrity" in watched
+
+    assert "FAILED" not in root.types("upgrade")
+    backups = [path.suffix for path in (machine.root / "var/lib/taskservice-backups").iterdir()]
+    assert sorted(backups) == ["", ".db"]
+    assert log_of(alice, task) == ["before"]
+
+    url = databases.new_postgresql()
+    copied = root.types("grow", database=url)
+    assert "FAILED" not in copied
+    assert "tasks 1 rows, sha256" in copied
+    assert f"TASKSERVICE_DATABASE_URL={url}" in settings.read_text()
+    # The old database no longer counts.
+    (machine.root / "var/lib/taskservice/taskservice.db").unlink()
+    assert log_of(alice, task) == ["before"]
+    assert requests.get(f"{alice.url}/readyz", timeout=60).ok
+
+
+def log_of(person: RemoteClient, task: dict[str, Any]) -> list[str]:
+    logs: list[str] = person.request("GET", f"/task/{task['id']}/logs").json()["logs"]
+    return logs
