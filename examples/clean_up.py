@@ -43,6 +43,8 @@ def may_delete(task: Task, folder: Path, files: list[Path]) -> bool:
 def main() -> None:
     given = json.load(sys.stdin)
     folder = Path(given["folder"])
+    if not folder.is_dir():
+        sys.exit(f"{folder} is not a folder")
     files = old_files(folder, given.get("days", 30))
     print(f"{folder} has {len(files)} old files", flush=True)
     with current() as task:

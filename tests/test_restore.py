@@ -102,6 +102,10 @@ def test_restore_replaces_a_database_only_with_force_and_keeps_it_aside(
     assert f"the database before is {aside}" in restored.stderr
     assert users(aside) == ["bob", "carol"]
     assert check(data)["integrity"]["state"] == "ok"
+    # Nothing else is left, and it can be restored in turn.
+    assert set(data.glob("*.replaced-*")) == {aside}
+    assert run(data, "db", "restore", str(aside), "--force").returncode == 0
+    assert users(data / "taskservice.db") == ["bob", "carol"]
 
 
 def test_restore_is_refused_while_the_service_runs(

@@ -21,6 +21,8 @@ from taskservice.operations.verified_file import Contents, draft_of, verified
 
 # What SQLite may need beside a database to read it, unlike its index of the log.
 _LOGS = ("-wal", "-journal")
+# The bytes of a journal's header that are zero when its transaction has ended.
+_JOURNAL_HEADER = 28
 _IN_USE = "is open in another process; stop the service and every other command first"
 
 
@@ -75,9 +77,20 @@ def _check(database: Path, backup: Path, replace: bool) -> None:
 
 
 def _there(database: Path) -> list[Path]:
-    """The files of the database that exist, with its logs."""
+    """The files of the database that exist, with the logs that SQLite would read."""
     files = [Path(f"{database}{suffix}") for suffix in ("", *_LOGS)]
-    return [file for file in files if os.path.lexists(file)]
+    return [file for file in files if os.path.lexists(file) and not _is_ended_journal(file)]
+
+
+def _is_ended_journal(file: Path) -> bool:
+    """Whether SQLite has ended this journal's transaction by zeros in its header, not by deletion.
+
+    So it does while it keeps a lock.
+    """
+    if not (file.name.endswith("-journal") and file.is_file()):
+        return False
+    with file.open("rb") as journal:
+        return not any(journal.read(_JOURNAL_HEADER))
 
 
 def _verified_copy(backup: Path, draft: Path) -> Contents:
