@@ -30,7 +30,7 @@ from tests.support.deliveries import the_delivery
 from tests.support.fork_server import ForkedPopen, run_forked
 from tests.support.internals import before_reads, copy_task, rows, set_columns
 from tests.support.receiver import Receiver, answer
-from tests.support.service import COMMAND, environment
+from tests.support.service import COMMAND, Service, environment
 
 Json = dict[str, Any]
 
@@ -355,6 +355,20 @@ def test_export_ends_quietly_with_its_reader_and_import_needs_its_input(here: Pl
     _, errors = closed.communicate(timeout=60)
     assert (closed.returncode, len(errors.splitlines())) == (1, 1)
     assert "the export was cut off" in errors
+
+
+def test_running_service_is_exported_and_imported_into(
+    database_url: str, tmp_path: Path, there: Place
+) -> None:
+    with Service(tmp_path / "data", DATABASE_URL=database_url) as service:
+        alice = service.add_user("alice")
+        task = alice.start(claim=True)
+        exported = service.run("export").stdout.encode()
+        there.add(exported)
+        alice.request("DELETE", f"/task/{task['id']}").raise_for_status()
+        other = Place(tmp_path, database_url, there.app)
+        assert other.add(exported)["tasks"] == 1
+        assert alice.request("GET", f"/task/{task['id']}").json() == task
 
 
 @pytest.mark.parametrize("there", ["sqlite"], indirect=True)
