@@ -27,7 +27,7 @@ class Share(click.ParamType[float]):
             self.fail("must be such as 34/68, 50% or 0.5", param, ctx)
         whole = float(match[2] or (100 if match[3] else 1))
         if not whole or float(match[1]) > whole:
-            self.fail("must be from 0 to 1", param, ctx)
+            self.fail("must be from 0 to 1, such as 34/68, 50% or 0.5", param, ctx)
         return float(match[1]) / whole
 
 
