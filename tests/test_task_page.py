@@ -16,7 +16,7 @@ from taskservice.database import timestamps
 from taskservice.database.transactions import reading
 from taskservice.webhooks.destinations import Destinations
 from tests.support import sample_data
-from tests.support.api_client import ApiClient
+from tests.support.api_client import ApiClient, expect
 from tests.support.internals import Statement, before_reads, end_for_silence, rows, set_columns
 from tests.support.marks import one_database
 from tests.support.plain_browser import Browser
@@ -271,6 +271,19 @@ def test_without_progress_the_usual_duration_tells_the_time_left(
     alice.report(alice.start(claim=True), status="complete")
     page = text_of(browser, alice.start(claim=True))
     assert "by the usual duration" in page
+
+
+@one_database
+def test_task_that_asks_has_no_expected_end(browser: Browser, alice: ApiClient) -> None:
+    alice.report(alice.start(claim=True), status="complete")
+    for progress in (0, 0.5):
+        task = alice.start(claim=True)
+        alice.report(task, progress=progress)
+        path = f"/task/{task['id']}/question"
+        asked = expect(alice.post(path, json={"message": "Deploy?"}), 201)
+        assert 'data-show="left"' not in text_of(browser, task)
+        expect(alice.delete(f"{path}/{asked['id']}"), 200)
+        assert 'data-show="left"' in text_of(browser, task)
 
 
 @one_database

@@ -11,6 +11,7 @@ from taskservice.database.rows import AnyRow, TaskRow
 from taskservice.queries import agents as agent_queries
 from taskservice.queries import tasks as task_queries
 from taskservice.schemas import strict_json
+from taskservice.schemas.answers import open_questions
 
 MAX_CHILDREN = 50
 # The width of the waterfall, in units of its own.
@@ -77,7 +78,8 @@ def _waiting(task: TaskRow) -> Waiting | None:
 
 def _expected_end(caller: Caller, task: TaskRow) -> str | None:
     """When a running task should end: by its progress, or as its agent's tasks usually do."""
-    if task.status != RUNNING or task.claimed_at is None:
+    if task.status != RUNNING or task.claimed_at is None or open_questions(task.questions):
+        # The time until an answer is a person's.
         return None
     progress = float(task.progress or 0)
     if progress > 0:
