@@ -582,6 +582,8 @@ def test_progress_and_output_come_live(visitor: Visitor, site: Site) -> None:
     site.alice.report(task, progress=0.5, note="half of it")
     expect(page.get_by_role("progressbar")).to_have_attribute("value", "0.5")
     expect(page.locator(".progress")).to_contain_text("half of it")
+    late = re.compile(r"50 %\s+half of it\s+takes longer than expected")
+    expect(page.locator(".progress")).to_have_text(late)
     site.alice.report(task, output={"part": "one"})
     expect(page.locator("#side #output-view")).to_contain_text("one")
     site.alice.report(task, output={"part": "two"})

@@ -45,7 +45,7 @@ function both(moment) {
 // When something should end, as time that is left.
 function left(moment) {
   const seconds = Math.round((moment - Date.now()) / 1000);
-  return seconds > 0 ? `about ${durationText(seconds)} left` : "longer than expected";
+  return seconds > 0 ? `about ${durationText(seconds)} left` : "takes longer than expected";
 }
 
 function ago(moment) {
