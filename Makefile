@@ -68,7 +68,8 @@ test-deploy: $(VENV)/installed-test ## Use each file of deploy/ with the program
 
 test-crash: $(VENV)/installed-test ## 30 s of load on each database, followers, copies, upgrades, with kills
 	CRASH_SECONDS=$${CRASH_SECONDS:-30} UPGRADE_STEP=$${UPGRADE_STEP:-1} $(BIN)/python -m pytest -m slow -s \
-		tests/test_crashes.py tests/test_watching.py tests/test_database_copy.py tests/test_upgrades.py
+		tests/test_crashes.py tests/test_watching.py tests/test_database_copy.py tests/test_upgrades.py \
+		tests/test_upgrade_under_load.py
 
 test-api: $(VENV)/installed-test ## Generated requests and types, and the whole API against a model of it
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(BIN)/python -m pytest -n auto -m slow \
