@@ -156,11 +156,25 @@ def test_backup_has_a_dated_name_and_the_oldest_are_removed(machine: Machine) ->
 def test_failed_backup_fails_the_unit_and_removes_none(machine: Machine) -> None:
     old = machine.root / "var/lib/taskservice-backups/taskservice-2026-01-01T000000Z.db"
     old.touch()
-    (machine.root / "etc/taskservice.env").write_text("BACKUP_KEEP=0\n")
+    (machine.root / "etc/taskservice.env").write_text("BACKUP_KEEP=1\n")
     result = machine.run("taskservice-backup.service")
     assert result.returncode != 0
     assert "no database" in result.stderr
     assert old.exists()
+
+
+def test_backup_that_would_not_be_kept_is_refused(
+    machine: Machine, subtests: pytest.Subtests
+) -> None:
+    unit = "taskservice-backup.service"
+    add_user(machine, unit)
+    for number in ("0", "-1", "all", ""):
+        with subtests.test(number):
+            (machine.root / "etc/taskservice.env").write_text(f"BACKUP_KEEP={number}\n")
+            result = machine.run(unit)
+            assert result.returncode == 2
+            assert "BACKUP_KEEP must be 1 or more" in result.stderr
+    assert os.listdir(machine.root / "var/lib/taskservice-backups") == []
 
 
 def test_postgresql_is_backed_up_by_pg_dump(machine: Machine, databases: Databases) -> None:
