@@ -1,13 +1,16 @@
 """The life of an installation, by the commands of docs/operations.md as they are printed."""
 
+import sqlite3
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
+from taskservice.database import migrations
 from tests.support.api_client import RemoteClient
 from tests.support.databases import Databases
 from tests.support.documents import ROOT, Terminal, blocks
@@ -62,7 +65,11 @@ class RootShell:
         return self.terminal.run("\n".join(f"{line} || echo FAILED" for line in lines), 250)
 
 
-EXAMPLES = {"port": "8000", "database": "postgresql://taskservice@db.example.org/taskservice"}
+EXAMPLES = {
+    "port": "8000",
+    "version": "==0.1.0",
+    "database": "postgresql://taskservice@db.example.org/taskservice",
+}
 
 
 @pytest.mark.timeout(900)
@@ -89,6 +96,14 @@ def test_installation_lives_as_the_manual_says(
     assert sorted(backups) == ["", ".db"]
     assert log_of(alice, task) == ["before"]
 
+    upgrade_to_unknown_revision(machine.root / "var/lib/taskservice/taskservice.db")
+    later = alice.start()
+    restored = root.types("go back", version="")
+    assert "FAILED" not in restored
+    assert f"revision {migrations.head()}, 1 tasks" in restored
+    assert alice.request("GET", f"/task/{later['id']}").status_code == 404
+    assert log_of(alice, task) == ["before"]
+
     url = databases.new_postgresql()
     copied = root.types("grow", database=url)
     assert "FAILED" not in copied
@@ -98,6 +113,12 @@ def test_installation_lives_as_the_manual_says(
     (machine.root / "var/lib/taskservice/taskservice.db").unlink()
     assert log_of(alice, task) == ["before"]
     assert requests.get(f"{alice.url}/readyz", timeout=60).ok
+
+
+def upgrade_to_unknown_revision(database: Path) -> None:
+    """As a newer version does."""
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
 
 
 def log_of(person: RemoteClient, task: dict[str, Any]) -> list[str]:
