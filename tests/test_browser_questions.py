@@ -309,7 +309,7 @@ def test_refused_answer_is_shown_with_its_reasons(visitor: Visitor, alice: Remot
 
 
 def test_pages_with_questions_have_no_fault(visitor: Visitor, alice: RemoteClient) -> None:
-    task = alice.start(name=HOSTILE, claim=True)
+    task = alice.start(name=HOSTILE, input={HOSTILE: "W" * 99}, claim=True)
     first = ask(alice, task, f"{HOSTILE} {'W' * 1000}", DELETE)
     answer(alice, task, first, delete=True)
     for message, schema in (

@@ -327,6 +327,18 @@ def test_list_says_which_tasks_ask_and_its_title_counts_them(
     assert text.count("expires <time") == 1
 
 
+def test_list_tells_tasks_of_one_name_apart(window: Browser, alice: ApiClient) -> None:
+    inputs: list[Json] = [{}, {"env": "prod <1>"}, {"text": "\u202e" + "é" * 80}]
+    for given in inputs:
+        ask(alice, alice.start("deploy", name="deploy", input=given, claim=True))
+    text = unescape(text_of(window, "/"))
+    found = re.findall('<p class="faint">deploy · started <time datetime="[^>]+>(.*)</p>', text)
+    shown = [each.partition("</time>")[2] for each in found]
+    assert shown == [
+        "", ' · <bdi>{"env":"prod <1>"}</bdi>', ' · <bdi>{"text":"\\u202e' + "é" * 70 + "…</bdi>"
+    ]  # fmt: skip
+
+
 def test_answer_on_the_list_leads_back_to_it(window: Browser, alice: ApiClient, task: Json) -> None:
     question = ask(alice, task)
     where = "/?status=running&q=rel"

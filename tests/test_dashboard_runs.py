@@ -86,6 +86,7 @@ def test_form_has_the_fields_of_the_schema_with_those_first_that_are_required(
         ("level", ""), ("dry", "true")
     ]  # fmt: skip
     assert "newest task" not in text
+    assert text.count("leave out") == 2
 
 
 def test_form_starts_a_task_with_what_is_filled_in(window: Browser, alice: ApiClient) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from taskservice.auth.caller import Caller
 from taskservice.contract.terms import ANSWERED
 from taskservice.dashboard import schema_form
+from taskservice.dashboard.formatting import visible
 from taskservice.dashboard.schema_form import CHOICE, Choice, Errors, Field, Json, Texts
 from taskservice.database.rows import AnyRow
 from taskservice.queries import questions as question_queries
@@ -21,6 +22,8 @@ SHOWN_ENDED = 20
 # A question with one choice of so few and so short options is answered by a click.
 MAX_BUTTONS, MAX_BUTTON_LABEL = 4, 40
 MAX_ANSWER = 200
+# The list shows this many characters of a task's input.
+MAX_INPUT = 80
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,10 @@ class AskingTask:
 
     id: str
     name: str
+    agent_id: str
+    created_at: str
+    # Its beginning; empty if it says nothing.
+    input: str
     questions: list[QuestionForm]
 
 
@@ -124,13 +131,19 @@ def asking(caller: Caller) -> Asking:
     """The caller's tasks that ask something; an agent key may not answer, and sees none."""
     if caller.agent_id is not None:
         return Asking([], 0)
-    rows = question_queries.asking_tasks(caller, SHOWN_TASKS + 1)
-    tasks = [AskingTask(row.id, row.name, of_task(row)) for row in rows]
+    rows = question_queries.asking_tasks(caller, SHOWN_TASKS + 1, MAX_INPUT + 1)
+    tasks = [_asking(row) for row in rows]
     # Upkeep has not yet seen that the questions of the others have expired.
     tasks = [task for task in tasks if task.questions]
     if len(rows) <= SHOWN_TASKS:
         return Asking(tasks, len(tasks))
     return Asking(tasks[:SHOWN_TASKS], question_queries.count_asking_tasks(caller, MAX_TASKS))
+
+
+def _asking(row: AnyRow) -> AskingTask:
+    text = row.input if len(row.input) <= MAX_INPUT else f"{row.input[:MAX_INPUT]}…"
+    given = "" if text == "{}" else visible(text)
+    return AskingTask(row.id, row.name, row.agent_id, row.created_at, given, of_task(row))
 
 
 def closed_sentence(question: Json) -> str:

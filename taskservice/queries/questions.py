@@ -34,7 +34,14 @@ _ENDED = Statement[AnyRow](
     .order_by(Question.asked_at.desc(), Question.id.desc())
     .limit(bindparam("count"))
 )
-_asking = select(Task.id, Task.name, Task.agent_id, Task.questions).where(of_user, IS_ASKING)
+_asking = select(
+    Task.id,
+    Task.name,
+    Task.agent_id,
+    Task.created_at,
+    func.substr(Task.input, 1, bindparam("length")).label("input"),
+    Task.questions,
+).where(of_user, IS_ASKING)
 _ASKING = Statement[AnyRow](_asking.order_by(Task.created_at, Task.id).limit(bindparam("count")))
 _limited = select(Task.id).where(of_user, IS_ASKING).limit(bindparam("count")).subquery()
 _COUNT_ASKING = Statement[AnyRow](select(func.count(_limited.c[0])))
@@ -67,10 +74,13 @@ def ended(task_id: str, count: int) -> Sequence[AnyRow]:
         return _ENDED.all(connection, task_id=task_id, count=count)
 
 
-def asking_tasks(caller: Caller, count: int) -> Sequence[AnyRow]:
-    """The oldest `count` of the caller's tasks that ask something, with their questions."""
+def asking_tasks(caller: Caller, count: int, length: int) -> Sequence[AnyRow]:
+    """The oldest `count` of the caller's tasks that ask something, with their questions.
+
+    Of the input, they have the first `length` characters.
+    """
     with reading() as connection:
-        return _ASKING.all(connection, user_id=caller.user_id, count=count)
+        return _ASKING.all(connection, user_id=caller.user_id, count=count, length=length)
 
 
 def count_asking_tasks(caller: Caller, maximum: int) -> int:
