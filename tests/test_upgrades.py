@@ -25,7 +25,7 @@ from taskservice.database.engine import dispose
 from taskservice.database.types import Base
 from taskservice.webhooks.destinations import Destinations
 from tests.support.all_tables import as_before, fill, seen
-from tests.support.api_client import ApiClient, expect
+from tests.support.api_client import ApiClient, expect, problem
 from tests.support.apps import Apps
 from tests.support.commands import one_line, run
 from tests.support.databases import DATABASES, Databases
@@ -263,6 +263,27 @@ def test_first_start_that_is_killed_works_again(
         with create_engine(url).connect() as connection:
             found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in pragmas]
         assert found == [2, "wal"]
+
+
+def test_running_process_is_unavailable_where_a_newer_version_renamed_a_column(
+    app: Flask, alice: ApiClient
+) -> None:
+    """It stores nothing half, and works again with the column."""
+    task = alice.start()
+    path, rename = f"/task/{task['id']}", "ALTER TABLE tasks RENAME COLUMN note TO remark"
+    run_sql(app, rename)
+    try:
+        answers = [
+            alice.get(path),
+            alice.patch(path, json={"note": "half"}),
+            alice.post("/task", json={"agentId": "summarizer"}),
+        ]
+    finally:
+        run_sql(app, "ALTER TABLE tasks RENAME COLUMN remark TO note")
+    for response in answers:
+        problem(response, 503)
+        assert int(response.headers["Retry-After"]) > 0
+    assert expect(alice.get("/task"), 200) == [task]
 
 
 # --- newer than the code -----------------------------------------------------------------
