@@ -134,7 +134,7 @@ def test_error_of_no_field_is_said_above_the_form(window: Browser, alice: ApiCli
     register(alice, {"type": "object", "properties": {"a": {}}, "required": ["b"]})
     response = send(window, a="1")
     assert response.status_code == 422
-    assert "Nothing was started. Input: Missing." in response.text
+    assert "Nothing was started. Input.b: Missing." in response.text
     assert tasks(alice) == []
 
 
@@ -160,8 +160,9 @@ def test_form_becomes_json_and_fields_again_without_a_loss(
     values = dict(re.findall(r'name="field\.(\w+)" value="(.*?)"', text))
     assert (values["folder"], values["days"]) == ("/b", "3")
     for unfit, said in (
-        ('{"folder": "/b", "other": 1}', "The form cannot show all of it."),
-        ("[1]", "The form cannot show all of it."), ("{", "It is not valid JSON"),
+        ('{"folder": "/b", "other": 1, "days": "3"}',
+         "Input.other: The form cannot show it. Input.days: The form cannot show it."),
+        ("[1]", "The form can show only an object."), ("{", "It is not valid JSON"),
     ):  # fmt: skip
         text = unescape(window.send(path, show="fields", input=unfit).text)
         assert said in text
@@ -184,6 +185,9 @@ def test_json_that_does_not_fit_the_schema_is_said_above_it(
     for said in ("Input.folder: Must match ^/", "Input.days: ", "Input.hosts: Missing."):
         assert said in text
     assert json_text(response.text) == {"folder": "srv", "days": 0}
+    register(alice, SCHEMA | {"additionalProperties": False})
+    response = window.send("/agents/backup/run", input='{"folder": "/b", "hosts": [], "x": 1}')
+    assert "Input.x: Unknown field." in response.text
     assert tasks(alice) == []
 
 

@@ -11,6 +11,7 @@ from taskservice.dashboard.formatting import pretty
 from taskservice.dashboard.schema_form import Errors, Field, Json, Texts
 from taskservice.schemas import strict_json
 from taskservice.schemas.input_schema import Input
+from taskservice.schemas.validation_errors import MAX_ERRORS
 
 # The value of `as` in a form that has fields.
 FIELDS = "fields"
@@ -49,9 +50,9 @@ class InputForm:
         given = Input(strict_json.dumps(content).decode())
         misfits = {} if given.fits(self.schema) else given.check(self.schema)
         # What a field lacks is said once.
-        found = schema_form.by_property(self._schema, misfits, "input") | errors
+        found = misfits | _under_input(errors)
         if found:
-            raise _invalid(found)
+            raise ValidationError(found)
         return content
 
     def _content(self) -> tuple[Any, Errors]:
@@ -63,13 +64,14 @@ class InputForm:
         """The form with these errors beside its fields, and a sentence with the other ones."""
         if self.typed is None:
             return self, forms.sentence_of(errors)
-        own = {name: messages for name, messages in errors.items() if name.startswith("input.")}
-        others = {name: messages for name, messages in errors.items() if name not in own}
+        own = {path: messages for path, messages in errors.items() if self._has_field(path)}
+        others = {path: messages for path, messages in errors.items() if path not in own}
         found = schema_form.by_property(self._schema, own, "input")
-        if unnamed := found.pop("", None):
-            # Of a property that has no field.
-            others["input"] = [*others.get("input", []), *unnamed]
         return replace(self, errors=found), forms.sentence_of(others) or "See below."
+
+    def _has_field(self, path: str) -> bool:
+        found = schema_form.by_property(self._schema, {path: []}, "input")
+        return path.startswith("input.") and "" not in found
 
     def switched(self) -> tuple["InputForm", str]:
         """The form with fields instead of JSON, or the other way round.
@@ -82,15 +84,18 @@ class InputForm:
             return self.refused(forms.errors_of(error))
 
     def _with_fields(self) -> "InputForm":
-        found = with_input(self.schema, strict_json.dumps(_parsed(self.text)).decode())
-        if found.typed is None:
-            raise _invalid({"": ["The form cannot show all of it."]})
-        return found
+        content = _parsed(self.text)
+        if not isinstance(content, dict):
+            raise ValidationError({"input": ["The form can show only an object."]})
+        if lost := schema_form.not_shown(self._schema, content):
+            said = {name: ["The form cannot show it."] for name in lost[:MAX_ERRORS]}
+            raise ValidationError(_under_input(said))
+        return InputForm(self.schema, schema_form.texts_of(self._schema, content))
 
     def _as_text(self) -> "InputForm":
         content, errors = schema_form.content_of(self._schema, self.typed or {}, needs_all=False)
         if errors:
-            raise _invalid(errors)
+            raise ValidationError(_under_input(errors))
         return InputForm(self.schema, None, pretty(strict_json.dumps(content).decode()))
 
 
@@ -111,7 +116,7 @@ def with_input(schema: str, stored: str) -> InputForm:
     """The form that begins with an input: as JSON if fields cannot show all of it."""
     content = _loads(stored)
     form = InputForm(schema, None, pretty(stored))
-    if form.can_have_fields and schema_form.can_show(_loads(schema), content):
+    if form.can_have_fields and not schema_form.not_shown(_loads(schema), content):
         return InputForm(schema, schema_form.texts_of(_loads(schema), content))
     return form
 
@@ -129,7 +134,5 @@ def _parsed(text: str) -> Any:
         raise ValidationError({"input": [f"It is not valid JSON: {error}."]}) from error
 
 
-def _invalid(errors: Errors) -> ValidationError:
-    return ValidationError(
-        {f"input.{name}" if name else "input": messages for name, messages in errors.items()}
-    )
+def _under_input(errors: Errors) -> Errors:
+    return {f"input.{name}": messages for name, messages in errors.items()}

@@ -230,12 +230,12 @@ def _typed(each: _Property, texts: Sequence[str], needs_all: bool) -> list[Any]:
     raise ValueError("Choose one." if each.kind == CHOICE else "Fill this in.")
 
 
-def can_show(schema: Json, content: Any) -> bool:
-    """Whether the form has all of `content`, and answers it unchanged."""
+def not_shown(schema: Json, content: Json) -> list[str]:
+    """The names in `content` that the form does not have, or would not answer unchanged."""
     own = {each.name: each for each in _properties(schema)}
-    return isinstance(content, dict) and all(
-        name in own and _keeps(own[name], value) for name, value in content.items()
-    )
+    return [
+        name for name, value in content.items() if name not in own or not _keeps(own[name], value)
+    ]
 
 
 def _keeps(each: _Property, value: Any) -> bool:
