@@ -265,7 +265,7 @@ def test_agent_is_run_and_edited(visitor: Visitor, alice: RemoteClient) -> None:
     page.get_by_label("Input, a JSON object").fill('{"path": "/srv"}')
     page.get_by_label("Labels").fill("env=prod")
     page.get_by_role("button", name="Run").click()
-    expect(page.locator("#notice")).to_contain_text("Started “The backup”.")
+    expect(page.locator("#notice")).to_have_text("Started “The backup”.")
     # The browser logs the page that said what was wrong.
     visitor.complaints[:] = [text for text in visitor.complaints if "422" not in text]
 

@@ -131,7 +131,7 @@ def run(agent_id: str) -> AnyResponse:
     except (Problem, ValidationError) as error:
         given, fault = given.refused(forms.errors_of(error))
         return _run_page(agent, form, given, f"Nothing was started. {fault}", 422)
-    flash(f"Started “{task.name}”. It waits until an agent claims it.")
+    flash(f"Started “{task.name}”.")
     return redirect_to("tasks.show", task_id=task.id)
 
 
