@@ -283,6 +283,15 @@ def test_form_without_a_useful_schema_is_one_json_text(
             assert "As a form" not in text
 
 
+def test_list_of_texts_has_an_example(window: Browser, alice: ApiClient) -> None:
+    tags = {"type": "array", "items": {"type": "string"}, "description": "Of it."}
+    register(alice, {"type": "object", "properties": {"tags": tags}})
+    for path in ("/agents/backup/run", "/agents/backup"):
+        assert 'Of it. A list of texts, such as ["a", "b"].' in unescape(window.get(path).text)
+    assert send(window, tags='["a", "b"]').status_code == 303
+    assert tasks(alice)[0]["input"] == {"tags": ["a", "b"]}
+
+
 def test_agent_says_what_it_takes(window: Browser, alice: ApiClient) -> None:
     register(alice)
     alice.register("plain", tool=False)
@@ -295,6 +304,8 @@ def test_agent_says_what_it_takes(window: Browser, alice: ApiClient) -> None:
     cells = re.findall('<td class="text">(.*?)</td>', inputs)
     assert cells[3:6] == ["some of: a, b", "", "<bdi></bdi>"]
     assert cells[12:14] == ["whole number, from 1", "30"]
+    assert cells[6:7] == ["text, at most 20 characters"]
+    assert cells[15:17] == ["true or false", "true"]
     text = window.get("/agents/plain").text
     assert 'id="inputs"' not in text
     assert "not a tool" in text

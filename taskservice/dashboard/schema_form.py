@@ -107,6 +107,12 @@ class _Property:
         has_lines = "\n" in str(self.schema.get("default", ""))
         return has_lines or _whole(self.schema.get("maxLength", 0)) > LONG
 
+    @property
+    def _is_list_of_texts(self) -> bool:
+        items = self.schema.get("items")
+        is_text = isinstance(items, dict) and items.get("type") == "string"
+        return is_text and self.schema.get("type") == "array"
+
     def texts(self, value: Any) -> list[str]:
         """What the field has for a value."""
         if value is None and self.is_nullable:
@@ -135,6 +141,8 @@ class _Property:
         hint = str(self.schema.get("description") or "")
         if self.schema.get("format") == "date-time" and self.kind == TEXT:
             hint = f"{hint} In UTC.".strip()
+        if self.kind == JSON and self._is_list_of_texts:
+            hint = f'{hint} A list of texts, such as ["a", "b"].'.strip()
         return Field(
             name=self.name,
             key=self.key,
