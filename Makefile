@@ -11,12 +11,12 @@ unexport PYTHONDONTWRITEBYTECODE
 PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 3 ))
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-server test-agent test-browser test-mcp test-deploy test-crash test-api \
+.PHONY: help install run test test-server test-agent test-browser test-operations test-mcp test-deploy test-crash test-api \
 	test-big test-callbacks lint bench bench-peers bench-more screenshots clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read name text; do \
-		printf '  make %-14s %s\n' "$$name" "$$text"; done
+		printf '  make %-15s %s\n' "$$name" "$$text"; done
 
 install: $(VENV)/installed ## Make .venv with taskservice and what running it needs
 
@@ -43,11 +43,8 @@ $(VENV)/installed-test: $(VENV)/installed
 
 test: $(VENV)/installed-test ## Install what the tests need, and test the service
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow' \
-		--ignore tests/server --ignore tests/agent_side --ignore tests/deploy --ignore tests/mcp_clients \
-		--ignore tests/test_browser.py \
-		--ignore tests/test_browser_task.py --ignore tests/test_browser_lists.py \
-		--ignore tests/test_browser_questions.py \
-		--ignore tests/test_fuzzing.py
+		--ignore tests/server --ignore tests/agent_side --ignore tests/browser --ignore tests/operations \
+		--ignore tests/deploy --ignore tests/mcp_clients --ignore tests/test_fuzzing.py
 
 test-server: $(VENV)/installed-test ## Test the processes: gunicorn and its worker, `taskservice worker`
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow' tests/server
@@ -57,8 +54,10 @@ test-agent: $(VENV)/installed-test ## Test the agent's side, also while programs
 		$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/agent_side
 
 test-browser: $(VENV)/installed-test ## Test the dashboard in a real browser
-	$(BIN)/python -m pytest -n auto --dist worksteal tests/test_browser.py tests/test_browser_task.py \
-		tests/test_browser_lists.py tests/test_browser_questions.py
+	$(BIN)/python -m pytest -n auto --dist worksteal tests/browser
+
+test-operations: $(VENV)/installed-test ## Test upgrade, restore, copy, export, import and installations
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow' tests/operations
 
 test-mcp: $(VENV)/installed-test ## MCP clients from their packages, and the conformance suite of MCP
 	$(BIN)/python -m pytest -n 4 --dist worksteal tests/mcp_clients
@@ -68,8 +67,7 @@ test-deploy: $(VENV)/installed-test ## Use each file of deploy/ with the program
 
 test-crash: $(VENV)/installed-test ## 30 s of load on each database, followers, copies, upgrades, with kills
 	CRASH_SECONDS=$${CRASH_SECONDS:-30} UPGRADE_STEP=$${UPGRADE_STEP:-1} $(BIN)/python -m pytest -m slow -s \
-		tests/test_crashes.py tests/test_watching.py tests/test_database_copy.py tests/test_upgrades.py \
-		tests/test_upgrade_under_load.py
+		tests/test_crashes.py tests/test_watching.py tests/operations
 
 test-api: $(VENV)/installed-test ## Generated requests and types, and the whole API against a model of it
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(BIN)/python -m pytest -n auto -m slow \
@@ -78,7 +76,6 @@ test-api: $(VENV)/installed-test ## Generated requests and types, and the whole 
 
 test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks, much that is removed, `bench`
 	$(BIN)/python -m pytest -m slow tests/test_big.py tests/test_appends.py tests/test_retention.py \
-		tests/test_export.py \
 		tests/test_benchmarks.py
 
 test-callbacks: $(VENV)/installed-test ## Webhooks, while the service is killed at critical moments

@@ -12,18 +12,9 @@ import pytest
 from playwright.sync_api import Browser, Page, Response, expect
 
 from tests.support.api_client import RemoteClient
-from tests.support.browser import CHROMIUM, Visitor, launched, violations
-from tests.support.requirements import needs
+from tests.support.browser import Visitor, violations
 from tests.support.sample_data import HOSTILE
 from tests.support.service import Service
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        needs("Chromium", "install the package chromium")
-    with launched() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.support.api_client import RemoteClient
-from tests.support.browser import CHROMIUM, Visitor, launched, violations
-from tests.support.requirements import needs
+from tests.support.browser import Visitor, violations
 from tests.support.sample_data import DELETE, HOSTILE, TERM
 from tests.support.service import Service
 from tests.support.waiting import until
@@ -31,14 +30,6 @@ MANY: Json = {
     },
     "required": ["mail", "force"],
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        needs("Chromium", "install the package chromium")
-    with launched() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

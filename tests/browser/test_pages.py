@@ -25,7 +25,7 @@ from taskservice.webhooks.destinations import Destinations
 from tests.support import sample_data
 from tests.support.api_client import ApiClient, RemoteClient, add_user
 from tests.support.api_client import expect as answered
-from tests.support.browser import CHROMIUM, Visitor, launched, violations
+from tests.support.browser import Visitor, violations
 from tests.support.nginx import NGINX, nginx
 from tests.support.receiver import Receiver, answer
 from tests.support.requirements import needs
@@ -54,14 +54,6 @@ class Site:
     bad: Receiver
     # The cookies of a window in which alice is signed in.
     state: Any = None
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        needs("Chromium", "install the package chromium")
-    with launched() as browser:
-        yield browser
 
 
 # Behind it everything is harder; a machine without it sees the rest of it all the same.

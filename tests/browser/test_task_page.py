@@ -20,10 +20,9 @@ from taskservice.database.timestamps import rfc3339
 from taskservice.webhooks.destinations import Destinations
 from tests.support import sample_data
 from tests.support.api_client import ApiClient, add_user
-from tests.support.browser import CHROMIUM, Visitor, launched, violations
+from tests.support.browser import Visitor, violations
 from tests.support.internals import end_for_silence, set_columns
 from tests.support.receiver import Receiver, answer
-from tests.support.requirements import needs
 from tests.support.service import Service
 from tests.support.waiting import until
 
@@ -43,14 +42,6 @@ class Site:
     app: Flask
     alice: ApiClient
     receiver: Receiver
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        needs("Chromium", "install the package chromium")
-    with launched() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

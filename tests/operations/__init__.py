@@ -1,0 +1,1 @@
+"""The commands of operators: upgrade, restore, copy, export, import and install."""
