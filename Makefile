@@ -11,12 +11,12 @@ unexport PYTHONDONTWRITEBYTECODE
 PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 3 ))
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-server test-agent test-browser test-operations test-mcp test-deploy test-crash test-api \
-	test-big test-callbacks lint bench bench-peers bench-more screenshots clean
+.PHONY: help install run test test-server test-agent test-browser test-operations test-mcp \
+	test-deploy test-crash test-api test-big test-callbacks lint bench bench-peers bench-more screenshots clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read name text; do \
-		printf '  make %-15s %s\n' "$$name" "$$text"; done
+		printf '  make %-16s %s\n' "$$name" "$$text"; done
 
 install: $(VENV)/installed ## Make .venv with taskservice and what running it needs
 
