@@ -44,7 +44,7 @@ $(VENV)/installed-test: $(VENV)/installed
 test: $(VENV)/installed-test ## Install what the tests need, and test the service
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow' \
 		--ignore tests/server --ignore tests/agent_side --ignore tests/browser --ignore tests/operations \
-		--ignore tests/deploy --ignore tests/mcp_clients --ignore tests/test_fuzzing.py
+		--ignore tests/mcp --ignore tests/mcp_clients --ignore tests/deploy --ignore tests/test_fuzzing.py
 
 test-server: $(VENV)/installed-test ## Test the processes: gunicorn and its worker, `taskservice worker`
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow' tests/server
@@ -59,8 +59,8 @@ test-browser: $(VENV)/installed-test ## Test the dashboard in a real browser
 test-operations: $(VENV)/installed-test ## Test upgrade, restore, copy, export, import and installations
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow' tests/operations
 
-test-mcp: $(VENV)/installed-test ## MCP clients from their packages, and the conformance suite of MCP
-	$(BIN)/python -m pytest -n 4 --dist worksteal tests/mcp_clients
+test-mcp: $(VENV)/installed-test ## Test MCP, also with clients from their packages and its conformance suite
+	$(BIN)/python -m pytest -n 4 --dist worksteal tests/mcp tests/mcp_clients
 
 test-deploy: $(VENV)/installed-test ## Use each file of deploy/ with the program that it is for
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/deploy

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from taskservice import client as package
+from taskservice.cli import ON_THE_AGENTS_SIDE
 from taskservice.client import (
     Client,
     Forbidden,
@@ -911,7 +912,7 @@ for module in modules:
 AGENT_MODULES = [
     "taskservice.client",
     *(f"taskservice.runner.{path.stem}" for path in (PACKAGE / "runner").glob("*.py")),
-    *(f"taskservice.cli.{name}" for name in agent_commands()),
+    *(ON_THE_AGENTS_SIDE[name] for name in agent_commands()),
 ]
 
 

@@ -1,0 +1,1 @@
+"""`POST /mcp`, over HTTP."""
