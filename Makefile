@@ -56,7 +56,7 @@ test-agent: $(VENV)/installed-test ## Test the agent's side, also while programs
 test-browser: $(VENV)/installed-test ## Test the dashboard in a real browser
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/browser
 
-test-operations: $(VENV)/installed-test ## Test upgrade, restore, copy, export, import and installations
+test-operations: $(VENV)/installed-test ## Test the commands on the server: upgrade, restore, copy, export, import
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow' tests/operations
 
 test-mcp: $(VENV)/installed-test ## Test MCP, also with clients from their packages and its conformance suite

@@ -214,7 +214,7 @@ def test_gunicorn_alone_serves_the_same(tmp_path: Path) -> None:
         "python:taskservice.serving.gunicorn_config",
         "wsgi:app",
     ]
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     with open(service.log, "wb") as log:
         process = ForkedPopen(
             command, env=service.environment, cwd=root, stderr=log, start_new_session=True
