@@ -6,7 +6,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from taskservice.database.postgresql_batch import BatchingConnection
+from taskservice.database.postgresql_batch import MAX_WAITING, BatchingConnection
 from tests.support.databases import Databases
 
 HOSTILE = "☃ \\ 'one' \"two\" %s %% ; COMMIT; --"
@@ -106,3 +106,14 @@ def test_what_waits_comes_before_a_statement_on_another_cursor(
     with batching.cursor() as cursor:
         assert cursor.execute("SELECT text FROM notes").fetchall() == [(HOSTILE,)]
     batching.commit()
+
+
+def test_much_that_waits_is_sent_at_once(
+    url: str, batching: BatchingConnection, trips: list[Any]
+) -> None:
+    batching.execute_later("BEGIN")
+    for number in range(100):
+        add(batching, number, "x" * 10_000)
+    assert len(trips) == 100 * 10_000 // MAX_WAITING - 1
+    batching.commit()
+    assert [number for number, _ in stored(url)] == list(range(100))

@@ -4,6 +4,9 @@ from typing import Any
 
 from psycopg import ClientCursor, Connection
 
+# From this number of characters on, what waits is sent at once: more would only take memory.
+MAX_WAITING = 64 * 1024
+
 
 class BatchingConnection(Connection[Any]):
     """A connection with `execute_later`, for statements whose rows nobody reads.
@@ -14,9 +17,13 @@ class BatchingConnection(Connection[Any]):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._waiting: list[str] = []
+        self._length = 0
 
     def execute_later(self, query: str, values: Any = None) -> None:
         self._waiting.append(self._text(query, values))
+        self._length += len(self._waiting[-1])
+        if self._length > MAX_WAITING:
+            self._send()
 
     def execute(self, query: Any, values: Any = None, **options: Any) -> Any:  # type: ignore[override]
         if not self._waiting:
@@ -36,7 +43,7 @@ class BatchingConnection(Connection[Any]):
             super().commit()
 
     def rollback(self) -> None:
-        self._waiting.clear()
+        self._forget()
         super().rollback()
 
     def _text(self, query: str, values: Any) -> str:
@@ -46,9 +53,13 @@ class BatchingConnection(Connection[Any]):
     def _send(self, *last: str) -> ClientCursor[Any]:
         """Send what waits and `last`; the cursor has the rows of the last one."""
         together = "; ".join([*self._waiting, *last])
-        self._waiting.clear()
+        self._forget()
         cursor = ClientCursor(self)
         cursor.execute(together)
         while cursor.nextset():
             pass
         return cursor
+
+    def _forget(self) -> None:
+        self._waiting.clear()
+        self._length = 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,9 +10,9 @@ from sqlalchemy import Connection, bindparam, select
 
 from taskservice import __version__
 from taskservice.database.models import Agent, Attempt, Delivery, LogWriter, Question, Task, User
-from taskservice.database.rows import AnyRow, AnySelect, next_limit
+from taskservice.database.rows import AnyRow, AnySelect
 from taskservice.database.transactions import reading, reading_one_state
-from taskservice.database.types import Identifier
+from taskservice.database.types import Identifier, byte_length
 from taskservice.problems import invalid
 from taskservice.queries import logs as log_queries
 from taskservice.queries import questions as question_queries
@@ -34,19 +35,30 @@ from taskservice.schemas.columns import (
 )
 from taskservice.schemas.exported import FORMAT
 
+# Of one page, the bytes of inputs and outputs.
 MAX_TASKS = 500
+MAX_BYTES = 4 * 1024 * 1024
 _USERS = select(*USER_COLUMNS).order_by(User.id)
 _AGENTS: AnySelect = select(*AGENT_COLUMNS)
 # What the API says of a task in one answer; its log and its questions have lines of their own.
 _schema = TaskSchema(exclude=(*TASK_EXPANSIONS, "logs", "questions"))
-_TASKS: AnySelect = tasks_with_log.add_columns(
-    Task.timeout,
-    Task.default_writer_seq,
-    Task.idempotency_key,
-    Task.idempotency_digest,
-    Task.claim_key,
-).order_by(Task.id)
 _of_tasks = bindparam("task_ids", expanding=True, type_=Identifier)
+_TASKS: AnySelect = (
+    tasks_with_log.add_columns(
+        Task.timeout,
+        Task.default_writer_seq,
+        Task.idempotency_key,
+        Task.idempotency_digest,
+        Task.claim_key,
+    )
+    .where(Task.id.in_(_of_tasks))
+    .order_by(Task.id)
+)
+_IDS: AnySelect = (
+    select(Task.id, (byte_length(Task.input) + byte_length(Task.output)).label("bytes"))
+    .order_by(Task.id)
+    .limit(MAX_TASKS)
+)
 # What belongs to a task, in the order of the fields of `_Task`.
 _RELATED: tuple[AnySelect, ...] = (
     select(LogWriter.task_id, LogWriter.writer, LogWriter.seq).where(
@@ -79,10 +91,10 @@ def lines(user: str | None = None, since: str | None = None) -> Iterator[bytes]:
     yield _line("export", {"format": FORMAT, "version": __version__})
     for row in people:
         yield _line("user", user_schema.dump(row))
-    tasks = _TASKS.where(Task.user_id.in_(user_ids))
+    ids = _IDS.where(Task.user_id.in_(user_ids))
     if since is not None:
-        tasks = tasks.where(Task.updated_at >= since)
-    yield from _with_agents(tasks, _AGENTS.where(Agent.user_id.in_(user_ids)))
+        ids = ids.where(Task.updated_at >= since)
+    yield from _with_agents(ids, _AGENTS.where(Agent.user_id.in_(user_ids)))
 
 
 def _users() -> Sequence[AnyRow]:
@@ -90,12 +102,12 @@ def _users() -> Sequence[AnyRow]:
         return connection.execute(_USERS).all()
 
 
-def _with_agents(tasks: AnySelect, agents: AnySelect) -> Iterator[bytes]:
+def _with_agents(ids: AnySelect, agents: AnySelect) -> Iterator[bytes]:
     """The lines of agents and of tasks; an agent that is new comes before its first task."""
     written: set[tuple[str, str]] = set()
     yield from _new_agents(agents, written)
     count = 0
-    for page in _pages(tasks):
+    for page in _pages(ids):
         if any((task.row.user_id, task.row.agent_id) not in written for task in page):
             yield from _new_agents(agents, written)
         for task in page:
@@ -128,23 +140,25 @@ class _Task:
     attempts: Sequence[AnyRow]
 
 
-def _pages(tasks: AnySelect) -> Iterator[list[_Task]]:
+def _pages(ids: AnySelect) -> Iterator[list[_Task]]:
     """The tasks, each as it is at the moment at which its page is read."""
-    last, limit = None, 16
+    after = ids
     while True:
-        after = tasks if last is None else tasks.where(Task.id > last)
-        page = _page(after.limit(limit))
-        if not page:
+        with reading() as connection:
+            found = connection.execute(after).all()
+        if not found:
             return
-        yield page
-        last = page[-1].row.id
-        size = sum(len(task.row.input) + len(task.row.output) for task in page)
-        limit = next_limit(len(page), size, MAX_TASKS)
+        # The first task, however large, and those that fit with it.
+        sizes = accumulate(task.bytes for task in found)
+        count = max(1, sum(size <= MAX_BYTES for size in sizes))
+        yield _page([task.id for task in found[:count]])
+        after = ids.where(Task.id > found[count - 1].id)
 
 
-def _page(tasks: AnySelect) -> list[_Task]:
+def _page(task_ids: Sequence[str]) -> list[_Task]:
+    """Those of the tasks that are still there."""
     with reading_one_state() as connection:
-        rows = connection.execute(tasks).all()
+        rows = connection.execute(_TASKS, {"task_ids": task_ids}).all()
         ids = [row.id for row in rows]
         related = [_by_task(connection, each, ids) for each in _RELATED]
     return [_Task(row, *(of_task[row.id] for of_task in related)) for row in rows]
@@ -176,7 +190,7 @@ def _task_lines(task: _Task) -> Generator[bytes, None, int]:
             yield _line("log", of_task | _log_json(first, timed))
     except LogGone:
         yield _line("void", of_task)
-        for again in _page(_TASKS.where(Task.id == task.row.id)):
+        for again in _page([task.row.id]):
             return (yield from _task_lines(again))
         return 0
     return 1
