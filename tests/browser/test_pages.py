@@ -184,8 +184,8 @@ def test_long_log_is_never_all_in_the_page(visitor: Visitor, site: Site) -> None
 def test_key_is_not_kept_in_the_browser(chromium: Browser, site: Site) -> None:
     guest = Visitor(chromium, site.url)
     page = guest.sign_in(site.alice.key)
-    # The list is left as soon as its script has kept where it is.
-    page.wait_for_function("sessionStorage.getItem('list')")
+    # By then its script has kept where the list is.
+    page.wait_for_load_state()
     task = start(site, name="Kept")
     site.alice.append(task, "one line")
     guest.go(f"/tasks/{task['id']}").get_by_role("button", name="Wrap").click()
