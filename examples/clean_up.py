@@ -17,7 +17,7 @@ from pathlib import Path
 from taskservice.client import NoAnswer, Task, current
 
 CHOICES = ["delete", "keep"]
-# So many names fit into a question.
+# How many file names a question lists.
 SHOWN = 20
 
 

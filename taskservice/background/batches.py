@@ -22,7 +22,7 @@ class BatchSize:
         self._most = most
 
     def adapt(self, rows: int, seconds: float) -> None:
-        """Learn from a batch of so many rows, which took so long with its commit."""
+        """Learn from the last batch: its number of rows, and its time including the commit."""
         if seconds > BATCH_SECONDS:
             self.rows = max(1, int(rows * BATCH_SECONDS / seconds))
         elif rows == self.rows and seconds < BATCH_SECONDS / 2:
