@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
@@ -15,18 +14,6 @@ from tests.support.api_client import RemoteClient
 from tests.support.browser import Visitor, violations
 from tests.support.sample_data import HOSTILE
 from tests.support.service import Service
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with Service(tmp_path_factory.mktemp("lists") / "data") as service:
-        yield service
-
-
-@pytest.fixture
-def alice(service: Service) -> RemoteClient:
-    """A new user in each test, so that each list has its own tasks."""
-    return service.add_user(f"alice {time.monotonic_ns()}")
 
 
 @pytest.fixture

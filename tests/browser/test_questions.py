@@ -1,7 +1,6 @@
 """Forms made from a schema in a real browser: those of questions, and those that run an agent."""
 
 import re
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -30,18 +29,6 @@ MANY: Json = {
     },
     "required": ["mail", "force"],
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with Service(tmp_path_factory.mktemp("questions") / "data") as service:
-        yield service
-
-
-@pytest.fixture
-def alice(service: Service) -> RemoteClient:
-    """A new user in each test, so that each list has its own tasks."""
-    return service.add_user(f"alice {time.monotonic_ns()}")
 
 
 @pytest.fixture
