@@ -24,8 +24,11 @@ from taskservice.database.models import Agent, ApiKey, CallbackSecret, Task, Use
 from taskservice.database.transactions import reading
 from taskservice.database.types import Base
 from taskservice.queries.task_json import Shape
-from taskservice.schemas import answers, fields, strict_json
-from taskservice.schemas.answers import RowSchema, TaskSchema
+from taskservice.schemas import fields, rows, strict_json
+from taskservice.schemas.answers.agents import agent_schema
+from taskservice.schemas.answers.tasks import TaskSchema, task_schema
+from taskservice.schemas.answers.users import callback_secret_schema, key_schema, user_schema
+from taskservice.schemas.rows import RowSchema
 from tests.support.api_client import ApiClient, expect
 from tests.support.internals import end_for_silence
 
@@ -56,17 +59,17 @@ def sample(schema: marshmallow.Schema, empty: bool) -> SimpleNamespace:
 def sample_value(field: Any, empty: bool) -> Any:
     if isinstance(field, marshmallow.fields.Nested):
         return sample(field.schema, empty)
-    if isinstance(field, answers.OpenQuestions):
+    if isinstance(field, rows.OpenQuestions):
         # An expired question is left out, whatever else it has.
         past = '[{"expiresAt":"2020-01-01T00:00:00.000Z"}]'
         return "[]" if empty else past
-    if isinstance(field, marshmallow.fields.List) and not isinstance(field, answers.Lines):
+    if isinstance(field, marshmallow.fields.List) and not isinstance(field, rows.Lines):
         return [] if empty else [sample_value(field.inner, empty)]
-    if isinstance(field, answers.StoredJson):
+    if isinstance(field, rows.StoredJson):
         return "{}" if empty else '{"a":[1,2.50,"ü"]}'
     if isinstance(field, marshmallow.fields.Integer):
         return 0 if empty else 1 << 40
-    if isinstance(field, answers.StoredNumber):
+    if isinstance(field, rows.StoredNumber):
         return None if empty else "0.25"
     if isinstance(field, marshmallow.fields.Float):
         return None if empty else 0.5
@@ -119,12 +122,12 @@ def test_plan_writes_what_marshmallow_writes_of_real_rows(alice: ApiClient, app:
     expect(alice.post(f"/task/{tasks[3]['id']}/cancel"), 200)
     alice.agent_key()
     pairs: tuple[tuple[RowSchema, type[Base]], ...] = (
-        (answers.task_schema, Task),
+        (task_schema, Task),
         (Shape(fields=("id", "error")).schema, Task),
-        (answers.agent_schema, Agent),
-        (answers.user_schema, User),
-        (answers.key_schema, ApiKey),
-        (answers.callback_secret_schema, CallbackSecret),
+        (agent_schema, Agent),
+        (user_schema, User),
+        (key_schema, ApiKey),
+        (callback_secret_schema, CallbackSecret),
     )
     for schema, table in pairs:
         with app.app_context(), reading() as connection:
@@ -138,12 +141,12 @@ def test_plan_writes_what_marshmallow_writes_of_real_rows(alice: ApiClient, app:
 @given(some.lists(some.text(some.characters(exclude_categories=["Cs"]))))
 def test_lines_take_the_place_that_was_kept_for_them(lines: list[str]) -> None:
     row = sample(TaskSchema(), empty=False)
-    for schema in (answers.task_schema, TaskSchema(only=["logs"]), TaskSchema(exclude=["input"])):
-        head, tail = answers.split_at_lines(schema.dump(row))
-        whole = json.loads(head + answers.dump_items(lines) + tail)
+    for schema in (task_schema, TaskSchema(only=["logs"]), TaskSchema(exclude=["input"])):
+        head, tail = rows.split_at_lines(schema.dump(row))
+        whole = json.loads(head + rows.dump_items(lines) + tail)
         assert whole["logs"] == lines
         assert list(whole) == list(schema.dump_fields)
-    head, tail = answers.split_at_lines(TaskSchema(only=["id"]).dump(row))
+    head, tail = rows.split_at_lines(TaskSchema(only=["id"]).dump(row))
     assert (json.loads(head), tail) == ({"id": 'ü "\n'}, b"")
 
 

@@ -9,7 +9,8 @@ from taskservice.auth.authentication import caller
 from taskservice.contract.error_codes import AGENT_HAS_TASKS
 from taskservice.database.rows import AnyRow
 from taskservice.queries import agents as agent_queries
-from taskservice.schemas.answers import agent_schema, expanded_agent_schema, expanded_task_schema
+from taskservice.schemas.answers.agents import agent_schema, expanded_agent_schema
+from taskservice.schemas.answers.tasks import expanded_task_schema
 from taskservice.schemas.fields import EXAMPLE_MOMENT
 from taskservice.schemas.parameters import AgentQuerySchema
 from taskservice.schemas.requests import PutAgentSchema

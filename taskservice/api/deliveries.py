@@ -6,7 +6,7 @@ from taskservice.auth.authentication import caller
 from taskservice.contract.error_codes import DELIVERY_UNDER_WAY, NO_DELIVERY
 from taskservice.queries import deliveries as delivery_queries
 from taskservice.queries import tasks as task_queries
-from taskservice.schemas.answers import delivery_schema
+from taskservice.schemas.answers.deliveries import delivery_schema
 from taskservice.schemas.fields import EXAMPLE_MOMENT
 from taskservice.services import deliveries as delivery_service
 from taskservice.web import responses

@@ -11,7 +11,7 @@ from taskservice.openapi.operation import EVENTS, JSON, TEXT
 from taskservice.problems import invalid
 from taskservice.queries import task_json
 from taskservice.queries import tasks as task_queries
-from taskservice.schemas.answers import appended_schema, log_page_schema
+from taskservice.schemas.answers.tasks import appended_schema, log_page_schema
 from taskservice.schemas.parameters import AppendQuerySchema, FollowQuerySchema, LogQuerySchema
 from taskservice.schemas.requests import AppendSchema
 from taskservice.services import chunks

@@ -13,7 +13,7 @@ from taskservice.contract.error_codes import (
 )
 from taskservice.contract.terms import ANSWERED, OPEN
 from taskservice.queries import questions as question_queries
-from taskservice.schemas.answers import question_schema
+from taskservice.schemas.answers.tasks import question_schema
 from taskservice.schemas.requests import AnswerQuestionSchema, AskSchema
 from taskservice.services import questions as question_service
 from taskservice.services.tasks import Idempotency

@@ -11,7 +11,7 @@ from taskservice.database.rows import TaskRow, TaskVersion
 from taskservice.queries import lists as list_queries
 from taskservice.queries import task_json
 from taskservice.queries import tasks as task_queries
-from taskservice.schemas.answers import expanded_task_schema
+from taskservice.schemas.answers.tasks import expanded_task_schema
 from taskservice.schemas.fields import EXAMPLE_LATER, EXAMPLE_TASK
 from taskservice.schemas.parameters import ListQuerySchema, TaskQuerySchema
 from taskservice.schemas.requests import ReportSchema, RerunSchema, StartSchema

@@ -20,7 +20,7 @@ from taskservice.database.transactions import (
     transaction,
 )
 from taskservice.database.types import Identifier, Timestamp, database_now
-from taskservice.schemas.answers import NO_QUESTIONS
+from taskservice.schemas.rows import NO_QUESTIONS
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.tasks import HEARTBEAT
 

@@ -9,7 +9,7 @@ from taskservice.cli.service_app import service_app
 from taskservice.contract.terminal import exit_with_error, print_json, print_line, print_rows
 from taskservice.contract.terms import DELIVERY_STATES
 from taskservice.queries import deliveries as delivery_queries
-from taskservice.schemas.answers import delivery_schema
+from taskservice.schemas.answers.deliveries import delivery_schema
 from taskservice.schemas.fields import parse_id
 from taskservice.services import deliveries as delivery_service
 

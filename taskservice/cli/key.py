@@ -7,7 +7,7 @@ from taskservice.cli.service_app import print_key, service_app
 from taskservice.contract.terminal import print_rows
 from taskservice.database import timestamps
 from taskservice.queries import keys as key_queries
-from taskservice.schemas.answers import key_schema
+from taskservice.schemas.answers.users import key_schema
 from taskservice.services import keys as key_service
 
 # A hundred years.

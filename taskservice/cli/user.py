@@ -6,7 +6,7 @@ from taskservice.cli.options import Text, examples, json_lines
 from taskservice.cli.service_app import print_key, service_app
 from taskservice.contract.terminal import print_rows
 from taskservice.queries import users as user_queries
-from taskservice.schemas.answers import user_schema
+from taskservice.schemas.answers.users import user_schema
 from taskservice.services import users as user_service
 
 

@@ -12,7 +12,8 @@ from taskservice.dashboard.schema_form import CHOICE, Choice, Errors, Field, Jso
 from taskservice.database.rows import AnyRow
 from taskservice.queries import questions as question_queries
 from taskservice.schemas import strict_json
-from taskservice.schemas.answers import open_questions, question_schema
+from taskservice.schemas.answers.tasks import question_schema
+from taskservice.schemas.rows import open_questions
 
 # The list of tasks has forms of the oldest SHOWN_TASKS that ask, and counts up to MAX_TASKS.
 SHOWN_TASKS = 10

@@ -11,7 +11,7 @@ from taskservice.database.rows import AnyRow, TaskRow
 from taskservice.queries import agents as agent_queries
 from taskservice.queries import tasks as task_queries
 from taskservice.schemas import strict_json
-from taskservice.schemas.answers import open_questions
+from taskservice.schemas.rows import open_questions
 
 MAX_CHILDREN = 50
 # The width of the waterfall, in units of its own.

@@ -8,8 +8,8 @@ from taskservice.database.rows import TaskRow
 from taskservice.mcp import refusals
 from taskservice.problems import invalid
 from taskservice.queries import questions as question_queries
-from taskservice.schemas.answers import NO_QUESTIONS, open_questions
 from taskservice.schemas.requests import AnswerQuestionSchema
+from taskservice.schemas.rows import NO_QUESTIONS, open_questions
 from taskservice.services import questions as question_service
 
 # The person closed the form and may answer later.

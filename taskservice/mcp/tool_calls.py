@@ -15,9 +15,9 @@ from taskservice.queries import lists as list_queries
 from taskservice.queries import tasks as task_queries
 from taskservice.queries.ordered_tasks import Position
 from taskservice.queries.selections import Selection
-from taskservice.schemas.answers import NO_QUESTIONS, open_questions
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import AnswerQuestionSchema, StartSchema
+from taskservice.schemas.rows import NO_QUESTIONS, open_questions
 from taskservice.services import questions as question_service
 from taskservice.services import tasks as task_service
 from taskservice.services.tasks import Idempotency

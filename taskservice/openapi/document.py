@@ -20,7 +20,8 @@ from taskservice.openapi import components
 from taskservice.openapi.components import Object, Parameter
 from taskservice.openapi.operation import Operation, by_media_type
 from taskservice.openapi.webhooks import webhooks
-from taskservice.schemas.answers import partial_task_schema, problem_schema, task_schema
+from taskservice.schemas.answers.service import problem_schema
+from taskservice.schemas.answers.tasks import partial_task_schema, task_schema
 
 OPENAPI = "3.1.0"
 

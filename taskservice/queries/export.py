@@ -19,14 +19,10 @@ from taskservice.queries import questions as question_queries
 from taskservice.queries.logs import LogGone, TimedLine
 from taskservice.queries.tasks import tasks_with_log
 from taskservice.schemas import strict_json
-from taskservice.schemas.answers import (
-    TASK_EXPANSIONS,
-    TaskSchema,
-    agent_schema,
-    delivery_schema,
-    question_schema,
-    user_schema,
-)
+from taskservice.schemas.answers.agents import agent_schema
+from taskservice.schemas.answers.deliveries import delivery_schema
+from taskservice.schemas.answers.tasks import TASK_EXPANSIONS, TaskSchema, question_schema
+from taskservice.schemas.answers.users import user_schema
 from taskservice.schemas.columns import (
     AGENT_COLUMNS,
     ATTEMPT_COLUMNS,

@@ -30,8 +30,8 @@ from taskservice.queries.ordered_tasks import (
 from taskservice.queries.selections import BY_END, Filters, Selection, unindexed
 from taskservice.queries.task_json import Shape
 from taskservice.queries.tasks import with_log
-from taskservice.schemas.answers import NO_QUESTIONS
 from taskservice.schemas.columns import LARGE_COLUMNS, TASK_COLUMNS
+from taskservice.schemas.rows import NO_QUESTIONS
 
 # How many positions of a whole list one search finds.
 POSITIONS_PER_READ = 1_000

@@ -14,16 +14,10 @@ from taskservice.queries import logs as log_queries
 from taskservice.queries import users as user_queries
 from taskservice.queries.logs import TimedLine
 from taskservice.schemas import strict_json
-from taskservice.schemas.answers import (
-    TASK_EXPANSIONS,
-    TASK_FIELDS,
-    TaskSchema,
-    agent_of_task_schema,
-    dump_items,
-    split_at_lines,
-    task_schema,
-    user_schema,
-)
+from taskservice.schemas.answers.agents import agent_of_task_schema
+from taskservice.schemas.answers.tasks import TASK_EXPANSIONS, TASK_FIELDS, TaskSchema, task_schema
+from taskservice.schemas.answers.users import user_schema
+from taskservice.schemas.rows import dump_items, split_at_lines
 
 # Minimum number of bytes in a piece of text that is sent.
 PIECE_BYTES = 64 * 1024

@@ -1,17 +1,11 @@
 """The columns that reads select: those of the answers, and those that code needs."""
 
 from taskservice.database.models import ApiKey, Attempt, Delivery, Question, Task
-from taskservice.schemas.answers import (
-    AttemptSchema,
-    StoredJson,
-    agent_of_task_schema,
-    agent_schema,
-    delivery_schema,
-    key_schema,
-    question_schema,
-    task_schema,
-    user_schema,
-)
+from taskservice.schemas.answers.agents import agent_of_task_schema, agent_schema
+from taskservice.schemas.answers.deliveries import AttemptSchema, delivery_schema
+from taskservice.schemas.answers.tasks import question_schema, task_schema
+from taskservice.schemas.answers.users import key_schema, user_schema
+from taskservice.schemas.rows import StoredJson
 
 TASK_COLUMNS = (
     *task_schema.columns.values(),

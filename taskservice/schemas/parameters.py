@@ -20,7 +20,8 @@ from taskservice.contract.terms import (
     STATUSES,
 )
 from taskservice.database import timestamps
-from taskservice.schemas.answers import AGENT_EXPANSIONS, TASK_EXPANSIONS, TASK_FIELDS
+from taskservice.schemas.answers.agents import AGENT_EXPANSIONS
+from taskservice.schemas.answers.tasks import TASK_EXPANSIONS, TASK_FIELDS
 from taskservice.schemas.fields import (
     EXAMPLE_MOMENT,
     FlagText,

@@ -29,18 +29,12 @@ from taskservice.database.statements import Statement
 from taskservice.database.transactions import transaction
 from taskservice.database.types import Base, Identifier, database_now
 from taskservice.schemas import strict_json
-from taskservice.schemas.answers import (
-    NO_QUESTIONS,
-    AttemptSchema,
-    RowSchema,
-    StoredJson,
-    StoredNumber,
-    agent_schema,
-    question_schema,
-    task_schema,
-)
+from taskservice.schemas.answers.agents import agent_schema
+from taskservice.schemas.answers.deliveries import AttemptSchema
+from taskservice.schemas.answers.tasks import question_schema, task_schema
 from taskservice.schemas.columns import TASK_COLUMNS
 from taskservice.schemas.exported import OF_TASK
+from taskservice.schemas.rows import NO_QUESTIONS, RowSchema, StoredJson, StoredNumber
 from taskservice.services.callback_secrets import insert_secret
 from taskservice.services.import_lines import InvalidExport, Line, read, voided
 from taskservice.services.questions import open_json

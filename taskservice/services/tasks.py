@@ -46,9 +46,9 @@ from taskservice.problems import Problem, invalid, invalid_key, not_found
 from taskservice.queries.questions import has_expired
 from taskservice.queries.tasks import tasks_with_log
 from taskservice.schemas import strict_json
-from taskservice.schemas.answers import NO_QUESTIONS
 from taskservice.schemas.columns import TASK_COLUMNS
 from taskservice.schemas.input_schema import Input
+from taskservice.schemas.rows import NO_QUESTIONS
 from taskservice.services import attempts, removal
 from taskservice.services import deliveries as delivery_service
 from taskservice.webhooks.destinations import check_url

@@ -14,7 +14,7 @@ from taskservice.queries import logs as log_queries
 from taskservice.queries import task_json
 from taskservice.queries.task_json import WHOLE, Shape
 from taskservice.schemas import strict_json
-from taskservice.schemas.answers import NO_QUESTIONS, open_questions
+from taskservice.schemas.rows import NO_QUESTIONS, open_questions
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

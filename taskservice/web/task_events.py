@@ -18,7 +18,7 @@ from taskservice.queries import tasks as task_queries
 from taskservice.queries.logs import LogGone, TimedLine
 from taskservice.queries.task_json import Shape
 from taskservice.schemas import strict_json
-from taskservice.schemas.answers import TASK_FIELDS
+from taskservice.schemas.answers.tasks import TASK_FIELDS
 from taskservice.schemas.columns import TASK_COLUMNS
 
 # A comment after this time without an event keeps proxies from closing the stream.

@@ -1,0 +1,257 @@
+"""A task as it is answered, its log and its questions."""
+
+from typing import Any
+
+from marshmallow import fields, validate
+
+from taskservice.contract.terms import (
+    COMPLETE,
+    ERROR,
+    ERROR_TYPES,
+    FAILED,
+    MAX_NOTE,
+    OPEN,
+    QUESTION_STATES,
+    RUNNING,
+    SERVICE,
+    STATUSES,
+)
+from taskservice.database.models import Question, Task
+from taskservice.schemas import elicitation
+from taskservice.schemas.answers.agents import AgentOfTaskSchema
+from taskservice.schemas.answers.users import UserSchema
+from taskservice.schemas.fields import (
+    EXAMPLE_LATER,
+    EXAMPLE_MOMENT,
+    EXAMPLE_QUESTION,
+    EXAMPLE_TASK,
+    EXAMPLE_USER,
+    doc,
+    id_field,
+    moment_field,
+)
+from taskservice.schemas.rows import (
+    AnswerSchema,
+    Lines,
+    OpenQuestions,
+    RowSchema,
+    StoredJson,
+    StoredNumber,
+)
+
+TASK_EXPANSIONS = ("agent", "user")
+
+
+class TaskError(fields.Field[Any]):
+    """Why a task ended as error: by TaskErrorSchema, or null."""
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> Any:
+        return None if value is None else {"type": value, "message": obj.error_message}
+
+
+class TaskErrorSchema(AnswerSchema):
+    """Why a task ended as `error`."""
+
+    type = fields.String(
+        required=True,
+        validate=validate.OneOf(ERROR_TYPES),
+        metadata=doc(
+            "`failed`: its agent reported it; `cancelled`: its user cancelled it; `timeout`: its "
+            "agent was silent for too long.",
+            FAILED,
+        ),
+    )
+    message = fields.String(
+        required=True, metadata=doc("What went wrong, for a person.", "The mailbox is locked")
+    )
+
+
+class QuestionSchema(RowSchema):
+    """What an agent asks a person before it goes on."""
+
+    id = id_field("The question's id.", EXAMPLE_QUESTION, column=Question.id)
+    message = fields.String(
+        metadata=doc(
+            "What the agent wants to know.", "Deploy to production?", column=Question.message
+        )
+    )
+    schema = StoredJson(
+        metadata=doc("The JSON Schema of the answer.", elicitation.DEFAULT, column=Question.schema)
+    )
+    state = fields.String(
+        validate=validate.OneOf(QUESTION_STATES),
+        metadata=doc("Only an open one can be answered.", OPEN, column=Question.state),
+    )
+    askedAt = moment_field("When it was asked.", EXAMPLE_MOMENT, Question.asked_at)
+    expiresAt = moment_field("When it expires; null: never.", None, Question.expires_at)
+    answer = StoredJson(
+        allow_none=True,
+        metadata=doc("The answer; null unless there is one.", None, column=Question.answer),
+    )
+
+
+class TaskSchema(RowSchema):
+    """One execution of an agent: its input, log, output and status.
+
+    `agent` and `user` only if `expand` asks for them.
+    """
+
+    expansions = TASK_EXPANSIONS
+
+    id = id_field("The task's id, which sorts by creation.", EXAMPLE_TASK, column=Task.id)
+    name = fields.String(metadata=doc("The task's name.", "nightly summary", column=Task.name))
+    agentId = fields.String(
+        metadata=doc("The agent that works on it.", "summarizer", column=Task.agent_id)
+    )
+    userId = id_field("The user that it belongs to.", EXAMPLE_USER, column=Task.user_id)
+    createdAt = moment_field("When it was started.", EXAMPLE_MOMENT, Task.created_at)
+    updatedAt = moment_field("When it was last changed.", EXAMPLE_LATER, Task.updated_at)
+    claimedAt = moment_field("When an agent claimed it.", None, Task.claimed_at)
+    finishedAt = moment_field("When it ended.", None, Task.finished_at)
+    input = StoredJson(
+        metadata=doc("What its agent works on.", {"mailbox": "office"}, column=Task.input)
+    )
+    logs = Lines(
+        fields.String(), metadata=doc("Its lines, in order of arrival.", ["Synopsis: Running"])
+    )
+    firstLog = fields.Integer(
+        metadata=doc(
+            "The number of the first stored line; `logCount` + 1 when none is left.",
+            1,
+            minimum=1,
+            column=Task.first_log,
+        ),
+    )
+    logCount = fields.Integer(
+        metadata=doc(
+            "The number of lines that were ever appended.", 1, minimum=0, column=Task.log_count
+        ),
+    )
+    output = StoredJson(metadata=doc("What its agent reported.", {}, column=Task.output))
+    status = fields.String(
+        validate=validate.OneOf(STATUSES),
+        metadata=doc("Its status.", RUNNING, column=Task.status),
+    )
+    error = TaskError(
+        metadata=doc(
+            "Why it ended as `error`; null for any other status.",
+            None,
+            anyOf=[{"$ref": "#/components/schemas/TaskError"}, {"type": "null"}],
+            column=Task.error_type,
+        ),
+    )
+    endedBy = fields.String(
+        allow_none=True,
+        metadata=doc(
+            f"The name of the key that ended it; `{SERVICE}` for a timeout, null while it runs.",
+            None,
+            column=Task.ended_by,
+        ),
+    )
+    progress = StoredNumber(
+        allow_none=True,
+        metadata=doc(
+            "How far it is, as its agent reported.", 0.5, minimum=0, maximum=1, column=Task.progress
+        ),
+    )
+    note = fields.String(
+        allow_none=True,
+        metadata=doc("The same in words.", "34 of 68 pages", column=Task.note, maxLength=MAX_NOTE),
+    )
+    labels = StoredJson(
+        metadata=doc(
+            "Pairs by which it is found.",
+            {"env": "prod"},
+            additionalProperties={"type": "string"},
+            column=Task.labels,
+        )
+    )
+    parentId = id_field("The task that started it, if there is one.", None, column=Task.parent_id)
+    rerunOf = id_field("The task that it runs again.", None, column=Task.rerun_of)
+    questions = OpenQuestions(
+        fields.Nested(QuestionSchema()),
+        metadata=doc("Its open questions, oldest first.", [], column=Task.questions),
+    )
+    callback = fields.String(
+        allow_none=True,
+        metadata=doc(
+            "The URL that gets a webhook when it ends.",
+            "https://myapp.example/api/v1/callback/2100aaa",
+            format="uri",
+            column=Task.callback_url,
+        ),
+    )
+    agent = fields.Nested(AgentOfTaskSchema())
+    user = fields.Nested(UserSchema())
+
+
+class PartialTaskSchema(TaskSchema):
+    """A task as it is answered to a request with `fields`: it has only the fields named there."""
+
+
+TASK_FIELDS = tuple(name for name in TaskSchema().fields if name not in TASK_EXPANSIONS)
+
+
+class AppendedSchema(AnswerSchema):
+    """A task's log after an append."""
+
+    logCount = fields.Integer(
+        required=True, metadata=doc("The number of lines that were ever appended.", 3, minimum=0)
+    )
+    status = fields.String(
+        required=True,
+        validate=validate.OneOf(STATUSES),
+        metadata=doc("The task's status.", RUNNING),
+    )
+
+
+class LogPageSchema(AnswerSchema):
+    """Lines of a log, and the cursor of the next ones."""
+
+    logs = fields.List(
+        fields.String(),
+        required=True,
+        metadata=doc("Lines, in order of arrival.", ["Synopsis: Running"]),
+    )
+    times = fields.List(
+        fields.String(allow_none=True, metadata={"format": "date-time"}),
+        metadata=doc(
+            "With the parameter `times`: when each line was printed; null for one from before "
+            "there were times.",
+            [EXAMPLE_MOMENT],
+        ),
+    )
+    next = fields.Integer(
+        required=True,
+        metadata=doc("The value of `after` for the next page.", 1, minimum=0),
+    )
+    status = fields.String(
+        required=True,
+        validate=validate.OneOf(STATUSES),
+        metadata=doc("The task's status; only a running task gets more lines.", RUNNING),
+    )
+
+
+class FinishedTaskSchema(AnswerSchema):
+    """A finished task: an agent stops only if it was cancelled."""
+
+    id = id_field("The task's id.", EXAMPLE_TASK, required=True)
+    status = fields.String(
+        required=True,
+        validate=validate.OneOf([COMPLETE, ERROR]),
+        metadata=doc("Its status.", COMPLETE),
+    )
+    error = fields.Nested(TaskErrorSchema(), required=True, allow_none=True)
+
+
+question_schema = QuestionSchema()
+
+task_schema = TaskSchema(exclude=TASK_EXPANSIONS)
+
+expanded_task_schema = TaskSchema()
+
+partial_task_schema = PartialTaskSchema(partial=True)
+
+appended_schema = AppendedSchema()
+
+log_page_schema = LogPageSchema()
