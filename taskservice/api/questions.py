@@ -16,7 +16,7 @@ from taskservice.queries import questions as question_queries
 from taskservice.schemas.answers.tasks import question_schema
 from taskservice.schemas.requests import AnswerQuestionSchema, AskSchema
 from taskservice.services import questions as question_service
-from taskservice.services.tasks import Idempotency
+from taskservice.services.idempotency import Idempotency
 from taskservice.web import long_poll, responses
 from taskservice.web.request import idempotency_key, json_body, operation
 

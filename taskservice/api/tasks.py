@@ -15,8 +15,9 @@ from taskservice.schemas.answers.tasks import expanded_task_schema
 from taskservice.schemas.fields import EXAMPLE_LATER, EXAMPLE_TASK
 from taskservice.schemas.parameters import ListQuerySchema, TaskQuerySchema
 from taskservice.schemas.requests import ReportSchema, RerunSchema, StartSchema
+from taskservice.services import reports, starts
 from taskservice.services import tasks as task_service
-from taskservice.services.tasks import Idempotency
+from taskservice.services.idempotency import Idempotency
 from taskservice.web import list_query, long_poll, responses
 from taskservice.web.request import idempotency_key, json_body, operation
 
@@ -74,7 +75,7 @@ def start() -> Response:
     fields = start_schema.load(body)
     key = idempotency_key()
     idempotency = None if key is None else Idempotency.of(key, body)
-    task, replayed = task_service.start(caller, fields, idempotency)
+    task, replayed = starts.start(caller, fields, idempotency)
     headers = {"Location": f"task/{task.id}", **responses.replayed_header(replayed)}
     return responses.task(task, status=201, headers=headers)
 
@@ -136,7 +137,7 @@ def report(task_id: str, query: dict[str, Any], body: dict[str, Any]) -> Respons
     and one that changes nothing is 200 and sends no webhook. The exception is the late report: an
     agent may still finish a task that ended by `timeout`.
     """
-    task, callback_status = task_service.report(caller, task_id, body)
+    task, callback_status = reports.report(caller, task_id, body)
     headers = {"Callback-Status": callback_status}
     return responses.task(task, list_query.shape(query), headers=headers)
 
@@ -151,7 +152,7 @@ def report(task_id: str, query: dict[str, Any], body: dict[str, Any]) -> Respons
     errors=[TASK_FINISHED],
     example={
         "status": ERROR,
-        "error": {"type": CANCELLED, "message": task_service.CANCELLED_MESSAGE},
+        "error": {"type": CANCELLED, "message": reports.CANCELLED_MESSAGE},
         "finishedAt": EXAMPLE_LATER,
         "endedBy": "laptop",
     },
@@ -162,7 +163,7 @@ def cancel(task_id: str, query: dict[str, Any]) -> Response:
     A running task becomes an `error` of type `cancelled`, and its callback gets a webhook.
     Cancelling it again is 200 and changes nothing.
     """
-    task, callback_status = task_service.cancel(caller, task_id)
+    task, callback_status = reports.cancel(caller, task_id)
     headers = {"Callback-Status": callback_status}
     return responses.task(task, list_query.shape(query), headers=headers)
 
@@ -186,7 +187,7 @@ def rerun(task_id: str) -> Response:
     fields = rerun_schema.load({} if body is None else body)
     key = idempotency_key()
     idempotency = None if key is None else Idempotency.of(key, body, rerun_of=task_id)
-    task, replayed = task_service.rerun(caller, task_id, fields, idempotency)
+    task, replayed = starts.rerun(caller, task_id, fields, idempotency)
     # Relative to the path of the request.
     headers = {"Location": f"../{task.id}", **responses.replayed_header(replayed)}
     return responses.task(task, status=201, headers=headers)

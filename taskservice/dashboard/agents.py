@@ -23,8 +23,8 @@ from taskservice.queries.selections import Selection
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import PutAgentSchema, StartSchema
 from taskservice.services import agents as agent_service
-from taskservice.services import tasks as task_service
-from taskservice.services.tasks import Idempotency
+from taskservice.services import starts
+from taskservice.services.idempotency import Idempotency
 
 agents = Blueprint("agents", __name__)
 
@@ -150,7 +150,7 @@ def _start(agent: AnyRow, form: dict[str, str], given: InputForm) -> TaskRow:
     if errors := start_schema.validate(body) | errors:
         raise ValidationError(errors)
     key = parse_id(request.form.get("submission_id", "")) or timestamps.new_id()
-    task, _ = task_service.start(caller, start_schema.load(body), Idempotency.of(key, body))
+    task, _ = starts.start(caller, start_schema.load(body), Idempotency.of(key, body))
     return task
 
 

@@ -18,8 +18,8 @@ from taskservice.queries import agents as agent_queries
 from taskservice.queries import tasks as task_queries
 from taskservice.schemas import strict_json
 from taskservice.schemas.requests import RerunSchema
-from taskservice.services import tasks as task_service
-from taskservice.services.tasks import Idempotency
+from taskservice.services import starts
+from taskservice.services.idempotency import Idempotency
 from taskservice.web.request import require_id
 
 reruns = Blueprint("reruns", __name__)
@@ -58,7 +58,7 @@ def _rerun(task: TaskRow, given: InputForm, submission_id: str) -> TaskRow:
     fields = rerun_schema.load(body)
     submission = (submission_id or timestamps.new_id()).encode() + strict_json.dumps(value)
     key = hashlib.sha256(submission).hexdigest()
-    again, _ = task_service.rerun(caller, task.id, fields, Idempotency.of(key, body, task.id))
+    again, _ = starts.rerun(caller, task.id, fields, Idempotency.of(key, body, task.id))
     return again
 
 

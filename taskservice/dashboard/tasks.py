@@ -29,6 +29,7 @@ from taskservice.queries import lists as list_queries
 from taskservice.queries import logs as log_queries
 from taskservice.queries import tasks as task_queries
 from taskservice.services import deliveries as delivery_service
+from taskservice.services import reports
 from taskservice.services import tasks as task_service
 from taskservice.web import event_stream, list_query, responses, task_events
 from taskservice.web.request import require_id
@@ -165,7 +166,7 @@ def _task(task_id: str) -> TaskRow:
 def _cancel(task_id: str) -> str:
     """Cancel a task; returns the message for its page, also when it had already ended."""
     try:
-        _, callback_status = task_service.cancel(caller, require_id("task", task_id))
+        _, callback_status = reports.cancel(caller, require_id("task", task_id))
     except Problem as problem:
         if problem.status != 409:
             raise

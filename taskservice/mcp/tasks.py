@@ -9,7 +9,7 @@ from taskservice.mcp.calls import TASKS, Call
 from taskservice.mcp.messages import INVALID_PARAMS, MISSING_CAPABILITY, RpcError
 from taskservice.problems import Problem
 from taskservice.queries import tasks as task_queries
-from taskservice.services import tasks as task_service
+from taskservice.services import reports
 from taskservice.web.request import require_id
 
 
@@ -27,7 +27,7 @@ def update(call: Call) -> dict[str, Any]:
 def cancel(call: Call) -> dict[str, Any]:
     """Cancel a task; one that has ended stays as it is."""
     try:
-        task_service.cancel(caller, _task_id(call))
+        reports.cancel(caller, _task_id(call))
     except Problem as problem:
         if problem.code != TASK_FINISHED:
             raise

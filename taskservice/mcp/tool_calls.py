@@ -19,8 +19,8 @@ from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import AnswerQuestionSchema, StartSchema
 from taskservice.schemas.rows import NO_QUESTIONS, open_questions
 from taskservice.services import questions as question_service
-from taskservice.services import tasks as task_service
-from taskservice.services.tasks import Idempotency
+from taskservice.services import reports, starts
+from taskservice.services.idempotency import Idempotency
 from taskservice.web import long_poll
 from taskservice.web.request import checked_idempotency_key, idempotency_key, require_id
 
@@ -82,7 +82,7 @@ def _start(call: Call, agent_id: str, arguments: Arguments) -> str:
     body = {"agentId": agent_id, "input": arguments, "labels": LABELS}
     key = _idempotency_key(call)
     idempotency = None if key is None else Idempotency.of(key, body)
-    task, _ = task_service.start(caller, _start_schema.load(body), idempotency)
+    task, _ = starts.start(caller, _start_schema.load(body), idempotency)
     return task.id
 
 
@@ -193,7 +193,7 @@ def _answer_task(call: Call, arguments: Arguments) -> Result:
 
 
 def _cancel_task(call: Call, arguments: Arguments) -> Result:
-    task, _ = task_service.cancel(caller, _task_id(arguments))
+    task, _ = reports.cancel(caller, _task_id(arguments))
     return results.tool_result(results.about(task) | {"error": results.error_of(task)})
 
 

@@ -11,14 +11,16 @@ from sqlalchemy import (
 )
 
 from taskservice.auth.caller import Caller
+from taskservice.auth.valid_keys import KEY_IS_VALID
 from taskservice.contract.terms import RUNNING
 from taskservice.database import timestamps
-from taskservice.database.models import Task
+from taskservice.database.models import ApiKey, Task
 from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import retry_on_conflict, transaction
 from taskservice.database.types import Identifier
-from taskservice.problems import not_found
-from taskservice.services.tasks import HEARTBEAT, _require_key, find_agent, lock
+from taskservice.problems import invalid_key, not_found
+from taskservice.services.starts import find_agent
+from taskservice.services.tasks import HEARTBEAT, lock
 
 _OLDEST_UNCLAIMED = (
     select(Task.id)
@@ -30,6 +32,11 @@ _OLDEST_UNCLAIMED = (
     )
     .order_by(Task.created_at, Task.id)
     .limit(1)
+)
+_KEY = (
+    select(ApiKey.id)
+    .where(ApiKey.id == bindparam("key_id", type_=Identifier), *KEY_IS_VALID)
+    .with_for_update(read=True)
 )
 
 
@@ -85,3 +92,13 @@ def _claimed(connection: Connection, wanted: dict[str, Any]) -> str | None:
     if task_id is None and connection.dialect.name == "postgresql":
         task_id = connection.scalar(_CLAIM_LOCKED, wanted)
     return task_id
+
+
+def _require_key(connection: Connection, caller: Caller) -> None:
+    """Raises 401 if the caller's key was revoked or has expired since the request came.
+
+    The request may have waited for a task, and for its turn to write. A revocation waits until
+    this transaction ends.
+    """
+    if connection.scalar(_KEY, {"key_id": caller.key_id, "now": timestamps.now()}) is None:
+        raise invalid_key()

@@ -31,7 +31,8 @@ from taskservice.problems import Problem, invalid, not_found
 from taskservice.queries.questions import COLUMNS, OF_TASK, ONE, has_expired
 from taskservice.schemas import elicitation, strict_json
 from taskservice.schemas.answers.tasks import question_schema
-from taskservice.services.tasks import HEARTBEAT, Idempotency, finished_problem, lock
+from taskservice.services.idempotency import Idempotency
+from taskservice.services.tasks import HEARTBEAT, finished_problem, lock
 
 # How many questions one transaction of upkeep ends.
 BATCH = 50

@@ -1,0 +1,172 @@
+"""Reports on tasks, and cancels them."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+from sqlalchemy import Connection, bindparam, case, select, update
+from sqlalchemy import delete as delete_from
+
+from taskservice.auth.caller import Caller
+from taskservice.contract.terms import (
+    CANCELLED,
+    COMPLETE,
+    ERROR,
+    EXPIRED,
+    FAILED,
+    MAX_LABELS,
+    MAX_OBJECT,
+    OPEN,
+    RUNNING,
+    TIMEOUT,
+    WITHDRAWN,
+)
+from taskservice.database import timestamps
+from taskservice.database.models import ApiKey, Question, Task, TaskLabel
+from taskservice.database.rows import AnyRow, TaskRow
+from taskservice.database.statements import Statement
+from taskservice.database.transactions import moment_by, transaction
+from taskservice.database.types import Identifier
+from taskservice.problems import invalid
+from taskservice.queries.questions import has_expired
+from taskservice.schemas import strict_json
+from taskservice.schemas.rows import NO_QUESTIONS
+from taskservice.services import attempts
+from taskservice.services import deliveries as delivery_service
+from taskservice.services.tasks import HEARTBEAT, finished_problem, insert_labels, lock
+
+# The columns of a finished task that a report may change.
+EDITABLE = {"name", "labels"}
+CANCELLED_MESSAGE = "Cancelled by its user"
+FAILED_MESSAGE = "The agent reported an error"
+_DELETE_LABELS = delete_from(TaskLabel).where(
+    TaskLabel.task_id == bindparam("of_task_id", type_=Identifier)
+)
+# One that has expired was read so already, though upkeep has not stored it yet.
+_WITHDRAW_QUESTIONS = (
+    update(Question)
+    .where(Question.task_id == bindparam("of_task_id", type_=Identifier), Question.state == OPEN)
+    .values(state=case((has_expired, EXPIRED), else_=WITHDRAWN))
+)
+_KEY_NAME = Statement[Any](
+    select(ApiKey.name).where(ApiKey.id == bindparam("key_id", type_=Identifier))
+)
+_CHANGE = update(Task).where(Task.id == bindparam("of_task_id", type_=Identifier))
+
+
+def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskRow, str]:
+    """Change a task by what ReportSchema loaded; returns it and its `Callback-Status`.
+
+    Raises 404, 422, and 409 if the task is finished and the report would change it.
+    """
+    _check_report(changes)
+    with transaction() as connection:
+        task = lock(connection, caller, task_id)
+        values = _reported(task, changes)
+        if values.keys() - EDITABLE and not _may_report(task, changes):
+            raise finished_problem(task)
+        changed, leased = _change(connection, caller, task, values)
+    return changed, attempts.first_attempt(leased)
+
+
+def cancel(caller: Caller, task_id: str) -> tuple[TaskRow, str]:
+    """Cancel a running task; again changes nothing. Raises 404 and 409."""
+    with transaction() as connection:
+        task = lock(connection, caller, task_id)
+        if task.error_type == CANCELLED:
+            return task, attempts.NO_DELIVERY
+        if task.status != RUNNING:
+            raise finished_problem(task)
+        values = {"status": ERROR, "error_type": CANCELLED, "error_message": CANCELLED_MESSAGE}
+        changed, leased = _change(connection, caller, task, values)
+    return changed, attempts.first_attempt(leased)
+
+
+def _may_report(task: TaskRow, changes: dict[str, Any]) -> bool:
+    # A late report may end a task that the service ended by timeout.
+    late_report = task.error_type == TIMEOUT and changes.get("status") in (COMPLETE, ERROR)
+    return task.status == RUNNING or late_report
+
+
+def _check_report(changes: dict[str, Any]) -> None:
+    if changes.get("error") is not None and changes.get("status") != ERROR:
+        raise invalid({"error": ["Only allowed with the status error."]})
+
+
+def _reported(task: TaskRow, changes: dict[str, Any]) -> dict[str, Any]:
+    """Column -> new value, for the columns that a report changes."""
+    wanted: dict[str, Any] = {}
+    if "name" in changes:
+        wanted["name"] = changes["name"]
+    if "progress" in changes:
+        progress = changes["progress"]
+        wanted["progress"] = None if progress is None else strict_json.dumps(progress).decode()
+    if "note" in changes:
+        wanted["note"] = changes["note"]
+    if "labels" in changes:
+        wanted["labels"] = _merged_labels(task.labels, changes["labels"])
+    if "output" in changes:
+        wanted["output"] = _merged_output(task.output, changes["output"])
+    if "status" in changes:
+        wanted |= _outcome(task, changes["status"], changes.get("error"))
+    return {name: value for name, value in wanted.items() if value != getattr(task, name)}
+
+
+def _merged_output(stored: str, given: dict[str, Any]) -> str:
+    """The stored object as JSON text, with each given key replaced whole."""
+    if not given:
+        return stored
+    before = strict_json.loads(stored.encode())
+    merged = before | given
+    if strict_json.canonical(merged) == strict_json.canonical(before):
+        return stored
+    text = strict_json.dumps(merged)
+    if len(text) > MAX_OBJECT:
+        raise invalid({"output": [f"Longer than {MAX_OBJECT} bytes."]})
+    return text.decode()
+
+
+def _merged_labels(stored: str, given: dict[str, str | None]) -> str:
+    """The stored labels as JSON text, with each given key replaced, or removed by null."""
+    merged = strict_json.loads(stored.encode()) | given
+    labels = {key: value for key, value in merged.items() if value is not None}
+    if len(labels) > MAX_LABELS:
+        raise invalid({"labels": [f"More than {MAX_LABELS} labels."]})
+    return strict_json.dumps(labels).decode()
+
+
+def _outcome(task: TaskRow, status: str, failure: dict[str, Any] | None) -> dict[str, Any]:
+    if status != ERROR:
+        return {"status": status, "error_type": None, "error_message": None}
+    if failure is not None:
+        return {"status": ERROR, "error_type": FAILED, "error_message": failure["message"]}
+    if task.status == ERROR and task.error_type != TIMEOUT:
+        return {"status": ERROR}
+    return {"status": ERROR, "error_type": FAILED, "error_message": FAILED_MESSAGE}
+
+
+def _change(
+    connection: Connection, caller: Caller, task: TaskRow, values: dict[str, Any]
+) -> tuple[TaskRow, delivery_service.Leased | None]:
+    """Write the changed columns, and enqueue the webhook if they end the task."""
+    ends = values.keys() & {"status", "error_type"} and values.get("status") != RUNNING
+    now = moment_by(connection) if ends else timestamps.now()
+    if values:
+        values = {**values, "updated_at": now, "version": task.version + 1}
+    if ends:
+        values["finished_at"] = now
+        values["questions"] = NO_QUESTIONS
+        values["ended_by"] = _KEY_NAME.scalar(connection, key_id=caller.key_id)
+    if "name" in values:
+        values["name_folded"] = values["name"].casefold()
+    if task.status == RUNNING:
+        values |= HEARTBEAT
+    if values:
+        connection.execute(_CHANGE.values(values), {"of_task_id": task.id})
+    columns = cast(AnyRow, task)._asdict() | values
+    changed = cast(TaskRow, SimpleNamespace(**columns))
+    if ends and task.questions != NO_QUESTIONS:
+        connection.execute(_WITHDRAW_QUESTIONS, {"of_task_id": task.id})
+    if "labels" in values:
+        connection.execute(_DELETE_LABELS, {"of_task_id": task.id})
+        insert_labels(connection, changed)
+    return changed, delivery_service.enqueue(connection, changed, now) if ends else None

@@ -1,0 +1,199 @@
+"""Starts tasks, also again."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+from flask import current_app
+from sqlalchemy import Connection, Integer, bindparam, insert, select
+
+from taskservice.auth.caller import Caller, visible_agents
+from taskservice.contract.terms import RUNNING
+from taskservice.database import timestamps
+from taskservice.database.models import Agent, Task
+from taskservice.database.rows import TaskRow
+from taskservice.database.statements import Statement
+from taskservice.database.transactions import retry_on_conflict, transaction
+from taskservice.database.types import Identifier, database_now
+from taskservice.problems import invalid
+from taskservice.queries.tasks import tasks_with_log
+from taskservice.schemas import strict_json
+from taskservice.schemas.columns import TASK_COLUMNS
+from taskservice.schemas.input_schema import Input
+from taskservice.schemas.rows import NO_QUESTIONS
+from taskservice.services.idempotency import Idempotency
+from taskservice.services.tasks import TASK, VISIBLE, insert_labels, lock
+from taskservice.webhooks.destinations import check_url
+
+_START = Statement[None](
+    insert(Task).values(
+        last_heartbeat_at=database_now(),
+        heartbeat_deadline=database_now(bindparam("own_timeout", type_=Integer())),
+    ),
+    {column.key for column in TASK_COLUMNS}
+    | {"name_folded", "timeout", "idempotency_key", "idempotency_digest"},
+)
+_AGENT = Statement[Any](
+    select(Agent.name, Agent.input_schema).where(visible_agents, Agent.id == bindparam("agent_id"))
+)
+_REPLAYED = tasks_with_log.add_columns(Task.idempotency_digest).where(
+    Task.user_id == bindparam("user_id", type_=Identifier),
+    Task.idempotency_key == bindparam("idempotency_key"),
+)
+_PARENT = Statement[Any](select(Task.id).where(*VISIBLE).with_for_update(read=True, key_share=True))
+_INPUT_SCHEMA = (
+    select(Agent.input_schema)
+    .where(Agent.user_id == Task.user_id, Agent.id == Task.agent_id)
+    .scalar_subquery()
+    .label("input_schema")
+)
+_TASK_TO_RERUN = Statement[Any](TASK.add_columns(Task.timeout, _INPUT_SCHEMA))
+
+
+@retry_on_conflict
+def start(
+    caller: Caller, fields: dict[str, Any], idempotency: Idempotency | None
+) -> tuple[TaskRow, bool]:
+    """Start a task from what StartSchema loaded; returns it, and whether it existed already.
+
+    It does if the same user started it with the same idempotency key. Raises 422 for an agent
+    that is not registered, an input that does not fit its schema, a callback that is not allowed,
+    and an idempotency key that was used with another body.
+    """
+    _check_callback(fields.get("callback"))
+    given = Input(strict_json.dumps(fields.get("input") or {}).decode())
+    while True:
+        with transaction() as connection:
+            # First, so that an agent key never gets a task that another agent started.
+            agent = find_agent(connection, caller, fields["agentId"])
+            if agent is None:
+                raise invalid({"agentId": ["No such agent; register it first."]})
+            if idempotency is not None:
+                replayed = _replayed(connection, caller, idempotency)
+                if replayed is not None:
+                    return replayed, True
+            parent_id = fields.get("parentId")
+            if parent_id is not None and not _lock_parent(connection, caller, parent_id):
+                raise invalid({"parentId": ["No such task."]})
+            if given.fits(agent.input_schema):
+                # An agent that starts a task has claimed it.
+                is_claimed = fields.get("claim") or caller.agent_id is not None
+                started = _started(fields, agent.name, given.text)
+                task = _insert(connection, caller, started, idempotency, is_claimed=is_claimed)
+                return task, False
+        _check_input(given, agent.input_schema)
+
+
+def _started(fields: dict[str, Any], agent_name: str, input_text: str) -> dict[str, Any]:
+    return {
+        "agent_id": fields["agentId"],
+        "name": fields.get("name") or agent_name,
+        "input": input_text,
+        "callback_url": fields.get("callback"),
+        "timeout": fields.get("timeout"),
+        "labels": strict_json.dumps(fields.get("labels") or {}).decode(),
+        "parent_id": fields.get("parentId"),
+    }
+
+
+def _check_input(given: Input, schema: str) -> None:
+    """Raises 422 if the input does not fit the schema of its agent, which may take long to see."""
+    errors = given.check(schema)
+    if errors:
+        raise invalid(errors)
+
+
+@retry_on_conflict
+def rerun(
+    caller: Caller, task_id: str, fields: dict[str, Any], idempotency: Idempotency | None
+) -> tuple[TaskRow, bool]:
+    """Start a task again, unclaimed, from what RerunSchema loaded; returns as `start` does.
+
+    Raises 404, and 422 for an input that does not fit the agent's schema, for a callback that is
+    no longer allowed, and for an idempotency key that was used with another request.
+    """
+    new_input = fields.get("input")
+    given = None if new_input is None else Input(strict_json.dumps(new_input).decode())
+    while True:
+        with transaction() as connection:
+            before: Any = lock(connection, caller, task_id, _TASK_TO_RERUN)
+            if idempotency is not None:
+                replayed = _replayed(connection, caller, idempotency)
+                if replayed is not None:
+                    return replayed, True
+            _check_callback(before.callback_url)
+            given = given or Input(before.input)
+            if given.fits(before.input_schema):
+                started = {
+                    "agent_id": before.agent_id,
+                    "name": before.name,
+                    "input": given.text,
+                    "callback_url": before.callback_url,
+                    "timeout": before.timeout,
+                    "labels": before.labels,
+                    "rerun_of": before.id,
+                }
+                return _insert(connection, caller, started, idempotency, is_claimed=False), False
+        _check_input(given, before.input_schema)
+
+
+def find_agent(connection: Connection, caller: Caller, agent_id: str) -> Any:
+    """The name and input schema of an agent that the caller may use; None if there is none."""
+    return _AGENT.one_or_none(connection, agent_id=agent_id, **caller.scope)
+
+
+def _check_callback(url: str | None) -> None:
+    if url is not None:
+        try:
+            check_url(url, current_app.config["CALLBACK_ALLOWED"])
+        except ValueError as error:
+            raise invalid({"callback": [str(error)]}) from None
+
+
+def _lock_parent(connection: Connection, caller: Caller, task_id: str) -> bool:
+    """Whether the caller may see the task, which is then not deleted before this transaction."""
+    here = {"task_id": task_id, **caller.scope}
+    return _PARENT.one_or_none(connection, **here) is not None
+
+
+def _replayed(connection: Connection, caller: Caller, idempotency: Idempotency) -> TaskRow | None:
+    row = connection.execute(
+        _REPLAYED, {"user_id": caller.user_id, "idempotency_key": idempotency.key}
+    ).one_or_none()
+    if row is not None:
+        idempotency.check(row.idempotency_digest)
+    return cast(TaskRow | None, row)
+
+
+def _insert(
+    connection: Connection,
+    caller: Caller,
+    started: dict[str, Any],
+    idempotency: Idempotency | None,
+    *,
+    is_claimed: bool,
+) -> TaskRow:
+    """Insert a running task with the columns `started`."""
+    now = timestamps.now()
+    nulls = dict.fromkeys(column.key for column in TASK_COLUMNS)
+    task = nulls | {
+        **started,
+        "id": timestamps.new_id(),
+        "user_id": caller.user_id,
+        "name_folded": started["name"].casefold(),
+        "status": RUNNING,
+        "output": "{}",
+        "questions": NO_QUESTIONS,
+        "created_at": now,
+        "updated_at": now,
+        "claimed_at": now if is_claimed else None,
+        "first_log": 1,
+        "log_count": 0,
+        "log_bytes": 0,
+        "version": 1,
+        "idempotency_key": idempotency.key if idempotency else None,
+        "idempotency_digest": idempotency.digest if idempotency else None,
+    }
+    _START.run(connection, **task, own_timeout=task["timeout"])
+    inserted = cast(TaskRow, SimpleNamespace(**task, log_id=None))
+    insert_labels(connection, inserted)
+    return inserted
