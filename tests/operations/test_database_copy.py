@@ -28,7 +28,7 @@ from taskservice.operations.database_copy import CopyError
 from tests.support.all_tables import PEOPLE, as_before, fill, seen
 from tests.support.api_client import ApiClient
 from tests.support.apps import Apps
-from tests.support.commands import check, one_line, run
+from tests.support.commands import check, memory_of, one_line, run
 from tests.support.databases import DATABASES, Databases
 from tests.support.fork_server import run_forked
 from tests.support.internals import rows, run_sql
@@ -256,24 +256,6 @@ def test_copy_killed_at_many_moments_goes_on(
 
 
 MEGABYTE = 1024 * 1024
-# Writes the memory that the copy took, at most and more than before, to a file.
-MEASURED_COPY = """
-import resource, sys
-from pathlib import Path
-from taskservice.cli import main
-
-
-def memory(which):
-    status = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in status if line.startswith(which)).split()[1])
-
-Path("/proc/self/clear_refs").write_text("5")
-before, path = memory("VmRSS"), Path(sys.argv.pop(1))
-try:
-    main(prog_name="taskservice")
-finally:
-    path.write_text(str(memory("VmHWM") - before))
-"""
 
 
 @pytest.mark.slow
@@ -293,11 +275,10 @@ def test_long_log_and_large_tasks_are_copied_in_bounded_memory(
         chunk = {"log_id": log_id, "count": 1, "text": "x" * 65_000}
         for number in range(1_600):
             connection.execute(insert(LogChunk), chunk | {"last": 1_000_000 + number})
-    peak = move.folder / "peak"
-    command = ["-c", MEASURED_COPY, str(peak), "db", "copy", move.source, move.target]
-    run_forked([sys.executable, *command], env=environment(move.folder), timeout=200, check=True)
-    print(f"{int(peak.read_text()) // 1024} MiB")
-    assert int(peak.read_text()) * 1024 < 160 * MEGABYTE
+    command = ("db", "copy", move.source, move.target)
+    peak = memory_of(move.folder, *command, database="")
+    print(f"{peak} MiB")
+    assert peak < 160
 
 
 def has_finished(move: Move) -> bool:

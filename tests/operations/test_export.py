@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from taskservice.services import keys as key_service
 from tests.support.all_tables import ODD_TEXTS, fill
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.apps import Apps
+from tests.support.commands import memory_of
 from tests.support.databases import Databases
 from tests.support.deliveries import the_delivery
 from tests.support.fork_server import ForkedPopen, run_forked
@@ -411,26 +411,9 @@ def drop_log(app: Flask, task: Json) -> None:
 # --- much of it --------------------------------------------------------------------------
 
 MEGABYTE = 1024 * 1024
+
+
 # Writes how much memory the command took at most, more than at its start, to a file.
-MEASURED = """
-import sys
-from pathlib import Path
-from taskservice.cli import main
-
-
-def memory(which):
-    status = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in status if line.startswith(which)).split()[1])
-
-Path("/proc/self/clear_refs").write_text("5")
-before, path = memory("VmRSS"), Path(sys.argv.pop(1))
-try:
-    main(prog_name="taskservice")
-finally:
-    path.write_text(str(memory("VmHWM") - before))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("there", ["sqlite", "postgresql"], indirect=True)
 def test_many_tasks_and_a_full_log_are_exported_and_imported_in_bounded_memory(
@@ -446,23 +429,13 @@ def test_many_tasks_and_a_full_log_are_exported_and_imported_in_bounded_memory(
         alice.report(alice.start(input=large, claim=True), output=large)
     exported = tmp_path / "tasks.jsonl"
     with open(exported, "wb") as out:
-        cost = measured(here, tmp_path, "export", stdout=out)
+        cost = memory_of(here.folder, "export", database=here.url, stdout=out)
     print(f"export {cost} MiB")
     assert exported.stat().st_size > 150 * MEGABYTE
     began = time.monotonic()
     with open(exported, "rb") as given:
-        more = measured(there, tmp_path, "import", stdin=given)
+        more = memory_of(there.folder, "import", database=there.url, stdin=given)
     print(f"import {more} MiB, {time.monotonic() - began:.0f} s")
     assert there.export() == exported.read_bytes()
     assert cost < 100
     assert more < 150
-
-
-def measured(place: Place, folder: Path, command: str, **files: Any) -> int:
-    """The memory in MiB that a command has taken at most, more than at its start."""
-    peak = folder / f"{command} peak"
-    run_forked(
-        [sys.executable, "-c", MEASURED, str(peak), command],
-        env=environment(place.folder, DATABASE_URL=place.url), timeout=280, check=True, **files,
-    )  # fmt: skip
-    return int(peak.read_text()) // 1024

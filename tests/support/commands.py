@@ -2,7 +2,9 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 from tests.support.fork_server import run_forked
 from tests.support.service import COMMAND, environment
@@ -33,3 +35,33 @@ def check(data: Path, code: int = 0, **settings: str) -> dict[str, dict[str, str
     assert result.returncode == code, result
     assert result.stderr == ""
     return {line["check"]: line for line in map(json.loads, result.stdout.splitlines())}
+
+
+# Runs a command, and writes to a file how many KiB it took at most, more than at its start.
+_MEASURED = """
+import sys
+from pathlib import Path
+from taskservice.cli import main
+
+
+def memory(which):
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith(which)).split()[1])
+
+Path("/proc/self/clear_refs").write_text("5")
+before, path = memory("VmRSS"), Path(sys.argv.pop(1))
+try:
+    main(prog_name="taskservice")
+finally:
+    path.write_text(str(memory("VmHWM") - before))
+"""
+
+
+def memory_of(data: Path, *arguments: str, database: str, **files: Any) -> int:
+    """The memory in MiB that a command has taken at most, more than at its start."""
+    peak = data / "peak memory"
+    run_forked(
+        [sys.executable, "-c", _MEASURED, str(peak), *arguments],
+        env=environment(data, DATABASE_URL=database), timeout=280, check=True, **files,
+    )  # fmt: skip
+    return int(peak.read_text()) // 1024
