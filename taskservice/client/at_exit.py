@@ -11,7 +11,7 @@ EXIT_SECONDS = 5.0
 
 
 class HasUnsentLines(Protocol):
-    """A task that may have unsent lines."""
+    """The outbox of a task."""
 
     def is_sent(self) -> bool:
         """Whether none of its lines is still to be sent."""
@@ -23,7 +23,7 @@ class HasUnsentLines(Protocol):
         """Forget the lines and the thread: after a fork they are the parent's."""
 
 
-_tasks: set[HasUnsentLines] = set()
+_outboxes: set[HasUnsentLines] = set()
 _registered_processes: set[int] = set()
 _is_over = False
 
@@ -37,15 +37,15 @@ def is_over() -> bool:
     return _is_over
 
 
-def add(task: HasUnsentLines) -> None:
-    """Keep this task until its lines are sent, even if the program no longer does."""
-    _tasks.difference_update([task for task in list(_tasks) if task.is_sent()])
-    _tasks.add(task)
+def add(outbox: HasUnsentLines) -> None:
+    """Keep this outbox until its lines are sent, even if the program no longer does."""
+    _outboxes.difference_update([each for each in list(_outboxes) if each.is_sent()])
+    _outboxes.add(outbox)
     _register_in_child()
 
 
-def remove(task: HasUnsentLines) -> None:
-    _tasks.discard(task)
+def remove(outbox: HasUnsentLines) -> None:
+    _outboxes.discard(outbox)
 
 
 def _register_in_child() -> None:
@@ -60,16 +60,16 @@ def _send_all() -> None:
     global _is_over
     _is_over = True
     until = time.monotonic() + EXIT_SECONDS
-    for task in list(_tasks):
-        task.send_rest(until)
+    for outbox in list(_outboxes):
+        outbox.send_rest(until)
 
 
 def _reset_after_fork() -> None:
     global _is_over
     _is_over = False
-    for task in list(_tasks):
-        task.reset()
-    _tasks.clear()
+    for outbox in list(_outboxes):
+        outbox.reset()
+    _outboxes.clear()
 
 
 atexit.register(_send_all)

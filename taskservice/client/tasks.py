@@ -1,9 +1,7 @@
 """A task for Python programs: do its work, or watch it."""
 
 import contextlib
-import json
 import logging
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,15 +11,14 @@ from typing import Any, NamedTuple, TypedDict, overload
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
-from taskservice.client import answers, api, at_exit, clock, log_text, questions
-from taskservice.client.errors import TaskServiceError, Unreachable
+from taskservice.client import answers, api, clock, log_text, questions
+from taskservice.client.errors import TaskServiceError
 from taskservice.client.http import WAIT_SECONDS, Connection, pause_before_repeat
-from taskservice.client.memory_queue import MemoryQueue
+from taskservice.client.outbox import Outbox
 from taskservice.client.output import Output, check_output, json_members
-from taskservice.client.progress import ProgressSender
 from taskservice.client.progress import changes as changes_of_progress
 from taskservice.client.questions import LOOK_SECONDS, Question, QuestionNews
-from taskservice.client.sender import CHECK_TIMEOUT, HEARTBEAT_SECONDS, Sender
+from taskservice.client.sender import HEARTBEAT_SECONDS
 from taskservice.contract.terms import (
     API_PREFIX,
     COMPLETE,
@@ -31,7 +28,6 @@ from taskservice.contract.terms import (
     ErrorType,
     Status,
 )
-from taskservice.contract.threads import try_start
 
 # How often a program that waits for its sender checks whether to keep waiting.
 _POLL_SECONDS = 0.2
@@ -78,26 +74,15 @@ class Task:
         self.id = str(data["id"])
         self._output = Output(data.get("output") or {})
         self._connection = connection
-        self._writer = writer
+        self._outbox = Outbox(connection, self.id, writer, heartbeat)
         # Whether the `with` block reports the end: inside `taskservice run` that does it.
         self._reports_end = reports_end
         self._has_ended = False
-        self._heartbeat = heartbeat
         self._copy_id = uuid4().hex  # the same in every process that has this task
-        self.reset()
 
     def __reduce__(self) -> tuple[Any, ...]:
         _copies[self._copy_id] = self
-        own = ("_lock", "_queue", "_sender", "_progress")
-        state = {name: value for name, value in self.__dict__.items() if name not in own}
-        return _unpickle, (type(self), state)
-
-    def reset(self) -> None:
-        """Forget lines and thread, for a new process: they belong to the process before."""
-        self._lock = threading.Lock()
-        self._queue = MemoryQueue()
-        self._sender: Sender | None = None
-        self._progress = ProgressSender()
+        return _unpickle, (type(self), self.__dict__)
 
     def __repr__(self) -> str:
         data = {"name": "?", "agentId": "?", "status": "?"} | self.data
@@ -179,18 +164,7 @@ class Task:
 
     def log_at(self, milliseconds: int, *lines: object) -> None:
         """Add lines like `log`, with this time in milliseconds since 1970."""
-        sender, queue = self._started_sender(), self._queue
-        began = time.monotonic()
-        while not queue.wait_for_space(_POLL_SECONDS):
-            self._raise_if_stuck(sender, began)
-        self.check()
-        texts = [line for given in lines for line in log_text.split_lines(str(given))]
-        queue.put(texts, milliseconds)
-        if at_exit.is_over():
-            self.send_rest(time.monotonic() + at_exit.EXIT_SECONDS)
-        elif sender.ident is None:
-            # If the service is away, the line waits for the next one.
-            sender.send_here(None, until=0.0)
+        self._outbox.put_lines(milliseconds, lines)
 
     def report(self, **changes: Any) -> None:
         """Change it now; with `status`, after all lines.
@@ -200,11 +174,11 @@ class Task:
         or ValueError for an output that JSON lacks.
         """
         check_output(changes.get("output") or {})
-        if "status" in changes and self._sender is not None:
+        if "status" in changes and self._outbox.is_started:
             self.finish(changes)
         else:
-            changes = self._progress.take() | changes
-            self._update("PATCH", f"/task/{self.id}", json=changes, rest=self._pause)
+            changes = self._outbox.take_progress() | changes
+            self._update("PATCH", f"/task/{self.id}", json=changes, rest=self._outbox.pause)
         self._has_ended = self._has_ended or "status" in changes
 
     def progress(
@@ -215,16 +189,7 @@ class Task:
         The newest state is sent at most once a second, by a thread, so that a loop may call
         this each time around. Raises what `log` raises when the program should stop.
         """
-        progress = changes_of_progress(done, total, unit, note)
-        self._started_sender()
-        self.check()
-        self._progress.put(progress, self._send_progress)
-
-    def _send_progress(self, progress: Mapping[str, Any]) -> None:
-        self._connection.once(
-            "PATCH", f"/task/{self.id}", answers.task("id"),
-            params={"fields": "id"}, json=progress, timeout=CHECK_TIMEOUT,
-        )  # fmt: skip
+        self._outbox.put_progress(changes_of_progress(done, total, unit, note))
 
     @overload
     def ask(
@@ -254,7 +219,9 @@ class Task:
         if schema is not None and choices is not None:
             raise ValueError("a question has either a schema or choices")
         wanted = questions.schema_of_choices(choices) if choices is not None else schema
-        asked = questions.ask(self._connection, self.id, message, wanted, timeout, self._pause)
+        asked = questions.ask(
+            self._connection, self.id, message, wanted, timeout, self._outbox.pause
+        )
         answer = asked["answer"] or {}
         return answer if schema is not None else str(answer["answer"])
 
@@ -275,8 +242,7 @@ class Task:
 
     def check(self) -> None:
         """Raise TaskCancelled, or another reason to stop, if the service has told of one."""
-        if self._sender is not None and self._sender.stop_reason is not None:
-            raise self._sender.stop_reason
+        self._outbox.check()
 
     def complete(self, **output: Any) -> None:
         """Report `complete` after all lines, with these keys and those in `output`."""
@@ -293,89 +259,12 @@ class Task:
         Raises the TaskServiceError that keeps them from being sent; TypeError or ValueError
         for a report that JSON lacks.
         """
-        # Checked here: in the sender's thread the program would not see the error.
-        check_output((report or {}).get("output") or {})
-        json.dumps(report, allow_nan=False)
-        report = (self._progress.take() | (report or {})) or None
-        sender = self._started_sender()
-        try:
-            self._send_rest(sender, report)
-        except TaskServiceError as error:
-            if lines := self._queue.count():
-                error.args = (f"{error}; {log_text.line_count(lines)} not sent",)
-            self._drop_sender()
-            raise
-        self._drop_sender()
+        self._outbox.finish(report)
         self._has_ended = self._has_ended or "status" in (report or {})
         self.refresh()
 
-    def _send_rest(self, sender: Sender, report: dict[str, Any] | None) -> None:
-        """Let the sender send everything; raises what keeps it from that."""
-        began = time.monotonic()
-        if sender.ident is None:
-            patience = at_exit.EXIT_SECONDS if at_exit.is_over() else self._connection.patience
-            sender.send_here(report, began + patience)
-        else:
-            sender.finish(report)
-            while not sender.has_ended.is_set():
-                sender.has_ended.wait(_POLL_SECONDS)
-                if not sender.has_ended.is_set():
-                    self._raise_if_stuck(sender, began)
-        if not sender.is_delivered:
-            error = sender.stop_reason or sender.outage
-            raise error or TaskServiceError("The end of the task could not be sent")
-
-    def _raise_if_stuck(self, sender: Sender, began: float) -> None:
-        """Raise the reason not to wait for the sender any longer, if there is one."""
-        sender.check_for_stop()
-        if sender.stop_reason is not None:
-            raise sender.stop_reason
-        if time.monotonic() - max(sender.last_answer_at, began) > self._connection.patience:
-            raise sender.outage or Unreachable(f"{self._connection.url} does not answer")
-
-    def _pause(self, seconds: float) -> None:
-        """Wait before the next attempt, unless there is a reason to stop meanwhile."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            time.sleep(min(left, _POLL_SECONDS))
-            if self._sender is not None:
-                self._sender.check_for_stop()
-            self.check()
-
-    def _started_sender(self) -> Sender:
-        """What sends; its thread starts with the first line or with `with`.
-
-        At the end of the program, or where no thread can be started, the program's own sends.
-        """
-        with self._lock:
-            sender = self._sender
-            is_gone = sender is None or (sender.is_delivered and sender.has_ended.is_set())
-            return self._start_sender() if sender is None or is_gone else sender
-
-    def _start_sender(self) -> Sender:
-        at_exit.add(self)
-        queue = self._queue = MemoryQueue()
-        sender = self._sender = Sender(
-            self._connection,
-            queue,
-            # Unique, because the service counts lines by their writer.
-            f"{self._writer}-{uuid4().hex[:12]}",
-            lambda: self.id,
-            heartbeat=self._heartbeat,
-            # Ends the wait of a thread that waits for space.
-            on_stop=lambda error: queue.discard(),
-        )
-        if not at_exit.is_over():
-            try_start(sender)
-        return sender
-
-    def is_sent(self) -> bool:
-        """Whether none of its lines is still to be sent."""
-        sender = self._sender
-        return sender is not None and (sender.is_delivered or sender.stop_reason is not None)
-
     def __enter__(self) -> "Task":
-        self._started_sender()
+        self._outbox.start()
         return self
 
     def __exit__(
@@ -396,7 +285,7 @@ class Task:
                 with quiet:
                     self._fail_with(error)
         finally:
-            self._drop_sender()
+            self._outbox.drop()
 
     def _finish_lines(self) -> None:
         """Send the lines, and the output if it is new, without an end."""
@@ -414,29 +303,6 @@ class Task:
     def _fail_with(self, error: BaseException) -> None:
         self.log(*traceback.format_exception(error))
         self.fail(_message(error))
-
-    def _drop_sender(self) -> None:
-        with self._lock:
-            if self._sender is not None:
-                self._sender.abandon()
-                self._queue.discard()
-                self._sender = None
-                at_exit.remove(self)
-
-    def send_rest(self, until: float) -> None:
-        """Send the lines that wait, at most until this time of the monotonic clock."""
-        sender = self._sender
-        if sender is None:
-            return
-        progress = self._progress.take() or None
-        if sender.ident is None:
-            sender.send_here(progress, until)
-        else:
-            sender.finish(progress)
-            sender.has_ended.wait(max(until - time.monotonic(), 0))
-        if not sender.is_delivered and sender.stop_reason is None:
-            lines = log_text.line_count(self._queue.count())
-            logger.warning("%s of task %s could not be sent in time", lines, self.id)
 
     # --- watching ------------------------------------------------------------------------
 
@@ -528,7 +394,6 @@ def _unpickle(kind: type[Task], state: dict[str, Any]) -> Task:
     """A task from another process: one object and one sender here, however often it comes."""
     task = kind.__new__(kind)
     task.__dict__ |= state
-    task.reset()
     return _copies.setdefault(state["_copy_id"], task)
 
 
