@@ -362,6 +362,28 @@ def test_lines_and_end_arrive_of_an_exit_handler(
     assert task["status"] == ("complete" if deed else "running")
 
 
+SLOW_TO_END = """
+import time
+from taskservice.client import sender
+
+class SlowFlag(sender.Flag):
+    def set(self):
+        self._calls.put(None)
+        time.sleep(0.5)
+        self._is_set = True
+
+sender.Flag = SlowFlag
+task.log("early")
+"""
+
+
+def test_lines_of_an_exit_handler_arrive_while_the_thread_just_ends(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    assert run_at_exit(machine, SLOW_TO_END, "") == ""
+    assert the_task(remote_alice)["logs"] == ["early", "late", "later", "last"]
+
+
 def test_exit_handler_does_not_wait_for_a_service_that_is_away(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
