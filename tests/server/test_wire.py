@@ -22,6 +22,7 @@ from taskservice.contract import terms
 from taskservice.contract.error_codes import CODES
 from taskservice.contract.terms import MAX_CALLBACK, MAX_NAME, MAX_OBJECT
 from tests.support.api_client import API, RemoteClient
+from tests.support.catalogue import answered_raw
 from tests.support.databases import Databases
 from tests.support.service import Service
 
@@ -43,6 +44,7 @@ class Wire:
             client.sendall(data)
             client.shutdown(socket.SHUT_WR)
             answer = b"".join(iter(lambda: client.recv(65536), b""))
+        answered_raw(answer)
         head, _, body = answer.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in lines)

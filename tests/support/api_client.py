@@ -12,6 +12,7 @@ from taskservice.contract.error_codes import CODES
 from taskservice.services import keys as key_service
 from taskservice.services import users as user_service
 from tests.support import conformance
+from tests.support.catalogue import answered_with
 
 API = "/api/v1"
 
@@ -136,6 +137,7 @@ class RemoteClient:
         response = self.session.request(method, self.url + API + path, **options)
         # A stream is for the test to read, as slowly as it wants to.
         if not options.get("stream"):
+            answered_with(response.status_code, response.content)
             query = urlsplit(str(response.request.url)).query
             conformance.check(method, f"{API}{path.partition('?')[0]}?{query}", response)
         return response

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.support import catalogue
+
 
 class CheapSubtests:
     """As pytest's own, but only what fails is reported, which costs more than most cases do."""
@@ -15,7 +17,8 @@ class CheapSubtests:
     @contextmanager
     def test(self, name: str) -> Iterator[None]:
         try:
-            yield
+            with catalogue.case(name):
+                yield
         # What `pytest.fail` and `pytest.raises` raise is no Exception.
         except (Exception, pytest.fail.Exception):
             with self._subtests.test(name):

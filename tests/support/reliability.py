@@ -1,0 +1,85 @@
+"""The tables of docs/reliability.md: a line for each fault that the tests tried."""
+
+import re
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+
+from tests.support.catalogue import CLASSES, DATABASES, Row
+from tests.support.documents import ROOT
+
+BEGIN = "<!-- From here on the tests have written this. -->\n"
+HEAD = "| fault | promised | happened | cases | database | test |\n|---|---|---|---|---|---|\n"
+_LINE = re.compile(r"^\|.*\[[^\]]*::(\w+)\]\(\.\./(\S+)\) \|$")
+
+Lines = dict[str, dict[str, set[str]]]
+
+
+def built(rows: list[Row]) -> Lines:
+    """Test -> class -> lines of its table; the variants of one fault are one line."""
+    groups = defaultdict[tuple[str, str, str, str], list[Row]](list)
+    for row in rows:
+        groups[row.test, row.kind, row.fault, row.promised].append(row)
+    lines: Lines = defaultdict(lambda: defaultdict(set))
+    for (test, kind, _, _), same in groups.items():
+        lines[test][kind].add(_line(same))
+    return lines
+
+
+def _line(same: list[Row]) -> str:
+    row = same[0]
+    happened = dict.fromkeys(text for each in same for text in each.happened)
+    cases = {each.variant: each.cases for each in same}
+    databases = {each.database for each in same} - {""}
+    path, _, name = row.test.partition("::")
+    cells = (
+        row.fault, row.promised, "; ".join(happened), str(sum(cases.values())),
+        "both" if len(databases) == len(DATABASES) else "".join(databases),
+    )  # fmt: skip
+    shown = " | ".join(_shown(cell) for cell in cells)
+    return f"| {shown} | [{Path(path).name}::{name}](../{path}) |"
+
+
+def _shown(cell: str) -> str:
+    text = "".join(each if each.isprintable() else " " for each in cell)
+    return " ".join(text.split()).replace("|", r"\|").replace("<", "&lt;")
+
+
+def read(document: str) -> Lines:
+    """The lines of a document's tables whose tests are still there."""
+    lines: Lines = defaultdict(lambda: defaultdict(set))
+    kind = ""
+    for line in document.partition(BEGIN)[2].splitlines():
+        if line.startswith("## "):
+            kind = next(each for each in CLASSES if _heading(each) == line)
+        elif found := _LINE.match(line):
+            test = f"{found[2]}::{found[1]}"
+            if place(test):
+                lines[test][kind].add(line)
+    return lines
+
+
+def _heading(kind: str) -> str:
+    return f"## {kind[0].upper()}{kind[1:]}"
+
+
+@cache
+def _source(path: str) -> str:
+    file = ROOT / path
+    return file.read_text() if file.exists() else ""
+
+
+def place(test: str) -> int:
+    """Where a test begins in its file; 0 if it is no longer there."""
+    path, _, name = test.partition("::")
+    return _source(path).find(f"def {name}(") + 1
+
+
+def written(document: str, lines: Lines) -> str:
+    """The document with these lines, by class, and then in the order of the tests."""
+    tests = sorted(lines, key=lambda test: (test.partition("::")[0], place(test)))
+    tables = []
+    for kind in CLASSES:
+        found = [line for test in tests for line in sorted(lines[test].get(kind, ()))]
+        tables.append(f"{_heading(kind)}\n\n{HEAD}" + "".join(f"{line}\n" for line in found))
+    return document.partition(BEGIN)[0] + BEGIN + "\n" + "\n".join(tables)
