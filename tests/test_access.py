@@ -16,6 +16,7 @@ from taskservice.config import Config
 from taskservice.database import timestamps
 from taskservice.services import keys as key_service
 from tests.support.api_client import ApiClient, expect, problem, problem_text
+from tests.support.catalogue import fault, happened
 from tests.support.internals import FITTING_BODIES, PREFIX, filled, reads, rows, rules
 from tests.support.marks import one_database
 
@@ -47,31 +48,43 @@ def mistype(text: str, place: int) -> str:
     return text[:place] + other + text[place + 1 :]
 
 
-WRONG_KEYS: dict[str, Callable[[str], list[str]]] = {
-    "missing": lambda key: [],
-    "empty": lambda key: [""],
-    "a blank": lambda key: [" "],
-    "another word": lambda key: ["apikey123"],
-    "another scheme": lambda key: [f"Bearer {key}"],
-    "unknown": lambda key: [key_text.new(for_agent=False)],
-    "unknown, of an agent": lambda key: [key_text.new(for_agent=True)],
-    "mistyped in the middle": lambda key: [mistype(key, 30)],
-    "mistyped at the end": lambda key: [mistype(key, -1)],
-    "mistyped prefix": lambda key: [mistype(key, 5)],
-    "of a user, shown as an agent's": lambda key: [key.replace("_user_", "_agent_")],
-    "too short": lambda key: [key[:-1]],
-    "too long": lambda key: [key + "a"],
-    "in upper case": lambda key: [key.upper()],
-    "the prefix alone": lambda key: ["tsk_user_"],
-    "8 kB": lambda key: [key + "a" * 8192],
-    "not ASCII": lambda key: [mistype(key, 30)[:-1] + "ü"],
-    "digits of another script": lambda key: [key[:-1] + "²"],
-    "its digest": lambda key: [hashlib.sha256(key.encode()).hexdigest()],
-    "sent twice": lambda key: [key, key],
-    "sent beside another": lambda key: [key, "other"],
-    "sent beside nothing": lambda key: [key, ""],
-    "joined by a comma": lambda key: [f"{key},{key}"],
-    "SQL": lambda key: ["' OR 1=1 --"],
+WRONG_KEYS: dict[str, dict[str, Callable[[str], list[str]]]] = {
+    "no key, or a blank": {
+        "missing": lambda key: [],
+        "empty": lambda key: [""],
+        "a blank": lambda key: [" "],
+    },
+    "a word, SQL, a digest or another scheme as the key": {
+        "another word": lambda key: ["apikey123"],
+        "another scheme": lambda key: [f"Bearer {key}"],
+        "its digest": lambda key: [hashlib.sha256(key.encode()).hexdigest()],
+        "SQL": lambda key: ["' OR 1=1 --"],
+    },
+    "an unknown key of the right form": {
+        "unknown": lambda key: [key_text.new(for_agent=False)],
+        "unknown, of an agent": lambda key: [key_text.new(for_agent=True)],
+    },
+    "a mistyped key": {
+        "mistyped in the middle": lambda key: [mistype(key, 30)],
+        "mistyped at the end": lambda key: [mistype(key, -1)],
+        "mistyped prefix": lambda key: [mistype(key, 5)],
+        "of a user, shown as an agent's": lambda key: [key.replace("_user_", "_agent_")],
+        "in upper case": lambda key: [key.upper()],
+        "not ASCII": lambda key: [mistype(key, 30)[:-1] + "ü"],
+        "digits of another script": lambda key: [key[:-1] + "²"],
+    },
+    "a key that is too short or too long, up to 8 kB": {
+        "too short": lambda key: [key[:-1]],
+        "too long": lambda key: [key + "a"],
+        "the prefix alone": lambda key: ["tsk_user_"],
+        "8 kB": lambda key: [key + "a" * 8192],
+    },
+    "a key twice, or beside another": {
+        "sent twice": lambda key: [key, key],
+        "sent beside another": lambda key: [key, "other"],
+        "sent beside nothing": lambda key: [key, ""],
+        "joined by a comma": lambda key: [f"{key},{key}"],
+    },
 }
 
 
@@ -83,21 +96,24 @@ def answer_without_key(app: Flask, **options: Any) -> Any:
 # --- 401 ---------------------------------------------------------------------------------
 
 
+@fault("access", "{case}", "401, each time with the same body")
 @one_database
 def test_every_wrong_key_gets_the_same_401(
     alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
     first = answer_without_key(app, path=f"{PREFIX}/task")
     assert problem(first, 401)["detail"] == "API key is invalid"
-    for name, wrong in WRONG_KEYS.items():
-        with subtests.test(name):
-            headers = [("apikey", text) for text in wrong(alice.key)]
-            response = answer_without_key(app, path=f"{PREFIX}/task", headers=headers)
-            problem(response, 401)
-            assert response.data == first.data
+    for group, keys in WRONG_KEYS.items():
+        for name, wrong in keys.items():
+            with subtests.test(group), subtests.test(name):
+                headers = [("apikey", text) for text in wrong(alice.key)]
+                response = answer_without_key(app, path=f"{PREFIX}/task", headers=headers)
+                problem(response, 401)
+                assert response.data == first.data
     expect(alice.get("/task"), 200)
 
 
+@fault("access", "a key in the query", "401; beside a valid key 422")
 @one_database
 def test_key_in_the_query_does_not_count(alice: ApiClient, app: Flask) -> None:
     for name in ("apikey", "api_key", "key"):
@@ -106,6 +122,7 @@ def test_key_in_the_query_does_not_count(alice: ApiClient, app: Flask) -> None:
     assert list(body["errors"]) == ["apikey"]
 
 
+@fault("access", "a key in another header or a cookie", "401")
 @one_database
 def test_key_in_another_header_or_a_cookie_does_not_count(alice: ApiClient, app: Flask) -> None:
     for headers in (
@@ -131,47 +148,59 @@ def test_bearer_key_is_the_same_as_that_in_the_header_apikey(alice: ApiClient, a
 
 
 # The headers of a request that shows a valid key, but not as it should.
-WRONG_HEADERS: dict[str, Callable[[str], list[tuple[str, str]]]] = {
-    "both at once": lambda key: [("apikey", key), ("Authorization", f"Bearer {key}")],
-    "an empty one beside a bearer": lambda key: [
-        ("apikey", ""), ("Authorization", f"Bearer {key}"),
-    ],
-    "an empty bearer beside one": lambda key: [("apikey", key), ("Authorization", "Bearer")],
-    "bearer twice": lambda key: [("Authorization", f"Bearer {key}")] * 2,
-    "bearer, then Basic": lambda key: [
-        ("Authorization", f"Bearer {key}"), ("Authorization", "Basic YTpi"),
-    ],
-    "Basic, then bearer": lambda key: [
-        ("Authorization", "Basic YTpi"), ("Authorization", f"Bearer {key}"),
-    ],
-    "both, and Basic": lambda key: [
-        ("apikey", key), ("Authorization", "Basic YTpi"), ("Authorization", f"Bearer {key}"),
-    ],
-    "no scheme": lambda key: [("Authorization", key)],
-    "another scheme": lambda key: [("Authorization", f"Token {key}")],
-    "a key as the password of Basic": lambda key: [
-        ("Authorization", "Basic " + b64encode(f"alice:{key}".encode()).decode()),
-    ],
-    "no blank": lambda key: [("Authorization", f"Bearer{key}")],
-    "a tab": lambda key: [("Authorization", f"Bearer\t{key}")],
-    "two words": lambda key: [("Authorization", f"Bearer {key} {key}")],
-    "an unknown one": lambda key: [("Authorization", f"Bearer {key_text.new(for_agent=False)}")],
-    "a mistyped one": lambda key: [("Authorization", f"Bearer {mistype(key, 30)}")],
-    "in quotation marks": lambda key: [("Authorization", f'Bearer "{key}"')],
+WRONG_HEADERS: dict[str, dict[str, Callable[[str], list[tuple[str, str]]]]] = {
+    "a key in both headers": {
+        "both at once": lambda key: [("apikey", key), ("Authorization", f"Bearer {key}")],
+        "an empty one beside a bearer": lambda key: [
+            ("apikey", ""), ("Authorization", f"Bearer {key}"),
+        ],
+        "an empty bearer beside one": lambda key: [("apikey", key), ("Authorization", "Bearer")],
+        "both, and Basic": lambda key: [
+            ("apikey", key), ("Authorization", "Basic YTpi"), ("Authorization", f"Bearer {key}"),
+        ],
+    },
+    "two `Authorization` headers": {
+        "bearer twice": lambda key: [("Authorization", f"Bearer {key}")] * 2,
+        "bearer, then Basic": lambda key: [
+            ("Authorization", f"Bearer {key}"), ("Authorization", "Basic YTpi"),
+        ],
+        "Basic, then bearer": lambda key: [
+            ("Authorization", "Basic YTpi"), ("Authorization", f"Bearer {key}"),
+        ],
+    },
+    "another scheme of `Authorization`, or none": {
+        "no scheme": lambda key: [("Authorization", key)],
+        "another scheme": lambda key: [("Authorization", f"Token {key}")],
+        "a key as the password of Basic": lambda key: [
+            ("Authorization", "Basic " + b64encode(f"alice:{key}".encode()).decode()),
+        ],
+    },
+    "a malformed, mistyped or unknown bearer": {
+        "no blank": lambda key: [("Authorization", f"Bearer{key}")],
+        "a tab": lambda key: [("Authorization", f"Bearer\t{key}")],
+        "two words": lambda key: [("Authorization", f"Bearer {key} {key}")],
+        "an unknown one": lambda key: [
+            ("Authorization", f"Bearer {key_text.new(for_agent=False)}"),
+        ],
+        "a mistyped one": lambda key: [("Authorization", f"Bearer {mistype(key, 30)}")],
+        "in quotation marks": lambda key: [("Authorization", f'Bearer "{key}"')],
+    },
 }  # fmt: skip
 
 
+@fault("access", "{case}", "401, each time with the same body")
 @one_database
 def test_every_other_way_to_send_a_bearer_gets_the_same_401(
     alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
     first = answer_without_key(app, path=f"{PREFIX}/task")
-    for name, wrong in WRONG_HEADERS.items():
-        with subtests.test(name):
-            headers = wrong(alice.key)
-            response = answer_without_key(app, path=f"{PREFIX}/task", headers=headers)
-            problem(response, 401)
-            assert response.data == first.data
+    for group, cases in WRONG_HEADERS.items():
+        for name, wrong in cases.items():
+            with subtests.test(group), subtests.test(name):
+                headers = wrong(alice.key)
+                response = answer_without_key(app, path=f"{PREFIX}/task", headers=headers)
+                problem(response, 401)
+                assert response.data == first.data
 
 
 @one_database
@@ -181,6 +210,7 @@ def test_another_scheme_is_ignored_beside_the_header_apikey(alice: ApiClient) ->
         expect(alice.get("/user", headers={"Authorization": text}), 200)
 
 
+@fault("access", "a key that has expired", "401 from that moment")
 def test_expired_key_is_401_and_one_that_expires_later_is_not(alice: ApiClient, app: Flask) -> None:
     with app.app_context():
         expired = key_service.add("alice", "old", None, timestamps.now(-1)).text
@@ -192,6 +222,7 @@ def test_expired_key_is_401_and_one_that_expires_later_is_not(alice: ApiClient, 
     expect(ApiClient(app, "alice", valid).get("/user"), 200)
 
 
+@fault("access", "a key that was revoked", "401 from the next request")
 def test_revocation_counts_from_the_next_request(alice: ApiClient, app: Flask) -> None:
     with app.app_context():
         key = key_service.add("alice", "machine", None, None)
@@ -207,6 +238,7 @@ def test_revocation_counts_from_the_next_request(alice: ApiClient, app: Flask) -
     expect(alice.get("/user"), 200)
 
 
+@fault("access", "no key, on every path and on unknown ones, with ten methods", "401")
 @one_database
 def test_nothing_below_the_api_answers_without_a_key(app: Flask, subtests: pytest.Subtests) -> None:
     paths = {filled(rule) for _, rule in rules(app)} | set(UNKNOWN_PATHS)
@@ -218,6 +250,11 @@ def test_nothing_below_the_api_answers_without_a_key(app: Flask, subtests: pytes
                 assert response.content_type == "application/problem+json"
 
 
+@fault(
+    "access",
+    "`//`, `/./`, `/../` and capitals in a path, without a key",
+    "nothing of a user is shown",
+)
 @one_database
 def test_no_other_spelling_of_a_path_gets_past_the_key(alice: ApiClient, app: Flask) -> None:
     """Handed over as a server does, which takes a path as it comes."""
@@ -231,6 +268,7 @@ def test_no_other_spelling_of_a_path_gets_past_the_key(alice: ApiClient, app: Fl
         assert b"secret" not in response.data
 
 
+@fault("access", "no key and an unreadable request", "401 before all else")
 @one_database
 def test_key_is_checked_before_anything_else(app: Flask) -> None:
     for options in (
@@ -262,6 +300,7 @@ def belongings(alice: ApiClient) -> dict[str, str]:
     return {"task_id": task["id"], "agent_id": "secret-agent", "key_id": key["id"]}
 
 
+@fault("access", "a thing of another user, on every path", "404 as for a thing that does not exist")
 def test_everything_of_another_user_is_404_and_stays_as_it_is(
     alice: ApiClient, bob: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
@@ -276,8 +315,10 @@ def test_everything_of_another_user_is_404_and_stays_as_it_is(
                 unknown = bob.request(method, filled(rule), json=fields)
                 assert problem_text(response) == problem_text(unknown)
     assert rows(app) == before
+    happened("nothing changed")
 
 
+@fault("access", "a thing of another user, by an agent key", "404, or 403 whatever the id")
 def test_agent_key_of_another_user_learns_nothing(
     alice: ApiClient, bob: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
@@ -296,6 +337,7 @@ def test_agent_key_of_another_user_learns_nothing(
                     unknown = stranger.request(method, filled(rule), json=fields)
                     assert problem_text(response) == problem_text(unknown)
     assert rows(app) == before
+    happened("nothing changed")
 
 
 def test_lists_hold_nothing_of_another_user(alice: ApiClient, bob: ApiClient) -> None:
@@ -308,6 +350,7 @@ def test_lists_hold_nothing_of_another_user(alice: ApiClient, bob: ApiClient) ->
     assert hers["secret"] != his["secret"]
 
 
+@fault("access", "a task for the agent of another user", "422 as for an agent that does not exist")
 def test_agent_of_another_user_is_as_one_that_does_not_exist(
     alice: ApiClient, bob: ApiClient
 ) -> None:
@@ -354,6 +397,7 @@ def test_agent_key_works_on_all_tasks_of_its_agent(alice: ApiClient) -> None:
     assert agent.report(task, status="error", error={"message": "no"}) == alice.task(task)
 
 
+@fault("access", "an agent key and another agent of the same user", "404, nothing changed")
 def test_agent_key_sees_nothing_of_other_agents(alice: ApiClient) -> None:
     agent = alice.agent_key("summarizer")
     own, other = alice.start("summarizer"), alice.start("translator")
@@ -375,9 +419,11 @@ def test_agent_key_sees_nothing_of_other_agents(alice: ApiClient) -> None:
     unfit = problem(agent.post("/task", json={"agentId": "translator"}), 422)
     assert list(unfit["errors"]) == ["agentId"]
     assert alice.task(other) == other
+    happened("nothing changed")
     assert len(expect(alice.get("/agent"), 200)) == 2
 
 
+@fault("access", "an agent key on every path that it may not use", "403, nothing changed")
 def test_agent_key_does_only_what_the_contract_lets_it(
     alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
@@ -390,8 +436,10 @@ def test_agent_key_does_only_what_the_contract_lets_it(
             with subtests.test(f"{method} {rule}"):
                 problem(agent.request(method, filled(rule, **ids)), 403)
     assert rows(app) == before
+    happened("nothing changed")
 
 
+@fault("access", "an agent key that deletes, cancels or makes keys", "403, nothing changed")
 def test_agent_key_may_neither_delete_nor_cancel_nor_make_keys(alice: ApiClient) -> None:
     task, key = alice.start(), expect(alice.get("/user"), 200)["key"]
     agent = alice.agent_key()
@@ -408,6 +456,7 @@ def test_agent_key_may_neither_delete_nor_cancel_nor_make_keys(alice: ApiClient)
         fields = {"name": "mine"} if (method, path) == ("POST", "/key") else None
         problem(agent.request(method, path, json=fields), 403)
     assert alice.task(task) == task
+    happened("nothing changed")
     expect(alice.get("/user"), 200)
 
 
@@ -441,6 +490,7 @@ def test_keys_have_their_shape(alice: ApiClient) -> None:
         assert (len(match[1]) - 6) * math.log2(62) >= 200
 
 
+@fault("access", "a stolen copy of the database", "holds digests, no key")
 def test_keys_are_stored_as_digests_only(
     alice: ApiClient, app: Flask, config: Config, database_url: str
 ) -> None:
@@ -457,6 +507,7 @@ def test_keys_are_stored_as_digests_only(
         # A hint may show the last characters of a key, but no more.
         assert key[-10:] not in stored
         assert key.removeprefix("tsk_user_")[:12] not in stored
+    happened("neither a key nor its last 10 characters found")
 
 
 def test_key_is_shown_once(alice: ApiClient) -> None:
@@ -468,6 +519,7 @@ def test_key_is_shown_once(alice: ApiClient) -> None:
         assert hashlib.sha256(alice.key.encode()).hexdigest() not in text
 
 
+@fault("access", "a mistyped key", "401 without a query of the database")
 @one_database
 def test_mistyped_key_is_refused_without_a_look_up(alice: ApiClient, app: Flask) -> None:
     wrong = ApiClient(app, "alice", mistype(alice.key, 20))
@@ -478,6 +530,7 @@ def test_mistyped_key_is_refused_without_a_look_up(alice: ApiClient, app: Flask)
 # --- reads -------------------------------------------------------------------------------
 
 
+@fault("access", "every GET and HEAD, valid or not", "writes nothing")
 def test_no_get_writes(
     alice: ApiClient, app: Flask, config: Config, database_url: str, subtests: pytest.Subtests
 ) -> None:
@@ -495,6 +548,7 @@ def test_no_get_writes(
             for method in ("GET", "HEAD"):
                 alice.request(method, path).get_data()
                 assert rows(app) == before
+                happened("nothing written")
     if watcher:
         # It rises with every commit of another connection, whatever was written.
         assert watcher.execute("PRAGMA data_version").fetchone() == version
@@ -503,6 +557,11 @@ def test_no_get_writes(
         watcher.close()
 
 
+@fault(
+    "access",
+    "an `Idempotency-Key` of another agent, the same body",
+    "422, the task is not shown",
+)
 def test_agent_key_does_not_see_tasks_that_another_agent_started(alice: ApiClient) -> None:
     """Not even by the same Idempotency-Key and body, which would replay it to its user."""
     alice.register("summarizer")

@@ -14,6 +14,7 @@ from taskservice.config import Config
 from taskservice.contract.terms import MAX_OBJECT
 from taskservice.schemas.strict_json import MAX_DEPTH, MAX_NUMBER
 from tests.support.api_client import ApiClient, expect, problem
+from tests.support.catalogue import fault, happened
 from tests.support.internals import FITTING_BODIES, PREFIX, filled, rows, rules
 from tests.support.marks import one_database
 
@@ -60,116 +61,155 @@ def start_text(alice: ApiClient, text: bytes) -> TestResponse:
 
 # --- JSON, read strictly -----------------------------------------------------------------
 
-UNREADABLE: dict[str, bytes] = {
-    "nothing": b"",
-    "blanks": b" \n",
-    "UTF-16": '{"name":"x"}'.encode("utf-16"),
-    "UTF-16 without a mark": '{"name":"x"}'.encode("utf-16-le"),
-    "UTF-32": '{"name":"x"}'.encode("utf-32"),
-    "Latin-1": '{"name":"ü"}'.encode("latin-1"),
-    "a byte order mark": b'\xef\xbb\xbf{"name":"x"}',
-    "a stray byte": b'{"name":"\xff"}',
-    "overlong UTF-8": b'{"name":"\xc0\xaf"}',
-    "UTF-8 past Unicode": b'{"name":"\xf4\x90\x80\x80"}',
-    "UTF-8 cut short": b'{"name":"\xe2\x82"}',
-    "a surrogate in UTF-8": b'{"name":"\xed\xa0\x80"}',
-    "a lone surrogate": b'{"name":"\\ud800"}',
-    "a lone low surrogate": b'{"name":"\\uDC00"}',
-    "surrogates the wrong way round": b'{"name":"\\ude00\\ud83d"}',
-    "a lone surrogate in a key": b'{"\\ud800":1}',
-    "a lone surrogate deep inside": b'{"output":{"a":[{"b":"x\\udfffy"}]}}',
-    "NaN": b'{"name":NaN}',
-    "NaN alone": b"NaN",
-    "Infinity": b'{"name":Infinity}',
-    "minus Infinity": b'{"output":{"x":[-Infinity]}}',
-    "a key twice": b'{"name":"x","name":"x"}',
-    "a key twice inside": b'{"output":{"a":{"b":1,"c":2,"b":3}}}',
-    "a key twice in an array": b'{"output":{"a":[{"b":1,"b":1}]}}',
-    "a key twice, spelled in two ways": b'{"name":"x","\\u006eame":"y"}',
-    "NUL twice in two spellings": b'{"output":{"\\u0000":1,"\\ufffd":2}}',
-    "a raw NUL": b'{"name":"a\0b"}',
-    "a NUL after it": b'{"name":"x"}\0',
-    "a raw line feed": b'{"name":"a\nb"}',
-    "a raw tab": b'{"name":"a\tb"}',
-    "a raw control character": b'{"name":"a\x1fb"}',
-    "something after it": b'{"name":"x"} x',
-    "two of them": b'{"name":"x"}{"name":"y"}',
-    "a comma after it": b'{"name":"x"},',
-    "a comma before the end": b'{"name":"x",}',
-    "a comma before the end of an array": b'{"logs":["x",]}',
-    "single quotes": b"{'name':'x'}",
-    "no quotes": b'{name:"x"}',
-    "a comment": b'{"name":"x"} // y',
-    "an unknown escape": b'{"name":"\\x41"}',
-    "half an escape": b'{"name":"\\u00"}',
-    "a word of Python": b'{"name":True}',
-    "a plus": b'{"name":+1}',
-    "a leading zero": b'{"name":01}',
-    "no digit before the point": b'{"name":.5}',
-    "no digit after the point": b'{"name":5.}',
-    "a hexadecimal number": b'{"name":0x10}',
-    "a form feed": b'\x0c{"name":"x"}',
-    "a no-break space": b'\xc2\xa0{"name":"x"}',
-    "an end that is missing": b'{"name":"x"',
-    "a string without end": b'{"name":"x',
-    "a value that is missing": b'{"name":}',
-    "depth 65": b'{"output":' + nested(MAX_DEPTH) + b"}",
-    "depth 65 without an object": nested(MAX_DEPTH + 1),
-    "depth 65 of objects": nested(MAX_DEPTH, b'{"a":', b"}").replace(b":}", b":{}}"),
-    "depth 65 beside others": b'{"a":' + b"[[]," * 63 + b"1" + b"]" * 63 + b"}",
-    "depth 1,000": nested(1_000),
-    "depth 100,000": nested(100_000),
-    "depth 100,000 of objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
-    "depth 100,000 without end": b"[" * 100_000,
-    "depth 100,000 of objects without end": b'{"":' * 100_000,
-    "a form": b"name=x&agentId=summarizer",
-    "XML": b"<name>x</name>",
+UNREADABLE: dict[str, dict[str, bytes]] = {
+    "an empty or blank body": {
+        "nothing": b"",
+        "blanks": b" \n",
+    },
+    "a body that is not UTF-8": {
+        "UTF-16": '{"name":"x"}'.encode("utf-16"),
+        "UTF-16 without a mark": '{"name":"x"}'.encode("utf-16-le"),
+        "UTF-32": '{"name":"x"}'.encode("utf-32"),
+        "Latin-1": '{"name":"ü"}'.encode("latin-1"),
+        "a byte order mark": b'\xef\xbb\xbf{"name":"x"}',
+        "a stray byte": b'{"name":"\xff"}',
+        "overlong UTF-8": b'{"name":"\xc0\xaf"}',
+        "UTF-8 past Unicode": b'{"name":"\xf4\x90\x80\x80"}',
+        "UTF-8 cut short": b'{"name":"\xe2\x82"}',
+        "a surrogate in UTF-8": b'{"name":"\xed\xa0\x80"}',
+    },
+    "a lone surrogate": {
+        "a lone surrogate": b'{"name":"\\ud800"}',
+        "a lone low surrogate": b'{"name":"\\uDC00"}',
+        "surrogates the wrong way round": b'{"name":"\\ude00\\ud83d"}',
+        "a lone surrogate in a key": b'{"\\ud800":1}',
+        "a lone surrogate deep inside": b'{"output":{"a":[{"b":"x\\udfffy"}]}}',
+    },
+    "NaN or Infinity": {
+        "NaN": b'{"name":NaN}',
+        "NaN alone": b"NaN",
+        "Infinity": b'{"name":Infinity}',
+        "minus Infinity": b'{"output":{"x":[-Infinity]}}',
+    },
+    "a key twice in one object": {
+        "a key twice": b'{"name":"x","name":"x"}',
+        "a key twice inside": b'{"output":{"a":{"b":1,"c":2,"b":3}}}',
+        "a key twice in an array": b'{"output":{"a":[{"b":1,"b":1}]}}',
+        "a key twice, spelled in two ways": b'{"name":"x","\\u006eame":"y"}',
+        "NUL twice in two spellings": b'{"output":{"\\u0000":1,"\\ufffd":2}}',
+    },
+    "a raw control character in a string": {
+        "a raw NUL": b'{"name":"a\0b"}',
+        "a raw line feed": b'{"name":"a\nb"}',
+        "a raw tab": b'{"name":"a\tb"}',
+        "a raw control character": b'{"name":"a\x1fb"}',
+    },
+    "something after the end": {
+        "a NUL after it": b'{"name":"x"}\0',
+        "something after it": b'{"name":"x"} x',
+        "two of them": b'{"name":"x"}{"name":"y"}',
+        "a comma after it": b'{"name":"x"},',
+    },
+    "commas, quotes, comments and escapes that JSON lacks": {
+        "a comma before the end": b'{"name":"x",}',
+        "a comma before the end of an array": b'{"logs":["x",]}',
+        "single quotes": b"{'name':'x'}",
+        "no quotes": b'{name:"x"}',
+        "a comment": b'{"name":"x"} // y',
+        "an unknown escape": b'{"name":"\\x41"}',
+        "half an escape": b'{"name":"\\u00"}',
+        "a word of Python": b'{"name":True}',
+        "a form feed": b'\x0c{"name":"x"}',
+        "a no-break space": b'\xc2\xa0{"name":"x"}',
+    },
+    "a number spelled as JSON does not": {
+        "a plus": b'{"name":+1}',
+        "a leading zero": b'{"name":01}',
+        "no digit before the point": b'{"name":.5}',
+        "no digit after the point": b'{"name":5.}',
+        "a hexadecimal number": b'{"name":0x10}',
+    },
+    "a text that breaks off": {
+        "an end that is missing": b'{"name":"x"',
+        "a string without end": b'{"name":"x',
+        "a value that is missing": b'{"name":}',
+    },
+    "depth 65 and more, up to 100,000": {
+        "depth 65": b'{"output":' + nested(MAX_DEPTH) + b"}",
+        "depth 65 without an object": nested(MAX_DEPTH + 1),
+        "depth 65 of objects": nested(MAX_DEPTH, b'{"a":', b"}").replace(b":}", b":{}}"),
+        "depth 65 beside others": b'{"a":' + b"[[]," * 63 + b"1" + b"]" * 63 + b"}",
+        "depth 1,000": nested(1_000),
+        "depth 100,000": nested(100_000),
+        "depth 100,000 of objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+        "depth 100,000 without end": b"[" * 100_000,
+        "depth 100,000 of objects without end": b'{"":' * 100_000,
+    },
+    "a form or XML": {
+        "a form": b"name=x&agentId=summarizer",
+        "XML": b"<name>x</name>",
+    },
 }
-UNFIT: dict[str, bytes] = {
-    "null": b"null",
-    "an array": b"[]",
-    "an array of objects": b'[{"name":"x"}]',
-    "a string": b'"x"',
-    "a number": b"5",
-    "a large number": b"123456789012345678901234567890",
-    "true": b"true",
-    "a number past a double": b'{"name":1e999}',
-    "a negative one": b'{"name":-1e999}',
-    "a number far past a double": b'{"name":1e99999999999999999999}',
-    "a number far below a double": b'{"name":1e-99999999999999999999}',
-    "a number of 5,000 digits": b'{"name":' + b"1" * 5_000 + b"}",
-    "a negative number of 5,000 digits": b'{"name":-' + b"1" * 5_000 + b"}",
-    "a fraction of 5,000 digits": b'{"name":0.' + b"1" * 5_000 + b"}",
-    "a number of 100,000 digits": b'{"name":' + b"9" * 100_000 + b"}",
-    "an unknown member": b'{"nonsense":1}',
-    "an unknown member without a name": b'{"":1}',
-    "an unknown member of odd name": '{"ü\\u0000\\n\\"":1}'.encode(),
+UNFIT: dict[str, dict[str, bytes]] = {
+    "JSON that is not an object": {
+        "null": b"null",
+        "an array": b"[]",
+        "an array of objects": b'[{"name":"x"}]',
+        "a string": b'"x"',
+        "a number": b"5",
+        "a large number": b"123456789012345678901234567890",
+        "true": b"true",
+    },
+    "a number past a double": {
+        "a number past a double": b'{"name":1e999}',
+        "a negative one": b'{"name":-1e999}',
+        "a number far past a double": b'{"name":1e99999999999999999999}',
+        "a number far below a double": b'{"name":1e-99999999999999999999}',
+    },
+    "a number of 5,000 or 100,000 digits": {
+        "a number of 5,000 digits": b'{"name":' + b"1" * 5_000 + b"}",
+        "a negative number of 5,000 digits": b'{"name":-' + b"1" * 5_000 + b"}",
+        "a fraction of 5,000 digits": b'{"name":0.' + b"1" * 5_000 + b"}",
+        "a number of 100,000 digits": b'{"name":' + b"9" * 100_000 + b"}",
+    },
+    "an unknown member": {
+        "an unknown member": b'{"nonsense":1}',
+        "an unknown member without a name": b'{"":1}',
+        "an unknown member of odd name": '{"ü\\u0000\\n\\"":1}'.encode(),
+    },
 }
 
 
+@fault("JSON", "{case}", "400, nothing stored")
 @one_database
 def test_invalid_json_is_400(alice: ApiClient, app: Flask, subtests: pytest.Subtests) -> None:
     ways, before = doors(alice), rows(app)
-    for name, data in UNREADABLE.items():
-        with subtests.test(name):
-            for method, path in ways:
-                problem(alice.request(method, path, data=data, content_type=JSON), 400)
+    for group, texts in UNREADABLE.items():
+        for name, data in texts.items():
+            with subtests.test(group), subtests.test(name):
+                for method, path in ways:
+                    problem(alice.request(method, path, data=data, content_type=JSON), 400)
     assert rows(app) == before
+    happened("nothing stored")
 
 
+@fault("JSON", "{case}", "422, nothing stored")
 @one_database
 def test_json_that_does_not_fit_is_422(
     alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
     ways, before = doors(alice), rows(app)
-    for name, data in UNFIT.items():
-        with subtests.test(name):
-            for method, path in ways:
-                body = problem(alice.request(method, path, data=data, content_type=JSON), 422)
-                assert body["errors"]
+    for group, texts in UNFIT.items():
+        for name, data in texts.items():
+            with subtests.test(group), subtests.test(name):
+                for method, path in ways:
+                    body = problem(alice.request(method, path, data=data, content_type=JSON), 422)
+                    assert body["errors"]
     assert rows(app) == before
+    happened("nothing stored")
 
 
+@fault("JSON", "depth 65 in `input`, where depth 64 is fit", "400")
 def test_depth_64_is_fit_and_65_is_not(alice: ApiClient) -> None:
     alice.register()
     for opening, closing in ((b"[", b"]"), (b'{"a":', b"}"), (b'[{"a":', b"}]")):
@@ -198,6 +238,7 @@ KEPT_NUMBERS = (
 )  # fmt: skip
 
 
+@fault("JSON", "numbers past 64 bits, and with many digits", "kept digit by digit")
 def test_numbers_are_kept_exactly(alice: ApiClient, subtests: pytest.Subtests) -> None:
     alice.register()
     for number in KEPT_NUMBERS:
@@ -207,6 +248,7 @@ def test_numbers_are_kept_exactly(alice: ApiClient, subtests: pytest.Subtests) -
             wanted = b'"input":{"x":' + number.encode() + b"}"
             for answer in (response, alice.get(f"/task/{task['id']}"), alice.get("/task")):
                 assert wanted in answer.data
+                happened("each answer has the same digits")
 
 
 LOST_NUMBERS = (
@@ -214,6 +256,7 @@ LOST_NUMBERS = (
 )  # fmt: skip
 
 
+@fault("JSON", "a number in `input` that no double and no 4,300 digits hold", "422, no task")
 @one_database
 def test_number_that_cannot_be_kept_is_422(alice: ApiClient, subtests: pytest.Subtests) -> None:
     alice.register()
@@ -221,8 +264,10 @@ def test_number_that_cannot_be_kept_is_422(alice: ApiClient, subtests: pytest.Su
         with subtests.test(number[:40]):
             assert problem(start_text(alice, number.encode()), 422)["errors"]
     assert expect(alice.get("/task"), 200) == []
+    happened("no task")
 
 
+@fault("JSON", "an escaped NUL in names, keys and values", "replaced by U+FFFD")
 def test_nul_is_replaced_everywhere(alice: ApiClient) -> None:
     alice.register()
     body = (
@@ -231,6 +276,7 @@ def test_nul_is_replaced_everywhere(alice: ApiClient) -> None:
     )
     task = expect(alice.post("/task", data=body, content_type=JSON), 201)
     assert task["name"] == "\ufffda\ufffd\ufffd"
+    happened(f"the name is {task['name']!a}")
     assert task["input"] == {"\ufffdk": ["\ufffd", "\\u0000", "\\\ufffd", "\\\\u0000"]}
     assert alice.task(task) == task
     described = alice.put(
@@ -239,12 +285,14 @@ def test_nul_is_replaced_everywhere(alice: ApiClient) -> None:
     assert expect(described, 200)["description"] == "a\ufffd"
 
 
+@fault("JSON", "bidi controls, noncharacters and markup in texts", "kept as they are")
 def test_text_is_kept_whatever_its_script(alice: ApiClient) -> None:
     alice.register()
     text = "ü\u0301 𝛂 😀 \u202e \u2028 \x7f \ufffe \uffff \U0010ffff \" \\ / </script> ' \t\r\n"
     task = alice.start(name=text[:40], input={text: [text]})
     assert (task["name"], task["input"]) == (text[:40], {text: [text]})
     assert alice.task(task) == task
+    happened("read back the same")
     escaped = rb'"\u00FC\ud83D\uDE00\/\b\f\n\r\t\""'
     assert expect(start_text(alice, escaped), 201)["input"] == {"x": 'ü😀/\b\f\n\r\t"'}
 
@@ -270,6 +318,7 @@ OTHER_TYPES = (
 )  # fmt: skip
 
 
+@fault("HTTP", "a body of another content type or charset", "415, nothing stored")
 @one_database
 def test_other_content_types_are_415(
     alice: ApiClient, app: Flask, subtests: pytest.Subtests
@@ -282,6 +331,7 @@ def test_other_content_types_are_415(
                 if not (path.endswith("/logs") and content_type == "text/plain"):
                     problem(alice.request(method, path, data=fit, content_type=content_type), 415)
     assert rows(app) == before
+    happened("nothing stored")
 
 
 TYPES_OF_JSON = (
@@ -301,6 +351,7 @@ def test_content_types_of_json_are_fit(alice: ApiClient, subtests: pytest.Subtes
             assert task["name"] == "ü"
 
 
+@fault("HTTP", "a body without a content type", "415; no body at all is read as an empty object")
 @one_database
 def test_body_without_a_content_type_is_415_and_none_at_all_is_an_empty_object(
     alice: ApiClient,
@@ -323,6 +374,7 @@ class Untouchable:
     readline = __iter__ = read
 
 
+@fault("HTTP", "a `Content-Length` past the limit, up to 2^63", "413, the body is not read")
 @one_database
 def test_body_that_says_it_is_too_large_is_413_unread(alice: ApiClient, config: Config) -> None:
     for method, path in doors(alice):
@@ -336,6 +388,7 @@ def test_body_that_says_it_is_too_large_is_413_unread(alice: ApiClient, config: 
             problem(response, 413)
 
 
+@fault("HTTP", "a body without a length that grows past the limit", "413, the task stays as it was")
 @one_database
 def test_body_that_turns_out_too_large_is_413(alice: ApiClient, config: Config) -> None:
     task = alice.start()
@@ -344,6 +397,7 @@ def test_body_that_turns_out_too_large_is_413(alice: ApiClient, config: Config) 
     problem(send_chunked(alice, task, b"{}" + blanks + b" "), 413)
     problem(send_chunked(alice, task, b'{"name":"x"}' + blanks + b" " * 1024 * 1024), 413)
     assert alice.task(task) == task
+    happened("the task is as it was")
 
 
 def send_chunked(alice: ApiClient, task: dict[str, Any], data: bytes) -> TestResponse:
@@ -375,6 +429,7 @@ UNKNOWN_PATHS = (
 )  # fmt: skip
 
 
+@fault("HTTP", "an unknown path: doubled slashes, `%00`, `..`, 5,000 characters", "404")
 @one_database
 def test_unknown_path_is_404(alice: ApiClient, subtests: pytest.Subtests) -> None:
     for path in UNKNOWN_PATHS:
@@ -386,6 +441,7 @@ def test_unknown_path_is_404(alice: ApiClient, subtests: pytest.Subtests) -> Non
 PATHS_OUTSIDE = ("/nothing", "/api", "/api/v2/task", "/v1/task", "/livez/")
 
 
+@fault("HTTP", "an unknown path outside of the API", "404")
 @one_database
 def test_unknown_path_outside_of_the_api_is_404_too(app: Flask, subtests: pytest.Subtests) -> None:
     for path in PATHS_OUTSIDE:
@@ -394,6 +450,7 @@ def test_unknown_path_outside_of_the_api_is_404_too(app: Flask, subtests: pytest
             problem(response, 404)
 
 
+@fault("HTTP", "a method that a path lacks, on every path", "405 with `Allow`, nothing stored")
 @one_database
 def test_wrong_method_is_405_with_allow(alice: ApiClient, app: Flask) -> None:
     things = ids(alice)
@@ -407,6 +464,7 @@ def test_wrong_method_is_405_with_allow(alice: ApiClient, app: Flask) -> None:
             problem(response, 405)
             assert set(response.headers["Allow"].split(", ")) == methods
     assert rows(app) == before
+    happened("nothing stored")
 
 
 @one_database
@@ -423,6 +481,7 @@ EXCLUDING = (
 )  # fmt: skip
 
 
+@fault("HTTP", "`Accept` that excludes JSON", "406, nothing stored")
 @one_database
 def test_accept_that_excludes_json_is_406(
     alice: ApiClient, app: Flask, subtests: pytest.Subtests
@@ -437,6 +496,7 @@ def test_accept_that_excludes_json_is_406(
                 headers = {"Accept": accept}
                 problem(alice.request(method, path, json=fit, headers=headers), 406)
     assert rows(app) == before
+    happened("nothing stored")
 
 
 INCLUDING = (
@@ -466,6 +526,7 @@ ODD_QUERIES = (
 )  # fmt: skip
 
 
+@fault("HTTP", "an unknown query parameter, on every path", "422 that names it, nothing stored")
 @one_database
 def test_unknown_query_parameter_is_422_everywhere(
     alice: ApiClient, app: Flask, subtests: pytest.Subtests
@@ -479,6 +540,7 @@ def test_unknown_query_parameter_is_422_everywhere(
                 body = problem(alice.request(method, f"{path}?nonsense=1"), 422)
                 assert list(body["errors"]) == ["nonsense"]
     assert rows(app) == before
+    happened("nothing stored")
 
 
 @one_database
@@ -487,6 +549,7 @@ def test_unknown_query_parameter_is_422_for_operators_too(app: Flask) -> None:
         problem(app.test_client().get(f"{path}?nonsense=1"), 422)
 
 
+@fault("HTTP", "a query with NUL, brackets, 500 parameters or 3,000 characters", "400 or 422")
 @one_database
 def test_unusual_query_is_refused_whatever_its_bytes(
     alice: ApiClient, subtests: pytest.Subtests
@@ -501,6 +564,7 @@ def test_unusual_query_is_refused_whatever_its_bytes(
 QUERIES_OF_NO_UTF8 = (b"\xff", b"\xff=1", b"fields=\xff", b"\xed\xa0\x80=1", b"\xc3")
 
 
+@fault("HTTP", "a query that is not UTF-8", "400 or 422")
 @one_database
 def test_query_that_is_no_utf8_is_refused(alice: ApiClient, subtests: pytest.Subtests) -> None:
     for query in QUERIES_OF_NO_UTF8:
@@ -517,6 +581,7 @@ def test_empty_query_is_no_filter(alice: ApiClient) -> None:
         assert expect(alice.get(f"/task?{query}"), 200) == []
 
 
+@fault("HTTP", "a `Content-Encoding`: gzip, deflate, br, zstd", "415, nothing stored")
 @one_database
 def test_body_that_is_coded_is_415(alice: ApiClient, app: Flask, subtests: pytest.Subtests) -> None:
     ways = doors(alice)
@@ -530,6 +595,7 @@ def test_body_that_is_coded_is_415(alice: ApiClient, app: Flask, subtests: pytes
                 )  # fmt: skip
                 problem(response, 415)
     assert rows(app) == before
+    happened("nothing stored")
     task = alice.start()
     expect(
         alice.put(f"/task/{task['id']}/logs", data=b"x", headers={"Content-Encoding": "Identity"}),
@@ -547,6 +613,7 @@ def routes_without_a_body(app: Flask) -> list[tuple[str, str]]:
     ]
 
 
+@fault("HTTP", "a body where none is taken", "400 or 422, nothing stored")
 @one_database
 def test_body_where_none_is_taken_is_refused(
     alice: ApiClient, app: Flask, subtests: pytest.Subtests
@@ -565,6 +632,7 @@ def test_body_where_none_is_taken_is_refused(
                     response = alice.request(method, path, data=data, content_type=content_type)
                     problem(response, status)
     assert rows(app) == before
+    happened("nothing stored")
 
 
 NO_BODY: tuple[dict[str, Any], ...] = (
@@ -610,6 +678,7 @@ def odd_spellings(real: str) -> Iterator[str]:
     yield from ("-".join([digits[:4], digits[4:8], digits[8:12], digits[12:16], digits[16:]]),)
 
 
+@fault("HTTP", "an id in braces, without hyphens, with a blank or as a URN", "404")
 def test_id_may_be_in_upper_case_and_has_no_other_spelling(
     alice: ApiClient, subtests: pytest.Subtests
 ) -> None:
@@ -639,6 +708,11 @@ def odd_requests() -> Iterator[dict[str, Any]]:
     yield {"query_string": {"fields": "\0", "expand": "\ufffd", "seq": "\0", "after": "9" * 99}}
 
 
+@fault(
+    "HTTP",
+    "`%00`, `%ff`, `..`, SQL and markup as ids, on every path",
+    "an answer below 500",
+)
 def test_unusual_ids_never_cause_a_500(
     alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
@@ -652,6 +726,7 @@ def test_unusual_ids_never_cause_a_500(
                         check_answer(alice.request(method, path, json={"logs": ["x"]}))
 
 
+@fault("HTTP", "headers and bodies of random bytes, on every path", "an answer below 500")
 def test_unusual_requests_never_cause_a_500(
     alice: ApiClient, app: Flask, subtests: pytest.Subtests
 ) -> None:
@@ -756,12 +831,14 @@ def test_request_without_an_id_gets_one_of_its_own(alice: ApiClient, app: Flask)
 ODD_REQUEST_IDS = ("", "a b", "ü", "x" * 129, "a\tb")
 
 
+@fault("HTTP", "an `X-Request-Id` with blanks, too long or not ASCII", "replaced by a new one")
 @one_database
 def test_invalid_request_id_is_replaced(alice: ApiClient, subtests: pytest.Subtests) -> None:
     for taken in ODD_REQUEST_IDS:
         with subtests.test(taken[:40]):
             response = alice.get("/task", headers={"X-Request-Id": taken})
             assert response.headers["X-Request-Id"] not in ("", taken)
+            happened("replaced")
 
 
 @one_database
