@@ -1,5 +1,6 @@
 """Turns every error into an `application/problem+json` (RFC 9457)."""
 
+import errno
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -19,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 2
 OUT_OF_MEMORY = "The service has too little memory for this at the moment"
+OUT_OF_FILES = "The service has too few files or too little disk space for this at the moment"
+# The system refuses a file: this process, or the machine, has too many open, or a disk is full.
+NO_MORE_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT)
 # PostgreSQL's error codes for what the operator can mend: no connection, read-only, no disk or
 # memory, a lock timeout, an intervention; a missing right, column or table.
 UNAVAILABLE_STATES = ("08", "25", "53", "55P03", "57", "42501", "42703", "42P01")
@@ -83,10 +87,10 @@ def database_unavailable() -> Problem:
     )
 
 
-def out_of_memory() -> Problem:
-    """503: the request may succeed when others have ended, or with more memory."""
+def overloaded(detail: str) -> Problem:
+    """503: the request may succeed when others have ended."""
     headers = {"Retry-After": str(RETRY_SECONDS)}
-    return Problem(503, OUT_OF_MEMORY, code=error_codes.OVERLOADED, headers=headers)
+    return Problem(503, detail, code=error_codes.OVERLOADED, headers=headers)
 
 
 def respond(problem: Problem) -> Response:
@@ -128,8 +132,11 @@ def from_exception(error: Exception) -> Problem:
     if isinstance(error, TimeoutError):
         logger.error("No connection to the database in time: %s", error)
         return database_unavailable()
+    if isinstance(error, OSError) and error.errno in NO_MORE_FILES:
+        logger.error("A request failed: %s", error)
+        return overloaded(OUT_OF_FILES)
     logger.error("A request failed", exc_info=error)
-    return out_of_memory() if isinstance(error, MemoryError) else _failure()
+    return overloaded(OUT_OF_MEMORY) if isinstance(error, MemoryError) else _failure()
 
 
 def _of_validation(error: ValidationError) -> Problem:

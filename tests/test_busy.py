@@ -27,11 +27,9 @@ from tests.support.api_client import ApiClient, expect, problem
 from tests.support.apps import new_app
 from tests.support.concurrency import is_free
 from tests.support.internals import set_for_database
-from tests.support.marks import one_database
+from tests.support.marks import one_database, only_postgresql
 from tests.support.mcp import TASKS, McpClient
 from tests.support.waiting import PATIENCE_SECONDS, until
-
-only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
 
 @pytest.fixture

@@ -36,7 +36,8 @@ from taskservice.serving.settings import gunicorn_settings
 from tests.support.api_client import ApiClient, problem
 from tests.support.databases import Databases
 from tests.support.internals import run_sql, set_for_database
-from tests.support.mounts import mount, read_only, unmount
+from tests.support.marks import only_postgresql
+from tests.support.mounts import fill, read_only, small_disk
 from tests.support.receiver import Receiver, answer
 from tests.support.service import Service
 from tests.support.waiting import until
@@ -47,7 +48,6 @@ DURATION = "taskservice_request_duration_seconds"
 PROMETHEUS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.4"
 
 only_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
 
 class Scrape:
@@ -448,20 +448,15 @@ def test_missing_file_makes_unready_even_while_it_is_open(app: Flask, data_folde
 @pytest.fixture
 def app_on_small_disk(databases: Databases, tmp_path: Path) -> Iterator[Flask]:
     """The service with its data on a disk of two megabytes, in memory."""
-    data = tmp_path / "data"
-    data.mkdir()
-    mount("-t", "tmpfs", "-o", "size=2m", "tmpfs", str(data))
-    app = create_app(Config(DATA=data, DATABASE_URL=databases.copy_sqlite(data)).completed())
-    yield app
-    dispose(app)
-    unmount(data)
+    with small_disk(tmp_path / "data") as data:
+        app = create_app(Config(DATA=data, DATABASE_URL=databases.copy_sqlite(data)).completed())
+        yield app
+        dispose(app)
 
 
 def test_full_disk_makes_unready(app_on_small_disk: Flask, tmp_path: Path) -> None:
     until(lambda: is_ready(app_on_small_disk))
-    filler = tmp_path / "data" / "filler"
-    with pytest.raises(OSError, match="No space left"):
-        filler.write_bytes(bytes(4_000_000))
+    filler = fill(tmp_path / "data")
     refused_as_unready(app_on_small_disk)
     filler.unlink()
     until(lambda: is_ready(app_on_small_disk))

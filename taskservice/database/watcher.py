@@ -105,7 +105,7 @@ class Watcher:
                     # The connection is held for long, so it must not take one of the pool's.
                     connection.detach()
                     self._poll(connection)
-            except (SQLAlchemyError, MemoryError) as error:
+            except (SQLAlchemyError, OSError, MemoryError) as error:
                 logger.error("Can't watch the database: %s", error)
                 # The waiting threads read the database, get the same error, and report it.
                 self.wake()

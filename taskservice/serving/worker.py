@@ -2,6 +2,7 @@
 
 import errno
 import resource
+import select
 import selectors
 import signal
 import socket
@@ -202,8 +203,9 @@ class Worker(BaseWorker):
         try:
             sock, client = listener.accept()
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                self.evict()
+            # Without a free descriptor the kernel fails also where no client waits.
+            if error.errno in (errno.EMFILE, errno.ENFILE) and is_readable(listener):
+                return self.evict()
             return False
         sock.setblocking(False)
         is_full = len(self.connections) >= self.cfg.worker_connections and not self.evict()
@@ -386,6 +388,12 @@ class Worker(BaseWorker):
             }[outcome]
             self.calls.put(next_call, connection)
         return not has_replacement
+
+
+def is_readable(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def raise_file_limit() -> None:

@@ -1,0 +1,79 @@
+"""No file descriptors or threads are left to the running service: 503, and then it goes on."""
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+import psycopg
+
+from tests.support.databases import Databases
+from tests.support.every_write import EveryWrite
+from tests.support.marks import one_database
+from tests.support.service import Service
+
+
+@contextmanager
+def limited(kind: int, pid: int, limit: int) -> Iterator[None]:
+    """The running process has this limit, as one that has used up what it may."""
+    before = resource.prlimit(pid, kind)
+    resource.prlimit(pid, kind, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, kind, before)
+
+
+def free_descriptor(pid: int) -> int:
+    """The number of the next file that the process opens."""
+    used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    return next(number for number in count() if number not in used)
+
+
+@one_database
+def test_writes_without_a_file_descriptor_are_503_and_go_on_with_one(service: Service) -> None:
+    writes = EveryWrite(service.add_user())
+    (worker,) = service.workers()
+    # The connection of this client is open already, and those to the database.
+    before = writes.state()
+    with limited(resource.RLIMIT_NOFILE, worker, free_descriptor(worker)):
+        for name, (method, path, body) in writes.requests().items():
+            answer = writes.alice.request(method, path, json=body)
+            assert answer.status_code == 503, (name, answer.text)
+            assert int(answer.headers["Retry-After"]) > 0
+        assert writes.state() == before
+        # A new client takes the place of an idle one, and is served.
+        for _ in range(3):
+            assert writes.probe("/livez") == 200
+            assert writes.probe("/readyz") == 503
+    writes.succeed()
+    assert service.workers() == [worker]
+
+
+def test_lost_database_is_not_reached_without_a_file_descriptor_and_then_it_is(
+    databases: Databases, tmp_path: Path
+) -> None:
+    url = databases.new_postgresql()
+    with Service(tmp_path / "data", DATABASE_URL=url) as service:
+        writes = EveryWrite(service.add_user())
+        (worker,) = service.workers()
+        with limited(resource.RLIMIT_NOFILE, worker, free_descriptor(worker)):
+            end_connections(url)
+            for name, (method, path, body) in writes.requests().items():
+                answer = writes.alice.request(method, path, json=body)
+                assert answer.status_code == 503, (name, answer.text)
+            assert writes.probe("/livez") == 200
+            assert writes.probe("/readyz") == 503
+        writes.succeed()
+        assert service.workers() == [worker]
+
+
+def end_connections(url: str) -> None:
+    """End those of the service, as a restart of PostgreSQL does."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
