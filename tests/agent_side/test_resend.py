@@ -17,7 +17,7 @@ from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, machine_of, tasks, the_task
 from tests.support.api_client import RemoteClient
-from tests.support.mounts import mount, unmount
+from tests.support.mounts import fill, small_disk
 from tests.support.receiver import Receiver, unused_port
 from tests.support.requirements import needs
 from tests.support.service import Service
@@ -181,11 +181,8 @@ def test_lines_come_once_where_their_number_was_lost(
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    mount("-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder))
-    yield folder
-    unmount(folder)
+    with small_disk(tmp_path / "tiny", "1m") as folder:
+        yield folder
 
 
 def test_disk_that_fills_up_is_reported_and_keeps_the_end(
@@ -224,8 +221,7 @@ def test_program_gets_no_output_file_on_a_full_disk(
     remote_alice: RemoteClient, machine: AgentMachine, tiny_disk: Path
 ) -> None:
     machine.home = tiny_disk
-    fill = ["dd", "if=/dev/zero", f"of={tiny_disk / 'filler'}"]
-    subprocess.run(fill, capture_output=True, check=False)
+    fill(tiny_disk)
     script = "echo '{}' > ${TASKSERVICE_OUTPUT:-/dev/null}"
     result = machine.run("run", "--agent", "a", "--", "sh", "-c", script)
     (said,) = result.stderr.splitlines()

@@ -28,7 +28,7 @@ from tests.support.commands import check, one_line, run
 from tests.support.databases import Databases
 from tests.support.deliveries import enqueue_many
 from tests.support.fork_server import ForkedPopen, run_forked
-from tests.support.mounts import mount, read_only, unmount
+from tests.support.mounts import fill, read_only, small_disk
 from tests.support.service import COMMAND, Service, environment
 from tests.support.waiting import until
 
@@ -291,17 +291,11 @@ def test_backup_and_check_read_a_database_on_a_read_only_disk(
 
 
 def test_command_on_a_full_disk_says_so(data: Path, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount("-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk))
-    try:
+    with small_disk(tmp_path / "disk") as disk:
         shutil.copy(data / "taskservice.db", disk)
-        with pytest.raises(OSError, match="No space left"):
-            (disk / "filler").write_bytes(bytes(2_000_000))
+        fill(disk)
         for command in (["user", "list"], ["db", "backup", str(tmp_path / "backup.db")]):
             assert one_line(run(disk, *command), 1).endswith("; its disk is full")
-    finally:
-        unmount(disk)
 
 
 def leave_log(database: Path) -> None:

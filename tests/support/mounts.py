@@ -1,8 +1,10 @@
-"""Disks that are small or read-only, where the machine lets the tests mount them."""
+"""Disks that are small, full or read-only, where the machine lets the tests mount them."""
 
+import os
+import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.support.requirements import needs
@@ -15,6 +17,47 @@ def mount(*arguments: str) -> None:
 
 def unmount(folder: Path) -> None:
     subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextmanager
+def small_disk(folder: Path, size: str = "2m") -> Iterator[Path]:
+    """This folder, made as a disk of that size in memory."""
+    folder.mkdir()
+    mount("-t", "tmpfs", "-o", f"mode=700,size={size}", "tmpfs", str(folder))
+    try:
+        yield folder
+    finally:
+        unmount(folder)
+
+
+@contextmanager
+def failing_disk(folder: Path) -> Iterator[Callable[[], None]]:
+    """This folder on a disk of its own; what is given makes it read-only, as a broken disk gets.
+
+    Files may be open for writing then, which a plain remount would refuse.
+    """
+    if shutil.which("mkfs.ext4") is None:
+        needs("mkfs.ext4", "install the package e2fsprogs")
+    image = folder.with_suffix(".img")
+    with image.open("wb") as file:
+        file.truncate(8 << 20)
+    folder.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", "-E", "root_owner", str(image)], check=True)
+    mount("-o", "loop", str(image), str(folder))
+    try:
+        yield lambda: mount("-o", "remount,abort", str(folder))
+    finally:
+        unmount(folder)
+
+
+def fill(folder: Path) -> Path:
+    """Fill its disk to the last byte; the file to remove when there should be space again."""
+    filler = folder / "filler"
+    with open(filler, "wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(1 << 20))
+    assert os.statvfs(folder).f_bavail == 0
+    return filler
 
 
 @contextmanager

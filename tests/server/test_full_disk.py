@@ -1,0 +1,97 @@
+"""A disk that is full or becomes read-only under the running service."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import check
+from tests.support.concurrency import at_once, copies
+from tests.support.databases import Databases
+from tests.support.every_write import EveryWrite
+from tests.support.mounts import failing_disk, fill, small_disk
+from tests.support.service import Service
+
+KIB = 1024
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of a few megabytes."""
+    with small_disk(tmp_path / "data", "8m") as disk:
+        yield disk
+
+
+@pytest.fixture
+def service(disk: Path, databases: Databases) -> Iterator[Service]:
+    """A service whose data is on the small disk."""
+    databases.copy_sqlite(disk)
+    with Service(disk) as service:
+        yield service
+
+
+def empty_log(data: Path) -> None:
+    """Empty SQLite's log, so that the next write needs space."""
+    with closing(sqlite3.connect(data / "taskservice.db")) as connection:
+        assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+
+
+def test_every_write_on_a_full_disk_is_503_and_goes_on_with_space(
+    service: Service, disk: Path
+) -> None:
+    writes = EveryWrite(service.add_user())
+    empty_log(disk)
+    filler = fill(disk)
+    writes.are_refused()
+    filler.unlink()
+    writes.succeed()
+    is_sound(disk)
+    assert "Traceback" not in service.log.read_text()
+
+
+def is_sound(data: Path) -> None:
+    """`db check` finds nothing but that the disk is small, or that SQLite has a known bug."""
+    states = {name: found["state"] for name, found in check(data, 1).items()}
+    assert {name for name, state in states.items() if state != "ok"} <= {"disk", "sqlite"}
+
+
+def test_disk_that_fills_up_has_what_was_answered_and_nothing_else(
+    service: Service, disk: Path
+) -> None:
+    """At each size of what is left, from nothing to enough for all."""
+    alice = service.add_user()
+    people = copies(alice, 8)
+    tasks = [alice.start(claim=True) for _ in people]
+    filler = fill(disk)
+    numbers, answered = count(1), set[str]()
+    statuses, freed = [503], count(4 * KIB, 4 * KIB)
+    while 503 in statuses:
+        os.truncate(filler, filler.stat().st_size - next(freed))
+        lines = [f"{next(numbers)} {'x' * 3 * KIB}" for _ in people]
+        appends = [
+            partial(person.request, "POST", f"/task/{task['id']}/logs", json={"logs": [line]})
+            for person, task, line in zip(people, tasks, lines, strict=True)
+        ]
+        statuses = [answer.status_code for answer in at_once(appends)]
+        assert set(statuses) <= {201, 503}
+        answered |= {line for line, status in zip(lines, statuses, strict=True) if status == 201}
+    logs = [alice.request("GET", f"/task/{task['id']}").json()["logs"] for task in tasks]
+    assert sorted(line for log in logs for line in log) == sorted(answered)
+    is_sound(disk)
+
+
+def test_disk_that_becomes_read_only_is_503_for_writes(
+    databases: Databases, tmp_path: Path
+) -> None:
+    with failing_disk(tmp_path / "data") as fail:
+        databases.copy_sqlite(tmp_path / "data")
+        with Service(tmp_path / "data") as service:
+            writes = EveryWrite(service.add_user())
+            fail()
+            writes.are_refused()
+            assert "Traceback" not in service.log.read_text()
