@@ -91,7 +91,7 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
         database = Database(
             reads=KeptConnections(reader, files.passes_check, threads),
             writes=KeptConnections(writer, files.passes_check, 1),
-            writer_queue=WriterQueue.of(address),
+            writer_queue=WriterQueue.of(address, threads),
             files=files,
         )
     else:

@@ -1,5 +1,6 @@
 """Lets writers of one SQLite file take turns, and those that waited share one commit."""
 
+import math
 import os
 import threading
 import time
@@ -17,6 +18,8 @@ from taskservice.database.kept_connections import KeptConnections
 # The first writers of a group are answered when the last one has written.
 MAX_GROUP = 32
 MAX_GROUP_SECONDS = 0.02
+# Past this time the database counts as locked by another process, and few may wait for it.
+BLOCKED_SECONDS = 0.5
 
 
 class WriterQueue:
@@ -29,20 +32,25 @@ class WriterQueue:
     Most of a write's time is spent in its commit, which waits for the disk. So a writer leaves
     its transaction open for one that waits already; the last one commits for all of them. Each
     learns the outcome of this commit, and a writer that waits for no other has its own.
+
+    While another process keeps the database locked, at most `max_blocked` threads wait for it, so
+    that the others can read.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, max_blocked: int = 8) -> None:
         self._threads = threading.Lock()
         self._processes = FileLock(path)
         # Guards the two below.
         self._lock = threading.Lock()
         self._waiting = 0
+        self._blockage = _Blockage()
+        self._blocked = threading.Semaphore(max_blocked)
         self._left_open: _Group | None = None
 
     @classmethod
-    def of(cls, address: URL) -> "WriterQueue":
-        """The queue of the SQLite file at this address."""
-        return cls(f"{address.database}-writers")
+    def of(cls, address: URL, threads: int = 1) -> "WriterQueue":
+        """The queue of the SQLite file at this address, for a process with so many threads."""
+        return cls(f"{address.database}-writers", max(1, threads // 2))
 
     @contextmanager
     def turn(self, seconds: float) -> Iterator[None]:
@@ -52,7 +60,8 @@ class WriterQueue:
         try:
             if group:
                 group.end()
-            held = self._hold(until)
+            with self._blockage.attempt():
+                held = self._hold(until)
             try:
                 yield
             finally:
@@ -72,7 +81,9 @@ class WriterQueue:
         until = time.monotonic() + seconds
         group = self._acquire(seconds)
         try:
-            group = group or _Group(connections, check, self._hold(until))
+            if group is None:
+                with self._blockage.attempt():
+                    group = _Group(connections, check, self._hold(until), until)
         except BaseException:
             self._threads.release()
             raise
@@ -87,7 +98,7 @@ class WriterQueue:
         """Wait for the turn of this thread; returns what the one before has left open."""
         with self._lock:
             self._waiting += 1
-        has_turn = self._threads.acquire(timeout=seconds)
+        has_turn = self._await_turn(seconds)
         with self._lock:
             self._waiting -= 1
             # The group may have been left open for this very thread.
@@ -95,6 +106,22 @@ class WriterQueue:
                 raise _refused(TimeoutError(TOO_LATE))
             group, self._left_open = self._left_open, None
             return group
+
+    def _await_turn(self, seconds: float) -> bool:
+        """Wait for the turn of this thread; gives up soon where too many wait in vain."""
+        soon = min(seconds, 2 * BLOCKED_SECONDS)
+        if not self._blockage.is_lasting():
+            if self._threads.acquire(timeout=soon):
+                return True
+            seconds -= soon
+        if not self._blockage.is_lasting():
+            return self._threads.acquire(timeout=seconds)
+        if not self._blocked.acquire(blocking=False):
+            return False
+        try:
+            return self._threads.acquire(timeout=seconds)
+        finally:
+            self._blocked.release()
 
     def _leave(self, group: "_Group") -> None:
         with self._lock:
@@ -114,10 +141,37 @@ class WriterQueue:
             raise _refused(error) from None
 
 
+class _Blockage:
+    """Whether another process has kept the database locked for a while."""
+
+    def __init__(self) -> None:
+        self._since, self._gave_up_at = math.inf, -math.inf
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """The wait of the thread that has the turn, until it can begin to write."""
+        if time.monotonic() - self._gave_up_at > BLOCKED_SECONDS:
+            self._since = time.monotonic()
+        # Until this attempt fails too.
+        self._gave_up_at = math.inf
+        try:
+            yield
+        except BaseException:
+            self._gave_up_at = time.monotonic()
+            raise
+        self._since, self._gave_up_at = math.inf, -math.inf
+
+    def is_lasting(self) -> bool:
+        now = time.monotonic()
+        return now - self._since > BLOCKED_SECONDS and now - self._gave_up_at < BLOCKED_SECONDS
+
+
 class _Group:
     """A transaction of several writers, one after the other, and the turn of this process."""
 
-    def __init__(self, connections: KeptConnections, check: Callable[[], None], held: int) -> None:
+    def __init__(
+        self, connections: KeptConnections, check: Callable[[], None], held: int, until: float
+    ) -> None:
         self._connections, self._check, self._held = connections, check, held
         self._ended = threading.Event()
         self._error: BaseException | None = None
@@ -127,13 +181,19 @@ class _Group:
         try:
             self._connection = connections.acquire()
             try:
-                self._connection.begin()
+                self._begin(until)
             except BaseException:
                 self._connection.close()
                 raise
         except BaseException:
             os.close(held)
             raise
+
+    def _begin(self, until: float) -> None:
+        # The wait for the turn and for SQLite's own lock end together.
+        milliseconds = max(0, int((until - time.monotonic()) * 1000))
+        self._driver_connection().execute(f"PRAGMA busy_timeout = {milliseconds}")
+        self._connection.begin()
 
     def has_room(self) -> bool:
         """Whether another writer may join."""
@@ -183,8 +243,10 @@ class _Group:
     def _is_in_transaction(self) -> bool:
         if self._connection.invalidated:
             return False
-        driver_connection: Any = self._connection.connection.driver_connection
-        return bool(driver_connection.in_transaction)
+        return bool(self._driver_connection().in_transaction)
+
+    def _driver_connection(self) -> Any:
+        return self._connection.connection.driver_connection
 
     def wait(self) -> None:
         """Return when all is committed; raises OperationalError when it was not."""

@@ -4,6 +4,7 @@ import math
 import socket
 
 from taskservice.serving.request_parser import Request, RequestParser, Steps
+from taskservice.serving.thread_pool import ThreadPool
 
 NEVER = math.inf
 
@@ -11,19 +12,25 @@ NEVER = math.inf
 class Connection:
     """A client's socket and the request that arrives on it.
 
-    It is `in_pool` while a thread of the pool has it, and `lingering` after its last response,
+    It is `in_pool` while a thread of its `pool` has it, and `lingering` after its last response,
     until the client closes it. Otherwise it receives a request; `begun` means that the first bytes
     have arrived. At its `deadline` (monotonic) the worker stops waiting for the client; the whole
     request, refused or not, must arrive before the `request_deadline`.
     """
 
     def __init__(
-        self, sock: socket.socket, client: object, server: object, parser: RequestParser
+        self,
+        sock: socket.socket,
+        client: object,
+        server: object,
+        parser: RequestParser,
+        pool: ThreadPool,
     ) -> None:
         self.sock = sock
         self.client = client
         self.server = server
         self.parser = parser
+        self.pool = pool
         self.deadline = NEVER
         self.request_deadline = NEVER
         self.watched = False

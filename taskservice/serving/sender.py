@@ -3,7 +3,6 @@
 import select
 import socket
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from threading import Lock
 
@@ -22,15 +21,12 @@ class ClientGoneError(Exception):
 class Sender:
     """Sends for all threads; at most `limit` of them wait for slow clients at a time.
 
-    `add_thread` starts a thread in place of each that waits and returns whether it could; at most
-    one thread waits without a replacement. Past these limits, the connection that has waited
-    longest is shut down. A client has `seconds` for 64 KiB, `stop_seconds` once the process stops.
+    The pool starts a thread in place of each that waits, if it can; at most one thread waits
+    without a replacement. Past these limits, the connection that has waited longest is shut down.
+    A client has `seconds` for 64 KiB, `stop_seconds` once the process stops.
     """
 
-    def __init__(
-        self, add_thread: Callable[[], bool], limit: int, seconds: float, stop_seconds: float
-    ) -> None:
-        self._add_thread = add_thread
+    def __init__(self, limit: int, seconds: float, stop_seconds: float) -> None:
         self._limit = limit
         self._seconds = seconds
         self._stop_seconds = stop_seconds
@@ -74,7 +70,7 @@ class Sender:
                 self._shut_down(next(iter(self._slow)))
             self._slow[connection] = None
         if not connection.has_replacement:
-            connection.has_replacement = self._add_thread()
+            connection.has_replacement = connection.pool.add_thread()
             self._keep_one_without_replacement()
 
     def _keep_one_without_replacement(self) -> None:

@@ -71,6 +71,10 @@ class Worker(BaseWorker):
     # WSGI environ without the body -> the id of the request's owner; a request without an owner
     # may only have a small body. Raises RefusedByApplicationError.
     find_owner: Callable[[dict[str, Any]], str | None] = staticmethod(lambda _environ: "")
+    # Requests for these have threads of their own: whoever asks whether the process lives must not
+    # have to wait until the others stop waiting for the database.
+    probe_paths = frozenset({"/livez", "/readyz", "/metrics"})
+    probe_threads = 2
     # The budget for the large bodies of all requests together, in bodies of `max_body`.
     max_large_bodies = 25
     request_seconds = 30.0
@@ -97,9 +101,8 @@ class Worker(BaseWorker):
         self.calls = CallQueue()
         self.budget = BodyBudget(self.max_large_bodies * self.max_body)
         self.pool = ThreadPool(self.cfg.threads)
-        sender = Sender(
-            self.pool.add_thread, self.max_slow_clients, self.response_seconds, self.stop_seconds
-        )
+        self.probe_pool = ThreadPool(self.probe_threads)
+        sender = Sender(self.max_slow_clients, self.response_seconds, self.stop_seconds)
         self.responder = Responder(self.cfg, self.log, sender, lambda: not self.alive)
         raise_file_limit()
         super().init_process()
@@ -210,7 +213,7 @@ class Worker(BaseWorker):
         sock.setblocking(False)
         is_full = len(self.connections) >= self.cfg.worker_connections and not self.evict()
         parser = RequestParser(self.cfg, client, self.max_body, self.budget)
-        connection = Connection(sock, client, listener.getsockname(), parser)
+        connection = Connection(sock, client, listener.getsockname(), parser, self.pool)
         self.connections.add(connection)
         self.wait_for(connection, self.request_seconds)
         if is_full:
@@ -323,7 +326,9 @@ class Worker(BaseWorker):
         try:
             need = connection.steps.send(owner)
         except StopIteration as complete:
-            self.submit(connection, partial(self.respond, connection, complete.value, self.wsgi))
+            request = complete.value
+            connection.pool = self.probe_pool if request.path in self.probe_paths else self.pool
+            self.submit(connection, partial(self.respond, connection, request, self.wsgi))
         except (ParseException, RefusedError) as error:
             self.refuse(connection, error)
         except Exception:
@@ -347,7 +352,7 @@ class Worker(BaseWorker):
         """Leave the connection to a thread of the pool until that puts a call for it."""
         connection.in_pool = True
         connection.deadline = NEVER
-        self.pool.jobs.put(job)
+        connection.pool.jobs.put(job)
 
     def resume(self, connection: Connection, owner: str | None) -> None:
         connection.in_pool = False

@@ -23,6 +23,7 @@ from taskservice.serving.connection import Connection
 from taskservice.serving.request_body import BodyBudget
 from taskservice.serving.request_parser import RequestParser
 from taskservice.serving.sender import ClientGoneError, Sender
+from taskservice.serving.thread_pool import ThreadPool
 from tests.support.gunicorn_process import (
     EMBEDDED,
     GUNICORN,
@@ -255,15 +256,22 @@ def test_shortage_of_threads_costs_only_slow_readers(tmp_path: Path) -> None:
         assert "Traceback" not in server.log
 
 
+class FullPool(ThreadPool):
+    """A pool without threads, which can start none."""
+
+    def add_thread(self) -> bool:
+        return False
+
+
 def test_client_that_was_cut_off_does_not_cut_off_the_next_one() -> None:
     """A thread may notice that its client is slow just before the answer ends."""
     parser = RequestParser(Config(), "", MIB, BodyBudget(MIB))
-    sender = Sender(add_thread=lambda: False, limit=8, seconds=30.0, stop_seconds=30.0)
+    sender = Sender(limit=8, seconds=30.0, stop_seconds=30.0)
     with ExitStack() as stack:
         pairs = [socket.socketpair() for _ in range(2)]
         for sock in chain(*pairs):
             stack.enter_context(sock)
-        first, second = (Connection(sock, "", "", parser) for sock, _ in pairs)
+        first, second = (Connection(sock, "", "", parser, FullPool(0)) for sock, _ in pairs)
         sender._note_slow(first)
         sender._note_slow(second)
         with pytest.raises(ClientGoneError):

@@ -91,7 +91,8 @@ class EveryWrite:
         assert len(state["/task"]) == len(self.tasks) + 2
 
     def probe(self, path: str) -> int:
-        return requests.get(self.alice.url + path, timeout=30).status_code
+        key = {"apikey": str(self.alice.session.headers["apikey"])}
+        return requests.get(self.alice.url + path, headers=key, timeout=30).status_code
 
     def _send(self, method: str, path: str, body: Any) -> Answer:
         answer = self._sender().request(method, path, json=body, timeout=60)
