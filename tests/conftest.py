@@ -18,7 +18,7 @@ from taskservice.webhooks import connection
 from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient, add_user
 from tests.support.apps import Apps
-from tests.support.catalogue import Catalogue
+from tests.support.catalogue import Catalogue, ObservedClient
 from tests.support.certificates import Authority
 from tests.support.cheap_subtests import CheapSubtests
 from tests.support.clocks import Clocks
@@ -37,6 +37,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Catalogue(config))
+    Flask.test_client_class = ObservedClient
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from taskservice.database.types import database_now
 from taskservice.webhooks.schedule import LONGEST_DELAY_SECONDS
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, expect, problem
+from tests.support.catalogue import fault, happened
 from tests.support.clocks import Clocks
 from tests.support.commands import check
 from tests.support.deliveries import change, finish, looping, the_delivery
@@ -37,6 +38,7 @@ def exists(person: ApiClient, task: dict[str, Any]) -> bool:
     return person.get(f"/task/{task['id']}").status_code == 200
 
 
+@fault("process", "a clock that jumps", "nothing is removed, no task is ended")
 def test_clock_that_jumps_removes_and_ends_nothing(
     app: Flask, alice: ApiClient, clocks: Clocks, subtests: pytest.Subtests
 ) -> None:
@@ -59,6 +61,7 @@ def test_clock_that_jumps_removes_and_ends_nothing(
                     clocks.set_database(ahead)
                 upkeep.do_round()
             assert (alice.task(young), alice.task(claimed)) == before
+    happened("nothing removed or ended")
 
 
 def test_nothing_is_removed_in_the_first_five_minutes(
@@ -105,6 +108,7 @@ def test_end_of_a_task_is_told_by_the_clock_that_retention_goes_by(
         assert abs(now - moment(alice.task(task)["finishedAt"])).total_seconds() < 3_600
 
 
+@fault("process", "the clocks of service and database differ", "`db check` says so")
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_check_tells_of_clocks_that_differ(config: Config, clocks: Clocks) -> None:
     found = []
@@ -113,8 +117,10 @@ def test_check_tells_of_clocks_that_differ(config: Config, clocks: Clocks) -> No
         found.append(check(config.DATA, DATABASE_URL=str(config.DATABASE_URL))["clocks"])
     assert [finding["state"] for finding in found] == ["ok", "warning"]
     assert "is 120 s behind this machine's" in found[1]["message"]
+    happened("said so")
 
 
+@fault("process", "a machine that slept between two rounds of upkeep", "retention waits")
 def test_gap_between_two_rounds_postpones_retention(
     app: Flask, alice: ApiClient, clocks: Clocks
 ) -> None:
@@ -127,8 +133,10 @@ def test_gap_between_two_rounds_postpones_retention(
     upkeep.do_round()
     clocks.go_on_with(upkeep, seconds=290)
     assert exists(alice, task)
+    happened("nothing removed")
 
 
+@fault("process", "the clock of the database cannot be read", "chores that need it wait")
 def test_failed_clock_reading_postpones_the_chores_that_need_it(
     app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch, no_grace: None
 ) -> None:
@@ -145,8 +153,10 @@ def test_failed_clock_reading_postpones_the_chores_that_need_it(
         upkeep.do_round()
     assert upkeep._clock.now is None
     assert exists(alice, task)
+    happened("nothing removed")
 
 
+@fault("process", "a clock set back after an agent was heard", "its silence counts anew")
 def test_silence_counts_anew_where_its_beginning_lies_ahead(
     app: Flask, alice: ApiClient, no_grace: None
 ) -> None:
@@ -163,11 +173,13 @@ def test_silence_counts_anew_where_its_beginning_lies_ahead(
     fall_silent(app, tasks[1], 61)
     upkeep.do_round()
     assert alice.task(tasks[1])["status"] == "error"
+    happened("not ended early, and ended in time")
 
 
 # --- deliveries --------------------------------------------------------------------------
 
 
+@fault("callback", "a webhook scheduled while the clock was ahead", "sent")
 def test_delivery_scheduled_while_the_clock_was_ahead_is_sent(
     app: Flask, alice: ApiClient, receiver: Receiver
 ) -> None:
@@ -185,6 +197,7 @@ def test_delivery_scheduled_while_the_clock_was_ahead_is_sent(
         rounds(Upkeep(app), 30, lambda: the_delivery(alice, far)["state"] == "delivered")
     assert the_delivery(alice, far)["state"] == "delivered"
     assert the_delivery(alice, near)["state"] == "pending"
+    happened("sent")
 
 
 def test_check_tells_of_deliveries_that_are_scheduled_too_far_away(

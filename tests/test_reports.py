@@ -9,6 +9,7 @@ from flask import Flask
 
 from taskservice.contract.terms import MAX_MESSAGE, MAX_OBJECT
 from tests.support.api_client import ApiClient, expect, problem
+from tests.support.catalogue import fault, happened
 from tests.support.internals import column, end_for_silence, moment, rows
 from tests.support.marks import one_database
 from tests.support.receiver import Receiver
@@ -206,6 +207,7 @@ UNFIT: tuple[tuple[Task, str], ...] = (
 )  # fmt: skip
 
 
+@fault("JSON", "a report with unfit fields", "422 that names the field, nothing changed")
 @one_database
 def test_unfit_report_is_422_names_its_field_and_changes_nothing(
     alice: ApiClient, app: Flask, subtests: pytest.Subtests
@@ -218,6 +220,7 @@ def test_unfit_report_is_422_names_its_field_and_changes_nothing(
             body = problem(alice.patch(path(task), json=fit | fields), 422)
             assert list(body["errors"]) == [field]
             assert rows(app) == before
+    happened("nothing changed")
 
 
 def test_longest_message_is_fit(alice: ApiClient) -> None:
@@ -226,6 +229,7 @@ def test_longest_message_is_fit(alice: ApiClient) -> None:
     assert ended["error"]["message"] == message
 
 
+@fault("JSON", "an output of one byte more than 1 MiB", "422")
 def test_output_of_1_mib_is_fit_and_one_byte_more_is_not(alice: ApiClient) -> None:
     room = MAX_OBJECT - len('{"x":""}')
     assert MAX_OBJECT == 1024 * 1024
@@ -236,6 +240,7 @@ def test_output_of_1_mib_is_fit_and_one_byte_more_is_not(alice: ApiClient) -> No
     assert alice.report(task, output=largest)["output"] == largest
 
 
+@fault("JSON", "reports whose merged output passes 1 MiB", "422")
 def test_output_is_measured_after_merging(alice: ApiClient) -> None:
     task = alice.start()
     half = "y" * (MAX_OBJECT // 2)
@@ -297,6 +302,7 @@ def test_equal_report_is_equal_in_whatever_order_its_keys_are(alice: ApiClient) 
     assert expect(report_text(alice, task, again), 200) == ended
 
 
+@fault("HTTP", "a change of a finished task", "409")
 @pytest.mark.parametrize("outcome", [*OUTCOMES, "cancelled"])
 def test_any_change_of_a_finished_task_is_409(
     alice: ApiClient, app: Flask, receiver: Receiver, outcome: str, subtests: pytest.Subtests
@@ -397,6 +403,7 @@ def test_task_that_the_service_ended_may_be_appended_to(alice: ApiClient, app: F
     assert (late["status"], late["error"]["type"]) == ("error", "timeout")
 
 
+@fault("HTTP", "a late report that does not end its task", "409")
 def test_late_report_must_end_the_task(alice: ApiClient, app: Flask) -> None:
     task = alice.start(claim=True)
     end_for_silence(app, task)
@@ -415,6 +422,7 @@ def test_late_report_must_end_the_task(alice: ApiClient, app: Flask) -> None:
     assert alice.report(task, name="new")["error"] == silent["error"]
 
 
+@fault("HTTP", "a late report of a cancelled task", "409")
 @pytest.mark.parametrize("word", LATE_WORDS, ids=lambda word: str(word["status"]))
 def test_cancelled_task_hears_no_late_report(
     alice: ApiClient, receiver: Receiver, word: Task

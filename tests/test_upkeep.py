@@ -16,6 +16,7 @@ from taskservice.background.batches import CHORE_SECONDS
 from taskservice.background.upkeep import Upkeep
 from taskservice.database.types import db
 from tests.support.api_client import ApiClient, expect
+from tests.support.catalogue import fault, happened
 from tests.support.service import Service
 from tests.support.waiting import until
 
@@ -33,6 +34,11 @@ def test_last_use_of_a_key_is_kept_to_the_minute(app: Flask, alice: ApiClient) -
     assert last_used_at[:13] in (str(key_of(alice)["createdAt"])[:13], last_used_at[:13])
 
 
+@fault(
+    "storage",
+    "the database takes no writes while keys are used",
+    "their last use is kept until it does",
+)
 def test_use_of_a_key_is_kept_while_the_database_takes_no_writes(
     app: Flask, alice: ApiClient
 ) -> None:
@@ -47,8 +53,10 @@ def test_use_of_a_key_is_kept_while_the_database_takes_no_writes(
     event.remove(engine, "begin", refuse)
     Upkeep(app).do_round()
     assert key_of(alice)["lastUsedAt"] is not None
+    happened("stored in the next round")
 
 
+@fault("process", "a chore of the upkeep fails", "the others are done")
 def test_failing_chore_does_not_stop_the_others(
     app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,6 +67,7 @@ def test_failing_chore_does_not_stop_the_others(
     key_of(alice)
     Upkeep(app).do_round()
     assert key_of(alice)["lastUsedAt"] is not None
+    happened("the others were done")
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -14,13 +14,11 @@ from taskservice.dashboard.sign_in_throttle import Throttle
 from taskservice.database import engine, migrations, watcher
 from taskservice.operations import health
 from taskservice.services import attempts
-from tests.support.catalogue import ObservedClient
 
 
 @contextmanager
 def new_app(config: Config) -> Iterator[Flask]:
     app = create_app(config)
-    app.test_client_class = ObservedClient
     yield app
     engine.dispose(app)
 
@@ -50,7 +48,6 @@ class Apps:
         """An app of its own, which the caller disposes of; the database is migrated already."""
         model = self._model(config)
         app = copy.copy(model)
-        app.test_client_class = ObservedClient
         app.instance_path = str(config.DATA)
         app.config = copy.copy(model.config)
         app.config.from_object(config)

@@ -113,9 +113,15 @@ def ended(code: int, stderr: str | bytes) -> None:
 
 
 def steady(text: str) -> str:
-    """A text without what differs from run to run: ids, ports and folders."""
+    """A text without what differs from run to run, such as ids, ports and folders."""
     text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID", text)
     text = re.sub(r"(127\.0\.0\.1|localhost|\[::1\]):\d+", r"\1", text)
+    text = re.sub(r"\bport \d+", "port N", text)
+    text = re.sub(r"\bpostgresql(\+psycopg)?://[^\s,;'\"]+", "postgresql://...", text)
+    text = re.sub(r"(: connection failed): .*", r"\1", text)
+    # The phrases of statuses and the reasons of OpenSSL differ between the versions of Python.
+    text = re.sub(r"( answered \d{3}) [A-Z][A-Za-z ]*", r"\1", text)
+    text = re.sub(r"(certificate of \S+ is refused): .*", r"\1.", text)
     return re.sub(r"(?<![\w:/])(/[\w.-]+)+/([\w.-]+)", r"\2", text)
 
 
@@ -178,7 +184,13 @@ def _parameters(item: pytest.Item) -> dict[str, object]:
     if callspec is None:
         return {"id": ""}
     ids = [each for each in callspec._idlist if each not in DATABASES]
-    return {**callspec.params, "id": " ".join(ids)}
+    params = {name: _shown(value) for name, value in callspec.params.items()}
+    return {**params, "id": " ".join(ids).replace("-", " ")}
+
+
+def _shown(value: object) -> str:
+    """A value as text; a function by its name, in words."""
+    return str(getattr(value, "__name__", value)).replace("_", " ")
 
 
 def _database(item: pytest.Item) -> str:

@@ -10,6 +10,7 @@ from tests.support.documents import ROOT
 
 BEGIN = "<!-- From here on the tests have written this. -->\n"
 HEAD = "| fault | promised | happened | cases | database | test |\n|---|---|---|---|---|---|\n"
+LONGEST = 160
 _LINE = re.compile(r"^\|.*\[[^\]]*::(\w+)\]\(\.\./(\S+)\) \|$")
 
 Lines = dict[str, dict[str, set[str]]]
@@ -28,16 +29,29 @@ def built(rows: list[Row]) -> Lines:
 
 def _line(same: list[Row]) -> str:
     row = same[0]
-    happened = dict.fromkeys(text for each in same for text in each.happened)
     cases = {each.variant: each.cases for each in same}
     databases = {each.database for each in same} - {""}
     path, _, name = row.test.partition("::")
+    happened = _joined([text for each in same for text in each.happened])
     cells = (
-        row.fault, row.promised, "; ".join(happened), str(sum(cases.values())),
+        row.fault, row.promised, happened, str(sum(cases.values())),
         "both" if len(databases) == len(DATABASES) else "".join(databases),
     )  # fmt: skip
     shown = " | ".join(_shown(cell) for cell in cells)
     return f"| {shown} | [{Path(path).name}::{name}](../{path}) |"
+
+
+def _joined(texts: list[str]) -> str:
+    """Each text once; of very many the first ones."""
+    different = list(dict.fromkeys(texts))
+    fitting = [
+        number
+        for number in range(1, len(different) + 1)
+        if len("; ".join(different[:number])) <= LONGEST
+    ]
+    shown = different[: max(fitting, default=1)]
+    left = len(different) - len(shown)
+    return "; ".join(shown) + (f"; and {left} more" if left else "")
 
 
 def _shown(cell: str) -> str:
