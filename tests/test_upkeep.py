@@ -14,9 +14,12 @@ from taskservice import resources
 from taskservice.background import upkeep
 from taskservice.background.batches import CHORE_SECONDS
 from taskservice.background.upkeep import Upkeep
+from taskservice.database.transactions import reading_one_state
 from taskservice.database.types import db
+from taskservice.services import deliveries as delivery_service
 from tests.support.api_client import ApiClient, expect
 from tests.support.catalogue import fault, happened
+from tests.support.internals import reads
 from tests.support.service import Service
 from tests.support.waiting import until
 
@@ -129,3 +132,26 @@ def test_uses_are_written_down_when_the_service_stops(service: Service, data_fol
     ((last_used_at,),) = connection.execute("SELECT last_used_at FROM api_keys").fetchall()
     connection.close()
     assert last_used_at is not None
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_what_is_due_is_found_by_index_on_postgresql(app: Flask) -> None:
+    """A scan of all rows would take a second of each round where there are a million."""
+    statements = reads(app, Upkeep(app).do_round)
+    with app.app_context():
+        statements += reads(app, delivery_service.seconds_until_due)
+        with reading_one_state() as connection:
+            # Otherwise it scans a table that has only a few rows.
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            plans = [
+                "\n".join(connection.exec_driver_sql(f"EXPLAIN {sql}", values).scalars())
+                for sql, values in statements
+                if sql.startswith("SELECT")
+            ]
+    for condition in (
+        "(dropped_at < ",
+        "(leased_until > ",
+        "(next_attempt_at > ",
+        "(expires_at <= ",
+    ):
+        assert any(f"Index Cond: {condition}" in plan for plan in plans)

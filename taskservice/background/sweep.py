@@ -11,7 +11,7 @@ from taskservice.background.batches import CHORE_SECONDS, BatchSize, in_batches
 from taskservice.database.models import Log, LogChunk
 from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import reading, transaction
-from taskservice.database.types import database_now
+from taskservice.database.types import moment_from_now
 
 # How many dropped logs are found at once.
 LOGS = 500
@@ -25,7 +25,7 @@ _SOME_CHUNKS = (
 )
 _DROPPED = (
     select(Log.id, select(func.count()).select_from(_SOME_CHUNKS.subquery()).label("chunks"))
-    .where(Log.dropped_at < database_now(-SWEEP_AFTER_SECONDS))
+    .where(Log.dropped_at < moment_from_now(-SWEEP_AFTER_SECONDS))
     .order_by(Log.dropped_at)
     .limit(LOGS)
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import ARRAY, Boolean, Integer, MetaData, String, Text, Uuid
+from sqlalchemy import ARRAY, Boolean, Integer, MetaData, String, Text, Uuid, select
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase
@@ -139,6 +139,14 @@ def _sqlite_now(element: database_now, compiler: SQLCompiler, **options: Any) ->
 def _postgresql_now(element: database_now, compiler: SQLCompiler, **options: Any) -> str:
     seconds = compiler.process(element.clauses, **options)
     return f"(clock_timestamp() + make_interval(secs => {seconds}))"
+
+
+def moment_from_now(seconds: Any = 0.0) -> Any:
+    """The same as `database_now`, computed once for all rows of a read.
+
+    So PostgreSQL can compare it by an index: its clock may show another moment for each row.
+    """
+    return select(database_now(seconds)).scalar_subquery()
 
 
 class byte_length(FunctionElement[int]):

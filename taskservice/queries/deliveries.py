@@ -12,7 +12,7 @@ from taskservice.contract.terms import PENDING
 from taskservice.database.models import Attempt, Delivery, Task, User
 from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import reading
-from taskservice.database.types import Identifier, database_now
+from taskservice.database.types import Identifier, database_now, moment_from_now
 from taskservice.problems import not_found
 from taskservice.schemas.columns import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
 from taskservice.webhooks.schedule import LONGEST_DELAY_SECONDS
@@ -34,7 +34,7 @@ is_due: ColumnElement[bool] = and_(
 # An attempt that is due later than any delay, plus a minute, was scheduled before the clock was
 # set back.
 is_too_far: ColumnElement[bool] = and_(
-    is_pending, Delivery.next_attempt_at > database_now(LONGEST_DELAY_SECONDS + 60)
+    is_pending, Delivery.next_attempt_at > moment_from_now(LONGEST_DELAY_SECONDS + 60)
 )
 _DELIVERIES = (
     select(*DELIVERY_COLUMNS, User.name.label("user_name"))

@@ -10,12 +10,12 @@ from taskservice.database.models import IS_ASKING, Question, Task
 from taskservice.database.rows import AnyRow
 from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
-from taskservice.database.types import Identifier, database_now
+from taskservice.database.types import Identifier, moment_from_now
 from taskservice.problems import not_found
 from taskservice.queries.selections import of_user
 from taskservice.schemas.columns import QUESTION_COLUMNS
 
-has_expired = and_(Question.state == OPEN, Question.expires_at <= database_now())
+has_expired = and_(Question.state == OPEN, Question.expires_at <= moment_from_now())
 # An open question whose time has come is expired in every read; upkeep stores that later.
 _STATE = case((has_expired, EXPIRED), else_=Question.state).label("state")
 COLUMNS = tuple(_STATE if each is Question.state else each for each in QUESTION_COLUMNS)

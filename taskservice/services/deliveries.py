@@ -28,7 +28,7 @@ from taskservice.database import timestamps
 from taskservice.database.models import Attempt, Delivery, Task
 from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import reading, transaction
-from taskservice.database.types import Identifier, Timestamp, database_now
+from taskservice.database.types import Identifier, Timestamp, database_now, moment_from_now
 from taskservice.database.watcher import Watcher
 from taskservice.problems import Problem, not_found
 from taskservice.queries.deliveries import LEASE_SECONDS, is_due, is_pending, is_unleased
@@ -79,7 +79,7 @@ _UNLEASED = (
     .limit(1)
 )
 # The lease of a process that died runs out.
-_LEASED = select(func.min(Delivery.leased_until)).where(Delivery.leased_until > database_now())
+_LEASED = select(func.min(Delivery.leased_until)).where(Delivery.leased_until > moment_from_now())
 _MOMENTS = union_all(select(_UNLEASED.subquery()), _LEASED).subquery()
 _NEXT = select(func.min(_MOMENTS.c.moment).label("next"), database_now().label("now"))
 _CLAIM = (

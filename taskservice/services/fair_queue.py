@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Connection, Integer, bindparam, func, sele
 
 from taskservice.database.models import Delivery, User
 from taskservice.database.rows import AnyRow
-from taskservice.database.types import Identifier, Timestamp, database_now
+from taskservice.database.types import Identifier, Timestamp, database_now, moment_from_now
 from taskservice.queries.deliveries import is_due, is_pending, is_unleased
 
 # Maximum attempts at one host at a time in a process, so that a slow host leaves most to others.
@@ -48,7 +48,7 @@ class HostSlots:
 # Each of these statements reads a few entries of an index, however many deliveries are due.
 _LEASES = (
     select(Delivery.user_id, func.count().label("count"))
-    .where(Delivery.leased_until > database_now())
+    .where(Delivery.leased_until > moment_from_now())
     .group_by(Delivery.user_id)
     .subquery()
 )
