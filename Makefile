@@ -12,7 +12,8 @@ PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 3 ))
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-server test-agent test-browser test-operations test-mcp \
-	test-deploy test-crash test-api test-big test-callbacks catalogue lint bench bench-peers bench-more screenshots clean
+	test-deploy test-nodes test-crash test-api test-big test-callbacks catalogue lint bench bench-peers \
+	bench-more screenshots clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read name text; do \
@@ -44,7 +45,8 @@ $(VENV)/installed-test: $(VENV)/installed
 test: $(VENV)/installed-test ## Install what the tests need, and test the service
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow' \
 		--ignore tests/server --ignore tests/agent_side --ignore tests/browser --ignore tests/operations \
-		--ignore tests/mcp --ignore tests/mcp_clients --ignore tests/deploy --ignore tests/test_fuzzing.py
+		--ignore tests/mcp --ignore tests/mcp_clients --ignore tests/deploy --ignore tests/nodes \
+		--ignore tests/test_fuzzing.py
 
 test-server: $(VENV)/installed-test ## Test the processes: gunicorn and its worker, `taskservice worker`
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow' tests/server
@@ -64,6 +66,9 @@ test-mcp: $(VENV)/installed-test ## Test MCP, also with clients from their packa
 
 test-deploy: $(VENV)/installed-test ## Use each file of deploy/ with the program that it is for
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/deploy
+
+test-nodes: $(VENV)/installed-test ## 60 s of load on two nodes behind nginx, with each fault; a standby promoted
+	NODES_SECONDS=$${NODES_SECONDS:-60} $(BIN)/python -m pytest -s tests/nodes
 
 test-crash: $(VENV)/installed-test ## 30 s of load on each database, followers, copies, upgrades, with kills
 	CRASH_SECONDS=$${CRASH_SECONDS:-30} UPGRADE_STEP=$${UPGRADE_STEP:-1} $(BIN)/python -m pytest -m slow -s \

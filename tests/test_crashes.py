@@ -6,12 +6,12 @@ import signal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.api_client import RemoteClient
 from tests.support.catalogue import fault, happened
 from tests.support.crash_load import (
     Agent,
@@ -22,6 +22,8 @@ from tests.support.crash_load import (
     Person,
     Watcher,
     Worker,
+    check_questions,
+    check_tasks,
 )
 from tests.support.service import Service
 
@@ -63,7 +65,7 @@ def test_every_acknowledged_write_survives_killed_workers(
         alice = service.add_user()
         for agent_id in ("worker", "asker", "tool"):
             alice.request("PUT", f"/agent/{agent_id}")
-        load = callers(service, str(alice.session.headers["apikey"]), ledger)
+        load = callers(alice, ledger)
         for caller in load:
             caller.start()
         kills = kill_workers(service, time.monotonic() + SECONDS)
@@ -85,13 +87,14 @@ def test_every_acknowledged_write_survives_killed_workers(
     check_tasks(ledger, stored)
     check_tools(ledger, stored)
     check_questions(ledger, questions)
+    assert {"answered", "declined", "withdrawn"} == {each["state"] for each in questions}
     if database_url.startswith("sqlite"):
         check_file(data_folder / "taskservice.db")
     happened("every acknowledged task, line, question and result is there once")
 
 
-def callers(service: Service, key: str, ledger: Ledger) -> list[Caller]:
-    common = (service, key, ledger, time.monotonic() + SECONDS)
+def callers(person: RemoteClient, ledger: Ledger) -> list[Caller]:
+    common = (person, ledger, time.monotonic() + SECONDS)
     agents = [Agent(number, *common) for number in range(AGENTS)]
     people = [Person(number, *common, agents=agents) for number in range(PEOPLE)]
     chats = [Chat(number, *common) for number in range(CHATS)]
@@ -100,28 +103,6 @@ def callers(service: Service, key: str, ledger: Ledger) -> list[Caller]:
     watchers = [Watcher(number, *common, agents=busy) for number in range(WATCHERS)]
     clients = [Client(number, *common) for number in range(CLIENTS)]
     return [*agents, *people, *chats, *workers, *watchers, *clients]
-
-
-def check_tasks(ledger: Ledger, stored: dict[str, dict[str, Any]]) -> None:
-    assert stored.keys() == (ledger.lines.keys() - ledger.deleted) | ledger.outputs.keys()
-    assert ledger.seen.keys() == ledger.outputs.keys()
-    for task_id, task in stored.items():
-        if task_id in ledger.outputs:
-            assert (task["status"], task["output"]) == ("complete", ledger.outputs[task_id])
-            assert ledger.seen[task_id] == task
-        else:
-            assert task["logs"] == ledger.lines[task_id]
-            assert task["status"] == ledger.finished.get(task_id, "running")
-
-
-def check_questions(ledger: Ledger, stored: Sequence[dict[str, Any]]) -> None:
-    """None is lost, none was asked twice, and the answer that a person was told of counts."""
-    assert {each["id"]: each["message"] for each in stored} == ledger.asked
-    assert len({each["message"] for each in stored}) == len(stored)
-    assert {each["id"]: each for each in stored} == ledger.ended
-    answers = {each["id"]: each["answer"] for each in stored if each["state"] != "withdrawn"}
-    assert answers == ledger.accepted
-    assert {"answered", "declined", "withdrawn"} == {each["state"] for each in stored}
 
 
 def check_tools(ledger: Ledger, stored: dict[str, dict[str, Any]]) -> None:

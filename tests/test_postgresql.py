@@ -146,8 +146,8 @@ def test_all_works_behind_pgbouncer_and_other_clients_of_it_keep_their_settings(
     url = databases.new_postgresql(**SETTINGS[0], synchronous_commit="off")
     with (
         pgbouncer(tmp_path / "pgbouncer", url, connections=3) as pooled,
-        app_at(pooled, tmp_path) as app,
-        psycopg.connect(pooled, autocommit=True) as other,
+        app_at(pooled.url, tmp_path) as app,
+        psycopg.connect(pooled.url, autocommit=True) as other,
     ):
         before = settings_of(other)
         work_at_once(add_user(app, "alice"), threads=8)

@@ -13,36 +13,18 @@ import pytest
 import requests
 
 from tests.support.api_client import RemoteClient
-from tests.support.certificates import Authority
+from tests.support.deployed_nginx import HOST, DeployedNginx, answers, replaced
 from tests.support.documents import ROOT
 from tests.support.followers import events, open_stream
 from tests.support.mcp import McpClient, structured
-from tests.support.nginx import NGINX
+from tests.support.receiver import Receiver, reset, unused_port
 from tests.support.requirements import needs
 from tests.support.service import Service, free_port
 from tests.support.waiting import until
 
 DEPLOY = ROOT / "deploy"
-HOST = "localhost"
 PREFIX = "/tasks"
 MAX_BODY = 10 * 1024 * 1024
-# What a file for conf.d is included by.
-AROUND_NGINX = """
-{user}
-daemon off;
-pid {folder}/pid;
-worker_processes 1;
-events {{ }}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/body;
-  proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/fastcgi;
-  uwsgi_temp_path {folder}/uwsgi;
-  scgi_temp_path {folder}/scgi;
-  include {folder}/taskservice.conf;
-}}
-"""
 # A test has neither the ports of a machine's own Caddy, nor may it change what the machine trusts.
 AROUND_CADDY = """
 {
@@ -55,13 +37,6 @@ AROUND_CADDY = """
 	}
 }
 """
-
-
-def replaced(text: str, values: dict[str, str]) -> str:
-    for old, new in values.items():
-        assert old in text
-        text = text.replace(old, new)
-    return text
 
 
 def without_prefix(text: str) -> str:
@@ -84,38 +59,10 @@ def running(command: list[str], folder: Path, url: str, authority: Path) -> Iter
         process.wait(timeout=60)
 
 
-def answers(process: "subprocess.Popen[bytes]", log: Path, url: str, authority: Path) -> bool:
-    assert process.poll() is None, log.read_text()
-    try:
-        requests.get(url, verify=str(authority), timeout=60)
-        return True
-    except (requests.ConnectionError, OSError):
-        return False
-
-
 @contextmanager
 def nginx(folder: Path, text: str, behind: int) -> Iterator[tuple[str, Path]]:
-    if NGINX is None:
-        needs("nginx", "install the package nginx-light")
-    authority, port = Authority(), free_port()
-    (folder / "authority.pem").write_bytes(authority.pem)
-    (folder / "server.pem").write_bytes(authority.server_pem(HOST))
-    values = {
-        "127.0.0.1:8000": f"127.0.0.1:{behind}",
-        "listen 443": f"listen 127.0.0.1:{port}",
-        "tasks.example.org;": f"{HOST};",
-        "/etc/ssl/certs/tasks.example.org.pem": str(folder / "server.pem"),
-        "/etc/ssl/private/tasks.example.org.key": str(folder / "server.pem"),
-    }
-    (folder / "taskservice.conf").write_text(replaced(text, values))
-    user = "user root;" if os.geteuid() == 0 else ""
-    (folder / "nginx.conf").write_text(AROUND_NGINX.format(user=user, folder=folder))
-    command = [NGINX, "-c", f"{folder}/nginx.conf", "-e", f"{folder}/log", "-p", str(folder)]
-    checked = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=60)
-    assert "[warn]" not in checked.stderr
-    assert checked.returncode == 0, checked.stderr
-    with running(command, folder, f"https://{HOST}:{port}", folder / "authority.pem") as url:
-        yield url, folder / "authority.pem"
+    with DeployedNginx(folder, [behind], text) as running:
+        yield running.url, running.authority
 
 
 @contextmanager
@@ -228,3 +175,35 @@ def test_without_a_prefix_it_is_at_the_root(program: str, tmp_path: Path) -> Non
         page = alice.session.get(f"{alice.url}/", timeout=60)
         assert page.status_code == 200
         assert "/tasks/tasks" not in page.text
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "POST", "PATCH"])
+def test_only_a_request_that_changes_nothing_is_sent_to_a_second_node(
+    method: str, tmp_path: Path
+) -> None:
+    """Both nodes are lost when they have received it."""
+    with Receiver(answer=reset()) as one, Receiver(answer=reset()) as two:
+        with DeployedNginx(tmp_path, [one.port, two.port]) as nginx:
+            one.requests.clear()
+            two.requests.clear()
+            url = f"{nginx.url}/tasks/api/v1/task"
+            answer = requests.request(
+                method, url, data=b"line\n", verify=str(nginx.authority), timeout=60
+            )
+            assert answer.status_code == 502
+        times = [len(node.requests) for node in (one, two)]
+    assert sorted(times) == ([1, 1] if method in ("GET", "HEAD") else [0, 1])
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "POST", "PATCH", "DELETE"])
+def test_any_request_goes_to_another_node_when_one_is_away(method: str, tmp_path: Path) -> None:
+    with (
+        Receiver() as node,
+        DeployedNginx(tmp_path, [unused_port(), node.port]) as nginx,
+    ):
+        for _ in range(4):
+            url = f"{nginx.url}/tasks/api/v1/task"
+            answer = requests.request(
+                method, url, data=b"line\n", verify=str(nginx.authority), timeout=60
+            )
+            assert answer.status_code == 204

@@ -35,9 +35,8 @@ def test_node_that_runs_while_another_is_upgraded_loses_nothing(
     with one, two:
         alice = two.add_user()
         alice.request("PUT", "/agent/worker")
-        key = str(alice.session.headers["apikey"])
         end = time.monotonic() + MAX_SECONDS
-        load = [Client(number, two, key, ledger, end) for number in range(CLIENTS)]
+        load = [Client(number, alice, ledger, end) for number in range(CLIENTS)]
         for client in load:
             client.start()
         until(lambda: ledger.answers[200] > 20)

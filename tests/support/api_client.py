@@ -15,6 +15,8 @@ from tests.support import conformance
 from tests.support.catalogue import answered_with
 
 API = "/api/v1"
+# What a proxy answers for a service that gave no answer.
+OF_A_PROXY = (502, 504)
 
 
 class ApiClient:
@@ -132,9 +134,18 @@ class RemoteClient:
         self.session.trust_env = False
         self.session.headers["apikey"] = key
 
+    def copy(self) -> "RemoteClient":
+        """The same person with connections of their own, for another thread."""
+        other = RemoteClient(self.url, str(self.session.headers["apikey"]))
+        other.session.verify = self.session.verify
+        return other
+
     def request(self, method: str, path: str, **options: Any) -> requests.Response:
         options.setdefault("timeout", 30)
         response = self.session.request(method, self.url + API + path, **options)
+        if response.status_code in OF_A_PROXY:
+            response.close()
+            raise requests.ConnectionError(f"{method} {path}: {response.status_code}")
         # A stream is for the test to read, as slowly as it wants to.
         if not options.get("stream"):
             answered_with(response.status_code, response.content)

@@ -4,7 +4,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -14,7 +14,6 @@ import requests
 
 from tests.support.api_client import RemoteClient
 from tests.support.mcp import FORMS, TASKS, Json, McpClient
-from tests.support.service import Service
 
 # What `tasks/update` answers where a question is no longer open.
 INVALID_PARAMS = -32602
@@ -38,7 +37,9 @@ class Ledger:
     unwatched: SimpleQueue[str] = field(default_factory=SimpleQueue)
     answers: Counter[int] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    # When a request got no answer of the service, and when an honest 503.
     breaks: list[float] = field(default_factory=list)
+    refusals: list[float] = field(default_factory=list)
     # The calls of tools, by a token in their arguments: what they gave, and how often they ran.
     results: dict[str, Json] = field(default_factory=dict)
     runs: Counter[str] = field(default_factory=Counter)
@@ -47,13 +48,11 @@ class Ledger:
 class Caller(threading.Thread):
     """Calls the service, and repeats whatever got no answer, by the means of the API for that."""
 
-    def __init__(
-        self, number: int, service: Service, key: str, ledger: Ledger, until: float
-    ) -> None:
+    def __init__(self, number: int, person: RemoteClient, ledger: Ledger, until: float) -> None:
         """`until` is a time of the monotonic clock: nothing new is begun after it."""
         super().__init__(daemon=True)
         self.number = number
-        self.person = RemoteClient(service.url, key)
+        self.person = person.copy()
         self.random = random.Random(number)
         self.ledger = ledger
         self.until = until
@@ -76,6 +75,9 @@ class Caller(threading.Thread):
             self.ledger.answers[answer.status_code] += 1
             honest = answer.status_code == 503 and "Retry-After" in answer.headers
             if honest:
+                self.ledger.refusals.append(time.monotonic())
+                # The commit may have been done.
+                again = True
                 time.sleep(0.2)
                 continue
             right = (refused, repeated) if again else (refused,)
@@ -93,14 +95,19 @@ class Caller(threading.Thread):
 class Client(Caller):
     """One user's program: starts tasks, adds lines, reports, lists, deletes."""
 
+    # Those of a task with a callback are checked by its receiver.
+    callback: str | None = None
+    # What a DELETE that is not repeated here may be told: nginx may have repeated it.
+    gone: int = 0
+
     def run(self) -> None:
         while time.monotonic() < self.until:
-            task_id = self.start_task("worker")
+            task_id = self.start_task("worker", callback=self.callback)
             self.ledger.lines[task_id] = []
             self.add_lines(task_id)
             outcome = self.random.choice(["complete", "error", "running", "deleted"])
             if outcome == "deleted":
-                self.call("DELETE", f"/task/{task_id}", repeated=404)
+                self.call("DELETE", f"/task/{task_id}", repeated=404, refused=self.gone)
                 self.ledger.deleted.add(task_id)
             elif outcome != "running":
                 self.call("PATCH", f"/task/{task_id}", json={"status": outcome})
@@ -277,3 +284,24 @@ class Chat(Caller):
             if "result" not in message and message["error"]["code"] != refused:
                 self.ledger.wrong.append(f"{method} {params}: {message}")
             return message
+
+
+def check_tasks(ledger: Ledger, stored: dict[str, dict[str, Any]]) -> None:
+    assert stored.keys() == (ledger.lines.keys() - ledger.deleted) | ledger.outputs.keys()
+    assert ledger.seen.keys() == ledger.outputs.keys()
+    for task_id, task in stored.items():
+        if task_id in ledger.outputs:
+            assert (task["status"], task["output"]) == ("complete", ledger.outputs[task_id])
+            assert ledger.seen[task_id] == task
+        else:
+            assert task["logs"] == ledger.lines[task_id]
+            assert task["status"] == ledger.finished.get(task_id, "running")
+
+
+def check_questions(ledger: Ledger, stored: Sequence[dict[str, Any]]) -> None:
+    """None is lost, none was asked twice, and the answer that a person was told of counts."""
+    assert {each["id"]: each["message"] for each in stored} == ledger.asked
+    assert len({each["message"] for each in stored}) == len(stored)
+    assert {each["id"]: each for each in stored} == ledger.ended
+    answers = {each["id"]: each["answer"] for each in stored if each["state"] != "withdrawn"}
+    assert answers == ledger.accepted

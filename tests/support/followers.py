@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import requests
 
-from tests.support.api_client import API, RemoteClient
+from tests.support.api_client import RemoteClient
 
 RETRY_SECONDS = 0.1
 
@@ -45,8 +45,7 @@ class Follower(threading.Thread):
 
     def __init__(self, person: RemoteClient, task: dict[str, Any]) -> None:
         super().__init__(daemon=True)
-        self._url = f"{person.url}{API}/task/{task['id']}/events"
-        self._key = str(person.session.headers["apikey"])
+        self._person, self._task = person.copy(), task
         self.lines: list[tuple[str, str]] = []
         self.states: list[dict[str, Any]] = []
         self.connections = 0
@@ -57,16 +56,15 @@ class Follower(threading.Thread):
             with suppress(requests.RequestException):
                 self._follow()
             time.sleep(RETRY_SECONDS)
+        self._person.session.close()
 
     def _has_ended(self) -> bool:
         ended = bool(self.states) and self.states[-1]["status"] != "running"
         return ended and len(self.lines) >= self.states[-1]["logCount"]
 
     def _follow(self) -> None:
-        headers = {"apikey": self._key}
-        if self.lines:
-            headers["Last-Event-ID"] = self.lines[-1][0]
-        with requests.get(self._url, headers=headers, stream=True, timeout=30) as response:
+        after = self.lines[-1][0] if self.lines else ""
+        with open_stream(self._person, self._task, after) as response:
             if response.status_code == 503:
                 return
             response.raise_for_status()

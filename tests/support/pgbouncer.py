@@ -10,45 +10,64 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from tests.support.documents import blocks
 from tests.support.service import free_port
 
 PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 
 SETTINGS = """
 [databases]
-tasks = host={host} dbname={dbname} user={user}
+tasks = {server}
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {port}
 unix_socket_dir =
 auth_type = any
-pool_mode = transaction
+{recommended}
 default_pool_size = {connections}
 server_round_robin = 1
 """
 
 
-@contextmanager
-def pgbouncer(folder: Path, url: str, connections: int) -> Iterator[str]:
-    """The URL of the same database behind a PgBouncer that has this many connections to it."""
-    assert PGBOUNCER
-    folder.mkdir()
-    settings, port = folder / "pgbouncer.ini", free_port()
-    parts: dict[str, Any] = {"port": port, "connections": connections, **conninfo_to_dict(url)}
-    settings.write_text(SETTINGS.format(**parts))
-    # It refuses to be root, and only its owner may reach the server.
-    user = ["-u", Path(parts["host"]).owner()] if os.geteuid() == 0 else []
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen([PGBOUNCER, *user, str(settings)], stdout=log, stderr=log)
-    try:
-        _wait(port, process, folder / "log")
-        yield f"postgresql://{parts['user']}@127.0.0.1:{port}/tasks"
-    finally:
+class PgBouncer:
+    """It has this many connections to the database at `url`, whose host is a socket's folder."""
+
+    def __init__(self, folder: Path, url: str, connections: int) -> None:
+        assert PGBOUNCER
+        folder.mkdir()
+        parts: dict[str, Any] = conninfo_to_dict(url)
+        self._log, self._port = folder / "log", free_port()
+        (recommended,) = blocks("docs/operations.md", "pgbouncer")
+        values = {"server": make_conninfo(**parts), "port": self._port, "connections": connections,
+                  "recommended": recommended}  # fmt: skip
+        settings = folder / "pgbouncer.ini"
+        settings.write_text(SETTINGS.format(**values))
+        # It refuses to be root, and only its owner may reach the server.
+        user = ["-u", Path(str(parts["host"])).owner()] if os.geteuid() == 0 else []
+        self._command = [PGBOUNCER, *user, str(settings)]
+        self.url = f"postgresql://{parts['user']}@127.0.0.1:{self._port}/tasks"
+
+    def start(self) -> None:
+        with open(self._log, "ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        _wait(self._port, self._process, self._log)
+
+    def kill(self) -> None:
         # SIGTERM would have it wait for its clients.
-        process.kill()
-        process.wait(timeout=10)
+        self._process.kill()
+        self._process.wait(timeout=10)
+
+
+@contextmanager
+def pgbouncer(folder: Path, url: str, connections: int) -> Iterator[PgBouncer]:
+    bouncer = PgBouncer(folder, url, connections)
+    bouncer.start()
+    try:
+        yield bouncer
+    finally:
+        bouncer.kill()
 
 
 def _wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

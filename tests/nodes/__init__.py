@@ -1,0 +1,1 @@
+"""Several nodes, with a real proxy, pooler and standby."""

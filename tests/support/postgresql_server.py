@@ -1,0 +1,164 @@
+"""A PostgreSQL server of its own, which a test may stop, kill, promote and copy to a standby."""
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from tests.support.service import free_port
+from tests.support.waiting import until
+
+# What every server has; `synchronous_commit` would lose answered writes if the service let it.
+SETTINGS = {
+    "listen_addresses": "127.0.0.1",
+    "max_connections": "300",
+    "synchronous_commit": "off",
+    "wal_log_hints": "on",
+    "fsync": "off",  # no test cuts the power
+}
+
+
+class PostgresqlServer:
+    """A cluster in a folder; all its programs run as the owner of the folder."""
+
+    def __init__(self, folder: Path, programs: Path) -> None:
+        self.folder, self.programs = folder, programs
+        self.data = folder / "data"
+        self.port = free_port()
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def url(self, database: str = "postgres") -> str:
+        return f"postgresql://postgres@{self.host}/{database}"
+
+    def run(self, program: str, *arguments: str) -> None:
+        """Run one of PostgreSQL's programs; it must succeed."""
+        command = [str(self.programs / program), *arguments]
+        # Not a pipe: the server would inherit it, and keep it open.
+        with open(self.folder / "commands.log", "ab") as log:
+            code = subprocess.run(
+                command,
+                cwd=self.folder,
+                user=_user(self.folder),
+                stdout=log,
+                stderr=log,
+                timeout=60,
+            ).returncode
+        assert code == 0, (self.folder / "commands.log").read_text()
+
+    def create(self, **settings: str) -> None:
+        """Make the cluster, and start it."""
+        self.run(
+            "initdb", "-D", str(self.data), "-U", "postgres", "--auth=trust",
+            "--encoding=UTF8", "--locale=C", "--no-sync",
+        )  # fmt: skip
+        self.set(**SETTINGS | settings)
+        self.start()
+
+    def set(self, **settings: str) -> None:
+        """Change settings in its file, which it reads at its next start or `reload`."""
+        with open(self.data / "postgresql.conf", "a") as file:
+            file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+
+    def start(self) -> None:
+        options = f"-p {self.port} -k {self.folder}"
+        self.run(
+            "pg_ctl", "-D", str(self.data), "-w", "-l", str(self.folder / "log"), "-o", options,
+            "start",
+        )  # fmt: skip
+
+    def stop(self, mode: str = "fast") -> None:
+        self.run("pg_ctl", "-D", str(self.data), "-w", "-m", mode, "stop")
+
+    def reload(self) -> None:
+        self.run("pg_ctl", "-D", str(self.data), "reload")
+
+    def promote(self) -> None:
+        self.run("pg_ctl", "-D", str(self.data), "-w", "promote")
+
+    def processes(self) -> list[int]:
+        """The server and its children; none if it does not run."""
+        try:
+            pid = int((self.data / "postmaster.pid").read_text().split()[0])
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        except FileNotFoundError:
+            return []
+        return [pid, *map(int, children.split())]
+
+    def kill(self) -> None:
+        """End it as the loss of its machine would."""
+        for pid in (killed := self.processes()):
+            _signal(pid, signal.SIGKILL)
+        for pid in killed:
+            until(partial(_has_ended, pid))
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
+
+    def ask(self, query: str, database: str = "postgres") -> Any:
+        """The one value that a query gives."""
+        with psycopg.connect(self.url(database), autocommit=True) as connection:
+            row = connection.execute(query).fetchone()
+        return row[0] if row else None
+
+    def execute(self, statement: str, database: str = "postgres") -> None:
+        with psycopg.connect(self.url(database), autocommit=True) as connection:
+            connection.execute(statement)
+
+
+@contextmanager
+def postgresql_server(programs: Path) -> Iterator[PostgresqlServer]:
+    """A server that is not there yet, in a folder that is removed at the end.
+
+    It is not below pytest's folder, which the user of PostgreSQL may not enter.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
+    if os.geteuid() == 0:
+        # The user that the tests' own server has made for itself.
+        shutil.chown(folder, "pgserver", "pgserver")
+    server = PostgresqlServer(folder, programs)
+    try:
+        yield server
+    finally:
+        server.kill()
+        shutil.rmtree(folder)
+
+
+def make_standby(standby: PostgresqlServer, primary: PostgresqlServer) -> None:
+    """Copy a running server to another one, which then follows it; its name is `standby`."""
+    source = f"host=127.0.0.1 port={primary.port} user=postgres application_name=standby"
+    standby.run(
+        "pg_basebackup", "-D", str(standby.data), "-R", "-X", "stream", "-c", "fast", "-d", source
+    )
+    standby.start()
+
+
+def _user(folder: Path) -> str | None:
+    """The owner, if it is another user; only root may run a program as one."""
+    owner = folder.stat().st_uid
+    return None if owner == os.geteuid() else pwd.getpwuid(owner).pw_name
+
+
+def _signal(pid: int, with_signal: int) -> None:
+    try:
+        os.kill(pid, with_signal)
+    except ProcessLookupError:
+        return
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    # Nobody may be there to wait for it.
+    return state == "Z"
