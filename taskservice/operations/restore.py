@@ -72,7 +72,8 @@ def _check(database: Path, backup: Path, replace: bool) -> None:
             raise RestoreError(f"{backup} belongs to the database itself")
         if not file.is_file():
             raise RestoreError(f"{file} is not a regular file")
-        if not replace:
+        # On a full disk a command leaves an empty file.
+        if not replace and file.stat().st_size:
             raise RestoreError(f"{file} exists; --force replaces it and keeps it aside")
 
 

@@ -1,9 +1,7 @@
 """A disk that is full or becomes read-only under the running service."""
 
 import os
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -14,7 +12,7 @@ from tests.support.commands import check
 from tests.support.concurrency import at_once, copies
 from tests.support.databases import Databases
 from tests.support.every_write import EveryWrite
-from tests.support.mounts import failing_disk, fill, small_disk
+from tests.support.mounts import empty_log, failing_disk, fill, small_disk
 from tests.support.service import Service
 
 KIB = 1024
@@ -33,12 +31,6 @@ def service(disk: Path, databases: Databases) -> Iterator[Service]:
     databases.copy_sqlite(disk)
     with Service(disk) as service:
         yield service
-
-
-def empty_log(data: Path) -> None:
-    """Empty SQLite's log, so that the next write needs space."""
-    with closing(sqlite3.connect(data / "taskservice.db")) as connection:
-        assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
 
 
 def test_every_write_on_a_full_disk_is_503_and_goes_on_with_space(

@@ -2,9 +2,10 @@
 
 import os
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from tests.support.requirements import needs
@@ -58,6 +59,12 @@ def fill(folder: Path) -> Path:
             file.write(bytes(1 << 20))
     assert os.statvfs(folder).f_bavail == 0
     return filler
+
+
+def empty_log(data: Path) -> None:
+    """Empty SQLite's log, so that the next write needs space."""
+    with closing(sqlite3.connect(data / "taskservice.db")) as connection:
+        assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
 
 
 @contextmanager

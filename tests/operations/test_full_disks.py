@@ -1,0 +1,202 @@
+"""Commands on the server whose disk is full: one line, nothing half-written, and then they work."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from taskservice.database import migrations
+from tests.support.catalogue import fault, happened
+from tests.support.commands import one_line, run
+from tests.support.databases import Databases
+from tests.support.fork_server import run_forked
+from tests.support.mounts import empty_log, fill, small_disk
+from tests.support.old_database import REVISIONS
+from tests.support.service import COMMAND, Service, environment
+
+KIB = 1024
+
+
+@pytest.fixture
+def source(tmp_path: Path, databases: Databases) -> Path:
+    """A folder with the database of alice, on a disk with space."""
+    databases.copy_sqlite(tmp_path / "source")
+    assert run(tmp_path / "source", "user", "add", "alice").returncode == 0
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk") as disk:
+        yield disk
+
+
+def names(data: Path) -> list[str]:
+    """The users of a database, which is whole."""
+    log = data / "taskservice.db-wal"
+    assert not (log.exists() and log.stat().st_size)
+    # On a full disk SQLite has no space for the index of a log.
+    uri = f"file:{data / 'taskservice.db'}?immutable=1"
+    with closing(sqlite3.connect(uri, uri=True)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        return [name for (name,) in connection.execute("SELECT name FROM users ORDER BY name")]
+
+
+def one_line_of(failed: subprocess.CompletedProcess[str]) -> str:
+    """The one line of a failure, whose words depend on how much space is left."""
+    assert (failed.returncode, failed.stdout) == (1, ""), failed
+    (line,) = failed.stderr.splitlines()
+    return line
+
+
+def run_without_key(data: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    settings = environment(data)
+    del settings["TASKSERVICE_SECRET_KEY"]
+    return run_forked(
+        [*COMMAND, *arguments], env=settings, capture_output=True, text=True, timeout=60
+    )
+
+
+@fault("storage", "a full disk: `{case}` of a new database", "one line; works with space")
+def test_new_database_on_a_full_disk_is_one_line(
+    source: Path, disk: Path, subtests: pytest.Subtests
+) -> None:
+    filler = fill(disk)
+    for command in ("serve", "user add bob", "db upgrade"):
+        with subtests.test(command):
+            assert "disk is full" in one_line(run(disk, *command.split()), 1)
+    with subtests.test("user add"):
+        line = one_line(run_without_key(disk, "user", "add", "bob"), 2)
+        assert "secret_key cannot be used: No space left on device" in line
+        assert not (disk / "secret_key").exists()
+    filler.unlink()
+    assert run_without_key(disk, "user", "add", "bob").returncode == 0
+    assert names(disk) == ["bob"]
+
+
+@fault("storage", "a full disk: `{case}` of a database", "one line, nothing changed")
+def test_command_on_a_full_disk_changes_nothing(
+    source: Path, disk: Path, subtests: pytest.Subtests
+) -> None:
+    shutil.copy(source / "taskservice.db", disk)
+    filler = fill(disk)
+    for command in (
+        "serve", "worker", "user add bob", "user list", "key add alice --name laptop", "prune",
+        "delivery list", "export", "db upgrade",
+    ):  # fmt: skip
+        with subtests.test(command):
+            line = one_line(run(disk, *command.split(), RETENTION_DAYS="1"), 1)
+            assert line.endswith("; its disk is full")
+    filler.unlink()
+    assert names(disk) == ["alice"]
+    assert run(disk, "user", "add", "bob").returncode == 0
+
+
+@fault("storage", "a full disk: `{case}` beside the running service", "one line, nothing changed")
+def test_command_beside_a_service_on_a_full_disk_changes_nothing(
+    source: Path, disk: Path, subtests: pytest.Subtests
+) -> None:
+    shutil.copy(source / "taskservice.db", disk)
+    with Service(source) as other:
+        other.add_user("bob").start()
+    exported = run(source, "export").stdout
+    with Service(disk) as service:
+        carol = service.add_user("carol")
+        carol.start()
+        key = carol.request("GET", "/key").json()[0]["id"]
+        before = run(disk, "export").stdout, run(disk, "key", "list", "--json").stdout
+        empty_log(disk)
+        filler = fill(disk)
+        for command in ("user add dave", "key add alice --name laptop", "key revoke", "import"):
+            with subtests.test(command):
+                arguments = [*command.split(), *([key] if command == "key revoke" else [])]
+                refused = run_forked(
+                    [*COMMAND, *arguments], env=service.environment, capture_output=True,
+                    text=True, timeout=60, input=exported,
+                )  # fmt: skip
+                assert "database or disk is full" in one_line(refused, 1)
+        # Commands that only read work.
+        after = run(disk, "export").stdout, run(disk, "key", "list", "--json").stdout
+        assert after == before
+        filler.unlink()
+        assert run(disk, "key", "revoke", key).returncode == 0
+
+
+@fault("storage", "a disk without space for the file of `db backup`", "one line, no file")
+def test_backup_to_a_full_disk_leaves_nothing(source: Path, disk: Path) -> None:
+    filler = fill(disk)
+    assert "disk is full" in one_line(run(source, "db", "backup", str(disk / "backup.db")), 1)
+    assert list(disk.iterdir()) == [filler]
+    filler.unlink()
+    assert run(source, "db", "backup", str(disk / "backup.db")).returncode == 0
+
+
+@fault(
+    "storage", "a disk that fills up during `db restore`", "the old database or the new one, whole"
+)
+def test_restore_on_a_disk_that_fills_up_leaves_the_old_or_the_new_database(
+    source: Path, disk: Path, tmp_path: Path
+) -> None:
+    backup = tmp_path / "backup.db"
+    assert run(source, "db", "backup", str(backup)).returncode == 0
+    assert run(disk, "user", "add", "bob").returncode == 0
+    filler, failures = fill(disk), 0
+    while (restored := run(disk, "db", "restore", str(backup), "--force")).returncode:
+        assert "full" in one_line_of(restored) or "No space left" in one_line_of(restored)
+        failures += 1
+        # Whatever it has used is free again.
+        assert not list(disk.glob("*.part"))
+        assert names(disk) == ["bob"]
+        os.truncate(filler, filler.stat().st_size - 64 * KIB)
+    assert failures > 2
+    assert names(disk) == ["alice"]
+    happened("exit code 1 in one line and the old database, until there was enough space")
+
+
+@fault("storage", "a disk that fills up during `db copy`", "one line; the same command goes on")
+def test_copy_to_a_disk_that_fills_up_goes_on_with_space(source: Path, disk: Path) -> None:
+    target = disk / "taskservice.db"
+    copy = ("db", "copy", str(source / "taskservice.db"), str(target))
+    filler, failures = fill(disk), 0
+    while (copied := run(disk, *copy)).returncode:
+        assert "full" in one_line_of(copied)
+        failures += 1
+        os.truncate(filler, filler.stat().st_size - 64 * KIB)
+    assert failures > 2
+    filler.unlink()
+    assert names(disk) == ["alice"]
+    happened("exit code 1 in one line; copied when there was enough space")
+    assert run(disk, "user", "add", "bob").returncode == 0
+
+
+@fault("upgrade", "a disk that fills up during a migration", "one line, the old database as it was")
+def test_migration_on_a_disk_that_fills_up_changes_nothing(disk: Path) -> None:
+    migrations.upgrade(f"sqlite:///{disk / 'taskservice.db'}", REVISIONS[0])
+    with closing(sqlite3.connect(disk / "taskservice.db")) as connection:
+        connection.execute("INSERT INTO users VALUES ('u', 'alice', '2026')")
+        connection.commit()
+    filler, failures = fill(disk), 0
+    while (upgraded := run(disk, "db", "upgrade")).returncode:
+        assert "full" in one_line_of(upgraded)
+        failures += 1
+        os.truncate(filler, filler.stat().st_size - 64 * KIB)
+    assert failures > 1
+    assert names(disk) == ["alice"]
+    happened("exit code 1 in one line; migrated when there was enough space")
+
+
+@fault("storage", "an empty file that a command left on a full disk", "`db restore` replaces it")
+def test_empty_file_is_replaced_by_a_restore(source: Path, disk: Path, tmp_path: Path) -> None:
+    backup = tmp_path / "backup.db"
+    assert run(source, "db", "backup", str(backup)).returncode == 0
+    filler = fill(disk)
+    one_line(run(disk, "user", "add", "bob"), 1)
+    filler.unlink()
+    assert run(disk, "db", "restore", str(backup)).returncode == 0
+    assert names(disk) == ["alice"]
+    happened("restored")
