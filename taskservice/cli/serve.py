@@ -1,12 +1,12 @@
 """`taskservice serve`: migrate the database, then serve."""
 
 import os
-from importlib import import_module
 
 import click
 
 from taskservice.app import create_app
 from taskservice.cli.options import examples
+from taskservice.cli.quick_import import quick_import
 from taskservice.cli.service_app import load_config, one_line_errors
 from taskservice.contract.terminal import exit_with_error, remark
 
@@ -29,7 +29,7 @@ def command() -> None:
         app = create_app(config)
     _prepare_for_gunicorn()
     remark(f"data in {config.DATA}, listening on {config.BIND}")
-    import_module("taskservice.serving.application").serve(lambda: app, config)
+    quick_import("taskservice.serving.application").serve(lambda: app, config)
 
 
 def _prepare_for_gunicorn() -> None:
