@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 from flask import current_app
 from sqlalchemy import (
@@ -35,8 +35,7 @@ CANDIDATES = 2_000
 DAY_SECONDS = 86_400.0
 
 
-@dataclass(frozen=True)
-class Bounds:
+class Bounds(NamedTuple):
     """Tasks that ended before `tasks` are removed, and logs of tasks that ended before `logs`.
 
     None removes none.

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from flask import current_app
 from sqlalchemy import ColumnElement, Float, bindparam, case, exists, insert, select, update
@@ -96,8 +96,7 @@ def record_heartbeat() -> None:
             connection.execute(_INSERT)
 
 
-@dataclass(frozen=True)
-class _ClockReading:
+class _ClockReading(NamedTuple):
     """The database's clock, this machine's, and the monotonic one, read at one moment."""
 
     database: str

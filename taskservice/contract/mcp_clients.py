@@ -3,8 +3,7 @@
 import json
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 MCP_PATH = "/mcp"
 # The environment variable from which a client reads the key, so that no file contains it.
@@ -12,8 +11,7 @@ KEY_VARIABLE = "TASKSERVICE_APIKEY"
 _SERVER = "taskservice"
 
 
-@dataclass(frozen=True)
-class McpClient:
+class McpClient(NamedTuple):
     """A client, and where the lines belong that tell it of the service."""
 
     name: str

@@ -1,6 +1,5 @@
 """The filters of the list: what the query string selects, and links that change it."""
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from flask import request, url_for
@@ -68,7 +67,7 @@ def load() -> Query:
     if "since" in own:
         # A bar of the chart selects a part of the period.
         query.setdefault("createdAfter", chart.PERIODS[own["since"]].since)
-    return Query(query, own, replace(list_query.selection(query), delivery=own.get("callback")))
+    return Query(query, own, list_query.selection(query)._replace(delivery=own.get("callback")))
 
 
 def labels() -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from taskservice.auth.caller import Caller
 from taskservice.contract.terms import ANSWERED
@@ -27,8 +27,7 @@ MAX_ANSWER = 200
 MAX_INPUT = 80
 
 
-@dataclass(frozen=True)
-class QuestionForm:
+class QuestionForm(NamedTuple):
     """An open question, and its fields."""
 
     id: str
@@ -49,8 +48,7 @@ class QuestionForm:
         return choices if fits else []
 
 
-@dataclass(frozen=True)
-class EndedQuestion:
+class EndedQuestion(NamedTuple):
     """A question that is no longer open, and its answer: (label, text) of each value."""
 
     id: str
@@ -60,8 +58,7 @@ class EndedQuestion:
     answer: list[tuple[str, str]]
 
 
-@dataclass(frozen=True)
-class AskingTask:
+class AskingTask(NamedTuple):
     """A task that asks something."""
 
     id: str

@@ -3,9 +3,8 @@
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import quote
 
 import orjson
@@ -38,8 +37,7 @@ _BOOLEAN = [(True, "Yes"), (False, "No")]
 _NUMBER = re.compile(r"\+?(-?)0*((?=\d)\d+|(?=\.\d))((?:\.\d+)?(?:e[+-]?\d+)?)", re.A | re.I)
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """One of several values: as JSON, which the form sends, and in words."""
 
     value: str
@@ -47,8 +45,7 @@ class Choice:
     is_chosen: bool
 
 
-@dataclass(frozen=True)
-class Field:
+class Field(NamedTuple):
     """A field as the form shows it."""
 
     # Of the property.
@@ -67,8 +64,7 @@ class Field:
     errors: list[str]
 
 
-@dataclass(frozen=True)
-class _Property:
+class _Property(NamedTuple):
     """A property of a schema, whose references are resolved."""
 
     name: str

@@ -1,7 +1,6 @@
 """What the page of a task shows beside it: questions, relatives, and when it should end."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from taskservice.auth.caller import Caller
 from taskservice.contract.terms import RUNNING
@@ -24,8 +23,7 @@ LONG_WAIT_SECONDS = 30
 LONGEST = 366 * 86_400
 
 
-@dataclass(frozen=True)
-class Bar:
+class Bar(NamedTuple):
     """A child, and where its bar begins and how long it is."""
 
     task: AnyRow
@@ -33,16 +31,14 @@ class Bar:
     width: int
 
 
-@dataclass(frozen=True)
-class Waterfall:
+class Waterfall(NamedTuple):
     """The first children of a task over time."""
 
     bars: list[Bar]
     has_more: bool
 
 
-@dataclass(frozen=True)
-class Waiting:
+class Waiting(NamedTuple):
     """When the agent of a waiting task claimed the last one, and whether it needs a worker."""
 
     last_claim: str | None

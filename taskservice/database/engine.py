@@ -1,9 +1,8 @@
 """The engines that read and write, and how each connection and transaction begins."""
 
 import select
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flask import Flask
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -52,8 +51,7 @@ class EncodingError(Exception):
         )
 
 
-@dataclass(frozen=True)
-class Database:
+class Database(NamedTuple):
     """Connections for reads, and for writes, and on SQLite the writers' queue and files."""
 
     reads: KeptConnections

@@ -3,8 +3,7 @@
 import base64
 import binascii
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from werkzeug.datastructures import Headers
 
@@ -36,8 +35,7 @@ NAMED_BY = {
 _BASE64 = ("=?base64?", "?=")
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """A request whose headers fit it; `capabilities` are what its client declares with it."""
 
     method: str

@@ -1,7 +1,6 @@
 """JSON-RPC 2.0: the message of a request, and the errors that answer one."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -34,8 +33,7 @@ class RpcError(Exception):
             self.json["data"] = data
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """A request, or without an id a notification, which has no answer."""
 
     method: str

@@ -2,7 +2,6 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -54,7 +53,7 @@ def by_state(caller: Caller, selection: Selection, maximum: int) -> Counted[dict
     looks at `maximum` running tasks. Other filters are applied to the newest MAX_SEARCHED tasks, or
     to a set of candidates.
     """
-    selection = replace(selection, status=None, error_type=None, is_claimed=None, sort=NEWEST_FIRST)
+    selection = selection._replace(status=None, error_type=None, is_claimed=None, sort=NEWEST_FIRST)
     values = selections.values(caller, selection)
     with reading() as connection:
         filters = frozenset(values) - {"user_id"}
@@ -97,7 +96,7 @@ def by_start(
 ) -> Counted[list[list[int]]]:
     """For each of `statuses`: how many tasks were started in each interval between `moments`."""
     with reading() as connection:
-        wanted = replace(selection, created_after=None, created_before=None, sort=NEWEST_FIRST)
+        wanted = selection._replace(created_after=None, created_before=None, sort=NEWEST_FIRST)
         values = selections.values(caller, wanted)
         if values.keys() <= {"user_id", "status"}:
             bounds = {f"moment{number}": moment for number, moment in enumerate(moments)}
@@ -108,7 +107,7 @@ def by_start(
             return Counted([list(row[start : start + intervals]) for start in parts])
         # The bounds of a selection are exclusive.
         since = timestamps.moved(moments[0], -MILLISECOND)
-        wanted = replace(wanted, created_after=since, created_before=moments[-1])
+        wanted = wanted._replace(created_after=since, created_before=moments[-1])
         tasks = OrderedTasks(connection, caller, wanted)
         candidate_set = tasks.smallest_set()
         end = None if candidate_set else tasks.position(None, MAX_SEARCHED_FOR_CHART)

@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from sqlalchemy import ColumnElement, and_, bindparam, exists, select, true
 
@@ -49,8 +48,7 @@ Filters: TypeAlias = frozenset[str]
 _IN_AN_INDEX = ("own_agent_id", "agent_id", "error_type", "status")
 
 
-@dataclass(frozen=True)
-class Selection:
+class Selection(NamedTuple):
     """Which tasks a list has, and in which order; the bounds are exclusive."""
 
     status: str | None = None

@@ -2,9 +2,9 @@
 
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from sqlalchemy import (
@@ -38,8 +38,7 @@ from taskservice.webhooks.outcome import Outcome
 from taskservice.webhooks.schedule import JITTER, SCHEDULE
 
 
-@dataclass(frozen=True, slots=True)
-class Leased:
+class Leased(NamedTuple):
     """A delivery that only the holder of this lease may post, until the lease runs out."""
 
     id: str

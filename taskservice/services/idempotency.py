@@ -1,16 +1,14 @@
 """The key by which a client can repeat a request."""
 
 import hashlib
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from taskservice.contract.error_codes import IDEMPOTENCY_KEY_REUSED
 from taskservice.problems import invalid
 from taskservice.schemas import strict_json
 
 
-@dataclass(frozen=True, slots=True)
-class Idempotency:
+class Idempotency(NamedTuple):
     """The key by which a request can be repeated, and the digest of what was asked."""
 
     key: str

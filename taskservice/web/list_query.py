@@ -1,7 +1,6 @@
 """Reads the query string of a list: which tasks, in which shape, and which page."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from flask import request
@@ -15,8 +14,7 @@ from taskservice.queries.task_json import WHOLE, Shape
 from taskservice.schemas.parameters import dump_cursor
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(NamedTuple):
     """The positions of a page, and the query string of the next one, if there is one.
 
     `stopped` is where the search stopped before the page was full.

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from taskservice import resources
 from taskservice.auth.caller import Caller
@@ -32,8 +32,7 @@ _state = attrgetter(*(it.key for it in TASK_COLUMNS if it.key not in _UNNOTICED)
 WITHOUT_LOGS = Shape(fields=tuple(name for name in TASK_FIELDS if name != "logs"))
 
 
-@dataclass(frozen=True)
-class Lines:
+class Lines(NamedTuple):
     """Lines of the log; the first one has the number `first`."""
 
     first: int
