@@ -87,7 +87,7 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
         event.listen(reader, "connect", _prepare_sqlite_reader)
         files = _watched_files(app, address, reader)
         database = Database(
-            reads=KeptConnections(reader, files.passes_check, threads),
+            reads=KeptConnections(reader, files.passes_recent_check, threads),
             writes=KeptConnections(writer, files.passes_check, 1),
             writer_queue=WriterQueue.of(address, threads),
             files=files,

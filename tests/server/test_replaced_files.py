@@ -4,6 +4,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -74,15 +75,17 @@ def replace_log(database: Path) -> None:
 
 
 def refused(person: RemoteClient, task: dict[str, str]) -> None:
-    """Writes and reads get 503 alike, and no answer names a file."""
-    answers = [
+    """Writes get 503 and so do reads, which notice it within 20 ms; no answer names a file."""
+    writes = [
         person.request("POST", "/task", json={"agentId": "summarizer"}),
         person.request("POST", f"/task/{task['id']}/logs", json={"logs": ["a line"]}),
-        person.request("GET", f"/task/{task['id']}"),
-        requests.get(f"{person.url}/readyz", timeout=10),
     ]
-    assert [answer.status_code for answer in answers] == [503] * 4
-    assert not any("taskservice.db" in answer.text for answer in answers)
+    assert [answer.status_code for answer in writes] == [503] * 2
+    read = partial(person.request, "GET", f"/task/{task['id']}")
+    until(lambda: read().status_code == 503)
+    ready = partial(requests.get, f"{person.url}/readyz", timeout=10)
+    until(lambda: ready().status_code == 503)
+    assert not any("taskservice.db" in answer.text for answer in (*writes, read(), ready()))
 
 
 @pytest.mark.parametrize(
@@ -120,6 +123,17 @@ def test_writes_are_refused_until_a_restart(
         log = stopped_service.log.read_text()
         assert "ERROR   Upkeep failed at " in log
         assert "Traceback" not in log
+
+
+def test_reads_notice_it_without_a_write(stopped_service: Service, tmp_path: Path) -> None:
+    database = tmp_path / "data" / "taskservice.db"
+    with stopped_service:
+        wait_until_open(stopped_service, database)
+        alice = stopped_service.add_user()
+        path = f"/task/{alice.start()['id']}"
+        assert alice.request("GET", path).status_code == 200
+        replace_database(database)
+        until(lambda: alice.request("GET", path).status_code == 503)
 
 
 @pytest.mark.parametrize("damage", [remove_log_and_index, remove_index])
