@@ -15,6 +15,7 @@ from taskservice.api import (
     users,
 )
 from taskservice.auth.authentication import KEY_HEADERS, authenticate
+from taskservice.context import current
 from taskservice.contract.terms import API_PREFIX
 
 BELOW_PREFIX = f"{API_PREFIX}/"
@@ -27,7 +28,7 @@ for module in (tasks, questions, logs, deliveries, agents, users, keys):
 @api.before_app_request
 def require_key() -> None:
     """Check the key before anything else, even if no route matches: 404 and 405 need one too."""
-    if _is_below_prefix(request.path):
+    if _is_below_prefix(current(request).path):
         authenticate()
 
 
@@ -35,7 +36,7 @@ def require_key() -> None:
 def prevent_caching(response: Response) -> Response:
     """Keep caches from storing an answer, unless it allows that, and from sharing it."""
     headers = response.headers
-    if _is_below_prefix(request.path):
+    if _is_below_prefix(current(request).path):
         headers.add("Vary", KEY_HEADERS)
     if "Cache-Control" not in headers:
         headers.add("Cache-Control", "no-store")

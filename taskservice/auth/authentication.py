@@ -9,6 +9,7 @@ from werkzeug.local import LocalProxy
 
 from taskservice.auth import key_text, valid_keys
 from taskservice.auth.caller import Caller
+from taskservice.context import current
 from taskservice.database import timestamps
 from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import share_reading
@@ -28,7 +29,7 @@ _lock = Lock()
 def authenticate() -> None:
     """Set `caller` from the key in the request's headers; raises 401 unless it is valid."""
     share_reading()
-    headers = request.environ
+    headers = current(request).environ
     text = key_in_headers(headers.get("HTTP_APIKEY"), headers.get("HTTP_AUTHORIZATION"))
     now = timestamps.now()
     set_caller(valid_key(text, now), now)
@@ -68,7 +69,7 @@ def set_caller(key: AnyRow, now: str) -> None:
     """Let this request act as the caller of `key`, and record the key's use."""
     with _lock:
         _uses[key.id] = now[:MINUTE]
-    g.caller = Caller(user_id=key.user_id, agent_id=key.agent_id, key_id=key.id)
+    current(g).caller = Caller(user_id=key.user_id, agent_id=key.agent_id, key_id=key.id)
 
 
 def is_key_valid() -> bool:
@@ -98,8 +99,8 @@ def return_last_uses(taken: Mapping[str, str]) -> None:
 
 
 def _caller() -> Caller:
-    current: Caller = g.caller
-    return current
+    found: Caller = current(g).caller
+    return found
 
 
 caller = cast(Caller, LocalProxy(_caller))

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
 from taskservice import resources
+from taskservice.context import current
 from taskservice.database.engine import BUSY_SECONDS, Database
 from taskservice.database.types import database_now
 
@@ -97,12 +98,12 @@ def reading() -> AbstractContextManager[Connection]:
     All reads of a request to the API share one, from `share_reading` to `end_shared_reading`, at
     the latest until its answer is sent. Each read for a page has its own.
     """
-    return g.get("reading") or _Reading()
+    return current(g).get("reading") or _Reading()
 
 
 def share_reading() -> None:
     """Let the reads of this request share a connection, which the first one acquires."""
-    g.reading = _SharedReading()
+    current(g).reading = _SharedReading()
 
 
 def end_shared_reading(error: BaseException | None = None) -> None:
@@ -110,7 +111,7 @@ def end_shared_reading(error: BaseException | None = None) -> None:
 
     Each later read of this request acquires a connection of its own.
     """
-    shared: _SharedReading | None = g.pop("reading", None)
+    shared: _SharedReading | None = current(g).pop("reading", None)
     if shared is not None:
         shared.end(error)
 

@@ -3,6 +3,7 @@
 from flask import current_app, request
 
 from taskservice.auth.authentication import authenticate, caller
+from taskservice.context import current
 from taskservice.contract.error_codes import FOREIGN_ORIGIN
 from taskservice.problems import Problem
 from taskservice.web.hosts import is_loopback, url_parts
@@ -13,7 +14,7 @@ EXPOSED = "Retry-After, WWW-Authenticate, X-Request-Id"
 
 def require_access() -> None:
     """Check a request to `/mcp` before its route and body are. Raises 401 and 403."""
-    if request.path == PATH:
+    if current(request).path == PATH:
         _check_host()
         _check_origin()
         if not is_preflight():
@@ -23,9 +24,9 @@ def require_access() -> None:
 
 def is_preflight() -> bool:
     """Whether a browser asks if a page may send a request (CORS), which it does without a key."""
-    headers = request.headers
-    is_asked = "Origin" in headers and "Access-Control-Request-Method" in headers
-    return request.path == PATH and request.method == "OPTIONS" and is_asked
+    if current(request).path != PATH or request.method != "OPTIONS":
+        return False
+    return "Origin" in request.headers and "Access-Control-Request-Method" in request.headers
 
 
 def headers_for_browsers() -> dict[str, str]:

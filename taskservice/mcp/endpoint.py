@@ -7,6 +7,7 @@ from flask import Blueprint, Flask, Response, request
 
 from taskservice import __version__
 from taskservice.auth.authentication import KEY_HEADERS
+from taskservice.context import current
 from taskservice.mcp import access, calls, messages, tasks, tool_calls, tools
 from taskservice.mcp.calls import LEGACY, TASKS, VERSIONS, Call
 from taskservice.mcp.messages import METHOD_NOT_FOUND, Message, RpcError
@@ -113,7 +114,7 @@ def require_access() -> Response | None:
 @blueprint.after_app_request
 def add_headers(response: Response) -> Response:
     """Say which keys are meant, and that an answer is for its caller alone."""
-    if request.path == access.PATH:
+    if current(request).path == access.PATH:
         response.headers.add("Vary", f"{KEY_HEADERS}, Origin")
         response.headers.update(access.headers_for_browsers())
         if response.status_code == 401:

@@ -11,6 +11,7 @@ from typing import Any
 from flask import Flask, Response, g, has_request_context, request
 from sqlalchemy.exc import OperationalError, TimeoutError
 
+from taskservice.context import current
 from taskservice.contract.terminal import escaped, escaped_lines
 from taskservice.database.timestamps import now
 from taskservice.operations import metrics
@@ -96,8 +97,9 @@ def init_app(app: Flask) -> None:
 
 def begin() -> None:
     """Store the id of this request, and when it began."""
-    g.started = time.perf_counter()
-    g.request_id = request_id(request.environ.get("HTTP_X_REQUEST_ID", ""))
+    context = current(g)
+    context.started = time.perf_counter()
+    context.request_id = request_id(current(request).environ.get("HTTP_X_REQUEST_ID", ""))
 
 
 def add_details(**details: str) -> None:
@@ -106,13 +108,14 @@ def add_details(**details: str) -> None:
 
 
 def _end(response: Response) -> Response:
-    response.headers.add("X-Request-Id", g.request_id)
-    seconds = time.perf_counter() - g.started
-    rule = request.url_rule
-    metrics.requests.add(rule.rule if rule else None, request.method, response.status_code, seconds)
+    context, asked = current(g), current(request)
+    response.headers.add("X-Request-Id", context.request_id)
+    seconds = time.perf_counter() - context.started
+    rule = asked.url_rule
+    metrics.requests.add(rule.rule if rule else None, asked.method, response.status_code, seconds)
     if logger.isEnabledFor(logging.INFO):
         # The path only: a query may contain a secret that does not belong there.
         details: dict[str, Any] = {"status": response.status_code, "ms": round(seconds * 1000, 1)}
-        details |= g.get("more_details", {})
-        logger.info("%s %s", request.method, request.path, extra={"details": details})
+        details |= context.get("more_details", {})
+        logger.info("%s %s", asked.method, asked.path, extra={"details": details})
     return response

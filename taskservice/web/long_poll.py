@@ -10,6 +10,7 @@ from werkzeug.http import parse_list_header
 
 from taskservice import resources
 from taskservice.auth.authentication import caller, require_valid_key
+from taskservice.context import current
 from taskservice.database import watcher
 from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import end_shared_reading
@@ -97,7 +98,7 @@ def is_client_connected() -> bool:
 
 def _preferred_seconds() -> int:
     """The seconds that `Prefer` asks for; 0 for an invalid one (RFC 7240, section 2)."""
-    given = request.environ.get("HTTP_PREFER")
+    given = current(request).environ.get("HTTP_PREFER")
     if given is None:
         return 0
     preferences = parse_list_header(given)

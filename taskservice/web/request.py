@@ -12,6 +12,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.http import parse_date
 
 from taskservice.auth.authentication import caller
+from taskservice.context import current
 from taskservice.contract.error_codes import OVERLOADED
 from taskservice.contract.terms import MAX_IDEMPOTENCY_KEY
 from taskservice.database.transactions import end_shared_reading
@@ -67,7 +68,7 @@ class Endpoint:
         update_wrapper(self, view)
 
     def __call__(self, **path: str) -> Response:
-        environ = request.environ
+        environ = current(request).environ
         if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
             return self._view(**self._arguments(environ, path))
         with ExitStack() as g.until_answered:
