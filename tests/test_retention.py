@@ -281,8 +281,10 @@ def test_batches_adapt_to_the_time_that_they_take() -> None:
     # The last batch of some rows says nothing about larger ones.
     size.adapt(3, 0.001)
     assert size.rows == 40
-    size.adapt(40, 0.001)
-    size.adapt(80, 0.001)
+    # Logs of several chunks seldom add up to exactly that number.
+    size.adapt(39, 0.001)
+    assert size.rows == 78
+    size.adapt(78, 0.001)
     assert size.rows == 100
     size.adapt(100, 10 * BATCH_SECONDS)
     assert size.rows == 10
