@@ -173,7 +173,7 @@ def test_database_that_is_not_utf_8_is_refused_in_one_line(
     databases: Databases, tmp_path: Path, encoding: str
 ) -> None:
     url = databases.new_postgresql(encoding)
-    for command in (["serve"], ["user", "add", "alice"]):
+    for command in (["serve"], ["worker"], ["user", "add", "alice"], ["db", "upgrade"]):
         line = one_line(run(tmp_path, *command, DATABASE_URL=url), 2)
         assert f"its encoding is {encoding}" in line
     checked = run(tmp_path, "db", "check", DATABASE_URL=url)
@@ -182,6 +182,48 @@ def test_database_that_is_not_utf_8_is_refused_in_one_line(
     with psycopg.connect(url) as connection:
         tables = connection.execute("SELECT 1 FROM pg_tables WHERE schemaname = 'public'")
         assert tables.fetchall() == []
+
+
+COLLATIONS = {
+    "C": "LOCALE 'C'",
+    "C.utf8": "LOCALE 'C.utf8'",
+    "PG_UNICODE_FAST": "LOCALE 'C' LOCALE_PROVIDER builtin BUILTIN_LOCALE 'PG_UNICODE_FAST'",
+}
+NAMES = ["ÉCOLE", "école", "a-b", "a_b", "a.b", "ab", "A B", "Z", "z", "10", "9", "Straße", "ä"]
+
+
+def listed(app: Flask) -> list[Any]:
+    """All that depends on how texts are ordered and compared, of a new user."""
+    alice = add_user(app, "alice")
+    for name in ("a-b", "a_b", "a.b", "ab", "a-c", "z9", "z10"):
+        expect(alice.put(f"/agent/{name}", json={}), 201)
+    for name in NAMES:
+        alice.start(agent_id="ab", name=name, labels={"a-b": name, "a.b": name, "ab": name})
+        expect(alice.post("/key", json={"name": name}), 201)
+    queries = [
+        *({"q": text} for text in ("É", "a-", "A_", "STRASSE", "z", "1", "_", "ä")),
+        *({"label": f"a-b:{name}"} for name in NAMES),
+        *({"sort": order} for order in ("createdAt", "-createdAt")),
+        {"limit": "5"},
+    ]
+    tasks = [expect(alice.get("/task", query_string=query), 200) for query in queries]
+    return [
+        [[(task["name"], [*task["labels"]]) for task in found] for found in tasks],
+        [agent["id"] for agent in expect(alice.get("/agent"), 200)],
+        [key["name"] for key in expect(alice.get("/key"), 200)],
+    ]
+
+
+@fault("storage", "PostgreSQL with the collation {collation}", "lists and `q` as on SQLite")
+@pytest.mark.parametrize("collation", COLLATIONS)
+def test_collation_of_the_database_changes_no_list(
+    databases: Databases, tmp_path: Path, collation: str
+) -> None:
+    with app_at(databases.copy_sqlite(tmp_path / "sqlite"), tmp_path) as app:
+        expected = listed(app)
+    with app_at(databases.new_postgresql(collation=COLLATIONS[collation]), tmp_path) as app:
+        assert listed(app) == expected
+    happened("the same")
 
 
 @fault("storage", "the database is replaced by one that is not UTF-8", "not ready")

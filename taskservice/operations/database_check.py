@@ -308,7 +308,10 @@ def _server(connection: Connection) -> Verdict:
     size = connection.exec_driver_sql(
         "SELECT pg_database_size(current_database())"
     ).scalar_one()  # fmt: skip
-    return OK, f"PostgreSQL {version}, {size / MEGABYTE:.1f} MB"
+    text = f"PostgreSQL {version}, {size / MEGABYTE:.1f} MB"
+    if connection.exec_driver_sql("SHOW transaction_read_only").scalar_one() == "on":
+        return ERROR, f"{text}; it is read-only: a standby?"
+    return OK, text
 
 
 def _durability(connection: Connection) -> Verdict:

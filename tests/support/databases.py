@@ -60,14 +60,16 @@ class Databases:
         self._connection.execute("; ".join(f"DELETE FROM {table}" for table in tables))
         return self._url
 
-    def new_postgresql(self, encoding: str = "UTF8", **settings: str) -> str:
+    def new_postgresql(
+        self, encoding: str = "UTF8", collation: str = "LOCALE 'C'", **settings: str
+    ) -> str:
         """The URL of a database without any tables, with these settings for all who connect."""
         import psycopg
 
         server, name = self._server(), f"test_{uuid4().hex}"
         with psycopg.connect(server.get_uri(), autocommit=True) as connection:
             connection.execute(
-                f"CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0"
+                f"CREATE DATABASE {name} ENCODING '{encoding}' {collation} TEMPLATE template0"
             )
             for setting, value in settings.items():
                 connection.execute(f"ALTER DATABASE {name} SET {setting} = '{value}'")

@@ -47,6 +47,8 @@ class Service:
     """
 
     command: Sequence[str] = (*COMMAND, "serve")
+    # What answers when it has started; `/livez` where the database takes no writes.
+    ready_path = "/readyz"
 
     def __init__(self, data: Path, **settings: str) -> None:
         self.port = free_port()
@@ -92,7 +94,7 @@ class Service:
             assert self.process is not None
             assert self.process.poll() is None, self.log.read_text()
             try:
-                if requests.get(f"{self.url}/readyz", timeout=5).ok:
+                if requests.get(self.url + self.ready_path, timeout=5).ok:
                     return
             except requests.RequestException:
                 time.sleep(0.05)
