@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.catalogue import fault
 from tests.support.commands import check
 from tests.support.concurrency import at_once, copies
 from tests.support.databases import Databases
@@ -33,6 +34,7 @@ def service(disk: Path, databases: Databases) -> Iterator[Service]:
         yield service
 
 
+@fault("storage", "a full disk at each write", "503, reads go on; works on with space")
 def test_every_write_on_a_full_disk_is_503_and_goes_on_with_space(
     service: Service, disk: Path
 ) -> None:
@@ -52,6 +54,9 @@ def is_sound(data: Path) -> None:
     assert {name for name, state in states.items() if state != "ok"} <= {"disk", "sqlite"}
 
 
+@fault(
+    "storage", "a disk that fills up while many append", "all that was answered is there, no more"
+)
 def test_disk_that_fills_up_has_what_was_answered_and_nothing_else(
     service: Service, disk: Path
 ) -> None:
@@ -77,6 +82,7 @@ def test_disk_that_fills_up_has_what_was_answered_and_nothing_else(
     is_sound(disk)
 
 
+@fault("storage", "a disk that becomes read-only at each write", "503, reads go on")
 def test_disk_that_becomes_read_only_is_503_for_writes(
     databases: Databases, tmp_path: Path
 ) -> None:

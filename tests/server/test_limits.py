@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psycopg
 
+from tests.support.catalogue import fault
 from tests.support.databases import Databases
 from tests.support.every_write import EveryWrite
 from tests.support.marks import one_database
@@ -32,6 +33,11 @@ def free_descriptor(pid: int) -> int:
     return next(number for number in count() if number not in used)
 
 
+@fault(
+    "process",
+    "no file descriptors are left",
+    "503 for writes, and a new client takes the place of an idle one; works on with descriptors",
+)
 @one_database
 def test_writes_without_a_file_descriptor_are_503_and_go_on_with_one(service: Service) -> None:
     writes = EveryWrite(service.add_user())
@@ -52,6 +58,11 @@ def test_writes_without_a_file_descriptor_are_503_and_go_on_with_one(service: Se
     assert service.workers() == [worker]
 
 
+@fault(
+    "process",
+    "no file descriptors are left, and PostgreSQL ends the connections",
+    "503; connects again when there are descriptors",
+)
 def test_lost_database_is_not_reached_without_a_file_descriptor_and_then_it_is(
     databases: Databases, tmp_path: Path
 ) -> None:

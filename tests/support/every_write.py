@@ -6,6 +6,7 @@ from typing import Any
 import requests
 
 from tests.support.api_client import RemoteClient
+from tests.support.catalogue import happened
 from tests.support.mcp import TASKS, Answer, McpClient
 from tests.support.waiting import until
 
@@ -71,6 +72,7 @@ class EveryWrite:
             for name, answer in sent.items():
                 _is_unavailable(name, answer.result())
         assert self.state() == before
+        happened("nothing has changed, and all can be read")
         assert self.probe("/livez") == 200
         assert self.probe("/readyz") == 503
 
@@ -89,6 +91,7 @@ class EveryWrite:
         assert "delete" not in tasks
         # One is deleted; a start, a rerun and a tool have made three.
         assert len(state["/task"]) == len(self.tasks) + 2
+        happened("afterwards each write succeeds, without a restart")
 
     def probe(self, path: str) -> int:
         key = {"apikey": str(self.alice.session.headers["apikey"])}
