@@ -98,6 +98,7 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
             reads=KeptConnections(reader, _is_open, threads),
             writes=KeptConnections(writer, _is_open, threads),
         )
+        _share_losses(database)
     resources.provide(app, database)
 
 
@@ -243,6 +244,21 @@ def _has_server(connection: Any) -> bool:
     waiting = select.poll()
     waiting.register(connection.fileno(), select.POLLIN)
     return not waiting.poll(0)
+
+
+def _share_losses(database: Database) -> None:
+    """Let reads and writes lose their connections together, since they have the same server.
+
+    Otherwise requests wait for a server that hangs twice: first to read, then to write.
+    """
+
+    def forget_all(context: ExceptionContext) -> None:
+        if context.is_disconnect:
+            database.reads.forget()
+            database.writes.forget()
+
+    for connections in (database.reads, database.writes):
+        event.listen(connections.engine, "handle_error", forget_all)
 
 
 def _forget_rows(context: ExceptionContext) -> None:

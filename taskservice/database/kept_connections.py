@@ -63,10 +63,14 @@ class KeptConnections:
     def discard(self, connection: Connection) -> None:
         """Close a connection; if it was lost, so were probably all that are kept."""
         if connection.invalidated:
-            for kept in self._all_kept():
-                kept.invalidate()
-                kept.close()
+            self.forget()
         connection.close()
+
+    def forget(self) -> None:
+        """Close all that are kept, since their server is probably lost."""
+        for kept in self._all_kept():
+            kept.invalidate()
+            kept.close()
 
     def close(self) -> None:
         """Close all; none may be in use."""
