@@ -18,6 +18,8 @@ class BatchingConnection(Connection[Any]):
         super().__init__(*arguments, **options)
         self._waiting: list[str] = []
         self._length = 0
+        # A commit that waits for a standby must not be cancelled: see `statement_timeout`.
+        self.is_committing = False
 
     def execute_later(self, query: str, values: Any = None) -> None:
         self._waiting.append(self._text(query, values))
@@ -37,10 +39,14 @@ class BatchingConnection(Connection[Any]):
         return super().cursor(*arguments, **options)
 
     def commit(self) -> None:
-        if self._waiting:
-            self._send("COMMIT")
-        else:
-            super().commit()
+        self.is_committing = True
+        try:
+            if self._waiting:
+                self._send("COMMIT")
+            else:
+                super().commit()
+        finally:
+            self.is_committing = False
 
     def rollback(self) -> None:
         self._forget()

@@ -17,6 +17,10 @@ def limit(connection: Any, seconds: float, driver: Any) -> None:
     either (its process is stopped, or its machine gone), the connection is closed, and the
     statement fails with OperationalError.
 
+    A commit is not cancelled, but its connection closed. While a commit waits for a standby, a
+    cancel would make it succeed without the standby, and others would see what it wrote. A server
+    process whose client is gone waits on.
+
     The client measures the time: behind a pooler in transaction mode, `SET statement_timeout`
     would apply to other clients' transactions, and a transaction for each read would make it
     half as slow again.
@@ -39,7 +43,7 @@ def _bounded(connection: Any, seconds: float, driver: Any, steps: Any) -> Genera
         while True:
             ready = yield step
             if time.monotonic() >= until:
-                if is_cancelled:
+                if is_cancelled or getattr(connection, "is_committing", False):
                     connection.close()
                     raise driver.OperationalError("the server does not answer")
                 _cancel(connection, driver)

@@ -12,12 +12,13 @@ from threading import Lock, Thread
 from typing import Any, Generic, TypeVar
 
 from flask import Flask
-from sqlalchemy import false, func, select, text
+from sqlalchemy import Connection, false, func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice import resources
 from taskservice.contract.threads import start_thread
 from taskservice.database import migrations
+from taskservice.database.engine import BUSY_SECONDS
 from taskservice.database.models import Delivery
 from taskservice.database.timestamps import seconds_between
 from taskservice.database.transactions import reading, transaction
@@ -41,6 +42,14 @@ MIN_FREE_BYTES = 64 * 1024
 FAILURES = (SQLAlchemyError, OSError, RuntimeError, MemoryError)
 
 _READ_ONLY = text("SELECT current_setting('transaction_read_only') = 'on'")
+# Only sessions of the same user are seen, as this service's own are.
+_COMMITS_WAIT = text("""
+    SELECT EXISTS (
+        SELECT FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event = 'SyncRep'
+            AND clock_timestamp() - query_start > make_interval(secs => :seconds)
+    )
+""").bindparams(seconds=BUSY_SECONDS)
 _REVISION = text("SELECT version_num FROM alembic_version")
 # Each fails where its table, or one of its columns, is gone or may not be read.
 _ALL_COLUMNS = [select(*table.columns).where(false()) for table in Base.metadata.sorted_tables]
@@ -158,8 +167,8 @@ def _check_usable() -> None:
     if file is not None:
         _check_file(file)
     with transaction() as connection:
-        if file is None and connection.execute(_READ_ONLY).scalar_one():
-            raise PermissionError("it is read-only")
+        if file is None:
+            _check_postgresql(connection)
         revision = connection.execute(_REVISION).scalar_one()
         if revision != migrations.head():
             raise RuntimeError(
@@ -168,6 +177,14 @@ def _check_usable() -> None:
             )
         for columns in _ALL_COLUMNS:
             connection.execute(columns)
+
+
+def _check_postgresql(connection: Connection) -> None:
+    if connection.execute(_READ_ONLY).scalar_one():
+        raise PermissionError("it is read-only")
+    # A transaction that changes nothing, as that of this check, does not wait for a standby.
+    if connection.execute(_COMMITS_WAIT).scalar_one():
+        raise RuntimeError("commits wait for a synchronous standby")
 
 
 def _file() -> Path | None:

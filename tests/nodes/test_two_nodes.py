@@ -18,6 +18,7 @@ import pytest
 import requests
 
 from tests.support.api_client import RemoteClient
+from tests.support.catalogue import case, fault, happened
 from tests.support.crash_load import (
     Agent,
     Caller,
@@ -33,6 +34,7 @@ from tests.support.deployed_nginx import DeployedNginx
 from tests.support.followers import Follower
 from tests.support.pgbouncer import PGBOUNCER, PgBouncer, pgbouncer
 from tests.support.postgresql_server import PostgresqlServer, postgresql_server
+from tests.support.readiness import is_ready, is_unready
 from tests.support.receiver import Receiver
 from tests.support.requirements import needs
 from tests.support.service import Service
@@ -97,21 +99,9 @@ def installation(
         alice.session.close()
 
 
-def is_ready(node: Service) -> bool:
-    """Whether /readyz says so, while /livez says that the process lives."""
-    assert requests.get(f"{node.url}/livez", timeout=30).ok
-    status = requests.get(f"{node.url}/readyz", timeout=30).status_code
-    assert status in (200, 503)
-    return status == 200
-
-
-def says_unready(node: Service) -> bool:
-    return not is_ready(node)
-
-
 def database_is_away(installation: Installation) -> None:
     for node in installation.nodes:
-        until(partial(says_unready, node))
+        until(partial(is_unready, node))
 
 
 def lose_node(installation: Installation) -> None:
@@ -186,10 +176,11 @@ def recover(installation: Installation) -> None:
 
 def suffer(installation: Installation, name: str) -> None:
     """One fault, from its begin to the moment when all is as before."""
-    FAULTS[name](installation)
-    ended = time.monotonic()
-    recover(installation)
-    installation.recoveries[name] = time.monotonic() - ended
+    with case(name):
+        FAULTS[name](installation)
+        ended = time.monotonic()
+        recover(installation)
+        installation.recoveries[name] = time.monotonic() - ended
 
 
 class Writer(Caller):
@@ -228,6 +219,11 @@ def suffer_all(installation: Installation) -> None:
     time.sleep(max(0.0, end - time.monotonic()))
 
 
+@fault(
+    "process", "under load on two nodes, {case}",
+    "nothing acknowledged is lost, and writes are answered within 30 s of its end",
+    answers=False,
+)  # fmt: skip
 # urllib3 leaves a connection with TLS that nginx has ended to the garbage collector.
 @pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
 @pytest.mark.timeout(SECONDS + 400)
@@ -259,10 +255,9 @@ def test_nothing_acknowledged_is_lost_and_all_recovers_by_itself(
     check_tasks(ledger, {i: task for i, task in stored.items() if task["agentId"] != "prober"})
     check_questions(ledger, questions(alice, ledger))
     # A node that was killed while it posted a webhook would hold it for a minute.
-    installation.server.execute(
-        "UPDATE deliveries SET leased_until = now() WHERE lease IS NOT NULL", "tasks"
-    )
+    installation.server.execute(END_LEASES, "tasks")
     check_webhooks(ledger, receiver)
+    happened("all went on by itself; each task, line and question is there once")
     gc.collect()
 
 

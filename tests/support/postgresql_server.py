@@ -96,11 +96,16 @@ class PostgresqlServer:
             return []
         return [pid, *map(int, children.split())]
 
+    def signal(self, with_signal: int) -> list[int]:
+        """Send it to all processes; returns them."""
+        pids = self.processes()
+        for pid in pids:
+            _signal(pid, with_signal)
+        return pids
+
     def kill(self) -> None:
         """End it as the loss of its machine would."""
-        for pid in (killed := self.processes()):
-            _signal(pid, signal.SIGKILL)
-        for pid in killed:
+        for pid in self.signal(signal.SIGKILL):
             until(partial(_has_ended, pid))
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 

@@ -1,0 +1,206 @@
+"""Nodes on a PostgreSQL with a standby, which takes the place of its primary."""
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.support.api_client import RemoteClient
+from tests.support.catalogue import fault, happened
+from tests.support.crash_load import Client, Ledger, check_tasks
+from tests.support.databases import Databases
+from tests.support.postgresql_server import PostgresqlServer, make_standby, postgresql_server
+from tests.support.readiness import is_ready, is_unready
+from tests.support.service import Service
+from tests.support.waiting import until
+
+CLIENTS = 4
+# All goes on by itself within this time, without a restart of a node.
+RECOVERY_SECONDS = 30.0
+IS_STREAMING = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
+# Whether the standby has all that has been written.
+HAS_ALL = "SELECT bool_and(replay_lsn >= pg_current_wal_lsn()) FROM pg_stat_replication"
+
+
+@dataclass
+class Pair:
+    """A primary and its standby, and the URL with both."""
+
+    primary: PostgresqlServer
+    standby: PostgresqlServer
+
+    @property
+    def url(self) -> str:
+        hosts = f"{self.primary.host},{self.standby.host}"
+        return f"postgresql://postgres@{hosts}/tasks?target_session_attrs=read-write"
+
+    def replicate_synchronously(self, commit: str) -> None:
+        """No commit is confirmed before the standby has it."""
+        names = {"synchronous_standby_names": "standby", "synchronous_commit": commit}
+        self.primary.set(**names)
+        self.primary.reload()
+        until(lambda: self.primary.ask("SHOW synchronous_standby_names") == "standby")
+
+
+@pytest.fixture
+def pair(databases: Databases) -> Iterator[Pair]:
+    with (
+        postgresql_server(databases.programs) as primary,
+        postgresql_server(databases.programs) as standby,
+    ):
+        primary.create()
+        primary.execute("CREATE DATABASE tasks")
+        make_standby(standby, primary)
+        until(lambda: primary.ask(IS_STREAMING) == 1)
+        yield Pair(primary, standby)
+
+
+@pytest.fixture
+def nodes(pair: Pair, tmp_path: Path) -> Iterator[list[Service]]:
+    with ExitStack() as stack:
+        nodes = []
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            node = Service(tmp_path / name / "data", DATABASE_URL=pair.url)
+            nodes.append(stack.enter_context(node))
+        yield nodes
+
+
+@pytest.fixture
+def people(nodes: list[Service]) -> list[RemoteClient]:
+    """The same user at each node."""
+    alice = nodes[0].add_user("alice")
+    alice.request("PUT", "/agent/worker").raise_for_status()
+    key = str(alice.session.headers["apikey"])
+    return [alice, *[RemoteClient(node.url, key) for node in nodes[1:]]]
+
+
+def start(person: RemoteClient, key: str) -> str:
+    """The id of a task that is started with this idempotency key; empty for an honest 503."""
+    headers, body = {"Idempotency-Key": key}, {"agentId": "worker"}
+    answer = person.request("POST", "/task", json=body, headers=headers)
+    if answer.status_code == 503:
+        assert answer.headers["Retry-After"]
+        return ""
+    answer.raise_for_status()
+    return str(answer.json()["id"])
+
+
+def listed(person: RemoteClient) -> list[str]:
+    return sorted(task["id"] for task in person.request("GET", "/task").json())
+
+
+def recover(nodes: list[Service], people: list[RemoteClient]) -> list[str]:
+    """Wait until each node answers writes and says so; returns the tasks."""
+    began = time.monotonic()
+    keys = [str(uuid4()) for _ in people]
+    with ThreadPoolExecutor() as pool:
+        started = list(pool.map(lambda *who: until(partial(start, *who)), people, keys))
+    for node in nodes:
+        until(partial(is_ready, node))
+    seconds = time.monotonic() - began
+    print(f"\nrecovered after {seconds:.1f} s")
+    assert seconds < RECOVERY_SECONDS
+    return started
+
+
+@fault("storage", "the synchronous standby is lost", "no write is answered before it is back")
+def test_commit_that_the_standby_does_not_have_is_never_answered(
+    pair: Pair, nodes: list[Service], people: list[RemoteClient]
+) -> None:
+    """Neither by the first request nor by one that repeats it."""
+    pair.replicate_synchronously("on")
+    alice = people[0]
+    acknowledged = [start(alice, "first")]
+    pair.standby.kill()
+    for _ in range(2):
+        assert start(alice, "second") == ""
+        assert listed(alice) == acknowledged
+    for node in nodes:
+        until(partial(is_unready, node))
+    happened("503, and /readyz 503; reads go on")
+    pair.standby.start()
+    acknowledged += [*recover(nodes, people), start(alice, "second")]
+    assert listed(alice) == sorted(acknowledged)
+    happened("writes are answered again, without a restart, and each was done once")
+
+
+@fault(
+    "storage", "the primary is lost under load, with a synchronous standby",
+    "nothing acknowledged is lost; the service goes on when the standby is promoted",
+)  # fmt: skip
+@pytest.mark.parametrize("commit", ["on", "remote_apply"])
+def test_nothing_acknowledged_is_lost_when_the_standby_is_promoted(
+    pair: Pair, nodes: list[Service], people: list[RemoteClient], commit: str
+) -> None:
+    pair.replicate_synchronously(commit)
+    ledger = Ledger()
+    load = [Client(number, people[number % 2], ledger, math.inf) for number in range(CLIENTS)]
+    for client in load:
+        client.start()
+    until(lambda: ledger.answers[201] > 50)
+    pair.primary.kill()
+    for node in nodes:
+        until(partial(is_unready, node))
+    # The standby answers, but is read-only.
+    assert pair.standby.ask("SELECT pg_is_in_recovery()")
+    until(lambda: ledger.answers[503])
+    happened("503, and /readyz 503, until the standby is promoted")
+    pair.standby.promote()
+    probes = recover(nodes, people)
+    before = ledger.answers[201]
+    until(lambda: ledger.answers[201] > before + 50)
+    for client in load:
+        client.until = 0
+    for client in load:
+        client.join()
+    assert ledger.wrong == []
+    stored = {task["id"]: task for task in people[0].request("GET", "/task").json()}
+    check_tasks(ledger, {id: task for id, task in stored.items() if id not in probes})
+    happened("all that was acknowledged is there once")
+
+
+@fault(
+    "storage", "the primary is lost, with an asynchronous standby",
+    "what is lost is what the standby had not received",
+)  # fmt: skip
+def test_only_what_an_asynchronous_standby_had_not_received_is_lost(
+    pair: Pair, nodes: list[Service], people: list[RemoteClient]
+) -> None:
+    alice = people[0]
+    received = [start(alice, f"before {number}") for number in range(10)]
+    until(lambda: pair.primary.ask(HAS_ALL))
+    pair.standby.stop()
+    for number in range(10):
+        assert start(alice, f"after {number}") not in ("", *received)
+    pair.primary.kill()
+    pair.standby.start()
+    pair.standby.promote()
+    received += recover(nodes, people)
+    assert listed(alice) == sorted(received)
+    happened("all that it had received is there, and nothing of what came later")
+
+
+@fault(
+    "storage", "the machine of the primary hangs",
+    "the service goes on when the standby is promoted",
+)  # fmt: skip
+def test_primary_that_hangs_does_not_hold_up_the_nodes_after_the_promotion(
+    pair: Pair, nodes: list[Service], people: list[RemoteClient]
+) -> None:
+    pair.replicate_synchronously("on")
+    acknowledged = [start(people[0], "before")]
+    # It still accepts connections, but answers none.
+    pair.primary.signal(signal.SIGSTOP)
+    pair.standby.promote()
+    acknowledged += recover(nodes, people)
+    assert listed(people[0]) == sorted(acknowledged)
+    happened("503 until the standby is promoted; then all goes on")
