@@ -13,7 +13,7 @@ PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 3 ))
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-server test-agent test-browser test-operations test-mcp \
 	test-deploy test-nodes test-crash test-api test-big test-callbacks catalogue lint bench bench-peers \
-	bench-more screenshots clean
+	bench-more bench-scaling screenshots clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read name text; do \
@@ -105,6 +105,9 @@ bench-more: $(VENV)/installed-test ## Measure webhooks, waits for upkeep, long l
 	$(BIN)/python -m benchmarks.writer_waits
 	$(BIN)/python -m benchmarks.long_log
 	$(BIN)/python -m benchmarks.run_overhead
+
+bench-scaling: $(VENV)/installed-test ## Measure both databases with up to 1,000,000 tasks, in 15 minutes
+	$(BIN)/python -m benchmarks.scaling $(BENCH)
 
 screenshots: $(VENV)/installed-test ## Take the pictures of the dashboard in docs/
 	$(BIN)/python -m tests.screenshots docs/dashboard

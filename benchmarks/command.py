@@ -10,9 +10,14 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
 from benchmarks.load import WRK
 from benchmarks.servers import pin_load
 from benchmarks.table import Run, markdown, text
+
+# A helper of the tests skips or fails where PostgreSQL can't be started.
+UNMEASURABLE = (Exception, pytest.skip.Exception, pytest.fail.Exception)
 
 
 def parser(program: str, description: str | None, parts: Iterable[str]) -> argparse.ArgumentParser:

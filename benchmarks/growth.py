@@ -93,7 +93,7 @@ class Grown:
 def growth(run: Run) -> list[Row]:
     folder = run.subfolder("growth")
     sizes = [max(int(size * run.scale), AGENTS * 2) for size in SIZES]
-    keys = _make_small(folder / "small")
+    keys = make_small(folder / "small")
     with ExitStack() as stack:
         grown = [
             stack.enter_context(_grown(folder / "small", keys, folder / str(number), size))
@@ -175,7 +175,7 @@ def _tabs(grown: Grown, path: str) -> Iterator[None]:
             thread.join()
 
 
-def _make_small(folder: Path) -> tuple[str, str]:
+def make_small(folder: Path) -> tuple[str, str]:
     """Make the data of a service with few tasks; returns the keys of its two users."""
     with ours(folder) as server:
         reader, writer = add_person(server, "reader"), add_person(server, "writer")
@@ -185,18 +185,24 @@ def _make_small(folder: Path) -> tuple[str, str]:
 
 @contextmanager
 def _grown(small: Path, keys: tuple[str, str], folder: Path, size: int) -> Iterator[Grown]:
-    shutil.copytree(small, folder)
-    database = folder / "taskservice.db"
-    multiply(database, size, numbered=True)
-    _index_names(database)
+    database = grow(small, folder, size)
     with ours(folder) as server:
         reader, writer = (Person(server, key) for key in keys)
         # Of another user, so that no page of tasks has it.
-        log = _long_log(writer, size)
-        yield Grown(server, _requests(reader, writer, database, size, log))
+        log = long_log(writer, size)
+        yield Grown(server, requests_of(reader, writer, some_ids(database, size), size, log))
 
 
-def _index_names(database: Path) -> None:
+def grow(small: Path, folder: Path, size: int) -> Path:
+    """Make the data of a service with `size` tasks of those in `small`; returns its database."""
+    shutil.copytree(small, folder)
+    database = folder / "taskservice.db"
+    multiply(database, size, numbered=True)
+    index_names(database)
+    return database
+
+
+def index_names(database: Path) -> None:
     """What upkeep does in rounds."""
     with create_engine(f"sqlite:///{database}").begin() as connection:
         while name_index.is_behind(connection):
@@ -214,7 +220,7 @@ def _start_tasks(person: Person) -> None:
         person.call("PATCH", f"/task/{ended['id']}", json=report)
 
 
-def _long_log(person: Person, size: int) -> str:
+def long_log(person: Person, size: int) -> str:
     """The path of the log of a task with `size` lines."""
     path = f"/task/{person.start([])['id']}/logs"
     for first in range(1, size + 1, 100_000):
@@ -224,12 +230,15 @@ def _long_log(person: Person, size: int) -> str:
     return path
 
 
-def _requests(
-    reader: Person, writer: Person, database: Path, size: int, log: str
+def requests_of(
+    reader: Person, writer: Person, ids: Sequence[str], size: int, log: str
 ) -> dict[str, list[bytes]]:
+    """Path -> the requests that measure it, of a reader with `size` tasks, some of which are `ids`.
+
+    `log` is the path of the log of a task of the writer, with `size` lines.
+    """
     back = datetime.now(UTC) - timedelta(days=DAYS)
     after = f"{back:%Y-%m-%dT%H:%M:%S.000Z}"
-    ids = _some_ids(database, size)
     one, cookie = reader.request, _sign_in(reader)
 
     def page(path: str) -> list[bytes]:
@@ -257,7 +266,8 @@ def _requests(
     }
 
 
-def _some_ids(database: Path, size: int) -> list[str]:
+def some_ids(database: Path, size: int) -> list[str]:
+    """The ids of up to SAMPLE tasks of the reader, far from one another."""
     connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
     step = max(size // SAMPLE, 1)
     # The first task is the reader's, the last one the writer's.

@@ -1,5 +1,6 @@
 """Load over a few kept-alive connections: by wrk where it is installed, else by this module."""
 
+import math
 import re
 import selectors
 import shutil
@@ -63,9 +64,19 @@ def load(
 ) -> Load:
     """Send these requests in turn; raises RuntimeError if a larger share than `tolerated` fails."""
     # wrk gives up an answer that is not there at its end, which a single client may wait for.
-    by_wrk = WRK and seconds >= WRK_SECONDS and connections > 1
-    taken = (_by_wrk if by_wrk else _by_sockets)(port, requests, seconds, connections)
+    if WRK and seconds >= WRK_SECONDS and connections > 1:
+        taken = _by_wrk(port, requests, seconds, connections)
+    else:
+        taken = _by_sockets(port, cycle(requests), seconds, connections)
     if taken.failed > tolerated:
+        raise RuntimeError(f"{taken.failed:.0%} of the requests failed")
+    return taken
+
+
+def load_once(port: int, requests: Sequence[bytes]) -> Load:
+    """Send each of these requests once, one after the other, as one client."""
+    taken = _by_sockets(port, iter(requests), math.inf, connections=1)
+    if taken.failed:
         raise RuntimeError(f"{taken.failed:.0%} of the requests failed")
     return taken
 
@@ -95,10 +106,14 @@ class _Connection:
         self._requests = requests
         self.send()
 
-    def send(self) -> None:
+    def send(self) -> bool:
+        """Send the next request; returns whether there was one."""
+        data = next(self._requests, None)
         self._answer = b""
         self._began = time.perf_counter()
-        self.socket.sendall(next(self._requests))
+        if data is not None:
+            self.socket.sendall(data)
+        return data is not None
 
     def receive(self) -> tuple[float, bool] | None:
         """The seconds until the answer was complete and whether it is one; None before."""
@@ -121,13 +136,12 @@ def is_complete(answer: bytes) -> bool:
     return len(body) >= int(length[1]) if length else body.endswith(b"0\r\n\r\n")
 
 
-def _by_sockets(port: int, requests: Sequence[bytes], seconds: float, connections: int) -> Load:
+def _by_sockets(port: int, requests: Iterator[bytes], seconds: float, connections: int) -> Load:
     times, failed = [], 0
-    in_turn = cycle(requests)
     began = time.perf_counter()
     with selectors.DefaultSelector() as selector:
         for _ in range(connections):
-            connection = _Connection(port, in_turn)
+            connection = _Connection(port, requests)
             selector.register(connection.socket, selectors.EVENT_READ, connection)
         while selector.get_map():
             for key, _ in selector.select():
@@ -135,9 +149,7 @@ def _by_sockets(port: int, requests: Sequence[bytes], seconds: float, connection
                     continue
                 times.append(received[0])
                 failed += not received[1]
-                if time.perf_counter() - began < seconds:
-                    key.data.send()
-                else:
+                if time.perf_counter() - began > seconds or not key.data.send():
                     selector.unregister(key.data.socket)
                     key.data.socket.close()
     p95 = statistics.quantiles(times, n=20)[-1] if len(times) > 1 else times[0]

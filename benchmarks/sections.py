@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import psycopg
-import pytest
-
-from benchmarks.command import reason
+from benchmarks.command import UNMEASURABLE, reason
 from benchmarks.contents import LINES, Contents, add_person, fill, multiply
 from benchmarks.growth import GROWTH, growth
 from benchmarks.load import load, request
 from benchmarks.servers import Server, on_both, ours, running
+from benchmarks.stores import durable_postgresql
 from benchmarks.table import GTHREAD, Goal, Row, Run, interleaved, row
 from benchmarks.yardsticks import naive, raw_postgresql, raw_sqlite
 from tests.support.databases import Databases
@@ -292,11 +290,7 @@ def postgresql(run: Run) -> list[Row]:
     """The server of the tests, with its syncs; on the processor of the load."""
     folder = run.subfolder("postgresql")
     databases = Databases(folder, folder)
-    url, raw_url = databases.new_postgresql(), databases.new_postgresql()
-    with psycopg.connect(url, autocommit=True) as connection:
-        for setting in ("fsync", "full_page_writes"):
-            connection.execute(f"ALTER SYSTEM SET {setting} = on")
-        connection.execute("SELECT pg_reload_conf()")
+    url, raw_url = durable_postgresql(databases), databases.new_postgresql()
     with ours(folder / "ours", DATABASE_URL=url) as service:
         contents = fill(service)
         raw_postgresql.store(raw_url, contents.keys(), contents.tasks + contents.growing)
@@ -319,14 +313,10 @@ SECTIONS: dict[str, Section] = {
 }
 
 
-# A helper of the tests skips or fails where PostgreSQL can't be started.
-OUTCOMES = (pytest.skip.Exception, pytest.fail.Exception)
-
-
 def measured(name: str, run: Run) -> list[Row]:
     """The rows of a section; where it can't be measured, they say why."""
     section = SECTIONS[name]
     try:
         return section.measure(run)
-    except (Exception, *OUTCOMES) as error:
+    except UNMEASURABLE as error:
         return [Row(goal, left_out=reason(error)) for goal in section.goals]

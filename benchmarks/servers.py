@@ -36,7 +36,7 @@ def pin_load() -> None:
         os.sched_setaffinity(0, {1})
 
 
-def _prepare_server() -> None:
+def prepare_server() -> None:
     # It ends with this process, however that ends.
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if IS_PINNED:
@@ -74,7 +74,7 @@ class Server:
         began = time.perf_counter()
         self.process = subprocess.Popen(
             self._command, env=self.environment, stdout=self._log, stderr=self._log,
-            start_new_session=True, preexec_fn=_prepare_server,
+            start_new_session=True, preexec_fn=prepare_server,
         )  # fmt: skip
         while not self._answers():
             self._require_running(began)

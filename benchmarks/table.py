@@ -113,23 +113,23 @@ HEAD = ("path", "ours", "beside, gthread", "ratio", "beside, our worker", "ratio
 
 def cells(row: Row) -> list[str]:
     goal = row.goal
-    own = [f"{goal.path} / {goal.beside}", _figure(row.ours, goal.unit)]
+    own = [f"{goal.path} / {goal.beside}", figure_text(row.ours, goal.unit)]
     if row.left_out:
         own[1] = f"left out: {row.left_out}"
     columns = []
     for server in (GTHREAD, OUR_WORKER):
-        columns.append(_figure(row.beside.get(server), goal.unit))
+        columns.append(figure_text(row.beside.get(server), goal.unit))
         columns.append(_number(row.ratios.get(server)))
     sign = "≤ " if goal.is_less_better else ""
     unit = goal.unit if goal.is_absolute else ""
     goals = [
-        sign + _figure(bound, unit) if bound is not None else ""
+        sign + figure_text(bound, unit) if bound is not None else ""
         for bound in (goal.at_least, goal.stretch)
     ]
     return [*own, *columns, *goals, row.verdict]
 
 
-def _figure(value: float | None, unit: str) -> str:
+def figure_text(value: float | None, unit: str) -> str:
     return f"{_number(value)} {unit}".strip() if value is not None else ""
 
 

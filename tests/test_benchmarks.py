@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import scaling
 from benchmarks.sections import SECTIONS
 from tests.support.documents import ROOT, table
 
@@ -37,6 +38,32 @@ def test_every_row_of_the_table_can_be_measured(tmp_path: Path, section: str) ->
     if section == "growth":
         for name in ("tasks.svg", "lines.svg"):
             assert (tmp_path / name).read_text().startswith("<svg")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_figures_of_both_databases_can_be_measured(tmp_path: Path) -> None:
+    written = tmp_path / "figures.json"
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.scaling", *QUICK, "--json", str(written)],
+        cwd=ROOT, capture_output=True, text=True, timeout=850, check=True,
+    )  # fmt: skip
+    figures = json.loads(written.read_text())
+    assert figures["left_out"] == {}
+    for path in scaling.WAITS:
+        sizes = 1 if path == scaling.LIST else len(scaling.SIZES)
+        for kind in scaling.KINDS:
+            waits = figures["waits"][path][kind]
+            assert len(waits) == sizes
+            assert all(wait > 0 for wait in waits.values())
+        assert path in result.stdout
+    for name in (*scaling.GOALS, scaling.TASK_BYTES, scaling.LINE_BYTES, scaling.BACKUP):
+        for kind in scaling.KINDS:
+            figure, _ = figures["others"][name][kind]
+            assert figure > 0
+        assert name in result.stdout
+    for kind in scaling.KINDS:
+        assert figures["sizes"]["tasks_by_creation"][kind] > 0
 
 
 def test_document_names_every_section() -> None:

@@ -121,14 +121,14 @@ class Service:
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(pid) for pid in path.read_text().split()]
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, timeout: float = 100) -> subprocess.CompletedProcess[str]:
         """Run another command of the service with the same settings."""
         return run_forked(
             [*COMMAND, *arguments],
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=timeout,
         )
 
     def add_user(self, name: str = "") -> RemoteClient:

@@ -1,0 +1,89 @@
+"""How fast much is removed from a running service, and how long a writer waits meanwhile."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from benchmarks.contents import DAYS, Person
+from benchmarks.servers import Server, prepare_server
+from benchmarks.stores import Store
+from tests.support.api_client import RemoteClient
+from tests.support.quiet_writer import QuietWriter
+
+Result = TypeVar("Result")
+QUIET_SECONDS = 5.0
+# A failure, since two minutes are the goal.
+GIVE_UP_SECONDS = 900.0
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Tasks removed a second while nobody writes; seconds until a long log is off the disk.
+
+    The waits are the longest of a writer in milliseconds.
+    """
+
+    quiet_wait: float
+    rate: float
+    tasks_wait: float
+    log_seconds: float
+    log_wait: float
+
+
+def measured(
+    server: Server, store: Store, writer: Person, count: int, task_id: str, *, is_quick: bool
+) -> Removal:
+    """Remove twice a `count` of the tasks that ended first, and the log of this task.
+
+    The log waits for a minute first, for those who read it, unless this `is_quick`.
+    """
+    quiet_wait, _ = _with_writer(writer, lambda: time.sleep(QUIET_SECONDS))
+    finished = store.number("SELECT count(*) FROM tasks WHERE finished_at IS NOT NULL")
+    rate = _prune(server, DAYS * (1 - count / finished))
+    tasks_wait, _ = _with_writer(writer, lambda: _prune(server, DAYS * (1 - 2 * count / finished)))
+    log_wait, seconds = _with_writer(writer, lambda: _log_gone(store, writer, task_id, is_quick))
+    return Removal(quiet_wait, rate, tasks_wait, seconds, log_wait)
+
+
+def _with_writer(writer: Person, act: Callable[[], Result]) -> tuple[float, Result]:
+    """The longest wait of a writer beside `act`, and what that returns."""
+    quiet = QuietWriter(RemoteClient(writer.server.url, writer.key))
+    with quiet:
+        result = act()
+    return quiet.worst * 1000, result
+
+
+def _prune(server: Server, days: float) -> float:
+    """Remove the tasks that ended this many days ago; returns how many a second, in all."""
+    began = time.perf_counter()
+    printed = command(server, "prune", "--json", RETENTION_DAYS=str(days))
+    return float(json.loads(printed)["tasks"] / (time.perf_counter() - began))
+
+
+def _log_gone(store: Store, writer: Person, task_id: str, is_quick: bool) -> float:
+    log_id = store.log_id(task_id)
+    began = time.perf_counter()
+    writer.call("DELETE", f"/task/{task_id}?fields=id")
+    if is_quick:
+        store.set_back_drops()
+    while not store.is_gone(log_id):
+        if time.perf_counter() - began > GIVE_UP_SECONDS:
+            raise RuntimeError(f"a log was not removed in {GIVE_UP_SECONDS:.0f} s")
+        time.sleep(0.2)
+    return time.perf_counter() - began
+
+
+def command(server: Server, *arguments: str, **settings: str) -> str:
+    """What a command of the service prints, run with its settings and on its processor."""
+    result = subprocess.run(
+        [sys.executable, "-m", "taskservice", *arguments],
+        env=server.environment | {f"TASKSERVICE_{name}": text for name, text in settings.items()},
+        preexec_fn=prepare_server, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if result.returncode:
+        raise RuntimeError(f"taskservice {arguments[0]} failed: {result.stderr[-200:]}")
+    return result.stdout
