@@ -5,9 +5,25 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
 
 from taskservice.config import Config
+from taskservice.contract.terminal import exit_with_error
 from taskservice.serving.settings import gunicorn_settings
+
+
+class PatientArbiter(Arbiter):
+    """Tries again each second where the system lacks what a replacement of a worker needs."""
+
+    def spawn_worker(self) -> int | None:
+        try:
+            pid: int | None = super().spawn_worker()
+        except OSError as error:
+            if self.worker_age <= self.num_workers:
+                exit_with_error(f"can't start a worker: {error.strerror}")
+            self.log.error("Can't replace a worker yet: %s", error.strerror)
+            return None
+        return pid
 
 
 class Application(BaseApplication):
@@ -25,6 +41,9 @@ class Application(BaseApplication):
 
     def load(self) -> Any:
         return self._make_app()
+
+    def run(self) -> None:
+        PatientArbiter(self).run()
 
 
 def serve(make_app: Callable[[], Any], config: Config) -> NoReturn:

@@ -7,6 +7,7 @@ import selectors
 import signal
 import socket
 import struct
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from threading import Thread
 from types import FrameType
 from typing import Any
 
+from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config
 from gunicorn.http.errors import ParseException
 from gunicorn.workers.base import Worker as BaseWorker
@@ -42,6 +44,8 @@ from taskservice.serving.thread_pool import ThreadPool
 RECEIVE_SIZE = 64 * 1024
 # How often a stopping loop checks whether all connections are done, in seconds.
 STOPPING_SECONDS = 0.05
+# The pause before another process is started in place of one that could not start.
+RESTART_SECONDS = 1.0
 # How long the loop works on deferred or expired connections before it polls for new events.
 BATCH_SECONDS = 0.005
 # How many clients are accepted before the loop serves those that it has.
@@ -92,6 +96,22 @@ class Worker(BaseWorker):
             raise RuntimeError("remove certfile and keyfile: a reverse proxy does TLS")
 
     def init_process(self) -> None:
+        try:
+            self.start_process()
+        except RuntimeError as error:
+            if self.booted:
+                raise
+            self.give_up(error)
+
+    def give_up(self, error: RuntimeError) -> None:
+        """End this process, which can't start its threads; a replacement is tried again."""
+        self.log.critical("A worker can't start: %s", error)
+        if self.age <= self.cfg.workers:
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
+        time.sleep(RESTART_SECONDS)
+        sys.exit(1)
+
+    def start_process(self) -> None:
         self.connections: set[Connection] = set()
         # Connections that have had their turn while others waited.
         self.deferred: deque[Connection] = deque()
