@@ -1,18 +1,22 @@
 """The life of an installation, by the commands of docs/operations.md as they are printed."""
 
+import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import requests
+from psycopg.conninfo import conninfo_to_dict
 
 from taskservice.database import migrations
 from tests.support.api_client import RemoteClient
 from tests.support.databases import Databases
+from tests.support.deployed_nginx import DeployedNginx
 from tests.support.documents import ROOT, Terminal, blocks
 from tests.support.packages import wheel
 from tests.support.service import free_port
@@ -23,20 +27,35 @@ SERVICE = "taskservice.service"
 PROGRAMS = {
     "useradd": "exit 0",
     "runuser": 'test "$1 $2 $3" = "-u taskservice --" && shift 3 && exec "$@"',
-    "systemctl": f'PYTHONPATH={ROOT} exec {sys.executable} -m tests.support.systemd "$ROOT" "$@"',
+    # nginx is started by the test.
+    "systemctl": '[ "$2" = nginx ] || '
+    f'PYTHONPATH={ROOT} exec {sys.executable} -m tests.support.systemd "$ROOT" "$@"',
+    "nginx": "exit 0",
 }
+
+
+def new_machine(root: Path) -> Machine:
+    for folder in ("opt", "var/lib", "etc/systemd/system", "etc/nginx/conf.d", "bin"):
+        (root / folder).mkdir(parents=True)
+    for name, script in PROGRAMS.items():
+        (root / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (root / "bin" / name).chmod(0o755)
+    return Machine(root)
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
-    machine = Machine(tmp_path)
-    for folder in ("opt", "var/lib", "etc/systemd/system", "bin"):
-        (tmp_path / folder).mkdir(parents=True)
-    for name, script in PROGRAMS.items():
-        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
+    machine = new_machine(tmp_path)
     yield machine
     machine.stop(SERVICE)
+
+
+@pytest.fixture
+def second_machine(machine: Machine, tmp_path: Path) -> Iterator[Machine]:
+    """It has the programs of the first one, which need not be installed twice."""
+    second = new_machine(tmp_path / "second")
+    yield second
+    second.stop(SERVICE)
 
 
 class RootShell:
@@ -47,8 +66,14 @@ class RootShell:
         package = wheel(machine.root)
         self.replaced = {"'taskservice[": f"'{package}["}
         # Python's own variables would lead the virtual environment back to the tests.
+        self.terminal.run("unset PYTHONPATH PYTHONHOME")
+        self.move_to(machine)
+
+    def move_to(self, machine: Machine) -> None:
+        """What is typed from here on is typed at this machine."""
+        self.machine = machine
         self.terminal.run(
-            f"unset PYTHONPATH PYTHONHOME; export ROOT={machine.root}; "
+            f"export ROOT={machine.root}; "
             f"PATH={machine.root}/bin:{Path(sys.executable).parent}:$PATH; cd {ROOT}"
         )
 
@@ -69,12 +94,17 @@ EXAMPLES = {
     "port": "8000",
     "version": "==0.1.0",
     "database": "postgresql://taskservice@db.example.org/taskservice",
+    "node": "10.0.0.11:8000",
+    "other": "10.0.0.12:8000",
+    "hosts": "db1.example.org,db2.example.org",
+    "role": "//taskservice@",
+    "name": "/taskservice?",
 }
 
 
 @pytest.mark.timeout(900)
 def test_installation_lives_as_the_manual_says(
-    machine: Machine, terminal: Terminal, databases: Databases
+    machine: Machine, second_machine: Machine, terminal: Terminal, databases: Databases
 ) -> None:
     root, port = RootShell(machine, terminal), free_port()
     assert "FAILED" not in root.types("install")
@@ -113,6 +143,48 @@ def test_installation_lives_as_the_manual_says(
     (machine.root / "var/lib/taskservice/taskservice.db").unlink()
     assert log_of(alice, task) == ["before"]
     assert requests.get(f"{alice.url}/readyz", timeout=60).ok
+
+    become_two_nodes(root, second_machine, url, alice, task)
+
+
+def become_two_nodes(
+    root: RootShell, second: Machine, url: str, alice: RemoteClient, task: dict[str, Any]
+) -> None:
+    first, nodes = root.machine, [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    assert "FAILED" not in root.types("node", node=nodes[0])
+    copy_installation(first, second)
+    root.move_to(second)
+    assert "FAILED" not in root.types("node", node=nodes[1])
+    assert "FAILED" not in root.types("proxy", node=nodes[0], other=nodes[1])
+    conf = (second.root / "etc/nginx/conf.d/taskservice.conf").read_text()
+    with DeployedNginx(second.root / "nginx", [], conf) as nginx:
+        alice.url, alice.session.verify = f"{nginx.url}/tasks", str(nginx.authority)
+        for _ in range(4):
+            assert log_of(alice, task) == ["before"]
+        assert "FAILED" not in root.types("hosts", **hosts_of(url))
+        assert "FAILED" not in root.types("rolling restart", node=nodes[1])
+        first.stop(SERVICE)
+        for _ in range(4):
+            assert log_of(alice, task) == ["before"]
+
+
+def hosts_of(url: str) -> dict[str, str]:
+    """The test's database at the second of two hosts, as the first one is lost."""
+    parts = conninfo_to_dict(url)
+    return {
+        "hosts": f"127.0.0.1:1,{quote(str(parts['host']), safe='')}",
+        "role": f"//{parts['user']}@",
+        "name": f"/{parts['dbname']}?",
+    }
+
+
+def copy_installation(first: Machine, second: Machine) -> None:
+    """What the first blocks did on the first machine, which take a while."""
+    (second.root / "opt/taskservice").symlink_to(first.root / "opt/taskservice")
+    for folder in ("etc/systemd/system", "etc"):
+        for file in (first.root / folder).iterdir():
+            if file.is_file():
+                shutil.copy(file, second.root / folder)
 
 
 def upgrade_to_unknown_revision(database: Path) -> None:

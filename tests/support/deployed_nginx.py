@@ -55,7 +55,10 @@ def answers(process: "subprocess.Popen[bytes]", log: Path, url: str, authority: 
 
 
 class DeployedNginx:
-    """nginx with this text of deploy/nginx.conf, in front of the nodes on these ports."""
+    """nginx with this text of deploy/nginx.conf, in front of the nodes on these ports.
+
+    Without ports the nodes are those of the text.
+    """
 
     def __init__(
         self,
@@ -72,8 +75,9 @@ class DeployedNginx:
         authority, pem = Authority(), folder / "server.pem"
         self.authority.write_bytes(authority.pem)
         pem.write_bytes(authority.server_pem(HOST))
+        nodes = {SERVER: "\n".join(SERVER.replace("8000", str(port)) for port in ports)}
         values = {
-            SERVER: "\n".join(SERVER.replace("8000", str(port)) for port in ports),
+            **(nodes if ports else {}),
             "listen 443": f"listen 127.0.0.1:{port}",
             "tasks.example.org;": f"{HOST};",
             "/etc/ssl/certs/tasks.example.org.pem": str(pem),

@@ -22,7 +22,6 @@ SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "max_connections": "300",
     "synchronous_commit": "off",
-    "wal_log_hints": "on",
     "fsync": "off",  # no test cuts the power
 }
 
@@ -42,20 +41,22 @@ class PostgresqlServer:
     def url(self, database: str = "postgres") -> str:
         return f"postgresql://postgres@{self.host}/{database}"
 
+    def command(self, program: str) -> list[str]:
+        """The command for one of PostgreSQL's programs, as the owner of the folder."""
+        owner = self.folder.stat().st_uid
+        # Only root may run a program as another user.
+        other = (
+            ["runuser", "-u", pwd.getpwuid(owner).pw_name, "--"] if owner != os.geteuid() else []
+        )
+        return [*other, str(self.programs / program)]
+
     def run(self, program: str, *arguments: str) -> None:
         """Run one of PostgreSQL's programs; it must succeed."""
-        command = [str(self.programs / program), *arguments]
         # Not a pipe: the server would inherit it, and keep it open.
         with open(self.folder / "commands.log", "ab") as log:
-            code = subprocess.run(
-                command,
-                cwd=self.folder,
-                user=_user(self.folder),
-                stdout=log,
-                stderr=log,
-                timeout=60,
-            ).returncode
-        assert code == 0, (self.folder / "commands.log").read_text()
+            command = [*self.command(program), *arguments]
+            done = subprocess.run(command, cwd=self.folder, stdout=log, stderr=log, timeout=60)
+        assert done.returncode == 0, (self.folder / "commands.log").read_text()
 
     def create(self, **settings: str) -> None:
         """Make the cluster, and start it."""
@@ -145,12 +146,6 @@ def make_standby(standby: PostgresqlServer, primary: PostgresqlServer) -> None:
         "pg_basebackup", "-D", str(standby.data), "-R", "-X", "stream", "-c", "fast", "-d", source
     )
     standby.start()
-
-
-def _user(folder: Path) -> str | None:
-    """The owner, if it is another user; only root may run a program as one."""
-    owner = folder.stat().st_uid
-    return None if owner == os.geteuid() else pwd.getpwuid(owner).pw_name
 
 
 def _signal(pid: int, with_signal: int) -> None:
