@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
-from benchmarks import removal
+from benchmarks import plan, removal
 from benchmarks.command import UNMEASURABLE, measuring, parser, reason, show
 from benchmarks.contents import Person
 from benchmarks.growth import (
@@ -28,7 +29,7 @@ from benchmarks.growth import (
     requests_of,
     some_ids,
 )
-from benchmarks.load import load, load_once
+from benchmarks.load import load, load_once, request
 from benchmarks.removal import command
 from benchmarks.sections import streamed
 from benchmarks.servers import ours
@@ -45,6 +46,7 @@ from benchmarks.table import Goal, Row, Run, figure_text, interleaved, markdown,
 from tests.support.databases import Databases
 from tests.support.receiver import Receiver
 
+Table: TypeAlias = tuple[Sequence[str], Sequence[Sequence[str]]]
 KINDS = (SQLITE, POSTGRESQL)
 SIZES = (1_000, 100_000, 1_000_000)
 LINES = 1_000_000
@@ -66,12 +68,18 @@ START = "start a task"
 CLAIM = "claim a task"
 REPORT = "report an end; its webhook is stored, and posted at once"
 GROW = "append a line to one of 64 logs"
+METRICS = "`/metrics`"
 LIST = "whole list of 100,000 tasks"
-WAITS = (GET, PAGE, START, CLAIM, APPEND, REPORT, TAIL, LIST_PAGE, AGENTS_PAGE, LIST)
+WAITS = (GET, PAGE, START, CLAIM, APPEND, REPORT, TAIL, LIST_PAGE, AGENTS_PAGE, METRICS, LIST)
 
 TASK_BYTES = "a task with its 5 lines, on disk"
 JOINED_BYTES = "a line that was sent with thousands of others, on disk"
 LINE_BYTES = "a line that was sent alone, on disk"
+WAL = "write-ahead log of an append"
+FIRST_WAL = f"{WAL}, if it is the first to change its pages since a checkpoint"
+ALONE = "appends by PostgreSQL alone"
+# What keeps PostgreSQL from changing a task in place (HOT): an append changes its indexed columns.
+BESIDE_APPENDS = ("tasks_claimed", "tasks_with_old_log")
 BACKUP = "`db backup`, or `pg_dump -Fc`"
 RATE = "tasks removed by retention, nobody else writes"
 LOG_SECONDS = "removal of a log of 1,000,000 lines that were sent alone, with the minute before it"
@@ -100,6 +108,8 @@ class Figures:
     others: dict[str, dict[str, tuple[float, str]]] = field(default_factory=dict)
     sizes: dict[str, dict[str, float]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    # Of the long logs.
+    lines: int = 0
 
     def add(self, kind: str, name: str, figure: float, unit: str) -> None:
         self.others.setdefault(name, {})[kind] = figure, unit
@@ -132,7 +142,7 @@ def scaled(number: int, run: Run) -> int:
 
 
 def measured(run: Run, kinds: Sequence[str]) -> Figures:
-    figures, folder = Figures(), run.subfolder("scaling")
+    figures, folder = Figures(lines=scaled(LINES, run)), run.subfolder("scaling")
     keys = make_small(folder / "small")
     databases = Databases(folder, folder)
     for number, wanted in enumerate(SIZES):
@@ -154,6 +164,8 @@ def measured(run: Run, kinds: Sequence[str]) -> Figures:
                         _measure_rates(place, databases)
                         _measure_backup(place, databases)
                         _measure_removal(place)
+                        if kind == POSTGRESQL:
+                            _measure_without_indexes(place, databases)
             except UNMEASURABLE as error:
                 figures.left_out[kind] = reason(error)
     return figures
@@ -187,6 +199,7 @@ def _place(
         requests = requests_of(reader, writer, ids, lines, together)
         path = f"/task/{alone}/logs?after={lines - 100}&limit=100"
         requests[TAIL] = [writer.request("GET", path)]
+        requests[METRICS] = [request("GET", "/metrics")]
         requests[START] = [writer.request("POST", "/task", START_BODY)]
         yield Place(run, figures, store, reader, writer, size, requests, alone)
 
@@ -261,10 +274,10 @@ def _measure_rates(place: Place, databases: Databases) -> None:
         for clients in CLIENTS:
             count = int(APPENDED * place.run.seconds)
             rate = appends_alone(pgbench, store.url, agents, clients, count)
-            place.add(f"appends by PostgreSQL alone, {_clients(clients)}", rate, "commits/s")
+            place.add(f"{ALONE}, {_clients(clients)}", rate, "commits/s")
         first, later = store.wal_of_appends(min(SAMPLE, agents))
-        place.add("write-ahead log of an append", later, "bytes")
-        place.add("the same, first change of its pages since a checkpoint", first, "bytes")
+        place.add(WAL, later, "bytes")
+        place.add(FIRST_WAL, first, "bytes")
 
 
 def _clients(count: int) -> str:
@@ -297,7 +310,52 @@ def _measure_removal(place: Place) -> None:
     place.add(LOG_WAIT, found.log_wait, "ms")
 
 
-def _tables(figures: Figures, kinds: Sequence[str]) -> Iterator[tuple[list[str], list[list[str]]]]:
+def _measure_without_indexes(place: Place, databases: Databases) -> None:
+    """What appends would cost if they did not change what these indexes depend on."""
+    store, agents = place.store, min(SENDING, place.size)
+    for index in BESIDE_APPENDS:
+        store.execute(f"DROP INDEX {index}")
+    store.settle()
+    count = int(APPENDED * place.run.seconds)
+    rate = appends_alone(databases.programs / "pgbench", store.url, agents, CLIENTS[-1], count)
+    indexes = " and ".join(f"`{index}`" for index in BESIDE_APPENDS)
+    place.add(f"{ALONE}, {_clients(CLIENTS[-1])}, without {indexes}", rate, "commits/s")
+    _, later = store.wal_of_appends(min(SAMPLE, agents))
+    place.add(f"{WAL}, without {indexes}", later, "bytes")
+
+
+def _plan(figures: Figures, size: int) -> plan.Measured:
+    def most(path: str) -> float:
+        return max(others[f"{path}, {_clients(clients)}"] for clients in CLIENTS)
+
+    others = {
+        name: figure[0]
+        for name, of_kind in figures.others.items()
+        if (figure := of_kind.get(POSTGRESQL))
+    }
+    of_tasks = [
+        bytes_.get(POSTGRESQL, 0.0)
+        for name, bytes_ in figures.sizes.items()
+        if name.startswith("tasks_")
+    ]
+    return plan.Measured(
+        task_bytes=others[TASK_BYTES],
+        index_bytes=sum(of_tasks),
+        line_bytes=others[LINE_BYTES],
+        append_wal=others[WAL],
+        first_append_wal=others[FIRST_WAL],
+        node_appends=most(GROW),
+        database_appends=most(ALONE),
+        removed_tasks=others[RATE],
+        log_lines=figures.lines,
+        log_seconds=others[LOG_SECONDS],
+        backup_seconds=others[BACKUP],
+        metrics_wait=figures.waits[METRICS][POSTGRESQL][size],
+        size=size,
+    )
+
+
+def _tables(figures: Figures, kinds: Sequence[str]) -> Iterator[Table]:
     """The head and the lines of each table."""
     sizes = sorted({size for path in figures.waits.values() for kind in path.values()
                     for size in kind})  # fmt: skip
@@ -327,6 +385,8 @@ def _tables(figures: Figures, kinds: Sequence[str]) -> Iterator[tuple[list[str],
             if max(of_kind.values()) >= 1
         ],
     )
+    if POSTGRESQL in kinds and POSTGRESQL not in figures.left_out:
+        yield plan.HEAD, list(plan.lines(_plan(figures, max(sizes))))
 
 
 def _number(figure: float | None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import scaling
+from benchmarks import plan, scaling
 from benchmarks.sections import SECTIONS
 from tests.support.documents import ROOT, table
 
@@ -64,6 +64,8 @@ def test_all_figures_of_both_databases_can_be_measured(tmp_path: Path) -> None:
         assert name in result.stdout
     for kind in scaling.KINDS:
         assert figures["sizes"]["tasks_by_creation"][kind] > 0
+    for line in (plan.HEAD[0], "processes of the service, fully busy", "`pg_dump` of all tasks"):
+        assert line in result.stdout
 
 
 def test_document_names_every_section() -> None:

@@ -11,12 +11,16 @@ from urllib.parse import quote
 import psycopg
 import pytest
 from flask import Flask
+from sqlalchemy import update
 
 from taskservice.app import create_app
+from taskservice.background import sweep
 from taskservice.config import Config
 from taskservice.database.engine import dispose
 from taskservice.database.migrations import upgrade
+from taskservice.database.models import Log
 from taskservice.database.transactions import transaction
+from taskservice.database.types import database_now
 from tests.support.api_client import ApiClient, add_user, expect, problem
 from tests.support.catalogue import fault, happened
 from tests.support.commands import one_line, run
@@ -25,6 +29,7 @@ from tests.support.fork_server import run_forked
 from tests.support.pgbouncer import PGBOUNCER, pgbouncer
 from tests.support.requirements import needs
 from tests.support.service import Service, environment
+from tests.support.upkeep import DAY
 from tests.support.waiting import until
 
 TEXT = "☃ \\ 'one' %"
@@ -296,3 +301,41 @@ def test_missing_driver_is_one_line_that_names_its_extra(tmp_path: Path) -> None
             text=True, timeout=60,
         )  # fmt: skip
         assert "'taskservice[postgresql]'" in one_line(result, 2)
+
+
+# Two partitions of one log each, so that both are used.
+PARTITIONS = """
+ALTER TABLE log_chunks RENAME TO whole;
+CREATE TABLE log_chunks (
+    LIKE whole INCLUDING DEFAULTS INCLUDING CONSTRAINTS,
+    PRIMARY KEY (log_id, last), FOREIGN KEY (log_id) REFERENCES logs (id)
+) PARTITION BY RANGE (log_id);
+CREATE TABLE log_chunks_1 PARTITION OF log_chunks FOR VALUES FROM (1) TO (2);
+CREATE TABLE log_chunks_2 PARTITION OF log_chunks FOR VALUES FROM (2) TO (3);
+DROP TABLE whole;
+"""
+
+
+def test_lines_may_be_in_partitions(databases: Databases, tmp_path: Path) -> None:
+    url = databases.new_postgresql()
+    upgrade(url)
+    with psycopg.connect(url) as connection:
+        connection.execute(PARTITIONS)
+    with app_at(url, tmp_path) as app:
+        alice = add_user(app, "alice")
+        tasks = [alice.start(), alice.start()]
+        for task in tasks:
+            alice.append(task, "one", "two")
+            alice.append(task, "three")
+        listed = expect(alice.get("/task"), 200)
+        assert [task["logs"] for task in listed] == [["one", "two", "three"]] * 2
+        old, kept = tasks
+        expect(alice.delete(f"/task/{old['id']}"), 200)
+        with app.app_context(), transaction() as connection:
+            dropped = update(Log).where(Log.task_id.is_(None))
+            connection.execute(dropped.values(dropped_at=database_now(-DAY)))
+        with app.app_context():
+            sweep.sweep()
+        assert alice.task(kept)["logs"] == ["one", "two", "three"]
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT * FROM log_chunks_1").fetchone() is None
