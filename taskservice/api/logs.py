@@ -5,6 +5,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from taskservice.auth.authentication import caller
+from taskservice.context import current
 from taskservice.contract.error_codes import SEQ_GAP, TASK_FINISHED
 from taskservice.contract.terms import DEFAULT_LINES, RUNNING
 from taskservice.openapi.operation import EVENTS, JSON, TEXT
@@ -137,7 +138,8 @@ def _last_event_id() -> int:
 
 def _is_text() -> bool:
     # `curl -T log.txt` sends PUT and names no type.
-    return request.mimetype == TEXT or (request.method == "PUT" and not request.content_type)
+    asked = current(request)
+    return asked.mimetype == TEXT or (asked.method == "PUT" and not asked.content_type)
 
 
 def _text_append(query: dict[str, Any]) -> dict[str, Any]:

@@ -163,7 +163,7 @@ def load_body(schema: Schema) -> dict[str, Any]:
 
 def json_body() -> Any:
     """The body as strict JSON; raises 400, 415 and 422."""
-    data, content_type = body_bytes(), request.content_type
+    data, content_type = body_bytes(), current(request).content_type
     if not data and not content_type:
         return {}
     _require_json()
@@ -187,8 +187,9 @@ def with_body(parse: Callable[[bytes], T], max_size: int) -> T:
 
 
 def _require_json() -> None:
-    is_json = request.content_type == JSON or request.mimetype == JSON
-    if not is_json and not request.mimetype.endswith("+json"):
+    asked = current(request)
+    is_json = asked.content_type == JSON or asked.mimetype == JSON
+    if not is_json and not asked.mimetype.endswith("+json"):
         raise Problem(415, "The body must be application/json")
 
 
@@ -210,21 +211,23 @@ def _parsed(data: bytes) -> Any:
 
 def body_bytes() -> bytes:
     """The body as received; raises 413, and 415 if it is compressed or not in UTF-8."""
-    encoding = request.environ.get("HTTP_CONTENT_ENCODING", "")
+    asked = current(request)
+    encoding = asked.environ.get("HTTP_CONTENT_ENCODING", "")
     if encoding.strip().lower() not in ("", "identity"):
         raise Problem(415, "The body must be sent without a Content-Encoding")
-    if request.content_type not in (JSON, None):
-        charset = request.mimetype_params.get("charset", "utf-8").lower()
+    if asked.content_type not in (JSON, None):
+        charset = asked.mimetype_params.get("charset", "utf-8").lower()
         if charset not in ("utf-8", "utf8", "us-ascii"):
             raise Problem(415, "The body must be UTF-8")
     return _received()
 
 
 def _received() -> bytes:
-    if request.content_length is not None:
-        _acquire_slot(request.content_length)
-        return request.get_data(cache=False)
-    data = request.get_data(cache=False)
+    asked = current(request)
+    if asked.content_length is not None:
+        _acquire_slot(asked.content_length)
+        return asked.get_data(cache=False)
+    data = asked.get_data(cache=False)
     _acquire_slot(len(data))
     return data
 
