@@ -42,11 +42,18 @@ def runs_folder() -> Path:
     Raises OSError if the user has no home.
     """
     state = os.environ.get("XDG_STATE_HOME", "")
+    base = Path(state) if state.startswith("/") else _home() / ".local" / "state"
+    return base / "taskservice" / "runs"
+
+
+def _home() -> Path:
+    # If it is empty, Python takes the root folder; if it is relative, `--resend` may be elsewhere.
+    if not os.environ.get("HOME", "/").startswith("/"):
+        raise OSError("HOME is not an absolute path")
     try:
-        base = Path(state) if state.startswith("/") else Path.home() / ".local" / "state"
+        return Path.home()
     except RuntimeError as error:
         raise OSError(f"neither XDG_STATE_HOME nor HOME is set: {error}") from None
-    return base / "taskservice" / "runs"
 
 
 class SavedRun:

@@ -1,0 +1,122 @@
+"""The agent's side where HOME is not there, and where the disk of the service is full."""
+
+import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.support.agent_machine import AgentMachine, machine_of, tasks
+from tests.support.api_client import RemoteClient
+from tests.support.catalogue import fault, happened
+from tests.support.databases import Databases
+from tests.support.mounts import empty_log, fill, small_disk
+from tests.support.service import Service
+from tests.support.waiting import until
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "data", "4m") as disk:
+        yield disk
+
+
+@pytest.fixture
+def service(disk: Path, databases: Databases) -> Iterator[Service]:
+    databases.copy_sqlite(disk)
+    with Service(disk) as service:
+        yield service
+
+
+@pytest.fixture
+def alice(service: Service) -> RemoteClient:
+    return service.add_user()
+
+
+@pytest.fixture
+def machine(alice: RemoteClient, tmp_path: Path) -> AgentMachine:
+    return machine_of(alice, tmp_path / "home")
+
+
+@fault("agent's side", "HOME is {home!r}", "`run` and `work` keep lines in memory, and say so")
+@pytest.mark.parametrize("home", ["/dev/null/home", "", "somewhere"])
+def test_program_is_run_where_home_is_not_there(
+    alice: RemoteClient, machine: AgentMachine, tmp_path: Path, home: str
+) -> None:
+    machine.settings = {"HOME": home, "XDG_STATE_HOME": ""}
+    ran = machine.run("run", "--agent", "a", "--", "echo", "from run", cwd=tmp_path)
+    assert (ran.returncode, ran.stdout) == (0, "from run\n")
+    (said,) = ran.stderr.splitlines()
+    assert "can't write to the disk, lines wait in memory" in said
+    alice.start("w")
+    worker = machine.spawn("work", "--agent", "w", "--", "echo", "from work", cwd=tmp_path)
+    until(lambda: {task["status"] for task in tasks(alice)} == {"complete"})
+    worker.send_signal(signal.SIGTERM)
+    _, remarks = worker.communicate(timeout=60)
+    assert "lines wait in memory" in remarks
+    assert [task["logs"] for task in tasks(alice)] == [["from work"], ["from run"]]
+    assert not list(tmp_path.glob("**/taskservice/runs"))
+    happened("a remark; the tasks are complete, with their lines")
+
+
+@fault("agent's side", "the disk of the service is full: `{case}`", "one line, or it waits")
+def test_command_that_meets_a_full_disk_of_the_service_is_one_line(
+    alice: RemoteClient, machine: AgentMachine, disk: Path, subtests: pytest.Subtests
+) -> None:
+    task = alice.start("a", claim=True)
+    empty_log(disk)
+    fill(disk)
+    machine.give_up_soon()
+    for command in (
+        "run --agent a --strict -- true", "task start --agent a", "task cancel", "task delete",
+        "task rerun", "agent add b",
+    ):  # fmt: skip
+        with subtests.test(command):
+            more = [task["id"]] if command.split()[1] in ("cancel", "delete", "rerun") else []
+            failed = machine.run(*command.split(), *more)
+            assert (failed.returncode, failed.stdout) == (1, "")
+            (said,) = failed.stderr.splitlines()
+            assert said.endswith("The database is busy, full or out of reach")
+    assert [each["status"] for each in tasks(alice)] == ["running"]
+
+
+@fault(
+    "agent's side",
+    "the disk of the service is full while programs run, ask and wait for tasks",
+    "the programs go on, and all arrives when there is space",
+)
+def test_programs_go_on_while_the_disk_of_the_service_is_full(
+    alice: RemoteClient, machine: AgentMachine, disk: Path, tmp_path: Path
+) -> None:
+    asker, waiting = alice.start("asker", claim=True), alice.start("worker")
+    empty_log(disk)
+    filler = fill(disk)
+    before = tasks(alice)
+    mark, go_on = tmp_path / "it runs", tmp_path / "go on"
+    script = f"seq 1000; touch '{mark}'; while ! test -e '{go_on}'; do sleep 0.1; done"
+    run = machine.spawn("run", "--agent", "runner", "--", "sh", "-c", script)
+    worker = machine.spawn("work", "--agent", "worker", "--", "echo", "worked")
+    machine.settings = {"TASKSERVICE_TASK_ID": asker["id"]}
+    ask = machine.spawn("ask", "Deploy?")
+    until(mark.exists)
+    assert tasks(alice) == before
+    filler.unlink()
+    until(partial(is_complete, alice, waiting["id"]))
+    question = until(lambda: alice.request("GET", f"/task/{asker['id']}/question").json())[0]
+    answer = {"action": "accept", "content": {"answer": "yes"}}
+    path = f"/task/{asker['id']}/question/{question['id']}/answer"
+    alice.request("POST", path, json=answer).raise_for_status()
+    assert ask.communicate(timeout=60)[0] == "yes\n"
+    go_on.touch()
+    run.communicate(timeout=60)
+    worker.send_signal(signal.SIGTERM)
+    worker.communicate(timeout=60)
+    logs = {task["agentId"]: task["logs"] for task in tasks(alice)}
+    assert logs["runner"] == [str(number) for number in range(1, 1001)]
+    assert logs["worker"] == ["worked"]
+    happened("each task is complete, with all its lines, and the question is answered")
+
+
+def is_complete(alice: RemoteClient, task_id: str) -> bool:
+    return bool(alice.request("GET", f"/task/{task_id}").json()["status"] == "complete")
