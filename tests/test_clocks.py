@@ -176,6 +176,48 @@ def test_silence_counts_anew_where_its_beginning_lies_ahead(
     happened("not ended early, and ended in time")
 
 
+@fault(
+    "process",
+    "all clocks are set back a day",
+    "lists and ids stay in order, no line is older than its task, no task ends, webhooks are sent",
+)
+def test_clocks_that_are_set_back_a_day_spoil_no_order(
+    app: Flask, alice: ApiClient, receiver: Receiver, clocks: Clocks, no_grace: None
+) -> None:
+    upkeep = Upkeep(app)
+    upkeep.do_round()
+    before = [alice.start(name=f"before {number}", claim=True) for number in range(6)]
+    alice.append(before[0], "one")
+    first = expect_page(alice, "?limit=4")
+    clocks.set_machine(-DAY)
+    clocks.set_database(-DAY)
+    after = [alice.start(name=f"after {number}", claim=True) for number in range(2)]
+    alice.append(before[0], "two")
+    upkeep.do_round()
+    # A page goes on where it was: nothing is left out, and nothing comes twice.
+    second = expect_page(alice, first.headers["Link"].partition(">")[0].lstrip("<"))
+    listed = [task["id"] for task in [*first.json, *second.json]]
+    assert [each for each in listed if each in ids(before)] == ids(before)[::-1]
+    assert len(set(listed)) == len(listed)
+    assert ids([*before, *after]) == sorted(ids([*before, *after]))
+    log = expect(alice.get(f"/task/{before[0]['id']}/logs?times=true"), 200)
+    assert log["logs"] == ["one", "two"]
+    assert min(log["times"]) >= before[0]["createdAt"]
+    assert {task["status"] for task in expect(alice.get("/task"), 200)} == {"running"}
+    assert finish(alice, alice.start(callback=receiver.url)) == "delivered"
+    happened("in order, all run, delivered")
+
+
+def expect_page(person: ApiClient, query: str) -> Any:
+    page = person.get(f"/task{query}")
+    expect(page, 200)
+    return page
+
+
+def ids(tasks: list[dict[str, Any]]) -> list[str]:
+    return [str(task["id"]) for task in tasks]
+
+
 # --- deliveries --------------------------------------------------------------------------
 
 

@@ -212,9 +212,10 @@ def _store(connection: Connection, task: _UpdatedTask, chunks: Sequence[Chunk]) 
 
 def _times(task: _UpdatedTask, chunk: Chunk) -> line_times.Columns:
     """The times of a chunk's lines: not before the task's start, and not after now."""
-    latest = timestamps.milliseconds(timestamps.now())
+    earliest = timestamps.milliseconds(task.created_at)
+    # The clock may have been set back since the start.
+    latest = max(earliest, timestamps.milliseconds(timestamps.now()))
     if not chunk.times:
         return line_times.Columns(latest, None)
-    earliest = timestamps.milliseconds(task.created_at)
     times = [(line, max(earliest, min(time, latest))) for line, time in chunk.times]
     return line_times.encode(times)
