@@ -18,6 +18,7 @@ from taskservice.runner import process_tree
 from taskservice.runner.process import Process
 from tests.support.agent_machine import AgentMachine, the_log, the_task
 from tests.support.api_client import RemoteClient
+from tests.support.catalogue import fault, happened
 from tests.support.waiting import PATIENCE_SECONDS, until
 
 IGNORES_TERM = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
@@ -36,6 +37,7 @@ def started(script: str) -> tuple[Process, int]:
     return process, reader
 
 
+@fault("agent's side", "a program that ignores a stop", "killed after the grace")
 @pytest.mark.parametrize(
     ("script", "status"),
     [(IGNORES_TERM, -signal.SIGKILL), (CHILD_IGNORES_TERM, -signal.SIGTERM)],
@@ -49,6 +51,7 @@ def test_process_that_ignores_a_stop_is_killed_after_the_grace(script: str, stat
     assert time.monotonic() - began >= 1.0
     assert os.read(reader, 1) == b""  # no process has it open any more
     os.close(reader)
+    happened("killed")
 
 
 def test_stop_ends_when_the_program_ends_within_the_grace() -> None:
@@ -58,6 +61,7 @@ def test_stop_ends_when_the_program_ends_within_the_grace() -> None:
     os.close(reader)
 
 
+@fault("agent's side", "a stop, and children in other process groups", "they end too")
 def test_stop_reaches_a_child_in_another_process_group() -> None:
     own = "import os, time; os.setpgid(0, 0); print('ready', flush=True); time.sleep(1000)"
     process, reader = started(f'"{sys.executable}" -c "{own}"; exit 3')
@@ -66,8 +70,10 @@ def test_stop_reaches_a_child_in_another_process_group() -> None:
     assert os.read(reader, 1) == b""
     os.close(reader)
 
+    # These start children as fast as they can, and print the id of each.
+    happened("ended")
 
-# These start children as fast as they can, and print the id of each.
+
 FORKS = "echo ready; while :; do sleep 1000 & echo $!; done"
 # As `setsid` does, but the program knows when its child has left its group.
 FORKS_LEAVERS = """
@@ -130,6 +136,7 @@ def _alive(printed: bytearray) -> list[int]:
     return sorted(ids & process_tree.processes().keys())
 
 
+@fault("agent's side", "children forked during a stop", "stopped too")
 @pytest.mark.parametrize("grace", [1000.0, 0.0], ids=["SIGTERM", "SIGKILL"])
 def test_child_forked_during_a_stop_is_stopped_too(forking: str, grace: float) -> None:
     for _ in range(3):
@@ -146,6 +153,7 @@ def test_child_forked_during_a_stop_is_stopped_too(forking: str, grace: float) -
                 printed += block
             else:
                 pytest.fail("A child lives")
+    happened("stopped")
 
 
 def test_cleanup_processes_of_a_stopped_program_are_not_stopped() -> None:
@@ -200,6 +208,7 @@ AS_ON_MACOS = (
 )
 
 
+@fault("agent's side", "a system without the calls of Linux", "`run` works")
 def test_run_works_without_the_calls_that_macos_lacks(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -211,6 +220,7 @@ def test_run_works_without_the_calls_that_macos_lacks(
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
     assert process.returncode == 143
+    happened("works")
 
 
 # --- at a terminal -----------------------------------------------------------------------

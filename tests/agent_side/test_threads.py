@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.agent_machine import AgentMachine, tasks, the_task
 from tests.support.api_client import RemoteClient
+from tests.support.catalogue import fault, happened
 from tests.support.cheap_subtests import CheapSubtests
 from tests.support.receiver import unused_port
 from tests.support.waiting import until
@@ -43,6 +44,7 @@ def machine(machine: AgentMachine, tmp_path: Path) -> AgentMachine:
     return machine
 
 
+@fault("agent's side", "few threads, or none, for `run`", "the program runs, all arrives")
 def test_program_runs_and_arrives_however_many_threads_there_are(
     remote_alice: RemoteClient, machine: AgentMachine, subtests: CheapSubtests
 ) -> None:
@@ -57,8 +59,10 @@ def test_program_runs_and_arrives_however_many_threads_there_are(
             assert newest["error"]["message"] == "Exit status 7"
     assert len(tasks(remote_alice)) == 5
     assert machine.left_runs() == []
+    happened("all arrived")
 
 
+@fault("agent's side", "neither threads nor the service", "lines are kept")
 def test_lines_are_kept_without_threads_and_without_the_service(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -72,6 +76,7 @@ def test_lines_are_kept_without_threads_and_without_the_service(
     machine.url = url
     assert machine.run("run", "--resend").returncode == 0
     assert the_task(remote_alice)["logs"] == ["one"]
+    happened("kept")
 
 
 def test_signal_reaches_the_program_without_threads(
@@ -86,6 +91,7 @@ def test_signal_reaches_the_program_without_threads(
     assert the_task(remote_alice)["error"]["message"] == "Killed by signal 15 (SIGTERM)"
 
 
+@fault("agent's side", "no threads for `work`", "it runs its task")
 def test_worker_runs_a_task_without_threads(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -98,8 +104,10 @@ def test_worker_runs_a_task_without_threads(
     assert worker.returncode == 0
     assert the_task(remote_alice)["logs"] == ["ran"]
     assert the_task(remote_alice)["status"] == "complete"
+    happened("runs")
 
 
+@fault("agent's side", "no threads for a program in Python", "its lines arrive")
 def test_python_program_logs_without_threads(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -107,3 +115,4 @@ def test_python_program_logs_without_threads(
     task = the_task(remote_alice)
     assert (task["logs"], task["output"]) == (["one", "two", "three", "four"], {"sum": 5})
     assert task["status"] == "complete"
+    happened("arrived")

@@ -125,6 +125,11 @@ def add_user(app: Flask, name: str) -> ApiClient:
         return ApiClient(app, name, user_service.add(name).text)
 
 
+def _note(response: requests.Response, *_more: Any, stream: bool = False, **_options: Any) -> None:
+    if not stream:
+        answered_with(response.status_code, response.content)
+
+
 class RemoteClient:
     """A client with an API key that calls a service over a socket, with `requests`."""
 
@@ -133,6 +138,7 @@ class RemoteClient:
         self.session = requests.Session()
         self.session.trust_env = False
         self.session.headers["apikey"] = key
+        self.session.hooks["response"].append(_note)
 
     def copy(self) -> "RemoteClient":
         """The same person with connections of their own, for another thread."""
@@ -148,7 +154,6 @@ class RemoteClient:
             raise requests.ConnectionError(f"{method} {path}: {response.status_code}")
         # A stream is for the test to read, as slowly as it wants to.
         if not options.get("stream"):
-            answered_with(response.status_code, response.content)
             query = urlsplit(str(response.request.url)).query
             conformance.check(method, f"{API}{path.partition('?')[0]}?{query}", response)
         return response

@@ -27,7 +27,7 @@ def fault(kind: str, text: str, promised: str, answers: bool = True) -> Callable
 
     With `{case}` in the text each subtest is a row; `{name}` is the value of a parameter, and
     `{id}` what pytest calls this case. Without them all cases are one row. `answers` says
-    whether errors that clients got count as what happened.
+    whether the errors that clients and commands ended with count as what happened.
     """
     assert kind in CLASSES, kind
     return pytest.mark.fault(kind, text, promised, answers)
@@ -109,7 +109,7 @@ def ended(code: int, stderr: str | bytes) -> None:
     """Note how a command failed: its exit code, and its last line on stderr."""
     text = stderr.decode(errors="replace") if isinstance(stderr, bytes) else stderr
     lines = text.splitlines()
-    happened(f"exit code {code}: {steady(lines[-1])}" if lines else f"exit code {code}")
+    _current.answers.add(f"exit code {code}: {steady(lines[-1])}" if lines else f"exit code {code}")
 
 
 def steady(text: str) -> str:
@@ -117,7 +117,7 @@ def steady(text: str) -> str:
     text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID", text)
     text = re.sub(r"(127\.0\.0\.1|localhost|\[::1\]):\d+", r"\1", text)
     text = re.sub(r"\bport \d+", "port N", text)
-    text = re.sub(r"\bpostgresql(\+psycopg)?://[^\s,;'\"]+", "postgresql://...", text)
+    text = re.sub(r"\bpostgresql(\+psycopg)?://[^\s;'\"]+", "postgresql://...", text)
     text = re.sub(r"(: connection failed): .*", r"\1", text)
     # The phrases of statuses and the reasons of OpenSSL differ between the versions of Python.
     text = re.sub(r"( answered \d{3}) [A-Z][A-Za-z ]*", r"\1", text)
