@@ -139,7 +139,7 @@ def test_loop_sends_progress_at_most_once_a_second(monkeypatch: pytest.MonkeyPat
     assert last == {"progress": 0.99, "note": "99 of 100", "name": "new"}
 
 
-@fault("agent's side", "progress that could not be sent", "sent again")
+@fault("agent's side", "progress that could not be sent", "sent again", answers=False)
 def test_progress_that_could_not_be_sent_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "INTERVAL", 0.05)
     with Receiver() as receiver:
@@ -188,7 +188,12 @@ def test_note_is_made_to_fit(client: Client) -> None:
     assert task.data["note"] == "x\ufffd?" + "y" * 197
 
 
-@fault("agent's side", "progress that is no number from 0 to 1", "refused where it is told")
+@fault(
+    "agent's side",
+    "progress that is no number from 0 to 1",
+    "refused where it is told",
+    answers=False,
+)
 def test_progress_that_is_none_is_refused_where_it_is_told(client: Client) -> None:
     task = client.start("one")
     nan = float("nan")
@@ -273,7 +278,12 @@ def test_rerun_has_the_same_input_or_another(client: Client) -> None:
     assert task.rerun({}).input == {}
 
 
-@fault("agent's side", "answers to starts and deletions are lost", "one task, one deletion")
+@fault(
+    "agent's side",
+    "answers to starts and deletions are lost",
+    "one task, one deletion",
+    answers=False,
+)
 def test_lost_answers_start_one_task_and_delete_one_agent(remote_alice: RemoteClient) -> None:
     key = str(remote_alice.session.headers["apikey"])
     with Receiver() as between:
@@ -315,7 +325,12 @@ def test_agents_are_listed_with_their_health_and_deleted(client: Client) -> None
         client.delete_agent("healthy")
 
 
-@fault("agent's side", "an answer whose fields are of a wrong type", "not taken for the service's")
+@fault(
+    "agent's side",
+    "an answer whose fields are of a wrong type",
+    "not taken for the service's",
+    answers=False,
+)
 @pytest.mark.parametrize(
     "health",
     [

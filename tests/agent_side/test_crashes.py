@@ -179,7 +179,7 @@ def test_run_that_is_killed_leaves_everything_to_resend(tmp_path: Path, is_away:
     happened("every line once, in order")
 
 
-@fault("agent's side", "an empty environment", "`run` works")
+@fault("agent's side", "an empty environment", "`run` works", answers=False)
 def test_plain_installation_in_an_empty_environment_is_enough(tmp_path: Path) -> None:
     folder = tmp_path / "venv"
     venv.create(folder, with_pip=True)

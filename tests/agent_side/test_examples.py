@@ -135,7 +135,7 @@ def contents(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@fault("callback", "an unsigned webhook at the example's receiver", "refused")
+@fault("callback", "an unsigned webhook at the example's receiver", "refused", answers=False)
 def test_receiver_takes_only_what_is_signed(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:

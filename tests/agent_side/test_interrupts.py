@@ -61,7 +61,12 @@ def interrupted_at(moment: int, deed: Callable[[], object]) -> bool:
     return False
 
 
-@fault("agent's side", "Ctrl-C at any moment of a line", "all other lines and the end arrive")
+@fault(
+    "agent's side",
+    "Ctrl-C at any moment of a line",
+    "all other lines and the end arrive",
+    answers=False,
+)
 def test_line_may_be_interrupted_at_any_moment(
     remote_alice: RemoteClient, client_task: Task
 ) -> None:
@@ -79,7 +84,7 @@ def test_line_may_be_interrupted_at_any_moment(
     happened("arrived")
 
 
-@fault("agent's side", "Ctrl-C at any moment of the end", "the end arrives")
+@fault("agent's side", "Ctrl-C at any moment of the end", "the end arrives", answers=False)
 @pytest.mark.parametrize("moment", range(1, 60, 3))
 def test_end_may_be_interrupted_at_any_moment(
     remote_alice: RemoteClient, client_task: Task, moment: int
@@ -90,7 +95,9 @@ def test_end_may_be_interrupted_at_any_moment(
     happened("arrived")
 
 
-@fault("agent's side", "Ctrl-C while the end waits for the service", "the end arrives")
+@fault(
+    "agent's side", "Ctrl-C while the end waits for the service", "the end arrives", answers=False
+)
 def test_end_may_be_interrupted_while_it_waits(remote_alice: RemoteClient) -> None:
     pass_on, may_answer = losing(remote_alice, lambda number: False), threading.Event()
     main = threading.get_ident()

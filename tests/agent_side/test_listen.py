@@ -119,7 +119,12 @@ def test_each_task_comes_once_and_none_from_before(
     assert len({request.headers["webhook-id"] for request in received}) == 121
 
 
-@fault("agent's side", "a receiver behind `listen` that fails", "gets the same webhook again")
+@fault(
+    "agent's side",
+    "a receiver behind `listen` that fails",
+    "gets the same webhook again",
+    answers=False,
+)
 def test_receiver_that_fails_gets_the_same_webhook_again(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -142,7 +147,7 @@ def test_receiver_that_fails_gets_the_same_webhook_again(
     happened("again")
 
 
-@fault("agent's side", "the service restarts under `listen`", "it goes on")
+@fault("agent's side", "the service restarts under `listen`", "it goes on", answers=False)
 def test_listener_survives_a_restart_of_the_service(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
@@ -156,7 +161,7 @@ def test_listener_survives_a_restart_of_the_service(tmp_path: Path) -> None:
     happened("went on")
 
 
-@fault("agent's side", "the page of a proxy under `listen`", "it goes on")
+@fault("agent's side", "the page of a proxy under `listen`", "it goes on", answers=False)
 def test_listener_survives_the_page_of_a_proxy(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -285,7 +290,7 @@ def test_callback_is_verified_after_the_secret_was_rotated(
         assert "signature verified" in printed(process)
 
 
-@fault("callback", "an unsigned webhook at `listen`", "refused and not shown")
+@fault("callback", "an unsigned webhook at `listen`", "refused and not shown", answers=False)
 def test_unsigned_request_is_refused_and_not_shown(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:

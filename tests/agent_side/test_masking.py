@@ -105,7 +105,7 @@ def test_lines_keep_their_number_and_order() -> None:
 # --- where a secret is divided -----------------------------------------------------------
 
 
-@fault("agent's side", "a secret that is divided between two reads", "hidden")
+@fault("agent's side", "a secret that is divided between two reads", "hidden", answers=False)
 def test_secret_is_found_wherever_it_is_divided() -> None:
     text = f"a {SECRET} b\n{SECRET}".encode()
     for cut in range(len(text)):
@@ -114,7 +114,7 @@ def test_secret_is_found_wherever_it_is_divided() -> None:
     happened("hidden")
 
 
-@fault("agent's side", "a secret where a long line is cut", "no part is shown")
+@fault("agent's side", "a secret where a long line is cut", "no part is shown", answers=False)
 @pytest.mark.parametrize("size", [8, 15, 300])
 @pytest.mark.parametrize("is_in_blocks", [True, False])
 def test_line_that_is_cut_shows_no_part_of_a_secret(size: int, is_in_blocks: bool) -> None:
@@ -142,7 +142,12 @@ def test_secret_that_two_writes_print_is_found(
 # --- the commands ------------------------------------------------------------------------
 
 
-@fault("agent's side", "a program that prints a secret", "shown, neither stored nor sent")
+@fault(
+    "agent's side",
+    "a program that prints a secret",
+    "shown, neither stored nor sent",
+    answers=False,
+)
 def test_secret_is_shown_and_neither_stored_nor_sent(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:

@@ -44,7 +44,10 @@ def test_labels_are_kept_whatever_is_in_their_value(
 
 
 @fault(
-    "agent's side", "a label that the service refuses", "left out with a warning, the program runs"
+    "agent's side",
+    "a label that the service refuses",
+    "left out with a warning, the program runs",
+    answers=False,
 )
 def test_label_that_is_refused_is_left_out(
     remote_alice: RemoteClient, machine: AgentMachine
@@ -103,7 +106,9 @@ def test_task_inside_the_program_of_a_worker_has_its_task_as_its_parent(
     assert child["parentId"] == parent["id"]
 
 
-@fault("agent's side", "a parent that the key may not see", "left out, the program runs")
+@fault(
+    "agent's side", "a parent that the key may not see", "left out, the program runs", answers=False
+)
 @pytest.mark.parametrize("inner", ["run", "client"])
 def test_parent_that_the_key_may_not_see_is_left_out(
     remote_alice: RemoteClient, machine: AgentMachine, inner: str

@@ -37,7 +37,7 @@ def started(script: str) -> tuple[Process, int]:
     return process, reader
 
 
-@fault("agent's side", "a program that ignores a stop", "killed after the grace")
+@fault("agent's side", "a program that ignores a stop", "killed after the grace", answers=False)
 @pytest.mark.parametrize(
     ("script", "status"),
     [(IGNORES_TERM, -signal.SIGKILL), (CHILD_IGNORES_TERM, -signal.SIGTERM)],
@@ -61,7 +61,9 @@ def test_stop_ends_when_the_program_ends_within_the_grace() -> None:
     os.close(reader)
 
 
-@fault("agent's side", "a stop, and children in other process groups", "they end too")
+@fault(
+    "agent's side", "a stop, and children in other process groups", "they end too", answers=False
+)
 def test_stop_reaches_a_child_in_another_process_group() -> None:
     own = "import os, time; os.setpgid(0, 0); print('ready', flush=True); time.sleep(1000)"
     process, reader = started(f'"{sys.executable}" -c "{own}"; exit 3')
@@ -136,7 +138,7 @@ def _alive(printed: bytearray) -> list[int]:
     return sorted(ids & process_tree.processes().keys())
 
 
-@fault("agent's side", "children forked during a stop", "stopped too")
+@fault("agent's side", "children forked during a stop", "stopped too", answers=False)
 @pytest.mark.parametrize("grace", [1000.0, 0.0], ids=["SIGTERM", "SIGKILL"])
 def test_child_forked_during_a_stop_is_stopped_too(forking: str, grace: float) -> None:
     for _ in range(3):
@@ -208,7 +210,7 @@ AS_ON_MACOS = (
 )
 
 
-@fault("agent's side", "a system without the calls of Linux", "`run` works")
+@fault("agent's side", "a system without the calls of Linux", "`run` works", answers=False)
 def test_run_works_without_the_calls_that_macos_lacks(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:

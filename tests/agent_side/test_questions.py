@@ -207,7 +207,7 @@ def test_ask_outside_of_a_task_is_one_line(machine: AgentMachine) -> None:
     assert "this program was not started by `taskservice run`" in done.stderr
 
 
-@fault("agent's side", "a signal to `ask`", "the question is withdrawn")
+@fault("agent's side", "a signal to `ask`", "the question is withdrawn", answers=False)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_withdraws_the_question(
     remote_alice: RemoteClient, machine: AgentMachine, task: Json, number: int, code: int
@@ -237,7 +237,7 @@ def test_signal_before_the_service_has_answered_withdraws_the_question(
     assert [each["state"] for each in questions(remote_alice, task)] == ["withdrawn"]
 
 
-@fault("agent's side", "answers to `ask` are lost", "one question")
+@fault("agent's side", "answers to `ask` are lost", "one question", answers=False)
 def test_ask_is_one_question_though_answers_are_lost(
     remote_alice: RemoteClient, machine: AgentMachine, task: Json
 ) -> None:
@@ -255,7 +255,7 @@ def test_ask_is_one_question_though_answers_are_lost(
     happened("one question")
 
 
-@fault("agent's side", "the service restarts while `ask` waits", "the answer comes")
+@fault("agent's side", "the service restarts while `ask` waits", "the answer comes", answers=False)
 def test_ask_waits_through_restarts_of_the_service(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
@@ -439,7 +439,12 @@ def test_answer_says_what_became_of_a_question(
         assert (refused.returncode, refused.stderr) == (1, was_yes)
 
 
-@fault("agent's side", "a question with shell syntax in it", "the shown command is safe to paste")
+@fault(
+    "agent's side",
+    "a question with shell syntax in it",
+    "the shown command is safe to paste",
+    answers=False,
+)
 def test_shown_commands_are_safe_to_paste_into_a_shell(
     remote_alice: RemoteClient, machine: AgentMachine, task: Json
 ) -> None:

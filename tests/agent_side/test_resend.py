@@ -54,7 +54,7 @@ def agent_key(person: RemoteClient, agent_id: str) -> str:
     return str(person.request("POST", "/key", json=fields).json()["key"])
 
 
-@fault("agent's side", "a kept run of another user's key", "not sent, kept")
+@fault("agent's side", "a kept run of another user's key", "not sent, kept", answers=False)
 def test_run_of_another_user_is_kept(
     remote_alice: RemoteClient, machine: AgentMachine, shared_service: Service, tmp_path: Path
 ) -> None:
@@ -96,7 +96,12 @@ def test_run_of_another_agent_is_kept(remote_alice: RemoteClient, machine: Agent
     assert the_task(remote_alice)["logs"] == ["from afar"]
 
 
-@fault("agent's side", "a kept run that the service refuses", "kept, says how to forget it")
+@fault(
+    "agent's side",
+    "a kept run that the service refuses",
+    "kept, says how to forget it",
+    answers=False,
+)
 def test_run_that_is_refused_says_how_to_forget_it(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -108,7 +113,7 @@ def test_run_that_is_refused_says_how_to_forget_it(
     happened("kept")
 
 
-@fault("agent's side", "a kept run whose callback is refused", "sent without it")
+@fault("agent's side", "a kept run whose callback is refused", "sent without it", answers=False)
 def test_callback_that_is_refused_is_left_out(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -121,7 +126,12 @@ def test_callback_that_is_refused_is_left_out(
     happened("sent")
 
 
-@fault("agent's side", "404 for a task that was never made", "no deletion, the run is kept")
+@fault(
+    "agent's side",
+    "404 for a task that was never made",
+    "no deletion, the run is kept",
+    answers=False,
+)
 def test_not_found_is_no_deletion_of_a_task_that_was_never_made(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -141,7 +151,7 @@ def test_not_found_is_no_deletion_of_a_task_that_was_never_made(
     happened("kept")
 
 
-@fault("agent's side", "a kept run whose task was deleted", "given up")
+@fault("agent's side", "a kept run whose task was deleted", "given up", answers=False)
 def test_resend_gives_up_a_deleted_task(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     killed_run(remote_alice, machine)
     task_id = the_task(remote_alice)["id"]
@@ -174,7 +184,9 @@ def test_agent_that_the_key_may_not_see_does_not_stop_the_program(
     assert len(machine.left_runs()) == 1
 
 
-@fault("agent's side", "the number of sent lines is lost on the disk", "each line once")
+@fault(
+    "agent's side", "the number of sent lines is lost on the disk", "each line once", answers=False
+)
 def test_lines_come_once_where_their_number_was_lost(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -202,6 +214,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     "agent's side",
     "the agent's disk fills up",
     "reported; the end of the log and of the task arrive",
+    answers=False,
 )
 def test_disk_that_fills_up_is_reported_and_keeps_the_end(
     remote_alice: RemoteClient, machine: AgentMachine, tiny_disk: Path
@@ -240,6 +253,7 @@ def test_disk_that_fills_up_is_reported_and_keeps_the_end(
     "agent's side",
     "the agent's disk is full from the start",
     "the program runs, without a file for its output",
+    answers=False,
 )
 def test_program_gets_no_output_file_on_a_full_disk(
     remote_alice: RemoteClient, machine: AgentMachine, tiny_disk: Path
@@ -254,7 +268,7 @@ def test_program_gets_no_output_file_on_a_full_disk(
     happened("runs")
 
 
-@fault("agent's side", "several `--resend` at once", "each run is sent once")
+@fault("agent's side", "several `--resend` at once", "each run is sent once", answers=False)
 def test_concurrent_resends_send_each_run_once(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -336,7 +350,7 @@ def _give_away(path: Path) -> None:
         needs("right to give a folder away", "run the tests as root")
 
 
-@fault("agent's side", "a damaged run on the disk", "reported, newer ones are sent")
+@fault("agent's side", "a damaged run on the disk", "reported, newer ones are sent", answers=False)
 @pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
 def test_damaged_run_is_reported_and_does_not_stop_newer_runs(
     remote_alice: RemoteClient, machine: AgentMachine, spoil: Callable[[Path, Path], object]
@@ -358,7 +372,7 @@ def test_damaged_run_is_reported_and_does_not_stop_newer_runs(
     happened("newer ones sent")
 
 
-@fault("agent's side", "a symbolic link among the runs", "not followed")
+@fault("agent's side", "a symbolic link among the runs", "not followed", answers=False)
 def test_link_among_the_runs_is_not_followed(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -385,7 +399,7 @@ def test_runs_are_kept_where_no_other_user_may_enter(
     assert runs.stat().st_mode & 0o777 == 0o700
 
 
-@fault("agent's side", "the folder of runs belongs to another user", "not used")
+@fault("agent's side", "the folder of runs belongs to another user", "not used", answers=False)
 def test_folder_of_another_user_keeps_no_runs(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -413,7 +427,9 @@ def test_folder_of_a_killed_incomplete_run_is_removed(machine: AgentMachine) -> 
     assert [folder.name for folder in machine.left_runs()] == [".new"]
 
 
-@fault("agent's side", "a machine without a home folder", "nothing to resend, no error")
+@fault(
+    "agent's side", "a machine without a home folder", "nothing to resend, no error", answers=False
+)
 def test_machine_without_a_home_has_nothing_to_resend(machine: AgentMachine) -> None:
     environment = {**machine.environment, "XDG_STATE_HOME": "", "HOME": ""}
     del environment["HOME"]

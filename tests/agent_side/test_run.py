@@ -70,7 +70,12 @@ def test_program_becomes_a_task(remote_alice: RemoteClient, machine: AgentMachin
     assert machine.left_runs() == []
 
 
-@fault("agent's side", "a program that fails", "an error with its exit code, which is passed on")
+@fault(
+    "agent's side",
+    "a program that fails",
+    "an error with its exit code, which is passed on",
+    answers=False,
+)
 @pytest.mark.parametrize(
     ("script", "code", "message"),
     [
@@ -172,7 +177,7 @@ def test_progress_bar_is_one_line(remote_alice: RemoteClient, machine: AgentMach
     assert the_task(remote_alice)["logs"] == ["100%", "done", "last"]
 
 
-@fault("agent's side", "long and binary lines of a program", "made to fit")
+@fault("agent's side", "long and binary lines of a program", "made to fit", answers=False)
 def test_long_and_binary_lines_are_made_to_fit(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -226,7 +231,9 @@ def test_output_is_the_last_line_or_the_named_file(
     assert machine.left_runs() == []
 
 
-@fault("agent's side", "a last line of JSON nested too deep", "a line, not the output")
+@fault(
+    "agent's side", "a last line of JSON nested too deep", "a line, not the output", answers=False
+)
 def test_last_line_that_is_nested_too_deep_is_a_line(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -240,7 +247,7 @@ def test_last_line_that_is_nested_too_deep_is_a_line(
     happened("a line")
 
 
-@fault("agent's side", "an output file that is a pipe or a device", "not read")
+@fault("agent's side", "an output file that is a pipe or a device", "not read", answers=False)
 @pytest.mark.parametrize(
     "make",
     [
@@ -284,7 +291,12 @@ def test_output_file_without_a_json_object_is_reported(
     assert (task["status"], task["output"]) == ("complete", {})
 
 
-@fault("agent's side", "an output that the service refuses", "the task ends all the same")
+@fault(
+    "agent's side",
+    "an output that the service refuses",
+    "the task ends all the same",
+    answers=False,
+)
 def test_output_that_the_service_refuses_does_not_hide_the_end(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -411,7 +423,7 @@ def test_program_that_takes_a_signal_and_ends_well_is_complete(
     assert task["logs"] == ["ready", "stopping"]
 
 
-@fault("agent's side", "the task is cancelled", "its program is stopped")
+@fault("agent's side", "the task is cancelled", "its program is stopped", answers=False)
 def test_cancel_stops_the_program(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     machine.beat_often()
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
@@ -425,7 +437,7 @@ def test_cancel_stops_the_program(remote_alice: RemoteClient, machine: AgentMach
     happened("stopped")
 
 
-@fault("agent's side", "the task is deleted", "its program is stopped")
+@fault("agent's side", "the task is deleted", "its program is stopped", answers=False)
 def test_deletion_stops_the_program(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     script = "echo ready; while :; do echo more; sleep 0.2; done"
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
@@ -485,7 +497,7 @@ def test_lines_come_in_about_five_requests_a_second(machine: AgentMachine) -> No
     assert 2 < len(once) < seconds * 10
 
 
-@fault("agent's side", "a line of 100 MB", "takes little memory")
+@fault("agent's side", "a line of 100 MB", "takes little memory", answers=False)
 def test_line_of_100_mb_takes_little_memory(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -510,7 +522,12 @@ def test_line_of_100_mb_takes_little_memory(
     happened("little")
 
 
-@fault("agent's side", "a background process keeps the output open", "`run` ends with its program")
+@fault(
+    "agent's side",
+    "a background process keeps the output open",
+    "`run` ends with its program",
+    answers=False,
+)
 def test_background_process_does_not_hold_the_run(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -520,7 +537,7 @@ def test_background_process_does_not_hold_the_run(
     happened("ended")
 
 
-@fault("agent's side", "nobody reads what `run` prints", "the log goes on")
+@fault("agent's side", "nobody reads what `run` prints", "the log goes on", answers=False)
 def test_output_without_a_reader_does_not_hold_up_the_log(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -575,7 +592,7 @@ def test_missing_and_wrong_settings_are_one_line(machine: AgentMachine, tmp_path
     assert "elsewhere" in elsewhere
 
 
-@fault("agent's side", "a password in the address of the service", "not printed")
+@fault("agent's side", "a password in the address of the service", "not printed", answers=False)
 def test_password_in_an_address_is_not_printed(
     machine: AgentMachine, subtests: CheapSubtests
 ) -> None:
@@ -609,7 +626,9 @@ def test_password_in_an_address_is_not_printed(
     happened("not printed")
 
 
-@fault("agent's side", "the address of another program", "a warning, the program runs")
+@fault(
+    "agent's side", "the address of another program", "a warning, the program runs", answers=False
+)
 def test_url_of_another_program_is_reported(machine: AgentMachine) -> None:
     with Receiver() as receiver:
         receiver.answer = play.answer(301, {"Location": "https://elsewhere.example/"})
@@ -650,7 +669,7 @@ STARTS_REFUSED = {
 }
 
 
-@fault("agent's side", "any answer of the service to the start", "the program runs")
+@fault("agent's side", "any answer of the service to the start", "the program runs", answers=False)
 @pytest.mark.parametrize("refusal", STARTS_REFUSED.values(), ids=STARTS_REFUSED)
 def test_program_runs_whatever_the_service_says(
     remote_alice: RemoteClient, machine: AgentMachine, refusal: play.Behaviour
@@ -686,7 +705,12 @@ def test_invalid_agent_id_does_not_stop_the_program(machine: AgentMachine) -> No
     assert "1 line and the program's end could not be sent yet" in left
 
 
-@fault("agent's side", "a callback, label or name that is refused", "left out with a warning")
+@fault(
+    "agent's side",
+    "a callback, label or name that is refused",
+    "left out with a warning",
+    answers=False,
+)
 @pytest.mark.parametrize(
     ("option", "value", "word"),
     [
@@ -734,7 +758,10 @@ def test_usage_is_explained(machine: AgentMachine) -> None:
 
 
 @fault(
-    "agent's side", "the service is away from the start", "the program runs, its task comes later"
+    "agent's side",
+    "the service is away from the start",
+    "the program runs, its task comes later",
+    answers=False,
 )
 def test_without_the_service_the_program_runs_and_its_task_comes_later(
     remote_alice: RemoteClient, machine: AgentMachine
@@ -770,7 +797,7 @@ def test_without_the_service_the_program_runs_and_its_task_comes_later(
     happened("came later, complete")
 
 
-@fault("agent's side", "a service that hangs", "does not hold the program")
+@fault("agent's side", "a service that hangs", "does not hold the program", answers=False)
 @pytest.mark.parametrize("behaviour", [play.silence, play.drip(b" " * 1000, 0.5, DRIPS)])
 def test_service_that_hangs_does_not_hold_the_program(
     machine: AgentMachine, behaviour: play.Behaviour
@@ -807,7 +834,7 @@ def test_resend_leaves_a_run_that_is_alive_alone(
     process.communicate(timeout=20)
 
 
-@fault("agent's side", "the service is away and comes back", "gets everything once")
+@fault("agent's side", "the service is away and comes back", "gets everything once", answers=False)
 def test_service_that_comes_back_gets_everything_once(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
@@ -848,6 +875,7 @@ def test_signal_at_the_end_does_not_wait_for_the_service(machine: AgentMachine) 
     "agent's side",
     "the key is revoked while the program runs",
     "reported, the lines are kept on the disk",
+    answers=False,
 )
 def test_revoked_key_is_reported_and_keeps_the_lines(
     shared_service: Service, tmp_path: Path
@@ -885,7 +913,7 @@ def test_late_report_is_accepted(tmp_path: Path) -> None:
     assert (task["status"], task["error"], task["logs"]) == ("complete", None, ["1", "2"])
 
 
-@fault("agent's side", "closed stdout and stderr of `run`", "the log has the lines")
+@fault("agent's side", "closed stdout and stderr of `run`", "the log has the lines", answers=False)
 @pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1, 2]])
 def test_closed_outputs_get_nothing_and_the_log_has_the_lines(
     remote_alice: RemoteClient, machine: AgentMachine, closed: list[int]

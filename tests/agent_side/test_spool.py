@@ -50,7 +50,7 @@ def test_lines_are_the_same_however_they_come(printed: bytes, lines: list[bytes]
         assert split(printed[:cut], printed[cut:]) == lines
 
 
-@fault("agent's side", "random bytes in blocks of any size", "come out the same")
+@fault("agent's side", "random bytes in blocks of any size", "come out the same", answers=False)
 def test_any_bytes_come_out_the_same_in_any_blocks() -> None:
     chance = random.Random(6)
     for _ in range(50):
@@ -66,7 +66,7 @@ def test_any_bytes_come_out_the_same_in_any_blocks() -> None:
     happened("the same")
 
 
-@fault("agent's side", "a line without an end", "takes little memory")
+@fault("agent's side", "a line without an end", "takes little memory", answers=False)
 def test_line_without_an_end_takes_little_memory() -> None:
     splitter = LineSplitter(Masker({}))
     for _ in range(200):
@@ -146,6 +146,7 @@ def test_part_of_a_batch_can_be_confirmed(tmp_path: Path) -> None:
     "agent's side",
     "kill -9 while lines are kept and sent",
     "another process goes on, each line once",
+    answers=False,
 )
 def test_another_process_continues_after_one_was_killed(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
@@ -170,7 +171,12 @@ def test_another_process_continues_after_one_was_killed(tmp_path: Path) -> None:
     happened("each once")
 
 
-@fault("agent's side", "more lines than may be kept", "the oldest go, a mark says how many")
+@fault(
+    "agent's side",
+    "more lines than may be kept",
+    "the oldest go, a mark says how many",
+    answers=False,
+)
 def test_oldest_lines_make_room_and_a_mark_says_how_many(tmp_path: Path) -> None:
     spool = Spool(tmp_path, max_bytes=3 * SEGMENT_BYTES)
     for first in range(1, 1_000_001, 1_000):
@@ -224,7 +230,7 @@ def small_files() -> Iterator[None]:
     signal.signal(signal.SIGXFSZ, handler)
 
 
-@fault("agent's side", "a full disk while lines are kept", "the oldest go")
+@fault("agent's side", "a full disk while lines are kept", "the oldest go", answers=False)
 @pytest.mark.usefixtures("small_files")
 def test_full_disk_pushes_out_the_oldest_lines(tmp_path: Path) -> None:
     failures: list[OSError] = []
@@ -264,7 +270,12 @@ def test_memory_goes_to_the_disk_when_there_is_room_again(tmp_path: Path) -> Non
     assert drained(Spool.load(tmp_path)) == numbered(1, 10)
 
 
-@fault("agent's side", "the place up to which lines were sent is unreadable", "no line is lost")
+@fault(
+    "agent's side",
+    "the place up to which lines were sent is unreadable",
+    "no line is lost",
+    answers=False,
+)
 def test_place_that_cannot_be_read_loses_no_line(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     spool.put(numbered(1, 10))
@@ -276,7 +287,7 @@ def test_place_that_cannot_be_read_loses_no_line(tmp_path: Path) -> None:
     happened("none lost")
 
 
-@fault("agent's side", "the folder of the lines is removed", "they stay in memory")
+@fault("agent's side", "the folder of the lines is removed", "they stay in memory", answers=False)
 def test_folder_that_is_gone_leaves_the_memory(tmp_path: Path) -> None:
     folder = tmp_path / "spool"
     folder.mkdir()
@@ -293,7 +304,7 @@ def test_folder_that_is_gone_leaves_the_memory(tmp_path: Path) -> None:
     happened("sent from memory")
 
 
-@fault("agent's side", "the disk can't be written any more", "no line on it is lost")
+@fault("agent's side", "the disk can't be written any more", "no line on it is lost", answers=False)
 def test_disk_that_can_not_be_written_any_more_costs_no_line_on_it(tmp_path: Path) -> None:
     folder = tmp_path / "spool"
     folder.mkdir()

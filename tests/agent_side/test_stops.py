@@ -82,7 +82,7 @@ stops = pytest.mark.parametrize(
 )
 
 
-@fault("agent's side", "a cancel while `log` waits for room", "raised soon")
+@fault("agent's side", "a cancel while `log` waits for room", "raised soon", answers=False)
 @stops
 def test_log_that_waits_for_room_raises_soon(
     remote_alice: RemoteClient,
@@ -124,7 +124,7 @@ ENDS: dict[str, Callable[[Task], object]] = {
 }
 
 
-@fault("agent's side", "a cancel while the end waits for its lines", "raised soon")
+@fault("agent's side", "a cancel while the end waits for its lines", "raised soon", answers=False)
 @stops
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 def test_end_that_waits_for_its_lines_raises_soon(

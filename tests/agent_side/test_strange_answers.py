@@ -102,7 +102,12 @@ CALLS: dict[str, Callable[[Client], object]] = {
 }
 
 
-@fault("agent's side", "an answer of another program: HTML, a login, other JSON", "one sentence")
+@fault(
+    "agent's side",
+    "an answer of another program: HTML, a login, other JSON",
+    "one sentence",
+    answers=False,
+)
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_strange_answer_is_one_sentence(call: Callable[[Client], object]) -> None:
     with Receiver() as receiver:
@@ -137,7 +142,7 @@ def test_field_that_the_service_does_not_write_is_noticed(field: dict[str, objec
             Client(receiver.url, "key", patience=0).task("1")
 
 
-@fault("agent's side", "strange answers to appends", "sent again")
+@fault("agent's side", "strange answers to appends", "sent again", answers=False)
 @strange_answers
 def test_sender_continues_after_a_strange_answer(
     remote_alice: RemoteClient, strange: Behaviour
@@ -163,7 +168,7 @@ def test_sender_continues_after_a_strange_answer(
     happened("arrived")
 
 
-@fault("agent's side", "an answer of any size", "takes bounded memory")
+@fault("agent's side", "an answer of any size", "takes bounded memory", answers=False)
 def test_answer_of_any_size_takes_bounded_memory(subtests: CheapSubtests) -> None:
     long = json.dumps(played.a_task(name="x" * 17 * 2**20)).encode()
     compressed = played.JSON | {"Content-Encoding": "gzip"}
@@ -197,7 +202,7 @@ def test_large_answers_of_the_service_are_read() -> None:
         assert [len(line.text) for line in task.lines()] == [len(text)] * 2
 
 
-@fault("agent's side", "a list whose pages lead in a circle", "ends with an error")
+@fault("agent's side", "a list whose pages lead in a circle", "ends with an error", answers=False)
 def test_list_whose_pages_lead_in_a_circle_ends() -> None:
     def page(next_page: str) -> Behaviour:
         link = {"Link": f'<?cursor={next_page}>; rel="next"', "Connection": "close"}
@@ -213,7 +218,7 @@ def test_list_whose_pages_lead_in_a_circle_ends() -> None:
 # --- Retry-After -------------------------------------------------------------------------
 
 
-@fault("agent's side", "odd texts in `Retry-After`", "read or left")
+@fault("agent's side", "odd texts in `Retry-After`", "read or left", answers=False)
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
@@ -266,7 +271,7 @@ def ended(machine: AgentMachine, process: subprocess.Popen[str]) -> tuple[str, s
     return process.communicate(timeout=40)
 
 
-@fault("agent's side", "`run` starts while a proxy shows its page", "loses nothing")
+@fault("agent's side", "`run` starts while a proxy shows its page", "loses nothing", answers=False)
 @pages
 def test_run_that_starts_under_a_page_loses_nothing(
     remote_alice: RemoteClient, machine: AgentMachine, page: Behaviour
@@ -292,7 +297,7 @@ def test_run_that_starts_under_a_page_loses_nothing(
     happened("nothing lost")
 
 
-@fault("agent's side", "a proxy that refuses each body", "loses nothing")
+@fault("agent's side", "a proxy that refuses each body", "loses nothing", answers=False)
 def test_run_behind_a_proxy_that_refuses_each_body_loses_nothing(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -313,7 +318,7 @@ def test_run_behind_a_proxy_that_refuses_each_body_loses_nothing(
     happened("nothing lost")
 
 
-@fault("agent's side", "a proxy's page comes over a `run`", "loses nothing")
+@fault("agent's side", "a proxy's page comes over a `run`", "loses nothing", answers=False)
 @pages
 def test_run_that_a_page_comes_over_loses_nothing(
     remote_alice: RemoteClient, machine: AgentMachine, page: Behaviour
@@ -344,7 +349,12 @@ def test_run_that_a_page_comes_over_loses_nothing(
     happened("nothing lost")
 
 
-@fault("agent's side", "a proxy's page in front of `work`", "it waits until that is gone")
+@fault(
+    "agent's side",
+    "a proxy's page in front of `work`",
+    "it waits until that is gone",
+    answers=False,
+)
 @pages
 def test_worker_waits_until_a_page_is_gone(
     remote_alice: RemoteClient, machine: AgentMachine, page: Behaviour

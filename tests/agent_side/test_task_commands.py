@@ -89,7 +89,7 @@ def test_follow_keeps_colours_in_a_file(remote_alice: RemoteClient, machine: Age
     assert followed.stdout == "\x1b[31mred\x1b[0m ü\n"
 
 
-@fault("agent's side", "a terminal that lacks a character", "shown escaped")
+@fault("agent's side", "a terminal that lacks a character", "shown escaped", answers=False)
 def test_terminal_that_lacks_a_character_is_no_failure(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -191,7 +191,7 @@ def test_refusals_are_one_line(remote_alice: RemoteClient, machine: AgentMachine
         assert sentence in line
 
 
-@fault("agent's side", "a closed stdout of `task list`", "no traceback")
+@fault("agent's side", "a closed stdout of `task list`", "no traceback", answers=False)
 def test_closed_output_is_no_failure_of_ours(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -466,7 +466,12 @@ def test_beginning_of_an_id_will_do(remote_alice: RemoteClient, machine: AgentMa
     assert machine.run("task", "delete", again[:23]).stdout == f"{again} is deleted\n"
 
 
-@fault("agent's side", "the beginning of an id that fits several tasks or none", "one line")
+@fault(
+    "agent's side",
+    "the beginning of an id that fits several tasks or none",
+    "one line",
+    answers=False,
+)
 def test_beginning_that_fits_several_tasks_or_none_says_so(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -481,6 +486,7 @@ def test_beginning_that_fits_several_tasks_or_none_says_so(
         assert (none.returncode, none.stdout) == (5 if command == "follow" else 1, "")
         assert none.stderr == "taskservice: No task's id begins with ffff\n"
     assert len(shown_ids(machine)) == 3
+    happened("exit code 2 and the latest of them; exit code 1 for none")
 
 
 def test_beginning_is_looked_for_among_the_tasks_of_its_time(machine: AgentMachine) -> None:

@@ -44,7 +44,12 @@ def machine(machine: AgentMachine, tmp_path: Path) -> AgentMachine:
     return machine
 
 
-@fault("agent's side", "few threads, or none, for `run`", "the program runs, all arrives")
+@fault(
+    "agent's side",
+    "few threads, or none, for `run`",
+    "the program runs, all arrives",
+    answers=False,
+)
 def test_program_runs_and_arrives_however_many_threads_there_are(
     remote_alice: RemoteClient, machine: AgentMachine, subtests: CheapSubtests
 ) -> None:
@@ -62,7 +67,7 @@ def test_program_runs_and_arrives_however_many_threads_there_are(
     happened("all arrived")
 
 
-@fault("agent's side", "neither threads nor the service", "lines are kept")
+@fault("agent's side", "neither threads nor the service", "lines are kept", answers=False)
 def test_lines_are_kept_without_threads_and_without_the_service(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -91,7 +96,7 @@ def test_signal_reaches_the_program_without_threads(
     assert the_task(remote_alice)["error"]["message"] == "Killed by signal 15 (SIGTERM)"
 
 
-@fault("agent's side", "no threads for `work`", "it runs its task")
+@fault("agent's side", "no threads for `work`", "it runs its task", answers=False)
 def test_worker_runs_a_task_without_threads(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -107,7 +112,7 @@ def test_worker_runs_a_task_without_threads(
     happened("runs")
 
 
-@fault("agent's side", "no threads for a program in Python", "its lines arrive")
+@fault("agent's side", "no threads for a program in Python", "its lines arrive", answers=False)
 def test_python_program_logs_without_threads(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:

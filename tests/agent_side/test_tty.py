@@ -102,7 +102,7 @@ def test_type_of_the_terminal_is_set_where_there_is_none(machine: AgentMachine) 
     assert run(machine, "sh", "-c", "echo $TERM").stdout == "xterm-256color\n"
 
 
-@fault("agent's side", "no terminal can be opened", "the program prints to a pipe")
+@fault("agent's side", "no terminal can be opened", "the program prints to a pipe", answers=False)
 def test_program_prints_to_a_pipe_where_no_terminal_can_be_opened(machine: AgentMachine) -> None:
     machine.patch(NO_TERMINALS)
     done = run(machine, "sh", "-c", "test -t 1 || echo a pipe; exit 3")

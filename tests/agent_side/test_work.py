@@ -57,7 +57,7 @@ def test_task_is_done_and_its_caller_is_called_back(
     assert worker.returncode == 0
 
 
-@fault("agent's side", "a task of a worker fails", "the worker goes on")
+@fault("agent's side", "a task of a worker fails", "the worker goes on", answers=False)
 def test_failure_of_one_task_does_not_end_the_worker(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -71,7 +71,7 @@ def test_failure_of_one_task_does_not_end_the_worker(
     happened("went on")
 
 
-@fault("agent's side", "several workers for one agent", "each task is done once")
+@fault("agent's side", "several workers for one agent", "each task is done once", answers=False)
 def test_several_workers_do_each_task_once(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -105,7 +105,12 @@ def test_parallel_limits_concurrent_programs(
     assert worker.returncode == 0
 
 
-@fault("agent's side", "a cancel of a worker's task", "its program stops, the worker goes on")
+@fault(
+    "agent's side",
+    "a cancel of a worker's task",
+    "its program stops, the worker goes on",
+    answers=False,
+)
 def test_cancel_stops_the_program_and_not_the_worker(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -120,7 +125,7 @@ def test_cancel_stops_the_program_and_not_the_worker(
     happened("went on")
 
 
-@fault("agent's side", "the service is away from a worker", "it waits")
+@fault("agent's side", "the service is away from a worker", "it waits", answers=False)
 def test_worker_waits_for_a_service_that_is_away(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
@@ -199,7 +204,7 @@ def test_worker_with_a_wrong_key_ends(machine: AgentMachine) -> None:
     assert "TASKSERVICE_APIKEY: API key is invalid" in result.stderr
 
 
-@fault("agent's side", "SIGTERM to a worker", "it finishes its claimed tasks")
+@fault("agent's side", "SIGTERM to a worker", "it finishes its claimed tasks", answers=False)
 def test_stopping_worker_finishes_its_claimed_tasks(
     remote_alice: RemoteClient, machine: AgentMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,7 +251,12 @@ def test_claim_is_repeated_as_one_and_its_task_beats_often(machine: AgentMachine
     assert r"task 1 bad \u001b[2Jname" in remarks
 
 
-@fault("agent's side", "a worker's task that cannot be run", "ends as an error, not left claimed")
+@fault(
+    "agent's side",
+    "a worker's task that cannot be run",
+    "ends as an error, not left claimed",
+    answers=False,
+)
 def test_task_that_cannot_be_run_does_not_stay_claimed(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from taskservice.cli import ON_THE_AGENTS_SIDE, ON_THE_SERVER
+from tests.support.catalogue import fault, happened
 from tests.support.documents import ROOT
 from tests.support.packages import dependencies, normalized, pip, wheel, with_their_own
 from tests.support.service import Service, environment
@@ -32,6 +33,7 @@ def run_without(packages: str, data: Path, *arguments: str, **settings: str) -> 
     return result.returncode, result.stderr
 
 
+@fault("process", "a command on the server without its extra", "one line that names it")
 def test_command_on_the_server_says_which_extra_it_lacks(
     tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
@@ -44,6 +46,7 @@ def test_command_on_the_server_says_which_extra_it_lacks(
                 "pip install 'taskservice[server]'\n"
             )
             assert run_without("flask,sqlalchemy", tmp_path, *arguments) == (2, line)
+    happened("one line that names it")
 
 
 def test_one_missing_package_of_the_server_is_as_all_of_them(
