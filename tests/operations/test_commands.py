@@ -18,7 +18,7 @@ import taskservice
 from taskservice.config import Config, ConfigError
 from taskservice.database import migrations
 from tests.support import receiver as play
-from tests.support.catalogue import fault, happened
+from tests.support.catalogue import ended, fault, happened
 from tests.support.commands import one_line, run
 from tests.support.databases import Databases
 from tests.support.fork_server import ForkedPopen, run_forked
@@ -114,6 +114,7 @@ def test_command_makes_no_database_where_there_is_none(tmp_path: Path, command: 
     (line,) = [line for line in (result.stdout + result.stderr).splitlines() if "no data" in line]
     assert f"There is no database at {data / 'taskservice.db'}" in line
     assert list(tmp_path.iterdir()) == []
+    ended(result.returncode, line)
 
 
 @fault("storage", "a command where the database has no tables", "one line, no table is made")

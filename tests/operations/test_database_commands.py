@@ -279,7 +279,7 @@ def test_backup_that_is_interrupted_leaves_nothing(
     happened("nothing left")
 
 
-@fault("storage", "a backup from a read-only disk", "works")
+@fault("storage", "a backup from a read-only disk", "works", answers=False)
 def test_backup_and_check_read_a_database_on_a_read_only_disk(
     data: Path, tmp_path: Path, subtests: pytest.Subtests
 ) -> None:

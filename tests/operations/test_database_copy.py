@@ -427,6 +427,7 @@ def test_postgresql_that_is_served_is_refused(
         monkeypatch.setattr("taskservice.operations.database_copy.time.sleep", wait)
         with pytest.raises(CopyError, match="is in use: stop the service"):
             database_copy.copy(*addresses, remarks.append)
+    happened("refused: the database is in use")
     assert "waiting up to 25 s" in remarks[0]
     monkeypatch.undo()
     monkeypatch.setattr(database_copy, "HEARTBEAT_SECONDS", 1.0)

@@ -283,6 +283,7 @@ def test_unknown_user_and_wrong_time_are_refused(here: Place) -> None:
     done = here.run("export", "--since", "yesterday")
     assert done.returncode == 2
     assert b"Must be a time in RFC 3339" in done.stderr
+    happened("exit codes 1 and 2, each with its reason")
 
 
 def test_export_of_an_empty_database_is_imported(here: Place, there: Place) -> None:
@@ -345,6 +346,7 @@ def test_file_that_is_cut_off_is_refused(here: Place, there: Place, receiver: Re
     other = with_line(exported, lambda line: line.update(name="other"), "user")
     there.add(exported)
     assert "does not fit the database: " in there.refuse(other)
+    happened("each time one line; nothing imported")
 
 
 @fault("process", "an export whose reader ends", "ends quietly")

@@ -115,7 +115,7 @@ def new_url(kind: str, databases: Databases, folder: Path) -> str:
 
 @fault(
     "upgrade",
-    "an upgrade from revision {older} with data",
+    "an upgrade from each released revision, with data in all tables",
     "all data is there, the schema is that of a new one",
 )
 @pytest.mark.parametrize("older", REVISIONS)

@@ -48,8 +48,6 @@ class Observation:
         """Each thing that happened, without repetitions; the order of answers is no fact."""
         observations = list(self._all())
         answers = {answer for each in observations for answer in each.answers}
-        # An answer to HEAD has no code.
-        answers -= {answer[:3] for answer in answers if len(answer) > 3}
         texts = [text for each in observations for text in each.texts]
         return [*(sorted(answers) if with_answers else ()), *dict.fromkeys(texts)]
 
@@ -117,6 +115,7 @@ def steady(text: str) -> str:
     text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID", text)
     text = re.sub(r"(127\.0\.0\.1|localhost|\[::1\]):\d+", r"\1", text)
     text = re.sub(r"\bport \d+", "port N", text)
+    text = re.sub(r"\btest_\w*\d", "FOLDER", text)
     text = re.sub(r"\bpostgresql(\+psycopg)?://[^\s;'\"]+", "postgresql://...", text)
     text = re.sub(r"(: connection failed): .*", r"\1", text)
     # The phrases of statuses and the reasons of OpenSSL differ between the versions of Python.

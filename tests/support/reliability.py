@@ -11,6 +11,9 @@ from tests.support.documents import ROOT
 BEGIN = "<!-- From here on the tests have written this. -->\n"
 HEAD = "| fault | promised | happened | cases | database | test |\n|---|---|---|---|---|---|\n"
 LONGEST = 160
+# What stands before a marked test: the mark, and then no other definition.
+_MARKED = re.compile(r"^@fault\((?:(?!^def )[\s\S])*\Z", re.MULTILINE)
+_ANSWER = re.compile(r"\d{3}\b|exit code ")
 _LINE = re.compile(r"^\|.*\[[^\]]*::(\w+)\]\(\.\./(\S+)\) \|$")
 
 Lines = dict[str, dict[str, set[str]]]
@@ -42,8 +45,12 @@ def _line(same: list[Row]) -> str:
 
 
 def _joined(texts: list[str]) -> str:
-    """Each text once; of very many the first ones."""
-    different = list(dict.fromkeys(texts))
+    """Each text once, answers first; of very many the first ones."""
+    answers = sorted({text for text in texts if _ANSWER.match(text)})
+    # An answer to HEAD has no code.
+    answers = [each for each in answers if not any(more.startswith(f"{each} ") for more in answers)]
+    others = dict.fromkeys(text for text in texts if not _ANSWER.match(text))
+    different = [*answers, *others]
     fitting = [
         number
         for number in range(1, len(different) + 1)
@@ -60,7 +67,7 @@ def _shown(cell: str) -> str:
 
 
 def read(document: str) -> Lines:
-    """The lines of a document's tables whose tests are still there."""
+    """The lines of a document's tables whose tests are still there and marked."""
     lines: Lines = defaultdict(lambda: defaultdict(set))
     kind = ""
     for line in document.partition(BEGIN)[2].splitlines():
@@ -83,10 +90,12 @@ def _source(path: str) -> str:
     return file.read_text() if file.exists() else ""
 
 
+@cache
 def place(test: str) -> int:
-    """Where a test begins in its file; 0 if it is no longer there."""
+    """Where a test begins in its file; 0 if it is no longer there, or no longer marked."""
     path, _, name = test.partition("::")
-    return _source(path).find(f"def {name}(") + 1
+    before, found, _ = _source(path).partition(f"\ndef {name}(")
+    return len(before) if found and _MARKED.search(before) else 0
 
 
 def written(document: str, lines: Lines) -> str:
