@@ -25,6 +25,7 @@ from tests.support.api_client import ApiClient, add_user, expect, problem
 from tests.support.catalogue import fault, happened
 from tests.support.commands import one_line, run
 from tests.support.databases import Databases
+from tests.support.documents import table
 from tests.support.fork_server import run_forked
 from tests.support.pgbouncer import PGBOUNCER, pgbouncer
 from tests.support.requirements import needs
@@ -339,3 +340,31 @@ def test_lines_may_be_in_partitions(databases: Databases, tmp_path: Path) -> Non
         assert alice.task(kept)["logs"] == ["one", "two", "three"]
     with psycopg.connect(url) as connection:
         assert connection.execute("SELECT * FROM log_chunks_1").fetchone() is None
+
+
+def test_document_says_which_columns_are_in_each_unique_key(databases: Databases) -> None:
+    """Partitions and Citus need one."""
+    with psycopg.connect(databases.empty_postgresql()) as connection:
+        keys = {name: unique_keys(connection, name) for name in tables(connection)}
+    assert {row[0].strip("`"): row[1:] for row in table("docs/scaling.md", "### Keys")} == {
+        name: ["yes" if has_user else "no", ", ".join(f"`{each}`" for each in common) or "none"]
+        for name, (has_user, common) in keys.items()
+    }
+
+
+def tables(connection: psycopg.Connection[Any]) -> list[str]:
+    query = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1"
+    return [name for (name,) in connection.execute(query) if name != "alembic_version"]
+
+
+def unique_keys(connection: psycopg.Connection[Any], name: str) -> tuple[bool, list[str]]:
+    """Whether a table has a `user_id`, and the columns that all its unique keys have."""
+    query = "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum = ANY(%s)"
+    indexes = "SELECT indkey::int2[] FROM pg_index WHERE indrelid = %s::regclass AND indisunique"
+    keys = [
+        {column for (column,) in connection.execute(query, [name, numbers])}
+        for (numbers,) in connection.execute(indexes, [name]).fetchall()
+    ]
+    columns = "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass"
+    has_user = ("user_id",) in connection.execute(columns, [name]).fetchall()
+    return has_user, sorted(set.intersection(*keys))

@@ -15,8 +15,10 @@ import pytest
 
 from tests.support.api_client import RemoteClient
 from tests.support.catalogue import fault, happened
+from tests.support.commands import run
 from tests.support.crash_load import Client, Ledger, check_tasks
 from tests.support.databases import Databases
+from tests.support.documents import blocks
 from tests.support.postgresql_server import PostgresqlServer, make_standby, postgresql_server
 from tests.support.readiness import is_ready, is_unready
 from tests.support.service import Service
@@ -176,8 +178,9 @@ def test_only_what_an_asynchronous_standby_had_not_received_is_lost(
     pair: Pair, nodes: list[Service], people: list[RemoteClient]
 ) -> None:
     alice = people[0]
+    (lag,) = blocks("docs/scaling.md", "lag")
     received = [start(alice, f"before {number}") for number in range(10)]
-    until(lambda: pair.primary.ask(HAS_ALL))
+    until(lambda: pair.primary.rows(lag) == [("standby", 0)])
     pair.standby.stop()
     for number in range(10):
         assert start(alice, f"after {number}") not in ("", *received)
@@ -187,6 +190,21 @@ def test_only_what_an_asynchronous_standby_had_not_received_is_lost(
     received += recover(nodes, people)
     assert listed(alice) == sorted(received)
     happened("all that it had received is there, and nothing of what came later")
+
+
+def test_commands_that_only_read_work_at_a_standby(
+    pair: Pair, people: list[RemoteClient], tmp_path: Path
+) -> None:
+    task_id = start(people[0], "before")
+    until(lambda: pair.primary.ask(HAS_ALL))
+    url = pair.standby.url("tasks")
+    for command in ("export", "user list", "delivery list"):
+        done = run(tmp_path, *command.split(), DATABASE_URL=url)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert task_id in done.stdout or command != "export"
+    checked = run(tmp_path, "db", "check", DATABASE_URL=url)
+    assert "it is read-only: a standby?" in checked.stdout
+    assert "ok       schema" in checked.stdout
 
 
 @fault(
@@ -204,3 +222,27 @@ def test_primary_that_hangs_does_not_hold_up_the_nodes_after_the_promotion(
     acknowledged += recover(nodes, people)
     assert listed(people[0]) == sorted(acknowledged)
     happened("503 until the standby is promoted; then all goes on")
+
+
+@fault(
+    "storage", "a standby that answers, but is read-only",
+    "reads are answered, writes get 503, /readyz is 503",
+)  # fmt: skip
+def test_node_at_a_standby_answers_reads_until_it_can_write(pair: Pair, tmp_path: Path) -> None:
+    """Its URL has no target_session_attrs, so that it connects to the standby before that."""
+    with Service(tmp_path / "data", DATABASE_URL=pair.url.partition("?")[0]) as node:
+        alice = node.add_user("alice")
+        alice.request("PUT", "/agent/worker").raise_for_status()
+        started = [start(alice, "before")]
+        until(lambda: pair.primary.ask(HAS_ALL))
+        pair.primary.kill()
+        until(partial(is_unready, node))
+        until(lambda: alice.request("GET", "/task").ok)
+        assert listed(alice) == started
+        assert start(alice, "meanwhile") == ""
+        assert not is_ready(node)
+        happened("reads are answered, writes get 503, /readyz is 503")
+        pair.standby.promote()
+        started += recover([node], [alice])
+        assert listed(alice) == sorted(started)
+        happened("writes are answered when it is promoted, without a restart")

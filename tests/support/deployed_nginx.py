@@ -18,7 +18,7 @@ from tests.support.waiting import until
 
 SAMPLE = (ROOT / "deploy/nginx.conf").read_text()
 HOST = "localhost"
-SERVER = "server 127.0.0.1:8000 fail_timeout=2s;"
+SERVER = "server 127.0.0.1:8000 max_fails=3 fail_timeout=2s;"
 # What a file for conf.d is included by.
 AROUND = """
 {user}

@@ -110,11 +110,14 @@ class PostgresqlServer:
             until(partial(_has_ended, pid))
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
-    def ask(self, query: str, database: str = "postgres") -> Any:
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            return connection.execute(query).fetchall()
+
+    def ask(self, query: str) -> Any:
         """The one value that a query gives."""
-        with psycopg.connect(self.url(database), autocommit=True) as connection:
-            row = connection.execute(query).fetchone()
-        return row[0] if row else None
+        ((value,),) = self.rows(query)
+        return value
 
     def execute(self, statement: str, database: str = "postgres") -> None:
         with psycopg.connect(self.url(database), autocommit=True) as connection:
