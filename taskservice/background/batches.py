@@ -17,7 +17,7 @@ POSTGRESQL_PAUSE = 0.25
 
 
 class BatchSize:
-    """How many rows a batch takes so that it lasts about BATCH_SECONDS, learnt from the last one.
+    """How many rows or pages a batch takes to last about BATCH_SECONDS, learnt from the last one.
 
     A row of a large database on a slow disk takes a hundred times as long as of a small one.
     """

@@ -1,15 +1,16 @@
 """Gives the free space of an SQLite file back to the disk, a little at a time."""
 
+import time
 from pathlib import Path
 from typing import Any
 
-from taskservice.background.batches import CHORE_SECONDS, in_batches
+from taskservice.background.batches import CHORE_SECONDS, BatchSize, in_batches
 from taskservice.database.transactions import has_writer_queue, writer_turn
 from taskservice.database.types import db
 
 # Free space that stays in the file for the next writes.
 SPARE_BYTES = 1024 * 1024
-# Pages that are given back in one step, few enough not to delay writers noticeably.
+# Pages that one step gives back at most.
 STEP_PAGES = 250
 # SQLite empties its write-ahead log by itself, but does not shorten the file.
 LARGE_LOG_BYTES = 8 * 1024 * 1024
@@ -42,15 +43,19 @@ class _File:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
         self._spare_pages = SPARE_BYTES // self._number("page_size")
+        self._step = BatchSize(most=STEP_PAGES)
         self.is_shorter = False
 
     def shorten(self) -> bool:
         """Give back some free pages; returns whether there are more."""
         if self._number("freelist_count") <= self._spare_pages + STEP_PAGES:
             return False
+        pages = self._step.rows
         with writer_turn():
+            began = time.monotonic()
             # `execute` would run only the first step, and give back a single page.
-            self._connection.executescript(f"PRAGMA incremental_vacuum({STEP_PAGES})")
+            self._connection.executescript(f"PRAGMA incremental_vacuum({pages})")
+        self._step.adapt(pages, time.monotonic() - began)
         self.is_shorter = True
         return True
 
