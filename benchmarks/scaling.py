@@ -157,18 +157,23 @@ def measured(run: Run, kinds: Sequence[str]) -> Figures:
                 store = _store(kind, databases, database)
                 _note(f"measuring {size:,} tasks on {kind}")
                 with _place(run, figures, store, data, keys, ids, size) as place:
-                    _measure_waits(place)
-                    if wanted == LISTED:
-                        _measure_list(place)
-                    if wanted == SIZES[-1]:
-                        _measure_rates(place, databases)
-                        _measure_backup(place, databases)
-                        _measure_removal(place)
-                        if kind == POSTGRESQL:
-                            _measure_without_indexes(place, databases)
+                    _measure(place, wanted, databases)
             except UNMEASURABLE as error:
                 figures.left_out[kind] = reason(error)
     return figures
+
+
+def _measure(place: Place, wanted: int, databases: Databases) -> None:
+    """Measure what is measured of this number of tasks, before it is scaled."""
+    _measure_waits(place)
+    if wanted == LISTED:
+        _measure_list(place)
+    if wanted == SIZES[-1]:
+        _measure_rates(place, databases)
+        _measure_backup(place, databases)
+        _measure_removal(place)
+        if place.store.kind == POSTGRESQL:
+            _measure_without_indexes(place, databases)
 
 
 def _note(message: str) -> None:
