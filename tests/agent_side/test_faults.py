@@ -60,7 +60,7 @@ def test_program_is_run_where_home_is_not_there(
     happened("a remark; the tasks are complete, with their lines")
 
 
-@fault("agent's side", "the disk of the service is full: `{case}`", "one line, or it waits")
+@fault("agent's side", "the disk of the service is full: `{case}`", "one line")
 def test_command_that_meets_a_full_disk_of_the_service_is_one_line(
     alice: RemoteClient, machine: AgentMachine, disk: Path, subtests: pytest.Subtests
 ) -> None:
