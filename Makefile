@@ -68,7 +68,7 @@ test-deploy: $(VENV)/installed-test ## Use each file of deploy/ with the program
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/deploy
 
 test-nodes: $(VENV)/installed-test ## 60 s of load on two nodes behind nginx, with each fault; a standby promoted
-	NODES_SECONDS=$${NODES_SECONDS:-60} $(BIN)/python -m pytest -s tests/nodes
+	NODES_SECONDS=$${NODES_SECONDS:-60} $(BIN)/python -m pytest -n 4 --dist worksteal -rP tests/nodes
 
 test-crash: $(VENV)/installed-test ## 30 s of load on each database, followers, copies, upgrades, with kills
 	CRASH_SECONDS=$${CRASH_SECONDS:-30} UPGRADE_STEP=$${UPGRADE_STEP:-1} $(BIN)/python -m pytest -m slow -s \
