@@ -1,20 +1,27 @@
 """A disk that is full or becomes read-only under the running service."""
 
 import os
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.catalogue import fault
+from tests.support import receiver as play
+from tests.support.api_client import RemoteClient
+from tests.support.catalogue import fault, happened
 from tests.support.commands import check
 from tests.support.concurrency import at_once, copies
 from tests.support.databases import Databases
 from tests.support.every_write import EveryWrite
 from tests.support.mounts import empty_log, failing_disk, fill, small_disk
+from tests.support.receiver import Receiver
 from tests.support.service import Service
+from tests.support.waiting import until
 
 KIB = 1024
 
@@ -93,3 +100,48 @@ def test_disk_that_becomes_read_only_is_503_for_writes(
             fail()
             writes.are_refused()
             assert "Traceback" not in service.log.read_text()
+
+
+@fault(
+    "callback",
+    "the disk is full when the receiver has answered",
+    "the report is 200; the webhook comes again with the same id",
+)
+def test_webhook_whose_outcome_finds_a_full_disk_comes_again(service: Service, disk: Path) -> None:
+    fillers: list[Path] = []
+
+    def fill_disk(exchange: play.Exchange) -> None:
+        fillers.append(fill(disk))
+        play.answer(200)(exchange)
+
+    with Receiver() as receiver:
+        alice = service.add_user()
+        task = alice.start(callback=receiver.url)
+        empty_log(disk)
+        receiver.answer = fill_disk
+        path = f"/task/{task['id']}"
+        reported = alice.request("PATCH", path, json={"status": "complete"})
+        assert (reported.status_code, reported.json()["status"]) == (200, "complete")
+        assert reported.headers["Callback-Status"] == "pending"
+        happened("200, `Callback-Status: pending`")
+        receiver.answer = play.answer(200)
+        fillers[0].unlink()
+        end_leases(disk)
+        until(lambda: delivery_of(alice, path)["state"] == "delivered")
+        assert alice.request("GET", path).json() == reported.json()
+        (first, second) = receiver.requests
+        assert first.headers["webhook-id"] == second.headers["webhook-id"]
+        happened("delivered again when there was space")
+
+
+def delivery_of(alice: RemoteClient, path: str) -> dict[str, Any]:
+    (delivery,) = alice.request("GET", f"{path}/deliveries").json()
+    return dict(delivery)
+
+
+def end_leases(data: Path) -> None:
+    """As if 60 seconds had passed."""
+    with closing(sqlite3.connect(data / "taskservice.db", timeout=30)) as connection, connection:
+        connection.execute(
+            "UPDATE deliveries SET leased_until = created_at WHERE lease IS NOT NULL"
+        )
