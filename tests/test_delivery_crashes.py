@@ -245,6 +245,7 @@ def crash_at(
     "callback",
     "all processes killed at each commit and each send: {scenario}",
     "no webhook lost or invented",
+    answers=False,
 )
 @pytest.mark.slow
 @pytest.mark.timeout(600)

@@ -89,7 +89,7 @@ def refused(person: RemoteClient, task: dict[str, str]) -> None:
     assert not any("taskservice.db" in answer.text for answer in (*writes, read(), ready()))
 
 
-@fault("storage", "the running service: {id}", "503 for all, the log names the file")
+@fault("storage", "the running service: {damage}", "503 for all, the log names the file")
 @pytest.mark.parametrize(
     ("damage", "named"),
     [

@@ -71,10 +71,15 @@ def happened(text: str) -> None:
     _current.texts[text] = None
 
 
+def failed(text: str) -> None:
+    """Note how a request or a command failed."""
+    _current.answers.add(text)
+
+
 def answered(status: int, code: object = None) -> None:
     """Note an answer that is an error."""
     if status >= 400:
-        _current.answers.add(f"{status} `{code}`" if code else str(status))
+        failed(f"{status} `{code}`" if code else str(status))
 
 
 def answered_with(status: int, data: bytes) -> None:
@@ -107,7 +112,7 @@ def ended(code: int, stderr: str | bytes) -> None:
     """Note how a command failed: its exit code, and its last line on stderr."""
     text = stderr.decode(errors="replace") if isinstance(stderr, bytes) else stderr
     lines = text.splitlines()
-    _current.answers.add(f"exit code {code}: {steady(lines[-1])}" if lines else f"exit code {code}")
+    failed(f"exit code {code}: {steady(lines[-1])}" if lines else f"exit code {code}")
 
 
 def steady(text: str) -> str:
@@ -115,6 +120,7 @@ def steady(text: str) -> str:
     text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID", text)
     text = re.sub(r"(127\.0\.0\.1|localhost|\[::1\]):\d+", r"\1", text)
     text = re.sub(r"\bport \d+", "port N", text)
+    text = re.sub(r"\.[0-9a-f]{8}\.part\b", ".part", text)
     text = re.sub(r"\btest_\w*\d", "FOLDER", text)
     text = re.sub(r"\bpostgresql(\+psycopg)?://[^\s;'\"]+", "postgresql://...", text)
     text = re.sub(r"(: connection failed): .*", r"\1", text)

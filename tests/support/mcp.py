@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from tests.support.api_client import ApiClient, RemoteClient
-from tests.support.catalogue import happened
+from tests.support.catalogue import failed
 
 Json = dict[str, Any]
 
@@ -50,9 +50,9 @@ def _noted(answer: Answer) -> Answer:
     """The answer, whose error of JSON-RPC or of a tool is noted for the catalogue."""
     body = answer.json if isinstance(answer.json, dict) else {}
     if "error" in body:
-        happened(f"error {body['error']['code']} of JSON-RPC")
+        failed(f"error {body['error']['code']} of JSON-RPC")
     elif body.get("result", {}).get("isError"):
-        happened("a result with `isError`")
+        failed("a result with `isError`")
     return answer
 
 

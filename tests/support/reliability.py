@@ -13,7 +13,7 @@ HEAD = "| fault | promised | happened | cases | database | test |\n|---|---|---|
 LONGEST = 160
 # What stands before a marked test: the mark, and then no other definition.
 _MARKED = re.compile(r"^@fault\((?:(?!^def )[\s\S])*\Z", re.MULTILINE)
-_ANSWER = re.compile(r"\d{3}\b|exit code ")
+_ANSWER = re.compile(r"\d{3}\b|exit code |error -|a result with")
 _LINE = re.compile(r"^\|.*\[[^\]]*::(\w+)\]\(\.\./(\S+)\) \|$")
 
 Lines = dict[str, dict[str, set[str]]]
@@ -32,7 +32,7 @@ def built(rows: list[Row]) -> Lines:
 
 def _line(same: list[Row]) -> str:
     row = same[0]
-    cases = {each.variant: each.cases for each in same}
+    cases = {_without_database(each): each.cases for each in same}
     databases = {each.database for each in same} - {""}
     path, _, name = row.test.partition("::")
     happened = _joined([text for each in same for text in each.happened])
@@ -42,6 +42,11 @@ def _line(same: list[Row]) -> str:
     )  # fmt: skip
     shown = " | ".join(_shown(cell) for cell in cells)
     return f"| {shown} | [{Path(path).name}::{name}](../{path}) |"
+
+
+def _without_database(row: Row) -> str:
+    """The variant of a row, where another database makes no other case."""
+    return re.sub("sqlite|postgresql", "", row.variant) if row.database else row.variant
 
 
 def _joined(texts: list[str]) -> str:
