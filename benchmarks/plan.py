@@ -33,7 +33,7 @@ class Measured:
     log_lines: float
     log_seconds: float
     backup_seconds: float
-    metrics_wait: float
+    count_wait: float
     # With how many tasks the last two were measured.
     size: int
 
@@ -81,9 +81,9 @@ def lines(measured: Measured) -> Iterator[tuple[str, str, str]]:
         f"{times * m.backup_seconds / 3_600:.1f} h",
     )
     yield (
-        "`/metrics`, which counts all tasks",
-        f"{times:,.0f} × {m.metrics_wait:,.0f} ms",
-        f"{times * m.metrics_wait / 1_000:.0f} s",
+        "count of all tasks, as `/metrics` has it",
+        f"{times:,.0f} × {m.count_wait:,.0f} ms",
+        f"{times * m.count_wait / 1_000:.1f} s",
     )
 
 

@@ -29,7 +29,7 @@ from benchmarks.growth import (
     requests_of,
     some_ids,
 )
-from benchmarks.load import load, load_once, request
+from benchmarks.load import load, load_once
 from benchmarks.removal import command
 from benchmarks.sections import streamed
 from benchmarks.servers import ours
@@ -68,9 +68,8 @@ START = "start a task"
 CLAIM = "claim a task"
 REPORT = "report an end; its webhook is stored, and posted at once"
 GROW = "append a line to one of 64 logs"
-METRICS = "`/metrics`"
 LIST = "whole list of 100,000 tasks"
-WAITS = (GET, PAGE, START, CLAIM, APPEND, REPORT, TAIL, LIST_PAGE, AGENTS_PAGE, METRICS, LIST)
+WAITS = (GET, PAGE, START, CLAIM, APPEND, REPORT, TAIL, LIST_PAGE, AGENTS_PAGE, LIST)
 
 TASK_BYTES = "a task with its 5 lines, on disk"
 JOINED_BYTES = "a line that was sent with thousands of others, on disk"
@@ -80,6 +79,7 @@ FIRST_WAL = f"{WAL}, if it is the first to change its pages since a checkpoint"
 ALONE = "appends by PostgreSQL alone"
 # What keeps PostgreSQL from changing a task in place (HOT): an append changes its indexed columns.
 BESIDE_APPENDS = ("tasks_claimed", "tasks_with_old_log")
+COUNT = "count of all tasks, as `/metrics` has it"
 BACKUP = "`db backup`, or `pg_dump -Fc`"
 RATE = "tasks removed by retention, nobody else writes"
 LOG_SECONDS = "removal of a log of 1,000,000 lines that were sent alone, with the minute before it"
@@ -170,6 +170,7 @@ def _measure(place: Place, wanted: int, databases: Databases) -> None:
         _measure_list(place)
     if wanted == SIZES[-1]:
         _measure_rates(place, databases)
+        _measure_count(place)
         _measure_backup(place, databases)
         _measure_removal(place)
         if place.store.kind == POSTGRESQL:
@@ -204,7 +205,6 @@ def _place(
         requests = requests_of(reader, writer, ids, lines, together)
         path = f"/task/{alone}/logs?after={lines - 100}&limit=100"
         requests[TAIL] = [writer.request("GET", path)]
-        requests[METRICS] = [request("GET", "/metrics")]
         requests[START] = [writer.request("POST", "/task", START_BODY)]
         yield Place(run, figures, store, reader, writer, size, requests, alone)
 
@@ -289,6 +289,15 @@ def _clients(count: int) -> str:
     return "1 client" if count == 1 else f"{count} clients"
 
 
+def _measure_count(place: Place) -> None:
+    times = []
+    for _ in range(place.run.rounds):
+        began = time.perf_counter()
+        place.store.number("SELECT count(*) FROM tasks")
+        times.append(time.perf_counter() - began)
+    place.add(COUNT, statistics.median(times) * 1000, "ms")
+
+
 def _measure_backup(place: Place, databases: Databases) -> None:
     file = place.run.folder / f"backup-{place.store.kind}"
     began = time.perf_counter()
@@ -355,7 +364,7 @@ def _plan(figures: Figures, size: int) -> plan.Measured:
         log_lines=figures.lines,
         log_seconds=others[LOG_SECONDS],
         backup_seconds=others[BACKUP],
-        metrics_wait=figures.waits[METRICS][POSTGRESQL][size],
+        count_wait=others[COUNT],
         size=size,
     )
 
