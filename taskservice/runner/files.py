@@ -53,7 +53,7 @@ def check_private(folder: Path) -> None:
     os.close(opened)
     if mode & 0o077:
         raise PermissionError(
-            errno.EPERM, "Other users may enter it; its mode must be 0700", folder
+            errno.EPERM, "Other users may enter it; its mode must be 0700", str(folder)
         )
 
 
@@ -62,8 +62,8 @@ def _open_folder(folder: Path) -> int:
     if os.fstat(opened).st_uid == os.geteuid():
         return opened
     os.close(opened)
-    raise PermissionError(errno.EPERM, "It belongs to another user", folder)
+    raise PermissionError(errno.EPERM, "It belongs to another user", str(folder))
 
 
 def _not_regular(path: Path) -> OSError:
-    return OSError(errno.EINVAL, "It is not a regular file", path)
+    return OSError(errno.EINVAL, "It is not a regular file", str(path))
