@@ -71,10 +71,12 @@ def _read_by_libpq(text: str) -> dict[str, str]:
     """The parts of a URL, under libpq's names for them."""
     try:
         conninfo, errors = import_module("psycopg.conninfo"), import_module("psycopg.errors")
-    except ImportError:
-        raise ValueError(
-            "needs taskservice[postgresql]: pip install 'taskservice[postgresql]'"
-        ) from None
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "psycopg":
+            problem = "needs taskservice[postgresql]: pip install 'taskservice[postgresql]'"
+        else:
+            problem = "needs psycopg, which can't be loaded: " + str(error).partition("\n")[0]
+        raise ValueError(problem) from None
     try:
         return dict(conninfo.conninfo_to_dict(text))
     except UnicodeError:

@@ -4,7 +4,7 @@ import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -85,7 +85,7 @@ class RootShell:
         for name, new in replaced.items():
             assert EXAMPLES[name] in block
             block = block.replace(EXAMPLES[name], new)
-        lines = self.machine.here(block).splitlines()
+        lines = self.machine.here(block).replace("&&\n", "&& ").splitlines()
         # pip may have much to download.
         return self.terminal.run("\n".join(f"{line} || echo FAILED" for line in lines), 250)
 
@@ -134,17 +134,47 @@ def test_installation_lives_as_the_manual_says(
     assert alice.request("GET", f"/task/{later['id']}").status_code == 404
     assert log_of(alice, task) == ["before"]
 
-    url = databases.new_postgresql()
+    with new_database(root, databases) as url:
+        before = settings.read_text()
+        # A copy that fails leaves all as it was.
+        failed = root.types("grow", database=url.replace("/taskservice?", "/missing?"))
+        assert failed.count("FAILED") == 1
+        assert settings.read_text() == before
+        assert log_of(alice, task) == ["before"]
+        move_to_postgresql(root, settings, url, alice, task)
+        become_two_nodes(root, second_machine, url, alice, task)
+
+
+@contextmanager
+def new_database(root: RootShell, databases: Databases) -> Iterator[str]:
+    """The database that the manual makes; its role is no superuser."""
+    parts = conninfo_to_dict(databases.new_postgresql())
+    server = f"export PGHOST='{parts['host']}' PGUSER={parts['user']}"
+    root.terminal.run(f"PATH={databases.programs}:$PATH; {server}")
+    assert "FAILED" not in root.types("database")
+    root.terminal.run("unset PGHOST PGUSER")
+    yield f"postgresql://taskservice@/taskservice?host={quote(str(parts['host']), safe='')}"
+    root.terminal.run(f"{server}; dropdb --force taskservice; dropuser taskservice")
+
+
+def move_to_postgresql(
+    root: RootShell, settings: Path, url: str, alice: RemoteClient, task: dict[str, Any]
+) -> None:
     copied = root.types("grow", database=url)
     assert "FAILED" not in copied
     assert "tasks 1 rows, sha256" in copied
     assert f"TASKSERVICE_DATABASE_URL={url}" in settings.read_text()
     # The old database no longer counts.
-    (machine.root / "var/lib/taskservice/taskservice.db").unlink()
+    (root.machine.root / "var/lib/taskservice/taskservice.db").unlink()
     assert log_of(alice, task) == ["before"]
     assert requests.get(f"{alice.url}/readyz", timeout=60).ok
+    assert "sqlite" not in root.terminal.run("taskservice db check")
 
-    become_two_nodes(root, second_machine, url, alice, task)
+    root.terminal.run(f"echo PATH=$PATH >> {settings}; systemctl start taskservice-backup.service")
+    later = alice.start()
+    assert "FAILED" not in root.types("restore on postgresql")
+    assert alice.request("GET", f"/task/{later['id']}").status_code == 404
+    assert log_of(alice, task) == ["before"]
 
 
 def become_two_nodes(
@@ -156,6 +186,7 @@ def become_two_nodes(
     root.move_to(second)
     assert "FAILED" not in root.types("node", node=nodes[1])
     assert "FAILED" not in root.types("proxy", node=nodes[0], other=nodes[1])
+    assert "FAILED" not in root.types("reload the proxy")
     conf = (second.root / "etc/nginx/conf.d/taskservice.conf").read_text()
     with DeployedNginx(second.root / "nginx", [], conf) as nginx:
         alice.url, alice.session.verify = f"{nginx.url}/tasks", str(nginx.authority)

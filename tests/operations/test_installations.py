@@ -74,6 +74,18 @@ def test_postgresql_without_its_driver_says_which_extra_it_lacks(
             )
 
 
+@fault("storage", "a driver of PostgreSQL that lacks its library", "the command says so")
+def test_postgresql_with_a_broken_driver_says_what_is_wrong(tmp_path: Path) -> None:
+    # It has its own libpq, or looks for that of the system.
+    broken = "psycopg_binary,psycopg_c,ctypes.util"
+    url = "postgresql://localhost/tasks"
+    code, stderr = run_without(broken, tmp_path, "user", "list", DATABASE_URL=url)
+    assert code == 2
+    assert stderr.startswith("taskservice: TASKSERVICE_DATABASE_URL: needs psycopg, which can't be")
+    assert stderr.count("\n") == 1
+    happened("exit code 2, and one line with the reason")
+
+
 def test_error_in_a_module_of_our_own_is_no_missing_extra(tmp_path: Path) -> None:
     code, printed = run_without("taskservice.cli.serve", tmp_path, "serve")
     assert code == 1
