@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.catalogue import CLASSES, Row, kept_rows, steady
 from tests.support.documents import DOCUMENTS, ROOT
-from tests.support.reliability import built, read, written
+from tests.support.reliability import built, faults, read, written
 
 TESTS = """
 import pytest
@@ -111,6 +111,16 @@ def test_document_reads_as_it_was_written() -> None:
     assert "test_that_is_gone" in document
     assert read(document) == built([row])
     assert written(document, read(document)) == written("# Title\n", built([row]))
+
+
+def test_document_has_the_same_faults_where_only_what_happened_differs() -> None:
+    here = "tests/test_access.py::test_key_in_the_query_does_not_count"
+    row = Row("storage", "a", "p", ["x"], "SQLite", "", 2, here)
+    other = Row("storage", "a", "p", ["y"], "SQLite", "", 1, here)
+    more = Row("storage", "b", "p", ["x"], "SQLite", "", 2, here)
+    one, two, three = (written("", built(rows)) for rows in ([row], [other], [row, more]))
+    assert one != two
+    assert faults(one) == faults(two) != faults(three)
 
 
 def test_text_of_a_failure_is_the_same_in_each_run() -> None:

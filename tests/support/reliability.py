@@ -85,6 +85,16 @@ def read(document: str) -> Lines:
     return lines
 
 
+def faults(document: str) -> set[tuple[str, ...]]:
+    """Test, class, fault and promise of each row."""
+    return {
+        (test, kind, *line.split(" | ")[:2])
+        for test, found in read(document).items()
+        for kind, lines in found.items()
+        for line in lines
+    }
+
+
 def _heading(kind: str) -> str:
     return f"## {kind[0].upper()}{kind[1:]}"
 
