@@ -49,7 +49,7 @@ class WriterQueue:
 
     @classmethod
     def of(cls, address: URL, threads: int = 1) -> "WriterQueue":
-        """The queue of the SQLite file at this address, for a process with so many threads."""
+        """The queue of the SQLite file at this address, in a process with `threads` threads."""
         return cls(f"{address.database}-writers", max(1, threads // 2))
 
     @contextmanager

@@ -75,8 +75,8 @@ class Worker(BaseWorker):
     # WSGI environ without the body -> the id of the request's owner; a request without an owner
     # may only have a small body. Raises RefusedByApplicationError.
     find_owner: Callable[[dict[str, Any]], str | None] = staticmethod(lambda _environ: "")
-    # Requests for these have threads of their own: whoever asks whether the process lives must not
-    # have to wait until the others stop waiting for the database.
+    # Requests for these have threads of their own: a probe must not wait until others stop waiting
+    # for the database.
     probe_paths = frozenset({"/livez", "/readyz", "/metrics"})
     probe_threads = 2
     # The budget for the large bodies of all requests together, in bodies of `max_body`.

@@ -29,7 +29,7 @@ from tests.support.waiting import until
 FIRST_USER = 1_000_000
 # The threads of a worker that answer requests, by default.
 THREADS = 16
-# So many processes and threads are enough.
+# More processes and threads than a test needs.
 MANY = 10_000
 
 
