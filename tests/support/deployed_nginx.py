@@ -1,6 +1,5 @@
 """deploy/nginx.conf in a real nginx; only addresses and paths are replaced."""
 
-import os
 import subprocess
 from collections.abc import Sequence
 from functools import partial
@@ -11,7 +10,7 @@ import requests
 
 from tests.support.certificates import Authority
 from tests.support.documents import ROOT
-from tests.support.nginx import NGINX
+from tests.support.nginx import NGINX, settings
 from tests.support.requirements import needs
 from tests.support.service import free_port
 from tests.support.waiting import until
@@ -19,23 +18,6 @@ from tests.support.waiting import until
 SAMPLE = (ROOT / "deploy/nginx.conf").read_text()
 HOST = "localhost"
 SERVER = "server 127.0.0.1:8000 max_fails=3 fail_timeout=2s;"
-# What a file for conf.d is included by.
-AROUND = """
-{user}
-daemon off;
-pid {folder}/pid;
-worker_processes 1;
-events {{ }}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/body;
-  proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/fastcgi;
-  uwsgi_temp_path {folder}/uwsgi;
-  scgi_temp_path {folder}/scgi;
-  include {folder}/taskservice.conf;
-}}
-"""
 
 
 def replaced(text: str, values: dict[str, str]) -> str:
@@ -84,8 +66,8 @@ class DeployedNginx:
             "/etc/ssl/private/tasks.example.org.key": str(pem),
         }
         (folder / "taskservice.conf").write_text(replaced(text, values))
-        user = "user root;" if os.geteuid() == 0 else ""
-        (folder / "nginx.conf").write_text(AROUND.format(user=user, folder=folder))
+        included = f"include {folder}/taskservice.conf;"
+        (folder / "nginx.conf").write_text(settings(folder, included))
         paths = ["-c", f"{folder}/nginx.conf", "-e", f"{folder}/log", "-p", str(folder)]
         self._command = [NGINX, *paths]
 

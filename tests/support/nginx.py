@@ -15,11 +15,10 @@ from tests.support.service import free_port
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 PREFIX = "/agents/tasks"
 
-SETTINGS = """
+_FRAME = """
 {user}
 daemon off;
 pid {folder}/pid;
-error_log {folder}/error.log;
 worker_processes 1;
 events {{ }}
 http {{
@@ -29,6 +28,10 @@ http {{
   fastcgi_temp_path {folder}/fastcgi;
   uwsgi_temp_path {folder}/uwsgi;
   scgi_temp_path {folder}/scgi;
+  {http}
+}}
+"""
+SERVER = """
   {caching}
   server {{
     listen 127.0.0.1:{port};
@@ -42,7 +45,6 @@ http {{
       proxy_set_header X-Forwarded-Prefix {prefix};
     }}
   }}
-}}
 """
 
 # It caches all that it may, errors too.
@@ -57,18 +59,24 @@ CACHING = """
 CACHING_ALL = f"{CACHING}  proxy_ignore_headers Cache-Control Expires;\n"
 
 
+def settings(folder: Path, http: str) -> str:
+    """The text of an nginx.conf that keeps everything in this folder; `http` is its own part."""
+    # Otherwise its workers are nobody, who may not write into a test's folder.
+    user = "user root;" if os.geteuid() == 0 else ""
+    return _FRAME.format(user=user, folder=folder, http=http)
+
+
 @contextmanager
 def nginx(folder: Path, behind: int, caching: str = "") -> Iterator[str]:
     """Run nginx before the service on this port; gives the URL of the service behind it."""
     folder.mkdir()
     port = free_port()
-    settings = folder / "nginx.conf"
-    # Otherwise its workers are nobody, who may not write into a test's folder.
-    user = "user root;" if os.geteuid() == 0 else ""
-    values = {"user": user, "folder": folder, "port": port, "behind": behind, "prefix": PREFIX}
-    settings.write_text(SETTINGS.format(caching=caching.format(**values), **values))
+    file = folder / "nginx.conf"
+    values = {"folder": folder, "port": port, "behind": behind, "prefix": PREFIX}
+    server = SERVER.format(caching=caching.format(**values), **values)
+    file.write_text(settings(folder, server))
     assert NGINX
-    command = [NGINX, "-c", str(settings), "-e", str(folder / "error.log"), "-p", str(folder)]
+    command = [NGINX, "-c", str(file), "-e", str(folder / "error.log"), "-p", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait(f"http://127.0.0.1:{port}{PREFIX}", folder / "error.log")
