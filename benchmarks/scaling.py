@@ -77,8 +77,6 @@ LINE_BYTES = "a line that was sent alone, on disk"
 WAL = "write-ahead log of an append"
 FIRST_WAL = f"{WAL}, if it is the first to change its pages since a checkpoint"
 ALONE = "appends by PostgreSQL alone"
-# What keeps PostgreSQL from changing a task in place (HOT): an append changes its indexed columns.
-BESIDE_APPENDS = ("tasks_claimed", "tasks_with_old_log")
 COUNT = "count of all tasks, as `/metrics` has it"
 BACKUP = "`db backup`, or `pg_dump -Fc`"
 RATE = "tasks removed by retention, nobody else writes"
@@ -173,8 +171,6 @@ def _measure(place: Place, wanted: int, databases: Databases) -> None:
         _measure_count(place)
         _measure_backup(place, databases)
         _measure_removal(place)
-        if place.store.kind == POSTGRESQL:
-            _measure_without_indexes(place, databases)
 
 
 def _note(message: str) -> None:
@@ -322,20 +318,6 @@ def _measure_removal(place: Place) -> None:
     place.add(TASKS_WAIT, found.tasks_wait, "ms")
     place.add(LOG_SECONDS, found.log_seconds, "s")
     place.add(LOG_WAIT, found.log_wait, "ms")
-
-
-def _measure_without_indexes(place: Place, databases: Databases) -> None:
-    """What appends would cost if they did not change what these indexes depend on."""
-    store, agents = place.store, min(SENDING, place.size)
-    for index in BESIDE_APPENDS:
-        store.execute(f"DROP INDEX {index}")
-    store.settle()
-    count = int(APPENDED * place.run.seconds)
-    rate = appends_alone(databases.programs / "pgbench", store.url, agents, CLIENTS[-1], count)
-    indexes = " and ".join(f"`{index}`" for index in BESIDE_APPENDS)
-    place.add(f"{ALONE}, {_clients(CLIENTS[-1])}, without {indexes}", rate, "commits/s")
-    _, later = store.wal_of_appends(min(SAMPLE, agents))
-    place.add(f"{WAL}, without {indexes}", later, "bytes")
 
 
 def _plan(figures: Figures, size: int) -> plan.Measured:
