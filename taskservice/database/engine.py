@@ -8,6 +8,7 @@ from flask import Flask
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, Dialect, ExceptionContext, make_url
 from sqlalchemy.exc import DisconnectionError, OperationalError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from taskservice import resources
 from taskservice.database import postgresql_text, statement_timeout, statements
@@ -223,10 +224,12 @@ def _prepare_postgresql(engine: Engine) -> None:
     event.listen(engine, "handle_error", _forget_rows)
 
 
-def _check_open(connection: Any, _record: Any, _proxy: Any) -> None:
-    """Let the pool replace a connection that its server has ended."""
-    if not _has_server(connection):
+def _check_open(connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
+    """Let the pool replace a connection that its server has ended since its last use."""
+    # A new one is not checked: the pool raises InvalidRequestError when two in a row have ended.
+    if "was_used" in record.info and not _has_server(connection):
         raise DisconnectionError
+    record.info["was_used"] = True
 
 
 def _is_open(connection: Connection) -> bool:

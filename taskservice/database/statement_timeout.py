@@ -15,7 +15,7 @@ def limit(connection: Any, seconds: float, driver: Any) -> None:
 
     It then fails with the `driver`'s QueryCanceled. If the server does not answer the cancel
     either (its process is stopped, or its machine gone), the connection is closed, and the
-    statement fails with OperationalError.
+    statement fails with OperationalError. So does one whose connection the server ends.
 
     A commit is not cancelled, but its connection closed. While a commit waits for a standby, a
     cancel would make it succeed without the standby, and others would see what it wrote. A server
@@ -31,7 +31,13 @@ def limit(connection: Any, seconds: float, driver: Any) -> None:
 def _wait(
     connection: Any, seconds: float, driver: Any, wait: Any, steps: Any, *options: Any, **more: Any
 ) -> Any:
-    return wait(_bounded(connection, seconds, driver, steps), *options, **more)
+    try:
+        return wait(_bounded(connection, seconds, driver, steps), *options, **more)
+    except driver.InternalError as error:
+        # psycopg counts the results of a BEGIN or COMMIT: the server's last words are one more.
+        if not connection.broken:
+            raise
+        raise driver.OperationalError("the server has ended the connection") from error
 
 
 def _bounded(connection: Any, seconds: float, driver: Any, steps: Any) -> Generator[Any, Any, Any]:

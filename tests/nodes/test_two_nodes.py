@@ -265,6 +265,8 @@ def report(installation: Installation, ledger: Ledger) -> None:
     times = ", ".join(f"{name}: {s:.1f} s" for name, s in installation.recoveries.items())
     print(f"\n{ledger.answers.total()} answers {dict(ledger.answers)}, "
           f"{len(ledger.breaks)} without one, {len(ledger.lines)} tasks; {times}")  # fmt: skip
+    if ledger.wrong:
+        print(*(node.log.read_text() for node in installation.nodes))
 
 
 def questions(person: RemoteClient, ledger: Ledger) -> list[dict[str, Any]]:
