@@ -1,6 +1,5 @@
 """Copies all of a database into an empty one, SQLite or PostgreSQL, while nobody serves it."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from sqlalchemy import (
     Text,
     bindparam,
     create_engine,
+    delete,
     event,
     func,
     insert,
@@ -34,7 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from taskservice.database import migrations, read_only, timestamps
+from taskservice.database import migrations, read_only
 from taskservice.database.address import shown
 from taskservice.database.engine import (
     BUSY_SECONDS,
@@ -47,9 +47,10 @@ from taskservice.database.files import full_disk, is_open_elsewhere
 from taskservice.database.migrations import COPY_PROGRESS, UnfinishedCopy
 from taskservice.database.models import ServiceHeartbeat
 from taskservice.database.rows import AnyRow
-from taskservice.database.transactions import moment_by
 from taskservice.database.types import Base
 from taskservice.operations import database_check
+from taskservice.operations.heartbeat import is_served
+from taskservice.operations.remarks import Remarks
 from taskservice.operations.row_checksum import Checksum, canonical
 
 # What one transaction copies, whichever comes first.
@@ -57,12 +58,8 @@ BATCH_ROWS = 1_000
 BATCH_BYTES = 4 * 1024 * 1024
 # Rows that one read takes into memory: a task's row may have 2 MiB.
 READ_ROWS = 8
-# A serving process writes its heartbeat at least every 20 s.
-HEARTBEAT_SECONDS = 25.0
-POLL_SECONDS = 1.0
 # Limits the wait for those that write to the copied tables.
 LOCK_SECONDS = 60
-_RUNNING = "is in use: stop the service, and every other command, first"
 
 TABLES: list[Table] = Base.metadata.sorted_tables
 # One row for each table, and this table only, is what tells an unfinished copy from a database.
@@ -133,10 +130,11 @@ def copy(source: URL, target: URL, remark: Callable[[str], None]) -> list[Copied
     _check_addresses(source, target)
     with _one_line_errors(target), _reading(source, remark) as reads:
         writer = _writer(target)
-        _begin(writer, target, shown(source))
+        _begin(writer, target, shown(source), remark)
+        remarks = Remarks(remark)
         for table in TABLES:
-            _copy_table(reads, writer, table)
-        copied = [_compared(reads, writer, table) for table in TABLES]
+            _copy_table(reads, writer, table, remarks)
+        copied = [_compared(reads, writer, table, remarks) for table in TABLES]
         _finish(writer)
     return copied
 
@@ -152,7 +150,12 @@ def _check_addresses(source: URL, target: URL) -> None:
         if not path.is_file():
             raise CopyError(f"There is no database at {path}")
         if not read_only.is_frozen(path) and is_open_elsewhere(path):
-            raise CopyError(f"{path} {_RUNNING}")
+            raise _in_use(source)
+
+
+def _in_use(address: URL) -> CopyError:
+    name = address.database if _is_sqlite(address) else shown(address)
+    return CopyError(f"{name} is in use: stop the service, and every other command, first")
 
 
 def _is_sqlite(address: URL) -> bool:
@@ -184,8 +187,8 @@ def _reading(address: URL, remark: Callable[[str], None]) -> Iterator[Connection
     engine = _reader(address)
     with engine.connect() as connection:
         _check_revision(connection, address)
-        if not _is_sqlite(address):
-            _wait_for_heartbeat(connection, address, remark)
+        if not _is_sqlite(address) and is_served(connection, address, remark):
+            raise _in_use(address)
     with engine.connect() as connection:
         if not _is_sqlite(address):
             _lock_tables(connection.execution_options(isolation_level="REPEATABLE READ"))
@@ -224,31 +227,6 @@ def _check_revision(connection: Connection, address: URL) -> None:
         )
 
 
-def _wait_for_heartbeat(
-    connection: Connection, address: URL, remark: Callable[[str], None]
-) -> None:
-    """Raises CopyError if a process serves this database."""
-    first = _heartbeat(connection)
-    if first is None or not _is_fresh(connection, first):
-        return
-    remark(f"{shown(address)} was served a moment ago; waiting up to {HEARTBEAT_SECONDS:.0f} s")
-    while _is_fresh(connection, first):
-        time.sleep(POLL_SECONDS)
-        if _heartbeat(connection) != first:
-            raise CopyError(f"{shown(address)} {_RUNNING}")
-
-
-def _heartbeat(connection: Connection) -> str | None:
-    # Each read sees what was written since the last one.
-    connection.rollback()
-    return connection.scalar(select(ServiceHeartbeat.until))
-
-
-def _is_fresh(connection: Connection, moment: str) -> bool:
-    # One in the future does not count: the clock was set.
-    return 0 <= timestamps.seconds_between(moment, moment_by(connection)) < HEARTBEAT_SECONDS
-
-
 def _lock_tables(connection: Connection) -> None:
     """Let no one write, before the transaction's first read decides what it sees."""
     names = ", ".join(table.name for table in TABLES)
@@ -274,10 +252,11 @@ def _writer(address: URL) -> Engine:
     return engine
 
 
-def _begin(engine: Engine, address: URL, source: str) -> None:
+def _begin(engine: Engine, address: URL, source: str, remark: Callable[[str], None]) -> None:
     """Make the target with an empty progress of each table, unless it was begun before.
 
-    Raises CopyError for a database that has any row, or was begun by another copy.
+    Raises CopyError for a database that is served, has any row but the heartbeat of a service
+    that was stopped, or was begun by another copy.
     """
     try:
         migrations.upgrade(address)
@@ -285,8 +264,10 @@ def _begin(engine: Engine, address: URL, source: str) -> None:
         with engine.begin() as connection:
             _check_begun(connection, address, source)
         return
+    _check_unused(engine, address, remark)
     with engine.begin() as connection:
         _check_empty(connection, address)
+        connection.execute(delete(ServiceHeartbeat))
         _PROGRESS.create(connection)
         begun = {"source": source, "last_key": _NO_KEY, "row_count": 0, "is_done": False}
         zero = Checksum().hex
@@ -306,8 +287,20 @@ def _check_begun(connection: Connection, address: URL, source: str) -> None:
         )
 
 
+def _check_unused(engine: Engine, address: URL, remark: Callable[[str], None]) -> None:
+    if _is_sqlite(address):
+        in_use = is_open_elsewhere(Path(address.database or ""))
+    else:
+        with engine.connect() as connection:
+            in_use = is_served(connection, address, remark)
+    if in_use:
+        raise _in_use(address)
+
+
 def _check_empty(connection: Connection, address: URL) -> None:
     for table in TABLES:
+        if table is ServiceHeartbeat.__table__:
+            continue
         if connection.execute(select(literal(1)).select_from(table).limit(1)).one_or_none():
             raise CopyError(f"{shown(address)} is not empty: its table {table.name} has rows")
 
@@ -317,7 +310,7 @@ def _progress_of(connection: Connection, table: Table) -> tuple[AnyRow, Checksum
     return row, Checksum(row.row_count, int(row.checksum, 16))
 
 
-def _copy_table(reads: Connection, writer: Engine, table: Table) -> None:
+def _copy_table(reads: Connection, writer: Engine, table: Table, remarks: Remarks) -> None:
     with writer.begin() as connection:
         progress, checksum = _progress_of(connection, table)
     if progress.is_done:
@@ -329,6 +322,7 @@ def _copy_table(reads: Connection, writer: Engine, table: Table) -> None:
         advance = {"of_table": table.name, "before": last, "after": after, "rows": checksum.rows,
                    "total": checksum.hex, "done": not batch.is_full}  # fmt: skip
         _store(writer, table, batch.rows, advance)
+        remarks.reached("copied", table.name, checksum.rows)
         last = after
 
 
@@ -383,25 +377,26 @@ def _raise_for_row(writer: Engine, table: Table, rows: Sequence[AnyRow]) -> None
 # --- the end -----------------------------------------------------------------------------
 
 
-def _compared(reads: Connection, writer: Engine, table: Table) -> CopiedTable:
+def _compared(reads: Connection, writer: Engine, table: Table, remarks: Remarks) -> CopiedTable:
     """Read the table again on both sides; raises CopyError if it is not what was copied."""
     with writer.begin() as connection:
         _, copied = _progress_of(connection, table)
-        there = _checksum(connection, table)
+        there = _checksum(connection, table, remarks)
     if there != copied:
         raise CopyError(f"{table.name} was changed or damaged in TO; remove TO and copy again")
-    if _checksum(reads, table) != copied:
+    if _checksum(reads, table, remarks) != copied:
         raise CopyError(
             f"{table.name} has changed in FROM since the copy was begun; remove TO and copy again"
         )
     return CopiedTable(table.name, copied.rows, copied.hex)
 
 
-def _checksum(connection: Connection, table: Table) -> Checksum:
+def _checksum(connection: Connection, table: Table, remarks: Remarks) -> Checksum:
     checksum = Checksum()
     rows = connection.execute(select(table).execution_options(yield_per=READ_ROWS))
     for some in rows.partitions():
         checksum = checksum.plus([canonical(row) for row in some])
+        remarks.reached("read again", table.name, checksum.rows)
     return checksum
 
 

@@ -23,7 +23,7 @@ from taskservice.database.engine import dispose
 from taskservice.database.models import Log, LogChunk, Task
 from taskservice.database.transactions import transaction
 from taskservice.database.types import Base
-from taskservice.operations import database_copy
+from taskservice.operations import database_copy, heartbeat, remarks
 from taskservice.operations.database_copy import CopyError
 from tests.support.all_tables import PEOPLE, as_before, fill, seen
 from tests.support.api_client import ApiClient
@@ -196,7 +196,7 @@ KILLED_COPY = """
 import itertools, os, signal, sys
 from sqlalchemy.engine.default import DefaultDialect
 from taskservice.cli import main
-from taskservice.operations import database_copy
+from taskservice.operations import database_copy, heartbeat, remarks
 
 moments, at = itertools.count(1), int(sys.argv.pop(1))
 commit = DefaultDialect.do_commit
@@ -408,30 +408,63 @@ def test_sqlite_file_that_is_served_is_refused(move: Move) -> None:
         assert move.copy().returncode == 0
 
 
-@fault("storage", "a copy of PostgreSQL that is served", "refused")
-@from_postgresql
+@fault("storage", "a copy from or to a PostgreSQL database that is served", "refused")
+@pytest.mark.parametrize(
+    ("move", "side"),
+    [("postgresql to sqlite", "source"), ("sqlite to postgresql", "target")],
+    indirect=["move"],
+)
 def test_postgresql_that_is_served_is_refused(
-    move: Move, monkeypatch: pytest.MonkeyPatch, receiver: Receiver
+    move: Move, side: str, monkeypatch: pytest.MonkeyPatch, receiver: Receiver
 ) -> None:
     """A heartbeat that was written a moment ago may be the last one; if it moves, it was not."""
     move.fill(receiver, ("alice",))
-    remarks: list[str] = []
+    said: list[str] = []
     addresses = parse(move.source), parse(move.target)
-    with move.app(move.source) as app:
+    served = getattr(move, side)
+    migrations.upgrade(parse(served))
+    with move.app(served) as app:
         with app.app_context():
             record_heartbeat()
 
         def wait(seconds: float) -> None:
             run_sql(app, "UPDATE service_heartbeat SET until = until + interval '10 s'")
 
-        monkeypatch.setattr("taskservice.operations.database_copy.time.sleep", wait)
+        monkeypatch.setattr("taskservice.operations.heartbeat.time.sleep", wait)
         with pytest.raises(CopyError, match="is in use: stop the service"):
-            database_copy.copy(*addresses, remarks.append)
+            database_copy.copy(*addresses, said.append)
     happened("refused: the database is in use")
-    assert "waiting up to 25 s" in remarks[0]
+    assert "waiting up to 25 s" in said[0]
     monkeypatch.undo()
-    monkeypatch.setattr(database_copy, "HEARTBEAT_SECONDS", 1.0)
-    assert len(database_copy.copy(*addresses, remarks.append)) == len(TABLES)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 1.0)
+    assert len(database_copy.copy(*addresses, said.append)) == len(TABLES)
+
+
+@both_ways
+def test_copy_replaces_what_a_service_has_made_before_its_first_user(
+    move: Move, receiver: Receiver
+) -> None:
+    move.fill(receiver, ("alice",))
+    with Service(move.folder / "data", DATABASE_URL=move.target) as service:
+        if move.target.startswith("sqlite"):
+            assert "is in use: stop the service" in one_line(move.copy(), 1)
+        service.stop()
+    with move.app(move.target) as app:
+        assert [name for name, found in rows(app).items() if found] == ["service_heartbeat"]
+        run_sql(app, AGE_HEARTBEAT)
+    assert move.copy().returncode == 0
+    assert sorted_rows(move.rows(move.target)) == sorted_rows(move.rows(move.source))
+
+
+@to_postgresql
+def test_copy_says_how_far_it_is(
+    move: Move, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move.fill(receiver, ("alice",))
+    monkeypatch.setattr(remarks, "REMARK_SECONDS", 0.0)
+    said: list[str] = []
+    database_copy.copy(parse(move.source), parse(move.target), said.append)
+    assert {"users: 1 copied", "users: 1 read again"} <= set(said)
 
 
 @fault("storage", "writes to PostgreSQL during its copy", "wait or fail, none is lost")
@@ -494,11 +527,11 @@ def test_two_copies_into_one_target_do_not_mix(
     addresses = parse(move.source), parse(move.target)
     copy_table, second = database_copy._copy_table, list[bool]()
 
-    def overtaken(reads: Any, writer: Any, table: Any) -> None:
+    def overtaken(reads: Any, writer: Any, table: Any, remarks: Any) -> None:
         if table.name == "tasks" and not second:
             second.append(True)
             until(lambda: move.copy().returncode == 0)
-        copy_table(reads, writer, table)
+        copy_table(reads, writer, table, remarks)
 
     monkeypatch.setattr(database_copy, "_copy_table", overtaken)
     with pytest.raises(CopyError):
