@@ -1,12 +1,17 @@
 """How fast much is removed from a running service, and how long a writer waits meanwhile."""
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from threading import Event
+from typing import NamedTuple, TypeVar
 
 from benchmarks.contents import DAYS, Person
 from benchmarks.servers import Server, prepare_server
@@ -18,20 +23,26 @@ Result = TypeVar("Result")
 QUIET_SECONDS = 5.0
 # A failure, since two minutes are the goal.
 GIVE_UP_SECONDS = 900.0
+FILE_PAUSE_SECONDS = 0.02
+PAGE = b"x" * 4096
+
+
+class Waits(NamedTuple):
+    """The longest waits in milliseconds: of a writer, and of a plain file for the same disk."""
+
+    writer: float
+    disk: float
 
 
 @dataclass(frozen=True)
 class Removal:
-    """Tasks removed a second while nobody writes; seconds until a long log is off the disk.
+    """Tasks removed a second while nobody writes; seconds until a long log is off the disk."""
 
-    The waits are the longest of a writer in milliseconds.
-    """
-
-    quiet_wait: float
+    quiet: Waits
     rate: float
-    tasks_wait: float
+    tasks: Waits
     log_seconds: float
-    log_wait: float
+    log: Waits
 
 
 def measured(
@@ -41,20 +52,44 @@ def measured(
 
     The log waits for a minute first, for those who read it, unless this `is_quick`.
     """
-    quiet_wait, _ = _with_writer(writer, lambda: time.sleep(QUIET_SECONDS))
+    # Else the disk would still be busy with what was written before.
+    os.sync()
+    quiet, _ = _with_writer(writer, lambda: time.sleep(QUIET_SECONDS))
     finished = store.number("SELECT count(*) FROM tasks WHERE finished_at IS NOT NULL")
     rate = _prune(server, DAYS * (1 - count / finished))
-    tasks_wait, _ = _with_writer(writer, lambda: _prune(server, DAYS * (1 - 2 * count / finished)))
-    log_wait, seconds = _with_writer(writer, lambda: _log_gone(store, writer, task_id, is_quick))
-    return Removal(quiet_wait, rate, tasks_wait, seconds, log_wait)
+    tasks, _ = _with_writer(writer, lambda: _prune(server, DAYS * (1 - 2 * count / finished)))
+    log, seconds = _with_writer(writer, lambda: _log_gone(store, writer, task_id, is_quick))
+    return Removal(quiet, rate, tasks, seconds, log)
 
 
-def _with_writer(writer: Person, act: Callable[[], Result]) -> tuple[float, Result]:
-    """The longest wait of a writer beside `act`, and what that returns."""
+def _with_writer(writer: Person, act: Callable[[], Result]) -> tuple[Waits, Result]:
+    """The longest waits beside `act`, and what that returns."""
     quiet = QuietWriter(RemoteClient(writer.server.url, writer.key))
-    with quiet:
+    with _plain_file(writer.server.environment["TASKSERVICE_DATA"]) as waits, quiet:
         result = act()
-    return quiet.worst * 1000, result
+    return Waits(quiet.worst * 1000, max(waits) * 1000), result
+
+
+@contextmanager
+def _plain_file(folder: str) -> Iterator[list[float]]:
+    """How long, in seconds, a file in `folder` waits for each of its writes."""
+    waits, stopping = [0.0], Event()
+
+    def write() -> None:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            while not stopping.wait(FILE_PAUSE_SECONDS):
+                began = time.perf_counter()
+                os.pwrite(file.fileno(), PAGE, 0)
+                os.fsync(file.fileno())
+                waits.append(time.perf_counter() - began)
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        try:
+            yield waits
+        finally:
+            stopping.set()
+        writing.result()
 
 
 def _prune(server: Server, days: float) -> float:
