@@ -255,11 +255,12 @@ def _writer(address: URL) -> Engine:
 def _begin(engine: Engine, address: URL, source: str, remark: Callable[[str], None]) -> None:
     """Make the target with an empty progress of each table, unless it was begun before.
 
-    Raises CopyError for a database that is served, has any row but the heartbeat of a service
+    Raises DatabaseError for a database of an older revision, which stays as it is, and
+    CopyError for one that is served, has any row but the heartbeat of a service
     that was stopped, or was begun by another copy.
     """
     try:
-        migrations.upgrade(address)
+        migrations.upgrade(address, may_change=False)
     except UnfinishedCopy:
         with engine.begin() as connection:
             _check_begun(connection, address, source)

@@ -352,6 +352,18 @@ def test_target_that_is_finished_or_has_any_row_is_refused(move: Move, receiver:
     assert move.rows(move.target) == before
 
 
+@fault("upgrade", "a copy onto a database of an older revision", "refused, it is not upgraded")
+@both_ways
+def test_target_of_an_older_revision_is_refused_and_not_upgraded(
+    move: Move, receiver: Receiver
+) -> None:
+    move.fill(receiver, ("alice",))
+    migrations.upgrade(parse(move.target), "0008")
+    assert "has a database of revision 0008" in one_line(move.copy(), 1)
+    with move.connection(move.target) as connection:
+        assert migrations.revision(connection) == "0008"
+
+
 @fault("storage", "a copy onto the tables or files of others", "refused, they are left alone")
 def test_files_and_tables_of_others_are_left_alone(
     databases: Databases, tmp_path: Path, subtests: pytest.Subtests

@@ -60,11 +60,14 @@ class NoDatabase(DatabaseError):
         super().__init__(f"There is no database at {where}; `taskservice serve` makes one")
 
 
-def upgrade(url: str | URL, target: str = "head", may_create: bool = True) -> None:
+def upgrade(
+    url: str | URL, target: str = "head", may_create: bool = True, may_change: bool = True
+) -> None:
     """Migrate the database to the revision `target`; with `may_create`, create a missing one.
 
     Raises DatabaseError, and changes nothing, if it cannot be opened, belongs to another
-    program, is newer than this code, or is missing and must not be created.
+    program, is newer than this code, is missing and must not be created, or is older and must
+    not be changed.
     """
     address = make_url(url)
     is_sqlite = address.get_backend_name() == "sqlite"
@@ -82,6 +85,8 @@ def upgrade(url: str | URL, target: str = "head", may_create: bool = True) -> No
             found = revision(connection)
             if found is None and not may_create:
                 raise NoDatabase(shown(address))
+            if found not in (None, head()) and not may_change:
+                raise DatabaseError(f"{shown(address)} has a database of revision {found}")
             if found != (head() if target == "head" else target):
                 begin(connection)
                 _run(connection, target)
