@@ -24,11 +24,11 @@ QUIET_SECONDS = 5.0
 # A failure, since two minutes are the goal.
 GIVE_UP_SECONDS = 900.0
 FILE_PAUSE_SECONDS = 0.02
-PAGE = b"x" * 4096
+BLOCK = b"x" * 4096
 
 
 class Waits(NamedTuple):
-    """The longest waits in milliseconds: of a writer, and of a plain file for the same disk."""
+    """The longest waits in milliseconds: of a writer, and of a plain file on the same disk."""
 
     writer: float
     disk: float
@@ -36,7 +36,7 @@ class Waits(NamedTuple):
 
 @dataclass(frozen=True)
 class Removal:
-    """Tasks removed a second while nobody writes; seconds until a long log is off the disk."""
+    """How many tasks are removed per second, and how many seconds a long log takes."""
 
     quiet: Waits
     rate: float
@@ -79,7 +79,7 @@ def _plain_file(folder: str) -> Iterator[list[float]]:
         with tempfile.TemporaryFile(dir=folder) as file:
             while not stopping.wait(FILE_PAUSE_SECONDS):
                 began = time.perf_counter()
-                os.pwrite(file.fileno(), PAGE, 0)
+                os.pwrite(file.fileno(), BLOCK, 0)
                 os.fsync(file.fileno())
                 waits.append(time.perf_counter() - began)
 

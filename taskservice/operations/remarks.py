@@ -14,7 +14,7 @@ class Remarks:
         self._next = time.monotonic() + REMARK_SECONDS
 
     def reached(self, done: str, table: str, rows: int) -> None:
-        """So many rows of a table were, for example, `copied`."""
+        """Say how many rows of a table are done; `done` is a word such as `copied`."""
         if time.monotonic() >= self._next:
             self._remark(f"{table}: {rows:,} {done}")
             self._next = time.monotonic() + REMARK_SECONDS

@@ -61,7 +61,7 @@ CACHING_ALL = f"{CACHING}  proxy_ignore_headers Cache-Control Expires;\n"
 
 def settings(folder: Path, http: str) -> str:
     """The text of an nginx.conf that keeps everything in this folder; `http` is its own part."""
-    # Otherwise its workers are nobody, who may not write into a test's folder.
+    # By default its workers run as the user `nobody`, who can't write into a test's folder.
     user = "user root;" if os.geteuid() == 0 else ""
     return _FRAME.format(user=user, folder=folder, http=http)
 
