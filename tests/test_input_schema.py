@@ -268,10 +268,19 @@ def test_rerun_is_checked_by_the_schema_as_it_now_is(alice: ApiClient) -> None:
     assert expect(alice.post(path), 201)["input"] == task["input"]
 
 
-def test_agents_own_key_is_checked_too(alice: ApiClient) -> None:
+def test_claimed_start_is_recorded_whatever_the_schema_says(alice: ApiClient) -> None:
+    """Its program runs already; a rerun, which no program has begun, is checked."""
     agent = alice.agent_key()
     alice.register(inputSchema=MAIL)
-    assert faults(agent, {}) == {"input.mailbox": ["Missing."]}
+    assert agent.start(input={"mailbox": 5})["input"] == {"mailbox": 5}
+    task = alice.start(input={"days": "many"}, claim=True)
+    assert (task["input"], task["claimedAt"] is None) == ({"days": "many"}, False)
+    assert faults(alice, {"days": "many"})
+    for who in (alice, agent):
+        assert problem(who.post(f"/task/{task['id']}/rerun"), 422)["errors"] == {
+            "input.mailbox": ["Missing."],
+            "input.days": ["Must be a whole number."],
+        }
 
 
 def test_repeated_start_is_answered_whatever_the_schema_now_is(alice: ApiClient) -> None:

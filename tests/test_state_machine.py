@@ -324,7 +324,8 @@ class Api(RuleBasedStateMachine):
         if not key.sees_agent(body["agentId"]) or another_body:
             problem(response, 422)
             return multiple()
-        if known is None and not self.fits(key, body["agentId"], body.get("input")):
+        claimed = body.get("claim") or key.agent_id is not None
+        if not (known or claimed or self.fits(key, body["agentId"], body.get("input"))):
             assert list(problem(response, 422)["errors"]) == ["input"]
             return multiple()
         seen = expect(response, 201)

@@ -68,8 +68,8 @@ def list_all(as_json: bool) -> None:
 def add(agent_id: str, **fields: Any) -> None:
     """Register an agent, or change what is given of one.
 
-    By the schema of its input the service checks each task that is started, and the dashboard and
-    MCP clients know what to ask for.
+    By the schema of its input the service checks each unclaimed start and each rerun, and the
+    dashboard and MCP clients know what to ask for.
     """
     with service_client() as client:
         client.register(agent_id, **fields)

@@ -180,7 +180,8 @@ class Client:
     ) -> None:
         """Register an agent, or change what is not None.
 
-        `input_schema` is the JSON Schema of its tasks' input; the service checks each start by it.
+        `input_schema` is the JSON Schema of its tasks' input, by which the service checks each
+        unclaimed start and each rerun.
         """
         fields = {
             "name": name,

@@ -56,11 +56,13 @@ def start(
     """Start a task from what StartSchema loaded; returns it, and whether it existed already.
 
     It does if the same user started it with the same idempotency key. Raises 422 for an agent
-    that is not registered, an input that does not fit its schema, a callback that is not allowed,
-    and an idempotency key that was used with another body.
+    that is not registered, an unclaimed task whose input does not fit its schema, a callback that
+    is not allowed, and an idempotency key that was used with another body.
     """
     _check_callback(fields.get("callback"))
     given = Input(strict_json.dumps(fields.get("input") or {}).decode())
+    # An agent that starts a task has claimed it.
+    is_claimed = fields.get("claim") or caller.agent_id is not None
     while True:
         with transaction() as connection:
             # First, so that an agent key never gets a task that another agent started.
@@ -74,9 +76,8 @@ def start(
             parent_id = fields.get("parentId")
             if parent_id is not None and not _lock_parent(connection, caller, parent_id):
                 raise invalid({"parentId": ["No such task."]})
-            if given.fits(agent.input_schema):
-                # An agent that starts a task has claimed it.
-                is_claimed = fields.get("claim") or caller.agent_id is not None
+            # The program of a claimed task runs already: what it does must be recorded.
+            if is_claimed or given.fits(agent.input_schema):
                 started = _started(fields, agent.name, given.text)
                 task = _insert(connection, caller, started, idempotency, is_claimed=is_claimed)
                 return task, False

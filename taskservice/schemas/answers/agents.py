@@ -88,7 +88,7 @@ class AgentSchema(AgentOfTaskSchema):
 
     inputSchema = StoredJson(
         metadata=doc(
-            "The JSON Schema of its input, by which each start is checked.",
+            "The JSON Schema of its input, by which each unclaimed start and rerun is checked.",
             EXAMPLE_INPUT_SCHEMA,
             column=Agent.input_schema,
         )
