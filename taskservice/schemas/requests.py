@@ -236,9 +236,9 @@ class PutAgentSchema(Schema):
         allow_none=True,
         metadata=doc(
             "A JSON Schema (draft 2020-12) of its input, by which each unclaimed start and each "
-            "rerun is checked: at most 16 KiB and 16 levels; at the top the type is object, without "
-            "oneOf, anyOf, allOf, not, if, enum and $ref; each $ref begins with #/ and does not lead "
-            "back to itself.",
+            "rerun is checked: at most 16 KiB and 16 levels; at the top the type is object, "
+            "without oneOf, anyOf, allOf, not, if, enum and $ref; each $ref begins with #/ and "
+            "does not lead back to itself.",
             EXAMPLE_INPUT_SCHEMA,
         ),
     )
