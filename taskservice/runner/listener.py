@@ -30,6 +30,7 @@ ATTEMPT_SECONDS = 10.0
 # The address that receives webhooks, and the maximum size of one in bytes.
 HOST = "127.0.0.1"
 MAX_WEBHOOK = 16 * 1024 * 1024
+_LENGTH_DIGITS = 20
 # The page of another program comes from a proxy: at its start the listener reached the service.
 _SERVICE_IS_AWAY = (*RETRYABLE, NotTheService)
 _NAMES = UUID("7d6f0c4e-7b39-4d4e-9a57-0f6c2c6a8f11")
@@ -157,16 +158,24 @@ class _Request(BaseHTTPRequestHandler):
     timeout = ATTEMPT_SECONDS
 
     def do_POST(self) -> None:
-        length = self.headers.get("content-length", "")
-        if not (length.isascii() and length.isdigit() and int(length) <= MAX_WEBHOOK):
-            status = HTTPStatus.BAD_REQUEST
-        else:
+        status = self._refusal(self.headers.get("content-length", ""))
+        if status is None:
             headers = {name.lower(): value for name, value in self.headers.items()}
-            status = self.server.receive(headers, self._body(int(length)))
+            status = self.server.receive(headers, self._body())
         self.send_response(status)
         self.end_headers()
 
-    def _body(self, length: int) -> bytes:
+    def _refusal(self, length: str) -> HTTPStatus | None:
+        if not length:
+            return HTTPStatus.LENGTH_REQUIRED
+        if not (length.isascii() and length.isdigit()):
+            return HTTPStatus.BAD_REQUEST
+        # Python refuses to read a number of thousands of digits.
+        is_large = len(length) > _LENGTH_DIGITS or int(length) > MAX_WEBHOOK
+        return HTTPStatus.REQUEST_ENTITY_TOO_LARGE if is_large else None
+
+    def _body(self) -> bytes:
+        length = int(self.headers["content-length"])
         body = self.rfile.read(length)
         if len(body) < length:
             raise ConnectionError("The sender closed the connection")

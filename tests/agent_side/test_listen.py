@@ -1,11 +1,12 @@
 """`taskservice listen`: webhooks for a developer, shown here or sent on to a local address."""
 
 import json
+import re
 import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -19,6 +20,7 @@ from tests.support import receiver as play
 from tests.support.agent_machine import AgentMachine, kill, machine_of
 from tests.support.api_client import RemoteClient
 from tests.support.catalogue import fault, happened
+from tests.support.cheap_subtests import CheapSubtests
 from tests.support.receiver import Received, Receiver
 from tests.support.service import Service, free_port
 from tests.support.service_answers import losing
@@ -288,6 +290,51 @@ def test_callback_is_verified_after_the_secret_was_rotated(
         remote_alice.request("POST", "/callback-secret").raise_for_status()
         finish(remote_alice, remote_alice.start(callback=url))
         assert "signature verified" in printed(process)
+
+
+def test_malformed_request_is_refused_and_the_listener_goes_on(
+    remote_alice: RemoteClient, machine: AgentMachine, subtests: CheapSubtests
+) -> None:
+    with receiving(machine) as (process, url):
+        for request, status in {
+            "POST / HTTP/1.1\r\nContent-Length: " + "9" * 5_000: 413,
+            "POST / HTTP/1.1\r\nContent-Length: " + "0" * 5_000: 413,
+            f"POST / HTTP/1.1\r\nContent-Length: {16 * 1024**2 + 1}": 413,
+            "POST / HTTP/1.1\r\nContent-Length: -1": 400,
+            "POST / HTTP/1.1\r\nContent-Length: ten": 400,
+            "POST / HTTP/1.1\r\nContent-Length: \xb2": 400,
+            "POST / HTTP/1.1\r\nContent-Length:": 411,
+            "POST / HTTP/1.1\r\nX-Other: 1": 411,
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked": 411,
+            "POST / HTTP/1.1\r\nContent-Length: 0\r\nwebhook-timestamp: " + "9" * 5_000: 400,
+            "POST / HTTP/1.1\r\nContent-Length: 0\r\nwebhook-signature: \xff": 400,
+            "POST / HTTP/1.1\r\nno header": 411,
+            "POST / HTTP/1.1\r\n" + "X: 1\r\n" * 200 + "Y: 1": 431,
+            "POST / HTTP/1.1\r\nX: " + "x" * 70_000: 431,
+            "POST / HTTP/" + "9" * 5_000 + ".1": 400,
+            "POST / HTTP/\xb2.\xb2": 400,
+            "POST / HTTP/7.0": 505,
+            "POST " + "/" * 70_000 + " HTTP/1.1": 414,
+            "__class__ / HTTP/1.1": 501,
+            "\0\xff\0": 400,
+        }.items():
+            with subtests.test(repr(request[:50])):
+                assert status_of(url, request.encode("latin-1") + b"\r\n\r\n") == status
+        finish(remote_alice, remote_alice.start(callback=url))
+        assert "signature verified" in printed(process)
+
+
+def status_of(url: str, request: bytes) -> int:
+    """The status of the response to these bytes."""
+    with socket.create_connection(("127.0.0.1", int(url.split(":")[2].strip("/"))), 30) as sender:
+        # The listener may close the connection before it has read all.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            sender.sendall(request)
+        response = b"".join(iter(lambda: sender.recv(65_536), b""))
+    # To a request that names no version of HTTP, the response has no status line.
+    found = re.search(rb"^HTTP/1.. ([0-9]{3})|Error code: ([0-9]{3})", response)
+    assert found is not None, response
+    return int(found[1] or found[2])
 
 
 @fault("callback", "an unsigned webhook at `listen`", "refused and not shown", answers=False)
