@@ -77,8 +77,8 @@ class Outbox:
             try_start(sender)
         return sender
 
-    def put_lines(self, milliseconds: int, lines: tuple[object, ...]) -> None:
-        """Add the lines in these texts, with their time in milliseconds since 1970.
+    def put_lines(self, milliseconds: int, text: str) -> None:
+        """Add the lines of this text, with their time in milliseconds since 1970.
 
         Waits while the queue is full. Raises the reason to stop, and Unreachable when the service
         has not answered for the connection's `patience`.
@@ -88,8 +88,7 @@ class Outbox:
         while not queue.wait_for_space(_POLL_SECONDS):
             self._raise_if_stuck(sender, began)
         self.check()
-        texts = [line for given in lines for line in log_text.split_lines(str(given))]
-        queue.put(texts, milliseconds)
+        queue.put(log_text.split_lines(text), milliseconds)
         if at_exit.is_over():
             self.send_rest(time.monotonic() + at_exit.EXIT_SECONDS)
         elif sender.ident is None:

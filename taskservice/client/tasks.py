@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class Line(NamedTuple):
-    """A line of a log, and its number, counted from 1.
+    """A line of a log, and its number, counted from 1; `str` gives its text.
 
     `at` is when its agent printed it, where times were asked for; None if that is unknown.
     """
@@ -43,6 +43,9 @@ class Line(NamedTuple):
     number: int
     text: str
     at: str | None = None
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class Failure(TypedDict):
@@ -152,19 +155,21 @@ class Task:
 
     # --- doing the work ------------------------------------------------------------------
 
-    def log(self, *lines: object) -> None:
-        """Add lines, each the text of one argument; a thread sends them in order, each once.
+    def log(self, *values: object) -> None:
+        """Add a line: the texts of the values with spaces between, as `print` writes them.
+
+        A line feed in it begins another line. A thread sends all lines in order, each once.
 
         Waits only while 16 MiB of lines are still to be sent. Raises TaskCancelled when the
         user has cancelled the task and NotFound when it was deleted: the program should stop
         then. Raises Unreachable when 16 MiB wait and the service has given no answer for
         `patience` seconds; those lines are still sent later.
         """
-        self.log_at(clock.now(), *lines)
+        self.log_at(clock.now(), " ".join(map(str, values)))
 
-    def log_at(self, milliseconds: int, *lines: object) -> None:
-        """Add lines like `log`, with this time in milliseconds since 1970."""
-        self._outbox.put_lines(milliseconds, lines)
+    def log_at(self, milliseconds: int, text: str) -> None:
+        """Add the lines of a text like `log`, with this time in milliseconds since 1970."""
+        self._outbox.put_lines(milliseconds, text)
 
     def report(self, **changes: Any) -> None:
         """Change it now; with `status`, after all lines.
@@ -301,7 +306,7 @@ class Task:
             raise
 
     def _fail_with(self, error: BaseException) -> None:
-        self.log(*traceback.format_exception(error))
+        self.log("".join(traceback.format_exception(error)))
         self.fail(_message(error))
 
     # --- watching ------------------------------------------------------------------------

@@ -72,10 +72,11 @@ def test_block_becomes_a_task(remote_alice: RemoteClient, client: Client) -> Non
         client.start("summarizer", name="nightly", input={"day": 1}, callback=receiver.url) as task,
     ):
         task.log("one")
-        task.log("two\nthree", "four", "")
+        task.log("two\nthree", "and four")
+        task.log()
         task.output["sum"] = 15
     found = the_task(remote_alice)
-    assert found["logs"] == ["one", "two", "three", "four", ""]
+    assert found["logs"] == ["one", "two", "three and four", ""]
     assert (found["name"], found["input"]) == ("nightly", {"day": 1})
     assert (found["status"], found["output"]) == ("complete", {"sum": 15})
     assert (task.status, task.error, task.data["output"]) == ("complete", None, {"sum": 15})
@@ -169,12 +170,12 @@ def test_output_that_has_become_no_json_is_an_error_and_the_rest_is_kept(
     happened("an error; the rest kept")
 
 
-def test_any_logged_value_becomes_its_text(remote_alice: RemoteClient, client: Client) -> None:
+def test_logged_values_are_one_line_as_printed(remote_alice: RemoteClient, client: Client) -> None:
     task = client.start("summarizer")
     task.log({"a": 1}, 1.5, None, ValueError("bad"), b"x", Path("y"))
     task.fail(ValueError("no good"))
     found = the_task(remote_alice)
-    assert found["logs"] == ["{'a': 1}", "1.5", "None", "bad", "b'x'", "y"]
+    assert found["logs"] == ["{'a': 1} 1.5 None bad b'x' y"]
     assert found["error"]["message"] == "no good"
 
 
@@ -190,7 +191,7 @@ def test_report_of_the_end_comes_after_the_lines(
     remote_alice: RemoteClient, client: Client
 ) -> None:
     task = client.start("summarizer")
-    task.log("one", "two")
+    task.log("one\ntwo")
     task.report(status="complete", output={"sum": 15})
     found = the_task(remote_alice)
     assert found["logs"] == ["one", "two"]
@@ -338,7 +339,7 @@ def test_error_goes_to_other_processes(error: TaskServiceError) -> None:
 def test_lines_arrive_of_a_program_that_just_ends(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
-    program = "from taskservice.client import Client; Client().start('short').log('one', 'two')"
+    program = "from taskservice.client import Client; Client().start('short').log('one\\ntwo')"
     process = machine.python(program)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
@@ -350,7 +351,8 @@ import atexit
 
 @atexit.register
 def later_than_the_handlers_of_what_is_imported_now():
-    task.log("late", "later")
+    task.log("late")
+    task.log("later")
     task.log("last")
     {deed}
 
@@ -426,7 +428,7 @@ def test_exit_handler_does_not_wait_for_a_service_that_is_away(
 def test_program_does_not_wait_long_for_a_service_that_is_away(machine: AgentMachine) -> None:
     program = (
         "from taskservice.client import Client, at_exit; at_exit.EXIT_SECONDS = 0.5\n"
-        "Client().start('short').log('one', 'two')"
+        "Client().start('short').log('one\\ntwo')"
     )
     with Receiver() as receiver:
         receiver.paths["/api/v1/task"] = played.task(201)
@@ -449,7 +451,7 @@ def test_lines_that_could_not_be_sent_are_counted() -> None:
         receiver.paths["/api/v1/task"] = played.task(201)
         receiver.answer = play.answer(503)
         task = Client(receiver.url, "key", patience=1).start("summarizer")
-        task.log("one", "two")
+        task.log("one\ntwo")
         with pytest.raises(Unavailable, match="2 lines not sent"):
             task.complete()
     happened("counted")
@@ -505,7 +507,9 @@ def test_own_exception_is_raised_where_a_cancel_came_too(
 @fault("agent's side", "lines that are too long or not text", "made to fit", answers=False)
 def test_long_and_invalid_lines_are_made_to_fit(remote_alice: RemoteClient, client: Client) -> None:
     with client.start("summarizer") as task:
-        task.log("x" * 100_000, "a\0b", "lone \ud800 surrogate")
+        task.log("x" * 100_000)
+        task.log("a\0b")
+        task.log("lone \ud800 surrogate")
     long, nul, lone = the_task(remote_alice)["logs"]
     assert long.endswith("[taskservice: cut here, the line has 100,000 bytes]")
     assert (nul, lone) == ("a\ufffdb", "lone ? surrogate")
@@ -622,7 +626,7 @@ def test_follow_gives_each_line_once_until_the_end(
     remote_alice: RemoteClient, client: Client
 ) -> None:
     with client.start("summarizer") as task:
-        task.log("one", "two")
+        task.log("one\ntwo")
         watched = client.task(task.id)
         lines = watched.follow()
         assert next(lines) == Line(1, "one")
@@ -752,7 +756,8 @@ def test_line_that_is_larger_than_a_body_may_be_is_cut(tmp_path: Path) -> None:
         alice = service.add_user()
         client = Client(alice.url, str(alice.session.headers["apikey"]))
         with suppress(RuntimeError), client.start("a") as task:
-            task.log("before", "x" * 60_000, "between", "y" * 5_000, *map(str, range(500)))
+            lines = ["before", "x" * 60_000, "between", "y" * 5_000, *map(str, range(500))]
+            task.log("\n".join(lines))
             task.output["text"] = "x" * 3_000
             raise RuntimeError("z" * 60_000)
         found = the_task(alice)

@@ -308,6 +308,7 @@ def test_lines_come_with_their_times(remote_alice: RemoteClient, client: Client)
     assert list(task.lines()) == [Line(1, "one", None)]
     task.cancel()
     assert list(task.follow(times=True)) == [Line(1, "one", at)]
+    assert "\n".join(map(str, task.lines(times=True))) == "one"
 
 
 def test_agents_are_listed_with_their_health_and_deleted(client: Client) -> None:

@@ -169,7 +169,7 @@ def test_log_raises_soon_while_lines_arrive(remote_alice: RemoteClient) -> None:
 
     def log_on() -> None:
         while True:
-            task.log(*[LINE] * 20)
+            task.log("\n".join([LINE] * 20))
 
     programs = [Program(log_on) for _ in range(3)]
     until(

@@ -160,7 +160,7 @@ def test_sender_continues_after_a_strange_answer(
         between.answer = between_them
         key = str(remote_alice.session.headers["apikey"])
         with Client(between.url, key, patience=30).start("a") as task:
-            task.log("one", "two")
+            task.log("one\ntwo")
             task.output["sum"] = 15
     found = the_task(remote_alice)
     assert (found["logs"], found["output"]) == (["one", "two"], {"sum": 15})

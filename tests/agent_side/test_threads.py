@@ -27,7 +27,8 @@ LOGS = """
 from taskservice.client import Client
 client = Client(patience=5)
 with client.start("a") as task:
-    task.log("one", "two")
+    task.log("one")
+    task.log("two")
     url, task._connection.url = task._connection.url, "http://127.0.0.1:9"
     task.log("three")
     task._connection.url = url
