@@ -194,6 +194,7 @@ def test_wait_is_over_after_its_time(alice: ApiClient, task: dict[str, Any]) -> 
     response = alice.get(f"/task/{task['id']}/logs", headers={"Prefer": "wait=1"})
     assert time.monotonic() - began >= 1
     assert response.json == {"logs": [], "next": 0, "status": "running"}
+    assert "Retry-After" not in response.headers
 
 
 @fault(
@@ -388,6 +389,7 @@ def test_half_of_the_threads_may_wait_and_no_more(alice: ApiClient, task: dict[s
     answers = [waiting(alice, path) for _ in range(2)]
     third = alice.get(path, headers={"Prefer": "wait=20"})
     assert "Preference-Applied" not in third.headers
+    assert third.headers["Retry-After"] == "1"
     refused = alice.get(f"/task/{task['id']}/events")
     assert problem(refused, 503)["code"] == "overloaded"
     assert int(refused.headers["Retry-After"]) > 0

@@ -68,7 +68,7 @@ def put(agent_id: str, body: dict[str, Any]) -> Response:
     "claimTask",
     headers=["Prefer", "Idempotency-Key"],
     answers={200: expanded_task_schema, 204: None},
-    answer_headers=["Preference-Applied", "Idempotency-Replayed"],
+    answer_headers=["Preference-Applied", "Retry-After", "Idempotency-Replayed"],
     example={"claimedAt": EXAMPLE_MOMENT},
 )
 def claim(agent_id: str) -> Response:

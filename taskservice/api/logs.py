@@ -77,7 +77,7 @@ def append(task_id: str, query: dict[str, Any]) -> Response:
     query=log_query,
     headers=["Prefer"],
     answers={200: (log_page_schema, TEXT)},
-    answer_headers=["Preference-Applied"],
+    answer_headers=["Preference-Applied", "Retry-After"],
 )
 def read(task_id: str, query: dict[str, Any]) -> Response:
     """Read lines of a log.

@@ -43,7 +43,7 @@ def list_all(task_id: str) -> Response:
     reads=ask_schema,
     headers=["Idempotency-Key", "Prefer"],
     answers={201: question_schema},
-    answer_headers=["Preference-Applied", "Idempotency-Replayed"],
+    answer_headers=["Preference-Applied", "Retry-After", "Idempotency-Replayed"],
     errors=[TASK_FINISHED, NOT_CLAIMED, TOO_MANY_QUESTIONS],
 )
 def ask(task_id: str) -> Response:
@@ -66,7 +66,7 @@ def ask(task_id: str) -> Response:
     "getQuestion",
     headers=["Prefer"],
     answers={200: question_schema},
-    answer_headers=["Preference-Applied"],
+    answer_headers=["Preference-Applied", "Retry-After"],
 )
 def get(task_id: str, question_id: str) -> Response:
     """Get a question.

@@ -86,7 +86,7 @@ def start() -> Response:
     query=task_query,
     headers=["If-None-Match", "Prefer"],
     answers={200: expanded_task_schema, 304: None},
-    answer_headers=["ETag", "Preference-Applied"],
+    answer_headers=["ETag", "Preference-Applied", "Retry-After"],
 )
 def get(task_id: str, query: dict[str, Any]) -> Response:
     """Get a task.

@@ -13,13 +13,7 @@ from taskservice.client.agents import Agent, Annotations
 from taskservice.client.answers import SHORT_FIELDS
 from taskservice.client.current_task import own_task_id
 from taskservice.client.errors import Invalid, UnexpectedAnswer
-from taskservice.client.http import (
-    PATIENCE_SECONDS,
-    REPEAT_SECONDS,
-    WAIT_SECONDS,
-    Connection,
-    pause_before_repeat,
-)
+from taskservice.client.http import PATIENCE_SECONDS, REPEAT_SECONDS, WAIT_SECONDS, Connection
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, heartbeat_for
 from taskservice.client.tasks import Task
 from taskservice.contract.terms import ErrorType, Sort, Status
@@ -89,14 +83,13 @@ class Client:
         """Take the oldest unclaimed task of an agent; None if none comes in `wait` seconds."""
         until = time.monotonic() + wait
         while True:
-            asked_at = time.monotonic()
-            seconds = min(max(math.ceil(until - asked_at), 0), WAIT_SECONDS)
+            seconds = min(max(math.ceil(until - time.monotonic()), 0), WAIT_SECONDS)
             task = self.claim_once(agent_id, seconds, uuid4().hex)
             if task is not None:
                 return task
             if time.monotonic() + REPEAT_SECONDS > until:
                 return None
-            pause_before_repeat(asked_at)
+            time.sleep(self.connection.seconds_before_repeat())
 
     def claim_once(self, agent_id: str, seconds: int, idempotency_key: str) -> Task | None:
         """One request for the oldest unclaimed task; repeated with the key, it takes one task.

@@ -24,6 +24,7 @@ from taskservice.client.errors import (
     UnexpectedAnswer,
     Unreachable,
 )
+from taskservice.contract import http_headers
 from taskservice.contract.terminal import without_user_info
 from taskservice.contract.terms import API_PREFIX
 
@@ -41,7 +42,7 @@ MAX_PAUSE = 3600.0
 # The longest wait that the service allows, and the usual one.
 MAX_WAIT = 60
 WAIT_SECONDS = 30
-# If the service answers a waiting request immediately, the next one is sent after this time.
+# The service may answer a waiting request at once: the next one is sent after this time.
 REPEAT_SECONDS = 1.0
 # How many seconds a call is retried before it fails, by default.
 PATIENCE_SECONDS = 60.0
@@ -89,6 +90,8 @@ class Connection:
         patience = self.patience if patience is None else patience
         until = time.monotonic() + patience
         wait = min(wait, self._longest_wait)
+        if wait:
+            self._local.repeat_at = time.monotonic() + REPEAT_SECONDS
         for delay in delays():
             try:
                 return self._once_with_wait(method, path, shape, wait, options)
@@ -123,7 +126,15 @@ class Connection:
         answer = self.once(method, path, shape, **(options | {"headers": headers}))
         if time.monotonic() - began >= wait:
             self._longest_wait = min(wait * 2, MAX_WAIT)
+        asked = http_headers.seconds(answer.headers.get("Retry-After", "")) or 0
+        repeat_at = time.monotonic() + min(asked, MAX_PAUSE)
+        self._local.repeat_at = max(self._local.repeat_at, repeat_at)
         return answer
+
+    def seconds_before_repeat(self) -> float:
+        """How long not to repeat the last request of this thread that had a `wait`."""
+        repeat_at: float = getattr(self._local, "repeat_at", 0.0)
+        return max(repeat_at - time.monotonic(), 0)
 
     def once(self, method: str, path: str, shape: Shape, **options: Any) -> Answer:
         """Make one attempt; `options` are those of `requests`. Raises TaskServiceError."""
@@ -207,13 +218,6 @@ def pause_after(error: TaskServiceError, delay: float) -> float:
     """Seconds until the next attempt: `delay`, or more where the service asks for more."""
     asked = error.retry_after if isinstance(error, Unavailable) else None
     return max(delay, min(asked or 0, MAX_PAUSE))
-
-
-def pause_before_repeat(asked_at: float) -> None:
-    """Wait until a second after the last request: the service may have answered at once."""
-    pause = asked_at + REPEAT_SECONDS - time.monotonic()
-    if pause > 0:
-        time.sleep(pause)
 
 
 def checked_url(url: str) -> str:

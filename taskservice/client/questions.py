@@ -18,12 +18,7 @@ from taskservice.client.errors import (
     TaskFinished,
     TaskServiceError,
 )
-from taskservice.client.http import (
-    PATIENCE_SECONDS,
-    WAIT_SECONDS,
-    Connection,
-    pause_before_repeat,
-)
+from taskservice.client.http import PATIENCE_SECONDS, WAIT_SECONDS, Connection
 from taskservice.contract.terms import (
     ACCEPT,
     ANSWERED,
@@ -113,14 +108,13 @@ def _wait(
     rest: Callable[[float], None],
 ) -> Question:
     """The question as it is when it has ended, or after a while."""
-    asked_at = time.monotonic()
-    patience = max(until - asked_at, PATIENCE_SECONDS)
+    patience = max(until - time.monotonic(), PATIENCE_SECONDS)
     answer: Question = connection.call(
         "GET", _path(task_id, question["id"]), answers.QUESTION,
         wait=WAIT_SECONDS, patience=patience, rest=rest,
     ).data  # fmt: skip
     if answer["state"] == OPEN:
-        pause_before_repeat(asked_at)
+        time.sleep(connection.seconds_before_repeat())
     return answer
 
 

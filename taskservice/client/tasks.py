@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 from taskservice.client import answers, api, clock, log_text, questions
 from taskservice.client.errors import TaskServiceError
-from taskservice.client.http import WAIT_SECONDS, Connection, pause_before_repeat
+from taskservice.client.http import WAIT_SECONDS, Connection
 from taskservice.client.outbox import Outbox
 from taskservice.client.output import Output, check_output, json_members
 from taskservice.client.progress import changes as changes_of_progress
@@ -341,7 +341,6 @@ class Task:
         news = None if on_question is None else QuestionNews(on_question)
         wait = WAIT_SECONDS if news is None else LOOK_SECONDS
         while True:
-            asked_at = time.monotonic()
             page = self._page(query | {"after": str(after)}, wait)
             yield from _numbered(page)
             if news is not None and page["status"] == RUNNING:
@@ -350,7 +349,7 @@ class Task:
                 self.refresh()
                 return
             if page["next"] <= after:
-                pause_before_repeat(asked_at)
+                time.sleep(self._connection.seconds_before_repeat())
             after = page["next"]
 
     def _page(self, query: dict[str, str], wait: int = 0) -> dict[str, Any]:

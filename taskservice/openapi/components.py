@@ -118,7 +118,8 @@ ANSWER_HEADERS = {
         always=True,
     ),
     "Preference-Applied": Parameter(
-        "The granted wait, as `wait=s`; absent when too many requests wait already.",
+        "The granted wait, as `wait=s`; absent, with `Retry-After` in its place, when too many "
+        "requests wait already.",
         _text(examples=["wait=1"]),
     ),
     "X-Accel-Buffering": Parameter(
@@ -126,7 +127,6 @@ ANSWER_HEADERS = {
     ),
     "Retry-After": Parameter(
         "Seconds after which to try again.", {"type": "integer", "minimum": 0, "examples": [2]},
-        always=True,
     ),
     "X-Request-Id": Parameter(
         "The id of the request: its own, or a new one.",

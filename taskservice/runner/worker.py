@@ -70,6 +70,7 @@ class Worker:
             pauses, is_away = delays(), False
             if task is None:
                 self._slots.release()
+                self._pause(self._client.connection.seconds_before_repeat())
             else:
                 self._start_thread(task)
         for _ in range(self._parallel):

@@ -22,6 +22,8 @@ from taskservice.services import claims as claim_service
 T = TypeVar("T")
 
 MAX_SECONDS = 60
+# When to repeat a wait for which no slot was free.
+RETRY_SECONDS = 1
 
 
 def until(read: Callable[[], T], is_enough: Callable[[T], bool]) -> T:
@@ -29,7 +31,9 @@ def until(read: Callable[[], T], is_enough: Callable[[T], bool]) -> T:
     seconds = _preferred_seconds()
     found, has_waited = within(seconds, read, is_enough)
     if has_waited:
-        after_this_request(_applied(seconds))
+        after_this_request(_with_header("Preference-Applied", f"wait={seconds}"))
+    elif seconds and not is_enough(found):
+        after_this_request(_with_header("Retry-After", str(RETRY_SECONDS)))
     return found
 
 
@@ -111,10 +115,10 @@ def _preferred_seconds() -> int:
     return min(int(text.lstrip("0")[:9] or 0), MAX_SECONDS) if is_number else 0
 
 
-def _applied(seconds: int) -> Callable[[Response], Response]:
+def _with_header(name: str, value: str) -> Callable[[Response], Response]:
     def add_header(response: Response) -> Response:
         if response.status_code < 400:
-            response.headers["Preference-Applied"] = f"wait={seconds}"
+            response.headers[name] = value
         return response
 
     return add_header

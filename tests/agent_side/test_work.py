@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,46 @@ def test_stopping_worker_finishes_its_claimed_tasks(
         thread.join(PATIENCE_SECONDS)
     assert the_task(remote_alice)["status"] == "complete"
     happened("finished")
+
+
+def test_idle_workers_ask_seldom_whether_or_not_the_service_holds_their_claims(
+    tmp_path: Path,
+) -> None:
+    """With its default settings, a service holds at most eight claims at a time."""
+    with Service(tmp_path / "data", LOG_LEVEL="INFO") as service:
+        alice, bob = service.add_user("alice"), service.add_user("bob")
+        machine = machine_of(alice, tmp_path / "home")
+        workers = [work(machine, "true") for _ in range(12)]
+        until(lambda: service.log.read_text().count("claim status=204") >= 12)
+        before = service.log.read_text().count("claim status=204")
+        began = time.monotonic()
+        for _ in range(5):
+            held = bob.start("other")
+            path = f"/task/{held['id']}/logs"
+            bob.request("GET", path, headers={"Prefer": "wait=1"}).raise_for_status()
+        seconds = time.monotonic() - began
+        claims = service.log.read_text().count("claim status=204") - before
+        stop(*workers)
+    # Each worker asks once a second.
+    assert claims <= len(workers) * (seconds + 2)
+
+
+def test_worker_repeats_a_claim_no_sooner_than_the_service_says(machine: AgentMachine) -> None:
+    asked_at: list[float] = []
+
+    def answer(exchange: Exchange) -> None:
+        asked_at.append(time.monotonic())
+        play.answer(204, {"Retry-After": "2"})(exchange)
+
+    with Receiver() as receiver:
+        receiver.paths["/api/v1/agent/worker/claim"] = answer
+        receiver.paths["/api/v1/agent"] = played.answer(200, [{"id": "worker"}])
+        machine.url = receiver.url
+        worker = work(machine, "true")
+        until(lambda: len(asked_at) == 3)
+        stop(worker)
+    pauses = [later - earlier for earlier, later in pairwise(asked_at)]
+    assert min(pauses) > 1.5
 
 
 def test_claim_is_repeated_as_one_and_its_task_beats_often(machine: AgentMachine) -> None:
