@@ -1,7 +1,9 @@
 """For operators: livez, readyz, metrics of all workers, and request ids."""
 
 import json
+import logging
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -16,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import requests
@@ -32,13 +35,16 @@ from taskservice.database.transactions import transaction
 from taskservice.operations import metrics
 from taskservice.operations.health import _COUNTS, DatabaseProbe
 from taskservice.operations.metrics import RECORDS, SLOTS, RequestCounts
+from taskservice.operations.request_log import configure_logging
 from taskservice.serving.settings import gunicorn_settings
-from tests.support.api_client import ApiClient, problem
+from tests.support.api_client import ApiClient, RemoteClient, problem
 from tests.support.catalogue import fault, happened
 from tests.support.databases import Databases
 from tests.support.internals import run_sql, set_for_database
 from tests.support.marks import only_postgresql
+from tests.support.mcp import McpClient
 from tests.support.mounts import fill, read_only, small_disk
+from tests.support.plain_browser import hidden_text
 from tests.support.receiver import Receiver, answer
 from tests.support.service import Service
 from tests.support.waiting import until
@@ -555,7 +561,7 @@ def test_failed_probe_is_repeated(app: Flask) -> None:
     assert probe.result(5) == "yes"
 
 
-# --- request ids -------------------------------------------------------------------------
+# --- the log, and request ids ------------------------------------------------------------
 
 
 def test_problem_has_the_id_of_its_request(app: Flask, alice: ApiClient) -> None:
@@ -603,3 +609,134 @@ def test_refusal_of_the_server_itself_has_an_id_and_is_counted(tmp_path: Path) -
         assert "Refused" in line["message"]
         shown = requests.get(f"{service.url}/metrics", timeout=10).text
         assert Scrape(shown).requests("other", "other", 400) == 1
+
+
+FORGED = 'x status=500 ms=9999 requestId=0 "y'
+
+
+def test_value_of_a_client_forges_no_field_of_a_line_of_the_log(tmp_path: Path) -> None:
+    with Service(tmp_path / "data") as service:
+        alice = service.add_user()
+        forger = with_key(alice, name=FORGED)
+        answers: list[Any] = [
+            forger.request("GET", "/user"),
+            alice.request("GET", f"/{quote(FORGED)}"),
+            alice.request("GET", "/user", headers={"X-Request-Id": 'status=500,"'}),
+            McpClient(alice).legacy("tools/call", {"name": FORGED}),
+            McpClient(alice).legacy(FORGED),
+        ]
+        ids = [answer.headers["X-Request-Id"] for answer in answers]
+        lines = {each["requestId"]: each for each in map(fields_of, request_lines(service))}
+    of_key, of_path, of_id, of_tool, of_method = (lines[request_id] for request_id in ids)
+    assert {each["status"] for each in (of_key, of_id, of_tool, of_method)} == {"200"}
+    assert of_path["status"] == "404"
+    assert of_path["message"] == f"GET /api/v1/{FORGED}"
+    assert of_key["key"] == of_tool["tool"] == of_method["method"] == FORGED
+    assert of_id["requestId"] == 'status=500,"'
+
+
+def with_key(person: RemoteClient, **fields: str) -> RemoteClient:
+    """The same user with another key."""
+    created = person.request("POST", "/key", json=fields)
+    assert created.status_code == 201, created.text
+    return RemoteClient(person.url, created.json()["key"])
+
+
+def request_lines(service: Service) -> list[str]:
+    return [line for line in service.log.read_text().splitlines() if "requestId=" in line]
+
+
+def fields_of(line: str) -> dict[str, str]:
+    """The message and the fields of a line of the text log, each of which occurs once."""
+    shape = r'\S+ \w+ +("(?:[^"\\]|\\.)*"|[^=]*)((?: \w+=(?:"(?:[^"\\]|\\.)*"|[^\s="]+))+)'
+    parsed = re.fullmatch(shape, line)
+    assert parsed, line
+    pairs = re.findall(r' (\w+)=("(?:[^"\\]|\\.)*"|\S+)', parsed[2])
+    found = {name: unquoted(value) for name, value in [("message", parsed[1]), *pairs]}
+    assert len(found) == len(pairs) + 1, line
+    return found
+
+
+def unquoted(value: str) -> str:
+    return str(json.loads(value)) if value.startswith('"') else value
+
+
+def test_exception_forges_no_line_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    forged = "2026-01-01T00:00:00.000Z ERROR   forged"
+    configure_logging("info", "text")
+    try:
+        raise ValueError(f"no\n{forged}")
+    except ValueError:
+        logging.getLogger("taskservice").exception("A request failed")
+    first, *more = capsys.readouterr().err.splitlines()
+    assert "ERROR   A request failed" in first
+    assert [line for line in more if forged in line]
+    assert [line for line in more if not line.startswith(" ")] == []
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_line_of_each_request_names_its_user_and_its_key(
+    tmp_path: Path, database_url: str, form: str
+) -> None:
+    with Service(tmp_path / "data", LOG_FORMAT=form, DATABASE_URL=database_url) as service:
+        alice = service.add_user("alice of the line")
+        laptop = with_key(alice, name="laptop")
+        key = laptop.request("GET", "/user").json()["key"]
+        agent = alice.request("PUT", "/agent/summarizer", json={}).json()["id"]
+        of_agent = with_key(alice, name="robot", agentId=agent)
+        browser, html = signed_in(laptop), {"Accept": "text/html"}
+        answers: dict[str, Any] = {
+            "API": laptop.request("GET", "/task"),
+            "a refused request": laptop.request("GET", "/task/nothing"),
+            "MCP": McpClient(laptop).legacy("ping"),
+            "dashboard": browser.get(f"{service.url}/keys", timeout=10),
+            "no such page": browser.get(f"{service.url}/nothing", headers=html, timeout=10),
+        }
+        refused = {
+            "no key": requests.get(f"{service.url}/api/v1/task", timeout=10),
+            "no session": requests.get(f"{service.url}/sign-in", timeout=10),
+            "no key needed": requests.get(f"{service.url}/livez", timeout=10),
+        }
+        robot = of_agent.request("GET", "/task").headers["X-Request-Id"]
+        log = service.log.read_text()
+    lines = lines_by_id(log, form)
+    for name, response in answers.items():
+        line = lines[response.headers["X-Request-Id"]]
+        found = (line["user"], line["key"], line["keyId"])
+        assert found == ("alice of the line", "laptop", key["id"]), name
+    for name, response in refused.items():
+        line = lines[response.headers["X-Request-Id"]]
+        assert line.keys() & {"user", "key", "keyId"} == set(), name
+    assert lines[robot]["key"] == "robot"
+    for person in (alice, laptop, of_agent):
+        assert str(person.session.headers["apikey"]) not in log
+
+
+def signed_in(person: RemoteClient) -> requests.Session:
+    """A browser that has signed in with the key of this person."""
+    browser = requests.Session()
+    page = browser.get(f"{person.url}/sign-in", timeout=10)
+    form = {**hidden_text(page.text), "key": str(person.session.headers["apikey"])}
+    assert browser.post(f"{person.url}/sign-in", data=form, timeout=10).url == f"{person.url}/"
+    return browser
+
+
+def lines_by_id(log: str, form: str) -> dict[str, dict[str, Any]]:
+    """Request id -> what the line of the request says."""
+    lines = [line for line in log.splitlines() if "requestId" in line]
+    found = map(json.loads if form == "json" else fields_of, lines)
+    return {line["requestId"]: line for line in found}
+
+
+def test_poll_without_news_is_logged_at_debug_alone(tmp_path: Path) -> None:
+    for level, is_logged in (("info", False), ("debug", True)):
+        (tmp_path / level).mkdir()
+        with Service(tmp_path / level / "data", LOG_LEVEL=level) as service:
+            browser = signed_in(service.add_user())
+            first = browser.get(service.url, timeout=10)
+            etag = {"If-None-Match": first.headers["ETag"]}
+            second = browser.get(service.url, headers=etag, timeout=10)
+            assert (first.status_code, second.status_code) == (200, 304)
+            log = service.log.read_text()
+        assert first.headers["X-Request-Id"] in log
+        assert (second.headers["X-Request-Id"] in log) == is_logged

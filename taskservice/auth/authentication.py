@@ -69,7 +69,7 @@ def set_caller(key: AnyRow, now: str) -> None:
     """Let this request act as the caller of `key`, and record the key's use."""
     with _lock:
         _uses[key.id] = now[:MINUTE]
-    current(g).caller = Caller(user_id=key.user_id, agent_id=key.agent_id, key_id=key.id)
+    current(g).caller = Caller(key.user_id, key.agent_id, key.id, key.name, key.user_name)
 
 
 def is_key_valid() -> bool:

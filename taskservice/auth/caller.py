@@ -16,6 +16,8 @@ class Caller(NamedTuple):
     user_id: str
     agent_id: str | None
     key_id: str
+    key_name: str
+    user_name: str
 
     @property
     def scope(self) -> dict[str, str | None]:

@@ -14,9 +14,9 @@ KEY_IS_VALID = (
     or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > bindparam("now", type_=Timestamp())),
 )
 _KEY = Statement[AnyRow](
-    select(ApiKey.id, ApiKey.user_id, ApiKey.agent_id).where(
-        ApiKey.digest == bindparam("digest"), *KEY_IS_VALID
-    )
+    select(ApiKey.id, ApiKey.user_id, ApiKey.agent_id, ApiKey.name, User.name.label("user_name"))
+    .join(User, User.id == ApiKey.user_id)
+    .where(ApiKey.digest == bindparam("digest"), *KEY_IS_VALID)
 )
 _KEY_OF_SESSION = Statement[AnyRow](
     select(*KEY_COLUMNS, User.name.label("user_name"))
@@ -26,7 +26,7 @@ _KEY_OF_SESSION = Statement[AnyRow](
 
 
 def by_digest(digest: str, now: str) -> AnyRow | None:
-    """The `id`, `user_id` and `agent_id` of the valid key with this digest; None without one."""
+    """What `set_caller` needs of the valid key with this digest; None without one."""
     with reading() as connection:
         return _KEY.one_or_none(connection, digest=digest, now=now)
 

@@ -5,12 +5,14 @@ import logging
 import random
 import re
 import sys
+import textwrap
 import time
 from typing import Any
 
 from flask import Flask, Response, g, has_request_context, request
 from sqlalchemy.exc import OperationalError, TimeoutError
 
+from taskservice.auth.caller import Caller
 from taskservice.context import current
 from taskservice.contract.terminal import escaped, escaped_lines
 from taskservice.database.timestamps import now
@@ -18,21 +20,44 @@ from taskservice.operations import metrics
 
 logger = logging.getLogger("taskservice.request")
 
-_SECRET = re.compile(r"(tsk_(?:user|agent)_|whsec_)[0-9A-Za-z+/=_-]+")
+_SECRET = re.compile(r"(tsk_[a-z]+_|whsec_)[0-9A-Za-z+/=_-]+")
+# Text that could be read as more than one value, or as a value with its name.
+_AMBIGUOUS = re.compile(r"""[\s="\\]|^$""")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _LOGGERS = ("taskservice", "gunicorn.error")
 
 
 class _TextFormatter(logging.Formatter):
+    """A line is a moment, a level, a message, and then each detail as `name=value`.
+
+    A client chooses the path and some values. So that they forge neither a line nor a detail, an
+    ambiguous value, and a message with `=`, are in quotes and escaped as in JSON, and the lines of
+    a traceback are indented.
+    """
+
     def format(self, record: logging.LogRecord) -> str:
-        more = "".join(f" {name}={value}" for name, value in _details(record).items())
         reason = _database_failure(record)
-        # A path may contain a line end, with which a caller could forge a log line.
-        message = escaped(f"{record.getMessage()}{f': {reason}' if reason else ''}{more}")
-        text = f"{now()} {record.levelname:7} {message}"
+        message = f"{record.getMessage()}{f': {reason}' if reason else ''}"
+        parts = [
+            now(),
+            f"{record.levelname:7}",
+            _quoted(message) if "=" in message else escaped(message),
+            *(f"{name}={_value(value)}" for name, value in _details(record).items()),
+        ]
+        text = " ".join(parts)
         if record.exc_info and not reason:
-            text += "\n" + escaped_lines(self.formatException(record.exc_info))
+            traceback = escaped_lines(self.formatException(record.exc_info))
+            text += "\n" + textwrap.indent(traceback, "  ")
         return _SECRET.sub(r"\1…", text)
+
+
+def _value(value: Any) -> str:
+    text = str(value)
+    return _quoted(text) if _AMBIGUOUS.search(text) else escaped(text)
+
+
+def _quoted(text: str) -> str:
+    return escaped(json.dumps(text, ensure_ascii=False))
 
 
 class _JsonFormatter(logging.Formatter):
@@ -113,9 +138,21 @@ def _end(response: Response) -> Response:
     seconds = time.perf_counter() - context.started
     rule = asked.url_rule
     metrics.requests.add(rule.rule if rule else None, asked.method, response.status_code, seconds)
-    if logger.isEnabledFor(logging.INFO):
+    # An open page asks every few seconds, and is mostly told that nothing is new.
+    level = logging.DEBUG if response.status_code == 304 else logging.INFO
+    if logger.isEnabledFor(level):
+        details = {
+            "status": response.status_code,
+            "ms": round(seconds * 1000, 1),
+            **_caller_details(context.get("caller")),
+            **context.get("more_details", {}),
+        }
         # The path only: a query may contain a secret that does not belong there.
-        details: dict[str, Any] = {"status": response.status_code, "ms": round(seconds * 1000, 1)}
-        details |= context.get("more_details", {})
-        logger.info("%s %s", asked.method, asked.path, extra={"details": details})
+        logger.log(level, "%s %s", asked.method, asked.path, extra={"details": details})
     return response
+
+
+def _caller_details(caller: Caller | None) -> dict[str, str]:
+    if caller is None:
+        return {}
+    return {"user": caller.user_name, "key": caller.key_name, "keyId": caller.key_id}

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any, cast
 
-from sqlalchemy import Connection, bindparam, case, select, update
+from sqlalchemy import Connection, bindparam, case, update
 from sqlalchemy import delete as delete_from
 
 from taskservice.auth.caller import Caller
@@ -21,9 +21,8 @@ from taskservice.contract.terms import (
     WITHDRAWN,
 )
 from taskservice.database import timestamps
-from taskservice.database.models import ApiKey, Question, Task, TaskLabel
+from taskservice.database.models import Question, Task, TaskLabel
 from taskservice.database.rows import AnyRow, TaskRow
-from taskservice.database.statements import Statement
 from taskservice.database.transactions import moment_by, transaction
 from taskservice.database.types import Identifier
 from taskservice.problems import invalid
@@ -46,9 +45,6 @@ _WITHDRAW_QUESTIONS = (
     update(Question)
     .where(Question.task_id == bindparam("of_task_id", type_=Identifier), Question.state == OPEN)
     .values(state=case((has_expired, EXPIRED), else_=WITHDRAWN))
-)
-_KEY_NAME = Statement[Any](
-    select(ApiKey.name).where(ApiKey.id == bindparam("key_id", type_=Identifier))
 )
 _CHANGE = update(Task).where(Task.id == bindparam("of_task_id", type_=Identifier))
 
@@ -155,7 +151,7 @@ def _change(
     if ends:
         values["finished_at"] = now
         values["questions"] = NO_QUESTIONS
-        values["ended_by"] = _KEY_NAME.scalar(connection, key_id=caller.key_id)
+        values["ended_by"] = caller.key_name
     if "name" in values:
         values["name_folded"] = values["name"].casefold()
     if task.status == RUNNING:
