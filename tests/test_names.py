@@ -31,10 +31,13 @@ WORDS = (
     'a "b" c',
     "import 77",
     "👩‍🚀 up",
+    "odd \ufffe\ud7ff",
+    "100%_/a",
 )
 PARTS = (
     *WORDS, "ight", "ly su", "STRASSE", "本語の", '"b"', 'a "', "7 n", "absent", "abs", "nig%",
-    "ss", "y", "ort 7",
+    "ss", "y", "ort 7", "\ufffe", "\uffff", "\ufffd", "odd \ufffe", "odd \uffff", "odd \ufffd",
+    "\ufffe\ufffd", "0%_", "%", "_", "/", "/a", "0%/", "%%",
 )  # fmt: skip
 
 

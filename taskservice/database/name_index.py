@@ -10,6 +10,8 @@
 
 # ruff: noqa: S608 - all parts of these statements are constants
 
+import re
+
 from sqlalchemy import Connection, Integer, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
@@ -69,8 +71,7 @@ CANDIDATES = text(
     "UNION ALL SELECT rowid FROM tasks WHERE rowid > (SELECT last FROM task_names_indexed)"
 ).columns(id=Integer)
 POSTGRESQL_CANDIDATES = text(
-    "SELECT task_id AS id FROM task_names "
-    "WHERE name_folded LIKE '%' || :name_part || '%' ESCAPE '/'"
+    "SELECT task_id AS id FROM task_names WHERE name_folded LIKE :name_pattern ESCAPE '/'"
 ).columns(id=Identifier)
 # pg_trgm leaves out what is neither a letter nor a digit by the locale of the database.
 _SERVES = text(
@@ -165,6 +166,12 @@ def trigram_query(part: str) -> str | None:
     trigrams = dict.fromkeys(part[start : start + TRIGRAM_LENGTH] for start in starts)
     quoted = [trigram.replace('"', '""') for trigram in list(trigrams)[:MAX_TRIGRAMS]]
     return " AND ".join(f'"{trigram}"' for trigram in quoted) or None
+
+
+def like_pattern(part: str) -> str:
+    """The pattern of LIKE for names with a case-folded part."""
+    escaped = re.sub("[%_/]", r"/\g<0>", part)
+    return f"%{escaped}%"
 
 
 def include_name(name: str | None, kind: str, _parents: object) -> bool:

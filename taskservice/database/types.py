@@ -166,6 +166,29 @@ def _postgresql_byte_length(element: byte_length, compiler: SQLCompiler, **optio
     return f"octet_length({compiler.process(element.clauses, **options)})"
 
 
+class place_in_text(FunctionElement[int]):
+    """SQL for the place of a part in a text, from 1; 0 if it is not in there.
+
+    LIKE of SQLite takes several characters, such as U+FFFE and U+FFFF, for U+FFFD.
+    """
+
+    inherit_cache = True
+    type = Integer()
+
+    def __init__(self, whole: Any, part: Any) -> None:
+        super().__init__(whole, part)
+
+
+@compiles(place_in_text, "sqlite")
+def _sqlite_place(element: place_in_text, compiler: SQLCompiler, **options: Any) -> str:
+    return f"instr({compiler.process(element.clauses, **options)})"
+
+
+@compiles(place_in_text, "postgresql")
+def _postgresql_place(element: place_in_text, compiler: SQLCompiler, **options: Any) -> str:
+    return f"strpos({compiler.process(element.clauses, **options)})"
+
+
 class joined_by_line_feed(FunctionElement[str]):
     """SQL for the texts of several rows in one, with line feeds between them, in their order."""
 

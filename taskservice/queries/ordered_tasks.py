@@ -80,9 +80,11 @@ class OrderedTasks:
         self._connection, self._sort = connection, selection.sort
         self._values = selections.values(caller, selection)
         self._filters = frozenset(self._values) - {"user_id"}
-        trigrams = name_index.trigram_query((selection.name_part or "").casefold())
+        name_part = self._values.get("name_part", "")
+        trigrams = name_index.trigram_query(name_part)
         if trigrams is not None:
             self._values["trigrams"] = trigrams
+            self._values["name_pattern"] = name_index.like_pattern(name_part)
         # Whether the index of the order has all filters, and no task is read in vain.
         self.are_indexed = self._filters == selections.indexed(self._filters, self._sort)
 

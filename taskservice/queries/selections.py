@@ -1,20 +1,17 @@
 """Which tasks a list has, as SQL, and which of its filters an index in its order serves."""
 
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from sqlalchemy import ColumnElement, and_, bindparam, exists, select, true
+from sqlalchemy import ColumnElement, Text, and_, bindparam, exists, select, true
 
 from taskservice.auth.caller import Caller
 from taskservice.contract.terms import MAX_LABELS, SORTS
 from taskservice.database.models import Delivery, Task, TaskLabel
-from taskservice.database.types import Identifier, Timestamp
+from taskservice.database.types import Identifier, Timestamp, place_in_text
 
 NEWEST_FIRST, OLDEST_FIRST, BY_END = SORTS
 EARLIEST = "0001-01-01T00:00:00.000Z"
-# The characters with a meaning in a pattern of LIKE.
-_LIKE_SPECIALS = re.compile("[%_/]")
 # Together with `own_agent_id` the same as `visible_tasks`, whose OR would keep SQLite from using
 # the index of an agent.
 of_user: ColumnElement[bool] = Task.user_id == bindparam("user_id", type_=Identifier)
@@ -32,7 +29,7 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
     "claimed": Task.claimed_at.is_not(None),
     "unclaimed": Task.claimed_at.is_(None),
     "parent_id": Task.parent_id == bindparam("parent_id", type_=Identifier),
-    "name_part": Task.name_folded.contains(bindparam("name_part"), escape="/"),
+    "name_part": place_in_text(Task.name_folded, bindparam("name_part", type_=Text())) > 0,
     "delivery": exists(
         select(1).where(Delivery.task_id == Task.id, Delivery.state == bindparam("delivery"))
     ),
@@ -86,14 +83,10 @@ def values(caller: Caller, selection: Selection) -> dict[str, Any]:
         "created_after": selection.created_after,
         "created_before": selection.created_before,
         "finished_after": finished_after,
-        "name_part": _escaped(selection.name_part),
+        "name_part": selection.name_part and selection.name_part.casefold(),
         "delivery": selection.delivery,
     }
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _escaped(part: str | None) -> str | None:
-    return None if part is None else _LIKE_SPECIALS.sub(r"/\g<0>", part.casefold())
 
 
 def indexed(filters: Filters, sort: str) -> Filters:
