@@ -20,6 +20,7 @@ from taskservice.queries.selections import of_user
 from taskservice.schemas.columns import AGENT_COLUMNS, AGENT_OF_TASK_COLUMNS
 
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
+_IDS = _AGENTS.with_only_columns(Agent.id)
 _TOOLS = _AGENTS.where(Agent.tool).limit(bindparam("count"))
 _TOOL_IDS = _TOOLS.with_only_columns(Agent.id)
 _AGENT = select(*AGENT_COLUMNS).where(visible_agents, Agent.id == bindparam("agent_id"))
@@ -116,6 +117,12 @@ class Load(NamedTuple):
 def list_all(caller: Caller) -> Sequence[AnyRow]:
     with reading() as connection:
         return connection.execute(_AGENTS, caller.scope).all()
+
+
+def ids(caller: Caller) -> Sequence[str]:
+    """The ids of all agents that the caller may see, in order."""
+    with reading() as connection:
+        return connection.scalars(_IDS, caller.scope).all()
 
 
 def list_tools(caller: Caller, count: int) -> Sequence[AnyRow]:

@@ -108,14 +108,68 @@ def test_name_that_is_too_long_taken_or_fixed_ends_with_a_digest(
         "a" * 40: "a" * 40,
         hashed(long, "a" * 33): long,
         hashed(other, "a" * 33): other,
-        "b_c": "b-c",
+        hashed("b-c", "b_c"): "b-c",
         hashed("b.c", "b_c"): "b.c",
-        hashed("b_c", "b_c"): "b_c",
+        "b_c": "b_c",
         hashed("start-task", "start_task"): "start-task",
         hashed("wait_task", "wait_task"): "wait_task",
     }
     for name in mcp.tools():
         assert NAME.fullmatch(name)
+
+
+def test_name_never_passes_to_an_agent_with_another_id(alice: ApiClient, mcp: McpClient) -> None:
+    follower = McpClient(alice, TASKS)
+
+    def runs(name: str) -> str | None:
+        """The agent whose task a call of this tool starts; None if there is no such tool."""
+        answer = follower.modern("tools/call", {"name": name})
+        if "error" in answer.json:
+            assert answer.refused == (200, -32602)
+            return None
+        return str(expect(alice.get(f"/task/{answer.result['taskId']}"), 200)["agentId"])
+
+    alice.register("deploy_prod")
+    assert runs("deploy_prod") == "deploy_prod"
+    alice.register("deploy-prod")
+    assert runs("deploy_prod") == "deploy_prod"
+    assert runs(hashed("deploy-prod", "deploy_prod")) == "deploy-prod"
+    # The agent that has the name is no tool.
+    alice.register("deploy_prod", tool=False)
+    assert runs("deploy_prod") is None
+    assert runs(hashed("deploy-prod", "deploy_prod")) == "deploy-prod"
+    # Two have an equal claim to a name: neither has it.
+    alice.register("clean-up")
+    assert runs("clean_up") == "clean-up"
+    alice.register("clean.up", tool=False)
+    assert runs("clean_up") is None
+    assert runs(hashed("clean-up", "clean_up")) == "clean-up"
+    # An id is the name that another would have by its digest.
+    alice.register(hashed("clean-up", "clean_up"))
+    assert runs(hashed("clean-up", "clean_up")) == hashed("clean-up", "clean_up")
+
+
+def test_agents_whose_digests_are_the_same_are_started_by_id_alone(
+    alice: ApiClient, mcp: McpClient
+) -> None:
+    agents = [f"{'a' * 38}-{number}" for number in (351, 4113)]
+    for agent_id in agents:
+        alice.register(agent_id)
+    (name,) = {hashed(agent_id, "a" * 33) for agent_id in agents}
+    tools = mcp.tools()
+    assert list(tools) == FIXED
+    assert tools["start_task"]["description"].endswith(f"of their own: {', '.join(agents)}.")
+    assert mcp.modern("tools/call", {"name": name}).refused == (200, -32602)
+
+
+@one_database
+def test_agents_past_the_limit_of_tools_keep_their_names(alice: ApiClient, mcp: McpClient) -> None:
+    for number in range(64):
+        alice.register(f"agent-{number:02}")
+    alice.register("agent_63")
+    assert "agent_63" not in mcp.tools()
+    assert hashed("agent-63", "agent_63") in mcp.tools()
+    assert mcp.modern("tools/call", {"name": "agent_63"}).refused == (200, -32602)
 
 
 def test_each_tool_runs_its_own_agent(alice: ApiClient, mcp: McpClient) -> None:
