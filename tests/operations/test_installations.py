@@ -1,6 +1,7 @@
 """Installations: the agent's side alone, what its commands say, and the pinned versions."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,16 @@ from packaging.requirements import Requirement
 from taskservice.cli import ON_THE_AGENTS_SIDE, ON_THE_SERVER
 from tests.support.catalogue import fault, happened
 from tests.support.documents import ROOT
-from tests.support.packages import dependencies, normalized, pip, wheel, with_their_own
+from tests.support.packages import (
+    build,
+    copy_sources,
+    dependencies,
+    normalized,
+    pip,
+    wheel,
+    with_their_own,
+)
+from tests.support.requirements import needs
 from tests.support.service import Service, environment
 
 WITHOUT = """
@@ -137,6 +147,56 @@ def test_package_alone_is_the_whole_agents_side(tmp_path: Path) -> None:
         assert (counted.stdout, counted.returncode) == ("1\n2\n3\n", 0)
         (task,) = alice.request("GET", "/task?fields=status,logs").json()
         assert task["logs"] == ["1", "2", "3"]
+
+
+def git(clone: Path, *arguments: str) -> None:
+    if shutil.which("git") is None:
+        needs("git", "install the package git")
+    who = ["-c", "user.name=alice", "-c", "user.email=alice@example.org"]
+    subprocess.run(["git", "-C", clone, *who, *arguments], check=True, capture_output=True)
+
+
+def commit(clone: Path) -> None:
+    git(clone, "add", "--all")
+    git(clone, "commit", "--message", "Change something")
+
+
+def test_newer_commit_of_a_clone_replaces_the_older(tmp_path: Path) -> None:
+    clone = copy_sources(tmp_path / "clone")
+    shutil.copy(ROOT / ".gitignore", clone)
+    (clone / "taskservice/removed_later.py").touch()
+    git(clone, "init")
+    commit(clone)
+    older = build(clone, tmp_path / "wheels")
+    (clone / "taskservice/removed_later.py").unlink()
+    commit(clone)
+    # Between both, setuptools keeps what it built in the clone.
+    newer = build(clone, tmp_path / "wheels")
+
+    python = tmp_path / "venv/bin/python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    pip(python, "install", str(older))
+    assert version_and_removed_module(python) == "0.1.0.dev1 True"
+    pip(python, "install", "--upgrade", str(newer))
+    assert version_and_removed_module(python) == "0.1.0.dev2 False"
+    shown = subprocess.check_output([python.with_name("taskservice"), "--version"], text=True)
+    assert shown == "taskservice, version 0.1.0.dev2\n"
+
+
+def version_and_removed_module(python: Path) -> str:
+    program = (
+        "from importlib.util import find_spec; import taskservice;"
+        "print(taskservice.__version__, find_spec('taskservice.removed_later') is not None)"
+    )
+    return subprocess.check_output([str(python), "-I", "-c", program], text=True).strip()
+
+
+def test_archive_without_git_is_the_version_before_all_commits(tmp_path: Path) -> None:
+    sources = copy_sources(tmp_path / "sources")
+    program = [sys.executable, "-c", "import taskservice; print(taskservice.__version__)"]
+    shown = subprocess.check_output(program, cwd=sources, text=True).strip()
+    assert shown == "0.1.0.dev0"  # as pyproject.toml says, too
+    assert build(sources, tmp_path).name.startswith(f"taskservice-{shown}-")
 
 
 # --- requirements.txt --------------------------------------------------------------------

@@ -66,14 +66,24 @@ def run_pip(command: list[str], env: Mapping[str, str] | None = None) -> str:
     return result.stdout
 
 
+def copy_sources(folder: Path) -> Path:
+    """What the package is built of, as an archive of the repository has it: without git."""
+    unwanted = shutil.ignore_patterns("__pycache__", "_version.py")
+    shutil.copytree(ROOT / "taskservice", folder / "taskservice", ignore=unwanted)
+    for name in SOURCES:
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def build(sources: Path, folder: Path) -> Path:
+    """The wheel of these sources, in this folder."""
+    folder.mkdir(exist_ok=True)
+    before = set(folder.glob("*.whl"))
+    pip(sys.executable, "wheel", "--no-deps", "--wheel-dir", str(folder), str(sources))
+    (built,) = set(folder.glob("*.whl")) - before
+    return built
+
+
 def wheel(folder: Path) -> Path:
     """The wheel of the package, built in a copy of its sources."""
-    sources = folder / "sources"
-    shutil.copytree(
-        ROOT / "taskservice", sources / "taskservice", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    for name in SOURCES:
-        shutil.copy(ROOT / name, sources)
-    pip(sys.executable, "wheel", "--no-deps", "--wheel-dir", str(folder), str(sources))
-    (built,) = folder.glob("taskservice-*.whl")
-    return built
+    return build(copy_sources(folder / "sources"), folder)
