@@ -104,13 +104,13 @@ def test_every_setting_with_a_number_is_in_these_tests() -> None:
     [
         ("postgresql://localhost/tasks", "postgresql://localhost/tasks"),
         ("postgresql+psycopg://localhost/tasks", "postgresql://localhost/tasks"),
-        ("postgresql://me:hidden@[::1]:5433/tasks", "postgresql://me@::1:5433/tasks"),
+        ("postgresql://me:hidden@[::1]:5433/tasks", "postgresql://me@[::1]:5433/tasks"),
         (
             "postgresql://me@a:1,b/tasks?target_session_attrs=any&password=hidden",
             "postgresql://me@a:1,b/tasks",
         ),
         ("postgresql://a,b/tasks?port=5&sslpassword=hidden", "postgresql://a:5,b:5/tasks"),
-        ("postgresql:///tasks?host=/run/postgresql", "postgresql:///run/postgresql/tasks"),
+        ("postgresql:///tasks?host=/run/pg&user=a%40b", "postgresql://a%40b@%2Frun%2Fpg/tasks"),
         ("sqlite:////data/a%3Fb.db", "/data/a?b.db"),
         ("sqlite:////data/%FF.db", "/data/\udcff.db"),
     ],

@@ -267,7 +267,7 @@ def test_first_of_several_hosts_that_can_be_written_is_used_and_no_secret_is_sho
         connection.execute(change % "on")
         refused = one_line(run(tmp_path, "user", "list", DATABASE_URL=url), 1)
         connection.execute(change % "off")
-    assert f"postgresql://127.0.0.1:1,{parts['host']}/{parts['dbname']}" in refused
+    assert f"postgresql://{hosts}/{parts['dbname']}" in refused
     assert "session is read-only" in refused
     empty = one_line(run(tmp_path, "user", "list", DATABASE_URL=url), 1)
     assert "There is no database at postgresql://127.0.0.1:1," in empty

@@ -152,9 +152,13 @@ def copy_(source: URL, target: URL, as_json: bool) -> None:
 def _remark_on_next_steps(target: URL) -> None:
     is_file = target.get_backend_name() == "sqlite"
     url = f"sqlite:///{Path(target.database or '').resolve()}" if is_file else shown(target)
-    remark(
-        f"to serve it, set TASKSERVICE_DATABASE_URL={url}, and TASKSERVICE_SECRET_KEY to the "
-        "same key as before, or everyone signs in to the dashboard again"
+    unseen = "" if is_file else " with the password and parameters of TO"
+    # A remark would be without the user.
+    print_line(
+        f"taskservice: to serve it, set TASKSERVICE_DATABASE_URL={url}{unseen}, and "
+        "TASKSERVICE_SECRET_KEY to the same key as before, or everyone signs in to the dashboard "
+        "again",
+        err=True,
     )
 
 

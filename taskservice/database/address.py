@@ -4,7 +4,7 @@ import os
 import re
 from importlib import import_module
 from itertools import zip_longest
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError
@@ -31,8 +31,8 @@ def shown(address: URL) -> str:
     """The address for messages: without its password and parameters, which may be secret."""
     if address.get_backend_name() == "sqlite":
         return address.database or ""
-    user = f"{address.username}@" if address.username else ""
-    return f"postgresql://{user}{_shown_hosts(address)}/{address.database or ''}"
+    user = f"{quote(address.username, safe='')}@" if address.username else ""
+    return f"postgresql://{user}{_shown_hosts(address)}/{quote(address.database or '', safe='')}"
 
 
 def _sqlite(path: str) -> URL:
@@ -111,4 +111,9 @@ def _shown_hosts(address: URL) -> str:
     host, port = address.query.get("host", address.host), address.query.get("port", address.port)
     hosts, ports = str(host or "").split(","), str(port or "").split(",")
     pairs = zip_longest(hosts, ports, fillvalue="")
-    return ",".join(f"{host}:{port}" if port else host for host, port in pairs)
+    return ",".join(_shown_host(host) + (port and f":{port}") for host, port in pairs)
+
+
+def _shown_host(host: str) -> str:
+    # IPv6, or a name; the folder of a socket has a / in it.
+    return f"[{host}]" if ":" in host else quote(host, safe="")

@@ -1,6 +1,7 @@
 """`db copy`: all of a database into an empty one, both ways, also when it is broken off."""
 
 import json
+import re
 import signal
 import sqlite3
 import subprocess
@@ -135,7 +136,9 @@ def test_copy_has_all_that_the_api_says(move: Move, receiver: Receiver) -> None:
     assert [line[0] for line in lines] == TABLES
     assert [int(line[1].replace(",", "")) for line in lines] == [len(before[t]) for t in TABLES]
     assert all(len(line[-1]) == 64 for line in lines)
-    assert "TASKSERVICE_DATABASE_URL" in copied.stderr
+    (printed,) = re.findall(r"TASKSERVICE_DATABASE_URL=([^ ,]+)", copied.stderr)
+    listed = run(move.folder, "user", "list", "--json", DATABASE_URL=printed)
+    assert len(listed.stdout.splitlines()) == len(people)
     assert "TASKSERVICE_SECRET_KEY" in copied.stderr
     assert sorted_rows(move.rows(move.target)) == sorted_rows(before)
     assert move.rows(move.source) == before
