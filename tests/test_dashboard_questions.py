@@ -490,17 +490,20 @@ def test_question_that_somebody_else_has_answered_is_told_with_the_answer(
         assert response.headers["Location"] == f"/tasks/{task['id']}"
         return text_of(window, f"/tasks/{task['id']}")
 
-    told = "Nothing was sent. The question is already answered: Medium"
+    told = "Nothing was sent. The question is already answered by key “a colleague”: Medium"
     for data in ({"field.choice": '"s"'}, {"field.choice": '"wrong"'}, {"action": "decline"}):
         with subtests.test(str(data)):
             assert told in late(**data)
     # The same answer changes nothing.
     assert "Answered: Medium" in late(**{"field.choice": '"m"'})
     assert now(alice, task, question)["answer"] == {"choice": "m"}
+    assert "by key “<bdi>a colleague</bdi>” · asked" in text_of(window, f"/tasks/{task['id']}")
     question = ask(alice, task, schema=schema)
     answer(other, task, question)
     other.send(path_of(task, question), action="decline")
-    assert "Nothing was sent. The question is declined." in late(**{"field.choice": '"s"'})
+    assert "Nothing was sent. The question is declined by key “a colleague”." in late(
+        **{"field.choice": '"s"'}
+    )
 
 
 def test_question_of_a_deleted_task_is_gone(window: Browser, alice: ApiClient, task: Json) -> None:

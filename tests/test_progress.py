@@ -1,4 +1,4 @@
-"""Progress and note: how a running task stands, and who ended it."""
+"""Progress and note: how a running task stands; who started it, and who ended it."""
 
 from collections.abc import Iterable
 from typing import Any, cast
@@ -79,6 +79,22 @@ def test_progress_is_an_event(alice: ApiClient, task: dict[str, Any]) -> None:
     text = b"".join(pieces)
     assert b'"status":"complete"' in text
     assert b'"progress":0.25' in text
+
+
+def test_started_by_is_the_name_of_the_key(alice: ApiClient) -> None:
+    task = alice.with_key("laptop").start()
+    assert task["startedBy"] == "laptop"
+    assert alice.task(task) == task
+    assert expect(alice.get("/task"), 200) == [task]
+    assert expect(alice.get("/task?fields=startedBy"), 200) == [{"startedBy": "laptop"}]
+    by_agent = alice.agent_key().start()
+    assert by_agent["startedBy"] == "agent"
+
+
+def test_rerun_is_started_by_the_key_that_reran_it(alice: ApiClient, task: dict[str, Any]) -> None:
+    again = expect(alice.with_key("phone").post(f"/task/{task['id']}/rerun"), 201)
+    assert again["startedBy"] == "phone"
+    assert alice.task(task)["startedBy"] == "first"
 
 
 def test_ended_by_is_the_name_of_the_key(alice: ApiClient, task: dict[str, Any]) -> None:

@@ -74,6 +74,7 @@ def test_question_is_in_its_task_while_it_is_open(alice: ApiClient, task: Json) 
     assert question["message"] == "Deploy?"
     assert question["schema"] == DEPLOY
     assert (question["state"], question["answer"]) == ("open", None)
+    assert question["answeredBy"] is None
     asked, expires = (datetime.fromisoformat(question[each]) for each in ("askedAt", "expiresAt"))
     assert expires - asked == timedelta(seconds=60)
     assert alice.task(task)["questions"] == [question]
@@ -174,7 +175,8 @@ def test_answer_is_kept_as_it_was_given(alice: ApiClient, task: Json) -> None:
     question = ask(alice, task, schema=DEPLOY)
     content = {"deploy": True, "where": ["b", "a"], "size": "s", "when": "2026-11-24T13:36:00Z"}
     answered = expect(answer(alice, task, question, **content), 200)
-    assert answered == question | {"state": "answered", "answer": content}
+    given = {"state": "answered", "answer": content, "answeredBy": "first"}
+    assert answered == question | given
     assert expect(alice.get(path(task, question)), 200) == answered
     assert alice.task(task)["questions"] == []
 
@@ -236,6 +238,22 @@ def test_agent_asks_and_a_person_answers(alice: ApiClient) -> None:
     problem(answer(agent, task, question, answer="yes"), 403)
     expect(answer(alice, task, question, answer="yes"), 200)
     assert expect(agent.get(path(task, question)), 200)["answer"] == {"answer": "yes"}
+
+
+def test_answer_and_decline_name_the_key_that_gave_them(alice: ApiClient, task: Json) -> None:
+    question, other, withdrawn = (ask(alice, task) for _ in range(3))
+    laptop, phone = alice.with_key("laptop"), alice.with_key("phone")
+    answered = expect(answer(laptop, task, question, answer="yes"), 200)
+    assert answered["answeredBy"] == "laptop"
+    # The first one counts.
+    assert expect(answer(phone, task, question, answer="yes"), 200) == answered
+    refused = problem(answer(phone, task, question, answer="no"), 409)
+    assert refused["question"] == answered
+    declined = expect(decline(phone, task, other), 200)
+    assert (declined["state"], declined["answeredBy"]) == ("declined", "phone")
+    assert expect(alice.delete(path(task, withdrawn)), 200)["answeredBy"] is None
+    listed = expect(alice.get(path(task)), 200)
+    assert [each["answeredBy"] for each in listed] == ["laptop", "phone", None]
 
 
 @fault("access", "another user's question", "404")

@@ -362,6 +362,7 @@ class Api(RuleBasedStateMachine):
             "output": {},
             "status": "running",
             "error": None,
+            "startedBy": "first" if key is key.user.keys[0] else "k",
             "endedBy": None,
             "progress": None,
             "note": None,

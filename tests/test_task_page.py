@@ -294,7 +294,8 @@ def test_reason_of_a_failure_stands_above_its_message(browser: Browser, alice: A
     page = text_of(browser, task)
     assert '<p class="reason"><bdi>ValueError: <b>no</b></bdi>' in page
     assert page.index('id="log"') > page.index("Traceback")
-    assert "<dt>Ended by</dt><dd>key “<bdi>first</bdi>”" in page
+    for word in ("Started", "Ended"):
+        assert f"<dt>{word} by</dt><dd>key “<bdi>first</bdi>”" in page
     assert '<section class="failure failed"' in page
 
 

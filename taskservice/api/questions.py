@@ -90,12 +90,13 @@ def _has_ended(question: Any) -> bool:
     body=answer_schema,
     answers={200: question_schema},
     errors=[QUESTION_CLOSED],
-    example={"state": ANSWERED, "answer": {"deploy": True}},
+    example={"state": ANSWERED, "answer": {"deploy": True}, "answeredBy": "laptop"},
 )
 def answer(task_id: str, question_id: str, body: dict[str, Any]) -> Response:
     """Answer a question.
 
-    The first answer counts; the same again changes nothing.
+    The first answer counts; the same again changes nothing. `answeredBy` becomes the name of the
+    key.
     """
     question = question_service.answer(
         caller, task_id, question_id, body["action"], body.get("content")

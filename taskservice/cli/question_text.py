@@ -47,7 +47,8 @@ def outcome(question: Question) -> str:
     """What became of a question that is no longer open."""
     answer = question["answer"]
     given = "" if answer is None else f": {json.dumps(answer, ensure_ascii=False)}"
-    return f"The question is {question['state']}{given}"
+    by = f" by key {question['answeredBy']}" if question["answeredBy"] else ""
+    return f"The question is {question['state']}{by}{given}"
 
 
 def details(question: Question) -> Iterator[str]:

@@ -56,6 +56,7 @@ def details(task: Task) -> Iterator[str]:
         ("created", _moment(data["createdAt"])),
         ("claimed", _moment(data["claimedAt"])),
         ("finished", _moment(data["finishedAt"])),
+        ("started by", data["startedBy"]),
         ("ended by", data["endedBy"]),
         ("parent", data["parentId"]),
         ("rerun of", data["rerunOf"]),

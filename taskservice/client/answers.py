@@ -166,6 +166,7 @@ _QUESTION = _object_with(
         "askedAt": _is_moment,
         "expiresAt": _null_or(_is_moment),
         "answer": _null_or(_is_object),
+        "answeredBy": _null_or(_is_text),
     }
 )
 
@@ -186,7 +187,8 @@ _TASK: dict[str, Check] = {
     "progress": _null_or(_is_share),
     "labels": _map_of(_is_text),
     "questions": _list_of(_is_question),
-    **dict.fromkeys(("endedBy", "note", "parentId", "rerunOf", "callback"), _null_or(_is_text)),
+    **dict.fromkeys(("startedBy", "endedBy", "note"), _null_or(_is_text)),
+    **dict.fromkeys(("parentId", "rerunOf", "callback"), _null_or(_is_text)),
 }
 # All fields but the log, which can be long.
 SHORT_FIELDS = ",".join(name for name in _TASK if name != "logs")

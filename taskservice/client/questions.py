@@ -46,6 +46,7 @@ class Question(TypedDict):
     askedAt: str
     expiresAt: str | None
     answer: dict[str, Any] | None
+    answeredBy: str | None
 
 
 def schema_of_choices(choices: Sequence[str]) -> dict[str, Any]:

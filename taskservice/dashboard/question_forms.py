@@ -56,6 +56,7 @@ class EndedQuestion(NamedTuple):
     asked_at: str
     state: str
     answer: list[tuple[str, str]]
+    answered_by: str | None
 
 
 class AskingTask(NamedTuple):
@@ -122,6 +123,7 @@ def _ended(question: Json) -> EndedQuestion:
         asked_at=question["askedAt"],
         state=question["state"],
         answer=schema_form.shown(question["schema"], question["answer"] or {}),
+        answered_by=question["answeredBy"],
     )
 
 
@@ -146,10 +148,12 @@ def _asking(row: AnyRow) -> AskingTask:
 
 def closed_sentence(question: Json) -> str:
     """Why a question takes no answer any more, with the one that it has."""
+    name = question["answeredBy"]
+    by = f" by key “{name}”" if name else ""
     if question["state"] != ANSWERED:
-        return f"Nothing was sent. The question is {question['state']}."
+        return f"Nothing was sent. The question is {question['state']}{by}."
     answer = answer_text(question["schema"], question["answer"])
-    return f"Nothing was sent. The question is already answered: {answer}"
+    return f"Nothing was sent. The question is already answered{by}: {answer}"
 
 
 def answer_text(schema: Json, content: Json) -> str:

@@ -191,7 +191,8 @@ class Task(Base):
     status: Mapped[str]
     error_type: Mapped[str | None]
     error_message: Mapped[str | None]
-    # The name of the key that ended it.
+    # The names of the keys that started and ended it.
+    started_by: Mapped[str | None]
     ended_by: Mapped[str | None]
     # JSON text, answered as it was stored.
     input: Mapped[str]
@@ -271,6 +272,8 @@ class Question(Base):
     # JSON text, answered as it was stored, and so is the answer.
     schema: Mapped[str]
     answer: Mapped[str | None]
+    # The name of the key that answered or declined it.
+    answered_by: Mapped[str | None]
     state: Mapped[str]
     asked_at: Mapped[str] = mapped_column(Timestamp)
     expires_at: Mapped[str | None] = mapped_column(Timestamp)

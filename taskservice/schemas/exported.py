@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from marshmallow import Schema, ValidationError, fields, pre_load, validate, validates_schema
+from marshmallow import (
+    EXCLUDE,
+    Schema,
+    ValidationError,
+    fields,
+    pre_load,
+    validate,
+    validates_schema,
+)
 
 from taskservice.contract.terms import (
     AGENT_ID,
@@ -63,11 +71,20 @@ def _url(value: str) -> None:
 
 
 class _Complete(Schema):
-    """What has all of its fields and no other."""
+    """What has all fields that may not be null; an older version lacks those added since."""
+
+    class Meta:
+        # Of a later version.
+        unknown = EXCLUDE
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        if field_obj.allow_none:
+            field_obj.load_default = None
 
     @pre_load
     def check_complete(self, data: Any, **kwargs: Any) -> Any:
-        missing = self.fields.keys() - data.keys()
+        needed = {name for name, field in self.fields.items() if not field.allow_none}
+        missing = needed - data.keys()
         if missing:
             raise ValidationError({name: ["Is missing."] for name in sorted(missing)})
         return data
@@ -136,6 +153,7 @@ class TaskLine(Line):
     output = JsonObject()
     status = fields.String(validate=validate.OneOf(STATUSES))
     error = fields.Nested(ErrorOfTask(), allow_none=True)
+    startedBy = _text(MAX_NAME, allow_none=True)
     endedBy = _text(MAX_NAME, allow_none=True)
     progress = Share(allow_none=True)
     note = _text(MAX_NOTE, allow_none=True)
@@ -176,6 +194,7 @@ class QuestionLine(Line):
     askedAt = Moment("")
     expiresAt = Moment("", allow_none=True)
     answer = JsonObject(allow_none=True)
+    answeredBy = _text(MAX_NAME, allow_none=True)
     idempotency = fields.Nested(Idempotency(), allow_none=True)
 
     @validates_schema

@@ -118,8 +118,11 @@ def answer(
     with transaction() as connection:
         lock(connection, caller, task_id)
         question = _get(connection, task_id, question_id)
+        given_by = {"answered_by": caller.key_name}
         if action == DECLINE:
-            return _close(connection, question, DECLINED, lambda: question.state == DECLINED)
+            return _close(
+                connection, question, DECLINED, lambda: question.state == DECLINED, **given_by
+            )
         given = content or {}
 
         def is_same() -> bool:
@@ -131,7 +134,7 @@ def answer(
             if errors:
                 raise invalid(errors)
         text = strict_json.dumps(given).decode()
-        return _close(connection, question, ANSWERED, is_same, answer=text)
+        return _close(connection, question, ANSWERED, is_same, answer=text, **given_by)
 
 
 def withdraw(caller: Caller, task_id: str, question_id: str) -> AnyRow:

@@ -184,6 +184,7 @@ def _insert(
         "status": RUNNING,
         "output": "{}",
         "questions": NO_QUESTIONS,
+        "started_by": caller.key_name,
         "created_at": now,
         "updated_at": now,
         "claimed_at": now if is_claimed else None,

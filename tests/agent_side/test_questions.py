@@ -403,7 +403,7 @@ def test_one_of_several_questions_is_chosen_by_its_id(
     assert chosen.returncode == 0
     assert [each["state"] for each in questions(remote_alice, task)] == ["open", "answered"]
     again = machine.run("task", "answer", task["id"], "--question", second["id"], "no")
-    was_yes = 'The question is answered: {"answer": "yes"}'
+    was_yes = 'The question is answered by key first: {"answer": "yes"}'
     assert (again.returncode, again.stderr) == (1, f"taskservice: {was_yes}\n")
     unknown = machine.run("task", "answer", task["id"], "--question", "fff", "no")
     assert (unknown.returncode, unknown.stderr) == (
@@ -433,7 +433,7 @@ def test_answer_says_what_became_of_a_question(
         assert (answered.returncode, answered.stdout, answered.stderr) == (
             code, "answered\n", sentence,
         )  # fmt: skip
-    was_yes = 'taskservice: The question is answered: {"answer": "yes"}\n'
+    was_yes = 'taskservice: The question is answered by key first: {"answer": "yes"}\n'
     for values in (["no"], ["--decline"], []):
         refused = machine.run("task", "answer", task["id"], *values)
         assert (refused.returncode, refused.stderr) == (1, was_yes)

@@ -65,7 +65,7 @@ strange_answers = pytest.mark.parametrize("strange", STRANGE.values(), ids=STRAN
 
 EXAMPLE: dict[str, object] = {
     "id": "1", "message": "x", "schema": {"properties": {}}, "state": "open",
-    "askedAt": played.MOMENT, "expiresAt": None, "answer": None,
+    "askedAt": played.MOMENT, "expiresAt": None, "answer": None, "answeredBy": None,
 }  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def test_strange_answer_is_one_sentence(call: Callable[[Client], object]) -> Non
     "field",
     [
         {"labels": {"env": 1}}, {"labels": None}, {"progress": 1.5}, {"progress": True},
-        {"note": 1}, {"endedBy": 1}, {"parentId": 1}, {"rerunOf": []},
+        {"note": 1}, {"startedBy": 1}, {"endedBy": 1}, {"parentId": 1}, {"rerunOf": []},
         {"questions": None}, {"questions": [{}]},
         *({"questions": [EXAMPLE | {name: wrong}]} for name, wrong in (
             ("state", "maybe"), ("state", "answered"), ("answer", {}), ("schema", {}),

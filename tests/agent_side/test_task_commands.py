@@ -421,7 +421,7 @@ def test_show_has_the_fields_that_tell_where_a_task_comes_from(
     assert words["progress"] == "25 % a quarter"
     assert words["labels"] == "env=prod"
     assert words["parent"] == parent["id"]
-    assert words["ended by"] == "first"
+    assert words["started by"] == words["ended by"] == "first"
     shown = machine.run("task", "show", again["id"]).stdout
     assert f"rerun of    {task['id']}\n" in shown
     assert "status      waiting\n" in shown

@@ -242,7 +242,7 @@ def test_of_two_people_who_answer_at_once_one_is_told_the_answer_of_the_other(
         given = "Yes" if now(alice, task, question)["answer"]["delete"] else "No"
         for label, page in pages.items():
             told = f"Answered: {label}" if label == given else (
-                f"Nothing was sent. The question is already answered: {given}"
+                f"Nothing was sent. The question is already answered by key “first”: {given}"
             )  # fmt: skip
             expect(page.locator("#notice")).to_contain_text(told)
         other.check()

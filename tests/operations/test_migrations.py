@@ -3,6 +3,7 @@
 import sqlite3
 import threading
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -17,6 +18,8 @@ from taskservice.database.engine import dispose
 from taskservice.database.migrations import DatabaseError, upgrade
 from taskservice.database.name_index import include_name
 from taskservice.database.types import Base
+from taskservice.schemas import strict_json
+from taskservice.schemas.elicitation import DEFAULT
 from taskservice.services import keys as key_service
 from tests.support.api_client import ApiClient, add_user, expect, problem
 from tests.support.catalogue import fault, happened
@@ -215,6 +218,56 @@ def test_tasks_from_before_labels_and_times_are_read_and_changed(
     assert alice.task(child)["parentId"] is None
     dispose(app)
     happened("read and changed")
+
+
+def test_tasks_and_questions_from_before_the_names_of_keys_have_null(
+    empty_url: str, tmp_path: Path
+) -> None:
+    upgrade(empty_url, "0011")
+    engine = create_engine(empty_url, poolclass=pool.NullPool)
+    one_id, question_id = "01a20e6392c47f10b3a59e1d6c2f4b80", str(UUID(int=1))
+    # A message that looks like the end of a question.
+    stored = {
+        "id": question_id, "message": 'a","answer":null}', "schema": DEFAULT, "state": "open",
+        "askedAt": "2026-01-01T00:00:00.000Z", "expiresAt": None, "answer": None,
+    }  # fmt: skip
+    columns = "id, task_id, message, schema, state, asked_at"
+    statements = (
+        f"INSERT INTO users VALUES ('{one_id}', 'alice', '2026-01-01')",
+        ADD_AGENT,
+        "INSERT INTO tasks (id, user_id, agent_id, name, name_folded, status, input, output, "
+        "created_at, updated_at, claimed_at, last_heartbeat_at, first_log, log_count, log_bytes, "
+        "version, questions) SELECT id, id, 'summarizer', 'it', 'it', 'running', '{}', '{}', "
+        "'2026-01-01', '2026-01-01', '2026-01-01', '2026-01-01', 1, 2, 8, 1, :questions FROM users",
+        "INSERT INTO logs (id, task_id) SELECT 1, id FROM tasks",
+        "INSERT INTO log_chunks (log_id, last, count, text) VALUES (1, 2, 2, 'one\ntwo')",
+        f"INSERT INTO questions ({columns}) SELECT '{UUID(question_id).hex}', id, :message, "
+        ":schema, 'open', '2026-01-01T00:00:00.000Z' FROM tasks",
+    )
+    values = {
+        "questions": strict_json.dumps([stored, stored]).decode(),
+        "message": stored["message"],
+        "schema": strict_json.dumps(DEFAULT).decode(),
+    }
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement), values)
+    app = create_app(
+        Config(
+            DATA=tmp_path, DATABASE_URL=empty_url, SECRET_KEY="a secret key for tests, long enough"
+        ).completed()
+    )
+    with app.app_context():
+        alice = ApiClient(app, "alice", key_service.add("alice", "key", None, None).text)
+    (task,) = expect(alice.get("/task"), 200)
+    asked = stored | {"answeredBy": None}
+    assert (task["startedBy"], task["questions"]) == (None, [asked, asked])
+    assert task["logs"] == ["one", "two"]
+    path = f"/task/{task['id']}/question/{question_id}"
+    assert expect(alice.get(path), 200) == asked
+    declined = expect(alice.post(f"{path}/answer", json={"action": "decline"}), 200)
+    assert declined == asked | {"state": "declined", "answeredBy": "key"}
+    dispose(app)
 
 
 @fault("upgrade", "due webhooks of an older database", "keep their attempts")

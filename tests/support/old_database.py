@@ -28,6 +28,7 @@ NOT_KEPT_BEFORE = {
         f"UPDATE agents SET input_schema = '{INPUT_SCHEMA}', annotations = '{ANNOTATIONS}', "
         "tool = true"
     ],
+    "0012": ["UPDATE tasks SET started_by = NULL", "UPDATE questions SET answered_by = NULL"],
 }
 TABLES_BEFORE = {"0005": {"service_heartbeat": "presence"}}
 COLUMNS_BEFORE = {"0005": {"last_heartbeat_at": "heard_at", "heartbeat_deadline": "silent_at"}}

@@ -88,6 +88,14 @@ class QuestionSchema(RowSchema):
         allow_none=True,
         metadata=doc("The answer; null unless there is one.", None, column=Question.answer),
     )
+    answeredBy = fields.String(
+        allow_none=True,
+        metadata=doc(
+            "The name of the key that answered or declined it; else null.",
+            None,
+            column=Question.answered_by,
+        ),
+    )
 
 
 class TaskSchema(RowSchema):
@@ -138,6 +146,15 @@ class TaskSchema(RowSchema):
             None,
             anyOf=[{"$ref": "#/components/schemas/TaskError"}, {"type": "null"}],
             column=Task.error_type,
+        ),
+    )
+    startedBy = fields.String(
+        allow_none=True,
+        metadata=doc(
+            "The name of the key that started it; null for a task from before there were such "
+            "names.",
+            "laptop",
+            column=Task.started_by,
         ),
     )
     endedBy = fields.String(
