@@ -331,7 +331,57 @@ def test_documented_webhook_is_complete(document: Object) -> None:
             validator(json.dumps(parameter["schema"])).validate(example)
 
 
-# --- a client made from it ---------------------------------------------------------------
+# --- clients made from it ----------------------------------------------------------------
+
+
+def test_webhooks_have_a_tag_of_their_own(document: Object) -> None:
+    """Generators make a class of each tag: the webhooks' class would replace that of the paths."""
+    webhooks = [
+        operation for methods in document["webhooks"].values() for operation in methods.values()
+    ]
+    tags = {tag["name"] for tag in document["tags"]}
+    of_paths = {tag for _, _, operation in operations(document) for tag in operation["tags"]}
+    for webhook in webhooks:
+        assert set(webhook["tags"]) <= tags - of_paths
+
+
+def test_no_schema_is_named_as_the_constructor_of_another(document: Object) -> None:
+    """In Go, `NewKey` makes a `Key`."""
+    names = set(document["components"]["schemas"])
+    assert not {f"New{name}" for name in names} & names
+
+
+def test_every_choice_of_types_is_a_named_schema_or_null(document: Object) -> None:
+    """Generators for Java cannot choose between an array and another type."""
+    for place, schema in nodes(document):
+        for choice in schema.get("anyOf", ()):
+            assert "$ref" in choice or choice == {"type": "null"}, place
+        assert not {"oneOf", "allOf"} & schema.keys(), place
+        kinds = schema["type"] if isinstance(schema.get("type"), list) else []
+        assert len(kinds) <= 2, place
+        assert len(kinds) < 2 or "null" in kinds, place
+
+
+def test_members_of_any_type_are_true_in_the_document(document: Object) -> None:
+    """Generators for Go make a pointer of `{}`."""
+    for place, schema in nodes(document):
+        assert schema.get("additionalProperties") != {}, place
+
+
+def nodes(node: Any, place: str = "") -> Iterator[tuple[str, Object]]:
+    """(place, object) of each object in the document, without examples."""
+    inside = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
+    if isinstance(node, dict):
+        yield place, node
+    for name, child in inside:
+        if name not in ("example", "examples"):
+            yield from nodes(child, f"{place}/{name}")
 
 
 @pytest.fixture

@@ -8,7 +8,11 @@ from taskservice.auth.authentication import caller
 from taskservice.contract.error_codes import LAST_USER_KEY, TOO_MANY_REQUESTS
 from taskservice.queries import keys as key_queries
 from taskservice.queries import users as user_queries
-from taskservice.schemas.answers.users import callback_secret_schema, key_schema, new_key_schema
+from taskservice.schemas.answers.users import (
+    callback_secret_schema,
+    key_schema,
+    key_with_secret_schema,
+)
 from taskservice.schemas.fields import EXAMPLE_MOMENT
 from taskservice.schemas.requests import CreateKeySchema
 from taskservice.services import callback_secrets as secret_service
@@ -32,14 +36,14 @@ def list_all() -> Response:
 
 
 @blueprint.post("/key")
-@operation("createKey", user_key=True, body=create_schema, answers={201: new_key_schema})
+@operation("createKey", user_key=True, body=create_schema, answers={201: key_with_secret_schema})
 def create(body: dict[str, Any]) -> Response:
     """Create an API key.
 
     With `agentId` it is an agent key, otherwise a user key. Only this answer contains the key
     itself.
     """
-    return responses.dump(new_key_schema, key_service.create(caller, body), 201)
+    return responses.dump(key_with_secret_schema, key_service.create(caller, body), 201)
 
 
 @blueprint.delete("/key/<key_id>")

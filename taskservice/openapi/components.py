@@ -48,6 +48,7 @@ TAGS = {
     "keys": "The API keys of a user, and the secret that signs the webhooks.",
     "operations": "Health and metrics, for operators. No key is needed.",
     "docs": "This documentation. No key is needed.",
+    "webhooks": "Requests that the service makes itself, to the receivers of its users.",
 }
 
 

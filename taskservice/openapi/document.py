@@ -32,6 +32,12 @@ class Converter(OpenAPIConverter):
     def schema2jsonschema(self, schema: Any) -> Object:
         return {"description": inspect.getdoc(schema), **super().schema2jsonschema(schema)}
 
+    def dict2properties(self, field: Any, **kwargs: Any) -> Object:
+        # For any value apispec writes `{}`, which generators for Go read as a pointer.
+        return {
+            name: value or True for name, value in super().dict2properties(field, **kwargs).items()
+        }
+
 
 class Plugin(MarshmallowPlugin):
     Converter = Converter

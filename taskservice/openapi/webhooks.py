@@ -6,7 +6,7 @@ from taskservice.schemas.fields import EXAMPLE_DELIVERY, EXAMPLE_LATER, EXAMPLE_
 from taskservice.webhooks.schedule import MAX_RETRY_AFTER, SCHEDULE
 
 NAME = "taskEnded"
-TAG = "deliveries"
+TAG = "webhooks"
 
 _SECONDS_OF_DAY = 86_400
 

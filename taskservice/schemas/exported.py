@@ -231,7 +231,7 @@ class LogLine(Line):
     taskId = Id()
     first = WholeNumber(validate=validate.Range(1, _MAX_COUNT))
     lines = Strings(fields.String(), validate=validate.Length(min=1))
-    at = Times("", allow_none=True)
+    at = Times(allow_none=True)
 
     @validates_schema
     def check_lines(self, data: Mapping[str, Any], **kwargs: Any) -> None:

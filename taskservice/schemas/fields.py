@@ -203,11 +203,7 @@ class FlagText(fields.Field[bool]):
 class Times(fields.Field[Any]):
     """A moment, or a list of ascending ones; loaded as milliseconds since 1970."""
 
-    def __init__(self, description: str, *examples: str, **options: Any) -> None:
-        one = {"type": "string", "format": "date-time"}
-        either = [one, {"type": "array", "items": one}]
-        super().__init__(metadata=doc(description, *examples, anyOf=either), **options)
-        self._moment = Moment("")
+    _moment = Moment("")
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(value, list):

@@ -158,4 +158,11 @@ class AppendQuerySchema(Schema):
         validate=validate.Length(max=MAX_WRITER),
         metadata=doc("With `text/plain`: as `writer` in the JSON body."),
     )
-    at = Times("With `text/plain`: as `at` in the JSON body.", EXAMPLE_MOMENT)
+    at = Times(
+        metadata=doc(
+            "With `text/plain`: when the agent printed the lines, one time for all.",
+            EXAMPLE_MOMENT,
+            type="string",
+            format="date-time",
+        )
+    )

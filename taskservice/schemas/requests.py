@@ -205,11 +205,14 @@ class AppendSchema(Schema):
             "worker-1",
         ),
     )
+    # Without a type, since of `anyOf` with an array generators for Java make a broken class.
     at = Times(
-        "When its agent printed the lines: one time for all, or one for each string, ascending. "
-        "Now by default.",
-        EXAMPLE_MOMENT,
         allow_none=True,
+        metadata=doc(
+            "When its agent printed the lines, in RFC 3339: one time for all, or an array with one "
+            "for each string, ascending. Now by default.",
+            EXAMPLE_MOMENT,
+        ),
     )
 
 

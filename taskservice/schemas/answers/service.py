@@ -37,9 +37,6 @@ class ProblemSchema(AnswerSchema):
     errors = fields.Dict(
         metadata=doc(
             "With 422: field, parameter or header -> messages, nested like the request.",
-            additionalProperties={
-                "anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "object"}]
-            },
         )
     )
     task = fields.Nested(FinishedTaskSchema())

@@ -47,7 +47,7 @@ class KeySchema(RowSchema):
     revokedAt = moment_field("When it was revoked.", None, ApiKey.revoked_at)
 
 
-class NewKeySchema(KeySchema):
+class KeyWithSecretSchema(KeySchema):
     """A new key, with its text: no other answer has the text."""
 
     key = fields.String(
@@ -79,7 +79,7 @@ user_schema = UserSchema()
 
 key_schema = KeySchema()
 
-new_key_schema = NewKeySchema()
+key_with_secret_schema = KeyWithSecretSchema()
 
 callback_secret_schema = CallbackSecretSchema()
 
