@@ -23,7 +23,7 @@ from taskservice.database.transactions import transaction
 from taskservice.database.types import database_now
 from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
-from taskservice.services.fair_queue import MAX_PER_HOST
+from taskservice.services.fair_queue import MAX_PER_RECEIVER
 from taskservice.webhooks.circuit_breaker import MAX_FAILURES
 from taskservice.webhooks.destinations import Destinations
 from taskservice.webhooks.schedule import JITTER, SCHEDULE
@@ -299,8 +299,8 @@ def test_host_that_hangs_does_not_hold_up_the_others(
         with looping(app, stop_seconds=0):
             receiver.wait_for(1)
             # The hanging host still gets its share.
-            hanging.wait_for(MAX_PER_HOST)
-            assert len(hanging.requests) == MAX_PER_HOST
+            hanging.wait_for(MAX_PER_RECEIVER)
+            assert len(hanging.requests) == MAX_PER_RECEIVER
     happened("the others were posted to")
 
 
@@ -317,7 +317,7 @@ def test_hosts_that_hang_on_all_senders_do_not_hold_up_the_others(
 ) -> None:
     app.config["CALLBACK_TIMEOUT"] = 30.0
     with ExitStack() as stack:
-        for _ in range(MAX_RECENT // MAX_PER_HOST):
+        for _ in range(MAX_RECENT // MAX_PER_RECEIVER):
             hanging = stack.enter_context(Receiver(answer=play.silence))
             enqueue_many(app, alice, hanging.url, 2 * MAX_RECENT)
         enqueue_many(app, alice, receiver.url, 2)
@@ -331,11 +331,11 @@ def test_attempts_under_way_have_an_upper_limit(
     alice: ApiClient, app: Flask, soon_slow: None
 ) -> None:
     app.config["CALLBACK_TIMEOUT"] = 30.0
-    hosts = MAX_RUNNING // MAX_PER_HOST + 1
+    hosts = MAX_RUNNING // MAX_PER_RECEIVER + 1
     with ExitStack() as stack:
         hanging = [stack.enter_context(Receiver(answer=play.silence)) for _ in range(hosts)]
         for each in hanging:
-            enqueue_many(app, alice, each.url, MAX_PER_HOST)
+            enqueue_many(app, alice, each.url, MAX_PER_RECEIVER)
         with looping(app, stop_seconds=0):
             until(lambda: sum(each.connections for each in hanging) >= MAX_RUNNING)
             time.sleep(2 * delivery_loop.SLOW_SECONDS)
@@ -385,11 +385,41 @@ def test_user_whose_callbacks_hang_on_all_senders_does_not_hold_up_the_others(
     enqueue_each(app, alice, addresses(hanging, "", 2_000))
     with looping(app, stop_seconds=0):
         until(lambda: hanging.connections >= MAX_RUNNING)
-        enqueue_many(app, bob, receiver.url, 3 * MAX_PER_HOST)
-        receiver.wait_for(3 * MAX_PER_HOST)
+        enqueue_many(app, bob, receiver.url, 3 * MAX_PER_RECEIVER)
+        receiver.wait_for(3 * MAX_PER_RECEIVER)
     # Many of alice's deliveries are still due.
     assert hanging.connections < 2_000
     happened("the others were posted to")
+
+
+def test_user_whose_callbacks_hang_does_not_hold_up_others_at_the_same_host(
+    alice: ApiClient, bob: ApiClient, app: Flask, receiver: Receiver, soon_slow: None
+) -> None:
+    app.config["CALLBACK_TIMEOUT"] = 10 * PATIENCE_SECONDS
+    receiver.paths["/alice"] = play.silence
+    enqueue_many(app, alice, f"{receiver.url}alice", 2 * MAX_RECENT)
+    with looping(app, stop_seconds=0):
+        receiver.wait_for(MAX_PER_RECEIVER)
+        enqueue_many(app, bob, f"{receiver.url}bob", 3 * MAX_PER_RECEIVER)
+        posts = receiver.wait_for(4 * MAX_PER_RECEIVER)
+    # Each user has the slots of a host.
+    assert Counter(each.path for each in posts) == {
+        "/alice": MAX_PER_RECEIVER,
+        "/bob": 3 * MAX_PER_RECEIVER,
+    }
+
+
+def test_host_that_fails_for_one_user_is_posted_to_at_once_for_another(
+    alice: ApiClient, bob: ApiClient, receiver: Receiver
+) -> None:
+    receiver.paths["/alice"] = play.answer(500)
+    for _ in range(MAX_FAILURES):
+        finish(alice, alice.start(callback=f"{receiver.url}alice"))
+    assert finish(bob, bob.start(callback=f"{receiver.url}bob")) == "delivered"
+    # A success of another does not count for her.
+    task = alice.start(callback=f"{receiver.url}alice")
+    assert finish(alice, task) == "pending"
+    assert the_delivery(alice, task)["attempts"] == []
 
 
 def test_user_with_more_leases_in_other_processes_comes_later(

@@ -14,7 +14,7 @@ from taskservice.database.watcher import Watcher
 from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.deliveries import Leased
-from taskservice.services.fair_queue import HostSlots
+from taskservice.services.fair_queue import ReceiverSlots
 from taskservice.webhooks.circuit_breaker import CircuitBreaker
 from taskservice.webhooks.interrupt import Interrupt
 
@@ -27,8 +27,8 @@ MAX_RUNNING = 64
 SLOW_SECONDS = 1.0
 # The longest sleep between two polls for due deliveries.
 ROUND_SECONDS = 20.0
-# The sleep when deliveries are due but none could be leased: their hosts have no free slot, or
-# another process was faster.
+# The sleep when deliveries are due but none could be leased: their receivers have no free slot,
+# or another process was faster.
 RETRY_SECONDS = 1.0
 # The sleep after a failure of the database.
 FAILURE_SECONDS = 5.0
@@ -80,7 +80,7 @@ class DeliveryLoop(threading.Thread):
                 seconds = delivery_service.seconds_until_due()
                 if seconds is None or seconds > 0:
                     return min(seconds or ROUND_SECONDS, ROUND_SECONDS)
-                leases = delivery_service.lease_due(count, self._host_slots())
+                leases = delivery_service.lease_due(count, self._receiver_slots())
                 if not leases:
                     return RETRY_SECONDS
                 for leased in leases:
@@ -110,10 +110,10 @@ class DeliveryLoop(threading.Thread):
                 return ROUND_SECONDS
             return min(recent) + SLOW_SECONDS - time.monotonic()
 
-    def _host_slots(self) -> HostSlots:
+    def _receiver_slots(self) -> ReceiverSlots:
         with self._finished:
-            hosts = [attempt.leased.host for attempt in self._running]
-        return HostSlots(hosts, resources.find(CircuitBreaker).open_hosts())
+            running = [attempt.leased.receiver for attempt in self._running]
+        return ReceiverSlots(running, resources.find(CircuitBreaker).open_receivers())
 
     def _start_attempt(self, leased: Leased) -> None:
         attempt = _RunningAttempt(leased)

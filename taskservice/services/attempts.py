@@ -52,13 +52,13 @@ def first_attempt(leased: Leased | None) -> str:
     """Post a webhook in the request that ended its task; call it with no transaction open.
 
     Returns the `Callback-Status`: `delivered`, `pending`, `failed` or `none`. The delivery is
-    left to the loop when no slot is free, when the last attempts at its host failed, and when
+    left to the loop when no slot is free, when the last attempts at its receiver failed, and when
     the process stops. Never raises: nothing here can undo the end of the task.
     """
     if leased is None:
         return NO_DELIVERY
     with resources.find(FirstAttemptSlots).acquire(leased.user_id) as is_acquired:
-        if is_acquired and not resources.find(CircuitBreaker).is_open(leased.host):
+        if is_acquired and not resources.find(CircuitBreaker).is_open(leased.receiver):
             state = _attempt_until_stop(leased)
             if state is not None:
                 return state
@@ -76,7 +76,7 @@ def attempt(leased: Leased, interrupt: Interrupt) -> str:
         started = timestamps.now()
         outcome = _outcome(leased, interrupt)
         logger.info("Delivery %s to %s: %s", leased.id, leased.host, outcome.message)
-        _record_host_health(leased, outcome)
+        _record_receiver_health(leased, outcome)
         return delivery_service.record(leased, started, outcome)
     except Interrupted:
         return _leave_to_loop(leased)
@@ -172,11 +172,11 @@ def _outcome(leased: Leased, interrupt: Interrupt) -> Outcome:
         return Outcome(INTERNAL_ERROR_MESSAGE)
 
 
-def _record_host_health(leased: Leased, outcome: Outcome) -> None:
-    """Tell the circuit breaker how its host did; a refused URL says nothing about the host."""
+def _record_receiver_health(leased: Leased, outcome: Outcome) -> None:
+    """Tell the circuit breaker how the receiver did; a refused URL says nothing about it."""
     is_well = outcome.status_code is not None and (outcome.delivered or outcome.permanent)
     if is_well or not outcome.permanent:
-        resources.find(CircuitBreaker).record(leased.host, has_failed=not is_well)
+        resources.find(CircuitBreaker).record(leased.receiver, has_failed=not is_well)
 
 
 def _send(leased: Leased, interrupt: Interrupt) -> Outcome:

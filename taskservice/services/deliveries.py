@@ -33,7 +33,8 @@ from taskservice.database.watcher import Watcher
 from taskservice.problems import Problem, not_found
 from taskservice.queries.deliveries import LEASE_SECONDS, is_due, is_pending, is_unleased
 from taskservice.services import fair_queue
-from taskservice.services.fair_queue import HostSlots
+from taskservice.services.fair_queue import ReceiverSlots
+from taskservice.webhooks.circuit_breaker import Receiver
 from taskservice.webhooks.outcome import Outcome
 from taskservice.webhooks.schedule import JITTER, SCHEDULE
 
@@ -49,6 +50,10 @@ class Leased(NamedTuple):
     # With its port, as in the URL.
     host: str
     attempt_count: int
+
+    @property
+    def receiver(self) -> Receiver:
+        return Receiver(self.user_id, self.host)
 
 
 class LeaseLost(Exception):
@@ -193,16 +198,17 @@ def seconds_until_due() -> float | None:
     return (due - now).total_seconds()
 
 
-def lease_due(limit: int, slots: HostSlots) -> Sequence[Leased]:
+def lease_due(limit: int, slots: ReceiverSlots) -> Sequence[Leased]:
     """Lease at most `limit` deliveries that are due, for each user the longest due first.
 
     Users take turns: the next delivery is of the user who then holds the fewest leases in all
-    processes. A host gets no more than its free slots, so that fewer than `limit` may be leased
-    although more are due: call it again.
+    processes. A receiver gets no more than its free slots, so that fewer than `limit` may be
+    leased although more are due: call it again.
     """
     with transaction() as connection:
         due = fair_queue.due_deliveries(connection, limit, slots)
-        ids = list(islice((row.id for row in due if slots.acquire(row.host)), limit))
+        acquired = (row.id for row in due if slots.acquire(Receiver(row.user_id, row.host)))
+        ids = list(islice(acquired, limit))
         lease = {"new_lease": timestamps.new_id(), "seconds": LEASE_SECONDS}
         return [
             Leased(**row._asdict()) for row in connection.execute(_CLAIM, {"ids": ids, **lease})

@@ -1,4 +1,4 @@
-"""Chooses the deliveries to send next: users take turns, and each host has a few slots."""
+"""Chooses the deliveries to send next: users take turns, and each receiver has a few slots."""
 
 from collections import Counter
 from collections.abc import Iterable, Set
@@ -10,39 +10,45 @@ from taskservice.database.models import Delivery, User
 from taskservice.database.rows import AnyRow
 from taskservice.database.types import Identifier, Timestamp, database_now, moment_from_now
 from taskservice.queries.deliveries import is_due, is_pending, is_unleased
+from taskservice.webhooks.circuit_breaker import Receiver
 
-# Maximum attempts at one host at a time in a process, so that a slow host leaves most to others.
-MAX_PER_HOST = 4
-# A host whose circuit breaker is open has one slot, and all such hosts together have these.
-MAX_TO_FAILING_HOSTS = 8
+# Maximum attempts of one user at one host at a time in a process, so that a slow host leaves most
+# to others.
+MAX_PER_RECEIVER = 4
+# A receiver whose circuit breaker is open has one slot, and all such receivers have these together.
+MAX_TO_FAILING = 8
 # Hosts of a user that are searched when the first due deliveries are for hosts without a slot.
 MAX_HOSTS = 1_000
 
 
-class HostSlots:
-    """The attempts that may still start at each host, beside the running ones of this process."""
+class ReceiverSlots:
+    """The attempts that may still start at each receiver, beside those that run in this process."""
 
-    def __init__(self, running: Iterable[str], failing: Set[str]) -> None:
+    def __init__(self, running: Iterable[Receiver], failing: Set[Receiver]) -> None:
         self._used = Counter(running)
         self._failing = failing
-        self._left_to_failing = MAX_TO_FAILING_HOSTS - sum(self._used[host] for host in failing)
+        self._left_to_failing = MAX_TO_FAILING - sum(self._used[receiver] for receiver in failing)
 
-    def full_hosts(self) -> list[str]:
-        return sorted(host for host in {*self._used, *self._failing} if not self.is_free(host))
+    def full_hosts(self, user_id: str) -> list[str]:
+        """The hosts at which this user has no free slot."""
+        known = {*self._used, *self._failing}
+        return sorted(
+            each.host for each in known if each.user_id == user_id and not self.is_free(each)
+        )
 
-    def acquire(self, host: str) -> bool:
-        """Use a slot of this host; False when none is free."""
-        is_free = self.is_free(host)
+    def acquire(self, receiver: Receiver) -> bool:
+        """Use a slot of this receiver; False when none is free."""
+        is_free = self.is_free(receiver)
         if is_free:
-            self._used[host] += 1
-            self._left_to_failing -= host in self._failing
+            self._used[receiver] += 1
+            self._left_to_failing -= receiver in self._failing
         return is_free
 
-    def is_free(self, host: str) -> bool:
-        """Whether this host has a free slot."""
-        if host not in self._failing:
-            return self._used[host] < MAX_PER_HOST
-        return not self._used[host] and self._left_to_failing > 0
+    def is_free(self, receiver: Receiver) -> bool:
+        """Whether this receiver has a free slot."""
+        if receiver not in self._failing:
+            return self._used[receiver] < MAX_PER_RECEIVER
+        return not self._used[receiver] and self._left_to_failing > 0
 
 
 # Each of these statements reads a few entries of an index, however many deliveries are due.
@@ -69,7 +75,7 @@ _USERS = (
     .where(database_now() >= _FIRST_MOMENT)
 )
 _OF_USER = (Delivery.user_id == bindparam("of_user_id", type_=Identifier), is_pending)
-_DUE = select(Delivery.id, Delivery.host, Delivery.next_attempt_at).where(is_due)
+_DUE = select(Delivery.id, Delivery.user_id, Delivery.host, Delivery.next_attempt_at).where(is_due)
 _FIRST_DUE = (
     # PostgreSQL uses the index only when the moment is a parameter.
     _DUE.where(*_OF_USER, Delivery.next_attempt_at <= bindparam("now", type_=Timestamp()))
@@ -112,7 +118,7 @@ _FIRST_DUE_OF_HOSTS = (
 )
 
 
-def due_deliveries(connection: Connection, limit: int, slots: HostSlots) -> list[AnyRow]:
+def due_deliveries(connection: Connection, limit: int, slots: ReceiverSlots) -> list[AnyRow]:
     """Due deliveries, at most `limit` of each user, in the order in which to send them.
 
     Users with the fewest leases in all processes come first, then the longest due deliveries.
@@ -125,14 +131,14 @@ def due_deliveries(connection: Connection, limit: int, slots: HostSlots) -> list
 
 
 def _due_of_user(
-    connection: Connection, user: AnyRow, limit: int, slots: HostSlots
+    connection: Connection, user: AnyRow, limit: int, slots: ReceiverSlots
 ) -> list[AnyRow]:
     """Due deliveries of a user to hosts with a free slot, longest due first."""
     wanted = {"of_user_id": user.id, "now": user.now, "limit": limit}
     first = connection.execute(_FIRST_DUE, wanted).all()
-    sendable = [row for row in first if slots.is_free(row.host)]
+    sendable = [row for row in first if slots.is_free(Receiver(user.id, row.host))]
     if sendable or len(first) < limit:
         return sendable
     # All of these wait for slow or failing hosts: look at the user's other hosts.
-    hosts = {**wanted, "full_hosts": slots.full_hosts()}
+    hosts = {**wanted, "full_hosts": slots.full_hosts(user.id)}
     return list(connection.execute(_FIRST_DUE_OF_HOSTS, hosts))

@@ -1,4 +1,4 @@
-"""Remembers hosts whose last attempts failed, so that no request waits for them."""
+"""Remembers receivers whose last attempts failed, so that no request waits for them."""
 
 import time
 from threading import Lock
@@ -6,7 +6,15 @@ from typing import NamedTuple
 
 MAX_FAILURES = 3
 OPEN_SECONDS = 60.0
-MAX_HOSTS = 1_000
+MAX_RECEIVERS = 1_000
+
+
+class Receiver(NamedTuple):
+    """A host as one user's callbacks have it: at the same host, another user's may do better."""
+
+    user_id: str
+    # With its port, as in the URL.
+    host: str
 
 
 class _Failures(NamedTuple):
@@ -15,35 +23,35 @@ class _Failures(NamedTuple):
 
 
 class CircuitBreaker:
-    """Is open for a host after three failures in a row, until a minute after the last one.
+    """Is open for a receiver after three failures in a row, until a minute after the last one.
 
-    It remembers the 1,000 hosts that failed last.
+    It remembers the 1,000 receivers that failed last.
     """
 
     def __init__(self) -> None:
         self._lock = Lock()
         # In the order of their last failure.
-        self._failures: dict[str, _Failures] = {}
+        self._failures: dict[Receiver, _Failures] = {}
 
-    def is_open(self, host: str) -> bool:
-        return self._recent_failures(host) >= MAX_FAILURES
+    def is_open(self, receiver: Receiver) -> bool:
+        return self._recent_failures(receiver) >= MAX_FAILURES
 
-    def open_hosts(self) -> set[str]:
+    def open_receivers(self) -> set[Receiver]:
         with self._lock:
-            return {host for host in self._failures if self.is_open(host)}
+            return {receiver for receiver in self._failures if self.is_open(receiver)}
 
-    def record(self, host: str, *, has_failed: bool) -> None:
-        """Count how an attempt ended: a success resets the count of its host."""
+    def record(self, receiver: Receiver, *, has_failed: bool) -> None:
+        """Count how an attempt ended: a success resets the count of its receiver."""
         with self._lock:
-            count = self._recent_failures(host)
-            self._failures.pop(host, None)
+            count = self._recent_failures(receiver)
+            self._failures.pop(receiver, None)
             if has_failed:
-                self._failures[host] = _Failures(count + 1, time.monotonic())
-                if len(self._failures) > MAX_HOSTS:
+                self._failures[receiver] = _Failures(count + 1, time.monotonic())
+                if len(self._failures) > MAX_RECEIVERS:
                     del self._failures[next(iter(self._failures))]
 
-    def _recent_failures(self, host: str) -> int:
-        failures = self._failures.get(host)
+    def _recent_failures(self, receiver: Receiver) -> int:
+        failures = self._failures.get(receiver)
         if failures is None or time.monotonic() - failures.last > OPEN_SECONDS:
             return 0
         return failures.in_a_row
