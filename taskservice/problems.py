@@ -78,13 +78,9 @@ def invalid(errors: Mapping[str, Any], code: str | None = None) -> Problem:
     return Problem(422, detail, code=code, more={"errors": dict(errors)})
 
 
-def database_unavailable() -> Problem:
+def database_unavailable(detail: str = "The database is busy, full or out of reach") -> Problem:
     """503: the database cannot answer now; the caller should try again."""
-    return Problem(
-        503,
-        "The database is busy, full or out of reach",
-        headers={"Retry-After": str(RETRY_SECONDS)},
-    )
+    return Problem(503, detail, headers={"Retry-After": str(RETRY_SECONDS)})
 
 
 def overloaded(detail: str) -> Problem:

@@ -500,6 +500,29 @@ def test_read_only_server_makes_unready(app: Flask) -> None:
     until(lambda: is_ready(app))
 
 
+@only_postgresql
+def test_server_whose_disk_fails_makes_unready(app: Flask, alice: ApiClient) -> None:
+    """A trigger raises what PostgreSQL raises when a write to its disk fails."""
+    task = alice.start()
+    until(lambda: is_ready(app))
+    run_sql(
+        app,
+        "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE 'could not write block' USING ERRCODE = 'io_error'; END $$",
+    )
+    for table in ("tasks", "service_heartbeat"):
+        run_sql(
+            app,
+            f"CREATE TRIGGER fail BEFORE INSERT OR UPDATE ON {table} EXECUTE FUNCTION fail()",
+        )
+    problem(alice.patch(f"/task/{task['id']}", json={"name": "refused"}), 503)
+    refused_as_unready(app)
+    for table in ("tasks", "service_heartbeat"):
+        run_sql(app, f"DROP TRIGGER fail ON {table}")
+    until(lambda: is_ready(app))
+    run_sql(app, "DROP FUNCTION fail")
+
+
 @fault("upgrade", "`/readyz` with a database that is not migrated", "503")
 def test_unmigrated_database_is_unready(app: Flask) -> None:
     with app.app_context(), transaction() as connection:

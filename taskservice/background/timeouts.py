@@ -5,7 +5,7 @@ import time
 from typing import NamedTuple
 
 from flask import current_app
-from sqlalchemy import ColumnElement, Float, bindparam, case, exists, insert, select, update
+from sqlalchemy import bindparam, exists, select, update
 
 from taskservice.background.batches import in_batches
 from taskservice.contract.terms import ERROR, SERVICE, TIMEOUT
@@ -16,10 +16,10 @@ from taskservice.database.transactions import (
     database_moment,
     moment_by,
     reading,
-    retry_on_conflict,
     transaction,
 )
 from taskservice.database.types import Identifier, Timestamp, database_now
+from taskservice.operations.heartbeat import IS_CURRENT, MAX_GAP_SECONDS, seconds_ago
 from taskservice.schemas.rows import NO_QUESTIONS
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.tasks import HEARTBEAT
@@ -27,27 +27,14 @@ from taskservice.services.tasks import HEARTBEAT
 logger = logging.getLogger(__name__)
 
 # An agent that could not reach the service is not timed out: after a gap of MAX_GAP_SECONDS
-# without a round of upkeep or without a serving process, no task ends for GRACE_SECONDS.
-MAX_GAP_SECONDS = 60.0
+# without a round of upkeep or without a serving process, no task ends for this long.
 GRACE_SECONDS = 300.0
 # A clock that gains or loses more seconds between two readings was set. A reading takes less time.
 MAX_DRIFT_SECONDS = 2.0
-# How often one of the serving processes writes the heartbeat.
-HEARTBEAT_SECONDS = 10.0
 BATCH = 50
 
 
-def _ago(seconds: str) -> database_now:
-    return database_now(-bindparam(seconds, type_=Float()))
-
-
-# A heartbeat in the future does not count: the clock was set.
-_IS_CURRENT: ColumnElement[bool] = ServiceHeartbeat.until.between(_ago("max_gap"), database_now())
-_RENEW = update(ServiceHeartbeat).values(
-    since=case((_IS_CURRENT, ServiceHeartbeat.since), else_=database_now()), until=database_now()
-)
-_INSERT = insert(ServiceHeartbeat).values(id=1, since=database_now(), until=database_now())
-_WAS_SERVING = exists().where(_IS_CURRENT, ServiceHeartbeat.since <= _ago("grace"))
+_WAS_SERVING = exists().where(IS_CURRENT, ServiceHeartbeat.since <= seconds_ago("grace"))
 # An agent that waits for a person is not silent.
 _ASKS_NOTHING = Task.questions == NO_QUESTIONS
 _COLUMNS = (Task.id, Task.user_id, Task.callback_url, Task.timeout)
@@ -82,18 +69,6 @@ _END = (
         version=Task.version + 1,
     )
 )
-
-
-@retry_on_conflict
-def record_heartbeat() -> None:
-    """Record that agents can reach the service now, for all processes that may end tasks."""
-    with reading() as connection:
-        fresh = select(ServiceHeartbeat.id).where(_IS_CURRENT)
-        if connection.scalar(fresh, {"max_gap": HEARTBEAT_SECONDS}) is not None:
-            return
-    with transaction() as connection:
-        if connection.execute(_RENEW, {"max_gap": MAX_GAP_SECONDS}).rowcount == 0:
-            connection.execute(_INSERT)
 
 
 class _ClockReading(NamedTuple):

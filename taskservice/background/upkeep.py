@@ -12,6 +12,7 @@ from taskservice.auth import authentication
 from taskservice.background import names, reschedule, retention, sweep, timeouts, vacuum
 from taskservice.background.batches import in_batches
 from taskservice.background.delivery_loop import STOP_SECONDS, DeliveryLoop
+from taskservice.operations import heartbeat
 from taskservice.services import keys as key_service
 from taskservice.services import questions as question_service
 
@@ -57,11 +58,11 @@ class Upkeep(threading.Thread):
     def __init__(self, app: Flask, *, serves: bool = True) -> None:
         super().__init__(name="upkeep", daemon=True)
         self._app = app
-        heartbeat = [timeouts.record_heartbeat] if serves else []
+        heartbeats = [heartbeat.record] if serves else []
         self._clock = timeouts.ClockMonitor()
         # Before the timeouts: a question that has expired no longer holds them up.
         self._first_chores = (
-            *heartbeat,
+            *heartbeats,
             expire_questions,
             self._clock.read_clocks,
             self._end_silent,

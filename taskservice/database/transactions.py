@@ -7,7 +7,7 @@ from typing import ParamSpec, TypeVar
 
 from flask import Flask, g
 from sqlalchemy import Connection, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from taskservice import resources
 from taskservice.context import current
@@ -20,20 +20,30 @@ T = TypeVar("T")
 MAX_RETRIES = 10
 
 
+class LastWrite:
+    """Whether a write of this process has failed since `/readyz` last wrote."""
+
+    has_failed = False
+
+
 @contextmanager
 def transaction() -> Iterator[Connection]:
     """A connection in a write transaction, committed at the end or rolled back on an error."""
     end_shared_reading()
     database = resources.find(Database)
-    if database.writer_queue is None:
-        with database.writes.use() as connection, connection.begin():
+    try:
+        if database.writer_queue is None:
+            with database.writes.use() as connection, connection.begin():
+                yield connection
+            return
+        queue, files = database.writer_queue, database.files
+        # If the files were replaced meanwhile, the next start would not find what was committed.
+        check = files.check if files else lambda: None
+        with queue.transaction(database.writes, check, BUSY_SECONDS) as connection:
             yield connection
-        return
-    queue, files = database.writer_queue, database.files
-    # If the files were replaced meanwhile, the next start would not find what was committed.
-    check = files.check if files else lambda: None
-    with queue.transaction(database.writes, check, BUSY_SECONDS) as connection:
-        yield connection
+    except OperationalError:
+        resources.find(LastWrite).has_failed = True
+        raise
 
 
 def has_writer_queue() -> bool:
@@ -117,6 +127,7 @@ def end_shared_reading(error: BaseException | None = None) -> None:
 
 
 def init_app(app: Flask) -> None:
+    resources.provide(app, LastWrite())
     app.teardown_request(end_shared_reading)
 
 

@@ -21,8 +21,9 @@ from taskservice.database import migrations
 from taskservice.database.engine import BUSY_SECONDS
 from taskservice.database.models import Delivery
 from taskservice.database.timestamps import seconds_between
-from taskservice.database.transactions import reading, transaction
+from taskservice.database.transactions import LastWrite, reading, transaction
 from taskservice.database.types import Base, database_now, db
+from taskservice.operations import heartbeat
 from taskservice.operations.metrics import Metric, Sample
 from taskservice.problems import database_unavailable
 from taskservice.queries.deliveries import is_due
@@ -144,7 +145,7 @@ def require_usable() -> None:
         resources.find(ReadinessProbe).result(READY_SECONDS)
     except FAILURES as error:
         logger.error("The database can't be used: %s", getattr(error, "orig", error))
-        raise database_unavailable() from None
+        raise database_unavailable("The database cannot be read and written now") from None
 
 
 def database_metrics() -> list[Metric]:
@@ -162,7 +163,7 @@ def _is_up(up: bool) -> Metric:
 
 
 def _check_usable() -> None:
-    """Begin a write transaction that changes nothing; raises what would prevent a write."""
+    """Raises what prevents a read or a write, or would prevent one of a request."""
     file = _file()
     if file is not None:
         _check_file(file)
@@ -177,6 +178,19 @@ def _check_usable() -> None:
             )
         for columns in _ALL_COLUMNS:
             connection.execute(columns)
+    _prove_writable()
+
+
+def _prove_writable() -> None:
+    """Write, unless one of the serving processes has just done so and no write here has failed.
+
+    A transaction that changes nothing would also succeed on a disk on which all writes fail.
+    """
+    last = resources.find(LastWrite)
+    max_age = 0.0 if last.has_failed else heartbeat.HEARTBEAT_SECONDS
+    # Before the write, which may fail too.
+    last.has_failed = False
+    heartbeat.record(max_age)
 
 
 def _check_postgresql(connection: Connection) -> None:

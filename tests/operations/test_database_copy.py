@@ -16,7 +16,6 @@ import pytest
 from flask import Flask
 from sqlalchemy import Connection, create_engine, insert, pool, select, text
 
-from taskservice.background.timeouts import record_heartbeat
 from taskservice.config import Config
 from taskservice.database import migrations, timestamps
 from taskservice.database.address import parse
@@ -440,7 +439,7 @@ def test_postgresql_that_is_served_is_refused(
     migrations.upgrade(parse(served))
     with move.app(served) as app:
         with app.app_context():
-            record_heartbeat()
+            heartbeat.record()
 
         def wait(seconds: float) -> None:
             run_sql(app, "UPDATE service_heartbeat SET until = until + interval '10 s'")

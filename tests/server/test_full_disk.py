@@ -1,4 +1,4 @@
-"""A disk that is full or becomes read-only under the running service."""
+"""A disk that is full, fails or becomes read-only under the running service."""
 
 import os
 import sqlite3
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from tests.support import receiver as play
 from tests.support.api_client import RemoteClient
@@ -18,7 +19,7 @@ from tests.support.commands import check
 from tests.support.concurrency import at_once, copies
 from tests.support.databases import Databases
 from tests.support.every_write import EveryWrite
-from tests.support.mounts import empty_log, failing_disk, fill, small_disk
+from tests.support.mounts import empty_log, failing_disk, failing_writes, fill, small_disk
 from tests.support.receiver import Receiver
 from tests.support.service import Service
 from tests.support.waiting import until
@@ -100,6 +101,56 @@ def test_disk_that_becomes_read_only_is_503_for_writes(
             fail()
             writes.are_refused()
             assert "Traceback" not in service.log.read_text()
+
+
+@pytest.fixture(params=["1", "2"], ids=["one worker", "two workers"])
+def failing_service(
+    request: pytest.FixtureRequest, tmp_path: Path, databases: Databases
+) -> Iterator[Service]:
+    databases.copy_sqlite(tmp_path / "data")
+    service = Service(tmp_path / "data", WORKERS=request.param)
+    service.environment |= failing_writes(tmp_path)
+    with service:
+        until(lambda: len(service.workers()) == int(request.param))
+        yield service
+
+
+@pytest.mark.parametrize("what", ["writes", "syncs"])
+def test_service_whose_writes_fail_is_unready_until_they_succeed(
+    failing_service: Service, tmp_path: Path, what: str
+) -> None:
+    service, marker = failing_service, tmp_path / what
+    alice = service.add_user()
+    task = alice.start()
+    marker.touch()
+    refused = alice.request("PATCH", f"/task/{task['id']}", json={"name": "refused"})
+    assert refused.status_code == 503
+    until(lambda: readiness(service) == {503})
+    assert "The database can't be used: disk I/O error" in service.log.read_text()
+    assert requests.get(f"{service.url}/livez", timeout=10).status_code == 200
+    assert alice.request("GET", f"/task/{task['id']}").json() == task
+    marker.unlink()
+    until(lambda: readiness(service) == {200})
+    assert alice.request("PATCH", f"/task/{task['id']}", json={"name": "done"}).status_code == 200
+
+
+def test_service_without_requests_notices_that_writes_fail(
+    failing_service: Service, tmp_path: Path
+) -> None:
+    (tmp_path / "writes").touch()
+    until(lambda: readiness(failing_service) == {503})
+    (tmp_path / "writes").unlink()
+    until(lambda: readiness(failing_service) == {200})
+
+
+def readiness(service: Service) -> set[int]:
+    """What `/readyz` answers on several connections, so that each worker is asked."""
+    answers = [requests.get(f"{service.url}/readyz", timeout=10) for _ in range(8)]
+    for answer in answers:
+        if answer.status_code != 200:
+            assert answer.json()["detail"] == "The database cannot be read and written now"
+            assert int(answer.headers["Retry-After"]) > 0
+    return {answer.status_code for answer in answers}
 
 
 @fault(

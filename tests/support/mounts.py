@@ -67,6 +67,25 @@ def empty_log(data: Path) -> None:
         assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
 
 
+def failing_writes(folder: Path) -> dict[str, str]:
+    """The environment of a service whose writes or syncs fail while a file exists.
+
+    The files are `writes` and `syncs` in the folder.
+    """
+    compiler = shutil.which("cc")
+    if compiler is None:
+        needs("C compiler", "install the package gcc")
+    library = folder / "failing_writes.so"
+    source = Path(__file__).with_name("failing_writes.c")
+    command = [compiler, "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]
+    subprocess.run(command, check=True)
+    return {
+        "LD_PRELOAD": str(library),
+        "FAILING_WRITES": str(folder / "writes"),
+        "FAILING_SYNCS": str(folder / "syncs"),
+    }
+
+
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
     """The folder, as if it were on a read-only disk."""
