@@ -731,6 +731,8 @@ def test_line_of_each_request_names_its_user_and_its_key(
         line = lines[response.headers["X-Request-Id"]]
         assert line.keys() & {"user", "key", "keyId"} == set(), name
     assert lines[robot]["key"] == "robot"
+    (entered,) = [line for line in lines.values() if line["message"] == "POST /sign-in"]
+    assert entered["keyId"] == key["id"]
     for person in (alice, laptop, of_agent):
         assert str(person.session.headers["apikey"]) not in log
 

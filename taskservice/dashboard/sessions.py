@@ -59,7 +59,8 @@ def init_app(app: Flask) -> None:
 
 
 def begin(key: AnyRow) -> None:
-    """Sign this browser in with `key`."""
+    """Sign this browser in with `key`, whose caller this request then has."""
+    set_caller(key, timestamps.now())
     session.clear()
     session["key"] = key.id
     # The cookie is renewed with each change of the session; this end stays.
