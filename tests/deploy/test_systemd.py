@@ -192,10 +192,12 @@ def test_postgresql_is_backed_up_by_pg_dump(machine: Machine, databases: Databas
     environment = machine.environment(unit, **settings)
     subprocess.run(command, env=environment, check=True, timeout=60)
     programs = f"{databases.programs}:/usr/bin:/bin"
+    # By hand, in a shell that lets others read what it makes.
     result = machine.run(unit, **settings, PATH=programs)
     assert result.returncode == 0, result
     (dump,) = folder.iterdir()
     assert dump.suffix == ".dump"
+    assert dump.stat().st_mode & 0o777 == 0o600
     listed = subprocess.check_output(
         ["pg_restore", "--list", dump], env={"PATH": programs}, text=True, timeout=60
     )
