@@ -95,6 +95,8 @@ def service_behind(program: str, folder: Path, prefix: str) -> Iterator[RemoteCl
     ):
         person = service.add_user("alice")
         person.url, person.session.verify = f"{url}{prefix}", str(authority)
+        # What the service itself sends is compared with its document.
+        person.session.headers["Accept-Encoding"] = "identity"
         yield person
 
 
@@ -134,6 +136,23 @@ def test_events_arrive_line_by_line(alice: RemoteClient) -> None:
             alice.request("POST", f"/task/{task['id']}/logs", json=line).raise_for_status()
             event = next(event for event in received if event.kind == "log")
             assert (event.id, event.data) == (str(number), f"line {number}")
+
+
+def test_answers_are_compressed_but_not_events(alice: RemoteClient) -> None:
+    task = alice.start(claim=True, input={"text": "x" * 3000})
+    get = partial(alice.session.get, f"{alice.url}/api/v1/task/{task['id']}", timeout=60)
+    plain, packed = get(), get(headers={"Accept-Encoding": "gzip"})
+    assert "Content-Encoding" not in plain.headers
+    assert packed.headers["Content-Encoding"] == "gzip"
+    assert packed.json() == plain.json() == task
+    for response in (plain, packed):
+        headers = {"Accept-Encoding": "gzip", "If-None-Match": response.headers["ETag"]}
+        assert get(headers=headers).status_code == 304
+    events_url = f"{alice.url}/api/v1/task/{task['id']}/events"
+    headers = {"Accept-Encoding": "gzip", "Accept": "text/event-stream"}
+    with alice.session.get(events_url, headers=headers, stream=True, timeout=60) as stream:
+        assert stream.headers["Content-Type"].startswith("text/event-stream")
+        assert "Content-Encoding" not in stream.headers
 
 
 def test_largest_body_passes(alice: RemoteClient) -> None:
