@@ -43,6 +43,8 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
 
     return {
         "bind": config.BIND,
+        # Of a Unix socket: a proxy needs the service's group to connect.
+        "umask": 0o007,
         "workers": config.WORKERS,
         "threads": config.THREADS,
         "logger_class": logger_class(config),

@@ -883,6 +883,8 @@ def test_unix_socket_is_taken_over_only_from_a_program_that_has_ended(tmp_path: 
         (line,) = [line for line in second.log.splitlines() if "INFO" not in line]
         assert line == f"taskservice: can't listen on {path}: another program listens there"
         assert environ_by(path)["wsgi.url_scheme"] == "http"
+        # For a proxy in the service's group.
+        assert path.stat().st_mode & 0o777 == 0o770
         os.killpg(first.process.pid, signal.SIGKILL)
         first.process.wait()
     assert path.is_socket()
