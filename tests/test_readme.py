@@ -129,6 +129,20 @@ def has_lines(person: RemoteClient, task_id: str, count: int) -> list[str] | Non
     return lines if len(lines) >= count else None
 
 
+def test_packages_to_install_are_those_of_ci() -> None:
+    named, installed = (
+        {
+            word
+            for command in re.findall(r"apt-get install ((?:.*\\\n)*.*)", path.read_text())
+            for word in command.replace(">/dev/null", "").split()
+            if not word.startswith(("-", "\\"))
+        }
+        for path in (ROOT / "CONTRIBUTING.md", ROOT / ".ci/run")
+    )
+    # Another one has it in some systems.
+    assert installed - {"$chromium", "curl", "git", "make"} == named - {"chromium-headless-shell"}
+
+
 # --- tables ------------------------------------------------------------------------------
 
 

@@ -173,9 +173,10 @@ def _engine(address: URL) -> Engine:
 
 
 def _private(path: Path) -> Verdict:
-    """Whether only the owner may access a file or folder."""
-    mode = path.stat().st_mode & 0o777
-    if mode & 0o077:
+    """Whether only the owner and root's group may access a file or folder."""
+    status = path.stat()
+    mode = status.st_mode & 0o777
+    if mode & (0o007 if status.st_gid == 0 else 0o077):
         return WARNING, f"{path} contains secrets and is open to other users (mode {mode:o})"
     return OK, str(path)
 

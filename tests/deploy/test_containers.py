@@ -4,9 +4,7 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,20 +14,21 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 import pytest
-import requests
 import yaml
 
 from taskservice.config import Config, unknown_names
 from tests.support.api_client import RemoteClient
+from tests.support.deployed_nginx import replaced
 from tests.support.documents import ROOT
 from tests.support.followers import open_stream
-from tests.support.packages import run_pip
+from tests.support.requirements import needs
 from tests.support.service import free_port
 from tests.support.waiting import until
 
 CONTAINERFILE = ROOT / "deploy/Containerfile"
 COMPOSE = ROOT / "deploy/compose.yaml"
 STOP_SECONDS = 10
+VERSION = "0.1.0.dev7"
 
 
 class Step(NamedTuple):
@@ -60,8 +59,6 @@ def variables() -> dict[str, str]:
 
 def test_user_is_not_root_and_data_is_one_volume() -> None:
     names = [step.name for step in steps()]
-    user = only("USER")
-    assert any(re.search(rf"useradd .*{user}", step.text) for step in steps() if step.name == "RUN")
     # What is installed belongs to root.
     assert names.index("USER") > max(place for place, name in enumerate(names) if name == "RUN")
     assert variables()["TASKSERVICE_DATA"] == only("VOLUME")
@@ -69,79 +66,6 @@ def test_user_is_not_root_and_data_is_one_volume() -> None:
     assert unknown_names(variables()) == []
     config = Config.from_environment(variables() | {"TASKSERVICE_SECRET_KEY": "a" * 40})
     assert f"0.0.0.0:{only('EXPOSE')}" == config.BIND
-
-
-class Installed:
-    """What the steps make, in a folder in the place of `/`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.root, self.port = folder, free_port()
-        self.bin = folder / "venv" / "bin"
-        subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-        for step in steps():
-            if step.name == "COPY":
-                self._copy(*step.text.split())
-            elif step.name == "RUN" and "pip install" in step.text:
-                run_pip(["sh", "-ec", self.here(step.text)], self.environment())
-
-    def here(self, text: str) -> str:
-        text = text.replace(":8000", f":{self.port}").replace("0.0.0.0", "127.0.0.1")
-        return re.sub(r"(?<![\w.:/])/(?=source|data)", f"{self.root}/", text)
-
-    def environment(self) -> dict[str, str]:
-        given = {name: self.here(value) for name, value in variables().items()}
-        return {"PATH": f"{self.bin}:/usr/bin:/bin"} | given
-
-    def _copy(self, *names: str) -> None:
-        *sources, target = names
-        for source in sources:
-            if (ROOT / source).is_dir():
-                unwanted = shutil.ignore_patterns("__pycache__")
-                shutil.copytree(ROOT / source, self.here(target), ignore=unwanted)
-            else:
-                Path(self.here(target)).mkdir(exist_ok=True)
-                shutil.copy(ROOT / source, self.here(target))
-
-    def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [self.here(word) for word in command], cwd=self.root, env=self.environment(),
-            capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-
-    @contextmanager
-    def served(self) -> Iterator["subprocess.Popen[bytes]"]:
-        command = [str(self.bin / words("ENTRYPOINT")[0]), *words("CMD")]
-        with open(self.root / "log", "wb") as log:
-            process = subprocess.Popen(
-                command, cwd=self.root, env=self.environment(), stdout=log, stderr=log
-            )
-        try:
-            until(partial(self._is_healthy, process))
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-
-    def _is_healthy(self, process: "subprocess.Popen[bytes]") -> bool:
-        assert process.poll() is None, (self.root / "log").read_text()
-        return self.run(words("HEALTHCHECK")).returncode == 0
-
-
-def test_steps_install_a_service_that_is_healthy_and_ends_in_time(tmp_path: Path) -> None:
-    installed = Installed(tmp_path)
-    assert installed.run(words("HEALTHCHECK")).returncode != 0
-    with installed.served() as process:
-        added = installed.run([str(installed.bin / "taskservice"), "user", "add", "alice"])
-        assert added.returncode == 0, added
-        alice = RemoteClient(f"http://127.0.0.1:{installed.port}", added.stdout.strip())
-        with open_stream(alice, alice.start(claim=True)) as stream:
-            assert stream.status_code == 200
-            began = time.monotonic()
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=60) == 0
-            assert time.monotonic() - began < STOP_SECONDS
-    assert installed.run(words("HEALTHCHECK")).returncode != 0
-    assert {"taskservice.db", "secret_key"} <= set(os.listdir(tmp_path / "data"))
 
 
 # --- the compose file --------------------------------------------------------------------
@@ -155,7 +79,7 @@ def services() -> dict[str, Any]:
     def value(found: re.Match[str]) -> str:
         return values.get(found[1]) or found[2]
 
-    text = re.sub(r"\$\{(\w+)(?::-(\w*)|:\?[^}]*)\}", value, COMPOSE.read_text())
+    text = re.sub(r"\$\{(\w+)(?::-([\w.]*)|:\?[^}]*)\}", value, COMPOSE.read_text())
     assert "${" not in text
     return dict(yaml.safe_load(text)["services"])
 
@@ -194,58 +118,146 @@ def test_data_is_in_volumes_and_only_this_machine_is_served(services: dict[str, 
 # --- in a container ----------------------------------------------------------------------
 
 
+def output(*command: str, **variables: str) -> str:
+    """The stdout of a command, which must succeed."""
+    result = subprocess.run(
+        command, env=os.environ | variables, capture_output=True, text=True, timeout=280
+    )
+    assert result.returncode == 0, result
+    return result.stdout.strip()
+
+
 def succeeds(*command: str) -> bool:
     return subprocess.run(command, capture_output=True, timeout=250).returncode == 0
 
 
+# What a machine needs to build an image, beside the engine.
+BUILD_FLAGS = os.environ.get("BUILD_FLAGS", "")
+
+
 @pytest.fixture
 def engine() -> str:
-    """Podman or Docker; skipped without them in CI too, which may run where none can be."""
+    """Podman or Docker, with the base image."""
     for program in filter(None, map(shutil.which, ("podman", "docker"))):
         if succeeds(program, "info"):
-            if succeeds(program, "pull", only("FROM")):
-                return program
-            pytest.skip(f"no image {only('FROM')}")
-    pytest.skip("no container engine: install the package podman")
+            if not has_image(program, only_base()):
+                needs(f"image {only_base()}", "connect to the registry")
+            return program
+    return needs("container engine", "install the package podman")
+
+
+def only_base() -> str:
+    (base,) = {step.text.split()[0] for step in steps() if step.name == "FROM"}
+    return base
+
+
+def has_image(engine: str, name: str) -> bool:
+    """Here, or in the registry."""
+    return succeeds(engine, "image", "inspect", name) or succeeds(engine, "pull", name)
+
+
+@pytest.fixture
+def image(engine: str) -> Iterator[str]:
+    tag = f"taskservice-test-{uuid4().hex}"
+    formatted = ["--format", "docker"] if engine.endswith("podman") else []
+    output(
+        engine, "build", *formatted, *BUILD_FLAGS.split(), "--file", str(CONTAINERFILE),
+        "--build-arg", f"VERSION={VERSION}", "--tag", tag, str(ROOT),
+    )  # fmt: skip
+    yield tag
+    output(engine, "rmi", tag)
 
 
 @contextmanager
-def container(engine: str, port: int) -> Iterator[str]:
-    """The id of a container of the image, which is built before."""
-    tag = f"taskservice-test-{uuid4().hex}"
-    formatted = ["--format", "docker"] if engine.endswith("podman") else []
-    subprocess.run(
-        [engine, "build", *formatted, "--file", str(CONTAINERFILE), "--tag", tag, str(ROOT)],
-        check=True, timeout=280,
-    )  # fmt: skip
-    publish = f"127.0.0.1:{port}:{only('EXPOSE')}"
-    started = subprocess.check_output([engine, "run", "--detach", "--publish", publish, tag])
-    name = started.decode().strip()
+def container(engine: str, image: str, *options: str) -> Iterator[str]:
+    """The id of a container of the image, once it is healthy."""
+    name = output(engine, "run", "--detach", *options, image)
     try:
+        until(partial(succeeds, engine, "exec", name, *words("HEALTHCHECK")))
         yield name
     finally:
-        subprocess.run([engine, "rm", "--force", "--volumes", name], check=True, timeout=60)
-        subprocess.run([engine, "rmi", tag], check=True, timeout=60)
+        output(engine, "rm", "--force", "--volumes", name)
 
 
 @pytest.mark.timeout(900)
-def test_image_serves_as_another_user_than_root(engine: str) -> None:
+def test_image_serves(engine: str, image: str, tmp_path: Path, subtests: pytest.Subtests) -> None:
+    """One test, since it builds the image once."""
+    with subtests.test("as a user that is a number"):
+        serves_as_a_user_that_is_a_number(engine, image)
+    with subtests.test("as any user of the group 0, on a Unix socket"):
+        serves_as_any_user_of_the_group_0_and_on_a_unix_socket(engine, image)
+    with subtests.test("on PostgreSQL, by the compose file"):
+        serves_on_postgresql_by_the_compose_file(engine, image, tmp_path)
+
+
+def serves_as_a_user_that_is_a_number(engine: str, image: str) -> None:
+    # Kubernetes must see that it is not root.
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", only("USER"))
     port = free_port()
-    with container(engine, port) as name:
-        until(partial(is_up, port))
+    # docs/operations.md says that so much memory is enough.
+    limited = ["--memory", "512m"]
+    published = ["--publish", f"127.0.0.1:{port}:9000", "--env", "TASKSERVICE_BIND=0.0.0.0:9000"]
+    with container(engine, image, *limited, *published) as name:
         inside = [engine, "exec", name]
-        assert subprocess.check_output([*inside, "id", "-u"]).strip() != b"0"
-        assert succeeds(*inside, *words("HEALTHCHECK"))
-        key = subprocess.check_output([*inside, "taskservice", "user", "add", "alice"])
-        alice = RemoteClient(f"http://127.0.0.1:{port}", key.decode().strip())
-        assert alice.start()["status"] == "running"
-        began = time.monotonic()
-        assert succeeds(engine, "stop", "--time", "30", name)
-        assert time.monotonic() - began < STOP_SECONDS
+        user, group = output(*inside, "id", "-u"), output(*inside, "id", "-g")
+        assert f"{user}:{group}" == only("USER")
+        assert output(*inside, "taskservice", "--version").endswith(VERSION)
+        alice = RemoteClient(
+            f"http://127.0.0.1:{port}", output(*inside, "taskservice", "user", "add", "alice")
+        )
+        checked = output(*inside, "taskservice", "db", "check")
+        assert [line for line in checked.splitlines() if not line.startswith("ok ")] == []
+        assert not succeeds(*inside, "ls", "/source")
+        with open_stream(alice, alice.start(claim=True)) as stream:
+            assert stream.status_code == 200
+            began = time.monotonic()
+            assert succeeds(engine, "stop", "--time", "30", name)
+            assert time.monotonic() - began < STOP_SECONDS
 
 
-def is_up(port: int) -> bool:
+def serves_as_any_user_of_the_group_0_and_on_a_unix_socket(engine: str, image: str) -> None:
+    options = ["--user", "12345:0", "--env", "TASKSERVICE_BIND=unix:/data/socket"]
+    with container(engine, image, *options) as name:
+        inside = [engine, "exec", name]
+        assert output(*inside, "id", "-u") == "12345"
+        assert output(*inside, "taskservice", "user", "add", "alice").startswith("tsk_user_")
+        assert not succeeds(*inside, "env", "TASKSERVICE_BIND=127.0.0.1:8000", "healthcheck")
+
+
+def serves_on_postgresql_by_the_compose_file(engine: str, image: str, tmp_path: Path) -> None:
+    """By podman-compose, in the folder of the file, with the image that it would build."""
+    program = shutil.which("podman-compose")
+    if program is None or not engine.endswith("podman"):
+        needs("podman-compose", "install the packages podman and podman-compose")
+    project, port, database = f"test-{uuid4().hex}", free_port(), "docker.io/library/postgres:17"
+    if not has_image(engine, database):
+        stand_in = str(Path(__file__).with_name("postgresql.Containerfile"))
+        output(engine, "build", *BUILD_FLAGS.split(), "--file", stand_in, "--tag", database)
+    values = {
+        "name: taskservice": f"name: {project}",
+        "context: ..": f"context: {ROOT}",
+        "127.0.0.1:8000": f"127.0.0.1:{port}",
+    }
+    (tmp_path / "compose.yaml").write_text(replaced(COMPOSE.read_text(), values))
+    secrets = f"POSTGRES_PASSWORD=p@ss/word\nTASKSERVICE_SECRET_KEY={'a' * 64}\n"
+    (tmp_path / ".env").write_text(secrets)
+    service, server = (f"{project}_{name}_1" for name in ("taskservice", "database"))
+    built = f"localhost/{project}_taskservice"
+    output(engine, "tag", image, built)
+    with open(tmp_path / "log", "wb") as log:
+        up = subprocess.Popen([program, "up", "-d"], cwd=tmp_path, stdout=log, stderr=log)
     try:
-        return requests.get(f"http://127.0.0.1:{port}/readyz", timeout=60).ok
-    except requests.ConnectionError:
-        return False
+        # Where no systemd runs, nobody else asks for its health.
+        until(partial(succeeds, engine, "healthcheck", "run", server))
+        assert up.wait(timeout=280) == 0, (tmp_path / "log").read_text()
+        until(partial(succeeds, engine, "healthcheck", "run", service))
+        inside = [engine, "exec", service]
+        key = output(*inside, "taskservice", "user", "add", "alice")
+        alice = RemoteClient(f"http://127.0.0.1:{port}", key)
+        assert alice.start()["status"] == "running"
+        assert "PostgreSQL 17" in output(*inside, "taskservice", "db", "check")
+    finally:
+        up.kill()
+        up.wait()
+        subprocess.run([program, "down", "--volumes"], cwd=tmp_path, check=True, timeout=280)
+        output(engine, "rmi", built)
