@@ -66,7 +66,9 @@ def no_such_user(name: str) -> Problem:
 
 def invalid_key() -> Problem:
     """401, with the same text whatever is wrong with the key."""
-    return Problem(401, "API key is invalid")
+    # No `resource_metadata`: with it, clients of MCP ignore the header that they are given.
+    headers = {"WWW-Authenticate": 'Bearer realm="taskservice"'}
+    return Problem(401, "API key is invalid", headers=headers)
 
 
 def invalid(errors: Mapping[str, Any], code: str | None = None) -> Problem:

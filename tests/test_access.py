@@ -110,6 +110,7 @@ def test_every_wrong_key_gets_the_same_401(
                 response = answer_without_key(app, path=f"{PREFIX}/task", headers=headers)
                 problem(response, 401)
                 assert response.data == first.data
+                assert response.headers["WWW-Authenticate"] == 'Bearer realm="taskservice"'
     expect(alice.get("/task"), 200)
 
 
@@ -150,7 +151,15 @@ def test_bearer_key_is_the_same_as_that_in_the_header_apikey(alice: ApiClient, a
 # The headers of a request that shows a valid key, but not as it should.
 WRONG_HEADERS: dict[str, dict[str, Callable[[str], list[tuple[str, str]]]]] = {
     "a key in both headers": {
-        "both at once": lambda key: [("apikey", key), ("Authorization", f"Bearer {key}")],
+        "another one beside a bearer": lambda key: [
+            ("apikey", key_text.new(for_agent=False)), ("Authorization", f"Bearer {key}"),
+        ],
+        "another bearer beside one": lambda key: [
+            ("apikey", key), ("Authorization", f"Bearer {key_text.new(for_agent=False)}"),
+        ],
+        "the same wrong one twice": lambda key: [
+            ("apikey", mistype(key, 30)), ("Authorization", f"Bearer {mistype(key, 30)}"),
+        ],
         "an empty one beside a bearer": lambda key: [
             ("apikey", ""), ("Authorization", f"Bearer {key}"),
         ],
@@ -201,6 +210,17 @@ def test_every_other_way_to_send_a_bearer_gets_the_same_401(
                 response = answer_without_key(app, path=f"{PREFIX}/task", headers=headers)
                 problem(response, 401)
                 assert response.data == first.data
+
+
+@one_database
+def test_same_key_in_both_headers_counts(alice: ApiClient, bob: ApiClient, app: Flask) -> None:
+    """Some generated clients send it under each scheme that the document offers."""
+    bearer = ("Authorization", f"Bearer {alice.key}")
+    for headers in ([("apikey", alice.key), bearer], [bearer, ("apikey", alice.key)]):
+        for path in ("/task", "/user"):
+            expect(answer_without_key(app, path=PREFIX + path, headers=headers), 200)
+    hers = [("apikey", bob.key), bearer]
+    problem(answer_without_key(app, path=f"{PREFIX}/task", headers=hers), 401)
 
 
 @one_database

@@ -36,7 +36,7 @@ def authenticate() -> None:
 
 
 def key_in_headers(apikey: str | None, authorization: str | None) -> str:
-    """The key in these two headers; empty unless there is exactly one.
+    """The key in these two headers; empty unless there is exactly one, or the same in both.
 
     gunicorn joins a header that was sent twice with a comma, which no key contains.
     """
@@ -46,9 +46,10 @@ def key_in_headers(apikey: str | None, authorization: str | None) -> str:
     if not any(map(_is_bearer, credentials)):
         # Another scheme, such as Basic, is meant for a proxy.
         return apikey or ""
-    if apikey is not None or len(credentials) > 1:
+    if len(credentials) > 1:
         return ""
-    return credentials[0].strip(" ")[len(BEARER) :].strip(" ")
+    key = credentials[0].strip(" ")[len(BEARER) :].strip(" ")
+    return key if apikey in (None, key) else ""
 
 
 def _is_bearer(credentials: str) -> bool:

@@ -113,13 +113,10 @@ def require_access() -> Response | None:
 
 @blueprint.after_app_request
 def add_headers(response: Response) -> Response:
-    """Say which keys are meant, and that an answer is for its caller alone."""
+    """Say that an answer is for its caller alone, and let pages of allowed origins read it."""
     if current(request).path == access.PATH:
         response.headers.add("Vary", f"{KEY_HEADERS}, Origin")
         response.headers.update(access.headers_for_browsers())
-        if response.status_code == 401:
-            # No `resource_metadata`: with it, clients ignore the header that they are given.
-            response.headers["WWW-Authenticate"] = 'Bearer realm="taskservice"'
     return response
 
 

@@ -18,9 +18,9 @@ taskservice keeps the tasks of agents, with logs that grow while they run, and s
 callback when a task ends.
 
 Every request below `/api/v1` carries an API key, in the header `apikey: <key>` or in
-`Authorization: Bearer <key>`; both together are 401. A *user key* may do everything with the things
-of its user. An *agent key* sees and reports the tasks of one agent; an operation that needs a user
-key answers it with 403. What a key may not see does not exist for it: 404.
+`Authorization: Bearer <key>`; in both, it must be the same. A *user key* may do everything with the
+things of its user. An *agent key* sees and reports the tasks of one agent; an operation that needs
+a user key answers it with 403. What a key may not see does not exist for it: 404.
 
 Bodies are JSON in UTF-8, read strictly: no unknown fields, no duplicate keys, no NaN, nothing
 nested deeper than 64. An operation that takes no body accepts `{}` too, and refuses
@@ -129,6 +129,9 @@ ANSWER_HEADERS = {
     "Retry-After": Parameter(
         "Seconds after which to try again.", {"type": "integer", "minimum": 0, "examples": [2]},
     ),
+    "WWW-Authenticate": Parameter(
+        "How a key is sent.", _text(enum=['Bearer realm="taskservice"']), always=True
+    ),
     "X-Request-Id": Parameter(
         "The id of the request: its own, or a new one.",
         _text(examples=[EXAMPLE_REQUEST]),
@@ -163,7 +166,7 @@ REFUSALS = {
     ),
     401: Refusal(
         "InvalidKey",
-        "The API key is missing, unknown, revoked, expired, sent twice, or in both headers.",
+        "The API key is missing, unknown, revoked, expired, sent twice, or unlike in both headers.",
         "API key is invalid",
     ),
     403: Refusal(

@@ -223,6 +223,9 @@ def _own_problem(operation: Operation, status: int) -> Object:
     return _problem(codes[0], description, CODES[codes[0]].meaning.rstrip("."))
 
 
+_ERROR_HEADERS = {401: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-After"]}
+
+
 def _problem(
     code: str, description: str, detail: str, more: Mapping[str, Any] | None = None
 ) -> Object:
@@ -234,7 +237,7 @@ def _problem(
         "code": code,
         **(more or {}),
     }
-    headers = ["X-Request-Id", *(["Retry-After"] if status in (429, 503) else [])]
+    headers = [*_ERROR_HEADERS.get(status, []), "X-Request-Id"]
     return {
         "description": description,
         "headers": {name: name for name in headers},

@@ -69,7 +69,8 @@ def check_head(method: str, path: str, status: int, headers: AnyHeaders) -> dict
     operation = operation_of(method, path)
     if operation is None:
         assert status in NOWHERE, f"{told}, where there is no operation"
-        answer = strict_document()["components"]["responses"]["NotFound"]
+        name = "InvalidKey" if status == 401 else "NotFound"
+        answer = strict_document()["components"]["responses"][name]
         if status == 200:
             # To OPTIONS.
             answer = {"headers": answer["headers"]}
