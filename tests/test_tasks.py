@@ -186,6 +186,25 @@ def test_report_need_not_return_the_log(alice: ApiClient) -> None:
     assert expect(alice.delete(f"{path}?{narrow}"), 200) == ended
 
 
+def test_start_claim_and_rerun_are_shaped_too(alice: ApiClient) -> None:
+    alice.register()
+    shape, body = "fields=status&expand=agent", {"agentId": "summarizer"}
+    once = {"Idempotency-Key": "once"}
+    started = alice.post(f"/task?{shape}", json=body, headers=once)
+    claimed = alice.post(f"/agent/summarizer/claim?{shape}")
+    path = f"/task/{started.headers['Location'].removeprefix('task/')}"
+    agent = expect(alice.get(f"{path}?expand=agent"), 200)["agent"]
+    for response, status in (
+        (started, 201), (claimed, 200), (alice.post(f"{path}/rerun?{shape}"), 201),
+    ):  # fmt: skip
+        assert expect(response, status) == {"status": "running", "agent": agent}
+    replayed = alice.post("/task?fields=agentId", json=body, headers=once)
+    assert expect(replayed, 201) == body
+    assert replayed.headers["Idempotency-Replayed"] == "true"
+    problem(alice.post(f"{path}/rerun?fields=nonsense"), 422)
+    assert len(expect(alice.get("/task"), 200)) == 2
+
+
 @fault("HTTP", "a write with an unfit query", "422, nothing changed")
 @one_database
 def test_unfit_query_changes_nothing(alice: ApiClient) -> None:

@@ -12,15 +12,16 @@ from taskservice.queries import agents as agent_queries
 from taskservice.schemas.answers.agents import agent_schema, expanded_agent_schema
 from taskservice.schemas.answers.tasks import expanded_task_schema
 from taskservice.schemas.fields import EXAMPLE_MOMENT
-from taskservice.schemas.parameters import AgentQuerySchema
+from taskservice.schemas.parameters import AgentQuerySchema, TaskQuerySchema
 from taskservice.schemas.requests import PutAgentSchema
 from taskservice.services import agents as agent_service
-from taskservice.web import long_poll, responses
+from taskservice.web import list_query, long_poll, responses
 from taskservice.web.request import idempotency_key, operation
 
 blueprint = Blueprint("agents", __name__)
 
 agent_query = AgentQuerySchema()
+task_query = TaskQuerySchema()
 put_schema = PutAgentSchema()
 
 
@@ -66,12 +67,13 @@ def put(agent_id: str, body: dict[str, Any]) -> Response:
 @blueprint.post("/agent/<agent_id>/claim")
 @operation(
     "claimTask",
+    query=task_query,
     headers=["Prefer", "Idempotency-Key"],
     answers={200: expanded_task_schema, 204: None},
     answer_headers=["Preference-Applied", "Retry-After", "Idempotency-Replayed"],
     example={"claimedAt": EXAMPLE_MOMENT},
 )
-def claim(agent_id: str) -> Response:
+def claim(agent_id: str, query: dict[str, Any]) -> Response:
     """Claim a task.
 
     Claims the oldest unclaimed running task of the agent; the answer is 204 when there is none.
@@ -82,7 +84,9 @@ def claim(agent_id: str) -> Response:
     task, replayed = long_poll.for_claim(agent_id, idempotency_key())
     if task is None:
         return responses.Answer(status=204)
-    return responses.task(task, headers=responses.replayed_header(replayed))
+    return responses.task(
+        task, list_query.shape(query), headers=responses.replayed_header(replayed)
+    )
 
 
 @blueprint.delete("/agent/<agent_id>")

@@ -52,7 +52,7 @@ def ask(task_id: str) -> Response:
     A running task that an agent has claimed may ask a person. While a question is open, the task
     does not time out. With `Prefer: wait`, the answer comes when the question is no longer open.
     """
-    body = json_body()
+    body = json_body(ask_schema)
     fields = ask_schema.load(body)
     key = idempotency_key()
     idempotency = None if key is None else Idempotency.of(key, body)

@@ -59,25 +59,26 @@ def list_all(query: dict[str, Any]) -> Response:
 @blueprint.post("/task")
 @operation(
     "startTask",
+    query=task_query,
     reads=start_schema,
     headers=["Idempotency-Key"],
     answers={201: expanded_task_schema},
     answer_headers=["Location", "Idempotency-Replayed"],
     example={"logs": [], "logCount": 0},
 )
-def start() -> Response:
+def start(query: dict[str, Any]) -> Response:
     """Start a task.
 
     The task waits until an agent claims it, without a time limit. With `claim`, or with an
     agent key, the caller claims it at the start and does the work.
     """
-    body = json_body()
+    body = json_body(start_schema)
     fields = start_schema.load(body)
     key = idempotency_key()
     idempotency = None if key is None else Idempotency.of(key, body)
     task, replayed = starts.start(caller, fields, idempotency)
     headers = {"Location": f"task/{task.id}", **responses.replayed_header(replayed)}
-    return responses.task(task, status=201, headers=headers)
+    return responses.task(task, list_query.shape(query), 201, headers)
 
 
 @blueprint.get("/task/<task_id>")
@@ -171,26 +172,27 @@ def cancel(task_id: str, query: dict[str, Any]) -> Response:
 @blueprint.post("/task/<task_id>/rerun")
 @operation(
     "rerunTask",
+    query=task_query,
     reads=rerun_schema,
     headers=["Idempotency-Key"],
     answers={201: expanded_task_schema},
     answer_headers=["Location", "Idempotency-Replayed"],
     example={"logs": [], "logCount": 0, "rerunOf": EXAMPLE_TASK},
 )
-def rerun(task_id: str) -> Response:
+def rerun(task_id: str, query: dict[str, Any]) -> Response:
     """Run a task again.
 
     Starts a new task with the same agent, name, callback, timeout and labels, and with the same
     input unless another one is given. It waits to be claimed, also if an agent asks.
     """
-    body = json_body()
-    fields = rerun_schema.load({} if body is None else body)
+    body = json_body(rerun_schema)
+    fields = rerun_schema.load(body)
     key = idempotency_key()
     idempotency = None if key is None else Idempotency.of(key, body, rerun_of=task_id)
     task, replayed = starts.rerun(caller, task_id, fields, idempotency)
     # Relative to the path of the request.
     headers = {"Location": f"../{task.id}", **responses.replayed_header(replayed)}
-    return responses.task(task, status=201, headers=headers)
+    return responses.task(task, list_query.shape(query), 201, headers)
 
 
 @blueprint.delete("/task/<task_id>")

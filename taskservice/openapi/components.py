@@ -23,10 +23,10 @@ things of its user. An *agent key* sees and reports the tasks of one agent; an o
 a user key answers it with 403. What a key may not see does not exist for it: 404.
 
 Bodies are JSON in UTF-8, read strictly: no unknown fields, no duplicate keys, no NaN, nothing
-nested deeper than 64. An operation that takes no body accepts `{}` too, and refuses
-any other body. An unknown query parameter is refused, so that a misspelt filter does
-not return everything. Times are RFC 3339 in UTC with milliseconds. `Location` and `Link` are
-relative to the request's own URL.
+nested deeper than 64. NUL in a string, `\\u0000` in JSON, becomes U+FFFD. An operation that takes
+no body accepts `{}` and `null` too, and refuses any other body. An unknown query parameter is
+refused, so that a misspelt filter does not return everything. Times are RFC 3339 in UTC with
+milliseconds. `Location` and `Link` are relative to the request's own URL.
 
 Every error is `application/problem+json` (RFC 9457); its `detail` is a sentence for a
 person, its `code` a word for a program.

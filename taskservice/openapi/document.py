@@ -18,7 +18,7 @@ from taskservice.contract.error_codes import CODES, with_status
 from taskservice.contract.terms import PROBLEM_TYPE
 from taskservice.openapi import components
 from taskservice.openapi.components import Object, Parameter
-from taskservice.openapi.operation import Operation, by_media_type
+from taskservice.openapi.operation import Operation, by_media_type, is_optional
 from taskservice.openapi.webhooks import webhooks
 from taskservice.schemas.answers.service import problem_schema
 from taskservice.schemas.answers.tasks import partial_task_schema, task_schema
@@ -182,8 +182,7 @@ def _parameter(place: str, name: str, parameter: Parameter, *, required: bool = 
 def _request_body(content: Mapping[str, Any]) -> Object:
     # A text body may be empty, so it is not required.
     required = all(
-        isinstance(schema, Schema) and any(field.required for field in schema.fields.values())
-        for schema in content.values()
+        isinstance(schema, Schema) and not is_optional(schema) for schema in content.values()
     )
     return {"required": required, **_content(content)}
 

@@ -53,6 +53,11 @@ class Operation:
         return tuple(dict.fromkeys(kind for content in contents for kind in content))
 
 
+def is_optional(body: Schema) -> bool:
+    """Whether a request may leave this body out: then none of its fields is required."""
+    return not any(field.required for field in body.fields.values())
+
+
 def by_media_type(content: Content) -> dict[str, Any]:
     """Media type -> the schema, a list of the one schema, or None for text."""
     if content is None:

@@ -16,8 +16,10 @@ from taskservice.context import current
 from taskservice.contract.error_codes import OVERLOADED
 from taskservice.contract.terms import MAX_IDEMPOTENCY_KEY
 from taskservice.database.transactions import end_shared_reading
-from taskservice.openapi.operation import JSON, Operation
+from taskservice.openapi.operation import JSON, Operation, is_optional
 from taskservice.problems import Problem, invalid, not_found
+from taskservice.queries import questions as question_queries
+from taskservice.queries import tasks as task_queries
 from taskservice.resources import Slots
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import parse_id
@@ -156,18 +158,24 @@ def _pairs(query: bytes) -> list[tuple[str, str]]:
 
 
 def load_body(schema: Schema) -> dict[str, Any]:
-    """The JSON body, loaded by `schema`; no body counts as `{}`."""
-    loaded: dict[str, Any] = schema.load(json_body())
+    """The JSON body, loaded by `schema`."""
+    loaded: dict[str, Any] = schema.load(json_body(schema))
     return loaded
 
 
-def json_body() -> Any:
-    """The body as strict JSON; raises 400, 415 and 422."""
+def json_body(schema: Schema) -> Any:
+    """The body as strict JSON, for `schema`; raises 400, 415 and 422.
+
+    No body counts as `{}`. Some clients send none as an empty one of type JSON, or as null.
+    """
     data, content_type = body_bytes(), current(request).content_type
     if not data and not content_type:
         return {}
     _require_json()
-    return _parsed(data)
+    if not data and is_optional(schema):
+        return {}
+    body = _parsed(data)
+    return {} if body is None and is_optional(schema) else body
 
 
 def with_body(parse: Callable[[bytes], T], max_size: int) -> T:
@@ -194,10 +202,11 @@ def _require_json() -> None:
 
 
 def _check_no_body() -> None:
-    """Raises 400 and 422 for a body of any type, unless it is empty or `{}`."""
+    """Raises 400 and 422 for a body of any type, unless it is empty, null or `{}`."""
     data = _received()
-    if data:
-        empty_schema.load(_parsed(data))
+    body = _parsed(data) if data else None
+    if body is not None:
+        empty_schema.load(body)
 
 
 def _parsed(data: bytes) -> Any:
