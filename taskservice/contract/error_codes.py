@@ -7,6 +7,7 @@ NOT_FOUND = "not_found"
 NO_SUCH_PATH = "no_such_path"
 TASK_FINISHED = "task_finished"
 SEQ_GAP = "seq_gap"
+PRECONDITION_FAILED = "precondition_failed"
 AGENT_HAS_TASKS = "agent_has_tasks"
 LAST_USER_KEY = "last_user_key"
 NO_DELIVERY = "no_delivery"
@@ -48,6 +49,7 @@ CODES = {
     NOT_CLAIMED: Code(409, "No agent has claimed the task, so none can ask."),
     TOO_MANY_QUESTIONS: Code(409, "The task has too many open questions."),
     QUESTION_CLOSED: Code(409, "The question is no longer open; `question` tells how it ended."),
+    PRECONDITION_FAILED: Code(412, "The task has none of the versions in `If-Match`."),
     "too_large": Code(413, "The body is too large."),
     LOG_FULL: Code(413, "The task's log is full."),
     "url_too_long": Code(414, "The URL is too long."),

@@ -91,6 +91,10 @@ REQUEST_HEADERS = {
         "Resumes after the line with this number: the `id` of the last event received.",
         _text(pattern="^[0-9]*$", examples=["42"]),
     ),
+    "If-Match": Parameter(
+        "`*`: change the task only if it exists. Its ETag is weak and never matches here.",
+        _text(examples=["*"]),
+    ),
     "If-None-Match": Parameter(
         "ETags of earlier answers: the answer is 304 if one is still current.",
         _text(examples=['W/"3-0"']),
@@ -186,6 +190,11 @@ REFUSALS = {
         "TooSlow",
         "The head and body of the request did not arrive within 30 s.",
         "The request did not arrive in time",
+    ),
+    412: Refusal(
+        "PreconditionFailed",
+        "`If-Match` is not `*`; nothing has changed.",
+        "The task has no version that If-Match names; its ETag is weak",
     ),
     413: Refusal("TooLarge", "The body is too large.", "The request's body is too large"),
     414: Refusal("UrlTooLong", "The URL is too long.", "The request line is too long"),

@@ -57,6 +57,10 @@ class Route:
     operation: Operation
 
     @property
+    def has_precondition(self) -> bool:
+        return "task_id" in self.arguments and self.method != "GET"
+
+    @property
     def id(self) -> str:
         # The name of a view with several methods belongs to the first of them.
         name = self.operation.name
@@ -170,7 +174,7 @@ def _parameters(route: Route) -> Iterator[Object]:
         yield _parameter("path", _camel(name), components.PATH_PARAMETERS[name], required=True)
     # The plugin turns each field of the schema into a parameter.
     yield {"in": "query", "schema": route.operation.query}
-    for name in route.operation.headers:
+    for name in (*route.operation.headers, *(["If-Match"] if route.has_precondition else [])):
         yield _parameter("header", name, components.REQUEST_HEADERS[name])
 
 
@@ -206,6 +210,7 @@ def _refusals(route: Route) -> Iterator[tuple[str, Any]]:
         *([401] if route.needs_key else []),
         *([403] if route.operation.user_key else []),
         *([404] if route.arguments else []),
+        *([412] if route.has_precondition else []),
         *([415] if route.operation.request_content else []),
     }
     own = {CODES[code].status for code in route.operation.errors}

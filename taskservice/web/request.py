@@ -58,7 +58,7 @@ class Endpoint:
     """A view that is called with what its operation declares, loaded from the request.
 
     The view gets the ids of its path, and `query` and `body` where its operation has schemas
-    for them. Raises 400, 403, 404, 406, 413, 415, 422 and 503.
+    for them. Raises 400, 403, 404, 406, 412, 413, 415, 422 and 503.
     """
 
     def __init__(self, operation: Operation, view: View) -> None:
@@ -84,6 +84,8 @@ class Endpoint:
         query = load_query(self.operation.query) if environ.get("QUERY_STRING") else {}
         if self._has_query:
             arguments["query"] = query
+        if "HTTP_IF_MATCH" in environ:
+            _check_if_match(environ, path)
         if self.operation.body is not None:
             arguments["body"] = load_body(self.operation.body)
         elif not self._reads_body and environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
@@ -91,6 +93,23 @@ class Endpoint:
         for name, text in path.items():
             arguments[name] = _path_id(name, text)
         return arguments
+
+
+def _check_if_match(environ: Mapping[str, Any], path: Mapping[str, str]) -> None:
+    """Raises 412 for a change of a task whose `If-Match` is not `*`, 404 for an unknown task.
+
+    Tasks have weak ETags, of which none matches under the strong comparison of RFC 9110. It wants
+    this check before the body is processed, and after all that would be refused without it.
+    """
+    if "task_id" not in path or environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+        return
+    task_id = require_id("task", path["task_id"])
+    task_queries.get_version(caller, task_id)
+    if "question_id" in path:
+        question_queries.get(caller, task_id, require_id("question", path["question_id"]))
+    if environ["HTTP_IF_MATCH"].strip() != "*":
+        detail = "The task has no version that If-Match names; its ETag is weak"
+        raise Problem(412, detail)
 
 
 def _decorator(declare: Callable[P, Operation]) -> Callable[P, Callable[[View], Endpoint]]:
