@@ -1,6 +1,7 @@
 """`taskservice ask`: a program asks a person, and waits for the answer."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -25,6 +26,7 @@ from taskservice.client import (
 )
 from taskservice.contract.terminal import exit_with_error, print_json, print_log_line, remark
 from taskservice.contract.terms import MAX_TIMEOUT, QUESTION_TIMEOUT
+from taskservice.runner.masking import Masker
 
 # The exit codes; click uses 2 for wrong arguments.
 NO_ANSWER_CODES = {QuestionDeclined: 1, QuestionExpired: 3}
@@ -72,7 +74,10 @@ def command(
         raise click.UsageError("--choice can't be used with --schema.")
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    wanted = questions.schema_of_choices(choices) if choices else schema
+    # What is asked is stored, as the lines of the log are.
+    masker = Masker(os.environ)
+    message = masker.mask_text(message)
+    wanted = masker.mask_json(questions.schema_of_choices(choices) if choices else schema)
     with service_client(questions.seconds_open(timeout), failure=UNAVAILABLE) as client:
         question = _answered(client, message, wanted, timeout)
     _print_answer(question["schema"]["properties"], question["answer"] or {})

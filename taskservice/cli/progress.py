@@ -1,5 +1,6 @@
 """`taskservice progress`: a program says how far its task is."""
 
+import os
 import re
 from typing import Any
 
@@ -9,6 +10,7 @@ from taskservice.cli.options import Text, examples
 from taskservice.cli.service_client import service_client
 from taskservice.client import answers, current_task
 from taskservice.client.api import path_segment
+from taskservice.runner.masking import Masker
 
 _NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,15})?"
 _SHARE = re.compile(rf"({_NUMBER})(?:/({_NUMBER})|(%))?")
@@ -49,7 +51,7 @@ def command(share: float, note: str | None) -> None:
     """
     changes: dict[str, Any] = {"progress": share}
     if note is not None:
-        changes["note"] = note
+        changes["note"] = Masker(os.environ).mask_text(note)
     with service_client() as client:
         path = f"/task/{path_segment(current_task.require_task_id())}"
         shape = answers.task("id")
