@@ -2,10 +2,12 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
+from taskservice.cli.options import Text
 from taskservice.contract.terms import MAX_OBJECT
 from taskservice.runner.exact_json import parse_object
 
@@ -62,10 +64,34 @@ def _reason(text: bytes) -> str:
     return "has a key twice, a number that can't be kept exactly, or too many levels"
 
 
-json_input = click.option(
+class TaskInput(JsonInput):
+    """As JsonInput, or one member of the object as KEY=VALUE, whose value is a text."""
+
+    name = "input"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, Any]:
+        key, equals, text = value.partition("=")
+        if equals and key and not key.lstrip().startswith(("@", "{", "[", '"')):
+            return {Text().convert(key, param, ctx): Text().convert(text, param, ctx)}
+        return super().convert(value, param, ctx)
+
+
+def _merged(
+    ctx: click.Context, param: click.Parameter, objects: Sequence[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """All members; None where the option is not given."""
+    return {key: value for each in objects for key, value in each.items()} if objects else None
+
+
+task_input = click.option(
     "--input",
     "given",
-    type=JsonInput(),
+    type=TaskInput(),
+    multiple=True,
+    callback=_merged,
     metavar="JSON",
-    help="Its input: a JSON object, or @FILE with one; @- reads stdin.",
+    help="Its input: a JSON object, @FILE with one (@- reads stdin), or KEY=VALUE with a text; "
+    "may be given several times.",
 )

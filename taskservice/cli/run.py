@@ -1,17 +1,22 @@
 """`taskservice run`: any program becomes a task."""
 
+import os
 import signal
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
+from taskservice.cli.json_input import task_input
 from taskservice.cli.options import Duration, Label, Text, examples
 from taskservice.cli.service_client import service_client
 from taskservice.client.current_task import own_task_id
-from taskservice.contract.terminal import exit_with_error, open_standard_files, print_line
+from taskservice.contract.terminal import exit_with_error, open_standard_files, print_line, remark
+from taskservice.contract.terms import AGENT_ID, MAX_LABELS, label_problem
+from taskservice.runner.masking import Masker
 from taskservice.runner.resend import resend
-from taskservice.runner.run import Run
+from taskservice.runner.run import Run, become_program
 from taskservice.runner.signals import forward_signals
 
 
@@ -21,13 +26,14 @@ from taskservice.runner.signals import forward_signals
     context_settings={"ignore_unknown_options": False},
     epilog=examples(
         "taskservice run --agent backup -- ./backup.sh --all",
-        "taskservice run --agent reader --label env=prod --timeout 1h30m -- python -u read.py",
+        "taskservice run --agent reader --input box=office --label env=prod -- python -u read.py",
     ),
 )
 @click.option(
     "--agent", type=Text(), metavar="ID", help="The agent of the task; registered if new."
 )
 @click.option("--name", type=Text(), help="The task's name; the agent's by default.")
+@task_input
 @click.option(
     "--label",
     "labels",
@@ -64,6 +70,8 @@ def command(
     is_tty: bool,
     is_strict: bool,
     is_resend: bool,
+    given: dict[str, Any] | None,
+    name: str | None,
     labels: tuple[tuple[str, str], ...],
     command_line: tuple[str, ...],
     **fields: Any,
@@ -78,9 +86,9 @@ def command(
     such as $API_KEY, are stored and sent as ***.
 
     If the service is away or refuses the task, CMD runs anyway, unless --strict is given,
-    and what could not be sent stays on the disk for --resend. If the service refuses the
-    callback, label, name or timeout, the task is started without it. A task that is started
-    inside another one has that as its parent.
+    and what could not be sent stays on the disk for --resend. A callback, input, label, name or
+    timeout that is refused is left out. With an agent's id that no agent can have, CMD runs
+    without a task. A task that is started inside another one has that as its parent.
     """
     open_standard_files()
     if is_resend:
@@ -89,7 +97,16 @@ def command(
         raise click.UsageError("Missing option '--agent'.")
     if not command_line:
         raise click.UsageError("Missing the program: taskservice run --agent ID -- CMD ...")
-    fields |= {"labels": dict(labels) or None, "parentId": own_task_id() or None}
+    if not AGENT_ID.fullmatch(agent):
+        problem = f"agentId: {agent} must match {AGENT_ID.pattern}"
+        if is_strict:
+            exit_with_error(problem)
+        remark(f"{problem}; the program runs without a task, and nothing of it is kept")
+        become_program(command_line)
+    masker = Masker(os.environ)
+    valid = _valid_labels(masker.mask_json(dict(labels)), is_strict)
+    fields |= {"name": masker.mask_json(name), "input": masker.mask_json(given)}
+    fields |= {"labels": valid or None, "parentId": own_task_id() or None}
     fields = {name: value for name, value in fields.items() if value is not None}
     with service_client() as client:
         fields = {"agentId": agent, **fields, "claim": True}
@@ -99,6 +116,22 @@ def command(
             signal.signal(signal.SIGWINCH, lambda number, frame: run.resize())
         run.start(is_strict)
         sys.exit(run.execute())
+
+
+def _valid_labels(labels: Mapping[str, str], is_strict: bool) -> dict[str, str]:
+    """The labels that the service takes; with `is_strict`, exits if it refuses one."""
+    valid: dict[str, str] = {}
+    for key, value in labels.items():
+        problem = label_problem(key, value)
+        if problem is None and len(valid) == MAX_LABELS:
+            problem = f"A task has at most {MAX_LABELS} labels."
+        if problem is None:
+            valid[key] = value
+        elif is_strict:
+            exit_with_error(f"labels: {key}: {problem}")
+        else:
+            remark(f"labels: {key}: {problem} The task is started without this label")
+    return valid
 
 
 def _resend(agent: str | None, command_line: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from taskservice.cli import answer, question_text, task_text
-from taskservice.cli.json_input import json_input
+from taskservice.cli.json_input import task_input
 from taskservice.cli.options import Duration, Label, Text, examples, json_lines, json_object
 from taskservice.cli.service_client import service_client
 from taskservice.cli.task_ids import agent_ids, find_agent_id, find_task_id
@@ -73,7 +73,7 @@ command.add_command(answer.command)
 )
 @click.option("--agent", required=True, type=Text(), metavar="ID", help="Whose workers do it.")
 @click.option("--name", type=Text(), help="The task's name; the agent's by default.")
-@json_input
+@task_input
 @click.option(
     "--label", "labels", type=Label(), metavar="K=V", multiple=True, help="May be repeated."
 )
@@ -249,7 +249,7 @@ def follow(task_id: str, times: bool, as_json: bool) -> None:
     ),
 )
 @task_argument
-@json_input
+@task_input
 @follow_option
 @json_object
 def rerun(task_id: str, given: dict[str, Any] | None, is_followed: bool, as_json: bool) -> None:

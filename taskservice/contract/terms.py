@@ -79,3 +79,12 @@ DEFAULT_LINES = 1_000
 # A webhook carries the last lines of the log: at most this many, and this many bytes of them.
 WEBHOOK_LINES = 1_000
 WEBHOOK_LOG_BYTES = 256 * 1024
+
+
+def label_problem(key: str, value: object) -> str | None:
+    """What is wrong with a label; None for a valid one."""
+    if not LABEL_KEY.fullmatch(key):
+        return f"The key must match {LABEL_KEY.pattern}."
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_LABEL_VALUE:
+        return f"Must be a string of 1 to {MAX_LABEL_VALUE} characters."
+    return None

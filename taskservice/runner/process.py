@@ -21,7 +21,7 @@ REAL_TIME = range(_FIRST_REAL_TIME, getattr(signal, "SIGRTMAX", -1) + 1)
 # Sent to the program alone: they kill a process that does not handle them.
 PROGRAM_ONLY = (signal.SIGUSR1, signal.SIGUSR2, *REAL_TIME)
 # Python ignores these, and a child inherits that.
-_RESET_TO_DEFAULT = (signal.SIGPIPE, signal.SIGXFSZ)
+RESET_TO_DEFAULT = (signal.SIGPIPE, signal.SIGXFSZ)
 # A paused program gets these only when it continues.
 _NEED_CONTINUE = (signal.SIGTERM, signal.SIGHUP)
 # How often to check whether all processes are paused. Some never are: those of another user,
@@ -59,7 +59,7 @@ class Process:
         self.at_terminal = stdin is None and _has_terminal()
         moves = [] if stdin is None else [(os.POSIX_SPAWN_DUP2, stdin, 0)]
         moves += [(os.POSIX_SPAWN_DUP2, stdout, 1), (os.POSIX_SPAWN_DUP2, stderr, 2)]
-        options: dict[str, Any] = {"file_actions": moves, "setsigdef": _RESET_TO_DEFAULT}
+        options: dict[str, Any] = {"file_actions": moves, "setsigdef": RESET_TO_DEFAULT}
         # We block signals and wait for them; the program must not inherit that.
         options |= {"setsigmask": (), "env": dict(environment)}
         if self.at_terminal:

@@ -3,13 +3,14 @@
 import contextlib
 import math
 import os
+import signal
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from taskservice.client.errors import (
     RETRYABLE,
@@ -23,13 +24,13 @@ from taskservice.client.log_text import cut_message, line_count, note
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, Sender, heartbeat_for
 from taskservice.client.tasks import Task
 from taskservice.contract import terms
-from taskservice.contract.terminal import remark
+from taskservice.contract.terminal import exit_with_error, remark
 from taskservice.contract.terms import MAX_OBJECT
 from taskservice.contract.threads import try_start
 from taskservice.runner.exact_json import parse_object, task_input
 from taskservice.runner.files import read_file
 from taskservice.runner.masking import Masker
-from taskservice.runner.process import PROGRAM_ONLY, Process, describe, exit_code
+from taskservice.runner.process import PROGRAM_ONLY, RESET_TO_DEFAULT, Process, describe, exit_code
 from taskservice.runner.program_output import OutputReader
 from taskservice.runner.saved_run import SavedRun, runs_folder
 from taskservice.runner.spool import Spool
@@ -199,9 +200,8 @@ class Run:
             reader.start()
             reader.finish()
             self._start_sender(sender)
-            text = f"{self._command[0]} can't be run: {error.strerror}"
+            code, text = _why_not_run(self._command, error)
             remark(text)
-            code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
             return code, failed(self._masker.mask_text(text))
         for number in self._received:
             self._process.send_signal(number)
@@ -237,8 +237,7 @@ class Run:
             own["TASKSERVICE_TASK_ID"] = self._saved.task_id
             url = f"{self._connection.url}{terms.API_PREFIX}/task/{self._saved.task_id}"
             own["TASKSERVICE_TASK_URL"] = url
-        of_outer_run = ("TASKSERVICE_TASK_ID", "TASKSERVICE_TASK_URL", OUTPUT)
-        return {name: text for name, text in os.environ.items() if name not in of_outer_run} | own
+        return _without_task(os.environ) | own
 
     def _task_id(self) -> str:
         """The task's id; starts the task now if that failed before."""
@@ -323,6 +322,29 @@ class Run:
             except OSError as error:
                 self._on_full_disk(error)
         return False
+
+
+def become_program(command: Sequence[str]) -> NoReturn:
+    """Run a program without a task, in place of this process."""
+    for number in RESET_TO_DEFAULT:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execvpe(command[0], command, _without_task(os.environ))  # noqa: S606
+    except OSError as error:
+        code, text = _why_not_run(command, error)
+        exit_with_error(text, code)
+
+
+def _without_task(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what an outer run has put there."""
+    of_outer_run = ("TASKSERVICE_TASK_ID", "TASKSERVICE_TASK_URL", OUTPUT)
+    return {name: text for name, text in environment.items() if name not in of_outer_run}
+
+
+def _why_not_run(command: Sequence[str], error: OSError) -> tuple[int, str]:
+    """The exit code for a program that can't be run, and a sentence."""
+    code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+    return code, f"{command[0]} can't be run: {error.strerror}"
 
 
 def deliver(sender: Sender, report: dict[str, Any], stop_waiting: threading.Event) -> None:

@@ -15,7 +15,14 @@ from typing import Any
 from uuid import uuid4
 
 from taskservice.client import api
-from taskservice.client.errors import Invalid, NotFound, TaskCancelled, TaskServiceError
+from taskservice.client.errors import (
+    Invalid,
+    NotFound,
+    TaskCancelled,
+    TaskServiceError,
+    TooLarge,
+    Unreadable,
+)
 from taskservice.client.http import Connection
 from taskservice.runner.files import check_private, make_private, open_file, read_file
 
@@ -28,7 +35,7 @@ _RESERVED_BYTES = 16 * 1024
 # More than any run needs for its file: its output with every character escaped.
 _MAX_BYTES = 16 * 1024 * 1024
 # A refused value of these is left out: a task without it is better than no task.
-_OPTIONAL = {"callback", "labels", "name", "parentId", "timeout"}
+_OPTIONAL = {"callback", "input", "labels", "name", "parentId", "timeout"}
 # The members of the file, and their types; `wishes` are the fields of the start.
 _TYPES: dict[str, tuple[type, ...]] = {
     "url": (str,), "wishes": (dict,), "taskId": (str, NoneType), "userId": (str, NoneType),
@@ -109,8 +116,10 @@ class SavedRun:
             try:
                 key = self.idempotency_key
                 self._set_task(api.start_task(connection, self.fields, key, **options))
-            except Invalid as error:
-                refused = error.errors.keys() & self.fields.keys() & _OPTIONAL
+            except (Invalid, Unreadable, TooLarge) as error:
+                # Only an input may be too large, or nested too deep.
+                named = error.errors.keys() if isinstance(error, Invalid) else {"input"}
+                refused = named & self.fields.keys() & _OPTIONAL
                 if warn is None or not refused:
                     raise
                 self.fields = {n: value for n, value in self.fields.items() if n not in refused}

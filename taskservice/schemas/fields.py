@@ -15,6 +15,7 @@ from taskservice.contract.terms import (
     MAX_LABELS,
     MAX_NAME,
     MAX_OBJECT,
+    label_problem,
 )
 from taskservice.database import timestamps
 from taskservice.schemas import strict_json
@@ -120,13 +121,7 @@ class Labels(fields.Dict):
         return value
 
     def _error(self, key: str, value: Any) -> str | None:
-        if not LABEL_KEY.fullmatch(key):
-            return f"The key must match {LABEL_KEY.pattern}."
-        if value is None and self._may_remove:
-            return None
-        if not isinstance(value, str) or not 1 <= len(value) <= MAX_LABEL_VALUE:
-            return f"Must be a string of 1 to {MAX_LABEL_VALUE} characters."
-        return None
+        return label_problem(key, "-" if value is None and self._may_remove else value)
 
 
 class Id(fields.String):

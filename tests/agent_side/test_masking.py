@@ -9,10 +9,11 @@ import pytest
 
 from taskservice.runner.lines import LineSplitter
 from taskservice.runner.masking import Masker
-from tests.support.agent_machine import AgentMachine, the_task
+from tests.support.agent_machine import AgentMachine, tasks, the_task
 from tests.support.api_client import RemoteClient
 from tests.support.catalogue import fault, happened
 from tests.support.receiver import unused_port
+from tests.support.waiting import until
 
 SECRET = "hunter2-hunter2"
 PEM = "-----BEGIN KEY-----\nMIIEvQIBADANBgkq\nhkiG9w0B\n==\n--------\n-----END KEY-----\n"
@@ -202,6 +203,55 @@ def test_secret_in_the_name_of_a_program_that_is_not_there_is_not_sent(
     assert done.returncode == 127
     message = "./*** can't be run: No such file or directory"
     assert the_task(remote_alice)["error"]["message"] == message
+
+
+def test_secret_in_the_options_of_a_run_is_not_stored(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    """While the service is away they are on the disk."""
+    machine.settings["DB_PASSWORD"] = SECRET
+    url, machine.url = machine.url, f"http://127.0.0.1:{unused_port()}"
+    machine.give_up_soon()
+    options = [f"--name=of {SECRET}", f"--label=db={SECRET}", f"--label=key-{SECRET}=x"]
+    options += [f"--input=password=<{SECRET}>", f'--input={{"{SECRET}": [1, "{SECRET}"]}}']
+    done = machine.run("run", "--agent", "a", *options, "--", "true")
+    (folder,) = machine.left_runs()
+    assert files_with(SECRET, folder) == []
+    assert "labels: key-***: The key must match" in done.stderr
+    record = folder / "run.json"
+    record.write_text(record.read_text().replace(machine.url, url))
+    machine.url = url
+    assert machine.run("run", "--resend").returncode == 0
+    task = the_task(remote_alice)
+    assert (task["name"], task["labels"]) == ("of ***", {"db": "***"})
+    assert task["input"] == {"password": "<***>", "***": [1, "***"]}
+
+
+def test_secret_that_a_program_tells_and_asks_is_not_stored(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    machine.settings["DB_PASSWORD"] = SECRET
+    field = {"type": "string", "title": f"not {SECRET}"}
+    machine.settings["FIELDS"] = json.dumps({"type": "object", "properties": {"a": field}})
+    script = """
+    "$@" progress 1/2 "with $DB_PASSWORD"
+    "$@" ask "Is it $DB_PASSWORD?" --choice yes --choice "no $DB_PASSWORD" &
+    printenv FIELDS | "$@" ask "Which?" --schema - &
+    wait
+    """
+    program = ["sh", "-c", script, "-", *machine.command]
+    running = machine.spawn("run", "--agent", "a", "--", *program)
+    task = until(
+        lambda: (found := tasks(remote_alice)) and len(found[0]["questions"]) == 2 and found[0]
+    )
+    remote_alice.request("POST", f"/task/{task['id']}/cancel").raise_for_status()
+    running.communicate(timeout=60)
+    assert task["note"] == "with ***"
+    choices, fields = sorted(task["questions"], key=lambda question: question["message"])
+    assert choices["message"] == "Is it ***?"
+    assert choices["schema"]["properties"]["answer"]["enum"] == ["yes", "no ***"]
+    assert fields["schema"]["properties"]["a"]["title"] == "not ***"
+    assert SECRET not in json.dumps(task)
 
 
 def test_worker_hides_secrets_too(remote_alice: RemoteClient, machine: AgentMachine) -> None:

@@ -10,6 +10,7 @@ from tests.support.api_client import RemoteClient
 from tests.support.catalogue import fault, happened
 from tests.support.cheap_subtests import CheapSubtests
 from tests.support.pseudo_terminal import on_terminal
+from tests.support.receiver import unused_port
 
 STARTS_A_TASK = """
 import logging
@@ -52,14 +53,46 @@ def test_labels_are_kept_whatever_is_in_their_value(
 def test_label_that_is_refused_is_left_out(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
-    done = machine.run("run", "--agent", "a", "--label", "Env=x", "--", "sh", "-c", "exit 3")
+    wrong = {
+        "Env=x": "labels: Env: The key must match",
+        "long=" + "x" * 257: "labels: long: Must be",
+    }
+    options = [f"--label={label}" for label in ("env=prod", *wrong)]
+    done = machine.run(
+        "run", "--agent", "a", *options, "--", "sh", "-c", "echo $1 >&2; exit 3", "-", "ran"
+    )
     assert done.returncode == 3
-    assert "labels: Env: The key must match" in done.stderr
-    assert "the task is started without labels" in done.stderr
-    assert the_task(remote_alice)["labels"] == {}
-    strict = machine.run("run", "--strict", "--agent", "a", "--label", "Env=x", "--", "echo", "ran")
+    *warnings, ran = done.stderr.splitlines()
+    assert ran == "ran"
+    for warning, text in zip(warnings, wrong.values(), strict=True):
+        assert text in warning
+        assert "The task is started without this label" in warning
+    assert the_task(remote_alice)["labels"] == {"env": "prod"}
+    strict = machine.run("run", "--strict", "--agent", "a", *options, "--", "echo", "ran")
     assert (strict.returncode, strict.stdout) == (1, "")
+    assert wrong["Env=x"] in strict.stderr
     happened("left out")
+
+
+def test_label_past_the_limit_is_left_out(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    labels = {f"k{number}": "x" for number in range(17)}
+    options = [f"--label={key}={value}" for key, value in labels.items()]
+    done = machine.run("run", "--agent", "a", *options, "--", "true")
+    (warning,) = done.stderr.splitlines()
+    assert "labels: k16: A task has at most 16 labels." in warning
+    del labels["k16"]
+    assert the_task(remote_alice)["labels"] == labels
+
+
+def test_wrong_label_is_told_of_where_the_service_is_away(machine: AgentMachine) -> None:
+    machine.url = f"http://127.0.0.1:{unused_port()}"
+    machine.give_up_soon()
+    done = machine.run("run", "--agent", "a", "--label=Env=x", "--", "true")
+    assert "labels: Env: The key must match" in done.stderr.splitlines()[0]
+    (folder,) = machine.left_runs()
+    assert "Env" not in (folder / "run.json").read_text()
 
 
 @fault("agent's side", "a label without a value", "a mistake that starts nothing")

@@ -697,12 +697,28 @@ def test_program_runs_whatever_the_service_says(
     happened("runs")
 
 
-def test_invalid_agent_id_does_not_stop_the_program(machine: AgentMachine) -> None:
-    result = machine.run("run", "--agent", "A b", "--", "sh", "-c", "echo ran; exit 7")
-    assert (result.returncode, result.stdout) == (7, "ran\n")
-    warning, left = result.stderr.splitlines()
-    assert "agentId" in warning
-    assert "1 line and the program's end could not be sent yet" in left
+def test_program_of_an_agent_id_that_none_can_have_runs_without_a_task(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    """It is told of before the program runs, and nothing stays on the disk."""
+    machine.settings["TASKSERVICE_TASK_ID"] = "of an outer run"
+    script = "echo told >&2; echo ${TASKSERVICE_TASK_ID-none}; exit 7"
+    result = machine.run("run", "--agent", "A b", "--tty", "--", "sh", "-c", script)
+    assert (result.returncode, result.stdout) == (7, "none\n")
+    warning, told = result.stderr.splitlines()
+    assert warning == (
+        "taskservice: agentId: A b must match [a-z0-9][a-z0-9._-]{0,63}; "
+        "the program runs without a task, and nothing of it is kept"
+    )
+    assert told == "told"
+    killed = machine.run("run", "--agent", "A b", "--", "sh", "-c", "yes | head -1; kill -9 $$")
+    assert (killed.returncode, killed.stdout) in [(-9, "y\n"), (137, "y\n")]
+    assert "Broken pipe" not in killed.stderr
+    missing = machine.run("run", "--agent", "A b", "--", "./not-there")
+    assert missing.returncode == 127
+    assert "./not-there can't be run: No such file or directory" in missing.stderr
+    assert machine.left_runs() == []
+    assert tasks(remote_alice) == []
 
 
 @fault(
@@ -734,6 +750,72 @@ def test_refused_fields_of_a_start_are_left_out(
     assert task["error"]["message"] == "Exit status 7"
     assert machine.left_runs() == []
     happened("left out")
+
+
+# --- its input ---------------------------------------------------------------------------
+
+
+def test_input_is_that_of_the_task(
+    remote_alice: RemoteClient, machine: AgentMachine, tmp_path: Path
+) -> None:
+    (tmp_path / "input.json").write_text('{"day": 1, "exact": 12345678901234567890}')
+    given = [f"@{tmp_path / 'input.json'}", "box=a=b", '{"day": 2}', "empty="]
+    result = run(machine, "true", *[f"--input={each}" for each in given])
+    assert quiet(result) == 0
+    exact = {"day": 2, "exact": 12345678901234567890, "box": "a=b", "empty": ""}
+    assert the_task(remote_alice)["input"] == exact
+
+
+def test_agent_that_requires_an_input_is_recorded_without_and_with_it(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    required = {"type": "object", "required": ["x"], "properties": {"x": {"type": "string"}}}
+    remote_alice.request("PUT", "/agent/a", json={"inputSchema": required}).raise_for_status()
+    assert quiet(run(machine, "echo important; exit 3")) == 3
+    assert quiet(run(machine, "echo important; exit 3", "--input=x=y")) == 3
+    with_it, without = tasks(remote_alice)
+    assert (with_it["input"], without["input"]) == ({"x": "y"}, {})
+    assert with_it["logs"] == without["logs"] == ["important"]
+    assert machine.left_runs() == []
+
+
+def test_input_waits_on_the_disk_while_the_service_is_away(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    url, machine.url = machine.url, f"http://127.0.0.1:{unused_port()}"
+    machine.give_up_soon()
+    assert run(machine, "exit 3", "--input=x=y", '--input={"n": 1.50}').returncode == 3
+    (folder,) = machine.left_runs()
+    record = folder / "run.json"
+    record.write_text(record.read_text().replace(machine.url, url))
+    machine.url = url
+    assert machine.run("run", "--resend").returncode == 0
+    assert the_task(remote_alice)["input"] == {"x": "y", "n": 1.5}
+
+
+@pytest.mark.parametrize(
+    "given", ['{"a": ' * 70 + "1" + "}" * 70, '{"a": "' + "x" * (1024**2 - 100) + '"}']
+)
+def test_input_that_the_service_refuses_is_left_out(
+    remote_alice: RemoteClient, machine: AgentMachine, tmp_path: Path, given: str
+) -> None:
+    (tmp_path / "input.json").write_text(given)
+    options = [f"--input=@{tmp_path / 'input.json'}", "--input=more=" + "x" * 1_000]
+    result = run(machine, "exit 3", *options)
+    assert result.returncode == 3
+    assert "the task is started without input" in result.stderr
+    assert the_task(remote_alice)["input"] == {}
+    assert machine.left_runs() == []
+
+
+def test_input_that_cannot_be_one_starts_nothing(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    for given in ("word", "[1]", "=x", "@/not/there", '{"a": 1'):
+        result = run(machine, "echo ran", f"--input={given}")
+        assert (result.returncode, result.stdout) == (2, "")
+        assert "'--input'" in result.stderr
+    assert tasks(remote_alice) == []
 
 
 @fault("agent's side", "`run --strict` without the service", "the program does not run")
