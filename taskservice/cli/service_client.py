@@ -5,7 +5,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from taskservice.client import Client, InvalidKey, NotTheService, SettingError, TaskServiceError
+from taskservice.client import (
+    Client,
+    InvalidKey,
+    NotTheService,
+    OtherVersion,
+    SettingError,
+    TaskServiceError,
+)
 from taskservice.contract.terminal import exit_with_error
 
 # How long a command retries while the service is away.
@@ -31,6 +38,8 @@ def service_client(patience: float | None = None, failure: int = 1) -> Iterator[
         exit_with_error(str(error), WRONG_SETTING)
     except InvalidKey as error:
         exit_with_error(f"TASKSERVICE_APIKEY: {error}", WRONG_SETTING)
+    except OtherVersion as error:
+        exit_with_error(str(error), failure)
     except NotTheService as error:
         exit_with_error(f"TASKSERVICE_URL: {error}", WRONG_SETTING)
     except TaskServiceError as error:

@@ -232,6 +232,7 @@ USER = Shape(
     (200,),
     _object_with({"id": _is_text, "key": _object_with({"agentId": _null_or(_is_text)})}),
 )
+OPENAPI = Shape((200,), _object_with({"info": _object_with({"version": _is_text})}))
 CALLBACK_SECRET = Shape((200,), _object_with({"secret": _is_secret}))
 
 
@@ -269,6 +270,13 @@ def read(answer: Received, shape: Shape) -> Answer:
     if not shape.is_good(data):
         raise _unexpected(answer)
     return Answer(data, answer.headers, answer.content.decode())
+
+
+def may_be_of_another_version(answer: Received, error: TaskServiceError) -> bool:
+    """Whether a service of another version may have given this answer, of which `error` tells."""
+    if isinstance(error, Invalid):
+        return "Unknown " in str(error)  # a field or a parameter
+    return isinstance(error, UnexpectedAnswer) and _media_type(answer) == JSON
 
 
 def _error(answer: Received) -> TaskServiceError:
@@ -360,7 +368,7 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 def _json(answer: Received, media_type: str) -> Any:
     """The JSON of an answer. Raises UnexpectedAnswer where it has none of this type."""
-    if answer.headers.get("Content-Type", "").partition(";")[0].strip().lower() != media_type:
+    if _media_type(answer) != media_type:
         raise _unexpected(answer)
     try:
         value = json.loads(answer.content.decode(), parse_constant=_refuse)
@@ -369,6 +377,10 @@ def _json(answer: Received, media_type: str) -> Any:
     except (ValueError, RecursionError):
         raise _unexpected(answer) from None
     return value
+
+
+def _media_type(answer: Received) -> str:
+    return answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
 
 def _refuse(constant: str) -> Any:

@@ -27,6 +27,10 @@ class UnexpectedAnswer(NotTheService):
     """
 
 
+class OtherVersion(UnexpectedAnswer):
+    """The service is older or newer than this client, and they do not understand each other."""
+
+
 class Refused(TaskServiceError):
     """The service refused: `status` is the HTTP status, `problem` the answer's JSON."""
 

@@ -1,8 +1,10 @@
 """Sends every request to the service: its headers, deadlines, retries and errors."""
 
 import json
+import math
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -14,10 +16,19 @@ from urllib3.exceptions import ReadTimeoutError
 
 from taskservice import __version__
 from taskservice.client.answer_bounds import Adapter, AnswerTooLarge, set_max_bytes
-from taskservice.client.answers import JSON, Answer, Received, Shape, read
+from taskservice.client.answers import (
+    JSON,
+    OPENAPI,
+    Answer,
+    Received,
+    Shape,
+    may_be_of_another_version,
+    read,
+)
 from taskservice.client.errors import (
     RETRYABLE,
     NotTheService,
+    OtherVersion,
     SettingError,
     TaskServiceError,
     Unavailable,
@@ -33,6 +44,8 @@ CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0
 # The same for a request that waits, besides its wait.
 READ_AFTER_WAIT = 30.0
+# For the version of a service whose answer is not understood.
+_VERSION_OPTIONS: dict[str, Any] = {"timeout": (2.0, 3.0)}
 FIRST_DELAY = 0.25
 LONGEST_DELAY = 5.0
 # How much of an answer is read at once.
@@ -110,6 +123,8 @@ class Connection:
         raise AssertionError("delays never end")
 
     def _may_pass(self, error: TaskServiceError) -> bool:
+        if isinstance(error, OtherVersion):
+            return False
         # At first the answer of another program means a wrong URL; once the service has
         # answered, it comes from a proxy whose service is away.
         is_known = self._has_answered and isinstance(error, NotTheService)
@@ -142,12 +157,28 @@ class Connection:
         if "json" in options:
             options["data"] = _as_json(options.pop("json"))
             options["headers"] = {"Content-Type": JSON, **options.get("headers", {})}
-        answer = read(self._answer(method, path, shape.max_bytes, options), shape)
+        received = self._receive(method, API_PREFIX + path, shape.max_bytes, options)
+        try:
+            answer = read(received, shape)
+        except TaskServiceError as error:
+            if may_be_of_another_version(received, error):
+                self._compare_versions()
+            raise
         self._has_answered = True
         return answer
 
-    def _answer(self, method: str, path: str, max_bytes: int, options: dict[str, Any]) -> Received:
-        url = self.url + API_PREFIX + path
+    def _compare_versions(self) -> None:
+        """Raise OtherVersion if the service says that it has another version than this client."""
+        try:
+            received = self._receive("GET", "/openapi.json", OPENAPI.max_bytes, _VERSION_OPTIONS)
+            version = read(received, OPENAPI).data["info"]["version"]
+        except TaskServiceError:
+            return
+        if version != __version__:
+            raise OtherVersion(version_sentence(version, __version__))
+
+    def _receive(self, method: str, path: str, max_bytes: int, options: dict[str, Any]) -> Received:
+        url = self.url + path
         set_max_bytes(max_bytes)
         try:
             with self._session().request(method, url, stream=True, **options) as answer:
@@ -218,6 +249,20 @@ def pause_after(error: TaskServiceError, delay: float) -> float:
     """Seconds until the next attempt: `delay`, or more where the service asks for more."""
     asked = error.retry_after if isinstance(error, Unavailable) else None
     return max(delay, min(asked or 0, MAX_PAUSE))
+
+
+def version_sentence(service: str, client: str) -> str:
+    """Which of two versions that do not understand each other must be upgraded."""
+    if _order(service) < _order(client):
+        return f"the service is older ({service}) than this client ({client}): upgrade it first"
+    return f"the service is newer ({service}) than this client ({client}): upgrade this client"
+
+
+def _order(version: str) -> tuple[list[int], float]:
+    """What sorts versions such as 1.2, 1.2.3.dev4 and 1.2.3, in this order."""
+    release, dev, commits = version.partition("+")[0].partition(".dev")
+    numbers = [int(part) for part in re.findall(r"[0-9]{1,9}", release)]
+    return numbers, int(commits) if commits.isdecimal() else 0 if dev else math.inf
 
 
 def checked_url(url: str) -> str:

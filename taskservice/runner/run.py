@@ -329,7 +329,7 @@ def become_program(command: Sequence[str]) -> NoReturn:
     for number in RESET_TO_DEFAULT:
         signal.signal(number, signal.SIG_DFL)
     try:
-        os.execvpe(command[0], command, _without_task(os.environ))  # noqa: S606
+        os.execvpe(command[0], list(command), _without_task(os.environ))  # noqa: S606
     except OSError as error:
         code, text = _why_not_run(command, error)
         exit_with_error(text, code)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from taskservice import __version__
 from taskservice.client import Client, Task, TaskServiceError, Unavailable, UnexpectedAnswer
 from taskservice.client.questions import ask, list_questions
 from tests.support import receiver as play
@@ -399,6 +400,59 @@ def test_listener_waits_until_a_page_is_gone(
         listener.send_signal(signal.SIGINT)
         listener.communicate(timeout=20)
     assert listener.returncode == 0
+
+
+OLDER = "the service is older ({}) than this client ({}): upgrade it first"
+NEWER = "the service is newer ({}) than this client ({}): upgrade this client"
+
+
+@pytest.mark.parametrize(
+    ("service", "client", "sentence"),
+    [
+        ("0.1.0.dev679", "0.1.0.dev1001", OLDER),
+        ("0.1.0.dev1001", "0.1.0.dev679", NEWER),
+        ("0.1.0.dev1001", "0.1.0", OLDER),
+        ("0.1.0", "0.1.0.dev1001+g415f9ef", NEWER),
+        ("0.9.1", "0.10.0", OLDER),
+        ("1.0", "0.10.0", NEWER),
+    ],
+)
+def test_command_says_which_side_to_upgrade(
+    machine: AgentMachine, service: str, client: str, sentence: str
+) -> None:
+    machine.patch(f"import taskservice; taskservice.__version__ = http.__version__ = {client!r}")
+    unknown = played.problem(422, "Invalid", errors={"fields": ["Unknown name: 'labels'."]})
+    with Receiver() as receiver:
+        machine.url = receiver.url
+        receiver.paths["/openapi.json"] = played.answer(200, {"info": {"version": service}})
+        for behaviour in (unknown, STRANGE["an object"], STRANGE["wrong members-201"]):
+            receiver.answer = behaviour
+            result = machine.run("task", "list")
+            assert (result.returncode, result.stdout) == (1, "")
+            assert result.stderr == f"taskservice: {sentence.format(service, client)}\n"
+        receiver.answer = played.answer(200, [])
+        before = len(receiver.requests)
+        assert machine.run("task", "list").returncode == 0
+        assert len(receiver.requests) == before + 1  # it costs nothing where all is well
+
+
+def test_run_at_a_service_of_another_version_waits_for_its_upgrade(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    machine.give_up_soon()
+    with Receiver() as receiver:
+        receiver.paths["/openapi.json"] = played.answer(200, {"info": {"version": "0.0.1"}})
+        receiver.answer = played.problem(422, "Invalid", errors={"claimedAt": ["Unknown field."]})
+        machine.url = receiver.url.rstrip("/")
+        _, errors = ended(machine, machine.spawn("run", "--agent", "a", "--", "echo", "ran"))
+    assert OLDER.format("0.0.1", __version__) in errors.splitlines()[0]
+    (folder,) = machine.left_runs()
+    record = folder / "run.json"
+    record.write_text(record.read_text().replace(machine.url, remote_alice.url))
+    machine.url = remote_alice.url
+    machine.wait_as_usual()
+    assert machine.run("run", "--resend").returncode == 0
+    assert the_task(remote_alice)["logs"] == ["ran"]
 
 
 def test_command_reports_a_strange_answer_in_one_line(
