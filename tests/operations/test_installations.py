@@ -11,13 +11,14 @@ from packaging.requirements import Requirement
 
 from taskservice.cli import ON_THE_AGENTS_SIDE, ON_THE_SERVER
 from tests.support.catalogue import fault, happened
-from tests.support.documents import ROOT
+from tests.support.documents import ROOT, blocks
 from tests.support.packages import (
     build,
     copy_sources,
     dependencies,
     normalized,
     pip,
+    run_pip,
     wheel,
     with_their_own,
 )
@@ -197,6 +198,33 @@ def test_archive_without_git_is_the_version_before_all_commits(tmp_path: Path) -
     shown = subprocess.check_output(program, cwd=sources, text=True).strip()
     assert shown == "0.1.0.dev0"  # as pyproject.toml says, too
     assert build(sources, tmp_path).name.startswith(f"taskservice-{shown}-")
+
+
+def test_script_beside_the_clone_imports_the_package(tmp_path: Path) -> None:
+    """The clone has the name of the package, and is in the folder of the script."""
+    clone = copy_sources(tmp_path / "taskservice")
+    run_pip(["make", "--quiet", "-C", str(clone), "install", f"PYTHON={sys.executable}"])
+    (script,) = blocks("docs/agent-side.md", "agent.py")
+    (tmp_path / "agent.py").write_text(script)
+    clean = {name: text for name, text in os.environ.items() if not name.startswith("PYTHON")}
+    with Service(tmp_path / "data") as service:
+        alice = service.add_user()
+        key = str(alice.session.headers["apikey"])
+        settings = {"TASKSERVICE_URL": service.url, "TASKSERVICE_APIKEY": key}
+        for command in ("python agent.py", "python -m taskservice agent list"):
+            result = subprocess.run(
+                ["sh", "-c", f". taskservice/.venv/bin/activate; {command}"], cwd=tmp_path,
+                env=clean | settings, capture_output=True, text=True, timeout=60,
+            )  # fmt: skip
+            assert (result.returncode, result.stderr) == (0, "")
+        (task,) = alice.request("GET", "/task?fields=status,output").json()
+    assert task == {"status": "complete", "output": {"sum": 6}}
+    # A change of the sources needs no new installation.
+    changed = clone / "taskservice" / "__init__.py"
+    changed.write_text(changed.read_text() + "print('changed')\n")
+    python = str(clone / ".venv" / "bin" / "python")
+    imported = [python, "-c", "import taskservice.client"]
+    assert subprocess.check_output(imported, cwd=tmp_path, text=True) == "changed\n"
 
 
 # --- requirements.txt --------------------------------------------------------------------

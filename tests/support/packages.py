@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from tests.support.documents import ROOT
 from tests.support.requirements import needs
 
-SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("setup.cfg", "pyproject.toml", "requirements.txt", "Makefile", "README.md", "LICENSE")
 _SETUP = ConfigParser()
 _SETUP.read(ROOT / "setup.cfg")
 EXTRAS = list(_SETUP["options.extras_require"])
