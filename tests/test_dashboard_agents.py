@@ -73,6 +73,14 @@ def test_agent_shows_its_health_in_the_list_and_on_its_page(
             assert re.findall("<bdi>(.+?)</bdi>", rows) == [name]
 
 
+def test_success_rate_is_rounded_to_the_nearest_percent(window: Browser, alice: ApiClient) -> None:
+    for status in ("complete", "complete", "error"):
+        alice.report(alice.start("backup", claim=True), status=status)
+    alice.post(f"/task/{alice.start('backup')['id']}/cancel")
+    for path in ("/agents", "/agents/backup"):
+        assert facts(text_of(window, path))["Success"] == "67 % of 3"
+
+
 def test_agent_that_fails_often_is_marked_in_words(window: Browser, alice: ApiClient) -> None:
     def run(agent_id: str, status: str, count: int) -> None:
         for _ in range(count):

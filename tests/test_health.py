@@ -49,6 +49,9 @@ def test_health_is_over_finished_tasks_the_first_to_end_first(alice: ApiClient, 
     assert [each["finishedAt"] for each in found["recent"]] == [
         each["finishedAt"] for each in ended
     ]
+    assert [each["errorType"] for each in found["recent"]] == [
+        None, "failed", "timeout", "cancelled", "cancelled",
+    ]  # fmt: skip
     seconds = [each["seconds"] for each in found["recent"]]
     assert seconds[4] is None
     assert seconds[0] == duration(ended[0])

@@ -10,8 +10,9 @@ from taskservice.cli.service_client import service_client
 from taskservice.cli.task_ids import agent_ids, find_agent_id
 from taskservice.cli.task_text import local_time
 from taskservice.client.agents import Agent
-from taskservice.client.log_text import duration
+from taskservice.contract.quantities import percent, seconds_text
 from taskservice.contract.terminal import print_json, print_line, print_table
+from taskservice.contract.terms import CANCELLED
 
 HEADER = ("ID", "NAME", "SUCCESS", "OF", "LAST SUCCESS", "USUALLY")
 
@@ -27,7 +28,10 @@ def command() -> None:
 @command.command("list", epilog=examples("taskservice agent list"))
 @json_lines
 def list_all(as_json: bool) -> None:
-    """List agents, with the success rate and the usual duration of their last 30 tasks."""
+    """List agents, with the success rate and the usual duration of their last 30 tasks.
+
+    Cancelled tasks do not count.
+    """
     with service_client() as client:
         agents = client.agents(health=True)
     if as_json:
@@ -88,12 +92,13 @@ def delete(agent_id: str) -> None:
 
 def _row(agent: Agent) -> tuple[str, ...]:
     health = agent["health"]
+    counted = [task for task in health["recent"] if task.get("errorType") != CANCELLED]
     rate, last, usual = health["successRate"], health["lastSuccessAt"], health["medianSeconds"]
     return (
         agent["id"],
         agent["name"],
-        "-" if rate is None else f"{rate * 100:.0f} %",
-        str(len(health["recent"])),
+        "-" if rate is None else percent(rate),
+        str(len(counted)),
         "-" if last is None else local_time(last),
-        "-" if usual is None else duration(usual),
+        "-" if usual is None else seconds_text(usual),
     )

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from taskservice.client import Task
+from taskservice.contract.quantities import percent_done
 from taskservice.contract.terms import RUNNING
 
 # The fields that a table needs: an output can be long.
@@ -101,7 +102,7 @@ def asks(message: str) -> str:
 def _progress(task: Task) -> str:
     """How far it is, such as `50 % 34 of 68 pages`; empty where its agent has not said."""
     share, note = task.data["progress"], task.data["note"]
-    return " ".join(([] if share is None else [f"{share * 100:.0f} %"]) + ([note] if note else []))
+    return " ".join(([] if share is None else [percent_done(share)]) + ([note] if note else []))
 
 
 def _first_line(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any, NotRequired, TypedDict
 
-from taskservice.contract.terms import Status
+from taskservice.contract.terms import ErrorType, Status
 
 
 class FinishedTask(TypedDict):
@@ -10,6 +10,7 @@ class FinishedTask(TypedDict):
 
     id: str
     status: Status
+    errorType: NotRequired[ErrorType | None]
     finishedAt: str
     seconds: float | None
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from taskservice.contract.quantities import percent, percent_done, seconds_text
 from taskservice.contract.terms import FAILED, RUNNING
 from taskservice.database import timestamps
 from taskservice.queries.candidates import WAITING
@@ -66,11 +67,6 @@ def last_line(text: str) -> str:
     return next((line[:MAX_LINE] for line in reversed(lines) if line), "")
 
 
-def percent(share: str | float) -> str:
-    """A number from 0 to 1, or its text, as `50 %`: never 100 before the end."""
-    return f"{int(float(share) * 100)} %"
-
-
 def number(value: int) -> str:
     """12,345."""
     return f"{value:,}"
@@ -89,27 +85,6 @@ def duration_between(since: str, until: str) -> str:
     """The time between two timestamps in its two largest units, as `3 h 20 min`."""
     seconds = (datetime.fromisoformat(until) - datetime.fromisoformat(since)).total_seconds()
     return seconds_text(seconds)
-
-
-def seconds_text(seconds: float) -> str:
-    """A duration in its two largest units, as `3 h 20 min`."""
-    if seconds < 0.1:
-        return "< 0.1 s"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    return duration(int(seconds))
-
-
-def duration(seconds: int) -> str:
-    parts = [
-        (seconds // 86_400, "d"),
-        (seconds // 3_600 % 24, "h"),
-        (seconds // 60 % 60, "min"),
-        (seconds % 60, "s"),
-    ]
-    while len(parts) > 1 and parts[0][0] == 0:
-        parts.pop(0)
-    return " ".join(f"{count} {unit}" for count, unit in parts[:2] if count or unit == "s")
 
 
 def state_of(row: Any) -> str:
@@ -156,6 +131,7 @@ TEMPLATE_FUNCTIONS: dict[str, Any] = {
         seconds_text,
         state_of,
         outcome_of,
+        percent_done,
         reason,
         label_texts,
         is_key_valid,

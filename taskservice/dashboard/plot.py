@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
+from taskservice.contract import quantities
 from taskservice.dashboard import formatting
 from taskservice.database.rows import AnyRow
 from taskservice.queries.agents import seconds
@@ -68,4 +69,4 @@ def _share(value: float, first: float, last: float) -> float:
 def _words(duration: float) -> str:
     if duration < 1:
         return f"{duration:g} s"
-    return formatting.duration(int(duration)).removesuffix(" 0 s")
+    return quantities.duration(int(duration)).removesuffix(" 0 s")

@@ -205,6 +205,7 @@ def health_of(recent: Sequence[AnyRow]) -> dict[str, Any]:
             {
                 "id": task.id,
                 "status": task.status,
+                "errorType": task.error_type,
                 "finishedAt": task.finished_at,
                 "seconds": seconds(task),
             }

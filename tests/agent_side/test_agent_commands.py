@@ -66,6 +66,25 @@ def test_list_says_how_the_last_tasks_went(
     assert SHOWN in terminal
 
 
+def test_list_counts_and_rounds_as_the_dashboard_does(
+    remote_alice: RemoteClient, machine: AgentMachine
+) -> None:
+    # One more was cancelled. The dashboard says the same of these: see test_dashboard_agents.py.
+    for agent_id, complete, failed, said in (
+        ("two-of-three", 2, 1, ["67", "%", "3"]),
+        ("none-of-two", 0, 2, ["0", "%", "2"]),
+    ):
+        ends = ["complete"] * complete + ["error"] * failed
+        for task in [remote_alice.start(agent_id, claim=True) for _ in ends]:
+            report = {"status": ends.pop()}
+            remote_alice.request("PATCH", f"/task/{task['id']}", json=report).raise_for_status()
+        task = remote_alice.start(agent_id)
+        remote_alice.request("POST", f"/task/{task['id']}/cancel").raise_for_status()
+        lines = machine.run("agent", "list").stdout.splitlines()
+        (row,) = [line.split() for line in lines if line.startswith(agent_id)]
+        assert row[2:5] == said
+
+
 def test_delete_takes_the_beginning_of_an_id(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:

@@ -2,7 +2,7 @@
 
 from marshmallow import fields, validate
 
-from taskservice.contract.terms import COMPLETE, ERROR
+from taskservice.contract.terms import COMPLETE, ERROR, ERROR_TYPES
 from taskservice.database.models import Agent
 from taskservice.schemas.fields import (
     EXAMPLE_INPUT_SCHEMA,
@@ -26,6 +26,12 @@ class RecentTaskSchema(AnswerSchema):
         required=True,
         validate=validate.OneOf([COMPLETE, ERROR]),
         metadata=doc("Its status.", COMPLETE),
+    )
+    errorType = fields.String(
+        required=True,
+        allow_none=True,
+        validate=validate.OneOf(ERROR_TYPES),
+        metadata=doc("The type of its error; null if it is complete.", None),
     )
     finishedAt = fields.String(
         required=True, metadata=doc("When it ended.", EXAMPLE_MOMENT, format="date-time")

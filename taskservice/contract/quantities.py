@@ -1,0 +1,35 @@
+"""Shares and durations in words, which the dashboard and the commands say alike."""
+
+from decimal import Decimal
+from math import floor
+
+
+def percent(share: float) -> str:
+    """A share, from 0 to 1, to the nearest percent: 2 of 3 are `67 %`."""
+    return f"{floor(share * 100 + 0.5)} %"
+
+
+def percent_done(progress: str | float) -> str:
+    """How far a task is, a number from 0 to 1 or its text: never `100 %` before the end."""
+    return f"{int(Decimal(str(progress)) * 100)} %"
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration in its two largest units, as `3 h 20 min`."""
+    if seconds < 0.1:
+        return "< 0.1 s"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    return duration(int(seconds))
+
+
+def duration(seconds: int) -> str:
+    parts = [
+        (seconds // 86_400, "d"),
+        (seconds // 3_600 % 24, "h"),
+        (seconds // 60 % 60, "min"),
+        (seconds % 60, "s"),
+    ]
+    while len(parts) > 1 and parts[0][0] == 0:
+        parts.pop(0)
+    return " ".join(f"{count} {unit}" for count, unit in parts[:2] if count or unit == "s")
