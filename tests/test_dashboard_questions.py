@@ -358,6 +358,59 @@ def test_answer_on_the_list_leads_back_to_it(window: Browser, alice: ApiClient, 
     assert sent.headers["Location"] == f"/tasks/{task['id']}"
 
 
+def large(number: int) -> Json:
+    """A schema as large as can be: many fields, or one with many options."""
+    fields = {f"f{each}": {"type": "string"} for each in range(650)}
+    if number % 2:
+        return {"type": "object", "properties": fields}
+    return choice(*(f"{each:x}" for each in range(2_000)))
+
+
+@one_database
+def test_large_questions_are_links_to_pages_of_their_own(window: Browser, alice: ApiClient) -> None:
+    tasks = [alice.start(name=f"Large {number}", claim=True) for number in range(10)]
+    asked = [[ask(alice, task, "é" * 4_000, schema=large(number)) for number in range(8)]
+             for task in tasks]  # fmt: skip
+    text = text_of(window, "/")
+    assert len(text) < 150_000
+    assert text.count('<article class="question"') == question_forms.MAX_SHOWN
+    others = [unescape(each) for each in re.findall('id="others-[^>]+>(.+?)</a>', text)]
+    said = [re.sub("<.+?>", "", each) for each in others]
+    assert said == ["and 4 more questions of Large 2"] + [
+        f"8 questions of Large {number}" for number in range(3, 10)
+    ]
+    where = f"/tasks/{tasks[0]['id']}"
+    assert len(text_of(window, where)) < 150_000
+    links = [unescape(link) for link in re.findall('<a class="button main" href="([^"]+)"', text)]
+    assert links[0] == f"{path_of(tasks[0], asked[0][0])}?back=/"
+    data = {**hidden_fields(text_of(window, links[0])), "field.choice": '"7cf"'}
+    answered = window.post(links[0].partition("?")[0], data)
+    assert answered.headers["Location"] == "/"
+    assert now(alice, tasks[0], asked[0][0])["answer"] == {"choice": "7cf"}
+    assert len(fields(text_of(window, links[1]))) == 650
+    assert answer(window, tasks[0], asked[0][1], f7="x").status_code == 303
+
+
+@one_database
+def test_forms_of_usual_questions_stay_on_the_page_until_they_are_too_many(
+    window: Browser, alice: ApiClient, task: Json
+) -> None:
+    for _ in range(8):
+        ask(alice, task, "é" * 2_900, schema=ALL_KINDS)
+    text = text_of(window, "/")
+    assert text.count('<form class="answer"') == text_of(window, f"/tasks/{task['id']}").count(
+        '<form class="answer"'
+    )
+    assert 1 < text.count('<form class="answer"') < 8
+    assert text.count('<article class="question"') == 8
+    check_form(text)
+
+
+def hidden_fields(text: str) -> dict[str, str]:
+    found = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', text)
+    return {name: unescape(value) for name, value in found}
+
+
 def test_list_has_the_forms_of_some_tasks_and_the_number_of_all(
     window: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

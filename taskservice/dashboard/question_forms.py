@@ -18,6 +18,13 @@ from taskservice.schemas.rows import open_questions
 # The list of tasks has forms of the oldest SHOWN_TASKS that ask, and counts up to MAX_TASKS.
 SHOWN_TASKS = 10
 MAX_TASKS = 100
+# A page has the forms of its first questions, up to these numbers of characters of messages and
+# schemas, of one question and of all; the other ones are links to a page of their own, and past
+# MAX_SHOWN of the list, a number.
+MAX_FORM, MAX_FORMS = 6_000, 24_000
+MAX_SHOWN = 20
+# A link has the beginning of the message.
+MAX_LINK = 200
 # The page of a task has this many questions that are no longer open.
 SHOWN_ENDED = 20
 # A question with one choice of so few and so short options is answered by a click.
@@ -35,12 +42,13 @@ class QuestionForm(NamedTuple):
     message: str
     asked_at: str
     expires_at: str | None
-    fields: list[Field]
+    # None where its form is too large for the page: it has a page of its own.
+    fields: list[Field] | None
 
     @property
     def buttons(self) -> list[Choice]:
         """The options of its only field, if they are few and short."""
-        if len(self.fields) != 1 or self.fields[0].kind != CHOICE:
+        if self.fields is None or len(self.fields) != 1 or self.fields[0].kind != CHOICE:
             return []
         choices = self.fields[0].choices
         is_short = all(len(choice.label) <= MAX_BUTTON_LABEL for choice in choices)
@@ -69,6 +77,8 @@ class AskingTask(NamedTuple):
     # Its beginning; empty if it says nothing.
     input: str
     questions: list[QuestionForm]
+    # How many it has beside these.
+    others: int
 
 
 @dataclass(frozen=True)
@@ -105,9 +115,35 @@ def form(
     )
 
 
+@dataclass
+class Space:
+    """What is left of a page for questions: for their forms, and how many it can show."""
+
+    characters: int = MAX_FORMS
+    questions: int = MAX_SHOWN
+
+    def form_or_link(self, question: Json, task_id: str) -> QuestionForm:
+        """The question with its form if that has a place on the page, else without fields."""
+        self.questions -= 1
+        size = len(question["message"]) + len(strict_json.dumps(question["schema"]))
+        if size <= min(MAX_FORM, self.characters):
+            self.characters -= size
+            return form(question, task_id)
+        message = question["message"]
+        return QuestionForm(
+            id=question["id"],
+            task_id=task_id,
+            message=message if len(message) <= MAX_LINK else f"{message[:MAX_LINK]}…",
+            asked_at=question["askedAt"],
+            expires_at=question["expiresAt"],
+            fields=None,
+        )
+
+
 def of_task(task: Any) -> list[QuestionForm]:
     """The open questions of a task, oldest first."""
-    return [form(question, task.id) for question in open_questions(task.questions)]
+    space = Space()
+    return [space.form_or_link(question, task.id) for question in open_questions(task.questions)]
 
 
 def ended(task_id: str) -> list[EndedQuestion]:
@@ -132,18 +168,23 @@ def asking(caller: Caller) -> Asking:
     if caller.agent_id is not None:
         return Asking([], 0)
     rows = question_queries.asking_tasks(caller, SHOWN_TASKS + 1, MAX_INPUT + 1)
-    tasks = [_asking(row) for row in rows]
+    space = Space()
+    tasks = [_asking(row, space) for row in rows]
     # Upkeep has not yet seen that the questions of the others have expired.
-    tasks = [task for task in tasks if task.questions]
+    tasks = [task for task in tasks if task.questions or task.others]
     if len(rows) <= SHOWN_TASKS:
         return Asking(tasks, len(tasks))
     return Asking(tasks[:SHOWN_TASKS], question_queries.count_asking_tasks(caller, MAX_TASKS))
 
 
-def _asking(row: AnyRow) -> AskingTask:
+def _asking(row: AnyRow, space: Space) -> AskingTask:
     text = row.input if len(row.input) <= MAX_INPUT else f"{row.input[:MAX_INPUT]}…"
     given = "" if text == "{}" else visible(text)
-    return AskingTask(row.id, row.name, row.agent_id, row.created_at, given, of_task(row))
+    questions = open_questions(row.questions)
+    shown = questions[: space.questions]
+    forms = [space.form_or_link(question, row.id) for question in shown]
+    others = len(questions) - len(shown)
+    return AskingTask(row.id, row.name, row.agent_id, row.created_at, given, forms, others)
 
 
 def closed_sentence(question: Json) -> str:

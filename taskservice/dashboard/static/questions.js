@@ -11,6 +11,8 @@ document.addEventListener("refreshed", ({ detail: page }) => {
     const isOpen = page.getElementById(question.id) !== null;
     const text = isOpen ? "" : endText(page.getElementById(question.id.replace("question", "ended")));
     const status = question.querySelector(".ended");
+    // An agent key has no form.
+    if (!status) continue;
     if (status.textContent !== text) status.textContent = text;
     for (const button of question.querySelectorAll("button")) button.disabled = !isOpen;
   }
