@@ -69,6 +69,8 @@ def token(response: TestResponse) -> str:
     return hidden(response)["token"]
 
 
+# The heights of the parts of the chart's bars that run or wait.
+RUNNING_BARS = r'<rect class="running"[^>]* height="([\d.]+)"'
 NO_LINES: dict[str, Any] = {"lines": [], "times": []}
 
 
@@ -713,6 +715,36 @@ def test_chart_and_tabs_count_the_filtered_tasks(browser: Browser, alice: ApiCli
 
 
 def test_bar_of_the_chart_leads_to_its_tasks(browser: Browser, alice: ApiClient) -> None:
+@one_database
+def test_chart_counts_the_tasks_that_the_list_has(
+    app: Flask, browser: Browser, alice: ApiClient
+) -> None:
+    """Whatever the time of day: some tasks are just inside of each period, some just outside."""
+    for minutes in (0, 59, 61, 23 * 60 + 59, 24 * 60 + 1, 7 * 24 * 60 - 1, 30 * 24 * 60 - 1,
+                    33 * 24 * 60):  # fmt: skip
+        set_columns(app, alice.start(), created_at=timestamps.now(-60.0 * minutes))
+    for since, fewest in (("1h", 2), ("24h", 4), ("7d", 6), ("30d", 7)):
+        text = browser.get(f"/?since={since}").text
+        (counted,) = re.findall(r"<b>(\d) tasks</b> started in the last", text)
+        assert tabs(text)["all"] == counted
+        assert text.count('<tr id="task-') == int(counted) >= fewest
+    text = browser.get("/").text
+    (counted,) = re.findall(r"<b>(\d) of 8 tasks</b> started in the last 24 hours", text)
+    assert int(counted) in (4, 5)
+    alice.report(alice.start(), status="complete")
+    assert "<b>1 task</b> started" in browser.get("/?status=complete").text
+
+
+@one_database
+def test_whole_day_is_named_by_its_date(app: Flask, browser: Browser, alice: ApiClient) -> None:
+    alice.start()
+    day = "createdAfter=2026-11-01T23:59:59.999Z&createdBefore=2026-11-03T00:00:00Z"
+    assert ">on 2 Nov 2026 (UTC)</span>" in browser.get(f"/?{day}").text
+    hours = "createdAfter=2026-11-02T11:59:59.999Z&createdBefore=2026-11-02T18:00:00Z"
+    said = ">from 2 Nov 2026, 12:00:00 UTC to 2 Nov 2026, 18:00:00 UTC</span>"
+    assert said in browser.get(f"/?{hours}").text
+
+
     started = alice.start(name="In the bar")
     text = browser.get("/?since=1h&q=bar").text
     links = [unescape(link) for link in re.findall(r'<a href="([^"]+createdAfter[^"]+)"', text)]
@@ -971,14 +1003,17 @@ def test_spike_does_not_flatten_the_chart_which_says_so(
         set_columns(app, task, created_at=timestamps.now(-7_200))
     for _ in range(18):
         alice.start()
-    assert "Bars are cut" not in browser.get("/?q=summarizer").text
-    for _ in range(32):
+    text = browser.get("/?q=summarizer").text
+    assert "Bars are cut" not in text
+    low, high = map(float, re.findall(RUNNING_BARS, text))
+    assert low == pytest.approx(high / 12, rel=0.01)
+    for _ in range(9):
         alice.start()
     text = browser.get("/").text
-    assert "Bars are cut at 9; the highest has 50 tasks." in text
+    assert "Bars are cut at 10; the highest has 21 tasks." in text
     assert text.count('class="cut"') == 1
-    low, high = map(float, re.findall(r'<rect class="running"[^>]* height="([\d.]+)"', text))
-    assert low == pytest.approx(high / 3, rel=0.01)
+    low, high = map(float, re.findall(RUNNING_BARS, text))
+    assert low == pytest.approx(high / 10, rel=0.01)
 
 
 # --- what can be done --------------------------------------------------------------------

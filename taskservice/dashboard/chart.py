@@ -19,8 +19,10 @@ STATUSES = (COMPLETE, ERROR, RUNNING)
 # The height of the chart and the minimum height of a part, in pixels.
 HEIGHT = 88
 MIN_HEIGHT = 2.0
-# A bar is a spike if it is this many times as high as that of which USUAL_SHARE are lower.
-SPIKE, USUAL_SHARE = 6, 0.8
+# A bar is a spike if it is this many times as high as that of which USUAL_SHARE are lower. Where
+# there is one, the chart is half as high as that.
+SPIKE, USUAL_SHARE = 20, 0.8
+MILLISECOND = 0.001
 # A chart is cached for this many times as long as it took to count.
 CACHE_FACTOR = 20.0
 CACHE_SIZE = 200
@@ -34,8 +36,23 @@ class Period(NamedTuple):
     bars: int
 
     @property
+    def boundaries(self) -> list[str]:
+        """The start of each bar and the end of the last one, at whole multiples of its length.
+
+        One bar more than the period has, since the first and the last one reach beyond it.
+        """
+        step = self.seconds // self.bars
+        end = (int(time.time()) // step + 1) * step
+        last = datetime.fromtimestamp(end, UTC)
+        return [
+            timestamps.rfc3339(last - timedelta(seconds=step * index))
+            for index in range(self.bars + 1, -1, -1)
+        ]
+
+    @property
     def since(self) -> str:
-        return timestamps.now(-self.seconds)
+        """The filter, exclusive like that of the API, that lists the tasks of all bars."""
+        return timestamps.moved(self.boundaries[0], -MILLISECOND)
 
 
 PERIODS = {
@@ -57,7 +74,7 @@ class Bar(NamedTuple):
     @property
     def bounds(self) -> dict[str, str]:
         """The filters, exclusive like those of the API, that list exactly these tasks."""
-        before = timestamps.rfc3339(datetime.fromisoformat(self.since) - timedelta(milliseconds=1))
+        before = timestamps.moved(self.since, -MILLISECOND)
         return {"createdAfter": before, "createdBefore": self.until}
 
     @property
@@ -75,6 +92,11 @@ class Bar(NamedTuple):
                 height = round(max(MIN_HEIGHT, count / highest * (HEIGHT - 3 * MIN_HEIGHT)), 2)
                 top = round(top - height, 2)
                 yield status, top, height
+
+
+def bar_start(created_after: str) -> str:
+    """The start of the bar with this bound."""
+    return timestamps.moved(created_after, MILLISECOND)
 
 
 class Chart(NamedTuple):
@@ -132,7 +154,7 @@ def count(caller: Caller, selection: Selection, name: str) -> Chart:
 
 
 def _count(caller: Caller, selection: Selection, period: Period) -> Chart:
-    boundaries = _boundaries(period)
+    boundaries = period.boundaries
     only = ERROR if selection.error_type else selection.status
     statuses = tuple(status for status in STATUSES if only in (None, status))
     counted = counts.by_start(caller, selection, boundaries, statuses)
@@ -143,14 +165,3 @@ def _count(caller: Caller, selection: Selection, period: Period) -> Chart:
         )
     ]
     return Chart(period, bars, counted.are_complete)
-
-
-def _boundaries(period: Period) -> list[str]:
-    """The start of each bar and the end of the last one, at whole multiples of a bar's length."""
-    step = period.seconds // period.bars
-    end = (int(time.time()) // step + 1) * step
-    first = datetime.fromtimestamp(end, UTC) - timedelta(seconds=step * period.bars)
-    return [
-        timestamps.rfc3339(first + timedelta(seconds=step * index))
-        for index in range(period.bars + 1)
-    ]

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time, timedelta
 from typing import Any
 
 import orjson
@@ -81,6 +81,13 @@ def moment(text: str) -> str:
     return datetime.fromisoformat(text).astimezone(UTC).strftime("%-d %b %Y, %H:%M:%S UTC")
 
 
+def period_text(since: str, until: str) -> str:
+    """`on 24 Nov 2026 (UTC)`, or `from ... to ...`; page.js shows it in local time."""
+    start, end = (datetime.fromisoformat(text).astimezone(UTC) for text in (since, until))
+    is_day = end - start == timedelta(days=1) and start.time() == time()
+    return f"on {start:%-d %b %Y} (UTC)" if is_day else f"from {moment(since)} to {moment(until)}"
+
+
 def duration_between(since: str, until: str) -> str:
     """The time between two timestamps in its two largest units, as `3 h 20 min`."""
     seconds = (datetime.fromisoformat(until) - datetime.fromisoformat(since)).total_seconds()
@@ -124,14 +131,15 @@ TEMPLATE_FUNCTIONS: dict[str, Any] = {
         error_reason,
         last_line,
         percent,
+        percent_done,
         number,
         plural,
         moment,
+        period_text,
         duration_between,
         seconds_text,
         state_of,
         outcome_of,
-        percent_done,
         reason,
         label_texts,
         is_key_valid,

@@ -70,6 +70,7 @@ def list_all() -> AnyResponse:
         chart=chart.count(caller, selection, own.get("since", chart.DEFAULT)),
         chart_height=chart.HEIGHT,
         periods=chart.PERIODS,
+        bar_start=chart.bar_start,
         **filters.TEMPLATE_FUNCTIONS,
     )
 

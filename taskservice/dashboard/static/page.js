@@ -18,6 +18,11 @@ const full = new Intl.DateTimeFormat(undefined, {
   dateStyle: "medium", timeStyle: "medium", hourCycle: "h23",
 });
 
+const minutes = new Intl.DateTimeFormat(undefined, {
+  dateStyle: "medium", timeStyle: "short", hourCycle: "h23",
+});
+const day = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
+
 function durationText(seconds) {
   const parts = [
     [Math.floor(seconds / 86_400), "d"],
@@ -33,8 +38,15 @@ function durationText(seconds) {
 function age(moment) {
   const seconds = (Date.now() - moment) / 1000;
   if (Math.abs(seconds) < 5) return "now";
-  const text = durationText(Math.abs(seconds)).replace(/^(\d+ (?:d|h|min)) .*/, "$1");
-  return seconds < 0 ? `in ${text}` : `${text} ago`;
+  return seconds < 0 ? `in ${largestUnit(nearest(-seconds))}` : `${largestUnit(seconds)} ago`;
+}
+
+const largestUnit = (seconds) => durationText(seconds).replace(/^(\d+ (?:d|h|min)) .*/, "$1");
+
+// To the nearest number of its largest unit: what was made for 90 d expires in 90 d.
+function nearest(seconds) {
+  const unit = [86_400, 3_600, 60].find((each) => each <= seconds) ?? 1;
+  return Math.round(seconds / unit) * unit;
 }
 
 function both(moment) {
@@ -46,6 +58,14 @@ function both(moment) {
 function left(moment) {
   const seconds = Math.round((moment - Date.now()) / 1000);
   return seconds > 0 ? `about ${durationText(seconds)} left` : "takes longer than expected";
+}
+
+// A whole day, or from when to when.
+function period(from, until) {
+  const next = new Date(from.getFullYear(), from.getMonth(), from.getDate() + 1);
+  const isDay = from.getHours() + from.getMinutes() === 0 && next.getTime() === until.getTime();
+  const format = [from, until].every((moment) => moment % 60_000 === 0) ? minutes : full;
+  return isDay ? `on ${day.format(from)}` : `from ${format.format(from)} to ${format.format(until)}`;
 }
 
 function ago(moment) {
@@ -67,6 +87,9 @@ function showTimes() {
   for (const element of document.querySelectorAll("title[data-moment]")) {
     const moment = new Date(element.dataset.moment);
     set(element, `${full.format(moment)}: ${element.dataset.count}`);
+  }
+  for (const element of document.querySelectorAll("[data-until]")) {
+    set(element, period(new Date(element.dataset.from), new Date(element.dataset.until)));
   }
   // A page whose task is deleted no longer counts its duration.
   for (const element of isGone ? [] : document.querySelectorAll("[data-since]")) {
