@@ -16,6 +16,8 @@ from tests.support.service import Service
 from tests.support.waiting import until
 
 Json = dict[str, Any]
+# Whether the text of each button is inside of it.
+FIT = "all => all.map((each) => each.scrollWidth <= each.clientWidth && each.clientHeight < 50)"
 MANY: Json = {
     "type": "object",
     "properties": {
@@ -350,6 +352,7 @@ def test_agent_is_run_by_keyboard_and_as_json(visitor: Visitor, alice: RemoteCli
     page.get_by_role("link", name="Run again").click()
     page.get_by_label("copies").fill("9")
     check_in_all_ways(page)
+    assert page.locator("form .buttons button").evaluate_all(FIT) == [True, True]
     page.get_by_role("button", name="As JSON").click()
     field = page.get_by_label("Input, a JSON object")
     expect(field).to_have_value(re.compile('"copies": 9'))

@@ -166,13 +166,20 @@ addEventListener("pageshow", () => sentForms.clear());
 // Filters apply at once and keep the focus.
 const search = document.getElementById("search");
 
-search?.addEventListener("change", () => {
+function applyFilters() {
   const filled = [...new FormData(search)].filter(([, text]) => text);
   const query = new URLSearchParams(filled).toString();
+  if (location.search === (query && `?${query}`)) return;
   history.pushState(null, "", query ? `?${query}` : location.pathname);
   shownSearch = location.search;
   etag = null;
   refresh();
+}
+
+search?.addEventListener("change", applyFilters);
+search?.addEventListener("submit", (event) => {
+  event.preventDefault();
+  applyFilters();
 });
 let shownSearch = location.search;
 addEventListener("popstate", () => {
