@@ -273,7 +273,9 @@ def test_curl_commands_of_the_start_page_end_their_task(
     visitor: Visitor, alice: RemoteClient, service: Service
 ) -> None:
     page = visitor.go()
-    expect(page.locator("#start-install")).to_have_text("python3 -m pip install taskservice")
+    expect(page.locator("#start-install")).to_have_text(
+        "python3 -m pip install path/to/taskservice"
+    )
     check_both_ways(page)
     key = str(alice.session.headers["apikey"])
     environment = {"TASKSERVICE_URL": service.url, "TASKSERVICE_APIKEY": key}
