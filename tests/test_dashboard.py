@@ -14,7 +14,7 @@ from importlib import import_module
 from itertools import count
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlencode
 
 import pytest
 import requests
@@ -361,6 +361,7 @@ def test_form_of_a_session_that_has_ended_leads_to_the_sign_in_and_back(
     path = f"/tasks/{task['id']}"
     for referrer, way_back in [
         (path, f"?next=/tasks/{task['id']}"),
+        (f"{path}?back=/?sort%3DcreatedAt", f"?next={path}?back=/?sort=createdAt"),
         ("/", ""),
         (f"{path}/lines", ""),
     ]:
@@ -368,7 +369,7 @@ def test_form_of_a_session_that_has_ended_leads_to_the_sign_in_and_back(
         headers = {"Referer": f"http://localhost{referrer}"}
         response = browser.post(f"{path}/redeliver", {"token": "old"}, headers=headers)
         assert response.status_code == 303
-        assert unquote(response.location) == f"/sign-in{way_back}"
+        assert unquote(unquote(response.location)) == f"/sign-in{way_back}"
         assert "Nothing was changed" in browser.get(response.location).text
     assert alice.task(task)["status"] == "running"
 
@@ -594,9 +595,9 @@ def test_invisible_name_is_still_a_link(browser: Browser, alice: ApiClient, name
     task = alice.start("blank", name=name)
     alice.register("blank", name=name)
     alice.post("/key", json={"name": name})
-    link = f'<a href="/tasks/{task["id"]}"><span class="faint">unnamed</span></a>'
-    assert link in browser.get("/").text
-    assert link in browser.get("/agents").text
+    for path, back in (("/", ""), ("/agents", "?back=/agents")):
+        link = f'<a href="/tasks/{task["id"]}{back}"><span class="faint">unnamed</span></a>'
+        assert link in browser.get(path).text
     assert "<title>waiting · unnamed" in browser.get(f"/tasks/{task['id']}").text
     assert "unnamed" in browser.get("/keys").text
 
@@ -714,7 +715,6 @@ def test_chart_and_tabs_count_the_filtered_tasks(browser: Browser, alice: ApiCli
     assert "<b>0 tasks</b>" in browser.get("/?agentId=other").text
 
 
-def test_bar_of_the_chart_leads_to_its_tasks(browser: Browser, alice: ApiClient) -> None:
 @one_database
 def test_chart_counts_the_tasks_that_the_list_has(
     app: Flask, browser: Browser, alice: ApiClient
@@ -745,6 +745,7 @@ def test_whole_day_is_named_by_its_date(app: Flask, browser: Browser, alice: Api
     assert said in browser.get(f"/?{hours}").text
 
 
+def test_bar_of_the_chart_leads_to_its_tasks(browser: Browser, alice: ApiClient) -> None:
     started = alice.start(name="In the bar")
     text = browser.get("/?since=1h&q=bar").text
     links = [unescape(link) for link in re.findall(r'<a href="([^"]+createdAfter[^"]+)"', text)]
@@ -999,9 +1000,8 @@ def test_chart_counts_what_was_started(browser: Browser, alice: ApiClient) -> No
 def test_spike_does_not_flatten_the_chart_which_says_so(
     app: Flask, browser: Browser, alice: ApiClient
 ) -> None:
-    for task in [alice.start() for _ in range(3)]:
-        set_columns(app, task, created_at=timestamps.now(-7_200))
-    for _ in range(18):
+    set_columns(app, alice.start(), created_at=timestamps.now(-7_200))
+    for _ in range(12):
         alice.start()
     text = browser.get("/?q=summarizer").text
     assert "Bars are cut" not in text
@@ -1037,6 +1037,109 @@ def test_cancel_and_delete_ask_first_and_say_what_will_be_gone(
     assert "Deleted “to go”." in browser.get("/").text
     assert browser.get(path).status_code == 404
     assert alice.get(path.replace("tasks", "task")).status_code == 404
+
+
+def link_to(task: dict[str, Any], page: str) -> str:
+    """Where the link to a task leads."""
+    return unescape(re.findall(f'href="(/tasks/{task["id"]}[^"/]*(?:/[^"]*)?)"', page)[0])
+
+
+def action(name: str, page: str) -> str:
+    return unescape(re.findall(f'href="([^"]+)">{name}…</a>', page)[0])
+
+
+def test_end_of_a_task_leads_back_to_the_list_where_one_was(
+    browser: Browser, alice: ApiClient
+) -> None:
+    tasks = [alice.start(name=f"run {number}", labels={"t": "é &=1"}) for number in range(53)]
+    where = "/?sort=createdAt&label=t:%C3%A9+%26%3D1&q=run"
+    (following,) = re.findall(r'href="(\?[^"]+)" rel="next"', browser.get(where).text)
+    where = f"/{unescape(following)}"
+    for task, word, said in (
+        (tasks[50], "Cancel", "The task is cancelled."),
+        (tasks[50], "Delete", "Deleted “run 50”."),
+        (tasks[51], "Delete", "Deleted “run 51”."),
+    ):
+        page = browser.get(link_to(task, browser.get(where).text)).text
+        assert f'<link rel="up" href="{where}">' in unescape(page)
+        confirmation = action(word, page)
+        # Whoever changes their mind keeps the way back too.
+        page = browser.get(confirmation).text
+        assert confirmation == action(word, browser.get(link_to(task, page)).text)
+        assert browser.send(confirmation).location == where
+        assert said in browser.get(where).text
+    rows = re.findall("<bdi>(run .+?)</bdi>", browser.get(where).text.partition("<tbody")[2])
+    assert rows == ["run 52"]
+
+
+def test_way_back_outlives_reruns_relatives_questions_and_redeliveries(
+    browser: Browser, alice: ApiClient, receiver: Receiver
+) -> None:
+    parent = alice.start(name="parent", claim=True, callback=receiver.url)
+    child = alice.start(name="child", parentId=parent["id"], claim=True)
+    path = f"/tasks/{parent['id']}?back=/?status=running"
+    asked = expect(alice.post(f"/task/{parent['id']}/question", json={"message": "Go on?"}), 201)
+    back = unescape(re.findall(r'name="back" value="([^"]+)"', browser.get(path).text)[0])
+    answer = {"back": back, "field.answer": "yes"}
+    answered = browser.send(path, f"/tasks/{parent['id']}/questions/{asked['id']}", **answer)
+    assert unquote(answered.location) == path
+    assert "back=/?status" in unquote(link_to(child, browser.get(path).text))
+    rerun = unescape(re.findall(r'href="([^"]+)">Run again…', browser.get(path).text)[0])
+    assert unquote(browser.send(rerun, input="{}").location).endswith("?back=/?status=running")
+    alice.report(parent, status="complete")
+    (redeliver,) = re.findall(r'action="([^"]+/redeliver[^"]*)"', browser.get(path).text)
+    assert unquote(browser.send(path, unescape(redeliver)).location) == f"{path}#callback"
+
+
+def test_task_of_an_agents_page_leads_back_to_that_page(browser: Browser, alice: ApiClient) -> None:
+    for where in ("/agents/summarizer", "/agents"):
+        task = alice.start()
+        page = browser.get(link_to(task, browser.get(where).text)).text
+        assert browser.send(action("Delete", page)).location == where
+        assert "Deleted “" in browser.get(where).text
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["https://evil.example/", "//evil.example", "/\\evil.example", "/\t/evil.example",
+     "javascript:1", "/keys", "/sign-out", "/tasks/x/events", "/nowhere", "\r\nX: y", "/?x=\ny",
+     "/?q=" + "x" * 2_000],
+)  # fmt: skip
+@one_database
+def test_way_back_leads_only_to_a_list(browser: Browser, alice: ApiClient, path: str) -> None:
+    task = alice.start()
+    page = f"/tasks/{task['id']}?{urlencode({'back': path})}"
+    assert 'rel="up"' not in browser.get(page).text
+    query = urlencode({"back": path})
+    assert browser.send(f"/tasks/{task['id']}/cancel?{query}").location == f"/tasks/{task['id']}"
+    assert browser.send(f"/tasks/{task['id']}/delete?{query}").location == "/"
+
+
+@one_database
+def test_confirmation_tells_the_task_from_others_of_its_name(
+    browser: Browser, task: dict[str, Any]
+) -> None:
+    for word in ("cancel", "delete"):
+        text = browser.get(f"/tasks/{task['id']}/{word}").text
+        assert '<p><span class="pill running">running</span> · summarizer · started <time' in text
+        assert f'datetime="{task["createdAt"]}"' in text
+
+
+@one_database
+def test_every_form_has_a_button_that_sends_it(
+    browser: Browser, alice: ApiClient, task: dict[str, Any]
+) -> None:
+    alice.post(f"/task/{task['id']}/question", json={"message": "Go on?"})
+    path = f"/tasks/{task['id']}"
+    for page in ("/", path, f"{path}/cancel", f"{path}/delete", f"{path}/rerun", "/agents",
+                 "/agents/summarizer", "/agents/summarizer/edit", "/agents/summarizer/run",
+                 "/keys", "/callback-secret/rotate"):  # fmt: skip
+        # A browser with scripts takes no elements from `noscript`.
+        text = re.sub("<noscript>.*?</noscript>", "", browser.get(page).text, flags=re.DOTALL)
+        forms = re.findall("<form.*?</form>", text, re.DOTALL)
+        assert forms, page
+        buttons = [re.findall('<button(?! type="button")', form) for form in forms]
+        assert all(buttons), page
 
 
 def test_each_attempt_is_shown_and_a_webhook_delivered_again(

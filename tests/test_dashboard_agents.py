@@ -107,7 +107,8 @@ def test_plot_has_a_point_and_a_row_of_its_table_for_each_run(
     for outcome in ("complete", "failed", "cancelled", "timeout"):
         assert len(re.findall(f'class="point {outcome}"', text)) == 1
         assert f"<td>{outcome}</td>" in table
-        assert f'href="/tasks/{used[outcome]["id"]}"><bdi>{outcome}</bdi>' in table
+        link = f"/tasks/{used[outcome]['id']}?back=/agents/backup"
+        assert f'href="{link}"><bdi>{outcome}</bdi>' in table
     assert used["running"]["id"] not in table
     assert f"usual: {facts(text)['Usual duration']}".replace("<", "&lt;") in text
 

@@ -1,5 +1,6 @@
 """What all pages share: sessions, the token of forms, security headers, templates and errors."""
 
+from collections.abc import Collection
 from typing import Any
 
 from flask import (
@@ -51,6 +52,18 @@ PAGES = {
     "dashboard.keys.list_all",
     "dashboard.keys.ask_to_revoke",
     "dashboard.keys.ask_to_rotate",
+}
+
+# The pages that list tasks. The links to tasks have the way back to them, as `?back=`.
+LISTS = {LIST, "dashboard.agents.list_all", "dashboard.agents.show"}
+# A longer way back would make links that are too long.
+MAX_BACK = 2_000
+KEEP_BACK = {
+    "dashboard.tasks.show",
+    "dashboard.tasks.ask_to_cancel",
+    "dashboard.tasks.ask_to_delete",
+    "dashboard.tasks.redeliver",
+    "dashboard.reruns.ask",
 }
 
 # The header tells page.js a deletion from a 404 of a proxy.
@@ -145,6 +158,7 @@ def _template_context() -> dict[str, Any]:
         "signed_in": g.get("signed_in"),
         "form_token": sessions.token,
         "submission_id": sessions.submission_id,
+        "way_back": way_back,
     }
 
 
@@ -173,15 +187,40 @@ def without_nul(values: MultiDict[str, str]) -> dict[str, str]:
     return {name: text.replace("\0", "\ufffd") for name, text in values.items()}
 
 
-def is_page(path: str) -> bool:
-    """Whether `path`, without the prefix and with its query, is one of PAGES."""
+def is_page(path: str, pages: Collection[str] = PAGES) -> bool:
+    """Whether `path`, without the prefix and with its query, is one of `pages`."""
     if not path.isprintable():
         return False
     try:
         endpoint, _ = current_app.url_map.bind("").match(path.partition("?")[0], "GET")
     except HTTPException:
         return False
-    return endpoint in PAGES
+    return endpoint in pages
+
+
+def redirect_to_page(path: str, endpoint: str, **values: Any) -> AnyResponse:
+    """A redirect to `path` if it is one of PAGES, else to a page of the dashboard."""
+    if not is_page(path):
+        return redirect_to(endpoint, **values)
+    return redirect(f"{request.script_root}{path}", 303)
+
+
+def way_back() -> str:
+    """The list from which the reader came, with its query; empty for all tasks.
+
+    On a list it is that list.
+    """
+    is_list = request.endpoint in LISTS
+    path = request.full_path.rstrip("?") if is_list else request.args.get("back", "")
+    fits = path != "/" and len(path) <= MAX_BACK and is_page(path, LISTS)
+    return path if fits else ""
+
+
+@dashboard.url_defaults
+def keep_way_back(endpoint: str, values: dict[str, Any]) -> None:
+    """Let links from a list to a task, and from there on, remember the list."""
+    if endpoint in KEEP_BACK and (path := way_back()):
+        values.setdefault("back", path)
 
 
 def _to_sign_in() -> AnyResponse:
@@ -189,5 +228,7 @@ def _to_sign_in() -> AnyResponse:
     if request.method == "POST":
         flash("Nothing was changed because you were signed out. Sign in and try again.")
         # The page that had the form.
-        path = url_parts(request.referrer or "").path.removeprefix(request.script_root)
+        referrer = url_parts(request.referrer or "")
+        query = f"?{referrer.query}" if referrer.query else ""
+        path = f"{referrer.path.removeprefix(request.script_root)}{query}"
     return redirect_to("sign_in.show", next=path if is_page(path) and path != "/" else None)

@@ -1,6 +1,6 @@
 """The page of one question, and its form, which the pages of tasks have too."""
 
-from flask import Blueprint, Response, flash, redirect, request
+from flask import Blueprint, Response, flash, request
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth.authentication import caller
@@ -8,7 +8,7 @@ from taskservice.contract.error_codes import QUESTION_CLOSED
 from taskservice.contract.terms import ACCEPT, DECLINE, OPEN
 from taskservice.dashboard import question_forms, schema_form
 from taskservice.dashboard.forms import texts
-from taskservice.dashboard.pages import is_page, page, redirect_to
+from taskservice.dashboard.pages import page, redirect_to, redirect_to_page
 from taskservice.dashboard.schema_form import Errors, Json, Texts
 from taskservice.problems import Problem
 from taskservice.queries import questions as question_queries
@@ -42,7 +42,8 @@ def answer(task_id: str, question_id: str) -> AnyResponse:
         if errors:
             return _page(task_id, question, typed, errors)
     flash(_answer(task_id, question, None if declines else content))
-    return _redirect_back(task_id, request.form.get("back", ""))
+    # The page that had the form: the list, or by default that of the task.
+    return redirect_to_page(request.form.get("back", ""), "tasks.show", task_id=task_id)
 
 
 def _answer(task_id: str, question: Json, content: Json | None) -> str:
@@ -80,12 +81,5 @@ def _page(
         422 if errors else 200,
         task=task_queries.get(caller, task_id),
         question=question_forms.form(question, task_id, typed, errors),
-        back=request.form.get("back", ""),
+        back=request.values.get("back", ""),
     )
-
-
-def _redirect_back(task_id: str, path: str) -> AnyResponse:
-    """Redirect to the page that had the form: the list, or by default that of the task."""
-    if is_page(path):
-        return redirect(f"{request.script_root}{path}", 303)
-    return redirect_to("tasks.show", task_id=task_id)

@@ -2,13 +2,13 @@
 
 from math import ceil
 
-from flask import Blueprint, flash, g, redirect, request, session
+from flask import Blueprint, flash, g, request, session
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice import resources
 from taskservice.auth.authentication import valid_key
 from taskservice.dashboard import sessions
-from taskservice.dashboard.pages import is_page, page, redirect_to
+from taskservice.dashboard.pages import page, redirect_to, redirect_to_page
 from taskservice.dashboard.sign_in_throttle import Throttle
 from taskservice.database import timestamps
 from taskservice.problems import Problem
@@ -19,7 +19,7 @@ sign_in = Blueprint("sign_in", __name__)
 @sign_in.get("/sign-in")
 def show() -> AnyResponse:
     if "signed_in" in g:
-        return _redirect_back(request.args.get("next", ""))
+        return redirect_to_page(request.args.get("next", ""), "tasks.list_all")
     return page("sign_in.html", next=request.args.get("next", ""))
 
 
@@ -31,7 +31,7 @@ def enter() -> AnyResponse:
     except Problem as problem:
         return _refused(problem)
     sessions.begin(key)
-    return _redirect_back(request.form.get("next", ""))
+    return redirect_to_page(request.form.get("next", ""), "tasks.list_all")
 
 
 @sign_in.post("/sign-out")
@@ -61,10 +61,3 @@ def _refused(problem: Problem) -> AnyResponse:
     )
     response.headers.update(problem.headers)
     return response
-
-
-def _redirect_back(path: str) -> AnyResponse:
-    """Redirect to the requested page, or to the list if `path` is not one of our pages."""
-    if not is_page(path):
-        return redirect_to("tasks.list_all")
-    return redirect(f"{request.script_root}{path}", 303)

@@ -17,7 +17,7 @@ from taskservice.dashboard import (
     task_page,
     webhook_command,
 )
-from taskservice.dashboard.pages import page, redirect_to
+from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, way_back
 from taskservice.dashboard.shared_pages import shared
 from taskservice.database.rows import TaskRow
 from taskservice.openapi.operation import TEXT
@@ -128,7 +128,7 @@ def ask_to_cancel(task_id: str) -> AnyResponse:
 def cancel(task_id: str) -> AnyResponse:
     caller.require_user_key()
     flash(_cancel(task_id))
-    return redirect_to("tasks.show", task_id=task_id)
+    return redirect_to_page(way_back(), "tasks.show", task_id=task_id)
 
 
 @tasks.get("/tasks/<task_id>/delete")
@@ -143,7 +143,7 @@ def delete(task_id: str) -> AnyResponse:
     caller.require_user_key()
     task = task_service.delete(caller, require_id("task", task_id))
     flash(f"Deleted “{task.name}”.")
-    return redirect_to("tasks.list_all")
+    return redirect_to_page(way_back(), "tasks.list_all")
 
 
 @tasks.post("/tasks/<task_id>/redeliver")

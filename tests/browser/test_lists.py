@@ -141,11 +141,56 @@ def test_keys_go_on_where_the_reader_was(visitor: Visitor, alice: RemoteClient) 
         page.wait_for_url(re.compile(f"/tasks/{tasks['Middle']['id']}"))
     page.keyboard.press("r")
     # The page before has such a button too.
-    page.wait_for_url(re.compile("/rerun$"))
+    page.wait_for_url(re.compile("/rerun"))
     expect(page.get_by_role("button", name="Run again")).to_be_visible()
     expect(page.locator("nav [aria-current]")).to_have_text("Tasks")
     page.keyboard.press("?")
     expect(dialog.locator("kbd")).to_have_text(["?"])
+
+
+def test_deletion_leads_back_to_the_filtered_list(visitor: Visitor, alice: RemoteClient) -> None:
+    for name in ("Oldest", "Middle", "Newest"):
+        alice.start(name=name)
+    page = visitor.go()
+    page.get_by_label("Sort").select_option("createdAt")
+    for name, left in (("Oldest", ["Middle", "Newest"]), ("Middle", ["Newest"])):
+        # The links have the filters as soon as the rows do.
+        expect(page.locator("#rows th a")).to_have_text([name, *left])
+        page.get_by_role("link", name=name, exact=True).click()
+        page.get_by_role("link", name="Delete…").click()
+        expect(page.locator(".confirm")).to_contain_text("waiting · summarizer · started")
+        check_both_ways(page)
+        page.get_by_role("button", name="Delete for good").click()
+        page.wait_for_url(f"{visitor.url}/?sort=createdAt")
+        expect(page.locator("#notice")).to_have_text(f"Deleted “{name}”.")
+    page = visitor.go("/agents/summarizer")
+    page.get_by_role("link", name="Newest", exact=True).click()
+    page.get_by_role("heading", name="Newest").wait_for()
+    page.keyboard.press("u")
+    page.wait_for_url(f"{visitor.url}/agents/summarizer")
+
+
+def test_filters_apply_by_their_button(visitor: Visitor, alice: RemoteClient) -> None:
+    for name in ("First", "Second"):
+        alice.start(name=name)
+    page = visitor.go()
+    page.get_by_label("Name").fill("fir")
+    page.get_by_role("button", name="Apply").click()
+    page.wait_for_url(f"{visitor.url}/?q=fir")
+    expect(page.locator("#rows tr")).to_have_count(1)
+    check_both_ways(page)
+
+
+def test_time_until_an_end_is_rounded_and_not_cut(visitor: Visitor, alice: RemoteClient) -> None:
+    page = visitor.go("/keys")
+    page.get_by_label("Name").fill("machine")
+    page.get_by_role("button", name="Create").click()
+    expect(page.locator("#keys").get_by_role("row", name="machine")).to_contain_text("in 90 d")
+    task = alice.start(claim=True)
+    body = {"message": "Go on?", "timeout": 18_000}
+    alice.request("POST", f"/task/{task['id']}/question", json=body).raise_for_status()
+    page = visitor.go(f"/tasks/{task['id']}")
+    expect(page.locator(".question")).to_contain_text("expires in 5 h")
 
 
 def test_title_and_icon_of_an_open_page_have_the_state(

@@ -1,8 +1,7 @@
 // Keys instead of the mouse; ? shows those of the page.
 
 const ROWS = "#rows th > a:first-child, .agents h2 a";
-// In this tab: the list as it was last shown, and the task or agent that was opened from it.
-const LIST = "list";
+// In this tab: the task or agent that was opened from a list.
 const OPENED = "opened";
 const help = document.getElementById("shortcuts");
 const button = document.getElementById("help");
@@ -30,13 +29,13 @@ function actionOf(key) {
 }
 
 function toList() {
-  location.href = sessionStorage.getItem(LIST) ?? document.querySelector("header .title").href;
+  location.href = document.querySelector("link[rel=up], header .title").href;
 }
 
 const ACTIONS = {
   j: () => move(1),
   k: () => move(-1),
-  r: () => document.querySelector(".actions a[href$='/rerun']")?.click(),
+  r: () => document.querySelector(".actions a[href*='/rerun']")?.click(),
   u: toList,
   "/": search,
   "?": () => help.showModal(),
@@ -54,9 +53,6 @@ addEventListener("keydown", (event) => {
 addEventListener("click", (event) => {
   const link = event.target.closest?.(ROWS);
   if (link) sessionStorage.setItem(OPENED, link.href);
-});
-addEventListener("pagehide", () => {
-  if (document.getElementById("rows")) sessionStorage.setItem(LIST, location.href);
 });
 
 button.hidden = false;
