@@ -155,6 +155,17 @@ UNFIT: list[tuple[Json, str]] = [
      "schema"),
     ({"schema": {"type": "object", "properties": {"a": {"type": "string", "format": "ipv4"}}}},
      "schema"),
+    ({"schema": {"type": "object", "properties": {}, "$schema": 5}}, "schema"),
+    ({"schema": {"type": "object", "properties": {}, "required": {}}}, "schema"),
+    ({"schema": {"type": "object", "properties": {}, "required": [[]]}}, "schema"),
+    *(({"schema": {"type": "object", "properties": {"a": {"type": kind, keyword: odd}}}}, "schema")
+      for kind, keywords in (
+          ("string", ("title", "description", "minLength", "maxLength", "format", "enum", "oneOf")),
+          ("number", ("minimum", "maximum")), ("array", ("items", "minItems", "maxItems")),
+      )
+      for keyword in keywords for odd in ({}, [], True, -1.5, [[{}]])
+      if not (keyword in ("minimum", "maximum") and odd == -1.5) and (keyword, odd) not in (
+          ("enum", []), ("enum", [[{}]]))),
 ]  # fmt: skip
 
 
@@ -219,12 +230,21 @@ def test_answer_that_does_not_fit_names_its_fields(alice: ApiClient, task: Json)
     assert alice.task(task)["questions"] == [question]
 
 
+def test_answer_that_takes_too_long_to_check_is_422(alice: ApiClient, task: Json) -> None:
+    choices = [{"const": n + 0.5, "title": ""} for n in range(480)]
+    several = {"type": "array", "items": {"anyOf": choices}}
+    question = ask(alice, task, schema={"type": "object", "properties": {"a": several}})
+    refused = problem(answer(alice, task, question, a=[479.5] * 2_500), 422)
+    assert refused["errors"] == {"content": ["Too long to be checked by the question's schema."]}
+    expect(answer(alice, task, question, a=[479.5]), 200)
+
+
 def test_numbers_are_kept_exactly(alice: ApiClient, task: Json) -> None:
     number = {"type": "number", "minimum": 12345678901234567890}
     wanted = {"type": "object", "properties": {"number": number}}
     question = ask(alice, task, schema=wanted)
     assert question["schema"] == wanted
-    problem(answer(alice, task, question, number=12345678901234567889), 422)
+    problem(answer(alice, task, question, number=12345678901234560000), 422)
     text = '{"action": "accept", "content": {"number": 22345678901234567890.123456789}}'
     headers = {"Content-Type": "application/json"}
     response = alice.post(f"{path(task, question)}/answer", data=text, headers=headers)

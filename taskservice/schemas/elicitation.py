@@ -1,9 +1,8 @@
 """The schema of a question: what MCP's elicitation allows, and whether an answer fits it."""
 
-import json
 from typing import Any
 
-from taskservice.schemas import strict_json, validation_errors
+from taskservice.schemas import input_schema, strict_json
 
 # Without a schema, a question wants one text.
 DEFAULT: dict[str, Any] = {
@@ -39,8 +38,10 @@ def problem(schema: dict[str, Any]) -> str | None:
     required = schema.get("required", [])
     if not isinstance(required, list) or not set(map(str, required)) <= properties.keys():
         return "required must be a list of names of properties."
+    if not isinstance(schema.get("$schema", ""), str):
+        return "$schema must be a string."
     found = (_problem_of_property(name, each) for name, each in properties.items())
-    return next(filter(None, found), None) or _problem_of_values(schema)
+    return next(filter(None, found), None) or input_schema.problem(_without_dialect(schema))
 
 
 def _problem_of_property(name: str, schema: Any) -> str | None:
@@ -50,7 +51,8 @@ def _problem_of_property(name: str, schema: Any) -> str | None:
     unknown = schema.keys() - _EVERY - _KEYWORDS[kind]
     if unknown:
         return f"{name}: not allowed here: {', '.join(sorted(unknown))}."
-    if schema.get("format", "email") not in _FORMATS:
+    form = schema.get("format", "email")
+    if not isinstance(form, str) or form not in _FORMATS:
         return f"{name}: the format must be one of {', '.join(sorted(_FORMATS))}."
     if kind == "array":
         return None if _is_choice(schema.get("items")) else f"{name}: items must be an enum."
@@ -73,30 +75,22 @@ def _are_options(options: Any) -> bool:
     )
 
 
-def _problem_of_values(schema: dict[str, Any]) -> str | None:
-    """Why JSON Schema itself does not allow it."""
-    # Here, since few requests need it.
-    import jsonschema_rs
-
-    try:
-        jsonschema_rs.Draft202012Validator(_plain(schema), offline=True)
-    except ValueError as error:
-        return f"Not a JSON Schema: {error.args[0]}"
-    return None
-
-
 def problems_of_answer(schema: dict[str, Any], content: dict[str, Any]) -> dict[str, list[str]]:
-    """`content.<name>` -> why this value does not fit; empty if the answer does."""
-    import jsonschema_rs
+    """`content.<name>` -> why this value does not fit; empty if the answer does.
 
-    closed = _plain({**schema, "additionalProperties": False})
-    validator = jsonschema_rs.Draft202012Validator(
-        closed, validate_formats=True, mask="The value", offline=True
+    It may take long, so it is not called inside a transaction.
+    """
+    closed, text = (
+        strict_json.dumps(each).decode()
+        for each in ({**_without_dialect(schema), "additionalProperties": False}, content)
     )
-    plain = _plain(content)
-    return validation_errors.named("content", plain, validator.iter_errors(plain))
+    try:
+        return input_schema.problems("content", closed, text, "the question's schema")
+    except input_schema.Unfit as error:
+        # It was stored before there was this limit.
+        return {"content": [f"The question's schema is no longer allowed: {error}"]}
 
 
-def _plain(value: Any) -> Any:
-    """The value with numbers of Python, where `strict_json` keeps a long one as its text."""
-    return json.loads(strict_json.dumps(value))
+def _without_dialect(schema: dict[str, Any]) -> dict[str, Any]:
+    """What is allowed in it means the same in each of them."""
+    return {name: each for name, each in schema.items() if name != "$schema"}

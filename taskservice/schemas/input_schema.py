@@ -1,8 +1,8 @@
 """The JSON Schema of an agent's input: what is allowed in it, and whether an input fits it."""
 
 import json
+import sys
 from collections.abc import Iterator
-from decimal import Decimal
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
@@ -16,20 +16,38 @@ if TYPE_CHECKING:
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MAX_SCHEMA = 16 * 1024
 MAX_DEPTH = 16
-# With each `$ref` replaced by what it refers to: maximum numbers of schemas, and of their levels.
+# With each `$ref` replaced by what it refers to: maximum numbers of schemas, of their levels, and
+# of values in `enum`, `const` and `required`.
 MAX_SCHEMAS = 1_000
 MAX_LEVELS = 100
+MAX_MEMBERS = 4_000
+# A compiled pattern takes memory, and for each byte of a text time, in proportion to its size in
+# bytes. It is known only to be one of these, which are tried.
+_PATTERN_SIZES = (4 << 10, 16 << 10, 64 << 10, 256 << 10, 640 << 10)
+# The largest is enough for `^.{1,500}$`.
+MAX_PATTERN_SIZE = _PATTERN_SIZES[-1]
+# Of all patterns of a schema, with each `$ref` followed.
+MAX_PATTERNS = 50
+MAX_ALL_PATTERNS = 1 << 20
+# With more memory for its cache a pattern is hardly faster.
+_PATTERN_CACHE = 64 << 10
 
-# How long the check of an input takes is estimated in steps of some nanoseconds: one for each value
-# and each schema, and PATTERN_STEPS for each byte and each pattern.
-PATTERN_STEPS = 50
-# From this number on an input is not checked inside a transaction, and then it is refused.
-QUICK = 1_000_000
-MAX_STEPS = 100_000_000
-# Up to this number of values times schemas, the errors are named.
-MAX_NAMED = 50_000
-# The engine takes time in proportion to the text and to the size of the compiled pattern.
-_PATTERN_BYTES = 16 * 1024
+# The validator keeps the interpreter's lock, so its time is estimated in steps of at most 20 ns:
+# one for each value and each schema; NUMBER_STEPS for each comparison of numbers that are no
+# whole numbers of a double; and for each byte, what patterns and formats take.
+NUMBER_STEPS = 100
+FORMAT_STEPS = 4
+PATTERN_SIZE_OF_STEP = 400
+MAX_STEPS = 20_000_000
+# An array is unique if each item differs from up to 14 others.
+UNIQUE_STEPS = 10
+# Up to this number of steps, and of bytes times schemas (which errors have copies of), errors
+# are named.
+MAX_NAMED = 200_000
+MAX_COPIED = 5_000_000
+_COMPARED = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+# Larger numbers than these are compared digit by digit, as are fractions.
+_MAX_WHOLE = 1 << 53
 
 # A client of MCP drops a tool that has one of these at the root.
 _NOT_AT_ROOT = ("oneOf", "anyOf", "allOf", "not", "if", "enum", "$ref")
@@ -45,6 +63,9 @@ _NOWHERE = {
     "$schema",
     "$vocabulary",
     "dependencies",
+    # The validator takes twice as long for each level of them.
+    "unevaluatedItems",
+    "unevaluatedProperties",
     "x-mcp-header",
 }
 # Keywords that have one schema, a list of them, or an object of them; all others have data.
@@ -58,8 +79,6 @@ _ONE = (
     "not",
     "propertyNames",
     "then",
-    "unevaluatedItems",
-    "unevaluatedProperties",
 )
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _OBJECTS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
@@ -68,10 +87,20 @@ _DEFINITIONS = ("$defs", "definitions")
 
 
 class Size(NamedTuple):
-    """How many schemas and patterns are checked, with each `$ref` followed."""
+    """What is checked, with each `$ref` followed."""
 
-    schemas: int
-    patterns: int
+    schemas: int = 0
+    # Values in `enum`, `const` and `required`.
+    members: int = 0
+    # Numbers that a number is compared with, and how many of them are compared digit by digit.
+    numbers: int = 0
+    exact_numbers: int = 0
+    patterns: int = 0
+    pattern_size: int = 0
+    formats: int = 0
+
+    def plus(self, other: "Size") -> "Size":
+        return Size(*(mine + its for mine, its in zip(self, other, strict=True)))
 
 
 class Unfit(ValueError):
@@ -84,7 +113,7 @@ def problem(schema: dict[str, Any]) -> str | None:
     if len(text) > MAX_SCHEMA:
         return f"Longer than {MAX_SCHEMA} bytes."
     # Its numbers are now as the validator reads them.
-    schema = _loads(text)
+    schema = _loads(text.decode())
     if strict_json.depth(schema) > MAX_DEPTH:
         return f"Nested deeper than {MAX_DEPTH} levels."
     try:
@@ -139,17 +168,45 @@ class _Sizes:
 
     def _measured(self, pointer: str) -> Size:
         schema = self._schemas[pointer]
-        parts = [self.of(each) for each in self._parts(pointer, schema)]
-        # Each name of these is looked up in each value.
-        schemas = 1 + _count(schema, "dependentRequired")
-        patterns = ("pattern" in schema) + _count(schema, "patternProperties")
-        size = Size(
-            schemas + sum(part.schemas for part in parts),
-            patterns + sum(part.patterns for part in parts),
-        )
-        if size.schemas > MAX_SCHEMAS:
-            raise Unfit(f"More than {MAX_SCHEMAS:,} schemas, with each $ref followed.")
+        size = self._own(pointer, schema)
+        for part in self._parts(pointer, schema):
+            size = size.plus(self.of(part))
+        for number, limit, what in (
+            (size.schemas, MAX_SCHEMAS, "schemas"),
+            (size.members, MAX_MEMBERS, "values in enum, const and required"),
+            (size.patterns, MAX_PATTERNS, "patterns"),
+        ):
+            if number > limit:
+                raise Unfit(f"More than {limit:,} {what}, with each $ref followed.")
+        if size.pattern_size > MAX_ALL_PATTERNS:
+            limit = MAX_ALL_PATTERNS >> 10
+            raise Unfit(f"All patterns together have more than {limit:,} KiB when compiled.")
         return size
+
+    def _own(self, pointer: str, schema: dict[str, Any]) -> Size:
+        """What the schema itself checks, without those inside it."""
+        options = list(_values([schema[each] for each in ("enum", "const") if each in schema]))
+        # Each name of these is looked up in each value.
+        required = [schema.get("required", []), *_dict(schema, "dependentRequired").values()]
+        names = sum(len(each) for each in required if isinstance(each, list))
+        numbers = [each for each in options if _is_number(each)]
+        numbers += [schema[each] for each in _COMPARED if _is_number(schema.get(each))]
+        step = schema.get("multipleOf")
+        if _is_number(step) and _is_exact(step):
+            raise Unfit(f"{_name(pointer)}: multipleOf must be a whole number up to 2^53.")
+        unique = UNIQUE_STEPS if schema.get("uniqueItems") is True else 0
+        patterns = [each for each in (schema.get("pattern"),) if isinstance(each, str)]
+        patterns += _dict(schema, "patternProperties")
+        flags = sum(isinstance(each, bool) for _, each in _inner(schema, _DEFINITIONS))
+        return Size(
+            schemas=1 + unique + flags + len(_dict(schema, "dependentRequired")),
+            members=len(options) + names,
+            numbers=len(numbers) + unique,
+            exact_numbers=sum(map(_is_exact, numbers)),
+            patterns=len(patterns),
+            pattern_size=sum(map(_pattern_size, patterns)),
+            formats="format" in schema,
+        )
 
     def _parts(self, pointer: str, schema: dict[str, Any]) -> Iterator[str]:
         for child, _ in _children(pointer, schema, _DEFINITIONS):
@@ -161,9 +218,38 @@ class _Sizes:
             yield target
 
 
-def _count(schema: dict[str, Any], keyword: str) -> int:
+def _dict(schema: dict[str, Any], keyword: str) -> dict[str, Any]:
     value = schema.get(keyword)
-    return len(value) if isinstance(value, dict) else 0
+    return value if isinstance(value, dict) else {}
+
+
+def _values(value: Any) -> Iterator[Any]:
+    """All values inside a value."""
+    for each in value.values() if isinstance(value, dict) else value:
+        yield each
+        if isinstance(each, dict | list):
+            yield from _values(each)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_exact(number: Any) -> bool:
+    """Whether the validator compares it digit by digit, which takes long."""
+    return isinstance(number, float) or abs(number) > _MAX_WHOLE
+
+
+@lru_cache(maxsize=256)
+def _pattern_size(pattern: str) -> int:
+    """The size of a pattern when compiled; 0 if it is not allowed, which the validator says."""
+    for size in _PATTERN_SIZES:
+        try:
+            _validator({"pattern": pattern}, size)
+        except ValueError:
+            continue
+        return size
+    return 0
 
 
 def _inside(pointer: str, schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -176,15 +262,21 @@ def _children(
     pointer: str, schema: dict[str, Any], without: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The schemas right inside a schema with their JSON pointers; true and false are left out."""
-    found = [(keyword, schema.get(keyword)) for keyword in _ONE]
+    for name, each in _inner(schema, without):
+        if isinstance(each, dict):
+            yield f"{pointer}/{name}", each
+
+
+def _inner(schema: dict[str, Any], without: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """What a schema has where schemas are."""
+    for keyword in _ONE:
+        yield keyword, schema.get(keyword)
     for keyword in (*_LISTS, *_OBJECTS):
         several = schema.get(keyword)
         if keyword not in without and isinstance(several, dict | list):
             named = several.items() if isinstance(several, dict) else enumerate(several)
-            found += [(f"{keyword}/{_escaped(str(name))}", each) for name, each in named]
-    for name, each in found:
-        if isinstance(each, dict):
-            yield f"{pointer}/{name}", each
+            for name, each in named:
+                yield f"{keyword}/{_escaped(str(name))}", each
 
 
 def _escaped(name: str) -> str:
@@ -206,7 +298,8 @@ def _not_a_schema(error: ValueError) -> str:
     if path and kind.name == "format" and kind.value == "regex":
         return (
             f"{place}: not a pattern that is checked in linear time, which has no look-around and "
-            "no backreference, and repeats little."
+            f"no backreference, and at most {MAX_PATTERN_SIZE >> 10} KiB when compiled (a . has "
+            "about 1 KiB for each repetition)."
         )
     said = validation_errors.sentence(error) if place else f"Not a JSON Schema: {error.args[0]}"  # type: ignore[arg-type]
     return f"{place}: {said}" if place else said
@@ -218,8 +311,8 @@ def _not_a_schema(error: ValueError) -> str:
 class Input:
     """An input as JSON, and by which schemas it was checked.
 
-    What takes long is not done inside a transaction: there `fits` says whether the input is known
-    to fit, and if it is not, `check` looks closer outside of it.
+    The check may take long, so it is not made inside a transaction: there `fits` says whether the
+    input is known to fit, and if it is not, `check` looks outside of it.
     """
 
     def __init__(self, text: str) -> None:
@@ -227,65 +320,103 @@ class Input:
         self._fitting = {INPUT_SCHEMA}
 
     def fits(self, schema: str) -> bool:
-        """Whether the input is known to fit the stored schema, or it is quickly seen."""
-        return schema in self._fitting or (
-            _compiled(schema).steps(self.text) <= QUICK and self._is_valid(schema)
-        )
+        """Whether the input is known to fit the stored schema."""
+        return schema in self._fitting
 
     def check(self, schema: str) -> dict[str, list[str]]:
         """`input.<name>` -> what is wrong there; empty if the input fits the stored schema."""
-        compiled = _compiled(schema)
-        if compiled.steps(self.text) > MAX_STEPS:
-            return {"input": ["Too long to be checked by the agent's inputSchema."]}
-        if self._is_valid(schema):
+        if self.fits(schema):
             return {}
-        if _values(self.text) * compiled.size.schemas > MAX_NAMED:
-            return {"input": ["Does not fit the agent's inputSchema."]}
-        instance = _loads(self.text)
-        return validation_errors.named("input", instance, compiled.validator.iter_errors(instance))
-
-    def _is_valid(self, schema: str) -> bool:
-        is_valid = _compiled(schema).validator.is_valid(_loads(self.text))
-        if is_valid:
+        try:
+            _compiled(schema)
+        except ValueError as error:
+            # It was stored before there was this limit.
+            return {"input": [f"The agent's inputSchema is no longer allowed: {error}"]}
+        errors = problems("input", schema, self.text, "the agent's inputSchema")
+        if not errors:
             self._fitting.add(schema)
-        return is_valid
+        return errors
+
+
+def problems(place: str, schema: str, text: str, name: str) -> dict[str, list[str]]:
+    """`place.<name>` -> what does not fit the schema, which was allowed; empty if all fits."""
+    compiled = _compiled(schema)
+    instance, exact = _counted(text)
+    steps = compiled.steps(text, exact)
+    if steps > MAX_STEPS:
+        return {place: [f"Too long to be checked by {name}."]}
+    if compiled.validator.is_valid(instance):
+        return {}
+    if steps > MAX_NAMED or len(text) * compiled.size.schemas > MAX_COPIED:
+        return {place: [f"Does not fit {name}."]}
+    return validation_errors.named(place, instance, compiled.validator.iter_errors(instance))
 
 
 class _Compiled(NamedTuple):
     validator: "Draft202012Validator"
     size: Size
 
-    def steps(self, text: str) -> int:
+    def steps(self, text: str, exact_numbers: int) -> int:
         """About how many steps the check of this input takes at most."""
-        by_pattern = len(text) * self.size.patterns * PATTERN_STEPS
-        return _values(text) * self.size.schemas + by_pattern
+        size = self.size
+        values = sum(map(text.count, ",:[{")) + 1
+        by_byte = size.pattern_size // PATTERN_SIZE_OF_STEP + size.formats * FORMAT_STEPS
+        compared = exact_numbers * size.numbers + values * size.exact_numbers
+        return (
+            values * (size.schemas + size.members)
+            + compared * NUMBER_STEPS
+            + len(text.encode()) * by_byte
+        )
 
 
-@lru_cache(maxsize=64)
+# The patterns of each take up to some MiB.
+@lru_cache(maxsize=32)
 def _compiled(schema: str) -> _Compiled:
     parsed = _loads(schema)
-    return _Compiled(_validator(parsed), _Sizes(parsed).of("#"))
+    sizes = _Sizes(parsed)
+    sizes.check()
+    return _Compiled(_validator(parsed), sizes.of("#"))
 
 
-def _validator(schema: dict[str, Any]) -> "Draft202012Validator":
+def _validator(
+    schema: dict[str, Any], pattern_size: int = MAX_PATTERN_SIZE
+) -> "Draft202012Validator":
     """Raises ValueError if it is no JSON Schema."""
     # Here, since few requests need it.
     import jsonschema_rs
 
+    options = jsonschema_rs.RegexOptions(size_limit=pattern_size, dfa_size_limit=_PATTERN_CACHE)
     return jsonschema_rs.Draft202012Validator(
         schema,
         validate_formats=True,
         mask="The value",
-        pattern_options=jsonschema_rs.RegexOptions(size_limit=_PATTERN_BYTES),
+        pattern_options=options,
         offline=True,
     )
 
 
-def _loads(text: str | bytes) -> Any:
-    """JSON that was checked before, with exact numbers."""
-    return json.loads(text, parse_float=Decimal)
+def _loads(text: str) -> Any:
+    """JSON that was checked before, with the numbers that the validator gets: see `_number`."""
+    return _counted(text)[0]
 
 
-def _values(text: str) -> int:
-    """At least how many values and names JSON text has."""
-    return text.count(",") + text.count(":") + 1
+def _counted(text: str) -> tuple[Any, int]:
+    """The same, and how many of its numbers are compared digit by digit."""
+    count = 0
+
+    def number(digits: str) -> int | float:
+        nonlocal count
+        found = _number(digits)
+        count += _is_exact(found)
+        return found
+
+    return json.loads(text, parse_float=number, parse_int=number), count
+
+
+def _number(text: str) -> int | float:
+    """A whole number if it is one of a double, or has up to 18 digits; else the nearest double."""
+    if len(text) <= 18 and text.lstrip("-").isdigit():
+        return int(text)
+    largest = sys.float_info.max
+    value = max(-largest, min(largest, float(text)))
+    return int(value) if value.is_integer() and abs(value) <= _MAX_WHOLE else value

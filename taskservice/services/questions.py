@@ -28,6 +28,7 @@ from taskservice.database.rows import AnyRow, TaskRow
 from taskservice.database.transactions import moment_by, reading, retry_on_conflict, transaction
 from taskservice.database.types import Identifier
 from taskservice.problems import Problem, invalid, not_found
+from taskservice.queries import questions as question_queries
 from taskservice.queries.questions import COLUMNS, OF_TASK, ONE, has_expired
 from taskservice.schemas import elicitation, strict_json
 from taskservice.schemas.answers.tasks import question_schema
@@ -115,6 +116,8 @@ def answer(
 
     Raises 404, 409 if it is no longer open, and 422 for an answer that does not fit its schema.
     """
+    if action != DECLINE:
+        _check(question_queries.get(caller, task_id, question_id), content or {})
     with transaction() as connection:
         lock(connection, caller, task_id)
         question = _get(connection, task_id, question_id)
@@ -128,13 +131,17 @@ def answer(
         def is_same() -> bool:
             return question.state == ANSWERED and _is_same(question.answer, given)
 
-        if question.state == OPEN:
-            schema = strict_json.loads(question.schema.encode())
-            errors = elicitation.problems_of_answer(schema, given)
-            if errors:
-                raise invalid(errors)
         text = strict_json.dumps(given).decode()
         return _close(connection, question, ANSWERED, is_same, answer=text, **given_by)
+
+
+def _check(question: AnyRow, content: dict[str, Any]) -> None:
+    """Raises 422 for an answer that does not fit: it may take long, so in no transaction."""
+    if question.state == OPEN:
+        schema = strict_json.loads(question.schema.encode())
+        errors = elicitation.problems_of_answer(schema, content)
+        if errors:
+            raise invalid(errors)
 
 
 def withdraw(caller: Caller, task_id: str, question_id: str) -> AnyRow:
