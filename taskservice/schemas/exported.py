@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from marshmallow import (
     EXCLUDE,
@@ -20,9 +19,9 @@ from taskservice.contract.terms import (
     DELIVERY_STATES,
     ERROR,
     ERROR_TYPES,
-    MAX_CALLBACK,
     MAX_DESCRIPTION,
     MAX_IDEMPOTENCY_KEY,
+    MAX_LOG,
     MAX_MESSAGE,
     MAX_NAME,
     MAX_NOTE,
@@ -34,6 +33,7 @@ from taskservice.contract.terms import (
     RUNNING,
     STATUSES,
 )
+from taskservice.schemas import elicitation, input_schema
 from taskservice.schemas.fields import (
     Flag,
     Id,
@@ -46,6 +46,7 @@ from taskservice.schemas.fields import (
     WholeNumber,
     bytes_at_most,
 )
+from taskservice.webhooks.destinations import read_url
 
 FORMAT = 1
 _MAX_COUNT = 1 << 53
@@ -62,12 +63,23 @@ def _count() -> WholeNumber:
 
 def _url(value: str) -> None:
     try:
-        parts = urlsplit(value)
-        is_url = parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:
-        is_url = False
-    if not is_url or len(value.encode()) > MAX_CALLBACK:
-        raise ValidationError("Not a valid URL.")
+        # Where webhooks may go is judged when one is sent.
+        read_url(value)
+    except ValueError as error:
+        raise ValidationError(str(error)) from None
+
+
+def _input_schema(value: dict[str, Any]) -> None:
+    _refuse(input_schema.problem(value))
+
+
+def _question_schema(value: dict[str, Any]) -> None:
+    _refuse(elicitation.problem(value))
+
+
+def _refuse(problem: str | None) -> None:
+    if problem is not None:
+        raise ValidationError(problem)
 
 
 class _Complete(Schema):
@@ -114,12 +126,12 @@ class UserLine(Line):
 class AgentLine(Line):
     """An agent of a user before it."""
 
-    id = fields.String(validate=validate.Regexp(f"{AGENT_ID.pattern}$"))
+    id = fields.String(validate=validate.Regexp(AGENT_ID.pattern + r"\Z"))
     userId = Id()
     name = fields.String(validate=validate.Length(1, MAX_NAME))
     description = _text(MAX_DESCRIPTION)
     createdAt = Moment("")
-    inputSchema = JsonObject()
+    inputSchema = JsonObject(validate=_input_schema)
     annotations = JsonObject()
     tool = Flag()
 
@@ -163,7 +175,7 @@ class TaskLine(Line):
     callback = fields.String(allow_none=True, validate=_url)
     firstLog = WholeNumber(validate=validate.Range(1, _MAX_COUNT))
     logCount = _count()
-    logBytes = _count()
+    logBytes = WholeNumber(validate=validate.Range(0, MAX_LOG))
     version = WholeNumber(validate=validate.Range(1, _MAX_COUNT))
     timeout = WholeNumber(allow_none=True, validate=validate.Range(0, MAX_TIMEOUT))
     # Writer -> the number of lines that it has sent; the empty name is the writer without one.
@@ -189,7 +201,7 @@ class QuestionLine(Line):
     taskId = Id()
     id = Id()
     message = fields.String(validate=validate.Length(1, MAX_QUESTION))
-    schema = JsonObject()
+    schema = JsonObject(validate=_question_schema)
     state = fields.String(validate=validate.OneOf(QUESTION_STATES))
     askedAt = Moment("")
     expiresAt = Moment("", allow_none=True)

@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 
 from marshmallow import ValidationError
 
+from taskservice.contract.terms import MAX_OPEN_QUESTIONS, OPEN, RUNNING
 from taskservice.schemas import strict_json
 from taskservice.schemas.exported import LINES, OF_TASK
 from taskservice.schemas.strict_json import NotJson, UnsupportedNumber
@@ -95,6 +96,7 @@ class _Order:
         # The task that the next lines belong to, and the numbers of its next and its last line.
         self._task_id: str | None = None
         self._next_line, self._last_line = 1, 0
+        self._is_running, self._open_questions = False, 0
 
     def check(self, line: Line) -> None:
         if (line.number == 1) != (line.type == "export"):
@@ -133,6 +135,18 @@ class _Order:
         self._tasks += 1
         self._task_id = fields["id"]
         self._next_line, self._last_line = fields["firstLog"], fields["logCount"]
+        self._is_running, self._open_questions = fields["status"] == RUNNING, 0
+
+    def _check_question(self, line: Line) -> None:
+        if line.fields["state"] != OPEN:
+            return
+        self._open_questions += 1
+        if not self._is_running:
+            raise InvalidExport(line.number, "state: a task that has ended has no open question")
+        if self._open_questions > MAX_OPEN_QUESTIONS:
+            raise InvalidExport(
+                line.number, f"state: a task has at most {MAX_OPEN_QUESTIONS} open questions"
+            )
 
     def _check_log(self, line: Line) -> None:
         last = line.fields["first"] + len(line.fields["lines"]) - 1

@@ -114,14 +114,17 @@ def check_url(url: str, allowed: Destinations) -> Target:
     A host that is an address, in any spelling, is checked here. The transport checks a name at
     each attempt, when it is resolved.
     """
-    target = _read_url(url)
+    target = read_url(url)
     if target.literal and (reason := allowed.refusal(target.host, target.literal)):
         raise RefusedError(reason)
     return target
 
 
-def _read_url(url: str) -> Target:
-    """Split a URL with the parser of requests; refuse what others could read differently."""
+def read_url(url: str) -> Target:
+    """Split a URL with the parser of requests; refuse what others could read differently.
+
+    Raises RefusedError.
+    """
     # The settings need this module, but only tasks with a callback need urllib3.
     from urllib3.exceptions import LocationParseError
     from urllib3.util import parse_url

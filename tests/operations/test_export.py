@@ -325,7 +325,38 @@ WRONG: dict[str, tuple[str, Callable[[Json], Any], str]] = {
     "gap": ("log", lambda line: line.update(first=2), "first: must be 1"),
     "wrong task": ("log", lambda line: line.update(taskId="0" * 36), "taskId: Not a valid UUID."),
     "wrong count": ("end", lambda line: line.update(tasks=1), "tasks: there are"),
-    "wrong url": ("delivery", lambda line: line.update(callback="javascript:x"), "callback: Not"),
+    "wrong url": (
+        "delivery",
+        lambda line: line.update(callback="javascript:x"),
+        "callback: The URL does",
+    ),
+    "user info": (
+        "task",
+        lambda line: line.update(callback="http://a:b@x.example/"),
+        "callback: The URL cont",
+    ),
+    "header": (
+        "task",
+        lambda line: line.update(callback="http://x.example/\r\n"),
+        "callback: The URL cont",
+    ),
+    "huge log": ("task", lambda line: line.update(logBytes=10**15), "logBytes: Must be greater"),
+    "line feed in id": ("agent", lambda line: line.update(id=line["id"] + "\n"), "id: String does"),
+    "recursive": (
+        "agent",
+        lambda line: line.update(inputSchema={"type": "object", "$ref": "#"}),
+        "inputSchema: Not allowed at the top: $ref.",
+    ),
+    "no properties": (
+        "question",
+        lambda line: line["schema"].update(properties=[]),
+        "schema: Must have the type",
+    ),
+    "wrong required": (
+        "question",
+        lambda line: line["schema"].update(required=5),
+        "schema: required must be",
+    ),
     "unanswered": ("question", lambda line: line.update(answer=None), "answer: Only an answered"),
 }
 
@@ -345,6 +376,25 @@ def test_wrong_line_is_named_and_nothing_is_imported(
             number = next(n for n, each in enumerate(parsed(exported), 1) if each["type"] == kind)
             assert f"Nothing was imported: line {number}: " in line
     happened("named; nothing imported")
+
+
+@pytest.mark.parametrize("there", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_open_questions_that_no_task_can_have_are_refused(here: Place, there: Place) -> None:
+    alice = add_user(here.app, "alice")
+    task = alice.start(claim=True)
+    for _ in range(8):
+        expect(alice.post(f"/task/{task['id']}/question", json={"message": "Go on?"}), 201)
+    lines = here.export().splitlines(keepends=True)
+    ended = with_line(
+        b"".join(lines),
+        lambda line: line.update(status="complete", finishedAt=line["updatedAt"]),
+        "task",
+    )
+    assert "state: a task that has ended has no open question" in there.refuse(ended)
+    last = max(n for n, line in enumerate(lines) if json.loads(line)["type"] == "question")
+    ninth = b"".join([*lines[: last + 1], lines[last], *lines[last + 1 :]])
+    assert "state: a task has at most 8 open questions" in there.refuse(ninth)
 
 
 @fault("storage", "an import that is cut off", "refused, nothing is imported")
