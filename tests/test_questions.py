@@ -140,6 +140,7 @@ def test_asking_is_idempotent(alice: ApiClient, task: Json) -> None:
     assert len(expect(alice.get(path(task)), 200)) == 1
 
 
+ODD: list[Any] = [{}, [], True, -1.5, [[{}]]]
 UNFIT: list[tuple[Json, str]] = [
     ({}, "message"), ({"message": ""}, "message"), ({"message": "x" * 4001}, "message"),
     ({"timeout": -1}, "timeout"), ({"timeout": "1"}, "timeout"),
@@ -163,7 +164,7 @@ UNFIT: list[tuple[Json, str]] = [
           ("string", ("title", "description", "minLength", "maxLength", "format", "enum", "oneOf")),
           ("number", ("minimum", "maximum")), ("array", ("items", "minItems", "maxItems")),
       )
-      for keyword in keywords for odd in ({}, [], True, -1.5, [[{}]])
+      for keyword in keywords for odd in ODD
       if not (keyword in ("minimum", "maximum") and odd == -1.5) and (keyword, odd) not in (
           ("enum", []), ("enum", [[{}]]))),
 ]  # fmt: skip
