@@ -44,8 +44,6 @@ CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0
 # The same for a request that waits, besides its wait.
 READ_AFTER_WAIT = 30.0
-# For the version of a service whose answer is not understood.
-_VERSION_OPTIONS: dict[str, Any] = {"timeout": (2.0, 3.0)}
 FIRST_DELAY = 0.25
 LONGEST_DELAY = 5.0
 # How much of an answer is read at once.
@@ -169,8 +167,11 @@ class Connection:
 
     def _compare_versions(self) -> None:
         """Raise OtherVersion if the service says that it has another version than this client."""
+        # On a new connection, since the answer may have been the last one of the old.
+        self._session().close()
+        options = {"timeout": (CONNECT_SECONDS, READ_SECONDS)}
         try:
-            received = self._receive("GET", "/openapi.json", OPENAPI.max_bytes, _VERSION_OPTIONS)
+            received = self._receive("GET", "/openapi.json", OPENAPI.max_bytes, options)
             version = read(received, OPENAPI).data["info"]["version"]
         except TaskServiceError:
             return
