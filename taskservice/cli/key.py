@@ -4,7 +4,7 @@ import click
 
 from taskservice.cli.options import Duration, Text, examples, json_lines
 from taskservice.cli.service_app import print_key, service_app
-from taskservice.contract.terminal import print_rows
+from taskservice.contract.terminal import print_line, print_rows
 from taskservice.database import timestamps
 from taskservice.queries import keys as key_queries
 from taskservice.schemas.answers.users import key_schema
@@ -52,10 +52,21 @@ def list_all(as_json: bool) -> None:
 
 
 @command.command(
-    "revoke", epilog=examples("taskservice key revoke 01a20e63-921a-7c04-8f6e-52a1d0b7c3e9")
+    "revoke",
+    epilog=examples(
+        "taskservice key revoke 01a20e63-921a-7c04-8f6e-52a1d0b7c3e9",
+        "taskservice key revoke --user alice",
+    ),
 )
-@click.argument("key_id", type=Text())
-def revoke(key_id: str) -> None:
-    """Revoke a key: the service refuses it from the next request."""
+@click.argument("key_id", type=Text(), required=False)
+@click.option("--user", type=Text(), metavar="NAME", help="Revoke all keys of this user.")
+def revoke(key_id: str | None, user: str | None) -> None:
+    """Revoke a key, or all of a user: the service refuses it from the next request."""
+    if (key_id is None) == (user is None):
+        raise click.UsageError("Give KEY_ID or --user.")
     with service_app():
-        key_service.revoke_any(key_id)
+        if key_id is not None:
+            key_service.revoke_any(key_id)
+        elif user is not None:
+            count = key_service.revoke_all(user)
+            print_line(f"{count} key{'' if count == 1 else 's'} revoked")

@@ -26,6 +26,9 @@ _KEY = select(*KEY_COLUMNS).where(ApiKey.id == bindparam("key_id", type_=Identif
 _REVOKE = update(ApiKey).where(
     ApiKey.id == bindparam("of_key_id", type_=Identifier), ApiKey.revoked_at.is_(None)
 )
+_REVOKE_ALL = update(ApiKey).where(
+    ApiKey.user_id == bindparam("of_user_id", type_=Identifier), ApiKey.revoked_at.is_(None)
+)
 _RECORD_USE = (
     update(ApiKey)
     .where(
@@ -44,9 +47,7 @@ def add(user_name: str, name: str, agent_id: str | None, expires_at: str | None)
     """
     check_name(name)
     with transaction() as connection:
-        user_id = connection.scalar(_USER_ID, {"name": user_name})
-        if user_id is None:
-            raise no_such_user(user_name)
+        user_id = _get_user_id(connection, user_name)
         return insert_key(connection, user_id, name, agent_id, expires_at)
 
 
@@ -75,6 +76,14 @@ def revoke_any(key_id: str) -> AnyRow:
         return _get_key(connection, key_id)
 
 
+def revoke_all(user_name: str) -> int:
+    """Revoke all keys of a user; returns how many were not revoked before. Raises 404."""
+    with transaction() as connection:
+        values = {"revoked_at": timestamps.now()}
+        of_user = {"of_user_id": _get_user_id(connection, user_name)}
+        return connection.execute(_REVOKE_ALL.values(values), of_user).rowcount
+
+
 def revoke(caller: Caller, key_id: str) -> AnyRow:
     """Revoke a key of the caller's user. Raises 404, and 409 for the last user key."""
     with transaction() as connection:
@@ -97,6 +106,13 @@ def record_uses(uses: dict[str, str]) -> None:
             connection.execute(
                 _RECORD_USE, [{"of_key_id": key, "at": moment} for key, moment in uses.items()]
             )
+
+
+def _get_user_id(connection: Connection, name: str) -> str:
+    user_id: str | None = connection.scalar(_USER_ID, {"name": name})
+    if user_id is None:
+        raise no_such_user(name)
+    return user_id
 
 
 def _get_key(connection: Connection, key_id: str) -> AnyRow:

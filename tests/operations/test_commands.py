@@ -54,6 +54,31 @@ def test_key_add_list_and_revoke(tmp_path: Path) -> None:
     assert "machine" in table
 
 
+def test_key_revoke_of_a_user_revokes_all_of_that_user(
+    databases: Databases, tmp_path: Path
+) -> None:
+    for settings in ({}, {"DATABASE_URL": databases.new_postgresql()}):
+        for name in ("alice", "bob"):
+            run(tmp_path, "user", "add", name, **settings)
+        run(tmp_path, "key", "add", "alice", "--name", "machine", **settings)
+        for said in ("2 keys revoked", "0 keys revoked"):
+            revoked = run(tmp_path, "key", "revoke", "--user", "alice", **settings)
+            assert (revoked.returncode, revoked.stdout, revoked.stderr) == (0, f"{said}\n", "")
+        listed = run(tmp_path, "key", "list", "--json", **settings).stdout.splitlines()
+        keys = [(key["user"], key["revokedAt"] is None) for key in map(json.loads, listed)]
+        assert keys == [("alice", False), ("alice", False), ("bob", True)]
+        unknown = run(tmp_path, "key", "revoke", "--user", "nobody", **settings)
+        assert "No such user: nobody" in one_line(unknown, 1)
+
+
+@pytest.mark.parametrize("arguments", [(), ("x", "--user", "alice")])
+def test_key_revoke_wants_a_key_or_a_user(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    run(tmp_path, "user", "add", "alice")
+    refused = run(tmp_path, "key", "revoke", *arguments)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "Give KEY_ID or --user." in refused.stderr
+
+
 def test_name_that_the_encoding_of_stdout_lacks_is_printed_as_json_escapes_it(
     tmp_path: Path,
 ) -> None:
