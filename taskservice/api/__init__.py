@@ -14,9 +14,15 @@ from taskservice.api import (
     tasks,
     users,
 )
-from taskservice.auth.authentication import KEY_HEADERS, authenticate
+from taskservice.auth.authentication import (
+    ERRORS_OF_DELETED_USER,
+    KEY_HEADERS,
+    authenticate,
+    is_key_valid,
+)
 from taskservice.context import current
 from taskservice.contract.terms import API_PREFIX
+from taskservice.problems import from_exception, invalid_key, respond
 
 BELOW_PREFIX = f"{API_PREFIX}/"
 
@@ -30,6 +36,15 @@ def require_key() -> None:
     """Check the key before anything else, even if no route matches: 404 and 405 need one too."""
     if _is_below_prefix(current(request).path):
         authenticate()
+
+
+def refuse_deleted_user(error: Exception) -> Response:
+    """401 to a request whose user was deleted since it came; other errors are as elsewhere."""
+    return respond(from_exception(error) if is_key_valid() else invalid_key())
+
+
+for kind in ERRORS_OF_DELETED_USER:
+    api.register_error_handler(kind, refuse_deleted_user)
 
 
 @api.after_app_request

@@ -5,6 +5,7 @@ from threading import Lock
 from typing import cast
 
 from flask import g, request
+from sqlalchemy.exc import IntegrityError, NoResultFound
 from werkzeug.local import LocalProxy
 
 from taskservice.auth import key_text, valid_keys
@@ -18,6 +19,8 @@ from taskservice.problems import invalid_key
 # The headers that carry a key; the value of `Vary`.
 KEY_HEADERS = "apikey, Authorization"
 BEARER = "bearer"
+# What a write or a read raises if the user of its request was deleted meanwhile.
+ERRORS_OF_DELETED_USER = (IntegrityError, NoResultFound)
 # The length of a moment's text up to the minute.
 MINUTE = len("2026-11-24T13:36")
 

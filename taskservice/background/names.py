@@ -1,16 +1,16 @@
 """Brings the index for parts of names up to date."""
 
-from taskservice.background.batches import in_batches
+from taskservice.background.batches import CHORE_SECONDS, in_batches
 from taskservice.database import name_index
 from taskservice.database.transactions import reading, transaction
 
 
-def index_names() -> bool:
-    """Add the names of new tasks, and remove those of deleted ones, for a few seconds at most.
+def index_names(seconds: float = CHORE_SECONDS) -> bool:
+    """Add the names of new tasks, and remove those of deleted ones, for at most `seconds`.
 
     Returns whether more may be left.
     """
-    return in_batches(_index_batch)
+    return in_batches(_index_batch, seconds)
 
 
 def _index_batch() -> bool:

@@ -1,7 +1,7 @@
 """Retention: removes old finished tasks, and logs before that, in small transactions."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any, NamedTuple
@@ -60,6 +60,8 @@ class Removed:
     bytes: int = 0
 
 
+RemoveRows = Callable[[Connection, Sequence[AnyRow]], bool]
+
 _BEFORE = bindparam("before", type_=Timestamp())
 # A task with a pending webhook stays, with all that the webhook will contain.
 _ENDED = and_(
@@ -70,7 +72,6 @@ _ENDED = and_(
 _OLD_TASKS = and_(Task.user_id.in_(select(User.id)), _ENDED)
 _OLD_LOGS = and_(WITH_OLD_LOG, _ENDED)
 _IDS: BindParameter[Any] = bindparam("task_ids", expanding=True)
-_STILL_OLD = select(Task.id).where(Task.id.in_(_IDS), _ENDED)
 _LOCK = select(Task.id).where(Task.id.in_(_IDS)).with_for_update(skip_locked=True)
 _EMPTY_LOG = (
     update(Task)
@@ -126,16 +127,19 @@ class _Pruning:
         """Remove tasks, then logs, for at most `seconds` each; returns whether more may be left."""
         has_more = False
         if self._bounds.tasks is not None:
-            of_tasks = self._candidates(sizes.OF_TASK, _OLD_TASKS), self._bounds.tasks
-            has_more |= in_batches(_Batches(*of_tasks, self._remove_tasks).next, seconds)
+            of_tasks = self._old(sizes.OF_TASK, _OLD_TASKS, self._bounds.tasks, self._remove_tasks)
+            has_more |= in_batches(of_tasks.next, seconds)
         if self._bounds.logs is not None:
-            of_logs = self._candidates(sizes.OF_LOG, _OLD_LOGS), self._bounds.logs
-            has_more |= in_batches(_Batches(*of_logs, self._drop_logs).next, seconds)
+            of_logs = self._old(sizes.OF_LOG, _OLD_LOGS, self._bounds.logs, self._drop_logs)
+            has_more |= in_batches(of_logs.next, seconds)
         return has_more
 
-    def _candidates(self, size: Any, old: ColumnElement[bool]) -> AnySelect:
+    def _old(
+        self, size: Any, old: ColumnElement[bool], before: str, remove_rows: RemoveRows
+    ) -> "TaskBatches":
         bytes_ = size if self._measures else literal(0)
-        return select(Task.id, bytes_.label("bytes")).where(old).limit(CANDIDATES)
+        candidates = select(Task.id, bytes_.label("bytes")).where(old)
+        return TaskBatches(candidates, _ENDED, {"before": before}, remove_rows)
 
     def _remove_tasks(self, connection: Connection, tasks: Sequence[AnyRow]) -> bool:
         if not remove(connection, [task.id for task in tasks], self._dropped_ago):
@@ -153,19 +157,23 @@ class _Pruning:
         return True
 
 
-class _Batches:
-    """Calls `remove_rows` with some old tasks at a time, in one transaction each.
+class TaskBatches:
+    """Calls `remove_rows` with some tasks of `candidates` at a time, in one transaction each.
 
-    `remove_rows` returns whether it is done with these.
+    Each must still meet `condition`; `values` are the parameters of both. `remove_rows` returns
+    whether it is done with these.
     """
 
     def __init__(
         self,
         candidates: AnySelect,
-        before: str,
-        remove_rows: Callable[[Connection, Sequence[AnyRow]], bool],
+        condition: ColumnElement[bool],
+        values: Mapping[str, Any],
+        remove_rows: RemoveRows,
     ) -> None:
-        self._candidates, self._before, self._remove_rows = candidates, before, remove_rows
+        self._candidates = candidates.limit(CANDIDATES)
+        self._still = select(Task.id).where(Task.id.in_(_IDS), condition)
+        self._values, self._remove_rows = values, remove_rows
         self._tasks: Sequence[AnyRow] = ()
         self._size = BatchSize(most=CANDIDATES)
         self._has_done = True
@@ -181,10 +189,10 @@ class _Batches:
         batch = self._tasks[: self._size.rows]
         with transaction() as connection:
             began = time.monotonic()
-            old = _still_old(connection, batch, self._before)
-            is_done = not old or self._remove_rows(connection, old)
+            locked = self._lock(connection, batch)
+            is_done = not locked or self._remove_rows(connection, locked)
         self._size.adapt(len(batch), time.monotonic() - began)
-        self._has_done |= bool(old)
+        self._has_done |= bool(locked)
         if is_done:
             self._tasks = self._tasks[len(batch) :]
         return True
@@ -192,18 +200,17 @@ class _Batches:
     def _read(self) -> Sequence[AnyRow]:
         # Outside the write transaction, since measuring large tasks takes long.
         with reading() as connection:
-            return connection.execute(self._candidates, {"before": self._before}).all()
+            return connection.execute(self._candidates, self._values).all()
 
-
-def _still_old(connection: Connection, tasks: Sequence[AnyRow], before: str) -> list[AnyRow]:
-    """Those of the tasks that may be removed; they are then locked."""
-    ids: Sequence[str] = [task.id for task in tasks]
-    # On PostgreSQL the lock is a statement of its own: a statement that locks a row has read the
-    # other tables before, and would miss a delivery that was just redelivered.
-    if not has_writer_queue():
-        ids = connection.scalars(_LOCK, {"task_ids": ids}).all()
-    old = set(connection.scalars(_STILL_OLD, {"task_ids": ids, "before": before}))
-    return [task for task in tasks if task.id in old]
+    def _lock(self, connection: Connection, tasks: Sequence[AnyRow]) -> list[AnyRow]:
+        """Those of the tasks that may be removed; they are then locked."""
+        ids: Sequence[str] = [task.id for task in tasks]
+        # On PostgreSQL the lock is a statement of its own: a statement that locks a row has read
+        # the other tables before, and would miss a delivery that was just redelivered.
+        if not has_writer_queue():
+            ids = connection.scalars(_LOCK, {"task_ids": ids}).all()
+        found = set(connection.scalars(self._still, {**self._values, "task_ids": ids}))
+        return [task for task in tasks if task.id in found]
 
 
 def _before(now: str, days: float) -> str | None:

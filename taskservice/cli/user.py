@@ -2,9 +2,10 @@
 
 import click
 
+from taskservice.background import user_removal
 from taskservice.cli.options import Text, examples, json_lines
 from taskservice.cli.service_app import print_key, service_app
-from taskservice.contract.terminal import print_rows
+from taskservice.contract.terminal import exit_with_error, print_line, print_rows
 from taskservice.queries import users as user_queries
 from taskservice.schemas.answers.users import user_schema
 from taskservice.services import users as user_service
@@ -21,6 +22,26 @@ def add(name: str) -> None:
     """Add a user and print the first API key; it can't be shown again."""
     with service_app(may_create=True):
         print_key(lambda: user_service.add(name), name)
+
+
+@command.command(
+    "delete",
+    short_help="Delete a user with everything of theirs.",
+    epilog=examples("taskservice user delete alice", "taskservice user delete alice --yes"),
+)
+@click.argument("name", type=Text())
+@click.option("--yes", is_flag=True, help="Do not ask for the name again.")
+def delete(name: str, yes: bool) -> None:
+    """Delete a user with all tasks, agents, keys and secrets, for good.
+
+    The service may run meanwhile. The tasks go first, so that their agents stop; no webhook is
+    sent. The command can be interrupted and repeated.
+    """
+    with service_app():
+        if not yes and click.prompt(f"Type the name to delete user {name}", err=True) != name:
+            exit_with_error("Nothing was deleted: the name is another one")
+        count = user_removal.remove_user(name)
+        print_line(f"user {name} and {count} task{'' if count == 1 else 's'} deleted")
 
 
 @command.command("list", epilog=examples("taskservice user list --json"))

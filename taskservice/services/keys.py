@@ -47,7 +47,7 @@ def add(user_name: str, name: str, agent_id: str | None, expires_at: str | None)
     """
     check_name(name)
     with transaction() as connection:
-        user_id = _get_user_id(connection, user_name)
+        user_id = get_user_id(connection, user_name)
         return insert_key(connection, user_id, name, agent_id, expires_at)
 
 
@@ -79,9 +79,16 @@ def revoke_any(key_id: str) -> AnyRow:
 def revoke_all(user_name: str) -> int:
     """Revoke all keys of a user; returns how many were not revoked before. Raises 404."""
     with transaction() as connection:
-        values = {"revoked_at": timestamps.now()}
-        of_user = {"of_user_id": _get_user_id(connection, user_name)}
-        return connection.execute(_REVOKE_ALL.values(values), of_user).rowcount
+        user_id = get_user_id(connection, user_name)
+        # The lock waits for keys that are being added.
+        connection.execute(LOCK_USER, {"user_id": user_id})
+        return revoke_keys_of(connection, user_id)
+
+
+def revoke_keys_of(connection: Connection, user_id: str) -> int:
+    """Revoke all keys of a user; returns how many were not revoked before."""
+    revoked = _REVOKE_ALL.values(revoked_at=timestamps.now())
+    return connection.execute(revoked, {"of_user_id": user_id}).rowcount
 
 
 def revoke(caller: Caller, key_id: str) -> AnyRow:
@@ -108,7 +115,8 @@ def record_uses(uses: dict[str, str]) -> None:
             )
 
 
-def _get_user_id(connection: Connection, name: str) -> str:
+def get_user_id(connection: Connection, name: str) -> str:
+    """The id of the user with this name. Raises 404."""
     user_id: str | None = connection.scalar(_USER_ID, {"name": name})
     if user_id is None:
         raise no_such_user(name)

@@ -310,6 +310,7 @@ UNKNOWN = "01a216a7-c830-724c-bcad-01ab0fc06783"
 # Each command on the server, with arguments; those of `db` that need a file come in the test.
 COMMANDS: dict[str, tuple[str, ...]] = {
     "serve": (), "worker": (), "user add": ("carol",), "user list": (),
+    "user delete": ("alice", "--yes"),
     "key add": ("alice", "--name", "n"), "key list": (), "key revoke": (UNKNOWN,), "callback test": ("http://127.0.0.1:1/",),
     "delivery list": (), "delivery show": (UNKNOWN,), "delivery redeliver": (UNKNOWN,),
     "db upgrade": (), "prune": (), "export": (), "import": (),

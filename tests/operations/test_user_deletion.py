@@ -1,0 +1,209 @@
+"""`user delete`: nothing of a user remains, whatever happens meanwhile, and others keep theirs."""
+
+import io
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask, current_app
+from sqlalchemy import text
+
+from taskservice.background import user_removal
+from taskservice.config import Config
+from taskservice.database import name_index
+from taskservice.database.transactions import reading
+from tests.support.all_tables import fill, seen
+from tests.support.api_client import ApiClient, add_user, expect, problem
+from tests.support.apps import without_routes
+from tests.support.commands import one_line
+from tests.support.fork_server import ForkedPopen, run_forked
+from tests.support.internals import copy_task, rows
+from tests.support.plain_browser import Browser
+from tests.support.receiver import Receiver, answer
+from tests.support.service import COMMAND, Service, environment
+from tests.support.waiting import until
+
+Json = dict[str, Any]
+
+
+@pytest.fixture
+def command(config: Config, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command on the database of the app."""
+
+    def command(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        settings = environment(tmp_path, DATABASE_URL=str(config.DATABASE_URL))
+        return run_forked(
+            [*COMMAND, *arguments], env=settings,
+            capture_output=True, text=True, timeout=100, input=stdin,
+        )  # fmt: skip
+
+    return command
+
+
+def names(app: Flask) -> set[str]:
+    """The names in the index for parts of names, and those that still have to leave it."""
+    with app.app_context(), reading() as connection:
+        if connection.dialect.name == "postgresql":
+            if not name_index.is_usable(connection):
+                return set()
+            return set(connection.scalars(text("SELECT name_folded FROM task_names")))
+        outdated = connection.scalars(text("SELECT name FROM task_names_outdated"))
+        found = text("SELECT count(*) FROM task_names WHERE task_names MATCH :trigrams")
+        count = connection.scalar(found, {"trigrams": name_index.trigram_query("alice")})
+        return {*outdated, *(["indexed"] if count else [])}
+
+
+def test_nothing_of_the_user_remains_and_others_keep_everything(
+    app: Flask, receiver: Receiver, command: Callable[..., Any]
+) -> None:
+    (bob,) = fill(app, receiver, ("bob",))
+    before = rows(app), seen(bob)
+    (alice,) = fill(app, receiver, ("alice",))
+    alice.start(name="the name of alice's task")
+    browser = Browser(app)
+    browser.send("/sign-in", key=alice.key)
+    assert browser.get("/").status_code == 200
+    count = len(expect(alice.get("/task"), 200))
+    webhooks = len(receiver.requests)
+    deleted = command("user", "delete", "alice", "--yes")
+    assert (deleted.returncode, deleted.stderr) == (0, "")
+    assert deleted.stdout == f"user alice and {count} tasks deleted\n"
+    now = rows(app)
+    # The heartbeat belongs to nobody.
+    del now["service_heartbeat"], before[0]["service_heartbeat"]
+    assert (now, seen(bob)) == before
+    assert not {name for name in names(app) if "alice" in name or name == "indexed"}
+    assert len(receiver.requests) == webhooks
+    problem(alice.get("/task"), 401)
+    signed_out = browser.get("/")
+    assert (signed_out.status_code, signed_out.headers["Location"]) == (303, "/sign-in")
+    listed = command("user", "list", "--json").stdout
+    assert ('"bob"' in listed, '"alice"' in listed) == (True, False)
+    assert "No such user: alice" in one_line(command("user", "delete", "alice", "--yes"), 1)
+
+
+def test_user_is_deleted_after_the_name_was_typed(
+    app: Flask, alice: ApiClient, command: Callable[..., Any]
+) -> None:
+    for typed in ("bob\n", "", "\n"):
+        refused = command("user", "delete", "alice", stdin=typed)
+        assert (refused.returncode, refused.stdout) == (1, ""), refused
+        expect(alice.get("/task"), 200)
+    assert command("user", "delete", "alice", stdin="alice\n").returncode == 0
+    problem(alice.get("/task"), 401)
+
+
+def test_deletion_while_the_user_works_ends_all_of_it(service: Service, receiver: Receiver) -> None:
+    alice, bob = service.add_user("alice"), service.add_user("bob")
+    receiver.answer = answer(503)
+    pending = alice.start(claim=True, callback=receiver.url)
+    alice.request("PATCH", f"/task/{pending['id']}", json={"status": "complete"}).raise_for_status()
+    running, kept = alice.start(claim=True), bob.start(claim=True)
+    started = threading.Event()
+    statuses: dict[str, Counter[int]] = {"agent": Counter(), "starter": Counter()}
+
+    def append() -> None:
+        person, path = alice.copy(), f"/task/{running['id']}/logs"
+        while not statuses["agent"][401]:
+            response = person.request("POST", path, json={"logs": ["a line"]})
+            statuses["agent"][response.status_code] += 1
+
+    def start() -> None:
+        person, body = alice.copy(), {"agentId": "summarizer", "claim": True}
+        while not statuses["starter"][401]:
+            response = person.request("POST", "/task", json=body)
+            statuses["starter"][response.status_code] += 1
+            if statuses["starter"][201] > 100:
+                started.set()
+
+    threads = [threading.Thread(target=each, daemon=True) for each in (append, start, start)]
+    for thread in threads:
+        thread.start()
+    assert started.wait(60)
+    webhooks = len(receiver.requests)
+    deleted = service.run("user", "delete", "alice", "--yes")
+    assert (deleted.returncode, deleted.stderr) == (0, ""), deleted
+    for thread in threads:
+        thread.join(60)
+    # An agent is told that its task is gone, before its key is.
+    assert set(statuses["agent"]) == {201, 404, 401}, statuses
+    assert set(statuses["starter"]) - {422} == {201, 401}, statuses
+    assert len(receiver.requests) == webhooks
+    bob.request("POST", f"/task/{kept['id']}/logs", json={"logs": ["mine"]}).raise_for_status()
+    with without_routes(Config.from_environment(service.environment)):
+        left = {table: len(found) for table, found in rows(current_app).items() if found}
+    # It belongs to nobody.
+    left.pop("service_heartbeat", None)
+    assert left == {
+        "users": 1, "callback_secrets": 1, "agents": 1, "api_keys": 1, "tasks": 1, "logs": 1,
+        "log_chunks": 1,
+    }  # fmt: skip
+
+
+def test_deletion_that_was_killed_continues_when_it_is_repeated(
+    app: Flask, bob: ApiClient, config: Config, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    bob.start()
+    before = rows(app)
+    alice = add_user(app, "alice")
+    ids = copy_task(app, alice.start(), 3_000)
+    process = ForkedPopen(
+        [*COMMAND, "user", "delete", "alice", "--yes"],
+        env=environment(tmp_path, DATABASE_URL=str(config.DATABASE_URL)),
+    )
+    until(lambda: len(rows(app)["tasks"]) < len(ids))
+    process.kill()
+    process.wait(60)
+    left = len(rows(app)["tasks"]) - 1
+    assert 0 < left < len(ids)
+    assert '"alice"' in command("user", "list", "--json").stdout
+    repeated = command("user", "delete", "alice", "--yes")
+    assert repeated.stdout == f"user alice and {left} tasks deleted\n"
+    assert rows(app) == before
+
+
+class _Body(io.BytesIO):
+    """The body of a request, whose user is deleted after its key was checked."""
+
+    def __init__(self, app: Flask, body: bytes) -> None:
+        super().__init__(body)
+        self._app = app
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._delete()
+        return super().read(size)
+
+    def readinto(self, buffer: Any) -> int:
+        self._delete()
+        return super().readinto(buffer)
+
+    def _delete(self) -> None:
+        def delete() -> None:
+            with self._app.app_context():
+                user_removal.remove_user("alice")
+
+        if self.tell() == 0:
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(delete).result()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PUT", "/agent/new", b"{}"),
+        ("POST", "/key", b'{"name": "new"}'),
+        ("POST", "/callback-secret", b"{}"),
+    ],
+)
+def test_request_whose_user_is_deleted_before_it_writes_is_401(
+    app: Flask, alice: ApiClient, method: str, path: str, body: bytes
+) -> None:
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+    stream = _Body(app, body)
+    problem(alice.request(method, path, input_stream=stream, headers=headers), 401)
+    assert not any(found for name, found in rows(app).items() if name != "service_heartbeat")
