@@ -330,3 +330,15 @@ def test_answer_without_a_body_is_not_called_html(alice: ApiClient, task: Task) 
     for response in (nothing_left, alice.request("OPTIONS", "/task")):
         assert response.data == b""
         assert not (response.content_type or "").startswith("text/html")
+
+
+def test_log_varies_by_the_type_that_is_asked_for(alice: ApiClient, task: Task) -> None:
+    for kind in ("application/json", "text/plain"):
+        response = alice.get(f"/task/{task['id']}/logs", headers={"Accept": kind})
+        assert expect_type(response) == kind
+        assert "Accept" in ", ".join(response.headers.getlist("Vary")).split(", ")
+
+
+def expect_type(response: Any) -> str:
+    assert response.status_code == 200
+    return str(response.mimetype)

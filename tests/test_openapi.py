@@ -331,6 +331,61 @@ def test_documented_webhook_is_complete(document: Object) -> None:
             validator(json.dumps(parameter["schema"])).validate(example)
 
 
+# --- as strict as the service ------------------------------------------------------------
+
+# A body that the service refuses, and one that it accepts.
+RULES: tuple[tuple[str, str, Object, Object], ...] = (
+    ("POST", "/task", {"labels": {"A b": "x"}}, {"labels": {"a-b": "x"}}),
+    ("PATCH", "/task/{taskId}", {"labels": {"A b": None}}, {"labels": {"a-b": None}}),
+    ("PATCH", "/task/{taskId}", {"error": {"message": "x"}}, {"error": None}),
+    ("PATCH", "/task/{taskId}", {"status": "complete", "error": {"message": "x"}},
+     {"status": "error", "error": {"message": "x"}}),
+    ("PUT", "/agent/{agentId}", {"inputSchema": {"type": "array"}},
+     {"inputSchema": {"type": "object", "required": ["x"]}}),
+    ("PUT", "/agent/{agentId}", {"inputSchema": {}}, {"inputSchema": None}),
+    ("POST", "/task/{taskId}/question", {"message": "?", "schema": {"type": "object"}},
+     {"message": "?", "schema": None}),
+    ("POST", "/task/{taskId}/question/{questionId}/answer",
+     {"action": "decline", "content": {"deploy": True}}, {"action": "decline", "content": None}),
+)  # fmt: skip
+
+
+def test_document_refuses_what_the_service_refuses(app: Flask, document: Object) -> None:
+    for number, (method, path, *bodies) in enumerate(RULES):
+        operation = document["paths"][API_PREFIX + path][method.lower()]
+        schema = json.dumps(operation["requestBody"]["content"]["application/json"]["schema"])
+        person = add_user(app, f"user {number}")
+        for body, is_fit in zip(bodies, (False, True), strict=True):
+            sent = {"agentId": "summarizer", **body} if path == "/task" else body
+            response = person.request(method, path_for(person, API_PREFIX + path), json=sent)
+            assert (response.status_code < 300) == is_fit, response.text
+            assert validator(schema).is_valid(sent) == is_fit, (path, sent)
+
+
+def test_events_are_sent_as_documented(alice: ApiClient, document: Object) -> None:
+    operation = document["paths"][f"{API_PREFIX}/task/{{taskId}}/events"]["get"]
+    content = operation["responses"]["200"]["content"]["text/event-stream"]
+    task = alice.start(claim=True)
+    alice.append(task, "a line")
+    alice.report(task, status="complete")
+    for query, line in (("", "a line"), ("?times=true", None)):
+        text = alice.get(f"/task/{task['id']}/events{query}").text
+        events = [
+            dict(field.split(": ", 1) for field in event.splitlines())
+            for event in text.strip().split("\n\n")
+        ]
+        assert [event["event"] for event in events] == ["task", "log", "task"]
+        for event in events:
+            validator(json.dumps(content["schema"])).validate(event)
+        if line is not None:
+            assert json.loads(events[1]["data"]) == line
+
+
+def test_document_says_whose_it_is(document: Object) -> None:
+    assert document["info"]["license"] == {"name": "MIT", "identifier": "MIT"}
+    assert document["info"]["contact"]["name"]
+
+
 # --- clients made from it ----------------------------------------------------------------
 
 

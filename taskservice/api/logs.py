@@ -12,7 +12,7 @@ from taskservice.openapi.operation import EVENTS, JSON, TEXT
 from taskservice.problems import invalid
 from taskservice.queries import task_json
 from taskservice.queries import tasks as task_queries
-from taskservice.schemas.answers.tasks import appended_schema, log_page_schema
+from taskservice.schemas.answers.tasks import appended_schema, event_schema, log_page_schema
 from taskservice.schemas.parameters import AppendQuerySchema, FollowQuerySchema, LogQuerySchema
 from taskservice.schemas.requests import AppendSchema
 from taskservice.services import chunks
@@ -27,14 +27,8 @@ append_schema = AppendSchema()
 log_query = LogQuerySchema()
 follow_query = FollowQuerySchema()
 
-EVENTS_EXAMPLE = """\
-event: task
-data: {"id":"01a20e63-9249-713c-aada-f8fd1cd47589","status":"running","logCount":1}
-
-id: 1
-event: log
-data: "Synopsis: Running"
-"""
+# The same URL gives JSON or text.
+VARY = {"Vary": "Accept"}
 
 
 @blueprint.route("/task/<task_id>/logs", methods=["POST", "PUT"])
@@ -99,9 +93,10 @@ def read(task_id: str, query: dict[str, Any]) -> Response:
     has_times = query.get("times", False)
     if prefers(TEXT, JSON):
         text = task_json.log_text(task, after, query.get("limit"), has_times=has_times)
-        return responses.stream(text, media_type=TEXT)
+        return responses.stream(text, headers=VARY, media_type=TEXT)
     limit = query.get("limit", DEFAULT_LINES)
-    return responses.stream(task_json.log_page(task, after, limit, has_times=has_times))
+    page = task_json.log_page(task, after, limit, has_times=has_times)
+    return responses.stream(page, headers=VARY)
 
 
 @blueprint.get("/task/<task_id>/events")
@@ -109,9 +104,9 @@ def read(task_id: str, query: dict[str, Any]) -> Response:
     "followTask",
     query=follow_query,
     headers=["Last-Event-ID"],
-    answers={200: EVENTS},
+    # OpenAPI 3.1 has no schema of the items of a stream: this is that of each event.
+    answers={200: {EVENTS: event_schema}},
     answer_headers=["X-Accel-Buffering"],
-    example=EVENTS_EXAMPLE,
 )
 def follow(task_id: str, query: dict[str, Any]) -> Response:
     """Follow a task.

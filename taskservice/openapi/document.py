@@ -30,7 +30,15 @@ class Converter(OpenAPIConverter):
     """Converts marshmallow to JSON Schema, with the description that apispec leaves out."""
 
     def schema2jsonschema(self, schema: Any) -> Object:
-        return {"description": inspect.getdoc(schema), **super().schema2jsonschema(schema)}
+        converted = super().schema2jsonschema(schema)
+        rule = getattr(schema, "rule", {})
+        return {"description": inspect.getdoc(schema), **converted, **rule}
+
+    def metadata2properties(self, field: Any, **kwargs: Any) -> Object:
+        # Keywords of OpenAPI 3.1 that apispec would leave out.
+        more = {"propertyNames", "contentMediaType"} & field.metadata.keys()
+        known = super().metadata2properties(field, **kwargs)
+        return {**known, **{name: field.metadata[name] for name in more}}
 
     def dict2properties(self, field: Any, **kwargs: Any) -> Object:
         # For any value apispec writes `{}`, which generators for Go read as a pointer.
@@ -77,7 +85,11 @@ def document(app: Flask, secured: str) -> Object:
         __version__,
         OPENAPI,
         [Plugin()],
-        info={"description": components.DESCRIPTION},
+        info={
+            "description": components.DESCRIPTION,
+            "contact": {"name": "The operator of this service"},
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
         # Relative to the document's own URL, so that it holds under any prefix.
         servers=[{"url": "."}],
         # Either of them.

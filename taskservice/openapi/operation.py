@@ -13,9 +13,9 @@ TEXT = "text/plain"
 EVENTS = "text/event-stream"
 
 # A JSON object is given by its schema, an array by a list of one schema, text by its media type.
-# A tuple means any one of its elements.
+# A tuple means any one of its elements. A mapping gives the schema of another media type.
 Body: TypeAlias = Schema | list[Schema] | str
-Content: TypeAlias = Body | tuple[Body, ...] | None
+Content: TypeAlias = Body | tuple[Body, ...] | Mapping[str, Schema] | None
 
 
 @dataclass(frozen=True)
@@ -62,5 +62,7 @@ def by_media_type(content: Content) -> dict[str, Any]:
     """Media type -> the schema, a list of the one schema, or None for text."""
     if content is None:
         return {}
+    if isinstance(content, Mapping):
+        return dict(content)
     bodies = content if isinstance(content, tuple) else (content,)
     return dict((body, None) if isinstance(body, str) else (JSON, body) for body in bodies)

@@ -1,6 +1,6 @@
 """The schemas of request bodies."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from marshmallow import Schema, ValidationError, fields, validate, validates, validates_schema
 
@@ -8,6 +8,7 @@ from taskservice.contract.terms import (
     ACCEPT,
     COMPLETE,
     DECLINE,
+    ERROR,
     FAILED,
     MAX_CALLBACK,
     MAX_DESCRIPTION,
@@ -106,6 +107,12 @@ class FailureSchema(Schema):
 class ReportSchema(Schema):
     """Changes to a task."""
 
+    # What a report may combine, in JSON Schema.
+    rule: ClassVar = {
+        "if": {"properties": {"error": {"type": "object"}}, "required": ["error"]},
+        "then": {"properties": {"status": {"const": ERROR}}, "required": ["status"]},
+    }
+
     status = fields.String(
         validate=validate.OneOf(STATUSES),
         metadata=doc("`complete` or `error` end the task.", COMPLETE),
@@ -142,6 +149,8 @@ class AskSchema(Schema):
                 "properties": {"deploy": {"type": "boolean"}},
                 "required": ["deploy"],
             },
+            required=["type", "properties"],
+            properties={"type": {"const": "object"}, "properties": {"type": "object"}},
         ),
     )
     timeout = WholeNumber(
@@ -159,6 +168,12 @@ class AskSchema(Schema):
 
 class AnswerQuestionSchema(Schema):
     """What a person answers."""
+
+    # `check_content` in JSON Schema.
+    rule: ClassVar = {
+        "if": {"properties": {"action": {"const": DECLINE}}, "required": ["action"]},
+        "then": {"properties": {"content": {"type": "null"}}},
+    }
 
     action = fields.String(
         required=True,
@@ -243,6 +258,8 @@ class PutAgentSchema(Schema):
             "without oneOf, anyOf, allOf, not, if, enum and $ref; each $ref begins with #/ and "
             "does not lead back to itself.",
             EXAMPLE_INPUT_SCHEMA,
+            required=["type"],
+            properties={"type": {"const": "object"}},
         ),
     )
     annotations = fields.Nested(AnnotationsSchema(), allow_none=True)

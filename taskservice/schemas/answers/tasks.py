@@ -249,6 +249,28 @@ class LogPageSchema(AnswerSchema):
     )
 
 
+class EventSchema(AnswerSchema):
+    """One of the Server-Sent Events of a stream."""
+
+    event = fields.String(
+        required=True,
+        validate=validate.OneOf(["task", "log"]),
+        metadata=doc("`task`: the task has changed; `log`: it has another line.", "log"),
+    )
+    id = fields.String(
+        metadata=doc("With `log`: the number of the line.", "1", pattern="^[0-9]+$"),
+    )
+    data = fields.String(
+        required=True,
+        metadata=doc(
+            "JSON. With `task`: the task without `logs`. With `log`: the line as a string, or with "
+            "`times` an object `{at, line}`.",
+            '"Synopsis: Running"',
+            contentMediaType="application/json",
+        ),
+    )
+
+
 class FinishedTaskSchema(AnswerSchema):
     """A finished task: an agent stops only if it was cancelled."""
 
@@ -272,3 +294,5 @@ partial_task_schema = PartialTaskSchema(partial=True)
 appended_schema = AppendedSchema()
 
 log_page_schema = LogPageSchema()
+
+event_schema = EventSchema()
