@@ -35,7 +35,8 @@ def test_key_may_be_in_either_header(app: Flask, alice: ApiClient, mcp: McpClien
     # `McpClient` sends `apikey` too.
     assert mcp.post(PING, Authorization=f"Bearer {alice.key}").result == {}
     headers = {"Authorization": f"Bearer {alice.key}"}
-    assert app.test_client().post("/mcp", json=PING, headers=headers).json["result"] == {}
+    response = app.test_client().post("/mcp", json=PING, headers=headers)
+    assert response.get_json()["result"] == {}
 
 
 @fault("access", "`/mcp` without a valid key", "401 that names the scheme")
