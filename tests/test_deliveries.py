@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import delete, text
+from sqlalchemy import delete, insert, text
 
 from taskservice import resources
 from taskservice.background import delivery_loop
 from taskservice.background.delivery_loop import MAX_RECENT, MAX_RUNNING
+from taskservice.contract.terms import MAX_ATTEMPTS
 from taskservice.database import timestamps
-from taskservice.database.models import Task
+from taskservice.database.models import Attempt, Task
 from taskservice.database.transactions import transaction
 from taskservice.database.types import database_now
 from taskservice.services import attempts
@@ -818,6 +819,30 @@ def test_redelivery_of_a_task_that_is_being_deleted_is_404(
     with before_reads(app, delete_first):
         problem(alice.post(f"/task/{task['id']}/deliveries"), 404)
     assert deletions
+
+
+def test_only_the_newest_attempts_are_kept(
+    alice: ApiClient, app: Flask, receiver: Receiver
+) -> None:
+    tasks = [alice.start(callback=receiver.url) for _ in range(2)]
+    for task in tasks:
+        finish(alice, task)
+    ids = [deliveries_of(alice, task)[0]["id"] for task in tasks]
+    older = [
+        {"delivery_id": each, "at": "2026-11-24T13:36:00.000Z", "duration_ms": 1, "message": "old"}
+        for each in ids
+        for _ in range(120)
+    ]
+    with app.app_context(), transaction() as connection:
+        connection.execute(insert(Attempt), older)
+    redeliver(alice, tasks[0])
+    with looping(app):
+        receiver.wait_for(3)
+        until(lambda: deliveries_of(alice, tasks[0])[0]["state"] == "delivered")
+    kept, others = (deliveries_of(alice, task)[0]["attempts"] for task in tasks)
+    assert len(kept) == MAX_ATTEMPTS
+    assert [each["statusCode"] for each in kept] == [None] * (MAX_ATTEMPTS - 1) + [204]
+    assert len(others) == 121
 
 
 def test_redelivery_of_a_failed_one_begins_a_new_round(

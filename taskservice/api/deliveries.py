@@ -20,8 +20,8 @@ blueprint = Blueprint("deliveries", __name__)
 def list_all(task_id: str) -> Response:
     """List a task's deliveries.
 
-    Newest first, each with all attempts to post it. The list is empty while the task runs, and
-    if it has no callback. Only a late report gives a task a second delivery.
+    Newest first, each with the newest attempts to post it. The list is empty while the task runs,
+    and if it has no callback. Only a late report gives a task a second delivery.
     """
     task_queries.get(caller, task_id)
     rows = delivery_queries.list_of_task(caller, task_id)

@@ -66,6 +66,8 @@ MAX_OBJECT = 1024 * 1024
 MAX_WRITERS = 1_000
 # Maximum number of open questions of a task.
 MAX_OPEN_QUESTIONS = 8
+# How many attempts of a delivery are kept: its newest ones.
+MAX_ATTEMPTS = 50
 # Maximum number of labels of a task.
 MAX_LABELS = 16
 # Maximum timeout of a task and of a question, and the default one of a question, in seconds.

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
+    delete,
     func,
     insert,
     select,
@@ -23,7 +24,7 @@ from sqlalchemy import (
 from taskservice import resources
 from taskservice.auth.caller import Caller, visible_tasks
 from taskservice.contract.error_codes import DELIVERY_UNDER_WAY, NO_DELIVERY
-from taskservice.contract.terms import CANCELLED, DELIVERED, FAILED, PENDING
+from taskservice.contract.terms import CANCELLED, DELIVERED, FAILED, MAX_ATTEMPTS, PENDING
 from taskservice.database import timestamps
 from taskservice.database.models import Attempt, Delivery, Task
 from taskservice.database.rows import TaskRow
@@ -124,6 +125,13 @@ _INSERT_ATTEMPT = insert(Attempt).from_select(
     .where(Delivery.id == bindparam("delivery_id", type_=Identifier))
     .with_for_update(),
 )
+_older = (
+    select(Attempt.id)
+    .where(Attempt.delivery_id == bindparam("of_delivery_id", type_=Identifier))
+    .order_by(Attempt.id.desc())
+    .offset(MAX_ATTEMPTS)
+)
+_DELETE_OLDER_ATTEMPTS = delete(Attempt).where(Attempt.id.in_(_older))
 _TASK = select(Task.id).where(Task.id == bindparam("task_id", type_=Identifier))
 _TASK_OF = select(Delivery.task_id).where(Delivery.id == bindparam("id", type_=Identifier))
 _NEWEST = (
@@ -262,6 +270,7 @@ def record(leased: Leased, started: str, outcome: Outcome) -> str:
                 "answer": outcome.answer,
             },
         )
+        connection.execute(_DELETE_OLDER_ATTEMPTS, {"of_delivery_id": leased.id})
         connection.execute(
             _RECORD.values(
                 state=state,

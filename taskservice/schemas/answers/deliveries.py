@@ -2,7 +2,7 @@
 
 from marshmallow import fields, validate
 
-from taskservice.contract.terms import DELIVERY_STATES, PENDING
+from taskservice.contract.terms import DELIVERY_STATES, MAX_ATTEMPTS, PENDING
 from taskservice.database.models import Attempt, Delivery
 from taskservice.schemas.fields import (
     EXAMPLE_ATTEMPT,
@@ -62,7 +62,10 @@ class DeliverySchema(RowSchema):
     )
     attempts = fields.List(
         fields.Nested(AttemptSchema()),
-        metadata=doc("All attempts, oldest first.", [EXAMPLE_ATTEMPT]),
+        metadata=doc(
+            f"Its newest {MAX_ATTEMPTS} attempts, oldest first; older ones are deleted.",
+            [EXAMPLE_ATTEMPT],
+        ),
     )
 
 
