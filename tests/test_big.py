@@ -3,10 +3,14 @@
 import json
 import socket
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -265,3 +269,41 @@ def test_dropped_log_is_swept_from_the_database(
     assert connection.execute("SELECT count(*) FROM log_chunks").fetchone() == (0,)
     connection.close()
     assert json.loads(remote_alice.request("GET", "/task").text) == []
+
+
+def test_reports_on_large_outputs_do_not_make_other_writers_wait(
+    sqlite_service: Service, remote_alice: RemoteClient
+) -> None:
+    large: dict[str, Any] = {"output": {"large": [{}] * 340_000}}
+    people = copies(remote_alice, 4)
+    paths = [f"/task/{remote_alice.start(claim=True)['id']}" for _ in people]
+    for person, path in zip(people, paths, strict=True):
+        person.request("PATCH", path, data=json.dumps(large), headers={"Content-Type": JSON})
+    others = f"/task/{remote_alice.start()['id']}/logs"
+    is_done = threading.Event()
+
+    def seconds(person: RemoteClient, method: str, path: str, body: Any) -> float:
+        began = time.monotonic()
+        person.request(method, path, json=body, timeout=120).raise_for_status()
+        return time.monotonic() - began
+
+    def report(person: RemoteClient, path: str) -> list[float]:
+        return [seconds(person, "PATCH", path, {"output": {"n": n}}) for n in range(12)]
+
+    def append() -> list[float]:
+        waits = []
+        while not is_done.is_set():
+            waits.append(seconds(remote_alice, "POST", others, {"logs": ["a line"]}))
+        return waits
+
+    with ThreadPoolExecutor(1) as pool:
+        appends = pool.submit(append)
+        try:
+            reports = at_once([partial(report, *each) for each in zip(people, paths, strict=True)])
+        finally:
+            is_done.set()
+        waits = median(appends.result())
+    # In one queue with the reports they would wait as long as these.
+    usual = median(chain.from_iterable(reports))
+    print(f"a report {usual:.2f} s, an append {waits:.2f} s")
+    assert waits < usual / 3
