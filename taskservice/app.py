@@ -13,6 +13,7 @@ from taskservice.database import engine, migrations, transactions, watcher
 from taskservice.operations import health, request_log
 from taskservice.services import attempts
 from taskservice.serving.proxies import trust_proxies
+from taskservice.web.request import MAX_SMALL_BODY
 from taskservice.web.responses import Answer
 
 
@@ -63,7 +64,7 @@ def create_app(config: Config, may_create: bool = True) -> Flask:
     app.config.from_object(config)
     # Otherwise Flask answers `//` in a path with a redirect in HTML.
     app.url_map.merge_slashes = False
-    app.config["MAX_CONTENT_LENGTH"] = config.MAX_BODY
+    app.config["MAX_CONTENT_LENGTH"] = min(MAX_SMALL_BODY, config.MAX_BODY)
     migrations.upgrade(config.DATABASE_URL, may_create=may_create)
     engine.init_app(app, config.DATABASE_URL, config.THREADS)
     transactions.init_app(app)

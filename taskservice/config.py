@@ -160,7 +160,7 @@ class Config:
     MAX_BODY: int = _setting(
         10 * 1024 * 1024,
         _whole_number(1024, 1024 * 1024 * 1024),
-        "Maximum number of bytes of a request's body.",
+        "Maximum number of bytes of a body; 2 MiB at most but for logs.",
     )
     MCP_ORIGINS: tuple[str, ...] = _setting(
         (), _origins, "Origins whose pages may call `/mcp`, separated by commas."

@@ -167,6 +167,33 @@ def test_concurrent_large_appends_cost_little_memory(
     assert set(statuses) <= {201, 503}
 
 
+def test_bodies_that_are_refused_cost_little_memory(
+    sqlite_service: Service, remote_alice: RemoteClient
+) -> None:
+    task = remote_alice.start(claim=True)
+    nested = b"[" * 29 + b"]" * 29 + b","
+    start = b'{"agentId":"summarizer","input":{"a":['
+    for method, path, head, size in (
+        ("POST", "/task", start, 10 * MEGABYTE),
+        ("POST", "/task", start, 2 * MEGABYTE),
+        ("PATCH", f"/task/{task['id']}", b'{"output":{"a":[', 2 * MEGABYTE),
+        ("POST", f"/task/{task['id']}/logs", b'{"logs":[{"a":[', 10 * MEGABYTE),
+    ):
+        body = head + nested * ((size - 100) // len(nested)) + b"0]}}"
+        restart(sqlite_service)
+        before = forget_peak(sqlite_service)
+        send = partial(
+            RemoteClient.request,
+            method=method,
+            path=path,
+            data=body,
+            headers={"Content-Type": JSON},
+        )
+        answers = at_once([partial(send, each) for each in copies(remote_alice, 2)])
+        assert {answer.status_code for answer in answers} <= {400, 413}
+        assert memory(sqlite_service, "VmHWM") - before < 100 * MEGABYTE
+
+
 def test_very_many_tasks_are_listed_in_bounded_memory(
     sqlite_service: Service, remote_alice: RemoteClient, data: Path
 ) -> None:

@@ -101,7 +101,7 @@ REFUSED: dict[str, tuple[int, Callable[[ApiClient], Any]]] = {
     "agent_has_tasks": (409, deleted_agent_with_a_task),
     "last_user_key": (409, last_key),
     "no_delivery": (409, redelivered_without_a_callback),
-    "too_large": (413, lambda alice: alice.post("/task", data=b" " * (10 * 1024 * 1024 + 1))),
+    "too_large": (413, lambda alice: alice.post("/task", data=b" " * (2 * 1024 * 1024 + 1))),
     "unsupported_media_type": (415, lambda alice: alice.post("/task", data="x=1")),
     "invalid": (422, lambda alice: alice.get("/task", query_string={"stauts": "error"})),
 }

@@ -376,7 +376,8 @@ class Untouchable:
 @one_database
 def test_body_that_says_it_is_too_large_is_413_unread(alice: ApiClient, config: Config) -> None:
     for method, path in doors(alice):
-        for size in (config.MAX_BODY + 1, 10 * 1024**3, 1 << 63):
+        largest = config.MAX_BODY if path.endswith("/logs") else 2 * MAX_OBJECT
+        for size in (largest + 1, 10 * 1024**3, 1 << 63):
             response = alice.request(
                 method,
                 path,
@@ -388,9 +389,9 @@ def test_body_that_says_it_is_too_large_is_413_unread(alice: ApiClient, config: 
 
 @fault("HTTP", "a body without a length that grows past the limit", "413, the task stays as it was")
 @one_database
-def test_body_that_turns_out_too_large_is_413(alice: ApiClient, config: Config) -> None:
+def test_body_that_turns_out_too_large_is_413(alice: ApiClient) -> None:
     task = alice.start()
-    blanks = b" " * (config.MAX_BODY - 2)
+    blanks = b" " * (2 * MAX_OBJECT - 2)
     assert expect(send_chunked(alice, task, b"{}" + blanks), 200) == task
     problem(send_chunked(alice, task, b"{}" + blanks + b" "), 413)
     problem(send_chunked(alice, task, b'{"name":"x"}' + blanks + b" " * 1024 * 1024), 413)
@@ -411,10 +412,31 @@ def send_chunked(alice: ApiClient, task: dict[str, Any], data: bytes) -> TestRes
 @one_database
 def test_largest_body_is_fit(alice: ApiClient, config: Config) -> None:
     task = alice.start()
-    assert config.MAX_BODY == 10 * MAX_OBJECT
-    path, blanks = f"/task/{task['id']}", b" " * (config.MAX_BODY - 2)
+    path, blanks = f"/task/{task['id']}", b" " * (2 * MAX_OBJECT - 2)
     assert expect(alice.patch(path, data=b"{}" + blanks, content_type=JSON), 200) == task
     problem(alice.patch(path, data=b"{}" + blanks + b" ", content_type=JSON), 413)
+    problem(alice.delete(path, data=b"{}" + blanks + b" ", content_type=JSON), 413)
+    # Only an append may be larger.
+    assert config.MAX_BODY == 10 * MAX_OBJECT
+    path, body = f"{path}/logs", b'{"logs":[]}'
+    body += b" " * (config.MAX_BODY - len(body))
+    expect(alice.post(path, data=body, content_type=JSON), 201)
+    problem(alice.post(path, data=body + b" ", content_type=JSON), 413)
+
+
+@one_database
+def test_json_with_very_many_objects_and_arrays_is_400(alice: ApiClient) -> None:
+    task = alice.start()
+    path = f"/task/{task['id']}"
+    few = b"[]," * 299_000 + b"0"
+    expect(alice.patch(path, data=b'{"output":{"a":[' + few + b"]}}", content_type=JSON), 200)
+    refused = problem(alice.patch(path, data=b"[" * 600_001, content_type=JSON), 400)
+    assert "more than 600,000 objects and arrays" in refused["detail"]
+    # In strings they do not count, also in one without an end.
+    assert alice.append(task, *[r'{"a":[[[[[[[[[["\\"]]]]]]]]]]}'] * 60_000)["logCount"] == 60_000
+    endless = b'{"name":"' + rb"\"" * 500_000 + b"[" * 700_000
+    refused = problem(alice.patch(path, data=endless, content_type=JSON), 400)
+    assert "Unterminated string" in refused["detail"]
 
 
 # --- paths, methods, media types ---------------------------------------------------------

@@ -36,6 +36,7 @@ VARY = {"Vary": "Accept"}
     "appendLogs",
     query=append_query,
     reads=(append_schema, TEXT),
+    large_body=True,
     answers={201: appended_schema},
     errors=[TASK_FINISHED, SEQ_GAP],
 )

@@ -232,7 +232,10 @@ def _content(answer: requests.Response, max_bytes: int) -> bytes:
 
 def _as_json(value: Any) -> bytes:
     try:
-        return json.dumps(value, allow_nan=False).encode()
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        # In UTF-8 the largest output fits in a body, with escapes it may not. The service refuses a
+        # lone surrogate.
+        return text.encode(errors="surrogatepass")
     except (TypeError, ValueError) as error:
         raise TaskServiceError(f"This is not JSON: {error}") from None
 

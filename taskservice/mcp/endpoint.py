@@ -16,7 +16,6 @@ from taskservice.web import responses
 from taskservice.web.request import with_body
 from taskservice.web.responses import Answer
 
-MAX_BODY = 2 * 1024 * 1024
 MAX_LOGGED = 64
 CACHE = {"ttlMs": 60_000, "cacheScope": "private"}
 SERVER = {"name": "taskservice", "title": "taskservice", "version": __version__}
@@ -74,7 +73,7 @@ def answer() -> Response:
     """Answer a message."""
     message_id = None
     try:
-        message = with_body(messages.read, MAX_BODY)
+        message = with_body(messages.read)
         _log(message)
         if message.is_notification:
             # Not even `notifications/cancelled` ends a task: clients send it for answered calls.

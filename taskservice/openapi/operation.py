@@ -37,6 +37,8 @@ class Operation:
     answers: Mapping[int, Content] = field(default_factory=dict)
     # The error codes that only some operations have.
     errors: Sequence[str] = ()
+    # Whether its body may be as large as the settings say, in place of MAX_SMALL_BODY.
+    large_body: bool = False
     # Whether agent keys are refused.
     user_key: bool = False
     # Members that replace those of the schema's example in the example of an answer.

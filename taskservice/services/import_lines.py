@@ -10,7 +10,7 @@ from marshmallow import ValidationError
 from taskservice.contract.terms import MAX_OPEN_QUESTIONS, OPEN, RUNNING
 from taskservice.schemas import strict_json
 from taskservice.schemas.exported import LINES, OF_TASK
-from taskservice.schemas.strict_json import NotJson, UnsupportedNumber
+from taskservice.schemas.strict_json import MAX_CONTAINERS, NotJson, UnsupportedNumber
 
 # No line of an export is longer: a task's input and output have 1 MiB each.
 MAX_LINE_BYTES = 16 * 1024 * 1024
@@ -64,7 +64,8 @@ def _parsed(number: int, text: bytes) -> Line:
     if len(text) > MAX_LINE_BYTES:
         raise InvalidExport(number, f"is longer than {MAX_LINE_BYTES} bytes")
     try:
-        value = strict_json.loads(text)
+        # A task has both its input and its output.
+        value = strict_json.loads(text, 2 * MAX_CONTAINERS)
     except (NotJson, UnsupportedNumber) as error:
         raise InvalidExport(number, f"is not JSON: {error}") from None
     kind = value.get("type") if isinstance(value, dict) else None

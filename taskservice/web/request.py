@@ -6,7 +6,7 @@ from functools import partial, update_wrapper
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import parse_qsl
 
-from flask import Response, g, request
+from flask import Response, current_app, g, request
 from marshmallow import Schema, fields
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.http import parse_date
@@ -45,6 +45,9 @@ def replace_unreadable_dates() -> None:
                 headers[name] = NO_ETAG
 
 
+# The maximum number of bytes of a body, but for an operation that takes a large one: twice what the
+# input or the output of a task may have.
+MAX_SMALL_BODY = 2 * 1024 * 1024
 # A body of more bytes than this is large: parsing it may take some dozen times its size in memory.
 LARGE_BODY = 1024 * 1024
 # The number of large bodies that one process parses at a time, and how long another one waits.
@@ -86,6 +89,8 @@ class Endpoint:
             arguments["query"] = query
         if "HTTP_IF_MATCH" in environ:
             _check_if_match(environ, path)
+        if self.operation.large_body:
+            current(request).max_content_length = current_app.config["MAX_BODY"]
         if self.operation.body is not None:
             arguments["body"] = load_body(self.operation.body)
         elif not self._reads_body and environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
@@ -197,20 +202,14 @@ def json_body(schema: Schema) -> Any:
     return {} if body is None and is_optional(schema) else body
 
 
-def with_body(parse: Callable[[bytes], T], max_size: int) -> T:
+def with_body(parse: Callable[[bytes], T]) -> T:
     """What `parse` makes of the JSON body of a view without an operation.
 
     A large body holds its slot only meanwhile, so the view may wait. Raises 413, 415 and 503.
     """
-    limit = min(request.max_content_length or max_size, max_size)
-    # Of a body in chunks Werkzeug would silently read as many bytes as it may have.
-    request.max_content_length = limit + 1
     _require_json()
     with ExitStack() as g.until_answered:
-        data = body_bytes()
-        if len(data) > limit:
-            raise RequestEntityTooLarge
-        return parse(data)
+        return parse(body_bytes())
 
 
 def _require_json() -> None:
@@ -252,10 +251,17 @@ def body_bytes() -> bytes:
 
 def _received() -> bytes:
     asked = current(request)
+    limit = asked.max_content_length or 0
     if asked.content_length is not None:
+        if asked.content_length > limit:
+            raise RequestEntityTooLarge
         _acquire_slot(asked.content_length)
         return asked.get_data(cache=False)
+    # Of a body in chunks Werkzeug silently reads as many bytes as it may have.
+    asked.max_content_length = limit + 1
     data = asked.get_data(cache=False)
+    if len(data) > limit:
+        raise RequestEntityTooLarge
     _acquire_slot(len(data))
     return data
 
