@@ -19,6 +19,8 @@ from tests.support.api_client import API, RemoteClient
 from tests.support.catalogue import fault, happened
 from tests.support.concurrency import at_once, copies
 from tests.support.databases import Databases
+from tests.support.mcp import TASKS as MCP_TASKS
+from tests.support.mcp import McpClient
 from tests.support.quiet_writer import QuietWriter
 from tests.support.service import Service
 
@@ -334,3 +336,123 @@ def test_reports_on_large_outputs_do_not_make_other_writers_wait(
     usual = median(chain.from_iterable(reports))
     print(f"a report {usual:.2f} s, an append {waits:.2f} s")
     assert waits < usual / 3
+
+
+# --- lists of other things ---------------------------------------------------------------
+
+
+def fill(path: Path, statement: str, count: int, *values: Any) -> None:
+    """Rows that are made in the database: through HTTP they would take minutes.
+
+    `statement` inserts a SELECT from the table `n`, which has the numbers `i` up to `count`.
+    """
+    connection = sqlite3.connect(path)
+    connection.execute(
+        f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) "
+        + statement,
+        values,
+    )
+    connection.commit()
+    connection.close()
+
+
+def answered_questions(path: Path, task: dict[str, Any], count: int) -> None:
+    """Questions of a task, each answered with almost a megabyte."""
+    fill(
+        path,
+        "INSERT INTO questions (id, task_id, message, schema, answer, state, asked_at) "
+        "SELECT printf('%032x', i), ?, 'Which?', '{}', "
+        "printf('{\"answer\":\"%.*c\"}', 1000000, 'x'), 'answered', '2026-11-24T13:36:00.000Z' "
+        "FROM n",
+        count,
+        task["id"].replace("-", ""),
+    )
+
+
+def test_questions_with_large_answers_are_listed_in_bounded_memory(
+    sqlite_service: Service, remote_alice: RemoteClient, data: Path
+) -> None:
+    task = remote_alice.start(claim=True)
+    answered_questions(data / "taskservice.db", task, 150)
+    size, cost = read(sqlite_service, remote_alice, "GET", f"/task/{task['id']}/question")
+    assert size > 150 * 1_000_000
+    assert cost < BOUND
+
+
+def bytes_read(service: Service) -> int:
+    """The bytes that the service's worker has read from files and sockets so far."""
+    (worker,) = service.workers()
+    counts = dict(line.split(": ") for line in Path(f"/proc/{worker}/io").read_text().splitlines())
+    return int(counts["rchar"])
+
+
+def test_change_of_a_question_reads_no_other_one_that_is_closed(
+    sqlite_service: Service, remote_alice: RemoteClient, data: Path
+) -> None:
+    task = remote_alice.start(claim=True)
+    answered_questions(data / "taskservice.db", task, 150)
+    path = f"/task/{task['id']}/question"
+    before = bytes_read(sqlite_service)
+    for method, suffix, body in (
+        ("POST", "/answer", {"action": "accept", "content": {"answer": "yes"}}),
+        ("DELETE", "", None),
+    ):
+        asked = remote_alice.request("POST", path, json={"message": "Go on?"})
+        assert asked.status_code == 201
+        url = f"{path}/{asked.json()['id']}{suffix}"
+        assert remote_alice.request(method, url, json=body).status_code == 200
+    assert bytes_read(sqlite_service) - before < 10 * MEGABYTE
+
+
+def test_answers_of_an_mcp_client_read_no_other_question(
+    sqlite_service: Service, remote_alice: RemoteClient, data: Path
+) -> None:
+    task = remote_alice.start(claim=True)
+    answered_questions(data / "taskservice.db", task, 150)
+    path = f"/task/{task['id']}/question"
+    asked = remote_alice.request("POST", path, json={"message": "Go on?"}).json()
+    restart(sqlite_service)
+    before = forget_peak(sqlite_service)
+    responses = {asked["id"]: {"action": "accept", "content": {"answer": "yes"}}}
+    given = {"taskId": task["id"], "inputResponses": responses}
+    assert McpClient(remote_alice, MCP_TASKS).modern("tasks/update", given).status == 200
+    answered = remote_alice.request("GET", f"{path}/{asked['id']}").json()
+    assert (answered["state"], answered["answer"]) == ("answered", {"answer": "yes"})
+    assert memory(sqlite_service, "VmHWM") - before < BOUND
+
+
+def test_very_many_agents_are_listed_in_bounded_memory(
+    sqlite_service: Service, remote_alice: RemoteClient, data: Path
+) -> None:
+    remote_alice.start()
+    fill(
+        data / "taskservice.db",
+        "INSERT INTO agents (user_id, id, name, description, created_at, input_schema) "
+        "SELECT user_id, printf('agent-%05d', i), '', '', created_at, "
+        'printf(\'{"type":"object","title":"%.*c"}\', 16000, \'x\') FROM n, agents',
+        8_000,
+    )
+    for query in ("", "?expand=health"):
+        size, cost = read(sqlite_service, remote_alice, "GET", f"/agent{query}")
+        assert size > 8_000 * 16_000
+        assert cost < BOUND
+    ids = [agent["id"] for agent in remote_alice.request("GET", "/agent").json()]
+    assert len(ids) == 8_001
+    assert ids == sorted(ids)
+
+
+def test_very_many_keys_are_listed_in_bounded_memory(
+    sqlite_service: Service, remote_alice: RemoteClient, data: Path
+) -> None:
+    fill(
+        data / "taskservice.db",
+        "INSERT INTO api_keys (id, user_id, name, digest, hint, created_at) "
+        "SELECT printf('%032x', i), user_id, printf('%.*c', 200, 'x'), printf('%064x', i), '', "
+        "created_at FROM n, api_keys",
+        200_000,
+    )
+    size, cost = read(sqlite_service, remote_alice, "GET", "/key")
+    assert size > 200_000 * 200
+    assert cost < BOUND
+    ids = {key["id"] for key in remote_alice.request("GET", "/key").json()}
+    assert len(ids) == 200_001

@@ -36,7 +36,7 @@ from taskservice.dashboard.sign_in_throttle import (
 from taskservice.database import timestamps
 from taskservice.database.engine import dispose
 from taskservice.database.transactions import reading
-from taskservice.queries import candidates, counts, ordered_tasks
+from taskservice.queries import agents, candidates, counts, ordered_tasks
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.catalogue import fault, happened
 from tests.support.concurrency import at_once
@@ -976,6 +976,37 @@ def test_keys_of_this_session_come_first_and_invalid_ones_last(
         for word in ("this session", "first made", "1 revoked or expired key", "gone")
     ]
     assert places == sorted(places)
+
+
+@one_database
+def test_page_of_keys_shows_the_newest_ones(
+    browser: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("taskservice.dashboard.keys"), "MAX_KEYS", 2)
+    assert "only the newest" not in browser.get("/keys").text
+    for name in ("key 1", "key 2", "key 3", "gone 1", "gone 2", "gone 3"):
+        key = alice.post("/key", json={"name": name}).json
+        if key is not None and name.startswith("gone"):
+            alice.delete(f"/key/{key['id']}")
+    text = browser.get("/keys").text
+    assert "only the newest 2 keys" in text
+    shown = set(re.findall(r"(?:key|gone) \d", text[: text.index('id="create-title"')]))
+    assert shown == {"key 2", "key 3", "gone 2", "gone 3"}
+
+
+@one_database
+def test_pages_offer_the_first_agents_and_the_one_that_is_chosen(
+    browser: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agents, "MAX_CHOICES", 2)
+    for agent_id in ("a", "b", "c", "d"):
+        alice.start(agent_id)
+
+    def choices(page: str) -> list[str]:
+        return re.findall('id="agent-choice-(.+?)"', browser.get(page).text)
+
+    assert choices("/keys") == choices("/") == ["a", "b"]
+    assert choices("/?agentId=d") == ["a", "b", "d"]
 
 
 @one_database

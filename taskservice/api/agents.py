@@ -30,9 +30,11 @@ put_schema = PutAgentSchema()
 def list_all(query: dict[str, Any]) -> Response:
     """List agents.
 
-    All agents that the key may see; an agent key sees only its own agent.
+    All agents that the key may see, streamed: a failure midway breaks the connection. An agent key
+    sees only its own agent.
     """
-    return responses.json(_expanded(agent_queries.list_all(caller), query))
+    pages = agent_queries.list_all(caller)
+    return responses.array(_expanded(page, query) for page in pages)
 
 
 @blueprint.get("/agent/<agent_id>")

@@ -30,9 +30,11 @@ create_schema = CreateKeySchema()
 def list_all() -> Response:
     """List API keys.
 
-    All keys of the user, including those that are revoked or expired.
+    All keys of the user, including those that are revoked or expired, streamed: a failure midway
+    breaks the connection.
     """
-    return responses.dump(key_schema, key_queries.list_of_user(caller), many=True)
+    pages = key_queries.list_of_user(caller)
+    return responses.array(key_schema.dump(page, many=True) for page in pages)
 
 
 @blueprint.post("/key")

@@ -31,10 +31,11 @@ answer_schema = AnswerQuestionSchema()
 def list_all(task_id: str) -> Response:
     """List a task's questions.
 
-    All of them, oldest first. The open ones are also in the task.
+    All of them, oldest first, streamed: a failure midway breaks the connection. The open ones are
+    also in the task.
     """
-    rows = question_queries.list_of_task(caller, task_id)
-    return responses.dump(question_schema, rows, many=True)
+    pages = question_queries.list_of_task(caller, task_id)
+    return responses.array(question_schema.dump(page, many=True) for page in pages)
 
 
 @blueprint.post("/task/<task_id>/question")

@@ -7,7 +7,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth.authentication import caller
 from taskservice.contract.mcp_clients import CLIENTS, KEY_VARIABLE
-from taskservice.dashboard import formatting, sessions
+from taskservice.dashboard import sessions
 from taskservice.dashboard.pages import page, redirect_to, without_nul
 from taskservice.database import timestamps
 from taskservice.database.rows import AnyRow
@@ -27,6 +27,8 @@ create_schema = CreateKeySchema()
 # Choice in the form -> days.
 EXPIRIES = {"": 0, "7 days": 7, "30 days": 30, "90 days": 90, "1 year": 365}
 DEFAULT_EXPIRY = "90 days"
+# How many keys the page shows that are valid, and how many that are not.
+MAX_KEYS = 500
 
 
 @keys.before_request
@@ -77,13 +79,14 @@ def rotate() -> AnyResponse:
 
 
 def _page(status: int = 200, new: Any = None) -> Response:
-    keys = sorted(key_queries.list_of_user(caller), key=_is_of_this_session)[::-1]
+    valid = key_queries.newest(caller, MAX_KEYS, are_valid=True)
     return page(
         "keys.html",
         status,
-        valid=[key for key in keys if formatting.is_key_valid(key)],
-        invalid=[key for key in keys if not formatting.is_key_valid(key)],
-        agents=agent_queries.list_all(caller),
+        valid=sorted(valid, key=_is_of_this_session, reverse=True),
+        invalid=key_queries.newest(caller, MAX_KEYS, are_valid=False),
+        max_keys=MAX_KEYS,
+        agent_ids=agent_queries.choices(caller),
         secret=user_queries.current_callback_secret(caller.user_id),
         expiries=EXPIRIES,
         default_expiry=DEFAULT_EXPIRY,

@@ -1,5 +1,6 @@
 """The list of tasks, the page of one task with its log, and its forms."""
 
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -63,7 +64,7 @@ def list_all() -> AnyResponse:
         found=found,
         states=delivery_queries.states(rows) if caller.agent_id is None else {},
         log_ends=log_queries.ends([row.id for row in rows if formatting.is_generic(row)]),
-        agents=agent_queries.list_all(caller),
+        agent_ids=_agent_choices(),
         tabs=filters.TABS,
         counts=counts.by_state(caller, selection, MAX_COUNT),
         max_count=MAX_COUNT,
@@ -158,6 +159,12 @@ def redeliver(task_id: str) -> AnyResponse:
 def webhook(task_id: str) -> Response:
     caller.require_user_key()
     return Response(webhook_command.curl(caller, _task(task_id)), mimetype=TEXT)
+
+
+def _agent_choices() -> Sequence[str]:
+    """The agents to filter by, and the one that is chosen."""
+    ids, chosen = agent_queries.choices(caller), request.args.get("agentId")
+    return [*ids, chosen] if chosen and chosen not in ids else ids
 
 
 def _task(task_id: str) -> TaskRow:

@@ -245,6 +245,7 @@ class TaskLabel(Base):
 
 
 _KEYED_QUESTION = text("idempotency_key IS NOT NULL")
+_OPEN = text("state = 'open'")
 _EXPIRING = text("state = 'open' AND expires_at IS NOT NULL")
 
 
@@ -256,6 +257,7 @@ class Question(Base):
         CheckConstraint(_one_of("state", *QUESTION_STATES), "state"),
         CheckConstraint("(state = 'answered') = (answer IS NOT NULL)", "answer"),
         Index(None, "task_id", "asked_at", "id"),
+        partial_index("questions_open", "task_id", "asked_at", "id", where=_OPEN),
         partial_index("questions_expiring", "expires_at", where=_EXPIRING),
         partial_index(
             "questions_idempotency_key",

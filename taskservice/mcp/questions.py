@@ -8,6 +8,7 @@ from taskservice.database.rows import TaskRow
 from taskservice.mcp import refusals
 from taskservice.problems import invalid
 from taskservice.queries import questions as question_queries
+from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import AnswerQuestionSchema
 from taskservice.schemas.rows import NO_QUESTIONS, open_questions
 from taskservice.services import questions as question_service
@@ -50,15 +51,16 @@ def answer_forms(task_id: str, responses: Any) -> set[str]:
     if not isinstance(responses, dict):
         raise invalid({"inputResponses": ["Must be an object."]})
     closed, refused = set[str](), dict[str, list[str]]()
-    for question in question_queries.list_of_task(caller, task_id):
-        response = responses.get(question.id)
+    given = {key: each for key, each in responses.items() if parse_id(key) == key}
+    for question_id in question_queries.ids_among(caller, task_id, given):
+        response = given[question_id]
         if isinstance(response, dict) and response.get("action") == CANCEL:
-            closed.add(question.id)
+            closed.add(question_id)
         elif response is not None:
             try:
-                _answer(task_id, question.id, response)
+                _answer(task_id, question_id, response)
             except refusals.REFUSED as error:
-                place = f"question {question.id} of task {task_id}"
+                place = f"question {question_id} of task {task_id}"
                 refused[place] = [refusals.reason(error)]
     if refused:
         raise invalid(refused)

@@ -1,7 +1,7 @@
 """Reads of agents."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from taskservice.auth.caller import Caller, visible_agents
 from taskservice.contract.terms import CANCELLED, COMPLETE, RUNNING
 from taskservice.database import timestamps
 from taskservice.database.models import Agent, Task
-from taskservice.database.rows import AnyRow
+from taskservice.database.rows import AnyRow, in_pages
 from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
 from taskservice.database.types import Identifier
@@ -21,6 +21,12 @@ from taskservice.schemas.columns import AGENT_COLUMNS, AGENT_OF_TASK_COLUMNS
 
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
 _IDS = _AGENTS.with_only_columns(Agent.id)
+# How many agents of a list one read takes: each has up to 20 KB.
+AGENTS_PER_READ = 50
+_PAGE = _AGENTS.where(Agent.id > bindparam("after")).limit(bindparam("count"))
+# How many of them a page offers to choose from.
+MAX_CHOICES = 1_000
+_CHOICES = _IDS.limit(bindparam("count"))
 _TOOLS = _AGENTS.where(Agent.tool).limit(bindparam("count"))
 _TOOL_IDS = _TOOLS.with_only_columns(Agent.id)
 _AGENT = select(*AGENT_COLUMNS).where(visible_agents, Agent.id == bindparam("agent_id"))
@@ -114,9 +120,21 @@ class Load(NamedTuple):
     is_complete: bool
 
 
-def list_all(caller: Caller) -> Sequence[AnyRow]:
+def list_all(caller: Caller) -> Iterator[Sequence[AnyRow]]:
+    """All agents that the caller may see, ordered by id, some at a time."""
+
+    def read(last: AnyRow | None, count: int) -> Sequence[AnyRow]:
+        wanted = {"after": last.id if last else "", "count": count, **caller.scope}
+        with reading() as connection:
+            return connection.execute(_PAGE, wanted).all()
+
+    return in_pages(read, AGENTS_PER_READ)
+
+
+def choices(caller: Caller) -> Sequence[str]:
+    """The ids of the first MAX_CHOICES agents."""
     with reading() as connection:
-        return connection.execute(_AGENTS, caller.scope).all()
+        return connection.scalars(_CHOICES, {"count": MAX_CHOICES, **caller.scope}).all()
 
 
 def ids(caller: Caller) -> Sequence[str]:

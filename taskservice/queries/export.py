@@ -55,14 +55,14 @@ _IDS: AnySelect = (
     .order_by(Task.id)
     .limit(MAX_TASKS)
 )
+_QUESTIONS: AnySelect = question_queries.OF_TASK.add_columns(
+    Question.idempotency_key, Question.idempotency_digest
+)
 # What belongs to a task, in the order of the fields of `_Task`.
 _RELATED: tuple[AnySelect, ...] = (
     select(LogWriter.task_id, LogWriter.writer, LogWriter.seq).where(
         LogWriter.task_id.in_(_of_tasks)
     ),
-    select(*question_queries.COLUMNS, Question.idempotency_key, Question.idempotency_digest)
-    .where(Question.task_id.in_(_of_tasks))
-    .order_by(Question.asked_at, Question.id),
     select(*DELIVERY_COLUMNS)
     .where(Delivery.task_id.in_(_of_tasks))
     .order_by(Delivery.created_at, Delivery.id),
@@ -78,7 +78,7 @@ def lines(user: str | None = None, since: str | None = None) -> Iterator[bytes]:
 
     Tasks come in the order of their ids, a page at a time, each with all that belongs to it. It is
     no snapshot: what changes meanwhile may be in it or not, but each task is as it was at one
-    moment. Raises 422 for an unknown user.
+    moment, and its questions as they were a little later. Raises 422 for an unknown user.
     """
     people = [row for row in _users() if user in (None, row.name)]
     if user is not None and not people:
@@ -126,11 +126,10 @@ def _new_agents(agents: AnySelect, written: set[tuple[str, str]]) -> Iterator[by
 
 @dataclass(frozen=True)
 class _Task:
-    """A task and what belongs to it, but for its log."""
+    """A task and what belongs to it, but for its questions and its log."""
 
     row: Any
     writers: Sequence[AnyRow]
-    questions: Sequence[AnyRow]
     deliveries: Sequence[AnyRow]
     # Of all its deliveries.
     attempts: Sequence[AnyRow]
@@ -177,8 +176,9 @@ def _task_lines(task: _Task) -> Generator[bytes, None, int]:
     """
     yield _line("task", _task_json(task))
     of_task = {"taskId": task.row.id}
-    for question in task.questions:
-        yield _line("question", of_task | _question_json(question))
+    for page in question_queries.pages(_QUESTIONS, task.row.id):
+        for question in page:
+            yield _line("question", of_task | _question_json(question))
     for delivery in task.deliveries:
         yield _line("delivery", of_task | _delivery_json(delivery, task.attempts))
     try:

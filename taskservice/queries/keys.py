@@ -1,18 +1,36 @@
 """Reads of API keys."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import and_, bindparam, not_, select, tuple_
 
 from taskservice.auth.caller import Caller, visible_keys
+from taskservice.auth.valid_keys import KEY_IS_VALID
+from taskservice.database import timestamps
 from taskservice.database.models import ApiKey, User
-from taskservice.database.rows import AnyRow
+from taskservice.database.rows import AnyRow, in_pages
 from taskservice.database.transactions import reading
+from taskservice.database.types import Identifier, Timestamp
 from taskservice.problems import not_found
+from taskservice.queries.selections import EARLIEST, LOWEST_ID
 from taskservice.schemas.columns import KEY_COLUMNS
 
+# How many keys of a list one read takes.
+KEYS_PER_READ = 1_000
 _KEY = select(*KEY_COLUMNS).where(ApiKey.id == bindparam("key_id"), visible_keys)
 _KEYS_OF_USER = select(*KEY_COLUMNS).where(visible_keys).order_by(ApiKey.created_at, ApiKey.id)
+_PAGE = _KEYS_OF_USER.where(
+    tuple_(ApiKey.created_at, ApiKey.id)
+    > tuple_(bindparam("after", type_=Timestamp()), bindparam("after_id", type_=Identifier))
+).limit(bindparam("count"))
+_NEWEST = (
+    select(*KEY_COLUMNS)
+    .where(visible_keys)
+    .order_by(ApiKey.created_at.desc(), ApiKey.id.desc())
+    .limit(bindparam("count"))
+)
+_NEWEST_VALID = _NEWEST.where(*KEY_IS_VALID)
+_NEWEST_INVALID = _NEWEST.where(not_(and_(*KEY_IS_VALID)))
 _KEYS = (
     select(*KEY_COLUMNS, User.name.label("user_name"))
     .join(User, User.id == ApiKey.user_id)
@@ -35,7 +53,20 @@ def list_all() -> Sequence[AnyRow]:
         return connection.execute(_KEYS).all()
 
 
-def list_of_user(caller: Caller) -> Sequence[AnyRow]:
-    """All keys of the caller's user, also those that are revoked or expired."""
+def list_of_user(caller: Caller) -> Iterator[Sequence[AnyRow]]:
+    """All keys of the caller's user, also those that are revoked or expired, some at a time."""
+
+    def read(last: AnyRow | None, count: int) -> Sequence[AnyRow]:
+        after, after_id = (last.created_at, last.id) if last else (EARLIEST, LOWEST_ID)
+        wanted = {"after": after, "after_id": after_id, "count": count, **caller.scope}
+        with reading() as connection:
+            return connection.execute(_PAGE, wanted).all()
+
+    return in_pages(read, KEYS_PER_READ)
+
+
+def newest(caller: Caller, count: int, *, are_valid: bool) -> Sequence[AnyRow]:
+    """The newest keys of the caller's user among those that are valid, or among all others."""
+    wanted = {"count": count, "now": timestamps.now(), **caller.scope}
     with reading() as connection:
-        return connection.execute(_KEYS_OF_USER, caller.scope).all()
+        return connection.execute(_NEWEST_VALID if are_valid else _NEWEST_INVALID, wanted).all()

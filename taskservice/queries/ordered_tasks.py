@@ -16,6 +16,7 @@ from taskservice.queries import candidates, selections
 from taskservice.queries.selections import (
     BY_END,
     EARLIEST,
+    LOWEST_ID,
     NEWEST_FIRST,
     OLDEST_FIRST,
     Filters,
@@ -49,7 +50,7 @@ class Position(NamedTuple):
 
 
 # Before the first task of each order.
-_FIRST = Position(EARLIEST, "00000000-0000-0000-0000-000000000000")
+_FIRST = Position(EARLIEST, LOWEST_ID)
 _LAST = Position("9999-12-31T23:59:59.999Z", "ffffffff-ffff-ffff-ffff-ffffffffffff")
 START = {NEWEST_FIRST: _LAST, OLDEST_FIRST: _FIRST, BY_END: _FIRST}
 

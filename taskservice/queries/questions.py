@@ -1,21 +1,31 @@
 """Reads of questions."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
-from sqlalchemy import and_, bindparam, case, func, or_, select
+from sqlalchemy import and_, bindparam, case, func, literal_column, or_, select, tuple_
 
 from taskservice.auth.caller import Caller, visible_tasks
 from taskservice.contract.terms import EXPIRED, OPEN
 from taskservice.database.models import IS_ASKING, Question, Task
-from taskservice.database.rows import AnyRow
+from taskservice.database.rows import AnyRow, AnySelect, in_pages
 from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
-from taskservice.database.types import Identifier, moment_from_now
+from taskservice.database.types import (
+    Identifier,
+    Several,
+    Timestamp,
+    is_among,
+    moment_from_now,
+)
 from taskservice.problems import not_found
-from taskservice.queries.selections import of_user
+from taskservice.queries.selections import EARLIEST, LOWEST_ID, of_user
 from taskservice.schemas.columns import QUESTION_COLUMNS
 
-has_expired = and_(Question.state == OPEN, Question.expires_at <= moment_from_now())
+# How many questions of a list one read takes: each answer may have a megabyte.
+QUESTIONS_PER_READ = 4
+# A literal, as in the indexes of open questions, so that they are used.
+_is_open = Question.state == literal_column(f"'{OPEN}'")
+has_expired = and_(_is_open, Question.expires_at <= moment_from_now())
 # An open question whose time has come is expired in every read; upkeep stores that later.
 _STATE = case((has_expired, EXPIRED), else_=Question.state).label("state")
 COLUMNS = tuple(_STATE if each is Question.state else each for each in QUESTION_COLUMNS)
@@ -24,9 +34,18 @@ OF_TASK = (
     .where(Question.task_id == bindparam("task_id", type_=Identifier))
     .order_by(Question.asked_at, Question.id)
 )
+OPEN_OF_TASK = OF_TASK.where(
+    _is_open, or_(Question.expires_at.is_(None), Question.expires_at > moment_from_now())
+)
 ONE = OF_TASK.where(Question.id == bindparam("question_id", type_=Identifier))
 _VISIBLE = select(Task.id).where(Task.id == bindparam("task_id", type_=Identifier), visible_tasks)
 
+_is_after = tuple_(Question.asked_at, Question.id) > tuple_(
+    bindparam("after", type_=Timestamp()), bindparam("after_id", type_=Identifier)
+)
+_AMONG = OF_TASK.with_only_columns(Question.id).where(
+    is_among(Question.id, bindparam("question_ids", type_=Several(Identifier)))
+)
 _has_ended = or_(Question.state != OPEN, has_expired)
 _ENDED = Statement[AnyRow](
     OF_TASK.where(_has_ended)
@@ -47,21 +66,44 @@ _limited = select(Task.id).where(of_user, IS_ASKING).limit(bindparam("count")).s
 _COUNT_ASKING = Statement[AnyRow](select(func.count(_limited.c[0])))
 
 
-def list_of_task(caller: Caller, task_id: str) -> Sequence[AnyRow]:
-    """All questions of a task, oldest first. Raises 404."""
-    here = {"task_id": task_id, **caller.scope}
+def list_of_task(caller: Caller, task_id: str) -> Iterator[Sequence[AnyRow]]:
+    """All questions of a task, oldest first, a few at a time. Raises 404."""
+    _require_task(caller, task_id)
+    return pages(OF_TASK, task_id)
+
+
+def pages(questions: AnySelect, task_id: str) -> Iterator[Sequence[AnyRow]]:
+    """The questions of a task that `questions` selects, oldest first, a few at a time."""
+    page = questions.where(_is_after).limit(bindparam("count"))
+
+    def read(last: AnyRow | None, count: int) -> Sequence[AnyRow]:
+        after, after_id = (last.asked_at, last.id) if last else (EARLIEST, LOWEST_ID)
+        here = {"task_id": task_id, "after": after, "after_id": after_id, "count": count}
+        with reading() as connection:
+            return connection.execute(page, here).all()
+
+    return in_pages(read, QUESTIONS_PER_READ)
+
+
+def ids_among(caller: Caller, task_id: str, question_ids: Collection[str]) -> Sequence[str]:
+    """Those of the ids that are questions of a task, oldest first. Raises 404."""
+    _require_task(caller, task_id)
+    here = {"task_id": task_id, "question_ids": list(question_ids)}
     with reading() as connection:
-        if connection.execute(_VISIBLE, here).one_or_none() is None:
+        return connection.scalars(_AMONG, here).all()
+
+
+def _require_task(caller: Caller, task_id: str) -> None:
+    with reading() as connection:
+        if connection.execute(_VISIBLE, {"task_id": task_id, **caller.scope}).one_or_none() is None:
             raise not_found("task")
-        return connection.execute(OF_TASK, here).all()
 
 
 def get(caller: Caller, task_id: str, question_id: str) -> AnyRow:
     """A question of a task. Raises 404, for the task or for the question."""
-    here = {"task_id": task_id, "question_id": question_id, **caller.scope}
+    _require_task(caller, task_id)
+    here = {"task_id": task_id, "question_id": question_id}
     with reading() as connection:
-        if connection.execute(_VISIBLE, here).one_or_none() is None:
-            raise not_found("task")
         question = connection.execute(ONE, here).one_or_none()
     if question is None:
         raise not_found("question")

@@ -12,6 +12,7 @@ from taskservice.database.types import Identifier, Timestamp, place_in_text
 
 NEWEST_FIRST, OLDEST_FIRST, BY_END = SORTS
 EARLIEST = "0001-01-01T00:00:00.000Z"
+LOWEST_ID = "00000000-0000-0000-0000-000000000000"
 # Together with `own_agent_id` the same as `visible_tasks`, whose OR would keep SQLite from using
 # the index of an agent.
 of_user: ColumnElement[bool] = Task.user_id == bindparam("user_id", type_=Identifier)

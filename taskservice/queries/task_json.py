@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import chain
 from typing import Any
 
 from taskservice.contract.terms import WEBHOOK_LINES, WEBHOOK_LOG_BYTES
@@ -78,6 +79,11 @@ def with_lines(row: TaskRow, shape: Shape, lines: list[str]) -> bytes:
 def tasks(parts: Iterable[Sequence[ListedTask]], shape: Shape) -> Iterator[bytes]:
     """The tasks of a list as one JSON array, in pieces."""
     return _in_pieces(_array_text(parts, shape))
+
+
+def array(pages: Iterable[Sequence[Any]]) -> Iterator[bytes]:
+    """The items of all pages as one JSON array, in pieces."""
+    return _in_pieces(chain([b"["], _joined(pages), [b"]"]))
 
 
 def log_page(row: TaskRow, after: int, count: int, *, has_times: bool = False) -> Iterator[bytes]:
@@ -171,8 +177,8 @@ def _task_text(row: TaskRow, shape: Shape, more: Mapping[str, Any]) -> Iterator[
         yield tail
 
 
-def _joined(pages: Iterable[list[str]]) -> Iterator[bytes]:
-    """Pages of lines as JSON strings with commas between them."""
+def _joined(pages: Iterable[Sequence[Any]]) -> Iterator[bytes]:
+    """The items of all pages as JSON with commas between them."""
     comma = b""
     for lines in pages:
         yield comma

@@ -1,6 +1,6 @@
 """Questions: asked by agents, answered by people, withdrawn, and expired by upkeep."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, select, update
@@ -29,7 +29,7 @@ from taskservice.database.transactions import moment_by, reading, retry_on_confl
 from taskservice.database.types import Identifier
 from taskservice.problems import Problem, invalid, not_found
 from taskservice.queries import questions as question_queries
-from taskservice.queries.questions import COLUMNS, OF_TASK, ONE, has_expired
+from taskservice.queries.questions import COLUMNS, ONE, OPEN_OF_TASK, has_expired
 from taskservice.schemas import elicitation, strict_json
 from taskservice.schemas.answers.tasks import question_schema
 from taskservice.services.idempotency import Idempotency
@@ -187,9 +187,8 @@ def _get(connection: Connection, task_id: str, question_id: str) -> AnyRow:
     return question
 
 
-def _open(connection: Connection, task_id: str) -> list[AnyRow]:
-    rows = connection.execute(OF_TASK, {"task_id": task_id})
-    return [row for row in rows if row.state == OPEN]
+def _open(connection: Connection, task_id: str) -> Sequence[AnyRow]:
+    return connection.execute(OPEN_OF_TASK, {"task_id": task_id}).all()
 
 
 def _store_open(connection: Connection, task_id: str) -> None:

@@ -1,6 +1,6 @@
 """Responses: rows dumped by their schema, and tasks, which may be streamed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
@@ -56,6 +56,11 @@ def dump(
 
 def json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return Answer(strict_json.dumps(value), status, headers, content_type=JSON)
+
+
+def array(pages: Iterable[Sequence[Any]]) -> Response:
+    """The items of all pages as one JSON array; streamed where it is large."""
+    return stream(task_json.array(pages))
 
 
 def task(

@@ -521,3 +521,21 @@ def test_many_tasks_and_a_full_log_are_exported_and_imported_in_bounded_memory(
     assert there.export() == exported.read_bytes()
     assert cost < 100
     assert more < 150
+
+
+@pytest.mark.slow
+def test_questions_with_large_answers_are_exported_in_bounded_memory(
+    here: Place, tmp_path: Path
+) -> None:
+    alice = add_user(here.app, "alice")
+    task = alice.start(claim=True)
+    path = f"/task/{task['id']}/question"
+    content = {"action": "accept", "content": {"answer": "x" * (MEGABYTE - 20)}}
+    for _ in range(120):
+        question = expect(alice.post(path, json={"message": "Which?"}), 201)
+        expect(alice.post(f"{path}/{question['id']}/answer", json=content), 200)
+    exported = tmp_path / "tasks.jsonl"
+    with open(exported, "wb") as out:
+        cost = memory_of(here.folder, "export", database=here.url, stdout=out)
+    assert exported.stat().st_size > 120 * (MEGABYTE - 20)
+    assert cost < 50
