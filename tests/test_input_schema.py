@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from sqlalchemy import update
 
+from taskservice.database.models import Agent
+from taskservice.database.transactions import transaction
 from taskservice.schemas.input_schema import Input
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.catalogue import fault
@@ -364,7 +367,8 @@ LONG: tuple[tuple[Json, Json, str | None], ...] = (
         TOO_LONG,
     ),
     (has(x={"items": {"enum": [n + 0.5 for n in range(1_800)]}}), {"x": [1799] * 3_500}, TOO_LONG),
-    (has(x={"items": {"allOf": [{"minimum": -1.5}] * 300}}), {"x": [10**900] * 1_000}, TOO_LONG),
+    (has(x={"items": {"allOf": [{"minimum": -1.5}] * 300}}), {"x": [10**900] * 100}, TOO_LONG),
+    (has(x={"items": {"enum": HALVES}}), {"x": [1e-300] * 100}, TOO_LONG),
     (has(x={"items": {"allOf": [{"multipleOf": 3}] * 300}}), {"x": [3e307] * 2_000}, TOO_LONG),
     (
         has(x={"items": {"allOf": [{"uniqueItems": True}] * 90}}),
@@ -392,6 +396,20 @@ def test_long_input_is_checked_but_never_for_long(
                 alice.start(input=given)
             else:
                 assert faults(alice, given) == {"input": [message]}
+
+
+@one_database
+def test_schema_that_was_stored_before_a_limit_is_named(app: Flask, alice: ApiClient) -> None:
+    task = alice.start(input={"x": {}})
+    text = '{"type":"object","properties":{"x":{"unevaluatedProperties":false}}}'
+    with app.app_context(), transaction() as connection:
+        connection.execute(update(Agent).values(input_schema=text))
+    reason = "properties.x: not allowed: unevaluatedProperties."
+    message = f"The agent's inputSchema is no longer allowed: {reason}"
+    assert faults(alice, {"x": {}}) == {"input": [message]}
+    refused = problem(alice.post(f"/task/{task['id']}/rerun"), 422)
+    assert refused["errors"] == {"input": [message]}
+    alice.start(input={"x": {}}, claim=True)
 
 
 @fault("JSON", "a pattern that backtracks for ever elsewhere", "time in proportion to the text")

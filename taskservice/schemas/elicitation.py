@@ -86,9 +86,10 @@ def problems_of_answer(schema: dict[str, Any], content: dict[str, Any]) -> dict[
     )
     try:
         return input_schema.problems("content", closed, text, "the question's schema")
-    except input_schema.Unfit as error:
+    except ValueError as error:
         # It was stored before there was this limit.
-        return {"content": [f"The question's schema is no longer allowed: {error}"]}
+        reason = input_schema.reason(error)
+        return {"content": [f"The question's schema is no longer allowed: {reason}"]}
 
 
 def _without_dialect(schema: dict[str, Any]) -> dict[str, Any]:

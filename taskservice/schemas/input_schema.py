@@ -35,7 +35,9 @@ _PATTERN_CACHE = 64 << 10
 # The validator keeps the interpreter's lock, so its time is estimated in steps of at most 20 ns:
 # one for each value and each schema; NUMBER_STEPS for each comparison of numbers that are no
 # whole numbers of a double; and for each byte, what patterns and formats take.
-NUMBER_STEPS = 100
+NUMBER_STEPS = 150
+# A very small or large number has hundreds of digits.
+EXTREME_NUMBER = 20
 FORMAT_STEPS = 4
 PATTERN_SIZE_OF_STEP = 400
 MAX_STEPS = 20_000_000
@@ -92,7 +94,7 @@ class Size(NamedTuple):
     schemas: int = 0
     # Values in `enum`, `const` and `required`.
     members: int = 0
-    # Numbers that a number is compared with, and how many of them are compared digit by digit.
+    # Numbers that a number is compared with, and the `_digits` of them.
     numbers: int = 0
     exact_numbers: int = 0
     patterns: int = 0
@@ -120,10 +122,8 @@ def problem(schema: dict[str, Any]) -> str | None:
         _check_root(schema)
         _Sizes(schema).check()
         _validator(schema)
-    except Unfit as error:
-        return str(error)
     except ValueError as error:
-        return _not_a_schema(error)
+        return reason(error)
     return None
 
 
@@ -192,7 +192,7 @@ class _Sizes:
         numbers = [each for each in options if _is_number(each)]
         numbers += [schema[each] for each in _COMPARED if _is_number(schema.get(each))]
         step = schema.get("multipleOf")
-        if _is_number(step) and _is_exact(step):
+        if _is_number(step) and _digits(step):
             raise Unfit(f"{_name(pointer)}: multipleOf must be a whole number up to 2^53.")
         unique = UNIQUE_STEPS if schema.get("uniqueItems") is True else 0
         patterns = [each for each in (schema.get("pattern"),) if isinstance(each, str)]
@@ -202,7 +202,7 @@ class _Sizes:
             schemas=1 + unique + flags + len(_dict(schema, "dependentRequired")),
             members=len(options) + names,
             numbers=len(numbers) + unique,
-            exact_numbers=sum(map(_is_exact, numbers)),
+            exact_numbers=sum(map(_digits, numbers)),
             patterns=len(patterns),
             pattern_size=sum(map(_pattern_size, patterns)),
             formats="format" in schema,
@@ -235,9 +235,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_exact(number: Any) -> bool:
-    """Whether the validator compares it digit by digit, which takes long."""
-    return isinstance(number, float) or abs(number) > _MAX_WHOLE
+def _digits(number: Any) -> int:
+    """How long the validator takes to compare it digit by digit; 0 if it does not."""
+    if isinstance(number, int) and abs(number) <= _MAX_WHOLE:
+        return 0
+    return 1 if 1e-15 < abs(number) < 1e18 else EXTREME_NUMBER
 
 
 @lru_cache(maxsize=256)
@@ -289,6 +291,11 @@ def _name(pointer: str) -> str:
     return ".".join(name.replace("~1", "/").replace("~0", "~") for name in names) or "At the top"
 
 
+def reason(error: ValueError) -> str:
+    """Why a schema is not allowed."""
+    return str(error) if isinstance(error, Unfit) else _not_a_schema(error)
+
+
 def _not_a_schema(error: ValueError) -> str:
     path: list[str | int] = getattr(error, "instance_path", [])
     place = ".".join(map(str, path))
@@ -331,7 +338,7 @@ class Input:
             _compiled(schema)
         except ValueError as error:
             # It was stored before there was this limit.
-            return {"input": [f"The agent's inputSchema is no longer allowed: {error}"]}
+            return {"input": [f"The agent's inputSchema is no longer allowed: {reason(error)}"]}
         errors = problems("input", schema, self.text, "the agent's inputSchema")
         if not errors:
             self._fitting.add(schema)
@@ -401,13 +408,13 @@ def _loads(text: str) -> Any:
 
 
 def _counted(text: str) -> tuple[Any, int]:
-    """The same, and how many of its numbers are compared digit by digit."""
+    """The same, and the `_digits` of all its numbers."""
     count = 0
 
     def number(digits: str) -> int | float:
         nonlocal count
         found = _number(digits)
-        count += _is_exact(found)
+        count += _digits(found)
         return found
 
     return json.loads(text, parse_float=number, parse_int=number), count
