@@ -497,6 +497,12 @@ def test_page_of_a_task_shows_how_its_questions_ended(
     pairs = re.findall("<div><dt>([^<]+)</dt><dd>(.+?)</dd></div>", history)
     assert pairs == [("Branch", "main"), ("By force?", "Yes"), ("size", "Large"),
                      ("hosts", "a, c")]  # fmt: skip
+    large = ask(alice, task, "Tell me all")
+    body = {"action": "accept", "content": {"answer": "x" * 100_000}}
+    expect(alice.post(f"/task/{task['id']}/question/{large['id']}/answer", json=body), 200)
+    text = text_of(window, path)
+    assert len(text) < 100_000
+    assert f"GET /api/v1/task/{task['id']}/question/{large['id']}" in text
     alice.report(task, status="complete")
     text = text_of(window, path)
     assert "Still open?" in text.partition('id="ended"')[2]

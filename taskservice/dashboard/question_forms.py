@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from taskservice.auth.caller import Caller
-from taskservice.contract.terms import ANSWERED
+from taskservice.contract.terms import ANSWERED, API_PREFIX
 from taskservice.dashboard import schema_form
 from taskservice.dashboard.formatting import visible
 from taskservice.dashboard.schema_form import CHOICE, Choice, Errors, Field, Json, Texts
@@ -27,6 +27,8 @@ MAX_SHOWN = 20
 MAX_LINK = 200
 # The page of a task has this many questions that are no longer open.
 SHOWN_ENDED = 20
+# It shows answers of up to this many characters.
+MAX_SHOWN_ANSWER = 16 * 1024
 # A question with one choice of so few and so short options is answered by a click.
 MAX_BUTTONS, MAX_BUTTON_LABEL = 4, 40
 MAX_ANSWER = 200
@@ -148,17 +150,21 @@ def of_task(task: Any) -> list[QuestionForm]:
 
 def ended(task_id: str) -> list[EndedQuestion]:
     """The last questions of a task that are no longer open, newest first."""
-    rows = question_queries.ended(task_id, SHOWN_ENDED)
-    return [_ended(loaded(row)) for row in rows]
+    rows = question_queries.ended(task_id, SHOWN_ENDED, MAX_SHOWN_ANSWER)
+    return [_ended(loaded(row), task_id) for row in rows]
 
 
-def _ended(question: Json) -> EndedQuestion:
+def _ended(question: Json, task_id: str) -> EndedQuestion:
+    answer = schema_form.shown(question["schema"], question["answer"] or {})
+    if question["state"] == ANSWERED and question["answer"] is None:
+        path = f"{API_PREFIX}/task/{task_id}/question/{question['id']}"
+        answer = [("answer", f"too long for this page: GET {path}")]
     return EndedQuestion(
         id=question["id"],
         message=question["message"],
         asked_at=question["askedAt"],
         state=question["state"],
-        answer=schema_form.shown(question["schema"], question["answer"] or {}),
+        answer=answer,
         answered_by=question["answeredBy"],
     )
 

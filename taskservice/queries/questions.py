@@ -47,8 +47,12 @@ _AMONG = OF_TASK.with_only_columns(Question.id).where(
     is_among(Question.id, bindparam("question_ids", type_=Several(Identifier)))
 )
 _has_ended = or_(Question.state != OPEN, has_expired)
+_short_answer = case((func.length(Question.answer) <= bindparam("length"), Question.answer))
 _ENDED = Statement[AnyRow](
-    OF_TASK.where(_has_ended)
+    OF_TASK.with_only_columns(
+        *(_short_answer.label("answer") if each is Question.answer else each for each in COLUMNS)
+    )
+    .where(_has_ended)
     .order_by(None)
     .order_by(Question.asked_at.desc(), Question.id.desc())
     .limit(bindparam("count"))
@@ -110,10 +114,13 @@ def get(caller: Caller, task_id: str, question_id: str) -> AnyRow:
     return question
 
 
-def ended(task_id: str, count: int) -> Sequence[AnyRow]:
-    """The newest `count` questions of a task that are no longer open, the newest first."""
+def ended(task_id: str, count: int, length: int) -> Sequence[AnyRow]:
+    """The newest `count` questions of a task that are no longer open, the newest first.
+
+    The answer is None if it has more than `length` characters.
+    """
     with reading() as connection:
-        return _ENDED.all(connection, task_id=task_id, count=count)
+        return _ENDED.all(connection, task_id=task_id, count=count, length=length)
 
 
 def asking_tasks(caller: Caller, count: int, length: int) -> Sequence[AnyRow]:
