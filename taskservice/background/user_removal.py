@@ -14,8 +14,7 @@ from taskservice.database.models import Agent, Task, User
 from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import Identifier
-from taskservice.services.callback_secrets import LOCK_USER
-from taskservice.services.keys import get_user_id, revoke_keys_of
+from taskservice.services.keys import LOCK_USER, get_user_id, revoke_keys_of
 from taskservice.services.removal import remove
 
 # How many tasks the last transaction removes at most.

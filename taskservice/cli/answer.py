@@ -95,8 +95,8 @@ def _print_question(task_id: str, question: Question, is_only: bool) -> NoReturn
         print_line(line)
     if question["state"] != OPEN:
         exit_with_error(question_text.outcome(question))
-    for command in question_text.commands(task_id, question, is_only):
-        print_line(f"to answer:   {command}")
+    for line in question_text.commands(task_id, question, is_only):
+        print_line(f"to answer:   {line}")
     print_line(f"to decline:  {question_text.command(task_id, question, is_only)} --decline")
     sys.exit(NOTHING_TYPED)
 

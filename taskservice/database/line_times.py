@@ -22,10 +22,10 @@ def encode(of_lines: Times) -> Columns:
     """The columns of lines with these times, of which the first is that of line 0."""
     first = before = of_lines[0][1]
     changes = []
-    for line, time in of_lines:
-        if time != before:
-            changes.append(f"{line}:{time - first}")
-            before = time
+    for line, value in of_lines:
+        if value != before:
+            changes.append(f"{line}:{value - first}")
+            before = value
     return Columns(first, ",".join(changes) or None)
 
 
@@ -34,9 +34,9 @@ def decode(at: int, times: str | None, count: int) -> list[int]:
     if times is None:
         return [at] * count
     decoded: list[int] = []
-    time = at
+    value = at
     for change in times.split(","):
         line, _, difference = change.partition(":")
-        decoded += [time] * (int(line) - len(decoded))
-        time = at + int(difference)
-    return decoded + [time] * (count - len(decoded))
+        decoded += [value] * (int(line) - len(decoded))
+        value = at + int(difference)
+    return decoded + [value] * (count - len(decoded))

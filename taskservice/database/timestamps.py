@@ -6,6 +6,10 @@ import time
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
+# Before all others, in any order of times and ids.
+EARLIEST = "0001-01-01T00:00:00.000Z"
+LOWEST_ID = "00000000-0000-0000-0000-000000000000"
+
 _lock = threading.Lock()
 _last_id = 0
 

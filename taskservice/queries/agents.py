@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, case, func, literal_column, select
 
-from taskservice.auth.caller import Caller, visible_agents
+from taskservice.auth.caller import Caller, of_user, visible_agents
 from taskservice.contract.terms import CANCELLED, COMPLETE, RUNNING
 from taskservice.database import timestamps
 from taskservice.database.models import Agent, Task
@@ -16,7 +16,6 @@ from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
 from taskservice.database.types import Identifier
 from taskservice.problems import not_found
-from taskservice.queries.selections import of_user
 from taskservice.schemas.columns import AGENT_COLUMNS, AGENT_OF_TASK_COLUMNS
 
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)

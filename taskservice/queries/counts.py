@@ -8,7 +8,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from sqlalchemy import ColumnElement, and_, bindparam, func, select
 
-from taskservice.auth.caller import Caller
+from taskservice.auth.caller import Caller, of_user
 from taskservice.contract.terms import ERROR_TYPES, RUNNING, STATUSES
 from taskservice.database import timestamps
 from taskservice.database.models import Task
@@ -19,7 +19,7 @@ from taskservice.database.types import Timestamp
 from taskservice.queries import selections
 from taskservice.queries.candidates import IS_WAITING, WAITING
 from taskservice.queries.ordered_tasks import OrderedTasks, Scan, conditions_of
-from taskservice.queries.selections import NEWEST_FIRST, Filters, Selection, of_user
+from taskservice.queries.selections import NEWEST_FIRST, Filters, Selection
 
 T = TypeVar("T")
 # How many of the newest tasks are searched for those that fit: for the tabs, which are counted for

@@ -9,10 +9,10 @@ from taskservice.auth.valid_keys import KEY_IS_VALID
 from taskservice.database import timestamps
 from taskservice.database.models import ApiKey, User
 from taskservice.database.rows import AnyRow, in_pages
+from taskservice.database.timestamps import EARLIEST, LOWEST_ID
 from taskservice.database.transactions import reading
 from taskservice.database.types import Identifier, Timestamp
 from taskservice.problems import not_found
-from taskservice.queries.selections import EARLIEST, LOWEST_ID
 from taskservice.schemas.columns import KEY_COLUMNS
 
 # How many keys of a list one read takes.

@@ -11,12 +11,11 @@ from taskservice.database import name_index
 from taskservice.database.models import Task
 from taskservice.database.rows import AnyRow
 from taskservice.database.statements import Statement
+from taskservice.database.timestamps import EARLIEST, LOWEST_ID
 from taskservice.database.types import Identifier, Timestamp
 from taskservice.queries import candidates, selections
 from taskservice.queries.selections import (
     BY_END,
-    EARLIEST,
-    LOWEST_ID,
     NEWEST_FIRST,
     OLDEST_FIRST,
     Filters,

@@ -4,11 +4,12 @@ from collections.abc import Collection, Iterator, Sequence
 
 from sqlalchemy import and_, bindparam, case, func, literal_column, or_, select, tuple_
 
-from taskservice.auth.caller import Caller, visible_tasks
+from taskservice.auth.caller import Caller, of_user, visible_tasks
 from taskservice.contract.terms import EXPIRED, OPEN
 from taskservice.database.models import IS_ASKING, Question, Task
 from taskservice.database.rows import AnyRow, AnySelect, in_pages
 from taskservice.database.statements import Statement
+from taskservice.database.timestamps import EARLIEST, LOWEST_ID
 from taskservice.database.transactions import reading
 from taskservice.database.types import (
     Identifier,
@@ -18,7 +19,6 @@ from taskservice.database.types import (
     moment_from_now,
 )
 from taskservice.problems import not_found
-from taskservice.queries.selections import EARLIEST, LOWEST_ID, of_user
 from taskservice.schemas.columns import QUESTION_COLUMNS
 
 # How many questions of a list one read takes: each answer may have a megabyte.

@@ -5,17 +5,15 @@ from typing import Any, NamedTuple, TypeAlias
 
 from sqlalchemy import ColumnElement, Text, and_, bindparam, exists, select, true
 
-from taskservice.auth.caller import Caller
+from taskservice.auth.caller import Caller, of_user
 from taskservice.contract.terms import MAX_LABELS, SORTS
 from taskservice.database.models import Delivery, Task, TaskLabel
+from taskservice.database.timestamps import EARLIEST
 from taskservice.database.types import Identifier, Timestamp, place_in_text
 
 NEWEST_FIRST, OLDEST_FIRST, BY_END = SORTS
-EARLIEST = "0001-01-01T00:00:00.000Z"
-LOWEST_ID = "00000000-0000-0000-0000-000000000000"
 # Together with `own_agent_id` the same as `visible_tasks`, whose OR would keep SQLite from using
 # the index of an agent.
-of_user: ColumnElement[bool] = Task.user_id == bindparam("user_id", type_=Identifier)
 # Each label of a selection is a filter of its own, and all must fit.
 LABELS = tuple(f"label{number}" for number in range(MAX_LABELS))
 # Filter, under the name of its parameter -> its condition; the bounds are exclusive.

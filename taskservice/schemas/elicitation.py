@@ -88,8 +88,8 @@ def problems_of_answer(schema: dict[str, Any], content: dict[str, Any]) -> dict[
         return input_schema.problems("content", closed, text, "the question's schema")
     except ValueError as error:
         # It was stored before there was this limit.
-        reason = input_schema.reason(error)
-        return {"content": [f"The question's schema is no longer allowed: {reason}"]}
+        because = input_schema.reason(error)
+        return {"content": [f"The question's schema is no longer allowed: {because}"]}
 
 
 def _without_dialect(schema: dict[str, Any]) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 
 from taskservice.auth.caller import Caller
 from taskservice.database import timestamps
-from taskservice.database.models import CallbackSecret, User
+from taskservice.database.models import CallbackSecret
 from taskservice.database.transactions import transaction
 from taskservice.database.types import Identifier, Timestamp
 from taskservice.problems import Problem
+from taskservice.services.keys import LOCK_USER
 from taskservice.webhooks import signing
 
 # A replaced secret also signs for a day, so that receivers can change to the new one.
@@ -19,7 +20,6 @@ OVERLAP_SECONDS = 86_400.0
 # Each secret that signs adds 48 bytes to a header, of which receivers accept a few KiB.
 MAX_SIGNING = 10
 
-LOCK_USER = select(User.id).where(User.id == bindparam("user_id")).with_for_update()
 _REPLACE_SECRET = update(CallbackSecret).where(
     CallbackSecret.user_id == bindparam("of_user_id", type_=Identifier),
     CallbackSecret.replaced_at.is_(None),

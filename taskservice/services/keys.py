@@ -16,8 +16,8 @@ from taskservice.database.transactions import retry_on_conflict, transaction
 from taskservice.database.types import Identifier
 from taskservice.problems import Problem, invalid, no_such_user, not_found
 from taskservice.schemas.columns import KEY_COLUMNS
-from taskservice.services.callback_secrets import LOCK_USER
 
+LOCK_USER = select(User.id).where(User.id == bindparam("user_id")).with_for_update()
 _USER_ID = select(User.id).where(User.name == bindparam("name"))
 _AGENT = select(Agent.id).where(
     Agent.user_id == bindparam("user_id", type_=Identifier), Agent.id == bindparam("agent_id")

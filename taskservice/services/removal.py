@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, Float, bindparam, delete, select, update
+from sqlalchemy import BindParameter, Connection, Float, bindparam, select, update
+from sqlalchemy import delete as sql_delete
 
 from taskservice.database import timestamps
 from taskservice.database.models import Log, Task
@@ -29,7 +30,7 @@ _REFERENCES = tuple(
     )
     for column in (Task.parent_id, Task.rerun_of)
 )
-_DELETE = delete(Task).where(Task.id.in_(_IDS))
+_DELETE = sql_delete(Task).where(Task.id.in_(_IDS))
 
 
 def remove(connection: Connection, task_ids: Sequence[str], logs_dropped_ago: float = 0.0) -> bool:

@@ -4,8 +4,7 @@ import socket
 from collections.abc import Callable
 from typing import TypeVar
 
-from flask import after_this_request, request
-from flask.wrappers import Response
+from flask import Response, after_this_request, request
 from werkzeug.http import parse_list_header
 
 from taskservice import resources
