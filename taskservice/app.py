@@ -7,7 +7,7 @@ from typing import Any
 from flask import Flask, Request
 from werkzeug.routing import MapAdapter, Rule
 
-from taskservice import api, dashboard, mcp, problems
+from taskservice import api, dashboard, errors, mcp
 from taskservice.config import Config
 from taskservice.database import engine, migrations, transactions, watcher
 from taskservice.operations import health, request_log
@@ -71,7 +71,7 @@ def create_app(config: Config, may_create: bool = True) -> Flask:
     watcher.init_app(app, config.THREADS)
     health.init_app(app)
     attempts.init_app(app)
-    problems.init_app(app)
+    errors.init_app(app)
     request_log.init_app(app)
     api.init_app(app)
     mcp.init_app(app)

@@ -13,7 +13,7 @@ from flask import Flask
 
 from taskservice.auth import key_text
 from taskservice.config import Config
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.services import keys as key_service
 from tests.support.api_client import ApiClient, expect, problem, problem_text
 from tests.support.catalogue import fault, happened
@@ -233,8 +233,8 @@ def test_another_scheme_is_ignored_beside_the_header_apikey(alice: ApiClient) ->
 @fault("access", "a key that has expired", "401 from that moment")
 def test_expired_key_is_401_and_one_that_expires_later_is_not(alice: ApiClient, app: Flask) -> None:
     with app.app_context():
-        expired = key_service.add("alice", "old", None, timestamps.now(-1)).text
-        valid = key_service.add("alice", "new", None, timestamps.now(3600)).text
+        expired = key_service.add("alice", "old", None, clock.now(-1)).text
+        valid = key_service.add("alice", "new", None, clock.now(3600)).text
     first = answer_without_key(app, path=f"{PREFIX}/user")
     response = ApiClient(app, "alice", expired).get("/user")
     problem(response, 401)

@@ -3,7 +3,7 @@
 import pytest
 from flask import Flask
 
-from taskservice.contract.terms import MAX_DESCRIPTION, MAX_NAME
+from taskservice.terms import MAX_DESCRIPTION, MAX_NAME
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.catalogue import fault, happened
 from tests.support.internals import rows

@@ -15,7 +15,7 @@ from flask import Flask
 from sqlalchemy import update
 
 from taskservice import resources
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.models import ApiKey
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import transaction
@@ -265,9 +265,7 @@ def test_key_that_is_revoked_while_its_claim_waits_to_write_gets_no_task(
     with ThreadPoolExecutor(1) as pool:
         with app.app_context(), transaction() as connection:
             connection.execute(
-                update(ApiKey)
-                .where(ApiKey.agent_id.is_not(None))
-                .values(revoked_at=timestamps.now())
+                update(ApiKey).where(ApiKey.agent_id.is_not(None)).values(revoked_at=clock.now())
             )
             claimed = pool.submit(agent.post, "/agent/summarizer/claim")
             # In nearly all runs the claim has checked its key by now and waits to write.

@@ -33,10 +33,11 @@ from taskservice.dashboard.sign_in_throttle import (
     RESET_SECONDS,
     Throttle,
 )
-from taskservice.database import timestamps
+from taskservice.database import clock as timestamps
 from taskservice.database.engine import dispose
 from taskservice.database.transactions import reading
-from taskservice.queries import agents, candidates, counts, ordered_tasks
+from taskservice.queries import agents, candidates, ordered_tasks
+from taskservice.services import counts
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.catalogue import fault, happened
 from tests.support.concurrency import at_once

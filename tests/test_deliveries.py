@@ -17,14 +17,14 @@ from sqlalchemy import delete, insert, text
 from taskservice import resources
 from taskservice.background import delivery_loop
 from taskservice.background.delivery_loop import MAX_RECENT, MAX_RUNNING
-from taskservice.contract.terms import MAX_ATTEMPTS
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.models import Attempt, Task
 from taskservice.database.transactions import transaction
 from taskservice.database.types import database_now
 from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.fair_queue import MAX_PER_RECEIVER
+from taskservice.terms import MAX_ATTEMPTS
 from taskservice.webhooks.circuit_breaker import MAX_FAILURES
 from taskservice.webhooks.destinations import Destinations
 from taskservice.webhooks.schedule import JITTER, SCHEDULE
@@ -434,7 +434,7 @@ def test_user_with_more_leases_in_other_processes_comes_later(
     # On a busy machine an attempt may take a second to arrive, and must not leave its place.
     monkeypatch.setattr(delivery_loop, "SLOW_SECONDS", 30.0)
     enqueue_many(app, alice, hanging.url, MAX_RECENT + 1)
-    change(app, lease=timestamps.new_id(), leased_until=database_now(30))
+    change(app, lease=clock.new_id(), leased_until=database_now(30))
     enqueue_each(app, alice, addresses(hanging, "alice", MAX_RECENT))
     enqueue_each(app, bob, addresses(hanging, "bob", MAX_RECENT))
     with looping(app, stop_seconds=0):
@@ -494,7 +494,7 @@ def test_lease_of_another_holds_until_it_has_run_out(
     receiver.answer = one_after_another(play.answer(500), play.answer(204))
     task, other = (alice.start(callback=receiver.url) for _ in range(2))
     finish(alice, task)
-    lease = {"lease": timestamps.new_id(), "leased_until": database_now(60)}
+    lease = {"lease": clock.new_id(), "leased_until": database_now(60)}
     change(app, next_attempt_at=database_now(-1), **lease)
     # When the loop has sent the other one, it has also looked at the leased one.
     finish(alice, other)
@@ -512,7 +512,7 @@ def test_lease_that_runs_out_wakes_the_loop(
     receiver.answer = one_after_another(play.answer(500), play.answer(204))
     task = alice.start(callback=receiver.url)
     finish(alice, task)
-    lease = {"lease": timestamps.new_id(), "leased_until": database_now(0.5)}
+    lease = {"lease": clock.new_id(), "leased_until": database_now(0.5)}
     change(app, next_attempt_at=database_now(-1), **lease)
     with looping(app):
         # The next round would begin 20 s after the first.
@@ -526,7 +526,7 @@ def test_lease_that_was_given_before_the_clock_was_set_back_holds_no_longer(
     receiver.answer = one_after_another(play.answer(500), play.answer(204))
     task = alice.start(callback=receiver.url)
     finish(alice, task)
-    lease = {"lease": timestamps.new_id(), "leased_until": database_now(3600)}
+    lease = {"lease": clock.new_id(), "leased_until": database_now(3600)}
     change(app, next_attempt_at=database_now(-1), **lease)
     assert until_attempts(alice, task, 2)["state"] == "delivered"
     happened("posted in time")

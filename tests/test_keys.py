@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from taskservice.auth import key_text
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.models import ApiKey, CallbackSecret
 from taskservice.database.transactions import reading, transaction
 from taskservice.services import keys as key_service
@@ -89,7 +89,7 @@ def test_list_has_all_keys_in_order_and_no_secrets(alice: ApiClient, bob: ApiCli
     created = [
         create(alice, "one"),
         create(alice, "of the agent", agentId="summarizer"),
-        create(alice, "one", expiresAt=timestamps.now(60)),
+        create(alice, "one", expiresAt=clock.now(60)),
     ]
     expect(revoke(alice, created[0]), 200)
     response = alice.get("/key")
@@ -213,7 +213,7 @@ def test_expiry_in_the_past_is_422(alice: ApiClient) -> None:
     for past in (
         "2020-01-01T00:00:00Z",
         "0001-01-01T00:00:00Z",
-        timestamps.now(-0.001),
+        clock.now(-0.001),
         # In its own time zone the hour is later than here, but the moment is past.
         (now - timedelta(minutes=1)).isoformat(),
     ):
@@ -226,16 +226,16 @@ def test_expiry_in_the_past_is_422(alice: ApiClient) -> None:
 def test_key_ends_in_the_very_second_of_its_expiry(alice: ApiClient) -> None:
     # A slow machine may need longer for the first request than the first key lives.
     for life in (1.3, 5, 30):
-        ahead = datetime.fromisoformat(timestamps.now(life)).replace(microsecond=0)
+        ahead = datetime.fromisoformat(clock.now(life)).replace(microsecond=0)
         machine = bearer(alice, create(alice, expiresAt=ahead.isoformat()))
         answers = [machine.get("/user").status_code]
         if answers == [200]:
             break
-    expiry = timestamps.rfc3339(ahead)
+    expiry = clock.rfc3339(ahead)
     while answers.count(401) < 5:
-        before = timestamps.now()
+        before = clock.now()
         status = machine.get("/user").status_code
-        after = timestamps.now()
+        after = clock.now()
         answers.append(status)
         assert status == 200 or after >= expiry
         assert status == 401 or before < expiry
@@ -309,11 +309,11 @@ def test_revoked_key_does_not_stand_in_for_the_last_one(alice: ApiClient) -> Non
 
 @fault("access", "the last user key beside an expired one", "409, the key stays")
 def test_expired_key_does_not_stand_in_for_the_last_one(alice: ApiClient, app: Flask) -> None:
-    other = create(alice, expiresAt=timestamps.now(60))
+    other = create(alice, expiresAt=clock.now(60))
     own = own_key(alice)
     with app.app_context(), transaction() as connection:
         expired = update(ApiKey).where(ApiKey.id == other["id"])
-        connection.execute(expired.values(expires_at=timestamps.now()))
+        connection.execute(expired.values(expires_at=clock.now()))
     is_the_last(alice, own)
     # An expired key can be revoked too.
     assert expect(revoke(alice, other), 200)["revokedAt"]
@@ -433,9 +433,7 @@ def age(app: Flask, old: dict[str, str], seconds: float) -> None:
         replaced = update(CallbackSecret).where(
             CallbackSecret.secret == old["secret"], CallbackSecret.replaced_at.is_not(None)
         )
-        assert (
-            connection.execute(replaced.values(replaced_at=timestamps.now(-seconds))).rowcount == 1
-        )
+        assert connection.execute(replaced.values(replaced_at=clock.now(-seconds))).rowcount == 1
 
 
 def test_user_has_a_secret_from_the_beginning(alice: ApiClient, bob: ApiClient) -> None:

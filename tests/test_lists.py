@@ -23,12 +23,12 @@ from sqlalchemy import insert, select, update
 
 from taskservice.app import create_app
 from taskservice.config import Config
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.engine import dispose
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import reading, transaction
 from taskservice.queries import candidates, ordered_tasks
-from taskservice.queries import lists as list_queries
+from taskservice.services import lists as list_queries
 from tests.support.api_client import ApiClient, RemoteClient, add_user, expect, of_task, problem
 from tests.support.catalogue import fault, happened
 from tests.support.internals import Statement, before_reads, end_for_silence, reads
@@ -176,7 +176,7 @@ def test_bounds_are_exclusive(alice: ApiClient, tasks: list[Task]) -> None:
     for name in ("createdAfter", "createdBefore", "finishedAfter"):
         bound = task["finishedAt" if name == "finishedAfter" else "createdAt"]
         step = timedelta(milliseconds=1 if name == "createdBefore" else -1)
-        beside = timestamps.rfc3339(datetime.fromisoformat(bound) + step)
+        beside = clock.rfc3339(datetime.fromisoformat(bound) + step)
         assert task["id"] not in ids(listed(alice, **{name: bound}))
         assert task["id"] in ids(listed(alice, **{name: beside}))
 
@@ -185,7 +185,7 @@ def test_bounds_finer_than_a_millisecond_are_kept(alice: ApiClient, tasks: list[
     task = tasks[4]
     just_after, just_before = (
         task["createdAt"].replace("Z", "9Z"),
-        timestamps.rfc3339(datetime.fromisoformat(task["createdAt"]) - timedelta(milliseconds=1)),
+        clock.rfc3339(datetime.fromisoformat(task["createdAt"]) - timedelta(milliseconds=1)),
     )
     assert task["id"] not in ids(listed(alice, createdAfter=just_after))
     assert task["id"] in ids(listed(alice, createdBefore=just_after))
@@ -946,10 +946,10 @@ class Crowd:
         """More finished tasks of both agents, a second apart, before those of the tests."""
         rows = []
         for number in range(count):
-            moment = timestamps.now(number - 86_400)
+            moment = clock.now(number - 86_400)
             rows.append(
                 self.templates["error" if number % 3 else "complete"]
-                | {"id": timestamps.new_id(), "agent_id": ("summarizer", "translator")[number % 2]}
+                | {"id": clock.new_id(), "agent_id": ("summarizer", "translator")[number % 2]}
                 | {"created_at": moment, "finished_at": moment, "parent_id": None}
             )
         with self.app.app_context(), transaction() as connection:

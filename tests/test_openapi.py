@@ -17,10 +17,10 @@ import requests
 from flask import Flask
 from openapi_spec_validator import validate
 
-from taskservice.contract.terms import API_PREFIX
 from taskservice.openapi.components import ALWAYS_REFUSED
 from taskservice.openapi.document import openapi_path
 from taskservice.openapi.page import resolved
+from taskservice.terms import API_PREFIX
 from tests.support import conformance
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.conformance import validator

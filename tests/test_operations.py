@@ -28,7 +28,7 @@ from sqlalchemy import text, update
 
 from taskservice.app import create_app
 from taskservice.config import Config
-from taskservice.database import migrations, timestamps, transactions
+from taskservice.database import clock, migrations, transactions
 from taskservice.database.engine import dispose
 from taskservice.database.models import Delivery
 from taskservice.database.transactions import transaction
@@ -192,9 +192,9 @@ def test_oldest_due_delivery_has_an_age_unless_it_is_leased(
 
     def put_off(seconds: float, leased_for: float | None = None) -> None:
         values = {
-            "next_attempt_at": timestamps.now(seconds),
-            "lease": leased_for and timestamps.new_id(),
-            "leased_until": leased_for and timestamps.now(leased_for),
+            "next_attempt_at": clock.now(seconds),
+            "lease": leased_for and clock.new_id(),
+            "leased_until": leased_for and clock.now(leased_for),
         }
         with app.app_context(), transaction() as connection:
             connection.execute(update(Delivery).values(values))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from taskservice.contract.terms import MAX_MESSAGE, MAX_OBJECT
+from taskservice.terms import MAX_MESSAGE, MAX_OBJECT
 from tests.support.api_client import ApiClient, RemoteClient, expect, problem
 from tests.support.catalogue import fault, happened
 from tests.support.concurrency import at_once, copies

@@ -14,11 +14,12 @@ from flask import Flask
 from sqlalchemy import func, select, update
 
 from taskservice.app import create_app
-from taskservice.background import retention, sweep, vacuum
+from taskservice.background import removal as retention
+from taskservice.background import sweep, vacuum
 from taskservice.background.batches import BATCH_SECONDS, BatchSize
 from taskservice.background.upkeep import Upkeep
 from taskservice.config import Config
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.engine import dispose
 from taskservice.database.models import Attempt, Delivery, Log, LogChunk, LogWriter
 from taskservice.database.models import Task as TaskModel
@@ -105,7 +106,7 @@ def test_late_line_that_waits_while_its_log_is_dropped_begins_a_new_log(
     is_waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
     with ThreadPoolExecutor(1) as pool:
         with app.app_context(), transaction() as connection:
-            here = {"task_ids": [task["id"]], "now": timestamps.now()}
+            here = {"task_ids": [task["id"]], "now": clock.now()}
             connection.execute(retention._EMPTY_LOG, here)
             late = pool.submit(alice.append, task, "late")
             with psycopg.connect(database_url, autocommit=True) as observer:
@@ -392,7 +393,7 @@ def reader(config: Config) -> Iterator[None]:
 def prune_now(app: Flask) -> int:
     """What `taskservice prune` does; returns the number of removed tasks."""
     with app.app_context():
-        return retention.prune_now(retention.Bounds.of_settings(timestamps.now())).tasks
+        return retention.prune_now(retention.Bounds.of_settings(clock.now())).tasks
 
 
 def test_old_parent_of_very_many_goes_in_one_run(

@@ -19,16 +19,16 @@ from hypothesis import strategies as some
 from sqlalchemy import select
 
 from taskservice.auth import key_text
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.models import Agent, ApiKey, CallbackSecret, Task, User
 from taskservice.database.transactions import reading
 from taskservice.database.types import Base
-from taskservice.queries.task_json import Shape
 from taskservice.schemas import fields, rows, strict_json
 from taskservice.schemas.answers.agents import agent_schema
-from taskservice.schemas.answers.tasks import TaskSchema, task_schema
-from taskservice.schemas.answers.users import callback_secret_schema, key_schema, user_schema
 from taskservice.schemas.rows import RowSchema
+from taskservice.schemas.tasks import TaskSchema, task_schema
+from taskservice.schemas.users import callback_secret_schema, key_schema, user_schema
+from taskservice.services.task_json import Shape
 from tests.support.api_client import ApiClient, expect
 from tests.support.catalogue import fault, happened
 from tests.support.internals import end_for_silence
@@ -199,7 +199,7 @@ def test_moments_are_utc_with_milliseconds(moment: datetime) -> None:
         wanted = moment.astimezone(UTC)
     except OverflowError:  # the first or the last day of the calendar
         return
-    text = timestamps.rfc3339(moment)
+    text = clock.rfc3339(moment)
     assert len(text) == len("2026-11-24T13:36:00.123Z")
     assert text.endswith("Z")
     late = wanted - datetime.fromisoformat(text)
@@ -208,20 +208,20 @@ def test_moments_are_utc_with_milliseconds(moment: datetime) -> None:
 
 def test_now_is_now_and_may_be_offset() -> None:
     before = datetime.now(UTC) - timedelta(milliseconds=1)
-    now, later = (datetime.fromisoformat(timestamps.now(offset)) for offset in (0, 60))
+    now, later = (datetime.fromisoformat(clock.now(offset)) for offset in (0, 60))
     assert before <= now <= datetime.now(UTC)
     assert timedelta(seconds=59) < later - now < timedelta(seconds=61 + 30)
 
 
 def test_ids_ascend_strictly() -> None:
-    ids = [timestamps.new_id() for _ in range(20_000)]
+    ids = [clock.new_id() for _ in range(20_000)]
     assert all(first < second for first, second in pairwise(ids))
     assert sorted(ids, key=UUID) == ids
 
 
 def test_ids_are_uuids_of_version_7_and_of_this_moment() -> None:
     for _ in range(1_000):
-        text = timestamps.new_id()
+        text = clock.new_id()
         number = UUID(text)
         assert str(number) == text
         assert (number.version, number.variant) == (7, "specified in RFC 4122")
@@ -231,7 +231,7 @@ def test_ids_are_uuids_of_version_7_and_of_this_moment() -> None:
 
 def test_ids_of_several_threads_are_unique_and_ascend_in_each() -> None:
     def make(_: int) -> list[str]:
-        return [timestamps.new_id() for _ in range(5_000)]
+        return [clock.new_id() for _ in range(5_000)]
 
     with ThreadPoolExecutor(8) as pool:
         batches = list(pool.map(make, range(8)))
@@ -241,7 +241,7 @@ def test_ids_of_several_threads_are_unique_and_ascend_in_each() -> None:
 
 def test_ids_cannot_be_guessed_from_one_another() -> None:
     """Random bits behind the moment, also within one millisecond."""
-    steps = [UUID(timestamps.new_id()).int & ((1 << 62) - 1) for _ in range(1_000)]
+    steps = [UUID(clock.new_id()).int & ((1 << 62) - 1) for _ in range(1_000)]
     assert len({second - first for first, second in pairwise(steps)}) > 990
 
 

@@ -11,8 +11,8 @@ from flask import Flask
 from werkzeug.test import TestResponse
 
 from taskservice.config import Config
-from taskservice.contract.terms import MAX_OBJECT
 from taskservice.schemas.strict_json import MAX_DEPTH, MAX_NUMBER
+from taskservice.terms import MAX_OBJECT
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.catalogue import fault, happened
 from tests.support.internals import FITTING_BODIES, PREFIX, filled, rows, rules

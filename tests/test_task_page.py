@@ -12,7 +12,7 @@ import pytest
 from flask import Flask
 from standardwebhooks import Webhook
 
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.transactions import reading
 from taskservice.webhooks.destinations import Destinations
 from tests.support import sample_data
@@ -222,8 +222,8 @@ def test_waiting_task_says_when_a_worker_last_came_and_how_to_start_one(
         page = text_of(browser, task)
         assert f'(last claim <time datetime="{claimed_at}"' in page
         assert command not in page
-    set_columns(app, first, created_at=timestamps.now(-60))
-    set_columns(app, tasks[-1], created_at=timestamps.now(-31))
+    set_columns(app, first, created_at=clock.now(-60))
+    set_columns(app, tasks[-1], created_at=clock.now(-31))
     page = text_of(browser, tasks[-1])
     assert f'(last claim <time datetime="{claimed_at}"' in page
     assert command in page

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from taskservice.webhooks import connection
+from taskservice.webhooks.attempt import Interrupt, Interrupted
 from taskservice.webhooks.connection import (
     Connection,
     Deadline,
@@ -28,7 +29,6 @@ from taskservice.webhooks.connection import (
     system_addresses,
 )
 from taskservice.webhooks.destinations import Destinations, check_url
-from taskservice.webhooks.interrupt import Interrupt, Interrupted
 from taskservice.webhooks.outcome import Outcome
 from taskservice.webhooks.transport import send
 from tests.support.catalogue import fault, happened, steady

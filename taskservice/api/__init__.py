@@ -21,8 +21,8 @@ from taskservice.auth.authentication import (
     is_key_valid,
 )
 from taskservice.context import current
-from taskservice.contract.terms import API_PREFIX
-from taskservice.problems import from_exception, invalid_key, respond
+from taskservice.errors import from_exception, invalid_key, respond
+from taskservice.terms import API_PREFIX
 
 BELOW_PREFIX = f"{API_PREFIX}/"
 

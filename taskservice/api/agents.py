@@ -10,12 +10,12 @@ from taskservice.contract.error_codes import AGENT_HAS_TASKS
 from taskservice.database.rows import AnyRow
 from taskservice.queries import agents as agent_queries
 from taskservice.schemas.answers.agents import agent_schema, expanded_agent_schema
-from taskservice.schemas.answers.tasks import expanded_task_schema
 from taskservice.schemas.fields import EXAMPLE_MOMENT
 from taskservice.schemas.parameters import AgentQuerySchema, TaskQuerySchema
 from taskservice.schemas.requests import PutAgentSchema
+from taskservice.schemas.tasks import expanded_task_schema
 from taskservice.services import agents as agent_service
-from taskservice.web import list_query, long_poll, responses
+from taskservice.web import list_query, responses, waiting
 from taskservice.web.request import idempotency_key, operation
 
 blueprint = Blueprint("agents", __name__)
@@ -83,7 +83,7 @@ def claim(agent_id: str, query: dict[str, Any]) -> Response:
     the task's `timeout`. With `Prefer: wait`, the request waits for a task. With an
     `Idempotency-Key`, a claim whose answer was lost can be repeated and gives the same task.
     """
-    task, replayed = long_poll.for_claim(agent_id, idempotency_key())
+    task, replayed = waiting.for_claim(agent_id, idempotency_key())
     if task is None:
         return responses.Answer(status=204)
     return responses.task(

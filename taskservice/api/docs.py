@@ -8,12 +8,12 @@ from flask import Blueprint, Response, current_app, render_template, request
 from werkzeug.http import generate_etag
 
 from taskservice import resources
-from taskservice.contract.terms import API_PREFIX
 from taskservice.openapi import page
 from taskservice.openapi.components import Object
 from taskservice.openapi.operation import JSON
 from taskservice.schemas import strict_json
 from taskservice.schemas.answers.service import document_schema
+from taskservice.terms import API_PREFIX
 from taskservice.web.request import operation, replace_unreadable_dates
 
 blueprint = Blueprint("docs", __name__, template_folder="templates")

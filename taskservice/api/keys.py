@@ -8,13 +8,9 @@ from taskservice.auth.authentication import caller
 from taskservice.contract.error_codes import LAST_USER_KEY, TOO_MANY_REQUESTS
 from taskservice.queries import keys as key_queries
 from taskservice.queries import users as user_queries
-from taskservice.schemas.answers.users import (
-    callback_secret_schema,
-    key_schema,
-    key_with_secret_schema,
-)
 from taskservice.schemas.fields import EXAMPLE_MOMENT
 from taskservice.schemas.requests import CreateKeySchema
+from taskservice.schemas.users import callback_secret_schema, key_schema, key_with_secret_schema
 from taskservice.services import callback_secrets as secret_service
 from taskservice.services import keys as key_service
 from taskservice.web import responses

@@ -7,17 +7,15 @@ from flask import Blueprint, Response, request
 from taskservice.auth.authentication import caller
 from taskservice.context import current
 from taskservice.contract.error_codes import SEQ_GAP, TASK_FINISHED
-from taskservice.contract.terms import DEFAULT_LINES, RUNNING
+from taskservice.errors import invalid
 from taskservice.openapi.operation import EVENTS, JSON, TEXT
-from taskservice.problems import invalid
-from taskservice.queries import task_json
 from taskservice.queries import tasks as task_queries
-from taskservice.schemas.answers.tasks import appended_schema, event_schema, log_page_schema
 from taskservice.schemas.parameters import AppendQuerySchema, FollowQuerySchema, LogQuerySchema
 from taskservice.schemas.requests import AppendSchema
-from taskservice.services import chunks
-from taskservice.services import logs as log_service
-from taskservice.web import event_stream, long_poll, responses, task_events
+from taskservice.schemas.tasks import appended_schema, event_schema, log_page_schema
+from taskservice.services import appends, chunks, task_json
+from taskservice.terms import DEFAULT_LINES, RUNNING
+from taskservice.web import event_stream, responses, task_events, waiting
 from taskservice.web.request import body_bytes, load_body, operation, prefers
 
 blueprint = Blueprint("logs", __name__)
@@ -56,7 +54,7 @@ def append(task_id: str, query: dict[str, Any]) -> Response:
     `cancelled`, and 404, tell the agent to stop.
     """
     fields = _text_append(query) if _is_text() else _json_append(query)
-    count, status = log_service.append(
+    count, status = appends.append(
         caller,
         task_id,
         fields["chunks"],
@@ -87,7 +85,7 @@ def read(task_id: str, query: dict[str, Any]) -> Response:
     also the events of a task.
     """
     after = query.get("after", 0)
-    task = long_poll.until(
+    task = waiting.until(
         lambda: task_queries.get(caller, task_id),
         lambda task: task.log_count > after or task.status != RUNNING,
     )

@@ -11,13 +11,13 @@ from taskservice.contract.error_codes import (
     TASK_FINISHED,
     TOO_MANY_QUESTIONS,
 )
-from taskservice.contract.terms import ANSWERED, OPEN
 from taskservice.queries import questions as question_queries
-from taskservice.schemas.answers.tasks import question_schema
 from taskservice.schemas.requests import AnswerQuestionSchema, AskSchema
+from taskservice.schemas.tasks import question_schema
 from taskservice.services import questions as question_service
 from taskservice.services.idempotency import Idempotency
-from taskservice.web import long_poll, responses
+from taskservice.terms import ANSWERED, OPEN
+from taskservice.web import responses, waiting
 from taskservice.web.request import idempotency_key, json_body, operation
 
 blueprint = Blueprint("questions", __name__)
@@ -58,7 +58,7 @@ def ask(task_id: str) -> Response:
     key = idempotency_key()
     idempotency = None if key is None else Idempotency.of(key, body)
     question, replayed = question_service.ask(caller, task_id, fields, idempotency)
-    ended = long_poll.until(lambda: question_queries.get(caller, task_id, question.id), _has_ended)
+    ended = waiting.until(lambda: question_queries.get(caller, task_id, question.id), _has_ended)
     return responses.dump(question_schema, ended, 201, responses.replayed_header(replayed))
 
 
@@ -74,9 +74,7 @@ def get(task_id: str, question_id: str) -> Response:
 
     With `Prefer: wait`, the answer comes when it is no longer open.
     """
-    question = long_poll.until(
-        lambda: question_queries.get(caller, task_id, question_id), _has_ended
-    )
+    question = waiting.until(lambda: question_queries.get(caller, task_id, question_id), _has_ended)
     return responses.dump(question_schema, question)
 
 

@@ -6,19 +6,17 @@ from flask import Blueprint, Response
 
 from taskservice.auth.authentication import caller
 from taskservice.contract.error_codes import TASK_FINISHED
-from taskservice.contract.terms import CANCELLED, COMPLETE, ERROR, RUNNING
 from taskservice.database.rows import TaskRow, TaskVersion
-from taskservice.queries import lists as list_queries
-from taskservice.queries import task_json
 from taskservice.queries import tasks as task_queries
-from taskservice.schemas.answers.tasks import expanded_task_schema
 from taskservice.schemas.fields import EXAMPLE_LATER, EXAMPLE_TASK
 from taskservice.schemas.parameters import ListQuerySchema, TaskQuerySchema
 from taskservice.schemas.requests import ReportSchema, RerunSchema, StartSchema
-from taskservice.services import reports, starts
+from taskservice.schemas.tasks import expanded_task_schema
+from taskservice.services import lists, reports, starts, task_json
 from taskservice.services import tasks as task_service
 from taskservice.services.idempotency import Idempotency
-from taskservice.web import list_query, long_poll, responses
+from taskservice.terms import CANCELLED, COMPLETE, ERROR, RUNNING
+from taskservice.web import list_query, responses, waiting
 from taskservice.web.request import idempotency_key, json_body, operation
 
 blueprint = Blueprint("tasks", __name__)
@@ -48,10 +46,10 @@ def list_all(query: dict[str, Any]) -> Response:
     """
     selection, shape = list_query.selection(query), list_query.shape(query)
     if "limit" not in query:
-        tasks = list_queries.all_tasks(caller, selection, shape)
+        tasks = lists.all_tasks(caller, selection, shape)
         return responses.stream(task_json.tasks(tasks, shape))
     after, limit = list_query.after(query), query["limit"]
-    tasks, end = list_queries.page(caller, selection, after, limit, shape)
+    tasks, end = lists.page(caller, selection, after, limit, shape)
     headers = list_query.link(selection, end)
     return responses.stream(task_json.tasks(tasks, shape), headers=headers)
 
@@ -100,9 +98,9 @@ def get(task_id: str, query: dict[str, Any]) -> Response:
     shape = list_query.shape(query)
     read = task_queries.get_with_lines if shape.has_logs else task_queries.get
     if not responses.is_conditional(shape):
-        task = long_poll.until(lambda: read(caller, task_id), _has_ended)
+        task = waiting.until(lambda: read(caller, task_id), _has_ended)
         return responses.versioned_task(task, shape)
-    seen = long_poll.until(lambda: task_queries.get_version(caller, task_id), _has_ended)
+    seen = waiting.until(lambda: task_queries.get_version(caller, task_id), _has_ended)
     unchanged = responses.not_modified(seen, shape)
     return unchanged or responses.versioned_task(read(caller, task_id), shape)
 

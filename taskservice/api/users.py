@@ -5,7 +5,7 @@ from flask import Blueprint, Response
 from taskservice.auth.authentication import caller
 from taskservice.queries import keys as key_queries
 from taskservice.queries import users as user_queries
-from taskservice.schemas.answers.users import key_schema, user_schema, who_am_i_schema
+from taskservice.schemas.users import key_schema, user_schema, who_am_i_schema
 from taskservice.web import responses
 from taskservice.web.request import operation
 

@@ -11,10 +11,10 @@ from werkzeug.local import LocalProxy
 from taskservice.auth import key_text, valid_keys
 from taskservice.auth.caller import Caller
 from taskservice.context import current
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import share_reading
-from taskservice.problems import invalid_key
+from taskservice.errors import invalid_key
 
 # The headers that carry a key; the value of `Vary`.
 KEY_HEADERS = "apikey, Authorization"
@@ -34,7 +34,7 @@ def authenticate() -> None:
     share_reading()
     headers = current(request).environ
     text = key_in_headers(headers.get("HTTP_APIKEY"), headers.get("HTTP_AUTHORIZATION"))
-    now = timestamps.now()
+    now = clock.now()
     set_caller(valid_key(text, now), now)
 
 
@@ -78,7 +78,7 @@ def set_caller(key: AnyRow, now: str) -> None:
 
 def is_key_valid() -> bool:
     """Whether the key of this request is still neither revoked nor expired."""
-    return valid_keys.by_id(caller.key_id, timestamps.now()) is not None
+    return valid_keys.by_id(caller.key_id, clock.now()) is not None
 
 
 def require_valid_key() -> None:

@@ -7,7 +7,7 @@ from sqlalchemy.types import Text
 
 from taskservice.database.models import Agent, ApiKey, Task
 from taskservice.database.types import Identifier
-from taskservice.problems import Problem
+from taskservice.errors import Problem
 
 
 class Caller(NamedTuple):

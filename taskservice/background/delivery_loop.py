@@ -9,14 +9,14 @@ from functools import partial
 from flask import Flask
 
 from taskservice import resources
-from taskservice.contract.threads import start_thread
 from taskservice.database.watcher import Watcher
 from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.deliveries import Leased
 from taskservice.services.fair_queue import ReceiverSlots
+from taskservice.threads import start_thread
+from taskservice.webhooks.attempt import Interrupt
 from taskservice.webhooks.circuit_breaker import CircuitBreaker
-from taskservice.webhooks.interrupt import Interrupt
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,7 @@ from flask import current_app
 from sqlalchemy import bindparam, exists, select, update
 
 from taskservice.background.batches import in_batches
-from taskservice.contract.terms import ERROR, SERVICE, TIMEOUT
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.models import CLAIMED, CLAIMED_WITH_TIMEOUT, Log, ServiceHeartbeat, Task
 from taskservice.database.rows import AnySelect
 from taskservice.database.transactions import (
@@ -23,6 +22,7 @@ from taskservice.operations.heartbeat import IS_CURRENT, MAX_GAP_SECONDS, second
 from taskservice.schemas.rows import NO_QUESTIONS
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.tasks import HEARTBEAT
+from taskservice.terms import ERROR, SERVICE, TIMEOUT
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +87,8 @@ class _ClockReading(NamedTuple):
         """The seconds by which the database's clock and this machine's were set since `before`."""
         passed = self.monotonic - before.monotonic
         return (
-            timestamps.seconds_between(before.database, self.database) - passed,
-            timestamps.seconds_between(before.machine, self.machine) - passed,
+            clock.seconds_between(before.database, self.database) - passed,
+            clock.seconds_between(before.machine, self.machine) - passed,
         )
 
 
@@ -111,7 +111,7 @@ class ClockMonitor:
         """Read the clocks; call it once in each round, before `now` is used."""
         was_steady, self.now = self.now is not None, None
         database = database_moment()
-        current = _ClockReading(database, timestamps.now(), time.monotonic())
+        current = _ClockReading(database, clock.now(), time.monotonic())
         if self._last is None or not current.follows(self._last):
             self._restart(current)
             was_steady = False
@@ -135,7 +135,7 @@ def correct_future_moments(now: str) -> None:
 
     Otherwise a silent task would not end, and a log would not be swept, until that moment.
     """
-    ahead = timestamps.moved(now, MAX_DRIFT_SECONDS)
+    ahead = clock.moved(now, MAX_DRIFT_SECONDS)
     with transaction() as connection:
         for claimed in (CLAIMED, CLAIMED_WITH_TIMEOUT):
             connection.execute(
@@ -152,7 +152,7 @@ def end_silent_tasks(now: str) -> None:
         seconds = {"max_gap": MAX_GAP_SECONDS, "grace": GRACE_SECONDS}
         if not connection.execute(select(_WAS_SERVING), seconds).scalar_one():
             return
-    moments = {"now": now, "long_ago": timestamps.moved(now, -default)}
+    moments = {"now": now, "long_ago": clock.moved(now, -default)}
     in_batches(lambda: _end_batch(_SILENT_BY_TIMEOUT, moments))
     if default > 0:
         in_batches(lambda: _end_batch(_SILENT_BY_DEFAULT, moments))

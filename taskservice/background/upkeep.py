@@ -9,7 +9,7 @@ from flask import Flask
 
 from taskservice import resources
 from taskservice.auth import authentication
-from taskservice.background import names, reschedule, retention, sweep, timeouts, vacuum
+from taskservice.background import names, removal, reschedule, sweep, timeouts, vacuum
 from taskservice.background.batches import in_batches
 from taskservice.background.delivery_loop import STOP_SECONDS, DeliveryLoop
 from taskservice.operations import heartbeat
@@ -98,7 +98,7 @@ class Upkeep(threading.Thread):
             timeouts.end_silent_tasks(self._clock.now)
 
     def _prune(self) -> bool:
-        return self._clock.now is not None and retention.prune(self._clock.now)
+        return self._clock.now is not None and removal.prune(self._clock.now)
 
 
 def start_loops(app: Flask, *, serves: bool) -> list[threading.Thread]:

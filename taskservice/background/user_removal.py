@@ -8,8 +8,8 @@ from sqlalchemy import Connection, and_, bindparam, delete, literal, select
 from taskservice import resources
 from taskservice.background import names, sweep, vacuum
 from taskservice.background.batches import in_batches
-from taskservice.background.retention import TaskBatches
-from taskservice.database import timestamps
+from taskservice.background.removal import TaskBatches
+from taskservice.database import clock
 from taskservice.database.models import Agent, Task, User
 from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import reading, transaction
@@ -66,7 +66,7 @@ class _Removal:
 
     def run(self) -> bool:
         """Remove the tasks that no request is changing, then the user if that were about all."""
-        values = {"user_id": self._user_id, "newest": timestamps.new_id()}
+        values = {"user_id": self._user_id, "newest": clock.new_id()}
         in_batches(TaskBatches(_TASKS, _until_now, values, self._remove_tasks).next, inf)
         # While the user exists: a command that is killed meanwhile can be repeated.
         _sweep()

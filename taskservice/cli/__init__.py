@@ -4,7 +4,7 @@ import click
 
 from taskservice import __version__
 from taskservice.cli.quick_import import quick_import
-from taskservice.contract.terminal import exit_with_error
+from taskservice.terminal import exit_with_error
 
 # Commands on the agent's side must not load Flask or SQLAlchemy.
 ON_THE_AGENTS_SIDE = {
@@ -26,7 +26,7 @@ ON_THE_SERVER = {
     "delivery": "taskservice.cli.delivery",
     "db": "taskservice.cli.database",
     "prune": "taskservice.cli.prune",
-    "export": "taskservice.cli.export",
+    "export": "taskservice.cli.transfer",
     "import": "taskservice.cli.import_command",
 }
 GROUPS = {

@@ -10,9 +10,9 @@ from taskservice.cli.service_client import service_client
 from taskservice.cli.task_ids import agent_ids, find_agent_id
 from taskservice.cli.task_text import local_time
 from taskservice.client.agents import Agent
-from taskservice.contract.quantities import percent, seconds_text
-from taskservice.contract.terminal import print_json, print_line, print_table
-from taskservice.contract.terms import CANCELLED
+from taskservice.quantities import percent, seconds_text
+from taskservice.terminal import print_json, print_line, print_table
+from taskservice.terms import CANCELLED
 
 HEADER = ("ID", "NAME", "SUCCESS", "OF", "LAST SUCCESS", "USUALLY")
 

@@ -7,15 +7,15 @@ from typing import Any, NoReturn
 
 import click
 
-from taskservice.cli import question_text
+from taskservice.cli import questions as question_text
 from taskservice.cli.options import Text, examples, json_object
 from taskservice.cli.service_client import service_client
 from taskservice.cli.task_ids import AMBIGUOUS, find_task_id
 from taskservice.cli.task_text import asks
 from taskservice.client import Client, Conflict, Invalid, Question, questions
-from taskservice.contract.terminal import exit_with_error, print_json, print_line
-from taskservice.contract.terms import OPEN
 from taskservice.runner.exact_json import parse_object
+from taskservice.terminal import exit_with_error, print_json, print_line
+from taskservice.terms import OPEN
 
 NOTHING_TYPED = 2
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")

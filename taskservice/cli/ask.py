@@ -24,9 +24,9 @@ from taskservice.client import (
     current_task,
     questions,
 )
-from taskservice.contract.terminal import exit_with_error, print_json, print_log_line, remark
-from taskservice.contract.terms import MAX_TIMEOUT, QUESTION_TIMEOUT
 from taskservice.runner.masking import Masker
+from taskservice.terminal import exit_with_error, print_json, print_log_line, remark
+from taskservice.terms import MAX_TIMEOUT, QUESTION_TIMEOUT
 
 # The exit codes; click uses 2 for wrong arguments.
 NO_ANSWER_CODES = {QuestionDeclined: 1, QuestionExpired: 3}

@@ -6,12 +6,12 @@ import click
 
 from taskservice.cli.options import Text, examples
 from taskservice.cli.service_app import service_app
-from taskservice.contract.terminal import print_line
-from taskservice.database import timestamps
-from taskservice.problems import no_such_user
+from taskservice.database import clock
+from taskservice.errors import no_such_user
 from taskservice.queries import users as user_queries
 from taskservice.schemas import strict_json
 from taskservice.services import attempts
+from taskservice.terminal import print_line
 from taskservice.webhooks import signing
 
 SAMPLE = {
@@ -46,8 +46,8 @@ def test(url: str, user: str | None) -> None:
     """
     with service_app():
         secrets = [signing.new_secret()] if user is None else _secrets_of(user)
-        sample = SAMPLE | {"callback": url, "finishedAt": timestamps.now()}
-        outcome = attempts.post(url, secrets, timestamps.new_id(), strict_json.dumps(sample))
+        sample = SAMPLE | {"callback": url, "finishedAt": clock.now()}
+        outcome = attempts.post(url, secrets, clock.new_id(), strict_json.dumps(sample))
     print_line(outcome.message)
     sys.exit(0 if outcome.delivered else 1)
 
@@ -56,4 +56,4 @@ def _secrets_of(name: str) -> list[str]:
     user = next((user for user in user_queries.list_all() if user.name == name), None)
     if user is None:
         raise no_such_user(name)
-    return list(user_queries.callback_secrets(user.id, timestamps.now()))
+    return list(user_queries.callback_secrets(user.id, clock.now()))

@@ -10,13 +10,6 @@ from sqlalchemy.engine import URL, make_url
 from taskservice.cli.options import examples, json_lines
 from taskservice.cli.service_app import load_config, one_line_errors, service_app
 from taskservice.config import Config
-from taskservice.contract.terminal import (
-    exit_with_error,
-    open_standard_files,
-    print_json,
-    print_line,
-    remark,
-)
 from taskservice.database import migrations
 from taskservice.database.address import parse, shown
 from taskservice.database.files import keep_owner_permissions
@@ -24,6 +17,13 @@ from taskservice.operations import database_check
 from taskservice.operations.backup import BackupError, backup
 from taskservice.operations.database_copy import CopyError, copy
 from taskservice.operations.restore import RestoreError, restore
+from taskservice.terminal import (
+    exit_with_error,
+    open_standard_files,
+    print_json,
+    print_line,
+    remark,
+)
 
 
 class DatabaseAddress(click.ParamType[URL]):

@@ -6,12 +6,12 @@ import click
 
 from taskservice.cli.options import examples, json_lines, json_object
 from taskservice.cli.service_app import service_app
-from taskservice.contract.terminal import exit_with_error, print_json, print_line, print_rows
-from taskservice.contract.terms import DELIVERY_STATES
 from taskservice.queries import deliveries as delivery_queries
 from taskservice.schemas.answers.deliveries import delivery_schema
 from taskservice.schemas.fields import parse_id
 from taskservice.services import deliveries as delivery_service
+from taskservice.terminal import exit_with_error, print_json, print_line, print_rows
+from taskservice.terms import DELIVERY_STATES
 
 LIST_COLUMNS = ("id", "state", "user", "taskId", "callback", "createdAt", "nextAttemptAt")
 ATTEMPT_COLUMNS = ("at", "durationMs", "statusCode", "message")

@@ -13,9 +13,9 @@ import click
 
 from taskservice.cli.options import examples, json_object
 from taskservice.cli.service_app import service_app
-from taskservice.contract.terminal import exit_with_error, print_json, print_line, remark
 from taskservice.services.import_lines import InvalidExport
-from taskservice.services.imports import Imported, import_from
+from taskservice.services.transfer import Imported, import_from
+from taskservice.terminal import exit_with_error, print_json, print_line, remark
 
 
 @click.command("import", epilog=examples("taskservice import < tasks.jsonl"))

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from taskservice.cli.options import Text
-from taskservice.contract.terms import MAX_OBJECT
 from taskservice.runner.exact_json import parse_object
+from taskservice.terms import MAX_OBJECT
 
 
 class JsonInput(click.ParamType[dict[str, Any]]):

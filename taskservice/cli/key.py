@@ -4,11 +4,11 @@ import click
 
 from taskservice.cli.options import Duration, Text, examples, json_lines
 from taskservice.cli.service_app import print_key, service_app
-from taskservice.contract.terminal import print_line, print_rows
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.queries import keys as key_queries
-from taskservice.schemas.answers.users import key_schema
+from taskservice.schemas.users import key_schema
 from taskservice.services import keys as key_service
+from taskservice.terminal import print_line, print_rows
 
 # A hundred years.
 MAX_EXPIRY_SECONDS = 36_500 * 86_400
@@ -36,7 +36,7 @@ def command() -> None:
 )
 def add(user: str, name: str, agent: str | None, expires: int | None) -> None:
     """Add a key to USER and print it; it can't be shown again."""
-    expires_at = None if expires is None else timestamps.now(expires)
+    expires_at = None if expires is None else clock.now(expires)
     with service_app():
         print_key(lambda: key_service.add(user, name, agent, expires_at), user)
 

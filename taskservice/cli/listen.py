@@ -13,8 +13,8 @@ import click
 from taskservice.cli.options import Text, examples
 from taskservice.cli.service_client import service_client
 from taskservice.client import Client
-from taskservice.contract.terminal import exit_with_error, print_line, remark
 from taskservice.runner.listener import HOST, Listener, Receiver
+from taskservice.terminal import exit_with_error, print_line, remark
 
 DEFAULT_PORT = 9000
 

@@ -4,12 +4,12 @@ from math import inf
 
 import click
 
-from taskservice.background import retention, sweep, vacuum
-from taskservice.background.retention import Bounds, Removed
+from taskservice.background import removal, sweep, vacuum
+from taskservice.background.removal import Bounds, Removed
 from taskservice.cli.options import examples, json_object
 from taskservice.cli.service_app import service_app
-from taskservice.contract.terminal import print_json, print_line, remark
 from taskservice.database.transactions import database_moment
+from taskservice.terminal import print_json, print_line, remark
 
 
 @click.command(
@@ -35,7 +35,7 @@ def command(dry_run: bool, as_json: bool) -> None:
             remark(
                 "Retention is off: set TASKSERVICE_RETENTION_DAYS or TASKSERVICE_LOG_RETENTION_DAYS"
             )
-        removed = retention.count_prunable(bounds) if dry_run else _prune(bounds)
+        removed = removal.count_prunable(bounds) if dry_run else _prune(bounds)
     if as_json:
         print_json(vars(removed))
     else:
@@ -43,7 +43,7 @@ def command(dry_run: bool, as_json: bool) -> None:
 
 
 def _prune(bounds: Bounds) -> Removed:
-    removed = retention.prune_now(bounds)
+    removed = removal.prune_now(bounds)
     sweep.sweep(inf)
     vacuum.shrink(inf)
     return removed

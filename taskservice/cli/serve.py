@@ -8,7 +8,7 @@ from taskservice.app import create_app
 from taskservice.cli.options import examples
 from taskservice.cli.quick_import import quick_import
 from taskservice.cli.service_app import load_config, one_line_errors
-from taskservice.contract.terminal import exit_with_error, remark
+from taskservice.terminal import exit_with_error, remark
 
 # gunicorn reads these as it is imported, and fails there if it can't use one.
 GUNICORN_VARIABLES = ("WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT", "SENDFILE")

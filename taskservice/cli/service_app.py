@@ -9,17 +9,17 @@ from sqlalchemy.exc import DBAPIError
 
 from taskservice.app import create_app
 from taskservice.config import Config, ConfigError, unknown_names
-from taskservice.contract.terminal import (
+from taskservice.database.engine import dispose
+from taskservice.database.files import keep_owner_permissions
+from taskservice.database.migrations import DatabaseError
+from taskservice.errors import Problem
+from taskservice.terminal import (
     exit_with_error,
     has_stdout,
     open_standard_files,
     put_on_stdout,
     remark,
 )
-from taskservice.database.engine import dispose
-from taskservice.database.files import keep_owner_permissions
-from taskservice.database.migrations import DatabaseError
-from taskservice.problems import Problem
 
 
 def load_config(may_create: bool = False) -> Config:

@@ -13,7 +13,7 @@ from taskservice.client import (
     SettingError,
     TaskServiceError,
 )
-from taskservice.contract.terminal import exit_with_error
+from taskservice.terminal import exit_with_error
 
 # How long a command retries while the service is away.
 PATIENCE_SECONDS = 5.0

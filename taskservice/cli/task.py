@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
-from taskservice.cli import answer, question_text, task_text
+from taskservice.cli import answer, questions, task_text
 from taskservice.cli.json_input import task_input
 from taskservice.cli.options import Duration, Label, Text, examples, json_lines, json_object
 from taskservice.cli.service_client import service_client
@@ -19,7 +19,7 @@ from taskservice.client import Client, NotFound, Question, Task
 from taskservice.client.answers import SHORT_FIELDS
 from taskservice.client.client import PAGE_TASKS
 from taskservice.client.tasks import Line
-from taskservice.contract.terminal import (
+from taskservice.terminal import (
     exit_with_error,
     print_json,
     print_line,
@@ -27,7 +27,7 @@ from taskservice.contract.terminal import (
     print_table,
     remark,
 )
-from taskservice.contract.terms import CANCELLED, FAILED, MAX_TIMEOUT, RUNNING, STATUSES, TIMEOUT
+from taskservice.terms import CANCELLED, FAILED, MAX_TIMEOUT, RUNNING, STATUSES, TIMEOUT
 
 # How many tasks the table of `list` has, if not told otherwise.
 ROWS = 20
@@ -202,7 +202,7 @@ def show(task_id: str, as_json: bool) -> None:
         if as_json:
             print_json(task.data)
         else:
-            for line in (*task_text.details(task), *question_text.open_questions(task)):
+            for line in (*task_text.details(task), *questions.open_questions(task)):
                 print_line(line)
 
 
@@ -314,7 +314,7 @@ def _follow(task_id: str, times: bool, as_json: bool) -> NoReturn:
 
 
 def _print_question(task: Task, question: Question) -> None:
-    for line in question_text.question(task, question):
+    for line in questions.question(task, question):
         print_line(line, err=True)
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from taskservice.client import Client
-from taskservice.contract.terminal import exit_with_error
-from taskservice.contract.terms import MAX_LIMIT
+from taskservice.terminal import exit_with_error
+from taskservice.terms import MAX_LIMIT
 
 # Of a task's id; the whole of it has 36 characters.
 _BEGINNING = re.compile(r"[0-9a-f][0-9a-f-]{0,34}")

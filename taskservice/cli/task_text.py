@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from taskservice.client import Task
-from taskservice.contract.quantities import percent_done
-from taskservice.contract.terms import RUNNING
+from taskservice.quantities import percent_done
+from taskservice.terms import RUNNING
 
 # The fields that a table needs: an output can be long.
 ROW_FIELDS = (

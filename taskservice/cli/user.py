@@ -5,10 +5,10 @@ import click
 from taskservice.background import user_removal
 from taskservice.cli.options import Text, examples, json_lines
 from taskservice.cli.service_app import print_key, service_app
-from taskservice.contract.terminal import exit_with_error, print_line, print_rows
 from taskservice.queries import users as user_queries
-from taskservice.schemas.answers.users import user_schema
+from taskservice.schemas.users import user_schema
 from taskservice.services import users as user_service
+from taskservice.terminal import exit_with_error, print_line, print_rows
 
 
 @click.group("user")

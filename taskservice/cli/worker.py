@@ -9,9 +9,9 @@ from taskservice.app import create_app
 from taskservice.background.upkeep import join_loops, start_loops
 from taskservice.cli.options import examples
 from taskservice.cli.service_app import load_config, one_line_errors
-from taskservice.contract.terminal import exit_with_error, remark
 from taskservice.database.engine import dispose
 from taskservice.operations.request_log import configure_logging
+from taskservice.terminal import exit_with_error, remark
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 CHECK_SECONDS = 1.0

@@ -30,7 +30,7 @@ from taskservice.client.errors import (
 from taskservice.client.handler import TaskHandler
 from taskservice.client.questions import Question
 from taskservice.client.tasks import Failure, Line, Task
-from taskservice.contract.terms import ErrorType, Status
+from taskservice.terms import ErrorType, Status
 
 __all__ = [
     "Agent",

@@ -2,7 +2,7 @@
 
 from typing import Any, NotRequired, TypedDict
 
-from taskservice.contract.terms import ErrorType, Status
+from taskservice.terms import ErrorType, Status
 
 
 class FinishedTask(TypedDict):

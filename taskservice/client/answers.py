@@ -27,15 +27,8 @@ from taskservice.client.errors import (
 )
 from taskservice.contract import http_headers
 from taskservice.contract.error_codes import NOT_FOUND
-from taskservice.contract.terminal import without_user_info
-from taskservice.contract.terms import (
-    ANSWERED,
-    CANCELLED,
-    MAX_LOG,
-    PROBLEM_TYPE,
-    QUESTION_STATES,
-    STATUSES,
-)
+from taskservice.terminal import without_user_info
+from taskservice.terms import ANSWERED, CANCELLED, MAX_LOG, PROBLEM_TYPE, QUESTION_STATES, STATUSES
 
 JSON = "application/json"
 

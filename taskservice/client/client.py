@@ -16,7 +16,7 @@ from taskservice.client.errors import Invalid, UnexpectedAnswer
 from taskservice.client.http import PATIENCE_SECONDS, REPEAT_SECONDS, WAIT_SECONDS, Connection
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, heartbeat_for
 from taskservice.client.tasks import Task
-from taskservice.contract.terms import ErrorType, Sort, Status
+from taskservice.terms import ErrorType, Sort, Status
 
 PAGE_TASKS = 100
 _CLAIMED = answers.task(SHORT_FIELDS, 200, 204)

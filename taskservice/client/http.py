@@ -36,8 +36,8 @@ from taskservice.client.errors import (
     Unreachable,
 )
 from taskservice.contract import http_headers
-from taskservice.contract.terminal import without_user_info
-from taskservice.contract.terms import API_PREFIX
+from taskservice.terminal import without_user_info
+from taskservice.terms import API_PREFIX
 
 CONNECT_SECONDS = 5.0
 # The service answers sooner.

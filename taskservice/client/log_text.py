@@ -1,6 +1,6 @@
 """Text as a log takes it: lines of valid UTF-8, none longer than the limit."""
 
-from taskservice.contract.terms import MAX_LINE, MAX_MESSAGE, MAX_NOTE
+from taskservice.terms import MAX_LINE, MAX_MESSAGE, MAX_NOTE
 
 # Any line of at most this many bytes fits: a byte that is NUL or invalid UTF-8 becomes a
 # character of three bytes.

@@ -15,7 +15,7 @@ from taskservice.client.memory_queue import MemoryQueue
 from taskservice.client.output import check_output
 from taskservice.client.progress import ProgressSender
 from taskservice.client.sender import CHECK_TIMEOUT, Sender
-from taskservice.contract.threads import try_start
+from taskservice.threads import try_start
 
 # How often a program that waits for its sender checks whether to keep waiting.
 _POLL_SECONDS = 0.2

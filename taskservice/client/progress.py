@@ -7,7 +7,7 @@ from typing import Any
 
 from taskservice.client.errors import RETRYABLE, TaskServiceError
 from taskservice.client.log_text import cut_note
-from taskservice.contract.threads import try_start
+from taskservice.threads import try_start
 
 INTERVAL = 1.0
 

@@ -19,7 +19,7 @@ from taskservice.client.errors import (
     TaskServiceError,
 )
 from taskservice.client.http import PATIENCE_SECONDS, WAIT_SECONDS, Connection
-from taskservice.contract.terms import (
+from taskservice.terms import (
     ACCEPT,
     ANSWERED,
     DECLINE,

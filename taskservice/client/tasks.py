@@ -19,15 +19,7 @@ from taskservice.client.output import Output, check_output, json_members
 from taskservice.client.progress import changes as changes_of_progress
 from taskservice.client.questions import LOOK_SECONDS, Question, QuestionNews
 from taskservice.client.sender import HEARTBEAT_SECONDS
-from taskservice.contract.terms import (
-    API_PREFIX,
-    COMPLETE,
-    ERROR,
-    MAX_LINES,
-    RUNNING,
-    ErrorType,
-    Status,
-)
+from taskservice.terms import API_PREFIX, COMPLETE, ERROR, MAX_LINES, RUNNING, ErrorType, Status
 
 # How often a program that waits for its sender checks whether to keep waiting.
 _POLL_SECONDS = 0.2

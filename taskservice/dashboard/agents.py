@@ -8,23 +8,22 @@ from marshmallow import ValidationError
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth.authentication import caller
-from taskservice.contract.terms import CANCELLED
 from taskservice.dashboard import forms, input_form, plot
 from taskservice.dashboard.formatting import outcome_of
 from taskservice.dashboard.input_form import InputForm
 from taskservice.dashboard.pages import page, redirect_to, without_nul
 from taskservice.dashboard.shared_pages import shared
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.rows import AnyRow, TaskRow
-from taskservice.problems import Problem
+from taskservice.errors import Problem
 from taskservice.queries import agents as agent_queries
-from taskservice.queries import lists as list_queries
 from taskservice.queries.selections import Selection
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import PutAgentSchema, StartSchema
 from taskservice.services import agents as agent_service
-from taskservice.services import starts
+from taskservice.services import lists, starts
 from taskservice.services.idempotency import Idempotency
+from taskservice.terms import CANCELLED
 
 agents = Blueprint("agents", __name__)
 
@@ -149,7 +148,7 @@ def _start(agent: AnyRow, form: dict[str, str], given: InputForm) -> TaskRow:
             errors |= error.messages_dict
     if errors := start_schema.validate(body) | errors:
         raise ValidationError(errors)
-    key = parse_id(request.form.get("submission_id", "")) or timestamps.new_id()
+    key = parse_id(request.form.get("submission_id", "")) or clock.new_id()
     task, _ = starts.start(caller, start_schema.load(body), Idempotency.of(key, body))
     return task
 
@@ -179,7 +178,7 @@ def _run_page(
 ) -> Response:
     """The form; `source` is the task whose input it shows."""
     values = {"agent": agent, "form": form, "given": given, "fault": fault, "source": source}
-    return page("run.html", status, **values, new_id=timestamps.new_id())
+    return page("run.html", status, **values, new_id=clock.new_id())
 
 
 def _edit_page(agent: AnyRow, form: dict[str, str], fault: str = "") -> Response:
@@ -202,5 +201,5 @@ def _facts(agent: AnyRow, recent: list[AnyRow]) -> dict[str, Any]:
 
 
 def _last_tasks(agent_id: str, count: int) -> list[Any]:
-    found = list_queries.positions(caller, Selection(agent_id=agent_id), None, count)
-    return list_queries.summaries(caller, found.positions)
+    found = lists.positions(caller, Selection(agent_id=agent_id), None, count)
+    return lists.summaries(caller, found.positions)

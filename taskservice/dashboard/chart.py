@@ -9,10 +9,10 @@ from threading import Lock
 from typing import NamedTuple
 
 from taskservice.auth.caller import Caller
-from taskservice.contract.terms import COMPLETE, ERROR, RUNNING
-from taskservice.database import timestamps
-from taskservice.queries import counts
+from taskservice.database import clock
 from taskservice.queries.selections import Selection
+from taskservice.services import counts
+from taskservice.terms import COMPLETE, ERROR, RUNNING
 
 # From the bottom of a bar to its top.
 STATUSES = (COMPLETE, ERROR, RUNNING)
@@ -45,14 +45,14 @@ class Period(NamedTuple):
         end = (int(time.time()) // step + 1) * step
         last = datetime.fromtimestamp(end, UTC)
         return [
-            timestamps.rfc3339(last - timedelta(seconds=step * index))
+            clock.rfc3339(last - timedelta(seconds=step * index))
             for index in range(self.bars + 1, -1, -1)
         ]
 
     @property
     def since(self) -> str:
         """The filter, exclusive like that of the API, that lists the tasks of all bars."""
-        return timestamps.moved(self.boundaries[0], -MILLISECOND)
+        return clock.moved(self.boundaries[0], -MILLISECOND)
 
 
 PERIODS = {
@@ -74,7 +74,7 @@ class Bar(NamedTuple):
     @property
     def bounds(self) -> dict[str, str]:
         """The filters, exclusive like those of the API, that list exactly these tasks."""
-        before = timestamps.moved(self.since, -MILLISECOND)
+        before = clock.moved(self.since, -MILLISECOND)
         return {"createdAfter": before, "createdBefore": self.until}
 
     @property
@@ -96,7 +96,7 @@ class Bar(NamedTuple):
 
 def bar_start(created_after: str) -> str:
     """The start of the bar with this bound."""
-    return timestamps.moved(created_after, MILLISECOND)
+    return clock.moved(created_after, MILLISECOND)
 
 
 class Chart(NamedTuple):

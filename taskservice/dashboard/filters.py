@@ -5,21 +5,13 @@ from typing import Any, NamedTuple
 from flask import request, url_for
 
 from taskservice.auth.authentication import caller
-from taskservice.contract.terms import (
-    CANCELLED,
-    COMPLETE,
-    ERROR,
-    FAILED,
-    PENDING,
-    RUNNING,
-    TIMEOUT,
-)
 from taskservice.dashboard import chart
 from taskservice.dashboard.pages import without_nul
-from taskservice.problems import invalid
+from taskservice.errors import invalid
 from taskservice.queries.candidates import WAITING
 from taskservice.queries.selections import Selection
 from taskservice.schemas.parameters import ListQuerySchema
+from taskservice.terms import CANCELLED, COMPLETE, ERROR, FAILED, PENDING, RUNNING, TIMEOUT
 from taskservice.web import list_query
 
 # The filters that the API's list does not have, and their values.

@@ -7,11 +7,11 @@ from typing import Any
 
 import orjson
 
-from taskservice.contract.quantities import percent, percent_done, seconds_text
-from taskservice.contract.terms import FAILED, RUNNING
-from taskservice.database import timestamps
+from taskservice.database import clock
+from taskservice.quantities import percent, percent_done, seconds_text
 from taskservice.queries.candidates import WAITING
 from taskservice.schemas import strict_json
+from taskservice.terms import FAILED, RUNNING
 
 # These change the direction of text and so can disguise it; JSON can escape them.
 _DIRECTION_MARKS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -119,7 +119,7 @@ def label_texts(row: Any) -> list[str]:
 
 def is_key_valid(key: Any) -> bool:
     """Whether a key is neither revoked nor expired."""
-    return key.revoked_at is None and (key.expires_at is None or key.expires_at > timestamps.now())
+    return key.revoked_at is None and (key.expires_at is None or key.expires_at > clock.now())
 
 
 TEMPLATE_FUNCTIONS: dict[str, Any] = {

@@ -6,7 +6,7 @@ from typing import Any
 from marshmallow import ValidationError
 from werkzeug.datastructures import MultiDict
 
-from taskservice.problems import Problem
+from taskservice.errors import Problem
 
 
 def texts(form: MultiDict[str, str]) -> dict[str, list[str]]:

@@ -9,9 +9,9 @@ from taskservice.auth.authentication import caller
 from taskservice.contract.mcp_clients import CLIENTS, KEY_VARIABLE
 from taskservice.dashboard import sessions
 from taskservice.dashboard.pages import page, redirect_to, without_nul
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.rows import AnyRow
-from taskservice.problems import invalid
+from taskservice.errors import invalid
 from taskservice.queries import agents as agent_queries
 from taskservice.queries import keys as key_queries
 from taskservice.queries import users as user_queries
@@ -110,5 +110,5 @@ def _fields() -> dict[str, Any]:
     return {
         "name": form.get("name", "").strip(),
         "agentId": form.get("agent") or None,
-        "expiresAt": timestamps.now(days * 86_400) if days else None,
+        "expiresAt": clock.now(days * 86_400) if days else None,
     }

@@ -18,10 +18,10 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
-from taskservice import problems
-from taskservice.contract.terms import API_PREFIX, PROBLEM_TYPE
+from taskservice import errors
 from taskservice.dashboard import formatting, sessions
-from taskservice.problems import Problem
+from taskservice.errors import Problem
+from taskservice.terms import API_PREFIX, PROBLEM_TYPE
 from taskservice.web.hosts import is_loopback, url_parts
 from taskservice.web.request import replace_unreadable_dates
 
@@ -128,7 +128,7 @@ def set_security_headers(response: Response) -> Response:
 @dashboard.errorhandler(Exception)
 def error_page(error: Exception) -> Response:
     """The page for an error that the API would answer as a problem."""
-    problem = problems.from_exception(error)
+    problem = errors.from_exception(error)
     if problem.status == 404 and "task_id" in (request.view_args or {}):
         problem = GONE
     response = page("error.html", problem.status, problem=problem)
@@ -140,7 +140,7 @@ def unknown_page(error: HTTPException) -> Response:
     """For a URL without a route: a page for a browser, a problem for other clients."""
     wanted = request.accept_mimetypes.best_match([PROBLEM_TYPE, "text/html"])
     if wanted != "text/html" or request.path.startswith(API_PREFIX):
-        return problems.respond(problems.from_exception(error))
+        return errors.respond(errors.from_exception(error))
     _is_signed_in()
     return set_security_headers(error_page(error))
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from taskservice.contract import quantities
+from taskservice import quantities
 from taskservice.dashboard import formatting
 from taskservice.database.rows import AnyRow
 from taskservice.queries.agents import seconds

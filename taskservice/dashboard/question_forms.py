@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from taskservice.auth.caller import Caller
-from taskservice.contract.terms import ANSWERED, API_PREFIX
 from taskservice.dashboard import schema_form
 from taskservice.dashboard.formatting import visible
 from taskservice.dashboard.schema_form import CHOICE, Choice, Errors, Field, Json, Texts
 from taskservice.database.rows import AnyRow
 from taskservice.queries import questions as question_queries
 from taskservice.schemas import strict_json
-from taskservice.schemas.answers.tasks import question_schema
 from taskservice.schemas.rows import open_questions
+from taskservice.schemas.tasks import question_schema
+from taskservice.terms import ANSWERED, API_PREFIX
 
 # The list of tasks has forms of the oldest SHOWN_TASKS that ask, and counts up to MAX_TASKS.
 SHOWN_TASKS = 10

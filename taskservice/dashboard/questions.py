@@ -5,16 +5,16 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth.authentication import caller
 from taskservice.contract.error_codes import QUESTION_CLOSED
-from taskservice.contract.terms import ACCEPT, DECLINE, OPEN
 from taskservice.dashboard import question_forms, schema_form
 from taskservice.dashboard.forms import texts
 from taskservice.dashboard.pages import page, redirect_to, redirect_to_page
 from taskservice.dashboard.schema_form import Errors, Json, Texts
-from taskservice.problems import Problem
+from taskservice.errors import Problem
 from taskservice.queries import questions as question_queries
 from taskservice.queries import tasks as task_queries
 from taskservice.schemas import elicitation
 from taskservice.services import questions as question_service
+from taskservice.terms import ACCEPT, DECLINE, OPEN
 from taskservice.web.request import require_id
 
 questions = Blueprint("questions", __name__)

@@ -11,9 +11,9 @@ from taskservice.dashboard import forms, input_form
 from taskservice.dashboard.input_form import InputForm
 from taskservice.dashboard.pages import page, redirect_to
 from taskservice.dashboard.shared_pages import shared
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.rows import TaskRow
-from taskservice.problems import Problem
+from taskservice.errors import Problem
 from taskservice.queries import agents as agent_queries
 from taskservice.queries import tasks as task_queries
 from taskservice.schemas import strict_json
@@ -56,14 +56,14 @@ def _rerun(task: TaskRow, given: InputForm, submission_id: str) -> TaskRow:
     is_same = strict_json.canonical(value) == strict_json.canonical(before)
     body = {} if is_same else {"input": value}
     fields = rerun_schema.load(body)
-    submission = (submission_id or timestamps.new_id()).encode() + strict_json.dumps(value)
+    submission = (submission_id or clock.new_id()).encode() + strict_json.dumps(value)
     key = hashlib.sha256(submission).hexdigest()
     again, _ = starts.rerun(caller, task.id, fields, Idempotency.of(key, body, task.id))
     return again
 
 
 def _page(task: TaskRow, given: InputForm, fault: str = "", status: int = 200) -> Response:
-    new_id = timestamps.new_id()
+    new_id = clock.new_id()
     again = task_queries.newest_rerun(caller, task.id)
     values = {"task": task, "given": given, "fault": fault, "new_id": new_id, "again": again}
     return page("rerun.html", status, **values)

@@ -9,10 +9,10 @@ from flask.sessions import NullSession, SecureCookieSession, SecureCookieSession
 
 from taskservice.auth import valid_keys
 from taskservice.auth.authentication import is_key_valid, set_caller
-from taskservice.contract.terms import API_PREFIX
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.rows import AnyRow
-from taskservice.problems import Problem
+from taskservice.errors import Problem
+from taskservice.terms import API_PREFIX
 
 # Checked in the session too: a copied cookie must not outlive it.
 LIFETIME = timedelta(days=7)
@@ -60,11 +60,11 @@ def init_app(app: Flask) -> None:
 
 def begin(key: AnyRow) -> None:
     """Sign this browser in with `key`, whose caller this request then has."""
-    set_caller(key, timestamps.now())
+    set_caller(key, clock.now())
     session.clear()
     session["key"] = key.id
     # The cookie is renewed with each change of the session; this end stays.
-    session["until"] = timestamps.now(LIFETIME.total_seconds())
+    session["until"] = clock.now(LIFETIME.total_seconds())
 
 
 def resume() -> AnyRow:
@@ -72,7 +72,7 @@ def resume() -> AnyRow:
 
     Raises SessionEndedError.
     """
-    now = timestamps.now()
+    now = clock.now()
     key = valid_keys.by_id(session["key"], now) if _is_unexpired() else None
     if key is None:
         session.pop("key", None)
@@ -87,7 +87,7 @@ def is_active() -> bool:
 
 
 def _is_unexpired() -> bool:
-    return "key" in session and timestamps.now() < session.get("until", "")
+    return "key" in session and clock.now() < session.get("until", "")
 
 
 def token() -> str:
@@ -104,7 +104,7 @@ def submission_id() -> str:
     arrive at once create it.
     """
     if "submission_id" not in session:
-        session["submission_id"] = timestamps.new_id()
+        session["submission_id"] = clock.new_id()
     return str(session["submission_id"])
 
 

@@ -15,7 +15,7 @@ from taskservice.contract.error_codes import OVERLOADED
 from taskservice.dashboard import sessions
 from taskservice.dashboard.pages import answer_with
 from taskservice.database.watcher import change_marker
-from taskservice.problems import Problem
+from taskservice.errors import Problem
 
 # The maximum age of a page in seconds, since some of it, such as the bars of the chart, depends on
 # the time.

@@ -10,8 +10,8 @@ from taskservice.auth.authentication import valid_key
 from taskservice.dashboard import sessions
 from taskservice.dashboard.pages import page, redirect_to, redirect_to_page
 from taskservice.dashboard.sign_in_throttle import Throttle
-from taskservice.database import timestamps
-from taskservice.problems import Problem
+from taskservice.database import clock
+from taskservice.errors import Problem
 
 sign_in = Blueprint("sign_in", __name__)
 
@@ -27,7 +27,7 @@ def show() -> AnyResponse:
 def enter() -> AnyResponse:
     try:
         sessions.check_form()
-        key = valid_key(request.form.get("key", "").strip(), timestamps.now())
+        key = valid_key(request.form.get("key", "").strip(), clock.now())
     except Problem as problem:
         return _refused(problem)
     sessions.begin(key)

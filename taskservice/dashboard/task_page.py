@@ -3,14 +3,14 @@
 from typing import Any, NamedTuple
 
 from taskservice.auth.caller import Caller
-from taskservice.contract.terms import RUNNING
 from taskservice.dashboard import question_forms
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.rows import AnyRow, TaskRow
 from taskservice.queries import agents as agent_queries
 from taskservice.queries import tasks as task_queries
 from taskservice.schemas import strict_json
 from taskservice.schemas.rows import open_questions
+from taskservice.terms import RUNNING
 
 MAX_CHILDREN = 50
 # The width of the waterfall, in units of its own.
@@ -68,7 +68,7 @@ def _waiting(task: TaskRow) -> Waiting | None:
     if task.status != RUNNING or task.claimed_at is not None:
         return None
     last_claim = agent_queries.last_claim(task.user_id, task.agent_id)
-    is_long = _seconds(task.created_at, timestamps.now()) >= LONG_WAIT_SECONDS
+    is_long = _seconds(task.created_at, clock.now()) >= LONG_WAIT_SECONDS
     return Waiting(last_claim, needs_worker=is_long or last_claim is None)
 
 
@@ -79,12 +79,12 @@ def _expected_end(caller: Caller, task: TaskRow) -> str | None:
         return None
     progress = float(task.progress or 0)
     if progress > 0:
-        spent = timestamps.seconds_between(task.claimed_at, task.updated_at)
+        spent = clock.seconds_between(task.claimed_at, task.updated_at)
         seconds = max(0.0, spent) / progress
-        return timestamps.moved(task.claimed_at, seconds) if seconds < LONGEST else None
+        return clock.moved(task.claimed_at, seconds) if seconds < LONGEST else None
     agent = agent_queries.get(caller, task.agent_id)
     usual = agent_queries.health([agent])[agent.id]["medianSeconds"]
-    return None if usual is None else timestamps.moved(task.claimed_at, usual)
+    return None if usual is None else clock.moved(task.claimed_at, usual)
 
 
 def _waterfall(children: list[AnyRow]) -> Waterfall | None:
@@ -92,7 +92,7 @@ def _waterfall(children: list[AnyRow]) -> Waterfall | None:
         return None
     shown = children[:MAX_CHILDREN]
     start = min(child.created_at for child in shown)
-    ends = [_seconds(start, child.finished_at or timestamps.now()) for child in shown]
+    ends = [_seconds(start, child.finished_at or clock.now()) for child in shown]
     if any(child.finished_at is None for child in shown):
         ends.append(max(ends) // STEP_SECONDS * STEP_SECONDS + STEP_SECONDS)
     scale = WIDTH / max(*ends, 0.001)
@@ -108,4 +108,4 @@ def _bar(child: AnyRow, start: str, scale: float) -> Bar:
 
 
 def _seconds(since: str, until: str) -> float:
-    return max(0.0, timestamps.seconds_between(since, until))
+    return max(0.0, clock.seconds_between(since, until))

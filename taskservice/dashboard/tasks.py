@@ -8,7 +8,6 @@ from flask import Blueprint, Response, flash, redirect, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth.authentication import caller
-from taskservice.contract.terms import RUNNING
 from taskservice.dashboard import (
     chart,
     filters,
@@ -21,17 +20,15 @@ from taskservice.dashboard import (
 from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, way_back
 from taskservice.dashboard.shared_pages import shared
 from taskservice.database.rows import TaskRow
+from taskservice.errors import Problem
 from taskservice.openapi.operation import TEXT
-from taskservice.problems import Problem
 from taskservice.queries import agents as agent_queries
-from taskservice.queries import counts, task_json
 from taskservice.queries import deliveries as delivery_queries
-from taskservice.queries import lists as list_queries
-from taskservice.queries import logs as log_queries
 from taskservice.queries import tasks as task_queries
+from taskservice.services import counts, lists, logs, reports, task_json
 from taskservice.services import deliveries as delivery_service
-from taskservice.services import reports
 from taskservice.services import tasks as task_service
+from taskservice.terms import RUNNING
 from taskservice.web import event_stream, list_query, responses, task_events
 from taskservice.web.request import require_id
 
@@ -56,14 +53,14 @@ def list_all() -> AnyResponse:
         return redirect(f"{url_for('dashboard.tasks.list_all')}?{urlencode(filled)}", 303)
     query, own, selection = filters.load()
     found = list_query.page(caller, selection, query)
-    rows = list_queries.summaries(caller, found.positions)
+    rows = lists.summaries(caller, found.positions)
     return page(
         "tasks.html",
         rows=rows,
         asking=question_forms.asking(caller),
         found=found,
         states=delivery_queries.states(rows) if caller.agent_id is None else {},
-        log_ends=log_queries.ends([row.id for row in rows if formatting.is_generic(row)]),
+        log_ends=logs.ends([row.id for row in rows if formatting.is_generic(row)]),
         agent_ids=_agent_choices(),
         tabs=filters.TABS,
         counts=counts.by_state(caller, selection, MAX_COUNT),
@@ -93,7 +90,7 @@ def show(task_id: str) -> Response:
 def lines(task_id: str) -> Response:
     """At most `limit` lines of the log after line number `after`, with their times, as JSON."""
     after, limit = (request.args.get(name, 0, type=int) for name in ("after", "limit"))
-    found = log_queries.lines_after(_task(task_id), max(after, 0), min(max(limit, 0), MAX_LINES))
+    found = logs.lines_after(_task(task_id), max(after, 0), min(max(limit, 0), MAX_LINES))
     texts = [line.text[: MAX_LINE_LENGTH + 1] for line in found]
     return responses.json({"lines": texts, "times": [line.at for line in found]})
 

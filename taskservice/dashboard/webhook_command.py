@@ -5,7 +5,7 @@ import shlex
 from taskservice.auth.caller import Caller
 from taskservice.contract.error_codes import NO_DELIVERY
 from taskservice.database.rows import TaskRow
-from taskservice.problems import Problem
+from taskservice.errors import Problem
 from taskservice.queries import deliveries as delivery_queries
 from taskservice.services import attempts
 

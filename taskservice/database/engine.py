@@ -11,10 +11,10 @@ from sqlalchemy.exc import DisconnectionError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from taskservice import resources
-from taskservice.database import postgresql_text, statement_timeout, statements
+from taskservice.database import postgresql, postgresql_text, statements
+from taskservice.database.connections import KeptConnections
 from taskservice.database.file_watch import DatabaseFiles
 from taskservice.database.files import sqlite_uri
-from taskservice.database.kept_connections import KeptConnections
 from taskservice.database.types import db
 from taskservice.database.writer_queue import WriterQueue
 
@@ -215,7 +215,7 @@ def _prepare_postgresql(engine: Engine) -> None:
     seconds = STATEMENT_FACTOR * BUSY_SECONDS
 
     def prepare(connection: Any, _record: Any) -> None:
-        statement_timeout.limit(connection, seconds, engine.dialect.dbapi)
+        postgresql.limit(connection, seconds, engine.dialect.dbapi)
         prepare_postgresql_connection(connection)
 
     # Inserted first, since SQLAlchemy runs queries of its own when it connects.

@@ -5,7 +5,7 @@ import os
 import threading
 from functools import partial
 
-from taskservice.contract.threads import start_thread
+from taskservice.threads import start_thread
 
 TOO_LATE = "other writers took too long"
 

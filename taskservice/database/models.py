@@ -16,7 +16,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, configure_mappers, mapped_column
 
-from taskservice.contract.terms import (
+from taskservice.database.types import Base, Identifier, Timestamp
+from taskservice.terms import (
     CANCELLED,
     DELIVERED,
     ERROR_TYPES,
@@ -25,7 +26,6 @@ from taskservice.contract.terms import (
     QUESTION_STATES,
     STATUSES,
 )
-from taskservice.database.types import Base, Identifier, Timestamp
 
 # An agent's schema of its input and what its tool does, unless it says something else.
 INPUT_SCHEMA = '{"type":"object"}'

@@ -14,9 +14,9 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice import resources
-from taskservice.contract.threads import start_thread
 from taskservice.database.engine import Database
 from taskservice.database.transactions import reading
+from taskservice.threads import start_thread
 
 logger = logging.getLogger(__name__)
 

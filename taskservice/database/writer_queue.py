@@ -12,8 +12,8 @@ from sqlalchemy import Connection
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import OperationalError
 
+from taskservice.database.connections import KeptConnections
 from taskservice.database.file_lock import TOO_LATE, FileLock
-from taskservice.database.kept_connections import KeptConnections
 
 # The first writers of a group are answered when the last one has written.
 MAX_GROUP = 32

@@ -5,7 +5,7 @@ from flask import current_app, request
 from taskservice.auth.authentication import authenticate, caller
 from taskservice.context import current
 from taskservice.contract.error_codes import FOREIGN_ORIGIN
-from taskservice.problems import Problem
+from taskservice.errors import Problem
 from taskservice.web.hosts import is_loopback, url_parts
 
 PATH = "/mcp"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from werkzeug.datastructures import Headers
 
-from taskservice.mcp.messages import (
+from taskservice.mcp.protocol import (
     HEADER_MISMATCH,
     INVALID_PARAMS,
     UNSUPPORTED_VERSION,

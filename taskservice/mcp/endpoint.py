@@ -8,9 +8,9 @@ from flask import Blueprint, Flask, Response, request
 from taskservice import __version__
 from taskservice.auth.authentication import KEY_HEADERS
 from taskservice.context import current
-from taskservice.mcp import access, calls, messages, tasks, tool_calls, tools
+from taskservice.mcp import access, calls, protocol, tasks, tool_calls, tools
 from taskservice.mcp.calls import LEGACY, TASKS, VERSIONS, Call
-from taskservice.mcp.messages import METHOD_NOT_FOUND, Message, RpcError
+from taskservice.mcp.protocol import METHOD_NOT_FOUND, Message, RpcError
 from taskservice.operations import request_log
 from taskservice.web import responses
 from taskservice.web.request import with_body
@@ -73,16 +73,16 @@ def answer() -> Response:
     """Answer a message."""
     message_id = None
     try:
-        message = with_body(messages.read)
+        message = with_body(protocol.read)
         _log(message)
         if message.is_notification:
             # Not even `notifications/cancelled` ends a task: clients send it for answered calls.
             return Answer(status=202)
         message_id = message.id
         call = calls.read(message, request.headers)
-        return responses.json(messages.result(message_id, _result(call)))
+        return responses.json(protocol.result(message_id, _result(call)))
     except RpcError as error:
-        return responses.json(messages.error(message_id, error), error.status)
+        return responses.json(protocol.error(message_id, error), error.status)
 
 
 def _log(message: Message) -> None:

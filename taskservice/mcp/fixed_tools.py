@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from taskservice.contract.terms import STATUSES
-from taskservice.problems import invalid
+from taskservice.errors import invalid
 from taskservice.schemas import strict_json
-from taskservice.schemas.input_schema import Input
+from taskservice.schemas.json_schema import Input
+from taskservice.terms import STATUSES
 
 MAX_SECONDS = 45
 LAST_LINES = 100

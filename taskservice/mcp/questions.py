@@ -3,15 +3,15 @@
 from typing import Any
 
 from taskservice.auth.authentication import caller
-from taskservice.contract.terms import ACCEPT
 from taskservice.database.rows import TaskRow
+from taskservice.errors import invalid
 from taskservice.mcp import refusals
-from taskservice.problems import invalid
 from taskservice.queries import questions as question_queries
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import AnswerQuestionSchema
 from taskservice.schemas.rows import NO_QUESTIONS, open_questions
 from taskservice.services import questions as question_service
+from taskservice.terms import ACCEPT
 
 # The person closed the form and may answer later.
 CANCEL = "cancel"

@@ -5,8 +5,8 @@ from typing import Any
 
 from marshmallow import ValidationError
 
-from taskservice import problems
-from taskservice.problems import Problem
+from taskservice import errors as problems
+from taskservice.errors import Problem
 from taskservice.schemas import strict_json
 
 # What is not there, not possible at present, or invalid.

@@ -5,14 +5,14 @@ from typing import Any
 
 from flask import current_app
 
-from taskservice.contract.terminal import escaped
-from taskservice.contract.terms import API_PREFIX, CANCELLED, COMPLETE, ERROR, MAX_LINE, RUNNING
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.rows import AnyRow, TaskRow
 from taskservice.mcp import questions
 from taskservice.mcp.calls import Call
-from taskservice.queries import logs as log_queries
 from taskservice.schemas import strict_json
+from taskservice.services import logs
+from taskservice.terminal import escaped
+from taskservice.terms import API_PREFIX, CANCELLED, COMPLETE, ERROR, MAX_LINE, RUNNING
 
 # In bytes: of an output, and of a page of a log.
 MAX_TEXT = 32 * 1024
@@ -152,7 +152,7 @@ def _state(call: Call, task: TaskRow) -> dict[str, Any]:
 
 
 def _polling(task: TaskRow) -> dict[str, Any]:
-    age = timestamps.seconds_between(task.created_at, timestamps.now())
+    age = clock.seconds_between(task.created_at, clock.now())
     return {
         "taskId": task.id,
         "createdAt": task.created_at,
@@ -167,7 +167,7 @@ def _ttl(task: TaskRow) -> int | None:
     days: float = current_app.config["RETENTION_DAYS"]
     if not days or task.finished_at is None:
         return None
-    lasted = timestamps.seconds_between(task.created_at, task.finished_at)
+    lasted = clock.seconds_between(task.created_at, task.finished_at)
     return round((lasted + days * DAY_SECONDS) * 1000)
 
 
@@ -182,28 +182,28 @@ def _status_message(task: TaskRow) -> str:
 
 
 def _last_line(task: TaskRow) -> str:
-    return log_queries.ends([task.id]).get(task.id, "").rstrip().rpartition("\n")[2].strip()
+    return logs.ends([task.id]).get(task.id, "").rstrip().rpartition("\n")[2].strip()
 
 
 # --- lines -------------------------------------------------------------------------------
 
 
 def _last_lines(task: TaskRow, count: int) -> list[str]:
-    lines = log_queries.last_lines(task, count, count * MAX_LINE)
+    lines = logs.last_lines(task, count, count * MAX_LINE)
     return [shortened(line, MAX_SHOWN_LINE) for line in lines]
 
 
 def last_page(task: TaskRow, count: int) -> tuple[list[str], int]:
     """The end of a log, at most 32 KiB of it, and the number of its last line."""
-    lines = log_queries.last_lines(task, count, MAX_TEXT)
+    lines = logs.last_lines(task, count, MAX_TEXT)
     # The last line alone may be longer.
-    lines = lines or _fitting(log_queries.last_lines(task, 1, MAX_LINE))
+    lines = lines or _fitting(logs.last_lines(task, 1, MAX_LINE))
     return lines, task.log_count
 
 
 def page_after(task: TaskRow, after: int, count: int) -> tuple[list[str], int]:
     """Lines after number `after`, at most 32 KiB of them, and the number of the last one."""
-    found = [line.text for line in log_queries.lines_after(task, after, count)]
+    found = [line.text for line in logs.lines_after(task, after, count)]
     lines = _fitting(found)
     return lines, max(after, task.first_log - 1) + len(lines)
 

@@ -4,24 +4,23 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from taskservice.auth.authentication import caller
-from taskservice.contract.terms import ACCEPT, DECLINE, RUNNING
 from taskservice.database.rows import TaskVersion
 from taskservice.mcp import questions, refusals, results
 from taskservice.mcp.calls import Call
 from taskservice.mcp.fixed_tools import FIXED, LAST_LINES, MAX_SECONDS, TASKS
-from taskservice.mcp.messages import INVALID_PARAMS, RpcError
+from taskservice.mcp.protocol import INVALID_PARAMS, RpcError
 from taskservice.mcp.tools import agent_of
-from taskservice.queries import lists as list_queries
 from taskservice.queries import tasks as task_queries
 from taskservice.queries.ordered_tasks import Position
 from taskservice.queries.selections import Selection
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import AnswerQuestionSchema, StartSchema
 from taskservice.schemas.rows import NO_QUESTIONS, open_questions
+from taskservice.services import lists, reports, starts
 from taskservice.services import questions as question_service
-from taskservice.services import reports, starts
 from taskservice.services.idempotency import Idempotency
-from taskservice.web import long_poll
+from taskservice.terms import ACCEPT, DECLINE, RUNNING
+from taskservice.web import waiting
 from taskservice.web.request import checked_idempotency_key, idempotency_key, require_id
 
 Arguments = dict[str, Any]
@@ -113,7 +112,7 @@ def _waited(call: Call, task_id: str, seconds: float, closed: Collection[str]) -
 
 
 def _wait(task_id: str, seconds: float, is_enough: Callable[[TaskVersion], bool]) -> None:
-    long_poll.within(seconds, lambda: task_queries.get_version(caller, task_id), is_enough)
+    waiting.within(seconds, lambda: task_queries.get_version(caller, task_id), is_enough)
 
 
 def _asks(seen: TaskVersion) -> bool:
@@ -167,17 +166,17 @@ def _read_log(call: Call, arguments: Arguments) -> Result:
 def _list_tasks(call: Call, arguments: Arguments) -> Result:
     selection = Selection(agent_id=arguments.get("agentId"), status=arguments.get("status"))
     positions = _newest(selection, arguments.get("limit", TASKS))
-    tasks = map(results.summary, list_queries.summaries(caller, positions))
+    tasks = map(results.summary, lists.summaries(caller, positions))
     return results.tool_result({"tasks": list(tasks)})
 
 
 def _newest(selection: Selection, limit: int) -> list[Position]:
     """The first positions of a list; a search may stop before there are as many as it has."""
-    found, reached = list_queries.page_positions(caller, selection, None, limit)
+    found, reached = lists.page_positions(caller, selection, None, limit)
     for _ in range(MAX_SEARCHES):
         if reached is None or len(found) == limit:
             break
-        more, reached = list_queries.page_positions(caller, selection, reached, limit - len(found))
+        more, reached = lists.page_positions(caller, selection, reached, limit - len(found))
         found += more
     return found
 

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-from taskservice.contract.terms import AGENT_ID, MAX_IDEMPOTENCY_KEY
 from taskservice.schemas.fields import (
     EXAMPLE_KEY,
     EXAMPLE_QUESTION,
     EXAMPLE_REQUEST,
     EXAMPLE_TASK,
 )
+from taskservice.terms import AGENT_ID, MAX_IDEMPOTENCY_KEY
 
 Object: TypeAlias = dict[str, Any]
 

@@ -1,8 +1,8 @@
 """The webhooks of the OpenAPI document: what the service posts, and what an answer to it means."""
 
-from taskservice.contract.terms import COMPLETE, WEBHOOK_LINES, WEBHOOK_LOG_BYTES
 from taskservice.openapi.components import Object
 from taskservice.schemas.fields import EXAMPLE_DELIVERY, EXAMPLE_LATER, EXAMPLE_MOMENT
+from taskservice.terms import COMPLETE, WEBHOOK_LINES, WEBHOOK_LOG_BYTES
 from taskservice.webhooks.schedule import MAX_RETRY_AFTER, SCHEDULE
 
 NAME = "taskEnded"

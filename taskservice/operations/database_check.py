@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
 from taskservice.config import Config
-from taskservice.database import migrations, read_only, timestamps
+from taskservice.database import clock, migrations, read_only
 from taskservice.database.engine import (
     engine_arguments,
     prepare_postgresql_connection,
@@ -207,7 +207,7 @@ def _deliveries(connection: Connection) -> Verdict:
     oldest = connection.execute(OLDEST_DUE).one_or_none()
     if oldest is None:
         return OK, "None is due"
-    seconds = timestamps.seconds_between(oldest.next_attempt_at, oldest.now)
+    seconds = clock.seconds_between(oldest.next_attempt_at, oldest.now)
     text = f"The oldest has been due for {seconds:.0f} s"
     if seconds < LATE_SECONDS:
         return OK, text
@@ -334,7 +334,7 @@ def _indexes(connection: Connection) -> Verdict:
 
 
 def _clocks(connection: Connection) -> Verdict:
-    ahead = timestamps.seconds_between(timestamps.now(), moment_by(connection))
+    ahead = clock.seconds_between(clock.now(), moment_by(connection))
     if abs(ahead) < CLOCK_SECONDS:
         return OK, "The database's clock and this machine's agree"
     where = "ahead of" if ahead > 0 else "behind"

@@ -16,17 +16,17 @@ from sqlalchemy import Connection, false, func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice import resources
-from taskservice.contract.threads import start_thread
 from taskservice.database import migrations
+from taskservice.database.clock import seconds_between
 from taskservice.database.engine import BUSY_SECONDS
 from taskservice.database.models import Delivery
-from taskservice.database.timestamps import seconds_between
 from taskservice.database.transactions import LastWrite, reading, transaction
 from taskservice.database.types import Base, database_now, db
+from taskservice.errors import database_unavailable
 from taskservice.operations import heartbeat
 from taskservice.operations.metrics import Metric, Sample
-from taskservice.problems import database_unavailable
 from taskservice.queries.deliveries import is_due
+from taskservice.threads import start_thread
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from sqlalchemy import ColumnElement, Connection, Float, bindparam, case, insert, select, update
 from sqlalchemy.engine import URL
 
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.address import shown
 from taskservice.database.models import ServiceHeartbeat
 from taskservice.database.transactions import moment_by, reading, retry_on_conflict, transaction
@@ -72,4 +72,4 @@ def _heartbeat(connection: Connection) -> str | None:
 
 def _is_fresh(connection: Connection, moment: str) -> bool:
     # One in the future does not count: the clock was set.
-    return 0 <= timestamps.seconds_between(moment, moment_by(connection)) < MAX_AGE_SECONDS
+    return 0 <= clock.seconds_between(moment, moment_by(connection)) < MAX_AGE_SECONDS

@@ -14,9 +14,9 @@ from sqlalchemy.exc import OperationalError, TimeoutError
 
 from taskservice.auth.caller import Caller
 from taskservice.context import current
-from taskservice.contract.terminal import escaped, escaped_lines
-from taskservice.database.timestamps import now
+from taskservice.database.clock import now
 from taskservice.operations import metrics
+from taskservice.terminal import escaped, escaped_lines
 
 logger = logging.getLogger("taskservice.request")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
-from taskservice.database import migrations, timestamps
+from taskservice.database import clock, migrations
 from taskservice.database.engine import BUSY_SECONDS, sqlite3
 from taskservice.database.files import full_disk, is_open_elsewhere, make_folder, open_regular, sync
 from taskservice.database.migrations import DatabaseError
@@ -146,7 +146,7 @@ def _keep_aside(database: Path) -> Path | None:
     would be taken for its own.
     """
     _remove_second_names(database)
-    aside = Path(f"{database}.replaced-{timestamps.now().replace(':', '')}")
+    aside = Path(f"{database}.replaced-{clock.now().replace(':', '')}")
     there = _there(database)
     for file in there:
         os.link(file, f"{aside}{str(file).removeprefix(str(database))}")

@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 from sqlalchemy import bindparam, case, func, literal_column, select
 
 from taskservice.auth.caller import Caller, of_user, visible_agents
-from taskservice.contract.terms import CANCELLED, COMPLETE, RUNNING
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.models import Agent, Task
 from taskservice.database.rows import AnyRow, in_pages
 from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
 from taskservice.database.types import Identifier
-from taskservice.problems import not_found
+from taskservice.errors import not_found
 from taskservice.schemas.columns import AGENT_COLUMNS, AGENT_OF_TASK_COLUMNS
+from taskservice.terms import CANCELLED, COMPLETE, RUNNING
 
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
 _IDS = _AGENTS.with_only_columns(Agent.id)
@@ -238,7 +238,7 @@ def seconds(task: AnyRow) -> float | None:
     """The duration of a finished task; None if no agent claimed it."""
     if task.claimed_at is None:
         return None
-    return max(0.0, timestamps.seconds_between(task.claimed_at, task.finished_at))
+    return max(0.0, clock.seconds_between(task.claimed_at, task.finished_at))
 
 
 def list_by_use(caller: Caller, start: int, count: int) -> Sequence[AnyRow]:

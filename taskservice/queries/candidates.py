@@ -18,13 +18,13 @@ from sqlalchemy import (
 )
 
 from taskservice.auth.caller import of_user
-from taskservice.contract.terms import FAILED, PENDING, RUNNING
 from taskservice.database import name_index
 from taskservice.database.models import Delivery, Task, TaskLabel
 from taskservice.database.rows import AnyRow, AnySelect
 from taskservice.database.statements import Statement
 from taskservice.database.types import Identifier, Several, is_among
 from taskservice.queries.selections import CONDITIONS, LABELS, Filters
+from taskservice.terms import FAILED, PENDING, RUNNING
 
 # The maximum number of tasks that are read by their ids, and sorted, for one page.
 MAX_CANDIDATES = 5_000

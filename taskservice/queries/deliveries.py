@@ -8,13 +8,13 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, bindparam, literal_column, or_, select
 
 from taskservice.auth.caller import Caller, visible_tasks
-from taskservice.contract.terms import PENDING
 from taskservice.database.models import Attempt, Delivery, Task, User
 from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import reading
 from taskservice.database.types import Identifier, database_now, moment_from_now
-from taskservice.problems import not_found
+from taskservice.errors import not_found
 from taskservice.schemas.columns import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
+from taskservice.terms import PENDING
 from taskservice.webhooks.schedule import LONGEST_DELAY_SECONDS
 
 # A literal, as in the indexes of these rows, so that they are used.

@@ -13,16 +13,12 @@ from taskservice.database.models import Agent, Attempt, Delivery, LogWriter, Que
 from taskservice.database.rows import AnyRow, AnySelect
 from taskservice.database.transactions import reading, reading_one_state
 from taskservice.database.types import Identifier, byte_length
-from taskservice.problems import invalid
-from taskservice.queries import logs as log_queries
+from taskservice.errors import invalid
 from taskservice.queries import questions as question_queries
-from taskservice.queries.logs import LogGone, TimedLine
 from taskservice.queries.tasks import tasks_with_log
 from taskservice.schemas import strict_json
 from taskservice.schemas.answers.agents import agent_schema
 from taskservice.schemas.answers.deliveries import delivery_schema
-from taskservice.schemas.answers.tasks import TASK_EXPANSIONS, TaskSchema, question_schema
-from taskservice.schemas.answers.users import user_schema
 from taskservice.schemas.columns import (
     AGENT_COLUMNS,
     ATTEMPT_COLUMNS,
@@ -30,6 +26,10 @@ from taskservice.schemas.columns import (
     USER_COLUMNS,
 )
 from taskservice.schemas.exported import FORMAT
+from taskservice.schemas.tasks import TASK_EXPANSIONS, TaskSchema, question_schema
+from taskservice.schemas.users import user_schema
+from taskservice.services import logs
+from taskservice.services.logs import LogGone, TimedLine
 
 # Of one page, the bytes of inputs and outputs.
 MAX_TASKS = 500
@@ -182,7 +182,7 @@ def _task_lines(task: _Task) -> Generator[bytes, None, int]:
     for delivery in task.deliveries:
         yield _line("delivery", of_task | _delivery_json(delivery, task.attempts))
     try:
-        for first, timed in log_queries.timed_chunks(task.row):
+        for first, timed in logs.timed_chunks(task.row):
             yield _line("log", of_task | _log_json(first, timed))
     except LogGone:
         yield _line("void", of_task)

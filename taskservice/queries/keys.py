@@ -6,13 +6,13 @@ from sqlalchemy import and_, bindparam, not_, select, tuple_
 
 from taskservice.auth.caller import Caller, visible_keys
 from taskservice.auth.valid_keys import KEY_IS_VALID
-from taskservice.database import timestamps
+from taskservice.database import clock
+from taskservice.database.clock import EARLIEST, LOWEST_ID
 from taskservice.database.models import ApiKey, User
 from taskservice.database.rows import AnyRow, in_pages
-from taskservice.database.timestamps import EARLIEST, LOWEST_ID
 from taskservice.database.transactions import reading
 from taskservice.database.types import Identifier, Timestamp
-from taskservice.problems import not_found
+from taskservice.errors import not_found
 from taskservice.schemas.columns import KEY_COLUMNS
 
 # How many keys of a list one read takes.
@@ -67,6 +67,6 @@ def list_of_user(caller: Caller) -> Iterator[Sequence[AnyRow]]:
 
 def newest(caller: Caller, count: int, *, are_valid: bool) -> Sequence[AnyRow]:
     """The newest keys of the caller's user among those that are valid, or among all others."""
-    wanted = {"count": count, "now": timestamps.now(), **caller.scope}
+    wanted = {"count": count, "now": clock.now(), **caller.scope}
     with reading() as connection:
         return connection.execute(_NEWEST_VALID if are_valid else _NEWEST_INVALID, wanted).all()

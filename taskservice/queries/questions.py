@@ -5,11 +5,10 @@ from collections.abc import Collection, Iterator, Sequence
 from sqlalchemy import and_, bindparam, case, func, literal_column, or_, select, tuple_
 
 from taskservice.auth.caller import Caller, of_user, visible_tasks
-from taskservice.contract.terms import EXPIRED, OPEN
+from taskservice.database.clock import EARLIEST, LOWEST_ID
 from taskservice.database.models import IS_ASKING, Question, Task
 from taskservice.database.rows import AnyRow, AnySelect, in_pages
 from taskservice.database.statements import Statement
-from taskservice.database.timestamps import EARLIEST, LOWEST_ID
 from taskservice.database.transactions import reading
 from taskservice.database.types import (
     Identifier,
@@ -18,8 +17,9 @@ from taskservice.database.types import (
     is_among,
     moment_from_now,
 )
-from taskservice.problems import not_found
+from taskservice.errors import not_found
 from taskservice.schemas.columns import QUESTION_COLUMNS
+from taskservice.terms import EXPIRED, OPEN
 
 # How many questions of a list one read takes: each answer may have a megabyte.
 QUESTIONS_PER_READ = 4

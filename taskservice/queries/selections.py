@@ -6,10 +6,10 @@ from typing import Any, NamedTuple, TypeAlias
 from sqlalchemy import ColumnElement, Text, and_, bindparam, exists, select, true
 
 from taskservice.auth.caller import Caller, of_user
-from taskservice.contract.terms import MAX_LABELS, SORTS
+from taskservice.database.clock import EARLIEST
 from taskservice.database.models import Delivery, Task, TaskLabel
-from taskservice.database.timestamps import EARLIEST
 from taskservice.database.types import Identifier, Timestamp, place_in_text
+from taskservice.terms import MAX_LABELS, SORTS
 
 NEWEST_FIRST, OLDEST_FIRST, BY_END = SORTS
 # Together with `own_agent_id` the same as `visible_tasks`, whose OR would keep SQLite from using

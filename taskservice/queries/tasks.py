@@ -6,15 +6,15 @@ from typing import Any, TypeVar
 from sqlalchemy import bindparam, exists, literal_column, or_, select
 
 from taskservice.auth.caller import Caller, visible_agents, visible_tasks
-from taskservice.contract.terms import RUNNING
 from taskservice.database.models import Agent, Log, Task
 from taskservice.database.rows import AnyRow, AnySelect, TaskAndLines, TaskRow, TaskVersion
 from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
 from taskservice.database.types import Identifier
-from taskservice.problems import not_found
-from taskservice.queries import logs as log_queries
+from taskservice.errors import not_found
 from taskservice.schemas.columns import TASK_COLUMNS
+from taskservice.services import logs
+from taskservice.terms import RUNNING
 
 R = TypeVar("R")
 
@@ -29,7 +29,7 @@ _ONE = (Task.id == bindparam("task_id"), visible_tasks)
 _TASK = Statement[TaskRow](tasks_with_log.where(*_ONE))
 _VERSION = Statement[TaskVersion](select(Task.version, Task.status, Task.questions).where(*_ONE))
 _TASK_AND_LINES = Statement[TaskAndLines](
-    with_log((*TASK_COLUMNS, log_queries.small_log_text.label("lines"))).where(*_ONE)
+    with_log((*TASK_COLUMNS, logs.small_log_text.label("lines"))).where(*_ONE)
 )
 _HAS_WAITING = exists().where(
     Task.user_id == Agent.user_id,

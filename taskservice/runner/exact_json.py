@@ -6,7 +6,7 @@ import re
 from decimal import Decimal
 from typing import Any
 
-from taskservice.contract.terms import MAX_OBJECT
+from taskservice.terms import MAX_OBJECT
 
 # Deeper than the service takes; Python's JSON calls itself for each level, and the object is
 # written later with less of the stack left.

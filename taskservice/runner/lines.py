@@ -3,8 +3,8 @@
 from collections import deque
 
 from taskservice.client.log_text import ALWAYS_FITS, cut_line
-from taskservice.contract.terms import MAX_LINE, MAX_OBJECT
 from taskservice.runner.masking import Masker
+from taskservice.terms import MAX_LINE, MAX_OBJECT
 
 _MIN_BLOCK_BYTES = 16 * 1024
 

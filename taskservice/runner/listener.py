@@ -18,7 +18,7 @@ from taskservice.client import Client, NotFound
 from taskservice.client.answers import CALLBACK_SECRET, USER
 from taskservice.client.errors import RETRYABLE, NotTheService
 from taskservice.contract import http_headers
-from taskservice.contract.terms import WEBHOOK_LINES, WEBHOOK_LOG_BYTES
+from taskservice.terms import WEBHOOK_LINES, WEBHOOK_LOG_BYTES
 from taskservice.webhooks import signing
 
 POLL_SECONDS = 1.0

@@ -15,11 +15,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from taskservice.client import clock
-from taskservice.contract.threads import try_start
 from taskservice.runner.lines import LastLine, LineSplitter
 from taskservice.runner.masking import Masker
 from taskservice.runner.process import join_thread
 from taskservice.runner.pseudo_terminal import copy_size, open_terminal
+from taskservice.threads import try_start
 
 BLOCK_BYTES = 256 * 1024
 PIPE_BYTES = 1024 * 1024

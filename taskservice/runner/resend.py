@@ -11,12 +11,12 @@ from taskservice.client.answers import USER
 from taskservice.client.http import Connection
 from taskservice.client.log_text import line_count
 from taskservice.client.sender import Sender
-from taskservice.contract.terminal import remark
-from taskservice.contract.threads import try_start
 from taskservice.runner.files import make_private
 from taskservice.runner.run import WRITER, deliver, failed
 from taskservice.runner.saved_run import SavedRun, leftover_runs, remove_incomplete, runs_folder
 from taskservice.runner.spool import Spool
+from taskservice.terminal import remark
+from taskservice.threads import try_start
 
 UNKNOWN_END = "How the program ended is unknown: `taskservice run` was killed while it ran"
 

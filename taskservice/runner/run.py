@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from taskservice import terms
 from taskservice.client.errors import (
     RETRYABLE,
     NotTheService,
@@ -23,10 +24,6 @@ from taskservice.client.http import Connection
 from taskservice.client.log_text import cut_message, line_count, note
 from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, Sender, heartbeat_for
 from taskservice.client.tasks import Task
-from taskservice.contract import terms
-from taskservice.contract.terminal import exit_with_error, remark
-from taskservice.contract.terms import MAX_OBJECT
-from taskservice.contract.threads import try_start
 from taskservice.runner.exact_json import parse_object, task_input
 from taskservice.runner.files import read_file
 from taskservice.runner.masking import Masker
@@ -34,6 +31,9 @@ from taskservice.runner.process import PROGRAM_ONLY, RESET_TO_DEFAULT, Process, 
 from taskservice.runner.program_output import OutputReader
 from taskservice.runner.saved_run import SavedRun, runs_folder
 from taskservice.runner.spool import Spool
+from taskservice.terminal import exit_with_error, remark
+from taskservice.terms import MAX_OBJECT
+from taskservice.threads import try_start
 
 # The service counts lines by writer: one for this process, one for the program itself.
 WRITER = "run"

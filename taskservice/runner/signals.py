@@ -4,8 +4,8 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 
-from taskservice.contract.threads import try_start
 from taskservice.runner.process import REAL_TIME
+from taskservice.threads import try_start
 
 # Each signal that by default ends a process, except those that a process raises by its own fault.
 _ENDING = (

@@ -12,9 +12,9 @@ from typing import NamedTuple
 from taskservice.client import clock
 from taskservice.client.log_text import line_count, note
 from taskservice.client.sender import Batch, Times
-from taskservice.contract.terms import MAX_LINE, MAX_LOG
 from taskservice.runner.files import open_file, read_file
 from taskservice.runner.line_times import LineTimes
+from taskservice.terms import MAX_LINE, MAX_LOG
 
 SEGMENT_BYTES = 1024 * 1024
 # A log holds no more than this.

@@ -12,10 +12,10 @@ from taskservice.client.client import Client
 from taskservice.client.errors import RETRYABLE, NotFound, NotTheService, TaskServiceError
 from taskservice.client.http import PATIENCE_SECONDS, delays, pause_after
 from taskservice.client.tasks import Task
-from taskservice.contract.terminal import remark
-from taskservice.contract.threads import try_start
 from taskservice.runner.process import PROGRAM_ONLY
 from taskservice.runner.run import Run, failed
+from taskservice.terminal import remark
+from taskservice.threads import try_start
 
 # How long the service may hold a claim. A signal does not interrupt that, and a task that it
 # then answers with still runs.

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from taskservice.schemas import input_schema, strict_json
+from taskservice.schemas import json_schema, strict_json
 
 # Without a schema, a question wants one text.
 DEFAULT: dict[str, Any] = {
@@ -41,7 +41,7 @@ def problem(schema: dict[str, Any]) -> str | None:
     if not isinstance(schema.get("$schema", ""), str):
         return "$schema must be a string."
     found = (_problem_of_property(name, each) for name, each in properties.items())
-    return next(filter(None, found), None) or input_schema.problem(_without_dialect(schema))
+    return next(filter(None, found), None) or json_schema.problem(_without_dialect(schema))
 
 
 def _problem_of_property(name: str, schema: Any) -> str | None:
@@ -85,10 +85,10 @@ def problems_of_answer(schema: dict[str, Any], content: dict[str, Any]) -> dict[
         for each in ({**_without_dialect(schema), "additionalProperties": False}, content)
     )
     try:
-        return input_schema.problems("content", closed, text, "the question's schema")
+        return json_schema.problems("content", closed, text, "the question's schema")
     except ValueError as error:
         # It was stored before there was this limit.
-        because = input_schema.reason(error)
+        because = json_schema.reason(error)
         return {"content": [f"The question's schema is no longer allowed: {because}"]}
 
 

@@ -13,7 +13,20 @@ from marshmallow import (
     validates_schema,
 )
 
-from taskservice.contract.terms import (
+from taskservice.schemas import elicitation, json_schema
+from taskservice.schemas.fields import (
+    Flag,
+    Id,
+    JsonObject,
+    Labels,
+    Moment,
+    Share,
+    Strings,
+    Times,
+    WholeNumber,
+    bytes_at_most,
+)
+from taskservice.terms import (
     AGENT_ID,
     ANSWERED,
     DELIVERY_STATES,
@@ -32,19 +45,6 @@ from taskservice.contract.terms import (
     QUESTION_STATES,
     RUNNING,
     STATUSES,
-)
-from taskservice.schemas import elicitation, input_schema
-from taskservice.schemas.fields import (
-    Flag,
-    Id,
-    JsonObject,
-    Labels,
-    Moment,
-    Share,
-    Strings,
-    Times,
-    WholeNumber,
-    bytes_at_most,
 )
 from taskservice.webhooks.destinations import read_url
 
@@ -70,7 +70,7 @@ def _url(value: str) -> None:
 
 
 def _input_schema(value: dict[str, Any]) -> None:
-    _refuse(input_schema.problem(value))
+    _refuse(json_schema.problem(value))
 
 
 def _question_schema(value: dict[str, Any]) -> None:

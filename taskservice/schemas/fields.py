@@ -9,7 +9,9 @@ from typing import Any, TypeAlias
 from marshmallow import ValidationError, fields, validate
 from sqlalchemy.orm import InstrumentedAttribute
 
-from taskservice.contract.terms import (
+from taskservice.database import clock
+from taskservice.schemas import strict_json
+from taskservice.terms import (
     LABEL_KEY,
     MAX_LABEL_VALUE,
     MAX_LABELS,
@@ -17,8 +19,6 @@ from taskservice.contract.terms import (
     MAX_OBJECT,
     label_problem,
 )
-from taskservice.database import timestamps
-from taskservice.schemas import strict_json
 
 Column: TypeAlias = InstrumentedAttribute[Any]
 
@@ -155,7 +155,7 @@ class Moment(fields.Field[str]):
             if not isinstance(value, str) or not self._SHAPE.fullmatch(value):
                 raise ValueError
             # RFC 3339 allows `t` and `z`, which Python does not accept.
-            return timestamps.rfc3339(self._rounded(datetime.fromisoformat(value.upper())))
+            return clock.rfc3339(self._rounded(datetime.fromisoformat(value.upper())))
         except (ValueError, OverflowError):
             example = "2026-11-24T13:36:00Z"
             raise ValidationError(f"Must be a time in RFC 3339, such as {example}.") from None
@@ -210,7 +210,7 @@ class Times(fields.Field[Any]):
 
     def _milliseconds(self, value: Any) -> int:
         moment: str = self._moment.deserialize(value)
-        return timestamps.milliseconds(moment)
+        return clock.milliseconds(moment)
 
 
 class JsonObject(fields.Dict):

@@ -8,20 +8,8 @@ from typing import Any
 import orjson
 from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 
-from taskservice.contract.terms import (
-    AGENT_ID,
-    DEFAULT_LINES,
-    ERROR_TYPES,
-    MAX_LIMIT,
-    MAX_LINES,
-    MAX_NAME,
-    MAX_WRITER,
-    SORTS,
-    STATUSES,
-)
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.schemas.answers.agents import AGENT_EXPANSIONS
-from taskservice.schemas.answers.tasks import TASK_EXPANSIONS, TASK_FIELDS
 from taskservice.schemas.fields import (
     EXAMPLE_MOMENT,
     FlagText,
@@ -33,6 +21,18 @@ from taskservice.schemas.fields import (
     Times,
     doc,
     parse_id,
+)
+from taskservice.schemas.tasks import TASK_EXPANSIONS, TASK_FIELDS
+from taskservice.terms import (
+    AGENT_ID,
+    DEFAULT_LINES,
+    ERROR_TYPES,
+    MAX_LIMIT,
+    MAX_LINES,
+    MAX_NAME,
+    MAX_WRITER,
+    SORTS,
+    STATUSES,
 )
 
 
@@ -68,7 +68,7 @@ class CursorField(fields.Field[tuple[str, str, str]]):
             # The type first: a forged cursor may hold any JSON.
             if type(task_id) is not str or sort not in SORTS or parse_id(task_id) != task_id:
                 raise ValueError
-            if timestamps.rfc3339(datetime.fromisoformat(moment)) != moment:
+            if clock.rfc3339(datetime.fromisoformat(moment)) != moment:
                 raise ValueError
         except (ValueError, TypeError, OverflowError):
             raise ValidationError("Is not a cursor of this list.") from None

@@ -4,23 +4,7 @@ from typing import Any, ClassVar
 
 from marshmallow import Schema, ValidationError, fields, validate, validates, validates_schema
 
-from taskservice.contract.terms import (
-    ACCEPT,
-    COMPLETE,
-    DECLINE,
-    ERROR,
-    FAILED,
-    MAX_CALLBACK,
-    MAX_DESCRIPTION,
-    MAX_MESSAGE,
-    MAX_NOTE,
-    MAX_QUESTION,
-    MAX_TIMEOUT,
-    MAX_WRITER,
-    MAX_WRITERS,
-    STATUSES,
-)
-from taskservice.schemas import elicitation, input_schema
+from taskservice.schemas import elicitation, json_schema
 from taskservice.schemas.fields import (
     EXAMPLE_INPUT_SCHEMA,
     EXAMPLE_MOMENT,
@@ -36,6 +20,22 @@ from taskservice.schemas.fields import (
     bytes_at_most,
     doc,
     name_field,
+)
+from taskservice.terms import (
+    ACCEPT,
+    COMPLETE,
+    DECLINE,
+    ERROR,
+    FAILED,
+    MAX_CALLBACK,
+    MAX_DESCRIPTION,
+    MAX_MESSAGE,
+    MAX_NOTE,
+    MAX_QUESTION,
+    MAX_TIMEOUT,
+    MAX_WRITER,
+    MAX_WRITERS,
+    STATUSES,
 )
 
 
@@ -269,7 +269,7 @@ class PutAgentSchema(Schema):
 
     @validates("inputSchema")
     def check_input_schema(self, value: Any, **kwargs: Any) -> None:
-        problem = None if value is None else input_schema.problem(value)
+        problem = None if value is None else json_schema.problem(value)
         if problem:
             raise ValidationError(problem)
 

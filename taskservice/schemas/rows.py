@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from marshmallow import EXCLUDE, Schema, fields
 
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import Column
 
@@ -53,7 +53,7 @@ class OpenQuestions(fields.List[Any]):
 
 def open_questions(stored: str) -> list[dict[str, Any]]:
     """The questions that are open now, of those that `Task.questions` has."""
-    now = timestamps.now()
+    now = clock.now()
     questions: list[dict[str, Any]] = strict_json.loads(stored.encode())
     return [each for each in questions if each["expiresAt"] is None or each["expiresAt"] > now]
 

@@ -7,13 +7,13 @@ from sqlalchemy import delete as delete_from
 
 from taskservice.auth.caller import Caller, visible_agents
 from taskservice.contract.error_codes import AGENT_HAS_TASKS
-from taskservice.contract.terms import AGENT_ID
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.models import ANNOTATIONS, Agent, Task
 from taskservice.database.transactions import retry_on_conflict, transaction
-from taskservice.problems import Problem, invalid, not_found
+from taskservice.errors import Problem, invalid, not_found
 from taskservice.schemas import strict_json
 from taskservice.schemas.columns import AGENT_COLUMNS
+from taskservice.terms import AGENT_ID
 
 _VISIBLE = (visible_agents, Agent.id == bindparam("agent_id"))
 _CHANGE = update(Agent).where(*_VISIBLE).returning(*AGENT_COLUMNS)
@@ -46,7 +46,7 @@ def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, boo
             **values,
             "user_id": caller.user_id,
             "id": agent_id,
-            "created_at": timestamps.now(),
+            "created_at": clock.now(),
         }
         return connection.execute(_REGISTER, new).one(), True
 

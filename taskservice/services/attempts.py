@@ -11,20 +11,20 @@ from flask import Flask, current_app
 from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice import resources
-from taskservice.contract.terms import FAILED, PENDING
-from taskservice.contract.threads import start_thread
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.rows import TaskRow
-from taskservice.queries import task_json
 from taskservice.queries import tasks as task_queries
 from taskservice.queries import users as user_queries
 from taskservice.resources import SharedSlots
 from taskservice.services import deliveries as delivery_service
+from taskservice.services import task_json
 from taskservice.services.callback_secrets import OVERLAP_SECONDS
 from taskservice.services.deliveries import Leased, LeaseLost
+from taskservice.terms import FAILED, PENDING
+from taskservice.threads import start_thread
 from taskservice.webhooks import signing
+from taskservice.webhooks.attempt import Interrupt, Interrupted
 from taskservice.webhooks.circuit_breaker import CircuitBreaker
-from taskservice.webhooks.interrupt import Interrupt, Interrupted
 from taskservice.webhooks.outcome import Outcome
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def attempt(leased: Leased, interrupt: Interrupt) -> str:
     database does not answer, the attempt is repeated after the lease has run out.
     """
     try:
-        started = timestamps.now()
+        started = clock.now()
         outcome = _outcome(leased, interrupt)
         logger.info("Delivery %s to %s: %s", leased.id, leased.host, outcome.message)
         _record_receiver_health(leased, outcome)
@@ -119,7 +119,7 @@ def signed_headers(secrets: Sequence[str], webhook_id: str, body: bytes) -> dict
 
 def webhook_of(task: TaskRow, webhook_id: str) -> tuple[dict[str, str], bytes]:
     """The headers and the body of a finished task's webhook, signed now."""
-    since = timestamps.now(-OVERLAP_SECONDS)
+    since = clock.now(-OVERLAP_SECONDS)
     secrets = user_queries.callback_secrets(task.user_id, since)
     body = task_json.webhook_body(task)
     return signed_headers(secrets, webhook_id, body), body
@@ -183,7 +183,7 @@ def _send(leased: Leased, interrupt: Interrupt) -> Outcome:
     task = task_queries.find_by_id(leased.task_id)
     if task is None:
         raise LeaseLost("The task was deleted.", FAILED)
-    since = timestamps.now(-OVERLAP_SECONDS)
+    since = clock.now(-OVERLAP_SECONDS)
     secrets = user_queries.callback_secrets(task.user_id, since)
     body = task_json.webhook_body(task)
     confirm = partial(delivery_service.require_lease, leased)

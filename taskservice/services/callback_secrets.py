@@ -7,11 +7,11 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from taskservice.auth.caller import Caller
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.models import CallbackSecret
 from taskservice.database.transactions import transaction
 from taskservice.database.types import Identifier, Timestamp
-from taskservice.problems import Problem
+from taskservice.errors import Problem
 from taskservice.services.keys import LOCK_USER
 from taskservice.webhooks import signing
 
@@ -43,16 +43,16 @@ def rotate(caller: Caller) -> Any:
     with transaction() as connection:
         connection.execute(LOCK_USER, {"user_id": caller.user_id})
         _check_count(connection, caller.user_id)
-        now = timestamps.now()
+        now = clock.now()
         connection.execute(_REPLACE_SECRET.values(replaced_at=now), {"of_user_id": caller.user_id})
         return insert_secret(connection, caller.user_id, now)
 
 
 def _check_count(connection: Connection, user_id: str) -> None:
-    since = timestamps.now(-OVERLAP_SECONDS)
+    since = clock.now(-OVERLAP_SECONDS)
     replaced = connection.scalars(_REPLACED, {"user_id": user_id, "since": since}).all()
     if len(replaced) >= MAX_SIGNING - 1:
-        wait = math.ceil(timestamps.seconds_between(since, str(replaced[0])))
+        wait = math.ceil(clock.seconds_between(since, str(replaced[0])))
         raise Problem(
             429,
             f"{len(replaced)} replaced secrets still sign for what is left of their 24 hours; "
@@ -63,7 +63,7 @@ def _check_count(connection: Connection, user_id: str) -> None:
 
 def insert_secret(connection: Connection, user_id: str, now: str) -> Any:
     secret = {
-        "id": timestamps.new_id(),
+        "id": clock.new_id(),
         "user_id": user_id,
         "secret": signing.new_secret(),
         "created_at": now,

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from operator import itemgetter
 
-from taskservice.contract.terms import MAX_LINE
 from taskservice.database.line_times import Times
-from taskservice.problems import invalid
+from taskservice.errors import invalid
+from taskservice.terms import MAX_LINE
 
 # Small, since a chunk is read whole, even for one of its lines.
 CHUNK_BYTES = 64 * 1024

@@ -12,15 +12,15 @@ from sqlalchemy import (
 
 from taskservice.auth.caller import Caller
 from taskservice.auth.valid_keys import KEY_IS_VALID
-from taskservice.contract.terms import RUNNING
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.models import ApiKey, Task
 from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import retry_on_conflict, transaction
 from taskservice.database.types import Identifier
-from taskservice.problems import invalid_key, not_found
+from taskservice.errors import invalid_key, not_found
 from taskservice.services.starts import find_agent
 from taskservice.services.tasks import HEARTBEAT, lock
+from taskservice.terms import RUNNING
 
 _OLDEST_UNCLAIMED = (
     select(Task.id)
@@ -79,7 +79,7 @@ def claim(caller: Caller, agent_id: str, key: str | None = None) -> tuple[TaskRo
         if find_agent(connection, caller, agent_id) is None:
             raise not_found("agent")
         known_id = None if key is None else connection.scalar(_CLAIMED, wanted)
-        task_id = known_id or _claimed(connection, wanted | {"now": timestamps.now()})
+        task_id = known_id or _claimed(connection, wanted | {"now": clock.now()})
         if task_id is None:
             return None, False
         _require_key(connection, caller)
@@ -100,5 +100,5 @@ def _require_key(connection: Connection, caller: Caller) -> None:
     The request may have waited for a task, and for its turn to write. A revocation waits until
     this transaction ends.
     """
-    if connection.scalar(_KEY, {"key_id": caller.key_id, "now": timestamps.now()}) is None:
+    if connection.scalar(_KEY, {"key_id": caller.key_id, "now": clock.now()}) is None:
         raise invalid_key()

@@ -24,17 +24,17 @@ from sqlalchemy import (
 from taskservice import resources
 from taskservice.auth.caller import Caller, visible_tasks
 from taskservice.contract.error_codes import DELIVERY_UNDER_WAY, NO_DELIVERY
-from taskservice.contract.terms import CANCELLED, DELIVERED, FAILED, MAX_ATTEMPTS, PENDING
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.models import Attempt, Delivery, Task
 from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import Identifier, Timestamp, database_now, moment_from_now
 from taskservice.database.watcher import Watcher
-from taskservice.problems import Problem, not_found
+from taskservice.errors import Problem, not_found
 from taskservice.queries.deliveries import LEASE_SECONDS, is_due, is_pending, is_unleased
 from taskservice.services import fair_queue
 from taskservice.services.fair_queue import ReceiverSlots
+from taskservice.terms import CANCELLED, DELIVERED, FAILED, MAX_ATTEMPTS, PENDING
 from taskservice.webhooks.circuit_breaker import Receiver
 from taskservice.webhooks.outcome import Outcome
 from taskservice.webhooks.schedule import JITTER, SCHEDULE
@@ -158,8 +158,8 @@ def enqueue(connection: Connection, task: TaskRow, now: str) -> Leased | None:
     if task.callback_url is None:
         return None
     leased = Leased(
-        id=timestamps.new_id(),
-        lease=timestamps.new_id(),
+        id=clock.new_id(),
+        lease=clock.new_id(),
         task_id=task.id,
         user_id=task.user_id,
         callback_url=task.callback_url,
@@ -217,7 +217,7 @@ def lease_due(limit: int, slots: ReceiverSlots) -> Sequence[Leased]:
         due = fair_queue.due_deliveries(connection, limit, slots)
         acquired = (row.id for row in due if slots.acquire(Receiver(row.user_id, row.host)))
         ids = list(islice(acquired, limit))
-        lease = {"new_lease": timestamps.new_id(), "seconds": LEASE_SECONDS}
+        lease = {"new_lease": clock.new_id(), "seconds": LEASE_SECONDS}
         return [
             Leased(**row._asdict()) for row in connection.execute(_CLAIM, {"ids": ids, **lease})
         ]

@@ -4,7 +4,7 @@ import hashlib
 from typing import Any, NamedTuple
 
 from taskservice.contract.error_codes import IDEMPOTENCY_KEY_REUSED
-from taskservice.problems import invalid
+from taskservice.errors import invalid
 from taskservice.schemas import strict_json
 
 

@@ -7,10 +7,10 @@ from typing import Any, BinaryIO
 
 from marshmallow import ValidationError
 
-from taskservice.contract.terms import MAX_OPEN_QUESTIONS, OPEN, RUNNING
 from taskservice.schemas import strict_json
 from taskservice.schemas.exported import LINES, OF_TASK
 from taskservice.schemas.strict_json import MAX_CONTAINERS, NotJson, UnsupportedNumber
+from taskservice.terms import MAX_OPEN_QUESTIONS, OPEN, RUNNING
 
 # No line of an export is longer: a task's input and output have 1 MiB each.
 MAX_LINE_BYTES = 16 * 1024 * 1024

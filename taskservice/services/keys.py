@@ -8,14 +8,14 @@ from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
 from taskservice.auth import key_text
 from taskservice.auth.caller import Caller, visible_keys
 from taskservice.contract.error_codes import LAST_USER_KEY
-from taskservice.contract.terms import MAX_NAME
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.models import Agent, ApiKey, User
 from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import retry_on_conflict, transaction
 from taskservice.database.types import Identifier
-from taskservice.problems import Problem, invalid, no_such_user, not_found
+from taskservice.errors import Problem, invalid, no_such_user, not_found
 from taskservice.schemas.columns import KEY_COLUMNS
+from taskservice.terms import MAX_NAME
 
 LOCK_USER = select(User.id).where(User.id == bindparam("user_id")).with_for_update()
 _USER_ID = select(User.id).where(User.name == bindparam("name"))
@@ -59,7 +59,7 @@ def create(caller: Caller, fields: dict[str, Any], key_id: str | None = None) ->
     `key_id`. Raises 422.
     """
     expires_at = fields.get("expiresAt")
-    if expires_at is not None and expires_at <= timestamps.now():
+    if expires_at is not None and expires_at <= clock.now():
         raise invalid({"expiresAt": ["Must be in the future."]})
     with transaction() as connection:
         if key_id and connection.execute(_KEY, {"key_id": key_id}).one_or_none():
@@ -87,7 +87,7 @@ def revoke_all(user_name: str) -> int:
 
 def revoke_keys_of(connection: Connection, user_id: str) -> int:
     """Revoke all keys of a user; returns how many were not revoked before."""
-    revoked = _REVOKE_ALL.values(revoked_at=timestamps.now())
+    revoked = _REVOKE_ALL.values(revoked_at=clock.now())
     return connection.execute(revoked, {"of_user_id": user_id}).rowcount
 
 
@@ -135,7 +135,7 @@ def _require(key: AnyRow | None) -> AnyRow:
 
 def _other_user_keys(connection: Connection, key: AnyRow) -> int:
     """How many other keys of the same user can still do what a user key can."""
-    valid = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > timestamps.now())
+    valid = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > clock.now())
     others = select(func.count()).where(
         ApiKey.user_id == key.user_id,
         ApiKey.id != key.id,
@@ -147,7 +147,7 @@ def _other_user_keys(connection: Connection, key: AnyRow) -> int:
 
 
 def _revoke(connection: Connection, key: AnyRow) -> None:
-    connection.execute(_REVOKE.values(revoked_at=timestamps.now()), {"of_key_id": key.id})
+    connection.execute(_REVOKE.values(revoked_at=clock.now()), {"of_key_id": key.id})
 
 
 def insert_key(
@@ -163,13 +163,13 @@ def insert_key(
         _require_agent(connection, user_id, agent_id)
     text = key_text.new(for_agent=agent_id is not None)
     key = {
-        "id": key_id or timestamps.new_id(),
+        "id": key_id or clock.new_id(),
         "user_id": user_id,
         "agent_id": agent_id,
         "name": name,
         "digest": key_text.digest(text),
         "hint": key_text.hint(text),
-        "created_at": timestamps.now(),
+        "created_at": clock.now(),
         "expires_at": expires_at,
         "last_used_at": None,
         "revoked_at": None,

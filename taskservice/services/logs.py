@@ -1,221 +1,269 @@
-"""Appends lines to logs, once and in order."""
+"""Reads of logs, in parts of bounded size."""
 
-from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Collection, Iterator, Sequence
+from itertools import chain
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from sqlalchemy import (
-    BigInteger,
-    Connection,
-    and_,
-    bindparam,
-    func,
-    insert,
-    literal_column,
-    select,
-    update,
-)
+from sqlalchemy import BigInteger, bindparam, case, func, literal_column, select
 
-from taskservice.auth.caller import Caller
-from taskservice.contract.error_codes import LOG_FULL, SEQ_GAP
-from taskservice.contract.terms import MAX_LOG, MAX_WRITERS
-from taskservice.database import line_times, timestamps
-from taskservice.database.models import Log, LogChunk, LogWriter, Task
-from taskservice.database.rows import TaskRow
+from taskservice.contract.error_codes import LOG_DROPPED
+from taskservice.database import clock, line_times
+from taskservice.database.models import Log, LogChunk, Task
+from taskservice.database.rows import PAGE_BYTES, AnyRow, TaskAndLines, TaskRow, next_limit
 from taskservice.database.statements import Statement
-from taskservice.database.transactions import transaction
-from taskservice.database.types import Identifier
-from taskservice.problems import Problem, invalid
-from taskservice.services.chunks import Chunk, without_first
-from taskservice.services.tasks import (
-    HEARTBEAT,
-    IS_OPEN,
-    TASK,
-    VISIBLE,
-    finished_problem,
-    is_open,
-    lock,
+from taskservice.database.transactions import reading
+from taskservice.database.types import Identifier, Several, is_among, joined_by_line_feed
+from taskservice.errors import Problem
+
+T = TypeVar("T")
+# A log of at most this many bytes is read together with its task, by a GET of this task.
+SMALL_LOG = 64 * 1024
+
+_CHUNKS_OF_TASK = (
+    select(LogChunk.text)
+    .where(LogChunk.log_id == Log.id)
+    .correlate(Log)
+    .order_by(LogChunk.last)
+    .subquery()
 )
-
-
-class _TaskAndSeq(TaskRow, Protocol):
-    """A task, and how many lines were sent by its writer without a name and by the one given.
-
-    `seq` is None if the given writer has sent none.
-    """
-
-    default_writer_seq: int
-    seq: int | None
-
-
-class _UpdatedTask(Protocol):
-    """A task after an append has updated it; `log_id` is None if it had no log."""
-
-    id: str
-    status: str
-    created_at: str
-    log_count: int
-    first_log: int
-    log_id: int | None
-
-
-_TASK_AND_SEQ = Statement[_TaskAndSeq](
-    TASK.add_columns(Task.default_writer_seq, LogWriter.seq).outerjoin(
-        LogWriter, and_(LogWriter.task_id == Task.id, LogWriter.writer == bindparam("writer"))
+# The lines of a task's log, joined by line feeds, where the log is small.
+small_log_text = case(
+    (
+        Task.log_bytes <= literal_column(str(SMALL_LOG)),
+        select(joined_by_line_feed(_CHUNKS_OF_TASK.c.text)).scalar_subquery(),
     )
 )
-# With `Task.id` SQLAlchemy would write `id` alone after RETURNING, which would be the log's.
-_LOG_ID = (
-    select(Log.id)
-    .where(Log.task_id == literal_column("tasks.id"))
-    .scalar_subquery()
-    .label("log_id")
-)
-_UPDATE = (
-    update(Task)
-    .where(*VISIBLE, IS_OPEN)
-    .returning(Task.id, Task.status, Task.created_at, Task.log_count, Task.first_log)
-)
-_HEARTBEAT = Statement[_UpdatedTask](_UPDATE.values(HEARTBEAT))
-_ADD_LINES = Statement[_UpdatedTask](
-    _UPDATE.where(Task.log_bytes <= MAX_LOG - bindparam("bytes", type_=BigInteger()))
-    .values(
-        log_count=Task.log_count + bindparam("lines", type_=BigInteger()),
-        log_bytes=Task.log_bytes + bindparam("bytes", type_=BigInteger()),
-        default_writer_seq=Task.default_writer_seq + bindparam("default_lines", type_=BigInteger()),
-        version=Task.version + 1,
-        updated_at=bindparam("now"),
-        **HEARTBEAT,
-    )
-    .returning(_LOG_ID)
-)
-# Not `writer`: SQLAlchemy reserves the names of columns for the values that an UPDATE sets.
-_OF_WRITER = (
-    LogWriter.task_id == bindparam("of_task_id", type_=Identifier),
-    LogWriter.writer == bindparam("of_writer"),
-)
-_ADD_TO_WRITER = Statement[Any](
-    update(LogWriter)
-    .where(*_OF_WRITER)
-    .values(seq=LogWriter.seq + bindparam("lines", type_=BigInteger()))
-    .returning(LogWriter.seq)
-)
-_WRITER_COUNT = Statement[Any](
-    select(func.count()).where(LogWriter.task_id == bindparam("task_id", type_=Identifier))
-)
-_NEW_WRITER = Statement[None](insert(LogWriter), ("task_id", "writer", "seq"))
-_LOG = Statement[Any](select(Log.id).where(Log.task_id == bindparam("task_id", type_=Identifier)))
-_NEW_LOG = Statement[Any](insert(Log).returning(Log.id), ("task_id",))
-_NEW_CHUNK = Statement[None](insert(LogChunk), ("log_id", "last", "count", "text", "at", "times"))
 
 
-def append(
-    caller: Caller, task_id: str, sent: Sequence[Chunk], seq: int | None, writer: str
-) -> tuple[int, str]:
-    """Append lines to a task's log; returns its line count and the task's status.
+class _Chunk(Protocol):
+    """What reads select of a LogChunk."""
 
-    `seq` is the number of the first line sent, counted by `writer` from 1, which is empty for the
-    writer without a name: lines already stored are skipped. An append without lines is a heartbeat.
-    Raises 404, 409 for a gap or a finished task, 413 for a full log, 422 for too many writers.
-    """
-    with transaction() as connection:
-        if seq is not None:
-            sent = _not_stored(connection, caller, task_id, sent, seq, writer)
-        task = _update_task(connection, caller, task_id, sent, writer)
-        if sent and writer:
-            _add_to_writer(connection, task, writer, _line_count(sent))
-        if sent:
-            _store(connection, task, sent)
-    return task.log_count, task.status
+    last: int
+    count: int
+    text: str
+    at: int | None
+    times: str | None
 
 
-def _not_stored(
-    connection: Connection,
-    caller: Caller,
-    task_id: str,
-    sent: Sequence[Chunk],
-    seq: int,
-    writer: str,
-) -> Sequence[Chunk]:
-    """The lines sent that `writer` has not sent before. Raises 404 and 409."""
-    found = lock(connection, caller, task_id, _TASK_AND_SEQ, writer=writer)
-    task = cast(_TaskAndSeq, found)
-    if not is_open(task):
-        raise finished_problem(task)
-    stored = (task.seq or 0) if writer else task.default_writer_seq
-    if seq > stored + 1:
-        raise Problem(
-            409,
-            f"Lines are missing: the next one of this writer is number {stored + 1}",
-            code=SEQ_GAP,
-            more={"expected": stored + 1},
+class TimedLine(NamedTuple):
+    """A line, and when its agent printed it; None for one from before there were times."""
+
+    text: str
+    at: str | None
+
+
+class LogGone(Problem):
+    """Lines that a row counted were dropped while they were read."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            503,
+            "The log was dropped while it was read",
+            code=LOG_DROPPED,
+            headers={"Retry-After": "1"},
         )
-    return without_first(sent, stored + 1 - seq)
 
 
-def _update_task(
-    connection: Connection, caller: Caller, task_id: str, sent: Sequence[Chunk], writer: str
-) -> _UpdatedTask:
-    """Record a heartbeat and add the lines to the counters, which locks the task.
-
-    Raises 404, 409 for a finished task and 413 for a full log.
-    """
-    here = {"task_id": task_id, **caller.scope}
-    if sent:
-        lines = _line_count(sent)
-        new = {
-            "lines": lines,
-            "default_lines": 0 if writer else lines,
-            "bytes": sum(chunk.size for chunk in sent),
-            "now": timestamps.now(),
-        }
-        updated = _ADD_LINES.one_or_none(connection, **here, **new)
-    else:
-        updated = _HEARTBEAT.one_or_none(connection, **here)
-    if updated is None:
-        task = lock(connection, caller, task_id)
-        if not is_open(task):
-            raise finished_problem(task)
-        detail = f"The task's log is full: the limit is {MAX_LOG} bytes"
-        raise Problem(413, detail, code=LOG_FULL)
-    return updated
-
-
-def _line_count(chunks: Sequence[Chunk]) -> int:
-    return sum(chunk.count for chunk in chunks)
-
-
-def _add_to_writer(connection: Connection, task: _UpdatedTask, writer: str, lines: int) -> None:
-    """Add to the number of lines that a writer with a name has sent. Raises 422 for too many."""
-    of_writer = {"of_task_id": task.id, "of_writer": writer}
-    if _ADD_TO_WRITER.one_or_none(connection, lines=lines, **of_writer) is None:
-        if _WRITER_COUNT.scalar(connection, task_id=task.id) >= MAX_WRITERS:
-            raise invalid({"writer": [f"The task has {MAX_WRITERS:,} writers already."]})
-        _NEW_WRITER.run(connection, task_id=task.id, writer=writer, seq=lines)
-
-
-def _store(connection: Connection, task: _UpdatedTask, chunks: Sequence[Chunk]) -> None:
-    """Add chunks, whose lines the task already counts, to its log, which the first ones create."""
-    last = task.log_count - _line_count(chunks)
-    # On PostgreSQL RETURNING reads the other tables as they were before it waited for the task:
-    # meanwhile retention may have dropped the log, or another request made the first.
-    log_id = (
-        (task.log_id if task.first_log <= last else None)
-        or _LOG.scalar(connection, task_id=task.id)
-        or _NEW_LOG.scalar(connection, task_id=task.id)
+_CHUNK_COLUMNS = (LogChunk.last, LogChunk.count, LogChunk.text, LogChunk.at, LogChunk.times)
+_CHUNKS = Statement[_Chunk](
+    select(*_CHUNK_COLUMNS)
+    .where(
+        LogChunk.log_id == bindparam("log_id"),
+        LogChunk.last > bindparam("after"),
+        LogChunk.last - LogChunk.count < bindparam("until", type_=BigInteger),
     )
+    .order_by(LogChunk.last)
+    .limit(bindparam("limit"))
+)
+_LAST_CHUNKS = Statement[_Chunk](
+    select(*_CHUNK_COLUMNS)
+    .where(LogChunk.log_id == bindparam("log_id"), LogChunk.last <= bindparam("until"))
+    .order_by(LogChunk.last.desc())
+    .limit(bindparam("limit"))
+)
+_NEXT_CHUNKS = (
+    select(*_CHUNK_COLUMNS)
+    .where(LogChunk.log_id == bindparam("log_id"), LogChunk.last > bindparam("after"))
+    .order_by(LogChunk.last)
+    .limit(bindparam("limit"))
+)
+# How many characters of a log `ends` reads.
+MAX_END = 2_000
+_LENGTH = func.length(LogChunk.text)
+_ENDS = Statement[AnyRow](
+    select(
+        Task.id,
+        case(
+            (_LENGTH > MAX_END, func.substr(LogChunk.text, _LENGTH - MAX_END + 1)),
+            else_=LogChunk.text,
+        ).label("text"),
+    )
+    .join(Log, Log.task_id == Task.id)
+    .join(LogChunk, (LogChunk.log_id == Log.id) & (LogChunk.last == Task.log_count))
+    .where(is_among(Task.id, bindparam("task_ids", type_=Several(Identifier))))
+)
+
+
+def log_pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterator[list[str]]:
+    """The lines of a task, in pages of about a megabyte, each a read of its own.
+
+    Those after number `after`, and at most `count` of them; none that came after `row` was
+    read. Raises LogGone if some were dropped meanwhile.
+    """
+    return (page.lines() for page in _pages(row, after, count))
+
+
+def timed_pages(
+    row: TaskRow, after: int = 0, count: int | None = None
+) -> Iterator[list[TimedLine]]:
+    """As `log_pages`, with the time of each line."""
+    return (page.timed_lines() for page in _pages(row, after, count))
+
+
+def timed_chunks(row: TaskRow) -> Iterator[tuple[int, list[TimedLine]]]:
+    """All lines of a task as they arrived together, with the number of the first one of each."""
+    for page in _pages(row, 0, None):
+        for chunk in page.chunks:
+            one = _Page([chunk], max(page.after, chunk.last - chunk.count), page.until)
+            yield one.after + 1, one.timed_lines()
+
+
+def lines_after(row: TaskRow, after: int, maximum: int) -> list[TimedLine]:
+    """At most `maximum` lines after number `after`, and about a megabyte of them.
+
+    Raises LogGone if some were dropped meanwhile.
+    """
+    page = _page_after(row, after, maximum)
+    return page.timed_lines() if page else []
+
+
+class _Page(NamedTuple):
+    """Lines `after + 1` to at most `until` out of consecutive chunks."""
+
+    chunks: Sequence[_Chunk]
+    after: int
+    until: int
+
+    @property
+    def end(self) -> int:
+        """The number of the last line."""
+        return min(self.until, self.chunks[-1].last)
+
+    def lines(self) -> list[str]:
+        return self._cut([line for chunk in self.chunks for line in chunk.text.split("\n")])
+
+    def timed_lines(self) -> list[TimedLine]:
+        times = self._cut(list(chain.from_iterable(map(_times, self.chunks))))
+        return list(map(TimedLine, self.lines(), times))
+
+    def _cut(self, of_lines: list[T]) -> list[T]:
+        first = self.chunks[0].last - self.chunks[0].count + 1
+        return of_lines[self.after + 1 - first : self.until + 1 - first]
+
+
+def _times(chunk: _Chunk) -> list[str | None]:
+    if chunk.at is None or chunk.times is None:
+        time = None if chunk.at is None else clock.of_milliseconds(chunk.at)
+        return [time for _ in range(chunk.count)]
+    return [
+        clock.of_milliseconds(time)
+        for time in line_times.decode(chunk.at, chunk.times, chunk.count)
+    ]
+
+
+def _checked(chunks: Sequence[_Chunk], after: int, until: int) -> _Page:
+    """Raises LogGone if a line between the chunks, or before them, is missing."""
+    before = chunks[0].last - chunks[0].count if chunks else until
+    if before > after or not chunks:
+        raise LogGone()
     for chunk in chunks:
-        last += chunk.count
-        at, times = _times(task, chunk)
-        new = {"count": chunk.count, "text": chunk.text, "at": at, "times": times}
-        _NEW_CHUNK.run(connection, log_id=log_id, last=last, **new)
+        if chunk.last - chunk.count != before:
+            raise LogGone()
+        before = chunk.last
+    return _Page(chunks, after, until)
 
 
-def _times(task: _UpdatedTask, chunk: Chunk) -> line_times.Columns:
-    """The times of a chunk's lines: not before the task's start, and not after now."""
-    earliest = timestamps.milliseconds(task.created_at)
-    # The clock may have been set back since the start.
-    latest = max(earliest, timestamps.milliseconds(timestamps.now()))
-    if not chunk.times:
-        return line_times.Columns(latest, None)
-    times = [(line, max(earliest, min(time, latest))) for line, time in chunk.times]
-    return line_times.encode(times)
+def _pages(row: TaskRow, after: int, count: int | None) -> Iterator[_Page]:
+    after = max(after, row.first_log - 1)
+    until = row.log_count if count is None else min(row.log_count, after + count)
+    if until < row.log_count:
+        # `_CHUNKS` would read on to the end of the log to find where these lines end.
+        while page := _page_after(row, after, until - after):
+            yield page
+            after = page.end
+        return
+    limit = 4096 if row.log_bytes <= PAGE_BYTES else 16
+    while after < until:
+        with reading() as connection:
+            chunks = _CHUNKS.all(
+                connection, log_id=row.log_id, after=after, until=until, limit=limit
+            )
+        page = _checked(chunks, after, until)
+        yield page
+        after = page.end
+        limit = next_limit(len(chunks), sum(len(chunk.text) for chunk in chunks), 4096)
+
+
+def _page_after(row: TaskRow, after: int, maximum: int) -> _Page | None:
+    """At most `maximum` lines after number `after`, about a megabyte of them; None without any."""
+    after = max(after, row.first_log - 1)
+    until = min(after + maximum, row.log_count)
+    if after >= until:
+        return None
+    chunks, size = list[_Chunk](), 0
+    with reading() as connection:
+        start = {"log_id": row.log_id, "after": after, "limit": until - after}
+        found: Any = connection.execute(_NEXT_CHUNKS, start)
+        for chunk in found:
+            chunks.append(chunk)
+            size += len(chunk.text)
+            if chunk.last >= until or size >= PAGE_BYTES:
+                break
+    return _checked(chunks, after, until)
+
+
+def lines_in(row: TaskAndLines) -> list[str] | None:
+    """The lines that were read with a task; None if its log is large and must be read apart."""
+    count = row.log_count - row.first_log + 1
+    if not count:
+        return []
+    # The first chunk may begin with lines that were dropped.
+    return None if row.lines is None else row.lines.split("\n")[-count:]
+
+
+def last_lines(row: TaskRow, max_lines: int, max_bytes: int) -> list[str]:
+    """The end of a log: at most `max_lines` lines and `max_bytes` bytes of UTF-8."""
+    lines: list[str] = []
+    until, limit = row.log_count, 8
+    while until >= row.first_log and len(lines) < max_lines:
+        with reading() as connection:
+            chunks = _LAST_CHUNKS.all(connection, log_id=row.log_id, until=until, limit=limit)
+        if not chunks:
+            raise LogGone()
+        before = [line for chunk in reversed(chunks) for line in chunk.text.split("\n")]
+        lines = before + lines
+        until -= len(before)
+        size = sum(len(chunk.text) for chunk in chunks)
+        if size > max_bytes:
+            break
+        limit = next_limit(len(chunks), size, max_lines)
+    return _cut(lines[-max_lines:], max_bytes)
+
+
+def ends(task_ids: Collection[str]) -> dict[str, str]:
+    """Task -> the end of what was last appended to its log; tasks without lines are left out."""
+    if not task_ids:
+        return {}
+    with reading() as connection:
+        return {row.id: row.text for row in _ENDS.all(connection, task_ids=list(task_ids))}
+
+
+def _cut(lines: list[str], max_bytes: int) -> list[str]:
+    """The longest end of `lines` that has at most `max_bytes` bytes."""
+    kept, size = 0, 0
+    for line in reversed(lines):
+        size += len(line.encode())
+        if size > max_bytes:
+            break
+        kept += 1
+    return lines[len(lines) - kept :]

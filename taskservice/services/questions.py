@@ -11,7 +11,19 @@ from taskservice.contract.error_codes import (
     QUESTION_CLOSED,
     TOO_MANY_QUESTIONS,
 )
-from taskservice.contract.terms import (
+from taskservice.database import clock
+from taskservice.database.models import Question, Task
+from taskservice.database.rows import AnyRow, TaskRow
+from taskservice.database.transactions import moment_by, reading, retry_on_conflict, transaction
+from taskservice.database.types import Identifier
+from taskservice.errors import Problem, invalid, not_found
+from taskservice.queries import questions as question_queries
+from taskservice.queries.questions import COLUMNS, ONE, OPEN_OF_TASK, has_expired
+from taskservice.schemas import elicitation, strict_json
+from taskservice.schemas.tasks import question_schema
+from taskservice.services.idempotency import Idempotency
+from taskservice.services.tasks import HEARTBEAT, finished_problem, lock
+from taskservice.terms import (
     ANSWERED,
     DECLINE,
     DECLINED,
@@ -22,18 +34,6 @@ from taskservice.contract.terms import (
     RUNNING,
     WITHDRAWN,
 )
-from taskservice.database import timestamps
-from taskservice.database.models import Question, Task
-from taskservice.database.rows import AnyRow, TaskRow
-from taskservice.database.transactions import moment_by, reading, retry_on_conflict, transaction
-from taskservice.database.types import Identifier
-from taskservice.problems import Problem, invalid, not_found
-from taskservice.queries import questions as question_queries
-from taskservice.queries.questions import COLUMNS, ONE, OPEN_OF_TASK, has_expired
-from taskservice.schemas import elicitation, strict_json
-from taskservice.schemas.answers.tasks import question_schema
-from taskservice.services.idempotency import Idempotency
-from taskservice.services.tasks import HEARTBEAT, finished_problem, lock
 
 # How many questions one transaction of upkeep ends.
 BATCH = 50
@@ -75,13 +75,13 @@ def ask(
         seconds = fields.get("timeout")
         timeout = QUESTION_TIMEOUT if seconds is None else seconds
         question = {
-            "id": timestamps.new_id(),
+            "id": clock.new_id(),
             "task_id": task.id,
             "message": fields["message"],
             "schema": strict_json.dumps(fields.get("schema") or elicitation.DEFAULT).decode(),
             "state": OPEN,
             "asked_at": now,
-            "expires_at": timestamps.moved(now, timeout) if timeout else None,
+            "expires_at": clock.moved(now, timeout) if timeout else None,
             "idempotency_key": idempotency.key if idempotency else None,
             "idempotency_digest": idempotency.digest if idempotency else None,
         }
@@ -195,7 +195,7 @@ def _store_open(connection: Connection, task_id: str) -> None:
     """Write the open questions into the task, and begin its silence clock anew."""
     values = {
         "questions": open_json(connection, task_id),
-        "updated_at": timestamps.now(),
+        "updated_at": clock.now(),
         "version": Task.version + 1,
         **HEARTBEAT,
     }

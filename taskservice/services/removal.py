@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import BindParameter, Connection, Float, bindparam, select, update
 from sqlalchemy import delete as sql_delete
 
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.models import Log, Task
 from taskservice.database.types import database_now
 
@@ -42,7 +42,7 @@ def remove(connection: Connection, task_ids: Sequence[str], logs_dropped_ago: fl
     for referring, forget in _REFERENCES:
         ids = connection.scalars(referring, here).all()
         if ids:
-            connection.execute(forget, {"ids": ids, "now": timestamps.now()})
+            connection.execute(forget, {"ids": ids, "now": clock.now()})
         if len(ids) == REFERENCES:
             return False
     detach_logs(connection, task_ids, logs_dropped_ago)

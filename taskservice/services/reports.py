@@ -7,7 +7,19 @@ from sqlalchemy import Connection, bindparam, case, update
 from sqlalchemy import delete as delete_from
 
 from taskservice.auth.caller import Caller
-from taskservice.contract.terms import (
+from taskservice.database import clock
+from taskservice.database.models import Question, Task, TaskLabel
+from taskservice.database.rows import AnyRow, TaskRow
+from taskservice.database.transactions import moment_by, transaction
+from taskservice.database.types import Identifier
+from taskservice.errors import invalid
+from taskservice.queries.questions import has_expired
+from taskservice.schemas import strict_json
+from taskservice.schemas.rows import NO_QUESTIONS
+from taskservice.services import attempts
+from taskservice.services import deliveries as delivery_service
+from taskservice.services.tasks import HEARTBEAT, finished_problem, insert_labels, lock
+from taskservice.terms import (
     CANCELLED,
     COMPLETE,
     ERROR,
@@ -20,18 +32,6 @@ from taskservice.contract.terms import (
     TIMEOUT,
     WITHDRAWN,
 )
-from taskservice.database import timestamps
-from taskservice.database.models import Question, Task, TaskLabel
-from taskservice.database.rows import AnyRow, TaskRow
-from taskservice.database.transactions import moment_by, transaction
-from taskservice.database.types import Identifier
-from taskservice.problems import invalid
-from taskservice.queries.questions import has_expired
-from taskservice.schemas import strict_json
-from taskservice.schemas.rows import NO_QUESTIONS
-from taskservice.services import attempts
-from taskservice.services import deliveries as delivery_service
-from taskservice.services.tasks import HEARTBEAT, finished_problem, insert_labels, lock
 
 # A report merges outputs of up to QUICK_MERGE bytes together in its transaction, and larger ones
 # MAX_MERGES times before it.
@@ -181,7 +181,7 @@ def _change(
 ) -> tuple[TaskRow, delivery_service.Leased | None]:
     """Write the changed columns, and enqueue the webhook if they end the task."""
     ends = values.keys() & {"status", "error_type"} and values.get("status") != RUNNING
-    now = moment_by(connection) if ends else timestamps.now()
+    now = moment_by(connection) if ends else clock.now()
     if values:
         values = {**values, "updated_at": now, "version": task.version + 1}
     if ends:

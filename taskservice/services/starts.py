@@ -7,21 +7,21 @@ from flask import current_app
 from sqlalchemy import Connection, Integer, bindparam, insert, select
 
 from taskservice.auth.caller import Caller, visible_agents
-from taskservice.contract.terms import RUNNING
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.models import Agent, Task
 from taskservice.database.rows import TaskRow
 from taskservice.database.statements import Statement
 from taskservice.database.transactions import retry_on_conflict, transaction
 from taskservice.database.types import Identifier, database_now
-from taskservice.problems import invalid
+from taskservice.errors import invalid
 from taskservice.queries.tasks import tasks_with_log
 from taskservice.schemas import strict_json
 from taskservice.schemas.columns import TASK_COLUMNS
-from taskservice.schemas.input_schema import Input
+from taskservice.schemas.json_schema import Input
 from taskservice.schemas.rows import NO_QUESTIONS
 from taskservice.services.idempotency import Idempotency
 from taskservice.services.tasks import TASK, VISIBLE, insert_labels, lock
+from taskservice.terms import RUNNING
 from taskservice.webhooks.destinations import check_url
 
 _START = Statement[None](
@@ -174,11 +174,11 @@ def _insert(
     is_claimed: bool,
 ) -> TaskRow:
     """Insert a running task with the columns `started`."""
-    now = timestamps.now()
+    now = clock.now()
     nulls = dict.fromkeys(column.key for column in TASK_COLUMNS)
     task = nulls | {
         **started,
-        "id": timestamps.new_id(),
+        "id": clock.new_id(),
         "user_id": caller.user_id,
         "name_folded": started["name"].casefold(),
         "status": RUNNING,

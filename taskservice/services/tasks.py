@@ -6,16 +6,16 @@ from sqlalchemy import Connection, bindparam, insert, or_, select
 
 from taskservice.auth.caller import Caller, visible_tasks
 from taskservice.contract.error_codes import TASK_FINISHED
-from taskservice.contract.terms import RUNNING, TIMEOUT
 from taskservice.database.models import Task, TaskLabel
 from taskservice.database.rows import TaskRow
 from taskservice.database.statements import Statement
 from taskservice.database.transactions import transaction
 from taskservice.database.types import Identifier, database_now
-from taskservice.problems import Problem, not_found
+from taskservice.errors import Problem, not_found
 from taskservice.queries.tasks import tasks_with_log
 from taskservice.schemas import strict_json
 from taskservice.services import removal
+from taskservice.terms import RUNNING, TIMEOUT
 
 # The columns that a heartbeat changes. Both use the database's clock, as timeouts do, since this
 # machine's clock may differ.

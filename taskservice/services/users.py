@@ -5,10 +5,10 @@ from typing import Any
 from sqlalchemy import insert
 from sqlalchemy.exc import IntegrityError
 
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.models import User
 from taskservice.database.transactions import transaction
-from taskservice.problems import Problem
+from taskservice.errors import Problem
 from taskservice.services.callback_secrets import insert_secret
 from taskservice.services.keys import check_name, insert_key
 
@@ -21,8 +21,8 @@ def add(name: str) -> Any:
     Returns that key with its `text`, which is not stored. Raises 409 and 422.
     """
     check_name(name)
-    now = timestamps.now()
-    user = {"id": timestamps.new_id(), "name": name, "created_at": now}
+    now = clock.now()
+    user = {"id": clock.new_id(), "name": name, "created_at": now}
     try:
         with transaction() as connection:
             connection.execute(insert(User), user)

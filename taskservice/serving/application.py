@@ -8,8 +8,8 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 
 from taskservice.config import Config
-from taskservice.contract.terminal import exit_with_error
 from taskservice.serving.settings import gunicorn_settings
+from taskservice.terminal import exit_with_error
 
 
 class PatientArbiter(Arbiter):

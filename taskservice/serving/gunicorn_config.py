@@ -1,9 +1,9 @@
 """The settings for `gunicorn -c python:taskservice.serving.gunicorn_config wsgi:app`."""
 
 from taskservice.config import Config, ConfigError
-from taskservice.contract.terminal import exit_with_error
 from taskservice.database.files import keep_owner_permissions
 from taskservice.serving.settings import gunicorn_settings
+from taskservice.terminal import exit_with_error
 
 keep_owner_permissions()
 try:

@@ -6,11 +6,11 @@ from typing import NamedTuple
 from gunicorn.http import errors
 from gunicorn.util import http_date
 
-from taskservice import problems
+from taskservice import errors as problems
 from taskservice.auth.authentication import KEY_HEADERS
 from taskservice.contract.error_codes import OVERLOADED, STOPPING
-from taskservice.contract.terms import PROBLEM_TYPE
-from taskservice.problems import Problem
+from taskservice.errors import Problem
+from taskservice.terms import PROBLEM_TYPE
 
 RETRY_SECONDS = 2
 

@@ -17,12 +17,12 @@ from gunicorn.util import is_ipv6
 from taskservice import resources
 from taskservice.background.upkeep import join_loops, start_loops
 from taskservice.config import Config
-from taskservice.contract.terminal import exit_with_error
 from taskservice.database.files import locked
 from taskservice.operations import metrics
 from taskservice.operations.request_log import configure_logging
 from taskservice.serving.head_check import find_owner
 from taskservice.serving.worker import Worker
+from taskservice.terminal import exit_with_error
 
 MEMORY_FOLDER = Path("/dev", "shm")
 

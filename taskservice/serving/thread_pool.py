@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
 
-from taskservice.contract.threads import start_thread
+from taskservice.threads import start_thread
 
 logger = logging.getLogger(__name__)
 

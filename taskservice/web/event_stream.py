@@ -12,11 +12,11 @@ from taskservice.auth.authentication import caller, is_key_valid
 from taskservice.contract.error_codes import OVERLOADED
 from taskservice.database import watcher
 from taskservice.database.watcher import WaitSlots
+from taskservice.errors import Problem
 from taskservice.openapi.operation import EVENTS
-from taskservice.problems import Problem
 from taskservice.web import task_events
-from taskservice.web.long_poll import is_client_connected
 from taskservice.web.task_events import Event
+from taskservice.web.waiting import is_client_connected
 
 RETRY_SECONDS = 5
 

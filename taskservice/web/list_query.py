@@ -6,12 +6,12 @@ from urllib.parse import urlencode
 from flask import request
 
 from taskservice.auth.caller import Caller
-from taskservice.contract.terms import SORTS
-from taskservice.queries import lists as list_queries
 from taskservice.queries.ordered_tasks import Position
 from taskservice.queries.selections import Selection
-from taskservice.queries.task_json import WHOLE, Shape
 from taskservice.schemas.parameters import dump_cursor
+from taskservice.services import lists
+from taskservice.services.task_json import WHOLE, Shape
+from taskservice.terms import SORTS
 
 
 class Page(NamedTuple):
@@ -50,7 +50,7 @@ def selection(query: dict[str, Any]) -> Selection:
 def page(caller: Caller, wanted: Selection, query: dict[str, Any]) -> Page:
     """The positions of the page of `limit` tasks after `cursor`."""
     limit = query["limit"]
-    positions, reached = list_queries.page_positions(caller, wanted, after(query), limit)
+    positions, reached = lists.page_positions(caller, wanted, after(query), limit)
     if reached is None:
         return Page(positions, None)
     is_cut = len(positions) < limit

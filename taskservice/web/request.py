@@ -14,16 +14,16 @@ from werkzeug.http import parse_date
 from taskservice.auth.authentication import caller
 from taskservice.context import current
 from taskservice.contract.error_codes import OVERLOADED
-from taskservice.contract.terms import MAX_IDEMPOTENCY_KEY
 from taskservice.database.transactions import end_shared_reading
+from taskservice.errors import Problem, invalid, not_found
 from taskservice.openapi.operation import JSON, Operation, is_optional
-from taskservice.problems import Problem, invalid, not_found
 from taskservice.queries import questions as question_queries
 from taskservice.queries import tasks as task_queries
 from taskservice.resources import Slots
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import EmptySchema
+from taskservice.terms import MAX_IDEMPOTENCY_KEY
 
 P = ParamSpec("P")
 T = TypeVar("T")

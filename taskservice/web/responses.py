@@ -11,11 +11,10 @@ from werkzeug.http import quote_etag, remove_entity_headers
 
 from taskservice.context import current
 from taskservice.database.rows import TaskAndLines, TaskRow, TaskVersion
-from taskservice.queries import logs as log_queries
-from taskservice.queries import task_json
-from taskservice.queries.task_json import WHOLE, Shape
 from taskservice.schemas import strict_json
 from taskservice.schemas.rows import NO_QUESTIONS, open_questions
+from taskservice.services import logs, task_json
+from taskservice.services.task_json import WHOLE, Shape
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -98,7 +97,7 @@ def versioned_task(row: TaskRow | TaskAndLines, shape: Shape) -> Response:
     if shape.expand:
         return task(row, shape)
     headers = _version_headers(row, shape)
-    lines = log_queries.lines_in(cast(TaskAndLines, row)) if shape.has_logs else None
+    lines = logs.lines_in(cast(TaskAndLines, row)) if shape.has_logs else None
     if lines is None:
         return task(row, shape, headers=headers)
     return Answer(task_json.with_lines(row, shape, lines), 200, headers, content_type=JSON)

@@ -8,18 +8,17 @@ from typing import Any, NamedTuple, TypeAlias
 
 from taskservice import resources
 from taskservice.auth.caller import Caller
-from taskservice.contract.terms import RUNNING
 from taskservice.database import watcher
 from taskservice.database.rows import TaskRow
 from taskservice.database.watcher import Watcher
-from taskservice.queries import logs as log_queries
-from taskservice.queries import task_json
 from taskservice.queries import tasks as task_queries
-from taskservice.queries.logs import LogGone, TimedLine
-from taskservice.queries.task_json import Shape
 from taskservice.schemas import strict_json
-from taskservice.schemas.answers.tasks import TASK_FIELDS
 from taskservice.schemas.columns import TASK_COLUMNS
+from taskservice.schemas.tasks import TASK_FIELDS
+from taskservice.services import logs, task_json
+from taskservice.services.logs import LogGone, TimedLine
+from taskservice.services.task_json import Shape
+from taskservice.terms import RUNNING
 
 # A comment after this time without an event keeps proxies from closing the stream.
 COMMENT_SECONDS = 15.0
@@ -97,7 +96,7 @@ def as_text(events: Iterator[Event], *, has_times: bool = False) -> Iterator[byt
 
 def _present_lines(row: TaskRow, after: int) -> Iterator[list[TimedLine]]:
     try:
-        yield from log_queries.timed_pages(row, after)
+        yield from logs.timed_pages(row, after)
     except LogGone:
         # Retention or a deletion removed it: the next read of the task shows which.
         return

@@ -14,10 +14,10 @@ from typing import Any, cast
 
 import certifi
 
-from taskservice.contract.threads import start_thread
+from taskservice.threads import start_thread
 from taskservice.webhooks.addresses import Address, read_address
+from taskservice.webhooks.attempt import Interrupt
 from taskservice.webhooks.destinations import Destinations, RefusedError, Target
-from taskservice.webhooks.interrupt import Interrupt
 
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_LOOKUPS = 64

@@ -11,6 +11,7 @@ from requests.adapters import BaseAdapter
 from requests.structures import CaseInsensitiveDict
 
 from taskservice.contract import http_headers
+from taskservice.webhooks.attempt import Interrupt
 from taskservice.webhooks.connection import (
     MAX_ANSWER_BYTES,
     Connection,
@@ -21,7 +22,6 @@ from taskservice.webhooks.connection import (
     system_addresses,
 )
 from taskservice.webhooks.destinations import Destinations, RefusedError, check_url
-from taskservice.webhooks.interrupt import Interrupt
 from taskservice.webhooks.outcome import Outcome
 from taskservice.webhooks.schedule import MAX_RETRY_AFTER
 

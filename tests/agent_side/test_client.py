@@ -38,7 +38,7 @@ from taskservice.client import (
 )
 from taskservice.client.answers import SHORT_FIELDS
 from taskservice.contract import error_codes
-from taskservice.schemas.answers.tasks import TASK_FIELDS
+from taskservice.schemas.tasks import TASK_FIELDS
 from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, kill, tasks, the_task

@@ -14,9 +14,9 @@ from playwright.sync_api import Browser, Page, expect
 
 from taskservice.app import create_app
 from taskservice.config import Config
-from taskservice.database import timestamps
+from taskservice.database import clock as timestamps
+from taskservice.database.clock import rfc3339
 from taskservice.database.engine import dispose
-from taskservice.database.timestamps import rfc3339
 from taskservice.webhooks.destinations import Destinations
 from tests.support import sample_data
 from tests.support.api_client import ApiClient, add_user

@@ -19,7 +19,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import create_engine, insert, literal, select, text, update
 
-from taskservice.database import migrations, timestamps
+from taskservice.database import clock, migrations
 from taskservice.database.models import Attempt, Delivery, Task
 from taskservice.database.transactions import transaction
 from taskservice.operations import database_check
@@ -527,7 +527,7 @@ def test_unsent_webhooks_are_a_warning_and_then_an_error(
         "INSERT INTO deliveries (id, task_id, user_id, callback_url, host, state, created_at, "
         "attempt_count, next_attempt_at) "
         "SELECT 'd', id, user_id, 'http://x/', 'x', 'pending', '2026', 0, "
-        f"'{timestamps.now(-seconds)}' FROM tasks",
+        f"'{clock.now(-seconds)}' FROM tasks",
     )
     found = check(data, code)["deliveries"]
     assert found["state"] == state

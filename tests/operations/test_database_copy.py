@@ -17,7 +17,7 @@ from flask import Flask
 from sqlalchemy import Connection, create_engine, insert, pool, select, text
 
 from taskservice.config import Config
-from taskservice.database import migrations, timestamps
+from taskservice.database import clock, migrations
 from taskservice.database.address import parse
 from taskservice.database.engine import dispose
 from taskservice.database.models import Log, LogChunk, Task
@@ -276,7 +276,7 @@ def test_long_log_and_large_tasks_are_copied_in_bounded_memory(
         task = dict(connection.execute(select(Task.__table__).limit(1)).one()._mapping)
         names = [name for name in task if name.endswith("_key") or name.endswith("_digest")]
         for _ in range(60):
-            task |= {"id": timestamps.new_id(), "input": large, "output": large}
+            task |= {"id": clock.new_id(), "input": large, "output": large}
             connection.execute(insert(Task), task | dict.fromkeys(names))
         log_id = connection.scalar(select(Log.id))
         chunk = {"log_id": log_id, "count": 1, "text": "x" * 65_000}

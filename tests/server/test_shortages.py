@@ -11,8 +11,7 @@ from flask import Flask
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import OperationalError
 
-from taskservice import resources
-from taskservice.contract import threads
+from taskservice import resources, threads
 from taskservice.database.engine import Database
 from taskservice.database.watcher import CHANGE_QUERIES, Watcher
 from taskservice.database.writer_queue import WriterQueue

@@ -17,10 +17,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from taskservice import terms
 from taskservice.auth import key_text
-from taskservice.contract import terms
 from taskservice.contract.error_codes import CODES
-from taskservice.contract.terms import MAX_CALLBACK, MAX_NAME, MAX_OBJECT
+from taskservice.terms import MAX_CALLBACK, MAX_NAME, MAX_OBJECT
 from tests.support.api_client import API, RemoteClient
 from tests.support.catalogue import answered_raw, fault, happened
 from tests.support.databases import Databases

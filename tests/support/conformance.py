@@ -16,10 +16,10 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.test import TestResponse
 
 from taskservice import api
-from taskservice.contract.terms import API_PREFIX
 from taskservice.openapi.components import ALWAYS_REFUSED
 from taskservice.openapi.document import document, openapi_path
 from taskservice.openapi.page import resolved
+from taskservice.terms import API_PREFIX
 
 AnyHeaders = Headers | CaseInsensitiveDict[str]
 

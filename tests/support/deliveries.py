@@ -12,11 +12,11 @@ from sqlalchemy import insert, select, update
 
 from taskservice.background import delivery_loop
 from taskservice.background.delivery_loop import DeliveryLoop
-from taskservice.contract.terms import COMPLETE, PENDING
-from taskservice.database import timestamps, watcher
+from taskservice.database import clock, watcher
 from taskservice.database.models import Delivery, Task
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now
+from taskservice.terms import COMPLETE, PENDING
 from tests.support.api_client import ApiClient, expect
 from tests.support.receiver import Receiver
 
@@ -96,16 +96,16 @@ def enqueue_each(app: Flask, person: ApiClient, urls: Iterable[str]) -> None:
     task = person.start()
     with app.app_context(), reading() as connection:
         row = connection.execute(select(Task.__table__).where(Task.id == task["id"])).one()
-    now = timestamps.now()
+    now = clock.now()
     ended = {**row._asdict(), "status": COMPLETE, "finished_at": now}
     owed = {"user_id": row.user_id, "state": PENDING, "created_at": now, "attempt_count": 0,
             "next_attempt_at": now}  # fmt: skip
     tasks, deliveries = [], []
     for url in urls:
-        task_id = timestamps.new_id()
+        task_id = clock.new_id()
         tasks.append({**ended, "id": task_id, "callback_url": url})
         place = {"task_id": task_id, "callback_url": url, "host": urlsplit(url).netloc}
-        deliveries.append({**owed, **place, "id": timestamps.new_id()})
+        deliveries.append({**owed, **place, "id": clock.new_id()})
     with app.app_context(), transaction() as connection:
         connection.execute(insert(Task), tasks)
         connection.execute(insert(Delivery), deliveries)

@@ -27,8 +27,8 @@ from typing import Any
 
 import gunicorn.config
 
+from taskservice import terminal
 from taskservice.cli import COMMANDS, service_app
-from taskservice.contract import terminal
 from taskservice.operations import metrics
 
 IMPORTED = [

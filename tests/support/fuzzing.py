@@ -5,7 +5,7 @@ from typing import Any
 
 import schemathesis
 
-from taskservice.schemas.answers.tasks import TASK_FIELDS
+from taskservice.schemas.tasks import TASK_FIELDS
 
 # Registered beforehand; of made-up agents nothing could be started.
 AGENT = "summarizer"

@@ -14,13 +14,13 @@ from sqlalchemy.pool import QueuePool
 from werkzeug.routing import Rule
 
 from taskservice import resources
-from taskservice.contract.terms import ERROR, SERVICE, TIMEOUT
-from taskservice.database import timestamps
+from taskservice.database import clock
+from taskservice.database.connections import KeptConnections
 from taskservice.database.engine import Database, dispose
-from taskservice.database.kept_connections import KeptConnections
 from taskservice.database.models import ApiKey, Task
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import Base, db
+from taskservice.terms import ERROR, SERVICE, TIMEOUT
 
 PREFIX = "/api/v1"
 
@@ -33,7 +33,7 @@ FITTING_BODIES: dict[tuple[str, str], Any] = {
 }
 
 # Before `set_clock` replaces it.
-true_now = timestamps.now
+true_now = clock.now
 
 
 def rules(app: Flask) -> Iterator[tuple[str, str]]:
@@ -135,7 +135,7 @@ def reads(app: Flask, deed: Callable[[], Any]) -> list[Statement]:
 
 def copy_task(app: Flask, task: dict[str, Any], count: int) -> list[str]:
     """Add copies of a task without its log; returns their ids, oldest first."""
-    ids = [timestamps.new_id() for _ in range(count)]
+    ids = [clock.new_id() for _ in range(count)]
     with app.app_context(), transaction() as connection:
         of_task = select(Task.__table__).where(Task.id == task["id"])
         row = dict(connection.execute(of_task).mappings().one())
@@ -145,7 +145,7 @@ def copy_task(app: Flask, task: dict[str, Any], count: int) -> list[str]:
 
 def end_for_silence(app: Flask, task: dict[str, Any]) -> None:
     """What the upkeep does to a task whose agent has fallen silent, without its callback."""
-    now = timestamps.now()
+    now = clock.now()
     values = {
         "status": ERROR,
         "error_type": TIMEOUT,
@@ -163,7 +163,7 @@ def expire(app: Flask, key: dict[str, Any]) -> None:
     """Let a key have expired a second ago."""
     with app.app_context(), transaction() as connection:
         expired = update(ApiKey).where(ApiKey.id == key["id"])
-        connection.execute(expired.values(expires_at=timestamps.now(-1)))
+        connection.execute(expired.values(expires_at=clock.now(-1)))
 
 
 def moment(text: str) -> datetime:
@@ -172,7 +172,7 @@ def moment(text: str) -> datetime:
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Set the clock of this process, not the database's, this many seconds ahead."""
-    monkeypatch.setattr(timestamps, "now", lambda offset=0.0: true_now(seconds + offset))
+    monkeypatch.setattr(clock, "now", lambda offset=0.0: true_now(seconds + offset))
 
 
 def set_for_database(app: Flask, setting: str, value: str) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 from flask import Flask
 from sqlalchemy import update
 
+from taskservice.database.clock import rfc3339
 from taskservice.database.models import Task
-from taskservice.database.timestamps import rfc3339
 from taskservice.database.transactions import transaction
 from taskservice.schemas import strict_json
 from tests.support.api_client import ApiClient, add_user, expect

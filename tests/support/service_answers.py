@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any
 
 from taskservice.client.answers import SHORT_FIELDS
-from taskservice.schemas.answers.tasks import task_schema
+from taskservice.schemas.tasks import task_schema
 from tests.support import receiver as play
 from tests.support.api_client import RemoteClient
 from tests.support.receiver import Behaviour, Exchange

@@ -2,7 +2,6 @@
 
 from marshmallow import fields, validate
 
-from taskservice.contract.terms import COMPLETE, ERROR, ERROR_TYPES
 from taskservice.database.models import Agent
 from taskservice.schemas.fields import (
     EXAMPLE_INPUT_SCHEMA,
@@ -14,6 +13,7 @@ from taskservice.schemas.fields import (
     moment_field,
 )
 from taskservice.schemas.rows import AnswerSchema, RowSchema, StoredJson
+from taskservice.terms import COMPLETE, ERROR, ERROR_TYPES
 
 AGENT_EXPANSIONS = ("health",)
 

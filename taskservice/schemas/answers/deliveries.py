@@ -2,7 +2,6 @@
 
 from marshmallow import fields, validate
 
-from taskservice.contract.terms import DELIVERY_STATES, MAX_ATTEMPTS, PENDING
 from taskservice.database.models import Attempt, Delivery
 from taskservice.schemas.fields import (
     EXAMPLE_ATTEMPT,
@@ -13,6 +12,7 @@ from taskservice.schemas.fields import (
     moment_field,
 )
 from taskservice.schemas.rows import RowSchema
+from taskservice.terms import DELIVERY_STATES, MAX_ATTEMPTS, PENDING
 
 
 class AttemptSchema(RowSchema):

@@ -3,9 +3,9 @@
 from marshmallow import INCLUDE, Schema, fields, validate
 
 from taskservice.contract.error_codes import CODES
-from taskservice.schemas.answers.tasks import FinishedTaskSchema, QuestionSchema
 from taskservice.schemas.fields import EXAMPLE_REQUEST, doc
 from taskservice.schemas.rows import AnswerSchema
+from taskservice.schemas.tasks import FinishedTaskSchema, QuestionSchema
 
 
 class HealthSchema(AnswerSchema):

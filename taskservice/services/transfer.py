@@ -11,8 +11,7 @@ from sqlalchemy import ColumnElement, Connection, Integer, bindparam, exists, in
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import aliased
 
-from taskservice.contract.terms import CANCELLED, PENDING
-from taskservice.database import line_times, timestamps
+from taskservice.database import clock, line_times
 from taskservice.database.models import (
     Agent,
     Attempt,
@@ -31,14 +30,15 @@ from taskservice.database.types import Base, Identifier, database_now
 from taskservice.schemas import strict_json
 from taskservice.schemas.answers.agents import agent_schema
 from taskservice.schemas.answers.deliveries import AttemptSchema
-from taskservice.schemas.answers.tasks import question_schema, task_schema
 from taskservice.schemas.columns import TASK_COLUMNS
 from taskservice.schemas.exported import OF_TASK
 from taskservice.schemas.rows import NO_QUESTIONS, RowSchema, StoredJson, StoredNumber
+from taskservice.schemas.tasks import question_schema, task_schema
 from taskservice.services.callback_secrets import insert_secret
 from taskservice.services.import_lines import InvalidExport, Line, read, voided
 from taskservice.services.questions import open_json
 from taskservice.services.tasks import insert_labels
+from taskservice.terms import CANCELLED, PENDING
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class _Importer:
         if found is None:
             self._insert(User, id=fields["id"], name=fields["name"], created_at=fields["createdAt"])
             # Exports have no secrets.
-            insert_secret(self._connection, fields["id"], timestamps.now())
+            insert_secret(self._connection, fields["id"], clock.now())
             self._new_users.append(fields["name"])
 
     def _add_agent(self, line: Line) -> None:

@@ -9,8 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from sqlalchemy import ColumnElement, and_, bindparam, func, select
 
 from taskservice.auth.caller import Caller, of_user
-from taskservice.contract.terms import ERROR_TYPES, RUNNING, STATUSES
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.models import Task
 from taskservice.database.rows import AnyRow
 from taskservice.database.statements import Statement
@@ -20,6 +19,7 @@ from taskservice.queries import selections
 from taskservice.queries.candidates import IS_WAITING, WAITING
 from taskservice.queries.ordered_tasks import OrderedTasks, Scan, conditions_of
 from taskservice.queries.selections import NEWEST_FIRST, Filters, Selection
+from taskservice.terms import ERROR_TYPES, RUNNING, STATUSES
 
 T = TypeVar("T")
 # How many of the newest tasks are searched for those that fit: for the tabs, which are counted for
@@ -106,7 +106,7 @@ def by_start(
             parts = range(0, len(row), intervals)
             return Counted([list(row[start : start + intervals]) for start in parts])
         # The bounds of a selection are exclusive.
-        since = timestamps.moved(moments[0], -MILLISECOND)
+        since = clock.moved(moments[0], -MILLISECOND)
         wanted = wanted._replace(created_after=since, created_before=moments[-1])
         tasks = OrderedTasks(connection, caller, wanted)
         candidate_set = tasks.smallest_set()

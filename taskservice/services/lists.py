@@ -9,7 +9,6 @@ from uuid import UUID
 from sqlalchemy import Text, bindparam, func, null, select, type_coerce
 
 from taskservice.auth.caller import Caller, visible_tasks
-from taskservice.contract.terms import RUNNING
 from taskservice.database.models import Task
 from taskservice.database.rows import AnyRow, ListedTask, next_limit
 from taskservice.database.statements import Statement
@@ -28,10 +27,11 @@ from taskservice.queries.ordered_tasks import (
     sort_column,
 )
 from taskservice.queries.selections import BY_END, Filters, Selection, unindexed
-from taskservice.queries.task_json import Shape
 from taskservice.queries.tasks import with_log
 from taskservice.schemas.columns import LARGE_COLUMNS, TASK_COLUMNS
 from taskservice.schemas.rows import NO_QUESTIONS
+from taskservice.services.task_json import Shape
+from taskservice.terms import RUNNING
 
 # How many positions of a whole list one search finds.
 POSITIONS_PER_READ = 1_000

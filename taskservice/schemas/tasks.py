@@ -4,22 +4,9 @@ from typing import Any
 
 from marshmallow import fields, validate
 
-from taskservice.contract.terms import (
-    COMPLETE,
-    ERROR,
-    ERROR_TYPES,
-    FAILED,
-    MAX_NOTE,
-    OPEN,
-    QUESTION_STATES,
-    RUNNING,
-    SERVICE,
-    STATUSES,
-)
 from taskservice.database.models import Question, Task
 from taskservice.schemas import elicitation
 from taskservice.schemas.answers.agents import AgentOfTaskSchema
-from taskservice.schemas.answers.users import UserSchema
 from taskservice.schemas.fields import (
     EXAMPLE_LATER,
     EXAMPLE_MOMENT,
@@ -37,6 +24,19 @@ from taskservice.schemas.rows import (
     RowSchema,
     StoredJson,
     StoredNumber,
+)
+from taskservice.schemas.users import UserSchema
+from taskservice.terms import (
+    COMPLETE,
+    ERROR,
+    ERROR_TYPES,
+    FAILED,
+    MAX_NOTE,
+    OPEN,
+    QUESTION_STATES,
+    RUNNING,
+    SERVICE,
+    STATUSES,
 )
 
 TASK_EXPANSIONS = ("agent", "user")

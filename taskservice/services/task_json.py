@@ -7,18 +7,18 @@ from functools import cached_property, lru_cache
 from itertools import chain
 from typing import Any
 
-from taskservice.contract.terms import WEBHOOK_LINES, WEBHOOK_LOG_BYTES
 from taskservice.database.rows import ListedTask, TaskRow
-from taskservice.problems import not_found
+from taskservice.errors import not_found
 from taskservice.queries import agents as agent_queries
-from taskservice.queries import logs as log_queries
 from taskservice.queries import users as user_queries
-from taskservice.queries.logs import TimedLine
 from taskservice.schemas import strict_json
 from taskservice.schemas.answers.agents import agent_of_task_schema
-from taskservice.schemas.answers.tasks import TASK_EXPANSIONS, TASK_FIELDS, TaskSchema, task_schema
-from taskservice.schemas.answers.users import user_schema
 from taskservice.schemas.rows import dump_items, split_at_lines
+from taskservice.schemas.tasks import TASK_EXPANSIONS, TASK_FIELDS, TaskSchema, task_schema
+from taskservice.schemas.users import user_schema
+from taskservice.services import logs
+from taskservice.services.logs import TimedLine
+from taskservice.terms import WEBHOOK_LINES, WEBHOOK_LOG_BYTES
 
 # Minimum number of bytes in a piece of text that is sent.
 PIECE_BYTES = 64 * 1024
@@ -101,11 +101,11 @@ def log_text(
     With times, each line has its time and a blank before it.
     """
     if has_times:
-        timed = log_queries.timed_pages(row, after, count)
+        timed = logs.timed_pages(row, after, count)
         return _in_pieces(
             "".join(f"{line.at or '-'} {line.text}\n" for line in lines).encode() for lines in timed
         )
-    pages = log_queries.log_pages(row, after, count)
+    pages = logs.log_pages(row, after, count)
     return _in_pieces("".join(f"{line}\n" for line in lines).encode() for lines in pages)
 
 
@@ -115,11 +115,11 @@ def _log_page_text(
     yield b'{"logs":['
     if has_times:
         times: list[str | None] = []
-        yield from _joined(_without_times(log_queries.timed_pages(row, after, count), times))
+        yield from _joined(_without_times(logs.timed_pages(row, after, count), times))
         yield b'],"times":['
         yield dump_items(times)
     else:
-        yield from _joined(log_queries.log_pages(row, after, count))
+        yield from _joined(logs.log_pages(row, after, count))
     yield b"]," + strict_json.dumps(more)[1:]
 
 
@@ -134,7 +134,7 @@ def _without_times(
 
 def webhook_body(row: TaskRow) -> bytes:
     """The JSON of a finished task for its callback, with the last lines of its log only."""
-    lines = log_queries.last_lines(row, WEBHOOK_LINES, WEBHOOK_LOG_BYTES)
+    lines = logs.last_lines(row, WEBHOOK_LINES, WEBHOOK_LOG_BYTES)
     dumped = task_schema.dump(row) | {"firstLog": row.log_count - len(lines) + 1}
     head, tail = split_at_lines(dumped)
     return head + dump_items(lines) + tail
@@ -173,7 +173,7 @@ def _task_text(row: TaskRow, shape: Shape, more: Mapping[str, Any]) -> Iterator[
     head, tail = split_at_lines(shape.schema.dump(row) | more)
     yield head
     if shape.has_logs:
-        yield from _joined(log_queries.log_pages(row))
+        yield from _joined(logs.log_pages(row))
         yield tail
 
 

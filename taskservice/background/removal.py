@@ -22,13 +22,13 @@ from sqlalchemy import (
 
 from taskservice.background import sizes, sweep
 from taskservice.background.batches import CHORE_SECONDS, BatchSize, in_batches
-from taskservice.contract.terms import PENDING
-from taskservice.database import timestamps
+from taskservice.database import clock
 from taskservice.database.models import WITH_OLD_LOG, Delivery, Task, User
 from taskservice.database.rows import AnyRow, AnySelect
 from taskservice.database.transactions import has_writer_queue, reading, transaction
 from taskservice.database.types import Timestamp
 from taskservice.services.removal import detach_logs, remove
+from taskservice.terms import PENDING
 
 # How many old tasks are found at once, for several batches.
 CANDIDATES = 2_000
@@ -151,7 +151,7 @@ class _Pruning:
     def _drop_logs(self, connection: Connection, tasks: Sequence[AnyRow]) -> bool:
         ids = [task.id for task in tasks]
         detach_logs(connection, ids, self._dropped_ago)
-        connection.execute(_EMPTY_LOG, {"task_ids": ids, "now": timestamps.now()})
+        connection.execute(_EMPTY_LOG, {"task_ids": ids, "now": clock.now()})
         self.removed.logs += len(tasks)
         self.removed.bytes += sum(task.bytes for task in tasks)
         return True
@@ -214,7 +214,7 @@ class TaskBatches:
 
 
 def _before(now: str, days: float) -> str | None:
-    return timestamps.moved(now, -days * DAY_SECONDS) if days else None
+    return clock.moved(now, -days * DAY_SECONDS) if days else None
 
 
 def _total(size: Any, old: ColumnElement[bool], before: str) -> tuple[int, int]:

@@ -12,8 +12,8 @@ from sqlalchemy.exc import DBAPIError, OperationalError, TimeoutError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from taskservice.contract import error_codes
-from taskservice.contract.terms import PROBLEM_TYPE
 from taskservice.schemas import strict_json
+from taskservice.terms import PROBLEM_TYPE
 
 logger = logging.getLogger(__name__)
 

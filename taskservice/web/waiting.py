@@ -14,7 +14,7 @@ from taskservice.database import watcher
 from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import end_shared_reading
 from taskservice.database.watcher import WaitSlots
-from taskservice.problems import Problem
+from taskservice.errors import Problem
 from taskservice.queries import tasks as task_queries
 from taskservice.services import claims as claim_service
 

@@ -7,9 +7,9 @@ from marshmallow import ValidationError
 
 from taskservice.cli.options import Text, examples
 from taskservice.cli.service_app import service_app
-from taskservice.contract.terminal import exit_with_error
 from taskservice.queries import export
 from taskservice.schemas.fields import Moment
+from taskservice.terminal import exit_with_error
 
 
 class MomentText(click.ParamType[str]):
