@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from taskservice.auth import key_text
+from taskservice import auth
 from taskservice.config import Config
 from taskservice.database import clock
 from taskservice.services import keys as key_service
@@ -61,8 +61,8 @@ WRONG_KEYS: dict[str, dict[str, Callable[[str], list[str]]]] = {
         "SQL": lambda key: ["' OR 1=1 --"],
     },
     "an unknown key of the right form": {
-        "unknown": lambda key: [key_text.new(for_agent=False)],
-        "unknown, of an agent": lambda key: [key_text.new(for_agent=True)],
+        "unknown": lambda key: [auth.new(for_agent=False)],
+        "unknown, of an agent": lambda key: [auth.new(for_agent=True)],
     },
     "a mistyped key": {
         "mistyped in the middle": lambda key: [mistype(key, 30)],
@@ -152,10 +152,10 @@ def test_bearer_key_is_the_same_as_that_in_the_header_apikey(alice: ApiClient, a
 WRONG_HEADERS: dict[str, dict[str, Callable[[str], list[tuple[str, str]]]]] = {
     "a key in both headers": {
         "another one beside a bearer": lambda key: [
-            ("apikey", key_text.new(for_agent=False)), ("Authorization", f"Bearer {key}"),
+            ("apikey", auth.new(for_agent=False)), ("Authorization", f"Bearer {key}"),
         ],
         "another bearer beside one": lambda key: [
-            ("apikey", key), ("Authorization", f"Bearer {key_text.new(for_agent=False)}"),
+            ("apikey", key), ("Authorization", f"Bearer {auth.new(for_agent=False)}"),
         ],
         "the same wrong one twice": lambda key: [
             ("apikey", mistype(key, 30)), ("Authorization", f"Bearer {mistype(key, 30)}"),
@@ -189,7 +189,7 @@ WRONG_HEADERS: dict[str, dict[str, Callable[[str], list[tuple[str, str]]]]] = {
         "a tab": lambda key: [("Authorization", f"Bearer\t{key}")],
         "two words": lambda key: [("Authorization", f"Bearer {key} {key}")],
         "an unknown one": lambda key: [
-            ("Authorization", f"Bearer {key_text.new(for_agent=False)}"),
+            ("Authorization", f"Bearer {auth.new(for_agent=False)}"),
         ],
         "a mistyped one": lambda key: [("Authorization", f"Bearer {mistype(key, 30)}")],
         "in quotation marks": lambda key: [("Authorization", f'Bearer "{key}"')],

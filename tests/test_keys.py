@@ -13,7 +13,7 @@ from flask import Flask
 from sqlalchemy import select, update
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from taskservice.auth import key_text
+from taskservice import auth
 from taskservice.database import clock
 from taskservice.database.models import ApiKey, CallbackSecret
 from taskservice.database.transactions import reading, transaction
@@ -60,7 +60,7 @@ def test_created_user_key_does_what_its_user_may(alice: ApiClient) -> None:
     assert (key["name"], key["agentId"], key["expiresAt"]) == ("machine of Ann", None, None)
     assert (key["lastUsedAt"], key["revokedAt"]) == (None, None)
     assert key["key"].startswith("tsk_user_")
-    assert key_text.is_well_formed(key["key"])
+    assert auth.is_well_formed(key["key"])
     assert (key["hint"][:9], key["hint"][-4:]) == ("tsk_user_", key["key"][-4:])
     ann = bearer(alice, key)
     task = ann.start()
@@ -100,7 +100,7 @@ def test_list_has_all_keys_in_order_and_no_secrets(alice: ApiClient, bob: ApiCli
     assert [bool(key["revokedAt"]) for key in keys] == [False, True, False, False]
     for key in created:
         assert key["key"] not in response.text
-        assert key_text.digest(key["key"]) not in response.text
+        assert auth.digest(key["key"]) not in response.text
 
 
 def test_keys_differ(alice: ApiClient) -> None:
@@ -370,7 +370,7 @@ def test_id_of_no_key_is_404(alice: ApiClient) -> None:
 @fault("access", "the text, hint or digest of a key as its id", "404")
 def test_neither_the_text_nor_the_hint_of_a_key_is_its_id(alice: ApiClient) -> None:
     key = create(alice)
-    for text in (key["key"], key["hint"], key_text.digest(key["key"])):
+    for text in (key["key"], key["hint"], auth.digest(key["key"])):
         problem(alice.delete(f"/key/{text}"), 404)
     expect(bearer(alice, key).get("/user"), 200)
 

@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as some
 from sqlalchemy import select
 
-from taskservice.auth import key_text
+from taskservice import auth
 from taskservice.database import clock
 from taskservice.database.models import Agent, ApiKey, CallbackSecret, Task, User
 from taskservice.database.transactions import reading
@@ -249,15 +249,15 @@ def test_ids_cannot_be_guessed_from_one_another() -> None:
 
 KEY_LETTERS = string.digits + string.ascii_letters
 # The same in all examples of a property, whose data must not depend on chance.
-KEYS = (key_text.new(for_agent=False), key_text.new(for_agent=True))
+KEYS = (auth.new(for_agent=False), auth.new(for_agent=True))
 
 
 @pytest.mark.parametrize("for_agent", [False, True])
 def test_new_keys_are_well_formed_and_unique(for_agent: bool) -> None:
-    keys = {key_text.new(for_agent=for_agent) for _ in range(200)}
+    keys = {auth.new(for_agent=for_agent) for _ in range(200)}
     assert len(keys) == 200
-    assert all(key_text.is_well_formed(key) for key in keys)
-    assert len({key_text.digest(key) for key in keys}) == 200
+    assert all(auth.is_well_formed(key) for key in keys)
+    assert len({auth.digest(key) for key in keys}) == 200
 
 
 @steady
@@ -266,14 +266,14 @@ def test_one_wrong_letter_is_noticed(data: some.DataObject) -> None:
     key = data.draw(some.sampled_from(KEYS))
     place = data.draw(some.integers(0, len(key) - 1))
     other = data.draw(some.sampled_from(KEY_LETTERS + "_-é").filter(lambda c: c != key[place]))
-    assert not key_text.is_well_formed(key[:place] + other + key[place + 1 :])
+    assert not auth.is_well_formed(key[:place] + other + key[place + 1 :])
 
 
 def test_two_letters_in_the_wrong_order_are_noticed() -> None:
-    key = key_text.new(for_agent=False)
+    key = auth.new(for_agent=False)
     for place in range(len(key) - 1):
         swapped = key[:place] + key[place + 1] + key[place] + key[place + 2 :]
-        assert swapped == key or not key_text.is_well_formed(swapped)
+        assert swapped == key or not auth.is_well_formed(swapped)
 
 
 @fault("access", "random text as a key", "not a key")
@@ -282,22 +282,22 @@ def test_two_letters_in_the_wrong_order_are_noticed() -> None:
 @example("tsk_user_" + "0" * 46)
 @example("tsk_user_" + "٠" * 46)
 def test_random_text_is_not_a_key(text: str) -> None:
-    assert not key_text.is_well_formed(text)
-    for prefix in (key_text.USER_PREFIX, key_text.AGENT_PREFIX):
-        assert not key_text.is_well_formed(prefix + text)
+    assert not auth.is_well_formed(text)
+    for prefix in (auth.USER_PREFIX, auth.AGENT_PREFIX):
+        assert not auth.is_well_formed(prefix + text)
     happened("none is a key")
 
 
 def test_longer_or_shorter_text_is_not_a_key() -> None:
-    key = key_text.new(for_agent=False)
+    key = auth.new(for_agent=False)
     for text in (key[:-1], key + "0", key + "\n", " " + key, key + " ", key * 2, f"{key},{key}"):
-        assert not key_text.is_well_formed(text)
+        assert not auth.is_well_formed(text)
 
 
 def test_hint_shows_a_keys_kind_and_little_more() -> None:
     for for_agent, prefix in ((False, "tsk_user_"), (True, "tsk_agent_")):
-        key = key_text.new(for_agent=for_agent)
-        assert key_text.hint(key) == f"{prefix}…{key[-4:]}"
+        key = auth.new(for_agent=for_agent)
+        assert auth.hint(key) == f"{prefix}…{key[-4:]}"
 
 
 # --- strict JSON -------------------------------------------------------------------------

@@ -14,12 +14,7 @@ from taskservice.api import (
     tasks,
     users,
 )
-from taskservice.auth.authentication import (
-    ERRORS_OF_DELETED_USER,
-    KEY_HEADERS,
-    authenticate,
-    is_key_valid,
-)
+from taskservice.auth import ERRORS_OF_DELETED_USER, KEY_HEADERS, authenticate, is_key_valid
 from taskservice.context import current
 from taskservice.errors import from_exception, invalid_key, respond
 from taskservice.terms import API_PREFIX

@@ -5,7 +5,7 @@ from typing import Any
 
 from flask import Blueprint, Response
 
-from taskservice.auth.authentication import caller
+from taskservice.auth import caller
 from taskservice.contract.error_codes import AGENT_HAS_TASKS
 from taskservice.database.rows import AnyRow
 from taskservice.queries import agents as agent_queries

@@ -2,7 +2,7 @@
 
 from flask import Blueprint, Response
 
-from taskservice.auth.authentication import caller
+from taskservice.auth import caller
 from taskservice.contract.error_codes import DELIVERY_UNDER_WAY, NO_DELIVERY
 from taskservice.queries import deliveries as delivery_queries
 from taskservice.queries import tasks as task_queries

@@ -4,7 +4,7 @@ from typing import Any
 
 from flask import Blueprint, Response
 
-from taskservice.auth.authentication import caller
+from taskservice.auth import caller
 from taskservice.contract.error_codes import LAST_USER_KEY, TOO_MANY_REQUESTS
 from taskservice.queries import keys as key_queries
 from taskservice.queries import users as user_queries

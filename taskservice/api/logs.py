@@ -4,7 +4,7 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from taskservice.auth.authentication import caller
+from taskservice.auth import caller
 from taskservice.context import current
 from taskservice.contract.error_codes import SEQ_GAP, TASK_FINISHED
 from taskservice.errors import invalid

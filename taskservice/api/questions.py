@@ -4,7 +4,7 @@ from typing import Any
 
 from flask import Blueprint, Response
 
-from taskservice.auth.authentication import caller
+from taskservice.auth import caller
 from taskservice.contract.error_codes import (
     NOT_CLAIMED,
     QUESTION_CLOSED,

@@ -4,7 +4,7 @@ from typing import Any
 
 from flask import Blueprint, Response
 
-from taskservice.auth.authentication import caller
+from taskservice.auth import caller
 from taskservice.contract.error_codes import TASK_FINISHED
 from taskservice.database.rows import TaskRow, TaskVersion
 from taskservice.queries import tasks as task_queries

@@ -2,7 +2,7 @@
 
 from flask import Blueprint, Response
 
-from taskservice.auth.authentication import caller
+from taskservice.auth import caller
 from taskservice.queries import keys as key_queries
 from taskservice.queries import users as user_queries
 from taskservice.schemas.users import key_schema, user_schema, who_am_i_schema

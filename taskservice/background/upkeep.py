@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable
 
 from flask import Flask
 
-from taskservice import resources
-from taskservice.auth import authentication
+from taskservice import auth, resources
 from taskservice.background import names, removal, reschedule, sweep, timeouts, vacuum
 from taskservice.background.batches import in_batches
 from taskservice.background.delivery_loop import STOP_SECONDS, DeliveryLoop
@@ -27,11 +26,11 @@ WRITE_SECONDS = 3.0
 
 def record_key_uses() -> None:
     """Store when each key was last used in this process, to the minute."""
-    uses = authentication.take_last_uses()
+    uses = auth.take_last_uses()
     try:
         key_service.record_uses(uses)
     except Exception:
-        authentication.return_last_uses(uses)
+        auth.return_last_uses(uses)
         raise
 
 

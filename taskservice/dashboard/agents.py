@@ -7,7 +7,7 @@ from flask import Blueprint, Response, flash, request
 from marshmallow import ValidationError
 from werkzeug.wrappers import Response as AnyResponse
 
-from taskservice.auth.authentication import caller
+from taskservice.auth import caller
 from taskservice.dashboard import forms, input_form, plot
 from taskservice.dashboard.formatting import outcome_of
 from taskservice.dashboard.input_form import InputForm

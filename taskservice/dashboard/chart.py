@@ -8,7 +8,7 @@ from itertools import pairwise
 from threading import Lock
 from typing import NamedTuple
 
-from taskservice.auth.caller import Caller
+from taskservice.auth import Caller
 from taskservice.database import clock
 from taskservice.queries.selections import Selection
 from taskservice.services import counts

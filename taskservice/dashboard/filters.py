@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from flask import request, url_for
 
-from taskservice.auth.authentication import caller
+from taskservice.auth import caller
 from taskservice.dashboard import chart
 from taskservice.dashboard.pages import without_nul
 from taskservice.errors import invalid

@@ -5,7 +5,7 @@ from typing import Any
 from flask import Blueprint, Response, flash, request
 from werkzeug.wrappers import Response as AnyResponse
 
-from taskservice.auth.authentication import caller
+from taskservice.auth import caller
 from taskservice.contract.mcp_clients import CLIENTS, KEY_VARIABLE
 from taskservice.dashboard import sessions
 from taskservice.dashboard.pages import page, redirect_to, without_nul

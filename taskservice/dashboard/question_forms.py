@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from taskservice.auth.caller import Caller
+from taskservice.auth import Caller
 from taskservice.dashboard import schema_form
 from taskservice.dashboard.formatting import visible
 from taskservice.dashboard.schema_form import CHOICE, Choice, Errors, Field, Json, Texts

@@ -3,7 +3,7 @@
 from flask import Blueprint, Response, flash, request
 from werkzeug.wrappers import Response as AnyResponse
 
-from taskservice.auth.authentication import caller
+from taskservice.auth import caller
 from taskservice.contract.error_codes import QUESTION_CLOSED
 from taskservice.dashboard import question_forms, schema_form
 from taskservice.dashboard.forms import texts

@@ -7,8 +7,8 @@ from datetime import timedelta
 from flask import Flask, Request, request, session
 from flask.sessions import NullSession, SecureCookieSession, SecureCookieSessionInterface
 
-from taskservice.auth import valid_keys
-from taskservice.auth.authentication import is_key_valid, set_caller
+from taskservice import auth
+from taskservice.auth import is_key_valid, set_caller
 from taskservice.database import clock
 from taskservice.database.rows import AnyRow
 from taskservice.errors import Problem
@@ -73,7 +73,7 @@ def resume() -> AnyRow:
     Raises SessionEndedError.
     """
     now = clock.now()
-    key = valid_keys.by_id(session["key"], now) if _is_unexpired() else None
+    key = auth.by_id(session["key"], now) if _is_unexpired() else None
     if key is None:
         session.pop("key", None)
         raise SessionEndedError

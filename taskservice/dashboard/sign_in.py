@@ -6,7 +6,7 @@ from flask import Blueprint, flash, g, request, session
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice import resources
-from taskservice.auth.authentication import valid_key
+from taskservice.auth import valid_key
 from taskservice.dashboard import sessions
 from taskservice.dashboard.pages import page, redirect_to, redirect_to_page
 from taskservice.dashboard.sign_in_throttle import Throttle

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from taskservice.auth.caller import Caller
+from taskservice.auth import Caller
 from taskservice.dashboard import question_forms
 from taskservice.database import clock
 from taskservice.database.rows import AnyRow, TaskRow

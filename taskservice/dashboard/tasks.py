@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 from flask import Blueprint, Response, flash, redirect, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from taskservice.auth.authentication import caller
+from taskservice.auth import caller
 from taskservice.dashboard import (
     chart,
     filters,

@@ -2,7 +2,7 @@
 
 import shlex
 
-from taskservice.auth.caller import Caller
+from taskservice.auth import Caller
 from taskservice.contract.error_codes import NO_DELIVERY
 from taskservice.database.rows import TaskRow
 from taskservice.errors import Problem

@@ -2,7 +2,7 @@
 
 from flask import current_app, request
 
-from taskservice.auth.authentication import authenticate, caller
+from taskservice.auth import authenticate, caller
 from taskservice.context import current
 from taskservice.contract.error_codes import FOREIGN_ORIGIN
 from taskservice.errors import Problem

@@ -6,7 +6,7 @@ from typing import Any
 from flask import Blueprint, Flask, Response, request
 
 from taskservice import __version__
-from taskservice.auth.authentication import KEY_HEADERS
+from taskservice.auth import KEY_HEADERS
 from taskservice.context import current
 from taskservice.mcp import access, calls, protocol, tasks, tool_calls, tools
 from taskservice.mcp.calls import LEGACY, TASKS, VERSIONS, Call

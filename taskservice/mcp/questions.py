@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from taskservice.auth.authentication import caller
+from taskservice.auth import caller
 from taskservice.database.rows import TaskRow
 from taskservice.errors import invalid
 from taskservice.mcp import refusals

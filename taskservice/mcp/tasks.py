@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from taskservice.auth.authentication import caller
+from taskservice.auth import caller
 from taskservice.contract.error_codes import TASK_FINISHED
 from taskservice.errors import Problem
 from taskservice.mcp import questions, refusals, results

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection
 from typing import Any
 
-from taskservice.auth.authentication import caller
+from taskservice.auth import caller
 from taskservice.database.rows import TaskVersion
 from taskservice.mcp import questions, refusals, results
 from taskservice.mcp.calls import Call

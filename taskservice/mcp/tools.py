@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from taskservice.auth.authentication import caller
+from taskservice.auth import caller
 from taskservice.database.rows import AnyRow
 from taskservice.mcp.fixed_tools import FIXED
 from taskservice.queries import agents as agent_queries

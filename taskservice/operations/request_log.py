@@ -12,7 +12,7 @@ from typing import Any
 from flask import Flask, Response, g, has_request_context, request
 from sqlalchemy.exc import OperationalError, TimeoutError
 
-from taskservice.auth.caller import Caller
+from taskservice.auth import Caller
 from taskservice.context import current
 from taskservice.database.clock import now
 from taskservice.operations import metrics

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, case, func, literal_column, select
 
-from taskservice.auth.caller import Caller, of_user, visible_agents
+from taskservice.auth import Caller, of_user, visible_agents
 from taskservice.database import clock
 from taskservice.database.models import Agent, Task
 from taskservice.database.rows import AnyRow, in_pages

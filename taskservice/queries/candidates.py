@@ -17,7 +17,7 @@ from sqlalchemy import (
     text,
 )
 
-from taskservice.auth.caller import of_user
+from taskservice.auth import of_user
 from taskservice.database import name_index
 from taskservice.database.models import Delivery, Task, TaskLabel
 from taskservice.database.rows import AnyRow, AnySelect

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, bindparam, literal_column, or_, select
 
-from taskservice.auth.caller import Caller, visible_tasks
+from taskservice.auth import Caller, visible_tasks
 from taskservice.database.models import Attempt, Delivery, Task, User
 from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import reading

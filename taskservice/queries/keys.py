@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from sqlalchemy import and_, bindparam, not_, select, tuple_
 
-from taskservice.auth.caller import Caller, visible_keys
-from taskservice.auth.valid_keys import KEY_IS_VALID
+from taskservice.auth import KEY_IS_VALID, Caller, visible_keys
 from taskservice.database import clock
 from taskservice.database.clock import EARLIEST, LOWEST_ID
 from taskservice.database.models import ApiKey, User

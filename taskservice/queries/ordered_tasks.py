@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from sqlalchemy import ColumnElement, Connection, bindparam, select, tuple_
 
-from taskservice.auth.caller import Caller
+from taskservice.auth import Caller
 from taskservice.database import name_index
 from taskservice.database.clock import EARLIEST, LOWEST_ID
 from taskservice.database.models import Task

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from sqlalchemy import and_, bindparam, case, func, literal_column, or_, select, tuple_
 
-from taskservice.auth.caller import Caller, of_user, visible_tasks
+from taskservice.auth import Caller, of_user, visible_tasks
 from taskservice.database.clock import EARLIEST, LOWEST_ID
 from taskservice.database.models import IS_ASKING, Question, Task
 from taskservice.database.rows import AnyRow, AnySelect, in_pages

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from sqlalchemy import ColumnElement, Text, and_, bindparam, exists, select, true
 
-from taskservice.auth.caller import Caller, of_user
+from taskservice.auth import Caller, of_user
 from taskservice.database.clock import EARLIEST
 from taskservice.database.models import Delivery, Task, TaskLabel
 from taskservice.database.types import Identifier, Timestamp, place_in_text

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import bindparam, exists, literal_column, or_, select
 
-from taskservice.auth.caller import Caller, visible_agents, visible_tasks
+from taskservice.auth import Caller, visible_agents, visible_tasks
 from taskservice.database.models import Agent, Log, Task
 from taskservice.database.rows import AnyRow, AnySelect, TaskAndLines, TaskRow, TaskVersion
 from taskservice.database.statements import Statement

@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy import bindparam, exists, insert, select, update
 from sqlalchemy import delete as delete_from
 
-from taskservice.auth.caller import Caller, visible_agents
+from taskservice.auth import Caller, visible_agents
 from taskservice.contract.error_codes import AGENT_HAS_TASKS
 from taskservice.database import clock
 from taskservice.database.models import ANNOTATIONS, Agent, Task

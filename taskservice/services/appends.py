@@ -15,7 +15,7 @@ from sqlalchemy import (
     update,
 )
 
-from taskservice.auth.caller import Caller
+from taskservice.auth import Caller
 from taskservice.contract.error_codes import LOG_FULL, SEQ_GAP
 from taskservice.database import clock, line_times
 from taskservice.database.models import Log, LogChunk, LogWriter, Task

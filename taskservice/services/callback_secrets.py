@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
-from taskservice.auth.caller import Caller
+from taskservice.auth import Caller
 from taskservice.database import clock
 from taskservice.database.models import CallbackSecret
 from taskservice.database.transactions import transaction

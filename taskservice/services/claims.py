@@ -10,8 +10,7 @@ from sqlalchemy import (
     update,
 )
 
-from taskservice.auth.caller import Caller
-from taskservice.auth.valid_keys import KEY_IS_VALID
+from taskservice.auth import KEY_IS_VALID, Caller
 from taskservice.database import clock
 from taskservice.database.models import ApiKey, Task
 from taskservice.database.rows import TaskRow

@@ -8,7 +8,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from sqlalchemy import ColumnElement, and_, bindparam, func, select
 
-from taskservice.auth.caller import Caller, of_user
+from taskservice.auth import Caller, of_user
 from taskservice.database import clock
 from taskservice.database.models import Task
 from taskservice.database.rows import AnyRow

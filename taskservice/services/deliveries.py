@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 from taskservice import resources
-from taskservice.auth.caller import Caller, visible_tasks
+from taskservice.auth import Caller, visible_tasks
 from taskservice.contract.error_codes import DELIVERY_UNDER_WAY, NO_DELIVERY
 from taskservice.database import clock
 from taskservice.database.models import Attempt, Delivery, Task

@@ -5,8 +5,8 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
 
-from taskservice.auth import key_text
-from taskservice.auth.caller import Caller, visible_keys
+from taskservice import auth
+from taskservice.auth import Caller, visible_keys
 from taskservice.contract.error_codes import LAST_USER_KEY
 from taskservice.database import clock
 from taskservice.database.models import Agent, ApiKey, User
@@ -161,14 +161,14 @@ def insert_key(
     """Insert a key; returns it with its `text`. Raises 422 for an unknown agent."""
     if agent_id is not None:
         _require_agent(connection, user_id, agent_id)
-    text = key_text.new(for_agent=agent_id is not None)
+    text = auth.new(for_agent=agent_id is not None)
     key = {
         "id": key_id or clock.new_id(),
         "user_id": user_id,
         "agent_id": agent_id,
         "name": name,
-        "digest": key_text.digest(text),
-        "hint": key_text.hint(text),
+        "digest": auth.digest(text),
+        "hint": auth.hint(text),
         "created_at": clock.now(),
         "expires_at": expires_at,
         "last_used_at": None,

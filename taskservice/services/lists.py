@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Text, bindparam, func, null, select, type_coerce
 
-from taskservice.auth.caller import Caller, visible_tasks
+from taskservice.auth import Caller, visible_tasks
 from taskservice.database.models import Task
 from taskservice.database.rows import AnyRow, ListedTask, next_limit
 from taskservice.database.statements import Statement

@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
-from taskservice.auth.caller import Caller
+from taskservice.auth import Caller
 from taskservice.contract.error_codes import (
     NOT_CLAIMED,
     QUESTION_CLOSED,

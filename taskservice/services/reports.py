@@ -6,7 +6,7 @@ from typing import Any, cast
 from sqlalchemy import Connection, bindparam, case, update
 from sqlalchemy import delete as delete_from
 
-from taskservice.auth.caller import Caller
+from taskservice.auth import Caller
 from taskservice.database import clock
 from taskservice.database.models import Question, Task, TaskLabel
 from taskservice.database.rows import AnyRow, TaskRow

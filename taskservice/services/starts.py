@@ -6,7 +6,7 @@ from typing import Any, cast
 from flask import current_app
 from sqlalchemy import Connection, Integer, bindparam, insert, select
 
-from taskservice.auth.caller import Caller, visible_agents
+from taskservice.auth import Caller, visible_agents
 from taskservice.database import clock
 from taskservice.database.models import Agent, Task
 from taskservice.database.rows import TaskRow

@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, or_, select
 
-from taskservice.auth.caller import Caller, visible_tasks
+from taskservice.auth import Caller, visible_tasks
 from taskservice.contract.error_codes import TASK_FINISHED
 from taskservice.database.models import Task, TaskLabel
 from taskservice.database.rows import TaskRow

@@ -5,7 +5,7 @@ from typing import Any
 from flask import Flask, Response, g
 
 from taskservice.api import require_key
-from taskservice.auth.authentication import caller
+from taskservice.auth import caller
 from taskservice.mcp.access import require_access
 from taskservice.operations import request_log
 

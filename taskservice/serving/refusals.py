@@ -7,7 +7,7 @@ from gunicorn.http import errors
 from gunicorn.util import http_date
 
 from taskservice import errors as problems
-from taskservice.auth.authentication import KEY_HEADERS
+from taskservice.auth import KEY_HEADERS
 from taskservice.contract.error_codes import OVERLOADED, STOPPING
 from taskservice.errors import Problem
 from taskservice.terms import PROBLEM_TYPE

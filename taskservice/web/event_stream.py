@@ -8,7 +8,7 @@ from itertools import takewhile
 from flask import Response, request, stream_with_context
 
 from taskservice import resources
-from taskservice.auth.authentication import caller, is_key_valid
+from taskservice.auth import caller, is_key_valid
 from taskservice.contract.error_codes import OVERLOADED
 from taskservice.database import watcher
 from taskservice.database.watcher import WaitSlots

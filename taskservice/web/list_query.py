@@ -5,7 +5,7 @@ from urllib.parse import urlencode
 
 from flask import request
 
-from taskservice.auth.caller import Caller
+from taskservice.auth import Caller
 from taskservice.queries.ordered_tasks import Position
 from taskservice.queries.selections import Selection
 from taskservice.schemas.parameters import dump_cursor

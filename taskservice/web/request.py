@@ -11,7 +11,7 @@ from marshmallow import Schema, fields
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.http import parse_date
 
-from taskservice.auth.authentication import caller
+from taskservice.auth import caller
 from taskservice.context import current
 from taskservice.contract.error_codes import OVERLOADED
 from taskservice.database.transactions import end_shared_reading

@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias
 
 from taskservice import resources
-from taskservice.auth.caller import Caller
+from taskservice.auth import Caller
 from taskservice.database import watcher
 from taskservice.database.rows import TaskRow
 from taskservice.database.watcher import Watcher

@@ -8,7 +8,7 @@ from flask import Response, after_this_request, request
 from werkzeug.http import parse_list_header
 
 from taskservice import resources
-from taskservice.auth.authentication import caller, require_valid_key
+from taskservice.auth import caller, require_valid_key
 from taskservice.context import current
 from taskservice.database import watcher
 from taskservice.database.rows import TaskRow

@@ -17,8 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from taskservice import terms
-from taskservice.auth import key_text
+from taskservice import auth, terms
 from taskservice.contract.error_codes import CODES
 from taskservice.terms import MAX_CALLBACK, MAX_NAME, MAX_OBJECT
 from tests.support.api_client import API, RemoteClient
@@ -355,7 +354,7 @@ def append_of_900_kb(wire: Wire) -> int:
 
 @fault("access", "30 large bodies without a valid key", "401, and they take no room from others")
 def test_bodies_without_a_key_take_no_room_and_are_401(crowded: Wire) -> None:
-    made_up = key_text.new(for_agent=False).encode()
+    made_up = auth.new(for_agent=False).encode()
     with ExitStack() as stack:
         short = large_append(crowded, LARGEST, key=made_up) + bytes(LARGEST - 100)
         clients = [stack.enter_context(connect(crowded, short)) for _ in range(30)]
@@ -393,7 +392,7 @@ def test_bodies_of_one_user_leave_room_for_those_of_others(crowded: Wire) -> Non
 )
 @pytest.mark.parametrize(
     "key",
-    [b"", b"wrong", key_text.new(for_agent=True).encode()],
+    [b"", b"wrong", auth.new(for_agent=True).encode()],
     ids=["empty", "malformed", "made-up"],
 )
 def test_wrong_key_is_401_before_a_large_body_comes(

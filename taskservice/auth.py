@@ -1,0 +1,231 @@
+"""Turns the API key of a request's headers, or of a session, into the caller."""
+
+import hashlib
+import re
+import secrets
+import string
+import zlib
+from collections.abc import Mapping
+from threading import Lock
+from typing import NamedTuple, cast
+
+from flask import g, request
+from sqlalchemy import ColumnElement, and_, bindparam, or_, select
+from sqlalchemy.exc import IntegrityError, NoResultFound
+from sqlalchemy.types import Text
+from werkzeug.local import LocalProxy
+
+from taskservice.context import current
+from taskservice.database import clock
+from taskservice.database.models import Agent, ApiKey, Task, User
+from taskservice.database.rows import AnyRow
+from taskservice.database.statements import Statement
+from taskservice.database.transactions import reading, share_reading
+from taskservice.database.types import Identifier, Timestamp
+from taskservice.errors import Problem, invalid_key
+from taskservice.schemas.columns import KEY_COLUMNS
+
+# The caller, and what the caller may see: one SQL predicate for each kind of thing.
+
+
+class Caller(NamedTuple):
+    """The user whom an API key belongs to; an agent key narrows it to one agent."""
+
+    user_id: str
+    agent_id: str | None
+    key_id: str
+    key_name: str
+    user_name: str
+
+    @property
+    def scope(self) -> dict[str, str | None]:
+        """The parameters of `visible_tasks`, `visible_agents` and `visible_keys`."""
+        return {"caller_user_id": self.user_id, "caller_agent_id": self.agent_id}
+
+    def require_user_key(self) -> None:
+        if self.agent_id is not None:
+            raise Problem(403, "An agent key may not do this; use a user key")
+
+
+_user_id = bindparam("caller_user_id", type_=Identifier)
+_agent_id = bindparam("caller_agent_id", type_=Text())
+
+visible_tasks: ColumnElement[bool] = and_(
+    Task.user_id == _user_id, or_(_agent_id.is_(None), Task.agent_id == _agent_id)
+)
+visible_agents: ColumnElement[bool] = and_(
+    Agent.user_id == _user_id, or_(_agent_id.is_(None), Agent.id == _agent_id)
+)
+visible_keys: ColumnElement[bool] = ApiKey.user_id == _user_id
+# The same as two filters for lists: the `OR` above would keep SQLite from using an index.
+of_user: ColumnElement[bool] = Task.user_id == bindparam("user_id", type_=Identifier)
+
+
+# The text of an API key: how it is made, and checked without a look-up.
+
+USER_PREFIX = "tsk_user_"
+AGENT_PREFIX = "tsk_agent_"
+
+_ALPHABET = string.digits + string.ascii_letters
+_RANDOM_LENGTH = 40  # of 62 letters each: 238 bits
+# A checksum of 6 letters is made of three pairs, which is faster than letter by letter.
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
+_CHECKSUM_LENGTH = 6
+_SHAPE = re.compile(
+    rf"(?:{USER_PREFIX}|{AGENT_PREFIX})[0-9A-Za-z]{{{_RANDOM_LENGTH + _CHECKSUM_LENGTH}}}"
+)
+
+
+def new(*, for_agent: bool) -> str:
+    """A fresh key: a prefix, 238 random bits, and a checksum over both."""
+    body = "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_LENGTH))
+    unchecked = (AGENT_PREFIX if for_agent else USER_PREFIX) + body
+    return unchecked + _checksum(unchecked)
+
+
+def is_well_formed(text: str) -> bool:
+    """Whether `text` has the shape and the checksum of a key; a mistyped key has not."""
+    shaped = _SHAPE.fullmatch(text) is not None
+    return shaped and _checksum(text[:-_CHECKSUM_LENGTH]) == text[-_CHECKSUM_LENGTH:]
+
+
+def digest(text: str) -> str:
+    """SHA-256 in hexadecimal: all that is stored. 238 random bits need no slow hash."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hint(text: str) -> str:
+    """The beginning and end of a key, by which its owner recognises it in a list."""
+    return f"{text[: text.rindex('_') + 1]}…{text[-4:]}"
+
+
+def _checksum(text: str) -> str:
+    first, rest = divmod(zlib.crc32(text.encode()), len(_PAIRS) ** 2)
+    second, third = divmod(rest, len(_PAIRS))
+    return _PAIRS[first] + _PAIRS[second] + _PAIRS[third]
+
+
+# Finds an API key that is neither revoked nor expired.
+
+KEY_IS_VALID = (
+    ApiKey.revoked_at.is_(None),
+    or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > bindparam("now", type_=Timestamp())),
+)
+_KEY = Statement[AnyRow](
+    select(ApiKey.id, ApiKey.user_id, ApiKey.agent_id, ApiKey.name, User.name.label("user_name"))
+    .join(User, User.id == ApiKey.user_id)
+    .where(ApiKey.digest == bindparam("digest"), *KEY_IS_VALID)
+)
+_KEY_OF_SESSION = Statement[AnyRow](
+    select(*KEY_COLUMNS, User.name.label("user_name"))
+    .join(User, User.id == ApiKey.user_id)
+    .where(ApiKey.id == bindparam("key_id"), *KEY_IS_VALID)
+)
+
+
+def by_digest(digest: str, now: str) -> AnyRow | None:
+    """What `set_caller` needs of the valid key with this digest; None without one."""
+    with reading() as connection:
+        return _KEY.one_or_none(connection, digest=digest, now=now)
+
+
+def by_id(key_id: str, now: str) -> AnyRow | None:
+    """The valid key with this id, with all its columns and its `user_name`; None without one."""
+    with reading() as connection:
+        return _KEY_OF_SESSION.one_or_none(connection, key_id=key_id, now=now)
+
+
+# Turns the API key of a request's headers, or of a session, into the caller.
+
+# The headers that carry a key; the value of `Vary`.
+KEY_HEADERS = "apikey, Authorization"
+BEARER = "bearer"
+# What a write or a read raises if the user of its request was deleted meanwhile.
+ERRORS_OF_DELETED_USER = (IntegrityError, NoResultFound)
+# The length of a moment's text up to the minute.
+MINUTE = len("2026-11-24T13:36")
+
+# Key id -> the minute of its last use; upkeep stores it, so that no GET writes.
+_uses: dict[str, str] = {}
+_lock = Lock()
+
+
+def authenticate() -> None:
+    """Set `caller` from the key in the request's headers; raises 401 unless it is valid."""
+    share_reading()
+    headers = current(request).environ
+    text = key_in_headers(headers.get("HTTP_APIKEY"), headers.get("HTTP_AUTHORIZATION"))
+    now = clock.now()
+    set_caller(valid_key(text, now), now)
+
+
+def key_in_headers(apikey: str | None, authorization: str | None) -> str:
+    """The key in these two headers; empty unless there is exactly one, or the same in both.
+
+    gunicorn joins a header that was sent twice with a comma, which no key contains.
+    """
+    if authorization is None:
+        return apikey or ""
+    credentials = authorization.split(",")
+    if not any(map(_is_bearer, credentials)):
+        # Another scheme, such as Basic, is meant for a proxy.
+        return apikey or ""
+    if len(credentials) > 1:
+        return ""
+    key = credentials[0].strip(" ")[len(BEARER) :].strip(" ")
+    return key if apikey in (None, key) else ""
+
+
+def _is_bearer(credentials: str) -> bool:
+    return credentials.lower().split()[:1] == [BEARER]
+
+
+def valid_key(text: str, now: str) -> AnyRow:
+    """The key with this text; raises 401, always the same, unless it is valid now."""
+    key = None
+    if is_well_formed(text):
+        key = by_digest(digest(text), now)
+    if key is None:
+        raise invalid_key()
+    return key
+
+
+def set_caller(key: AnyRow, now: str) -> None:
+    """Let this request act as the caller of `key`, and record the key's use."""
+    with _lock:
+        _uses[key.id] = now[:MINUTE]
+    current(g).caller = Caller(key.user_id, key.agent_id, key.id, key.name, key.user_name)
+
+
+def is_key_valid() -> bool:
+    """Whether the key of this request is still neither revoked nor expired."""
+    return by_id(caller.key_id, clock.now()) is not None
+
+
+def require_valid_key() -> None:
+    """Raises 401 if the key of this request has been revoked or has expired meanwhile."""
+    if not is_key_valid():
+        raise invalid_key()
+
+
+def take_last_uses() -> dict[str, str]:
+    """Key id -> the minute of its last use, for keys used since the last call."""
+    global _uses
+    with _lock:
+        taken, _uses = _uses, {}
+    return {key_id: f"{minute}:00.000Z" for key_id, minute in taken.items()}
+
+
+def return_last_uses(taken: Mapping[str, str]) -> None:
+    """Keep what `take_last_uses` gave for its next call, unless the key was used since."""
+    with _lock:
+        for key_id, moment in taken.items():
+            _uses.setdefault(key_id, moment[:MINUTE])
+
+
+def _caller() -> Caller:
+    found: Caller = current(g).caller
+    return found
+
+
+caller = cast(Caller, LocalProxy(_caller))
