@@ -11,7 +11,7 @@ from marshmallow import ValidationError
 from sqlalchemy.exc import DBAPIError, OperationalError, TimeoutError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from taskservice.contract import error_codes
+from taskservice import terms
 from taskservice.schemas import strict_json
 from taskservice.terms import PROBLEM_TYPE
 
@@ -47,7 +47,7 @@ class Problem(Exception):
         super().__init__(detail)
         self.status = status
         self.detail = detail
-        self.code = code or error_codes.default(status)
+        self.code = code or terms.default(status)
         self.more = more or {}
         self.headers = headers or {}
 
@@ -88,7 +88,7 @@ def database_unavailable(detail: str = "The database is busy, full or out of rea
 def overloaded(detail: str) -> Problem:
     """503: the request may succeed when others have ended."""
     headers = {"Retry-After": str(RETRY_SECONDS)}
-    return Problem(503, detail, code=error_codes.OVERLOADED, headers=headers)
+    return Problem(503, detail, code=terms.OVERLOADED, headers=headers)
 
 
 def respond(problem: Problem) -> Response:
@@ -157,7 +157,7 @@ def _of_http(error: HTTPException) -> Problem:
     else:
         detail = (error.description or HTTPStatus(status).phrase).partition(". ")[0].rstrip(".")
     if status == 404:
-        detail, code = f"No such path: {request.path}", error_codes.NO_SUCH_PATH
+        detail, code = f"No such path: {request.path}", terms.NO_SUCH_PATH
     headers = dict(error.get_headers())
     del headers["Content-Type"]
     return Problem(status, detail, code=code, headers=headers)

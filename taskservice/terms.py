@@ -1,7 +1,12 @@
 """The names and limits of the API that the service and its clients share."""
 
+import json
 import re
-from typing import Final, Literal, get_args
+import shlex
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 API_PREFIX = "/api/v1"
 PROBLEM_TYPE = "application/problem+json"
@@ -90,3 +95,203 @@ def label_problem(key: str, value: object) -> str | None:
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_LABEL_VALUE:
         return f"Must be a string of 1 to {MAX_LABEL_VALUE} characters."
     return None
+
+
+# The error codes for programs, each with its status and its meaning.
+
+FOREIGN_ORIGIN = "foreign_origin"
+NOT_FOUND = "not_found"
+NO_SUCH_PATH = "no_such_path"
+TASK_FINISHED = "task_finished"
+SEQ_GAP = "seq_gap"
+PRECONDITION_FAILED = "precondition_failed"
+AGENT_HAS_TASKS = "agent_has_tasks"
+LAST_USER_KEY = "last_user_key"
+NO_DELIVERY = "no_delivery"
+NOT_CLAIMED = "not_claimed"
+TOO_MANY_QUESTIONS = "too_many_questions"
+QUESTION_CLOSED = "question_closed"
+DELIVERY_UNDER_WAY = "delivery_under_way"
+LOG_FULL = "log_full"
+IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"
+OVERLOADED = "overloaded"
+LOG_DROPPED = "log_dropped"
+STOPPING = "stopping"
+TOO_MANY_REQUESTS = "too_many_requests"
+
+
+class Code(NamedTuple):
+    status: int
+    meaning: str
+
+
+# Of several codes with one status, the first is the default.
+CODES = {
+    "unreadable": Code(400, "The request is not valid HTTP, UTF-8 or JSON."),
+    "invalid_key": Code(401, "The API key is missing, malformed, unknown, revoked or expired."),
+    "user_key_required": Code(403, "An agent key may not do this."),
+    FOREIGN_ORIGIN: Code(403, "Pages from this `Host` or `Origin` may not call `/mcp`."),
+    NOT_FOUND: Code(404, "It does not exist, or the key may not see it."),
+    NO_SUCH_PATH: Code(404, "The service has no such path."),
+    "method_not_allowed": Code(405, "The path lacks this method; `Allow` lists those it has."),
+    "not_acceptable": Code(406, "The answer has none of the types in `Accept`."),
+    "too_slow": Code(408, "Head and body did not arrive within 30 s."),
+    "conflict": Code(409, "The present state does not allow the request."),
+    TASK_FINISHED: Code(409, "The task has ended; `task` tells how."),
+    SEQ_GAP: Code(409, "Lines before these are missing; `expected` is the next `seq`."),
+    AGENT_HAS_TASKS: Code(409, "An agent that has tasks can't be deleted."),
+    LAST_USER_KEY: Code(409, "The last user key can only be revoked on the server."),
+    NO_DELIVERY: Code(409, "The task has no delivery: it is running, or has no callback."),
+    DELIVERY_UNDER_WAY: Code(409, "The delivery is being posted at this moment."),
+    NOT_CLAIMED: Code(409, "No agent has claimed the task, so none can ask."),
+    TOO_MANY_QUESTIONS: Code(409, "The task has too many open questions."),
+    QUESTION_CLOSED: Code(409, "The question is no longer open; `question` tells how it ended."),
+    PRECONDITION_FAILED: Code(412, "The task has none of the versions in `If-Match`."),
+    "too_large": Code(413, "The body is too large."),
+    LOG_FULL: Code(413, "The task's log is full."),
+    "url_too_long": Code(414, "The URL is too long."),
+    "unsupported_media_type": Code(415, "Bodies of this type or coding are not accepted."),
+    "expectation_failed": Code(417, "The only supported expectation is `100-continue`."),
+    "invalid": Code(422, "The request is invalid; `errors` says where."),
+    IDEMPOTENCY_KEY_REUSED: Code(422, "The `Idempotency-Key` was used with another body."),
+    TOO_MANY_REQUESTS: Code(429, "Too many requests; wait the seconds in `Retry-After`."),
+    "headers_too_large": Code(431, "There are too many headers, or they are too long."),
+    "internal": Code(500, "The service failed; see its log."),
+    "not_implemented": Code(501, "The service does not support this transfer coding."),
+    "unavailable": Code(503, "The database is busy, full or out of reach."),
+    OVERLOADED: Code(503, "The limit of large bodies, streams, files or memory is reached."),
+    LOG_DROPPED: Code(503, "The log was dropped while it was being read."),
+    STOPPING: Code(503, "The service is stopping."),
+}
+
+
+def default(status: int) -> str:
+    """The default code of errors with this status."""
+    fallback = "unreadable" if status < 500 else "internal"
+    return next((code for code in CODES if CODES[code].status == status), fallback)
+
+
+def with_status(status: int) -> tuple[str, ...]:
+    return tuple(code for code in CODES if CODES[code].status == status)
+
+
+# Reads HTTP headers from other programs, which may contain anything.
+
+
+def moment(text: str) -> datetime | None:
+    """The moment that an HTTP date names, in UTC; None if it names none."""
+    try:
+        found = parsedate_to_datetime(text)
+        return found.replace(tzinfo=found.tzinfo or UTC).astimezone(UTC)
+    except (ValueError, OverflowError):  # the second for a year of many digits
+        return None
+
+
+def seconds(retry_after: str) -> float | None:
+    """The seconds that a Retry-After header asks for, as a number or a date, from 0 on.
+
+    None if the header is invalid. There is no upper bound: a number with too many digits for a
+    float is infinite.
+    """
+    text = retry_after.strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    until = moment(text)
+    return None if until is None else max((until - datetime.now(UTC)).total_seconds(), 0)
+
+
+# How each client of MCP is told of the service: for the documents, the command and the page.
+
+MCP_PATH = "/mcp"
+# The environment variable from which a client reads the key, so that no file contains it.
+KEY_VARIABLE = "TASKSERVICE_APIKEY"
+_SERVER = "taskservice"
+
+
+class McpClient(NamedTuple):
+    """A client, and where the lines belong that tell it of the service."""
+
+    name: str
+    title: str
+    # The file that contains them; None: they are a command.
+    file: str | None
+    # Address of `/mcp` -> the lines.
+    lines: Callable[[str], str]
+
+    @property
+    def where(self) -> str:
+        return "run this" if self.file is None else f"in {self.file}"
+
+    def text(self, service_url: str) -> str:
+        """What to run, or the file's content, for the service at this address."""
+        return self.lines(service_url.rstrip("/") + MCP_PATH)
+
+
+def _claude_code(url: str) -> str:
+    header = shlex.quote(f"Authorization: Bearer ${{{KEY_VARIABLE}}}")
+    server = f"--scope user --transport http {_SERVER} {shlex.quote(url)}"
+    return f"claude mcp add {server} \\\n  --header {header}"
+
+
+def _codex(url: str) -> str:
+    key = f"--bearer-token-env-var {KEY_VARIABLE}"
+    return f"codex mcp add {_SERVER} --url {shlex.quote(url)} \\\n  {key}"
+
+
+def _gemini(url: str) -> str:
+    header = shlex.quote(f"Authorization: Bearer ${KEY_VARIABLE}")
+    server = f"--scope user --transport http {_SERVER} {shlex.quote(url)}"
+    return f"gemini mcp add {server} \\\n  --header {header}"
+
+
+def _opencode(url: str) -> str:
+    header = shlex.quote(f"Authorization=Bearer {{env:{KEY_VARIABLE}}}")
+    return f"opencode mcp add {_SERVER} --url {shlex.quote(url)} \\\n  --header {header}"
+
+
+def _vs_code(url: str) -> str:
+    asked = {"type": "promptString", "id": "taskservice-key", "password": True}
+    return _json(
+        {
+            "inputs": [asked | {"description": "Key of taskservice"}],
+            "servers": {
+                _SERVER: {
+                    "type": "http",
+                    "url": url,
+                    "headers": {"Authorization": "Bearer ${input:taskservice-key}"},
+                }
+            },
+        }
+    )
+
+
+def _cursor(url: str) -> str:
+    headers = {"Authorization": f"Bearer ${{env:{KEY_VARIABLE}}}"}
+    return _json({"mcpServers": {_SERVER: {"url": url, "headers": headers}}})
+
+
+def _inspector(url: str) -> str:
+    header = f'"Authorization: Bearer ${KEY_VARIABLE}"'
+    server = f"{shlex.quote(url)} --transport http"
+    return (
+        f"npx @modelcontextprotocol/inspector --cli {server} \\\n"
+        f"  --header {header} --method tools/list"
+    )
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2)
+
+
+CLIENTS = {
+    client.name: client
+    for client in (
+        McpClient("claude-code", "Claude Code", None, _claude_code),
+        McpClient("codex", "Codex", None, _codex),
+        McpClient("gemini", "Gemini CLI", None, _gemini),
+        McpClient("opencode", "opencode", None, _opencode),
+        McpClient("vscode", "VS Code", ".vscode/mcp.json", _vs_code),
+        McpClient("cursor", "Cursor", "~/.cursor/mcp.json", _cursor),
+        McpClient("inspector", "MCP Inspector", None, _inspector),
+    )
+}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from taskservice.contract.error_codes import CODES
+from taskservice.terms import CODES
 from tests.support.api_client import ApiClient, add_user, expect, problem
 from tests.support.catalogue import fault
 from tests.support.documents import ROOT, table

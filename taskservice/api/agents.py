@@ -6,7 +6,6 @@ from typing import Any
 from flask import Blueprint, Response
 
 from taskservice.auth import caller
-from taskservice.contract.error_codes import AGENT_HAS_TASKS
 from taskservice.database.rows import AnyRow
 from taskservice.queries import agents as agent_queries
 from taskservice.schemas.answers.agents import agent_schema, expanded_agent_schema
@@ -15,6 +14,7 @@ from taskservice.schemas.parameters import AgentQuerySchema, TaskQuerySchema
 from taskservice.schemas.requests import PutAgentSchema
 from taskservice.schemas.tasks import expanded_task_schema
 from taskservice.services import agents as agent_service
+from taskservice.terms import AGENT_HAS_TASKS
 from taskservice.web import list_query, responses, waiting
 from taskservice.web.request import idempotency_key, operation
 

@@ -5,7 +5,6 @@ from typing import Any
 from flask import Blueprint, Response
 
 from taskservice.auth import caller
-from taskservice.contract.error_codes import LAST_USER_KEY, TOO_MANY_REQUESTS
 from taskservice.queries import keys as key_queries
 from taskservice.queries import users as user_queries
 from taskservice.schemas.fields import EXAMPLE_MOMENT
@@ -13,6 +12,7 @@ from taskservice.schemas.requests import CreateKeySchema
 from taskservice.schemas.users import callback_secret_schema, key_schema, key_with_secret_schema
 from taskservice.services import callback_secrets as secret_service
 from taskservice.services import keys as key_service
+from taskservice.terms import LAST_USER_KEY, TOO_MANY_REQUESTS
 from taskservice.web import responses
 from taskservice.web.request import operation
 

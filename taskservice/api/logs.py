@@ -6,7 +6,6 @@ from flask import Blueprint, Response, request
 
 from taskservice.auth import caller
 from taskservice.context import current
-from taskservice.contract.error_codes import SEQ_GAP, TASK_FINISHED
 from taskservice.errors import invalid
 from taskservice.openapi.operation import EVENTS, JSON, TEXT
 from taskservice.queries import tasks as task_queries
@@ -14,7 +13,7 @@ from taskservice.schemas.parameters import AppendQuerySchema, FollowQuerySchema,
 from taskservice.schemas.requests import AppendSchema
 from taskservice.schemas.tasks import appended_schema, event_schema, log_page_schema
 from taskservice.services import appends, chunks, task_json
-from taskservice.terms import DEFAULT_LINES, RUNNING
+from taskservice.terms import DEFAULT_LINES, RUNNING, SEQ_GAP, TASK_FINISHED
 from taskservice.web import event_stream, responses, task_events, waiting
 from taskservice.web.request import body_bytes, load_body, operation, prefers
 

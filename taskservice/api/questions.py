@@ -5,18 +5,19 @@ from typing import Any
 from flask import Blueprint, Response
 
 from taskservice.auth import caller
-from taskservice.contract.error_codes import (
-    NOT_CLAIMED,
-    QUESTION_CLOSED,
-    TASK_FINISHED,
-    TOO_MANY_QUESTIONS,
-)
 from taskservice.queries import questions as question_queries
 from taskservice.schemas.requests import AnswerQuestionSchema, AskSchema
 from taskservice.schemas.tasks import question_schema
 from taskservice.services import questions as question_service
 from taskservice.services.idempotency import Idempotency
-from taskservice.terms import ANSWERED, OPEN
+from taskservice.terms import (
+    ANSWERED,
+    NOT_CLAIMED,
+    OPEN,
+    QUESTION_CLOSED,
+    TASK_FINISHED,
+    TOO_MANY_QUESTIONS,
+)
 from taskservice.web import responses, waiting
 from taskservice.web.request import idempotency_key, json_body, operation
 

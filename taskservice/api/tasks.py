@@ -5,7 +5,6 @@ from typing import Any
 from flask import Blueprint, Response
 
 from taskservice.auth import caller
-from taskservice.contract.error_codes import TASK_FINISHED
 from taskservice.database.rows import TaskRow, TaskVersion
 from taskservice.queries import tasks as task_queries
 from taskservice.schemas.fields import EXAMPLE_LATER, EXAMPLE_TASK
@@ -15,7 +14,7 @@ from taskservice.schemas.tasks import expanded_task_schema
 from taskservice.services import lists, reports, starts, task_json
 from taskservice.services import tasks as task_service
 from taskservice.services.idempotency import Idempotency
-from taskservice.terms import CANCELLED, COMPLETE, ERROR, RUNNING
+from taskservice.terms import CANCELLED, COMPLETE, ERROR, RUNNING, TASK_FINISHED
 from taskservice.web import list_query, responses, waiting
 from taskservice.web.request import idempotency_key, json_body, operation
 

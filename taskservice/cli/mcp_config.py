@@ -8,8 +8,8 @@ from taskservice.cli.options import examples
 from taskservice.cli.service_client import WRONG_SETTING
 from taskservice.client.errors import SettingError
 from taskservice.client.http import checked_url
-from taskservice.contract.mcp_clients import CLIENTS, KEY_VARIABLE
 from taskservice.terminal import exit_with_error, print_line
+from taskservice.terms import CLIENTS, KEY_VARIABLE
 
 INTRODUCTION = f"""\
 # Each client reads a user key from {KEY_VARIABLE}, except VS Code, which asks for it.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from taskservice import terms
 from taskservice.client.errors import (
     Conflict,
     Forbidden,
@@ -25,10 +26,16 @@ from taskservice.client.errors import (
     UnexpectedAnswer,
     Unreadable,
 )
-from taskservice.contract import http_headers
-from taskservice.contract.error_codes import NOT_FOUND
 from taskservice.terminal import without_user_info
-from taskservice.terms import ANSWERED, CANCELLED, MAX_LOG, PROBLEM_TYPE, QUESTION_STATES, STATUSES
+from taskservice.terms import (
+    ANSWERED,
+    CANCELLED,
+    MAX_LOG,
+    NOT_FOUND,
+    PROBLEM_TYPE,
+    QUESTION_STATES,
+    STATUSES,
+)
 
 JSON = "application/json"
 
@@ -278,7 +285,7 @@ def _error(answer: Received) -> TaskServiceError:
     problem = _problem(answer)
     kind = None if problem is None else _kind(status, problem)
     if status == 429 or status >= 500:
-        retry_after = http_headers.seconds(answer.headers.get("Retry-After", ""))
+        retry_after = terms.seconds(answer.headers.get("Retry-After", ""))
         return Unavailable(status, problem or {}, retry_after)
     if status == 413:
         # A proxy may have a limit of its own; its answer is no problem of this service.

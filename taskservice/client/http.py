@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import requests
 from urllib3.exceptions import ReadTimeoutError
 
-from taskservice import __version__
+from taskservice import __version__, terms
 from taskservice.client.answer_bounds import Adapter, AnswerTooLarge, set_max_bytes
 from taskservice.client.answers import (
     JSON,
@@ -35,7 +35,6 @@ from taskservice.client.errors import (
     UnexpectedAnswer,
     Unreachable,
 )
-from taskservice.contract import http_headers
 from taskservice.terminal import without_user_info
 from taskservice.terms import API_PREFIX
 
@@ -139,7 +138,7 @@ class Connection:
         answer = self.once(method, path, shape, **(options | {"headers": headers}))
         if time.monotonic() - began >= wait:
             self._longest_wait = min(wait * 2, MAX_WAIT)
-        asked = http_headers.seconds(answer.headers.get("Retry-After", "")) or 0
+        asked = terms.seconds(answer.headers.get("Retry-After", "")) or 0
         repeat_at = time.monotonic() + min(asked, MAX_PAUSE)
         self._local.repeat_at = max(self._local.repeat_at, repeat_at)
         return answer

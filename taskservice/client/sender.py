@@ -25,8 +25,7 @@ from taskservice.client.errors import (
 from taskservice.client.flag import Flag
 from taskservice.client.http import Connection, delays, pause_after
 from taskservice.client.log_text import beginning, note
-from taskservice.contract.error_codes import LOG_FULL
-from taskservice.terms import MAX_LOG
+from taskservice.terms import LOG_FULL, MAX_LOG
 
 # At most five requests a second, and a line is still seen within a second.
 REQUEST_INTERVAL = 0.2

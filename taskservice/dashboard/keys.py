@@ -6,7 +6,6 @@ from flask import Blueprint, Response, flash, request
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth import caller
-from taskservice.contract.mcp_clients import CLIENTS, KEY_VARIABLE
 from taskservice.dashboard import sessions
 from taskservice.dashboard.pages import page, redirect_to, without_nul
 from taskservice.database import clock
@@ -18,6 +17,7 @@ from taskservice.queries import users as user_queries
 from taskservice.schemas.requests import CreateKeySchema
 from taskservice.services import callback_secrets as secret_service
 from taskservice.services import keys as key_service
+from taskservice.terms import CLIENTS, KEY_VARIABLE
 from taskservice.web.request import require_id
 
 keys = Blueprint("keys", __name__)

@@ -4,7 +4,6 @@ from flask import Blueprint, Response, flash, request
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth import caller
-from taskservice.contract.error_codes import QUESTION_CLOSED
 from taskservice.dashboard import question_forms, schema_form
 from taskservice.dashboard.forms import texts
 from taskservice.dashboard.pages import page, redirect_to, redirect_to_page
@@ -14,7 +13,7 @@ from taskservice.queries import questions as question_queries
 from taskservice.queries import tasks as task_queries
 from taskservice.schemas import elicitation
 from taskservice.services import questions as question_service
-from taskservice.terms import ACCEPT, DECLINE, OPEN
+from taskservice.terms import ACCEPT, DECLINE, OPEN, QUESTION_CLOSED
 from taskservice.web.request import require_id
 
 questions = Blueprint("questions", __name__)

@@ -11,11 +11,11 @@ from typing import Any
 from flask import request, session
 from werkzeug.wrappers import Response as AnyResponse
 
-from taskservice.contract.error_codes import OVERLOADED
 from taskservice.dashboard import sessions
 from taskservice.dashboard.pages import answer_with
 from taskservice.database.watcher import change_marker
 from taskservice.errors import Problem
+from taskservice.terms import OVERLOADED
 
 # The maximum age of a page in seconds, since some of it, such as the bars of the chart, depends on
 # the time.

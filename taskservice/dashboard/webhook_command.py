@@ -3,11 +3,11 @@
 import shlex
 
 from taskservice.auth import Caller
-from taskservice.contract.error_codes import NO_DELIVERY
 from taskservice.database.rows import TaskRow
 from taskservice.errors import Problem
 from taskservice.queries import deliveries as delivery_queries
 from taskservice.services import attempts
+from taskservice.terms import NO_DELIVERY
 
 
 def curl(caller: Caller, task: TaskRow) -> str:

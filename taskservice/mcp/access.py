@@ -4,8 +4,8 @@ from flask import current_app, request
 
 from taskservice.auth import authenticate, caller
 from taskservice.context import current
-from taskservice.contract.error_codes import FOREIGN_ORIGIN
 from taskservice.errors import Problem
+from taskservice.terms import FOREIGN_ORIGIN
 from taskservice.web.hosts import is_loopback, url_parts
 
 PATH = "/mcp"

@@ -3,13 +3,13 @@
 from typing import Any
 
 from taskservice.auth import caller
-from taskservice.contract.error_codes import TASK_FINISHED
 from taskservice.errors import Problem
 from taskservice.mcp import questions, refusals, results
 from taskservice.mcp.calls import TASKS, Call
 from taskservice.mcp.protocol import INVALID_PARAMS, MISSING_CAPABILITY, RpcError
 from taskservice.queries import tasks as task_queries
 from taskservice.services import reports
+from taskservice.terms import TASK_FINISHED
 from taskservice.web.request import require_id
 
 

@@ -14,10 +14,10 @@ from uuid import UUID, uuid5
 
 import requests
 
+from taskservice import terms
 from taskservice.client import Client, NotFound
 from taskservice.client.answers import CALLBACK_SECRET, USER
 from taskservice.client.errors import RETRYABLE, NotTheService
-from taskservice.contract import http_headers
 from taskservice.terms import WEBHOOK_LINES, WEBHOOK_LOG_BYTES
 from taskservice.webhooks import signing
 
@@ -102,7 +102,7 @@ class Listener:
         """The time of the service's clock, from which this machine's may differ."""
         answer = self._client.connection.call("GET", "/user", USER)
         # A proxy may have removed or damaged the header.
-        return http_headers.moment(answer.headers.get("Date", "")) or datetime.now(UTC)
+        return terms.moment(answer.headers.get("Date", "")) or datetime.now(UTC)
 
 
 class Receiver(TCPServer):

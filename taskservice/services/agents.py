@@ -6,14 +6,13 @@ from sqlalchemy import bindparam, exists, insert, select, update
 from sqlalchemy import delete as delete_from
 
 from taskservice.auth import Caller, visible_agents
-from taskservice.contract.error_codes import AGENT_HAS_TASKS
 from taskservice.database import clock
 from taskservice.database.models import ANNOTATIONS, Agent, Task
 from taskservice.database.transactions import retry_on_conflict, transaction
 from taskservice.errors import Problem, invalid, not_found
 from taskservice.schemas import strict_json
 from taskservice.schemas.columns import AGENT_COLUMNS
-from taskservice.terms import AGENT_ID
+from taskservice.terms import AGENT_HAS_TASKS, AGENT_ID
 
 _VISIBLE = (visible_agents, Agent.id == bindparam("agent_id"))
 _CHANGE = update(Agent).where(*_VISIBLE).returning(*AGENT_COLUMNS)

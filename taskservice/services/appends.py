@@ -16,7 +16,6 @@ from sqlalchemy import (
 )
 
 from taskservice.auth import Caller
-from taskservice.contract.error_codes import LOG_FULL, SEQ_GAP
 from taskservice.database import clock, line_times
 from taskservice.database.models import Log, LogChunk, LogWriter, Task
 from taskservice.database.rows import TaskRow
@@ -34,7 +33,7 @@ from taskservice.services.tasks import (
     is_open,
     lock,
 )
-from taskservice.terms import MAX_LOG, MAX_WRITERS
+from taskservice.terms import LOG_FULL, MAX_LOG, MAX_WRITERS, SEQ_GAP
 
 
 class _TaskAndSeq(TaskRow, Protocol):

@@ -23,7 +23,6 @@ from sqlalchemy import (
 
 from taskservice import resources
 from taskservice.auth import Caller, visible_tasks
-from taskservice.contract.error_codes import DELIVERY_UNDER_WAY, NO_DELIVERY
 from taskservice.database import clock
 from taskservice.database.models import Attempt, Delivery, Task
 from taskservice.database.rows import TaskRow
@@ -34,7 +33,15 @@ from taskservice.errors import Problem, not_found
 from taskservice.queries.deliveries import LEASE_SECONDS, is_due, is_pending, is_unleased
 from taskservice.services import fair_queue
 from taskservice.services.fair_queue import ReceiverSlots
-from taskservice.terms import CANCELLED, DELIVERED, FAILED, MAX_ATTEMPTS, PENDING
+from taskservice.terms import (
+    CANCELLED,
+    DELIVERED,
+    DELIVERY_UNDER_WAY,
+    FAILED,
+    MAX_ATTEMPTS,
+    NO_DELIVERY,
+    PENDING,
+)
 from taskservice.webhooks.circuit_breaker import Receiver
 from taskservice.webhooks.outcome import Outcome
 from taskservice.webhooks.schedule import JITTER, SCHEDULE

@@ -3,9 +3,9 @@
 import hashlib
 from typing import Any, NamedTuple
 
-from taskservice.contract.error_codes import IDEMPOTENCY_KEY_REUSED
 from taskservice.errors import invalid
 from taskservice.schemas import strict_json
+from taskservice.terms import IDEMPOTENCY_KEY_REUSED
 
 
 class Idempotency(NamedTuple):

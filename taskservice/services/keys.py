@@ -7,7 +7,6 @@ from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
 
 from taskservice import auth
 from taskservice.auth import Caller, visible_keys
-from taskservice.contract.error_codes import LAST_USER_KEY
 from taskservice.database import clock
 from taskservice.database.models import Agent, ApiKey, User
 from taskservice.database.rows import AnyRow
@@ -15,7 +14,7 @@ from taskservice.database.transactions import retry_on_conflict, transaction
 from taskservice.database.types import Identifier
 from taskservice.errors import Problem, invalid, no_such_user, not_found
 from taskservice.schemas.columns import KEY_COLUMNS
-from taskservice.terms import MAX_NAME
+from taskservice.terms import LAST_USER_KEY, MAX_NAME
 
 LOCK_USER = select(User.id).where(User.id == bindparam("user_id")).with_for_update()
 _USER_ID = select(User.id).where(User.name == bindparam("name"))

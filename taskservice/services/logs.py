@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import BigInteger, bindparam, case, func, literal_column, select
 
-from taskservice.contract.error_codes import LOG_DROPPED
 from taskservice.database import clock, line_times
 from taskservice.database.models import Log, LogChunk, Task
 from taskservice.database.rows import PAGE_BYTES, AnyRow, TaskAndLines, TaskRow, next_limit
@@ -14,6 +13,7 @@ from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
 from taskservice.database.types import Identifier, Several, is_among, joined_by_line_feed
 from taskservice.errors import Problem
+from taskservice.terms import LOG_DROPPED
 
 T = TypeVar("T")
 # A log of at most this many bytes is read together with its task, by a GET of this task.

@@ -6,11 +6,6 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from taskservice.auth import Caller
-from taskservice.contract.error_codes import (
-    NOT_CLAIMED,
-    QUESTION_CLOSED,
-    TOO_MANY_QUESTIONS,
-)
 from taskservice.database import clock
 from taskservice.database.models import Question, Task
 from taskservice.database.rows import AnyRow, TaskRow
@@ -29,9 +24,12 @@ from taskservice.terms import (
     DECLINED,
     EXPIRED,
     MAX_OPEN_QUESTIONS,
+    NOT_CLAIMED,
     OPEN,
+    QUESTION_CLOSED,
     QUESTION_TIMEOUT,
     RUNNING,
+    TOO_MANY_QUESTIONS,
     WITHDRAWN,
 )
 

@@ -5,7 +5,6 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, insert, or_, select
 
 from taskservice.auth import Caller, visible_tasks
-from taskservice.contract.error_codes import TASK_FINISHED
 from taskservice.database.models import Task, TaskLabel
 from taskservice.database.rows import TaskRow
 from taskservice.database.statements import Statement
@@ -15,7 +14,7 @@ from taskservice.errors import Problem, not_found
 from taskservice.queries.tasks import tasks_with_log
 from taskservice.schemas import strict_json
 from taskservice.services import removal
-from taskservice.terms import RUNNING, TIMEOUT
+from taskservice.terms import RUNNING, TASK_FINISHED, TIMEOUT
 
 # The columns that a heartbeat changes. Both use the database's clock, as timeouts do, since this
 # machine's clock may differ.

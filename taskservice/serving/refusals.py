@@ -8,9 +8,8 @@ from gunicorn.util import http_date
 
 from taskservice import errors as problems
 from taskservice.auth import KEY_HEADERS
-from taskservice.contract.error_codes import OVERLOADED, STOPPING
 from taskservice.errors import Problem
-from taskservice.terms import PROBLEM_TYPE
+from taskservice.terms import OVERLOADED, PROBLEM_TYPE, STOPPING
 
 RETRY_SECONDS = 2
 

@@ -9,11 +9,11 @@ from flask import Response, request, stream_with_context
 
 from taskservice import resources
 from taskservice.auth import caller, is_key_valid
-from taskservice.contract.error_codes import OVERLOADED
 from taskservice.database import watcher
 from taskservice.database.watcher import WaitSlots
 from taskservice.errors import Problem
 from taskservice.openapi.operation import EVENTS
+from taskservice.terms import OVERLOADED
 from taskservice.web import task_events
 from taskservice.web.task_events import Event
 from taskservice.web.waiting import is_client_connected

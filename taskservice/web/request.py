@@ -13,7 +13,6 @@ from werkzeug.http import parse_date
 
 from taskservice.auth import caller
 from taskservice.context import current
-from taskservice.contract.error_codes import OVERLOADED
 from taskservice.database.transactions import end_shared_reading
 from taskservice.errors import Problem, invalid, not_found
 from taskservice.openapi.operation import JSON, Operation, is_optional
@@ -23,7 +22,7 @@ from taskservice.resources import Slots
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import EmptySchema
-from taskservice.terms import MAX_IDEMPOTENCY_KEY
+from taskservice.terms import MAX_IDEMPOTENCY_KEY, OVERLOADED
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -10,7 +10,7 @@ import requests
 from requests.adapters import BaseAdapter
 from requests.structures import CaseInsensitiveDict
 
-from taskservice.contract import http_headers
+from taskservice import terms
 from taskservice.webhooks.attempt import Interrupt
 from taskservice.webhooks.connection import (
     MAX_ANSWER_BYTES,
@@ -166,7 +166,7 @@ def _outcome_of_answer(response: requests.Response) -> Outcome:
 
 
 def _retry_after(response: requests.Response) -> float | None:
-    seconds = http_headers.seconds(response.headers.get("Retry-After", ""))
+    seconds = terms.seconds(response.headers.get("Retry-After", ""))
     return min(seconds, MAX_RETRY_AFTER) if seconds else None
 
 

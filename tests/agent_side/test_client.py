@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from taskservice import client as package
+from taskservice import terms
 from taskservice.cli import ON_THE_AGENTS_SIDE
 from taskservice.client import (
     Client,
@@ -37,7 +38,6 @@ from taskservice.client import (
     answers,
 )
 from taskservice.client.answers import SHORT_FIELDS
-from taskservice.contract import error_codes
 from taskservice.schemas.tasks import TASK_FIELDS
 from tests.support import receiver as play
 from tests.support import service_answers as played
@@ -951,7 +951,7 @@ def test_unknown_host_name_is_a_plain_sentence() -> None:
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 422])
 def test_permanent_errors_are_not_retried(status: int) -> None:
     with Receiver() as receiver:
-        code = error_codes.default(status)
+        code = terms.default(status)
         receiver.answer = played.problem(status, "Task's ID is not found", code=code)
         with pytest.raises(TaskServiceError, match="Task's ID is not found") as refused:
             list(Client(receiver.url, "key", patience=20).tasks())

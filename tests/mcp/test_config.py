@@ -10,7 +10,7 @@ from html import unescape
 import pytest
 from flask import Flask
 
-from taskservice.contract.mcp_clients import CLIENTS, MCP_PATH
+from taskservice.terms import CLIENTS, MCP_PATH
 from tests.support.api_client import ApiClient
 from tests.support.documents import blocks
 from tests.support.marks import one_database

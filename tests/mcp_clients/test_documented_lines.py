@@ -4,7 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from taskservice.contract.mcp_clients import CLIENTS, KEY_VARIABLE
+from taskservice.terms import CLIENTS, KEY_VARIABLE
 from tests.support.api_client import RemoteClient
 from tests.support.mcp_clients.claude_code import PROGRAM
 

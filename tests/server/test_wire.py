@@ -18,8 +18,7 @@ import psycopg
 import pytest
 
 from taskservice import auth, terms
-from taskservice.contract.error_codes import CODES
-from taskservice.terms import MAX_CALLBACK, MAX_NAME, MAX_OBJECT
+from taskservice.terms import CODES, MAX_CALLBACK, MAX_NAME, MAX_OBJECT
 from tests.support.api_client import API, RemoteClient
 from tests.support.catalogue import answered_raw, fault, happened
 from tests.support.databases import Databases

@@ -8,9 +8,9 @@ import requests
 from flask import Flask
 from werkzeug.test import TestResponse
 
-from taskservice.contract.error_codes import CODES
 from taskservice.services import keys as key_service
 from taskservice.services import users as user_service
+from taskservice.terms import CODES
 from tests.support import conformance
 from tests.support.catalogue import answered_with
 

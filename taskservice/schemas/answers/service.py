@@ -2,10 +2,10 @@
 
 from marshmallow import INCLUDE, Schema, fields, validate
 
-from taskservice.contract.error_codes import CODES
 from taskservice.schemas.fields import EXAMPLE_REQUEST, doc
 from taskservice.schemas.rows import AnswerSchema
 from taskservice.schemas.tasks import FinishedTaskSchema, QuestionSchema
+from taskservice.terms import CODES
 
 
 class HealthSchema(AnswerSchema):
