@@ -17,11 +17,10 @@ from werkzeug.local import LocalProxy
 
 from taskservice.context import current
 from taskservice.database import clock
+from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, ApiKey, Task, User
-from taskservice.database.rows import AnyRow
-from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading, share_reading
-from taskservice.database.types import Identifier, Timestamp
+from taskservice.database.types import AnyRow, Identifier, Timestamp
 from taskservice.errors import Problem, invalid_key
 from taskservice.schemas.columns import KEY_COLUMNS
 

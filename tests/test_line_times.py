@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from taskservice.database import line_times
+from taskservice.database import clock
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.internals import run_sql
 
@@ -165,10 +165,10 @@ def test_many_lines_of_one_append_keep_their_times(alice: ApiClient, task: Task)
 @settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.integers(0, 10**14), min_size=1, max_size=50).map(sorted))
 def test_times_are_decoded_as_they_were_encoded(milliseconds: list[int]) -> None:
-    at, times = line_times.encode(list(enumerate(milliseconds)))
-    assert line_times.decode(at, times, len(milliseconds)) == milliseconds
+    at, times = clock.encode(list(enumerate(milliseconds)))
+    assert clock.decode(at, times, len(milliseconds)) == milliseconds
 
 
 def test_lines_of_one_moment_take_no_room_each() -> None:
     same = [(line, 1_795_000_000_000) for line in range(4_096)]
-    assert line_times.encode(same).times is None
+    assert clock.encode(same).times is None

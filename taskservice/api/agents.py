@@ -6,7 +6,7 @@ from typing import Any
 from flask import Blueprint, Response
 
 from taskservice.auth import caller
-from taskservice.database.rows import AnyRow
+from taskservice.database.types import AnyRow
 from taskservice.queries import agents as agent_queries
 from taskservice.schemas.answers.agents import agent_schema, expanded_agent_schema
 from taskservice.schemas.fields import EXAMPLE_MOMENT

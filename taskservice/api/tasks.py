@@ -5,7 +5,7 @@ from typing import Any
 from flask import Blueprint, Response
 
 from taskservice.auth import caller
-from taskservice.database.rows import TaskRow, TaskVersion
+from taskservice.database.types import TaskRow, TaskVersion
 from taskservice.queries import tasks as task_queries
 from taskservice.schemas.fields import EXAMPLE_LATER, EXAMPLE_TASK
 from taskservice.schemas.parameters import ListQuerySchema, TaskQuerySchema

@@ -24,9 +24,8 @@ from taskservice.background import sizes, sweep
 from taskservice.background.batches import CHORE_SECONDS, BatchSize, in_batches
 from taskservice.database import clock
 from taskservice.database.models import WITH_OLD_LOG, Delivery, Task, User
-from taskservice.database.rows import AnyRow, AnySelect
 from taskservice.database.transactions import has_writer_queue, reading, transaction
-from taskservice.database.types import Timestamp
+from taskservice.database.types import AnyRow, AnySelect, Timestamp
 from taskservice.services.removal import detach_logs, remove
 from taskservice.terms import PENDING
 

@@ -9,9 +9,8 @@ from sqlalchemy import BindParameter, Connection, bindparam, delete, func, selec
 
 from taskservice.background.batches import CHORE_SECONDS, BatchSize, in_batches
 from taskservice.database.models import Log, LogChunk
-from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import reading, transaction
-from taskservice.database.types import moment_from_now
+from taskservice.database.types import AnyRow, moment_from_now
 
 # How many dropped logs are found at once.
 LOGS = 500

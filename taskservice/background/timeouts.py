@@ -10,14 +10,13 @@ from sqlalchemy import bindparam, exists, select, update
 from taskservice.background.batches import in_batches
 from taskservice.database import clock
 from taskservice.database.models import CLAIMED, CLAIMED_WITH_TIMEOUT, Log, ServiceHeartbeat, Task
-from taskservice.database.rows import AnySelect
 from taskservice.database.transactions import (
     database_moment,
     moment_by,
     reading,
     transaction,
 )
-from taskservice.database.types import Identifier, Timestamp, database_now
+from taskservice.database.types import AnySelect, Identifier, Timestamp, database_now
 from taskservice.operations.heartbeat import IS_CURRENT, MAX_GAP_SECONDS, seconds_ago
 from taskservice.schemas.rows import NO_QUESTIONS
 from taskservice.services import deliveries as delivery_service

@@ -11,9 +11,8 @@ from taskservice.background.batches import in_batches
 from taskservice.background.removal import TaskBatches
 from taskservice.database import clock
 from taskservice.database.models import Agent, Task, User
-from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import reading, transaction
-from taskservice.database.types import Identifier
+from taskservice.database.types import AnyRow, Identifier
 from taskservice.services.keys import LOCK_USER, get_user_id, revoke_keys_of
 from taskservice.services.removal import remove
 

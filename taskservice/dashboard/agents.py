@@ -14,7 +14,7 @@ from taskservice.dashboard.input_form import InputForm
 from taskservice.dashboard.pages import page, redirect_to, without_nul
 from taskservice.dashboard.shared_pages import shared
 from taskservice.database import clock
-from taskservice.database.rows import AnyRow, TaskRow
+from taskservice.database.types import AnyRow, TaskRow
 from taskservice.errors import Problem
 from taskservice.queries import agents as agent_queries
 from taskservice.queries.selections import Selection

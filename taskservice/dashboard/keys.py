@@ -9,7 +9,7 @@ from taskservice.auth import caller
 from taskservice.dashboard import sessions
 from taskservice.dashboard.pages import page, redirect_to, without_nul
 from taskservice.database import clock
-from taskservice.database.rows import AnyRow
+from taskservice.database.types import AnyRow
 from taskservice.errors import invalid
 from taskservice.queries import agents as agent_queries
 from taskservice.queries import keys as key_queries

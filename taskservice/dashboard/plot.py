@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from taskservice import quantities
 from taskservice.dashboard import formatting
-from taskservice.database.rows import AnyRow
+from taskservice.database.types import AnyRow
 from taskservice.queries.agents import seconds
 
 # In pixels.

@@ -8,7 +8,7 @@ from taskservice.auth import Caller
 from taskservice.dashboard import schema_form
 from taskservice.dashboard.formatting import visible
 from taskservice.dashboard.schema_form import CHOICE, Choice, Errors, Field, Json, Texts
-from taskservice.database.rows import AnyRow
+from taskservice.database.types import AnyRow
 from taskservice.queries import questions as question_queries
 from taskservice.schemas import strict_json
 from taskservice.schemas.rows import open_questions

@@ -12,7 +12,7 @@ from taskservice.dashboard.input_form import InputForm
 from taskservice.dashboard.pages import page, redirect_to
 from taskservice.dashboard.shared_pages import shared
 from taskservice.database import clock
-from taskservice.database.rows import TaskRow
+from taskservice.database.types import TaskRow
 from taskservice.errors import Problem
 from taskservice.queries import agents as agent_queries
 from taskservice.queries import tasks as task_queries

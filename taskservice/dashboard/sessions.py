@@ -10,7 +10,7 @@ from flask.sessions import NullSession, SecureCookieSession, SecureCookieSession
 from taskservice import auth
 from taskservice.auth import is_key_valid, set_caller
 from taskservice.database import clock
-from taskservice.database.rows import AnyRow
+from taskservice.database.types import AnyRow
 from taskservice.errors import Problem
 from taskservice.terms import API_PREFIX
 

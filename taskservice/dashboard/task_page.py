@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from taskservice.auth import Caller
 from taskservice.dashboard import question_forms
 from taskservice.database import clock
-from taskservice.database.rows import AnyRow, TaskRow
+from taskservice.database.types import AnyRow, TaskRow
 from taskservice.queries import agents as agent_queries
 from taskservice.queries import tasks as task_queries
 from taskservice.schemas import strict_json

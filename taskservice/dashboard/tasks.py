@@ -19,7 +19,7 @@ from taskservice.dashboard import (
 )
 from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, way_back
 from taskservice.dashboard.shared_pages import shared
-from taskservice.database.rows import TaskRow
+from taskservice.database.types import TaskRow
 from taskservice.errors import Problem
 from taskservice.openapi.operation import TEXT
 from taskservice.queries import agents as agent_queries

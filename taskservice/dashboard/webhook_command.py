@@ -3,7 +3,7 @@
 import shlex
 
 from taskservice.auth import Caller
-from taskservice.database.rows import TaskRow
+from taskservice.database.types import TaskRow
 from taskservice.errors import Problem
 from taskservice.queries import deliveries as delivery_queries
 from taskservice.services import attempts

@@ -1,10 +1,19 @@
 """Connections that stay checked out of their pool between two uses, which is faster."""
 
-from collections import deque
-from collections.abc import Callable, Iterator
+import os
+from collections import deque, namedtuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.engine import Dialect
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from taskservice.database.files import sqlite_uri
 
 
 class KeptConnections:
@@ -82,3 +91,175 @@ class KeptConnections:
         with suppress(IndexError):
             while True:
                 yield self._kept.pop()
+
+
+# Statements that are compiled once, and run without SQLAlchemy's work at each execution.
+
+R = TypeVar("R")
+
+Converter = Callable[[Any], Any]
+
+
+class Statement(Generic[R]):
+    """A statement of SQLAlchemy for the hot paths; `values` are those of its bind parameters.
+
+    `Connection.execute` takes 25 us more: it looks up the compiled statement by a key that it
+    makes anew, and makes a context, a result and its rows. Here rows are named tuples. Errors are
+    those of SQLAlchemy, and listeners of its event `before_cursor_execute` are called.
+
+    An INSERT sets `columns`, with parameters of the same names, beside those of its clause.
+    """
+
+    def __init__(self, clause: Any, columns: Iterable[str] | None = None) -> None:
+        self._clause = clause
+        self._columns = None if columns is None else list(columns)
+        self._plans: dict[str, _Plan] = {}
+
+    def all(self, connection: Connection, **values: Any) -> list[R]:
+        plan = self._plan(connection)
+        return plan.rows(execute(connection, plan.sql, plan.arguments(values)))
+
+    def one_or_none(self, connection: Connection, **values: Any) -> R | None:
+        """The row, or None; for a statement that finds at most one."""
+        plan = self._plan(connection)
+        found = plan.rows(execute(connection, plan.sql, plan.arguments(values)))
+        return found[0] if found else None
+
+    def scalar(self, connection: Connection, **values: Any) -> Any:
+        """The first column of the row, or None; for a statement that finds at most one."""
+        found: Any = self.one_or_none(connection, **values)
+        return None if found is None else found[0]
+
+    def run(self, connection: Connection, **values: Any) -> None:
+        """Execute it without reading rows."""
+        plan = self._plan(connection)
+        execute(connection, plan.sql, plan.arguments(values), has_rows=False)
+
+    def _plan(self, connection: Connection) -> "_Plan":
+        dialect = connection.dialect
+        plan = self._plans.get(dialect.name)
+        if plan is None:
+            plan = self._plans[dialect.name] = _Plan(self._clause, self._columns, dialect)
+        return plan
+
+
+class _Plan:
+    """How one kind of database runs a statement: its SQL, what it binds, and its rows."""
+
+    def __init__(self, clause: Any, inserted: list[str] | None, dialect: Dialect) -> None:
+        compiled: SQLCompiler = clause.compile(dialect=dialect, column_keys=inserted)
+        self.sql = str(compiled)
+        self._names = compiled.positiontup if compiled.positional else None
+        binds = compiled.binds.items()
+        self._constants = {name: bind.value for name, bind in binds if not bind.required}
+        self._to_database = _converters(
+            (name, bind.type.dialect_impl(dialect).bind_processor(dialect)) for name, bind in binds
+        )
+        columns = clause.exported_columns
+        row_type: Any = namedtuple("Row", columns.keys(), rename=True)  # type: ignore[misc]
+        # What `_make` of the named tuple does, without a call of Python for each row.
+        self._make = partial(tuple.__new__, row_type)
+        self._from_database = _converters(
+            (place, column.type.dialect_impl(dialect).result_processor(dialect, None))
+            for place, column in enumerate(columns)
+        )
+
+    def arguments(self, values: dict[str, Any]) -> Mapping[str, Any] | Sequence[Any]:
+        if self._constants:
+            values = self._constants | values
+        for name, convert in self._to_database:
+            values[name] = convert(values[name])
+        return values if self._names is None else tuple([values[name] for name in self._names])
+
+    def rows(self, found: list[tuple[Any, ...]]) -> list[Any]:
+        if not self._from_database:
+            return list(map(self._make, found))
+        return [self._make(self._converted(row)) for row in found]
+
+    def _converted(self, row: tuple[Any, ...]) -> Sequence[Any]:
+        values = list(row)
+        for place, convert in self._from_database:
+            values[place] = convert(values[place])
+        return values
+
+
+def _converters(found: Any) -> list[tuple[Any, Converter]]:
+    return [(where, convert) for where, convert in found if convert is not None]
+
+
+def execute(
+    connection: Connection, sql: str, arguments: Any = (), *, has_rows: bool = True
+) -> list[tuple[Any, ...]]:
+    """Execute SQL as the driver understands it; returns all rows."""
+    driver_connection: Any = connection.connection.dbapi_connection
+    for listener in connection.engine.dispatch.before_cursor_execute:
+        listener(connection, None, sql, arguments, None, False)
+    run = driver_connection.execute
+    if not has_rows:
+        # For writes to PostgreSQL, see `postgresql_batch`.
+        run = getattr(driver_connection, "execute_later", run)
+    try:
+        cursor = run(sql, arguments)
+        return cursor.fetchall() if has_rows else []
+    except connection.dialect.loaded_dbapi.Error as error:
+        raise _failure(connection, sql, error) from error
+
+
+def _failure(connection: Connection, sql: str, error: Any) -> BaseException:
+    """The error of SQLAlchemy for this one of the driver; a lost connection is not used again."""
+    dialect = connection.dialect
+    is_lost = dialect.is_disconnect(error, connection.connection.dbapi_connection, None)
+    failure: BaseException = DBAPIError.instance(
+        sql,
+        None,
+        error,
+        dialect.loaded_dbapi.Error,
+        hide_parameters=True,
+        connection_invalidated=is_lost,
+        dialect=dialect,
+    )
+    forget_rows(error, failure)
+    if is_lost:
+        connection.invalidate(error)
+    return failure
+
+
+def forget_rows(error: BaseException, failure: BaseException) -> None:
+    """Keep only the first message of a PostgreSQL error: its details quote whole rows."""
+    diagnosis = getattr(error, "diag", None)
+    if diagnosis is not None and diagnosis.message_primary:
+        text = f"{diagnosis.sqlstate} {diagnosis.message_primary}"
+        error.args = failure.args = (text,)
+
+
+# Reads an SQLite database on a read-only disk, where SQLite can't create its log file.
+
+IMMUTABLE = "mode=ro&immutable=1"
+
+
+def is_on_read_only_disk(path: Path) -> bool:
+    return bool(os.statvfs(path.parent).f_flag & os.ST_RDONLY)
+
+
+def is_frozen(path: Path) -> bool:
+    """Whether the file can't change, so that SQLite must open it as immutable."""
+    return is_on_read_only_disk(path) and not any(map(os.path.exists, _log_files(path)))
+
+
+def check_readable(path: Path) -> None:
+    """Raises OSError if the last writes can't be read: their log needs an index file."""
+    log, index = _log_files(path)
+    if is_on_read_only_disk(path) and os.path.exists(log) and not os.path.exists(index):
+        raise OSError(
+            f"the disk is read-only, and {log} can be read only where it can be written; "
+            "copy both files to such a disk"
+        )
+
+
+def uri(path: Path, options: str = "mode=rw") -> str:
+    """SQLite's URI of an existing database, to read it without changing it."""
+    return sqlite_uri(path, IMMUTABLE if is_frozen(path) else options)
+
+
+def _log_files(path: Path) -> tuple[str, str]:
+    return f"{path}-wal", f"{path}-shm"

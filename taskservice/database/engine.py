@@ -11,10 +11,10 @@ from sqlalchemy.exc import DisconnectionError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from taskservice import resources
-from taskservice.database import postgresql, postgresql_text, statements
+from taskservice.database import connections as statements
+from taskservice.database import postgresql
 from taskservice.database.connections import KeptConnections
-from taskservice.database.file_watch import DatabaseFiles
-from taskservice.database.files import sqlite_uri
+from taskservice.database.files import DatabaseFiles, sqlite_uri
 from taskservice.database.types import db
 from taskservice.database.writer_queue import WriterQueue
 
@@ -178,7 +178,7 @@ def prepare_postgresql_connection(connection: Any, _record: Any = None) -> None:
     # A pooler keeps these settings apart for each client. Moments are read as text in this form.
     connection.execute("SET DateStyle = 'ISO'; SET TIME ZONE 'UTC'")
     connection.commit()
-    postgresql_text.read_as_text(connection)
+    postgresql.read_as_text(connection)
 
 
 def _prepare_sqlite_reader(connection: Any, record: Any) -> None:
@@ -200,7 +200,7 @@ def _connect_batching(
     _dialect: Dialect, _record: object, arguments: list[Any], options: dict[str, Any]
 ) -> Any:
     # psycopg is an extra.
-    from taskservice.database.postgresql_batch import BatchingConnection
+    from taskservice.database.postgresql import BatchingConnection
 
     return BatchingConnection.connect(*arguments, **options)
 

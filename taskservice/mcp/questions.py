@@ -3,7 +3,7 @@
 from typing import Any
 
 from taskservice.auth import caller
-from taskservice.database.rows import TaskRow
+from taskservice.database.types import TaskRow
 from taskservice.errors import invalid
 from taskservice.mcp import refusals
 from taskservice.queries import questions as question_queries

@@ -6,7 +6,7 @@ from typing import Any
 from flask import current_app
 
 from taskservice.database import clock
-from taskservice.database.rows import AnyRow, TaskRow
+from taskservice.database.types import AnyRow, TaskRow
 from taskservice.mcp import questions
 from taskservice.mcp.calls import Call
 from taskservice.schemas import strict_json

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from taskservice.auth import caller
-from taskservice.database.rows import TaskVersion
+from taskservice.database.types import TaskVersion
 from taskservice.mcp import questions, refusals, results
 from taskservice.mcp.calls import Call
 from taskservice.mcp.fixed_tools import FIXED, LAST_LINES, MAX_SECONDS, TASKS

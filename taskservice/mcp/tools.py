@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from taskservice.auth import caller
-from taskservice.database.rows import AnyRow
+from taskservice.database.types import AnyRow
 from taskservice.mcp.fixed_tools import FIXED
 from taskservice.queries import agents as agent_queries
 from taskservice.schemas import strict_json

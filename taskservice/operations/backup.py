@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
-from taskservice.database import read_only
+from taskservice.database import connections
 from taskservice.database.engine import sqlite3
 from taskservice.database.files import full_disk, sync
 from taskservice.database.migrations import DatabaseError
@@ -35,7 +35,7 @@ def backup(database: Path, secret_key: Path, target: Path, replace: bool = False
         # Where a symbolic link leads, the file is written, and the link stays.
         target = Path(os.path.realpath(target))
         _check(database, secret_key, target, replace)
-        read_only.check_readable(database)
+        connections.check_readable(database)
         with draft_of(target) as draft:
             _copy(database, draft)
             revision = verified(draft).revision
@@ -72,7 +72,7 @@ def _is_same(target: Path, file: Path) -> bool:
 
 def _copy(database: Path, draft: Path) -> None:
     with (
-        closing(sqlite3.connect(read_only.uri(database), uri=True)) as source,
+        closing(sqlite3.connect(connections.uri(database), uri=True)) as source,
         closing(sqlite3.connect(draft)) as copy,
     ):
         source.isolation_level = None

@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
 from taskservice.config import Config
-from taskservice.database import clock, migrations, read_only
+from taskservice.database import clock, connections, migrations
 from taskservice.database.engine import (
     engine_arguments,
     prepare_postgresql_connection,
@@ -89,7 +89,7 @@ def findings(config: Config) -> Iterator[Finding]:
     yield Finding("file", *_file(path))
     yield Finding("disk", *_disk(path))
     # Nothing can be written there, and SQLite reports other pragmas than usual.
-    skipped = {"pragmas"} if read_only.is_frozen(path) else set()
+    skipped = {"pragmas"} if connections.is_frozen(path) else set()
     yield from _run_checks(
         address, {name: check for name, check in _SQLITE_CHECKS.items() if name not in skipped}
     )
@@ -159,8 +159,8 @@ def _engine(address: URL) -> Engine:
     options = {"poolclass": pool.NullPool, **engine_arguments(address)}
     if address.get_backend_name() == "sqlite":
         path = Path(address.database or "")
-        read_only.check_readable(path)
-        options["creator"] = partial(sqlite3.connect, read_only.uri(path), uri=True)
+        connections.check_readable(path)
+        options["creator"] = partial(sqlite3.connect, connections.uri(path), uri=True)
         engine = create_engine(address, **options)
         event.listen(engine, "connect", prepare_sqlite_connection)
     else:
@@ -260,7 +260,7 @@ def _file(path: Path) -> Verdict:
     size = path.stat().st_size + (log.stat().st_size if log.exists() else 0)
     state, text = _private(path)
     text = f"{text}, {size / MEGABYTE:.1f} MB"
-    if read_only.is_on_read_only_disk(path):
+    if connections.is_on_read_only_disk(path):
         return ERROR, f"{text}, cannot be written: its disk is read-only"
     return (state, text) if os.access(path, os.W_OK) else (ERROR, f"{text}, cannot be written")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import create_engine, pool, text
 
-from taskservice.database import migrations, read_only
+from taskservice.database import connections, migrations
 from taskservice.database.engine import sqlite3
 from taskservice.database.migrations import DatabaseError
 from taskservice.operations import database_check
@@ -73,7 +73,7 @@ def verified(file: Path) -> Contents:
 
     def connect() -> Any:
         # Immutable, so that SQLite creates no files beside it.
-        connection = sqlite3.connect(read_only.uri(file, read_only.IMMUTABLE), uri=True)
+        connection = sqlite3.connect(connections.uri(file, connections.IMMUTABLE), uri=True)
         # Lets Python handle signals during the check.
         connection.set_progress_handler(lambda: 0, STEP_INSTRUCTIONS)
         return connection

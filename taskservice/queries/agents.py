@@ -9,11 +9,10 @@ from sqlalchemy import bindparam, case, func, literal_column, select
 
 from taskservice.auth import Caller, of_user, visible_agents
 from taskservice.database import clock
+from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, Task
-from taskservice.database.rows import AnyRow, in_pages
-from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
-from taskservice.database.types import Identifier
+from taskservice.database.types import AnyRow, Identifier, in_pages
 from taskservice.errors import not_found
 from taskservice.schemas.columns import AGENT_COLUMNS, AGENT_OF_TASK_COLUMNS
 from taskservice.terms import CANCELLED, COMPLETE, RUNNING

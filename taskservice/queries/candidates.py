@@ -19,10 +19,9 @@ from sqlalchemy import (
 
 from taskservice.auth import of_user
 from taskservice.database import name_index
+from taskservice.database.connections import Statement
 from taskservice.database.models import Delivery, Task, TaskLabel
-from taskservice.database.rows import AnyRow, AnySelect
-from taskservice.database.statements import Statement
-from taskservice.database.types import Identifier, Several, is_among
+from taskservice.database.types import AnyRow, AnySelect, Identifier, Several, is_among
 from taskservice.queries.selections import CONDITIONS, LABELS, Filters
 from taskservice.terms import FAILED, PENDING, RUNNING
 

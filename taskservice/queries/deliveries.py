@@ -9,9 +9,8 @@ from sqlalchemy import ColumnElement, and_, bindparam, literal_column, or_, sele
 
 from taskservice.auth import Caller, visible_tasks
 from taskservice.database.models import Attempt, Delivery, Task, User
-from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import reading
-from taskservice.database.types import Identifier, database_now, moment_from_now
+from taskservice.database.types import AnyRow, Identifier, database_now, moment_from_now
 from taskservice.errors import not_found
 from taskservice.schemas.columns import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
 from taskservice.terms import PENDING

@@ -10,9 +10,8 @@ from sqlalchemy import Connection, bindparam, select
 
 from taskservice import __version__
 from taskservice.database.models import Agent, Attempt, Delivery, LogWriter, Question, Task, User
-from taskservice.database.rows import AnyRow, AnySelect
 from taskservice.database.transactions import reading, reading_one_state
-from taskservice.database.types import Identifier, byte_length
+from taskservice.database.types import AnyRow, AnySelect, Identifier, byte_length
 from taskservice.errors import invalid
 from taskservice.queries import questions as question_queries
 from taskservice.queries.tasks import tasks_with_log

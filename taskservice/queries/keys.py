@@ -8,9 +8,8 @@ from taskservice.auth import KEY_IS_VALID, Caller, visible_keys
 from taskservice.database import clock
 from taskservice.database.clock import EARLIEST, LOWEST_ID
 from taskservice.database.models import ApiKey, User
-from taskservice.database.rows import AnyRow, in_pages
 from taskservice.database.transactions import reading
-from taskservice.database.types import Identifier, Timestamp
+from taskservice.database.types import AnyRow, Identifier, Timestamp, in_pages
 from taskservice.errors import not_found
 from taskservice.schemas.columns import KEY_COLUMNS
 

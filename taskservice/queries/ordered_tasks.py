@@ -9,10 +9,9 @@ from sqlalchemy import ColumnElement, Connection, bindparam, select, tuple_
 from taskservice.auth import Caller
 from taskservice.database import name_index
 from taskservice.database.clock import EARLIEST, LOWEST_ID
+from taskservice.database.connections import Statement
 from taskservice.database.models import Task
-from taskservice.database.rows import AnyRow
-from taskservice.database.statements import Statement
-from taskservice.database.types import Identifier, Timestamp
+from taskservice.database.types import AnyRow, Identifier, Timestamp
 from taskservice.queries import candidates, selections
 from taskservice.queries.selections import (
     BY_END,

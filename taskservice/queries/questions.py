@@ -6,14 +6,16 @@ from sqlalchemy import and_, bindparam, case, func, literal_column, or_, select,
 
 from taskservice.auth import Caller, of_user, visible_tasks
 from taskservice.database.clock import EARLIEST, LOWEST_ID
+from taskservice.database.connections import Statement
 from taskservice.database.models import IS_ASKING, Question, Task
-from taskservice.database.rows import AnyRow, AnySelect, in_pages
-from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
 from taskservice.database.types import (
+    AnyRow,
+    AnySelect,
     Identifier,
     Several,
     Timestamp,
+    in_pages,
     is_among,
     moment_from_now,
 )

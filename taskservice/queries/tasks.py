@@ -6,11 +6,17 @@ from typing import Any, TypeVar
 from sqlalchemy import bindparam, exists, literal_column, or_, select
 
 from taskservice.auth import Caller, visible_agents, visible_tasks
+from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, Log, Task
-from taskservice.database.rows import AnyRow, AnySelect, TaskAndLines, TaskRow, TaskVersion
-from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
-from taskservice.database.types import Identifier
+from taskservice.database.types import (
+    AnyRow,
+    AnySelect,
+    Identifier,
+    TaskAndLines,
+    TaskRow,
+    TaskVersion,
+)
 from taskservice.errors import not_found
 from taskservice.schemas.columns import TASK_COLUMNS
 from taskservice.services import logs

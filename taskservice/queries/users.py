@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from sqlalchemy import bindparam, or_, select
 
 from taskservice.database.models import CallbackSecret, User
-from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import reading
-from taskservice.database.types import Timestamp
+from taskservice.database.types import AnyRow, Timestamp
 from taskservice.schemas.columns import USER_COLUMNS
 
 _USER = select(*USER_COLUMNS).where(User.id == bindparam("user_id"))

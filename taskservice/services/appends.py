@@ -16,12 +16,11 @@ from sqlalchemy import (
 )
 
 from taskservice.auth import Caller
-from taskservice.database import clock, line_times
+from taskservice.database import clock
+from taskservice.database.connections import Statement
 from taskservice.database.models import Log, LogChunk, LogWriter, Task
-from taskservice.database.rows import TaskRow
-from taskservice.database.statements import Statement
 from taskservice.database.transactions import transaction
-from taskservice.database.types import Identifier
+from taskservice.database.types import Identifier, TaskRow
 from taskservice.errors import Problem, invalid
 from taskservice.services.chunks import Chunk, without_first
 from taskservice.services.tasks import (
@@ -209,12 +208,12 @@ def _store(connection: Connection, task: _UpdatedTask, chunks: Sequence[Chunk]) 
         _NEW_CHUNK.run(connection, log_id=log_id, last=last, **new)
 
 
-def _times(task: _UpdatedTask, chunk: Chunk) -> line_times.Columns:
+def _times(task: _UpdatedTask, chunk: Chunk) -> clock.Columns:
     """The times of a chunk's lines: not before the task's start, and not after now."""
     earliest = clock.milliseconds(task.created_at)
     # The clock may have been set back since the start.
     latest = max(earliest, clock.milliseconds(clock.now()))
     if not chunk.times:
-        return line_times.Columns(latest, None)
+        return clock.Columns(latest, None)
     times = [(line, max(earliest, min(time, latest))) for line, time in chunk.times]
-    return line_times.encode(times)
+    return clock.encode(times)

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice import resources
 from taskservice.database import clock
-from taskservice.database.rows import TaskRow
+from taskservice.database.types import TaskRow
 from taskservice.queries import tasks as task_queries
 from taskservice.queries import users as user_queries
 from taskservice.resources import SharedSlots

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from operator import itemgetter
 
-from taskservice.database.line_times import Times
+from taskservice.database.clock import Times
 from taskservice.errors import invalid
 from taskservice.terms import MAX_LINE
 

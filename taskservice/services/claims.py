@@ -13,9 +13,8 @@ from sqlalchemy import (
 from taskservice.auth import KEY_IS_VALID, Caller
 from taskservice.database import clock
 from taskservice.database.models import ApiKey, Task
-from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import retry_on_conflict, transaction
-from taskservice.database.types import Identifier
+from taskservice.database.types import Identifier, TaskRow
 from taskservice.errors import invalid_key, not_found
 from taskservice.services.starts import find_agent
 from taskservice.services.tasks import HEARTBEAT, lock

@@ -10,11 +10,10 @@ from sqlalchemy import ColumnElement, and_, bindparam, func, select
 
 from taskservice.auth import Caller, of_user
 from taskservice.database import clock
+from taskservice.database.connections import Statement
 from taskservice.database.models import Task
-from taskservice.database.rows import AnyRow
-from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
-from taskservice.database.types import Timestamp
+from taskservice.database.types import AnyRow, Timestamp
 from taskservice.queries import selections
 from taskservice.queries.candidates import IS_WAITING, WAITING
 from taskservice.queries.ordered_tasks import OrderedTasks, Scan, conditions_of

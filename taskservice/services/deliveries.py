@@ -25,9 +25,8 @@ from taskservice import resources
 from taskservice.auth import Caller, visible_tasks
 from taskservice.database import clock
 from taskservice.database.models import Attempt, Delivery, Task
-from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import reading, transaction
-from taskservice.database.types import Identifier, Timestamp, database_now, moment_from_now
+from taskservice.database.types import Identifier, TaskRow, Timestamp, database_now, moment_from_now
 from taskservice.database.watcher import Watcher
 from taskservice.errors import Problem, not_found
 from taskservice.queries.deliveries import LEASE_SECONDS, is_due, is_pending, is_unleased

@@ -7,8 +7,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Integer, bindparam, func, select
 
 from taskservice.database.models import Delivery, User
-from taskservice.database.rows import AnyRow
-from taskservice.database.types import Identifier, Timestamp, database_now, moment_from_now
+from taskservice.database.types import AnyRow, Identifier, Timestamp, database_now, moment_from_now
 from taskservice.queries.deliveries import is_due, is_pending, is_unleased
 from taskservice.webhooks.circuit_breaker import Receiver
 

@@ -9,9 +9,8 @@ from taskservice import auth
 from taskservice.auth import Caller, visible_keys
 from taskservice.database import clock
 from taskservice.database.models import Agent, ApiKey, User
-from taskservice.database.rows import AnyRow
 from taskservice.database.transactions import retry_on_conflict, transaction
-from taskservice.database.types import Identifier
+from taskservice.database.types import AnyRow, Identifier
 from taskservice.errors import Problem, invalid, no_such_user, not_found
 from taskservice.schemas.columns import KEY_COLUMNS
 from taskservice.terms import LAST_USER_KEY, MAX_NAME

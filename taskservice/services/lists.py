@@ -9,11 +9,18 @@ from uuid import UUID
 from sqlalchemy import Text, bindparam, func, null, select, type_coerce
 
 from taskservice.auth import Caller, visible_tasks
+from taskservice.database.connections import Statement
 from taskservice.database.models import Task
-from taskservice.database.rows import AnyRow, ListedTask, next_limit
-from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
-from taskservice.database.types import Identifier, Several, api_text, is_among
+from taskservice.database.types import (
+    AnyRow,
+    Identifier,
+    ListedTask,
+    Several,
+    api_text,
+    is_among,
+    next_limit,
+)
 from taskservice.queries import selections, sql_json
 from taskservice.queries.ordered_tasks import (
     START,

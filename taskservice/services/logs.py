@@ -6,12 +6,21 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import BigInteger, bindparam, case, func, literal_column, select
 
-from taskservice.database import clock, line_times
+from taskservice.database import clock
+from taskservice.database.connections import Statement
 from taskservice.database.models import Log, LogChunk, Task
-from taskservice.database.rows import PAGE_BYTES, AnyRow, TaskAndLines, TaskRow, next_limit
-from taskservice.database.statements import Statement
 from taskservice.database.transactions import reading
-from taskservice.database.types import Identifier, Several, is_among, joined_by_line_feed
+from taskservice.database.types import (
+    PAGE_BYTES,
+    AnyRow,
+    Identifier,
+    Several,
+    TaskAndLines,
+    TaskRow,
+    is_among,
+    joined_by_line_feed,
+    next_limit,
+)
 from taskservice.errors import Problem
 from taskservice.terms import LOG_DROPPED
 
@@ -166,8 +175,7 @@ def _times(chunk: _Chunk) -> list[str | None]:
         time = None if chunk.at is None else clock.of_milliseconds(chunk.at)
         return [time for _ in range(chunk.count)]
     return [
-        clock.of_milliseconds(time)
-        for time in line_times.decode(chunk.at, chunk.times, chunk.count)
+        clock.of_milliseconds(time) for time in clock.decode(chunk.at, chunk.times, chunk.count)
     ]
 
 

@@ -8,9 +8,8 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 from taskservice.auth import Caller
 from taskservice.database import clock
 from taskservice.database.models import Question, Task
-from taskservice.database.rows import AnyRow, TaskRow
 from taskservice.database.transactions import moment_by, reading, retry_on_conflict, transaction
-from taskservice.database.types import Identifier
+from taskservice.database.types import AnyRow, Identifier, TaskRow
 from taskservice.errors import Problem, invalid, not_found
 from taskservice.queries import questions as question_queries
 from taskservice.queries.questions import COLUMNS, ONE, OPEN_OF_TASK, has_expired

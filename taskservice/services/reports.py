@@ -9,9 +9,8 @@ from sqlalchemy import delete as delete_from
 from taskservice.auth import Caller
 from taskservice.database import clock
 from taskservice.database.models import Question, Task, TaskLabel
-from taskservice.database.rows import AnyRow, TaskRow
 from taskservice.database.transactions import moment_by, transaction
-from taskservice.database.types import Identifier
+from taskservice.database.types import AnyRow, Identifier, TaskRow
 from taskservice.errors import invalid
 from taskservice.queries.questions import has_expired
 from taskservice.schemas import strict_json

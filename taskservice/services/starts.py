@@ -8,11 +8,10 @@ from sqlalchemy import Connection, Integer, bindparam, insert, select
 
 from taskservice.auth import Caller, visible_agents
 from taskservice.database import clock
+from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, Task
-from taskservice.database.rows import TaskRow
-from taskservice.database.statements import Statement
 from taskservice.database.transactions import retry_on_conflict, transaction
-from taskservice.database.types import Identifier, database_now
+from taskservice.database.types import Identifier, TaskRow, database_now
 from taskservice.errors import invalid
 from taskservice.queries.tasks import tasks_with_log
 from taskservice.schemas import strict_json

@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 from itertools import chain
 from typing import Any
 
-from taskservice.database.rows import ListedTask, TaskRow
+from taskservice.database.types import ListedTask, TaskRow
 from taskservice.errors import not_found
 from taskservice.queries import agents as agent_queries
 from taskservice.queries import users as user_queries

@@ -5,11 +5,10 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, insert, or_, select
 
 from taskservice.auth import Caller, visible_tasks
+from taskservice.database.connections import Statement
 from taskservice.database.models import Task, TaskLabel
-from taskservice.database.rows import TaskRow
-from taskservice.database.statements import Statement
 from taskservice.database.transactions import transaction
-from taskservice.database.types import Identifier, database_now
+from taskservice.database.types import Identifier, TaskRow, database_now
 from taskservice.errors import Problem, not_found
 from taskservice.queries.tasks import tasks_with_log
 from taskservice.schemas import strict_json

@@ -11,7 +11,8 @@ from sqlalchemy import ColumnElement, Connection, Integer, bindparam, exists, in
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import aliased
 
-from taskservice.database import clock, line_times
+from taskservice.database import clock
+from taskservice.database.connections import Statement
 from taskservice.database.models import (
     Agent,
     Attempt,
@@ -23,10 +24,8 @@ from taskservice.database.models import (
     Task,
     User,
 )
-from taskservice.database.rows import TaskRow
-from taskservice.database.statements import Statement
 from taskservice.database.transactions import transaction
-from taskservice.database.types import Base, Identifier, database_now
+from taskservice.database.types import Base, Identifier, TaskRow, database_now
 from taskservice.schemas import strict_json
 from taskservice.schemas.answers.agents import agent_schema
 from taskservice.schemas.answers.deliveries import AttemptSchema
@@ -235,7 +234,7 @@ class _Importer:
             self._log_id = _NEW_LOG.scalar(self._connection, task_id=fields["taskId"])
         count, at, times = len(fields["lines"]), fields["at"], None
         if isinstance(at, list):
-            at, times = line_times.encode(list(enumerate(at)))
+            at, times = clock.encode(list(enumerate(at)))
         self._insert(
             LogChunk,
             log_id=self._log_id,

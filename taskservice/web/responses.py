@@ -10,7 +10,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.http import quote_etag, remove_entity_headers
 
 from taskservice.context import current
-from taskservice.database.rows import TaskAndLines, TaskRow, TaskVersion
+from taskservice.database.types import TaskAndLines, TaskRow, TaskVersion
 from taskservice.schemas import strict_json
 from taskservice.schemas.rows import NO_QUESTIONS, open_questions
 from taskservice.services import logs, task_json

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 from taskservice import resources
 from taskservice.auth import Caller
 from taskservice.database import watcher
-from taskservice.database.rows import TaskRow
+from taskservice.database.types import TaskRow
 from taskservice.database.watcher import Watcher
 from taskservice.queries import tasks as task_queries
 from taskservice.schemas import strict_json

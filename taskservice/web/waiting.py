@@ -11,8 +11,8 @@ from taskservice import resources
 from taskservice.auth import caller, require_valid_key
 from taskservice.context import current
 from taskservice.database import watcher
-from taskservice.database.rows import TaskRow
 from taskservice.database.transactions import end_shared_reading
+from taskservice.database.types import TaskRow
 from taskservice.database.watcher import WaitSlots
 from taskservice.errors import Problem
 from taskservice.queries import tasks as task_queries
