@@ -23,11 +23,10 @@ from taskservice.database import clock
 from taskservice.database.models import Agent, ApiKey, CallbackSecret, Task, User
 from taskservice.database.transactions import reading
 from taskservice.database.types import Base
-from taskservice.schemas import fields, rows, strict_json
-from taskservice.schemas.answers.agents import agent_schema
-from taskservice.schemas.rows import RowSchema
+from taskservice.schemas import fields, strict_json
+from taskservice.schemas.fields import RowSchema
 from taskservice.schemas.tasks import TaskSchema, task_schema
-from taskservice.schemas.users import callback_secret_schema, key_schema, user_schema
+from taskservice.schemas.users import agent_schema, callback_secret_schema, key_schema, user_schema
 from taskservice.services.task_json import Shape
 from tests.support.api_client import ApiClient, expect
 from tests.support.catalogue import fault, happened
@@ -60,17 +59,17 @@ def sample(schema: marshmallow.Schema, empty: bool) -> SimpleNamespace:
 def sample_value(field: Any, empty: bool) -> Any:
     if isinstance(field, marshmallow.fields.Nested):
         return sample(field.schema, empty)
-    if isinstance(field, rows.OpenQuestions):
+    if isinstance(field, fields.OpenQuestions):
         # An expired question is left out, whatever else it has.
         past = '[{"expiresAt":"2020-01-01T00:00:00.000Z"}]'
         return "[]" if empty else past
-    if isinstance(field, marshmallow.fields.List) and not isinstance(field, rows.Lines):
+    if isinstance(field, marshmallow.fields.List) and not isinstance(field, fields.Lines):
         return [] if empty else [sample_value(field.inner, empty)]
-    if isinstance(field, rows.StoredJson):
+    if isinstance(field, fields.StoredJson):
         return "{}" if empty else '{"a":[1,2.50,"ü"]}'
     if isinstance(field, marshmallow.fields.Integer):
         return 0 if empty else 1 << 40
-    if isinstance(field, rows.StoredNumber):
+    if isinstance(field, fields.StoredNumber):
         return None if empty else "0.25"
     if isinstance(field, marshmallow.fields.Float):
         return None if empty else 0.5
@@ -143,11 +142,11 @@ def test_plan_writes_what_marshmallow_writes_of_real_rows(alice: ApiClient, app:
 def test_lines_take_the_place_that_was_kept_for_them(lines: list[str]) -> None:
     row = sample(TaskSchema(), empty=False)
     for schema in (task_schema, TaskSchema(only=["logs"]), TaskSchema(exclude=["input"])):
-        head, tail = rows.split_at_lines(schema.dump(row))
-        whole = json.loads(head + rows.dump_items(lines) + tail)
+        head, tail = fields.split_at_lines(schema.dump(row))
+        whole = json.loads(head + fields.dump_items(lines) + tail)
         assert whole["logs"] == lines
         assert list(whole) == list(schema.dump_fields)
-    head, tail = rows.split_at_lines(TaskSchema(only=["id"]).dump(row))
+    head, tail = fields.split_at_lines(TaskSchema(only=["id"]).dump(row))
     assert (json.loads(head), tail) == ({"id": 'ü "\n'}, b"")
 
 

@@ -8,11 +8,10 @@ from flask import Blueprint, Response
 from taskservice.auth import caller
 from taskservice.database.types import AnyRow
 from taskservice.queries import agents as agent_queries
-from taskservice.schemas.answers.agents import agent_schema, expanded_agent_schema
 from taskservice.schemas.fields import EXAMPLE_MOMENT
-from taskservice.schemas.parameters import AgentQuerySchema, TaskQuerySchema
-from taskservice.schemas.requests import PutAgentSchema
+from taskservice.schemas.requests import AgentQuerySchema, PutAgentSchema, TaskQuerySchema
 from taskservice.schemas.tasks import expanded_task_schema
+from taskservice.schemas.users import agent_schema, expanded_agent_schema
 from taskservice.services import agents as agent_service
 from taskservice.terms import AGENT_HAS_TASKS
 from taskservice.web import list_query, responses, waiting

@@ -5,8 +5,8 @@ from flask import Blueprint, Response
 from taskservice.auth import caller
 from taskservice.queries import deliveries as delivery_queries
 from taskservice.queries import tasks as task_queries
-from taskservice.schemas.answers.deliveries import delivery_schema
 from taskservice.schemas.fields import EXAMPLE_MOMENT
+from taskservice.schemas.tasks import delivery_schema
 from taskservice.services import deliveries as delivery_service
 from taskservice.terms import DELIVERY_UNDER_WAY, NO_DELIVERY
 from taskservice.web import responses

@@ -12,7 +12,7 @@ from taskservice.openapi import page
 from taskservice.openapi.components import Object
 from taskservice.openapi.operation import JSON
 from taskservice.schemas import strict_json
-from taskservice.schemas.answers.service import document_schema
+from taskservice.schemas.tasks import document_schema
 from taskservice.terms import API_PREFIX
 from taskservice.web.request import operation, replace_unreadable_dates
 

@@ -9,8 +9,12 @@ from taskservice.context import current
 from taskservice.errors import invalid
 from taskservice.openapi.operation import EVENTS, JSON, TEXT
 from taskservice.queries import tasks as task_queries
-from taskservice.schemas.parameters import AppendQuerySchema, FollowQuerySchema, LogQuerySchema
-from taskservice.schemas.requests import AppendSchema
+from taskservice.schemas.requests import (
+    AppendQuerySchema,
+    AppendSchema,
+    FollowQuerySchema,
+    LogQuerySchema,
+)
 from taskservice.schemas.tasks import appended_schema, event_schema, log_page_schema
 from taskservice.services import appends, chunks, task_json
 from taskservice.terms import DEFAULT_LINES, RUNNING, SEQ_GAP, TASK_FINISHED

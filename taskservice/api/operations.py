@@ -4,7 +4,7 @@ from flask import Blueprint, Response
 
 from taskservice.openapi.operation import TEXT
 from taskservice.operations import health, metrics
-from taskservice.schemas.answers.service import health_schema
+from taskservice.schemas.tasks import health_schema
 from taskservice.web import responses
 from taskservice.web.request import operation
 

@@ -8,8 +8,13 @@ from taskservice.auth import caller
 from taskservice.database.types import TaskRow, TaskVersion
 from taskservice.queries import tasks as task_queries
 from taskservice.schemas.fields import EXAMPLE_LATER, EXAMPLE_TASK
-from taskservice.schemas.parameters import ListQuerySchema, TaskQuerySchema
-from taskservice.schemas.requests import ReportSchema, RerunSchema, StartSchema
+from taskservice.schemas.requests import (
+    ListQuerySchema,
+    ReportSchema,
+    RerunSchema,
+    StartSchema,
+    TaskQuerySchema,
+)
 from taskservice.schemas.tasks import expanded_task_schema
 from taskservice.services import lists, reports, starts, task_json
 from taskservice.services import tasks as task_service

@@ -7,8 +7,8 @@ import click
 from taskservice.cli.options import examples, json_lines, json_object
 from taskservice.cli.service_app import service_app
 from taskservice.queries import deliveries as delivery_queries
-from taskservice.schemas.answers.deliveries import delivery_schema
 from taskservice.schemas.fields import parse_id
+from taskservice.schemas.tasks import delivery_schema
 from taskservice.services import deliveries as delivery_service
 from taskservice.terminal import exit_with_error, print_json, print_line, print_rows
 from taskservice.terms import DELIVERY_STATES

@@ -10,7 +10,7 @@ from taskservice.dashboard.pages import without_nul
 from taskservice.errors import invalid
 from taskservice.queries.candidates import WAITING
 from taskservice.queries.selections import Selection
-from taskservice.schemas.parameters import ListQuerySchema
+from taskservice.schemas.requests import ListQuerySchema
 from taskservice.terms import CANCELLED, COMPLETE, ERROR, FAILED, PENDING, RUNNING, TIMEOUT
 from taskservice.web import list_query
 

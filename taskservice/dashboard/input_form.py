@@ -10,8 +10,7 @@ from taskservice.dashboard import forms, schema_form
 from taskservice.dashboard.formatting import pretty
 from taskservice.dashboard.schema_form import Errors, Field, Json, Texts
 from taskservice.schemas import strict_json
-from taskservice.schemas.json_schema import Input
-from taskservice.schemas.validation_errors import MAX_ERRORS
+from taskservice.schemas.json_schema import MAX_ERRORS, Input
 
 # The value of `as` in a form that has fields.
 FIELDS = "fields"

@@ -11,7 +11,7 @@ from taskservice.dashboard.schema_form import CHOICE, Choice, Errors, Field, Jso
 from taskservice.database.types import AnyRow
 from taskservice.queries import questions as question_queries
 from taskservice.schemas import strict_json
-from taskservice.schemas.rows import open_questions
+from taskservice.schemas.fields import open_questions
 from taskservice.schemas.tasks import question_schema
 from taskservice.terms import ANSWERED, API_PREFIX
 

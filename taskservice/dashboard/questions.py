@@ -11,7 +11,7 @@ from taskservice.dashboard.schema_form import Errors, Json, Texts
 from taskservice.errors import Problem
 from taskservice.queries import questions as question_queries
 from taskservice.queries import tasks as task_queries
-from taskservice.schemas import elicitation
+from taskservice.schemas import json_schema
 from taskservice.services import questions as question_service
 from taskservice.terms import ACCEPT, DECLINE, OPEN, QUESTION_CLOSED
 from taskservice.web.request import require_id
@@ -61,7 +61,7 @@ def _answer(task_id: str, question: Json, content: Json | None) -> str:
 
 def _misfits(schema: Json, content: Json) -> Errors:
     """What does not fit the schema, beside what is missing."""
-    errors = elicitation.problems_of_answer(schema, content)
+    errors = json_schema.problems_of_answer(schema, content)
     found = schema_form.by_property(schema, errors, "content")
     return {name: messages for name, messages in found.items() if name}
 

@@ -9,7 +9,7 @@ from taskservice.database.types import AnyRow, TaskRow
 from taskservice.queries import agents as agent_queries
 from taskservice.queries import tasks as task_queries
 from taskservice.schemas import strict_json
-from taskservice.schemas.rows import open_questions
+from taskservice.schemas.fields import open_questions
 from taskservice.terms import RUNNING
 
 MAX_CHILDREN = 50

@@ -7,9 +7,8 @@ from taskservice.database.types import TaskRow
 from taskservice.errors import invalid
 from taskservice.mcp import refusals
 from taskservice.queries import questions as question_queries
-from taskservice.schemas.fields import parse_id
+from taskservice.schemas.fields import NO_QUESTIONS, open_questions, parse_id
 from taskservice.schemas.requests import AnswerQuestionSchema
-from taskservice.schemas.rows import NO_QUESTIONS, open_questions
 from taskservice.services import questions as question_service
 from taskservice.terms import ACCEPT
 

@@ -13,9 +13,8 @@ from taskservice.mcp.tools import agent_of
 from taskservice.queries import tasks as task_queries
 from taskservice.queries.ordered_tasks import Position
 from taskservice.queries.selections import Selection
-from taskservice.schemas.fields import parse_id
+from taskservice.schemas.fields import NO_QUESTIONS, open_questions, parse_id
 from taskservice.schemas.requests import AnswerQuestionSchema, StartSchema
-from taskservice.schemas.rows import NO_QUESTIONS, open_questions
 from taskservice.services import lists, reports, starts
 from taskservice.services import questions as question_service
 from taskservice.services.idempotency import Idempotency

@@ -16,8 +16,6 @@ from taskservice.errors import invalid
 from taskservice.queries import questions as question_queries
 from taskservice.queries.tasks import tasks_with_log
 from taskservice.schemas import strict_json
-from taskservice.schemas.answers.agents import agent_schema
-from taskservice.schemas.answers.deliveries import delivery_schema
 from taskservice.schemas.columns import (
     AGENT_COLUMNS,
     ATTEMPT_COLUMNS,
@@ -25,8 +23,8 @@ from taskservice.schemas.columns import (
     USER_COLUMNS,
 )
 from taskservice.schemas.exported import FORMAT
-from taskservice.schemas.tasks import TASK_EXPANSIONS, TaskSchema, question_schema
-from taskservice.schemas.users import user_schema
+from taskservice.schemas.tasks import TASK_EXPANSIONS, TaskSchema, delivery_schema, question_schema
+from taskservice.schemas.users import agent_schema, user_schema
 from taskservice.services import logs
 from taskservice.services.logs import LogGone, TimedLine
 

@@ -15,7 +15,7 @@ from taskservice.database.types import (
     json_string,
     utf8,
 )
-from taskservice.schemas.rows import NO_QUESTIONS, Lines, OpenQuestions, StoredJson, StoredNumber
+from taskservice.schemas.fields import NO_QUESTIONS, Lines, OpenQuestions, StoredJson, StoredNumber
 from taskservice.schemas.tasks import TaskError, TaskSchema
 
 # A task that exceeds one of these is not read together with others: the size of its log in bytes;

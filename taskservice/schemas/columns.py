@@ -1,11 +1,9 @@
 """The columns that reads select: those of the answers, and those that code needs."""
 
 from taskservice.database.models import ApiKey, Attempt, Delivery, Question, Task
-from taskservice.schemas.answers.agents import agent_of_task_schema, agent_schema
-from taskservice.schemas.answers.deliveries import AttemptSchema, delivery_schema
-from taskservice.schemas.rows import StoredJson
-from taskservice.schemas.tasks import question_schema, task_schema
-from taskservice.schemas.users import key_schema, user_schema
+from taskservice.schemas.fields import StoredJson
+from taskservice.schemas.tasks import AttemptSchema, delivery_schema, question_schema, task_schema
+from taskservice.schemas.users import agent_of_task_schema, agent_schema, key_schema, user_schema
 
 TASK_COLUMNS = (
     *task_schema.columns.values(),

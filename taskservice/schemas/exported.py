@@ -13,7 +13,7 @@ from marshmallow import (
     validates_schema,
 )
 
-from taskservice.schemas import elicitation, json_schema
+from taskservice.schemas import json_schema
 from taskservice.schemas.fields import (
     Flag,
     Id,
@@ -70,11 +70,11 @@ def _url(value: str) -> None:
 
 
 def _input_schema(value: dict[str, Any]) -> None:
-    _refuse(json_schema.problem(value))
+    _refuse(json_schema.input_schema_problem(value))
 
 
 def _question_schema(value: dict[str, Any]) -> None:
-    _refuse(elicitation.problem(value))
+    _refuse(json_schema.question_schema_problem(value))
 
 
 def _refuse(problem: str | None) -> None:

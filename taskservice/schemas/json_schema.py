@@ -1,17 +1,100 @@
 """The JSON Schema of an agent's input: what is allowed in it, and whether an input fits it."""
 
 import json
-import sys
 from collections.abc import Iterator
+from functools import reduce
+from itertools import islice
+from operator import getitem
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jsonschema_rs import ValidationError
+import sys
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
 from taskservice.database.models import INPUT_SCHEMA
-from taskservice.schemas import strict_json, validation_errors
+from taskservice.schemas import strict_json
 
 if TYPE_CHECKING:
     from jsonschema_rs import Draft202012Validator
+
+
+# What a value lacks by its JSON Schema, in plain sentences.
+
+# Maximum number of errors that an answer names.
+MAX_ERRORS = 10
+
+TYPES = {
+    "object": "an object",
+    "array": "an array",
+    "string": "a string",
+    "number": "a number",
+    "integer": "a whole number",
+    "boolean": "true or false",
+    "null": "null",
+}
+
+
+def named(place: str, instance: Any, errors: "Iterator[ValidationError]") -> dict[str, list[str]]:
+    """`place.<name>` -> what is wrong there with this value."""
+    found: dict[str, list[str]] = {}
+    for error in islice(errors, MAX_ERRORS):
+        for name, said in islice(_faults(instance, error), MAX_ERRORS):
+            path = ".".join(map(str, [place, *error.instance_path, *name]))
+            messages = found.setdefault(path, [])
+            if said not in messages:
+                messages.append(said)
+    return found
+
+
+def _faults(instance: Any, error: "ValidationError") -> Iterator[tuple[list[str], str]]:
+    """(the name of a property, or nothing for the value itself; what is wrong)."""
+    kind: Any = error.kind
+    unknown = kind.value if kind.name in ("additionalProperties", "unevaluatedProperties") else ()
+    if kind.name == "falseSchema" and error.schema_path[-1] == "additionalProperties":
+        # So the validator says it of an object that may have no property at all.
+        unknown = reduce(getitem, error.instance_path, instance)
+    if kind.name == "required":
+        yield [kind.value], "Missing."
+    elif unknown:
+        for name in unknown:
+            yield [name], "Unknown field."
+    else:
+        yield [], sentence(error)
+
+
+def sentence(error: "ValidationError") -> str:
+    """What is wrong with a value."""
+    kind: Any = error.kind
+    match kind.name:
+        case "type":
+            return f"Must be {' or '.join(TYPES[each] for each in kind.value)}."
+        case "enum":
+            return f"Must be one of {_listed(kind.value)}."
+        case "const":
+            return f"Must be {_listed([kind.value])}."
+        case "format":
+            return f"Must have the format {kind.value}."
+        case "pattern":
+            return f"Must match {kind.value}"
+        case "anyOf" | "oneOf":
+            return "Must fit " + ("one" if kind.name == "anyOf" else "exactly one") + " of several."
+        case "not" | "falseSchema":
+            return "Not allowed."
+        case "contains":
+            return "Lacks an item that it must contain."
+        case "propertyNames":
+            return "Has a name that is not allowed."
+    return f"{error.message}."
+
+
+def _listed(values: list[Any]) -> str:
+    return ", ".join(json.dumps(value, ensure_ascii=False, default=str) for value in values)
+
+
+# The JSON Schema of an agent's input: what is allowed in it, and whether an input fits it.
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MAX_SCHEMA = 16 * 1024
@@ -109,7 +192,7 @@ class Unfit(ValueError):
     """The schema is not allowed; the message says why."""
 
 
-def problem(schema: dict[str, Any]) -> str | None:
+def input_schema_problem(schema: dict[str, Any]) -> str | None:
     """Why this is no schema of an input; None if it is one."""
     text = strict_json.dumps(schema)
     if len(text) > MAX_SCHEMA:
@@ -300,7 +383,7 @@ def _not_a_schema(error: ValueError) -> str:
     path: list[str | int] = getattr(error, "instance_path", [])
     place = ".".join(map(str, path))
     if path and path[-1] == "type":
-        return f"{place}: must be one or several of {', '.join(validation_errors.TYPES)}."
+        return f"{place}: must be one or several of {', '.join(TYPES)}."
     kind: Any = getattr(error, "kind", None)
     if path and kind.name == "format" and kind.value == "regex":
         return (
@@ -308,7 +391,7 @@ def _not_a_schema(error: ValueError) -> str:
             f"no backreference, and at most {MAX_PATTERN_SIZE >> 10} KiB when compiled (a . has "
             "about 1 KiB for each repetition)."
         )
-    said = validation_errors.sentence(error) if place else f"Not a JSON Schema: {error.args[0]}"  # type: ignore[arg-type]
+    said = sentence(error) if place else f"Not a JSON Schema: {error.args[0]}"  # type: ignore[arg-type]
     return f"{place}: {said}" if place else said
 
 
@@ -356,7 +439,7 @@ def problems(place: str, schema: str, text: str, name: str) -> dict[str, list[st
         return {}
     if steps > MAX_NAMED or len(text) * compiled.size.schemas > MAX_COPIED:
         return {place: [f"Does not fit {name}."]}
-    return validation_errors.named(place, instance, compiled.validator.iter_errors(instance))
+    return named(place, instance, compiled.validator.iter_errors(instance))
 
 
 class _Compiled(NamedTuple):
@@ -427,3 +510,98 @@ def _number(text: str) -> int | float:
     largest = sys.float_info.max
     value = max(-largest, min(largest, float(text)))
     return int(value) if value.is_integer() and abs(value) <= _MAX_WHOLE else value
+
+
+# The schema of a question: what MCP's elicitation allows, and whether an answer fits it.
+
+# Without a schema, a question wants one text.
+DEFAULT: dict[str, Any] = {
+    "type": "object",
+    "properties": {"answer": {"type": "string"}},
+    "required": ["answer"],
+}
+MAX_QUESTION_SCHEMA = 16 * 1024
+
+_ROOT = {"$schema", "type", "properties", "required"}
+_EVERY = {"type", "title", "description", "default"}
+# Type of a property -> the other keywords that it may have.
+_KEYWORDS = {
+    "string": {"minLength", "maxLength", "format", "enum", "enumNames", "oneOf"},
+    "number": {"minimum", "maximum"},
+    "integer": {"minimum", "maximum"},
+    "boolean": set[str](),
+    "array": {"items", "minItems", "maxItems"},
+}
+_FORMATS = {"email", "uri", "date", "date-time"}
+
+
+def question_schema_problem(schema: dict[str, Any]) -> str | None:
+    """Why this is no schema for a question; None if it is one."""
+    if len(strict_json.dumps(schema)) > MAX_QUESTION_SCHEMA:
+        return f"Longer than {MAX_QUESTION_SCHEMA} bytes."
+    unknown = schema.keys() - _ROOT
+    if unknown:
+        return f"Not allowed here: {', '.join(sorted(unknown))}."
+    properties = schema.get("properties")
+    if schema.get("type") != "object" or not isinstance(properties, dict):
+        return "Must have the type object, and properties."
+    required = schema.get("required", [])
+    if not isinstance(required, list) or not set(map(str, required)) <= properties.keys():
+        return "required must be a list of names of properties."
+    if not isinstance(schema.get("$schema", ""), str):
+        return "$schema must be a string."
+    found = (_problem_of_property(name, each) for name, each in properties.items())
+    return next(filter(None, found), None) or input_schema_problem(_without_dialect(schema))
+
+
+def _problem_of_property(name: str, schema: Any) -> str | None:
+    kind = schema.get("type") if isinstance(schema, dict) else None
+    if not isinstance(kind, str) or kind not in _KEYWORDS:
+        return f"{name}: the type must be one of {', '.join(_KEYWORDS)}."
+    unknown = schema.keys() - _EVERY - _KEYWORDS[kind]
+    if unknown:
+        return f"{name}: not allowed here: {', '.join(sorted(unknown))}."
+    form = schema.get("format", "email")
+    if not isinstance(form, str) or form not in _FORMATS:
+        return f"{name}: the format must be one of {', '.join(sorted(_FORMATS))}."
+    if kind == "array":
+        return None if _is_choice(schema.get("items")) else f"{name}: items must be an enum."
+    return None if _are_options(schema.get("oneOf")) else f"{name}: oneOf must be options."
+
+
+def _is_choice(items: Any) -> bool:
+    """Whether this is an enum of strings, or options with titles."""
+    if not isinstance(items, dict) or items.keys() - {"type", "enum", "anyOf"}:
+        return False
+    if "anyOf" in items:
+        return _are_options(items["anyOf"])
+    return items.get("type") == "string" and isinstance(items.get("enum"), list)
+
+
+def _are_options(options: Any) -> bool:
+    return options is None or (
+        isinstance(options, list)
+        and all(isinstance(each, dict) and each.keys() == {"const", "title"} for each in options)
+    )
+
+
+def problems_of_answer(schema: dict[str, Any], content: dict[str, Any]) -> dict[str, list[str]]:
+    """`content.<name>` -> why this value does not fit; empty if the answer does.
+
+    It may take long, so it is not called inside a transaction.
+    """
+    closed, text = (
+        strict_json.dumps(each).decode()
+        for each in ({**_without_dialect(schema), "additionalProperties": False}, content)
+    )
+    try:
+        return problems("content", closed, text, "the question's schema")
+    except ValueError as error:
+        # It was stored before there was this limit.
+        because = reason(error)
+        return {"content": [f"The question's schema is no longer allowed: {because}"]}
+
+
+def _without_dialect(schema: dict[str, Any]) -> dict[str, Any]:
+    """What is allowed in it means the same in each of them."""
+    return {name: each for name, each in schema.items() if name != "$schema"}

@@ -2,37 +2,41 @@
 
 from typing import Any
 
-from marshmallow import fields, validate
+from marshmallow import INCLUDE, Schema, fields, validate
 
-from taskservice.database.models import Question, Task
-from taskservice.schemas import elicitation
-from taskservice.schemas.answers.agents import AgentOfTaskSchema
+from taskservice.database.models import Attempt, Delivery, Question, Task
+from taskservice.schemas import json_schema
 from taskservice.schemas.fields import (
+    EXAMPLE_ATTEMPT,
+    EXAMPLE_DELIVERY,
     EXAMPLE_LATER,
     EXAMPLE_MOMENT,
     EXAMPLE_QUESTION,
+    EXAMPLE_REQUEST,
     EXAMPLE_TASK,
     EXAMPLE_USER,
-    doc,
-    id_field,
-    moment_field,
-)
-from taskservice.schemas.rows import (
     AnswerSchema,
     Lines,
     OpenQuestions,
     RowSchema,
     StoredJson,
     StoredNumber,
+    doc,
+    id_field,
+    moment_field,
 )
-from taskservice.schemas.users import UserSchema
+from taskservice.schemas.users import AgentOfTaskSchema, UserSchema
 from taskservice.terms import (
+    CODES,
     COMPLETE,
+    DELIVERY_STATES,
     ERROR,
     ERROR_TYPES,
     FAILED,
+    MAX_ATTEMPTS,
     MAX_NOTE,
     OPEN,
+    PENDING,
     QUESTION_STATES,
     RUNNING,
     SERVICE,
@@ -76,7 +80,7 @@ class QuestionSchema(RowSchema):
         )
     )
     schema = StoredJson(
-        metadata=doc("The JSON Schema of the answer.", elicitation.DEFAULT, column=Question.schema)
+        metadata=doc("The JSON Schema of the answer.", json_schema.DEFAULT, column=Question.schema)
     )
     state = fields.String(
         validate=validate.OneOf(QUESTION_STATES),
@@ -296,3 +300,127 @@ appended_schema = AppendedSchema()
 log_page_schema = LogPageSchema()
 
 event_schema = EventSchema()
+
+
+# A delivery as it is answered, with its attempts.
+
+
+class AttemptSchema(RowSchema):
+    """One attempt of a delivery."""
+
+    at = moment_field("When it began.", EXAMPLE_MOMENT, Attempt.at)
+    durationMs = fields.Integer(
+        metadata=doc("Its duration in milliseconds.", minimum=0, column=Attempt.duration_ms)
+    )
+    statusCode = fields.Integer(
+        allow_none=True,
+        metadata=doc(
+            "The receiver's HTTP status; null without an answer.", column=Attempt.status_code
+        ),
+    )
+    message = fields.String(metadata=doc("Its outcome in one sentence.", column=Attempt.message))
+
+
+class DeliverySchema(RowSchema):
+    """One webhook for one callback."""
+
+    id = id_field(
+        "The delivery's id: the `webhook-id` of all its attempts.",
+        EXAMPLE_DELIVERY,
+        column=Delivery.id,
+    )
+    callback = fields.String(
+        metadata=doc(
+            "The URL that it is posted to.",
+            "https://myapp.example/api/v1/callback/2100aaa",
+            format="uri",
+            column=Delivery.callback_url,
+        ),
+    )
+    state = fields.String(
+        validate=validate.OneOf(DELIVERY_STATES),
+        metadata=doc(
+            "`pending`: it will be posted; `delivered`: the receiver answered 2xx; "
+            "`failed`: it will not be posted again; `cancelled`: a newer delivery replaced it.",
+            PENDING,
+            column=Delivery.state,
+        ),
+    )
+    createdAt = moment_field("When the task ended.", EXAMPLE_MOMENT, Delivery.created_at)
+    nextAttemptAt = moment_field(
+        "When it is due; null unless it is pending.", None, Delivery.next_attempt_at
+    )
+    attempts = fields.List(
+        fields.Nested(AttemptSchema()),
+        metadata=doc(
+            f"Its newest {MAX_ATTEMPTS} attempts, oldest first; older ones are deleted.",
+            [EXAMPLE_ATTEMPT],
+        ),
+    )
+
+
+delivery_schema = DeliverySchema()
+
+
+# Problems, the health of the service and its OpenAPI document.
+
+
+class HealthSchema(AnswerSchema):
+    """The service is healthy."""
+
+    status = fields.String(required=True, validate=validate.Equal("ok"), metadata=doc("ok.", "ok"))
+
+
+class ProblemSchema(AnswerSchema):
+    """An error, in the format of RFC 9457."""
+
+    type = fields.String(required=True, metadata=doc("The type of problem, a URI.", "about:blank"))
+    title = fields.String(required=True, metadata=doc("The status in words.", "Not Found"))
+    status = fields.Integer(required=True, metadata=doc("The HTTP status.", 404))
+    detail = fields.String(
+        required=True, metadata=doc("What is wrong, in one sentence.", "Task's ID is not found")
+    )
+    code = fields.String(
+        required=True,
+        validate=validate.OneOf(CODES),
+        metadata=doc(
+            "The kind of error, for programs. "
+            + " ".join(
+                f"`{code}` ({status}): {meaning}" for code, (status, meaning) in CODES.items()
+            ),
+            "not_found",
+        ),
+    )
+    errors = fields.Dict(
+        metadata=doc(
+            "With 422: field, parameter or header -> messages, nested like the request.",
+        )
+    )
+    task = fields.Nested(FinishedTaskSchema())
+    question = fields.Nested(QuestionSchema())
+    expected = fields.Integer(
+        metadata=doc("With 409 at an append: the `seq` of the writer's next line.")
+    )
+    requestId = fields.String(
+        metadata=doc(
+            "The request's id, as in the service's own log; not with 401.", EXAMPLE_REQUEST
+        ),
+    )
+
+
+class DocumentSchema(Schema):
+    """An OpenAPI document."""
+
+    class Meta:
+        unknown = INCLUDE
+
+    openapi = fields.String(required=True, metadata=doc("The version of OpenAPI.", "3.1.0"))
+    info = fields.Dict(required=True, metadata=doc("What it is.", {"title": "taskservice"}))
+    paths = fields.Dict(required=True, metadata=doc("The operations.", {}))
+
+
+problem_schema = ProblemSchema()
+
+document_schema = DocumentSchema()
+
+health_schema = HealthSchema()

@@ -36,7 +36,7 @@ from taskservice.queries.ordered_tasks import (
 from taskservice.queries.selections import BY_END, Filters, Selection, unindexed
 from taskservice.queries.tasks import with_log
 from taskservice.schemas.columns import LARGE_COLUMNS, TASK_COLUMNS
-from taskservice.schemas.rows import NO_QUESTIONS
+from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.services.task_json import Shape
 from taskservice.terms import RUNNING
 

@@ -13,7 +13,7 @@ from taskservice.database.types import AnyRow, Identifier, TaskRow
 from taskservice.errors import Problem, invalid, not_found
 from taskservice.queries import questions as question_queries
 from taskservice.queries.questions import COLUMNS, ONE, OPEN_OF_TASK, has_expired
-from taskservice.schemas import elicitation, strict_json
+from taskservice.schemas import json_schema, strict_json
 from taskservice.schemas.tasks import question_schema
 from taskservice.services.idempotency import Idempotency
 from taskservice.services.tasks import HEARTBEAT, finished_problem, lock
@@ -75,7 +75,7 @@ def ask(
             "id": clock.new_id(),
             "task_id": task.id,
             "message": fields["message"],
-            "schema": strict_json.dumps(fields.get("schema") or elicitation.DEFAULT).decode(),
+            "schema": strict_json.dumps(fields.get("schema") or json_schema.DEFAULT).decode(),
             "state": OPEN,
             "asked_at": now,
             "expires_at": clock.moved(now, timeout) if timeout else None,
@@ -136,7 +136,7 @@ def _check(question: AnyRow, content: dict[str, Any]) -> None:
     """Raises 422 for an answer that does not fit: it may take long, so in no transaction."""
     if question.state == OPEN:
         schema = strict_json.loads(question.schema.encode())
-        errors = elicitation.problems_of_answer(schema, content)
+        errors = json_schema.problems_of_answer(schema, content)
         if errors:
             raise invalid(errors)
 

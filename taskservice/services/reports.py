@@ -14,7 +14,7 @@ from taskservice.database.types import AnyRow, Identifier, TaskRow
 from taskservice.errors import invalid
 from taskservice.queries.questions import has_expired
 from taskservice.schemas import strict_json
-from taskservice.schemas.rows import NO_QUESTIONS
+from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.tasks import HEARTBEAT, finished_problem, insert_labels, lock

@@ -16,8 +16,8 @@ from taskservice.errors import invalid
 from taskservice.queries.tasks import tasks_with_log
 from taskservice.schemas import strict_json
 from taskservice.schemas.columns import TASK_COLUMNS
+from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.schemas.json_schema import Input
-from taskservice.schemas.rows import NO_QUESTIONS
 from taskservice.services.idempotency import Idempotency
 from taskservice.services.tasks import TASK, VISIBLE, insert_labels, lock
 from taskservice.terms import RUNNING

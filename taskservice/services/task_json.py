@@ -12,10 +12,9 @@ from taskservice.errors import not_found
 from taskservice.queries import agents as agent_queries
 from taskservice.queries import users as user_queries
 from taskservice.schemas import strict_json
-from taskservice.schemas.answers.agents import agent_of_task_schema
-from taskservice.schemas.rows import dump_items, split_at_lines
+from taskservice.schemas.fields import dump_items, split_at_lines
 from taskservice.schemas.tasks import TASK_EXPANSIONS, TASK_FIELDS, TaskSchema, task_schema
-from taskservice.schemas.users import user_schema
+from taskservice.schemas.users import agent_of_task_schema, user_schema
 from taskservice.services import logs
 from taskservice.services.logs import TimedLine
 from taskservice.terms import WEBHOOK_LINES, WEBHOOK_LOG_BYTES

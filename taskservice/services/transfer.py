@@ -27,12 +27,11 @@ from taskservice.database.models import (
 from taskservice.database.transactions import transaction
 from taskservice.database.types import Base, Identifier, TaskRow, database_now
 from taskservice.schemas import strict_json
-from taskservice.schemas.answers.agents import agent_schema
-from taskservice.schemas.answers.deliveries import AttemptSchema
 from taskservice.schemas.columns import TASK_COLUMNS
 from taskservice.schemas.exported import OF_TASK
-from taskservice.schemas.rows import NO_QUESTIONS, RowSchema, StoredJson, StoredNumber
-from taskservice.schemas.tasks import question_schema, task_schema
+from taskservice.schemas.fields import NO_QUESTIONS, RowSchema, StoredJson, StoredNumber
+from taskservice.schemas.tasks import AttemptSchema, question_schema, task_schema
+from taskservice.schemas.users import agent_schema
 from taskservice.services.callback_secrets import insert_secret
 from taskservice.services.import_lines import InvalidExport, Line, read, voided
 from taskservice.services.questions import open_json

@@ -8,7 +8,7 @@ from flask import request
 from taskservice.auth import Caller
 from taskservice.queries.ordered_tasks import Position
 from taskservice.queries.selections import Selection
-from taskservice.schemas.parameters import dump_cursor
+from taskservice.schemas.requests import dump_cursor
 from taskservice.services import lists
 from taskservice.services.task_json import WHOLE, Shape
 from taskservice.terms import SORTS

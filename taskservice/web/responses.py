@@ -12,7 +12,7 @@ from werkzeug.http import quote_etag, remove_entity_headers
 from taskservice.context import current
 from taskservice.database.types import TaskAndLines, TaskRow, TaskVersion
 from taskservice.schemas import strict_json
-from taskservice.schemas.rows import NO_QUESTIONS, open_questions
+from taskservice.schemas.fields import NO_QUESTIONS, open_questions
 from taskservice.services import logs, task_json
 from taskservice.services.task_json import WHOLE, Shape
 

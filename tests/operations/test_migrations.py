@@ -19,7 +19,7 @@ from taskservice.database.migrations import DatabaseError, upgrade
 from taskservice.database.name_index import include_name
 from taskservice.database.types import Base
 from taskservice.schemas import strict_json
-from taskservice.schemas.elicitation import DEFAULT
+from taskservice.schemas.json_schema import DEFAULT
 from taskservice.services import keys as key_service
 from tests.support.api_client import ApiClient, add_user, expect, problem
 from tests.support.catalogue import fault, happened
