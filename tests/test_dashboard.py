@@ -36,8 +36,7 @@ from taskservice.dashboard.sign_in_throttle import (
 from taskservice.database import clock as timestamps
 from taskservice.database.engine import dispose
 from taskservice.database.transactions import reading
-from taskservice.queries import agents, candidates, ordered_tasks
-from taskservice.services import counts
+from taskservice.services import agents, counts, lists
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.catalogue import fault, happened
 from tests.support.concurrency import at_once
@@ -773,9 +772,9 @@ def test_many_tasks_are_not_counted_to_the_end(
 def test_search_among_many_tasks_says_how_far_it_came(
     browser: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ordered_tasks, "FIRST_SEARCHED", 1)
-    monkeypatch.setattr(ordered_tasks, "MAX_SEARCHED", 1)
-    monkeypatch.setattr(candidates, "MAX_CANDIDATES", 0)
+    monkeypatch.setattr(lists, "FIRST_SEARCHED", 1)
+    monkeypatch.setattr(lists, "MAX_SEARCHED", 1)
+    monkeypatch.setattr(lists, "MAX_CANDIDATES", 0)
     monkeypatch.setattr(counts, "MAX_SEARCHED", 2)
     monkeypatch.setattr(counts, "MAX_SEARCHED_FOR_CHART", 2)
     for name in ("Oldest", "Second", "Third", "Last"):

@@ -23,7 +23,7 @@ from taskservice.database.transactions import transaction
 from taskservice.database.types import database_now
 from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
-from taskservice.services.fair_queue import MAX_PER_RECEIVER
+from taskservice.services.deliveries import MAX_PER_RECEIVER
 from taskservice.terms import MAX_ATTEMPTS
 from taskservice.webhooks.circuit_breaker import MAX_FAILURES
 from taskservice.webhooks.destinations import Destinations

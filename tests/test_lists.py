@@ -27,7 +27,6 @@ from taskservice.database import clock
 from taskservice.database.engine import dispose
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import reading, transaction
-from taskservice.queries import candidates, ordered_tasks
 from taskservice.services import lists as list_queries
 from tests.support.api_client import ApiClient, RemoteClient, add_user, expect, of_task, problem
 from tests.support.catalogue import fault, happened
@@ -147,9 +146,9 @@ def test_search_that_stops_early_goes_on_with_the_next_page(
     alice: ApiClient, tasks: list[Task], monkeypatch: pytest.MonkeyPatch, few: int
 ) -> None:
     """As among very many tasks: a page may have fewer tasks than its limit, even none."""
-    monkeypatch.setattr(ordered_tasks, "FIRST_SEARCHED", 1)
-    monkeypatch.setattr(ordered_tasks, "MAX_SEARCHED", 2)
-    monkeypatch.setattr(candidates, "MAX_CANDIDATES", few)
+    monkeypatch.setattr(list_queries, "FIRST_SEARCHED", 1)
+    monkeypatch.setattr(list_queries, "MAX_SEARCHED", 2)
+    monkeypatch.setattr(list_queries, "MAX_CANDIDATES", few)
     agent = alice.agent_key("translator")
     of_agent = [task for task in tasks if task["agentId"] == "translator"]
     cut: list[list[Task]] = []
@@ -921,7 +920,7 @@ def test_filter_that_leaves_few_finds_them_in_an_index(
     monkeypatch: pytest.MonkeyPatch,
     subtests: pytest.Subtests,
 ) -> None:
-    monkeypatch.setattr(ordered_tasks, "FIRST_SEARCHED", 1)
+    monkeypatch.setattr(list_queries, "FIRST_SEARCHED", 1)
     for sort, (index, fields) in product(SORTS[:2], selective(tasks).items()):
         with subtests.test(query(sort=sort, **fields)):
             request = partial(alice.get, f"/task?{query(sort=sort, **fields, limit=9)}")

@@ -15,7 +15,7 @@ from taskservice.database import name_index
 from taskservice.database.engine import dispose
 from taskservice.database.migrations import upgrade
 from taskservice.database.transactions import transaction
-from taskservice.queries import ordered_tasks
+from taskservice.services import lists
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.databases import Databases
 from tests.support.documents import blocks
@@ -44,7 +44,7 @@ PARTS = (
 @pytest.fixture(autouse=True)
 def by_index(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use the index though there are few tasks, and fill it in small batches."""
-    monkeypatch.setattr(ordered_tasks, "FIRST_SEARCHED", 1)
+    monkeypatch.setattr(lists, "FIRST_SEARCHED", 1)
     monkeypatch.setattr(name_index, "BATCH", 3)
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import delete
 
 from taskservice.database.models import Task
 from taskservice.database.transactions import transaction
-from taskservice.services import removal
+from taskservice.services import tasks
 from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.catalogue import fault, happened
@@ -197,7 +197,7 @@ def test_child_that_is_deleted_meanwhile_leaves_no_other_with_its_parent(
     alice: ApiClient, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On PostgreSQL a row may go between its selection and its update."""
-    monkeypatch.setattr(removal, "REFERENCES", 2)
+    monkeypatch.setattr(tasks, "REFERENCES", 2)
     parent = alice.start()
     children = [alice.start(parentId=parent["id"]) for _ in range(4)]
     other = ApiClient(app, alice.name, alice.key)
@@ -213,7 +213,7 @@ def test_child_that_is_deleted_meanwhile_leaves_no_other_with_its_parent(
 def test_parent_of_very_many_is_deleted_in_several_transactions(
     alice: ApiClient, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(removal, "REFERENCES", 1)
+    monkeypatch.setattr(tasks, "REFERENCES", 1)
     parent = alice.start()
     children = [alice.start(parentId=parent["id"]) for _ in range(3)]
     expect(alice.delete(f"/task/{parent['id']}"), 200)

@@ -25,7 +25,7 @@ from taskservice.database.models import Attempt, Delivery, Log, LogChunk, LogWri
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now, db
-from taskservice.services import removal
+from taskservice.services import tasks as removal
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, add_user, expect, problem
 from tests.support.catalogue import fault, happened

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 from standardwebhooks import Webhook
 
-from taskservice.services.callback_secrets import MAX_SIGNING
+from taskservice.services.users import MAX_SIGNING
 from tests.support.api_client import ApiClient, add_user, expect, of_task, problem
 from tests.support.internals import end_for_silence
 from tests.support.model import (

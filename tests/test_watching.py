@@ -21,7 +21,7 @@ from flask import Flask
 
 from taskservice import resources
 from taskservice.database.watcher import WaitSlots, Watcher
-from taskservice.queries import tasks as task_queries
+from taskservice.services import tasks
 from taskservice.web import task_events
 from tests.support import conformance
 from tests.support.api_client import API, ApiClient, RemoteClient, expect, problem
@@ -338,7 +338,7 @@ def test_claim_says_that_its_key_went_with_its_agent(
     alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice.register()
-    look = task_queries.has_task_for_claim
+    look = tasks.has_task_for_claim
 
     def look_after_deletion(*arguments: Any) -> bool:
         with ThreadPoolExecutor(1) as another:
@@ -346,7 +346,7 @@ def test_claim_says_that_its_key_went_with_its_agent(
         return look(*arguments)
 
     agent = alice.agent_key()
-    monkeypatch.setattr(task_queries, "has_task_for_claim", look_after_deletion)
+    monkeypatch.setattr(tasks, "has_task_for_claim", look_after_deletion)
     problem(agent.post("/agent/summarizer/claim", headers={"Prefer": "wait=20"}), 401)
 
 

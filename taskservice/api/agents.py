@@ -7,7 +7,6 @@ from flask import Blueprint, Response
 
 from taskservice.auth import caller
 from taskservice.database.types import AnyRow
-from taskservice.queries import agents as agent_queries
 from taskservice.schemas.fields import EXAMPLE_MOMENT
 from taskservice.schemas.requests import AgentQuerySchema, PutAgentSchema, TaskQuerySchema
 from taskservice.schemas.tasks import expanded_task_schema
@@ -32,7 +31,7 @@ def list_all(query: dict[str, Any]) -> Response:
     All agents that the key may see, streamed: a failure midway breaks the connection. An agent key
     sees only its own agent.
     """
-    pages = agent_queries.list_all(caller)
+    pages = agent_service.list_all(caller)
     return responses.array(_expanded(page, query) for page in pages)
 
 
@@ -40,7 +39,7 @@ def list_all(query: dict[str, Any]) -> Response:
 @operation("getAgent", query=agent_query, answers={200: expanded_agent_schema})
 def get(agent_id: str, query: dict[str, Any]) -> Response:
     """Get an agent."""
-    return responses.json(_expanded([agent_queries.get(caller, agent_id)], query)[0])
+    return responses.json(_expanded([agent_service.get(caller, agent_id)], query)[0])
 
 
 def _expanded(agents: Sequence[AnyRow], query: dict[str, Any]) -> list[dict[str, Any]]:
@@ -48,7 +47,7 @@ def _expanded(agents: Sequence[AnyRow], query: dict[str, Any]) -> list[dict[str,
     dumped: list[dict[str, Any]] = agent_schema.dump(agents, many=True)
     if "expand" not in query:
         return dumped
-    health = agent_queries.health(agents)
+    health = agent_service.health(agents)
     return [agent | {"health": health[agent["id"]]} for agent in dumped]
 
 

@@ -3,11 +3,10 @@
 from flask import Blueprint, Response
 
 from taskservice.auth import caller
-from taskservice.queries import deliveries as delivery_queries
-from taskservice.queries import tasks as task_queries
 from taskservice.schemas.fields import EXAMPLE_MOMENT
 from taskservice.schemas.tasks import delivery_schema
 from taskservice.services import deliveries as delivery_service
+from taskservice.services import tasks
 from taskservice.terms import DELIVERY_UNDER_WAY, NO_DELIVERY
 from taskservice.web import responses
 from taskservice.web.request import operation
@@ -23,8 +22,8 @@ def list_all(task_id: str) -> Response:
     Newest first, each with the newest attempts to post it. The list is empty while the task runs,
     and if it has no callback. Only a late report gives a task a second delivery.
     """
-    task_queries.get(caller, task_id)
-    rows = delivery_queries.list_of_task(caller, task_id)
+    tasks.get(caller, task_id)
+    rows = delivery_service.list_of_task(caller, task_id)
     return responses.dump(delivery_schema, rows, many=True)
 
 
@@ -42,5 +41,5 @@ def redeliver(task_id: str) -> Response:
     Makes the newest delivery due now, whatever its state, and begins its retry schedule anew. It
     is posted soon after this answer, with the same `webhook-id` and the task as it is then.
     """
-    delivery = delivery_queries.get(caller, delivery_service.redeliver(caller, task_id))
+    delivery = delivery_service.get(caller, delivery_service.redeliver(caller, task_id))
     return responses.dump(delivery_schema, delivery, 202)

@@ -5,13 +5,11 @@ from typing import Any
 from flask import Blueprint, Response
 
 from taskservice.auth import caller
-from taskservice.queries import keys as key_queries
-from taskservice.queries import users as user_queries
 from taskservice.schemas.fields import EXAMPLE_MOMENT
 from taskservice.schemas.requests import CreateKeySchema
 from taskservice.schemas.users import callback_secret_schema, key_schema, key_with_secret_schema
-from taskservice.services import callback_secrets as secret_service
 from taskservice.services import keys as key_service
+from taskservice.services import users
 from taskservice.terms import LAST_USER_KEY, TOO_MANY_REQUESTS
 from taskservice.web import responses
 from taskservice.web.request import operation
@@ -29,7 +27,7 @@ def list_all() -> Response:
     All keys of the user, including those that are revoked or expired, streamed: a failure midway
     breaks the connection.
     """
-    pages = key_queries.list_of_user(caller)
+    pages = key_service.list_of_user(caller)
     return responses.array(key_schema.dump(page, many=True) for page in pages)
 
 
@@ -67,7 +65,7 @@ def show_secret() -> Response:
 
     Any library for Standard Webhooks accepts it as it is.
     """
-    secret = user_queries.current_callback_secret(caller.user_id)
+    secret = users.current_callback_secret(caller.user_id)
     return responses.dump(callback_secret_schema, secret)
 
 
@@ -83,4 +81,4 @@ def rotate_secret() -> Response:
 
     The replaced secret also signs for 24 hours more. At most 10 secrets sign at once.
     """
-    return responses.dump(callback_secret_schema, secret_service.rotate(caller), 201)
+    return responses.dump(callback_secret_schema, users.rotate(caller), 201)

@@ -8,7 +8,6 @@ from taskservice.auth import caller
 from taskservice.context import current
 from taskservice.errors import invalid
 from taskservice.openapi.operation import EVENTS, JSON, TEXT
-from taskservice.queries import tasks as task_queries
 from taskservice.schemas.requests import (
     AppendQuerySchema,
     AppendSchema,
@@ -16,7 +15,7 @@ from taskservice.schemas.requests import (
     LogQuerySchema,
 )
 from taskservice.schemas.tasks import appended_schema, event_schema, log_page_schema
-from taskservice.services import appends, chunks, task_json
+from taskservice.services import appends, task_json, tasks
 from taskservice.terms import DEFAULT_LINES, RUNNING, SEQ_GAP, TASK_FINISHED
 from taskservice.web import event_stream, responses, task_events, waiting
 from taskservice.web.request import body_bytes, load_body, operation, prefers
@@ -89,7 +88,7 @@ def read(task_id: str, query: dict[str, Any]) -> Response:
     """
     after = query.get("after", 0)
     task = waiting.until(
-        lambda: task_queries.get(caller, task_id),
+        lambda: tasks.get(caller, task_id),
         lambda task: task.log_count > after or task.status != RUNNING,
     )
     has_times = query.get("times", False)
@@ -121,7 +120,7 @@ def follow(task_id: str, query: dict[str, Any]) -> Response:
 
     A client that reconnects with `Last-Event-ID`, as browsers do by themselves, misses nothing.
     """
-    task = task_queries.get(caller, task_id)
+    task = tasks.get(caller, task_id)
     events = task_events.follow(caller, task.id, _last_event_id())
     return event_stream.respond(events, has_times=query.get("times", False))
 
@@ -140,17 +139,17 @@ def _is_text() -> bool:
 
 
 def _text_append(query: dict[str, Any]) -> dict[str, Any]:
-    sent = chunks.of_text(body_bytes())
-    return query | {"chunks": chunks.at_one_time(sent, query["at"]) if "at" in query else sent}
+    sent = appends.of_text(body_bytes())
+    return query | {"chunks": appends.at_one_time(sent, query["at"]) if "at" in query else sent}
 
 
 def _json_append(query: dict[str, Any]) -> dict[str, Any]:
     if query:
         raise invalid({name: ["Belongs in the JSON body."] for name in query})
     body = load_body(append_schema)
-    sent, at = chunks.of_strings(body["logs"]), body.get("at")
+    sent, at = appends.of_strings(body["logs"]), body.get("at")
     if isinstance(at, list):
-        sent = chunks.with_times(sent, body["logs"], at)
+        sent = appends.with_times(sent, body["logs"], at)
     elif at is not None:
-        sent = chunks.at_one_time(sent, at)
+        sent = appends.at_one_time(sent, at)
     return body | {"chunks": sent}

@@ -5,11 +5,10 @@ from typing import Any
 from flask import Blueprint, Response
 
 from taskservice.auth import caller
-from taskservice.queries import questions as question_queries
 from taskservice.schemas.requests import AnswerQuestionSchema, AskSchema
 from taskservice.schemas.tasks import question_schema
 from taskservice.services import questions as question_service
-from taskservice.services.idempotency import Idempotency
+from taskservice.services.tasks import Idempotency
 from taskservice.terms import (
     ANSWERED,
     NOT_CLAIMED,
@@ -35,7 +34,7 @@ def list_all(task_id: str) -> Response:
     All of them, oldest first, streamed: a failure midway breaks the connection. The open ones are
     also in the task.
     """
-    pages = question_queries.list_of_task(caller, task_id)
+    pages = question_service.list_of_task(caller, task_id)
     return responses.array(question_schema.dump(page, many=True) for page in pages)
 
 
@@ -59,7 +58,7 @@ def ask(task_id: str) -> Response:
     key = idempotency_key()
     idempotency = None if key is None else Idempotency.of(key, body)
     question, replayed = question_service.ask(caller, task_id, fields, idempotency)
-    ended = waiting.until(lambda: question_queries.get(caller, task_id, question.id), _has_ended)
+    ended = waiting.until(lambda: question_service.get(caller, task_id, question.id), _has_ended)
     return responses.dump(question_schema, ended, 201, responses.replayed_header(replayed))
 
 
@@ -75,7 +74,7 @@ def get(task_id: str, question_id: str) -> Response:
 
     With `Prefer: wait`, the answer comes when it is no longer open.
     """
-    question = waiting.until(lambda: question_queries.get(caller, task_id, question_id), _has_ended)
+    question = waiting.until(lambda: question_service.get(caller, task_id, question_id), _has_ended)
     return responses.dump(question_schema, question)
 
 

@@ -6,7 +6,6 @@ from flask import Blueprint, Response
 
 from taskservice.auth import caller
 from taskservice.database.types import TaskRow, TaskVersion
-from taskservice.queries import tasks as task_queries
 from taskservice.schemas.fields import EXAMPLE_LATER, EXAMPLE_TASK
 from taskservice.schemas.requests import (
     ListQuerySchema,
@@ -18,7 +17,7 @@ from taskservice.schemas.requests import (
 from taskservice.schemas.tasks import expanded_task_schema
 from taskservice.services import lists, reports, starts, task_json
 from taskservice.services import tasks as task_service
-from taskservice.services.idempotency import Idempotency
+from taskservice.services.tasks import Idempotency
 from taskservice.terms import CANCELLED, COMPLETE, ERROR, RUNNING, TASK_FINISHED
 from taskservice.web import list_query, responses, waiting
 from taskservice.web.request import idempotency_key, json_body, operation
@@ -100,11 +99,11 @@ def get(task_id: str, query: dict[str, Any]) -> Response:
     `expand` there is no ETag, since embedded objects have no version.
     """
     shape = list_query.shape(query)
-    read = task_queries.get_with_lines if shape.has_logs else task_queries.get
+    read = task_service.get_with_lines if shape.has_logs else task_service.get
     if not responses.is_conditional(shape):
         task = waiting.until(lambda: read(caller, task_id), _has_ended)
         return responses.versioned_task(task, shape)
-    seen = waiting.until(lambda: task_queries.get_version(caller, task_id), _has_ended)
+    seen = waiting.until(lambda: task_service.get_version(caller, task_id), _has_ended)
     unchanged = responses.not_modified(seen, shape)
     return unchanged or responses.versioned_task(read(caller, task_id), shape)
 

@@ -3,9 +3,8 @@
 from flask import Blueprint, Response
 
 from taskservice.auth import caller
-from taskservice.queries import keys as key_queries
-from taskservice.queries import users as user_queries
 from taskservice.schemas.users import key_schema, user_schema, who_am_i_schema
+from taskservice.services import keys, users
 from taskservice.web import responses
 from taskservice.web.request import operation
 
@@ -19,5 +18,5 @@ def get() -> Response:
 
     The user that the key belongs to, and the key without its text.
     """
-    user = user_schema.dump(user_queries.get(caller.user_id))
-    return responses.json(user | {"key": key_schema.dump(key_queries.get(caller, caller.key_id))})
+    user = user_schema.dump(users.get(caller.user_id))
+    return responses.json(user | {"key": key_schema.dump(keys.get(caller, caller.key_id))})

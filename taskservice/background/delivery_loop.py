@@ -12,8 +12,7 @@ from taskservice import resources
 from taskservice.database.watcher import Watcher
 from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
-from taskservice.services.deliveries import Leased
-from taskservice.services.fair_queue import ReceiverSlots
+from taskservice.services.deliveries import Leased, ReceiverSlots
 from taskservice.threads import start_thread
 from taskservice.webhooks.attempt import Interrupt
 from taskservice.webhooks.circuit_breaker import CircuitBreaker

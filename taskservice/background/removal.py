@@ -26,7 +26,7 @@ from taskservice.database import clock
 from taskservice.database.models import WITH_OLD_LOG, Delivery, Task, User
 from taskservice.database.transactions import has_writer_queue, reading, transaction
 from taskservice.database.types import AnyRow, AnySelect, Timestamp
-from taskservice.services.removal import detach_logs, remove
+from taskservice.services.tasks import detach_logs, remove
 from taskservice.terms import PENDING
 
 # How many old tasks are found at once, for several batches.

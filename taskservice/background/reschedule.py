@@ -8,7 +8,7 @@ from taskservice.database.models import Delivery
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now
 from taskservice.database.watcher import Watcher
-from taskservice.queries.deliveries import is_pending, is_too_far
+from taskservice.services.deliveries import is_pending, is_too_far
 
 # Deliveries in one transaction.
 BATCH = 200

@@ -14,7 +14,7 @@ from taskservice.database.models import Agent, Task, User
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import AnyRow, Identifier
 from taskservice.services.keys import LOCK_USER, get_user_id, revoke_keys_of
-from taskservice.services.removal import remove
+from taskservice.services.tasks import remove
 
 # How many tasks the last transaction removes at most.
 LAST_TASKS = 100

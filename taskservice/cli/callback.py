@@ -8,9 +8,8 @@ from taskservice.cli.options import Text, examples
 from taskservice.cli.service_app import service_app
 from taskservice.database import clock
 from taskservice.errors import no_such_user
-from taskservice.queries import users as user_queries
 from taskservice.schemas import strict_json
-from taskservice.services import attempts
+from taskservice.services import attempts, users
 from taskservice.terminal import print_line
 from taskservice.webhooks import signing
 
@@ -53,7 +52,7 @@ def test(url: str, user: str | None) -> None:
 
 
 def _secrets_of(name: str) -> list[str]:
-    user = next((user for user in user_queries.list_all() if user.name == name), None)
+    user = next((user for user in users.list_all() if user.name == name), None)
     if user is None:
         raise no_such_user(name)
-    return list(user_queries.callback_secrets(user.id, clock.now()))
+    return list(users.callback_secrets(user.id, clock.now()))

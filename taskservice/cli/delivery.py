@@ -6,7 +6,6 @@ import click
 
 from taskservice.cli.options import examples, json_lines, json_object
 from taskservice.cli.service_app import service_app
-from taskservice.queries import deliveries as delivery_queries
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.tasks import delivery_schema
 from taskservice.services import deliveries as delivery_service
@@ -31,7 +30,7 @@ def command() -> None:
 def list_all(state: str | None, limit: int, as_json: bool) -> None:
     """List the deliveries of all users, newest first."""
     with service_app():
-        rows = [_dump(row) for row in delivery_queries.list_all(state, limit)]
+        rows = [_dump(row) for row in delivery_service.list_all(state, limit)]
         print_rows(rows, LIST_COLUMNS, as_json)
 
 
@@ -43,7 +42,7 @@ def list_all(state: str | None, limit: int, as_json: bool) -> None:
 def show(delivery_id: str, as_json: bool) -> None:
     """Show a delivery with each attempt to post it."""
     with service_app():
-        row = delivery_queries.find(_parse_id(delivery_id))
+        row = delivery_service.find(_parse_id(delivery_id))
         if row is None:
             _exit_not_found(delivery_id)
         delivery = _dump(row)

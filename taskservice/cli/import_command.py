@@ -13,8 +13,7 @@ import click
 
 from taskservice.cli.options import examples, json_object
 from taskservice.cli.service_app import service_app
-from taskservice.services.import_lines import InvalidExport
-from taskservice.services.transfer import Imported, import_from
+from taskservice.services.transfer import Imported, InvalidExport, import_from
 from taskservice.terminal import exit_with_error, print_json, print_line, remark
 
 

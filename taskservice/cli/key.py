@@ -5,7 +5,6 @@ import click
 from taskservice.cli.options import Duration, Text, examples, json_lines
 from taskservice.cli.service_app import print_key, service_app
 from taskservice.database import clock
-from taskservice.queries import keys as key_queries
 from taskservice.schemas.users import key_schema
 from taskservice.services import keys as key_service
 from taskservice.terminal import print_line, print_rows
@@ -46,7 +45,7 @@ def add(user: str, name: str, agent: str | None, expires: int | None) -> None:
 def list_all(as_json: bool) -> None:
     """List the keys of all users, without their secrets."""
     with service_app():
-        rows = [key_schema.dump(row) | {"user": row.user_name} for row in key_queries.list_all()]
+        rows = [key_schema.dump(row) | {"user": row.user_name} for row in key_service.list_all()]
         columns = ["user", "name", "hint", "agentId", "id", "createdAt", "expiresAt"]
         print_rows(rows, [*columns, "lastUsedAt", "revokedAt"], as_json)
 

@@ -7,8 +7,8 @@ from marshmallow import ValidationError
 
 from taskservice.cli.options import Text, examples
 from taskservice.cli.service_app import service_app
-from taskservice.queries import export
 from taskservice.schemas.fields import Moment
+from taskservice.services import transfer
 from taskservice.terminal import exit_with_error
 
 
@@ -44,7 +44,7 @@ def command(user: str | None, since: str | None) -> None:
     """
     with service_app():
         try:
-            for line in export.lines(user, since):
+            for line in transfer.lines(user, since):
                 sys.stdout.buffer.write(line)
             sys.stdout.buffer.flush()
         except BrokenPipeError:

@@ -5,7 +5,6 @@ import click
 from taskservice.background import user_removal
 from taskservice.cli.options import Text, examples, json_lines
 from taskservice.cli.service_app import print_key, service_app
-from taskservice.queries import users as user_queries
 from taskservice.schemas.users import user_schema
 from taskservice.services import users as user_service
 from taskservice.terminal import exit_with_error, print_line, print_rows
@@ -49,5 +48,5 @@ def delete(name: str, yes: bool) -> None:
 def list_all(as_json: bool) -> None:
     """List the users."""
     with service_app():
-        rows = user_schema.dump(user_queries.list_all(), many=True)
+        rows = user_schema.dump(user_service.list_all(), many=True)
         print_rows(rows, ["name", "id", "createdAt"], as_json)

@@ -16,13 +16,12 @@ from taskservice.dashboard.shared_pages import shared
 from taskservice.database import clock
 from taskservice.database.types import AnyRow, TaskRow
 from taskservice.errors import Problem
-from taskservice.queries import agents as agent_queries
-from taskservice.queries.selections import Selection
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import PutAgentSchema, StartSchema
 from taskservice.services import agents as agent_service
 from taskservice.services import lists, starts
-from taskservice.services.idempotency import Idempotency
+from taskservice.services.lists import Selection
+from taskservice.services.tasks import Idempotency
 from taskservice.terms import CANCELLED
 
 agents = Blueprint("agents", __name__)
@@ -48,16 +47,16 @@ MAX_WAITING = 1_000
 @shared
 def list_all() -> Response:
     number = min(max(request.args.get("page", 1, int), 1), MAX_PAGE)
-    found = agent_queries.list_by_use(caller, (number - 1) * PAGE_SIZE, PAGE_SIZE + 1)
+    found = agent_service.list_by_use(caller, (number - 1) * PAGE_SIZE, PAGE_SIZE + 1)
     shown = found[:PAGE_SIZE]
     used = [agent for agent in shown if agent.last_used_at]
     return page(
         "agents.html",
         agents=[
             {**_facts(agent, runs), "recent_tasks": _last_tasks(agent.id, RECENT_TASKS)}
-            for agent, runs in agent_queries.runs(used, agent_queries.RECENT)
+            for agent, runs in agent_service.runs(used, agent_service.RECENT)
         ],
-        loads=agent_queries.loads(used, MAX_WAITING),
+        loads=agent_service.loads(used, MAX_WAITING),
         max_waiting=MAX_WAITING,
         unused=[agent for agent in shown if not agent.last_used_at],
         is_first=number == 1,
@@ -68,14 +67,14 @@ def list_all() -> Response:
 @agents.get("/agents/<agent_id>")
 @shared
 def show(agent_id: str) -> Response:
-    agent = agent_queries.get(caller, agent_id)
-    ((_, runs),) = agent_queries.runs([agent], PLOTTED_RUNS)
-    facts = _facts(agent, runs[-agent_queries.RECENT :])
+    agent = agent_service.get(caller, agent_id)
+    ((_, runs),) = agent_service.runs([agent], PLOTTED_RUNS)
+    facts = _facts(agent, runs[-agent_service.RECENT :])
     return page(
         "agent.html",
         **facts,
         inputs=input_form.with_defaults(agent.input_schema).fields,
-        loads=agent_queries.loads([agent], MAX_WAITING),
+        loads=agent_service.loads([agent], MAX_WAITING),
         max_waiting=MAX_WAITING,
         last_tasks=_last_tasks(agent.id, LISTED_TASKS),
         plot=plot.of(runs, facts["health"]["medianSeconds"]),
@@ -86,14 +85,14 @@ def show(agent_id: str) -> Response:
 @agents.get("/agents/<agent_id>/edit")
 def ask_to_change(agent_id: str) -> Response:
     caller.require_user_key()
-    agent = agent_queries.get(caller, agent_id)
+    agent = agent_service.get(caller, agent_id)
     return _edit_page(agent, {"name": agent.name, "description": agent.description})
 
 
 @agents.post("/agents/<agent_id>/edit")
 def change(agent_id: str) -> AnyResponse:
     caller.require_user_key()
-    agent = agent_queries.get(caller, agent_id)
+    agent = agent_service.get(caller, agent_id)
     form = _form("name", "description")
     try:
         agent_service.put(caller, agent.id, put_schema.load(form))
@@ -106,10 +105,10 @@ def change(agent_id: str) -> AnyResponse:
 @agents.get("/agents/<agent_id>/run")
 def ask_to_run(agent_id: str) -> Response:
     caller.require_user_key()
-    agent = agent_queries.get(caller, agent_id)
+    agent = agent_service.get(caller, agent_id)
     given, source = input_form.with_defaults(agent.input_schema), None
     if not given.can_have_fields:
-        newest = agent_queries.newest_task(agent, MAX_EXAMPLE)
+        newest = agent_service.newest_task(agent, MAX_EXAMPLE)
         if newest and newest.input not in (None, "{}"):
             source = newest
             given = input_form.with_input(agent.input_schema, newest.input)
@@ -120,7 +119,7 @@ def ask_to_run(agent_id: str) -> Response:
 def run(agent_id: str) -> AnyResponse:
     """What the fields lack is said in the form, which keeps its text."""
     caller.require_user_key()
-    agent = agent_queries.get(caller, agent_id)
+    agent = agent_service.get(caller, agent_id)
     form = _form("name", "labels")
     given = input_form.of_request(agent.input_schema, forms.texts(request.form), "{}")
     if "show" in request.form:
@@ -187,7 +186,7 @@ def _edit_page(agent: AnyRow, form: dict[str, str], fault: str = "") -> Response
 
 def _facts(agent: AnyRow, recent: list[AnyRow]) -> dict[str, Any]:
     """What a page says of an agent, by its last runs."""
-    health = agent_queries.health_of(recent)
+    health = agent_service.health_of(recent)
     outcomes = Counter(outcome_of(task) for task in recent)
     counted = outcomes.total() - outcomes[CANCELLED]
     return {

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from taskservice.auth import Caller
 from taskservice.database import clock
-from taskservice.queries.selections import Selection
 from taskservice.services import counts
+from taskservice.services.lists import Selection
 from taskservice.terms import COMPLETE, ERROR, RUNNING
 
 # From the bottom of a bar to its top.

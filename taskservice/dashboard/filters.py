@@ -8,9 +8,8 @@ from taskservice.auth import caller
 from taskservice.dashboard import chart
 from taskservice.dashboard.pages import without_nul
 from taskservice.errors import invalid
-from taskservice.queries.candidates import WAITING
-from taskservice.queries.selections import Selection
 from taskservice.schemas.requests import ListQuerySchema
+from taskservice.services.lists import WAITING, Selection
 from taskservice.terms import CANCELLED, COMPLETE, ERROR, FAILED, PENDING, RUNNING, TIMEOUT
 from taskservice.web import list_query
 

@@ -9,8 +9,8 @@ import orjson
 
 from taskservice.database import clock
 from taskservice.quantities import percent, percent_done, seconds_text
-from taskservice.queries.candidates import WAITING
 from taskservice.schemas import strict_json
+from taskservice.services.lists import WAITING
 from taskservice.terms import FAILED, RUNNING
 
 # These change the direction of text and so can disguise it; JSON can escape them.

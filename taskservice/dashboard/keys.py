@@ -11,11 +11,8 @@ from taskservice.dashboard.pages import page, redirect_to, without_nul
 from taskservice.database import clock
 from taskservice.database.types import AnyRow
 from taskservice.errors import invalid
-from taskservice.queries import agents as agent_queries
-from taskservice.queries import keys as key_queries
-from taskservice.queries import users as user_queries
 from taskservice.schemas.requests import CreateKeySchema
-from taskservice.services import callback_secrets as secret_service
+from taskservice.services import agents, users
 from taskservice.services import keys as key_service
 from taskservice.terms import CLIENTS, KEY_VARIABLE
 from taskservice.web.request import require_id
@@ -56,7 +53,7 @@ def create() -> AnyResponse:
 
 @keys.get("/keys/<key_id>/revoke")
 def ask_to_revoke(key_id: str) -> Response:
-    return page("revoke.html", key=key_queries.get(caller, require_id("key", key_id)))
+    return page("revoke.html", key=key_service.get(caller, require_id("key", key_id)))
 
 
 @keys.post("/keys/<key_id>/revoke")
@@ -73,21 +70,21 @@ def ask_to_rotate() -> Response:
 
 @keys.post("/callback-secret/rotate")
 def rotate() -> AnyResponse:
-    secret_service.rotate(caller)
+    users.rotate(caller)
     flash("The callback secret was rotated. For one day the old one signs too.")
     return redirect_to("keys.list_all", _anchor="secret")
 
 
 def _page(status: int = 200, new: Any = None) -> Response:
-    valid = key_queries.newest(caller, MAX_KEYS, are_valid=True)
+    valid = key_service.newest(caller, MAX_KEYS, are_valid=True)
     return page(
         "keys.html",
         status,
         valid=sorted(valid, key=_is_of_this_session, reverse=True),
-        invalid=key_queries.newest(caller, MAX_KEYS, are_valid=False),
+        invalid=key_service.newest(caller, MAX_KEYS, are_valid=False),
         max_keys=MAX_KEYS,
-        agent_ids=agent_queries.choices(caller),
-        secret=user_queries.current_callback_secret(caller.user_id),
+        agent_ids=agents.choices(caller),
+        secret=users.current_callback_secret(caller.user_id),
         expiries=EXPIRIES,
         default_expiry=DEFAULT_EXPIRY,
         new=new,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from taskservice import quantities
 from taskservice.dashboard import formatting
 from taskservice.database.types import AnyRow
-from taskservice.queries.agents import seconds
+from taskservice.services.agents import seconds
 
 # In pixels.
 HEIGHT = 200

@@ -9,10 +9,10 @@ from taskservice.dashboard import schema_form
 from taskservice.dashboard.formatting import visible
 from taskservice.dashboard.schema_form import CHOICE, Choice, Errors, Field, Json, Texts
 from taskservice.database.types import AnyRow
-from taskservice.queries import questions as question_queries
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import open_questions
 from taskservice.schemas.tasks import question_schema
+from taskservice.services import questions as question_queries
 from taskservice.terms import ANSWERED, API_PREFIX
 
 # The list of tasks has forms of the oldest SHOWN_TASKS that ask, and counts up to MAX_TASKS.

@@ -9,10 +9,9 @@ from taskservice.dashboard.forms import texts
 from taskservice.dashboard.pages import page, redirect_to, redirect_to_page
 from taskservice.dashboard.schema_form import Errors, Json, Texts
 from taskservice.errors import Problem
-from taskservice.queries import questions as question_queries
-from taskservice.queries import tasks as task_queries
 from taskservice.schemas import json_schema
 from taskservice.services import questions as question_service
+from taskservice.services import tasks
 from taskservice.terms import ACCEPT, DECLINE, OPEN, QUESTION_CLOSED
 from taskservice.web.request import require_id
 
@@ -69,7 +68,7 @@ def _misfits(schema: Json, content: Json) -> Errors:
 def _question(task_id: str, question_id: str) -> Json:
     """The question as the API answers it. Raises 404."""
     task_id, question_id = require_id("task", task_id), require_id("question", question_id)
-    return question_forms.loaded(question_queries.get(caller, task_id, question_id))
+    return question_forms.loaded(question_service.get(caller, task_id, question_id))
 
 
 def _page(
@@ -78,7 +77,7 @@ def _page(
     return page(
         "question.html",
         422 if errors else 200,
-        task=task_queries.get(caller, task_id),
+        task=tasks.get(caller, task_id),
         question=question_forms.form(question, task_id, typed, errors),
         back=request.values.get("back", ""),
     )

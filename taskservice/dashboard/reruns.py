@@ -14,12 +14,10 @@ from taskservice.dashboard.shared_pages import shared
 from taskservice.database import clock
 from taskservice.database.types import TaskRow
 from taskservice.errors import Problem
-from taskservice.queries import agents as agent_queries
-from taskservice.queries import tasks as task_queries
 from taskservice.schemas import strict_json
 from taskservice.schemas.requests import RerunSchema
-from taskservice.services import starts
-from taskservice.services.idempotency import Idempotency
+from taskservice.services import agents, starts, tasks
+from taskservice.services.tasks import Idempotency
 from taskservice.web.request import require_id
 
 reruns = Blueprint("reruns", __name__)
@@ -64,15 +62,15 @@ def _rerun(task: TaskRow, given: InputForm, submission_id: str) -> TaskRow:
 
 def _page(task: TaskRow, given: InputForm, fault: str = "", status: int = 200) -> Response:
     new_id = clock.new_id()
-    again = task_queries.newest_rerun(caller, task.id)
+    again = tasks.newest_rerun(caller, task.id)
     values = {"task": task, "given": given, "fault": fault, "new_id": new_id, "again": again}
     return page("rerun.html", status, **values)
 
 
 def _schema(task: TaskRow) -> str:
     """The schema of its agent's input, as it is stored."""
-    return str(agent_queries.get(caller, task.agent_id).input_schema)
+    return str(agents.get(caller, task.agent_id).input_schema)
 
 
 def _task(task_id: str) -> TaskRow:
-    return task_queries.get(caller, require_id("task", task_id))
+    return tasks.get(caller, require_id("task", task_id))

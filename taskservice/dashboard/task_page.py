@@ -6,10 +6,9 @@ from taskservice.auth import Caller
 from taskservice.dashboard import question_forms
 from taskservice.database import clock
 from taskservice.database.types import AnyRow, TaskRow
-from taskservice.queries import agents as agent_queries
-from taskservice.queries import tasks as task_queries
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import open_questions
+from taskservice.services import agents, tasks
 from taskservice.terms import RUNNING
 
 MAX_CHILDREN = 50
@@ -49,10 +48,10 @@ def values(caller: Caller, task: TaskRow) -> dict[str, Any]:
     """The values of the page's template."""
     return {
         "labels": [(f"{key}:{value}", value, key) for key, value in _labels(task)],
-        "parent": task_queries.find(caller, task.parent_id) if task.parent_id else None,
-        "original": task_queries.find(caller, task.rerun_of) if task.rerun_of else None,
-        "again": task_queries.newest_rerun(caller, task.id),
-        "children": _waterfall(task_queries.children(caller, task.id, MAX_CHILDREN + 1)),
+        "parent": tasks.find(caller, task.parent_id) if task.parent_id else None,
+        "original": tasks.find(caller, task.rerun_of) if task.rerun_of else None,
+        "again": tasks.newest_rerun(caller, task.id),
+        "children": _waterfall(tasks.children(caller, task.id, MAX_CHILDREN + 1)),
         "questions": question_forms.of_task(task),
         "ended_questions": question_forms.ended(task.id),
         "waiting": _waiting(task),
@@ -67,7 +66,7 @@ def _labels(task: TaskRow) -> list[tuple[str, str]]:
 def _waiting(task: TaskRow) -> Waiting | None:
     if task.status != RUNNING or task.claimed_at is not None:
         return None
-    last_claim = agent_queries.last_claim(task.user_id, task.agent_id)
+    last_claim = agents.last_claim(task.user_id, task.agent_id)
     is_long = _seconds(task.created_at, clock.now()) >= LONG_WAIT_SECONDS
     return Waiting(last_claim, needs_worker=is_long or last_claim is None)
 
@@ -82,8 +81,8 @@ def _expected_end(caller: Caller, task: TaskRow) -> str | None:
         spent = clock.seconds_between(task.claimed_at, task.updated_at)
         seconds = max(0.0, spent) / progress
         return clock.moved(task.claimed_at, seconds) if seconds < LONGEST else None
-    agent = agent_queries.get(caller, task.agent_id)
-    usual = agent_queries.health([agent])[agent.id]["medianSeconds"]
+    agent = agents.get(caller, task.agent_id)
+    usual = agents.health([agent])[agent.id]["medianSeconds"]
     return None if usual is None else clock.moved(task.claimed_at, usual)
 
 

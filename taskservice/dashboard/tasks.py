@@ -22,10 +22,7 @@ from taskservice.dashboard.shared_pages import shared
 from taskservice.database.types import TaskRow
 from taskservice.errors import Problem
 from taskservice.openapi.operation import TEXT
-from taskservice.queries import agents as agent_queries
-from taskservice.queries import deliveries as delivery_queries
-from taskservice.queries import tasks as task_queries
-from taskservice.services import counts, lists, logs, reports, task_json
+from taskservice.services import agents, counts, lists, logs, reports, task_json
 from taskservice.services import deliveries as delivery_service
 from taskservice.services import tasks as task_service
 from taskservice.terms import RUNNING
@@ -59,7 +56,7 @@ def list_all() -> AnyResponse:
         rows=rows,
         asking=question_forms.asking(caller),
         found=found,
-        states=delivery_queries.states(rows) if caller.agent_id is None else {},
+        states=delivery_service.states(rows) if caller.agent_id is None else {},
         log_ends=logs.ends([row.id for row in rows if formatting.is_generic(row)]),
         agent_ids=_agent_choices(),
         tabs=filters.TABS,
@@ -160,12 +157,12 @@ def webhook(task_id: str) -> Response:
 
 def _agent_choices() -> Sequence[str]:
     """The agents to filter by, and the one that is chosen."""
-    ids, chosen = agent_queries.choices(caller), request.args.get("agentId")
+    ids, chosen = agents.choices(caller), request.args.get("agentId")
     return [*ids, chosen] if chosen and chosen not in ids else ids
 
 
 def _task(task_id: str) -> TaskRow:
-    return task_queries.get(caller, require_id("task", task_id))
+    return task_service.get(caller, require_id("task", task_id))
 
 
 def _cancel(task_id: str) -> str:
@@ -182,4 +179,4 @@ def _cancel(task_id: str) -> str:
 
 def _deliveries(task: TaskRow) -> list[Any]:
     """The deliveries of the task; an agent key sees none."""
-    return delivery_queries.list_of_task(caller, task.id) if caller.agent_id is None else []
+    return delivery_service.list_of_task(caller, task.id) if caller.agent_id is None else []

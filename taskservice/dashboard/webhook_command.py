@@ -5,8 +5,8 @@ import shlex
 from taskservice.auth import Caller
 from taskservice.database.types import TaskRow
 from taskservice.errors import Problem
-from taskservice.queries import deliveries as delivery_queries
 from taskservice.services import attempts
+from taskservice.services import deliveries as delivery_queries
 from taskservice.terms import NO_DELIVERY
 
 

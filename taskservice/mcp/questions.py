@@ -6,7 +6,6 @@ from taskservice.auth import caller
 from taskservice.database.types import TaskRow
 from taskservice.errors import invalid
 from taskservice.mcp import refusals
-from taskservice.queries import questions as question_queries
 from taskservice.schemas.fields import NO_QUESTIONS, open_questions, parse_id
 from taskservice.schemas.requests import AnswerQuestionSchema
 from taskservice.services import questions as question_service
@@ -51,7 +50,7 @@ def answer_forms(task_id: str, responses: Any) -> set[str]:
         raise invalid({"inputResponses": ["Must be an object."]})
     closed, refused = set[str](), dict[str, list[str]]()
     given = {key: each for key, each in responses.items() if parse_id(key) == key}
-    for question_id in question_queries.ids_among(caller, task_id, given):
+    for question_id in question_service.ids_among(caller, task_id, given):
         response = given[question_id]
         if isinstance(response, dict) and response.get("action") == CANCEL:
             closed.add(question_id)

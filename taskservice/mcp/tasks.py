@@ -7,15 +7,14 @@ from taskservice.errors import Problem
 from taskservice.mcp import questions, refusals, results
 from taskservice.mcp.calls import TASKS, Call
 from taskservice.mcp.protocol import INVALID_PARAMS, MISSING_CAPABILITY, RpcError
-from taskservice.queries import tasks as task_queries
-from taskservice.services import reports
+from taskservice.services import reports, tasks
 from taskservice.terms import TASK_FINISHED
 from taskservice.web.request import require_id
 
 
 def get(call: Call) -> dict[str, Any]:
     """The state of a task, with its result or with what it asks."""
-    return results.detailed(call, task_queries.get(caller, _task_id(call)))
+    return results.detailed(call, tasks.get(caller, _task_id(call)))
 
 
 def update(call: Call) -> dict[str, Any]:

@@ -10,14 +10,13 @@ from taskservice.mcp.calls import Call
 from taskservice.mcp.fixed_tools import FIXED, LAST_LINES, MAX_SECONDS, TASKS
 from taskservice.mcp.protocol import INVALID_PARAMS, RpcError
 from taskservice.mcp.tools import agent_of
-from taskservice.queries import tasks as task_queries
-from taskservice.queries.ordered_tasks import Position
-from taskservice.queries.selections import Selection
 from taskservice.schemas.fields import NO_QUESTIONS, open_questions, parse_id
 from taskservice.schemas.requests import AnswerQuestionSchema, StartSchema
 from taskservice.services import lists, reports, starts
 from taskservice.services import questions as question_service
-from taskservice.services.idempotency import Idempotency
+from taskservice.services import tasks as task_queries
+from taskservice.services.lists import Position, Selection
+from taskservice.services.tasks import Idempotency
 from taskservice.terms import ACCEPT, DECLINE, RUNNING
 from taskservice.web import waiting
 from taskservice.web.request import checked_idempotency_key, idempotency_key, require_id

@@ -8,8 +8,8 @@ from typing import Any
 from taskservice.auth import caller
 from taskservice.database.types import AnyRow
 from taskservice.mcp.fixed_tools import FIXED
-from taskservice.queries import agents as agent_queries
 from taskservice.schemas import strict_json
+from taskservice.services import agents as agent_queries
 
 # Clients send all tools to their model with each request; the other agents are for `start_task`.
 MAX_AGENTS = 64

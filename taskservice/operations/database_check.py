@@ -29,7 +29,7 @@ from taskservice.database.name_index import include_name
 from taskservice.database.transactions import moment_by
 from taskservice.database.types import Base
 from taskservice.operations.health import OLDEST_DUE
-from taskservice.queries.deliveries import is_too_far
+from taskservice.services.deliveries import is_too_far
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 

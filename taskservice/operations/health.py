@@ -25,7 +25,7 @@ from taskservice.database.types import Base, database_now, db
 from taskservice.errors import database_unavailable
 from taskservice.operations import heartbeat
 from taskservice.operations.metrics import Metric, Sample
-from taskservice.queries.deliveries import is_due
+from taskservice.services.deliveries import is_due
 from taskservice.threads import start_thread
 
 T = TypeVar("T")

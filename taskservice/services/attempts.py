@@ -13,13 +13,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from taskservice import resources
 from taskservice.database import clock
 from taskservice.database.types import TaskRow
-from taskservice.queries import tasks as task_queries
-from taskservice.queries import users as user_queries
 from taskservice.resources import SharedSlots
 from taskservice.services import deliveries as delivery_service
-from taskservice.services import task_json
-from taskservice.services.callback_secrets import OVERLAP_SECONDS
+from taskservice.services import task_json, tasks, users
 from taskservice.services.deliveries import Leased, LeaseLost
+from taskservice.services.users import OVERLAP_SECONDS
 from taskservice.terms import FAILED, PENDING
 from taskservice.threads import start_thread
 from taskservice.webhooks import signing
@@ -120,7 +118,7 @@ def signed_headers(secrets: Sequence[str], webhook_id: str, body: bytes) -> dict
 def webhook_of(task: TaskRow, webhook_id: str) -> tuple[dict[str, str], bytes]:
     """The headers and the body of a finished task's webhook, signed now."""
     since = clock.now(-OVERLAP_SECONDS)
-    secrets = user_queries.callback_secrets(task.user_id, since)
+    secrets = users.callback_secrets(task.user_id, since)
     body = task_json.webhook_body(task)
     return signed_headers(secrets, webhook_id, body), body
 
@@ -180,11 +178,11 @@ def _record_receiver_health(leased: Leased, outcome: Outcome) -> None:
 
 
 def _send(leased: Leased, interrupt: Interrupt) -> Outcome:
-    task = task_queries.find_by_id(leased.task_id)
+    task = tasks.find_by_id(leased.task_id)
     if task is None:
         raise LeaseLost("The task was deleted.", FAILED)
     since = clock.now(-OVERLAP_SECONDS)
-    secrets = user_queries.callback_secrets(task.user_id, since)
+    secrets = users.callback_secrets(task.user_id, since)
     body = task_json.webhook_body(task)
     confirm = partial(delivery_service.require_lease, leased)
     return post(leased.callback_url, secrets, leased.id, body, interrupt, confirm)

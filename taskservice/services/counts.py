@@ -14,10 +14,17 @@ from taskservice.database.connections import Statement
 from taskservice.database.models import Task
 from taskservice.database.transactions import reading
 from taskservice.database.types import AnyRow, Timestamp
-from taskservice.queries import selections
-from taskservice.queries.candidates import IS_WAITING, WAITING
-from taskservice.queries.ordered_tasks import OrderedTasks, Scan, conditions_of
-from taskservice.queries.selections import NEWEST_FIRST, Filters, Selection
+from taskservice.services import lists
+from taskservice.services.lists import (
+    IS_WAITING,
+    NEWEST_FIRST,
+    WAITING,
+    Filters,
+    OrderedTasks,
+    Scan,
+    Selection,
+    conditions_of,
+)
 from taskservice.terms import ERROR_TYPES, RUNNING, STATUSES
 
 T = TypeVar("T")
@@ -53,7 +60,7 @@ def by_state(caller: Caller, selection: Selection, maximum: int) -> Counted[dict
     to a set of candidates.
     """
     selection = selection._replace(status=None, error_type=None, is_claimed=None, sort=NEWEST_FIRST)
-    values = selections.values(caller, selection)
+    values = lists.parameters(caller, selection)
     with reading() as connection:
         filters = frozenset(values) - {"user_id"}
         if filters <= CREATION:
@@ -77,7 +84,7 @@ def _limited_counts_statement(filters: Filters) -> Statement[AnyRow]:
         counted, is_found = (
             (Task.claimed_at, STATES[RUNNING]) if state == CLAIMED else (Task.id, is_in_state)
         )
-        fits = [*selections.conditions(filters, by_index), is_found]
+        fits = [*lists.conditions(filters, by_index), is_found]
         limited = select(counted).where(*fits).limit(bindparam("maximum")).subquery()
         counts.append(select(func.count(limited.c[0])).scalar_subquery())
     return Statement(select(*counts))
@@ -96,7 +103,7 @@ def by_start(
     """For each of `statuses`: how many tasks were started in each interval between `moments`."""
     with reading() as connection:
         wanted = selection._replace(created_after=None, created_before=None, sort=NEWEST_FIRST)
-        values = selections.values(caller, wanted)
+        values = lists.parameters(caller, wanted)
         if values.keys() <= {"user_id", "status"}:
             bounds = {f"moment{number}": moment for number, moment in enumerate(moments)}
             statement = _interval_counts_statement(statuses, len(moments))

@@ -1,13 +1,16 @@
 """Deliveries: enqueued in the transaction that ends a task, leased to be posted, recorded."""
 
 import random
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence, Set
 from datetime import datetime
-from itertools import islice
-from typing import NamedTuple
+from itertools import groupby, islice
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Integer,
     Text,
@@ -16,6 +19,8 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    literal_column,
+    or_,
     select,
     union_all,
     update,
@@ -24,14 +29,19 @@ from sqlalchemy import (
 from taskservice import resources
 from taskservice.auth import Caller, visible_tasks
 from taskservice.database import clock
-from taskservice.database.models import Attempt, Delivery, Task
+from taskservice.database.models import Attempt, Delivery, Task, User
 from taskservice.database.transactions import reading, transaction
-from taskservice.database.types import Identifier, TaskRow, Timestamp, database_now, moment_from_now
+from taskservice.database.types import (
+    AnyRow,
+    Identifier,
+    TaskRow,
+    Timestamp,
+    database_now,
+    moment_from_now,
+)
 from taskservice.database.watcher import Watcher
 from taskservice.errors import Problem, not_found
-from taskservice.queries.deliveries import LEASE_SECONDS, is_due, is_pending, is_unleased
-from taskservice.services import fair_queue
-from taskservice.services.fair_queue import ReceiverSlots
+from taskservice.schemas.columns import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
 from taskservice.terms import (
     CANCELLED,
     DELIVERED,
@@ -43,7 +53,232 @@ from taskservice.terms import (
 )
 from taskservice.webhooks.circuit_breaker import Receiver
 from taskservice.webhooks.outcome import Outcome
-from taskservice.webhooks.schedule import JITTER, SCHEDULE
+from taskservice.webhooks.schedule import JITTER, LONGEST_DELAY_SECONDS, SCHEDULE
+
+# Reads of deliveries, with their attempts.
+
+# A literal, as in the indexes of these rows, so that they are used.
+is_pending: ColumnElement[bool] = Delivery.state == literal_column(f"'{PENDING}'")
+# While a lease lasts, only its holder may post; an attempt is much shorter.
+LEASE_SECONDS = 60.0
+# A lease that ends later than a new one would (plus a second, since PostgreSQL rounds) was taken
+# before the clock was set back.
+is_unleased: ColumnElement[bool] = or_(
+    Delivery.leased_until.is_(None),
+    Delivery.leased_until <= database_now(),
+    Delivery.leased_until > database_now(LEASE_SECONDS + 1),
+)
+is_due: ColumnElement[bool] = and_(
+    is_pending, Delivery.next_attempt_at <= database_now(), is_unleased
+)
+# An attempt that is due later than any delay, plus a minute, was scheduled before the clock was
+# set back.
+is_too_far: ColumnElement[bool] = and_(
+    is_pending, Delivery.next_attempt_at > moment_from_now(LONGEST_DELAY_SECONDS + 60)
+)
+_DELIVERIES = (
+    select(*DELIVERY_COLUMNS, User.name.label("user_name"))
+    .join(Task, Task.id == Delivery.task_id)
+    .join(User, User.id == Task.user_id)
+    .order_by(Delivery.created_at.desc(), Delivery.id.desc())
+)
+_OF_TASK = _DELIVERIES.where(Task.id == bindparam("task_id", type_=Identifier), visible_tasks)
+_BY_ID = _DELIVERIES.where(Delivery.id == bindparam("delivery_id", type_=Identifier))
+_ATTEMPTS = (
+    select(*ATTEMPT_COLUMNS)
+    .where(Attempt.delivery_id.in_(bindparam("delivery_ids", expanding=True)))
+    .order_by(Attempt.delivery_id, Attempt.id)
+)
+_STATES = (
+    select(Delivery.task_id, Delivery.state)
+    .where(Delivery.task_id.in_(bindparam("task_ids", expanding=True)))
+    .order_by(Delivery.created_at, Delivery.id)
+)
+
+
+def list_of_task(caller: Caller, task_id: str) -> list[Any]:
+    """A task's deliveries, newest first, each with its `attempts`, oldest first."""
+    with reading() as connection:
+        rows = connection.execute(_OF_TASK, {"task_id": task_id, **caller.scope}).all()
+    return _with_attempts(rows)
+
+
+def get(caller: Caller, delivery_id: str) -> Any:
+    """A delivery of a task that the caller may see, with its `attempts`. Raises 404."""
+    with reading() as connection:
+        wanted = {"delivery_id": delivery_id, **caller.scope}
+        rows = connection.execute(_BY_ID.where(visible_tasks), wanted).all()
+    if not rows:
+        raise not_found("delivery")
+    return _with_attempts(rows)[0]
+
+
+def find(delivery_id: str) -> Any | None:
+    """A delivery of any user, with its `attempts`, oldest first."""
+    with reading() as connection:
+        rows = connection.execute(_BY_ID, {"delivery_id": delivery_id}).all()
+    return next(iter(_with_attempts(rows)), None)
+
+
+def list_all(state: str | None, limit: int) -> list[Any]:
+    """The newest deliveries of all users, as `find` has them, with their `user_name`."""
+    statement = _DELIVERIES.limit(limit)
+    if state is not None:
+        statement = statement.where(Delivery.state == state)
+    with reading() as connection:
+        rows = connection.execute(statement).all()
+    return _with_attempts(rows)
+
+
+def _with_attempts(rows: Sequence[AnyRow]) -> list[Any]:
+    with reading() as connection:
+        found = connection.execute(_ATTEMPTS, {"delivery_ids": [row.id for row in rows]}).all()
+    made = {key: list(some) for key, some in groupby(found, lambda each: each.delivery_id)}
+    return [SimpleNamespace(**row._asdict(), attempts=made.get(row.id, [])) for row in rows]
+
+
+def states(rows: Sequence[AnyRow]) -> dict[str, str]:
+    """Task id -> the state of its newest delivery, for those of `rows` that have one."""
+    with reading() as connection:
+        found = connection.execute(_STATES, {"task_ids": [row.id for row in rows]})
+        return {row.task_id: row.state for row in found}
+
+
+# Chooses the deliveries to send next: users take turns, and each receiver has a few slots.
+
+# Maximum attempts of one user at one host at a time in a process, so that a slow host leaves most
+# to others.
+MAX_PER_RECEIVER = 4
+# A receiver whose circuit breaker is open has one slot, and all such receivers have these together.
+MAX_TO_FAILING = 8
+# Hosts of a user that are searched when the first due deliveries are for hosts without a slot.
+MAX_HOSTS = 1_000
+
+
+class ReceiverSlots:
+    """The attempts that may still start at each receiver, beside those that run in this process."""
+
+    def __init__(self, running: Iterable[Receiver], failing: Set[Receiver]) -> None:
+        self._used = Counter(running)
+        self._failing = failing
+        self._left_to_failing = MAX_TO_FAILING - sum(self._used[receiver] for receiver in failing)
+
+    def full_hosts(self, user_id: str) -> list[str]:
+        """The hosts at which this user has no free slot."""
+        known = {*self._used, *self._failing}
+        return sorted(
+            each.host for each in known if each.user_id == user_id and not self.is_free(each)
+        )
+
+    def acquire(self, receiver: Receiver) -> bool:
+        """Use a slot of this receiver; False when none is free."""
+        is_free = self.is_free(receiver)
+        if is_free:
+            self._used[receiver] += 1
+            self._left_to_failing -= receiver in self._failing
+        return is_free
+
+    def is_free(self, receiver: Receiver) -> bool:
+        """Whether this receiver has a free slot."""
+        if receiver not in self._failing:
+            return self._used[receiver] < MAX_PER_RECEIVER
+        return not self._used[receiver] and self._left_to_failing > 0
+
+
+# Each of these statements reads a few entries of an index, however many deliveries are due.
+_LEASES = (
+    select(Delivery.user_id, func.count().label("count"))
+    .where(Delivery.leased_until > moment_from_now())
+    .group_by(Delivery.user_id)
+    .subquery()
+)
+_FIRST_MOMENT = (
+    select(Delivery.next_attempt_at)
+    .where(Delivery.user_id == User.id, is_pending, is_unleased)
+    .order_by(Delivery.next_attempt_at)
+    .limit(1)
+    .scalar_subquery()
+)
+_USERS = (
+    select(
+        User.id,
+        func.coalesce(_LEASES.c.count, 0).label("leases"),
+        database_now().label("now"),
+    )
+    .outerjoin(_LEASES, _LEASES.c.user_id == User.id)
+    .where(database_now() >= _FIRST_MOMENT)
+)
+_OF_USER = (Delivery.user_id == bindparam("of_user_id", type_=Identifier), is_pending)
+_DUE = select(Delivery.id, Delivery.user_id, Delivery.host, Delivery.next_attempt_at).where(is_due)
+_FIRST_DUE = (
+    # PostgreSQL uses the index only when the moment is a parameter.
+    _DUE.where(*_OF_USER, Delivery.next_attempt_at <= bindparam("now", type_=Timestamp()))
+    .order_by(Delivery.next_attempt_at)
+    .limit(bindparam("limit", type_=Integer()))
+    # PostgreSQL: skip what another process is leasing, rather than wait for it.
+    .with_for_update(skip_locked=True)
+)
+
+
+def _first_host(*wanted: ColumnElement[bool]) -> Any:
+    return select(func.min(Delivery.host)).where(*_OF_USER, *wanted).scalar_subquery()
+
+
+# Steps from each host to the next one, however many deliveries it has.
+_EACH_HOST = select(_first_host().label("host")).cte("each_host", recursive=True)
+_EACH_HOST = _EACH_HOST.union_all(
+    select(_first_host(Delivery.host > _EACH_HOST.c.host)).where(_EACH_HOST.c.host.is_not(None))
+)
+_HOSTS = select(_EACH_HOST.c.host).limit(MAX_HOSTS).subquery()
+_FIRST_OF_HOST = (
+    select(Delivery.id)
+    .where(
+        *_OF_USER,
+        Delivery.host == _HOSTS.c.host,
+        Delivery.next_attempt_at <= bindparam("now", type_=Timestamp()),
+        is_due,
+    )
+    .order_by(Delivery.next_attempt_at)
+    .limit(1)
+    .correlate(_HOSTS)
+    .scalar_subquery()
+)
+_FIRST_DUE_OF_HOSTS = (
+    _DUE.join(_HOSTS, Delivery.id == _FIRST_OF_HOST)
+    .where(_HOSTS.c.host.not_in(bindparam("full_hosts", expanding=True)))
+    .order_by(Delivery.next_attempt_at)
+    .limit(bindparam("limit", type_=Integer()))
+    .with_for_update(skip_locked=True, of=Delivery)
+)
+
+
+def due_deliveries(connection: Connection, limit: int, slots: ReceiverSlots) -> list[AnyRow]:
+    """Due deliveries, at most `limit` of each user, in the order in which to send them.
+
+    Users with the fewest leases in all processes come first, then the longest due deliveries.
+    """
+    ranked: list[tuple[int, str, AnyRow]] = []
+    for user in connection.execute(_USERS).all():
+        due = _due_of_user(connection, user, limit, slots)
+        ranked += [(user.leases + n, row.next_attempt_at, row) for n, row in enumerate(due)]
+    return [row for *_, row in sorted(ranked, key=lambda entry: entry[:2])]
+
+
+def _due_of_user(
+    connection: Connection, user: AnyRow, limit: int, slots: ReceiverSlots
+) -> list[AnyRow]:
+    """Due deliveries of a user to hosts with a free slot, longest due first."""
+    wanted = {"of_user_id": user.id, "now": user.now, "limit": limit}
+    first = connection.execute(_FIRST_DUE, wanted).all()
+    sendable = [row for row in first if slots.is_free(Receiver(user.id, row.host))]
+    if sendable or len(first) < limit:
+        return sendable
+    # All of these wait for slow or failing hosts: look at the user's other hosts.
+    hosts = {**wanted, "full_hosts": slots.full_hosts(user.id)}
+    return list(connection.execute(_FIRST_DUE_OF_HOSTS, hosts))
+
+
+# Deliveries: enqueued in the transaction that ends a task, leased to be posted, recorded.
 
 
 class Leased(NamedTuple):
@@ -220,7 +455,7 @@ def lease_due(limit: int, slots: ReceiverSlots) -> Sequence[Leased]:
     leased although more are due: call it again.
     """
     with transaction() as connection:
-        due = fair_queue.due_deliveries(connection, limit, slots)
+        due = due_deliveries(connection, limit, slots)
         acquired = (row.id for row in due if slots.acquire(Receiver(row.user_id, row.host)))
         ids = list(islice(acquired, limit))
         lease = {"new_lease": clock.new_id(), "seconds": LEASE_SECONDS}

@@ -1,44 +1,540 @@
 """Reads of many tasks: whole lists, pages, and the rows of a table."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
-from sqlalchemy import Text, bindparam, func, null, select, type_coerce
+from marshmallow import fields
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Text,
+    TextualSelect,
+    Uuid,
+    and_,
+    bindparam,
+    case,
+    cast,
+    exists,
+    func,
+    literal_column,
+    null,
+    select,
+    text,
+    true,
+    tuple_,
+    type_coerce,
+)
 
-from taskservice.auth import Caller, visible_tasks
+from taskservice.auth import Caller, of_user, visible_tasks
+from taskservice.database import name_index
+from taskservice.database.clock import EARLIEST, LOWEST_ID
 from taskservice.database.connections import Statement
-from taskservice.database.models import Task
+from taskservice.database.models import Delivery, Log, LogChunk, Task, TaskLabel
 from taskservice.database.transactions import reading
 from taskservice.database.types import (
     AnyRow,
+    AnySelect,
     Identifier,
     ListedTask,
     Several,
+    Timestamp,
     api_text,
+    formatted,
     is_among,
+    joined_by_line_feed,
+    json_string,
     next_limit,
+    place_in_text,
+    utf8,
 )
-from taskservice.queries import selections, sql_json
-from taskservice.queries.ordered_tasks import (
-    START,
-    STATEMENTS,
-    Found,
-    OrderedTasks,
-    Position,
-    Scan,
-    conditions_of,
-    in_order,
-    sort_column,
-)
-from taskservice.queries.selections import BY_END, Filters, Selection, unindexed
-from taskservice.queries.tasks import with_log
 from taskservice.schemas.columns import LARGE_COLUMNS, TASK_COLUMNS
-from taskservice.schemas.fields import NO_QUESTIONS
+from taskservice.schemas.fields import NO_QUESTIONS, Lines, OpenQuestions, StoredJson, StoredNumber
+from taskservice.schemas.tasks import TaskError, TaskSchema
 from taskservice.services.task_json import Shape
-from taskservice.terms import RUNNING
+from taskservice.services.tasks import with_log
+from taskservice.terms import FAILED, MAX_LABELS, PENDING, RUNNING, SORTS
+
+# Which tasks a list has, as SQL, and which of its filters an index in its order serves.
+
+NEWEST_FIRST, OLDEST_FIRST, BY_END = SORTS
+# Together with `own_agent_id` the same as `visible_tasks`, whose OR would keep SQLite from using
+# the index of an agent.
+# Each label of a selection is a filter of its own, and all must fit.
+LABELS = tuple(f"label{number}" for number in range(MAX_LABELS))
+# Filter, under the name of its parameter -> its condition; the bounds are exclusive.
+CONDITIONS: dict[str, ColumnElement[bool]] = {
+    "own_agent_id": Task.agent_id == bindparam("own_agent_id"),
+    "agent_id": Task.agent_id == bindparam("agent_id"),
+    "error_type": Task.error_type == bindparam("error_type"),
+    "status": Task.status == bindparam("status"),
+    "created_after": Task.created_at > bindparam("created_after", type_=Timestamp()),
+    "created_before": Task.created_at < bindparam("created_before", type_=Timestamp()),
+    "finished_after": Task.finished_at > bindparam("finished_after", type_=Timestamp()),
+    "claimed": Task.claimed_at.is_not(None),
+    "unclaimed": Task.claimed_at.is_(None),
+    "parent_id": Task.parent_id == bindparam("parent_id", type_=Identifier),
+    "name_part": place_in_text(Task.name_folded, bindparam("name_part", type_=Text())) > 0,
+    "delivery": exists(
+        select(1).where(Delivery.task_id == Task.id, Delivery.state == bindparam("delivery"))
+    ),
+} | {
+    name: exists(select(1).where(TaskLabel.task_id == Task.id, TaskLabel.label == bindparam(name)))
+    for name in LABELS
+}
+# The names of the filters that are given; a statement is compiled once for each set of them.
+Filters: TypeAlias = frozenset[str]
+
+
+# The filters that have an index in the order of creation, each alone; the most selective first.
+_IN_AN_INDEX = ("own_agent_id", "agent_id", "error_type", "status")
+
+
+class Selection(NamedTuple):
+    """Which tasks a list has, and in which order; the bounds are exclusive."""
+
+    status: str | None = None
+    error_type: str | None = None
+    is_claimed: bool | None = None
+    agent_id: str | None = None
+    parent_id: str | None = None
+    # Each as `key:value`.
+    labels: tuple[str, ...] = ()
+    name_part: str | None = None
+    created_after: str | None = None
+    created_before: str | None = None
+    finished_after: str | None = None
+    # Only tasks with a delivery in this state.
+    delivery: str | None = None
+    sort: str = NEWEST_FIRST
+
+
+def parameters(caller: Caller, selection: Selection) -> dict[str, Any]:
+    """The values of the user and of the filters that are given, under their parameters' names."""
+    finished_after = selection.finished_after
+    if selection.sort == BY_END and finished_after is None:
+        # Such a list has finished tasks only.
+        finished_after = EARLIEST
+    values = {
+        "user_id": caller.user_id,
+        "own_agent_id": caller.agent_id,
+        "agent_id": selection.agent_id,
+        "status": selection.status,
+        "error_type": selection.error_type,
+        "claimed": selection.is_claimed or None,
+        "unclaimed": True if selection.is_claimed is False else None,
+        "parent_id": selection.parent_id,
+        **dict(zip(LABELS, dict.fromkeys(selection.labels), strict=False)),
+        "created_after": selection.created_after,
+        "created_before": selection.created_before,
+        "finished_after": finished_after,
+        "name_part": selection.name_part and selection.name_part.casefold(),
+        "delivery": selection.delivery,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def indexed_filters(filters: Filters, sort: str) -> Filters:
+    """The filters that one index in this order serves: it skips the tasks that they leave out."""
+    if sort == BY_END:
+        return filters & {"finished_after"}
+    # There is an index for each of these alone.
+    first = next((name for name in _IN_AN_INDEX if name in filters), "")
+    return filters & {first, "created_after", "created_before"}
+
+
+def conditions(filters: Filters, by_index: Filters | None = None) -> list[ColumnElement[bool]]:
+    """The conditions of these filters; SQLite may use an index only for those in `by_index`.
+
+    By default that is all. Without statistics, SQLite would often prefer another index to the one
+    in the list's order.
+    """
+    by_index = filters if by_index is None else by_index
+    searched = [CONDITIONS[name] for name in CONDITIONS if name in by_index]
+    checked = [CONDITIONS[name] for name in CONDITIONS if name in filters - by_index]
+    return [of_user, *searched, *([unindexed(checked)] if checked else [])]
+
+
+def unindexed(conditions: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]:
+    """All of `conditions`, in a form for which SQLite uses no index."""
+    return and_(*conditions).is_(true())
+
+
+# Candidates: the tasks that one filter leaves, if they are few enough to be read and sorted.
+
+# The maximum number of tasks that are read by their ids, and sorted, for one page.
+MAX_CANDIDATES = 5_000
+# Written as in the indexes of these rows, so that they are used.
+_DELIVERY_STATES = {
+    PENDING: text("deliveries.state = 'pending'"),
+    FAILED: text("deliveries.state = 'failed'"),
+}
+# The sets that the index of names finds: on SQLite, by row numbers, and on PostgreSQL, by ids.
+ROWS_BY_NAME, BY_NAME = "rows by name", "name"
+# A set of candidates -> the filters that its index has. One of them is enough to select it.
+_SETS = {
+    "agent": frozenset({"agent_id"}),
+    "own agent": frozenset({"own_agent_id"}),
+    "status": frozenset({"status"}),
+    "error type": frozenset({"error_type"}),
+    "children": frozenset({"parent_id"}),
+    "creation": frozenset({"created_after", "created_before"}),
+    "end": frozenset({"finished_after"}),
+}
+
+
+# Those that wait for an agent. Written as in their index, so that it is used: by the last
+# condition, which holds for every task, SQLite prefers it to the index of the status.
+WAITING = "waiting"
+IS_WAITING: Any = text(
+    "tasks.status = 'running' AND tasks.claimed_at IS NULL AND tasks.agent_id > ''"
+)
+
+
+def smallest_set(connection: Connection, filters: Filters, values: dict[str, Any]) -> str | None:
+    """The name of the smallest set of candidates for these filters; None if all are too large.
+
+    Puts what the index of names has found into `values`, since searching it again would take long.
+    """
+    sizes = _sizes(connection, filters, values)
+    if "trigrams" in values and name_index.is_usable(connection, values["name_part"]):
+        name = ROWS_BY_NAME if connection.dialect.name == "sqlite" else BY_NAME
+        row: Any = _BY_NAME[name].all(connection, **values, maximum=MAX_CANDIDATES + 1)[0]
+        sizes[name], values["candidates"] = row.size, row.ids or []
+    smallest = min(sizes, key=sizes.__getitem__, default=None)
+    return smallest if smallest is not None and sizes[smallest] <= MAX_CANDIDATES else None
+
+
+def _sizes(connection: Connection, filters: Filters, values: Mapping[str, Any]) -> dict[str, int]:
+    """The size of each set that an index of tasks or deliveries has, counted up to a limit."""
+    names = tuple(name for name, of_index in _SETS.items() if of_index & filters)
+    names += tuple(name for name in LABELS if name in filters)
+    if "delivery" in filters:
+        names += (values["delivery"],)
+    if "unclaimed" in filters and values.get("status") == RUNNING:
+        names += (WAITING,)
+    if not names:
+        return {}
+    statement = _sizes_statement(names, filters)
+    sizes: Any = statement.all(connection, **values, maximum=MAX_CANDIDATES + 1)[0]
+    return dict(zip(names, sizes, strict=True))
+
+
+@lru_cache(maxsize=256)
+def _sizes_statement(names: tuple[str, ...], filters: Filters) -> Statement[AnyRow]:
+    limited = [_ids(name, filters).limit(bindparam("maximum")).subquery() for name in names]
+    sizes = [select(func.count()).select_from(each).scalar_subquery() for each in limited]
+    return Statement(select(*(size.label(f"size{i}") for i, size in enumerate(sizes))))
+
+
+def _by_name_statement(candidates: TextualSelect, aggregate: Any) -> Statement[AnyRow]:
+    """The `size` of a set, counted up to a limit, and its `ids`, as one value."""
+    ids = select(candidates.subquery().c.id).limit(bindparam("maximum")).subquery().c.id
+    return Statement(select(func.count().label("size"), aggregate(ids).label("ids")))
+
+
+_BY_NAME = {
+    ROWS_BY_NAME: _by_name_statement(name_index.CANDIDATES, func.json_group_array),
+    BY_NAME: _by_name_statement(
+        name_index.POSTGRESQL_CANDIDATES, lambda ids: func.array_agg(cast(ids, Text()))
+    ),
+}
+
+
+def implied(name: str) -> Filters:
+    """The filters that all candidates of this set fit: they need not be checked again."""
+    if name in _DELIVERY_STATES:
+        return frozenset({"delivery"})
+    if name == WAITING:
+        return frozenset({"status", "unclaimed"})
+    return frozenset({name}) if name in LABELS else _SETS.get(name, frozenset())
+
+
+def are_among(name: str, filters: Filters) -> ColumnElement[bool]:
+    """The condition that a task is one of the candidates of this set."""
+    if name == ROWS_BY_NAME:
+        return is_among(literal_column("tasks.rowid"), bindparam("candidates", type_=Text()))
+    if name == BY_NAME:
+        return is_among(Task.id, bindparam("candidates", type_=Several(Identifier)))
+    return Task.id.in_(_ids(name, filters))
+
+
+def _ids(name: str, filters: Filters) -> AnySelect:
+    if name in _DELIVERY_STATES:
+        of_same_user = Delivery.user_id == bindparam("user_id", type_=Identifier)
+        return select(Delivery.task_id).where(of_same_user, _DELIVERY_STATES[name])
+    if name in LABELS:
+        of_same_user = TaskLabel.user_id == bindparam("user_id", type_=Identifier)
+        return select(TaskLabel.task_id).where(of_same_user, TaskLabel.label == bindparam(name))
+    if name == WAITING:
+        return select(Task.id).where(of_user, IS_WAITING)
+    return select(Task.id).where(of_user, *(CONDITIONS[each] for each in _SETS[name] & filters))
+
+
+# The tasks of a list in its order: their positions, and the search for those that fit.
+
+# How many tasks are searched for those that fit: a few first, which is enough where many fit. If
+# MAX_SEARCHED more are not enough either, the page ends, and the next one goes on from there.
+FIRST_SEARCHED = 500
+MAX_SEARCHED = 20_000
+# The number of different statements that are kept of each kind.
+STATEMENTS = 256
+
+# The names of the parameters of the bounds that are given: of `after_...`, `end_...`, or both.
+Bounds: TypeAlias = frozenset[str]
+# Bound -> the filter that it supersedes, since it is narrower: SQLite must search the index by it.
+_SUPERSEDED = {
+    NEWEST_FIRST: {"after_id": "created_before", "end_id": "created_after"},
+    OLDEST_FIRST: {"after_id": "created_after", "end_id": "created_before"},
+    BY_END: {"after_id": "finished_after"},
+}
+
+
+class Position(NamedTuple):
+    """The position of one task in a list; a cursor is the position of a page's last task."""
+
+    # Its `created_at` or, by end, its `finished_at`.
+    moment: str
+    id: str
+
+
+# Before the first task of each order.
+_FIRST = Position(EARLIEST, LOWEST_ID)
+_LAST = Position("9999-12-31T23:59:59.999Z", "ffffffff-ffff-ffff-ffff-ffffffffffff")
+START = {NEWEST_FIRST: _LAST, OLDEST_FIRST: _FIRST, BY_END: _FIRST}
+
+
+class Found(NamedTuple):
+    """Positions in a list; `reached` is where a search stopped before the end of the list."""
+
+    positions: list[Position]
+    reached: Position | None = None
+
+
+class Scan(NamedTuple):
+    """What the SQL of a statement on a list depends on; each is compiled once.
+
+    With a `candidate_set`, its tasks are read and sorted, in place of the index of the order.
+    """
+
+    filters: Filters
+    bounds: Bounds
+    sort: str
+    candidate_set: str | None = None
+
+
+class OrderedTasks:
+    """The tasks of a selection in its order, read on one connection."""
+
+    def __init__(self, connection: Connection, caller: Caller, selection: Selection) -> None:
+        self._connection, self._sort = connection, selection.sort
+        self._values = parameters(caller, selection)
+        self._filters = frozenset(self._values) - {"user_id"}
+        name_part = self._values.get("name_part", "")
+        trigrams = name_index.trigram_query(name_part)
+        if trigrams is not None:
+            self._values["trigrams"] = trigrams
+            self._values["name_pattern"] = name_index.like_pattern(name_part)
+        # Whether the index of the order has all filters, and no task is read in vain.
+        self.are_indexed = self._filters == indexed_filters(self._filters, self._sort)
+
+    def search(self, after: Position | None, count: int) -> Found:
+        """The next `count` positions among a limited number of tasks, or among few candidates."""
+        found: list[Position] = []
+        for number in (FIRST_SEARCHED, MAX_SEARCHED):
+            end = self.position(after, number)
+            found += self.positions(after, end, count - len(found))
+            if end is None or len(found) == count:
+                return Found(found)
+            after = end
+            candidate_set = self.smallest_set() if number == FIRST_SEARCHED else None
+            if candidate_set is not None:
+                rest = self.positions(after, None, count - len(found), candidate_set)
+                return Found(found + rest)
+        return Found(found, after)
+
+    def position(self, after: Position | None, number: int) -> Position | None:
+        """The position that comes `number` tasks later in the index of the order, if there is one.
+
+        A search finds where it will stop before it starts: if a task were deleted in between, it
+        would otherwise stop too late, and leave one out.
+        """
+        bounds = _bounds(after, None)
+        statement = _nth_position_statement(Scan(self._filters, frozenset(bounds), self._sort))
+        values = {**self._values, **bounds, "skipped": number - 1}
+        row = statement.one_or_none(self._connection, **values)
+        return Position(*row) if row else None
+
+    def positions(
+        self,
+        after: Position | None,
+        end: Position | None,
+        count: int,
+        candidate_set: str | None = None,
+    ) -> list[Position]:
+        """The first `count` positions from `after`, exclusive, to `end`, inclusive."""
+        rows = self.run(_positions_statement, after, end, candidate_set, count=count)
+        return [Position(*row) for row in rows]
+
+    def run(
+        self,
+        make_statement: Callable[[Scan], Statement[AnyRow]],
+        after: Position | None = None,
+        end: Position | None = None,
+        candidate_set: str | None = None,
+        **values: Any,
+    ) -> list[AnyRow]:
+        """The rows of the statement that is made for these filters, bounds and candidates."""
+        bounds = _bounds(after, end)
+        scan = Scan(self._filters, frozenset(bounds), self._sort, candidate_set)
+        return make_statement(scan).all(self._connection, **self._values, **bounds, **values)
+
+    def smallest_set(self) -> str | None:
+        """The name of the smallest set of candidates; None if all sets are too large."""
+        return smallest_set(self._connection, self._filters, self._values)
+
+
+def _bounds(after: Position | None, end: Position | None) -> dict[str, str]:
+    """The values of the bounds that are given, under their parameters' names."""
+    bounds: dict[str, str] = {}
+    if after is not None:
+        bounds |= {"after_moment": after.moment, "after_id": after.id}
+    if end is not None:
+        bounds |= {"end_moment": end.moment, "end_id": end.id}
+    return bounds
+
+
+@lru_cache(maxsize=STATEMENTS)
+def _positions_statement(scan: Scan) -> Statement[AnyRow]:
+    return Statement(in_order(conditions_of(scan), scan.sort).limit(bindparam("count")))
+
+
+@lru_cache(maxsize=STATEMENTS)
+def _nth_position_statement(scan: Scan) -> Statement[AnyRow]:
+    of_index = scan._replace(filters=indexed_filters(scan.filters, scan.sort))
+    found = in_order(conditions_of(of_index), scan.sort)
+    return Statement(found.offset(bindparam("skipped")).limit(1))
+
+
+def conditions_of(scan: Scan) -> list[ColumnElement[bool]]:
+    """The conditions of a list, so that SQLite reads the index of its order, or the candidates."""
+    filters, between = scan.filters, _between(scan.bounds, scan.sort)
+    if scan.candidate_set is None:
+        superseded = _SUPERSEDED[scan.sort]
+        wider = {superseded[name] for name in scan.bounds if name in superseded}
+        indexed = indexed_filters(filters, scan.sort) - wider
+        return [*conditions(filters, indexed), *between]
+    unchecked = filters - implied(scan.candidate_set)
+    fitting = unindexed([*conditions(unchecked), *between])
+    return [are_among(scan.candidate_set, filters), fitting]
+
+
+def in_order(conditions: Sequence[ColumnElement[bool]], sort: str) -> Any:
+    """SELECT the positions of the tasks that fit, in their order."""
+    column = sort_column(sort)
+    order = (column.desc(), Task.id.desc()) if sort == NEWEST_FIRST else (column, Task.id)
+    return select(column, Task.id).where(*conditions).order_by(*order)
+
+
+def sort_column(sort: str) -> Any:
+    return Task.finished_at if sort == BY_END else Task.created_at
+
+
+def _between(bounds: Bounds, sort: str) -> Iterator[ColumnElement[bool]]:
+    """The conditions that a task comes after `after`, and not after `end`."""
+    key = tuple_(sort_column(sort), Task.id)
+    for name in ("after", "end"):
+        if f"{name}_id" in bounds:
+            moment = bindparam(f"{name}_moment", type_=Timestamp())
+            bound = tuple_(moment, bindparam(f"{name}_id", type_=Identifier))
+            is_newest_first = sort == NEWEST_FIRST
+            if name == "after":
+                yield key < bound if is_newest_first else key > bound
+            else:
+                yield key >= bound if is_newest_first else key <= bound
+
+
+# Tasks as JSON that the database writes: for lists, which Python would make much slower.
+
+# A task that exceeds one of these is not read together with others: the size of its log in bytes;
+# the length of its input, its output and the message of its error in characters.
+MAX_LOG_BYTES = 8 * 1024
+MAX_TEXT_LENGTH = 4 * 1024
+
+
+def of_task(schema: TaskSchema) -> ColumnElement[bytes | None]:
+    """SQL for the JSON that `schema` would dump of a task; NULL if one of its fields is large."""
+    values = {name: _value(name, field, schema) for name, field in schema.dump_fields.items()}
+    return case((_is_small(schema), utf8(_object(values))))
+
+
+def _is_small(schema: TaskSchema) -> ColumnElement[bool]:
+    small: list[ColumnElement[bool]] = [true()]
+    for name, field in schema.dump_fields.items():
+        if isinstance(field, StoredJson):
+            small.append(func.length(schema.columns[name]) <= MAX_TEXT_LENGTH)
+        elif isinstance(field, OpenQuestions):
+            # Whether they are still open is said in Python.
+            small.append(Task.questions == NO_QUESTIONS)
+        elif isinstance(field, Lines):
+            small.append(Task.log_bytes <= MAX_LOG_BYTES)
+        elif isinstance(field, TaskError):
+            small.append(func.coalesce(func.length(Task.error_message), 0) <= MAX_TEXT_LENGTH)
+    return and_(*small)
+
+
+def _object(values: dict[str, tuple[str, Any]]) -> ColumnElement[str]:
+    """SQL for a JSON object. Field -> its JSON, with one `%s`, and the SQL that replaces this."""
+    template = ",".join(f'"{name}":{text}' for name, (text, _) in values.items())
+    return formatted("{" + template + "}", *(value for _, value in values.values()))
+
+
+def _value(name: str, field: fields.Field[Any], schema: TaskSchema) -> tuple[str, Any]:
+    """The JSON of a field, with one `%s`, and the SQL that replaces this."""
+    if isinstance(field, Lines):
+        return "[%s]", case((Task.first_log <= Task.log_count, _LINES))
+    if isinstance(field, TaskError):
+        return "%s", case((Task.error_type.is_(None), "null"), else_=_ERROR)
+    column: Any = schema.columns[name]
+    if isinstance(field, fields.Integer | StoredJson | OpenQuestions):
+        return "%s", column
+    if isinstance(field, StoredNumber):
+        return "%s", func.coalesce(column, "null")
+    if not isinstance(column.type, Uuid | Timestamp):
+        return "%s", json_string(column)
+    # All tasks of a list have the same user, so this id is formatted once, as a constant.
+    is_user = column is Task.user_id
+    text = api_text(bindparam("user_id", type_=Identifier) if is_user else column)
+    # An id or a moment has no characters that JSON escapes.
+    if not column.nullable:
+        return '"%s"', text
+    return "%s", case((column.is_(None), "null"), else_=json_string(text))
+
+
+_ERROR = _object(
+    {
+        "type": ("%s", json_string(Task.error_type)),
+        "message": ("%s", json_string(Task.error_message)),
+    }
+)
+_CHUNKS = (
+    select(LogChunk.text)
+    .join(Log, Log.id == LogChunk.log_id)
+    .where(Log.task_id == Task.id)
+    .order_by(LogChunk.last)
+    .correlate(Task)
+    .subquery()
+)
+# All lines become one JSON string, and then each `\n` in it the border between two strings. In the
+# meantime `\1`, which JSON does not contain, stands for `\\`: in `\\n` there is no line feed.
+_STRING = json_string(joined_by_line_feed(_CHUNKS.c.text))
+_STRINGS = func.replace(func.replace(func.replace(_STRING, r"\\", "\1"), r"\n", '","'), "\1", r"\\")
+_LINES = select(_STRINGS).scalar_subquery()
+
+
+# Reads of many tasks: whole lists, pages, and the rows of a table.
 
 # How many positions of a whole list one search finds.
 POSITIONS_PER_READ = 1_000
@@ -142,7 +638,7 @@ def tasks_at(
     Each part is a read of its own, so that a slow reader holds no transaction.
     A task that was deleted meanwhile, or that the selection no longer has, is left out.
     """
-    values = selections.values(caller, selection)
+    values = parameters(caller, selection)
     statement = _tasks_at_statement(frozenset(values) - {"user_id"}, shape)
     start, count = 0, min(TASKS_OF_FIRST_READ, TASKS_PER_READ)
     while start < len(wanted):
@@ -163,13 +659,13 @@ def _size(rows: Sequence[ListedTask]) -> int:
 
 @lru_cache(maxsize=STATEMENTS)
 def _tasks_at_statement(filters: Filters, shape: Shape) -> Statement[ListedTask]:
-    fits = unindexed(selections.conditions(filters))
+    fits = unindexed(conditions(filters))
     return Statement(select(Task.id, *_listed_columns(shape)).where(_IS_WANTED, fits))
 
 
 def _listed_columns(shape: Shape) -> list[Any]:
     """What a list selects of each task: its JSON, and the ids of what `shape` embeds."""
-    text = sql_json.of_task(shape.schema).label("json")
+    text = of_task(shape.schema).label("json")
     return [Task.user_id, Task.agent_id, text] if shape.expand else [text]
 
 
@@ -187,7 +683,7 @@ def _parts(
 def _large_task(
     caller: Caller, selection: Selection, task_id: str, shape: Shape
 ) -> Sequence[ListedTask]:
-    values = selections.values(caller, selection)
+    values = parameters(caller, selection)
     statement = _large_task_statement(frozenset(values) - {"user_id"}, shape)
     with reading() as connection:
         return statement.all(connection, **values, task_ids=[task_id])
@@ -197,7 +693,7 @@ def _large_task(
 def _large_task_statement(filters: Filters, shape: Shape) -> Statement[ListedTask]:
     left_out = LARGE_COLUMNS.keys() - shape.schema.columns.keys()
     columns = [column for column in TASK_COLUMNS if column.key not in left_out]
-    fits = unindexed(selections.conditions(filters))
+    fits = unindexed(conditions(filters))
     return Statement(with_log([*columns, null().label("json")]).where(_IS_WANTED, fits))
 
 

@@ -12,11 +12,11 @@ from taskservice.database.models import Question, Task, TaskLabel
 from taskservice.database.transactions import moment_by, transaction
 from taskservice.database.types import AnyRow, Identifier, TaskRow
 from taskservice.errors import invalid
-from taskservice.queries.questions import has_expired
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
+from taskservice.services.questions import has_expired
 from taskservice.services.tasks import HEARTBEAT, finished_problem, insert_labels, lock
 from taskservice.terms import (
     CANCELLED,

@@ -4,22 +4,36 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from flask import current_app
-from sqlalchemy import Connection, Integer, bindparam, insert, select
+from sqlalchemy import (
+    Connection,
+    Integer,
+    bindparam,
+    insert,
+    literal_column,
+    select,
+    update,
+)
 
-from taskservice.auth import Caller, visible_agents
+from taskservice.auth import KEY_IS_VALID, Caller, visible_agents
 from taskservice.database import clock
 from taskservice.database.connections import Statement
-from taskservice.database.models import Agent, Task
+from taskservice.database.models import Agent, ApiKey, Task
 from taskservice.database.transactions import retry_on_conflict, transaction
 from taskservice.database.types import Identifier, TaskRow, database_now
-from taskservice.errors import invalid
-from taskservice.queries.tasks import tasks_with_log
+from taskservice.errors import invalid, invalid_key, not_found
 from taskservice.schemas import strict_json
 from taskservice.schemas.columns import TASK_COLUMNS
 from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.schemas.json_schema import Input
-from taskservice.services.idempotency import Idempotency
-from taskservice.services.tasks import TASK, VISIBLE, insert_labels, lock
+from taskservice.services.tasks import (
+    HEARTBEAT,
+    TASK,
+    VISIBLE,
+    Idempotency,
+    insert_labels,
+    lock,
+    tasks_with_log,
+)
 from taskservice.terms import RUNNING
 from taskservice.webhooks.destinations import check_url
 
@@ -198,3 +212,87 @@ def _insert(
     inserted = cast(TaskRow, SimpleNamespace(**task, log_id=None))
     insert_labels(connection, inserted)
     return inserted
+
+
+# Gives a waiting task to one agent, once.
+
+_OLDEST_UNCLAIMED = (
+    select(Task.id)
+    .where(
+        Task.user_id == bindparam("of_user_id", type_=Identifier),
+        Task.agent_id == bindparam("of_agent_id"),
+        Task.status == literal_column(f"'{RUNNING}'"),
+        Task.claimed_at.is_(None),
+    )
+    .order_by(Task.created_at, Task.id)
+    .limit(1)
+)
+_KEY = (
+    select(ApiKey.id)
+    .where(ApiKey.id == bindparam("key_id", type_=Identifier), *KEY_IS_VALID)
+    .with_for_update(read=True)
+)
+
+
+def _claim_of(oldest: Any) -> Any:
+    return (
+        update(Task)
+        .where(Task.id == oldest.scalar_subquery(), Task.claimed_at.is_(None))
+        .values(
+            **HEARTBEAT,
+            claimed_at=bindparam("now"),
+            claim_key=bindparam("key"),
+            updated_at=bindparam("now"),
+            version=Task.version + 1,
+        )
+        .returning(Task.id)
+    )
+
+
+# On PostgreSQL, claims at the same moment take the next task instead of waiting.
+_CLAIM = _claim_of(_OLDEST_UNCLAIMED.with_for_update(skip_locked=True))
+# Another change than a claim may lock a task: if no other task is left, wait for the lock.
+_CLAIM_LOCKED = _claim_of(_OLDEST_UNCLAIMED.with_for_update())
+_CLAIMED = select(Task.id).where(
+    Task.user_id == bindparam("of_user_id", type_=Identifier),
+    Task.agent_id == bindparam("of_agent_id"),
+    Task.claim_key == bindparam("key"),
+)
+
+
+@retry_on_conflict
+def claim(caller: Caller, agent_id: str, key: str | None = None) -> tuple[TaskRow | None, bool]:
+    """Claim the oldest unclaimed running task of an agent, or None when there is none.
+
+    No task is given twice, except for the same idempotency key: then the second value is true.
+    Raises 404 for an unknown agent, and 401 if the caller's key was revoked or has expired since
+    the request came.
+    """
+    wanted = {"of_user_id": caller.user_id, "of_agent_id": agent_id, "key": key}
+    with transaction() as connection:
+        if find_agent(connection, caller, agent_id) is None:
+            raise not_found("agent")
+        known_id = None if key is None else connection.scalar(_CLAIMED, wanted)
+        task_id = known_id or _claimed(connection, wanted | {"now": clock.now()})
+        if task_id is None:
+            return None, False
+        _require_key(connection, caller)
+        return lock(connection, caller, task_id), known_id is not None
+
+
+def _claimed(connection: Connection, wanted: dict[str, Any]) -> str | None:
+    """Claim a task; returns its id, or None if none waits."""
+    task_id: str | None = connection.scalar(_CLAIM, wanted)
+    if task_id is None and connection.dialect.name == "postgresql":
+        task_id = connection.scalar(_CLAIM_LOCKED, wanted)
+    return task_id
+
+
+def _require_key(connection: Connection, caller: Caller) -> None:
+    """Raises 401 if the caller's key was revoked or has expired since the request came.
+
+    The request may have waited for a task, and for its turn to write. A revocation waits until
+    this transaction ends.
+    """
+    if connection.scalar(_KEY, {"key_id": caller.key_id, "now": clock.now()}) is None:
+        raise invalid_key()

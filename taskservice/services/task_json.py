@@ -9,13 +9,12 @@ from typing import Any
 
 from taskservice.database.types import ListedTask, TaskRow
 from taskservice.errors import not_found
-from taskservice.queries import agents as agent_queries
-from taskservice.queries import users as user_queries
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import dump_items, split_at_lines
 from taskservice.schemas.tasks import TASK_EXPANSIONS, TASK_FIELDS, TaskSchema, task_schema
 from taskservice.schemas.users import agent_of_task_schema, user_schema
-from taskservice.services import logs
+from taskservice.services import agents as agent_queries
+from taskservice.services import logs, users
 from taskservice.services.logs import TimedLine
 from taskservice.terms import WEBHOOK_LINES, WEBHOOK_LOG_BYTES
 
@@ -191,7 +190,7 @@ def _embedded(rows: Sequence[TaskRow], shape: Shape) -> dict[str, dict[str, Any]
     if not shape.expand:
         return {key: {} for key in agent_ids}
     user_id = rows[0].user_id
-    user = user_schema.dump(user_queries.get(user_id))
+    user = user_schema.dump(users.get(user_id))
     agents = agent_queries.by_id(user_id, agent_ids)
     embedded = {
         key: {"agent": agent_of_task_schema.dump(agent), "user": user}

@@ -1,16 +1,28 @@
 """Imports an export: all that is not there yet, in one transaction."""
 
 from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate, count
 from types import SimpleNamespace
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
+from marshmallow import (
+    EXCLUDE,
+    Schema,
+    ValidationError,
+    fields,
+    pre_load,
+    validate,
+    validates_schema,
+)
 from sqlalchemy import ColumnElement, Connection, Integer, bindparam, exists, insert, select, update
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import aliased
 
+from taskservice import __version__
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import (
@@ -24,19 +36,471 @@ from taskservice.database.models import (
     Task,
     User,
 )
-from taskservice.database.transactions import transaction
-from taskservice.database.types import Base, Identifier, TaskRow, database_now
-from taskservice.schemas import strict_json
-from taskservice.schemas.columns import TASK_COLUMNS
-from taskservice.schemas.exported import OF_TASK
-from taskservice.schemas.fields import NO_QUESTIONS, RowSchema, StoredJson, StoredNumber
-from taskservice.schemas.tasks import AttemptSchema, question_schema, task_schema
-from taskservice.schemas.users import agent_schema
-from taskservice.services.callback_secrets import insert_secret
-from taskservice.services.import_lines import InvalidExport, Line, read, voided
+from taskservice.database.transactions import reading, reading_one_state, transaction
+from taskservice.database.types import (
+    AnyRow,
+    AnySelect,
+    Base,
+    Identifier,
+    TaskRow,
+    byte_length,
+    database_now,
+)
+from taskservice.errors import invalid
+from taskservice.schemas import json_schema, strict_json
+from taskservice.schemas.columns import (
+    AGENT_COLUMNS,
+    ATTEMPT_COLUMNS,
+    DELIVERY_COLUMNS,
+    TASK_COLUMNS,
+    USER_COLUMNS,
+)
+from taskservice.schemas.fields import (
+    NO_QUESTIONS,
+    Flag,
+    Id,
+    JsonObject,
+    Labels,
+    Moment,
+    RowSchema,
+    Share,
+    StoredJson,
+    StoredNumber,
+    Strings,
+    Times,
+    WholeNumber,
+    bytes_at_most,
+)
+from taskservice.schemas.strict_json import MAX_CONTAINERS, NotJson, UnsupportedNumber
+from taskservice.schemas.tasks import (
+    TASK_EXPANSIONS,
+    AttemptSchema,
+    TaskSchema,
+    delivery_schema,
+    question_schema,
+    task_schema,
+)
+from taskservice.schemas.users import agent_schema, user_schema
+from taskservice.services import logs, questions
+from taskservice.services.logs import LogGone, TimedLine
 from taskservice.services.questions import open_json
-from taskservice.services.tasks import insert_labels
-from taskservice.terms import CANCELLED, PENDING
+from taskservice.services.tasks import insert_labels, tasks_with_log
+from taskservice.services.users import insert_secret
+from taskservice.terms import (
+    AGENT_ID,
+    ANSWERED,
+    CANCELLED,
+    DELIVERY_STATES,
+    ERROR,
+    ERROR_TYPES,
+    MAX_DESCRIPTION,
+    MAX_IDEMPOTENCY_KEY,
+    MAX_LOG,
+    MAX_MESSAGE,
+    MAX_NAME,
+    MAX_NOTE,
+    MAX_OPEN_QUESTIONS,
+    MAX_QUESTION,
+    MAX_TIMEOUT,
+    MAX_WRITER,
+    MAX_WRITERS,
+    OPEN,
+    PENDING,
+    QUESTION_STATES,
+    RUNNING,
+    STATUSES,
+)
+from taskservice.webhooks.destinations import read_url
+
+# The lines of an export: a type for each, with the fields that such a line has.
+
+FORMAT = 1
+_MAX_COUNT = 1 << 53
+_MAX_STATUS_CODE = 999
+
+
+def _text(limit: int, **options: Any) -> fields.String:
+    return fields.String(validate=validate.Length(max=limit), **options)
+
+
+def _count() -> WholeNumber:
+    return WholeNumber(validate=validate.Range(0, _MAX_COUNT))
+
+
+def _url(value: str) -> None:
+    try:
+        # Where webhooks may go is judged when one is sent.
+        read_url(value)
+    except ValueError as error:
+        raise ValidationError(str(error)) from None
+
+
+def _input_schema(value: dict[str, Any]) -> None:
+    _refuse(json_schema.input_schema_problem(value))
+
+
+def _question_schema(value: dict[str, Any]) -> None:
+    _refuse(json_schema.question_schema_problem(value))
+
+
+def _refuse(problem: str | None) -> None:
+    if problem is not None:
+        raise ValidationError(problem)
+
+
+class _Complete(Schema):
+    """What has all fields that may not be null; an older version lacks those added since."""
+
+    class Meta:
+        # Of a later version.
+        unknown = EXCLUDE
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        if field_obj.allow_none:
+            field_obj.load_default = None
+
+    @pre_load
+    def check_complete(self, data: Any, **kwargs: Any) -> Any:
+        needed = {name for name, field in self.fields.items() if not field.allow_none}
+        missing = needed - data.keys()
+        if missing:
+            raise ValidationError({name: ["Is missing."] for name in sorted(missing)})
+        return data
+
+
+class Line(_Complete):
+    """A line of an export, of a type that is one of `LINES`."""
+
+    type = fields.String()
+
+
+class ExportLine(Line):
+    """The first line: what the others are."""
+
+    format = WholeNumber(validate=validate.Equal(FORMAT, error="Must be {other}, not {input}."))
+    version = fields.String()
+
+
+class UserLine(Line):
+    """A user, without keys and secrets."""
+
+    id = Id()
+    name = fields.String(validate=validate.Length(1, MAX_NAME))
+    createdAt = Moment("")
+
+
+class AgentLine(Line):
+    """An agent of a user before it."""
+
+    id = fields.String(validate=validate.Regexp(AGENT_ID.pattern + r"\Z"))
+    userId = Id()
+    name = fields.String(validate=validate.Length(1, MAX_NAME))
+    description = _text(MAX_DESCRIPTION)
+    createdAt = Moment("")
+    inputSchema = JsonObject(validate=_input_schema)
+    annotations = JsonObject()
+    tool = Flag()
+
+
+class ErrorOfTask(_Complete):
+    """Why a task ended as error."""
+
+    type = fields.String(validate=validate.OneOf(ERROR_TYPES))
+    message = fields.String(validate=bytes_at_most(MAX_MESSAGE))
+
+
+class Idempotency(_Complete):
+    """The key by which a request can be repeated, and the digest of that request."""
+
+    key = _text(MAX_IDEMPOTENCY_KEY)
+    digest = fields.String(validate=validate.Length(64, 64))
+
+
+class TaskLine(Line):
+    """A task of an agent before it; its questions, deliveries and log follow."""
+
+    id = Id()
+    name = _text(MAX_NAME)
+    agentId = fields.String()
+    userId = Id()
+    createdAt = Moment("")
+    updatedAt = Moment("")
+    claimedAt = Moment("", allow_none=True)
+    finishedAt = Moment("", allow_none=True)
+    input = JsonObject()
+    output = JsonObject()
+    status = fields.String(validate=validate.OneOf(STATUSES))
+    error = fields.Nested(ErrorOfTask(), allow_none=True)
+    startedBy = _text(MAX_NAME, allow_none=True)
+    endedBy = _text(MAX_NAME, allow_none=True)
+    progress = Share(allow_none=True)
+    note = _text(MAX_NOTE, allow_none=True)
+    labels = Labels("")
+    parentId = Id(allow_none=True)
+    rerunOf = Id(allow_none=True)
+    callback = fields.String(allow_none=True, validate=_url)
+    firstLog = WholeNumber(validate=validate.Range(1, _MAX_COUNT))
+    logCount = _count()
+    logBytes = WholeNumber(validate=validate.Range(0, MAX_LOG))
+    version = WholeNumber(validate=validate.Range(1, _MAX_COUNT))
+    timeout = WholeNumber(allow_none=True, validate=validate.Range(0, MAX_TIMEOUT))
+    # Writer -> the number of lines that it has sent; the empty name is the writer without one.
+    writers = fields.Dict(keys=_text(MAX_WRITER), values=_count())
+    idempotency = fields.Nested(Idempotency(), allow_none=True)
+    claimKey = _text(MAX_IDEMPOTENCY_KEY, allow_none=True)
+
+    @validates_schema
+    def check_end(self, data: Mapping[str, Any], **kwargs: Any) -> None:
+        if (data["status"] == ERROR) != (data["error"] is not None):
+            raise ValidationError("Only a task in error has one.", "error")
+        if (data["status"] == RUNNING) != (data["finishedAt"] is None):
+            raise ValidationError("Only a task that has ended has it.", "finishedAt")
+        if data["firstLog"] > data["logCount"] + 1:
+            raise ValidationError("Past the end of the log.", "firstLog")
+        if len(data["writers"]) > MAX_WRITERS + 1:
+            raise ValidationError(f"More than {MAX_WRITERS}.", "writers")
+
+
+class QuestionLine(Line):
+    """A question of the task before it."""
+
+    taskId = Id()
+    id = Id()
+    message = fields.String(validate=validate.Length(1, MAX_QUESTION))
+    schema = JsonObject(validate=_question_schema)
+    state = fields.String(validate=validate.OneOf(QUESTION_STATES))
+    askedAt = Moment("")
+    expiresAt = Moment("", allow_none=True)
+    answer = JsonObject(allow_none=True)
+    answeredBy = _text(MAX_NAME, allow_none=True)
+    idempotency = fields.Nested(Idempotency(), allow_none=True)
+
+    @validates_schema
+    def check_answer(self, data: Mapping[str, Any], **kwargs: Any) -> None:
+        if (data["state"] == ANSWERED) != (data["answer"] is not None):
+            raise ValidationError("Only an answered question has one.", "answer")
+
+
+class AttemptOfDelivery(_Complete):
+    """One attempt of a delivery."""
+
+    at = Moment("")
+    durationMs = WholeNumber(validate=validate.Range(0, 1 << 31))
+    statusCode = WholeNumber(allow_none=True, validate=validate.Range(0, _MAX_STATUS_CODE))
+    message = fields.String()
+    answer = fields.String(allow_none=True)
+
+
+class DeliveryLine(Line):
+    """A delivery of the task before it, with its attempts, oldest first."""
+
+    taskId = Id()
+    id = Id()
+    callback = fields.String(validate=_url)
+    state = fields.String(validate=validate.OneOf(DELIVERY_STATES))
+    createdAt = Moment("")
+    nextAttemptAt = Moment("", allow_none=True)
+    attempts = fields.List(fields.Nested(AttemptOfDelivery()))
+
+
+class LogLine(Line):
+    """The next lines of the log of the task before it; `first` is the number of the first one."""
+
+    taskId = Id()
+    first = WholeNumber(validate=validate.Range(1, _MAX_COUNT))
+    lines = Strings(fields.String(), validate=validate.Length(min=1))
+    at = Times(allow_none=True)
+
+    @validates_schema
+    def check_lines(self, data: Mapping[str, Any], **kwargs: Any) -> None:
+        if any("\n" in line for line in data["lines"]):
+            raise ValidationError("A line has a line feed.", "lines")
+        if isinstance(data["at"], list) and len(data["at"]) != len(data["lines"]):
+            raise ValidationError("Must have one time for each line.", "at")
+
+
+class VoidLine(Line):
+    """The task before it does not count: it was deleted, or its log dropped, meanwhile."""
+
+    taskId = Id()
+
+
+class EndLine(Line):
+    """The last line: without it, the export is not complete."""
+
+    tasks = _count()
+
+
+LINES: dict[str, Line] = {
+    "export": ExportLine(),
+    "user": UserLine(),
+    "agent": AgentLine(),
+    "task": TaskLine(),
+    "question": QuestionLine(),
+    "delivery": DeliveryLine(),
+    "log": LogLine(),
+    "void": VoidLine(),
+    "end": EndLine(),
+}
+# The lines that belong to the task before them.
+OF_TASK = ("question", "delivery", "log", "void")
+
+
+# Reads the lines of an export, and checks each and their order before anything is written.
+
+# No line of an export is longer: a task's input and output have 1 MiB each.
+MAX_LINE_BYTES = 16 * 1024 * 1024
+
+
+class InvalidExport(Exception):
+    """A line that no export has; the message names it."""
+
+    def __init__(self, number: int, reason: str) -> None:
+        super().__init__(f"line {number}: {reason}")
+
+
+@dataclass(frozen=True)
+class NumberedLine:
+    """A line of a known type, with what its schema loaded."""
+
+    number: int
+    type: str
+    fields: dict[str, Any]
+
+
+def read(file: BinaryIO) -> Iterator[NumberedLine]:
+    """All lines of an export, in an order that makes sense; raises InvalidExport."""
+    order = _Order()
+    line = None
+    for number in count(1):
+        text = file.readline(MAX_LINE_BYTES + 1)
+        if not text:
+            break
+        if line is not None and line.type == "end":
+            raise InvalidExport(number, "comes after the end")
+        line = _parsed(number, text)
+        order.check(line)
+        yield line
+    if line is None or line.type != "end":
+        raise InvalidExport(number, "the end is missing: the export was cut off")
+
+
+def voided(file: BinaryIO) -> set[int]:
+    """Check all lines; returns the numbers of the lines of tasks that do not count."""
+    numbers, task = set[int](), 0
+    for line in read(file):
+        if line.type == "task":
+            task = line.number
+        elif line.type == "void":
+            numbers.add(task)
+    return numbers
+
+
+def _parsed(number: int, text: bytes) -> NumberedLine:
+    if len(text) > MAX_LINE_BYTES:
+        raise InvalidExport(number, f"is longer than {MAX_LINE_BYTES} bytes")
+    try:
+        # A task has both its input and its output.
+        value = strict_json.loads(text, 2 * MAX_CONTAINERS)
+    except (NotJson, UnsupportedNumber) as error:
+        raise InvalidExport(number, f"is not JSON: {error}") from None
+    kind = value.get("type") if isinstance(value, dict) else None
+    schema = LINES.get(kind) if isinstance(kind, str) else None
+    if schema is None or kind is None:
+        raise InvalidExport(number, f"its type must be one of {', '.join(LINES)}")
+    try:
+        return NumberedLine(number, kind, schema.load(value))
+    except ValidationError as error:
+        raise InvalidExport(number, _reason(error.messages)) from None
+
+
+def _reason(messages: Any, name: str = "") -> str:
+    """The first of marshmallow's messages, with the path of its field."""
+    if isinstance(messages, dict):
+        key, inner = next(iter(messages.items()))
+        return _reason(inner, f"{name}.{key}" if name else str(key))
+    first = messages[0] if isinstance(messages, list) else messages
+    return f"{name}: {first}"
+
+
+class _Order:
+    """What must have come before a line."""
+
+    def __init__(self) -> None:
+        self._users: set[str] = set()
+        self._agents: set[tuple[str, str]] = set()
+        self._tasks = 0
+        # The task that the next lines belong to, and the numbers of its next and its last line.
+        self._task_id: str | None = None
+        self._next_line, self._last_line = 1, 0
+        self._is_running, self._open_questions = False, 0
+
+    def check(self, line: NumberedLine) -> None:
+        if (line.number == 1) != (line.type == "export"):
+            raise InvalidExport(line.number, "the first line, and no other, has the type export")
+        if line.type in OF_TASK:
+            self._check_task_id(line)
+        else:
+            self._check_log_is_complete(line)
+            self._task_id = None
+        check = getattr(self, f"_check_{line.type}", None)
+        if check is not None:
+            check(line)
+
+    def _check_task_id(self, line: NumberedLine) -> None:
+        if line.fields["taskId"] != self._task_id:
+            raise InvalidExport(line.number, "taskId: is not the task before it")
+
+    def _check_log_is_complete(self, line: NumberedLine) -> None:
+        if self._task_id is not None and self._next_line <= self._last_line:
+            raise InvalidExport(
+                line.number, f"lines {self._next_line} to {self._last_line} of the log are missing"
+            )
+
+    def _check_user(self, line: NumberedLine) -> None:
+        self._users.add(line.fields["id"])
+
+    def _check_agent(self, line: NumberedLine) -> None:
+        if line.fields["userId"] not in self._users:
+            raise InvalidExport(line.number, "userId: there is no such user before it")
+        self._agents.add((line.fields["userId"], line.fields["id"]))
+
+    def _check_task(self, line: NumberedLine) -> None:
+        fields = line.fields
+        if (fields["userId"], fields["agentId"]) not in self._agents:
+            raise InvalidExport(line.number, "agentId: there is no such agent before it")
+        self._tasks += 1
+        self._task_id = fields["id"]
+        self._next_line, self._last_line = fields["firstLog"], fields["logCount"]
+        self._is_running, self._open_questions = fields["status"] == RUNNING, 0
+
+    def _check_question(self, line: NumberedLine) -> None:
+        if line.fields["state"] != OPEN:
+            return
+        self._open_questions += 1
+        if not self._is_running:
+            raise InvalidExport(line.number, "state: a task that has ended has no open question")
+        if self._open_questions > MAX_OPEN_QUESTIONS:
+            raise InvalidExport(
+                line.number, f"state: a task has at most {MAX_OPEN_QUESTIONS} open questions"
+            )
+
+    def _check_log(self, line: NumberedLine) -> None:
+        last = line.fields["first"] + len(line.fields["lines"]) - 1
+        if line.fields["first"] != self._next_line or last > self._last_line:
+            raise InvalidExport(line.number, f"first: must be {self._next_line}")
+        self._next_line = last + 1
+
+    def _check_void(self, line: NumberedLine) -> None:
+        self._tasks -= 1
+        self._task_id = None
+
+    def _check_end(self, line: NumberedLine) -> None:
+        if line.fields["tasks"] != self._tasks:
+            raise InvalidExport(line.number, f"tasks: there are {self._tasks}")
+
+
+# Imports an export: all that is not there yet, in one transaction.
 
 
 @dataclass(frozen=True)
@@ -103,7 +567,7 @@ class _Importer:
         self._task: dict[str, Any] | None = None
         self._log_id: int | None = None
 
-    def add(self, line: Line) -> None:
+    def add(self, line: NumberedLine) -> None:
         if line.type in OF_TASK and self._task is None:
             return
         write = getattr(self, f"_add_{line.type}", None)
@@ -125,7 +589,7 @@ class _Importer:
             dropped_keys=self._counts["dropped keys"],
         )
 
-    def _add_user(self, line: Line) -> None:
+    def _add_user(self, line: NumberedLine) -> None:
         """Users are matched by their names."""
         fields = line.fields
         of_name = select(User.id).where(User.name == fields["name"])
@@ -137,7 +601,7 @@ class _Importer:
             insert_secret(self._connection, fields["id"], clock.now())
             self._new_users.append(fields["name"])
 
-    def _add_agent(self, line: Line) -> None:
+    def _add_agent(self, line: NumberedLine) -> None:
         values = _columns(agent_schema, line.fields) | {
             "user_id": self._users[line.fields["userId"]]
         }
@@ -146,7 +610,7 @@ class _Importer:
             self._insert(Agent, **values)
             self._counts["agents"] += 1
 
-    def _add_task(self, line: Line) -> None:
+    def _add_task(self, line: NumberedLine) -> None:
         self._task, self._log_id = None, None
         if line.number in self._not_counted:
             return
@@ -195,7 +659,7 @@ class _Importer:
         self._counts["dropped keys"] += is_used
         return is_used
 
-    def _add_question(self, line: Line) -> None:
+    def _add_question(self, line: NumberedLine) -> None:
         given = line.fields["idempotency"] or {}
         task_id = line.fields["taskId"]
         self._insert(
@@ -208,7 +672,7 @@ class _Importer:
         of_task = update(Task).where(Task.id == task_id)
         self._connection.execute(of_task.values(questions=open_json(self._connection, task_id)))
 
-    def _add_delivery(self, line: Line) -> None:
+    def _add_delivery(self, line: NumberedLine) -> None:
         """A pending one becomes cancelled: an import sends no webhook."""
         fields, attempts = line.fields, line.fields["attempts"]
         assert self._task is not None
@@ -227,7 +691,7 @@ class _Importer:
             values = _columns(AttemptSchema(), attempt)
             self._insert(Attempt, **values, delivery_id=fields["id"], answer=attempt["answer"])
 
-    def _add_log(self, line: Line) -> None:
+    def _add_log(self, line: NumberedLine) -> None:
         fields = line.fields
         if self._log_id is None:
             self._log_id = _NEW_LOG.scalar(self._connection, task_id=fields["taskId"])
@@ -266,3 +730,209 @@ def _stored(field: Any, value: Any) -> Any:
     if isinstance(field, StoredJson | StoredNumber) and value is not None:
         return strict_json.dumps(value).decode()
     return value
+
+
+# Tasks with their logs, questions and deliveries as lines of JSON, while the service runs.
+
+# Of one page, the bytes of inputs and outputs.
+MAX_TASKS = 500
+MAX_BYTES = 4 * 1024 * 1024
+_USERS = select(*USER_COLUMNS).order_by(User.id)
+_AGENTS: AnySelect = select(*AGENT_COLUMNS)
+# What the API says of a task in one answer; its log and its questions have lines of their own.
+_schema = TaskSchema(exclude=(*TASK_EXPANSIONS, "logs", "questions"))
+_of_tasks = bindparam("task_ids", expanding=True, type_=Identifier)
+_TASKS: AnySelect = (
+    tasks_with_log.add_columns(
+        Task.timeout,
+        Task.default_writer_seq,
+        Task.idempotency_key,
+        Task.idempotency_digest,
+        Task.claim_key,
+    )
+    .where(Task.id.in_(_of_tasks))
+    .order_by(Task.id)
+)
+_IDS: AnySelect = (
+    select(Task.id, (byte_length(Task.input) + byte_length(Task.output)).label("bytes"))
+    .order_by(Task.id)
+    .limit(MAX_TASKS)
+)
+_QUESTIONS: AnySelect = questions.OF_TASK.add_columns(
+    Question.idempotency_key, Question.idempotency_digest
+)
+# What belongs to a task, in the order of the fields of `_Task`.
+_RELATED: tuple[AnySelect, ...] = (
+    select(LogWriter.task_id, LogWriter.writer, LogWriter.seq).where(
+        LogWriter.task_id.in_(_of_tasks)
+    ),
+    select(*DELIVERY_COLUMNS)
+    .where(Delivery.task_id.in_(_of_tasks))
+    .order_by(Delivery.created_at, Delivery.id),
+    select(*ATTEMPT_COLUMNS, Delivery.task_id)
+    .join(Delivery, Delivery.id == Attempt.delivery_id)
+    .where(Delivery.task_id.in_(_of_tasks))
+    .order_by(Attempt.id),
+)
+
+
+def lines(user: str | None = None, since: str | None = None) -> Iterator[bytes]:
+    """All tasks, those of one user, or those updated at or after a moment, as lines of JSON.
+
+    Tasks come in the order of their ids, a page at a time, each with all that belongs to it. It is
+    no snapshot: what changes meanwhile may be in it or not, but each task is as it was at one
+    moment, and its questions as they were a little later. Raises 422 for an unknown user.
+    """
+    people = [row for row in _users() if user in (None, row.name)]
+    if user is not None and not people:
+        raise invalid({"user": [f"There is no user {user}"]})
+    user_ids = [row.id for row in people]
+    yield _line("export", {"format": FORMAT, "version": __version__})
+    for row in people:
+        yield _line("user", user_schema.dump(row))
+    ids = _IDS.where(Task.user_id.in_(user_ids))
+    if since is not None:
+        ids = ids.where(Task.updated_at >= since)
+    yield from _with_agents(ids, _AGENTS.where(Agent.user_id.in_(user_ids)))
+
+
+def _users() -> Sequence[AnyRow]:
+    with reading() as connection:
+        return connection.execute(_USERS).all()
+
+
+def _with_agents(ids: AnySelect, agents: AnySelect) -> Iterator[bytes]:
+    """The lines of agents and of tasks; an agent that is new comes before its first task."""
+    written: set[tuple[str, str]] = set()
+    yield from _new_agents(agents, written)
+    count = 0
+    for page in _pages(ids):
+        if any((task.row.user_id, task.row.agent_id) not in written for task in page):
+            yield from _new_agents(agents, written)
+        for task in page:
+            count += yield from _task_lines(task)
+    yield _line("end", {"tasks": count})
+
+
+def _new_agents(agents: AnySelect, written: set[tuple[str, str]]) -> Iterator[bytes]:
+    with reading() as connection:
+        rows = connection.execute(agents).all()
+    # Sorted here: databases sort text in different orders.
+    for row in sorted(rows, key=lambda each: (each.user_id, each.id)):
+        if (row.user_id, row.id) not in written:
+            written.add((row.user_id, row.id))
+            yield _line("agent", agent_schema.dump(row))
+
+
+# --- tasks -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A task and what belongs to it, but for its questions and its log."""
+
+    row: Any
+    writers: Sequence[AnyRow]
+    deliveries: Sequence[AnyRow]
+    # Of all its deliveries.
+    attempts: Sequence[AnyRow]
+
+
+def _pages(ids: AnySelect) -> Iterator[list[_Task]]:
+    """The tasks, each as it is at the moment at which its page is read."""
+    after = ids
+    while True:
+        with reading() as connection:
+            found = connection.execute(after).all()
+        if not found:
+            return
+        # The first task, however large, and those that fit with it.
+        sizes = accumulate(task.bytes for task in found)
+        count = max(1, sum(size <= MAX_BYTES for size in sizes))
+        yield _page([task.id for task in found[:count]])
+        after = ids.where(Task.id > found[count - 1].id)
+
+
+def _page(task_ids: Sequence[str]) -> list[_Task]:
+    """Those of the tasks that are still there."""
+    with reading_one_state() as connection:
+        rows = connection.execute(_TASKS, {"task_ids": task_ids}).all()
+        ids = [row.id for row in rows]
+        related = [_by_task(connection, each, ids) for each in _RELATED]
+    return [_Task(row, *(of_task[row.id] for of_task in related)) for row in rows]
+
+
+def _by_task(
+    connection: Connection, statement: AnySelect, ids: Sequence[str]
+) -> dict[str, list[AnyRow]]:
+    """Task -> its rows, in the order of the statement."""
+    found: dict[str, list[AnyRow]] = {task_id: [] for task_id in ids}
+    for row in connection.execute(statement, {"task_ids": ids}):
+        found[row.task_id].append(row)
+    return found
+
+
+def _task_lines(task: _Task) -> Generator[bytes, None, int]:
+    """The lines of a task; if its log is dropped meanwhile, again as it is then.
+
+    Returns 1, or 0 if it was deleted meanwhile.
+    """
+    yield _line("task", _task_json(task))
+    of_task = {"taskId": task.row.id}
+    for page in questions.pages(_QUESTIONS, task.row.id):
+        for question in page:
+            yield _line("question", of_task | _question_json(question))
+    for delivery in task.deliveries:
+        yield _line("delivery", of_task | _delivery_json(delivery, task.attempts))
+    try:
+        for first, timed in logs.timed_chunks(task.row):
+            yield _line("log", of_task | _log_json(first, timed))
+    except LogGone:
+        yield _line("void", of_task)
+        for again in _page([task.row.id]):
+            return (yield from _task_lines(again))
+        return 0
+    return 1
+
+
+def _task_json(task: _Task) -> dict[str, Any]:
+    row = task.row
+    sent = {each.writer: each.seq for each in task.writers}
+    own = {"": row.default_writer_seq} if row.default_writer_seq else {}
+    return {
+        **_schema.dump(row),
+        "logBytes": row.log_bytes,
+        "version": row.version,
+        "timeout": row.timeout,
+        "writers": own | dict(sorted(sent.items())),
+        "idempotency": _idempotency(row),
+        "claimKey": row.claim_key,
+    }
+
+
+def _idempotency(row: Any) -> dict[str, str] | None:
+    if row.idempotency_key is None:
+        return None
+    return {"key": row.idempotency_key, "digest": row.idempotency_digest}
+
+
+def _question_json(row: Any) -> dict[str, Any]:
+    return {**question_schema.dump(row), "idempotency": _idempotency(row)}
+
+
+def _delivery_json(row: Any, attempts: Sequence[Any]) -> dict[str, Any]:
+    own = [each for each in attempts if each.delivery_id == row.id]
+    dumped = delivery_schema.dump(SimpleNamespace(**row._asdict(), attempts=own))
+    for attempt, made in zip(dumped["attempts"], own, strict=True):
+        attempt["answer"] = made.answer
+    return dict(dumped)
+
+
+def _log_json(first: int, timed: Sequence[TimedLine]) -> dict[str, Any]:
+    times = [line.at for line in timed]
+    at = times[0] if len(set(times)) == 1 else times
+    return {"first": first, "lines": [line.text for line in timed], "at": at}
+
+
+def _line(kind: str, content: Mapping[str, Any]) -> bytes:
+    return strict_json.dumps({"type": kind, **content}) + b"\n"

@@ -6,10 +6,9 @@ from urllib.parse import urlencode
 from flask import request
 
 from taskservice.auth import Caller
-from taskservice.queries.ordered_tasks import Position
-from taskservice.queries.selections import Selection
 from taskservice.schemas.requests import dump_cursor
 from taskservice.services import lists
+from taskservice.services.lists import Position, Selection
 from taskservice.services.task_json import WHOLE, Shape
 from taskservice.terms import SORTS
 

@@ -16,12 +16,11 @@ from taskservice.context import current
 from taskservice.database.transactions import end_shared_reading
 from taskservice.errors import Problem, invalid, not_found
 from taskservice.openapi.operation import JSON, Operation, is_optional
-from taskservice.queries import questions as question_queries
-from taskservice.queries import tasks as task_queries
 from taskservice.resources import Slots
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import EmptySchema
+from taskservice.services import questions, tasks
 from taskservice.terms import MAX_IDEMPOTENCY_KEY, OVERLOADED
 
 P = ParamSpec("P")
@@ -108,9 +107,9 @@ def _check_if_match(environ: Mapping[str, Any], path: Mapping[str, str]) -> None
     if "task_id" not in path or environ["REQUEST_METHOD"] in ("GET", "HEAD"):
         return
     task_id = require_id("task", path["task_id"])
-    task_queries.get_version(caller, task_id)
+    tasks.get_version(caller, task_id)
     if "question_id" in path:
-        question_queries.get(caller, task_id, require_id("question", path["question_id"]))
+        questions.get(caller, task_id, require_id("question", path["question_id"]))
     if environ["HTTP_IF_MATCH"].strip() != "*":
         detail = "The task has no version that If-Match names; its ETag is weak"
         raise Problem(412, detail)

@@ -11,11 +11,10 @@ from taskservice.auth import Caller
 from taskservice.database import watcher
 from taskservice.database.types import TaskRow
 from taskservice.database.watcher import Watcher
-from taskservice.queries import tasks as task_queries
 from taskservice.schemas import strict_json
 from taskservice.schemas.columns import TASK_COLUMNS
 from taskservice.schemas.tasks import TASK_FIELDS
-from taskservice.services import logs, task_json
+from taskservice.services import logs, task_json, tasks
 from taskservice.services.logs import LogGone, TimedLine
 from taskservice.services.task_json import Shape
 from taskservice.terms import RUNNING
@@ -57,7 +56,7 @@ def follow(caller: Caller, task_id: str, after: int) -> Iterator[Event]:
     with watch.watching():
         while not resources.stopping.is_set():
             since = watch.changes
-            row = task_queries.find(caller, task_id)
+            row = tasks.find(caller, task_id)
             if row is None:
                 return
             if shown is None:

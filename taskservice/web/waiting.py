@@ -15,8 +15,7 @@ from taskservice.database.transactions import end_shared_reading
 from taskservice.database.types import TaskRow
 from taskservice.database.watcher import WaitSlots
 from taskservice.errors import Problem
-from taskservice.queries import tasks as task_queries
-from taskservice.services import claims as claim_service
+from taskservice.services import starts, tasks
 
 T = TypeVar("T")
 
@@ -72,11 +71,11 @@ def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
     def claim_if_any() -> tuple[TaskRow | None, bool]:
         # Reading is cheap; a claim waits for its turn to write. An earlier claim with the same
         # key, whose answer was lost, may still wait, and be the one that gets the task.
-        has_task = task_queries.has_task_for_claim(caller, agent_id, key)
-        return claim_service.claim(caller, agent_id, key) if has_task else (None, False)
+        has_task = tasks.has_task_for_claim(caller, agent_id, key)
+        return starts.claim(caller, agent_id, key) if has_task else (None, False)
 
     # The first claim also raises 404 for an unknown agent.
-    found = claim_service.claim(caller, agent_id, key)
+    found = starts.claim(caller, agent_id, key)
     return found if found[0] else until(claim_if_any, lambda found: found[0] is not None)
 
 

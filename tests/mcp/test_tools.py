@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from taskservice.queries import candidates, ordered_tasks
+from taskservice.services import lists
 from tests.support.api_client import ApiClient, expect
 from tests.support.catalogue import fault, happened
 from tests.support.marks import one_database
@@ -484,9 +484,9 @@ def test_list_tasks_is_filtered_and_limited(alice: ApiClient, mcp: McpClient) ->
 def test_list_tasks_goes_on_where_a_search_stops(
     alice: ApiClient, mcp: McpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ordered_tasks, "FIRST_SEARCHED", 1)
-    monkeypatch.setattr(ordered_tasks, "MAX_SEARCHED", 2)
-    monkeypatch.setattr(candidates, "MAX_CANDIDATES", 0)
+    monkeypatch.setattr(lists, "FIRST_SEARCHED", 1)
+    monkeypatch.setattr(lists, "MAX_SEARCHED", 2)
+    monkeypatch.setattr(lists, "MAX_CANDIDATES", 0)
     tasks = [alice.start() for _ in range(12)]
     for task in (tasks[0], tasks[1], tasks[7]):
         alice.report(task, status="complete")

@@ -19,8 +19,8 @@ from taskservice.database.address import parse
 from taskservice.database.engine import dispose
 from taskservice.database.models import Log, LogChunk, Task
 from taskservice.database.transactions import transaction
-from taskservice.queries import export
 from taskservice.services import keys as key_service
+from taskservice.services import transfer
 from tests.support.all_tables import ODD_TEXTS, fill
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.apps import Apps
@@ -470,7 +470,7 @@ def test_task_whose_log_goes_while_it_is_exported_is_exported_as_it_is_then(
             drop_log(here.app, tasks[2])
 
     with here.app.app_context(), before_reads(here.app, act):
-        exported = b"".join(export.lines())
+        exported = b"".join(transfer.lines())
     assert [line["type"] for line in parsed(exported)].count("void") == 2
     assert there.add(exported)["tasks"] == 2
     moved = there.person("alice")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from taskservice.schemas.exported import LINES
+from taskservice.services.transfer import LINES
 from tests.support.catalogue import fault, happened
 from tests.support.commands import check
 from tests.support.databases import Databases
