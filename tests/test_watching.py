@@ -22,7 +22,7 @@ from flask import Flask
 from taskservice import resources
 from taskservice.database.watcher import WaitSlots, Watcher
 from taskservice.services import tasks
-from taskservice.web import task_events
+from taskservice.web import waiting as task_events
 from tests.support import conformance
 from tests.support.api_client import API, ApiClient, RemoteClient, expect, problem
 from tests.support.catalogue import fault, happened

@@ -13,7 +13,7 @@ from taskservice.schemas.tasks import expanded_task_schema
 from taskservice.schemas.users import agent_schema, expanded_agent_schema
 from taskservice.services import agents as agent_service
 from taskservice.terms import AGENT_HAS_TASKS
-from taskservice.web import list_query, responses, waiting
+from taskservice.web import responses, waiting
 from taskservice.web.request import idempotency_key, operation
 
 blueprint = Blueprint("agents", __name__)
@@ -84,9 +84,7 @@ def claim(agent_id: str, query: dict[str, Any]) -> Response:
     task, replayed = waiting.for_claim(agent_id, idempotency_key())
     if task is None:
         return responses.Answer(status=204)
-    return responses.task(
-        task, list_query.shape(query), headers=responses.replayed_header(replayed)
-    )
+    return responses.task(task, responses.shape(query), headers=responses.replayed_header(replayed))
 
 
 @blueprint.delete("/agent/<agent_id>")

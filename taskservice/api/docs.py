@@ -10,11 +10,10 @@ from werkzeug.http import generate_etag
 from taskservice import resources
 from taskservice.openapi import page
 from taskservice.openapi.components import Object
-from taskservice.openapi.operation import JSON
 from taskservice.schemas import strict_json
 from taskservice.schemas.tasks import document_schema
 from taskservice.terms import API_PREFIX
-from taskservice.web.request import operation, replace_unreadable_dates
+from taskservice.web.request import JSON, operation, replace_unreadable_dates
 
 blueprint = Blueprint("docs", __name__, template_folder="templates")
 

@@ -7,7 +7,6 @@ from flask import Blueprint, Response, request
 from taskservice.auth import caller
 from taskservice.context import current
 from taskservice.errors import invalid
-from taskservice.openapi.operation import EVENTS, JSON, TEXT
 from taskservice.schemas.requests import (
     AppendQuerySchema,
     AppendSchema,
@@ -17,8 +16,8 @@ from taskservice.schemas.requests import (
 from taskservice.schemas.tasks import appended_schema, event_schema, log_page_schema
 from taskservice.services import appends, task_json, tasks
 from taskservice.terms import DEFAULT_LINES, RUNNING, SEQ_GAP, TASK_FINISHED
-from taskservice.web import event_stream, responses, task_events, waiting
-from taskservice.web.request import body_bytes, load_body, operation, prefers
+from taskservice.web import responses, waiting
+from taskservice.web.request import EVENTS, JSON, TEXT, body_bytes, load_body, operation, prefers
 
 blueprint = Blueprint("logs", __name__)
 
@@ -121,8 +120,8 @@ def follow(task_id: str, query: dict[str, Any]) -> Response:
     A client that reconnects with `Last-Event-ID`, as browsers do by themselves, misses nothing.
     """
     task = tasks.get(caller, task_id)
-    events = task_events.follow(caller, task.id, _last_event_id())
-    return event_stream.respond(events, has_times=query.get("times", False))
+    events = waiting.follow(caller, task.id, _last_event_id())
+    return waiting.respond(events, has_times=query.get("times", False))
 
 
 def _last_event_id() -> int:

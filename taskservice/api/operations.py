@@ -2,11 +2,10 @@
 
 from flask import Blueprint, Response
 
-from taskservice.openapi.operation import TEXT
 from taskservice.operations import health, metrics
 from taskservice.schemas.tasks import health_schema
 from taskservice.web import responses
-from taskservice.web.request import operation
+from taskservice.web.request import TEXT, operation
 
 blueprint = Blueprint("operations", __name__)
 

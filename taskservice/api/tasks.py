@@ -19,7 +19,7 @@ from taskservice.services import lists, reports, starts, task_json
 from taskservice.services import tasks as task_service
 from taskservice.services.tasks import Idempotency
 from taskservice.terms import CANCELLED, COMPLETE, ERROR, RUNNING, TASK_FINISHED
-from taskservice.web import list_query, responses, waiting
+from taskservice.web import responses, waiting
 from taskservice.web.request import idempotency_key, json_body, operation
 
 blueprint = Blueprint("tasks", __name__)
@@ -47,13 +47,13 @@ def list_all(query: dict[str, Any]) -> Response:
     that existed at the first page is neither left out nor repeated. Where filters leave out very
     many tasks in a row, a page with a `Link` has fewer tasks than `limit`, or none.
     """
-    selection, shape = list_query.selection(query), list_query.shape(query)
+    selection, shape = responses.selection(query), responses.shape(query)
     if "limit" not in query:
         tasks = lists.all_tasks(caller, selection, shape)
         return responses.stream(task_json.tasks(tasks, shape))
-    after, limit = list_query.after(query), query["limit"]
+    after, limit = responses.after(query), query["limit"]
     tasks, end = lists.page(caller, selection, after, limit, shape)
-    headers = list_query.link(selection, end)
+    headers = responses.link(selection, end)
     return responses.stream(task_json.tasks(tasks, shape), headers=headers)
 
 
@@ -79,7 +79,7 @@ def start(query: dict[str, Any]) -> Response:
     idempotency = None if key is None else Idempotency.of(key, body)
     task, replayed = starts.start(caller, fields, idempotency)
     headers = {"Location": f"task/{task.id}", **responses.replayed_header(replayed)}
-    return responses.task(task, list_query.shape(query), 201, headers)
+    return responses.task(task, responses.shape(query), 201, headers)
 
 
 @blueprint.get("/task/<task_id>")
@@ -98,7 +98,7 @@ def get(task_id: str, query: dict[str, Any]) -> Response:
     With `If-None-Match`, the answer is 304 without a body when the task has not changed. With
     `expand` there is no ETag, since embedded objects have no version.
     """
-    shape = list_query.shape(query)
+    shape = responses.shape(query)
     read = task_service.get_with_lines if shape.has_logs else task_service.get
     if not responses.is_conditional(shape):
         task = waiting.until(lambda: read(caller, task_id), _has_ended)
@@ -141,7 +141,7 @@ def report(task_id: str, query: dict[str, Any], body: dict[str, Any]) -> Respons
     """
     task, callback_status = reports.report(caller, task_id, body)
     headers = {"Callback-Status": callback_status}
-    return responses.task(task, list_query.shape(query), headers=headers)
+    return responses.task(task, responses.shape(query), headers=headers)
 
 
 @blueprint.post("/task/<task_id>/cancel")
@@ -167,7 +167,7 @@ def cancel(task_id: str, query: dict[str, Any]) -> Response:
     """
     task, callback_status = reports.cancel(caller, task_id)
     headers = {"Callback-Status": callback_status}
-    return responses.task(task, list_query.shape(query), headers=headers)
+    return responses.task(task, responses.shape(query), headers=headers)
 
 
 @blueprint.post("/task/<task_id>/rerun")
@@ -193,7 +193,7 @@ def rerun(task_id: str, query: dict[str, Any]) -> Response:
     task, replayed = starts.rerun(caller, task_id, fields, idempotency)
     # Relative to the path of the request.
     headers = {"Location": f"../{task.id}", **responses.replayed_header(replayed)}
-    return responses.task(task, list_query.shape(query), 201, headers)
+    return responses.task(task, responses.shape(query), 201, headers)
 
 
 @blueprint.delete("/task/<task_id>")
@@ -205,4 +205,4 @@ def delete(task_id: str, query: dict[str, Any]) -> Response:
     as it was.
     """
     task = task_service.delete(caller, task_id)
-    return responses.task(task, list_query.shape(query))
+    return responses.task(task, responses.shape(query))

@@ -11,7 +11,7 @@ from taskservice.errors import invalid
 from taskservice.schemas.requests import ListQuerySchema
 from taskservice.services.lists import WAITING, Selection
 from taskservice.terms import CANCELLED, COMPLETE, ERROR, FAILED, PENDING, RUNNING, TIMEOUT
-from taskservice.web import list_query
+from taskservice.web import responses
 
 # The filters that the API's list does not have, and their values.
 OWN_FILTERS = {"since": tuple(chart.PERIODS), "callback": (PENDING, FAILED)}
@@ -58,7 +58,7 @@ def load() -> Query:
     if "since" in own:
         # A bar of the chart selects a part of the period.
         query.setdefault("createdAfter", chart.PERIODS[own["since"]].since)
-    return Query(query, own, list_query.selection(query)._replace(delivery=own.get("callback")))
+    return Query(query, own, responses.selection(query)._replace(delivery=own.get("callback")))
 
 
 def labels() -> list[str]:

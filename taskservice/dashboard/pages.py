@@ -22,8 +22,7 @@ from taskservice import errors
 from taskservice.dashboard import formatting, sessions
 from taskservice.errors import Problem
 from taskservice.terms import API_PREFIX, PROBLEM_TYPE
-from taskservice.web.hosts import is_loopback, url_parts
-from taskservice.web.request import replace_unreadable_dates
+from taskservice.web.request import is_loopback, replace_unreadable_dates, url_parts
 
 dashboard = Blueprint(
     "dashboard",

@@ -21,13 +21,12 @@ from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, way
 from taskservice.dashboard.shared_pages import shared
 from taskservice.database.types import TaskRow
 from taskservice.errors import Problem
-from taskservice.openapi.operation import TEXT
 from taskservice.services import agents, counts, lists, logs, reports, task_json
 from taskservice.services import deliveries as delivery_service
 from taskservice.services import tasks as task_service
 from taskservice.terms import RUNNING
-from taskservice.web import event_stream, list_query, responses, task_events
-from taskservice.web.request import require_id
+from taskservice.web import responses, waiting
+from taskservice.web.request import TEXT, require_id
 
 TOO_LATE = "The task had already ended."
 
@@ -49,7 +48,7 @@ def list_all() -> AnyResponse:
         filled = [pair for pair in request.args.items(multi=True) if pair[1]]
         return redirect(f"{url_for('dashboard.tasks.list_all')}?{urlencode(filled)}", 303)
     query, own, selection = filters.load()
-    found = list_query.page(caller, selection, query)
+    found = responses.page(caller, selection, query)
     rows = lists.summaries(caller, found.positions)
     return page(
         "tasks.html",
@@ -97,8 +96,8 @@ def events(task_id: str) -> Response:
     """The task and its lines after line number `after`, live: Server-Sent Events."""
     # A browser that reconnects sends the number of its last line.
     after = request.headers.get("Last-Event-ID", request.args.get("after", 0, int), int)
-    events = task_events.follow(caller, _task(task_id).id, max(after, 0))
-    return event_stream.respond(events, sessions.is_active, has_times=True)
+    events = waiting.follow(caller, _task(task_id).id, max(after, 0))
+    return waiting.respond(events, sessions.is_active, has_times=True)
 
 
 @tasks.get("/tasks/<task_id>/log.txt")

@@ -6,7 +6,7 @@ from taskservice.auth import authenticate, caller
 from taskservice.context import current
 from taskservice.errors import Problem
 from taskservice.terms import FOREIGN_ORIGIN
-from taskservice.web.hosts import is_loopback, url_parts
+from taskservice.web.request import is_loopback, url_parts
 
 PATH = "/mcp"
 EXPOSED = "Retry-After, WWW-Authenticate, X-Request-Id"

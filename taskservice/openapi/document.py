@@ -16,10 +16,10 @@ from marshmallow import Schema, fields
 from taskservice import __version__
 from taskservice.openapi import components
 from taskservice.openapi.components import Object, Parameter
-from taskservice.openapi.operation import Operation, by_media_type, is_optional
 from taskservice.openapi.webhooks import webhooks
 from taskservice.schemas.tasks import partial_task_schema, problem_schema, task_schema
 from taskservice.terms import CODES, PROBLEM_TYPE, with_status
+from taskservice.web.request import Operation, by_media_type, is_optional
 
 OPENAPI = "3.1.0"
 

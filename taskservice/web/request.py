@@ -1,10 +1,12 @@
 """Reads requests strictly, as their operations declare them, before a view is called."""
 
-from collections.abc import Callable, Mapping
+import ipaddress
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial, update_wrapper
-from typing import Any, ParamSpec, TypeVar
-from urllib.parse import parse_qsl
+from typing import Any, ParamSpec, TypeAlias, TypeVar
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from flask import Response, current_app, g, request
 from marshmallow import Schema, fields
@@ -15,13 +17,97 @@ from taskservice.auth import caller
 from taskservice.context import current
 from taskservice.database.transactions import end_shared_reading
 from taskservice.errors import Problem, invalid, not_found
-from taskservice.openapi.operation import JSON, Operation, is_optional
 from taskservice.resources import Slots
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import EmptySchema
 from taskservice.services import questions, tasks
 from taskservice.terms import MAX_IDEMPOTENCY_KEY, OVERLOADED
+
+# Reads URLs and hosts that clients send, which may contain anything.
+
+
+def url_parts(url: str) -> SplitResult:
+    """The parts of a URL; all are empty if it is not a valid one."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether this host, without port and brackets, is this machine itself."""
+    try:
+        return ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return host is not None and (host == "localhost" or host.endswith(".localhost"))
+
+
+# What a route declares: its endpoint checks requests by it, and OpenAPI documents it.
+
+JSON = "application/json"
+TEXT = "text/plain"
+EVENTS = "text/event-stream"
+
+# A JSON object is given by its schema, an array by a list of one schema, text by its media type.
+# A tuple means any one of its elements. A mapping gives the schema of another media type.
+Body: TypeAlias = Schema | list[Schema] | str
+Content: TypeAlias = Body | tuple[Body, ...] | Mapping[str, Schema] | None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of the API; `name` is its name in generated clients.
+
+    `taskservice.openapi.components` has what all operations have in common.
+    """
+
+    name: str
+    query: Schema = field(default_factory=EmptySchema)
+    # `body` is loaded and passed to the view; `reads` is what the view reads by itself.
+    body: Schema | None = None
+    reads: Content = None
+    # Names of request headers that are read, and of headers of successful answers.
+    headers: Sequence[str] = ()
+    answer_headers: Sequence[str] = ()
+    # The content of successful answers, by status.
+    answers: Mapping[int, Content] = field(default_factory=dict)
+    # The error codes that only some operations have.
+    errors: Sequence[str] = ()
+    # Whether its body may be as large as the settings say, in place of MAX_SMALL_BODY.
+    large_body: bool = False
+    # Whether agent keys are refused.
+    user_key: bool = False
+    # Members that replace those of the schema's example in the example of an answer.
+    example: Mapping[str, Any] | str = field(default_factory=dict)
+
+    @property
+    def request_content(self) -> dict[str, Any]:
+        return by_media_type(self.body or self.reads)
+
+    @property
+    def media_types(self) -> tuple[str, ...]:
+        """The media types of successful answers."""
+        contents = map(by_media_type, self.answers.values())
+        return tuple(dict.fromkeys(kind for content in contents for kind in content))
+
+
+def is_optional(body: Schema) -> bool:
+    """Whether a request may leave this body out: then none of its fields is required."""
+    return not any(field.required for field in body.fields.values())
+
+
+def by_media_type(content: Content) -> dict[str, Any]:
+    """Media type -> the schema, a list of the one schema, or None for text."""
+    if content is None:
+        return {}
+    if isinstance(content, Mapping):
+        return dict(content)
+    bodies = content if isinstance(content, tuple) else (content,)
+    return dict((body, None) if isinstance(body, str) else (JSON, body) for body in bodies)
+
+
+# Reads requests strictly, as their operations declare them, before a view is called.
 
 P = ParamSpec("P")
 T = TypeVar("T")

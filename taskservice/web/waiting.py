@@ -1,21 +1,33 @@
 """Answers that wait for a change, as `Prefer: wait=s` (RFC 7240) asks."""
 
 import socket
-from collections.abc import Callable
-from typing import TypeVar
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import takewhile
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from flask import Response, after_this_request, request
+from flask import Response, after_this_request, request, stream_with_context
 from werkzeug.http import parse_list_header
 
 from taskservice import resources
-from taskservice.auth import caller, require_valid_key
+from taskservice.auth import Caller, caller, is_key_valid, require_valid_key
 from taskservice.context import current
 from taskservice.database import watcher
 from taskservice.database.transactions import end_shared_reading
 from taskservice.database.types import TaskRow
-from taskservice.database.watcher import WaitSlots
+from taskservice.database.watcher import WaitSlots, Watcher
 from taskservice.errors import Problem
-from taskservice.services import starts, tasks
+from taskservice.schemas import strict_json
+from taskservice.schemas.columns import TASK_COLUMNS
+from taskservice.schemas.tasks import TASK_FIELDS
+from taskservice.services import logs, starts, task_json, tasks
+from taskservice.services.logs import LogGone, TimedLine
+from taskservice.services.task_json import Shape
+from taskservice.terms import OVERLOADED, RUNNING
+from taskservice.web.request import EVENTS
 
 T = TypeVar("T")
 
@@ -120,3 +132,144 @@ def _with_header(name: str, value: str) -> Callable[[Response], Response]:
         return response
 
     return add_header
+
+
+# The changes of a task as they happen, as objects and as Server-Sent Events.
+
+# A comment after this time without an event keeps proxies from closing the stream.
+COMMENT_SECONDS = 15.0
+COMMENT = b":\n\n"
+
+# Columns that an append changes, or nothing: a follower gets no `task` for them.
+_UNNOTICED = {"input", "first_log", "log_count", "log_bytes", "updated_at", "version"}
+_state = attrgetter(*(it.key for it in TASK_COLUMNS if it.key not in _UNNOTICED))
+
+WITHOUT_LOGS = Shape(fields=tuple(name for name in TASK_FIELDS if name != "logs"))
+
+
+class Lines(NamedTuple):
+    """Lines of the log; the first one has the number `first`."""
+
+    first: int
+    lines: list[TimedLine]
+
+
+@dataclass(frozen=True)
+class Quiet:
+    """Nothing has changed for a second."""
+
+
+Event: TypeAlias = TaskRow | Lines | Quiet
+
+
+def follow(caller: Caller, task_id: str, after: int) -> Iterator[Event]:
+    """Yields the task, its lines after number `after`, and each change, until the task ends.
+
+    The row comes first, again whenever anything but the log has changed, and last when the task
+    has ended. The iterator also ends when the task is deleted or the process stops.
+    """
+    shown: tuple[object, ...] | None = None
+    watch = resources.find(Watcher)
+    with watch.watching():
+        while not resources.stopping.is_set():
+            since = watch.changes
+            row = tasks.find(caller, task_id)
+            if row is None:
+                return
+            if shown is None:
+                yield row
+                # A number past the end would hide the next lines.
+                after = min(after, row.log_count)
+            begin = after = max(after, row.first_log - 1)
+            for lines in _present_lines(row, after):
+                yield Lines(after + 1, lines)
+                after += len(lines)
+            has_ended = row.status != RUNNING
+            is_news = shown is not None and shown != _state(row)
+            if is_news or (has_ended and after > begin):
+                yield row
+            shown = _state(row)
+            if has_ended and after >= row.log_count:
+                return
+            if watch.changes == since:
+                yield Quiet()
+                watch.wait(since, watcher.CLIENT_CHECK_SECONDS)
+
+
+def as_text(events: Iterator[Event], *, has_times: bool = False) -> Iterator[bytes]:
+    """Events as `text/event-stream`, with comments while nothing changes."""
+    sent_at = time.monotonic()
+    for event in events:
+        now = time.monotonic()
+        if not isinstance(event, Quiet):
+            yield _lines(event, has_times) if isinstance(event, Lines) else _task(event)
+        elif now - sent_at >= COMMENT_SECONDS:
+            yield COMMENT
+        else:
+            continue
+        sent_at = now
+
+
+def _present_lines(row: TaskRow, after: int) -> Iterator[list[TimedLine]]:
+    try:
+        yield from logs.timed_pages(row, after)
+    except LogGone:
+        # Retention or a deletion removed it: the next read of the task shows which.
+        return
+
+
+def _task(row: TaskRow) -> bytes:
+    return b"event: task\ndata: " + b"".join(task_json.task(row, WITHOUT_LOGS)) + b"\n\n"
+
+
+def _lines(event: Lines, has_times: bool) -> bytes:
+    return b"".join(
+        b"id: %d\nevent: log\ndata: %b\n\n" % (number, strict_json.dumps(_data(line, has_times)))
+        for number, line in enumerate(event.lines, event.first)
+    )
+
+
+def _data(line: TimedLine, has_time: bool) -> Any:
+    return {"at": line.at, "line": line.text} if has_time else line.text
+
+
+# Streams of events; their number is limited, since each one holds a thread.
+
+STREAM_RETRY_SECONDS = 5
+
+HEADERS = {"X-Accel-Buffering": "no"}
+
+
+def respond(
+    events: Iterator[Event],
+    is_allowed: Callable[[], bool] = is_key_valid,
+    *,
+    has_times: bool = False,
+) -> Response:
+    """Events as they happen, while `is_allowed` returns true; raises 503 without a free slot."""
+    if request.method == "HEAD":
+        # An iterator, since an empty string would set Content-Length.
+        return Response(iter(()), headers=HEADERS, content_type=EVENTS)
+    held = ExitStack()
+    slot = held.enter_context(resources.find(WaitSlots).acquire(caller.user_id))
+    if slot is None:
+        headers = {"Retry-After": str(STREAM_RETRY_SECONDS)}
+        raise Problem(503, "Too many streams and waits are open", code=OVERLOADED, headers=headers)
+    own = takewhile(lambda _event: not slot.is_over, _while_allowed(events, is_allowed))
+    text = stream_with_context(as_text(own, has_times=has_times))
+    response = Response(text, headers=HEADERS, content_type=EVENTS)
+    response.call_on_close(held.close)
+    return response
+
+
+def _while_allowed(events: Iterator[Event], is_allowed: Callable[[], bool]) -> Iterator[Event]:
+    checked_at = time.monotonic()
+    for event in events:
+        if isinstance(event, Quiet) and not is_client_connected():
+            return
+        # A stream may last for days, and the key may be revoked in that time.
+        if time.monotonic() - checked_at >= watcher.CLIENT_CHECK_SECONDS:
+            if not is_allowed():
+                return
+            checked_at = time.monotonic()
+        yield event
