@@ -13,7 +13,7 @@ import psycopg
 from sqlalchemy import create_engine, pool, text
 from sqlalchemy.exc import OperationalError
 
-from taskservice.background.vacuum import SPARE_BYTES, STEP_PAGES
+from taskservice.background.removal import SPARE_BYTES, STEP_PAGES
 from taskservice.database import migrations
 from taskservice.database.address import parse
 from taskservice.database.engine import engine_arguments

@@ -14,7 +14,7 @@ from flask import Flask
 from sqlalchemy import update
 
 from taskservice.app import create_app
-from taskservice.background import sweep
+from taskservice.background import removal
 from taskservice.config import Config
 from taskservice.database.engine import dispose
 from taskservice.database.migrations import upgrade
@@ -336,7 +336,7 @@ def test_lines_may_be_in_partitions(databases: Databases, tmp_path: Path) -> Non
             dropped = update(Log).where(Log.task_id.is_(None))
             connection.execute(dropped.values(dropped_at=database_now(-DAY)))
         with app.app_context():
-            sweep.sweep()
+            removal.sweep()
         assert alice.task(kept)["logs"] == ["one", "two", "three"]
     with psycopg.connect(url) as connection:
         assert connection.execute("SELECT * FROM log_chunks_1").fetchone() is None

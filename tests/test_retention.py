@@ -15,7 +15,6 @@ from sqlalchemy import func, select, update
 
 from taskservice.app import create_app
 from taskservice.background import removal as retention
-from taskservice.background import sweep, vacuum
 from taskservice.background.batches import BATCH_SECONDS, BatchSize
 from taskservice.background.upkeep import Upkeep
 from taskservice.config import Config
@@ -259,8 +258,8 @@ def test_more_tasks_than_a_batch_go(
 def test_short_and_long_logs_go_together(
     app: Flask, alice: ApiClient, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "LOGS", 3)
-    monkeypatch.setattr(sweep, "MAX_CHUNKS", 10)
+    monkeypatch.setattr(retention, "LOGS", 3)
+    monkeypatch.setattr(retention, "MAX_CHUNKS", 10)
     kept = alice.start()
     alice.append(kept, "kept")
     for chunks in (1, 0, 35, 2, 10, 11, 1, 30):
@@ -355,7 +354,7 @@ def test_space_comes_back_to_the_disk(
     assert full > empty + 30_000_000
     upkeep.do_round()
     set_back_drops(app)
-    kept = vacuum.SPARE_BYTES + vacuum.STEP_PAGES * 4_096 + 500_000
+    kept = retention.SPARE_BYTES + retention.STEP_PAGES * 4_096 + 500_000
 
     def is_short_after_a_round() -> bool:
         upkeep.do_round()
@@ -374,7 +373,7 @@ def test_large_write_ahead_log_is_emptied_after_its_last_reader(
     with reader(config):
         fill(alice, alice.start(), 50_000, length=300)
         upkeep.do_round()
-        assert log.stat().st_size > vacuum.LARGE_LOG_BYTES
+        assert log.stat().st_size > retention.LARGE_LOG_BYTES
     upkeep.do_round()
     assert log.stat().st_size == 0
     happened("emptied")

@@ -3,7 +3,9 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import inf
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from flask import current_app
@@ -13,6 +15,8 @@ from sqlalchemy import (
     Connection,
     and_,
     bindparam,
+    case,
+    delete,
     exists,
     func,
     literal,
@@ -20,14 +24,225 @@ from sqlalchemy import (
     update,
 )
 
-from taskservice.background import sizes, sweep
 from taskservice.background.batches import CHORE_SECONDS, BatchSize, in_batches
 from taskservice.database import clock
-from taskservice.database.models import WITH_OLD_LOG, Delivery, Task, User
-from taskservice.database.transactions import has_writer_queue, reading, transaction
-from taskservice.database.types import AnyRow, AnySelect, Timestamp
+from taskservice.database.models import (
+    WITH_OLD_LOG,
+    Attempt,
+    Delivery,
+    Log,
+    LogChunk,
+    LogWriter,
+    Task,
+    User,
+)
+from taskservice.database.transactions import has_writer_queue, reading, transaction, writer_turn
+from taskservice.database.types import (
+    AnyRow,
+    AnySelect,
+    Timestamp,
+    byte_length,
+    db,
+    moment_from_now,
+)
 from taskservice.services.tasks import detach_logs, remove
 from taskservice.terms import PENDING
+
+# Removes the lines of dropped logs, in small batches.
+
+# How many dropped logs are found at once.
+LOGS = 500
+# How many chunks one transaction removes at most.
+MAX_CHUNKS = 2_000
+# The answer to a deletion may still be streaming the log that it dropped.
+SWEEP_AFTER_SECONDS = 60
+
+_SOME_CHUNKS = (
+    select(LogChunk.last).where(LogChunk.log_id == Log.id).limit(MAX_CHUNKS + 1).correlate(Log)
+)
+_DROPPED = (
+    select(Log.id, select(func.count()).select_from(_SOME_CHUNKS.subquery()).label("chunks"))
+    .where(Log.dropped_at < moment_from_now(-SWEEP_AFTER_SECONDS))
+    .order_by(Log.dropped_at)
+    .limit(LOGS)
+)
+_LOG_IDS: BindParameter[Any] = bindparam("log_ids", expanding=True)
+_DELETE_LOGS = delete(Log).where(Log.id.in_(_LOG_IDS))
+_DELETE_CHUNKS = delete(LogChunk).where(LogChunk.log_id.in_(_LOG_IDS))
+# Both statements on a long log start after what was removed before: the databases keep deleted
+# entries for a while, and PostgreSQL reads the whole table if it expects to find many rows.
+_AFTER = (LogChunk.log_id == bindparam("log_id"), LogChunk.last > bindparam("after"))
+_NEXT_CHUNKS = (
+    select(LogChunk.last).where(*_AFTER).order_by(LogChunk.last).limit(bindparam("limit"))
+)
+_LAST_OF_NEXT = select(func.max(_NEXT_CHUNKS.subquery().c.last))
+_DELETE_NEXT = delete(LogChunk).where(*_AFTER, LogChunk.last <= bindparam("last"))
+
+
+def sweep(seconds: float = CHORE_SECONDS) -> bool:
+    """Remove the lines of logs that were dropped a minute ago, for at most `seconds`.
+
+    Returns whether there may be more.
+    """
+    return in_batches(_Sweep().next_batch, seconds)
+
+
+class _Sweep:
+    """One pass over the dropped logs, the oldest first."""
+
+    def __init__(self) -> None:
+        self._size = BatchSize(most=MAX_CHUNKS)
+        self._logs: Sequence[AnyRow] = ()
+        # The last chunk that was removed of the first of these logs.
+        self._after = 0
+
+    def next_batch(self) -> bool:
+        """Remove some logs, or some chunks of a long one; returns whether there may be more."""
+        if not self._logs:
+            with reading() as connection:
+                self._logs = connection.execute(_DROPPED).all()
+        if not self._logs:
+            return False
+        with transaction() as connection:
+            began = time.monotonic()
+            is_long = self._after or self._logs[0].chunks > self._size.rows
+            rows = self._shorten_first(connection) if is_long else self._remove_some(connection)
+        self._size.adapt(rows, time.monotonic() - began)
+        return True
+
+    def _remove_some(self, connection: Connection) -> int:
+        """Remove the first logs that have few chunks together; returns how many rows those were."""
+        totals = accumulate(log.chunks + 1 for log in self._logs)
+        count = max(1, sum(total <= self._size.rows for total in totals))
+        log_ids = {"log_ids": [log.id for log in self._logs[:count]]}
+        self._logs = self._logs[count:]
+        chunks = connection.execute(_DELETE_CHUNKS, log_ids).rowcount
+        return chunks + connection.execute(_DELETE_LOGS, log_ids).rowcount
+
+    def _shorten_first(self, connection: Connection) -> int:
+        """Remove chunks of the first log, and at last the log itself; returns how many rows."""
+        log_id, limit = self._logs[0].id, self._size.rows
+        here = {"log_id": log_id, "after": self._after}
+        last = connection.scalar(_LAST_OF_NEXT, {**here, "limit": limit})
+        if last is None:
+            connection.execute(_DELETE_LOGS, {"log_ids": [log_id]})
+            self._logs, self._after = self._logs[1:], 0
+            return 1
+        self._after = last
+        return connection.execute(_DELETE_NEXT, {**here, "last": last}).rowcount
+
+
+# Gives the free space of an SQLite file back to the disk, a little at a time.
+
+# Free space that stays in the file for the next writes.
+SPARE_BYTES = 1024 * 1024
+# Pages that one step gives back at most.
+STEP_PAGES = 250
+# SQLite empties its write-ahead log by itself, but does not shorten the file.
+LARGE_LOG_BYTES = 8 * 1024 * 1024
+# How long writers wait for the last reader of the write-ahead log.
+CHECKPOINT_MILLISECONDS = 50
+
+
+def shrink(seconds: float = CHORE_SECONDS) -> bool:
+    """Shorten SQLite's files by their free space, for at most `seconds`; none on PostgreSQL.
+
+    Returns whether more may be left.
+    """
+    if not has_writer_queue():
+        return False
+    connection = db.engine.raw_connection()
+    try:
+        file = _File(connection.driver_connection)
+        has_more = in_batches(file.shorten, seconds)
+        if file.is_shorter or file.log_bytes() > LARGE_LOG_BYTES:
+            file.empty_log()
+    finally:
+        # Its busy timeout was changed, so it must not return to the pool.
+        connection.invalidate()
+    return has_more
+
+
+class _File:
+    """The file of SQLite, through a connection that is in no transaction."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._spare_pages = SPARE_BYTES // self._number("page_size")
+        self._step = BatchSize(most=STEP_PAGES)
+        self.is_shorter = False
+
+    def shorten(self) -> bool:
+        """Give back some free pages; returns whether there are more."""
+        if self._number("freelist_count") <= self._spare_pages + STEP_PAGES:
+            return False
+        pages = self._step.rows
+        with writer_turn():
+            began = time.monotonic()
+            # `execute` would run only the first step, and give back a single page.
+            self._connection.executescript(f"PRAGMA incremental_vacuum({pages})")
+        self._step.adapt(pages, time.monotonic() - began)
+        self.is_shorter = True
+        return True
+
+    def log_bytes(self) -> int:
+        log = Path(f"{db.engine.url.database}-wal")
+        return log.stat().st_size if log.exists() else 0
+
+    def empty_log(self) -> None:
+        """Move the write-ahead log into the database, and truncate it if no reader uses it."""
+        self._connection.execute(f"PRAGMA busy_timeout = {CHECKPOINT_MILLISECONDS}")
+        # With the writer turn: SQLite before 3.51.3 can corrupt a database when another
+        # connection writes at the very end of a checkpoint.
+        with writer_turn():
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+    def _number(self, pragma: str) -> int:
+        return int(self._connection.execute(f"PRAGMA {pragma}").fetchone()[0])
+
+
+# Estimates the bytes on disk of a task, with its log, deliveries and index entries.
+
+# Bytes of a row without its longer texts, in its table and all indexes; measured on SQLite, and
+# about the same on PostgreSQL.
+TASK = 760
+DELIVERY = 260
+ATTEMPT = 120
+LOG = 80
+CHUNK = 30
+WRITER = 100
+
+
+def _sum(size: Any, *of_task: ColumnElement[bool]) -> ColumnElement[int]:
+    total = select(func.coalesce(func.sum(size), 0)).where(*of_task)
+    return total.correlate(Task).scalar_subquery()
+
+
+_TEXTS = (Task.name, Task.name_folded, Task.input, Task.output)
+_DELIVERIES = _sum(
+    DELIVERY + byte_length(Delivery.callback_url) + byte_length(Delivery.host),
+    Delivery.task_id == Task.id,
+)
+_ATTEMPTS = _sum(
+    ATTEMPT + byte_length(Attempt.message),
+    Attempt.delivery_id == Delivery.id,
+    Delivery.task_id == Task.id,
+)
+_WRITERS = _sum(WRITER + byte_length(LogWriter.writer), LogWriter.task_id == Task.id)
+_CHUNKS = _sum(CHUNK, LogChunk.log_id == Log.id, Log.task_id == Task.id)
+
+OF_LOG = LOG + Task.log_bytes + _CHUNKS
+OF_TASK = (
+    TASK
+    + sum(byte_length(text) for text in _TEXTS)
+    + _WRITERS
+    + _DELIVERIES
+    + _ATTEMPTS
+    + case((Task.first_log <= Task.log_count, OF_LOG), else_=0)
+)
+
+
+# Retention: removes old finished tasks, and logs before that, in small transactions.
 
 # How many old tasks are found at once, for several batches.
 CANDIDATES = 2_000
@@ -88,10 +303,10 @@ def count_prunable(bounds: Bounds) -> Removed:
     found = Removed()
     others = _OLD_LOGS
     if bounds.tasks is not None:
-        found.tasks, found.bytes = _total(sizes.OF_TASK, _OLD_TASKS, bounds.tasks)
+        found.tasks, found.bytes = _total(OF_TASK, _OLD_TASKS, bounds.tasks)
         others = and_(others, Task.finished_at >= bounds.tasks)
     if bounds.logs is not None:
-        found.logs, size = _total(sizes.OF_LOG, others, bounds.logs)
+        found.logs, size = _total(OF_LOG, others, bounds.logs)
         found.bytes += size
     return found
 
@@ -110,7 +325,7 @@ def prune_now(bounds: Bounds) -> Removed:
 
     The lines of its logs may be swept immediately, even while they are being read.
     """
-    pruning = _Pruning(bounds, dropped_ago=sweep.SWEEP_AFTER_SECONDS, measures=True)
+    pruning = _Pruning(bounds, dropped_ago=SWEEP_AFTER_SECONDS, measures=True)
     pruning.run(inf)
     return pruning.removed
 
@@ -126,10 +341,10 @@ class _Pruning:
         """Remove tasks, then logs, for at most `seconds` each; returns whether more may be left."""
         has_more = False
         if self._bounds.tasks is not None:
-            of_tasks = self._old(sizes.OF_TASK, _OLD_TASKS, self._bounds.tasks, self._remove_tasks)
+            of_tasks = self._old(OF_TASK, _OLD_TASKS, self._bounds.tasks, self._remove_tasks)
             has_more |= in_batches(of_tasks.next, seconds)
         if self._bounds.logs is not None:
-            of_logs = self._old(sizes.OF_LOG, _OLD_LOGS, self._bounds.logs, self._drop_logs)
+            of_logs = self._old(OF_LOG, _OLD_LOGS, self._bounds.logs, self._drop_logs)
             has_more |= in_batches(of_logs.next, seconds)
         return has_more
 

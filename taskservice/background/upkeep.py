@@ -6,14 +6,71 @@ import time
 from collections.abc import Callable, Iterable
 
 from flask import Flask
+from sqlalchemy import bindparam, select, update
 
 from taskservice import auth, resources
-from taskservice.background import names, removal, reschedule, sweep, timeouts, vacuum
-from taskservice.background.batches import in_batches
+from taskservice.background import removal, timeouts
+from taskservice.background.batches import CHORE_SECONDS, in_batches
 from taskservice.background.delivery_loop import STOP_SECONDS, DeliveryLoop
+from taskservice.database import name_index
+from taskservice.database.models import Delivery
+from taskservice.database.transactions import reading, transaction
+from taskservice.database.types import database_now
+from taskservice.database.watcher import Watcher
 from taskservice.operations import heartbeat
 from taskservice.services import keys as key_service
 from taskservice.services import questions as question_service
+from taskservice.services.deliveries import is_pending, is_too_far
+
+# Makes deliveries due now that are too far in the future because the clock was set back.
+
+# Deliveries in one transaction.
+BATCH = 200
+_TOO_FAR = select(Delivery.id).where(is_too_far)
+_MAKE_DUE = (
+    update(Delivery)
+    .where(Delivery.id.in_(bindparam("ids", expanding=True)), is_pending)
+    .values(next_attempt_at=database_now())
+)
+
+
+def reschedule_far_deliveries() -> None:
+    """Make deliveries due that are scheduled further ahead than any retry can be."""
+    with reading() as connection:
+        if connection.scalar(_TOO_FAR) is None:
+            return
+    in_batches(_reschedule_batch)
+    resources.find(Watcher).wake()
+
+
+def _reschedule_batch() -> bool:
+    with transaction() as connection:
+        ids = connection.scalars(_TOO_FAR.limit(BATCH).with_for_update(skip_locked=True)).all()
+        connection.execute(_MAKE_DUE, {"ids": ids})
+    return len(ids) == BATCH
+
+
+# Brings the index for parts of names up to date.
+
+
+def index_names(seconds: float = CHORE_SECONDS) -> bool:
+    """Add the names of new tasks, and remove those of deleted ones, for at most `seconds`.
+
+    Returns whether more may be left.
+    """
+    return in_batches(_index_batch, seconds)
+
+
+def _index_batch() -> bool:
+    with reading() as connection:
+        is_behind = name_index.is_behind(connection)
+    if is_behind:
+        with transaction() as connection:
+            name_index.update(connection)
+    return is_behind
+
+
+# The loop of a worker process that does its chores, such as timeouts and retention.
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +97,11 @@ def expire_questions() -> None:
 
 # A chore that returns true has more to do than it had time for.
 CHORES: tuple[Callable[[], bool | None], ...] = (
-    reschedule.reschedule_far_deliveries,
+    reschedule_far_deliveries,
     record_key_uses,
-    names.index_names,
-    sweep.sweep,
-    vacuum.shrink,
+    index_names,
+    removal.sweep,
+    removal.shrink,
 )
 
 

@@ -6,7 +6,8 @@ from math import inf
 from sqlalchemy import Connection, and_, bindparam, delete, literal, select
 
 from taskservice import resources
-from taskservice.background import names, sweep, vacuum
+from taskservice.background import removal as sweep
+from taskservice.background import upkeep
 from taskservice.background.batches import in_batches
 from taskservice.background.removal import TaskBatches
 from taskservice.database import clock
@@ -46,13 +47,13 @@ def remove_user(name: str) -> int:
     while not removal.run():
         resources.stopping.wait(PAUSE_SECONDS)
     _sweep()
-    vacuum.shrink(inf)
+    sweep.shrink(inf)
     return removal.tasks
 
 
 def _sweep() -> None:
     """Remove the lines of the removed tasks, and their names in the index."""
-    names.index_names(inf)
+    upkeep.index_names(inf)
     sweep.sweep(inf)
 
 

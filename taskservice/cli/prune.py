@@ -4,7 +4,7 @@ from math import inf
 
 import click
 
-from taskservice.background import removal, sweep, vacuum
+from taskservice.background import removal
 from taskservice.background.removal import Bounds, Removed
 from taskservice.cli.options import examples, json_object
 from taskservice.cli.service_app import service_app
@@ -44,8 +44,8 @@ def command(dry_run: bool, as_json: bool) -> None:
 
 def _prune(bounds: Bounds) -> Removed:
     removed = removal.prune_now(bounds)
-    sweep.sweep(inf)
-    vacuum.shrink(inf)
+    removal.sweep(inf)
+    removal.shrink(inf)
     return removed
 
 
