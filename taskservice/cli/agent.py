@@ -9,7 +9,7 @@ from taskservice.cli.options import Text, examples, json_lines
 from taskservice.cli.service_client import service_client
 from taskservice.cli.task_ids import agent_ids, find_agent_id
 from taskservice.cli.task_text import local_time
-from taskservice.client.agents import Agent
+from taskservice.client.api import Agent
 from taskservice.quantities import percent, seconds_text
 from taskservice.terminal import print_json, print_line, print_table
 from taskservice.terms import CANCELLED

@@ -12,7 +12,7 @@ from taskservice.cli.options import Text, examples, json_object
 from taskservice.cli.service_client import service_client
 from taskservice.cli.task_ids import AMBIGUOUS, find_task_id
 from taskservice.cli.task_text import asks
-from taskservice.client import Client, Conflict, Invalid, Question, questions
+from taskservice.client import Client, Conflict, Invalid, Question, tasks
 from taskservice.runner.exact_json import parse_object
 from taskservice.terminal import exit_with_error, print_json, print_line
 from taskservice.terms import OPEN
@@ -60,7 +60,7 @@ def command(
             _print_question(found, question, question_id is None)
         content = None if decline else _content(question["schema"], values)
         try:
-            ended = questions.answer(client.connection, found, question["id"], content)
+            ended = tasks.answer(client.connection, found, question["id"], content)
         except Invalid as error:
             # A person has typed the fields, and has seen no object that contains them.
             exit_with_error(str(error).replace("content.", ""))
@@ -74,7 +74,7 @@ def _question(client: Client, task_id: str, beginning: str | None) -> Question:
 
     Without an open one it is the last one, whose answer the service tells.
     """
-    asked = questions.list_questions(client.connection, task_id)
+    asked = tasks.list_questions(client.connection, task_id)
     if beginning is None:
         found = [each for each in asked if each["state"] == OPEN] or asked[-1:]
         none = "The task has asked nothing"

@@ -21,9 +21,9 @@ from taskservice.client import (
     QuestionDeclined,
     QuestionExpired,
     TaskFinished,
-    current_task,
-    questions,
+    tasks,
 )
+from taskservice.client import client as current_task
 from taskservice.runner.masking import Masker
 from taskservice.terminal import exit_with_error, print_json, print_log_line, remark
 from taskservice.terms import MAX_TIMEOUT, QUESTION_TIMEOUT
@@ -77,20 +77,20 @@ def command(
     # What is asked is stored, as the lines of the log are.
     masker = Masker(os.environ)
     message = masker.mask_text(message)
-    wanted = masker.mask_json(questions.schema_of_choices(choices) if choices else schema)
-    with service_client(questions.seconds_open(timeout), failure=UNAVAILABLE) as client:
+    wanted = masker.mask_json(tasks.schema_of_choices(choices) if choices else schema)
+    with service_client(tasks.seconds_open(timeout), failure=UNAVAILABLE) as client:
         question = _answered(client, message, wanted, timeout)
     _print_answer(question["schema"]["properties"], question["answer"] or {})
 
 
 def _answered(
     client: Client, message: str, schema: dict[str, Any] | None, timeout: int | None
-) -> questions.Question:
+) -> tasks.Question:
     """The answered question; without an answer the command exits."""
     task_id = current_task.require_task_id()
     remark(f"{asks(message)} (answer at {client.connection.url}/tasks/{task_id})")
     try:
-        return questions.ask(client.connection, task_id, message, schema, timeout, _Rest().rest)
+        return tasks.ask(client.connection, task_id, message, schema, timeout, _Rest().rest)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except NoAnswer as error:

@@ -6,7 +6,7 @@ import click
 
 from taskservice.cli.options import examples
 from taskservice.cli.service_client import WRONG_SETTING
-from taskservice.client.errors import SettingError
+from taskservice.client.answers import SettingError
 from taskservice.client.http import checked_url
 from taskservice.terminal import exit_with_error, print_line
 from taskservice.terms import CLIENTS, KEY_VARIABLE

@@ -8,7 +8,8 @@ import click
 
 from taskservice.cli.options import Text, examples
 from taskservice.cli.service_client import service_client
-from taskservice.client import answers, current_task
+from taskservice.client import answers
+from taskservice.client import client as current_task
 from taskservice.client.api import path_segment
 from taskservice.runner.masking import Masker
 

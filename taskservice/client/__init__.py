@@ -1,9 +1,6 @@
 """The client for programs in Python: start, claim, report, list and follow tasks."""
 
-from taskservice.client.agents import Agent, Health
-from taskservice.client.client import Client
-from taskservice.client.current_task import current
-from taskservice.client.errors import (
+from taskservice.client.answers import (
     Conflict,
     Forbidden,
     Invalid,
@@ -27,9 +24,9 @@ from taskservice.client.errors import (
     Unreachable,
     Unreadable,
 )
-from taskservice.client.handler import TaskHandler
-from taskservice.client.questions import Question
-from taskservice.client.tasks import Failure, Line, Task
+from taskservice.client.api import Agent, Health
+from taskservice.client.client import Client, TaskHandler, current
+from taskservice.client.tasks import Failure, Line, Question, Task
 from taskservice.terms import ErrorType, Status
 
 __all__ = [

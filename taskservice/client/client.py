@@ -2,21 +2,101 @@
 
 import logging
 import math
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping
+from threading import current_thread
 from typing import Any
 from uuid import uuid4
 
 from taskservice.client import answers, api
-from taskservice.client.agents import Agent, Annotations
-from taskservice.client.answers import SHORT_FIELDS
-from taskservice.client.current_task import own_task_id
-from taskservice.client.errors import Invalid, UnexpectedAnswer
+from taskservice.client.answers import (
+    SHORT_FIELDS,
+    Invalid,
+    SettingError,
+    TaskServiceError,
+    UnexpectedAnswer,
+)
+from taskservice.client.api import Agent, Annotations
 from taskservice.client.http import PATIENCE_SECONDS, REPEAT_SECONDS, WAIT_SECONDS, Connection
-from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, heartbeat_for
+from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, Sender, heartbeat_for
 from taskservice.client.tasks import Task
 from taskservice.terms import ErrorType, Sort, Status
+
+# A handler for Python's logging: each record becomes lines of a task's log.
+
+
+class TaskHandler(logging.Handler):
+    """Sends each record as lines of a task's log.
+
+    Logging raises no TaskServiceError: a cancel shows when the program calls the task.
+    """
+
+    def __init__(self, task: Task, level: int = logging.NOTSET) -> None:
+        super().__init__(level)
+        self._task = task
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Like Handler.handle, without the lock: waiting for space must block no other thread."""
+        if _is_of_sending(record):
+            return False
+        kept: Any = self.filter(record)  # since Python 3.12 it may be another record
+        if kept:
+            self.emit(kept if isinstance(kept, logging.LogRecord) else record)
+        return bool(kept)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._task.log_at(int(record.created * 1000), self.format(record))
+        except TaskServiceError:
+            return  # the task's own methods raise it too
+        except Exception:
+            self.handleError(record)
+
+
+def _is_of_sending(record: logging.LogRecord) -> bool:
+    """Whether this is logged because lines are sent: sending a line would log the next one."""
+    is_request = record.name.startswith(("urllib3", "requests"))
+    # A sender would wait for itself when there is no space.
+    return isinstance(current_thread(), Sender) or (is_request and record.levelno < logging.WARNING)
+
+
+# The task of the `taskservice run` or `work` that started this program.
+
+
+def own_task_id() -> str:
+    """The id of the task that this program was started for; empty outside of a task."""
+    # Bytes that are no text make no id; the service then says so.
+    return os.environ.get("TASKSERVICE_TASK_ID", "").encode(errors="replace").decode()
+
+
+def require_task_id() -> str:
+    """The same; raises SettingError outside of a task."""
+    task_id = own_task_id()
+    if not task_id:
+        raise SettingError(
+            "TASKSERVICE_TASK_ID is not set: this program was not started by `taskservice run`"
+        )
+    return task_id
+
+
+def current(connection: Connection | None = None) -> Task:
+    """The task of the `taskservice run` or `work` that started this program.
+
+    Lines that the program logs to it appear beside those that it prints. They are sent
+    before the program ends, also without `with`. Raises SettingError outside of a task.
+    """
+    task_id = require_task_id()
+    connection = connection or Connection()
+    writer = os.environ.get("TASKSERVICE_WRITER", "python").encode(errors="replace").decode()
+    data = api.read_task(connection, task_id)
+    # Several processes may call this; each numbers its own lines.
+    return Task(connection, data, f"{writer[:40]}-{uuid4().hex[:12]}", reports_end=False)
+
+
+# The client: starts, claims, reads and lists tasks.
 
 PAGE_TASKS = 100
 _CLAIMED = answers.task(SHORT_FIELDS, 200, 204)

@@ -1,21 +1,314 @@
 """What a task still has to send: its lines, its progress and its end, in this order."""
 
+import atexit
 import json
 import logging
+import os
+import sys
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from threading import Lock, Timer
+from typing import Any, Protocol
 from uuid import uuid4
 
-from taskservice.client import answers, at_exit, log_text
-from taskservice.client.errors import TaskServiceError, Unreachable
+from taskservice.client import answers, sender
+from taskservice.client import sender as log_text
+from taskservice.client.answers import RETRYABLE, TaskServiceError, Unreachable
 from taskservice.client.http import Connection
-from taskservice.client.memory_queue import MemoryQueue
-from taskservice.client.output import check_output
-from taskservice.client.progress import ProgressSender
-from taskservice.client.sender import CHECK_TIMEOUT, Sender
+from taskservice.client.sender import CHECK_TIMEOUT, Batch, Flag, Sender, Times, cut_note
 from taskservice.threads import try_start
+
+# Lines that wait in memory to be sent, written by a Python program.
+
+# When this much waits, the program waits too.
+MAX_BYTES = 16 * 1024 * 1024
+# The memory that a line takes besides its text.
+_OVERHEAD_BYTES = 128
+# Between two checks for space.
+_SPACE_POLL_SECONDS = 0.02
+
+
+class MemoryQueue:
+    """A LineQueue in memory; before adding lines, call `wait_for_space`.
+
+    Ctrl-C may come while lines are added. It cannot come between taking this lock and entering
+    the `with`, as it can with a Condition, which would stay locked.
+    """
+
+    def __init__(self) -> None:
+        self._lines: deque[tuple[bytes, int]] = deque()  # each with its time
+        self._bytes = 0
+        self._seq = 1
+        self._batch: Batch | None = None
+        self._is_open = True
+        self._lock = threading.Lock()
+        self._news = Flag()
+
+    def wait_for_space(self, seconds: float) -> bool:
+        """Wait at most `seconds` for space for more lines; false if there is none then."""
+        until = time.monotonic() + seconds
+        while self._bytes >= MAX_BYTES:
+            if time.monotonic() > until:
+                return False
+            time.sleep(_SPACE_POLL_SECONDS)
+        return True
+
+    def count(self) -> int:
+        """The number of lines that wait."""
+        with self._lock:
+            return len(self._lines)
+
+    def put(self, lines: Sequence[bytes], at: int | None = None) -> None:
+        at = sender.now() if at is None else at
+        with self._lock:
+            if self._is_open:
+                self._lines.extend((line, at) for line in lines)
+                self._bytes += sum(map(_size, lines))
+        self._news.set()
+
+    def peek(self, max_bytes: int) -> Batch | None:
+        with self._lock:
+            if self._batch is None or len(self._batch.data) > max_bytes:
+                self._batch = self._next_batch(max_bytes)
+            return self._batch
+
+    def _next_batch(self, max_bytes: int) -> Batch | None:
+        taken, times = list[bytes](), Times()
+        size = 0
+        for line, at in self._lines:
+            if taken and size + len(line) + 1 > max_bytes:
+                break
+            if not times or at != times[-1][1]:
+                times.append((size, at))
+            size += len(line) + 1
+            taken.append(line + b"\n")
+        return Batch(self._seq, len(taken), b"".join(taken), times) if taken else None
+
+    def confirm(self, batch: Batch) -> None:
+        with self._lock:
+            if not self._is_open:
+                return
+            for _ in range(batch.lines):
+                line, _ = self._lines.popleft()
+                self._bytes -= _size(line)
+            self._seq += batch.lines
+            self._batch = None
+
+    def renumber(self, seq: int) -> None:
+        with self._lock:
+            self._seq, self._batch = seq, None
+
+    def discard(self) -> None:
+        with self._lock:
+            self._is_open = False
+            self._lines.clear()
+            self._bytes, self._batch = 0, None
+
+    def wait(self, seconds: float) -> None:
+        self._news.wait(seconds)
+        self._news.clear()
+
+    def wake(self) -> None:
+        self._news.set()
+
+
+def _size(line: bytes) -> int:
+    return len(line) + _OVERHEAD_BYTES
+
+
+# Sends how far a task is: the newest state, at most once a second, in a thread.
+
+INTERVAL = 1.0
+
+Send = Callable[[Mapping[str, Any]], None]
+
+
+def changes(done: float, total: float, unit: str, note: str | None) -> dict[str, Any]:
+    """What a report says of it. Raises ValueError for numbers that are no part of a whole."""
+    if not 0 <= done <= total or not 0 < total < float("inf"):
+        raise ValueError(f"progress must be from 0 to its total, not {done} of {total}")
+    if note is None and (unit or total != 1):
+        note = f"{done:,} of {total:,} {unit}".rstrip()
+    said = {} if note is None else {"note": cut_note(note)}
+    return {"progress": done / total} | said
+
+
+class ProgressSender:
+    """Sends the progress of one task; the program never waits for it."""
+
+    def __init__(self) -> None:
+        self._unsent: dict[str, Any] = {}
+        self._timer: Timer | None = None
+        self._sent_at = -INTERVAL
+        self._lock = Lock()
+        # Held while something is sent, so that nothing older arrives later.
+        self._sending = Lock()
+
+    def put(self, progress: Mapping[str, Any], send: Send) -> None:
+        """Send this soon, unless something newer comes."""
+        with self._lock:
+            self._unsent |= progress
+            if self._timer is None:
+                pause = max(self._sent_at + INTERVAL - time.monotonic(), 0)
+                timer = Timer(pause, self._send_unsent, [send])
+                timer.daemon = True
+                # If no thread can be started, it is sent with the end of the task.
+                self._timer = timer if try_start(timer) else None
+
+    def take(self) -> dict[str, Any]:
+        """What is still to be sent, for the caller to send."""
+        with self._sending, self._lock:
+            taken, self._unsent = self._unsent, {}
+            return taken
+
+    def _send_unsent(self, send: Send) -> None:
+        with self._sending:
+            with self._lock:
+                taken, self._unsent = self._unsent, {}
+                self._timer, self._sent_at = None, time.monotonic()
+            if taken:
+                self._try_to_send(taken, send)
+
+    def _try_to_send(self, taken: dict[str, Any], send: Send) -> None:
+        try:
+            send(taken)
+        except RETRYABLE:
+            with self._lock:
+                self._unsent = taken | self._unsent
+            self.put({}, send)
+        except TaskServiceError:
+            return  # the task's own methods raise it too
+
+
+# Sends the remaining lines when the program ends, in child processes too.
+
+# How long a program that ends waits for its last lines to be sent.
+EXIT_SECONDS = 5.0
+
+
+class HasUnsentLines(Protocol):
+    """The outbox of a task."""
+
+    def is_sent(self) -> bool:
+        """Whether none of its lines is still to be sent."""
+
+    def send_rest(self, until: float) -> None:
+        """Send its lines, at most until this time of the monotonic clock."""
+
+    def reset(self) -> None:
+        """Forget the lines and the thread: after a fork they are the parent's."""
+
+
+_outboxes: set[HasUnsentLines] = set()
+_registered_processes: set[int] = set()
+_is_over = False
+
+
+def is_over() -> bool:
+    """Whether the program ends, and the lines that waited were sent.
+
+    The exit handlers of others may still log lines. These must be sent at once, and without a
+    new thread, which Python 3.12 and later refuse to start then.
+    """
+    return _is_over
+
+
+def add(outbox: HasUnsentLines) -> None:
+    """Keep this outbox until its lines are sent, even if the program no longer does."""
+    _outboxes.difference_update([each for each in list(_outboxes) if each.is_sent()])
+    _outboxes.add(outbox)
+    _register_in_child()
+
+
+def remove(outbox: HasUnsentLines) -> None:
+    _outboxes.discard(outbox)
+
+
+def _register_in_child() -> None:
+    """Children of multiprocessing run its own exit handlers only, not those of atexit."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and os.getpid() not in _registered_processes:
+        _registered_processes.add(os.getpid())
+        util.Finalize(None, _send_all, exitpriority=10)
+
+
+def _send_all() -> None:
+    global _is_over
+    _is_over = True
+    until = time.monotonic() + EXIT_SECONDS
+    for outbox in list(_outboxes):
+        outbox.send_rest(until)
+
+
+def _reset_after_fork() -> None:
+    global _is_over
+    _is_over = False
+    for outbox in list(_outboxes):
+        outbox.reset()
+    _outboxes.clear()
+
+
+atexit.register(_send_all)
+os.register_at_fork(after_in_child=_reset_after_fork)
+
+
+# A task's output: a value that JSON lacks is refused where the program sets it.
+
+
+class Output(dict[str, Any]):
+    """A task's output. Setting a key to a value that JSON lacks raises TypeError or ValueError."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        _check(key, value)
+        super().__setitem__(key, value)
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        super().update(check_output(dict(*args, **kwargs)))
+
+    def __ior__(self, other: Any) -> "Output":  # type: ignore[misc, override]
+        self.update(other)
+        return self
+
+
+def check_output(members: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same members. Raises TypeError or ValueError for a key or value that JSON lacks."""
+    for key, value in members.items():
+        _check(key, value)
+    return members
+
+
+def json_members(members: Mapping[str, Any]) -> dict[str, Any]:
+    """Only the members whose key and value JSON has."""
+    return {key: value for key, value in members.items() if _is_json(key, value)}
+
+
+def _check(key: str, value: Any) -> None:
+    if not isinstance(key, str):
+        raise TypeError(f"The key {key!r} of an output must be a string")
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except TypeError as error:
+        raise TypeError(f"output[{key!r}] is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"output[{key!r}] is not JSON: {error}") from None
+
+
+def _is_json(key: str, value: Any) -> bool:
+    try:
+        _check(key, value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+# What a task still has to send: its lines, its progress and its end, in this order.
 
 # How often a program that waits for its sender checks whether to keep waiting.
 _POLL_SECONDS = 0.2
@@ -61,7 +354,7 @@ class Outbox:
             return sender
 
     def _start_sender(self) -> Sender:
-        at_exit.add(self)
+        add(self)
         queue = self._queue = MemoryQueue()
         sender = self._sender = Sender(
             self._connection,
@@ -73,7 +366,7 @@ class Outbox:
             # Ends the wait of a thread that waits for space.
             on_stop=lambda error: queue.discard(),
         )
-        if not at_exit.is_over():
+        if not is_over():
             try_start(sender)
         return sender
 
@@ -89,8 +382,8 @@ class Outbox:
             self._raise_if_stuck(sender, began)
         self.check()
         queue.put(log_text.split_lines(text), milliseconds)
-        if at_exit.is_over():
-            self.send_rest(time.monotonic() + at_exit.EXIT_SECONDS)
+        if is_over():
+            self.send_rest(time.monotonic() + EXIT_SECONDS)
         elif sender.ident is None:
             # If the service is away, the line waits for the next one.
             sender.send_here(None, until=0.0)
@@ -148,7 +441,7 @@ class Outbox:
         """Let the sender send everything; raises what keeps it from that."""
         began = time.monotonic()
         if sender.ident is None:
-            patience = at_exit.EXIT_SECONDS if at_exit.is_over() else self._connection.patience
+            patience = EXIT_SECONDS if is_over() else self._connection.patience
             sender.send_here(report, began + patience)
         else:
             sender.finish(report)
@@ -175,7 +468,7 @@ class Outbox:
                 self._sender.abandon()
                 self._queue.discard()
                 self._sender = None
-                at_exit.remove(self)
+                remove(self)
 
     # --- at the end of the program -------------------------------------------------------
 

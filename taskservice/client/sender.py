@@ -6,26 +6,150 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from itertools import accumulate
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from taskservice.client import clock
-from taskservice.client.answers import APPENDED, JSON, Shape, task
-from taskservice.client.errors import (
+from taskservice.client.answers import (
+    APPENDED,
+    JSON,
     RETRYABLE,
     Invalid,
     LinesMissing,
     NotTheService,
+    Shape,
     TaskCancelled,
     TaskFinished,
     TaskServiceError,
     TooLarge,
     Unreadable,
+    task,
 )
-from taskservice.client.flag import Flag
 from taskservice.client.http import Connection, delays, pause_after
-from taskservice.client.log_text import beginning, note
-from taskservice.terms import LOG_FULL, MAX_LOG
+from taskservice.terms import LOG_FULL, MAX_LINE, MAX_LOG, MAX_MESSAGE, MAX_NOTE
+
+# An event that one thread waits for, and that Ctrl-C cannot leave locked.
+
+
+class Flag:
+    """Like threading.Event, but safe with Ctrl-C.
+
+    Event takes its lock in Python code, where a KeyboardInterrupt can leave the lock held, so that
+    waiting threads wait for ever. `put` and `get` of a SimpleQueue can't be interrupted halfway.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._calls: SimpleQueue[None] = SimpleQueue()
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        if not self._is_set:
+            self._calls.put(None)
+            self._is_set = True
+
+    def clear(self) -> None:
+        """For the thread that waits."""
+        self._is_set = False
+        with suppress(Empty):
+            while True:
+                self._calls.get_nowait()
+
+    def wait(self, seconds: float) -> None:
+        """Return when it is set, now and then before, or after this many seconds."""
+        if not self._is_set:
+            with suppress(Empty):
+                self._calls.get(timeout=seconds)
+
+
+# The time of a line: milliseconds since 1970, as the API writes them.
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def rfc3339(milliseconds: int) -> str:
+    moment = _EPOCH + timedelta(milliseconds=milliseconds)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+# Text as a log takes it: lines of valid UTF-8, none longer than the limit.
+
+# Any line of at most this many bytes fits: a byte that is NUL or invalid UTF-8 becomes a
+# character of three bytes.
+ALWAYS_FITS = MAX_LINE // 3
+# Bytes that a cut line keeps free for the note that says so.
+_CUT_NOTE_BYTES = 100
+
+
+def note(text: str) -> bytes:
+    """A line that taskservice itself adds to a program's log, with its line feed."""
+    return f"[taskservice: {text}]\n".encode()
+
+
+def line_count(lines: int) -> str:
+    """`1 line`, `2,000 lines`."""
+    return f"{lines:,} {'line' if lines == 1 else 'lines'}"
+
+
+def split_lines(text: str) -> list[bytes]:
+    """The lines of a text, each cut to the limit; an empty text is one empty line."""
+    data = text.encode(errors="replace")
+    return [cut_line(line) for line in data.removesuffix(b"\n").split(b"\n")]
+
+
+def cut_line(line: bytes, size: int | None = None) -> bytes:
+    """The line, or, if it is too long, its beginning and a note with its size.
+
+    `size` is the line's full size in bytes where `line` is only its beginning.
+    """
+    if size is None and len(line) <= ALWAYS_FITS:
+        return line
+    text = line.decode(errors="replace").replace("\0", "\ufffd").encode()
+    if size is None and len(text) <= MAX_LINE:
+        return line
+    return beginning(text, MAX_LINE - _CUT_NOTE_BYTES, size or len(line))
+
+
+def beginning(line: bytes, max_bytes: int, size: int) -> bytes:
+    """At most `max_bytes` bytes of a line, and a note that it has `size` bytes."""
+    text = f"… [taskservice: cut here, the line has {size:,} bytes]"
+    return _cut_utf8(line, max_bytes) + text.encode()
+
+
+def cut_message(text: str) -> str:
+    """The text, cut to the limit for the message of an error."""
+    return _cut_utf8(text.encode(errors="replace"), MAX_MESSAGE).decode().replace("\0", "\ufffd")
+
+
+def cut_note(text: str) -> str:
+    """The text, cut to the limit for the note of a task."""
+    return text.encode(errors="replace").decode().replace("\0", "\ufffd")[:MAX_NOTE]
+
+
+def duration(seconds: float) -> str:
+    """`0.21 s`, `34.1 s`, `2 min 5 s`, `1 h 2 min`."""
+    if seconds < 60:
+        return f"{seconds:.{2 if seconds < 10 else 1}f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _cut_utf8(text: bytes, max_bytes: int) -> bytes:
+    """The longest beginning of at most `max_bytes` that splits no character."""
+    return text[:max_bytes].decode(errors="ignore").encode()
+
+
+# A thread that sends one task's lines and then its end to the service, each once.
 
 # At most five requests a second, and a line is still seen within a second.
 REQUEST_INTERVAL = 0.2
@@ -70,9 +194,9 @@ class Batch(NamedTuple):
         ends = [start for start, _ in self.times[1:]] + [len(self.data)]
         texts = [self.data[start:end] for (start, _), end in zip(self.times, ends, strict=True)]
         # A clock that was set back must not make the times descend.
-        times = accumulate((min(at, clock.now()) for _, at in self.times), max)
+        times = accumulate((min(at, now()) for _, at in self.times), max)
         logs = [text.decode(errors="replace") for text in texts]
-        return {"seq": self.seq, "logs": logs, "at": list(map(clock.rfc3339, times))}
+        return {"seq": self.seq, "logs": logs, "at": list(map(rfc3339, times))}
 
 
 class LineQueue(Protocol):
@@ -340,7 +464,7 @@ class Sender(threading.Thread):
         text = note("the log is full; the lines after this one are dropped")
         # Other writers may have taken the space for the note too.
         with contextlib.suppress(TooLarge, LinesMissing):
-            self._append(path, Batch.of(seq, text, [(0, clock.now())]))
+            self._append(path, Batch.of(seq, text, [(0, now())]))
         self.queue.discard()
 
     def _send_report(self, path: str) -> bool:

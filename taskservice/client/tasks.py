@@ -2,24 +2,207 @@
 
 import contextlib
 import logging
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from itertools import chain, count, repeat
 from types import TracebackType
-from typing import Any, NamedTuple, TypedDict, overload
+from typing import Any, NamedTuple, NoReturn, TypedDict, overload
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
-from taskservice.client import answers, api, clock, log_text, questions
-from taskservice.client.errors import TaskServiceError
-from taskservice.client.http import WAIT_SECONDS, Connection
-from taskservice.client.outbox import Outbox
-from taskservice.client.output import Output, check_output, json_members
-from taskservice.client.progress import changes as changes_of_progress
-from taskservice.client.questions import LOOK_SECONDS, Question, QuestionNews
+from taskservice.client import answers, api, sender
+from taskservice.client.answers import (
+    NoAnswer,
+    QuestionDeclined,
+    QuestionExpired,
+    QuestionWithdrawn,
+    TaskFinished,
+    TaskServiceError,
+)
+from taskservice.client.api import path_segment
+from taskservice.client.http import PATIENCE_SECONDS, WAIT_SECONDS, Connection
+from taskservice.client.outbox import Outbox, Output, check_output, json_members
+from taskservice.client.outbox import changes as changes_of_progress
 from taskservice.client.sender import HEARTBEAT_SECONDS
-from taskservice.terms import API_PREFIX, COMPLETE, ERROR, MAX_LINES, RUNNING, ErrorType, Status
+from taskservice.terms import (
+    ACCEPT,
+    ANSWERED,
+    API_PREFIX,
+    COMPLETE,
+    DECLINE,
+    DECLINED,
+    ERROR,
+    EXPIRED,
+    MAX_LINES,
+    OPEN,
+    QUESTION_TIMEOUT,
+    RUNNING,
+    ErrorType,
+    Status,
+)
+
+# Questions of tasks: programs ask and wait for the answer, people answer.
+
+# How long a program that is interrupted tries to withdraw its question.
+WITHDRAW_SECONDS = 5.0
+# How often a follower of a task asks for its questions.
+LOOK_SECONDS = 2
+
+
+class Question(TypedDict):
+    """A question's JSON; `answer` is the content of its answer."""
+
+    id: str
+    message: str
+    schema: dict[str, Any]
+    state: str
+    askedAt: str
+    expiresAt: str | None
+    answer: dict[str, Any] | None
+    answeredBy: str | None
+
+
+def schema_of_choices(choices: Sequence[str]) -> dict[str, Any]:
+    """The schema of an answer that is one of these texts."""
+    choice = {"type": "string", "enum": list(dict.fromkeys(choices))}
+    return {"type": "object", "properties": {"answer": choice}, "required": ["answer"]}
+
+
+def ask(
+    connection: Connection,
+    task_id: str,
+    message: str,
+    schema: Mapping[str, Any] | None = None,
+    timeout: int | None = None,
+    rest: Callable[[float], None] = time.sleep,
+) -> Question:
+    """Ask once, and wait for the answer; returns the answered question.
+
+    The wait goes on while the service is away, as long as the question may be open. An exception
+    that interrupts it, such as KeyboardInterrupt, withdraws the question. Raises
+    QuestionDeclined, QuestionExpired or QuestionWithdrawn; TaskFinished, TaskCancelled or
+    NotFound when the task has ended.
+    """
+    # The name of a file may contain what no UTF-8 has.
+    text = message.encode(errors="replace").decode()
+    fields = {"message": text, "schema": schema, "timeout": timeout}
+    post = partial(
+        connection.call, "POST", _path(task_id), answers.QUESTION,
+        json={name: value for name, value in fields.items() if value is not None},
+        # With the same key, a repeated request asks no second question.
+        headers={"Idempotency-Key": uuid4().hex},
+    )  # fmt: skip
+    until = time.monotonic() + seconds_open(timeout)
+    try:
+        question: Question = post(rest=rest).data
+        while question["state"] == OPEN:
+            question = _wait(connection, task_id, question, until, rest)
+    except TaskServiceError:
+        raise
+    except BaseException:
+        with suppress(TaskServiceError):
+            asked = post(patience=WITHDRAW_SECONDS).data
+            withdraw(connection, task_id, asked["id"], patience=WITHDRAW_SECONDS)
+        raise
+    if question["state"] != ANSWERED:
+        _raise_reason(connection, task_id, question)
+    return question
+
+
+def seconds_open(timeout: int | None) -> float:
+    """How long a question may be open."""
+    return math.inf if timeout == 0 else timeout or QUESTION_TIMEOUT
+
+
+def _wait(
+    connection: Connection,
+    task_id: str,
+    question: Question,
+    until: float,
+    rest: Callable[[float], None],
+) -> Question:
+    """The question as it is when it has ended, or after a while."""
+    patience = max(until - time.monotonic(), PATIENCE_SECONDS)
+    answer: Question = connection.call(
+        "GET", _path(task_id, question["id"]), answers.QUESTION,
+        wait=WAIT_SECONDS, patience=patience, rest=rest,
+    ).data  # fmt: skip
+    if answer["state"] == OPEN:
+        time.sleep(connection.seconds_before_repeat())
+    return answer
+
+
+def _raise_reason(connection: Connection, task_id: str, question: Question) -> NoReturn:
+    """Raise why a question has no answer."""
+    reasons: dict[str, type[NoAnswer]] = {DECLINED: QuestionDeclined, EXPIRED: QuestionExpired}
+    if question["state"] in reasons:
+        raise reasons[question["state"]](question)
+    # Its task may have ended: a heartbeat is refused then.
+    path = f"/task/{path_segment(task_id)}/logs"
+    task = connection.call("POST", path, answers.APPENDED, json={"logs": []}).data
+    if task["status"] != RUNNING:
+        ended = {"id": task_id, "status": task["status"], "error": None}
+        raise TaskFinished(409, {"detail": "The task is finished", "task": ended})
+    raise QuestionWithdrawn(question)
+
+
+def withdraw(
+    connection: Connection, task_id: str, question_id: str, patience: float | None = None
+) -> None:
+    """Withdraw an open question. Raises Conflict if it was answered."""
+    path = _path(task_id, question_id)
+    connection.call("DELETE", path, answers.QUESTION, patience=patience)
+
+
+def list_questions(connection: Connection, task_id: str) -> list[Question]:
+    """All questions of a task, oldest first."""
+    found: list[Question] = connection.call("GET", _path(task_id), answers.QUESTIONS).data
+    return found
+
+
+def answer(
+    connection: Connection, task_id: str, question_id: str, content: Mapping[str, Any] | None
+) -> Question:
+    """Answer a question, or decline it with None; the same again changes nothing.
+
+    Raises Invalid for an answer that does not fit its schema, and Conflict if it is no longer
+    open.
+    """
+    body = {"action": DECLINE} if content is None else {"action": ACCEPT, "content": content}
+    path = f"{_path(task_id, question_id)}/answer"
+    question: Question = connection.call("POST", path, answers.QUESTION, json=body).data
+    return question
+
+
+def _path(task_id: str, question_id: str | None = None) -> str:
+    end = "" if question_id is None else f"/{path_segment(question_id)}"
+    return f"/task/{path_segment(task_id)}/question{end}"
+
+
+class QuestionNews:
+    """Tells a follower of a task of each question that opens, once."""
+
+    def __init__(self, tell: Callable[[Question], None]) -> None:
+        self._tell = tell
+        self._told: set[str] = set()
+        self._looked_at = -math.inf
+
+    def look(self, read: Callable[[], Sequence[Question]]) -> None:
+        """Tell of what is new, unless the last look was just now."""
+        if time.monotonic() - self._looked_at < LOOK_SECONDS:
+            return
+        for question in read():
+            if question["id"] not in self._told:
+                self._told.add(question["id"])
+                self._tell(question)
+        self._looked_at = time.monotonic()
+
+
+# A task for Python programs: do its work, or watch it.
 
 # How often a program that waits for its sender checks whether to keep waiting.
 _POLL_SECONDS = 0.2
@@ -157,7 +340,7 @@ class Task:
         then. Raises Unreachable when 16 MiB wait and the service has given no answer for
         `patience` seconds; those lines are still sent later.
         """
-        self.log_at(clock.now(), " ".join(map(str, values)))
+        self.log_at(sender.now(), " ".join(map(str, values)))
 
     def log_at(self, milliseconds: int, text: str) -> None:
         """Add the lines of a text like `log`, with this time in milliseconds since 1970."""
@@ -215,10 +398,8 @@ class Task:
         """
         if schema is not None and choices is not None:
             raise ValueError("a question has either a schema or choices")
-        wanted = questions.schema_of_choices(choices) if choices is not None else schema
-        asked = questions.ask(
-            self._connection, self.id, message, wanted, timeout, self._outbox.pause
-        )
+        wanted = schema_of_choices(choices) if choices is not None else schema
+        asked = ask(self._connection, self.id, message, wanted, timeout, self._outbox.pause)
         answer = asked["answer"] or {}
         return answer if schema is not None else str(answer["answer"])
 
@@ -247,7 +428,7 @@ class Task:
 
     def fail(self, message: object) -> None:
         """Report `error` with this message, after all lines."""
-        error = {"message": log_text.cut_message(str(message))}
+        error = {"message": sender.cut_message(str(message))}
         self.finish({"status": ERROR, "error": error, "output": self.output})
 
     def finish(self, report: dict[str, Any] | None) -> None:
@@ -357,11 +538,11 @@ class Task:
         The first answer counts: raises Conflict after another one. Raises Invalid for one that
         does not fit.
         """
-        return questions.answer(self._connection, self.id, question_id, content)
+        return answer(self._connection, self.id, question_id, content)
 
     def decline(self, question_id: str) -> Question:
         """Decline an open question of its agent. Raises Conflict if it is no longer open."""
-        return questions.answer(self._connection, self.id, question_id, None)
+        return answer(self._connection, self.id, question_id, None)
 
     def cancel(self) -> "Task":
         """Cancel it: it becomes an `error` of type `cancelled`, and its agent is told."""
@@ -411,7 +592,7 @@ def _message(error: BaseException) -> str:
 
 
 def _since(began: float) -> str:
-    return log_text.duration(time.monotonic() - began)
+    return sender.duration(time.monotonic() - began)
 
 
 def _is_success(error: BaseException) -> bool:

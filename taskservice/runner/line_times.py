@@ -6,7 +6,7 @@ import os
 import struct
 from pathlib import Path
 
-from taskservice.client import clock
+from taskservice.client import sender
 from taskservice.client.sender import Times
 from taskservice.runner.files import open_file, read_file
 
@@ -22,7 +22,7 @@ class LineTimes:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.size = 0
-        self.last = clock.now()  # the time of the newest line
+        self.last = sender.now()  # the time of the newest line
         self._first = self.last
         self._memory = bytearray()
 

@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from taskservice.client.log_text import ALWAYS_FITS, cut_line
+from taskservice.client.sender import ALWAYS_FITS, cut_line
 from taskservice.runner.masking import Masker
 from taskservice.terms import MAX_LINE, MAX_OBJECT
 

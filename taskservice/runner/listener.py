@@ -16,8 +16,7 @@ import requests
 
 from taskservice import terms
 from taskservice.client import Client, NotFound
-from taskservice.client.answers import CALLBACK_SECRET, USER
-from taskservice.client.errors import RETRYABLE, NotTheService
+from taskservice.client.answers import CALLBACK_SECRET, RETRYABLE, USER, NotTheService
 from taskservice.terms import WEBHOOK_LINES, WEBHOOK_LOG_BYTES
 from taskservice.webhooks import signing
 

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from taskservice.client import clock
+from taskservice.client import sender
 from taskservice.runner.lines import LastLine, LineSplitter
 from taskservice.runner.masking import Masker
 from taskservice.runner.process import join_thread
@@ -236,7 +236,7 @@ class OutputReader:
         return is_read and time.monotonic() > self._done_at
 
     def _accept(self, stream: Stream, block: bytes) -> None:
-        read_at = clock.now()
+        read_at = sender.now()
         stream.unread -= len(block)
         with self._changed:
             # A block without a line feed stores nothing yet: to process it here is faster than

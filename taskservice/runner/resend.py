@@ -9,8 +9,7 @@ from typing import Any
 
 from taskservice.client.answers import USER
 from taskservice.client.http import Connection
-from taskservice.client.log_text import line_count
-from taskservice.client.sender import Sender
+from taskservice.client.sender import Sender, line_count
 from taskservice.runner.files import make_private
 from taskservice.runner.run import WRITER, deliver, failed
 from taskservice.runner.saved_run import SavedRun, leftover_runs, remove_incomplete, runs_folder

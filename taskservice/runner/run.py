@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from taskservice import terms
-from taskservice.client.errors import (
+from taskservice.client.answers import (
     RETRYABLE,
     NotTheService,
     TaskCancelled,
@@ -21,8 +21,14 @@ from taskservice.client.errors import (
     Unreachable,
 )
 from taskservice.client.http import Connection
-from taskservice.client.log_text import cut_message, line_count, note
-from taskservice.client.sender import CLAIMED_HEARTBEAT_SECONDS, Sender, heartbeat_for
+from taskservice.client.sender import (
+    CLAIMED_HEARTBEAT_SECONDS,
+    Sender,
+    cut_message,
+    heartbeat_for,
+    line_count,
+    note,
+)
 from taskservice.client.tasks import Task
 from taskservice.runner.exact_json import parse_object, task_input
 from taskservice.runner.files import read_file

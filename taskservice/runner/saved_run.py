@@ -15,7 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 from taskservice.client import api
-from taskservice.client.errors import (
+from taskservice.client.answers import (
     Invalid,
     NotFound,
     TaskCancelled,

@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from taskservice.client import clock
-from taskservice.client.log_text import line_count, note
-from taskservice.client.sender import Batch, Times
+from taskservice.client import sender
+from taskservice.client.sender import Batch, Times, line_count, note
 from taskservice.runner.files import open_file, read_file
 from taskservice.runner.line_times import LineTimes
 from taskservice.terms import MAX_LINE, MAX_LOG
@@ -245,7 +244,7 @@ class Spool:
 
     def put(self, lines: Sequence[bytes], at: int | None = None) -> None:
         text = b"".join([line + b"\n" for line in lines])
-        self.put_text(text, len(lines), clock.now() if at is None else at)
+        self.put_text(text, len(lines), sender.now() if at is None else at)
 
     def put_text(self, text: bytes, lines: int, at: int) -> None:
         """Add lines of one time, each with its line feed, without waiting for the service."""

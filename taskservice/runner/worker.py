@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from uuid import uuid4
 
 from taskservice.client import answers
+from taskservice.client.answers import RETRYABLE, NotFound, NotTheService, TaskServiceError
 from taskservice.client.client import Client
-from taskservice.client.errors import RETRYABLE, NotFound, NotTheService, TaskServiceError
 from taskservice.client.http import PATIENCE_SECONDS, delays, pause_after
 from taskservice.client.tasks import Task
 from taskservice.runner.process import PROGRAM_ONLY

@@ -18,9 +18,9 @@ from taskservice.client import (
     NotFound,
     TaskCancelled,
     UnexpectedAnswer,
-    progress,
+    outbox,
 )
-from taskservice.client.log_text import duration
+from taskservice.client.sender import duration
 from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, tasks, the_task
@@ -125,7 +125,7 @@ def test_last_progress_is_there_at_the_end(remote_alice: RemoteClient, client: C
 
 
 def test_loop_sends_progress_at_most_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "INTERVAL", 1000)
+    monkeypatch.setattr(outbox, "INTERVAL", 1000)
     with Receiver() as receiver:
         receiver.answer = answering(played.task())
         task = Client(receiver.url, "key").task("1")
@@ -141,7 +141,7 @@ def test_loop_sends_progress_at_most_once_a_second(monkeypatch: pytest.MonkeyPat
 
 @fault("agent's side", "progress that could not be sent", "sent again", answers=False)
 def test_progress_that_could_not_be_sent_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "INTERVAL", 0.05)
+    monkeypatch.setattr(outbox, "INTERVAL", 0.05)
     with Receiver() as receiver:
         receiver.answer = answering(in_turn(play.reset(), play.answer(502), played.task()))
         task = Client(receiver.url, "key").task("1")

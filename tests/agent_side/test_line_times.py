@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from taskservice.client import Client, TaskHandler, clock
-from taskservice.client.memory_queue import MemoryQueue
+from taskservice.client import Client, TaskHandler, sender
+from taskservice.client.outbox import MemoryQueue
 from taskservice.client.sender import Batch, Times
 from taskservice.runner.saved_run import SavedRun
 from taskservice.runner.spool import SEGMENT_BYTES, Spool
@@ -162,7 +162,7 @@ def test_clock_that_was_set_back_does_not_make_times_descend() -> None:
 
 def test_no_time_is_after_now() -> None:
     (sent,) = times_sent([(0, 2**63)])
-    assert sent <= clock.now()
+    assert sent <= sender.now()
 
 
 # --- the commands and the client ---------------------------------------------------------
@@ -178,7 +178,7 @@ def test_lines_have_the_time_at_which_they_were_read(
     assert process.stdout is not None
     assert process.stdout.readline() == "one\n"
     until(lambda: len(the_task(remote_alice)["logs"]) == 2)
-    printed_by = clock.now()
+    printed_by = sender.now()
     process.communicate("go\n", timeout=60)
     lines, (one, two, three) = read(remote_alice)
     assert lines == ["one", "two", "three"]
@@ -190,7 +190,7 @@ def test_resent_lines_have_the_time_at_which_they_were_printed(
 ) -> None:
     """The task is made early, and its lines come hours later."""
     began = milliseconds(remote_alice.start("a")["createdAt"])
-    until(lambda: clock.now() > began + 20)
+    until(lambda: sender.now() > began + 20)
     run = SavedRun(machine.url, {"agentId": "a"}, the_task(remote_alice))
     run.report = {"status": "complete"}
     run.create_folder(machine.home / "state" / "taskservice" / "runs")
@@ -208,8 +208,8 @@ def test_lines_of_a_python_program_have_the_time_of_their_call(remote_alice: Rem
     client = Client(remote_alice.url, str(remote_alice.session.headers["apikey"]))
     with client.start("a") as task:
         task.log("one")
-        logged_by = clock.now()
-        until(lambda: clock.now() > logged_by + 5)
+        logged_by = sender.now()
+        until(lambda: sender.now() > logged_by + 5)
         task.log("two")
     lines, (one, two) = read(remote_alice)
     assert lines == ["one", "two"]
@@ -221,7 +221,7 @@ def test_logging_record_has_the_time_at_which_it_was_made(remote_alice: RemoteCl
     with client.start("a") as task:
         record = logging.makeLogRecord({"msg": "one", "levelname": "INFO", "name": "x"})
         made_at = int(record.created * 1000)
-        until(lambda: clock.now() > made_at + 5)
+        until(lambda: sender.now() > made_at + 5)
         TaskHandler(task).handle(record)
     _, (at,) = read(remote_alice)
     assert at == max(made_at, milliseconds(the_task(remote_alice)["createdAt"]))
