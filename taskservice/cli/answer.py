@@ -13,7 +13,7 @@ from taskservice.cli.service_client import service_client
 from taskservice.cli.task_ids import AMBIGUOUS, find_task_id
 from taskservice.cli.task_text import asks
 from taskservice.client import Client, Conflict, Invalid, Question, tasks
-from taskservice.runner.exact_json import parse_object
+from taskservice.runner.run import parse_object
 from taskservice.terminal import exit_with_error, print_json, print_line
 from taskservice.terms import OPEN
 

@@ -24,7 +24,7 @@ from taskservice.client import (
     tasks,
 )
 from taskservice.client import client as current_task
-from taskservice.runner.masking import Masker
+from taskservice.runner.program_output import Masker
 from taskservice.terminal import exit_with_error, print_json, print_log_line, remark
 from taskservice.terms import MAX_TIMEOUT, QUESTION_TIMEOUT
 

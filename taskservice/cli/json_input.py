@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from taskservice.cli.options import Text
-from taskservice.runner.exact_json import parse_object
+from taskservice.runner.run import parse_object
 from taskservice.terms import MAX_OBJECT
 
 

@@ -11,7 +11,7 @@ from taskservice.cli.service_client import service_client
 from taskservice.client import answers
 from taskservice.client import client as current_task
 from taskservice.client.api import path_segment
-from taskservice.runner.masking import Masker
+from taskservice.runner.program_output import Masker
 
 _NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,15})?"
 _SHARE = re.compile(rf"({_NUMBER})(?:/({_NUMBER})|(%))?")

@@ -12,10 +12,10 @@ from taskservice.cli.json_input import task_input
 from taskservice.cli.options import Duration, Label, Text, examples
 from taskservice.cli.service_client import service_client
 from taskservice.client.client import own_task_id
-from taskservice.runner.masking import Masker
+from taskservice.runner.process import forward_signals
+from taskservice.runner.program_output import Masker
 from taskservice.runner.resend import resend
 from taskservice.runner.run import Run, become_program
-from taskservice.runner.signals import forward_signals
 from taskservice.terminal import exit_with_error, open_standard_files, print_line, remark
 from taskservice.terms import AGENT_ID, MAX_LABELS, label_problem
 

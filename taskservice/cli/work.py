@@ -4,7 +4,7 @@ import click
 
 from taskservice.cli.options import Text, examples
 from taskservice.cli.service_client import service_client
-from taskservice.runner.signals import forward_signals
+from taskservice.runner.process import forward_signals
 from taskservice.runner.worker import Worker
 from taskservice.terminal import open_standard_files
 

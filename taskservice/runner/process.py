@@ -1,17 +1,155 @@
 """Runs a program as a child process: starts it, sends it signals, waits for it."""
 
+import contextlib
+import ctypes
 import errno
 import math
 import os
 import shutil
 import signal
+import subprocess
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from taskservice.runner.process_tree import ProcessTree
 from taskservice.threads import try_start
+
+# Finds the descendants of a process, so that they can be stopped with it.
+
+# From Linux's <sys/prctl.h>.
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class FoundProcess(NamedTuple):
+    """A running process; `started` tells it from a later one with the same id."""
+
+    parent: int
+    group: int
+    started: str
+    is_paused: bool
+
+
+class ProcessTree:
+    """A process and its descendants; with `group`, the members of that process group too.
+
+    A process seen once stays a member, even if the parent between has ended.
+    """
+
+    def __init__(self, first: int, group: int | None) -> None:
+        self._first, self._group = first, group
+        self._seen: dict[int, FoundProcess] = {}
+        self._adopted: set[int] = set()
+        # While orphans come to us: our children that are none.
+        self._not_adopted: set[int] | None = None
+
+    def members(self) -> list[int]:
+        """The ids of the processes that run now."""
+        found = processes()
+        self._seen = {
+            pid: found[pid]
+            for pid, before in self._seen.items()
+            if pid in found and found[pid].started == before.started
+        }
+        self._add(found, lambda pid: pid == self._first or found[pid].group == self._group)
+        if self._not_adopted is not None:
+            self._adopted |= _our_children(found) - self._not_adopted
+            self._add(found, lambda pid: pid in self._adopted)
+        while self._add(found, lambda pid: found[pid].parent in self._seen):
+            pass
+        return list(self._seen)
+
+    def is_paused(self) -> bool:
+        """Whether all that `members` last found are paused."""
+        return all(found.is_paused for found in self._seen.values())
+
+    def outside_group(self) -> list[int]:
+        """The ids of those that `members` last found outside the process group."""
+        return [pid for pid, found in self._seen.items() if found.group != self._group]
+
+    def holding_back(self, number: int) -> list[int]:
+        """The ids of those that `members` last found and that block this signal, sent to them."""
+        return [pid for pid in self._seen if _holds_back(pid, number)]
+
+    @contextlib.contextmanager
+    def adopting(self) -> Iterator[None]:
+        """Meanwhile, a member whose parent ends becomes our child, so that it is found.
+
+        Only Linux can do this.
+        """
+        self._not_adopted = _our_children(processes())
+        _adopt_orphans(True)
+        try:
+            yield
+        finally:
+            _adopt_orphans(False)
+            self._not_adopted = None
+
+    def reap(self) -> None:
+        """Forget the adopted ones that have ended: the system keeps their ids until then."""
+        for pid in list(self._adopted):
+            with contextlib.suppress(ChildProcessError):
+                if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                    continue
+            self._adopted.discard(pid)
+
+    def _add(self, found: dict[int, FoundProcess], belongs: Callable[[int], bool]) -> bool:
+        new = {pid: found[pid] for pid in found if pid not in self._seen and belongs(pid)}
+        self._seen |= new
+        return bool(new)
+
+
+def processes() -> dict[int, FoundProcess]:
+    """All processes of this machine except zombies, by id."""
+    return dict(_from_proc() if Path("/proc/self/stat").exists() else _from_ps())
+
+
+def _from_proc() -> Iterator[tuple[int, FoundProcess]]:
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            text = Path("/proc", name, "stat").read_text(errors="replace")
+        except OSError:  # it has just ended
+            continue
+        # The name before, in brackets, may contain brackets and spaces.
+        state, parent, group, *rest = text.rpartition(")")[2].split()
+        if state not in "ZX":
+            yield int(name), FoundProcess(int(parent), int(group), rest[16], state in "Tt")
+
+
+def _from_ps() -> Iterator[tuple[int, FoundProcess]]:
+    command = ["ps", "-A", "-o", "pid=,ppid=,pgid=,stat=,lstart="]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    for line in listed.stdout.splitlines():
+        pid, parent, group, state, started = line.split(maxsplit=4)
+        if not state.startswith("Z"):
+            yield int(pid), FoundProcess(int(parent), int(group), started, state[0] in "Tt")
+
+
+def _our_children(found: dict[int, FoundProcess]) -> set[int]:
+    return {pid for pid in found if found[pid].parent == os.getpid()}
+
+
+def _adopt_orphans(adopt: bool) -> None:
+    """Become the parent of descendants whose parent ends, or leave them to the system."""
+    with contextlib.suppress(AttributeError):  # no prctl here
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
+
+
+def _holds_back(process_id: int, number: int) -> bool:
+    """Whether a process blocks a signal that was sent to it; False where /proc can't tell."""
+    try:
+        lines = Path("/proc", str(process_id), "status").read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+    masks = {name: value for name, _, value in (line.partition(":") for line in lines)}
+    blocked, sent = int(masks["SigBlk"], 16), int(masks["SigPnd"], 16) | int(masks["ShdPnd"], 16)
+    return bool(blocked & sent & 1 << number - 1)
+
+
+# Runs a program as a child process: starts it, sends it signals, waits for it.
 
 # For Ctrl-C and the like, a terminal sends these to all of its foreground processes.
 _TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
@@ -289,3 +427,40 @@ def signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+# Forwards signals from a person or a supervisor to the program.
+
+# Each signal that by default ends a process, except those that a process raises by its own fault.
+_ENDING = (
+    "SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2",
+    "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGXCPU", "SIGIO", "SIGPWR", "SIGSTKFLT",
+)  # fmt: skip
+_NAMED = [getattr(signal, name) for name in _ENDING if hasattr(signal, name)]
+FORWARDED = (*_NAMED, *REAL_TIME)
+
+
+def forward_signals(forward: Callable[[int, bool], None]) -> None:
+    """Call `forward` with the number of each signal, and whether it came from the terminal.
+
+    A signal that was ignored when we started stays ignored, as with nohup. Call it in the
+    main thread, before there are others.
+    """
+    # If our parent ignores it, so do we, and then the kernel keeps no exit status for us.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    wanted = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+        if try_start(threading.Thread(target=_wait_for, args=[wanted, forward], daemon=True)):
+            return
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
+    # On macOS, or without a thread: take each as the terminal's.
+    for number in wanted:
+        signal.signal(number, lambda received, frame: forward(received, True))
+
+
+def _wait_for(wanted: Sequence[int], forward: Callable[[int, bool], None]) -> None:
+    while True:
+        received = signal.sigwaitinfo(wanted)
+        # The kernel sends it for Ctrl-C and the like.
+        forward(received.si_signo, received.si_code > 0)

@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import fcntl
+import json
 import os
+import re
 import select
 import selectors
 import stat
@@ -12,14 +14,247 @@ import termios
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from taskservice.client import sender
-from taskservice.runner.lines import LastLine, LineSplitter
-from taskservice.runner.masking import Masker
+from taskservice.client.sender import ALWAYS_FITS, cut_line
 from taskservice.runner.process import join_thread
-from taskservice.runner.pseudo_terminal import copy_size, open_terminal
+from taskservice.terms import MAX_LINE, MAX_OBJECT
 from taskservice.threads import try_start
+
+# Hides the secrets of the environment in what a program prints, before it is stored or sent.
+
+_NAME = re.compile("KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
+# A shorter value, such as `true`, is no secret, and to hide it would hide much else.
+_MIN_CHARACTERS = 8
+_MASK = b"***"
+_LINE_END = re.compile(r"[\r\n]+")
+
+Span = tuple[int, int]
+
+
+class Masker:
+    """Hides the values of the variables whose names say that they are secret."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        values = (value for name, value in environment.items() if _NAME.search(name))
+        self._secrets = {os.fsencode(part) for value in values for part in _parts(value)}
+
+    def mask(self, text: bytes) -> bytes:
+        """The text with each secret replaced; its line feeds stay."""
+        found = [secret for secret in self._secrets if secret in text]
+        return _replace(text, (span for secret in found for span in _spans(text, secret)))
+
+    def mask_beginning(self, line: bytes) -> bytes:
+        """The same for a line that goes on: it may end in the middle of a secret."""
+        masked = self.mask(line)
+        cut = max((_overlap(masked, secret) for secret in self._secrets), default=0)
+        return masked[: len(masked) - cut] + _MASK if cut else masked
+
+    def mask_text(self, text: str) -> str:
+        return self.mask(text.encode(errors="surrogatepass")).decode(errors="surrogatepass")
+
+    def mask_json(self, value: Any) -> Any:
+        """A value of JSON with the secrets replaced in its strings, keys and numbers."""
+        if isinstance(value, dict):
+            return {self.mask_text(key): self.mask_json(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [self.mask_json(each) for each in value]
+        if isinstance(value, str):
+            return self.mask_text(value)
+        written = json.dumps(value)
+        masked = self.mask_text(written)
+        return value if masked == written else masked
+
+
+def _parts(value: str) -> list[str]:
+    """What to look for: the value, or, since a log has lines, each of its lines that is long.
+
+    A line of punctuation alone would hide much else.
+    """
+    lines = [line for line in _LINE_END.split(value) if line.strip()]
+    if len(lines) > 1:
+        lines = [line.strip() for line in lines if any(map(str.isalnum, line))]
+    return [_core(line) for line in lines if len(line) >= _MIN_CHARACTERS]
+
+
+def _core(secret: str) -> str:
+    """The secret without the blanks around it, which programs often cut off, if enough is left."""
+    core = secret.strip()
+    return core if len(core) >= _MIN_CHARACTERS else secret
+
+
+def _spans(text: bytes, secret: bytes) -> Iterator[Span]:
+    """Where the secret is, also where it overlaps itself."""
+    start = text.find(secret)
+    while start >= 0:
+        yield start, start + len(secret)
+        start = text.find(secret, start + 1)
+
+
+def _replace(text: bytes, spans: Iterable[Span]) -> bytes:
+    """Replace spans, of which those that overlap count as one."""
+    parts, end = [], 0
+    for start, until in sorted(spans):
+        if start >= end:
+            parts += [text[end:start], _MASK]
+        end = max(end, until)
+    return b"".join([*parts, text[end:]])
+
+
+def _overlap(text: bytes, secret: bytes) -> int:
+    """How many bytes at the end of the text may be the beginning of the secret."""
+    tail, first = text[1 - len(secret) :], secret[:1]
+    start = tail.find(first)
+    while start >= 0 and not secret.startswith(tail[start:]):
+        start = tail.find(first, start + 1)
+    return len(tail) - start if start >= 0 else 0
+
+
+# Splits a program's output, which comes in blocks of bytes, into the lines of a log.
+
+_MIN_BLOCK_BYTES = 16 * 1024
+
+
+class LineSplitter:
+    """Splits one stream; its memory is bounded, however long a line is."""
+
+    def __init__(self, masker: Masker) -> None:
+        self._masker = masker
+        self._partial = b""  # the line that has not ended yet, or its first bytes
+        self._excess_bytes = 0  # how many bytes of it were dropped
+        self._ends_in_return = False  # whether the last byte was a carriage return
+
+    def feed(self, block: bytes) -> tuple[bytes, int]:
+        """The text of the lines that end in this block, and their number."""
+        end = block.rfind(b"\n") + 1
+        if not end:
+            self._extend(block)
+            return b"", 0
+        first = 0
+        text = b""
+        if self._partial or self._excess_bytes or self._ends_in_return:
+            first = block.find(b"\n") + 1
+            self._extend(block[: first - 1])
+            text = self._end_line() + b"\n"
+        text += _clean(block[first:end], self._masker)
+        self._extend(block[end:])
+        return text, block.count(b"\n")
+
+    def close(self) -> tuple[bytes, int]:
+        """The last line, if no line feed ended it, as `feed` returns it."""
+        if not self._partial and not self._excess_bytes:
+            return b"", 0
+        return self._end_line() + b"\n", 1
+
+    def _extend(self, part: bytes) -> None:
+        """Add to the line that has not ended; a carriage return discards what it overwrites."""
+        text = part.rstrip(b"\r")
+        if text:
+            start = text.rfind(b"\r") + 1
+            if self._ends_in_return or start:
+                self._partial, self._excess_bytes = b"", 0
+            space = MAX_LINE - len(self._partial)
+            self._partial += text[start : start + space] if space > 0 else b""
+            self._excess_bytes += max(len(text) - start - space, 0)
+        self._ends_in_return = len(text) < len(part) or (self._ends_in_return and not part)
+
+    def _end_line(self) -> bytes:
+        line, excess = self._partial, self._excess_bytes
+        self._partial, self._excess_bytes, self._ends_in_return = b"", 0, False
+        if excess:
+            return cut_line(self._masker.mask_beginning(line), len(line) + excess)
+        return cut_line(self._masker.mask(line))
+
+
+def _clean(text: bytes, masker: Masker) -> bytes:
+    """Whole lines as the log takes them; for most text nothing needs to change."""
+    if text.endswith(b"\r\n"):
+        text = text.replace(b"\r\n", b"\n")  # a fast way where all lines end so
+    if b"\r" in text:
+        # A progress bar draws its line again and again: keep what it drew last.
+        text = b"\n".join([
+            line.rpartition(b"\r")[2] or line.rstrip(b"\r").rpartition(b"\r")[2]
+            for line in text.split(b"\n")
+        ])  # fmt: skip
+    # Before a cut, which could leave the beginning of a secret.
+    text = masker.mask(text)
+    if not _are_short(text):
+        text = b"\n".join(map(cut_line, text.split(b"\n")))
+    return text
+
+
+def _are_short(text: bytes) -> bool:
+    """Whether every line surely fits, without looking at each of them."""
+    start = 0
+    while len(text) - start > ALWAYS_FITS:
+        start = text.rfind(b"\n", start, start + ALWAYS_FITS) + 1
+        if not start:
+            return False
+    return True
+
+
+class LastLine:
+    """Keeps the end of a stream, so that its last line can become the task's output."""
+
+    def __init__(self) -> None:
+        self._blocks: deque[bytes] = deque()
+        self._size = 0
+
+    def feed(self, block: bytes) -> None:
+        if self._blocks and len(block) + len(self._blocks[-1]) <= _MIN_BLOCK_BYTES:
+            # Many small blocks would take much more memory than their text.
+            self._blocks[-1] += block
+        else:
+            self._blocks.append(block)
+        self._size += len(block)
+        while self._size - len(self._blocks[0]) > MAX_OBJECT:
+            self._size -= len(self._blocks.popleft())
+
+    def text(self) -> bytes:
+        """The last line that is not blank, as the log has it; of one over 1 MiB only the end."""
+        line = b"".join(self._blocks).rstrip().rpartition(b"\n")[2]
+        return line.rpartition(b"\r")[2].strip()
+
+
+# A pseudo-terminal for what a program prints, in place of a pipe.
+
+_DEFAULT_SIZE = os.terminal_size((80, 24))
+_OUTPUT_FLAGS = 1  # their place in what `tcgetattr` returns
+
+
+def open_terminal() -> tuple[int, int]:
+    """The descriptors to read and to write, as of a pipe; as wide as our terminal.
+
+    Raises OSError.
+    """
+    reader, writer = os.openpty()
+    # The text comes out as it was printed: our own terminal makes its line ends.
+    attributes = termios.tcgetattr(writer)
+    attributes[_OUTPUT_FLAGS] &= ~termios.OPOST
+    termios.tcsetattr(writer, termios.TCSANOW, attributes)
+    copy_size(writer)
+    return reader, writer
+
+
+def copy_size(terminal: int) -> None:
+    """Give a terminal the size of ours, or a usual one if we have none."""
+    columns, lines = _our_size()
+    with contextlib.suppress(OSError, termios.error):  # it may have just been closed
+        termios.tcsetwinsize(terminal, (lines, columns))
+
+
+def _our_size() -> os.terminal_size:
+    for descriptor in (1, 2, 0):
+        with contextlib.suppress(OSError):
+            size = os.get_terminal_size(descriptor)
+            if all(size):
+                return size
+    return _DEFAULT_SIZE
+
+
+# Reads what a program prints, stores it in the log, and forwards it to our stdout and stderr.
 
 BLOCK_BYTES = 256 * 1024
 PIPE_BYTES = 1024 * 1024

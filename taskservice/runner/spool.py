@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 from taskservice.client import sender
 from taskservice.client.sender import Batch, Times, line_count, note
-from taskservice.runner.files import open_file, read_file
-from taskservice.runner.line_times import LineTimes
+from taskservice.runner.files import LineTimes, open_file, read_file
 from taskservice.terms import MAX_LINE, MAX_LOG
 
 SEGMENT_BYTES = 1024 * 1024

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from taskservice.runner.lines import LineSplitter
-from taskservice.runner.masking import Masker
+from taskservice.runner.program_output import LineSplitter, Masker
 from tests.support.agent_machine import AgentMachine, tasks, the_task
 from tests.support.api_client import RemoteClient
 from tests.support.catalogue import fault, happened

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from taskservice.runner import process_tree
+from taskservice.runner import process as process_tree
 from taskservice.runner.process import Process
 from tests.support.agent_machine import AgentMachine, the_log, the_task
 from tests.support.api_client import RemoteClient

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from taskservice.client.sender import Batch
-from taskservice.runner.lines import LastLine, LineSplitter
-from taskservice.runner.masking import Masker
+from taskservice.runner.program_output import LastLine, LineSplitter, Masker
 from taskservice.runner.spool import SEGMENT_BYTES, Spool
 from tests.support.catalogue import fault, happened
 
