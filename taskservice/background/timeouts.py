@@ -17,7 +17,7 @@ from taskservice.database.transactions import (
     transaction,
 )
 from taskservice.database.types import AnySelect, Identifier, Timestamp, database_now
-from taskservice.operations.heartbeat import IS_CURRENT, MAX_GAP_SECONDS, seconds_ago
+from taskservice.operations.health import IS_CURRENT, MAX_GAP_SECONDS, seconds_ago
 from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.tasks import HEARTBEAT

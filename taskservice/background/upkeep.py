@@ -17,7 +17,7 @@ from taskservice.database.models import Delivery
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now
 from taskservice.database.watcher import Watcher
-from taskservice.operations import heartbeat
+from taskservice.operations import health
 from taskservice.services import keys as key_service
 from taskservice.services import questions as question_service
 from taskservice.services.deliveries import is_pending, is_too_far
@@ -114,7 +114,7 @@ class Upkeep(threading.Thread):
     def __init__(self, app: Flask, *, serves: bool = True) -> None:
         super().__init__(name="upkeep", daemon=True)
         self._app = app
-        heartbeats = [heartbeat.record] if serves else []
+        heartbeats = [health.record] if serves else []
         self._clock = timeouts.ClockMonitor()
         # Before the timeouts: a question that has expired no longer holds them up.
         self._first_chores = (

@@ -14,9 +14,8 @@ from taskservice.database import migrations
 from taskservice.database.address import parse, shown
 from taskservice.database.files import keep_owner_permissions
 from taskservice.operations import database_check
-from taskservice.operations.backup import BackupError, backup
+from taskservice.operations.backup import BackupError, RestoreError, backup, restore
 from taskservice.operations.database_copy import CopyError, copy
-from taskservice.operations.restore import RestoreError, restore
 from taskservice.terminal import (
     exit_with_error,
     open_standard_files,

@@ -1,5 +1,7 @@
 """Copies all of a database into an empty one, SQLite or PostgreSQL, while nobody serves it."""
 
+import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,9 +50,58 @@ from taskservice.database.migrations import COPY_PROGRESS, UnfinishedCopy
 from taskservice.database.models import ServiceHeartbeat
 from taskservice.database.types import AnyRow, Base
 from taskservice.operations import database_check
-from taskservice.operations.heartbeat import is_served
-from taskservice.operations.remarks import Remarks
-from taskservice.operations.row_checksum import Checksum, canonical
+from taskservice.operations.health import is_served
+
+# A checksum of a table that does not depend on the order of its rows or on the database.
+
+_MODULUS = 2**256
+
+
+@dataclass(frozen=True)
+class Checksum:
+    """The number of rows, and the sum modulo 2^256 of the SHA-256 of each in canonical form.
+
+    A sum can be stored and continued, and two databases may sort their rows differently.
+    """
+
+    rows: int = 0
+    total: int = 0
+
+    @property
+    def hex(self) -> str:
+        return f"{self.total:064x}"
+
+    def plus(self, rows: Sequence[bytes]) -> "Checksum":
+        """With these rows, in canonical form, added."""
+        total = sum(int.from_bytes(hashlib.sha256(row).digest(), "big") for row in rows)
+        return Checksum(self.rows + len(rows), (self.total + total) % _MODULUS)
+
+
+def canonical(values: Sequence[Any]) -> bytes:
+    """A row's values as JSON, in the order of the model's columns."""
+    return orjson.dumps(tuple(values))
+
+
+# Remarks on how far a long command is.
+
+REMARK_SECONDS = 10.0
+
+
+class Remarks:
+    """Calls `remark` at most every REMARK_SECONDS."""
+
+    def __init__(self, remark: Callable[[str], None]) -> None:
+        self._remark = remark
+        self._next = time.monotonic() + REMARK_SECONDS
+
+    def reached(self, done: str, table: str, rows: int) -> None:
+        """Say how many rows of a table are done; `done` is a word such as `copied`."""
+        if time.monotonic() >= self._next:
+            self._remark(f"{table}: {rows:,} {done}")
+            self._next = time.monotonic() + REMARK_SECONDS
+
+
+# Copies all of a database into an empty one, SQLite or PostgreSQL, while nobody serves it.
 
 # What one transaction copies, whichever comes first.
 BATCH_ROWS = 1_000

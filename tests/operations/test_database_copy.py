@@ -23,7 +23,7 @@ from taskservice.database.engine import dispose
 from taskservice.database.models import Log, LogChunk, Task
 from taskservice.database.transactions import transaction
 from taskservice.database.types import Base
-from taskservice.operations import database_copy, heartbeat, remarks
+from taskservice.operations import database_copy, health
 from taskservice.operations.database_copy import CopyError
 from tests.support.all_tables import PEOPLE, as_before, fill, seen
 from tests.support.api_client import ApiClient
@@ -439,18 +439,18 @@ def test_postgresql_that_is_served_is_refused(
     migrations.upgrade(parse(served))
     with move.app(served) as app:
         with app.app_context():
-            heartbeat.record()
+            health.record()
 
         def wait(seconds: float) -> None:
             run_sql(app, "UPDATE service_heartbeat SET until = until + interval '10 s'")
 
-        monkeypatch.setattr("taskservice.operations.heartbeat.time.sleep", wait)
+        monkeypatch.setattr("taskservice.operations.health.time.sleep", wait)
         with pytest.raises(CopyError, match="is in use: stop the service"):
             database_copy.copy(*addresses, said.append)
     happened("refused: the database is in use")
     assert "waiting up to 25 s" in said[0]
     monkeypatch.undo()
-    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 1.0)
+    monkeypatch.setattr(health, "HEARTBEAT_SECONDS", 1.0)
     assert len(database_copy.copy(*addresses, said.append)) == len(TABLES)
 
 
@@ -475,7 +475,7 @@ def test_copy_says_how_far_it_is(
     move: Move, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     move.fill(receiver, ("alice",))
-    monkeypatch.setattr(remarks, "REMARK_SECONDS", 0.0)
+    monkeypatch.setattr(database_copy, "REMARK_SECONDS", 0.0)
     said: list[str] = []
     database_copy.copy(parse(move.source), parse(move.target), said.append)
     assert {"users: 1 copied", "users: 1 read again"} <= set(said)

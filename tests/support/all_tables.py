@@ -5,7 +5,7 @@ from typing import Any
 
 from flask import Flask
 
-from taskservice.operations import heartbeat
+from taskservice.operations import health
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.internals import end_for_silence, expire, set_columns
 from tests.support.receiver import Receiver, answer
@@ -21,7 +21,7 @@ def fill(app: Flask, receiver: Receiver, names: Sequence[str] = PEOPLE) -> list[
     for person in people:
         _fill_for(app, person, receiver)
     with app.app_context():
-        heartbeat.record()
+        health.record()
     return people
 
 
