@@ -6,15 +6,72 @@ from typing import Any
 from flask import Blueprint, Flask, Response, request
 
 from taskservice import __version__
-from taskservice.auth import KEY_HEADERS
+from taskservice.auth import KEY_HEADERS, caller
 from taskservice.context import current
-from taskservice.mcp import access, calls, protocol, tasks, tool_calls, tools
-from taskservice.mcp.calls import LEGACY, TASKS, VERSIONS, Call
-from taskservice.mcp.protocol import METHOD_NOT_FOUND, Message, RpcError
+from taskservice.errors import Problem
+from taskservice.mcp import protocol, results, tool_calls
+from taskservice.mcp.protocol import (
+    INVALID_PARAMS,
+    LEGACY,
+    METHOD_NOT_FOUND,
+    MISSING_CAPABILITY,
+    TASKS,
+    VERSIONS,
+    Call,
+    Message,
+    RpcError,
+)
 from taskservice.operations import request_log
+from taskservice.services import reports, tasks
+from taskservice.terms import TASK_FINISHED
 from taskservice.web import responses
-from taskservice.web.request import with_body
+from taskservice.web.request import require_id, with_body
 from taskservice.web.responses import Answer
+
+# The methods of the extension for tasks: `tasks/get`, `tasks/update`, `tasks/cancel`.
+
+
+def get(call: Call) -> dict[str, Any]:
+    """The state of a task, with its result or with what it asks."""
+    return results.detailed(call, tasks.get(caller, _task_id(call)))
+
+
+def update(call: Call) -> dict[str, Any]:
+    """Answer what a task asks."""
+    results.answer_forms(_task_id(call), call.params.get("inputResponses"))
+    return {}
+
+
+def cancel(call: Call) -> dict[str, Any]:
+    """Cancel a task; one that has ended stays as it is."""
+    try:
+        reports.cancel(caller, _task_id(call))
+    except Problem as problem:
+        if problem.code != TASK_FINISHED:
+            raise
+    return {}
+
+
+METHODS = {"tasks/get": get, "tasks/update": update, "tasks/cancel": cancel}
+
+
+def run(call: Call) -> dict[str, Any]:
+    """The result of a method of this extension. Raises RpcError."""
+    if not call.declares_tasks:
+        needed: dict[str, Any] = {"extensions": {TASKS: {}}}
+        data = {"requiredCapabilities": needed}
+        raise RpcError(MISSING_CAPABILITY, f"The request must declare {TASKS}", data)
+    try:
+        return METHODS[call.method](call)
+    except results.REFUSED as error:
+        raise RpcError(INVALID_PARAMS, results.reason(error)) from None
+
+
+def _task_id(call: Call) -> str:
+    return require_id("task", str(call.params.get("taskId")))
+
+
+# `POST /mcp`: one JSON-RPC message in, one answer out, without a stream or a session.
 
 MAX_LOGGED = 64
 CACHE = {"ttlMs": 60_000, "cacheScope": "private"}
@@ -53,7 +110,7 @@ def discover(call: Call) -> dict[str, Any]:
 
 def list_tools(call: Call) -> dict[str, Any]:
     """All tools, on one page."""
-    return {"tools": tools.definitions(), **(CACHE if call.is_modern else {})}
+    return {"tools": tool_calls.definitions(), **(CACHE if call.is_modern else {})}
 
 
 def ping(call: Call) -> dict[str, Any]:
@@ -63,23 +120,23 @@ def ping(call: Call) -> dict[str, Any]:
 
 Method = Callable[[Call], dict[str, Any]]
 _BOTH: dict[str, Method] = {"tools/list": list_tools, "tools/call": tool_calls.run}
-_TASKS: dict[str, Method] = dict.fromkeys(tasks.METHODS, tasks.run)
+_TASKS: dict[str, Method] = dict.fromkeys(METHODS, run)
 MODERN_METHODS = {**_BOTH, "server/discover": discover, **_TASKS}
 LEGACY_METHODS = {**_BOTH, "initialize": initialize, "ping": ping}
 
 
-@blueprint.post(access.PATH, provide_automatic_options=False)
+@blueprint.post(protocol.PATH, provide_automatic_options=False)
 def answer() -> Response:
     """Answer a message."""
     message_id = None
     try:
-        message = with_body(protocol.read)
+        message = with_body(protocol.read_message)
         _log(message)
         if message.is_notification:
             # Not even `notifications/cancelled` ends a task: clients send it for answered calls.
             return Answer(status=202)
         message_id = message.id
-        call = calls.read(message, request.headers)
+        call = protocol.read_call(message, request.headers)
         return responses.json(protocol.result(message_id, _result(call)))
     except RpcError as error:
         return responses.json(protocol.error(message_id, error), error.status)
@@ -100,22 +157,22 @@ def _result(call: Call) -> dict[str, Any]:
     result = methods[call.method](call)
     if not call.is_modern:
         return result
-    return {"resultType": "complete", **result, "_meta": {calls.SERVER_KEY: SERVER}}
+    return {"resultType": "complete", **result, "_meta": {protocol.SERVER_KEY: SERVER}}
 
 
 @blueprint.before_app_request
 def require_access() -> Response | None:
     """Check who calls, even if no route matches, as for GET; answer what browsers ask before."""
-    access.require_access()
-    return Answer(status=204) if access.is_preflight() else None
+    protocol.require_access()
+    return Answer(status=204) if protocol.is_preflight() else None
 
 
 @blueprint.after_app_request
 def add_headers(response: Response) -> Response:
     """Say that an answer is for its caller alone, and let pages of allowed origins read it."""
-    if current(request).path == access.PATH:
+    if current(request).path == protocol.PATH:
         response.headers.add("Vary", f"{KEY_HEADERS}, Origin")
-        response.headers.update(access.headers_for_browsers())
+        response.headers.update(protocol.headers_for_browsers())
     return response
 
 

@@ -1,10 +1,20 @@
 """JSON-RPC 2.0: the message of a request, and the errors that answer one."""
 
+import base64
+import binascii
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import orjson
+from flask import current_app, request
+from werkzeug.datastructures import Headers
 
+from taskservice.auth import authenticate, caller
+from taskservice.context import current
+from taskservice.errors import Problem
 from taskservice.schemas import strict_json
+from taskservice.terms import FOREIGN_ORIGIN
+from taskservice.web.request import is_loopback, url_parts
 
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
@@ -42,7 +52,7 @@ class Message(NamedTuple):
     is_notification: bool
 
 
-def read(data: bytes) -> Message:
+def read_message(data: bytes) -> Message:
     """The message in the body of a request. Raises RpcError."""
     try:
         value = strict_json.loads(data)
@@ -74,3 +84,180 @@ def result(message_id: Any, value: dict[str, Any]) -> dict[str, Any]:
 
 def error(message_id: Any, raised: RpcError) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "id": message_id, "error": raised.json}
+
+
+# A request of a client: its era, the check of its headers, and what its client can do.
+
+MODERN = "2026-07-28"
+# Those that open with `initialize`, the newest first.
+LEGACY = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
+VERSIONS = (MODERN, *LEGACY)
+
+VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
+CAPABILITIES_KEY = "io.modelcontextprotocol/clientCapabilities"
+SERVER_KEY = "io.modelcontextprotocol/serverInfo"
+TASKS = "io.modelcontextprotocol/tasks"
+
+# Method -> the parameter that the header `Mcp-Name` repeats.
+NAMED_BY = {
+    "tools/call": "name",
+    "tasks/get": "taskId",
+    "tasks/update": "taskId",
+    "tasks/cancel": "taskId",
+}
+_BASE64 = ("=?base64?", "?=")
+
+
+class Call(NamedTuple):
+    """A request whose headers fit it; `capabilities` are what its client declares with it."""
+
+    method: str
+    params: dict[str, Any]
+    is_modern: bool
+    capabilities: Mapping[str, Any]
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        return _object(self.params.get("_meta"))
+
+    @property
+    def declares_tasks(self) -> bool:
+        return TASKS in _object(self.capabilities.get("extensions"))
+
+    @property
+    def takes_forms(self) -> bool:
+        """Whether its client shows forms to a person; without modes, forms are meant."""
+        modes = self.capabilities.get("elicitation")
+        return isinstance(modes, dict) and (not modes or "form" in modes)
+
+
+def read_call(message: Message, headers: Headers) -> Call:
+    """The call of a message, if its headers fit. Raises RpcError."""
+    meta = _object(message.params.get("_meta"))
+    version = _header(headers, "MCP-Protocol-Version")
+    is_modern = VERSION_KEY in meta or version not in (None, *LEGACY)
+    if not is_modern:
+        return Call(message.method, message.params, is_modern, {})
+    _check_version(meta, version)
+    _check_capabilities(meta)
+    _check_routing(message, headers)
+    return Call(message.method, message.params, is_modern, meta[CAPABILITIES_KEY])
+
+
+def _check_version(meta: Mapping[str, Any], header: str | None) -> None:
+    version = meta.get(VERSION_KEY, header)
+    if version != header:
+        raise RpcError(HEADER_MISMATCH, f"MCP-Protocol-Version differs from {VERSION_KEY}")
+    if version != MODERN:
+        data = {"supported": VERSIONS, "requested": version}
+        raise RpcError(UNSUPPORTED_VERSION, "Unsupported protocol version", data)
+
+
+def _check_capabilities(meta: Mapping[str, Any]) -> None:
+    missing = [key for key in (VERSION_KEY, CAPABILITIES_KEY) if key not in meta]
+    if missing:
+        raise RpcError(INVALID_PARAMS, f"_meta lacks {', '.join(missing)}", status=400)
+    if not isinstance(meta[CAPABILITIES_KEY], dict):
+        raise RpcError(INVALID_PARAMS, f"{CAPABILITIES_KEY} must be an object", status=400)
+
+
+def _check_routing(message: Message, headers: Headers) -> None:
+    """Raises -32020 unless the headers by which proxies route are those of the body."""
+    if _header(headers, "Mcp-Method") != message.method:
+        raise RpcError(HEADER_MISMATCH, "Mcp-Method differs from the method")
+    if message.method in NAMED_BY:
+        parameter, given = NAMED_BY[message.method], _header(headers, "Mcp-Name")
+        # Some clients leave it out for tasks.
+        is_needed = message.method == "tools/call" or given is not None
+        if is_needed and _decoded(given) != message.params.get(parameter):
+            raise RpcError(HEADER_MISMATCH, f"Mcp-Name differs from {parameter}")
+
+
+def _header(headers: Headers, name: str) -> str | None:
+    value = headers.get(name)
+    return None if value is None else value.strip(" \t")
+
+
+def _decoded(value: str | None) -> str | None:
+    """A header's value; of the form for what a header cannot contain, the text inside."""
+    before, after = _BASE64
+    if value is None or not (value.startswith(before) and value.endswith(after)):
+        return value
+    try:
+        return base64.b64decode(value[len(before) : -len(after)], validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        # No name: it contains what is no character of one.
+        return "\0"
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+# Who may call `/mcp`: the host and the origin of a request, and its key.
+
+PATH = "/mcp"
+EXPOSED = "Retry-After, WWW-Authenticate, X-Request-Id"
+
+
+def require_access() -> None:
+    """Check a request to `/mcp` before its route and body are. Raises 401 and 403."""
+    if current(request).path == PATH:
+        _check_host()
+        _check_origin()
+        if not is_preflight():
+            authenticate()
+            caller.require_user_key()
+
+
+def is_preflight() -> bool:
+    """Whether a browser asks if a page may send a request (CORS), which it does without a key."""
+    if current(request).path != PATH or request.method != "OPTIONS":
+        return False
+    return "Origin" in request.headers and "Access-Control-Request-Method" in request.headers
+
+
+def headers_for_browsers() -> dict[str, str]:
+    """The headers with which a browser lets a page of an allowed origin read the answer."""
+    origin = request.environ.get("HTTP_ORIGIN")
+    if origin is None or not _may_call(origin):
+        return {}
+    allowed = {"Access-Control-Allow-Origin": origin}
+    if not is_preflight():
+        return {**allowed, "Access-Control-Expose-Headers": EXPOSED}
+    wanted = request.headers.get("Access-Control-Request-Headers", "")
+    return {
+        **allowed,
+        "Access-Control-Allow-Methods": "POST",
+        "Access-Control-Allow-Headers": wanted,
+        "Access-Control-Max-Age": "7200",
+    }
+
+
+def _check_host() -> None:
+    """A page of the web whose name leads to this machine (DNS rebinding) has another host."""
+    host = request.environ.get("HTTP_HOST", "")
+    if _is_local() and not is_loopback(url_parts(f"//{host}").hostname):
+        detail = (
+            "The service listens on loopback only, so the Host must be too; behind a reverse "
+            "proxy set TASKSERVICE_PROXY_HOPS"
+        )
+        raise Problem(403, detail, code=FOREIGN_ORIGIN)
+
+
+def _check_origin() -> None:
+    origin = request.environ.get("HTTP_ORIGIN")
+    if origin is not None and not _may_call(origin):
+        detail = "Pages of this Origin may not call; add it to TASKSERVICE_MCP_ORIGINS"
+        raise Problem(403, detail, code=FOREIGN_ORIGIN)
+
+
+def _may_call(origin: str) -> bool:
+    is_own = _is_local() and is_loopback(url_parts(origin).hostname)
+    return is_own or origin in current_app.config["MCP_ORIGINS"]
+
+
+def _is_local() -> bool:
+    """Whether programs on this machine alone can connect, without a proxy in front."""
+    config = current_app.config
+    return not config["PROXY_HOPS"] and is_loopback(url_parts(f"//{config['BIND']}").hostname)

@@ -1,18 +1,122 @@
 """A task as the result of a tool, and as a task of MCP."""
 
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
 
 from flask import current_app
+from marshmallow import ValidationError
 
+from taskservice import errors as problems
+from taskservice.auth import caller
 from taskservice.database import clock
 from taskservice.database.types import AnyRow, TaskRow
-from taskservice.mcp import questions
-from taskservice.mcp.calls import Call
+from taskservice.errors import Problem, invalid
+from taskservice.mcp.protocol import Call
 from taskservice.schemas import strict_json
+from taskservice.schemas.fields import NO_QUESTIONS, open_questions, parse_id
+from taskservice.schemas.requests import AnswerQuestionSchema
 from taskservice.services import logs
+from taskservice.services import questions as question_service
 from taskservice.terminal import escaped
-from taskservice.terms import API_PREFIX, CANCELLED, COMPLETE, ERROR, MAX_LINE, RUNNING
+from taskservice.terms import ACCEPT, API_PREFIX, CANCELLED, COMPLETE, ERROR, MAX_LINE, RUNNING
+
+# Tells a model in plain words why a call was refused, where it can correct that.
+
+# What is not there, not possible at present, or invalid.
+CORRECTABLE = (404, 409, 422)
+REFUSED = (Problem, ValidationError)
+
+
+def reason(error: Exception) -> str:
+    """Why it was refused. Raises the error itself if another call would not help."""
+    problem = problems.from_exception(error)
+    if problem.status not in CORRECTABLE:
+        raise error
+    errors = problem.more.get("errors")
+    if errors:
+        return " ".join(_sentences(errors))
+    answer = problem.more.get("question", {}).get("answer")
+    given = "" if answer is None else f": {strict_json.dumps(answer).decode()}"
+    return f"{problem.detail}{given}."
+
+
+def _sentences(errors: dict[str, Any], path: str = "") -> Iterator[str]:
+    for name, inner in errors.items():
+        place = f"{path}{name}"
+        if isinstance(inner, dict):
+            yield from _sentences(inner, f"{place}.")
+        else:
+            yield f"{place}: {' '.join(map(str, inner))}"
+
+
+# Questions as the forms of MCP (elicitation), and the answers that a client sends to them.
+
+# The person closed the form and may answer later.
+CANCEL = "cancel"
+
+_answer_schema = AnswerQuestionSchema()
+
+
+def open_of(task: TaskRow) -> list[dict[str, Any]]:
+    """The open questions of a task, as the API has them."""
+    return [] if task.questions == NO_QUESTIONS else open_questions(task.questions)
+
+
+def listed(questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Questions in the result of a tool."""
+    return [
+        {"questionId": each["id"], "message": each["message"], "schema": each["schema"]}
+        for each in questions
+    ]
+
+
+def as_forms(questions: list[dict[str, Any]]) -> dict[str, Any]:
+    """Id of a question -> the form that a client shows for it."""
+    return {each["id"]: _form(each["message"], each["schema"]) for each in questions}
+
+
+def _form(message: str, schema: dict[str, Any]) -> dict[str, Any]:
+    params = {"mode": "form", "message": message, "requestedSchema": schema}
+    return {"method": "elicitation/create", "params": params}
+
+
+def answer_forms(task_id: str, responses: Any) -> set[str]:
+    """Answer the questions of a task by id; returns those whose form was only closed.
+
+    Ids that the task does not have are ignored. Raises 404, and 422 if some responses are refused:
+    then the others have been accepted all the same.
+    """
+    if not isinstance(responses, dict):
+        raise invalid({"inputResponses": ["Must be an object."]})
+    closed, refused = set[str](), dict[str, list[str]]()
+    given = {key: each for key, each in responses.items() if parse_id(key) == key}
+    for question_id in question_service.ids_among(caller, task_id, given):
+        response = given[question_id]
+        if isinstance(response, dict) and response.get("action") == CANCEL:
+            closed.add(question_id)
+        elif response is not None:
+            try:
+                _answer(task_id, question_id, response)
+            except REFUSED as error:
+                place = f"question {question_id} of task {task_id}"
+                refused[place] = [reason(error)]
+    if refused:
+        raise invalid(refused)
+    return closed
+
+
+def _answer(task_id: str, question_id: str, response: Any) -> None:
+    given = dict(response) if isinstance(response, dict) else {}
+    fields = {name: given[name] for name in ("action", "content") if name in given}
+    if fields.get("action") != ACCEPT:
+        # Some clients send an empty one with every action.
+        fields.pop("content", None)
+    answer = _answer_schema.load(fields)
+    question_service.answer(caller, task_id, question_id, answer["action"], answer.get("content"))
+
+
+# A task as the result of a tool, and as a task of MCP.
 
 # In bytes: of an output, and of a page of a log.
 MAX_TEXT = 32 * 1024
@@ -66,9 +170,9 @@ def _of_running(task: TaskRow) -> dict[str, Any]:
     note = task.note or (None if task.claimed_at or task.log_count else WAITING)
     if note:
         structured["note"] = note
-    asked = questions.open_of(task)
+    asked = open_of(task)
     if asked:
-        structured["questions"] = questions.listed(asked)
+        structured["questions"] = listed(asked)
     return tool_result({**structured, "next": ASK_NEXT if asked else WAIT_NEXT})
 
 
@@ -112,7 +216,7 @@ def input_required(task: TaskRow, asked: list[dict[str, Any]]) -> dict[str, Any]
     """What lets a client show forms, and call again with the answers and the state."""
     return {
         "resultType": "input_required",
-        "inputRequests": questions.as_forms(asked),
+        "inputRequests": as_forms(asked),
         "requestState": task.id,
     }
 
@@ -145,9 +249,9 @@ def _state(call: Call, task: TaskRow) -> dict[str, Any]:
         # Also one that failed: `failed` would mean that the call could not be served.
         return {"status": "completed", "result": {"resultType": "complete", **of_task(task)}}
     message = {"statusMessage": _status_message(task)}
-    asked = questions.open_of(task)
+    asked = open_of(task)
     if asked and call.takes_forms:
-        return {"status": "input_required", **message, "inputRequests": questions.as_forms(asked)}
+        return {"status": "input_required", **message, "inputRequests": as_forms(asked)}
     return {"status": "working", **message}
 
 
@@ -173,7 +277,7 @@ def _ttl(task: TaskRow) -> int | None:
 
 def _status_message(task: TaskRow) -> str:
     """How a running task stands, in words."""
-    asked = questions.open_of(task)
+    asked = open_of(task)
     if asked:
         message = f"asks: {asked[0]['message']}"
     else:

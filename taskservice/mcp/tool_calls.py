@@ -1,25 +1,270 @@
 """What `tools/call` does: runs an agent, or one of the fixed tools."""
 
+import hashlib
+import json
+import re
+from collections import Counter
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from taskservice.auth import caller
-from taskservice.database.types import TaskVersion
-from taskservice.mcp import questions, refusals, results
-from taskservice.mcp.calls import Call
-from taskservice.mcp.fixed_tools import FIXED, LAST_LINES, MAX_SECONDS, TASKS
-from taskservice.mcp.protocol import INVALID_PARAMS, RpcError
-from taskservice.mcp.tools import agent_of
+from taskservice.database.types import AnyRow, TaskVersion
+from taskservice.errors import invalid
+from taskservice.mcp import results
+from taskservice.mcp.protocol import INVALID_PARAMS, Call, RpcError
+from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS, open_questions, parse_id
+from taskservice.schemas.json_schema import Input
 from taskservice.schemas.requests import AnswerQuestionSchema, StartSchema
+from taskservice.services import agents as agent_queries
 from taskservice.services import lists, reports, starts
 from taskservice.services import questions as question_service
 from taskservice.services import tasks as task_queries
 from taskservice.services.lists import Position, Selection
 from taskservice.services.tasks import Idempotency
-from taskservice.terms import ACCEPT, DECLINE, RUNNING
+from taskservice.terms import ACCEPT, DECLINE, RUNNING, STATUSES
 from taskservice.web import waiting
 from taskservice.web.request import checked_idempotency_key, idempotency_key, require_id
+
+# The definitions of the tools that every user has, for tasks of all agents.
+
+MAX_SECONDS = 45
+LAST_LINES = 100
+MAX_LINES = 1_000
+TASKS = 20
+MAX_TASKS = 50
+
+_TASK_ID = {"type": "string", "description": "The id of the task."}
+_NUMBERS: dict[str, Callable[[float], float]] = {"integer": int, "number": float}
+_READS = {"readOnlyHint": True, "openWorldHint": False}
+
+
+@dataclass(frozen=True)
+class FixedTool:
+    """A tool, and the check of its arguments."""
+
+    name: str
+    title: str
+    description: str
+    properties: dict[str, Any]
+    required: tuple[str, ...]
+    annotations: dict[str, bool]
+
+    @cached_property
+    def schema(self) -> dict[str, Any]:
+        return {
+            "type": "object",
+            "properties": self.properties,
+            "required": list(self.required),
+            "additionalProperties": False,
+        }
+
+    def checked(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments, with numbers that Python can use; raises 422 unless they fit."""
+        text, schema = (strict_json.dumps(each).decode() for each in (arguments, self.schema))
+        errors = Input(text).check(schema)
+        if errors:
+            raise invalid({name.removeprefix("input."): said for name, said in errors.items()})
+        return {name: self._plain(name, value) for name, value in arguments.items()}
+
+    def _plain(self, name: str, value: Any) -> Any:
+        number = _NUMBERS.get(self.properties[name]["type"])
+        # Until then, one that Python would round is its text, and an integer may be 5.0.
+        return number(json.loads(strict_json.dumps(value))) if number else value
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "title": self.title,
+            "description": self.description,
+            "inputSchema": self.schema,
+            "annotations": self.annotations,
+        }
+
+
+_TOOLS = (
+    FixedTool(
+        "start_task",
+        "Start a task",
+        "Starts a task of any agent and returns at once, with its taskId.",
+        {
+            "agentId": {"type": "string", "description": "The agent that works on it."},
+            "input": {"type": "object", "description": "What the agent works on."},
+        },
+        ("agentId",),
+        {"readOnlyHint": False, "destructiveHint": True, "openWorldHint": True},
+    ),
+    FixedTool(
+        "wait_task",
+        "Wait for a task",
+        "Returns when the task has ended or asks a question, at the latest after `seconds`. "
+        "Call it again while the status is running.",
+        {
+            "taskId": _TASK_ID,
+            "seconds": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": MAX_SECONDS,
+                "default": MAX_SECONDS,
+                "description": "How long to wait; 0 only looks.",
+            },
+        },
+        ("taskId",),
+        _READS,
+    ),
+    FixedTool(
+        "read_log",
+        "Read a log",
+        "Reads lines of a task's log: the last ones, or those after a line's number. `next` is "
+        "the `after` for the lines that follow.",
+        {
+            "taskId": _TASK_ID,
+            "after": {
+                "type": "integer",
+                "minimum": 0,
+                "maximum": 1 << 53,
+                "description": "The number of a line; 0 for the beginning.",
+            },
+            "limit": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": MAX_LINES,
+                "default": LAST_LINES,
+                "description": "Maximum number of lines; a page has at most 32 KiB of them.",
+            },
+        },
+        ("taskId",),
+        _READS,
+    ),
+    FixedTool(
+        "list_tasks",
+        "List tasks",
+        "Lists tasks, newest first. Look here before you start the same work again.",
+        {
+            "agentId": {"type": "string", "description": "Only tasks of this agent."},
+            "status": {
+                "type": "string",
+                "enum": list(STATUSES),
+                "description": "Only tasks with this status.",
+            },
+            "limit": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": MAX_TASKS,
+                "default": TASKS,
+                "description": "Maximum number of tasks.",
+            },
+        },
+        (),
+        _READS,
+    ),
+    FixedTool(
+        "answer_task",
+        "Answer a question",
+        "Answers a question of a task. Ask your user first: the question is for a person.",
+        {
+            "taskId": _TASK_ID,
+            "questionId": {"type": "string", "description": "The id of the question."},
+            "content": {
+                "type": "object",
+                "description": "The answer, which fits the schema of the question.",
+            },
+            "decline": {
+                "type": "boolean",
+                "default": False,
+                "description": "true if the person refuses to answer; then without content.",
+            },
+        },
+        ("taskId", "questionId"),
+        {"readOnlyHint": False, "destructiveHint": False, "openWorldHint": False},
+    ),
+    FixedTool(
+        "cancel_task",
+        "Cancel a task",
+        "Ends a running task.",
+        {"taskId": _TASK_ID},
+        ("taskId",),
+        {
+            "readOnlyHint": False,
+            "destructiveHint": True,
+            "idempotentHint": True,
+            "openWorldHint": False,
+        },
+    ),
+)
+FIXED = {tool.name: tool for tool in _TOOLS}
+
+
+# Agents as tools: their names and definitions.
+
+# Clients send all tools to their model with each request; the other agents are for `start_task`.
+MAX_AGENTS = 64
+# How many of them are told by their ids.
+MAX_OTHERS = 64
+MAX_NAME = 40
+# The characters of an id that a name can't have.
+_UNFIT = re.compile("[^a-z0-9_]")
+
+
+def agent_of(name: str) -> str | None:
+    """The id of the agent that a tool runs; None if there is no such tool."""
+    agent_id = _agents_by_name().get(name)
+    return agent_id if agent_id in agent_queries.tool_ids(caller, MAX_AGENTS) else None
+
+
+def _agents_by_name() -> dict[str, str]:
+    """Name of a tool -> the id of its agent, for all agents of the caller.
+
+    Those that are no tools have names too. Otherwise a name could pass to another agent, and a
+    client that has kept its tools, or a prompt, would start that one. An id that is a name is
+    always the name of its agent; of others with the same name none has it. Two agents with the
+    same digest have no name.
+    """
+    names = {agent_id: _UNFIT.sub("_", agent_id) for agent_id in agent_queries.ids(caller)}
+    claims = Counter(names.values())
+    for agent_id, name in names.items():
+        is_taken = agent_id != name and claims[name] > 1
+        if is_taken or len(name) > MAX_NAME or name in FIXED:
+            digest = hashlib.sha256(agent_id.encode()).hexdigest()
+            names[agent_id] = f"{name[: MAX_NAME - 7]}_{digest[:6]}"
+    claims = Counter(names.values())
+    return {name: id for id, name in names.items() if id == name or claims[name] == 1}
+
+
+def definitions() -> list[dict[str, Any]]:
+    """What `tools/list` has of each tool."""
+    names = {agent_id: name for name, agent_id in _agents_by_name().items()}
+    agents = agent_queries.list_tools(caller, MAX_AGENTS + MAX_OTHERS)
+    tools = [agent for agent in agents[:MAX_AGENTS] if agent.id in names]
+    fixed = {name: tool.definition for name, tool in FIXED.items()}
+    if others := ", ".join(agent.id for agent in agents if agent not in tools):
+        fixed["start_task"]["description"] += f" These agents have no tool of their own: {others}."
+    return [*(_definition(names[agent.id], agent) for agent in tools), *fixed.values()]
+
+
+def _definition(name: str, agent: AnyRow) -> dict[str, Any]:
+    return {
+        "name": name,
+        "title": agent.name,
+        # Some models refuse a tool without one.
+        "description": agent.description or f"Starts a task of the agent {agent.id}.",
+        "inputSchema": strict_json.fragment(agent.input_schema),
+        "annotations": _annotations(agent),
+    }
+
+
+def _annotations(agent: AnyRow) -> dict[str, Any]:
+    hints: dict[str, Any] = strict_json.loads(agent.annotations.encode())
+    if hints.get("readOnlyHint"):
+        # Its default is meant for tools that change something.
+        hints.pop("destructiveHint", None)
+    return hints
+
+
+# What `tools/call` does: runs an agent, or one of the fixed tools.
 
 Arguments = dict[str, Any]
 Result = dict[str, Any]
@@ -43,8 +288,8 @@ def run(call: Call) -> Result:
         raise RpcError(INVALID_PARAMS, "A call has a name, and arguments that are an object")
     try:
         return _run(call, name, arguments)
-    except refusals.REFUSED as error:
-        return results.refusal(refusals.reason(error))
+    except results.REFUSED as error:
+        return results.refusal(results.reason(error))
 
 
 def _run(call: Call, name: str, arguments: Arguments) -> Result:
@@ -103,7 +348,7 @@ def _waited(call: Call, task_id: str, seconds: float, closed: Collection[str]) -
     """
     _wait(task_id, seconds, lambda seen: seen.status != RUNNING or _asks(seen))
     task = task_queries.get(caller, task_id)
-    asked = [each for each in questions.open_of(task) if each["id"] not in closed]
+    asked = [each for each in results.open_of(task) if each["id"] not in closed]
     if asked and call.takes_forms and not call.declares_tasks:
         return results.input_required(task, asked)
     return results.of_task(task)
@@ -120,7 +365,7 @@ def _asks(seen: TaskVersion) -> bool:
 def _answered(call: Call, task_id: str) -> Collection[str]:
     """Answer the forms that the call brings back; the questions whose form was only closed."""
     responses = call.params.get("inputResponses")
-    return () if responses is None else questions.answer_forms(task_id, responses)
+    return () if responses is None else results.answer_forms(task_id, responses)
 
 
 def _task_of_state(call: Call) -> str:

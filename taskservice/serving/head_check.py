@@ -6,7 +6,7 @@ from flask import Flask, Response, g
 
 from taskservice.api import require_key
 from taskservice.auth import caller
-from taskservice.mcp.access import require_access
+from taskservice.mcp.protocol import require_access
 from taskservice.operations import request_log
 
 
