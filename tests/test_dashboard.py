@@ -25,14 +25,9 @@ from werkzeug.test import TestResponse
 from taskservice import resources
 from taskservice.app import create_app
 from taskservice.config import Config
-from taskservice.dashboard import sessions, shared_pages
+from taskservice.dashboard import pages, sessions
 from taskservice.dashboard.sessions import LIFETIME
-from taskservice.dashboard.sign_in_throttle import (
-    FREE_ATTEMPTS,
-    MAX_ADDRESSES,
-    RESET_SECONDS,
-    Throttle,
-)
+from taskservice.dashboard.sign_in import FREE_ATTEMPTS, MAX_ADDRESSES, RESET_SECONDS, Throttle
 from taskservice.database import clock as timestamps
 from taskservice.database.engine import dispose
 from taskservice.database.transactions import reading
@@ -80,7 +75,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = time.monotonic()
         clock = SimpleNamespace(monotonic=lambda: self.now)
-        monkeypatch.setattr("taskservice.dashboard.sign_in_throttle.time", clock)
+        monkeypatch.setattr("taskservice.dashboard.sign_in.time", clock)
 
 
 @pytest.fixture
@@ -647,13 +642,13 @@ def test_tabs_share_a_page_until_something_changes(
 def test_page_is_late_only_if_very_many_tabs_show_it(
     browser: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_pages, "COST_FACTOR", 1e9)
-    monkeypatch.setattr(shared_pages, "OFTEN", 3)
+    monkeypatch.setattr(pages, "COST_FACTOR", 1e9)
+    monkeypatch.setattr(pages, "OFTEN", 3)
     # A clock that goes on by a millisecond at each look, however slow the machine is.
     looks = count()
     passed = [0.0]
     clock = SimpleNamespace(monotonic=lambda: passed[0] + next(looks) / 1000)
-    monkeypatch.setattr(shared_pages, "time", clock)
+    monkeypatch.setattr(pages, "time", clock)
     browser.get("/?q=task")
     alice.start(name="A new task")
     assert "A new task" in browser.get("/?q=task").text
@@ -667,8 +662,8 @@ def test_page_that_another_request_makes_is_waited_for(
     app: Flask, browser: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a while its tabs get what was shown just before, or else 503."""
-    monkeypatch.setattr(shared_pages, "LATE_SECONDS", 0.01)
-    monkeypatch.setattr(shared_pages, "FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(pages, "LATE_SECONDS", 0.01)
+    monkeypatch.setattr(pages, "FIRST_SECONDS", 0.01)
     browser.get("/?q=shown")
     for path, recent, status in (
         ("/?q=shown", 10.0, 200),
@@ -676,7 +671,7 @@ def test_page_that_another_request_makes_is_waited_for(
         ("/?q=not+yet", 10.0, 503),
     ):
         alice.start(name="shown")
-        monkeypatch.setattr(shared_pages, "RECENT_SECONDS", recent)
+        monkeypatch.setattr(pages, "RECENT_SECONDS", recent)
         is_reading, may_go_on = threading.Event(), threading.Event()
 
         def hold(sql: str, _: Any) -> None:

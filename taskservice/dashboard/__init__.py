@@ -4,14 +4,14 @@ from flask import Flask
 
 from taskservice import resources
 from taskservice.dashboard import sessions
-from taskservice.dashboard.agents import agents
-from taskservice.dashboard.keys import keys
+from taskservice.dashboard.agents import blueprint as agents
+from taskservice.dashboard.keys import blueprint as keys
 from taskservice.dashboard.pages import dashboard, unknown_page
-from taskservice.dashboard.questions import questions
-from taskservice.dashboard.reruns import reruns
-from taskservice.dashboard.sign_in import sign_in
-from taskservice.dashboard.sign_in_throttle import Throttle
-from taskservice.dashboard.tasks import tasks
+from taskservice.dashboard.questions import blueprint as questions
+from taskservice.dashboard.sign_in import Throttle
+from taskservice.dashboard.sign_in import blueprint as sign_in
+from taskservice.dashboard.tasks import blueprint as tasks
+from taskservice.dashboard.tasks import reruns
 
 for blueprint in (sign_in, tasks, questions, reruns, agents, keys):
     dashboard.register_blueprint(blueprint)

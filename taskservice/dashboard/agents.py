@@ -8,11 +8,10 @@ from marshmallow import ValidationError
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth import caller
-from taskservice.dashboard import forms, input_form, plot
+from taskservice.dashboard import chart, schema_form
 from taskservice.dashboard.formatting import outcome_of
-from taskservice.dashboard.input_form import InputForm
-from taskservice.dashboard.pages import page, redirect_to, without_nul
-from taskservice.dashboard.shared_pages import shared
+from taskservice.dashboard.pages import page, redirect_to, shared, without_nul
+from taskservice.dashboard.schema_form import InputForm
 from taskservice.database import clock
 from taskservice.database.types import AnyRow, TaskRow
 from taskservice.errors import Problem
@@ -24,7 +23,7 @@ from taskservice.services.lists import Selection
 from taskservice.services.tasks import Idempotency
 from taskservice.terms import CANCELLED
 
-agents = Blueprint("agents", __name__)
+blueprint = Blueprint("agents", __name__)
 
 put_schema = PutAgentSchema()
 start_schema = StartSchema()
@@ -43,7 +42,7 @@ LOW_SUCCESS, ENOUGH_RUNS = 0.8, 5
 MAX_WAITING = 1_000
 
 
-@agents.get("/agents", strict_slashes=False)
+@blueprint.get("/agents", strict_slashes=False)
 @shared
 def list_all() -> Response:
     number = min(max(request.args.get("page", 1, int), 1), MAX_PAGE)
@@ -64,7 +63,7 @@ def list_all() -> Response:
     )
 
 
-@agents.get("/agents/<agent_id>")
+@blueprint.get("/agents/<agent_id>")
 @shared
 def show(agent_id: str) -> Response:
     agent = agent_service.get(caller, agent_id)
@@ -73,23 +72,23 @@ def show(agent_id: str) -> Response:
     return page(
         "agent.html",
         **facts,
-        inputs=input_form.with_defaults(agent.input_schema).fields,
+        inputs=schema_form.with_defaults(agent.input_schema).fields,
         loads=agent_service.loads([agent], MAX_WAITING),
         max_waiting=MAX_WAITING,
         last_tasks=_last_tasks(agent.id, LISTED_TASKS),
-        plot=plot.of(runs, facts["health"]["medianSeconds"]),
-        plot_height=plot.HEIGHT,
+        plot=chart.of(runs, facts["health"]["medianSeconds"]),
+        plot_height=chart.PLOT_HEIGHT,
     )
 
 
-@agents.get("/agents/<agent_id>/edit")
+@blueprint.get("/agents/<agent_id>/edit")
 def ask_to_change(agent_id: str) -> Response:
     caller.require_user_key()
     agent = agent_service.get(caller, agent_id)
     return _edit_page(agent, {"name": agent.name, "description": agent.description})
 
 
-@agents.post("/agents/<agent_id>/edit")
+@blueprint.post("/agents/<agent_id>/edit")
 def change(agent_id: str) -> AnyResponse:
     caller.require_user_key()
     agent = agent_service.get(caller, agent_id)
@@ -97,37 +96,37 @@ def change(agent_id: str) -> AnyResponse:
     try:
         agent_service.put(caller, agent.id, put_schema.load(form))
     except (Problem, ValidationError) as error:
-        return _edit_page(agent, form, f"Nothing was changed. {forms.sentence(error)}")
+        return _edit_page(agent, form, f"Nothing was changed. {schema_form.sentence(error)}")
     flash("Saved.")
     return redirect_to("agents.show", agent_id=agent.id)
 
 
-@agents.get("/agents/<agent_id>/run")
+@blueprint.get("/agents/<agent_id>/run")
 def ask_to_run(agent_id: str) -> Response:
     caller.require_user_key()
     agent = agent_service.get(caller, agent_id)
-    given, source = input_form.with_defaults(agent.input_schema), None
+    given, source = schema_form.with_defaults(agent.input_schema), None
     if not given.can_have_fields:
         newest = agent_service.newest_task(agent, MAX_EXAMPLE)
         if newest and newest.input not in (None, "{}"):
             source = newest
-            given = input_form.with_input(agent.input_schema, newest.input)
+            given = schema_form.with_input(agent.input_schema, newest.input)
     return _run_page(agent, {"name": "", "labels": ""}, given, source=source)
 
 
-@agents.post("/agents/<agent_id>/run")
+@blueprint.post("/agents/<agent_id>/run")
 def run(agent_id: str) -> AnyResponse:
     """What the fields lack is said in the form, which keeps its text."""
     caller.require_user_key()
     agent = agent_service.get(caller, agent_id)
     form = _form("name", "labels")
-    given = input_form.of_request(agent.input_schema, forms.texts(request.form), "{}")
+    given = schema_form.of_request(agent.input_schema, schema_form.texts(request.form), "{}")
     if "show" in request.form:
         return _run_page(agent, form, *given.switched())
     try:
         task = _start(agent, form, given)
     except (Problem, ValidationError) as error:
-        given, fault = given.refused(forms.errors_of(error))
+        given, fault = given.refused(schema_form.errors_of(error))
         return _run_page(agent, form, given, f"Nothing was started. {fault}", 422)
     flash(f"Started “{task.name}”.")
     return redirect_to("tasks.show", task_id=task.id)

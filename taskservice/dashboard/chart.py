@@ -1,18 +1,29 @@
 """The chart above the list of tasks: how many were started over time, by status."""
 
+import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from taskservice.auth import Caller
+from flask import request, url_for
+
+from taskservice import quantities
+from taskservice.auth import Caller, caller
+from taskservice.dashboard import formatting
+from taskservice.dashboard.pages import without_nul
 from taskservice.database import clock
+from taskservice.database.types import AnyRow
+from taskservice.errors import invalid
+from taskservice.schemas.requests import ListQuerySchema
 from taskservice.services import counts
-from taskservice.services.lists import Selection
-from taskservice.terms import COMPLETE, ERROR, RUNNING
+from taskservice.services.agents import seconds
+from taskservice.services.lists import WAITING, Selection
+from taskservice.terms import CANCELLED, COMPLETE, ERROR, FAILED, PENDING, RUNNING, TIMEOUT
+from taskservice.web import responses
 
 # From the bottom of a bar to its top.
 STATUSES = (COMPLETE, ERROR, RUNNING)
@@ -165,3 +176,171 @@ def _count(caller: Caller, selection: Selection, period: Period) -> Chart:
         )
     ]
     return Chart(period, bars, counted.are_complete)
+
+
+# The plot of an agent's last runs: how long each took, by when it ended.
+
+# In pixels.
+PLOT_HEIGHT = 200
+# The lines of the scale, in seconds; it is logarithmic, since durations differ by magnitudes.
+TICKS = (0.01, 0.1, 1, 10, 60, 600, 3_600, 36_000, 86_400, 864_000, 8_640_000, 86_400_000)
+
+
+class Point(NamedTuple):
+    """One finished task with its outcome, at `x` percent of the width and `y` pixels."""
+
+    task: AnyRow
+    x: float
+    y: float
+    outcome: str
+    seconds: float
+
+
+class Plot(NamedTuple):
+    """The points, the lines of the scale as (text, y), and the y of the usual duration."""
+
+    points: list[Point]
+    ticks: list[tuple[str, float]]
+    usual: float | None
+
+
+def of(runs: Sequence[AnyRow], usual: float | None) -> Plot | None:
+    """The plot of finished tasks, oldest first; None if no agent claimed any of them."""
+    lasted = [(task, found) for task in runs if (found := seconds(task)) is not None]
+    if not lasted:
+        return None
+    low, high = _bounds([found for _, found in lasted])
+    moments = [datetime.fromisoformat(task.finished_at).timestamp() for task, _ in lasted]
+    points = [
+        Point(task, _share(moment, moments[0], moments[-1]) * 100, _y(found, low, high),
+              formatting.outcome_of(task), found)
+        for (task, found), moment in zip(lasted, moments, strict=True)
+    ]  # fmt: skip
+    ticks = [(_words(tick), _y(tick, low, high)) for tick in TICKS if low <= tick <= high]
+    return Plot(points, ticks, None if usual is None else _y(usual, low, high))
+
+
+def _bounds(durations: Sequence[float]) -> tuple[float, float]:
+    """The ticks below and above all durations."""
+    low = max((tick for tick in TICKS if tick <= min(durations)), default=TICKS[0])
+    high = min((tick for tick in TICKS if tick > max(durations)), default=TICKS[-1])
+    return low, high
+
+
+def _y(duration: float, low: float, high: float) -> float:
+    share = _share(math.log(min(max(duration, low), high)), math.log(low), math.log(high))
+    return round(PLOT_HEIGHT * (1 - share), 1)
+
+
+def _share(value: float, first: float, last: float) -> float:
+    return 0.5 if first == last else round((value - first) / (last - first), 4)
+
+
+def _words(duration: float) -> str:
+    if duration < 1:
+        return f"{duration:g} s"
+    return quantities.duration(int(duration)).removesuffix(" 0 s")
+
+
+# The filters of the list: what the query string selects, and links that change it.
+
+# The filters that the API's list does not have, and their values.
+OWN_FILTERS = {"since": tuple(PERIODS), "callback": (PENDING, FAILED)}
+PAGE_SIZE = 50
+# Tab -> the filters that it sets; it removes those of the other tabs.
+TABS: dict[str, dict[str, str]] = {
+    "all": {},
+    RUNNING: {"status": RUNNING, "claimed": "true"},
+    WAITING: {"status": RUNNING, "claimed": "false"},
+    COMPLETE: {"status": COMPLETE},
+    ERROR: {"status": ERROR},
+    FAILED: {"errorType": FAILED},
+    CANCELLED: {"errorType": CANCELLED},
+    TIMEOUT: {"errorType": TIMEOUT},
+}
+OF_TABS = ("status", "errorType", "claimed")
+# The fields of the filter's form; it keeps the other filters as they are.
+IN_FORM = ("q", "agentId", "since", "callback", "sort")
+
+list_query_schema = ListQuerySchema()
+
+
+class Query(NamedTuple):
+    """What the query string asks for."""
+
+    # As ListQuerySchema loads it.
+    loaded: dict[str, Any]
+    own: dict[str, str]
+    selection: Selection
+
+
+def load() -> Query:
+    """The filters that the API's list has too, and those of OWN_FILTERS; raises 403 and 422."""
+    values: dict[str, Any] = {"limit": str(PAGE_SIZE), **without_nul(request.args)}
+    if "label" in values:
+        values["label"] = labels()
+    own = {name: values.pop(name) for name in OWN_FILTERS if name in values}
+    query: dict[str, Any] = list_query_schema.load(values)
+    for name, text in own.items():
+        if text not in OWN_FILTERS[name]:
+            raise invalid({name: ["Must be one of: " + ", ".join(OWN_FILTERS[name]) + "."]})
+    if "callback" in own:
+        caller.require_user_key()
+    if "since" in own:
+        # A bar of the chart selects a part of the period.
+        query.setdefault("createdAfter", PERIODS[own["since"]].since)
+    return Query(query, own, responses.selection(query)._replace(delivery=own.get("callback")))
+
+
+def labels() -> list[str]:
+    """The labels that the query string names, each once."""
+    return list(dict.fromkeys(text.replace("\0", "\ufffd") for text in _args().get("label", ())))
+
+
+def list_url(**changes: Any) -> str:
+    """The first page of this list with other filters; None or an empty list removes one."""
+    wanted = {name: value for name, value in (_args() | changes).items() if value}
+    wanted.pop("cursor", None)
+    return url_for("dashboard.tasks.list_all", **wanted)
+
+
+def tab_url(tab: str) -> str:
+    return list_url(**{**dict.fromkeys(OF_TABS), **TABS[tab]})
+
+
+def is_tab(tab: str) -> bool:
+    """Whether the list is that of this tab."""
+    return {name: request.args[name] for name in OF_TABS if name in request.args} == TABS[tab]
+
+
+def label_url(label: str) -> str:
+    """This list with one more label."""
+    return list_url(label=list(dict.fromkeys([*labels(), label])))
+
+
+def url_without_label(label: str) -> str:
+    return list_url(label=[other for other in labels() if other != label])
+
+
+def kept() -> list[tuple[str, str]]:
+    """The filters that the form does not have, and keeps."""
+    pairs = request.args.items(multi=True)
+    return [(name, text) for name, text in pairs if name not in (*IN_FORM, "cursor")]
+
+
+def _args() -> dict[str, Any]:
+    return request.args.to_dict(flat=False)
+
+
+TEMPLATE_FUNCTIONS: dict[str, Any] = {
+    function.__name__: function
+    for function in (
+        is_tab,
+        kept,
+        label_url,
+        labels,
+        list_url,
+        tab_url,
+        url_without_label,
+    )
+}

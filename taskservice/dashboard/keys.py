@@ -17,7 +17,7 @@ from taskservice.services import keys as key_service
 from taskservice.terms import CLIENTS, KEY_VARIABLE
 from taskservice.web.request import require_id
 
-keys = Blueprint("keys", __name__)
+blueprint = Blueprint("keys", __name__)
 
 create_schema = CreateKeySchema()
 
@@ -28,17 +28,17 @@ DEFAULT_EXPIRY = "90 days"
 MAX_KEYS = 500
 
 
-@keys.before_request
+@blueprint.before_request
 def require_user_key() -> None:
     caller.require_user_key()
 
 
-@keys.get("/keys", strict_slashes=False)
+@blueprint.get("/keys", strict_slashes=False)
 def list_all() -> Response:
     return _page()
 
 
-@keys.post("/keys")
+@blueprint.post("/keys")
 def create() -> AnyResponse:
     """No redirect: only this response shows the key."""
     new = None
@@ -51,24 +51,24 @@ def create() -> AnyResponse:
     return _page(201, new=new)
 
 
-@keys.get("/keys/<key_id>/revoke")
+@blueprint.get("/keys/<key_id>/revoke")
 def ask_to_revoke(key_id: str) -> Response:
     return page("revoke.html", key=key_service.get(caller, require_id("key", key_id)))
 
 
-@keys.post("/keys/<key_id>/revoke")
+@blueprint.post("/keys/<key_id>/revoke")
 def revoke(key_id: str) -> AnyResponse:
     key = key_service.revoke(caller, require_id("key", key_id))
     flash(f"Revoked the key “{key.name}”.")
     return redirect_to("keys.list_all")
 
 
-@keys.get("/callback-secret/rotate")
+@blueprint.get("/callback-secret/rotate")
 def ask_to_rotate() -> Response:
     return page("rotate.html")
 
 
-@keys.post("/callback-secret/rotate")
+@blueprint.post("/callback-secret/rotate")
 def rotate() -> AnyResponse:
     users.rotate(caller)
     flash("The callback secret was rotated. For one day the old one signs too.")

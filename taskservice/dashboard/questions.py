@@ -4,10 +4,9 @@ from flask import Blueprint, Response, flash, request
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth import caller
-from taskservice.dashboard import question_forms, schema_form
-from taskservice.dashboard.forms import texts
+from taskservice.dashboard import schema_form
 from taskservice.dashboard.pages import page, redirect_to, redirect_to_page
-from taskservice.dashboard.schema_form import Errors, Json, Texts
+from taskservice.dashboard.schema_form import Errors, Json, Texts, texts
 from taskservice.errors import Problem
 from taskservice.schemas import json_schema
 from taskservice.services import questions as question_service
@@ -15,10 +14,10 @@ from taskservice.services import tasks
 from taskservice.terms import ACCEPT, DECLINE, OPEN, QUESTION_CLOSED
 from taskservice.web.request import require_id
 
-questions = Blueprint("questions", __name__)
+blueprint = Blueprint("questions", __name__)
 
 
-@questions.get("/tasks/<task_id>/questions/<question_id>")
+@blueprint.get("/tasks/<task_id>/questions/<question_id>")
 def show(task_id: str, question_id: str) -> AnyResponse:
     caller.require_user_key()
     question = _question(task_id, question_id)
@@ -27,7 +26,7 @@ def show(task_id: str, question_id: str) -> AnyResponse:
     return _page(task_id, question)
 
 
-@questions.post("/tasks/<task_id>/questions/<question_id>")
+@blueprint.post("/tasks/<task_id>/questions/<question_id>")
 def answer(task_id: str, question_id: str) -> AnyResponse:
     """What does not fit is said beside its field, which keeps its text."""
     caller.require_user_key()
@@ -52,10 +51,10 @@ def _answer(task_id: str, question: Json, content: Json | None) -> str:
     except Problem as problem:
         if problem.code != QUESTION_CLOSED:
             raise
-        return question_forms.closed_sentence(_question(task_id, question["id"]))
+        return schema_form.closed_sentence(_question(task_id, question["id"]))
     if content is None:
         return "Declined."
-    return f"Answered: {question_forms.answer_text(question['schema'], content)}"
+    return f"Answered: {schema_form.answer_text(question['schema'], content)}"
 
 
 def _misfits(schema: Json, content: Json) -> Errors:
@@ -68,7 +67,7 @@ def _misfits(schema: Json, content: Json) -> Errors:
 def _question(task_id: str, question_id: str) -> Json:
     """The question as the API answers it. Raises 404."""
     task_id, question_id = require_id("task", task_id), require_id("question", question_id)
-    return question_forms.loaded(question_service.get(caller, task_id, question_id))
+    return schema_form.loaded(question_service.get(caller, task_id, question_id))
 
 
 def _page(
@@ -78,6 +77,6 @@ def _page(
         "question.html",
         422 if errors else 200,
         task=tasks.get(caller, task_id),
-        question=question_forms.form(question, task_id, typed, errors),
+        question=schema_form.form(question, task_id, typed, errors),
         back=request.values.get("back", ""),
     )

@@ -1,36 +1,168 @@
 """The list of tasks, the page of one task with its log, and its forms."""
 
+import hashlib
+import shlex
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from flask import Blueprint, Response, flash, redirect, request, url_for
+from marshmallow import ValidationError
 from werkzeug.wrappers import Response as AnyResponse
 
-from taskservice.auth import caller
-from taskservice.dashboard import (
-    chart,
-    filters,
-    formatting,
-    question_forms,
-    sessions,
-    task_page,
-    webhook_command,
-)
-from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, way_back
-from taskservice.dashboard.shared_pages import shared
-from taskservice.database.types import TaskRow
+from taskservice.auth import Caller, caller
+from taskservice.dashboard import chart, formatting, schema_form, sessions
+from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, shared, way_back
+from taskservice.dashboard.schema_form import InputForm
+from taskservice.database import clock
+from taskservice.database.types import AnyRow, TaskRow
 from taskservice.errors import Problem
-from taskservice.services import agents, counts, lists, logs, reports, task_json
+from taskservice.schemas import strict_json
+from taskservice.schemas.fields import open_questions
+from taskservice.schemas.requests import RerunSchema
+from taskservice.services import (
+    agents,
+    attempts,
+    counts,
+    lists,
+    logs,
+    reports,
+    starts,
+    task_json,
+    tasks,
+)
+from taskservice.services import deliveries as delivery_queries
 from taskservice.services import deliveries as delivery_service
 from taskservice.services import tasks as task_service
-from taskservice.terms import RUNNING
+from taskservice.services.tasks import Idempotency
+from taskservice.terms import NO_DELIVERY, RUNNING
 from taskservice.web import responses, waiting
 from taskservice.web.request import TEXT, require_id
 
+# What the page of a task shows beside it: questions, relatives, and when it should end.
+
+MAX_CHILDREN = 50
+# The width of the waterfall, in units of its own.
+WIDTH = 1_000
+# A running bar grows in steps, so that the page of a long task seldom changes.
+STEP_SECONDS = 10
+# After this time without a worker the page says how to start one.
+LONG_WAIT_SECONDS = 30
+# What would take longer than this many seconds has no expected end: a year.
+LONGEST = 366 * 86_400
+
+
+class Bar(NamedTuple):
+    """A child, and where its bar begins and how long it is."""
+
+    task: AnyRow
+    x: int
+    width: int
+
+
+class Waterfall(NamedTuple):
+    """The first children of a task over time."""
+
+    bars: list[Bar]
+    has_more: bool
+
+
+class Waiting(NamedTuple):
+    """When the agent of a waiting task claimed the last one, and whether it needs a worker."""
+
+    last_claim: str | None
+    needs_worker: bool
+
+
+def values(caller: Caller, task: TaskRow) -> dict[str, Any]:
+    """The values of the page's template."""
+    return {
+        "labels": [(f"{key}:{value}", value, key) for key, value in _labels(task)],
+        "parent": tasks.find(caller, task.parent_id) if task.parent_id else None,
+        "original": tasks.find(caller, task.rerun_of) if task.rerun_of else None,
+        "again": tasks.newest_rerun(caller, task.id),
+        "children": _waterfall(tasks.children(caller, task.id, MAX_CHILDREN + 1)),
+        "questions": schema_form.of_task(task),
+        "ended_questions": schema_form.ended(task.id),
+        "waiting": _waiting(task),
+        "expected": _expected_end(caller, task),
+    }
+
+
+def _labels(task: TaskRow) -> list[tuple[str, str]]:
+    return list(strict_json.loads(task.labels.encode()).items())
+
+
+def _waiting(task: TaskRow) -> Waiting | None:
+    if task.status != RUNNING or task.claimed_at is not None:
+        return None
+    last_claim = agents.last_claim(task.user_id, task.agent_id)
+    is_long = _seconds(task.created_at, clock.now()) >= LONG_WAIT_SECONDS
+    return Waiting(last_claim, needs_worker=is_long or last_claim is None)
+
+
+def _expected_end(caller: Caller, task: TaskRow) -> str | None:
+    """When a running task should end: by its progress, or as its agent's tasks usually do."""
+    if task.status != RUNNING or task.claimed_at is None or open_questions(task.questions):
+        # The time until an answer is a person's.
+        return None
+    progress = float(task.progress or 0)
+    if progress > 0:
+        spent = clock.seconds_between(task.claimed_at, task.updated_at)
+        seconds = max(0.0, spent) / progress
+        return clock.moved(task.claimed_at, seconds) if seconds < LONGEST else None
+    agent = agents.get(caller, task.agent_id)
+    usual = agents.health([agent])[agent.id]["medianSeconds"]
+    return None if usual is None else clock.moved(task.claimed_at, usual)
+
+
+def _waterfall(children: list[AnyRow]) -> Waterfall | None:
+    if not children:
+        return None
+    shown = children[:MAX_CHILDREN]
+    start = min(child.created_at for child in shown)
+    ends = [_seconds(start, child.finished_at or clock.now()) for child in shown]
+    if any(child.finished_at is None for child in shown):
+        ends.append(max(ends) // STEP_SECONDS * STEP_SECONDS + STEP_SECONDS)
+    scale = WIDTH / max(*ends, 0.001)
+    return Waterfall([_bar(child, start, scale) for child in shown], len(children) > len(shown))
+
+
+def _bar(child: AnyRow, start: str, scale: float) -> Bar:
+    x = round(_seconds(start, child.claimed_at or child.created_at) * scale)
+    # What runs reaches to the right end, which is now.
+    end = WIDTH if child.finished_at is None else round(_seconds(start, child.finished_at) * scale)
+    # A short one can be seen too.
+    return Bar(child, min(x, WIDTH - 4), max(4, end - x))
+
+
+def _seconds(since: str, until: str) -> float:
+    return max(0.0, clock.seconds_between(since, until))
+
+
+# The webhook of a task as a command for a shell.
+
+
+def curl(caller: Caller, task: TaskRow) -> str:
+    """A command that sends the newest webhook of a task, signed now; raises 409 without one.
+
+    The body goes through a pipe, since an argument of a program has at most 128 KiB.
+    """
+    deliveries = delivery_queries.list_of_task(caller, task.id)
+    if not deliveries:
+        raise Problem(409, "The task has no webhook", code=NO_DELIVERY)
+    headers, body = attempts.webhook_of(task, deliveries[0].id)
+    options = [f"--header {shlex.quote(f'{name}: {value}')}" for name, value in headers.items()]
+    url = shlex.quote(deliveries[0].callback_url)
+    parts = ["curl --globoff", *options, "--data-binary @-", f"--url {url}"]
+    return f"printf %s {shlex.quote(body.decode())} |\n  " + " \\\n  ".join(parts) + "\n"
+
+
+# The list of tasks, the page of one task with its log, and its forms.
+
 TOO_LATE = "The task had already ended."
 
-tasks = Blueprint("tasks", __name__)
+blueprint = Blueprint("tasks", __name__)
 
 # From this number on the tabs show "1,000+".
 MAX_COUNT = 1_000
@@ -40,49 +172,49 @@ MAX_LINES = 1_000
 MAX_LINE_LENGTH = 5_000
 
 
-@tasks.get("/")
+@blueprint.get("/")
 @shared
 def list_all() -> AnyResponse:
     if not all(text for _, text in request.args.items(multi=True)):
         # A form sends its empty fields too; they make the URL longer.
         filled = [pair for pair in request.args.items(multi=True) if pair[1]]
         return redirect(f"{url_for('dashboard.tasks.list_all')}?{urlencode(filled)}", 303)
-    query, own, selection = filters.load()
+    query, own, selection = chart.load()
     found = responses.page(caller, selection, query)
     rows = lists.summaries(caller, found.positions)
     return page(
         "tasks.html",
         rows=rows,
-        asking=question_forms.asking(caller),
+        asking=schema_form.asking(caller),
         found=found,
         states=delivery_service.states(rows) if caller.agent_id is None else {},
         log_ends=logs.ends([row.id for row in rows if formatting.is_generic(row)]),
         agent_ids=_agent_choices(),
-        tabs=filters.TABS,
+        tabs=chart.TABS,
         counts=counts.by_state(caller, selection, MAX_COUNT),
         max_count=MAX_COUNT,
         chart=chart.count(caller, selection, own.get("since", chart.DEFAULT)),
         chart_height=chart.HEIGHT,
         periods=chart.PERIODS,
         bar_start=chart.bar_start,
-        **filters.TEMPLATE_FUNCTIONS,
+        **chart.TEMPLATE_FUNCTIONS,
     )
 
 
-@tasks.get("/tasks", strict_slashes=False)
+@blueprint.get("/tasks", strict_slashes=False)
 def redirect_to_list() -> AnyResponse:
     return redirect_to("tasks.list_all")
 
 
-@tasks.get("/tasks/<task_id>")
+@blueprint.get("/tasks/<task_id>")
 @shared
 def show(task_id: str) -> Response:
     task = _task(task_id)
     deliveries = _deliveries(task)
-    return page("task.html", task=task, deliveries=deliveries, **task_page.values(caller, task))
+    return page("task.html", task=task, deliveries=deliveries, **values(caller, task))
 
 
-@tasks.get("/tasks/<task_id>/lines")
+@blueprint.get("/tasks/<task_id>/lines")
 def lines(task_id: str) -> Response:
     """At most `limit` lines of the log after line number `after`, with their times, as JSON."""
     after, limit = (request.args.get(name, 0, type=int) for name in ("after", "limit"))
@@ -91,7 +223,7 @@ def lines(task_id: str) -> Response:
     return responses.json({"lines": texts, "times": [line.at for line in found]})
 
 
-@tasks.get("/tasks/<task_id>/events")
+@blueprint.get("/tasks/<task_id>/events")
 def events(task_id: str) -> Response:
     """The task and its lines after line number `after`, live: Server-Sent Events."""
     # A browser that reconnects sends the number of its last line.
@@ -100,7 +232,7 @@ def events(task_id: str) -> Response:
     return waiting.respond(events, sessions.is_active, has_times=True)
 
 
-@tasks.get("/tasks/<task_id>/log.txt")
+@blueprint.get("/tasks/<task_id>/log.txt")
 def download(task_id: str) -> Response:
     task = _task(task_id)
     headers = {"Content-Disposition": f'attachment; filename="{task.id}.log.txt"'}
@@ -108,7 +240,7 @@ def download(task_id: str) -> Response:
     return responses.stream(lines, headers=headers, media_type=TEXT)
 
 
-@tasks.get("/tasks/<task_id>/cancel")
+@blueprint.get("/tasks/<task_id>/cancel")
 def ask_to_cancel(task_id: str) -> AnyResponse:
     caller.require_user_key()
     task = _task(task_id)
@@ -118,21 +250,21 @@ def ask_to_cancel(task_id: str) -> AnyResponse:
     return redirect_to("tasks.show", task_id=task_id)
 
 
-@tasks.post("/tasks/<task_id>/cancel")
+@blueprint.post("/tasks/<task_id>/cancel")
 def cancel(task_id: str) -> AnyResponse:
     caller.require_user_key()
     flash(_cancel(task_id))
     return redirect_to_page(way_back(), "tasks.show", task_id=task_id)
 
 
-@tasks.get("/tasks/<task_id>/delete")
+@blueprint.get("/tasks/<task_id>/delete")
 def ask_to_delete(task_id: str) -> Response:
     caller.require_user_key()
     task = _task(task_id)
     return page("delete.html", task=task, deliveries=_deliveries(task))
 
 
-@tasks.post("/tasks/<task_id>/delete")
+@blueprint.post("/tasks/<task_id>/delete")
 def delete(task_id: str) -> AnyResponse:
     caller.require_user_key()
     task = task_service.delete(caller, require_id("task", task_id))
@@ -140,7 +272,7 @@ def delete(task_id: str) -> AnyResponse:
     return redirect_to_page(way_back(), "tasks.list_all")
 
 
-@tasks.post("/tasks/<task_id>/redeliver")
+@blueprint.post("/tasks/<task_id>/redeliver")
 def redeliver(task_id: str) -> AnyResponse:
     caller.require_user_key()
     delivery_service.redeliver(caller, require_id("task", task_id))
@@ -148,10 +280,10 @@ def redeliver(task_id: str) -> AnyResponse:
     return redirect_to("tasks.show", task_id=task_id, _anchor="callback")
 
 
-@tasks.get("/tasks/<task_id>/webhook.sh")
+@blueprint.get("/tasks/<task_id>/webhook.sh")
 def webhook(task_id: str) -> Response:
     caller.require_user_key()
-    return Response(webhook_command.curl(caller, _task(task_id)), mimetype=TEXT)
+    return Response(curl(caller, _task(task_id)), mimetype=TEXT)
 
 
 def _agent_choices() -> Sequence[str]:
@@ -179,3 +311,57 @@ def _cancel(task_id: str) -> str:
 def _deliveries(task: TaskRow) -> list[Any]:
     """The deliveries of the task; an agent key sees none."""
     return delivery_service.list_of_task(caller, task.id) if caller.agent_id is None else []
+
+
+# The page that runs a task again, with the same input or another one.
+
+reruns = Blueprint("reruns", __name__)
+
+rerun_schema = RerunSchema()
+
+
+@reruns.get("/tasks/<task_id>/rerun")
+@shared
+def ask(task_id: str) -> Response:
+    task = _task(task_id)
+    return _page(task, schema_form.with_input(_schema(task), task.input))
+
+
+@reruns.post("/tasks/<task_id>/rerun")
+def rerun(task_id: str) -> AnyResponse:
+    """What the input lacks is said in the form, which keeps the text."""
+    task = _task(task_id)
+    given = schema_form.of_request(_schema(task), schema_form.texts(request.form))
+    if "show" in request.form:
+        return _page(task, *given.switched())
+    try:
+        again = _rerun(task, given, request.form.get("submission_id", ""))
+    except (Problem, ValidationError) as error:
+        given, fault = given.refused(schema_form.errors_of(error))
+        return _page(task, given, f"Nothing was started. {fault}", 422)
+    flash(f"Runs again: “{again.name}”. This is the new task.")
+    return redirect_to("tasks.show", task_id=again.id)
+
+
+def _rerun(task: TaskRow, given: InputForm, submission_id: str) -> TaskRow:
+    """Start it; a form that is sent twice with the same input starts one task. Raises 422."""
+    value, before = given.value(), strict_json.loads(task.input.encode())
+    is_same = strict_json.canonical(value) == strict_json.canonical(before)
+    body = {} if is_same else {"input": value}
+    fields = rerun_schema.load(body)
+    submission = (submission_id or clock.new_id()).encode() + strict_json.dumps(value)
+    key = hashlib.sha256(submission).hexdigest()
+    again, _ = starts.rerun(caller, task.id, fields, Idempotency.of(key, body, task.id))
+    return again
+
+
+def _page(task: TaskRow, given: InputForm, fault: str = "", status: int = 200) -> Response:
+    new_id = clock.new_id()
+    again = tasks.newest_rerun(caller, task.id)
+    values = {"task": task, "given": given, "fault": fault, "new_id": new_id, "again": again}
+    return page("rerun.html", status, **values)
+
+
+def _schema(task: TaskRow) -> str:
+    """The schema of its agent's input, as it is stored."""
+    return str(agents.get(caller, task.agent_id).input_schema)

@@ -10,7 +10,7 @@ from flask import Flask
 from taskservice import resources
 from taskservice.app import create_app
 from taskservice.config import Config
-from taskservice.dashboard.sign_in_throttle import Throttle
+from taskservice.dashboard.sign_in import Throttle
 from taskservice.database import engine, migrations, watcher
 from taskservice.operations import health
 from taskservice.services import attempts
