@@ -29,7 +29,7 @@ def command() -> None:
         app = create_app(config)
     _prepare_for_gunicorn()
     remark(f"data in {config.DATA}, listening on {config.BIND}")
-    quick_import("taskservice.serving.application").serve(lambda: app, config)
+    quick_import("taskservice.serving.settings").serve(lambda: app, config)
 
 
 def _prepare_for_gunicorn() -> None:

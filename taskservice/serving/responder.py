@@ -1,23 +1,182 @@
 """What a thread of the pool does: run the application on a request and send its response."""
 
+import select
+import socket
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
 from enum import Enum
 from functools import partial
+from threading import Lock
 from typing import Any
 
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from gunicorn.http import wsgi
 
+from taskservice import resources
 from taskservice.operations import metrics, request_log
 from taskservice.serving.connection import Connection
 from taskservice.serving.proxies import Application
 from taskservice.serving.refusals import INTERNAL, as_response, refusal_for
 from taskservice.serving.request_parser import Request
-from taskservice.serving.response import Response
-from taskservice.serving.sender import ClientGoneError, Sender
+
+# Sends responses as fast as their clients read them, and limits the threads that wait.
+
+PIECE_SIZE = 64 * 1024
+# A client that reads nothing for this time is slow.
+SLOW_MILLISECONDS = 100
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection, or reads the response too slowly."""
+
+
+class Sender:
+    """Sends for all threads; at most `limit` of them wait for slow clients at a time.
+
+    The pool starts a thread in place of each that waits, if it can; at most one thread waits
+    without a replacement. Past these limits, the connection that has waited longest is shut down.
+    A client has `seconds` for 64 KiB, `stop_seconds` once the process stops.
+    """
+
+    def __init__(self, limit: int, seconds: float, stop_seconds: float) -> None:
+        self._limit = limit
+        self._seconds = seconds
+        self._stop_seconds = stop_seconds
+        self._slow: dict[Connection, None] = {}
+        # Those that were shut down, until their threads notice it.
+        self._cut_off: set[Connection] = set()
+        self._lock = Lock()
+
+    def send(self, connection: Connection, data: bytes) -> None:
+        """Returns when the kernel has all of `data`; raises ClientGoneError."""
+        try:
+            sent = _send_some(connection.sock, data)
+            for start in range(sent, len(data), PIECE_SIZE):
+                self._send_piece(connection, memoryview(data)[start : start + PIECE_SIZE])
+        except OSError as error:
+            raise ClientGoneError from error
+
+    def _send_piece(self, connection: Connection, piece: memoryview) -> None:
+        began = time.monotonic()
+        try:
+            while piece:
+                if _is_writable(connection.sock):
+                    piece = piece[_send_some(connection.sock, piece) :]
+                else:
+                    self._note_slow(connection)
+                if time.monotonic() - began > self._timeout():
+                    raise ClientGoneError("too slow")
+        finally:
+            with self._lock:
+                self._slow.pop(connection, None)
+                self._cut_off.discard(connection)
+
+    def _timeout(self) -> float:
+        return self._stop_seconds if resources.stopping.is_set() else self._seconds
+
+    def _note_slow(self, connection: Connection) -> None:
+        with self._lock:
+            if connection in self._cut_off:
+                raise ClientGoneError("others wait too")
+            if connection not in self._slow and len(self._slow) >= self._limit:
+                self._shut_down(next(iter(self._slow)))
+            self._slow[connection] = None
+        if not connection.has_replacement:
+            connection.has_replacement = connection.pool.add_thread()
+            self._keep_one_without_replacement()
+
+    def _keep_one_without_replacement(self) -> None:
+        with self._lock:
+            without = [each for each in self._slow if not each.has_replacement]
+            for connection in without[:-1]:
+                self._shut_down(connection)
+
+    def _shut_down(self, connection: Connection) -> None:
+        del self._slow[connection]
+        self._cut_off.add(connection)
+        with suppress(OSError):
+            # Wakes the waiting thread, whose next send fails.
+            connection.sock.shutdown(socket.SHUT_RDWR)
+
+
+def _is_writable(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    return bool(poll.poll(SLOW_MILLISECONDS))
+
+
+def _send_some(sock: socket.socket, data: bytes | memoryview) -> int:
+    try:
+        return sock.send(data)
+    except BlockingIOError:
+        return 0
+
+
+# A response that is sent by our own function instead of gunicorn's.
+
+# Larger parts are sent one by one, since joining them would copy them.
+MAX_JOINED = 256 * 1024
+
+
+class Response(wsgi.Response):
+    """gunicorn's response; sends its head in one packet with the first piece of the body."""
+
+    headers_sent: bool
+    _omits_body: bool
+
+    def __init__(
+        self, request: Request, sock: socket.socket, cfg: Config, send: Callable[[bytes], None]
+    ) -> None:
+        super().__init__(request, sock, cfg)
+        self._send = send
+        self._head = b""
+        self._is_finished = False
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether some of it was sent, so that no other response can replace it."""
+        return self.headers_sent and not self._head
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of it was sent, and as much as its Content-Length promised."""
+        return self._is_finished and (self._omits_body or self.response_length in (None, self.sent))
+
+    def send_headers(self) -> None:
+        if not self.headers_sent:
+            lines = [*self.default_headers(), *(f"{k}: {v}\r\n" for k, v in self.headers), "\r\n"]
+            self._head = "".join(lines).encode("latin-1")
+            self.headers_sent = True
+
+    def write(self, piece: bytes) -> None:
+        super().write(piece)
+        if not piece:
+            self._send_parts()
+
+    def close(self) -> None:
+        self.send_headers()
+        self._send_parts(b"0\r\n\r\n" if self.chunked else b"")
+        self._is_finished = True
+
+    def _emit_body(self, piece: bytes) -> None:
+        if self.chunked:
+            self._send_parts(b"%X\r\n" % len(piece), piece, b"\r\n")
+        else:
+            self._send_parts(piece)
+
+    def _send_parts(self, *parts: bytes) -> None:
+        parts = (self._head, *parts)
+        self._head = b""
+        if sum(map(len, parts)) <= MAX_JOINED:
+            parts = (b"".join(parts),)
+        for part in filter(None, parts):
+            self._send(part)
+
+
+# What a thread of the pool does: run the application on a request and send its response.
 
 
 class Next(Enum):

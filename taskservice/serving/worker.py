@@ -1,6 +1,7 @@
 """The gunicorn worker: one loop receives whole requests, and a pool of threads answers them."""
 
 import errno
+import os
 import resource
 import select
 import selectors
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from os import getppid
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from types import FrameType
 from typing import Any
@@ -25,8 +26,7 @@ from gunicorn.http.errors import ParseException
 from gunicorn.workers.base import Worker as BaseWorker
 
 from taskservice import resources
-from taskservice.serving.call_queue import CallQueue
-from taskservice.serving.connection import NEVER, Connection
+from taskservice.serving.connection import NEVER, Connection, ThreadPool
 from taskservice.serving.head_check import RefusedByApplicationError
 from taskservice.serving.proxies import Application
 from taskservice.serving.refusals import (
@@ -35,11 +35,44 @@ from taskservice.serving.refusals import (
     RequestTooSlowError,
     StoppingError,
 )
-from taskservice.serving.request_body import BodyBudget
-from taskservice.serving.request_parser import Need, Request, RequestParser
-from taskservice.serving.responder import Next, Responder
-from taskservice.serving.sender import Sender
-from taskservice.serving.thread_pool import ThreadPool
+from taskservice.serving.request_parser import BodyBudget, Need, Request, RequestParser
+from taskservice.serving.responder import Next, Responder, Sender
+
+# Calls that other threads and signal handlers pass to the worker's loop.
+
+
+class CallQueue:
+    """Calls for the loop to run; its file descriptor is readable while there are any."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        self._is_awake = False
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+
+    def fileno(self) -> int:
+        return self._wake_read
+
+    def put(self, call: Callable[..., object], *arguments: object) -> None:
+        """Safe in a signal handler too: nothing here takes a lock of Python's."""
+        self._calls.put(partial(call, *arguments))
+        # One byte is enough for all calls that arrive before the loop reads it.
+        if not self._is_awake:
+            self._is_awake = True
+            os.write(self._wake_write, b"!")
+
+    def run_all(self, _file: object = None) -> None:
+        with suppress(BlockingIOError):
+            os.read(self._wake_read, 64)
+        # Before the queue is read: a call that is put from here on writes another byte.
+        self._is_awake = False
+        with suppress(Empty):
+            while True:
+                self._calls.get_nowait()()
+
+
+# The gunicorn worker: one loop receives whole requests, and a pool of threads answers them.
 
 RECEIVE_SIZE = 64 * 1024
 # How often a stopping loop checks whether all connections are done, in seconds.

@@ -18,11 +18,9 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 
-from taskservice.serving.connection import Connection
-from taskservice.serving.request_body import BodyBudget
-from taskservice.serving.request_parser import RequestParser
-from taskservice.serving.sender import ClientGoneError, Sender
-from taskservice.serving.thread_pool import ThreadPool
+from taskservice.serving.connection import Connection, ThreadPool
+from taskservice.serving.request_parser import BodyBudget, RequestParser
+from taskservice.serving.responder import ClientGoneError, Sender
 from taskservice.terms import CODES
 from tests.support.catalogue import answered_raw, fault, happened
 from tests.support.gunicorn_process import (
