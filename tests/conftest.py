@@ -14,7 +14,7 @@ from taskservice.background import timeouts
 from taskservice.config import Config
 from taskservice.database.engine import dispose
 from taskservice.operations import health
-from taskservice.webhooks import connection
+from taskservice.webhooks import transport
 from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient, add_user
 from tests.support.apps import Apps
@@ -199,9 +199,9 @@ def trusted(
     """Our own authority in SSL_CERT_FILE, as a team adds a private one."""
     (tmp_path / "authority.pem").write_bytes(authority.pem)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
-    connection.tls_context.cache_clear()
+    transport.tls_context.cache_clear()
     yield
-    connection.tls_context.cache_clear()
+    transport.tls_context.cache_clear()
 
 
 def pytest_sessionfinish() -> None:

@@ -6,8 +6,14 @@ from itertools import product
 
 import pytest
 
-from taskservice.webhooks.addresses import kind_of, literal_address, read_address
-from taskservice.webhooks.destinations import Destinations, RefusedError, check_url
+from taskservice.webhooks.destinations import (
+    Destinations,
+    RefusedError,
+    check_url,
+    kind_of,
+    literal_address,
+    read_address,
+)
 from tests.support.catalogue import fault, happened
 
 EXTERNAL = Destinations.parse("external")

@@ -12,7 +12,7 @@ import pytest
 from flask import Flask
 
 from taskservice import cli, config
-from taskservice.webhooks.schedule import JITTER, SCHEDULE
+from taskservice.webhooks.signing import JITTER, SCHEDULE
 from tests.support.api_client import RemoteClient
 from tests.support.documents import (
     DOCUMENTS,

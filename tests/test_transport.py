@@ -19,18 +19,17 @@ from typing import Any
 
 import pytest
 
-from taskservice.webhooks import connection
-from taskservice.webhooks.attempt import Interrupt, Interrupted
-from taskservice.webhooks.connection import (
+from taskservice.webhooks import transport
+from taskservice.webhooks.attempt import Interrupt, Interrupted, Outcome
+from taskservice.webhooks.destinations import Destinations, check_url
+from taskservice.webhooks.transport import (
     Connection,
     Deadline,
     Resolver,
     SecureConnection,
+    send,
     system_addresses,
 )
-from taskservice.webhooks.destinations import Destinations, check_url
-from taskservice.webhooks.outcome import Outcome
-from taskservice.webhooks.transport import send
 from tests.support.catalogue import fault, happened, steady
 from tests.support.certificates import Authority
 from tests.support.receiver import (
@@ -882,7 +881,7 @@ def test_lookups_that_hang_are_bounded_and_are_over_when_they_return(receiver: R
         outcomes.append(deliver("http://hooks.lan/", deadline=SOON, resolve=hang))
 
     outcomes: list[Outcome] = []
-    threads = [threading.Thread(target=attempt) for _ in range(connection.MAX_LOOKUPS + 10)]
+    threads = [threading.Thread(target=attempt) for _ in range(transport.MAX_LOOKUPS + 10)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -890,7 +889,7 @@ def test_lookups_that_hang_are_bounded_and_are_over_when_they_return(receiver: R
     hanging = sum(thread.name == "webhook-lookup" for thread in threading.enumerate())
     done.set()
 
-    assert hanging == connection.MAX_LOOKUPS
+    assert hanging == transport.MAX_LOOKUPS
     assert {outcome.message for outcome in outcomes} == {"hooks.lan was not resolved within 0.4 s."}
     url = f"http://hooks.lan:{receiver.port}/"
     assert deliver(url, resolve=finding("127.0.0.1")).delivered
@@ -988,13 +987,13 @@ def test_environment_of_requests_does_not_add_an_authority(
     (tmp_path / "authority.pem").write_bytes(authority.pem)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "authority.pem"))
     monkeypatch.setenv("CURL_CA_BUNDLE", str(tmp_path / "authority.pem"))
-    connection.tls_context.cache_clear()
+    transport.tls_context.cache_clear()
 
     assert not deliver_securely(authority.server("hooks.example"))[0].delivered
 
 
 def test_public_authorities_are_trusted_beside_a_private_one(trusted: None) -> None:
-    assert len(connection.tls_context().get_ca_certs()) > 50
+    assert len(transport.tls_context().get_ca_certs()) > 50
 
 
 @fault("callback", "an answer that drips over TLS", "left at the deadline")

@@ -27,7 +27,7 @@ from taskservice.terms import (
     with_status,
 )
 from taskservice.web.request import Operation, by_media_type, is_optional
-from taskservice.webhooks.schedule import MAX_RETRY_AFTER, SCHEDULE
+from taskservice.webhooks.signing import MAX_RETRY_AFTER, SCHEDULE
 
 # The webhooks of the OpenAPI document: what the service posts, and what an answer to it means.
 

@@ -21,9 +21,8 @@ from taskservice.services.users import OVERLAP_SECONDS
 from taskservice.terms import FAILED, PENDING
 from taskservice.threads import start_thread
 from taskservice.webhooks import signing
-from taskservice.webhooks.attempt import Interrupt, Interrupted
-from taskservice.webhooks.circuit_breaker import CircuitBreaker
-from taskservice.webhooks.outcome import Outcome
+from taskservice.webhooks.attempt import Interrupt, Interrupted, Outcome
+from taskservice.webhooks.signing import CircuitBreaker
 
 logger = logging.getLogger(__name__)
 

@@ -51,9 +51,8 @@ from taskservice.terms import (
     NO_DELIVERY,
     PENDING,
 )
-from taskservice.webhooks.circuit_breaker import Receiver
-from taskservice.webhooks.outcome import Outcome
-from taskservice.webhooks.schedule import JITTER, LONGEST_DELAY_SECONDS, SCHEDULE
+from taskservice.webhooks.attempt import Outcome
+from taskservice.webhooks.signing import JITTER, LONGEST_DELAY_SECONDS, SCHEDULE, Receiver
 
 # Reads of deliveries, with their attempts.
 
