@@ -10,7 +10,7 @@ from taskservice.terminal import exit_with_error
 ON_THE_AGENTS_SIDE = {
     "run": "taskservice.cli.run",
     "work": "taskservice.cli.work",
-    "progress": "taskservice.cli.progress",
+    "progress": "taskservice.cli.ask:progress_command",
     "ask": "taskservice.cli.ask",
     "task": "taskservice.cli.task",
     "agent": "taskservice.cli.agent",
@@ -19,15 +19,15 @@ ON_THE_AGENTS_SIDE = {
 }
 ON_THE_SERVER = {
     "serve": "taskservice.cli.serve",
-    "worker": "taskservice.cli.worker",
+    "worker": "taskservice.cli.serve:worker_command",
     "user": "taskservice.cli.user",
     "key": "taskservice.cli.key",
     "callback": "taskservice.cli.callback",
-    "delivery": "taskservice.cli.delivery",
+    "delivery": "taskservice.cli.callback:delivery_command",
     "db": "taskservice.cli.database",
     "prune": "taskservice.cli.prune",
-    "export": "taskservice.cli.transfer",
-    "import": "taskservice.cli.import_command",
+    "export": "taskservice.cli.transfer:export_command",
+    "import": "taskservice.cli.transfer:import_command",
 }
 GROUPS = {
     "On the agent's side (TASKSERVICE_URL, TASKSERVICE_APIKEY)": ON_THE_AGENTS_SIDE,
@@ -56,7 +56,8 @@ class _CommandsOnDemand(click.Group):
 
 def _load(name: str) -> click.Command:
     try:
-        command: click.Command = quick_import(COMMANDS[name]).command
+        module, _, attribute = COMMANDS[name].partition(":")
+        command: click.Command = getattr(quick_import(module), attribute or "command")
     except ModuleNotFoundError as error:
         if name in ON_THE_AGENTS_SIDE or str(error.name).startswith("taskservice"):
             raise

@@ -6,8 +6,7 @@ import click
 
 from taskservice.cli.json_input import JsonInput
 from taskservice.cli.options import Text, examples, json_lines
-from taskservice.cli.service_client import service_client
-from taskservice.cli.task_ids import agent_ids, find_agent_id
+from taskservice.cli.service_client import agent_ids, find_agent_id, service_client
 from taskservice.cli.task_text import local_time
 from taskservice.client.api import Agent
 from taskservice.quantities import percent, seconds_text

@@ -1,16 +1,21 @@
 """`taskservice callback`: test the address of a callback."""
 
 import sys
+from typing import Any, NoReturn
 
 import click
 
-from taskservice.cli.options import Text, examples
+from taskservice.cli.options import Text, examples, json_lines, json_object
 from taskservice.cli.service_app import service_app
 from taskservice.database import clock
 from taskservice.errors import no_such_user
 from taskservice.schemas import strict_json
+from taskservice.schemas.fields import parse_id
+from taskservice.schemas.tasks import delivery_schema
 from taskservice.services import attempts, users
-from taskservice.terminal import print_line
+from taskservice.services import deliveries as delivery_service
+from taskservice.terminal import exit_with_error, print_json, print_line, print_rows
+from taskservice.terms import DELIVERY_STATES
 from taskservice.webhooks import signing
 
 SAMPLE = {
@@ -56,3 +61,72 @@ def _secrets_of(name: str) -> list[str]:
     if user is None:
         raise no_such_user(name)
     return list(users.callback_secrets(user.id, clock.now()))
+
+
+# `taskservice delivery`: the deliveries of all users' webhooks.
+
+LIST_COLUMNS = ("id", "state", "user", "taskId", "callback", "createdAt", "nextAttemptAt")
+ATTEMPT_COLUMNS = ("at", "durationMs", "statusCode", "message")
+
+
+@click.group("delivery")
+def delivery_command() -> None:
+    """Deliveries: the webhooks of finished tasks."""
+
+
+@delivery_command.command("list", epilog=examples("taskservice delivery list --state failed"))
+@click.option("--state", type=click.Choice(DELIVERY_STATES), help="Only deliveries in this state.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=100, show_default=True, help="Maximum number."
+)
+@json_lines
+def list_all(state: str | None, limit: int, as_json: bool) -> None:
+    """List the deliveries of all users, newest first."""
+    with service_app():
+        rows = [_dump(row) for row in delivery_service.list_all(state, limit)]
+        print_rows(rows, LIST_COLUMNS, as_json)
+
+
+@delivery_command.command(
+    "show", epilog=examples("taskservice delivery show 01a20e63-92c4-7f10-b3a5-9e1d6c2f4b80")
+)
+@click.argument("delivery_id", metavar="ID")
+@json_object
+def show(delivery_id: str, as_json: bool) -> None:
+    """Show a delivery with each attempt to post it."""
+    with service_app():
+        row = delivery_service.find(_parse_id(delivery_id))
+        if row is None:
+            _exit_not_found(delivery_id)
+        delivery = _dump(row)
+    if as_json:
+        print_json(delivery)
+        return
+    for name in LIST_COLUMNS:
+        print_line(f"{name + ':':15}{delivery[name] or '-'}")
+    print_line()
+    print_rows(delivery["attempts"], ATTEMPT_COLUMNS, as_json=False)
+
+
+@delivery_command.command(
+    "redeliver",
+    epilog=examples("taskservice delivery redeliver 01a20e63-92c4-7f10-b3a5-9e1d6c2f4b80"),
+)
+@click.argument("delivery_id", metavar="ID")
+def redeliver(delivery_id: str) -> None:
+    """Make a delivery due now; `serve` or `worker` posts it within 20 seconds."""
+    with service_app():
+        delivery_service.redeliver_any(_parse_id(delivery_id))
+
+
+def _dump(row: Any) -> dict[str, Any]:
+    dumped: dict[str, Any] = delivery_schema.dump(row)
+    return dumped | {"taskId": row.task_id, "user": row.user_name}
+
+
+def _parse_id(delivery_id: str) -> str:
+    return parse_id(delivery_id) or _exit_not_found(delivery_id)
+
+
+def _exit_not_found(delivery_id: str) -> NoReturn:
+    exit_with_error(f"No such delivery: {delivery_id}")

@@ -1,12 +1,21 @@
 """Questions as text for a person: what an answer may be, and the command that answers."""
 
 import json
+import re
 import shlex
-from collections.abc import Iterator, Mapping
-from typing import Any
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
+import click
+
+from taskservice.cli.options import Text, examples, json_object
+from taskservice.cli.service_client import AMBIGUOUS, find_task_id, service_client
 from taskservice.cli.task_text import LONGER_ID, asks
-from taskservice.client import Question, Task
+from taskservice.client import Client, Conflict, Invalid, Question, Task, tasks
+from taskservice.runner.run import parse_object
+from taskservice.terminal import exit_with_error, print_json, print_line
+from taskservice.terms import OPEN
 
 # What stands for a value that is to be typed. A shell runs none of them as it stands.
 PLACEHOLDERS = {
@@ -106,3 +115,132 @@ def _described(field: Mapping[str, Any]) -> str:
 def _kind(field: Mapping[str, Any]) -> str:
     words = {"string": "text", "boolean": "true or false", "integer": "whole number"}
     return str(field.get("format") or words.get(field["type"], field["type"]))
+
+
+# `taskservice task answer`: answer or decline a question of a task.
+
+NOTHING_TYPED = 2
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
+
+
+@click.command(
+    "answer",
+    epilog=examples(
+        "taskservice task answer 01a20e63-9249-713c yes",
+        'taskservice task answer 01a20e63-9249-713c deploy=true note="after lunch"',
+        "taskservice task answer 01a20e63-9249-713c --decline",
+    ),
+)
+@click.argument("task_id", type=Text())
+@click.argument("values", metavar="[KEY=VALUE]...", nargs=-1, type=Text())
+@click.option(
+    "--question", "question_id", type=Text(), metavar="ID", help="Which of several open ones."
+)
+@click.option("--accept", is_flag=True, help="Accept a question without values.")
+@click.option("--decline", is_flag=True, help="Decline the question.")
+@json_object
+def answer_command(
+    task_id: str,
+    values: Sequence[str],
+    question_id: str | None,
+    accept: bool,
+    decline: bool,
+    as_json: bool,
+) -> None:
+    """Answer a question of a task.
+
+    Without values, it prints the question and what to type. A single field needs no KEY; a KEY
+    with several values is repeated.
+    """
+    if (accept, decline, bool(values)).count(True) > 1:
+        raise click.UsageError("Give values, --accept or --decline.")
+    with service_client() as client:
+        found = find_task_id(client, task_id)
+        question = _question(client, found, question_id)
+        if not (values or accept or decline):
+            _print_question(found, question, question_id is None)
+        content = None if decline else _content(question["schema"], values)
+        try:
+            ended = tasks.answer(client.connection, found, question["id"], content)
+        except Invalid as error:
+            # A person has typed the fields, and has seen no object that contains them.
+            exit_with_error(str(error).replace("content.", ""))
+        except Conflict:
+            exit_with_error(outcome(_question(client, found, question["id"])))
+        print_json(ended) if as_json else print_line(ended["state"])
+
+
+def _question(client: Client, task_id: str, beginning: str | None) -> Question:
+    """The only open question, or the one whose id begins so; else the command exits.
+
+    Without an open one it is the last one, whose answer the service tells.
+    """
+    asked = tasks.list_questions(client.connection, task_id)
+    if beginning is None:
+        found = [each for each in asked if each["state"] == OPEN] or asked[-1:]
+        none = "The task has asked nothing"
+    else:
+        found = [each for each in asked if each["id"].startswith(beginning.lower())]
+        none = f"No question's id begins with {beginning}"
+    if not found:
+        exit_with_error(none)
+    if len(found) > 1:
+        for each in found:
+            print_line(f"{each['id']}  {asks(each['message'])}", err=True)
+        exit_with_error("--question ID says which one", AMBIGUOUS)
+    return found[0]
+
+
+def _print_question(task_id: str, question: Question, is_only: bool) -> NoReturn:
+    for line in details(question):
+        print_line(line)
+    if question["state"] != OPEN:
+        exit_with_error(outcome(question))
+    for line in commands(task_id, question, is_only):
+        print_line(f"to answer:   {line}")
+    print_line(f"to decline:  {command(task_id, question, is_only)} --decline")
+    sys.exit(NOTHING_TYPED)
+
+
+def _content(schema: Mapping[str, Any], values: Sequence[str]) -> dict[str, Any]:
+    """The values by their fields, as the schema has them."""
+    fields = schema["properties"]
+    given: dict[str, list[str]] = {}
+    for text in values:
+        key, value = _pair(fields, text)
+        given.setdefault(key, []).append(value)
+    return {key: _converted(key, fields[key]["type"], texts) for key, texts in given.items()}
+
+
+def _pair(fields: Mapping[str, Any], text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if equals and key in fields:
+        return key, value
+    if not equals and len(fields) == 1:
+        return next(iter(fields)), text
+    raise click.UsageError(f"{text}: must be KEY=VALUE; keys: {', '.join(fields) or 'none'}.")
+
+
+def _converted(key: str, kind: str, texts: Sequence[str]) -> Any:
+    """The value of a field. What else its schema demands, the service checks."""
+    if kind == "array":
+        return list(texts)
+    if len(texts) > 1:
+        raise click.UsageError(f"{key}: was given more than once.")
+    (text,) = texts
+    if kind == "boolean":
+        if text.lower() not in _BOOLEANS:
+            raise click.UsageError(f"{key}: must be true or false.")
+        return _BOOLEANS[text.lower()]
+    return _number(key, text) if kind in ("number", "integer") else text
+
+
+def _number(key: str, text: str) -> float:
+    if not _NUMBER.fullmatch(text):
+        raise click.UsageError(f"{key}: must be a number.")
+    parsed = parse_object(f'{{"number": {text}}}'.encode())
+    if parsed is None:
+        raise click.UsageError(f"{key}: {text} can't be kept exactly as a number.")
+    number: float = parsed["number"]
+    return number

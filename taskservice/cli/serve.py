@@ -1,13 +1,18 @@
 """`taskservice serve`: migrate the database, then serve."""
 
 import os
+import signal
 
 import click
 
+from taskservice import resources
 from taskservice.app import create_app
+from taskservice.background.upkeep import join_loops, start_loops
 from taskservice.cli.options import examples
 from taskservice.cli.quick_import import quick_import
 from taskservice.cli.service_app import load_config, one_line_errors
+from taskservice.database.engine import dispose
+from taskservice.operations.request_log import configure_logging
 from taskservice.terminal import exit_with_error, remark
 
 # gunicorn reads these as it is imported, and fails there if it can't use one.
@@ -40,3 +45,39 @@ def _prepare_for_gunicorn() -> None:
         os.getcwd()
     except FileNotFoundError:
         exit_with_error("The current folder is gone", 2)
+
+
+# `taskservice worker`: the background work in a separate process.
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+CHECK_SECONDS = 1.0
+
+
+@click.command(
+    "worker",
+    short_help="Post due webhooks and do the upkeep, without serving.",
+    epilog=examples("taskservice worker"),
+)
+def worker_command() -> None:
+    """Post due webhooks and do the upkeep, without serving, until a signal ends it.
+
+    Every process of `serve` does this too; any number of both may share a database.
+    Tasks time out only while a `serve` runs, since their agents could not report otherwise.
+    """
+    config = load_config()
+    configure_logging(config.LOG_LEVEL, config.LOG_FORMAT)
+    with one_line_errors():
+        app = create_app(config, may_create=False)
+    # Threads inherit this mask, so a signal waits for `sigwait` below.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    loops = start_loops(app, serves=False)
+    remark(f"data in {config.DATA}, working")
+    has_failed = False
+    while not has_failed and signal.sigtimedwait(SIGNALS, CHECK_SECONDS) is None:
+        # A thread may die of a lack of memory.
+        has_failed = not all(loop.is_alive() for loop in loops)
+    resources.begin_stop()
+    join_loops(loops)
+    dispose(app)
+    if has_failed:
+        exit_with_error("a background thread has died; restart this command")

@@ -10,11 +10,10 @@ from typing import Any, NoReturn
 
 import click
 
-from taskservice.cli import answer, questions, task_text
+from taskservice.cli import questions, task_text
 from taskservice.cli.json_input import task_input
 from taskservice.cli.options import Duration, Label, Text, examples, json_lines, json_object
-from taskservice.cli.service_client import service_client
-from taskservice.cli.task_ids import agent_ids, find_agent_id, find_task_id
+from taskservice.cli.service_client import agent_ids, find_agent_id, find_task_id, service_client
 from taskservice.client import Client, NotFound, Question, Task
 from taskservice.client.answers import SHORT_FIELDS
 from taskservice.client.client import PAGE_TASKS
@@ -61,7 +60,7 @@ def command() -> None:
     """
 
 
-command.add_command(answer.command)
+command.add_command(questions.answer_command)
 
 
 @command.command(

@@ -1,15 +1,24 @@
 """`taskservice export`: tasks as lines of JSON."""
 
+import os
+import shutil
+import stat
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import BinaryIO
 
 import click
 from marshmallow import ValidationError
 
-from taskservice.cli.options import Text, examples
+from taskservice.cli.options import Text, examples, json_object
 from taskservice.cli.service_app import service_app
 from taskservice.schemas.fields import Moment
 from taskservice.services import transfer
-from taskservice.terminal import exit_with_error
+from taskservice.services.transfer import Imported, InvalidExport, import_from
+from taskservice.terminal import exit_with_error, print_json, print_line, remark
 
 
 class MomentText(click.ParamType[str]):
@@ -37,7 +46,7 @@ class MomentText(click.ParamType[str]):
 @click.option(
     "--since", type=MomentText(), metavar="TIME", help="Only tasks updated at or after this time."
 )
-def command(user: str | None, since: str | None) -> None:
+def export_command(user: str | None, since: str | None) -> None:
     """Print tasks with their logs, questions and deliveries as lines of JSON.
 
     The service may run meanwhile. Keys and secrets are not exported.
@@ -51,3 +60,50 @@ def command(user: str | None, since: str | None) -> None:
             raise
         except OSError as error:
             exit_with_error(f"stdout can't be written: {error.strerror}")
+
+
+# `taskservice import`: adds the tasks of an export.
+
+
+@click.command("import", epilog=examples("taskservice import < tasks.jsonl"))
+@json_object
+def import_command(as_json: bool) -> None:
+    """Add the tasks of an export on stdin, all of them or none.
+
+    They keep their ids; tasks that exist are left as they are. No webhook is sent.
+    """
+    with service_app():
+        try:
+            # Not `sys.stdin`, which is None if it was closed at the start.
+            with open(0, "rb", closefd=False) as stdin, _read_twice(stdin) as file:
+                imported = import_from(file)
+        except (InvalidExport, OSError) as error:
+            exit_with_error(f"Nothing was imported: {error}")
+    if as_json:
+        print_json(asdict(imported))
+    else:
+        print_line(_sentence(imported))
+    for name in imported.users:
+        remark(f"user {name} has no key yet; `taskservice key add` adds one")
+
+
+@contextmanager
+def _read_twice(file: BinaryIO) -> Iterator[BinaryIO]:
+    """The file itself, or a copy of what comes from a pipe."""
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        yield file
+        return
+    with tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(file, copy)
+        copy.seek(0)
+        yield copy
+
+
+def _sentence(imported: Imported) -> str:
+    text = (
+        f"{imported.tasks:,} tasks imported, {imported.existing_tasks:,} existed already; "
+        f"{len(imported.users):,} users and {imported.agents:,} agents added"
+    )
+    if imported.dropped_keys:
+        text += f"; {imported.dropped_keys:,} idempotency keys are those of other tasks here"
+    return text
