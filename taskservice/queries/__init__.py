@@ -1,1 +1,0 @@
-"""All reads, by noun, as SQLAlchemy Core selects on the read engine."""
