@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 from flask import Flask
@@ -67,6 +68,15 @@ def decline(person: ApiClient, task: Json, question: Json) -> Any:
 
 
 # --- asked -------------------------------------------------------------------------------
+
+
+def test_location_of_a_question_leads_to_it(alice: ApiClient, task: Json) -> None:
+    asked = alice.post(path(task), json={"message": "Deploy?"})
+    question = expect(asked, 201)
+    # It is relative to the URL of the request.
+    there = urljoin(path(task), asked.headers["Location"])
+    assert there == path(task, question)
+    assert expect(alice.get(there), 200) == question
 
 
 def test_question_is_in_its_task_while_it_is_open(alice: ApiClient, task: Json) -> None:

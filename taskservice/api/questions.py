@@ -44,7 +44,7 @@ def list_all(task_id: str) -> Response:
     reads=ask_schema,
     headers=["Idempotency-Key", "Prefer"],
     answers={201: question_schema},
-    answer_headers=["Preference-Applied", "Retry-After", "Idempotency-Replayed"],
+    answer_headers=["Location", "Preference-Applied", "Retry-After", "Idempotency-Replayed"],
     errors=[TASK_FINISHED, NOT_CLAIMED, TOO_MANY_QUESTIONS],
 )
 def ask(task_id: str) -> Response:
@@ -59,7 +59,8 @@ def ask(task_id: str) -> Response:
     idempotency = None if key is None else Idempotency.of(key, body)
     question, replayed = question_service.ask(caller, task_id, fields, idempotency)
     ended = waiting.until(lambda: question_service.get(caller, task_id, question.id), _has_ended)
-    return responses.dump(question_schema, ended, 201, responses.replayed_header(replayed))
+    headers = {"Location": f"question/{question.id}", **responses.replayed_header(replayed)}
+    return responses.dump(question_schema, ended, 201, headers)
 
 
 @blueprint.get("/task/<task_id>/question/<question_id>")
