@@ -46,7 +46,7 @@ test: $(VENV)/installed-test ## Install what the tests need, and test the servic
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow' \
 		--ignore tests/server --ignore tests/agent_side --ignore tests/browser --ignore tests/operations \
 		--ignore tests/mcp --ignore tests/mcp_clients --ignore tests/deploy --ignore tests/nodes \
-		--ignore tests/test_fuzzing.py
+		--ignore tests/other_suites --ignore tests/test_fuzzing.py
 
 test-server: $(VENV)/installed-test ## Test the processes: gunicorn and its worker, `taskservice worker`
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow' tests/server
@@ -74,10 +74,11 @@ test-crash: $(VENV)/installed-test ## 30 s of load on each database, followers, 
 	CRASH_SECONDS=$${CRASH_SECONDS:-30} UPGRADE_STEP=$${UPGRADE_STEP:-1} $(BIN)/python -m pytest -m slow -s \
 		tests/test_crashes.py tests/test_watching.py tests/operations
 
-test-api: $(VENV)/installed-test ## Generated requests and types, and the whole API against a model of it
+test-api: $(VENV)/installed-test ## Generated requests, types and clients, suites of others, the API against a model
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(BIN)/python -m pytest -n auto -m slow \
 		tests/test_fuzzing.py tests/test_state_machine.py tests/test_lists.py \
 		tests/test_idempotency.py tests/test_typescript.py
+	$(BIN)/python -m pytest -n auto --dist loadfile tests/other_suites
 
 test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks, much that is removed, `bench`
 	$(BIN)/python -m pytest -m slow tests/test_big.py tests/test_appends.py tests/test_retention.py \

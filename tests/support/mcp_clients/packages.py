@@ -16,7 +16,7 @@ from tests.support.requirements import needs
 TESTS = Path(__file__).parents[2] / "mcp_clients"
 VERSIONS = json.loads((TESTS / "versions.json").read_text())
 # Inside the virtual environment: `make clean` removes them, and no checkout shows them.
-CACHE = Path(sys.prefix) / "mcp-clients"
+CACHE = Path(sys.prefix) / "other-programs"
 INSTALL_SECONDS = 280
 NPM_INSTALL = (
     "npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--no-save",
@@ -24,11 +24,10 @@ NPM_INSTALL = (
 )  # fmt: skip
 
 
-def node_packages() -> Path:
-    """The folder `node_modules` with the clients for Node.js, and Node.js itself."""
+def node_packages(versions: dict[str, str] = VERSIONS["npm"]) -> Path:
+    """The folder `node_modules` with these packages; by default the clients and Node.js itself."""
     if not shutil.which("npm"):
         needs("npm", "install the packages nodejs and npm")
-    versions: dict[str, str] = VERSIONS["npm"]
     with _folder("npm", versions) as (folder, is_installed):
         if not is_installed:
             (folder / "package.json").write_text('{"private": true}')

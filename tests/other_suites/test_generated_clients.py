@@ -1,0 +1,109 @@
+"""Clients that openapi-generator makes of the document: each takes a task through its life."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.resources import files
+from os import environ
+from pathlib import Path
+from shutil import copy
+from typing import Any
+
+import pytest
+import requests
+
+from tests.support.api_client import RemoteClient
+from tests.support.receiver import Receiver
+from tests.support.service import Service
+
+PROGRAMS = Path(__file__).parent / "programs"
+GENERATOR = "openapi-generator.jar"
+# Generator -> options of its own.
+GENERATORS: dict[str, dict[str, Any]] = {
+    "go": {"gitHost": "example.com", "gitUserId": "taskservice", "gitRepoId": "client"},
+    "python": {},
+    "typescript-fetch": {"additionalProperties": {"importFileExtension": ".js"}},
+}
+# Of webhooks it makes a class that is no valid Python, as docs/api.md says.
+WITHOUT_WEBHOOKS = {"python"}
+
+
+@dataclass
+class Life:
+    """Where a program takes a task through its life, and what it must print in the end."""
+
+    owner: RemoteClient
+    receiver: Receiver
+
+    def run(self, folder: Path, *command: str, **variables: str) -> None:
+        key = str(self.owner.session.headers["apikey"])
+        printed = run(folder, *command, self.owner.url, key, self.receiver.url, **variables)
+        ((webhook),) = self.receiver.wait_for(1)
+        task_id = json.loads(webhook.body)["id"]
+        assert printed == f"{task_id} complete 3 one,two delivered\n"
+        (task,) = self.owner.request("GET", "/task").json()
+        assert (task["id"], task["output"]) == (task_id, {"sum": 3})
+
+
+def run(folder: Path, *command: str, **variables: str) -> str:
+    """The stdout of a command that must succeed."""
+    done = subprocess.run(
+        command, cwd=folder, env=environ | variables, capture_output=True, text=True,
+        timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def clients(shared: Service, java: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the client of each generator, made by one run of the program."""
+    folder = tmp_path_factory.mktemp("clients")
+    document = requests.get(f"{shared.url}/openapi.json", timeout=60).json()
+    for name, options in GENERATORS.items():
+        left_out = {"webhooks"} if name in WITHOUT_WEBHOOKS else set()
+        read = {key: value for key, value in document.items() if key not in left_out}
+        (folder / f"{name}-openapi.json").write_text(json.dumps(read))
+        settings = {
+            "generatorName": name,
+            "inputSpec": str(folder / f"{name}-openapi.json"),
+            "outputDir": str(folder / name),
+            **options,
+        }
+        (folder / f"{name}.json").write_text(json.dumps(settings))
+    jar = str(files("openapi_generator_cli") / GENERATOR)
+    settings_files = [f"{name}.json" for name in GENERATORS]
+    run(folder, java, "-jar", jar, "batch", "--fail-fast", "--threads", "2", *settings_files)
+    return folder
+
+
+@pytest.fixture
+def life(owner: RemoteClient, receiver: Receiver) -> Life:
+    return Life(owner, receiver)
+
+
+def test_client_for_go_takes_a_task_through_its_life(clients: Path, go: str, life: Life) -> None:
+    folder = clients / "go"
+    (folder / "life").mkdir()
+    copy(PROGRAMS / "life.go", folder / "life")
+    # It needs no module of others, and no compiler of C.
+    alone = {"GOFLAGS": "-mod=mod", "GOPROXY": "off", "CGO_ENABLED": "0"}
+    run(folder, go, "vet", ".", "./life", **alone)
+    life.run(folder, go, "run", "./life", **alone)
+
+
+def test_client_for_python_takes_a_task_through_its_life(clients: Path, life: Life) -> None:
+    copy(PROGRAMS / "life.py", clients / "python")
+    life.run(clients / "python", sys.executable, "life.py")
+
+
+def test_client_for_typescript_takes_a_task_through_its_life(
+    clients: Path, node_modules: Path, life: Life
+) -> None:
+    folder = clients / "typescript-fetch"
+    copy(PROGRAMS / "life.ts", folder)
+    (folder / "package.json").write_text('{"type": "module"}')
+    options = ["--strict", "--target", "es2022", "--module", "nodenext", "--outDir", "built"]
+    run(folder, "node", str(node_modules / ".bin" / "tsc"), *options, "life.ts")
+    life.run(folder, "node", "built/life.js")
