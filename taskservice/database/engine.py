@@ -200,7 +200,7 @@ def _connect_batching(
     _dialect: Dialect, _record: object, arguments: list[Any], options: dict[str, Any]
 ) -> Any:
     # psycopg is an extra.
-    from taskservice.database.postgresql import BatchingConnection
+    from taskservice.database.postgresql_batch import BatchingConnection
 
     return BatchingConnection.connect(*arguments, **options)
 
