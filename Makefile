@@ -77,7 +77,7 @@ test-crash: $(VENV)/installed-test ## 30 s of load on each database, followers, 
 test-api: $(VENV)/installed-test ## Generated requests, types and clients, suites of others, the API against a model
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(BIN)/python -m pytest -n auto -m slow \
 		tests/test_fuzzing.py tests/test_state_machine.py tests/test_lists.py \
-		tests/test_idempotency.py tests/test_typescript.py
+		tests/test_idempotency.py tests/test_names.py tests/test_typescript.py
 	$(BIN)/python -m pytest -n auto --dist loadfile tests/other_suites
 
 test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks, much that is removed, `bench`

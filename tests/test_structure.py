@@ -171,3 +171,21 @@ def test_tests_import_no_other_test_module() -> None:
         for path in (ROOT / "tests").rglob("*.py")
     }
     assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_every_slow_test_is_run_by_a_target() -> None:
+    text = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    commands = [line for line in text.splitlines() if "-m pytest" in line]
+    run = [
+        path
+        for command in commands
+        if "-m 'not slow'" not in command
+        for path in re.findall(r"(?<!--ignore )\b(tests/\S+)", command)
+    ]
+    slow = [
+        path.relative_to(ROOT)
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if re.search(r"\bmark\.slow\b", path.read_text())
+    ]
+    assert len(slow) > 10
+    assert [each for each in slow if not any(map(each.is_relative_to, run))] == []
