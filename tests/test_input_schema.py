@@ -82,7 +82,7 @@ FIT: tuple[Json, ...] = (
     {**has(x={"$ref": "#/definitions/a"}), "definitions": {"a": {"type": "string"}}},
     doubled(7),
     nested(15) | {"type": "object"},
-    has(x={"pattern": r"^\p{L}+$"}, y={"pattern": "^.{1,500}$"}),
+    has(x={"pattern": r"^\p{L}+$"}, y={"pattern": "^.{1,500}$"}, z={"pattern": r"\d" * 200}),
     {"type": "object", "title": "x" * 16_356},
 )
 
@@ -144,6 +144,13 @@ UNFIT: tuple[tuple[Json, str], ...] = (
     (has(x={"unevaluatedProperties": False}), "properties.x: not allowed: unevaluatedProperties."),
     (has(x={"pattern": "^.{1,700}$"}), "at most 640 KiB when compiled (a . has about 1 KiB"),
     (has(**{f"p{n}": {"pattern": f"a{n}"} for n in range(51)}), "More than 50 patterns"),
+    (
+        {
+            **has(x={"pattern": r"\s" * 150}),
+            "$defs": {"y": {"patternProperties": {r"\W" * 51: {}}}},
+        },
+        r"More than 200 of \d, \s, \w and the like in all patterns together.",
+    ),
     (
         has(x={"pattern": "^.{1,300}$"}, y={"pattern": "^.{1,500}$"}, z={"pattern": "^.{2,300}$"}),
         "All patterns together have more than 1,024 KiB when compiled.",

@@ -1,6 +1,7 @@
 """The JSON Schema of an agent's input: what is allowed in it, and whether an input fits it."""
 
 import json
+import re
 from collections.abc import Iterator
 from functools import reduce
 from itertools import islice
@@ -112,6 +113,11 @@ MAX_PATTERN_SIZE = _PATTERN_SIZES[-1]
 # Of all patterns of a schema, with each `$ref` followed.
 MAX_PATTERNS = 50
 MAX_ALL_PATTERNS = 1 << 20
+# How many _CLASSES all patterns of a schema may have. The validator replaces them one by one, and
+# reads the whole pattern anew for each: it takes time in proportion to the square of their number.
+MAX_CLASSES = 200
+_ESCAPE = re.compile(r"\\(.)")
+_CLASSES = "dDsSwW"
 # With more memory for its cache a pattern is hardly faster.
 _PATTERN_CACHE = 64 << 10
 
@@ -232,6 +238,11 @@ class _Sizes:
 
     def check(self) -> None:
         """Raises Unfit for a keyword or `$ref` that is not allowed, and if it is too large."""
+        # Before any pattern is compiled.
+        if sum(map(_class_count, self._schemas.values())) > MAX_CLASSES:
+            raise Unfit(
+                f"More than {MAX_CLASSES} of \\d, \\s, \\w and the like in all patterns together."
+            )
         for pointer, schema in self._schemas.items():
             unwanted = _NOWHERE & schema.keys() - ({"$schema"} if schema is self._root else set())
             if unwanted:
@@ -278,8 +289,7 @@ class _Sizes:
         if _is_number(step) and _digits(step):
             raise Unfit(f"{_name(pointer)}: multipleOf must be a whole number up to 2^53.")
         unique = UNIQUE_STEPS if schema.get("uniqueItems") is True else 0
-        patterns = [each for each in (schema.get("pattern"),) if isinstance(each, str)]
-        patterns += _dict(schema, "patternProperties")
+        patterns = _patterns(schema)
         flags = sum(isinstance(each, bool) for _, each in _inner(schema, _DEFINITIONS))
         return Size(
             schemas=1 + unique + flags + len(_dict(schema, "dependentRequired")),
@@ -299,6 +309,17 @@ class _Sizes:
             if target not in self._schemas:
                 raise Unfit(f'{_name(pointer)}: $ref must be "#/..." and refer to a schema.')
             yield target
+
+
+def _patterns(schema: dict[str, Any]) -> list[str]:
+    own = [each for each in (schema.get("pattern"),) if isinstance(each, str)]
+    return [*own, *_dict(schema, "patternProperties")]
+
+
+def _class_count(schema: dict[str, Any]) -> int:
+    """How often its patterns have one of _CLASSES."""
+    escapes = [each for pattern in _patterns(schema) for each in _ESCAPE.findall(pattern)]
+    return sum(each in _CLASSES for each in escapes)
 
 
 def _dict(schema: dict[str, Any], keyword: str) -> dict[str, Any]:
