@@ -149,7 +149,8 @@ def test_sign_in_leads_back_to_the_page_that_was_asked_for(
     "path",
     ["https://evil.example/", "//evil.example", "/\\evil.example", "/\t/evil.example",
      "javascript:1", "/api/v1/task", "/sign-out", "tasks", "/nowhere", "\r\nX: y", "/?x=\ny",
-     "/sign-in", "/static/page.js", "/tasks/x/events", "/tasks/x/log.txt", "/livez", "/docs"],
+     "/sign-in", "/static/page.js", "/tasks/x/events", "/tasks/x/log.txt", "/livez", "/docs",
+     "//agents", "//keys?x", "//agents/x", "//", "agents"],
 )  # fmt: skip
 @one_database
 def test_sign_in_leads_to_no_other_site(app: Flask, alice: ApiClient, path: str) -> None:
@@ -1129,7 +1130,7 @@ def test_task_of_an_agents_page_leads_back_to_that_page(browser: Browser, alice:
     "path",
     ["https://evil.example/", "//evil.example", "/\\evil.example", "/\t/evil.example",
      "javascript:1", "/keys", "/sign-out", "/tasks/x/events", "/nowhere", "\r\nX: y", "/?x=\ny",
-     "/?q=" + "x" * 2_000],
+     "/?q=" + "x" * 2_000, "//agents", "//agents/x", "//", "agents"],
 )  # fmt: skip
 @one_database
 def test_way_back_leads_only_to_a_list(browser: Browser, alice: ApiClient, path: str) -> None:

@@ -195,7 +195,8 @@ def without_nul(values: MultiDict[str, str]) -> dict[str, str]:
 
 def is_page(path: str, pages: Collection[str] = PAGES) -> bool:
     """Whether `path`, without the prefix and with its query, is one of `pages`."""
-    if not path.isprintable():
+    # The routes match whatever slashes a path begins with; a browser takes //agents for a host.
+    if not path.isprintable() or not path.startswith("/") or path.startswith("//"):
         return False
     try:
         endpoint, _ = current_app.url_map.bind("").match(path.partition("?")[0], "GET")
