@@ -741,6 +741,12 @@ def test_whole_day_is_named_by_its_date(app: Flask, browser: Browser, alice: Api
     assert said in browser.get(f"/?{hours}").text
 
 
+@one_database
+def test_last_moment_there_is_may_bound_the_list(browser: Browser) -> None:
+    last = "9999-12-31T23:59:59.999Z"
+    assert browser.get(f"/?createdAfter={last}&createdBefore={last}").status_code == 200
+
+
 def test_bar_of_the_chart_leads_to_its_tasks(browser: Browser, alice: ApiClient) -> None:
     started = alice.start(name="In the bar")
     text = browser.get("/?since=1h&q=bar").text

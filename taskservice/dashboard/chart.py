@@ -106,8 +106,11 @@ class Bar(NamedTuple):
 
 
 def bar_start(created_after: str) -> str:
-    """The start of the bar with this bound."""
-    return clock.moved(created_after, MILLISECOND)
+    """The start of the bar with this bound, which is itself that if there is no later moment."""
+    try:
+        return clock.moved(created_after, MILLISECOND)
+    except OverflowError:
+        return created_after
 
 
 class Chart(NamedTuple):
