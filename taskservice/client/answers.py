@@ -241,6 +241,10 @@ def _is_moment(value: Any) -> bool:
     return moment.tzinfo is not None and 1970 <= moment.year < 9999
 
 
+def _is_version(value: Any) -> bool:
+    return isinstance(value, str) and bool(re.fullmatch("[0-9][0-9A-Za-z.+]{0,63}", value))
+
+
 def _is_secret(value: Any) -> bool:
     try:
         return bool(base64.b64decode(value.removeprefix("whsec_"), validate=True))
@@ -366,7 +370,7 @@ USER = Shape(
     (200,),
     _object_with({"id": _is_text, "key": _object_with({"agentId": _null_or(_is_text)})}),
 )
-OPENAPI = Shape((200,), _object_with({"info": _object_with({"version": _is_text})}))
+OPENAPI = Shape((200,), _object_with({"info": _object_with({"version": _is_version})}))
 CALLBACK_SECRET = Shape((200,), _object_with({"secret": _is_secret}))
 
 

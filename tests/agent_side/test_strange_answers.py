@@ -436,6 +436,20 @@ def test_command_says_which_side_to_upgrade(
         assert len(receiver.requests) == before + 1  # it costs nothing where all is well
 
 
+@pytest.mark.parametrize("version", ["1.dev" + "9" * 5_000, "9" * 3_000, "1.0\nroot", "²", ""])
+def test_text_that_is_no_version_names_no_side_to_upgrade(
+    machine: AgentMachine, version: str
+) -> None:
+    machine.give_up_soon()
+    with Receiver() as receiver:
+        machine.url = receiver.url
+        receiver.paths["/openapi.json"] = played.answer(200, {"info": {"version": version}})
+        receiver.answer = STRANGE["an object"]
+        errors = machine.run("task", "list").stderr
+    assert errors.endswith(" answered 200, but not as taskservice does\n")
+    assert errors.count("\n") == 1
+
+
 def test_run_at_a_service_of_another_version_waits_for_its_upgrade(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
