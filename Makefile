@@ -12,7 +12,7 @@ PROCESSES ?= $$(( $$(getconf _NPROCESSORS_ONLN) * 3 ))
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-server test-agent test-browser test-operations test-mcp \
-	test-deploy test-nodes test-crash test-api test-big test-callbacks catalogue lint bench bench-peers \
+	test-deploy test-nodes test-crash test-api test-big test-callbacks lint bench bench-peers \
 	bench-more bench-scaling screenshots clean
 
 help: ## List the targets
@@ -86,9 +86,6 @@ test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks, m
 
 test-callbacks: $(VENV)/installed-test ## Webhooks, while the service is killed at critical moments
 	$(BIN)/python -m pytest -n $(PROCESSES) -m slow tests/test_delivery_crashes.py
-
-catalogue: $(VENV)/installed-test ## Write the faults that the last tests tried into docs/reliability.md
-	$(BIN)/python -m tests.catalogue
 
 lint: $(VENV)/installed-test ## Check style and types
 	$(BIN)/ruff check .

@@ -18,7 +18,6 @@ from taskservice.webhooks import transport
 from taskservice.webhooks.destinations import Destinations
 from tests.support.api_client import ApiClient, add_user
 from tests.support.apps import Apps
-from tests.support.catalogue import Catalogue, ObservedClient
 from tests.support.certificates import Authority
 from tests.support.cheap_subtests import CheapSubtests
 from tests.support.clocks import Clocks
@@ -33,11 +32,6 @@ from tests.support.waiting import PATIENCE_SECONDS
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and so all programs
 # that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Catalogue(config))
-    Flask.test_client_class = ObservedClient
 
 
 @pytest.fixture(scope="session")

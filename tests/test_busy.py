@@ -25,7 +25,6 @@ from taskservice.database.engine import Database, dispose
 from taskservice.database.types import db
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.apps import new_app
-from tests.support.catalogue import fault, happened
 from tests.support.concurrency import is_free
 from tests.support.internals import set_for_database
 from tests.support.marks import one_database, only_postgresql
@@ -42,9 +41,6 @@ def app(config: Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
         yield app
 
 
-@fault(
-    "storage", "another process holds SQLite's write lock", "503, reads go on, nothing half-written"
-)
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_locked_database_is_503_and_nothing_is_half_written(
     app: Flask, alice: ApiClient, data_folder: Path
@@ -66,14 +62,12 @@ def test_locked_database_is_503_and_nothing_is_half_written(
         assert "locked" not in body["detail"]
     # Readers do not wait.
     assert expect(alice.get("/task"), 200) == [task]
-    happened("the task is as it was, and readable")
     other.execute("ROLLBACK")
     other.close()
     alice.append(task, "a line")
     assert alice.task(task)["logs"] == ["a line"]
 
 
-@fault("storage", "a tool of MCP is called while the database is locked", "503, no task")
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_call_of_a_tool_is_503_while_the_database_is_locked(
     app: Flask, alice: ApiClient, data_folder: Path
@@ -92,7 +86,6 @@ def test_call_of_a_tool_is_503_while_the_database_is_locked(
     assert len(expect(alice.get("/task"), 200)) == 1
 
 
-@fault("storage", "a transaction holds the lock on a task", "503, and then writes again")
 def test_lock_held_on_a_task_is_503(app: Flask, alice: ApiClient, database_url: str) -> None:
     """PostgreSQL waits for the row, SQLite for its only writer."""
     task = alice.start()
@@ -109,9 +102,6 @@ def other_connection(url: str, name: str) -> Iterator[psycopg.Connection[Any]]:
         connection.rollback()
 
 
-@fault(
-    "storage", "a table of PostgreSQL is locked", "503, then all is well, no statement left waiting"
-)
 @only_postgresql
 def test_locked_table_is_503_for_readers_too_and_then_all_is_well(
     app: Flask, alice: ApiClient, database_url: str
@@ -133,12 +123,6 @@ def test_locked_table_is_503_for_readers_too_and_then_all_is_well(
         until(lambda: other.execute(waiting).fetchone() == (0,))
 
 
-@fault(
-    "storage",
-    "PostgreSQL's processes are stopped",
-    "503 or 200, `/livez` stays 200, then all is well",
-    answers=False,
-)
 @only_postgresql
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_server_whose_processes_are_stopped_is_503(
@@ -158,12 +142,8 @@ def test_server_whose_processes_are_stopped_is_503(
         for process in stopped:
             os.kill(process, signal.SIGCONT)
     assert alice.start()["status"] == "running"
-    happened("`/livez` 200; a task starts when they go on")
 
 
-@fault(
-    "storage", "PostgreSQL ends its connections, as at a restart", "the next requests connect anew"
-)
 @only_postgresql
 def test_connections_that_the_server_has_ended_are_replaced(
     app: Flask, alice: ApiClient, database_url: str
@@ -181,14 +161,8 @@ def test_connections_that_the_server_has_ended_are_replaced(
         until(lambda: not set(ended) & set(backends(app, database_url)))  # noqa: B023
         alice.append(task, "a line")
         assert alice.task(task)["logs"][-1] == "a line"
-    happened("each append is stored")
 
 
-@fault(
-    "storage",
-    "`taskservice.db` is removed before its first use",
-    "an error of the database, not of the program",
-)
 @one_database
 def test_file_that_was_removed_before_its_first_use_is_named_as_other_failures(
     app: Flask, config: Config
@@ -197,10 +171,8 @@ def test_file_that_was_removed_before_its_first_use_is_named_as_other_failures(
     (config.DATA / "taskservice.db").unlink()
     with app.app_context(), pytest.raises(OperationalError):
         db.engine.raw_connection()
-    happened("OperationalError")
 
 
-@fault("storage", "a connection to PostgreSQL is lost", "no other kept one is trusted")
 @only_postgresql
 def test_after_a_lost_connection_no_kept_one_is_used(
     app: Flask, alice: ApiClient, database_url: str
@@ -214,14 +186,8 @@ def test_after_a_lost_connection_no_kept_one_is_used(
     reads.release(first)
     until(lambda: kept not in backends(app, database_url))
     expect(alice.get("/user"), 200)
-    happened("the next request connects anew")
 
 
-@fault(
-    "storage",
-    "PostgreSQL is read-only, as after a failover",
-    "writes 503, reads 200, then all is well",
-)
 @only_postgresql
 def test_server_that_is_read_only_is_503_for_writers_alone(app: Flask, alice: ApiClient) -> None:
     """As after a failover, or where the provider's disk is full."""
@@ -242,13 +208,11 @@ def test_server_that_is_read_only_is_503_for_writers_alone(app: Flask, alice: Ap
             assert int(response.headers["Retry-After"]) > 0
             problem(response, 503)
         assert expect(alice.get("/task"), 200) == [task]
-        happened("reads 200")
     finally:
         set_for_database(app, "default_transaction_read_only", "off")
     alice.append(task, "a line")
 
 
-@fault("storage", "PostgreSQL refuses a row and tells its values", "500, the values are in no log")
 @only_postgresql
 def test_values_of_a_failed_write_are_in_no_log(
     app: Flask, alice: ApiClient, caplog: pytest.LogCaptureFixture
@@ -278,7 +242,6 @@ def test_values_of_a_failed_write_are_in_no_log(
     told = "".join(traceback.format_exception(failed.value))
     assert "created_at" in told
     assert str(row[0]) not in told
-    happened("the constraint is logged, no value")
 
 
 def backends(app: Flask, url: str) -> list[int]:
@@ -291,7 +254,6 @@ def backends(app: Flask, url: str) -> list[int]:
         return [pid for (pid,) in rows]
 
 
-@fault("storage", "a process is suspended during its write", "503 for others, reads go on")
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_process_suspended_in_a_write_delays_others_only_briefly(
     app: Flask, alice: ApiClient, data_folder: Path
@@ -330,7 +292,6 @@ def test_turn_that_comes_in_time_is_taken(
     assert alice.task(task)["logs"] == ["a line"]
 
 
-@fault("storage", "the folder of the database is moved away", "503, `/livez` 200, then all is well")
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_unreachable_database_is_503_while_the_process_stays_live(
     app: Flask, alice: ApiClient, data_folder: Path
@@ -361,7 +322,6 @@ GONE = {
 }  # fmt: skip
 
 
-@fault("storage", "a {case} that is gone by mistake", "503, not ready; all is well when it is back")
 def test_table_column_schema_or_right_that_is_gone_is_503(
     app: Flask, alice: ApiClient, database_url: str, subtests: pytest.Subtests
 ) -> None:
@@ -406,7 +366,6 @@ def change_database(app: Flask, url: str, change: str) -> None:
         connection.execute(f"ALTER {to} {how}")
 
 
-@fault("storage", "`taskservice.db` is moved away", "503; no empty one is made")
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_file_that_is_away_at_the_first_use_is_not_created(
     app: Flask, alice: ApiClient, data_folder: Path

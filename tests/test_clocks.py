@@ -17,7 +17,6 @@ from taskservice.database.types import database_now
 from taskservice.webhooks.signing import LONGEST_DELAY_SECONDS
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, expect, problem
-from tests.support.catalogue import fault, happened
 from tests.support.clocks import Clocks
 from tests.support.commands import check
 from tests.support.deliveries import change, finish, looping, the_delivery
@@ -38,7 +37,6 @@ def exists(person: ApiClient, task: dict[str, Any]) -> bool:
     return person.get(f"/task/{task['id']}").status_code == 200
 
 
-@fault("process", "a clock that jumps", "nothing is removed, no task is ended")
 def test_clock_that_jumps_removes_and_ends_nothing(
     app: Flask, alice: ApiClient, clocks: Clocks, subtests: pytest.Subtests
 ) -> None:
@@ -61,7 +59,6 @@ def test_clock_that_jumps_removes_and_ends_nothing(
                     clocks.set_database(ahead)
                 upkeep.do_round()
             assert (alice.task(young), alice.task(claimed)) == before
-    happened("nothing removed or ended")
 
 
 def test_nothing_is_removed_in_the_first_five_minutes(
@@ -108,7 +105,6 @@ def test_end_of_a_task_is_told_by_the_clock_that_retention_goes_by(
         assert abs(now - moment(alice.task(task)["finishedAt"])).total_seconds() < 3_600
 
 
-@fault("process", "the clocks of service and database differ", "`db check` says so")
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_check_tells_of_clocks_that_differ(config: Config, clocks: Clocks) -> None:
     found = []
@@ -117,10 +113,8 @@ def test_check_tells_of_clocks_that_differ(config: Config, clocks: Clocks) -> No
         found.append(check(config.DATA, DATABASE_URL=str(config.DATABASE_URL))["clocks"])
     assert [finding["state"] for finding in found] == ["ok", "warning"]
     assert "is 120 s behind this machine's" in found[1]["message"]
-    happened("said so")
 
 
-@fault("process", "a machine that slept between two rounds of upkeep", "retention waits")
 def test_gap_between_two_rounds_postpones_retention(
     app: Flask, alice: ApiClient, clocks: Clocks
 ) -> None:
@@ -133,10 +127,8 @@ def test_gap_between_two_rounds_postpones_retention(
     upkeep.do_round()
     clocks.go_on_with(upkeep, seconds=290)
     assert exists(alice, task)
-    happened("nothing removed")
 
 
-@fault("process", "the clock of the database cannot be read", "chores that need it wait")
 def test_failed_clock_reading_postpones_the_chores_that_need_it(
     app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch, no_grace: None
 ) -> None:
@@ -153,10 +145,8 @@ def test_failed_clock_reading_postpones_the_chores_that_need_it(
         upkeep.do_round()
     assert upkeep._clock.now is None
     assert exists(alice, task)
-    happened("nothing removed")
 
 
-@fault("process", "a clock set back after an agent was heard", "its silence counts anew")
 def test_silence_counts_anew_where_its_beginning_lies_ahead(
     app: Flask, alice: ApiClient, no_grace: None
 ) -> None:
@@ -173,14 +163,8 @@ def test_silence_counts_anew_where_its_beginning_lies_ahead(
     fall_silent(app, tasks[1], 61)
     upkeep.do_round()
     assert alice.task(tasks[1])["status"] == "error"
-    happened("not ended early, and ended in time")
 
 
-@fault(
-    "process",
-    "all clocks are set back a day",
-    "lists and ids stay in order, no line is older than its task, no task ends, webhooks are sent",
-)
 def test_clocks_that_are_set_back_a_day_spoil_no_order(
     app: Flask, alice: ApiClient, receiver: Receiver, clocks: Clocks, no_grace: None
 ) -> None:
@@ -205,7 +189,6 @@ def test_clocks_that_are_set_back_a_day_spoil_no_order(
     assert min(log["times"]) >= before[0]["createdAt"]
     assert {task["status"] for task in expect(alice.get("/task"), 200)} == {"running"}
     assert finish(alice, alice.start(callback=receiver.url)) == "delivered"
-    happened("in order, all run, delivered")
 
 
 def expect_page(person: ApiClient, query: str) -> Any:
@@ -221,7 +204,6 @@ def ids(tasks: list[dict[str, Any]]) -> list[str]:
 # --- deliveries --------------------------------------------------------------------------
 
 
-@fault("callback", "a webhook scheduled while the clock was ahead", "sent")
 def test_delivery_scheduled_while_the_clock_was_ahead_is_sent(
     app: Flask, alice: ApiClient, receiver: Receiver
 ) -> None:
@@ -239,7 +221,6 @@ def test_delivery_scheduled_while_the_clock_was_ahead_is_sent(
         rounds(Upkeep(app), 30, lambda: the_delivery(alice, far)["state"] == "delivered")
     assert the_delivery(alice, far)["state"] == "delivered"
     assert the_delivery(alice, near)["state"] == "pending"
-    happened("sent")
 
 
 def test_check_tells_of_deliveries_that_are_scheduled_too_far_away(

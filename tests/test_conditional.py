@@ -8,7 +8,6 @@ import pytest
 from flask import Flask
 
 from tests.support.api_client import ApiClient, expect, problem
-from tests.support.catalogue import fault, happened
 from tests.support.internals import FITTING_BODIES, end_for_silence, filled, reads, rows, rules
 
 Task = dict[str, Any]
@@ -165,11 +164,6 @@ HEADERS = (
 )
 
 
-@fault(
-    "HTTP",
-    "an `If-None-Match` with quotes, commas and odd characters",
-    "200 or 304, never an error",
-)
 def test_if_none_match_lists_what_is_known(
     alice: ApiClient, task: Task, subtests: pytest.Subtests
 ) -> None:
@@ -178,7 +172,6 @@ def test_if_none_match_lists_what_is_known(
         with subtests.test(header[:20]):
             known = header.format(etag=weak, strong=weak.removeprefix("W/"))
             assert ask_again(alice, task, known).status_code == status
-            happened(str(status))
 
 
 def test_304_is_found_before_the_log_is_read(alice: ApiClient, app: Flask, task: Task) -> None:
@@ -196,7 +189,6 @@ def test_304_is_found_before_the_log_is_read(alice: ApiClient, app: Flask, task:
     assert "log_chunks" in ask('"other"', 200)
 
 
-@fault("access", "a known `ETag` with a key that may not see the task", "404 or 401, not 304")
 def test_304_is_only_for_keys_that_may_see_the_task(
     alice: ApiClient, bob: ApiClient, app: Flask, task: Task
 ) -> None:
@@ -294,7 +286,6 @@ def test_head_of_a_known_task_is_304(alice: ApiClient, task: Task) -> None:
     assert head.headers["ETag"] == known
 
 
-@fault("HTTP", "HEAD of a thing that is not there", "404 without a body")
 def test_head_of_a_missing_thing_is_404_without_a_body(alice: ApiClient, bob: ApiClient) -> None:
     task = alice.start()
     for response in (

@@ -11,7 +11,6 @@ from sqlalchemy.engine import make_url
 
 from taskservice.config import Config, ConfigError, unknown_names
 from taskservice.database import address
-from tests.support.catalogue import fault, happened
 from tests.support.fork_server import ForkedPopen
 from tests.support.service import environment
 
@@ -69,7 +68,6 @@ TOO_SMALL_OR_LARGE = {
 }  # fmt: skip
 
 
-@fault("process", "a setting with a wrong value", "one line that names the setting")
 def test_wrong_value_is_one_line_that_names_the_setting(
     tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
@@ -82,7 +80,6 @@ def test_wrong_value_is_one_line_that_names_the_setting(
                     assert "\n" not in line
                     assert "hidden" not in line
                     assert len(line) < 200
-    happened("one line that names the setting")
 
 
 def refusal(data: Path, name: str, value: str) -> str:
@@ -124,7 +121,6 @@ def test_empty_value_is_as_unset(tmp_path: Path) -> None:
     assert config.BIND == "127.0.0.1:8000"
 
 
-@fault("process", "PostgreSQL without a secret key of one's own", "refused in one line")
 def test_postgresql_needs_a_secret_key(tmp_path: Path) -> None:
     environ = {
         "TASKSERVICE_DATA": str(tmp_path),
@@ -134,10 +130,8 @@ def test_postgresql_needs_a_secret_key(tmp_path: Path) -> None:
         Config.from_environment(environ)
     config = Config.from_environment(environ | {"TASKSERVICE_SECRET_KEY": "k" * 32})
     assert address.shown(make_url(config.DATABASE_URL)) == "postgresql://localhost/tasks"
-    happened("refused in one line")
 
 
-@fault("process", "processes that start at once make the secret key", "one key, private")
 def test_processes_that_start_concurrently_make_one_private_secret_key(
     tmp_path: Path,
 ) -> None:
@@ -162,10 +156,8 @@ def test_processes_that_start_concurrently_make_one_private_secret_key(
     (path,) = (tmp_path / "new").iterdir()
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
-    happened("one key")
 
 
-@fault("storage", "a crash while the secret key is written", "no empty key under its name")
 def test_secret_key_is_on_the_disk_before_it_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,10 +173,8 @@ def test_secret_key_is_on_the_disk_before_it_has_its_name(
     monkeypatch.setattr(os, "fsync", look)
     key = f"{Config.from_environment({'TASKSERVICE_DATA': str(folder)}).SECRET_KEY}\n".encode()
     assert synced == [(tmp_path.name, []), ("secret_key", []), ("new", [key])]
-    happened("synced before it is named")
 
 
-@fault("process", "a secret key file that is empty or too short", "refused in one line")
 @pytest.mark.parametrize(
     "content",
     [b"", b"\n", b"x", b"k" * 31 + b"\n", b"\xff" * 40],
@@ -198,14 +188,11 @@ def test_kept_secret_key_that_cannot_protect_is_one_line(tmp_path: Path, content
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == content
-    happened("refused in one line")
 
 
-@fault("process", "a setting whose name is misspelt", "a warning that names it")
 def test_misspelt_names_are_noticed() -> None:
     environ = {"TASKSERVICE_BINDD": "x", "TASKSERVICE_APIKEY": "x", "TASKSERVICE_DATA": "x"}
     assert unknown_names({**environ, "PATH": "x"}) == ["TASKSERVICE_BINDD"]
-    happened("named")
 
 
 def test_setting_of_origins_is_checked() -> None:

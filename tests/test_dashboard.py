@@ -33,7 +33,6 @@ from taskservice.database.engine import dispose
 from taskservice.database.transactions import reading
 from taskservice.services import agents, counts, lists
 from tests.support.api_client import ApiClient, add_user, expect
-from tests.support.catalogue import fault, happened
 from tests.support.concurrency import at_once
 from tests.support.deliveries import looping
 from tests.support.html_page import Page
@@ -118,7 +117,6 @@ def test_every_page_redirects_to_the_sign_in_without_a_session(
     assert rows(app) == before
 
 
-@fault("access", "a sign-in with a wrong key", "401")
 @one_database
 def test_wrong_key_gets_the_sentence_of_the_api(app: Flask, alice: ApiClient) -> None:
     mistyped = alice.key[:-1] + ("y" if alice.key.endswith("x") else "x")
@@ -144,7 +142,6 @@ def test_sign_in_leads_back_to_the_page_that_was_asked_for(
         assert again.location == wanted
 
 
-@fault("access", "a sign-in that should lead to another site", "leads to a page of the service")
 @pytest.mark.parametrize(
     "path",
     ["https://evil.example/", "//evil.example", "/\\evil.example", "/\t/evil.example",
@@ -155,7 +152,6 @@ def test_sign_in_leads_back_to_the_page_that_was_asked_for(
 @one_database
 def test_sign_in_leads_to_no_other_site(app: Flask, alice: ApiClient, path: str) -> None:
     assert Browser(app).sign_in(alice.key, next=path).location == "/"
-    happened("leads to no other site")
 
 
 @one_database
@@ -181,7 +177,6 @@ def test_cookie_is_secure_behind_tls(app: Flask) -> None:
     assert "; Secure" in cookie
 
 
-@fault("access", "a session whose key is revoked or expires", "ends")
 def test_revoked_and_expired_keys_end_their_sessions(app: Flask, alice: ApiClient) -> None:
     for expires in (False, True):
         fields = {"name": "old", "expiresAt": timestamps.now(3600)}
@@ -194,7 +189,6 @@ def test_revoked_and_expired_keys_end_their_sessions(app: Flask, alice: ApiClien
         else:
             alice.delete(f"/key/{key['id']}")
         assert browser.get("/").location == "/sign-in"
-    happened("to the sign-in")
 
 
 @one_database
@@ -204,7 +198,6 @@ def test_signing_out_ends_the_session(browser: Browser) -> None:
     assert browser.get("/").status_code == 303
 
 
-@fault("access", "the cookie of another service or of last month", "opens no session")
 @one_database
 def test_cookie_of_another_service_or_of_last_month_opens_no_session(
     app: Flask, browser: Browser, monkeypatch: pytest.MonkeyPatch
@@ -216,7 +209,6 @@ def test_cookie_of_another_service_or_of_last_month_opens_no_session(
         assert browser.get("/").status_code == 303
     app.config["SECRET_KEY"] = "another secret key for tests"
     assert browser.get("/").status_code == 303
-    happened("to the sign-in")
 
 
 @one_database
@@ -245,7 +237,6 @@ def test_api_takes_no_session_and_the_dashboard_no_header(
     assert Browser(alice.app).get("/", headers={"apikey": alice.key}).status_code == 303
 
 
-@fault("access", "many wrong keys from one address", "429 with `Retry-After`")
 @one_database
 def test_wrong_keys_slow_down_the_next_try_from_their_address(
     app: Flask, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
@@ -321,7 +312,6 @@ def forms(app: Flask, task: dict[str, Any]) -> Iterator[str]:
             yield filled(rule.rule, task_id=task["id"])
 
 
-@fault("access", "a form without the token of its session", "refused")
 @one_database
 def test_no_form_is_taken_without_the_token_of_its_session(
     app: Flask, browser: Browser, task: dict[str, Any], bob: ApiClient
@@ -338,7 +328,6 @@ def test_no_form_is_taken_without_the_token_of_its_session(
     assert "<bdi>alice</bdi>" in browser.get("/").text
 
 
-@fault("access", "a form from another site", "refused")
 @one_database
 def test_no_form_is_taken_from_another_site(
     app: Flask, browser: Browser, task: dict[str, Any]
@@ -408,7 +397,6 @@ ODD_HEADERS: list[dict[str, str]] = [
 ]
 
 
-@fault("HTTP", "pages asked for with unusual headers", "an answer below 500", answers=False)
 @one_database
 @pytest.mark.usefixtures("patient_probe")
 def test_unusual_headers_never_cause_a_500(
@@ -425,7 +413,6 @@ def test_unusual_headers_never_cause_a_500(
                         with ask(path, headers=headers, buffered=False) as response:
                             assert response.status_code < 500
                         assert response.status_code != 206
-    happened("below 500")
 
 
 @one_database
@@ -459,7 +446,6 @@ def test_pages_have_no_inline_code_and_ids_once(
         assert len(set(page.values("id"))) == len(page.values("id"))
 
 
-@fault("access", "stored markup and scripts on the pages", "shown as text")
 @one_database
 def test_stored_markup_is_shown_as_text(
     app: Flask, browser: Browser, alice: ApiClient, receiver: Receiver
@@ -481,10 +467,8 @@ def test_stored_markup_is_shown_as_text(
     download = browser.get(f"/tasks/{task['id']}/log.txt")
     assert download.content_type == "text/plain; charset=utf-8"
     assert download.headers["Content-Disposition"].startswith("attachment")
-    happened("shown as text")
 
 
-@fault("access", "another user's pages", "404")
 def test_no_user_sees_things_of_another_user(
     app: Flask, task: dict[str, Any], bob: ApiClient
 ) -> None:
@@ -1207,7 +1191,6 @@ def test_key_is_created_shown_once_used_and_revoked(app: Flask, browser: Browser
     assert "revoked <time" in browser.get("/keys").text
 
 
-@fault("access", "the form of a key is sent twice at one instant", "one key")
 def test_form_that_is_sent_twice_concurrently_creates_one_key(two_workers: Service) -> None:
     alice, url = two_workers.add_user(), f"{two_workers.url}/keys"
     browser = requests.Session()
@@ -1221,7 +1204,6 @@ def test_form_that_is_sent_twice_concurrently_creates_one_key(two_workers: Servi
     assert sorted(answer.status_code for answer in answers) == [201, *[303] * 5]
     keys = alice.request("GET", "/key").json()
     assert [key["name"] for key in keys].count("machine") == 1
-    happened("one key")
 
 
 @one_database

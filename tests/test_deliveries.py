@@ -29,7 +29,6 @@ from taskservice.webhooks.destinations import Destinations
 from taskservice.webhooks.signing import JITTER, MAX_FAILURES, SCHEDULE
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, expect, problem
-from tests.support.catalogue import fault, happened
 from tests.support.certificates import Authority
 from tests.support.deliveries import (
     addresses,
@@ -75,7 +74,6 @@ def until_attempts(person: ApiClient, task: dict[str, Any], count: int) -> dict[
 # --- the loop ----------------------------------------------------------------------------
 
 
-@fault("callback", "a receiver that fails at first", "posted again under the same id")
 def test_failed_attempt_is_repeated_under_the_same_id_until_it_is_delivered(
     alice: ApiClient, app: Flask, receiver: Receiver, loop: None
 ) -> None:
@@ -91,7 +89,6 @@ def test_failed_attempt_is_repeated_under_the_same_id_until_it_is_delivered(
     assert "500" in delivery["attempts"][0]["message"]
     assert {request.headers["webhook-id"] for request in receiver.requests} == {delivery["id"]}
     assert all(json.loads(request.body)["id"] == task["id"] for request in receiver.requests)
-    happened("delivered under the same id")
 
 
 def test_second_attempt_comes_by_itself_after_the_first_pause(
@@ -104,7 +101,6 @@ def test_second_attempt_comes_by_itself_after_the_first_pause(
     assert second.at - first.at >= 1 - JITTER - 0.1
 
 
-@fault("callback", "a receiver that always fails", "attempts ever further apart, then none")
 def test_attempts_come_further_and_further_apart_and_then_no_more(
     alice: ApiClient, app: Flask, receiver: Receiver, loop: None
 ) -> None:
@@ -121,7 +117,6 @@ def test_attempts_come_further_and_further_apart_and_then_no_more(
     delivery = until_attempts(alice, task, len(SCHEDULE) + 1)
     assert (delivery["state"], delivery["nextAttemptAt"]) == ("failed", None)
     assert columns(app, "lease", "leased_until") == [(None, None)]
-    happened("failed after the last attempt of the schedule")
 
 
 def test_retry_after_postpones_the_next_attempt(
@@ -138,7 +133,6 @@ def test_retry_after_postpones_the_next_attempt(
     assert 7190 < (due - last).total_seconds() < 7260
 
 
-@fault("callback", "a receiver that answers 410", "not posted to again")
 def test_gone_receiver_is_not_posted_to_again(
     alice: ApiClient, app: Flask, receiver: Receiver, loop: None
 ) -> None:
@@ -151,7 +145,6 @@ def test_gone_receiver_is_not_posted_to_again(
     other = alice.start(callback=receiver.url)
     finish(alice, other)
     assert len(receiver.wait_for(3)) == 3
-    happened("failed after one attempt")
 
 
 def test_receiver_that_calls_back_sees_the_committed_task(
@@ -175,7 +168,6 @@ def test_receiver_that_calls_back_sees_the_committed_task(
     assert alice.task(task)["name"] == "renamed meanwhile"
 
 
-@fault("callback", "a task deleted while its webhook is due", "not posted")
 def test_deleted_task_is_not_posted(
     alice: ApiClient, app: Flask, receiver: Receiver, loop: None
 ) -> None:
@@ -189,10 +181,8 @@ def test_deleted_task_is_not_posted(
     *_, second = receiver.wait_for(2)
     assert json.loads(second.body)["id"] == kept["id"]
     assert columns(app, "state") == [("delivered",)]
-    happened("not posted")
 
 
-@fault("callback", "a task deleted between lease and post", "not posted")
 def test_task_that_is_deleted_between_claim_and_post_is_not_posted(
     alice: ApiClient, app: Flask, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -216,7 +206,6 @@ def test_task_that_is_deleted_between_claim_and_post_is_not_posted(
     assert leases != [(None,)]
     assert len(receiver.requests) == 1
     assert [each.message for each in caplog.records if each.levelname == "ERROR"] == []
-    happened("not posted")
 
 
 @pytest.fixture
@@ -240,7 +229,6 @@ def let_the_lease_run_out(alice: ApiClient, task: dict[str, Any]) -> None:
     change(alice.app, leased_until=database_now(-1))
 
 
-@fault("callback", "a webhook that is replaced during a slow handshake", "not posted")
 @pytest.mark.parametrize(
     ("meddle", "status", "posts"),
     [
@@ -270,7 +258,6 @@ def test_delivery_that_is_no_longer_due_after_the_handshake_is_not_posted(
     with looping(app):
         until(lambda: not {("pending",)} & set(columns(app, "state")))
     assert [json.loads(each.body)["status"] for each in slow_receiver.requests] == posts
-    happened("not posted")
 
 
 def test_task_that_is_deleted_while_the_loop_shakes_hands_is_not_posted(
@@ -288,7 +275,6 @@ def test_task_that_is_deleted_while_the_loop_shakes_hands_is_not_posted(
     assert slow_receiver.requests == []
 
 
-@fault("callback", "a host that hangs", "other hosts get theirs")
 def test_host_that_hangs_does_not_hold_up_the_others(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
@@ -301,7 +287,6 @@ def test_host_that_hangs_does_not_hold_up_the_others(
             # The hanging host still gets its share.
             hanging.wait_for(MAX_PER_RECEIVER)
             assert len(hanging.requests) == MAX_PER_RECEIVER
-    happened("the others were posted to")
 
 
 @pytest.fixture
@@ -311,7 +296,6 @@ def soon_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery_loop, "RETRY_SECONDS", 0.2)
 
 
-@fault("callback", "hosts that hang on all senders", "other hosts get theirs")
 def test_hosts_that_hang_on_all_senders_do_not_hold_up_the_others(
     alice: ApiClient, app: Flask, receiver: Receiver, soon_slow: None
 ) -> None:
@@ -323,7 +307,6 @@ def test_hosts_that_hang_on_all_senders_do_not_hold_up_the_others(
         enqueue_many(app, alice, receiver.url, 2)
         with looping(app, stop_seconds=0):
             receiver.wait_for(2)
-    happened("the others were posted to")
 
 
 @one_database
@@ -371,7 +354,6 @@ def hanging() -> Iterator[Receiver]:
         yield receiver
 
 
-@fault("callback", "a user whose callbacks all hang", "other users' webhooks go out")
 def test_user_whose_callbacks_hang_on_all_senders_does_not_hold_up_the_others(
     alice: ApiClient,
     bob: ApiClient,
@@ -389,7 +371,6 @@ def test_user_whose_callbacks_hang_on_all_senders_does_not_hold_up_the_others(
         receiver.wait_for(3 * MAX_PER_RECEIVER)
     # Many of alice's deliveries are still due.
     assert hanging.connections < 2_000
-    happened("the others were posted to")
 
 
 def test_user_whose_callbacks_hang_does_not_hold_up_others_at_the_same_host(
@@ -484,9 +465,6 @@ def test_last_place_for_a_first_attempt_is_for_another_user(
 # --- leases ------------------------------------------------------------------------------
 
 
-@fault(
-    "callback", "a process that died with a lease", "posted when the lease has run out, not before"
-)
 def test_lease_of_another_holds_until_it_has_run_out(
     alice: ApiClient, app: Flask, receiver: Receiver, loop: None
 ) -> None:
@@ -502,7 +480,6 @@ def test_lease_of_another_holds_until_it_has_run_out(
     assert len(the_delivery(alice, task)["attempts"]) == 1
     change(app, leased_until=database_now(-1))
     assert until_attempts(alice, task, 2)["state"] == "delivered"
-    happened("posted when it had run out")
 
 
 def test_lease_that_runs_out_wakes_the_loop(
@@ -518,7 +495,6 @@ def test_lease_that_runs_out_wakes_the_loop(
         assert until_attempts(alice, task, 2)["state"] == "delivered"
 
 
-@fault("callback", "a clock set back after a lease was given", "the lease holds no longer")
 def test_lease_that_was_given_before_the_clock_was_set_back_holds_no_longer(
     alice: ApiClient, app: Flask, receiver: Receiver, loop: None
 ) -> None:
@@ -528,7 +504,6 @@ def test_lease_that_was_given_before_the_clock_was_set_back_holds_no_longer(
     lease = {"lease": clock.new_id(), "leased_until": database_now(3600)}
     change(app, next_attempt_at=database_now(-1), **lease)
     assert until_attempts(alice, task, 2)["state"] == "delivered"
-    happened("posted in time")
 
 
 def test_webhook_is_due_by_the_clock_of_the_database(
@@ -546,11 +521,6 @@ def test_webhook_is_due_by_the_clock_of_the_database(
         assert until_attempts(alice, task, 1)["state"] == "delivered"
 
 
-@fault(
-    "callback",
-    "a database that fails when an attempt is recorded",
-    "the report is 200, the webhook comes again",
-)
 def test_attempt_that_cannot_be_recorded_fails_no_report_and_is_repeated(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
@@ -571,7 +541,6 @@ def test_attempt_that_cannot_be_recorded_fails_no_report_and_is_repeated(
         assert until_attempts(alice, task, 1)["state"] == "delivered"
     first, second = receiver.requests
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
-    happened("posted again under the same id")
 
 
 def test_task_that_is_deleted_while_its_attempt_is_recorded_is_no_error(
@@ -616,11 +585,6 @@ def test_stopping_loop_releases_its_leases(
     ]
 
 
-@fault(
-    "callback",
-    "a process that stops during a post",
-    "its connection is broken before another posts",
-)
 def test_connection_is_broken_before_another_process_may_post(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
@@ -639,7 +603,6 @@ def test_connection_is_broken_before_another_process_may_post(
         # An interrupted attempt is not recorded.
         delivery = until_attempts(alice, task, 2)
     assert [attempt["statusCode"] for attempt in delivery["attempts"]] == [500, 204]
-    happened("broken, then released")
 
 
 def test_first_attempt_is_interrupted_before_another_process_may_post(
@@ -663,7 +626,6 @@ def test_first_attempt_is_interrupted_before_another_process_may_post(
         assert [each["statusCode"] for each in until_attempts(alice, task, 1)["attempts"]] == [204]
 
 
-@fault("callback", "a late report while an earlier webhook is due", "takes its place")
 def test_late_report_takes_the_place_of_a_pending_delivery(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
@@ -677,17 +639,11 @@ def test_late_report_takes_the_place_of_a_pending_delivery(
     assert (older["nextAttemptAt"], len(older["attempts"])) == (None, 1)
     assert columns(app, "lease", "leased_until") == [(None, None), (None, None)]
     assert json.loads(receiver.requests[-1].body)["output"] == {"late": True}
-    happened("the later state was posted")
 
 
 # --- first attempts that are left to the loop --------------------------------------------
 
 
-@fault(
-    "callback",
-    "reports to receivers that hang, more than threads",
-    "200 at once, the loop posts later",
-)
 @one_database
 def test_past_their_share_of_the_threads_first_attempts_are_left_to_the_loop(
     alice: ApiClient, app: Flask, receiver: Receiver
@@ -714,14 +670,8 @@ def test_past_their_share_of_the_threads_first_attempts_are_left_to_the_loop(
         assert until_attempts(alice, task, 1)["state"] == "delivered"
     # The place is free again.
     assert finish(alice, alice.start(callback=receiver.url)) == "delivered"
-    happened("200 with `Callback-Status: pending`")
 
 
-@fault(
-    "callback",
-    "a host that has failed three times in a row",
-    "reports do not wait for it until it answers",
-)
 def test_host_that_keeps_failing_is_left_to_the_loop_until_it_answers(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
@@ -735,7 +685,6 @@ def test_host_that_keeps_failing_is_left_to_the_loop_until_it_answers(
     with looping(app):
         assert until_attempts(alice, task, 1)["state"] == "delivered"
     assert finish(alice, alice.start(callback=receiver.url)) == "delivered"
-    happened("left to the loop, and posted to again after an answer")
 
 
 @one_database
@@ -800,7 +749,6 @@ def test_redelivery_posts_the_task_as_it_is_now_under_the_same_id(
     assert json.loads(second.body)["name"] == "renamed since"
 
 
-@fault("callback", "a redelivery while the task is deleted", "404")
 def test_redelivery_of_a_task_that_is_being_deleted_is_404(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
@@ -866,7 +814,6 @@ def test_redelivery_of_a_pending_one_does_not_wait(
     assert until_attempts(alice, task, 2)["state"] == "delivered"
 
 
-@fault("callback", "a redelivery without a delivery", "409")
 def test_without_a_delivery_there_is_nothing_to_deliver_again(
     alice: ApiClient, receiver: Receiver
 ) -> None:
@@ -877,7 +824,6 @@ def test_without_a_delivery_there_is_nothing_to_deliver_again(
         assert "no delivery" in refused["detail"]
 
 
-@fault("callback", "a redelivery while the webhook is being posted", "409")
 def test_delivery_that_is_being_posted_is_not_delivered_again(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
@@ -896,7 +842,6 @@ def test_delivery_that_is_being_posted_is_not_delivered_again(
     assert the_delivery(alice, task)["state"] == "delivered"
 
 
-@fault("access", "the deliveries of another user's task", "404; 403 to an agent key")
 def test_deliveries_are_for_their_users_own_eyes(
     alice: ApiClient, bob: ApiClient, receiver: Receiver
 ) -> None:

@@ -18,7 +18,6 @@ from taskservice.database.engine import Database
 from taskservice.database.transactions import transaction
 from taskservice.database.types import db
 from tests.support.api_client import ApiClient, expect, problem
-from tests.support.catalogue import fault, happened
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -93,7 +92,6 @@ def test_write_that_waits_for_no_other_is_committed_at_once(
     assert len(commits) == 1
 
 
-@fault("storage", "refused writes among those that share a commit", "the others are stored")
 def test_refused_write_undoes_nothing_of_the_others(app: Flask, alice: ApiClient) -> None:
     task, finished = alice.start(), alice.start()
     alice.report(finished, status="complete")
@@ -103,10 +101,8 @@ def test_refused_write_undoes_nothing_of_the_others(app: Flask, alice: ApiClient
     assert [answer.status_code for answer in answers] == [201, 409] * 5
     assert alice.task(task)["logs"] == ["a line"] * 5
     assert alice.task(finished)["logs"] == []
-    happened("5 of 5 others stored")
 
 
-@fault("storage", "the first of those that share a commit fails", "the others are stored")
 def test_first_writer_that_is_refused_leaves_the_others_their_commit(
     app: Flask, alice: ApiClient
 ) -> None:
@@ -122,10 +118,8 @@ def test_first_writer_that_is_refused_leaves_the_others_their_commit(
         expect(answer, 201)
     assert alice.task(task)["logs"] == ["a line"] * 3
     assert alice.task(task)["name"] == task["name"]
-    happened("3 of 3 others stored")
 
 
-@fault("storage", "a shared commit fails", "503 to all of them, nothing stored")
 def test_commit_that_fails_is_told_to_all_and_stores_nothing(app: Flask, alice: ApiClient) -> None:
     task = alice.start()
 
@@ -139,16 +133,10 @@ def test_commit_that_fails_is_told_to_all_and_stores_nothing(app: Flask, alice: 
     for answer in answers:
         problem(answer, 503)
     assert alice.task(task) == task
-    happened("nothing stored")
     alice.append(task, "a line")
     assert alice.task(task)["logs"] == ["a line"]
 
 
-@fault(
-    "storage",
-    "SQLite rolls a transaction back itself, as on a full disk",
-    "an error to all of them, nothing stored",
-)
 def test_rollback_by_sqlite_itself_is_told_to_all(app: Flask, alice: ApiClient) -> None:
     """As on a full disk: SQLite then rolls back all that the transaction has written."""
     task = alice.start()
@@ -165,16 +153,10 @@ def test_rollback_by_sqlite_itself_is_told_to_all(app: Flask, alice: ApiClient) 
     assert "rolled back" in str(error)
     assert "rolled back" in answers[0]
     assert alice.task(task) == task
-    happened("nothing stored")
     alice.report(task, name="other")
     assert alice.task(task)["name"] == "other"
 
 
-@fault(
-    "storage",
-    "the connection is lost while writers share a commit",
-    "an error to one, the others are stored",
-)
 def test_lost_connection_is_told_and_the_others_write(app: Flask, alice: ApiClient) -> None:
     task = alice.start()
     writers = [appending(alice, task, "a line")] * 3
@@ -183,14 +165,8 @@ def test_lost_connection_is_told_and_the_others_write(app: Flask, alice: ApiClie
     for answer in answers:
         expect(answer, 201)
     assert alice.task(task)["logs"] == ["a line"] * 3
-    happened("3 of 3 others stored")
 
 
-@fault(
-    "storage",
-    "480 writers that give up at any moment",
-    "what was acknowledged is stored, and no more",
-)
 def test_writers_that_give_up_at_any_moment_leave_nothing_half_done(
     app: Flask, alice: ApiClient
 ) -> None:
@@ -228,4 +204,3 @@ def test_writers_that_give_up_at_any_moment_leave_nothing_half_done(
     with app.app_context(), transaction() as connection:
         names = connection.exec_driver_sql("SELECT id FROM users WHERE id LIKE '%-%'").scalars()
         assert {name for name in names if len(name) < 10} == set(stored)
-    happened("exactly the acknowledged rows are there")

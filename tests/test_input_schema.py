@@ -14,7 +14,6 @@ from taskservice.database.models import Agent
 from taskservice.database.transactions import transaction
 from taskservice.schemas.json_schema import Input
 from tests.support.api_client import ApiClient, expect, problem
-from tests.support.catalogue import fault
 from tests.support.marks import one_database
 
 Json = dict[str, Any]
@@ -171,9 +170,6 @@ UNFIT: tuple[tuple[Json, str], ...] = (
 )
 
 
-@fault(
-    "JSON", "an input schema that is invalid, too deep or refers elsewhere", "422 with the reason"
-)
 def test_schema_that_is_not_allowed_is_refused_with_the_reason(
     alice: ApiClient, subtests: pytest.Subtests
 ) -> None:
@@ -186,7 +182,6 @@ def test_schema_that_is_not_allowed_is_refused_with_the_reason(
     assert expect(alice.get("/agent/summarizer"), 200) == agent
 
 
-@fault("JSON", "an input schema that refers to a URL", "422; nothing is fetched")
 @one_database
 def test_no_schema_makes_the_service_fetch_anything(alice: ApiClient) -> None:
     """Neither an agent's nor a question's."""
@@ -226,7 +221,6 @@ def test_no_schema_makes_the_service_fetch_anything(alice: ApiClient) -> None:
 # --- an input ----------------------------------------------------------------------------
 
 
-@fault("JSON", "an input that its agent's schema does not allow", "422 that says where")
 def test_start_is_checked_by_the_schema_of_its_agent(alice: ApiClient) -> None:
     alice.register(inputSchema=MAIL)
     given = {"mailbox": "office", "days": 7, "since": "2026-11-26", "kind": "long"}
@@ -392,7 +386,6 @@ LONG: tuple[tuple[Json, Json, str | None], ...] = (
 )
 
 
-@fault("JSON", "an input whose check would take very long", "ended after a bounded time")
 def test_long_input_is_checked_but_never_for_long(
     alice: ApiClient, subtests: pytest.Subtests
 ) -> None:
@@ -419,7 +412,6 @@ def test_schema_that_was_stored_before_a_limit_is_named(app: Flask, alice: ApiCl
     alice.start(input={"x": {}}, claim=True)
 
 
-@fault("JSON", "a pattern that backtracks for ever elsewhere", "time in proportion to the text")
 @one_database
 def test_pattern_takes_time_in_proportion_to_the_text(alice: ApiClient) -> None:
     """With an engine that goes back, this one takes longer than the universe has existed."""

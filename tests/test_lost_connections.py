@@ -10,7 +10,6 @@ import pytest
 
 from taskservice.config import Config
 from tests.support.api_client import ApiClient, expect, problem
-from tests.support.catalogue import fault, happened
 from tests.support.cut_connections import FAREWELL, CutConnections, cut_connections
 from tests.support.marks import only_postgresql
 from tests.support.receiver import Receiver
@@ -43,11 +42,6 @@ def writes_to(task: dict[str, Any]) -> dict[str, Write]:
     }
 
 
-@fault(
-    "storage",
-    "PostgreSQL ends all connections after each message of an answer, {id}",
-    "503 or the answer, and a write that is sent again is done once",
-)
 def test_each_moment_is_503_and_each_write_is_done_once(
     alice: ApiClient, connections: CutConnections, receiver: Receiver
 ) -> None:
@@ -60,7 +54,6 @@ def test_each_moment_is_503_and_each_write_is_done_once(
     assert alice.task(task)["logs"] == ["a line"]
     (delivery,) = expect(alice.get(f"/task/{task['id']}/deliveries"), 200)
     assert {sent.headers["webhook-id"] for sent in receiver.requests} <= {delivery["id"]}
-    happened("each write was done once")
 
 
 def send_until_done(alice: ApiClient, connections: CutConnections, write: Write) -> int:

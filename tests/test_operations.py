@@ -38,7 +38,6 @@ from taskservice.operations.metrics import RECORDS, SLOTS, RequestCounts
 from taskservice.operations.request_log import configure_logging
 from taskservice.serving.settings import gunicorn_settings
 from tests.support.api_client import ApiClient, RemoteClient, problem
-from tests.support.catalogue import fault, happened
 from tests.support.databases import Databases
 from tests.support.internals import run_sql, set_for_database
 from tests.support.marks import only_postgresql
@@ -147,7 +146,6 @@ def test_latency_is_a_histogram_by_rule(app: Flask, alice: ApiClient) -> None:
     assert 0 < after.get(f"{DURATION}_sum", route=route) < 60
 
 
-@fault("HTTP", "invented methods and paths", "one series of the metrics for all")
 def test_invented_methods_and_paths_share_one_series(app: Flask) -> None:
     client, before = app.test_client(), scrape(app)
     for number in range(20):
@@ -155,7 +153,6 @@ def test_invented_methods_and_paths_share_one_series(app: Flask) -> None:
     after = scrape(app)
     assert after.requests("other", "other", 404) - before.requests("other", "other", 404) == 20
     assert len(after.samples) - len(before.samples) < 50
-    happened("one series")
 
 
 def test_tasks_and_deliveries_are_counted(app: Flask, alice: ApiClient, receiver: Receiver) -> None:
@@ -231,7 +228,6 @@ def test_counts_of_a_large_database_read_indexes_only(app: Flask) -> None:
     assert not [step for step in scans if "tasks_by" in step], steps
 
 
-@fault("storage", "`/metrics` without a database", "200 with what the process knows")
 @only_sqlite
 def test_metrics_without_a_database_are_those_of_the_process(
     app: Flask, alice: ApiClient, data_folder: Path
@@ -246,7 +242,6 @@ def test_metrics_without_a_database_are_those_of_the_process(
     assert down.requests("/metrics") > 0
     gone.rename(data_folder)
     until(lambda: scrape(app).get("taskservice_database_up") == 1)
-    happened("200")
 
 
 def test_counts_without_a_free_record_are_harmless() -> None:
@@ -405,7 +400,6 @@ def test_ready_means_that_the_database_can_be_written(app: Flask) -> None:
     assert (response.status_code, response.json) == (200, {"status": "ok"})
 
 
-@fault("storage", "`/readyz` while the write lock is held", "503 within a second")
 @only_sqlite
 def test_writer_that_holds_the_lock_makes_unready_within_a_second(
     app: Flask, data_folder: Path
@@ -434,7 +428,6 @@ def test_many_callers_wait_together_while_the_lock_is_held(app: Flask, data_fold
     until(lambda: is_ready(app))
 
 
-@fault("upgrade", "the database was migrated by another version", "`/readyz` 503")
 def test_database_that_another_version_has_migrated_makes_unready(
     app: Flask, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -448,7 +441,6 @@ def test_database_that_another_version_has_migrated_makes_unready(
     until(lambda: is_ready(app))
 
 
-@fault("storage", "`/readyz` when the file of the database is gone", "503")
 @only_sqlite
 def test_missing_file_makes_unready_even_while_it_is_open(app: Flask, data_folder: Path) -> None:
     file = data_folder / "taskservice.db"
@@ -468,7 +460,6 @@ def app_on_small_disk(databases: Databases, tmp_path: Path) -> Iterator[Flask]:
         dispose(app)
 
 
-@fault("storage", "`/readyz` on a full disk", "503")
 def test_full_disk_makes_unready(app_on_small_disk: Flask, tmp_path: Path) -> None:
     until(lambda: is_ready(app_on_small_disk))
     filler = fill(tmp_path / "data")
@@ -477,7 +468,6 @@ def test_full_disk_makes_unready(app_on_small_disk: Flask, tmp_path: Path) -> No
     until(lambda: is_ready(app_on_small_disk))
 
 
-@fault("storage", "`/readyz` on a read-only disk", "503")
 @only_sqlite
 def test_read_only_disk_makes_unready(app: Flask, data_folder: Path) -> None:
     until(lambda: is_ready(app))
@@ -487,7 +477,6 @@ def test_read_only_disk_makes_unready(app: Flask, data_folder: Path) -> None:
     until(lambda: is_ready(app))
 
 
-@fault("storage", "`/readyz` when PostgreSQL is read-only", "503")
 @only_postgresql
 def test_read_only_server_makes_unready(app: Flask) -> None:
     """As after a failover, or where the provider's disk is full."""
@@ -523,7 +512,6 @@ def test_server_whose_disk_fails_makes_unready(app: Flask, alice: ApiClient) -> 
     run_sql(app, "DROP FUNCTION fail")
 
 
-@fault("upgrade", "`/readyz` with a database that is not migrated", "503")
 def test_unmigrated_database_is_unready(app: Flask) -> None:
     with app.app_context(), transaction() as connection:
         connection.execute(text("ALTER TABLE alembic_version RENAME TO elsewhere"))

@@ -22,7 +22,6 @@ from taskservice.database.models import Log
 from taskservice.database.transactions import transaction
 from taskservice.database.types import database_now
 from tests.support.api_client import ApiClient, add_user, expect, problem
-from tests.support.catalogue import fault, happened
 from tests.support.commands import one_line, run
 from tests.support.databases import Databases
 from tests.support.documents import table
@@ -94,11 +93,6 @@ def work_at_once(alice: ApiClient, threads: int = 4) -> None:
             done.result()
 
 
-@fault(
-    "storage",
-    "PostgreSQL with odd defaults of zone, dates, encoding, isolation",
-    "no request differs",
-)
 @pytest.mark.parametrize("settings", SETTINGS, ids=("German", "SQL"))
 def test_settings_of_the_database_spoil_no_request(
     databases: Databases, tmp_path: Path, settings: dict[str, str]
@@ -109,14 +103,8 @@ def test_settings_of_the_database_spoil_no_request(
         until(lambda: app.test_client().get("/readyz").status_code == 200)
     checked = run(tmp_path, "db", "check", DATABASE_URL=url)
     assert checked.returncode == 0, checked.stdout
-    happened("no difference")
 
 
-@fault(
-    "upgrade",
-    "processes that migrate at once, in serializable isolation",
-    "one migrates, all start",
-)
 def test_processes_that_start_concurrently_migrate_once_if_serializable(
     databases: Databases,
 ) -> None:
@@ -124,14 +112,8 @@ def test_processes_that_start_concurrently_migrate_once_if_serializable(
     with ThreadPoolExecutor(4) as pool:
         for migrated in [pool.submit(upgrade, driven(url)) for _ in range(4)]:
             migrated.result()
-    happened("all started")
 
 
-@fault(
-    "storage",
-    "`synchronous_commit` is off or stricter than usual",
-    "a commit waits for the disk; stricter stays",
-)
 @pytest.mark.parametrize(
     ("chosen", "kept"), [("off", "on"), ("on", "on"), ("local", "local"), ("remote_apply",) * 2]
 )
@@ -141,7 +123,6 @@ def test_stricter_commit_setting_of_the_operator_is_kept(
     url = databases.new_postgresql(synchronous_commit=chosen)
     with app_at(url, tmp_path) as app, app.app_context(), transaction() as connection:
         assert connection.exec_driver_sql("SHOW synchronous_commit").scalar_one() == kept
-    happened("kept")
 
 
 def test_all_works_behind_pgbouncer_and_other_clients_of_it_keep_their_settings(
@@ -173,7 +154,6 @@ def settings_of(connection: psycopg.Connection[Any]) -> dict[str, str]:
     return dict(connection.execute(query, [list(changed)]).fetchall())
 
 
-@fault("storage", "a database of PostgreSQL that is not UTF-8", "refused in one line")
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
 def test_database_that_is_not_utf_8_is_refused_in_one_line(
     databases: Databases, tmp_path: Path, encoding: str
@@ -220,7 +200,6 @@ def listed(app: Flask) -> list[Any]:
     ]
 
 
-@fault("storage", "PostgreSQL with the collation {collation}", "lists and `q` as on SQLite")
 @pytest.mark.parametrize("collation", COLLATIONS)
 def test_collation_of_the_database_changes_no_list(
     databases: Databases, tmp_path: Path, collation: str
@@ -229,10 +208,8 @@ def test_collation_of_the_database_changes_no_list(
         expected = listed(app)
     with app_at(databases.new_postgresql(collation=COLLATIONS[collation]), tmp_path) as app:
         assert listed(app) == expected
-    happened("the same")
 
 
-@fault("storage", "the database is replaced by one that is not UTF-8", "not ready")
 def test_service_is_not_ready_when_its_database_is_replaced_by_one_that_is_not_utf_8(
     databases: Databases, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -249,11 +226,6 @@ def test_service_is_not_ready_when_its_database_is_replaced_by_one_that_is_not_u
         problem(alice.get("/task"), 503)
 
 
-@fault(
-    "storage",
-    "the first of several hosts is down or read-only",
-    "the next is used, no secret shown",
-)
 def test_first_of_several_hosts_that_can_be_written_is_used_and_no_secret_is_shown(
     databases: Databases, tmp_path: Path
 ) -> None:
@@ -279,7 +251,6 @@ def test_first_of_several_hosts_that_can_be_written_is_used_and_no_secret_is_sho
         bob = service.add_user("bob")
         task = bob.start()
         assert bob.request("GET", f"/task/{task['id']}").json() == task
-    happened("the next was used")
 
 
 WITHOUT_DRIVER = """
@@ -293,7 +264,6 @@ main(prog_name="taskservice")
 """
 
 
-@fault("process", "PostgreSQL without its driver", "one line that names the extra")
 def test_missing_driver_is_one_line_that_names_its_extra(tmp_path: Path) -> None:
     settings = environment(tmp_path / "data", DATABASE_URL="postgresql://localhost/tasks")
     for command in (["serve"], ["db", "check"]):

@@ -7,7 +7,6 @@ import psycopg
 import pytest
 
 from taskservice.database.postgresql_batch import MAX_WAITING, BatchingConnection
-from tests.support.catalogue import fault, happened
 from tests.support.databases import Databases
 
 HOSTILE = "☃ \\ 'one' \"two\" %s %% ; COMMIT; --"
@@ -65,7 +64,6 @@ def test_transaction_of_two_inserts_and_a_read_takes_two_round_trips(
     assert stored(url) == [(1, HOSTILE), (2, HOSTILE)]
 
 
-@fault("storage", "a statement in a pipeline fails at the commit", "nothing stored")
 def test_failure_at_the_commit_stores_nothing(url: str, batching: BatchingConnection) -> None:
     batching.execute_later("BEGIN")
     add(batching, 1)
@@ -78,7 +76,6 @@ def test_failure_at_the_commit_stores_nothing(url: str, batching: BatchingConnec
     add(batching, 3)
     batching.commit()
     assert stored(url) == [(3, HOSTILE)]
-    happened("nothing stored")
 
 
 def test_failure_of_what_waited_is_raised_by_the_next_statement(

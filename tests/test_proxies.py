@@ -5,7 +5,6 @@ from flask import Flask, request
 
 from taskservice.serving.proxies import trust_proxies
 from tests.support.api_client import expect
-from tests.support.catalogue import fault, happened
 
 HEADERS = {
     "X-Forwarded-For": "6.6.6.6, 1.1.1.1, 2.2.2.2",
@@ -28,20 +27,16 @@ def seen(hops: int, headers: dict[str, str]) -> tuple[str, str, str]:
     return body["from"], body["base"], body["path"]
 
 
-@fault("HTTP", "`X-Forwarded-*` without a proxy in the settings", "ignored")
 def test_without_proxies_forwarded_headers_are_ignored() -> None:
     assert seen(0, HEADERS) == ("127.0.0.1", "http://localhost/", "/where")
-    happened("ignored")
 
 
 def test_with_two_proxies_the_second_value_from_the_right_counts() -> None:
     assert seen(2, HEADERS) == ("1.1.1.1", "https://public.example/tasks/", "/where")
 
 
-@fault("HTTP", "`X-Forwarded-*` with too few values", "ignored")
 def test_forwarded_header_with_too_few_values_is_ignored() -> None:
     assert seen(2, {"X-Forwarded-For": "6.6.6.6"})[0] == "127.0.0.1"
-    happened("ignored")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from taskservice.database.types import database_now
 from taskservice.services import questions as question_service
 from tests.support.api_client import ApiClient, RemoteClient, expect, problem
 from tests.support.apps import without_routes
-from tests.support.catalogue import fault, happened
 from tests.support.concurrency import at_once
 from tests.support.followers import Follower
 from tests.support.internals import column, rows
@@ -117,7 +116,6 @@ def test_each_change_raises_the_version(alice: ApiClient, task: Json) -> None:
     assert len(set(seen)) == 4
 
 
-@fault("HTTP", "a question of a task that is unclaimed or finished", "409")
 def test_only_a_running_task_that_is_claimed_may_ask(alice: ApiClient, task: Json) -> None:
     waiting = alice.start()
     refused = problem(alice.post(path(waiting), json={"message": "x"}), 409)
@@ -127,7 +125,6 @@ def test_only_a_running_task_that_is_claimed_may_ask(alice: ApiClient, task: Jso
     assert refused["code"] == "task_finished"
 
 
-@fault("HTTP", "a ninth open question", "409")
 def test_task_has_at_most_eight_open_questions(alice: ApiClient, task: Json) -> None:
     questions = [ask(alice, task) for _ in range(8)]
     refused = problem(alice.post(path(task), json={"message": "x"}), 409)
@@ -180,7 +177,6 @@ UNFIT: list[tuple[Json, str]] = [
 ]  # fmt: skip
 
 
-@fault("JSON", "a question with an unfit text, schema or time", "422")
 @one_database
 def test_unfit_question_is_422(alice: ApiClient, task: Json, subtests: pytest.Subtests) -> None:
     for fields, name in UNFIT:
@@ -203,7 +199,6 @@ def test_answer_is_kept_as_it_was_given(alice: ApiClient, task: Json) -> None:
     assert alice.task(task)["questions"] == []
 
 
-@fault("HTTP", "a second, different answer to a question", "409")
 def test_same_answer_again_is_200_and_another_one_is_409(alice: ApiClient, task: Json) -> None:
     question = ask(alice, task)
     first = expect(answer(alice, task, question, answer="yes"), 200)
@@ -214,7 +209,6 @@ def test_same_answer_again_is_200_and_another_one_is_409(alice: ApiClient, task:
     problem(alice.delete(path(task, question)), 409)
 
 
-@fault("HTTP", "an answer to a question that is withdrawn or declined", "409")
 def test_declined_and_withdrawn_questions_stay_so(alice: ApiClient, task: Json) -> None:
     declined, withdrawn = ask(alice, task), ask(alice, task)
     for _ in range(2):
@@ -224,7 +218,6 @@ def test_declined_and_withdrawn_questions_stay_so(alice: ApiClient, task: Json) 
     problem(answer(alice, task, withdrawn, answer="yes"), 409)
 
 
-@fault("JSON", "an answer that its schema does not allow", "422 that names the fields")
 def test_answer_that_does_not_fit_names_its_fields(alice: ApiClient, task: Json) -> None:
     question = ask(alice, task, schema=DEPLOY)
     for content, name in (
@@ -287,7 +280,6 @@ def test_answer_and_decline_name_the_key_that_gave_them(alice: ApiClient, task: 
     assert [each["answeredBy"] for each in listed] == ["laptop", "phone", None]
 
 
-@fault("access", "another user's question", "404")
 def test_question_of_another_user_does_not_exist(
     alice: ApiClient, bob: ApiClient, task: Json
 ) -> None:
@@ -300,7 +292,6 @@ def test_question_of_another_user_does_not_exist(
     problem(alice.get(f"{path(task)}/no-uuid"), 404)
 
 
-@fault("HTTP", "many different answers at one instant", "one counts, 409 to the others")
 def test_one_of_many_answers_at_once_counts(alice: ApiClient, task: Json) -> None:
     question = ask(alice, task)
     clients = [ApiClient(alice.app, alice.name, alice.key) for _ in range(6)]
@@ -433,7 +424,6 @@ def test_deleted_task_has_no_questions(alice: ApiClient, task: Json, app: Flask)
     assert rows(app)["questions"] == []
 
 
-@fault("HTTP", "an answer after a question has expired", "409")
 def test_question_expires_in_every_read_at_once(
     alice: ApiClient, task: Json, app: Flask, upkeep: Upkeep
 ) -> None:
@@ -467,7 +457,6 @@ def test_question_that_has_expired_stays_so_at_the_end_of_its_task(
     assert expect(alice.delete(path(task, left)), 200)["state"] == "withdrawn"
 
 
-@fault("process", "a task that waits for a person longer than its timeout", "not ended")
 @pytest.mark.parametrize("timeout", [None, 60])
 def test_task_does_not_time_out_while_its_question_is_open(
     alice: ApiClient, app: Flask, upkeep: Upkeep, timeout: int | None
@@ -484,4 +473,3 @@ def test_task_does_not_time_out_while_its_question_is_open(
     fall_silent(app, task, 10 * 86_400)
     upkeep.do_round()
     assert alice.task(task)["status"] == "error"
-    happened("still running")

@@ -33,6 +33,7 @@ from tests.support.service import Service, free_port
 from tests.support.waiting import until
 
 README = "README.md"
+RELIABILITY = "docs/reliability.md"
 # What looks like a path and is none of ours.
 # Names of MCP look like paths too.
 NAMES_OF_MCP = (
@@ -261,12 +262,24 @@ def test_every_command_that_is_named_is_there(name: str) -> None:
                 command = inner
 
 
-def test_every_proof_that_is_named_is_there() -> None:
-    proofs = section("docs/callbacks.md", "# Callbacks")
-    named = re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", proofs)
+@pytest.mark.parametrize("name", ["docs/callbacks.md", "docs/reliability.md"])
+def test_every_proof_that_is_named_is_there(name: str) -> None:
+    named = re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", DOCUMENTS[name])
     assert len(named) > 10
     for path, test in named:
-        assert f"def {test}" in (ROOT / path).read_text(), f"{path}::{test}"
+        assert f"\ndef {test or 'test_'}" in (ROOT / path).read_text(), f"{path}::{test}"
+
+
+def test_every_promise_and_every_fault_names_its_proof() -> None:
+    promises = re.split(r"^(?=\*\*)", section(RELIABILITY, "## Promises"), flags=re.MULTILINE)[1:]
+    assert len(promises) >= 7
+    for promise in promises:
+        assert "    pytest tests/" in promise, promise
+    faults = table(RELIABILITY, "## What happens if")
+    assert len(faults) >= 30
+    for fault, promised, tests in faults:
+        # A row in bold letters is the heading of those below it.
+        assert fault.startswith("**") or (promised and "`tests/" in tests), fault
 
 
 def test_make_targets_that_are_named_are_there() -> None:

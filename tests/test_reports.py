@@ -10,7 +10,6 @@ from flask import Flask
 
 from taskservice.terms import MAX_MESSAGE, MAX_OBJECT
 from tests.support.api_client import ApiClient, RemoteClient, expect, problem
-from tests.support.catalogue import fault, happened
 from tests.support.concurrency import at_once, copies
 from tests.support.internals import column, end_for_silence, moment, rows
 from tests.support.marks import one_database
@@ -210,7 +209,6 @@ UNFIT: tuple[tuple[Task, str], ...] = (
 )  # fmt: skip
 
 
-@fault("JSON", "a report with unfit fields", "422 that names the field, nothing changed")
 @one_database
 def test_unfit_report_is_422_names_its_field_and_changes_nothing(
     alice: ApiClient, app: Flask, subtests: pytest.Subtests
@@ -223,7 +221,6 @@ def test_unfit_report_is_422_names_its_field_and_changes_nothing(
             body = problem(alice.patch(path(task), json=fit | fields), 422)
             assert list(body["errors"]) == [field]
             assert rows(app) == before
-    happened("nothing changed")
 
 
 def test_longest_message_is_fit(alice: ApiClient) -> None:
@@ -232,7 +229,6 @@ def test_longest_message_is_fit(alice: ApiClient) -> None:
     assert ended["error"]["message"] == message
 
 
-@fault("JSON", "an output of one byte more than 1 MiB", "422")
 def test_output_of_1_mib_is_fit_and_one_byte_more_is_not(alice: ApiClient) -> None:
     room = MAX_OBJECT - len('{"x":""}')
     assert MAX_OBJECT == 1024 * 1024
@@ -244,7 +240,6 @@ def test_output_of_1_mib_is_fit_and_one_byte_more_is_not(alice: ApiClient) -> No
     assert expect(report_text(alice, task, body), 200)["output"] == largest
 
 
-@fault("JSON", "reports whose merged output passes 1 MiB", "422")
 def test_output_is_measured_after_merging(alice: ApiClient) -> None:
     task = alice.start()
     half = "y" * (MAX_OBJECT // 2)
@@ -306,7 +301,6 @@ def test_equal_report_is_equal_in_whatever_order_its_keys_are(alice: ApiClient) 
     assert expect(report_text(alice, task, again), 200) == ended
 
 
-@fault("HTTP", "a change of a finished task", "409")
 @pytest.mark.parametrize("outcome", [*OUTCOMES, "cancelled"])
 def test_any_change_of_a_finished_task_is_409(
     alice: ApiClient, app: Flask, receiver: Receiver, outcome: str, subtests: pytest.Subtests
@@ -407,7 +401,6 @@ def test_task_that_the_service_ended_may_be_appended_to(alice: ApiClient, app: F
     assert (late["status"], late["error"]["type"]) == ("error", "timeout")
 
 
-@fault("HTTP", "a late report that does not end its task", "409")
 def test_late_report_must_end_the_task(alice: ApiClient, app: Flask) -> None:
     task = alice.start(claim=True)
     end_for_silence(app, task)
@@ -426,7 +419,6 @@ def test_late_report_must_end_the_task(alice: ApiClient, app: Flask) -> None:
     assert alice.report(task, name="new")["error"] == silent["error"]
 
 
-@fault("HTTP", "a late report of a cancelled task", "409")
 @pytest.mark.parametrize("word", LATE_WORDS, ids=lambda word: str(word["status"]))
 def test_cancelled_task_hears_no_late_report(
     alice: ApiClient, receiver: Receiver, word: Task

@@ -27,7 +27,6 @@ from taskservice.database.types import database_now, db
 from taskservice.services import tasks as removal
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, add_user, expect, problem
-from tests.support.catalogue import fault, happened
 from tests.support.internals import (
     before_writes,
     copy_task,
@@ -94,7 +93,6 @@ def test_retention_counts_from_the_end_and_keeps_running_tasks(
     assert bob.get("/task").json == []
 
 
-@fault("storage", "a line that waits while its log is dropped", "begins a new log")
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_late_line_that_waits_while_its_log_is_dropped_begins_a_new_log(
     app: Flask, alice: ApiClient, database_url: str
@@ -115,7 +113,6 @@ def test_late_line_that_waits_while_its_log_is_dropped_begins_a_new_log(
     after = alice.task(task)
     assert (after["logs"], after["firstLog"]) == (["late"], 3)
     assert expect(alice.get("/task"), 200) == [after]
-    happened("a new log")
 
 
 def test_log_goes_first_and_the_result_stays(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
@@ -150,7 +147,6 @@ def test_young_or_running_log_stays(app: Flask, alice: ApiClient, upkeep: Upkeep
     assert [alice.task(task)["logs"] for task in (young, running)] == [["one"], ["one"]]
 
 
-@fault("callback", "a task past its retention whose webhook is due", "kept until it is posted")
 def test_task_whose_webhook_is_still_owed_is_left_alone(
     app: Flask, alice: ApiClient, upkeep: Upkeep, receiver: Receiver
 ) -> None:
@@ -168,7 +164,6 @@ def test_task_whose_webhook_is_still_owed_is_left_alone(
     upkeep.do_round()
     (left,) = alice.get("/task").json or []
     assert (left["id"], left["logs"]) == (task["id"], [])
-    happened("kept")
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -315,7 +310,6 @@ class Writer(threading.Thread):
         self.join()
 
 
-@fault("storage", "writes while very much is removed", "none is refused")
 @pytest.mark.parametrize(
     ("tasks", "lines"), [(100, 10_000), pytest.param(2_000, 50_000, marks=pytest.mark.slow)]
 )
@@ -333,7 +327,6 @@ def test_no_writer_is_refused_while_much_is_removed(
         set_back_drops(app)
         until_gone(app, upkeep, Log, 1)
     assert writer.written > 5
-    happened("none refused")
 
 
 def files(config: Config) -> int:
@@ -364,7 +357,6 @@ def test_space_comes_back_to_the_disk(
     assert alice.task(task)["output"] == {"sum": 15}
 
 
-@fault("storage", "a reader that keeps the write-ahead log from being emptied", "emptied after it")
 @on_sqlite
 def test_large_write_ahead_log_is_emptied_after_its_last_reader(
     app: Flask, alice: ApiClient, upkeep: Upkeep, config: Config
@@ -376,7 +368,6 @@ def test_large_write_ahead_log_is_emptied_after_its_last_reader(
         assert log.stat().st_size > retention.LARGE_LOG_BYTES
     upkeep.do_round()
     assert log.stat().st_size == 0
-    happened("emptied")
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import pytest
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from taskservice.webhooks.signing import is_signed, new_secret, sign
-from tests.support.catalogue import fault, happened
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 BODY = b'{"test": 2432232314}'
@@ -35,14 +34,12 @@ def test_standard_library_verifies_what_we_sign() -> None:
     assert Webhook(secret).verify(body, headers) == {"name": "Zürich \u2028 🎉"}
 
 
-@fault("callback", "a webhook with one byte changed", "does not verify")
 def test_a_changed_byte_breaks_the_signature() -> None:
     secret = new_secret()
     headers = sign([secret], "0193", int(time.time()), BODY)
 
     with pytest.raises(WebhookVerificationError):
         Webhook(secret).verify(BODY.replace(b"4", b"5", 1), headers)
-    happened("refused")
 
 
 def test_every_secret_signs_newest_first_and_each_receiver_verifies() -> None:
@@ -93,7 +90,6 @@ def test_standard_library_s_signature_is_verified() -> None:
     assert is_signed([new_secret(), SECRET], headers, BODY, time.time())
 
 
-@fault("callback", "a webhook with a changed header", "does not verify")
 def test_changed_header_is_not_verified(subtests: pytest.Subtests) -> None:
     for name, value in product(
         ("webhook-id", "webhook-timestamp", "webhook-signature"),
@@ -108,14 +104,11 @@ def test_changed_header_is_not_verified(subtests: pytest.Subtests) -> None:
             assert not is_signed([SECRET], changed, BODY, time.time())
             assert not is_signed([SECRET], headers, BODY + b" ", time.time())
             assert not is_signed([new_secret()], headers, BODY, time.time())
-    happened("refused")
 
 
-@fault("callback", "a webhook with an old or early signature", "does not verify")
 @pytest.mark.parametrize("seconds", [-301, 301])
 def test_old_or_early_signature_is_not_verified(seconds: int) -> None:
     headers = sign([SECRET], "0193", 1_000_000, BODY)
 
     assert is_signed([SECRET], headers, BODY, 1_000_000 + seconds // 2)
     assert not is_signed([SECRET], headers, BODY, 1_000_000 + seconds)
-    happened("refused")

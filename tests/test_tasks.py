@@ -8,7 +8,6 @@ import pytest
 from flask import Flask
 
 from tests.support.api_client import ApiClient, expect, problem
-from tests.support.catalogue import fault
 from tests.support.internals import copy_task
 from tests.support.marks import one_database
 
@@ -63,7 +62,6 @@ def test_task_started_with_an_agent_key_is_claimed(alice: ApiClient) -> None:
     assert task["claimedAt"] == task["createdAt"]
 
 
-@fault("HTTP", "a start for an agent that is not registered", "422 that names it")
 def test_unregistered_agent_is_named(alice: ApiClient) -> None:
     body = problem(alice.post("/task", json={"agentId": "nobody"}), 422)
     assert list(body["errors"]) == ["agentId"]
@@ -97,7 +95,6 @@ UNFIT_WISHES: tuple[tuple[dict[str, object], str], ...] = (
 )
 
 
-@fault("JSON", "a start with unfit fields", "422 that names the field")
 @one_database
 def test_invalid_start_is_422_and_names_its_field(
     alice: ApiClient, subtests: pytest.Subtests
@@ -205,7 +202,6 @@ def test_start_claim_and_rerun_are_shaped_too(alice: ApiClient) -> None:
     assert len(expect(alice.get("/task"), 200)) == 2
 
 
-@fault("HTTP", "a write with an unfit query", "422, nothing changed")
 @one_database
 def test_unfit_query_changes_nothing(alice: ApiClient) -> None:
     task = alice.start()
@@ -218,7 +214,6 @@ def test_unfit_query_changes_nothing(alice: ApiClient) -> None:
     assert expect(alice.get("/task"), 200) == [task]
 
 
-@fault("HTTP", "`fields` and `expand` with unknown, doubled or empty names", "422")
 @one_database
 def test_unfit_query_is_422(alice: ApiClient, subtests: pytest.Subtests) -> None:
     task = alice.start()
@@ -252,7 +247,6 @@ def test_cancelling_again_changes_nothing(alice: ApiClient) -> None:
     assert expect(alice.post(f"/task/{task['id']}/cancel"), 200) == first
 
 
-@fault("HTTP", "a cancel of a finished task", "409")
 def test_finished_task_cannot_be_cancelled(alice: ApiClient) -> None:
     task = alice.start()
     finished = alice.report(task, status="complete")
@@ -277,7 +271,6 @@ def test_deleted_task_is_returned_and_gone(alice: ApiClient) -> None:
     assert [task["id"] for task in expect(alice.get("/task"), 200)] == [other["id"]]
 
 
-@fault("HTTP", "an id that is no UUID", "404")
 def test_id_that_is_no_uuid_is_404(alice: ApiClient, subtests: pytest.Subtests) -> None:
     for text in ("taskid123", "0", "%00", "ü", "{}", "x" * 3000, "a" * 36):
         with subtests.test(text[:40]):

@@ -18,7 +18,6 @@ from taskservice.database.engine import dispose
 from taskservice.services import keys as key_service
 from tests.support.agent_machine import AgentMachine, machine_of, objects
 from tests.support.api_client import RemoteClient
-from tests.support.catalogue import fault, happened
 from tests.support.documents import ROOT
 from tests.support.pseudo_terminal import NASTY, SHOWN, obeyed, on_terminal
 from tests.support.receiver import Receiver
@@ -69,7 +68,6 @@ def on_server(service: Service, *arguments: str) -> str:
 # --- on the server -----------------------------------------------------------------------
 
 
-@fault("agent's side", "names with control and bidi characters in lists on a terminal", "escaped")
 def test_users_and_keys_are_listed_escaped(shared_service: Service, nasty: RemoteClient) -> None:
     for kind in ("user", "key"):
         shown = on_server(shared_service, kind, "list")
@@ -77,7 +75,6 @@ def test_users_and_keys_are_listed_escaped(shared_service: Service, nasty: Remot
         assert SHOWN in shown
         # A table stays a table.
         assert len({line.index(" 20") for line in shown.splitlines()[1:]}) == 1
-    happened("escaped")
 
 
 def test_deliveries_are_shown_escaped(shared_service: Service, nasty: RemoteClient) -> None:
@@ -105,7 +102,6 @@ def test_errors_that_quote_a_name_are_escaped(shared_service: Service, nasty: Re
         assert len(shown.splitlines()) == 1
 
 
-@fault("agent's side", "control characters in `--json`", "escaped, the JSON is complete")
 def test_json_is_complete_and_has_no_control_characters(
     shared_service: Service, nasty: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -118,16 +114,13 @@ def test_json_is_complete_and_has_no_control_characters(
         shown = on_terminal(command, place)
         assert obeyed(shown) == []
         assert NASTY in {found["name"] for found in objects(shown)}
-    happened("escaped")
 
 
-@fault("process", "control characters in what the service logs", "escaped")
 def test_log_of_the_service_is_escaped(shared_service: Service) -> None:
     requests.get(f"{shared_service.url}/log%1b%5b2J%c2%9b%e2%80%ae%e2%80%a8%7f", timeout=10)
     line = until(lambda: re.search(r".*GET /log.*", shared_service.log.read_text()))[0]
     assert r"/log\u001b[2J\u009b\u202e\u2028\u007f" in line
     assert obeyed(shared_service.log.read_text()) == []
-    happened("escaped")
 
 
 def test_exception_in_the_log_is_escaped(tmp_path: Path) -> None:
@@ -149,7 +142,6 @@ except ValueError:
 # --- on the agent's side -----------------------------------------------------------------
 
 
-@fault("agent's side", "control characters in a task on a terminal", "escaped")
 def test_tasks_are_listed_and_shown_escaped(nasty: RemoteClient, machine: AgentMachine) -> None:
     task_id = start(nasty, input={NASTY: [NASTY]})
     change(nasty, task_id, status="error", output={"a": NASTY}, error={"message": NASTY})
@@ -159,7 +151,6 @@ def test_tasks_are_listed_and_shown_escaped(nasty: RemoteClient, machine: AgentM
         assert obeyed(shown) == []
         assert SHOWN in shown
     assert f'"{SHOWN}": [' in on_terminal([*COMMAND, "task", "show", task_id], machine.environment)
-    happened("escaped")
 
 
 def test_follow_prints_colours_and_no_other_control_characters(

@@ -14,7 +14,6 @@ from taskservice.database.engine import dispose
 from taskservice.database.models import Delivery, ServiceHeartbeat
 from taskservice.database.transactions import reading
 from tests.support.api_client import ApiClient, add_user, expect, problem
-from tests.support.catalogue import fault, happened
 from tests.support.clocks import Clocks
 from tests.support.concurrency import at_once
 from tests.support.internals import Statement, before_writes, column, copy_task, moment, set_clock
@@ -36,7 +35,6 @@ def deliveries(app: Flask, task: dict[str, Any]) -> list[Any]:
         return list(connection.execute(of_task).all())
 
 
-@fault("process", "an agent that falls silent", "its task ends as an error after its timeout")
 def test_silent_task_is_ended_with_a_plain_message(
     app: Flask, alice: ApiClient, upkeep: Upkeep
 ) -> None:
@@ -52,7 +50,6 @@ def test_silent_task_is_ended_with_a_plain_message(
     changes = {name: ended[name] for name in ("error", "updatedAt", "finishedAt")}
     assert ended == before | changes | {"status": "error", "endedBy": "service"}
     assert column(app, task, "version") == 3
-    happened("ended with `timeout`")
 
 
 def test_etag_changes_when_a_task_is_ended(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
@@ -208,7 +205,6 @@ def test_webhook_of_a_timeout_is_due_without_a_lease(
     assert abs(between.total_seconds()) < 30
 
 
-@fault("process", "several processes find a silent task at once", "ended once, one webhook")
 def test_several_loops_end_a_task_once_and_enqueue_one_webhook(
     app: Flask, config: Config, alice: ApiClient, no_grace: None, receiver: Receiver
 ) -> None:
@@ -221,15 +217,8 @@ def test_several_loops_end_a_task_once_and_enqueue_one_webhook(
     assert [len(deliveries(app, task)) for task in tasks] == [1] * len(tasks)
     for each in apps[1:]:
         dispose(each)
-    happened("one end, one webhook")
 
 
-@fault(
-    "process",
-    "a heartbeat in the moment of the timeout",
-    "kept or ended, never both",
-    answers=False,
-)
 def test_task_is_either_kept_by_its_heartbeat_or_ended(
     app: Flask, config: Config, alice: ApiClient, no_grace: None
 ) -> None:
@@ -257,7 +246,6 @@ def test_task_is_either_kept_by_its_heartbeat_or_ended(
         now = alice.task(task)["status"]
         assert status == now == "error" or status == "running" == now
     dispose(other)
-    happened("one or the other")
 
 
 # --- the late report -----------------------------------------------------------------------
@@ -285,7 +273,6 @@ def test_late_report_replaces_the_webhook_that_is_still_owed(
     assert alice.task(task) == done
 
 
-@fault("process", "a line after a task was ended for silence", "kept, the task stays ended")
 def test_late_line_does_not_bring_a_task_back(app: Flask, alice: ApiClient, upkeep: Upkeep) -> None:
     task = alice.start(claim=True)
     fall_silent(app, task, 2 * DAY)
@@ -295,7 +282,6 @@ def test_late_line_does_not_bring_a_task_back(app: Flask, alice: ApiClient, upke
     fall_silent(app, task, 2 * DAY)
     upkeep.do_round()
     assert alice.task(task)["finishedAt"] == ended["finishedAt"]
-    happened("kept; still ended")
 
 
 # --- the service itself was away ---------------------------------------------------------
@@ -314,7 +300,6 @@ def test_nothing_is_ended_in_the_first_five_minutes(
     assert alice.task(task)["error"]["type"] == "timeout"
 
 
-@fault("process", "the service was away", "no task is ended for that")
 def test_absence_of_the_service_is_not_silence_of_a_task(
     app: Flask, alice: ApiClient, clocks: Clocks
 ) -> None:
@@ -332,7 +317,6 @@ def test_absence_of_the_service_is_not_silence_of_a_task(
     assert alice.task(late)["status"] == "running"
     clocks.go_on_with(upkeep, seconds=20)
     assert alice.task(late)["error"]["type"] == "timeout"
-    happened("none ended")
 
 
 def test_worker_alone_ends_nothing(app: Flask, alice: ApiClient, no_grace: None) -> None:
@@ -346,7 +330,6 @@ def test_worker_alone_ends_nothing(app: Flask, alice: ApiClient, no_grace: None)
     assert alice.task(task)["status"] == "error"
 
 
-@fault("process", "`taskservice worker` runs while no process serves", "no task is ended")
 def test_worker_ends_no_task_while_no_process_serves(
     app: Flask, alice: ApiClient, clocks: Clocks
 ) -> None:
@@ -366,7 +349,6 @@ def test_worker_ends_no_task_while_no_process_serves(
     assert alice.task(late)["status"] == "running"
     clocks.go_on_with(serve, worker, seconds=20)
     assert alice.task(late)["error"]["type"] == "timeout"
-    happened("none ended")
 
 
 def test_heartbeat_is_written_by_one_of_many(app: Flask, alice: ApiClient) -> None:

@@ -25,7 +25,6 @@ from taskservice.services import tasks
 from taskservice.web import waiting as task_events
 from tests.support import conformance
 from tests.support.api_client import API, ApiClient, RemoteClient, expect, problem
-from tests.support.catalogue import fault, happened
 from tests.support.concurrency import at_once
 from tests.support.followers import Event, Follower, events, open_stream
 from tests.support.marks import one_database
@@ -120,7 +119,6 @@ def test_log_is_json_unless_text_is_rather_wanted(alice: ApiClient, task: dict[s
         assert logs(alice, task, headers={"Accept": accept})["logs"] == []
 
 
-@fault("HTTP", "`after` or `limit` of a log that is no number", "422")
 @one_database
 def test_wrong_page_is_422(
     alice: ApiClient, task: dict[str, Any], subtests: pytest.Subtests
@@ -133,7 +131,6 @@ def test_wrong_page_is_422(
             problem(alice.get(f"/task/{task['id']}/logs?{query}"), 422)
 
 
-@fault("access", "another user's log, page or stream", "404")
 def test_log_of_another_user_is_not_found(
     alice: ApiClient, bob: ApiClient, task: dict[str, Any], subtests: pytest.Subtests
 ) -> None:
@@ -197,9 +194,6 @@ def test_wait_is_over_after_its_time(alice: ApiClient, task: dict[str, Any]) -> 
     assert "Retry-After" not in response.headers
 
 
-@fault(
-    "process", "no thread can be started for a wait", "the wait is answered, later ones are quick"
-)
 @one_database
 def test_wait_survives_a_shortage_of_threads_and_is_quick_after_it(
     alice: ApiClient, task: dict[str, Any]
@@ -215,10 +209,8 @@ def test_wait_survives_a_shortage_of_threads_and_is_quick_after_it(
     assert "watcher" in {thread.name for thread in threading.enumerate()}
     alice.append(task, "one")
     assert answer().json["logs"] == ["one"]
-    happened("answered")
 
 
-@fault("HTTP", "a task is deleted while a request waits for it", "404 at once")
 def test_deletion_ends_a_wait(alice: ApiClient, task: dict[str, Any]) -> None:
     answer = waiting(alice, f"/task/{task['id']}/logs")
     expect(alice.delete(f"/task/{task['id']}"), 200)
@@ -257,7 +249,6 @@ def test_two_waiting_claims_get_two_tasks(alice: ApiClient) -> None:
     assert {answer().json["id"] for answer in answers} == started
 
 
-@fault("HTTP", "a client goes away while its claim waits", "the task goes to another")
 def test_task_is_not_given_to_a_client_that_disconnected_while_waiting(service: Service) -> None:
     alice = service.add_user()
     alice.request("PUT", "/agent/summarizer").raise_for_status()
@@ -270,7 +261,6 @@ def test_task_is_not_given_to_a_client_that_disconnected_while_waiting(service: 
         task = alice.start()
         time.sleep(0.3)
         assert alice.request("POST", "/agent/summarizer/claim").json()["id"] == task["id"]
-    happened("the next claim got it")
 
 
 def test_claim_for_an_unknown_agent_does_not_wait(alice: ApiClient) -> None:
@@ -283,7 +273,6 @@ def guest_of(alice: ApiClient, **fields: Any) -> tuple[ApiClient, str]:
     return ApiClient(alice.app, alice.name, key["key"]), f"/key/{key['id']}"
 
 
-@fault("access", "a key is revoked while its claim waits", "401, no task")
 def test_key_that_is_revoked_while_its_claim_waits_gets_no_task(alice: ApiClient) -> None:
     alice.register()
     for fields in ({}, {"agentId": "summarizer"}):
@@ -296,7 +285,6 @@ def test_key_that_is_revoked_while_its_claim_waits_gets_no_task(alice: ApiClient
         alice.report(task, status="complete")
 
 
-@fault("access", "a key is revoked while its request waits", "401")
 def test_key_that_is_revoked_ends_its_waits(alice: ApiClient, task: dict[str, Any]) -> None:
     alice.register()
     guest, key = guest_of(alice)
@@ -309,7 +297,6 @@ def test_key_that_is_revoked_ends_its_waits(alice: ApiClient, task: dict[str, An
     assert [answer().status_code for answer in waits] == [401, 401]
 
 
-@fault("access", "a key expires while its request waits", "401")
 def test_key_that_expires_ends_its_waits(alice: ApiClient, task: dict[str, Any]) -> None:
     alice.register("idle")
     ahead = datetime.now(UTC) + timedelta(seconds=1)
@@ -322,7 +309,6 @@ def test_key_that_expires_ends_its_waits(alice: ApiClient, task: dict[str, Any])
         problem(answer(), 401)
 
 
-@fault("HTTP", "an agent is deleted while a claim waits for it", "404")
 def test_agent_that_is_deleted_ends_the_claims_that_wait_for_it(alice: ApiClient) -> None:
     alice.register()
     waits = [
@@ -350,7 +336,6 @@ def test_claim_says_that_its_key_went_with_its_agent(
     problem(agent.post("/agent/summarizer/claim", headers={"Prefer": "wait=20"}), 401)
 
 
-@fault("HTTP", "a `Prefer` header that means nothing", "ignored")
 @one_database
 def test_meaningless_preference_is_ignored(alice: ApiClient, task: dict[str, Any]) -> None:
     for prefer in (
@@ -359,7 +344,6 @@ def test_meaningless_preference_is_ignored(alice: ApiClient, task: dict[str, Any
         response = alice.get(f"/task/{task['id']}/logs", headers={"Prefer": prefer})
         assert response.status_code == 200
         assert "Preference-Applied" not in response.headers, prefer
-    happened("answered at once")
 
 
 @one_database
@@ -382,7 +366,6 @@ def test_wait_has_an_upper_limit(alice: ApiClient, task: dict[str, Any]) -> None
     assert response.headers["Preference-Applied"] == "wait=60"
 
 
-@fault("HTTP", "more waiting requests than half of the threads", "the rest is answered at once")
 def test_half_of_the_threads_may_wait_and_no_more(alice: ApiClient, task: dict[str, Any]) -> None:
     """The app of the tests has four threads."""
     path = f"/task/{task['id']}/logs"
@@ -397,7 +380,6 @@ def test_half_of_the_threads_may_wait_and_no_more(alice: ApiClient, task: dict[s
     assert [answer().json["logs"] for answer in answers] == [["one"], ["one"]]
     # Their places are free again.
     assert "Preference-Applied" in alice.get(path, headers={"Prefer": "wait=1"}).headers
-    happened("answered at once")
 
 
 def places(app: Flask) -> list[str]:
@@ -405,7 +387,6 @@ def places(app: Flask) -> list[str]:
     return [slot.user_id for slot in resources.find(WaitSlots, app)._held]
 
 
-@fault("HTTP", "a user who holds all places for waits", "another user still gets one")
 def test_user_who_holds_all_places_leaves_one_to_another(
     app: Flask, alice: ApiClient, bob: ApiClient, task: dict[str, Any]
 ) -> None:
@@ -425,7 +406,6 @@ def test_user_who_holds_all_places_leaves_one_to_another(
         assert expect(bobs.result(), 200)["logs"] == ["his"]
     for answer in (first(), second(), bobs.result()):
         assert answer.headers["Preference-Applied"] == "wait=20"
-    happened("got one")
 
 
 def test_oldest_stream_of_a_user_who_holds_all_places_ends_for_another(tmp_path: Path) -> None:
@@ -534,7 +514,6 @@ def test_deletion_ends_the_stream(two_workers: Service) -> None:
         assert list(stream) == []
 
 
-@fault("access", "a key is revoked while its event stream is open", "hears nothing more")
 def test_revoked_key_hears_no_more_of_an_open_stream(service: Service) -> None:
     person = service.add_user()
     task = person.start()
@@ -557,10 +536,8 @@ def test_revoked_key_hears_no_more_of_an_open_stream(service: Service) -> None:
     left.set()
     writer.join(SOON)
     assert person.request("GET", f"/task/{task['id']}").json()["status"] == "running"
-    happened("the stream ended")
 
 
-@fault("process", "SIGTERM with open streams and waits", "they end, and the service with them")
 def test_stop_of_the_service_ends_streams_and_waits(service: Service) -> None:
     person = service.add_user()
     task = person.start()
@@ -583,10 +560,8 @@ def test_stop_of_the_service_ends_streams_and_waits(service: Service) -> None:
         assert list(stream) == []
     waiter.join(SOON)
     assert answers[0].json() == {"logs": [], "next": 0, "status": "running"}
-    happened("ended")
 
 
-@fault("HTTP", "a stream from a position that is no number", "422")
 @one_database
 def test_cursor_that_is_no_number_is_422(alice: ApiClient, task: dict[str, Any]) -> None:
     for cursor in ("x", "-1", "1.5", "٣", "9" * 30):
@@ -613,7 +588,6 @@ def test_stream_that_is_quiet_says_so(
         assert next(pieces) == b":\n\n"
 
 
-@fault("HTTP", "followers that disconnect", "their places are free again")
 def test_slot_of_a_disconnected_follower_is_free_again(database_url: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
     with Service(data, DATABASE_URL=database_url, THREADS="4") as service:
@@ -630,7 +604,6 @@ def test_slot_of_a_disconnected_follower_is_free_again(database_url: str, tmp_pa
                     break
             assert time.monotonic() < deadline
             time.sleep(0.2)
-    happened("free again")
 
 
 def test_followers_in_two_processes_see_the_same(two_workers: Service) -> None:
@@ -666,7 +639,6 @@ def test_line_is_soon_with_its_follower(two_workers: Service) -> None:
     assert statistics.median(delays) < 0.9
 
 
-@fault("process", "the service is restarted while a log is followed", "every line once")
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_follower_has_every_line_once_though_the_service_is_restarted(service: Service) -> None:
     person = service.add_user()
@@ -689,10 +661,8 @@ def test_follower_has_every_line_once_though_the_service_is_restarted(service: S
     follower.join(SOON)
     assert [line for _, line in follower.lines] == numbered(1, 30)
     assert follower.connections >= 3
-    happened("every line once")
 
 
-@fault("process", "a worker is killed while ten follow a log", "every line once, for each")
 @pytest.mark.slow
 def test_ten_followers_have_every_line_once_though_a_worker_is_killed(two_workers: Service) -> None:
     """One writer at 500 lines a second; each worker has 16 threads, so eight places."""
@@ -717,7 +687,6 @@ def test_ten_followers_have_every_line_once_though_a_worker_is_killed(two_worker
         assert follower.states[-1]["status"] == "complete"
     # Otherwise no client was cut off, and the test proves nothing.
     assert sum(follower.connections for follower in followers) > len(followers)
-    happened("every line once, for each")
 
 
 def append_surely(person: RemoteClient, task: dict[str, Any], seq: int, lines: list[str]) -> None:

@@ -11,7 +11,6 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from taskservice.database.writer_queue import WriterQueue
-from tests.support.catalogue import fault, happened
 from tests.support.concurrency import is_free
 from tests.support.fork_server import ForkedPopen
 
@@ -50,7 +49,6 @@ sys.exit(f"not alone: {failures}" if failures else 0)
 """
 
 
-@fault("storage", "a writer that waited in vain", "the next turn is exclusive")
 def test_turn_after_a_wait_in_vain_is_exclusive(tmp_path: Path) -> None:
     path = tmp_path / "queue"
     queue = WriterQueue(str(path))
@@ -65,20 +63,16 @@ def test_turn_after_a_wait_in_vain_is_exclusive(tmp_path: Path) -> None:
                 until = time.monotonic() + 0.02
                 while time.monotonic() < until:
                     assert not is_free(third)
-    happened("exclusive, 30 times")
 
 
-@fault("storage", "processes and threads that give up their turn to write", "one writer at a time")
 def test_threads_and_processes_that_give_up_leave_each_turn_to_one(tmp_path: Path) -> None:
     command = [sys.executable, "-c", CROWD, str(tmp_path / "queue"), str(tmp_path / "witness"), "2"]
     crowds = [ForkedPopen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     said = [crowd.communicate(timeout=60)[0] for crowd in crowds]
     assert [crowd.returncode for crowd in crowds] == [0, 0, 0]
     assert all(int(turns) > 0 for turns in said)
-    happened("never two at once")
 
 
-@fault("storage", "writers that time out", "neither threads nor files left")
 def test_waiters_that_time_out_leave_neither_threads_nor_files(tmp_path: Path) -> None:
     path = tmp_path / "queue"
     queue = WriterQueue(str(path))
@@ -95,7 +89,6 @@ def test_waiters_that_time_out_leave_neither_threads_nor_files(tmp_path: Path) -
     while threading.active_count() > before or open_descriptors(path):
         assert time.monotonic() < until
         time.sleep(0.01)
-    happened("none left")
 
 
 def open_descriptors(path: Path) -> int:
@@ -103,9 +96,7 @@ def open_descriptors(path: Path) -> int:
     return sum(link.exists() and link.resolve() == path for link in links)
 
 
-@fault("storage", "the file of the writers' queue cannot be opened", "an error of the database")
 def test_queue_that_cannot_be_opened_is_an_error_of_the_database(tmp_path: Path) -> None:
     queue = WriterQueue(str(tmp_path / "gone" / "queue"))
     with pytest.raises(OperationalError), queue.turn(1):
         pass
-    happened("OperationalError")

@@ -7,7 +7,6 @@ import click
 from taskservice.cli import COMMANDS
 from tests.support.agent_machine import AgentMachine, the_task
 from tests.support.api_client import RemoteClient
-from tests.support.catalogue import fault
 from tests.support.cheap_subtests import CheapSubtests
 from tests.support.documents import agent_commands
 
@@ -23,7 +22,6 @@ REFUSED = (
 LOGS_TO_CURRENT = "from taskservice.client import current\nwith current() as task: task.log('own')"
 
 
-@fault("agent's side", "an argument that is not UTF-8", "refused before anything starts")
 def test_argument_that_is_no_text_is_refused_before_anything_starts(
     machine: AgentMachine, subtests: CheapSubtests
 ) -> None:
@@ -58,7 +56,6 @@ def test_program_may_get_any_bytes(
         assert newest["error"]["message"] == "./? can't be run: No such file or directory"
 
 
-@fault("agent's side", "an environment variable that is not UTF-8", "one sentence")
 def test_variable_that_is_no_text_is_one_sentence(
     remote_alice: RemoteClient, machine: AgentMachine, subtests: CheapSubtests
 ) -> None:

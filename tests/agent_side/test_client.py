@@ -43,7 +43,6 @@ from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, kill, tasks, the_task
 from tests.support.api_client import RemoteClient
-from tests.support.catalogue import fault, happened
 from tests.support.documents import agent_commands
 from tests.support.fork_server import run_forked
 from tests.support.receiver import Behaviour, Exchange, Received, Receiver, in_turn, unused_port
@@ -83,12 +82,6 @@ def test_block_becomes_a_task(remote_alice: RemoteClient, client: Client) -> Non
     assert len(receiver.requests) == 1
 
 
-@fault(
-    "agent's side",
-    "an exception in the block of a task",
-    "the task ends as an error, it is raised on",
-    answers=False,
-)
 def test_exception_becomes_an_error_and_is_raised_on(
     remote_alice: RemoteClient, client: Client
 ) -> None:
@@ -104,7 +97,6 @@ def test_exception_becomes_an_error_and_is_raised_on(
     assert found["logs"][0] == "Traceback (most recent call last):"
     assert found["logs"][-1] == found["error"]["message"]
     assert found["output"] == {"share": 1}
-    happened("an error; raised")
 
 
 def test_exit_of_the_program_is_told_apart(remote_alice: RemoteClient, client: Client) -> None:
@@ -117,9 +109,6 @@ def test_exit_of_the_program_is_told_apart(remote_alice: RemoteClient, client: C
 NO_JSON = (datetime.now(), float("nan"), b"x", {"a": {1}}, "\ud800")
 
 
-@fault(
-    "agent's side", "an output in Python that is no JSON", "refused where it is set", answers=False
-)
 def test_output_that_is_no_json_is_refused_where_it_is_set(
     remote_alice: RemoteClient, client: Client
 ) -> None:
@@ -145,15 +134,8 @@ def test_output_that_is_no_json_is_refused_where_it_is_set(
         task.output.setdefault("rows", []).append(2)
     found = the_task(remote_alice)
     assert (found["status"], found["output"]) == ("complete", {"good": 1, "rows": [2]})
-    happened("refused")
 
 
-@fault(
-    "agent's side",
-    "an output that becomes no JSON later",
-    "the task ends as an error, the rest is kept",
-    answers=False,
-)
 def test_output_that_has_become_no_json_is_an_error_and_the_rest_is_kept(
     remote_alice: RemoteClient, client: Client
 ) -> None:
@@ -167,7 +149,6 @@ def test_output_that_has_become_no_json_is_an_error_and_the_rest_is_kept(
     found = the_task(remote_alice)
     assert (found["status"], found["output"]) == ("error", {"good": 1})
     assert "output['rows']" in found["error"]["message"]
-    happened("an error; the rest kept")
 
 
 def test_logged_values_are_one_line_as_printed(remote_alice: RemoteClient, client: Client) -> None:
@@ -405,26 +386,13 @@ def test_lines_of_an_exit_handler_arrive_while_the_thread_just_ends(
     assert the_task(remote_alice)["logs"] == ["early", "late", "later", "last"]
 
 
-@fault(
-    "agent's side",
-    "a program ends while the service is away",
-    "it does not wait for it",
-    answers=False,
-)
 def test_exit_handler_does_not_wait_for_a_service_that_is_away(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     away = f"task._connection.url = 'http://127.0.0.1:{unused_port()}'"
     assert "could not be sent in time" in run_at_exit(machine, away, "")
-    happened("ended at once")
 
 
-@fault(
-    "agent's side",
-    "a program in Python whose service is away",
-    "it does not wait long",
-    answers=False,
-)
 def test_program_does_not_wait_long_for_a_service_that_is_away(machine: AgentMachine) -> None:
     program = (
         "from taskservice.client import Client, at_exit; at_exit.EXIT_SECONDS = 0.5\n"
@@ -437,15 +405,8 @@ def test_program_does_not_wait_long_for_a_service_that_is_away(machine: AgentMac
         process = machine.python(program)
         _, errors = process.communicate(timeout=60)
     assert "2 lines of task 1 could not be sent in time" in errors
-    happened("ended soon")
 
 
-@fault(
-    "agent's side",
-    "lines of a program in Python that cannot be sent",
-    "counted in a warning",
-    answers=False,
-)
 def test_lines_that_could_not_be_sent_are_counted() -> None:
     with Receiver() as receiver:
         receiver.paths["/api/v1/task"] = played.task(201)
@@ -454,15 +415,8 @@ def test_lines_that_could_not_be_sent_are_counted() -> None:
         task.log("one\ntwo")
         with pytest.raises(Unavailable, match="2 lines not sent"):
             task.complete()
-    happened("counted")
 
 
-@fault(
-    "agent's side",
-    "a task is cancelled while its program runs",
-    "raised at the next report",
-    answers=False,
-)
 def test_cancel_is_raised_at_the_next_report(remote_alice: RemoteClient, client: Client) -> None:
     def work() -> None:
         with client.start("summarizer") as task:
@@ -475,7 +429,6 @@ def test_cancel_is_raised_at_the_next_report(remote_alice: RemoteClient, client:
         work()
     assert cancelled.value.task["error"]["type"] == "cancelled"
     assert the_task(remote_alice)["error"]["type"] == "cancelled"
-    happened("raised")
 
 
 def test_cancel_is_raised_at_the_end_too(remote_alice: RemoteClient, client: Client) -> None:
@@ -483,12 +436,10 @@ def test_cancel_is_raised_at_the_end_too(remote_alice: RemoteClient, client: Cli
         remote_alice.request("POST", f"/task/{task.id}/cancel").raise_for_status()
 
 
-@fault("agent's side", "a task is deleted while its program runs", "raised", answers=False)
 def test_deletion_is_raised(remote_alice: RemoteClient, client: Client) -> None:
     with pytest.raises(NotFound), client.start("summarizer") as task:
         remote_alice.request("DELETE", f"/task/{task.id}").raise_for_status()
     assert remote_alice.request("GET", "/task").json() == []
-    happened("raised")
 
 
 def test_own_exception_is_raised_where_a_cancel_came_too(
@@ -504,7 +455,6 @@ def test_own_exception_is_raised_where_a_cancel_came_too(
     assert the_task(remote_alice)["error"]["type"] == "cancelled"
 
 
-@fault("agent's side", "lines that are too long or not text", "made to fit", answers=False)
 def test_long_and_invalid_lines_are_made_to_fit(remote_alice: RemoteClient, client: Client) -> None:
     with client.start("summarizer") as task:
         task.log("x" * 100_000)
@@ -513,7 +463,6 @@ def test_long_and_invalid_lines_are_made_to_fit(remote_alice: RemoteClient, clie
     long, nul, lone = the_task(remote_alice)["logs"]
     assert long.endswith("[taskservice: cut here, the line has 100,000 bytes]")
     assert (nul, lone) == ("a\ufffdb", "lone ? surrogate")
-    happened("cut and replaced")
 
 
 def test_many_threads_write_to_one_task(remote_alice: RemoteClient, client: Client) -> None:
@@ -638,7 +587,6 @@ def test_follow_gives_each_line_once_until_the_end(
     assert list(watched.lines(after=1)) == [Line(2, "two"), Line(3, "three")]
 
 
-@fault("agent's side", "the service restarts while a log is followed", "it goes on", answers=False)
 def test_follow_continues_after_a_restart(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         client = client_of(service.add_user(), patience=60)
@@ -653,7 +601,6 @@ def test_follow_continues_after_a_restart(tmp_path: Path) -> None:
             assert next(lines) == Line(2, "two")
             timer.join()
         assert list(lines) == []
-    happened("each line once")
 
 
 def proxy(person: RemoteClient, refuses: Callable[[Received], bool], page: Behaviour) -> Receiver:
@@ -668,9 +615,6 @@ def proxy(person: RemoteClient, refuses: Callable[[Received], bool], page: Behav
     return between
 
 
-@fault(
-    "agent's side", "a proxy cuts off long requests", "`follow` and `claim` go on", answers=False
-)
 def test_follow_and_claim_go_on_where_a_proxy_cuts_off_long_requests(
     remote_alice: RemoteClient, client: Client
 ) -> None:
@@ -695,15 +639,8 @@ def test_follow_and_claim_go_on_where_a_proxy_cuts_off_long_requests(
         task.log("late")
         task.complete()
         assert followed.result() == [Line(1, "late")]
-    happened("went on")
 
 
-@fault(
-    "agent's side",
-    "the page of another program while a log is followed",
-    "it goes on",
-    answers=False,
-)
 def test_follow_continues_after_another_programs_page(
     remote_alice: RemoteClient, client: Client
 ) -> None:
@@ -722,7 +659,6 @@ def test_follow_continues_after_another_programs_page(
         assert next(lines) == Line(1, "first")
         task.complete()
         assert list(lines) == []
-    happened("went on")
 
 
 def test_follow_of_a_deleted_task_is_raised(remote_alice: RemoteClient, client: Client) -> None:
@@ -745,12 +681,6 @@ def test_cancel_and_delete(remote_alice: RemoteClient, client: Client) -> None:
 # --- a service that accepts small bodies only ---------------------------------------------
 
 
-@fault(
-    "agent's side",
-    "a line larger than a body may be",
-    "its beginning and all other lines arrive",
-    answers=False,
-)
 def test_line_that_is_larger_than_a_body_may_be_is_cut(tmp_path: Path) -> None:
     with Service(tmp_path / "data", MAX_BODY="2000") as service:
         alice = service.add_user()
@@ -772,7 +702,6 @@ def test_line_that_is_larger_than_a_body_may_be_is_cut(tmp_path: Path) -> None:
         == "[taskservice: the output was refused: The request's body is too large]"
     )
     assert found["error"]["message"].startswith("RuntimeError: " + "z" * 500)
-    happened("cut; all others there")
 
 
 # --- problems ----------------------------------------------------------------------------
@@ -802,12 +731,6 @@ def test_one_exception_for_each_problem(remote_alice: RemoteClient, client: Clie
         client.start("summarizer", input={"x": float("nan")})
 
 
-@fault(
-    "agent's side",
-    "wrong settings of the client",
-    "an error that says which and how",
-    answers=False,
-)
 @pytest.mark.parametrize(
     ("url", "key", "sentence"),
     [
@@ -826,7 +749,6 @@ def test_wrong_settings_say_which_and_how(
     monkeypatch.delenv("TASKSERVICE_APIKEY", raising=False)
     with pytest.raises(SettingError, match=sentence):
         Client(url, key)
-    happened("said so")
 
 
 def test_url_may_be_that_of_the_api(remote_alice: RemoteClient) -> None:
@@ -837,12 +759,6 @@ def test_url_may_be_that_of_the_api(remote_alice: RemoteClient) -> None:
 GOOD = played.answer(200, [played.a_task()])
 
 
-@fault(
-    "agent's side",
-    "a passing failure: 429, 5xx, a reset, no answer, half of one",
-    "tried again",
-    answers=False,
-)
 @pytest.mark.parametrize(
     "failure",
     [
@@ -864,7 +780,6 @@ def test_passing_failures_are_tried_again(failure: Behaviour) -> None:
         (task,) = Client(receiver.url, "key", patience=20).tasks()
     assert task.id == "1"
     assert len(receiver.requests) == 3
-    happened("succeeded")
 
 
 def test_retry_after_is_honoured() -> None:
@@ -879,7 +794,6 @@ def test_retry_after_is_honoured() -> None:
     assert unavailable.value.retry_after == 1_000
 
 
-@fault("agent's side", "an enormous `Retry-After`", "ends no thread", answers=False)
 def test_enormous_retry_after_ends_no_thread() -> None:
     with Receiver() as receiver:
         receiver.paths["/api/v1/task"] = played.task(201)
@@ -888,7 +802,6 @@ def test_enormous_retry_after_ends_no_thread() -> None:
         task.log("one")
         with pytest.raises(Unavailable):
             task.complete()
-    happened("went on")
 
 
 DRIPPING = {
@@ -897,12 +810,6 @@ DRIPPING = {
 }
 
 
-@fault(
-    "agent's side",
-    "an answer that drips: {id}",
-    "has no more time than one that does not come",
-    answers=False,
-)
 @pytest.mark.parametrize("drip", DRIPPING.values(), ids=DRIPPING)
 def test_answer_that_drips_has_no_more_time_than_one_that_does_not_come(drip: Behaviour) -> None:
     with Receiver() as service, ThreadPoolExecutor() as threads:
@@ -912,10 +819,8 @@ def test_answer_that_drips_has_no_more_time_than_one_that_does_not_come(drip: Be
         error = answer.exception(timeout=60)
         assert isinstance(error, Unreachable)
         assert "no answer in time" in str(error)
-    happened("left at the deadline")
 
 
-@fault("agent's side", "a request that cannot be made", "an error that says why", answers=False)
 @pytest.mark.parametrize(
     ("url", "environment", "reason"),
     [
@@ -932,22 +837,13 @@ def test_error_says_why_a_request_cannot_be_made(
         monkeypatch.setenv(name, text)
     with pytest.raises(Unreachable, match=reason):
         Client(url, "key", patience=0).task("x")
-    happened("said why")
 
 
-@fault("agent's side", "an unknown host of the service", "one plain sentence", answers=False)
 def test_unknown_host_name_is_a_plain_sentence() -> None:
     with pytest.raises(Unreachable, match=r"out of reach: [^()]*$"):
         Client("http://no-such-name.invalid", "key", patience=0).task("1")
-    happened("one sentence")
 
 
-@fault(
-    "agent's side",
-    "a refusal: 400, 401, 403, 404, 409, 413 or 422",
-    "not tried again",
-    answers=False,
-)
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 422])
 def test_permanent_errors_are_not_retried(status: int) -> None:
     with Receiver() as receiver:
@@ -957,32 +853,22 @@ def test_permanent_errors_are_not_retried(status: int) -> None:
             list(Client(receiver.url, "key", patience=20).tasks())
     assert len(receiver.requests) == 1
     assert refused.type is not TaskServiceError
-    happened("asked once")
 
 
-@fault(
-    "agent's side",
-    "a redirect by what answers for the service",
-    "not followed with the key",
-    answers=False,
-)
 def test_redirect_is_not_followed_with_the_key() -> None:
     with Receiver() as receiver, Receiver() as elsewhere:
         receiver.answer = play.answer(307, {"Location": elsewhere.url})
         with pytest.raises(NotTheService, match="redirects to"):
             list(Client(receiver.url, "key").tasks())
     assert elsewhere.requests == []
-    happened("not followed")
 
 
-@fault("agent's side", "the answer to a deletion is lost", "no failure", answers=False)
 def test_answer_lost_at_a_deletion_is_no_failure() -> None:
     with Receiver() as receiver:
         gone = played.problem(404, "Task's ID is not found", code="not_found")
         receiver.answer = in_turn(played.task(), play.reset(), gone)
         Client(receiver.url, "key", patience=20).task("1").delete()
     assert [request.method for request in receiver.requests] == ["GET", "DELETE", "DELETE"]
-    happened("no error")
 
 
 def has_line(person: RemoteClient, task: package.Task, number: int) -> bool:
@@ -990,7 +876,6 @@ def has_line(person: RemoteClient, task: package.Task, number: int) -> bool:
     return bool(found["logCount"] >= number)
 
 
-@fault("agent's side", "answers to appends are lost", "no line doubled", answers=False)
 def test_answers_lost_at_appends_double_nothing(remote_alice: RemoteClient, client: Client) -> None:
     """A proxy between client and service loses every third answer."""
     with client.start("summarizer") as task:
@@ -1010,10 +895,8 @@ def test_answers_lost_at_appends_double_nothing(remote_alice: RemoteClient, clie
     assert found["logs"] == [f"line {number}" for number in range(8)]
     assert found["status"] == "complete"
     assert len(between.requests) > 9
-    happened("each line once")
 
 
-@fault("agent's side", "the answer to a claim is lost", "no task is lost", answers=False)
 def test_answer_lost_at_a_claim_loses_no_task(remote_alice: RemoteClient) -> None:
     first, second = remote_alice.start("lossy"), remote_alice.start("lossy")
     with Receiver() as between:
@@ -1022,10 +905,8 @@ def test_answer_lost_at_a_claim_loses_no_task(remote_alice: RemoteClient) -> Non
         claimed = [client.claim("lossy", wait=0) for _ in range(3)]
     assert [task.id if task else None for task in claimed] == [first["id"], second["id"], None]
     assert len(between.requests) == 4
-    happened("the same task")
 
 
-@fault("agent's side", "a service that stays away", "raised, nothing hangs", answers=False)
 def test_service_that_stays_away_is_raised_and_does_not_hang(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         client = client_of(service.add_user(), patience=1)
@@ -1037,7 +918,6 @@ def test_service_that_stays_away_is_raised_and_does_not_hang(tmp_path: Path) -> 
 
         with pytest.raises(Unreachable):
             work()
-    happened("raised")
 
 
 # --- the package -------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from tests.support.agent_machine import kill, machine_of, tasks, the_task
-from tests.support.catalogue import fault, happened
 from tests.support.documents import ROOT
 from tests.support.receiver import Receiver
 from tests.support.requirements import needs
@@ -101,12 +100,6 @@ def under_kills(service: Service, process: subprocess.Popen[str]) -> tuple[str, 
     return printed
 
 
-@fault(
-    "agent's side",
-    "the service killed again and again under `run`",
-    "every line once, in order",
-    answers=False,
-)
 def test_run_survives_a_service_that_is_killed_again_and_again(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
@@ -120,15 +113,8 @@ def test_run_survives_a_service_that_is_killed_again_and_again(tmp_path: Path) -
     assert process.returncode == 3
     assert task["error"] == {"type": "failed", "message": "Exit status 3"}
     assert not list((tmp_path / "home" / "state").glob("taskservice/runs/*"))
-    happened("every line once, in order")
 
 
-@fault(
-    "agent's side",
-    "the service killed again and again under the client",
-    "every line once, in order",
-    answers=False,
-)
 def test_client_survives_a_service_that_is_killed_again_and_again(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
@@ -139,15 +125,8 @@ def test_client_survives_a_service_that_is_killed_again_and_again(tmp_path: Path
     assert (process.returncode, errors) == (0, "")
     assert task["logs"] == numbered(LINES)
     assert (task["status"], task["output"]) == ("complete", {"lines": LINES})
-    happened("every line once, in order")
 
 
-@fault(
-    "agent's side",
-    "kill -9 of `run`: {id}",
-    "`run --resend` sends the rest, each line once",
-    answers=False,
-)
 @pytest.mark.parametrize("is_away", [False, True], ids=["service-there", "service-away"])
 def test_run_that_is_killed_leaves_everything_to_resend(tmp_path: Path, is_away: bool) -> None:
     program = [sys.executable, "-c", NUMBERED, str(LINES), "6", "0"]
@@ -176,10 +155,8 @@ def test_run_that_is_killed_leaves_everything_to_resend(tmp_path: Path, is_away:
     assert "unknown" in task["error"]["message"]
     assert (again.returncode, again.stdout) == (0, "")
     assert machine.left_runs() == []
-    happened("every line once, in order")
 
 
-@fault("agent's side", "an empty environment", "`run` works", answers=False)
 def test_plain_installation_in_an_empty_environment_is_enough(tmp_path: Path) -> None:
     folder = tmp_path / "venv"
     venv.create(folder, with_pip=True)
@@ -226,4 +203,3 @@ def test_plain_installation_in_an_empty_environment_is_enough(tmp_path: Path) ->
     assert (result.returncode, result.stdout, result.stderr) == (0, "from afar\n", "")
     assert (task["status"], task["logs"]) == ("complete", ["from afar"])
     assert task["id"][:13] in listed.stdout
-    happened("works")

@@ -14,7 +14,6 @@ import pytest
 
 from tests.support.agent_machine import AgentMachine, tasks, the_task
 from tests.support.api_client import RemoteClient
-from tests.support.catalogue import fault, happened
 from tests.support.documents import ROOT, Terminal, blocks, install_commands
 from tests.support.mcp import FORMS, TASKS, McpClient
 from tests.support.receiver import Receiver
@@ -135,7 +134,6 @@ def contents(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@fault("callback", "an unsigned webhook at the example's receiver", "refused", answers=False)
 def test_receiver_takes_only_what_is_signed(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -162,7 +160,6 @@ def test_receiver_takes_only_what_is_signed(
     receiver.terminate()
     printed, _ = receiver.communicate(timeout=20)
     assert printed.splitlines()[-1] == "counter complete {'sum': 15}"
-    happened("refused")
 
 
 # --- the document ------------------------------------------------------------------------

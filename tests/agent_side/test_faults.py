@@ -9,7 +9,6 @@ import pytest
 
 from tests.support.agent_machine import AgentMachine, machine_of, tasks
 from tests.support.api_client import RemoteClient
-from tests.support.catalogue import fault, happened
 from tests.support.databases import Databases
 from tests.support.mounts import empty_log, fill, small_disk
 from tests.support.service import Service
@@ -39,7 +38,6 @@ def machine(alice: RemoteClient, tmp_path: Path) -> AgentMachine:
     return machine_of(alice, tmp_path / "home")
 
 
-@fault("agent's side", "HOME is {home!r}", "`run` and `work` keep lines in memory, and say so")
 @pytest.mark.parametrize("home", ["/dev/null/home", "", "somewhere"])
 def test_program_is_run_where_home_is_not_there(
     alice: RemoteClient, machine: AgentMachine, tmp_path: Path, home: str
@@ -57,10 +55,8 @@ def test_program_is_run_where_home_is_not_there(
     assert "lines wait in memory" in remarks
     assert [task["logs"] for task in tasks(alice)] == [["from work"], ["from run"]]
     assert not list(tmp_path.glob("**/taskservice/runs"))
-    happened("a remark; the tasks are complete, with their lines")
 
 
-@fault("agent's side", "the disk of the service is full: `{case}`", "one line")
 def test_command_that_meets_a_full_disk_of_the_service_is_one_line(
     alice: RemoteClient, machine: AgentMachine, disk: Path, subtests: pytest.Subtests
 ) -> None:
@@ -81,11 +77,6 @@ def test_command_that_meets_a_full_disk_of_the_service_is_one_line(
     assert [each["status"] for each in tasks(alice)] == ["running"]
 
 
-@fault(
-    "agent's side",
-    "the disk of the service is full while programs run, ask and wait for tasks",
-    "the programs go on, and all arrives when there is space",
-)
 def test_programs_go_on_while_the_disk_of_the_service_is_full(
     alice: RemoteClient, machine: AgentMachine, disk: Path, tmp_path: Path
 ) -> None:
@@ -115,7 +106,6 @@ def test_programs_go_on_while_the_disk_of_the_service_is_full(
     logs = {task["agentId"]: task["logs"] for task in tasks(alice)}
     assert logs["runner"] == [str(number) for number in range(1, 1001)]
     assert logs["worker"] == ["worked"]
-    happened("each task is complete, with all its lines, and the question is answered")
 
 
 def is_complete(alice: RemoteClient, task_id: str) -> bool:

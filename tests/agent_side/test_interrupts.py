@@ -14,7 +14,6 @@ import pytest
 from taskservice.client import Client, Task
 from tests.support.agent_machine import the_task
 from tests.support.api_client import RemoteClient
-from tests.support.catalogue import fault, happened
 from tests.support.receiver import Exchange, Receiver
 from tests.support.service_answers import losing
 
@@ -61,12 +60,6 @@ def interrupted_at(moment: int, deed: Callable[[], object]) -> bool:
     return False
 
 
-@fault(
-    "agent's side",
-    "Ctrl-C at any moment of a line",
-    "all other lines and the end arrive",
-    answers=False,
-)
 def test_line_may_be_interrupted_at_any_moment(
     remote_alice: RemoteClient, client_task: Task
 ) -> None:
@@ -81,10 +74,8 @@ def test_line_may_be_interrupted_at_any_moment(
     assert logs[-1] == str(moment)
     numbers = list(map(int, logs[1:]))
     assert numbers == sorted(set(numbers))
-    happened("arrived")
 
 
-@fault("agent's side", "Ctrl-C at any moment of the end", "the end arrives", answers=False)
 @pytest.mark.parametrize("moment", range(1, 60, 3))
 def test_end_may_be_interrupted_at_any_moment(
     remote_alice: RemoteClient, client_task: Task, moment: int
@@ -92,12 +83,8 @@ def test_end_may_be_interrupted_at_any_moment(
     if interrupted_at(moment, client_task.complete):
         client_task.complete()
     assert the_task(remote_alice)["status"] == "complete"
-    happened("arrived")
 
 
-@fault(
-    "agent's side", "Ctrl-C while the end waits for the service", "the end arrives", answers=False
-)
 def test_end_may_be_interrupted_while_it_waits(remote_alice: RemoteClient) -> None:
     pass_on, may_answer = losing(remote_alice, lambda number: False), threading.Event()
     main = threading.get_ident()
@@ -117,4 +104,3 @@ def test_end_may_be_interrupted_while_it_waits(remote_alice: RemoteClient) -> No
         may_answer.set()
         task.complete()
     assert the_task(remote_alice)["status"] == "complete"
-    happened("arrived")

@@ -19,7 +19,6 @@ from taskservice.webhooks.signing import new_secret, sign
 from tests.support import receiver as play
 from tests.support.agent_machine import AgentMachine, kill, machine_of
 from tests.support.api_client import RemoteClient
-from tests.support.catalogue import fault, happened
 from tests.support.cheap_subtests import CheapSubtests
 from tests.support.receiver import Received, Receiver
 from tests.support.service import Service, free_port
@@ -121,12 +120,6 @@ def test_each_task_comes_once_and_none_from_before(
     assert len({request.headers["webhook-id"] for request in received}) == 121
 
 
-@fault(
-    "agent's side",
-    "a receiver behind `listen` that fails",
-    "gets the same webhook again",
-    answers=False,
-)
 def test_receiver_that_fails_gets_the_same_webhook_again(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -146,10 +139,8 @@ def test_receiver_that_fails_gets_the_same_webhook_again(
     assert len(repeats) == 2
     assert repeats[0].headers["webhook-id"] == repeats[1].headers["webhook-id"]
     assert repeats[0].body == repeats[1].body
-    happened("again")
 
 
-@fault("agent's side", "the service restarts under `listen`", "it goes on", answers=False)
 def test_listener_survives_a_restart_of_the_service(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
@@ -160,10 +151,8 @@ def test_listener_survives_a_restart_of_the_service(tmp_path: Path) -> None:
             task = alice.start()
             finish(alice, task)
             assert ids(local.wait_for(1, 30)) == [task["id"]]
-    happened("went on")
 
 
-@fault("agent's side", "the page of a proxy under `listen`", "it goes on", answers=False)
 def test_listener_survives_the_page_of_a_proxy(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -178,7 +167,6 @@ def test_listener_survives_the_page_of_a_proxy(
             task = remote_alice.start()
             finish(remote_alice, task)
             assert ids(local.wait_for(1)) == [task["id"]]
-    happened("went on")
 
 
 def test_netrc_of_the_home_folder_is_not_used(
@@ -191,7 +179,6 @@ def test_netrc_of_the_home_folder_is_not_used(
     assert "authorization" not in request.headers
 
 
-@fault("agent's side", "`listen` with wrong arguments", "one line")
 def test_wrong_use_is_one_line(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     for url in ("nonsense", "http://[::1", "http://x:99999/"):
         nowhere = machine.run("listen", "--forward", url)
@@ -337,7 +324,6 @@ def status_of(url: str, request: bytes) -> int:
     return int(found[1] or found[2])
 
 
-@fault("callback", "an unsigned webhook at `listen`", "refused and not shown", answers=False)
 def test_unsigned_request_is_refused_and_not_shown(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -355,7 +341,6 @@ def test_unsigned_request_is_refused_and_not_shown(
         task = remote_alice.start(callback=url)
         finish(remote_alice, task)
         assert printed(process).startswith(task["id"])
-    happened("refused")
 
 
 def test_callback_waits_while_the_listener_cannot_ask_for_the_secret(
@@ -380,7 +365,6 @@ def test_callback_waits_while_the_listener_cannot_ask_for_the_secret(
             assert "signature verified" in printed(process)
 
 
-@fault("agent's side", "`listen` on a port that is taken", "one line")
 def test_port_that_is_taken_is_one_line(machine: AgentMachine) -> None:
     with Receiver() as taken:
         port = taken.port

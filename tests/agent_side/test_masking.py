@@ -10,7 +10,6 @@ import pytest
 from taskservice.runner.program_output import LineSplitter, Masker
 from tests.support.agent_machine import AgentMachine, tasks, the_task
 from tests.support.api_client import RemoteClient
-from tests.support.catalogue import fault, happened
 from tests.support.receiver import unused_port
 from tests.support.waiting import until
 
@@ -105,16 +104,13 @@ def test_lines_keep_their_number_and_order() -> None:
 # --- where a secret is divided -----------------------------------------------------------
 
 
-@fault("agent's side", "a secret that is divided between two reads", "hidden", answers=False)
 def test_secret_is_found_wherever_it_is_divided() -> None:
     text = f"a {SECRET} b\n{SECRET}".encode()
     for cut in range(len(text)):
         assert split([text[:cut], text[cut:]], A_KEY=SECRET) == [b"a *** b", b"***"]
     assert split([bytes([byte]) for byte in text], A_KEY=SECRET) == [b"a *** b", b"***"]
-    happened("hidden")
 
 
-@fault("agent's side", "a secret where a long line is cut", "no part is shown", answers=False)
 @pytest.mark.parametrize("size", [8, 15, 300])
 @pytest.mark.parametrize("is_in_blocks", [True, False])
 def test_line_that_is_cut_shows_no_part_of_a_secret(size: int, is_in_blocks: bool) -> None:
@@ -126,7 +122,6 @@ def test_line_that_is_cut_shows_no_part_of_a_secret(size: int, is_in_blocks: boo
         (kept,) = split(blocks if is_in_blocks else [line], A_KEY=secret)
         assert kept.startswith(b"x" * 60_000)
         assert secret[:1].encode() not in kept.replace(b"cut here, the line has", b"")
-    happened("no part shown")
 
 
 def test_secret_that_two_writes_print_is_found(
@@ -142,12 +137,6 @@ def test_secret_that_two_writes_print_is_found(
 # --- the commands ------------------------------------------------------------------------
 
 
-@fault(
-    "agent's side",
-    "a program that prints a secret",
-    "shown, neither stored nor sent",
-    answers=False,
-)
 def test_secret_is_shown_and_neither_stored_nor_sent(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -176,7 +165,6 @@ def test_secret_is_shown_and_neither_stored_nor_sent(
     assert sorted(task["logs"])[:3] == ["one ***", "three", "two ***"]
     assert task["output"] == {"password": "***", "a": [1.5, True, None]}
     assert task["error"]["message"] == "Exit status 7"
-    happened("neither stored nor sent")
 
 
 def files_with(text: str, folder: Path) -> list[Path]:

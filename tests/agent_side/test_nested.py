@@ -7,7 +7,6 @@ import pytest
 from taskservice.client import Client
 from tests.support.agent_machine import AgentMachine, tasks, the_task
 from tests.support.api_client import RemoteClient
-from tests.support.catalogue import fault, happened
 from tests.support.cheap_subtests import CheapSubtests
 from tests.support.pseudo_terminal import on_terminal
 from tests.support.receiver import unused_port
@@ -44,12 +43,6 @@ def test_labels_are_kept_whatever_is_in_their_value(
     assert the_task(remote_alice)["labels"] == labels
 
 
-@fault(
-    "agent's side",
-    "a label that the service refuses",
-    "left out with a warning, the program runs",
-    answers=False,
-)
 def test_label_that_is_refused_is_left_out(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -71,7 +64,6 @@ def test_label_that_is_refused_is_left_out(
     strict = machine.run("run", "--strict", "--agent", "a", *options, "--", "echo", "ran")
     assert (strict.returncode, strict.stdout) == (1, "")
     assert wrong["Env=x"] in strict.stderr
-    happened("left out")
 
 
 def test_label_past_the_limit_is_left_out(
@@ -95,7 +87,6 @@ def test_wrong_label_is_told_of_where_the_service_is_away(machine: AgentMachine)
     assert "Env" not in (folder / "run.json").read_text()
 
 
-@fault("agent's side", "a label without a value", "a mistake that starts nothing")
 def test_label_without_a_value_is_a_mistake_that_starts_nothing(
     remote_alice: RemoteClient, machine: AgentMachine, subtests: CheapSubtests
 ) -> None:
@@ -139,9 +130,6 @@ def test_task_inside_the_program_of_a_worker_has_its_task_as_its_parent(
     assert child["parentId"] == parent["id"]
 
 
-@fault(
-    "agent's side", "a parent that the key may not see", "left out, the program runs", answers=False
-)
 @pytest.mark.parametrize("inner", ["run", "client"])
 def test_parent_that_the_key_may_not_see_is_left_out(
     remote_alice: RemoteClient, machine: AgentMachine, inner: str
@@ -160,7 +148,6 @@ def test_parent_that_the_key_may_not_see_is_left_out(
     assert f"may not see task {parent['id']}" in warning or "without parentId" in warning
     child, _ = tasks(remote_alice)
     assert (child["agentId"], child["parentId"]) == ("inner", None)
-    happened("left out")
 
 
 def test_parent_that_is_no_id_is_left_out(
@@ -175,7 +162,6 @@ def test_parent_that_is_no_id_is_left_out(
     assert [task["parentId"] for task in tasks(remote_alice)] == [None] * 3
 
 
-@fault("agent's side", "`run --strict` with a parent that is refused", "does not start")
 def test_strict_run_needs_the_parent(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     machine.settings["TASKSERVICE_TASK_ID"] = NO_TASK
     done = machine.run("run", "--strict", "--agent", "a", "--", "echo", "ran")
@@ -212,7 +198,6 @@ def test_program_says_how_far_it_is(
     assert task["note"] == note
 
 
-@fault("agent's side", "progress outside of a task", "one line")
 def test_progress_outside_of_a_task_is_one_line(machine: AgentMachine) -> None:
     done = machine.run("progress", "0.5")
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
@@ -227,7 +212,6 @@ def test_progress_that_is_none_is_refused(machine: AgentMachine, subtests: Cheap
             assert "must be" in done.stderr
 
 
-@fault("agent's side", "progress of a finished task", "one line")
 def test_progress_of_a_finished_task_is_one_line(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:

@@ -18,7 +18,6 @@ from taskservice.runner import process as process_tree
 from taskservice.runner.process import Process
 from tests.support.agent_machine import AgentMachine, the_log, the_task
 from tests.support.api_client import RemoteClient
-from tests.support.catalogue import fault, happened
 from tests.support.waiting import PATIENCE_SECONDS, until
 
 IGNORES_TERM = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
@@ -37,7 +36,6 @@ def started(script: str) -> tuple[Process, int]:
     return process, reader
 
 
-@fault("agent's side", "a program that ignores a stop", "killed after the grace", answers=False)
 @pytest.mark.parametrize(
     ("script", "status"),
     [(IGNORES_TERM, -signal.SIGKILL), (CHILD_IGNORES_TERM, -signal.SIGTERM)],
@@ -51,7 +49,6 @@ def test_process_that_ignores_a_stop_is_killed_after_the_grace(script: str, stat
     assert time.monotonic() - began >= 1.0
     assert os.read(reader, 1) == b""  # no process has it open any more
     os.close(reader)
-    happened("killed")
 
 
 def test_stop_ends_when_the_program_ends_within_the_grace() -> None:
@@ -61,9 +58,6 @@ def test_stop_ends_when_the_program_ends_within_the_grace() -> None:
     os.close(reader)
 
 
-@fault(
-    "agent's side", "a stop, and children in other process groups", "they end too", answers=False
-)
 def test_stop_reaches_a_child_in_another_process_group() -> None:
     own = "import os, time; os.setpgid(0, 0); print('ready', flush=True); time.sleep(1000)"
     process, reader = started(f'"{sys.executable}" -c "{own}"; exit 3')
@@ -73,7 +67,6 @@ def test_stop_reaches_a_child_in_another_process_group() -> None:
     os.close(reader)
 
     # These start children as fast as they can, and print the id of each.
-    happened("ended")
 
 
 FORKS = "echo ready; while :; do sleep 1000 & echo $!; done"
@@ -138,7 +131,6 @@ def _alive(printed: bytearray) -> list[int]:
     return sorted(ids & process_tree.processes().keys())
 
 
-@fault("agent's side", "children forked during a stop", "stopped too", answers=False)
 @pytest.mark.parametrize("grace", [1000.0, 0.0], ids=["SIGTERM", "SIGKILL"])
 def test_child_forked_during_a_stop_is_stopped_too(forking: str, grace: float) -> None:
     for _ in range(3):
@@ -155,7 +147,6 @@ def test_child_forked_during_a_stop_is_stopped_too(forking: str, grace: float) -
                 printed += block
             else:
                 pytest.fail("A child lives")
-    happened("stopped")
 
 
 def test_cleanup_processes_of_a_stopped_program_are_not_stopped() -> None:
@@ -210,7 +201,6 @@ AS_ON_MACOS = (
 )
 
 
-@fault("agent's side", "a system without the calls of Linux", "`run` works", answers=False)
 def test_run_works_without_the_calls_that_macos_lacks(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -222,7 +212,6 @@ def test_run_works_without_the_calls_that_macos_lacks(
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
     assert process.returncode == 143
-    happened("works")
 
 
 # --- at a terminal -----------------------------------------------------------------------

@@ -28,7 +28,6 @@ from taskservice.client import (
 from tests.support import receiver as play
 from tests.support.agent_machine import AgentMachine, kill, machine_of, objects, the_task
 from tests.support.api_client import RemoteClient
-from tests.support.catalogue import fault, happened
 from tests.support.cheap_subtests import CheapSubtests
 from tests.support.receiver import Receiver, in_turn
 from tests.support.service import Service
@@ -177,7 +176,6 @@ def test_task_that_has_ended_asks_nothing(
     assert machine.run("ask", "Deploy?").returncode == 4
 
 
-@fault("agent's side", "a question that cannot be asked", "one line")
 def test_question_that_cannot_be_asked_is_refused(
     remote_alice: RemoteClient, machine: AgentMachine, task: Json, tmp_path: Path
 ) -> None:
@@ -200,14 +198,12 @@ def test_question_that_cannot_be_asked_is_refused(
     assert machine.run("ask", "x").returncode == 69
 
 
-@fault("agent's side", "`ask` outside of a task", "one line")
 def test_ask_outside_of_a_task_is_one_line(machine: AgentMachine) -> None:
     done = machine.run("ask", "Deploy?")
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert "this program was not started by `taskservice run`" in done.stderr
 
 
-@fault("agent's side", "a signal to `ask`", "the question is withdrawn", answers=False)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_withdraws_the_question(
     remote_alice: RemoteClient, machine: AgentMachine, task: Json, number: int, code: int
@@ -218,7 +214,6 @@ def test_signal_withdraws_the_question(
     printed, remarks = process.communicate(timeout=40)
     assert (process.returncode, printed, len(remarks.splitlines())) == (code, "", 1)
     assert [each["state"] for each in questions(remote_alice, task)] == ["withdrawn"]
-    happened("withdrawn")
 
 
 def test_signal_before_the_service_has_answered_withdraws_the_question(
@@ -237,7 +232,6 @@ def test_signal_before_the_service_has_answered_withdraws_the_question(
     assert [each["state"] for each in questions(remote_alice, task)] == ["withdrawn"]
 
 
-@fault("agent's side", "answers to `ask` are lost", "one question", answers=False)
 def test_ask_is_one_question_though_answers_are_lost(
     remote_alice: RemoteClient, machine: AgentMachine, task: Json
 ) -> None:
@@ -252,10 +246,8 @@ def test_ask_is_one_question_though_answers_are_lost(
     assert (process.returncode, printed) == (0, "yes\n")
     assert "the service does not answer; trying again until it is back" in remarks
     assert len(questions(remote_alice, task)) == 1
-    happened("one question")
 
 
-@fault("agent's side", "the service restarts while `ask` waits", "the answer comes", answers=False)
 def test_ask_waits_through_restarts_of_the_service(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
@@ -276,7 +268,6 @@ def test_ask_waits_through_restarts_of_the_service(tmp_path: Path) -> None:
         printed, _ = process.communicate(timeout=60)
         assert (process.returncode, printed) == (0, "yes\n")
         assert len(questions(alice, task)) == 1
-    happened("came")
 
 
 # --- taskservice task answer -------------------------------------------------------------
@@ -324,7 +315,6 @@ def test_value_of_a_single_field_needs_no_key(
     assert questions(remote_alice, task)[0]["answer"] == {"only": answer}
 
 
-@fault("agent's side", "an answer on the command line that does not fit", "one line that says why")
 def test_answer_that_does_not_fit_says_why(
     remote_alice: RemoteClient, machine: AgentMachine, task: Json, subtests: CheapSubtests
 ) -> None:
@@ -411,7 +401,6 @@ def test_one_of_several_questions_is_chosen_by_its_id(
     )  # fmt: skip
 
 
-@fault("agent's side", "an answer to a task that asks nothing", "one line")
 def test_task_that_asks_nothing_cannot_be_answered(
     remote_alice: RemoteClient, machine: AgentMachine, task: Json
 ) -> None:
@@ -439,12 +428,6 @@ def test_answer_says_what_became_of_a_question(
         assert (refused.returncode, refused.stderr) == (1, was_yes)
 
 
-@fault(
-    "agent's side",
-    "a question with shell syntax in it",
-    "the shown command is safe to paste",
-    answers=False,
-)
 def test_shown_commands_are_safe_to_paste_into_a_shell(
     remote_alice: RemoteClient, machine: AgentMachine, task: Json
 ) -> None:
@@ -463,7 +446,6 @@ def test_shown_commands_are_safe_to_paste_into_a_shell(
     ask(remote_alice, task, schema=DEPLOY)
     (command,) = commands()
     assert subprocess.run(["bash", "-n", "-c", command], capture_output=True).returncode != 0
-    happened("safe")
 
 
 # --- show, list, follow ------------------------------------------------------------------

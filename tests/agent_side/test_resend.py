@@ -17,7 +17,6 @@ from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, machine_of, tasks, the_task
 from tests.support.api_client import RemoteClient
-from tests.support.catalogue import fault, happened
 from tests.support.mounts import fill, small_disk
 from tests.support.receiver import Receiver, unused_port
 from tests.support.requirements import needs
@@ -54,7 +53,6 @@ def agent_key(person: RemoteClient, agent_id: str) -> str:
     return str(person.request("POST", "/key", json=fields).json()["key"])
 
 
-@fault("agent's side", "a kept run of another user's key", "not sent, kept", answers=False)
 def test_run_of_another_user_is_kept(
     remote_alice: RemoteClient, machine: AgentMachine, shared_service: Service, tmp_path: Path
 ) -> None:
@@ -71,7 +69,6 @@ def test_run_of_another_user_is_kept(
     assert machine.run("run", "--resend").returncode == 0
     assert the_task(remote_alice)["logs"] == ["ready"]
     assert machine.left_runs() == []
-    happened("kept")
 
 
 def test_run_that_was_copied_without_its_lock_is_sent(
@@ -96,12 +93,6 @@ def test_run_of_another_agent_is_kept(remote_alice: RemoteClient, machine: Agent
     assert the_task(remote_alice)["logs"] == ["from afar"]
 
 
-@fault(
-    "agent's side",
-    "a kept run that the service refuses",
-    "kept, says how to forget it",
-    answers=False,
-)
 def test_run_that_is_refused_says_how_to_forget_it(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -110,10 +101,8 @@ def test_run_that_is_refused_says_how_to_forget_it(
     assert refused.returncode == 1
     assert f"it stays in {folder}; remove that folder to discard it" in refused.stderr
     assert machine.left_runs() == [folder]
-    happened("kept")
 
 
-@fault("agent's side", "a kept run whose callback is refused", "sent without it", answers=False)
 def test_callback_that_is_refused_is_left_out(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -123,15 +112,8 @@ def test_callback_that_is_refused_is_left_out(
     assert "the task is started without callback" in resent.stderr
     task = the_task(remote_alice)
     assert (task["logs"], task["callback"]) == (["from afar"], None)
-    happened("sent")
 
 
-@fault(
-    "agent's side",
-    "404 for a task that was never made",
-    "no deletion, the run is kept",
-    answers=False,
-)
 def test_not_found_is_no_deletion_of_a_task_that_was_never_made(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -148,10 +130,8 @@ def test_not_found_is_no_deletion_of_a_task_that_was_never_made(
         refused = machine.run("run", "--resend")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert machine.left_runs() == [folder]
-    happened("kept")
 
 
-@fault("agent's side", "a kept run whose task was deleted", "given up", answers=False)
 def test_resend_gives_up_a_deleted_task(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     killed_run(remote_alice, machine)
     task_id = the_task(remote_alice)["id"]
@@ -159,7 +139,6 @@ def test_resend_gives_up_a_deleted_task(remote_alice: RemoteClient, machine: Age
     unwanted = machine.run("run", "--resend")
     assert (unwanted.returncode, unwanted.stdout) == (0, f"{task_id} was cancelled or deleted\n")
     assert machine.left_runs() == []
-    happened("given up")
 
 
 def test_agent_that_the_key_may_not_see_does_not_stop_the_program(
@@ -184,9 +163,6 @@ def test_agent_that_the_key_may_not_see_does_not_stop_the_program(
     assert len(machine.left_runs()) == 1
 
 
-@fault(
-    "agent's side", "the number of sent lines is lost on the disk", "each line once", answers=False
-)
 def test_lines_come_once_where_their_number_was_lost(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -200,7 +176,6 @@ def test_lines_come_once_where_their_number_was_lost(
     resent = machine.run("run", "--resend")
     assert (resent.returncode, resent.stderr) == (0, "")
     assert the_task(remote_alice)["logs"] == ["one", "two", "from afar"]
-    happened("each once")
 
 
 @pytest.fixture
@@ -210,12 +185,6 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
-@fault(
-    "agent's side",
-    "the agent's disk fills up",
-    "reported; the end of the log and of the task arrive",
-    answers=False,
-)
 def test_disk_that_fills_up_is_reported_and_keeps_the_end(
     remote_alice: RemoteClient, machine: AgentMachine, tiny_disk: Path
 ) -> None:
@@ -246,15 +215,8 @@ def test_disk_that_fills_up_is_reported_and_keeps_the_end(
     assert left_out == int(said[1].replace(",", ""))
     assert left_out + len(task["logs"]) - len(marks) == 100_000
     assert machine.left_runs() == []
-    happened("reported; the end arrived")
 
 
-@fault(
-    "agent's side",
-    "the agent's disk is full from the start",
-    "the program runs, without a file for its output",
-    answers=False,
-)
 def test_program_gets_no_output_file_on_a_full_disk(
     remote_alice: RemoteClient, machine: AgentMachine, tiny_disk: Path
 ) -> None:
@@ -265,10 +227,8 @@ def test_program_gets_no_output_file_on_a_full_disk(
     (said,) = result.stderr.splitlines()
     assert "can't write to the disk" in said
     assert (result.returncode, the_task(remote_alice)["status"]) == (0, "complete")
-    happened("runs")
 
 
-@fault("agent's side", "several `--resend` at once", "each run is sent once", answers=False)
 def test_concurrent_resends_send_each_run_once(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -280,7 +240,6 @@ def test_concurrent_resends_send_each_run_once(
     assert sum(printed.count("got 1 line and its end") for printed, _ in said) == 20
     assert [task["logs"] for task in tasks(remote_alice)] == [["from afar"]] * 20
     assert machine.left_runs() == []
-    happened("each once")
 
 
 def test_reading_a_removed_run_does_not_recreate_it(machine: AgentMachine) -> None:
@@ -350,7 +309,6 @@ def _give_away(path: Path) -> None:
         needs("right to give a folder away", "run the tests as root")
 
 
-@fault("agent's side", "a damaged run on the disk", "reported, newer ones are sent", answers=False)
 @pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
 def test_damaged_run_is_reported_and_does_not_stop_newer_runs(
     remote_alice: RemoteClient, machine: AgentMachine, spoil: Callable[[Path, Path], object]
@@ -369,10 +327,8 @@ def test_damaged_run_is_reported_and_does_not_stop_newer_runs(
     assert bad in machine.left_runs()
     assert newer not in machine.left_runs()
     assert file.read_text() == "a secret line\n"
-    happened("newer ones sent")
 
 
-@fault("agent's side", "a symbolic link among the runs", "not followed", answers=False)
 def test_link_among_the_runs_is_not_followed(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -384,7 +340,6 @@ def test_link_among_the_runs_is_not_followed(
     assert str(folder) in resent.stderr
     assert tasks(remote_alice) == []
     assert (elsewhere / LINES).read_text() == "from afar\n"
-    happened("not followed")
 
 
 def test_runs_are_kept_where_no_other_user_may_enter(
@@ -399,7 +354,6 @@ def test_runs_are_kept_where_no_other_user_may_enter(
     assert runs.stat().st_mode & 0o777 == 0o700
 
 
-@fault("agent's side", "the folder of runs belongs to another user", "not used", answers=False)
 def test_folder_of_another_user_keeps_no_runs(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -415,7 +369,6 @@ def test_folder_of_another_user_keeps_no_runs(
     assert "It belongs to another user" in resent.stderr
     assert "PosixPath" not in resent.stderr
     assert len(machine.left_runs()) == 1
-    happened("not used")
 
 
 def test_folder_of_a_killed_incomplete_run_is_removed(machine: AgentMachine) -> None:
@@ -428,9 +381,6 @@ def test_folder_of_a_killed_incomplete_run_is_removed(machine: AgentMachine) -> 
     assert [folder.name for folder in machine.left_runs()] == [".new"]
 
 
-@fault(
-    "agent's side", "a machine without a home folder", "nothing to resend, no error", answers=False
-)
 def test_machine_without_a_home_has_nothing_to_resend(machine: AgentMachine) -> None:
     environment = {**machine.environment, "XDG_STATE_HOME": "", "HOME": ""}
     del environment["HOME"]
@@ -440,4 +390,3 @@ def test_machine_without_a_home_has_nothing_to_resend(machine: AgentMachine) -> 
         needs("right to become another user", "run the tests as root")
     assert result.returncode == 1
     assert result.stderr.startswith("taskservice: neither XDG_STATE_HOME nor HOME is set")
-    happened("no error")

@@ -23,7 +23,6 @@ from tests.support.agent_machine import (
     the_task,
 )
 from tests.support.api_client import RemoteClient
-from tests.support.catalogue import fault, happened
 from tests.support.cheap_subtests import CheapSubtests
 from tests.support.receiver import Receiver, unused_port
 from tests.support.service import Service
@@ -70,12 +69,6 @@ def test_program_becomes_a_task(remote_alice: RemoteClient, machine: AgentMachin
     assert machine.left_runs() == []
 
 
-@fault(
-    "agent's side",
-    "a program that fails",
-    "an error with its exit code, which is passed on",
-    answers=False,
-)
 @pytest.mark.parametrize(
     ("script", "code", "message"),
     [
@@ -90,10 +83,8 @@ def test_failure_is_reported_and_passed_on(
     assert quiet(run(machine, script)) == code
     task = the_task(remote_alice)
     assert task["error"] == {"type": "failed", "message": message}
-    happened("reported")
 
 
-@fault("agent's side", "a program that is not there", "a task that ends as an error")
 def test_program_that_is_not_there_is_an_error_too(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -177,7 +168,6 @@ def test_progress_bar_is_one_line(remote_alice: RemoteClient, machine: AgentMach
     assert the_task(remote_alice)["logs"] == ["100%", "done", "last"]
 
 
-@fault("agent's side", "long and binary lines of a program", "made to fit", answers=False)
 def test_long_and_binary_lines_are_made_to_fit(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -191,7 +181,6 @@ def test_long_and_binary_lines_are_made_to_fit(
     assert 65_000 < len(first.encode()) <= 65_536
     assert binary == "\ufffd\ufffda"
     assert last == "end"
-    happened("cut and replaced")
 
 
 @pytest.mark.parametrize(
@@ -231,9 +220,6 @@ def test_output_is_the_last_line_or_the_named_file(
     assert machine.left_runs() == []
 
 
-@fault(
-    "agent's side", "a last line of JSON nested too deep", "a line, not the output", answers=False
-)
 def test_last_line_that_is_nested_too_deep_is_a_line(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -244,10 +230,8 @@ def test_last_line_that_is_nested_too_deep_is_a_line(
         task = tasks(remote_alice)[0]
         assert (task["output"], task["logs"]) == ({}, [deep])
         assert task["error"]["message"] == "Exit status 3"
-    happened("a line")
 
 
-@fault("agent's side", "an output file that is a pipe or a device", "not read", answers=False)
 @pytest.mark.parametrize(
     "make",
     [
@@ -277,7 +261,6 @@ def test_output_that_is_no_regular_file_is_not_read(
     assert (task["error"]["message"], task["output"]) == ("Exit status 3", {})
     assert "TASKSERVICE_OUTPUT is not a regular file" in task["logs"][-1]
     assert machine.left_runs() == []
-    happened("not read")
 
 
 def test_output_file_without_a_json_object_is_reported(
@@ -291,12 +274,6 @@ def test_output_file_without_a_json_object_is_reported(
     assert (task["status"], task["output"]) == ("complete", {})
 
 
-@fault(
-    "agent's side",
-    "an output that the service refuses",
-    "the task ends all the same",
-    answers=False,
-)
 def test_output_that_the_service_refuses_does_not_hide_the_end(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -306,7 +283,6 @@ def test_output_that_the_service_refuses_does_not_hide_the_end(
     assert (task["error"]["message"], task["output"]) == ("Exit status 3", {})
     assert task["logs"][0] == deep
     assert "the output was refused: " in task["logs"][1]
-    happened("ended")
 
 
 def test_program_can_report_more_by_itself(
@@ -423,7 +399,6 @@ def test_program_that_takes_a_signal_and_ends_well_is_complete(
     assert task["logs"] == ["ready", "stopping"]
 
 
-@fault("agent's side", "the task is cancelled", "its program is stopped", answers=False)
 def test_cancel_stops_the_program(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     machine.beat_often()
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", "echo ready; sleep 1000")
@@ -434,10 +409,8 @@ def test_cancel_stops_the_program(remote_alice: RemoteClient, machine: AgentMach
     assert "the task was cancelled" in remarks
     assert the_task(remote_alice)["error"]["type"] == "cancelled"
     assert machine.left_runs() == []
-    happened("stopped")
 
 
-@fault("agent's side", "the task is deleted", "its program is stopped", answers=False)
 def test_deletion_stops_the_program(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     script = "echo ready; while :; do echo more; sleep 0.2; done"
     process = machine.spawn("run", "--agent", "a", "--", "sh", "-c", script)
@@ -447,7 +420,6 @@ def test_deletion_stops_the_program(remote_alice: RemoteClient, machine: AgentMa
     assert process.returncode == 143
     assert "the task was deleted" in remarks
     assert machine.left_runs() == []
-    happened("stopped")
 
 
 def test_program_continues_after_another_client_finished_its_task(
@@ -497,7 +469,6 @@ def test_lines_come_in_about_five_requests_a_second(machine: AgentMachine) -> No
     assert 2 < len(once) < seconds * 10
 
 
-@fault("agent's side", "a line of 100 MB", "takes little memory", answers=False)
 def test_line_of_100_mb_takes_little_memory(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -519,25 +490,16 @@ def test_line_of_100_mb_takes_little_memory(
     assert int(measured) < 100_000_000
     (line,) = the_task(remote_alice)["logs"]
     assert line.endswith("[taskservice: cut here, the line has 100,000,000 bytes]")
-    happened("little")
 
 
-@fault(
-    "agent's side",
-    "a background process keeps the output open",
-    "`run` ends with its program",
-    answers=False,
-)
 def test_background_process_does_not_hold_the_run(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     result = run(machine, "sleep 1000 & echo $!")
     os.kill(int(result.stdout), signal.SIGKILL)
     assert the_task(remote_alice)["status"] == "complete"
-    happened("ended")
 
 
-@fault("agent's side", "nobody reads what `run` prints", "the log goes on", answers=False)
 def test_output_without_a_reader_does_not_hold_up_the_log(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -553,7 +515,6 @@ def test_output_without_a_reader_does_not_hold_up_the_log(
     task = the_task(remote_alice)
     assert (task["logCount"], task["error"]["type"]) == (100_001, "failed")
     assert machine.left_runs() == []
-    happened("went on")
 
 
 def test_signal_after_the_end_waits_no_longer_for_a_reader(
@@ -572,7 +533,6 @@ def test_signal_after_the_end_waits_no_longer_for_a_reader(
 # --- settings and refusals ---------------------------------------------------------------
 
 
-@fault("agent's side", "missing and wrong settings of `run`", "one line")
 def test_missing_and_wrong_settings_are_one_line(machine: AgentMachine, tmp_path: Path) -> None:
     sentences = []
     for url, key in (
@@ -592,7 +552,6 @@ def test_missing_and_wrong_settings_are_one_line(machine: AgentMachine, tmp_path
     assert "elsewhere" in elsewhere
 
 
-@fault("agent's side", "a password in the address of the service", "not printed", answers=False)
 def test_password_in_an_address_is_not_printed(
     machine: AgentMachine, subtests: CheapSubtests
 ) -> None:
@@ -623,12 +582,8 @@ def test_password_in_an_address_is_not_printed(
         assert "finish now go to http://127.0.0.1:9/" in listener.stderr.readline()
         listener.terminate()
         listener.communicate()
-    happened("not printed")
 
 
-@fault(
-    "agent's side", "the address of another program", "a warning, the program runs", answers=False
-)
 def test_url_of_another_program_is_reported(machine: AgentMachine) -> None:
     with Receiver() as receiver:
         receiver.answer = play.answer(301, {"Location": "https://elsewhere.example/"})
@@ -637,10 +592,8 @@ def test_url_of_another_program_is_reported(machine: AgentMachine) -> None:
     assert moved.returncode == 2
     assert "TASKSERVICE_URL: " in moved.stderr
     assert "redirects to https://elsewhere.example/" in moved.stderr
-    happened("said so")
 
 
-@fault("agent's side", "`run --strict` whose start is refused", "the program does not run")
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -669,7 +622,6 @@ STARTS_REFUSED = {
 }
 
 
-@fault("agent's side", "any answer of the service to the start", "the program runs", answers=False)
 @pytest.mark.parametrize("refusal", STARTS_REFUSED.values(), ids=STARTS_REFUSED)
 def test_program_runs_whatever_the_service_says(
     remote_alice: RemoteClient, machine: AgentMachine, refusal: play.Behaviour
@@ -694,7 +646,6 @@ def test_program_runs_whatever_the_service_says(
     assert machine.run("run", "--resend").returncode == 0
     task = the_task(remote_alice)
     assert (task["logs"], task["error"]["message"]) == (["ran"], "Exit status 7")
-    happened("runs")
 
 
 def test_program_of_an_agent_id_that_none_can_have_runs_without_a_task(
@@ -721,12 +672,6 @@ def test_program_of_an_agent_id_that_none_can_have_runs_without_a_task(
     assert tasks(remote_alice) == []
 
 
-@fault(
-    "agent's side",
-    "a callback, label or name that is refused",
-    "left out with a warning",
-    answers=False,
-)
 @pytest.mark.parametrize(
     ("option", "value", "word"),
     [
@@ -749,7 +694,6 @@ def test_refused_fields_of_a_start_are_left_out(
     assert (task["logs"], task["callback"], task["name"]) == (["ran"], None, "a")
     assert task["error"]["message"] == "Exit status 7"
     assert machine.left_runs() == []
-    happened("left out")
 
 
 # --- its input ---------------------------------------------------------------------------
@@ -818,7 +762,6 @@ def test_input_that_cannot_be_one_starts_nothing(
     assert tasks(remote_alice) == []
 
 
-@fault("agent's side", "`run --strict` without the service", "the program does not run")
 def test_strict_program_does_not_run_without_the_service(machine: AgentMachine) -> None:
     machine.give_up_soon()
     machine.url = f"http://127.0.0.1:{unused_port()}"
@@ -839,12 +782,6 @@ def test_usage_is_explained(machine: AgentMachine) -> None:
 # --- the service is away -----------------------------------------------------------------
 
 
-@fault(
-    "agent's side",
-    "the service is away from the start",
-    "the program runs, its task comes later",
-    answers=False,
-)
 def test_without_the_service_the_program_runs_and_its_task_comes_later(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -876,10 +813,8 @@ def test_without_the_service_the_program_runs_and_its_task_comes_later(
     assert (task["name"], task["logs"]) == ("away", ["hello"])
     assert task["error"]["message"] == "Exit status 3"
     assert machine.left_runs() == []
-    happened("came later, complete")
 
 
-@fault("agent's side", "a service that hangs", "does not hold the program", answers=False)
 @pytest.mark.parametrize("behaviour", [play.silence, play.drip(b" " * 1000, 0.5, DRIPS)])
 def test_service_that_hangs_does_not_hold_the_program(
     machine: AgentMachine, behaviour: play.Behaviour
@@ -900,7 +835,6 @@ def test_service_that_hangs_does_not_hold_the_program(
     assert "answer" in remarks
     assert "the program runs" in remarks
     assert len(machine.left_runs()) == 1
-    happened("ran meanwhile")
 
 
 def test_resend_leaves_a_run_that_is_alive_alone(
@@ -916,7 +850,6 @@ def test_resend_leaves_a_run_that_is_alive_alone(
     process.communicate(timeout=20)
 
 
-@fault("agent's side", "the service is away and comes back", "gets everything once", answers=False)
 def test_service_that_comes_back_gets_everything_once(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
@@ -936,7 +869,6 @@ def test_service_that_comes_back_gets_everything_once(tmp_path: Path) -> None:
     assert (process.returncode, remarks) == (2, "")
     assert task["logs"] == [f"line {number}" for number in range(1, 7)]
     assert task["error"]["message"] == "Exit status 2"
-    happened("everything once")
 
 
 def test_signal_at_the_end_does_not_wait_for_the_service(machine: AgentMachine) -> None:
@@ -953,12 +885,6 @@ def test_signal_at_the_end_does_not_wait_for_the_service(machine: AgentMachine) 
     assert len(machine.left_runs()) == 1
 
 
-@fault(
-    "agent's side",
-    "the key is revoked while the program runs",
-    "reported, the lines are kept on the disk",
-    answers=False,
-)
 def test_revoked_key_is_reported_and_keeps_the_lines(
     shared_service: Service, tmp_path: Path
 ) -> None:
@@ -976,7 +902,6 @@ def test_revoked_key_is_reported_and_keeps_the_lines(
     machine.key = bob.session.headers["apikey"] = key
     assert machine.run("run", "--resend").returncode == 0
     assert the_log(bob) == ["first", "second"]
-    happened("kept")
 
 
 def test_late_report_is_accepted(tmp_path: Path) -> None:
@@ -995,7 +920,6 @@ def test_late_report_is_accepted(tmp_path: Path) -> None:
     assert (task["status"], task["error"], task["logs"]) == ("complete", None, ["1", "2"])
 
 
-@fault("agent's side", "closed stdout and stderr of `run`", "the log has the lines", answers=False)
 @pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1, 2]])
 def test_closed_outputs_get_nothing_and_the_log_has_the_lines(
     remote_alice: RemoteClient, machine: AgentMachine, closed: list[int]
@@ -1007,7 +931,6 @@ def test_closed_outputs_get_nothing_and_the_log_has_the_lines(
     assert result.stdout == ("" if 1 in closed else "out\n")
     assert result.stderr == ("" if 2 in closed else "err\n")
     assert machine.left_runs() == []
-    happened("the log has them")
 
 
 def test_remarks_do_not_go_to_stdout_where_stderr_is_closed(machine: AgentMachine) -> None:

@@ -13,7 +13,6 @@ import pytest
 from taskservice.client.sender import Batch
 from taskservice.runner.program_output import LastLine, LineSplitter, Masker
 from taskservice.runner.spool import SEGMENT_BYTES, Spool
-from tests.support.catalogue import fault, happened
 
 
 def split(*blocks: bytes) -> list[bytes]:
@@ -49,7 +48,6 @@ def test_lines_are_the_same_however_they_come(printed: bytes, lines: list[bytes]
         assert split(printed[:cut], printed[cut:]) == lines
 
 
-@fault("agent's side", "random bytes in blocks of any size", "come out the same", answers=False)
 def test_any_bytes_come_out_the_same_in_any_blocks() -> None:
     chance = random.Random(6)
     for _ in range(50):
@@ -62,10 +60,8 @@ def test_any_bytes_come_out_the_same_in_any_blocks() -> None:
             blocks.append(printed[at : at + size])
             at += size
         assert split(*blocks) == whole
-    happened("the same")
 
 
-@fault("agent's side", "a line without an end", "takes little memory", answers=False)
 def test_line_without_an_end_takes_little_memory() -> None:
     splitter = LineSplitter(Masker({}))
     for _ in range(200):
@@ -73,7 +69,6 @@ def test_line_without_an_end_takes_little_memory() -> None:
     (line, count) = splitter.close()
     assert count == 1
     assert line.endswith(b"[taskservice: cut here, the line has 200,000,000 bytes]\n")
-    happened("little")
 
 
 def test_cut_line_ends_between_characters() -> None:
@@ -141,12 +136,6 @@ def test_part_of_a_batch_can_be_confirmed(tmp_path: Path) -> None:
     assert (rest.seq, rest.lines) == (2, 9)
 
 
-@fault(
-    "agent's side",
-    "kill -9 while lines are kept and sent",
-    "another process goes on, each line once",
-    answers=False,
-)
 def test_another_process_continues_after_one_was_killed(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     spool.put(numbered(1, 50_000))
@@ -167,15 +156,8 @@ def test_another_process_continues_after_one_was_killed(tmp_path: Path) -> None:
     assert batch is not None
     assert batch.seq == len(sent) + 1
     assert sent + drained(resumed) == numbered(1, 60_000)
-    happened("each once")
 
 
-@fault(
-    "agent's side",
-    "more lines than may be kept",
-    "the oldest go, a mark says how many",
-    answers=False,
-)
 def test_oldest_lines_make_room_and_a_mark_says_how_many(tmp_path: Path) -> None:
     spool = Spool(tmp_path, max_bytes=3 * SEGMENT_BYTES)
     for first in range(1, 1_000_001, 1_000):
@@ -185,7 +167,6 @@ def test_oldest_lines_make_room_and_a_mark_says_how_many(tmp_path: Path) -> None
     dropped = left_out(mark)
     assert rest == numbered(dropped + 1, 1_000_000)
     assert dropped > 500_000
-    happened("a mark with their number")
 
 
 def left_out(mark: bytes) -> int:
@@ -229,7 +210,6 @@ def small_files() -> Iterator[None]:
     signal.signal(signal.SIGXFSZ, handler)
 
 
-@fault("agent's side", "a full disk while lines are kept", "the oldest go", answers=False)
 @pytest.mark.usefixtures("small_files")
 def test_full_disk_pushes_out_the_oldest_lines(tmp_path: Path) -> None:
     failures: list[OSError] = []
@@ -240,7 +220,6 @@ def test_full_disk_pushes_out_the_oldest_lines(tmp_path: Path) -> None:
     assert rest == numbered(left_out(mark) + 1, 100_000)
     assert {failure.errno for failure in failures} <= {errno.EFBIG, errno.ENOSPC}
     assert failures
-    happened("the newest are there")
 
 
 @pytest.mark.usefixtures("small_files")
@@ -269,12 +248,6 @@ def test_memory_goes_to_the_disk_when_there_is_room_again(tmp_path: Path) -> Non
     assert drained(Spool.load(tmp_path)) == numbered(1, 10)
 
 
-@fault(
-    "agent's side",
-    "the place up to which lines were sent is unreadable",
-    "no line is lost",
-    answers=False,
-)
 def test_place_that_cannot_be_read_loses_no_line(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     spool.put(numbered(1, 10))
@@ -283,10 +256,8 @@ def test_place_that_cannot_be_read_loses_no_line(tmp_path: Path) -> None:
     assert batch is not None
     # The number is higher than any that the service has, so it answers with the one it expects.
     assert batch.seq > 1 << 50
-    happened("none lost")
 
 
-@fault("agent's side", "the folder of the lines is removed", "they stay in memory", answers=False)
 def test_folder_that_is_gone_leaves_the_memory(tmp_path: Path) -> None:
     folder = tmp_path / "spool"
     folder.mkdir()
@@ -300,10 +271,8 @@ def test_folder_that_is_gone_leaves_the_memory(tmp_path: Path) -> None:
     mark, *rest = drained(spool)
     assert rest == numbered(left_out(mark) + 1, 1_000_000)
     assert failures
-    happened("sent from memory")
 
 
-@fault("agent's side", "the disk can't be written any more", "no line on it is lost", answers=False)
 def test_disk_that_can_not_be_written_any_more_costs_no_line_on_it(tmp_path: Path) -> None:
     folder = tmp_path / "spool"
     folder.mkdir()
@@ -315,4 +284,3 @@ def test_disk_that_can_not_be_written_any_more_costs_no_line_on_it(tmp_path: Pat
     for first in range(150_001, 250_001, 1_000):
         spool.put(numbered(first, first + 999))
     assert drained(spool) == numbered(1, 250_000)
-    happened("none lost")

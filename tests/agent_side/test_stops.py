@@ -9,7 +9,6 @@ import pytest
 from taskservice.client import Client, NotFound, Task, TaskCancelled
 from tests.support import receiver as play
 from tests.support.api_client import RemoteClient
-from tests.support.catalogue import fault, happened
 from tests.support.receiver import Behaviour, Exchange, Received, Receiver
 from tests.support.service_answers import losing
 from tests.support.waiting import PATIENCE_SECONDS, until
@@ -82,7 +81,6 @@ stops = pytest.mark.parametrize(
 )
 
 
-@fault("agent's side", "a cancel while `log` waits for room", "raised soon", answers=False)
 @stops
 def test_log_that_waits_for_room_raises_soon(
     remote_alice: RemoteClient,
@@ -113,7 +111,6 @@ def test_log_that_waits_for_room_raises_soon(
     ):
         with pytest.raises(kind):
             deed()
-    happened("raised")
 
 
 ENDS: dict[str, Callable[[Task], object]] = {
@@ -124,7 +121,6 @@ ENDS: dict[str, Callable[[Task], object]] = {
 }
 
 
-@fault("agent's side", "a cancel while the end waits for its lines", "raised soon", answers=False)
 @stops
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 def test_end_that_waits_for_its_lines_raises_soon(
@@ -141,7 +137,6 @@ def test_end_that_waits_for_its_lines_raises_soon(
     until(is_held_up)
     stop(remote_alice, task)
     assert isinstance(program.end(), kind)
-    happened("raised")
 
 
 def test_report_with_a_later_retry_raises_soon(remote_alice: RemoteClient) -> None:

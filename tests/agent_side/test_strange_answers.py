@@ -15,7 +15,6 @@ from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, has_ended, the_task
 from tests.support.api_client import RemoteClient
-from tests.support.catalogue import fault, happened
 from tests.support.cheap_subtests import CheapSubtests
 from tests.support.receiver import Behaviour, Exchange, Receiver, in_turn
 from tests.support.service_answers import losing
@@ -103,12 +102,6 @@ CALLS: dict[str, Callable[[Client], object]] = {
 }
 
 
-@fault(
-    "agent's side",
-    "an answer of another program: HTML, a login, other JSON",
-    "one sentence",
-    answers=False,
-)
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_strange_answer_is_one_sentence(call: Callable[[Client], object]) -> None:
     with Receiver() as receiver:
@@ -118,7 +111,6 @@ def test_strange_answer_is_one_sentence(call: Callable[[Client], object]) -> Non
                 call(client)
             assert str(error.value), name
             assert len(str(error.value).splitlines()) == 1, name
-    happened("one sentence")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +135,6 @@ def test_field_that_the_service_does_not_write_is_noticed(field: dict[str, objec
             Client(receiver.url, "key", patience=0).task("1")
 
 
-@fault("agent's side", "strange answers to appends", "sent again", answers=False)
 @strange_answers
 def test_sender_continues_after_a_strange_answer(
     remote_alice: RemoteClient, strange: Behaviour
@@ -166,10 +157,8 @@ def test_sender_continues_after_a_strange_answer(
     found = the_task(remote_alice)
     assert (found["logs"], found["output"]) == (["one", "two"], {"sum": 15})
     assert found["status"] == "complete"
-    happened("arrived")
 
 
-@fault("agent's side", "an answer of any size", "takes bounded memory", answers=False)
 def test_answer_of_any_size_takes_bounded_memory(subtests: CheapSubtests) -> None:
     long = json.dumps(played.a_task(name="x" * 17 * 2**20)).encode()
     compressed = played.JSON | {"Content-Encoding": "gzip"}
@@ -186,7 +175,6 @@ def test_answer_of_any_size_takes_bounded_memory(subtests: CheapSubtests) -> Non
                 receiver.answer = answer
                 with pytest.raises(UnexpectedAnswer, match="answered more than 16 MiB"):
                     client.task("1")
-    happened("bounded")
 
 
 def test_large_answers_of_the_service_are_read() -> None:
@@ -203,7 +191,6 @@ def test_large_answers_of_the_service_are_read() -> None:
         assert [len(line.text) for line in task.lines()] == [len(text)] * 2
 
 
-@fault("agent's side", "a list whose pages lead in a circle", "ends with an error", answers=False)
 def test_list_whose_pages_lead_in_a_circle_ends() -> None:
     def page(next_page: str) -> Behaviour:
         link = {"Link": f'<?cursor={next_page}>; rel="next"', "Connection": "close"}
@@ -213,13 +200,11 @@ def test_list_whose_pages_lead_in_a_circle_ends() -> None:
         receiver.answer = in_turn(page("a"), page("b"), page("a"), play.answer(500))
         with pytest.raises(UnexpectedAnswer, match="repeats the pages of the list in a loop"):
             list(Client(receiver.url, "key", patience=0).tasks())
-    happened("an error")
 
 
 # --- Retry-After -------------------------------------------------------------------------
 
 
-@fault("agent's side", "odd texts in `Retry-After`", "read or left", answers=False)
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
@@ -242,7 +227,6 @@ def test_retry_after_is_read_or_left(text: str, seconds: float | None) -> None:
         with pytest.raises(Unavailable) as unavailable:
             Client(receiver.url, "key", patience=0).task("1")
     assert unavailable.value.retry_after == seconds
-    happened("read or left")
 
 
 def test_sender_continues_after_any_text_in_retry_after(remote_alice: RemoteClient) -> None:
@@ -272,7 +256,6 @@ def ended(machine: AgentMachine, process: subprocess.Popen[str]) -> tuple[str, s
     return process.communicate(timeout=40)
 
 
-@fault("agent's side", "`run` starts while a proxy shows its page", "loses nothing", answers=False)
 @pages
 def test_run_that_starts_under_a_page_loses_nothing(
     remote_alice: RemoteClient, machine: AgentMachine, page: Behaviour
@@ -295,10 +278,8 @@ def test_run_that_starts_under_a_page_loses_nothing(
     task = the_task(remote_alice)
     assert (task["logs"], task["error"]["message"]) == (["one"], "Exit status 7")
     assert machine.left_runs() == []
-    happened("nothing lost")
 
 
-@fault("agent's side", "a proxy that refuses each body", "loses nothing", answers=False)
 def test_run_behind_a_proxy_that_refuses_each_body_loses_nothing(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -316,10 +297,8 @@ def test_run_behind_a_proxy_that_refuses_each_body_loses_nothing(
         between.answer = pass_on
         assert machine.run("run", "--resend").returncode == 0
     assert the_task(remote_alice)["logs"] == ["one"]
-    happened("nothing lost")
 
 
-@fault("agent's side", "a proxy's page comes over a `run`", "loses nothing", answers=False)
 @pages
 def test_run_that_a_page_comes_over_loses_nothing(
     remote_alice: RemoteClient, machine: AgentMachine, page: Behaviour
@@ -347,15 +326,8 @@ def test_run_that_a_page_comes_over_loses_nothing(
     task = the_task(remote_alice)
     assert (task["logs"], task["error"]["message"]) == (["one", "two"], "Exit status 7")
     assert machine.left_runs() == []
-    happened("nothing lost")
 
 
-@fault(
-    "agent's side",
-    "a proxy's page in front of `work`",
-    "it waits until that is gone",
-    answers=False,
-)
 @pages
 def test_worker_waits_until_a_page_is_gone(
     remote_alice: RemoteClient, machine: AgentMachine, page: Behaviour
@@ -373,7 +345,6 @@ def test_worker_waits_until_a_page_is_gone(
     assert worker.returncode == 0
     assert "not as taskservice does; trying again until it is back" in remarks
     assert the_task(remote_alice)["logs"] == ["done"]
-    happened("waited, then worked")
 
 
 def test_listener_waits_until_a_page_is_gone(

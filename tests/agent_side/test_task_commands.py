@@ -12,7 +12,6 @@ from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, end_for_silence, objects, the_task
 from tests.support.api_client import RemoteClient
-from tests.support.catalogue import fault, happened
 from tests.support.pseudo_terminal import on_terminal
 from tests.support.receiver import Receiver
 from tests.support.service import Service
@@ -89,7 +88,6 @@ def test_follow_keeps_colours_in_a_file(remote_alice: RemoteClient, machine: Age
     assert followed.stdout == "\x1b[31mred\x1b[0m ü\n"
 
 
-@fault("agent's side", "a terminal that lacks a character", "shown escaped", answers=False)
 def test_terminal_that_lacks_a_character_is_no_failure(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -98,7 +96,6 @@ def test_terminal_that_lacks_a_character_is_no_failure(
     environment = {**machine.environment, "PYTHONIOENCODING": "latin-1"}
     listed = subprocess.run(command, env=environment, capture_output=True, check=True)
     assert "nächtlich ? " in listed.stdout.decode("latin-1")
-    happened("no failure")
 
 
 def test_short_list_asks_for_no_more_than_it_shows(machine: AgentMachine) -> None:
@@ -170,7 +167,6 @@ def test_cancel_and_delete(remote_alice: RemoteClient, machine: AgentMachine) ->
     assert (again.returncode, again.stderr) == (1, "taskservice: Task's ID is not found\n")
 
 
-@fault("agent's side", "a command that the service refuses", "one line")
 def test_refusals_are_one_line(remote_alice: RemoteClient, machine: AgentMachine) -> None:
     remote_alice.start("one")
     done = remote_alice.start("one")
@@ -191,7 +187,6 @@ def test_refusals_are_one_line(remote_alice: RemoteClient, machine: AgentMachine
         assert sentence in line
 
 
-@fault("agent's side", "a closed stdout of `task list`", "no traceback", answers=False)
 def test_closed_output_is_no_failure_of_ours(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -203,7 +198,6 @@ def test_closed_output_is_no_failure_of_ours(
         process.stdout.close()
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
-    happened("no traceback")
 
 
 def test_follow_waits_for_lines(remote_alice: RemoteClient, machine: AgentMachine) -> None:
@@ -253,7 +247,6 @@ def test_start_takes_its_input_from_a_file_or_stdin(
             assert (task["status"], task["claimedAt"]) == ("running", None)
 
 
-@fault("agent's side", "an input that is no JSON object", "one line, no task")
 def test_input_that_is_none_says_why_and_starts_nothing(
     remote_alice: RemoteClient, machine: AgentMachine, tmp_path: Path
 ) -> None:
@@ -466,12 +459,6 @@ def test_beginning_of_an_id_will_do(remote_alice: RemoteClient, machine: AgentMa
     assert machine.run("task", "delete", again[:23]).stdout == f"{again} is deleted\n"
 
 
-@fault(
-    "agent's side",
-    "the beginning of an id that fits several tasks or none",
-    "one line",
-    answers=False,
-)
 def test_beginning_that_fits_several_tasks_or_none_says_so(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -486,7 +473,6 @@ def test_beginning_that_fits_several_tasks_or_none_says_so(
         assert (none.returncode, none.stdout) == (5 if command == "follow" else 1, "")
         assert none.stderr == "taskservice: No task's id begins with ffff\n"
     assert len(shown_ids(machine)) == 3
-    happened("exit code 2 and the latest of them; exit code 1 for none")
 
 
 def test_beginning_is_looked_for_among_the_tasks_of_its_time(machine: AgentMachine) -> None:

@@ -7,7 +7,6 @@ import pytest
 
 from tests.support.agent_machine import AgentMachine, tasks, the_task
 from tests.support.api_client import RemoteClient
-from tests.support.catalogue import fault, happened
 from tests.support.cheap_subtests import CheapSubtests
 from tests.support.receiver import unused_port
 from tests.support.waiting import until
@@ -45,12 +44,6 @@ def machine(machine: AgentMachine, tmp_path: Path) -> AgentMachine:
     return machine
 
 
-@fault(
-    "agent's side",
-    "few threads, or none, for `run`",
-    "the program runs, all arrives",
-    answers=False,
-)
 def test_program_runs_and_arrives_however_many_threads_there_are(
     remote_alice: RemoteClient, machine: AgentMachine, subtests: CheapSubtests
 ) -> None:
@@ -65,10 +58,8 @@ def test_program_runs_and_arrives_however_many_threads_there_are(
             assert newest["error"]["message"] == "Exit status 7"
     assert len(tasks(remote_alice)) == 5
     assert machine.left_runs() == []
-    happened("all arrived")
 
 
-@fault("agent's side", "neither threads nor the service", "lines are kept", answers=False)
 def test_lines_are_kept_without_threads_and_without_the_service(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -82,7 +73,6 @@ def test_lines_are_kept_without_threads_and_without_the_service(
     machine.url = url
     assert machine.run("run", "--resend").returncode == 0
     assert the_task(remote_alice)["logs"] == ["one"]
-    happened("kept")
 
 
 def test_signal_reaches_the_program_without_threads(
@@ -97,7 +87,6 @@ def test_signal_reaches_the_program_without_threads(
     assert the_task(remote_alice)["error"]["message"] == "Killed by signal 15 (SIGTERM)"
 
 
-@fault("agent's side", "no threads for `work`", "it runs its task", answers=False)
 def test_worker_runs_a_task_without_threads(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -110,10 +99,8 @@ def test_worker_runs_a_task_without_threads(
     assert worker.returncode == 0
     assert the_task(remote_alice)["logs"] == ["ran"]
     assert the_task(remote_alice)["status"] == "complete"
-    happened("runs")
 
 
-@fault("agent's side", "no threads for a program in Python", "its lines arrive", answers=False)
 def test_python_program_logs_without_threads(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -121,4 +108,3 @@ def test_python_program_logs_without_threads(
     task = the_task(remote_alice)
     assert (task["logs"], task["output"]) == (["one", "two", "three", "four"], {"sum": 5})
     assert task["status"] == "complete"
-    happened("arrived")

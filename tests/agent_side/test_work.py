@@ -18,7 +18,6 @@ from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, kill, machine_of, tasks, the_task
 from tests.support.api_client import RemoteClient
-from tests.support.catalogue import fault, happened
 from tests.support.receiver import Exchange, Receiver
 from tests.support.service import Service
 from tests.support.service_answers import losing
@@ -58,7 +57,6 @@ def test_task_is_done_and_its_caller_is_called_back(
     assert worker.returncode == 0
 
 
-@fault("agent's side", "a task of a worker fails", "the worker goes on", answers=False)
 def test_failure_of_one_task_does_not_end_the_worker(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -69,10 +67,8 @@ def test_failure_of_one_task_does_not_end_the_worker(
     stop(worker)
     assert [task["status"] for task in found] == ["complete", "error"]
     assert found[1]["error"] == {"type": "failed", "message": "Exit status 3"}
-    happened("went on")
 
 
-@fault("agent's side", "several workers for one agent", "each task is done once", answers=False)
 def test_several_workers_do_each_task_once(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -88,7 +84,6 @@ def test_several_workers_do_each_task_once(
         f'{{"number": {number}}}' for number in range(12)
     )
     assert all(task["status"] == "complete" for task in found)
-    happened("each once")
 
 
 def test_parallel_limits_concurrent_programs(
@@ -106,12 +101,6 @@ def test_parallel_limits_concurrent_programs(
     assert worker.returncode == 0
 
 
-@fault(
-    "agent's side",
-    "a cancel of a worker's task",
-    "its program stops, the worker goes on",
-    answers=False,
-)
 def test_cancel_stops_the_program_and_not_the_worker(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -123,10 +112,8 @@ def test_cancel_stops_the_program_and_not_the_worker(
     newest, oldest = all_finished(remote_alice, 2)
     stop(worker)
     assert (oldest["error"]["type"], newest["status"]) == ("cancelled", "complete")
-    happened("went on")
 
 
-@fault("agent's side", "the service is away from a worker", "it waits", answers=False)
 def test_worker_waits_for_a_service_that_is_away(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user()
@@ -140,7 +127,6 @@ def test_worker_waits_for_a_service_that_is_away(tmp_path: Path) -> None:
         ((_, remarks),) = stop(worker)
     assert task["logs"] == ["done"]
     assert "trying again until it is back" in remarks
-    happened("waited, then worked")
 
 
 def test_worker_says_for_which_agent_it_waits(
@@ -197,7 +183,6 @@ def test_program_gets_each_number_as_it_was_given(
     assert task["logs"] == [f'{{"numbers": {numbers}, "text": "\\\\u0000 1.5"}}']
 
 
-@fault("agent's side", "a worker with a wrong key", "ends")
 def test_worker_with_a_wrong_key_ends(machine: AgentMachine) -> None:
     machine.key = "wrong"
     result = machine.run("work", "--agent", "worker", "--", "true")
@@ -205,7 +190,6 @@ def test_worker_with_a_wrong_key_ends(machine: AgentMachine) -> None:
     assert "TASKSERVICE_APIKEY: API key is invalid" in result.stderr
 
 
-@fault("agent's side", "SIGTERM to a worker", "it finishes its claimed tasks", answers=False)
 def test_stopping_worker_finishes_its_claimed_tasks(
     remote_alice: RemoteClient, machine: AgentMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,7 +212,6 @@ def test_stopping_worker_finishes_its_claimed_tasks(
         started.set()
         thread.join(PATIENCE_SECONDS)
     assert the_task(remote_alice)["status"] == "complete"
-    happened("finished")
 
 
 def test_idle_workers_ask_seldom_whether_or_not_the_service_holds_their_claims(
@@ -292,12 +275,6 @@ def test_claim_is_repeated_as_one_and_its_task_beats_often(machine: AgentMachine
     assert r"task 1 bad \u001b[2Jname" in remarks
 
 
-@fault(
-    "agent's side",
-    "a worker's task that cannot be run",
-    "ends as an error, not left claimed",
-    answers=False,
-)
 def test_task_that_cannot_be_run_does_not_stay_claimed(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
@@ -308,4 +285,3 @@ def test_task_that_cannot_be_run_does_not_stay_claimed(
     stop(worker)
     assert task["error"]["message"].startswith("Its worker could not run it: [Errno 24]")
     assert machine.left_runs() == []
-    happened("an error")

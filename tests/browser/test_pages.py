@@ -26,7 +26,6 @@ from tests.support import sample_data
 from tests.support.api_client import ApiClient, RemoteClient, add_user
 from tests.support.api_client import expect as answered
 from tests.support.browser import Visitor, violations
-from tests.support.catalogue import fault, happened
 from tests.support.nginx import NGINX, nginx
 from tests.support.receiver import Receiver, answer
 from tests.support.requirements import needs
@@ -146,7 +145,6 @@ def test_open_page_looks_again_well_within_two_seconds(visitor: Visitor) -> None
     assert min(after - before for before, after in pairwise(looks)) < 1.75
 
 
-@fault("HTTP", "a proxy's 404 under an open page", "not taken for a deletion")
 def test_404_of_a_proxy_is_no_deletion(visitor: Visitor, site: Site) -> None:
     task = start(site, name="Still here")
     page = visitor.go(f"/tasks/{task['id']}")
@@ -157,7 +155,6 @@ def test_404_of_a_proxy_is_no_deletion(visitor: Visitor, site: Site) -> None:
     expect(page.locator("#notice")).to_be_empty()
     site.alice.post(f"/task/{task['id']}/cancel")
     visitor.complaints[:] = [text for text in visitor.complaints if "404" not in text]
-    happened("no deletion shown")
 
 
 def test_long_log_is_never_all_in_the_page(visitor: Visitor, site: Site) -> None:
@@ -429,7 +426,6 @@ def test_number_of_a_line_is_a_link_to_it(visitor: Visitor, site: Site) -> None:
     assert text == "".join(f"line {n}\n" for n in range(1, 2_001))
 
 
-@fault("process", "the service restarts under an open page", "no line lost or doubled")
 def test_restart_under_an_open_page_loses_and_doubles_no_line(visitor: Visitor, site: Site) -> None:
     task = start(site, name="Restarted")
     site.alice.append(task, "one", "two")
@@ -457,10 +453,8 @@ def test_restart_under_an_open_page_loses_and_doubles_no_line(visitor: Visitor, 
     # That the service was away is all that the console may say.
     visitor.complaints[:] = [text for text in visitor.complaints if "net::ERR" not in text
                              and "502" not in text]  # fmt: skip
-    happened("each line once")
 
 
-@fault("HTTP", "the task of an open page is deleted elsewhere", "the page says so")
 @pytest.mark.parametrize("running", [True, False])
 def test_open_page_of_a_task_deleted_elsewhere_says_so(
     visitor: Visitor, site: Site, running: bool
@@ -474,10 +468,8 @@ def test_open_page_of_a_task_deleted_elsewhere_says_so(
     expect(page.locator("#notice")).to_contain_text("This task was deleted.")
     expect(page.locator("#log-state")).to_have_text("This task was deleted.")
     visitor.complaints[:] = [text for text in visitor.complaints if "404" not in text]
-    happened("said so")
 
 
-@fault("access", "the session of an open page ends", "the page says so")
 def test_open_page_of_a_session_that_ended_says_so(chromium: Browser, site: Site) -> None:
     key = answered(site.alice.post("/key", json={"name": "guest"}), 201)
     guest = Visitor(chromium, site.url)
@@ -487,10 +479,8 @@ def test_open_page_of_a_session_that_ended_says_so(chromium: Browser, site: Site
     expect(page.get_by_label("API key")).to_be_visible()
     guest.check()
     guest.close()
-    happened("said so")
 
 
-@fault("access", "the session of a followed log ends", "the log stops")
 def test_log_of_an_open_page_stops_when_its_session_has_ended(
     chromium: Browser, site: Site
 ) -> None:
@@ -510,7 +500,6 @@ def test_log_of_an_open_page_stops_when_its_session_has_ended(
     site.alice.post(f"/task/{task['id']}/cancel")
     guest.check()
     guest.close()
-    happened("stopped")
 
 
 def test_wrong_key_is_refused_in_the_words_of_the_api(chromium: Browser, site: Site) -> None:
@@ -656,7 +645,6 @@ def check_both_ways(page: Page, path: str) -> None:
         assert fits, f"{path} is wider than the window"
 
 
-@fault("access", "scripts and markup in all texts, in a browser", "nothing runs")
 def test_hostile_content_does_nothing(chromium: Browser, site: Site) -> None:
     mallory = add_user(site.app, f"{time.monotonic_ns()} {sample_data.HOSTILE}")
     task = sample_data.make_hostile(mallory, f"{site.bad.url}hook")
@@ -678,7 +666,6 @@ def test_hostile_content_does_nothing(chromium: Browser, site: Site) -> None:
     assert visible_lines(page) == [harmless, harmless, "link"]
     visitor.check()
     visitor.close()
-    happened("nothing ran")
 
 
 def test_page_updates_while_a_hostile_name_comes_and_goes(visitor: Visitor, site: Site) -> None:

@@ -10,7 +10,6 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.support.api_client import RemoteClient
 from tests.support.browser import Visitor, violations
-from tests.support.catalogue import fault, happened
 from tests.support.sample_data import DELETE, HOSTILE, TERM
 from tests.support.service import Service
 from tests.support.waiting import until
@@ -160,7 +159,6 @@ def test_browser_checks_what_is_typed_first(visitor: Visitor, alice: RemoteClien
     }  # fmt: skip
 
 
-@fault("HTTP", "a page that refreshes while a form is filled in", "the form stays")
 def test_form_that_is_filled_in_outlives_all_refreshes(
     visitor: Visitor, alice: RemoteClient
 ) -> None:
@@ -186,7 +184,6 @@ def test_form_that_is_filled_in_outlives_all_refreshes(
         before = later
     form.get_by_role("button", name="Answer").click()
     expect(page.locator("#ended")).to_contain_text("facture")
-    happened("stayed")
 
 
 def test_question_that_is_answered_while_somebody_types_says_so_in_its_form(
@@ -227,7 +224,6 @@ def test_untouched_form_goes_when_its_question_has_ended(
     expect(page).to_have_title("running · First · taskservice")
 
 
-@fault("HTTP", "two people answer a question at once", "one counts, the other is told")
 def test_of_two_people_who_answer_at_once_one_is_told_the_answer_of_the_other(
     chromium: Browser, service: Service, visitor: Visitor, alice: RemoteClient
 ) -> None:
@@ -248,7 +244,6 @@ def test_of_two_people_who_answer_at_once_one_is_told_the_answer_of_the_other(
             )  # fmt: skip
             expect(page.locator("#notice")).to_contain_text(told)
         other.check()
-    happened("told")
 
 
 def test_question_is_answered_without_javascript(

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.support.catalogue import fault, happened
 from tests.support.commands import run
 from tests.support.databases import Databases
 from tests.support.documents import ROOT, install_commands
@@ -127,14 +126,12 @@ def add_user(machine: Machine, unit: str) -> str:
     return subprocess.check_output(command, env=environment, text=True, timeout=60).strip()
 
 
-@fault("process", "a wrong setting under systemd", "no endless restarts")
 def test_wrong_setting_is_no_reason_to_start_again(machine: Machine) -> None:
     (code,) = machine.values("taskservice.service", "RestartPreventExitStatus")
     (machine.root / "etc/taskservice.env").write_text("TASKSERVICE_THREADS=none\n")
     result = machine.run("taskservice.service")
     assert result.returncode == int(code)
     assert "TASKSERVICE_THREADS" in result.stderr
-    happened("not started again")
 
 
 def test_backup_has_a_dated_name_and_the_oldest_are_removed(machine: Machine) -> None:
@@ -156,7 +153,6 @@ def test_backup_has_a_dated_name_and_the_oldest_are_removed(machine: Machine) ->
     assert "alice" in run(restored, "user", "list").stdout
 
 
-@fault("storage", "a nightly backup that fails", "the unit fails, no older one is removed")
 def test_failed_backup_fails_the_unit_and_removes_none(machine: Machine) -> None:
     old = machine.root / "var/lib/taskservice-backups/taskservice-2026-01-01T000000Z.db"
     old.touch()
@@ -165,10 +161,8 @@ def test_failed_backup_fails_the_unit_and_removes_none(machine: Machine) -> None
     assert result.returncode != 0
     assert "no database" in result.stderr
     assert old.exists()
-    happened("failed; none removed")
 
 
-@fault("storage", "a nightly backup that would not be kept", "refused")
 def test_backup_that_would_not_be_kept_is_refused(
     machine: Machine, subtests: pytest.Subtests
 ) -> None:
@@ -181,7 +175,6 @@ def test_backup_that_would_not_be_kept_is_refused(
             assert result.returncode == 2
             assert "BACKUP_KEEP must be 1 or more" in result.stderr
     assert os.listdir(machine.root / "var/lib/taskservice-backups") == []
-    happened("refused")
 
 
 def test_postgresql_is_backed_up_by_pg_dump(machine: Machine, databases: Databases) -> None:

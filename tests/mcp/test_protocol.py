@@ -7,7 +7,6 @@ import pytest
 
 from taskservice import __version__
 from tests.support.api_client import ApiClient
-from tests.support.catalogue import fault
 from tests.support.marks import one_database
 from tests.support.mcp import (
     CAPABILITIES_KEY,
@@ -140,7 +139,6 @@ UNREADABLE = {
 }
 
 
-@fault("JSON", "`/mcp`: a body that is not strict JSON", "a parse error")
 @pytest.mark.parametrize("body", UNREADABLE.values(), ids=UNREADABLE.keys())
 def test_body_that_is_not_strict_json_is_a_parse_error(mcp: McpClient, body: bytes) -> None:
     answer = mcp.post(body)
@@ -167,7 +165,6 @@ INVALID: dict[str, Any] = {
 }
 
 
-@fault("JSON", "`/mcp`: a batch, an array, a text or no request", "an invalid request")
 @pytest.mark.parametrize("body", INVALID.values(), ids=INVALID.keys())
 def test_body_that_is_not_one_request_is_invalid(mcp: McpClient, body: Any) -> None:
     answer = mcp.post(body)
@@ -178,7 +175,6 @@ def test_body_that_is_not_one_request_is_invalid(mcp: McpClient, body: Any) -> N
 # --- errors of the era, in the order in which they are checked -----------------------------
 
 
-@fault("HTTP", "`/mcp`: a version that is not supported", "an error with those that are")
 def test_unsupported_version_gets_the_supported_ones(mcp: McpClient) -> None:
     for version in ("v999.0.0", *LEGACY):
         meta = {VERSION_KEY: version}
@@ -195,7 +191,6 @@ def test_unknown_version_in_the_header_alone_is_unsupported(mcp: McpClient) -> N
         assert answer.json["error"]["data"]["requested"] == version
 
 
-@fault("HTTP", "`/mcp`: header and body differ in the version", "an error")
 @pytest.mark.parametrize("header", ["2025-11-25", "v999.0.0", None, f"{MODERN}, {MODERN}"])
 def test_version_in_the_header_must_be_that_of_the_body(mcp: McpClient, header: str | None) -> None:
     answer = mcp.modern("tools/list", MCP_Protocol_Version=header)
@@ -221,7 +216,6 @@ META_MISSING: dict[str, Json] = {
 }
 
 
-@fault("HTTP", "`/mcp`: a request without version or capabilities", "an error")
 @pytest.mark.parametrize("more", META_MISSING.values(), ids=META_MISSING.keys())
 def test_modern_request_needs_its_version_and_capabilities(mcp: McpClient, more: Json) -> None:
     body = {"jsonrpc": "2.0", "id": 3, "method": "server/discover"} | more
@@ -230,7 +224,6 @@ def test_modern_request_needs_its_version_and_capabilities(mcp: McpClient, more:
     assert answer.json["id"] == 3
 
 
-@fault("HTTP", "`/mcp`: header and body differ in the method", "an error")
 @pytest.mark.parametrize("header", [None, "tools/call", "TOOLS/LIST", "", "tools/list,tools/list"])
 def test_method_in_the_header_must_be_that_of_the_body(mcp: McpClient, header: str | None) -> None:
     assert mcp.modern("tools/list", Mcp_Method=header).refused == (400, -32020)
@@ -251,7 +244,6 @@ WRONG_NAMES = [
 ]
 
 
-@fault("HTTP", "`/mcp`: header and body differ in the name of the tool", "an error")
 @pytest.mark.parametrize("header", WRONG_NAMES)
 def test_name_in_the_header_must_be_that_of_the_tool(mcp: McpClient, header: str | None) -> None:
     call = {"name": "list_tasks", "arguments": {}}
@@ -292,7 +284,6 @@ REMOVED = [
 ]
 
 
-@fault("HTTP", "`/mcp`: an unknown method", "404 with an error")
 @pytest.mark.parametrize("method", REMOVED)
 def test_unknown_method_is_404_in_the_modern_era(mcp: McpClient, method: str) -> None:
     answer = mcp.modern(method, {"taskId": "any", "name": "any"}, Mcp_Name=None)
@@ -318,7 +309,6 @@ def test_version_is_checked_before_meta_and_method(mcp: McpClient) -> None:
 # --- errors of a call --------------------------------------------------------------------
 
 
-@fault("HTTP", "`/mcp`: tasks without their extension", "an error")
 @pytest.mark.parametrize("method", ["tasks/get", "tasks/update", "tasks/cancel"])
 def test_tasks_need_their_extension_declared(alice: ApiClient, method: str) -> None:
     task = alice.start()
@@ -336,7 +326,6 @@ def test_odd_capabilities_declare_nothing(alice: ApiClient, declared: Json) -> N
     assert mcp.call("wait_task", {"taskId": task["id"], "seconds": 0})["resultType"] == "complete"
 
 
-@fault("access", "`/mcp`: a task that is unknown, deleted or another user's", "an error")
 @pytest.mark.parametrize("method", ["tasks/get", "tasks/update", "tasks/cancel"])
 def test_task_that_is_unknown_deleted_or_of_another_user_is_invalid(
     mcp: McpClient, alice: ApiClient, bob: ApiClient, method: str
@@ -351,7 +340,6 @@ def test_task_that_is_unknown_deleted_or_of_another_user_is_invalid(
     assert bob.task(others)["status"] == "running"
 
 
-@fault("HTTP", "`/mcp`: an unknown tool", "an error")
 @pytest.mark.parametrize("name", ["nothing", "summarizer ", "", None, 5, ["list_tasks"]])
 def test_unknown_tool_is_invalid(mcp: McpClient, alice: ApiClient, name: Any) -> None:
     alice.register()
@@ -363,7 +351,6 @@ def test_unknown_tool_is_invalid(mcp: McpClient, alice: ApiClient, name: Any) ->
     assert mcp.legacy("tools/call", call).refused == (200, -32602)
 
 
-@fault("JSON", "`/mcp`: arguments that are no object", "an error")
 def test_arguments_that_are_no_object_are_invalid(mcp: McpClient) -> None:
     wrong: list[Any] = [[], "text", 5, True]
     for arguments in wrong:
@@ -371,7 +358,6 @@ def test_arguments_that_are_no_object_are_invalid(mcp: McpClient) -> None:
         assert mcp.modern("tools/call", call).refused == (200, -32602)
 
 
-@fault("JSON", "`/mcp`: arguments that a model can correct", "a result that says how")
 def test_what_a_model_can_correct_is_a_result(mcp: McpClient, alice: ApiClient) -> None:
     task = alice.start()
     wrong: list[tuple[str, Json, str]] = [

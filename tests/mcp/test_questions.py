@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from tests.support.api_client import ApiClient, expect
-from tests.support.catalogue import fault, happened
 from tests.support.concurrency import at_once
 from tests.support.mcp import FORMS, TASKS, Answer, Json, McpClient, structured
 
@@ -158,7 +157,6 @@ UNFIT: list[Any] = [
 ]
 
 
-@fault("JSON", "`/mcp`: a form's answer that does not fit", "an error")
 def test_response_that_does_not_fit_is_invalid(
     follower: McpClient, alice: ApiClient, task: Json
 ) -> None:
@@ -184,12 +182,6 @@ def test_responses_that_fit_count_beside_one_that_does_not(
     assert question_of(alice, task, second)["state"] == "answered"
 
 
-@fault(
-    "HTTP",
-    "`/mcp`: two answers to one question at once",
-    "one counts, the other is told",
-    answers=False,
-)
 def test_of_two_clients_that_answer_at_once_one_wins_and_the_other_is_told(
     follower: McpClient, plain: McpClient, alice: ApiClient, task: Json
 ) -> None:
@@ -209,10 +201,8 @@ def test_of_two_clients_that_answer_at_once_one_wins_and_the_other_is_told(
         assert stored == {"deploy": was_accepted}
         told = updated.json["error"]["message"] if not was_accepted else str(answered.result)
         assert "The question is answered" in told
-    happened("one counted")
 
 
-@fault("HTTP", "`/mcp`: an answer that comes too late", "is told so")
 def test_form_that_comes_too_late_is_told_so(
     follower: McpClient, alice: ApiClient, task: Json
 ) -> None:
@@ -222,7 +212,6 @@ def test_form_that_comes_too_late_is_told_so(
     assert answer.refused == (200, -32602)
     assert "The question is withdrawn" in answer.json["error"]["message"]
     assert update(follower, task, {question["id"]: CLOSED}).status == 200
-    happened("told so")
 
 
 # --- a client that shows forms without following tasks --------------------------------------
@@ -291,7 +280,6 @@ def test_response_that_does_not_fit_is_an_error_of_the_call(
     assert question_of(alice, task, question)["state"] == "open"
 
 
-@fault("access", "`/mcp`: the state of another agent, user or task", "starts nothing")
 def test_state_of_another_agent_user_or_task_starts_nothing(
     forms: McpClient, alice: ApiClient, bob: ApiClient, task: Json
 ) -> None:
@@ -305,7 +293,6 @@ def test_state_of_another_agent_user_or_task_starts_nothing(
     call = {"name": "wait_task", "arguments": {"taskId": task["id"]}, "requestState": other["id"]}
     assert forms.modern("tools/call", call).refused == (200, -32602)
     assert expect(alice.get("/task?fields=id"), 200) == before
-    happened("nothing started")
 
 
 # --- a client without forms --------------------------------------------------------------

@@ -14,7 +14,6 @@ from uuid import uuid4
 import pytest
 
 from tests.support.api_client import RemoteClient
-from tests.support.catalogue import fault, happened
 from tests.support.commands import run
 from tests.support.crash_load import Client, Ledger, check_tasks
 from tests.support.databases import Databases
@@ -114,7 +113,6 @@ def recover(nodes: list[Service], people: list[RemoteClient]) -> list[str]:
     return started
 
 
-@fault("storage", "the synchronous standby is lost", "no write is answered before it is back")
 def test_commit_that_the_standby_does_not_have_is_never_answered(
     pair: Pair, nodes: list[Service], people: list[RemoteClient]
 ) -> None:
@@ -128,17 +126,11 @@ def test_commit_that_the_standby_does_not_have_is_never_answered(
         assert listed(alice) == acknowledged
     for node in nodes:
         until(partial(is_unready, node))
-    happened("503, and /readyz 503; reads go on")
     pair.standby.start()
     acknowledged += [*recover(nodes, people), start(alice, "second")]
     assert listed(alice) == sorted(acknowledged)
-    happened("writes are answered again, without a restart, and each was done once")
 
 
-@fault(
-    "storage", "the primary is lost under load, with a synchronous standby",
-    "nothing acknowledged is lost; the service goes on when the standby is promoted",
-)  # fmt: skip
 @pytest.mark.parametrize("commit", ["on", "remote_apply"])
 def test_nothing_acknowledged_is_lost_when_the_standby_is_promoted(
     pair: Pair, nodes: list[Service], people: list[RemoteClient], commit: str
@@ -155,7 +147,6 @@ def test_nothing_acknowledged_is_lost_when_the_standby_is_promoted(
     # The standby answers, but is read-only.
     assert pair.standby.ask("SELECT pg_is_in_recovery()")
     until(lambda: ledger.answers[503])
-    happened("503, and /readyz 503, until the standby is promoted")
     pair.standby.promote()
     probes = recover(nodes, people)
     before = ledger.answers[201]
@@ -167,13 +158,8 @@ def test_nothing_acknowledged_is_lost_when_the_standby_is_promoted(
     assert ledger.wrong == []
     stored = {task["id"]: task for task in people[0].request("GET", "/task").json()}
     check_tasks(ledger, {id: task for id, task in stored.items() if id not in probes})
-    happened("all that was acknowledged is there once")
 
 
-@fault(
-    "storage", "the primary is lost, with an asynchronous standby",
-    "what is lost is what the standby had not received",
-)  # fmt: skip
 def test_only_what_an_asynchronous_standby_had_not_received_is_lost(
     pair: Pair, nodes: list[Service], people: list[RemoteClient]
 ) -> None:
@@ -189,7 +175,6 @@ def test_only_what_an_asynchronous_standby_had_not_received_is_lost(
     pair.standby.promote()
     received += recover(nodes, people)
     assert listed(alice) == sorted(received)
-    happened("all that it had received is there, and nothing of what came later")
 
 
 def test_commands_that_only_read_work_at_a_standby(
@@ -207,10 +192,6 @@ def test_commands_that_only_read_work_at_a_standby(
     assert "ok       schema" in checked.stdout
 
 
-@fault(
-    "storage", "the machine of the primary hangs",
-    "the service goes on when the standby is promoted",
-)  # fmt: skip
 def test_primary_that_hangs_does_not_hold_up_the_nodes_after_the_promotion(
     pair: Pair, nodes: list[Service], people: list[RemoteClient]
 ) -> None:
@@ -221,13 +202,8 @@ def test_primary_that_hangs_does_not_hold_up_the_nodes_after_the_promotion(
     pair.standby.promote()
     acknowledged += recover(nodes, people)
     assert listed(people[0]) == sorted(acknowledged)
-    happened("503 until the standby is promoted; then all goes on")
 
 
-@fault(
-    "storage", "a standby that answers, but is read-only",
-    "reads are answered, writes get 503, /readyz is 503",
-)  # fmt: skip
 def test_node_at_a_standby_answers_reads_until_it_can_write(pair: Pair, tmp_path: Path) -> None:
     """Its URL has no target_session_attrs, so that it connects to the standby before that."""
     with Service(tmp_path / "data", DATABASE_URL=pair.url.partition("?")[0]) as node:
@@ -241,8 +217,6 @@ def test_node_at_a_standby_answers_reads_until_it_can_write(pair: Pair, tmp_path
         assert listed(alice) == started
         assert start(alice, "meanwhile") == ""
         assert not is_ready(node)
-        happened("reads are answered, writes get 503, /readyz is 503")
         pair.standby.promote()
         started += recover([node], [alice])
         assert listed(alice) == sorted(started)
-        happened("writes are answered when it is promoted, without a restart")

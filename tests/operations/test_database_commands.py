@@ -24,7 +24,6 @@ from taskservice.database.models import Attempt, Delivery, Task
 from taskservice.database.transactions import transaction
 from taskservice.operations import database_check
 from tests.support.api_client import ApiClient, RemoteClient
-from tests.support.catalogue import fault, happened
 from tests.support.commands import check, one_line, run
 from tests.support.databases import Databases
 from tests.support.deliveries import enqueue_many
@@ -89,7 +88,6 @@ class Writer(threading.Thread):
         self.join()
 
 
-@fault("storage", "a backup while others write", "has all that was acknowledged before")
 @on_sqlite
 def test_backup_made_while_others_write_serves_all_that_was_acknowledged(
     service: Service, tmp_path: Path
@@ -118,7 +116,6 @@ def test_backup_made_while_others_write_serves_all_that_was_acknowledged(
         # It goes on from there.
         alice.start()
         assert restored.run("db", "check").returncode == 0
-    happened("all there")
 
 
 def test_backup_names_the_secret_key(data: Path, tmp_path: Path) -> None:
@@ -129,7 +126,6 @@ def test_backup_names_the_secret_key(data: Path, tmp_path: Path) -> None:
     assert (given.returncode, given.stderr) == (0, "")
 
 
-@fault("storage", "a backup to a file that is there", "refused unless told to replace it")
 def test_backup_replaces_nothing_unless_told_to(data: Path, tmp_path: Path) -> None:
     target = tmp_path / "backup.db"
     target.write_text("precious")
@@ -143,7 +139,6 @@ def test_backup_replaces_nothing_unless_told_to(data: Path, tmp_path: Path) -> N
     assert link.is_symlink()
 
 
-@fault("storage", "a backup over a file of the service or a folder", "refused")
 def test_backup_replaces_no_file_of_the_service_and_nothing_that_is_no_file(
     data: Path, tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
@@ -172,13 +167,11 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@fault("storage", "a backup that cannot be written", "one line")
 @pytest.mark.parametrize("target", ["missing/backup.db", ".", "/proc/backup.db"])
 def test_backup_that_cannot_be_written_is_one_line(data: Path, tmp_path: Path, target: str) -> None:
     one_line(run(data, "db", "backup", str(tmp_path / target)), 1)
 
 
-@fault("storage", "a backup of no database", "one line, none is made")
 def test_backup_of_no_database_makes_none(tmp_path: Path) -> None:
     result = run(tmp_path / "none", "db", "backup", str(tmp_path / "backup.db"), SECRET_KEY="")
     assert "There is no database" in one_line(result, 1)
@@ -195,7 +188,6 @@ def test_backup_does_not_migrate(data: Path, tmp_path: Path) -> None:
     assert revision(data / "taskservice.db") == "0001"
 
 
-@fault("storage", "a backup of a broken database", "refused")
 @pytest.mark.parametrize("fault", ["pages", "references"])
 def test_broken_database_is_not_backed_up(data: Path, tmp_path: Path, fault: str) -> None:
     if fault == "pages":
@@ -236,7 +228,6 @@ def copying(data: Path, target: Path) -> ForkedPopen:
     return process
 
 
-@fault("storage", "kill -9 of a backup", "no file of that name")
 def test_backup_that_is_killed_leaves_no_file_of_that_name(data: Path, tmp_path: Path) -> None:
     target = tmp_path / "backup.db"
     process = copying(data, target)
@@ -248,7 +239,6 @@ def test_backup_that_is_killed_leaves_no_file_of_that_name(data: Path, tmp_path:
     assert run(data, "db", "backup", str(target)).returncode == 0
     # The incomplete file, which has secrets, is removed too.
     assert {path.name for path in tmp_path.iterdir()} == {"data", "backup.db"}
-    happened("none")
 
 
 def test_backup_leaves_files_of_other_backups_alone(data: Path, tmp_path: Path) -> None:
@@ -265,7 +255,6 @@ def test_backup_leaves_files_of_other_backups_alone(data: Path, tmp_path: Path) 
     assert [each.exists() for each in others] == [True] * 3
 
 
-@fault("storage", "Ctrl-C during a backup", "leaves nothing")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_backup_that_is_interrupted_leaves_nothing(
     data: Path, tmp_path: Path, signum: signal.Signals
@@ -276,10 +265,8 @@ def test_backup_that_is_interrupted_leaves_nothing(
     assert process.returncode != 0
     assert "Traceback" not in stderr
     assert list(tmp_path.iterdir()) == [data]
-    happened("nothing left")
 
 
-@fault("storage", "a backup from a read-only disk", "works", answers=False)
 def test_backup_and_check_read_a_database_on_a_read_only_disk(
     data: Path, tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
@@ -301,10 +288,8 @@ def test_backup_and_check_read_a_database_on_a_read_only_disk(
                 assert made.returncode == 0, made
                 assert users(target) == [name]
                 assert found["integrity"]["state"] == found["schema"]["state"] == "ok"
-    happened("works")
 
 
-@fault("storage", "a command on a full disk", "says so in one line")
 def test_command_on_a_full_disk_says_so(data: Path, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         shutil.copy(data / "taskservice.db", disk)
@@ -327,7 +312,6 @@ def users(database: Path) -> list[str]:
         return [name for (name,) in connection.execute("SELECT name FROM users")]
 
 
-@fault("storage", "`db backup` of PostgreSQL", "refused, names pg_dump")
 def test_backup_of_postgresql_is_refused_and_names_pg_dump(
     databases: Databases, tmp_path: Path
 ) -> None:
@@ -405,24 +389,19 @@ def corrupt(database: Path) -> None:
         file.write(b"\xff" * 20_000)
 
 
-@fault("storage", "a damaged page", "`db check` finds it")
 def test_corrupted_page_is_found(data: Path) -> None:
     corrupt(data / "taskservice.db")
     found = check(data, 1)
     assert found["integrity"]["state"] == "error"
     assert "schema" in found
-    happened("found")
 
 
-@fault("storage", "a row that refers to nothing", "`db check` finds it")
 def test_reference_to_nothing_is_found(data: Path) -> None:
     change(data, "INSERT INTO callback_secrets VALUES ('1', 'nobody', 's', '2026', NULL)")
     message = check(data, 1)["integrity"]["message"]
     assert message == "row 1 of callback_secrets refers to a missing row of users"
-    happened("found")
 
 
-@fault("storage", "missing tables, indexes and triggers", "`db check` finds them")
 @pytest.mark.parametrize(
     ("statement", "message"),
     [
@@ -440,17 +419,14 @@ def test_missing_schema_objects_are_found(
     migrations.upgrade(f"postgresql+psycopg{url.removeprefix('postgresql')}")
     change_postgresql(url, statement)
     assert message in check(data, 1, DATABASE_URL=url)["schema"]["message"]
-    happened("found")
 
 
-@fault("storage", "a missing constraint", "`db check` finds it")
 def test_missing_constraint_is_found(databases: Databases, tmp_path: Path) -> None:
     url = databases.new_postgresql()
     migrations.upgrade(f"postgresql+psycopg{url.removeprefix('postgresql')}")
     change_postgresql(url, "ALTER TABLE tasks DROP CONSTRAINT tasks_status_check")
     message = check(tmp_path, 1, DATABASE_URL=url)["schema"]["message"]
     assert message == "constraint tasks_status_check is missing"
-    happened("found")
 
 
 def test_index_added_by_the_operator_is_no_fault(data: Path) -> None:
@@ -458,23 +434,18 @@ def test_index_added_by_the_operator_is_no_fault(data: Path) -> None:
     assert check(data)["schema"]["state"] == "ok"
 
 
-@fault("upgrade", "`db check` of a newer database", "says so and leaves it alone")
 def test_newer_revision_is_found_and_left_alone(data: Path) -> None:
     change(data, "UPDATE alembic_version SET version_num = '9999'")
     found = check(data, 1)
     assert "newer than the code" in found["revision"]["message"]
     assert revision(data / "taskservice.db") == "9999"
-    happened("said so")
 
 
-@fault("access", "a database that others can read", "`db check` warns")
 def test_file_that_others_can_read_is_a_warning(data: Path) -> None:
     (data / "taskservice.db").chmod(0o644)
     assert "mode 644" in check(data)["file"]["message"]
-    happened("a warning")
 
 
-@fault("access", "a secret key that others can read", "`db check` warns")
 def test_secret_key_and_folder_that_others_can_read_are_warnings(data: Path) -> None:
     assert run(data, "db", "upgrade", SECRET_KEY="").returncode == 0
     assert states(check(data, SECRET_KEY="")) == {"ok"}
@@ -484,7 +455,6 @@ def test_secret_key_and_folder_that_others_can_read_are_warnings(data: Path) -> 
     for name, mode in (("secret_key", "666"), ("folder", "755")):
         assert found[name]["state"] == "warning"
         assert f"mode {mode}" in found[name]["message"]
-    happened("a warning")
 
 
 def test_short_secret_key_is_one_line_and_exit_code_2(data: Path) -> None:
@@ -499,20 +469,16 @@ def test_missing_file_is_an_error_and_stays_missing(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-@fault("storage", "a file that is no database", "`db check` says so")
 def test_file_that_is_no_database_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "taskservice.db").write_text("no database" * 1_000)
     assert check(tmp_path, 1)["connection"]["message"] == "file is not a database"
-    happened("an error")
 
 
-@fault("storage", "`db check` of a server that is away", "an error without its password")
 def test_unreachable_server_is_an_error_without_its_password(tmp_path: Path) -> None:
     url = "postgresql://nobody:hidden-word@127.0.0.1:1/nowhere"
     found = check(tmp_path, 1, DATABASE_URL=url)
     assert found["connection"]["state"] == "error"
     assert "hidden-word" not in json.dumps(found)
-    happened("an error, no password")
 
 
 @pytest.mark.parametrize(
@@ -609,11 +575,6 @@ def pruned(service: Service, *arguments: str, **settings: str) -> dict[str, Any]
     return found
 
 
-@fault(
-    "storage",
-    "`prune` while the service runs",
-    "removes what its dry run says, the service goes on",
-)
 def test_prune_does_what_its_dry_run_says_while_the_service_runs(
     service: Service, database_url: str
 ) -> None:
@@ -636,7 +597,6 @@ def test_prune_does_what_its_dry_run_says_while_the_service_runs(
     assert pruned(service, **both) == said
     assert alice.request("GET", "/task").json() == before[:1]
     assert pruned(service, **both) == {"tasks": 0, "logs": 0, "bytes": 0}
-    happened("the same number")
 
 
 def small_tasks(app: Flask, alice: ApiClient) -> None:

@@ -28,7 +28,6 @@ from taskservice.operations.database_copy import CopyError
 from tests.support.all_tables import PEOPLE, as_before, fill, seen
 from tests.support.api_client import ApiClient
 from tests.support.apps import Apps
-from tests.support.catalogue import fault, happened
 from tests.support.commands import check, memory_of, one_line, run
 from tests.support.databases import DATABASES, Databases
 from tests.support.fork_server import run_forked
@@ -227,7 +226,6 @@ def copy_killed_at(move: Move, moment: int) -> int:
     return int(done.returncode)
 
 
-@fault("storage", "kill -9 of a copy to another database", "the next run goes on, equal checksums")
 @both_ways
 def test_copy_that_is_killed_goes_on(move: Move, receiver: Receiver) -> None:
     move.fill(receiver)
@@ -238,10 +236,8 @@ def test_copy_that_is_killed_goes_on(move: Move, receiver: Receiver) -> None:
         kills += 1
     assert kills > 4
     assert sorted_rows(move.rows(move.target)) == sorted_rows(before)
-    happened("went on; equal")
 
 
-@fault("storage", "kill -9 of a copy at many moments", "goes on each time, equal checksums")
 @pytest.mark.slow
 @both_ways
 def test_copy_killed_at_many_moments_goes_on(
@@ -259,7 +255,6 @@ def test_copy_killed_at_many_moments_goes_on(
         if is_done:
             break
     assert moment > 50
-    happened("went on; equal")
 
 
 MEGABYTE = 1024 * 1024
@@ -293,7 +288,6 @@ def has_finished(move: Move) -> bool:
     return "is not empty" in move.copy().stderr
 
 
-@fault("storage", "a service on an unfinished copy", "refused in one line")
 @both_ways
 def test_unfinished_copy_serves_nothing(move: Move, receiver: Receiver) -> None:
     move.fill(receiver, ("alice",))
@@ -314,7 +308,6 @@ def test_unfinished_copy_serves_nothing(move: Move, receiver: Receiver) -> None:
     assert run(move.folder, "user", "list", **settings).returncode == 0
 
 
-@fault("storage", "a copy onto one begun from another source", "refused")
 @both_ways
 def test_target_that_was_begun_from_another_source_is_refused(
     move: Move, receiver: Receiver, databases: Databases
@@ -327,7 +320,6 @@ def test_target_that_was_begun_from_another_source_is_refused(
     assert move.copy().returncode == 0
 
 
-@fault("storage", "a change of what was copied already", "found by the checksum")
 @both_ways
 @pytest.mark.parametrize("side", ["source", "target"])
 def test_change_of_what_was_copied_is_found(move: Move, receiver: Receiver, side: str) -> None:
@@ -338,13 +330,11 @@ def test_change_of_what_was_copied_is_found(move: Move, receiver: Receiver, side
     line = one_line(move.copy(), 1)
     said = {"source": "has changed in FROM", "target": "was changed or damaged in TO"}
     assert f"agents {said[side]}" in line
-    happened("found")
 
 
 # --- refused -----------------------------------------------------------------------------
 
 
-@fault("storage", "a copy onto a database that has rows", "refused")
 @both_ways
 def test_target_that_is_finished_or_has_any_row_is_refused(move: Move, receiver: Receiver) -> None:
     move.fill(receiver, ("alice",))
@@ -354,7 +344,6 @@ def test_target_that_is_finished_or_has_any_row_is_refused(move: Move, receiver:
     assert move.rows(move.target) == before
 
 
-@fault("upgrade", "a copy onto a database of an older revision", "refused, it is not upgraded")
 @both_ways
 def test_target_of_an_older_revision_is_refused_and_not_upgraded(
     move: Move, receiver: Receiver
@@ -366,7 +355,6 @@ def test_target_of_an_older_revision_is_refused_and_not_upgraded(
         assert migrations.revision(connection) == "0008"
 
 
-@fault("storage", "a copy onto the tables or files of others", "refused, they are left alone")
 def test_files_and_tables_of_others_are_left_alone(
     databases: Databases, tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
@@ -397,7 +385,6 @@ def test_files_and_tables_of_others_are_left_alone(
     assert not (tmp_path / "new.db").exists()
 
 
-@fault("upgrade", "a copy from an older database", "refused with what upgrades it")
 @both_ways
 def test_source_of_an_older_revision_is_refused_with_what_upgrades_it(
     move: Move, databases: Databases
@@ -413,7 +400,6 @@ def test_source_of_an_older_revision_is_refused_with_what_upgrades_it(
         assert not Path(parse(move.target).database or "").exists()
 
 
-@fault("storage", "a copy of a SQLite file that is served", "refused")
 @pytest.mark.parametrize("move", ["sqlite to sqlite", "sqlite to postgresql"], indirect=True)
 def test_sqlite_file_that_is_served_is_refused(move: Move) -> None:
     with Service(move.folder / "source") as service:
@@ -422,7 +408,6 @@ def test_sqlite_file_that_is_served_is_refused(move: Move) -> None:
         assert move.copy().returncode == 0
 
 
-@fault("storage", "a copy from or to a PostgreSQL database that is served", "refused")
 @pytest.mark.parametrize(
     ("move", "side"),
     [("postgresql to sqlite", "source"), ("sqlite to postgresql", "target")],
@@ -447,7 +432,6 @@ def test_postgresql_that_is_served_is_refused(
         monkeypatch.setattr("taskservice.operations.health.time.sleep", wait)
         with pytest.raises(CopyError, match="is in use: stop the service"):
             database_copy.copy(*addresses, said.append)
-    happened("refused: the database is in use")
     assert "waiting up to 25 s" in said[0]
     monkeypatch.undo()
     monkeypatch.setattr(health, "HEARTBEAT_SECONDS", 1.0)
@@ -481,7 +465,6 @@ def test_copy_says_how_far_it_is(
     assert {"users: 1 copied", "users: 1 read again"} <= set(said)
 
 
-@fault("storage", "writes to PostgreSQL during its copy", "wait or fail, none is lost")
 @from_postgresql
 def test_no_one_writes_to_postgresql_meanwhile(
     move: Move, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
@@ -503,10 +486,8 @@ def test_no_one_writes_to_postgresql_meanwhile(
     monkeypatch.setattr(database_copy, "_finish", try_to_write)
     database_copy.copy(parse(move.source), parse(move.target), waiting.append)
     assert "lock timeout" in waiting[0]
-    happened("none lost")
 
 
-@fault("storage", "a text that PostgreSQL cannot hold", "one line that names the row")
 @to_postgresql
 def test_text_that_postgresql_cannot_hold_is_one_line_that_names_the_row(
     move: Move, receiver: Receiver
@@ -520,19 +501,15 @@ def test_text_that_postgresql_cannot_hold_is_one_line_that_names_the_row(
     with move.connection(move.source) as connection:
         connection.execute(text("UPDATE agents SET description = 'a' WHERE id = 'idle'"))
     assert move.copy().returncode == 0
-    happened("named")
 
 
-@fault("storage", "a copy to a server that is away", "one line", answers=False)
 @to_postgresql
 def test_server_that_is_away_is_one_line(move: Move, receiver: Receiver) -> None:
     move.target = "postgresql://alice:hidden@127.0.0.1:9/tasks?connect_timeout=2"
     line = one_line(move.copy(), 1)
     assert "hidden" not in line
-    happened("one line")
 
 
-@fault("storage", "two copies into one database at once", "they do not mix")
 @from_postgresql
 def test_two_copies_into_one_target_do_not_mix(
     move: Move, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
@@ -551,4 +528,3 @@ def test_two_copies_into_one_target_do_not_mix(
     with pytest.raises(CopyError):
         database_copy.copy(*addresses, print)
     assert sorted_rows(move.rows(move.target)) == sorted_rows(move.rows(move.source))
-    happened("one went on")

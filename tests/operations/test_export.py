@@ -24,7 +24,6 @@ from taskservice.services import transfer
 from tests.support.all_tables import ODD_TEXTS, fill
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.apps import Apps
-from tests.support.catalogue import fault, happened
 from tests.support.commands import memory_of
 from tests.support.databases import Databases
 from tests.support.deliveries import the_delivery
@@ -167,7 +166,6 @@ def test_export_of_an_import_has_the_same_bytes(
         assert third.export() == once
 
 
-@fault("storage", "an import that is repeated", "changes nothing")
 def test_import_again_changes_nothing(here: Place, there: Place, receiver: Receiver) -> None:
     fill(here.app, receiver, ("alice",))
     exported = here.export()
@@ -180,7 +178,6 @@ def test_import_again_changes_nothing(here: Place, there: Place, receiver: Recei
     assert rows(there.app) == before
     shown = there.run("import", stdin=exported).stdout.decode()
     assert f"0 tasks imported, {first['tasks']} existed already; 0 users and 0 agents" in shown
-    happened("nothing changed")
 
 
 def test_import_into_other_data_adds_what_is_missing_and_changes_nothing_else(
@@ -244,7 +241,6 @@ def test_pending_delivery_keeps_its_attempts_and_sends_nothing(
     expect(moved.post(f"/task/{task['id']}/deliveries"), 202)
 
 
-@fault("access", "keys and secrets in an export", "none")
 def test_keys_and_secrets_are_not_exported(here: Place, receiver: Receiver) -> None:
     (alice,) = fill(here.app, receiver, ("alice",))
     exported = here.export().decode()
@@ -252,7 +248,6 @@ def test_keys_and_secrets_are_not_exported(here: Place, receiver: Receiver) -> N
     digests = [str(row[4]) for row in rows(here.app)["api_keys"]]
     assert not [each for each in (alice.key, secret, *digests) if each in exported]
     assert '"name":"expired"' not in exported
-    happened("none")
 
 
 # --- which tasks -------------------------------------------------------------------------
@@ -275,7 +270,6 @@ def test_export_of_one_user_and_since_a_time(here: Place, there: Place) -> None:
     assert there.person("alice").task(child)["parentId"] is None
 
 
-@fault("process", "an export of an unknown user or a wrong time", "refused in one line")
 def test_unknown_user_and_wrong_time_are_refused(here: Place) -> None:
     done = here.run("export", "--user", "nobody")
     assert (done.returncode, done.stdout) == (1, b"")
@@ -283,7 +277,6 @@ def test_unknown_user_and_wrong_time_are_refused(here: Place) -> None:
     done = here.run("export", "--since", "yesterday")
     assert done.returncode == 2
     assert b"Must be a time in RFC 3339" in done.stderr
-    happened("exit codes 1 and 2, each with its reason")
 
 
 def test_exports_of_older_and_later_versions_are_imported(here: Place, there: Place) -> None:
@@ -361,7 +354,6 @@ WRONG: dict[str, tuple[str, Callable[[Json], Any], str]] = {
 }
 
 
-@fault("storage", "an import with one wrong line", "the line is named, nothing is imported")
 @pytest.mark.parametrize("there", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_wrong_line_is_named_and_nothing_is_imported(
@@ -375,7 +367,6 @@ def test_wrong_line_is_named_and_nothing_is_imported(
             assert f": {reason}" in line
             number = next(n for n, each in enumerate(parsed(exported), 1) if each["type"] == kind)
             assert f"Nothing was imported: line {number}: " in line
-    happened("named; nothing imported")
 
 
 @pytest.mark.parametrize("there", ["sqlite"], indirect=True)
@@ -397,7 +388,6 @@ def test_open_questions_that_no_task_can_have_are_refused(here: Place, there: Pl
     assert "state: a task has at most 8 open questions" in there.refuse(ninth)
 
 
-@fault("storage", "an import that is cut off", "refused, nothing is imported")
 def test_file_that_is_cut_off_is_refused(here: Place, there: Place, receiver: Receiver) -> None:
     fill(here.app, receiver, ("alice",))
     exported = here.export()
@@ -413,10 +403,8 @@ def test_file_that_is_cut_off_is_refused(here: Place, there: Place, receiver: Re
     other = with_line(exported, lambda line: line.update(name="other"), "user")
     there.add(exported)
     assert "does not fit the database: " in there.refuse(other)
-    happened("each time one line; nothing imported")
 
 
-@fault("process", "an export whose reader ends", "ends quietly")
 def test_export_ends_quietly_with_its_reader_and_import_needs_its_input(here: Place) -> None:
     alice = add_user(here.app, "alice")
     copy_task(here.app, alice.start(input={"text": "x" * 1_000}), 500)
@@ -434,7 +422,6 @@ def test_export_ends_quietly_with_its_reader_and_import_needs_its_input(here: Pl
     _, errors = closed.communicate(timeout=60)
     assert (closed.returncode, len(errors.splitlines())) == (1, 1)
     assert "the export was cut off" in errors
-    happened("quiet")
 
 
 def test_running_service_is_exported_and_imported_into(
@@ -451,7 +438,6 @@ def test_running_service_is_exported_and_imported_into(
         assert alice.request("GET", f"/task/{task['id']}").json() == task
 
 
-@fault("storage", "a log is removed while it is exported", "exported as it is then")
 @pytest.mark.parametrize("there", ["sqlite"], indirect=True)
 def test_task_whose_log_goes_while_it_is_exported_is_exported_as_it_is_then(
     here: Place, there: Place
@@ -477,7 +463,6 @@ def test_task_whose_log_goes_while_it_is_exported_is_exported_as_it_is_then(
     assert [task["name"] for task in expect(moved.get("/task"), 200)] == ["loses its log", "stays"]
     assert moved.task(tasks[2])["logs"] == []
     assert there.export() == here.export()
-    happened("whole")
 
 
 def drop_log(app: Flask, task: Json) -> None:

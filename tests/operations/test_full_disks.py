@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from taskservice.database import migrations
-from tests.support.catalogue import fault, happened
 from tests.support.commands import one_line, run
 from tests.support.databases import Databases
 from tests.support.fork_server import run_forked
@@ -62,7 +61,6 @@ def run_without_key(data: Path, *arguments: str) -> subprocess.CompletedProcess[
     )
 
 
-@fault("storage", "a full disk: `{case}` of a new database", "one line; works with space")
 def test_new_database_on_a_full_disk_is_one_line(
     source: Path, disk: Path, subtests: pytest.Subtests
 ) -> None:
@@ -79,7 +77,6 @@ def test_new_database_on_a_full_disk_is_one_line(
     assert names(disk) == ["bob"]
 
 
-@fault("storage", "a full disk: `{case}` of a database", "one line, nothing changed")
 def test_command_on_a_full_disk_changes_nothing(
     source: Path, disk: Path, subtests: pytest.Subtests
 ) -> None:
@@ -97,7 +94,6 @@ def test_command_on_a_full_disk_changes_nothing(
     assert run(disk, "user", "add", "bob").returncode == 0
 
 
-@fault("storage", "a full disk: `{case}` beside the running service", "one line, nothing changed")
 def test_command_beside_a_service_on_a_full_disk_changes_nothing(
     source: Path, disk: Path, subtests: pytest.Subtests
 ) -> None:
@@ -127,7 +123,6 @@ def test_command_beside_a_service_on_a_full_disk_changes_nothing(
         assert run(disk, "key", "revoke", key).returncode == 0
 
 
-@fault("storage", "a disk without space for the file of `db backup`", "one line, no file")
 def test_backup_to_a_full_disk_leaves_nothing(source: Path, disk: Path) -> None:
     filler = fill(disk)
     assert "disk is full" in one_line(run(source, "db", "backup", str(disk / "backup.db")), 1)
@@ -136,9 +131,6 @@ def test_backup_to_a_full_disk_leaves_nothing(source: Path, disk: Path) -> None:
     assert run(source, "db", "backup", str(disk / "backup.db")).returncode == 0
 
 
-@fault(
-    "storage", "a disk that fills up during `db restore`", "the old database or the new one, whole"
-)
 def test_restore_on_a_disk_that_fills_up_leaves_the_old_or_the_new_database(
     source: Path, disk: Path, tmp_path: Path
 ) -> None:
@@ -155,10 +147,8 @@ def test_restore_on_a_disk_that_fills_up_leaves_the_old_or_the_new_database(
         os.truncate(filler, filler.stat().st_size - 64 * KIB)
     assert failures > 2
     assert names(disk) == ["alice"]
-    happened("exit code 1 in one line and the old database, until there was enough space")
 
 
-@fault("storage", "a disk that fills up during `db copy`", "one line; the same command goes on")
 def test_copy_to_a_disk_that_fills_up_goes_on_with_space(source: Path, disk: Path) -> None:
     target = disk / "taskservice.db"
     copy = ("db", "copy", str(source / "taskservice.db"), str(target))
@@ -170,11 +160,9 @@ def test_copy_to_a_disk_that_fills_up_goes_on_with_space(source: Path, disk: Pat
     assert failures > 2
     filler.unlink()
     assert names(disk) == ["alice"]
-    happened("exit code 1 in one line; copied when there was enough space")
     assert run(disk, "user", "add", "bob").returncode == 0
 
 
-@fault("upgrade", "a disk that fills up during a migration", "one line, the old database as it was")
 def test_migration_on_a_disk_that_fills_up_changes_nothing(disk: Path) -> None:
     migrations.upgrade(f"sqlite:///{disk / 'taskservice.db'}", REVISIONS[0])
     with closing(sqlite3.connect(disk / "taskservice.db")) as connection:
@@ -190,10 +178,8 @@ def test_migration_on_a_disk_that_fills_up_changes_nothing(disk: Path) -> None:
     # It also moves the log into the database, for which there was no space.
     assert run(disk, "user", "list").returncode == 0
     assert names(disk) == ["alice"]
-    happened("exit code 1 in one line; migrated when there was enough space")
 
 
-@fault("storage", "an empty file that a command left on a full disk", "`db restore` replaces it")
 def test_empty_file_is_replaced_by_a_restore(source: Path, disk: Path, tmp_path: Path) -> None:
     backup = tmp_path / "backup.db"
     assert run(source, "db", "backup", str(backup)).returncode == 0
@@ -202,4 +188,3 @@ def test_empty_file_is_replaced_by_a_restore(source: Path, disk: Path, tmp_path:
     filler.unlink()
     assert run(disk, "db", "restore", str(backup)).returncode == 0
     assert names(disk) == ["alice"]
-    happened("restored")

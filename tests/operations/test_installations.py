@@ -10,7 +10,6 @@ import pytest
 from packaging.requirements import Requirement
 
 from taskservice.cli import ON_THE_AGENTS_SIDE, ON_THE_SERVER
-from tests.support.catalogue import fault, happened
 from tests.support.documents import ROOT, blocks
 from tests.support.packages import (
     build,
@@ -44,7 +43,6 @@ def run_without(packages: str, data: Path, *arguments: str, **settings: str) -> 
     return result.returncode, result.stderr
 
 
-@fault("process", "a command on the server without its extra", "one line that names it")
 def test_command_on_the_server_says_which_extra_it_lacks(
     tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
@@ -57,7 +55,6 @@ def test_command_on_the_server_says_which_extra_it_lacks(
                 "pip install 'taskservice[server]'\n"
             )
             assert run_without("flask,sqlalchemy", tmp_path, *arguments) == (2, line)
-    happened("one line that names it")
 
 
 def test_one_missing_package_of_the_server_is_as_all_of_them(
@@ -85,7 +82,6 @@ def test_postgresql_without_its_driver_says_which_extra_it_lacks(
             )
 
 
-@fault("storage", "a driver of PostgreSQL that lacks its library", "the command says so")
 def test_postgresql_with_a_broken_driver_says_what_is_wrong(tmp_path: Path) -> None:
     # It has its own libpq, or looks for that of the system.
     broken = "psycopg_binary,psycopg_c,ctypes.util"
@@ -94,7 +90,6 @@ def test_postgresql_with_a_broken_driver_says_what_is_wrong(tmp_path: Path) -> N
     assert code == 2
     assert stderr.startswith("taskservice: TASKSERVICE_DATABASE_URL: needs psycopg, which can't be")
     assert stderr.count("\n") == 1
-    happened("exit code 2, and one line with the reason")
 
 
 def test_error_in_a_module_of_our_own_is_no_missing_extra(tmp_path: Path) -> None:

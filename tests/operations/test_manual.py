@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from taskservice.services.transfer import LINES
-from tests.support.catalogue import fault, happened
 from tests.support.commands import check
 from tests.support.databases import Databases
 from tests.support.documents import Terminal, blocks, install_commands, table
@@ -81,7 +80,6 @@ def test_export_and_import_work_as_printed(shell: Terminal, tmp_path: Path) -> N
     assert "user alice has no key yet" in printed
 
 
-@fault("storage", "the machine is lost, with Litestream", "every copied write comes back")
 def test_litestream_copies_every_acknowledged_write_as_printed(tmp_path: Path) -> None:
     folder = Path(sys.executable).parent
     if not (folder / "litestream").exists():
@@ -119,7 +117,6 @@ def test_litestream_copies_every_acknowledged_write_as_printed(tmp_path: Path) -
         alice.url = restored.url
         assert alice.request("GET", "/task").json() == listed
         assert check(tmp_path / "data")["schema"]["state"] == "ok"
-    happened("all back")
 
 
 def test_lines_of_an_export_are_documented() -> None:

@@ -22,7 +22,6 @@ from taskservice.schemas import strict_json
 from taskservice.schemas.json_schema import DEFAULT
 from taskservice.services import keys as key_service
 from tests.support.api_client import ApiClient, add_user, expect, problem
-from tests.support.catalogue import fault, happened
 from tests.support.databases import Databases
 
 # An agent of each user, in any version.
@@ -96,7 +95,6 @@ def test_partial_indexes_have_the_rows_that_the_models_say(empty_url: str) -> No
         assert set(connection.execute(query).all()) == migrated
 
 
-@fault("upgrade", "processes that migrate at once", "one migrates, all start")
 def test_processes_that_start_concurrently_migrate_once(empty_url: str) -> None:
     failures = []
 
@@ -112,10 +110,8 @@ def test_processes_that_start_concurrently_migrate_once(empty_url: str) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
-    happened("all started")
 
 
-@fault("upgrade", "a migration while another holds the lock", "gives up in one line")
 @pytest.mark.parametrize(
     "lock", ["SELECT pg_advisory_xact_lock(1952543595)", "LOCK TABLE users IN EXCLUSIVE MODE"]
 )
@@ -132,7 +128,6 @@ def test_migration_does_not_wait_for_ever(
         other.execute(text(lock))
         with pytest.raises(DatabaseError, match="another program has kept it locked for 1 s"):
             upgrade(url)
-    happened("gave up")
 
 
 def lock_users(connection: Connection, target: str) -> None:
@@ -140,7 +135,6 @@ def lock_users(connection: Connection, target: str) -> None:
     connection.execute(text("LOCK TABLE users"))
 
 
-@fault("upgrade", "a migration that is repeated", "keeps the data")
 def test_migrating_again_keeps_the_data(empty_url: str, tmp_path: Path) -> None:
     app = create_app(
         Config(
@@ -159,10 +153,8 @@ def test_migrating_again_keeps_the_data(empty_url: str, tmp_path: Path) -> None:
     assert expect(alice.get("/task?label=env:prod"), 200) == [child]
     assert alice.get(f"/task/{task['id']}/logs?times=true").data == times
     dispose(app)
-    happened("kept")
 
 
-@fault("upgrade", "tasks from before labels and times", "read and changed")
 def test_tasks_from_before_labels_and_times_are_read_and_changed(
     empty_url: str, tmp_path: Path
 ) -> None:
@@ -217,7 +209,6 @@ def test_tasks_from_before_labels_and_times_are_read_and_changed(
     expect(alice.delete(f"/task/{task['id']}"), 200)
     assert alice.task(child)["parentId"] is None
     dispose(app)
-    happened("read and changed")
 
 
 def test_tasks_and_questions_from_before_the_names_of_keys_have_null(
@@ -270,7 +261,6 @@ def test_tasks_and_questions_from_before_the_names_of_keys_have_null(
     dispose(app)
 
 
-@fault("upgrade", "due webhooks of an older database", "keep their attempts")
 def test_deliveries_of_an_older_database_learn_their_users_and_keep_their_attempts(
     empty_url: str,
 ) -> None:
@@ -298,14 +288,8 @@ def test_deliveries_of_an_older_database_learn_their_users_and_keep_their_attemp
         of_alice = "FROM deliveries JOIN users ON users.id = deliveries.user_id"
         assert connection.scalar(text(f"SELECT count(*) {of_alice}")) == 1
         assert connection.scalar(text("SELECT message FROM attempts")) == "It failed."
-    happened("kept")
 
 
-@fault(
-    "upgrade",
-    "lines that an older version took without a writer",
-    "stay counted, a repeat adds none",
-)
 def test_lines_that_were_sent_without_a_writer_stay_counted(empty_url: str) -> None:
     upgrade(empty_url, "0006")
     engine = create_engine(empty_url, poolclass=pool.NullPool)
@@ -332,7 +316,6 @@ def test_lines_that_were_sent_without_a_writer_stay_counted(empty_url: str) -> N
         assert counts.all() == [3, 0]
         writers = connection.execute(text("SELECT writer, seq FROM log_writers ORDER BY writer"))
         assert writers.all() == [("a", 2), ("b", 5)]
-    happened("none added")
 
 
 def test_sqlite_file_has_the_pragmas_that_the_promises_need(tmp_path: Path) -> None:
@@ -345,7 +328,6 @@ def test_sqlite_file_has_the_pragmas_that_the_promises_need(tmp_path: Path) -> N
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-@fault("upgrade", "a file that is no database", "refused, untouched")
 @pytest.mark.parametrize("content", [b"this is no database at all", b"SQLite format 3\0broken"])
 def test_file_that_is_no_database_is_refused_untouched(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "taskservice.db"
@@ -353,10 +335,8 @@ def test_file_that_is_no_database_is_refused_untouched(tmp_path: Path, content: 
     with pytest.raises(DatabaseError, match=r"database"):
         upgrade(f"sqlite:///{path}")
     assert path.read_bytes() == content * 100
-    happened("refused, untouched")
 
 
-@fault("upgrade", "the database of another program", "refused, untouched")
 def test_database_of_another_program_is_refused_untouched(tmp_path: Path) -> None:
     path = tmp_path / "taskservice.db"
     with sqlite3.connect(path) as connection:
@@ -366,10 +346,8 @@ def test_database_of_another_program_is_refused_untouched(tmp_path: Path) -> Non
     with pytest.raises(DatabaseError, match="another program"):
         upgrade(f"sqlite:///{path}")
     assert path.read_bytes() == before
-    happened("refused, untouched")
 
 
-@fault("upgrade", "a database newer than the code", "refused, untouched")
 def test_database_newer_than_the_code_is_refused_untouched(empty_url: str) -> None:
     upgrade(empty_url)
     engine = create_engine(empty_url, poolclass=pool.NullPool)
@@ -379,10 +357,8 @@ def test_database_newer_than_the_code_is_refused_untouched(empty_url: str) -> No
         upgrade(empty_url)
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "9999"
-    happened("refused, untouched")
 
 
-@fault("upgrade", "a database that cannot be opened", "one line without its password")
 @pytest.mark.parametrize(
     "url",
     [
@@ -396,7 +372,6 @@ def test_database_that_cannot_be_opened_is_one_line_without_its_password(url: st
         upgrade(url)
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
-    happened("one line, no password")
 
 
 def test_migrations_are_numbered_in_a_row() -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from taskservice.database import migrations
-from tests.support.catalogue import fault, happened
 from tests.support.commands import check, one_line, run
 from tests.support.databases import Databases
 from tests.support.fork_server import run_forked
@@ -90,7 +89,6 @@ def test_restore_says_what_to_do_about_the_secret_key(backup: Path, tmp_path: Pa
     assert not (tmp_path / "new" / "secret_key").exists()
 
 
-@fault("storage", "a restore over a database", "refused without `--force`, kept aside with it")
 def test_restore_replaces_a_database_only_with_force_and_keeps_it_aside(
     data: Path, backup: Path
 ) -> None:
@@ -110,7 +108,6 @@ def test_restore_replaces_a_database_only_with_force_and_keeps_it_aside(
     assert users(data / "taskservice.db") == ["bob", "carol"]
 
 
-@fault("storage", "a restore while the service runs", "refused, the service goes on")
 def test_restore_is_refused_while_the_service_runs(
     data: Path, backup: Path, tmp_path: Path
 ) -> None:
@@ -125,7 +122,6 @@ def test_restore_is_refused_while_the_service_runs(
     assert users(replaced(data)) == ["bob", "carol"]
 
 
-@fault("storage", "a restore over a database with damaged pages", "replaced, the damaged one kept")
 def test_database_with_damaged_pages_is_replaced(data: Path, backup: Path) -> None:
     leave_log(data / "taskservice.db", "carol")
     content = bytearray((data / "taskservice.db").read_bytes())
@@ -135,12 +131,8 @@ def test_database_with_damaged_pages_is_replaced(data: Path, backup: Path) -> No
     assert restored.returncode == 0, restored
     assert users(data / "taskservice.db") == ["alice"]
     assert replaced(data).stat().st_size >= len(content)
-    happened("replaced")
 
 
-@fault(
-    "storage", "a restore over a database that is unreadable", "replaced, kept aside with its log"
-)
 def test_damaged_database_is_replaced_and_kept_with_its_log(data: Path, backup: Path) -> None:
     leave_log(data / "taskservice.db", "carol")
     log = (data / "taskservice.db-wal").read_bytes()
@@ -150,24 +142,16 @@ def test_damaged_database_is_replaced_and_kept_with_its_log(data: Path, backup: 
     assert users(data / "taskservice.db") == ["alice"]
     assert replaced(data).read_bytes() == b"damaged" * 10_000
     assert Path(f"{replaced(data)}-wal").read_bytes() == log
-    happened("replaced; kept aside")
 
 
-@fault(
-    "storage",
-    "a restore beside a `-wal` without its database",
-    "that does not reach the restored one",
-)
 def test_log_without_its_database_does_not_reach_the_restored_one(data: Path, backup: Path) -> None:
     leave_log(data / "taskservice.db", "carol")
     (data / "taskservice.db").unlink()
     assert "--force" in one_line(run(data, "db", "restore", str(backup)), 1)
     assert run(data, "db", "restore", str(backup), "--force").returncode == 0
     assert users(data / "taskservice.db") == ["alice"]
-    happened("not reached")
 
 
-@fault("upgrade", "a restore of a backup of any released version", "restored and migrated")
 @pytest.mark.parametrize("older", REVISIONS)
 def test_backup_of_any_released_revision_is_restored_and_migrated(
     older: str, tmp_path: Path
@@ -181,10 +165,8 @@ def test_backup_of_any_released_revision_is_restored_and_migrated(
     assert f"revision {migrations.head()}" in restored.stdout
     assert users(tmp_path / "new" / "taskservice.db") == ["alice"]
     assert check(tmp_path / "new")["schema"]["state"] == "ok"
-    happened("restored")
 
 
-@fault("storage", "a restore of what is no sound backup", "refused, nothing changed")
 def test_what_is_no_sound_backup_is_refused_and_changes_nothing(
     data: Path, backup: Path, tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
@@ -217,7 +199,6 @@ def test_what_is_no_sound_backup_is_refused_and_changes_nothing(
             assert users(data / "taskservice.db") == ["bob"]
 
 
-@fault("storage", "`db restore` of PostgreSQL", "refused, names pg_restore")
 def test_restore_of_postgresql_is_refused_and_names_pg_restore(
     databases: Databases, backup: Path, tmp_path: Path
 ) -> None:
@@ -248,7 +229,6 @@ main(prog_name="taskservice")
 """
 
 
-@fault("storage", "kill -9 of a restore at any moment", "the old or the new database, whole")
 @pytest.mark.parametrize("has_log", [False, True])
 def test_restore_killed_at_any_moment_leaves_the_old_or_the_new_database_whole(
     data: Path, backup: Path, tmp_path: Path, has_log: bool
@@ -277,7 +257,6 @@ def test_restore_killed_at_any_moment_leaves_the_old_or_the_new_database_whole(
     assert [each for each in outcomes if each not in (old, ["alice"])] == []
     assert outcomes == sorted(outcomes, key=lambda each: each == ["alice"])
     assert (outcomes[0], outcomes[-1]) == (old, ["alice"])
-    happened("whole each time")
 
 
 def killed_at(moment: int, folder: Path, backup: Path) -> int:

@@ -27,7 +27,6 @@ from taskservice.webhooks.destinations import Destinations
 from tests.support.all_tables import as_before, fill, seen
 from tests.support.api_client import ApiClient, expect, problem
 from tests.support.apps import Apps
-from tests.support.catalogue import fault, happened
 from tests.support.commands import one_line, run
 from tests.support.databases import DATABASES, Databases
 from tests.support.fork_server import run_forked
@@ -113,11 +112,6 @@ def new_url(kind: str, databases: Databases, folder: Path) -> str:
     return f"sqlite:///{folder / 'upgraded' / 'taskservice.db'}"
 
 
-@fault(
-    "upgrade",
-    "an upgrade from each released revision, with data in all tables",
-    "all data is there, the schema is that of a new one",
-)
 @pytest.mark.parametrize("older", REVISIONS)
 def test_upgraded_database_has_its_data_and_the_schema_of_a_new_one(
     url: str,
@@ -143,7 +137,6 @@ def test_upgraded_database_has_its_data_and_the_schema_of_a_new_one(
     new = new_url(kind, databases, tmp_path / "new")
     migrations.upgrade(new)
     assert schema(url) ^ schema(new) == set()
-    happened("the same data; the same schema")
 
 
 SCHEMAS = {
@@ -238,25 +231,20 @@ def check_killed_upgrades(
         assert contents(app, filled.people) == expected
 
 
-@fault("upgrade", "kill -9 of an upgrade at some moments", "nothing changed, the next one works")
 def test_upgrade_that_is_killed_changes_nothing_and_works_again(
     url: str, filled: Filled, rows_of_today: Rows, apps: Apps, tmp_path: Path
 ) -> None:
     check_killed_upgrades(url, "0001", filled, rows_of_today, apps, tmp_path, step=61)
-    happened("whole after each kill; the same data at the end")
 
 
-@fault("upgrade", "kill -9 of an upgrade at every moment", "nothing changed, the next one works")
 @pytest.mark.slow
 @pytest.mark.timeout(1_800)
 def test_upgrade_killed_at_every_moment_changes_nothing_and_works_again(
     url: str, filled: Filled, rows_of_today: Rows, apps: Apps, tmp_path: Path
 ) -> None:
     check_killed_upgrades(url, "0001", filled, rows_of_today, apps, tmp_path, STEP)
-    happened("whole after each kill; the same data at the end")
 
 
-@fault("upgrade", "kill -9 of the first start", "the next one works")
 @pytest.mark.parametrize("step", [61, pytest.param(STEP, marks=pytest.mark.slow)])
 @pytest.mark.timeout(1_800)
 def test_first_start_that_is_killed_works_again(
@@ -270,7 +258,6 @@ def test_first_start_that_is_killed_works_again(
     new = new_url(url.partition(":")[0].partition("+")[0], databases, tmp_path / "new")
     migrations.upgrade(new)
     assert schema(url) ^ schema(new) == set()
-    happened("the schema of a new one")
     if url.startswith("sqlite"):
         pragmas = ("auto_vacuum", "journal_mode")
         with create_engine(url).connect() as connection:
@@ -278,11 +265,6 @@ def test_first_start_that_is_killed_works_again(
         assert found == [2, "wal"]
 
 
-@fault(
-    "upgrade",
-    "a newer version renames a column under a running process",
-    "503, nothing half-stored, well again with the column",
-)
 def test_running_process_is_unavailable_where_a_newer_version_renamed_a_column(
     app: Flask, alice: ApiClient
 ) -> None:
@@ -327,7 +309,6 @@ def commands_on_the_server() -> Iterator[str]:
             yield name
 
 
-@fault("upgrade", "each command on a database of a newer version", "one line, nothing changed")
 @pytest.mark.parametrize("kind", DATABASES)
 def test_no_command_uses_a_database_of_a_newer_version(
     kind: str, databases: Databases, tmp_path: Path, subtests: pytest.Subtests

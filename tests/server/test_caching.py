@@ -9,7 +9,6 @@ import requests
 from flask import Flask
 
 from tests.support.api_client import API, ApiClient, RemoteClient
-from tests.support.catalogue import fault, happened
 from tests.support.internals import PREFIX, filled, is_page
 from tests.support.nginx import CACHING, CACHING_ALL, NGINX, nginx
 from tests.support.requirements import needs
@@ -55,7 +54,6 @@ def key_of(person: RemoteClient) -> str:
     return str(person.session.headers["apikey"])
 
 
-@fault("access", "a caching proxy, and another user's or no key", "no answer of another user")
 def test_no_proxy_gives_an_answer_to_another_user_or_without_a_key(
     cached_site: Site, subtests: pytest.Subtests
 ) -> None:
@@ -75,7 +73,6 @@ def test_no_proxy_gives_an_answer_to_another_user_or_without_a_key(
                 ask(cached_site, path, Authorization=f"Bearer {key_of(cached_site.bob)}")
             ) == (comparable(his))
             assert ask(cached_site, path).status_code == 401
-    happened("none given from the cache")
 
 
 def comparable(answer: requests.Response) -> tuple[int, str]:
@@ -83,7 +80,6 @@ def comparable(answer: requests.Response) -> tuple[int, str]:
     return answer.status_code, re.sub('"requestId":".*?"', "", answer.text)
 
 
-@fault("HTTP", "a caching proxy, and an answer that has changed", "never the old one")
 def test_no_proxy_gives_an_answer_that_has_changed(cached_site: Site) -> None:
     path = f"/task/{cached_site.task['id']}"
     for query in ("", "/logs", "?expand=agent"):
@@ -97,7 +93,6 @@ def test_no_proxy_gives_an_answer_that_has_changed(cached_site: Site) -> None:
         else:
             # The proxy caches for one user.
             assert after.headers["X-Cache-Status"] == "HIT"
-    happened("the new one")
 
 
 def sign_in(site: Site, person: RemoteClient) -> requests.Session:
@@ -110,7 +105,6 @@ def sign_in(site: Site, person: RemoteClient) -> requests.Session:
     return browser
 
 
-@fault("access", "a caching proxy, and another's or no session", "no page of another user")
 def test_no_proxy_gives_a_page_to_another_user_or_without_a_session(cached_site: Site) -> None:
     hers, his = sign_in(cached_site, cached_site.alice), sign_in(cached_site, cached_site.bob)
     for path in ("/", "/keys"):
@@ -119,7 +113,6 @@ def test_no_proxy_gives_a_page_to_another_user_or_without_a_session(cached_site:
         assert ">bob<" in page
         assert "alice" not in page
         assert "No key yet?" in requests.get(cached_site.url + path).text
-    happened("none given from the cache")
 
 
 # --- what each answer says ---------------------------------------------------------------

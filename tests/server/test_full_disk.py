@@ -14,7 +14,6 @@ import requests
 
 from tests.support import receiver as play
 from tests.support.api_client import RemoteClient
-from tests.support.catalogue import fault, happened
 from tests.support.commands import check
 from tests.support.concurrency import at_once, copies
 from tests.support.databases import Databases
@@ -42,7 +41,6 @@ def service(disk: Path, databases: Databases) -> Iterator[Service]:
         yield service
 
 
-@fault("storage", "a full disk at each write", "503, reads go on; works on with space")
 def test_every_write_on_a_full_disk_is_503_and_goes_on_with_space(
     service: Service, disk: Path
 ) -> None:
@@ -62,9 +60,6 @@ def is_sound(data: Path) -> None:
     assert {name for name, state in states.items() if state != "ok"} <= {"disk", "sqlite"}
 
 
-@fault(
-    "storage", "a disk that fills up while many append", "all that was answered is there, no more"
-)
 def test_disk_that_fills_up_has_what_was_answered_and_nothing_else(
     service: Service, disk: Path
 ) -> None:
@@ -90,7 +85,6 @@ def test_disk_that_fills_up_has_what_was_answered_and_nothing_else(
     is_sound(disk)
 
 
-@fault("storage", "a disk that becomes read-only at each write", "503, reads go on")
 def test_disk_that_becomes_read_only_is_503_for_writes(
     databases: Databases, tmp_path: Path
 ) -> None:
@@ -153,11 +147,6 @@ def readiness(service: Service) -> set[int]:
     return {answer.status_code for answer in answers}
 
 
-@fault(
-    "callback",
-    "the disk is full when the receiver has answered",
-    "the report is 200; the webhook comes again with the same id",
-)
 def test_webhook_whose_outcome_finds_a_full_disk_comes_again(service: Service, disk: Path) -> None:
     fillers: list[Path] = []
 
@@ -174,7 +163,6 @@ def test_webhook_whose_outcome_finds_a_full_disk_comes_again(service: Service, d
         reported = alice.request("PATCH", path, json={"status": "complete"})
         assert (reported.status_code, reported.json()["status"]) == (200, "complete")
         assert reported.headers["Callback-Status"] == "pending"
-        happened("200, `Callback-Status: pending`")
         receiver.answer = play.answer(200)
         fillers[0].unlink()
         end_leases(disk)
@@ -182,7 +170,6 @@ def test_webhook_whose_outcome_finds_a_full_disk_comes_again(service: Service, d
         assert alice.request("GET", path).json() == reported.json()
         (first, second) = receiver.requests
         assert first.headers["webhook-id"] == second.headers["webhook-id"]
-        happened("delivered again when there was space")
 
 
 def delivery_of(alice: RemoteClient, path: str) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.support.catalogue import fault, happened
 from tests.support.databases import Databases
 from tests.support.every_write import EveryWrite
 from tests.support.marks import one_database
@@ -54,11 +53,6 @@ def _free_descriptor(pid: int) -> int:
     return next(number for number in count() if number not in used)
 
 
-@fault(
-    "process",
-    "no file descriptors are left",
-    "503 for writes, and a new client takes the place of an idle one; works on with descriptors",
-)
 @one_database
 def test_writes_without_a_file_descriptor_are_503_and_go_on_with_one(service: Service) -> None:
     writes = EveryWrite(service.add_user())
@@ -79,12 +73,6 @@ def test_writes_without_a_file_descriptor_are_503_and_go_on_with_one(service: Se
     assert service.workers() == [worker]
 
 
-@fault(
-    "process",
-    "no file descriptors are left, and PostgreSQL ends the connections",
-    "503; connects again when there are descriptors",
-    answers=False,
-)
 def test_lost_database_is_not_reached_without_a_file_descriptor_and_then_it_is(
     databases: Databases, tmp_path: Path
 ) -> None:
@@ -98,7 +86,6 @@ def test_lost_database_is_not_reached_without_a_file_descriptor_and_then_it_is(
             for name, (method, path, body) in writes.requests().items():
                 answer = writes.alice.request(method, path, json=body)
                 assert answer.status_code == 503, (name, answer.text)
-            happened("503 for each write")
             assert writes.alice.session.get(f"{service.url}/livez", timeout=30).status_code == 200
             assert writes.alice.session.get(f"{service.url}/readyz", timeout=30).status_code == 503
         writes.succeed()
@@ -149,13 +136,11 @@ class ServiceOfItsOwnUser(Service):
             subprocess.run([*self._as_user, *change], check=True)
 
 
-@fault("process", "no threads are left", "503 from `/readyz` alone; webhooks are sent")
 def test_service_without_threads_does_all_but_tell_that_it_is_ready() -> None:
     with ServiceOfItsOwnUser() as service, Receiver() as receiver:
         writes = EveryWrite(service.add_user(), receiver.url)
         service.limit(1, *service.workers())
         writes.are_done()
-        happened("each write succeeds")
         path = f"/task/{writes.tasks['append']['id']}"
         waited = writes.alice.request("GET", f"{path}/logs?after=1", headers={"Prefer": "wait=1"})
         assert waited.json()["logs"] == []
@@ -166,14 +151,8 @@ def test_service_without_threads_does_all_but_tell_that_it_is_ready() -> None:
         assert delivery["state"] == "delivered"
         service.limit(MANY, *service.workers())
         until(lambda: writes.probe("/readyz") == 200)
-        happened("`/readyz` is 200 when there are threads again")
 
 
-@fault(
-    "process",
-    "a worker is killed while the system can start no {name}",
-    "the other worker goes on; the replacement comes as soon as it can",
-)
 @pytest.mark.parametrize(
     ("name", "said"),
     [("process", "Can't replace a worker yet"), ("thread", "can't start new thread")],
@@ -194,20 +173,17 @@ def test_killed_worker_is_replaced_as_soon_as_that_is_possible(name: str, said: 
         assert other in service.workers()
         assert service.process.poll() is None
         assert "Traceback" not in service.log.read_text()
-    happened("an error in the log each second, and then another worker")
 
 
-@fault("process", "the system can start no {name} when the service starts", "exit in one line")
 @pytest.mark.parametrize(
-    ("name", "number", "code", "said"),
+    ("number", "code", "said"),
     [
-        ("process", 1, 1, "taskservice: can't start a worker: Resource temporarily unavailable"),
-        ("thread", 4, 3, "A worker can't start: can't start new thread"),
+        (1, 1, "taskservice: can't start a worker: Resource temporarily unavailable"),
+        (4, 3, "A worker can't start: can't start new thread"),
     ],
+    ids=["process", "thread"],
 )
-def test_service_that_cannot_start_its_processes_says_so(
-    name: str, number: int, code: int, said: str
-) -> None:
+def test_service_that_cannot_start_its_processes_says_so(number: int, code: int, said: str) -> None:
     service = ServiceOfItsOwnUser()
     serve = len(COMMAND) + 1
     few = ["prlimit", f"--nproc={number}:"]
@@ -219,7 +195,6 @@ def test_service_that_cannot_start_its_processes_says_so(
     assert ended.returncode == code, ended.stderr
     assert said in ended.stderr
     assert "Traceback" not in ended.stderr
-    happened(f"exit code {code}: {said}")
 
 
 def whole_workers(service: Service) -> list[int]:

@@ -9,7 +9,6 @@ from contextlib import closing, contextmanager
 import psycopg
 
 from taskservice.database.engine import BUSY_SECONDS
-from tests.support.catalogue import fault, happened
 from tests.support.concurrency import copies
 from tests.support.every_write import EveryWrite
 from tests.support.marks import one_database
@@ -34,12 +33,6 @@ def locked(url: str) -> Iterator[None]:
             other.rollback()
 
 
-@fault(
-    "storage",
-    "another program keeps the database locked, and twice as many write as there are threads",
-    "503 in time; readers and probes do not wait; works on without the lock",
-    answers=False,
-)
 def test_many_writers_at_a_lock_are_answered_in_time_and_keep_no_other_waiting(
     service: Service, database_url: str
 ) -> None:
@@ -71,10 +64,8 @@ def test_many_writers_at_a_lock_are_answered_in_time_and_keep_no_other_waiting(
         assert {answer.status_code for answer in answers} == {201}
     found = writes.alice.request("GET", f"/task/{task['id']}").json()
     assert found["logs"] == ([] if is_sqlite else ["a"] * WRITERS)
-    happened("503 for each write" if is_sqlite else "the lock ended in time: 201 for each write")
 
 
-@fault("storage", "another program keeps SQLite locked at each write", "503, reads go on")
 @one_database
 def test_every_write_at_a_lock_is_503_and_goes_on_without_it(
     service: Service, database_url: str

@@ -11,7 +11,6 @@ from typing import Any
 import requests
 
 from tests.support.api_client import RemoteClient
-from tests.support.catalogue import fault, happened
 from tests.support.concurrency import copies
 from tests.support.mcp import TASKS, Json, McpClient, structured
 from tests.support.service import Service
@@ -45,7 +44,6 @@ def answered(person: RemoteClient) -> int:
     return sum(int(line.rpartition(" ")[2]) for line in counts)
 
 
-@fault("HTTP", "a client of MCP hangs up during a call", "its thread is free, the task goes on")
 def test_client_that_hangs_up_frees_its_thread_and_its_task_goes_on(tmp_path: Path) -> None:
     with Service(tmp_path / "data", THREADS="4") as service:
         alice = service.add_user("alice")
@@ -62,12 +60,8 @@ def test_client_that_hangs_up_frees_its_thread_and_its_task_goes_on(tmp_path: Pa
             assert task["status"] == "running"
             alice.request("PATCH", f"/task/{task['id']}", json={"status": "complete"})
         assert [task["status"] for task in tasks_of(alice)] == ["complete"] * 2
-    happened("free; the task runs")
 
 
-@fault(
-    "HTTP", "a hundred calls of MCP that wait", "half of the threads wait, the rest is told at once"
-)
 def test_of_a_hundred_calls_half_of_the_threads_wait_and_the_rest_is_told_at_once(
     tmp_path: Path,
 ) -> None:
@@ -86,14 +80,8 @@ def test_of_a_hundred_calls_half_of_the_threads_wait_and_the_rest_is_told_at_onc
             waited = [call.result() for call in finished]
         assert {structured(result)["status"] for result in waited} == {"complete"}
         assert len(tasks_of(alice)) == CALLERS
-    happened("told at once")
 
 
-@fault(
-    "process",
-    "the service dies between the start of a call and its answer",
-    "nothing is started twice",
-)
 def test_service_that_dies_between_start_and_answer_starts_nothing_twice(service: Service) -> None:
     alice = service.add_user("alice")
     alice.request("PUT", "/agent/summarizer").raise_for_status()
@@ -112,10 +100,8 @@ def test_service_that_dies_between_start_and_answer_starts_nothing_twice(service
         alice.request("PATCH", f"/task/{task['id']}", json=done).raise_for_status()
         assert structured(again.result())["output"] == {"sum": 15}
     assert [task["id"] for task in tasks_of(alice)] == [task["id"]]
-    happened("one task")
 
 
-@fault("process", "the service ends while a client's task runs", "the task is there afterwards")
 def test_task_of_a_client_survives_the_end_of_the_service(service: Service) -> None:
     alice = service.add_user("alice")
     alice.request("PUT", "/agent/summarizer").raise_for_status()
@@ -124,10 +110,8 @@ def test_task_of_a_client_survives_the_end_of_the_service(service: Service) -> N
     service.kill()
     service.start()
     assert follower.state(task_id)["status"] == "working"
-    happened("there afterwards")
 
 
-@fault("process", "SIGTERM while a call waits", "it is answered")
 def test_call_that_waits_is_answered_when_the_service_stops(tmp_path: Path) -> None:
     with Service(tmp_path / "data") as service:
         alice = service.add_user("alice")
@@ -137,10 +121,8 @@ def test_call_that_waits_is_answered_when_the_service_stops(tmp_path: Path) -> N
             until(lambda: tasks_of(other))
             assert service.stop() == 0
             assert structured(call.result())["status"] == "running"
-    happened("answered")
 
 
-@fault("access", "a foreign `Host` with a large request of MCP", "403")
 def test_host_of_a_large_request_is_checked_too_but_not_behind_a_proxy(tmp_path: Path) -> None:
     headers = {"Content-Type": "application/json", "Host": "tasks.example"}
     for hops, status in (("0", 403), ("1", 200)):

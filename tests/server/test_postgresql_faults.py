@@ -12,7 +12,6 @@ import requests
 
 from tests.support import receiver as play
 from tests.support.api_client import RemoteClient
-from tests.support.catalogue import fault, happened
 from tests.support.commands import check, one_line, run
 from tests.support.concurrency import copies
 from tests.support.databases import Databases
@@ -56,11 +55,6 @@ def names_of(alice: RemoteClient) -> set[str]:
     return {task["name"] for task in alice.request("GET", "/task").json()}
 
 
-@fault(
-    "storage",
-    "`max_connections` of PostgreSQL is reached",
-    "503 where a request needs one more; all work on when there are connections again",
-)
 def test_service_goes_on_after_all_connections_were_taken(
     primary: PostgresqlServer, tmp_path: Path
 ) -> None:
@@ -98,7 +92,6 @@ def test_service_goes_on_after_all_connections_were_taken(
         for number, one in enumerate(people):
             assert one.start(name=f"after {number}")["status"] == "running"
         until(partial(is_delivered, alice, pending["id"]))
-        happened("the webhook of the loop came too")
 
 
 def is_delivered(alice: RemoteClient, task_id: str) -> bool:
@@ -106,11 +99,6 @@ def is_delivered(alice: RemoteClient, task_id: str) -> bool:
     return bool(delivery["state"] == "delivered")
 
 
-@fault(
-    "storage",
-    "a standby of PostgreSQL as the only host",
-    "reads; 503 for writes, until it is promoted",
-)
 def test_standby_is_503_for_writes_until_it_is_promoted(
     primary: PostgresqlServer, databases: Databases, tmp_path: Path
 ) -> None:

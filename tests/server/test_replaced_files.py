@@ -11,7 +11,6 @@ import pytest
 import requests
 
 from tests.support.api_client import RemoteClient
-from tests.support.catalogue import fault
 from tests.support.databases import Databases
 from tests.support.service import Service
 from tests.support.waiting import until
@@ -89,7 +88,6 @@ def refused(person: RemoteClient, task: dict[str, str]) -> None:
     assert not any("taskservice.db" in answer.text for answer in (*writes, read(), ready()))
 
 
-@fault("storage", "the running service: {damage}", "503 for all, the log names the file")
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
@@ -138,7 +136,6 @@ def test_reads_notice_it_without_a_write(stopped_service: Service, tmp_path: Pat
         until(lambda: alice.request("GET", path).status_code == 503)
 
 
-@fault("storage", "the service is killed after its log was removed", "each answered write is there")
 @pytest.mark.parametrize("damage", [remove_log_and_index, remove_index])
 def test_answered_writes_survive_a_restart(
     stopped_service: Service, tmp_path: Path, damage: Callable[[Path], None]
@@ -164,9 +161,6 @@ def test_answered_writes_survive_a_restart(
         assert stopped_service.run("db", "check").returncode == 0
 
 
-@fault(
-    "storage", "the file of the running service is moved away and back", "503, and then it goes on"
-)
 def test_file_that_is_moved_back_is_used_again(stopped_service: Service, tmp_path: Path) -> None:
     database = tmp_path / "data" / "taskservice.db"
     with stopped_service:

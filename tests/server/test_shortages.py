@@ -17,7 +17,6 @@ from taskservice.database.watcher import CHANGE_QUERIES, Watcher
 from taskservice.database.writer_queue import WriterQueue
 from taskservice.operations.health import DatabaseProbe
 from tests.support.api_client import ApiClient, expect
-from tests.support.catalogue import fault, happened
 from tests.support.gunicorn_process import THREADS, started
 from tests.support.receiver import Receiver
 from tests.support.waiting import until
@@ -48,7 +47,6 @@ def watchers() -> list[threading.Thread]:
     return [each for each in threading.enumerate() if each.name == "watcher" and each.is_alive()]
 
 
-@fault("process", "each new thread dies at birth", "503 where it was needed, all else works on")
 def test_threads_that_die_at_birth_block_nothing_and_leave_nothing_behind(
     app: Flask, alice: ApiClient, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +82,6 @@ def test_thread_that_begins_too_late_does_nothing(monkeypatch: pytest.MonkeyPatc
     assert runs == []
 
 
-@fault("process", "the thread that watches the database dies", "another one takes its place")
 @only_sqlite
 @thread_exits_are_expected
 def test_watcher_that_died_is_replaced(alice: ApiClient) -> None:
@@ -104,10 +101,8 @@ def test_watcher_that_died_is_replaced(alice: ApiClient) -> None:
         task = alice.start()
         expect(alice.get(f"/task/{task['id']}/logs", headers={"Prefer": "wait=1"}), 200)
         assert watchers()
-        happened("a wait started another one")
 
 
-@fault("process", "the thread of `/readyz` dies", "the next one asks again")
 @only_sqlite
 @thread_exits_are_expected
 def test_probe_whose_thread_died_asks_again(app: Flask) -> None:
@@ -122,7 +117,6 @@ def test_probe_whose_thread_died_asks_again(app: Flask) -> None:
     with pytest.raises(TimeoutError):
         probe.result(0.2)
     assert until(lambda: probe.result(5)) == "answer"
-    happened("no answer in time, and then an answer")
 
 
 def test_turn_to_write_comes_after_the_thread_that_waited_for_it_died(
@@ -138,19 +132,14 @@ def test_turn_to_write_comes_after_the_thread_that_waited_for_it_died(
         pass
 
 
-@fault(
-    "process", "requests end the threads that answer them", "the server keeps all of its threads"
-)
 def test_failures_of_any_kind_leave_the_server_all_its_threads(tmp_path: Path) -> None:
     with started(tmp_path) as server:
         for _ in range(THREADS + 1):
             with pytest.raises(ConnectionResetError):
                 server.get("/end-thread")
         assert server.get("/hello") == b"hello"
-        happened("connection reset, and the next request was answered")
 
 
-@fault("process", "a request finds no memory", "503")
 def test_lack_of_memory_is_503(tmp_path: Path) -> None:
     with started(tmp_path) as server:
         answer = server.ask(b"GET /no-memory HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -165,10 +154,8 @@ class Code(str):
     __repr__ = str.__str__
 
 
-@fault("process", "a background thread dies", "another worker process takes over")
 def test_worker_whose_background_thread_died_makes_way_for_another(tmp_path: Path) -> None:
     dead = Code("[__import__('threading').Thread()]")
     with started(tmp_path, attributes={"background_threads": dead}) as server:
         until(lambda: server.log.count("A background thread has died") > 1)
         assert server.get("/hello") == b"hello"
-        happened("another process answered")

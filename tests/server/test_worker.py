@@ -16,7 +16,6 @@ from flask import Flask
 from taskservice.database.types import database_now
 from tests.support import receiver as play
 from tests.support.api_client import ApiClient, RemoteClient
-from tests.support.catalogue import fault, happened
 from tests.support.commands import one_line, run
 from tests.support.deliveries import change, columns, deliveries_of, finish, make_due, the_delivery
 from tests.support.delivery_worker import working
@@ -56,7 +55,6 @@ def test_idle_worker_ends_immediately(app: Flask, signum: int) -> None:
         assert time.monotonic() - began < 15
 
 
-@fault("callback", "SIGTERM to `taskservice worker` during posts", "its leases are released")
 def test_stopping_worker_releases_its_leases(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
@@ -71,14 +69,8 @@ def test_stopping_worker_releases_its_leases(
     receiver.answer = play.answer(204)
     with working(app):
         receiver.wait_for(2)
-    happened("released")
 
 
-@fault(
-    "callback",
-    "kill -9 of `taskservice worker` during a post",
-    "another posts when the lease has run out",
-)
 def test_worker_that_is_killed_leaves_it_to_the_next_one_when_the_lease_has_run_out(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
@@ -93,10 +85,8 @@ def test_worker_that_is_killed_leaves_it_to_the_next_one_when_the_lease_has_run_
         until(lambda: the_delivery(alice, task)["state"] == "delivered")
     first, second = receiver.requests
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
-    happened("posted again under the same id")
 
 
-@fault("callback", "several workers at the same deliveries", "each is posted once")
 def test_several_workers_post_each_delivery_once(
     alice: ApiClient, app: Flask, receiver: Receiver
 ) -> None:
@@ -108,7 +98,6 @@ def test_several_workers_post_each_delivery_once(
         until(lambda: set(columns(app, "state")) == {("delivered",)})
     ids = [request.headers["webhook-id"] for request in receiver.requests]
     assert len(ids) == len(set(ids)) == DELIVERIES
-    happened("each once")
 
 
 def test_worker_processes_of_the_service_post_what_is_due(
@@ -127,7 +116,6 @@ def test_worker_processes_of_the_service_post_what_is_due(
         receiver.wait_for(2)
 
 
-@fault("callback", "the service stops during posts", "its leases are released")
 def test_stopping_service_releases_its_leases(
     alice: ApiClient, app: Flask, receiver: Receiver, tmp_path: Path
 ) -> None:
@@ -139,14 +127,8 @@ def test_stopping_service_releases_its_leases(
         assert service.stop() == 0
     # An attempt that ran until its timeout of 30 s would be recorded as a second one.
     assert columns(app, "state", "lease", "attempt_count") == [("pending", None, 1)]
-    happened("released")
 
 
-@fault(
-    "callback",
-    "the service stops while a report's webhook is posted",
-    "released for the next process",
-)
 def test_stopping_service_releases_the_webhook_of_a_report(
     alice: ApiClient, app: Flask, receiver: Receiver, tmp_path: Path
 ) -> None:
@@ -169,14 +151,8 @@ def test_stopping_service_releases_the_webhook_of_a_report(
         until(lambda: the_delivery(alice, task)["state"] == "delivered")
     first, second = receiver.requests
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
-    happened("released")
 
 
-@fault(
-    "callback",
-    "receivers that hang for all reports of a user",
-    "readers and other users' reports do not wait",
-)
 def test_receivers_that_hang_hold_up_neither_readers_nor_other_reports(tmp_path: Path) -> None:
     """Of 16 threads 4 may be held, by 64 reports at once."""
     settings = {"THREADS": "16", "CALLBACK_TIMEOUT": "30"}
@@ -207,7 +183,6 @@ def test_receivers_that_hang_hold_up_neither_readers_nor_other_reports(tmp_path:
             assert not all(each.done() for each in reports)
             released.set()
             assert {each.result() for each in reports} == {"pending"}
-    happened("answered meanwhile")
 
 
 # --- by hand -----------------------------------------------------------------------------
@@ -243,7 +218,6 @@ def test_delivery_list_show_and_redeliver(
     assert the_delivery(alice, failed)["state"] == "pending"
 
 
-@fault("callback", "a command for an unknown delivery", "one line")
 def test_unknown_delivery_is_one_line(tmp_path: Path, subtests: pytest.Subtests) -> None:
     run(tmp_path, "db", "upgrade")
     for verb in ("show", "redeliver"):

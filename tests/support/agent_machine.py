@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.api_client import RemoteClient
-from tests.support.catalogue import ended
 from tests.support.fork_server import ForkedPopen, run_forked
 from tests.support.service import Service
 
@@ -71,10 +70,7 @@ class AgentMachine:
 
     def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         options = {"capture_output": True, "text": True, "timeout": 100, "check": False} | options
-        result = run_forked([*self.command, *arguments], env=self.environment, **options)
-        if result.returncode:
-            ended(result.returncode, result.stderr or "")
-        return result
+        return run_forked([*self.command, *arguments], env=self.environment, **options)
 
     def spawn(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options

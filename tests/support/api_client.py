@@ -12,7 +12,6 @@ from taskservice.services import keys as key_service
 from taskservice.services import users as user_service
 from taskservice.terms import CODES
 from tests.support import conformance
-from tests.support.catalogue import answered_with
 
 API = "/api/v1"
 # What a proxy answers for a service that gave no answer.
@@ -125,11 +124,6 @@ def add_user(app: Flask, name: str) -> ApiClient:
         return ApiClient(app, name, user_service.add(name).text)
 
 
-def _note(response: requests.Response, *_more: Any, stream: bool = False, **_options: Any) -> None:
-    if not stream:
-        answered_with(response.status_code, response.content)
-
-
 class RemoteClient:
     """A client with an API key that calls a service over a socket, with `requests`."""
 
@@ -138,7 +132,6 @@ class RemoteClient:
         self.session = requests.Session()
         self.session.trust_env = False
         self.session.headers["apikey"] = key
-        self.session.hooks["response"].append(_note)
 
     def copy(self) -> "RemoteClient":
         """The same person with connections of their own, for another thread."""

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.support.catalogue import ended
 from tests.support.fork_server import run_forked
 from tests.support.service import COMMAND, environment
 
@@ -27,7 +26,6 @@ def one_line(result: subprocess.CompletedProcess[str], code: int) -> str:
     assert result.returncode == code, result
     assert not result.stdout
     (line,) = result.stderr.splitlines()
-    ended(code, line)
     return line
 
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from tests.support.catalogue import answered_raw
 from tests.support.fork_server import ForkedPopen
 from tests.support.waiting import PATIENCE_SECONDS, until
 
@@ -113,9 +112,7 @@ class GunicornProcess:
             # A server that resets the connection may have done so already.
             with suppress(OSError):
                 client.shutdown(socket.SHUT_WR)
-            answer = read_to_end(client)
-        answered_raw(answer)
-        return answer
+            return read_to_end(client)
 
     def get(self, path: str, *headers: str) -> bytes:
         """The body of the answer to an ordinary request on a new connection."""
