@@ -82,6 +82,10 @@ class Connection:
         self.lingering = False
         # Whether the pool started a thread in place of the one that sends to this slow client.
         self.has_replacement = False
+        # The bytes that the kernel has taken from us, and those that the client has acknowledged.
+        self.sent = 0
+        self.acknowledged = 0
+        self.acknowledged_at = NEVER
         self.expect_request()
 
     def expect_request(self) -> None:

@@ -1,7 +1,10 @@
 """What a thread of the pool does: run the application on a request and send its response."""
 
+import fcntl
 import select
 import socket
+import sys
+import termios
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -38,7 +41,8 @@ class Sender:
 
     The pool starts a thread in place of each that waits, if it can; at most one thread waits
     without a replacement. Past these limits, the connection that has waited longest is shut down.
-    A client has `seconds` for 64 KiB, `stop_seconds` once the process stops.
+    A client has `seconds` for 64 KiB, `stop_seconds` once the process stops. One that acknowledges
+    nothing for `seconds` has vanished.
     """
 
     def __init__(self, limit: int, seconds: float, stop_seconds: float) -> None:
@@ -53,18 +57,32 @@ class Sender:
     def send(self, connection: Connection, data: bytes) -> None:
         """Returns when the kernel has all of `data`; raises ClientGoneError."""
         try:
-            sent = _send_some(connection.sock, data)
+            self._require_presence(connection)
+            sent = _send_some(connection, data)
             for start in range(sent, len(data), PIECE_SIZE):
                 self._send_piece(connection, memoryview(data)[start : start + PIECE_SIZE])
         except OSError as error:
             raise ClientGoneError from error
+
+    def _require_presence(self, connection: Connection) -> None:
+        """Otherwise a stream to a machine that has vanished continues for a quarter of an hour.
+
+        TCP_USER_TIMEOUT would also end connections whose clients read steadily through a small
+        window.
+        """
+        now, unacknowledged = time.monotonic(), _unacknowledged(connection.sock)
+        acknowledged = connection.sent - unacknowledged
+        if not unacknowledged or acknowledged > connection.acknowledged:
+            connection.acknowledged, connection.acknowledged_at = acknowledged, now
+        elif now - connection.acknowledged_at > self._seconds:
+            raise ClientGoneError("vanished")
 
     def _send_piece(self, connection: Connection, piece: memoryview) -> None:
         began = time.monotonic()
         try:
             while piece:
                 if _is_writable(connection.sock):
-                    piece = piece[_send_some(connection.sock, piece) :]
+                    piece = piece[_send_some(connection, piece) :]
                 else:
                     self._note_slow(connection)
                 if time.monotonic() - began > self._timeout():
@@ -108,10 +126,20 @@ def _is_writable(sock: socket.socket) -> bool:
     return bool(poll.poll(SLOW_MILLISECONDS))
 
 
-def _send_some(sock: socket.socket, data: bytes | memoryview) -> int:
+def _send_some(connection: Connection, data: bytes | memoryview) -> int:
     try:
-        return sock.send(data)
+        sent = connection.sock.send(data)
     except BlockingIOError:
+        return 0
+    connection.sent += sent
+    return sent
+
+
+def _unacknowledged(sock: socket.socket) -> int:
+    """The bytes that the client's machine has not acknowledged; 0 where the system can't say."""
+    try:
+        return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:
         return 0
 
 

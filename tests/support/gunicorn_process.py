@@ -48,7 +48,7 @@ sys.path.append({root!r})
 
 from tests.support.raw_application import application
 from taskservice.config import Config
-from taskservice.serving.application import serve
+from taskservice.serving.settings import serve
 
 serve(lambda: application, Config.from_environment())
 """

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -77,9 +76,6 @@ def application(  # noqa: C901 - a list of behaviours
     if path == "/late-failure":
         start_response("200 OK", [("Content-Length", "5")])
         return Closing([b"whole"])
-    if path == "/user-timeout":
-        option = environ["gunicorn.socket"].getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
-        return answer(str(option).encode())
     if path == "/stream":
         start_response("200 OK", [])
         return stream()
