@@ -75,8 +75,6 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
     app.config["SQLALCHEMY_DATABASE_URI"] = address
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options | _write_options(address)
     db.init_app(app)
-    # Nothing here uses its session, so none has to be removed after each request.
-    app.teardown_appcontext_funcs.clear()
     with app.app_context():
         writer = db.engine
     _prepare_write_engine(writer)
