@@ -3,11 +3,11 @@
 import sys
 
 from taskservice.app import create_app
-from taskservice.config import Config, ConfigError
+from taskservice.config import ConfigError
 from taskservice.database.migrations import DatabaseError
 
 try:
-    app = create_app(Config.from_environment())
+    app = create_app()
 except (ConfigError, DatabaseError) as error:
     print(f"taskservice: {error}", file=sys.stderr)
     sys.exit(2)

@@ -53,12 +53,14 @@ class Service(Flask):
         return func
 
 
-def create_app(config: Config, may_create: bool = True) -> Flask:
-    """The service with these settings, after its database is upgraded.
+def create_app(config: Config | None = None, may_create: bool = True) -> Flask:
+    """The service with these settings, or those of the environment, after its database is upgraded.
 
-    Raises `migrations.DatabaseError` when the database cannot be used, or does not exist and
-    `may_create` is false.
+    Raises `config.ConfigError` when a setting of the environment is invalid, and
+    `migrations.DatabaseError` when the database cannot be used, or does not exist and `may_create`
+    is false.
     """
+    config = config or Config.from_environment(may_create=may_create)
     # Flask's default instance folder can lie inside the virtual environment.
     app = Service(__name__, instance_path=str(config.DATA), static_folder=None)
     app.config.from_object(config)
