@@ -4,11 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 
 from flask import Flask
 
+import taskservice
 from taskservice.config import Config
 from taskservice.database import engine, migrations
+from tests.support.api_client import ApiClient
 from tests.support.marks import one_database
 
 
@@ -33,3 +36,26 @@ def test_flask_command_finds_the_factory_and_its_settings(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert "/api/v1/task/<task_id>" in done.stdout
     assert (tmp_path / "data" / "taskservice.db").exists()
+
+
+@one_database
+def test_request_to_the_api_passes_no_code_of_mcp_and_the_dashboard(
+    app: Flask, alice: ApiClient
+) -> None:
+    task = alice.start()
+    passed = set()
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call":
+            passed.add(frame.f_code.co_filename)
+
+    sys.setprofile(note)
+    try:
+        found = alice.get(f"/task/{task['id']}")
+    finally:
+        sys.setprofile(None)
+    assert found.status_code == 200
+    package = Path(taskservice.__file__).parent
+    assert str(package / "api" / "tasks.py") in passed
+    folders = (f"{package / 'mcp'}{os.sep}", f"{package / 'dashboard'}{os.sep}")
+    assert [path for path in passed if path.startswith(folders)] == []

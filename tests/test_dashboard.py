@@ -32,6 +32,7 @@ from taskservice.database import clock as timestamps
 from taskservice.database.engine import dispose
 from taskservice.database.transactions import reading
 from taskservice.services import agents, counts, lists
+from taskservice.web.session_cookie import Sessions
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.concurrency import at_once
 from tests.support.deliveries import looping
@@ -164,7 +165,7 @@ def test_key_is_nowhere_in_what_the_browser_keeps(app: Flask, alice: ApiClient) 
     assert set(attributes) == {"HttpOnly", "Path=/", "SameSite=Lax"}
     session = browser.client.get_cookie(cookie.partition("=")[0])
     assert session is not None
-    serializer = sessions.Sessions("of the name only").get_signing_serializer(app)
+    serializer = Sessions("of the name only").get_signing_serializer(app)
     assert serializer is not None
     said = serializer.loads(session.value)
     assert set(said) == {"key", "until"}

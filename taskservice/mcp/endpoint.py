@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 from flask import Blueprint, Flask, Response, request
+from werkzeug.exceptions import MethodNotAllowed
 
 from taskservice import __version__
 from taskservice.auth import KEY_HEADERS, caller
-from taskservice.context import current
 from taskservice.errors import Problem
 from taskservice.mcp import protocol, results, tool_calls
 from taskservice.mcp.protocol import (
@@ -74,6 +74,7 @@ def _task_id(call: Call) -> str:
 # `POST /mcp`: one JSON-RPC message in, one answer out, without a stream or a session.
 
 MAX_LOGGED = 64
+OTHER_METHODS = ("GET", "PUT", "PATCH", "DELETE", "OPTIONS")
 CACHE = {"ttlMs": 60_000, "cacheScope": "private"}
 SERVER = {"name": "taskservice", "title": "taskservice", "version": __version__}
 INSTRUCTIONS = (
@@ -160,19 +161,22 @@ def _result(call: Call) -> dict[str, Any]:
     return {"resultType": "complete", **result, "_meta": {protocol.SERVER_KEY: SERVER}}
 
 
-@blueprint.before_app_request
-def require_access() -> Response | None:
-    """Check who calls, even if no route matches, as for GET; answer what browsers ask before."""
-    protocol.require_access()
-    return Answer(status=204) if protocol.is_preflight() else None
+@blueprint.route(protocol.PATH, methods=OTHER_METHODS, provide_automatic_options=False)
+def refuse() -> Response:
+    """Refuse other methods, after the same checks; answer what browsers ask before."""
+    if protocol.is_preflight():
+        return Answer(status=204)
+    raise MethodNotAllowed(["POST"])
 
 
-@blueprint.after_app_request
+blueprint.before_request(protocol.require_access)
+
+
+@blueprint.after_request
 def add_headers(response: Response) -> Response:
     """Say that an answer is for its caller alone, and let pages of allowed origins read it."""
-    if current(request).path == protocol.PATH:
-        response.headers.add("Vary", f"{KEY_HEADERS}, Origin")
-        response.headers.update(protocol.headers_for_browsers())
+    response.headers.add("Vary", f"{KEY_HEADERS}, Origin")
+    response.headers.update(protocol.headers_for_browsers())
     return response
 
 

@@ -10,7 +10,6 @@ from flask import current_app, request
 from werkzeug.datastructures import Headers
 
 from taskservice.auth import authenticate, caller
-from taskservice.context import current
 from taskservice.errors import Problem
 from taskservice.schemas import strict_json
 from taskservice.terms import FOREIGN_ORIGIN
@@ -201,20 +200,19 @@ EXPOSED = "Retry-After, WWW-Authenticate, X-Request-Id"
 
 
 def require_access() -> None:
-    """Check a request to `/mcp` before its route and body are. Raises 401 and 403."""
-    if current(request).path == PATH:
-        _check_host()
-        _check_origin()
-        if not is_preflight():
-            authenticate()
-            caller.require_user_key()
+    """Check a request to `/mcp` before its method and body are. Raises 401 and 403."""
+    _check_host()
+    _check_origin()
+    if not is_preflight():
+        authenticate()
+        caller.require_user_key()
 
 
 def is_preflight() -> bool:
     """Whether a browser asks if a page may send a request (CORS), which it does without a key."""
-    if current(request).path != PATH or request.method != "OPTIONS":
-        return False
-    return "Origin" in request.headers and "Access-Control-Request-Method" in request.headers
+    asked = request.headers
+    is_asked = "Origin" in asked and "Access-Control-Request-Method" in asked
+    return request.method == "OPTIONS" and is_asked
 
 
 def headers_for_browsers() -> dict[str, str]:
