@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from flask import Flask, Response, g, request
+from flask import Flask, Response, current_app, g, request
 from marshmallow import ValidationError
 from sqlalchemy.exc import DBAPIError, OperationalError, TimeoutError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
@@ -134,7 +134,7 @@ def from_exception(error: Exception) -> Problem:
         logger.error("A request failed: %s", error)
         return overloaded(OUT_OF_FILES)
     logger.error("A request failed", exc_info=error)
-    return overloaded(OUT_OF_MEMORY) if isinstance(error, MemoryError) else _failure()
+    return overloaded(OUT_OF_MEMORY) if isinstance(error, MemoryError) else _failure(error)
 
 
 def _of_validation(error: ValidationError) -> Problem:
@@ -169,8 +169,14 @@ def _of_database(error: DBAPIError) -> Problem:
     # SQLite raises OperationalError for all of these.
     if isinstance(error, OperationalError) or state.startswith(UNAVAILABLE_STATES):
         return database_unavailable()
-    return _failure()
+    return _failure(error)
 
 
-def _failure() -> Problem:
+def _failure(bug: Exception) -> Problem:
+    """500; raises `bug` instead where Flask shows it to a debugger or a test."""
+    propagates = current_app.config["PROPAGATE_EXCEPTIONS"]
+    if propagates is None:
+        propagates = current_app.testing or current_app.debug
+    if propagates:
+        raise bug
     return Problem(500, "The service failed; its log says more")

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from flask import Flask
+import pytest
+from flask import Flask, Response
 
 import taskservice
 from taskservice.config import Config
@@ -59,3 +60,26 @@ def test_request_to_the_api_passes_no_code_of_mcp_and_the_dashboard(
     assert str(package / "api" / "tasks.py") in passed
     folders = (f"{package / 'mcp'}{os.sep}", f"{package / 'dashboard'}{os.sep}")
     assert [path for path in passed if path.startswith(folders)] == []
+
+
+def bug() -> Response:
+    raise LookupError("a bug")
+
+
+@one_database
+@pytest.mark.parametrize("setting", ["TESTING", "DEBUG", "PROPAGATE_EXCEPTIONS"])
+@pytest.mark.parametrize(
+    ("endpoint", "path"), [("operations.live", "/livez"), ("dashboard.sign_in.show", "/sign-in")]
+)
+def test_bug_reaches_the_debugger_and_tests(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, setting: str, endpoint: str, path: str
+) -> None:
+    monkeypatch.setitem(app.view_functions, endpoint, bug)
+    assert app.test_client().get(path).status_code == 500
+    app.config[setting] = True
+    with pytest.raises(LookupError, match="a bug"):
+        app.test_client().get(path)
+    # What is no bug is still a response.
+    assert app.test_client().get("/api/v1/user").status_code == 401
+    app.config["PROPAGATE_EXCEPTIONS"] = False
+    assert app.test_client().get(path).status_code == 500
