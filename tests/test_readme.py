@@ -69,7 +69,7 @@ def test_first_session_shows_callbacks(
     port = str(free_port())
     terminal.type(f"{first_lines}\n{command} --port {port}")
     terminal.wait_for("are verified and shown here")
-    with Terminal(tmp_path, "third") as third:
+    with Terminal(tmp_path) as third:
         third.run(first_lines)
         assert '1\n2\n3\n4\n5\n{"sum": 15}' in third.run(run.replace("9000", port))
     lines = printed.splitlines()

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -86,13 +87,21 @@ def anchors(name: str) -> set[str]:
 class Terminal:
     """A shell that is typed into, block by block, as a person would; ended by `with`."""
 
-    def __init__(self, folder: Path, name: str = "transcript") -> None:
-        self._transcript = folder / name
-        with open(self._transcript, "wb") as out:
-            self._shell = subprocess.Popen(
-                ["sh"], cwd=folder, stdin=subprocess.PIPE, stdout=out, stderr=out,
-                start_new_session=True,
-            )  # fmt: skip
+    def __init__(self, folder: Path) -> None:
+        # A pipe, not a file: `tee /dev/stderr` would open the file anew, and empty it.
+        self._shell = subprocess.Popen(
+            ["sh"], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        self._printed = bytearray()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._shell.stdout is not None
+        with self._shell.stdout as out:
+            while part := os.read(out.fileno(), 65536):
+                self._printed += part
 
     def __enter__(self) -> "Terminal":
         return self
@@ -107,6 +116,7 @@ class Terminal:
         self._shell.stdin.close()
         os.killpg(self._shell.pid, signal.SIGTERM)
         self._shell.wait(timeout=10)
+        self._reader.join(timeout=10)
 
     def type(self, text: str) -> None:
         assert self._shell.stdin is not None
@@ -115,7 +125,7 @@ class Terminal:
 
     @property
     def screen(self) -> str:
-        return self._transcript.read_text()
+        return self._printed.decode(errors="ignore")
 
     def wait_for(self, text: str, seconds: float = 90) -> None:
         until = time.monotonic() + seconds
