@@ -43,13 +43,10 @@ $(VENV)/installed-test: $(VENV)/installed
 	@touch $@
 
 test: $(VENV)/installed-test ## Install what the tests need, and test the service
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow' \
-		--ignore tests/server --ignore tests/agent_side --ignore tests/browser --ignore tests/operations \
-		--ignore tests/mcp --ignore tests/mcp_clients --ignore tests/deploy --ignore tests/nodes \
-		--ignore tests/other_suites --ignore tests/test_fuzzing.py
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
 
 test-server: $(VENV)/installed-test ## Test the processes: gunicorn and its worker, `taskservice worker`
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow' tests/server
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/server
 
 test-agent: $(VENV)/installed-test ## Test the agent's side, also while programs and service are killed
 	AGENT_LINES=$${AGENT_LINES:-100000} AGENT_KILLS=$${AGENT_KILLS:-10} \
@@ -59,7 +56,7 @@ test-browser: $(VENV)/installed-test ## Test the dashboard in a real browser
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/browser
 
 test-operations: $(VENV)/installed-test ## Test the commands on the server: upgrade, restore, copy, export, import
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m 'not slow' tests/operations
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal tests/operations
 
 test-mcp: $(VENV)/installed-test ## Test MCP, also with clients from their packages and its conformance suite
 	$(BIN)/python -m pytest -n 4 --dist worksteal tests/mcp tests/mcp_clients
@@ -70,22 +67,18 @@ test-deploy: $(VENV)/installed-test ## Use each file of deploy/ with the program
 test-nodes: $(VENV)/installed-test ## 60 s of load on two nodes behind nginx, with each fault; a standby promoted
 	NODES_SECONDS=$${NODES_SECONDS:-60} $(BIN)/python -m pytest -n 4 --dist worksteal -rP tests/nodes
 
-test-crash: $(VENV)/installed-test ## 30 s of load on each database, followers, copies, upgrades, with kills
-	CRASH_SECONDS=$${CRASH_SECONDS:-30} UPGRADE_STEP=$${UPGRADE_STEP:-1} $(BIN)/python -m pytest -m slow -s \
-		tests/test_crashes.py tests/test_watching.py tests/operations
+test-crash: $(VENV)/installed-test ## 30 s of load on each database, with kills; followers; an upgrade under load
+	CRASH_SECONDS=$${CRASH_SECONDS:-30} $(BIN)/python -m pytest -s tests/crash
 
 test-api: $(VENV)/installed-test ## Generated requests, types and clients, suites of others, the API against a model
-	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(BIN)/python -m pytest -n auto -m slow \
-		tests/test_fuzzing.py tests/test_state_machine.py tests/test_lists.py \
-		tests/test_idempotency.py tests/test_names.py tests/test_typescript.py
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(BIN)/python -m pytest -n auto tests/api
 	$(BIN)/python -m pytest -n auto --dist loadfile tests/other_suites
 
 test-big: $(VENV)/installed-test ## A log of 100 MiB, a list of 100,000 tasks, much that is removed, `bench`
-	$(BIN)/python -m pytest -m slow tests/test_big.py tests/test_appends.py tests/test_retention.py \
-		tests/test_benchmarks.py
+	$(BIN)/python -m pytest tests/big
 
 test-callbacks: $(VENV)/installed-test ## Webhooks, while the service is killed at critical moments
-	$(BIN)/python -m pytest -n $(PROCESSES) -m slow tests/test_delivery_crashes.py
+	$(BIN)/python -m pytest -n $(PROCESSES) tests/callbacks
 
 lint: $(VENV)/installed-test ## Check style and types
 	$(BIN)/ruff check .

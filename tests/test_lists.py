@@ -3,7 +3,6 @@
 import json
 import random
 import sqlite3
-import threading
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import Counter
@@ -28,11 +27,10 @@ from taskservice.database.engine import dispose
 from taskservice.database.models import Task as TaskModel
 from taskservice.database.transactions import reading, transaction
 from taskservice.services import lists as list_queries
-from tests.support.api_client import ApiClient, RemoteClient, add_user, expect, of_task, problem
+from tests.support.api_client import ApiClient, add_user, expect, of_task, problem
 from tests.support.internals import Statement, before_reads, end_for_silence, reads
 from tests.support.marks import one_database
 from tests.support.paging import ROOT, Task, in_pages, next_url, pages
-from tests.support.service import Service
 
 SORTS = ("-createdAt", "createdAt", "finishedAt")
 
@@ -110,10 +108,12 @@ def tasks(alice: ApiClient) -> list[Task]:
 # --- filters -----------------------------------------------------------------------------
 
 
-# These divide no number of choices, so that each choice comes with every other one.
-@pytest.mark.parametrize("step", [3_001, pytest.param(499, marks=pytest.mark.slow)])
+# It divides no number of choices, so that each choice comes with every other one.
+STEP = 997
+
+
 def test_every_filter_alone_and_with_all_others_in_every_order(
-    alice: ApiClient, bob: ApiClient, tasks: list[Task], step: int
+    alice: ApiClient, bob: ApiClient, tasks: list[Task]
 ) -> None:
     bob.start(name="Nightly run of another user")
     choices: dict[str, list[str | None]] = {
@@ -130,7 +130,7 @@ def test_every_filter_alone_and_with_all_others_in_every_order(
         "sort": [None, "createdAt", "finishedAt"],
     }
     sizes = set()
-    for values in list(product(*choices.values()))[::step]:
+    for values in list(product(*choices.values()))[::STEP]:
         fields = dict(zip(choices, values, strict=True))
         fitting = expected(tasks, fields)
         assert expect(alice.get(f"/task?{query(**fields)}"), 200) == fitting, fields
@@ -686,14 +686,11 @@ def odd_value(dice: random.Random, parts: list[Any], depth: int = 0) -> Any:
     return values if kind == 3 else {str(number): value for number, value in enumerate(values)}
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(150, marks=pytest.mark.slow)])
-def test_cursor_of_any_structure_is_taken_or_refused(
-    alice: ApiClient, tasks: list[Task], count: int
-) -> None:
+def test_cursor_of_any_structure_is_taken_or_refused(alice: ApiClient, tasks: list[Task]) -> None:
     dice = random.Random(3)
     for sort in SORTS:
         parts = json.loads(urlsafe_b64decode(cursor_of(alice, sort)))
-        for _ in range(count):
+        for _ in range(150):
             forged = [part if dice.random() < 0.6 else odd_value(dice, parts) for part in parts]
             altered = dice.choice([forged, forged, forged[1:], [*forged, forged[0]], forged[0]])
             cursor = as_cursor(altered)
@@ -752,7 +749,7 @@ class World:
                             self.delete])()  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("sort", SORTS)
 def test_pages_neither_skip_nor_repeat_while_tasks_change(
     alice: ApiClient, sort: str, seed: int
@@ -960,7 +957,6 @@ def costs(app: Flask, person: ApiClient, fields: dict[str, str], database: Path)
     return [steps(database, statements) for statements in of_pages]
 
 
-@pytest.mark.slow
 @one_database
 def test_page_costs_no_more_where_there_are_more_tasks(
     alice: ApiClient, app: Flask, tasks: list[Task], config: Config, subtests: pytest.Subtests
@@ -977,74 +973,3 @@ def test_page_costs_no_more_where_there_are_more_tasks(
         with subtests.test(query(**fields)):
             # A page of twenty takes some thousand steps; a scan of all tasks takes many more.
             assert all(now <= 2 * then + 5 for then, now in zip(sooner, later, strict=True))
-
-
-# --- many at once ------------------------------------------------------------------------
-
-TASKS_OF_A_WRITER = 10
-
-
-class Writer(threading.Thread):
-    """Starts tasks one after the other, and finishes some of them."""
-
-    def __init__(self, service: Service, key: str, known: list[str]) -> None:
-        super().__init__()
-        self.person, self.known = RemoteClient(service.url, key), known
-
-    def run(self) -> None:
-        for number in range(TASKS_OF_A_WRITER):
-            response = self.person.request("POST", "/task", json={"agentId": "summarizer"})
-            task_id = response.json()["id"]
-            self.known.append(task_id)
-            if number % 2:
-                self.person.request("PATCH", f"/task/{task_id}", json={"status": "complete"})
-
-
-class Reader(threading.Thread):
-    """Reads the list from its beginning to its end, until told to stop."""
-
-    def __init__(self, service: Service, key: str, known: list[str], sort: str) -> None:
-        super().__init__()
-        self.person, self.known, self.sort = RemoteClient(service.url, key), known, sort
-        self.stopping = threading.Event()
-        self.wrong: list[str] = []
-        self.rounds = 0
-
-    def get(self, path: str) -> Any:
-        return self.person.request("GET", path)
-
-    def run(self) -> None:
-        while not self.stopping.is_set():
-            existing = list(self.known)
-            fields = query(sort=self.sort, limit=50, fields="id")
-            seen = Counter(ids(in_pages(self.get, fields)))
-            # By end, a task that still runs is not in the list.
-            missed = set() if self.sort == "finishedAt" else set(existing) - seen.keys()
-            repeated = [key for key in seen if seen[key] > 1]
-            self.wrong += [f"By {self.sort}: {task_id} was skipped" for task_id in missed]
-            self.wrong += [f"By {self.sort}: {task_id} came again" for task_id in repeated]
-            self.rounds += 1
-
-
-@pytest.mark.slow
-def test_twenty_readers_see_every_task_once_while_twenty_writers_start_them(
-    database_url: str, tmp_path: Path
-) -> None:
-    with Service(tmp_path / "data", DATABASE_URL=database_url, WORKERS="2") as service:
-        alice = service.add_user()
-        known = [alice.start()["id"] for _ in range(120)]
-        key = str(alice.session.headers["apikey"])
-        readers = [Reader(service, key, known, SORTS[number % 3]) for number in range(20)]
-        writers = [Writer(service, key, known) for _ in range(20)]
-        for thread in readers + writers:
-            thread.start()
-        for writer in writers:
-            writer.join()
-        for reader in readers:
-            reader.stopping.set()
-        for reader in readers:
-            reader.join()
-        total = len(alice.request("GET", "/task?fields=id").json())
-    assert [wrong for reader in readers for wrong in reader.wrong] == []
-    assert min(reader.rounds for reader in readers) >= 1
-    assert total == len(known) == 120 + 20 * TASKS_OF_A_WRITER

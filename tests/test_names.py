@@ -93,7 +93,7 @@ class Tasks:
             assert found(self.person, part) == wanted, part
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_index_finds_what_a_search_of_all_names_finds(
     app: Flask, alice: ApiClient, bob: ApiClient, seed: int
 ) -> None:

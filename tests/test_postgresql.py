@@ -1,9 +1,7 @@
-"""PostgreSQL with other settings: defaults, a pooler, an encoding, no driver."""
+"""PostgreSQL with other settings: defaults, an encoding, no driver."""
 
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,84 +11,21 @@ import pytest
 from flask import Flask
 from sqlalchemy import update
 
-from taskservice.app import create_app
 from taskservice.background import removal
-from taskservice.config import Config
 from taskservice.database.engine import dispose
 from taskservice.database.migrations import upgrade
 from taskservice.database.models import Log
 from taskservice.database.transactions import transaction
 from taskservice.database.types import database_now
-from tests.support.api_client import ApiClient, add_user, expect, problem
+from tests.support.api_client import add_user, expect, problem
 from tests.support.commands import one_line, run
 from tests.support.databases import Databases
 from tests.support.documents import table
 from tests.support.fork_server import run_forked
-from tests.support.pgbouncer import PGBOUNCER, pgbouncer
-from tests.support.requirements import needs
+from tests.support.postgresql_settings import SETTINGS, app_at, driven, work_at_once
 from tests.support.service import Service, environment
 from tests.support.upkeep import DAY
 from tests.support.waiting import until
-
-TEXT = "☃ \\ 'one' %"
-# What a database, or a user, may be set to, and what the service must not depend on.
-SETTINGS = (
-    {
-        "datestyle": "German",
-        "timezone": "Pacific/Auckland",
-        "client_encoding": "LATIN1",
-        "default_transaction_isolation": "serializable",
-        "standard_conforming_strings": "off",
-        "bytea_output": "escape",
-    },
-    {
-        "datestyle": "SQL, DMY",
-        "client_encoding": "SQL_ASCII",
-        "default_transaction_isolation": "repeatable read",
-        "default_transaction_deferrable": "on",
-        "intervalstyle": "sql_standard",
-        "extra_float_digits": "-15",
-    },
-)
-
-
-@contextmanager
-def app_at(url: str, folder: Path) -> Iterator[Flask]:
-    config = Config(
-        DATA=folder,
-        DATABASE_URL=driven(url),
-        SECRET_KEY="a secret key for tests, long enough",
-        THREADS=4,
-    )
-    app = create_app(config.completed())
-    try:
-        yield app
-    finally:
-        dispose(app)
-
-
-def driven(url: str) -> str:
-    """The URL as the service has it, with the driver's name."""
-    return url.replace("postgresql", "postgresql+psycopg", 1)
-
-
-def work_a_while(alice: ApiClient) -> None:
-    """What tasks go through, with all that a setting may spoil; every answer is as it should be."""
-    for _ in range(2):
-        task = alice.start(name=TEXT, input={"text": TEXT}, claim=True, timeout=60)
-        alice.append(task, TEXT)
-        found = expect(alice.get("/task", query_string={"q": TEXT.upper()}), 200)
-        assert task["id"] in [each["id"] for each in found]
-        done = alice.report(task, status="complete", output={"text": TEXT})
-        assert (done["name"], done["logs"], done["output"]) == (TEXT, [TEXT], {"text": TEXT})
-        assert done["createdAt"] == task["createdAt"]
-        assert expect(alice.get(f"/task/{task['id']}/logs"), 200)["logs"] == [TEXT]
-
-
-def work_at_once(alice: ApiClient, threads: int = 4) -> None:
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(work_a_while, alice) for _ in range(threads)]:
-            done.result()
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=("German", "SQL"))
@@ -123,35 +58,6 @@ def test_stricter_commit_setting_of_the_operator_is_kept(
     url = databases.new_postgresql(synchronous_commit=chosen)
     with app_at(url, tmp_path) as app, app.app_context(), transaction() as connection:
         assert connection.exec_driver_sql("SHOW synchronous_commit").scalar_one() == kept
-
-
-def test_all_works_behind_pgbouncer_and_other_clients_of_it_keep_their_settings(
-    databases: Databases, tmp_path: Path
-) -> None:
-    if PGBOUNCER is None:
-        needs("PgBouncer", "install the package pgbouncer")
-    url = databases.new_postgresql(**SETTINGS[0], synchronous_commit="off")
-    with (
-        pgbouncer(tmp_path / "pgbouncer", url, connections=3) as pooled,
-        app_at(pooled.url, tmp_path) as app,
-        psycopg.connect(pooled.url, autocommit=True) as other,
-    ):
-        before = settings_of(other)
-        work_at_once(add_user(app, "alice"), threads=8)
-        # PgBouncer passes the statements in turn to the connections that the service has used.
-        assert [settings_of(other) for _ in range(6)] == [before] * 6
-    assert before["default_transaction_isolation"] == "serializable"
-    assert before["DateStyle"] == "German, DMY"
-
-
-def settings_of(connection: psycopg.Connection[Any]) -> dict[str, str]:
-    """What the service sets otherwise for itself, as this client has it."""
-    changed = (
-        "DateStyle", "TimeZone", "client_encoding", "default_transaction_isolation",
-        "synchronous_commit", "lock_timeout",
-    )  # fmt: skip
-    query = "SELECT name, setting FROM pg_settings WHERE name = ANY(%s)"
-    return dict(connection.execute(query, [list(changed)]).fetchall())
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])

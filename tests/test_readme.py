@@ -138,7 +138,7 @@ def test_packages_to_install_are_those_of_ci() -> None:
             for word in command.replace(">/dev/null", "").split()
             if not word.startswith(("-", "\\"))
         }
-        for path in (ROOT / "CONTRIBUTING.md", ROOT / ".ci/run")
+        for path in (ROOT / "CONTRIBUTING.md", ROOT / ".ci/packages")
     )
     # Another one has it in some systems.
     assert installed - {"$chromium", "curl", "git", "make"} == named - {"chromium-headless-shell"}

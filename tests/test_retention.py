@@ -1,7 +1,6 @@
 """Retention removes old tasks, logs first, and returns the space to the disk."""
 
 import sqlite3
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,7 +33,7 @@ from tests.support.internals import (
     reads,
 )
 from tests.support.receiver import Receiver
-from tests.support.upkeep import DAY, end
+from tests.support.upkeep import DAY, count, end, fill, set_back_drops, until_gone
 from tests.support.waiting import until
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -49,18 +48,6 @@ def app(app: Flask) -> Flask:
 @pytest.fixture
 def upkeep(app: Flask, no_grace: None) -> Upkeep:
     return Upkeep(app)
-
-
-def set_back_drops(app: Flask) -> None:
-    """Make dropped logs look as if they were dropped before all present reads."""
-    with app.app_context(), transaction() as connection:
-        dropped = update(Log).where(Log.dropped_at.is_not(None))
-        connection.execute(dropped.values(dropped_at=database_now(-3600)))
-
-
-def count(app: Flask, model: Any) -> int:
-    with app.app_context(), reading() as connection:
-        return connection.scalar(select(func.count()).select_from(model)) or 0
 
 
 def test_old_finished_task_goes_with_all_that_belongs_to_it(
@@ -223,23 +210,6 @@ def test_name_of_a_start_is_free_again(app: Flask, alice: ApiClient, upkeep: Upk
 # --- at any size -------------------------------------------------------------------------
 
 
-def fill(person: ApiClient, task: dict[str, Any], lines: int, length: int = 200) -> None:
-    body = ("x" * length + "\n") * 5_000
-    for _ in range(lines // 5_000):
-        answer = person.put(f"/task/{task['id']}/logs", data=body.encode())
-        assert answer.status_code == 201
-
-
-def until_gone(app: Flask, upkeep: Upkeep, model: Any, left: int) -> None:
-    """Round after round, since each has its time, until this many rows are left."""
-
-    def round_and_look() -> bool:
-        upkeep.do_round()
-        return count(app, model) == left
-
-    until(round_and_look)
-
-
 def test_more_tasks_than_a_batch_go(
     app: Flask, alice: ApiClient, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,48 +255,6 @@ def test_batches_adapt_to_the_time_that_they_take() -> None:
     assert size.rows == 10
     size.adapt(10, 100 * BATCH_SECONDS)
     assert size.rows == 1
-
-
-class Writer(threading.Thread):
-    """Appends line after line; a line that is refused, after 5 s, is an error of the test."""
-
-    def __init__(self, person: ApiClient) -> None:
-        super().__init__()
-        self._person, self._task = person, person.start()
-        self._done = threading.Event()
-        self.written = 0
-
-    def run(self) -> None:
-        while not self._done.wait(0.005):
-            self._person.append(self._task, "a line")
-            self.written += 1
-
-    def __enter__(self) -> "Writer":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self.join()
-
-
-@pytest.mark.parametrize(
-    ("tasks", "lines"), [(100, 10_000), pytest.param(2_000, 50_000, marks=pytest.mark.slow)]
-)
-def test_no_writer_is_refused_while_much_is_removed(
-    app: Flask, alice: ApiClient, upkeep: Upkeep, tasks: int, lines: int
-) -> None:
-    logged, done = alice.start(), alice.start()
-    fill(alice, logged, lines)
-    end(app, alice, logged, days=31)
-    end(app, alice, done, days=31)
-    copy_task(app, done, tasks)
-    with Writer(alice) as writer:
-        until(lambda: writer.written)
-        until_gone(app, upkeep, TaskModel, 1)
-        set_back_drops(app)
-        until_gone(app, upkeep, Log, 1)
-    assert writer.written > 5
 
 
 def files(config: Config) -> int:

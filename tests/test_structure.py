@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -173,19 +174,16 @@ def test_tests_import_no_other_test_module() -> None:
     assert {path: names for path, names in found.items() if names} == {}
 
 
-def test_every_slow_test_is_run_by_a_target() -> None:
-    text = (ROOT / "Makefile").read_text().replace("\\\n", " ")
-    commands = [line for line in text.splitlines() if "-m pytest" in line]
-    run = [
-        path
-        for command in commands
-        if "-m 'not slow'" not in command
-        for path in re.findall(r"(?<!--ignore )\b(tests/\S+)", command)
-    ]
-    slow = [
-        path.relative_to(ROOT)
-        for path in (ROOT / "tests").rglob("test_*.py")
-        if re.search(r"\bmark\.slow\b", path.read_text())
-    ]
-    assert len(slow) > 10
-    assert [each for each in slow if not any(map(each.is_relative_to, run))] == []
+def test_each_folder_of_tests_has_one_target_and_ci_runs_each_target() -> None:
+    text = (ROOT / "Makefile").read_text()
+    rules = dict(re.findall(r"^(test[a-z-]*):.*\n((?:\t.*\n)+)", text, re.MULTILINE))
+    commands = "".join(rules.values())
+    files = [path.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py")]
+    folders = {str(path.parent) for path in files} - {"tests"}
+    assert Counter(re.findall(r"\btests/\S+", commands)) == Counter(folders)
+    # The folder alone says what runs; without one it is what plain `pytest` runs.
+    assert not re.search(r"pytest .*( -m| -k|--ignore|--deselect)", commands)
+    assert "\ntestpaths = tests/test_*.py\n" in (ROOT / "setup.cfg").read_text()
+    for file in (".ci/run", ".github/workflows/ci.yml"):
+        run = re.findall(r"\btest(?:-[a-z]+)?\b", (ROOT / file).read_text())
+        assert set(rules) <= set(run), file

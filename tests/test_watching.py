@@ -6,7 +6,6 @@ import socket
 import statistics
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -26,7 +25,15 @@ from taskservice.web import waiting as task_events
 from tests.support import conformance
 from tests.support.api_client import API, ApiClient, RemoteClient, expect, problem
 from tests.support.concurrency import at_once
-from tests.support.followers import Event, Follower, events, open_stream
+from tests.support.followers import (
+    Event,
+    Follower,
+    append_surely,
+    events,
+    numbered,
+    open_stream,
+    until_answered,
+)
 from tests.support.marks import one_database
 from tests.support.service import Service
 from tests.support.waiting import until
@@ -38,10 +45,6 @@ TEXT = {"Accept": "text/plain"}
 
 def logs(person: ApiClient, task: dict[str, Any], query: str = "", **options: Any) -> Any:
     return expect(person.get(f"/task/{task['id']}/logs{query}", **options), 200)
-
-
-def numbered(first: int, last: int) -> list[str]:
-    return [f"line {number}" for number in range(first, last + 1)]
 
 
 @pytest.fixture
@@ -661,47 +664,3 @@ def test_follower_has_every_line_once_though_the_service_is_restarted(service: S
     follower.join(SOON)
     assert [line for _, line in follower.lines] == numbered(1, 30)
     assert follower.connections >= 3
-
-
-@pytest.mark.slow
-def test_ten_followers_have_every_line_once_though_a_worker_is_killed(two_workers: Service) -> None:
-    """One writer at 500 lines a second; each worker has 16 threads, so eight places."""
-    person = two_workers.add_user()
-    task = person.start()
-    followers = [Follower(person, task) for _ in range(10)]
-    for follower in followers:
-        follower.start()
-    total, batch = 5_000, 25
-    began = time.monotonic()
-    for first in range(1, total + 1, batch):
-        if first == total // 2 + 1:
-            os.kill(two_workers.workers()[0], signal.SIGKILL)
-        append_surely(person, task, first, numbered(first, first + batch - 1))
-        time.sleep(max(0.0, began + first / 500 - time.monotonic()))
-    report = {"json": {"status": "complete"}}
-    until_answered(lambda: person.request("PATCH", f"/task/{task['id']}", **report))
-    expected = [(str(number), f"line {number}") for number in range(1, total + 1)]
-    for follower in followers:
-        follower.join(3 * SOON)
-        assert follower.lines == expected
-        assert follower.states[-1]["status"] == "complete"
-    # Otherwise no client was cut off, and the test proves nothing.
-    assert sum(follower.connections for follower in followers) > len(followers)
-
-
-def append_surely(person: RemoteClient, task: dict[str, Any], seq: int, lines: list[str]) -> None:
-    """Again and again, which `seq` makes safe, until the answer has come."""
-    body = {"logs": lines, "seq": seq}
-    path = f"/task/{task['id']}/logs"
-    until_answered(lambda: person.request("POST", path, json=body))
-
-
-def until_answered(ask: Callable[[], requests.Response]) -> None:
-    deadline = time.monotonic() + 3 * SOON
-    while True:
-        try:
-            ask().raise_for_status()
-            return
-        except requests.ConnectionError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)

@@ -27,7 +27,7 @@ LONGEST_PRESENCE = 3.0
 # Long enough for all kills to come before the last line.
 SECONDS = KILLS * (LONGEST_ABSENCE + LONGEST_PRESENCE) * 0.7
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS * 3 + 240)]
+pytestmark = pytest.mark.timeout(SECONDS * 3 + 240)
 
 # Prints this many lines in this many seconds.
 NUMBERED = """

@@ -1,6 +1,7 @@
 """`db copy`: all of a database into an empty one, both ways, also when it is broken off."""
 
 import json
+import os
 import re
 import signal
 import sqlite3
@@ -38,6 +39,8 @@ from tests.support.waiting import until
 
 TABLES = [table.name for table in Base.metadata.sorted_tables]
 KILLED = -signal.SIGKILL
+# The moments from one kill to the next.
+STEP = int(os.environ.get("COPY_STEP", "31"))
 AGE_HEARTBEAT = (
     "UPDATE service_heartbeat SET since = '2026-01-01T00:00:00.000Z', "
     "until = '2026-01-01T00:00:00.000Z'"
@@ -238,7 +241,6 @@ def test_copy_that_is_killed_goes_on(move: Move, receiver: Receiver) -> None:
     assert sorted_rows(move.rows(move.target)) == sorted_rows(before)
 
 
-@pytest.mark.slow
 @both_ways
 def test_copy_killed_at_many_moments_goes_on(
     move: Move, receiver: Receiver, databases: Databases
@@ -246,7 +248,7 @@ def test_copy_killed_at_many_moments_goes_on(
     move.fill(receiver, ("alice",))
     before = sorted_rows(move.rows(move.source))
     kind = "postgresql" if move.target.startswith("postgresql") else "sqlite"
-    for moment in range(1, 1_000, 7):
+    for moment in range(1, 1_000, STEP):
         folder = move.folder / str(moment)
         one = replace(move, target=new_target(databases, kind, folder))
         is_done = copy_killed_at(one, moment) == 0
@@ -260,7 +262,6 @@ def test_copy_killed_at_many_moments_goes_on(
 MEGABYTE = 1024 * 1024
 
 
-@pytest.mark.slow
 @both_ways
 def test_long_log_and_large_tasks_are_copied_in_bounded_memory(
     move: Move, receiver: Receiver

@@ -481,7 +481,6 @@ MEGABYTE = 1024 * 1024
 
 
 # Writes how much memory the command took at most, more than at its start, to a file.
-@pytest.mark.slow
 @pytest.mark.parametrize("there", ["sqlite", "postgresql"], indirect=True)
 def test_many_tasks_and_a_full_log_are_exported_and_imported_in_bounded_memory(
     here: Place, there: Place, tmp_path: Path
@@ -508,7 +507,6 @@ def test_many_tasks_and_a_full_log_are_exported_and_imported_in_bounded_memory(
     assert more < 150
 
 
-@pytest.mark.slow
 def test_questions_with_large_answers_are_exported_in_bounded_memory(
     here: Place, tmp_path: Path
 ) -> None:

@@ -172,7 +172,7 @@ def _in_order(ddl: str) -> str:
 
 KILLED = -signal.SIGKILL
 # The moments from one kill to the next.
-STEP = int(os.environ.get("UPGRADE_STEP", "1"))
+STEP = int(os.environ.get("UPGRADE_STEP", "61"))
 
 
 def kill_upgrades(url: str, folder: Path, step: int) -> int:
@@ -231,30 +231,22 @@ def check_killed_upgrades(
         assert contents(app, filled.people) == expected
 
 
-def test_upgrade_that_is_killed_changes_nothing_and_works_again(
-    url: str, filled: Filled, rows_of_today: Rows, apps: Apps, tmp_path: Path
-) -> None:
-    check_killed_upgrades(url, "0001", filled, rows_of_today, apps, tmp_path, step=61)
-
-
-@pytest.mark.slow
 @pytest.mark.timeout(1_800)
-def test_upgrade_killed_at_every_moment_changes_nothing_and_works_again(
+def test_upgrade_that_is_killed_changes_nothing_and_works_again(
     url: str, filled: Filled, rows_of_today: Rows, apps: Apps, tmp_path: Path
 ) -> None:
     check_killed_upgrades(url, "0001", filled, rows_of_today, apps, tmp_path, STEP)
 
 
-@pytest.mark.parametrize("step", [61, pytest.param(STEP, marks=pytest.mark.slow)])
 @pytest.mark.timeout(1_800)
 def test_first_start_that_is_killed_works_again(
-    url: str, step: int, databases: Databases, tmp_path: Path
+    url: str, databases: Databases, tmp_path: Path
 ) -> None:
     if url.startswith("sqlite"):
         Path(make_url(url).database or "").parent.mkdir()
-    kills = kill_upgrades(url, tmp_path, step)
+    kills = kill_upgrades(url, tmp_path, STEP)
     print(f"\n{kills} kills")
-    assert kills >= 100 // step
+    assert kills >= 100 // STEP
     new = new_url(url.partition(":")[0].partition("+")[0], databases, tmp_path / "new")
     migrations.upgrade(new)
     assert schema(url) ^ schema(new) == set()

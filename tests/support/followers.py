@@ -3,13 +3,14 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 import requests
 
 from tests.support.api_client import RemoteClient
+from tests.support.waiting import PATIENCE_SECONDS
 
 RETRY_SECONDS = 0.1
 
@@ -74,3 +75,25 @@ class Follower(threading.Thread):
                     self.lines.append((event.id, event.data))
                 else:
                     self.states.append(event.data)
+
+
+def numbered(first: int, last: int) -> list[str]:
+    return [f"line {number}" for number in range(first, last + 1)]
+
+
+def append_surely(person: RemoteClient, task: dict[str, Any], seq: int, lines: list[str]) -> None:
+    """Again and again, which `seq` makes safe, until the answer has come."""
+    body = {"logs": lines, "seq": seq}
+    path = f"/task/{task['id']}/logs"
+    until_answered(lambda: person.request("POST", path, json=body))
+
+
+def until_answered(ask: Callable[[], requests.Response]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            ask().raise_for_status()
+            return
+        except requests.ConnectionError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)

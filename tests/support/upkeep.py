@@ -5,13 +5,15 @@ from collections.abc import Callable
 from typing import Any
 
 from flask import Flask
-from sqlalchemy import update
+from sqlalchemy import func, select, update
 
 from taskservice.background.upkeep import Upkeep
+from taskservice.database.models import Log
 from taskservice.database.models import Task as TaskModel
-from taskservice.database.transactions import transaction
+from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now
 from tests.support.api_client import ApiClient
+from tests.support.waiting import until
 
 DAY = 86_400.0
 
@@ -41,3 +43,32 @@ def rounds(upkeep: Upkeep, seconds: float, done: Callable[[], bool] = lambda: Fa
     while not done() and time.monotonic() < until:
         upkeep.do_round()
         time.sleep(0.02)
+
+
+def set_back_drops(app: Flask) -> None:
+    """Make dropped logs look as if they were dropped before all present reads."""
+    with app.app_context(), transaction() as connection:
+        dropped = update(Log).where(Log.dropped_at.is_not(None))
+        connection.execute(dropped.values(dropped_at=database_now(-3600)))
+
+
+def count(app: Flask, model: Any) -> int:
+    with app.app_context(), reading() as connection:
+        return connection.scalar(select(func.count()).select_from(model)) or 0
+
+
+def fill(person: ApiClient, task: dict[str, Any], lines: int, length: int = 200) -> None:
+    body = ("x" * length + "\n") * 5_000
+    for _ in range(lines // 5_000):
+        answer = person.put(f"/task/{task['id']}/logs", data=body.encode())
+        assert answer.status_code == 201
+
+
+def until_gone(app: Flask, upkeep: Upkeep, model: Any, left: int) -> None:
+    """Round after round, since each has its time, until this many rows are left."""
+
+    def round_and_look() -> bool:
+        upkeep.do_round()
+        return count(app, model) == left
+
+    until(round_and_look)

@@ -240,7 +240,6 @@ def crash_at(
         service.kill()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("database_url", "scenario"),
@@ -294,7 +293,6 @@ class Reporter(threading.Thread):
             time.sleep(0.1)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_every_task_that_finishes_while_the_service_is_killed_is_posted(
@@ -327,7 +325,6 @@ def test_every_task_that_finishes_while_the_service_is_killed_is_posted(
 # --- and with many at it -----------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_each_of_many_due_deliveries_is_posted_by_one_of_three_workers(
     app: Flask, alice: ApiClient, receiver: Receiver
@@ -345,7 +342,6 @@ def test_each_of_many_due_deliveries_is_posted_by_one_of_three_workers(
     print(f"\n{DUE} deliveries in {seconds:.1f} s")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("has_one_host", [True, False])
 def test_very_many_due_deliveries_of_one_user_delay_no_other_user(

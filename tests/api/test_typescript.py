@@ -11,7 +11,7 @@ from tests.support.marks import one_database
 from tests.support.requirements import needs
 from tests.support.service import Service
 
-pytestmark = [pytest.mark.slow, one_database]
+pytestmark = one_database
 
 # The program, and package.json with the versions of the tools.
 SOURCES = Path(__file__).parent / "typescript"

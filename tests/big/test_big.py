@@ -23,8 +23,6 @@ from tests.support.mcp import McpClient
 from tests.support.quiet_writer import QuietWriter
 from tests.support.service import Service
 
-pytestmark = pytest.mark.slow
-
 MEGABYTE = 1024 * 1024
 JSON = "application/json"
 # What an answer of any size may add to the memory of the service.

@@ -679,7 +679,6 @@ class Api(RuleBasedStateMachine):
                     problem(key.person.get("/task"), 401)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_api_does_what_its_model_does(app: Flask, receiver: Receiver) -> None:
     class Here(Api):

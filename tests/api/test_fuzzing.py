@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.documents import ROOT
 from tests.support.fuzzing import AGENT
 from tests.support.service import Service
 
@@ -17,7 +18,6 @@ SECONDS = int(os.environ.get("FUZZ_SECONDS", "30"))
 NOT_CHECKED = "positive_data_acceptance"
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 120)
 def test_generated_requests_find_no_error_and_nothing_undocumented(
     service: Service, tmp_path: Path
@@ -41,7 +41,7 @@ def test_generated_requests_find_no_error_and_nothing_undocumented(
         env={
             **os.environ,
             "SCHEMATHESIS_HOOKS": "tests.support.fuzzing",
-            "PYTHONPATH": str(Path(__file__).parent.parent),
+            "PYTHONPATH": str(ROOT),
             "OWN_KEY_ID": own_key,
         },
         capture_output=True, text=True, timeout=SECONDS + 90, check=False,

@@ -48,7 +48,6 @@ def kill_workers(service: Service, until: float) -> list[float]:
     return kills
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 180)
 def test_every_acknowledged_write_survives_killed_workers(
     database_url: str, data_folder: Path

@@ -20,7 +20,6 @@ def readiness(service: Service) -> int:
     return requests.get(f"{service.url}/readyz", timeout=30).status_code
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(MAX_SECONDS + 180)
 def test_node_that_runs_while_another_is_upgraded_loses_nothing(
     database_url: str, tmp_path: Path

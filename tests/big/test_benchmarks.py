@@ -15,7 +15,6 @@ from tests.support.documents import ROOT, table
 QUICK = ["--seconds", "0.05", "--rounds", "1", "--scale", "0.001"]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_row_of_the_table_can_be_measured(tmp_path: Path, section: str) -> None:
@@ -40,7 +39,6 @@ def test_every_row_of_the_table_can_be_measured(tmp_path: Path, section: str) ->
             assert (tmp_path / name).read_text().startswith("<svg")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_all_figures_of_both_databases_can_be_measured(tmp_path: Path) -> None:
     written = tmp_path / "figures.json"

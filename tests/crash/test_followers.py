@@ -1,0 +1,34 @@
+"""Followers of a log while a worker of theirs is killed."""
+
+import os
+import signal
+import time
+
+from tests.support.followers import Follower, append_surely, numbered, until_answered
+from tests.support.service import Service
+from tests.support.waiting import PATIENCE_SECONDS
+
+
+def test_ten_followers_have_every_line_once_though_a_worker_is_killed(two_workers: Service) -> None:
+    """One writer at 500 lines a second; each worker has 16 threads, so eight places."""
+    person = two_workers.add_user()
+    task = person.start()
+    followers = [Follower(person, task) for _ in range(10)]
+    for follower in followers:
+        follower.start()
+    total, batch = 5_000, 25
+    began = time.monotonic()
+    for first in range(1, total + 1, batch):
+        if first == total // 2 + 1:
+            os.kill(two_workers.workers()[0], signal.SIGKILL)
+        append_surely(person, task, first, numbered(first, first + batch - 1))
+        time.sleep(max(0.0, began + first / 500 - time.monotonic()))
+    report = {"json": {"status": "complete"}}
+    until_answered(lambda: person.request("PATCH", f"/task/{task['id']}", **report))
+    expected = [(str(number), f"line {number}") for number in range(1, total + 1)]
+    for follower in followers:
+        follower.join(PATIENCE_SECONDS)
+        assert follower.lines == expected
+        assert follower.states[-1]["status"] == "complete"
+    # Otherwise no client was cut off, and the test proves nothing.
+    assert sum(follower.connections for follower in followers) > len(followers)
