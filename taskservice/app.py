@@ -1,11 +1,10 @@
 """The application factory."""
 
 from collections.abc import Callable
-from functools import cache, partial
 from typing import Any
 
 from flask import Flask, Request
-from werkzeug.routing import MapAdapter, Rule
+from werkzeug.routing import MapAdapter
 
 from taskservice import api, dashboard, errors, mcp
 from taskservice.config import Config
@@ -17,20 +16,9 @@ from taskservice.web.request import MAX_SMALL_BODY
 from taskservice.web.responses import Answer
 
 
-class UrlRule(Rule):
-    """A route that compiles its URL builder when it builds its first URL."""
-
-    # Werkzeug compiles it when a route is registered, which slows the start, and most routes never
-    # build a URL. It has no public hook for this.
-    def _compile_builder(self, append_unknown: bool = True) -> Callable[..., tuple[str, str]]:
-        compiled = cache(partial(super()._compile_builder, append_unknown))
-        return lambda self, **values: compiled()(self, **values)
-
-
 class Service(Flask):
-    """A Flask application without coroutines, with our routes and responses."""
+    """A Flask application without coroutines, with our responses."""
 
-    url_rule_class = UrlRule
     response_class = Answer
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:

@@ -4,17 +4,11 @@ import gc
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
-from flask import url_for
-from werkzeug.routing import Rule
 
 from taskservice.cli import main
-from taskservice.config import Config
-from tests.support.apps import new_app
-from tests.support.marks import one_database
 from tests.support.service import Service
 
 # Each takes a considerable part of the time of a start to load.
@@ -50,24 +44,6 @@ def test_start_migrates_a_new_database(service: TracedService) -> None:
     with service:
         assert "alembic" in service.loaded()
         assert service.add_user().start()["status"] == "running"
-
-
-@one_database
-def test_rule_compiles_what_builds_its_urls_when_it_is_needed(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compiled = []
-    compile_builder = Rule._compile_builder
-
-    def noted(rule: Rule, append_unknown: bool) -> Any:
-        compiled.append(rule.endpoint)
-        return compile_builder(rule, append_unknown)
-
-    monkeypatch.setattr(Rule, "_compile_builder", noted)
-    with new_app(config) as app, app.test_request_context():
-        assert not compiled
-        assert url_for("docs.show_page", of="tasks") == "/docs?of=tasks"
-        assert compiled == ["docs.show_page"]
 
 
 def test_pattern_of_mail_addresses_is_compiled_when_it_is_used() -> None:
