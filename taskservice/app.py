@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from flask import Flask, Request
-from werkzeug.routing import MapAdapter
+from flask import Flask
 
 from taskservice import api, dashboard, errors, mcp
 from taskservice.config import Config
@@ -20,21 +19,6 @@ class Service(Flask):
     """A Flask application without coroutines, with our responses."""
 
     response_class = Answer
-
-    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
-        if request is None:
-            return None
-        # Flask would also look for a subdomain and a websocket, which no route of ours has.
-        return MapAdapter(
-            self.url_map,
-            request.host,
-            request.root_path,
-            "",
-            request.scheme,
-            request.path,
-            request.method,
-            request.environ.get("QUERY_STRING"),
-        )
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         # Flask would inspect each function of a request at each call.
