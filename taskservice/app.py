@@ -1,8 +1,5 @@
 """The application factory."""
 
-from collections.abc import Callable
-from typing import Any
-
 from flask import Flask
 
 from taskservice import api, dashboard, errors, mcp
@@ -15,16 +12,6 @@ from taskservice.web.request import MAX_SMALL_BODY
 from taskservice.web.responses import Answer
 
 
-class Service(Flask):
-    """A Flask application without coroutines, with our responses."""
-
-    response_class = Answer
-
-    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        # Flask would inspect each function of a request at each call.
-        return func
-
-
 def create_app(config: Config | None = None, may_create: bool = True) -> Flask:
     """The service with these settings, or those of the environment, after its database is upgraded.
 
@@ -34,7 +21,8 @@ def create_app(config: Config | None = None, may_create: bool = True) -> Flask:
     """
     config = config or Config.from_environment(may_create=may_create)
     # Flask's default instance folder can lie inside the virtual environment.
-    app = Service(__name__, instance_path=str(config.DATA), static_folder=None)
+    app = Flask(__name__, instance_path=str(config.DATA), static_folder=None)
+    app.response_class = Answer
     app.config.from_object(config)
     # Otherwise Flask answers `//` in a path with a redirect in HTML.
     app.url_map.merge_slashes = False
