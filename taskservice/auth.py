@@ -15,7 +15,6 @@ from sqlalchemy.exc import IntegrityError, NoResultFound
 from sqlalchemy.types import Text
 from werkzeug.local import LocalProxy
 
-from taskservice.context import current
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import Agent, ApiKey, Task, User
@@ -152,7 +151,7 @@ _lock = Lock()
 def authenticate() -> None:
     """Set `caller` from the key in the request's headers; raises 401 unless it is valid."""
     share_reading()
-    headers = current(request).environ
+    headers = request.environ
     text = key_in_headers(headers.get("HTTP_APIKEY"), headers.get("HTTP_AUTHORIZATION"))
     now = clock.now()
     set_caller(valid_key(text, now), now)
@@ -193,7 +192,7 @@ def set_caller(key: AnyRow, now: str) -> None:
     """Let this request act as the caller of `key`, and record the key's use."""
     with _lock:
         _uses[key.id] = now[:MINUTE]
-    current(g).caller = Caller(key.user_id, key.agent_id, key.id, key.name, key.user_name)
+    g.caller = Caller(key.user_id, key.agent_id, key.id, key.name, key.user_name)
 
 
 def is_key_valid() -> bool:
@@ -223,7 +222,7 @@ def return_last_uses(taken: Mapping[str, str]) -> None:
 
 
 def _caller() -> Caller:
-    found: Caller = current(g).caller
+    found: Caller = g.caller
     return found
 
 

@@ -9,8 +9,6 @@ from typing import TypeVar
 
 from flask import Flask, current_app
 
-from taskservice.context import current
-
 T = TypeVar("T")
 
 EXTENSION = "taskservice"
@@ -23,7 +21,7 @@ def provide(app: Flask, resource: object) -> None:
 
 def find(kind: type[T], app: Flask | None = None) -> T:
     """The resource of exactly this class that `app`, by default the current one, was provided."""
-    resource: T = (app or current(current_app)).extensions[EXTENSION][kind]
+    resource: T = (app or current_app).extensions[EXTENSION][kind]
     return resource
 
 

@@ -15,7 +15,6 @@ from taskservice.api import (
     users,
 )
 from taskservice.auth import ERRORS_OF_DELETED_USER, KEY_HEADERS, authenticate, is_key_valid
-from taskservice.context import current
 from taskservice.errors import from_exception, invalid_key, respond
 from taskservice.terms import API_PREFIX
 
@@ -29,7 +28,7 @@ for module in (tasks, questions, logs, deliveries, agents, users, keys):
 @api.before_app_request
 def require_key() -> None:
     """Check the key before anything else, even if no route matches: 404 and 405 need one too."""
-    if _is_below_prefix(current(request).path):
+    if _is_below_prefix(request.path):
         authenticate()
 
 
@@ -46,7 +45,7 @@ for kind in ERRORS_OF_DELETED_USER:
 def prevent_caching(response: Response) -> Response:
     """Keep caches from storing an answer, unless it allows that, and from sharing it."""
     headers = response.headers
-    if _is_below_prefix(current(request).path):
+    if _is_below_prefix(request.path):
         headers.add("Vary", KEY_HEADERS)
     if "Cache-Control" not in headers:
         headers.add("Cache-Control", "no-store")

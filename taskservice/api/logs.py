@@ -5,7 +5,6 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from taskservice.auth import caller
-from taskservice.context import current
 from taskservice.errors import invalid
 from taskservice.schemas.requests import (
     AppendQuerySchema,
@@ -133,8 +132,7 @@ def _last_event_id() -> int:
 
 def _is_text() -> bool:
     # `curl -T log.txt` sends PUT and names no type.
-    asked = current(request)
-    return asked.mimetype == TEXT or (asked.method == "PUT" and not asked.content_type)
+    return request.mimetype == TEXT or (request.method == "PUT" and not request.content_type)
 
 
 def _text_append(query: dict[str, Any]) -> dict[str, Any]:

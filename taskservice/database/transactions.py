@@ -10,7 +10,6 @@ from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from taskservice import resources
-from taskservice.context import current
 from taskservice.database.engine import BUSY_SECONDS, Database
 from taskservice.database.types import database_now
 
@@ -108,12 +107,12 @@ def reading() -> AbstractContextManager[Connection]:
     All reads of a request to the API share one, from `share_reading` to `end_shared_reading`, at
     the latest until its answer is sent. Each read for a page has its own.
     """
-    return current(g).get("reading") or _Reading()
+    return g.get("reading") or _Reading()
 
 
 def share_reading() -> None:
     """Let the reads of this request share a connection, which the first one acquires."""
-    current(g).reading = _SharedReading()
+    g.reading = _SharedReading()
 
 
 def end_shared_reading(error: BaseException | None = None) -> None:
@@ -121,7 +120,7 @@ def end_shared_reading(error: BaseException | None = None) -> None:
 
     Each later read of this request acquires a connection of its own.
     """
-    shared: _SharedReading | None = current(g).pop("reading", None)
+    shared: _SharedReading | None = g.pop("reading", None)
     if shared is not None:
         shared.end(error)
 

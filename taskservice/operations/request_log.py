@@ -13,7 +13,6 @@ from flask import Flask, Response, g, has_request_context, request
 from sqlalchemy.exc import OperationalError, TimeoutError
 
 from taskservice.auth import Caller
-from taskservice.context import current
 from taskservice.database.clock import now
 from taskservice.operations import metrics
 from taskservice.terminal import escaped, escaped_lines
@@ -122,9 +121,8 @@ def init_app(app: Flask) -> None:
 
 def begin() -> None:
     """Store the id of this request, and when it began."""
-    context = current(g)
-    context.started = time.perf_counter()
-    context.request_id = request_id(current(request).environ.get("HTTP_X_REQUEST_ID", ""))
+    g.started = time.perf_counter()
+    g.request_id = request_id(request.environ.get("HTTP_X_REQUEST_ID", ""))
 
 
 def add_details(**details: str) -> None:
@@ -133,22 +131,21 @@ def add_details(**details: str) -> None:
 
 
 def _end(response: Response) -> Response:
-    context, asked = current(g), current(request)
-    response.headers.add("X-Request-Id", context.request_id)
-    seconds = time.perf_counter() - context.started
-    rule = asked.url_rule
-    metrics.requests.add(rule.rule if rule else None, asked.method, response.status_code, seconds)
+    response.headers.add("X-Request-Id", g.request_id)
+    seconds = time.perf_counter() - g.started
+    rule = request.url_rule
+    metrics.requests.add(rule.rule if rule else None, request.method, response.status_code, seconds)
     # An open page asks every few seconds, and is mostly told that nothing is new.
     level = logging.DEBUG if response.status_code == 304 else logging.INFO
     if logger.isEnabledFor(level):
         details = {
             "status": response.status_code,
             "ms": round(seconds * 1000, 1),
-            **_caller_details(context.get("caller")),
-            **context.get("more_details", {}),
+            **_caller_details(g.get("caller")),
+            **g.get("more_details", {}),
         }
         # The path only: a query may contain a secret that does not belong there.
-        logger.log(level, "%s %s", asked.method, asked.path, extra={"details": details})
+        logger.log(level, "%s %s", request.method, request.path, extra={"details": details})
     return response
 
 

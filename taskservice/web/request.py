@@ -14,7 +14,6 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.http import parse_date
 
 from taskservice.auth import caller
-from taskservice.context import current
 from taskservice.database.transactions import end_shared_reading
 from taskservice.errors import Problem, invalid, not_found
 from taskservice.resources import Slots
@@ -157,7 +156,7 @@ class Endpoint:
         update_wrapper(self, view)
 
     def __call__(self, **path: str) -> Response:
-        environ = current(request).environ
+        environ = request.environ
         if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
             return self._view(**self._arguments(environ, path))
         with ExitStack() as g.until_answered:
@@ -174,7 +173,7 @@ class Endpoint:
         if "HTTP_IF_MATCH" in environ:
             _check_if_match(environ, path)
         if self.operation.large_body:
-            current(request).max_content_length = current_app.config["MAX_BODY"]
+            request.max_content_length = current_app.config["MAX_BODY"]
         if self.operation.body is not None:
             arguments["body"] = load_body(self.operation.body)
         elif not self._reads_body and environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
@@ -276,7 +275,7 @@ def json_body(schema: Schema) -> Any:
 
     No body counts as `{}`. Some clients send none as an empty one of type JSON, or as null.
     """
-    data, content_type = body_bytes(), current(request).content_type
+    data, content_type = body_bytes(), request.content_type
     if not data and not content_type:
         return {}
     _require_json()
@@ -297,9 +296,8 @@ def with_body(parse: Callable[[bytes], T]) -> T:
 
 
 def _require_json() -> None:
-    asked = current(request)
-    is_json = asked.content_type == JSON or asked.mimetype == JSON
-    if not is_json and not asked.mimetype.endswith("+json"):
+    is_json = request.content_type == JSON or request.mimetype == JSON
+    if not is_json and not request.mimetype.endswith("+json"):
         raise Problem(415, "The body must be application/json")
 
 
@@ -322,28 +320,26 @@ def _parsed(data: bytes) -> Any:
 
 def body_bytes() -> bytes:
     """The body as received; raises 413, and 415 if it is compressed or not in UTF-8."""
-    asked = current(request)
-    encoding = asked.environ.get("HTTP_CONTENT_ENCODING", "")
+    encoding = request.environ.get("HTTP_CONTENT_ENCODING", "")
     if encoding.strip().lower() not in ("", "identity"):
         raise Problem(415, "The body must be sent without a Content-Encoding")
-    if asked.content_type not in (JSON, None):
-        charset = asked.mimetype_params.get("charset", "utf-8").lower()
+    if request.content_type not in (JSON, None):
+        charset = request.mimetype_params.get("charset", "utf-8").lower()
         if charset not in ("utf-8", "utf8", "us-ascii"):
             raise Problem(415, "The body must be UTF-8")
     return _received()
 
 
 def _received() -> bytes:
-    asked = current(request)
-    limit = asked.max_content_length or 0
-    if asked.content_length is not None:
-        if asked.content_length > limit:
+    limit = request.max_content_length or 0
+    if request.content_length is not None:
+        if request.content_length > limit:
             raise RequestEntityTooLarge
-        _acquire_slot(asked.content_length)
-        return asked.get_data(cache=False)
+        _acquire_slot(request.content_length)
+        return request.get_data(cache=False)
     # Of a body in chunks Werkzeug silently reads as many bytes as it may have.
-    asked.max_content_length = limit + 1
-    data = asked.get_data(cache=False)
+    request.max_content_length = limit + 1
+    data = request.get_data(cache=False)
     if len(data) > limit:
         raise RequestEntityTooLarge
     _acquire_slot(len(data))

@@ -9,7 +9,6 @@ from marshmallow import Schema
 from werkzeug.datastructures import Headers
 from werkzeug.http import quote_etag, remove_entity_headers
 
-from taskservice.context import current
 from taskservice.database.types import TaskAndLines, TaskRow, TaskVersion
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS, open_questions
@@ -88,13 +87,13 @@ def replayed_header(replayed: bool) -> dict[str, str]:
 def is_conditional(shape: Shape) -> bool:
     """Whether the caller has some version already, which `If-None-Match` names."""
     # Embedded objects have no version.
-    return "HTTP_IF_NONE_MATCH" in current(request).environ and not shape.expand
+    return "HTTP_IF_NONE_MATCH" in request.environ and not shape.expand
 
 
 def not_modified(seen: TaskVersion, shape: Shape) -> Response | None:
     """304 when the caller has this version of a task; else None."""
     headers = _version_headers(seen, shape)
-    known = current(request).environ["HTTP_IF_NONE_MATCH"]
+    known = request.environ["HTTP_IF_NONE_MATCH"]
     if known == headers["ETag"] or request.if_none_match.contains_weak(_etag(seen, shape)):
         return Answer(status=304, headers=headers)
     return None

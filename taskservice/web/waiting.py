@@ -14,7 +14,6 @@ from werkzeug.http import parse_list_header
 
 from taskservice import resources
 from taskservice.auth import Caller, caller, is_key_valid, require_valid_key
-from taskservice.context import current
 from taskservice.database import watcher
 from taskservice.database.transactions import end_shared_reading
 from taskservice.database.types import TaskRow
@@ -112,7 +111,7 @@ def is_client_connected() -> bool:
 
 def _preferred_seconds() -> int:
     """The seconds that `Prefer` asks for; 0 for an invalid one (RFC 7240, section 2)."""
-    given = current(request).environ.get("HTTP_PREFER")
+    given = request.environ.get("HTTP_PREFER")
     if given is None:
         return 0
     preferences = parse_list_header(given)
