@@ -1,7 +1,6 @@
 """What `taskservice serve` loads at its start, and what only its rarer uses load."""
 
 import gc
-import subprocess
 import sys
 from pathlib import Path
 
@@ -44,35 +43,6 @@ def test_start_migrates_a_new_database(service: TracedService) -> None:
     with service:
         assert "alembic" in service.loaded()
         assert service.add_user().start()["status"] == "running"
-
-
-def test_pattern_of_mail_addresses_is_compiled_when_it_is_used() -> None:
-    """marshmallow's, which takes 25 ms to compile."""
-    script = """
-import re
-from re import _compiler
-from taskservice.cli.quick_import import quick_import
-
-compiled = []
-compile_pattern = _compiler.compile
-
-def noted(pattern, flags):
-    compiled.append(str(pattern))
-    return compile_pattern(pattern, flags)
-
-_compiler.compile = noted
-quick_import("taskservice.cli.serve")
-print(sum("\\xa1-\\uffff" in each for each in compiled))
-
-from marshmallow.validate import Email
-
-assert Email()("alice@b\\xfccher.example") == "alice@b\\xfccher.example"
-print(sum("\\xa1-\\uffff" in each for each in compiled))
-assert isinstance(re.compile("[a-z]"), re.Pattern)
-"""
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert done.stdout.split() == ["0", "1"]
 
 
 def test_garbage_is_collected_again_when_a_command_is_loaded() -> None:
