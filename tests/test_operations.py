@@ -33,7 +33,7 @@ from taskservice.database.engine import dispose
 from taskservice.database.models import Delivery
 from taskservice.database.transactions import transaction
 from taskservice.operations import metrics
-from taskservice.operations.health import _COUNTS, DatabaseProbe
+from taskservice.operations.health import _COUNTS, NO_BACKGROUND_WORK, DatabaseProbe
 from taskservice.operations.metrics import RECORDS, SLOTS, RequestCounts
 from taskservice.operations.request_log import configure_logging
 from taskservice.serving.settings import gunicorn_settings
@@ -291,15 +291,11 @@ def test_living_workers_never_share_a_slot(config: Config) -> None:
 class OwnGunicorn(Service):
     """The service under a gunicorn of the user's own, with our settings."""
 
+    def options(self) -> tuple[str, ...]:
+        return ("-c", "python:taskservice.serving.gunicorn_config")
+
     def start(self) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "gunicorn",
-            "-c",
-            "python:taskservice.serving.gunicorn_config",
-            "wsgi:app",
-        ]
+        command = [sys.executable, "-m", "gunicorn", *self.options(), "wsgi:app"]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 command,
@@ -312,11 +308,29 @@ class OwnGunicorn(Service):
         self.wait_until_ready()
 
 
+class OtherServer(OwnGunicorn):
+    """The service under a server without our settings, as any WSGI server is."""
+
+    def options(self) -> tuple[str, ...]:
+        return ("--bind", self.environment["TASKSERVICE_BIND"], "--no-control-socket")
+
+
 @pytest.fixture(params=[Service, OwnGunicorn], ids=["serve", "gunicorn"])
 def two_workers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
     with request.param(tmp_path / "data", WORKERS="2") as service:
         until(lambda: len(service.workers()) == 2)
         yield service
+
+
+def test_server_without_our_settings_says_that_background_work_is_missing(tmp_path: Path) -> None:
+    assert "webhooks are not retried" in NO_BACKGROUND_WORK
+    with OwnGunicorn(tmp_path / "data") as own:
+        assert requests.get(f"{own.url}/readyz", timeout=10).json() == {"status": "ok"}
+    assert NO_BACKGROUND_WORK not in own.log.read_text()
+    with OtherServer(tmp_path / "data") as other:
+        said = requests.get(f"{other.url}/readyz", timeout=10).json()
+        assert said == {"status": "ok", "notice": NO_BACKGROUND_WORK}
+    assert other.log.read_text().count(NO_BACKGROUND_WORK) == 1
 
 
 def count_by(service: Service) -> float:

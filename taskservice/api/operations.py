@@ -1,9 +1,9 @@
 """Routes for operators: liveness, readiness, metrics; they need no key."""
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, current_app
 
 from taskservice.operations import health, metrics
-from taskservice.schemas.tasks import health_schema
+from taskservice.schemas.tasks import health_schema, readiness_schema
 from taskservice.web import responses
 from taskservice.web.request import TEXT, operation
 
@@ -29,15 +29,16 @@ def live() -> Response:
 
 
 @blueprint.get("/readyz")
-@operation("isReady", answers={200: health_schema})
+@operation("isReady", answers={200: readiness_schema})
 def ready() -> Response:
     """Readiness.
 
     200 when the database can be read and written; 503 when it cannot, or does not answer within
-    one second.
+    one second. `notice` is there when the server does no background work.
     """
     health.require_usable()
-    return responses.json({"status": "ok"})
+    notice = current_app.config.get("NOTICE")
+    return responses.json({"status": "ok"} | ({"notice": notice} if notice else {}))
 
 
 @blueprint.get("/metrics")

@@ -118,6 +118,11 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
+NO_BACKGROUND_WORK = (
+    "This server does no background work: webhooks are not retried, silent tasks do not time out "
+    "and old tasks are not removed. Use `taskservice serve`, or gunicorn with our settings."
+)
+
 READY_SECONDS = 1.0
 METRICS_SECONDS = 2.0
 # A result that took one second is reused for this many.

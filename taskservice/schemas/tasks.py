@@ -371,6 +371,12 @@ class HealthSchema(AnswerSchema):
     status = fields.String(required=True, validate=validate.Equal("ok"), metadata=doc("ok.", "ok"))
 
 
+class ReadinessSchema(HealthSchema):
+    """The service can be used."""
+
+    notice = fields.String(metadata=doc("What to change.", "No webhooks are retried."))
+
+
 class ProblemSchema(AnswerSchema):
     """An error, in the format of RFC 9457."""
 
@@ -424,3 +430,4 @@ problem_schema = ProblemSchema()
 document_schema = DocumentSchema()
 
 health_schema = HealthSchema()
+readiness_schema = ReadinessSchema()
