@@ -3,8 +3,10 @@
 import re
 import time
 from base64 import b64decode
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from functools import partial
+from io import BytesIO
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -337,6 +339,37 @@ def test_one_key_is_left_when_many_revoke_themselves_concurrently(alice: ApiClie
     assert sorted(statuses) == [200] * 7 + [409]
     left = people[statuses.index(409)]
     assert [key["revokedAt"] is None for key in listed(left)].count(True) == 1
+
+
+class SlowBody(BytesIO):
+    """The body of a request that takes long: meanwhile something else happens."""
+
+    def __init__(self, body: bytes, meanwhile: Callable[[], Any]) -> None:
+        super().__init__(body)
+        self._meanwhile = meanwhile
+
+    def readinto(self, buffer: Any) -> int:
+        self._meanwhile()
+        return super().readinto(buffer)
+
+
+def test_key_that_is_revoked_during_its_request_leaves_no_new_key(
+    alice: ApiClient, app: Flask
+) -> None:
+    def revoke_all() -> None:
+        with app.app_context():
+            key_service.revoke_all(alice.name)
+
+    body = b'{"name": "survivor"}'
+    response = alice.post(
+        "/key", input_stream=SlowBody(body, revoke_all), content_type="application/json",
+        content_length=len(body),
+    )  # fmt: skip
+    problem(response, 401)
+    with app.app_context():
+        assert [key.name for key in key_service.list_all() if key.user_name == alice.name] == [
+            "first"
+        ]
 
 
 def test_key_of_another_user_is_404_and_stays(alice: ApiClient, bob: ApiClient) -> None:

@@ -13,11 +13,12 @@ from taskservice.database.clock import EARLIEST, LOWEST_ID
 from taskservice.database.models import Agent, ApiKey, User
 from taskservice.database.transactions import reading, retry_on_conflict, transaction
 from taskservice.database.types import AnyRow, Identifier, Timestamp, in_pages
-from taskservice.errors import Problem, invalid, no_such_user, not_found
+from taskservice.errors import Problem, invalid, invalid_key, no_such_user, not_found
 from taskservice.schemas.columns import KEY_COLUMNS
 from taskservice.terms import LAST_USER_KEY, MAX_NAME
 
 LOCK_USER = select(User.id).where(User.id == bindparam("user_id")).with_for_update()
+_VALID_ID = select(ApiKey.id).where(ApiKey.id == bindparam("key_id"), *KEY_IS_VALID)
 _USER_ID = select(User.id).where(User.name == bindparam("name"))
 _AGENT = select(Agent.id).where(
     Agent.user_id == bindparam("user_id", type_=Identifier), Agent.id == bindparam("agent_id")
@@ -56,12 +57,13 @@ def create(caller: Caller, fields: dict[str, Any], key_id: str | None = None) ->
     """Create a key for the caller's user from what CreateKeySchema loaded.
 
     Returns the key with its `text`, which is not stored; None if there is a key with the id
-    `key_id`. Raises 422.
+    `key_id`. Raises 401 and 422.
     """
     expires_at = fields.get("expiresAt")
     if expires_at is not None and expires_at <= clock.now():
         raise invalid({"expiresAt": ["Must be in the future."]})
     with transaction() as connection:
+        lock_user_of(connection, caller)
         if key_id and connection.execute(_KEY, {"key_id": key_id}).one_or_none():
             return None
         return insert_key(
@@ -92,10 +94,10 @@ def revoke_keys_of(connection: Connection, user_id: str) -> int:
 
 
 def revoke(caller: Caller, key_id: str) -> AnyRow:
-    """Revoke a key of the caller's user. Raises 404, and 409 for the last user key."""
+    """Revoke a key of the caller's user. Raises 401, 404, and 409 for the last user key."""
     with transaction() as connection:
         # The lock keeps two requests from revoking the last two user keys.
-        connection.execute(LOCK_USER, {"user_id": caller.user_id})
+        lock_user_of(connection, caller)
         own = {"key_id": key_id, **caller.scope}
         key = _require(connection.execute(_KEY.where(visible_keys), own).one_or_none())
         if key.agent_id is None and _other_user_keys(connection, key) == 0:
@@ -104,6 +106,18 @@ def revoke(caller: Caller, key_id: str) -> AnyRow:
             )
         _revoke(connection, key)
         return _get_key(connection, key_id)
+
+
+def lock_user_of(connection: Connection, caller: Caller) -> None:
+    """Let no other transaction change the user's keys and secrets until this one ends.
+
+    Raises 401 if the caller's key was revoked since its request was authenticated: what it creates
+    now would outlive the revocation.
+    """
+    connection.execute(LOCK_USER, {"user_id": caller.user_id})
+    own = {"key_id": caller.key_id, "now": clock.now()}
+    if connection.scalar(_VALID_ID, own) is None:
+        raise invalid_key()
 
 
 def record_uses(uses: dict[str, str]) -> None:

@@ -15,7 +15,7 @@ from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import AnyRow, Identifier, Timestamp
 from taskservice.errors import Problem
 from taskservice.schemas.columns import USER_COLUMNS
-from taskservice.services.keys import LOCK_USER, check_name, insert_key
+from taskservice.services.keys import check_name, insert_key, lock_user_of
 from taskservice.webhooks import signing
 
 # Callback secrets: created, and rotated with a day of overlap.
@@ -43,10 +43,10 @@ _REPLACED = (
 def rotate(caller: Caller) -> Any:
     """Create a callback secret for the caller's user; the replaced one signs for 24 h more.
 
-    Raises 429 when MAX_SIGNING secrets sign already.
+    Raises 401, and 429 when MAX_SIGNING secrets sign already.
     """
     with transaction() as connection:
-        connection.execute(LOCK_USER, {"user_id": caller.user_id})
+        lock_user_of(connection, caller)
         _check_count(connection, caller.user_id)
         now = clock.now()
         connection.execute(_REPLACE_SECRET.values(replaced_at=now), {"of_user_id": caller.user_id})
