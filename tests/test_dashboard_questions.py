@@ -8,10 +8,12 @@ from urllib.parse import quote
 
 import pytest
 from flask import Flask
+from sqlalchemy import update
 
 from taskservice.background.upkeep import Upkeep
 from taskservice.dashboard import schema_form
-from taskservice.database.transactions import reading
+from taskservice.database.models import Question, Task
+from taskservice.database.transactions import reading, transaction
 from tests.support.api_client import ApiClient, expect
 from tests.support.clocks import Clocks
 from tests.support.html_page import Page
@@ -119,6 +121,35 @@ def check_form(text: str) -> None:
 
 
 # --- the form ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"type": "object", "properties": ["a"]}, "Must have the type object"),
+        ({"type": "object", "properties": {"a": 1}, "required": 5}, "required must be a list"),
+        ({"type": "object", "properties": {"a": {"type": "any"}}}, "a: the type must be one of"),
+    ],
+)
+@one_database
+def test_question_whose_schema_was_never_checked_is_shown_without_a_form(
+    window: Browser, alice: ApiClient, task: Json, app: Flask, schema: Json, reason: str
+) -> None:
+    question = ask(alice, task)
+    with app.app_context(), transaction() as connection:
+        connection.execute(update(Question).values(schema=json.dumps(schema)))
+        stored = json.dumps([question | {"schema": schema}])
+        connection.execute(update(Task).values(questions=stored))
+    for path in ("/", f"/tasks/{task['id']}", path_of(task, question)):
+        text = text_of(window, path)
+        check_form(text)
+        assert reason in text
+        assert 'value="decline"' in text
+        assert 'value="accept"' not in text
+    assert window.send(path_of(task, question), action="decline").status_code == 303
+    assert now(alice, task, question)["state"] == "declined"
+    assert "Deploy?" in text_of(window, f"/tasks/{task['id']}")
+
 
 
 def test_form_has_the_right_control_for_each_kind_of_value(

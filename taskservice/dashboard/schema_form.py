@@ -18,7 +18,7 @@ from taskservice.database.types import AnyRow
 from taskservice.errors import Problem
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import open_questions
-from taskservice.schemas.json_schema import MAX_ERRORS, Input
+from taskservice.schemas.json_schema import MAX_ERRORS, Input, question_keywords_problem
 from taskservice.schemas.tasks import question_schema
 from taskservice.services import questions as question_queries
 from taskservice.terms import ANSWERED, API_PREFIX
@@ -273,7 +273,7 @@ def by_property(schema: Json, errors: Mapping[str, list[str]], prefix: str) -> E
     Those of no property are under "".
     """
     # Longer names first, for a name that has a point in it.
-    names = sorted(schema.get("properties", {}), key=len, reverse=True)
+    names = sorted((each.name for each in _properties(schema)), key=len, reverse=True)
     found: Errors = {}
     for path, messages in errors.items():
         part = path.removeprefix(prefix).removeprefix(".")
@@ -302,8 +302,11 @@ def _in_words(each: _Property, value: Any) -> str:
 
 
 def _properties(schema: Json) -> Iterator[_Property]:
-    required = schema.get("required", ())
-    for name, each in schema.get("properties", {}).items():
+    properties, required = schema.get("properties"), schema.get("required")
+    # Schemas of old imports were not checked.
+    properties = properties if isinstance(properties, dict) else {}
+    required = required if isinstance(required, list) else []
+    for name, each in properties.items():
         own, is_nullable = _without_null(_resolved(each, schema), schema)
         if "items" in own:
             own = {**own, "items": _resolved(own["items"], schema)}
@@ -478,7 +481,7 @@ class InputForm:
 
     @property
     def can_have_fields(self) -> bool:
-        return bool(self._schema.get("properties"))
+        return any(_properties(self._schema))
 
     @property
     def _schema(self) -> Json:
@@ -611,6 +614,8 @@ class QuestionForm(NamedTuple):
     expires_at: str | None
     # None where its form is too large for the page: it has a page of its own.
     fields: list[Field] | None
+    # Why it takes no answer: its schema is of an old import, which did not check it.
+    problem: str | None = None
 
     @property
     def buttons(self) -> list[Choice]:
@@ -679,6 +684,7 @@ def form(
         asked_at=question["askedAt"],
         expires_at=question["expiresAt"],
         fields=fields(schema, typed, errors or {}),
+        problem=question_keywords_problem(schema),
     )
 
 
@@ -771,7 +777,7 @@ def closed_sentence(question: Json) -> str:
 def answer_text(schema: Json, content: Json) -> str:
     """An answer in one line."""
     pairs: Sequence[tuple[str, str]] = shown(schema, content)
-    only_one = len(schema["properties"]) == 1
+    only_one = len(list(_properties(schema))) == 1
     text = "; ".join(value if only_one else f"{label}: {value}" for label, value in pairs)
     line = " ".join(text.split()) or "accepted"
     return line if len(line) <= MAX_ANSWER else f"{line[:MAX_ANSWER]}…"
