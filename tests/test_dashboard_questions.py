@@ -151,7 +151,6 @@ def test_question_whose_schema_was_never_checked_is_shown_without_a_form(
     assert "Deploy?" in text_of(window, f"/tasks/{task['id']}")
 
 
-
 def test_form_has_the_right_control_for_each_kind_of_value(
     window: Browser, alice: ApiClient, task: Json
 ) -> None:

@@ -2,7 +2,7 @@
 
 from taskservice.database.models import ApiKey, Attempt, Delivery, Question, Task
 from taskservice.schemas.fields import StoredJson
-from taskservice.schemas.tasks import AttemptSchema, delivery_schema, question_schema, task_schema
+from taskservice.schemas.tasks import attempt_schema, delivery_schema, question_schema, task_schema
 from taskservice.schemas.users import agent_of_task_schema, agent_schema, key_schema, user_schema
 
 TASK_COLUMNS = (
@@ -23,4 +23,4 @@ USER_COLUMNS = tuple(user_schema.columns.values())
 KEY_COLUMNS = (*key_schema.columns.values(), ApiKey.user_id)
 DELIVERY_COLUMNS = (*delivery_schema.columns.values(), Delivery.task_id)
 QUESTION_COLUMNS = (*question_schema.columns.values(), Question.task_id)
-ATTEMPT_COLUMNS = (*AttemptSchema().columns.values(), Attempt.delivery_id, Attempt.answer)
+ATTEMPT_COLUMNS = (*attempt_schema.columns.values(), Attempt.delivery_id, Attempt.answer)

@@ -388,6 +388,14 @@ class RowSchema(AnswerSchema):
         documented = {name: field.metadata for name, field in self.dump_fields.items()}
         return {name: doc["column"] for name, doc in documented.items() if "column" in doc}
 
+    def stored(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Column -> what it stores, for the fields that are given."""
+        return {
+            column.key: _stored(self.fields[name], given[name])
+            for name, column in self.columns.items()
+            if name in given
+        }
+
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
         # For the documentation: a dumped row always has all other fields.
         field_obj.required = field_name not in self.expansions
@@ -403,6 +411,11 @@ class RowSchema(AnswerSchema):
         for key, attribute, serialize in self._serialized:
             dumped[key] = serialize(dumped[key], attribute, obj)
         return dumped
+
+
+def _stored(field: fields.Field[Any], value: Any) -> Any:
+    is_text = value is not None and isinstance(field, StoredJson | StoredNumber)
+    return strict_json.dumps(value).decode() if is_text else value
 
 
 def _getter(attributes: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:

@@ -1,12 +1,12 @@
 """The schemas of request bodies."""
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, ClassVar
 
 import orjson
-from marshmallow import Schema, ValidationError, fields, validate, validates, validates_schema
+from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 
 from taskservice.database import clock
 from taskservice.schemas import json_schema
@@ -56,6 +56,15 @@ from taskservice.terms import (
     SORTS,
     STATUSES,
 )
+
+
+def _allowed_by(problem_of: Callable[[Any], str | None]) -> Callable[[Any], None]:
+    def check(value: Any) -> None:
+        problem = problem_of(value)
+        if problem:
+            raise ValidationError(problem)
+
+    return check
 
 
 class EmptySchema(Schema):
@@ -160,6 +169,7 @@ class AskSchema(Schema):
     )
     schema = fields.Dict(
         allow_none=True,
+        validate=_allowed_by(json_schema.question_schema_problem),
         metadata=doc(
             "A flat JSON Schema of the answer, as MCP's elicitation has it; by default one "
             "required string `answer`.",
@@ -177,12 +187,6 @@ class AskSchema(Schema):
         validate=validate.Range(0, MAX_TIMEOUT),
         metadata=doc("Seconds until it expires; a day by default, 0: never.", 3600),
     )
-
-    @validates("schema")
-    def check_schema(self, value: Any, **kwargs: Any) -> None:
-        problem = None if value is None else json_schema.question_schema_problem(value)
-        if problem:
-            raise ValidationError(problem)
 
 
 class AnswerQuestionSchema(Schema):
@@ -271,6 +275,7 @@ class PutAgentSchema(Schema):
     )
     inputSchema = fields.Dict(
         allow_none=True,
+        validate=_allowed_by(json_schema.input_schema_problem),
         metadata=doc(
             "A JSON Schema (draft 2020-12) of its input, by which each unclaimed start and each "
             "rerun is checked: at most 16 KiB and 16 levels; at the top the type is object, "
@@ -285,12 +290,6 @@ class PutAgentSchema(Schema):
     tool = Flag(
         allow_none=True, metadata=doc("Whether MCP clients see it as a tool of its own.", True)
     )
-
-    @validates("inputSchema")
-    def check_input_schema(self, value: Any, **kwargs: Any) -> None:
-        problem = None if value is None else json_schema.input_schema_problem(value)
-        if problem:
-            raise ValidationError(problem)
 
 
 class CreateKeySchema(Schema):

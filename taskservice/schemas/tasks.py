@@ -34,6 +34,7 @@ from taskservice.terms import (
     ERROR_TYPES,
     FAILED,
     MAX_ATTEMPTS,
+    MAX_NAME,
     MAX_NOTE,
     OPEN,
     PENDING,
@@ -98,6 +99,7 @@ class QuestionSchema(RowSchema):
             "The name of the key that answered or declined it; else null.",
             None,
             column=Question.answered_by,
+            maxLength=MAX_NAME,
         ),
     )
 
@@ -159,6 +161,7 @@ class TaskSchema(RowSchema):
             "names.",
             "laptop",
             column=Task.started_by,
+            maxLength=MAX_NAME,
         ),
     )
     endedBy = fields.String(
@@ -167,6 +170,7 @@ class TaskSchema(RowSchema):
             f"The name of the key that ended it; `{SERVICE}` for a timeout, null while it runs.",
             None,
             column=Task.ended_by,
+            maxLength=MAX_NAME,
         ),
     )
     progress = StoredNumber(
@@ -315,7 +319,10 @@ class AttemptSchema(RowSchema):
     statusCode = fields.Integer(
         allow_none=True,
         metadata=doc(
-            "The receiver's HTTP status; null without an answer.", column=Attempt.status_code
+            "The receiver's HTTP status; null without an answer.",
+            minimum=0,
+            maximum=999,
+            column=Attempt.status_code,
         ),
     )
     message = fields.String(metadata=doc("Its outcome in one sentence.", column=Attempt.message))
@@ -358,6 +365,8 @@ class DeliverySchema(RowSchema):
         ),
     )
 
+
+attempt_schema = AttemptSchema()
 
 delivery_schema = DeliverySchema()
 

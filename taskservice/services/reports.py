@@ -14,6 +14,7 @@ from taskservice.database.types import AnyRow, Identifier, TaskRow
 from taskservice.errors import invalid
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS
+from taskservice.schemas.tasks import task_schema
 from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.questions import has_expired
@@ -38,6 +39,8 @@ QUICK_MERGE = 16 * 1024
 MAX_MERGES = 5
 # The columns of a finished task that a report may change.
 EDITABLE = {"name", "labels"}
+# The fields of a report that are not stored as they are sent.
+MERGED = {"labels", "output", "status", "error"}
 CANCELLED_MESSAGE = "Cancelled by its user"
 FAILED_MESSAGE = "The agent reported an error"
 _DELETE_LABELS = delete_from(TaskLabel).where(
@@ -98,14 +101,7 @@ def _check_report(changes: dict[str, Any]) -> None:
 
 def _reported(task: TaskRow, changes: dict[str, Any], output: "_Output") -> dict[str, Any]:
     """Column -> new value, for the columns that a report changes."""
-    wanted: dict[str, Any] = {}
-    if "name" in changes:
-        wanted["name"] = changes["name"]
-    if "progress" in changes:
-        progress = changes["progress"]
-        wanted["progress"] = None if progress is None else strict_json.dumps(progress).decode()
-    if "note" in changes:
-        wanted["note"] = changes["note"]
+    wanted = task_schema.stored({name: changes[name] for name in changes.keys() - MERGED})
     if "labels" in changes:
         wanted["labels"] = _merged_labels(task.labels, changes["labels"])
     if "output" in changes:

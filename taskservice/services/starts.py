@@ -25,6 +25,7 @@ from taskservice.schemas import strict_json
 from taskservice.schemas.columns import TASK_COLUMNS
 from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.schemas.json_schema import Input
+from taskservice.schemas.tasks import task_schema
 from taskservice.services.tasks import (
     HEARTBEAT,
     TASK,
@@ -98,15 +99,14 @@ def start(
 
 
 def _started(fields: dict[str, Any], agent_name: str, input_text: str) -> dict[str, Any]:
-    return {
-        "agent_id": fields["agentId"],
+    own = {
         "name": fields.get("name") or agent_name,
         "input": input_text,
-        "callback_url": fields.get("callback"),
         "timeout": fields.get("timeout"),
         "labels": strict_json.dumps(fields.get("labels") or {}).decode(),
-        "parent_id": fields.get("parentId"),
     }
+    rest = {name: value for name, value in fields.items() if name not in own}
+    return task_schema.stored(rest) | own
 
 
 def _check_input(given: Input, schema: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, count
@@ -14,6 +15,7 @@ from marshmallow import (
     Schema,
     ValidationError,
     fields,
+    missing,
     pre_load,
     validate,
     validates_schema,
@@ -47,7 +49,7 @@ from taskservice.database.types import (
     database_now,
 )
 from taskservice.errors import invalid
-from taskservice.schemas import json_schema, strict_json
+from taskservice.schemas import strict_json
 from taskservice.schemas.columns import (
     AGENT_COLUMNS,
     ATTEMPT_COLUMNS,
@@ -57,25 +59,23 @@ from taskservice.schemas.columns import (
 )
 from taskservice.schemas.fields import (
     NO_QUESTIONS,
-    Flag,
     Id,
     JsonObject,
-    Labels,
     Moment,
     RowSchema,
-    Share,
     StoredJson,
-    StoredNumber,
     Strings,
     Times,
     WholeNumber,
     bytes_at_most,
+    name_field,
 )
+from taskservice.schemas.requests import AskSchema, PutAgentSchema, ReportSchema, StartSchema
 from taskservice.schemas.strict_json import MAX_CONTAINERS, NotJson, UnsupportedNumber
 from taskservice.schemas.tasks import (
     TASK_EXPANSIONS,
-    AttemptSchema,
     TaskSchema,
+    attempt_schema,
     delivery_schema,
     question_schema,
     task_schema,
@@ -90,41 +90,35 @@ from taskservice.terms import (
     AGENT_ID,
     ANSWERED,
     CANCELLED,
-    DELIVERY_STATES,
     ERROR,
     ERROR_TYPES,
-    MAX_DESCRIPTION,
     MAX_IDEMPOTENCY_KEY,
     MAX_LOG,
     MAX_MESSAGE,
-    MAX_NAME,
-    MAX_NOTE,
     MAX_OPEN_QUESTIONS,
-    MAX_QUESTION,
     MAX_TIMEOUT,
     MAX_WRITER,
     MAX_WRITERS,
     OPEN,
     PENDING,
-    QUESTION_STATES,
     RUNNING,
-    STATUSES,
 )
 from taskservice.webhooks.destinations import read_url
 
-# The lines of an export: a type for each, with the fields that such a line has.
+# The lines of an export: a type for each, with what the API answers of such a thing and more.
 
+# An import ignores unknown fields, and gives missing ones their default: only a change that this
+# does not cover raises the format.
 FORMAT = 1
 _MAX_COUNT = 1 << 53
-_MAX_STATUS_CODE = 999
 
 
 def _text(limit: int, **options: Any) -> fields.String:
     return fields.String(validate=validate.Length(max=limit), **options)
 
 
-def _count() -> WholeNumber:
-    return WholeNumber(validate=validate.Range(0, _MAX_COUNT))
+def _count(lowest: int = 0, highest: int = _MAX_COUNT, **options: Any) -> WholeNumber:
+    return WholeNumber(validate=validate.Range(lowest, highest), **options)
 
 
 def _url(value: str) -> None:
@@ -135,21 +129,8 @@ def _url(value: str) -> None:
         raise ValidationError(str(error)) from None
 
 
-def _input_schema(value: dict[str, Any]) -> None:
-    _refuse(json_schema.input_schema_problem(value))
-
-
-def _question_schema(value: dict[str, Any]) -> None:
-    _refuse(json_schema.question_schema_problem(value))
-
-
-def _refuse(problem: str | None) -> None:
-    if problem is not None:
-        raise ValidationError(problem)
-
-
 class _Complete(Schema):
-    """What has all fields that may not be null; an older version lacks those added since."""
+    """What has all fields that have no default; an older version lacks those added since."""
 
     class Meta:
         # Of a later version.
@@ -161,11 +142,51 @@ class _Complete(Schema):
 
     @pre_load
     def check_complete(self, data: Any, **kwargs: Any) -> Any:
-        needed = {name for name, field in self.fields.items() if not field.allow_none}
-        missing = needed - data.keys()
-        if missing:
-            raise ValidationError({name: ["Is missing."] for name in sorted(missing)})
+        needed = {name for name, field in self.fields.items() if field.load_default is missing}
+        lacking = needed - data.keys()
+        if lacking:
+            raise ValidationError({name: ["Is missing."] for name in sorted(lacking)})
         return data
+
+    @classmethod
+    def of(cls, answered: RowSchema, *requests: Schema) -> Schema:
+        """The schema with what the API answers too, checked as in the requests that set it."""
+        own = cls().fields
+        more = {
+            name: _to_load(name, field, answered.columns.get(name), requests)
+            for name, field in answered.fields.items()
+            if name not in own
+        }
+        return cls.from_dict(more)()
+
+
+def _to_load(
+    name: str, field: fields.Field[Any], column: Any, requests: Sequence[Schema]
+) -> fields.Field[Any]:
+    """The field that loads what `field` has dumped."""
+    asked = next((each.fields[name] for each in requests if name in each.fields), None)
+    found = copy(asked) if asked is not None else _strict(field)
+    found.required, found.allow_none = False, field.allow_none
+    default = None if column is None or column.server_default is None else column.server_default.arg
+    if isinstance(default, str):
+        is_text = isinstance(field, fields.String)
+        found.load_default = default if is_text else strict_json.loads(default.encode())
+    return found
+
+
+def _strict(field: fields.Field[Any]) -> fields.Field[Any]:
+    """A field that accepts only what `field` says in the OpenAPI document."""
+    said = field.metadata
+    if said.get("format") == "uuid":
+        return Id()
+    if said.get("format") == "date-time":
+        return Moment("")
+    if isinstance(field, StoredJson):
+        return JsonObject()
+    if isinstance(field, fields.Integer):
+        return _count(said.get("minimum", 0), said.get("maximum", _MAX_COUNT))
+    length = validate.Length(max=said.get("maxLength"))
+    return fields.String(validate=[*field.validators, length])
 
 
 class Line(_Complete):
@@ -184,22 +205,14 @@ class ExportLine(Line):
 class UserLine(Line):
     """A user, without keys and secrets."""
 
-    id = Id()
-    name = fields.String(validate=validate.Length(1, MAX_NAME))
-    createdAt = Moment("")
+    name = name_field("")
 
 
 class AgentLine(Line):
     """An agent of a user before it."""
 
     id = fields.String(validate=validate.Regexp(AGENT_ID.pattern + r"\Z"))
-    userId = Id()
-    name = fields.String(validate=validate.Length(1, MAX_NAME))
-    description = _text(MAX_DESCRIPTION)
-    createdAt = Moment("")
-    inputSchema = JsonObject(validate=_input_schema)
     annotations = JsonObject()
-    tool = Flag()
 
 
 class ErrorOfTask(_Complete):
@@ -219,31 +232,11 @@ class Idempotency(_Complete):
 class TaskLine(Line):
     """A task of an agent before it; its questions, deliveries and log follow."""
 
-    id = Id()
-    name = _text(MAX_NAME)
-    agentId = fields.String()
-    userId = Id()
-    createdAt = Moment("")
-    updatedAt = Moment("")
-    claimedAt = Moment("", allow_none=True)
-    finishedAt = Moment("", allow_none=True)
-    input = JsonObject()
-    output = JsonObject()
-    status = fields.String(validate=validate.OneOf(STATUSES))
-    error = fields.Nested(ErrorOfTask(), allow_none=True)
-    startedBy = _text(MAX_NAME, allow_none=True)
-    endedBy = _text(MAX_NAME, allow_none=True)
-    progress = Share(allow_none=True)
-    note = _text(MAX_NOTE, allow_none=True)
-    labels = Labels("")
-    parentId = Id(allow_none=True)
-    rerunOf = Id(allow_none=True)
     callback = fields.String(allow_none=True, validate=_url)
-    firstLog = WholeNumber(validate=validate.Range(1, _MAX_COUNT))
-    logCount = _count()
-    logBytes = WholeNumber(validate=validate.Range(0, MAX_LOG))
-    version = WholeNumber(validate=validate.Range(1, _MAX_COUNT))
-    timeout = WholeNumber(allow_none=True, validate=validate.Range(0, MAX_TIMEOUT))
+    error = fields.Nested(ErrorOfTask(), allow_none=True)
+    logBytes = _count(highest=MAX_LOG)
+    version = _count(1)
+    timeout = _count(highest=MAX_TIMEOUT, allow_none=True)
     # Writer -> the number of lines that it has sent; the empty name is the writer without one.
     writers = fields.Dict(keys=_text(MAX_WRITER), values=_count())
     idempotency = fields.Nested(Idempotency(), allow_none=True)
@@ -265,14 +258,6 @@ class QuestionLine(Line):
     """A question of the task before it."""
 
     taskId = Id()
-    id = Id()
-    message = fields.String(validate=validate.Length(1, MAX_QUESTION))
-    schema = JsonObject(validate=_question_schema)
-    state = fields.String(validate=validate.OneOf(QUESTION_STATES))
-    askedAt = Moment("")
-    expiresAt = Moment("", allow_none=True)
-    answer = JsonObject(allow_none=True)
-    answeredBy = _text(MAX_NAME, allow_none=True)
     idempotency = fields.Nested(Idempotency(), allow_none=True)
 
     @validates_schema
@@ -284,10 +269,6 @@ class QuestionLine(Line):
 class AttemptOfDelivery(_Complete):
     """One attempt of a delivery."""
 
-    at = Moment("")
-    durationMs = WholeNumber(validate=validate.Range(0, 1 << 31))
-    statusCode = WholeNumber(allow_none=True, validate=validate.Range(0, _MAX_STATUS_CODE))
-    message = fields.String()
     answer = fields.String(allow_none=True)
 
 
@@ -295,19 +276,15 @@ class DeliveryLine(Line):
     """A delivery of the task before it, with its attempts, oldest first."""
 
     taskId = Id()
-    id = Id()
     callback = fields.String(validate=_url)
-    state = fields.String(validate=validate.OneOf(DELIVERY_STATES))
-    createdAt = Moment("")
-    nextAttemptAt = Moment("", allow_none=True)
-    attempts = fields.List(fields.Nested(AttemptOfDelivery()))
+    attempts = fields.List(fields.Nested(AttemptOfDelivery.of(attempt_schema)))
 
 
 class LogLine(Line):
     """The next lines of the log of the task before it; `first` is the number of the first one."""
 
     taskId = Id()
-    first = WholeNumber(validate=validate.Range(1, _MAX_COUNT))
+    first = _count(1)
     lines = Strings(fields.String(), validate=validate.Length(min=1))
     at = Times(allow_none=True)
 
@@ -331,13 +308,15 @@ class EndLine(Line):
     tasks = _count()
 
 
-LINES: dict[str, Line] = {
+# What the API says of a task in one response; its log and its questions have lines of their own.
+_task_schema = TaskSchema(exclude=(*TASK_EXPANSIONS, "logs", "questions"))
+LINES: dict[str, Schema] = {
     "export": ExportLine(),
-    "user": UserLine(),
-    "agent": AgentLine(),
-    "task": TaskLine(),
-    "question": QuestionLine(),
-    "delivery": DeliveryLine(),
+    "user": UserLine.of(user_schema),
+    "agent": AgentLine.of(agent_schema, PutAgentSchema()),
+    "task": TaskLine.of(_task_schema, StartSchema(), ReportSchema()),
+    "question": QuestionLine.of(question_schema, AskSchema()),
+    "delivery": DeliveryLine.of(delivery_schema),
     "log": LogLine(),
     "void": VoidLine(),
     "end": EndLine(),
@@ -602,9 +581,7 @@ class _Importer:
             self._new_users.append(fields["name"])
 
     def _add_agent(self, line: NumberedLine) -> None:
-        values = _columns(agent_schema, line.fields) | {
-            "user_id": self._users[line.fields["userId"]]
-        }
+        values = agent_schema.stored(line.fields) | {"user_id": self._users[line.fields["userId"]]}
         there = exists().where(Agent.user_id == values["user_id"], Agent.id == values["id"])
         if not self._connection.scalar(select(there)):
             self._insert(Agent, **values)
@@ -629,7 +606,7 @@ class _Importer:
 
     def _task_values(self, fields: dict[str, Any]) -> dict[str, Any]:
         error, keys = fields["error"] or {}, self._free_keys(fields)
-        return _columns(task_schema, fields) | keys | {
+        return task_schema.stored(fields) | keys | {
             "user_id": self._users[fields["userId"]],
             "name_folded": fields["name"].casefold(),
             "error_type": error.get("type"),
@@ -664,7 +641,7 @@ class _Importer:
         task_id = line.fields["taskId"]
         self._insert(
             Question,
-            **_columns(question_schema, line.fields),
+            **question_schema.stored(line.fields),
             task_id=task_id,
             idempotency_key=given.get("key"),
             idempotency_digest=given.get("digest"),
@@ -688,7 +665,7 @@ class _Importer:
             attempt_count=len(attempts),
         )
         for attempt in attempts:
-            values = _columns(AttemptSchema(), attempt)
+            values = attempt_schema.stored(attempt)
             self._insert(Attempt, **values, delivery_id=fields["id"], answer=attempt["answer"])
 
     def _add_log(self, line: NumberedLine) -> None:
@@ -717,21 +694,6 @@ def _insertion(model: type[Base], columns: tuple[str, ...]) -> Statement[None]:
     return Statement(insert(model), columns)
 
 
-def _columns(schema: RowSchema, fields: dict[str, Any]) -> dict[str, Any]:
-    """Column -> value, for the fields of a line that the API has too."""
-    return {
-        column.key: _stored(schema.fields[name], fields[name])
-        for name, column in schema.columns.items()
-        if name in fields
-    }
-
-
-def _stored(field: Any, value: Any) -> Any:
-    if isinstance(field, StoredJson | StoredNumber) and value is not None:
-        return strict_json.dumps(value).decode()
-    return value
-
-
 # Tasks with their logs, questions and deliveries as lines of JSON, while the service runs.
 
 # Of one page, the bytes of inputs and outputs.
@@ -739,8 +701,6 @@ MAX_TASKS = 500
 MAX_BYTES = 4 * 1024 * 1024
 _USERS = select(*USER_COLUMNS).order_by(User.id)
 _AGENTS: AnySelect = select(*AGENT_COLUMNS)
-# What the API says of a task in one answer; its log and its questions have lines of their own.
-_schema = TaskSchema(exclude=(*TASK_EXPANSIONS, "logs", "questions"))
 _of_tasks = bindparam("task_ids", expanding=True, type_=Identifier)
 _TASKS: AnySelect = (
     tasks_with_log.add_columns(
@@ -900,7 +860,7 @@ def _task_json(task: _Task) -> dict[str, Any]:
     sent = {each.writer: each.seq for each in task.writers}
     own = {"": row.default_writer_seq} if row.default_writer_seq else {}
     return {
-        **_schema.dump(row),
+        **_task_schema.dump(row),
         "logBytes": row.log_bytes,
         "version": row.version,
         "timeout": row.timeout,

@@ -30,11 +30,22 @@ def upgrade() -> None:
 
 def install_next_version(folder: Path) -> dict[str, str]:
     """Install it; returns the environment in which Python finds it."""
+    package = copy_package(folder)
+    versions = package / "database" / "migrations" / "versions"
+    (versions / f"{REVISION}_next.py").write_text(_MIGRATION)
+    return python_path(folder)
+
+
+def copy_package(folder: Path) -> Path:
+    """A copy of the package in a folder."""
     package = folder / "taskservice"
     shutil.copytree(
         Path(taskservice.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__")
     )
-    versions = package / "database" / "migrations" / "versions"
-    (versions / f"{REVISION}_next.py").write_text(_MIGRATION)
+    return package
+
+
+def python_path(folder: Path) -> dict[str, str]:
+    """The environment in which Python finds the copy in this folder."""
     # Without the current folder, which has this version.
     return {"PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}

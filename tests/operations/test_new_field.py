@@ -1,0 +1,156 @@
+"""The recipe "A new field of a task" of CONTRIBUTING, followed in a copy of the package."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from taskservice.database import migrations
+from tests.support.api_client import API
+from tests.support.documents import ROOT
+from tests.support.fork_server import run_forked
+from tests.support.next_version import REVISION, copy_package, python_path
+from tests.support.service import COMMAND, Service, environment
+
+MIGRATION = f"""
+import sqlalchemy as sa
+from alembic import op
+
+revision = "{REVISION}"
+down_revision = "{migrations.head()}"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("tasks", sa.Column("host", sa.String()))
+"""
+# File -> the line before which the recipe adds one, and that one.
+EDITS = {
+    "database/models.py": (
+        "    # Its open questions as a JSON array,",
+        "    host: Mapped[str | None]",
+    ),
+    "schemas/tasks.py": (
+        "    labels = StoredJson(",
+        "    host = fields.String(allow_none=True, "
+        'metadata=doc("Its machine.", None, column=Task.host))',
+    ),
+    "schemas/requests.py": (
+        '    labels = Labels("Labels to set;',
+        "    host = fields.String(allow_none=True, validate=validate.Length(max=9), "
+        'metadata=doc("Its machine.", "one"))',
+    ),
+    "client/answers.py": (
+        '    "labels": _map_of(_is_text),',
+        '    "host": _null_or(_is_text),',
+    ),
+}
+PROGRAM = """
+from taskservice.client import Client
+
+client = Client()
+task = client.start("summarizer")
+task.report(host="two")
+print(task.data["host"], [each.data["host"] for each in client.tasks()])
+"""
+
+
+def with_new_field(folder: Path) -> dict[str, str]:
+    package = copy_package(folder)
+    (package / f"database/migrations/versions/{REVISION}_host.py").write_text(MIGRATION)
+    for name, (before, line) in EDITS.items():
+        text = (package / name).read_text()
+        assert text.count(f"\n{before}") == 1, name
+        (package / name).write_text(text.replace(f"\n{before}", f"\n{line}\n{before}"))
+    return python_path(folder)
+
+
+def test_recipe_of_a_new_field_names_the_files_that_it_needs() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    recipe = text.partition("## A new field of a task")[2].partition("To show it to people")[0]
+    code = re.findall(
+        r"^\d\. `taskservice/([a-z_/]+\.py|database/migrations/versions/)`", recipe, re.M
+    )
+    assert sorted(code) == sorted([*EDITS, "database/migrations/versions/"])
+    assert len(code) <= 5
+
+
+def test_new_field_is_everywhere_when_the_recipe_is_followed(tmp_path: Path) -> None:
+    old = environment(tmp_path / "old")
+    new = with_new_field(tmp_path / "next")
+    service = Service(tmp_path / "data")
+    with service:
+        # A plain session: other clients of tests know the fields of this version only.
+        headers = service.add_user("alice").session.headers
+
+        def call(method: str, path: str, **more: Any) -> requests.Response:
+            url = f"{service.url}{API}{path}"
+            return requests.request(method, url, headers=headers, timeout=30, **more)
+
+        call("PUT", "/agent/summarizer")
+        body = {"agentId": "summarizer", "claim": True}
+        task = call("POST", "/task", json=body).json()
+        before = service.run("export").stdout
+        assert service.stop() == 0
+        service.environment |= new
+        assert service.run("db", "upgrade").returncode == 0
+        service.start()
+        path = f"/task/{task['id']}"
+        assert call("GET", path).json() == task | {"host": None}
+        assert call("PATCH", path, json={"host": "x" * 10}).status_code == 422
+        assert call("PATCH", path, json={"host": "one"}).json()["host"] == "one"
+        assert call("GET", path).json()["host"] == "one"
+        assert [each["host"] for each in call("GET", "/task").json()] == ["one"]
+        short = [{"id": task["id"], "host": "one"}]
+        assert call("GET", "/task?fields=id,host").json() == short
+        with call("GET", f"{path}/events", stream=True) as events:
+            data = next(line for line in events.iter_lines() if line.startswith(b"data: "))
+        assert json.loads(data.removeprefix(b"data: "))["host"] == "one"
+        schemas = requests.get(f"{service.url}/openapi.json", timeout=30).json()
+        schemas = schemas["components"]["schemas"]
+        assert {"Task", "Report"} <= {
+            name for name in schemas if "host" in properties(schemas, name)
+        }
+        settings = {
+            "TASKSERVICE_URL": service.url,
+            "TASKSERVICE_APIKEY": str(headers["apikey"]),
+        }
+        ran = subprocess.run(
+            [sys.executable, "-c", PROGRAM], env=service.environment | settings,
+            capture_output=True, text=True, timeout=100, check=False,
+        )  # fmt: skip
+        assert ran.stdout == "two ['two', 'one']\n", ran
+        exported = service.run("export").stdout
+    assert exported.count('"host":"one"') == 1
+    # Into a new database of the new version, which refuses what a report can't set.
+    there = environment(tmp_path / "there") | new
+    run(there, "db", "upgrade")
+    assert "host: Longer" in run(there, "import", stdin=exported.replace('"one"', f'"{"x" * 10}"'))
+    assert "2 tasks imported" in run(there, "import", stdin=exported)
+    assert run(there, "export") == exported
+    # An export from before the field, into the new version; and one with it, into the old.
+    again = environment(tmp_path / "again") | new
+    run(again, "db", "upgrade")
+    assert "1 tasks imported" in run(again, "import", stdin=before)
+    assert '"host":null' in run(again, "export")
+    run(old, "db", "upgrade")
+    assert "2 tasks imported" in run(old, "import", stdin=exported)
+    assert "host" not in run(old, "export")
+
+
+def properties(schemas: Any, name: str) -> Any:
+    return schemas[name].get("properties", {})
+
+
+def run(variables: dict[str, str], *arguments: str, stdin: str = "") -> str:
+    """What a command prints, and its errors."""
+    done = run_forked(
+        [*COMMAND, *arguments], env=variables, capture_output=True, text=True, timeout=100,
+        input=stdin,
+    )  # fmt: skip
+    return str(done.stdout or done.stderr)
