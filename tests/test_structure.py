@@ -1,6 +1,7 @@
 """The structure: a module imports only from those above it, and views stay views."""
 
 import ast
+import importlib
 import re
 import sys
 from collections import Counter
@@ -187,3 +188,56 @@ def test_each_folder_of_tests_has_one_target_and_ci_runs_each_target() -> None:
     for file in (".ci/run", ".github/workflows/ci.yml"):
         run = re.findall(r"\btest(?:-[a-z]+)?\b", (ROOT / file).read_text())
         assert set(rules) <= set(run), file
+
+
+# Documented in spite of their underscore: of marshmallow, of named tuples, of SQLAlchemy's rows.
+DOCUMENTED = {"_serialize", "_deserialize", "_asdict", "_mapping"}
+
+
+def private_names(trees: list[ast.Module]) -> set[str]:
+    """What the code uses of other libraries that begins with an underscore."""
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    own, used = set[str](), set[str]()
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            own.add(node.name)
+        elif isinstance(node, ast.Attribute):
+            (own if isinstance(node.ctx, ast.Store) else used).add(node.attr)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            own.add(node.id)
+        elif isinstance(node, ast.ImportFrom) and not str(node.module).startswith("taskservice"):
+            used |= {alias.name for alias in node.names}
+    return {name for name in used - own if re.match(r"_[a-z]", name)}
+
+
+def overridden_names() -> set[str]:
+    """The private methods of other libraries that a class of ours replaces."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        if "migrations" in path.parts or path.stem in ("__main__", "gunicorn_config"):
+            continue
+        module = importlib.import_module(module_name(path))
+        for each in vars(module).values():
+            if isinstance(each, type) and each.__module__ == module.__name__:
+                foreign = [base for base in each.__mro__[1:-1] if top(base.__module__) is None]
+                own = {name for name, value in vars(each).items() if is_function(value)}
+                found |= {name for base in foreign for name in own & vars(base).keys()}
+    return {name for name in found if re.match(r"_[a-z]", name)}
+
+
+def is_function(value: object) -> bool:
+    """Whether it is a function of our own source: libraries add some to their subclasses."""
+    code = getattr(value, "__code__", None)
+    return code is not None and str(PACKAGE) in code.co_filename
+
+
+def test_private_parts_of_other_libraries_are_decided() -> None:
+    trees = [ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")]
+    used = (private_names(trees) | overridden_names()) - DOCUMENTED
+    cells = [row[0] for row in table("docs/decisions.md", "## Private parts of other libraries")]
+    assert used == {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+
+
+def test_private_part_is_found() -> None:
+    source = "from re import _parser\nrequest._get_current_object()\nself._own = self._own"
+    assert private_names([ast.parse(source)]) == {"_parser", "_get_current_object"}
