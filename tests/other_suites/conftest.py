@@ -1,6 +1,7 @@
 """Fixtures: a service that all of these tests share, and what other projects test with."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,17 @@ from tests.support.requirements import needs
 from tests.support.service import Service
 
 VERSIONS = json.loads((Path(__file__).parent / "versions.json").read_text())
+JDK = "default-jdk-headless"
+JAR_FOLDER = Path("/usr/share/java")
+# Jar -> its package in Debian.
+JARS = {
+    "jackson-annotations.jar": "libjackson2-annotations-java",
+    "jackson-core.jar": "libjackson2-core-java",
+    "jackson-databind.jar": "libjackson2-databind-java",
+    "jackson-datatype-jsr310.jar": "libjackson2-modules-java8-java",
+    "geronimo-annotation-1.3-spec.jar": "libgeronimo-annotation-1.3-spec-java",
+    "jsr305.jar": "libjsr305-java",
+}
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +49,22 @@ def node_modules() -> Path:
 @pytest.fixture(scope="session")
 def java() -> str:
     """The command `java`."""
-    return program("java", "default-jre-headless")
+    return program("java", JDK)
+
+
+@pytest.fixture(scope="session")
+def javac() -> str:
+    """The command `javac`."""
+    return program("javac", JDK)
+
+
+@pytest.fixture(scope="session")
+def class_path() -> str:
+    """The jars that a client for Java is built with, for javac and java."""
+    for jar, package in JARS.items():
+        if not (JAR_FOLDER / jar).exists():
+            needs(jar, f"install the package {package}")
+    return os.pathsep.join(str(JAR_FOLDER / jar) for jar in JARS)
 
 
 @pytest.fixture(scope="session")
