@@ -138,6 +138,8 @@ def by_id(key_id: str, now: str) -> AnyRow | None:
 # The headers that carry a key; the value of `Vary`.
 KEY_HEADERS = "apikey, Authorization"
 BEARER = "bearer"
+# In the WSGI environ: the id of the user whose key the request has, for the server.
+OWNER = "taskservice.owner"
 # What a write or a read raises if the user of its request was deleted meanwhile.
 ERRORS_OF_DELETED_USER = (IntegrityError, NoResultFound)
 # The length of a moment's text up to the minute.
@@ -192,6 +194,7 @@ def set_caller(key: AnyRow, now: str) -> None:
     """Let this request act as the caller of `key`, and record the key's use."""
     with _lock:
         _uses[key.id] = now[:MINUTE]
+    request.environ[OWNER] = key.user_id
     g.caller = Caller(key.user_id, key.agent_id, key.id, key.name, key.user_name)
 
 

@@ -3,6 +3,7 @@
 import logging
 import math
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
@@ -60,7 +61,8 @@ class Connection:
     It is `in_pool` while a thread of its `pool` has it, and `lingering` after its last response,
     until the client closes it. Otherwise it receives a request; `begun` means that the first bytes
     have arrived. At its `deadline` (monotonic) the worker stops waiting for the client; the whole
-    request, refused or not, must arrive before the `request_deadline`.
+    request, refused or not, must arrive before the `request_deadline`. The `owner` is the user
+    whose key the latest request had, as far as that is known.
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class Connection:
         self.server = server
         self.parser = parser
         self.pool = pool
+        self.owner: str | None = None
+        self.active_at = time.monotonic()
         self.deadline = NEVER
         self.request_deadline = NEVER
         self.watched = False
@@ -92,3 +96,9 @@ class Connection:
         self.steps: Steps[Request] = self.parser.request()
         self.in_pool = False
         self.begun = False
+
+    def worth(self, new_since: float) -> tuple[int, float]:
+        """Where the server has too many connections, the one with the least closes first."""
+        if self.owner is None:
+            return (2 if self.active_at > new_since else 0), self.active_at
+        return (3 if self.begun else 1), self.active_at

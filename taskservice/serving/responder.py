@@ -19,6 +19,7 @@ from gunicorn.glogging import Logger
 from gunicorn.http import wsgi
 
 from taskservice import resources
+from taskservice.auth import OWNER
 from taskservice.operations import metrics, request_log
 from taskservice.serving.connection import Connection
 from taskservice.serving.proxies import Application
@@ -40,7 +41,8 @@ class Sender:
     """Sends for all threads; at most `limit` of them wait for slow clients at a time.
 
     The pool starts a thread in place of each that waits, if it can; at most one thread waits
-    without a replacement. Past these limits, the connection that has waited longest is shut down.
+    without a replacement. Past these limits, the connection that has waited longest is shut down,
+    those without a known owner first.
     A client has `seconds` for 64 KiB, `stop_seconds` once the process stops. One that acknowledges
     nothing for `seconds` has vanished.
     """
@@ -97,11 +99,12 @@ class Sender:
 
     def _note_slow(self, connection: Connection) -> None:
         with self._lock:
+            if connection not in self._cut_off:
+                self._slow[connection] = None
+            if len(self._slow) > self._limit:
+                self._shut_down(min(self._slow, key=_has_owner))
             if connection in self._cut_off:
                 raise ClientGoneError("others wait too")
-            if connection not in self._slow and len(self._slow) >= self._limit:
-                self._shut_down(next(iter(self._slow)))
-            self._slow[connection] = None
         if not connection.has_replacement:
             connection.has_replacement = connection.pool.add_thread()
             self._keep_one_without_replacement()
@@ -109,7 +112,7 @@ class Sender:
     def _keep_one_without_replacement(self) -> None:
         with self._lock:
             without = [each for each in self._slow if not each.has_replacement]
-            for connection in without[:-1]:
+            for connection in sorted(without, key=_has_owner)[:-1]:
                 self._shut_down(connection)
 
     def _shut_down(self, connection: Connection) -> None:
@@ -118,6 +121,10 @@ class Sender:
         with suppress(OSError):
             # Wakes the waiting thread, whose next send fails.
             connection.sock.shutdown(socket.SHUT_RDWR)
+
+
+def _has_owner(connection: Connection) -> bool:
+    return connection.owner is not None
 
 
 def _is_writable(sock: socket.socket) -> bool:
@@ -234,7 +241,7 @@ class Responder:
         response = None
         try:
             response, environ = self.prepare(connection, request)
-            self._run(application, response, environ)
+            self._run(application, connection, response, environ)
         except ClientGoneError as error:
             self._log.debug("A client did not read its response to the end: %s", error)
             return Next.RESET
@@ -265,9 +272,16 @@ class Responder:
             response.force_close()
         return response, environ
 
-    def _run(self, application: Application, response: Response, environ: dict[str, Any]) -> None:
+    def _run(
+        self,
+        application: Application,
+        connection: Connection,
+        response: Response,
+        environ: dict[str, Any],
+    ) -> None:
         began = datetime.now()
         body = application(environ, response.start_response)
+        connection.owner = environ.get(OWNER)
         try:
             for piece in body:
                 response.write(piece)

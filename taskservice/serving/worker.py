@@ -87,6 +87,9 @@ RESTART_SECONDS = 1.0
 BATCH_SECONDS = 0.005
 # How many clients are accepted before the loop serves those that it has.
 ACCEPTS_PER_EVENT = 16
+# For this time after it was accepted, or has sent something, a connection without a key is kept
+# rather than an idle one with a key, unless those without a key are more than half of all.
+NEW_SECONDS = 1.0
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # Each connection may use a second one, for a large body.
@@ -256,7 +259,7 @@ class Worker(BaseWorker):
             sock, client = listener.accept()
         except OSError as error:
             # Without a free descriptor the kernel fails also where no client waits.
-            if error.errno in (errno.EMFILE, errno.ENFILE) and is_readable(listener):
+            if error.errno in (errno.EMFILE, errno.ENFILE) and is_ready(listener, select.POLLIN):
                 return self.evict()
             return False
         sock.setblocking(False)
@@ -270,10 +273,12 @@ class Worker(BaseWorker):
         return True
 
     def evict(self) -> bool:
-        """Close the connection with the earliest deadline; False if threads have all of them."""
+        """Close the connection that is worth least; False if threads have all of them."""
         waiting = [each for each in self.connections if not each.in_pool]
+        is_crowd = 2 * sum(each.owner is None for each in waiting) > len(waiting)
+        new_since = time.monotonic() - (0.0 if is_crowd else NEW_SECONDS)
         if waiting:
-            self.close(min(waiting, key=lambda each: each.deadline))
+            self.close(min(waiting, key=lambda each: each.worth(new_since)))
         return bool(waiting)
 
     def wait_for(self, connection: Connection, seconds: float) -> None:
@@ -284,6 +289,7 @@ class Worker(BaseWorker):
         if not self.alive:
             deadline = min(deadline, time.monotonic() + self.stop_seconds)
         connection.deadline = deadline
+        connection.active_at = time.monotonic()
         self.watch(connection)
 
     def watch(self, connection: Connection) -> None:
@@ -292,6 +298,14 @@ class Worker(BaseWorker):
             self.selector.register(
                 connection.sock, selectors.EVENT_READ, partial(self.on_readable, connection)
             )
+
+    def watch_until_writable(self, connection: Connection) -> None:
+        """Parse no further request until the client has read more of the responses before it."""
+        self.unwatch(connection)
+        connection.watched = True
+        self.selector.register(
+            connection.sock, selectors.EVENT_WRITE, partial(self.on_writable, connection)
+        )
 
     def unwatch(self, connection: Connection) -> None:
         if connection.watched:
@@ -363,12 +377,21 @@ class Worker(BaseWorker):
         elif connection.lingering:
             self.extend_linger(connection)
         else:
+            connection.active_at = time.monotonic()
             connection.parser.received += data
             self.parse(connection)
+
+    def on_writable(self, connection: Connection, _sock: object) -> None:
+        self.unwatch(connection)
+        self.watch(connection)
+        self.parse(connection)
 
     def parse(self, connection: Connection, owner: str | None = None) -> None:
         """Parse what has arrived; `owner` is what `identify` found."""
         if not connection.begun:
+            if not is_ready(connection.sock, select.POLLOUT):
+                self.watch_until_writable(connection)
+                return
             connection.begun = True
             self.wait_for(connection, self.request_seconds)
             connection.request_deadline = connection.deadline
@@ -405,6 +428,7 @@ class Worker(BaseWorker):
 
     def resume(self, connection: Connection, owner: str | None) -> None:
         connection.in_pool = False
+        connection.owner = owner
         self.wait_until(connection, connection.request_deadline)
         self.parse(connection, owner)
 
@@ -444,9 +468,9 @@ class Worker(BaseWorker):
         return not has_replacement
 
 
-def is_readable(sock: socket.socket) -> bool:
+def is_ready(sock: socket.socket, event: int) -> bool:
     poll = select.poll()
-    poll.register(sock, select.POLLIN)
+    poll.register(sock, event)
     return bool(poll.poll(0))
 
 

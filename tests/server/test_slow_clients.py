@@ -5,11 +5,14 @@ import ssl
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from http.client import HTTPResponse
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from tests.support.api_client import RemoteClient
 from tests.support.deployed_nginx import DeployedNginx
+from tests.support.gunicorn_process import read_to_end
 from tests.support.service import Service
 from tests.support.waiting import PATIENCE_SECONDS
 
@@ -81,3 +84,72 @@ def test_reader_of_10_kb_a_second_is_not_cut_off(tmp_path: Path) -> None:
         directly = pool.submit(bytes_of_slow_reader, connect(service.port), request(""))
         assert directly.result() > LOG_BYTES
         assert through_nginx.result() > LOG_BYTES
+
+
+def status_of(client: socket.socket, request: bytes) -> int:
+    """The status of the response, once all of it has arrived."""
+    client.sendall(request)
+    with HTTPResponse(client) as response:
+        response.begin()
+        response.read()
+        return response.status
+
+
+def test_upload_is_not_cut_off_by_silent_connections(tmp_path: Path) -> None:
+    with Service(tmp_path / "data") as service, ExitStack() as stack:
+        alice = service.add_user()
+        key = str(alice.session.headers["apikey"])
+        path = f"/api/v1/task/{alice.start()['id']}/logs"
+        idle = [stack.enter_context(connect(service.port)) for _ in range(20)]
+        for client in idle:
+            assert status_of(client, get("/api/v1/user", key)) == 200
+        body = b"x\n" * 50_000
+        upload = stack.enter_context(connect(service.port))
+        head = get(path, key).replace(b"GET", b"POST", 1)[:-2]
+        head += b"Content-Type: text/plain\r\nContent-Length: %d\r\n" % len(body)
+        upload.sendall(head + b"Expect: 100-continue\r\n\r\n")
+        # Says that the service has checked the key.
+        assert upload.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        upload.sendall(body[:50_000])
+        for _ in range(700):
+            stack.enter_context(connect(service.port))
+        assert status_of(upload, body[50_000:]) == 201
+        for client in idle:
+            assert status_of(client, get("/api/v1/user", key)) == 200
+
+
+def test_idle_connections_close_no_new_client(tmp_path: Path) -> None:
+    with Service(tmp_path / "data") as service, ExitStack() as stack:
+        key = str(service.add_user().session.headers["apikey"])
+        request = get("/api/v1/user", key)
+        for _ in range(520):
+            client = stack.enter_context(connect(service.port))
+            assert status_of(client, request) == 200
+        new = [stack.enter_context(connect(service.port)) for _ in range(20)]
+        for client in new:
+            assert status_of(client, request) == 200
+
+
+def test_reader_with_a_key_is_not_cut_off_by_readers_without_one(tmp_path: Path) -> None:
+    with Service(tmp_path / "data") as service, ExitStack() as stack:
+        alice = service.add_user()
+        path = task_with_log(alice)
+        reader = stack.enter_context(connect(service.port))
+        request = get(path, str(alice.session.headers["apikey"]))[:-2]
+        reader.sendall(request + b"Accept: text/plain\r\nConnection: close\r\n\r\n")
+        size = len(reader.recv(SLOW_BYTES))
+        for _ in range(100):
+            crowd = stack.enter_context(connect(service.port))
+            crowd.sendall(get("/openapi.json") * 50)
+            assert crowd.recv(1)
+        while piece := reader.recv(MIB):
+            size += len(piece)
+        assert size > LOG_BYTES
+
+
+def test_pipelined_requests_are_all_answered_as_their_responses_are_read(tmp_path: Path) -> None:
+    with Service(tmp_path / "data") as service, connect(service.port) as client:
+        last = get("/openapi.json")[:-2] + b"Connection: close\r\n\r\n"
+        # The responses have 6 MB, of which the kernel keeps a part.
+        client.sendall(get("/openapi.json") * 49 + last)
+        assert read_to_end(client).count(b"HTTP/1.1 200 ") == 50
