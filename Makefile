@@ -38,8 +38,8 @@ run: install ## Install, make a first user, and serve on 127.0.0.1:8000 or TASKS
 		TASKSERVICE_CALLBACK_ALLOWED=$${TASKSERVICE_CALLBACK_ALLOWED:-external,loopback} \
 		$(BIN)/taskservice serve
 
-$(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
+$(VENV)/installed-test: $(VENV)/installed tests/requirements.txt
+	$(BIN)/python -m pip install --quiet --constraint tests/requirements.txt --editable '.[test,lint]'
 	@touch $@
 
 test: $(VENV)/installed-test ## Install what the tests need, and test the service

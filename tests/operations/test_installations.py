@@ -235,3 +235,24 @@ def test_requirements_are_what_the_server_needs() -> None:
         assert pinned.operator == "=="
         if needed := direct.get(normalized(pin.name)):
             assert pinned.version in needed.specifier
+
+
+def test_requirements_of_the_tests_fit_those_of_the_server() -> None:
+    pins, of_server = (
+        {normalized(pin.name): pin for pin in map(Requirement, lines)}
+        for lines in (
+            (ROOT / "tests" / "requirements.txt").read_text().splitlines(),
+            [
+                line
+                for line in (ROOT / "requirements.txt").read_text().splitlines()
+                if line[0] != "#"
+            ],
+        )
+    )
+    assert {name: str(pins[name].specifier) for name in of_server} == {
+        name: str(pin.specifier) for name, pin in of_server.items()
+    }
+    for name, needed in (dependencies("test") | dependencies("lint")).items():
+        (pinned,) = pins[name].specifier
+        assert pinned.operator == "=="
+        assert pinned.version in needed.specifier
