@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from flask import Flask, Response, g
+from flask import Flask, Response, g, request
 
 from taskservice.api import require_key
 from taskservice.auth import caller
-from taskservice.mcp.protocol import require_access
+from taskservice.mcp import protocol
 from taskservice.operations import request_log
 
 
@@ -27,7 +27,8 @@ def find_owner(app: Flask, environ: dict[str, Any]) -> str | None:
         request_log.begin()
         try:
             require_key()
-            require_access()
+            if request.path == protocol.PATH:
+                protocol.require_access()
         except Exception as error:
             answer = app.handle_user_exception(error)
             raise RefusedByApplicationError(app.finalize_request(answer)) from error
