@@ -24,7 +24,7 @@ _libc = ctypes.CDLL(None)
 # In place of gunicorn's own command: the same application on our worker class.
 ON_OUR_WORKER = (
     "import sys; from importlib import import_module; "
-    "from taskservice.config import Config; from taskservice.serving.application import serve; "
+    "from taskservice.config import Config; from taskservice.serving.settings import serve; "
     "make_app = import_module(sys.argv[1]).create_app; "
     "serve(make_app, Config.from_environment())"
 )

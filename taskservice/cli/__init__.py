@@ -10,7 +10,7 @@ from taskservice.terminal import exit_with_error
 ON_THE_AGENTS_SIDE = {
     "run": "taskservice.cli.run",
     "work": "taskservice.cli.work",
-    "progress": "taskservice.cli.ask:progress_command",
+    "progress": "taskservice.cli.ask",
     "ask": "taskservice.cli.ask",
     "task": "taskservice.cli.task",
     "agent": "taskservice.cli.agent",
@@ -19,15 +19,15 @@ ON_THE_AGENTS_SIDE = {
 }
 ON_THE_SERVER = {
     "serve": "taskservice.cli.serve",
-    "worker": "taskservice.cli.serve:worker_command",
+    "worker": "taskservice.cli.serve",
     "user": "taskservice.cli.user",
     "key": "taskservice.cli.key",
     "callback": "taskservice.cli.callback",
-    "delivery": "taskservice.cli.callback:delivery_command",
+    "delivery": "taskservice.cli.callback",
     "db": "taskservice.cli.database",
     "prune": "taskservice.cli.prune",
-    "export": "taskservice.cli.transfer:export_command",
-    "import": "taskservice.cli.transfer:import_command",
+    "export": "taskservice.cli.transfer",
+    "import": "taskservice.cli.transfer",
 }
 GROUPS = {
     "On the agent's side (TASKSERVICE_URL, TASKSERVICE_APIKEY)": ON_THE_AGENTS_SIDE,
@@ -56,12 +56,13 @@ class _CommandsOnDemand(click.Group):
 
 def _load(name: str) -> click.Command:
     try:
-        module, _, attribute = COMMANDS[name].partition(":")
-        command: click.Command = getattr(quick_import(module), attribute or "command")
+        module = quick_import(COMMANDS[name])
     except ModuleNotFoundError as error:
         if name in ON_THE_AGENTS_SIDE or str(error.name).startswith("taskservice"):
             raise
         return _command_without_server(name)
+    # A module of several commands names each of them.
+    command: click.Command = getattr(module, f"{name}_command", None) or module.command
     return command
 
 

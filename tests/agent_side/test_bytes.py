@@ -1,10 +1,8 @@
 """Arguments and variables with bytes that are not UTF-8, which Python reads as lone surrogates."""
 
-from importlib import import_module
-
 import click
 
-from taskservice.cli import COMMANDS
+from taskservice.cli import main
 from tests.support.agent_machine import AgentMachine, the_task
 from tests.support.api_client import RemoteClient
 from tests.support.cheap_subtests import CheapSubtests
@@ -34,8 +32,10 @@ def test_argument_that_is_no_text_is_refused_before_anything_starts(
 
 
 def test_each_text_of_a_command_is_checked() -> None:
+    context = click.Context(main)
     for name in agent_commands():
-        command = import_module(COMMANDS[name]).command
+        command = main.get_command(context, name)
+        assert command is not None
         for part in getattr(command, "commands", {name: command}).values():
             unchecked = [found.name for found in part.params if found.type is click.STRING]
             assert unchecked == [], part.name

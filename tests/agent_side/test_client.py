@@ -395,7 +395,7 @@ def test_exit_handler_does_not_wait_for_a_service_that_is_away(
 
 def test_program_does_not_wait_long_for_a_service_that_is_away(machine: AgentMachine) -> None:
     program = (
-        "from taskservice.client import Client, at_exit; at_exit.EXIT_SECONDS = 0.5\n"
+        "from taskservice.client import Client, outbox; outbox.EXIT_SECONDS = 0.5\n"
         "Client().start('short').log('one\\ntwo')"
     )
     with Receiver() as receiver:

@@ -152,8 +152,8 @@ def test_progress_of_a_program_that_just_ends_is_sent(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
     program = (
-        "from taskservice.client import Client, progress\n"
-        "progress.INTERVAL = 1000\n"
+        "from taskservice.client import Client, outbox\n"
+        "outbox.INTERVAL = 1000\n"
         "task = Client().start('one')\n"
         "for page in range(1, 4): task.progress(page, 4)\n"
     )
@@ -168,8 +168,8 @@ def test_program_below_run_tells_its_progress(
     remote_alice: RemoteClient, machine: AgentMachine, block: str
 ) -> None:
     program = (
-        "from taskservice.client import current, progress\n"
-        "progress.INTERVAL = 1000\n"
+        "from taskservice.client import current, outbox\n"
+        "outbox.INTERVAL = 1000\n"
         "task = current()\n"
         f"{block}[task.progress(page, 4, 'pages') for page in range(1, 4)]\n"
     )

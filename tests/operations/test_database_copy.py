@@ -200,7 +200,7 @@ KILLED_COPY = """
 import itertools, os, signal, sys
 from sqlalchemy.engine.default import DefaultDialect
 from taskservice.cli import main
-from taskservice.operations import database_copy, heartbeat, remarks
+from taskservice.operations import database_copy
 
 moments, at = itertools.count(1), int(sys.argv.pop(1))
 commit = DefaultDialect.do_commit

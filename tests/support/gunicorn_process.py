@@ -25,7 +25,7 @@ HELLO = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
 SETTINGS = """
 import sys
 
-sys.path.append({root!r})
+sys.path.insert(0, {root!r})
 
 from taskservice.serving.gunicorn_config import *
 
@@ -44,7 +44,7 @@ globals().update({settings})
 SERVE = """
 import sys
 
-sys.path.append({root!r})
+sys.path.insert(0, {root!r})
 
 from tests.support.raw_application import application
 from taskservice.config import Config
