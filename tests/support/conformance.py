@@ -23,11 +23,11 @@ from taskservice.terms import API_PREFIX
 
 AnyHeaders = Headers | CaseInsensitiveDict[str]
 
-# What every HTTP server sends, and what is the same with all answers of a kind.
+# What every HTTP server or proxy sends, and what is the same with all answers of a kind.
 UNTOLD = {
-    "allow", "cache-control", "connection", "content-length", "content-security-policy",
-    "content-type", "date", "keep-alive", "server", "transfer-encoding", "vary",
-    "x-content-type-options",
+    "allow", "cache-control", "connection", "content-encoding", "content-length",
+    "content-security-policy", "content-type", "date", "keep-alive", "server",
+    "transfer-encoding", "vary", "x-content-type-options",
 }  # fmt: skip
 # What may be answered where the document has no operation.
 NOWHERE = {200, 401, 404, 405, *ALWAYS_REFUSED}
