@@ -17,7 +17,7 @@ from taskservice.background.removal import SPARE_BYTES, STEP_PAGES
 from taskservice.database import migrations
 from taskservice.database.address import parse
 from taskservice.database.engine import engine_arguments
-from taskservice.database.types import Base
+from taskservice.database.types import db
 from tests.support.databases import Databases
 
 SQLITE, POSTGRESQL = "sqlite", "postgresql"
@@ -173,7 +173,7 @@ def copy_to_postgresql(database: Path, url: str) -> None:
     with psycopg.connect(url) as target:
         # Without the checks of foreign keys, which take longer than the rest.
         target.execute("SET session_replication_role = replica")
-        for table in Base.metadata.sorted_tables:
+        for table in db.metadata.sorted_tables:
             names = ", ".join(column.name for column in table.columns)
             with target.cursor().copy(f"COPY {table.name} ({names}) FROM STDIN") as copy:
                 for row in source.execute(f"SELECT {names} FROM {table.name}"):

@@ -17,12 +17,12 @@ from flask import Flask
 from hypothesis import example, given, settings
 from hypothesis import strategies as some
 from sqlalchemy import select
+from sqlalchemy.orm import DeclarativeBase
 
 from taskservice import auth
 from taskservice.database import clock
 from taskservice.database.models import Agent, ApiKey, CallbackSecret, Task, User
 from taskservice.database.transactions import reading
-from taskservice.database.types import Base
 from taskservice.schemas import fields, strict_json
 from taskservice.schemas.fields import RowSchema
 from taskservice.schemas.tasks import TaskSchema, task_schema
@@ -120,7 +120,7 @@ def test_plan_writes_what_marshmallow_writes_of_real_rows(alice: ApiClient, app:
     end_for_silence(app, tasks[2])
     expect(alice.post(f"/task/{tasks[3]['id']}/cancel"), 200)
     alice.agent_key()
-    pairs: tuple[tuple[RowSchema, type[Base]], ...] = (
+    pairs: tuple[tuple[RowSchema, type[DeclarativeBase]], ...] = (
         (task_schema, Task),
         (Shape(fields=("id", "error")).schema, Task),
         (agent_schema, Agent),

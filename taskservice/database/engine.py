@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flask import Flask
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import URL, Dialect, ExceptionContext, make_url
 from sqlalchemy.exc import DisconnectionError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -64,6 +64,7 @@ class Database(NamedTuple):
 def init_app(app: Flask, url: str | URL, threads: int) -> None:
     """Provide the `Database` of `app`, with up to `threads` connections in use at once."""
     address = make_url(url)
+    is_sqlite = address.get_backend_name() == "sqlite"
     options: dict[str, Any] = {
         **engine_arguments(address),
         # The log of a failed statement must not show what it would have written.
@@ -72,48 +73,55 @@ def init_app(app: Flask, url: str | URL, threads: int) -> None:
         "max_overflow": 8,
         "pool_timeout": BUSY_SECONDS,
     }
+    autocommit = {"isolation_level": "AUTOCOMMIT"}
     app.config["SQLALCHEMY_DATABASE_URI"] = address
-    app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options | _write_options(address)
-    db.init_app(app)
-    with app.app_context():
-        writer = db.engine
-    _prepare_write_engine(writer)
-    # A separate engine: AUTOCOMMIT on the write engine would still fire its begin hook, and a
-    # read would take the write lock.
-    alone = {"isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None}
-    reader = create_engine(address, **(options | alone))
-    if address.get_backend_name() == "sqlite":
-        event.listen(reader, "connect", _prepare_sqlite_reader)
-        files = _watched_files(app, address, reader)
-        database = Database(
-            reads=KeptConnections(reader, files.passes_recent_check, threads),
-            writes=KeptConnections(writer, files.passes_check, 1),
-            writer_queue=WriterQueue.of(address, threads),
-            files=files,
-        )
-    else:
-        _prepare_postgresql(reader)
-        database = Database(
-            reads=KeptConnections(reader, _is_open, threads),
-            writes=KeptConnections(writer, _is_open, threads),
-        )
-        _share_losses(database)
-    resources.provide(app, database)
-
-
-def _write_options(address: URL) -> dict[str, Any]:
     # On PostgreSQL `_begin_postgresql` begins a transaction with its settings in one round trip;
     # psycopg would need one more for its own BEGIN.
-    is_sqlite = address.get_backend_name() == "sqlite"
-    return {} if is_sqlite else {"isolation_level": "AUTOCOMMIT"}
+    app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options if is_sqlite else options | autocommit
+    # A separate engine: AUTOCOMMIT on the write engine would still fire its begin hook, and a
+    # read would take the write lock.
+    reads = {"url": address, **options, **autocommit, "pool_reset_on_return": None}
+    app.config["SQLALCHEMY_BINDS"] = {"reads": reads}
+    db.init_app(app)
+    with app.app_context():
+        writer, reader = db.engine, db.engines["reads"]
+    connect = _sqlite if is_sqlite else _postgresql
+    resources.provide(app, connect(writer, reader, threads))
 
 
-def _watched_files(app: Flask, address: URL, reader: Engine) -> DatabaseFiles:
+def _sqlite(writer: Engine, reader: Engine, threads: int) -> Database:
+    event.listen(writer, "connect", prepare_sqlite_connection)
+    event.listen(writer, "begin", _begin_immediate)
+    event.listen(reader, "connect", _prepare_sqlite_reader)
+    files = _watched_files(writer, reader)
+    return Database(
+        reads=KeptConnections(reader, files.passes_recent_check, threads),
+        writes=KeptConnections(writer, files.passes_check, 1),
+        writer_queue=WriterQueue.of(writer.url, threads),
+        files=files,
+    )
+
+
+def _postgresql(writer: Engine, reader: Engine, threads: int) -> Database:
+    event.listen(writer, "do_connect", _connect_batching)
+    event.listen(writer, "begin", _begin_postgresql)
+    database = Database(
+        reads=KeptConnections(reader, _is_open, threads),
+        writes=KeptConnections(writer, _is_open, threads),
+    )
+    for engine in (writer, reader):
+        _prepare_postgresql(engine)
+    _share_losses(database)
+    return database
+
+
+def _watched_files(*engines: Engine) -> DatabaseFiles:
     """Check at each checkout from a pool that the open files were not replaced."""
+    path = engines[0].url.database or ""
 
     def connect() -> Any:
         # Where the file is gone, nothing may take its place before it is back.
-        uri = sqlite_uri(Path(address.database or ""))
+        uri = sqlite_uri(Path(path))
         try:
             connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
             prepare_sqlite_connection(connection)
@@ -122,9 +130,7 @@ def _watched_files(app: Flask, address: URL, reader: Engine) -> DatabaseFiles:
             raise OperationalError("connect", None, error) from error
         return connection
 
-    files = DatabaseFiles(address.database or "", connect)
-    with app.app_context():
-        engines = (db.engine, reader)
+    files = DatabaseFiles(path, connect)
     for engine in engines:
         event.listen(engine, "do_connect", lambda *_: files.keep_open())
         event.listen(engine, "checkout", lambda *_: files.check())
@@ -182,16 +188,6 @@ def prepare_postgresql_connection(connection: Any, _record: Any = None) -> None:
 def _prepare_sqlite_reader(connection: Any, record: Any) -> None:
     prepare_sqlite_connection(connection, record)
     connection.execute("PRAGMA query_only = ON")
-
-
-def _prepare_write_engine(engine: Engine) -> None:
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", prepare_sqlite_connection)
-        event.listen(engine, "begin", _begin_immediate)
-    else:
-        event.listen(engine, "do_connect", _connect_batching)
-        event.listen(engine, "begin", _begin_postgresql)
-        _prepare_postgresql(engine)
 
 
 def _connect_batching(

@@ -16,7 +16,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, configure_mappers, mapped_column
 
-from taskservice.database.types import Base, Identifier, Timestamp
+from taskservice.database.types import Identifier, Timestamp, db
 from taskservice.terms import (
     CANCELLED,
     DELIVERED,
@@ -46,7 +46,7 @@ def _one_of(column: str, *words: str) -> str:
     return f"{column} IN ({', '.join(repr(word) for word in words)})"
 
 
-class User(Base):
+class User(db.Model):
     """A person or team, who owns agents, tasks and keys."""
 
     __tablename__ = "users"
@@ -56,7 +56,7 @@ class User(Base):
     created_at: Mapped[str] = mapped_column(Timestamp)
 
 
-class CallbackSecret(Base):
+class CallbackSecret(db.Model):
     """A secret that signs a user's webhooks; the newest is current, older ones sign for a day."""
 
     __tablename__ = "callback_secrets"
@@ -68,7 +68,7 @@ class CallbackSecret(Base):
     replaced_at: Mapped[str | None] = mapped_column(Timestamp)
 
 
-class Agent(Base):
+class Agent(db.Model):
     """A program that does tasks; its user chose its id."""
 
     __tablename__ = "agents"
@@ -85,7 +85,7 @@ class Agent(Base):
     tool: Mapped[bool] = mapped_column(server_default=true())
 
 
-class ApiKey(Base):
+class ApiKey(db.Model):
     """The digest of an API key, which belongs to a user or to one of the user's agents."""
 
     __tablename__ = "api_keys"
@@ -132,7 +132,7 @@ _CLAIM_KEYED = text("claim_key IS NOT NULL")
 IS_ASKING = text("questions <> '[]'")
 
 
-class Task(Base):
+class Task(db.Model):
     """One execution of an agent, and what it left behind; its lines are in LogChunk."""
 
     __tablename__ = "tasks"
@@ -230,7 +230,7 @@ class Task(Base):
     claim_key: Mapped[str | None]
 
 
-class TaskLabel(Base):
+class TaskLabel(db.Model):
     """One label of a task as `key:value`, for the lists of the tasks that have it."""
 
     __tablename__ = "task_labels"
@@ -249,7 +249,7 @@ _OPEN = text("state = 'open'")
 _EXPIRING = text("state = 'open' AND expires_at IS NOT NULL")
 
 
-class Question(Base):
+class Question(db.Model):
     """What an agent asks a person before it goes on; `Task.questions` has the open ones too."""
 
     __tablename__ = "questions"
@@ -283,7 +283,7 @@ class Question(Base):
     idempotency_digest: Mapped[str | None] = mapped_column(String(64))
 
 
-class Log(Base):
+class Log(db.Model):
     """A task's log; the sweep deletes the lines of one without a task in small batches."""
 
     __tablename__ = "logs"
@@ -297,7 +297,7 @@ class Log(Base):
     dropped_at: Mapped[str | None] = mapped_column(Timestamp, index=True)
 
 
-class LogChunk(Base):
+class LogChunk(db.Model):
     """Lines of a log that arrived together: `count` of them, ending with number `last`.
 
     `text` joins them with line feeds, which no line contains. `at` is the time of the first line
@@ -316,7 +316,7 @@ class LogChunk(Base):
     times: Mapped[str | None] = mapped_column(Text)
 
 
-class LogWriter(Base):
+class LogWriter(db.Model):
     """How many lines of a task's log one writer with a name has sent."""
 
     __tablename__ = "log_writers"
@@ -334,7 +334,7 @@ _IN_VAIN = text("state IN ('failed', 'cancelled')")
 _FAILED = text("state = 'failed'")
 
 
-class Delivery(Base):
+class Delivery(db.Model):
     """One webhook for one callback; its id is the `webhook-id` of every attempt.
 
     While `leased_until` lies ahead, only the holder of `lease` may post it.
@@ -374,7 +374,7 @@ class Delivery(Base):
     leased_until: Mapped[str | None] = mapped_column(Timestamp)
 
 
-class Attempt(Base):
+class Attempt(db.Model):
     """One attempt of a delivery, with its outcome as one sentence."""
 
     __tablename__ = "attempts"
@@ -392,7 +392,7 @@ class Attempt(Base):
     answer: Mapped[str | None]
 
 
-class ServiceHeartbeat(Base):
+class ServiceHeartbeat(db.Model):
     """The latest period without a gap in which agents could reach a process: at most one row."""
 
     __tablename__ = "service_heartbeat"

@@ -27,7 +27,7 @@ from taskservice.database.migrations import DatabaseError
 from taskservice.database.models import Delivery
 from taskservice.database.name_index import include_name
 from taskservice.database.transactions import moment_by
-from taskservice.database.types import Base
+from taskservice.database.types import db
 from taskservice.operations.health import OLDEST_DUE
 from taskservice.services.deliveries import is_too_far
 
@@ -123,9 +123,7 @@ def schema_differences(connection: Connection) -> list[str]:
     """What the models have and the database lacks; anything else in it is harmless."""
     opts = {"compare_type": True, "include_name": include_name}
     context = MigrationContext.configure(connection, opts=opts)
-    found = [
-        _described(difference) for difference in _flat(compare_metadata(context, Base.metadata))
-    ]
+    found = [_described(difference) for difference in _flat(compare_metadata(context, db.metadata))]
     return [text for text in found if text] + _missing_constraints(connection)
 
 
@@ -245,7 +243,7 @@ def _missing_constraints(connection: Connection) -> list[str]:
     tables = set(inspect(connection).get_table_names())
     names = [
         str(constraint.name)
-        for table in Base.metadata.sorted_tables
+        for table in db.metadata.sorted_tables
         for constraint in sorted(table.constraints, key=lambda each: str(each.name))
         if table.name in tables
     ]

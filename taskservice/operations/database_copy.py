@@ -48,7 +48,7 @@ from taskservice.database.engine import (
 from taskservice.database.files import full_disk, is_open_elsewhere
 from taskservice.database.migrations import COPY_PROGRESS, UnfinishedCopy
 from taskservice.database.models import ServiceHeartbeat
-from taskservice.database.types import AnyRow, Base
+from taskservice.database.types import AnyRow, db
 from taskservice.operations import database_check
 from taskservice.operations.health import is_served
 
@@ -111,7 +111,7 @@ READ_ROWS = 8
 # Limits the wait for those that write to the copied tables.
 LOCK_SECONDS = 60
 
-TABLES: list[Table] = Base.metadata.sorted_tables
+TABLES: list[Table] = db.metadata.sorted_tables
 # One row for each table, and this table only, is what tells an unfinished copy from a database.
 _PROGRESS = Table(
     COPY_PROGRESS,

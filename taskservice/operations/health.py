@@ -41,7 +41,7 @@ from taskservice.database.transactions import (
     retry_on_conflict,
     transaction,
 )
-from taskservice.database.types import Base, database_now, db
+from taskservice.database.types import database_now, db
 from taskservice.errors import database_unavailable
 from taskservice.operations.metrics import Metric, Sample
 from taskservice.services.deliveries import is_due
@@ -144,7 +144,7 @@ _COMMITS_WAIT = text("""
 """).bindparams(seconds=BUSY_SECONDS)
 _REVISION = text("SELECT version_num FROM alembic_version")
 # Each fails where its table, or one of its columns, is gone or may not be read.
-_ALL_COLUMNS = [select(*table.columns).where(false()) for table in Base.metadata.sorted_tables]
+_ALL_COLUMNS = [select(*table.columns).where(false()) for table in db.metadata.sorted_tables]
 # Each count reads an index, and all but two of them a small part of it: with a million tasks and
 # a million deliveries this takes 50 ms, where GROUP BY takes a second.
 _COUNTS = text("""

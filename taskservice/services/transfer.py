@@ -22,7 +22,7 @@ from marshmallow import (
 )
 from sqlalchemy import ColumnElement, Connection, Integer, bindparam, exists, insert, select, update
 from sqlalchemy.exc import DataError, IntegrityError
-from sqlalchemy.orm import aliased
+from sqlalchemy.orm import DeclarativeBase, aliased
 
 from taskservice import __version__
 from taskservice.database import clock
@@ -42,7 +42,6 @@ from taskservice.database.transactions import reading, reading_one_state, transa
 from taskservice.database.types import (
     AnyRow,
     AnySelect,
-    Base,
     Identifier,
     TaskRow,
     byte_length,
@@ -685,12 +684,12 @@ class _Importer:
             times=times,
         )
 
-    def _insert(self, model: type[Base], **values: Any) -> None:
+    def _insert(self, model: type[DeclarativeBase], **values: Any) -> None:
         _insertion(model, tuple(values)).run(self._connection, **values)
 
 
 @cache
-def _insertion(model: type[Base], columns: tuple[str, ...]) -> Statement[None]:
+def _insertion(model: type[DeclarativeBase], columns: tuple[str, ...]) -> Statement[None]:
     return Statement(insert(model), columns)
 
 

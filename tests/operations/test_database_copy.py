@@ -23,7 +23,7 @@ from taskservice.database.address import parse
 from taskservice.database.engine import dispose
 from taskservice.database.models import Log, LogChunk, Task
 from taskservice.database.transactions import transaction
-from taskservice.database.types import Base
+from taskservice.database.types import db
 from taskservice.operations import database_copy, health
 from taskservice.operations.database_copy import CopyError
 from tests.support.all_tables import PEOPLE, as_before, fill, seen
@@ -37,7 +37,7 @@ from tests.support.receiver import Receiver
 from tests.support.service import Service, environment
 from tests.support.waiting import until
 
-TABLES = [table.name for table in Base.metadata.sorted_tables]
+TABLES = [table.name for table in db.metadata.sorted_tables]
 KILLED = -signal.SIGKILL
 # The moments from one kill to the next.
 STEP = int(os.environ.get("COPY_STEP", "31"))

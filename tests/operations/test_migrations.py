@@ -17,7 +17,7 @@ from taskservice.database import migrations
 from taskservice.database.engine import dispose
 from taskservice.database.migrations import DatabaseError, upgrade
 from taskservice.database.name_index import include_name
-from taskservice.database.types import Base
+from taskservice.database.types import db
 from taskservice.schemas import strict_json
 from taskservice.schemas.json_schema import DEFAULT
 from taskservice.services import keys as key_service
@@ -47,7 +47,7 @@ def test_migrated_database_is_what_the_models_say(empty_url: str) -> None:
         context = MigrationContext.configure(
             connection, opts={"compare_type": True, "include_name": include_name}
         )
-        assert compare_metadata(context, Base.metadata) == []
+        assert compare_metadata(context, db.metadata) == []
 
 
 def test_every_constraint_of_the_models_is_in_the_database(empty_url: str) -> None:
@@ -61,7 +61,7 @@ def test_every_constraint_of_the_models_is_in_the_database(empty_url: str) -> No
         else:
             names = connection.scalars(text("SELECT conname FROM pg_constraint")).all()
             ddl = " ".join(names)
-    for table in Base.metadata.tables.values():
+    for table in db.metadata.tables.values():
         for constraint in table.constraints:
             assert str(constraint.name) in ddl
 
@@ -79,7 +79,7 @@ def test_partial_indexes_have_the_rows_that_the_models_say(empty_url: str) -> No
     upgrade(empty_url)
     engine = create_engine(empty_url, poolclass=pool.NullPool)
     query = text(PARTIAL_INDEXES[engine.dialect.name])
-    indexes = [index for table in Base.metadata.sorted_tables for index in table.indexes]
+    indexes = [index for table in db.metadata.sorted_tables for index in table.indexes]
     conditions = {index: index.dialect_options["sqlite"]["where"] for index in indexes}
     partial = {index: where for index, where in conditions.items() if where is not None}
     with engine.connect() as connection:

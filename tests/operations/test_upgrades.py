@@ -22,7 +22,7 @@ from taskservice.config import Config
 from taskservice.database import migrations
 from taskservice.database.address import parse
 from taskservice.database.engine import dispose
-from taskservice.database.types import Base
+from taskservice.database.types import db
 from taskservice.webhooks.destinations import Destinations
 from tests.support.all_tables import as_before, fill, seen
 from tests.support.api_client import ApiClient, expect, problem
@@ -95,7 +95,7 @@ def filled(databases: Databases, apps: Apps, tmp_path_factory: pytest.TempPathFa
 def rows_of_today(filled: Filled) -> Rows:
     with new_app(filled.apps, filled.config) as app:
         return {
-            name: [dict(zip(Base.metadata.tables[name].columns.keys(), row, strict=True))
+            name: [dict(zip(db.metadata.tables[name].columns.keys(), row, strict=True))
                    for row in found]
             for name, found in rows(app).items()
         }  # fmt: skip

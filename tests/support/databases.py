@@ -10,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from taskservice.database import migrations
-from taskservice.database.types import Base
+from taskservice.database.types import db
 from tests.support.requirements import needs
 from tests.support.waiting import until
 
@@ -56,7 +56,7 @@ class Databases:
             migrations.upgrade(self._url)
             self._connection = psycopg.connect(self._url, autocommit=True)
         # Of tables with few rows TRUNCATE costs ten times as much.
-        tables = reversed(Base.metadata.sorted_tables)
+        tables = reversed(db.metadata.sorted_tables)
         self._connection.execute("; ".join(f"DELETE FROM {table}" for table in tables))
         return self._url
 

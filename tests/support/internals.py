@@ -19,7 +19,7 @@ from taskservice.database.connections import KeptConnections
 from taskservice.database.engine import Database, dispose
 from taskservice.database.models import ApiKey, Task
 from taskservice.database.transactions import reading, transaction
-from taskservice.database.types import Base, db
+from taskservice.database.types import db
 from taskservice.terms import ERROR, SERVICE, TIMEOUT
 
 PREFIX = "/api/v1"
@@ -62,7 +62,7 @@ def rows(app: Flask) -> dict[str, list[tuple[Any, ...]]]:
                 tuple(row)
                 for row in connection.execute(select(table).order_by(*table.primary_key.columns))
             ]
-            for name, table in Base.metadata.tables.items()
+            for name, table in db.metadata.tables.items()
         }
 
 

@@ -6,7 +6,7 @@ from sqlalchemy import Connection, column, create_engine, func, inspect, pool, s
 
 from taskservice.database import migrations
 from taskservice.database.models import ANNOTATIONS, INPUT_SCHEMA
-from taskservice.database.types import Base
+from taskservice.database.types import db
 
 Rows = dict[str, list[dict[str, Any]]]
 
@@ -57,7 +57,7 @@ def make_old_database(url: str, revision: str, rows: Rows) -> None:
     engine = create_engine(url, poolclass=pool.NullPool)
     with engine.begin() as connection:
         tables = names_before(revision, TABLES_BEFORE)
-        for new in Base.metadata.sorted_tables:
+        for new in db.metadata.sorted_tables:
             old = tables.get(new.name, new.name)
             if inspect(connection).has_table(old):
                 _add(connection, revision, old, new.name, rows[new.name])
@@ -72,7 +72,7 @@ def _add(
     names = names_before(revision, COLUMNS_BEFORE)
     kept = {
         names.get(each.name, each.name): each
-        for each in Base.metadata.tables[new].columns
+        for each in db.metadata.tables[new].columns
         if names.get(each.name, each.name) in existing
     }
     target = table(old, *(column(name, each.type) for name, each in kept.items()))
@@ -88,7 +88,7 @@ def _add(
 
 def _count_lines_as_before(connection: Connection, tasks: list[dict[str, Any]]) -> None:
     """The writer without a name had a row as the others have, and timeouts a time of their own."""
-    types = Base.metadata.tables["log_writers"].columns
+    types = db.metadata.tables["log_writers"].columns
     writers = table("log_writers", *(column(each.name, each.type) for each in types))
     counts = [
         {"task_id": task["id"], "writer": "", "seq": task["default_writer_seq"]}
