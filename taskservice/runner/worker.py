@@ -52,7 +52,8 @@ class Worker:
 
         Raises TaskServiceError for an error that does not pass by itself.
         """
-        pauses, is_away = delays(), False
+        told: type[Exception] | None = None
+        pauses = delays()
         while self._acquire_slot():
             try:
                 self._register()
@@ -62,12 +63,12 @@ class Worker:
                 # At first this means a wrong URL; later, a proxy whose service is away.
                 if not (self._has_begun or isinstance(error, RETRYABLE)):
                     raise
-                if not is_away:
+                if type(error) is not told:
                     remark(f"{error}; trying again until it is back")
-                is_away = True
+                told = type(error)
                 self._pause(pause_after(error, next(pauses)))
                 continue
-            pauses, is_away = delays(), False
+            pauses, told = delays(), None
             if task is None:
                 self._slots.release()
                 self._pause(self._client.connection.seconds_before_repeat())

@@ -152,17 +152,22 @@ def test_worker_says_for_which_agent_it_waits(
 def test_worker_continues_after_another_programs_page(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
-    """A proxy answers while its service is away; at first, the URL would be wrong."""
+    """A proxy answers while its service is away; at first, the URL would be wrong.
+
+    The connection breaks before: the worker tells each reason once.
+    """
     page = play.answer(404, {"Content-Type": "text/html"}, b"<h1>Not here</h1>")
     with Receiver() as receiver:
         receiver.answer = page
         machine.url = receiver.url
         assert machine.run("work", "--agent", "worker", "--", "true").returncode == 2
         receiver.paths["/api/v1/agent"] = played.answer(200, [{"id": "worker"}])
+        receiver.answer = play.in_turn(play.reset(), page)
         worker = work(machine, "true")
         assert worker.stderr is not None
         assert "waiting for tasks" in worker.stderr.readline()
-        # On a busy machine a connection may break first.
+        assert "trying again" in worker.stderr.readline()
+        # On a busy machine another connection may break first.
         while "not as taskservice does; trying again" not in (line := worker.stderr.readline()):
             assert "trying again" in line
         stop(worker)
