@@ -76,30 +76,45 @@ class Several(TypeDecorator[Sequence[Any]]):
         return orjson.dumps([convert(each) for each in value] if convert else value).decode()
 
 
-class is_among(FunctionElement[bool]):
+class _Function(FunctionElement[Any]):
+    """SQL that each database writes in its own way; `{0}` is the first argument, `{all}` are all.
+
+    `inherit_cache` says that the class and the arguments are all that distinguishes two of them.
+    """
+
+    inherit_cache = True
+    sqlite: str
+    postgresql: str
+
+
+@compiles(_Function, "sqlite")
+def _sqlite_function(element: _Function, compiler: SQLCompiler, **options: Any) -> str:
+    return _filled(element.sqlite, element, compiler, options)
+
+
+@compiles(_Function, "postgresql")
+def _postgresql_function(element: _Function, compiler: SQLCompiler, **options: Any) -> str:
+    return _filled(element.postgresql, element, compiler, options)
+
+
+def _filled(
+    template: str, element: _Function, compiler: SQLCompiler, options: dict[str, Any]
+) -> str:
+    arguments = [compiler.process(argument, **options) for argument in element.clauses]
+    return template.format(*arguments, all=", ".join(arguments))
+
+
+class is_among(_Function):
     """SQL for whether a column's value is among those of a parameter of the type `Several`."""
 
     inherit_cache = True
     type = Boolean()
-
-    def __init__(self, column: Any, values: Any) -> None:
-        super().__init__(column, values)
+    sqlite = "{0} IN (SELECT value FROM json_each({1}))"
+    postgresql = "{0} = ANY ({1})"
 
     def self_group(self, against: Any = None) -> "is_among":
         # Otherwise it would be compared to 1 on SQLite, which then uses no index.
         return self
-
-
-@compiles(is_among, "sqlite")
-def _sqlite_is_among(element: is_among, compiler: SQLCompiler, **options: Any) -> str:
-    column, values = (compiler.process(each, **options) for each in element.clauses)
-    return f"{column} IN (SELECT value FROM json_each({values}))"  # noqa: S608
-
-
-@compiles(is_among, "postgresql")
-def _postgresql_is_among(element: is_among, compiler: SQLCompiler, **options: Any) -> str:
-    column, values = (compiler.process(each, **options) for each in element.clauses)
-    return f"{column} = ANY ({values})"
 
 
 class Base(DeclarativeBase):
@@ -119,26 +134,16 @@ class Base(DeclarativeBase):
 db = SQLAlchemy(model_class=Base, disable_autonaming=True)
 
 
-class database_now(FunctionElement[str]):
+class database_now(_Function):
     """SQL for the moment `seconds` from now, by the database's clock, which all nodes share."""
 
     inherit_cache = True
     type = Timestamp()
+    sqlite = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ({0}) || ' seconds')"
+    postgresql = "(clock_timestamp() + make_interval(secs => {0}))"
 
     def __init__(self, seconds: Any = 0.0) -> None:
         super().__init__(seconds)
-
-
-@compiles(database_now, "sqlite")
-def _sqlite_now(element: database_now, compiler: SQLCompiler, **options: Any) -> str:
-    seconds = compiler.process(element.clauses, **options)
-    return f"strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ({seconds}) || ' seconds')"
-
-
-@compiles(database_now, "postgresql")
-def _postgresql_now(element: database_now, compiler: SQLCompiler, **options: Any) -> str:
-    seconds = compiler.process(element.clauses, **options)
-    return f"(clock_timestamp() + make_interval(secs => {seconds}))"
 
 
 def moment_from_now(seconds: Any = 0.0) -> Any:
@@ -149,24 +154,16 @@ def moment_from_now(seconds: Any = 0.0) -> Any:
     return select(database_now(seconds)).scalar_subquery()
 
 
-class byte_length(FunctionElement[int]):
+class byte_length(_Function):
     """SQL for the length of a text in bytes, where `length` counts characters."""
 
     inherit_cache = True
     type = Integer()
+    sqlite = "length(CAST({0} AS BLOB))"
+    postgresql = "octet_length({0})"
 
 
-@compiles(byte_length, "sqlite")
-def _sqlite_byte_length(element: byte_length, compiler: SQLCompiler, **options: Any) -> str:
-    return f"length(CAST({compiler.process(element.clauses, **options)} AS BLOB))"
-
-
-@compiles(byte_length, "postgresql")
-def _postgresql_byte_length(element: byte_length, compiler: SQLCompiler, **options: Any) -> str:
-    return f"octet_length({compiler.process(element.clauses, **options)})"
-
-
-class place_in_text(FunctionElement[int]):
+class place_in_text(_Function):
     """SQL for the place of a part in a text, from 1; 0 if it is not in there.
 
     LIKE of SQLite takes several characters, such as U+FFFE and U+FFFF, for U+FFFD.
@@ -174,53 +171,26 @@ class place_in_text(FunctionElement[int]):
 
     inherit_cache = True
     type = Integer()
-
-    def __init__(self, whole: Any, part: Any) -> None:
-        super().__init__(whole, part)
-
-
-@compiles(place_in_text, "sqlite")
-def _sqlite_place(element: place_in_text, compiler: SQLCompiler, **options: Any) -> str:
-    return f"instr({compiler.process(element.clauses, **options)})"
+    sqlite = "instr({all})"
+    postgresql = "strpos({all})"
 
 
-@compiles(place_in_text, "postgresql")
-def _postgresql_place(element: place_in_text, compiler: SQLCompiler, **options: Any) -> str:
-    return f"strpos({compiler.process(element.clauses, **options)})"
-
-
-class joined_by_line_feed(FunctionElement[str]):
+class joined_by_line_feed(_Function):
     """SQL for the texts of several rows in one, with line feeds between them, in their order."""
 
     inherit_cache = True
     type = Text()
+    sqlite = "group_concat({all}, char(10))"
+    postgresql = "string_agg({all}, chr(10))"
 
 
-@compiles(joined_by_line_feed, "sqlite")
-def _sqlite_joined(element: joined_by_line_feed, compiler: SQLCompiler, **options: Any) -> str:
-    return f"group_concat({compiler.process(element.clauses, **options)}, char(10))"
-
-
-@compiles(joined_by_line_feed, "postgresql")
-def _postgresql_joined(element: joined_by_line_feed, compiler: SQLCompiler, **options: Any) -> str:
-    return f"string_agg({compiler.process(element.clauses, **options)}, chr(10))"
-
-
-class formatted(FunctionElement[str]):
+class formatted(_Function):
     """SQL for a text in which each `%s` is replaced by the next value."""
 
     inherit_cache = True
     type = Text()
-
-
-@compiles(formatted, "sqlite")
-def _sqlite_formatted(element: formatted, compiler: SQLCompiler, **options: Any) -> str:
-    return f"printf({compiler.process(element.clauses, **options)})"
-
-
-@compiles(formatted, "postgresql")
-def _postgresql_formatted(element: formatted, compiler: SQLCompiler, **options: Any) -> str:
-    return f"format({compiler.process(element.clauses, **options)})"
+    sqlite = "printf({all})"
+    postgresql = "format({all})"
 
 
 class api_text(FunctionElement[str]):
@@ -264,39 +234,23 @@ def _encoded(text: str | None) -> bytes | None:
     return None if text is None else text.encode()
 
 
-class utf8(FunctionElement[bytes]):
+class utf8(_Function):
     """SQL for a text in UTF-8: as text, Python would need four times its size for some letters."""
 
     inherit_cache = True
     type = _Utf8()
-
-
-@compiles(utf8, "sqlite")
-def _sqlite_utf8(element: utf8, compiler: SQLCompiler, **options: Any) -> str:
-    return f"CAST({compiler.process(element.clauses, **options)} AS BLOB)"
-
-
-@compiles(utf8, "postgresql")
-def _postgresql_utf8(element: utf8, compiler: SQLCompiler, **options: Any) -> str:
+    sqlite = "CAST({0} AS BLOB)"
     # Its driver reads bytes slower than text.
-    return compiler.process(element.clauses, **options)
+    postgresql = "{0}"
 
 
-class json_string(FunctionElement[str]):
+class json_string(_Function):
     """SQL for a text as a JSON string, as orjson writes it, or `null`."""
 
     inherit_cache = True
     type = Text()
-
-
-@compiles(json_string, "sqlite")
-def _sqlite_json_string(element: json_string, compiler: SQLCompiler, **options: Any) -> str:
-    return f"json_quote({compiler.process(element.clauses, **options)})"
-
-
-@compiles(json_string, "postgresql")
-def _postgresql_json_string(element: json_string, compiler: SQLCompiler, **options: Any) -> str:
-    return f"coalesce(to_json({compiler.process(element.clauses, **options)})::text, 'null')"
+    sqlite = "json_quote({0})"
+    postgresql = "coalesce(to_json({0})::text, 'null')"
 
 
 # The types of rows, and how many rows one read takes.
