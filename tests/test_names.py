@@ -9,7 +9,7 @@ import pytest
 from flask import Flask
 
 from taskservice.app import create_app
-from taskservice.background import upkeep
+from taskservice.background import removal
 from taskservice.config import Config
 from taskservice.database import name_index
 from taskservice.database.engine import dispose
@@ -50,7 +50,7 @@ def by_index(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def index_names(app: Flask) -> None:
     with app.app_context():
-        upkeep.index_names()
+        removal.index_names()
 
 
 def found(person: ApiClient, part: str) -> list[str]:

@@ -14,7 +14,7 @@ from sqlalchemy import func, select, update
 
 from taskservice.app import create_app
 from taskservice.background import removal as retention
-from taskservice.background.batches import BATCH_SECONDS, BatchSize
+from taskservice.background.removal import BATCH_SECONDS, BatchSize
 from taskservice.background.upkeep import Upkeep
 from taskservice.config import Config
 from taskservice.database import clock

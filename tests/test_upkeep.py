@@ -12,7 +12,7 @@ from sqlalchemy import event
 
 from taskservice import resources
 from taskservice.background import upkeep
-from taskservice.background.batches import CHORE_SECONDS
+from taskservice.background.removal import CHORE_SECONDS
 from taskservice.background.upkeep import Upkeep
 from taskservice.database.transactions import reading_one_state
 from taskservice.database.types import db

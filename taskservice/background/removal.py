@@ -1,4 +1,4 @@
-"""Retention: removes old finished tasks, and logs before that, in small transactions."""
+"""Removes what is too old, or of a deleted user, in short transactions between other writes."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +24,11 @@ from sqlalchemy import (
     update,
 )
 
-from taskservice.background.batches import CHORE_SECONDS, BatchSize, in_batches
-from taskservice.database import clock
+from taskservice import resources
+from taskservice.database import clock, name_index
 from taskservice.database.models import (
     WITH_OLD_LOG,
+    Agent,
     Attempt,
     Delivery,
     Log,
@@ -40,13 +41,81 @@ from taskservice.database.transactions import has_writer_queue, reading, transac
 from taskservice.database.types import (
     AnyRow,
     AnySelect,
+    Identifier,
     Timestamp,
     byte_length,
     db,
     moment_from_now,
 )
+from taskservice.services.keys import LOCK_USER, get_user_id, revoke_keys_of
 from taskservice.services.tasks import detach_logs, remove
 from taskservice.terms import PENDING
+
+# Long work in short transactions, with pauses for other writers.
+
+# The length of a transaction that removes many rows. Other writers wait for it.
+BATCH_SECONDS = 0.03
+# The time of one call in a round. A round of 20 s has eight calls.
+CHORE_SECONDS = 1.9
+# The pause after a batch, as a part of its time, where writers do not take turns.
+POSTGRESQL_PAUSE = 0.25
+
+
+class BatchSize:
+    """How many rows or pages a batch takes to last about BATCH_SECONDS, learnt from the last one.
+
+    A row of a large database on a slow disk takes a hundred times as long as of a small one.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.rows = 20
+        self._most = most
+
+    def adapt(self, rows: int, seconds: float) -> None:
+        """Learn from the last batch: its number of rows, and its time including the commit."""
+        if seconds > BATCH_SECONDS:
+            self.rows = max(1, int(rows * BATCH_SECONDS / seconds))
+        elif 2 * rows > self.rows and seconds < BATCH_SECONDS / 2:
+            self.rows = min(2 * rows, self._most)
+
+
+def in_batches(batch: Callable[[], bool], seconds: float = CHORE_SECONDS) -> bool:
+    """Call `batch`, a short transaction, until it returns False because nothing is left.
+
+    After each batch it pauses for as long as the batch took, so that writers wait for one batch
+    at most; on PostgreSQL, where they do not wait for it, for a part of that. It ends early after
+    `seconds`, or when the process begins to stop; returns whether it did, so that more may be left.
+    """
+    until = time.monotonic() + seconds
+    pause = 1.0 if has_writer_queue() else POSTGRESQL_PAUSE
+    began = time.monotonic()
+    while batch():
+        took = time.monotonic() - began
+        if time.monotonic() > until or resources.stopping.wait(pause * took):
+            return True
+        began = time.monotonic()
+    return False
+
+
+# Brings the index for parts of names up to date.
+
+
+def index_names(seconds: float = CHORE_SECONDS) -> bool:
+    """Add the names of new tasks, and remove those of deleted ones, for at most `seconds`.
+
+    Returns whether more may be left.
+    """
+    return in_batches(_index_batch, seconds)
+
+
+def _index_batch() -> bool:
+    with reading() as connection:
+        is_behind = name_index.is_behind(connection)
+    if is_behind:
+        with transaction() as connection:
+            name_index.update(connection)
+    return is_behind
+
 
 # Removes the lines of dropped logs, in small batches.
 
@@ -437,3 +506,91 @@ def _total(size: Any, old: ColumnElement[bool], before: str) -> tuple[int, int]:
         total = select(func.count(), func.coalesce(func.sum(size), 0)).where(old)
         count, bytes_ = connection.execute(total, {"before": before}).one()
     return count, int(bytes_)
+
+
+# Removes a user with all that belongs to the user.
+
+# How many tasks the last transaction removes at most.
+LAST_TASKS = 100
+# The pause until other requests have released the tasks that they change.
+PAUSE_SECONDS = 0.1
+
+_USER_ID = bindparam("user_id", type_=Identifier)
+_of_user = Task.user_id == _USER_ID
+# Those that are started meanwhile would keep it from ever coming to an end.
+_until_now = and_(_of_user, Task.id <= bindparam("newest", type_=Identifier))
+_TASKS = select(Task.id, literal(0).label("bytes")).where(_until_now)
+_LOCK_AGENTS = select(Agent.id).where(Agent.user_id == _USER_ID).with_for_update()
+_LAST = select(Task.id).where(_of_user).limit(LAST_TASKS + 1)
+_LOCK_LAST = _LAST.with_for_update(skip_locked=True)
+# The agents, keys and callback secrets follow.
+_DELETE_USER = delete(User).where(User.id == bindparam("of_user_id", type_=Identifier))
+
+
+def remove_user(name: str) -> int:
+    """Remove a user with all that belongs to the user; returns the number of tasks.
+
+    The tasks come first, since an agent stops when its task is gone. Keys work until no task is
+    left, or until all are gone that were there at first and too many have been started meanwhile.
+    Interrupted and repeated, it continues. Raises 404.
+    """
+    with reading() as connection:
+        user_id = get_user_id(connection, name)
+    removal = _Removal(user_id)
+    while not removal.run():
+        resources.stopping.wait(PAUSE_SECONDS)
+    _sweep()
+    shrink(inf)
+    return removal.tasks
+
+
+def _sweep() -> None:
+    """Remove the lines of the removed tasks, and their names in the index."""
+    index_names(inf)
+    sweep(inf)
+
+
+class _Removal:
+    """The removal of one user."""
+
+    def __init__(self, user_id: str) -> None:
+        self._user_id = user_id
+        self.tasks = 0
+
+    def run(self) -> bool:
+        """Remove the tasks that no request is changing, then the user if that were about all."""
+        values = {"user_id": self._user_id, "newest": clock.new_id()}
+        in_batches(TaskBatches(_TASKS, _until_now, values, self._remove_tasks).next, inf)
+        # While the user exists: a command that is killed meanwhile can be repeated.
+        _sweep()
+        with transaction() as connection:
+            return self._remove_last(connection)
+
+    def _remove_tasks(self, connection: Connection, tasks: Sequence[AnyRow]) -> bool:
+        return self._remove(connection, [task.id for task in tasks])
+
+    def _remove(self, connection: Connection, task_ids: Sequence[str]) -> bool:
+        is_done = remove(connection, task_ids, SWEEP_AFTER_SECONDS)
+        self.tasks += len(task_ids) * is_done
+        return is_done
+
+    def _remove_last(self, connection: Connection) -> bool:
+        """Remove the user, with the tasks that were started meanwhile if they are few."""
+        values = {"user_id": self._user_id}
+        # From here on no task, agent or key is added. The order is that of the foreign keys of
+        # tasks, which lock both when a task is started.
+        connection.execute(_LOCK_AGENTS, values)
+        connection.execute(LOCK_USER, values)
+        task_ids = connection.scalars(_LAST, values).all()
+        # To wait for a task with the user locked could be a deadlock.
+        locked = connection.scalars(_LOCK_LAST, values).all()
+        if len(task_ids) > LAST_TASKS:
+            # They are started faster than they are removed.
+            revoke_keys_of(connection, self._user_id)
+            return False
+        if len(locked) < len(task_ids):
+            return False
+        if task_ids and not self._remove(connection, task_ids):
+            return False
+        connection.execute(_DELETE_USER, {"of_user_id": self._user_id})
+        return True

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from flask import current_app
 from sqlalchemy import bindparam, exists, select, update
 
-from taskservice.background.batches import in_batches
+from taskservice.background.removal import in_batches
 from taskservice.database import clock
 from taskservice.database.models import CLAIMED, CLAIMED_WITH_TIMEOUT, Log, ServiceHeartbeat, Task
 from taskservice.database.transactions import (

@@ -10,9 +10,8 @@ from sqlalchemy import bindparam, select, update
 
 from taskservice import auth, resources
 from taskservice.background import removal, timeouts
-from taskservice.background.batches import CHORE_SECONDS, in_batches
 from taskservice.background.delivery_loop import STOP_SECONDS, DeliveryLoop
-from taskservice.database import name_index
+from taskservice.background.removal import in_batches
 from taskservice.database.models import Delivery
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now
@@ -50,26 +49,6 @@ def _reschedule_batch() -> bool:
     return len(ids) == BATCH
 
 
-# Brings the index for parts of names up to date.
-
-
-def index_names(seconds: float = CHORE_SECONDS) -> bool:
-    """Add the names of new tasks, and remove those of deleted ones, for at most `seconds`.
-
-    Returns whether more may be left.
-    """
-    return in_batches(_index_batch, seconds)
-
-
-def _index_batch() -> bool:
-    with reading() as connection:
-        is_behind = name_index.is_behind(connection)
-    if is_behind:
-        with transaction() as connection:
-            name_index.update(connection)
-    return is_behind
-
-
 # The loop of a worker process that does its chores, such as timeouts and retention.
 
 logger = logging.getLogger(__name__)
@@ -99,7 +78,7 @@ def expire_questions() -> None:
 CHORES: tuple[Callable[[], bool | None], ...] = (
     reschedule_far_deliveries,
     record_key_uses,
-    index_names,
+    removal.index_names,
     removal.sweep,
     removal.shrink,
 )

@@ -2,7 +2,7 @@
 
 import click
 
-from taskservice.background import user_removal
+from taskservice.background import removal
 from taskservice.cli.options import Text, examples, json_lines
 from taskservice.cli.service_app import print_key, service_app
 from taskservice.schemas.users import user_schema
@@ -39,7 +39,7 @@ def delete(name: str, yes: bool) -> None:
     with service_app():
         if not yes and click.prompt(f"Type the name to delete user {name}", err=True) != name:
             exit_with_error("Nothing was deleted: the name is another one")
-        count = user_removal.remove_user(name)
+        count = removal.remove_user(name)
         print_line(f"user {name} and {count} task{'' if count == 1 else 's'} deleted")
 
 

@@ -13,7 +13,7 @@ import pytest
 from flask import Flask, current_app
 from sqlalchemy import text
 
-from taskservice.background import user_removal
+from taskservice.background import removal
 from taskservice.config import Config
 from taskservice.database import name_index
 from taskservice.database.transactions import reading
@@ -185,7 +185,7 @@ class _Body(io.BytesIO):
     def _delete(self) -> None:
         def delete() -> None:
             with self._app.app_context():
-                user_removal.remove_user("alice")
+                removal.remove_user("alice")
 
         if self.tell() == 0:
             with ThreadPoolExecutor(1) as thread:
