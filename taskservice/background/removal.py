@@ -220,54 +220,44 @@ def shrink(seconds: float = CHORE_SECONDS) -> bool:
     """
     if not has_writer_queue():
         return False
-    connection = db.engine.raw_connection()
-    try:
-        file = _File(connection.driver_connection)
-        has_more = in_batches(file.shorten, seconds)
-        if file.is_shorter or file.log_bytes() > LARGE_LOG_BYTES:
-            file.empty_log()
-    finally:
-        # Its busy timeout was changed, so it must not return to the pool.
-        connection.invalidate()
-    return has_more
+    pooled = db.engine.raw_connection()
+    connection = pooled.driver_connection
+    spare_pages = STEP_PAGES + SPARE_BYTES // _pragma(connection, "page_size")
+    step = BatchSize(most=STEP_PAGES)
+    is_shorter = False
 
-
-class _File:
-    """The file of SQLite, through a connection that is in no transaction."""
-
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-        self._spare_pages = SPARE_BYTES // self._number("page_size")
-        self._step = BatchSize(most=STEP_PAGES)
-        self.is_shorter = False
-
-    def shorten(self) -> bool:
+    def shorten() -> bool:
         """Give back some free pages; returns whether there are more."""
-        if self._number("freelist_count") <= self._spare_pages + STEP_PAGES:
+        nonlocal is_shorter
+        if _pragma(connection, "freelist_count") <= spare_pages:
             return False
-        pages = self._step.rows
+        pages = step.rows
         with writer_turn():
             began = time.monotonic()
             # `execute` would run only the first step, and give back a single page.
-            self._connection.executescript(f"PRAGMA incremental_vacuum({pages})")
-        self._step.adapt(pages, time.monotonic() - began)
-        self.is_shorter = True
+            connection.executescript(f"PRAGMA incremental_vacuum({pages})")
+        step.adapt(pages, time.monotonic() - began)
+        is_shorter = True
         return True
 
-    def log_bytes(self) -> int:
+    try:
+        has_more = in_batches(shorten, seconds)
         log = Path(f"{db.engine.url.database}-wal")
-        return log.stat().st_size if log.exists() else 0
+        if is_shorter or (log.exists() and log.stat().st_size > LARGE_LOG_BYTES):
+            connection.execute(f"PRAGMA busy_timeout = {CHECKPOINT_MILLISECONDS}")
+            # Moves the log into the database, and truncates it if no reader uses it. With the
+            # writer turn: SQLite before 3.51.3 can corrupt a database when another connection
+            # writes at the very end of a checkpoint.
+            with writer_turn():
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    finally:
+        # Its busy timeout was changed, so it must not return to the pool.
+        pooled.invalidate()
+    return has_more
 
-    def empty_log(self) -> None:
-        """Move the write-ahead log into the database, and truncate it if no reader uses it."""
-        self._connection.execute(f"PRAGMA busy_timeout = {CHECKPOINT_MILLISECONDS}")
-        # With the writer turn: SQLite before 3.51.3 can corrupt a database when another
-        # connection writes at the very end of a checkpoint.
-        with writer_turn():
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
-    def _number(self, pragma: str) -> int:
-        return int(self._connection.execute(f"PRAGMA {pragma}").fetchone()[0])
+def _pragma(connection: Any, name: str) -> int:
+    return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
 
 
 # Estimates the bytes on disk of a task, with its log, deliveries and index entries.
@@ -512,7 +502,6 @@ def _total(size: Any, old: ColumnElement[bool], before: str) -> tuple[int, int]:
 
 # How many tasks the last transaction removes at most.
 LAST_TASKS = 100
-# The pause until other requests have released the tasks that they change.
 PAUSE_SECONDS = 0.1
 
 _USER_ID = bindparam("user_id", type_=Identifier)
@@ -536,61 +525,51 @@ def remove_user(name: str) -> int:
     """
     with reading() as connection:
         user_id = get_user_id(connection, name)
-    removal = _Removal(user_id)
-    while not removal.run():
-        resources.stopping.wait(PAUSE_SECONDS)
-    _sweep()
+    count = 0
+
+    def remove_tasks(connection: Connection, tasks: Sequence[AnyRow]) -> bool:
+        nonlocal count
+        is_done = remove(connection, [task.id for task in tasks], SWEEP_AFTER_SECONDS)
+        count += len(tasks) * is_done
+        return is_done
+
+    is_removed = False
+    while not is_removed:
+        values = {"user_id": user_id, "newest": clock.new_id()}
+        in_batches(TaskBatches(_TASKS, _until_now, values, remove_tasks).next, inf)
+        # While the user exists: a command that is killed meanwhile can be repeated.
+        _sweep_all()
+        with transaction() as connection:
+            is_removed = _remove_last(connection, user_id, remove_tasks)
+        if not is_removed:
+            # Until other requests have released the tasks that they change.
+            resources.stopping.wait(PAUSE_SECONDS)
+    _sweep_all()
     shrink(inf)
-    return removal.tasks
+    return count
 
 
-def _sweep() -> None:
+def _sweep_all() -> None:
     """Remove the lines of the removed tasks, and their names in the index."""
     index_names(inf)
     sweep(inf)
 
 
-class _Removal:
-    """The removal of one user."""
-
-    def __init__(self, user_id: str) -> None:
-        self._user_id = user_id
-        self.tasks = 0
-
-    def run(self) -> bool:
-        """Remove the tasks that no request is changing, then the user if that were about all."""
-        values = {"user_id": self._user_id, "newest": clock.new_id()}
-        in_batches(TaskBatches(_TASKS, _until_now, values, self._remove_tasks).next, inf)
-        # While the user exists: a command that is killed meanwhile can be repeated.
-        _sweep()
-        with transaction() as connection:
-            return self._remove_last(connection)
-
-    def _remove_tasks(self, connection: Connection, tasks: Sequence[AnyRow]) -> bool:
-        return self._remove(connection, [task.id for task in tasks])
-
-    def _remove(self, connection: Connection, task_ids: Sequence[str]) -> bool:
-        is_done = remove(connection, task_ids, SWEEP_AFTER_SECONDS)
-        self.tasks += len(task_ids) * is_done
-        return is_done
-
-    def _remove_last(self, connection: Connection) -> bool:
-        """Remove the user, with the tasks that were started meanwhile if they are few."""
-        values = {"user_id": self._user_id}
-        # From here on no task, agent or key is added. The order is that of the foreign keys of
-        # tasks, which lock both when a task is started.
-        connection.execute(_LOCK_AGENTS, values)
-        connection.execute(LOCK_USER, values)
-        task_ids = connection.scalars(_LAST, values).all()
-        # To wait for a task with the user locked could be a deadlock.
-        locked = connection.scalars(_LOCK_LAST, values).all()
-        if len(task_ids) > LAST_TASKS:
-            # They are started faster than they are removed.
-            revoke_keys_of(connection, self._user_id)
-            return False
-        if len(locked) < len(task_ids):
-            return False
-        if task_ids and not self._remove(connection, task_ids):
-            return False
-        connection.execute(_DELETE_USER, {"of_user_id": self._user_id})
-        return True
+def _remove_last(connection: Connection, user_id: str, remove_tasks: RemoveRows) -> bool:
+    """Remove the user, with the tasks that were started meanwhile if they are few."""
+    values = {"user_id": user_id}
+    # From here on no task, agent or key is added. The order is that of the foreign keys of
+    # tasks, which lock both when a task is started.
+    connection.execute(_LOCK_AGENTS, values)
+    connection.execute(LOCK_USER, values)
+    tasks = connection.execute(_LAST, values).all()
+    # To wait for a task with the user locked could be a deadlock.
+    locked = connection.execute(_LOCK_LAST, values).all()
+    if len(tasks) > LAST_TASKS:
+        # They are started faster than they are removed.
+        revoke_keys_of(connection, user_id)
+        return False
+    if len(locked) < len(tasks) or (tasks and not remove_tasks(connection, tasks)):
+        return False
+    connection.execute(_DELETE_USER, {"of_user_id": user_id})
+    return True
