@@ -179,8 +179,6 @@ def _after_step(status: int, remaining: int, total: int) -> None:
 
 # What SQLite may need beside a database to read it, unlike its index of the log.
 _LOGS = ("-wal", "-journal")
-# The bytes of a journal's header that are zero when its transaction has ended.
-_JOURNAL_HEADER = 28
 _IN_USE = "is open in another process; stop the service and every other command first"
 
 
@@ -238,18 +236,7 @@ def _check_restore(database: Path, backup: Path, replace: bool) -> None:
 def _there(database: Path) -> list[Path]:
     """The files of the database that exist, with the logs that SQLite would read."""
     files = [Path(f"{database}{suffix}") for suffix in ("", *_LOGS)]
-    return [file for file in files if os.path.lexists(file) and not _is_ended_journal(file)]
-
-
-def _is_ended_journal(file: Path) -> bool:
-    """Whether SQLite has ended this journal's transaction by zeros in its header, not by deletion.
-
-    So it does while it keeps a lock.
-    """
-    if not (file.name.endswith("-journal") and file.is_file()):
-        return False
-    with file.open("rb") as journal:
-        return not any(journal.read(_JOURNAL_HEADER))
+    return [file for file in files if os.path.lexists(file)]
 
 
 def _verified_copy(backup: Path, draft: Path) -> Contents:
@@ -277,24 +264,17 @@ def _closed(database: Path) -> Iterator[None]:
         raise RestoreError(f"{database} {_IN_USE}")
     with closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection:
         connection.isolation_level = None
-        _fold_log(connection, database)
-        yield
-
-
-def _fold_log(connection: sqlite3.Connection, database: Path) -> None:
-    """Write the log into the database, so that it is one file, and keep the lock on it."""
-    try:
-        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        connection.execute("PRAGMA journal_mode = DELETE")
-        connection.execute("BEGIN EXCLUSIVE")
-        connection.execute("COMMIT")
-    except sqlite3.OperationalError as error:
-        if "locked" in str(error):
+        try:
+            # Write the log into the database, so that it is one file, and keep the lock on it.
+            connection.execute("PRAGMA journal_mode = DELETE")
+            connection.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
             raise RestoreError(f"{database} {_IN_USE}") from None
-        raise
-    except sqlite3.DatabaseError:
-        # It is damaged: it is kept as it is, with its log.
-        return
+        except sqlite3.DatabaseError:
+            pass  # It is damaged: it is kept as it is, with its log.
+        yield
 
 
 def _keep_aside(database: Path) -> Path | None:
@@ -303,7 +283,6 @@ def _keep_aside(database: Path) -> Path | None:
     The database itself keeps its name until the new one takes it. A log beside the new database
     would be taken for its own.
     """
-    _remove_second_names(database)
     aside = Path(f"{database}.replaced-{clock.now().replace(':', '')}")
     there = _there(database)
     for file in there:
@@ -313,11 +292,3 @@ def _keep_aside(database: Path) -> Path | None:
         Path(f"{database}{suffix}").unlink(missing_ok=True)
     sync(database.parent)
     return aside if there else None
-
-
-def _remove_second_names(database: Path) -> None:
-    """Remove what a killed restore left: second names of the database that is still in use."""
-    for file in database.parent.glob(f"{glob.escape(database.name)}.replaced-*"):
-        with suppress(OSError):
-            if file.samefile(database):
-                file.unlink()
