@@ -14,7 +14,7 @@ from taskservice.database import migrations
 from taskservice.database.address import parse, shown
 from taskservice.database.files import keep_owner_permissions
 from taskservice.operations import database_check
-from taskservice.operations.backup import BackupError, RestoreError, backup, restore
+from taskservice.operations.backup import BackupError, backup, restore
 from taskservice.operations.database_copy import CopyError, copy
 from taskservice.terminal import (
     exit_with_error,
@@ -102,7 +102,7 @@ def restore_(file: Path, force: bool) -> None:
         exit_with_error("this is for SQLite; restore PostgreSQL with pg_restore", 2)
     try:
         restored = restore(address, file, force)
-    except RestoreError as error:
+    except BackupError as error:
         exit_with_error(str(error))
     size, contents = Path(address.database or "").stat().st_size, restored.contents
     print_line(

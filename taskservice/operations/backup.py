@@ -28,6 +28,10 @@ from taskservice.operations import database_check
 STEP_INSTRUCTIONS = 100_000
 
 
+class BackupError(Exception):
+    """A backup or its return failed; the message is one line for the operator."""
+
+
 @dataclass(frozen=True)
 class Contents:
     """What a sound database has."""
@@ -37,30 +41,28 @@ class Contents:
 
 
 @contextmanager
+def _one_line_errors(deed: str, database: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, sqlite3.Error, DBAPIError, DatabaseError) as error:
+        reason = database_check.reason(error) + full_disk(database)
+        raise BackupError(f"The {deed} failed: {reason}") from None
+
+
+@contextmanager
 def draft_of(target: Path) -> Iterator[Path]:
     """An empty file beside the target, removed at the end unless it was renamed."""
     _remove_stale_drafts(target)
     draft = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
+    descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        descriptor = _create_locked(draft)
-        try:
-            yield draft
-        finally:
-            os.close(descriptor)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _create_locked(draft: Path) -> int:
-    """Create and lock the file; while its descriptor is open, the draft is not stale."""
-    while True:
-        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        # While this descriptor is open, the draft is not stale.
         with suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
-            return descriptor
-        # Another command removed it as stale before it was locked.
+        yield draft
+    finally:
         os.close(descriptor)
+        draft.unlink(missing_ok=True)
 
 
 def _remove_stale_drafts(target: Path) -> None:
@@ -105,10 +107,6 @@ STEP_PAGES = 1_000
 OWN_SUFFIXES = ("", "-wal", "-shm", "-journal", "-writers")
 
 
-class BackupError(Exception):
-    """The backup failed; the message is one line for the operator."""
-
-
 def backup(database: Path, secret_key: Path, target: Path, replace: bool = False) -> str:
     """Copy an SQLite database to `target`, readable by its owner only; returns its revision.
 
@@ -116,7 +114,7 @@ def backup(database: Path, secret_key: Path, target: Path, replace: bool = False
     file gets its name only when it is complete, checked, and synced to the disk. Raises
     BackupError, with nothing changed.
     """
-    try:
+    with _one_line_errors("backup", database):
         # Where a symbolic link leads, the file is written, and the link stays.
         target = Path(os.path.realpath(target))
         _check(database, secret_key, target, replace)
@@ -127,9 +125,6 @@ def backup(database: Path, secret_key: Path, target: Path, replace: bool = False
             sync(draft)
             draft.replace(target)
             sync(target.parent)
-    except (OSError, sqlite3.Error, DBAPIError, DatabaseError) as error:
-        reason = database_check.reason(error) + full_disk(database)
-        raise BackupError(f"The backup failed: {reason}") from None
     return revision
 
 
@@ -139,20 +134,13 @@ def _check(database: Path, secret_key: Path, target: Path, replace: bool) -> Non
     if target.is_dir():
         raise BackupError(f"{target} is a folder; give the path of a file")
     own = [secret_key, *(Path(f"{database}{suffix}") for suffix in OWN_SUFFIXES)]
-    if any(_is_same(target, file) for file in own):
+    if target in [Path(os.path.realpath(file)) for file in own]:
         raise BackupError(f"{target} belongs to the database itself")
     for file in (database, target):
         if file.exists() and not file.is_file():
             raise BackupError(f"{file} is not a regular file")
     if target.exists() and not replace:
         raise BackupError(f"{target} exists; --force replaces it")
-
-
-def _is_same(target: Path, file: Path) -> bool:
-    """Whether both are one file, also one that is not there yet."""
-    if target.exists() and file.exists():
-        return target.samefile(file)
-    return os.fspath(target) == os.path.realpath(file)
 
 
 def _copy(database: Path, draft: Path) -> None:
@@ -182,10 +170,6 @@ _LOGS = ("-wal", "-journal")
 _IN_USE = "is open in another process; stop the service and every other command first"
 
 
-class RestoreError(Exception):
-    """The restore failed; the message is one line for the operator."""
-
-
 @dataclass(frozen=True)
 class Restored:
     """What the restored database has, and where the replaced one is now."""
@@ -197,13 +181,13 @@ class Restored:
 def restore(address: URL, backup: Path, replace: bool = False) -> Restored:
     """Put a backup of any released revision in the place of the database, and migrate it.
 
-    At each moment the old or the new database is there, whole. Raises RestoreError, with nothing
+    At each moment the old or the new database is there, whole. Raises BackupError, with nothing
     changed, if the backup is not sound, the database is in use, or it exists and `replace` is
     false.
     """
     # Where a symbolic link leads, the database is, and the link stays.
     database = Path(os.path.realpath(address.database or ""))
-    try:
+    with _one_line_errors("restore", database):
         make_folder(database.parent)
         _check_restore(database, backup, replace)
         with draft_of(database) as draft:
@@ -214,23 +198,20 @@ def restore(address: URL, backup: Path, replace: bool = False) -> Restored:
                 draft.replace(database)
                 sync(database.parent)
         migrations.upgrade(address)
-    except (OSError, sqlite3.Error, DBAPIError, DatabaseError) as error:
-        reason = database_check.reason(error) + full_disk(database)
-        raise RestoreError(f"The restore failed: {reason}") from None
     return Restored(Contents(migrations.head(), contents.tasks), replaced)
 
 
 def _check_restore(database: Path, backup: Path, replace: bool) -> None:
     if not backup.exists():
-        raise RestoreError(f"There is no backup at {backup}")
+        raise BackupError(f"There is no backup at {backup}")
     for file in _there(database):
         if file.exists() and backup.samefile(file):
-            raise RestoreError(f"{backup} belongs to the database itself")
+            raise BackupError(f"{backup} belongs to the database itself")
         if not file.is_file():
-            raise RestoreError(f"{file} is not a regular file")
+            raise BackupError(f"{file} is not a regular file")
         # On a full disk a command leaves an empty file.
         if not replace and file.stat().st_size:
-            raise RestoreError(f"{file} exists; --force replaces it and keeps it aside")
+            raise BackupError(f"{file} exists; --force replaces it and keeps it aside")
 
 
 def _there(database: Path) -> list[Path]:
@@ -242,7 +223,7 @@ def _there(database: Path) -> list[Path]:
 def _verified_copy(backup: Path, draft: Path) -> Contents:
     for log in _there(backup)[1:]:
         if log.stat().st_size:
-            raise RestoreError(
+            raise BackupError(
                 f"{log} belongs to {backup}, which is no backup but a database; "
                 "`taskservice db backup` makes a backup of it"
             )
@@ -255,13 +236,13 @@ def _verified_copy(backup: Path, draft: Path) -> Contents:
 
 @contextmanager
 def _closed(database: Path) -> Iterator[None]:
-    """Hold the lock that keeps others out of the database; raises RestoreError if it is in use."""
+    """Hold the lock that keeps others out of the database; raises BackupError if it is in use."""
     if not database.exists():
         yield
         return
     # Also of a damaged file, which SQLite cannot lock.
     if is_open_elsewhere(database):
-        raise RestoreError(f"{database} {_IN_USE}")
+        raise BackupError(f"{database} {_IN_USE}")
     with closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection:
         connection.isolation_level = None
         try:
@@ -271,7 +252,7 @@ def _closed(database: Path) -> Iterator[None]:
         except sqlite3.OperationalError as error:
             if "locked" not in str(error):
                 raise
-            raise RestoreError(f"{database} {_IN_USE}") from None
+            raise BackupError(f"{database} {_IN_USE}") from None
         except sqlite3.DatabaseError:
             pass  # It is damaged: it is kept as it is, with its log.
         yield
