@@ -15,9 +15,18 @@ from sqlalchemy import create_engine, pool, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
-from taskservice.database import clock, connections, migrations
+from taskservice.database import clock, migrations
 from taskservice.database.engine import BUSY_SECONDS, sqlite3
-from taskservice.database.files import full_disk, is_open_elsewhere, make_folder, open_regular, sync
+from taskservice.database.files import (
+    IMMUTABLE,
+    full_disk,
+    is_open_elsewhere,
+    make_folder,
+    open_regular,
+    readable_uri,
+    sqlite_uri,
+    sync,
+)
 from taskservice.database.migrations import DatabaseError
 from taskservice.database.writer_queue import WriterQueue
 from taskservice.operations import database_check
@@ -82,7 +91,7 @@ def verified(file: Path) -> Contents:
 
     def connect() -> Any:
         # Immutable, so that SQLite creates no files beside it.
-        connection = sqlite3.connect(connections.uri(file, connections.IMMUTABLE), uri=True)
+        connection = sqlite3.connect(sqlite_uri(file, IMMUTABLE), uri=True)
         # Lets Python handle signals during the check.
         connection.set_progress_handler(lambda: 0, STEP_INSTRUCTIONS)
         return connection
@@ -118,7 +127,6 @@ def backup(database: Path, secret_key: Path, target: Path, replace: bool = False
         # Where a symbolic link leads, the file is written, and the link stays.
         target = Path(os.path.realpath(target))
         _check(database, secret_key, target, replace)
-        connections.check_readable(database)
         with draft_of(target) as draft:
             _copy(database, draft)
             revision = verified(draft).revision
@@ -145,7 +153,7 @@ def _check(database: Path, secret_key: Path, target: Path, replace: bool) -> Non
 
 def _copy(database: Path, draft: Path) -> None:
     with (
-        closing(sqlite3.connect(connections.uri(database), uri=True)) as source,
+        closing(sqlite3.connect(readable_uri(database), uri=True)) as source,
         closing(sqlite3.connect(draft)) as copy,
     ):
         source.isolation_level = None

@@ -16,13 +16,14 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
 from taskservice.config import Config
-from taskservice.database import clock, connections, migrations
+from taskservice.database import clock, migrations
 from taskservice.database.engine import (
     engine_arguments,
     prepare_postgresql_connection,
     prepare_sqlite_connection,
     sqlite3,
 )
+from taskservice.database.files import is_frozen, is_on_read_only_disk, readable_uri
 from taskservice.database.migrations import DatabaseError
 from taskservice.database.models import Delivery
 from taskservice.database.name_index import include_name
@@ -89,7 +90,7 @@ def findings(config: Config) -> Iterator[Finding]:
     yield Finding("file", *_file(path))
     yield Finding("disk", *_disk(path))
     # Nothing can be written there, and SQLite reports other pragmas than usual.
-    skipped = {"pragmas"} if connections.is_frozen(path) else set()
+    skipped = {"pragmas"} if is_frozen(path) else set()
     yield from _run_checks(
         address, {name: check for name, check in _SQLITE_CHECKS.items() if name not in skipped}
     )
@@ -157,8 +158,7 @@ def _engine(address: URL) -> Engine:
     options = {"poolclass": pool.NullPool, **engine_arguments(address)}
     if address.get_backend_name() == "sqlite":
         path = Path(address.database or "")
-        connections.check_readable(path)
-        options["creator"] = partial(sqlite3.connect, connections.uri(path), uri=True)
+        options["creator"] = partial(sqlite3.connect, readable_uri(path), uri=True)
         engine = create_engine(address, **options)
         event.listen(engine, "connect", prepare_sqlite_connection)
     else:
@@ -258,7 +258,7 @@ def _file(path: Path) -> Verdict:
     size = path.stat().st_size + (log.stat().st_size if log.exists() else 0)
     state, text = _private(path)
     text = f"{text}, {size / MEGABYTE:.1f} MB"
-    if connections.is_on_read_only_disk(path):
+    if is_on_read_only_disk(path):
         return ERROR, f"{text}, cannot be written: its disk is read-only"
     return (state, text) if os.access(path, os.W_OK) else (ERROR, f"{text}, cannot be written")
 

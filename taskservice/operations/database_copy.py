@@ -36,7 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from taskservice.database import connections, migrations
+from taskservice.database import migrations
 from taskservice.database.address import shown
 from taskservice.database.engine import (
     BUSY_SECONDS,
@@ -45,7 +45,7 @@ from taskservice.database.engine import (
     prepare_sqlite_connection,
     sqlite3,
 )
-from taskservice.database.files import full_disk, is_open_elsewhere
+from taskservice.database.files import full_disk, is_frozen, is_open_elsewhere, readable_uri
 from taskservice.database.migrations import COPY_PROGRESS, UnfinishedCopy
 from taskservice.database.models import ServiceHeartbeat
 from taskservice.database.types import AnyRow, db
@@ -199,7 +199,7 @@ def _check_addresses(source: URL, target: URL) -> None:
         path = Path(source.database or "")
         if not path.is_file():
             raise CopyError(f"There is no database at {path}")
-        if not connections.is_frozen(path) and is_open_elsewhere(path):
+        if not is_frozen(path) and is_open_elsewhere(path):
             raise _in_use(source)
 
 
@@ -252,12 +252,11 @@ def _reader(address: URL) -> Engine:
         event.listen(engine, "connect", prepare_postgresql_connection, insert=True)
         return engine
     path = Path(address.database or "")
-    connections.check_readable(path)
-    connect = partial(sqlite3.connect, connections.uri(path), uri=True, timeout=BUSY_SECONDS)
+    connect = partial(sqlite3.connect, readable_uri(path), uri=True, timeout=BUSY_SECONDS)
     engine = create_engine(address, **options, creator=connect)
     event.listen(engine, "connect", _without_own_transactions)
     # A read-only disk lets no one write.
-    begin = "BEGIN" if connections.is_frozen(path) else "BEGIN IMMEDIATE"
+    begin = "BEGIN" if is_frozen(path) else "BEGIN IMMEDIATE"
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
     return engine
 
