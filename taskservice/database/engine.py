@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flask import Flask
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, pool
 from sqlalchemy.engine import URL, Dialect, ExceptionContext, make_url
 from sqlalchemy.exc import DisconnectionError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -155,6 +155,15 @@ def engine_arguments(address: URL) -> dict[str, Any]:
     }
 
 
+def command_engine(address: URL, **options: Any) -> Engine:
+    """An engine that keeps no connection; one to SQLite is as the driver makes it."""
+    options |= engine_arguments(address)
+    engine = create_engine(address, poolclass=pool.NullPool, **options)
+    if engine.dialect.name == "postgresql":
+        event.listen(engine, "connect", _prepare_postgresql_connection, insert=True)
+    return engine
+
+
 def prepare_sqlite_connection(connection: Any, _record: Any = None) -> None:
     """Set the pragmas of a connection; their order matters, as the comments say."""
     # Keeps pysqlite from beginning transactions itself.
@@ -173,7 +182,7 @@ def prepare_sqlite_connection(connection: Any, _record: Any = None) -> None:
     cursor.close()
 
 
-def prepare_postgresql_connection(connection: Any, _record: Any = None) -> None:
+def _prepare_postgresql_connection(connection: Any, _record: Any = None) -> None:
     """Set up a session; raises OperationalError if the database's encoding is not UTF-8."""
     encoding = connection.info.parameter_status("server_encoding")
     if encoding not in ("UTF8", None):
@@ -210,7 +219,7 @@ def _prepare_postgresql(engine: Engine) -> None:
 
     def prepare(connection: Any, _record: Any) -> None:
         postgresql.limit(connection, seconds, engine.dialect.dbapi)
-        prepare_postgresql_connection(connection)
+        _prepare_postgresql_connection(connection)
 
     # Inserted first, since SQLAlchemy runs queries of its own when it connects.
     event.listen(engine, "connect", prepare, insert=True)

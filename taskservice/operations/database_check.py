@@ -11,18 +11,13 @@ from typing import Any, TypeAlias
 
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, pool, select
+from sqlalchemy import Connection, Engine, event, func, inspect, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
 from taskservice.config import Config
 from taskservice.database import clock, migrations
-from taskservice.database.engine import (
-    engine_arguments,
-    prepare_postgresql_connection,
-    prepare_sqlite_connection,
-    sqlite3,
-)
+from taskservice.database.engine import command_engine, prepare_sqlite_connection, sqlite3
 from taskservice.database.files import is_frozen, is_on_read_only_disk, readable_uri
 from taskservice.database.migrations import DatabaseError
 from taskservice.database.models import Delivery
@@ -155,15 +150,11 @@ def reason(error: Exception) -> str:
 
 
 def _engine(address: URL) -> Engine:
-    options = {"poolclass": pool.NullPool, **engine_arguments(address)}
-    if address.get_backend_name() == "sqlite":
-        path = Path(address.database or "")
-        options["creator"] = partial(sqlite3.connect, readable_uri(path), uri=True)
-        engine = create_engine(address, **options)
-        event.listen(engine, "connect", prepare_sqlite_connection)
-    else:
-        engine = create_engine(address, **options)
-        event.listen(engine, "connect", prepare_postgresql_connection, insert=True)
+    if address.get_backend_name() != "sqlite":
+        return command_engine(address)
+    uri = readable_uri(Path(address.database or ""))
+    engine = command_engine(address, creator=partial(sqlite3.connect, uri, uri=True))
+    event.listen(engine, "connect", prepare_sqlite_connection)
     return engine
 
 

@@ -21,13 +21,11 @@ from sqlalchemy import (
     Table,
     Text,
     bindparam,
-    create_engine,
     delete,
     event,
     func,
     insert,
     literal,
-    pool,
     select,
     text,
     tuple_,
@@ -40,8 +38,7 @@ from taskservice.database import migrations
 from taskservice.database.address import shown
 from taskservice.database.engine import (
     BUSY_SECONDS,
-    engine_arguments,
-    prepare_postgresql_connection,
+    command_engine,
     prepare_sqlite_connection,
     sqlite3,
 )
@@ -246,23 +243,18 @@ def _reading(address: URL, remark: Callable[[str], None]) -> Iterator[Connection
 
 
 def _reader(address: URL) -> Engine:
-    options: dict[str, Any] = {"poolclass": pool.NullPool, **engine_arguments(address)}
     if not _is_sqlite(address):
-        engine = create_engine(address, **options)
-        event.listen(engine, "connect", prepare_postgresql_connection, insert=True)
-        return engine
+        return command_engine(address)
     path = Path(address.database or "")
-    connect = partial(sqlite3.connect, readable_uri(path), uri=True, timeout=BUSY_SECONDS)
-    engine = create_engine(address, **options, creator=connect)
-    event.listen(engine, "connect", _without_own_transactions)
+    # Without transactions of pysqlite's own.
+    connect = partial(
+        sqlite3.connect, readable_uri(path), uri=True, timeout=BUSY_SECONDS, isolation_level=None
+    )
+    engine = command_engine(address, creator=connect)
     # A read-only disk lets no one write.
     begin = "BEGIN" if is_frozen(path) else "BEGIN IMMEDIATE"
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
     return engine
-
-
-def _without_own_transactions(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None
 
 
 def _check_revision(connection: Connection, address: URL) -> None:
@@ -292,12 +284,10 @@ def _lock_tables(connection: Connection) -> None:
 
 
 def _writer(address: URL) -> Engine:
-    engine = create_engine(address, poolclass=pool.NullPool, **engine_arguments(address))
+    engine = command_engine(address)
     if _is_sqlite(address):
         event.listen(engine, "connect", prepare_sqlite_connection)
         event.listen(engine, "begin", lambda one: one.exec_driver_sql("BEGIN IMMEDIATE"))
-    else:
-        event.listen(engine, "connect", prepare_postgresql_connection, insert=True)
     return engine
 
 

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, event, inspect, pool, text
+from sqlalchemy import Connection, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
@@ -14,8 +14,7 @@ from taskservice.database import name_index
 from taskservice.database.address import shown
 from taskservice.database.engine import (
     EncodingError,
-    engine_arguments,
-    prepare_postgresql_connection,
+    command_engine,
     prepare_sqlite_connection,
     sqlite3,
 )
@@ -73,12 +72,9 @@ def upgrade(
     is_sqlite = address.get_backend_name() == "sqlite"
     if is_sqlite:
         _check_file(Path(address.database or ""), may_create)
-    engine = create_engine(address, poolclass=pool.NullPool, **engine_arguments(address))
-    if not is_sqlite:
-        event.listen(engine, "connect", prepare_postgresql_connection, insert=True)
     begin = _begin_sqlite if is_sqlite else _begin_postgresql
     try:
-        with _turn(address), engine.connect() as connection:
+        with _turn(address), command_engine(address).connect() as connection:
             if not is_sqlite:
                 _limit_wait(connection)
             # Before anything is written: the file may belong to another program.
