@@ -6,7 +6,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from taskservice.database.postgresql_batch import MAX_WAITING, BatchingConnection
+from taskservice.database.postgresql import MAX_WAITING, BatchingConnection
 from tests.support.databases import Databases
 
 HOSTILE = "☃ \\ 'one' \"two\" %s %% ; COMMIT; --"

@@ -221,7 +221,7 @@ def shrink(seconds: float = CHORE_SECONDS) -> bool:
     if not has_writer_queue():
         return False
     pooled = db.engine.raw_connection()
-    connection = pooled.driver_connection
+    connection: Any = pooled.driver_connection
     spare_pages = STEP_PAGES + SPARE_BYTES // _pragma(connection, "page_size")
     step = BatchSize(most=STEP_PAGES)
     is_shorter = False

@@ -192,7 +192,7 @@ def execute(
         listener(connection, None, sql, arguments, None, False)
     run = driver_connection.execute
     if not has_rows:
-        # For writes to PostgreSQL, see `postgresql_batch`.
+        # For writes to PostgreSQL, see `postgresql`.
         run = getattr(driver_connection, "execute_later", run)
     try:
         cursor = run(sql, arguments)

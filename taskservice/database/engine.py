@@ -12,7 +12,6 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from taskservice import resources
 from taskservice.database import connections as statements
-from taskservice.database import postgresql
 from taskservice.database.connections import KeptConnections
 from taskservice.database.files import DatabaseFiles, sqlite_uri
 from taskservice.database.types import db
@@ -184,6 +183,9 @@ def prepare_sqlite_connection(connection: Any, _record: Any = None) -> None:
 
 def _prepare_postgresql_connection(connection: Any, _record: Any = None) -> None:
     """Set up a session; raises OperationalError if the database's encoding is not UTF-8."""
+    # Not at the top, here and below: psycopg is an extra.
+    from taskservice.database.postgresql import read_as_text
+
     encoding = connection.info.parameter_status("server_encoding")
     if encoding not in ("UTF8", None):
         connection.close()
@@ -191,7 +193,7 @@ def _prepare_postgresql_connection(connection: Any, _record: Any = None) -> None
     # A pooler keeps these settings apart for each client. Moments are read as text in this form.
     connection.execute("SET DateStyle = 'ISO'; SET TIME ZONE 'UTC'")
     connection.commit()
-    postgresql.read_as_text(connection)
+    read_as_text(connection)
 
 
 def _prepare_sqlite_reader(connection: Any, record: Any) -> None:
@@ -202,8 +204,7 @@ def _prepare_sqlite_reader(connection: Any, record: Any) -> None:
 def _connect_batching(
     _dialect: Dialect, _record: object, arguments: list[Any], options: dict[str, Any]
 ) -> Any:
-    # psycopg is an extra.
-    from taskservice.database.postgresql_batch import BatchingConnection
+    from taskservice.database.postgresql import BatchingConnection
 
     return BatchingConnection.connect(*arguments, **options)
 
@@ -215,10 +216,10 @@ def _begin_immediate(connection: Connection) -> None:
 
 
 def _prepare_postgresql(engine: Engine) -> None:
-    seconds = STATEMENT_FACTOR * BUSY_SECONDS
+    from taskservice.database.postgresql import limit
 
     def prepare(connection: Any, _record: Any) -> None:
-        postgresql.limit(connection, seconds, engine.dialect.dbapi)
+        limit(connection, STATEMENT_FACTOR * BUSY_SECONDS)
         _prepare_postgresql_connection(connection)
 
     # Inserted first, since SQLAlchemy runs queries of its own when it connects.

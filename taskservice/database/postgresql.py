@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: how long they wait for the server, and how they read values."""
+"""Connections to PostgreSQL: how long they wait, what they send at once, how they read values."""
 
 import time
 from collections.abc import Generator
@@ -6,41 +6,45 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from psycopg import ClientCursor, Connection, Error, InternalError, OperationalError
+from psycopg.adapt import Loader
+from psycopg.types.string import TextLoader
+
 # The time that a server has to confirm that it cancelled a statement.
 LAST_SECONDS = 1.0
 
 
-def limit(connection: Any, seconds: float, driver: Any) -> None:
+def limit(connection: Any, seconds: float) -> None:
     """Cancel each statement on this psycopg connection that takes longer than `seconds`.
 
-    It then fails with the `driver`'s QueryCanceled. If the server does not answer the cancel
+    It then fails with QueryCanceled. If the server does not answer the cancel
     either (its process is stopped, or its machine gone), the connection is closed, and the
     statement fails with OperationalError. So does one whose connection the server ends.
 
     A commit is not cancelled, but its connection closed. While a commit waits for a standby, a
-    cancel would make it succeed without the standby, and others would see what it wrote. A server
-    process whose client is gone waits on.
+    cancel would make it succeed without the standby, and others would see what it wrote.
+    PostgreSQL keeps waiting for the standby after its client has gone.
 
     The client measures the time: behind a pooler in transaction mode, `SET statement_timeout`
     would apply to other clients' transactions, and a transaction for each read would make it
     half as slow again.
     """
-    connection.wait = partial(_wait, connection, seconds, driver, connection.wait)
+    connection.wait = partial(_wait, connection, seconds, connection.wait)
 
 
 def _wait(
-    connection: Any, seconds: float, driver: Any, wait: Any, steps: Any, *options: Any, **more: Any
+    connection: Any, seconds: float, wait: Any, steps: Any, *options: Any, **more: Any
 ) -> Any:
     try:
-        return wait(_bounded(connection, seconds, driver, steps), *options, **more)
-    except driver.InternalError as error:
+        return wait(_bounded(connection, seconds, steps), *options, **more)
+    except InternalError as error:
         # psycopg counts the results of a BEGIN or COMMIT: the server's last words are one more.
         if not connection.broken:
             raise
-        raise driver.OperationalError("the server has ended the connection") from error
+        raise OperationalError("the server has ended the connection") from error
 
 
-def _bounded(connection: Any, seconds: float, driver: Any, steps: Any) -> Generator[Any, Any, Any]:
+def _bounded(connection: Any, seconds: float, steps: Any) -> Generator[Any, Any, Any]:
     """Pass on psycopg's steps, which come at least every tenth of a second."""
     until = time.monotonic() + seconds
     is_cancelled = False
@@ -51,18 +55,14 @@ def _bounded(connection: Any, seconds: float, driver: Any, steps: Any) -> Genera
             if time.monotonic() >= until:
                 if is_cancelled or getattr(connection, "is_committing", False):
                     connection.close()
-                    raise driver.OperationalError("the server does not answer")
-                _cancel(connection, driver)
+                    raise OperationalError("the server does not answer")
+                # If this fails, the connection is closed LAST_SECONDS later.
+                with suppress(Error):
+                    connection.cancel_safe(timeout=LAST_SECONDS)
                 is_cancelled, until = True, time.monotonic() + LAST_SECONDS
             step = steps.send(ready)
     except StopIteration as end:
         return end.value
-
-
-def _cancel(connection: Any, driver: Any) -> None:
-    # If this fails, the connection is closed LAST_SECONDS later.
-    with suppress(driver.Error):
-        connection.cancel_safe(timeout=LAST_SECONDS)
 
 
 def read_as_text(connection: Any) -> None:
@@ -70,15 +70,81 @@ def read_as_text(connection: Any) -> None:
 
     It is in UTC and ISO dates. An object of Python for each value would take longer.
     """
-    # psycopg is an extra.
-    from psycopg.adapt import Loader
-    from psycopg.types.string import TextLoader
-
-    class MomentLoader(Loader):
-        def load(self, data: Any) -> str:
-            """`2026-11-24 13:36:00.12+00` -> `2026-11-24T13:36:00.120Z`."""
-            seconds, _, fraction = bytes(data).decode().removesuffix("+00").partition(".")
-            return f"{seconds.replace(' ', 'T')}.{fraction:0<3.3}Z"
-
-    connection.adapters.register_loader("timestamptz", MomentLoader)
+    connection.adapters.register_loader("timestamptz", _MomentLoader)
     connection.adapters.register_loader("uuid", TextLoader)
+
+
+class _MomentLoader(Loader):
+    def load(self, data: Any) -> str:
+        """`2026-11-24 13:36:00.12+00` -> `2026-11-24T13:36:00.120Z`."""
+        seconds, _, fraction = bytes(data).decode().removesuffix("+00").partition(".")
+        return f"{seconds.replace(' ', 'T')}.{fraction:0<3.3}Z"
+
+
+# Sends several statements at once, since each round trip takes time.
+
+# From this number of characters on, what waits is sent at once: more would only take memory.
+MAX_WAITING = 64 * 1024
+
+
+class BatchingConnection(Connection[Any]):
+    """A connection with `execute_later`, for statements whose rows nobody reads.
+
+    They are sent in front of the next statement, or of the commit, which fails as they would.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._waiting: list[str] = []
+        self._length = 0
+        # A commit that waits for a standby must not be cancelled: see `limit`.
+        self.is_committing = False
+
+    def execute_later(self, query: str, values: Any = None) -> None:
+        self._waiting.append(self._text(query, values))
+        self._length += len(self._waiting[-1])
+        if self._length > MAX_WAITING:
+            self._send()
+
+    def execute(self, query: Any, values: Any = None, **options: Any) -> Any:  # type: ignore[override]
+        if not self._waiting:
+            return super().execute(query, values, **options)
+        return self._send(self._text(query, values))
+
+    def cursor(self, *arguments: Any, **options: Any) -> Any:
+        # What is executed on it comes after what waits.
+        if self._waiting:
+            self._send()
+        return super().cursor(*arguments, **options)
+
+    def commit(self) -> None:
+        self.is_committing = True
+        try:
+            if self._waiting:
+                self._send("COMMIT")
+            else:
+                super().commit()
+        finally:
+            self.is_committing = False
+
+    def rollback(self) -> None:
+        self._forget()
+        super().rollback()
+
+    def _text(self, query: str, values: Any) -> str:
+        """The statement with its values in it: PostgreSQL takes several only as one text."""
+        return ClientCursor(self).mogrify(query, values) if values is not None else query
+
+    def _send(self, *last: str) -> ClientCursor[Any]:
+        """Send what waits and `last`; the cursor has the rows of the last one."""
+        together = "; ".join([*self._waiting, *last])
+        self._forget()
+        cursor = ClientCursor(self)
+        cursor.execute(together)
+        while cursor.nextset():
+            pass
+        return cursor
+
+    def _forget(self) -> None:
+        self._waiting.clear()
+        self._length = 0

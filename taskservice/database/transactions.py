@@ -142,7 +142,8 @@ def moment_by(connection: Connection) -> str:
     The end of a task is stored by this clock. So `sort=finishedAt` is correct across machines, and
     a machine with a wrong clock cannot make a task appear old enough to be removed.
     """
-    return connection.execute(select(database_now())).scalar_one()
+    moment: str = connection.execute(select(database_now())).scalar_one()
+    return moment
 
 
 def retry_on_conflict(function: Callable[P, T]) -> Callable[P, T]:
