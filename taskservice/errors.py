@@ -2,7 +2,7 @@
 
 import errno
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -89,6 +89,12 @@ def overloaded(detail: str) -> Problem:
     """503: the request may succeed when others have ended."""
     headers = {"Retry-After": str(RETRY_SECONDS)}
     return Problem(503, detail, code=terms.OVERLOADED, headers=headers)
+
+
+def sentences(errors: Mapping[str, Any]) -> Iterator[str]:
+    """The `errors` of a 422 for a person, as `labels: env: Must be a string.`."""
+    for name, inner in errors.items():
+        yield f"{name}: {' '.join(sentences(inner) if isinstance(inner, dict) else inner)}"
 
 
 def respond(problem: Problem) -> Response:

@@ -11,7 +11,7 @@ from flask import Flask
 from sqlalchemy import update
 
 from taskservice.background.upkeep import Upkeep
-from taskservice.dashboard import schema_form
+from taskservice.dashboard import questions
 from taskservice.database.models import Question, Task
 from taskservice.database.transactions import reading, transaction
 from tests.support.api_client import ApiClient, expect
@@ -403,7 +403,7 @@ def test_large_questions_are_links_to_pages_of_their_own(window: Browser, alice:
              for task in tasks]  # fmt: skip
     text = text_of(window, "/")
     assert len(text) < 150_000
-    assert text.count('<article class="question"') == schema_form.MAX_SHOWN
+    assert text.count('<article class="question"') == questions.MAX_SHOWN
     others = [unescape(each) for each in re.findall('id="others-[^>]+>(.+?)</a>', text)]
     said = [re.sub("<.+?>", "", each) for each in others]
     assert said == ["and 4 more questions of Large 2"] + [
@@ -444,8 +444,8 @@ def hidden_fields(text: str) -> dict[str, str]:
 def test_list_has_the_forms_of_some_tasks_and_the_number_of_all(
     window: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema_form, "SHOWN_TASKS", 2)
-    monkeypatch.setattr(schema_form, "MAX_TASKS", 4)
+    monkeypatch.setattr(questions, "SHOWN_TASKS", 2)
+    monkeypatch.setattr(questions, "MAX_TASKS", 4)
     for number in range(1, 6):
         ask(alice, alice.start(claim=True), f"Question {number}?")
         text = text_of(window, "/")
@@ -481,7 +481,7 @@ def test_list_shows_only_questions_of_the_user_to_whoever_may_answer(
 def test_tasks_that_ask_are_found_by_their_index(
     app: Flask, window: Browser, alice: ApiClient, task: Json, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema_form, "SHOWN_TASKS", 1)
+    monkeypatch.setattr(questions, "SHOWN_TASKS", 1)
     for each in (task, alice.start(claim=True)):
         ask(alice, each)
     statements = reads(app, lambda: text_of(window, "/"))
@@ -543,7 +543,7 @@ def test_page_of_a_task_shows_how_its_questions_ended(
 def test_history_has_the_newest_questions(
     window: Browser, alice: ApiClient, task: Json, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema_form, "SHOWN_ENDED", 2)
+    monkeypatch.setattr(questions, "SHOWN_ENDED", 2)
     for number in range(4):
         window.send(path_of(task, ask(alice, task, f"Question {number}?")), action="decline")
     text = text_of(window, f"/tasks/{task['id']}")

@@ -10,7 +10,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from taskservice.auth import caller
 from taskservice.dashboard import chart, schema_form
 from taskservice.dashboard.formatting import outcome_of
-from taskservice.dashboard.pages import page, redirect_to, shared, without_nul
+from taskservice.dashboard.pages import first_texts, page, redirect_to, shared, texts
 from taskservice.dashboard.schema_form import InputForm
 from taskservice.database import clock
 from taskservice.database.types import AnyRow, TaskRow
@@ -96,7 +96,8 @@ def change(agent_id: str) -> AnyResponse:
     try:
         agent_service.put(caller, agent.id, put_schema.load(form))
     except (Problem, ValidationError) as error:
-        return _edit_page(agent, form, f"Nothing was changed. {schema_form.sentence(error)}")
+        fault = schema_form.sentence_of(schema_form.errors_of(error))
+        return _edit_page(agent, form, f"Nothing was changed. {fault}")
     flash("Saved.")
     return redirect_to("agents.show", agent_id=agent.id)
 
@@ -120,7 +121,7 @@ def run(agent_id: str) -> AnyResponse:
     caller.require_user_key()
     agent = agent_service.get(caller, agent_id)
     form = _form("name", "labels")
-    given = schema_form.of_request(agent.input_schema, schema_form.texts(request.form), "{}")
+    given = schema_form.of_request(agent.input_schema, texts(request.form), "{}")
     if "show" in request.form:
         return _run_page(agent, form, *given.switched())
     try:
@@ -162,8 +163,8 @@ def _labels(text: str) -> dict[str, str]:
 
 
 def _form(*names: str) -> dict[str, str]:
-    form = without_nul(request.form)
-    return {name: form.get(name, "").replace("\r\n", "\n") for name in names}
+    form = first_texts(request.form)
+    return {name: form.get(name, "") for name in names}
 
 
 def _run_page(

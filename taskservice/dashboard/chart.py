@@ -14,7 +14,7 @@ from flask import request, url_for
 from taskservice import quantities
 from taskservice.auth import Caller, caller
 from taskservice.dashboard import formatting
-from taskservice.dashboard.pages import without_nul
+from taskservice.dashboard.pages import first_texts, texts
 from taskservice.database import clock
 from taskservice.database.types import AnyRow
 from taskservice.errors import invalid
@@ -279,7 +279,7 @@ class Query(NamedTuple):
 
 def load() -> Query:
     """The filters that the API's list has too, and those of OWN_FILTERS; raises 403 and 422."""
-    values: dict[str, Any] = {"limit": str(PAGE_SIZE), **without_nul(request.args)}
+    values: dict[str, Any] = {"limit": str(PAGE_SIZE), **first_texts(request.args)}
     if "label" in values:
         values["label"] = labels()
     own = {name: values.pop(name) for name in OWN_FILTERS if name in values}
@@ -297,7 +297,7 @@ def load() -> Query:
 
 def labels() -> list[str]:
     """The labels that the query string names, each once."""
-    return list(dict.fromkeys(text.replace("\0", "\ufffd") for text in _args().get("label", ())))
+    return list(dict.fromkeys(texts(request.args).get("label", ())))
 
 
 def list_url(**changes: Any) -> str:

@@ -7,7 +7,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth import caller
 from taskservice.dashboard import sessions
-from taskservice.dashboard.pages import page, redirect_to, without_nul
+from taskservice.dashboard.pages import first_texts, page, redirect_to
 from taskservice.database import clock
 from taskservice.database.types import AnyRow
 from taskservice.errors import invalid
@@ -99,7 +99,7 @@ def _is_of_this_session(key: AnyRow) -> bool:
 
 def _fields() -> dict[str, Any]:
     """The form as the JSON body of the API."""
-    form = without_nul(request.form)
+    form = first_texts(request.form)
     expiry = form.get("expires", "")
     if expiry not in EXPIRIES:
         raise invalid({"expires": ["Must be one of the choices."]})

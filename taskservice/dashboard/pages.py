@@ -188,9 +188,17 @@ def redirect_to(endpoint: str, **values: Any) -> AnyResponse:
     return redirect(url_for(f"dashboard.{endpoint}", **values), 303)
 
 
-def without_nul(values: MultiDict[str, str]) -> dict[str, str]:
-    """The values of a form or query string, with NUL replaced by U+FFFD as in the API."""
-    return {name: text.replace("\0", "\ufffd") for name, text in values.items()}
+def texts(values: MultiDict[str, str]) -> dict[str, list[str]]:
+    """A form or query string as the API would have it: without NUL, lines ending at LF."""
+    return {
+        name: [text.replace("\0", "\ufffd").replace("\r\n", "\n") for text in found]
+        for name, found in values.lists()
+    }
+
+
+def first_texts(values: MultiDict[str, str]) -> dict[str, str]:
+    """The same, with the first text of each name."""
+    return {name: found[0] for name, found in texts(values).items()}
 
 
 def is_page(path: str, pages: Collection[str] = PAGES) -> bool:

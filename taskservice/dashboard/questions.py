@@ -1,20 +1,48 @@
-"""The page of one question, and its form, which the pages of tasks have too."""
+"""Questions as the pages show them: a form while one is open, then how it ended."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from flask import Blueprint, Response, flash, request
 from werkzeug.wrappers import Response as AnyResponse
 
-from taskservice.auth import caller
+from taskservice.auth import Caller, caller
 from taskservice.dashboard import schema_form
-from taskservice.dashboard.pages import page, redirect_to, redirect_to_page
-from taskservice.dashboard.schema_form import Errors, Json, Texts, texts
+from taskservice.dashboard.formatting import visible
+from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, texts
+from taskservice.dashboard.schema_form import CHOICE, Choice, Errors, Field, Json, Texts
+from taskservice.database.types import AnyRow
 from taskservice.errors import Problem
-from taskservice.schemas import json_schema
+from taskservice.schemas import json_schema, strict_json
+from taskservice.schemas.fields import open_questions
+from taskservice.schemas.tasks import question_schema
 from taskservice.services import questions as question_service
 from taskservice.services import tasks
-from taskservice.terms import ACCEPT, DECLINE, OPEN, QUESTION_CLOSED
+from taskservice.terms import ACCEPT, ANSWERED, API_PREFIX, DECLINE, OPEN, QUESTION_CLOSED
 from taskservice.web.request import require_id
 
 blueprint = Blueprint("questions", __name__)
+
+# The list of tasks has forms of the oldest SHOWN_TASKS that ask, and counts up to MAX_TASKS.
+SHOWN_TASKS = 10
+MAX_TASKS = 100
+# A page has the forms of its first questions, up to these numbers of characters of messages and
+# schemas, of one question and of all; the other ones are links to a page of their own, and past
+# MAX_SHOWN of the list, a number.
+MAX_FORM, MAX_FORMS = 6_000, 24_000
+MAX_SHOWN = 20
+# A link has the beginning of the message.
+MAX_LINK = 200
+# The page of a task has this many questions that are no longer open.
+SHOWN_ENDED = 20
+# It shows answers of up to this many characters.
+MAX_SHOWN_ANSWER = 16 * 1024
+# A question with one choice of so few and so short options is answered by a click.
+MAX_BUTTONS, MAX_BUTTON_LABEL = 4, 40
+MAX_ANSWER = 200
+# The list shows this many characters of a task's input.
+MAX_INPUT = 80
 
 
 @blueprint.get("/tasks/<task_id>/questions/<question_id>")
@@ -31,11 +59,12 @@ def answer(task_id: str, question_id: str) -> AnyResponse:
     """What does not fit is said beside its field, which keeps its text."""
     caller.require_user_key()
     question = _question(task_id, question_id)
-    typed = texts(request.form)
-    content, errors = schema_form.content_of(question["schema"], typed)
+    schema, typed = question["schema"], texts(request.form)
+    content, errors = schema_form.content_of(schema, typed)
     declines = request.form.get("action") == DECLINE
     if not declines and question["state"] == OPEN:
-        errors = _misfits(question["schema"], content) | errors
+        misfits = json_schema.problems_of_answer(schema, content)
+        errors = schema_form.by_property(schema, misfits, "content")[0] | errors
         if errors:
             return _page(task_id, question, typed, errors)
     flash(_answer(task_id, question, None if declines else content))
@@ -51,23 +80,47 @@ def _answer(task_id: str, question: Json, content: Json | None) -> str:
     except Problem as problem:
         if problem.code != QUESTION_CLOSED:
             raise
-        return schema_form.closed_sentence(_question(task_id, question["id"]))
-    if content is None:
-        return "Declined."
-    return f"Answered: {schema_form.answer_text(question['schema'], content)}"
+        return _closed_sentence(_question(task_id, question["id"]))
+    return "Declined." if content is None else f"Answered: {_answer_text(question, content)}"
 
 
-def _misfits(schema: Json, content: Json) -> Errors:
-    """What does not fit the schema, beside what is missing."""
-    errors = json_schema.problems_of_answer(schema, content)
-    found = schema_form.by_property(schema, errors, "content")
-    return {name: messages for name, messages in found.items() if name}
+def _closed_sentence(question: Json) -> str:
+    """Why a question takes no answer any more, with the one that it has."""
+    name = question["answeredBy"]
+    by = f" by key “{name}”" if name else ""
+    if question["state"] != ANSWERED:
+        return f"Nothing was sent. The question is {question['state']}{by}."
+    answer = _answer_text(question, question["answer"])
+    return f"Nothing was sent. The question is already answered{by}: {answer}"
+
+
+def _answer_text(question: Json, content: Json) -> str:
+    """An answer in one line."""
+    pairs = _in_words(question, content)
+    only_one = len(schema_form.fields(question["schema"])) == 1
+    text = "; ".join(value if only_one else f"{label}: {value}" for label, value in pairs)
+    line = " ".join(text.split()) or "accepted"
+    return line if len(line) <= MAX_ANSWER else f"{line[:MAX_ANSWER]}…"
+
+
+def _in_words(question: Json, content: Json) -> list[tuple[str, str]]:
+    """An answer for a person: (label, text) of each value."""
+    return [
+        (each.label, each.in_words(content[each.name]))
+        for each in schema_form.fields(question["schema"])
+        if each.name in content
+    ]
 
 
 def _question(task_id: str, question_id: str) -> Json:
     """The question as the API answers it. Raises 404."""
     task_id, question_id = require_id("task", task_id), require_id("question", question_id)
-    return schema_form.loaded(question_service.get(caller, task_id, question_id))
+    return _loaded(question_service.get(caller, task_id, question_id))
+
+
+def _loaded(row: AnyRow) -> Json:
+    question: Json = strict_json.loads(strict_json.dumps(question_schema.dump(row)))
+    return question
 
 
 def _page(
@@ -77,6 +130,113 @@ def _page(
         "question.html",
         422 if errors else 200,
         task=tasks.get(caller, task_id),
-        question=schema_form.form(question, task_id, typed, errors),
+        question=_form(question, task_id, typed, errors),
         back=request.values.get("back", ""),
     )
+
+
+# What the list of tasks and the page of one task show of questions, as the API answers them. An
+# open one has some members more: `taskId`, `fields`, `buttons` and `problem`.
+
+
+def _form(
+    question: Json, task_id: str, typed: Texts | None = None, errors: Errors | None = None
+) -> Json:
+    """The form of an open question, by default with the defaults of its schema."""
+    schema = question["schema"]
+    typed = schema_form.defaults(schema) if typed is None else typed
+    fields = schema_form.fields(schema, typed, errors)
+    return {
+        **question,
+        "taskId": task_id,
+        "fields": fields,
+        "buttons": _buttons(fields),
+        # Why it takes no answer: its schema is of an old import, which did not check it.
+        "problem": json_schema.question_keywords_problem(schema),
+    }
+
+
+def _buttons(fields: Sequence[Field]) -> list[Choice]:
+    """The options of the only field, if they are few and short."""
+    if len(fields) != 1 or fields[0].kind != CHOICE or not fields[0].is_required:
+        return []
+    choices = fields[0].choices
+    is_short = all(len(choice.label) <= MAX_BUTTON_LABEL for choice in choices)
+    return choices if is_short and len(choices) <= MAX_BUTTONS else []
+
+
+@dataclass
+class _Space:
+    """What is left of a page for questions: for their forms, and how many it can show."""
+
+    characters: int = MAX_FORMS
+    questions: int = MAX_SHOWN
+
+    def form_or_link(self, question: Json, task_id: str) -> Json:
+        """The question with its form if that has a place on the page, else without fields."""
+        self.questions -= 1
+        message = question["message"]
+        size = len(message) + len(strict_json.dumps(question["schema"]))
+        if size <= min(MAX_FORM, self.characters):
+            self.characters -= size
+            return _form(question, task_id)
+        short = message if len(message) <= MAX_LINK else f"{message[:MAX_LINK]}…"
+        return {**question, "taskId": task_id, "message": short, "fields": None}
+
+
+def of_task(task: Any) -> list[Json]:
+    """The open questions of a task, oldest first."""
+    space = _Space()
+    return [space.form_or_link(question, task.id) for question in open_questions(task.questions)]
+
+
+def ended(task_id: str) -> list[Json]:
+    """The last questions of a task that are no longer open, newest first; answers in words."""
+    rows = question_service.ended(task_id, SHOWN_ENDED, MAX_SHOWN_ANSWER)
+    return [{**each, "answer": _shown_answer(each, task_id)} for each in map(_loaded, rows)]
+
+
+def _shown_answer(question: Json, task_id: str) -> list[tuple[str, str]]:
+    if question["state"] == ANSWERED and question["answer"] is None:
+        path = f"{API_PREFIX}/task/{task_id}/question/{question['id']}"
+        return [("answer", f"too long for this page: GET {path}")]
+    return _in_words(question, question["answer"] or {})
+
+
+@dataclass(frozen=True)
+class Asking:
+    """The tasks that ask something: the first ones, and how many there are."""
+
+    tasks: list[Json]
+    count: int
+
+    @property
+    def is_more(self) -> bool:
+        return self.count >= MAX_TASKS
+
+
+def asking(caller: Caller) -> Asking:
+    """The caller's tasks that ask something; an agent key may not answer, and sees none."""
+    if caller.agent_id is not None:
+        return Asking([], 0)
+    rows = question_service.asking_tasks(caller, SHOWN_TASKS + 1, MAX_INPUT + 1)
+    space = _Space()
+    tasks = [_asking(row, space) for row in rows]
+    # Upkeep has not yet seen that the questions of the others have expired.
+    tasks = [task for task in tasks if task["questions"] or task["others"]]
+    if len(rows) <= SHOWN_TASKS:
+        return Asking(tasks, len(tasks))
+    return Asking(tasks[:SHOWN_TASKS], question_service.count_asking_tasks(caller, MAX_TASKS))
+
+
+def _asking(row: AnyRow, space: _Space) -> Json:
+    text = row.input if len(row.input) <= MAX_INPUT else f"{row.input[:MAX_INPUT]}…"
+    questions = open_questions(row.questions)
+    shown = questions[: space.questions]
+    return {
+        "task": row,
+        "input": "" if text == "{}" else visible(text),
+        "questions": [space.form_or_link(question, row.id) for question in shown],
+        # How many it has beside these.
+        "others": len(questions) - len(shown),
+    }

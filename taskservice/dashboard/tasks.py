@@ -11,8 +11,15 @@ from marshmallow import ValidationError
 from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth import Caller, caller
-from taskservice.dashboard import chart, formatting, schema_form, sessions
-from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, shared, way_back
+from taskservice.dashboard import chart, formatting, questions, schema_form, sessions
+from taskservice.dashboard.pages import (
+    page,
+    redirect_to,
+    redirect_to_page,
+    shared,
+    texts,
+    way_back,
+)
 from taskservice.dashboard.schema_form import InputForm
 from taskservice.database import clock
 from taskservice.database.types import AnyRow, TaskRow
@@ -82,8 +89,8 @@ def values(caller: Caller, task: TaskRow) -> dict[str, Any]:
         "original": tasks.find(caller, task.rerun_of) if task.rerun_of else None,
         "again": tasks.newest_rerun(caller, task.id),
         "children": _waterfall(tasks.children(caller, task.id, MAX_CHILDREN + 1)),
-        "questions": schema_form.of_task(task),
-        "ended_questions": schema_form.ended(task.id),
+        "questions": questions.of_task(task),
+        "ended_questions": questions.ended(task.id),
         "waiting": _waiting(task),
         "expected": _expected_end(caller, task),
     }
@@ -185,7 +192,7 @@ def list_all() -> AnyResponse:
     return page(
         "tasks.html",
         rows=rows,
-        asking=schema_form.asking(caller),
+        asking=questions.asking(caller),
         found=found,
         states=delivery_service.states(rows) if caller.agent_id is None else {},
         log_ends=logs.ends([row.id for row in rows if formatting.is_generic(row)]),
@@ -331,7 +338,7 @@ def ask(task_id: str) -> Response:
 def rerun(task_id: str) -> AnyResponse:
     """What the input lacks is said in the form, which keeps the text."""
     task = _task(task_id)
-    given = schema_form.of_request(_schema(task), schema_form.texts(request.form))
+    given = schema_form.of_request(_schema(task), texts(request.form))
     if "show" in request.form:
         return _page(task, *given.switched())
     try:

@@ -1,6 +1,5 @@
 """A task as the result of a tool, and as a task of MCP."""
 
-from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
 
@@ -35,19 +34,10 @@ def reason(error: Exception) -> str:
         raise error
     errors = problem.more.get("errors")
     if errors:
-        return " ".join(_sentences(errors))
+        return " ".join(problems.sentences(errors))
     answer = problem.more.get("question", {}).get("answer")
     given = "" if answer is None else f": {strict_json.dumps(answer).decode()}"
     return f"{problem.detail}{given}."
-
-
-def _sentences(errors: dict[str, Any], path: str = "") -> Iterator[str]:
-    for name, inner in errors.items():
-        place = f"{path}{name}"
-        if isinstance(inner, dict):
-            yield from _sentences(inner, f"{place}.")
-        else:
-            yield f"{place}: {' '.join(map(str, inner))}"
 
 
 # Questions as the forms of MCP (elicitation), and the answers that a client sends to them.
