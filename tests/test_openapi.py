@@ -17,8 +17,7 @@ import requests
 from flask import Flask
 from openapi_spec_validator import validate
 
-from taskservice.openapi.components import ALWAYS_REFUSED
-from taskservice.openapi.document import openapi_path
+from taskservice.openapi.document import ALWAYS_REFUSED, openapi_path
 from taskservice.openapi.page import resolved
 from taskservice.terms import API_PREFIX
 from tests.support import conformance

@@ -2,18 +2,7 @@
 
 from flask import Blueprint, Flask, Response, request
 
-from taskservice import resources
-from taskservice.api import (
-    agents,
-    deliveries,
-    docs,
-    keys,
-    logs,
-    operations,
-    questions,
-    tasks,
-    users,
-)
+from taskservice.api import agents, logs, questions, service, tasks, users
 from taskservice.auth import ERRORS_OF_DELETED_USER, KEY_HEADERS, authenticate, is_key_valid
 from taskservice.errors import from_exception, invalid_key, respond
 from taskservice.terms import API_PREFIX
@@ -21,8 +10,16 @@ from taskservice.terms import API_PREFIX
 BELOW_PREFIX = f"{API_PREFIX}/"
 
 api = Blueprint("api", __name__, url_prefix=API_PREFIX)
-for module in (tasks, questions, logs, deliveries, agents, users, keys):
-    api.register_blueprint(module.blueprint)
+for blueprint in (
+    tasks.blueprint,
+    tasks.deliveries,
+    questions.blueprint,
+    logs.blueprint,
+    agents.blueprint,
+    users.blueprint,
+    users.keys,
+):
+    api.register_blueprint(blueprint)
 
 
 @api.before_app_request
@@ -43,7 +40,7 @@ for kind in ERRORS_OF_DELETED_USER:
 
 @api.after_app_request
 def prevent_caching(response: Response) -> Response:
-    """Keep caches from storing an answer, unless it allows that, and from sharing it."""
+    """Send `Cache-Control: no-store` unless the view set it, and vary responses by the key."""
     headers = response.headers
     if _is_below_prefix(request.path):
         headers.add("Vary", KEY_HEADERS)
@@ -57,7 +54,6 @@ def _is_below_prefix(path: str) -> bool:
 
 
 def init_app(app: Flask) -> None:
-    resources.provide(app, docs.DocumentCache())
     app.register_blueprint(api)
-    app.register_blueprint(operations.blueprint)
-    app.register_blueprint(docs.blueprint)
+    app.register_blueprint(service.operators)
+    app.register_blueprint(service.docs)

@@ -1,4 +1,4 @@
-"""Routes of tasks: start, list, get, report, cancel, delete."""
+"""Routes of tasks: start, list, get, report, cancel, delete; and of their deliveries."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from flask import Blueprint, Response
 
 from taskservice.auth import caller
 from taskservice.database.types import TaskRow, TaskVersion
-from taskservice.schemas.fields import EXAMPLE_LATER, EXAMPLE_TASK
+from taskservice.schemas.fields import EXAMPLE_LATER, EXAMPLE_MOMENT, EXAMPLE_TASK
 from taskservice.schemas.requests import (
     ListQuerySchema,
     ReportSchema,
@@ -14,15 +14,25 @@ from taskservice.schemas.requests import (
     StartSchema,
     TaskQuerySchema,
 )
-from taskservice.schemas.tasks import expanded_task_schema
+from taskservice.schemas.tasks import delivery_schema, expanded_task_schema
+from taskservice.services import deliveries as delivery_service
 from taskservice.services import lists, reports, starts, task_json
 from taskservice.services import tasks as task_service
 from taskservice.services.tasks import Idempotency
-from taskservice.terms import CANCELLED, COMPLETE, ERROR, RUNNING, TASK_FINISHED
+from taskservice.terms import (
+    CANCELLED,
+    COMPLETE,
+    DELIVERY_UNDER_WAY,
+    ERROR,
+    NO_DELIVERY,
+    RUNNING,
+    TASK_FINISHED,
+)
 from taskservice.web import responses, waiting
 from taskservice.web.request import idempotency_key, json_body, operation
 
 blueprint = Blueprint("tasks", __name__)
+deliveries = Blueprint("deliveries", __name__)
 
 list_query_schema = ListQuerySchema()
 task_query = TaskQuerySchema()
@@ -206,3 +216,37 @@ def delete(task_id: str, query: dict[str, Any]) -> Response:
     """
     task = task_service.delete(caller, task_id)
     return responses.task(task, responses.shape(query))
+
+
+# The deliveries of a task.
+
+
+@deliveries.get("/task/<task_id>/deliveries")
+@operation("listDeliveries", user_key=True, answers={200: [delivery_schema]})
+def list_deliveries(task_id: str) -> Response:
+    """List a task's deliveries.
+
+    Newest first, each with the newest attempts to post it. The list is empty while the task runs,
+    and if it has no callback. Only a late report gives a task a second delivery.
+    """
+    task_service.get(caller, task_id)
+    rows = delivery_service.list_of_task(caller, task_id)
+    return responses.dump(delivery_schema, rows, many=True)
+
+
+@deliveries.post("/task/<task_id>/deliveries")
+@operation(
+    "redeliver",
+    user_key=True,
+    answers={202: delivery_schema},
+    errors=[NO_DELIVERY, DELIVERY_UNDER_WAY],
+    example={"nextAttemptAt": EXAMPLE_MOMENT},
+)
+def redeliver(task_id: str) -> Response:
+    """Deliver again.
+
+    Makes the newest delivery due now, whatever its state, and begins its retry schedule anew. It
+    is posted soon after this answer, with the same `webhook-id` and the task as it is then.
+    """
+    delivery = delivery_service.get(caller, delivery_service.redeliver(caller, task_id))
+    return responses.dump(delivery_schema, delivery, 202)

@@ -1,14 +1,29 @@
-"""The route of the user: who am I."""
+"""Routes of a user: who am I, and the user's own API keys and callback secret."""
+
+from typing import Any
 
 from flask import Blueprint, Response
 
 from taskservice.auth import caller
-from taskservice.schemas.users import key_schema, user_schema, who_am_i_schema
-from taskservice.services import keys, users
+from taskservice.schemas.fields import EXAMPLE_MOMENT
+from taskservice.schemas.requests import CreateKeySchema
+from taskservice.schemas.users import (
+    callback_secret_schema,
+    key_schema,
+    key_with_secret_schema,
+    user_schema,
+    who_am_i_schema,
+)
+from taskservice.services import keys as key_service
+from taskservice.services import users
+from taskservice.terms import LAST_USER_KEY, TOO_MANY_REQUESTS
 from taskservice.web import responses
 from taskservice.web.request import operation
 
 blueprint = Blueprint("users", __name__)
+keys = Blueprint("keys", __name__)
+
+create_schema = CreateKeySchema()
 
 
 @blueprint.get("/user")
@@ -19,4 +34,69 @@ def get() -> Response:
     The user that the key belongs to, and the key without its text.
     """
     user = user_schema.dump(users.get(caller.user_id))
-    return responses.json(user | {"key": key_schema.dump(keys.get(caller, caller.key_id))})
+    return responses.json(user | {"key": key_schema.dump(key_service.get(caller, caller.key_id))})
+
+
+@keys.get("/key")
+@operation("listKeys", user_key=True, answers={200: [key_schema]})
+def list_all() -> Response:
+    """List API keys.
+
+    All keys of the user, including those that are revoked or expired, streamed: a failure midway
+    breaks the connection.
+    """
+    pages = key_service.list_of_user(caller)
+    return responses.array(key_schema.dump(page, many=True) for page in pages)
+
+
+@keys.post("/key")
+@operation("createKey", user_key=True, body=create_schema, answers={201: key_with_secret_schema})
+def create(body: dict[str, Any]) -> Response:
+    """Create an API key.
+
+    With `agentId` it is an agent key, otherwise a user key. Only this answer contains the key
+    itself.
+    """
+    return responses.dump(key_with_secret_schema, key_service.create(caller, body), 201)
+
+
+@keys.delete("/key/<key_id>")
+@operation(
+    "revokeKey",
+    user_key=True,
+    answers={200: key_schema},
+    errors=[LAST_USER_KEY],
+    example={"revokedAt": EXAMPLE_MOMENT},
+)
+def revoke(key_id: str) -> Response:
+    """Revoke an API key.
+
+    The next request with it is refused. The last user key can only be revoked on the server.
+    """
+    return responses.dump(key_schema, key_service.revoke(caller, key_id))
+
+
+@keys.get("/callback-secret")
+@operation("getCallbackSecret", user_key=True, answers={200: callback_secret_schema})
+def show_secret() -> Response:
+    """Get the callback secret.
+
+    Any library for Standard Webhooks accepts it as it is.
+    """
+    secret = users.current_callback_secret(caller.user_id)
+    return responses.dump(callback_secret_schema, secret)
+
+
+@keys.post("/callback-secret")
+@operation(
+    "rotateCallbackSecret",
+    user_key=True,
+    answers={201: callback_secret_schema},
+    errors=[TOO_MANY_REQUESTS],
+)
+def rotate_secret() -> Response:
+    """Rotate the callback secret.
+
+    The replaced secret also signs for 24 hours more. At most 10 secrets sign at once.
+    """
+    return responses.dump(callback_secret_schema, users.rotate(caller), 201)

@@ -2,10 +2,10 @@
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeAlias
 
 from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
@@ -14,13 +14,22 @@ from flask import Flask
 from marshmallow import Schema, fields
 
 from taskservice import __version__
-from taskservice.openapi import components
-from taskservice.openapi.components import Object, Parameter
-from taskservice.schemas.fields import EXAMPLE_DELIVERY, EXAMPLE_LATER, EXAMPLE_MOMENT
+from taskservice.schemas.fields import (
+    EXAMPLE_DELIVERY,
+    EXAMPLE_KEY,
+    EXAMPLE_LATER,
+    EXAMPLE_MOMENT,
+    EXAMPLE_QUESTION,
+    EXAMPLE_REQUEST,
+    EXAMPLE_TASK,
+)
 from taskservice.schemas.tasks import partial_task_schema, problem_schema, task_schema
 from taskservice.terms import (
+    AGENT_ID,
     CODES,
     COMPLETE,
+    MAX_IDEMPOTENCY_KEY,
+    NOT_FOUND,
     PROBLEM_TYPE,
     WEBHOOK_LINES,
     WEBHOOK_LOG_BYTES,
@@ -29,7 +38,177 @@ from taskservice.terms import (
 from taskservice.web.request import Operation, by_media_type, is_optional
 from taskservice.webhooks.signing import MAX_RETRY_AFTER, SCHEDULE
 
-# The webhooks of the OpenAPI document: what the service posts, and what an answer to it means.
+Object: TypeAlias = dict[str, Any]
+
+# What operations share: introduction, parameters, headers, errors.
+
+DESCRIPTION = """\
+taskservice keeps the tasks of agents, with logs that grow while they run, and sends a signed
+callback when a task ends.
+
+Every request below `/api/v1` carries an API key, in the header `apikey: <key>` or in
+`Authorization: Bearer <key>`; in both, it must be the same. A *user key* may do everything with the
+things of its user. An *agent key* sees and reports the tasks of one agent; an operation that needs
+a user key answers it with 403. What a key may not see does not exist for it: 404.
+
+Bodies are JSON in UTF-8, read strictly: no unknown fields, no duplicate keys, no NaN, nothing
+nested deeper than 64. NUL in a string, `\\u0000` in JSON, becomes U+FFFD. An operation that takes
+no body accepts `{}` and `null` too, and refuses any other body. An unknown query parameter is
+refused, so that a misspelt filter does not return everything. Times are RFC 3339 in UTC with
+milliseconds. `Location` and `Link` are relative to the request's own URL.
+
+Every error is `application/problem+json` (RFC 9457); its `detail` is a sentence for a
+person, its `code` a word for a program.
+Beside the listed errors, a method that a path does not have is 405 with `Allow`, and the server
+answers an unsupported expectation with 417 and an unsupported transfer coding with 501. Every path
+with GET has HEAD too, and every path has OPTIONS.
+
+Every answer has an `X-Request-Id`: the one that the request sent, if it has at most 128 visible
+ASCII characters, else a new one. Problems and the log of the service contain it too.
+"""
+
+TAGS = {
+    "tasks": "A task is one execution of an agent: its input, log, status and output.",
+    "logs": "The lines of a task, which grow while it runs.",
+    "questions": "What agents ask people before they go on.",
+    "deliveries": "The webhooks of tasks that have ended, and each attempt to send them.",
+    "agents": "The programs that do the work.",
+    "users": "The person or team that owns tasks, agents and keys.",
+    "keys": "The API keys of a user, and the secret that signs the webhooks.",
+    "operations": "Health and metrics, for operators. No key is needed.",
+    "docs": "This documentation. No key is needed.",
+    "webhooks": "Requests that the service makes itself, to the receivers of its users.",
+}
+
+
+def _value(description: str, *, required: bool = False, **schema: Any) -> Object:
+    """A parameter or header with its JSON Schema, by default a text.
+
+    A header of an answer is required if every successful answer has it.
+    """
+    return {
+        "description": description,
+        "required": required,
+        "schema": {"type": "string", **schema},
+    }
+
+
+PATH_PARAMETERS = {
+    "task_id": _value("The task's id.", format="uuid", examples=[EXAMPLE_TASK]),
+    "agent_id": _value("The agent's id.", pattern=f"^{AGENT_ID.pattern}$", examples=["summarizer"]),
+    "question_id": _value("The question's id.", format="uuid", examples=[EXAMPLE_QUESTION]),
+    "key_id": _value("The key's id.", format="uuid", examples=[EXAMPLE_KEY]),
+}
+
+REQUEST_HEADERS = {
+    "Idempotency-Key": _value(
+        "Makes the request safe to repeat: the same key and body start or claim nothing again and "
+        "answer with the current task; the same key with another body is 422. Deleting the task "
+        "frees the key.",
+        minLength=1,
+        maxLength=MAX_IDEMPOTENCY_KEY,
+        examples=["nightly 2026-11-24"],
+    ),
+    "Prefer": _value(
+        "`wait=s`: the maximum number of seconds, up to 60, to wait for news.",
+        examples=["wait=1"],
+    ),
+    "Last-Event-ID": _value(
+        "Resumes after the line with this number: the `id` of the last event received.",
+        pattern="^[0-9]*$",
+        examples=["42"],
+    ),
+    "If-Match": _value(
+        "`*`: change the task only if it exists. Its ETag is weak and never matches here.",
+        examples=["*"],
+    ),
+    "If-None-Match": _value(
+        "ETags of earlier answers: the answer is 304 if one is still current.",
+        examples=['W/"3-0"'],
+    ),
+}
+
+ANSWER_HEADERS = {
+    "Location": _value(
+        "The URL of what was created, relative to the request.",
+        format="uri-reference",
+        examples=[f"task/{EXAMPLE_TASK}"],
+        required=True,
+    ),
+    "Link": _value(
+        'The next page, as `<?...>; rel="next"`, relative to the request; none on the last page.',
+        examples=['<?limit=50&cursor=WyI...>; rel="next"'],
+    ),
+    "ETag": _value("The version of the answer.", examples=['W/"3-0"']),
+    "Idempotency-Replayed": _value(
+        "`true` if an earlier request with the same Idempotency-Key started or claimed the task.",
+        enum=["true"],
+    ),
+    "Callback-Status": _value(
+        "The state of the callback: `delivered`; `pending`: it will be tried again; `failed`: it "
+        "will not be tried again; `none`: there was nothing to send.",
+        enum=["delivered", "pending", "failed", "none"],
+        required=True,
+    ),
+    "Preference-Applied": _value(
+        "The granted wait, as `wait=s`; absent, with `Retry-After` in its place, when too many "
+        "requests wait already.",
+        examples=["wait=1"],
+    ),
+    "X-Accel-Buffering": _value("Tells nginx not to buffer events.", enum=["no"], required=True),
+    "Retry-After": _value(
+        "Seconds after which to try again.",
+        type="integer",
+        minimum=0,
+        examples=[2],
+    ),
+    "WWW-Authenticate": _value(
+        "How a key is sent.", enum=['Bearer realm="taskservice"'], required=True
+    ),
+    "X-Request-Id": _value(
+        "The id of the request: its own, or a new one.",
+        examples=[EXAMPLE_REQUEST],
+        required=True,
+    ),
+}
+
+SUCCESSES = {
+    200: "Success.",
+    201: "Created.",
+    202: "Accepted; it will be done.",
+    204: "There is none.",
+    304: "Not changed.",
+}
+# The errors that several operations share: the names of their components.
+REFUSALS = {
+    400: "Unreadable",
+    401: "InvalidKey",
+    403: "NotForAgents",
+    404: "NotFound",
+    406: "NotAcceptable",
+    408: "TooSlow",
+    412: "PreconditionFailed",
+    413: "TooLarge",
+    414: "UrlTooLong",
+    415: "WrongContentType",
+    422: "Invalid",
+    431: "HeadersTooLarge",
+    500: "Failure",
+    503: "Busy",
+}
+# Any request can get these.
+ALWAYS_REFUSED = (400, 406, 408, 413, 414, 422, 431, 500, 503)
+# Members of the example of an error, where the meaning of its code does not say what is sent.
+EXAMPLES: dict[str, Object] = {
+    "invalid_key": {"detail": "API key is invalid"},
+    NOT_FOUND: {"detail": "Task's ID is not found"},
+    "invalid": {"errors": {"stauts": ["Unknown field."]}},
+}
+ERROR_HEADERS = {401: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-After"]}
+
+TEXT_EXAMPLE = "Synopsis: Running\n15 mails\n"
+
+# The webhooks: what the service posts, and what an answer to it means.
 
 NAME = "taskEnded"
 TAG = "webhooks"
@@ -109,9 +288,7 @@ def _webhook_responses() -> Object:
     }
 
 
-# Builds the OpenAPI document of an app from the operations that its routes declare.
-
-OPENAPI = "3.1.0"
+# The document of an app, from the operations that its routes declare.
 
 
 class Converter(OpenAPIConverter):
@@ -171,10 +348,10 @@ def document(app: Flask, secured: str) -> Object:
     spec = APISpec(
         "taskservice",
         __version__,
-        OPENAPI,
+        "3.1.0",
         [Plugin()],
         info={
-            "description": components.DESCRIPTION,
+            "description": DESCRIPTION,
             "contact": {"name": "The operator of this service"},
             "license": {"name": "MIT", "identifier": "MIT"},
         },
@@ -182,7 +359,7 @@ def document(app: Flask, secured: str) -> Object:
         servers=[{"url": "."}],
         # Either of them.
         security=[{"apikey": []}, {"bearer": []}],
-        tags=[{"name": name, "description": text} for name, text in components.TAGS.items()],
+        tags=[{"name": name, "description": text} for name, text in TAGS.items()],
         webhooks=webhooks(example_of(task_schema)),
     )
     _add_components(spec)
@@ -197,20 +374,10 @@ def _add_components(spec: APISpec) -> None:
     key = {"type": "apiKey", "in": "header", "name": "apikey"}
     spec.components.security_scheme("apikey", key)
     spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer"})
-    for name, parameter in components.ANSWER_HEADERS.items():
-        header = {
-            "description": parameter.description,
-            "schema": parameter.schema,
-            "required": parameter.always,
-        }
+    for name, header in ANSWER_HEADERS.items():
         spec.components.header(name, header)
-    for status, refusal in components.REFUSALS.items():
-        codes = with_status(status)
-        description = (
-            f"{refusal.description} Its `code`: {', '.join(f'`{code}`' for code in codes)}."
-        )
-        problem = _problem(codes[0], description, refusal.detail, refusal.more)
-        spec.components.response(refusal.name, problem)
+    for status, name in REFUSALS.items():
+        spec.components.response(name, _problem(with_status(status)))
 
 
 def _routes(app: Flask, secured: str) -> list[Route]:
@@ -234,7 +401,7 @@ def _routes(app: Flask, secured: str) -> list[Route]:
                         operation=operation,
                     )
                 )
-    order = list(components.TAGS)
+    order = list(TAGS)
     return sorted(routes, key=lambda route: order.index(route.tag))
 
 
@@ -271,16 +438,11 @@ def _operation(route: Route) -> Object:
 
 def _parameters(route: Route) -> Iterator[Object]:
     for name in route.arguments:
-        yield _parameter("path", _camel(name), components.PATH_PARAMETERS[name], required=True)
+        yield {"in": "path", "name": _camel(name), **PATH_PARAMETERS[name]}
     # The plugin turns each field of the schema into a parameter.
     yield {"in": "query", "schema": route.operation.query}
     for name in (*route.operation.headers, *(["If-Match"] if route.has_precondition else [])):
-        yield _parameter("header", name, components.REQUEST_HEADERS[name])
-
-
-def _parameter(place: str, name: str, parameter: Parameter, *, required: bool = False) -> Object:
-    described = {"description": parameter.description, "schema": parameter.schema}
-    return {"in": place, "name": name, "required": required, **described}
+        yield {"in": "header", "name": name, **REQUEST_HEADERS[name]}
 
 
 def _request_body(content: Mapping[str, Any]) -> Object:
@@ -295,7 +457,7 @@ def _answers(operation: Operation) -> Object:
     names = (*operation.answer_headers, "X-Request-Id")
     return {
         str(status): {
-            "description": components.SUCCESSES[status],
+            "description": SUCCESSES[status],
             "headers": {name: name for name in names},
             **_content(by_media_type(answer), operation.example),
         }
@@ -306,7 +468,7 @@ def _answers(operation: Operation) -> Object:
 def _refusals(route: Route) -> Iterator[tuple[str, Any]]:
     """(status, response): the name of a shared response, or one for this operation."""
     statuses = {
-        *components.ALWAYS_REFUSED,
+        *ALWAYS_REFUSED,
         *([401] if route.needs_key else []),
         *([403] if route.operation.user_key else []),
         *([404] if route.arguments else []),
@@ -315,35 +477,23 @@ def _refusals(route: Route) -> Iterator[tuple[str, Any]]:
     }
     own = {CODES[code].status for code in route.operation.errors}
     for status in sorted(statuses | own):
-        if status in own:
-            yield str(status), _own_problem(route.operation, status)
-        else:
-            yield str(status), components.REFUSALS[status].name
+        codes = [code for code in route.operation.errors if CODES[code].status == status]
+        yield str(status), _problem(codes) if codes else REFUSALS[status]
 
 
-def _own_problem(operation: Operation, status: int) -> Object:
-    codes = [code for code in operation.errors if CODES[code].status == status]
-    description = " ".join(f"`{code}`: {CODES[code].meaning}" for code in codes)
-    return _problem(codes[0], description, CODES[codes[0]].meaning.rstrip("."))
-
-
-_ERROR_HEADERS = {401: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-After"]}
-
-
-def _problem(
-    code: str, description: str, detail: str, more: Mapping[str, Any] | None = None
-) -> Object:
-    status = CODES[code].status
+def _problem(codes: Sequence[str]) -> Object:
+    """The response of an error with one of these codes, which have the same status."""
+    status, meaning = CODES[codes[0]]
     example = example_of(problem_schema) | {
         "title": HTTPStatus(status).phrase,
         "status": status,
-        "detail": detail,
-        "code": code,
-        **(more or {}),
+        "detail": meaning.rstrip("."),
+        "code": codes[0],
+        **EXAMPLES.get(codes[0], {}),
     }
-    headers = [*_ERROR_HEADERS.get(status, []), "X-Request-Id"]
+    headers = [*ERROR_HEADERS.get(status, []), "X-Request-Id"]
     return {
-        "description": description,
+        "description": " ".join(f"`{code}`: {CODES[code].meaning}" for code in codes),
         "headers": {name: name for name in headers},
         "content": {PROBLEM_TYPE: {"schema": problem_schema, "example": example}},
     }
@@ -356,7 +506,7 @@ def _content(content: Mapping[str, Any], example: Any = None) -> Object:
 
 def _media(schema: Any, example: Any) -> Object:
     if schema is None:
-        return {"schema": {"type": "string"}, "example": example or components.TEXT_EXAMPLE}
+        return {"schema": {"type": "string"}, "example": example or TEXT_EXAMPLE}
     if isinstance(schema, list):
         one = example_of(schema[0]) | (example or {})
         return {"schema": {"type": "array", "items": schema[0]}, "example": [one]}

@@ -8,20 +8,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from taskservice.openapi.components import ALWAYS_REFUSED, REFUSALS, Object
-
-__all__ = [
-    "answer_headers",
-    "common_errors",
-    "curl",
-    "inline",
-    "kind",
-    "limits",
-    "own_errors",
-    "pretty",
-    "prose",
-    "resolved",
-]
+from taskservice.openapi.document import ALWAYS_REFUSED, REFUSALS, Object
 
 # A longer pattern says no more than the description.
 MAX_PATTERN = 40
@@ -121,7 +108,7 @@ def own_errors(document: Object, operation: Object) -> Iterator[tuple[str, Objec
 
 def common_errors(document: Object) -> Iterator[tuple[int, Object]]:
     for status in ALWAYS_REFUSED:
-        yield status, document["components"]["responses"][REFUSALS[status].name]
+        yield status, document["components"]["responses"][REFUSALS[status]]
 
 
 def pretty(value: Any) -> str:

@@ -58,7 +58,7 @@ Content: TypeAlias = Body | tuple[Body, ...] | Mapping[str, Schema] | None
 class Operation:
     """One operation of the API; `name` is its name in generated clients.
 
-    `taskservice.openapi.components` has what all operations have in common.
+    `taskservice.openapi.document` has what all operations have in common.
     """
 
     name: str

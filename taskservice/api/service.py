@@ -1,0 +1,146 @@
+"""Routes that need no key: liveness, readiness, metrics, and the documentation."""
+
+from functools import cache, partial
+from inspect import getmembers, isfunction
+from pathlib import Path
+
+from flask import Blueprint, Response, current_app, render_template, request
+
+from taskservice.operations import health, metrics
+from taskservice.schemas import strict_json
+from taskservice.schemas.tasks import document_schema, health_schema, readiness_schema
+from taskservice.terms import API_PREFIX
+from taskservice.web import responses
+from taskservice.web.request import JSON, TEXT, operation, replace_unreadable_dates
+
+operators = Blueprint("operations", __name__)
+
+# Prometheus asks for this version of plain text, a person for any.
+METRICS_TYPES = (TEXT, f"{TEXT}; version=0.0.4")
+METRICS_EXAMPLE = """\
+# HELP taskservice_tasks Tasks by status.
+# TYPE taskservice_tasks gauge
+taskservice_tasks{status="running"} 3
+"""
+
+
+@operators.get("/livez")
+@operation("isLive", answers={200: health_schema})
+def live() -> Response:
+    """Liveness.
+
+    200 while the process runs, whatever the state of the database.
+    """
+    return responses.json({"status": "ok"})
+
+
+@operators.get("/readyz")
+@operation("isReady", answers={200: readiness_schema})
+def ready() -> Response:
+    """Readiness.
+
+    200 when the database can be read and written; 503 when it cannot, or does not answer within
+    one second. `notice` is there when the server does no background work.
+    """
+    health.require_usable()
+    notice = current_app.config.get("NOTICE")
+    return responses.json({"status": "ok"} | ({"notice": notice} if notice else {}))
+
+
+@operators.get("/metrics")
+@operation("getMetrics", answers={200: METRICS_TYPES}, example=METRICS_EXAMPLE)
+def show_metrics() -> Response:
+    """Metrics.
+
+    All worker processes together, in the Prometheus text format. Without an answer from the
+    database, only the metrics that do not need it.
+    """
+    families = [metrics.build(), *metrics.requests.metrics(), *health.database_metrics()]
+    return Response(metrics.text(families), content_type=metrics.CONTENT_TYPE)
+
+
+# The documentation: the OpenAPI document, and a page made from it.
+
+docs = Blueprint("docs", __name__, template_folder="templates")
+
+docs.before_request(replace_unreadable_dates)
+
+HTML = "text/html"
+CSS = "text/css"
+SCRIPT = "text/javascript"
+
+STATIC = Path(__file__).with_name("static")
+
+# The page loads its own style, script and icon, and nothing else.
+POLICY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
+
+conditional = partial(operation, headers=["If-None-Match"], answer_headers=["ETag"])
+
+
+@docs.get("/openapi.json")
+@conditional("getOpenapi", answers={200: document_schema, 304: None})
+def show_document() -> Response:
+    """This document.
+
+    OpenAPI 3.1. Clients in many languages can be generated from it.
+    """
+    return _with_etag(_document(), JSON)
+
+
+@docs.get("/docs")
+@conditional("getDocs", answers={200: HTML, 304: None}, example="<!doctype html>...")
+def show_page() -> Response:
+    """This document as a web page.
+
+    It loads nothing from other hosts, and needs no script but for its copy buttons.
+    """
+    response = _with_etag(_page(), HTML)
+    response.headers["Content-Security-Policy"] = POLICY
+    return response
+
+
+@docs.get("/docs.css")
+@conditional(
+    "getDocsStyle", answers={200: CSS, 304: None}, example=":root { color-scheme: light dark }"
+)
+def show_style() -> Response:
+    """The style sheet of that page."""
+    return _with_etag((STATIC / "docs.css").read_bytes(), CSS)
+
+
+@docs.get("/docs.js")
+@conditional("getDocsScript", answers={200: SCRIPT, 304: None}, example="// Copy buttons")
+def show_script() -> Response:
+    """The script of that page."""
+    return _with_etag((STATIC / "docs.js").read_bytes(), SCRIPT)
+
+
+# Each is made at the first request, since it imports apispec, which nothing else needs.
+
+
+@cache
+def _document() -> bytes:
+    from taskservice.openapi.document import document
+
+    return strict_json.dumps(document(current_app, secured=API_PREFIX))
+
+
+@cache
+def _page() -> bytes:
+    from taskservice.openapi import page
+
+    functions = dict(getmembers(page, isfunction))
+    document = strict_json.loads(_document())
+    return render_template("docs.html", document=document, **functions).encode()
+
+
+def _with_etag(text: bytes, media_type: str) -> Response:
+    response = Response(text, mimetype=media_type)
+    response.add_etag()
+    response.headers["Cache-Control"] = "no-cache"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.make_conditional(request)
+    return response
