@@ -333,17 +333,3 @@ def kept() -> list[tuple[str, str]]:
 
 def _args() -> dict[str, Any]:
     return request.args.to_dict(flat=False)
-
-
-TEMPLATE_FUNCTIONS: dict[str, Any] = {
-    function.__name__: function
-    for function in (
-        is_tab,
-        kept,
-        label_url,
-        labels,
-        list_url,
-        tab_url,
-        url_without_label,
-    )
-}

@@ -1,4 +1,4 @@
-"""Formats values for the pages: JSON, numbers, times, durations."""
+"""The functions that each template has: JSON, numbers, times, durations, states."""
 
 import re
 import unicodedata
@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from taskservice.database import clock
-from taskservice.quantities import percent, percent_done, seconds_text
+from taskservice.quantities import seconds_text
 from taskservice.schemas import strict_json
 from taskservice.services.lists import WAITING
 from taskservice.terms import FAILED, RUNNING
@@ -90,8 +90,7 @@ def period_text(since: str, until: str) -> str:
 
 def duration_between(since: str, until: str) -> str:
     """The time between two timestamps in its two largest units, as `3 h 20 min`."""
-    seconds = (datetime.fromisoformat(until) - datetime.fromisoformat(since)).total_seconds()
-    return seconds_text(seconds)
+    return seconds_text(clock.seconds_between(since, until))
 
 
 def state_of(row: Any) -> str:
@@ -120,28 +119,3 @@ def label_texts(row: Any) -> list[str]:
 def is_key_valid(key: Any) -> bool:
     """Whether a key is neither revoked nor expired."""
     return key.revoked_at is None and (key.expires_at is None or key.expires_at > clock.now())
-
-
-TEMPLATE_FUNCTIONS: dict[str, Any] = {
-    function.__name__: function
-    for function in (
-        pretty,
-        visible,
-        is_blank,
-        error_reason,
-        last_line,
-        percent,
-        percent_done,
-        number,
-        plural,
-        moment,
-        period_text,
-        duration_between,
-        seconds_text,
-        state_of,
-        outcome_of,
-        reason,
-        label_texts,
-        is_key_valid,
-    )
-}

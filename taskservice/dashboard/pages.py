@@ -5,6 +5,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 from functools import wraps
+from inspect import getmembers, isfunction
 from threading import Lock
 from typing import Any
 
@@ -24,7 +25,7 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
-from taskservice import errors
+from taskservice import errors, quantities
 from taskservice.dashboard import formatting, sessions
 from taskservice.database.watcher import change_marker
 from taskservice.errors import Problem
@@ -157,10 +158,13 @@ def icon() -> Response:
     return dashboard.send_static_file("icon.svg")
 
 
+FUNCTIONS = dict(getmembers(formatting, isfunction) + getmembers(quantities, isfunction))
+
+
 def _template_context() -> dict[str, Any]:
     """The names that every template can use."""
     return {
-        **formatting.TEMPLATE_FUNCTIONS,
+        **FUNCTIONS,
         "signed_in": g.get("signed_in"),
         "form_token": sessions.token,
         "submission_id": sessions.submission_id,

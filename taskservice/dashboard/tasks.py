@@ -38,9 +38,7 @@ from taskservice.services import (
     task_json,
     tasks,
 )
-from taskservice.services import deliveries as delivery_queries
 from taskservice.services import deliveries as delivery_service
-from taskservice.services import tasks as task_service
 from taskservice.services.tasks import Idempotency
 from taskservice.terms import NO_DELIVERY, RUNNING
 from taskservice.web import responses, waiting
@@ -84,7 +82,6 @@ class Waiting(NamedTuple):
 def values(caller: Caller, task: TaskRow) -> dict[str, Any]:
     """The values of the page's template."""
     return {
-        "labels": [(f"{key}:{value}", value, key) for key, value in _labels(task)],
         "parent": tasks.find(caller, task.parent_id) if task.parent_id else None,
         "original": tasks.find(caller, task.rerun_of) if task.rerun_of else None,
         "again": tasks.newest_rerun(caller, task.id),
@@ -94,10 +91,6 @@ def values(caller: Caller, task: TaskRow) -> dict[str, Any]:
         "waiting": _waiting(task),
         "expected": _expected_end(caller, task),
     }
-
-
-def _labels(task: TaskRow) -> list[tuple[str, str]]:
-    return list(strict_json.loads(task.labels.encode()).items())
 
 
 def _waiting(task: TaskRow) -> Waiting | None:
@@ -155,7 +148,7 @@ def curl(caller: Caller, task: TaskRow) -> str:
 
     The body goes through a pipe, since an argument of a program has at most 128 KiB.
     """
-    deliveries = delivery_queries.list_of_task(caller, task.id)
+    deliveries = delivery_service.list_of_task(caller, task.id)
     if not deliveries:
         raise Problem(409, "The task has no webhook", code=NO_DELIVERY)
     headers, body = attempts.webhook_of(task, deliveries[0].id)
@@ -165,7 +158,7 @@ def curl(caller: Caller, task: TaskRow) -> str:
     return f"printf %s {shlex.quote(body.decode())} |\n  " + " \\\n  ".join(parts) + "\n"
 
 
-# The list of tasks, the page of one task with its log, and its forms.
+# The pages.
 
 TOO_LATE = "The task had already ended."
 
@@ -197,14 +190,10 @@ def list_all() -> AnyResponse:
         states=delivery_service.states(rows) if caller.agent_id is None else {},
         log_ends=logs.ends([row.id for row in rows if formatting.is_generic(row)]),
         agent_ids=_agent_choices(),
-        tabs=chart.TABS,
+        filters=chart,
         counts=counts.by_state(caller, selection, MAX_COUNT),
         max_count=MAX_COUNT,
         chart=chart.count(caller, selection, own.get("since", chart.DEFAULT)),
-        chart_height=chart.HEIGHT,
-        periods=chart.PERIODS,
-        bar_start=chart.bar_start,
-        **chart.TEMPLATE_FUNCTIONS,
     )
 
 
@@ -274,7 +263,7 @@ def ask_to_delete(task_id: str) -> Response:
 @blueprint.post("/tasks/<task_id>/delete")
 def delete(task_id: str) -> AnyResponse:
     caller.require_user_key()
-    task = task_service.delete(caller, require_id("task", task_id))
+    task = tasks.delete(caller, require_id("task", task_id))
     flash(f"Deleted “{task.name}”.")
     return redirect_to_page(way_back(), "tasks.list_all")
 
@@ -300,7 +289,7 @@ def _agent_choices() -> Sequence[str]:
 
 
 def _task(task_id: str) -> TaskRow:
-    return task_service.get(caller, require_id("task", task_id))
+    return tasks.get(caller, require_id("task", task_id))
 
 
 def _cancel(task_id: str) -> str:
