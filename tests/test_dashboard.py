@@ -11,7 +11,6 @@ from datetime import timedelta
 from functools import partial
 from html import unescape
 from importlib import import_module
-from itertools import count
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlencode
@@ -625,25 +624,6 @@ def test_tabs_share_a_page_until_something_changes(
         assert same == [first.text]
         alice.report(task, name=f"After {path}")
         assert f"After {path}" in browser.get(path).text
-
-
-def test_page_is_late_only_if_very_many_tabs_show_it(
-    browser: Browser, alice: ApiClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pages, "COST_FACTOR", 1e9)
-    monkeypatch.setattr(pages, "OFTEN", 3)
-    # A clock that goes on by a millisecond at each look, however slow the machine is.
-    looks = count()
-    passed = [0.0]
-    clock = SimpleNamespace(monotonic=lambda: passed[0] + next(looks) / 1000)
-    monkeypatch.setattr(pages, "time", clock)
-    browser.get("/?q=task")
-    alice.start(name="A new task")
-    assert "A new task" in browser.get("/?q=task").text
-    alice.start(name="One more task")
-    assert "One more task" not in browser.get("/?q=task").text
-    passed[0] += 1
-    assert "One more task" in browser.get("/?q=task").text
 
 
 def test_page_that_another_request_makes_is_waited_for(

@@ -1,7 +1,7 @@
 """What all pages share: sessions, the token of forms, security headers, templates and errors."""
 
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 from functools import wraps
@@ -29,7 +29,7 @@ from taskservice import errors, quantities
 from taskservice.dashboard import formatting, sessions
 from taskservice.database.watcher import change_marker
 from taskservice.errors import Problem
-from taskservice.terms import API_PREFIX, OVERLOADED, PROBLEM_TYPE
+from taskservice.terms import API_PREFIX, PROBLEM_TYPE
 from taskservice.web.request import is_loopback, replace_unreadable_dates, url_parts
 
 dashboard = Blueprint(
@@ -258,10 +258,6 @@ def _to_sign_in() -> AnyResponse:
 # The maximum age of a page in seconds, since some of it, such as the bars of the chart, depends on
 # the time.
 MAX_AGE = 2.0
-# A page with OFTEN requests within a second is not made again after each change, but only when it
-# is COST_FACTOR times as old as the time that making it took, or a second old.
-OFTEN = 8
-COST_FACTOR = 30.0
 CACHE_SIZE = 50
 # How long a request waits while another one makes the page, so that a slow page does not hold all
 # threads. After LATE_SECONDS it gets the page as it was before, if that is younger than
@@ -269,42 +265,24 @@ CACHE_SIZE = 50
 LATE_SECONDS = 0.1
 FIRST_SECONDS = 2.0
 RECENT_SECONDS = 10.0
-RETRY = {"Retry-After": "2"}
 
 View = Callable[..., AnyResponse]
 
 
 @dataclass
 class _Page:
-    """A page, and how it was made; the lock is held by the one request that makes it."""
+    """A page, and the `change_marker` and the time from before it was made.
+
+    The one request that makes it holds the lock.
+    """
 
     lock: Lock = field(default_factory=Lock)
-    # The moments of the last requests that had the lock.
-    asked: deque[float] = field(default_factory=lambda: deque(maxlen=OFTEN))
     html: bytes | None = None
-    # The `change_marker` from before it was made, when that began, and how long it took.
     marker: Any = None
     began: float = 0.0
-    seconds: float = 0.0
 
-    def keep(self, html: bytes, marker: Any, began: float) -> None:
-        self.html, self.marker, self.began = html, marker, began
-        self.seconds = time.monotonic() - began
-
-    def is_recent(self) -> bool:
-        """Whether the page may answer a request while another one makes it again."""
-        return self.html is not None and time.monotonic() - self.began < RECENT_SECONDS
-
-    def is_current(self, marker: Any) -> bool:
-        """Record a request; returns whether the page may answer it. `marker` is the present one."""
-        now = time.monotonic()
-        self.asked.append(now)
-        age = now - self.began
-        if self.html is None or age > MAX_AGE:
-            return False
-        is_asked_often = len(self.asked) == OFTEN and self.asked[0] > now - 1.0
-        may_be_late = is_asked_often and age < min(COST_FACTOR * self.seconds, 1.0)
-        return may_be_late or self.marker == marker
+    def is_younger(self, seconds: float) -> bool:
+        return self.html is not None and time.monotonic() - self.began < seconds
 
 
 _lock = Lock()
@@ -325,20 +303,21 @@ def shared(view: View) -> View:
         page = _page((request.script_root, request.full_path, session["key"], sessions.token()))
         # Before the page is read: what is committed meanwhile must not be missed.
         marker = change_marker()
-        is_mine = page.lock.acquire(timeout=LATE_SECONDS if page.is_recent() else FIRST_SECONDS)
+        wait = LATE_SECONDS if page.is_younger(RECENT_SECONDS) else FIRST_SECONDS
+        is_mine = page.lock.acquire(timeout=wait)
         try:
-            if is_mine and not page.is_current(marker):
+            if is_mine and not (page.marker == marker and page.is_younger(MAX_AGE)):
                 began = time.monotonic()
                 response = view(**values)
                 if response.status_code not in (200, 304):
                     return response
                 # A 304 has the page too; it is left out when the response is sent.
-                page.keep(response.get_data(), marker, began)
+                page.html, page.marker, page.began = response.get_data(), marker, began
         finally:
             if is_mine:
                 page.lock.release()
-        if page.html is None or not (is_mine or page.is_recent()):
-            raise Problem(503, "The page takes too long", code=OVERLOADED, headers=RETRY)
+        if page.html is None or not (is_mine or page.is_younger(RECENT_SECONDS)):
+            raise errors.overloaded("The page takes too long")
         return answer_with(page.html)
 
     return answer
