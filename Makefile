@@ -93,6 +93,7 @@ bench-peers: $(VENV)/installed-test ## The same beside other programs, which it 
 
 bench-more: $(VENV)/installed-test ## Measure webhooks, waits for upkeep, long logs in a browser, `run`
 	$(BIN)/python -m benchmarks.callbacks
+	$(BIN)/python -m benchmarks.waits
 	$(BIN)/python -m benchmarks.writer_waits
 	$(BIN)/python -m benchmarks.long_log
 	$(BIN)/python -m benchmarks.run_overhead

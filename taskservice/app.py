@@ -30,7 +30,7 @@ def create_app(config: Config | None = None, may_create: bool = True) -> Flask:
     migrations.upgrade(config.DATABASE_URL, may_create=may_create)
     engine.init_app(app, config.DATABASE_URL, config.THREADS)
     transactions.init_app(app)
-    watcher.init_app(app, config.THREADS)
+    watcher.init_app(app, config.WAITS)
     health.init_app(app)
     attempts.init_app(app)
     errors.init_app(app)

@@ -133,6 +133,11 @@ class Config:
     BIND: str = _setting("127.0.0.1:8000", _bind, "Where to listen: `HOST:PORT` or `unix:PATH`.")
     WORKERS: int = _setting(1, _whole_number(1, 64), "Worker processes; one serves SQLite best.")
     THREADS: int = _setting(16, _whole_number(4, 256), "Threads of each worker process.")
+    WAITS: int = _setting(
+        200,
+        _whole_number(1, 1000),
+        "Streams and waits of each worker process, which have threads of their own.",
+    )
     PROXY_HOPS: int = _setting(
         0, _whole_number(0, 10), "Trusted reverse proxies in front; 0 ignores `X-Forwarded-*`."
     )

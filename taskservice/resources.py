@@ -12,6 +12,9 @@ from flask import Flask, current_app
 T = TypeVar("T")
 
 EXTENSION = "taskservice"
+# In the WSGI environ, where the server has a pool of threads: a call that starts a thread in place
+# of that of this request until its response is sent; False when none can be started.
+REPLACE_THREAD = "taskservice.replace_thread"
 
 
 def provide(app: Flask, resource: object) -> None:

@@ -70,6 +70,7 @@ def standard_config(database_url: str, data_folder: Path) -> Config:
         CALLBACK_ALLOWED=Destinations.parse("external,loopback"),
         CALLBACK_TIMEOUT=30.0,
         THREADS=4,
+        WAITS=2,
     ).completed()
 
 

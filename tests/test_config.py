@@ -34,7 +34,7 @@ ODD_NUMBERS = [
     "1e9", "1e1", "٣", "１６", "²", " 5 ", "5\n", "0x10", "1_0", "-1", "-16", "+5", "inf", "nan",
     ".", "5.", "1.5.0", "many", "10MB", "\udcff", str(10**400), "9" * 5_000,
 ]  # fmt: skip
-WHOLE_NUMBERS = ["WORKERS", "THREADS", "PROXY_HOPS", "MAX_BODY"]
+WHOLE_NUMBERS = ["WORKERS", "THREADS", "WAITS", "PROXY_HOPS", "MAX_BODY"]
 NUMBERS = ["CALLBACK_TIMEOUT", "TASK_TIMEOUT", "RETENTION_DAYS", "LOG_RETENTION_DAYS"]
 WRONG = {
     **{name: [*ODD_NUMBERS, "1.5"] for name in WHOLE_NUMBERS},
@@ -63,8 +63,8 @@ WRONG = {
 }  # fmt: skip
 TOO_SMALL_OR_LARGE = {
     "WORKERS": ["0", "65"], "THREADS": ["3", "257"], "PROXY_HOPS": ["11"], "MAX_BODY": ["1"],
-    "CALLBACK_TIMEOUT": ["0", "60"], "TASK_TIMEOUT": ["31536001"], "RETENTION_DAYS": ["36501"],
-    "LOG_RETENTION_DAYS": ["36501"],
+    "WAITS": ["0", "1001"], "CALLBACK_TIMEOUT": ["0", "60"], "TASK_TIMEOUT": ["31536001"],
+    "RETENTION_DAYS": ["36501"], "LOG_RETENTION_DAYS": ["36501"],
 }  # fmt: skip
 
 

@@ -369,13 +369,15 @@ def test_wait_has_an_upper_limit(alice: ApiClient, task: dict[str, Any]) -> None
     assert response.headers["Preference-Applied"] == "wait=60"
 
 
-def test_half_of_the_threads_may_wait_and_no_more(alice: ApiClient, task: dict[str, Any]) -> None:
-    """The app of the tests has four threads."""
+def test_wait_without_a_place_is_answered_at_once_and_a_stream_is_503(
+    alice: ApiClient, task: dict[str, Any]
+) -> None:
+    """The app of the tests has two places."""
     path = f"/task/{task['id']}/logs"
     answers = [waiting(alice, path) for _ in range(2)]
     third = alice.get(path, headers={"Prefer": "wait=20"})
     assert "Preference-Applied" not in third.headers
-    assert third.headers["Retry-After"] == "1"
+    assert third.headers["Retry-After"] == "10"
     refused = alice.get(f"/task/{task['id']}/events")
     assert problem(refused, 503)["code"] == "overloaded"
     assert int(refused.headers["Retry-After"]) > 0
@@ -411,8 +413,31 @@ def test_user_who_holds_all_places_leaves_one_to_another(
         assert answer.headers["Preference-Applied"] == "wait=20"
 
 
+def test_wait_ends_for_another_user_before_an_older_stream_does(tmp_path: Path) -> None:
+    with Service(tmp_path / "data", WAITS="2") as service, ExitStack() as stack:
+        alice, bob = service.add_user("alice"), service.add_user("bob")
+        task, his = alice.start(), bob.start()
+        stream = events(stack.enter_context(open_stream(alice, task)))
+        assert next(stream).kind == "task"
+        with ThreadPoolExecutor(1) as pool:
+            path, prefer = f"/task/{task['id']}", {"Prefer": "wait=60"}
+            person = RemoteClient(service.url, key_of(alice))
+            wait = pool.submit(person.request, "GET", path, headers=prefer)
+            until(lambda: open_waits(service) == 2)
+            followed = events(stack.enter_context(open_stream(bob, his)))
+            assert next(followed).kind == "task"
+            assert wait.result().json()["status"] == "running"
+        append(alice, task, "one")
+        assert next(stream).data == "one"
+
+
+def open_waits(service: Service) -> int:
+    text = requests.get(f"{service.url}/metrics", timeout=30).text
+    return int(dict(line.rsplit(" ", 1) for line in text.splitlines())["taskservice_waits"])
+
+
 def test_oldest_stream_of_a_user_who_holds_all_places_ends_for_another(tmp_path: Path) -> None:
-    with Service(tmp_path / "data", THREADS="4") as service, ExitStack() as stack:
+    with Service(tmp_path / "data", WAITS="2") as service, ExitStack() as stack:
         alice, bob = service.add_user("alice"), service.add_user("bob")
         task, his = alice.start(), bob.start()
         people = [(RemoteClient(service.url, key_of(alice)), task) for _ in range(2)]
@@ -593,7 +618,7 @@ def test_stream_that_is_quiet_says_so(
 
 def test_slot_of_a_disconnected_follower_is_free_again(database_url: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    with Service(data, DATABASE_URL=database_url, THREADS="4") as service:
+    with Service(data, DATABASE_URL=database_url, WAITS="2") as service:
         person = service.add_user()
         task = person.start()
         with open_stream(person, task) as first, open_stream(person, task) as second:

@@ -55,7 +55,9 @@ def show_metrics() -> Response:
     All worker processes together, in the Prometheus text format. Without an answer from the
     database, only the metrics that do not need it.
     """
-    families = [metrics.build(), *metrics.requests.metrics(), *health.database_metrics()]
+    limit = current_app.config["WAITS"] * current_app.config["WORKERS"]
+    counts = [*metrics.requests.metrics(), *metrics.requests.waits(limit)]
+    families = [metrics.build(), *counts, *health.database_metrics()]
     return Response(metrics.text(families), content_type=metrics.CONTENT_TYPE)
 
 

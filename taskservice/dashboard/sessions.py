@@ -6,7 +6,7 @@ from datetime import timedelta
 from flask import Flask, request, session
 
 from taskservice import auth
-from taskservice.auth import is_key_valid, set_caller
+from taskservice.auth import set_caller
 from taskservice.database import clock
 from taskservice.database.types import AnyRow
 from taskservice.errors import Problem
@@ -44,7 +44,7 @@ def resume() -> AnyRow:
     Raises SessionEndedError.
     """
     now = clock.now()
-    key = auth.by_id(session["key"], now) if _is_unexpired() else None
+    key = auth.by_id(session["key"], now) if is_unexpired() else None
     if key is None:
         session.pop("key", None)
         raise SessionEndedError
@@ -52,12 +52,8 @@ def resume() -> AnyRow:
     return key
 
 
-def is_active() -> bool:
-    """Whether the session of this request is still valid."""
-    return _is_unexpired() and is_key_valid()
-
-
-def _is_unexpired() -> bool:
+def is_unexpired() -> bool:
+    """Whether the session of this request has not ended by itself."""
     return "key" in session and clock.now() < session.get("until", "")
 
 

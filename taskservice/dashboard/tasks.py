@@ -225,7 +225,7 @@ def events(task_id: str) -> Response:
     # A browser that reconnects sends the number of its last line.
     after = request.headers.get("Last-Event-ID", request.args.get("after", 0, int), int)
     events = waiting.follow(caller, _task(task_id).id, max(after, 0))
-    return waiting.respond(events, sessions.is_active, has_times=True)
+    return waiting.respond(events, sessions.is_unexpired, has_times=True)
 
 
 @blueprint.get("/tasks/<task_id>/log.txt")

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TypeVar
 
 from flask import Flask
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 POLL_SECONDS = 0.05
+# Added for each watching thread: after a change all of them read, which takes the time of others.
+POLL_SECONDS_EACH = 0.001
 # The interval while all watchers are slow: the background loops, which also poll by themselves.
 SLOW_POLL_SECONDS = 1.0
 # The pause after a failed poll.
@@ -47,7 +50,7 @@ def change_marker() -> Hashable:
 
 
 class Watcher:
-    """Polls the database 20 times a second, in one thread, while any thread is `watching`.
+    """Polls the database up to 20 times a second, in one thread, while any thread is `watching`.
 
     To miss no change: read `changes`, then the database, then `wait`. If all watching threads are
     `slow`, it polls once a second.
@@ -84,11 +87,14 @@ class Watcher:
             self._changed.wait_for(
                 lambda: self.changes != since or resources.stopping.is_set(), max(0.0, seconds)
             )
+            if self._thread is None:
+                # Nobody polls: waiting threads read each second, as if something had changed.
+                self.changes += 1
 
     def _start_thread(self) -> None:
         # A lack of memory may have ended the thread.
         if self._thread is None or not self._thread.is_alive():
-            # Without it, waiting threads still poll each second, and try again to start it.
+            self._thread = None
             with suppress(RuntimeError):
                 self._thread = start_thread("watcher", self._watch)
 
@@ -123,9 +129,10 @@ class Watcher:
             self._pause()
 
     def _pause(self) -> None:
-        if not resources.stopping.wait(POLL_SECONDS):
+        seconds = POLL_SECONDS + self._watching * POLL_SECONDS_EACH
+        if not resources.stopping.wait(seconds):
             with self._changed:
-                self._changed.wait_for(self._is_urgent, SLOW_POLL_SECONDS - POLL_SECONDS)
+                self._changed.wait_for(self._is_urgent, SLOW_POLL_SECONDS - seconds)
 
     def _is_urgent(self) -> bool:
         return self._watching > self._slow or resources.stopping.is_set()
@@ -143,15 +150,16 @@ class WaitSlot:
     """A slot that a stream or wait of a user holds; when `is_over`, another user has it."""
 
     user_id: str
+    is_stream: bool = False
     is_over: bool = False
 
 
 class WaitSlots:
-    """Limits the threads that streams and waits hold, so that ordinary requests stay fast.
+    """Limits the threads that streams and waits have.
 
     One user may hold all slots while no other wants one. When none is free, a user with fewer
-    slots gets the one that the user with the most has held longest. That wait ends: `wake` lets
-    it notice.
+    slots gets the one that a wait of the user with the most has held longest, or without waits a
+    stream. That wait ends: `wake` lets it notice.
     """
 
     def __init__(self, count: int, wake: Callable[[], None]) -> None:
@@ -161,9 +169,9 @@ class WaitSlots:
         self._held: list[WaitSlot] = []
 
     @contextmanager
-    def acquire(self, user_id: str) -> Iterator[WaitSlot | None]:
+    def acquire(self, user_id: str, *, is_stream: bool = False) -> Iterator[WaitSlot | None]:
         """Hold a slot for this user during the block; None when there is none."""
-        slot = self._acquire(user_id)
+        slot = self._acquire(WaitSlot(user_id, is_stream))
         try:
             yield slot
         finally:
@@ -171,11 +179,10 @@ class WaitSlots:
                 if slot in self._held:
                     self._held.remove(slot)
 
-    def _acquire(self, user_id: str) -> WaitSlot | None:
+    def _acquire(self, slot: WaitSlot) -> WaitSlot | None:
         with self._lock:
-            if len(self._held) >= self._count and not self._take_from_another(user_id):
+            if len(self._held) >= self._count and not self._take_from_another(slot.user_id):
                 return None
-            slot = WaitSlot(user_id)
             self._held.append(slot)
             return slot
 
@@ -185,18 +192,20 @@ class WaitSlots:
         # Otherwise two users would take the last slot from each other repeatedly.
         if most <= counts[user_id] + 1:
             return False
-        oldest = next(slot for slot in self._held if counts[slot.user_id] == most)
-        self._held.remove(oldest)
-        oldest.is_over = True
+        of_most = [slot for slot in self._held if counts[slot.user_id] == most]
+        # The first, which is the oldest. A wait that ends early is just repeated.
+        given_up = min(of_most, key=attrgetter("is_stream"))
+        self._held.remove(given_up)
+        given_up.is_over = True
         self._wake()
         return True
 
 
-def init_app(app: Flask, threads: int) -> None:
-    """Provide the watcher of `app`, and wait slots for half of its `threads`."""
+def init_app(app: Flask, waits: int) -> None:
+    """Provide the watcher of `app`, and slots for this number of waits and streams."""
     watcher = Watcher(resources.find(Database, app).reads.engine)
     resources.provide(app, watcher)
-    resources.provide(app, WaitSlots(threads // 2, watcher.wake))
+    resources.provide(app, WaitSlots(waits, watcher.wake))
 
 
 def wait_until(
@@ -212,12 +221,16 @@ def wait_until(
     """
     until = time.monotonic() + seconds
     watcher = resources.find(Watcher)
+    since = None
     with watcher.watching():
         while True:
-            since = watcher.changes
-            found = read()
+            if watcher.changes != since:
+                since = watcher.changes
+                found = read()
+                if is_enough(found):
+                    return found
             left = until - time.monotonic()
-            if is_enough(found) or left <= 0 or resources.stopping.is_set():
+            if left <= 0 or resources.stopping.is_set():
                 return found
             watcher.wait(since, min(left, CLIENT_CHECK_SECONDS))
             # The next `read` may claim a task, so check that the client is still connected.

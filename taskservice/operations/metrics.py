@@ -28,8 +28,10 @@ _WORD = 8
 _LABELS = 16
 _BUCKETS = len(BOUNDS) + 1
 _RECORD = _LABELS + _BUCKETS + 1
+# Of a slot: how many records it has, and how many streams and waits are open.
+_HEAD = 2
 # The extra record is never read: it takes the counts when no record is free.
-_SLOT = 1 + (RECORDS + 1) * _RECORD
+_SLOT = _HEAD + (RECORDS + 1) * _RECORD
 
 
 class Labels(NamedTuple):
@@ -61,8 +63,7 @@ class RequestCounts:
     """Counts the requests of all worker processes, in memory inherited from their parent.
 
     Each process writes to its own slot, so that none waits for another. A later process takes over
-    the slot of a process that died, with its counts, so that no count is lost or doubled. A slot is
-    the number of its records, followed by the records.
+    the slot of a process that died, with its counts, so that no count is lost or doubled.
     """
 
     def __init__(self) -> None:
@@ -78,6 +79,8 @@ class RequestCounts:
         slot = next(slot for slot in range(SLOTS + 1) if slot not in taken or slot == SLOTS)
         self._start = slot * _SLOT
         self._offsets: dict[tuple[str, str, int], int] = dict(self._records(self._start))
+        # The waits of a process that died ended with it.
+        self._words[self._start + 1] = 0
         return slot
 
     def add(self, route: str | None, method: str, status: int, seconds: float) -> None:
@@ -87,6 +90,21 @@ class RequestCounts:
             offset = self._offsets.get(labels) or self._add_record(Labels(*labels))
             self._words[offset + bisect_left(BOUNDS, seconds)] += 1
             self._words[offset + _BUCKETS] += int(seconds * 1_000_000)
+
+    def add_wait(self, change: int) -> None:
+        """Count a stream or wait that begins (1) or ends (-1)."""
+        with self._lock:
+            self._words[self._start + 1] += change
+
+    def waits(self, limit: int) -> list[Metric]:
+        """How many streams and waits all processes have, and may have."""
+        number = sum(self._words[slot * _SLOT + 1] for slot in range(SLOTS))
+        name, help = "taskservice_waits", "Streams and waits that are open."
+        most = "Maximum number of streams and waits."
+        return [
+            Metric(name, "gauge", help, [Sample({}, number)]),
+            Metric(f"{name}_limit", "gauge", most, [Sample({}, limit)]),
+        ]
 
     def metrics(self) -> list[Metric]:
         """The counts of all processes since the service started."""
@@ -121,14 +139,14 @@ class RequestCounts:
     def _records(self, start: int) -> Iterator[tuple[Labels, int]]:
         """The labels of each record of the slot at `start`, and the offset of its counts."""
         for number in range(self._words[start]):
-            offset = start + 1 + number * _RECORD
+            offset = start + _HEAD + number * _RECORD
             text = bytes(self._bytes[offset * _WORD : (offset + _LABELS) * _WORD])
             status, method, route = text.rstrip(b"\0").decode().split(" ", 2)
             yield Labels(route, method, int(status)), offset + _LABELS
 
     def _add_record(self, labels: Labels) -> int:
         number = self._words[self._start]
-        offset = self._start + 1 + number * _RECORD
+        offset = self._start + _HEAD + number * _RECORD
         if number < RECORDS:
             text = f"{labels.status} {labels.method} {labels.route}".encode()
             text = text[: _LABELS * _WORD].ljust(_LABELS * _WORD, b"\0")

@@ -84,7 +84,7 @@ class Connection:
         self.request_deadline = NEVER
         self.watched = False
         self.lingering = False
-        # Whether the pool started a thread in place of the one that sends to this slow client.
+        # Whether the pool started a thread in place of the one that has this connection.
         self.has_replacement = False
         # The bytes that the kernel has taken from us, and those that the client has acknowledged.
         self.sent = 0
@@ -96,6 +96,14 @@ class Connection:
         self.steps: Steps[Request] = self.parser.request()
         self.in_pool = False
         self.begun = False
+
+    def replace_thread(self) -> bool:
+        """Start a thread in place of the one that has this connection, until the response is sent.
+
+        False when no thread can be started, which may be temporary.
+        """
+        self.has_replacement = self.has_replacement or self.pool.add_thread()
+        return self.has_replacement
 
     def worth(self, new_since: float) -> tuple[int, float]:
         """Where the server has too many connections, the one with the least closes first."""

@@ -106,7 +106,7 @@ class Sender:
             if connection in self._cut_off:
                 raise ClientGoneError("others wait too")
         if not connection.has_replacement:
-            connection.has_replacement = connection.pool.add_thread()
+            connection.replace_thread()
             self._keep_one_without_replacement()
 
     def _keep_one_without_replacement(self) -> None:
@@ -268,6 +268,7 @@ class Responder:
         )
         environ["wsgi.input"] = request.content
         environ["wsgi.multithread"] = True
+        environ[resources.REPLACE_THREAD] = connection.replace_thread
         if self._is_stopping() or not request.is_complete:
             response.force_close()
         return response, environ

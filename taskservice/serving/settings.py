@@ -28,6 +28,8 @@ from taskservice.serving.head_check import find_owner
 from taskservice.serving.worker import Worker
 from taskservice.terminal import exit_with_error
 
+# Connections of a worker process, in addition to those of streams and waits.
+MAX_CONNECTIONS = 500
 MEMORY_FOLDER = Path("/dev", "shm")
 
 
@@ -53,7 +55,7 @@ def gunicorn_settings(config: Config) -> dict[str, object]:
         "threads": config.THREADS,
         "logger_class": logger_class(config),
         "worker_class": Worker,
-        "worker_connections": 500,
+        "worker_connections": MAX_CONNECTIONS + config.WAITS,
         "pre_fork": pre_fork,
         "post_fork": post_fork,
         "post_worker_init": connect_application,

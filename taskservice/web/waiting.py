@@ -3,7 +3,7 @@
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from operator import attrgetter
@@ -13,12 +13,13 @@ from flask import Response, after_this_request, request, stream_with_context
 from werkzeug.http import parse_list_header
 
 from taskservice import resources
-from taskservice.auth import Caller, caller, is_key_valid, require_valid_key
-from taskservice.database import watcher
+from taskservice.auth import Caller, by_id, caller, require_valid_key
+from taskservice.database import clock, watcher
 from taskservice.database.transactions import end_shared_reading
 from taskservice.database.types import TaskRow
-from taskservice.database.watcher import WaitSlots, Watcher
-from taskservice.errors import Problem
+from taskservice.database.watcher import WaitSlot, WaitSlots, Watcher
+from taskservice.errors import Problem, invalid_key
+from taskservice.operations import metrics
 from taskservice.schemas import strict_json
 from taskservice.schemas.columns import TASK_COLUMNS
 from taskservice.schemas.tasks import TASK_FIELDS
@@ -31,8 +32,10 @@ from taskservice.web.request import EVENTS
 T = TypeVar("T")
 
 MAX_SECONDS = 60
-# When to repeat a wait for which no slot was free.
-RETRY_SECONDS = 1
+# Later than any moment, as text.
+NEVER = "~"
+# When to repeat a wait for which no slot was free: a hundred of these take 1 % of a processor.
+RETRY_SECONDS = 10
 
 
 def until(read: Callable[[], T], is_enough: Callable[[T], bool]) -> T:
@@ -49,22 +52,58 @@ def until(read: Callable[[], T], is_enough: Callable[[T], bool]) -> T:
 def within(seconds: float, read: Callable[[], T], is_enough: Callable[[T], bool]) -> tuple[T, bool]:
     """What `read` returns as soon as it `is_enough`, or else after `seconds`; whether it waited.
 
-    It does not if the threads of this process that may wait all do. It waits no longer when the
+    It does not if this process has as many waits and streams as it may. It waits no longer when the
     client has gone, and raises 401 when the key is no longer valid. It holds no connection.
     """
     if not seconds:
         return read(), False
     end_shared_reading()
-    with resources.find(WaitSlots).acquire(caller.user_id) as slot:
+    is_valid = _key_check()
+
+    def is_wanted() -> bool:
+        if not is_valid():
+            raise invalid_key()
+        return slot is not None and not slot.is_over and is_client_connected()
+
+    with _slot() as slot:
         if slot is None:
             return read(), False
         found = watcher.wait_until(
-            lambda: _read_with_valid_key(read),
-            is_enough,
-            seconds,
-            lambda: not slot.is_over and _is_active(),
+            lambda: _read_with_valid_key(read), is_enough, seconds, is_wanted
         )
         return found, True
+
+
+def _key_check() -> Callable[[], bool]:
+    """Tells whether the key of this request is valid; reads it after a change of the database."""
+    watch = resources.find(Watcher)
+    since, expires_at = None, ""
+
+    def is_valid() -> bool:
+        nonlocal since, expires_at
+        now = clock.now()
+        if watch.changes != since:
+            since = watch.changes
+            key = by_id(caller.key_id, now)
+            expires_at = "" if key is None else key.expires_at or NEVER
+        return now < expires_at
+
+    return is_valid
+
+
+@contextmanager
+def _slot(*, is_stream: bool = False) -> Iterator[WaitSlot | None]:
+    """A slot and a thread of its own for this request; None if there is no slot or no thread."""
+    with resources.find(WaitSlots).acquire(caller.user_id, is_stream=is_stream) as slot:
+        replace_thread = request.environ.get(resources.REPLACE_THREAD, lambda: True)
+        if slot is None or not replace_thread():
+            yield None
+            return
+        metrics.requests.add_wait(1)
+        try:
+            yield slot
+        finally:
+            metrics.requests.add_wait(-1)
 
 
 def _read_with_valid_key(read: Callable[[], T]) -> T:
@@ -88,12 +127,6 @@ def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
     # The first claim also raises 404 for an unknown agent.
     found = starts.claim(caller, agent_id, key)
     return found if found[0] else until(claim_if_any, lambda found: found[0] is not None)
-
-
-def _is_active() -> bool:
-    """Whether to keep waiting; raises 401 when the key has been revoked or has expired."""
-    require_valid_key()
-    return is_client_connected()
 
 
 def is_client_connected() -> bool:
@@ -169,8 +202,13 @@ def follow(caller: Caller, task_id: str, after: int) -> Iterator[Event]:
     """
     shown: tuple[object, ...] | None = None
     watch = resources.find(Watcher)
+    since = None
     with watch.watching():
         while not resources.stopping.is_set():
+            if watch.changes == since:
+                yield Quiet()
+                watch.wait(since, watcher.CLIENT_CHECK_SECONDS)
+                continue
             since = watch.changes
             row = tasks.find(caller, task_id)
             if row is None:
@@ -190,9 +228,6 @@ def follow(caller: Caller, task_id: str, after: int) -> Iterator[Event]:
             shown = _state(row)
             if has_ended and after >= row.log_count:
                 return
-            if watch.changes == since:
-                yield Quiet()
-                watch.wait(since, watcher.CLIENT_CHECK_SECONDS)
 
 
 def as_text(events: Iterator[Event], *, has_times: bool = False) -> Iterator[bytes]:
@@ -232,7 +267,7 @@ def _data(line: TimedLine, has_time: bool) -> Any:
     return {"at": line.at, "line": line.text} if has_time else line.text
 
 
-# Streams of events; their number is limited, since each one holds a thread.
+# Streams of events; their number is limited, since each one has a thread.
 
 STREAM_RETRY_SECONDS = 5
 
@@ -241,16 +276,19 @@ HEADERS = {"X-Accel-Buffering": "no"}
 
 def respond(
     events: Iterator[Event],
-    is_allowed: Callable[[], bool] = is_key_valid,
+    is_allowed: Callable[[], bool] = lambda: True,
     *,
     has_times: bool = False,
 ) -> Response:
-    """Events as they happen, while `is_allowed` returns true; raises 503 without a free slot."""
+    """Events as they happen, while the key is valid and `is_allowed` returns true.
+
+    Raises 503 without a free slot.
+    """
     if request.method == "HEAD":
         # An iterator, since an empty string would set Content-Length.
         return Response(iter(()), headers=HEADERS, content_type=EVENTS)
     held = ExitStack()
-    slot = held.enter_context(resources.find(WaitSlots).acquire(caller.user_id))
+    slot = held.enter_context(_slot(is_stream=True))
     if slot is None:
         headers = {"Retry-After": str(STREAM_RETRY_SECONDS)}
         raise Problem(503, "Too many streams and waits are open", code=OVERLOADED, headers=headers)
@@ -262,13 +300,13 @@ def respond(
 
 
 def _while_allowed(events: Iterator[Event], is_allowed: Callable[[], bool]) -> Iterator[Event]:
-    checked_at = time.monotonic()
+    is_key_valid, checked_at = _key_check(), time.monotonic()
     for event in events:
         if isinstance(event, Quiet) and not is_client_connected():
             return
         # A stream may last for days, and the key may be revoked in that time.
         if time.monotonic() - checked_at >= watcher.CLIENT_CHECK_SECONDS:
-            if not is_allowed():
+            if not (is_allowed() and is_key_valid()):
                 return
             checked_at = time.monotonic()
         yield event

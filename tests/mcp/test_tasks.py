@@ -202,10 +202,10 @@ def test_finished_task_tells_how_long_it_is_kept(
 # --- waits -------------------------------------------------------------------------------
 
 
-def test_at_most_half_of_the_threads_wait_and_the_others_answer_at_once(
+def test_calls_without_a_place_are_answered_at_once(
     app: Flask, plain: McpClient, alice: ApiClient
 ) -> None:
-    """The app of the tests has four threads."""
+    """The app of the tests has two places."""
     task = alice.start()
     with ExitStack() as stack:
         waiting = {"taskId": task["id"]}

@@ -45,7 +45,7 @@ def answered(person: RemoteClient) -> int:
 
 
 def test_client_that_hangs_up_frees_its_thread_and_its_task_goes_on(tmp_path: Path) -> None:
-    with Service(tmp_path / "data", THREADS="4") as service:
+    with Service(tmp_path / "data", WAITS="2") as service:
         alice = service.add_user("alice")
         alice.request("PUT", "/agent/summarizer").raise_for_status()
         began = time.monotonic()
@@ -53,7 +53,7 @@ def test_client_that_hangs_up_frees_its_thread_and_its_task_goes_on(tmp_path: Pa
             with socket.create_connection(("127.0.0.1", service.port)) as client:
                 client.sendall(request_of(alice, "tools/call", {"name": "summarizer"}))
                 until(lambda count=count: len(tasks_of(alice)) == count)  # type: ignore[misc]
-        # Both of the threads that may wait are free again, long before the wait would have ended.
+        # Both places of waits are free again, long before the wait would have ended.
         until(lambda: answered(alice) == 2)
         assert time.monotonic() - began < WAIT
         for task in tasks_of(alice):
@@ -62,10 +62,8 @@ def test_client_that_hangs_up_frees_its_thread_and_its_task_goes_on(tmp_path: Pa
         assert [task["status"] for task in tasks_of(alice)] == ["complete"] * 2
 
 
-def test_of_a_hundred_calls_half_of_the_threads_wait_and_the_rest_is_told_at_once(
-    tmp_path: Path,
-) -> None:
-    with Service(tmp_path / "data", THREADS="16") as service:
+def test_of_a_hundred_calls_eight_may_wait_and_the_rest_is_told_at_once(tmp_path: Path) -> None:
+    with Service(tmp_path / "data", WAITS="8") as service:
         alice = service.add_user("alice")
         alice.request("PUT", "/agent/summarizer").raise_for_status()
         callers = [McpClient(person) for person in copies(alice, CALLERS)]
@@ -74,7 +72,7 @@ def test_of_a_hundred_calls_half_of_the_threads_wait_and_the_rest_is_told_at_onc
             finished = as_completed(calls)
             at_once = [next(finished).result() for _ in range(CALLERS - 8)]
             assert {structured(result)["status"] for result in at_once} == {"running"}
-            # The other threads serve ordinary requests meanwhile.
+            # Ordinary requests are served meanwhile.
             for task in tasks_of(alice):
                 alice.request("PATCH", f"/task/{task['id']}", json={"status": "complete"})
             waited = [call.result() for call in finished]

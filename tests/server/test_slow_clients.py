@@ -1,5 +1,6 @@
-"""Slow and idle clients of the real service, over real sockets."""
+"""Slow, idle and waiting clients of the real service, over real sockets."""
 
+import select
 import socket
 import ssl
 import time
@@ -10,11 +11,13 @@ from http.client import HTTPResponse
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import requests
+
 from tests.support.api_client import RemoteClient
 from tests.support.deployed_nginx import DeployedNginx
 from tests.support.gunicorn_process import read_to_end
 from tests.support.service import Service
-from tests.support.waiting import PATIENCE_SECONDS
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 Connect = Callable[[], socket.socket]
 MIB = 1024 * 1024
@@ -153,3 +156,63 @@ def test_pipelined_requests_are_all_answered_as_their_responses_are_read(tmp_pat
         # The responses have 6 MB, of which the kernel keeps a part.
         client.sendall(get("/openapi.json") * 49 + last)
         assert read_to_end(client).count(b"HTTP/1.1 200 ") == 50
+
+
+def request_of(person: RemoteClient, method: str, path: str, *headers: str) -> bytes:
+    key = str(person.session.headers["apikey"])
+    lines = [f"{method} /api/v1{path} HTTP/1.1", "Host: localhost", f"apikey: {key}", *headers]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def metric(service: Service, name: str) -> float:
+    lines = requests.get(f"{service.url}/metrics", timeout=30).text.splitlines()
+    return float(dict(line.rsplit(" ", 1) for line in lines)[f"taskservice_{name}"])
+
+
+def test_200_workers_and_100_followers_leave_the_threads_to_others(tmp_path: Path) -> None:
+    with Service(tmp_path / "data") as service, ExitStack() as stack:
+        alice, bob = service.add_user("alice"), service.add_user("bob")
+        task = alice.start()
+        alice.request("PUT", "/agent/idle", json={}).raise_for_status()
+        follow = request_of(alice, "GET", f"/task/{task['id']}/events")
+        claim = request_of(alice, "POST", "/agent/idle/claim", "Prefer: wait=60")
+        clients = [stack.enter_context(connect(service.port)) for _ in range(300)]
+        for client, request in zip(clients, [follow] * 100 + [claim] * 200, strict=True):
+            client.sendall(request)
+        until(lambda: metric(service, "waits") == metric(service, "waits_limit") == 200)
+        # The workers without a place are told to come back later.
+        until(lambda: sum(is_readable(client) for client in clients[100:]) == 100)
+        early = next(client for client in clients[100:] if is_readable(client)).recv(2000)
+        assert early.startswith(b"HTTP/1.1 204 ")
+        assert b"\r\nRetry-After: " in early
+        assert bob.request("GET", "/user").status_code == 200
+        # And another user gets a place, that of a worker.
+        seen = bob.start()
+        follow = request_of(bob, "GET", f"/task/{seen['id']}/events")
+        clients.append(stack.enter_context(connect(service.port)))
+        clients[-1].sendall(follow)
+        until(lambda: is_readable(clients[-1]))
+        for person, followed in ((alice, task), (bob, seen)):
+            path = f"/task/{followed['id']}/logs"
+            person.request("POST", path, json={"logs": ["news"]}).raise_for_status()
+        for client in clients[:100] + clients[-1:]:
+            with client.makefile("rb") as stream:
+                assert b" 200 " in stream.readline()
+                assert any(b"news" in line for line in stream)
+
+
+def is_readable(client: socket.socket) -> bool:
+    return bool(select.select([client], [], [], 0)[0])
+
+
+def test_service_stops_at_once_while_many_wait(tmp_path: Path) -> None:
+    with Service(tmp_path / "data") as service, ExitStack() as stack:
+        alice = service.add_user()
+        alice.request("PUT", "/agent/idle", json={}).raise_for_status()
+        claim = request_of(alice, "POST", "/agent/idle/claim", "Prefer: wait=60")
+        clients = [stack.enter_context(connect(service.port)) for _ in range(100)]
+        for client in clients:
+            client.sendall(claim)
+        until(lambda: metric(service, "waits") == 100)
+        assert service.stop() == 0
+        assert {client.recv(12) for client in clients} == {b"HTTP/1.1 204"}

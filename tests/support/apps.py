@@ -85,7 +85,7 @@ class Apps:
 
 
 def _forget(app: Flask) -> None:
-    watcher.init_app(app, app.config["THREADS"])
+    watcher.init_app(app, app.config["WAITS"])
     health.init_app(app)
     attempts.init_app(app)
     resources.provide(app, Throttle())
