@@ -81,8 +81,9 @@ def config(standard_config: Config) -> Config:
 
 
 @pytest.fixture(scope="session")
-def apps() -> Iterator[Apps]:
-    apps = Apps()
+def apps(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Apps]:
+    own = tmp_path_factory.getbasetemp()
+    apps = Apps((own if worker_id == "master" else own.parent) / "templates")
     yield apps
     apps.dispose()
 

@@ -98,7 +98,7 @@ def test_index_finds_what_a_search_of_all_names_finds(
     app: Flask, alice: ApiClient, bob: ApiClient, seed: int
 ) -> None:
     hers, his = Tasks(alice, seed), Tasks(bob, seed + 100)
-    for number in range(12):
+    for number in range(6):
         for _ in range(8):
             hers.change()
             his.change()

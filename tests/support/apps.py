@@ -4,8 +4,10 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from flask import Flask
+from jinja2 import FileSystemBytecodeCache
 
 from taskservice import resources
 from taskservice.app import create_app
@@ -40,7 +42,10 @@ def without_routes(config: Config) -> Iterator[None]:
 class Apps:
     """Apps as `create_app` makes them: to register all routes again costs more than most tests."""
 
-    def __init__(self) -> None:
+    def __init__(self, templates: Path) -> None:
+        """`templates` is a folder for compiled templates, which other processes may share."""
+        templates.mkdir(exist_ok=True)
+        self._templates = FileSystemBytecodeCache(str(templates))
         self._models: list[tuple[Config, Flask]] = []
         self._shared: dict[str, Flask] = {}
 
@@ -79,6 +84,7 @@ class Apps:
             if replace(settings, DATA=config.DATA, DATABASE_URL=config.DATABASE_URL) == config:
                 return app
         app = create_app(config)
+        app.jinja_options = {**app.jinja_options, "bytecode_cache": self._templates}
         engine.dispose(app)
         self._models.append((config, app))
         return app
