@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from taskservice.threads import try_start
-
 # Finds the descendants of a process, so that they can be stopped with it.
 
 # From Linux's <sys/prctl.h>.
@@ -171,7 +169,7 @@ _RELEASE_SECONDS = 0.005
 _MAX_RELEASES = 30
 # How often signal handlers can run while a thread is waited for.
 JOIN_SECONDS = 0.2
-# How often to look for the program's end, where no thread can wait for it.
+# How often to look for the program's end, where the system can't wait for it without reaping.
 _POLL_SECONDS = 0.02
 # How long the kernel may take to end a process after SIGKILL.
 _KILL_SECONDS = 2.0
@@ -219,12 +217,10 @@ class Process:
     def wait(self) -> int:
         """Wait for its end; returns the exit status, or minus the signal that killed it."""
         waiter = threading.Thread(target=self._wait_for_end, name="waiter", daemon=True)
-        if try_start(waiter):
-            while waiter.is_alive():
-                waiter.join(JOIN_SECONDS)
-                self._kill_if_due()
-        while not self.has_exited():
-            time.sleep(_POLL_SECONDS)
+        waiter.start()
+        while waiter.is_alive():
+            waiter.join(JOIN_SECONDS)
+            self._kill_if_due()
         self._wait_for_descendants()
         with self._lock:
             self._has_ended = True
@@ -236,20 +232,12 @@ class Process:
         """Wait without reaping it: its id must not be reused while we may signal it."""
         if hasattr(os, "waitid"):
             os.waitid(os.P_PID, self.id, os.WEXITED | os.WNOWAIT)
-        while not self.has_exited():
-            time.sleep(_POLL_SECONDS)
-
-    def has_exited(self) -> bool:
-        """Whether it has ended; kills it if that is due."""
-        self._kill_if_due()
-        if hasattr(os, "waitid"):
-            no_wait = os.WEXITED | os.WNOWAIT | os.WNOHANG
-            return os.waitid(os.P_PID, self.id, no_wait) is not None
-        with self._lock:  # macOS before Python 3.13
-            if self._wait_status is None:
+            return
+        while self._wait_status is None:  # macOS before Python 3.13
+            with self._lock:
                 ended, status = os.waitpid(self.id, os.WNOHANG)
                 self._wait_status = status if ended else None
-            return self._wait_status is not None
+            time.sleep(_POLL_SECONDS)
 
     def _wait_for_descendants(self) -> None:
         """After `stop`, wait for its descendants too."""
@@ -451,10 +439,9 @@ def forward_signals(forward: Callable[[int, bool], None]) -> None:
     wanted = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
-        if try_start(threading.Thread(target=_wait_for, args=[wanted, forward], daemon=True)):
-            return
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
-    # On macOS, or without a thread: take each as the terminal's.
+        threading.Thread(target=_wait_for, args=[wanted, forward], daemon=True).start()
+        return
+    # On macOS: take each as the terminal's.
     for number in wanted:
         signal.signal(number, lambda received, frame: forward(received, True))
 

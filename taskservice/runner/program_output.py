@@ -21,7 +21,6 @@ from taskservice.client import sender
 from taskservice.client.sender import ALWAYS_FITS, cut_line
 from taskservice.runner.process import join_thread
 from taskservice.terms import MAX_LINE, MAX_OBJECT
-from taskservice.threads import try_start
 
 # Hides the secrets of the environment in what a program prints, before it is stored or sent.
 
@@ -281,8 +280,7 @@ class Forwarder:
         """Write a block in the background, or at once to a file; never waits for a reader."""
         if self._may_block and self._thread is None:
             self._thread = threading.Thread(target=self._write_all, name="forwarder", daemon=True)
-            # Without a thread, a slow reader holds the program up, as with a pipe.
-            self._may_block = try_start(self._thread)
+            self._thread.start()
         if not self._may_block:
             self._write(block)
             return
@@ -375,8 +373,6 @@ class OutputReader:
         self._is_storer_idle = False
         self._is_all_read = False
         self._has_ended = threading.Event()
-        self._is_program_over: Callable[[], bool] = self._has_ended.is_set
-        self._has_reader = self._has_storer = False
         self._done_at: float | None = None
         self._reader = threading.Thread(target=self._read_all, name="reader", daemon=True)
         self._storer = threading.Thread(target=self._store_all, name="storer", daemon=True)
@@ -402,29 +398,17 @@ class OutputReader:
         """Start to read, once the program has its ends of the pipes or could not be run."""
         for stream in self._streams:
             os.close(stream.writer)
-        self._has_storer = try_start(self._storer)
-        self._has_reader = try_start(self._reader)
-
-    def read_here(self, has_program_ended: Callable[[], bool]) -> None:
-        """Read until the program's end in this thread, if no other could be started for that."""
-        if not self._has_reader and not self._is_all_read:
-            self._is_program_over = has_program_ended
-            self._read_all()
-            self._is_all_read = True
+        self._storer.start()
+        self._reader.start()
 
     def finish(self) -> None:
         """The program has ended: wait until all its output is stored."""
         self._has_ended.set()
-        if self._has_reader:
-            join_thread(self._reader)
-        self.read_here(self._has_ended.is_set)
+        join_thread(self._reader)
         with self._changed:
             self._is_all_read = True
             self._changed.notify_all()
-        if self._has_storer:
-            join_thread(self._storer)
-        else:
-            self._store_all()
+        join_thread(self._storer)
 
     def flush(self, is_interrupted: threading.Event, max_wait: float) -> None:
         """Wait until all is forwarded, or a reader has taken nothing for `max_wait` seconds."""
@@ -453,7 +437,7 @@ class OutputReader:
         """Read no stream whose reader is too slow: the program waits then, as with a pipe."""
         selected = selector.get_map()
         for stream in streams:
-            is_wanted = self._is_program_over() or not stream.forwarder.is_full()
+            is_wanted = self._has_ended.is_set() or not stream.forwarder.is_full()
             if is_wanted and stream.reader not in selected:
                 selector.register(stream.reader, selectors.EVENT_READ, stream)
             elif not is_wanted and stream.reader in selected:
@@ -461,7 +445,7 @@ class OutputReader:
 
     def _is_done(self) -> bool:
         """Whether the program has ended, and what still comes is from another process."""
-        if not self._is_program_over():
+        if not self._has_ended.is_set():
             return False
         if self._done_at is None:
             self._done_at = time.monotonic() + SECONDS_AFTER_END
@@ -476,8 +460,7 @@ class OutputReader:
         with self._changed:
             # A block without a line feed stores nothing yet: to process it here is faster than
             # to wake the other thread.
-            is_idle = self._is_storer_idle and not self._blocks and b"\n" not in block
-            is_direct = is_idle or not self._has_storer
+            is_direct = self._is_storer_idle and not self._blocks and b"\n" not in block
             if not is_direct:
                 self._changed.wait_for(lambda: self._bytes < MAX_BUFFER_BYTES)
                 self._blocks.append((stream, block, read_at))

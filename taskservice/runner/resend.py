@@ -15,7 +15,6 @@ from taskservice.runner.run import WRITER, deliver, failed
 from taskservice.runner.saved_run import SavedRun, leftover_runs, remove_incomplete, runs_folder
 from taskservice.runner.spool import Spool
 from taskservice.terminal import remark
-from taskservice.threads import try_start
 
 UNKNOWN_END = "How the program ended is unknown: `taskservice run` was killed while it ran"
 
@@ -80,7 +79,7 @@ def _send_run(
 ) -> bool:
     lines = line_count(spool.count())
     sender = _sender(connection, run, spool)
-    try_start(sender)
+    sender.start()
     deliver(sender, run.report or failed(UNKNOWN_END), threading.Event())
     is_unwanted = run.is_cancelled_or_deleted(sender.stop_reason)
     if sender.is_delivered or is_unwanted:

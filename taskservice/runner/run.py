@@ -40,7 +40,6 @@ from taskservice.runner.saved_run import SavedRun, runs_folder
 from taskservice.runner.spool import Spool
 from taskservice.terminal import exit_with_error, remark
 from taskservice.terms import MAX_OBJECT
-from taskservice.threads import try_start
 
 # JSON whose numbers keep their exact value between the service and a program.
 
@@ -217,16 +216,16 @@ class Run:
                 errors.append(error)
 
         starter = threading.Thread(target=start_task, name="starter", daemon=True)
-        if not try_start(starter):
-            start_task()
-        elif not _has_ended(starter, START_SECONDS + 0.5):
+        starter.start()
+        starter.join(START_SECONDS + 0.5)
+        if starter.is_alive():
             return Unreachable(f"{self._connection.url} does not answer")
         return errors[0] if errors else None
 
     def _create_folder(self) -> None:
         try:
             self._saved.create_folder(runs_folder())
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             remark(f"can't write to the disk, lines wait in memory: {error}")
 
     def execute(self) -> int:
@@ -266,22 +265,17 @@ class Run:
         except OSError as error:
             reader.start()
             reader.finish()
-            self._start_sender(sender)
+            sender.start()
             code, text = _why_not_run(self._command, error)
             remark(text)
             return code, failed(self._masker.mask_text(text))
         for number in self._received:
             self._process.send_signal(number)
         reader.start()
-        self._start_sender(sender)
-        reader.read_here(self._process.has_exited)
+        sender.start()
         status = self._process.wait()
         reader.finish()
         return exit_code(status), self._report(status, reader)
-
-    def _start_sender(self, sender: Sender) -> None:
-        if not try_start(sender):
-            remark("no more threads can be started; the lines are sent when the program has ended")
 
     def _spawn(self, reader: OutputReader) -> Process:
         with contextlib.ExitStack() as files:
@@ -415,25 +409,14 @@ def _why_not_run(command: Sequence[str], error: OSError) -> tuple[int, str]:
 
 
 def deliver(sender: Sender, report: dict[str, Any], stop_waiting: threading.Event) -> None:
-    """Let a sender send the rest and the report, while it gets answers.
-
-    `stop_waiting` ends the wait for its thread; if it has none, this thread sends.
-    """
+    """Let a sender send the rest and the report, while it gets answers, until `stop_waiting`."""
     began = time.monotonic()
-    if sender.ident is None:
-        sender.send_here(report, began + MIN_SILENCE_SECONDS)
-        return
     sender.finish(report)
     while sender.is_alive() and not stop_waiting.is_set():
         until = max(began + MIN_SILENCE_SECONDS, sender.last_answer_at + SILENCE_SECONDS)
         if time.monotonic() > until:
             return
         sender.join(0.05)
-
-
-def _has_ended(thread: threading.Thread, seconds: float) -> bool:
-    thread.join(seconds)
-    return not thread.is_alive()
 
 
 def _unsent_sentence(lines: int, lost: int, is_end_saved: bool) -> str:

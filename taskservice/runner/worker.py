@@ -15,7 +15,6 @@ from taskservice.client.tasks import Task
 from taskservice.runner.process import PROGRAM_ONLY
 from taskservice.runner.run import Run, failed
 from taskservice.terminal import remark
-from taskservice.threads import try_start
 
 # How long the service may hold a claim. A signal does not interrupt that, and a task that it
 # then answers with still runs.
@@ -73,7 +72,7 @@ class Worker:
                 self._slots.release()
                 self._pause(self._client.connection.seconds_before_repeat())
             else:
-                self._start_thread(task)
+                threading.Thread(target=self._run_task, args=[task], name=task.id).start()
         for _ in range(self._parallel):
             while not self._slots.acquire(timeout=0.2):
                 pass  # signal handlers run between the attempts
@@ -115,11 +114,6 @@ class Worker:
         until = time.monotonic() + seconds
         while not self._stopping and time.monotonic() < until:
             time.sleep(0.1)
-
-    def _start_thread(self, task: Task) -> None:
-        thread = threading.Thread(target=self._run_task, args=[task], name=task.id)
-        if not try_start(thread):
-            self._run_task(task)
 
     def _run_task(self, task: Task) -> None:
         try:
