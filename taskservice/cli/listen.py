@@ -3,20 +3,41 @@
 import json
 import signal
 import sys
-from collections.abc import Callable
-from threading import Event
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from socketserver import TCPServer
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
+from uuid import UUID, uuid5
 
 import click
+import requests
 
+from taskservice import terms
 from taskservice.cli.options import Text, examples
 from taskservice.cli.service_client import service_client
-from taskservice.client import Client
-from taskservice.runner.listener import HOST, Listener, Receiver
+from taskservice.client import Client, NotFound
+from taskservice.client.answers import CALLBACK_SECRET, RETRYABLE, USER, NotTheService
 from taskservice.terminal import exit_with_error, print_line, remark
+from taskservice.webhooks import signing
 
+HOST = "127.0.0.1"
 DEFAULT_PORT = 9000
+# The maximum size of a webhook in bytes.
+MAX_WEBHOOK = 16 * 1024 * 1024
+_LENGTH_DIGITS = 20
+POLL_SECONDS = 1.0
+# A task that ended a little before another may become visible after it.
+OVERLAP = timedelta(seconds=60)
+# Seconds after each failure until the same webhook is posted again.
+RETRY_DELAYS = (1, 2, 5, 10, 30, 60)
+ATTEMPT_SECONDS = 10.0
+# The page of another program comes from a proxy: at its start the command reached the service.
+_SERVICE_IS_AWAY = (*RETRYABLE, NotTheService)
+_NAMES = UUID("7d6f0c4e-7b39-4d4e-9a57-0f6c2c6a8f11")
 
 
 @click.command(
@@ -52,51 +73,98 @@ def command(forward: str | None, port: int | None, as_json: bool) -> None:
         raise click.UsageError("--forward can't be used with --port or --json.")
     if forward is not None and not _is_url(forward):
         raise click.BadParameter("must be a URL such as http://127.0.0.1:9000/", param_hint="URL")
-    stopped = _stopped_by_signals()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         with service_client() as client:
+            _secret(client)  # fail now if the key may not read it
             if forward is None:
-                show = bytes.decode if as_json else _described
-                _receive(client, port or DEFAULT_PORT, show, stopped)
+                _receive(client, port or DEFAULT_PORT, bytes.decode if as_json else _described)
             else:
-                _forward(client, forward, stopped)
+                Forwarder(client, forward).forward()
     except KeyboardInterrupt:
         sys.exit(0)
 
 
-def _stopped_by_signals() -> Event:
-    """Set by SIGINT and SIGTERM, which also raise KeyboardInterrupt.
-
-    If a signal comes while Python runs a finalizer, that swallows the exception.
-    """
-    stopped = Event()
-
-    def stop(_number: int, _frame: object) -> None:
-        stopped.set()
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    return stopped
-
-
-def _receive(client: Client, port: int, show: Callable[[bytes], str], stopped: Event) -> None:
+def _is_url(text: str) -> bool:
     try:
-        receiver = Receiver(client, port, remark)
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _secret(client: Client) -> str:
+    answer = client.connection.call("GET", "/callback-secret", CALLBACK_SECRET)
+    return str(answer.data["secret"])
+
+
+# Receives webhooks, one at a time, and prints those that are signed with the user's secret.
+
+
+def _receive(client: Client, port: int, show: Callable[[bytes], str]) -> NoReturn:
+    try:
+        receiver = Receiver((HOST, port), _Request)
     except OSError as error:
         exit_with_error(
             f"can't listen on {HOST}:{port}: {error.strerror}; --port names another port"
         )
     with receiver:
-        remark(f"webhooks to {receiver.url} are verified and shown here")
-        for webhook in receiver.webhooks(stopped):
-            print_line(show(webhook))
+        receiver.client, receiver.received = client, []
+        remark(f"webhooks to http://{HOST}:{port}/ are verified and shown here")
+        while True:
+            receiver.handle_request()
+            while receiver.received:
+                print_line(show(receiver.received.pop()))
 
 
-def _forward(client: Client, url: str, stopped: Event) -> None:
-    listener = Listener(client, url, print_line)
-    remark(f"tasks that finish now go to {url}")
-    listener.listen(stopped)
+class Receiver(TCPServer):
+    allow_reuse_address = True
+    client: Client
+    received: list[bytes]
+
+    def handle_error(self, *_: Any) -> None:
+        """Ignore a sender that closed the connection; raise any other error."""
+        if not isinstance(sys.exception(), OSError):
+            raise
+
+
+class _Request(BaseHTTPRequestHandler):
+    server: Receiver
+    timeout = ATTEMPT_SECONDS
+
+    def do_POST(self) -> None:
+        self.send_response(self._receive())
+        self.end_headers()
+
+    def _receive(self) -> HTTPStatus:
+        """Keep a webhook that is signed; returns what to answer."""
+        length = self.headers.get("content-length", "")
+        if not length:
+            return HTTPStatus.LENGTH_REQUIRED
+        if not (length.isascii() and length.isdigit()):
+            return HTTPStatus.BAD_REQUEST
+        # Python refuses to read a number of thousands of digits.
+        if len(length) > _LENGTH_DIGITS or int(length) > MAX_WEBHOOK:
+            return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+        body = self.rfile.read(int(length))
+        if len(body) < int(length):
+            raise ConnectionError("The sender closed the connection")
+        try:
+            # Read each time, because it may have been rotated.
+            secret = _secret(self.server.client)
+        except _SERVICE_IS_AWAY as error:
+            remark(str(error))
+            return HTTPStatus.SERVICE_UNAVAILABLE
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        if not signing.is_signed([secret], headers, body, time.time()):
+            remark("refused a request that is not signed with your callback secret")
+            return HTTPStatus.BAD_REQUEST
+        self.server.received.append(body)
+        return HTTPStatus.NO_CONTENT
+
+    def log_message(self, *_: Any) -> None:
+        """Only what was received is shown."""
 
 
 def _described(webhook: bytes) -> str:
@@ -111,9 +179,97 @@ def _described(webhook: bytes) -> str:
     return f"{task['id']} {task['name']}: {task['status']} {result}, signature verified"
 
 
-def _is_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
+# With --forward: asks for finished tasks, and posts them as the service would.
+
+
+class Forwarder:
+    """Posts each task that finishes after now to `url`, signed with the user's secret."""
+
+    def __init__(self, client: Client, url: str) -> None:
+        """Raises TaskServiceError."""
+        self._client, self._url = client, url
+        answer = client.connection.call("GET", "/user", USER)
+        # The clock of this machine may differ, and a proxy may have removed or damaged the header.
+        self._since = terms.moment(answer.headers.get("Date", "")) or datetime.now(UTC)
+        self._seen: dict[str, datetime] = {}
+        # By webhook-id: when to post it, how often that has failed, and the task's id.
+        self._due: dict[str, tuple[float, int, str]] = {}
+
+    def forward(self) -> NoReturn:
+        """Post the webhooks of tasks as they finish; retry while the service is away."""
+        remark(f"tasks that finish now go to {self._url}")
+        while True:
+            try:
+                for webhook_id, task_id in self._finished():
+                    self._due[webhook_id] = (0.0, 0, task_id)
+                now = time.monotonic()
+                for webhook_id, (due_at, failures, task_id) in list(self._due.items()):
+                    if due_at <= now:
+                        self._post(webhook_id, task_id, failures)
+            except _SERVICE_IS_AWAY as error:
+                print_line(str(error))
+            time.sleep(POLL_SECONDS)
+
+    def _finished(self) -> Iterator[tuple[str, str]]:
+        """The webhook-id and task id of each end that was not seen before."""
+        since = self._since.isoformat(timespec="milliseconds")
+        for task in self._client.tasks(
+            finished_after=since, sort="finishedAt", fields="id,finishedAt"
+        ):
+            finished_at = task.data["finishedAt"]
+            # A task can finish twice: by a timeout, and then by a late report.
+            webhook_id = str(uuid5(_NAMES, f"{task.id} {finished_at}"))
+            if webhook_id not in self._seen:
+                moment = datetime.fromisoformat(finished_at)
+                self._seen[webhook_id] = moment
+                self._since = max(self._since, moment - OVERLAP)
+                yield webhook_id, task.id
+        self._seen = {name: at for name, at in self._seen.items() if at >= self._since}
+
+    def _post(self, webhook_id: str, task_id: str, failures: int) -> None:
+        try:
+            task = self._client.task(task_id)
+            after = max(task.data["logCount"] - terms.WEBHOOK_LINES, 0)
+            text = _webhook_body(task.data, [line.text for line in task.lines(after)])
+        except NotFound:
+            del self._due[webhook_id]
+            return
+        headers = signing.sign([_secret(self._client)], webhook_id, int(time.time()), text)
+        result = _send(self._url, headers, text)
+        print_line(f"{task_id} {task.name}: {result}")
+        del self._due[webhook_id]
+        if not result.startswith("2") and failures < len(RETRY_DELAYS):
+            retry_at = time.monotonic() + RETRY_DELAYS[failures]
+            self._due[webhook_id] = (retry_at, failures + 1, task_id)
+
+
+def _webhook_body(task: Mapping[str, Any], lines: Sequence[str]) -> bytes:
+    """The body of a finished task's webhook; `lines` are the last lines of its log."""
+    kept, size = 0, 0
+    for line in reversed(lines):
+        size += len(line.encode())
+        if size > terms.WEBHOOK_LOG_BYTES:
+            break
+        kept += 1
+    log = {"logs": lines[len(lines) - kept :], "firstLog": task["logCount"] - kept + 1}
+    members = list(task.items())
+    # The log has its place after the input.
+    place = list(task).index("input") + 1
+    cut = dict(members[:place]) | log | dict(members[place:]) | log
+    return json.dumps(cut, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _send(url: str, headers: Mapping[str, str], text: bytes) -> str:
+    """What the receiver answered, or why there was no answer."""
+    own = {"Content-Type": "application/json", "User-Agent": "taskservice"}
+    with requests.Session() as session:
+        # Like the service: without the proxies and passwords of the environment.
+        session.trust_env = False
+        try:
+            answer = session.post(
+                url, data=text, headers={**own, **headers},
+                timeout=ATTEMPT_SECONDS, allow_redirects=False,
+            )  # fmt: skip
+        except requests.RequestException as error:
+            return type(error).__name__
+    return f"{answer.status_code} {answer.reason}".rstrip()

@@ -194,36 +194,6 @@ def test_wrong_use_is_one_line(remote_alice: RemoteClient, machine: AgentMachine
     assert machine.run("listen", "--port", str(free_port())).returncode == 1
 
 
-# As Ctrl-C does when it comes at such a moment.
-INTERRUPT_IN_A_FINALIZER = """
-import os, signal, weakref
-
-class Gone:
-    pass
-
-def interrupt(*_):
-    gone = Gone()
-    weakref.finalize(gone, os.kill, os.getpid(), signal.SIGINT)
-    return "204 No Content"
-
-listener._send = interrupt
-"""
-
-
-def test_interrupt_during_a_finalizer_ends_it_too(
-    remote_alice: RemoteClient, machine: AgentMachine
-) -> None:
-    machine.patch(INTERRUPT_IN_A_FINALIZER)
-    process = machine.spawn("listen", "--forward", "http://127.0.0.1:9/")
-    assert process.stderr is not None
-    assert "tasks that finish now go to" in process.stderr.readline()
-    finish(remote_alice, remote_alice.start())
-    stdout, stderr = process.communicate(timeout=20)
-    assert "KeyboardInterrupt" in stderr
-    assert "204 No Content" in stdout
-    assert process.returncode == 0
-
-
 # --- shown here --------------------------------------------------------------------------
 
 

@@ -14,11 +14,10 @@ from tests.support.service import Service
 
 # The agent's side as it is, but the pauses between its requests are short.
 COMMAND = """
-from taskservice.cli import main
+from taskservice.cli import listen, main
 from taskservice.client import http
-from taskservice.runner import listener
 
-http.FIRST_DELAY, http.LONGEST_DELAY, listener.POLL_SECONDS = 0.05, 0.3, 0.1
+http.FIRST_DELAY, http.LONGEST_DELAY, listen.POLL_SECONDS = 0.05, 0.3, 0.1
 {}
 main(prog_name="taskservice")
 """
