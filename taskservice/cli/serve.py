@@ -8,8 +8,8 @@ import click
 from taskservice import resources
 from taskservice.app import create_app
 from taskservice.background.upkeep import join_loops, start_loops
+from taskservice.cli import quick_import
 from taskservice.cli.options import examples
-from taskservice.cli.quick_import import quick_import
 from taskservice.cli.service_app import load_config, one_line_errors
 from taskservice.database.engine import dispose
 from taskservice.operations.request_log import configure_logging
