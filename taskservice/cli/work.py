@@ -1,12 +1,30 @@
-"""`taskservice work`: a worker that runs a program for each task of an agent."""
+"""`taskservice work`: claims an agent's tasks as they come, and runs a program for each."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Sequence
+from difflib import get_close_matches
+from uuid import uuid4
 
 import click
 
 from taskservice.cli.options import Text, examples
 from taskservice.cli.service_client import service_client
-from taskservice.runner.process import forward_signals
-from taskservice.runner.worker import Worker
-from taskservice.terminal import open_standard_files
+from taskservice.client import answers
+from taskservice.client.answers import RETRYABLE, NotFound, NotTheService, TaskServiceError
+from taskservice.client.client import Client
+from taskservice.client.http import PATIENCE_SECONDS, delays, pause_after
+from taskservice.client.tasks import Task
+from taskservice.runner.process import PROGRAM_ONLY, forward_signals
+from taskservice.runner.run import Run, failed
+from taskservice.terminal import open_standard_files, remark
+
+# How long the service may hold a claim. A signal does not interrupt that, and a task that it
+# then answers with still runs.
+CLAIM_SECONDS = 2
+# For the first request, in seconds: a person should soon see whether it works.
+FIRST_TIMEOUTS = (2.0, 3.0)
 
 
 @click.command(
@@ -43,3 +61,120 @@ def command(agent: str, parallel: int, command_line: tuple[str, ...]) -> None:
         worker = Worker(client, agent, command_line, parallel)
         forward_signals(worker.stop)
         worker.work()
+
+
+class Worker:
+    """Runs at most `parallel` tasks at once, until `stop` is called."""
+
+    def __init__(
+        self, client: Client, agent_id: str, command: Sequence[str], parallel: int = 1
+    ) -> None:
+        self._client, self._agent_id = client, agent_id
+        self._command = command
+        self._slots = threading.Semaphore(parallel)
+        self._parallel = parallel
+        self._runs: dict[str, Run] = {}
+        self._stopping = False
+        self._claim_key = uuid4().hex  # the Idempotency-Key of a claim, until it is answered
+        self._is_registered = False
+        self._has_begun = False
+
+    def stop(self, number: int, is_from_terminal: bool = False) -> None:
+        """Forward a signal to the programs; unless it is for them alone, claim nothing more."""
+        if number not in PROGRAM_ONLY:
+            self._stopping = True
+        for run in list(self._runs.values()):
+            run.forward(number, is_from_terminal)
+
+    def work(self) -> None:
+        """Claim tasks and run them until `stop`, then wait for the programs that still run.
+
+        Raises TaskServiceError for an error that does not pass by itself.
+        """
+        told: type[Exception] | None = None
+        pauses = delays()
+        while self._acquire_slot():
+            try:
+                self._register()
+                task = self._claim()
+            except (*RETRYABLE, NotTheService) as error:
+                self._slots.release()
+                # At first this means a wrong URL; later, a proxy whose service is away.
+                if not (self._has_begun or isinstance(error, RETRYABLE)):
+                    raise
+                if type(error) is not told:
+                    remark(f"{error}; trying again until it is back")
+                told = type(error)
+                self._pause(pause_after(error, next(pauses)))
+                continue
+            pauses, told = delays(), None
+            if task is None:
+                self._slots.release()
+                self._pause(self._client.connection.seconds_before_repeat())
+            else:
+                threading.Thread(target=self._run_task, args=[task], name=task.id).start()
+        for _ in range(self._parallel):
+            while not self._slots.acquire(timeout=0.2):
+                pass  # signal handlers run between the attempts
+
+    def _acquire_slot(self) -> bool:
+        """Wait for a free slot and take it; false after `stop`."""
+        while not self._stopping:
+            if self._slots.acquire(timeout=0.2):
+                if not self._stopping:
+                    return True
+                self._slots.release()
+        return False
+
+    def _claim(self) -> Task | None:
+        try:
+            task = self._client.claim_once(self._agent_id, CLAIM_SECONDS, self._claim_key)
+        except NotFound:  # the agent was deleted
+            self._is_registered = False
+            return None
+        self._claim_key = uuid4().hex
+        return task
+
+    def _register(self) -> None:
+        """Print the agent that it waits for; register a new one and name similar ones."""
+        if self._is_registered:
+            return
+        connection = self._client.connection
+        agents = connection.call("GET", "/agent", answers.AGENTS, timeout=FIRST_TIMEOUTS).data
+        known = [agent["id"] for agent in agents]
+        if self._agent_id not in known:
+            self._client.register(self._agent_id)
+            similar = get_close_matches(self._agent_id, known)
+            question = f"; did you mean {' or '.join(similar)}?" if similar else ""
+            remark(f"agent {self._agent_id} is new and was registered just now{question}")
+        remark(f"waiting for tasks of agent {self._agent_id}")
+        self._is_registered = self._has_begun = True
+
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self._stopping and time.monotonic() < until:
+            time.sleep(0.1)
+
+    def _run_task(self, task: Task) -> None:
+        try:
+            remark(f"task {task.id} {task.name}")
+            run = self._runs[task.id] = Run(self._client.connection, self._command, task=task)
+            run.start()
+            run.execute()
+        except TaskServiceError as error:
+            remark(f"task {task.id}: {error}")
+        except (OSError, RuntimeError) as error:
+            self._fail(task, error)
+        finally:
+            self._runs.pop(task.id, None)
+            self._slots.release()
+
+    def _fail(self, task: Task, error: Exception) -> None:
+        """Report that a claimed task can't be run: no other worker would take it."""
+        text = f"Its worker could not run it: {error}"
+        remark(f"task {task.id}: {text}")
+        with contextlib.suppress(TaskServiceError):
+            self._client.connection.call(
+                "PATCH", f"/task/{task.id}", answers.task("id"), params={"fields": "id"},
+                json=failed(text), patience=PATIENCE_SECONDS,
+            )  # fmt: skip

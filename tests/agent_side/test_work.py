@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from taskservice.cli.work import Worker
 from taskservice.client import Client
-from taskservice.runner.worker import Worker
 from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, kill, machine_of, tasks, the_task
