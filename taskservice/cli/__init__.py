@@ -18,17 +18,17 @@ ON_THE_AGENTS_SIDE = {
     "task": "taskservice.cli.task",
     "agent": "taskservice.cli.agent",
     "listen": "taskservice.cli.listen",
-    "mcp-config": "taskservice.cli.mcp_config",
+    "mcp-config": "taskservice.cli.agent",
 }
 ON_THE_SERVER = {
     "serve": "taskservice.cli.serve",
     "worker": "taskservice.cli.serve",
     "user": "taskservice.cli.user",
-    "key": "taskservice.cli.key",
+    "key": "taskservice.cli.user",
     "callback": "taskservice.cli.callback",
     "delivery": "taskservice.cli.callback",
     "db": "taskservice.cli.database",
-    "prune": "taskservice.cli.prune",
+    "prune": "taskservice.cli.database",
     "export": "taskservice.cli.transfer",
     "import": "taskservice.cli.transfer",
 }
@@ -76,6 +76,7 @@ def _load(name: str) -> click.Command:
             raise
         return _command_without_server(name)
     # A module of several commands names each of them.
+    name = name.replace("-", "_")
     command: click.Command = getattr(module, f"{name}_command", None) or module.command
     return command
 

@@ -1,30 +1,38 @@
-"""`taskservice agent`: list, register and delete agents."""
+"""`taskservice agent` and `mcp-config`: agents, and what connects a client of MCP to them."""
 
+import os
 from typing import Any
 
 import click
 
 from taskservice.cli.json_input import JsonInput
 from taskservice.cli.options import Text, examples, json_lines
-from taskservice.cli.service_client import agent_ids, find_agent_id, service_client
+from taskservice.cli.service_client import (
+    WRONG_SETTING,
+    agent_ids,
+    find_agent_id,
+    service_client,
+)
 from taskservice.cli.task_text import local_time
+from taskservice.client.answers import SettingError
 from taskservice.client.api import Agent
+from taskservice.client.http import checked_url
 from taskservice.quantities import percent, seconds_text
-from taskservice.terminal import print_json, print_line, print_table
-from taskservice.terms import CANCELLED
+from taskservice.terminal import exit_with_error, print_json, print_line, print_table
+from taskservice.terms import CANCELLED, CLIENTS, KEY_VARIABLE
 
 HEADER = ("ID", "NAME", "SUCCESS", "OF", "LAST SUCCESS", "USUALLY")
 
 
 @click.group("agent")
-def command() -> None:
+def agent_command() -> None:
     """The agents: the programs that work on tasks.
 
     AGENT_ID may be the beginning of an agent's id, if no other agent begins so.
     """
 
 
-@command.command("list", epilog=examples("taskservice agent list"))
+@agent_command.command("list", epilog=examples("taskservice agent list"))
 @json_lines
 def list_all(as_json: bool) -> None:
     """List agents, with the success rate and the usual duration of their last 30 tasks.
@@ -40,7 +48,7 @@ def list_all(as_json: bool) -> None:
         print_table([HEADER, *map(_row, agents)])
 
 
-@command.command(
+@agent_command.command(
     "add",
     epilog=examples(
         "taskservice agent add summarizer",
@@ -79,7 +87,7 @@ def add(agent_id: str, **fields: Any) -> None:
     print_line(f"{agent_id} is registered")
 
 
-@command.command("delete", epilog=examples("taskservice agent delete summarizer"))
+@agent_command.command("delete", epilog=examples("taskservice agent delete summarizer"))
 @click.argument("agent_id", type=Text())
 def delete(agent_id: str) -> None:
     """Delete an agent that has no tasks, and its keys."""
@@ -101,3 +109,39 @@ def _row(agent: Agent) -> tuple[str, ...]:
         "-" if last is None else local_time(last),
         "-" if usual is None else seconds_text(usual),
     )
+
+
+# `taskservice mcp-config`: what tells a client of MCP of the service.
+
+INTRODUCTION = f"""\
+# Each client reads a user key from {KEY_VARIABLE}, except VS Code, which asks for it.
+# docs/mcp.md says more."""
+
+
+@click.command(
+    "mcp-config",
+    short_help="Print what connects a client of MCP.",
+    epilog=examples(
+        "taskservice mcp-config",
+        "taskservice mcp-config --client claude-code | sh",
+        "taskservice mcp-config --client vscode | tee .vscode/mcp.json",
+    ),
+)
+@click.option(
+    "--client", "name", type=click.Choice(list(CLIENTS)), help="Only the lines of this one."
+)
+def mcp_config_command(name: str | None) -> None:
+    """Print what tells a client of MCP of the service, so that it has each agent as a tool.
+
+    The address is TASKSERVICE_URL. The key itself is not printed.
+    """
+    try:
+        url = checked_url(os.environ.get("TASKSERVICE_URL", ""))
+    except SettingError as error:
+        exit_with_error(str(error), WRONG_SETTING)
+    text = INTRODUCTION if name is None else CLIENTS[name].text(url)
+    if name is None:
+        for client in CLIENTS.values():
+            text += f"\n\n# {client.title}: {client.where}\n\n{client.text(url)}"
+    for line in text.split("\n"):
+        print_line(line)

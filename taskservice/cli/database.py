@@ -1,18 +1,22 @@
-"""`taskservice db`: upgrade, check, back up, restore and copy the database."""
+"""`taskservice db` and `prune`: upgrade, check, back up, restore, copy and prune the database."""
 
 import signal
 import sys
+from math import inf
 from pathlib import Path
 
 import click
 from sqlalchemy.engine import URL, make_url
 
-from taskservice.cli.options import examples, json_lines
+from taskservice.background import removal
+from taskservice.background.removal import Bounds, Removed
+from taskservice.cli.options import examples, json_lines, json_object
 from taskservice.cli.service_app import load_config, one_line_errors, service_app
 from taskservice.config import Config
 from taskservice.database import migrations
 from taskservice.database.address import parse, shown
 from taskservice.database.files import keep_owner_permissions
+from taskservice.database.transactions import database_moment
 from taskservice.operations import database_check
 from taskservice.operations.backup import BackupError, backup, restore
 from taskservice.operations.database_copy import CopyError, copy
@@ -40,18 +44,18 @@ class DatabaseAddress(click.ParamType[URL]):
 
 
 @click.group("db")
-def command() -> None:
+def db_command() -> None:
     """The database: upgrade, check, back up, restore and copy it."""
 
 
-@command.command("upgrade", epilog=examples("taskservice db upgrade"))
+@db_command.command("upgrade", epilog=examples("taskservice db upgrade"))
 def upgrade() -> None:
     """Migrate the database to the newest revision, and print that."""
     with service_app(may_create=True):
         print_line(migrations.head())
 
 
-@command.command("check", epilog=examples("taskservice db check"))
+@db_command.command("check", epilog=examples("taskservice db check"))
 @json_lines
 def check(as_json: bool) -> None:
     """Check the database without changing it.
@@ -68,7 +72,7 @@ def check(as_json: bool) -> None:
     sys.exit(1 if database_check.ERROR in states else 0)
 
 
-@command.command("backup", epilog=examples("taskservice db backup /backup/taskservice.db"))
+@db_command.command("backup", epilog=examples("taskservice db backup /backup/taskservice.db"))
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 def back_up(file: Path, force: bool) -> None:
@@ -87,7 +91,7 @@ def back_up(file: Path, force: bool) -> None:
     _remark_on_secret_key(config)
 
 
-@command.command("restore", epilog=examples("taskservice db restore /backup/taskservice.db"))
+@db_command.command("restore", epilog=examples("taskservice db restore /backup/taskservice.db"))
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace the database, and keep the old one aside.")
 def restore_(file: Path, force: bool) -> None:
@@ -117,7 +121,7 @@ def restore_(file: Path, force: bool) -> None:
         )
 
 
-@command.command(
+@db_command.command(
     "copy",
     epilog=examples(
         "taskservice db copy instance/taskservice.db postgresql://tasks@db.example.org/tasks",
@@ -170,3 +174,49 @@ def _remark_on_secret_key(config: Config) -> None:
     key = config.secret_key_file
     if key.is_file() and key.read_bytes().strip() == config.SECRET_KEY.encode():
         remark(f"keep {key} with it")
+
+
+# `taskservice prune`: apply retention now.
+
+
+@click.command(
+    "prune",
+    short_help="Remove what is past its retention.",
+    epilog=examples(
+        "TASKSERVICE_RETENTION_DAYS=30 taskservice prune --dry-run",
+        "TASKSERVICE_RETENTION_DAYS=30 taskservice prune",
+    ),
+)
+@click.option("--dry-run", is_flag=True, help="Remove nothing; print what would be removed.")
+@json_object
+def prune_command(dry_run: bool, as_json: bool) -> None:
+    """Remove finished tasks and logs that are past their retention, and free disk space.
+
+    TASKSERVICE_RETENTION_DAYS and TASKSERVICE_LOG_RETENTION_DAYS set the number of days.
+    The service may run meanwhile. Unlike the service, this command does not require the
+    clock to have been steady for five minutes.
+    """
+    with service_app():
+        bounds = Bounds.of_settings(database_moment())
+        if bounds == Bounds(None, None):
+            remark(
+                "Retention is off: set TASKSERVICE_RETENTION_DAYS or TASKSERVICE_LOG_RETENTION_DAYS"
+            )
+        removed = removal.count_prunable(bounds) if dry_run else _prune(bounds)
+    if as_json:
+        print_json(vars(removed))
+    else:
+        print_line(_sentence(removed, "would be removed" if dry_run else "removed"))
+
+
+def _prune(bounds: Bounds) -> Removed:
+    removed = removal.prune_now(bounds)
+    removal.sweep(inf)
+    removal.shrink(inf)
+    return removed
+
+
+def _sentence(removed: Removed, verb: str) -> str:
+    tasks = f"{removed.tasks} task{'' if removed.tasks == 1 else 's'}"
+    others = f"the log{'' if removed.logs == 1 else 's'} of {removed.logs} more"
+    return f"{tasks} and {others} {verb}, about {removed.bytes / 1_000_000:.1f} MB"

@@ -1,9 +1,7 @@
 """The service's app for the commands on the server, whose errors become one line."""
 
-import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
@@ -13,13 +11,7 @@ from taskservice.database.engine import dispose
 from taskservice.database.files import keep_owner_permissions
 from taskservice.database.migrations import DatabaseError
 from taskservice.errors import Problem
-from taskservice.terminal import (
-    exit_with_error,
-    has_stdout,
-    open_standard_files,
-    put_on_stdout,
-    remark,
-)
+from taskservice.terminal import exit_with_error, open_standard_files, remark
 
 
 def load_config(may_create: bool = False) -> Config:
@@ -61,21 +53,3 @@ def service_app(may_create: bool = False) -> Iterator[None]:
         with app.app_context():
             yield
         dispose(app)
-
-
-def print_key(add: Callable[[], Any], user: str) -> None:
-    """Add a key of this user and print it alone; if that fails, say how to get another.
-
-    If stdout is closed, no key is added.
-    """
-    if not has_stdout:
-        exit_with_error("Nothing was added: stdout is closed, and a key is shown only once")
-    key = add()
-    try:
-        put_on_stdout(key.text)
-    except OSError as error:
-        exit_with_error(
-            f"The key {key.name} of user {user} was added, but not printed: {error.strerror}; "
-            f"`taskservice key revoke {key.id}` revokes it, "
-            f"`taskservice key add {shlex.quote(user)} --name NAME` prints another"
-        )

@@ -1,29 +1,41 @@
-"""`taskservice user`: the users of the service."""
+"""`taskservice user` and `taskservice key`: the users of the service, and their API keys."""
+
+import shlex
+from collections.abc import Callable
+from typing import Any
 
 import click
 
 from taskservice.background import removal
-from taskservice.cli.options import Text, examples, json_lines
-from taskservice.cli.service_app import print_key, service_app
-from taskservice.schemas.users import user_schema
+from taskservice.cli.options import Duration, Text, examples, json_lines
+from taskservice.cli.service_app import service_app
+from taskservice.database import clock
+from taskservice.schemas.users import key_schema, user_schema
+from taskservice.services import keys as key_service
 from taskservice.services import users as user_service
-from taskservice.terminal import exit_with_error, print_line, print_rows
+from taskservice.terminal import (
+    exit_with_error,
+    has_stdout,
+    print_line,
+    print_rows,
+    put_on_stdout,
+)
 
 
 @click.group("user")
-def command() -> None:
+def user_command() -> None:
     """Users: the people or teams that tasks belong to."""
 
 
-@command.command("add", epilog=examples("taskservice user add alice"))
+@user_command.command("add", epilog=examples("taskservice user add alice"))
 @click.argument("name", type=Text())
 def add(name: str) -> None:
     """Add a user and print the first API key; it can't be shown again."""
     with service_app(may_create=True):
-        print_key(lambda: user_service.add(name), name)
+        _print_key(lambda: user_service.add(name), name)
 
 
-@command.command(
+@user_command.command(
     "delete",
     short_help="Delete a user with everything of theirs.",
     epilog=examples("taskservice user delete alice", "taskservice user delete alice --yes"),
@@ -43,10 +55,92 @@ def delete(name: str, yes: bool) -> None:
         print_line(f"user {name} and {count} task{'' if count == 1 else 's'} deleted")
 
 
-@command.command("list", epilog=examples("taskservice user list --json"))
+@user_command.command("list", epilog=examples("taskservice user list --json"))
 @json_lines
 def list_all(as_json: bool) -> None:
     """List the users."""
     with service_app():
         rows = user_schema.dump(user_service.list_all(), many=True)
         print_rows(rows, ["name", "id", "createdAt"], as_json)
+
+
+# `taskservice key`: the API keys of all users.
+
+# A hundred years.
+MAX_EXPIRY_SECONDS = 36_500 * 86_400
+
+
+@click.group("key")
+def key_command() -> None:
+    """API keys, which requests send in the `apikey` header."""
+
+
+@key_command.command(
+    "add",
+    epilog=examples(
+        "taskservice key add alice --name laptop --expires 90d",
+        "taskservice key add alice --name machine --agent summarizer",
+    ),
+)
+@click.argument("user", type=Text())
+@click.option("--name", type=Text(), required=True, help="The person or program that uses the key.")
+@click.option("--agent", type=Text(), help="Limit the key to the tasks of this agent.")
+@click.option(
+    "--expires",
+    type=Duration(minimum=1, maximum=MAX_EXPIRY_SECONDS, needs_unit=True),
+    help="Time until it expires, such as 12h or 90d; never by default.",
+)
+def add_key(user: str, name: str, agent: str | None, expires: int | None) -> None:
+    """Add a key to USER and print it; it can't be shown again."""
+    expires_at = None if expires is None else clock.now(expires)
+    with service_app():
+        _print_key(lambda: key_service.add(user, name, agent, expires_at), user)
+
+
+@key_command.command("list", epilog=examples("taskservice key list"))
+@json_lines
+def list_keys(as_json: bool) -> None:
+    """List the keys of all users, without their secrets."""
+    with service_app():
+        rows = [key_schema.dump(row) | {"user": row.user_name} for row in key_service.list_all()]
+        columns = ["user", "name", "hint", "agentId", "id", "createdAt", "expiresAt"]
+        print_rows(rows, [*columns, "lastUsedAt", "revokedAt"], as_json)
+
+
+@key_command.command(
+    "revoke",
+    epilog=examples(
+        "taskservice key revoke 01a20e63-921a-7c04-8f6e-52a1d0b7c3e9",
+        "taskservice key revoke --user alice",
+    ),
+)
+@click.argument("key_id", type=Text(), required=False)
+@click.option("--user", type=Text(), metavar="NAME", help="Revoke all keys of this user.")
+def revoke(key_id: str | None, user: str | None) -> None:
+    """Revoke a key, or all of a user: the service refuses it from the next request."""
+    if (key_id is None) == (user is None):
+        raise click.UsageError("Give KEY_ID or --user.")
+    with service_app():
+        if key_id is not None:
+            key_service.revoke_any(key_id)
+        elif user is not None:
+            count = key_service.revoke_all(user)
+            print_line(f"{count} key{'' if count == 1 else 's'} revoked")
+
+
+def _print_key(add: Callable[[], Any], user: str) -> None:
+    """Add a key of this user and print it alone; if that fails, say how to get another.
+
+    If stdout is closed, no key is added.
+    """
+    if not has_stdout:
+        exit_with_error("Nothing was added: stdout is closed, and a key is shown only once")
+    key = add()
+    try:
+        put_on_stdout(key.text)
+    except OSError as error:
+        exit_with_error(
+            f"The key {key.name} of user {user} was added, but not printed: {error.strerror}; "
+            f"`taskservice key revoke {key.id}` revokes it, "
+            f"`taskservice key add {shlex.quote(user)} --name NAME` prints another"
+        )

@@ -28,7 +28,7 @@ from typing import Any
 import gunicorn.config
 
 from taskservice import terminal
-from taskservice.cli import COMMANDS, service_app
+from taskservice.cli import COMMANDS, user
 from taskservice.operations import metrics
 
 IMPORTED = [
@@ -234,7 +234,7 @@ def _settle(
     # gunicorn asks where it is as it is imported.
     gunicorn.config.Chdir.default = cwd
     # What was closed at the start is known by the import.
-    terminal.has_stdout = vars(service_app)["has_stdout"] = 1 not in closed
+    terminal.has_stdout = vars(user)["has_stdout"] = 1 not in closed
     # Its memory is shared by all forks.
     metrics.requests = metrics.RequestCounts()
     os.environ.clear()
