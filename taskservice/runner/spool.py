@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 from taskservice.client import sender
 from taskservice.client.sender import Batch, Times, line_count, note
-from taskservice.runner.files import LineTimes, open_file, read_file
+from taskservice.runner.files import open_file, read_file
 from taskservice.terms import MAX_LINE, MAX_LOG
 
 SEGMENT_BYTES = 1024 * 1024
@@ -27,6 +28,10 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _POSITION_BYTES = 1024
 # For an unknown position: the service refuses this number and answers with the right one.
 _UNKNOWN_SEQ = 1 << 52
+# Where in the segment the lines of one time begin, and their time in milliseconds since 1970.
+_TIME = struct.Struct("<IQ")
+# More than the times of a segment take.
+_MAX_TIMES_BYTES = 4 * 1024 * 1024
 
 
 class Position(NamedTuple):
@@ -38,9 +43,10 @@ class Position(NamedTuple):
     sent_bytes: int = 0
     lost: int = 0  # lines after those on the disk, lost because it was full
 
-    def text(self) -> bytes:
-        """Always of the same size, so that overwriting it needs no free space."""
-        return (" ".join(f"{number:020}" for number in self) + "\n").encode()
+    def write(self, path: Path) -> None:
+        """Raises OSError. Always of the same size, so that overwriting it needs no free space."""
+        text = (" ".join(f"{number:020}" for number in self) + "\n").encode()
+        _overwrite(path, 0, text)
 
     @classmethod
     def read(cls, path: Path) -> "Position | None":
@@ -53,6 +59,66 @@ class Position(NamedTuple):
         return cls(*numbers) if is_place else None
 
 
+class LineTimes:
+    """The times of a segment's lines, a record for each change of the time.
+
+    In a file beside the segment, or in memory; one that can't be written is left out.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self.size = 0
+        self.last = self._first = sender.now()  # the time of the newest and of the oldest line
+        self._memory = bytearray()
+
+    def add(self, start: int, at: int) -> None:
+        """The lines from byte `start` of the segment on have the time `at`."""
+        if self.size and at == self.last:
+            return
+        record = _TIME.pack(start, at)
+        with contextlib.suppress(OSError):
+            if self._path is None:
+                self._memory += record
+            else:
+                # Open for a moment: this comes once a millisecond at most, and segments are many.
+                _overwrite(self._path, self.size, record)
+            self.size += len(record)
+            self.last = at
+
+    def recover(self, written_at: int) -> None:
+        """Read what a process that is gone left; without a file, all have the time `written_at`."""
+        self.last = self._first = written_at
+        records = self._records()
+        self.size = len(records) * _TIME.size
+        if records:
+            self.last = records[-1][1]
+
+    def of(self, text: bytes, start: int) -> Times:
+        """The times of the lines in `text`, which begins at byte `start` of the segment."""
+        times = [(0, self._first)]
+        for place, at in self._records():
+            if place <= start:
+                times[-1] = (0, at)
+            # A damaged file must not divide a line.
+            elif times[-1][0] < place - start < len(text) and text[place - start - 1] == ord("\n"):
+                times.append((place - start, at))
+        return times
+
+    def _records(self) -> Times:
+        data = bytes(self._memory)
+        if self._path is not None:
+            try:
+                data = read_file(self._path, _MAX_TIMES_BYTES)
+            except OSError:
+                return []
+        return list(_TIME.iter_unpack(data[: len(data) // _TIME.size * _TIME.size]))
+
+    def remove(self) -> None:
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+
+
 class Segment:
     """Some of the lines, in a file, or in memory if no file can be written."""
 
@@ -61,26 +127,51 @@ class Segment:
         self.size = 0
         self.lines = 0
         self.dropped = 0  # how many lines its only line, a note, stands for
+        self.is_sealed = False  # it takes no more lines
         self.path = path
         self._memory = bytearray()
-        self._file = -1
-        if path is not None:
-            self._file = open_file(path, os.O_RDWR | os.O_CREAT)
-        self._times = LineTimes(path and path.with_suffix(_TIMES_SUFFIX))
+        self._file = -1 if path is None else open_file(path, os.O_RDWR | os.O_CREAT)
+        self.times = LineTimes(path and path.with_suffix(_TIMES_SUFFIX))
+
+    @classmethod
+    def create(cls, number: int, path: Path | None, text: bytes, lines: int, at: int) -> "Segment":
+        """A segment with these lines. Raises OSError, and leaves no file then."""
+        segment = cls(number, path)
+        try:
+            segment.append(text, lines, at)
+        except OSError:
+            segment.remove()
+            raise
+        return segment
+
+    @classmethod
+    def of_note(cls, number: int, path: Path | None, dropped: int, at: int) -> "Segment":
+        """A segment with a note in place of dropped lines; in memory, if the disk is full."""
+        text = note(f"{line_count(dropped)} left out here: there was no space")
+        try:
+            segment = cls.create(number, path, text, 1, at)
+        except OSError:
+            segment = cls.create(number, None, text, 1, at)
+        segment.dropped, segment.is_sealed = dropped, True
+        return segment
 
     @property
     def total_bytes(self) -> int:
         """The bytes of its lines and of their times."""
-        return self.size + self._times.size
+        return self.size + self.times.size
 
     def append(self, text: bytes, lines: int, at: int) -> None:
         """Add whole lines of one time. Raises OSError, and adds none of them then."""
-        self._times.add(self.size, at)
-        if self.path is None:
-            self._memory += text
-        elif os.pwrite(self._file, text, self.size) != len(text):
+        self.times.add(self.size, at)
+        try:
+            if self.path is None:
+                self._memory += text
+            else:
+                _write(self._file, self.size, text)
+        except OSError:
+            self.is_sealed = True
             os.ftruncate(self._file, self.size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise
         self.size += len(text)
         self.lines += lines
 
@@ -89,62 +180,31 @@ class Segment:
             return bytes(self._memory[start : start + max_bytes])
         return os.pread(self._file, min(max_bytes, self.size - start), start)
 
-    def times(self, text: bytes, start: int) -> Times:
-        """The times of the lines in `text`, which was read from `start`."""
-        return self._times.of(text, start)
-
-    def save(self, path: Path) -> None:
-        """Move it from memory to the disk. Raises OSError, and stays in memory then."""
-        saved, text = Segment(self.number, path), bytes(self._memory)
-        (_, first), *others = self.times(text, 0)
-        try:
-            saved.append(text, self.lines, first)
-        except OSError:
-            saved.remove()
-            raise
+    def save(self, path: Path) -> "Segment":
+        """A copy on the disk of this one in memory. Raises OSError."""
+        text = self.read(0, self.size)
+        (_, first), *others = self.times.of(text, 0)
+        saved = Segment.create(self.number, path, text, self.lines, first)
         for start, at in others:
-            saved._times.add(start, at)
-        self.path, self._file, self._times = path, saved._file, saved._times
-        self._memory.clear()
-
-    def replace_with_note(self, dropped: int) -> None:
-        """Drop its lines, and put in their place a note with the number of lines left out."""
-        text = note(f"{line_count(dropped)} left out here: there was no space")
-        at = self._times.last
-        try:
-            self._empty()
-            self.append(text, 1, at)
-        except OSError:
-            self.remove()
-            self.path = None
-            self._memory.clear()
-            self._times = LineTimes(None)
-            self.append(text, 1, at)
-        self.dropped = dropped
-
-    def _empty(self) -> None:
-        self.size = self.lines = 0
-        self._memory.clear()
-        self._times.remove()
-        if self.path is not None:
-            os.ftruncate(self._file, 0)
+            saved.times.add(start, at)
+        saved.dropped = self.dropped
+        return saved
 
     def recover(self) -> None:
         """Read what a process that is gone left in the file; an unfinished line is dropped."""
         found = os.fstat(self._file)
-        size = found.st_size
-        if size > MAX_BYTES:
+        if found.st_size > MAX_BYTES:
             raise OSError(errno.EFBIG, "It holds more than a log can", self.path)
-        text = os.pread(self._file, size, 0)
+        text = os.pread(self._file, found.st_size, 0)
         self.size = text.rfind(b"\n") + 1
         self.lines = text.count(b"\n")
+        self.is_sealed = True
         # Spools of an earlier version have no times.
-        self._times.recover(found.st_mtime_ns // 1_000_000)
+        self.times.recover(found.st_mtime_ns // 1_000_000)
 
     def sync(self) -> None:
-        if self.path is not None:
+        with contextlib.suppress(OSError):  # the lines are written, only not synced
             os.fsync(self._file)
-            self._times.sync()
 
     def close(self) -> None:
         if self._file >= 0:
@@ -156,7 +216,7 @@ class Segment:
         if self.path is not None:
             with contextlib.suppress(OSError):  # the next `load` removes it
                 self.path.unlink()
-        self._times.remove()
+        self.times.remove()
 
 
 class Spool:
@@ -179,50 +239,38 @@ class Spool:
         self._on_full = on_full
         self._segments: deque[Segment] = deque()
         self._newest_number = 0  # of the newest segment
-        self._is_sealed = True  # the newest segment takes no more lines
         self._confirmed_bytes = 0  # bytes of the oldest segment that are confirmed
         self._confirmed_lines = 0
-        self._bytes = 0  # of all segments
         self._seq = 1
         self.sent_bytes = 0
         self._batch: Batch | None = None
+        self._segments_in_batch = 0  # how many segments the batch may have lines of
         self._is_open = True
         self._is_woken = False
         self._changed = threading.Condition()
         if folder is not None and not (folder / "place").exists():
-            self._create_position_file(folder)
-
-    def _create_position_file(self, folder: Path) -> None:
-        """Write the file while there is space: without it a later process could not resume."""
-        try:
-            _overwrite(folder / "place", Position().text())
-        except OSError as error:
-            self._on_full(error)
-            self._folder = None
+            try:
+                # While there is space: without it a later process could not resume.
+                Position().write(folder / "place")
+            except OSError as error:
+                self._on_full(error)
+                self._folder = None
 
     @classmethod
     def load(cls, folder: Path) -> "Spool":
         """The lines that are left of a process that is gone. Raises OSError."""
         position = Position.read(folder / "place")
         spool = cls(folder)
-        try:
-            spool._load_segments(folder, position)
-        except OSError:
-            spool._close_segments()
-            raise
-        spool._resume_at(position or Position(first=0))
-        return spool
-
-    def _load_segments(self, folder: Path, position: Position | None) -> None:
         for path in sorted(folder.glob(f"{'[0-9]' * 8}{_SUFFIX}")):
             segment = Segment(int(path.stem), path)
             if position is not None and segment.number < position.first:
                 segment.remove()
                 continue
-            self._segments.append(segment)
             segment.recover()
-            self._bytes += segment.total_bytes
-            self._newest_number = segment.number
+            spool._segments.append(segment)
+            spool._newest_number = segment.number
+        spool._resume_at(position or Position(first=0))
+        return spool
 
     def _resume_at(self, position: Position) -> None:
         """Continue from this position, as far as it fits the segments."""
@@ -236,8 +284,11 @@ class Spool:
                 self._confirmed_lines = oldest.read(0, position.start).count(b"\n")
         if position.lost:
             self._newest_number += 1
-            self._segments.append(Segment(self._newest_number, None))
-            self._replace_with_note(self._segments[-1], position.lost, is_oldest=False)
+            lost = Segment.of_note(self._newest_number, None, position.lost, sender.now())
+            self._segments.append(lost)
+
+    def _path(self, number: int) -> Path | None:
+        return self._folder and self._folder / f"{number:08}{_SUFFIX}"
 
     # --- in ------------------------------------------------------------------------------
 
@@ -248,91 +299,63 @@ class Spool:
     def put_text(self, text: bytes, lines: int, at: int) -> None:
         """Add lines of one time, each with its line feed, without waiting for the service."""
         with self._changed:
-            if not self._is_open or not lines:
-                return
-            while self._bytes + len(text) > self._max_bytes and self._drop_oldest():
-                pass
-            self._store(text, lines, at)
-            self._changed.notify_all()
+            if self._is_open and lines:
+                self._store(text, lines, at)
+                self._changed.notify_all()
 
     def _store(self, text: bytes, lines: int, at: int) -> None:
         while self._folder is not None:
             try:
-                path = self._folder / f"{self._newest_number + 1:08}{_SUFFIX}"
-                return self._append(text, lines, at, path)
+                self._append(text, lines, at, on_disk=True)
+                return
             except OSError as error:
                 self._on_full(error)
-                self._seal()
                 is_full = error.errno in _FULL
             if not is_full or not self._drop_oldest(on_disk=True):
                 break
-        while self._memory_bytes() > MAX_MEMORY_BYTES and self._drop_oldest(on_disk=False):
+        self._append(text, lines, at, on_disk=False)
+
+    def _append(self, text: bytes, lines: int, at: int, on_disk: bool) -> None:
+        if self._segments:
+            newest = self._segments[-1]
+            is_full = newest.is_sealed or newest.total_bytes >= SEGMENT_BYTES
+            if not is_full and (newest.path is not None) == on_disk:
+                newest.append(text, lines, at)
+                return
+        max_bytes = self._max_bytes if on_disk else MAX_MEMORY_BYTES
+        while self._total_bytes(on_disk) > max_bytes - SEGMENT_BYTES and self._drop_oldest(on_disk):
             pass
-        return self._append(text, lines, at, None)
+        number = self._newest_number + 1
+        path = self._path(number) if on_disk else None
+        self._segments.append(Segment.create(number, path, text, lines, at))
+        self._newest_number = number
 
-    def _seal(self) -> None:
-        self._is_sealed = True
-        if self._segments and not self._segments[-1].size:
-            self._segments.pop().remove()
+    def _total_bytes(self, on_disk: bool) -> int:
+        return sum(s.total_bytes for s in self._segments if (s.path is not None) == on_disk)
 
-    def _memory_bytes(self) -> int:
-        return sum(segment.total_bytes for segment in self._segments if segment.path is None)
-
-    def _append(self, text: bytes, lines: int, at: int, path: Path | None) -> None:
-        newest = self._segments[-1] if self._segments and not self._is_sealed else None
-        if (
-            newest is None
-            or newest.total_bytes >= SEGMENT_BYTES
-            or (newest.path is None) != (path is None)
-        ):
-            newest = Segment(self._newest_number + 1, path)
-            self._newest_number += 1
-            self._segments.append(newest)
-            self._is_sealed = False
-        before = newest.total_bytes
-        newest.append(text, lines, at)
-        self._bytes += newest.total_bytes - before
-
-    def _drop_oldest(self, on_disk: bool | None = None) -> bool:
-        """Drop the lines of the oldest segment that may go; false if there is none."""
-        in_batch = self._segments_in_batch()
-        for index in range(in_batch, len(self._segments)):
+    def _drop_oldest(self, on_disk: bool) -> bool:
+        """Put a note in the place of the oldest lines that may go; false if there are none."""
+        first = 0 if self._batch is None else self._segments_in_batch
+        for index in range(first, len(self._segments)):
             segment = self._segments[index]
-            is_wanted = on_disk is None or on_disk == (segment.path is not None)
-            if is_wanted and not segment.dropped:
+            if (segment.path is not None) == on_disk and not segment.dropped:
                 break
         else:
             return False
-        if index == len(self._segments) - 1:
-            self._is_sealed = True
         dropped = segment.lines - (self._confirmed_lines if index == 0 else 0)
-        if index > in_batch and self._segments[index - 1].dropped:
+        segment.remove()
+        if index > first and self._segments[index - 1].dropped:
             del self._segments[index]
-            self._bytes -= segment.total_bytes
-            segment.remove()
             index -= 1
             dropped += self._segments[index].dropped
-        self._replace_with_note(self._segments[index], dropped, is_oldest=index == 0)
-        return True
-
-    def _replace_with_note(self, segment: Segment, dropped: int, is_oldest: bool) -> None:
-        self._bytes -= segment.total_bytes
-        segment.replace_with_note(dropped)
-        self._bytes += segment.total_bytes
-        if is_oldest:
+            self._segments[index].remove()
+        number = self._segments[index].number
+        at = segment.times.last
+        self._segments[index] = Segment.of_note(number, self._path(number), dropped, at)
+        if index == 0:
             self._confirmed_bytes = self._confirmed_lines = 0
             self._write_position()
-
-    def _segments_in_batch(self) -> int:
-        """How many segments the batch that is being sent has lines of."""
-        if self._batch is None:
-            return 0
-        missing = len(self._batch.data) + self._confirmed_bytes
-        for count, segment in enumerate(self._segments):
-            if missing <= 0:
-                return count
-            missing -= segment.size
-        return len(self._segments)
+        return True
 
     # --- out -----------------------------------------------------------------------------
 
@@ -345,11 +368,13 @@ class Spool:
     def _next_batch(self, max_bytes: int) -> Batch | None:
         text, times = b"", Times()
         start, wanted = self._confirmed_bytes, max(max_bytes, MAX_LINE) + 1
+        self._segments_in_batch = 0
         for segment in self._segments:
             part = segment.read(start, wanted - len(text))
-            times += [(len(text) + place, at) for place, at in segment.times(part, start)]
+            times += [(len(text) + place, at) for place, at in segment.times.of(part, start)]
             text += part
             start = 0
+            self._segments_in_batch += 1
             if len(text) >= wanted:
                 break
         data = _whole_lines(text, max_bytes)
@@ -362,24 +387,16 @@ class Spool:
             self._batch = None
             self._confirmed_bytes += len(batch.data)
             self._confirmed_lines += batch.lines
-            done = self._remove_confirmed()
+            done = []
+            while self._segments and self._confirmed_bytes >= self._segments[0].size:
+                segment = self._segments.popleft()
+                self._confirmed_bytes -= segment.size
+                self._confirmed_lines -= segment.lines
+                done.append(segment)
             # The position first, so that it never names a segment that is gone.
             self._write_position()
             for segment in done:
                 segment.remove()
-
-    def _remove_confirmed(self) -> list[Segment]:
-        """Take the fully confirmed segments off the queue and return them."""
-        done = []
-        while self._segments and self._confirmed_bytes >= self._segments[0].size:
-            segment = self._segments.popleft()
-            self._confirmed_bytes -= segment.size
-            self._confirmed_lines -= segment.lines
-            self._bytes -= segment.total_bytes
-            done.append(segment)
-        if not self._segments:
-            self._is_sealed = True
-        return done
 
     def renumber(self, seq: int) -> None:
         with self._changed:
@@ -391,7 +408,7 @@ class Spool:
             for segment in self._segments:
                 segment.remove()
             self._segments.clear()
-            self._bytes, self._batch = 0, None
+            self._batch = None
             self._changed.notify_all()
 
     def wait(self, seconds: float) -> None:
@@ -415,31 +432,25 @@ class Spool:
         """Sync what waits to the disk and close the files; returns how many lines are lost."""
         with self._changed:
             self._is_open = False
-            self._move_memory_to_disk()
+            for index, segment in enumerate(list(self._segments)):
+                path = self._path(segment.number)
+                if segment.path is None and path is not None:
+                    # In case the disk has space again; if not, `place` says how many are lost.
+                    with contextlib.suppress(OSError):
+                        self._segments[index] = segment.save(path)
             self._write_position()
-            lost = self._count_lost() + sum(segment.dropped for segment in self._on_disk())
-            self._drop_memory()
-            for segment in self._segments:
-                with contextlib.suppress(OSError):  # the lines are written, only not synced
-                    segment.sync()
-            self._close_segments()
+            on_disk = self._on_disk()
+            lost = self._count_lost() + sum(segment.dropped for segment in on_disk)
+            if not on_disk or on_disk[0] is not self._segments[0]:
+                self._confirmed_bytes = self._confirmed_lines = 0
+            self._segments = deque(on_disk)
+            for segment in on_disk:
+                segment.sync()
+                segment.close()
             return lost
-
-    def _close_segments(self) -> None:
-        for segment in self._segments:
-            segment.close()
 
     def _on_disk(self) -> list[Segment]:
         return [segment for segment in self._segments if segment.path is not None]
-
-    def _move_memory_to_disk(self) -> None:
-        """Write what is in memory, in case the disk has space again."""
-        if self._folder is None:
-            return
-        for segment in self._segments:
-            if segment.path is None:
-                with contextlib.suppress(OSError):  # `place` says how many lines are lost
-                    segment.save(self._folder / f"{segment.number:08}{_SUFFIX}")
 
     def _count_lost(self) -> int:
         """How many lines would be lost if this process ended now."""
@@ -447,13 +458,7 @@ class Spool:
         is_partly_sent = self._segments and self._segments[0].path is None
         return lost - (self._confirmed_lines if is_partly_sent else 0)
 
-    def _drop_memory(self) -> None:
-        if self._segments and self._segments[0].path is None:
-            self._confirmed_bytes = self._confirmed_lines = 0
-        self._segments = deque(self._on_disk())
-
     def _write_position(self) -> None:
-        """Write the position to its file."""
         if self._folder is None:
             return
         on_disk = self._on_disk()
@@ -467,15 +472,22 @@ class Spool:
         )
         with contextlib.suppress(OSError):
             # If it can't be written, lines are sent again later, and the service skips them.
-            _overwrite(self._folder / "place", position.text())
+            position.write(self._folder / "place")
 
 
-def _overwrite(path: Path, text: bytes) -> None:
-    """Overwrite the beginning of a file; works on a full disk if it was as long before."""
+def _overwrite(path: Path, start: int, text: bytes) -> None:
+    """Write a part of a file. Raises OSError."""
     file = open_file(path, os.O_WRONLY | os.O_CREAT)
-    with contextlib.closing(os.fdopen(file, "wb", buffering=0)) as out:
-        if out.write(text) != len(text):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    try:
+        _write(file, start, text)
+    finally:
+        os.close(file)
+
+
+def _write(file: int, start: int, text: bytes) -> None:
+    """Write all of the text at this place. Raises OSError, also where a part found space."""
+    if os.pwrite(file, text, start) != len(text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _whole_lines(text: bytes, max_bytes: int) -> bytes:
