@@ -14,9 +14,8 @@ from taskservice.cli.service_client import service_client
 from taskservice.client.client import own_task_id
 from taskservice.runner.process import forward_signals
 from taskservice.runner.program_output import Masker
-from taskservice.runner.resend import resend
-from taskservice.runner.run import Run, become_program
-from taskservice.terminal import exit_with_error, open_standard_files, print_line, remark
+from taskservice.runner.run import Run, become_program, resend
+from taskservice.terminal import exit_with_error, open_standard_files, remark
 from taskservice.terms import AGENT_ID, MAX_LABELS, label_problem
 
 
@@ -139,7 +138,7 @@ def _resend(agent: str | None, command_line: tuple[str, ...]) -> None:
         raise click.UsageError("--resend takes no other arguments.")
     with service_client() as client:
         try:
-            is_done = resend(client.connection, print_line)
+            is_done = resend(client.connection)
         except OSError as error:
             exit_with_error(str(error))
         if not is_done:

@@ -1,4 +1,4 @@
-"""Runs one program as a task: sends its lines, stops it on a cancel, reports its end."""
+"""Runs one program as a task, and sends later what could not be sent."""
 
 import contextlib
 import json
@@ -12,12 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
 from taskservice import terms
 from taskservice.client.answers import (
     RETRYABLE,
+    USER,
     NotTheService,
     TaskCancelled,
     TaskServiceError,
@@ -33,12 +35,12 @@ from taskservice.client.sender import (
     note,
 )
 from taskservice.client.tasks import Task
-from taskservice.runner.files import read_file
+from taskservice.runner.files import make_private, read_file
 from taskservice.runner.process import PROGRAM_ONLY, RESET_TO_DEFAULT, Process, describe, exit_code
 from taskservice.runner.program_output import Masker, OutputReader
-from taskservice.runner.saved_run import SavedRun, runs_folder
+from taskservice.runner.saved_run import SavedRun, leftover_runs, remove_incomplete, runs_folder
 from taskservice.runner.spool import Spool
-from taskservice.terminal import exit_with_error, remark
+from taskservice.terminal import exit_with_error, print_line, remark
 from taskservice.terms import MAX_OBJECT
 
 # JSON whose numbers keep their exact value between the service and a program.
@@ -450,3 +452,81 @@ def _take_output_file(path: Path) -> bytes | None:
 def failed(text: str) -> dict[str, Any]:
     """A report of the status `error` with this message."""
     return {"status": terms.ERROR, "error": {"message": cut_message(text)}}
+
+
+# Sends the runs that are left on the disk, unsent or killed.
+
+UNKNOWN_END = "How the program ended is unknown: `taskservice run` was killed while it ran"
+
+
+def resend(connection: Connection) -> bool:
+    """Send all runs that can be sent, oldest first, with a line for each; whether none is left.
+
+    Raises OSError if the user has no home or the folder of the runs belongs to another user.
+    """
+    runs = runs_folder()
+    if not runs.exists():
+        return True
+    make_private(runs)
+    remove_incomplete(runs)
+    is_done = True
+    caller = cache(lambda: connection.call("GET", "/user", USER).data)
+    for folder in leftover_runs(runs):
+        try:
+            run = SavedRun.load(folder)
+            spool = Spool.load(folder) if run is not None else None
+        except (OSError, ValueError) as error:
+            remark(f"{folder} can't be read: {error}")
+            is_done = False
+            continue
+        if run is not None and spool is not None:
+            obstacle = _reason_not_to_send(connection, run, caller)
+            if obstacle is not None:
+                remark(f"{obstacle}; it stays in {folder}")
+            is_sent = obstacle is None and _send_left(connection, run, spool)
+            is_done = is_done and is_sent
+            spool.close()
+            run.release()
+    return is_done
+
+
+def _reason_not_to_send(
+    connection: Connection, run: SavedRun, caller: Callable[[], dict[str, Any]]
+) -> str | None:
+    """Why this service or this key can't take a run; checked before anything is sent."""
+    if run.url != connection.url:
+        return f"a run for {run.url} is left; TASKSERVICE_URL is {connection.url}"
+    if not run.is_sendable_by(caller()):
+        return f"a run of agent {run.agent_id} is left; the key belongs to another user or agent"
+    return None
+
+
+def _send_left(connection: Connection, run: SavedRun, spool: Spool) -> bool:
+    """Send a run and remove it from the disk, and print what became of it; whether it is sent."""
+
+    def task_id() -> str:
+        if run.task_id is not None:
+            return run.task_id
+        started = run.ensure_task(connection, remark, patience=0)
+        with contextlib.suppress(OSError):  # a repeated start makes no second task
+            run.write()
+        return started
+
+    lines = line_count(spool.count())
+    sender = Sender(connection, spool, WRITER, task_id, log_bytes=spool.sent_bytes)
+    sender.last_answer_at = float("-inf")  # no answer came yet
+    sender.start()
+    deliver(sender, run.report or failed(UNKNOWN_END), threading.Event())
+    is_unwanted = run.is_cancelled_or_deleted(sender.stop_reason)
+    if not (sender.is_delivered or is_unwanted):
+        sender.abandon()
+        remark(
+            f"{run.task_id or 'a task'}: {sender.stop_reason or sender.outage}; "
+            f"it stays in {run.folder}; remove that folder to discard it"
+        )
+        return False
+    result = "was cancelled or deleted" if is_unwanted else f"got {lines} and its end"
+    print_line(f"{run.task_id} {result}")
+    spool.discard()
+    run.remove()
+    return True
