@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from queue import Queue
 from typing import Any
 
 from taskservice.client import sender
@@ -112,6 +113,7 @@ def _overlap(text: bytes, secret: bytes) -> int:
 
 
 # Splits a program's output, which comes in blocks of bytes, into the lines of a log.
+
 
 _MIN_BLOCK_BYTES = 16 * 1024
 
@@ -258,6 +260,8 @@ def _our_size() -> os.terminal_size:
 BLOCK_BYTES = 256 * 1024
 PIPE_BYTES = 1024 * 1024
 # Output that is read but not stored yet, so that a burst does not wait for the disk.
+MAX_BLOCKS = 64
+# Output that its reader has not taken yet; with more, the program waits, as with a pipe.
 MAX_BUFFER_BYTES = 16 * 1024 * 1024
 # A background process that the program leaves behind may hold its output open for ever.
 SECONDS_AFTER_END = 1.0
@@ -367,11 +371,7 @@ class OutputReader:
         self._last_line = LastLine()
         self._store = store
         self._streams = _streams([1] if _are_same(1, 2) else [1, 2], masker, is_tty)
-        self._blocks: deque[tuple[Stream, bytes, int]] = deque()
-        self._bytes = 0
-        self._changed = threading.Condition()
-        self._is_storer_idle = False
-        self._is_all_read = False
+        self._blocks: Queue[tuple[Stream, bytes, int] | None] = Queue(MAX_BLOCKS)
         self._has_ended = threading.Event()
         self._done_at: float | None = None
         self._reader = threading.Thread(target=self._read_all, name="reader", daemon=True)
@@ -405,9 +405,7 @@ class OutputReader:
         """The program has ended: wait until all its output is stored."""
         self._has_ended.set()
         join_thread(self._reader)
-        with self._changed:
-            self._is_all_read = True
-            self._changed.notify_all()
+        self._blocks.put(None)
         join_thread(self._storer)
 
     def flush(self, is_interrupted: threading.Event, max_wait: float) -> None:
@@ -457,36 +455,19 @@ class OutputReader:
     def _accept(self, stream: Stream, block: bytes) -> None:
         read_at = sender.now()
         stream.unread -= len(block)
-        with self._changed:
-            # A block without a line feed stores nothing yet: to process it here is faster than
-            # to wake the other thread.
-            is_direct = self._is_storer_idle and not self._blocks and b"\n" not in block
-            if not is_direct:
-                self._changed.wait_for(lambda: self._bytes < MAX_BUFFER_BYTES)
-                self._blocks.append((stream, block, read_at))
-                self._bytes += len(block)
-                self._changed.notify_all()
-        if is_direct:
+        # A block without a line feed stores nothing yet: to process it here is faster than to wake
+        # the other thread.
+        if b"\n" not in block and not self._blocks.unfinished_tasks:
             self._process(stream, block, read_at)
+        else:
+            self._blocks.put((stream, block, read_at))
 
     def _store_all(self) -> None:
-        while blocks := self._next_blocks():
-            for stream, block, read_at in blocks:
-                self._process(stream, block, read_at)
-                with self._changed:
-                    self._bytes -= len(block)
-                    self._changed.notify_all()
+        while (found := self._blocks.get()) is not None:
+            self._process(*found)
+            self._blocks.task_done()
         for stream in self._streams:
             self._store(*stream.lines.close(), stream.read_at)
-
-    def _next_blocks(self) -> deque[tuple[Stream, bytes, int]]:
-        """Wait for blocks to store and take all of them; none at the end."""
-        with self._changed:
-            self._is_storer_idle = True
-            self._changed.wait_for(lambda: self._blocks or self._is_all_read)
-            self._is_storer_idle = False
-            blocks, self._blocks = self._blocks, deque()
-            return blocks
 
     def _process(self, stream: Stream, block: bytes, read_at: int) -> None:
         if block:
