@@ -36,10 +36,11 @@ _RESERVED_BYTES = 16 * 1024
 _MAX_BYTES = 16 * 1024 * 1024
 # A refused value of these is left out: a task without it is better than no task.
 _OPTIONAL = {"callback", "input", "labels", "name", "parentId", "timeout"}
-# The members of the file, and their types; `wishes` are the fields of the start.
-_TYPES: dict[str, tuple[type, ...]] = {
-    "url": (str,), "wishes": (dict,), "taskId": (str, NoneType), "userId": (str, NoneType),
-    "agentId": (str,), "key": (str,), "report": (dict, NoneType),
+# The members of the file: the attribute of each, and its types.
+_MEMBERS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "url": ("url", (str,)), "wishes": ("fields", (dict,)), "taskId": ("task_id", (str, NoneType)),
+    "userId": ("user_id", (str, NoneType)), "agentId": ("agent_id", (str,)),
+    "key": ("idempotency_key", (str,)), "report": ("report", (dict, NoneType)),
 }  # fmt: skip
 
 
@@ -145,11 +146,8 @@ class SavedRun:
         """Write the file anew, whole or not at all. Raises OSError."""
         if self.folder is None:
             return
-        data = json.dumps({
-            "url": self.url, "wishes": self.fields, "taskId": self.task_id,
-            "userId": self.user_id, "agentId": self.agent_id,
-            "key": self.idempotency_key, "report": self.report,
-        })  # fmt: skip
+        members = {name: getattr(self, attribute) for name, (attribute, _) in _MEMBERS.items()}
+        data = json.dumps(members)
         with self._write_lock:
             _replace_file(self.folder / _FILE, data.encode().ljust(_RESERVED_BYTES))
 
@@ -165,17 +163,27 @@ class SavedRun:
             check_private(folder)
             # A copy of a run may lack its lock file.
             run._lock_folder(os.O_CREAT)
-            data = _parse(read_file(folder / _FILE, _MAX_BYTES))
+            run._read(read_file(folder / _FILE, _MAX_BYTES))
         except (BlockingIOError, FileNotFoundError):
             run.release()
             return None
         except (OSError, ValueError):
             run.release()
             raise
-        run.url, run.fields, run.task_id = data["url"], data["wishes"], data["taskId"]
-        run.user_id, run.agent_id = data["userId"], data["agentId"]
-        run.idempotency_key, run.report = data["key"], data["report"]
         return run
+
+    def _read(self, text: bytes) -> None:
+        """Take over the members of a run's file. Raises ValueError."""
+        try:
+            data = json.loads(text)
+        except RecursionError as error:
+            raise ValueError(f"{_FILE}: {error}") from None
+        if not isinstance(data, dict):
+            raise ValueError(f"{_FILE} is not a JSON object")
+        for name, (attribute, types) in _MEMBERS.items():
+            if not isinstance(data.get(name, ...), types):
+                raise ValueError(f"{_FILE} has a wrong {name}")
+            setattr(self, attribute, data[name])
 
     def _lock_folder(self, create: int = 0) -> None:
         assert self.folder is not None
@@ -203,31 +211,16 @@ class SavedRun:
 
 def leftover_runs(runs: Path) -> list[Path]:
     """The folders, and links to folders, that may be runs, oldest first."""
-    with os.scandir(runs) as entries:
-        found = [
-            Path(entry)
-            for entry in entries
-            if not entry.name.startswith(".") and (entry.is_symlink() or entry.is_dir())
-        ]
-    return sorted(found, key=_modified_at)
+    found = [path for path in runs.iterdir() if path.is_symlink() or path.is_dir()]
+    return sorted((path for path in found if not path.name.startswith(".")), key=_modified_at)
 
 
 def remove_incomplete(runs: Path) -> None:
     """Remove the folders of processes that were killed while making or removing a run."""
     for folder in runs.glob("*"):
         is_old = time.time() - _modified_at(folder) > _MIN_AGE
-        if is_old and (folder.name.startswith(".") or _has_no_file(folder)):
+        if is_old and (folder.name.startswith(".") or not os.path.lexists(folder / _FILE)):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _has_no_file(folder: Path) -> bool:
-    try:
-        (folder / _FILE).lstat()
-    except FileNotFoundError:
-        return True
-    except OSError:  # it can't be read
-        return False
-    return False
 
 
 def _modified_at(folder: Path) -> float:
@@ -235,20 +228,6 @@ def _modified_at(folder: Path) -> float:
         return folder.lstat().st_mtime
     except OSError:  # another process has just sent it
         return time.time()
-
-
-def _parse(text: bytes) -> dict[str, Any]:
-    """The members of a run's file. Raises ValueError."""
-    try:
-        data = json.loads(text)
-    except RecursionError as error:
-        raise ValueError(f"{_FILE}: {error}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{_FILE} is not a JSON object")
-    for name, types in _TYPES.items():
-        if not isinstance(data.get(name, ...), types):
-            raise ValueError(f"{_FILE} has a wrong {name}")
-    return data
 
 
 def _replace_file(path: Path, text: bytes) -> None:
