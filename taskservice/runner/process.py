@@ -195,17 +195,14 @@ class Process:
         self.at_terminal = stdin is None and _has_terminal()
         moves = [] if stdin is None else [(os.POSIX_SPAWN_DUP2, stdin, 0)]
         moves += [(os.POSIX_SPAWN_DUP2, stdout, 1), (os.POSIX_SPAWN_DUP2, stderr, 2)]
-        options: dict[str, Any] = {"file_actions": moves, "setsigdef": RESET_TO_DEFAULT}
         # We block signals and wait for them; the program must not inherit that.
-        options |= {"setsigmask": (), "env": dict(environment)}
-        if self.at_terminal:
-            options |= {"setpgroup": os.getpgrp()}
-        elif stdin is None:
-            options |= {"setpgroup": 0}
-        else:
+        options: dict[str, Any] = {"setsigmask": (), "setsigdef": RESET_TO_DEFAULT}
+        if stdin is not None:
             # In the background of our terminal it would be stopped when it reads from there.
-            options |= {"setsid": True}
-        self.id = _spawn(list(command), options)
+            options["setsid"] = True
+        else:
+            options["setpgroup"] = os.getpgrp() if self.at_terminal else 0
+        self.id = _spawn(list(command), dict(environment), file_actions=moves, **options)
         self._tree = ProcessTree(self.id, None if self.at_terminal else self.id)
         # A signal handler that interrupts `wait` may call `send_signal`.
         self._lock = threading.RLock()
@@ -337,15 +334,10 @@ class Process:
         return self.at_terminal and number in _TERMINAL_SIGNALS and _is_in_foreground()
 
 
-def _spawn(command: list[str], options: dict[str, Any]) -> int:
-    environment = options.pop("env")
+def _spawn(command: list[str], environment: dict[str, str], **options: Any) -> int:
     if not command[0]:  # to posix_spawn, a wrong argument
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     try:
-        return os.posix_spawnp(command[0], command, environment, **options)
-    except NotImplementedError:  # a system without setsid here: a process group will do
-        options["setpgroup"] = 0
-        del options["setsid"]
         return os.posix_spawnp(command[0], command, environment, **options)
     except OSError as error:
         if error.errno != errno.ENOEXEC:
