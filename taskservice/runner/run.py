@@ -62,10 +62,10 @@ def parse_object(text: bytes) -> dict[str, Any] | None:
             parse_float=_exact_number,
             object_pairs_hook=_unique_members,
         )
+        return value if isinstance(value, dict) and _depth(value) <= _MAX_DEPTH else None
     # ArithmeticError comes from a number that is too large for Decimal.
     except (ValueError, ArithmeticError, RecursionError):
         return None
-    return value if isinstance(value, dict) and _is_shallow(value) else None
 
 
 def task_input(task: str) -> bytes:
@@ -82,16 +82,10 @@ def _exact_number(text: str) -> float:
     return number
 
 
-def _is_shallow(value: Any) -> bool:
-    level = [value]
-    for _ in range(_MAX_DEPTH):
-        level = [
-            child
-            for parent in level
-            if isinstance(parent, dict | list)
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-        ]
-    return not level
+def _depth(value: Any) -> int:
+    """How deep it is nested; a RecursionError means very deep."""
+    children = value.values() if isinstance(value, dict) else value
+    return 1 + max(map(_depth, children), default=0) if isinstance(value, dict | list) else 1
 
 
 def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
