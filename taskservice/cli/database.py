@@ -78,12 +78,8 @@ def check(as_json: bool) -> None:
 def back_up(file: Path, force: bool) -> None:
     """Copy the SQLite database to FILE, also while the service runs, and verify the copy."""
     config = load_config()
-    address = make_url(config.DATABASE_URL)
-    _stop_at_sigterm()
-    if address.get_backend_name() != "sqlite":
-        exit_with_error("this is for SQLite; back up PostgreSQL with pg_dump", 2)
+    database = _sqlite_file(config, "back up PostgreSQL with pg_dump")
     try:
-        database = Path(address.database or "")
         revision = backup(database, config.secret_key_file, file, force)
     except BackupError as error:
         exit_with_error(str(error))
@@ -100,18 +96,13 @@ def restore_(file: Path, force: bool) -> None:
     FILE is verified first, and migrated to the newest revision afterwards.
     """
     config = load_config()
-    address = make_url(config.DATABASE_URL)
-    _stop_at_sigterm()
-    if address.get_backend_name() != "sqlite":
-        exit_with_error("this is for SQLite; restore PostgreSQL with pg_restore", 2)
+    database = _sqlite_file(config, "restore PostgreSQL with pg_restore")
     try:
-        restored = restore(address, file, force)
+        restored = restore(make_url(config.DATABASE_URL), file, force)
     except BackupError as error:
         exit_with_error(str(error))
-    size, contents = Path(address.database or "").stat().st_size, restored.contents
-    print_line(
-        f"{address.database}: {size} bytes, revision {contents.revision}, {contents.tasks} tasks"
-    )
+    size, contents = database.stat().st_size, restored.contents
+    print_line(f"{database}: {size} bytes, revision {contents.revision}, {contents.tasks} tasks")
     if restored.replaced:
         remark(f"the database before is {restored.replaced}")
     if not config.SECRET_KEY:
@@ -165,9 +156,16 @@ def _remark_on_next_steps(target: URL) -> None:
     )
 
 
-def _stop_at_sigterm() -> None:
-    """As Ctrl-C does: an unfinished copy is removed."""
+def _sqlite_file(config: Config, instead: str) -> Path:
+    """The file of the database; exits where it is another one, with what to do instead.
+
+    From now on SIGTERM stops the command as Ctrl-C does: an unfinished copy is removed.
+    """
+    address = make_url(config.DATABASE_URL)
     signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
+    if address.get_backend_name() != "sqlite":
+        exit_with_error(f"this is for SQLite; {instead}", 2)
+    return Path(address.database or "")
 
 
 def _remark_on_secret_key(config: Config) -> None:
