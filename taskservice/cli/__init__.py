@@ -83,17 +83,14 @@ def _load(name: str) -> click.Command:
 
 def _command_without_server(name: str) -> click.Command:
     """The command on the server, where only the agent's side is installed."""
-
-    @click.command(
+    sentence = f"{name} needs taskservice[server]: pip install 'taskservice[server]'"
+    return click.Command(
         name,
+        callback=lambda: exit_with_error(sentence, 2),
         short_help="needs taskservice[server]",
         add_help_option=False,
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )
-    def command() -> None:
-        exit_with_error(f"{name} needs taskservice[server]: pip install 'taskservice[server]'", 2)
-
-    return command
 
 
 @click.group(cls=_CommandsOnDemand)

@@ -106,7 +106,7 @@ def _row(agent: Agent) -> tuple[str, ...]:
         agent["name"],
         "-" if rate is None else percent(rate),
         str(len(counted)),
-        "-" if last is None else local_time(last),
+        local_time(last),
         "-" if usual is None else seconds_text(usual),
     )
 

@@ -6,6 +6,8 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import click
@@ -93,7 +95,7 @@ def _answered(
     task_id = current_task.require_task_id()
     remark(f"{asks(message)} (answer at {client.connection.url}/tasks/{task_id})")
     try:
-        return tasks.ask(client.connection, task_id, message, schema, timeout, _Rest().rest)
+        return tasks.ask(client.connection, task_id, message, schema, timeout, _waiting())
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except NoAnswer as error:
@@ -104,17 +106,15 @@ def _answered(
         exit_with_error(str(error), WRONG_SETTING)
 
 
-class _Rest:
+def _waiting() -> Callable[[float], None]:
     """Waits between attempts, and says once that the service is away."""
+    say_once = cache(remark)
 
-    def __init__(self) -> None:
-        self._is_told = False
-
-    def rest(self, seconds: float) -> None:
-        if not self._is_told:
-            remark("the service does not answer; trying again until it is back")
-        self._is_told = True
+    def wait(seconds: float) -> None:
+        say_once("the service does not answer; trying again until it is back")
         time.sleep(seconds)
+
+    return wait
 
 
 def _print_answer(properties: dict[str, Any], answer: dict[str, Any]) -> None:

@@ -47,11 +47,6 @@ def question(task: Task, asked: Question) -> list[str]:
     return [asks(asked["message"]), *(f"answer: {each}" for each in found)]
 
 
-def open_questions(task: Task) -> Iterator[str]:
-    for each in task.questions:
-        yield from question(task, each)
-
-
 def outcome(question: Question) -> str:
     """What became of a question that is no longer open."""
     answer = question["answer"]
@@ -109,10 +104,8 @@ def _described(field: Mapping[str, Any]) -> str:
     found = _choices(field)
     several = "any of " if field["type"] == "array" else ""
     texts = [f"{value} ({title})" if title else value for value, title in found.items()]
-    return several + ", ".join(texts) if texts else _kind(field)
-
-
-def _kind(field: Mapping[str, Any]) -> str:
+    if texts:
+        return several + ", ".join(texts)
     words = {"string": "text", "boolean": "true or false", "integer": "whole number"}
     return str(field.get("format") or words.get(field["type"], field["type"]))
 

@@ -201,8 +201,10 @@ def show(task_id: str, as_json: bool) -> None:
         if as_json:
             print_json(task.data)
         else:
-            for line in (*task_text.details(task), *questions.open_questions(task)):
+            for line in task_text.details(task):
                 print_line(line)
+            for question in task.questions:
+                _print_question(task, question)
 
 
 @command.command(
@@ -301,7 +303,8 @@ def _follow(task_id: str, times: bool, as_json: bool) -> NoReturn:
         except NotFound as error:
             exit_with_error(str(error), DELETED)
         try:
-            lines = task.follow(times=times or as_json, on_question=partial(_print_question, task))
+            on_question = partial(_print_question, task, err=True)
+            lines = task.follow(times=times or as_json, on_question=on_question)
             for line in lines:
                 _print_log_line(line, times, as_json)
         except NotFound:
@@ -312,13 +315,14 @@ def _follow(task_id: str, times: bool, as_json: bool) -> NoReturn:
     sys.exit(OUTCOMES.get(task.error["type"], 1) if task.error else 0)
 
 
-def _print_question(task: Task, question: Question) -> None:
+def _print_question(task: Task, question: Question, err: bool = False) -> None:
     for line in questions.question(task, question):
-        print_line(line, err=True)
+        print_line(line, err=err)
 
 
 def _print_log_line(line: Line, times: bool, as_json: bool) -> None:
     if as_json:
         print_json(line._asdict())
     else:
-        print_log_line(f"{task_text.time_of_line(line.at)} {line.text}" if times else line.text)
+        time = f"{task_text.local_time(line.at, 'milliseconds')} " if times else ""
+        print_log_line(time + line.text)

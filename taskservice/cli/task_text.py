@@ -32,7 +32,12 @@ def table(tasks: Sequence[Task]) -> list[list[str]]:
 
 def _row(task: Task, length: int) -> tuple[str, ...]:
     data = task.data
-    note = _first_line(task.error["message"]) if task.error else _note(task)
+    if task.error:
+        note = task.error["message"].strip().partition("\n")[0]
+    elif task.questions:
+        note = asks(task.questions[0]["message"])
+    else:
+        note = _progress(task)
     lines = f"{data['logCount']:>{len('LINES')}}"
     started = local_time(data["createdAt"])
     labels = labels_text(task)
@@ -89,11 +94,6 @@ def labels_text(task: Task) -> str:
     return " ".join(f"{key}={value}" for key, value in task.labels.items())
 
 
-def _note(task: Task) -> str:
-    """What its agent asks, else how far it is."""
-    return asks(task.questions[0]["message"]) if task.questions else _progress(task)
-
-
 def asks(message: str) -> str:
     """The message of a question on one line."""
     return f"asks: {' '.join(message.split())}"
@@ -105,20 +105,12 @@ def _progress(task: Task) -> str:
     return " ".join(([] if share is None else [percent_done(share)]) + ([note] if note else []))
 
 
-def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0]
-
-
-def local_time(moment: str) -> str:
-    return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M")
-
-
-def time_of_line(moment: str | None) -> str:
-    """With milliseconds; `-` for a line from before there were times."""
+def local_time(moment: str | None, precision: str = "minutes") -> str:
+    """The time in this machine's time zone; `-` where there is none."""
     if moment is None:
         return "-"
     local = datetime.fromisoformat(moment).astimezone().replace(tzinfo=None)
-    return local.isoformat(" ", timespec="milliseconds")
+    return local.isoformat(" ", timespec=precision)
 
 
 def _moment(moment: str | None) -> str | None:
