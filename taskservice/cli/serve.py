@@ -15,7 +15,7 @@ from taskservice.database.engine import dispose
 from taskservice.operations.request_log import configure_logging
 from taskservice.terminal import exit_with_error, remark
 
-# gunicorn reads these as it is imported, and fails there if it can't use one.
+# gunicorn reads these as it is imported, and fails there if it can't use one; we have our own.
 GUNICORN_VARIABLES = ("WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT", "SENDFILE")
 
 
@@ -32,19 +32,10 @@ def command() -> None:
     with one_line_errors():
         # It has no connection open, so that the workers can inherit it.
         app = create_app(config)
-    _prepare_for_gunicorn()
-    remark(f"data in {config.DATA}, listening on {config.BIND}")
-    quick_import("taskservice.serving.settings").serve(lambda: app, config)
-
-
-def _prepare_for_gunicorn() -> None:
-    """Leave gunicorn no settings but ours, and a current folder, which it asks for."""
     for name in GUNICORN_VARIABLES:
         os.environ.pop(name, None)
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        exit_with_error("The current folder is gone", 2)
+    remark(f"data in {config.DATA}, listening on {config.BIND}")
+    quick_import("taskservice.serving.settings").serve(lambda: app, config)
 
 
 # `taskservice worker`: the background work in a separate process.
