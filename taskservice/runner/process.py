@@ -416,8 +416,7 @@ _ENDING = (
     "SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2",
     "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGXCPU", "SIGIO", "SIGPWR", "SIGSTKFLT",
 )  # fmt: skip
-_NAMED = [getattr(signal, name) for name in _ENDING if hasattr(signal, name)]
-FORWARDED = (*_NAMED, *REAL_TIME)
+FORWARDED = (*(getattr(signal, name) for name in _ENDING if hasattr(signal, name)), *REAL_TIME)
 
 
 def forward_signals(forward: Callable[[int, bool], None]) -> None:

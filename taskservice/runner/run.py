@@ -140,9 +140,10 @@ class Run:
         self._connection, self._command = connection, command
         self._saved = SavedRun(connection.url, fields or {}, task.data if task else None)
         self._heartbeat = heartbeat_for(self._saved.fields.get("timeout"))
+        self._stdin_text: bytes | None = None
         if task is not None:
             self._heartbeat = CLAIMED_HEARTBEAT_SECONDS
-        self._stdin_text = None if task is None else task_input(task.json_text)
+            self._stdin_text = task_input(task.json_text)
         self._process: Process | None = None
         self._masker = Masker(os.environ)
         self._is_tty = is_tty
@@ -181,21 +182,24 @@ class Run:
         With `is_strict`, raises TaskServiceError instead, also for a callback, label, name,
         parent or timeout that would otherwise be left out.
         """
-        self._create_folder()
+        try:
+            self._saved.create_folder(runs_folder())
+        except OSError as error:
+            remark(f"can't write to the disk, lines wait in memory: {error}")
         if self._saved.task_id is not None:
             return
-        error = self._start_in_time(None if is_strict else remark)
-        if error is None:
+        failure = self._start_in_time(None if is_strict else remark)
+        if failure is None:
             return
         if is_strict:
             self._saved.remove()
-            raise error
-        if isinstance(error, (*RETRYABLE, NotTheService)):
+            raise failure
+        if isinstance(failure, (*RETRYABLE, NotTheService)):
             text = "its task is started when the service is back"
         else:
-            self._start_refusal = str(error)
+            self._start_refusal = str(failure)
             text = "its lines wait until the service accepts the key and the settings"
-        remark(f"{error}; the program runs, {text}")
+        remark(f"{failure}; the program runs, {text}")
 
     def _start_in_time(self, warn: Callable[[str], None] | None) -> TaskServiceError | None:
         """Why the task could not be started within START_SECONDS.
@@ -217,12 +221,6 @@ class Run:
         if starter.is_alive():
             return Unreachable(f"{self._connection.url} does not answer")
         return errors[0] if errors else None
-
-    def _create_folder(self) -> None:
-        try:
-            self._saved.create_folder(runs_folder())
-        except OSError as error:
-            remark(f"can't write to the disk, lines wait in memory: {error}")
 
     def execute(self) -> int:
         """Run the program and report its end; returns the exit code."""
@@ -302,16 +300,13 @@ class Run:
 
     def _start_task(self, warn: Callable[[str], None] | None, **options: Any) -> str:
         task_id = self._saved.ensure_task(self._connection, warn, **options)
-        self._save()
-        if sys.stderr is not None and sys.stderr.isatty():
-            remark(f"{self._connection.url}/tasks/{task_id}")
-        return task_id
-
-    def _save(self) -> None:
         try:
             self._saved.write()
         except OSError as error:
             self._on_full_disk(error)
+        if sys.stderr is not None and sys.stderr.isatty():
+            remark(f"{self._connection.url}/tasks/{task_id}")
+        return task_id
 
     # --- events during the run -----------------------------------------------------------
 
