@@ -200,18 +200,16 @@ def prune_command(dry_run: bool, as_json: bool) -> None:
             remark(
                 "Retention is off: set TASKSERVICE_RETENTION_DAYS or TASKSERVICE_LOG_RETENTION_DAYS"
             )
-        removed = removal.count_prunable(bounds) if dry_run else _prune(bounds)
+        if dry_run:
+            removed = removal.count_prunable(bounds)
+        else:
+            removed = removal.prune_now(bounds)
+            removal.sweep(inf)
+            removal.shrink(inf)
     if as_json:
         print_json(vars(removed))
     else:
         print_line(_sentence(removed, "would be removed" if dry_run else "removed"))
-
-
-def _prune(bounds: Bounds) -> Removed:
-    removed = removal.prune_now(bounds)
-    removal.sweep(inf)
-    removal.shrink(inf)
-    return removed
 
 
 def _sentence(removed: Removed, verb: str) -> str:
