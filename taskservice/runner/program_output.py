@@ -105,11 +105,8 @@ def _replace(text: bytes, spans: Iterable[Span]) -> bytes:
 
 def _overlap(text: bytes, secret: bytes) -> int:
     """How many bytes at the end of the text may be the beginning of the secret."""
-    tail, first = text[1 - len(secret) :], secret[:1]
-    start = tail.find(first)
-    while start >= 0 and not secret.startswith(tail[start:]):
-        start = tail.find(first, start + 1)
-    return len(tail) - start if start >= 0 else 0
+    sizes = range(min(len(text), len(secret) - 1), 0, -1)
+    return next((size for size in sizes if text.endswith(secret[:size])), 0)
 
 
 # Splits a program's output, which comes in blocks of bytes, into the lines of a log.

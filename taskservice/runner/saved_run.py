@@ -92,11 +92,6 @@ class SavedRun:
         self.agent_id, self.user_id = str(task["agentId"]), str(task["userId"])
         self.task_id = str(task["id"])
 
-    def is_sendable_by(self, user: Mapping[str, Any]) -> bool:
-        """Whether the key may send this run; `user` is the answer of GET /user."""
-        narrowed_to = user["key"]["agentId"]
-        return self.user_id in (None, user["id"]) and narrowed_to in (None, self.agent_id)
-
     def is_cancelled_or_deleted(self, error: TaskServiceError | None) -> bool:
         """Whether this error means that the task was cancelled or deleted.
 
