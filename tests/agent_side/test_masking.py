@@ -159,6 +159,7 @@ def test_secret_is_shown_and_neither_stored_nor_sent(
     record = folder / "run.json"
     record.write_text(record.read_text().replace(machine.url, url))
     machine.url = url
+    machine.wait_as_usual()
     assert machine.run("run", "--resend").returncode == 0
     task = the_task(remote_alice)
     assert SECRET not in json.dumps(task)
@@ -208,6 +209,7 @@ def test_secret_in_the_options_of_a_run_is_not_stored(
     record = folder / "run.json"
     record.write_text(record.read_text().replace(machine.url, url))
     machine.url = url
+    machine.wait_as_usual()
     assert machine.run("run", "--resend").returncode == 0
     task = the_task(remote_alice)
     assert (task["name"], task["labels"]) == ("of ***", {"db": "***"})
