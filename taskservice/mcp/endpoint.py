@@ -33,7 +33,7 @@ from taskservice.web.responses import Answer
 
 def get(call: Call) -> dict[str, Any]:
     """The state of a task, with its result or with what it asks."""
-    return results.detailed(call, tasks.get(caller, _task_id(call)))
+    return results.task_state(call, tasks.get(caller, _task_id(call)))
 
 
 def update(call: Call) -> dict[str, Any]:

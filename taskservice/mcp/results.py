@@ -146,17 +146,17 @@ def refusal(reason: str) -> dict[str, Any]:
 # --- a task as the result of a tool ------------------------------------------------------
 
 
-def of_task(task: TaskRow) -> dict[str, Any]:
+def tool_result_of(task: TaskRow) -> dict[str, Any]:
     """The result of the tool that started a task, or that waited for it."""
     return _RESULTS[task.status](task)
 
 
-def about(task: TaskRow | AnyRow) -> dict[str, Any]:
+def task_header(task: TaskRow | AnyRow) -> dict[str, Any]:
     return {"taskId": task.id, "agentId": task.agent_id, "status": task.status}
 
 
 def _of_running(task: TaskRow) -> dict[str, Any]:
-    structured = {**about(task), "log": _last_lines(task, LINES_WHILE_RUNNING)}
+    structured = {**task_header(task), "log": _last_lines(task, LINES_WHILE_RUNNING)}
     note = task.note or (None if task.claimed_at or task.log_count else WAITING)
     if note:
         structured["note"] = note
@@ -175,9 +175,9 @@ def _of_complete(task: TaskRow) -> dict[str, Any]:
             "outputBytes": size,
             "next": f"The output is too long for one answer; GET {path} has all of it.",
         }
-        return tool_result({**about(task), **more})
+        return tool_result({**task_header(task), **more})
     output = strict_json.fragment(task.output)
-    return tool_result({**about(task), "output": output}, _text_of(task.output))
+    return tool_result({**task_header(task), "output": output}, _text_of(task.output))
 
 
 def _text_of(output: str) -> str:
@@ -189,7 +189,7 @@ def _text_of(output: str) -> str:
 
 def _of_error(task: TaskRow) -> dict[str, Any]:
     lines = _last_lines(task, LINES_OF_ERROR)
-    return tool_result({**about(task), "error": error_of(task), "log": lines}, is_error=True)
+    return tool_result({**task_header(task), "error": error_of(task), "log": lines}, is_error=True)
 
 
 def error_of(task: TaskRow | AnyRow, length: int = MAX_SHOWN_ERROR) -> dict[str, Any] | None:
@@ -215,19 +215,19 @@ def summary(task: AnyRow) -> dict[str, Any]:
     """A task in a list."""
     more = {"name": task.name, "createdAt": task.created_at, "finishedAt": task.finished_at}
     optional = {"note": task.note, "error": error_of(task, MAX_SHOWN_LINE)}
-    return {**about(task), **more, **{name: each for name, each in optional.items() if each}}
+    return {**task_header(task), **more, **{name: each for name, each in optional.items() if each}}
 
 
 # --- a task of MCP -----------------------------------------------------------------------
 
 
-def created(task: TaskRow) -> dict[str, Any]:
+def background_task(task: TaskRow) -> dict[str, Any]:
     """What a call returns whose task goes on in the background."""
     message = _status_message(task)
     return {"resultType": "task", "status": "working", **_polling(task), "statusMessage": message}
 
 
-def detailed(call: Call, task: TaskRow) -> dict[str, Any]:
+def task_state(call: Call, task: TaskRow) -> dict[str, Any]:
     """What `tasks/get` returns."""
     return {**_polling(task), **_state(call, task)}
 
@@ -237,7 +237,7 @@ def _state(call: Call, task: TaskRow) -> dict[str, Any]:
         return {"status": "cancelled", "statusMessage": task.error_message}
     if task.status != RUNNING:
         # Also one that failed: `failed` would mean that the call could not be served.
-        return {"status": "completed", "result": {"resultType": "complete", **of_task(task)}}
+        return {"status": "completed", "result": {"resultType": "complete", **tool_result_of(task)}}
     message = {"statusMessage": _status_message(task)}
     asked = open_of(task)
     if asked and call.takes_forms:
