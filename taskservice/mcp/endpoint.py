@@ -28,51 +28,6 @@ from taskservice.web import responses
 from taskservice.web.request import require_id, with_body
 from taskservice.web.responses import Answer
 
-# The methods of the extension for tasks: `tasks/get`, `tasks/update`, `tasks/cancel`.
-
-
-def get(call: Call) -> dict[str, Any]:
-    """The state of a task, with its result or with what it asks."""
-    return results.task_state(call, tasks.get(caller, _task_id(call)))
-
-
-def update(call: Call) -> dict[str, Any]:
-    """Answer what a task asks."""
-    results.answer_forms(_task_id(call), call.params.get("inputResponses"))
-    return {}
-
-
-def cancel(call: Call) -> dict[str, Any]:
-    """Cancel a task; one that has ended stays as it is."""
-    try:
-        reports.cancel(caller, _task_id(call))
-    except Problem as problem:
-        if problem.code != TASK_FINISHED:
-            raise
-    return {}
-
-
-METHODS = {"tasks/get": get, "tasks/update": update, "tasks/cancel": cancel}
-
-
-def run(call: Call) -> dict[str, Any]:
-    """The result of a method of this extension. Raises RpcError."""
-    if not call.declares_tasks:
-        needed: dict[str, Any] = {"extensions": {TASKS: {}}}
-        data = {"requiredCapabilities": needed}
-        raise RpcError(MISSING_CAPABILITY, f"The request must declare {TASKS}", data)
-    try:
-        return METHODS[call.method](call)
-    except results.REFUSED as error:
-        raise RpcError(INVALID_PARAMS, results.reason(error)) from None
-
-
-def _task_id(call: Call) -> str:
-    return require_id("task", str(call.params.get("taskId")))
-
-
-# `POST /mcp`: one JSON-RPC message in, one answer out, without a stream or a session.
-
 MAX_LOGGED = 64
 OTHER_METHODS = ("GET", "PUT", "PATCH", "DELETE", "OPTIONS")
 CACHE = {"ttlMs": 60_000, "cacheScope": "private"}
@@ -119,9 +74,41 @@ def ping(call: Call) -> dict[str, Any]:
     return {}
 
 
+# The methods of the extension for tasks.
+
+
+def get_task(call: Call) -> dict[str, Any]:
+    """The state of a task, with its result or with what it asks."""
+    return results.task_state(call, tasks.get(caller, _task_id(call)))
+
+
+def update_task(call: Call) -> dict[str, Any]:
+    """Answer what a task asks."""
+    results.answer_forms(_task_id(call), call.params.get("inputResponses"))
+    return {}
+
+
+def cancel_task(call: Call) -> dict[str, Any]:
+    """Cancel a task; one that has ended stays as it is."""
+    try:
+        reports.cancel(caller, _task_id(call))
+    except Problem as problem:
+        if problem.code != TASK_FINISHED:
+            raise
+    return {}
+
+
+def _task_id(call: Call) -> str:
+    return require_id("task", str(call.params.get("taskId")))
+
+
 Method = Callable[[Call], dict[str, Any]]
+_TASKS: dict[str, Method] = {
+    "tasks/get": get_task,
+    "tasks/update": update_task,
+    "tasks/cancel": cancel_task,
+}
 _BOTH: dict[str, Method] = {"tools/list": list_tools, "tools/call": tool_calls.run}
-_TASKS: dict[str, Method] = dict.fromkeys(METHODS, run)
 MODERN_METHODS = {**_BOTH, "server/discover": discover, **_TASKS}
 LEGACY_METHODS = {**_BOTH, "initialize": initialize, "ping": ping}
 
@@ -138,9 +125,10 @@ def answer() -> Response:
             return Answer(status=202)
         message_id = message.id
         call = protocol.read_call(message, request.headers)
-        return responses.json(protocol.result(message_id, _result(call)))
+        return responses.json({"jsonrpc": "2.0", "id": message_id, "result": _result(call)})
     except RpcError as error:
-        return responses.json(protocol.error(message_id, error), error.status)
+        refusal = {"jsonrpc": "2.0", "id": message_id, "error": error.json}
+        return responses.json(refusal, error.status)
 
 
 def _log(message: Message) -> None:
@@ -155,7 +143,13 @@ def _result(call: Call) -> dict[str, Any]:
     if call.method not in methods:
         status = 404 if call.is_modern else 200
         raise RpcError(METHOD_NOT_FOUND, f"No such method: {call.method}", status=status)
-    result = methods[call.method](call)
+    if call.method in _TASKS and not call.declares_tasks:
+        data: dict[str, Any] = {"requiredCapabilities": {"extensions": {TASKS: {}}}}
+        raise RpcError(MISSING_CAPABILITY, f"The request must declare {TASKS}", data)
+    try:
+        result = methods[call.method](call)
+    except results.REFUSED as error:
+        raise RpcError(INVALID_PARAMS, results.reason(error)) from None
     if not call.is_modern:
         return result
     return {"resultType": "complete", **result, "_meta": {protocol.SERVER_KEY: SERVER}}

@@ -77,14 +77,6 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, str | int | float | orjson.Fragment) and not isinstance(value, bool)
 
 
-def result(message_id: Any, value: dict[str, Any]) -> dict[str, Any]:
-    return {"jsonrpc": "2.0", "id": message_id, "result": value}
-
-
-def error(message_id: Any, raised: RpcError) -> dict[str, Any]:
-    return {"jsonrpc": "2.0", "id": message_id, "error": raised.json}
-
-
 # A request of a client: its era, the check of its headers, and what its client can do.
 
 MODERN = "2026-07-28"

@@ -53,14 +53,6 @@ def open_of(task: TaskRow) -> list[dict[str, Any]]:
     return [] if task.questions == NO_QUESTIONS else open_questions(task.questions)
 
 
-def listed(questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Questions in the result of a tool."""
-    return [
-        {"questionId": each["id"], "message": each["message"], "schema": each["schema"]}
-        for each in questions
-    ]
-
-
 def as_forms(questions: list[dict[str, Any]]) -> dict[str, Any]:
     """Id of a question -> the form that a client shows for it."""
     return {each["id"]: _form(each["message"], each["schema"]) for each in questions}
@@ -162,7 +154,10 @@ def _of_running(task: TaskRow) -> dict[str, Any]:
         structured["note"] = note
     asked = open_of(task)
     if asked:
-        structured["questions"] = listed(asked)
+        structured["questions"] = [
+            {"questionId": each["id"], "message": each["message"], "schema": each["schema"]}
+            for each in asked
+        ]
     return tool_result({**structured, "next": ASK_NEXT if asked else WAIT_NEXT})
 
 

@@ -119,7 +119,7 @@ def run(call: Call) -> Result:
 def _run_agent(call: Call, name: str, arguments: Arguments) -> Result:
     """Start a task, or go on with the one that the state of the call names, and wait for it."""
     agent_id = _agents_by_name().get(name)
-    if agent_id not in agent_service.tool_ids(caller, MAX_AGENTS):
+    if agent_id is None or agent_id not in agent_service.tool_ids(caller, MAX_AGENTS):
         raise RpcError(INVALID_PARAMS, f"Unknown tool: {name}")
     if "requestState" in call.params:
         task_id = _task_of_state(call)
@@ -358,9 +358,8 @@ def list_tasks(call: Call, arguments: Arguments) -> Result:
             break
         more, reached = lists.page_positions(caller, selection, reached, limit - len(found))
         found += more
-    return results.tool_result(
-        {"tasks": list(map(results.summary, lists.summaries(caller, found)))}
-    )
+    tasks = [results.summary(task) for task in lists.summaries(caller, found)]
+    return results.tool_result({"tasks": tasks})
 
 
 @fixed_tool(
