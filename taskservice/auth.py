@@ -121,12 +121,6 @@ _KEY_OF_SESSION = Statement[AnyRow](
 )
 
 
-def by_digest(digest: str, now: str) -> AnyRow | None:
-    """What `set_caller` needs of the valid key with this digest; None without one."""
-    with reading() as connection:
-        return _KEY.one_or_none(connection, digest=digest, now=now)
-
-
 def by_id(key_id: str, now: str) -> AnyRow | None:
     """The valid key with this id, with all its columns and its `user_name`; None without one."""
     with reading() as connection:
@@ -184,7 +178,8 @@ def valid_key(text: str, now: str) -> AnyRow:
     """The key with this text; raises 401, always the same, unless it is valid now."""
     key = None
     if is_well_formed(text):
-        key = by_digest(digest(text), now)
+        with reading() as connection:
+            key = _KEY.one_or_none(connection, digest=digest(text), now=now)
     if key is None:
         raise invalid_key()
     return key

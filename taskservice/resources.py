@@ -56,26 +56,19 @@ class SharedSlots:
     @contextmanager
     def acquire(self, user_id: str) -> Iterator[bool]:
         """Hold a slot for this user during the block; False when none is free."""
-        is_acquired = self._acquire(user_id)
-        try:
-            yield is_acquired
-        finally:
-            if is_acquired:
-                self._release(user_id)
-
-    def _acquire(self, user_id: str) -> bool:
         with self._lock:
             is_acquired = self._free > (user_id in self._held)
             if is_acquired:
                 self._free -= 1
                 self._held[user_id] += 1
-            return is_acquired
-
-    def _release(self, user_id: str) -> None:
-        with self._lock:
-            self._free += 1
-            # Subtracting drops a user whose count falls to 0.
-            self._held -= Counter([user_id])
+        try:
+            yield is_acquired
+        finally:
+            if is_acquired:
+                with self._lock:
+                    self._free += 1
+                    # Subtracting drops a user whose count falls to 0.
+                    self._held -= Counter([user_id])
 
 
 # Set once, by `begin_stop`; streams, long polls and background loops end then.
