@@ -5,7 +5,7 @@ import re
 import secrets
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -106,13 +106,6 @@ def _secret_key(text: str) -> str:
     return text
 
 
-def _folder(text: str) -> Path:
-    try:
-        return Path(text).absolute()
-    except FileNotFoundError:
-        raise ValueError("must be an absolute path, since the current folder is gone") from None
-
-
 def _setting(default: Any, parse: Callable[[str], Any], help: str) -> Any:
     return field(default=default, metadata={"parse": parse, "help": help})
 
@@ -121,7 +114,11 @@ def _setting(default: Any, parse: Callable[[str], Any], help: str) -> Any:
 class Config:
     """The settings, under their names in the environment without the prefix."""
 
-    DATA: Path = _setting(Path("instance"), _folder, "Folder for the database and the secrets.")
+    DATA: Path = _setting(
+        Path("instance"),
+        lambda text: Path(text).absolute(),
+        "Folder for the database and the secrets.",
+    )
     DATABASE_URL: str | URL = _setting(
         "", address.parse, "`postgresql://...`; unset: an SQLite file in `DATA`."
     )
@@ -227,7 +224,7 @@ def documented() -> list[tuple[str, str, str]]:
     """(name, default, help) of each setting, for docs/operations.md and the commands' help."""
     rows = []
     for setting in fields(Config):
-        default = "" if setting.default is MISSING else setting.default
+        default = setting.default
         default = ",".join(default) if isinstance(default, tuple) else default
         shown = f"{default:g}" if isinstance(default, float) else str(default)
         rows.append((PREFIX + setting.name, shown, setting.metadata["help"]))
