@@ -171,10 +171,6 @@ def default(status: int) -> str:
     return next((code for code in CODES if CODES[code].status == status), fallback)
 
 
-def with_status(status: int) -> tuple[str, ...]:
-    return tuple(code for code in CODES if CODES[code].status == status)
-
-
 # Reads HTTP headers from other programs, which may contain anything.
 
 

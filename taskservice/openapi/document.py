@@ -33,7 +33,6 @@ from taskservice.terms import (
     PROBLEM_TYPE,
     WEBHOOK_LINES,
     WEBHOOK_LOG_BYTES,
-    with_status,
 )
 from taskservice.web.request import Operation, by_media_type, is_optional
 from taskservice.webhooks.signing import MAX_RETRY_AFTER, SCHEDULE
@@ -210,11 +209,6 @@ TEXT_EXAMPLE = "Synopsis: Running\n15 mails\n"
 
 # The webhooks: what the service posts, and what an answer to it means.
 
-NAME = "taskEnded"
-TAG = "webhooks"
-
-_SECONDS_OF_DAY = 86_400
-
 _HEADERS = {
     "webhook-id": (
         "The delivery's id, the same at every attempt: a receiver that has seen it before has "
@@ -243,7 +237,7 @@ that moment, with the last {WEBHOOK_LINES:,} lines of its log, and at most
 {WEBHOOK_LOG_BYTES // 1024} KiB of them.
 
 A webhook that is not answered with 2xx is posted up to {len(SCHEDULE)} more times, within about
-{round(sum(SCHEDULE) / _SECONDS_OF_DAY)} days, and has then failed. A receiver can get it more than
+{round(sum(SCHEDULE) / 86_400)} days, and has then failed. A receiver can get it more than
 once.
 """
 
@@ -258,9 +252,15 @@ def webhooks(example: Object) -> Object:
         "endedBy": "laptop",
     }
     body = {"schema": {"$ref": "#/components/schemas/Task"}, "example": example | ended}
+    again = "Any other answer, a redirect too, and no answer in time: it is posted again later."
+    hours = MAX_RETRY_AFTER / 3600
+    retry_after = {
+        "description": f"Seconds, or a date, to wait before the next attempt: at most {hours:g} h.",
+        "schema": {"type": "string", "examples": ["120"]},
+    }
     operation = {
-        "operationId": NAME,
-        "tags": [TAG],
+        "operationId": "taskEnded",
+        "tags": ["webhooks"],
         "summary": "A task has ended",
         "description": _DESCRIPTION,
         "security": [],
@@ -269,23 +269,13 @@ def webhooks(example: Object) -> Object:
             for name, (text, schema) in _HEADERS.items()
         ],
         "requestBody": {"required": True, "content": {"application/json": body}},
-        "responses": _webhook_responses(),
+        "responses": {
+            "2XX": {"description": "The webhook is delivered."},
+            "410": {"description": "The webhook has failed, and is not posted again."},
+            "default": {"description": again, "headers": {"Retry-After": retry_after}},
+        },
     }
-    return {NAME: {"post": operation}}
-
-
-def _webhook_responses() -> Object:
-    hours = MAX_RETRY_AFTER / 3600
-    retry_after = {
-        "description": f"Seconds, or a date, to wait before the next attempt: at most {hours:g} h.",
-        "schema": {"type": "string", "examples": ["120"]},
-    }
-    again = "Any other answer, a redirect too, and no answer in time: it is posted again later."
-    return {
-        "2XX": {"description": "The webhook is delivered."},
-        "410": {"description": "The webhook has failed, and is not posted again."},
-        "default": {"description": again, "headers": {"Retry-After": retry_after}},
-    }
+    return {"taskEnded": {"post": operation}}
 
 
 # The document of an app, from the operations that its routes declare.
@@ -377,7 +367,8 @@ def _add_components(spec: APISpec) -> None:
     for name, header in ANSWER_HEADERS.items():
         spec.components.header(name, header)
     for status, name in REFUSALS.items():
-        spec.components.response(name, _problem(with_status(status)))
+        codes = [code for code in CODES if CODES[code].status == status]
+        spec.components.response(name, _problem(codes))
 
 
 def _routes(app: Flask, secured: str) -> list[Route]:
