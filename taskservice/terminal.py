@@ -11,9 +11,11 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 # C0, DEL and C1; characters that end or reorder a line; lone surrogates.
-_OBEYED = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
-_UNSAFE = re.compile(f"[{_OBEYED}]")
-_UNSAFE_IN_LINES = re.compile(f"(?![\t\n])[{_OBEYED}]")
+_CONTROL_CHARACTERS = (
+    r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+)
+_UNSAFE = re.compile(f"[{_CONTROL_CHARACTERS}]")
+_UNSAFE_IN_LINES = re.compile(f"(?![\t\n])[{_CONTROL_CHARACTERS}]")
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 # The escape sequences that change only the look of text, such as its colour.
 _COLOUR = re.compile(r"(\x1b\[[0-9;:]*m)")
@@ -36,15 +38,16 @@ def escaped_lines(text: str) -> str:
     return _UNSAFE_IN_LINES.sub(_escape, text)
 
 
+def shortened(text: str, length: int) -> str:
+    """The text, or its beginning with an ellipsis, of at most `length` characters."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
 def coloured(text: str) -> str:
     """A line of a log for a terminal: its colours stay, and end with the line."""
-    *pieces, last = _COLOUR.split(text)
-    shown = "".join(map(_piece, pieces)) + escaped_lines(last)
-    return shown + _PLAIN if pieces and not shown.endswith(_PLAIN) else shown
-
-
-def _piece(text: str) -> str:
-    return text if _COLOUR.fullmatch(text) else escaped_lines(text)
+    pieces = _COLOUR.split(text)
+    shown = "".join(piece if _COLOUR.fullmatch(piece) else escaped_lines(piece) for piece in pieces)
+    return shown + _PLAIN if len(pieces) > 1 and not shown.endswith(_PLAIN) else shown
 
 
 def _escape(character: re.Match[str]) -> str:
@@ -98,12 +101,9 @@ def print_table(rows: Sequence[Sequence[str]], *, is_cut: bool = False) -> None:
     for row in table:
         padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         line = "  ".join(padded).rstrip()
-        print_line(_cut_to_terminal(line) if is_cut and sys.stdout.isatty() else line)
-
-
-def _cut_to_terminal(line: str) -> str:
-    columns = shutil.get_terminal_size().columns
-    return line if len(line) <= columns else f"{line[: columns - 1]}…"
+        if is_cut and sys.stdout.isatty():
+            line = shortened(line, shutil.get_terminal_size().columns)
+        print_line(line)
 
 
 def open_standard_files() -> None:

@@ -11,10 +11,8 @@ from taskservice.database import clock
 from taskservice.quantities import seconds_text
 from taskservice.schemas import strict_json
 from taskservice.services.lists import WAITING
+from taskservice.terminal import escaped_lines
 from taskservice.terms import FAILED, RUNNING
-
-# These change the direction of text and so can disguise it; JSON can escape them.
-_DIRECTION_MARKS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 # Escape sequences of terminals, such as those of colours.
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[^\[\]])")
@@ -32,13 +30,7 @@ MAX_LINE = 300
 def pretty(text: str) -> str:
     """Indented JSON; numbers keep their spelling."""
     value = strict_json.loads(text.encode())
-    lines = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
-    return visible(lines)
-
-
-def visible(text: str) -> str:
-    """Text whose marks of direction are shown as escapes."""
-    return _DIRECTION_MARKS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return escaped_lines(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
 
 
 def is_blank(text: str) -> bool:

@@ -9,7 +9,6 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from taskservice.auth import Caller, caller
 from taskservice.dashboard import schema_form
-from taskservice.dashboard.formatting import visible
 from taskservice.dashboard.pages import page, redirect_to, redirect_to_page, texts
 from taskservice.dashboard.schema_form import CHOICE, Choice, Errors, Field, Json, Texts
 from taskservice.database.types import AnyRow
@@ -19,6 +18,7 @@ from taskservice.schemas.fields import open_questions
 from taskservice.schemas.tasks import question_schema
 from taskservice.services import questions as question_service
 from taskservice.services import tasks
+from taskservice.terminal import escaped, shortened
 from taskservice.terms import ACCEPT, ANSWERED, API_PREFIX, DECLINE, OPEN, QUESTION_CLOSED
 from taskservice.web.request import require_id
 
@@ -41,8 +41,8 @@ MAX_SHOWN_ANSWER = 16 * 1024
 # A question with one choice of so few and so short options is answered by a click.
 MAX_BUTTONS, MAX_BUTTON_LABEL = 4, 40
 MAX_ANSWER = 200
-# The list shows this many characters of a task's input.
-MAX_INPUT = 80
+# The list shows this many characters of a task's input, with an ellipsis.
+MAX_INPUT = 81
 
 
 @blueprint.get("/tasks/<task_id>/questions/<question_id>")
@@ -99,8 +99,7 @@ def _answer_text(question: Json, content: Json) -> str:
     pairs = _in_words(question, content)
     only_one = len(schema_form.fields(question["schema"])) == 1
     text = "; ".join(value if only_one else f"{label}: {value}" for label, value in pairs)
-    line = " ".join(text.split()) or "accepted"
-    return line if len(line) <= MAX_ANSWER else f"{line[:MAX_ANSWER]}…"
+    return shortened(" ".join(text.split()) or "accepted", MAX_ANSWER)
 
 
 def _in_words(question: Json, content: Json) -> list[tuple[str, str]]:
@@ -180,8 +179,8 @@ class _Space:
         if size <= min(MAX_FORM, self.characters):
             self.characters -= size
             return _form(question, task_id)
-        short = message if len(message) <= MAX_LINK else f"{message[:MAX_LINK]}…"
-        return {**question, "taskId": task_id, "message": short, "fields": None}
+        short = {"message": shortened(message, MAX_LINK), "fields": None}
+        return {**question, "taskId": task_id, **short}
 
 
 def of_task(task: Any) -> list[Json]:
@@ -230,12 +229,11 @@ def asking(caller: Caller) -> Asking:
 
 
 def _asking(row: AnyRow, space: _Space) -> Json:
-    text = row.input if len(row.input) <= MAX_INPUT else f"{row.input[:MAX_INPUT]}…"
     questions = open_questions(row.questions)
     shown = questions[: space.questions]
     return {
         "task": row,
-        "input": "" if text == "{}" else visible(text),
+        "input": "" if row.input == "{}" else escaped(shortened(row.input, MAX_INPUT)),
         "questions": [space.form_or_link(question, row.id) for question in shown],
         # How many it has beside these.
         "others": len(questions) - len(shown),

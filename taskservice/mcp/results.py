@@ -17,7 +17,7 @@ from taskservice.schemas.fields import NO_QUESTIONS, open_questions, parse_id
 from taskservice.schemas.requests import AnswerQuestionSchema
 from taskservice.services import logs
 from taskservice.services import questions as question_service
-from taskservice.terminal import escaped
+from taskservice.terminal import escaped, shortened
 from taskservice.terms import ACCEPT, API_PREFIX, CANCELLED, COMPLETE, ERROR, MAX_LINE, RUNNING
 
 # Tells a model in plain words why a call was refused, where it can correct that.
@@ -307,7 +307,3 @@ def _fitting(lines: list[str]) -> list[str]:
 def cut(text: str, size: int) -> str:
     """The beginning of a text, at most `size` bytes of it."""
     return text.encode()[:size].decode(errors="ignore")
-
-
-def shortened(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
