@@ -19,12 +19,11 @@ from typing import Any
 
 import pytest
 
-from taskservice.webhooks import transport
-from taskservice.webhooks.attempt import Interrupt, Interrupted, Outcome
+from taskservice.bounded_http import Deadline
+from taskservice.webhooks import Interrupt, Interrupted, Outcome, transport
 from taskservice.webhooks.destinations import Destinations, check_url
 from taskservice.webhooks.transport import (
     Connection,
-    Deadline,
     Resolver,
     SecureConnection,
     send,

@@ -1,26 +1,21 @@
 """Sends every request to the service: its headers, deadlines, retries and errors."""
 
-import io
 import json
 import math
 import os
 import random
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable
-from http.client import HTTPResponse
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ReadTimeoutError
 
 from taskservice import __version__, terms
+from taskservice.bounded_http import Adapter, Limits, Session, TooLargeError
 from taskservice.client.answers import (
     JSON,
     OPENAPI,
@@ -41,105 +36,15 @@ from taskservice.client.answers import (
 from taskservice.terminal import without_user_info
 from taskservice.terms import API_PREFIX
 
-# Bounds the time and size of a whole answer; `requests` only bounds the wait for each part.
-
-# An answer that arrives faster than this never times out.
-MIN_BYTES_PER_SECOND = 16 * 1024
-# More than the framing of an answer in small chunks takes.
-_MAX_FRAMING = 2
-_thread = threading.local()
-
-
-class AnswerTooLarge(Exception):
-    """The answer, with its head and framing, is larger than any valid one."""
-
-
-def set_max_bytes(max_bytes: int) -> None:
-    """Set the largest body that the next answers in this thread may have."""
-    _thread.max_bytes = max_bytes * _MAX_FRAMING
-
-
-class _Limited(io.RawIOBase):
-    """Limits what a socket receives; the timeout is for all of it, and grows with each byte."""
-
-    def __init__(self, received: io.RawIOBase, sock: socket.socket) -> None:
-        self._received, self._socket = received, sock
-        self._seconds = sock.gettimeout() or 0.0
-        self._until = time.monotonic() + self._seconds
-        self._bytes_left = getattr(_thread, "max_bytes", math.inf)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        if self._seconds:
-            self._socket.settimeout(self._time_left())
-        count: int | None = self._received.readinto(buffer)
-        # The next request may be sent on this connection.
-        self._socket.settimeout(self._seconds or None)
-        self._bytes_left -= count or 0
-        if self._bytes_left < 0:
-            raise AnswerTooLarge
-        earned = (count or 0) / MIN_BYTES_PER_SECOND
-        self._until = min(self._until + earned, time.monotonic() + self._seconds)
-        return count
-
-    def _time_left(self) -> float:
-        left = self._until - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("The answer takes too long")
-        return left
-
-    def close(self) -> None:
-        self._received.close()
-        super().close()
-
-
-class _Response(HTTPResponse):
-    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
-        super().__init__(sock, *args, **kwargs)
-        self.fp = io.BufferedReader(_Limited(self.fp.detach(), sock))
-
-
-class _Connection(HTTPConnection):
-    response_class = _Response
-
-
-class _TLSConnection(HTTPSConnection):
-    response_class = _Response
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TLSPool(HTTPSConnectionPool):
-    ConnectionCls = _TLSConnection
-
-
-class Adapter(HTTPAdapter):
-    """Limits the answers of a session of `requests`, through a proxy of the environment too."""
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        _limit(self.poolmanager)
-
-    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
-        return _limit(super().proxy_manager_for(*args, **kwargs))
-
-
-def _limit(manager: Any) -> Any:
-    manager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
-    return manager
-
-
-# Sends every request to the service: its headers, deadlines, retries and errors.
-
 CONNECT_SECONDS = 5.0
 # The service answers sooner.
 READ_SECONDS = 60.0
 # The same for a request that waits, besides its wait.
 READ_AFTER_WAIT = 30.0
+# An answer that arrives faster than this, in bytes per second, never times out.
+MIN_RATE = 16 * 1024
+# More than the framing of an answer in small chunks takes.
+_MAX_FRAMING = 2
 FIRST_DELAY = 0.25
 LONGEST_DELAY = 5.0
 # How much of an answer is read at once.
@@ -276,12 +181,14 @@ class Connection:
 
     def _receive(self, method: str, path: str, max_bytes: int, options: dict[str, Any]) -> Received:
         url = self.url + path
-        set_max_bytes(max_bytes)
+        session = self._session()
+        # A session is used by one thread, for one request at a time.
+        self._local.limits.max_bytes = max_bytes * _MAX_FRAMING
         try:
-            with self._session().request(method, url, stream=True, **options) as answer:
+            with session.request(method, url, stream=True, **options) as answer:
                 content = _content(answer, max_bytes)
                 return Received(answer.url, answer.status_code, answer.headers, content)
-        except AnswerTooLarge:
+        except TooLargeError:
             size = f"{max_bytes // 1024**2} MiB"
             raise UnexpectedAnswer(
                 f"{self.url} answered more than {size}: taskservice sends no such answer"
@@ -296,33 +203,21 @@ class Connection:
         if session is None or self._local.process != os.getpid():
             # After a fork, the connections of the old session are the parent's.
             self._local.process = os.getpid()
-            session = self._local.session = _Session()
+            self._local.limits = Limits(0, min_rate=MIN_RATE)
+            session = self._local.session = Session(Adapter(self._local.limits))
             session.headers["apikey"] = self._apikey
             session.headers["User-Agent"] = f"taskservice/{__version__}"
         return session
 
 
-class _Session(requests.Session):
-    """Does not follow redirects, and gives an answer that drips no more time than others."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for scheme in ("http://", "https://"):
-            self.mount(scheme, Adapter())
-
-    def get_redirect_target(self, response: requests.Response) -> None:
-        # The API key would go to the address in `Location`.
-        return None
-
-
 def _content(answer: requests.Response, max_bytes: int) -> bytes:
-    """The body of an answer, decompressed. Raises AnswerTooLarge."""
+    """The body of an answer, decompressed. Raises TooLargeError."""
     parts, size = [], 0
     for part in answer.iter_content(_PART_BYTES):
         parts.append(part)
         size += len(part)
         if size > max_bytes:
-            raise AnswerTooLarge
+            raise TooLargeError
     return b"".join(parts)
 
 

@@ -20,8 +20,7 @@ from taskservice.services.deliveries import Leased, LeaseLost
 from taskservice.services.users import OVERLAP_SECONDS
 from taskservice.terms import FAILED, PENDING
 from taskservice.threads import start_thread
-from taskservice.webhooks import signing
-from taskservice.webhooks.attempt import Interrupt, Interrupted, Outcome
+from taskservice.webhooks import Interrupt, Interrupted, Outcome, signing
 from taskservice.webhooks.signing import CircuitBreaker
 
 logger = logging.getLogger(__name__)

@@ -51,7 +51,7 @@ from taskservice.terms import (
     NO_DELIVERY,
     PENDING,
 )
-from taskservice.webhooks.attempt import Outcome
+from taskservice.webhooks import Outcome
 from taskservice.webhooks.signing import JITTER, LONGEST_DELAY_SECONDS, SCHEDULE, Receiver
 
 # Reads of deliveries, with their attempts.

@@ -4,24 +4,22 @@ import contextlib
 import errno
 import functools
 import http.client
-import io
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any
 
 import certifi
 import requests
-from requests.adapters import BaseAdapter
-from requests.structures import CaseInsensitiveDict
+from requests.adapters import HTTPAdapter
 
 from taskservice import terms
+from taskservice.bounded_http import Deadline, Limits, TooLargeError
 from taskservice.threads import start_thread
-from taskservice.webhooks.attempt import Interrupt, Outcome
+from taskservice.webhooks import Interrupt, Outcome
 from taskservice.webhooks.destinations import (
     Address,
     Destinations,
@@ -32,10 +30,18 @@ from taskservice.webhooks.destinations import (
 )
 from taskservice.webhooks.signing import MAX_RETRY_AFTER
 
-# One HTTP connection to a checked address, under one deadline whatever the receiver does.
-
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_LOOKUPS = 64
+# How much of an answer is kept, and the bytes that its last character may have in all.
+KEPT_BYTES = 1024
+LONGEST_CHARACTER = 4
+
+_HEADERS = {
+    "User-Agent": "taskservice",
+    "Accept": "*/*",
+    "Accept-Encoding": "identity",
+    "Connection": "close",
+}
 
 Resolver = Callable[[str], list[str]]
 
@@ -47,23 +53,7 @@ class NoAnswerError(Exception):
     """The receiver did not answer; the text is one sentence with the reason."""
 
 
-class Deadline:
-    """The moment at which an attempt ends, `seconds` after this object is created."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self._started = time.monotonic()
-
-    def elapsed(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self._started
-
-    def remaining(self) -> float:
-        """Seconds left, more than 0; raises TimeoutError when there are none."""
-        left = self.seconds - self.elapsed()
-        if left <= 0:
-            raise TimeoutError
-        return left
+# One connection to a checked address, under one deadline whatever the receiver does.
 
 
 class Connection(http.client.HTTPConnection):
@@ -78,8 +68,7 @@ class Connection(http.client.HTTPConnection):
         interrupt: Interrupt,
     ) -> None:
         super().__init__(target.host.removesuffix("."), target.port)
-        answer = functools.partial(_Answer, deadline)
-        self.response_class = cast(type[http.client.HTTPResponse], answer)
+        Limits(MAX_ANSWER_BYTES, deadline).apply(self)
         self._target = target
         self._allowed = allowed
         self._deadline = deadline
@@ -92,7 +81,7 @@ class Connection(http.client.HTTPConnection):
         Raises RefusedError if no address is allowed, NoAnswerError if none accepts, and
         Interrupted.
         """
-        addresses = self._allowed_of(self._addresses())
+        addresses = self._allowed_addresses()
         failures = []
         for index, address in enumerate(addresses):
             self._interrupt.check()
@@ -109,35 +98,17 @@ class Connection(http.client.HTTPConnection):
 
     def send(self, data: Any) -> None:
         """Send bytes; raises TimeoutError at the deadline, however slowly the receiver reads."""
-        if self.sock is None:
-            self.connect()
-        view = memoryview(data)
-        while view:
-            self.sock.settimeout(self._deadline.remaining())
-            view = view[self.sock.send(view) :]
+        self.sock.settimeout(self._deadline.remaining())
+        super().send(data)
 
-    def _addresses(self) -> list[Address]:
-        host = self._target.host
-        if self._target.literal:
-            return [self._target.literal]
-        try:
-            return look_up(self._resolve, host, self._deadline)
-        except TimeoutError as error:
-            seconds = f"{self._deadline.seconds:g} s"
-            raise NoAnswerError(f"{host} was not resolved within {seconds}.") from error
-        except OSError as error:
-            raise NoAnswerError(f"{host} can't be resolved: {error.strerror}.") from error
-
-    def _allowed_of(self, addresses: list[Address]) -> list[Address]:
-        """The allowed ones of these addresses; raises RefusedError when there are none."""
-        allowed, reasons = [], []
-        for address in addresses:
-            if reason := self._allowed.refusal(self._target.host, address):
-                reasons.append(reason)
-            else:
-                allowed.append(address)
-        if reasons and not allowed:
-            raise RefusedError(reasons[0])
+    def _allowed_addresses(self) -> list[Address]:
+        """The allowed addresses of the host; raises RefusedError when there are none."""
+        host, literal = self._target.host, self._target.literal
+        addresses = [literal] if literal else look_up(self._resolve, host, self._deadline)
+        refusals = {each: self._allowed.refusal(host, each) for each in addresses}
+        allowed = [address for address in addresses if not refusals[address]]
+        if not allowed:
+            raise RefusedError(refusals[addresses[0]])
         return allowed
 
     def _connect_failure(self, error: OSError) -> str:
@@ -194,7 +165,7 @@ def system_addresses(host: str) -> list[str]:
 
 
 def look_up(resolve: Resolver, host: str, deadline: Deadline) -> list[Address]:
-    """The addresses that `resolve` finds; raises what it raises, and TimeoutError."""
+    """The addresses that `resolve` finds; raises NoAnswerError when there are none in time."""
     found: Future[list[str]] = Future()
 
     def run() -> None:
@@ -205,78 +176,25 @@ def look_up(resolve: Resolver, host: str, deadline: Deadline) -> list[Address]:
         finally:
             _lookups.release()
 
-    if not _lookups.acquire(timeout=deadline.remaining()):
-        raise TimeoutError
     try:
-        start_thread("webhook-lookup", run)
-    except RuntimeError as error:
-        _lookups.release()
-        raise OSError(errno.EAGAIN, "the machine has no more threads") from error
-    addresses = [read_address(text) for text in found.result(deadline.remaining())]
+        if not _lookups.acquire(timeout=deadline.remaining()):
+            raise TimeoutError
+        try:
+            start_thread("webhook-lookup", run)
+        except RuntimeError as error:
+            _lookups.release()
+            raise OSError(errno.EAGAIN, "the machine has no more threads") from error
+        addresses = [read_address(text) for text in found.result(deadline.remaining())]
+    except TimeoutError as error:
+        raise NoAnswerError(f"{host} was not resolved within {deadline.seconds:g} s.") from error
+    except OSError as error:
+        raise NoAnswerError(f"{host} can't be resolved: {error.strerror}.") from error
     if not addresses:
-        raise socket.gaierror(socket.EAI_NONAME, "it has no address")
+        raise NoAnswerError(f"{host} can't be resolved: it has no address.")
     return addresses
 
 
-class _Answer(http.client.HTTPResponse):
-    """An answer that is read until the deadline, and up to MAX_ANSWER_BYTES."""
-
-    def __init__(self, deadline: Deadline, sock: socket.socket, method: str | None = None) -> None:
-        super().__init__(sock, method=method)
-        self._intake = _LimitedStream(sock, self.fp.detach(), deadline)
-        self.fp = io.BufferedReader(self._intake)
-
-    def begin(self) -> None:
-        """Read the head after all interim answers; the base class skips only status 100."""
-        super().begin()
-        while 101 < self.status < 200:
-            self.headers = cast(http.client.HTTPMessage, None)  # as before the first head
-            super().begin()
-        self._intake.in_head = False
-
-
-class _LimitedStream(io.RawIOBase):
-    """The bytes of a receiver, up to a limit and a deadline."""
-
-    def __init__(self, sock: socket.socket, stream: io.RawIOBase, deadline: Deadline) -> None:
-        self._sock = sock
-        self._stream = stream
-        self._deadline = deadline
-        self._left = MAX_ANSWER_BYTES
-        self.in_head = True
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if not self._left:
-            raise NoAnswerError(
-                f"The receiver sent {MAX_ANSWER_BYTES:,} bytes and no end of its answer."
-            )
-        self._sock.settimeout(self._deadline.remaining())
-        count = self._stream.readinto(memoryview(buffer)[: self._left]) or 0
-        if not count and self.in_head:  # the base class would accept half a head
-            raise ConnectionResetError
-        self._left -= count
-        return count
-
-    def close(self) -> None:
-        self._stream.close()
-        super().close()
-
-
-# Sends one webhook once, and describes the outcome in one sentence.
-
-# How much of an answer is kept, and the bytes that its last character may have in all.
-KEPT_BYTES = 1024
-LONGEST_CHARACTER = 4
-
-_HEADERS = {
-    "User-Agent": "taskservice",
-    "Accept": "*/*",
-    "Accept-Encoding": "identity",
-    "Connection": "close",
-}
+# The attempt and its outcome.
 
 
 def send(
@@ -300,121 +218,81 @@ def send(
     """
     clock, interrupt = Deadline(deadline), interrupt or Interrupt()
     try:
-        response, beginning = _post(url, headers, body, allowed, clock, resolve, interrupt, confirm)
+        target = check_url(url, allowed)
+        kind = SecureConnection if target.scheme == "https" else Connection
+        connection = kind(target, allowed, clock, resolve, interrupt)
+        request = requests.Request("POST", url, headers={**_HEADERS, **headers}, data=body)
+        with contextlib.closing(_Adapter(connection, confirm)) as adapter:
+            # Not by a session, which would use proxies and .netrc, and read the whole decoded body
+            # of a redirect.
+            outcome = _outcome_of(adapter.send(request.prepare()))
     except RefusedError as refusal:
         outcome = Outcome(str(refusal), permanent=True)
-    except (NoAnswerError, OSError, http.client.HTTPException) as error:
+    except (NoAnswerError, TooLargeError, OSError, http.client.HTTPException) as error:
         outcome = Outcome(_explain(error, deadline))
-    else:
-        outcome = _outcome_of_answer(response)._replace(answer=_text(beginning))
     if outcome.status_code is None:
         interrupt.check()
     return outcome._replace(duration_ms=round(clock.elapsed() * 1000))
 
 
-def _post(
-    url: str,
-    headers: Mapping[str, str],
-    body: bytes,
-    allowed: Destinations,
-    clock: Deadline,
-    resolve: Resolver,
-    interrupt: Interrupt,
-    confirm: Callable[[], None],
-) -> tuple[requests.Response, bytes]:
-    """The answer and the beginning of its body, which is read up to a limit."""
-    target = check_url(url, allowed)
-    kind = SecureConnection if target.scheme == "https" else Connection
-    request = requests.Request("POST", url, headers={**_HEADERS, **headers}, data=body)
-    connection = kind(target, allowed, clock, resolve, interrupt)
-    with contextlib.closing(_Adapter(connection, interrupt, confirm)) as adapter:
-        # Not a Session, which would use proxies and .netrc, and read the whole decoded body of a
-        # redirect even without following it.
-        response = adapter.send(request.prepare())
-        return response, _read(response.raw)
+class _Adapter(HTTPAdapter):
+    """Sends one request over this connection."""
 
-
-def _read(answer: Any) -> bytes:
-    """Read a body up to the limit of its connection; returns its beginning."""
-    beginning = b""
-    # A broken body, such as a chunk of -5 bytes, does not change the answer.
-    with contextlib.suppress(Exception):
-        while part := answer.read1(MAX_ANSWER_BYTES):
-            beginning += part[: KEPT_BYTES + LONGEST_CHARACTER - len(beginning)]
-    return beginning
-
-
-def _text(beginning: bytes) -> str | None:
-    """At most KEPT_BYTES of UTF-8, with no half of a character at the end; None for nothing."""
-    # NUL too, which PostgreSQL cannot store.
-    text = beginning.decode(errors="replace").replace("\0", "\ufffd")
-    return text.encode()[:KEPT_BYTES].decode(errors="ignore") or None
-
-
-class _Adapter(BaseAdapter):
-    """Sends one request of requests over our connection."""
-
-    def __init__(
-        self, connection: Connection, interrupt: Interrupt, confirm: Callable[[], None]
-    ) -> None:
+    def __init__(self, connection: Connection, confirm: Callable[[], None]) -> None:
         super().__init__()
         self._connection = connection
-        self._interrupt = interrupt
         self._confirm = confirm
 
     def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
-        self._connection.connect()
+        connection = self._connection
+        connection.connect()
         self._confirm()
         # A receiver may answer and close the connection before it has read everything.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._connection.request(
-                str(request.method), request.path_url, request.body, request.headers
-            )
-        answer = self._answer()
-        response = requests.Response()
-        response.request = request
-        response.status_code = answer.status
-        response.headers = CaseInsensitiveDict(answer.getheaders())
-        response.raw = answer
-        return response
+            connection.request(str(request.method), request.path_url, request.body, request.headers)
+        answer: Any = connection.getresponse()
+        return self.build_response(request, answer)
 
     def close(self) -> None:
-        self._interrupt.release()
         self._connection.close()
-
-    def _answer(self) -> http.client.HTTPResponse:
-        try:
-            return self._connection.getresponse()
-        except (NoAnswerError, OSError, http.client.HTTPException):
-            raise
-        except Exception as error:  # an unexpected error of the parsers
-            raise http.client.HTTPException from error
+        super().close()
 
 
-def _outcome_of_answer(response: requests.Response) -> Outcome:
+def _outcome_of(response: requests.Response) -> Outcome:
     status = response.status_code
     phrase = http.client.responses.get(status, "")  # the receiver's own phrase is not trusted
     sentence = f"The receiver answered {status} {phrase}".rstrip()
-    if 200 <= status < 300:
-        return Outcome(f"{sentence}.", delivered=True, status_code=status)
     if 300 <= status < 400:
         sentence += "; redirects are not followed"
+    delivered = 200 <= status < 300
+    retry_after = terms.seconds(response.headers.get("Retry-After", ""))
     return Outcome(
         f"{sentence}.",
+        delivered,
         permanent=status == HTTPStatus.GONE,
         status_code=status,
-        retry_after=_retry_after(response),
+        retry_after=min(retry_after, MAX_RETRY_AFTER) if retry_after and not delivered else None,
+        answer=_beginning(response.raw),
     )
 
 
-def _retry_after(response: requests.Response) -> float | None:
-    seconds = terms.seconds(response.headers.get("Retry-After", ""))
-    return min(seconds, MAX_RETRY_AFTER) if seconds else None
+def _beginning(body: Any) -> str | None:
+    """Read a body up to the limits; returns at most KEPT_BYTES of text, None for nothing."""
+    kept = b""
+    # A broken body, such as a chunk of -5 bytes, does not change the answer.
+    with contextlib.suppress(Exception), body:
+        while part := body.read1(MAX_ANSWER_BYTES):
+            kept += part[: KEPT_BYTES + LONGEST_CHARACTER - len(kept)]
+    # NUL too, which PostgreSQL cannot store; at the end no half of a character.
+    text = kept.decode(errors="replace").replace("\0", "\ufffd")
+    return text.encode()[:KEPT_BYTES].decode(errors="ignore") or None
 
 
 def _explain(error: Exception, deadline: float) -> str:
     if isinstance(error, NoAnswerError):
         return str(error)
+    if isinstance(error, TooLargeError):
+        return f"The receiver sent {MAX_ANSWER_BYTES:,} bytes and no end of its answer."
     if isinstance(error, TimeoutError):
         return f"No answer within {deadline:g} s."
     if isinstance(error, OSError):

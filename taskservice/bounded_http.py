@@ -1,0 +1,138 @@
+"""What `requests` lacks: a limit on the time and the size of a whole response, and no redirects."""
+
+import http.client
+import io
+import math
+import socket
+import time
+from functools import partial
+from http.client import HTTPMessage, HTTPResponse, RemoteDisconnected
+from typing import Any, cast
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection
+
+
+class TooLargeError(Exception):
+    """The response, with its head and framing, has more bytes than allowed."""
+
+
+class Deadline:
+    """The time at which something ends, `seconds` after this object is created."""
+
+    def __init__(self, seconds: float, min_rate: float = math.inf) -> None:
+        """What is received faster than `min_rate` bytes a second extends the deadline."""
+        self.seconds = seconds
+        self._min_rate = min_rate
+        self._started = time.monotonic()
+        self._until = self._started + seconds
+
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started
+
+    def remaining(self) -> float:
+        """Seconds left, more than 0; raises TimeoutError when there are none."""
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+    def extend(self, received: int) -> None:
+        extended = self._until + received / self._min_rate
+        self._until = min(extended, time.monotonic() + self.seconds)
+
+
+class Limits:
+    """How much the responses of a connection may take, each with its head and framing.
+
+    A response has the time that is left of `deadline`, or else the timeout of its socket in all.
+    """
+
+    def __init__(
+        self, max_bytes: int, deadline: Deadline | None = None, min_rate: float = math.inf
+    ) -> None:
+        self.max_bytes = max_bytes
+        self._deadline = deadline
+        self._min_rate = min_rate
+
+    def apply(self, connection: http.client.HTTPConnection) -> None:
+        """Let all responses of this connection keep to the limits as they are then."""
+        connection.response_class = cast(type[HTTPResponse], partial(_Response, self))
+
+    def deadline(self, sock: socket.socket) -> Deadline:
+        """When a response that starts now must have arrived."""
+        return self._deadline or Deadline(cast(float, sock.gettimeout()), self._min_rate)
+
+
+class _Response(HTTPResponse):
+    def __init__(self, limits: Limits, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self._limited = _LimitedStream(self.fp.detach(), sock, limits)
+        self.fp = io.BufferedReader(self._limited)
+
+    def begin(self) -> None:
+        """Read the head after all interim responses; the base class skips only status 100."""
+        super().begin()
+        while 101 < self.status < 200:
+            self.headers = cast(HTTPMessage, None)  # as before the first head
+            super().begin()
+        self._limited.in_head = False
+
+
+class _LimitedStream(io.RawIOBase):
+    def __init__(self, stream: io.RawIOBase, sock: socket.socket, limits: Limits) -> None:
+        self._stream, self._sock = stream, sock
+        self._deadline = limits.deadline(sock)
+        self._bytes_left = limits.max_bytes
+        self.in_head = True
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._bytes_left:
+            raise TooLargeError
+        self._sock.settimeout(self._deadline.remaining())
+        count = self._stream.readinto(memoryview(buffer)[: self._bytes_left]) or 0
+        if not count and self.in_head:  # the base class would accept half a head
+            raise RemoteDisconnected("Remote end closed connection without response")
+        self._bytes_left -= count
+        self._deadline.extend(count)
+        return count
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+class Session(requests.Session):
+    """Sends by this adapter, and follows no redirect, which may lead anywhere with the headers."""
+
+    def __init__(self, adapter: HTTPAdapter) -> None:
+        super().__init__()
+        for scheme in ("http://", "https://"):
+            self.mount(scheme, adapter)
+
+    def get_redirect_target(self, response: requests.Response) -> None:
+        # A redirect that must not be followed would still be read whole.
+        return None
+
+
+class Adapter(HTTPAdapter):
+    """Applies limits to all connections, through a proxy of the environment too."""
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__()
+        self._limits = limits
+
+    def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
+        pool: Any = super().get_connection_with_tls_context(*args, **options)
+        pool.ConnectionCls = partial(self._connection, type(pool).ConnectionCls)
+        return pool
+
+    def _connection(self, kind: type[HTTPConnection], **options: Any) -> HTTPConnection:
+        connection = kind(**options)
+        self._limits.apply(connection)
+        return connection
