@@ -14,8 +14,7 @@ from taskservice.cli.service_client import (
     service_client,
 )
 from taskservice.cli.task_text import local_time
-from taskservice.client.answers import SettingError
-from taskservice.client.api import Agent
+from taskservice.client import Agent, SettingError
 from taskservice.client.http import checked_url
 from taskservice.quantities import percent, seconds_text
 from taskservice.terminal import exit_with_error, print_json, print_line, print_table

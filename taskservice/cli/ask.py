@@ -21,14 +21,14 @@ from taskservice.client import (
     Invalid,
     NoAnswer,
     NotFound,
+    Question,
     QuestionDeclined,
     QuestionExpired,
     TaskFinished,
-    answers,
-    tasks,
+    require_task_id,
+    responses,
 )
-from taskservice.client import client as current_task
-from taskservice.client.api import path_segment
+from taskservice.client.task import ask, path_segment, schema_of_choices, seconds_open
 from taskservice.runner.program_output import Masker
 from taskservice.terminal import exit_with_error, print_json, print_log_line, remark
 from taskservice.terms import MAX_TIMEOUT, QUESTION_TIMEOUT
@@ -82,20 +82,20 @@ def command(
     # What is asked is stored, as the lines of the log are.
     masker = Masker(os.environ)
     message = masker.mask_text(message)
-    wanted = masker.mask_json(tasks.schema_of_choices(choices) if choices else schema)
-    with service_client(tasks.seconds_open(timeout), failure=UNAVAILABLE) as client:
+    wanted = masker.mask_json(schema_of_choices(choices) if choices else schema)
+    with service_client(seconds_open(timeout), failure=UNAVAILABLE) as client:
         question = _answered(client, message, wanted, timeout)
     _print_answer(question["schema"]["properties"], question["answer"] or {})
 
 
 def _answered(
     client: Client, message: str, schema: dict[str, Any] | None, timeout: int | None
-) -> tasks.Question:
+) -> Question:
     """The answered question; without an answer the command exits."""
-    task_id = current_task.require_task_id()
+    task_id = require_task_id()
     remark(f"{asks(message)} (answer at {client.connection.url}/tasks/{task_id})")
     try:
-        return tasks.ask(client.connection, task_id, message, schema, timeout, _waiting())
+        return ask(client.connection, task_id, message, schema, timeout, _waiting())
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except NoAnswer as error:
@@ -169,6 +169,7 @@ def progress_command(share: float, note: str | None) -> None:
     if note is not None:
         changes["note"] = Masker(os.environ).mask_text(note)
     with service_client() as client:
-        path = f"/task/{path_segment(current_task.require_task_id())}"
-        shape = answers.task("id")
-        client.connection.call("PATCH", path, shape, params={"fields": "id"}, json=changes)
+        path = f"/task/{path_segment(require_task_id())}"
+        client.connection.call(
+            "PATCH", path, responses.task("id"), params={"fields": "id"}, json=changes
+        )

@@ -20,7 +20,7 @@ from taskservice import terms
 from taskservice.cli.options import Text, examples
 from taskservice.cli.service_client import service_client
 from taskservice.client import Client, NotFound
-from taskservice.client.answers import CALLBACK_SECRET, RETRYABLE, USER, NotTheService
+from taskservice.client.responses import CALLBACK_SECRET, RETRYABLE, USER, NotTheService
 from taskservice.terminal import exit_with_error, print_line, remark
 from taskservice.webhooks import signing
 

@@ -12,7 +12,8 @@ import click
 from taskservice.cli.options import Text, examples, json_object
 from taskservice.cli.service_client import AMBIGUOUS, find_task_id, service_client
 from taskservice.cli.task_text import LONGER_ID, asks
-from taskservice.client import Client, Conflict, Invalid, Question, Task, tasks
+from taskservice.client import Client, Conflict, Invalid, Question, Task
+from taskservice.client.task import answer, list_questions
 from taskservice.runner.run import parse_object
 from taskservice.terminal import exit_with_error, print_json, print_line
 from taskservice.terms import OPEN
@@ -155,7 +156,7 @@ def answer_command(
             _print_question(found, question, question_id is None)
         content = None if decline else _content(question["schema"], values)
         try:
-            ended = tasks.answer(client.connection, found, question["id"], content)
+            ended = answer(client.connection, found, question["id"], content)
         except Invalid as error:
             # A person has typed the fields, and has seen no object that contains them.
             exit_with_error(str(error).replace("content.", ""))
@@ -169,7 +170,7 @@ def _question(client: Client, task_id: str, beginning: str | None) -> Question:
 
     Without an open one it is the last one, whose answer the service tells.
     """
-    asked = tasks.list_questions(client.connection, task_id)
+    asked = list_questions(client.connection, task_id)
     if beginning is None:
         found = [each for each in asked if each["state"] == OPEN] or asked[-1:]
         none = "The task has asked nothing"

@@ -11,7 +11,7 @@ import click
 from taskservice.cli.json_input import task_input
 from taskservice.cli.options import Duration, Label, Text, examples
 from taskservice.cli.service_client import service_client
-from taskservice.client.client import own_task_id
+from taskservice.client import own_task_id
 from taskservice.runner.process import forward_signals
 from taskservice.runner.program_output import Masker
 from taskservice.runner.run import Run, become_program, resend

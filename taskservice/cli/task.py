@@ -14,10 +14,9 @@ from taskservice.cli import questions, task_text
 from taskservice.cli.json_input import task_input
 from taskservice.cli.options import Duration, Label, Text, examples, json_lines, json_object
 from taskservice.cli.service_client import agent_ids, find_agent_id, find_task_id, service_client
-from taskservice.client import Client, NotFound, Question, Task
-from taskservice.client.answers import SHORT_FIELDS
-from taskservice.client.client import PAGE_TASKS
-from taskservice.client.tasks import Line
+from taskservice.client import PAGE_TASKS, Client, NotFound, Question, Task
+from taskservice.client.responses import SHORT_FIELDS
+from taskservice.client.task import Line
 from taskservice.terminal import (
     exit_with_error,
     print_json,

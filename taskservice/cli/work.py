@@ -11,11 +11,10 @@ import click
 
 from taskservice.cli.options import Text, examples
 from taskservice.cli.service_client import service_client
-from taskservice.client import answers
-from taskservice.client.answers import RETRYABLE, NotFound, NotTheService, TaskServiceError
-from taskservice.client.client import Client
+from taskservice.client import Client, responses
 from taskservice.client.http import PATIENCE_SECONDS, delays, pause_after
-from taskservice.client.tasks import Task
+from taskservice.client.responses import RETRYABLE, NotFound, NotTheService, TaskServiceError
+from taskservice.client.task import Task
 from taskservice.runner.process import PROGRAM_ONLY, forward_signals
 from taskservice.runner.run import Run, failed
 from taskservice.terminal import open_standard_files, remark
@@ -140,7 +139,7 @@ class Worker:
         if self._is_registered:
             return
         connection = self._client.connection
-        agents = connection.call("GET", "/agent", answers.AGENTS, timeout=FIRST_TIMEOUTS).data
+        agents = connection.call("GET", "/agent", responses.AGENTS, timeout=FIRST_TIMEOUTS).data
         known = [agent["id"] for agent in agents]
         if self._agent_id not in known:
             self._client.register(self._agent_id)
@@ -175,6 +174,6 @@ class Worker:
         remark(f"task {task.id}: {text}")
         with contextlib.suppress(TaskServiceError):
             self._client.connection.call(
-                "PATCH", f"/task/{task.id}", answers.task("id"), params={"fields": "id"},
+                "PATCH", f"/task/{task.id}", responses.task("id"), params={"fields": "id"},
                 json=failed(text), patience=PATIENCE_SECONDS,
             )  # fmt: skip

@@ -16,16 +16,16 @@ from urllib3.exceptions import ReadTimeoutError
 
 from taskservice import __version__, terms
 from taskservice.bounded_http import Adapter, Limits, Session, TooLargeError
-from taskservice.client.answers import (
+from taskservice.client.responses import (
     JSON,
     OPENAPI,
     RETRYABLE,
-    Answer,
+    Expected,
     NotTheService,
     OtherVersion,
     Received,
+    Response,
     SettingError,
-    Shape,
     TaskServiceError,
     Unavailable,
     UnexpectedAnswer,
@@ -41,13 +41,13 @@ CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0
 # The same for a request that waits, besides its wait.
 READ_AFTER_WAIT = 30.0
-# An answer that arrives faster than this, in bytes per second, never times out.
+# A response that arrives faster than this, in bytes per second, never times out.
 MIN_RATE = 16 * 1024
-# More than the framing of an answer in small chunks takes.
+# More than the framing of a response in small chunks takes.
 _MAX_FRAMING = 2
 FIRST_DELAY = 0.25
 LONGEST_DELAY = 5.0
-# How much of an answer is read at once.
+# How much of a response is read at once.
 _PART_BYTES = 64 * 1024
 # The longest pause, whatever `Retry-After` says.
 MAX_PAUSE = 3600.0
@@ -85,16 +85,16 @@ class Connection:
         self,
         method: str,
         path: str,
-        shape: Shape,
+        expected: Expected,
         *,
         wait: int = 0,
         patience: float | None = None,
         rest: Callable[[float], None] = time.sleep,
         **options: Any,
-    ) -> Answer:
+    ) -> Response:
         """Make a request that may be repeated, and retry it for `patience` seconds.
 
-        `path` is the path below /api/v1, `shape` what the answer must have; `wait` is how many
+        `path` is the path below /api/v1, `expected` what the response must be; `wait` is how many
         seconds the service may wait before it answers; `rest` is called to wait before the next
         attempt; `options` are those of `once`. Raises TaskServiceError: one that may pass only
         after `patience`.
@@ -106,7 +106,7 @@ class Connection:
             self._local.repeat_at = time.monotonic() + REPEAT_SECONDS
         for delay in delays():
             try:
-                return self._once_with_wait(method, path, shape, wait, options)
+                return self._once_with_wait(method, path, expected, wait, options)
             except TaskServiceError as error:
                 if not self._may_pass(error):
                     raise
@@ -124,51 +124,51 @@ class Connection:
     def _may_pass(self, error: TaskServiceError) -> bool:
         if isinstance(error, OtherVersion):
             return False
-        # At first the answer of another program means a wrong URL; once the service has
+        # At first the response of another program means a wrong URL; once the service has
         # answered, it comes from a proxy whose service is away.
         is_known = self._has_answered and isinstance(error, NotTheService)
         return is_known or isinstance(error, RETRYABLE)
 
     def _once_with_wait(
-        self, method: str, path: str, shape: Shape, wait: int, options: dict[str, Any]
-    ) -> Answer:
+        self, method: str, path: str, expected: Expected, wait: int, options: dict[str, Any]
+    ) -> Response:
         if not wait:
-            return self.once(method, path, shape, **options)
+            return self.once(method, path, expected, **options)
         headers = {"Prefer": f"wait={wait}", **options.get("headers", {})}
         options = {"timeout": (CONNECT_SECONDS, wait + READ_AFTER_WAIT)} | options
         began = time.monotonic()
-        answer = self.once(method, path, shape, **(options | {"headers": headers}))
+        response = self.once(method, path, expected, **(options | {"headers": headers}))
         if time.monotonic() - began >= wait:
             self._longest_wait = min(wait * 2, MAX_WAIT)
-        asked = terms.seconds(answer.headers.get("Retry-After", "")) or 0
+        asked = terms.seconds(response.headers.get("Retry-After", "")) or 0
         repeat_at = time.monotonic() + min(asked, MAX_PAUSE)
         self._local.repeat_at = max(self._local.repeat_at, repeat_at)
-        return answer
+        return response
 
     def seconds_before_repeat(self) -> float:
         """How long not to repeat the last request of this thread that had a `wait`."""
         repeat_at: float = getattr(self._local, "repeat_at", 0.0)
         return max(repeat_at - time.monotonic(), 0)
 
-    def once(self, method: str, path: str, shape: Shape, **options: Any) -> Answer:
+    def once(self, method: str, path: str, expected: Expected, **options: Any) -> Response:
         """Make one attempt; `options` are those of `requests`. Raises TaskServiceError."""
         options.setdefault("timeout", (CONNECT_SECONDS, READ_SECONDS))
         if "json" in options:
             options["data"] = _as_json(options.pop("json"))
             options["headers"] = {"Content-Type": JSON, **options.get("headers", {})}
-        received = self._receive(method, API_PREFIX + path, shape.max_bytes, options)
+        received = self._receive(method, API_PREFIX + path, expected.max_bytes, options)
         try:
-            answer = read(received, shape)
+            response = read(received, expected)
         except TaskServiceError as error:
             if may_be_of_another_version(received, error):
                 self._compare_versions()
             raise
         self._has_answered = True
-        return answer
+        return response
 
     def _compare_versions(self) -> None:
         """Raise OtherVersion if the service says that it has another version than this client."""
-        # On a new connection, since the answer may have been the last one of the old.
+        # On a new connection, since the response may have been the last one of the old.
         self._session().close()
         options = {"timeout": (CONNECT_SECONDS, READ_SECONDS)}
         try:
@@ -185,15 +185,15 @@ class Connection:
         # A session is used by one thread, for one request at a time.
         self._local.limits.max_bytes = max_bytes * _MAX_FRAMING
         try:
-            with session.request(method, url, stream=True, **options) as answer:
-                content = _content(answer, max_bytes)
-                return Received(answer.url, answer.status_code, answer.headers, content)
+            with session.request(method, url, stream=True, **options) as response:
+                content = _content(response, max_bytes)
+                return Received(response.url, response.status_code, response.headers, content)
         except TooLargeError:
             size = f"{max_bytes // 1024**2} MiB"
             raise UnexpectedAnswer(
                 f"{self.url} answered more than {size}: taskservice sends no such answer"
             ) from None
-        # For a malformed answer, the libraries below raise errors of many kinds.
+        # For a malformed response, the libraries below raise errors of many kinds.
         except Exception as error:
             reason = without_user_info(_reason(error))
             raise Unreachable(f"{self.url} is out of reach: {reason}") from None
@@ -210,10 +210,10 @@ class Connection:
         return session
 
 
-def _content(answer: requests.Response, max_bytes: int) -> bytes:
-    """The body of an answer, decompressed. Raises TooLargeError."""
+def _content(response: requests.Response, max_bytes: int) -> bytes:
+    """The body of a response, decompressed. Raises TooLargeError."""
     parts, size = [], 0
-    for part in answer.iter_content(_PART_BYTES):
+    for part in response.iter_content(_PART_BYTES):
         parts.append(part)
         size += len(part)
         if size > max_bytes:

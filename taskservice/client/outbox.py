@@ -1,7 +1,6 @@
 """What a task still has to send: its lines, its progress and its end, in this order."""
 
 import atexit
-import json
 import logging
 import os
 import sys
@@ -9,16 +8,25 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from threading import Lock, Timer
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
-from taskservice.client import answers, sender
-from taskservice.client import sender as log_text
-from taskservice.client.answers import RETRYABLE, TaskServiceError, Unreachable
+from taskservice.client import responses
 from taskservice.client.http import Connection
-from taskservice.client.sender import CHECK_TIMEOUT, Batch, Flag, Sender, Times, cut_note
+from taskservice.client.responses import RETRYABLE, TaskServiceError, Unreachable
+from taskservice.client.sender import (
+    CHECK_TIMEOUT,
+    Batch,
+    Flag,
+    Sender,
+    Times,
+    line_count,
+    now,
+    split_lines,
+)
 from taskservice.threads import try_start
+
+logger = logging.getLogger(__name__)
 
 # Lines that wait in memory to be sent, written by a Python program.
 
@@ -61,7 +69,7 @@ class MemoryQueue:
             return len(self._lines)
 
     def put(self, lines: Sequence[bytes], at: int | None = None) -> None:
-        at = sender.now() if at is None else at
+        at = now() if at is None else at
         with self._lock:
             if self._is_open:
                 self._lines.extend((line, at) for line in lines)
@@ -122,37 +130,26 @@ def _size(line: bytes) -> int:
 
 INTERVAL = 1.0
 
-Send = Callable[[Mapping[str, Any]], None]
-
-
-def changes(done: float, total: float, unit: str, note: str | None) -> dict[str, Any]:
-    """What a report says of it. Raises ValueError for numbers that are no part of a whole."""
-    if not 0 <= done <= total or not 0 < total < float("inf"):
-        raise ValueError(f"progress must be from 0 to its total, not {done} of {total}")
-    if note is None and (unit or total != 1):
-        note = f"{done:,} of {total:,} {unit}".rstrip()
-    said = {} if note is None else {"note": cut_note(note)}
-    return {"progress": done / total} | said
-
 
 class ProgressSender:
-    """Sends the progress of one task; the program never waits for it."""
+    """Sends the progress of one task by `send`; the program never waits for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, send: Callable[[Mapping[str, Any]], None]) -> None:
+        self._send = send
         self._unsent: dict[str, Any] = {}
-        self._timer: Timer | None = None
+        self._timer: threading.Timer | None = None
         self._sent_at = -INTERVAL
-        self._lock = Lock()
+        self._lock = threading.Lock()
         # Held while something is sent, so that nothing older arrives later.
-        self._sending = Lock()
+        self._sending = threading.Lock()
 
-    def put(self, progress: Mapping[str, Any], send: Send) -> None:
+    def put(self, progress: Mapping[str, Any]) -> None:
         """Send this soon, unless something newer comes."""
         with self._lock:
             self._unsent |= progress
             if self._timer is None:
                 pause = max(self._sent_at + INTERVAL - time.monotonic(), 0)
-                timer = Timer(pause, self._send_unsent, [send])
+                timer = threading.Timer(pause, self._send_unsent)
                 timer.daemon = True
                 # If no thread can be started, it is sent with the end of the task.
                 self._timer = timer if try_start(timer) else None
@@ -163,67 +160,211 @@ class ProgressSender:
             taken, self._unsent = self._unsent, {}
             return taken
 
-    def _send_unsent(self, send: Send) -> None:
+    def _send_unsent(self) -> None:
         with self._sending:
             with self._lock:
                 taken, self._unsent = self._unsent, {}
                 self._timer, self._sent_at = None, time.monotonic()
-            if taken:
-                self._try_to_send(taken, send)
-
-    def _try_to_send(self, taken: dict[str, Any], send: Send) -> None:
-        try:
-            send(taken)
-        except RETRYABLE:
-            with self._lock:
-                self._unsent = taken | self._unsent
-            self.put({}, send)
-        except TaskServiceError:
-            return  # the task's own methods raise it too
+            try:
+                if taken:
+                    self._send(taken)
+            except RETRYABLE:
+                with self._lock:
+                    self._unsent = taken | self._unsent
+                self.put({})
+            except TaskServiceError:
+                return  # the task's own methods raise it too
 
 
-# Sends the remaining lines when the program ends, in child processes too.
+# What a task of a Python program still has to send. At the end of the program, of child processes
+# too, the rest is sent.
 
 # How long a program that ends waits for its last lines to be sent.
 EXIT_SECONDS = 5.0
-
-
-class HasUnsentLines(Protocol):
-    """The outbox of a task."""
-
-    def is_sent(self) -> bool:
-        """Whether none of its lines is still to be sent."""
-
-    def send_rest(self, until: float) -> None:
-        """Send its lines, at most until this time of the monotonic clock."""
-
-    def reset(self) -> None:
-        """Forget the lines and the thread: after a fork they are the parent's."""
-
-
-_outboxes: set[HasUnsentLines] = set()
+# How often a program that waits for its sender checks whether to keep waiting.
+_POLL_SECONDS = 0.2
+# Those with lines that may not be sent yet, even if the program no longer uses them.
+_outboxes: set["Outbox"] = set()
 _registered_processes: set[int] = set()
+# Whether the program ends, and the lines that waited were sent. The exit handlers of others may
+# still log lines. These must be sent at once, and without a new thread, which Python 3.12 and later
+# refuse to start then.
 _is_over = False
 
 
-def is_over() -> bool:
-    """Whether the program ends, and the lines that waited were sent.
+class Outbox:
+    """Sends for one task, by a thread that starts with the first line.
 
-    The exit handlers of others may still log lines. These must be sent at once, and without a
-    new thread, which Python 3.12 and later refuse to start then.
+    A copy in another process, by a fork or by pickle, begins empty: lines and thread belong to
+    the process that made them.
     """
-    return _is_over
 
+    def __init__(self, connection: Connection, task_id: str, writer: str, heartbeat: float) -> None:
+        self._connection = connection
+        self._task_id = task_id
+        self._writer = writer
+        self._heartbeat = heartbeat
+        self.reset()
 
-def add(outbox: HasUnsentLines) -> None:
-    """Keep this outbox until its lines are sent, even if the program no longer does."""
-    _outboxes.difference_update([each for each in list(_outboxes) if each.is_sent()])
-    _outboxes.add(outbox)
-    _register_in_child()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Outbox, (self._connection, self._task_id, self._writer, self._heartbeat)
 
+    def reset(self) -> None:
+        """Forget the lines and the thread: after a fork they are the parent's."""
+        self._lock = threading.Lock()
+        self._queue = MemoryQueue()
+        self._sender: Sender | None = None
+        self._progress = ProgressSender(self._send_progress)
 
-def remove(outbox: HasUnsentLines) -> None:
-    _outboxes.discard(outbox)
+    @property
+    def is_started(self) -> bool:
+        return self._sender is not None
+
+    def start(self) -> Sender:
+        """What sends; its thread starts with the first line or with `with`.
+
+        At the end of the program, or where no thread can be started, the program's own sends.
+        """
+        with self._lock:
+            sender = self._sender
+            if sender is None or (sender.is_delivered and sender.ident is not None):
+                return self._start_sender()  # a thread that has sent its last is of no more use
+            return sender
+
+    def _start_sender(self) -> Sender:
+        _outboxes.difference_update([each for each in list(_outboxes) if each.is_sent()])
+        _outboxes.add(self)
+        _register_in_child()
+        queue = self._queue = MemoryQueue()
+        sender = self._sender = Sender(
+            self._connection,
+            queue,
+            # Unique, because the service counts lines by their writer.
+            f"{self._writer}-{uuid4().hex[:12]}",
+            lambda: self._task_id,
+            heartbeat=self._heartbeat,
+            # Ends the wait of a thread that waits for space.
+            on_stop=lambda error: queue.discard(),
+        )
+        if not _is_over:
+            try_start(sender)
+        return sender
+
+    def put_lines(self, milliseconds: int, text: str) -> None:
+        """Add the lines of this text, with their time in milliseconds since 1970.
+
+        Waits while the queue is full. Raises the reason to stop, and Unreachable when the service
+        has not answered for the connection's `patience`.
+        """
+        sender, queue = self.start(), self._queue
+        began = time.monotonic()
+        while not queue.wait_for_space(_POLL_SECONDS):
+            self._raise_if_stuck(sender, began)
+        self.check()
+        queue.put(split_lines(text), milliseconds)
+        if _is_over:
+            self.send_rest(time.monotonic() + EXIT_SECONDS)
+        elif sender.ident is None:
+            # If the service is away, the line waits for the next one.
+            sender.send_here(None, until=0.0)
+
+    def put_progress(self, progress: Mapping[str, Any]) -> None:
+        self.start()
+        self.check()
+        self._progress.put(progress)
+
+    def _send_progress(self, progress: Mapping[str, Any]) -> None:
+        self._connection.once(
+            "PATCH", f"/task/{self._task_id}", responses.task("id"),
+            params={"fields": "id"}, json=progress, timeout=CHECK_TIMEOUT,
+        )  # fmt: skip
+
+    def take_progress(self) -> dict[str, Any]:
+        """The progress that is still to be sent, for the caller to send."""
+        return self._progress.take()
+
+    def check(self) -> None:
+        """Raise the reason to stop, if the service has told of one."""
+        if self._sender is not None and self._sender.stop_reason is not None:
+            raise self._sender.stop_reason
+
+    def pause(self, seconds: float) -> None:
+        """Wait before the next attempt, unless there is a reason to stop meanwhile."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, _POLL_SECONDS))
+            if self._sender is not None:
+                self._sender.check_for_stop()
+            self.check()
+
+    def finish(self, report: dict[str, Any] | None) -> None:
+        """Send all lines, then this report if there is one.
+
+        Raises the TaskServiceError that keeps them from being sent.
+        """
+        report = (self._progress.take() | (report or {})) or None
+        sender = self.start()
+        try:
+            self._send_all(sender, report)
+        except TaskServiceError as error:
+            if lines := self._queue.count():
+                error.args = (f"{error}; {line_count(lines)} not sent",)
+            self.drop()
+            raise
+        self.drop()
+
+    def _send_all(self, sender: Sender, report: dict[str, Any] | None) -> None:
+        """Let the sender send everything; raises what keeps it from that."""
+        began = time.monotonic()
+        if sender.ident is None:
+            patience = EXIT_SECONDS if _is_over else self._connection.patience
+            sender.send_here(report, began + patience)
+        else:
+            sender.finish(report)
+            while not sender.has_ended.is_set():
+                sender.has_ended.wait(_POLL_SECONDS)
+                if not sender.has_ended.is_set():
+                    self._raise_if_stuck(sender, began)
+        if not sender.is_delivered:
+            error = sender.stop_reason or sender.outage
+            raise error or TaskServiceError("The end of the task could not be sent")
+
+    def _raise_if_stuck(self, sender: Sender, began: float) -> None:
+        """Raise the reason not to wait for the sender any longer, if there is one."""
+        sender.check_for_stop()
+        if sender.stop_reason is not None:
+            raise sender.stop_reason
+        if time.monotonic() - max(sender.last_answer_at, began) > self._connection.patience:
+            raise sender.outage or Unreachable(f"{self._connection.url} does not answer")
+
+    def drop(self) -> None:
+        """Stop sending; what is not sent is lost."""
+        with self._lock:
+            if self._sender is not None:
+                self._sender.abandon()
+                self._queue.discard()
+                self._sender = None
+                _outboxes.discard(self)
+
+    def is_sent(self) -> bool:
+        """Whether none of its lines is still to be sent."""
+        sender = self._sender
+        return sender is not None and (sender.is_delivered or sender.stop_reason is not None)
+
+    def send_rest(self, until: float) -> None:
+        """Send the lines that wait, at most until this time of the monotonic clock."""
+        sender = self._sender
+        if sender is None:
+            return
+        progress = self._progress.take() or None
+        if sender.ident is None:
+            sender.send_here(progress, until)
+        else:
+            sender.finish(progress)
+            sender.has_ended.wait(max(until - time.monotonic(), 0))
+        if not sender.is_delivered and sender.stop_reason is None:
+            lines = line_count(self._queue.count())
+            logger.warning("%s of task %s could not be sent in time", lines, self._task_id)
 
 
 def _register_in_child() -> None:
@@ -252,242 +393,3 @@ def _reset_after_fork() -> None:
 
 atexit.register(_send_all)
 os.register_at_fork(after_in_child=_reset_after_fork)
-
-
-# A task's output: a value that JSON lacks is refused where the program sets it.
-
-
-class Output(dict[str, Any]):
-    """A task's output. Setting a key to a value that JSON lacks raises TypeError or ValueError."""
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        _check(key, value)
-        super().__setitem__(key, value)
-
-    def setdefault(self, key: str, default: Any = None) -> Any:
-        if key not in self:
-            self[key] = default
-        return self[key]
-
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        super().update(check_output(dict(*args, **kwargs)))
-
-    def __ior__(self, other: Any) -> "Output":  # type: ignore[misc, override]
-        self.update(other)
-        return self
-
-
-def check_output(members: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same members. Raises TypeError or ValueError for a key or value that JSON lacks."""
-    for key, value in members.items():
-        _check(key, value)
-    return members
-
-
-def json_members(members: Mapping[str, Any]) -> dict[str, Any]:
-    """Only the members whose key and value JSON has."""
-    return {key: value for key, value in members.items() if _is_json(key, value)}
-
-
-def _check(key: str, value: Any) -> None:
-    if not isinstance(key, str):
-        raise TypeError(f"The key {key!r} of an output must be a string")
-    try:
-        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
-    except TypeError as error:
-        raise TypeError(f"output[{key!r}] is not JSON: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"output[{key!r}] is not JSON: {error}") from None
-
-
-def _is_json(key: str, value: Any) -> bool:
-    try:
-        _check(key, value)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-# What a task still has to send: its lines, its progress and its end, in this order.
-
-# How often a program that waits for its sender checks whether to keep waiting.
-_POLL_SECONDS = 0.2
-logger = logging.getLogger(__name__)
-
-
-class Outbox:
-    """Sends for one task, by a thread that starts with the first line.
-
-    A copy in another process, by a fork or by pickle, begins empty: lines and thread belong to
-    the process that made them.
-    """
-
-    def __init__(self, connection: Connection, task_id: str, writer: str, heartbeat: float) -> None:
-        self._connection = connection
-        self._task_id = task_id
-        self._writer = writer
-        self._heartbeat = heartbeat
-        self.reset()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Outbox, (self._connection, self._task_id, self._writer, self._heartbeat)
-
-    def reset(self) -> None:
-        self._lock = threading.Lock()
-        self._queue = MemoryQueue()
-        self._sender: Sender | None = None
-        self._progress = ProgressSender()
-
-    @property
-    def is_started(self) -> bool:
-        return self._sender is not None
-
-    def start(self) -> Sender:
-        """What sends; its thread starts with the first line or with `with`.
-
-        At the end of the program, or where no thread can be started, the program's own sends.
-        """
-        with self._lock:
-            sender = self._sender
-            if sender is None or (sender.is_delivered and sender.ident is not None):
-                return self._start_sender()  # a thread that has sent its last is of no more use
-            return sender
-
-    def _start_sender(self) -> Sender:
-        add(self)
-        queue = self._queue = MemoryQueue()
-        sender = self._sender = Sender(
-            self._connection,
-            queue,
-            # Unique, because the service counts lines by their writer.
-            f"{self._writer}-{uuid4().hex[:12]}",
-            lambda: self._task_id,
-            heartbeat=self._heartbeat,
-            # Ends the wait of a thread that waits for space.
-            on_stop=lambda error: queue.discard(),
-        )
-        if not is_over():
-            try_start(sender)
-        return sender
-
-    def put_lines(self, milliseconds: int, text: str) -> None:
-        """Add the lines of this text, with their time in milliseconds since 1970.
-
-        Waits while the queue is full. Raises the reason to stop, and Unreachable when the service
-        has not answered for the connection's `patience`.
-        """
-        sender, queue = self.start(), self._queue
-        began = time.monotonic()
-        while not queue.wait_for_space(_POLL_SECONDS):
-            self._raise_if_stuck(sender, began)
-        self.check()
-        queue.put(log_text.split_lines(text), milliseconds)
-        if is_over():
-            self.send_rest(time.monotonic() + EXIT_SECONDS)
-        elif sender.ident is None:
-            # If the service is away, the line waits for the next one.
-            sender.send_here(None, until=0.0)
-
-    def put_progress(self, progress: Mapping[str, Any]) -> None:
-        self.start()
-        self.check()
-        self._progress.put(progress, self._send_progress)
-
-    def _send_progress(self, progress: Mapping[str, Any]) -> None:
-        self._connection.once(
-            "PATCH", f"/task/{self._task_id}", answers.task("id"),
-            params={"fields": "id"}, json=progress, timeout=CHECK_TIMEOUT,
-        )  # fmt: skip
-
-    def take_progress(self) -> dict[str, Any]:
-        """The progress that is still to be sent, for the caller to send."""
-        return self._progress.take()
-
-    def check(self) -> None:
-        """Raise the reason to stop, if the service has told of one."""
-        if self._sender is not None and self._sender.stop_reason is not None:
-            raise self._sender.stop_reason
-
-    def pause(self, seconds: float) -> None:
-        """Wait before the next attempt, unless there is a reason to stop meanwhile."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            time.sleep(min(left, _POLL_SECONDS))
-            if self._sender is not None:
-                self._sender.check_for_stop()
-            self.check()
-
-    def finish(self, report: dict[str, Any] | None) -> None:
-        """Send all lines, then this report if there is one.
-
-        Raises the TaskServiceError that keeps them from being sent; TypeError or ValueError
-        for a report that JSON lacks.
-        """
-        # Checked here: in the sender's thread the program would not see the error.
-        check_output((report or {}).get("output") or {})
-        json.dumps(report, allow_nan=False)
-        report = (self._progress.take() | (report or {})) or None
-        sender = self.start()
-        try:
-            self._send_all(sender, report)
-        except TaskServiceError as error:
-            if lines := self._queue.count():
-                error.args = (f"{error}; {log_text.line_count(lines)} not sent",)
-            self.drop()
-            raise
-        self.drop()
-
-    def _send_all(self, sender: Sender, report: dict[str, Any] | None) -> None:
-        """Let the sender send everything; raises what keeps it from that."""
-        began = time.monotonic()
-        if sender.ident is None:
-            patience = EXIT_SECONDS if is_over() else self._connection.patience
-            sender.send_here(report, began + patience)
-        else:
-            sender.finish(report)
-            while not sender.has_ended.is_set():
-                sender.has_ended.wait(_POLL_SECONDS)
-                if not sender.has_ended.is_set():
-                    self._raise_if_stuck(sender, began)
-        if not sender.is_delivered:
-            error = sender.stop_reason or sender.outage
-            raise error or TaskServiceError("The end of the task could not be sent")
-
-    def _raise_if_stuck(self, sender: Sender, began: float) -> None:
-        """Raise the reason not to wait for the sender any longer, if there is one."""
-        sender.check_for_stop()
-        if sender.stop_reason is not None:
-            raise sender.stop_reason
-        if time.monotonic() - max(sender.last_answer_at, began) > self._connection.patience:
-            raise sender.outage or Unreachable(f"{self._connection.url} does not answer")
-
-    def drop(self) -> None:
-        """Stop sending; what is not sent is lost."""
-        with self._lock:
-            if self._sender is not None:
-                self._sender.abandon()
-                self._queue.discard()
-                self._sender = None
-                remove(self)
-
-    # --- at the end of the program -------------------------------------------------------
-
-    def is_sent(self) -> bool:
-        """Whether none of its lines is still to be sent."""
-        sender = self._sender
-        return sender is not None and (sender.is_delivered or sender.stop_reason is not None)
-
-    def send_rest(self, until: float) -> None:
-        """Send the lines that wait, at most until this time of the monotonic clock."""
-        sender = self._sender
-        if sender is None:
-            return
-        progress = self._progress.take() or None
-        if sender.ident is None:
-            sender.send_here(progress, until)
-        else:
-            sender.finish(progress)
-            sender.has_ended.wait(max(until - time.monotonic(), 0))
-        if not sender.is_delivered and sender.stop_reason is None:
-            lines = log_text.line_count(self._queue.count())
-            logger.warning("%s of task %s could not be sent in time", lines, self._task_id)

@@ -1,6 +1,5 @@
 """A thread that sends one task's lines and then its end to the service, each once."""
 
-import contextlib
 import json
 import math
 import threading
@@ -12,14 +11,15 @@ from itertools import accumulate
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from taskservice.client.answers import (
+from taskservice.client.http import Connection, delays, pause_after
+from taskservice.client.responses import (
     APPENDED,
     JSON,
     RETRYABLE,
+    Expected,
     Invalid,
     LinesMissing,
     NotTheService,
-    Shape,
     TaskCancelled,
     TaskFinished,
     TaskServiceError,
@@ -27,7 +27,6 @@ from taskservice.client.answers import (
     Unreadable,
     task,
 )
-from taskservice.client.http import Connection, delays, pause_after
 from taskservice.terms import LOG_FULL, MAX_LINE, MAX_LOG, MAX_MESSAGE, MAX_NOTE
 
 # An event that one thread waits for, and that Ctrl-C cannot leave locked.
@@ -296,7 +295,7 @@ class Sender(threading.Thread):
         """Ask the service now whether the task was cancelled or deleted; sets `stop_reason`.
 
         For a thread that waits for this one, which may be in a long pause or a slow request.
-        Returns at once where the last answer or check is recent.
+        Returns at once where the last response or check is recent.
         """
         since = max(self.last_answer_at, self._checked_at)
         if time.monotonic() - since < CHECK_INTERVAL or self._is_finished:
@@ -343,7 +342,7 @@ class Sender(threading.Thread):
                     self.is_delivered = True
                     return
             except (*RETRYABLE, NotTheService, LinesMissing) as error:
-                self._begin_outage(error)
+                self._set_outage(error)
                 pause = pause_after(error, next(pauses))
                 if time.monotonic() + pause > until:
                     return
@@ -352,7 +351,7 @@ class Sender(threading.Thread):
             except TaskServiceError as error:
                 if self._handle_refusal(error):
                     return
-            self._end_outage()
+            self._set_outage(None)
             pauses = delays()
 
     def _handle_refusal(self, error: TaskServiceError) -> bool:
@@ -367,15 +366,10 @@ class Sender(threading.Thread):
         self._on_stop(error)
         return True
 
-    def _begin_outage(self, error: TaskServiceError) -> None:
-        if self.outage is None:
+    def _set_outage(self, error: TaskServiceError | None) -> None:
+        if (self.outage is None) != (error is None):
             self._on_outage(error)
         self.outage = error
-
-    def _end_outage(self) -> None:
-        if self.outage is not None:
-            self._on_outage(None)
-        self.outage = None
 
     def _step(self) -> bool:
         """Make one request, or wait for a reason to make one; true when all is done."""
@@ -395,13 +389,13 @@ class Sender(threading.Thread):
             self.queue.wait(max(until - time.monotonic(), 0))
         return False
 
-    def _request(self, method: str, path: str, shape: Shape, **options: Any) -> None:
+    def _request(self, method: str, path: str, expected: Expected, **options: Any) -> None:
         pause = self._last_request_at + REQUEST_INTERVAL - time.monotonic()
         if pause > 0:
             # `finish` ends the pause: larger batches gain nothing then.
             self._closing.wait(pause)
         self._last_request_at = time.monotonic()
-        self._connection.once(method, path, shape, **options)
+        self._connection.once(method, path, expected, **options)
         self.last_answer_at = time.monotonic()
 
     def _send_batch(self, path: str, batch: Batch) -> None:
@@ -463,7 +457,7 @@ class Sender(threading.Thread):
     def _note_full_log(self, path: str, seq: int) -> None:
         text = note("the log is full; the lines after this one are dropped")
         # Other writers may have taken the space for the note too.
-        with contextlib.suppress(TooLarge, LinesMissing):
+        with suppress(TooLarge, LinesMissing):
             self._append(path, Batch.of(seq, text, [(0, now())]))
         self.queue.discard()
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from taskservice import terms
-from taskservice.client.answers import (
+from taskservice.client.http import Connection
+from taskservice.client.responses import (
     RETRYABLE,
     USER,
     NotTheService,
@@ -25,7 +26,6 @@ from taskservice.client.answers import (
     TaskServiceError,
     Unreachable,
 )
-from taskservice.client.http import Connection
 from taskservice.client.sender import (
     CLAIMED_HEARTBEAT_SECONDS,
     Sender,
@@ -34,7 +34,7 @@ from taskservice.client.sender import (
     line_count,
     note,
 )
-from taskservice.client.tasks import Task
+from taskservice.client.task import Task
 from taskservice.runner.files import make_private, read_file
 from taskservice.runner.process import PROGRAM_ONLY, RESET_TO_DEFAULT, Process, describe, exit_code
 from taskservice.runner.program_output import Masker, OutputReader

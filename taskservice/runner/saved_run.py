@@ -14,8 +14,8 @@ from types import NoneType
 from typing import Any
 from uuid import uuid4
 
-from taskservice.client import api
-from taskservice.client.answers import (
+from taskservice.client.http import Connection
+from taskservice.client.responses import (
     Invalid,
     NotFound,
     TaskCancelled,
@@ -23,7 +23,7 @@ from taskservice.client.answers import (
     TooLarge,
     Unreadable,
 )
-from taskservice.client.http import Connection
+from taskservice.client.task import start_task
 from taskservice.runner.files import check_private, make_private, open_file, read_file
 
 _FILE = "run.json"
@@ -111,7 +111,7 @@ class SavedRun:
         while self.task_id is None:
             try:
                 key = self.idempotency_key
-                self._set_task(api.start_task(connection, self.fields, key, **options))
+                self._set_task(start_task(connection, self.fields, key, **options))
             except (Invalid, Unreadable, TooLarge) as error:
                 # Only an input may be too large, or nested too deep.
                 named = error.errors.keys() if isinstance(error, Invalid) else {"input"}

@@ -35,9 +35,9 @@ from taskservice.client import (
     TooLarge,
     Unavailable,
     Unreachable,
-    answers,
+    responses,
 )
-from taskservice.client.answers import SHORT_FIELDS
+from taskservice.client.responses import SHORT_FIELDS
 from taskservice.schemas.tasks import TASK_FIELDS
 from tests.support import receiver as play
 from tests.support import service_answers as played
@@ -561,7 +561,7 @@ def test_claim_waits_for_a_task(remote_alice: RemoteClient, client: Client) -> N
 def test_all_tasks_come_over_all_pages(
     remote_alice: RemoteClient, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(package.client, "PAGE_TASKS", 2)
+    monkeypatch.setattr(package, "PAGE_TASKS", 2)
     started = [client.start("summarizer", name=f"n {number}").id for number in range(5)]
     client.start("other")
     assert [task.id for task in client.tasks(agent_id="summarizer")] == started[::-1]
@@ -815,7 +815,7 @@ def test_answer_that_drips_has_no_more_time_than_one_that_does_not_come(drip: Be
     with Receiver() as service, ThreadPoolExecutor() as threads:
         service.answer = drip
         once = Client(service.url, "key").connection.once
-        answer = threads.submit(once, "GET", "/user", answers.USER, timeout=1)
+        answer = threads.submit(once, "GET", "/user", responses.USER, timeout=1)
         error = answer.exception(timeout=60)
         assert isinstance(error, Unreachable)
         assert "no answer in time" in str(error)

@@ -10,7 +10,7 @@ import pytest
 
 from taskservice import __version__
 from taskservice.client import Client, Task, TaskServiceError, Unavailable, UnexpectedAnswer
-from taskservice.client.tasks import ask, list_questions
+from taskservice.client.task import ask, list_questions
 from tests.support import receiver as play
 from tests.support import service_answers as played
 from tests.support.agent_machine import AgentMachine, has_ended, the_task

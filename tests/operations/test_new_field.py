@@ -45,9 +45,9 @@ EDITS = {
         "    host = fields.String(allow_none=True, validate=validate.Length(max=9), "
         'metadata=doc("Its machine.", "one"))',
     ),
-    "client/answers.py": (
-        '    "labels": _map_of(_is_text),',
-        '    "host": _null_or(_is_text),',
+    "client/responses.py": (
+        '    "labels": {"*": str},',
+        '    "host": _TEXT_OR_NULL,',
     ),
 }
 PROGRAM = """

@@ -1,32 +1,34 @@
 """A task for Python programs: do its work, or watch it."""
 
-import contextlib
-import logging
+import json
 import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import chain, count, repeat
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, TypedDict, overload
+from urllib.parse import quote
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
-from taskservice.client import answers, api, sender
-from taskservice.client.answers import (
+from taskservice.client import responses, sender
+from taskservice.client.http import PATIENCE_SECONDS, WAIT_SECONDS, Connection, delays, pause_after
+from taskservice.client.outbox import Outbox
+from taskservice.client.responses import (
+    RETRYABLE,
+    SHORT_FIELDS,
+    Invalid,
     NoAnswer,
+    NotFound,
     QuestionDeclined,
     QuestionExpired,
     QuestionWithdrawn,
     TaskFinished,
     TaskServiceError,
 )
-from taskservice.client.api import path_segment
-from taskservice.client.http import PATIENCE_SECONDS, WAIT_SECONDS, Connection
-from taskservice.client.outbox import Outbox, Output, check_output, json_members
-from taskservice.client.outbox import changes as changes_of_progress
 from taskservice.client.sender import HEARTBEAT_SECONDS
 from taskservice.terms import (
     ACCEPT,
@@ -44,6 +46,72 @@ from taskservice.terms import (
     ErrorType,
     Status,
 )
+
+# Requests that the client and the runner both make.
+
+# A task in a response comes without its log, which can be long.
+SHORT = {"fields": SHORT_FIELDS}
+SHORT_TASK = responses.task(SHORT_FIELDS)
+STARTED = responses.task(SHORT_FIELDS, 201)
+
+
+def start_task(
+    connection: Connection, fields: Mapping[str, Any], idempotency_key: str, **options: Any
+) -> dict[str, Any]:
+    """Start a task, once for each idempotency key; register its agent if that is new."""
+    headers = {"Idempotency-Key": idempotency_key}
+    start = partial(
+        connection.call, "POST", "/task", STARTED, json=fields, headers=headers, **options
+    )
+    try:
+        response = start()
+    except Invalid as error:
+        if "agentId" not in error.errors:
+            raise
+        register_agent(connection, fields["agentId"], {}, **options)
+        response = start()
+    task: dict[str, Any] = response.data
+    return task
+
+
+def read_task(connection: Connection, task_id: str) -> dict[str, Any]:
+    path = f"/task/{path_segment(task_id)}"
+    task: dict[str, Any] = connection.call("GET", path, SHORT_TASK, params=SHORT).data
+    return task
+
+
+def delete(connection: Connection, path: str, expected: responses.Expected, **options: Any) -> None:
+    """Delete something; with 404 after a lost response, the first request has deleted it."""
+    until = time.monotonic() + connection.patience
+    is_retry = False
+    for delay in delays():
+        try:
+            connection.once("DELETE", path, expected, **options)
+            return
+        except NotFound:
+            if is_retry:
+                return
+            raise
+        except RETRYABLE as error:
+            if time.monotonic() + pause_after(error, delay) > until:
+                raise
+            time.sleep(pause_after(error, delay))
+            is_retry = True
+
+
+def register_agent(
+    connection: Connection, agent_id: str, fields: Mapping[str, Any], **options: Any
+) -> None:
+    """Register an agent, or change those `fields` of it that are not None."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    path = f"/agent/{path_segment(agent_id)}"
+    connection.call("PUT", path, responses.AGENT, json=given, **options)
+
+
+def path_segment(text: str) -> str:
+    """An id as one segment of a path; text that would lead to another path matches no id."""
+    return quote(text.replace("/", "-"), safe="", errors="replace") if text.strip(".") else "-"
+
 
 # Questions of tasks: programs ask and wait for the answer, people answer.
 
@@ -91,7 +159,7 @@ def ask(
     text = message.encode(errors="replace").decode()
     fields = {"message": text, "schema": schema, "timeout": timeout}
     post = partial(
-        connection.call, "POST", _path(task_id), answers.QUESTION,
+        connection.call, "POST", _path(task_id), responses.QUESTION,
         json={name: value for name, value in fields.items() if value is not None},
         # With the same key, a repeated request asks no second question.
         headers={"Idempotency-Key": uuid4().hex},
@@ -100,7 +168,12 @@ def ask(
     try:
         question: Question = post(rest=rest).data
         while question["state"] == OPEN:
-            question = _wait(connection, task_id, question, until, rest)
+            question = connection.call(
+                "GET", _path(task_id, question["id"]), responses.QUESTION, wait=WAIT_SECONDS,
+                patience=max(until - time.monotonic(), PATIENCE_SECONDS), rest=rest,
+            ).data  # fmt: skip
+            if question["state"] == OPEN:
+                time.sleep(connection.seconds_before_repeat())
     except TaskServiceError:
         raise
     except BaseException:
@@ -118,24 +191,6 @@ def seconds_open(timeout: int | None) -> float:
     return math.inf if timeout == 0 else timeout or QUESTION_TIMEOUT
 
 
-def _wait(
-    connection: Connection,
-    task_id: str,
-    question: Question,
-    until: float,
-    rest: Callable[[float], None],
-) -> Question:
-    """The question as it is when it has ended, or after a while."""
-    patience = max(until - time.monotonic(), PATIENCE_SECONDS)
-    answer: Question = connection.call(
-        "GET", _path(task_id, question["id"]), answers.QUESTION,
-        wait=WAIT_SECONDS, patience=patience, rest=rest,
-    ).data  # fmt: skip
-    if answer["state"] == OPEN:
-        time.sleep(connection.seconds_before_repeat())
-    return answer
-
-
 def _raise_reason(connection: Connection, task_id: str, question: Question) -> NoReturn:
     """Raise why a question has no answer."""
     reasons: dict[str, type[NoAnswer]] = {DECLINED: QuestionDeclined, EXPIRED: QuestionExpired}
@@ -143,7 +198,7 @@ def _raise_reason(connection: Connection, task_id: str, question: Question) -> N
         raise reasons[question["state"]](question)
     # Its task may have ended: a heartbeat is refused then.
     path = f"/task/{path_segment(task_id)}/logs"
-    task = connection.call("POST", path, answers.APPENDED, json={"logs": []}).data
+    task = connection.call("POST", path, responses.APPENDED, json={"logs": []}).data
     if task["status"] != RUNNING:
         ended = {"id": task_id, "status": task["status"], "error": None}
         raise TaskFinished(409, {"detail": "The task is finished", "task": ended})
@@ -155,12 +210,12 @@ def withdraw(
 ) -> None:
     """Withdraw an open question. Raises Conflict if it was answered."""
     path = _path(task_id, question_id)
-    connection.call("DELETE", path, answers.QUESTION, patience=patience)
+    connection.call("DELETE", path, responses.QUESTION, patience=patience)
 
 
 def list_questions(connection: Connection, task_id: str) -> list[Question]:
     """All questions of a task, oldest first."""
-    found: list[Question] = connection.call("GET", _path(task_id), answers.QUESTIONS).data
+    found: list[Question] = connection.call("GET", _path(task_id), responses.QUESTIONS).data
     return found
 
 
@@ -174,7 +229,7 @@ def answer(
     """
     body = {"action": DECLINE} if content is None else {"action": ACCEPT, "content": content}
     path = f"{_path(task_id, question_id)}/answer"
-    question: Question = connection.call("POST", path, answers.QUESTION, json=body).data
+    question: Question = connection.call("POST", path, responses.QUESTION, json=body).data
     return question
 
 
@@ -183,30 +238,59 @@ def _path(task_id: str, question_id: str | None = None) -> str:
     return f"/task/{path_segment(task_id)}/question{end}"
 
 
-class QuestionNews:
-    """Tells a follower of a task of each question that opens, once."""
+# A task's output: a value that JSON lacks is refused where the program sets it.
 
-    def __init__(self, tell: Callable[[Question], None]) -> None:
-        self._tell = tell
-        self._told: set[str] = set()
-        self._looked_at = -math.inf
 
-    def look(self, read: Callable[[], Sequence[Question]]) -> None:
-        """Tell of what is new, unless the last look was just now."""
-        if time.monotonic() - self._looked_at < LOOK_SECONDS:
-            return
-        for question in read():
-            if question["id"] not in self._told:
-                self._told.add(question["id"])
-                self._tell(question)
-        self._looked_at = time.monotonic()
+class Output(dict[str, Any]):
+    """A task's output. Setting a key to a value that JSON lacks raises TypeError or ValueError."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        _check(key, value)
+        super().__setitem__(key, value)
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        members = dict(*args, **kwargs)
+        _check_output(members)
+        super().update(members)
+
+    def __ior__(self, other: Any) -> "Output":  # type: ignore[misc, override]
+        self.update(other)
+        return self
+
+
+def _check_output(members: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError for a key or value that JSON lacks."""
+    for key, value in members.items():
+        _check(key, value)
+
+
+def _json_members(members: Mapping[str, Any]) -> dict[str, Any]:
+    """Only the members whose key and value JSON has."""
+    found = {}
+    for key, value in members.items():
+        with suppress(TypeError, ValueError):
+            _check(key, value)
+            found[key] = value
+    return found
+
+
+def _check(key: str, value: Any) -> None:
+    if not isinstance(key, str):
+        raise TypeError(f"The key {key!r} of an output must be a string")
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except TypeError as error:
+        raise TypeError(f"output[{key!r}] is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"output[{key!r}] is not JSON: {error}") from None
 
 
 # A task for Python programs: do its work, or watch it.
-
-# How often a program that waits for its sender checks whether to keep waiting.
-_POLL_SECONDS = 0.2
-logger = logging.getLogger(__name__)
 
 
 class Line(NamedTuple):
@@ -280,7 +364,8 @@ class Task:
 
     @output.setter
     def output(self, members: Mapping[str, Any]) -> None:
-        self._output = Output(check_output(members))
+        _check_output(members)
+        self._output = Output(members)
 
     @property
     def url(self) -> str:
@@ -353,7 +438,7 @@ class Task:
         `status`, `error`. Raises TaskCancelled and the other refusals of the service; TypeError
         or ValueError for an output that JSON lacks.
         """
-        check_output(changes.get("output") or {})
+        _check_output(changes.get("output") or {})
         if "status" in changes and self._outbox.is_started:
             self.finish(changes)
         else:
@@ -367,9 +452,15 @@ class Task:
         """Tell how far it is: `progress(34, 68, "pages")` is 0.5 and "34 of 68 pages".
 
         The newest state is sent at most once a second, by a thread, so that a loop may call
-        this each time around. Raises what `log` raises when the program should stop.
+        this each time around. Raises what `log` raises when the program should stop; ValueError for
+        numbers that are no part of a whole.
         """
-        self._outbox.put_progress(changes_of_progress(done, total, unit, note))
+        if not 0 <= done <= total or not 0 < total < math.inf:
+            raise ValueError(f"progress must be from 0 to its total, not {done} of {total}")
+        if note is None and (unit or total != 1):
+            note = f"{done:,} of {total:,} {unit}".rstrip()
+        changes = {} if note is None else {"note": sender.cut_note(note)}
+        self._outbox.put_progress({"progress": done / total} | changes)
 
     @overload
     def ask(
@@ -403,20 +494,21 @@ class Task:
         answer = asked["answer"] or {}
         return answer if schema is not None else str(answer["answer"])
 
-    @contextlib.contextmanager
+    @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """A step of the work: a line says at its end how long it took, or that it failed."""
         began = time.monotonic()
         try:
             yield
         except BaseException as error:
-            if not _is_success(error):
-                with _suppress_service_errors():
-                    self.log(f"{name} failed after {_since(began)}: {_message(error)}")
-                raise
-            self.log(f"{name} took {_since(began)}")
+            took = sender.duration(time.monotonic() - began)
+            if _is_success(error):
+                self.log(f"{name} took {took}")
+            else:
+                with suppress(TaskServiceError):
+                    self.log(f"{name} failed after {took}: {_message(error)}")
             raise
-        self.log(f"{name} took {_since(began)}")
+        self.log(f"{name} took {sender.duration(time.monotonic() - began)}")
 
     def check(self) -> None:
         """Raise TaskCancelled, or another reason to stop, if the service has told of one."""
@@ -437,6 +529,9 @@ class Task:
         Raises the TaskServiceError that keeps them from being sent; TypeError or ValueError
         for a report that JSON lacks.
         """
+        # Checked here: in the sender's thread the program would not see the error.
+        _check_output((report or {}).get("output") or {})
+        json.dumps(report, allow_nan=False)
         self._outbox.finish(report)
         self._has_ended = self._has_ended or "status" in (report or {})
         self.refresh()
@@ -452,7 +547,7 @@ class Task:
         trace: TracebackType | None,
     ) -> None:
         # The program's own exception counts for more than one of ours.
-        quiet = contextlib.nullcontext() if error is None else _suppress_service_errors()
+        quiet = nullcontext() if error is None else suppress(TaskServiceError)
         try:
             if self._has_ended or not self._reports_end:
                 with quiet:
@@ -474,7 +569,7 @@ class Task:
         try:
             self.complete()
         except (TypeError, ValueError) as error:  # a value in the output has become no JSON
-            self.output = json_members(self.output)
+            self._output = Output(_json_members(self.output))
             self._fail_with(error)
             raise
 
@@ -490,9 +585,8 @@ class Task:
 
     def lines(self, after: int = 0, times: bool = False) -> Iterator[Line]:
         """The lines that the log has now, from number `after` + 1 on, with their `times`."""
-        query = _query_of_lines(times)
         while True:
-            page = self._page(query | {"after": str(after)})
+            page = self._page(after, times)
             yield from _numbered(page)
             if page["next"] <= after or not page["logs"]:
                 return
@@ -510,14 +604,18 @@ class Task:
         `on_question` is called with each question that opens. Afterwards `status`, `error` and
         `output` are those of the end. Raises NotFound when the task is deleted.
         """
-        query = _query_of_lines(times)
-        news = None if on_question is None else QuestionNews(on_question)
-        wait = WAIT_SECONDS if news is None else LOOK_SECONDS
+        wait = WAIT_SECONDS if on_question is None else LOOK_SECONDS
+        told, looked_at = set[str](), -math.inf
         while True:
-            page = self._page(query | {"after": str(after)}, wait)
+            page = self._page(after, times, wait)
             yield from _numbered(page)
-            if news is not None and page["status"] == RUNNING:
-                news.look(lambda: self.refresh().questions)
+            is_due = page["status"] == RUNNING and time.monotonic() - looked_at >= LOOK_SECONDS
+            if on_question is not None and is_due:
+                for question in self.refresh().questions:
+                    if question["id"] not in told:
+                        told.add(question["id"])
+                        on_question(question)
+                looked_at = time.monotonic()
             if not page["logs"] and page["status"] != RUNNING:
                 self.refresh()
                 return
@@ -525,10 +623,11 @@ class Task:
                 time.sleep(self._connection.seconds_before_repeat())
             after = page["next"]
 
-    def _page(self, query: dict[str, str], wait: int = 0) -> dict[str, Any]:
-        shape = answers.LOG_PAGE_WITH_TIMES if "times" in query else answers.LOG_PAGE
+    def _page(self, after: int, times: bool, wait: int = 0) -> dict[str, Any]:
+        query = {"limit": str(MAX_LINES), "after": str(after)}
+        query |= {"times": "true"} if times else {}
         page: dict[str, Any] = self._connection.call(
-            "GET", f"/task/{self.id}/logs", shape, params=query, wait=wait
+            "GET", f"/task/{self.id}/logs", responses.LOG_PAGE, params=query, wait=wait
         ).data
         return page
 
@@ -550,16 +649,21 @@ class Task:
 
     def rerun(self, input: Mapping[str, Any] | None = None) -> "Task":
         """Start it again, for a worker to claim: with the same input, or with this one."""
-        data = api.rerun_task(self._connection, self.id, input, uuid4().hex)
+        data = self._connection.call(
+            "POST", f"/task/{path_segment(self.id)}/rerun", STARTED,
+            json={} if input is None else {"input": input},
+            headers={"Idempotency-Key": uuid4().hex},
+        ).data  # fmt: skip
         return Task(self._connection, data)
 
     def delete(self) -> None:
         """Delete it for good, with its log."""
-        api.delete_task(self._connection, self.id)
+        path = f"/task/{path_segment(self.id)}"
+        delete(self._connection, path, responses.task("id"), params={"fields": "id"})
 
     def _update(self, method: str, path: str, **options: Any) -> "Task":
-        answer = self._connection.call(method, path, api.SHORT_TASK, params=api.SHORT, **options)
-        self.data |= answer.data
+        response = self._connection.call(method, path, SHORT_TASK, params=SHORT, **options)
+        self.data |= response.data
         return self
 
 
@@ -574,25 +678,13 @@ def _unpickle(kind: type[Task], state: dict[str, Any]) -> Task:
     return _copies.setdefault(state["_copy_id"], task)
 
 
-def _query_of_lines(times: bool) -> dict[str, str]:
-    return {"limit": str(MAX_LINES)} | ({"times": "true"} if times else {})
-
-
 def _numbered(page: Mapping[str, Any]) -> Iterable[Line]:
     first, times = page["next"] - len(page["logs"]) + 1, page.get("times", ())
     return map(Line, count(first), page["logs"], chain(times, repeat(None)))
 
 
-def _suppress_service_errors() -> contextlib.AbstractContextManager[None]:
-    return contextlib.suppress(TaskServiceError)
-
-
 def _message(error: BaseException) -> str:
     return traceback.format_exception_only(error)[-1].strip()
-
-
-def _since(began: float) -> str:
-    return sender.duration(time.monotonic() - began)
 
 
 def _is_success(error: BaseException) -> bool:
