@@ -256,15 +256,14 @@ class Client:
         return Task(self.connection, data, heartbeat=heartbeat_for(timeout))
 
     def _start(self, fields: dict[str, Any], parent: str, is_own: bool) -> dict[str, Any]:
-        if not parent:
-            return start_task(self.connection, fields, uuid4().hex)
+        with_parent = fields | ({"parentId": parent} if parent else {})
         try:
-            return start_task(self.connection, fields | {"parentId": parent}, uuid4().hex)
+            return start_task(self.connection, with_parent, uuid4().hex)
         except Invalid as error:
             if not is_own or "parentId" not in error.errors:
                 raise
-            logger.warning("Started without a parent, since this key may not see task %s", parent)
-            return start_task(self.connection, fields, uuid4().hex)
+        logger.warning("Started without a parent, since this key may not see task %s", parent)
+        return start_task(self.connection, fields, uuid4().hex)
 
     def claim(self, agent_id: str, wait: float = WAIT_SECONDS) -> Task | None:
         """Take the oldest unclaimed task of an agent; None if none comes in `wait` seconds."""

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+from requests.exceptions import ChunkedEncodingError, ContentDecodingError, SSLError
 from urllib3.exceptions import ReadTimeoutError
 
 from taskservice import __version__, terms
@@ -294,12 +295,6 @@ def _checked_key(key: str) -> str:
     return key
 
 
-_BROKEN_ANSWERS = (
-    requests.exceptions.ChunkedEncodingError,
-    requests.exceptions.ContentDecodingError,
-)
-
-
 def _reason(error: Exception) -> str:
     """What went wrong, in a few words without the URL."""
     if isinstance(error, requests.ConnectTimeout):
@@ -307,12 +302,12 @@ def _reason(error: Exception) -> str:
     inner = _innermost(error)
     if isinstance(error, requests.Timeout) or isinstance(inner, ReadTimeoutError):
         return "no answer in time"
-    if isinstance(error, requests.exceptions.SSLError):
+    if isinstance(error, SSLError):
         return f"TLS failed: {inner}"
     if isinstance(error, requests.ConnectionError):
         text = str(inner).rpartition("] ")[2] or "the connection broke"
         return text if "(" in text else text.removesuffix(")")
-    if isinstance(error, _BROKEN_ANSWERS):
+    if isinstance(error, ChunkedEncodingError | ContentDecodingError):
         return "the answer broke off"
     # The name of a host, the address of a proxy or a file of certificates can't be used.
     return str(inner) or type(inner).__name__

@@ -227,28 +227,26 @@ class Outbox:
         """
         with self._lock:
             sender = self._sender
-            if sender is None or (sender.is_delivered and sender.ident is not None):
-                return self._start_sender()  # a thread that has sent its last is of no more use
+            # A thread that has sent its last is of no more use.
+            if sender is not None and not (sender.is_delivered and sender.ident is not None):
+                return sender
+            _outboxes.difference_update([each for each in list(_outboxes) if each.is_sent()])
+            _outboxes.add(self)
+            _register_in_child()
+            queue = self._queue = MemoryQueue()
+            sender = self._sender = Sender(
+                self._connection,
+                queue,
+                # Unique, because the service counts lines by their writer.
+                f"{self._writer}-{uuid4().hex[:12]}",
+                lambda: self._task_id,
+                heartbeat=self._heartbeat,
+                # Ends the wait of a thread that waits for space.
+                on_stop=lambda error: queue.discard(),
+            )
+            if not _is_over:
+                try_start(sender)
             return sender
-
-    def _start_sender(self) -> Sender:
-        _outboxes.difference_update([each for each in list(_outboxes) if each.is_sent()])
-        _outboxes.add(self)
-        _register_in_child()
-        queue = self._queue = MemoryQueue()
-        sender = self._sender = Sender(
-            self._connection,
-            queue,
-            # Unique, because the service counts lines by their writer.
-            f"{self._writer}-{uuid4().hex[:12]}",
-            lambda: self._task_id,
-            heartbeat=self._heartbeat,
-            # Ends the wait of a thread that waits for space.
-            on_stop=lambda error: queue.discard(),
-        )
-        if not _is_over:
-            try_start(sender)
-        return sender
 
     def put_lines(self, milliseconds: int, text: str) -> None:
         """Add the lines of this text, with their time in milliseconds since 1970.

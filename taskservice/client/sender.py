@@ -409,8 +409,13 @@ class Sender(threading.Thread):
             if error.expected >= fitting.seq:
                 raise
             self.queue.renumber(error.expected)
-        except TooLarge as error:
-            self._reduce_batch(path, fitting, error)
+        except TooLarge as error:  # for the service, a proxy, or the rest of the task's log
+            if fitting.lines > 1:
+                self._batch_bytes = max(len(fitting.data) // 2, 1)
+            elif error.problem.get("code") == LOG_FULL:
+                self._note_full_log(path, fitting.seq)
+            else:
+                self._send_beginning(path, fitting)
         else:
             self._log_bytes += len(fitting.data)
             self.queue.confirm(fitting)
@@ -427,15 +432,6 @@ class Sender(threading.Thread):
             return batch
         data = batch.data[: batch.data.rfind(b"\n", 0, max(space, 0)) + 1]
         return Batch.of(batch.seq, data, batch.times) if data else None
-
-    def _reduce_batch(self, path: str, batch: Batch, error: TooLarge) -> None:
-        """After a 413: the body was too large for the service or for the rest of its log."""
-        if batch.lines > 1:
-            self._batch_bytes = max(len(batch.data) // 2, 1)
-        elif error.problem.get("code") == LOG_FULL:
-            self._note_full_log(path, batch.seq)
-        else:
-            self._send_beginning(path, batch)
 
     def _send_beginning(self, path: str, batch: Batch) -> None:
         """Send as much of a line as the service accepts. Raises TooLarge if that is nothing."""
@@ -463,23 +459,19 @@ class Sender(threading.Thread):
 
     def _send_report(self, path: str) -> bool:
         """Send the report; false if it must be sent again, shortened."""
-        if self._report is None:
+        report = self._report
+        if report is None:
             return True
         try:
-            self._request("PATCH", path, task("id"), params={"fields": "id"}, json=self._report)
+            self._request("PATCH", path, task("id"), params={"fields": "id"}, json=report)
         except (Unreadable, TooLarge, Invalid) as error:
             # The end must arrive even if its output or its long message is refused.
-            if not self._shorten(self._report, error):
+            message = (report.get("error") or {}).get("message", "")
+            if report.pop("output", None):
+                self.queue.put([note(f"the output was refused: {error}").rstrip()])
+            elif isinstance(error, TooLarge) and message:
+                report["error"] = {"message": message[: len(message) // 2]}
+            else:
                 raise
             return False
         return True
-
-    def _shorten(self, report: dict[str, Any], error: TaskServiceError) -> bool:
-        """Leave the output out, or else half of the message; false if neither is possible."""
-        if report.pop("output", None):
-            self.queue.put([note(f"the output was refused: {error}").rstrip()])
-            return True
-        message = (report.get("error") or {}).get("message", "")
-        if isinstance(error, TooLarge) and message:
-            report["error"] = {"message": message[: len(message) // 2]}
-        return isinstance(error, TooLarge) and bool(message)

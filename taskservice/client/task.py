@@ -550,8 +550,9 @@ class Task:
         quiet = nullcontext() if error is None else suppress(TaskServiceError)
         try:
             if self._has_ended or not self._reports_end:
+                is_new = not self._has_ended and self.output != self.data["output"]
                 with quiet:
-                    self._finish_lines()
+                    self.finish({"output": self.output} if is_new else None)
             elif error is None or _is_success(error):
                 self._complete_or_fail()
             else:
@@ -559,11 +560,6 @@ class Task:
                     self._fail_with(error)
         finally:
             self._outbox.drop()
-
-    def _finish_lines(self) -> None:
-        """Send the lines, and the output if it is new, without an end."""
-        is_new = not self._has_ended and self.output != self.data["output"]
-        self.finish({"output": self.output} if is_new else None)
 
     def _complete_or_fail(self) -> None:
         try:
