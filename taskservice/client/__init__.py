@@ -291,7 +291,7 @@ class Client:
             self.connection,
             response.data,
             heartbeat=CLAIMED_HEARTBEAT_SECONDS,
-            json_text=response.text,
+            json_text=response.content.decode(),
         )
 
     def task(self, task_id: str) -> Task:

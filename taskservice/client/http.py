@@ -24,7 +24,6 @@ from taskservice.client.responses import (
     Expected,
     NotTheService,
     OtherVersion,
-    Received,
     Response,
     SettingError,
     TaskServiceError,
@@ -180,7 +179,7 @@ class Connection:
         if version != __version__:
             raise OtherVersion(version_sentence(version, __version__))
 
-    def _receive(self, method: str, path: str, max_bytes: int, options: dict[str, Any]) -> Received:
+    def _receive(self, method: str, path: str, max_bytes: int, options: dict[str, Any]) -> Response:
         url = self.url + path
         session = self._session()
         # A session is used by one thread, for one request at a time.
@@ -188,7 +187,7 @@ class Connection:
         try:
             with session.request(method, url, stream=True, **options) as response:
                 content = _content(response, max_bytes)
-                return Received(response.url, response.status_code, response.headers, content)
+                return Response(response.url, response.status_code, response.headers, content)
         except TooLargeError:
             size = f"{max_bytes // 1024**2} MiB"
             raise UnexpectedAnswer(

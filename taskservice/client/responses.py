@@ -379,24 +379,20 @@ _PROBLEM = _check({"title": str, "status": _COUNT, "detail": str})
 # Reads the responses; any other one becomes an error with one sentence.
 
 
-class Received(NamedTuple):
-    """What came from the URL of the service, from the service or from another program."""
+class Response(NamedTuple):
+    """What came from the URL of the service, or from another program there.
+
+    `data` is the JSON of a response that was read, None for a 204.
+    """
 
     url: str
     status_code: int
     headers: Mapping[str, str]
     content: bytes
+    data: Any = None
 
 
-class Response(NamedTuple):
-    """A response of the service: `data` is its JSON, None for a 204, and `text` its JSON text."""
-
-    data: Any
-    headers: Mapping[str, str]
-    text: str = ""
-
-
-def read(received: Received, expected: Expected) -> Response:
+def read(received: Response, expected: Expected) -> Response:
     """The response, if it is as expected. Raises TaskServiceError for any other."""
     status = received.status_code
     if not 200 <= status < 300:
@@ -404,21 +400,21 @@ def read(received: Received, expected: Expected) -> Response:
     if status not in expected.statuses:
         raise _not_ours(received)
     if status == 204:
-        return Response(None, received.headers)
+        return received
     data = _json(received, JSON)
     if not expected.fits(data):
         raise _not_ours(received)
-    return Response(data, received.headers, received.content.decode())
+    return received._replace(data=data)
 
 
-def may_be_of_another_version(received: Received, error: TaskServiceError) -> bool:
+def may_be_of_another_version(received: Response, error: TaskServiceError) -> bool:
     """Whether a service of another version may have sent this response, of which `error` tells."""
     if isinstance(error, Invalid):
         return "Unknown " in str(error)  # a field or a parameter
     return isinstance(error, UnexpectedAnswer) and _media_type(received) == JSON
 
 
-def _error(received: Received) -> TaskServiceError:
+def _error(received: Response) -> TaskServiceError:
     """The error for a response that is not 2xx."""
     status = received.status_code
     problem = _problem(received)
@@ -439,7 +435,7 @@ def _error(received: Received) -> TaskServiceError:
     return _not_ours(received, NotTheService)
 
 
-def _problem(received: Received) -> dict[str, Any] | None:
+def _problem(received: Response) -> dict[str, Any] | None:
     """The problem in a response; None if it is not a problem of this service."""
     try:
         problem: dict[str, Any] = _json(received, PROBLEM_TYPE)
@@ -449,14 +445,14 @@ def _problem(received: Received) -> dict[str, Any] | None:
     return problem if is_ours else None
 
 
-def _not_ours(received: Received, kind: type[NotTheService] = UnexpectedAnswer) -> NotTheService:
+def _not_ours(received: Response, kind: type[NotTheService] = UnexpectedAnswer) -> NotTheService:
     return kind(f"{received.url} answered {received.status_code}, but not as taskservice does")
 
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def _json(received: Received, media_type: str) -> Any:
+def _json(received: Response, media_type: str) -> Any:
     """The JSON of a response. Raises UnexpectedAnswer where it has none of this type."""
     if _media_type(received) != media_type:
         raise _not_ours(received)
@@ -469,5 +465,5 @@ def _json(received: Received, media_type: str) -> Any:
     return value
 
 
-def _media_type(received: Received) -> str:
+def _media_type(received: Response) -> str:
     return received.headers.get("Content-Type", "").partition(";")[0].strip().lower()

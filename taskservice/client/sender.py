@@ -1,6 +1,5 @@
 """A thread that sends one task's lines and then its end to the service, each once."""
 
-import json
 import math
 import threading
 import time
@@ -14,7 +13,6 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from taskservice.client.http import Connection, delays, pause_after
 from taskservice.client.responses import (
     APPENDED,
-    JSON,
     RETRYABLE,
     Expected,
     Invalid,
@@ -421,9 +419,8 @@ class Sender(threading.Thread):
             self.queue.confirm(fitting)
 
     def _append(self, path: str, batch: Batch) -> None:
-        body = json.dumps(batch.json() | {"writer": self._writer}, ensure_ascii=False).encode()
-        headers = {"Content-Type": JSON}
-        self._request("POST", f"{path}/logs", APPENDED, headers=headers, data=body)
+        lines = batch.json() | {"writer": self._writer}
+        self._request("POST", f"{path}/logs", APPENDED, json=lines)
 
     def _fit_into_log(self, batch: Batch) -> Batch | None:
         """As many lines of the batch as the log has space for; None if not even one."""
