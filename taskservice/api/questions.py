@@ -51,7 +51,7 @@ def ask(task_id: str) -> Response:
     """Ask a question.
 
     A running task that an agent has claimed may ask a person. While a question is open, the task
-    does not time out. With `Prefer: wait`, the answer comes when the question is no longer open.
+    does not time out. With `Prefer: wait`, the response is held until the question is closed.
     """
     body = json_body(ask_schema)
     fields = ask_schema.load(body)
@@ -73,7 +73,7 @@ def ask(task_id: str) -> Response:
 def get(task_id: str, question_id: str) -> Response:
     """Get a question.
 
-    With `Prefer: wait`, the answer comes when it is no longer open.
+    With `Prefer: wait`, the response is held until the question is closed.
     """
     question = waiting.until(lambda: question_service.get(caller, task_id, question_id), _has_ended)
     return responses.dump(question_schema, question)

@@ -103,7 +103,7 @@ def start(query: dict[str, Any]) -> Response:
 def get(task_id: str, query: dict[str, Any]) -> Response:
     """Get a task.
 
-    With `Prefer: wait`, the answer comes when the task has ended, or after that time.
+    With `Prefer: wait`, the response is held until the task has ended, or for that time.
 
     With `If-None-Match`, the answer is 304 without a body when the task has not changed. With
     `expand` there is no ETag, since embedded objects have no version.
