@@ -52,12 +52,10 @@ class Throttle:
 
 def _wait(count: int) -> float:
     """The seconds until the next attempt after `count` wrong keys."""
+    if count < FREE_ATTEMPTS:
+        return 0.0
     # The exponent is bounded too, or the power would overflow a float.
-    return (
-        0.0
-        if count < FREE_ATTEMPTS
-        else min(MAX_WAIT_SECONDS, 2.0 ** min(count - FREE_ATTEMPTS, 10))
-    )
+    return min(MAX_WAIT_SECONDS, 2.0 ** min(count - FREE_ATTEMPTS, 10))
 
 
 def _network(address: str) -> str:
@@ -99,18 +97,13 @@ def leave() -> AnyResponse:
     return redirect_to("sign_in.show")
 
 
-def _throttled(problem: Problem) -> Problem:
-    """The answer to a wrong key. The throttle never delays a valid one."""
-    wait = ceil(resources.find(Throttle).seconds_too_early(request.remote_addr or ""))
-    if not wait:
-        return problem
-    detail = f"Too many wrong keys; try again in {wait} s"
-    return Problem(429, detail, headers={"Retry-After": str(wait)})
-
-
 def _refused(problem: Problem) -> AnyResponse:
     if problem.status == 401:
-        problem = _throttled(problem)
+        # The throttle never delays a valid key.
+        wait = ceil(resources.find(Throttle).seconds_too_early(request.remote_addr or ""))
+        if wait:
+            detail = f"Too many wrong keys; try again in {wait} s"
+            problem = Problem(429, detail, headers={"Retry-After": str(wait)})
     elif "signed_in" in g:
         # The visitor has signed in in another window: this form is no longer needed.
         return redirect_to("tasks.list_all")
