@@ -55,8 +55,7 @@ def ask(task_id: str) -> Response:
     """
     body = json_body(ask_schema)
     fields = ask_schema.load(body)
-    key = idempotency_key()
-    idempotency = None if key is None else Idempotency.of(key, body)
+    idempotency = Idempotency.of(idempotency_key(), body)
     question, replayed = question_service.ask(caller, task_id, fields, idempotency)
     ended = waiting.until(lambda: question_service.get(caller, task_id, question.id), _has_ended)
     headers = {"Location": f"question/{question.id}", **responses.replayed_header(replayed)}

@@ -85,8 +85,7 @@ def start(query: dict[str, Any]) -> Response:
     """
     body = json_body(start_schema)
     fields = start_schema.load(body)
-    key = idempotency_key()
-    idempotency = None if key is None else Idempotency.of(key, body)
+    idempotency = Idempotency.of(idempotency_key(), body)
     task, replayed = starts.start(caller, fields, idempotency)
     headers = {"Location": f"task/{task.id}", **responses.replayed_header(replayed)}
     return responses.task(task, responses.shape(query), 201, headers)
@@ -198,8 +197,7 @@ def rerun(task_id: str, query: dict[str, Any]) -> Response:
     """
     body = json_body(rerun_schema)
     fields = rerun_schema.load(body)
-    key = idempotency_key()
-    idempotency = None if key is None else Idempotency.of(key, body, rerun_of=task_id)
+    idempotency = Idempotency.of(idempotency_key(), body, rerun_of=task_id)
     task, replayed = starts.rerun(caller, task_id, fields, idempotency)
     # Relative to the path of the request.
     headers = {"Location": f"../{task.id}", **responses.replayed_header(replayed)}

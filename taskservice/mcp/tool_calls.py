@@ -141,8 +141,7 @@ def _start(call: Call, agent_id: str, arguments: Arguments) -> str:
     body = {"agentId": agent_id, "input": arguments, "labels": LABELS}
     given = call.meta.get(IDEMPOTENCY_KEY)
     key = checked_idempotency_key(given) if isinstance(given, str) else idempotency_key()
-    idempotency = None if key is None else Idempotency.of(key, body)
-    task, _ = starts.start(caller, _start_schema.load(body), idempotency)
+    task, _ = starts.start(caller, _start_schema.load(body), Idempotency.of(key, body))
     return task.id
 
 

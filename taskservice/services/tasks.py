@@ -280,8 +280,10 @@ class Idempotency(NamedTuple):
     digest: str
 
     @classmethod
-    def of(cls, key: str, body: Any, rerun_of: str | None = None) -> "Idempotency":
-        """Of a start, or of a rerun: the same key for both is another request."""
+    def of(cls, key: str | None, body: Any, rerun_of: str | None = None) -> "Idempotency | None":
+        """Of a start, or of a rerun: the same key for both is another request; None without one."""
+        if key is None:
+            return None
         asked = body if rerun_of is None else {"rerunOf": rerun_of, "body": body}
         return cls(key, hashlib.sha256(strict_json.canonical(asked)).hexdigest())
 
