@@ -34,7 +34,7 @@ from taskservice.operations import metrics
 IMPORTED = [
     *COMMANDS.values(), "alembic.ddl.postgresql", "gunicorn.app.wsgiapp",
     "psycopg", "sqlalchemy.dialects.postgresql.psycopg", "sqlalchemy.dialects.sqlite.pysqlite",
-    "taskservice.client", "taskservice.database.migrations.alembic_upgrade",
+    "taskservice.client", "alembic.command",
     "taskservice.openapi.document", "taskservice.serving.worker",
     "taskservice.webhooks.transport",
 ]  # fmt: skip

@@ -1,7 +1,6 @@
 """Brings the database up to date with Alembic, one process at a time."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,8 @@ def upgrade(
     try:
         with _turn(address), command_engine(address).connect() as connection:
             if not is_sqlite:
-                _limit_wait(connection)
+                # The wait for the lock of migrations, and for those of tables.
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = {MIGRATION_SECONDS * 1000}")
             # Before anything is written: the file may belong to another program.
             found = revision(connection)
             if found is None and not may_create:
@@ -88,33 +88,21 @@ def upgrade(
                 _run(connection, target)
                 connection.commit()
     except (DBAPIError, sqlite3.Error, OSError) as error:
-        kind = UnusableDatabase if _is_unusable(error) else DatabaseError
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        kind = UnusableDatabase if isinstance(cause, EncodingError) else DatabaseError
         raise kind(
-            f"The database {shown(address)} cannot be used: {_reason(error, address)}"
+            f"The database {shown(address)} cannot be used: {_reason(cause, address)}"
         ) from None
 
 
-@contextmanager
-def _turn(address: URL) -> Iterator[None]:
+def _turn(address: URL) -> AbstractContextManager[None]:
     """On SQLite, hold the writers' turn: the switch to WAL fails immediately on a locked file."""
     if address.get_backend_name() == "sqlite":
-        with WriterQueue.of(address).turn(MIGRATION_SECONDS):
-            yield
-    else:
-        yield
+        return WriterQueue.of(address).turn(MIGRATION_SECONDS)
+    return nullcontext()
 
 
-def _limit_wait(connection: Connection) -> None:
-    """Limit the wait for PostgreSQL's locks: the one for migrations, and those of tables."""
-    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {MIGRATION_SECONDS * 1000}")
-
-
-def _is_unusable(error: Exception) -> bool:
-    return isinstance(error, DBAPIError) and isinstance(error.orig, EncodingError)
-
-
-def _reason(error: Exception, address: URL) -> str:
-    cause = error.orig if isinstance(error, DBAPIError) else error
+def _reason(cause: BaseException | None, address: URL) -> str:
     if getattr(cause, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
         return f"another program has kept it locked for {MIGRATION_SECONDS} s"
     text = str(cause).strip().partition("\n")[0]
@@ -161,10 +149,15 @@ def _begin_postgresql(connection: Connection) -> None:
 
 def _run(connection: Connection, target: str) -> None:
     # Most databases are up to date at a start, and Alembic takes a fifth of its time to load.
-    from taskservice.database.migrations.alembic_upgrade import alembic_upgrade
+    from alembic import command
+    from alembic.config import Config
 
+    config = Config()
+    # Alembic takes a single % as a reference to another option.
+    config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
     # In the transaction that is already open: all migrations take effect, or none.
-    alembic_upgrade(connection, target)
+    config.attributes["connection"] = connection
+    command.upgrade(config, target)
     if target == "head":
         name_index.ensure(connection)
     if connection.dialect.name == "sqlite":
