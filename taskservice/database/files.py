@@ -41,21 +41,18 @@ def locked(folder: Path) -> Iterator[None]:
     until = time.monotonic() + LOCK_SECONDS
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        while not _has_locked(descriptor):
-            if time.monotonic() > until:
-                raise TimeoutError(errno.ETIMEDOUT, f"another program keeps {folder} locked")
-            time.sleep(LOCK_POLL_SECONDS)
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    message = f"another program keeps {folder} locked"
+                    raise TimeoutError(errno.ETIMEDOUT, message) from None
+                time.sleep(LOCK_POLL_SECONDS)
         yield
     finally:
         os.close(descriptor)
-
-
-def _has_locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def make_folder(path: Path) -> None:
@@ -124,8 +121,6 @@ def readable_uri(path: Path) -> str:
 
 # Notices when SQLite's files are removed or replaced while a process has them open.
 
-# A folder's time of change is at least as exact as this on every file system, in nanoseconds.
-EXACT_NS = 3_000_000_000
 # How long reads rely on a check, which takes twice as long as the read of a key.
 RECENT_SECONDS = 0.02
 
@@ -145,9 +140,6 @@ class DatabaseFiles:
 
     def __init__(self, path: str, connect: Callable[[], Any]) -> None:
         self._paths = (path, f"{path}-wal", f"{path}-shm")
-        # The names of a database behind a symbolic link are those of several folders.
-        self._folder = None if os.path.islink(path) else os.path.dirname(os.path.abspath(path))
-        self._checked_folder: tuple[int, ...] | None = None
         self._connect = connect
         self._lock = threading.Lock()
         self._kept: Any = None
@@ -169,25 +161,18 @@ class DatabaseFiles:
         """Raises OperationalError when a name no longer belongs to the open file."""
         if self._kept is None:
             return
-        # A name that is given to another file changes its folder, so one look at this is enough.
-        folder = self._state_of_folder()
-        if folder is not None and folder == self._checked_folder:
-            return
-        is_settled = folder is not None and time.time_ns() - folder[-1] > EXACT_NS
         named = self._named()
         if named == self._opened:
-            # A change right after another one may leave the folder's time as it was.
-            self._checked_folder = folder if is_settled else None
-        else:
-            self._recent_until = 0.0
-            self._save(named)
-            wrong = [
-                f"{path} was {'replaced' if now else 'removed'}"
-                for path, now, opened in zip(self._paths, named, self._opened, strict=True)
-                if now != opened
-            ]
-            error = FileReplacedError(f"{', '.join(wrong)}; restart the service")
-            raise OperationalError("stat", None, error)
+            return
+        self._recent_until = 0.0
+        self._save(named)
+        wrong = [
+            f"{path} was {'replaced' if now else 'removed'}"
+            for path, now, opened in zip(self._paths, named, self._opened, strict=True)
+            if now != opened
+        ]
+        error = FileReplacedError(f"{', '.join(wrong)}; restart the service")
+        raise OperationalError("stat", None, error)
 
     def passes_check(self, _connection: object) -> bool:
         """True; raises as `check` does."""
@@ -217,16 +202,6 @@ class DatabaseFiles:
             if self._kept is not None:
                 self._kept.close()
                 self._kept = None
-
-    def _state_of_folder(self) -> tuple[int, ...] | None:
-        """What changes with the names in the folder; None if that can't be told."""
-        if self._folder is None:
-            return None
-        try:
-            found = os.stat(self._folder)
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino, found.st_mtime_ns
 
     def _named(self) -> list[tuple[int, int] | None]:
         return [_identity(path) for path in self._paths]
