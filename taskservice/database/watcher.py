@@ -12,7 +12,6 @@ from typing import TypeVar
 
 from flask import Flask
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice import resources
 from taskservice.database.engine import Database
@@ -92,9 +91,7 @@ class Watcher:
                 self.changes += 1
 
     def _start_thread(self) -> None:
-        # A lack of memory may have ended the thread.
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = None
+        if self._thread is None:
             with suppress(RuntimeError):
                 self._thread = start_thread("watcher", self._watch)
 
@@ -111,7 +108,7 @@ class Watcher:
                     # The connection is held for long, so it must not take one of the pool's.
                     connection.detach()
                     self._poll(connection)
-            except (SQLAlchemyError, OSError, MemoryError) as error:
+            except Exception as error:
                 logger.error("Can't watch the database: %s", error)
                 # The waiting threads read the database, get the same error, and report it.
                 self.wake()

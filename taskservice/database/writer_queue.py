@@ -17,8 +17,6 @@ from sqlalchemy.exc import OperationalError
 from taskservice.database.connections import KeptConnections
 from taskservice.threads import start_thread
 
-# A lock between processes, with a limit to the wait for it.
-
 TOO_LATE = "other writers took too long"
 
 
@@ -34,7 +32,6 @@ class FileLock:
         self._path = path
         self._changed = threading.Condition()
         self._is_awaited = self._is_wanted = False
-        self._waiter: threading.Thread | None = None
         self._granted: int | None = None
 
     def acquire(self, seconds: float) -> int:
@@ -56,39 +53,30 @@ class FileLock:
         # flock has no timeout, so a separate thread waits; after a timeout it keeps waiting, for
         # the next caller.
         with self._changed:
-            # A lack of memory may have ended the thread.
-            if self._is_awaited and self._waiter is not None and self._waiter.is_alive():
+            if self._is_awaited:
                 os.close(file)
             else:
-                self._start_waiting(file)
-            self._is_wanted = True
+                try:
+                    start_thread("writer turn", partial(self._wait, file))
+                except RuntimeError:
+                    os.close(file)
+                    raise
+            self._is_awaited = self._is_wanted = True
             self._changed.wait_for(lambda: self._granted is not None, seconds)
             self._is_wanted, granted, self._granted = False, self._granted, None
         if granted is None:
             raise TimeoutError(TOO_LATE)
         return granted
 
-    def _start_waiting(self, file: int) -> None:
-        try:
-            self._waiter = start_thread("writer turn", partial(self._wait, file))
-        except RuntimeError:
-            os.close(file)
-            raise
-        self._is_awaited = True
-
     def _wait(self, file: int) -> None:
-        is_held = False
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            is_held = True
-        finally:
-            with self._changed:
-                self._is_awaited = False
-                if is_held and self._is_wanted:
-                    self._granted = file
-                    self._changed.notify_all()
-                else:
-                    os.close(file)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with self._changed:
+            self._is_awaited = False
+            if self._is_wanted:
+                self._granted = file
+                self._changed.notify_all()
+            else:
+                os.close(file)
 
 
 # Lets writers of one SQLite file take turns, and those that waited share one commit.

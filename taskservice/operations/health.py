@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from threading import Lock, Thread
+from threading import Lock
 from typing import Any, Generic, TypeVar
 
 from flask import Flask
@@ -182,27 +182,20 @@ class DatabaseProbe(Generic[T]):
         self._app, self._query, self._cache_factor = app, query, cache_factor
         self._lock = Lock()
         self._result: Future[T] | None = None
-        self._thread: Thread | None = None
         self._reused_until = 0.0
 
     def result(self, seconds: float) -> T:
         """Raises TimeoutError when there is no result in time, and what the query raises."""
         with self._lock:
             result = self._result
-            if result is None or self._is_over(result):
+            if result is None or (result.done() and time.monotonic() >= self._reused_until):
                 result = Future()
-                self._thread = start_thread("health", partial(self._run, result))
+                start_thread("health", partial(self._run, result))
                 self._result = result
         try:
             return result.result(seconds)
         except TimeoutError:
             raise TimeoutError(f"no answer in {seconds:g} s") from None
-
-    def _is_over(self, result: Future[T]) -> bool:
-        if result.done():
-            return time.monotonic() >= self._reused_until
-        # A thread may die without a result, for lack of memory.
-        return self._thread is None or not self._thread.is_alive()
 
     def _run(self, result: Future[T]) -> None:
         began = time.monotonic()
