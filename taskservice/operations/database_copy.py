@@ -68,9 +68,10 @@ class Checksum:
     def hex(self) -> str:
         return f"{self.total:064x}"
 
-    def plus(self, rows: Sequence[bytes]) -> "Checksum":
-        """With these rows, in canonical form, added."""
-        total = sum(int.from_bytes(hashlib.sha256(row).digest(), "big") for row in rows)
+    def plus(self, rows: Sequence[AnyRow]) -> "Checksum":
+        """With these rows added."""
+        digests = [hashlib.sha256(canonical(row)).digest() for row in rows]
+        total = sum(int.from_bytes(digest, "big") for digest in digests)
         return Checksum(self.rows + len(rows), (self.total + total) % _MODULUS)
 
 
@@ -150,24 +151,6 @@ class CopiedTable:
     sha256: str
 
 
-class _Batch:
-    """Rows that one transaction copies, also in canonical form."""
-
-    def __init__(self) -> None:
-        self.rows: list[AnyRow] = []
-        self.canonical: list[bytes] = []
-        self._bytes = 0
-
-    def add(self, row: AnyRow) -> None:
-        self.rows.append(row)
-        self.canonical.append(canonical(row))
-        self._bytes += len(self.canonical[-1])
-
-    @property
-    def is_full(self) -> bool:
-        return len(self.rows) >= BATCH_ROWS or self._bytes >= BATCH_BYTES
-
-
 def copy(source: URL, target: URL, remark: Callable[[str], None]) -> list[CopiedTable]:
     """Copy all rows, compare both databases, and return what they have, table by table.
 
@@ -190,7 +173,9 @@ def copy(source: URL, target: URL, remark: Callable[[str], None]) -> list[Copied
 
 
 def _check_addresses(source: URL, target: URL) -> None:
-    if source == target or _is_same_file(source, target):
+    files = [Path(each.database or "") for each in (source, target) if _is_sqlite(each)]
+    are_both_there = len(files) == 2 and all(file.exists() for file in files)
+    if source == target or (are_both_there and files[0].samefile(files[1])):
         raise CopyError("FROM and TO are the same database")
     if _is_sqlite(source):
         path = Path(source.database or "")
@@ -207,14 +192,6 @@ def _in_use(address: URL) -> CopyError:
 
 def _is_sqlite(address: URL) -> bool:
     return address.get_backend_name() == "sqlite"
-
-
-def _is_same_file(source: URL, target: URL) -> bool:
-    files = [Path(address.database or "") for address in (source, target)]
-    is_there = all(_is_sqlite(address) for address in (source, target)) and all(
-        file.exists() for file in files
-    )
-    return is_there and files[0].samefile(files[1])
 
 
 @contextmanager
@@ -304,7 +281,13 @@ def _begin(engine: Engine, address: URL, source: str, remark: Callable[[str], No
         with engine.begin() as connection:
             _check_begun(connection, address, source)
         return
-    _check_unused(engine, address, remark)
+    if _is_sqlite(address):
+        in_use = is_open_elsewhere(Path(address.database or ""))
+    else:
+        with engine.connect() as connection:
+            in_use = is_served(connection, address, remark)
+    if in_use:
+        raise _in_use(address)
     with engine.begin() as connection:
         _check_empty(connection, address)
         connection.execute(delete(ServiceHeartbeat))
@@ -327,16 +310,6 @@ def _check_begun(connection: Connection, address: URL, source: str) -> None:
         )
 
 
-def _check_unused(engine: Engine, address: URL, remark: Callable[[str], None]) -> None:
-    if _is_sqlite(address):
-        in_use = is_open_elsewhere(Path(address.database or ""))
-    else:
-        with engine.connect() as connection:
-            in_use = is_served(connection, address, remark)
-    if in_use:
-        raise _in_use(address)
-
-
 def _check_empty(connection: Connection, address: URL) -> None:
     for table in TABLES:
         if table is ServiceHeartbeat.__table__:
@@ -356,12 +329,12 @@ def _copy_table(reads: Connection, writer: Engine, table: Table, remarks: Remark
     if progress.is_done:
         return
     last = progress.last_key
-    for batch in _batches(reads, table, orjson.loads(last)):
-        checksum = checksum.plus(batch.canonical)
-        after = _key(table, batch.rows[-1]) if batch.rows else last
+    for rows, is_last in _batches(reads, table, orjson.loads(last)):
+        checksum = checksum.plus(rows)
+        after = _key(table, rows[-1]) if rows else last
         advance = {"of_table": table.name, "before": last, "after": after, "rows": checksum.rows,
-                   "total": checksum.hex, "done": not batch.is_full}  # fmt: skip
-        _store(writer, table, batch.rows, advance)
+                   "total": checksum.hex, "done": is_last}  # fmt: skip
+        _store(writer, table, rows, advance)
         remarks.reached("copied", table.name, checksum.rows)
         last = after
 
@@ -371,20 +344,24 @@ def _key(table: Table, row: AnyRow) -> str:
     return orjson.dumps([values[column] for column in table.primary_key]).decode()
 
 
-def _batches(reads: Connection, table: Table, after: Sequence[Any]) -> Iterator[_Batch]:
-    """The rows after this key; the last batch is the one that is not full."""
+def _batches(
+    reads: Connection, table: Table, after: Sequence[Any]
+) -> Iterator[tuple[list[AnyRow], bool]]:
+    """The rows after this key, as many as one transaction copies; and whether they are the last."""
     columns = [*table.primary_key]
     rows = select(table).order_by(*columns)
     if after:
         values = [literal(each, column.type) for each, column in zip(after, columns, strict=True)]
         rows = rows.where(tuple_(*columns) > tuple_(*values))
-    batch = _Batch()
+    batch: list[AnyRow] = []
+    size = 0
     for row in reads.execute(rows.execution_options(yield_per=READ_ROWS)):
-        batch.add(row)
-        if batch.is_full:
-            yield batch
-            batch = _Batch()
-    yield batch
+        batch.append(row)
+        size += len(canonical(row))
+        if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
+            yield batch, False
+            batch, size = [], 0
+    yield batch, True
 
 
 def _store(writer: Engine, table: Table, rows: Sequence[AnyRow], advance: dict[str, Any]) -> None:
@@ -435,7 +412,7 @@ def _checksum(connection: Connection, table: Table, remarks: Remarks) -> Checksu
     checksum = Checksum()
     rows = connection.execute(select(table).execution_options(yield_per=READ_ROWS))
     for some in rows.partitions():
-        checksum = checksum.plus([canonical(row) for row in some])
+        checksum = checksum.plus(some)
         remarks.reached("read again", table.name, checksum.rows)
     return checksum
 
