@@ -48,11 +48,7 @@ def seconds_between(since: str, until: str) -> float:
 
 def rfc3339(moment: datetime) -> str:
     """An aware datetime as RFC 3339 in UTC, cut to milliseconds."""
-    return _text(moment.astimezone(UTC))
-
-
-def _text(moment: datetime) -> str:
-    return moment.isoformat(timespec="milliseconds")[: -len("+00:00")] + "Z"
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds")[: -len("+00:00")] + "Z"
 
 
 def new_id() -> str:

@@ -70,9 +70,14 @@ def reading_one_state() -> Iterator[Connection]:
 
 
 class _Reading:
-    """A connection for the reads of a block, acquired at the first one."""
+    """A connection for the reads of a block, acquired at the first one.
 
-    connection: Connection | None = None
+    If it is shared, it is kept for the next block of the request.
+    """
+
+    def __init__(self, is_shared: bool = False) -> None:
+        self.connection: Connection | None = None
+        self._is_shared = is_shared
 
     def __enter__(self) -> Connection:
         if self.connection is None:
@@ -81,7 +86,8 @@ class _Reading:
         return self.connection
 
     def __exit__(self, error: type[BaseException] | None, *_more: object) -> None:
-        self.end(error)
+        if not self._is_shared:
+            self.end(error)
 
     def end(self, error: object = None) -> None:
         """Release the connection; after an error close it, since it may not be usable."""
@@ -92,13 +98,6 @@ class _Reading:
         else:
             self._connections.discard(self.connection)
         self.connection = None
-
-
-class _SharedReading(_Reading):
-    """The same for all blocks of a request."""
-
-    def __exit__(self, *_error: object) -> None:
-        """The connection is kept for the next block."""
 
 
 def reading() -> AbstractContextManager[Connection]:
@@ -112,7 +111,7 @@ def reading() -> AbstractContextManager[Connection]:
 
 def share_reading() -> None:
     """Let the reads of this request share a connection, which the first one acquires."""
-    g.reading = _SharedReading()
+    g.reading = _Reading(is_shared=True)
 
 
 def end_shared_reading(error: BaseException | None = None) -> None:
@@ -120,7 +119,7 @@ def end_shared_reading(error: BaseException | None = None) -> None:
 
     Each later read of this request acquires a connection of its own.
     """
-    shared: _SharedReading | None = g.pop("reading", None)
+    shared: _Reading | None = g.pop("reading", None)
     if shared is not None:
         shared.end(error)
 

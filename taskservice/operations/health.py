@@ -307,40 +307,36 @@ def _count_rows() -> list[Metric]:
         sizes = _sizes(file) if file else {"database": connection.execute(_SIZE).scalar_one()}
     complete = counts.tasks - counts.running - counts.error
     delivered = counts.deliveries - counts.pending - counts.failed - counts.cancelled
+    tasks = {"running": counts.running, "complete": complete, "error": counts.error}
+    deliveries = {
+        "pending": counts.pending,
+        "delivered": delivered,
+        "failed": counts.failed,
+        "cancelled": counts.cancelled,
+    }
+    age = seconds_between(oldest.next_attempt_at, oldest.now) if oldest else 0.0
     return [
-        _gauge(
-            "tasks",
-            "Tasks by status.",
-            Sample({"status": "running"}, counts.running),
-            Sample({"status": "complete"}, complete),
-            Sample({"status": "error"}, counts.error),
-        ),
-        _gauge(
-            "deliveries",
-            "Deliveries by state.",
-            Sample({"state": "pending"}, counts.pending),
-            Sample({"state": "delivered"}, delivered),
-            Sample({"state": "failed"}, counts.failed),
-            Sample({"state": "cancelled"}, counts.cancelled),
-        ),
+        _gauge("tasks", "Tasks by status.", *_samples("status", tasks)),
+        _gauge("deliveries", "Deliveries by state.", *_samples("state", deliveries)),
         _gauge(
             "oldest_due_delivery_age_seconds",
             "Age of the oldest due delivery in seconds; 0 when none is due.",
-            Sample(
-                {},
-                seconds_between(oldest.next_attempt_at, oldest.now) if oldest else 0.0,
-            ),
+            Sample({}, age),
         ),
         _gauge(
             "database_size_bytes",
             "Size of the database, and of SQLite's write-ahead log.",
-            *[Sample({"part": part}, size) for part, size in sizes.items()],
+            *_samples("part", sizes),
         ),
     ]
 
 
 def _gauge(name: str, help: str, *samples: Sample) -> Metric:
     return Metric(f"taskservice_{name}", "gauge", help, samples)
+
+
+def _samples(label: str, values: dict[str, Any]) -> list[Sample]:
+    return [Sample({label: name}, value) for name, value in values.items()]
 
 
 def _sizes(file: Path) -> dict[str, Any]:
