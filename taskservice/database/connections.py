@@ -214,13 +214,13 @@ def _failure(connection: Connection, sql: str, error: Any) -> BaseException:
         connection_invalidated=is_lost,
         dialect=dialect,
     )
-    forget_rows(error, failure)
+    redact_details(error, failure)
     if is_lost:
         connection.invalidate(error)
     return failure
 
 
-def forget_rows(error: BaseException, failure: BaseException) -> None:
+def redact_details(error: BaseException, failure: BaseException) -> None:
     """Keep only the first message of a PostgreSQL error: its details quote whole rows."""
     diagnosis = getattr(error, "diag", None)
     if diagnosis is not None and diagnosis.message_primary:

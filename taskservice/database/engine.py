@@ -225,7 +225,7 @@ def _prepare_postgresql(engine: Engine) -> None:
     # Inserted first, since SQLAlchemy runs queries of its own when it connects.
     event.listen(engine, "connect", prepare, insert=True)
     event.listen(engine, "checkout", _check_open)
-    event.listen(engine, "handle_error", _forget_rows)
+    event.listen(engine, "handle_error", _redact_details)
 
 
 def _check_open(connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
@@ -268,9 +268,9 @@ def _share_losses(database: Database) -> None:
         event.listen(connections.engine, "handle_error", forget_all)
 
 
-def _forget_rows(context: ExceptionContext) -> None:
+def _redact_details(context: ExceptionContext) -> None:
     if context.sqlalchemy_exception is not None:
-        statements.forget_rows(context.original_exception, context.sqlalchemy_exception)
+        statements.redact_details(context.original_exception, context.sqlalchemy_exception)
 
 
 def _begin_postgresql(connection: Connection) -> None:

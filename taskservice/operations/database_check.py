@@ -119,8 +119,11 @@ def schema_differences(connection: Connection) -> list[str]:
     """What the models have and the database lacks; anything else in it is harmless."""
     opts = {"compare_type": True, "include_name": include_name}
     context = MigrationContext.configure(connection, opts=opts)
-    found = [_described(difference) for difference in _flat(compare_metadata(context, db.metadata))]
-    return [text for text in found if text] + _missing_constraints(connection)
+    found = []
+    for difference in compare_metadata(context, db.metadata):
+        # Those of a column are in a list of their own.
+        found += difference if isinstance(difference, list) else [difference]
+    return [*filter(None, map(_described, found)), *_missing_constraints(connection)]
 
 
 def _run_checks(
@@ -202,15 +205,6 @@ def _deliveries(connection: Connection) -> Verdict:
         return OK, text
     state = ERROR if seconds >= TOO_LATE_SECONDS else WARNING
     return state, f"{text}; is `taskservice serve` or `taskservice worker` running?"
-
-
-def _flat(differences: Any) -> Iterator[tuple[Any, ...]]:
-    """Alembic's differences, with the nested ones of a column flattened."""
-    for difference in differences:
-        if isinstance(difference, list):
-            yield from _flat(difference)
-        else:
-            yield difference
 
 
 def _described(difference: tuple[Any, ...]) -> str:
