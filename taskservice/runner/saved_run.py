@@ -214,8 +214,9 @@ def remove_incomplete(runs: Path) -> None:
     """Remove the folders of processes that were killed while making or removing a run."""
     for folder in runs.glob("*"):
         is_old = time.time() - _modified_at(folder) > _MIN_AGE
-        if is_old and (folder.name.startswith(".") or not os.path.lexists(folder / _FILE)):
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # one that can't be read stays
+            if is_old and (folder.name.startswith(".") or _FILE not in os.listdir(folder)):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _modified_at(folder: Path) -> float:
