@@ -113,6 +113,14 @@ class LineTimes:
                 return []
         return list(_TIME.iter_unpack(data[: len(data) // _TIME.size * _TIME.size]))
 
+    def sync(self) -> None:
+        if self._path is not None and self.size:
+            file = open_file(self._path, os.O_RDONLY)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
+
     def remove(self) -> None:
         if self._path is not None:
             with contextlib.suppress(OSError):
@@ -205,6 +213,7 @@ class Segment:
     def sync(self) -> None:
         with contextlib.suppress(OSError):  # the lines are written, only not synced
             os.fsync(self._file)
+            self.times.sync()
 
     def close(self) -> None:
         if self._file >= 0:
