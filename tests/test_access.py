@@ -14,7 +14,7 @@ from flask import Flask
 from taskservice import auth
 from taskservice.config import Config
 from taskservice.database import clock
-from taskservice.services import keys as key_service
+from taskservice.services import users as user_service
 from tests.support.api_client import ApiClient, expect, problem, problem_text
 from tests.support.internals import FITTING_BODIES, PREFIX, filled, reads, rows, rules
 from tests.support.marks import one_database
@@ -227,8 +227,8 @@ def test_another_scheme_is_ignored_beside_the_header_apikey(alice: ApiClient) ->
 
 def test_expired_key_is_401_and_one_that_expires_later_is_not(alice: ApiClient, app: Flask) -> None:
     with app.app_context():
-        expired = key_service.add("alice", "old", None, clock.now(-1)).text
-        valid = key_service.add("alice", "new", None, clock.now(3600)).text
+        expired = user_service.add_key("alice", "old", None, clock.now(-1)).text
+        valid = user_service.add_key("alice", "new", None, clock.now(3600)).text
     first = answer_without_key(app, path=f"{PREFIX}/user")
     response = ApiClient(app, "alice", expired).get("/user")
     problem(response, 401)
@@ -238,11 +238,11 @@ def test_expired_key_is_401_and_one_that_expires_later_is_not(alice: ApiClient, 
 
 def test_revocation_counts_from_the_next_request(alice: ApiClient, app: Flask) -> None:
     with app.app_context():
-        key = key_service.add("alice", "machine", None, None)
+        key = user_service.add_key("alice", "machine", None, None)
     machine = ApiClient(app, "alice", key.text)
     expect(machine.get("/user"), 200)
     with app.app_context():
-        key_service.revoke_any(key.id)
+        user_service.revoke_any_key(key.id)
     first = answer_without_key(app, path=f"{PREFIX}/user")
     for _ in range(2):
         response = machine.get("/user")

@@ -19,7 +19,7 @@ from taskservice import auth
 from taskservice.database import clock
 from taskservice.database.models import ApiKey, CallbackSecret
 from taskservice.database.transactions import reading, transaction
-from taskservice.services import keys as key_service
+from taskservice.services import users as user_service
 from tests.support.api_client import ApiClient, expect, problem, problem_text
 from tests.support.concurrency import at_once
 from tests.support.internals import moment, set_for_database
@@ -315,7 +315,7 @@ def test_expired_key_does_not_stand_in_for_the_last_one(alice: ApiClient, app: F
 
 def test_server_can_revoke_the_last_user_key(alice: ApiClient, app: Flask) -> None:
     with app.app_context():
-        key_service.revoke_any(own_key(alice)["id"])
+        user_service.revoke_any_key(own_key(alice)["id"])
     problem(alice.get("/user"), 401)
 
 
@@ -358,7 +358,7 @@ def test_key_that_is_revoked_during_its_request_leaves_no_new_key(
 ) -> None:
     def revoke_all() -> None:
         with app.app_context():
-            key_service.revoke_all(alice.name)
+            user_service.revoke_keys(alice.name)
 
     body = b'{"name": "survivor"}'
     response = alice.post(
@@ -367,7 +367,7 @@ def test_key_that_is_revoked_during_its_request_leaves_no_new_key(
     )  # fmt: skip
     problem(response, 401)
     with app.app_context():
-        assert [key.name for key in key_service.list_all() if key.user_name == alice.name] == [
+        assert [key.name for key in user_service.list_keys() if key.user_name == alice.name] == [
             "first"
         ]
 

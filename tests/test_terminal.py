@@ -15,7 +15,7 @@ import requests
 from taskservice.app import create_app
 from taskservice.config import Config
 from taskservice.database.engine import dispose
-from taskservice.services import keys as key_service
+from taskservice.services import users as user_service
 from tests.support.agent_machine import AgentMachine, machine_of, objects
 from tests.support.api_client import RemoteClient
 from tests.support.documents import ROOT
@@ -39,7 +39,7 @@ def nasty(shared_service: Service) -> RemoteClient:
     person = shared_service.add_user(NASTY)
     app = create_app(Config.from_environment(shared_service.environment))
     with app.app_context():
-        key_service.add(NASTY, NASTY, None, None)
+        user_service.add_key(NASTY, NASTY, None, None)
     dispose(app)
     return person
 

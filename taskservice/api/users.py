@@ -14,7 +14,6 @@ from taskservice.schemas.users import (
     user_schema,
     who_am_i_schema,
 )
-from taskservice.services import keys as key_service
 from taskservice.services import users
 from taskservice.terms import LAST_USER_KEY, TOO_MANY_REQUESTS
 from taskservice.web import responses
@@ -34,7 +33,7 @@ def get() -> Response:
     The user that the key belongs to, and the key without its text.
     """
     user = user_schema.dump(users.get(caller.user_id))
-    return responses.json(user | {"key": key_schema.dump(key_service.get(caller, caller.key_id))})
+    return responses.json(user | {"key": key_schema.dump(users.get_key(caller, caller.key_id))})
 
 
 @keys.get("/key")
@@ -45,7 +44,7 @@ def list_all() -> Response:
     All keys of the user, including those that are revoked or expired, streamed: a failure midway
     breaks the connection.
     """
-    pages = key_service.list_of_user(caller)
+    pages = users.keys_of_user(caller)
     return responses.array(key_schema.dump(page, many=True) for page in pages)
 
 
@@ -57,7 +56,7 @@ def create(body: dict[str, Any]) -> Response:
     With `agentId` it is an agent key, otherwise a user key. Only this answer contains the key
     itself.
     """
-    return responses.dump(key_with_secret_schema, key_service.create(caller, body), 201)
+    return responses.dump(key_with_secret_schema, users.create_key(caller, body), 201)
 
 
 @keys.delete("/key/<key_id>")
@@ -73,7 +72,7 @@ def revoke(key_id: str) -> Response:
 
     The next request with it is refused. The last user key can only be revoked on the server.
     """
-    return responses.dump(key_schema, key_service.revoke(caller, key_id))
+    return responses.dump(key_schema, users.revoke_key(caller, key_id))
 
 
 @keys.get("/callback-secret")

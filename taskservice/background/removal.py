@@ -47,7 +47,7 @@ from taskservice.database.types import (
     db,
     moment_from_now,
 )
-from taskservice.services.keys import LOCK_USER, get_user_id, revoke_keys_of
+from taskservice.services import users
 from taskservice.services.tasks import detach_logs, remove
 from taskservice.terms import PENDING
 
@@ -524,7 +524,7 @@ def remove_user(name: str) -> int:
     Interrupted and repeated, it continues. Raises 404.
     """
     with reading() as connection:
-        user_id = get_user_id(connection, name)
+        user_id = users.get_id(connection, name)
     count = 0
 
     def remove_tasks(connection: Connection, tasks: Sequence[AnyRow]) -> bool:
@@ -561,13 +561,13 @@ def _remove_last(connection: Connection, user_id: str, remove_tasks: RemoveRows)
     # From here on no task, agent or key is added. The order is that of the foreign keys of
     # tasks, which lock both when a task is started.
     connection.execute(_LOCK_AGENTS, values)
-    connection.execute(LOCK_USER, values)
+    users.lock(connection, user_id)
     tasks = connection.execute(_LAST, values).all()
     # To wait for a task with the user locked could be a deadlock.
     locked = connection.execute(_LOCK_LAST, values).all()
     if len(tasks) > LAST_TASKS:
         # They are started faster than they are removed.
-        revoke_keys_of(connection, user_id)
+        users.revoke_keys_of(connection, user_id)
         return False
     if len(locked) < len(tasks) or (tasks and not remove_tasks(connection, tasks)):
         return False

@@ -17,8 +17,8 @@ from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import database_now
 from taskservice.database.watcher import Watcher
 from taskservice.operations import health
-from taskservice.services import keys as key_service
 from taskservice.services import questions as question_service
+from taskservice.services import users as user_service
 from taskservice.services.deliveries import is_pending, is_too_far
 
 # Makes deliveries due now that are too far in the future because the clock was set back.
@@ -64,7 +64,7 @@ def record_key_uses() -> None:
     """Store when each key was last used in this process, to the minute."""
     uses = auth.take_last_uses()
     try:
-        key_service.record_uses(uses)
+        user_service.record_uses(uses)
     except Exception:
         auth.return_last_uses(uses)
         raise

@@ -11,7 +11,6 @@ from taskservice.cli.options import Duration, Text, examples, json_lines
 from taskservice.cli.service_app import service_app
 from taskservice.database import clock
 from taskservice.schemas.users import key_schema, user_schema
-from taskservice.services import keys as key_service
 from taskservice.services import users as user_service
 from taskservice.terminal import (
     exit_with_error,
@@ -94,7 +93,7 @@ def add_key(user: str, name: str, agent: str | None, expires: int | None) -> Non
     """Add a key to USER and print it; it can't be shown again."""
     expires_at = None if expires is None else clock.now(expires)
     with service_app():
-        _print_key(lambda: key_service.add(user, name, agent, expires_at), user)
+        _print_key(lambda: user_service.add_key(user, name, agent, expires_at), user)
 
 
 @key_command.command("list", epilog=examples("taskservice key list"))
@@ -102,7 +101,7 @@ def add_key(user: str, name: str, agent: str | None, expires: int | None) -> Non
 def list_keys(as_json: bool) -> None:
     """List the keys of all users, without their secrets."""
     with service_app():
-        rows = [key_schema.dump(row) | {"user": row.user_name} for row in key_service.list_all()]
+        rows = [key_schema.dump(row) | {"user": row.user_name} for row in user_service.list_keys()]
         columns = ["user", "name", "hint", "agentId", "id", "createdAt", "expiresAt"]
         print_rows(rows, [*columns, "lastUsedAt", "revokedAt"], as_json)
 
@@ -122,9 +121,9 @@ def revoke(key_id: str | None, user: str | None) -> None:
         raise click.UsageError("Give KEY_ID or --user.")
     with service_app():
         if key_id is not None:
-            key_service.revoke_any(key_id)
+            user_service.revoke_any_key(key_id)
         elif user is not None:
-            count = key_service.revoke_all(user)
+            count = user_service.revoke_keys(user)
             print_line(f"{count} key{'' if count == 1 else 's'} revoked")
 
 

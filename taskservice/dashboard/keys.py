@@ -13,7 +13,6 @@ from taskservice.database.types import AnyRow
 from taskservice.errors import invalid
 from taskservice.schemas.requests import CreateKeySchema
 from taskservice.services import agents, users
-from taskservice.services import keys as key_service
 from taskservice.terms import CLIENTS, KEY_VARIABLE
 from taskservice.web.request import require_id
 
@@ -43,7 +42,7 @@ def create() -> AnyResponse:
     """No redirect: only this response shows the key."""
     new = None
     if sessions.is_first_submission():
-        new = key_service.create(caller, create_schema.load(_fields()), sessions.submission_id())
+        new = users.create_key(caller, create_schema.load(_fields()), sessions.submission_id())
     if new is None:
         flash("This form was already sent.")
         return redirect_to("keys.list_all")
@@ -53,12 +52,12 @@ def create() -> AnyResponse:
 
 @blueprint.get("/keys/<key_id>/revoke")
 def ask_to_revoke(key_id: str) -> Response:
-    return page("revoke.html", key=key_service.get(caller, require_id("key", key_id)))
+    return page("revoke.html", key=users.get_key(caller, require_id("key", key_id)))
 
 
 @blueprint.post("/keys/<key_id>/revoke")
 def revoke(key_id: str) -> AnyResponse:
-    key = key_service.revoke(caller, require_id("key", key_id))
+    key = users.revoke_key(caller, require_id("key", key_id))
     flash(f"Revoked the key “{key.name}”.")
     return redirect_to("keys.list_all")
 
@@ -76,12 +75,12 @@ def rotate() -> AnyResponse:
 
 
 def _page(status: int = 200, new: Any = None) -> Response:
-    valid = key_service.newest(caller, MAX_KEYS, are_valid=True)
+    valid = users.newest_keys(caller, MAX_KEYS, are_valid=True)
     return page(
         "keys.html",
         status,
         valid=sorted(valid, key=_is_of_this_session, reverse=True),
-        invalid=key_service.newest(caller, MAX_KEYS, are_valid=False),
+        invalid=users.newest_keys(caller, MAX_KEYS, are_valid=False),
         max_keys=MAX_KEYS,
         agent_ids=agents.choices(caller),
         secret=users.current_callback_secret(caller.user_id),

@@ -1,43 +1,282 @@
-"""Users: added, with a first key and a callback secret."""
+"""Users with their API keys and callback secrets: added, listed, revoked and rotated."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    bindparam,
+    func,
+    insert,
+    not_,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
-from taskservice.auth import Caller
+from taskservice import auth
+from taskservice.auth import KEY_IS_VALID, Caller, visible_keys
 from taskservice.database import clock
-from taskservice.database.models import CallbackSecret, User
-from taskservice.database.transactions import reading, transaction
-from taskservice.database.types import AnyRow, Identifier, Timestamp
-from taskservice.errors import Problem
-from taskservice.schemas.columns import USER_COLUMNS
-from taskservice.services.keys import check_name, insert_key, lock_user_of
+from taskservice.database.clock import EARLIEST, LOWEST_ID
+from taskservice.database.models import Agent, ApiKey, CallbackSecret, User
+from taskservice.database.transactions import reading, retry_on_conflict, transaction
+from taskservice.database.types import AnyRow, in_pages
+from taskservice.errors import Problem, invalid, invalid_key, no_such_user, not_found
+from taskservice.schemas.columns import KEY_COLUMNS, USER_COLUMNS
+from taskservice.terms import LAST_USER_KEY, MAX_NAME
 from taskservice.webhooks import signing
 
-# Callback secrets: created, and rotated with a day of overlap.
+# Users.
+
+FIRST_KEY_NAME = "first"
+
+
+def add(name: str) -> Any:
+    """Add a user with a callback secret and a first user key.
+
+    Returns that key with its `text`, which is not stored. Raises 409 and 422.
+    """
+    _check_name(name)
+    user = {"id": clock.new_id(), "name": name, "created_at": clock.now()}
+    try:
+        with transaction() as connection:
+            connection.execute(insert(User), user)
+            insert_secret(connection, user["id"], user["created_at"])
+            return _insert_key(connection, user["id"], FIRST_KEY_NAME)
+    except IntegrityError:
+        raise Problem(409, f"A user {name} already exists") from None
+
+
+def get(user_id: str) -> AnyRow:
+    with reading() as connection:
+        return connection.execute(select(*USER_COLUMNS).where(User.id == user_id)).one()
+
+
+def list_all() -> Sequence[AnyRow]:
+    with reading() as connection:
+        return connection.execute(select(*USER_COLUMNS).order_by(User.name)).all()
+
+
+def get_id(connection: Connection, name: str) -> str:
+    """The id of the user with this name. Raises 404."""
+    user_id = connection.scalar(select(User.id).where(User.name == name))
+    if user_id is None:
+        raise no_such_user(name)
+    return user_id
+
+
+def lock(connection: Connection, user_id: str) -> None:
+    """Let no other transaction change the user's keys and secrets until this one ends."""
+    connection.execute(select(User.id).where(User.id == user_id).with_for_update())
+
+
+def _lock_user_of(connection: Connection, caller: Caller) -> None:
+    """The same for the caller's user.
+
+    Raises 401 if the caller's key was revoked since its request was authenticated: what it creates
+    now would outlive the revocation.
+    """
+    lock(connection, caller.user_id)
+    is_valid = select(ApiKey.id).where(ApiKey.id == caller.key_id, *KEY_IS_VALID)
+    if connection.scalar(is_valid, {"now": clock.now()}) is None:
+        raise invalid_key()
+
+
+def _check_name(name: str) -> None:
+    if not 1 <= len(name) <= MAX_NAME or "\0" in name:
+        raise invalid({"name": [f"Must have 1 to {MAX_NAME} characters."]})
+
+
+# API keys.
+
+# How many keys of a list one read takes.
+KEYS_PER_READ = 1_000
+
+
+def add_key(user_name: str, name: str, agent_id: str | None, expires_at: str | None) -> Any:
+    """Create a key for any user; with `agent_id` it is an agent key.
+
+    Returns the key with its `text`, which is not stored. Raises 404 and 422.
+    """
+    _check_name(name)
+    with transaction() as connection:
+        return _insert_key(connection, get_id(connection, user_name), name, agent_id, expires_at)
+
+
+@retry_on_conflict
+def create_key(caller: Caller, fields: dict[str, Any], key_id: str | None = None) -> Any:
+    """Create a key for the caller's user from what CreateKeySchema loaded.
+
+    Returns the key with its `text`, which is not stored; None if there is a key with the id
+    `key_id`. Raises 401 and 422.
+    """
+    expires_at = fields.get("expiresAt")
+    if expires_at is not None and expires_at <= clock.now():
+        raise invalid({"expiresAt": ["Must be in the future."]})
+    with transaction() as connection:
+        _lock_user_of(connection, caller)
+        if key_id and connection.scalar(select(ApiKey.id).where(ApiKey.id == key_id)):
+            return None
+        return _insert_key(
+            connection, caller.user_id, fields["name"], fields.get("agentId"), expires_at, key_id
+        )
+
+
+def revoke_key(caller: Caller, key_id: str) -> AnyRow:
+    """Revoke a key of the caller's user. Raises 401, 404, and 409 for the last user key."""
+    with transaction() as connection:
+        # The lock keeps two requests from revoking the last two user keys.
+        _lock_user_of(connection, caller)
+        key = _key(connection, key_id, caller)
+        if key.agent_id is None and not _has_other_user_key(connection, caller, key_id):
+            raise Problem(
+                409, "The last user key can only be revoked on the server", code=LAST_USER_KEY
+            )
+        _revoke(connection, ApiKey.id == key_id)
+        return _key(connection, key_id)
+
+
+def revoke_any_key(key_id: str) -> AnyRow:
+    """Revoke a key of any user; revoking it again changes nothing. Raises 404."""
+    with transaction() as connection:
+        _revoke(connection, ApiKey.id == key_id)
+        return _key(connection, key_id)
+
+
+def revoke_keys(user_name: str) -> int:
+    """Revoke all keys of a user; returns how many were not revoked before. Raises 404."""
+    with transaction() as connection:
+        return revoke_keys_of(connection, get_id(connection, user_name))
+
+
+def revoke_keys_of(connection: Connection, user_id: str) -> int:
+    """Revoke all keys of a user; returns how many were not revoked before."""
+    # The lock waits for keys that are being added.
+    lock(connection, user_id)
+    return _revoke(connection, ApiKey.user_id == user_id)
+
+
+def _revoke(connection: Connection, which: ColumnElement[bool]) -> int:
+    valid = update(ApiKey).where(which, ApiKey.revoked_at.is_(None))
+    return connection.execute(valid.values(revoked_at=clock.now())).rowcount
+
+
+def record_uses(uses: dict[str, str]) -> None:
+    """Store when keys were last used: key id -> moment."""
+    # Another process may have stored a later use.
+    is_later = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < bindparam("at"))
+    use = update(ApiKey).where(ApiKey.id == bindparam("of_key_id"), is_later)
+    if uses:
+        with transaction() as connection:
+            connection.execute(
+                use.values(last_used_at=bindparam("at")),
+                [{"of_key_id": key, "at": moment} for key, moment in uses.items()],
+            )
+
+
+def get_key(caller: Caller, key_id: str) -> AnyRow:
+    """A key of the caller's user. Raises 404."""
+    with reading() as connection:
+        return _key(connection, key_id, caller)
+
+
+def list_keys() -> Sequence[AnyRow]:
+    """All keys of all users, each with its `user_name`."""
+    keys = select(*KEY_COLUMNS, User.name.label("user_name")).join(User, User.id == ApiKey.user_id)
+    with reading() as connection:
+        return connection.execute(keys.order_by(User.name, ApiKey.created_at, ApiKey.id)).all()
+
+
+def keys_of_user(caller: Caller) -> Iterator[Sequence[AnyRow]]:
+    """All keys of the caller's user, also those that are revoked or expired, some at a time."""
+    order = (ApiKey.created_at, ApiKey.id)
+    keys = select(*KEY_COLUMNS).where(visible_keys).order_by(*order)
+
+    def read(last: AnyRow | None, count: int) -> Sequence[AnyRow]:
+        after = (last.created_at, last.id) if last else (EARLIEST, LOWEST_ID)
+        with reading() as connection:
+            page = keys.where(tuple_(*order) > after).limit(count)
+            return connection.execute(page, caller.scope).all()
+
+    return in_pages(read, KEYS_PER_READ)
+
+
+def newest_keys(caller: Caller, count: int, *, are_valid: bool) -> Sequence[AnyRow]:
+    """The newest keys of the caller's user among those that are valid, or among all others."""
+    is_valid = and_(*KEY_IS_VALID)
+    keys = (
+        select(*KEY_COLUMNS)
+        .where(visible_keys, is_valid if are_valid else not_(is_valid))
+        .order_by(ApiKey.created_at.desc(), ApiKey.id.desc())
+        .limit(count)
+    )
+    with reading() as connection:
+        return connection.execute(keys, {"now": clock.now(), **caller.scope}).all()
+
+
+def _key(connection: Connection, key_id: str, caller: Caller | None = None) -> AnyRow:
+    """A key of any user, or of the caller's. Raises 404."""
+    key = select(*KEY_COLUMNS).where(ApiKey.id == key_id)
+    if caller is not None:
+        key = key.where(ApiKey.user_id == caller.user_id)
+    found = connection.execute(key).one_or_none()
+    if found is None:
+        raise not_found("key")
+    return found
+
+
+def _has_other_user_key(connection: Connection, caller: Caller, key_id: str) -> bool:
+    """Whether another key of the user can still do what a user key can."""
+    others = select(func.count()).where(
+        ApiKey.user_id == caller.user_id,
+        ApiKey.id != key_id,
+        ApiKey.agent_id.is_(None),
+        *KEY_IS_VALID,
+    )
+    return bool(connection.scalar(others, {"now": clock.now()}))
+
+
+def _insert_key(
+    connection: Connection,
+    user_id: str,
+    name: str,
+    agent_id: str | None = None,
+    expires_at: str | None = None,
+    key_id: str | None = None,
+) -> Any:
+    """Insert a key; returns it with its `text`. Raises 422 for an unknown agent."""
+    agent = select(Agent.id).where(Agent.user_id == user_id, Agent.id == agent_id)
+    if agent_id is not None and connection.scalar(agent) is None:
+        raise invalid({"agentId": ["No such agent; register it first."]})
+    text = auth.new(for_agent=agent_id is not None)
+    key = {
+        "id": key_id or clock.new_id(),
+        "user_id": user_id,
+        "agent_id": agent_id,
+        "name": name,
+        "digest": auth.digest(text),
+        "hint": auth.hint(text),
+        "created_at": clock.now(),
+        "expires_at": expires_at,
+        "last_used_at": None,
+        "revoked_at": None,
+    }
+    connection.execute(insert(ApiKey), key)
+    return SimpleNamespace(**key, text=text)
+
+
+# Callback secrets, which are rotated with a day of overlap.
 
 # A replaced secret also signs for a day, so that receivers can change to the new one.
 OVERLAP_SECONDS = 86_400.0
 # Each secret that signs adds 48 bytes to a header, of which receivers accept a few KiB.
 MAX_SIGNING = 10
-
-_REPLACE_SECRET = update(CallbackSecret).where(
-    CallbackSecret.user_id == bindparam("of_user_id", type_=Identifier),
-    CallbackSecret.replaced_at.is_(None),
-)
-
-_REPLACED = (
-    select(CallbackSecret.replaced_at)
-    .where(
-        CallbackSecret.user_id == bindparam("user_id", type_=Identifier),
-        CallbackSecret.replaced_at > bindparam("since", type_=Timestamp()),
-    )
-    .order_by(CallbackSecret.replaced_at)
-)
 
 
 def rotate(caller: Caller) -> Any:
@@ -45,25 +284,27 @@ def rotate(caller: Caller) -> Any:
 
     Raises 401, and 429 when MAX_SIGNING secrets sign already.
     """
+    own = CallbackSecret.user_id == caller.user_id
     with transaction() as connection:
-        lock_user_of(connection, caller)
-        _check_count(connection, caller.user_id)
+        _lock_user_of(connection, caller)
+        since = clock.now(-OVERLAP_SECONDS)
+        moment = CallbackSecret.replaced_at
+        replaced = connection.scalars(
+            select(moment).where(own, moment > since).order_by(moment)
+        ).all()
+        if len(replaced) >= MAX_SIGNING - 1:
+            wait = math.ceil(clock.seconds_between(since, str(replaced[0])))
+            raise Problem(
+                429,
+                f"{len(replaced)} replaced secrets still sign for what is left of their 24 hours; "
+                f"the next rotation is possible in {wait} s",
+                headers={"Retry-After": str(wait)},
+            )
         now = clock.now()
-        connection.execute(_REPLACE_SECRET.values(replaced_at=now), {"of_user_id": caller.user_id})
-        return insert_secret(connection, caller.user_id, now)
-
-
-def _check_count(connection: Connection, user_id: str) -> None:
-    since = clock.now(-OVERLAP_SECONDS)
-    replaced = connection.scalars(_REPLACED, {"user_id": user_id, "since": since}).all()
-    if len(replaced) >= MAX_SIGNING - 1:
-        wait = math.ceil(clock.seconds_between(since, str(replaced[0])))
-        raise Problem(
-            429,
-            f"{len(replaced)} replaced secrets still sign for what is left of their 24 hours; "
-            f"the next rotation is possible in {wait} s",
-            headers={"Retry-After": str(wait)},
+        connection.execute(
+            update(CallbackSecret).where(own, moment.is_(None)).values(replaced_at=now)
         )
+        return insert_secret(connection, caller.user_id, now)
 
 
 def insert_secret(connection: Connection, user_id: str, now: str) -> Any:
@@ -77,64 +318,17 @@ def insert_secret(connection: Connection, user_id: str, now: str) -> Any:
     return SimpleNamespace(**secret)
 
 
-# Users: added, with a first key and a callback secret.
-
-FIRST_KEY_NAME = "first"
-
-
-def add(name: str) -> Any:
-    """Add a user with a callback secret and a first user key.
-
-    Returns that key with its `text`, which is not stored. Raises 409 and 422.
-    """
-    check_name(name)
-    now = clock.now()
-    user = {"id": clock.new_id(), "name": name, "created_at": now}
-    try:
-        with transaction() as connection:
-            connection.execute(insert(User), user)
-            insert_secret(connection, user["id"], now)
-            return insert_key(connection, user["id"], FIRST_KEY_NAME, None, None)
-    except IntegrityError:
-        raise Problem(409, f"A user {name} already exists") from None
-
-
-# Reads of users and of their callback secrets.
-
-_USER = select(*USER_COLUMNS).where(User.id == bindparam("user_id"))
-_USERS = select(*USER_COLUMNS).order_by(User.name)
-_CURRENT_SECRET = select(CallbackSecret.secret, CallbackSecret.created_at).where(
-    CallbackSecret.user_id == bindparam("user_id"), CallbackSecret.replaced_at.is_(None)
-)
-_SECRETS = (
-    select(CallbackSecret.secret)
-    .where(
-        CallbackSecret.user_id == bindparam("user_id"),
-        or_(
-            CallbackSecret.replaced_at.is_(None),
-            CallbackSecret.replaced_at > bindparam("since", type_=Timestamp()),
-        ),
-    )
-    .order_by(CallbackSecret.id.desc())
-)
-
-
-def get(user_id: str) -> AnyRow:
-    with reading() as connection:
-        return connection.execute(_USER, {"user_id": user_id}).one()
-
-
-def list_all() -> Sequence[AnyRow]:
-    with reading() as connection:
-        return connection.execute(_USERS).all()
-
-
 def current_callback_secret(user_id: str) -> AnyRow:
+    current = select(CallbackSecret.secret, CallbackSecret.created_at).where(
+        CallbackSecret.user_id == user_id, CallbackSecret.replaced_at.is_(None)
+    )
     with reading() as connection:
-        return connection.execute(_CURRENT_SECRET, {"user_id": user_id}).one()
+        return connection.execute(current).one()
 
 
 def callback_secrets(user_id: str, since: str) -> Sequence[str]:
     """The secrets that sign now, newest first: the current one and those replaced after `since`."""
+    signs = or_(CallbackSecret.replaced_at.is_(None), CallbackSecret.replaced_at > since)
+    secrets = select(CallbackSecret.secret).where(CallbackSecret.user_id == user_id, signs)
     with reading() as connection:
-        return connection.execute(_SECRETS, {"user_id": user_id, "since": since}).scalars().all()
+        return connection.scalars(secrets.order_by(CallbackSecret.id.desc())).all()

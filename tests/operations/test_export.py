@@ -19,8 +19,8 @@ from taskservice.database.address import parse
 from taskservice.database.engine import dispose
 from taskservice.database.models import Log, LogChunk, Task
 from taskservice.database.transactions import transaction
-from taskservice.services import keys as key_service
 from taskservice.services import transfer
+from taskservice.services import users as user_service
 from tests.support.all_tables import ODD_TEXTS, fill
 from tests.support.api_client import ApiClient, add_user, expect
 from tests.support.apps import Apps
@@ -71,7 +71,7 @@ class Place:
     def person(self, name: str) -> ApiClient:
         """A user of an import, with a new key."""
         with self.app.app_context():
-            return ApiClient(self.app, name, key_service.add(name, "new", None, None).text)
+            return ApiClient(self.app, name, user_service.add_key(name, "new", None, None).text)
 
 
 @pytest.fixture

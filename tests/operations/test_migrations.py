@@ -20,7 +20,7 @@ from taskservice.database.name_index import include_name
 from taskservice.database.types import db
 from taskservice.schemas import strict_json
 from taskservice.schemas.json_schema import DEFAULT
-from taskservice.services import keys as key_service
+from taskservice.services import users as user_service
 from tests.support.api_client import ApiClient, add_user, expect, problem
 from tests.support.databases import Databases
 
@@ -185,7 +185,7 @@ def test_tasks_from_before_labels_and_times_are_read_and_changed(
         ).completed()
     )
     with app.app_context():
-        alice = ApiClient(app, "alice", key_service.add("alice", "key", None, None).text)
+        alice = ApiClient(app, "alice", user_service.add_key("alice", "key", None, None).text)
     (task,) = expect(alice.get("/task"), 200)
     assert task["logs"] == ["one", "two"]
     new = ("labels", "progress", "note", "endedBy", "parentId", "rerunOf")
@@ -249,7 +249,7 @@ def test_tasks_and_questions_from_before_the_names_of_keys_have_null(
         ).completed()
     )
     with app.app_context():
-        alice = ApiClient(app, "alice", key_service.add("alice", "key", None, None).text)
+        alice = ApiClient(app, "alice", user_service.add_key("alice", "key", None, None).text)
     (task,) = expect(alice.get("/task"), 200)
     asked = stored | {"answeredBy": None}
     assert (task["startedBy"], task["questions"]) == (None, [asked, asked])

@@ -8,7 +8,6 @@ import requests
 from flask import Flask
 from werkzeug.test import TestResponse
 
-from taskservice.services import keys as key_service
 from taskservice.services import users as user_service
 from taskservice.terms import CODES
 from tests.support import conformance
@@ -84,7 +83,7 @@ class ApiClient:
         """The same user with a key that is narrowed to one agent."""
         self.register(agent_id)
         with self.app.app_context():
-            key = key_service.add(self.name, "agent", agent_id, None)
+            key = user_service.add_key(self.name, "agent", agent_id, None)
         return ApiClient(self.app, self.name, key.text)
 
 
