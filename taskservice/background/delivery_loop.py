@@ -10,7 +10,6 @@ from flask import Flask
 
 from taskservice import resources
 from taskservice.database.watcher import Watcher
-from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.deliveries import Leased, ReceiverSlots
 from taskservice.threads import start_thread
@@ -128,7 +127,7 @@ class DeliveryLoop(threading.Thread):
     def _send(self, attempt: _RunningAttempt) -> None:
         try:
             with self._app.app_context():
-                attempts.attempt(attempt.leased, attempt.interrupt)
+                delivery_service.attempt(attempt.leased, attempt.interrupt)
         finally:
             self._finish(attempt)
 

@@ -1,14 +1,20 @@
-"""Deliveries: enqueued in the transaction that ends a task, leased to be posted, recorded."""
+"""Deliveries: enqueued in the transaction that ends a task, leased, posted, and recorded."""
 
+import logging
 import random
+import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from concurrent.futures import Future, wait
+from contextvars import copy_context
 from datetime import datetime
+from functools import partial
 from itertools import groupby, islice
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from flask import Flask, current_app
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -25,6 +31,7 @@ from sqlalchemy import (
     union_all,
     update,
 )
+from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice import resources
 from taskservice.auth import Caller, visible_tasks
@@ -33,6 +40,7 @@ from taskservice.database.models import Attempt, Delivery, Task, User
 from taskservice.database.transactions import reading, transaction
 from taskservice.database.types import (
     AnyRow,
+    AnySelect,
     Identifier,
     TaskRow,
     Timestamp,
@@ -41,7 +49,10 @@ from taskservice.database.types import (
 )
 from taskservice.database.watcher import Watcher
 from taskservice.errors import Problem, not_found
+from taskservice.resources import SharedSlots
 from taskservice.schemas.columns import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
+from taskservice.services import task_json, tasks, users
+from taskservice.services.users import OVERLAP_SECONDS
 from taskservice.terms import (
     CANCELLED,
     DELIVERED,
@@ -51,8 +62,17 @@ from taskservice.terms import (
     NO_DELIVERY,
     PENDING,
 )
-from taskservice.webhooks import Outcome
-from taskservice.webhooks.signing import JITTER, LONGEST_DELAY_SECONDS, SCHEDULE, Receiver
+from taskservice.threads import start_thread
+from taskservice.webhooks import Interrupt, Interrupted, Outcome, signing
+from taskservice.webhooks.signing import (
+    JITTER,
+    LONGEST_DELAY_SECONDS,
+    SCHEDULE,
+    CircuitBreaker,
+    Receiver,
+)
+
+logger = logging.getLogger(__name__)
 
 # Reads of deliveries, with their attempts.
 
@@ -75,72 +95,57 @@ is_due: ColumnElement[bool] = and_(
 is_too_far: ColumnElement[bool] = and_(
     is_pending, Delivery.next_attempt_at > moment_from_now(LONGEST_DELAY_SECONDS + 60)
 )
-_DELIVERIES = (
+_DELIVERIES: AnySelect = (
     select(*DELIVERY_COLUMNS, User.name.label("user_name"))
     .join(Task, Task.id == Delivery.task_id)
     .join(User, User.id == Task.user_id)
     .order_by(Delivery.created_at.desc(), Delivery.id.desc())
 )
-_OF_TASK = _DELIVERIES.where(Task.id == bindparam("task_id", type_=Identifier), visible_tasks)
-_BY_ID = _DELIVERIES.where(Delivery.id == bindparam("delivery_id", type_=Identifier))
-_ATTEMPTS = (
-    select(*ATTEMPT_COLUMNS)
-    .where(Attempt.delivery_id.in_(bindparam("delivery_ids", expanding=True)))
-    .order_by(Attempt.delivery_id, Attempt.id)
-)
-_STATES = (
-    select(Delivery.task_id, Delivery.state)
-    .where(Delivery.task_id.in_(bindparam("task_ids", expanding=True)))
-    .order_by(Delivery.created_at, Delivery.id)
-)
 
 
 def list_of_task(caller: Caller, task_id: str) -> list[Any]:
     """A task's deliveries, newest first, each with its `attempts`, oldest first."""
-    with reading() as connection:
-        rows = connection.execute(_OF_TASK, {"task_id": task_id, **caller.scope}).all()
-    return _with_attempts(rows)
+    return _read(_DELIVERIES.where(Task.id == task_id, visible_tasks), caller.scope)
 
 
 def get(caller: Caller, delivery_id: str) -> Any:
     """A delivery of a task that the caller may see, with its `attempts`. Raises 404."""
-    with reading() as connection:
-        wanted = {"delivery_id": delivery_id, **caller.scope}
-        rows = connection.execute(_BY_ID.where(visible_tasks), wanted).all()
-    if not rows:
+    found = _read(_DELIVERIES.where(Delivery.id == delivery_id, visible_tasks), caller.scope)
+    if not found:
         raise not_found("delivery")
-    return _with_attempts(rows)[0]
+    return found[0]
 
 
 def find(delivery_id: str) -> Any | None:
     """A delivery of any user, with its `attempts`, oldest first."""
-    with reading() as connection:
-        rows = connection.execute(_BY_ID, {"delivery_id": delivery_id}).all()
-    return next(iter(_with_attempts(rows)), None)
+    return next(iter(_read(_DELIVERIES.where(Delivery.id == delivery_id))), None)
 
 
 def list_all(state: str | None, limit: int) -> list[Any]:
     """The newest deliveries of all users, as `find` has them, with their `user_name`."""
-    statement = _DELIVERIES.limit(limit)
-    if state is not None:
-        statement = statement.where(Delivery.state == state)
-    with reading() as connection:
-        rows = connection.execute(statement).all()
-    return _with_attempts(rows)
+    of_state = _DELIVERIES if state is None else _DELIVERIES.where(Delivery.state == state)
+    return _read(of_state.limit(limit))
 
 
-def _with_attempts(rows: Sequence[AnyRow]) -> list[Any]:
+def _read(deliveries: AnySelect, values: Mapping[str, Any] | None = None) -> list[Any]:
+    attempts = select(*ATTEMPT_COLUMNS).order_by(Attempt.delivery_id, Attempt.id)
     with reading() as connection:
-        found = connection.execute(_ATTEMPTS, {"delivery_ids": [row.id for row in rows]}).all()
+        rows = connection.execute(deliveries, values).all()
+        of_these = attempts.where(Attempt.delivery_id.in_([row.id for row in rows]))
+        found = connection.execute(of_these).all()
     made = {key: list(some) for key, some in groupby(found, lambda each: each.delivery_id)}
     return [SimpleNamespace(**row._asdict(), attempts=made.get(row.id, [])) for row in rows]
 
 
 def states(rows: Sequence[AnyRow]) -> dict[str, str]:
     """Task id -> the state of its newest delivery, for those of `rows` that have one."""
+    of_these = (
+        select(Delivery.task_id, Delivery.state)
+        .where(Delivery.task_id.in_([row.id for row in rows]))
+        .order_by(Delivery.created_at, Delivery.id)
+    )
     with reading() as connection:
-        found = connection.execute(_STATES, {"task_ids": [row.id for row in rows]})
-        return {row.task_id: row.state for row in found}
+        return {row.task_id: row.state for row in connection.execute(of_these)}
 
 
 # Chooses the deliveries to send next: users take turns, and each receiver has a few slots.
@@ -306,11 +311,9 @@ class LeaseLost(Exception):
         self.state = state
 
 
-_LEASE = {"lease": bindparam("new_lease"), "leased_until": database_now(bindparam("seconds"))}
 _NO_LEASE = {"lease": None, "leased_until": None}
-
 _INSERT = insert(Delivery).values(
-    state=PENDING, attempt_count=0, next_attempt_at=database_now(), **_LEASE
+    state=PENDING, next_attempt_at=database_now(), leased_until=database_now(bindparam("seconds"))
 )
 _REPLACE = (
     update(Delivery)
@@ -330,16 +333,8 @@ _NEXT = select(func.min(_MOMENTS.c.moment).label("next"), database_now().label("
 _CLAIM = (
     update(Delivery)
     .where(Delivery.id.in_(bindparam("ids", expanding=True)), is_due)
-    .values(**_LEASE)
-    .returning(
-        Delivery.id,
-        Delivery.lease,
-        Delivery.task_id,
-        Delivery.user_id,
-        Delivery.callback_url,
-        Delivery.host,
-        Delivery.attempt_count,
-    )
+    .values(lease=bindparam("new_lease"), leased_until=database_now(bindparam("seconds")))
+    .returning(*(getattr(Delivery, name) for name in Leased._fields))
 )
 _LEASE_IS_HELD = (
     Delivery.id == bindparam("of_delivery_id", type_=Identifier),
@@ -372,19 +367,6 @@ _older = (
     .offset(MAX_ATTEMPTS)
 )
 _DELETE_OLDER_ATTEMPTS = delete(Attempt).where(Attempt.id.in_(_older))
-_TASK = select(Task.id).where(Task.id == bindparam("task_id", type_=Identifier))
-_TASK_OF = select(Delivery.task_id).where(Delivery.id == bindparam("id", type_=Identifier))
-_NEWEST = (
-    select(Delivery.id)
-    .where(Delivery.task_id == bindparam("task_id", type_=Identifier))
-    .order_by(Delivery.created_at.desc(), Delivery.id.desc())
-    .limit(1)
-)
-_REDELIVER = (
-    update(Delivery)
-    .where(Delivery.id == bindparam("of_delivery_id", type_=Identifier), is_unleased)
-    .values(state=PENDING, attempt_count=0, next_attempt_at=database_now(), **_NO_LEASE)
-)
 
 
 # --- enqueue and lease -------------------------------------------------------------------
@@ -407,19 +389,8 @@ def enqueue(connection: Connection, task: TaskRow, now: str) -> Leased | None:
         attempt_count=0,
     )
     connection.execute(_REPLACE, {"of_task_id": task.id})
-    connection.execute(
-        _INSERT,
-        {
-            "id": leased.id,
-            "task_id": leased.task_id,
-            "user_id": leased.user_id,
-            "callback_url": leased.callback_url,
-            "host": leased.host,
-            "created_at": now,
-            "new_lease": leased.lease,
-            "seconds": LEASE_SECONDS,
-        },
-    )
+    inserted = {**leased._asdict(), "created_at": now, "seconds": LEASE_SECONDS}
+    connection.execute(_INSERT, inserted)
     return leased
 
 
@@ -458,9 +429,8 @@ def lease_due(limit: int, slots: ReceiverSlots) -> Sequence[Leased]:
         acquired = (row.id for row in due if slots.acquire(Receiver(row.user_id, row.host)))
         ids = list(islice(acquired, limit))
         lease = {"new_lease": clock.new_id(), "seconds": LEASE_SECONDS}
-        return [
-            Leased(**row._asdict()) for row in connection.execute(_CLAIM, {"ids": ids, **lease})
-        ]
+        claimed = connection.execute(_CLAIM, {"ids": ids, **lease})
+        return [Leased(**row._asdict()) for row in claimed]
 
 
 def release(leased: Collection[Leased]) -> None:
@@ -546,11 +516,11 @@ def redeliver(caller: Caller, task_id: str) -> str:
 
     Raises 404, and 409 when there is no delivery or it is being posted at this moment.
     """
+    visible = select(Task.id).where(Task.id == task_id, visible_tasks).with_for_update()
     with transaction() as connection:
-        visible = _TASK.where(visible_tasks).with_for_update()
-        if connection.scalar(visible, {"task_id": task_id, **caller.scope}) is None:
+        if connection.scalar(visible, caller.scope) is None:
             raise not_found("task")
-        newest = connection.scalar(_NEWEST, {"task_id": task_id})
+        newest = _newest(connection, task_id)
         if newest is None:
             detail = "The task has no delivery: it is running, or has no callback"
             raise Problem(409, detail, code=NO_DELIVERY)
@@ -562,19 +532,186 @@ def redeliver(caller: Caller, task_id: str) -> str:
 def redeliver_any(delivery_id: str) -> None:
     """Redeliver a delivery of any user by its own id. Raises 404 and 409."""
     with transaction() as connection:
-        task_id = connection.scalar(_TASK_OF, {"id": delivery_id})
+        task_id = connection.scalar(select(Delivery.task_id).where(Delivery.id == delivery_id))
         if task_id is None:
             raise Problem(404, f"No such delivery: {delivery_id}")
         # A late report waits for this lock, or has replaced this delivery already.
-        connection.execute(_TASK.with_for_update(), {"task_id": task_id})
-        newest = connection.scalar(_NEWEST, {"task_id": task_id})
+        connection.execute(select(Task.id).where(Task.id == task_id).with_for_update())
+        newest = _newest(connection, task_id)
         if newest != delivery_id:
             raise Problem(409, f"A newer delivery has replaced it: {newest}")
         _make_due(connection, delivery_id)
     resources.find(Watcher).wake()
 
 
+def _newest(connection: Connection, task_id: str) -> str | None:
+    of_task = select(Delivery.id).where(Delivery.task_id == task_id)
+    newest_first = of_task.order_by(Delivery.created_at.desc(), Delivery.id.desc())
+    return connection.scalar(newest_first.limit(1))
+
+
 def _make_due(connection: Connection, delivery_id: str) -> None:
-    if connection.execute(_REDELIVER, {"of_delivery_id": delivery_id}).rowcount == 0:
+    due = (
+        update(Delivery)
+        .where(Delivery.id == delivery_id, is_unleased)
+        .values(state=PENDING, attempt_count=0, next_attempt_at=database_now(), **_NO_LEASE)
+    )
+    if connection.execute(due).rowcount == 0:
         detail = "The delivery is being posted at this moment; wait for the outcome"
         raise Problem(409, detail, code=DELIVERY_UNDER_WAY)
+
+
+# Attempts: one signed POST of a delivery, by the request that ended its task or by the loop.
+
+NO_WEBHOOK = "none"
+INTERNAL_ERROR_MESSAGE = "The service failed to post it; see the service's log."
+
+# A first attempt notices within STOP_CHECK_SECONDS that the process stops. Its receiver then has
+# STOP_SECONDS to answer. An attempt that is then interrupted has INTERRUPT_SECONDS to end.
+STOP_CHECK_SECONDS = 0.1
+STOP_SECONDS = 0.5
+INTERRUPT_SECONDS = 0.2
+
+
+class FirstAttemptSlots(SharedSlots):
+    """Limits the threads that wait for receivers, so that ordinary requests stay fast."""
+
+
+def init_app(app: Flask) -> None:
+    resources.provide(app, FirstAttemptSlots(max(1, app.config["THREADS"] // 4)))
+    resources.provide(app, CircuitBreaker())
+
+
+def first_attempt(leased: Leased | None) -> str:
+    """Post a webhook in the request that ended its task; call it with no transaction open.
+
+    Returns the `Callback-Status`: `delivered`, `pending`, `failed` or `none`. The delivery is
+    left to the loop when no slot is free, when the last attempts at its receiver failed, and when
+    the process stops. Never raises: nothing here can undo the end of the task.
+    """
+    if leased is None:
+        return NO_WEBHOOK
+    with resources.find(FirstAttemptSlots).acquire(leased.user_id) as is_acquired:
+        if is_acquired and not resources.find(CircuitBreaker).is_open(leased.receiver):
+            state = _attempt_until_stop(leased)
+            if state is not None:
+                return state
+    return _leave_to_loop(leased)
+
+
+def attempt(leased: Leased, interrupt: Interrupt) -> str:
+    """Post a webhook once and record the outcome; returns the delivery's state.
+
+    Nothing is sent unless the lease still holds when the receiver has accepted the connection.
+    An attempt that is interrupted does not count: its lease is released. Never raises: when the
+    database does not answer, the attempt is repeated after the lease has run out.
+    """
+    try:
+        started = clock.now()
+        outcome = _outcome(leased, interrupt)
+        logger.info("Delivery %s to %s: %s", leased.id, leased.host, outcome.message)
+        _record_receiver_health(leased, outcome)
+        return record(leased, started, outcome)
+    except Interrupted:
+        return _leave_to_loop(leased)
+    except LeaseLost as lost:
+        logger.info("Delivery %s to %s is not posted: %s", leased.id, leased.host, lost)
+        return lost.state
+    except Exception:
+        logger.exception("Delivery %s stays pending", leased.id)
+        return PENDING
+
+
+def post(
+    url: str,
+    headers: dict[str, str],
+    body: bytes,
+    interrupt: Interrupt | None = None,
+    confirm: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Send one webhook with the service's settings; raises what `transport.send` raises."""
+    # It loads requests, which takes a tenth of the time of a start, and only webhooks need it.
+    from taskservice.webhooks import transport
+
+    return transport.send(
+        url,
+        headers,
+        body,
+        allowed=current_app.config["CALLBACK_ALLOWED"],
+        deadline=current_app.config["CALLBACK_TIMEOUT"],
+        interrupt=interrupt,
+        confirm=confirm,
+    )
+
+
+def signed_headers(secrets: Sequence[str], webhook_id: str, body: bytes) -> dict[str, str]:
+    """The headers of a webhook that is sent now."""
+    signature = signing.sign(secrets, webhook_id, int(time.time()), body)
+    return {"content-type": "application/json", **signature}
+
+
+def webhook_of(task: TaskRow, webhook_id: str) -> tuple[dict[str, str], bytes]:
+    """The headers and the body of a finished task's webhook, signed now."""
+    secrets = users.callback_secrets(task.user_id, clock.now(-OVERLAP_SECONDS))
+    body = task_json.webhook_body(task)
+    return signed_headers(secrets, webhook_id, body), body
+
+
+def _attempt_until_stop(leased: Leased) -> str | None:
+    """What `attempt` returns; None when the process stops before the receiver has answered.
+
+    After None nothing more is sent, so that another process may post it.
+    """
+    state: Future[str] = Future()
+    interrupt = Interrupt()
+    # A look-up or a connect cannot be interrupted, only abandoned: so the attempt has a thread
+    # of its own, in the context of this request.
+    work = partial(copy_context().run, lambda: state.set_result(attempt(leased, interrupt)))
+    try:
+        start_thread("first attempt", work)
+    except RuntimeError:
+        # The machine can start no more threads.
+        return attempt(leased, interrupt)
+    while not resources.stopping.is_set() and not wait([state], STOP_CHECK_SECONDS).done:
+        pass
+    if not wait([state], STOP_SECONDS).done:
+        interrupt.set()
+        wait([state], INTERRUPT_SECONDS)
+    return state.result() if state.done() else None
+
+
+def _leave_to_loop(leased: Leased) -> str:
+    try:
+        release([leased])
+    except Exception:
+        logger.exception("Delivery %s stays pending", leased.id)
+    return PENDING
+
+
+def _outcome(leased: Leased, interrupt: Interrupt) -> Outcome:
+    """The outcome of one POST; an unexpected error counts as a failed attempt.
+
+    Otherwise it would be repeated for ever, without a trace among the attempts.
+    """
+    try:
+        return _send(leased, interrupt)
+    except (SQLAlchemyError, Interrupted, LeaseLost):
+        raise  # these errors say nothing about the receiver
+    except Exception:
+        logger.exception("Delivery %s to %s could not be posted", leased.id, leased.host)
+        return Outcome(INTERNAL_ERROR_MESSAGE)
+
+
+def _record_receiver_health(leased: Leased, outcome: Outcome) -> None:
+    """Tell the circuit breaker how the receiver did; a refused URL says nothing about it."""
+    is_well = outcome.status_code is not None and (outcome.delivered or outcome.permanent)
+    if is_well or not outcome.permanent:
+        resources.find(CircuitBreaker).record(leased.receiver, has_failed=not is_well)
+
+
+def _send(leased: Leased, interrupt: Interrupt) -> Outcome:
+    task = tasks.find_by_id(leased.task_id)
+    if task is None:
+        raise LeaseLost("The task was deleted.", FAILED)
+    headers, body = webhook_of(task, leased.id)
+    return post(leased.callback_url, headers, body, interrupt, partial(require_lease, leased))

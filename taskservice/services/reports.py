@@ -15,7 +15,6 @@ from taskservice.errors import invalid
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.schemas.tasks import task_schema
-from taskservice.services import attempts
 from taskservice.services import deliveries as delivery_service
 from taskservice.services.questions import has_expired
 from taskservice.services.tasks import HEARTBEAT, finished_problem, insert_labels, lock
@@ -72,7 +71,7 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
                 changed, leased = _change(connection, caller, task, values)
                 break
         output.merged(task.output)
-    return changed, attempts.first_attempt(leased)
+    return changed, delivery_service.first_attempt(leased)
 
 
 def cancel(caller: Caller, task_id: str) -> tuple[TaskRow, str]:
@@ -80,12 +79,12 @@ def cancel(caller: Caller, task_id: str) -> tuple[TaskRow, str]:
     with transaction() as connection:
         task = lock(connection, caller, task_id)
         if task.error_type == CANCELLED:
-            return task, attempts.NO_DELIVERY
+            return task, delivery_service.NO_WEBHOOK
         if task.status != RUNNING:
             raise finished_problem(task)
         values = {"status": ERROR, "error_type": CANCELLED, "error_message": CANCELLED_MESSAGE}
         changed, leased = _change(connection, caller, task, values)
-    return changed, attempts.first_attempt(leased)
+    return changed, delivery_service.first_attempt(leased)
 
 
 def _may_report(task: TaskRow, changes: dict[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from taskservice.config import Config
 from taskservice.dashboard.sign_in import Throttle
 from taskservice.database import engine, migrations, watcher
 from taskservice.operations import health
-from taskservice.services import attempts
+from taskservice.services import deliveries
 
 
 @contextmanager
@@ -93,5 +93,5 @@ class Apps:
 def _forget(app: Flask) -> None:
     watcher.init_app(app, app.config["WAITS"])
     health.init_app(app)
-    attempts.init_app(app)
+    deliveries.init_app(app)
     resources.provide(app, Throttle())
