@@ -21,7 +21,7 @@ from taskservice.database.models import Agent, ApiKey, Task, User
 from taskservice.database.transactions import reading, share_reading
 from taskservice.database.types import AnyRow, Identifier, Timestamp
 from taskservice.errors import Problem, invalid_key
-from taskservice.schemas.columns import KEY_COLUMNS
+from taskservice.schemas.users import KEY_COLUMNS
 
 # The caller, and what the caller may see: one SQL predicate for each kind of thing.
 

@@ -292,18 +292,20 @@ class FinishedTaskSchema(AnswerSchema):
 
 
 question_schema = QuestionSchema()
-
 task_schema = TaskSchema(exclude=TASK_EXPANSIONS)
-
 expanded_task_schema = TaskSchema()
-
 partial_task_schema = PartialTaskSchema(partial=True)
-
 appended_schema = AppendedSchema()
-
 log_page_schema = LogPageSchema()
-
 event_schema = EventSchema()
+# The columns that reads select: those of the answers, and those that code needs.
+TASK_COLUMNS = (
+    *task_schema.columns.values(),
+    Task.error_message,
+    Task.log_bytes,
+    Task.version,
+)
+QUESTION_COLUMNS = (*question_schema.columns.values(), Question.task_id)
 
 
 # A delivery as it is answered, with its attempts.
@@ -367,8 +369,9 @@ class DeliverySchema(RowSchema):
 
 
 attempt_schema = AttemptSchema()
-
 delivery_schema = DeliverySchema()
+DELIVERY_COLUMNS = (*delivery_schema.columns.values(), Delivery.task_id)
+ATTEMPT_COLUMNS = (*attempt_schema.columns.values(), Attempt.delivery_id, Attempt.answer)
 
 
 # Problems, the health of the service and its OpenAPI document.
@@ -435,8 +438,6 @@ class DocumentSchema(Schema):
 
 
 problem_schema = ProblemSchema()
-
 document_schema = DocumentSchema()
-
 health_schema = HealthSchema()
 readiness_schema = ReadinessSchema()

@@ -81,14 +81,13 @@ class WhoAmISchema(UserSchema):
 
 
 user_schema = UserSchema()
-
 key_schema = KeySchema()
-
 key_with_secret_schema = KeyWithSecretSchema()
-
 callback_secret_schema = CallbackSecretSchema()
-
 who_am_i_schema = WhoAmISchema()
+# The columns that reads select.
+USER_COLUMNS = tuple(user_schema.columns.values())
+KEY_COLUMNS = (*key_schema.columns.values(), ApiKey.user_id)
 
 
 # An agent as it is answered, and its health.
@@ -191,8 +190,8 @@ class AgentSchema(AgentOfTaskSchema):
 
 
 agent_schema = AgentSchema(exclude=AGENT_EXPANSIONS)
-
 agent_of_task_schema = AgentOfTaskSchema()
-
+AGENT_COLUMNS = tuple(agent_schema.columns.values())
+AGENT_OF_TASK_COLUMNS = tuple(agent_of_task_schema.columns.values())
 # For the documentation only.
 expanded_agent_schema = AgentSchema()

@@ -16,7 +16,7 @@ from taskservice.database.transactions import reading, retry_on_conflict, transa
 from taskservice.database.types import AnyRow, Identifier, in_pages
 from taskservice.errors import Problem, invalid, not_found
 from taskservice.schemas import strict_json
-from taskservice.schemas.columns import AGENT_COLUMNS, AGENT_OF_TASK_COLUMNS
+from taskservice.schemas.users import AGENT_COLUMNS, AGENT_OF_TASK_COLUMNS
 from taskservice.terms import AGENT_HAS_TASKS, AGENT_ID, CANCELLED, COMPLETE, RUNNING
 
 _VISIBLE = (visible_agents, Agent.id == bindparam("agent_id"))

@@ -50,7 +50,7 @@ from taskservice.database.types import (
 from taskservice.database.watcher import Watcher
 from taskservice.errors import Problem, not_found
 from taskservice.resources import SharedSlots
-from taskservice.schemas.columns import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
+from taskservice.schemas.tasks import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
 from taskservice.services import task_json, tasks, users
 from taskservice.services.users import OVERLAP_SECONDS
 from taskservice.terms import (

@@ -36,8 +36,7 @@ from taskservice.database.types import (
 )
 from taskservice.errors import Problem, invalid, not_found
 from taskservice.schemas import json_schema, strict_json
-from taskservice.schemas.columns import QUESTION_COLUMNS
-from taskservice.schemas.tasks import question_schema
+from taskservice.schemas.tasks import QUESTION_COLUMNS, question_schema
 from taskservice.services.tasks import HEARTBEAT, Idempotency, finished_problem, lock
 from taskservice.terms import (
     ANSWERED,

@@ -22,10 +22,9 @@ from taskservice.database.transactions import retry_on_conflict, transaction
 from taskservice.database.types import Identifier, TaskRow, database_now
 from taskservice.errors import invalid, invalid_key, not_found
 from taskservice.schemas import strict_json
-from taskservice.schemas.columns import TASK_COLUMNS
 from taskservice.schemas.fields import NO_QUESTIONS
 from taskservice.schemas.json_schema import Input
-from taskservice.schemas.tasks import task_schema
+from taskservice.schemas.tasks import TASK_COLUMNS, task_schema
 from taskservice.services.tasks import (
     HEARTBEAT,
     TASK,

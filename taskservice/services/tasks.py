@@ -34,7 +34,7 @@ from taskservice.database.types import (
 )
 from taskservice.errors import Problem, invalid, not_found
 from taskservice.schemas import strict_json
-from taskservice.schemas.columns import TASK_COLUMNS
+from taskservice.schemas.tasks import TASK_COLUMNS
 from taskservice.services import logs
 from taskservice.terms import IDEMPOTENCY_KEY_REUSED, RUNNING, TASK_FINISHED, TIMEOUT
 

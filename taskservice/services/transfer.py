@@ -49,13 +49,6 @@ from taskservice.database.types import (
 )
 from taskservice.errors import invalid
 from taskservice.schemas import strict_json
-from taskservice.schemas.columns import (
-    AGENT_COLUMNS,
-    ATTEMPT_COLUMNS,
-    DELIVERY_COLUMNS,
-    TASK_COLUMNS,
-    USER_COLUMNS,
-)
 from taskservice.schemas.fields import (
     NO_QUESTIONS,
     Id,
@@ -72,6 +65,9 @@ from taskservice.schemas.fields import (
 from taskservice.schemas.requests import AskSchema, PutAgentSchema, ReportSchema, StartSchema
 from taskservice.schemas.strict_json import MAX_CONTAINERS, NotJson, UnsupportedNumber
 from taskservice.schemas.tasks import (
+    ATTEMPT_COLUMNS,
+    DELIVERY_COLUMNS,
+    TASK_COLUMNS,
     TASK_EXPANSIONS,
     TaskSchema,
     attempt_schema,
@@ -79,7 +75,7 @@ from taskservice.schemas.tasks import (
     question_schema,
     task_schema,
 )
-from taskservice.schemas.users import agent_schema, user_schema
+from taskservice.schemas.users import AGENT_COLUMNS, USER_COLUMNS, agent_schema, user_schema
 from taskservice.services import logs, questions
 from taskservice.services.logs import LogGone, TimedLine
 from taskservice.services.questions import open_json

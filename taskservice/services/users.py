@@ -28,7 +28,7 @@ from taskservice.database.models import Agent, ApiKey, CallbackSecret, User
 from taskservice.database.transactions import reading, retry_on_conflict, transaction
 from taskservice.database.types import AnyRow, in_pages
 from taskservice.errors import Problem, invalid, invalid_key, no_such_user, not_found
-from taskservice.schemas.columns import KEY_COLUMNS, USER_COLUMNS
+from taskservice.schemas.users import KEY_COLUMNS, USER_COLUMNS
 from taskservice.terms import LAST_USER_KEY, MAX_NAME
 from taskservice.webhooks import signing
 

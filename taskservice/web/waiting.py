@@ -21,8 +21,7 @@ from taskservice.database.watcher import WaitSlot, WaitSlots, Watcher
 from taskservice.errors import Problem, invalid_key
 from taskservice.operations import metrics
 from taskservice.schemas import strict_json
-from taskservice.schemas.columns import TASK_COLUMNS
-from taskservice.schemas.tasks import TASK_FIELDS
+from taskservice.schemas.tasks import TASK_COLUMNS, TASK_FIELDS
 from taskservice.services import logs, starts, task_json, tasks
 from taskservice.services.logs import LogGone, TimedLine
 from taskservice.services.task_json import Shape
