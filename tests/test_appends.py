@@ -14,7 +14,7 @@ from werkzeug.test import TestResponse
 
 from taskservice.database.models import LogWriter
 from taskservice.database.transactions import transaction
-from taskservice.services.appends import CHUNK_BYTES, CHUNK_LINES
+from taskservice.services.logs import CHUNK_BYTES, CHUNK_LINES
 from taskservice.terms import MAX_LINE, MAX_WRITER, MAX_WRITERS
 from taskservice.web import request
 from tests.support.api_client import ApiClient, expect, problem

@@ -13,7 +13,7 @@ from taskservice.schemas.requests import (
     LogQuerySchema,
 )
 from taskservice.schemas.tasks import appended_schema, event_schema, log_page_schema
-from taskservice.services import appends, task_json, tasks
+from taskservice.services import logs, task_json, tasks
 from taskservice.terms import DEFAULT_LINES, RUNNING, SEQ_GAP, TASK_FINISHED
 from taskservice.web import responses, waiting
 from taskservice.web.request import EVENTS, JSON, TEXT, body_bytes, load_body, operation, prefers
@@ -54,7 +54,7 @@ def append(task_id: str, query: dict[str, Any]) -> Response:
     `cancelled`, and 404, tell the agent to stop.
     """
     fields = _text_append(query) if _is_text() else _json_append(query)
-    count, status = appends.append(
+    count, status = logs.append(
         caller,
         task_id,
         fields["chunks"],
@@ -136,17 +136,17 @@ def _is_text() -> bool:
 
 
 def _text_append(query: dict[str, Any]) -> dict[str, Any]:
-    sent = appends.of_text(body_bytes())
-    return query | {"chunks": appends.at_one_time(sent, query["at"]) if "at" in query else sent}
+    sent = logs.of_text(body_bytes())
+    return query | {"chunks": logs.at_one_time(sent, query["at"]) if "at" in query else sent}
 
 
 def _json_append(query: dict[str, Any]) -> dict[str, Any]:
     if query:
         raise invalid({name: ["Belongs in the JSON body."] for name in query})
     body = load_body(append_schema)
-    sent, at = appends.of_strings(body["logs"]), body.get("at")
+    sent, at = logs.of_strings(body["logs"]), body.get("at")
     if isinstance(at, list):
-        sent = appends.with_times(sent, body["logs"], at)
+        sent = logs.with_times(sent, body["logs"], at)
     elif at is not None:
-        sent = appends.at_one_time(sent, at)
+        sent = logs.at_one_time(sent, at)
     return body | {"chunks": sent}

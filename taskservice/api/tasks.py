@@ -16,7 +16,7 @@ from taskservice.schemas.requests import (
 )
 from taskservice.schemas.tasks import delivery_schema, expanded_task_schema
 from taskservice.services import deliveries as delivery_service
-from taskservice.services import lists, reports, starts, task_json
+from taskservice.services import lists, logs, reports, task_json
 from taskservice.services import tasks as task_service
 from taskservice.services.tasks import Idempotency
 from taskservice.terms import (
@@ -86,7 +86,7 @@ def start(query: dict[str, Any]) -> Response:
     body = json_body(start_schema)
     fields = start_schema.load(body)
     idempotency = Idempotency.of(idempotency_key(), body)
-    task, replayed = starts.start(caller, fields, idempotency)
+    task, replayed = task_service.start(caller, fields, idempotency)
     headers = {"Location": f"task/{task.id}", **responses.replayed_header(replayed)}
     return responses.task(task, responses.shape(query), 201, headers)
 
@@ -108,7 +108,7 @@ def get(task_id: str, query: dict[str, Any]) -> Response:
     `expand` there is no ETag, since embedded objects have no version.
     """
     shape = responses.shape(query)
-    read = task_service.get_with_lines if shape.has_logs else task_service.get
+    read = logs.get_task if shape.has_logs else task_service.get
     if not responses.is_conditional(shape):
         task = waiting.until(lambda: read(caller, task_id), _has_ended)
         return responses.versioned_task(task, shape)
@@ -198,7 +198,7 @@ def rerun(task_id: str, query: dict[str, Any]) -> Response:
     body = json_body(rerun_schema)
     fields = rerun_schema.load(body)
     idempotency = Idempotency.of(idempotency_key(), body, rerun_of=task_id)
-    task, replayed = starts.rerun(caller, task_id, fields, idempotency)
+    task, replayed = task_service.rerun(caller, task_id, fields, idempotency)
     # Relative to the path of the request.
     headers = {"Location": f"../{task.id}", **responses.replayed_header(replayed)}
     return responses.task(task, responses.shape(query), 201, headers)

@@ -18,7 +18,7 @@ from taskservice.errors import Problem
 from taskservice.schemas.fields import parse_id
 from taskservice.schemas.requests import PutAgentSchema, StartSchema
 from taskservice.services import agents as agent_service
-from taskservice.services import lists, starts
+from taskservice.services import lists, tasks
 from taskservice.services.lists import Selection
 from taskservice.services.tasks import Idempotency
 from taskservice.terms import CANCELLED
@@ -148,7 +148,7 @@ def _start(agent: AnyRow, form: dict[str, str], given: InputForm) -> TaskRow:
     if errors := start_schema.validate(body) | errors:
         raise ValidationError(errors)
     key = parse_id(request.form.get("submission_id", "")) or clock.new_id()
-    task, _ = starts.start(caller, start_schema.load(body), Idempotency.of(key, body))
+    task, _ = tasks.start(caller, start_schema.load(body), Idempotency.of(key, body))
     return task
 
 

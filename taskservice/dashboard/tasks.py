@@ -33,7 +33,6 @@ from taskservice.services import (
     lists,
     logs,
     reports,
-    starts,
     task_json,
     tasks,
 )
@@ -115,7 +114,7 @@ def _expected_end(caller: Caller, task: TaskRow) -> str | None:
     return None if usual is None else clock.moved(task.claimed_at, usual)
 
 
-def _waterfall(children: list[AnyRow]) -> Waterfall | None:
+def _waterfall(children: Sequence[AnyRow]) -> Waterfall | None:
     if not children:
         return None
     shown = children[:MAX_CHILDREN]
@@ -346,7 +345,7 @@ def _rerun(task: TaskRow, given: InputForm, submission_id: str) -> TaskRow:
     fields = rerun_schema.load(body)
     submission = (submission_id or clock.new_id()).encode() + strict_json.dumps(value)
     key = hashlib.sha256(submission).hexdigest()
-    again, _ = starts.rerun(caller, task.id, fields, Idempotency.of(key, body, task.id))
+    again, _ = tasks.rerun(caller, task.id, fields, Idempotency.of(key, body, task.id))
     return again
 
 

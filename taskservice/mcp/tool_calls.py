@@ -18,7 +18,7 @@ from taskservice.schemas.fields import NO_QUESTIONS, open_questions, parse_id
 from taskservice.schemas.json_schema import Input
 from taskservice.schemas.requests import AnswerQuestionSchema, StartSchema
 from taskservice.services import agents as agent_service
-from taskservice.services import lists, reports, starts
+from taskservice.services import lists, reports
 from taskservice.services import questions as question_service
 from taskservice.services import tasks as task_service
 from taskservice.services.lists import Selection
@@ -141,7 +141,7 @@ def _start(call: Call, agent_id: str, arguments: Arguments) -> str:
     body = {"agentId": agent_id, "input": arguments, "labels": LABELS}
     given = call.meta.get(IDEMPOTENCY_KEY)
     key = checked_idempotency_key(given) if isinstance(given, str) else idempotency_key()
-    task, _ = starts.start(caller, _start_schema.load(body), Idempotency.of(key, body))
+    task, _ = task_service.start(caller, _start_schema.load(body), Idempotency.of(key, body))
     return task.id
 
 

@@ -1,13 +1,16 @@
-"""Locks a task that is to be changed, and deletes it."""
+"""Tasks: read, started, also again, claimed, locked to be changed, and deleted."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple, TypeVar, cast
 
+from flask import current_app
 from sqlalchemy import (
-    BindParameter,
+    ColumnElement,
     Connection,
-    Float,
+    Integer,
+    and_,
     bindparam,
     exists,
     insert,
@@ -18,25 +21,26 @@ from sqlalchemy import (
 )
 from sqlalchemy import delete as sql_delete
 
-from taskservice.auth import Caller, visible_agents, visible_tasks
+from taskservice.auth import KEY_IS_VALID, Caller, visible_agents, visible_tasks
 from taskservice.database import clock
 from taskservice.database.connections import Statement
-from taskservice.database.models import Agent, Log, Task, TaskLabel
-from taskservice.database.transactions import reading, transaction
+from taskservice.database.models import Agent, ApiKey, Log, Task, TaskLabel
+from taskservice.database.transactions import reading, retry_on_conflict, transaction
 from taskservice.database.types import (
     AnyRow,
     AnySelect,
     Identifier,
-    TaskAndLines,
     TaskRow,
     TaskVersion,
     database_now,
 )
-from taskservice.errors import Problem, invalid, not_found
+from taskservice.errors import Problem, invalid, invalid_key, not_found
 from taskservice.schemas import strict_json
-from taskservice.schemas.tasks import TASK_COLUMNS
-from taskservice.services import logs
-from taskservice.terms import IDEMPOTENCY_KEY_REUSED, RUNNING, TASK_FINISHED, TIMEOUT
+from taskservice.schemas.fields import NO_QUESTIONS
+from taskservice.schemas.json_schema import Input
+from taskservice.schemas.tasks import TASK_COLUMNS, task_schema
+from taskservice.terms import IDEMPOTENCY_KEY_REUSED, RUNNING, TASK_FINISHED
+from taskservice.webhooks.destinations import check_url
 
 # Reads of single tasks.
 
@@ -49,27 +53,16 @@ def with_log(columns: Iterable[Any]) -> AnySelect:
 
 
 tasks_with_log = with_log(TASK_COLUMNS)
-_ONE = (Task.id == bindparam("task_id"), visible_tasks)
-_ONE_TASK = Statement[TaskRow](tasks_with_log.where(*_ONE))
-_VERSION = Statement[TaskVersion](select(Task.version, Task.status, Task.questions).where(*_ONE))
-_TASK_AND_LINES = Statement[TaskAndLines](
-    with_log((*TASK_COLUMNS, logs.small_log_text.label("lines"))).where(*_ONE)
+# The task with the id `task_id`, if the caller may see it.
+is_this_task: ColumnElement[bool] = and_(
+    Task.id == bindparam("task_id", type_=Identifier), visible_tasks
 )
-_HAS_WAITING = exists().where(
-    Task.user_id == Agent.user_id,
-    Task.agent_id == Agent.id,
-    # A literal, as in the index of these tasks, so that it is used.
-    Task.status == literal_column(f"'{RUNNING}'"),
-    Task.claimed_at.is_(None),
+select_task = tasks_with_log.where(is_this_task)
+_SELECT_TASK = Statement[TaskRow](select_task)
+_VERSION = Statement[TaskVersion](
+    select(Task.version, Task.status, Task.questions).where(is_this_task)
 )
-_IS_CLAIMED = exists().where(
-    Task.user_id == Agent.user_id,
-    Task.agent_id == Agent.id,
-    Task.claim_key == bindparam("claim_key"),
-)
-_AGENT_HAS_TASK = select(or_(_HAS_WAITING, _IS_CLAIMED)).where(
-    visible_agents, Agent.id == bindparam("agent_id")
-)
+_TASK_BY_ID = Statement[TaskRow](tasks_with_log.where(Task.id == bindparam("task_id")))
 _relatives = select(
     Task.id,
     Task.name,
@@ -80,25 +73,15 @@ _relatives = select(
     Task.claimed_at,
     Task.finished_at,
 )
-_CHILDREN = Statement[AnyRow](
-    _relatives.where(Task.parent_id == bindparam("parent_id", type_=Identifier), visible_tasks)
-    .order_by(Task.created_at, Task.id)
-    .limit(bindparam("count"))
-)
-_NEWEST_RERUN = Statement[AnyRow](
-    _relatives.where(Task.rerun_of == bindparam("rerun_of", type_=Identifier), visible_tasks)
-    .order_by(Task.created_at.desc(), Task.id.desc())
-    .limit(1)
-)
-_TASK_BY_ID = Statement[TaskRow](tasks_with_log.where(Task.id == bindparam("task_id")))
 
 
 def get(caller: Caller, task_id: str) -> TaskRow:
     """A task that the caller may see. Raises 404."""
-    return _found(find(caller, task_id))
+    return found(find(caller, task_id))
 
 
-def _found(row: R | None) -> R:
+def found(row: R | None) -> R:
+    """The row of a task; raises 404 without one."""
     if row is None:
         raise not_found("task")
     return row
@@ -107,44 +90,7 @@ def _found(row: R | None) -> R:
 def find(caller: Caller, task_id: str) -> TaskRow | None:
     """A task that the caller may see, or None."""
     with reading() as connection:
-        return _ONE_TASK.one_or_none(connection, task_id=task_id, **caller.scope)
-
-
-def children(caller: Caller, task_id: str, count: int) -> list[AnyRow]:
-    """At most `count` of the tasks that a task has started, the oldest first."""
-    wanted = {"parent_id": task_id, "count": count, **caller.scope}
-    with reading() as connection:
-        return list(_CHILDREN.all(connection, **wanted))
-
-
-def newest_rerun(caller: Caller, task_id: str) -> AnyRow | None:
-    with reading() as connection:
-        return _NEWEST_RERUN.one_or_none(connection, rerun_of=task_id, **caller.scope)
-
-
-def get_version(caller: Caller, task_id: str) -> TaskVersion:
-    """The version of a task that the caller may see. Raises 404."""
-    with reading() as connection:
-        return _found(_VERSION.one_or_none(connection, task_id=task_id, **caller.scope))
-
-
-def get_with_lines(caller: Caller, task_id: str) -> TaskAndLines:
-    """A task that the caller may see, with the lines of a small log. Raises 404."""
-    with reading() as connection:
-        return _found(_TASK_AND_LINES.one_or_none(connection, task_id=task_id, **caller.scope))
-
-
-def has_task_for_claim(caller: Caller, agent_id: str, key: str | None) -> bool:
-    """Whether a claim with this idempotency key would return a task, an earlier one included.
-
-    Raises 404 for an unknown agent.
-    """
-    wanted = {"agent_id": agent_id, "claim_key": key, **caller.scope}
-    with reading() as connection:
-        has_task = connection.scalar(_AGENT_HAS_TASK, wanted)
-    if has_task is None:
-        raise not_found("agent")
-    return has_task
+        return _SELECT_TASK.one_or_none(connection, task_id=task_id, **caller.scope)
 
 
 def find_by_id(task_id: str) -> TaskRow | None:
@@ -153,51 +99,25 @@ def find_by_id(task_id: str) -> TaskRow | None:
         return _TASK_BY_ID.one_or_none(connection, task_id=task_id)
 
 
-# Removes tasks with all that belongs to them, some in one transaction.
-
-# How many tasks lose their parent, or what they run again, in one transaction.
-REFERENCES = 500
-
-_IDS: BindParameter[Any] = bindparam("task_ids", expanding=True)
-_DETACH_LOGS = (
-    update(Log)
-    .where(Log.task_id.in_(_IDS))
-    .values(task_id=None, dropped_at=database_now(bindparam("seconds", type_=Float())))
-)
-# For each column that refers to tasks: some tasks that refer to one, and how they forget it. Two
-# statements, since a task may be deleted in between: how many were changed says nothing.
-_REFERENCES = tuple(
-    (
-        select(Task.id).where(column.in_(_IDS)).limit(bindparam("references")),
-        update(Task)
-        .where(Task.id.in_(bindparam("ids", expanding=True)))
-        .values({column: None, Task.version: Task.version + 1, Task.updated_at: bindparam("now")}),
-    )
-    for column in (Task.parent_id, Task.rerun_of)
-)
-_DELETE = sql_delete(Task).where(Task.id.in_(_IDS))
+def get_version(caller: Caller, task_id: str) -> TaskVersion:
+    """The version of a task that the caller may see. Raises 404."""
+    with reading() as connection:
+        return found(_VERSION.one_or_none(connection, task_id=task_id, **caller.scope))
 
 
-def remove(connection: Connection, task_ids: Sequence[str], logs_dropped_ago: float = 0.0) -> bool:
-    """Delete tasks that this transaction has locked; their logs were dropped some seconds ago.
-
-    False if they are still there: REFERENCES tasks or more refer to them, so call it again.
-    """
-    here = {"task_ids": task_ids, "references": REFERENCES}
-    for referring, forget in _REFERENCES:
-        ids = connection.scalars(referring, here).all()
-        if ids:
-            connection.execute(forget, {"ids": ids, "now": clock.now()})
-        if len(ids) == REFERENCES:
-            return False
-    detach_logs(connection, task_ids, logs_dropped_ago)
-    connection.execute(_DELETE, {"task_ids": task_ids})
-    return True
+def children(caller: Caller, task_id: str, count: int) -> Sequence[AnyRow]:
+    """At most `count` of the tasks that a task has started, the oldest first."""
+    of_task = _relatives.where(Task.parent_id == task_id, visible_tasks)
+    oldest = of_task.order_by(Task.created_at, Task.id).limit(count)
+    with reading() as connection:
+        return connection.execute(oldest, caller.scope).all()
 
 
-def detach_logs(connection: Connection, task_ids: Sequence[str], seconds: float = 0.0) -> None:
-    """Detach the lines of tasks' logs, as if that had been `seconds` ago, for the sweep."""
-    connection.execute(_DETACH_LOGS, {"task_ids": task_ids, "seconds": -seconds})
+def newest_rerun(caller: Caller, task_id: str) -> AnyRow | None:
+    reruns = _relatives.where(Task.rerun_of == task_id, visible_tasks)
+    newest = reruns.order_by(Task.created_at.desc(), Task.id.desc()).limit(1)
+    with reading() as connection:
+        return connection.execute(newest, caller.scope).one_or_none()
 
 
 # Locks a task that is to be changed, and deletes it.
@@ -205,27 +125,16 @@ def detach_logs(connection: Connection, task_ids: Sequence[str], seconds: float 
 # The columns that a heartbeat changes. Both use the database's clock, as timeouts do, since this
 # machine's clock may differ.
 HEARTBEAT = {"last_heartbeat_at": database_now(), "heartbeat_deadline": database_now(Task.timeout)}
-_NEW_LABEL = Statement[None](insert(TaskLabel), ("task_id", "label", "user_id"))
-VISIBLE = (Task.id == bindparam("task_id", type_=Identifier), visible_tasks)
-# Whether its agent may still append: it is running, or the service ended it by timeout.
-IS_OPEN = or_(Task.status == RUNNING, Task.error_type == TIMEOUT)
-_LOCK = Statement[Any](select(Task.id).where(*VISIBLE).with_for_update())
-TASK = tasks_with_log.where(*VISIBLE)
-_TASK = Statement[TaskRow](TASK)
-
-
-def insert_labels(connection: Connection, task: TaskRow) -> None:
-    if task.labels != "{}":
-        for key, value in strict_json.loads(task.labels.encode()).items():
-            label = {"label": f"{key}:{value}", "user_id": task.user_id}
-            _NEW_LABEL.run(connection, task_id=task.id, **label)
+# How many tasks lose their parent, or what they run again, in one transaction.
+REFERENCES = 500
+_LOCK = Statement[Any](select(Task.id).where(is_this_task).with_for_update())
 
 
 def lock(
     connection: Connection,
     caller: Caller,
     task_id: str,
-    statement: Statement[Any] = _TASK,
+    statement: Statement[Any] = _SELECT_TASK,
     **values: Any,
 ) -> TaskRow:
     """The task, locked until this transaction ends, as `statement` reads it. Raises 404."""
@@ -233,15 +142,7 @@ def lock(
     if connection.dialect.name == "postgresql":
         # A SELECT that waits for a lock reads joined rows as they were before: so lock first.
         _LOCK.run(connection, **here)
-    task: TaskRow | None = statement.one_or_none(connection, **here, **values)
-    if task is None:
-        raise not_found("task")
-    return task
-
-
-def is_open(task: TaskRow) -> bool:
-    """Whether IS_OPEN holds for this task."""
-    return task.status == RUNNING or task.error_type == TIMEOUT
+    return cast(TaskRow, found(statement.one_or_none(connection, **here, **values)))
 
 
 def finished_problem(task: TaskRow) -> Problem:
@@ -270,7 +171,33 @@ def delete(caller: Caller, task_id: str) -> TaskRow:
                 return task
 
 
-# The key by which a client can repeat a request.
+def remove(connection: Connection, task_ids: Sequence[str], logs_dropped_ago: float = 0.0) -> bool:
+    """Delete tasks that this transaction has locked; their logs were dropped some seconds ago.
+
+    False if they are still there: REFERENCES tasks or more refer to them, so call it again.
+    """
+    for column in (Task.parent_id, Task.rerun_of):
+        # Two statements, since a task may be deleted in between: how many were changed says
+        # nothing.
+        referring = select(Task.id).where(column.in_(task_ids)).limit(REFERENCES)
+        ids = connection.scalars(referring).all()
+        if ids:
+            changes = {column: None, Task.version: Task.version + 1, Task.updated_at: clock.now()}
+            connection.execute(update(Task).where(Task.id.in_(ids)).values(changes))
+        if len(ids) == REFERENCES:
+            return False
+    detach_logs(connection, task_ids, logs_dropped_ago)
+    connection.execute(sql_delete(Task).where(Task.id.in_(task_ids)))
+    return True
+
+
+def detach_logs(connection: Connection, task_ids: Sequence[str], seconds: float = 0.0) -> None:
+    """Detach the lines of tasks' logs; the sweep takes them for dropped `seconds` ago."""
+    dropped = {"task_id": None, "dropped_at": database_now(-seconds)}
+    connection.execute(update(Log).where(Log.task_id.in_(task_ids)).values(dropped))
+
+
+# Starts tasks, also again.
 
 
 class Idempotency(NamedTuple):
@@ -292,3 +219,276 @@ class Idempotency(NamedTuple):
         if digest != self.digest:
             errors = {"Idempotency-Key": ["Was used with another body."]}
             raise invalid(errors, IDEMPOTENCY_KEY_REUSED)
+
+
+# The columns that an INSERT of a task sets beside those of TASK_COLUMNS and of NEW_TASK.
+MORE_COLUMNS = {"name_folded", "timeout", "idempotency_key", "idempotency_digest"}
+# Its silence clock begins.
+NEW_TASK = insert(Task).values(
+    last_heartbeat_at=database_now(),
+    heartbeat_deadline=database_now(bindparam("own_timeout", type_=Integer())),
+)
+_START = Statement[None](NEW_TASK, {column.key for column in TASK_COLUMNS} | MORE_COLUMNS)
+_NEW_LABEL = Statement[None](insert(TaskLabel), ("task_id", "label", "user_id"))
+_AGENT = Statement[Any](
+    select(Agent.name, Agent.input_schema).where(visible_agents, Agent.id == bindparam("agent_id"))
+)
+_REPLAYED = tasks_with_log.add_columns(Task.idempotency_digest).where(
+    Task.user_id == bindparam("user_id"), Task.idempotency_key == bindparam("idempotency_key")
+)
+_PARENT = Statement[Any](
+    select(Task.id).where(is_this_task).with_for_update(read=True, key_share=True)
+)
+_INPUT_SCHEMA = (
+    select(Agent.input_schema)
+    .where(Agent.user_id == Task.user_id, Agent.id == Task.agent_id)
+    .scalar_subquery()
+    .label("input_schema")
+)
+_TASK_TO_RERUN = Statement[Any](select_task.add_columns(Task.timeout, _INPUT_SCHEMA))
+# What a rerun takes over.
+_RERUN_COLUMNS = ("agent_id", "name", "input", "callback_url", "timeout", "labels")
+
+
+def start(
+    caller: Caller, fields: dict[str, Any], idempotency: Idempotency | None
+) -> tuple[TaskRow, bool]:
+    """Start a task from what StartSchema loaded; returns it, and whether it existed already.
+
+    It does if the same user started it with the same idempotency key. Raises 422 for an agent
+    that is not registered, an unclaimed task whose input does not fit its schema, a callback that
+    is not allowed, and an idempotency key that was used with another body.
+    """
+    given = Input(strict_json.dumps(fields.get("input") or {}).decode())
+
+    def load(connection: Connection) -> tuple[dict[str, Any], str]:
+        agent = find_agent(connection, caller, fields["agentId"])
+        if agent is None:
+            raise invalid({"agentId": ["No such agent; register it first."]})
+        own = {
+            "name": fields.get("name") or agent.name,
+            "timeout": fields.get("timeout"),
+            "labels": strict_json.dumps(fields.get("labels") or {}).decode(),
+        }
+        rest = {name: fields[name] for name in fields.keys() - own - {"input"}}
+        return task_schema.stored(rest) | own, agent.input_schema
+
+    # An agent that starts a task has claimed it.
+    is_claimed = fields.get("claim") or caller.agent_id is not None
+    return _start(caller, load, given, idempotency, is_claimed=is_claimed)
+
+
+def rerun(
+    caller: Caller, task_id: str, fields: dict[str, Any], idempotency: Idempotency | None
+) -> tuple[TaskRow, bool]:
+    """Start a task again, unclaimed, from what RerunSchema loaded; returns as `start` does.
+
+    Raises 404, and 422 for an input that does not fit the agent's schema, for a callback that is
+    no longer allowed, and for an idempotency key that was used with another request.
+    """
+    new_input = fields.get("input")
+    given = None if new_input is None else Input(strict_json.dumps(new_input).decode())
+
+    def load(connection: Connection) -> tuple[dict[str, Any], str]:
+        before: Any = lock(connection, caller, task_id, _TASK_TO_RERUN)
+        columns = {name: getattr(before, name) for name in _RERUN_COLUMNS}
+        return columns | {"rerun_of": before.id}, before.input_schema
+
+    return _start(caller, load, given, idempotency, is_claimed=False)
+
+
+@retry_on_conflict
+def _start(
+    caller: Caller,
+    load: Callable[[Connection], tuple[dict[str, Any], str]],
+    given: Input | None,
+    idempotency: Idempotency | None,
+    *,
+    is_claimed: bool,
+) -> tuple[TaskRow, bool]:
+    """Start a task with the columns that `load` returns, with the schema of its input.
+
+    `given` is another input than that of the columns.
+    """
+    while True:
+        with transaction() as connection:
+            # First, so that an agent key never gets a task that another agent started.
+            columns, schema = load(connection)
+            if idempotency is not None:
+                replayed = _replayed(connection, caller, idempotency)
+                if replayed is not None:
+                    return replayed, True
+            _check_callback(columns.get("callback_url"))
+            _lock_parent(connection, caller, columns.get("parent_id"))
+            given = given or Input(columns["input"])
+            # The program of a claimed task runs already: what it does must be recorded.
+            if is_claimed or given.fits(schema):
+                columns["input"] = given.text
+                task = _insert(connection, caller, columns, idempotency, is_claimed=is_claimed)
+                return task, False
+        # It may take long, so in no transaction.
+        errors = given.check(schema)
+        if errors:
+            raise invalid(errors)
+
+
+def find_agent(connection: Connection, caller: Caller, agent_id: str) -> Any:
+    """The name and input schema of an agent that the caller may use; None if there is none."""
+    return _AGENT.one_or_none(connection, agent_id=agent_id, **caller.scope)
+
+
+def _replayed(connection: Connection, caller: Caller, idempotency: Idempotency) -> TaskRow | None:
+    row = connection.execute(
+        _REPLAYED, {"user_id": caller.user_id, "idempotency_key": idempotency.key}
+    ).one_or_none()
+    if row is not None:
+        idempotency.check(row.idempotency_digest)
+    return cast(TaskRow | None, row)
+
+
+def _check_callback(url: str | None) -> None:
+    if url is not None:
+        try:
+            check_url(url, current_app.config["CALLBACK_ALLOWED"])
+        except ValueError as error:
+            raise invalid({"callback": [str(error)]}) from None
+
+
+def _lock_parent(connection: Connection, caller: Caller, parent_id: str | None) -> None:
+    """Keep the parent from being deleted before this transaction. Raises 422."""
+    here = {"task_id": parent_id, **caller.scope}
+    if parent_id is not None and _PARENT.one_or_none(connection, **here) is None:
+        raise invalid({"parentId": ["No such task."]})
+
+
+def _insert(
+    connection: Connection,
+    caller: Caller,
+    columns: dict[str, Any],
+    idempotency: Idempotency | None,
+    *,
+    is_claimed: bool,
+) -> TaskRow:
+    """Insert a running task with these columns."""
+    now = clock.now()
+    nulls = dict.fromkeys(column.key for column in TASK_COLUMNS)
+    task = nulls | {
+        **columns,
+        "id": clock.new_id(),
+        "user_id": caller.user_id,
+        "name_folded": columns["name"].casefold(),
+        "status": RUNNING,
+        "output": "{}",
+        "questions": NO_QUESTIONS,
+        "started_by": caller.key_name,
+        "created_at": now,
+        "updated_at": now,
+        "claimed_at": now if is_claimed else None,
+        "first_log": 1,
+        "log_count": 0,
+        "log_bytes": 0,
+        "version": 1,
+        "idempotency_key": idempotency.key if idempotency else None,
+        "idempotency_digest": idempotency.digest if idempotency else None,
+    }
+    _START.run(connection, **task, own_timeout=task["timeout"])
+    inserted = cast(TaskRow, SimpleNamespace(**task, log_id=None))
+    insert_labels(connection, inserted)
+    return inserted
+
+
+def insert_labels(connection: Connection, task: TaskRow) -> None:
+    if task.labels != "{}":
+        for key, value in strict_json.loads(task.labels.encode()).items():
+            label = {"label": f"{key}:{value}", "user_id": task.user_id}
+            _NEW_LABEL.run(connection, task_id=task.id, **label)
+
+
+# Gives a waiting task to one agent, once.
+
+# The status is a literal, as in the index of these tasks, so that it is used.
+is_unclaimed: ColumnElement[bool] = and_(
+    Task.status == literal_column(f"'{RUNNING}'"), Task.claimed_at.is_(None)
+)
+_OF_AGENT = and_(Task.user_id == Agent.user_id, Task.agent_id == Agent.id)
+_AGENT_HAS_TASK = select(
+    or_(
+        exists().where(_OF_AGENT, is_unclaimed),
+        exists().where(_OF_AGENT, Task.claim_key == bindparam("claim_key")),
+    )
+).where(visible_agents, Agent.id == bindparam("agent_id"))
+_OF_THIS_AGENT = and_(
+    Task.user_id == bindparam("of_user_id"), Task.agent_id == bindparam("of_agent_id")
+)
+_OLDEST_UNCLAIMED = (
+    select(Task.id).where(_OF_THIS_AGENT, is_unclaimed).order_by(Task.created_at, Task.id).limit(1)
+)
+
+
+def _claim_of(oldest: Any) -> Any:
+    return (
+        update(Task)
+        .where(Task.id == oldest.scalar_subquery(), Task.claimed_at.is_(None))
+        .values(
+            **HEARTBEAT,
+            claimed_at=bindparam("now"),
+            claim_key=bindparam("key"),
+            updated_at=bindparam("now"),
+            version=Task.version + 1,
+        )
+        .returning(Task.id)
+    )
+
+
+# On PostgreSQL, claims at the same moment take the next task instead of waiting.
+_CLAIM = _claim_of(_OLDEST_UNCLAIMED.with_for_update(skip_locked=True))
+# Another change than a claim may lock a task: if no other task is left, wait for the lock.
+_CLAIM_LOCKED = _claim_of(_OLDEST_UNCLAIMED.with_for_update())
+_CLAIMED = select(Task.id).where(_OF_THIS_AGENT, Task.claim_key == bindparam("key"))
+_VALID_KEY = select(ApiKey.id).where(ApiKey.id == bindparam("key_id"), *KEY_IS_VALID)
+_LOCK_KEY = _VALID_KEY.with_for_update(read=True)
+
+
+def has_task_for_claim(caller: Caller, agent_id: str, key: str | None) -> bool:
+    """Whether a claim with this idempotency key would return a task, an earlier one included.
+
+    Raises 404 for an unknown agent.
+    """
+    wanted = {"agent_id": agent_id, "claim_key": key, **caller.scope}
+    with reading() as connection:
+        has_task = connection.scalar(_AGENT_HAS_TASK, wanted)
+    if has_task is None:
+        raise not_found("agent")
+    return has_task
+
+
+@retry_on_conflict
+def claim(caller: Caller, agent_id: str, key: str | None = None) -> tuple[TaskRow | None, bool]:
+    """Claim the oldest unclaimed running task of an agent, or None when there is none.
+
+    No task is given twice, except for the same idempotency key: then the second value is true.
+    Raises 404 for an unknown agent, and 401 if the caller's key was revoked or has expired since
+    the request came.
+    """
+    wanted = {"of_user_id": caller.user_id, "of_agent_id": agent_id, "key": key}
+    with transaction() as connection:
+        if find_agent(connection, caller, agent_id) is None:
+            raise not_found("agent")
+        known_id = None if key is None else connection.scalar(_CLAIMED, wanted)
+        task_id = known_id or _claimed(connection, wanted | {"now": clock.now()})
+        if task_id is None:
+            return None, False
+        # The request may have waited for a task, and for its turn to write. A revocation waits
+        # until this transaction ends.
+        own = {"key_id": caller.key_id, "now": clock.now()}
+        if connection.scalar(_LOCK_KEY, own) is None:
+            raise invalid_key()
+        return lock(connection, caller, task_id), known_id is not None
+
+
+def _claimed(connection: Connection, wanted: dict[str, Any]) -> str | None:
+    """Claim a task; returns its id, or None if none waits."""
+    task_id: str | None = connection.scalar(_CLAIM, wanted)
+    if task_id is None and connection.dialect.name == "postgresql":
+        task_id = connection.scalar(_CLAIM_LOCKED, wanted)
+    return task_id

@@ -22,7 +22,7 @@ from taskservice.errors import Problem, invalid_key
 from taskservice.operations import metrics
 from taskservice.schemas import strict_json
 from taskservice.schemas.tasks import TASK_COLUMNS, TASK_FIELDS
-from taskservice.services import logs, starts, task_json, tasks
+from taskservice.services import logs, task_json, tasks
 from taskservice.services.logs import LogGone, TimedLine
 from taskservice.services.task_json import Shape
 from taskservice.terms import OVERLOADED, RUNNING
@@ -121,10 +121,10 @@ def for_claim(agent_id: str, key: str | None) -> tuple[TaskRow | None, bool]:
         # Reading is cheap; a claim waits for its turn to write. An earlier claim with the same
         # key, whose answer was lost, may still wait, and be the one that gets the task.
         has_task = tasks.has_task_for_claim(caller, agent_id, key)
-        return starts.claim(caller, agent_id, key) if has_task else (None, False)
+        return tasks.claim(caller, agent_id, key) if has_task else (None, False)
 
     # The first claim also raises 404 for an unknown agent.
-    found = starts.claim(caller, agent_id, key)
+    found = tasks.claim(caller, agent_id, key)
     return found if found[0] else until(claim_if_any, lambda found: found[0] is not None)
 
 
