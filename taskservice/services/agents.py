@@ -1,11 +1,11 @@
-"""Agents: registered, changed and deleted."""
+"""Agents: registered, changed, deleted, and read, with their health and their load."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, case, exists, func, insert, literal_column, select, update
+from sqlalchemy import bindparam, case, exists, func, insert, select, update
 from sqlalchemy import delete as delete_from
 
 from taskservice.auth import Caller, of_user, visible_agents
@@ -13,18 +13,17 @@ from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import ANNOTATIONS, Agent, Task
 from taskservice.database.transactions import reading, retry_on_conflict, transaction
-from taskservice.database.types import AnyRow, Identifier, in_pages
+from taskservice.database.types import AnyRow, in_pages
 from taskservice.errors import Problem, invalid, not_found
 from taskservice.schemas import strict_json
-from taskservice.schemas.users import AGENT_COLUMNS, AGENT_OF_TASK_COLUMNS
+from taskservice.schemas.users import AGENT_COLUMNS, AGENT_OF_TASK_COLUMNS, agent_schema
+from taskservice.services.tasks import is_unclaimed
 from taskservice.terms import AGENT_HAS_TASKS, AGENT_ID, CANCELLED, COMPLETE, RUNNING
 
-_VISIBLE = (visible_agents, Agent.id == bindparam("agent_id"))
-_CHANGE = update(Agent).where(*_VISIBLE).returning(*AGENT_COLUMNS)
-_REGISTER = insert(Agent).returning(*AGENT_COLUMNS)
-_LOOK = select(*AGENT_COLUMNS).where(*_VISIBLE)
-_HAS_TASKS = exists().where(Task.user_id == Agent.user_id, Task.agent_id == Agent.id)
-_DELETE = delete_from(Agent).where(*_VISIBLE, ~_HAS_TASKS)
+# What the caller may see of the agents, or of one.
+_AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
+_THIS = (visible_agents, Agent.id == bindparam("agent_id"))
+_AGENT = select(*AGENT_COLUMNS).where(*_THIS)
 
 
 @retry_on_conflict
@@ -37,11 +36,16 @@ def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, boo
         raise invalid({"agentId": [f"Must match {AGENT_ID.pattern}"]})
     if caller.agent_id not in (None, agent_id):
         raise not_found("agent")
-    values = _values(fields)
+    # Null leaves a field as it is.
+    given = {name: value for name, value in fields.items() if value is not None}
+    if "annotations" in given:
+        # Hints that are left out have their defaults, whatever the agent had before.
+        given["annotations"] = strict_json.loads(ANNOTATIONS.encode()) | given["annotations"]
+    values = agent_schema.stored(given)
     here = {"agent_id": agent_id, **caller.scope}
     with transaction() as connection:
-        statement = _CHANGE.values(values) if values else _LOOK
-        changed = connection.execute(statement, here).one_or_none()
+        change = update(Agent).where(*_THIS).values(values).returning(*AGENT_COLUMNS)
+        changed = connection.execute(change if values else _AGENT, here).one_or_none()
         if changed is not None:
             return changed, False
         new = {
@@ -52,73 +56,33 @@ def put(caller: Caller, agent_id: str, fields: dict[str, Any]) -> tuple[Any, boo
             "id": agent_id,
             "created_at": clock.now(),
         }
-        return connection.execute(_REGISTER, new).one(), True
-
-
-def _values(fields: dict[str, Any]) -> dict[str, Any]:
-    """The columns that PutAgentSchema's fields set; null leaves one as it is."""
-    values = {name: value for name, value in fields.items() if value is not None}
-    if "inputSchema" in values:
-        values["input_schema"] = strict_json.dumps(values.pop("inputSchema")).decode()
-    if "annotations" in values:
-        # Hints that are left out have their defaults, whatever the agent had before.
-        hints = strict_json.loads(ANNOTATIONS.encode()) | values["annotations"]
-        values["annotations"] = strict_json.dumps(hints).decode()
-    return values
+        return connection.execute(insert(Agent).returning(*AGENT_COLUMNS), new).one(), True
 
 
 def delete(caller: Caller, agent_id: str) -> Any:
     """Delete an agent and its keys; returns it. Raises 404, and 409 while it has tasks."""
     here = {"agent_id": agent_id, **caller.scope}
+    has_tasks = exists().where(Task.user_id == Agent.user_id, Task.agent_id == Agent.id)
     with transaction() as connection:
-        agent = connection.execute(_LOOK.with_for_update(), here).one_or_none()
-        if agent is None:
-            raise not_found("agent")
-        if connection.execute(_DELETE, here).rowcount == 0:
+        agent = _found(connection.execute(_AGENT.with_for_update(), here).one_or_none())
+        if connection.execute(delete_from(Agent).where(*_THIS, ~has_tasks), here).rowcount == 0:
             raise Problem(409, "The agent has tasks; delete them first", code=AGENT_HAS_TASKS)
     return agent
 
 
 # Reads of agents.
 
-_AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
-_IDS = _AGENTS.with_only_columns(Agent.id)
 # How many agents of a list one read takes: each has up to 20 KB.
 AGENTS_PER_READ = 50
-_PAGE = _AGENTS.where(Agent.id > bindparam("after")).limit(bindparam("count"))
 # How many of them a page offers to choose from.
 MAX_CHOICES = 1_000
-_CHOICES = _IDS.limit(bindparam("count"))
-_TOOLS = _AGENTS.where(Agent.tool).limit(bindparam("count"))
-_TOOL_IDS = _TOOLS.with_only_columns(Agent.id)
-_AGENT = select(*AGENT_COLUMNS).where(visible_agents, Agent.id == bindparam("agent_id"))
-_LAST_USED_AT = (
-    select(func.max(Task.created_at))
-    .where(Task.user_id == Agent.user_id, Task.agent_id == Agent.id)
-    .scalar_subquery()
-    .label("last_used_at")
-)
-_AGENTS_BY_USE = (
-    select(*AGENT_COLUMNS, _LAST_USED_AT)
-    .where(visible_agents)
-    .order_by(_LAST_USED_AT.desc().nulls_last(), Agent.id)
-    .offset(bindparam("start"))
-    .limit(bindparam("count"))
-)
-_AGENTS_OF = select(*AGENT_OF_TASK_COLUMNS).where(
-    Agent.user_id == bindparam("user_id"), Agent.id.in_(bindparam("agent_ids", expanding=True))
-)
 # How many finished tasks tell the health of an agent.
 RECENT = 30
 # How many running tasks of a user are counted by agent.
 MAX_RUNNING = 2_000
 _RUNS = Statement[AnyRow](
     select(Task.id, Task.name, Task.status, Task.error_type, Task.claimed_at, Task.finished_at)
-    .where(
-        Task.user_id == bindparam("user_id", type_=Identifier),
-        Task.agent_id == bindparam("agent_id"),
-        Task.finished_at.is_not(None),
-    )
+    .where(of_user, Task.agent_id == bindparam("agent_id"), Task.finished_at.is_not(None))
     .order_by(Task.finished_at.desc())
     .limit(bindparam("count"))
 )
@@ -133,13 +97,7 @@ _NEWEST_TASK = Statement[AnyRow](
     .order_by(Task.created_at.desc(), Task.id.desc())
     .limit(1)
 )
-_IS_WAITING = (
-    of_user,
-    Task.agent_id == bindparam("agent_id"),
-    # Written as in their index, so that it is used.
-    Task.status == literal_column(f"'{RUNNING}'"),
-    Task.claimed_at.is_(None),
-)
+_IS_WAITING = (of_user, Task.agent_id == bindparam("agent_id"), is_unclaimed)
 _WAITING = Statement[AnyRow](
     select(func.count()).select_from(
         select(Task.id)
@@ -186,41 +144,46 @@ def list_all(caller: Caller) -> Iterator[Sequence[AnyRow]]:
     """All agents that the caller may see, ordered by id, some at a time."""
 
     def read(last: AnyRow | None, count: int) -> Sequence[AnyRow]:
-        wanted = {"after": last.id if last else "", "count": count, **caller.scope}
+        page = _AGENTS.where(Agent.id > (last.id if last else "")).limit(count)
         with reading() as connection:
-            return connection.execute(_PAGE, wanted).all()
+            return connection.execute(page, caller.scope).all()
 
     return in_pages(read, AGENTS_PER_READ)
 
 
+def ids(caller: Caller, count: int | None = None) -> Sequence[str]:
+    """The ids of the first `count` agents that the caller may see, or of all, in order."""
+    with reading() as connection:
+        found = _AGENTS.with_only_columns(Agent.id).limit(count)
+        return connection.scalars(found, caller.scope).all()
+
+
 def choices(caller: Caller) -> Sequence[str]:
     """The ids of the first MAX_CHOICES agents."""
-    with reading() as connection:
-        return connection.scalars(_CHOICES, {"count": MAX_CHOICES, **caller.scope}).all()
-
-
-def ids(caller: Caller) -> Sequence[str]:
-    """The ids of all agents that the caller may see, in order."""
-    with reading() as connection:
-        return connection.scalars(_IDS, caller.scope).all()
+    return ids(caller, MAX_CHOICES)
 
 
 def list_tools(caller: Caller, count: int) -> Sequence[AnyRow]:
     """At most `count` of the agents that are tools of MCP, ordered by id."""
     with reading() as connection:
-        return connection.execute(_TOOLS, {"count": count, **caller.scope}).all()
+        return connection.execute(_AGENTS.where(Agent.tool).limit(count), caller.scope).all()
 
 
 def tool_ids(caller: Caller, count: int) -> Sequence[str]:
     """The ids of the agents that `list_tools` returns."""
+    tools = _AGENTS.with_only_columns(Agent.id).where(Agent.tool)
     with reading() as connection:
-        return connection.scalars(_TOOL_IDS, {"count": count, **caller.scope}).all()
+        return connection.scalars(tools.limit(count), caller.scope).all()
 
 
 def get(caller: Caller, agent_id: str) -> AnyRow:
     """An agent that the caller may see. Raises 404."""
+    here = {"agent_id": agent_id, **caller.scope}
     with reading() as connection:
-        agent = connection.execute(_AGENT, {"agent_id": agent_id, **caller.scope}).one_or_none()
+        return _found(connection.execute(_AGENT, here).one_or_none())
+
+
+def _found(agent: AnyRow | None) -> AnyRow:
     if agent is None:
         raise not_found("agent")
     return agent
@@ -306,12 +269,24 @@ def seconds(task: AnyRow) -> float | None:
 
 def list_by_use(caller: Caller, start: int, count: int) -> Sequence[AnyRow]:
     """Agents with the start of their last task, `last_used_at`: newest first, unused ones last."""
+    last_used_at = (
+        select(func.max(Task.created_at))
+        .where(Task.user_id == Agent.user_id, Task.agent_id == Agent.id)
+        .scalar_subquery()
+        .label("last_used_at")
+    )
+    agents = (
+        select(*AGENT_COLUMNS, last_used_at)
+        .where(visible_agents)
+        .order_by(last_used_at.desc().nulls_last(), Agent.id)
+    )
     with reading() as connection:
-        wanted = {"start": start, "count": count, **caller.scope}
-        return connection.execute(_AGENTS_BY_USE, wanted).all()
+        return connection.execute(agents.offset(start).limit(count), caller.scope).all()
 
 
 def by_id(user_id: str, agent_ids: Collection[str]) -> dict[str, AnyRow]:
+    agents = select(*AGENT_OF_TASK_COLUMNS).where(
+        Agent.user_id == user_id, Agent.id.in_(sorted(agent_ids))
+    )
     with reading() as connection:
-        rows = connection.execute(_AGENTS_OF, {"user_id": user_id, "agent_ids": sorted(agent_ids)})
-        return {row.id: row for row in rows}
+        return {row.id: row for row in connection.execute(agents)}
