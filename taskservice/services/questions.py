@@ -1,6 +1,6 @@
 """Questions: asked by agents, answered by people, withdrawn, and expired by upkeep."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -17,10 +17,9 @@ from sqlalchemy import (
     update,
 )
 
-from taskservice.auth import Caller, of_user, visible_tasks
+from taskservice.auth import Caller
 from taskservice.database import clock
 from taskservice.database.clock import EARLIEST, LOWEST_ID
-from taskservice.database.connections import Statement
 from taskservice.database.models import IS_ASKING, Question, Task
 from taskservice.database.transactions import moment_by, reading, retry_on_conflict, transaction
 from taskservice.database.types import (
@@ -29,7 +28,6 @@ from taskservice.database.types import (
     Identifier,
     Several,
     TaskRow,
-    Timestamp,
     in_pages,
     is_among,
     moment_from_now,
@@ -37,7 +35,14 @@ from taskservice.database.types import (
 from taskservice.errors import Problem, invalid, not_found
 from taskservice.schemas import json_schema, strict_json
 from taskservice.schemas.tasks import QUESTION_COLUMNS, question_schema
-from taskservice.services.tasks import HEARTBEAT, Idempotency, finished_problem, lock
+from taskservice.services.tasks import (
+    HEARTBEAT,
+    Idempotency,
+    finished_problem,
+    found,
+    is_this_task,
+    lock,
+)
 from taskservice.terms import (
     ANSWERED,
     DECLINE,
@@ -68,40 +73,7 @@ OF_TASK = (
     .where(Question.task_id == bindparam("task_id", type_=Identifier))
     .order_by(Question.asked_at, Question.id)
 )
-OPEN_OF_TASK = OF_TASK.where(
-    _is_open, or_(Question.expires_at.is_(None), Question.expires_at > moment_from_now())
-)
-ONE = OF_TASK.where(Question.id == bindparam("question_id", type_=Identifier))
-_VISIBLE = select(Task.id).where(Task.id == bindparam("task_id", type_=Identifier), visible_tasks)
-
-_is_after = tuple_(Question.asked_at, Question.id) > tuple_(
-    bindparam("after", type_=Timestamp()), bindparam("after_id", type_=Identifier)
-)
-_AMONG = OF_TASK.with_only_columns(Question.id).where(
-    is_among(Question.id, bindparam("question_ids", type_=Several(Identifier)))
-)
-_has_ended = or_(Question.state != OPEN, has_expired)
-_short_answer = case((func.length(Question.answer) <= bindparam("length"), Question.answer))
-_ENDED = Statement[AnyRow](
-    OF_TASK.with_only_columns(
-        *(_short_answer.label("answer") if each is Question.answer else each for each in COLUMNS)
-    )
-    .where(_has_ended)
-    .order_by(None)
-    .order_by(Question.asked_at.desc(), Question.id.desc())
-    .limit(bindparam("count"))
-)
-_asking = select(
-    Task.id,
-    Task.name,
-    Task.agent_id,
-    Task.created_at,
-    func.substr(Task.input, 1, bindparam("length")).label("input"),
-    Task.questions,
-).where(of_user, IS_ASKING)
-_ASKING = Statement[AnyRow](_asking.order_by(Task.created_at, Task.id).limit(bindparam("count")))
-_limited = select(Task.id).where(of_user, IS_ASKING).limit(bindparam("count")).subquery()
-_COUNT_ASKING = Statement[AnyRow](select(func.count(_limited.c[0])))
+_ONE = OF_TASK.where(Question.id == bindparam("question_id", type_=Identifier))
 
 
 def list_of_task(caller: Caller, task_id: str) -> Iterator[Sequence[AnyRow]]:
@@ -112,13 +84,13 @@ def list_of_task(caller: Caller, task_id: str) -> Iterator[Sequence[AnyRow]]:
 
 def pages(questions: AnySelect, task_id: str) -> Iterator[Sequence[AnyRow]]:
     """The questions of a task that `questions` selects, oldest first, a few at a time."""
-    page = questions.where(_is_after).limit(bindparam("count"))
+    position = tuple_(Question.asked_at, Question.id)
 
     def read(last: AnyRow | None, count: int) -> Sequence[AnyRow]:
-        after, after_id = (last.asked_at, last.id) if last else (EARLIEST, LOWEST_ID)
-        here = {"task_id": task_id, "after": after, "after_id": after_id, "count": count}
+        after = (last.asked_at, last.id) if last else (EARLIEST, LOWEST_ID)
+        page = questions.where(position > after).limit(count)
         with reading() as connection:
-            return connection.execute(page, here).all()
+            return connection.execute(page, {"task_id": task_id}).all()
 
     return in_pages(read, QUESTIONS_PER_READ)
 
@@ -126,26 +98,25 @@ def pages(questions: AnySelect, task_id: str) -> Iterator[Sequence[AnyRow]]:
 def ids_among(caller: Caller, task_id: str, question_ids: Collection[str]) -> Sequence[str]:
     """Those of the ids that are questions of a task, oldest first. Raises 404."""
     _require_task(caller, task_id)
+    among = OF_TASK.with_only_columns(Question.id).where(
+        is_among(Question.id, bindparam("question_ids", type_=Several(Identifier)))
+    )
     here = {"task_id": task_id, "question_ids": list(question_ids)}
     with reading() as connection:
-        return connection.scalars(_AMONG, here).all()
+        return connection.scalars(among, here).all()
 
 
 def _require_task(caller: Caller, task_id: str) -> None:
+    here = {"task_id": task_id, **caller.scope}
     with reading() as connection:
-        if connection.execute(_VISIBLE, {"task_id": task_id, **caller.scope}).one_or_none() is None:
-            raise not_found("task")
+        found(connection.scalar(select(Task.id).where(is_this_task), here))
 
 
 def get(caller: Caller, task_id: str, question_id: str) -> AnyRow:
     """A question of a task. Raises 404, for the task or for the question."""
     _require_task(caller, task_id)
-    here = {"task_id": task_id, "question_id": question_id}
     with reading() as connection:
-        question = connection.execute(ONE, here).one_or_none()
-    if question is None:
-        raise not_found("question")
-    return question
+        return _get(connection, task_id, question_id)
 
 
 def ended(task_id: str, count: int, length: int) -> Sequence[AnyRow]:
@@ -153,8 +124,15 @@ def ended(task_id: str, count: int, length: int) -> Sequence[AnyRow]:
 
     The answer is None if it has more than `length` characters.
     """
+    short = case((func.length(Question.answer) <= length, Question.answer)).label("answer")
+    newest = (
+        select(*(short if each is Question.answer else each for each in COLUMNS))
+        .where(Question.task_id == task_id, or_(Question.state != OPEN, has_expired))
+        .order_by(Question.asked_at.desc(), Question.id.desc())
+        .limit(count)
+    )
     with reading() as connection:
-        return _ENDED.all(connection, task_id=task_id, count=count, length=length)
+        return connection.execute(newest).all()
 
 
 def asking_tasks(caller: Caller, count: int, length: int) -> Sequence[AnyRow]:
@@ -162,14 +140,22 @@ def asking_tasks(caller: Caller, count: int, length: int) -> Sequence[AnyRow]:
 
     Of the input, they have the first `length` characters.
     """
+    start = func.substr(Task.input, 1, length).label("input")
+    oldest = (
+        select(Task.id, Task.name, Task.agent_id, Task.created_at, start, Task.questions)
+        .where(Task.user_id == caller.user_id, IS_ASKING)
+        .order_by(Task.created_at, Task.id)
+        .limit(count)
+    )
     with reading() as connection:
-        return _ASKING.all(connection, user_id=caller.user_id, count=count, length=length)
+        return connection.execute(oldest).all()
 
 
 def count_asking_tasks(caller: Caller, maximum: int) -> int:
     """How many of the caller's tasks ask something, up to `maximum`."""
+    asking = select(Task.id).where(Task.user_id == caller.user_id, IS_ASKING).limit(maximum)
     with reading() as connection:
-        return int(_COUNT_ASKING.scalar(connection, user_id=caller.user_id, count=maximum))
+        return connection.scalar(select(func.count()).select_from(asking.subquery())) or 0
 
 
 # Questions: asked by agents, answered by people, withdrawn, and expired by upkeep.
@@ -177,20 +163,8 @@ def count_asking_tasks(caller: Caller, maximum: int) -> int:
 # How many questions one transaction of upkeep ends.
 BATCH = 50
 
-_ASK = insert(Question)
-_REPLAYED = select(*COLUMNS, Question.idempotency_digest).where(
-    Question.task_id == bindparam("task_id", type_=Identifier),
-    Question.idempotency_key == bindparam("idempotency_key"),
-)
 _CLOSE = update(Question).where(
     Question.id == bindparam("of_question_id", type_=Identifier), Question.state == OPEN
-)
-_CHANGE_TASK = update(Task).where(Task.id == bindparam("of_task_id", type_=Identifier))
-_EXPIRED = select(Question.id, Question.task_id).where(has_expired).order_by(Question.expires_at)
-_LOCK_TASK = (
-    select(Task.id)
-    .where(Task.id == bindparam("task_id", type_=Identifier))
-    .with_for_update(skip_locked=True)
 )
 
 
@@ -206,8 +180,13 @@ def ask(
     with transaction() as connection:
         task = lock(connection, caller, task_id)
         if idempotency is not None:
-            replayed = _replayed(connection, task, idempotency)
+            replayed = connection.execute(
+                select(*COLUMNS, Question.idempotency_digest).where(
+                    Question.task_id == task.id, Question.idempotency_key == idempotency.key
+                )
+            ).one_or_none()
             if replayed is not None:
+                idempotency.check(replayed.idempotency_digest)
                 return replayed, True
         _check_may_ask(connection, task)
         now = moment_by(connection)
@@ -224,7 +203,7 @@ def ask(
             "idempotency_key": idempotency.key if idempotency else None,
             "idempotency_digest": idempotency.digest if idempotency else None,
         }
-        connection.execute(_ASK, question)
+        connection.execute(insert(Question), question)
         _store_open(connection, task.id)
         return _get(connection, task.id, question["id"]), False
 
@@ -239,15 +218,6 @@ def _check_may_ask(connection: Connection, task: TaskRow) -> None:
         raise Problem(409, detail, code=TOO_MANY_QUESTIONS)
 
 
-def _replayed(connection: Connection, task: TaskRow, idempotency: Idempotency) -> AnyRow | None:
-    row = connection.execute(
-        _REPLAYED, {"task_id": task.id, "idempotency_key": idempotency.key}
-    ).one_or_none()
-    if row is not None:
-        idempotency.check(row.idempotency_digest)
-    return row
-
-
 def answer(
     caller: Caller, task_id: str, question_id: str, action: str, content: dict[str, Any] | None
 ) -> AnyRow:
@@ -260,18 +230,13 @@ def answer(
     with transaction() as connection:
         lock(connection, caller, task_id)
         question = _get(connection, task_id, question_id)
-        given_by = {"answered_by": caller.key_name}
+        given, by = content or {}, caller.key_name
         if action == DECLINE:
-            return _close(
-                connection, question, DECLINED, lambda: question.state == DECLINED, **given_by
-            )
-        given = content or {}
-
-        def is_same() -> bool:
-            return question.state == ANSWERED and _is_same(question.answer, given)
-
+            is_same = question.state == DECLINED
+            return _close(connection, question, is_same, state=DECLINED, answered_by=by)
+        is_same = question.state == ANSWERED and _is_same(question.answer, given)
         text = strict_json.dumps(given).decode()
-        return _close(connection, question, ANSWERED, is_same, answer=text, **given_by)
+        return _close(connection, question, is_same, state=ANSWERED, answered_by=by, answer=text)
 
 
 def _check(question: AnyRow, content: dict[str, Any]) -> None:
@@ -288,18 +253,13 @@ def withdraw(caller: Caller, task_id: str, question_id: str) -> AnyRow:
     with transaction() as connection:
         lock(connection, caller, task_id)
         question = _get(connection, task_id, question_id)
-        return _close(connection, question, WITHDRAWN, lambda: question.state == WITHDRAWN)
+        is_same = question.state == WITHDRAWN
+        return _close(connection, question, is_same, state=WITHDRAWN)
 
 
-def _close(
-    connection: Connection,
-    question: AnyRow,
-    state: str,
-    is_same: Callable[[], bool],
-    **values: Any,
-) -> AnyRow:
-    """End an open question of a task that this transaction has locked."""
-    if is_same():
+def _close(connection: Connection, question: AnyRow, is_same: bool, **values: Any) -> AnyRow:
+    """End an open question of a task that this transaction has locked, unless it ended so."""
+    if is_same:
         return question
     if question.state != OPEN:
         raise Problem(
@@ -308,7 +268,7 @@ def _close(
             code=QUESTION_CLOSED,
             more={"question": question_schema.dump(question)},
         )
-    connection.execute(_CLOSE.values(state=state, **values), {"of_question_id": question.id})
+    connection.execute(_CLOSE.values(values), {"of_question_id": question.id})
     _store_open(connection, question.task_id)
     return _get(connection, question.task_id, question.id)
 
@@ -320,14 +280,15 @@ def _is_same(stored: str, given: dict[str, Any]) -> bool:
 
 def _get(connection: Connection, task_id: str, question_id: str) -> AnyRow:
     here = {"task_id": task_id, "question_id": question_id}
-    question = connection.execute(ONE, here).one_or_none()
+    question = connection.execute(_ONE, here).one_or_none()
     if question is None:
         raise not_found("question")
     return question
 
 
 def _open(connection: Connection, task_id: str) -> Sequence[AnyRow]:
-    return connection.execute(OPEN_OF_TASK, {"task_id": task_id}).all()
+    not_expired = or_(Question.expires_at.is_(None), Question.expires_at > moment_from_now())
+    return connection.execute(OF_TASK.where(_is_open, not_expired), {"task_id": task_id}).all()
 
 
 def _store_open(connection: Connection, task_id: str) -> None:
@@ -338,7 +299,7 @@ def _store_open(connection: Connection, task_id: str) -> None:
         "version": Task.version + 1,
         **HEARTBEAT,
     }
-    connection.execute(_CHANGE_TASK.values(values), {"of_task_id": task_id})
+    connection.execute(update(Task).where(Task.id == task_id).values(values))
 
 
 def open_json(connection: Connection, task_id: str) -> str:
@@ -349,15 +310,16 @@ def open_json(connection: Connection, task_id: str) -> str:
 
 def expire() -> bool:
     """End some questions whose time has come; returns whether there may be more."""
+    expired = select(Question.id, Question.task_id).where(has_expired)
     with reading() as connection:
-        due = connection.execute(_EXPIRED.limit(BATCH)).all()
+        due = connection.execute(expired.order_by(Question.expires_at).limit(BATCH)).all()
     if not due:
         return False
     with transaction() as connection:
         for question in due:
-            here = {"task_id": question.task_id}
+            task = select(Task.id).where(Task.id == question.task_id)
             # A task that is locked is being changed: the next round finds its question again.
-            if connection.execute(_LOCK_TASK, here).one_or_none() is not None:
+            if connection.scalar(task.with_for_update(skip_locked=True)) is not None:
                 closed = _CLOSE.values(state=EXPIRED)
                 connection.execute(closed, {"of_question_id": question.id})
                 _store_open(connection, question.task_id)
