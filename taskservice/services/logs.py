@@ -520,7 +520,7 @@ _WRITER_COUNT = Statement[Any](
 )
 _NEW_WRITER = Statement[None](insert(LogWriter), ("task_id", "writer", "seq"))
 _LOG = Statement[Any](select(Log.id).where(Log.task_id == bindparam("task_id", type_=Identifier)))
-_NEW_LOG = Statement[Any](insert(Log).returning(Log.id), ("task_id",))
+NEW_LOG = Statement[Any](insert(Log).returning(Log.id), ("task_id",))
 _NEW_CHUNK = Statement[None](insert(LogChunk), ("log_id", "last", "count", "text", "at", "times"))
 
 
@@ -622,7 +622,7 @@ def _store(connection: Connection, task: _UpdatedTask, chunks: Sequence[Chunk]) 
     log_id = (
         (task.log_id if task.first_log <= last else None)
         or _LOG.scalar(connection, task_id=task.id)
-        or _NEW_LOG.scalar(connection, task_id=task.id)
+        or NEW_LOG.scalar(connection, task_id=task.id)
     )
     for chunk in chunks:
         last += chunk.count

@@ -1,9 +1,8 @@
 """Imports an export: all that is not there yet, in one transaction."""
 
-from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate, count
 from types import SimpleNamespace
@@ -16,11 +15,10 @@ from marshmallow import (
     ValidationError,
     fields,
     missing,
-    pre_load,
     validate,
     validates_schema,
 )
-from sqlalchemy import ColumnElement, Connection, Integer, bindparam, exists, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, exists, insert, select, update
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import DeclarativeBase, aliased
 
@@ -31,7 +29,6 @@ from taskservice.database.models import (
     Agent,
     Attempt,
     Delivery,
-    Log,
     LogChunk,
     LogWriter,
     Question,
@@ -45,7 +42,6 @@ from taskservice.database.types import (
     Identifier,
     TaskRow,
     byte_length,
-    database_now,
 )
 from taskservice.errors import invalid
 from taskservice.schemas import strict_json
@@ -79,7 +75,7 @@ from taskservice.schemas.users import AGENT_COLUMNS, USER_COLUMNS, agent_schema,
 from taskservice.services import logs, questions
 from taskservice.services.logs import LogGone, TimedLine
 from taskservice.services.questions import open_json
-from taskservice.services.tasks import insert_labels, tasks_with_log
+from taskservice.services.tasks import MORE_COLUMNS, NEW_TASK, insert_labels, tasks_with_log
 from taskservice.services.users import insert_secret
 from taskservice.terms import (
     AGENT_ID,
@@ -134,14 +130,8 @@ class _Complete(Schema):
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
         if field_obj.allow_none:
             field_obj.load_default = None
-
-    @pre_load
-    def check_complete(self, data: Any, **kwargs: Any) -> Any:
-        needed = {name for name, field in self.fields.items() if field.load_default is missing}
-        lacking = needed - data.keys()
-        if lacking:
-            raise ValidationError({name: ["Is missing."] for name in sorted(lacking)})
-        return data
+        field_obj.required = field_obj.load_default is missing
+        field_obj.error_messages = {**field_obj.error_messages, "required": "Is missing."}
 
     @classmethod
     def of(cls, answered: RowSchema, *requests: Schema) -> Schema:
@@ -161,7 +151,7 @@ def _to_load(
     """The field that loads what `field` has dumped."""
     asked = next((each.fields[name] for each in requests if name in each.fields), None)
     found = copy(asked) if asked is not None else _strict(field)
-    found.required, found.allow_none = False, field.allow_none
+    found.allow_none = field.allow_none
     default = None if column is None or column.server_default is None else column.server_default.arg
     if isinstance(default, str):
         is_text = isinstance(field, fields.String)
@@ -184,26 +174,20 @@ def _strict(field: fields.Field[Any]) -> fields.Field[Any]:
     return fields.String(validate=[*field.validators, length])
 
 
-class Line(_Complete):
-    """A line of an export, of a type that is one of `LINES`."""
-
-    type = fields.String()
-
-
-class ExportLine(Line):
+class ExportLine(_Complete):
     """The first line: what the others are."""
 
     format = WholeNumber(validate=validate.Equal(FORMAT, error="Must be {other}, not {input}."))
     version = fields.String()
 
 
-class UserLine(Line):
+class UserLine(_Complete):
     """A user, without keys and secrets."""
 
     name = name_field("")
 
 
-class AgentLine(Line):
+class AgentLine(_Complete):
     """An agent of a user before it."""
 
     id = fields.String(validate=validate.Regexp(AGENT_ID.pattern + r"\Z"))
@@ -224,7 +208,7 @@ class Idempotency(_Complete):
     digest = fields.String(validate=validate.Length(64, 64))
 
 
-class TaskLine(Line):
+class TaskLine(_Complete):
     """A task of an agent before it; its questions, deliveries and log follow."""
 
     callback = fields.String(allow_none=True, validate=_url)
@@ -249,7 +233,7 @@ class TaskLine(Line):
             raise ValidationError(f"More than {MAX_WRITERS}.", "writers")
 
 
-class QuestionLine(Line):
+class QuestionLine(_Complete):
     """A question of the task before it."""
 
     taskId = Id()
@@ -267,7 +251,7 @@ class AttemptOfDelivery(_Complete):
     answer = fields.String(allow_none=True)
 
 
-class DeliveryLine(Line):
+class DeliveryLine(_Complete):
     """A delivery of the task before it, with its attempts, oldest first."""
 
     taskId = Id()
@@ -275,7 +259,7 @@ class DeliveryLine(Line):
     attempts = fields.List(fields.Nested(AttemptOfDelivery.of(attempt_schema)))
 
 
-class LogLine(Line):
+class LogLine(_Complete):
     """The next lines of the log of the task before it; `first` is the number of the first one."""
 
     taskId = Id()
@@ -291,13 +275,13 @@ class LogLine(Line):
             raise ValidationError("Must have one time for each line.", "at")
 
 
-class VoidLine(Line):
+class VoidLine(_Complete):
     """The task before it does not count: it was deleted, or its log dropped, meanwhile."""
 
     taskId = Id()
 
 
-class EndLine(Line):
+class EndLine(_Complete):
     """The last line: without it, the export is not complete."""
 
     tasks = _count()
@@ -353,7 +337,9 @@ def read(file: BinaryIO) -> Iterator[NumberedLine]:
         if line is not None and line.type == "end":
             raise InvalidExport(number, "comes after the end")
         line = _parsed(number, text)
-        order.check(line)
+        problem = order.problem(line)
+        if problem is not None:
+            raise InvalidExport(number, problem)
         yield line
     if line is None or line.type != "end":
         raise InvalidExport(number, "the end is missing: the export was cut off")
@@ -409,84 +395,76 @@ class _Order:
         self._next_line, self._last_line = 1, 0
         self._is_running, self._open_questions = False, 0
 
-    def check(self, line: NumberedLine) -> None:
+    def problem(self, line: NumberedLine) -> str | None:
+        """What is wrong with the next line; None if it may come here."""
         if (line.number == 1) != (line.type == "export"):
-            raise InvalidExport(line.number, "the first line, and no other, has the type export")
+            return "the first line, and no other, has the type export"
         if line.type in OF_TASK:
-            self._check_task_id(line)
+            if line.fields["taskId"] != self._task_id:
+                return "taskId: is not the task before it"
+        elif self._task_id is not None and self._next_line <= self._last_line:
+            return f"lines {self._next_line} to {self._last_line} of the log are missing"
         else:
-            self._check_log_is_complete(line)
             self._task_id = None
-        check = getattr(self, f"_check_{line.type}", None)
-        if check is not None:
-            check(line)
+        check = getattr(self, f"_{line.type}", None)
+        return None if check is None else check(line.fields)
 
-    def _check_task_id(self, line: NumberedLine) -> None:
-        if line.fields["taskId"] != self._task_id:
-            raise InvalidExport(line.number, "taskId: is not the task before it")
+    def _user(self, fields: dict[str, Any]) -> None:
+        self._users.add(fields["id"])
 
-    def _check_log_is_complete(self, line: NumberedLine) -> None:
-        if self._task_id is not None and self._next_line <= self._last_line:
-            raise InvalidExport(
-                line.number, f"lines {self._next_line} to {self._last_line} of the log are missing"
-            )
+    def _agent(self, fields: dict[str, Any]) -> str | None:
+        if fields["userId"] not in self._users:
+            return "userId: there is no such user before it"
+        self._agents.add((fields["userId"], fields["id"]))
+        return None
 
-    def _check_user(self, line: NumberedLine) -> None:
-        self._users.add(line.fields["id"])
-
-    def _check_agent(self, line: NumberedLine) -> None:
-        if line.fields["userId"] not in self._users:
-            raise InvalidExport(line.number, "userId: there is no such user before it")
-        self._agents.add((line.fields["userId"], line.fields["id"]))
-
-    def _check_task(self, line: NumberedLine) -> None:
-        fields = line.fields
+    def _task(self, fields: dict[str, Any]) -> str | None:
         if (fields["userId"], fields["agentId"]) not in self._agents:
-            raise InvalidExport(line.number, "agentId: there is no such agent before it")
+            return "agentId: there is no such agent before it"
         self._tasks += 1
         self._task_id = fields["id"]
         self._next_line, self._last_line = fields["firstLog"], fields["logCount"]
         self._is_running, self._open_questions = fields["status"] == RUNNING, 0
+        return None
 
-    def _check_question(self, line: NumberedLine) -> None:
-        if line.fields["state"] != OPEN:
-            return
+    def _question(self, fields: dict[str, Any]) -> str | None:
+        if fields["state"] != OPEN:
+            return None
         self._open_questions += 1
         if not self._is_running:
-            raise InvalidExport(line.number, "state: a task that has ended has no open question")
+            return "state: a task that has ended has no open question"
         if self._open_questions > MAX_OPEN_QUESTIONS:
-            raise InvalidExport(
-                line.number, f"state: a task has at most {MAX_OPEN_QUESTIONS} open questions"
-            )
+            return f"state: a task has at most {MAX_OPEN_QUESTIONS} open questions"
+        return None
 
-    def _check_log(self, line: NumberedLine) -> None:
-        last = line.fields["first"] + len(line.fields["lines"]) - 1
-        if line.fields["first"] != self._next_line or last > self._last_line:
-            raise InvalidExport(line.number, f"first: must be {self._next_line}")
+    def _log(self, fields: dict[str, Any]) -> str | None:
+        last = fields["first"] + len(fields["lines"]) - 1
+        if fields["first"] != self._next_line or last > self._last_line:
+            return f"first: must be {self._next_line}"
         self._next_line = last + 1
+        return None
 
-    def _check_void(self, line: NumberedLine) -> None:
+    def _void(self, _fields: dict[str, Any]) -> None:
         self._tasks -= 1
         self._task_id = None
 
-    def _check_end(self, line: NumberedLine) -> None:
-        if line.fields["tasks"] != self._tasks:
-            raise InvalidExport(line.number, f"tasks: there are {self._tasks}")
+    def _end(self, fields: dict[str, Any]) -> str | None:
+        return None if fields["tasks"] == self._tasks else f"tasks: there are {self._tasks}"
 
 
 # Imports an export: all that is not there yet, in one transaction.
 
 
-@dataclass(frozen=True)
+@dataclass
 class Imported:
     """What an import has added, and what it has left as it was."""
 
-    tasks: int
-    existing_tasks: int
-    users: list[str]
-    agents: int
+    tasks: int = 0
+    existing_tasks: int = 0
+    users: list[str] = field(default_factory=list)
+    agents: int = 0
     # Of requests that the database has a task for already.
-    dropped_keys: int
+    dropped_keys: int = 0
 
 
 def import_from(file: BinaryIO) -> Imported:
@@ -502,21 +480,16 @@ def import_from(file: BinaryIO) -> Imported:
         importer = _Importer(connection, not_counted)
         for line in read(file):
             importer.add(line)
-        return importer.finish()
+        for statement in _FORGET_MISSING:
+            connection.execute(statement)
+        return importer.imported
 
 
-# An import begins the silence clock of a running task anew.
 _NEW_TASK = Statement[None](
-    insert(Task).values(
-        last_heartbeat_at=database_now(),
-        heartbeat_deadline=database_now(bindparam("own_timeout", type_=Integer())),
-    ),
-    {column.key for column in TASK_COLUMNS}
-    | {"name_folded", "timeout", "default_writer_seq"}
-    | {"idempotency_key", "idempotency_digest", "claim_key"},
+    NEW_TASK,
+    {column.key for column in TASK_COLUMNS} | MORE_COLUMNS | {"default_writer_seq", "claim_key"},
 )
 _TASK_ID = Statement[Any](select(Task.id).where(Task.id == bindparam("task_id", type_=Identifier)))
-_NEW_LOG = Statement[Any](insert(Log).returning(Log.id), ("task_id",))
 _parent = aliased(Task)
 # For each column that refers to tasks: forget those that are not here.
 _FORGET_MISSING = tuple(
@@ -533,8 +506,7 @@ class _Importer:
     def __init__(self, connection: Connection, not_counted: set[int]) -> None:
         self._connection = connection
         self._not_counted = not_counted
-        self._counts: Counter[str] = Counter()
-        self._new_users: list[str] = []
+        self.imported = Imported()
         # Ids of users in the file -> in the database.
         self._users: dict[str, str] = {}
         # The task that the next lines belong to; None if they do not count, or it existed before.
@@ -552,17 +524,6 @@ class _Importer:
             reason = str(error.orig).partition("\n")[0]
             raise InvalidExport(line.number, f"does not fit the database: {reason}") from None
 
-    def finish(self) -> Imported:
-        for statement in _FORGET_MISSING:
-            self._connection.execute(statement)
-        return Imported(
-            tasks=self._counts["tasks"],
-            existing_tasks=self._counts["existing"],
-            users=self._new_users,
-            agents=self._counts["agents"],
-            dropped_keys=self._counts["dropped keys"],
-        )
-
     def _add_user(self, line: NumberedLine) -> None:
         """Users are matched by their names."""
         fields = line.fields
@@ -573,14 +534,14 @@ class _Importer:
             self._insert(User, id=fields["id"], name=fields["name"], created_at=fields["createdAt"])
             # Exports have no secrets.
             insert_secret(self._connection, fields["id"], clock.now())
-            self._new_users.append(fields["name"])
+            self.imported.users.append(fields["name"])
 
     def _add_agent(self, line: NumberedLine) -> None:
         values = agent_schema.stored(line.fields) | {"user_id": self._users[line.fields["userId"]]}
         there = exists().where(Agent.user_id == values["user_id"], Agent.id == values["id"])
         if not self._connection.scalar(select(there)):
             self._insert(Agent, **values)
-            self._counts["agents"] += 1
+            self.imported.agents += 1
 
     def _add_task(self, line: NumberedLine) -> None:
         self._task, self._log_id = None, None
@@ -588,7 +549,7 @@ class _Importer:
             return
         fields = line.fields
         if _TASK_ID.scalar(self._connection, task_id=fields["id"]):
-            self._counts["existing"] += 1
+            self.imported.existing_tasks += 1
             return
         values = self._task_values(fields)
         _NEW_TASK.run(self._connection, **values, own_timeout=values["timeout"])
@@ -597,7 +558,7 @@ class _Importer:
             if writer:
                 self._insert(LogWriter, task_id=values["id"], writer=writer, seq=seq)
         self._task = values
-        self._counts["tasks"] += 1
+        self.imported.tasks += 1
 
     def _task_values(self, fields: dict[str, Any]) -> dict[str, Any]:
         error, keys = fields["error"] or {}, self._free_keys(fields)
@@ -628,7 +589,7 @@ class _Importer:
     def _is_used(self, user_id: str, *conditions: ColumnElement[bool]) -> bool:
         here = exists().where(Task.user_id == user_id, *conditions)
         is_used = bool(self._connection.scalar(select(here)))
-        self._counts["dropped keys"] += is_used
+        self.imported.dropped_keys += is_used
         return is_used
 
     def _add_question(self, line: NumberedLine) -> None:
@@ -648,17 +609,15 @@ class _Importer:
         """A pending one becomes cancelled: an import sends no webhook."""
         fields, attempts = line.fields, line.fields["attempts"]
         assert self._task is not None
-        self._insert(
-            Delivery,
-            id=fields["id"],
-            task_id=fields["taskId"],
-            user_id=self._task["user_id"],
-            callback_url=fields["callback"],
-            host=urlsplit(fields["callback"]).netloc.lower(),
-            state=CANCELLED if fields["state"] == PENDING else fields["state"],
-            created_at=fields["createdAt"],
-            attempt_count=len(attempts),
-        )
+        delivery = delivery_schema.stored(fields) | {
+            "task_id": fields["taskId"],
+            "user_id": self._task["user_id"],
+            "host": urlsplit(fields["callback"]).netloc.lower(),
+            "state": CANCELLED if fields["state"] == PENDING else fields["state"],
+            "next_attempt_at": None,
+            "attempt_count": len(attempts),
+        }
+        self._insert(Delivery, **delivery)
         for attempt in attempts:
             values = attempt_schema.stored(attempt)
             self._insert(Attempt, **values, delivery_id=fields["id"], answer=attempt["answer"])
@@ -666,7 +625,7 @@ class _Importer:
     def _add_log(self, line: NumberedLine) -> None:
         fields = line.fields
         if self._log_id is None:
-            self._log_id = _NEW_LOG.scalar(self._connection, task_id=fields["taskId"])
+            self._log_id = logs.NEW_LOG.scalar(self._connection, task_id=fields["taskId"])
         count, at, times = len(fields["lines"]), fields["at"], None
         if isinstance(at, list):
             at, times = clock.encode(list(enumerate(at)))
@@ -694,7 +653,6 @@ def _insertion(model: type[DeclarativeBase], columns: tuple[str, ...]) -> Statem
 # Of one page, the bytes of inputs and outputs.
 MAX_TASKS = 500
 MAX_BYTES = 4 * 1024 * 1024
-_USERS = select(*USER_COLUMNS).order_by(User.id)
 _AGENTS: AnySelect = select(*AGENT_COLUMNS)
 _of_tasks = bindparam("task_ids", expanding=True, type_=Identifier)
 _TASKS: AnySelect = (
@@ -738,7 +696,9 @@ def lines(user: str | None = None, since: str | None = None) -> Iterator[bytes]:
     no snapshot: what changes meanwhile may be in it or not, but each task is as it was at one
     moment, and its questions as they were a little later. Raises 422 for an unknown user.
     """
-    people = [row for row in _users() if user in (None, row.name)]
+    with reading() as connection:
+        users = connection.execute(select(*USER_COLUMNS).order_by(User.id)).all()
+    people = [row for row in users if user in (None, row.name)]
     if user is not None and not people:
         raise invalid({"user": [f"There is no user {user}"]})
     user_ids = [row.id for row in people]
@@ -749,11 +709,6 @@ def lines(user: str | None = None, since: str | None = None) -> Iterator[bytes]:
     if since is not None:
         ids = ids.where(Task.updated_at >= since)
     yield from _with_agents(ids, _AGENTS.where(Agent.user_id.in_(user_ids)))
-
-
-def _users() -> Sequence[AnyRow]:
-    with reading() as connection:
-        return connection.execute(_USERS).all()
 
 
 def _with_agents(ids: AnySelect, agents: AnySelect) -> Iterator[bytes]:
