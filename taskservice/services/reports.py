@@ -10,7 +10,7 @@ from taskservice.auth import Caller
 from taskservice.database import clock
 from taskservice.database.models import Question, Task, TaskLabel
 from taskservice.database.transactions import moment_by, transaction
-from taskservice.database.types import AnyRow, Identifier, TaskRow
+from taskservice.database.types import AnyRow, TaskRow
 from taskservice.errors import invalid
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS
@@ -42,16 +42,7 @@ EDITABLE = {"name", "labels"}
 MERGED = {"labels", "output", "status", "error"}
 CANCELLED_MESSAGE = "Cancelled by its user"
 FAILED_MESSAGE = "The agent reported an error"
-_DELETE_LABELS = delete_from(TaskLabel).where(
-    TaskLabel.task_id == bindparam("of_task_id", type_=Identifier)
-)
-# One that has expired was read so already, though upkeep has not stored it yet.
-_WITHDRAW_QUESTIONS = (
-    update(Question)
-    .where(Question.task_id == bindparam("of_task_id", type_=Identifier), Question.state == OPEN)
-    .values(state=case((has_expired, EXPIRED), else_=WITHDRAWN))
-)
-_CHANGE = update(Task).where(Task.id == bindparam("of_task_id", type_=Identifier))
+_CHANGE = update(Task).where(Task.id == bindparam("of_task_id"))
 
 
 def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskRow, str]:
@@ -59,14 +50,17 @@ def report(caller: Caller, task_id: str, changes: dict[str, Any]) -> tuple[TaskR
 
     Raises 404, 422, and 409 if the task is finished and the report would change it.
     """
-    _check_report(changes)
+    if changes.get("error") is not None and changes.get("status") != ERROR:
+        raise invalid({"error": ["Only allowed with the status error."]})
     output = _Output(changes.get("output") or {})
     while True:
         with transaction() as connection:
             task = lock(connection, caller, task_id)
             if output.is_quick(task.output):
                 values = _reported(task, changes, output)
-                if values.keys() - EDITABLE and not _may_report(task, changes):
+                # A late report may end a task that the service ended by timeout.
+                is_late = task.error_type == TIMEOUT and changes.get("status") in (COMPLETE, ERROR)
+                if values.keys() - EDITABLE and task.status != RUNNING and not is_late:
                     raise finished_problem(task)
                 changed, leased = _change(connection, caller, task, values)
                 break
@@ -85,17 +79,6 @@ def cancel(caller: Caller, task_id: str) -> tuple[TaskRow, str]:
         values = {"status": ERROR, "error_type": CANCELLED, "error_message": CANCELLED_MESSAGE}
         changed, leased = _change(connection, caller, task, values)
     return changed, delivery_service.first_attempt(leased)
-
-
-def _may_report(task: TaskRow, changes: dict[str, Any]) -> bool:
-    # A late report may end a task that the service ended by timeout.
-    late_report = task.error_type == TIMEOUT and changes.get("status") in (COMPLETE, ERROR)
-    return task.status == RUNNING or late_report
-
-
-def _check_report(changes: dict[str, Any]) -> None:
-    if changes.get("error") is not None and changes.get("status") != ERROR:
-        raise invalid({"error": ["Only allowed with the status error."]})
 
 
 def _reported(task: TaskRow, changes: dict[str, Any], output: "_Output") -> dict[str, Any]:
@@ -191,8 +174,11 @@ def _change(
     columns = cast(AnyRow, task)._asdict() | values
     changed = cast(TaskRow, SimpleNamespace(**columns))
     if ends and task.questions != NO_QUESTIONS:
-        connection.execute(_WITHDRAW_QUESTIONS, {"of_task_id": task.id})
+        # One that has expired was read so already, though upkeep has not stored it yet.
+        state = case((has_expired, EXPIRED), else_=WITHDRAWN)
+        are_open = (Question.task_id == task.id, Question.state == OPEN)
+        connection.execute(update(Question).where(*are_open).values(state=state))
     if "labels" in values:
-        connection.execute(_DELETE_LABELS, {"of_task_id": task.id})
+        connection.execute(delete_from(TaskLabel).where(TaskLabel.task_id == task.id))
         insert_labels(connection, changed)
     return changed, delivery_service.enqueue(connection, changed, now) if ends else None
