@@ -33,19 +33,12 @@ EXAMPLE_KEY = "01a20e63-921a-7c04-8f6e-52a1d0b7c3e9"
 EXAMPLE_DELIVERY = "01a20e63-92c4-7f10-b3a5-9e1d6c2f4b80"
 EXAMPLE_QUESTION = "01a20e63-9310-7d52-a1c7-3f0b9e8d6a42"
 EXAMPLE_REQUEST = "5d0f9a1c7be34e62b1a40c6f5e2d8a77"
-EXAMPLE_KEY_TEXT = "tsk_agent_..."
 EXAMPLE_MOMENT = "2026-11-24T13:36:00.123Z"
 EXAMPLE_LATER = "2026-11-24T13:36:02.456Z"
 EXAMPLE_INPUT_SCHEMA = {
     "type": "object",
     "properties": {"mailbox": {"type": "string"}},
     "required": ["mailbox"],
-}
-EXAMPLE_ATTEMPT = {
-    "at": EXAMPLE_MOMENT,
-    "durationMs": 10_002,
-    "statusCode": None,
-    "message": "No answer within 10 s.",
 }
 
 
@@ -269,22 +262,34 @@ class NumberText(fields.Field[int]):
         return int(value)
 
 
+def text_field(
+    description: str,
+    *examples: Any,
+    allow_none: bool = False,
+    validate: Any = None,
+    **documented: Any,
+) -> fields.String:
+    """A text of a response; `documented` is as in `doc`."""
+    metadata = doc(description, *examples, **documented)
+    return fields.String(allow_none=allow_none, validate=validate, metadata=metadata)
+
+
 def name_field(description: str, *examples: str, **options: Any) -> fields.String:
     metadata = doc(description, *examples)
     return fields.String(validate=validate.Length(1, MAX_NAME), metadata=metadata, **options)
 
 
-def id_field(
-    description: str, example: str | None, column: Column | None = None, **options: Any
+def id_field(description: str, example: str | None, column: Column | None = None) -> fields.String:
+    is_null = example is None
+    return text_field(description, example, column=column, format="uuid", allow_none=is_null)
+
+
+def moment_field(
+    description: str, example: str | None, column: Column | None = None
 ) -> fields.String:
-    metadata = doc(description, example, column=column, format="uuid")
-    return fields.String(allow_none=example is None, metadata=metadata, **options)
-
-
-def moment_field(description: str, example: str | None, column: Column) -> fields.String:
     """A moment of a row, which is stored in the form of the API."""
-    metadata = doc(description, example, column=column, format="date-time")
-    return fields.String(allow_none=example is None, metadata=metadata)
+    is_null = example is None
+    return text_field(description, example, column=column, format="date-time", allow_none=is_null)
 
 
 def bytes_at_most(limit: int) -> Callable[[str], None]:
@@ -351,11 +356,18 @@ def open_questions(stored: str) -> list[dict[str, Any]]:
 
 
 class AnswerSchema(Schema):
-    """The schema of an answer."""
+    """The schema of an answer, which has all fields that are not `optional`."""
 
     class Meta:
         # Later versions may add fields, which clients must ignore.
         unknown = EXCLUDE
+
+    # Fields that an answer has only in some cases, or if `expand` asks for them.
+    optional: ClassVar[tuple[str, ...]] = ()
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        # For the documentation: an answer is dumped, not loaded.
+        field_obj.required = field_name not in self.optional
 
 
 class RowSchema(AnswerSchema):
@@ -363,9 +375,6 @@ class RowSchema(AnswerSchema):
 
     The result equals that of marshmallow's own `dump`; a test compares the two.
     """
-
-    # Fields that an answer has only if `expand` asks for them.
-    expansions: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -397,8 +406,7 @@ class RowSchema(AnswerSchema):
         }
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
-        # For the documentation: a dumped row always has all other fields.
-        field_obj.required = field_name not in self.expansions
+        super().on_bind_field(field_name, field_obj)
         if "column" in field_obj.metadata:
             field_obj.attribute = field_obj.metadata["column"].key
 

@@ -2,24 +2,19 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator
-from functools import reduce
+from functools import lru_cache, reduce
 from itertools import islice
 from operator import getitem
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from jsonschema_rs import ValidationError
-import sys
-from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 
 from taskservice.database.models import INPUT_SCHEMA
 from taskservice.schemas import strict_json
 
 if TYPE_CHECKING:
-    from jsonschema_rs import Draft202012Validator
+    from jsonschema_rs import Draft202012Validator, ValidationError
 
 
 # What a value lacks by its JSON Schema, in plain sentences.

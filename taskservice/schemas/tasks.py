@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from marshmallow import INCLUDE, Schema, fields, validate
+from marshmallow import INCLUDE, fields, validate
 
 from taskservice.database.models import Attempt, Delivery, Question, Task
 from taskservice.schemas import json_schema
 from taskservice.schemas.fields import (
-    EXAMPLE_ATTEMPT,
     EXAMPLE_DELIVERY,
     EXAMPLE_LATER,
     EXAMPLE_MOMENT,
@@ -24,6 +23,7 @@ from taskservice.schemas.fields import (
     doc,
     id_field,
     moment_field,
+    text_field,
 )
 from taskservice.schemas.users import AgentOfTaskSchema, UserSchema
 from taskservice.terms import (
@@ -57,35 +57,30 @@ class TaskError(fields.Field[Any]):
 class TaskErrorSchema(AnswerSchema):
     """Why a task ended as `error`."""
 
-    type = fields.String(
-        required=True,
+    type = text_field(
+        "`failed`: its agent reported it; `cancelled`: its user cancelled it; `timeout`: its "
+        "agent was silent for too long.",
+        FAILED,
         validate=validate.OneOf(ERROR_TYPES),
-        metadata=doc(
-            "`failed`: its agent reported it; `cancelled`: its user cancelled it; `timeout`: its "
-            "agent was silent for too long.",
-            FAILED,
-        ),
     )
-    message = fields.String(
-        required=True, metadata=doc("What went wrong, for a person.", "The mailbox is locked")
-    )
+    message = text_field("What went wrong, for a person.", "The mailbox is locked")
 
 
 class QuestionSchema(RowSchema):
     """What an agent asks a person before it goes on."""
 
     id = id_field("The question's id.", EXAMPLE_QUESTION, column=Question.id)
-    message = fields.String(
-        metadata=doc(
-            "What the agent wants to know.", "Deploy to production?", column=Question.message
-        )
+    message = text_field(
+        "What the agent wants to know.", "Deploy to production?", column=Question.message
     )
     schema = StoredJson(
         metadata=doc("The JSON Schema of the answer.", json_schema.DEFAULT, column=Question.schema)
     )
-    state = fields.String(
+    state = text_field(
+        "Only an open one can be answered.",
+        OPEN,
+        column=Question.state,
         validate=validate.OneOf(QUESTION_STATES),
-        metadata=doc("Only an open one can be answered.", OPEN, column=Question.state),
     )
     askedAt = moment_field("When it was asked.", EXAMPLE_MOMENT, Question.asked_at)
     expiresAt = moment_field("When it expires; null: never.", None, Question.expires_at)
@@ -93,14 +88,12 @@ class QuestionSchema(RowSchema):
         allow_none=True,
         metadata=doc("The answer; null unless there is one.", None, column=Question.answer),
     )
-    answeredBy = fields.String(
+    answeredBy = text_field(
+        "The name of the key that answered or declined it; else null.",
+        None,
+        column=Question.answered_by,
+        maxLength=MAX_NAME,
         allow_none=True,
-        metadata=doc(
-            "The name of the key that answered or declined it; else null.",
-            None,
-            column=Question.answered_by,
-            maxLength=MAX_NAME,
-        ),
     )
 
 
@@ -110,13 +103,11 @@ class TaskSchema(RowSchema):
     `agent` and `user` only if `expand` asks for them.
     """
 
-    expansions = TASK_EXPANSIONS
+    optional = TASK_EXPANSIONS
 
     id = id_field("The task's id, which sorts by creation.", EXAMPLE_TASK, column=Task.id)
-    name = fields.String(metadata=doc("The task's name.", "nightly summary", column=Task.name))
-    agentId = fields.String(
-        metadata=doc("The agent that works on it.", "summarizer", column=Task.agent_id)
-    )
+    name = text_field("The task's name.", "nightly summary", column=Task.name)
+    agentId = text_field("The agent that works on it.", "summarizer", column=Task.agent_id)
     userId = id_field("The user that it belongs to.", EXAMPLE_USER, column=Task.user_id)
     createdAt = moment_field("When it was started.", EXAMPLE_MOMENT, Task.created_at)
     updatedAt = moment_field("When it was last changed.", EXAMPLE_LATER, Task.updated_at)
@@ -134,17 +125,16 @@ class TaskSchema(RowSchema):
             1,
             minimum=1,
             column=Task.first_log,
-        ),
+        )
     )
     logCount = fields.Integer(
         metadata=doc(
             "The number of lines that were ever appended.", 1, minimum=0, column=Task.log_count
-        ),
+        )
     )
     output = StoredJson(metadata=doc("What its agent reported.", {}, column=Task.output))
-    status = fields.String(
-        validate=validate.OneOf(STATUSES),
-        metadata=doc("Its status.", RUNNING, column=Task.status),
+    status = text_field(
+        "Its status.", RUNNING, column=Task.status, validate=validate.OneOf(STATUSES)
     )
     error = TaskError(
         metadata=doc(
@@ -154,24 +144,19 @@ class TaskSchema(RowSchema):
             column=Task.error_type,
         ),
     )
-    startedBy = fields.String(
+    startedBy = text_field(
+        "The name of the key that started it; null for a task from before there were such names.",
+        "laptop",
+        column=Task.started_by,
+        maxLength=MAX_NAME,
         allow_none=True,
-        metadata=doc(
-            "The name of the key that started it; null for a task from before there were such "
-            "names.",
-            "laptop",
-            column=Task.started_by,
-            maxLength=MAX_NAME,
-        ),
     )
-    endedBy = fields.String(
+    endedBy = text_field(
+        f"The name of the key that ended it; `{SERVICE}` for a timeout, null while it runs.",
+        None,
+        column=Task.ended_by,
+        maxLength=MAX_NAME,
         allow_none=True,
-        metadata=doc(
-            f"The name of the key that ended it; `{SERVICE}` for a timeout, null while it runs.",
-            None,
-            column=Task.ended_by,
-            maxLength=MAX_NAME,
-        ),
     )
     progress = StoredNumber(
         allow_none=True,
@@ -179,9 +164,12 @@ class TaskSchema(RowSchema):
             "How far it is, as its agent reported.", 0.5, minimum=0, maximum=1, column=Task.progress
         ),
     )
-    note = fields.String(
+    note = text_field(
+        "The same in words.",
+        "34 of 68 pages",
+        column=Task.note,
+        maxLength=MAX_NOTE,
         allow_none=True,
-        metadata=doc("The same in words.", "34 of 68 pages", column=Task.note, maxLength=MAX_NOTE),
     )
     labels = StoredJson(
         metadata=doc(
@@ -197,14 +185,12 @@ class TaskSchema(RowSchema):
         fields.Nested(QuestionSchema()),
         metadata=doc("Its open questions, oldest first.", [], column=Task.questions),
     )
-    callback = fields.String(
+    callback = text_field(
+        "The URL that gets a webhook when it ends.",
+        "https://myapp.example/api/v1/callback/2100aaa",
+        format="uri",
+        column=Task.callback_url,
         allow_none=True,
-        metadata=doc(
-            "The URL that gets a webhook when it ends.",
-            "https://myapp.example/api/v1/callback/2100aaa",
-            format="uri",
-            column=Task.callback_url,
-        ),
     )
     agent = fields.Nested(AgentOfTaskSchema())
     user = fields.Nested(UserSchema())
@@ -221,21 +207,18 @@ class AppendedSchema(AnswerSchema):
     """A task's log after an append."""
 
     logCount = fields.Integer(
-        required=True, metadata=doc("The number of lines that were ever appended.", 3, minimum=0)
+        metadata=doc("The number of lines that were ever appended.", 3, minimum=0)
     )
-    status = fields.String(
-        required=True,
-        validate=validate.OneOf(STATUSES),
-        metadata=doc("The task's status.", RUNNING),
-    )
+    status = text_field("The task's status.", RUNNING, validate=validate.OneOf(STATUSES))
 
 
 class LogPageSchema(AnswerSchema):
     """Lines of a log, and the cursor of the next ones."""
 
+    optional = ("times",)
+
     logs = fields.List(
         fields.String(),
-        required=True,
         metadata=doc("Lines, in order of arrival.", ["Synopsis: Running"]),
     )
     times = fields.List(
@@ -246,49 +229,39 @@ class LogPageSchema(AnswerSchema):
             [EXAMPLE_MOMENT],
         ),
     )
-    next = fields.Integer(
-        required=True,
-        metadata=doc("The value of `after` for the next page.", 1, minimum=0),
-    )
-    status = fields.String(
-        required=True,
+    next = fields.Integer(metadata=doc("The value of `after` for the next page.", 1, minimum=0))
+    status = text_field(
+        "The task's status; only a running task gets more lines.",
+        RUNNING,
         validate=validate.OneOf(STATUSES),
-        metadata=doc("The task's status; only a running task gets more lines.", RUNNING),
     )
 
 
 class EventSchema(AnswerSchema):
     """One of the Server-Sent Events of a stream."""
 
-    event = fields.String(
-        required=True,
+    optional = ("id",)
+
+    event = text_field(
+        "`task`: the task has changed; `log`: it has another line.",
+        "log",
         validate=validate.OneOf(["task", "log"]),
-        metadata=doc("`task`: the task has changed; `log`: it has another line.", "log"),
     )
-    id = fields.String(
-        metadata=doc("With `log`: the number of the line.", "1", pattern="^[0-9]+$"),
-    )
-    data = fields.String(
-        required=True,
-        metadata=doc(
-            "JSON. With `task`: the task without `logs`. With `log`: the line as a string, or with "
-            "`times` an object `{at, line}`.",
-            '"Synopsis: Running"',
-            contentMediaType="application/json",
-        ),
+    id = text_field("With `log`: the number of the line.", "1", pattern="^[0-9]+$")
+    data = text_field(
+        "JSON. With `task`: the task without `logs`. With `log`: the line as a string, or with "
+        "`times` an object `{at, line}`.",
+        '"Synopsis: Running"',
+        contentMediaType="application/json",
     )
 
 
 class FinishedTaskSchema(AnswerSchema):
     """A finished task: an agent stops only if it was cancelled."""
 
-    id = id_field("The task's id.", EXAMPLE_TASK, required=True)
-    status = fields.String(
-        required=True,
-        validate=validate.OneOf([COMPLETE, ERROR]),
-        metadata=doc("Its status.", COMPLETE),
-    )
-    error = fields.Nested(TaskErrorSchema(), required=True, allow_none=True)
+    id = id_field("The task's id.", EXAMPLE_TASK)
+    status = text_field("Its status.", COMPLETE, validate=validate.OneOf([COMPLETE, ERROR]))
+    error = fields.Nested(TaskErrorSchema(), allow_none=True)
 
 
 question_schema = QuestionSchema()
@@ -327,7 +300,7 @@ class AttemptSchema(RowSchema):
             column=Attempt.status_code,
         ),
     )
-    message = fields.String(metadata=doc("Its outcome in one sentence.", column=Attempt.message))
+    message = text_field("Its outcome in one sentence.", column=Attempt.message)
 
 
 class DeliverySchema(RowSchema):
@@ -338,22 +311,18 @@ class DeliverySchema(RowSchema):
         EXAMPLE_DELIVERY,
         column=Delivery.id,
     )
-    callback = fields.String(
-        metadata=doc(
-            "The URL that it is posted to.",
-            "https://myapp.example/api/v1/callback/2100aaa",
-            format="uri",
-            column=Delivery.callback_url,
-        ),
+    callback = text_field(
+        "The URL that it is posted to.",
+        "https://myapp.example/api/v1/callback/2100aaa",
+        format="uri",
+        column=Delivery.callback_url,
     )
-    state = fields.String(
+    state = text_field(
+        "`pending`: it will be posted; `delivered`: the receiver answered 2xx; "
+        "`failed`: it will not be posted again; `cancelled`: a newer delivery replaced it.",
+        PENDING,
+        column=Delivery.state,
         validate=validate.OneOf(DELIVERY_STATES),
-        metadata=doc(
-            "`pending`: it will be posted; `delivered`: the receiver answered 2xx; "
-            "`failed`: it will not be posted again; `cancelled`: a newer delivery replaced it.",
-            PENDING,
-            column=Delivery.state,
-        ),
     )
     createdAt = moment_field("When the task ended.", EXAMPLE_MOMENT, Delivery.created_at)
     nextAttemptAt = moment_field(
@@ -363,7 +332,14 @@ class DeliverySchema(RowSchema):
         fields.Nested(AttemptSchema()),
         metadata=doc(
             f"Its newest {MAX_ATTEMPTS} attempts, oldest first; older ones are deleted.",
-            [EXAMPLE_ATTEMPT],
+            [
+                {
+                    "at": EXAMPLE_MOMENT,
+                    "durationMs": 10_002,
+                    "statusCode": None,
+                    "message": "No answer within 10 s.",
+                }
+            ],
         ),
     )
 
@@ -380,61 +356,54 @@ ATTEMPT_COLUMNS = (*attempt_schema.columns.values(), Attempt.delivery_id, Attemp
 class HealthSchema(AnswerSchema):
     """The service is healthy."""
 
-    status = fields.String(required=True, validate=validate.Equal("ok"), metadata=doc("ok.", "ok"))
+    status = text_field("ok.", "ok", validate=validate.Equal("ok"))
 
 
 class ReadinessSchema(HealthSchema):
     """The service can be used."""
 
-    notice = fields.String(metadata=doc("What to change.", "No webhooks are retried."))
+    optional = ("notice",)
+
+    notice = text_field("What to change.", "No webhooks are retried.")
 
 
 class ProblemSchema(AnswerSchema):
     """An error, in the format of RFC 9457."""
 
-    type = fields.String(required=True, metadata=doc("The type of problem, a URI.", "about:blank"))
-    title = fields.String(required=True, metadata=doc("The status in words.", "Not Found"))
-    status = fields.Integer(required=True, metadata=doc("The HTTP status.", 404))
-    detail = fields.String(
-        required=True, metadata=doc("What is wrong, in one sentence.", "Task's ID is not found")
-    )
-    code = fields.String(
-        required=True,
+    optional = ("errors", "task", "question", "expected", "requestId")
+
+    type = text_field("The type of problem, a URI.", "about:blank")
+    title = text_field("The status in words.", "Not Found")
+    status = fields.Integer(metadata=doc("The HTTP status.", 404))
+    detail = text_field("What is wrong, in one sentence.", "Task's ID is not found")
+    code = text_field(
+        "The kind of error, for programs. "
+        + " ".join(f"`{code}` ({status}): {meaning}" for code, (status, meaning) in CODES.items()),
+        "not_found",
         validate=validate.OneOf(CODES),
-        metadata=doc(
-            "The kind of error, for programs. "
-            + " ".join(
-                f"`{code}` ({status}): {meaning}" for code, (status, meaning) in CODES.items()
-            ),
-            "not_found",
-        ),
     )
     errors = fields.Dict(
-        metadata=doc(
-            "With 422: field, parameter or header -> messages, nested like the request.",
-        )
+        metadata=doc("With 422: field, parameter or header -> messages, nested like the request.")
     )
     task = fields.Nested(FinishedTaskSchema())
     question = fields.Nested(QuestionSchema())
     expected = fields.Integer(
         metadata=doc("With 409 at an append: the `seq` of the writer's next line.")
     )
-    requestId = fields.String(
-        metadata=doc(
-            "The request's id, as in the service's own log; not with 401.", EXAMPLE_REQUEST
-        ),
+    requestId = text_field(
+        "The request's id, as in the service's own log; not with 401.", EXAMPLE_REQUEST
     )
 
 
-class DocumentSchema(Schema):
+class DocumentSchema(AnswerSchema):
     """An OpenAPI document."""
 
     class Meta:
         unknown = INCLUDE
 
-    openapi = fields.String(required=True, metadata=doc("The version of OpenAPI.", "3.1.0"))
-    info = fields.Dict(required=True, metadata=doc("What it is.", {"title": "taskservice"}))
-    paths = fields.Dict(required=True, metadata=doc("The operations.", {}))
+    openapi = text_field("The version of OpenAPI.", "3.1.0")
+    info = fields.Dict(metadata=doc("What it is.", {"title": "taskservice"}))
+    paths = fields.Dict(metadata=doc("The operations.", {}))
 
 
 problem_schema = ProblemSchema()

@@ -6,7 +6,6 @@ from taskservice.database.models import Agent, ApiKey, CallbackSecret, User
 from taskservice.schemas.fields import (
     EXAMPLE_INPUT_SCHEMA,
     EXAMPLE_KEY,
-    EXAMPLE_KEY_TEXT,
     EXAMPLE_MOMENT,
     EXAMPLE_TASK,
     EXAMPLE_USER,
@@ -16,6 +15,7 @@ from taskservice.schemas.fields import (
     doc,
     id_field,
     moment_field,
+    text_field,
 )
 from taskservice.terms import COMPLETE, ERROR, ERROR_TYPES
 
@@ -24,7 +24,7 @@ class UserSchema(RowSchema):
     """The person or team that owns tasks, agents and keys."""
 
     id = id_field("The user's id.", EXAMPLE_USER, column=User.id)
-    name = fields.String(metadata=doc("The user's name.", "alice", column=User.name))
+    name = text_field("The user's name.", "alice", column=User.name)
     createdAt = moment_field("When the user was added.", EXAMPLE_MOMENT, User.created_at)
 
 
@@ -32,19 +32,15 @@ class KeySchema(RowSchema):
     """An API key, without its text."""
 
     id = id_field("The key's id.", EXAMPLE_KEY, column=ApiKey.id)
-    name = fields.String(metadata=doc("The key's name.", "laptop", column=ApiKey.name))
-    hint = fields.String(
-        metadata=doc(
-            "The first and last characters of its text.", "tsk_agent_…Xk2P", column=ApiKey.hint
-        )
+    name = text_field("The key's name.", "laptop", column=ApiKey.name)
+    hint = text_field(
+        "The first and last characters of its text.", "tsk_agent_…Xk2P", column=ApiKey.hint
     )
-    agentId = fields.String(
+    agentId = text_field(
+        "The agent that it is limited to; null for a user key.",
+        "summarizer",
+        column=ApiKey.agent_id,
         allow_none=True,
-        metadata=doc(
-            "The agent that it is limited to; null for a user key.",
-            "summarizer",
-            column=ApiKey.agent_id,
-        ),
     )
     createdAt = moment_field("When it was created.", EXAMPLE_MOMENT, ApiKey.created_at)
     expiresAt = moment_field("When it expires.", None, ApiKey.expires_at)
@@ -57,19 +53,17 @@ class KeyWithSecretSchema(KeySchema):
 
     key = fields.String(
         attribute="text",
-        metadata=doc("The text of the key, for the header `apikey`.", EXAMPLE_KEY_TEXT),
+        metadata=doc("The text of the key, for the header `apikey`.", "tsk_agent_..."),
     )
 
 
 class CallbackSecretSchema(RowSchema):
     """The secret that signs a user's webhooks."""
 
-    secret = fields.String(
-        metadata=doc(
-            "The secret, in the format of Standard Webhooks.",
-            "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
-            column=CallbackSecret.secret,
-        )
+    secret = text_field(
+        "The secret, in the format of Standard Webhooks.",
+        "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
+        column=CallbackSecret.secret,
     )
     createdAt = moment_field("When it was created.", EXAMPLE_MOMENT, CallbackSecret.created_at)
 
@@ -98,23 +92,16 @@ AGENT_EXPANSIONS = ("health",)
 class RecentTaskSchema(AnswerSchema):
     """A finished task in the health of its agent."""
 
-    id = id_field("The task's id.", EXAMPLE_TASK, required=True)
-    status = fields.String(
-        required=True,
-        validate=validate.OneOf([COMPLETE, ERROR]),
-        metadata=doc("Its status.", COMPLETE),
-    )
-    errorType = fields.String(
-        required=True,
+    id = id_field("The task's id.", EXAMPLE_TASK)
+    status = text_field("Its status.", COMPLETE, validate=validate.OneOf([COMPLETE, ERROR]))
+    errorType = text_field(
+        "The type of its error; null if it is complete.",
+        None,
         allow_none=True,
         validate=validate.OneOf(ERROR_TYPES),
-        metadata=doc("The type of its error; null if it is complete.", None),
     )
-    finishedAt = fields.String(
-        required=True, metadata=doc("When it ended.", EXAMPLE_MOMENT, format="date-time")
-    )
+    finishedAt = text_field("When it ended.", EXAMPLE_MOMENT, format="date-time")
     seconds = fields.Float(
-        required=True,
         allow_none=True,
         metadata=doc("Its duration since it was claimed; null if it never was.", 12.5, minimum=0),
     )
@@ -125,11 +112,9 @@ class HealthOfAgentSchema(AnswerSchema):
 
     recent = fields.List(
         fields.Nested(RecentTaskSchema()),
-        required=True,
         metadata=doc("Those tasks, the first to end first."),
     )
     successRate = fields.Float(
-        required=True,
         allow_none=True,
         metadata=doc(
             "The share of them that are complete, cancelled ones left out.",
@@ -138,13 +123,10 @@ class HealthOfAgentSchema(AnswerSchema):
             maximum=1,
         ),
     )
-    lastSuccessAt = fields.String(
-        required=True,
-        allow_none=True,
-        metadata=doc("When the last complete one ended.", EXAMPLE_MOMENT, format="date-time"),
+    lastSuccessAt = text_field(
+        "When the last complete one ended.", EXAMPLE_MOMENT, format="date-time", allow_none=True
     )
     medianSeconds = fields.Float(
-        required=True,
         allow_none=True,
         metadata=doc("Their median duration in seconds, cancelled ones left out.", 12.5, minimum=0),
     )
@@ -153,13 +135,9 @@ class HealthOfAgentSchema(AnswerSchema):
 class AgentOfTaskSchema(RowSchema):
     """The agent of a task."""
 
-    id = fields.String(
-        metadata=doc("The agent's id, chosen by its user.", "summarizer", column=Agent.id)
-    )
-    name = fields.String(metadata=doc("Its name.", "Nightly summarizer", column=Agent.name))
-    description = fields.String(
-        metadata=doc("What it does.", "Sums up the day's mail.", column=Agent.description)
-    )
+    id = text_field("The agent's id, chosen by its user.", "summarizer", column=Agent.id)
+    name = text_field("Its name.", "Nightly summarizer", column=Agent.name)
+    description = text_field("What it does.", "Sums up the day's mail.", column=Agent.description)
     userId = id_field("The user that it belongs to.", EXAMPLE_USER, column=Agent.user_id)
     createdAt = moment_field("When it was registered.", EXAMPLE_MOMENT, Agent.created_at)
 
@@ -167,7 +145,7 @@ class AgentOfTaskSchema(RowSchema):
 class AgentSchema(AgentOfTaskSchema):
     """A program that works on tasks; `health` only if `expand` asks for it."""
 
-    expansions = AGENT_EXPANSIONS
+    optional = AGENT_EXPANSIONS
 
     inputSchema = StoredJson(
         metadata=doc(
