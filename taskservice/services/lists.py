@@ -59,12 +59,12 @@ from taskservice.terms import FAILED, MAX_LABELS, PENDING, RUNNING, SORTS
 # Which tasks a list has, as SQL, and which of its filters an index in its order serves.
 
 NEWEST_FIRST, OLDEST_FIRST, BY_END = SORTS
-# Together with `own_agent_id` the same as `visible_tasks`, whose OR would keep SQLite from using
-# the index of an agent.
 # Each label of a selection is a filter of its own, and all must fit.
 LABELS = tuple(f"label{number}" for number in range(MAX_LABELS))
 # Filter, under the name of its parameter -> its condition; the bounds are exclusive.
 CONDITIONS: dict[str, ColumnElement[bool]] = {
+    # With `of_user` the same as `visible_tasks`, whose OR would keep SQLite from using the index
+    # of an agent.
     "own_agent_id": Task.agent_id == bindparam("own_agent_id"),
     "agent_id": Task.agent_id == bindparam("agent_id"),
     "error_type": Task.error_type == bindparam("error_type"),
@@ -85,8 +85,6 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
 }
 # The names of the filters that are given; a statement is compiled once for each set of them.
 Filters: TypeAlias = frozenset[str]
-
-
 # The filters that have an index in the order of creation, each alone; the most selective first.
 _IN_AN_INDEX = ("own_agent_id", "agent_id", "error_type", "status")
 
@@ -112,26 +110,16 @@ class Selection(NamedTuple):
 
 def parameters(caller: Caller, selection: Selection) -> dict[str, Any]:
     """The values of the user and of the filters that are given, under their parameters' names."""
-    finished_after = selection.finished_after
-    if selection.sort == BY_END and finished_after is None:
+    values = selection._asdict() | {"user_id": caller.user_id, "own_agent_id": caller.agent_id}
+    sort, labels, is_claimed = (values.pop(name) for name in ("sort", "labels", "is_claimed"))
+    values |= dict(zip(LABELS, dict.fromkeys(labels), strict=False))
+    if is_claimed is not None:
+        values["claimed" if is_claimed else "unclaimed"] = True
+    if sort == BY_END and selection.finished_after is None:
         # Such a list has finished tasks only.
-        finished_after = EARLIEST
-    values = {
-        "user_id": caller.user_id,
-        "own_agent_id": caller.agent_id,
-        "agent_id": selection.agent_id,
-        "status": selection.status,
-        "error_type": selection.error_type,
-        "claimed": selection.is_claimed or None,
-        "unclaimed": True if selection.is_claimed is False else None,
-        "parent_id": selection.parent_id,
-        **dict(zip(LABELS, dict.fromkeys(selection.labels), strict=False)),
-        "created_after": selection.created_after,
-        "created_before": selection.created_before,
-        "finished_after": finished_after,
-        "name_part": selection.name_part and selection.name_part.casefold(),
-        "delivery": selection.delivery,
-    }
+        values["finished_after"] = EARLIEST
+    if selection.name_part:
+        values["name_part"] = selection.name_part.casefold()
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -182,10 +170,8 @@ _SETS = {
     "creation": frozenset({"created_after", "created_before"}),
     "end": frozenset({"finished_after"}),
 }
-
-
-# Those that wait for an agent. Written as in their index, so that it is used: by the last
-# condition, which holds for every task, SQLite prefers it to the index of the status.
+# Tasks that no agent has claimed. The text repeats the WHERE of the index `tasks_unclaimed`.
+# `agent_id > ''` is always true; it makes SQLite prefer that index to the one of the status.
 WAITING = "waiting"
 IS_WAITING: Any = text(
     "tasks.status = 'running' AND tasks.claimed_at IS NULL AND tasks.agent_id > ''"
@@ -637,13 +623,10 @@ def tasks_at(
     Each part is a read of its own, so that a slow reader holds no transaction.
     A task that was deleted meanwhile, or that the selection no longer has, is left out.
     """
-    values = parameters(caller, selection)
-    statement = _tasks_at_statement(frozenset(values) - {"user_id"}, shape)
     start, count = 0, min(TASKS_OF_FIRST_READ, TASKS_PER_READ)
     while start < len(wanted):
         ids = [position.id for position in wanted[start : start + count]]
-        with reading() as connection:
-            found = statement.all(connection, **values, task_ids=ids)
+        found = _read(caller, selection, ids, partial(_tasks_at_statement, shape))
         rows = {row.id: row for row in found}
         left = [rows[task_id] for task_id in ids if task_id in rows]
         yield from _parts(caller, selection, left, shape)
@@ -657,7 +640,7 @@ def _size(rows: Sequence[ListedTask]) -> int:
 
 
 @lru_cache(maxsize=STATEMENTS)
-def _tasks_at_statement(filters: Filters, shape: Shape) -> Statement[ListedTask]:
+def _tasks_at_statement(shape: Shape, filters: Filters) -> Statement[ListedTask]:
     fits = unindexed(conditions(filters))
     return Statement(select(Task.id, *_listed_columns(shape)).where(_IS_WANTED, fits))
 
@@ -676,20 +659,25 @@ def _parts(
         if is_small:
             yield list(group)
         else:
-            yield from (_large_task(caller, selection, row.id, shape) for row in group)
+            statement = partial(_large_task_statement, shape)
+            yield from (_read(caller, selection, [row.id], statement) for row in group)
 
 
-def _large_task(
-    caller: Caller, selection: Selection, task_id: str, shape: Shape
+def _read(
+    caller: Caller,
+    selection: Selection,
+    task_ids: Sequence[str],
+    make_statement: Callable[[Filters], Statement[ListedTask]],
 ) -> Sequence[ListedTask]:
+    """Those of the tasks that the selection still has, by the statement for its filters."""
     values = parameters(caller, selection)
-    statement = _large_task_statement(frozenset(values) - {"user_id"}, shape)
+    statement = make_statement(frozenset(values) - {"user_id"})
     with reading() as connection:
-        return statement.all(connection, **values, task_ids=[task_id])
+        return statement.all(connection, **values, task_ids=task_ids)
 
 
 @lru_cache(maxsize=STATEMENTS)
-def _large_task_statement(filters: Filters, shape: Shape) -> Statement[ListedTask]:
+def _large_task_statement(shape: Shape, filters: Filters) -> Statement[ListedTask]:
     # Without the texts, of up to a megabyte, that this shape leaves out.
     left_out = {"input", "output"} - shape.schema.columns.keys()
     columns = [column for column in TASK_COLUMNS if column.key not in left_out]
