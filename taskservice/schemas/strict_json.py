@@ -43,7 +43,12 @@ def loads(data: bytes, max_containers: int = MAX_CONTAINERS) -> Any:
     if rb"\u0000" in data:
         # Only in this case, since it takes longer than everything below.
         data = _ESCAPED_NUL.sub(rb"\1\\ufffd", data)
-    text = _decoded(data)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise NotJson(f"byte {error.start} is not UTF-8") from None
+    if text.startswith("\ufeff"):
+        raise NotJson("a byte order mark is not JSON")
     _check_count(text, max_containers)
     try:
         value = _decoder.decode(text)
@@ -51,10 +56,13 @@ def loads(data: bytes, max_containers: int = MAX_CONTAINERS) -> Any:
         raise NotJson(f"nested deeper than {MAX_DEPTH} levels") from None
     except json.JSONDecodeError as error:
         raise NotJson(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
-    if text.count("{") + text.count("[") > MAX_DEPTH:
-        _check_depth(value)
+    if text.count("{") + text.count("[") > MAX_DEPTH and depth(value) > MAX_DEPTH:
+        raise NotJson(f"nested deeper than {MAX_DEPTH} levels")
     if "\\ud" in text.lower():
-        _check_surrogates(value)
+        try:
+            dumps(value)
+        except TypeError:
+            raise NotJson("a lone surrogate is not a character") from None
     return value
 
 
@@ -71,16 +79,6 @@ def canonical(value: Any) -> bytes:
 def fragment(text: str | bytes) -> orjson.Fragment:
     """JSON text that `dumps` writes as it is."""
     return orjson.Fragment(text)
-
-
-def _decoded(data: bytes) -> str:
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise NotJson(f"byte {error.start} is not UTF-8") from None
-    if text.startswith("\ufeff"):
-        raise NotJson("a byte order mark is not JSON")
-    return text
 
 
 def _check_count(text: str, maximum: int) -> None:
@@ -102,24 +100,12 @@ def depth(value: Any) -> int:
     return MAX_DEPTH + 1
 
 
-def _check_depth(value: Any) -> None:
-    if depth(value) > MAX_DEPTH:
-        raise NotJson(f"nested deeper than {MAX_DEPTH} levels")
-
-
 def _children(value: Any) -> list[Any]:
     """The objects and arrays right inside `value`; of a scalar, none."""
     inside = value.values() if isinstance(value, dict) else value
     if not isinstance(value, dict | list):
         return []
     return [child for child in inside if isinstance(child, dict | list)]
-
-
-def _check_surrogates(value: Any) -> None:
-    try:
-        dumps(value)
-    except TypeError:
-        raise NotJson("a lone surrogate is not a character") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -144,10 +130,8 @@ def _float(text: str) -> Any:
     if math.isinf(value):
         raise UnsupportedNumber("a number is too large for a double")
     # A double keeps 15 significant digits; with more, the number may change.
-    return value if len(text) <= 16 and "e" not in text.lower() else _float_or_fragment(text, value)
-
-
-def _float_or_fragment(text: str, value: float) -> Any:
+    if len(text) <= 16 and "e" not in text.lower():
+        return value
     try:
         exact = len(text) <= MAX_NUMBER and Decimal(text) == Decimal(repr(value))
     except InvalidOperation:

@@ -192,14 +192,11 @@ def _embedded(rows: Sequence[TaskRow], shape: Shape) -> dict[str, dict[str, Any]
     user_id = rows[0].user_id
     user = user_schema.dump(users.get(user_id))
     agents = agent_queries.by_id(user_id, agent_ids)
-    embedded = {
-        key: {"agent": agent_of_task_schema.dump(agent), "user": user}
-        for key, agent in agents.items()
-    }
-    return {
-        key: {name: each[name] for name in TASK_EXPANSIONS if name in shape.expand}
-        for key, each in embedded.items()
-    }
+    embedded = {}
+    for key, agent in agents.items():
+        each = {"agent": agent_of_task_schema.dump(agent), "user": user}
+        embedded[key] = {name: each[name] for name in TASK_EXPANSIONS if name in shape.expand}
+    return embedded
 
 
 def _in_pieces(texts: Iterable[bytes]) -> Iterator[bytes]:
