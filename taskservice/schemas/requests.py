@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import orjson
 from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 
+from taskservice import terms
 from taskservice.database import clock
 from taskservice.schemas import json_schema
 from taskservice.schemas.fields import (
@@ -33,29 +34,6 @@ from taskservice.schemas.fields import (
 )
 from taskservice.schemas.tasks import TASK_EXPANSIONS, TASK_FIELDS
 from taskservice.schemas.users import AGENT_EXPANSIONS
-from taskservice.terms import (
-    ACCEPT,
-    AGENT_ID,
-    COMPLETE,
-    DECLINE,
-    DEFAULT_LINES,
-    ERROR,
-    ERROR_TYPES,
-    FAILED,
-    MAX_CALLBACK,
-    MAX_DESCRIPTION,
-    MAX_LIMIT,
-    MAX_LINES,
-    MAX_MESSAGE,
-    MAX_NAME,
-    MAX_NOTE,
-    MAX_QUESTION,
-    MAX_TIMEOUT,
-    MAX_WRITER,
-    MAX_WRITERS,
-    SORTS,
-    STATUSES,
-)
 
 
 def _allowed_by(problem_of: Callable[[Any], str | None]) -> Callable[[Any], None]:
@@ -85,18 +63,18 @@ class StartSchema(Schema):
     )
     callback = fields.String(
         allow_none=True,
-        validate=bytes_at_most(MAX_CALLBACK),
+        validate=bytes_at_most(terms.MAX_CALLBACK),
         metadata=doc(
             "The URL that gets a signed webhook when the task ends: http or https, a host, no "
             "user info and no fragment.",
             "https://myapp.example/api/v1/callback/2100aaa",
             format="uri",
-            maxLength=MAX_CALLBACK,
+            maxLength=terms.MAX_CALLBACK,
         ),
     )
     timeout = WholeNumber(
         allow_none=True,
-        validate=validate.Range(0, MAX_TIMEOUT),
+        validate=validate.Range(0, terms.MAX_TIMEOUT),
         metadata=doc(
             "Seconds that a claimed task may be silent before it times out; 0: no limit.", 3600
         ),
@@ -124,11 +102,11 @@ class RerunSchema(Schema):
 class FailureSchema(Schema):
     """Why a task failed. The service's own types can't be reported."""
 
-    type = fields.String(validate=validate.Equal(FAILED), metadata=doc("`failed`, if given."))
+    type = fields.String(validate=validate.Equal(terms.FAILED), metadata=doc("`failed`, if given."))
     message = fields.String(
         required=True,
-        validate=bytes_at_most(MAX_MESSAGE),
-        metadata=doc("What went wrong, for a person.", maxLength=MAX_MESSAGE),
+        validate=bytes_at_most(terms.MAX_MESSAGE),
+        metadata=doc("What went wrong, for a person.", maxLength=terms.MAX_MESSAGE),
     )
 
 
@@ -138,12 +116,12 @@ class ReportSchema(Schema):
     # What a report may combine, in JSON Schema.
     rule: ClassVar = {
         "if": {"properties": {"error": {"type": "object"}}, "required": ["error"]},
-        "then": {"properties": {"status": {"const": ERROR}}, "required": ["status"]},
+        "then": {"properties": {"status": {"const": terms.ERROR}}, "required": ["status"]},
     }
 
     status = fields.String(
-        validate=validate.OneOf(STATUSES),
-        metadata=doc("`complete` or `error` end the task.", COMPLETE),
+        validate=validate.OneOf(terms.STATUSES),
+        metadata=doc("`complete` or `error` end the task.", terms.COMPLETE),
     )
     output = JsonObject(
         metadata=doc("Each key given replaces that key whole; at most 1 MiB.", {"sum": 15})
@@ -153,7 +131,7 @@ class ReportSchema(Schema):
     progress = Share(allow_none=True, metadata=doc("How far it is.", 0.5, minimum=0, maximum=1))
     note = fields.String(
         allow_none=True,
-        validate=validate.Length(max=MAX_NOTE),
+        validate=validate.Length(max=terms.MAX_NOTE),
         metadata=doc("The same in words.", "34 of 68 pages"),
     )
     labels = Labels("Labels to set; null removes one.", may_remove=True)
@@ -164,7 +142,7 @@ class AskSchema(Schema):
 
     message = fields.String(
         required=True,
-        validate=validate.Length(1, MAX_QUESTION),
+        validate=validate.Length(1, terms.MAX_QUESTION),
         metadata=doc("What the agent wants to know.", "Deploy to production?"),
     )
     schema = fields.Dict(
@@ -184,7 +162,7 @@ class AskSchema(Schema):
     )
     timeout = WholeNumber(
         allow_none=True,
-        validate=validate.Range(0, MAX_TIMEOUT),
+        validate=validate.Range(0, terms.MAX_TIMEOUT),
         metadata=doc("Seconds until it expires; a day by default, 0: never.", 3600),
     )
 
@@ -194,14 +172,14 @@ class AnswerQuestionSchema(Schema):
 
     # `check_content` in JSON Schema.
     rule: ClassVar = {
-        "if": {"properties": {"action": {"const": DECLINE}}, "required": ["action"]},
+        "if": {"properties": {"action": {"const": terms.DECLINE}}, "required": ["action"]},
         "then": {"properties": {"content": {"type": "null"}}},
     }
 
     action = fields.String(
         required=True,
-        validate=validate.OneOf([ACCEPT, DECLINE]),
-        metadata=doc("Whether the question is answered or declined.", ACCEPT),
+        validate=validate.OneOf([terms.ACCEPT, terms.DECLINE]),
+        metadata=doc("Whether the question is answered or declined.", terms.ACCEPT),
     )
     content = JsonObject(
         allow_none=True,
@@ -210,7 +188,7 @@ class AnswerQuestionSchema(Schema):
 
     @validates_schema
     def check_content(self, data: dict[str, Any], **kwargs: Any) -> None:
-        if data.get("action") == DECLINE and data.get("content") is not None:
+        if data.get("action") == terms.DECLINE and data.get("content") is not None:
             raise ValidationError("Only allowed with the action accept.", "content")
 
 
@@ -236,10 +214,10 @@ class AppendSchema(Schema):
     )
     writer = fields.String(
         allow_none=True,
-        validate=validate.Length(max=MAX_WRITER),
+        validate=validate.Length(max=terms.MAX_WRITER),
         metadata=doc(
             f"The name of the writer, if there are several; empty by default. A task has at "
-            f"most {MAX_WRITERS:,} of them.",
+            f"most {terms.MAX_WRITERS:,} of them.",
             "worker-1",
         ),
     )
@@ -270,7 +248,7 @@ class PutAgentSchema(Schema):
     name = name_field("Its name; at first its id.", "Nightly summarizer", allow_none=True)
     description = fields.String(
         allow_none=True,
-        validate=validate.Length(max=MAX_DESCRIPTION),
+        validate=validate.Length(max=terms.MAX_DESCRIPTION),
         metadata=doc("What it does.", "Sums up the day's mail."),
     )
     inputSchema = fields.Dict(
@@ -340,7 +318,7 @@ class CursorField(fields.Field[tuple[str, str, str]]):
         try:
             sort, moment, task_id = orjson.loads(urlsafe_b64decode(value))
             # The type first: a forged cursor may hold any JSON.
-            if type(task_id) is not str or sort not in SORTS or parse_id(task_id) != task_id:
+            if type(task_id) is not str or sort not in terms.SORTS or parse_id(task_id) != task_id:
                 raise ValueError
             if clock.rfc3339(datetime.fromisoformat(moment)) != moment:
                 raise ValueError
@@ -358,36 +336,36 @@ class ListQuerySchema(TaskQuerySchema):
     """The tasks in a list, and their order."""
 
     status = fields.String(
-        validate=validate.OneOf(STATUSES),
+        validate=validate.OneOf(terms.STATUSES),
         metadata=doc("Only tasks with this status."),
     )
     errorType = fields.String(
-        validate=validate.OneOf(ERROR_TYPES),
+        validate=validate.OneOf(terms.ERROR_TYPES),
         metadata=doc("Only tasks that ended as `error` of this type."),
     )
     claimed = FlagText("Only tasks that an agent has claimed, or that none has.")
     agentId = fields.String(
-        validate=validate.Regexp(AGENT_ID.pattern + r"\Z"),
-        metadata=doc("Only tasks of this agent.", pattern=f"^{AGENT_ID.pattern}$"),
+        validate=validate.Regexp(terms.AGENT_ID.pattern + r"\Z"),
+        metadata=doc("Only tasks of this agent.", pattern=f"^{terms.AGENT_ID.pattern}$"),
     )
     parentId = Id(metadata=doc("Only tasks that this one started.", format="uuid"))
     label = LabelTexts("Only tasks with this label, `key:value`; several must all fit.")
     q = fields.String(
-        validate=validate.Length(1, MAX_NAME),
+        validate=validate.Length(1, terms.MAX_NAME),
         metadata=doc("Only tasks with this text in their name, in upper or lower case."),
     )
     createdAfter = Moment("Only tasks started after this moment.")
     createdBefore = Moment("Only tasks started before this moment.", round_up=True)
     finishedAfter = Moment("Only tasks that ended after this moment.")
     sort = fields.String(
-        validate=validate.OneOf(SORTS),
+        validate=validate.OneOf(terms.SORTS),
         metadata=doc(
             "`-createdAt`: newest first; `createdAt`: oldest first; `finishedAt`: finished tasks "
             "only, the first to end first.",
-            default=SORTS[0],
+            default=terms.SORTS[0],
         ),
     )
-    limit = NumberText(1, MAX_LIMIT, "Tasks on a page; without it all are streamed.")
+    limit = NumberText(1, terms.MAX_LIMIT, "Tasks on a page; without it all are streamed.")
     cursor = CursorField()
 
     @validates_schema
@@ -396,7 +374,7 @@ class ListQuerySchema(TaskQuerySchema):
             return
         if "limit" not in data:
             raise ValidationError("Only allowed with limit.", "cursor")
-        if data["cursor"][0] != data.get("sort", SORTS[0]):
+        if data["cursor"][0] != data.get("sort", terms.SORTS[0]):
             raise ValidationError("Belongs to a list in another order.", "cursor")
 
 
@@ -406,8 +384,8 @@ class LogQuerySchema(Schema):
     after = NumberText(0, (1 << 63) - 1, "Only lines after this number; from the first by default.")
     limit = NumberText(
         1,
-        MAX_LINES,
-        f"Maximum number of lines. Default: {DEFAULT_LINES:,}; as `text/plain`, all of them.",
+        terms.MAX_LINES,
+        f"Maximum number of lines. Default: {terms.DEFAULT_LINES:,}; as `text/plain`, all of them.",
     )
     times = FlagText("Whether the answer has the time of each line.")
 
@@ -429,7 +407,7 @@ class AppendQuerySchema(Schema):
 
     seq = NumberText(1, 1 << 53, "With `text/plain`: as `seq` in the JSON body.")
     writer = fields.String(
-        validate=validate.Length(max=MAX_WRITER),
+        validate=validate.Length(max=terms.MAX_WRITER),
         metadata=doc("With `text/plain`: as `writer` in the JSON body."),
     )
     at = Times(

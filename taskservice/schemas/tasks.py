@@ -4,6 +4,7 @@ from typing import Any
 
 from marshmallow import INCLUDE, fields, validate
 
+from taskservice import terms
 from taskservice.database.models import Attempt, Delivery, Question, Task
 from taskservice.schemas import json_schema
 from taskservice.schemas.fields import (
@@ -26,23 +27,6 @@ from taskservice.schemas.fields import (
     text_field,
 )
 from taskservice.schemas.users import AgentOfTaskSchema, UserSchema
-from taskservice.terms import (
-    CODES,
-    COMPLETE,
-    DELIVERY_STATES,
-    ERROR,
-    ERROR_TYPES,
-    FAILED,
-    MAX_ATTEMPTS,
-    MAX_NAME,
-    MAX_NOTE,
-    OPEN,
-    PENDING,
-    QUESTION_STATES,
-    RUNNING,
-    SERVICE,
-    STATUSES,
-)
 
 TASK_EXPANSIONS = ("agent", "user")
 
@@ -60,8 +44,8 @@ class TaskErrorSchema(AnswerSchema):
     type = text_field(
         "`failed`: its agent reported it; `cancelled`: its user cancelled it; `timeout`: its "
         "agent was silent for too long.",
-        FAILED,
-        validate=validate.OneOf(ERROR_TYPES),
+        terms.FAILED,
+        validate=validate.OneOf(terms.ERROR_TYPES),
     )
     message = text_field("What went wrong, for a person.", "The mailbox is locked")
 
@@ -78,9 +62,9 @@ class QuestionSchema(RowSchema):
     )
     state = text_field(
         "Only an open one can be answered.",
-        OPEN,
+        terms.OPEN,
         column=Question.state,
-        validate=validate.OneOf(QUESTION_STATES),
+        validate=validate.OneOf(terms.QUESTION_STATES),
     )
     askedAt = moment_field("When it was asked.", EXAMPLE_MOMENT, Question.asked_at)
     expiresAt = moment_field("When it expires; null: never.", None, Question.expires_at)
@@ -92,7 +76,7 @@ class QuestionSchema(RowSchema):
         "The name of the key that answered or declined it; else null.",
         None,
         column=Question.answered_by,
-        maxLength=MAX_NAME,
+        maxLength=terms.MAX_NAME,
         allow_none=True,
     )
 
@@ -134,7 +118,7 @@ class TaskSchema(RowSchema):
     )
     output = StoredJson(metadata=doc("What its agent reported.", {}, column=Task.output))
     status = text_field(
-        "Its status.", RUNNING, column=Task.status, validate=validate.OneOf(STATUSES)
+        "Its status.", terms.RUNNING, column=Task.status, validate=validate.OneOf(terms.STATUSES)
     )
     error = TaskError(
         metadata=doc(
@@ -148,14 +132,14 @@ class TaskSchema(RowSchema):
         "The name of the key that started it; null for a task from before there were such names.",
         "laptop",
         column=Task.started_by,
-        maxLength=MAX_NAME,
+        maxLength=terms.MAX_NAME,
         allow_none=True,
     )
     endedBy = text_field(
-        f"The name of the key that ended it; `{SERVICE}` for a timeout, null while it runs.",
+        f"The name of the key that ended it; `{terms.SERVICE}` for a timeout, null while it runs.",
         None,
         column=Task.ended_by,
-        maxLength=MAX_NAME,
+        maxLength=terms.MAX_NAME,
         allow_none=True,
     )
     progress = StoredNumber(
@@ -168,7 +152,7 @@ class TaskSchema(RowSchema):
         "The same in words.",
         "34 of 68 pages",
         column=Task.note,
-        maxLength=MAX_NOTE,
+        maxLength=terms.MAX_NOTE,
         allow_none=True,
     )
     labels = StoredJson(
@@ -209,7 +193,9 @@ class AppendedSchema(AnswerSchema):
     logCount = fields.Integer(
         metadata=doc("The number of lines that were ever appended.", 3, minimum=0)
     )
-    status = text_field("The task's status.", RUNNING, validate=validate.OneOf(STATUSES))
+    status = text_field(
+        "The task's status.", terms.RUNNING, validate=validate.OneOf(terms.STATUSES)
+    )
 
 
 class LogPageSchema(AnswerSchema):
@@ -232,8 +218,8 @@ class LogPageSchema(AnswerSchema):
     next = fields.Integer(metadata=doc("The value of `after` for the next page.", 1, minimum=0))
     status = text_field(
         "The task's status; only a running task gets more lines.",
-        RUNNING,
-        validate=validate.OneOf(STATUSES),
+        terms.RUNNING,
+        validate=validate.OneOf(terms.STATUSES),
     )
 
 
@@ -260,7 +246,9 @@ class FinishedTaskSchema(AnswerSchema):
     """A finished task: an agent stops only if it was cancelled."""
 
     id = id_field("The task's id.", EXAMPLE_TASK)
-    status = text_field("Its status.", COMPLETE, validate=validate.OneOf([COMPLETE, ERROR]))
+    status = text_field(
+        "Its status.", terms.COMPLETE, validate=validate.OneOf([terms.COMPLETE, terms.ERROR])
+    )
     error = fields.Nested(TaskErrorSchema(), allow_none=True)
 
 
@@ -320,9 +308,9 @@ class DeliverySchema(RowSchema):
     state = text_field(
         "`pending`: it will be posted; `delivered`: the receiver answered 2xx; "
         "`failed`: it will not be posted again; `cancelled`: a newer delivery replaced it.",
-        PENDING,
+        terms.PENDING,
         column=Delivery.state,
-        validate=validate.OneOf(DELIVERY_STATES),
+        validate=validate.OneOf(terms.DELIVERY_STATES),
     )
     createdAt = moment_field("When the task ended.", EXAMPLE_MOMENT, Delivery.created_at)
     nextAttemptAt = moment_field(
@@ -331,7 +319,7 @@ class DeliverySchema(RowSchema):
     attempts = fields.List(
         fields.Nested(AttemptSchema()),
         metadata=doc(
-            f"Its newest {MAX_ATTEMPTS} attempts, oldest first; older ones are deleted.",
+            f"Its newest {terms.MAX_ATTEMPTS} attempts, oldest first; older ones are deleted.",
             [
                 {
                     "at": EXAMPLE_MOMENT,
@@ -378,9 +366,11 @@ class ProblemSchema(AnswerSchema):
     detail = text_field("What is wrong, in one sentence.", "Task's ID is not found")
     code = text_field(
         "The kind of error, for programs. "
-        + " ".join(f"`{code}` ({status}): {meaning}" for code, (status, meaning) in CODES.items()),
+        + " ".join(
+            f"`{code}` ({status}): {meaning}" for code, (status, meaning) in terms.CODES.items()
+        ),
         "not_found",
-        validate=validate.OneOf(CODES),
+        validate=validate.OneOf(terms.CODES),
     )
     errors = fields.Dict(
         metadata=doc("With 422: field, parameter or header -> messages, nested like the request.")

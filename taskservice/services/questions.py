@@ -17,6 +17,7 @@ from sqlalchemy import (
     update,
 )
 
+from taskservice import terms
 from taskservice.auth import Caller
 from taskservice.database import clock
 from taskservice.database.clock import EARLIEST, LOWEST_ID
@@ -43,30 +44,16 @@ from taskservice.services.tasks import (
     is_this_task,
     lock,
 )
-from taskservice.terms import (
-    ANSWERED,
-    DECLINE,
-    DECLINED,
-    EXPIRED,
-    MAX_OPEN_QUESTIONS,
-    NOT_CLAIMED,
-    OPEN,
-    QUESTION_CLOSED,
-    QUESTION_TIMEOUT,
-    RUNNING,
-    TOO_MANY_QUESTIONS,
-    WITHDRAWN,
-)
 
 # Reads of questions.
 
 # How many questions of a list one read takes: each answer may have a megabyte.
 QUESTIONS_PER_READ = 4
 # A literal, as in the indexes of open questions, so that they are used.
-_is_open = Question.state == literal_column(f"'{OPEN}'")
+_is_open = Question.state == literal_column(f"'{terms.OPEN}'")
 has_expired = and_(_is_open, Question.expires_at <= moment_from_now())
 # An open question whose time has come is expired in every read; upkeep stores that later.
-_STATE = case((has_expired, EXPIRED), else_=Question.state).label("state")
+_STATE = case((has_expired, terms.EXPIRED), else_=Question.state).label("state")
 COLUMNS = tuple(_STATE if each is Question.state else each for each in QUESTION_COLUMNS)
 OF_TASK = (
     select(*COLUMNS)
@@ -127,7 +114,7 @@ def ended(task_id: str, count: int, length: int) -> Sequence[AnyRow]:
     short = case((func.length(Question.answer) <= length, Question.answer)).label("answer")
     newest = (
         select(*(short if each is Question.answer else each for each in COLUMNS))
-        .where(Question.task_id == task_id, or_(Question.state != OPEN, has_expired))
+        .where(Question.task_id == task_id, or_(Question.state != terms.OPEN, has_expired))
         .order_by(Question.asked_at.desc(), Question.id.desc())
         .limit(count)
     )
@@ -164,7 +151,7 @@ def count_asking_tasks(caller: Caller, maximum: int) -> int:
 BATCH = 50
 
 _CLOSE = update(Question).where(
-    Question.id == bindparam("of_question_id", type_=Identifier), Question.state == OPEN
+    Question.id == bindparam("of_question_id", type_=Identifier), Question.state == terms.OPEN
 )
 
 
@@ -191,13 +178,13 @@ def ask(
         _check_may_ask(connection, task)
         now = moment_by(connection)
         seconds = fields.get("timeout")
-        timeout = QUESTION_TIMEOUT if seconds is None else seconds
+        timeout = terms.QUESTION_TIMEOUT if seconds is None else seconds
         question = {
             "id": clock.new_id(),
             "task_id": task.id,
             "message": fields["message"],
             "schema": strict_json.dumps(fields.get("schema") or json_schema.DEFAULT).decode(),
-            "state": OPEN,
+            "state": terms.OPEN,
             "asked_at": now,
             "expires_at": clock.moved(now, timeout) if timeout else None,
             "idempotency_key": idempotency.key if idempotency else None,
@@ -209,13 +196,13 @@ def ask(
 
 
 def _check_may_ask(connection: Connection, task: TaskRow) -> None:
-    if task.status != RUNNING:
+    if task.status != terms.RUNNING:
         raise finished_problem(task)
     if task.claimed_at is None:
-        raise Problem(409, "No agent has claimed the task", code=NOT_CLAIMED)
-    if len(_open(connection, task.id)) >= MAX_OPEN_QUESTIONS:
-        detail = f"The task has {MAX_OPEN_QUESTIONS} open questions already"
-        raise Problem(409, detail, code=TOO_MANY_QUESTIONS)
+        raise Problem(409, "No agent has claimed the task", code=terms.NOT_CLAIMED)
+    if len(_open(connection, task.id)) >= terms.MAX_OPEN_QUESTIONS:
+        detail = f"The task has {terms.MAX_OPEN_QUESTIONS} open questions already"
+        raise Problem(409, detail, code=terms.TOO_MANY_QUESTIONS)
 
 
 def answer(
@@ -225,23 +212,25 @@ def answer(
 
     Raises 404, 409 if it is no longer open, and 422 for an answer that does not fit its schema.
     """
-    if action != DECLINE:
+    if action != terms.DECLINE:
         _check(get(caller, task_id, question_id), content or {})
     with transaction() as connection:
         lock(connection, caller, task_id)
         question = _get(connection, task_id, question_id)
         given, by = content or {}, caller.key_name
-        if action == DECLINE:
-            is_same = question.state == DECLINED
-            return _close(connection, question, is_same, state=DECLINED, answered_by=by)
-        is_same = question.state == ANSWERED and _is_same(question.answer, given)
+        if action == terms.DECLINE:
+            is_same = question.state == terms.DECLINED
+            return _close(connection, question, is_same, state=terms.DECLINED, answered_by=by)
+        is_same = question.state == terms.ANSWERED and _is_same(question.answer, given)
         text = strict_json.dumps(given).decode()
-        return _close(connection, question, is_same, state=ANSWERED, answered_by=by, answer=text)
+        return _close(
+            connection, question, is_same, state=terms.ANSWERED, answered_by=by, answer=text
+        )
 
 
 def _check(question: AnyRow, content: dict[str, Any]) -> None:
     """Raises 422 for an answer that does not fit: it may take long, so in no transaction."""
-    if question.state == OPEN:
+    if question.state == terms.OPEN:
         schema = strict_json.loads(question.schema.encode())
         errors = json_schema.problems_of_answer(schema, content)
         if errors:
@@ -253,19 +242,19 @@ def withdraw(caller: Caller, task_id: str, question_id: str) -> AnyRow:
     with transaction() as connection:
         lock(connection, caller, task_id)
         question = _get(connection, task_id, question_id)
-        is_same = question.state == WITHDRAWN
-        return _close(connection, question, is_same, state=WITHDRAWN)
+        is_same = question.state == terms.WITHDRAWN
+        return _close(connection, question, is_same, state=terms.WITHDRAWN)
 
 
 def _close(connection: Connection, question: AnyRow, is_same: bool, **values: Any) -> AnyRow:
     """End an open question of a task that this transaction has locked, unless it ended so."""
     if is_same:
         return question
-    if question.state != OPEN:
+    if question.state != terms.OPEN:
         raise Problem(
             409,
             f"The question is {question.state}",
-            code=QUESTION_CLOSED,
+            code=terms.QUESTION_CLOSED,
             more={"question": question_schema.dump(question)},
         )
     connection.execute(_CLOSE.values(values), {"of_question_id": question.id})
@@ -320,7 +309,7 @@ def expire() -> bool:
             task = select(Task.id).where(Task.id == question.task_id)
             # A task that is locked is being changed: the next round finds its question again.
             if connection.scalar(task.with_for_update(skip_locked=True)) is not None:
-                closed = _CLOSE.values(state=EXPIRED)
+                closed = _CLOSE.values(state=terms.EXPIRED)
                 connection.execute(closed, {"of_question_id": question.id})
                 _store_open(connection, question.task_id)
     return len(due) == BATCH

@@ -22,7 +22,7 @@ from sqlalchemy import ColumnElement, Connection, bindparam, exists, insert, sel
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import DeclarativeBase, aliased
 
-from taskservice import __version__
+from taskservice import __version__, terms
 from taskservice.database import clock
 from taskservice.database.connections import Statement
 from taskservice.database.models import (
@@ -77,23 +77,6 @@ from taskservice.services.logs import LogGone, TimedLine
 from taskservice.services.questions import open_json
 from taskservice.services.tasks import MORE_COLUMNS, NEW_TASK, insert_labels, tasks_with_log
 from taskservice.services.users import insert_secret
-from taskservice.terms import (
-    AGENT_ID,
-    ANSWERED,
-    CANCELLED,
-    ERROR,
-    ERROR_TYPES,
-    MAX_IDEMPOTENCY_KEY,
-    MAX_LOG,
-    MAX_MESSAGE,
-    MAX_OPEN_QUESTIONS,
-    MAX_TIMEOUT,
-    MAX_WRITER,
-    MAX_WRITERS,
-    OPEN,
-    PENDING,
-    RUNNING,
-)
 from taskservice.webhooks.destinations import read_url
 
 # The lines of an export: a type for each, with what the API answers of such a thing and more.
@@ -190,21 +173,21 @@ class UserLine(_Complete):
 class AgentLine(_Complete):
     """An agent of a user before it."""
 
-    id = fields.String(validate=validate.Regexp(AGENT_ID.pattern + r"\Z"))
+    id = fields.String(validate=validate.Regexp(terms.AGENT_ID.pattern + r"\Z"))
     annotations = JsonObject()
 
 
 class ErrorOfTask(_Complete):
     """Why a task ended as error."""
 
-    type = fields.String(validate=validate.OneOf(ERROR_TYPES))
-    message = fields.String(validate=bytes_at_most(MAX_MESSAGE))
+    type = fields.String(validate=validate.OneOf(terms.ERROR_TYPES))
+    message = fields.String(validate=bytes_at_most(terms.MAX_MESSAGE))
 
 
 class Idempotency(_Complete):
     """The key by which a request can be repeated, and the digest of that request."""
 
-    key = _text(MAX_IDEMPOTENCY_KEY)
+    key = _text(terms.MAX_IDEMPOTENCY_KEY)
     digest = fields.String(validate=validate.Length(64, 64))
 
 
@@ -213,24 +196,24 @@ class TaskLine(_Complete):
 
     callback = fields.String(allow_none=True, validate=_url)
     error = fields.Nested(ErrorOfTask(), allow_none=True)
-    logBytes = _count(highest=MAX_LOG)
+    logBytes = _count(highest=terms.MAX_LOG)
     version = _count(1)
-    timeout = _count(highest=MAX_TIMEOUT, allow_none=True)
+    timeout = _count(highest=terms.MAX_TIMEOUT, allow_none=True)
     # Writer -> the number of lines that it has sent; the empty name is the writer without one.
-    writers = fields.Dict(keys=_text(MAX_WRITER), values=_count())
+    writers = fields.Dict(keys=_text(terms.MAX_WRITER), values=_count())
     idempotency = fields.Nested(Idempotency(), allow_none=True)
-    claimKey = _text(MAX_IDEMPOTENCY_KEY, allow_none=True)
+    claimKey = _text(terms.MAX_IDEMPOTENCY_KEY, allow_none=True)
 
     @validates_schema
     def check_end(self, data: Mapping[str, Any], **kwargs: Any) -> None:
-        if (data["status"] == ERROR) != (data["error"] is not None):
+        if (data["status"] == terms.ERROR) != (data["error"] is not None):
             raise ValidationError("Only a task in error has one.", "error")
-        if (data["status"] == RUNNING) != (data["finishedAt"] is None):
+        if (data["status"] == terms.RUNNING) != (data["finishedAt"] is None):
             raise ValidationError("Only a task that has ended has it.", "finishedAt")
         if data["firstLog"] > data["logCount"] + 1:
             raise ValidationError("Past the end of the log.", "firstLog")
-        if len(data["writers"]) > MAX_WRITERS + 1:
-            raise ValidationError(f"More than {MAX_WRITERS}.", "writers")
+        if len(data["writers"]) > terms.MAX_WRITERS + 1:
+            raise ValidationError(f"More than {terms.MAX_WRITERS}.", "writers")
 
 
 class QuestionLine(_Complete):
@@ -241,7 +224,7 @@ class QuestionLine(_Complete):
 
     @validates_schema
     def check_answer(self, data: Mapping[str, Any], **kwargs: Any) -> None:
-        if (data["state"] == ANSWERED) != (data["answer"] is not None):
+        if (data["state"] == terms.ANSWERED) != (data["answer"] is not None):
             raise ValidationError("Only an answered question has one.", "answer")
 
 
@@ -424,17 +407,17 @@ class _Order:
         self._tasks += 1
         self._task_id = fields["id"]
         self._next_line, self._last_line = fields["firstLog"], fields["logCount"]
-        self._is_running, self._open_questions = fields["status"] == RUNNING, 0
+        self._is_running, self._open_questions = fields["status"] == terms.RUNNING, 0
         return None
 
     def _question(self, fields: dict[str, Any]) -> str | None:
-        if fields["state"] != OPEN:
+        if fields["state"] != terms.OPEN:
             return None
         self._open_questions += 1
         if not self._is_running:
             return "state: a task that has ended has no open question"
-        if self._open_questions > MAX_OPEN_QUESTIONS:
-            return f"state: a task has at most {MAX_OPEN_QUESTIONS} open questions"
+        if self._open_questions > terms.MAX_OPEN_QUESTIONS:
+            return f"state: a task has at most {terms.MAX_OPEN_QUESTIONS} open questions"
         return None
 
     def _log(self, fields: dict[str, Any]) -> str | None:
@@ -613,7 +596,7 @@ class _Importer:
             "task_id": fields["taskId"],
             "user_id": self._task["user_id"],
             "host": urlsplit(fields["callback"]).netloc.lower(),
-            "state": CANCELLED if fields["state"] == PENDING else fields["state"],
+            "state": terms.CANCELLED if fields["state"] == terms.PENDING else fields["state"],
             "next_attempt_at": None,
             "attempt_count": len(attempts),
         }
