@@ -136,17 +136,11 @@ def _is_text() -> bool:
 
 
 def _text_append(query: dict[str, Any]) -> dict[str, Any]:
-    sent = logs.of_text(body_bytes())
-    return query | {"chunks": logs.at_one_time(sent, query["at"]) if "at" in query else sent}
+    return query | {"chunks": logs.of_text(body_bytes(), query.get("at"))}
 
 
 def _json_append(query: dict[str, Any]) -> dict[str, Any]:
     if query:
         raise invalid({name: ["Belongs in the JSON body."] for name in query})
     body = load_body(append_schema)
-    sent, at = logs.of_strings(body["logs"]), body.get("at")
-    if isinstance(at, list):
-        sent = logs.with_times(sent, body["logs"], at)
-    elif at is not None:
-        sent = logs.at_one_time(sent, at)
-    return body | {"chunks": sent}
+    return body | {"chunks": logs.of_strings(body["logs"], body.get("at"))}

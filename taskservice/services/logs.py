@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from operator import itemgetter
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -152,27 +152,11 @@ _ENDS = Statement[AnyRow](
 )
 
 
-def log_pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterator[list[str]]:
-    """The lines of a task, in pages of about a megabyte, each a read of its own.
-
-    Those after number `after`, and at most `count` of them; none that came after `row` was
-    read. Raises LogGone if some were dropped meanwhile.
-    """
-    return (page.lines() for page in _pages(row, after, count))
-
-
-def timed_pages(
-    row: TaskRow, after: int = 0, count: int | None = None
-) -> Iterator[list[TimedLine]]:
-    """As `log_pages`, with the time of each line."""
-    return (page.timed_lines() for page in _pages(row, after, count))
-
-
 def timed_chunks(row: TaskRow) -> Iterator[tuple[int, list[TimedLine]]]:
     """All lines of a task as they arrived together, with the number of the first one of each."""
-    for page in _pages(row, 0, None):
+    for page in pages(row):
         for chunk in page.chunks:
-            one = _Page([chunk], max(page.after, chunk.last - chunk.count), page.until)
+            one = Page([chunk], max(page.after, chunk.last - chunk.count), page.until)
             yield one.after + 1, one.timed_lines()
 
 
@@ -185,7 +169,7 @@ def lines_after(row: TaskRow, after: int, maximum: int) -> list[TimedLine]:
     return page.timed_lines() if page else []
 
 
-class _Page(NamedTuple):
+class Page(NamedTuple):
     """Lines `after + 1` to at most `until` out of consecutive chunks."""
 
     chunks: Sequence[_StoredChunk]
@@ -218,7 +202,7 @@ def _times(chunk: _StoredChunk) -> list[str | None]:
     ]
 
 
-def _checked(chunks: Sequence[_StoredChunk], after: int, until: int) -> _Page:
+def _complete(chunks: Sequence[_StoredChunk], after: int, until: int) -> Page:
     """Raises LogGone if a line between the chunks, or before them, is missing."""
     before = chunks[0].last - chunks[0].count if chunks else until
     if before > after or not chunks:
@@ -227,10 +211,15 @@ def _checked(chunks: Sequence[_StoredChunk], after: int, until: int) -> _Page:
         if chunk.last - chunk.count != before:
             raise LogGone()
         before = chunk.last
-    return _Page(chunks, after, until)
+    return Page(chunks, after, until)
 
 
-def _pages(row: TaskRow, after: int, count: int | None) -> Iterator[_Page]:
+def pages(row: TaskRow, after: int = 0, count: int | None = None) -> Iterator[Page]:
+    """The lines of a task, in pages of about a megabyte, each a read of its own.
+
+    Those after number `after`, and at most `count` of them; none that came after `row` was
+    read. Raises LogGone if some were dropped meanwhile.
+    """
     after = max(after, row.first_log - 1)
     until = row.log_count if count is None else min(row.log_count, after + count)
     if until < row.log_count:
@@ -245,13 +234,13 @@ def _pages(row: TaskRow, after: int, count: int | None) -> Iterator[_Page]:
             chunks = _CHUNKS.all(
                 connection, log_id=row.log_id, after=after, until=until, limit=limit
             )
-        page = _checked(chunks, after, until)
+        page = _complete(chunks, after, until)
         yield page
         after = page.end
         limit = next_limit(len(chunks), sum(len(chunk.text) for chunk in chunks), 4096)
 
 
-def _page_after(row: TaskRow, after: int, maximum: int) -> _Page | None:
+def _page_after(row: TaskRow, after: int, maximum: int) -> Page | None:
     """At most `maximum` lines after number `after`, about a megabyte of them; None without any."""
     after = max(after, row.first_log - 1)
     until = min(after + maximum, row.log_count)
@@ -266,7 +255,7 @@ def _page_after(row: TaskRow, after: int, maximum: int) -> _Page | None:
             size += len(chunk.text)
             if chunk.last >= until or size >= PAGE_BYTES:
                 break
-    return _checked(chunks, after, until)
+    return _complete(chunks, after, until)
 
 
 def get_task(caller: Caller, task_id: str) -> TaskAndLines:
@@ -342,21 +331,29 @@ class Chunk:
     times: Times = ()
 
 
-def of_text(data: bytes) -> list[Chunk]:
+def of_text(data: bytes, at: int | None = None) -> list[Chunk]:
     """The lines of a text: each ends at a line feed, which the last one may lack.
 
-    One carriage return before a line feed is dropped; NUL and invalid UTF-8 become U+FFFD.
-    Raises 422 for a line that is too long.
+    One carriage return before a line feed is dropped; NUL and invalid UTF-8 become U+FFFD. `at` is
+    the time of all lines in milliseconds. Raises 422 for a line that is too long.
     """
     # A line feed is never part of a longer character, even in invalid UTF-8.
     texts = (piece.decode(errors="replace") for piece in _pieces(data))
-    return _with_short_lines(
-        [_chunk(text.replace("\0", "\ufffd").replace("\r\n", "\n")) for text in texts]
-    )
+    chunks = [_chunk(text.replace("\0", "\ufffd").replace("\r\n", "\n")) for text in texts]
+    return _checked(chunks, [] if at is None else [(0, at)])
 
 
-def of_strings(strings: Sequence[str]) -> list[Chunk]:
-    """The lines of strings without NUL; an empty string is an empty line."""
+def of_strings(strings: Sequence[str], at: int | Sequence[int] | None = None) -> list[Chunk]:
+    """The lines of strings without NUL; an empty string is an empty line.
+
+    `at` is the time of all lines, or has one for the lines of each string. Raises 422.
+    """
+    times: Times = [(0, at)] if isinstance(at, int) else []
+    if isinstance(at, Sequence):
+        if len(at) != len(strings):
+            raise invalid({"at": ["Must have one time for each string of logs."]})
+        counts = [string.removesuffix("\n").count("\n") + 1 for string in strings]
+        times = list(zip(accumulate(counts, initial=0), at, strict=False))
     if not strings:
         return []
     text = "\n".join(strings)
@@ -364,29 +361,7 @@ def of_strings(strings: Sequence[str]) -> list[Chunk]:
         # Some strings contain line feeds.
         text = "\n".join(string.replace("\r\n", "\n").removesuffix("\n") for string in strings)
     # The last line also gets a line feed, so that it counts if it is empty.
-    return _with_short_lines([_chunk(piece.decode()) for piece in _pieces(f"{text}\n".encode())])
-
-
-def with_times(
-    chunks: Sequence[Chunk], strings: Sequence[str], times: Sequence[int]
-) -> list[Chunk]:
-    """The chunks of `strings`, of which each has its time. Raises 422 for another number of times.
-
-    The lines of one string have one time.
-    """
-    if len(times) != len(strings):
-        raise invalid({"at": ["Must have one time for each string of logs."]})
-    counts = [string.removesuffix("\n").count("\n") + 1 for string in strings]
-    of_lines = list(zip(accumulate(counts, initial=0), times, strict=False))
-    timed, first = [], 0
-    for chunk in chunks:
-        timed.append(replace(chunk, times=_part(of_lines, first, chunk.count)))
-        first += chunk.count
-    return timed
-
-
-def at_one_time(chunks: Sequence[Chunk], time: int) -> list[Chunk]:
-    return [replace(chunk, times=[(0, time)]) for chunk in chunks]
+    return _checked([_chunk(piece.decode()) for piece in _pieces(f"{text}\n".encode())], times)
 
 
 def _part(times: Times, first: int, count: int) -> Times:
@@ -434,32 +409,25 @@ def _chunk(text: str) -> Chunk:
     return Chunk(text, text.count("\n") + 1, len(text.encode()) + 1)
 
 
-def _with_short_lines(chunks: list[Chunk]) -> list[Chunk]:
-    number, too_long = 0, list[int]()
+def _checked(chunks: list[Chunk], times: Times) -> list[Chunk]:
+    """The chunks with the times of their lines. Raises 422 for lines that are too long."""
+    checked, first, too_long = [], 0, list[int]()
     for chunk in chunks:
         # No line is longer than its chunk.
         lines = chunk.text.split("\n") if chunk.size > MAX_LINE else []
         too_long += [
-            place for place, line in enumerate(lines, number) if len(line.encode()) > MAX_LINE
+            number for number, line in enumerate(lines, first) if len(line.encode()) > MAX_LINE
         ]
-        number += chunk.count
+        own = _part(times, first, chunk.count)
+        checked.append(replace(chunk, times=own) if own else chunk)
+        first += chunk.count
     if too_long:
         messages = {str(number): [f"Longer than {MAX_LINE} bytes."] for number in too_long[:10]}
         raise invalid({"logs": messages})
-    return chunks
+    return checked
 
 
 # Appends lines, once and in order.
-
-
-class _TaskAndSeq(TaskRow, Protocol):
-    """A task, and how many lines were sent by its writer without a name and by the one given.
-
-    `seq` is None if the given writer has sent none.
-    """
-
-    default_writer_seq: int
-    seq: int | None
 
 
 class _UpdatedTask(Protocol):
@@ -473,7 +441,8 @@ class _UpdatedTask(Protocol):
     log_id: int | None
 
 
-_TASK_AND_SEQ = Statement[_TaskAndSeq](
+# `seq` is null if the given writer has sent no lines.
+_TASK_AND_SEQ = Statement[Any](
     select_task.add_columns(Task.default_writer_seq, LogWriter.seq).outerjoin(
         LogWriter, and_(LogWriter.task_id == Task.id, LogWriter.writer == bindparam("writer"))
     )
@@ -553,8 +522,7 @@ def _not_stored(
     writer: str,
 ) -> Sequence[Chunk]:
     """The lines sent that `writer` has not sent before. Raises 404 and 409."""
-    found = lock(connection, caller, task_id, _TASK_AND_SEQ, writer=writer)
-    task = cast(_TaskAndSeq, found)
+    task: Any = lock(connection, caller, task_id, _TASK_AND_SEQ, writer=writer)
     if not _is_open(task):
         raise finished_problem(task)
     stored = (task.seq or 0) if writer else task.default_writer_seq

@@ -98,13 +98,13 @@ def log_text(
 
     With times, each line has its time and a blank before it.
     """
-    if has_times:
-        timed = logs.timed_pages(row, after, count)
-        return _in_pieces(
-            "".join(f"{line.at or '-'} {line.text}\n" for line in lines).encode() for lines in timed
-        )
-    pages = logs.log_pages(row, after, count)
-    return _in_pieces("".join(f"{line}\n" for line in lines).encode() for lines in pages)
+
+    def text(page: logs.Page) -> str:
+        if has_times:
+            return "".join(f"{line.at or '-'} {line.text}\n" for line in page.timed_lines())
+        return "".join(f"{line}\n" for line in page.lines())
+
+    return _in_pieces(text(page).encode() for page in logs.pages(row, after, count))
 
 
 def _log_page_text(
@@ -113,11 +113,12 @@ def _log_page_text(
     yield b'{"logs":['
     if has_times:
         times: list[str | None] = []
-        yield from _joined(_without_times(logs.timed_pages(row, after, count), times))
+        pages = (page.timed_lines() for page in logs.pages(row, after, count))
+        yield from _joined(_without_times(pages, times))
         yield b'],"times":['
         yield dump_items(times)
     else:
-        yield from _joined(logs.log_pages(row, after, count))
+        yield from _joined(page.lines() for page in logs.pages(row, after, count))
     yield b"]," + strict_json.dumps(more)[1:]
 
 
@@ -171,7 +172,7 @@ def _task_text(row: TaskRow, shape: Shape, more: Mapping[str, Any]) -> Iterator[
     head, tail = split_at_lines(shape.schema.dump(row) | more)
     yield head
     if shape.has_logs:
-        yield from _joined(logs.log_pages(row))
+        yield from _joined(page.lines() for page in logs.pages(row))
         yield tail
 
 

@@ -245,7 +245,7 @@ def as_text(events: Iterator[Event], *, has_times: bool = False) -> Iterator[byt
 
 def _present_lines(row: TaskRow, after: int) -> Iterator[list[TimedLine]]:
     try:
-        yield from logs.timed_pages(row, after)
+        yield from (page.timed_lines() for page in logs.pages(row, after))
     except LogGone:
         # Retention or a deletion removed it: the next read of the task shows which.
         return
