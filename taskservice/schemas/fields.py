@@ -149,15 +149,13 @@ class Moment(fields.Field[str]):
             if not isinstance(value, str) or not self._SHAPE.fullmatch(value):
                 raise ValueError
             # RFC 3339 allows `t` and `z`, which Python does not accept.
-            return clock.rfc3339(self._rounded(datetime.fromisoformat(value.upper())))
+            moment = datetime.fromisoformat(value.upper())
+            # Python has no moment after the year 9999.
+            latest = datetime.max.replace(tzinfo=moment.tzinfo) - self._more
+            return clock.rfc3339(min(moment, latest) + self._more)
         except (ValueError, OverflowError):
             example = "2026-11-24T13:36:00Z"
             raise ValidationError(f"Must be a time in RFC 3339, such as {example}.") from None
-
-    def _rounded(self, moment: datetime) -> datetime:
-        # Python has no moment after the year 9999.
-        latest = datetime.max.replace(tzinfo=moment.tzinfo) - self._more
-        return min(moment, latest) + self._more
 
 
 class LabelTexts(fields.List[str]):
@@ -399,11 +397,13 @@ class RowSchema(AnswerSchema):
 
     def stored(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Column -> what it stores, for the fields that are given."""
-        return {
-            column.key: _stored(self.fields[name], given[name])
-            for name, column in self.columns.items()
-            if name in given
-        }
+        values = {}
+        for name, column in self.columns.items():
+            if name in given:
+                value = values[column.key] = given[name]
+                if value is not None and isinstance(self.fields[name], StoredJson | StoredNumber):
+                    values[column.key] = strict_json.dumps(value).decode()
+        return values
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
         super().on_bind_field(field_name, field_obj)
@@ -419,11 +419,6 @@ class RowSchema(AnswerSchema):
         for key, attribute, serialize in self._serialized:
             dumped[key] = serialize(dumped[key], attribute, obj)
         return dumped
-
-
-def _stored(field: fields.Field[Any], value: Any) -> Any:
-    is_text = value is not None and isinstance(field, StoredJson | StoredNumber)
-    return strict_json.dumps(value).decode() if is_text else value
 
 
 def _getter(attributes: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:

@@ -234,7 +234,9 @@ class _Sizes:
     def check(self) -> None:
         """Raises Unfit for a keyword or `$ref` that is not allowed, and if it is too large."""
         # Before any pattern is compiled.
-        if sum(map(_class_count, self._schemas.values())) > MAX_CLASSES:
+        patterns = (each for schema in self._schemas.values() for each in _patterns(schema))
+        escapes = (each for pattern in patterns for each in _ESCAPE.findall(pattern))
+        if sum(each in _CLASSES for each in escapes) > MAX_CLASSES:
             raise Unfit(
                 f"More than {MAX_CLASSES} of \\d, \\s, \\w and the like in all patterns together."
             )
@@ -311,12 +313,6 @@ def _patterns(schema: dict[str, Any]) -> list[str]:
     return [*own, *_dict(schema, "patternProperties")]
 
 
-def _class_count(schema: dict[str, Any]) -> int:
-    """How often its patterns have one of _CLASSES."""
-    escapes = [each for pattern in _patterns(schema) for each in _ESCAPE.findall(pattern)]
-    return sum(each in _CLASSES for each in escapes)
-
-
 def _dict(schema: dict[str, Any], keyword: str) -> dict[str, Any]:
     value = schema.get(keyword)
     return value if isinstance(value, dict) else {}
@@ -377,11 +373,8 @@ def _inner(schema: dict[str, Any], without: tuple[str, ...]) -> Iterator[tuple[s
         if keyword not in without and isinstance(several, dict | list):
             named = several.items() if isinstance(several, dict) else enumerate(several)
             for name, each in named:
-                yield f"{keyword}/{_escaped(str(name))}", each
-
-
-def _escaped(name: str) -> str:
-    return name.replace("~", "~0").replace("/", "~1")
+                escaped = str(name).replace("~", "~0").replace("/", "~1")
+                yield f"{keyword}/{escaped}", each
 
 
 def _name(pointer: str) -> str:
@@ -392,10 +385,8 @@ def _name(pointer: str) -> str:
 
 def reason(error: ValueError) -> str:
     """Why a schema is not allowed."""
-    return str(error) if isinstance(error, Unfit) else _not_a_schema(error)
-
-
-def _not_a_schema(error: ValueError) -> str:
+    if isinstance(error, Unfit):
+        return str(error)
     path: list[str | int] = getattr(error, "instance_path", [])
     place = ".".join(map(str, path))
     if path and path[-1] == "type":

@@ -340,10 +340,6 @@ _LEASE_IS_HELD = (
     Delivery.id == bindparam("of_delivery_id", type_=Identifier),
     Delivery.lease == bindparam("held_lease", type_=Identifier),
 )
-_LEASE_NOW = select(
-    Delivery.state,
-    and_(Delivery.lease == bindparam("held_lease", type_=Identifier), ~is_unleased).label("holds"),
-).where(Delivery.id == bindparam("of_delivery_id", type_=Identifier))
 _RELEASE = update(Delivery).where(*_LEASE_IS_HELD).values(**_NO_LEASE)
 _RECORD = update(Delivery).where(*_LEASE_IS_HELD)
 _INSERT_ATTEMPT = insert(Attempt).from_select(
@@ -451,9 +447,10 @@ def require_lease(leased: Leased) -> None:
     Its task may have been deleted, or a late report may have replaced the delivery. While this
     machine was suspended, the lease may have run out and passed to another process.
     """
+    holds = and_(Delivery.lease == leased.lease, ~is_unleased).label("holds")
+    delivery = select(Delivery.state, holds).where(Delivery.id == leased.id)
     with reading() as connection:
-        held = {"of_delivery_id": leased.id, "held_lease": leased.lease}
-        now = connection.execute(_LEASE_NOW, held).one_or_none()
+        now = connection.execute(delivery).one_or_none()
     if now is None:
         raise LeaseLost("The task was deleted.", FAILED)
     if now.state == CANCELLED:
@@ -694,7 +691,12 @@ def _outcome(leased: Leased, interrupt: Interrupt) -> Outcome:
     Otherwise it would be repeated for ever, without a trace among the attempts.
     """
     try:
-        return _send(leased, interrupt)
+        task = tasks.find_by_id(leased.task_id)
+        if task is None:
+            raise LeaseLost("The task was deleted.", FAILED)
+        headers, body = webhook_of(task, leased.id)
+        confirm = partial(require_lease, leased)
+        return post(leased.callback_url, headers, body, interrupt, confirm)
     except (SQLAlchemyError, Interrupted, LeaseLost):
         raise  # these errors say nothing about the receiver
     except Exception:
@@ -707,11 +709,3 @@ def _record_receiver_health(leased: Leased, outcome: Outcome) -> None:
     is_well = outcome.status_code is not None and (outcome.delivered or outcome.permanent)
     if is_well or not outcome.permanent:
         resources.find(CircuitBreaker).record(leased.receiver, has_failed=not is_well)
-
-
-def _send(leased: Leased, interrupt: Interrupt) -> Outcome:
-    task = tasks.find_by_id(leased.task_id)
-    if task is None:
-        raise LeaseLost("The task was deleted.", FAILED)
-    headers, body = webhook_of(task, leased.id)
-    return post(leased.callback_url, headers, body, interrupt, partial(require_lease, leased))

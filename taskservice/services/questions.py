@@ -213,7 +213,13 @@ def answer(
     Raises 404, 409 if it is no longer open, and 422 for an answer that does not fit its schema.
     """
     if action != terms.DECLINE:
-        _check(get(caller, task_id, question_id), content or {})
+        # It may take long, so in no transaction.
+        question = get(caller, task_id, question_id)
+        if question.state == terms.OPEN:
+            schema = strict_json.loads(question.schema.encode())
+            errors = json_schema.problems_of_answer(schema, content or {})
+            if errors:
+                raise invalid(errors)
     with transaction() as connection:
         lock(connection, caller, task_id)
         question = _get(connection, task_id, question_id)
@@ -226,15 +232,6 @@ def answer(
         return _close(
             connection, question, is_same, state=terms.ANSWERED, answered_by=by, answer=text
         )
-
-
-def _check(question: AnyRow, content: dict[str, Any]) -> None:
-    """Raises 422 for an answer that does not fit: it may take long, so in no transaction."""
-    if question.state == terms.OPEN:
-        schema = strict_json.loads(question.schema.encode())
-        errors = json_schema.problems_of_answer(schema, content)
-        if errors:
-            raise invalid(errors)
 
 
 def withdraw(caller: Caller, task_id: str, question_id: str) -> AnyRow:

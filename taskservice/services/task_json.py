@@ -160,12 +160,11 @@ def _texts(rows: Sequence[ListedTask], shape: Shape) -> Iterator[Iterable[bytes]
     for row in rows:
         if row.agent_id in embedded:
             more = embedded[row.agent_id]
-            yield [_merged(row.json, more)] if row.json else _task_text(row, shape, more)
-
-
-def _merged(text: bytes, more: Mapping[str, Any]) -> bytes:
-    """The text of a JSON object with more fields."""
-    return text[:-1] + b"," + strict_json.dumps(more)[1:]
+            if row.json:
+                # The text of a JSON object, with more fields.
+                yield [row.json[:-1] + b"," + strict_json.dumps(more)[1:]]
+            else:
+                yield _task_text(row, shape, more)
 
 
 def _task_text(row: TaskRow, shape: Shape, more: Mapping[str, Any]) -> Iterator[bytes]:

@@ -774,7 +774,8 @@ def _task_lines(task: _Task) -> Generator[bytes, None, int]:
     of_task = {"taskId": task.row.id}
     for page in questions.pages(_QUESTIONS, task.row.id):
         for question in page:
-            yield _line("question", of_task | _question_json(question))
+            dumped = question_schema.dump(question) | {"idempotency": _idempotency(question)}
+            yield _line("question", of_task | dumped)
     for delivery in task.deliveries:
         yield _line("delivery", of_task | _delivery_json(delivery, task.attempts))
     try:
@@ -807,10 +808,6 @@ def _idempotency(row: Any) -> dict[str, str] | None:
     if row.idempotency_key is None:
         return None
     return {"key": row.idempotency_key, "digest": row.idempotency_digest}
-
-
-def _question_json(row: Any) -> dict[str, Any]:
-    return {**question_schema.dump(row), "idempotency": _idempotency(row)}
 
 
 def _delivery_json(row: Any, attempts: Sequence[Any]) -> dict[str, Any]:
