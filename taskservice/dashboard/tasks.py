@@ -149,7 +149,7 @@ def curl(caller: Caller, task: TaskRow) -> str:
     deliveries = delivery_service.list_of_task(caller, task.id)
     if not deliveries:
         raise Problem(409, "The task has no webhook", code=NO_DELIVERY)
-    headers, body = delivery_queries.webhook_of(task, deliveries[0].id)
+    headers, body = delivery_service.webhook_of(task, deliveries[0].id)
     options = [f"--header {shlex.quote(f'{name}: {value}')}" for name, value in headers.items()]
     url = shlex.quote(deliveries[0].callback_url)
     parts = ["curl --globoff", *options, "--data-binary @-", f"--url {url}"]
