@@ -22,6 +22,9 @@ from taskservice.terms import AGENT_HAS_TASKS, AGENT_ID, CANCELLED, COMPLETE, RU
 
 # What the caller may see of the agents, or of one.
 _AGENTS = select(*AGENT_COLUMNS).where(visible_agents).order_by(Agent.id)
+_PAGE = _AGENTS.where(Agent.id > bindparam("after")).limit(bindparam("count"))
+_TOOLS = _AGENTS.where(Agent.tool).limit(bindparam("count"))
+_TOOL_IDS = _TOOLS.with_only_columns(Agent.id)
 _THIS = (visible_agents, Agent.id == bindparam("agent_id"))
 _AGENT = select(*AGENT_COLUMNS).where(*_THIS)
 
@@ -144,9 +147,9 @@ def list_all(caller: Caller) -> Iterator[Sequence[AnyRow]]:
     """All agents that the caller may see, ordered by id, some at a time."""
 
     def read(last: AnyRow | None, count: int) -> Sequence[AnyRow]:
-        page = _AGENTS.where(Agent.id > (last.id if last else "")).limit(count)
+        wanted = {"after": last.id if last else "", "count": count, **caller.scope}
         with reading() as connection:
-            return connection.execute(page, caller.scope).all()
+            return connection.execute(_PAGE, wanted).all()
 
     return in_pages(read, AGENTS_PER_READ)
 
@@ -166,14 +169,13 @@ def choices(caller: Caller) -> Sequence[str]:
 def list_tools(caller: Caller, count: int) -> Sequence[AnyRow]:
     """At most `count` of the agents that are tools of MCP, ordered by id."""
     with reading() as connection:
-        return connection.execute(_AGENTS.where(Agent.tool).limit(count), caller.scope).all()
+        return connection.execute(_TOOLS, {"count": count, **caller.scope}).all()
 
 
 def tool_ids(caller: Caller, count: int) -> Sequence[str]:
     """The ids of the agents that `list_tools` returns."""
-    tools = _AGENTS.with_only_columns(Agent.id).where(Agent.tool)
     with reading() as connection:
-        return connection.scalars(tools.limit(count), caller.scope).all()
+        return connection.scalars(_TOOL_IDS, {"count": count, **caller.scope}).all()
 
 
 def get(caller: Caller, agent_id: str) -> AnyRow:

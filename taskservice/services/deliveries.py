@@ -101,11 +101,17 @@ _DELIVERIES: AnySelect = (
     .join(User, User.id == Task.user_id)
     .order_by(Delivery.created_at.desc(), Delivery.id.desc())
 )
+_OF_TASK = _DELIVERIES.where(Task.id == bindparam("task_id"), visible_tasks)
+_ATTEMPTS = (
+    select(*ATTEMPT_COLUMNS)
+    .where(Attempt.delivery_id.in_(bindparam("delivery_ids", expanding=True)))
+    .order_by(Attempt.delivery_id, Attempt.id)
+)
 
 
 def list_of_task(caller: Caller, task_id: str) -> list[Any]:
     """A task's deliveries, newest first, each with its `attempts`, oldest first."""
-    return _read(_DELIVERIES.where(Task.id == task_id, visible_tasks), caller.scope)
+    return _read(_OF_TASK, {"task_id": task_id, **caller.scope})
 
 
 def get(caller: Caller, delivery_id: str) -> Any:
@@ -128,11 +134,9 @@ def list_all(state: str | None, limit: int) -> list[Any]:
 
 
 def _read(deliveries: AnySelect, values: Mapping[str, Any] | None = None) -> list[Any]:
-    attempts = select(*ATTEMPT_COLUMNS).order_by(Attempt.delivery_id, Attempt.id)
     with reading() as connection:
         rows = connection.execute(deliveries, values).all()
-        of_these = attempts.where(Attempt.delivery_id.in_([row.id for row in rows]))
-        found = connection.execute(of_these).all()
+        found = connection.execute(_ATTEMPTS, {"delivery_ids": [row.id for row in rows]}).all()
     made = {key: list(some) for key, some in groupby(found, lambda each: each.delivery_id)}
     return [SimpleNamespace(**row._asdict(), attempts=made.get(row.id, [])) for row in rows]
 

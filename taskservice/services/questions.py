@@ -60,6 +60,10 @@ OF_TASK = (
     .where(Question.task_id == bindparam("task_id", type_=Identifier))
     .order_by(Question.asked_at, Question.id)
 )
+_OPEN = OF_TASK.where(
+    _is_open, or_(Question.expires_at.is_(None), Question.expires_at > moment_from_now())
+)
+_TASK = select(Task.id).where(is_this_task)
 _ONE = OF_TASK.where(Question.id == bindparam("question_id", type_=Identifier))
 
 
@@ -96,7 +100,7 @@ def ids_among(caller: Caller, task_id: str, question_ids: Collection[str]) -> Se
 def _require_task(caller: Caller, task_id: str) -> None:
     here = {"task_id": task_id, **caller.scope}
     with reading() as connection:
-        found(connection.scalar(select(Task.id).where(is_this_task), here))
+        found(connection.scalar(_TASK, here))
 
 
 def get(caller: Caller, task_id: str, question_id: str) -> AnyRow:
@@ -273,8 +277,7 @@ def _get(connection: Connection, task_id: str, question_id: str) -> AnyRow:
 
 
 def _open(connection: Connection, task_id: str) -> Sequence[AnyRow]:
-    not_expired = or_(Question.expires_at.is_(None), Question.expires_at > moment_from_now())
-    return connection.execute(OF_TASK.where(_is_open, not_expired), {"task_id": task_id}).all()
+    return connection.execute(_OPEN, {"task_id": task_id}).all()
 
 
 def _store_open(connection: Connection, task_id: str) -> None:

@@ -73,6 +73,16 @@ _relatives = select(
     Task.claimed_at,
     Task.finished_at,
 )
+_CHILDREN = Statement[AnyRow](
+    _relatives.where(Task.parent_id == bindparam("parent_id"), visible_tasks)
+    .order_by(Task.created_at, Task.id)
+    .limit(bindparam("count"))
+)
+_NEWEST_RERUN = Statement[AnyRow](
+    _relatives.where(Task.rerun_of == bindparam("rerun_of"), visible_tasks)
+    .order_by(Task.created_at.desc(), Task.id.desc())
+    .limit(1)
+)
 
 
 def get(caller: Caller, task_id: str) -> TaskRow:
@@ -107,17 +117,13 @@ def get_version(caller: Caller, task_id: str) -> TaskVersion:
 
 def children(caller: Caller, task_id: str, count: int) -> Sequence[AnyRow]:
     """At most `count` of the tasks that a task has started, the oldest first."""
-    of_task = _relatives.where(Task.parent_id == task_id, visible_tasks)
-    oldest = of_task.order_by(Task.created_at, Task.id).limit(count)
     with reading() as connection:
-        return connection.execute(oldest, caller.scope).all()
+        return _CHILDREN.all(connection, parent_id=task_id, count=count, **caller.scope)
 
 
 def newest_rerun(caller: Caller, task_id: str) -> AnyRow | None:
-    reruns = _relatives.where(Task.rerun_of == task_id, visible_tasks)
-    newest = reruns.order_by(Task.created_at.desc(), Task.id.desc()).limit(1)
     with reading() as connection:
-        return connection.execute(newest, caller.scope).one_or_none()
+        return _NEWEST_RERUN.one_or_none(connection, rerun_of=task_id, **caller.scope)
 
 
 # Locks a task that is to be changed, and deletes it.

@@ -35,6 +35,8 @@ from taskservice.webhooks import signing
 # Users.
 
 FIRST_KEY_NAME = "first"
+_USERS = select(*USER_COLUMNS)
+_USER = _USERS.where(User.id == bindparam("user_id"))
 
 
 def add(name: str) -> Any:
@@ -55,12 +57,12 @@ def add(name: str) -> Any:
 
 def get(user_id: str) -> AnyRow:
     with reading() as connection:
-        return connection.execute(select(*USER_COLUMNS).where(User.id == user_id)).one()
+        return connection.execute(_USER, {"user_id": user_id}).one()
 
 
 def list_all() -> Sequence[AnyRow]:
     with reading() as connection:
-        return connection.execute(select(*USER_COLUMNS).order_by(User.name)).all()
+        return connection.execute(_USERS.order_by(User.name)).all()
 
 
 def get_id(connection: Connection, name: str) -> str:
@@ -97,6 +99,9 @@ def _check_name(name: str) -> None:
 
 # How many keys of a list one read takes.
 KEYS_PER_READ = 1_000
+_KEYS = select(*KEY_COLUMNS)
+_ANY_KEY = _KEYS.where(ApiKey.id == bindparam("key_id"))
+_OWN_KEY = _ANY_KEY.where(visible_keys)
 
 
 def add_key(user_name: str, name: str, agent_id: str | None, expires_at: str | None) -> Any:
@@ -188,7 +193,7 @@ def get_key(caller: Caller, key_id: str) -> AnyRow:
 
 def list_keys() -> Sequence[AnyRow]:
     """All keys of all users, each with its `user_name`."""
-    keys = select(*KEY_COLUMNS, User.name.label("user_name")).join(User, User.id == ApiKey.user_id)
+    keys = _KEYS.add_columns(User.name.label("user_name")).join(User, User.id == ApiKey.user_id)
     with reading() as connection:
         return connection.execute(keys.order_by(User.name, ApiKey.created_at, ApiKey.id)).all()
 
@@ -196,7 +201,7 @@ def list_keys() -> Sequence[AnyRow]:
 def keys_of_user(caller: Caller) -> Iterator[Sequence[AnyRow]]:
     """All keys of the caller's user, also those that are revoked or expired, some at a time."""
     order = (ApiKey.created_at, ApiKey.id)
-    keys = select(*KEY_COLUMNS).where(visible_keys).order_by(*order)
+    keys = _KEYS.where(visible_keys).order_by(*order)
 
     def read(last: AnyRow | None, count: int) -> Sequence[AnyRow]:
         after = (last.created_at, last.id) if last else (EARLIEST, LOWEST_ID)
@@ -211,8 +216,7 @@ def newest_keys(caller: Caller, count: int, *, are_valid: bool) -> Sequence[AnyR
     """The newest keys of the caller's user among those that are valid, or among all others."""
     is_valid = and_(*KEY_IS_VALID)
     keys = (
-        select(*KEY_COLUMNS)
-        .where(visible_keys, is_valid if are_valid else not_(is_valid))
+        _KEYS.where(visible_keys, is_valid if are_valid else not_(is_valid))
         .order_by(ApiKey.created_at.desc(), ApiKey.id.desc())
         .limit(count)
     )
@@ -222,13 +226,14 @@ def newest_keys(caller: Caller, count: int, *, are_valid: bool) -> Sequence[AnyR
 
 def _key(connection: Connection, key_id: str, caller: Caller | None = None) -> AnyRow:
     """A key of any user, or of the caller's. Raises 404."""
-    key = select(*KEY_COLUMNS).where(ApiKey.id == key_id)
-    if caller is not None:
-        key = key.where(ApiKey.user_id == caller.user_id)
-    found = connection.execute(key).one_or_none()
-    if found is None:
+    one = {"key_id": key_id}
+    if caller is None:
+        key = connection.execute(_ANY_KEY, one).one_or_none()
+    else:
+        key = connection.execute(_OWN_KEY, one | caller.scope).one_or_none()
+    if key is None:
         raise not_found("key")
-    return found
+    return key
 
 
 def _has_other_user_key(connection: Connection, caller: Caller, key_id: str) -> bool:
@@ -326,9 +331,17 @@ def current_callback_secret(user_id: str) -> AnyRow:
         return connection.execute(current).one()
 
 
+_SIGNING = (
+    select(CallbackSecret.secret)
+    .where(
+        CallbackSecret.user_id == bindparam("user_id"),
+        or_(CallbackSecret.replaced_at.is_(None), CallbackSecret.replaced_at > bindparam("since")),
+    )
+    .order_by(CallbackSecret.id.desc())
+)
+
+
 def callback_secrets(user_id: str, since: str) -> Sequence[str]:
     """The secrets that sign now, newest first: the current one and those replaced after `since`."""
-    signs = or_(CallbackSecret.replaced_at.is_(None), CallbackSecret.replaced_at > since)
-    secrets = select(CallbackSecret.secret).where(CallbackSecret.user_id == user_id, signs)
     with reading() as connection:
-        return connection.scalars(secrets.order_by(CallbackSecret.id.desc())).all()
+        return connection.scalars(_SIGNING, {"user_id": user_id, "since": since}).all()
