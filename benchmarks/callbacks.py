@@ -27,8 +27,9 @@ GETS = 500
 
 def seconds_to_post(folder: Path, workers: int) -> float:
     """How long this many worker processes take for DUE deliveries to one fast receiver."""
-    config = Config(DATA=folder, CALLBACK_ALLOWED=Destinations.parse("loopback"))
-    app = create_app(config.completed())
+    url = f"sqlite:///{folder / 'taskservice.db'}"
+    allowed = Destinations.parse("loopback")
+    app = create_app(Config(DATA=folder, DATABASE_URL=url, CALLBACK_ALLOWED=allowed).completed())
     with Receiver() as receiver, ExitStack() as stack:
         enqueue_many(app, add_user(app, "alice"), receiver.url, DUE)
         for _ in range(workers):
