@@ -7,8 +7,7 @@ from taskservice.config import Config
 from taskservice.database import engine, migrations, transactions, watcher
 from taskservice.operations import health, request_log
 from taskservice.services import deliveries
-from taskservice.serving.proxies import trust_proxies
-from taskservice.web.request import MAX_SMALL_BODY
+from taskservice.web.request import MAX_SMALL_BODY, trust_proxies
 from taskservice.web.responses import Answer
 
 

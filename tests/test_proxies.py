@@ -3,7 +3,7 @@
 import pytest
 from flask import Flask, request
 
-from taskservice.serving.proxies import trust_proxies
+from taskservice.web.request import trust_proxies
 from tests.support.api_client import expect
 
 HEADERS = {

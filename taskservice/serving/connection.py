@@ -37,17 +37,14 @@ class ThreadPool:
         start_thread("pool", self._run)
 
     def _run(self) -> None:
-        while self._is_wanted_after_job():
-            pass
-
-    def _is_wanted_after_job(self) -> bool:
-        try:
-            return self.jobs.get()()
-        except BaseException:
-            # Without memory even this may fail; the pool must lose no thread to it.
-            with suppress(BaseException):
-                logger.exception("A job failed")
-            return True
+        is_wanted = True
+        while is_wanted:
+            try:
+                is_wanted = self.jobs.get()()
+            except BaseException:
+                # Without memory even this may fail; the pool must lose no thread to it.
+                with suppress(BaseException):
+                    logger.exception("A job failed")
 
 
 # One client's connection and its state.

@@ -3,6 +3,7 @@
 from http import HTTPStatus
 from typing import NamedTuple
 
+from flask import Response
 from gunicorn.http import errors
 from gunicorn.util import http_date
 
@@ -14,30 +15,6 @@ from taskservice.terms import OVERLOADED, PROBLEM_TYPE, STOPPING
 RETRY_SECONDS = 2
 
 
-class RefusedError(Exception):
-    """A request that the server refuses, in addition to those that gunicorn's parser refuses."""
-
-
-class BodyTooLargeError(RefusedError):
-    """The body is larger than MAX_BODY, or has no owner and is larger than 64 KiB."""
-
-
-class TooManyChunksError(RefusedError):
-    """The body has more chunks than a body of MAX_BODY in chunks of 64 bytes."""
-
-
-class RequestTooSlowError(RefusedError):
-    """The request's head and body did not arrive in time."""
-
-
-class OverloadedError(RefusedError):
-    """The server has no space for another connection, or for more of a body."""
-
-
-class StoppingError(RefusedError):
-    """The server stops before the request has arrived."""
-
-
 class Refusal(NamedTuple):
     """A response of the server itself; `detail` is a fixed sentence, so it can't echo a secret."""
 
@@ -46,7 +23,28 @@ class Refusal(NamedTuple):
     code: str | None = None
 
 
+class RefusedError(Exception):
+    """A request that the server refuses, in addition to those that gunicorn's parser refuses."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.detail)
+        self.refusal = refusal
+
+
+class RefusedByApplicationError(Exception):
+    """The application refuses the request by its head, with `response`."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response.status)
+        self.response = response
+
+
 INTERNAL = Refusal(500, "The service failed; its log says more")
+BODY_TOO_LARGE = Refusal(413, "The request's body is too large")
+TOO_MANY_CHUNKS = Refusal(413, "The request's body has too many chunks")
+REQUEST_TOO_SLOW = Refusal(408, "The request did not arrive in time")
+TOO_MUCH_AT_ONCE = Refusal(503, "Too much is being sent at once", OVERLOADED)
+SERVICE_STOPS = Refusal(503, "The service is stopping", STOPPING)
 _UNREADABLE = Refusal(400, "The request is not valid HTTP")
 _BAD_HEADER = Refusal(400, "A header is malformed, missing, duplicated or contradictory")
 _BAD_CHUNK = Refusal(400, "The chunks of the request's body are malformed")
@@ -62,16 +60,11 @@ _REFUSALS: dict[type[BaseException], Refusal] = {
     errors.InvalidChunkSize: _BAD_CHUNK,
     errors.InvalidChunkExtension: _BAD_CHUNK,
     errors.ChunkMissingTerminator: _BAD_CHUNK,
-    RequestTooSlowError: Refusal(408, "The request did not arrive in time"),
-    BodyTooLargeError: Refusal(413, "The request's body is too large"),
-    TooManyChunksError: Refusal(413, "The request's body has too many chunks"),
     errors.LimitRequestLine: Refusal(414, "The request line is too long"),
     errors.ExpectationFailed: Refusal(417, "The only supported expectation is 100-continue"),
     errors.LimitRequestHeaders: Refusal(431, "The headers are too many or too long"),
     errors.UnsupportedTransferCoding: Refusal(501, "The only supported transfer coding is chunked"),
     MemoryError: Refusal(503, problems.OUT_OF_MEMORY, OVERLOADED),
-    OverloadedError: Refusal(503, "Too much is being sent at once", OVERLOADED),
-    StoppingError: Refusal(503, "The service is stopping", STOPPING),
     # An application's own malformed headers are not the client's fault.
     errors.InvalidResponseHeader: INTERNAL,
     errors.InvalidResponseHeaderName: INTERNAL,
@@ -81,6 +74,8 @@ _REFUSALS: dict[type[BaseException], Refusal] = {
 
 def refusal_for(error: BaseException) -> Refusal:
     """What to tell the client; `INTERNAL` where `error` is not the client's fault."""
+    if isinstance(error, RefusedError):
+        return error.refusal
     for kind in type(error).__mro__:
         if kind in _REFUSALS:
             return _REFUSALS[kind]

@@ -16,7 +16,12 @@ from gunicorn.http import errors
 from gunicorn.http.body import CHUNK_EXT_RE, Body, LengthReader
 from gunicorn.http.unreader import IterUnreader
 
-from taskservice.serving.refusals import BodyTooLargeError, OverloadedError, TooManyChunksError
+from taskservice.serving.refusals import (
+    BODY_TOO_LARGE,
+    TOO_MANY_CHUNKS,
+    TOO_MUCH_AT_ONCE,
+    RefusedError,
+)
 
 # The body of a request while it arrives, and how much memory all bodies may use.
 
@@ -38,7 +43,7 @@ class BodyBudget:
     def acquire(self, size: int, owner: str) -> None:
         with self._lock:
             if self._used[owner] + size > self._free - size:
-                raise OverloadedError
+                raise RefusedError(TOO_MUCH_AT_ONCE)
             self._add(size, owner)
 
     def release(self, size: int, owner: str) -> None:
@@ -63,7 +68,7 @@ class RequestBody(SpooledTemporaryFile[bytes]):
         self._acquired = 0
 
     def add(self, data: bytes) -> None:
-        """Append `data`; raises OverloadedError when the budget or the disk is used up."""
+        """Append `data`; raises RefusedError when the budget or the disk is used up."""
         self.size += len(data)
         if self.size > SMALL_BODY:
             self._budget.acquire(len(data), self._owner)
@@ -71,14 +76,14 @@ class RequestBody(SpooledTemporaryFile[bytes]):
         try:
             self.write(data)
         except OSError as error:
-            raise OverloadedError from error
+            raise RefusedError(TOO_MUCH_AT_ONCE) from error
 
     def rewind(self) -> None:
-        """Make it ready to be read; raises OverloadedError when the disk is full."""
+        """Make it ready to be read; raises RefusedError when the disk is full."""
         try:
             self.seek(0)
         except OSError as error:
-            raise OverloadedError from error
+            raise RefusedError(TOO_MUCH_AT_ONCE) from error
 
     def close(self) -> None:
         with suppress(OSError):
@@ -223,7 +228,7 @@ class RequestParser:
             owner = yield request
         limit = min(SMALL_BODY, self._max_body) if owner is None else self._max_body
         if request.length is not None and request.length > limit:
-            raise BodyTooLargeError
+            raise RefusedError(BODY_TOO_LARGE)
         if expects_continue and not self.received:
             yield Need.CONTINUE
         body = RequestBody(self._budget, owner or "")
@@ -255,9 +260,9 @@ class RequestParser:
         while size := _chunk_size((yield from self._read_line())):
             count += 1
             if body.size + size > limit:
-                raise BodyTooLargeError
+                raise RefusedError(BODY_TOO_LARGE)
             if count * MIN_CHUNK_COST > limit:
-                raise TooManyChunksError
+                raise RefusedError(TOO_MANY_CHUNKS)
             yield from self._read_bytes(body, size)
             while len(self.received) < 2:
                 yield Need.MORE_BYTES

@@ -22,9 +22,9 @@ from taskservice import resources
 from taskservice.auth import OWNER
 from taskservice.operations import metrics, request_log
 from taskservice.serving.connection import Connection
-from taskservice.serving.proxies import Application
 from taskservice.serving.refusals import INTERNAL, as_response, refusal_for
 from taskservice.serving.request_parser import Request
+from taskservice.web.request import WsgiApplication
 
 # Sends responses as fast as their clients read them, and limits the threads that wait.
 
@@ -160,7 +160,6 @@ class Response(wsgi.Response):
     """gunicorn's response; sends its head in one packet with the first piece of the body."""
 
     headers_sent: bool
-    _omits_body: bool
 
     def __init__(
         self, request: Request, sock: socket.socket, cfg: Config, send: Callable[[bytes], None]
@@ -178,7 +177,8 @@ class Response(wsgi.Response):
     @property
     def is_complete(self) -> bool:
         """Whether all of it was sent, and as much as its Content-Length promised."""
-        return self._is_finished and (self._omits_body or self.response_length in (None, self.sent))
+        has_no_body = self.req.method == "HEAD" or self.status_code == 304
+        return self._is_finished and (has_no_body or self.response_length in (None, self.sent))
 
     def send_headers(self) -> None:
         if not self.headers_sent:
@@ -237,7 +237,9 @@ class Responder:
         self._sender = sender
         self._is_stopping = is_stopping
 
-    def respond(self, connection: Connection, request: Request, application: Application) -> Next:
+    def respond(
+        self, connection: Connection, request: Request, application: WsgiApplication
+    ) -> Next:
         response = None
         try:
             response, environ = self.prepare(connection, request)
@@ -275,7 +277,7 @@ class Responder:
 
     def _run(
         self,
-        application: Application,
+        application: WsgiApplication,
         connection: Connection,
         response: Response,
         environ: dict[str, Any],

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flask import Flask
+from flask import Flask, g, request
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config as GunicornConfig
@@ -19,12 +19,15 @@ from gunicorn.sock import BaseSocket, TCP6Socket, TCPSocket, UnixSocket
 from gunicorn.util import is_ipv6
 
 from taskservice import resources
+from taskservice.api import require_key
+from taskservice.auth import caller
 from taskservice.background.upkeep import join_loops, start_loops
 from taskservice.config import Config
 from taskservice.database.files import locked
-from taskservice.operations import metrics
+from taskservice.mcp import protocol
+from taskservice.operations import metrics, request_log
 from taskservice.operations.request_log import configure_logging
-from taskservice.serving.head_check import find_owner
+from taskservice.serving.refusals import RefusedByApplicationError
 from taskservice.serving.worker import Worker
 from taskservice.terminal import exit_with_error
 
@@ -95,6 +98,23 @@ def connect_application(worker: Worker) -> None:
     if isinstance(app, Flask) and resources.EXTENSION in app.extensions:
         worker.find_owner = partial(find_owner, app)
         worker.background_threads = start_loops(app, serves=True)
+
+
+def find_owner(app: Flask, environ: dict[str, Any]) -> str | None:
+    """The id of the user whose key is in the head of a request, before a large body arrives.
+
+    None for a route that needs no key. Raises RefusedByApplicationError.
+    """
+    with app.request_context(environ):
+        request_log.begin()
+        try:
+            require_key()
+            if request.path == protocol.PATH:
+                protocol.require_access()
+        except Exception as error:
+            answer = app.handle_user_exception(error)
+            raise RefusedByApplicationError(app.finalize_request(answer)) from error
+        return caller.user_id if "caller" in g else None
 
 
 def await_background(_arbiter: Arbiter, worker: Worker) -> None:

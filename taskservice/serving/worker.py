@@ -27,16 +27,16 @@ from gunicorn.workers.base import Worker as BaseWorker
 
 from taskservice import resources
 from taskservice.serving.connection import NEVER, Connection, ThreadPool
-from taskservice.serving.head_check import RefusedByApplicationError
-from taskservice.serving.proxies import Application
 from taskservice.serving.refusals import (
-    OverloadedError,
+    REQUEST_TOO_SLOW,
+    SERVICE_STOPS,
+    TOO_MUCH_AT_ONCE,
+    RefusedByApplicationError,
     RefusedError,
-    RequestTooSlowError,
-    StoppingError,
 )
 from taskservice.serving.request_parser import BodyBudget, Need, Request, RequestParser
 from taskservice.serving.responder import Next, Responder, Sender
+from taskservice.web.request import WsgiApplication
 
 # Calls that other threads and signal handlers pass to the worker's loop.
 
@@ -141,15 +141,12 @@ class Worker(BaseWorker):
         except RuntimeError as error:
             if self.booted:
                 raise
-            self.give_up(error)
-
-    def give_up(self, error: RuntimeError) -> None:
-        """End this process, which can't start its threads; a replacement is tried again."""
-        self.log.critical("A worker can't start: %s", error)
-        if self.age <= self.cfg.workers:
-            sys.exit(Arbiter.WORKER_BOOT_ERROR)
-        time.sleep(RESTART_SECONDS)
-        sys.exit(1)
+            # It can't start its threads. If it replaces another worker, that is tried again.
+            self.log.critical("A worker can't start: %s", error)
+            if self.age <= self.cfg.workers:
+                sys.exit(Arbiter.WORKER_BOOT_ERROR)
+            time.sleep(RESTART_SECONDS)
+            sys.exit(1)
 
     def start_process(self) -> None:
         self.connections: set[Connection] = set()
@@ -240,11 +237,11 @@ class Worker(BaseWorker):
         for connection in self.connections:
             if not connection.in_pool:
                 connection.deadline = min(connection.deadline, began + self.stop_seconds)
-        while self.connections and time.monotonic() - began < self.stop_timeout():
+        # A second signal, which may arrive meanwhile, asks for a quick end.
+        while self.connections and time.monotonic() - began < (
+            2 * self.stop_seconds if self.must_quit else self.cfg.graceful_timeout
+        ):
             self.run_once(STOPPING_SECONDS)
-
-    def stop_timeout(self) -> float:
-        return 2 * self.stop_seconds if self.must_quit else self.cfg.graceful_timeout
 
     # Connections.
 
@@ -269,7 +266,7 @@ class Worker(BaseWorker):
         self.connections.add(connection)
         self.wait_for(connection, self.request_seconds)
         if is_full:
-            self.refuse(connection, OverloadedError())
+            self.refuse(connection, RefusedError(TOO_MUCH_AT_ONCE))
         return True
 
     def evict(self) -> bool:
@@ -314,7 +311,8 @@ class Worker(BaseWorker):
 
     def expire(self, connection: Connection) -> None:
         if connection.begun and not connection.lingering:
-            self.refuse(connection, RequestTooSlowError() if self.alive else StoppingError())
+            refusal = REQUEST_TOO_SLOW if self.alive else SERVICE_STOPS
+            self.refuse(connection, RefusedError(refusal))
         else:
             self.close(connection)
 
@@ -448,7 +446,9 @@ class Worker(BaseWorker):
             self.calls.put(self.resume, connection, owner)
         return True
 
-    def respond(self, connection: Connection, request: Request, application: Application) -> bool:
+    def respond(
+        self, connection: Connection, request: Request, application: WsgiApplication
+    ) -> bool:
         """Pool job: answer a request; False if another thread has replaced this one."""
         self.nr += 1
         if self.nr >= self.max_requests:

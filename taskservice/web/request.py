@@ -1,7 +1,7 @@
 """Reads requests strictly, as their operations declare them, before a view is called."""
 
 import ipaddress
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial, update_wrapper
@@ -12,6 +12,7 @@ from flask import Response, current_app, g, request
 from marshmallow import Schema, fields
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.http import parse_date
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from taskservice.auth import caller
 from taskservice.database.transactions import end_shared_reading
@@ -40,6 +41,36 @@ def is_loopback(host: str | None) -> bool:
         return ipaddress.ip_address(host or "").is_loopback
     except ValueError:
         return host is not None and (host == "localhost" or host.endswith(".localhost"))
+
+
+# Takes the client, scheme, host and prefix of a request from trusted reverse proxies.
+
+WsgiApplication: TypeAlias = Callable[..., Iterable[bytes]]
+
+
+def trust_proxies(application: WsgiApplication, hops: int) -> WsgiApplication:
+    """Trust the `X-Forwarded-*` headers of `hops` proxies.
+
+    Each proxy appends a value to `-For`, `-Proto` and `-Host`, so the one that the outermost
+    trusted proxy set is `hops` from the right. Often only the outermost sets `-Prefix`.
+    """
+    fixed = ProxyFix(application, x_for=hops, x_proto=hops, x_host=hops)
+
+    def with_prefix(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        prefix = _prefix(environ.get("HTTP_X_FORWARDED_PREFIX", ""), hops)
+        if prefix is not None:
+            environ["SCRIPT_NAME"] = prefix
+        return fixed(environ, start_response)
+
+    return with_prefix
+
+
+def _prefix(header: str, hops: int) -> str | None:
+    values = [value.strip() for value in header.split(",")]
+    outermost = values[-hops] if len(values) >= hops else values[0]
+    # `//other.example` would be another host.
+    is_path = outermost.startswith("/") and not outermost.startswith("//")
+    return outermost.rstrip("/") if is_path else None
 
 
 # What a route declares: its endpoint checks requests by it, and OpenAPI documents it.
