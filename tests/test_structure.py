@@ -197,7 +197,7 @@ DOCUMENTED = {"_serialize", "_deserialize", "_asdict", "_mapping"}
 def private_names(trees: list[ast.Module]) -> set[str]:
     """What the code uses of other libraries that begins with an underscore."""
     nodes = [node for tree in trees for node in ast.walk(tree)]
-    own, used = set[str](), set[str]()
+    own, used, declared = set[str](), set[str](), set[str]()
     for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             own.add(node.name)
@@ -207,7 +207,10 @@ def private_names(trees: list[ast.Module]) -> set[str]:
             own.add(node.id)
         elif isinstance(node, ast.ImportFrom) and not str(node.module).startswith("taskservice"):
             used |= {alias.name for alias in node.names}
-    return {name for name in used - own if re.match(r"_[a-z]", name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            # Without a value it is another class's, which only the type checker is told of.
+            (own if node.value else declared).add(node.target.id)
+    return {name for name in used - own | declared if re.match(r"_[a-z]", name)}
 
 
 def overridden_names() -> set[str]:
@@ -240,4 +243,5 @@ def test_private_parts_of_other_libraries_are_decided() -> None:
 
 def test_private_part_is_found() -> None:
     source = "from re import _parser\nrequest._get_current_object()\nself._own = self._own"
-    assert private_names([ast.parse(source)]) == {"_parser", "_get_current_object"}
+    source += "\nclass Own(Foreign):\n    _flag: bool\nown._flag = False"
+    assert private_names([ast.parse(source)]) == {"_parser", "_get_current_object", "_flag"}

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -50,6 +51,13 @@ class ThreadPool:
 # One client's connection and its state.
 
 NEVER = math.inf
+
+
+def is_ready(sock: socket.socket, event: int, milliseconds: int = 0) -> bool:
+    """Whether this event of `poll` happens within a time."""
+    poll = select.poll()
+    poll.register(sock, event)
+    return bool(poll.poll(milliseconds))
 
 
 class Connection:

@@ -21,7 +21,7 @@ from gunicorn.http import wsgi
 from taskservice import resources
 from taskservice.auth import OWNER
 from taskservice.operations import metrics, request_log
-from taskservice.serving.connection import Connection
+from taskservice.serving.connection import Connection, is_ready
 from taskservice.serving.refusals import INTERNAL, as_response, refusal_for
 from taskservice.serving.request_parser import Request
 from taskservice.web.request import WsgiApplication
@@ -83,7 +83,7 @@ class Sender:
         began = time.monotonic()
         try:
             while piece:
-                if _is_writable(connection.sock):
+                if is_ready(connection.sock, select.POLLOUT, SLOW_MILLISECONDS):
                     piece = piece[_send_some(connection, piece) :]
                 else:
                     self._note_slow(connection)
@@ -127,12 +127,6 @@ def _has_owner(connection: Connection) -> bool:
     return connection.owner is not None
 
 
-def _is_writable(sock: socket.socket) -> bool:
-    poll = select.poll()
-    poll.register(sock, select.POLLOUT)
-    return bool(poll.poll(SLOW_MILLISECONDS))
-
-
 def _send_some(connection: Connection, data: bytes | memoryview) -> int:
     try:
         sent = connection.sock.send(data)
@@ -152,27 +146,48 @@ def _unacknowledged(sock: socket.socket) -> int:
 
 # A response that is sent by our own function instead of gunicorn's.
 
-# Larger parts are sent one by one, since joining them would copy them.
+# With a larger piece the head is not joined, since that would copy the piece.
 MAX_JOINED = 256 * 1024
 
 
-class Response(wsgi.Response):
-    """gunicorn's response; sends its head in one packet with the first piece of the body."""
+class Output:
+    """What gunicorn's response has in place of a socket.
 
-    headers_sent: bool
+    It keeps the head, which is written first, until there is a piece of the body: both are sent in
+    one packet, and before that another response can replace it.
+    """
 
-    def __init__(
-        self, request: Request, sock: socket.socket, cfg: Config, send: Callable[[bytes], None]
-    ) -> None:
-        super().__init__(request, sock, cfg)
+    def __init__(self, send: Callable[[bytes], None]) -> None:
         self._send = send
-        self._head = b""
-        self._is_finished = False
+        self._head: bytes | None = None
+        self.has_begun = False
 
-    @property
-    def has_begun(self) -> bool:
-        """Whether some of it was sent, so that no other response can replace it."""
-        return self.headers_sent and not self._head
+    def sendall(self, data: bytes) -> None:
+        if self._head is None:
+            self._head = data
+        elif self.has_begun:
+            self._send(data)
+        elif len(data) > MAX_JOINED:
+            self.flush()
+            self._send(data)
+        else:
+            self.has_begun = True
+            self._send(self._head + data)
+
+    def flush(self) -> None:
+        """Send the head now, if it is not sent."""
+        if self._head is not None and not self.has_begun:
+            self.has_begun = True
+            self._send(self._head)
+
+
+class Response(wsgi.Response):
+    """gunicorn's response; an empty piece of the body sends the head alone."""
+
+    def __init__(self, request: Request, output: Output, cfg: Config) -> None:
+        super().__init__(request, output, cfg)
+        self.output = output
+        self._is_finished = False
 
     @property
     def is_complete(self) -> bool:
@@ -180,35 +195,15 @@ class Response(wsgi.Response):
         has_no_body = self.req.method == "HEAD" or self.status_code == 304
         return self._is_finished and (has_no_body or self.response_length in (None, self.sent))
 
-    def send_headers(self) -> None:
-        if not self.headers_sent:
-            lines = [*self.default_headers(), *(f"{k}: {v}\r\n" for k, v in self.headers), "\r\n"]
-            self._head = "".join(lines).encode("latin-1")
-            self.headers_sent = True
-
     def write(self, piece: bytes) -> None:
         super().write(piece)
         if not piece:
-            self._send_parts()
+            self.output.flush()
 
     def close(self) -> None:
-        self.send_headers()
-        self._send_parts(b"0\r\n\r\n" if self.chunked else b"")
+        super().close()
+        self.output.flush()
         self._is_finished = True
-
-    def _emit_body(self, piece: bytes) -> None:
-        if self.chunked:
-            self._send_parts(b"%X\r\n" % len(piece), piece, b"\r\n")
-        else:
-            self._send_parts(piece)
-
-    def _send_parts(self, *parts: bytes) -> None:
-        parts = (self._head, *parts)
-        self._head = b""
-        if sum(map(len, parts)) <= MAX_JOINED:
-            parts = (b"".join(parts),)
-        for part in filter(None, parts):
-            self._send(part)
 
 
 # What a thread of the pool does: run the application on a request and send its response.
@@ -248,7 +243,7 @@ class Responder:
             self._log.debug("A client did not read its response to the end: %s", error)
             return Next.RESET
         except (Exception, SystemExit) as error:
-            if response is None or not response.has_begun:
+            if response is None or not response.output.has_begun:
                 self.refuse(connection, error, request)
                 return Next.LINGER
             self._log_failure("Failed in %s %s", response, error)
@@ -259,14 +254,14 @@ class Responder:
 
     def prepare(self, connection: Connection, request: Request) -> tuple[Response, dict[str, Any]]:
         """The response to fill, and the WSGI environ of the request."""
+        output = Output(partial(self._sender.send, connection))
         response, environ = wsgi.create(
             request,
             connection.sock,
             connection.client,
             connection.server,
             self._cfg,
-            response_class=Response,
-            response_args=(partial(self._sender.send, connection),),
+            response_class=lambda request, _socket, cfg: Response(request, output, cfg),
         )
         environ["wsgi.input"] = request.content
         environ["wsgi.multithread"] = True

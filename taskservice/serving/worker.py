@@ -26,7 +26,7 @@ from gunicorn.http.errors import ParseException
 from gunicorn.workers.base import Worker as BaseWorker
 
 from taskservice import resources
-from taskservice.serving.connection import NEVER, Connection, ThreadPool
+from taskservice.serving.connection import NEVER, Connection, ThreadPool, is_ready
 from taskservice.serving.refusals import (
     REQUEST_TOO_SLOW,
     SERVICE_STOPS,
@@ -237,10 +237,11 @@ class Worker(BaseWorker):
         for connection in self.connections:
             if not connection.in_pool:
                 connection.deadline = min(connection.deadline, began + self.stop_seconds)
-        # A second signal, which may arrive meanwhile, asks for a quick end.
-        while self.connections and time.monotonic() - began < (
-            2 * self.stop_seconds if self.must_quit else self.cfg.graceful_timeout
-        ):
+        while self.connections:
+            # A second signal may ask for a quick end meanwhile.
+            seconds = 2 * self.stop_seconds if self.must_quit else self.cfg.graceful_timeout
+            if time.monotonic() - began >= seconds:
+                return
             self.run_once(STOPPING_SECONDS)
 
     # Connections.
@@ -466,12 +467,6 @@ class Worker(BaseWorker):
             }[outcome]
             self.calls.put(next_call, connection)
         return not has_replacement
-
-
-def is_ready(sock: socket.socket, event: int) -> bool:
-    poll = select.poll()
-    poll.register(sock, event)
-    return bool(poll.poll(0))
 
 
 def raise_file_limit() -> None:
