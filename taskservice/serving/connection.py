@@ -1,4 +1,4 @@
-"""One client's connection and its state."""
+"""The threads that run the application, and the state of a client's connection."""
 
 import logging
 import math
@@ -11,8 +11,6 @@ from queue import SimpleQueue
 
 from taskservice.serving.request_parser import Request, RequestParser, Steps
 from taskservice.threads import start_thread
-
-# The threads that run the application.
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +45,6 @@ class ThreadPool:
                 with suppress(BaseException):
                     logger.exception("A job failed")
 
-
-# One client's connection and its state.
 
 NEVER = math.inf
 

@@ -93,8 +93,6 @@ class RequestBody(SpooledTemporaryFile[bytes]):
         self._acquired = 0
 
 
-# Parses a request as its bytes arrive, so that no thread waits for a slow client.
-
 MAX_HEAD = 64 * 1024
 MAX_CHUNK_LINE = 1024
 # A smaller chunk counts as this many bytes, since parsing it costs as much.

@@ -206,9 +206,6 @@ class Response(wsgi.Response):
         self._is_finished = True
 
 
-# What a thread of the pool does: run the application on a request and send its response.
-
-
 class Next(Enum):
     """What to do with a connection after a response."""
 

@@ -72,8 +72,6 @@ class CallQueue:
                 self._calls.get_nowait()()
 
 
-# The gunicorn worker: one loop receives whole requests, and a pool of threads answers them.
-
 RECEIVE_SIZE = 64 * 1024
 # What the kernel keeps of a response; Linux doubles it. On loopback it would let this grow to
 # 2.6 MB, and say only when a third is free that more can be sent: a steady reader of 10 KB/s would

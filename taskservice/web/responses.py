@@ -2,31 +2,27 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from urllib.parse import urlencode
 
 from flask import Response, request, stream_with_context
 from marshmallow import Schema
 from werkzeug.datastructures import Headers
 from werkzeug.http import quote_etag, remove_entity_headers
 
+from taskservice.auth import Caller
 from taskservice.database.types import TaskAndLines, TaskRow, TaskVersion
 from taskservice.schemas import strict_json
 from taskservice.schemas.fields import NO_QUESTIONS, open_questions
-from taskservice.services import logs, task_json
+from taskservice.schemas.requests import dump_cursor
+from taskservice.services import lists, logs, task_json
+from taskservice.services.lists import Position, Selection
 from taskservice.services.task_json import WHOLE, Shape
+from taskservice.terms import SORTS
+from taskservice.web.request import JSON
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
-from typing import NamedTuple
-from urllib.parse import urlencode
-
-from taskservice.auth import Caller
-from taskservice.schemas.requests import dump_cursor
-from taskservice.services import lists
-from taskservice.services.lists import Position, Selection
-from taskservice.terms import SORTS
-
-JSON = "application/json"
 
 
 class Answer(Response):
