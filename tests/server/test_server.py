@@ -402,11 +402,11 @@ def test_chunks_that_become_too_large_are_413(server: GunicornProcess) -> None:
         problem_in(read_to_end(client), 413)
 
 
-def test_body_in_too_many_chunks_is_413(server: GunicornProcess) -> None:
+def test_body_in_too_many_chunks_is_413(patient: GunicornProcess) -> None:
     # Each counts as 64 bytes at least, so that 2 MiB are 32,768 chunks at most.
     tiny = b"1\r\nx\r\n"
-    assert server.ask(chunked() + tiny * 32_767 + b"0\r\n\r\n").endswith(b"x" * 32_767)
-    with server.connect(chunked() + tiny * 32_769) as client:
+    assert patient.ask(chunked() + tiny * 32_767 + b"0\r\n\r\n").endswith(b"x" * 32_767)
+    with patient.connect(chunked() + tiny * 32_769) as client:
         problem = problem_in(read_to_end(client), 413)
     assert problem["detail"] == "The request's body has too many chunks"
 
