@@ -45,9 +45,8 @@ from taskservice.terms import MAX_OBJECT
 
 # JSON whose numbers keep their exact value between the service and a program.
 
-# Deeper than the service takes; Python's JSON calls itself for each level, and the object is
-# written later with less of the stack left.
-_MAX_DEPTH = 200
+# As deep as the service takes an output, whose report is one level more.
+_MAX_DEPTH = 63
 _MARKED = re.compile(r'"\\u0000([^"\\]*)\\u0000"')
 
 
@@ -85,7 +84,7 @@ def _exact_number(text: str) -> float:
 def _depth(value: Any) -> int:
     """How deep it is nested; a RecursionError means very deep."""
     children = value.values() if isinstance(value, dict) else value
-    return 1 + max(map(_depth, children), default=0) if isinstance(value, dict | list) else 1
+    return 1 + max(map(_depth, children), default=0) if isinstance(value, dict | list) else 0
 
 
 def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -413,10 +412,12 @@ def deliver(sender: Sender, report: dict[str, Any], stop_waiting: threading.Even
 def _unsent_sentence(lines: int, lost: int, is_end_saved: bool) -> str:
     """What became of the lines and the end of a run that could not be sent."""
     end = "the program's end"
+    if not is_end_saved and not lines + lost:
+        return f"{end} is lost: it could not be sent"
     if not is_end_saved:
         return f"{line_count(lines + lost)} and {end} are lost: they could not be sent"
-    waiting = f"{line_count(lines)} and {end} could not be sent yet"
-    text = f"{waiting}; `taskservice run --resend` sends them"
+    unsent, them = (f"{line_count(lines)} and {end}", "them") if lines else (end, "it")
+    text = f"{unsent} could not be sent yet; `taskservice run --resend` sends {them}"
     if not lost:
         return text
     return f"{text}; {line_count(lost)} found no space and {'is' if lost == 1 else 'are'} lost"

@@ -223,13 +223,16 @@ def test_output_is_the_last_line_or_the_named_file(
 def test_last_line_that_is_nested_too_deep_is_a_line(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
-    # About as deep as Python can read.
-    for depth in (930, 940, 950, 960, 970):
+    # The service takes 64 levels, one of which is the report's. Python can read about 970.
+    for depth in (64, 930, 940, 950, 960, 970):
         deep = '{"a":' * depth + "1" + "}" * depth
         assert quiet(run(machine, f"echo '{deep}'; exit 3")) == 3
         task = tasks(remote_alice)[0]
         assert (task["output"], task["logs"]) == ({}, [deep])
         assert task["error"]["message"] == "Exit status 3"
+    deepest = '{"a":' * 63 + "1" + "}" * 63
+    assert quiet(run(machine, f"echo '{deepest}'")) == 0
+    assert tasks(remote_alice)[0]["output"] == json.loads(deepest)
 
 
 @pytest.mark.parametrize(
@@ -277,11 +280,11 @@ def test_output_file_without_a_json_object_is_reported(
 def test_output_that_the_service_refuses_does_not_hide_the_end(
     remote_alice: RemoteClient, machine: AgentMachine
 ) -> None:
-    deep = '{"a":' * 100 + "1" + "}" * 100
-    quiet(run(machine, f"echo '{deep}'; exit 3"))
+    half = '{"a": "\\ud800"}'
+    quiet(run(machine, f"printf '%s\\n' '{half}'; exit 3"))
     task = the_task(remote_alice)
     assert (task["error"]["message"], task["output"]) == ("Exit status 3", {})
-    assert task["logs"][0] == deep
+    assert task["logs"][0] == half
     assert "the output was refused: " in task["logs"][1]
 
 
@@ -780,6 +783,14 @@ def test_usage_is_explained(machine: AgentMachine) -> None:
 
 
 # --- the service is away -----------------------------------------------------------------
+
+
+def test_end_of_a_program_without_lines_is_all_that_waits(machine: AgentMachine) -> None:
+    machine.give_up_soon()
+    machine.url = f"http://127.0.0.1:{unused_port()}"
+    left = run(machine, "true").stderr.splitlines()[-1]
+    assert "taskservice: the program's end could not be sent yet; " in left
+    assert left.endswith("--resend` sends it")
 
 
 def test_without_the_service_the_program_runs_and_its_task_comes_later(
