@@ -213,6 +213,9 @@ def prune_command(dry_run: bool, as_json: bool) -> None:
 
 
 def _sentence(removed: Removed, verb: str) -> str:
-    tasks = f"{removed.tasks} task{'' if removed.tasks == 1 else 's'}"
-    others = f"the log{'' if removed.logs == 1 else 's'} of {removed.logs} more"
-    return f"{tasks} and {others} {verb}, about {removed.bytes / 1_000_000:.1f} MB"
+    if not removed.tasks and not removed.logs:
+        return f"Nothing {verb}"
+    text = f"{removed.tasks} task{'' if removed.tasks == 1 else 's'}"
+    if removed.logs:
+        text += f" and the log{'' if removed.logs == 1 else 's'} of {removed.logs} more"
+    return f"{text} {verb}, about {removed.bytes / 1_000_000:.1f} MB"

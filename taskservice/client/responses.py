@@ -446,7 +446,8 @@ def _problem(received: Response) -> dict[str, Any] | None:
 
 
 def _not_ours(received: Response, kind: type[NotTheService] = UnexpectedAnswer) -> NotTheService:
-    return kind(f"{received.url} answered {received.status_code}, but not as taskservice does")
+    url = received.url.partition("?")[0]
+    return kind(f"{url} answered {received.status_code}, but not as taskservice does")
 
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")

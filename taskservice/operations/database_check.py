@@ -100,8 +100,8 @@ def sqlite_version(version: tuple[int, int, int]) -> Verdict:
     if is_fixed:
         return OK, shown
     return WARNING, (
-        f"{shown} can in rare cases corrupt a database with several writers; "
-        "pip install 'taskservice[sqlite]' installs a newer one"
+        f"{shown} has a rare bug that the writers of taskservice avoid: let no other program write "
+        "to the file; pip install 'taskservice[sqlite]' installs a newer one"
     )
 
 

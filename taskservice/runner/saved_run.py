@@ -35,7 +35,7 @@ _RESERVED_BYTES = 16 * 1024
 # More than any run needs for its file: its output with every character escaped.
 _MAX_BYTES = 16 * 1024 * 1024
 # A refused value of these is left out: a task without it is better than no task.
-_OPTIONAL = {"callback", "input", "labels", "name", "parentId", "timeout"}
+OPTIONAL = {"callback", "input", "labels", "name", "parentId", "timeout"}
 # The members of the file: the attribute of each, and its types.
 _MEMBERS: dict[str, tuple[str, tuple[type, ...]]] = {
     "url": ("url", (str,)), "wishes": ("fields", (dict,)), "taskId": ("task_id", (str, NoneType)),
@@ -105,7 +105,7 @@ class SavedRun:
     ) -> str:
         """Start the task unless there is one; returns its id. Raises TaskServiceError.
 
-        What the service refuses of _OPTIONAL is left out, and `warn` is called with a sentence
+        What the service refuses of OPTIONAL is left out, and `warn` is called with a sentence
         about it. If `warn` is None, the refusal is raised instead.
         """
         while self.task_id is None:
@@ -115,11 +115,12 @@ class SavedRun:
             except (Invalid, Unreadable, TooLarge) as error:
                 # Only an input may be too large, or nested too deep.
                 named = error.errors.keys() if isinstance(error, Invalid) else {"input"}
-                refused = named & self.fields.keys() & _OPTIONAL
+                refused = named & self.fields.keys() & OPTIONAL
                 if warn is None or not refused:
                     raise
                 self.fields = {n: value for n, value in self.fields.items() if n not in refused}
-                warn(f"{error}; the task is started without {' and '.join(sorted(refused))}")
+                why, left_out = str(error).rstrip("."), " and ".join(sorted(refused))
+                warn(f"{why}; the task is started without {left_out}")
         return self.task_id
 
     def create_folder(self, runs: Path) -> None:

@@ -109,7 +109,7 @@ def test_callback_that_is_refused_is_left_out(
     run_without_a_task(machine, callback="nonsense")
     resent = machine.run("run", "--resend")
     assert resent.returncode == 0
-    assert "the task is started without callback" in resent.stderr
+    assert "http:// or https://; the task is started without callback" in resent.stderr
     task = the_task(remote_alice)
     assert (task["logs"], task["callback"]) == (["from afar"], None)
 
