@@ -125,7 +125,8 @@ class Config:
     SECRET_KEY: str = _setting(
         "",
         _secret_key,
-        "Signs the dashboard's sessions, 32 bytes or more; unset: made and kept in `DATA`.",
+        "Signs the dashboard's sessions, 32 bytes or more; unset: made and kept in `DATA`; "
+        "required with PostgreSQL.",
     )
     BIND: str = _setting("127.0.0.1:8000", _bind, "Where to listen: `HOST:PORT` or `unix:PATH`.")
     WORKERS: int = _setting(1, _whole_number(1, 64), "Worker processes; one serves SQLite best.")
@@ -221,7 +222,7 @@ def unknown_names(environ: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def documented() -> list[tuple[str, str, str]]:
-    """(name, default, help) of each setting, for docs/operations.md and the commands' help."""
+    """(name, default, help) of each setting, for docs/operations.md and `serve --help`."""
     rows = []
     for setting in fields(Config):
         default = setting.default

@@ -10,8 +10,10 @@ from pathlib import Path
 import click
 import pytest
 
-from taskservice import cli
+from taskservice import cli, config
+from taskservice.cli.agent import INTRODUCTION
 from taskservice.cli.options import Duration
+from taskservice.runner import saved_run
 from tests.support.commands import run
 from tests.support.documents import (
     DOCUMENTS,
@@ -50,6 +52,27 @@ def test_help_has_two_groups_as_the_documents_have(tmp_path: Path) -> None:
         ]
         assert set(names) == set(documented)
         assert len(names) == len(set(names))
+
+
+def test_help_names_no_file_that_pip_does_not_install() -> None:
+    helps = [cli.main.get_help(click.Context(cli.main))]
+    helps += [each.get_help(click.Context(each)) for each in commands().values()]
+    assert not re.findall(r"\S*docs/\S*|\S+\.md\b", "\n".join([*helps, INTRODUCTION]))
+
+
+def test_help_of_serve_has_each_setting_with_its_default() -> None:
+    serve = commands()["serve"]
+    lines = [line.strip() for line in serve.get_help(click.Context(serve)).splitlines()]
+    assert {f"{name}={default}" for name, default, _ in config.documented()} <= set(lines)
+
+
+def test_help_of_run_names_all_that_a_refused_start_leaves_out() -> None:
+    text = " ".join((commands()["run"].help or "").split())
+    _, _, rest = text.partition("stays on the disk for --resend. A ")
+    named, _, _ = rest.partition(" that is refused")
+    words = {"parentId": "parent", "labels": "label"}
+    left_out = {words.get(name, name) for name in saved_run.OPTIONAL}
+    assert set(re.split(", | or ", named)) == left_out
 
 
 SKILL = "examples/SKILL.md"

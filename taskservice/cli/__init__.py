@@ -98,6 +98,6 @@ def _command_without_server(name: str) -> click.Command:
 def main() -> None:
     """Keep the tasks of agents with their logs, and send signed callbacks.
 
-    Settings come from the environment, as TASKSERVICE_...; docs/operations.md lists them.
+    Settings come from the environment; `taskservice serve --help` lists those of the server.
     `taskservice COMMAND --help` has examples.
     """

@@ -113,8 +113,7 @@ def _row(agent: Agent) -> tuple[str, ...]:
 # `taskservice mcp-config`: what tells a client of MCP of the service.
 
 INTRODUCTION = f"""\
-# Each client reads a user key from {KEY_VARIABLE}, except VS Code, which asks for it.
-# docs/mcp.md says more."""
+# Each client reads a user key from {KEY_VARIABLE}, except VS Code, which asks for it."""
 
 
 @click.command(

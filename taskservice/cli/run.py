@@ -85,9 +85,9 @@ def command(
     such as $API_KEY, are stored and sent as ***.
 
     If the service is away or refuses the task, CMD runs anyway, unless --strict is given,
-    and what could not be sent stays on the disk for --resend. A callback, input, label, name or
-    timeout that is refused is left out. With an agent's id that no agent can have, CMD runs
-    without a task. A task that is started inside another one has that as its parent.
+    and what could not be sent stays on the disk for --resend. A callback, input, label, name,
+    parent or timeout that is refused is left out. With an agent's id that no agent can have,
+    CMD runs without a task. A task that is started inside another one has that as its parent.
     """
     open_standard_files()
     if is_resend:

@@ -11,17 +11,20 @@ from taskservice.background.upkeep import join_loops, start_loops
 from taskservice.cli import quick_import
 from taskservice.cli.options import examples
 from taskservice.cli.service_app import load_config, one_line_errors
+from taskservice.config import documented
 from taskservice.database.engine import dispose
 from taskservice.operations.request_log import configure_logging
 from taskservice.terminal import exit_with_error, remark
 
 # gunicorn reads these as it is imported, and fails there if it can't use one; we have our own.
 GUNICORN_VARIABLES = ("WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT", "SENDFILE")
+SETTINGS = "".join(f"\n  {name}={default}\n      {text}" for name, default, text in documented())
 
 
 @click.command(
     "serve",
-    epilog=examples(
+    epilog=f"\b\nSettings, with their defaults:{SETTINGS}\n\n"
+    + examples(
         "taskservice serve",
         "TASKSERVICE_BIND=0.0.0.0:8000 TASKSERVICE_DATA=/var/lib/taskservice taskservice serve",
     ),
