@@ -98,7 +98,7 @@ bench-more: $(VENV)/installed-test ## Measure webhooks, waits for upkeep, long l
 	$(BIN)/python -m benchmarks.long_log
 	$(BIN)/python -m benchmarks.run_overhead
 
-bench-scaling: $(VENV)/installed-test ## Measure both databases with up to 1,000,000 tasks, in 15 minutes
+bench-scaling: $(VENV)/installed-test ## Measure both databases with up to 1,000,000 tasks, in about 8 minutes
 	$(BIN)/python -m benchmarks.scaling $(BENCH)
 
 screenshots: $(VENV)/installed-test ## Take the pictures of the dashboard in docs/

@@ -12,6 +12,8 @@ import pytest
 from flask import Flask
 
 from taskservice import cli, config
+from taskservice.database import engine, postgresql
+from taskservice.schemas import strict_json
 from taskservice.webhooks.signing import JITTER, SCHEDULE
 from tests.support.api_client import RemoteClient
 from tests.support.documents import (
@@ -205,6 +207,34 @@ def test_documented_retry_schedule_is_the_schedule() -> None:
     text = " ".join(section("docs/callbacks.md", "## Attempts").split())
     documented = f"after {', '.join(others)} and {last}, each plus or minus {JITTER * 100:g} %."
     assert documented in text
+
+
+def test_documented_time_of_a_server_that_does_not_answer_is_that_of_the_code() -> None:
+    *_, (cause, seconds) = table("docs/operations.md", "## When the database does not answer")
+    once = engine.BUSY_SECONDS * engine.STATEMENT_FACTOR + postgresql.LAST_SECONDS
+    assert "does not even answer" in cause
+    assert seconds == f"{once:g} s once, then {engine.BUSY_SECONDS:g} s"
+
+
+def test_documented_files_are_those_of_a_service(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with Service(data, SECRET_KEY=""):
+        found = {path.name for path in data.iterdir()}
+    _, _, rest = section("docs/operations.md", "## SQLite or PostgreSQL").partition("**Files.**")
+    text, _, _ = rest.partition("\n\n")
+    assert set(re.findall(r"`(taskservice\.db[\w-]*|secret_key)`", text)) == found
+
+
+def test_commands_need_no_newer_curl_than_old_systems_have() -> None:
+    """`--json` came with curl 7.82."""
+    start_page = (ROOT / "taskservice/dashboard/templates/dashboard/no_tasks.html").read_text()
+    for text in (*DOCUMENTS.values(), start_page):
+        assert not re.findall(r".*--json ['\"$].*", text)
+
+
+def test_documented_depth_of_an_output_is_that_of_a_body_without_the_report() -> None:
+    text = " ".join(DOCUMENTS["docs/agent-side.md"].split())
+    assert f"if it is nested deeper than {strict_json.MAX_DEPTH - 1} levels." in text
 
 
 # --- names and links ---------------------------------------------------------------------

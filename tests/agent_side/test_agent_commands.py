@@ -116,3 +116,7 @@ def test_tasks_are_started_and_listed_by_the_beginning_of_an_agents_id(
     listed = objects(machine.run("task", "list", "--agent", "mail-r", "--json").stdout)
     assert [found["id"] for found in listed] == [task["id"]]
     assert objects(machine.run("task", "list", "--agent", "mail-s", "--json").stdout) == []
+    # Another agent may have such an id.
+    machine.run("run", "--agent", "mail-r", "--", "true")
+    registered = [agent["id"] for agent in remote_alice.request("GET", "/agent").json()]
+    assert registered == ["mail-r", "mail-reader", "mail-sorter"]
