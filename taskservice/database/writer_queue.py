@@ -79,8 +79,6 @@ class FileLock:
                 os.close(file)
 
 
-# Lets writers of one SQLite file take turns, and those that waited share one commit.
-
 # The first writers of a group are answered when the last one has written.
 MAX_GROUP = 32
 MAX_GROUP_SECONDS = 0.02

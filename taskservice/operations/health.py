@@ -29,14 +29,13 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from taskservice import resources
-from taskservice.database import clock, migrations
+from taskservice.database import migrations
 from taskservice.database.address import shown
 from taskservice.database.clock import seconds_between
 from taskservice.database.engine import BUSY_SECONDS
 from taskservice.database.models import Delivery, ServiceHeartbeat
 from taskservice.database.transactions import (
     LastWrite,
-    moment_by,
     reading,
     retry_on_conflict,
     transaction,
@@ -90,26 +89,21 @@ def record(max_age: float = HEARTBEAT_SECONDS) -> None:
 
 def is_served(connection: Connection, address: URL, remark: Callable[[str], None]) -> bool:
     """Wait until the heartbeat is too old to be that of a process, or changes."""
-    first = _heartbeat(connection)
-    if first is None or not _is_fresh(connection, first):
+    first = latest = _fresh_heartbeat(connection)
+    if first is None:
         return False
     remark(f"{shown(address)} was served a moment ago; waiting up to {MAX_AGE_SECONDS:.0f} s")
-    while _is_fresh(connection, first):
+    while latest == first:
         time.sleep(POLL_SECONDS)
-        if _heartbeat(connection) != first:
-            return True
-    return False
+        latest = _fresh_heartbeat(connection)
+    return latest is not None
 
 
-def _heartbeat(connection: Connection) -> str | None:
+def _fresh_heartbeat(connection: Connection) -> str | None:
     # Each read sees what was written since the last one.
     connection.rollback()
-    return connection.scalar(select(ServiceHeartbeat.until))
-
-
-def _is_fresh(connection: Connection, moment: str) -> bool:
-    # One in the future does not count: the clock was set.
-    return 0 <= clock.seconds_between(moment, moment_by(connection)) < MAX_AGE_SECONDS
+    fresh = select(ServiceHeartbeat.until).where(IS_CURRENT)
+    return connection.scalar(fresh, {"max_gap": MAX_AGE_SECONDS})
 
 
 # Checks whether the database can be used, and how much it contains, within a short time.
