@@ -45,12 +45,16 @@ from taskservice.terms import MAX_OBJECT
 
 # JSON whose numbers keep their exact value between the service and a program.
 
-# As deep as the service takes an output, whose report is one level more.
-_MAX_DEPTH = 63
+# Deeper than the service takes; Python's JSON calls itself for each level, and the object is
+# written later with less of the stack left.
+_MAX_DEPTH = 200
+# As deep as the service takes an output, whose report is one level more. A deeper line stays in
+# the log; of a deeper input or file the service says what is wrong.
+_MAX_LINE_DEPTH = 63
 _MARKED = re.compile(r'"\\u0000([^"\\]*)\\u0000"')
 
 
-def parse_object(text: bytes) -> dict[str, Any] | None:
+def parse_object(text: bytes, max_depth: int = _MAX_DEPTH) -> dict[str, Any] | None:
     """The JSON object in a text; None for any other text, or if a number would change."""
     if not text.strip().startswith(b"{") or len(text) > MAX_OBJECT:
         return None
@@ -61,7 +65,7 @@ def parse_object(text: bytes) -> dict[str, Any] | None:
             parse_float=_exact_number,
             object_pairs_hook=_unique_members,
         )
-        return value if isinstance(value, dict) and _depth(value) <= _MAX_DEPTH else None
+        return value if isinstance(value, dict) and _depth(value) <= max_depth else None
     # ArithmeticError comes from a number that is too large for Decimal.
     except (ValueError, ArithmeticError, RecursionError):
         return None
@@ -341,7 +345,7 @@ class Run:
         folder = self._saved.folder
         text = None if folder is None else _take_output_file(folder / _OUTPUT_FILE)
         if text is None:
-            return parse_object(reader.last_line())
+            return parse_object(reader.last_line(), _MAX_LINE_DEPTH)
         output = parse_object(text)
         if output is None:
             problem = f"{OUTPUT} is not a regular file with a JSON object of at most 1 MiB"
