@@ -119,4 +119,4 @@ def test_tasks_are_started_and_listed_by_the_beginning_of_an_agents_id(
     # Another agent may have such an id.
     machine.run("run", "--agent", "mail-r", "--", "true")
     registered = [agent["id"] for agent in remote_alice.request("GET", "/agent").json()]
-    assert registered == ["mail-r", "mail-reader", "mail-sorter"]
+    assert {"mail-r", "mail-reader", "mail-sorter"} <= set(registered)
